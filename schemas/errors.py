@@ -1,0 +1,55 @@
+"""What can go wrong, by name: failures and rejections of rows, and errors of the whole command."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+ErrorKind = Literal["permanent", "transient", "blocked", "bad_media", "model", "crash"]
+"""The closed list of failure kinds.
+
+permanent: private, deleted, geo-blocked, 404 · transient: 429, 5xx, timeout, reset ·
+blocked: bot check, cookies needed, robots · bad_media: not a video, truncated, undecodable ·
+model: out of memory, empty or repeating output · crash: took its worker down or ran out of time.
+"""
+
+ERROR_KINDS: tuple[str, ...] = get_args(ErrorKind)
+
+MAX_MESSAGE_CHARACTERS = 2000
+
+
+class RowFailed(Exception):
+    """One row could not be done; the runner writes it as a failure row of this kind."""
+
+    def __init__(self, kind: ErrorKind, message: str) -> None:
+        if kind not in ERROR_KINDS:
+            raise ValueError(f"unknown error kind {kind!r}; allowed: {', '.join(ERROR_KINDS)}")
+        super().__init__(message)
+        self.kind: ErrorKind = kind
+        self.message = message
+
+    def __reduce__(self):
+        return type(self), (self.kind, self.message)
+
+
+class RowRejected(Exception):
+    """A rule was at work on this row; `rule` is `<stage>.<setting>`, as the user would set it."""
+
+    def __init__(self, rule: str, detail: str) -> None:
+        super().__init__(f"{rule}: {detail}")
+        self.rule = rule
+        self.detail = detail
+
+    def __reduce__(self):
+        return type(self), (self.rule, self.detail)
+
+
+class ClipmillError(Exception):
+    """The command cannot be completed (exit status 1). The message is shown as it is."""
+
+    exit_status = 1
+
+
+class UsageError(ClipmillError):
+    """Wrong use: a bad flag, recipe, query or a missing input (exit status 2)."""
+
+    exit_status = 2

@@ -1,0 +1,49 @@
+"""Identities made from content: safe as file names, stable across machines, folders and runs."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+
+_SAFE = re.compile(r"[A-Za-z0-9_-]{1,80}\Z")
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:20]
+
+
+def safe_id(text: str) -> str:
+    """`text` itself where it is safe as a file name, else a hash of it (20 hex digits)."""
+    if _SAFE.match(text) and not text.startswith("-"):
+        return text
+    return "h" + _hash(text)
+
+
+def platform_video_id(extractor: str, platform_id: str) -> str:
+    """`<extractor>-<id>` for a video of a platform that names its videos, e.g. `youtube-…`."""
+    return f"{safe_id(extractor.lower())}-{safe_id(platform_id) if platform_id[:1] != '-' else _dash(platform_id)}"
+
+
+def _dash(platform_id: str) -> str:
+    # YouTube ids may begin with a dash; behind the extractor's name that is harmless.
+    return platform_id if _SAFE.match(platform_id) else "h" + _hash(platform_id)
+
+
+def content_video_id(sha256_hex: str) -> str:
+    """`file-<20 hex digits>` for a video known only by its bytes."""
+    return "file-" + sha256_hex[:20]
+
+
+def source_key(locator: str) -> str:
+    """The key of a source: a hash of its normalised URL or absolute path (20 hex digits)."""
+    return _hash(locator)
+
+
+def _milliseconds(seconds: float) -> str:
+    value = round(seconds * 1000)
+    return f"m{-value}" if value < 0 else str(value)
+
+
+def clip_id(video_id: str, start_seconds: float, end_seconds: float) -> str:
+    """`<video_id>-<start_ms>-<end_ms>`; a negative time stamp is written with the letter m."""
+    return f"{video_id}-{_milliseconds(start_seconds)}-{_milliseconds(end_seconds)}"

@@ -1,0 +1,197 @@
+"""The Arrow schema of every built-in table.
+
+A table belongs to the step that writes it and lies in the folder of that step's label. Schemas
+only grow: columns are added nullable, never renamed or retyped. Every step's table also carries
+`rejection` and `error`; a row is *kept* when both are null.
+"""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+ERROR = pa.struct(
+    [
+        ("kind", pa.string()),
+        ("message", pa.string()),
+        ("attempts", pa.int32()),
+        ("at", pa.timestamp("us", tz="UTC")),
+    ]
+)
+REJECTION = pa.struct([("rule", pa.string()), ("detail", pa.string())])
+OUTCOME = [pa.field("rejection", REJECTION), pa.field("error", ERROR)]
+
+SPAN = pa.struct(
+    [
+        ("start_seconds", pa.float64()),
+        ("end_seconds", pa.float64()),
+        ("caption", pa.string()),
+        ("extra", pa.map_(pa.string(), pa.string())),
+    ]
+)
+SUBTITLE = pa.struct(
+    [
+        ("start_seconds", pa.float64()),
+        ("end_seconds", pa.float64()),
+        ("text", pa.string()),
+        ("language", pa.string()),
+        ("automatic", pa.bool_()),
+    ]
+)
+FRAME = pa.struct([("frame_number", pa.int64()), ("seconds", pa.float64()), ("jpeg", pa.binary())])
+TEXT_AT = pa.struct([("seconds", pa.float64()), ("text", pa.string())])
+TAG = pa.struct([("tag", pa.string()), ("score", pa.float32())])
+
+# What ingest writes. `url` is what the user gave (a URL, or a path in its absolute form);
+# `path` is set for local files; `extractor` and `platform_id` where a platform's URL names its
+# video without asking the network; `spans` where the user gave time stamps.
+SOURCES = pa.schema(
+    [
+        pa.field("source_key", pa.string(), nullable=False),
+        ("position", pa.int64()),
+        ("url", pa.string()),
+        ("path", pa.string()),
+        ("extractor", pa.string()),
+        ("platform_id", pa.string()),
+        ("video_id", pa.string()),
+        ("spans", pa.list_(SPAN)),
+        ("title", pa.string()),
+        ("category", pa.string()),
+        ("language", pa.string()),
+        ("query", pa.string()),
+        ("caption", pa.string()),
+        ("extra", pa.map_(pa.string(), pa.string())),
+        *OUTCOME,
+    ]
+)
+
+# What download_videos writes, one row a source. `path` is relative to the dataset for downloaded
+# files and absolute for referenced ones. Width and height are as displayed (rotation applied).
+VIDEOS = pa.schema(
+    [
+        pa.field("source_key", pa.string(), nullable=False),
+        ("video_id", pa.string()),
+        ("url", pa.string()),
+        ("extractor", pa.string()),
+        ("source_id", pa.string()),
+        ("title", pa.string()),
+        ("description", pa.string()),
+        ("uploader", pa.string()),
+        ("tags", pa.list_(pa.string())),
+        ("license", pa.string()),
+        ("language", pa.string()),
+        ("category", pa.string()),
+        ("query", pa.string()),
+        ("caption_given", pa.string()),
+        ("duration_seconds", pa.float64()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("fps", pa.float64()),
+        ("codec", pa.string()),
+        ("has_audio", pa.bool_()),
+        ("size_bytes", pa.int64()),
+        ("sha256", pa.string()),
+        ("path", pa.string()),
+        ("downloaded_at", pa.timestamp("us", tz="UTC")),
+        ("subtitles", pa.list_(SUBTITLE)),
+        ("spans", pa.list_(SPAN)),
+        ("extra", pa.map_(pa.string(), pa.string())),
+        *OUTCOME,
+    ]
+)
+
+# What the decode pass of split_clips writes, one row a video. The lists run parallel: one entry a
+# decoded frame, in presentation order. `frame_numbers` count from the file's first frame.
+# Detector statistics are doubles so that cuts made from them equal cuts made from the pixels.
+SCANS = pa.schema(
+    [
+        pa.field("video_id", pa.string(), nullable=False),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("fps", pa.float64()),
+        ("source_frames", pa.int64()),
+        ("decoded_frames", pa.int64()),
+        ("end_seconds", pa.float64()),
+        ("frame_numbers", pa.list_(pa.int64())),
+        ("seconds", pa.list_(pa.float64())),
+        ("statistics", pa.map_(pa.string(), pa.list_(pa.float64()))),
+        ("motion", pa.list_(pa.float32())),
+        ("sharpness", pa.list_(pa.float32())),
+        ("brightness", pa.list_(pa.float32())),
+        *OUTCOME,
+    ]
+)
+
+# The frames that the decode pass kept: a cache, JPEG, one row group a video.
+FRAMES = pa.schema(
+    [
+        pa.field("video_id", pa.string(), nullable=False),
+        ("frame_number", pa.int64()),
+        ("seconds", pa.float64()),
+        ("jpeg", pa.binary()),
+    ]
+)
+
+# Every shot that was found, also those that gave no clip (`rule` says why).
+SHOTS = pa.schema(
+    [
+        pa.field("video_id", pa.string(), nullable=False),
+        ("shot", pa.int32()),
+        ("start_seconds", pa.float64()),
+        ("end_seconds", pa.float64()),
+        ("start_frame", pa.int64()),
+        ("end_frame", pa.int64()),
+        ("n_clips", pa.int32()),
+        ("rule", pa.string()),
+    ]
+)
+
+# What split_clips writes. The key is the video; a video that was rejected or failed is one row
+# whose clip_id is null. `end_frame` is exclusive, as `end_seconds` is.
+CLIPS = pa.schema(
+    [
+        pa.field("video_id", pa.string(), nullable=False),
+        ("clip_id", pa.string()),
+        ("shot", pa.int32()),
+        ("start_seconds", pa.float64()),
+        ("end_seconds", pa.float64()),
+        ("duration_seconds", pa.float64()),
+        ("start_frame", pa.int64()),
+        ("end_frame", pa.int64()),
+        ("fps", pa.float64()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("motion", pa.float32()),
+        ("motion_max", pa.float32()),
+        ("sharpness", pa.float32()),
+        ("brightness", pa.float32()),
+        ("caption_given", pa.string()),
+        ("extra", pa.map_(pa.string(), pa.string())),
+        *OUTCOME,
+    ]
+)
+
+
+def clip_table(*fields: pa.Field | tuple[str, pa.DataType]) -> pa.Schema:
+    """The schema of a table with one row a clip: key, the given columns, outcome."""
+    return pa.schema([pa.field("clip_id", pa.string(), nullable=False), *fields, *OUTCOME])
+
+
+TAGS = clip_table(("tags", pa.list_(TAG)))
+CAPTIONS = clip_table(
+    ("caption_coarse", pa.string()),
+    ("coarse_seconds", pa.float64()),
+    ("captions_fine", pa.list_(TEXT_AT)),
+)
+SUMMARIES = clip_table(("caption", pa.string()))
+EMBEDDINGS = clip_table(
+    # k frames of d numbers each, L2-normalised, in time order.
+    ("embeddings", pa.list_(pa.list_(pa.float16()))),
+    ("embedding_seconds", pa.list_(pa.float64())),
+)
+SIMILARITY = clip_table(
+    ("similarity", pa.float32()),
+    ("similarity_coarse", pa.float32()),
+    ("similarity_fine", pa.float32()),
+    ("similarity_reason", pa.string()),
+)
+AESTHETIC = clip_table(("aesthetic", pa.float32()), ("aesthetic_reason", pa.string()))

@@ -1,0 +1,56 @@
+"""Which frames of a clip a stage gets: pure arithmetic on time stamps."""
+
+from __future__ import annotations
+
+import bisect
+import math
+from collections.abc import Sequence
+
+from stages.protocol import FramePick, Middle, PerSecond, Uniform
+
+
+def target_seconds(pick: FramePick, start_seconds: float, end_seconds: float) -> list[float]:
+    """The times that a pick asks for: middles of equal parts of `[start_seconds, end_seconds)`."""
+    duration = end_seconds - start_seconds
+    match pick:
+        case Middle():
+            count = 1
+        case Uniform(count=count):
+            pass
+        case PerSecond(rate=rate, at_least=at_least):
+            count = max(at_least, math.ceil(duration * rate - 1e-9))
+    return [start_seconds + duration * (i + 0.5) / count for i in range(count)]
+
+
+def nearest(seconds: Sequence[float], target: float) -> int:
+    """Index of the time nearest to `target` in the ascending `seconds`, the earlier on a tie."""
+    after = bisect.bisect_left(seconds, target)
+    if after == 0:
+        return 0
+    if after == len(seconds) or target - seconds[after - 1] <= seconds[after] - target:
+        return after - 1
+    return after
+
+
+def pick_frames(
+    seconds: Sequence[float],
+    start_seconds: float,
+    end_seconds: float,
+    picks: Sequence[FramePick],
+) -> list[int]:
+    """Indexes into the ascending `seconds` of the frames that `picks` ask for, each once.
+
+    Only frames inside `[start_seconds, end_seconds)` are taken, so a clip never shows another
+    clip's frame; where fewer frames were kept than asked for, all the nearest ones are given.
+    """
+    first = bisect.bisect_left(seconds, start_seconds)
+    last = bisect.bisect_left(seconds, end_seconds)
+    inside = seconds[first:last]
+    if not inside:
+        return []
+    chosen = {
+        first + nearest(inside, target)
+        for pick in picks
+        for target in target_seconds(pick, start_seconds, end_seconds)
+    }
+    return sorted(chosen)

@@ -1,0 +1,230 @@
+"""What a stage is: a frozen, picklable description of one step over the rows of one shard.
+
+A stage says what it computes, never where. The runner shows it a table with its key and the
+columns that it reads, and takes back a table with its key and the columns that it writes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pyarrow as pa
+from pydantic import BaseModel, ConfigDict, Field
+
+from schemas.errors import ErrorKind, RowFailed, RowRejected
+from schemas.tables import OUTCOME
+from stages.models.references import DataFile, ModelReference
+
+Transform = Callable[[pa.Table], "pa.Table | dict[str, pa.Table]"]
+"""One batch in, one batch out. Every input key is among the output's keys, in any order and as
+often as the stage likes. A stage that writes several tables gives a dict by table name."""
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What one worker of a stage takes from the machine."""
+
+    cpus: float = 1.0
+    gpus: float = 0.0
+    batch_rows: int = 64
+
+
+@dataclass(frozen=True)
+class Middle:
+    """The frame nearest to the middle of the clip."""
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """`count` frames at the middles of `count` equal parts of the clip."""
+
+    count: int
+
+
+@dataclass(frozen=True)
+class PerSecond:
+    """Frames at `rate` a second, and never fewer than `at_least`."""
+
+    rate: float
+    at_least: int = 1
+
+
+FramePick = Middle | Uniform | PerSecond
+
+
+@dataclass
+class Workspace:
+    """Where a stage may write, and where it counts what it decoded.
+
+    `dataset` is the dataset's folder; downloaded media goes to `media` inside it; `scratch` is
+    emptied when the shard is done. Paths stored in tables are relative to `dataset` where they
+    lie inside it.
+    """
+
+    dataset: Path
+    scratch: Path
+    decoded_frames: int = 0
+    notes: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def media(self) -> Path:
+        return self.dataset / "media"
+
+    def resolve(self, path: str) -> Path:
+        """The file that a stored `path` means on this machine."""
+        return Path(path) if Path(path).is_absolute() else self.dataset / path
+
+
+def resource(default: Any, **details: Any) -> Any:
+    """A setting that changes speed or place but not results, so it is left out of fingerprints."""
+    return Field(default, json_schema_extra={"resource": True}, **details)
+
+
+def _identity(value: Any) -> Any:
+    """What a setting's value means for the result: models and files count by their content."""
+    if isinstance(value, ModelReference | DataFile):
+        return value.identity()
+    if isinstance(value, list | tuple):
+        return [_identity(item) for item in value]
+    if isinstance(value, Mapping):
+        return {str(key): _identity(item) for key, item in value.items()}
+    return value
+
+
+class Stage(BaseModel):
+    """Base of all stages; the fields of a subclass are its settings in the recipe.
+
+    Class attributes of a stage:
+      name     verb_noun: the file, the recipe's word, the folder on disk
+      version  bump it when the same input would give other output
+      key      the input column that names one unit of work: source_key, video_id or clip_id
+      reads    columns, as `<label>.<column>`; one that ends in `?` may be missing or null,
+               any other makes this stage see only rows that were kept there
+      writes   the Arrow schema of its own columns; the key and the outcome are added where missing
+      frames   which of a clip's kept frames it wants, as a column `frames` (FRAME structs in time
+               order, the union over all picks)
+      score    the column that is this stage's score, if it is a scorer
+      error_kind  what an exception that names no kind is recorded as
+      fragile  its rows may take the worker down: they run one by one, journalled
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+    name: ClassVar[str]
+    version: ClassVar[int] = 1
+    key: ClassVar[str] = "clip_id"
+    reads: ClassVar[tuple[str, ...]] = ()
+    writes: ClassVar[pa.Schema]
+    more_tables: ClassVar[Mapping[str, pa.Schema]] = {}
+    frames: ClassVar[tuple[FramePick, ...]] = ()
+    score: ClassVar[str | None] = None
+    error_kind: ClassVar[ErrorKind] = "model"
+    fragile: ClassVar[bool] = False
+
+    batch_rows: int = resource(64, ge=1, description="rows given to the stage at a time")
+    cpus: float = resource(1.0, gt=0, description="CPUs that one worker takes")
+    gpus: float = resource(0.0, ge=0, description="GPUs (or a fraction) that one worker takes")
+    workers: int | None = resource(
+        None, ge=1, description="workers of this stage; as many as fit when not set"
+    )
+
+    @property
+    def resources(self) -> Resources:
+        return Resources(cpus=self.cpus, gpus=self.gpus, batch_rows=self.batch_rows)
+
+    def open(self, workspace: Workspace) -> AbstractContextManager[Transform]:
+        """Loads models, yields the transform, lets them go."""
+        raise NotImplementedError
+
+    def steps(self) -> tuple[Stage, ...]:
+        """The steps that this stage runs as; the last one is the stage itself."""
+        return (self,)
+
+    def models(self) -> dict[str, ModelReference]:
+        """Every model that the settings name, by setting."""
+        return {
+            name: value for name in type(self).model_fields
+            if isinstance(value := getattr(self, name), ModelReference)
+        }
+
+    def prompts(self) -> dict[str, str]:
+        """Prompt templates by setting, recorded with the run."""
+        return {}
+
+    def identity(self) -> dict[str, Any]:
+        """What decides this stage's results: non-default settings that are not resources."""
+        found = {}
+        for name, info in type(self).model_fields.items():
+            extra = info.json_schema_extra
+            if isinstance(extra, dict) and extra.get("resource"):
+                continue
+            value = getattr(self, name)
+            # A default model is still a model whose weights count.
+            if value != info.get_default(call_default_factory=True) or isinstance(
+                value, ModelReference | DataFile
+            ):
+                found[name] = _identity(value)
+        return found
+
+    @property
+    def table_schema(self) -> pa.Schema:
+        """The full schema of this stage's own table: key, columns, outcome."""
+        fields = {f.name: f for f in self.writes}
+        names = [self.key, *[n for n in fields if n != self.key]]
+        complete = [fields.get(n, pa.field(n, pa.string(), nullable=False)) for n in names]
+        complete += [f for f in OUTCOME if f.name not in fields]
+        return pa.schema(complete)
+
+
+class Rows:
+    """Collects output rows by outcome and makes one table of exactly the stage's schema."""
+
+    def __init__(self, stage: Stage) -> None:
+        self._key = stage.key
+        self._schema = stage.table_schema
+        self._rows: list[dict[str, Any]] = []
+
+    def keep(self, key: str, **columns: Any) -> None:
+        self._add({self._key: key, **columns})
+
+    def reject(self, key: str, rule: str, detail: str, **columns: Any) -> None:
+        self._add({self._key: key, "rejection": {"rule": rule, "detail": detail}, **columns})
+
+    def fail(self, key: str, kind: ErrorKind, message: str, **columns: Any) -> None:
+        error = RowFailed(kind, message)
+        self._add({self._key: key, "error": {"kind": error.kind, "message": message}, **columns})
+
+    def record(self, key: str, problem: RowFailed | RowRejected, **columns: Any) -> None:
+        """Adds what a raised exception says."""
+        if isinstance(problem, RowRejected):
+            self.reject(key, problem.rule, problem.detail, **columns)
+        else:
+            self.fail(key, problem.kind, problem.message, **columns)
+
+    def _add(self, row: dict[str, Any]) -> None:
+        unknown = set(row) - set(self._schema.names)
+        if unknown:
+            # from_pylist would drop a misspelt column without a word.
+            raise ValueError(f"columns that the table does not declare: {sorted(unknown)}")
+        self._rows.append(row)
+
+    def table(self) -> pa.Table:
+        return strict_table(self._rows, self._schema)
+
+
+def strict_table(rows: Iterable[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:
+    """A table of `rows`; misspelt columns and nulls in non-null columns are errors."""
+    rows = list(rows)
+    allowed = set(schema.names)
+    for row in rows:
+        if unknown := set(row) - allowed:
+            raise ValueError(f"columns that the table does not declare: {sorted(unknown)}")
+    table = pa.Table.from_pylist(rows, schema=schema)
+    for column in schema:
+        if not column.nullable and table[column.name].null_count:
+            raise ValueError(f"column {column.name} must not be null")
+    return table
