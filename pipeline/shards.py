@@ -1,0 +1,146 @@
+"""Where shards lie, how one is committed, and what its footer says.
+
+A shard is done when its file exists under its final name. Files are written under a name that
+starts with a dot and renamed, so a reader or a killed run never sees half a shard.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import uuid
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+SHARD_METADATA_KEY = b"clipmill"
+_SHARD = re.compile(r"(\d{6,})(?:\.retry(\d+))?\Z")
+
+
+def shard_name(number: int) -> str:
+    return f"{number:06d}"
+
+
+def base_shard(shard: str) -> str:
+    """`000007` for `000007` and for every retry of it."""
+    return shard.partition(".")[0]
+
+
+def retry_number(shard: str) -> int:
+    """0 for a first shard, 1 for `….retry1`, and so on."""
+    match = _SHARD.match(shard)
+    return int(match[2] or 0) if match else 0
+
+
+def shard_order(shard: str) -> tuple[str, int]:
+    """Sort key: by base, then by retry."""
+    return base_shard(shard), retry_number(shard)
+
+
+def shard_path(folder: Path, shard: str) -> Path:
+    return folder / f"{shard}.parquet"
+
+
+def committed_shards(folder: Path) -> list[str]:
+    """Names of the whole shards in a folder, in order; none where there is no folder."""
+    try:
+        entries = os.listdir(folder)
+    except FileNotFoundError:
+        return []
+    names = [entry.removesuffix(".parquet") for entry in entries if entry.endswith(".parquet")]
+    return sorted((name for name in names if _SHARD.match(name)), key=shard_order)
+
+
+@dataclass(frozen=True)
+class ShardMetadata:
+    """What a shard's footer records; counts are of keys, `outputs` of kept rows."""
+
+    stage: str
+    step: str
+    shard: str
+    fingerprint: str
+    run_id: str
+    inputs: int = 0
+    kept: int = 0
+    rejected: int = 0
+    failed: int = 0
+    outputs: int = 0
+    seconds: float = 0.0
+    decoded_frames: int = 0
+    source_frames: int = 0
+
+    def encode(self) -> dict[bytes, bytes]:
+        return {SHARD_METADATA_KEY: json.dumps(asdict(self)).encode()}
+
+    @classmethod
+    def read(cls, path: Path) -> ShardMetadata:
+        found = pq.read_metadata(path).metadata or {}
+        values = json.loads(found.get(SHARD_METADATA_KEY, b"{}"))
+        known = {field.name for field in fields(cls)}
+        return cls(**{name: value for name, value in values.items() if name in known})
+
+
+def temporary_beside(path: Path) -> Path:
+    """A fresh name in the same folder that no reader lists."""
+    return path.with_name(f".{path.stem}.{uuid.uuid4().hex[:8]}.tmp")
+
+
+def commit(temporary: Path, path: Path) -> None:
+    """Makes a whole file visible under its final name, durably."""
+    with open(temporary, "rb") as file:
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+@contextlib.contextmanager
+def shard_writer(path: Path, schema: pa.Schema) -> Iterator[ShardWriter]:
+    """Writes one shard; it is committed by `finish`, and removed if that was not reached."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    writer = ShardWriter(path, schema)
+    try:
+        yield writer
+    finally:
+        writer.discard()
+
+
+class ShardWriter:
+    """A Parquet file in the making: one row group a `write`, visible only after `finish`."""
+
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
+        self._path = path
+        self._temporary = temporary_beside(path)
+        self._schema = schema
+        self._writer = pq.ParquetWriter(self._temporary, schema, compression="zstd")
+        self._open = True
+
+    def write(self, table: pa.Table) -> None:
+        if table.num_rows:
+            self._writer.write_table(table.cast(self._schema), row_group_size=table.num_rows)
+
+    def finish(self, metadata: ShardMetadata | None = None) -> None:
+        if metadata is not None:
+            self._writer.add_key_value_metadata(metadata.encode())
+        self._writer.close()
+        commit(self._temporary, self._path)
+        self._open = False
+
+    def discard(self) -> None:
+        """Drops what was written if it was never finished."""
+        if self._open:
+            self._open = False
+            with contextlib.suppress(Exception):  # the reason of the first error matters
+                self._writer.close()
+            self._temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: object) -> None:
+    """Writes a small JSON file atomically."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = temporary_beside(path)
+    temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False, default=str) + "\n")
+    commit(temporary, path)
