@@ -6,9 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from schemas.errors import UsageError
-
 from pipeline.shards import write_json
+from schemas.errors import UsageError
 
 RUNS = "runs"
 

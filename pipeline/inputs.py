@@ -1,0 +1,236 @@
+"""Brings one step's input rows together for one shard: keys, joined columns, kept frames.
+
+Which keys: those that every required upstream step kept, and that at least one upstream file of
+this very shard brings. So a retry shard holds just the rows that are new or known better in it,
+wherever in the recipe it began; where a key stands in several shards of a group, the newest counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline.plan import SOURCES, Plan, Step
+from pipeline.shards import group_shards, shard_path
+from schemas.errors import RowFailed
+from schemas.tables import FRAME
+from schemas.tables import SOURCES as SOURCES_SCHEMA
+from stages.media.sampling import pick_frames
+
+
+def step_schema(plan: Plan, label: str) -> pa.Schema:
+    return SOURCES_SCHEMA if label == SOURCES else plan.by_label[label].stage.table_schema
+
+
+def step_folder(plan: Plan, dataset: Path, label: str) -> Path:
+    return dataset / SOURCES if label == SOURCES else plan.by_label[label].folder(dataset)
+
+
+def kept_rows(table: pa.Table) -> pa.Table:
+    """The rows with neither a rejection nor an error."""
+    return table.filter(
+        pc.and_(pc.is_null(table["rejection"]), pc.is_null(table["error"]))
+    )
+
+
+def read_shard(folder: Path, shard: str, schema: pa.Schema, columns: list[str]) -> pa.Table:
+    """Columns of one shard in the order asked for; those that an older file lacks are null."""
+    file = pq.ParquetFile(shard_path(folder, shard))
+    present = [name for name in columns if name in file.schema_arrow.names]
+    table = file.read(columns=present)
+    for name in columns:
+        if name not in present:
+            kind = schema.field(name).type
+            table = table.append_column(name, pa.nulls(table.num_rows, kind))
+    return table.select(columns)
+
+
+@dataclass
+class _Joined:
+    """Kept rows of one upstream step over a shard's whole group, looked up by key."""
+
+    table: pa.Table
+    index: dict[str, int]
+    new_keys: list[str]
+
+
+def _load(plan: Plan, dataset: Path, label: str, shard: str, key: str, columns: list[str],
+          unit: str) -> _Joined:
+    folder, schema = step_folder(plan, dataset, label), step_schema(plan, label)
+    wanted = list(dict.fromkeys([key, unit, *columns, "rejection", "error"]))
+    wanted = [name for name in wanted if name in schema.names]
+    parts, new_keys = [], []
+    for name in group_shards(folder, shard):
+        part = kept_rows(read_shard(folder, name, schema, wanted))
+        if name == shard and unit in schema.names:
+            new_keys = part[unit].to_pylist()
+        parts.append(part)
+    table = pa.concat_tables(parts) if parts else pa.schema(
+        [schema.field(name) for name in wanted]).empty_table()
+    keys = table[key].to_pylist()
+    return _Joined(table, {k: i for i, k in enumerate(keys)}, new_keys)
+
+
+def _join_key(schema: pa.Schema, unit: str) -> str:
+    """The column by which rows of a table are looked up for a unit."""
+    if unit in schema.names:
+        return unit
+    return "video_id" if "video_id" in schema.names else "source_key"
+
+
+def input_table(
+    plan: Plan, step: Step, dataset: Path, shard: str, *, only_keys: set[str] | None = None
+) -> pa.Table:
+    """Input rows of a step for a shard: the key, then the columns that it reads.
+
+    `only_keys` is the retry's request, at the step where the retry begins. For stages that
+    want frames, `_video_id`, `_start_seconds` and `_end_seconds` are added.
+    """
+    unit = step.stage.key
+    reads_of: dict[str, list] = {}
+    for label in step.upstream or (SOURCES,):
+        reads_of.setdefault(label, [])
+    for read in step.reads:
+        reads_of.setdefault(read.label, []).append(read)
+    required = {label for label, reads in reads_of.items()
+                if not reads or any(not read.optional for read in reads)}
+    # What the frame reader needs of the clips.
+    extra = ["video_id", *(["start_seconds", "end_seconds"] if step.stage.frames else [])]
+    joined = {
+        label: _load(plan, dataset, label, shard, _join_key(step_schema(plan, label), unit),
+                     [read.column for read in reads] + extra, unit)
+        for label, reads in reads_of.items()
+    }
+    at_unit = [label for label in joined if unit in step_schema(plan, label).names]
+    base = at_unit[0]
+    keys = _todo(joined, at_unit, required, base, unit)
+    if only_keys is not None:
+        keys = [key for key in keys if key in only_keys]
+    else:
+        brought = {key for label in at_unit for key in joined[label].new_keys}
+        keys = [key for key in keys if key in brought]
+    columns: dict[str, pa.Array | pa.ChunkedArray] = {unit: pa.array(keys, pa.string())}
+    base_rows = joined[base].table.take([joined[base].index[key] for key in keys])
+    videos = base_rows["video_id"].to_pylist() if "video_id" in base_rows.column_names else keys
+    for label, reads in reads_of.items():
+        look_up = keys if label in at_unit else videos
+        part = joined[label]
+        rows = part.table.take(pa.array([part.index.get(key) for key in look_up], pa.int64()))
+        if label not in at_unit and label in required:
+            # A lookup that finds nothing where something is required cannot happen for kept rows.
+            assert all(key in part.index for key in look_up), (label, shard)
+        for read in reads:
+            columns[read.shown_as] = rows[read.column]
+    if step.stage.frames:
+        columns["_video_id"] = pa.array(videos, pa.string())
+        columns["_start_seconds"] = base_rows["start_seconds"]
+        columns["_end_seconds"] = base_rows["end_seconds"]
+    return pa.table(columns)
+
+
+def _todo(joined: dict[str, _Joined], at_unit: list[str], required: set[str], base: str,
+          unit: str) -> list[str]:
+    """Keys that all required upstream steps kept, in the base's order, each once."""
+    order = dict.fromkeys(joined[base].table[unit].to_pylist())
+    others = [joined[label].index for label in at_unit if label in required and label != base]
+    return [key for key in order if key is not None and all(key in index for index in others)]
+
+
+class FrameReader:
+    """Gives clips their kept frames, a row group (one video) at a time, in shard order.
+
+    Where a video's frames are gone they are read from the video again by seeking.
+    """
+
+    def __init__(self, plan: Plan, dataset: Path, shard: str) -> None:
+        self._dataset = dataset
+        self.decoded_frames = 0
+        self._groups: dict[str, tuple[pq.ParquetFile, int]] = {}
+        self._cached: tuple[str, list[float], pa.Table] | None = None
+        step = plan.frames_step()
+        self._scan = step.stage if step is not None else None
+        if step is not None:
+            folder = step.folder(dataset, "frames")
+            for name in group_shards(folder, shard):
+                file = pq.ParquetFile(shard_path(folder, name))
+                for group in range(file.num_row_groups):
+                    video = file.read_row_group(group, columns=["video_id"]).column(0)[0].as_py()
+                    self._groups[video] = (file, group)
+        self._videos = self._video_paths(plan, dataset, shard)
+
+    @staticmethod
+    def _video_paths(plan: Plan, dataset: Path, shard: str) -> dict[str, str]:
+        step = next((s for s in plan.steps if {"video_id", "path"} <= set(
+            s.stage.table_schema.names)), None)
+        if step is None:
+            return {}
+        paths = {}
+        for name in group_shards(step.folder(dataset), shard):
+            table = read_shard(step.folder(dataset), name, step.stage.table_schema,
+                               ["video_id", "path", "rejection", "error"])
+            rows = kept_rows(table)
+            paths.update(zip(rows["video_id"].to_pylist(), rows["path"].to_pylist(), strict=True))
+        return paths
+
+    def attach(self, batch: pa.Table, picks: tuple) -> tuple[pa.Table, dict[int, RowFailed]]:
+        """`batch` with its `frames` column; rows whose video can't be read again, by index.
+
+        The batch carries `_video_id`, `_start_seconds` and `_end_seconds`.
+        """
+        videos = batch["_video_id"].to_pylist()
+        starts = batch["_start_seconds"].to_pylist()
+        ends = batch["_end_seconds"].to_pylist()
+        frames: list[list[dict]] = [[] for _ in videos]
+        failed: dict[int, RowFailed] = {}
+        for video, rows in _runs(videos):
+            spans = [(starts[row], ends[row]) for row in rows]
+            try:
+                if video in self._groups:
+                    found = self._kept(video, spans, picks)
+                else:
+                    found = self._again(video, spans, picks)
+            except RowFailed as error:
+                failed.update(dict.fromkeys(rows, error))
+                continue
+            for row, clip_frames in zip(rows, found, strict=True):
+                frames[row] = clip_frames
+        column = pa.array(frames, pa.list_(FRAME))
+        plain = batch.drop_columns(["_video_id", "_start_seconds", "_end_seconds"])
+        return plain.append_column("frames", column), failed
+
+    def _kept(self, video: str, spans: list, picks: tuple) -> list[list[dict]]:
+        if self._cached is None or self._cached[0] != video:
+            file, group = self._groups[video]
+            table = file.read_row_group(group, columns=["frame_number", "seconds", "jpeg"])
+            self._cached = (video, table["seconds"].to_pylist(), table)
+        _, seconds, table = self._cached
+        return [table.take(pick_frames(seconds, start, end, picks)).to_pylist()
+                for start, end in spans]
+
+    def _again(self, video: str, spans: list, picks: tuple) -> list[list[dict]]:
+        from stages.media.seek import read_frames
+
+        path = self._videos.get(video)
+        if path is None:
+            return [[] for _ in spans]
+        whole = Path(path) if Path(path).is_absolute() else self._dataset / path
+        found, decoded = read_frames(
+            str(whole), [(start, end, picks) for start, end in spans],
+            short_side=getattr(self._scan, "frame_short_side", 384),
+            quality=getattr(self._scan, "frame_quality", 90),
+        )
+        self.decoded_frames += decoded
+        return found
+
+
+def _runs(values: list[str]) -> Iterator[tuple[str, list[int]]]:
+    """Each value with the rows that hold it, in order of first appearance."""
+    rows: dict[str, list[int]] = {}
+    for row, value in enumerate(values):
+        rows.setdefault(value, []).append(row)
+    yield from rows.items()

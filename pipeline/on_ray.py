@@ -1,0 +1,177 @@
+"""The Ray engine: shard names stream through pools of workers. The only file that imports Ray.
+
+Ray moves names, storage moves data: a row of the Ray dataset is one shard's name, and the worker
+commits the shard itself. An actor that dies is replaced by Ray and its shard is run again; the
+crash journal ends that for a row which kills every worker.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.data import ActorPoolStrategy, DataContext
+
+from pipeline.plan import Plan, ShardList, Step, pending
+from pipeline.pools import Leg, Machine, Pool, plan_legs
+from pipeline.recipe import RaySettings
+from pipeline.runner import Report, Worker
+from schemas.errors import ClipmillError
+
+POLL_SECONDS = 0.5
+
+
+@contextlib.contextmanager
+def cluster(settings: RaySettings) -> Iterator[Machine]:
+    """Joins the cluster that the settings or the environment name, or starts one in here."""
+    mine = not ray.is_initialized()
+    if mine:
+        logging.getLogger("ray.data").setLevel(logging.WARNING)
+        address = settings.address or os.environ.get("RAY_ADDRESS")
+        started: dict[str, Any] = {"address": address} if address else {
+            "num_cpus": settings.num_cpus,
+            "object_store_memory": settings.object_store_megabytes * 2**20,
+            "include_dashboard": False,
+        }
+        # The root of the packages: workers must import them where Clipmill is not installed.
+        root = str(Path(__file__).resolve().parent.parent)
+        paths = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+        try:
+            ray.init(logging_level=logging.WARNING, log_to_driver=True,
+                     runtime_env={"env_vars": {"PYTHONPATH": paths}}, **started)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            place = address or "this machine"
+            raise ClipmillError(f"Ray could not be started on {place}: {error}") from error
+    try:
+        have = ray.cluster_resources()
+        yield Machine(have.get("CPU", 0), have.get("GPU", 0))
+    finally:
+        if mine:
+            ray.shutdown()
+
+
+@ray.remote(num_cpus=0)
+class _Tally:
+    """Collects what the workers report until the driver asks."""
+
+    def __init__(self) -> None:
+        self._counts: dict[str, Counter] = {}
+
+    def add(self, label: str, counts: Counter) -> None:
+        self._counts.setdefault(label, Counter()).update(counts)
+
+    def take(self) -> dict[str, Counter]:
+        found, self._counts = self._counts, {}
+        return found
+
+
+class _ShardRunner:
+    """What an actor of a pool holds: one worker over the pool's steps."""
+
+    def __init__(self, plan: dict, labels: list[str], dataset: str, run_id: str,
+                 shards: ShardList, tally: Any) -> None:
+        whole = Plan.from_spec(plan)
+        steps = tuple(whole.by_label[label] for label in labels)
+        self._worker = Worker(
+            whole, steps, Path(dataset), run_id, shards,
+            lambda label, counts: tally.add.remote(label, counts),
+            # A whole run that is killed and started again is no crash of the row it was at.
+            journal_over_runs=False,
+        )
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        for shard in batch["shard"]:
+            self._worker.run(str(shard))
+        return batch
+
+
+def run_on_ray(
+    plan: Plan, steps: tuple[Step, ...], shards: ShardList, dataset: Path, run_id: str,
+    report: Report, machine: Machine,
+) -> None:
+    """Runs what is pending, leg by leg; returns when all is committed.
+
+    Raises ClipmillError where a stage can't go on at all (a model that does not load, say).
+    """
+    for leg in legs_of(plan, steps, shards, dataset, machine):
+        labels = [step.label for pool in leg for step in pool.steps]
+        todo = pending(plan, [plan.by_label[label] for label in labels], shards, dataset)
+        names = sorted({shard for missing in todo.values() for shard in missing})
+        if names:
+            _run_leg(plan, leg, names, shards, dataset, run_id, report)
+
+
+def legs_of(plan: Plan, steps: tuple[Step, ...], shards: ShardList, dataset: Path,
+            machine: Machine) -> tuple[Leg, ...]:
+    """The legs of what is pending; steps with nothing to do take no workers."""
+    todo = pending(plan, steps, shards, dataset)
+    busy = tuple(step for step in steps if todo[step.label])
+    most = max((len(missing) for missing in todo.values()), default=0)
+    return plan_legs(busy, machine, most) if busy else ()
+
+
+def _run_leg(plan: Plan, leg: Leg, names: list[str], shards: ShardList, dataset: Path,
+             run_id: str, report: Report) -> None:
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    tally = _Tally.remote()
+    stop = threading.Event()
+    watcher = threading.Thread(target=_pass_on, args=(tally, report, stop), daemon=True)
+    watcher.start()
+    stream = ray.data.from_items([{"shard": name} for name in names],
+                                 override_num_blocks=len(names))
+    spec = plan.spec()
+    for pool in leg:
+        stream = _through(stream, pool, spec, dataset, run_id, shards, tally)
+    try:
+        for _ in stream.iter_batches(batch_size=1, prefetch_batches=0):
+            pass
+    except Exception as error:
+        raise _reason(error) from error
+    finally:
+        stop.set()
+        watcher.join()
+        _deliver(tally, report)
+
+
+def _through(stream: Any, pool: Pool, spec: dict, dataset: Path, run_id: str,
+             shards: ShardList, tally: Any) -> Any:
+    return stream.map_batches(
+        _ShardRunner,
+        fn_constructor_args=(spec, [step.label for step in pool.steps], str(dataset), run_id,
+                             shards, tally),
+        batch_size=1,
+        batch_format="numpy",
+        compute=ActorPoolStrategy(size=pool.workers),
+        num_cpus=pool.cpus,
+        num_gpus=pool.gpus,
+    )
+
+
+def _pass_on(tally: Any, report: Report, stop: threading.Event) -> None:
+    while not stop.wait(POLL_SECONDS):
+        _deliver(tally, report)
+
+
+def _deliver(tally: Any, report: Report) -> None:
+    with contextlib.suppress(ray.exceptions.RayError):  # progress is a courtesy
+        for label, counts in ray.get(tally.take.remote(), timeout=10).items():
+            report(label, counts)
+
+
+def _reason(error: Exception) -> Exception:
+    """The clear error that a worker raised, out of what Ray wrapped around it."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, ClipmillError):
+            return type(cause)(str(cause.args[0]) if cause.args else str(cause))
+        cause = getattr(cause, "cause", None) or cause.__cause__
+    return ClipmillError(f"the run stopped in a Ray worker: {error}")

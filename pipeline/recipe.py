@@ -1,0 +1,215 @@
+"""Recipes: the YAML that a run executes, read as plain data and checked before anything starts."""
+
+from __future__ import annotations
+
+import copy
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from pipeline.sources import SourceSpec
+from pipeline.stage_classes import stage_class
+from schemas.errors import UsageError
+from stages.models.references import DataFile, ModelReference
+from stages.protocol import Stage
+
+
+class RaySettings(BaseModel):
+    """How the Ray engine uses the cluster; none of this changes results."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    address: str | None = Field(None, description="cluster to join; a local one when not set")
+    num_cpus: int | None = Field(None, ge=1, description="CPUs of a local cluster; all by default")
+    object_store_megabytes: int = Field(
+        256, ge=80, description="object store of a local cluster (only shard names pass through)"
+    )
+
+
+class Recipe(BaseModel):
+    """The top level of a recipe file."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    description: str = Field("", description="what this recipe is for")
+    dataset: str | None = Field(None, description="the dataset's folder; --dataset wins")
+    sources: list[SourceSpec] = Field(default_factory=list, description="where videos come from")
+    shard_videos: int = Field(16, ge=1, description="videos a shard, fixed when first ingested")
+    exclude_ids: DataFile | None = Field(
+        None, description="a file of known video ids, one a line, which are rejected at ingest"
+    )
+    engine: Literal["ray", "local"] = Field("ray", description="where the stages run")
+    drop_frames: bool = Field(
+        False, description="delete a shard's kept frames when all that need them are committed"
+    )
+    ray: RaySettings = Field(default_factory=RaySettings, description="the cluster")
+    stages: dict[str, dict[str, Any]] = Field(description="label: settings, in order")
+
+    @field_validator("sources", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        return [value] if isinstance(value, Mapping | str) else value
+
+    @field_validator("stages", mode="before")
+    @classmethod
+    def _null_means_defaults(cls, value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {label: {} if given is None else given for label, given in value.items()}
+        return value
+
+
+@dataclass(frozen=True)
+class LoadedRecipe:
+    """A checked recipe: its name, the folder its paths are relative to, and its stages built."""
+
+    name: str
+    folder: Path
+    recipe: Recipe
+    stages: dict[str, Stage]
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """Plain data only, and a key given twice is an error, not the last one wins."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key!r} is given twice", key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML file as a dict; UsageError with file and line where it is not one."""
+    try:
+        value = yaml.load(path.read_text("utf-8"), Loader=_StrictLoader)
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path} is not UTF-8 text: {error}") from error
+    except yaml.YAMLError as error:
+        raise UsageError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(value, dict):
+        raise UsageError(f"{path}: expected a mapping with `stages:` at the top level")
+    return value
+
+
+def load_recipe(
+    path: Path,
+    *,
+    name: str | None = None,
+    overrides: Sequence[str] = (),
+    sources: Sequence[Any] = (),
+    **top_level: Any,
+) -> LoadedRecipe:
+    """Reads, overrides and checks a recipe.
+
+    `overrides` are `label.setting=value` or `key=value` with YAML values; paths in them are
+    relative to the working directory, those in the file to the file. `sources`, where given,
+    take the place of the file's. Values of `top_level` that are not None win over the file.
+    """
+    folder = path.resolve().parent
+    config = read_yaml(path)
+    config.update({key: value for key, value in top_level.items() if value is not None})
+    overridden = _apply(config, overrides, path)
+    if sources:
+        config["sources"] = list(sources)
+    try:
+        recipe = Recipe.model_validate(config)
+    except ValidationError as error:
+        raise UsageError(explain(error, Recipe, str(path))) from error
+    if recipe.exclude_ids is not None:
+        base = Path.cwd() if ("exclude_ids",) in overridden else folder
+        recipe = recipe.model_copy(update={"exclude_ids": recipe.exclude_ids.relative_to(base)})
+    if not recipe.stages:
+        raise UsageError(f"{path}: `stages` is empty; see `clipmill recipe show small-cpu`")
+    built = {
+        label: _build(label, settings, folder, str(path), overridden)
+        for label, settings in recipe.stages.items()
+    }
+    return LoadedRecipe(name or path.stem, folder, recipe, built)
+
+
+def _apply(config: dict[str, Any], overrides: Sequence[str], path: Path) -> set[tuple[str, ...]]:
+    done = set()
+    stages = config.get("stages")
+    if isinstance(stages, dict):
+        config["stages"] = stages = copy.deepcopy(stages)
+    for override in overrides:
+        name, equals, text = override.partition("=")
+        if not equals or not name:
+            raise UsageError(f"--set {override!r}: expected label.setting=value")
+        try:
+            value = yaml.load(text, Loader=_StrictLoader)
+        except yaml.YAMLError as error:
+            raise UsageError(f"--set {override!r}: the value is not valid YAML: {error}") from error
+        keys = tuple(name.split("."))
+        if len(keys) == 1 or keys[0] not in (stages or {}):
+            if keys[0] not in Recipe.model_fields or keys[0] == "stages":
+                known = [*(stages or {}), *(k for k in Recipe.model_fields if k != "stages")]
+                raise UsageError(f"--set {override!r}: {path.name} has no stage or key "
+                                 f"{keys[0]!r}; {_near(keys[0], known)}")
+            target = config
+        else:
+            target = stages
+        for key in keys[:-1]:
+            if target.get(key) is None:
+                target[key] = {}
+            target = target[key]
+            if not isinstance(target, dict):
+                raise UsageError(f"--set {override!r}: {key!r} is a value, it has no parts")
+        target[keys[-1]] = value
+        done.add(keys)
+    return done
+
+
+def _build(
+    label: str, settings: dict[str, Any], folder: Path, where: str, overridden: set[tuple[str, ...]]
+) -> Stage:
+    settings = dict(settings)
+    word = settings.pop("stage", label)
+    if not isinstance(word, str) or not label.isidentifier():
+        raise UsageError(f"{where}: stages.{label}: a label is a word of letters, digits and _")
+    cls = stage_class(word, folder)
+    try:
+        stage = cls.model_validate(settings)
+    except ValidationError as error:
+        raise UsageError(explain(error, cls, f"{where}: stages.{label}")) from error
+    # Paths in the file are read from the file's folder, those of --set from the working folder.
+    changed = {}
+    for name in cls.model_fields:
+        value = getattr(stage, name)
+        if isinstance(value, ModelReference | DataFile) and name in settings:
+            base = Path.cwd() if (label, name) in overridden else folder
+            changed[name] = value.relative_to(base)
+    return stage.model_copy(update=changed) if changed else stage
+
+
+def _near(word: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(word, known, n=1)
+    hint = f"did you mean {near[0]}? " if near else ""
+    return f"{hint}known: {', '.join(known)}"
+
+
+def explain(error: ValidationError, model: type[BaseModel], where: str) -> str:
+    """A pydantic error as one line a problem: place, what is wrong, what is allowed."""
+    lines = []
+    for problem in error.errors(include_url=False):
+        place = ".".join(str(part) for part in problem["loc"])
+        message = problem["msg"].removeprefix("Value error, ")
+        if problem["type"] == "extra_forbidden":
+            known = list(model.model_fields) if len(problem["loc"]) == 1 else []
+            message = "unknown setting" + (f"; {_near(str(problem['loc'][0]), known)}"
+                                           if known else "")
+        elif problem["type"] != "missing":
+            message += f" (given: {problem['input']!r})"
+        lines.append(f"{where}: {place}: {message}" if place else f"{where}: {message}")
+    return "\n".join(lines)

@@ -1,0 +1,340 @@
+"""Runs steps over shards: the same code in every engine.
+
+A step's shard is committed only when every input key came out as kept, rejected or failed. A
+batch that raises is done again row by row, so one bad row costs that row only. Rows of a fragile
+stage are noted in a journal before they start: one that took its worker down twice is written as
+a crash, and the shard goes on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import time
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.inputs import FrameReader, input_table
+from pipeline.plan import Plan, ShardList, Step
+from pipeline.shards import (
+    ShardMetadata,
+    ShardWriter,
+    group_shards,
+    shard_path,
+    write_json,
+)
+from schemas.errors import MAX_MESSAGE_CHARACTERS, ClipmillError, RowFailed, RowRejected
+from schemas.tables import ERROR, REJECTION
+from stages.protocol import Transform, Workspace
+
+Report = Callable[[str, Counter], None]
+"""Called with a stage's label and how many keys were kept, rejected, failed, and `shards` done."""
+
+CRASHES_ALLOWED = 2
+
+
+@dataclass
+class Worker:
+    """Runs some consecutive steps in one process; models are opened once and kept."""
+
+    plan: Plan
+    steps: tuple[Step, ...]
+    dataset: Path
+    run_id: str
+    shards: ShardList
+    report: Report = lambda label, counts: None
+    journal_over_runs: bool = True
+    _open: dict[str, tuple[Transform, Workspace]] = field(default_factory=dict)
+    _stack: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
+
+    def run(self, shard: str) -> None:
+        """All steps of this worker over one shard; what is committed already is left alone."""
+        for step in self.steps:
+            path = shard_path(step.folder(self.dataset), shard)
+            if not path.exists() and shard in self.shards.relevant(self.plan, step):
+                self._run_step(step, shard, path)
+        if self.plan.drop_frames:
+            self._drop_frames(shard)
+
+    def close(self) -> None:
+        self._open.clear()
+        self._stack.close()
+
+    def _transform(self, step: Step) -> tuple[Transform, Workspace]:
+        if step.label not in self._open:
+            scratch = self.dataset / ".scratch" / f"{step.label}-{uuid.uuid4().hex[:8]}"
+            workspace = Workspace(self.dataset, scratch)
+            transform = self._stack.enter_context(step.stage.open(workspace))
+            self._stack.callback(shutil.rmtree, scratch, ignore_errors=True)
+            self._open[step.label] = (transform, workspace)
+        return self._open[step.label]
+
+    def _run_step(self, step: Step, shard: str, path: Path) -> None:
+        started = time.monotonic()
+        request = self.shards.retries.get(shard)
+        only = set(request["keys"]) if request and request["step"] == step.label else None
+        rows = input_table(self.plan, step, self.dataset, shard, only_keys=only)
+        counts: Counter = Counter(inputs=rows.num_rows)
+        with contextlib.ExitStack() as stack:
+            writers = _Writers(stack, step, self.dataset, shard)
+            decoded = 0
+            if rows.num_rows:
+                transform, workspace = self._transform(step)
+                workspace.scratch.mkdir(parents=True, exist_ok=True)
+                before = workspace.decoded_frames
+                frames = FrameReader(self.plan, self.dataset, shard) if step.stage.frames else None
+                attempts = _earlier_attempts(step, self.dataset, shard)
+                for batch, output in self._batches(step, shard, rows, transform, frames):
+                    tables = _complete(step, batch, output, attempts)
+                    tally = _tally(step, batch, tables[step.label])
+                    counts.update(tally)
+                    counts["source_frames"] += _sum(tables[step.label], "source_frames")
+                    writers.write(tables)
+                    self.report(step.stage_label, _reported(step, tally))
+                decoded = workspace.decoded_frames - before
+                if frames is not None:
+                    decoded += frames.decoded_frames
+            done = counts["kept"] + counts["rejected"] + counts["failed"]
+            if done != counts["inputs"]:
+                raise AssertionError(f"{step.label}/{shard}: {counts['inputs']} inputs, but "
+                                     f"{done} kept, rejected or failed")
+            writers.finish(ShardMetadata(
+                step.stage_label, step.label, shard, step.fingerprint, self.run_id,
+                counts["inputs"], counts["kept"], counts["rejected"], counts["failed"],
+                counts["outputs"], round(time.monotonic() - started, 3), decoded,
+                counts["source_frames"],
+            ))
+        _journal(step, self.dataset, shard).unlink(missing_ok=True)
+        self.report(step.stage_label, Counter(shards=1))
+
+    def _batches(
+        self, step: Step, shard: str, rows: pa.Table, transform: Transform,
+        frames: FrameReader | None,
+    ) -> Iterator[tuple[pa.Table, dict[str, pa.Table]]]:
+        """Every batch of a shard with its output tables, failures included."""
+        stage = step.stage
+        if not stage.fragile:
+            for start in range(0, rows.num_rows, stage.batch_rows):
+                batch = rows.slice(start, stage.batch_rows)
+                yield from _batch(step, batch, transform, frames)
+            return
+        journal = _journal(step, self.dataset, shard)
+        seen = _read_journal(journal, None if self.journal_over_runs else self.run_id)
+        key = stage.key
+        for row in range(rows.num_rows):
+            batch = rows.slice(row, 1)
+            name = batch[key][0].as_py()
+            if seen.get(name, 0) >= CRASHES_ALLOWED:
+                error = RowFailed("crash", f"its worker died {seen[name]} times while it was at "
+                                  "this row; `clipmill retry --kind crash` tries it again")
+                yield batch, {step.label: _failed_rows(step, [name], error)}
+                continue
+            seen[name] = seen.get(name, 0) + 1
+            write_json(journal, {"run_id": self.run_id, "started": seen})
+            yield from _batch(step, batch, transform, frames)
+            del seen[name]
+            write_json(journal, {"run_id": self.run_id, "started": seen})
+
+    def _drop_frames(self, shard: str) -> None:
+        maker = self.plan.frames_step()
+        if maker is None:
+            return
+        users = [step for step in self.plan.steps if step.stage.frames]
+        if all(shard_path(step.folder(self.dataset), shard).exists() for step in users):
+            shard_path(maker.folder(self.dataset, "frames"), shard).unlink(missing_ok=True)
+
+
+class _Writers:
+    """The files of one step's shard: the further tables are committed before the marker."""
+
+    def __init__(self, stack: contextlib.ExitStack, step: Step, dataset: Path, shard: str) -> None:
+        self._label = step.label
+        schemas = {**step.stage.more_tables, step.label: step.stage.table_schema}
+        self._writers: dict[str, ShardWriter] = {}
+        for table, schema in schemas.items():
+            folder = step.folder(dataset, table)
+            folder.mkdir(parents=True, exist_ok=True)
+            writer = ShardWriter(shard_path(folder, shard), schema)
+            stack.callback(writer.discard)
+            self._writers[table] = writer
+
+    def write(self, tables: dict[str, pa.Table]) -> None:
+        for name, table in tables.items():
+            self._writers[name].write(table)
+
+    def finish(self, metadata: ShardMetadata) -> None:
+        for name, writer in self._writers.items():
+            if name != self._label:
+                writer.finish()
+        self._writers[self._label].finish(metadata)
+
+
+def _batch(
+    step: Step, batch: pa.Table, transform: Transform, frames: FrameReader | None
+) -> Iterator[tuple[pa.Table, dict[str, pa.Table]]]:
+    """One batch done; where it raises, each of its rows done alone."""
+    shown, failed = batch, {}
+    if frames is not None:
+        shown, failed = frames.attach(batch, step.stage.frames)
+        if failed:
+            good = [row for row in range(batch.num_rows) if row not in failed]
+            for row, error in failed.items():
+                name = batch[step.stage.key][row].as_py()
+                yield batch.slice(row, 1), {step.label: _failed_rows(step, [name], error)}
+            batch, shown = batch.take(good), shown.take(good)
+    if not batch.num_rows:
+        return
+    try:
+        yield batch, _named(step, transform(shown))
+    except ClipmillError:
+        raise  # nothing that another row could make good
+    except Exception as error:  # noqa: BLE001 (any exception of a stage is a row's failure)
+        if batch.num_rows == 1:
+            names = [batch[step.stage.key][0].as_py()]
+            yield batch, {step.label: _failed_rows(step, names, _as_outcome(step, error))}
+            return
+        for row in range(batch.num_rows):
+            one, shown_one = batch.slice(row, 1), shown.slice(row, 1)
+            try:
+                output = _named(step, transform(shown_one))
+            except ClipmillError:
+                raise
+            except Exception as problem:  # noqa: BLE001 (see above)
+                names = [one[step.stage.key][0].as_py()]
+                output = {step.label: _failed_rows(step, names, _as_outcome(step, problem))}
+            yield one, output
+
+
+def _named(step: Step, output: pa.Table | dict[str, pa.Table]) -> dict[str, pa.Table]:
+    """The output by table; a stage names its own table by its name, on disk it is the label."""
+    if isinstance(output, pa.Table):
+        return {step.label: output}
+    return {step.label if name == step.stage.name else name: table
+            for name, table in output.items()}
+
+
+def _as_outcome(step: Step, error: Exception) -> RowFailed | RowRejected:
+    if isinstance(error, RowFailed | RowRejected):
+        return error
+    kind = "model" if isinstance(error, MemoryError) else step.stage.error_kind
+    return RowFailed(kind, f"{type(error).__name__}: {error}")
+
+
+def _failed_rows(step: Step, keys: list[str], problem: RowFailed | RowRejected) -> pa.Table:
+    if isinstance(problem, RowRejected):
+        outcome = {"rejection": {"rule": problem.rule, "detail": problem.detail}}
+    else:
+        outcome = {"error": {"kind": problem.kind, "message": problem.message}}
+    rows = [{step.stage.key: key, **outcome} for key in keys]
+    return pa.Table.from_pylist(rows, schema=step.stage.table_schema)
+
+
+def _complete(
+    step: Step, batch: pa.Table, tables: dict[str, pa.Table], attempts: dict[str, int]
+) -> dict[str, pa.Table]:
+    """The output with lost keys as failures, and errors with their attempts and time."""
+    schema, key = step.stage.table_schema, step.stage.key
+    table = tables[step.label]
+    for name, kind in (("rejection", REJECTION), ("error", ERROR)):
+        if name not in table.column_names:
+            table = table.append_column(name, pa.nulls(table.num_rows, kind))
+    missing_columns = [name for name in schema.names if name not in table.column_names]
+    if missing_columns or set(table.column_names) - set(schema.names):
+        raise ClipmillError(
+            f"stage {step.stage_label} gave the columns {table.column_names}, but it declares "
+            f"{schema.names}; give exactly those"
+        )
+    table = table.select(schema.names).cast(schema)
+    asked = batch[key].to_pylist()
+    given = set(table[key].to_pylist())
+    if strangers := given - set(asked):
+        raise ClipmillError(f"stage {step.stage_label} gave rows for keys that it was not asked "
+                            f"for, e.g. {sorted(strangers, key=str)[0]!r}")
+    if lost := [name for name in asked if name not in given]:
+        error = RowFailed(step.stage.error_kind, "the stage gave no row for this key")
+        table = pa.concat_tables([table, _failed_rows(step, lost, error)])
+    return {**tables, step.label: _stamp(table, key, attempts)}
+
+
+def _stamp(table: pa.Table, key: str, attempts: dict[str, int]) -> pa.Table:
+    if table["error"].null_count == table.num_rows:
+        return table
+    now = datetime.now(UTC)
+    errors = []
+    for name, error in zip(table[key].to_pylist(), table["error"].to_pylist(), strict=True):
+        if error is not None:
+            error["message"] = (error["message"] or "")[:MAX_MESSAGE_CHARACTERS]
+            error["attempts"] = attempts.get(name, 0) + 1
+            error["at"] = now
+        errors.append(error)
+    return table.set_column(table.schema.get_field_index("error"), "error",
+                            pa.array(errors, ERROR))
+
+
+def _tally(step: Step, batch: pa.Table, table: pa.Table) -> Counter:
+    """Keys by outcome: a key with a failed row is failed, with any kept row else is kept."""
+    outcome: dict[str, str] = {}
+    outputs = 0
+    keys = table[step.stage.key].to_pylist()
+    rejected = table["rejection"].is_valid().to_pylist()
+    failed = table["error"].is_valid().to_pylist()
+    for name, was_rejected, was_failed in zip(keys, rejected, failed, strict=True):
+        if was_failed:
+            outcome[name] = "failed"
+        elif was_rejected:
+            outcome.setdefault(name, "rejected")
+        else:
+            outputs += 1
+            if outcome.get(name) != "failed":
+                outcome[name] = "kept"
+    tally = Counter(outcome.values())
+    tally["outputs"] = outputs
+    return tally
+
+
+def _reported(step: Step, tally: Counter) -> Counter:
+    """What progress shows: of a stage's inner steps only what does not reach the last one."""
+    if step.stage.name != step.stage_label and step.label != step.stage_label:
+        return Counter(rejected=tally["rejected"], failed=tally["failed"])
+    return tally
+
+
+def _sum(table: pa.Table, column: str) -> int:
+    if column not in table.column_names:
+        return 0
+    return sum(value or 0 for value in table[column].to_pylist())
+
+
+def _earlier_attempts(step: Step, dataset: Path, shard: str) -> dict[str, int]:
+    """How often each failed key of the shard's group was tried before."""
+    found: dict[str, int] = {}
+    folder = step.folder(dataset)
+    for name in group_shards(folder, shard):
+        table = pq.read_table(shard_path(folder, name), columns=[step.stage.key, "error"])
+        for row in table.to_pylist():
+            if row["error"] is not None:
+                key = row[step.stage.key]
+                found[key] = max(found.get(key, 0), row["error"]["attempts"] or 1)
+    return found
+
+
+def _journal(step: Step, dataset: Path, shard: str) -> Path:
+    return dataset / "journal" / f"{step.label}-{step.fingerprint}-{shard}.json"
+
+
+def _read_journal(path: Path, run_id: str | None) -> dict[str, int]:
+    """Rows that were started and not finished, with how often; of one run only if it is given."""
+    try:
+        value: dict[str, Any] = json.loads(path.read_text())
+    except FileNotFoundError:
+        return {}
+    return dict(value["started"]) if run_id in (None, value["run_id"]) else {}
