@@ -11,10 +11,11 @@ import contextlib
 import logging
 import os
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import ray
 from ray.data import ActorPoolStrategy, DataContext
@@ -81,7 +82,7 @@ class _ShardRunner:
         steps = tuple(whole.by_label[label] for label in labels)
         self._worker = Worker(
             whole, steps, Path(dataset), run_id, shards,
-            lambda label, counts: tally.add.remote(label, counts),
+            tally.add.remote,
             # A whole run that is killed and started again is no crash of the row it was at.
             journal_over_runs=False,
         )
@@ -175,3 +176,52 @@ def _reason(error: Exception) -> Exception:
             return type(cause)(str(cause.args[0]) if cause.args else str(cause))
         cause = getattr(cause, "cause", None) or cause.__cause__
     return ClipmillError(f"the run stopped in a Ray worker: {error}")
+
+
+class Job:
+    """A job that was handed to a cluster's job server."""
+
+    def __init__(self, client: Any, job_id: str) -> None:
+        self._client = client
+        self.id = job_id
+
+    def follow(self, output: TextIO) -> str:
+        """Copies the job's log to `output` until it ends; gives its last state."""
+        said = 0
+        while True:
+            state = self._client.get_job_status(self.id)
+            log = self._client.get_job_logs(self.id)
+            output.write(log[said:])
+            output.flush()
+            said = len(log)
+            if state.is_terminal():
+                return str(state.value)
+            time.sleep(POLL_SECONDS)
+
+    def message(self) -> str:
+        return str(self._client.get_job_info(self.id).message or "no message")
+
+
+def submit_job(address: str, command: str, folder: Path, constraints: Path | None) -> Job:
+    """Hands `command` to the job server at `address`, with `folder` as its working directory.
+
+    `constraints` names the pinned versions that the job's environment is made of; None takes
+    what the nodes have. Raises ClipmillError where the server can't be reached.
+    """
+    from ray.job_submission import JobSubmissionClient
+
+    environment: dict[str, Any] = {"working_dir": str(folder),
+                                   "env_vars": {"PYTHONUNBUFFERED": "1"}}
+    if constraints is not None:
+        pins = [line for line in constraints.read_text().splitlines()
+                if line and not line.startswith(("#", "-"))]
+        environment["pip"] = {"packages": pins, "pip_check": False}
+    try:
+        client = JobSubmissionClient(address)
+        return Job(client, client.submit_job(entrypoint=command, runtime_env=environment))
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise ClipmillError(
+            f"the job server at {address} did not take the job: {error}; is it the dashboard's "
+            "address (port 8265 by default)? A cluster that asks for a token needs "
+            "RAY_AUTH_MODE=token and the same RAY_AUTH_TOKEN_PATH here"
+        ) from error

@@ -13,7 +13,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from pipeline.sources import SourceSpec
-from pipeline.stage_classes import stage_class
+from pipeline.stage_classes import class_reference, stage_class
 from schemas.errors import UsageError
 from stages.models.references import DataFile, ModelReference
 from stages.protocol import Stage
@@ -70,6 +70,26 @@ class LoadedRecipe:
     folder: Path
     recipe: Recipe
     stages: dict[str, Stage]
+
+
+    def record(self) -> dict[str, Any]:
+        """Everything that is needed to run this again: plain data, all paths absolute."""
+        stages = {
+            label: {"stage": class_reference(stage), **stage.model_dump(mode="json")}
+            for label, stage in self.stages.items()
+        }
+        top = self.recipe.model_dump(mode="json", exclude={"stages"})
+        return {"name": self.name, "folder": str(self.folder), **top, "stages": stages}
+
+    @classmethod
+    def from_record(cls, record: dict[str, Any]) -> LoadedRecipe:
+        """The recipe of a run's record."""
+        config = {key: value for key, value in record.items() if key not in ("name", "folder")}
+        folder = Path(record["folder"])
+        recipe = Recipe.model_validate(config)
+        stages = {label: _build(label, settings, folder, f"run of {record['name']}", set())
+                  for label, settings in recipe.stages.items()}
+        return cls(record["name"], folder, recipe, stages)
 
 
 class _StrictLoader(yaml.SafeLoader):

@@ -114,7 +114,8 @@ class Worker:
                 counts["source_frames"],
             ))
         _journal(step, self.dataset, shard).unlink(missing_ok=True)
-        self.report(step.stage_label, Counter(shards=1))
+        if step.label == step.stage_label:
+            self.report(step.stage_label, Counter(shards=1))
 
     def _batches(
         self, step: Step, shard: str, rows: pa.Table, transform: Transform,
@@ -303,7 +304,7 @@ def _tally(step: Step, batch: pa.Table, table: pa.Table) -> Counter:
 
 def _reported(step: Step, tally: Counter) -> Counter:
     """What progress shows: of a stage's inner steps only what does not reach the last one."""
-    if step.stage.name != step.stage_label and step.label != step.stage_label:
+    if step.label != step.stage_label:
         return Counter(rejected=tally["rejected"], failed=tally["failed"])
     return tally
 

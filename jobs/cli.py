@@ -1,0 +1,279 @@
+"""The front door: `clipmill`. Thin on purpose; heavy imports wait until a command needs them."""
+
+from __future__ import annotations
+
+import enum
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    name="clipmill",
+    help="Video sources in, a queryable video–text dataset out.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+recipes = typer.Typer(help="Ready-made recipes.", no_args_is_help=True)
+app.add_typer(recipes, name="recipe")
+
+
+class Engine(enum.StrEnum):
+    """Where stages run."""
+
+    ray = "ray"
+    local = "local"
+
+
+class Format(enum.StrEnum):
+    """How rows are printed."""
+
+    table = "table"
+    csv = "csv"
+    json = "json"
+    jsonl = "jsonl"
+    parquet = "parquet"
+
+
+class StatusFormat(enum.StrEnum):
+    """How the status is printed."""
+
+    table = "table"
+    json = "json"
+
+
+class Environment(enum.StrEnum):
+    """What a submitted job runs in."""
+
+    locked = "locked"
+    cluster = "cluster"
+
+
+Dataset = Annotated[Path, typer.Argument(metavar="DATASET", help="the dataset's folder")]
+RecipeArgument = Annotated[
+    str, typer.Argument(metavar="RECIPE", help="a ready-made name or a YAML file")
+]
+Sources = Annotated[
+    list[str] | None,
+    typer.Option("--sources", metavar="PATH", help="list, folder, glob, video file or URL to take "
+                 "in place of the recipe's sources; may be given several times"),
+]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="A.B=VALUE", help="change a setting, e.g. "
+                 "split_clips.threshold=35; may be given several times"),
+]
+Kinds = Annotated[
+    list[str] | None,
+    typer.Option("--kind", metavar="K", help="only failures of this kind: permanent, transient, "
+                 "blocked, bad_media, model or crash; may be given several times"),
+]
+OutputFormat = Annotated[Format, typer.Option("--format", help="how rows are printed")]
+Output = Annotated[
+    Path | None, typer.Option("--output", help="write to this file, not to standard output")
+]
+
+
+@app.callback()
+def _common(
+    debug: Annotated[bool, typer.Option("--debug", help="show tracebacks of errors; may stand "
+                     "anywhere in the command")] = False,
+) -> None:
+    pass  # main() has taken it already, wherever it stood
+
+
+@app.command()
+def run(
+    recipe: RecipeArgument,
+    dataset: Annotated[Path | None, typer.Option(help="the dataset's folder; by default the "
+                       "recipe's, else NAME-dataset here")] = None,
+    sources: Sources = None,
+    engine: Annotated[Engine | None, typer.Option(help="where stages run; by default as the "
+                      "recipe says, else ray")] = None,
+    set_: Set = None,
+    until: Annotated[str | None, typer.Option(metavar="STAGE", help="stop after this stage")
+                     ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="take at most this many sources")
+                     ] = None,
+) -> None:
+    """Run what is not done yet; run again, it does only what is missing."""
+    from jobs.ready_made import recipe_path
+    from jobs.run import closing_table, dataset_folder
+    from jobs.run import run as execute
+    from pipeline.recipe import load_recipe
+
+    path = recipe_path(recipe)
+    loaded = load_recipe(path, overrides=set_ or [], sources=sources or [],
+                         engine=engine.value if engine else None)
+    folder = dataset_folder(loaded, dataset)
+    execute(loaded, folder, until=until, limit=limit)
+    closing_table(folder)
+
+
+@app.command()
+def retry(dataset: Dataset, kind: Kinds = None) -> None:
+    """Try failed rows again, and only those, with the newest run's recipe."""
+    from jobs.run import closing_table
+    from jobs.run import run as execute
+    from pipeline.recipe import LoadedRecipe
+    from pipeline.records import latest_run, require_dataset
+    from schemas.errors import ERROR_KINDS, UsageError
+
+    for word in kind or []:
+        if word not in ERROR_KINDS:
+            raise UsageError(f"--kind {word}: allowed: {', '.join(ERROR_KINDS)}")
+    record = latest_run(require_dataset(dataset))
+    if record is None:
+        raise UsageError(f"{dataset} has no run yet; start with `clipmill run RECIPE "
+                         f"--dataset {dataset}`")
+    execute(LoadedRecipe.from_record(record["recipe"]), dataset.absolute(),
+            retry_kinds=kind or [])
+    closing_table(dataset)
+
+
+@app.command()
+def status(
+    dataset: Dataset,
+    format_: Annotated[StatusFormat, typer.Option("--format", help="how it is printed")
+                       ] = StatusFormat.table,
+) -> None:
+    """Per stage: inputs, kept, rejected, failed, pending, seconds, rows per second."""
+    from jobs.query import print_status
+
+    print_status(dataset, format_.value)
+
+
+@app.command()
+def sql(
+    dataset: Dataset,
+    query: Annotated[str | None, typer.Argument(help="one query; a prompt when none is given")
+                     ] = None,
+    file: Annotated[Path | None, typer.Option(help="read the query from this file")] = None,
+    format_: OutputFormat = Format.table,
+    output: Output = None,
+    allow_external: Annotated[bool, typer.Option("--allow-external", help="let the query read "
+                              "other files and the network")] = False,
+) -> None:
+    """Query the catalog with DuckDB, read-only."""
+    from jobs.query import run_sql
+
+    run_sql(dataset, query, file=file, format=format_.value, output=output,
+            allow_external=allow_external)
+
+
+@app.command()
+def failures(
+    dataset: Dataset,
+    kind: Kinds = None,
+    format_: OutputFormat = Format.table,
+    output: Output = None,
+    all_: Annotated[bool, typer.Option("--all", help="also failures that a retry made good")
+                    ] = False,
+) -> None:
+    """What failed, why, and how often it was tried."""
+    from jobs.query import print_failures
+
+    print_failures(dataset, kinds=kind or [], format=format_.value, output=output, history=all_)
+
+
+@app.command()
+def runs(dataset: Dataset, format_: OutputFormat = Format.table, output: Output = None) -> None:
+    """The runs so far, with models, prompts and fingerprints."""
+    from jobs.query import print_runs
+
+    print_runs(dataset, format=format_.value, output=output)
+
+
+@app.command()
+def submit(
+    recipe: RecipeArgument,
+    address: Annotated[str, typer.Option(help="the cluster's job server, e.g. "
+                       "http://head:8265")],
+    dataset: Annotated[Path | None, typer.Option(help="the dataset's folder, absolute, on storage "
+                       "that every node mounts")] = None,
+    sources: Sources = None,
+    set_: Set = None,
+    until: Annotated[str | None, typer.Option(metavar="STAGE", help="stop after this stage")
+                     ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="take at most this many sources")
+                     ] = None,
+    environment: Annotated[Environment, typer.Option(help="locked: the versions that this "
+                           "release was tested with; cluster: what the nodes have installed")
+                           ] = Environment.locked,
+    wait: Annotated[bool, typer.Option("--wait", help="follow the logs until it ends")] = False,
+) -> None:
+    """Send the run to a Ray cluster as a job."""
+    from jobs.submit import submit as send
+
+    send(recipe, address, dataset=dataset, sources=sources or [], overrides=set_ or [],
+         until=until, limit=limit, locked=environment is Environment.locked, wait=wait)
+
+
+@app.command()
+def demo(
+    dataset: Annotated[Path, typer.Option(help="the dataset's folder")] = Path("demo-dataset"),
+    engine: Annotated[Engine, typer.Option(help="where stages run")] = Engine.ray,
+) -> None:
+    """Run the full recipe on a small rendered world, offline, and measure it against the truth."""
+    from jobs.demo.demo import run_demo
+
+    run_demo(dataset.absolute(), engine=engine.value)
+
+
+@app.command()
+def doctor(
+    recipe: Annotated[str | None, typer.Argument(metavar="[RECIPE]", help="a ready-made name or a "
+                      "YAML file")] = None,
+) -> None:
+    """What this machine lacks: libraries, codecs, models of a recipe."""
+    from jobs.doctor import examine
+
+    raise typer.Exit(examine(recipe))
+
+
+@recipes.command("list")
+def recipe_list() -> None:
+    """Names and purposes of the ready-made recipes."""
+    from jobs.ready_made import names, recipe_path
+    from pipeline.recipe import read_yaml
+
+    width = max(map(len, names()))
+    for name in names():
+        print(f"{name:{width}}  {read_yaml(recipe_path(name)).get('description', '')}")
+
+
+@recipes.command("show")
+def recipe_show(name: RecipeArgument) -> None:
+    """Print a recipe, to start one of your own from."""
+    from jobs.ready_made import recipe_path
+
+    print(recipe_path(name).read_text(), end="")
+
+
+def main() -> None:
+    """Runs the command; errors are one message on standard error and an exit status."""
+    from schemas.errors import ClipmillError
+
+    arguments = [word for word in sys.argv[1:] if word != "--debug"]
+    debug = len(arguments) < len(sys.argv) - 1
+    try:
+        app(arguments)
+    except ClipmillError as error:
+        if debug:
+            raise
+        print(f"Error: {error}", file=sys.stderr)
+        sys.exit(error.exit_status)
+    except BrokenPipeError:
+        # The reader of a pipe went away (`| head`): no error of ours.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except KeyboardInterrupt:
+        print("Stopped. What is committed stays; run the same command to go on.", file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

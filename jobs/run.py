@@ -1,0 +1,222 @@
+"""`clipmill run` and `clipmill retry`: from a recipe to committed shards."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import sys
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from jobs.progress import Progress
+from jobs.versions import code_version
+from pipeline import records
+from pipeline.locally import run_locally
+from pipeline.plan import Plan, ShardList, Step, build_plan, pending
+from pipeline.recipe import LoadedRecipe
+from pipeline.retry import list_shards, request_retries
+from pipeline.sources import ingest, list_source_shards
+from schemas.errors import ClipmillError, UsageError
+
+_err = Console(stderr=True, highlight=False)
+
+
+def run(
+    loaded: LoadedRecipe,
+    dataset: Path,
+    *,
+    until: str | None = None,
+    limit: int | None = None,
+    retry_kinds: Sequence[str] | None = None,
+) -> bool:
+    """Brings a dataset to where the recipe says; True if there was anything to do.
+
+    `retry_kinds` (an empty list means all) asks for failed rows to be tried again first.
+    Raises ClipmillError where the run can't go on; what is committed stays.
+    """
+    plan = build_plan(loaded)
+    steps = plan.until(until)
+    dataset.mkdir(parents=True, exist_ok=True)
+    with _lock(dataset):
+        if retry_kinds is None:
+            _ingest(loaded, dataset, limit)
+        shards = list_shards(dataset, list_source_shards(dataset))
+        if retry_kinds is not None:
+            asked = request_retries(plan, dataset, shards, retry_kinds)
+            if not asked:
+                wanted = f" of kind {', '.join(retry_kinds)}" if retry_kinds else ""
+                _err.print(f"Nothing to retry: no failures{wanted}.")
+                return False
+            for stage, keys in asked.items():
+                _err.print(f"Trying {keys} failed rows of {stage} again.")
+            shards = list_shards(dataset, list_source_shards(dataset))
+        return _bring_up_to_date(loaded, plan, steps, shards, dataset)
+
+
+def _ingest(loaded: LoadedRecipe, dataset: Path, limit: int | None) -> None:
+    recipe = loaded.recipe
+    if not recipe.sources and not list_source_shards(dataset):
+        raise UsageError(f"recipe {loaded.name} names no sources; give some with "
+                         "--sources PATH_OR_URL or `sources:` in the recipe")
+    if recipe.sources:
+        report = ingest(
+            dataset, recipe.sources, shard_videos=recipe.shard_videos,
+            exclude_ids=recipe.exclude_ids, limit=limit, base_folder=loaded.folder,
+        )
+        _err.print(report.describe())
+
+
+def _bring_up_to_date(
+    loaded: LoadedRecipe, plan: Plan, steps: tuple[Step, ...], shards: ShardList, dataset: Path
+) -> bool:
+    todo = pending(plan, steps, shards, dataset)
+    record = _record(loaded, plan)
+    if not any(todo.values()):
+        latest = records.latest_run(dataset)
+        if latest is None or _fingerprints(latest) != _fingerprints(record):
+            # The recipe went back to tables made earlier: the views must show those again.
+            records.write_run(dataset, {**record, "state": "done",
+                                        "finished_at": record["started_at"]})
+        _err.print("Nothing to do: every shard of every stage is committed.")
+        return False
+    from jobs.preflight import check_models
+
+    check_models([step for step in steps if todo[step.label]])
+    records.write_run(dataset, record)
+    started = time.monotonic()
+    try:
+        _engine(loaded, plan, steps, shards, dataset, record, todo)
+    except BaseException as error:
+        _finish(dataset, record, "stopped" if isinstance(error, KeyboardInterrupt) else "failed")
+        raise
+    left = sum(map(len, pending(plan, steps, shards, dataset).values()))
+    if left:
+        _finish(dataset, record, "failed")
+        raise ClipmillError(f"{left} shards of steps were not committed; run again to go on")
+    _finish(dataset, record, "done")
+    _err.print(f"Done in {time.monotonic() - started:.0f} s.")
+    return True
+
+
+def _engine(
+    loaded: LoadedRecipe, plan: Plan, steps: tuple[Step, ...], shards: ShardList, dataset: Path,
+    record: dict[str, Any], todo: dict[str, list[str]],
+) -> None:
+    shown = {step.stage_label: len(todo[step.label]) for step in steps}
+    run_id = record["run_id"]
+    if loaded.recipe.engine == "local":
+        _err.print("Plan: every stage in this process, shard by shard.")
+        with Progress(shown) as progress:
+            run_locally(plan, steps, shards, dataset, run_id, progress.report)
+        return
+    from pipeline.on_ray import cluster, legs_of, run_on_ray
+
+    with cluster(loaded.recipe.ray) as machine:
+        legs = legs_of(plan, steps, shards, dataset, machine)
+        gpus = f" and {machine.gpus:g} GPUs" if machine.gpus else ""
+        _err.print(f"Plan for {machine.cpus:g} CPUs{gpus}:")
+        for number, leg in enumerate(legs, 1):
+            for pool in leg:
+                _err.print(f"  leg {number}: {pool.describe()}" if len(legs) > 1
+                           else f"  {pool.describe()}")
+        with Progress(shown) as progress:
+            run_on_ray(plan, steps, shards, dataset, run_id, progress.report, machine)
+
+
+def _record(loaded: LoadedRecipe, plan: Plan) -> dict[str, Any]:
+    now = datetime.now(UTC)
+    return {
+        "run_id": f"{now:%Y%m%dT%H%M%S%f}-{uuid.uuid4().hex[:6]}",
+        "started_at": now.isoformat(),
+        "finished_at": None,
+        "state": "running",
+        "recipe_name": loaded.name,
+        "recipe": loaded.record(),
+        "code_version": code_version(),
+        "engine": loaded.recipe.engine,
+        "stages": [_stage_record(plan, label, loaded) for label in loaded.stages],
+    }
+
+
+def _stage_record(plan: Plan, label: str, loaded: LoadedRecipe) -> dict[str, Any]:
+    stage = loaded.stages[label]
+    steps = [step for step in plan.steps if step.stage_label == label]
+    return {
+        "stage": label,
+        "name": stage.name,
+        "key": stage.key,
+        "steps": [
+            {
+                "step": step.label,
+                "key": step.stage.key,
+                "fingerprint": step.fingerprint,
+                "upstream": list(step.upstream),
+                "tables": {
+                    table: str(step.folder(Path(), table))
+                    for table in (step.label, *step.stage.more_tables)
+                },
+                "schema_columns": step.stage.table_schema.names,
+            }
+            for step in steps
+        ],
+        "score": stage.score,
+        "reads": list(stage.reads),
+        "settings": stage.model_dump(mode="json"),
+        "models": {
+            setting: {"reference": str(model), "revision": model.revision,
+                      "identity": model.identity()}
+            for setting, model in stage.models().items()
+        },
+        "prompts": stage.prompts(),
+    }
+
+
+def _fingerprints(record: dict[str, Any]) -> dict[str, str]:
+    return {step["step"]: step["fingerprint"]
+            for stage in record["stages"] for step in stage["steps"]}
+
+
+def _finish(dataset: Path, record: dict[str, Any], state: str) -> None:
+    records.write_run(dataset, {**record, "state": state,
+                                "finished_at": datetime.now(UTC).isoformat()})
+
+
+@contextlib.contextmanager
+def _lock(dataset: Path) -> Iterator[None]:
+    """One run on a dataset at a time; the kernel lets the lock go when its holder dies."""
+    with open(dataset / ".lock", "a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            file.seek(0)
+            holder = file.read().strip() or "unknown"
+            raise ClipmillError(f"another run is at work on {dataset} (process {holder}); wait "
+                                "until it is done, or stop it") from error
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
+
+
+def dataset_folder(loaded: LoadedRecipe, given: Path | None) -> Path:
+    """Where the dataset lies: what the command line says, else the recipe, else a name here."""
+    if given is not None:
+        return given.expanduser().absolute()
+    if loaded.recipe.dataset:
+        return Path(loaded.recipe.dataset).expanduser().absolute()
+    return (Path.cwd() / f"{loaded.name}-dataset").absolute()
+
+
+def closing_table(dataset: Path) -> None:
+    """The state of the dataset, on standard output."""
+    from jobs.query import print_status
+
+    print_status(dataset)
+    sys.stdout.flush()

@@ -1,0 +1,109 @@
+"""`clipmill submit`: the same run as a job on a Ray cluster, through its job server."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from jobs.ready_made import recipe_path
+from jobs.versions import ROOT
+from pipeline.recipe import LoadedRecipe, load_recipe
+from pipeline.stage_classes import class_reference
+from schemas.errors import ClipmillError, UsageError
+from stages.models.references import DataFile, ModelReference
+
+PACKAGES = ("schemas", "stages", "pipeline", "jobs")
+CONSTRAINTS = ROOT / "constraints.txt"
+
+
+def submit(
+    recipe: str,
+    address: str,
+    *,
+    dataset: Path | None,
+    sources: Sequence[str],
+    overrides: Sequence[str],
+    until: str | None,
+    limit: int | None,
+    locked: bool,
+    wait: bool,
+) -> None:
+    """Checks the recipe here, sends it with this code to the cluster, and prints the job's id.
+
+    With `wait` the job's log follows on standard output, and a job that fails is exit status 1.
+    """
+    path = recipe_path(recipe)
+    loaded = load_recipe(path, overrides=overrides, sources=sources, engine="ray")
+    where = dataset or (Path(loaded.recipe.dataset) if loaded.recipe.dataset else None)
+    if where is None or not where.is_absolute():
+        raise UsageError("submit needs the dataset's absolute path on storage that every node "
+                         "mounts: --dataset /shared/NAME")
+    from pipeline.on_ray import submit_job
+
+    command = ["python", "-m", "jobs.cli", "run", f"recipe/{path.name}", "--dataset", str(where)]
+    for override in overrides:
+        command += ["--set", _absolute_paths(override, loaded)]
+    for source in sources:
+        command += ["--sources", source if "://" in source else str(Path(source).absolute())]
+    if until:
+        command += ["--until", until]
+    if limit:
+        command += ["--limit", str(limit)]
+    with tempfile.TemporaryDirectory(prefix="clipmill-submit-") as folder:
+        _stage_working_directory(Path(folder), path, loaded)
+        job = submit_job(address, shlex.join(command), Path(folder),
+                         CONSTRAINTS if locked and CONSTRAINTS.exists() else None)
+        print(job.id, flush=True)
+        if not wait:
+            print(f"Sent. Follow it with `ray job logs --address {address} --follow {job.id}`; "
+                  f"look at the dataset with `clipmill status {where}`.", file=sys.stderr)
+            return
+        state = job.follow(sys.stdout)
+    if state != "SUCCEEDED":
+        raise ClipmillError(f"job {job.id} ended as {state}: {job.message()}")
+
+
+def _stage_working_directory(folder: Path, path: Path, loaded: LoadedRecipe) -> None:
+    """What travels: Clipmill's packages, the recipe, and the files beside it that it names."""
+    for package in PACKAGES:
+        shutil.copytree(ROOT / package, folder / package,
+                        ignore=shutil.ignore_patterns("__pycache__"))
+    (folder / "recipe").mkdir()
+    shutil.copy(path, folder / "recipe" / path.name)
+    for named in _files_beside(path.resolve().parent, loaded):
+        target = folder / "recipe" / named.relative_to(path.resolve().parent)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if named.is_dir():
+            shutil.copytree(named, target, dirs_exist_ok=True)
+        else:
+            shutil.copy(named, target)
+
+
+def _files_beside(folder: Path, loaded: LoadedRecipe) -> list[Path]:
+    """Files and model folders below the recipe's own folder that its settings name."""
+    named: list[Path] = []
+    for stage in loaded.stages.values():
+        for setting in type(stage).model_fields:
+            value = getattr(stage, setting)
+            if isinstance(value, DataFile):
+                named.append(Path(value.path))
+            elif isinstance(value, ModelReference) and value.folder:
+                named.append(Path(value.folder))
+        place = class_reference(stage).partition(":")[0]
+        if place.endswith(".py"):
+            named.append(Path(place))
+    if loaded.recipe.exclude_ids is not None:
+        named.append(Path(loaded.recipe.exclude_ids.path))
+    named += [folder / item.path for item in loaded.recipe.sources if getattr(item, "path", None)]
+    return [path for path in dict.fromkeys(named)
+            if path.is_relative_to(folder) and path.exists() and path.suffix != ".mp4"]
+
+
+def _absolute_paths(override: str, loaded: LoadedRecipe) -> str:
+    """An override whose path is meant from here, as it is meant there: absolute."""
+    name, _, value = override.partition("=")
+    return f"{name}={Path(value).absolute()}" if value.startswith(("./", "../")) else override

@@ -1,0 +1,29 @@
+"""Which code made a run: the package's version, and the commit where it runs from a checkout."""
+
+from __future__ import annotations
+
+import functools
+import subprocess
+from importlib import metadata
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@functools.cache
+def code_version() -> str:
+    """E.g. `0.1.0` from a wheel, `0.1.0+3f2a9c1` or `…-changed` from a checkout."""
+    try:
+        version = metadata.version("clipmill")
+    except metadata.PackageNotFoundError:
+        version = "0"
+    if not (ROOT / ".git").exists():
+        return version
+    try:
+        said = subprocess.run(
+            ["git", "-C", str(ROOT), "describe", "--always", "--dirty=-changed", "--exclude=*"],
+            capture_output=True, text=True, timeout=10, check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return version
+    return f"{version}+{said.stdout.strip()}"
