@@ -1,0 +1,94 @@
+"""torchvision imports in every process; the dtype follows what the machine computes natively."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from stages.models.torch_setup import (
+    best_device,
+    cpu_has_bf16,
+    default_dtype,
+    has_bf16_flag,
+    prepare_torch,
+)
+
+
+def _run(code: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_a_fresh_process_imports_torchvision_and_open_clip() -> None:
+    """Called twice, as two stages of one worker do."""
+    out = _run(
+        "from stages.models.torch_setup import prepare_torch\n"
+        "prepare_torch(); prepare_torch()\n"
+        "import torchvision.transforms, open_clip\n"
+        "print(len(open_clip.list_models()) > 10)"
+    )
+    assert out.strip() == "True"
+
+
+@pytest.mark.parametrize(
+    ("message", "repaired"),
+    [("operator torchvision::nms does not exist", True), ("something else is wrong", False)],
+)
+def test_only_the_known_error_is_repaired(tmp_path, message: str, repaired: bool) -> None:
+    """A package that fails like the mismatched wheel is imported anew; another error is shown."""
+    package = tmp_path / "torchvision"
+    package.mkdir()
+    (package / "__init__.py").write_text(
+        "import torch\nfrom . import half\n"
+        "if not hasattr(torch.ops.torchvision, 'nms'):\n"
+        f"    raise RuntimeError({message!r})\n"
+        "whole = True\n"
+    )
+    (package / "half.py").write_text("")
+    out = _run(
+        f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
+        "from stages.models.torch_setup import prepare_torch\n"
+        "try:\n    prepare_torch()\nexcept RuntimeError as error:\n    print(error)\n"
+        "else:\n    import torchvision; print(torchvision.whole)"
+    )
+    assert out.strip() == ("True" if repaired else message)
+
+
+def test_a_torchvision_that_loads_is_left_alone(tmp_path) -> None:
+    (tmp_path / "torchvision.py").write_text("whole = True\n")
+    out = _run(
+        f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
+        "from stages.models import torch_setup\n"
+        "torch_setup.prepare_torch()\n"
+        "import torchvision; print(torchvision.whole, torch_setup._library, 'torch' in sys.modules)"
+    )
+    assert out.split() == ["True", "None", "False"]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("processor : 0\nflags\t\t: fpu avx512f avx512_bf16\n", True),
+        ("processor : 0\nflags\t\t: fpu amx_bf16 amx_tile\n", True),
+        ("processor : 0\nFeatures\t: fp asimd bf16 i8mm\n", True),
+        ("processor : 0\nflags\t\t: fpu avx2 avx512f avx512bw\n", False),
+        ("model name : a CPU with bf16\n", False),
+        ("", False),
+    ],
+)
+def test_bf16_is_read_from_the_cpu_flags(text: str, expected: bool) -> None:
+    assert has_bf16_flag(text) is expected
+
+
+def test_dtype_on_this_machine() -> None:
+    prepare_torch()
+    assert best_device().type in ("cpu", "cuda")
+    expected = torch.bfloat16 if cpu_has_bf16() else torch.float32
+    assert default_dtype(torch.device("cpu")) is expected
+    assert default_dtype(torch.device("meta")) is torch.float32
