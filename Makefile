@@ -1,0 +1,60 @@
+# Everything that a person or CI runs has a word here. `make setup` is implied by all others.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# Extra arguments for pip, e.g. an index with CPU-only builds of PyTorch.
+PIP_ARGS ?=
+STAMP := $(VENV)/.clipmill-setup
+
+.PHONY: setup demo test test-slow check format docs lock models bench clean help
+
+help:  ## what there is
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+setup: $(STAMP)  ## a virtual environment with the locked versions
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Clipmill needs Python 3.11 or newer; say make PYTHON=python3.11 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet $(PIP_ARGS) --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet $(PIP_ARGS) --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+demo: setup  ## the main job on a small rendered world, offline, into demo-dataset/
+	$(BIN)/clipmill demo
+
+test: setup  ## all tests that take seconds
+	$(BIN)/python -m pytest -m 'not slow'
+
+test-slow: setup  ## the tests that take minutes: every real file, both engines
+	$(BIN)/python -m pytest -m slow
+
+check: setup  ## linters and the import rules
+	$(BIN)/ruff check .
+	$(BIN)/lint-imports
+
+format: setup  ## sorts imports and mends what the linter can
+	$(BIN)/ruff check --fix .
+
+docs: setup  ## generates docs/reference/ again
+	$(BIN)/python -m jobs.reference
+
+models: setup  ## trains the demo's models again (about half an hour)
+	$(BIN)/python -m jobs.demo.train_models --output jobs/demo/models
+
+bench: setup  ## every benchmark, printed as Markdown
+	$(BIN)/python benchmarks/split.py
+	$(BIN)/python benchmarks/embed.py
+	$(BIN)/python benchmarks/scale.py
+
+lock:  ## pins the newest versions that work together, from a fresh environment
+	rm -rf .lock-venv
+	$(PYTHON) -m venv .lock-venv
+	.lock-venv/bin/python -m pip install --quiet $(PIP_ARGS) --editable '.[dev]'
+	{ sed -n '/^#/p' constraints.txt; .lock-venv/bin/python -m pip freeze --exclude-editable \
+	  | sed -E 's/\+cpu$$//'; } > constraints.new
+	mv constraints.new constraints.txt
+	rm -rf .lock-venv
+
+clean:  ## the environment and the demo's dataset
+	rm -rf $(VENV) demo-dataset
