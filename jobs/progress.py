@@ -24,12 +24,12 @@ class Progress:
         self._first: dict[str, float] = {}
         self._last: dict[str, float] = {}
         self._lock = threading.Lock()
+        self._started = time.monotonic()
         self._console = console or Console(stderr=True)
         self._live = Live(get_renderable=self._table, console=self._console,
                           refresh_per_second=REFRESH_PER_SECOND, transient=True)
 
     def __enter__(self) -> Progress:
-        self._started = time.monotonic()
         if self._console.is_terminal:
             self._live.start()
         return self

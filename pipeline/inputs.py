@@ -115,7 +115,9 @@ def input_table(
         brought = {key for label in at_unit for key in joined[label].new_keys}
         keys = [key for key in keys if key in brought]
     columns: dict[str, pa.Array | pa.ChunkedArray] = {unit: pa.array(keys, pa.string())}
-    base_rows = joined[base].table.take([joined[base].index[key] for key in keys])
+    base_rows = joined[base].table.take(
+        pa.array([joined[base].index[key] for key in keys], pa.int64())
+    )
     videos = base_rows["video_id"].to_pylist() if "video_id" in base_rows.column_names else keys
     for label, reads in reads_of.items():
         look_up = keys if label in at_unit else videos
@@ -209,7 +211,8 @@ class FrameReader:
             table = file.read_row_group(group, columns=["frame_number", "seconds", "jpeg"])
             self._cached = (video, table["seconds"].to_pylist(), table)
         _, seconds, table = self._cached
-        return [table.take(pick_frames(seconds, start, end, picks)).to_pylist()
+        return [table.take(pa.array(pick_frames(seconds, start, end, picks), pa.int64()))
+                .to_pylist()
                 for start, end in spans]
 
     def _again(self, video: str, spans: list, picks: tuple) -> list[list[dict]]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.recipe import LoadedRecipe
-from pipeline.shards import base_shard, committed_shards, shard_order
+from pipeline.shards import committed_shards, shard_order
 from pipeline.stage_classes import class_reference, stage_class
 from schemas.errors import UsageError
 from stages.protocol import Stage
@@ -226,8 +226,3 @@ def pending(plan: Plan, steps: Iterable[Step], shards: ShardList, dataset: Path
         done = set(committed_shards(step.folder(dataset)))
         found[step.label] = [s for s in shards.relevant(plan, step) if s not in done]
     return found
-
-
-def group_shards(folder: Path, shard: str) -> list[str]:
-    """The committed shards in a folder with the same base as `shard`, oldest first."""
-    return [name for name in committed_shards(folder) if base_shard(name) == base_shard(shard)]

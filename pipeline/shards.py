@@ -56,6 +56,11 @@ def committed_shards(folder: Path) -> list[str]:
     return sorted((name for name in names if _SHARD.match(name)), key=shard_order)
 
 
+def group_shards(folder: Path, shard: str) -> list[str]:
+    """The committed shards in a folder with the same base as `shard`, oldest first."""
+    return [name for name in committed_shards(folder) if base_shard(name) == base_shard(shard)]
+
+
 @dataclass(frozen=True)
 class ShardMetadata:
     """What a shard's footer records; counts are of keys, `outputs` of kept rows."""

@@ -1,0 +1,203 @@
+"""The runner, through the door that `clipmill run` uses, with small stages of a user's own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from schemas.errors import ClipmillError, UsageError
+from tests.pipeline.conftest import STAGES
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def outcomes(rows: list[dict]) -> Counter:
+    return Counter("failed" if row["error"] else "rejected" if row["rejection"] else "kept"
+                   for row in rows)
+
+
+def test_every_input_is_kept_rejected_or_failed(words):
+    """Good and bad rows side by side: each ends in exactly one way, at the stage where it ended."""
+    data = words("a?clips=3", "b?reject=fetch", "c?fail=cut", "d?lose=cut", "e?fail=name", "f")
+    assert data.run()
+    assert outcomes(data.table("fetch_words")) == {"kept": 5, "rejected": 1}
+    cut = data.table("cut_words")
+    assert outcomes(cut) == {"kept": 7, "failed": 2}
+    assert {row["video_id"]: row["error"]["kind"] for row in cut if row["error"]} == {
+        "v-c": "bad_media", "v-d": "bad_media"}
+    assert outcomes(data.table("name_words")) == {"kept": 6, "failed": 1}
+    assert outcomes(data.table("count_letters")) == {"kept": 6}
+    for label in STAGES:
+        for shard in data.metadata(label):
+            assert shard.inputs == shard.kept + shard.rejected + shard.failed
+
+
+def test_failed_rows_carry_kind_message_attempts_and_time(words):
+    data = words("e?fail=name")
+    data.run()
+    (error,) = [row["error"] for row in data.table("name_words") if row["error"]]
+    assert error["kind"] == "model"
+    assert error["message"] == "no word for v-e-1"
+    assert error["attempts"] == 1
+    assert error["at"] is not None
+
+
+def test_one_bad_row_costs_that_row_only(words):
+    """The bad row's batch is done again row by row."""
+    data = words("e?fail=name&clips=3")
+    data.run()
+    assert {row["clip_id"]: bool(row["error"]) for row in data.table("name_words")} == {
+        "v-e-0": False, "v-e-1": True, "v-e-2": False}
+
+
+def test_a_second_run_does_nothing(words):
+    data = words("a", "b", "c", "d")
+    assert data.run()
+    before = data.files()
+    assert not data.run()
+    assert data.files() == before
+    assert len(data.records()) == 1
+
+
+def test_a_changed_setting_redoes_what_hangs_on_it_and_nothing_else(words):
+    data = words("a", "b")
+    data.run()
+    before = data.files()
+    assert data.run("name_words.prefix=part")
+    made = {name.split("/")[0] for name in data.files().keys() - before.keys()}
+    assert made == {"name_words", "count_letters", "guess_words"}
+    assert {row["word"].split()[0] for row in data.table("name_words", "name_words.prefix=part")
+            } == {"part"}
+    after = data.files()
+    # Going back finds the old tables again, and makes them the current ones.
+    assert not data.run()
+    assert data.files() == after
+    assert len(data.records()) == 3
+
+
+def test_resources_do_not_change_the_fingerprint(words):
+    data = words("a")
+    data.run()
+    assert not data.run("name_words.batch_rows=1", "name_words.workers=2")
+
+
+def test_until_stops_and_a_later_run_goes_on(words):
+    data = words("a", "b")
+    data.run(until="cut_words")
+    assert data.table("cut_words")
+    assert not data.table("name_words")
+    data.run()
+    assert len(data.table("name_words")) == 4
+
+
+def test_more_sources_make_new_shards_and_leave_the_old_ones(words):
+    data = words("a", "b", "c")
+    data.run()
+    before = data.files()
+    data.urls += ["https://d.test/?clips=2"]
+    data.run()
+    after = data.files()
+    assert {name: after[name] for name in before} == before
+    assert len(data.table("count_letters")) == 8
+
+
+def test_retry_does_the_failed_keys_and_what_hangs_on_them(words, tmp_path):
+    """Only failed keys are tried, at the stage where they failed; later stages see just them."""
+    mend = tmp_path / "mended"
+    setting = f"name_words.mend_file={mend}"
+    data = words("a", "e?fail=name", "f?fail=name&clips=3")
+    data.run(setting)
+    before = data.files()
+    assert data.run(setting, retry_kinds=["model"])
+    failed_again = [row["error"]["attempts"] for row in data.table("name_words")
+                    if row["error"]]
+    assert failed_again == [1, 1, 2, 2]
+    mend.touch()
+    assert not data.run(setting, retry_kinds=["transient"])
+    assert data.run(setting, retry_kinds=[])
+    after = data.files()
+    assert {name: after[name] for name in before} == before
+    assert data.shards("cut_words") == ["000000"]
+    assert data.shards("name_words") == ["000000", "000000.retry1", "000000.retry2"]
+    letters = [row["clip_id"] for row in data.table("count_letters")]
+    assert sorted(letters) == sorted({row["clip_id"] for row in data.table("cut_words")})
+    # A stage that did without the word the first time does the row again, now that there is one.
+    guesses = {row["clip_id"]: row["guess"] for row in data.table("guess_words")}
+    assert guesses["v-e-1"] == "clip v-e-1"
+    assert not data.run(setting, retry_kinds=[])
+    assert not data.run(setting)
+
+
+def test_both_engines_give_the_same_rows(words, tmp_path):
+    sources = [f"v{i}?clips={i % 4 + 1}" for i in range(9)] + ["x?fail=cut", "y?fail=name"]
+    data = words(*sources, shard_videos=2)
+    data.run(engine="ray")
+    over_ray = {label: data.table(label) for label in STAGES}
+    here = words(*sources, shard_videos=2)
+    here.folder = tmp_path / "again"
+    here.folder.mkdir()
+    here.run(engine="local")
+
+    def plain(rows: list[dict]) -> list[dict]:
+        for row in rows:
+            if row["error"]:
+                row["error"].pop("at")
+        return rows
+
+    for label, rows in over_ray.items():
+        assert plain(rows) == plain(here.table(label)), label
+
+
+def test_a_row_that_kills_its_worker_twice_is_quarantined(words):
+    """Ray starts the worker again; the row that kills it becomes a crash, its neighbours stay."""
+    data = words("a", "k?kill=cut", "b", "c")
+    data.run(engine="ray")
+    rows = data.table("cut_words")
+    assert {row["video_id"]: row["error"]["kind"] for row in rows if row["error"]} == {
+        "v-k": "crash"}
+    assert {row["video_id"] for row in rows if not row["error"]} == {"v-a", "v-b", "v-c"}
+    assert len(data.table("count_letters")) == 6
+
+
+def test_the_local_engine_gets_past_a_row_that_kills_the_process(words, tmp_path):
+    """Two runs die at the row, the third writes it as a crash and goes on."""
+    data = words("a", "k?kill=cut", "b")
+    data.loaded()
+    command = [sys.executable, "-m", "jobs.cli", "run", str(tmp_path / "words.yaml"), "--engine",
+               "local", "--dataset", str(data.dataset)]
+    codes = [subprocess.run(command, cwd=ROOT, capture_output=True, check=False,
+                            env={**os.environ, "PYTHONPATH": str(ROOT)}).returncode
+             for _ in range(3)]
+    assert codes == [1, 1, 0]
+    rows = data.table("cut_words")
+    assert {row["video_id"]: (row["error"] or {}).get("kind") for row in rows} == {
+        "v-a": None, "v-k": "crash", "v-b": None}
+    assert len(list(data.dataset.rglob("*.tmp"))) == 0
+
+
+def test_a_second_run_at_the_same_time_is_refused(words):
+    import fcntl
+
+    data = words("a")
+    data.run()
+    with open(data.dataset / ".lock") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(ClipmillError, match="another run is at work"):
+            data.run()
+
+
+def test_a_stage_that_reads_what_nobody_writes_is_refused(words):
+    data = words("a")
+    loaded = data.loaded()
+    with pytest.raises(UsageError, match="until 'nope'"):
+        data.run(until="nope")
+    loaded.stages.pop("name_words")
+    from pipeline.plan import build_plan
+
+    with pytest.raises(UsageError, match=r"count_letters reads name_words\.word"):
+        build_plan(loaded)
