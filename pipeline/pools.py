@@ -38,7 +38,7 @@ class Pool:
     @property
     def gpus(self) -> float:
         """GPUs of one worker: models of all its steps are loaded at once."""
-        return min(1.0, _gpus(self.steps)) if _gpus(self.steps) <= 1 else _gpus(self.steps)
+        return _gpus(self.steps)
 
     def describe(self) -> str:
         names = ", ".join(dict.fromkeys(step.label for step in self.steps))
