@@ -1,0 +1,146 @@
+"""From a model reference to a folder of files on this machine."""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+import logging
+import os
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from schemas.errors import ClipmillError, UsageError
+from stages.models.references import ModelReference
+
+logger = logging.getLogger(__name__)
+
+# Configuration, tokenizer and template files. Python files are left behind: no code is run that
+# comes with a model.
+_CONFIGURATION = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken")
+# In order of preference; a later one is fetched only where no earlier one is there. `.bin` is
+# loaded with weights_only.
+WEIGHTS: tuple[str, ...] = ("*.safetensors", "*.bin")
+# The same weights once more, in another precision or for another framework.
+_DUPLICATES = re.compile(r"\.(fp16|fp32)\.|^(flax|tf|rust)_model|^(training_args|optimizer)\b")
+_HUB_TIMEOUT_SECONDS = 10.0
+
+
+def local_folder(
+    reference: ModelReference, *, setting: str, weights: Sequence[str] = WEIGHTS
+) -> Path:
+    """The folder that holds a model's files, fetched from the hub where they are not here yet.
+
+    `setting` is named in errors, as `<stage>.<setting>`. `weights` are file patterns, the
+    preferred ones first. An unreachable hub is given up within seconds; what is already in its
+    cache is then used. Raises UsageError where a local folder lacks, ClipmillError where the hub
+    cannot give the model.
+    """
+    if reference.server:
+        raise UsageError(f"{setting}: {reference} is a server; this setting needs a hub id or a "
+                         "local folder")
+    if reference.folder:
+        folder = Path(reference.folder)
+        if not folder.is_dir():
+            raise UsageError(f"{setting}: there is no folder {folder}; it should hold a model's "
+                             "configuration and weights (safetensors)")
+        return folder
+    return hub_folder(str(reference.hub), reference.revision, setting=setting, weights=weights)
+
+
+def hub_folder(
+    repository: str, revision: str | None, *, setting: str, weights: Sequence[str] = WEIGHTS
+) -> Path:
+    """The cache folder of a hub repository, holding its configuration and one set of weights."""
+    from huggingface_hub import HfApi, snapshot_download
+
+    if _is_commit(revision) and (folder := _cached(repository, revision, weights)):
+        return folder
+    try:
+        found = HfApi().model_info(repository, revision=revision, timeout=_HUB_TIMEOUT_SECONDS)
+        names = [file.rfilename for file in found.siblings or ()]
+        return Path(snapshot_download(
+            repository, revision=revision, allow_patterns=_wanted(names, weights)
+        ))
+    # Whatever stopped it (name look-up, proxy, HTTP status, disk) is told with what to do.
+    except Exception as error:
+        if folder := _cached(repository, revision, weights):
+            logger.warning("%s is taken from the hub's cache: %s", repository, error)
+            return folder
+        raise ClipmillError(_explain(repository, revision, setting, error)) from error
+
+
+def resolved_revision(reference: ModelReference) -> str | None:
+    """The commit of a hub model as it lies in the cache; None for other places or none there."""
+    if not reference.hub:
+        return None
+    folder = _snapshot(repository_of(reference.hub), reference.revision)
+    return folder.name if folder and _is_commit(folder.name) else None
+
+
+def repository_of(hub: str) -> str:
+    """The hub repository behind a hub id; `open_clip:MODEL/WEIGHTS` pairs are looked up."""
+    if not hub.startswith("open_clip:"):
+        return hub
+    from stages.models.embedders import published_weights
+
+    return published_weights(hub).repository
+
+
+def _is_commit(revision: str | None) -> bool:
+    return bool(revision and re.fullmatch(r"[0-9a-f]{40}", revision))
+
+
+def _snapshot(repository: str, revision: str | None) -> Path | None:
+    """The cache folder of a repository's revision, whole or not."""
+    from huggingface_hub import try_to_load_from_cache
+
+    for name in ("open_clip_config.json", "config.json"):
+        path = try_to_load_from_cache(repository, name, revision=revision)
+        if isinstance(path, str):
+            return Path(path).parent
+    return None
+
+
+def _cached(repository: str, revision: str | None, weights: Sequence[str]) -> Path | None:
+    """The cache folder where it holds whole weights: a download may have been cut short."""
+    folder = _snapshot(repository, revision)
+    if folder is None:
+        return None
+    needed = set(_weights_among((path.name for path in folder.iterdir()), weights))
+    for index in folder.glob("*.index.json"):
+        parts = set(json.loads(index.read_text("utf-8"))["weight_map"].values())
+        if parts & needed:
+            needed |= parts
+    return folder if needed and all((folder / name).is_file() for name in needed) else None
+
+
+def _weights_among(names: Iterable[str], weights: Sequence[str]) -> list[str]:
+    """The files of the first weights pattern that matches any, at the top of the repository."""
+    candidates = [name for name in names if "/" not in name and not _DUPLICATES.search(name)]
+    for pattern in weights:
+        if found := fnmatch.filter(candidates, pattern):
+            return found
+    return []
+
+
+def _wanted(names: Sequence[str], weights: Sequence[str]) -> list[str]:
+    chosen = _weights_among(names, weights)
+    if not chosen:
+        raise FileNotFoundError(f"it holds no weights named {' or '.join(weights)}")
+    return [*chosen, *(name for name in names if "/" not in name
+                       and any(fnmatch.fnmatch(name, pattern) for pattern in _CONFIGURATION))]
+
+
+def _explain(repository: str, revision: str | None, setting: str, error: Exception) -> str:
+    name = f"{repository}@{revision}" if revision else repository
+    reason = " ".join(str(error).split()) or type(error).__name__
+    if len(reason) > 300:
+        reason = reason[:299] + "…"
+    folder = "./models/" + repository.rpartition("/")[2]
+    offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
+    return (
+        f"{setting}: the model {name} could not be had from the Hugging Face hub{offline}: {reason}"
+        f"\nWhere the hub can be reached, `hf download {repository} --local-dir {folder}` fetches "
+        f"it; then point the setting to that folder: --set {setting}={folder}"
+    )
