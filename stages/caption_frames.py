@@ -1,0 +1,301 @@
+"""caption_frames: a text about the middle frame, and texts about frames along the clip."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, NamedTuple
+
+import pyarrow as pa
+from pydantic import Field, model_validator
+
+from schemas.errors import RowFailed
+from schemas.tables import CAPTIONS
+from stages.media.sampling import pick_frames
+from stages.models.captioners import Captioner, Picture, open_captioner
+from stages.models.generated_text import fault_of, shortened, tidy
+from stages.models.generation import GeneratingStage, Generation
+from stages.models.prompts import render, variables_of
+from stages.models.references import ModelReference
+from stages.protocol import FramePick, Middle, PerSecond, Rows, Transform, Workspace, resource
+
+COARSE = "coarse"
+FINE = "fine"
+
+
+class Ticket(NamedTuple):
+    """Whose picture it is: a clip of the batch, a caption scale, a time."""
+
+    clip_id: str
+    scale: str
+    seconds: float
+
+
+class CaptionFrames(GeneratingStage):
+    """Captions of frames, by an image captioner.
+
+    A text that is empty, has no word in it or goes round in circles makes its clip a failure of
+    kind `model`; so does a picture that the model cannot take.
+    """
+
+    name: ClassVar[str] = "caption_frames"
+    writes: ClassVar[pa.Schema] = CAPTIONS
+
+    model: ModelReference = Field(
+        ModelReference(hub="Salesforce/blip-image-captioning-base"),
+        description="captioner: hub id, folder, or server",
+    )
+    fine_model: ModelReference | None = Field(
+        None, description="captioner of the fine captions; the same as model when not set"
+    )
+    coarse: bool = Field(True, description="caption the frame in the middle of the clip")
+    fine: bool = Field(True, description="caption frames along the clip, in time order")
+    prompt: str | None = Field(
+        None,
+        description="what the captioner is told; how it is used depends on the kind of model "
+        "(see docs/captioning.md)",
+    )
+    fine_prompt: str | None = Field(
+        None,
+        description="the same for fine captions; prompt when not set. With guide_with_tags it is a "
+        "Jinja template with the variable tags (list of texts)",
+    )
+    guide_with_tags: bool = Field(
+        False, description="fill the tags of tag_clips into fine_prompt, a template, for each clip"
+    )
+    max_new_tokens: int = Field(60, ge=1, description="longest caption, in tokens")
+    min_new_tokens: int = Field(0, ge=0, description="shortest caption, in tokens")
+    num_beams: int = Field(1, ge=1, description="beams of the beam search; 1 is greedy")
+    no_repeat_ngram_size: int = Field(
+        0, ge=0, description="no run of this many tokens comes twice in a caption; 0 is no rule"
+    )
+    fine_max_new_tokens: int | None = Field(
+        None, ge=1, description="max_new_tokens of fine captions, where different"
+    )
+    fine_min_new_tokens: int | None = Field(
+        None, ge=0, description="min_new_tokens of fine captions, where different"
+    )
+    fine_num_beams: int | None = Field(
+        None, ge=1, description="num_beams of fine captions, where different"
+    )
+    fine_frames_per_second: float = Field(
+        1.0, gt=0, description="frames a second of the clip that get a fine caption"
+    )
+    fine_at_least: int = Field(
+        8, ge=1, description="frames that get a fine caption in short clips too, as far as kept"
+    )
+    skip_similar: float = Field(
+        4.0, ge=0, le=255,
+        description="a frame is not captioned again while no cell of its 16 × 16 thumbnail differs "
+        "by more than this (levels of 0–255) from the last captioned one, whose text it gets; "
+        "0 captions every frame",
+    )
+    batch_images: int = resource(
+        16, ge=1, description="pictures that go through the model at a time; halved when memory "
+        "does not suffice"
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> CaptionFrames:
+        if not (self.coarse or self.fine):
+            raise ValueError("coarse and fine are both off, which leaves nothing to caption")
+        if self.coarse:
+            self.check_server(self.model, self._generation)
+        if self.fine:
+            self.check_server(self.fine_model or self.model, self._fine_generation)
+        if self.guide_with_tags:
+            if not self.fine:
+                raise ValueError("guide_with_tags guides fine captions, but fine is off")
+            if "tags" not in variables_of(self._fine_prompt or "", ("tags",)):
+                raise ValueError(
+                    "guide_with_tags needs a fine_prompt that uses tags, such as "
+                    "\"a picture of {{ tags|join(', ') }}, \""
+                )
+        return self
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Tags only where they guide: otherwise new tags would make old captions stale."""
+        spans = ("split_clips.start_seconds", "split_clips.end_seconds")
+        return (*spans, "tag_clips.tags?") if self.guide_with_tags else spans
+
+    @property
+    def frames(self) -> tuple[FramePick, ...]:
+        return (*[Middle()] * self.coarse, *[self._fine_pick] * self.fine)
+
+    @property
+    def _fine_pick(self) -> FramePick:
+        return PerSecond(self.fine_frames_per_second, self.fine_at_least)
+
+    @property
+    def _fine_prompt(self) -> str | None:
+        return self.prompt if self.fine_prompt is None else self.fine_prompt
+
+    @property
+    def _generation(self) -> Generation:
+        return Generation(self.max_new_tokens, self.min_new_tokens, self.num_beams,
+                          self.no_repeat_ngram_size)
+
+    @property
+    def _fine_generation(self) -> Generation:
+        def first(value: int | None, otherwise: int) -> int:
+            return otherwise if value is None else value
+
+        return Generation(
+            first(self.fine_max_new_tokens, self.max_new_tokens),
+            first(self.fine_min_new_tokens, self.min_new_tokens),
+            first(self.fine_num_beams, self.num_beams),
+            self.no_repeat_ngram_size,
+        )
+
+    def prompts(self) -> dict[str, str]:
+        found = {"prompt": self.prompt if self.coarse else None,
+                 "fine_prompt": self._fine_prompt if self.fine else None}
+        return {name: text for name, text in found.items() if text is not None}
+
+    @contextmanager
+    def open(self, workspace: Workspace) -> Iterator[Transform]:
+        with ExitStack() as stack:
+            captioners: dict[str, Captioner] = {}
+            opened: dict[ModelReference, Captioner] = {}
+            for scale, setting, reference, prompt in self._uses():
+                if reference not in opened:
+                    opened[reference] = stack.enter_context(open_captioner(
+                        reference, self, f"caption_frames.{setting}", self.batch_images
+                    ))
+                captioners[scale] = opened[reference]
+                captioners[scale].check_prompt(prompt)
+            yield lambda table: self.transform(table, captioners)
+
+    def _uses(self) -> Iterator[tuple[str, str, ModelReference, str | None]]:
+        if self.coarse:
+            yield COARSE, "model", self.model, self.prompt
+        if self.fine:
+            setting = "fine_model" if self.fine_model else "model"
+            yield FINE, setting, self.fine_model or self.model, self._fine_prompt
+
+    def transform(self, table: pa.Table, captioners: Mapping[str, Captioner]) -> pa.Table:
+        """One row a clip; captioners by scale. Pictures of all clips share the model's batches."""
+        clips = [self._look_at(row) for row in table.to_pylist()]
+        texts: dict[Ticket, str | RowFailed] = {}
+        for scale, generation in ((COARSE, self._generation), (FINE, self._fine_generation)):
+            pictures = [picture for clip in clips for picture in clip.pictures[scale]]
+            if pictures:
+                texts |= captioners[scale].describe(pictures, generation)
+        rows = Rows(self)
+        for clip in clips:
+            clip.write(rows, texts)
+        return rows.table()
+
+    def _look_at(self, row: Mapping[str, Any]) -> _Clip:
+        """Which of a clip's frames are to be captioned, and whose text the others get."""
+        clip = _Clip(row["clip_id"])
+        frames = row["frames"] or []
+        if not frames:
+            clip.failure = RowFailed("bad_media", "no frame of this clip was kept or could be read")
+            return clip
+        try:
+            seconds = [frame["seconds"] for frame in frames]
+            span = (row["start_seconds"], row["end_seconds"])
+            if self.coarse:
+                self._add_coarse(clip, [frames[i] for i in pick_frames(seconds, *span, [Middle()])])
+            if self.fine:
+                chosen = [frames[i] for i in pick_frames(seconds, *span, [self._fine_pick])]
+                self._add_fine(clip, chosen, self._fine_prompt_for(row))
+        except RowFailed as failure:
+            clip.give_up(failure)
+        return clip
+
+    def _add_coarse(self, clip: _Clip, chosen: Sequence[Mapping[str, Any]]) -> None:
+        if not chosen:
+            raise RowFailed("bad_media", "none of this clip's frames lies within its span")
+        ticket = Ticket(clip.clip_id, COARSE, chosen[0]["seconds"])
+        clip.coarse = ticket
+        clip.pictures[COARSE].append(Picture(ticket, chosen[0]["jpeg"], self.prompt))
+
+    def _add_fine(
+        self, clip: _Clip, chosen: Sequence[Mapping[str, Any]], prompt: str | None
+    ) -> None:
+        if not chosen:
+            raise RowFailed("bad_media", "none of this clip's frames lies within its span")
+        for frame, leader in zip(chosen, leaders(chosen, self.skip_similar), strict=True):
+            ticket = Ticket(clip.clip_id, FINE, chosen[leader]["seconds"])
+            clip.fine.append((frame["seconds"], ticket))
+            if chosen[leader] is frame:
+                clip.pictures[FINE].append(Picture(ticket, frame["jpeg"], prompt))
+
+    def _fine_prompt_for(self, row: Mapping[str, Any]) -> str | None:
+        if not self.guide_with_tags:
+            return self._fine_prompt
+        tags = [tag["tag"] for tag in row.get("tags") or []]
+        try:
+            return render(self._fine_prompt or "", {"tags": tags})
+        except ValueError as error:
+            raise RowFailed("model", f"caption_frames.fine_prompt: {error}") from error
+
+
+@dataclass
+class _Clip:
+    """What is asked about one clip, and under which tickets."""
+
+    clip_id: str
+    coarse: Ticket | None = None
+    fine: list[tuple[float, Ticket]] = field(default_factory=list)
+    pictures: dict[str, list[Picture]] = field(default_factory=lambda: {COARSE: [], FINE: []})
+    failure: RowFailed | None = None
+
+    def give_up(self, failure: RowFailed) -> None:
+        self.failure = failure
+        for pictures in self.pictures.values():
+            pictures.clear()
+
+    def write(self, rows: Rows, texts: Mapping[Ticket, str | RowFailed]) -> None:
+        if self.failure is not None:
+            rows.record(self.clip_id, self.failure)
+            return
+        try:
+            fine = [{"seconds": seconds, "text": usable(ticket, texts)}
+                    for seconds, ticket in self.fine]
+            rows.keep(
+                self.clip_id,
+                caption_coarse=usable(self.coarse, texts) if self.coarse else None,
+                coarse_seconds=self.coarse.seconds if self.coarse else None,
+                captions_fine=fine if self.fine else None,
+            )
+        except RowFailed as failure:
+            rows.record(self.clip_id, failure)
+
+
+def usable(ticket: Ticket, texts: Mapping[Ticket, str | RowFailed]) -> str:
+    """The tidied text of a ticket; RowFailed where there is none that can be used."""
+    text = texts[ticket]
+    where = f"{ticket.scale} caption at {ticket.seconds:.3f} s"
+    if isinstance(text, RowFailed):
+        raise RowFailed(text.kind, f"{where}: {text.message}")
+    tidied = tidy(text)
+    if fault := fault_of(tidied):
+        said = "" if tidied else f" (the model said {shortened(text)})"
+        raise RowFailed("model", f"{where}: {fault}{said}")
+    return tidied
+
+
+def leaders(frames: Sequence[Mapping[str, Any]], threshold: float) -> list[int]:
+    """For each frame the index of the frame whose caption it gets, its own where it has changed.
+
+    Compared is with the last captioned frame, so that slow change adds up until it counts.
+    """
+    if threshold <= 0:
+        return list(range(len(frames)))
+    from stages.media.thumbnails import largest_difference, thumbnail
+
+    found: list[int] = []
+    last = None
+    for i, frame in enumerate(frames):
+        small = thumbnail(frame["jpeg"])
+        if last is not None and largest_difference(last, small) <= threshold:
+            found.append(found[-1])
+        else:
+            found.append(i)
+            last = small
+    return found

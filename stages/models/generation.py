@@ -1,0 +1,269 @@
+"""What caption_frames and summarize_captions share: settings, loading, batches that fit."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
+
+from pydantic import Field
+
+from schemas.errors import ClipmillError, RowFailed
+from stages.models.openai_server import OpenAIServer
+from stages.models.references import ModelReference
+from stages.protocol import Stage, resource
+
+if TYPE_CHECKING:
+    import torch
+
+Item = TypeVar("Item")
+Prepared = TypeVar("Prepared")
+Result = TypeVar("Result")
+
+DType = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+@dataclass(frozen=True)
+class Generation:
+    """How a text is made; nothing is ever sampled, so the same input gives the same text."""
+
+    max_new_tokens: int
+    min_new_tokens: int = 0
+    num_beams: int = 1
+    no_repeat_ngram_size: int = 0
+
+    def arguments(self) -> dict[str, Any]:
+        """Keyword arguments of transformers' `generate`."""
+        wanted: dict[str, Any] = {
+            "max_new_tokens": self.max_new_tokens, "num_beams": self.num_beams, "do_sample": False,
+        }
+        if self.min_new_tokens:
+            wanted["min_new_tokens"] = self.min_new_tokens
+        if self.no_repeat_ngram_size:
+            wanted["no_repeat_ngram_size"] = self.no_repeat_ngram_size
+        return wanted
+
+
+class GeneratingStage(Stage):
+    """Settings of a stage whose texts come from a model of transformers or from a server."""
+
+    dtype: DType = Field(
+        "auto",
+        description="number format of the weights; auto is bfloat16 where the CPU or GPU has "
+        "instructions for it, else float32",
+    )
+    device: str = resource("auto", description="auto, cpu, cuda or cuda:N")
+    trust_remote_code: bool = Field(
+        False,
+        description="run the Python code that lies in the model's folder; only for authors whom "
+        "you trust (from the hub no code is fetched)",
+    )
+    server_concurrency: int = resource(
+        8, ge=1, description="requests that are under way at a time, when the model is a server"
+    )
+    server_timeout_seconds: float = resource(
+        120.0, gt=0, description="longest wait for one answer of a server"
+    )
+    server_retries: int = resource(
+        4, ge=0, description="further tries after 429, 5xx, a timeout or a lost connection"
+    )
+    server_first_wait_seconds: float = resource(
+        1.0, ge=0, description="wait before the first further try; doubled for each one after it"
+    )
+    server_key_variable: str = resource(
+        "OPENAI_API_KEY", description="environment variable that holds the server's API key"
+    )
+    server_options: dict[str, Any] = Field(
+        default_factory=dict,
+        description="further fields of each request; null takes a default away (temperature: null)",
+    )
+
+    @staticmethod
+    def check_server(reference: ModelReference, generation: Generation) -> None:
+        """ValueError where a server would silently not get what the settings say."""
+        if reference.server and generation != Generation(generation.max_new_tokens):
+            raise ValueError(
+                f"{reference} is a server, and OpenAI's protocol has no num_beams, min_new_tokens "
+                "or no_repeat_ngram_size; give what the server knows in server_options"
+            )
+
+    def server(self, reference: ModelReference) -> OpenAIServer:
+        """The client for a reference that names a server."""
+        return OpenAIServer(
+            reference,
+            concurrency=self.server_concurrency,
+            timeout_seconds=self.server_timeout_seconds,
+            retries=self.server_retries,
+            first_wait_seconds=self.server_first_wait_seconds,
+            key_variable=self.server_key_variable,
+            options=self.server_options,
+        )
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a model runs and in which numbers."""
+
+    device: torch.device
+    dtype: torch.dtype
+
+    @classmethod
+    def of(cls, stage: GeneratingStage) -> Place:
+        import torch
+
+        from stages.models import torch_setup
+
+        automatic = stage.device == "auto"
+        device = torch_setup.best_device() if automatic else torch.device(stage.device)
+        if stage.dtype == "auto":
+            return cls(device, torch_setup.default_dtype(device))
+        return cls(device, getattr(torch, stage.dtype))
+
+
+def load_config(folder: Path, what: str, *, trust_remote_code: bool) -> Any:
+    """The model's configuration; ClipmillError where the folder holds none that can be read."""
+    import transformers
+
+    # Its warnings are for people who write models; what matters here is raised.
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        return transformers.AutoConfig.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=trust_remote_code
+        )
+    except (OSError, ValueError, KeyError) as error:
+        hint = ""
+        if "trust_remote_code" in str(error):
+            hint = "; it brings code of its own, which is run only with trust_remote_code: true"
+        raise ClipmillError(f"{what}: {folder} cannot be read as a model of transformers"
+                            f"{hint}: {error}") from error
+
+
+def load_weights(
+    auto_class: Any, folder: Path, what: str, place: Place, *, trust_remote_code: bool
+) -> Any:
+    """The model on its device, ready to generate without sampling.
+
+    Only safetensors, or pickles read as weights only. Raises ClipmillError where weights are
+    missing: transformers would fill them with random numbers and go on.
+    """
+    try:
+        model, loaded = auto_class.from_pretrained(
+            folder, dtype=place.dtype, local_files_only=True, weights_only=True,
+            trust_remote_code=trust_remote_code, output_loading_info=True,
+        )
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            raise
+        raise ClipmillError(f"{what}: {folder} cannot be loaded: {error}") from error
+    # Poolers are for classification: published captioners often come without theirs.
+    missing = sorted(name for name in loaded["missing_keys"] if "pooler" not in name)
+    if missing:
+        raise ClipmillError(
+            f"{what}: {folder} lacks {len(missing)} weights that {type(model).__name__} needs, "
+            f"the first of them {missing[0]}"
+        )
+    model.to(place.device).eval()
+    for module in model.modules():
+        config = getattr(module, "generation_config", None)
+        if config is not None:
+            # Left-over sampling settings do nothing without sampling but warn at every call.
+            config.update(do_sample=False, temperature=None, top_p=None, top_k=None,
+                          num_return_sequences=1, max_length=None)
+    return model
+
+
+def chat_options(template: Any) -> dict[str, bool]:
+    """Variables for a chat template: a caption needs no thinking aloud first."""
+    return {"enable_thinking": False} if "enable_thinking" in str(template) else {}
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that the GPU's or the machine's memory did not suffice."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and any(
+        sign in text for sign in ("out of memory", "not enough memory", "can't allocate memory")
+    )
+
+
+class Batches(Generic[Item, Prepared, Result]):
+    """Runs items through a model in batches, preparing one while the one before it is computed.
+
+    Where memory does not suffice the size is halved, for good. Any other exception costs only the
+    item that causes it: its batch is done again one by one.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        prepare: Callable[[Sequence[Item]], Prepared],
+        compute: Callable[[Prepared], Sequence[Result]],
+    ) -> None:
+        self.size = size
+        self._prepare = prepare
+        self._compute = compute
+
+    def run(self, groups: Iterable[Sequence[Item]]) -> list[Result | RowFailed]:
+        """Results in the order of the items; a batch never takes items of two groups."""
+        batches = [
+            group[i: i + self.size] for group in groups for i in range(0, len(group), self.size)
+        ]
+        results: list[Result | RowFailed] = []
+        with ThreadPoolExecutor(1, thread_name_prefix="prepare") as pool:
+            ahead = [pool.submit(self._prepare, batch) for batch in batches[:1]]
+            for i, batch in enumerate(batches):
+                prepared = ahead.pop()
+                if i + 1 < len(batches):
+                    ahead.append(pool.submit(self._prepare, batches[i + 1]))
+                if len(batch) > self.size:
+                    prepared.cancel()
+                    results += self._pieces(batch)
+                else:
+                    results += self._attempt(batch, prepared.result)
+        return results
+
+    def _pieces(self, batch: Sequence[Item]) -> list[Result | RowFailed]:
+        results: list[Result | RowFailed] = []
+        while len(results) < len(batch):
+            piece = batch[len(results): len(results) + self.size]
+            results += self._attempt(piece, lambda piece=piece: self._prepare(piece))
+        return results
+
+    def _attempt(
+        self, batch: Sequence[Item], prepared: Callable[[], Prepared]
+    ) -> list[Result | RowFailed]:
+        try:
+            found = list(self._compute(prepared()))
+            if len(found) != len(batch):
+                raise RuntimeError(f"{len(batch)} inputs gave {len(found)} outputs")
+            return found
+        except Exception as error:  # noqa: BLE001 - whatever a model raises costs its item only
+            memory = is_out_of_memory(error)
+            failure = error if isinstance(error, RowFailed) else RowFailed(
+                "model", f"{'out of memory: ' if memory else ''}{type(error).__name__}: {error}"
+            )
+        # Outside the handler, so that the traceback no longer holds on to the batch's tensors.
+        if memory:
+            _free_memory()
+        if len(batch) == 1:
+            return [failure]
+        if memory:
+            self.size = max(1, len(batch) // 2)
+            return self._pieces(batch)
+        return [
+            result for item in batch
+            for result in self._attempt([item], lambda item=item: self._prepare([item]))
+        ]
+
+
+def _free_memory() -> None:
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

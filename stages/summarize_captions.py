@@ -1,0 +1,250 @@
+"""summarize_captions: one caption for the clip, merged from what the captioners said."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import pyarrow as pa
+from pydantic import Field, field_validator, model_validator
+
+from schemas.errors import RowFailed
+from schemas.tables import SUMMARIES
+from stages.models.generated_text import fault_of, shortened, tidy
+from stages.models.generation import GeneratingStage, Generation
+from stages.models.openai_server import Completion
+from stages.models.prompts import render, variables_of
+from stages.models.references import ModelReference
+from stages.models.text_models import TextModel, open_text_model
+from stages.protocol import Rows, Transform, Workspace, resource
+
+# Which columns a prompt needs for each variable that it may use.
+_READS = {
+    "coarse": ("caption_frames.caption_coarse",),
+    "fine": ("caption_frames.captions_fine",),
+    "fine_at": ("caption_frames.captions_fine", "split_clips.start_seconds"),
+    "tags": ("tag_clips.tags?",),
+    "title": ("download_videos.title?",),
+    "subtitles": ("download_videos.subtitles?", "split_clips.start_seconds",
+                  "split_clips.end_seconds"),
+}
+PROMPT_VARIABLES = tuple(_READS)
+
+DEFAULT_PROMPT = """\
+Summarize what happens in a video clip in one sentence.
+{% if coarse %}
+The clip shows: {{ coarse }}
+{% endif %}
+{% if fine %}
+Moments of the clip, in time order: {{ fine|join('. ') }}.
+{% endif %}
+{% if tags %}
+It may contain: {{ tags|join(', ') }}.
+{% endif %}
+"""
+
+
+class SummarizeCaptions(GeneratingStage):
+    """The clip's caption, by a language model.
+
+    An answer that is empty, was cut off at max_new_tokens or goes round in circles is a failure
+    of kind `model`. No other caption is ever put in its place.
+    """
+
+    name: ClassVar[str] = "summarize_captions"
+    writes: ClassVar[pa.Schema] = SUMMARIES
+
+    model: ModelReference = Field(
+        ModelReference(hub="google/flan-t5-base"),
+        description="language model: hub id, folder, or server",
+    )
+    prompt: str = Field(
+        DEFAULT_PROMPT,
+        description="Jinja template with the variables coarse (text), fine (list of texts), "
+        "fine_at (list of {seconds, text}, seconds from the clip's start), tags (list of texts), "
+        "title (text) and subtitles (text spoken in the clip); what it does not use is not read",
+    )
+    max_new_tokens: int = Field(120, ge=1, description="longest answer, in tokens")
+    min_new_tokens: int = Field(0, ge=0, description="shortest answer, in tokens")
+    num_beams: int = Field(1, ge=1, description="beams of the beam search; 1 is greedy")
+    no_repeat_ngram_size: int = Field(
+        0, ge=0, description="no run of this many tokens comes twice in an answer; 0 is no rule"
+    )
+    max_prompt_tokens: int | None = Field(
+        None, ge=1,
+        description="longer prompts get fewer fine captions and subtitles, evenly thinned; what "
+        "the model's context holds when not set (no limit for a server; there a token is counted "
+        "as 4 characters)",
+    )
+    batch_texts: int = resource(
+        16, ge=1, description="prompts that go through the model at a time; halved when memory "
+        "does not suffice"
+    )
+
+    @field_validator("prompt")
+    @classmethod
+    def _check_prompt(cls, template: str) -> str:
+        if not variables_of(template, PROMPT_VARIABLES):
+            raise ValueError("every clip would get the same prompt: the template uses none of the "
+                             f"variables {', '.join(PROMPT_VARIABLES)}")
+        return template
+
+    @model_validator(mode="after")
+    def _check(self) -> SummarizeCaptions:
+        self.check_server(self.model, self._generation)
+        return self
+
+    @property
+    def _variables(self) -> frozenset[str]:
+        return variables_of(self.prompt, PROMPT_VARIABLES)
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Only what the prompt uses: otherwise new tags would make old summaries stale."""
+        needed = [read for name in PROMPT_VARIABLES if name in self._variables
+                  for read in _READS[name]]
+        return tuple(dict.fromkeys(needed))
+
+    def prompts(self) -> dict[str, str]:
+        return {"prompt": self.prompt}
+
+    @property
+    def _generation(self) -> Generation:
+        return Generation(self.max_new_tokens, self.min_new_tokens, self.num_beams,
+                          self.no_repeat_ngram_size)
+
+    @contextmanager
+    def open(self, workspace: Workspace) -> Iterator[Transform]:
+        with open_text_model(self.model, self, "summarize_captions.model", self._generation,
+                             self.batch_texts) as model:
+            yield lambda table: self.transform(table, model)
+
+    def transform(self, table: pa.Table, model: TextModel) -> pa.Table:
+        """One row a clip."""
+        rows = Rows(self)
+        prompts: dict[str, str] = {}
+        for row in table.to_pylist():
+            try:
+                prompts[row["clip_id"]] = self._prompt_for(_Material.of(row), model)
+            except RowFailed as failure:
+                rows.record(row["clip_id"], failure)
+        answers = model.complete(list(prompts.values()))
+        for clip_id, answer in zip(prompts, answers, strict=True):
+            try:
+                rows.keep(clip_id, caption=self._usable(answer))
+            except RowFailed as failure:
+                rows.record(clip_id, failure)
+        return rows.table()
+
+    def _prompt_for(self, material: _Material, model: TextModel) -> str:
+        """The prompt, with as many fine captions and subtitles as fit."""
+        prompt = self._render(material)
+        limit = self.max_prompt_tokens or model.longest_prompt
+        if limit is None or model.count_tokens(prompt) <= limit:
+            return prompt
+        # The largest number of lines that fits, by halving the range.
+        fits, too_many = 0, material.lines
+        while too_many - fits > 1:
+            middle = (fits + too_many) // 2
+            if model.count_tokens(self._render(material.thinned(middle))) <= limit:
+                fits = middle
+            else:
+                too_many = middle
+        if fits:
+            return self._render(material.thinned(fits))
+        raise RowFailed("model", f"the prompt takes {model.count_tokens(prompt)} tokens, more than "
+                        f"the {limit} allowed, and still does with a single fine caption")
+
+    def _render(self, material: _Material) -> str:
+        values = material.values()
+        if not any(values[name] for name in self._variables):
+            raise RowFailed("model", "there is nothing to summarise: empty are "
+                            f"{', '.join(sorted(self._variables))}")
+        try:
+            return render(self.prompt, values)
+        except ValueError as error:
+            raise RowFailed("model", f"summarize_captions.prompt: {error}") from error
+
+    def _usable(self, answer: Completion | RowFailed) -> str:
+        if isinstance(answer, RowFailed):
+            raise answer
+        text = tidy(answer.text)
+        if not answer.complete:
+            raise RowFailed("model", f"the answer was cut off at {self.max_new_tokens} tokens "
+                            f"(max_new_tokens): {shortened(tidy(answer.text) or answer.text)}")
+        if fault := fault_of(text):
+            raise RowFailed("model", fault)
+        return text
+
+
+@dataclass(frozen=True)
+class _Material:
+    """What is known about one clip."""
+
+    coarse: str
+    fine: tuple[tuple[float, str], ...]
+    tags: tuple[str, ...]
+    title: str
+    subtitles: tuple[str, ...]
+
+    @classmethod
+    def of(cls, row: Mapping[str, Any]) -> _Material:
+        start = row.get("start_seconds") or 0.0
+        return cls(
+            coarse=row.get("caption_coarse") or "",
+            fine=tuple((round(entry["seconds"] - start, 3), entry["text"])
+                       for entry in row.get("captions_fine") or [] if entry["text"]),
+            tags=tuple(entry["tag"] for entry in row.get("tags") or []),
+            title=row.get("title") or "",
+            subtitles=spoken(row.get("subtitles") or [], start, row.get("end_seconds")),
+        )
+
+    @property
+    def lines(self) -> int:
+        return max(len(self.fine), len(self.subtitles))
+
+    def thinned(self, lines: int) -> _Material:
+        """With at most `lines` fine captions and as many subtitles, evenly spread."""
+        return _Material(self.coarse, spread(self.fine, lines), self.tags, self.title,
+                         spread(self.subtitles, lines))
+
+    def values(self) -> dict[str, Any]:
+        """The variables of the prompt."""
+        return {
+            "coarse": self.coarse,
+            "fine": [text for _, text in self.fine],
+            "fine_at": [{"seconds": seconds, "text": text} for seconds, text in self.fine],
+            "tags": list(self.tags),
+            "title": self.title,
+            "subtitles": " ".join(self.subtitles),
+        }
+
+
+def spread(items: Sequence[Any], count: int) -> tuple[Any, ...]:
+    """`count` of the items from the middles of as many equal parts, or all if there are fewer."""
+    if len(items) <= count:
+        return tuple(items)
+    return tuple(items[(2 * i + 1) * len(items) // (2 * count)] for i in range(count))
+
+
+def spoken(
+    subtitles: Sequence[Mapping[str, Any]], start_seconds: float, end_seconds: float | None
+) -> tuple[str, ...]:
+    """Lines said within the span, from one track: written by people rather than automatic.
+
+    Automatic subtitles say a line again as it scrolls up; it is taken once.
+    """
+    tracks: dict[tuple[bool, str], list[str]] = {}
+    for line in sorted(subtitles, key=lambda line: line["start_seconds"]):
+        if line["end_seconds"] <= start_seconds:
+            continue
+        if end_seconds is not None and line["start_seconds"] >= end_seconds:
+            continue
+        track = tracks.setdefault((bool(line["automatic"]), line["language"] or ""), [])
+        text = " ".join((line["text"] or "").split())
+        if text and text not in track[-1:]:
+            track.append(text)
+    return tuple(next((tracks[track] for track in sorted(tracks, key=lambda key: key[0])
+                       if tracks[track]), []))
