@@ -1,0 +1,93 @@
+"""`clipmill doctor`: what this machine has, and what it lacks for a recipe."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from importlib import metadata
+
+from rich.console import Console
+from rich.markup import escape
+
+from schemas.errors import ClipmillError
+
+LIBRARIES = {
+    "ray": "ray", "yt_dlp": "yt-dlp", "scenedetect": "scenedetect-headless", "decord": "decord",
+    "av": "av", "cv2": "opencv-python-headless", "pyarrow": "pyarrow", "duckdb": "duckdb",
+    "torch": "torch", "transformers": "transformers", "open_clip": "open_clip_torch",
+}
+CODECS = ("h264", "hevc", "vp8", "vp9", "av1", "mpeg4", "aac", "opus")
+
+
+def examine(recipe: str | None) -> int:
+    """Prints a line a finding; the exit status is 1 where something is missing."""
+    console = Console(highlight=False)
+    missing = 0
+    for what, problem in _findings(recipe):
+        missing += problem is not None
+        mark = "[green]ok[/green]     " if problem is None else "[red]missing[/red]"
+        console.print(f"{mark} {escape(what)}", soft_wrap=True)
+        if problem:
+            console.print(f"        {escape(problem)}", soft_wrap=True)
+    return 1 if missing else 0
+
+
+def _findings(recipe: str | None) -> Iterator[tuple[str, str | None]]:
+    yield f"Python {sys.version.split()[0]}, {os.cpu_count()} CPUs", None
+    yield from map(_library, LIBRARIES)
+    import av
+
+    for name in CODECS:
+        known = name in av.codecs_available
+        yield f"decoder {name}", None if known else "PyAV's FFmpeg was built without it"
+    yield _gpu(), None
+    if ffmpeg := shutil.which("ffmpeg"):
+        yield f"ffmpeg at {ffmpeg}, for merging what yt-dlp fetches", None
+    else:
+        import imageio_ffmpeg
+
+        yield f"ffmpeg of imageio-ffmpeg {imageio_ffmpeg.get_ffmpeg_version()}", None
+    if recipe is not None:
+        yield from _recipe_findings(recipe)
+
+
+def _library(module: str) -> tuple[str, str | None]:
+    from stages.models.torch_setup import prepare_torch
+
+    name = LIBRARIES[module]
+    try:
+        if module in ("transformers", "open_clip"):
+            prepare_torch()
+        importlib.import_module(module)
+        return f"{name} {metadata.version(name)}", None
+    except (ImportError, OSError, RuntimeError) as error:
+        return name, f"cannot be imported: {error}"
+
+
+def _gpu() -> str:
+    import torch
+
+    if torch.cuda.is_available():
+        names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+        return f"GPUs: {', '.join(names)}"
+    return "no GPU: models run on the CPU"
+
+
+def _recipe_findings(recipe: str) -> Iterator[tuple[str, str | None]]:
+    from jobs.preflight import examine_models
+    from jobs.ready_made import recipe_path
+    from pipeline.plan import build_plan
+    from pipeline.recipe import load_recipe
+
+    path = recipe_path(recipe)
+    loaded = load_recipe(path)
+    try:
+        plan = build_plan(loaded)
+    except ClipmillError as error:
+        yield f"recipe {loaded.name}", str(error)
+        return
+    yield f"recipe {loaded.name}: {', '.join(loaded.stages)}", None
+    yield from examine_models(plan.steps)
