@@ -15,6 +15,8 @@ import torch
 from stages.models.torch_setup import prepare_torch
 
 prepare_torch()
+# Models this small are slowed down many times by threads that wait for each other.
+torch.set_num_threads(1)
 
 import transformers as hf  # noqa: E402 - torch must be made ready before transformers is imported
 from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, processors  # noqa: E402

@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from schemas.errors import ClipmillError, RowFailed
-from stages.media.images import decode_jpeg
 from stages.models.generation import (
     Batches,
     GeneratingStage,
@@ -36,6 +35,7 @@ from stages.models.pixels import PlainPixels
 from stages.models.references import ModelReference
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
 CHAT_PROMPT = "Describe this picture in one short sentence."
@@ -49,6 +49,13 @@ class Picture:
     ticket: Hashable
     jpeg: bytes
     prompt: str | None = None
+
+
+def frame_of(picture: Picture) -> np.ndarray:
+    """The picture's pixels, height × width × 3, RGB; RowFailed `bad_media` where it has none."""
+    from stages.media.images import decode_jpeg
+
+    return decode_jpeg(picture.jpeg)
 
 
 class Captioner(Protocol):
@@ -209,7 +216,7 @@ class _OnePicture(Family):
         self._plain = PlainPixels.of(image_processor)
 
     def pixels(self, pictures: Sequence[Picture]) -> torch.Tensor:
-        frames = [decode_jpeg(picture.jpeg) for picture in pictures]
+        frames = [frame_of(picture) for picture in pictures]
         if self._plain is not None:
             return self._plain.batch(frames)
         return self._images(frames, return_tensors="pt")["pixel_values"]
@@ -278,7 +285,7 @@ class Other(Family):
 
     def prepare(self, pictures: Sequence[Picture]) -> dict[str, Any]:
         return dict(self.processor(
-            images=[decode_jpeg(picture.jpeg) for picture in pictures],
+            images=[frame_of(picture) for picture in pictures],
             text=[self.prompt_of(picture) for picture in pictures],
             padding=True, return_tensors="pt",
         ))
@@ -309,7 +316,7 @@ class Chat(Family):
 
         conversations = [
             [{"role": "user", "content": [
-                {"type": "image", "image": Image.fromarray(decode_jpeg(picture.jpeg))},
+                {"type": "image", "image": Image.fromarray(frame_of(picture))},
                 {"type": "text", "text": self.prompt_of(picture)},
             ]}]
             for picture in pictures

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import pickle
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -155,6 +156,11 @@ def load_weights(
             folder, dtype=place.dtype, local_files_only=True, weights_only=True,
             trust_remote_code=trust_remote_code, output_loading_info=True,
         )
+    except pickle.UnpicklingError as error:
+        raise ClipmillError(
+            f"{what}: {folder} holds a pickle with more in it than weights, which may run code "
+            "when it is read; use the model's safetensors"
+        ) from error
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         if is_out_of_memory(error):
             raise

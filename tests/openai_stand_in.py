@@ -1,0 +1,130 @@
+"""A loopback server that speaks enough of OpenAI's protocol, and misbehaves as it is told."""
+
+from __future__ import annotations
+
+import base64
+import json
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+
+def picture_of(request: dict[str, Any]) -> bytes | None:
+    """The JPEG in a chat request, if it has one."""
+    content = request["messages"][-1]["content"]
+    if isinstance(content, str):
+        return None
+    url = next(part["image_url"]["url"] for part in content if part["type"] == "image_url")
+    kind, _, data = url.partition(",")
+    assert kind == "data:image/jpeg;base64"
+    return base64.b64decode(data)
+
+
+def text_of(request: dict[str, Any]) -> str:
+    """What the user says in a chat request."""
+    content = request["messages"][-1]["content"]
+    if isinstance(content, str):
+        return content
+    return next(part["text"] for part in content if part["type"] == "text")
+
+
+def completion(text: str | None, finish_reason: str = "stop") -> bytes:
+    choice = {"index": 0, "message": {"role": "assistant", "content": text},
+              "finish_reason": finish_reason}
+    return json.dumps({"object": "chat.completion", "choices": [choice]}).encode()
+
+
+@dataclass
+class StandIn:
+    """`misdeeds` are played one a request, in order; after them `answer` makes the text.
+
+    A misdeed is a status code, raw bytes to answer 200 with, or the word hang, drip or reset.
+    """
+
+    answer: Callable[[dict[str, Any]], str]
+    misdeeds: list[int | bytes | str] = field(default_factory=list)
+    requests: list[dict[str, Any]] = field(default_factory=list)
+    headers: list[dict[str, str]] = field(default_factory=list)
+    url: str = ""
+    most_at_once: int = 0
+    closing: threading.Event = field(default_factory=threading.Event)
+
+
+@contextmanager
+def openai_server(
+    answer: Callable[[dict[str, Any]], str], *misdeeds: int | bytes | str
+) -> Iterator[StandIn]:
+    """A running stand-in; `url` is what stands before the `#` of a model reference."""
+    stand_in = StandIn(answer, list(misdeeds))
+    lock = threading.Lock()
+    at_once = 0
+
+    class Handler(BaseHTTPRequestHandler):
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+        def send(self, status: int, content: bytes) -> None:
+            self.send_response(status)
+            if status == 429:
+                self.send_header("Retry-After", "0")
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def do_GET(self) -> None:
+            self.send(200, b'{"data": []}')
+
+        def do_POST(self) -> None:
+            nonlocal at_once
+            request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            with lock:
+                at_once += 1
+                stand_in.most_at_once = max(stand_in.most_at_once, at_once)
+                stand_in.requests.append({"path": self.path, **request})
+                stand_in.headers.append(dict(self.headers))
+                misdeed = stand_in.misdeeds.pop(0) if stand_in.misdeeds else None
+            try:
+                self.play(misdeed, request)
+            finally:
+                with lock:
+                    at_once -= 1
+
+        def play(self, misdeed: int | bytes | str | None, request: dict[str, Any]) -> None:
+            if misdeed is None:
+                self.send(200, completion(stand_in.answer(request)))
+            elif isinstance(misdeed, int):
+                self.send(misdeed, b'{"error": {"message": "as told"}}')
+            elif isinstance(misdeed, bytes):
+                self.send(200, misdeed)
+            elif misdeed == "hang":
+                stand_in.closing.wait(20)
+            elif misdeed == "reset":
+                self.connection.close()
+            elif misdeed == "drip":
+                self.send_response(200)
+                self.end_headers()
+                while not stand_in.closing.wait(0.05):
+                    self.wfile.write(b" ")
+            else:
+                raise AssertionError(misdeed)
+
+        def handle(self) -> None:
+            # The client went away, or the misdeed was to close the connection.
+            with suppress(OSError, ValueError):
+                super().handle()
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
+    thread.start()
+    stand_in.url = f"http://127.0.0.1:{server.server_address[1]}/v1"
+    try:
+        yield stand_in
+    finally:
+        stand_in.closing.set()
+        server.shutdown()
+        server.server_close()
+        thread.join()

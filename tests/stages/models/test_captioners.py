@@ -1,0 +1,225 @@
+"""Every kind of captioner, as a tiny model of its real architecture."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from contextlib import contextmanager
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from schemas.errors import ClipmillError, RowFailed
+from stages.models.captioners import Picture, open_captioner
+from stages.models.generation import Batches, GeneratingStage, Generation
+from stages.models.pixels import PlainPixels
+from stages.models.references import ModelReference
+from tests.models_factory import hf, tiny_model
+
+FAMILIES = {
+    "blip": "Blip",
+    "blip2": "Blip2",
+    "florence2": "Florence2",
+    "qwen_vl": "Chat",
+    "vision_encoder_decoder": "VisionEncoderDecoder",
+}
+# Random weights would say one word for ever without the rule.
+GREEDY = Generation(max_new_tokens=8, no_repeat_ngram_size=1)
+BEAMS = Generation(max_new_tokens=8, num_beams=3, no_repeat_ngram_size=1)
+
+
+class Settings(GeneratingStage):
+    """The settings alone."""
+
+
+def jpeg(seed: int, height: int = 90, width: int = 160) -> bytes:
+    """A picture of 4 × 4 coloured tiles."""
+    tiles = np.random.default_rng(seed).integers(0, 255, (4, 4, 3), dtype=np.uint8)
+    picture = cv2.resize(tiles, (width, height), interpolation=cv2.INTER_NEAREST)
+    return cv2.imencode(".jpg", picture)[1].tobytes()
+
+
+@contextmanager
+def captioner(folder, batch_images=4, dtype="float32", **settings):
+    with open_captioner(ModelReference(folder=str(folder)), Settings(dtype=dtype, **settings),
+                        "caption_frames.model", batch_images) as opened:
+        yield opened
+
+
+def pictures(count: int, prompts=(None,)) -> list[Picture]:
+    """Pictures of two shapes, under tickets that say their number and prompt."""
+    return [Picture((i, prompt), jpeg(i, 90 if i % 2 else 120), prompt)
+            for i in range(count) for prompt in prompts]
+
+
+@pytest.mark.parametrize("generation", [GREEDY, BEAMS], ids=["greedy", "beams"])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_text_depends_on_its_picture_alone(name, generation):
+    """Alone, batched or in another order, a picture gets the same text; others get others."""
+    prompts = (None, "a red") if name in ("blip", "blip2", "qwen_vl") else (None,)
+    asked = pictures(5, prompts)
+    with captioner(tiny_model(name)) as opened:
+        assert type(opened._family).__name__ == FAMILIES[name]
+        together = opened.describe(asked, generation)
+        turned = opened.describe(asked[::-1], generation)
+        alone = {}
+        for picture in asked:
+            alone |= opened.describe([picture], generation)
+    assert together == turned == alone
+    assert set(together) == {picture.ticket for picture in asked}
+    assert all(isinstance(text, str) and text for text in together.values())
+    assert len(set(together.values())) == len(asked)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_bfloat16_gives_texts_too(name):
+    with captioner(tiny_model(name), dtype="bfloat16") as opened:
+        texts = opened.describe(pictures(3), GREEDY)
+    assert all(isinstance(text, str) and text for text in texts.values())
+
+
+def test_the_prompt_is_no_part_of_the_caption():
+    """BLIP's output begins with its prompt, which is not what the model said."""
+    with captioner(tiny_model("blip")) as opened:
+        (text,) = opened.describe([Picture(0, jpeg(0), "a picture of")], GREEDY).values()
+        assert not text.startswith("a picture of")
+        assert len(text.split()) == GREEDY.max_new_tokens
+
+
+def test_generation_settings_reach_the_model():
+    with captioner(tiny_model("blip")) as opened:
+        short, long = (
+            opened.describe([Picture(0, jpeg(0))], Generation(count, count, 1, 1))[0]
+            for count in (3, 9)
+        )
+    assert (len(short.split()), len(long.split())) == (3, 9)
+
+
+@pytest.mark.parametrize(("name", "prompt"), [
+    ("vision_encoder_decoder", "a picture of"), ("florence2", "<OD>"),
+])
+def test_a_prompt_that_the_model_cannot_take_is_refused_at_the_start(name, prompt):
+    with captioner(tiny_model(name)) as opened:
+        opened.check_prompt(None)
+        with pytest.raises(ClipmillError, match="prompt"):
+            opened.check_prompt(prompt)
+
+
+def test_a_broken_picture_costs_only_itself():
+    good = pictures(4)
+    with captioner(tiny_model("blip")) as opened:
+        texts = opened.describe([*good[:2], Picture("bad", b"no jpeg"), *good[2:]], GREEDY)
+        expected = opened.describe(good, GREEDY)
+    failure = texts.pop("bad")
+    assert isinstance(failure, RowFailed)
+    assert failure.kind == "bad_media"
+    assert texts == expected
+
+
+def test_where_memory_does_not_suffice_the_batch_is_halved_for_good():
+    """Sizes tried: 8 fails, then 4 fails, then 2, and 2 from then on."""
+    sizes = []
+
+    def compute(batch):
+        sizes.append(len(batch))
+        if len(batch) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return [item * 10 for item in batch]
+
+    batches = Batches(8, list, compute)
+    assert batches.run([range(10), range(10, 13)]) == [item * 10 for item in range(13)]
+    assert sizes == [8, 4, 2, 2, 2, 2, 2, 2, 1]
+    assert batches.size == 2
+    (failure,) = Batches(4, list, lambda batch: bytearray(1 << 62)).run([[1]])
+    assert (failure.kind, "out of memory" in failure.message) == ("model", True)
+
+
+def test_an_exception_costs_only_the_item_that_causes_it():
+    def compute(batch):
+        if 3 in batch:
+            raise IndexError("three")
+        return batch
+
+    results = Batches(4, list, compute).run([range(6)])
+    assert [result for result in results if not isinstance(result, RowFailed)] == [0, 1, 2, 4, 5]
+    assert results[3].message == "IndexError: three"
+    assert [type(result) for result in Batches(2, list, lambda batch: [1]).run([[1, 2]])] == [
+        int, int]
+
+
+def copied(name, tmp_path):
+    return shutil.copytree(tiny_model(name), tmp_path / name)
+
+
+def test_missing_weights_are_an_error_not_random_numbers(tmp_path):
+    folder = copied("blip", tmp_path)
+    weights = load_file(folder / "model.safetensors")
+    name = "text_decoder.cls.predictions.transform.dense.weight"
+    del weights[name]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ClipmillError, match=f"lacks 1 weights.*{name}"), captioner(folder):
+        pass
+
+
+def test_code_in_a_pickle_is_not_run(tmp_path):
+    folder = copied("blip", tmp_path)
+    (folder / "model.safetensors").unlink()
+    mark = tmp_path / "was_run"
+
+    class Hostile:
+        def __reduce__(self):
+            return open, (str(mark), "w")
+
+    torch.save({"weight": Hostile()}, folder / "pytorch_model.bin")
+    with pytest.raises(ClipmillError, match="more in it than weights"), captioner(folder):
+        pass
+    assert not mark.exists()
+
+
+def test_code_in_the_folder_is_not_run_unless_the_setting_says_so(tmp_path):
+    folder = copied("blip", tmp_path)
+    mark = tmp_path / "was_run"
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"model_type": "own", "auto_map": {"AutoConfig": "own.OwnConfig"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "own.py").write_text(f"open({str(mark)!r}, 'w')")
+    with pytest.raises(ClipmillError, match="trust_remote_code: true"), captioner(folder):
+        pass
+    assert not mark.exists()
+
+
+def test_a_folder_without_a_model_is_an_error_that_names_the_setting(tmp_path):
+    with pytest.raises(ClipmillError, match=r"caption_frames\.model"), captioner(tmp_path):
+        pass
+    nowhere = captioner(tmp_path / "nowhere")
+    with pytest.raises(ClipmillError, match=r"caption_frames\.model.*nowhere"), nowhere:
+        pass
+
+
+@pytest.mark.parametrize("processor", [
+    hf.BlipImageProcessor(size={"height": 48, "width": 48}),
+    hf.ViTImageProcessor(size={"height": 32, "width": 40}),
+    hf.CLIPImageProcessor(size={"height": 32, "width": 32}, do_center_crop=False),
+    hf.CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}),
+], ids=lambda processor: type(processor).__name__)
+def test_plain_pixels_are_what_the_model_was_trained_on(processor):
+    """A smooth picture comes out as from the model's own processor, but for rounding."""
+    smooth = cv2.resize(np.random.default_rng(0).integers(0, 255, (5, 5, 3), dtype=np.uint8),
+                        (320, 180), interpolation=cv2.INTER_CUBIC)
+    plain = PlainPixels.of(processor)
+    expected = processor([smooth], return_tensors="pt")["pixel_values"]
+    assert plain.batch([smooth]).shape == expected.shape
+    assert float((plain.batch([smooth]) - expected).abs().mean()) < 0.02
+    assert float((plain.batch([smooth[:, ::-1]]) - expected).abs().mean()) > 0.2
+
+
+@pytest.mark.parametrize("processor", [
+    hf.CLIPImageProcessor(size={"shortest_edge": 40}, crop_size={"height": 32, "width": 32}),
+    hf.ViTImageProcessor(do_resize=False),
+    hf.Qwen2VLImageProcessor(),
+], ids=lambda processor: type(processor).__name__)
+def test_a_processor_that_does_more_is_left_to_do_it(processor):
+    assert PlainPixels.of(processor) is None

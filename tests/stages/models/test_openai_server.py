@@ -1,0 +1,106 @@
+"""The client for OpenAI-compatible servers, against a loopback server that misbehaves."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from schemas.errors import ClipmillError, RowFailed
+from stages.models.openai_server import Completion, Message, OpenAIServer
+from stages.models.references import ModelReference
+from tests.openai_stand_in import completion, openai_server, picture_of, text_of
+
+
+def client(url: str, **settings) -> OpenAIServer:
+    settings = {"retries": 1, "timeout_seconds": 5.0, "first_wait_seconds": 0.0} | settings
+    return OpenAIServer(ModelReference(server=url, model="tiny"), **settings)
+
+
+def test_answers_come_in_the_order_of_the_questions():
+    """Eight requests are under way at once; each answer is its own question's."""
+    gate = threading.Barrier(4, timeout=10)
+
+    def answer(request):
+        gate.wait()  # answers only when four have come, in whatever order
+        return "re: " + text_of(request)
+
+    with openai_server(answer) as stand_in, client(stand_in.url, concurrency=4) as server:
+        answers = server.ask([Message(f"question {i}") for i in range(12)], max_new_tokens=7)
+    assert answers == [Completion(f"re: question {i}") for i in range(12)]
+    assert stand_in.most_at_once == 4
+
+
+def test_a_request_says_what_the_settings_say(monkeypatch):
+    """The key comes from the environment; options add fields, and None takes one away."""
+    monkeypatch.setenv("TEST_KEY", "secret")
+    options = {"temperature": None, "top_k": 1}
+    with (
+        openai_server(lambda request: "x") as stand_in,
+        client(stand_in.url, key_variable="TEST_KEY", options=options) as server,
+    ):
+        server.ask([Message("hello", b"\xff\xd8jpeg")], max_new_tokens=7)
+    (request,) = stand_in.requests
+    assert request["path"] == "/v1/chat/completions"
+    assert (request["model"], request["max_tokens"], request["top_k"]) == ("tiny", 7, 1)
+    assert "temperature" not in request
+    assert (text_of(request), picture_of(request)) == ("hello", b"\xff\xd8jpeg")
+    assert stand_in.headers[0]["Authorization"] == "Bearer secret"
+
+
+@pytest.mark.parametrize("misdeed", [500, 503, 429, 408, b"<html>", b'{"choices": []}', "reset"])
+def test_what_may_pass_is_asked_again(misdeed):
+    serving = openai_server(lambda request: "fine", misdeed)
+    with serving as stand_in, client(stand_in.url) as server:
+        assert server.ask([Message("x")], max_new_tokens=5) == [Completion("fine")]
+    assert len(stand_in.requests) == 2
+
+
+@pytest.mark.parametrize(
+    ("misdeed", "kind", "asked", "words"),
+    [
+        (500, "transient", 2, "answered 500"),
+        (429, "transient", 2, "answered 429"),
+        ("reset", "transient", 2, "127.0.0.1"),
+        ("hang", "transient", 2, "did not answer within 0.3 s"),
+        ("drip", "transient", 2, "did not answer within 0.3 s"),
+        (b"{not json", "model", 2, "no chat completion"),
+        (b"[]", "model", 2, "no chat completion"),
+        (b'{"choices": [{"message": {"content": 5}}]}', "model", 1, "no text"),
+        (completion("x", "content_filter"), "model", 1, "filtered"),
+        (400, "model", 1, "as told"),
+        (401, "blocked", 1, "$OPENAI_API_KEY"),
+        (404, "permanent", 1, "answered 404"),
+        (302, "permanent", 1, "answered 302"),
+    ],
+)
+def test_each_refusal_has_its_kind(misdeed, kind, asked, words):
+    serving = openai_server(lambda request: "fine", misdeed, misdeed)
+    with serving as stand_in, client(stand_in.url, timeout_seconds=0.3) as server:
+        (failure,) = server.ask([Message("x")], max_new_tokens=5)
+    assert isinstance(failure, RowFailed)
+    assert (failure.kind, len(stand_in.requests)) == (kind, asked)
+    assert words in failure.message
+
+
+def test_a_failure_costs_only_its_own_question():
+    with openai_server(text_of, 400) as stand_in, client(stand_in.url, concurrency=1) as server:
+        answers = server.ask([Message("a"), Message("b")], max_new_tokens=5)
+    assert isinstance(answers[0], RowFailed)
+    assert answers[1] == Completion("b")
+
+
+def test_an_answer_at_the_token_limit_is_incomplete():
+    serving = openai_server(text_of, completion("a dog and", "length"))
+    with serving as stand_in, client(stand_in.url) as server:
+        (answer,) = server.ask([Message("x")], max_new_tokens=5)
+    assert answer == Completion("a dog and", complete=False)
+
+
+def test_a_server_that_is_not_there_is_told_at_the_start():
+    with openai_server(text_of) as stand_in:
+        gone = stand_in.url
+        with client(gone) as server:
+            server.check("caption_frames.model")
+    with client(gone) as server, pytest.raises(ClipmillError, match=r"--set caption_frames\.model"):
+        server.check("caption_frames.model")
