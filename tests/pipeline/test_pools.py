@@ -6,6 +6,7 @@ import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from pipeline.plan import Step
 from pipeline.pools import Machine, plan_legs
 from schemas.errors import ClipmillError

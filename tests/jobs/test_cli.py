@@ -1,0 +1,99 @@
+"""The command line as scripts meet it: exit statuses, messages, what goes where."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline.recipe import load_recipe
+
+ROOT = Path(__file__).resolve().parents[2]
+HEAVY = ("torch", "ray", "transformers", "duckdb", "pyarrow", "cv2", "av", "open_clip", "numpy",
+         "pydantic", "yt_dlp", "scenedetect")
+
+
+def clipmill(*words: str, **details) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "-m", "jobs.cli", *words], cwd=ROOT, text=True,
+                          capture_output=True, check=False, **details)
+
+
+def test_help_imports_nothing_heavy():
+    """`clipmill --help` answers at once because nothing heavy is imported at start-up."""
+    said = subprocess.run(
+        [sys.executable, "-c", "import sys; sys.argv = ['clipmill', '--help']\n"
+         "from jobs.cli import main\n"
+         "try: main()\nexcept SystemExit: pass\n"
+         f"print('HEAVY', [m for m in {HEAVY} if m in sys.modules])"],
+        cwd=ROOT, text=True, capture_output=True, check=True)
+    assert "Usage" in said.stdout
+    assert said.stdout.splitlines()[-1] == "HEAVY []"
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (["run", "nope"], ["no recipe 'nope'", "ready-made ones are"]),
+        (["run", "smal-cpu"], ["did you mean small-cpu"]),
+        (["run", "demo", "--set", "split_clip.threshold=3"], ["did you mean split_clips"]),
+        (["run", "demo", "--set", "split_clips.treshold=3"],
+         ["split_clips", "treshold", "did you mean threshold"]),
+        (["run", "demo", "--set", "split_clips.threshold=high"],
+         ["stages.split_clips", "threshold", "'high'"]),
+        (["run", "demo", "--set", "threshold"], ["expected label.setting=value"]),
+        (["run", "demo", "--until", "export", "--sources", "x.mp4"], ["--until 'export'"]),
+        (["status", "no-such-folder"], ["no-such-folder", "does not exist", "clipmill run"]),
+        (["sql", "no-such-folder", "SELECT 1"], ["no-such-folder", "clipmill run"]),
+        (["retry", "no-such-folder"], ["no-such-folder"]),
+        (["submit", "demo", "--address", "http://127.0.0.1:1", "--dataset", "relative"],
+         ["absolute path"]),
+    ],
+)
+def test_wrong_use_is_one_clear_message_and_status_2(words, parts, tmp_path):
+    if words[0] == "run":
+        words = [*words, "--dataset", str(tmp_path / "dataset")]
+    done = clipmill(*words)
+    assert done.returncode == 2, done.stderr
+    assert done.stdout == ""
+    assert "Traceback" not in done.stderr
+    for part in parts:
+        assert part in done.stderr
+    assert not (tmp_path / "dataset" / "sources").exists()
+
+
+def test_debug_shows_the_traceback_wherever_it_stands():
+    assert "Traceback" in clipmill("run", "nope", "--debug").stderr
+    assert "Traceback" in clipmill("--debug", "run", "nope").stderr
+
+
+def test_retry_names_the_allowed_kinds(tmp_path):
+    (tmp_path / "runs").mkdir()
+    done = clipmill("retry", str(tmp_path), "--kind", "weather")
+    assert done.returncode == 2
+    assert "permanent, transient, blocked" in done.stderr
+
+
+def test_ready_made_recipes_are_listed_and_load():
+    listed = [line.split()[0] for line in clipmill("recipe", "list").stdout.splitlines()]
+    assert listed == sorted(["demo", "internvid", "small-cpu", "timestamps-only"])
+    for name in listed:
+        shown = clipmill("recipe", "show", name).stdout
+        path = ROOT / "jobs" / "recipes" / f"{name}.yaml"
+        assert shown == path.read_text()
+        assert load_recipe(path).stages
+
+
+def test_a_model_that_cannot_be_had_is_said_before_anything_starts(tmp_path):
+    """The message names the model, the setting and the way to a local folder."""
+    (tmp_path / "list.txt").write_text("https://example.test/a.mp4\n")
+    done = clipmill("run", "small-cpu", "--dataset", str(tmp_path / "dataset"), "--sources",
+                    str(tmp_path / "list.txt"), "--engine", "local", timeout=120,
+                    env={"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hub"),
+                         "PATH": "/usr/bin:/bin"})
+    assert done.returncode == 1, done.stderr
+    assert "caption_frames.model" in done.stderr
+    assert "Salesforce/blip-image-captioning-base" in done.stderr
+    assert "/path/to/" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,99 @@
+"""Recipes: plain data, checked before anything starts, with errors that say what to mend."""
+
+from __future__ import annotations
+
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from pipeline.plan import build_plan
+from pipeline.recipe import LoadedRecipe, load_recipe
+from schemas.errors import UsageError
+from tests.pipeline.conftest import OWN
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "recipe.yaml"
+    path.write_text(textwrap.dedent(text))
+    return path
+
+
+def load(folder: Path, text: str, *overrides: str) -> LoadedRecipe:
+    return load_recipe(write(folder, text), overrides=overrides)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("stages: [", "not valid YAML"),
+        ("- a\n- b\n", "expected a mapping"),
+        ("stages: {}", "`stages` is empty"),
+        ("sources: []", "stages: Field required"),
+        ("stages: {split_clip: {}}", "did you mean split_clips"),
+        ("stages: {split_clips: {}}\nengin: ray", "did you mean engine"),
+        ("stages: {split_clips: {}}\nengine: spark", "'ray' or 'local'"),
+        ("stages: {split_clips: {treshold: 3}}", "did you mean threshold"),
+        ("stages:\n  split_clips: {}\n  split_clips: {}", "given twice"),
+        ("stages: {split_clips: {}}\nshard_videos: 0", "greater than or equal to 1"),
+        ("stages: {own: {stage: 'missing.py:X'}}", "no file"),
+        ("stages: {own: {stage: 'no.such.module:X'}}", "cannot import no.such.module"),
+        (f"stages: {{own: {{stage: '{OWN}:Nope'}}}}", "name it as `file.py:Class`"),
+        ("x: !!python/object/apply:os.system ['true']\nstages: {a: {}}", "not valid YAML"),
+    ],
+)
+def test_a_bad_recipe_is_one_clear_message(tmp_path, text, message):
+    with pytest.raises(UsageError, match=r"(?s).*") as caught:
+        load(tmp_path, text)
+    assert message in str(caught.value)
+
+
+def test_paths_in_the_file_are_relative_to_it_and_paths_of_set_to_here(tmp_path, monkeypatch):
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    text = "stages: {download_videos: {}, split_clips: {}, caption_frames: {model: ./models/a}}"
+    (tmp_path / "there").mkdir()
+    loaded = load(tmp_path / "there", text)
+    assert loaded.stages["caption_frames"].model.folder == str(tmp_path / "there/models/a")
+    loaded = load(tmp_path / "there", text, "caption_frames.model=./models/a")
+    assert loaded.stages["caption_frames"].model.folder == str(here / "models/a")
+
+
+def test_a_recorded_recipe_is_the_same_recipe(tmp_path):
+    """The run's record alone is enough to run again with the same fingerprints."""
+    text = """
+        sources: {path: urls.txt}
+        stages:
+          download_videos: {min_height: null}
+          split_clips: {threshold: 30}
+          caption_frames: {model: ./models/a}
+    """
+    loaded = load(tmp_path, text)
+    again = LoadedRecipe.from_record(loaded.record())
+    first, second = build_plan(loaded), build_plan(again)
+    assert [s.fingerprint for s in first.steps] == [s.fingerprint for s in second.steps]
+
+
+def test_fingerprints_follow_the_bytes_of_a_model_not_its_place(tmp_path):
+    def fingerprint(folder: str) -> str:
+        loaded = load(tmp_path, "stages: {download_videos: {}, split_clips: {}, "
+                      f"caption_frames: {{model: ./{folder}}}}}")
+        return build_plan(loaded).by_label["caption_frames"].fingerprint
+
+    for name, weights in (("a", b"1"), ("b", b"1"), ("c", b"2")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.safetensors").write_bytes(weights)
+    assert fingerprint("a") == fingerprint("b") != fingerprint("c")
+
+
+def test_only_settings_that_read_pixels_change_the_decode(tmp_path):
+    """A new threshold makes another split of the same scan."""
+    text = "stages: {download_videos: {}, split_clips: {}}"
+    plans = [build_plan(load(tmp_path, text, *overrides)).by_label for overrides in (
+        [], ["split_clips.threshold=35"], ["split_clips.min_clip_seconds=2"],
+        ["split_clips.frame_quality=80"])]
+    scans = [plan["scan_videos"].fingerprint for plan in plans]
+    splits = [plan["split_clips"].fingerprint for plan in plans]
+    assert scans[0] == scans[1] == scans[2] != scans[3]
+    assert len(set(splits)) == 4

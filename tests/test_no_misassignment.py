@@ -1,0 +1,242 @@
+"""Every caption, embedding and score sits on its own clip.
+
+The frames of these videos carry an id in their pixels: video, shot and time, as a grid of bright
+and dark blocks. A stand-in captioner behind an HTTP server reads it back, now and then answering
+500; sources are shuffled, shards and batches small, rows retried, on both engines.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import http.server
+import json
+import random
+import re
+import threading
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import cv2
+import numpy as np
+import pytest
+import yaml
+from safetensors.numpy import load_file
+
+from jobs.run import run
+from pipeline.catalog import open_catalog
+from pipeline.recipe import load_recipe
+from stages.models.embedders import ClipEmbedder
+from stages.models.references import ModelReference
+
+ROOT = Path(__file__).resolve().parent.parent
+CLIP = ROOT / "jobs" / "demo" / "models" / "clip"
+HEAD = ROOT / "jobs" / "demo" / "models" / "aesthetic.safetensors"
+GRID = 4
+VIDEO_BITS, SHOT_BITS, TIME_BITS = 6, 3, 7
+FPS = 12
+SHOT_FRAMES = (20, 31, 26)
+FRAMES_A_TICK = 3
+DARK, BRIGHT = 110, 200
+
+
+def paint(video: int, shot: int, tick: int) -> np.ndarray:
+    """A 360 × 640 RGB frame whose blocks spell the id; neighbouring shots differ in hue."""
+    bits = f"{video:0{VIDEO_BITS}b}{shot:0{SHOT_BITS}b}{tick:0{TIME_BITS}b}"
+    blocks = np.array([BRIGHT if bit == "1" else DARK for bit in bits], np.uint8)
+    value = cv2.resize(blocks.reshape(GRID, GRID), (640, 360), interpolation=cv2.INTER_NEAREST)
+    frame = np.zeros((360, 640, 3), np.uint8)
+    frame[..., 0 if shot % 2 else 2] = value
+    frame[..., 1] = value // 8
+    return frame
+
+
+def read(picture: np.ndarray) -> str:
+    """`v<video> s<shot> t<tick>` out of an RGB picture of any size."""
+    value = cv2.resize(picture.max(axis=2), (GRID * 20, GRID * 20), interpolation=cv2.INTER_AREA)
+    centres = value.reshape(GRID, 20, GRID, 20)[:, 6:14, :, 6:14].mean(axis=(1, 3))
+    bits = "".join("1" if v > (DARK + BRIGHT) / 2 else "0" for v in centres.ravel())
+    shot_at, tick_at = VIDEO_BITS, VIDEO_BITS + SHOT_BITS
+    return (f"v{int(bits[:shot_at], 2)} s{int(bits[shot_at:tick_at], 2)} "
+            f"t{int(bits[tick_at:], 2)}")
+
+
+def write_video(path: Path, video: int) -> None:
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=FPS, options={"crf": "18",
+                                                                    "preset": "ultrafast"})
+        stream.width, stream.height, stream.pix_fmt = 640, 360, "yuv420p"
+        stream.time_base = Fraction(1, FPS)
+        number = 0
+        for shot, length in enumerate(SHOT_FRAMES):
+            for _ in range(length):
+                picture = paint(video, shot, number // FRAMES_A_TICK)
+                frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+                container.mux(stream.encode(frame))
+                number += 1
+        container.mux(stream.encode())
+
+
+class _Reader(http.server.BaseHTTPRequestHandler):
+    """Answers a chat with pictures by what their pixels say, one with text by that text."""
+
+    dice = random.Random(3)
+    lock = threading.Lock()
+    refused = 0
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        with self.lock:
+            refuse = self.dice.random() < 0.08
+            type(self).refused += refuse
+        if refuse:
+            self._answer(500, {"error": {"message": "no luck"}})
+            return
+        content = body["messages"][-1]["content"]
+        parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+        pictures = [part["image_url"]["url"] for part in parts if part["type"] == "image_url"]
+        said = [self._read(url) for url in pictures] or [
+            part["text"] for part in parts if part["type"] == "text"]
+        self._answer(200, {"id": "x", "object": "chat.completion", "model": "reader", "choices": [
+            {"index": 0, "finish_reason": "stop",
+             "message": {"role": "assistant", "content": "; ".join(said)}}]})
+
+    def do_GET(self) -> None:
+        self._answer(200, {"object": "list", "data": [{"id": "reader"}]})
+
+    @staticmethod
+    def _read(url: str) -> str:
+        data = np.frombuffer(base64.b64decode(url.partition(",")[2]), np.uint8)
+        return read(cv2.cvtColor(cv2.imdecode(data, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB))
+
+    def _answer(self, status: int, value: dict) -> None:
+        data = json.dumps(value).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+
+@contextlib.contextmanager
+def reader() -> Iterator[str]:
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Reader)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}/v1#reader"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("videos")
+    for video in range(8):
+        write_video(folder / f"{video}.mp4", video)
+    return folder
+
+
+@pytest.mark.parametrize("engine", ["local", "ray"])
+def test_every_caption_embedding_and_score_sits_on_its_own_clip(videos, tmp_path, engine):
+    paths = sorted(videos.glob("*.mp4"))
+    random.Random(5).shuffle(paths)
+    (tmp_path / "videos.csv").write_text(
+        "path,title\n" + "".join(f"{path},{path.stem}\n" for path in paths))
+    with reader() as url:
+        recipe = {
+            "sources": [{"path": "videos.csv", "url_column": "path"}],
+            "shard_videos": 3,
+            "engine": engine,
+            "ray": {"num_cpus": 2},
+            "stages": {
+                "download_videos": {"min_duration_seconds": None, "min_height": None},
+                "split_clips": {"min_scene_len": "6", "min_clip_seconds": 0.5},
+                "caption_frames": {"model": url, "fine_frames_per_second": 4.0,
+                                   "skip_similar": 0, "batch_rows": 4, "batch_images": 5},
+                "summarize_captions": {"model": url, "batch_rows": 3,
+                                       "prompt": "{{ coarse }}; {{ fine | join('; ') }}"},
+                "embed_clips": {"model": str(CLIP), "batch_rows": 5},
+                "score_similarity": {"model": str(CLIP), "batch_rows": 2},
+                "score_aesthetic": {"head": str(HEAD)},
+            },
+        }
+        path = tmp_path / "ids.yaml"
+        path.write_text(yaml.safe_dump(recipe, sort_keys=False))
+        dataset = tmp_path / "dataset"
+        run(load_recipe(path), dataset)
+        with contextlib.suppress(Exception):
+            run(load_recipe(path), dataset, retry_kinds=[])
+    assert _Reader.refused > 0
+    check(dataset)
+
+
+def check(dataset: Path) -> None:
+    with open_catalog(dataset) as catalog:
+        def ask(query: str) -> list[dict]:
+            return catalog.execute(query).to_arrow_table().to_pylist()
+
+        clips = ask("SELECT * FROM clips")
+        titles = {row["video_id"]: int(row["title"]) for row in
+                  ask("SELECT video_id, title FROM videos")}
+        embeddings = {row["clip_id"]: np.array(row["embeddings"], np.float64) for row in
+                      ask("SELECT clip_id, embeddings FROM embeddings")}
+        assert ask("SELECT * FROM failures") == []
+    assert len(titles) == 8
+    assert len(clips) == 8 * len(SHOT_FRAMES)
+    vectors = expected_vectors(clips, titles)
+    for clip in clips:
+        video = titles[clip["video_id"]]
+        shot = [sum(SHOT_FRAMES[:i]) for i in range(3)].index(clip["start_frame"])
+        ticks = range(clip["start_frame"] // FRAMES_A_TICK,
+                      (clip["end_frame"] - 1) // FRAMES_A_TICK + 1)
+        assert clip["captions_fine"], clip["clip_id"]
+        for fine in clip["captions_fine"]:
+            tick = round(fine["seconds"] * FPS) // FRAMES_A_TICK
+            assert fine["text"] == f"v{video} s{shot} t{tick}", clip["clip_id"]
+        said = [clip["caption_coarse"], *clip["caption"].split("; ")]
+        for text in said:
+            found = re.fullmatch(r"v(\d+) s(\d+) t(\d+)", text)
+            assert found, text
+            assert (int(found[1]), int(found[2])) == (video, shot), clip["clip_id"]
+            assert int(found[3]) in ticks
+        own = embeddings[clip["clip_id"]].mean(axis=0)
+        distances = {name: np.abs(vector - own).max() for name, vector in vectors.items()}
+        assert min(distances, key=distances.get) == clip["clip_id"]
+        assert clip["similarity"] == pytest.approx(similarity(own, clip["caption"]), abs=5e-3)
+        assert clip["aesthetic"] == pytest.approx(aesthetic(embeddings[clip["clip_id"]]), abs=5e-2)
+
+
+def expected_vectors(clips: list[dict], titles: dict[str, int]) -> dict[str, np.ndarray]:
+    """Per clip: the mean embedding of its frames as they were painted, before any encoding."""
+    embedder = ClipEmbedder(ModelReference(folder=str(CLIP)), setting="clip", dtype="float32")
+    found = {}
+    for clip in clips:
+        shot = [sum(SHOT_FRAMES[:i]) for i in range(3)].index(clip["start_frame"])
+        length = clip["end_frame"] - clip["start_frame"]
+        numbers = [clip["start_frame"] + int((i + 0.5) * length / 4) for i in range(4)]
+        pictures = [paint(titles[clip["video_id"]], shot, n // FRAMES_A_TICK) for n in numbers]
+        jpegs = [cv2.imencode(".jpg", picture[..., ::-1])[1].tobytes() for picture in pictures]
+        found[clip["clip_id"]] = embedder.embed_images(jpegs).mean(axis=0)
+    return found
+
+
+def similarity(mean: np.ndarray, caption: str) -> float:
+    text = ClipEmbedder(ModelReference(folder=str(CLIP)), setting="clip", dtype="float32").embed_texts([caption])[0]
+    return float(mean @ text / np.linalg.norm(mean))
+
+
+def aesthetic(embeddings: np.ndarray) -> float:
+    layers = load_file(HEAD)
+    value = embeddings.astype(np.float64)
+    for i in (0, 2, 4, 6, 7):
+        value = value @ layers[f"layers.{i}.weight"].astype(np.float64).T + layers[
+            f"layers.{i}.bias"]
+    return float(value.max())
