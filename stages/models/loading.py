@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from schemas.errors import ClipmillError, UsageError
@@ -19,22 +19,20 @@ logger = logging.getLogger(__name__)
 # comes with a model.
 _CONFIGURATION = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken")
 # In order of preference; a later one is fetched only where no earlier one is there. `.bin` is
-# loaded with weights_only.
-WEIGHTS: tuple[str, ...] = ("*.safetensors", "*.bin")
+# loaded with weights_only. Repositories of open_clip often hold the same model for transformers.
+_WEIGHTS = ("*.safetensors", "*.bin")
+_OPEN_CLIP_WEIGHTS = ("open_clip_*.safetensors", "open_clip_*.bin")
 # The same weights once more, in another precision or for another framework.
 _DUPLICATES = re.compile(r"\.(fp16|fp32)\.|^(flax|tf|rust)_model|^(training_args|optimizer)\b")
 _HUB_TIMEOUT_SECONDS = 10.0
 
 
-def local_folder(
-    reference: ModelReference, *, setting: str, weights: Sequence[str] = WEIGHTS
-) -> Path:
+def local_folder(reference: ModelReference, *, setting: str) -> Path:
     """The folder that holds a model's files, fetched from the hub where they are not here yet.
 
-    `setting` is named in errors, as `<stage>.<setting>`. `weights` are file patterns, the
-    preferred ones first. An unreachable hub is given up within seconds; what is already in its
-    cache is then used. Raises UsageError where a local folder lacks, ClipmillError where the hub
-    cannot give the model.
+    `setting` is named in errors, as `<stage>.<setting>`. An unreachable hub is given up within
+    seconds; what is already in its cache is then used. Raises UsageError where a local folder
+    lacks, ClipmillError where the hub cannot give the model.
     """
     if reference.server:
         raise UsageError(f"{setting}: {reference} is a server; this setting needs a hub id or a "
@@ -45,26 +43,26 @@ def local_folder(
             raise UsageError(f"{setting}: there is no folder {folder}; it should hold a model's "
                              "configuration and weights (safetensors)")
         return folder
-    return hub_folder(str(reference.hub), reference.revision, setting=setting, weights=weights)
+    return hub_folder(
+        repository_of(str(reference.hub)), reference.revision, setting=setting
+    )
 
 
-def hub_folder(
-    repository: str, revision: str | None, *, setting: str, weights: Sequence[str] = WEIGHTS
-) -> Path:
+def hub_folder(repository: str, revision: str | None, *, setting: str) -> Path:
     """The cache folder of a hub repository, holding its configuration and one set of weights."""
     from huggingface_hub import HfApi, snapshot_download
 
-    if _is_commit(revision) and (folder := _cached(repository, revision, weights)):
+    if _is_commit(revision) and (folder := _cached(repository, revision)):
         return folder
     try:
         found = HfApi().model_info(repository, revision=revision, timeout=_HUB_TIMEOUT_SECONDS)
         names = [file.rfilename for file in found.siblings or ()]
         return Path(snapshot_download(
-            repository, revision=revision, allow_patterns=_wanted(names, weights)
+            repository, revision=revision, allow_patterns=_wanted(names)
         ))
     # Whatever stopped it (name look-up, proxy, HTTP status, disk) is told with what to do.
     except Exception as error:
-        if folder := _cached(repository, revision, weights):
+        if folder := _cached(repository, revision):
             logger.warning("%s is taken from the hub's cache: %s", repository, error)
             return folder
         raise ClipmillError(_explain(repository, revision, setting, error)) from error
@@ -102,12 +100,12 @@ def _snapshot(repository: str, revision: str | None) -> Path | None:
     return None
 
 
-def _cached(repository: str, revision: str | None, weights: Sequence[str]) -> Path | None:
+def _cached(repository: str, revision: str | None) -> Path | None:
     """The cache folder where it holds whole weights: a download may have been cut short."""
     folder = _snapshot(repository, revision)
     if folder is None:
         return None
-    needed = set(_weights_among((path.name for path in folder.iterdir()), weights))
+    needed = set(_weights_among([path.name for path in folder.iterdir()]))
     for index in folder.glob("*.index.json"):
         parts = set(json.loads(index.read_text("utf-8"))["weight_map"].values())
         if parts & needed:
@@ -115,19 +113,20 @@ def _cached(repository: str, revision: str | None, weights: Sequence[str]) -> Pa
     return folder if needed and all((folder / name).is_file() for name in needed) else None
 
 
-def _weights_among(names: Iterable[str], weights: Sequence[str]) -> list[str]:
+def _weights_among(names: Sequence[str]) -> list[str]:
     """The files of the first weights pattern that matches any, at the top of the repository."""
     candidates = [name for name in names if "/" not in name and not _DUPLICATES.search(name)]
-    for pattern in weights:
+    first = _OPEN_CLIP_WEIGHTS if "open_clip_config.json" in names else ()
+    for pattern in (*first, *_WEIGHTS):
         if found := fnmatch.filter(candidates, pattern):
             return found
     return []
 
 
-def _wanted(names: Sequence[str], weights: Sequence[str]) -> list[str]:
-    chosen = _weights_among(names, weights)
+def _wanted(names: Sequence[str]) -> list[str]:
+    chosen = _weights_among(names)
     if not chosen:
-        raise FileNotFoundError(f"it holds no weights named {' or '.join(weights)}")
+        raise FileNotFoundError("it holds no weights as safetensors or .bin")
     return [*chosen, *(name for name in names if "/" not in name
                        and any(fnmatch.fnmatch(name, pattern) for pattern in _CONFIGURATION))]
 

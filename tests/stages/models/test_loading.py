@@ -114,6 +114,15 @@ def test_pickled_weights_are_fetched_only_where_nothing_better_is(hub, tmp_path)
     assert _ask(url, tmp_path, LIST) == "['config.json', 'pytorch_model.bin']"
 
 
+def test_of_two_forms_of_one_model_open_clip_gets_its_own(hub, tmp_path) -> None:
+    url, handler = hub
+    handler.files = {"config.json": b"{}", "open_clip_config.json": b"{}",
+                     "model.safetensors": b"t", "open_clip_model.safetensors": b"o",
+                     "open_clip_pytorch_model.bin": b"p"}
+    assert _ask(url, tmp_path, LIST) == (
+        "['config.json', 'open_clip_config.json', 'open_clip_model.safetensors']")
+
+
 def test_a_cache_that_lacks_a_part_is_not_taken_for_whole(hub, tmp_path) -> None:
     url, handler = hub
     index = {"weight_map": {"a": "model-1-of-2.safetensors", "b": "model-2-of-2.safetensors"}}

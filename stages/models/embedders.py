@@ -1,0 +1,243 @@
+"""Image and text embeddings by any contrastive model of open_clip.
+
+A reference names the model as a folder with `open_clip_config.json` and weights, as the id of
+such a repository on the hub, or as one of open_clip's own pairs of architecture and weights:
+`open_clip:ViT-L-14/openai`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from schemas.errors import ClipmillError, UsageError
+from stages.media.images import FitMode, Interpolation, decode_jpeg, to_batch
+from stages.models.loading import local_folder
+from stages.models.references import ModelReference
+from stages.models.torch_setup import best_device, default_dtype, prepare_torch
+
+if TYPE_CHECKING:
+    import torch
+
+Tower = Literal["image", "text"]
+DType = Literal["auto", "float32", "bfloat16"]
+
+_PAIR = "open_clip:"
+_FIT: dict[str, FitMode] = {"shortest": "crop", "squash": "squash", "longest": "pad"}
+_TEXT_BATCH = 256
+# Texts come again within a batch and between neighbouring clips, hardly later.
+_REMEMBERED_TEXTS = 4096
+# Batches that are prepared ahead of the one in the model.
+_AHEAD = 2
+
+# OpenAI's CLIP, which LAION's aesthetic heads were trained on.
+DEFAULT_MODEL = ModelReference(hub=f"{_PAIR}ViT-L-14/openai")
+
+
+@dataclass(frozen=True)
+class PublishedWeights:
+    """Weights that open_clip knows by a tag: where they lie and what they need."""
+
+    architecture: str
+    repository: str
+    quick_gelu: bool
+    preprocessing: dict[str, Any]
+
+
+def published_weights(hub: str) -> PublishedWeights:
+    """What `open_clip:ARCHITECTURE/WEIGHTS` stands for.
+
+    Raises UsageError where open_clip knows no such pair, or knows it outside the hub only.
+    """
+    prepare_torch()
+    import open_clip
+
+    architecture, _, tag = hub.removeprefix(_PAIR).partition("/")
+    tags = open_clip.list_pretrained_tags_by_model(architecture)
+    if tag not in tags:
+        known = f"its weights: {', '.join(tags)}" if tags else "open_clip has no such architecture"
+        raise UsageError(f"{hub}: expected open_clip:ARCHITECTURE/WEIGHTS, such as "
+                         f"open_clip:ViT-B-32/openai; {known}")
+    found = open_clip.get_pretrained_cfg(architecture, tag)
+    place = found.get("hf_hub", "")
+    if not place:
+        raise UsageError(f"{hub}: these weights are not on the hub; save the model with "
+                         "open_clip_config.json in a folder and name the folder")
+    preprocessing = {key: found[key] for key in ("mean", "std", "interpolation", "resize_mode")
+                     if found.get(key) is not None}
+    return PublishedWeights(architecture, "/".join(place.split("/")[:2]),
+                            bool(found.get("quick_gelu", False)), preprocessing)
+
+
+@dataclass(frozen=True)
+class ImagePreparation:
+    """How a model wants its images; equals its open_clip transform to within about a grey level."""
+
+    size: tuple[int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    mode: FitMode
+    interpolation: Interpolation
+    fill: int
+
+    @classmethod
+    def of(cls, model: torch.nn.Module) -> ImagePreparation:
+        from open_clip.model import get_model_preprocess_cfg
+
+        config = get_model_preprocess_cfg(model)
+        size = config["size"]
+        return cls(
+            size=(size, size) if isinstance(size, int) else (int(size[0]), int(size[-1])),
+            mean=tuple(config["mean"]), std=tuple(config["std"]),
+            mode=_FIT[config.get("resize_mode") or "shortest"],
+            interpolation="bilinear" if config.get("interpolation") == "bilinear" else "bicubic",
+            fill=int(config.get("fill_color") or 0),
+        )
+
+    def __call__(self, jpegs: Sequence[bytes]) -> np.ndarray:
+        images = [decode_jpeg(data) for data in jpegs]
+        return to_batch(images, self.size, self.mean, self.std, self.mode, self.interpolation,
+                        self.fill)
+
+
+class ClipEmbedder:
+    """One loaded model; embeddings are float32 rows of length 1.
+
+    Only the towers asked for are kept in memory. In bfloat16 an embedding depends, in its third
+    digit, on which others are computed in the same batch.
+    """
+
+    def __init__(
+        self,
+        reference: ModelReference,
+        *,
+        setting: str,
+        towers: Sequence[Tower] = ("image", "text"),
+        dtype: DType = "auto",
+        batch_images: int = 32,
+    ) -> None:
+        prepare_torch()
+        import torch
+
+        self.device = best_device()
+        self.dtype = default_dtype(self.device) if dtype == "auto" else getattr(torch, dtype)
+        self.batch_images = batch_images
+        model, self._tokenize = _load(reference, setting, with_tokenizer="text" in towers)
+        # Before the cast: bfloat16 would round it.
+        self.logit_scale = float(model.logit_scale.detach().exp())
+        self.prepare = ImagePreparation.of(model)
+        _drop_towers(model, towers)
+        self._model = model.to(device=self.device, dtype=self.dtype).eval()
+        self._texts: dict[str, np.ndarray] = {}
+
+    def embed_images(self, jpegs: Sequence[bytes]) -> np.ndarray:
+        """Embeddings of JPEG images, in their order, of shape (n, d).
+
+        The next batches are decoded and resized by a thread while the model works on this one.
+        """
+        starts = range(0, len(jpegs), self.batch_images)
+        pieces = [jpegs[start: start + self.batch_images] for start in starts]
+        with ThreadPoolExecutor(1, thread_name_prefix="prepare-images") as pool:
+            done = [self.embed_batch(batch) for batch in _ahead(pool, self.prepare, pieces)]
+        return np.concatenate(done) if done else np.empty((0, 0), np.float32)
+
+    def embed_batch(self, batch: np.ndarray) -> np.ndarray:
+        """Embeddings of images that are prepared: float32 of shape (n, 3, height, width)."""
+        import torch
+
+        with torch.inference_mode():
+            pixels = torch.from_numpy(batch).to(self.device, self.dtype)
+            return _unit_rows(self._model.encode_image(pixels))
+
+    def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
+        """Embeddings of texts, in their order; a text that comes again is embedded once.
+
+        A text longer than the model's context (77 tokens for CLIP) is cut off there, as open_clip
+        does: its tokenizer puts the end token at the last place.
+        """
+        fresh = list(dict.fromkeys(text for text in texts if text not in self._texts))
+        found = {text: self._texts[text] for text in texts if text in self._texts}
+        for start in range(0, len(fresh), _TEXT_BATCH):
+            part = fresh[start: start + _TEXT_BATCH]
+            found.update(zip(part, self._embed_fresh(part), strict=True))
+        self._texts.update(found)
+        while len(self._texts) > _REMEMBERED_TEXTS:
+            del self._texts[next(iter(self._texts))]
+        return np.stack([found[text] for text in texts]) if texts else np.empty((0, 0), np.float32)
+
+    def _embed_fresh(self, texts: list[str]) -> np.ndarray:
+        import torch
+
+        with torch.inference_mode():
+            tokens = self._tokenize(texts).to(self.device)
+            return _unit_rows(self._model.encode_text(tokens))
+
+
+def _ahead(
+    pool: ThreadPoolExecutor, prepare: ImagePreparation, pieces: Sequence[Sequence[bytes]]
+) -> Iterator[np.ndarray]:
+    """Prepared batches in order, a few of them made ahead: no more, for they are large."""
+    waiting: list[Future[np.ndarray]] = []
+    for piece in pieces:
+        waiting.append(pool.submit(prepare, piece))
+        if len(waiting) > _AHEAD:
+            yield waiting.pop(0).result()
+    for future in waiting:
+        yield future.result()
+
+
+def _unit_rows(features: torch.Tensor) -> np.ndarray:
+    import torch
+
+    return torch.nn.functional.normalize(features.float(), dim=-1).cpu().numpy()
+
+
+def _drop_towers(model: torch.nn.Module, keep: Sequence[Tower]) -> None:
+    unused = [] if "image" in keep else ["visual"]
+    if "text" not in keep:
+        unused += ["text", "transformer", "token_embedding", "ln_final"]
+    for name in unused:
+        if hasattr(model, name):
+            setattr(model, name, None)
+
+
+def _load(reference: ModelReference, setting: str, *, with_tokenizer: bool) -> tuple[Any, Any]:
+    import open_clip
+
+    folder = local_folder(reference, setting=setting)
+    try:
+        if reference.hub and reference.hub.startswith(_PAIR):
+            published = published_weights(reference.hub)
+            name, options = published.architecture, {
+                "pretrained": str(_weights_file(folder)),
+                "force_quick_gelu": published.quick_gelu,
+                "force_preprocess_cfg": published.preprocessing,
+            }
+        else:
+            if not (folder / "open_clip_config.json").is_file():
+                raise UsageError(
+                    f"{setting}: {reference} holds no open_clip_config.json; models are read in "
+                    "open_clip's form, such as open_clip:ViT-B-32/openai or a repository of "
+                    "timm or laion"
+                )
+            name, options = f"local-dir:{folder}", {}
+        model = open_clip.create_model(name, require_pretrained=True, weights_only=True, **options)
+        return model, open_clip.get_tokenizer(name) if with_tokenizer else None
+    except ClipmillError:
+        raise
+    # open_clip raises many kinds of errors over a malformed folder.
+    except Exception as error:
+        raise ClipmillError(f"{setting}: the model {reference} in {folder} cannot be loaded: "
+                            f"{type(error).__name__}: {error}") from error
+
+
+def _weights_file(folder: Path) -> Path:
+    for pattern in ("open_clip_*.safetensors", "*.safetensors", "open_clip_*.bin", "*.bin"):
+        if found := sorted(folder.glob(pattern)):
+            return found[0]
+    raise FileNotFoundError("no weights as safetensors or .bin")
