@@ -1,0 +1,263 @@
+"""caption_frames: each caption on its own clip and time, and what becomes of the bad ones."""
+
+from __future__ import annotations
+
+import pickle
+import random
+
+import cv2
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from schemas.errors import RowFailed
+from schemas.tables import CAPTIONS, FRAME, TAG
+from stages.caption_frames import CaptionFrames, leaders
+from stages.protocol import Middle, PerSecond, Workspace
+from tests.openai_stand_in import openai_server, picture_of, text_of
+
+BITS = 12
+
+
+def numbered(number: int) -> bytes:
+    """A picture whose dark and light bars spell a number."""
+    bars = np.array([[255 * (number >> bit & 1) for bit in range(BITS)]], np.uint8)
+    picture = cv2.resize(bars, (BITS * 16, 96), interpolation=cv2.INTER_NEAREST)
+    return cv2.imencode(".jpg", cv2.cvtColor(picture, cv2.COLOR_GRAY2BGR))[1].tobytes()
+
+
+def number_in(jpeg: bytes) -> int:
+    bars = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_GRAYSCALE)[48, 8::16]
+    return sum(int(bar > 127) << bit for bit, bar in enumerate(bars))
+
+
+class Reader:
+    """A captioner that reads the number in the picture; `say` may answer with something else."""
+
+    def __init__(self, say=lambda number, picture: f"number {number}"):
+        self.say = say
+        self.asked = []
+
+    def check_prompt(self, prompt):
+        pass
+
+    def describe(self, pictures, generation):
+        self.asked += pictures
+        shuffled = random.Random(0).sample(pictures, len(pictures))
+        return {picture.ticket: self.say(number_in(picture.jpeg), picture) for picture in shuffled}
+
+
+def clip(name: str, first_number: int, seconds=(0.5, 1.5, 2.5), start=0.0, end=3.0, **columns):
+    """A clip whose frames carry first_number, first_number + 1, …"""
+    frames = [{"frame_number": i, "seconds": at, "jpeg": numbered(first_number + i)}
+              for i, at in enumerate(seconds)]
+    return {"clip_id": name, "start_seconds": start, "end_seconds": end, "frames": frames,
+            **columns}
+
+
+def table(clips) -> pa.Table:
+    schema = pa.schema([("clip_id", pa.string()), ("start_seconds", pa.float64()),
+                        ("end_seconds", pa.float64()), ("frames", pa.list_(FRAME)),
+                        ("tags", pa.list_(TAG))])
+    return pa.Table.from_pylist([{"tags": None, **row} for row in clips], schema=schema)
+
+
+def stage(**fields) -> CaptionFrames:
+    return CaptionFrames(**{"model": "./anywhere", "skip_similar": 0} | fields)
+
+
+def captioned(stage: CaptionFrames, clips, reader=None) -> dict[str, dict]:
+    reader = reader or Reader()
+    made = stage.transform(table(clips), {"coarse": reader, "fine": reader})
+    assert made.schema == CAPTIONS
+    assert made.num_rows == len(clips)
+    return {row["clip_id"]: row for row in made.to_pylist()}
+
+
+@settings(max_examples=25, deadline=None)
+@given(counts=st.lists(st.integers(1, 12), min_size=1, max_size=8), order=st.randoms())
+def test_every_caption_sits_on_its_own_clip_and_time(counts, order):
+    """Whatever the clips' lengths and order, text, clip and time stamp belong together."""
+    clips, first = [], 0
+    for i, count in enumerate(counts):
+        times = [10 * i + j + 0.5 for j in range(count)]
+        clips.append(clip(f"clip{i}", first, times, 10.0 * i, 10.0 * i + count))
+        first += count
+    truth = {(row["clip_id"], frame["seconds"]): f"number {number_in(frame['jpeg'])}"
+             for row in clips for frame in row["frames"]}
+    order.shuffle(clips)
+    for name, row in captioned(stage(), clips).items():
+        assert row["error"] is None
+        assert row["caption_coarse"] == truth[name, row["coarse_seconds"]]
+        assert {(name, fine["seconds"]): fine["text"] for fine in row["captions_fine"]} == {
+            key: text for key, text in truth.items() if key[0] == name}
+        times = [fine["seconds"] for fine in row["captions_fine"]]
+        assert times == sorted(times)
+
+
+def test_each_scale_gets_its_own_frames():
+    """Coarse is the middle frame; fine are those nearest to the middles of equal parts."""
+    row = clip("a", 0, [0.1 + 0.2 * i for i in range(30)], 0.0, 6.0)
+    found = captioned(stage(fine_frames_per_second=0.5, fine_at_least=1), [row])["a"]
+    assert found["caption_coarse"] == "number 14"
+    assert [fine["text"] for fine in found["captions_fine"]] == [
+        "number 4", "number 14", "number 24"]
+    assert stage().frames == (Middle(), PerSecond(1.0, 8))
+    assert stage(coarse=False).frames == (PerSecond(1.0, 8),)
+    assert stage(fine=False).frames == (Middle(),)
+
+
+@pytest.mark.parametrize(("scale", "empty"), [
+    ("coarse", "captions_fine"), ("fine", "caption_coarse")])
+def test_a_scale_can_be_left_out(scale, empty):
+    off = {"coarse": "fine", "fine": "coarse"}[scale]
+    row = captioned(stage(**{off: False}), [clip("a", 0)])["a"]
+    assert (row["error"], row[empty]) == (None, None)
+
+
+@pytest.mark.parametrize(("said", "kind", "words"), [
+    ("", "model", "the text is empty"),
+    (" ...! ", "model", "no word"),
+    ("a dog a dog a dog a dog", "model", "repeats"),
+    ("<think>I wonder", "model", "empty"),
+    (RowFailed("transient", "answered 503"), "transient", "answered 503"),
+    (RowFailed("bad_media", "no image"), "bad_media", "no image"),
+])
+def test_a_text_that_is_none_costs_only_its_clip(said, kind, words):
+    reader = Reader(lambda number, picture: said if number == 101 else f"number {number}")
+    rows = captioned(stage(), [clip("a", 0), clip("bad", 100), clip("b", 200)], reader)
+    assert [name for name, row in rows.items() if row["error"]] == ["bad"]
+    error = rows["bad"]["error"]
+    assert error["kind"] == kind
+    assert words in error["message"]
+    assert "at 1.500 s" in error["message"]
+    assert rows["bad"]["caption_coarse"] is None
+
+
+@pytest.mark.parametrize("frames", [None, []])
+def test_a_clip_without_frames_is_bad_media(frames):
+    rows = captioned(stage(), [clip("a", 0), clip("b", 50) | {"frames": frames}])
+    assert rows["a"]["error"] is None
+    assert rows["b"]["error"]["kind"] == "bad_media"
+    assert "no frame" in rows["b"]["error"]["message"]
+
+
+def test_frames_of_a_neighbour_are_not_taken():
+    rows = captioned(stage(), [clip("a", 0, seconds=(9.0,))])
+    assert rows["a"]["error"]["kind"] == "bad_media"
+
+
+def test_what_looks_the_same_is_captioned_once_and_said_at_every_time():
+    """Numbers 5, 5, 5, 6, 6, 5: three pictures are asked about."""
+    row = clip("a", 0, [i + 0.5 for i in range(6)], 0.0, 6.0)
+    for frame, number in zip(row["frames"], [5, 5, 5, 6, 6, 5], strict=True):
+        frame["jpeg"] = numbered(number)
+    reader = Reader()
+    found = captioned(stage(coarse=False, skip_similar=4.0), [row], reader)["a"]
+    assert [number_in(picture.jpeg) for picture in reader.asked] == [5, 6, 5]
+    assert [(fine["seconds"], fine["text"]) for fine in found["captions_fine"]] == [
+        (0.5, "number 5"), (1.5, "number 5"), (2.5, "number 5"),
+        (3.5, "number 6"), (4.5, "number 6"), (5.5, "number 5")]
+    everything = Reader()
+    captioned(stage(coarse=False, skip_similar=0), [row], everything)
+    assert len(everything.asked) == 6
+
+
+def test_slow_change_and_small_things_that_move_are_seen():
+    def grey(level):
+        picture = np.full((90, 160, 3), level, np.uint8)
+        return {"jpeg": cv2.imencode(".jpg", picture)[1].tobytes()}
+
+    def ball(x):
+        picture = np.full((360, 640, 3), 90, np.uint8)
+        cv2.circle(picture, (x, 180), 12, (90, 90, 220), -1)
+        return {"jpeg": cv2.imencode(".jpg", picture)[1].tobytes()}
+
+    assert leaders([grey(100 + i) for i in range(10)], 4.0) == [0] * 5 + [5] * 5
+    assert leaders([ball(100), ball(100), ball(130), ball(400)], 4.0) == [0, 0, 2, 3]
+
+
+def test_a_frame_that_cannot_be_decoded_is_bad_media():
+    broken = clip("broken", 0)
+    broken["frames"][1]["jpeg"] = b"no jpeg"
+    rows = captioned(stage(skip_similar=4.0, coarse=False), [broken, clip("b", 20)])
+    assert rows["broken"]["error"]["kind"] == "bad_media"
+    assert rows["b"]["error"] is None
+
+
+def test_tags_guide_the_fine_captions_of_their_own_clip():
+    template = "seen: {{ tags|join(', ') }}{% if not tags %}nothing{% endif %}"
+    guided = stage(guide_with_tags=True, fine_prompt=template, prompt="coarse")
+    assert "tag_clips.tags?" in guided.reads
+    reader = Reader()
+    captioned(guided, [
+        clip("a", 0, tags=[{"tag": "dog", "score": 0.5}, {"tag": "beach", "score": 0.4}]),
+        clip("b", 20),
+    ], reader)
+    asked = {(ticket.clip_id, ticket.scale): prompt for ticket, prompt in
+             ((picture.ticket, picture.prompt) for picture in reader.asked)}
+    assert asked == {("a", "coarse"): "coarse", ("a", "fine"): "seen: dog, beach",
+                     ("b", "coarse"): "coarse", ("b", "fine"): "seen: nothing"}
+    assert "tag_clips.tags?" not in stage().reads
+
+
+@pytest.mark.parametrize(("fields", "words"), [
+    ({"coarse": False, "fine": False}, "both off"),
+    ({"guide_with_tags": True}, "fine_prompt that uses tags"),
+    ({"guide_with_tags": True, "fine_prompt": "a picture"}, "fine_prompt that uses tags"),
+    ({"guide_with_tags": True, "fine_prompt": "{{ tag }}"}, "allowed variables: tags"),
+    ({"guide_with_tags": True, "fine_prompt": "{{ tags }}", "fine": False}, "fine is off"),
+    ({"model": "http://127.0.0.1:1/v1#x", "num_beams": 5}, "server_options"),
+    ({"skip_similar": -1}, "greater than or equal to 0"),
+    ({"no_such_setting": 1}, "no_such_setting"),
+])
+def test_settings_that_make_no_sense_are_refused(fields, words):
+    with pytest.raises(ValidationError, match=words):
+        stage(**fields)
+
+
+def test_scales_may_differ_in_model_and_generation():
+    """InternVid's: BLIP-2's usual settings for coarse, the tagger's for fine."""
+    both = stage(num_beams=5, max_new_tokens=30, prompt="", fine_num_beams=3, fine_prompt="a {} ",
+                 fine_max_new_tokens=50, fine_min_new_tokens=10)
+    coarse, fine = both._generation.arguments(), both._fine_generation.arguments()
+    assert (coarse["num_beams"], coarse["max_new_tokens"]) == (5, 30)
+    assert (fine["num_beams"], fine["max_new_tokens"], fine["min_new_tokens"]) == (3, 50, 10)
+    assert not coarse["do_sample"]
+    assert both.prompts() == {"prompt": "", "fine_prompt": "a {} "}
+    assert pickle.loads(pickle.dumps(both)) == both
+
+
+def test_whole_stage_over_a_tiny_model_repeats_itself(tmp_path):
+    """Same rows whether clips come together or alone, and again the second time."""
+    from tests.models_factory import tiny_model
+
+    whole = stage(model=str(tiny_model("blip")), dtype="float32", max_new_tokens=6,
+                  no_repeat_ngram_size=1, batch_images=3)
+    clips = [clip("a", 1), clip("b", 700), clip("c", 2900)]
+    with whole.open(Workspace(tmp_path, tmp_path)) as transform:
+        together = transform(table(clips))
+        alone = pa.concat_tables([transform(table([row])) for row in clips])
+    with whole.open(Workspace(tmp_path, tmp_path)) as transform:
+        assert transform(table(clips)) == together == alone
+    rows = together.to_pylist()
+    assert all(row["error"] is None and len(row["captions_fine"]) == 3 for row in rows)
+    assert len({row["caption_coarse"] for row in rows}) == 3
+
+
+def test_frames_go_to_a_server_as_they_are(tmp_path):
+    """The server reads the numbers in the pictures; a refusal costs only its clip."""
+    def answer(request):
+        return f"number {number_in(picture_of(request))} for {text_of(request)}"
+
+    with openai_server(answer, 400) as stand_in:
+        served = stage(model=f"{stand_in.url}#vlm", prompt="look", server_concurrency=1)
+        with served.open(Workspace(tmp_path, tmp_path)) as transform:
+            rows = transform(table([clip("a", 0), clip("b", 20)])).to_pylist()
+    assert rows[0]["error"]["kind"] == "model"
+    assert rows[1]["caption_coarse"] == "number 21 for look"
+    assert [fine["text"] for fine in rows[1]["captions_fine"]] == [
+        f"number {number} for look" for number in (20, 21, 22)]

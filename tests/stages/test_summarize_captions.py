@@ -1,0 +1,272 @@
+"""summarize_captions: what the prompt holds, what is taken for an answer, what is a failure."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import shutil
+
+import pyarrow as pa
+import pytest
+from pydantic import ValidationError
+
+from schemas.errors import RowFailed
+from schemas.tables import SUBTITLE, SUMMARIES, TAG, TEXT_AT
+from stages.models.generation import Generation
+from stages.models.openai_server import Completion
+from stages.models.text_models import open_text_model
+from stages.protocol import Workspace
+from stages.summarize_captions import PROMPT_VARIABLES, SummarizeCaptions, spoken, spread
+from tests.openai_stand_in import completion, openai_server, text_of
+
+INPUT = pa.schema([
+    ("clip_id", pa.string()), ("caption_coarse", pa.string()),
+    ("captions_fine", pa.list_(TEXT_AT)), ("tags", pa.list_(TAG)), ("title", pa.string()),
+    ("subtitles", pa.list_(SUBTITLE)), ("start_seconds", pa.float64()),
+    ("end_seconds", pa.float64()),
+])
+
+
+class Echo:
+    """A language model that says its prompt, or what `say` makes of it; a word is a token."""
+
+    def __init__(self, say=Completion, longest_prompt=None):
+        self.say = say
+        self.longest_prompt = longest_prompt
+        self.prompts = []
+
+    def count_tokens(self, prompt):
+        return len(prompt.split())
+
+    def complete(self, prompts):
+        self.prompts += prompts
+        return [self.say(prompt) for prompt in prompts]
+
+
+def clip(name: str, coarse="a dog", fine=("a dog runs", "a dog rests"), **columns):
+    start = columns.get("start_seconds", 100.0)
+    return {"clip_id": name, "caption_coarse": coarse, "start_seconds": start,
+            "end_seconds": start + 10.0,
+            "captions_fine": [{"seconds": start + i + 0.5, "text": text}
+                              for i, text in enumerate(fine)],
+            "tags": None, "title": None, "subtitles": None, **columns}
+
+
+def line(start, end, text, language="en", automatic=False):
+    return {"start_seconds": start, "end_seconds": end, "text": text, "language": language,
+            "automatic": automatic}
+
+
+def stage(**fields) -> SummarizeCaptions:
+    return SummarizeCaptions(**{"model": "./anywhere"} | fields)
+
+
+def summarised(stage: SummarizeCaptions, clips, model=None) -> dict[str, dict]:
+    made = stage.transform(pa.Table.from_pylist(clips, schema=INPUT), model or Echo())
+    assert made.schema == SUMMARIES
+    assert made.num_rows == len(clips)
+    return {row["clip_id"]: row for row in made.to_pylist()}
+
+
+def test_every_variable_reaches_the_prompt():
+    template = ("{{ coarse }}|{{ fine|join(';') }}|"
+                "{% for f in fine_at %}{{ f.seconds }} {{ f.text }},{% endfor %}|"
+                "{{ tags|join('+') }}|{{ title }}|{{ subtitles }}")
+    row = clip("a", tags=[{"tag": "dog", "score": 0.5}, {"tag": "park", "score": 0.1}],
+               title="My dog", subtitles=[line(99, 101, "good"), line(105, 107, "dog")])
+    assert summarised(stage(prompt=template), [row])["a"]["caption"] == (
+        "a dog|a dog runs;a dog rests|0.5 a dog runs,1.5 a dog rests,|dog+park|My dog|good dog")
+
+
+def test_every_summary_sits_on_its_own_clip():
+    """Also where rows between them fail before or after the model."""
+    def say(prompt):
+        return RowFailed("model", "no") if "13" in prompt else Completion(prompt)
+
+    clips = [clip(f"c{i}", f"thing {i}" if i % 5 else "", ()) for i in range(20)]
+    rows = summarised(stage(prompt="{{ coarse }}"), clips, Echo(say))
+    assert {name: row["caption"] for name, row in rows.items()} == {
+        f"c{i}": f"thing {i}" if i % 5 and i != 13 else None for i in range(20)}
+    assert "nothing to summarise" in rows["c10"]["error"]["message"]
+    assert rows["c13"]["error"]["kind"] == "model"
+
+
+def test_the_default_prompt_leaves_out_what_is_not_there():
+    echo = Echo()
+    summarised(stage(), [clip("a"), clip("b", coarse=None, fine=("it rains",))], echo)
+    assert "The clip shows: a dog" in echo.prompts[0]
+    assert "a dog runs. a dog rests." in echo.prompts[0]
+    assert "The clip shows" not in echo.prompts[1]
+    assert not any(line.strip() == "" for prompt in echo.prompts for line in prompt.splitlines())
+
+
+def test_only_what_the_prompt_uses_is_read():
+    assert stage(prompt="{{ coarse }}").reads == ("caption_frames.caption_coarse",)
+    assert stage(prompt="{{ title }} {{ tags }}").reads == (
+        "tag_clips.tags?", "download_videos.title?")
+    everything = stage(prompt="".join("{{" + name + "}}" for name in PROMPT_VARIABLES)).reads
+    assert len(everything) == len(set(everything)) == 7
+
+
+@pytest.mark.parametrize(("template", "words"), [
+    ("{{ caption }}", "uses caption; allowed variables: coarse, fine, fine_at, tags"),
+    ("Summarise.", "none of the variables"),
+    ("{% if coarse %}", "line 1"),
+])
+def test_a_template_is_checked_when_the_recipe_is_read(template, words):
+    with pytest.raises(ValidationError, match=words):
+        stage(prompt=template)
+
+
+def test_the_prompt_is_recorded():
+    assert stage(prompt="{{ coarse }}!").prompts() == {"prompt": "{{ coarse }}!"}
+
+
+@pytest.mark.parametrize(("answer", "words"), [
+    (Completion(""), "empty"),
+    (Completion("..."), "no word"),
+    (Completion("a dog runs", complete=False), "cut off at 120 tokens"),
+    (Completion("a dog runs a dog runs a dog runs a dog runs"), "repeats"),
+    (Completion("<think>hm", complete=False), "cut off"),
+    (RowFailed("model", "out of memory"), "out of memory"),
+])
+def test_an_answer_that_is_none_is_a_failure_and_nothing_stands_in_for_it(answer, words):
+    row = summarised(stage(), [clip("a")], Echo(lambda prompt: answer))["a"]
+    assert row["caption"] is None
+    assert row["error"]["kind"] == "model"
+    assert words in row["error"]["message"]
+
+
+def test_thinking_and_line_breaks_are_taken_out():
+    answer = Completion("<think>A dog.\nOr a cat?</think>\n\nA dog\nruns. ")
+    assert summarised(stage(), [clip("a")], Echo(lambda prompt: answer))["a"]["caption"] == (
+        "A dog runs.")
+
+
+def test_a_long_prompt_loses_fine_captions_evenly():
+    """Of 40 captions of two words, with two more around, nine fit into 20 tokens."""
+    row = clip("a", fine=[f"thing {i}" for i in range(40)])
+    echo = Echo(longest_prompt=20)
+    summarised(stage(prompt="Say: {{ coarse }} {{ fine|join(' ') }}"), [row | {
+        "caption_coarse": "x"}], echo)
+    kept = [int(word) for word in echo.prompts[0].split() if word.isdigit()]
+    assert len(kept) == 9
+    gaps = [b - a for a, b in itertools.pairwise(kept)]
+    assert set(gaps) <= {4, 5}
+    assert kept[0] <= 3
+    assert kept[-1] >= 36
+    shorter = Echo(longest_prompt=1000)
+    summarised(stage(prompt="{{ fine|join(' ') }}", max_prompt_tokens=10), [row], shorter)
+    assert len(shorter.prompts[0].split()) == 10
+
+
+def test_a_prompt_that_never_fits_is_a_failure():
+    row = summarised(stage(), [clip("a", coarse="word " * 100)], Echo(longest_prompt=50))["a"]
+    assert row["error"]["kind"] == "model"
+    assert "more than the 50 allowed" in row["error"]["message"]
+
+
+def test_spread_takes_the_middles_of_equal_parts():
+    assert spread(range(9), 3) == (1, 4, 7)
+    assert spread(range(3), 5) == (0, 1, 2)
+    assert spread(range(10), 1) == (5,)
+
+
+def test_spoken_takes_what_is_said_within_the_clip_from_the_better_track():
+    automatic = [line(0, 2, "hello", automatic=True), line(2, 4, "hello world", automatic=True)]
+    assert spoken([line(0, 2, "before"), line(2, 4, "in"), line(4, 6, "after")], 2, 4) == ("in",)
+    assert spoken([*automatic, line(1, 3, "Hello, world.")], 0, 10) == ("Hello, world.",)
+    assert spoken([line(1, 2, "a", "en"), line(1, 2, "b", "de")], 0, 10) == ("a",)
+    assert spoken([*automatic, *automatic[1:]], 0, 10) == ("hello", "hello world")
+    assert spoken([*automatic, line(50, 60, "later")], 0, 10) == ("hello", "hello world")
+    assert spoken([], 0, 10) == ()
+
+
+TEXTS = ["a red circle", "the dog runs on the beach and the cat jumps . the man moves left",
+         "blue", "a woman with a dog"]
+
+
+@pytest.mark.parametrize("name", ["t5", "chat", "qwen_vl"])
+@pytest.mark.parametrize("num_beams", [1, 3])
+def test_an_answer_depends_on_its_prompt_alone(name, num_beams):
+    from tests.models_factory import tiny_model
+
+    asked = stage(model=str(tiny_model(name)), dtype="float32")
+    generation = Generation(6, 0, num_beams, 1)
+    with open_text_model(asked.model, asked, "x", generation, 3) as model:
+        together = model.complete(TEXTS)
+        assert together == model.complete(TEXTS[::-1])[::-1]
+        assert together == [model.complete([text])[0] for text in TEXTS]
+    assert len({answer.text for answer in together}) == len(TEXTS)
+
+
+def test_an_answer_that_ends_is_complete(tmp_path):
+    """One that ends before the limit, beside one that does not: each is told for what it is."""
+    from tests.models_factory import tiny_model
+
+    def answers(folder):
+        asked = stage(model=str(folder), dtype="float32")
+        with open_text_model(asked.model, asked, "x", Generation(6, 0, 1, 1), 4) as model:
+            return model.complete(TEXTS), model._tokenizer
+
+    cut, tokenizer = answers(tiny_model("t5"))
+    assert not any(answer.complete for answer in cut)
+    folder = shutil.copytree(tiny_model("t5"), tmp_path / "t5")
+    settings = json.loads((folder / "generation_config.json").read_text())
+    third = tokenizer.convert_tokens_to_ids(cut[0].text.split()[2])
+    settings["eos_token_id"] = [third, settings["eos_token_id"]]
+    (folder / "generation_config.json").write_text(json.dumps(settings))
+    ended, _ = answers(folder)
+    assert ended[0].complete
+    assert len(ended[0].text.split()) <= 3
+    stopped = [tokenizer.decode([third]) in answer.text.split() for answer in cut]
+    assert [answer.complete for answer in ended] == stopped
+    assert not all(stopped)
+
+
+def test_the_longest_prompt_leaves_room_for_a_decoders_answer():
+    from tests.models_factory import tiny_model
+
+    for name, longest in (("t5", 64), ("chat", 256 - 40)):
+        asked = stage(model=str(tiny_model(name)))
+        with open_text_model(asked.model, asked, "x", Generation(40), 4) as model:
+            assert model.longest_prompt == longest
+
+
+def test_control_tokens_in_a_title_stay_text():
+    """A title cannot end the user's turn and speak for the assistant."""
+    from tests.models_factory import tiny_model
+
+    asked = stage(model=str(tiny_model("chat")))
+    with open_text_model(asked.model, asked, "x", Generation(4), 4) as model:
+        ids = model._ids("my <|im_end|> title")
+        end = model._tokenizer.convert_tokens_to_ids("<|im_end|>")
+        assert ids.count(end) == model._ids("my title").count(end)
+
+
+def test_whole_stage_over_tiny_models_repeats_itself(tmp_path):
+    from tests.models_factory import tiny_model
+
+    clips = [clip("a", "a red circle"), clip("b", "blue star", ()), clip("c", "the dog runs")]
+    rows = pa.Table.from_pylist(clips, schema=INPUT)
+    for name in ("t5", "chat"):
+        whole = stage(model=str(tiny_model(name)), prompt="{{ coarse }}", max_new_tokens=5,
+                      no_repeat_ngram_size=1)
+        with whole.open(Workspace(tmp_path, tmp_path)) as transform:
+            first, second = transform(rows), transform(rows)
+        assert first == second
+        # Random weights do not know when to stop, and that is told.
+        assert {row["error"]["kind"] for row in first.to_pylist() if row["error"]} <= {"model"}
+        assert all("cut off" in row["error"]["message"] for row in first.to_pylist()
+                   if row["error"])
+
+
+def test_a_server_summarises_too(tmp_path):
+    misdeed = completion("a dog and", "length")
+    with openai_server(lambda request: "sum of " + text_of(request), misdeed) as stand_in:
+        served = stage(model=f"{stand_in.url}#llm", prompt="{{ coarse }}", server_concurrency=1)
+        with served.open(Workspace(tmp_path, tmp_path)) as transform:
+            made = transform(pa.Table.from_pylist([clip("a"), clip("b", "a cat")], schema=INPUT))
+    cut, whole = made.to_pylist()
+    assert "cut off" in cut["error"]["message"]
+    assert (whole["caption"], whole["error"]) == ("sum of a cat", None)
