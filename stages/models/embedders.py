@@ -7,19 +7,21 @@ such a repository on the hub, or as one of open_clip's own pairs of architecture
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+from pydantic import Field
 
 from schemas.errors import ClipmillError, UsageError
 from stages.media.images import FitMode, Interpolation, decode_jpeg, to_batch
 from stages.models.loading import local_folder
 from stages.models.references import ModelReference
 from stages.models.torch_setup import best_device, default_dtype, prepare_torch
+from stages.protocol import Stage, resource
 
 if TYPE_CHECKING:
     import torch
@@ -241,3 +243,34 @@ def _weights_file(folder: Path) -> Path:
         if found := sorted(folder.glob(pattern)):
             return found[0]
     raise FileNotFoundError("no weights as safetensors or .bin")
+
+
+class EmbedderStage(Stage):
+    """Settings of a stage that embeds images or texts."""
+
+    model: ModelReference = Field(
+        DEFAULT_MODEL,
+        description="contrastive model of open_clip: open_clip:ARCHITECTURE/WEIGHTS, hub id, or "
+        "folder with open_clip_config.json",
+    )
+    dtype: DType = Field(
+        "auto",
+        description="number format of the model; auto is bfloat16 where the CPU or GPU has "
+        "instructions for it, else float32",
+    )
+    batch_images: int = resource(
+        32, ge=1, description="images that go through the model at a time"
+    )
+
+    def load(self, *towers: Tower) -> ClipEmbedder:
+        return ClipEmbedder(self.model, setting=f"{self.name}.model", towers=towers,
+                            dtype=self.dtype, batch_images=self.batch_images)
+
+    def same_model(self, label: str, before: Mapping[str, Stage]) -> None:
+        """ValueError where the embeddings of stage `label` come from another model than this."""
+        other = before.get(label)
+        if isinstance(other, EmbedderStage) and other.model.identity() != self.model.identity():
+            raise ValueError(
+                f"the embeddings of {label} come from {other.model}, but model is {self.model}; "
+                "embeddings of two models cannot be compared, so set both to the same"
+            )

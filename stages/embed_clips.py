@@ -1,0 +1,62 @@
+"""embed_clips: image embeddings of evenly spread frames of each clip."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import ClassVar
+
+import numpy as np
+import pyarrow as pa
+from pydantic import Field
+
+from schemas.tables import EMBEDDINGS
+from stages.models.embedders import ClipEmbedder, EmbedderStage
+from stages.models.vectors import as_column
+from stages.protocol import FramePick, Rows, Transform, Uniform, Workspace
+
+
+class EmbedClips(EmbedderStage):
+    """Embeddings of length 1 of frames at the middles of equal parts of the clip, as half floats.
+
+    A clip of which fewer frames were kept has fewer embeddings; one without any is a failure.
+    """
+
+    name: ClassVar[str] = "embed_clips"
+    writes: ClassVar[pa.Schema] = EMBEDDINGS
+
+    frames_per_clip: int = Field(4, ge=1, description="frames of each clip that are embedded")
+
+    @property
+    def frames(self) -> tuple[FramePick, ...]:
+        return (Uniform(self.frames_per_clip),)
+
+    @contextmanager
+    def open(self, workspace: Workspace) -> Iterator[Transform]:
+        embedder = self.load("image")
+
+        def transform(batch: pa.Table) -> pa.Table:
+            return self._embedded(batch, embedder)
+
+        yield transform
+
+    def _embedded(self, batch: pa.Table, embedder: ClipEmbedder) -> pa.Table:
+        keys, frames = batch["clip_id"].to_pylist(), batch["frames"].to_pylist()
+        everything = embedder.embed_images([f["jpeg"] for clip in frames for f in clip or ()])
+        ends = np.cumsum([len(clip or ()) for clip in frames])
+        kept, seconds, vectors, failed = [], [], [], Rows(self)
+        for key, clip, end in zip(keys, frames, ends, strict=True):
+            own = everything[end - len(clip or ()): end]
+            if not clip:
+                failed.fail(key, "bad_media", "no frame of this clip could be read")
+            elif not np.isfinite(own).all():
+                failed.fail(key, "model", f"{self.model} gave an embedding that is not finite")
+            else:
+                kept.append(key)
+                seconds.append([frame["seconds"] for frame in clip])
+                vectors.append(own)
+        schema = self.table_schema
+        made = {"clip_id": pa.array(kept, pa.string()), "embeddings": as_column(vectors),
+                "embedding_seconds": pa.array(seconds, schema.field("embedding_seconds").type)}
+        columns = [made[f.name] if f.name in made else pa.nulls(len(kept), f.type) for f in schema]
+        return pa.concat_tables([pa.table(columns, schema=schema), failed.table()])

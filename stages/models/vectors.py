@@ -1,0 +1,50 @@
+"""Stored embeddings as arrays, and what is computed from them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+
+from schemas.tables import EMBEDDINGS
+
+
+def unit(vectors: np.ndarray) -> np.ndarray:
+    """Vectors scaled to length 1 along the last axis, as float64; a zero vector stays zero."""
+    vectors = np.asarray(vectors, np.float64)
+    lengths = np.linalg.norm(vectors, axis=-1, keepdims=True)
+    return np.divide(vectors, lengths, out=np.zeros_like(vectors), where=lengths > 0)
+
+
+def stored(column: pa.ChunkedArray | pa.Array) -> list[np.ndarray]:
+    """The arrays behind an `embeddings` column: one of shape (frames, d) a clip, length 1 again.
+
+    Half floats keep lengths to about 1 in 2000; a clip without embeddings has shape (0, 0).
+    """
+    found = []
+    for clip in column:
+        frames = [] if clip.values is None else [frame.values.to_numpy() for frame in clip.values]
+        found.append(unit(np.stack(frames)) if frames else np.empty((0, 0)))
+    return found
+
+
+def frame_mean(frames: np.ndarray) -> np.ndarray:
+    """The direction of a clip: mean of its frames' unit vectors, scaled to length 1 again."""
+    return unit(frames.mean(axis=0))
+
+
+def as_column(clips: Sequence[np.ndarray]) -> pa.Array:
+    """An `embeddings` column of half floats from one array of shape (frames, d) a clip."""
+    frame_type = EMBEDDINGS.field("embeddings").type.value_type
+    counts = np.array([len(clip) for clip in clips], np.int64)
+    widths = np.concatenate([np.full(len(clip), clip.shape[1], np.int64) for clip in clips]
+                            ) if clips else np.empty(0, np.int64)
+    flat = [np.asarray(clip, np.float16).reshape(-1) for clip in clips]
+    values = pa.array(np.concatenate(flat) if flat else np.empty(0, np.float16))
+    frames = pa.ListArray.from_arrays(_offsets(widths), values, type=frame_type)
+    return pa.ListArray.from_arrays(_offsets(counts), frames, type=pa.list_(frame_type))
+
+
+def _offsets(lengths: np.ndarray) -> pa.Array:
+    return pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int32())

@@ -1,0 +1,76 @@
+"""score_aesthetic: how pleasing a clip's frames look, by one of LAION's aesthetic heads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import numpy as np
+import pyarrow as pa
+from pydantic import Field
+
+from schemas.errors import ClipmillError
+from schemas.tables import AESTHETIC
+from stages.models.aesthetic_heads import AestheticHead, load_head
+from stages.models.references import DataFile
+from stages.models.vectors import stored
+from stages.protocol import Rows, Stage, Transform, Workspace
+
+_OVER_FRAMES = {"max": np.max, "mean": np.mean, "min": np.min}
+
+
+class ScoreAesthetic(Stage):
+    """The head's score of each embedded frame, then one number a clip.
+
+    The embeddings must be those of the model that the head was trained on (OpenAI's CLIP of the
+    size in the head's name, for LAION's). Scores of V1 and V2 heads are not comparable: give a
+    second scorer a label of its own.
+    """
+
+    name: ClassVar[str] = "score_aesthetic"
+    writes: ClassVar[pa.Schema] = AESTHETIC
+    score: ClassVar[str | None] = "aesthetic"
+
+    head: DataFile = Field(
+        description="weights of the head: LAION's V1 or V2 .pth, or safetensors with weight (1 × d)"
+        " and bias (1)"
+    )
+    embeddings: str = Field(
+        "embed_clips", description="label of the embed_clips whose embeddings are scored"
+    )
+    over_frames: Literal["max", "mean", "min"] = Field(
+        "max", description="how the frames' scores become the clip's; InternVid takes max"
+    )
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return (f"{self.embeddings}.embeddings",)
+
+    @contextmanager
+    def open(self, workspace: Workspace) -> Iterator[Transform]:
+        head = load_head(Path(self.head.path))
+
+        def transform(batch: pa.Table) -> pa.Table:
+            rows = Rows(self)
+            clips = stored(batch["embeddings"])
+            for key, frames in zip(batch["clip_id"].to_pylist(), clips, strict=True):
+                score, reason = self._score(frames, head)
+                rows.keep(key, aesthetic=score, aesthetic_reason=reason)
+            return rows.table()
+
+        yield transform
+
+    def _score(self, frames: np.ndarray, head: AestheticHead) -> tuple[float | None, str | None]:
+        if not len(frames):
+            return None, f"{self.embeddings} has no embedding of this clip"
+        if frames.shape[1] != head.dimensions:
+            raise ClipmillError(
+                f"score_aesthetic: the head {Path(self.head.path).name} scores embeddings of "
+                f"{head.dimensions} numbers, those of {self.embeddings} have {frames.shape[1]}; "
+                "set embed_clips.model to the model that the head was trained on, or take the head "
+                "of that model (512: ViT-B/32 and B/16, 768: ViT-L/14)"
+            )
+        score = float(_OVER_FRAMES[self.over_frames](head(frames)))
+        return (score, None) if np.isfinite(score) else (None, "the score is not finite")

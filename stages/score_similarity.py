@@ -1,0 +1,116 @@
+"""score_similarity: how well the captions of a clip fit its frames, by a contrastive model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, ClassVar
+
+import numpy as np
+import pyarrow as pa
+from pydantic import Field
+
+from schemas.errors import ClipmillError
+from schemas.tables import SIMILARITY
+from stages.models.embedders import ClipEmbedder, EmbedderStage
+from stages.models.vectors import frame_mean, stored
+from stages.protocol import Rows, Stage, Transform, Workspace
+
+
+class ScoreSimilarity(EmbedderStage):
+    """Cosines, from -1 to 1, of a clip's frame mean and its texts.
+
+    The frame mean is the mean of the frames' embeddings of length 1, scaled to length 1 again.
+    similarity is that of the caption (the summary), similarity_coarse that of the coarse caption,
+    similarity_fine the mean of the cosines of the fine captions. A text that a clip lacks leaves
+    its score null; similarity_reason says why similarity is.
+    """
+
+    name: ClassVar[str] = "score_similarity"
+    writes: ClassVar[pa.Schema] = SIMILARITY
+    score: ClassVar[str | None] = "similarity"
+
+    embeddings: str = Field(
+        "embed_clips", description="label of the embed_clips whose embeddings are compared; its "
+        "model must be this one"
+    )
+    caption: str = Field(
+        "summarize_captions.caption", pattern=r"^\w+\.\w+$",
+        description="label.column of the text that similarity is of",
+    )
+    captions: str = Field(
+        "caption_frames", pattern=r"^\w+$",
+        description="label of the caption_frames that similarity_coarse and similarity_fine are of",
+    )
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return (
+            f"{self.embeddings}.embeddings",
+            f"{self.caption}? as text",
+            f"{self.captions}.caption_coarse?",
+            f"{self.captions}.captions_fine?",
+        )
+
+    def check_upstream(self, before: Mapping[str, Stage]) -> None:
+        """ValueError where the embeddings are those of another model."""
+        self.same_model(self.embeddings, before)
+
+    @contextmanager
+    def open(self, workspace: Workspace) -> Iterator[Transform]:
+        embedder = self.load("text")
+
+        def transform(batch: pa.Table) -> pa.Table:
+            return self._scored(batch, embedder)
+
+        yield transform
+
+    def _scored(self, batch: pa.Table, embedder: ClipEmbedder) -> pa.Table:
+        keys = batch["clip_id"].to_pylist()
+        scales = list(zip(*(self._texts(batch, name, len(keys))
+                            for name in ("text", "caption_coarse", "captions_fine")), strict=True))
+        texts = list(dict.fromkeys(text for clip in scales for scale in clip for text in scale))
+        vectors = dict(zip(texts, embedder.embed_texts(texts), strict=True))
+        rows = Rows(self)
+        for key, frames, clip in zip(keys, stored(batch["embeddings"]), scales, strict=True):
+            if not len(frames):
+                reason = f"{self.embeddings} has no embedding of this clip"
+                rows.keep(key, similarity_reason=reason)
+                continue
+            mean = frame_mean(frames)
+            summary, coarse, fine = (self._cosine(mean, scale, vectors) for scale in clip)
+            rows.keep(key, similarity=summary, similarity_coarse=coarse, similarity_fine=fine,
+                      similarity_reason=self._reason(summary, clip[0]))
+        return rows.table()
+
+    @staticmethod
+    def _texts(batch: pa.Table, column: str, count: int) -> list[list[str]]:
+        """Per clip the texts of a scale; none where a text is null, empty or not in the recipe."""
+        if column not in batch.column_names:
+            return [[]] * count
+        found = []
+        for value in batch[column].to_pylist():
+            texts = [value] if isinstance(value, str) else [item["text"] for item in value or ()]
+            found.append([text for text in texts if text and text.strip()])
+        return found
+
+    def _cosine(
+        self, mean: np.ndarray, texts: list[str], vectors: Mapping[str, np.ndarray]
+    ) -> float | None:
+        if not texts:
+            return None
+        towards = np.stack([vectors[text] for text in texts])
+        if towards.shape[1] != len(mean):
+            raise ClipmillError(
+                f"score_similarity: the embeddings of {self.embeddings} have {len(mean)} numbers, "
+                f"those of {self.model} have {towards.shape[1]}; set score_similarity.model to the "
+                f"model of {self.embeddings}"
+            )
+        score = float((towards @ mean).mean())
+        return score if np.isfinite(score) else None
+
+    def _reason(self, score: Any, texts: list[str]) -> str | None:
+        if score is not None:
+            return None
+        return (f"{self.model} gave a score that is not finite" if texts
+                else f"the clip has no {self.caption}")
