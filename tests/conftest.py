@@ -1,0 +1,41 @@
+"""What several parts of the tests share: a small dataset that the whole recipe has gone through."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+SEED = 11
+FILMS = 2
+
+
+@dataclass(frozen=True)
+class Made:
+    """A dataset of two of the demo's films, its recipe's plan, and the films' truth."""
+
+    dataset: Path
+    loaded: object
+    plan: object
+    films: list
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    """The demo's recipe over two of its films, run in this process."""
+    from jobs.demo.render import render_film
+    from jobs.demo.world import make_world
+    from jobs.ready_made import recipe_path
+    from jobs.run import run
+    from pipeline.plan import build_plan
+    from pipeline.recipe import load_recipe
+
+    folder = tmp_path_factory.mktemp("made")
+    (folder / "films").mkdir()
+    films = make_world(SEED, FILMS)
+    for film in films:
+        render_film(film, folder / "films" / f"{film.name}.mp4")
+    loaded = load_recipe(recipe_path("demo"), sources=[str(folder / "films")], engine="local")
+    run(loaded, folder / "dataset")
+    return Made(folder / "dataset", loaded, build_plan(loaded), films)

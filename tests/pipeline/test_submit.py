@@ -1,0 +1,119 @@
+"""`clipmill submit` against a real Ray head that is started on this machine for the test."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+RAY = Path(sys.executable).parent / "ray"
+START_SECONDS = 90
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return sock.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, dict[str, str]]]:
+    """Address of the job server of a head of our own, and the environment that may talk to it."""
+    # Ray's sockets have long names below this folder, so it must be short.
+    with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp", ignore_cleanup_errors=True) as short:
+        token = tmp_path_factory.mktemp("token") / "token"
+        token.write_text("0123456789abcdef0123456789abcdef")
+        dashboard = free_port()
+        environment = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token),
+                       "RAY_ADDRESS": ""}
+        head = subprocess.Popen(
+            [RAY, "start", "--head", "--block", "--num-cpus=2", f"--port={free_port()}",
+             f"--dashboard-port={dashboard}", "--dashboard-host=127.0.0.1",
+             f"--temp-dir={short}", "--object-store-memory=100000000"],
+            env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            start_new_session=True)
+        try:
+            wait_for(dashboard, head)
+            yield f"http://127.0.0.1:{dashboard}", environment
+        finally:
+            # The head and all that it started are one process group, and ours.
+            os.killpg(head.pid, signal.SIGTERM)
+            try:
+                head.wait(30)
+            except subprocess.TimeoutExpired:
+                os.killpg(head.pid, signal.SIGKILL)
+                head.wait(30)
+
+
+def wait_for(port: int, head: subprocess.Popen) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        assert head.poll() is None, "the Ray head ended while it was starting"
+        with socket.socket() as sock:
+            if sock.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.5)
+    raise AssertionError(f"no job server on port {port} after {START_SECONDS} s")
+
+
+def submit(words, address: str, environment: dict[str, str], *more: str):
+    words.loaded()
+    return subprocess.run(
+        [sys.executable, "-m", "jobs.cli", "submit", str(words.folder / "words.yaml"),
+         "--address", address, "--dataset", str(words.dataset), "--wait", *more],
+        cwd=ROOT, env=environment, text=True, capture_output=True, check=False, timeout=280)
+
+
+@pytest.mark.slow
+def test_submit_runs_the_recipe_on_the_cluster_and_follows_its_log(words, head):
+    """The list of sources and the stage's file travel; the rows come out as they do here."""
+    address, environment = head
+    data = words("a?clips=3", "b", "x?fail=cut")
+    done = submit(data, address, environment, "--environment", "cluster")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "cut_words" in done.stdout
+    letters = {row["clip_id"] for row in rows_of(data, "count_letters")}
+    assert letters == {"v-a-0", "v-a-1", "v-a-2", "v-b-0", "v-b-1"}
+
+
+@pytest.mark.slow
+def test_submit_brings_the_locked_versions(words, head):
+    address, environment = head
+    data = words("a")
+    done = submit(data, address, environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len(rows_of(data, "count_letters")) == 2
+
+
+@pytest.mark.slow
+def test_a_job_that_fails_is_status_1_with_its_message(words, head):
+    address, environment = head
+    data = words("a")
+    done = submit(data, address, environment, "--environment", "cluster", "--until", "nope")
+    assert done.returncode == 1
+    assert "--until 'nope'" in done.stdout + done.stderr
+
+
+def test_an_unreachable_cluster_is_said(words):
+    data = words("a")
+    done = submit(data, "http://127.0.0.1:9", dict(os.environ))
+    assert done.returncode == 1
+    assert "http://127.0.0.1:9" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def rows_of(data, label: str) -> list[dict]:
+    """Rows of a step wherever its fingerprint folder is: the recipe lay elsewhere on the job."""
+    import pyarrow.parquet as pq
+
+    return [row for path in (data.dataset / label).rglob("*.parquet")
+            for row in pq.read_table(path).to_pylist()]

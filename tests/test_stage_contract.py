@@ -1,0 +1,169 @@
+"""What every stage must hold, run over all of them: a new stage joins by being in a recipe here."""
+
+from __future__ import annotations
+
+import math
+import pickle
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from pipeline.inputs import FrameReader, input_table
+from pipeline.plan import Plan, Step
+from pipeline.stage_classes import built_in_stage_names
+from schemas.errors import RowFailed, RowRejected
+from schemas.tables import OUTCOME
+from stages.protocol import Workspace
+from tests.conftest import Made
+
+# Float columns may differ this much between batch sizes: bfloat16 sums depend on the batch.
+TOLERANCE = 0.05
+# Columns that say when or where rather than what.
+UNSTABLE = {"downloaded_at", "error"}
+SHARD = "000000"
+
+LABELS = ("download_videos", "scan_videos", "split_clips", "tag_clips", "caption_frames",
+          "summarize_captions", "embed_clips", "score_similarity", "score_aesthetic")
+# Stages that no run of the demo's models can show; each has a test file of its own.
+ELSEWHERE: set[str] = set()
+
+
+def test_every_built_in_stage_is_under_contract():
+    assert set(built_in_stage_names()) == set(LABELS) | ELSEWHERE
+
+
+@pytest.fixture
+def step(made: Made, request: pytest.FixtureRequest) -> Step:
+    return made.plan.by_label[request.param]
+
+
+every_step = pytest.mark.parametrize("step", LABELS, indirect=True)
+
+
+def inputs(made: Made, step: Step) -> pa.Table:
+    plan: Plan = made.plan
+    rows = input_table(plan, step, made.dataset, SHARD)
+    if step.stage.frames:
+        rows, failed = FrameReader(plan, made.dataset, SHARD).attach(rows, step.stage.frames)
+        assert not failed
+    return rows
+
+
+def transformed(step: Step, batches: list[pa.Table], workspace: Workspace) -> list[dict]:
+    """Rows of the stage's own table over some batches."""
+    rows = []
+    workspace.scratch.mkdir(parents=True, exist_ok=True)
+    with step.stage.open(workspace) as transform:
+        for batch in batches:
+            output = transform(batch)
+            table = output if isinstance(output, pa.Table) else output[step.stage.name]
+            rows += table.to_pylist()
+    return rows
+
+
+@pytest.fixture
+def workspace(tmp_path) -> Workspace:
+    return Workspace(tmp_path / "dataset", tmp_path / "dataset" / "scratch")
+
+
+@every_step
+def test_it_declares_what_it_writes(made, step, workspace):
+    batch = inputs(made, step).slice(0, 2)
+    workspace.scratch.mkdir(parents=True)
+    with step.stage.open(workspace) as transform:
+        output = transform(batch)
+    tables = output if isinstance(output, dict) else {step.stage.name: output}
+    declared = {**step.stage.more_tables, step.stage.name: step.stage.table_schema}
+    assert set(tables) == set(declared)
+    for name, table in tables.items():
+        optional = {field.name for field in OUTCOME}
+        assert set(table.column_names) <= set(declared[name].names)
+        assert set(declared[name].names) - optional <= set(table.column_names)
+        for column in table.column_names:
+            assert table.schema.field(column).type == declared[name].field(column).type
+
+
+@every_step
+def test_it_loses_no_key_and_invents_none(made, step, workspace):
+    batch = inputs(made, step)
+    assert batch.num_rows
+    rows = transformed(step, [batch], workspace)
+    assert {row[step.stage.key] for row in rows} == set(batch[step.stage.key].to_pylist())
+
+
+@every_step
+def test_batch_size_does_not_change_the_rows(made, step, tmp_path):
+    batch = inputs(made, step)
+    together = Workspace(tmp_path / "a", tmp_path / "a" / "scratch")
+    alone = Workspace(tmp_path / "b", tmp_path / "b" / "scratch")
+    whole = transformed(step, [batch], together)
+    singly = transformed(step, [batch.slice(i, 1) for i in range(batch.num_rows)], alone)
+
+    def order(row: dict) -> tuple:
+        return str(row[step.stage.key]), str(row.get("clip_id"))
+
+    assert len(whole) == len(singly)
+    for one, other in zip(sorted(whole, key=order), sorted(singly, key=order), strict=True):
+        assert same({k: v for k, v in one.items() if k not in UNSTABLE},
+                    {k: v for k, v in other.items() if k not in UNSTABLE}), (one, other)
+
+
+def same(one: Any, other: Any) -> bool:
+    if isinstance(one, float) and isinstance(other, float):
+        return math.isclose(one, other, rel_tol=TOLERANCE, abs_tol=TOLERANCE)
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(same(one[k], other[k]) for k in one)
+    if isinstance(one, list | tuple) and isinstance(other, list | tuple):
+        return len(one) == len(other) and all(map(same, one, other))
+    return one == other
+
+
+@every_step
+def test_it_travels_to_another_process(step):
+    assert pickle.loads(pickle.dumps(step.stage)) == step.stage
+    again = Step.from_spec(pickle.loads(pickle.dumps(step.spec())))
+    assert again == step
+
+
+def spoil(batch: pa.Table, key: str) -> pa.Table:
+    """The row with rubbish in place of all that can be rubbish."""
+    columns = {}
+    for name in batch.column_names:
+        kind = batch.schema.field(name).type
+        if name == "frames":
+            frames = batch[name].to_pylist()
+            for frame in frames[0]:
+                frame["jpeg"] = b"\xff\xd8 no picture"
+            columns[name] = pa.array(frames, kind)
+        elif name in (key, "clip_id", "video_id", "start_seconds", "end_seconds"):
+            columns[name] = batch[name]
+        elif name in ("url", "path"):
+            columns[name] = pa.array(["/no/such/file.mp4"], pa.string())
+        else:
+            columns[name] = pa.nulls(1, kind)
+    return pa.table(columns)
+
+
+@every_step
+def test_a_bad_row_is_a_failure_a_rejection_or_a_null_with_its_reason(made, step, workspace):
+    """Nothing but RowFailed and RowRejected may come out, and no made-up value."""
+    stage = step.stage
+    bad = spoil(inputs(made, step).slice(0, 1), stage.key)
+    try:
+        rows = transformed(step, [bad], workspace)
+    except RowFailed as error:
+        assert error.message
+        return
+    except RowRejected as rejection:
+        assert rejection.rule
+        return
+    for row in rows:
+        reasons = [row[name] for name in row if name.endswith("_reason")]
+        assert row.get("error") or row.get("rejection") or any(reasons), row
+
+
+@every_step
+def test_every_setting_says_what_it_is(step):
+    for name, field in type(step.stage).model_fields.items():
+        assert field.description, f"{step.label}.{name} has no description"
