@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import functools
 import http.server
 import json
 import random
@@ -214,9 +215,14 @@ def check(dataset: Path) -> None:
         assert clip["aesthetic"] == pytest.approx(aesthetic(embeddings[clip["clip_id"]]), abs=5e-2)
 
 
+@functools.cache
+def load_clip() -> ClipEmbedder:
+    return ClipEmbedder(ModelReference(folder=str(CLIP)), setting="clip", dtype="float32")
+
+
 def expected_vectors(clips: list[dict], titles: dict[str, int]) -> dict[str, np.ndarray]:
     """Per clip: the mean embedding of its frames as they were painted, before any encoding."""
-    embedder = ClipEmbedder(ModelReference(folder=str(CLIP)), setting="clip", dtype="float32")
+    embedder = load_clip()
     found = {}
     for clip in clips:
         shot = [sum(SHOT_FRAMES[:i]) for i in range(3)].index(clip["start_frame"])
@@ -229,7 +235,7 @@ def expected_vectors(clips: list[dict], titles: dict[str, int]) -> dict[str, np.
 
 
 def similarity(mean: np.ndarray, caption: str) -> float:
-    text = ClipEmbedder(ModelReference(folder=str(CLIP)), setting="clip", dtype="float32").embed_texts([caption])[0]
+    text = load_clip().embed_texts([caption])[0]
     return float(mean @ text / np.linalg.norm(mean))
 
 

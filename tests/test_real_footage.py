@@ -1,0 +1,71 @@
+"""The full recipe over real files: eight codecs and containers, late starts, variable frame rate."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from jobs.ready_made import recipe_path
+from jobs.run import run
+from pipeline.catalog import open_catalog
+from pipeline.recipe import load_recipe
+
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "videos"
+# Short ones and small ones are wanted too.
+RULES = ("download_videos.min_duration_seconds=null", "download_videos.min_height=null")
+# Of the hand-verified cuts and of what ContentDetector 27 finds at all.
+LEAST_RECALL = 0.95
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(1500),
+    pytest.mark.skipif(not SHARED.is_dir(), reason="the real footage is not beside this checkout"),
+]
+
+
+@pytest.mark.parametrize("engine", ["ray", "local"])
+def test_every_real_file_is_kept_or_its_reason_named(engine, tmp_path):
+    files = sorted(path for path in SHARED.iterdir() if path.suffix in (
+        ".mp4", ".webm", ".mov", ".ts"))
+    assert len(files) == 18
+    loaded = load_recipe(recipe_path("demo"), overrides=RULES, sources=[str(SHARED)],
+                         engine=engine)
+    run(loaded, tmp_path / "dataset")
+    with open_catalog(tmp_path / "dataset") as catalog:
+        def ask(query: str) -> list[dict]:
+            return catalog.execute(query).to_arrow_table().to_pylist()
+
+        videos = {Path(row["path"]).name: row for row in ask("SELECT * FROM videos")}
+        clips = ask("SELECT * FROM clips")
+        failures = ask("SELECT * FROM failures")
+        rejections = ask("SELECT * FROM rejections")
+    assert {path.name for path in files} == set(videos), (failures, rejections)
+    assert failures == []
+    assert rejections == []
+    assert {clip["video_id"] for clip in clips} == {v["video_id"] for v in videos.values()}
+    for clip in clips:
+        assert clip["start_seconds"] < clip["end_seconds"]
+        for column in ("caption", "caption_coarse", "captions_fine", "tags", "similarity",
+                       "aesthetic", "motion", "sharpness", "brightness"):
+            assert clip[column] is not None, (clip["clip_id"], column)
+    check_cuts(videos, clips)
+    late = [c for c in clips if c["video_id"] == videos["googlework_short_35s.mp4"]["video_id"]]
+    assert min(c["start_seconds"] for c in late) == pytest.approx(0.834, abs=0.001)
+
+
+def check_cuts(videos: dict[str, dict], clips: list[dict]) -> None:
+    """Clips begin at the hand-verified cuts, by time and by frame number."""
+    found = wanted = 0
+    for path in sorted((SHARED / "cuts").glob("*.json")):
+        truth = json.loads(path.read_text())
+        video = videos[truth["video"]]["video_id"]
+        starts = {(c["start_frame"], round(c["start_seconds"], 2))
+                  for c in clips if c["video_id"] == video}
+        for cut in truth["hard_cuts"]:
+            wanted += 1
+            found += any(abs(frame - cut["frame"]) <= 1 and abs(seconds - cut["time_s"]) < 0.06
+                         for frame, seconds in starts)
+    assert wanted > 20
+    assert found / wanted >= LEAST_RECALL
