@@ -1,12 +1,19 @@
-"""Contrastive models of open_clip's own classes, tiny and random, saved the way hubs hold them."""
+"""Contrastive models of open_clip's own classes, tiny and random, and frames to show them."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import cv2
+import numpy as np
+import pyarrow as pa
+
+from schemas.tables import FRAME
 from stages.models.torch_setup import prepare_torch
+from stages.protocol import Stage, Workspace
 
 
 def save_tiny_clip(
@@ -34,3 +41,28 @@ def save_tiny_clip(
     (folder / "open_clip_config.json").write_text(
         json.dumps({"model_cfg": configuration, "preprocess_cfg": preprocessing or {}}))
     return folder
+
+
+def frame_jpeg(seed: int, height: int = 90, width: int = 160) -> bytes:
+    """A JPEG of coarse random patches, so that any two differ plainly."""
+    patches = np.random.default_rng(seed).integers(0, 256, (6, 9, 3), np.uint8)
+    image = cv2.resize(patches, (width, height), interpolation=cv2.INTER_LINEAR)
+    return cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 95])[1].tobytes()
+
+
+def clips_with_frames(seeds: dict[str, Sequence[int]]) -> pa.Table:
+    """What a stage that wants frames is shown: clips whose frames are `frame_jpeg` of seeds."""
+    frames = [[{"frame_number": i, "seconds": i / 2, "jpeg": frame_jpeg(seed)}
+               for i, seed in enumerate(clip)] for clip in seeds.values()]
+    return pa.table({"clip_id": list(seeds), "frames": pa.array(frames, pa.list_(FRAME))})
+
+
+def transformed(stage: Stage, folder: Path, *batches: pa.Table) -> list[dict[str, Any]]:
+    """The rows that a stage makes of batches, opened once; its table is of its schema."""
+    made = []
+    with stage.open(Workspace(folder, folder / "scratch")) as transform:
+        for batch in batches:
+            table = transform(batch)
+            assert table.schema.equals(stage.table_schema)
+            made.append(table)
+    return pa.concat_tables(made).to_pylist()

@@ -6,7 +6,6 @@ import io
 import json
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -16,16 +15,10 @@ from stages.models import embedders
 from stages.models.embedders import ClipEmbedder, published_weights
 from stages.models.loading import repository_of
 from stages.models.references import ModelReference
+from tests.tiny_clip import frame_jpeg as frame
 from tests.tiny_clip import save_tiny_clip
 
 TEXTS = ["a red circle", "a dog runs over the grass", "x " * 200, "", "a red circle"]
-
-
-def frame(seed: int, height: int = 90, width: int = 160) -> bytes:
-    """A JPEG of coarse random patches, so that any two differ plainly."""
-    patches = np.random.default_rng(seed).integers(0, 256, (6, 9, 3), np.uint8)
-    image = cv2.resize(patches, (width, height), interpolation=cv2.INTER_LINEAR)
-    return cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 95])[1].tobytes()
 
 
 @pytest.fixture(scope="module")
