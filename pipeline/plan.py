@@ -134,6 +134,10 @@ def build_plan(loaded: LoadedRecipe) -> Plan:
 
 def _step(label: str, stage_label: str, stage: Stage, before: list[Step]) -> Step:
     known = {step.label: step for step in before}
+    try:
+        stage.check_upstream({step.label: step.stage for step in before})
+    except ValueError as error:
+        raise UsageError(f"stages.{stage_label}: {error}") from error
     reads = []
     for read in map(Read.parse, stage.reads):
         if read.label == SOURCES or read.label in known:

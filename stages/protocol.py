@@ -144,6 +144,9 @@ class Stage(BaseModel):
         """The steps that this stage runs as; the last one is the stage itself."""
         return (self,)
 
+    def check_upstream(self, before: Mapping[str, Stage]) -> None:
+        """ValueError where this stage doesn't go with those before it in the recipe, by label."""
+
     def models(self) -> dict[str, ModelReference]:
         """Every model that the settings name, by setting."""
         return {
