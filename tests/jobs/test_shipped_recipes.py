@@ -1,0 +1,65 @@
+"""The ready-made recipes load, plan, and name models in ways that the stages understand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import jobs
+from pipeline.plan import build_plan
+from pipeline.recipe import load_recipe
+from schemas.errors import UsageError
+from stages.models.embedders import published_weights
+from stages.models.references import DataFile, ModelReference
+
+RECIPES = Path(jobs.__file__).parent / "recipes"
+
+
+def models_of(name: str) -> dict[str, ModelReference]:
+    loaded = load_recipe(RECIPES / f"{name}.yaml")
+    return {f"{label}.{setting}": reference for label, stage in loaded.stages.items()
+            for setting, reference in stage.models().items()}
+
+
+@pytest.mark.parametrize("name", ["internvid", "small-cpu"])
+def test_a_recipe_runs_the_whole_main_job(name: str) -> None:
+    loaded = load_recipe(RECIPES / f"{name}.yaml")
+    plan = build_plan(loaded)
+    assert set(loaded.stages) == {
+        "download_videos", "split_clips", "embed_clips", "tag_clips", "caption_frames",
+        "summarize_captions", "score_similarity", "score_aesthetic"}
+    assert loaded.recipe.description
+    for label in ("tag_clips", "score_similarity", "score_aesthetic"):
+        assert "embed_clips" in plan.by_label[label].upstream
+    for reference in models_of(name).values():
+        if reference.hub.startswith("open_clip:"):
+            published_weights(reference.hub)
+        else:
+            assert reference.hub.count("/") == 1
+
+
+def test_internvid_has_the_published_values() -> None:
+    loaded = load_recipe(RECIPES / "internvid.yaml")
+    stages = loaded.stages
+    assert stages["split_clips"].threshold == 27
+    assert stages["embed_clips"].frames_per_clip == 4
+    assert stages["score_aesthetic"].over_frames == "max"
+    assert stages["caption_frames"].num_beams == 5
+    head = stages["score_aesthetic"].head
+    assert isinstance(head, DataFile)
+    assert head.path == str(RECIPES / "sac+logos+ava1-l14-linearMSE.pth")
+
+
+def test_timestamps_need_no_model_and_leave_no_frames() -> None:
+    loaded = load_recipe(RECIPES / "timestamps-only.yaml")
+    assert list(loaded.stages) == ["download_videos", "split_clips"]
+    assert loaded.recipe.drop_frames
+    assert models_of("timestamps-only") == {}
+
+
+def test_a_scorer_of_another_model_than_its_embeddings_is_refused_before_the_run() -> None:
+    loaded = load_recipe(RECIPES / "small-cpu.yaml",
+                         overrides=["score_similarity.model=open_clip:ViT-L-14/openai"])
+    with pytest.raises(UsageError, match=r"stages\.score_similarity: .*cannot be compared"):
+        build_plan(loaded)
