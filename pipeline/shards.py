@@ -92,7 +92,13 @@ class ShardMetadata:
 
 def temporary_beside(path: Path) -> Path:
     """A fresh name in the same folder that no reader lists."""
-    return path.with_name(f".{path.stem}.{uuid.uuid4().hex[:8]}.tmp")
+    return path.with_name(f".{path.stem}~{uuid.uuid4().hex[:8]}.tmp")
+
+
+def remove_leftovers(path: Path) -> None:
+    """Removes what writers of this very file left behind when they were killed."""
+    for leftover in path.parent.glob(f".{path.stem}~*.tmp"):
+        leftover.unlink(missing_ok=True)
 
 
 def commit(temporary: Path, path: Path) -> None:
@@ -118,6 +124,7 @@ class ShardWriter:
 
     def __init__(self, path: Path, schema: pa.Schema) -> None:
         self._path = path
+        remove_leftovers(path)  # one worker at a time is at a shard
         self._temporary = temporary_beside(path)
         self._schema = schema
         self._writer = pq.ParquetWriter(self._temporary, schema, compression="zstd")

@@ -1,4 +1,4 @@
-"""The full recipe over real files: eight codecs and containers, late starts, variable frame rate."""
+"""The full recipe over real files: many codecs and containers, late starts, variable rates."""
 
 from __future__ import annotations
 
