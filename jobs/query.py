@@ -1,0 +1,205 @@
+"""What the dataset says about itself: `sql`, `status`, `failures` and `runs`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jobs.formats import write_rows
+from pipeline.catalog import Catalog, open_catalog, readable_errors
+from pipeline.status import status_report
+from schemas import views
+from schemas.errors import ERROR_KINDS, UsageError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+HELP = """Type a query and end it with a semicolon, for example
+  SELECT clip_id, caption, similarity FROM clips ORDER BY similarity DESC LIMIT 5;
+.tables  the views and their columns' names    .help  this    .quit (or Ctrl-D)  ends"""
+
+
+def run_sql(
+    dataset: Path,
+    query: str | None,
+    *,
+    file: Path | None = None,
+    format: str = "table",
+    output: Path | None = None,
+    allow_external: bool = False,
+) -> None:
+    """Answers one query; without one it reads it from a pipe, or asks on a terminal."""
+    if query is not None and file is not None:
+        raise UsageError("give a query or --file, not both")
+    if file is not None:
+        if not file.is_file():
+            raise UsageError(f"--file {file}: there is no such file")
+        query = file.read_text(encoding="utf-8")
+    if query is None and not sys.stdin.isatty():
+        query = sys.stdin.read()
+    if query is None:
+        if output is not None:
+            raise UsageError("--output needs a query; give one, or --file FILE")
+        prompt(dataset, format=format, allow_external=allow_external)
+        return
+    with open_catalog(dataset, allow_external=allow_external) as catalog:
+        answer(catalog, query, format, output)
+
+
+def answer(catalog: Catalog, query: str, format: str, output: Path | None = None) -> None:
+    """Runs one typed query and prints its rows."""
+    rows = catalog.ask(query)
+    with readable_errors():
+        write_rows(rows, format, output)
+
+
+def prompt(dataset: Path, *, format: str = "table", allow_external: bool = False) -> None:
+    """Asks for queries until the end of input; an error does not end it.
+
+    Each query sees the dataset as it is then, so a run may go on meanwhile.
+    """
+    from prompt_toolkit import PromptSession
+    from prompt_toolkit.history import InMemoryHistory
+
+    from schemas.errors import ClipmillError
+
+    open_catalog(dataset, allow_external=allow_external).close()  # wrong folders are told at once
+    session: PromptSession[str] = PromptSession(history=InMemoryHistory())
+    print(f"{dataset}: .help helps, .tables shows what there is, Ctrl-D ends.", file=sys.stderr)
+    lines: list[str] = []
+    while True:
+        try:
+            line = session.prompt("clipmill> " if not lines else "     ...> ")
+        except KeyboardInterrupt:
+            lines = []
+            continue
+        except EOFError:
+            return
+        if not lines and not line.strip():
+            continue
+        if not lines and line.strip().startswith("."):
+            if line.strip() in (".quit", ".exit"):
+                return
+            _dot_command(dataset, line.strip(), allow_external)
+            continue
+        lines.append(line)
+        if not line.rstrip().endswith(";"):
+            continue
+        query, lines = "\n".join(lines), []
+        try:
+            with open_catalog(dataset, allow_external=allow_external) as catalog:
+                answer(catalog, query, format)
+        except ClipmillError as error:
+            print(f"Error: {error}", file=sys.stderr)
+        except KeyboardInterrupt:
+            print("Stopped.", file=sys.stderr)
+
+
+def _dot_command(dataset: Path, command: str, allow_external: bool) -> None:
+    if command != ".tables":
+        unknown = "" if command == ".help" else f"{command} is unknown.\n"
+        print(unknown + HELP, file=sys.stderr)
+        return
+    with open_catalog(dataset, allow_external=allow_external) as catalog:
+        names = [*views.VIEWS, *(f"steps.{table.step}" for table in catalog.layout.steps)]
+        for name in names:
+            shown = ".".join(map(views.quoted, name.split(".", 1)))
+            columns = catalog.execute(f"SELECT * FROM {shown} LIMIT 0").description
+            print(f"{name}: {', '.join(column[0] for column in columns)}")
+
+
+def print_failures(
+    dataset: Path,
+    *,
+    kinds: Sequence[str] = (),
+    format: str = "table",
+    output: Path | None = None,
+    history: bool = False,
+) -> None:
+    """The failures that stand, newest first within a stage; with `history` all there ever were."""
+    for kind in kinds:
+        if kind not in ERROR_KINDS:
+            raise UsageError(f"--kind {kind}: allowed: {', '.join(ERROR_KINDS)}")
+    wanted = ", ".join(map(views.literal, kinds))
+    condition = f"WHERE kind IN ({wanted})" if kinds else ""
+    query = (
+        f"SELECT * FROM {'failures_all' if history else 'failures'} {condition} "
+        'ORDER BY stage, "at" DESC, key'
+    )
+    with open_catalog(dataset) as catalog:
+        answer(catalog, query, format, output)
+
+
+def print_runs(dataset: Path, *, format: str = "table", output: Path | None = None) -> None:
+    """The runs, oldest first; as a table without the settings."""
+    columns = "*"
+    if format == "table":
+        columns = (
+            "run_id, started_at, round(epoch(finished_at - started_at), 1) AS seconds, state, "
+            "recipe, engine, code_version, [m.reference || coalesce('@' || m.revision, '') "
+            "FOR m IN flatten([s.models FOR s IN stages]) IF m.reference IS NOT NULL] AS models"
+        )
+    with open_catalog(dataset) as catalog:
+        answer(catalog, f"SELECT {columns} FROM runs ORDER BY started_at", format, output)
+
+
+def print_status(dataset: Path, format: str = "table") -> None:
+    """The accounting of every stage, on standard output."""
+    report = status_report(dataset)
+    if format == "json":
+        print(json.dumps(report, indent=2, ensure_ascii=False))
+        return
+    if format != "table":
+        raise UsageError(f"--format {format}: allowed: table, json")
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=200)
+    _print_status(report, console)
+
+
+def _print_status(report: dict[str, Any], console: Console) -> None:
+    from rich.table import Table
+
+    run = report["run"]
+    said = "no run yet" if run is None else f"run {run['run_id']}, {run['state']}"
+    console.print(f"{report['dataset']}: {said}", markup=False, soft_wrap=True)
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1))
+    table.add_column("stage", no_wrap=True)
+    for name in ("inputs", "kept", "rejected", "failed", "pending", "shards", "seconds", "rows/s"):
+        table.add_column(name, justify="right", no_wrap=True)
+    ingest = report["ingest"]
+    counted = ("inputs", "kept", "rejected", "failed")
+    table.add_row("ingest", *(str(ingest[name]) for name in counted), "", str(ingest["shards"]),
+                  "", "", style="dim")
+    for stage in report["stages"]:
+        rate = stage["rows_per_second"]
+        table.add_row(
+            stage["stage"],
+            *(str(stage[name]) for name in (*counted, "pending")),
+            f"{stage['shards_done']}/{stage['shards_total']}",
+            f"{stage['seconds']:.1f}",
+            "" if rate is None else f"{rate:.3g}",
+            style=None if stage["accounted"] else "bold red",
+        )
+    console.print(table)
+    totals = report["totals"]
+    console.print(f"{totals['videos']} videos, {totals['clips']} clips, {totals['hours']:.2f} hours")
+    if totals["source_frames"]:
+        ratio = totals["decoded_frames"] / totals["source_frames"]
+        console.print(f"{totals['decoded_frames']} frames decoded for {totals['source_frames']} "
+                      f"frames of source video: {ratio:.3f}")
+    wrong = [stage for stage in report["stages"] if not stage["accounted"]]
+    if wrong:
+        for stage in wrong:
+            console.print(
+                f"ACCOUNTING IS BROKEN at {stage['stage']}: {stage['inputs']} inputs, but "
+                f"{stage['kept']} kept + {stage['rejected']} rejected + {stage['failed']} failed; "
+                f"{stage['lost']} keys have no outcome.", style="bold red",
+            )
+    elif report["stages"]:
+        console.print("Every input is kept, rejected or failed, at every stage.")

@@ -1,0 +1,379 @@
+"""The catalog: DuckDB views over the committed shards of a dataset, and the door to query them.
+
+Views are over the fingerprints that the newest run record names; nothing is written to the
+dataset, and no shard is opened before a query needs it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.records import latest_run, require_dataset, run_records
+from pipeline.shards import committed_shards, retry_number
+from schemas import tables, views
+from schemas.errors import ClipmillError, UsageError
+from schemas.views import StepTable
+
+SUBSETS = "subsets"
+_QUERY_NODES = {"SELECT_NODE", "SET_OPERATION_NODE", "RECURSIVE_CTE_NODE", "CTE_NODE"}
+_EXPLAIN = re.compile(r"explain(?:\s+analyze)?\s*(?:\([^()]*\)\s*)?(?P<query>.*)", re.I | re.S)
+_COMMENT = re.compile(r"\s*(?:--[^\n]*(?:\n|\Z)|/\*.*?\*/)", re.S)
+_CHANGES = re.compile(r"\b(copy|insert|update|delete|merge)\b", re.I)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The tables that the newest run made, as they lie on disk now."""
+
+    dataset: Path
+    record: dict[str, Any] | None
+    ingest: StepTable
+    steps: tuple[StepTable, ...]
+    shots: StepTable | None
+    frames: StepTable | None
+
+    @property
+    def folders(self) -> list[str]:
+        """Every folder that a view reads."""
+        found = [self.ingest, *self.steps, self.shots, self.frames]
+        return [table.folder for table in found if table is not None and table.folder]
+
+
+def read_layout(dataset: Path) -> Layout:
+    """Finds the current tables; a dataset without a run has sources at most."""
+    dataset = dataset.absolute()
+    record = latest_run(dataset)
+    ingest = _table(dataset / "sources", "ingest", "ingest", "ingest", tables.SOURCES)
+    steps: list[StepTable] = []
+    extra: dict[str, StepTable] = {}
+    for stage in record["stages"] if record else ():
+        for step in stage["steps"]:
+            label = step["step"]
+            name = stage["name"] if label == stage["stage"] else label
+            folders = {"frames": tables.FRAMES, "shots": tables.SHOTS}
+            for table, place in step["tables"].items():
+                if table == label:
+                    folder = dataset / place
+                    schema = views.STAGE_TABLES.get(name) or _found_schema(folder, step)
+                    steps.append(_table(folder, label, stage["stage"], name, schema,
+                                        score=stage.get("score")))
+                elif table in folders:
+                    extra[table] = _table(dataset / place, table, stage["stage"], table,
+                                          folders[table])
+    return Layout(dataset, record, ingest, tuple(steps), extra.get("shots"), extra.get("frames"))
+
+
+def _table(
+    folder: Path, step: str, stage: str, name: str, schema: pa.Schema, score: str | None = None
+) -> StepTable:
+    shards = committed_shards(folder)
+    retried = any(retry_number(shard) for shard in shards)
+    return StepTable(step, stage, name, schema.names[0], schema,
+                     str(folder) if shards else None, retried, score)
+
+
+def _found_schema(folder: Path, step: dict[str, Any]) -> pa.Schema:
+    """The schema of a stage of one's own, which only its files know; text where there is none."""
+    shards = committed_shards(folder)
+    if shards:
+        # The newest file has the most columns, because schemas only grow.
+        newest = max((folder / f"{shard}.parquet" for shard in shards), key=os.path.getmtime)
+        return pq.read_schema(newest).remove_metadata()
+    names = [name for name in step["schema_columns"] if name not in {"rejection", "error"}]
+    return pa.schema([*((name, pa.string()) for name in names), *tables.OUTCOME])
+
+
+class Catalog:
+    """An open catalog; a context manager.
+
+    `execute` is for the program's own SQL. `ask` is for SQL that someone typed: one statement
+    that only reads, and errors that say where they are.
+    """
+
+    def __init__(self, layout: Layout, connection: duckdb.DuckDBPyConnection,
+                 spill: tempfile.TemporaryDirectory) -> None:
+        self.layout = layout
+        self.connection = connection
+        self._spill = spill
+        self._missing = _view_queries(layout)
+        self._known = {*self._missing, "runs", "subsets"}
+
+    def __enter__(self) -> Catalog:
+        return self
+
+    def __exit__(self, *details: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self.connection.close()
+        self._spill.cleanup()
+
+    def execute(self, query: str, parameters: object = None) -> duckdb.DuckDBPyConnection:
+        self._create_views_for(query)
+        return self.connection.execute(query, parameters)
+
+    def ask(self, query: str) -> pa.RecordBatchReader:
+        """The rows of one reading statement, streamed.
+
+        Raises UsageError for a statement that does more than read or that DuckDB refuses, and
+        ClipmillError where the machine or a file is to blame. Errors may come while reading, too:
+        read inside `with readable_errors()`.
+        """
+        with readable_errors():
+            check_reads_only(self.connection, query)
+            self._create_views_for(query)
+            # A cursor of its own: a result that is still being read blocks its connection.
+            cursor = self.connection.cursor()
+            try:
+                return cursor.sql(query).to_arrow_reader()
+            except (duckdb.BinderException, duckdb.CatalogException):
+                cursor.execute(query)  # fails likewise, but says where in the text
+                raise
+
+    def create_all_views(self) -> None:
+        for name in list(self._missing):
+            self._create(name)
+
+    def _create_views_for(self, query: str) -> None:
+        """Creates the views that a query names.
+
+        DuckDB binds a view when it is created, which lists the folders under it: for thousands
+        of shards and all views together that would take longer than most queries.
+        """
+        try:
+            found = self.connection.get_table_names(query, qualified=True)
+        except duckdb.Error:
+            found = set()
+        named = {name.removeprefix("memory.").removeprefix("main.") for name in found}
+        # What lists tables, or names what is no table of ours, may be about any of them.
+        if not named or not named <= self._known:
+            self.create_all_views()
+        for name in named:
+            self._create(name)
+
+    def _create(self, name: str) -> None:
+        query = self._missing.pop(name, None)
+        if query is None:
+            return
+        for used in _USES.get(name, ()):
+            self._create(used)
+        quoted = ".".join(views.quoted(part) for part in name.split(".", 1))
+        self.connection.execute(f"CREATE VIEW {quoted} AS {query}")
+
+
+def open_catalog(
+    dataset: Path,
+    *,
+    allow_external: bool = False,
+    memory_limit: str | None = None,
+    threads: int | None = None,
+) -> Catalog:
+    """Opens the views of a dataset, in whatever state it is.
+
+    Unless `allow_external`, queries reach the dataset's current tables and nothing else: no other
+    files, no network, no extensions. `memory_limit` is DuckDB's, e.g. `2GB`; by default 80% of
+    the machine's memory.
+    """
+    layout = read_layout(require_dataset(dataset))
+    spill = tempfile.TemporaryDirectory(prefix="clipmill-sql-")
+    config: dict[str, Any] = {
+        "temp_directory": spill.name,
+        "python_enable_replacements": False,
+        "autoload_known_extensions": allow_external,
+        "autoinstall_known_extensions": allow_external,
+        "allow_persistent_secrets": allow_external,
+    }
+    if memory_limit is not None:
+        config["memory_limit"] = memory_limit
+    if threads is not None:
+        config["threads"] = threads
+    try:
+        connection = duckdb.connect(":memory:", config=config)
+        connection.execute("SET GLOBAL TimeZone = 'UTC'")
+        _create_table(connection, "runs", views.RUNS_VIEW, _run_rows(layout.dataset))
+        _create_table(connection, "subsets", views.SUBSETS_VIEW, _subset_rows(layout.dataset))
+        connection.execute("CREATE SCHEMA internal")
+        connection.execute("CREATE SCHEMA steps")
+        if not allow_external:
+            folders = ", ".join(views.literal(folder) for folder in layout.folders)
+            connection.execute(f"SET allowed_directories = [{folders}]")
+            connection.execute("SET enable_external_access = false")
+        connection.execute("SET lock_configuration = true")
+    except BaseException:
+        spill.cleanup()
+        raise
+    return Catalog(layout, connection, spill)
+
+
+def _view_queries(layout: Layout) -> dict[str, str]:
+    """The SQL of every view by name; one that uses another comes after it."""
+    steps = layout.steps
+    return {
+        "sources": views.plain_view(layout.ingest, views.SOURCES_VIEW),
+        "videos": views.videos_view(steps),
+        "clips": views.clips_view(steps),
+        "internal.problems": views.problems_view((layout.ingest, *steps)),
+        "rejections": views.REJECTIONS_SQL,
+        "failures_all": views.FAILURES_ALL_SQL,
+        "failures": views.FAILURES_SQL,
+        "shots": views.plain_view(layout.shots, views.SHOTS_VIEW),
+        "frames_index": views.plain_view(layout.frames, views.FRAMES_INDEX_VIEW),
+        "embeddings": views.embeddings_view(steps),
+        **{f"steps.{step.step}": views.raw_view(step) for step in steps},
+    }
+
+
+_USES = {
+    "internal.problems": ("sources",),
+    "rejections": ("internal.problems",),
+    "failures_all": ("internal.problems",),
+    "failures": ("failures_all",),
+}
+
+
+def _create_table(
+    connection: duckdb.DuckDBPyConnection, name: str, columns: views.Columns,
+    rows: list[dict[str, Any]],
+) -> None:
+    data = pa.Table.from_pylist(rows, schema=pa.schema(list(columns)))
+    connection.register("given_rows", data)
+    connection.execute(f"CREATE TABLE {name} AS SELECT * FROM given_rows")
+    connection.unregister("given_rows")
+
+
+def _run_rows(dataset: Path) -> list[dict[str, Any]]:
+    return [
+        {
+            "run_id": record["run_id"],
+            "started_at": _time(record["started_at"]),
+            "finished_at": _time(record["finished_at"]),
+            "recipe": record["recipe_name"],
+            "code_version": record["code_version"],
+            "engine": record["engine"],
+            "stages": [_run_stage(stage) for stage in record["stages"]],
+            "state": record["state"],
+            "recipe_resolved": json.dumps(record["recipe"], ensure_ascii=False),
+        }
+        for record in run_records(dataset)
+    ]
+
+
+def _run_stage(stage: dict[str, Any]) -> dict[str, Any]:
+    steps = [{"step": step["step"], "fingerprint": step["fingerprint"]} for step in stage["steps"]]
+    return {
+        "stage": stage["stage"],
+        "name": stage["name"],
+        "fingerprint": steps[-1]["fingerprint"] if steps else None,
+        "steps": steps,
+        "score": stage["score"],
+        "models": [{"setting": name, **model} for name, model in stage["models"].items()],
+        "prompts": list(stage["prompts"].items()),
+        "settings": json.dumps(stage["settings"], ensure_ascii=False),
+    }
+
+
+def _subset_rows(dataset: Path) -> list[dict[str, Any]]:
+    rows = []
+    for path in sorted((dataset / SUBSETS).glob("*/subset.json")):
+        values = json.loads(path.read_text())
+        row = {name: values.get(name) for name, _ in views.SUBSETS_VIEW}
+        rows.append({**row, "name": row["name"] or path.parent.name,
+                     "created_at": _time(row["created_at"])})
+    return rows
+
+
+def _time(text: str | None) -> Any:
+    from datetime import datetime
+
+    return None if text is None else datetime.fromisoformat(text)
+
+
+def check_reads_only(connection: duckdb.DuckDBPyConnection, query: str) -> None:
+    """Raises UsageError unless the text is one statement that only reads."""
+    statements = duckdb.extract_statements(query)
+    if not statements:
+        raise UsageError("the query is empty; try: SELECT * FROM clips LIMIT 5")
+    if len(statements) > 1:
+        raise UsageError(f"{len(statements)} statements were given; give one at a time")
+    kind = statements[0].type
+    text = query
+    while match := _COMMENT.match(text):
+        text = text[match.end():]
+    text = text.strip()
+    if kind == duckdb.StatementType.EXPLAIN:
+        inner = _EXPLAIN.match(text)
+        if inner is None:
+            raise UsageError("EXPLAIN is taken as EXPLAIN [ANALYZE] [(options)] SELECT …, without "
+                             "comments between these words")
+        check_reads_only(connection, inner["query"])
+        return
+    # DuckDB makes several statements of a PIVOT whose columns it has to find out first.
+    if kind == duckdb.StatementType.MULTI and not _CHANGES.search(text):
+        return
+    if kind != duckdb.StatementType.SELECT or not _is_reading(connection, query):
+        reading = kind in (duckdb.StatementType.SELECT, duckdb.StatementType.MULTI)
+        word = "a WITH clause that writes" if reading else kind.name
+        raise UsageError(f"the catalog is read-only, and this is {word}; allowed are SELECT, FROM, "
+                         "WITH, DESCRIBE, SHOW, SUMMARIZE, PIVOT and EXPLAIN of these. To keep a "
+                         "result, use --output FILE")
+
+
+def _is_reading(connection: duckdb.DuckDBPyConnection, query: str) -> bool:
+    """Whether every part of a SELECT only reads: its WITH clause may hold COPY or INSERT."""
+    rows = connection.execute("SELECT json_serialize_sql(?)", [query]).fetchall()
+    found = json.loads(rows[0][0])
+    return not found["error"] and all(
+        node["type"] in _QUERY_NODES for node in _dictionaries(found) if "cte_map" in node
+    )
+
+
+def _dictionaries(value: Any) -> Iterator[dict[str, Any]]:
+    pending = [value]
+    while pending:
+        item = pending.pop()
+        if isinstance(item, dict):
+            yield item
+            pending.extend(item.values())
+        elif isinstance(item, list):
+            pending.extend(item)
+
+
+@contextmanager
+def readable_errors() -> Iterator[None]:
+    """DuckDB's errors as ours: the user's with status 2, the machine's with status 1."""
+    try:
+        yield
+    except duckdb.PermissionException as error:
+        raise UsageError(f"{_first_part(error)}\nA query reads the dataset's tables only; "
+                         "--allow-external lets it read other files and the network") from error
+    except duckdb.OutOfMemoryException as error:
+        raise ClipmillError(f"the query needs more memory than it may take: {error}") from error
+    except (duckdb.IOException, duckdb.InternalException, duckdb.FatalException) as error:
+        raise ClipmillError(f"the query could not be completed: {_first_part(error)}") from error
+    except duckdb.CatalogException as error:
+        known = ", ".join(views.VIEWS)
+        raise UsageError(f"{error}\nViews: {known}; and steps.<step>, see SHOW ALL TABLES"
+                         ) from error
+    except duckdb.ParserException as error:
+        hint = ""
+        if re.search(r"\bat\b", str(error), re.I):
+            hint = '\nAT is a keyword of SQL: the column `at` is written "at", in double quotes'
+        raise UsageError(f"{error}{hint}") from error
+    except duckdb.Error as error:
+        raise UsageError(str(error)) from error
+
+
+def _first_part(error: Exception) -> str:
+    return str(error).partition("\n\nStack Trace")[0]

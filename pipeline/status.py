@@ -1,0 +1,225 @@
+"""What became of every key at every stage, counted from the tables themselves."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.catalog import Catalog, Layout, open_catalog
+from pipeline.retry import RETRIES
+from pipeline.shards import committed_shards, shard_name
+from schemas import views
+from schemas.views import StepTable
+
+_RANK = "CASE outcome WHEN 'kept' THEN 0 WHEN 'rejected' THEN 1 ELSE 2 END"
+
+
+def status_report(dataset: Path) -> dict[str, Any]:
+    """Per stage the keys by outcome, with totals; the JSON that `clipmill status` promises.
+
+    `inputs` are the keys that a stage's committed shards were given, so that inputs = kept +
+    rejected + failed; `lost` counts those of them that have no outcome, which is never right.
+    `pending` are keys that wait for shards not done yet, as far as the stage before has made them.
+    """
+    # The footers of earlier fingerprints lie outside what a typed query may read.
+    with open_catalog(dataset, allow_external=True) as catalog:
+        layout = catalog.layout
+        footers = _footers(catalog)
+        stages = [
+            _stage(catalog, stage, footers)
+            for stage in (layout.record["stages"] if layout.record else ())
+        ]
+        ingest = _outcome_counts(catalog, [layout.ingest])
+        shards = len(committed_shards(layout.dataset / "sources"))
+        return {
+            "dataset": str(dataset),
+            "run": _run(layout),
+            "ingest": {"inputs": sum(ingest.values()), **ingest, "shards": shards},
+            "stages": stages,
+            "totals": _totals(catalog, footers),
+        }
+
+
+def _run(layout: Layout) -> dict[str, Any] | None:
+    wanted = ("run_id", "state", "started_at", "finished_at", "engine", "recipe_name")
+    return {name: layout.record.get(name) for name in wanted} if layout.record else None
+
+
+@dataclass(frozen=True)
+class _Footers:
+    """Sums over the footers of one step's files of one fingerprint."""
+
+    seconds: float
+    decoded_frames: int
+    unbalanced: int
+
+
+def _footers(catalog: Catalog) -> dict[tuple[str, str], _Footers]:
+    """What the shards' footers say, by step and fingerprint, over all that was ever made."""
+    root = catalog.layout.dataset
+    if not any(root.glob("*/*/[0-9]*.parquet")):
+        return {}
+    pattern = views.literal(f"{views.escaped_for_glob(str(root))}/*/*/[0-9]*.parquet")
+    rows = catalog.connection.execute(
+        f"""
+        SELECT m->>'step', m->>'fingerprint', sum((m->>'seconds')::DOUBLE),
+            sum((m->>'decoded_frames')::BIGINT)::BIGINT,
+            count(*) FILTER ((m->>'inputs')::BIGINT <>
+                (m->>'kept')::BIGINT + (m->>'rejected')::BIGINT + (m->>'failed')::BIGINT)
+        FROM (SELECT decode(value)::JSON AS m FROM parquet_kv_metadata({pattern})
+              WHERE decode(key) = 'clipmill')
+        GROUP BY ALL
+        """
+    ).fetchall()
+    return {(step, print_): _Footers(*sums) for step, print_, *sums in rows}
+
+
+def _totals(catalog: Catalog, footers: dict[tuple[str, str], _Footers]) -> dict[str, Any]:
+    clips, hours = catalog.execute(
+        "SELECT count(*), coalesce(sum(duration_seconds), 0) / 3600 FROM clips"
+    ).fetchone()
+    (videos,) = catalog.execute("SELECT count(*) FROM videos").fetchone()
+    scan = views.primary(catalog.layout.steps, "scan_videos")
+    source_frames = 0
+    if scan is not None:
+        kept = views.kept(scan, ["video_id", "source_frames"])
+        (source_frames,) = catalog.connection.execute(
+            "SELECT coalesce(sum(frames), 0)::BIGINT FROM (SELECT max(source_frames) AS frames "
+            f"FROM ({kept}) GROUP BY video_id)"
+        ).fetchone()
+    return {
+        "videos": videos,
+        "clips": clips,
+        "hours": round(hours, 6),
+        "source_frames": source_frames,
+        "decoded_frames": sum(sums.decoded_frames or 0 for sums in footers.values()),
+    }
+
+
+def _stage(
+    catalog: Catalog, stage: dict[str, Any], footers: dict[tuple[str, str], _Footers]
+) -> dict[str, Any]:
+    layout = catalog.layout
+    tables = {table.step: table for table in layout.steps}
+    steps = [tables[step["step"]] for step in stage["steps"]]
+    counts = _outcome_counts(catalog, steps)
+    pending, lost = _missing(catalog, stage, steps)
+    own = [footers[key] for step in stage["steps"]
+           if (key := (step["step"], step["fingerprint"])) in footers]
+    seconds = round(sum(sums.seconds for sums in own), 3)
+    done, total = _shards(layout, stage)
+    finished = sum(counts.values())
+    return {
+        "stage": stage["stage"],
+        "inputs": finished + lost,
+        **counts,
+        "pending": pending,
+        "shards_done": done,
+        "shards_total": total,
+        "seconds": seconds,
+        "rows_per_second": round(finished / seconds, 3) if seconds else None,
+        "lost": lost,
+        "accounted": lost == 0 and not any(sums.unbalanced for sums in own),
+    }
+
+
+def _outcome_counts(catalog: Catalog, steps: list[StepTable]) -> dict[str, int]:
+    """Distinct keys by outcome; of inner steps, what did not reach the last one."""
+    parts = []
+    for number, step in enumerate(steps):
+        inner = number < len(steps) - 1
+        condition = "WHERE outcome <> 'kept'" if inner else ""
+        parts.append(
+            f"SELECT key, {_RANK} AS rank, {number} AS step FROM ({views.outcomes(step)}) "
+            f"{condition}"
+        )
+    # The last step that knows a key decides; the best outcome does where it is in two shards.
+    rows = catalog.connection.execute(
+        f"SELECT rank, count(*) FROM (SELECT key, min(rank - 10 * step) + 10 * max(step) AS rank "
+        f"FROM ({' UNION ALL '.join(parts)}) GROUP BY key) GROUP BY rank"
+    ).fetchall()
+    found = dict(rows)
+    return {name: found.get(rank, 0) for rank, name in enumerate(("kept", "rejected", "failed"))}
+
+
+def _missing(
+    catalog: Catalog, stage: dict[str, Any], steps: list[StepTable]
+) -> tuple[int, int]:
+    """Keys with no outcome yet: those that wait for a shard, and those lost from a done one."""
+    pending = lost = 0
+    for number, (step, entry) in enumerate(zip(steps, stage["steps"], strict=True)):
+        before = _upstream(catalog.layout, stage, entry, number)
+        if not before:
+            continue
+        keys = [
+            f"SELECT {views.quoted(step.key)} AS key, _base, _retry FROM "
+            f"({views.kept(table, [table.key, step.key])})"
+            for table in before
+        ]
+        joins = "".join(
+            f" JOIN ({query}) AS u{n} ON u{n}.key = u0.key AND u{n}._base = u0._base"
+            for n, query in enumerate(keys[1:], 1)
+        )
+        retry = "greatest(" + ", ".join(f"u{n}._retry" for n in range(len(keys))) + ")"
+        rows = catalog.connection.execute(
+            f"""
+            SELECT base, retry, count(*) FROM (
+                SELECT DISTINCT ON (key) key, base, retry
+                FROM (SELECT u0.key AS key, u0._base AS base, {retry} AS retry
+                      FROM ({keys[0]}) AS u0{joins})
+                WHERE key NOT IN (
+                    SELECT key FROM ({views.outcomes(step)}) WHERE key IS NOT NULL)
+            ) GROUP BY ALL
+            """
+        ).fetchall()
+        done = set(committed_shards(Path(step.folder))) if step.folder else set()
+        for base, retried, count in rows:
+            name = shard_name(base) + (f".retry{retried}" if retried else "")
+            if name in done:
+                lost += count
+            else:
+                pending += count
+    return pending, lost
+
+
+def _upstream(
+    layout: Layout, stage: dict[str, Any], entry: dict[str, Any], number: int
+) -> list[StepTable]:
+    """The tables that a key must have been kept in to become an input of the step."""
+    tables = {table.step: table for table in layout.steps}
+    key = entry["key"]
+    optional: set[str] = set()
+    if number == len(stage["steps"]) - 1:
+        places = [read.partition(" as ")[0] for read in stage["reads"]]
+        labels = {place.partition(".")[0] for place in places}
+        needed = {place.partition(".")[0] for place in places if not place.endswith("?")}
+        optional = labels - needed
+    found = [tables[label] for label in entry["upstream"]
+             if label in tables and label not in optional]
+    found = [table for table in found if key in table.schema.names]
+    if not found and key == "source_key":
+        return [layout.ingest]
+    return found
+
+
+def _shards(layout: Layout, stage: dict[str, Any]) -> tuple[int, int]:
+    """Shards committed by the stage's last step, and all that will pass through it."""
+    steps = {entry["step"]: entry for every in layout.record["stages"] for entry in every["steps"]}
+    folders = {table.step: table.folder for table in layout.steps}
+    last = stage["steps"][-1]["step"]
+    above, open_ = {last}, [last]
+    while open_:
+        for label in steps[open_.pop()]["upstream"]:
+            if label in steps and label not in above:
+                above.add(label)
+                open_.append(label)
+    done = set(committed_shards(Path(folders[last]))) if folders[last] else set()
+    total = done | set(committed_shards(layout.dataset / "sources"))
+    for path in (layout.dataset / RETRIES).glob("[!.]*.json"):
+        request = json.loads(path.read_text())
+        entry = steps.get(request["step"])
+        if entry and entry["step"] in above and entry["fingerprint"] == request["fingerprint"]:
+            total.add(path.stem)
+    return len(done), len(total)

@@ -1,0 +1,586 @@
+"""The catalog's views as SQL text, made from what a dataset has on disk.
+
+A view names its columns here once: their types make the typed nulls where a recipe has no such
+stage, and the reference page. `pipeline/catalog.py` finds the files and runs the SQL.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from schemas import tables
+
+Columns = Sequence[tuple[str, pa.DataType]]
+TIME = pa.timestamp("us", tz="UTC")
+
+CLIPS_VIEW: Columns = (
+    ("clip_id", pa.string()),
+    ("video_id", pa.string()),
+    ("start_seconds", pa.float64()),
+    ("end_seconds", pa.float64()),
+    ("duration_seconds", pa.float64()),
+    ("start_frame", pa.int64()),
+    ("end_frame", pa.int64()),
+    ("fps", pa.float64()),
+    ("width", pa.int32()),
+    ("height", pa.int32()),
+    ("caption", pa.string()),
+    ("caption_coarse", pa.string()),
+    ("captions_fine", pa.list_(tables.TEXT_AT)),
+    ("tags", pa.list_(tables.TAG)),
+    ("similarity", pa.float32()),
+    ("aesthetic", pa.float32()),
+    ("motion", pa.float32()),
+    ("sharpness", pa.float32()),
+    ("brightness", pa.float32()),
+)
+"""What every dataset's `clips` begins with; scorers and own stages follow, then these:"""
+CLIPS_VIDEO_COLUMNS: Columns = tuple(
+    (name, pa.string()) for name in ("url", "title", "language", "category", "query")
+)
+VIDEOS_VIEW: Columns = tuple(
+    (name, tables.VIDEOS.field(name).type)
+    for name in (
+        "video_id", "url", "extractor", "source_id", "title", "description", "uploader",
+        "license", "language", "category", "query", "duration_seconds", "width", "height", "fps",
+        "codec", "has_audio", "size_bytes", "sha256", "path", "downloaded_at", "subtitles",
+    )
+)
+_PLACE: Columns = (("url", pa.string()), ("video_id", pa.string()), ("shard", pa.string()))
+REJECTIONS_VIEW: Columns = (
+    ("stage", pa.string()),
+    ("key", pa.string()),
+    ("rule", pa.string()),
+    ("detail", pa.string()),
+    *_PLACE,
+)
+FAILURES_VIEW: Columns = (
+    ("stage", pa.string()),
+    ("key", pa.string()),
+    ("kind", pa.string()),
+    ("message", pa.string()),
+    ("attempts", pa.int32()),
+    ("at", TIME),
+    *_PLACE,
+)
+FAILURES_ALL_VIEW: Columns = (*FAILURES_VIEW, ("resolved", pa.bool_()))
+SHOTS_VIEW: Columns = tuple((field.name, field.type) for field in tables.SHOTS)
+FRAMES_INDEX_VIEW: Columns = tuple(
+    (field.name, field.type) for field in tables.FRAMES if field.name != "jpeg"
+)
+SOURCES_VIEW: Columns = tuple((field.name, field.type) for field in tables.SOURCES)
+EMBEDDINGS_VIEW: Columns = (
+    ("clip_id", pa.string()),
+    ("stage", pa.string()),
+    ("embeddings", pa.list_(pa.list_(pa.float32()))),
+    ("embedding_seconds", pa.list_(pa.float64())),
+)
+_RUN_STEP = pa.struct([("step", pa.string()), ("fingerprint", pa.string())])
+_RUN_MODEL = pa.struct(
+    [(name, pa.string()) for name in ("setting", "reference", "revision", "identity")]
+)
+RUN_STAGE = pa.struct(
+    [
+        ("stage", pa.string()),
+        ("name", pa.string()),
+        ("fingerprint", pa.string()),
+        ("steps", pa.list_(_RUN_STEP)),
+        ("score", pa.string()),
+        ("models", pa.list_(_RUN_MODEL)),
+        ("prompts", pa.map_(pa.string(), pa.string())),
+        ("settings", pa.string()),
+    ]
+)
+RUNS_VIEW: Columns = (
+    ("run_id", pa.string()),
+    ("started_at", TIME),
+    ("finished_at", TIME),
+    ("recipe", pa.string()),
+    ("code_version", pa.string()),
+    ("engine", pa.string()),
+    ("stages", pa.list_(RUN_STAGE)),
+    ("state", pa.string()),
+    ("recipe_resolved", pa.string()),
+)
+SUBSETS_VIEW: Columns = (
+    ("name", pa.string()),
+    ("recipe", pa.string()),
+    ("created_at", TIME),
+    ("n_clips", pa.int64()),
+    ("n_videos", pa.int64()),
+    ("hours", pa.float64()),
+    ("snapshot", pa.string()),
+)
+VIEWS: dict[str, Columns] = {
+    "clips": (*CLIPS_VIEW, *CLIPS_VIDEO_COLUMNS),
+    "videos": VIDEOS_VIEW,
+    "rejections": REJECTIONS_VIEW,
+    "failures": FAILURES_VIEW,
+    "failures_all": FAILURES_ALL_VIEW,
+    "runs": RUNS_VIEW,
+    "subsets": SUBSETS_VIEW,
+    "shots": SHOTS_VIEW,
+    "frames_index": FRAMES_INDEX_VIEW,
+    "sources": SOURCES_VIEW,
+    "embeddings": EMBEDDINGS_VIEW,
+}
+STAGE_TABLES: dict[str, pa.Schema] = {
+    "download_videos": tables.VIDEOS,
+    "scan_videos": tables.SCANS,
+    "split_clips": tables.CLIPS,
+    "tag_clips": tables.TAGS,
+    "caption_frames": tables.CAPTIONS,
+    "summarize_captions": tables.SUMMARIES,
+    "embed_clips": tables.EMBEDDINGS,
+    "score_similarity": tables.SIMILARITY,
+    "score_aesthetic": tables.AESTHETIC,
+}
+"""The built-in steps by name; a step that is not here belongs to a stage of the user's own."""
+
+# Which column of the clips view comes from which built-in step.
+_CLIP_SOURCES = {
+    "summarize_captions": ("caption",),
+    "caption_frames": ("caption_coarse", "captions_fine"),
+    "tag_clips": ("tags",),
+    "score_similarity": ("similarity",),
+    "score_aesthetic": ("aesthetic",),
+}
+_CLIP_ID_PATTERN = r"^(.*)-m?\d+-m?\d+$"
+
+
+@dataclass(frozen=True)
+class StepTable:
+    """One step's table on disk, or a further table of it.
+
+    `folder` holds its shards, None where none is committed; `retried` says that there are retry
+    shards, so that keys may stand in several files.
+    """
+
+    step: str
+    stage: str
+    name: str
+    key: str
+    schema: pa.Schema
+    folder: str | None
+    retried: bool = False
+    score: str | None = None
+
+    @property
+    def own_columns(self) -> list[pa.Field]:
+        outcome = {"rejection", "error"}
+        return [field for field in self.schema if field.name not in {self.key, *outcome}]
+
+    @property
+    def is_built_in(self) -> bool:
+        return self.name in STAGE_TABLES
+
+    @property
+    def is_primary(self) -> bool:
+        """Whether it is labelled as its stage is named; another label is a further scorer, say."""
+        return self.stage == self.name or self.name == self.step
+
+
+def quoted(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
+
+
+def literal(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"
+
+
+def escaped_for_glob(path: str) -> str:
+    return re.sub(r"([\[*?])", r"[\1]", path)
+
+
+_SIMPLE_TYPES = (
+    (pa.types.is_boolean, "BOOLEAN"),
+    (pa.types.is_int8, "TINYINT"),
+    (pa.types.is_int16, "SMALLINT"),
+    (pa.types.is_int32, "INTEGER"),
+    (pa.types.is_int64, "BIGINT"),
+    (pa.types.is_uint8, "UTINYINT"),
+    (pa.types.is_uint16, "USMALLINT"),
+    (pa.types.is_uint32, "UINTEGER"),
+    (pa.types.is_uint64, "UBIGINT"),
+    (pa.types.is_float16, "FLOAT"),
+    (pa.types.is_float32, "FLOAT"),
+    (pa.types.is_float64, "DOUBLE"),
+    (pa.types.is_string, "VARCHAR"),
+    (pa.types.is_large_string, "VARCHAR"),
+    (pa.types.is_string_view, "VARCHAR"),
+    (pa.types.is_binary, "BLOB"),
+    (pa.types.is_large_binary, "BLOB"),
+    (pa.types.is_fixed_size_binary, "BLOB"),
+    (pa.types.is_date, "DATE"),
+    (pa.types.is_time, "TIME"),
+    (pa.types.is_duration, "INTERVAL"),
+    (pa.types.is_null, "VARCHAR"),
+)
+
+
+def duckdb_type(kind: pa.DataType) -> str:
+    """The DuckDB type that a Parquet column of this Arrow type is read as."""
+    for matches, name in _SIMPLE_TYPES:
+        if matches(kind):
+            return name
+    if pa.types.is_timestamp(kind):
+        return "TIMESTAMP WITH TIME ZONE" if kind.tz else "TIMESTAMP"
+    if pa.types.is_decimal(kind):
+        return f"DECIMAL({kind.precision}, {kind.scale})"
+    if pa.types.is_dictionary(kind):
+        return duckdb_type(kind.value_type)
+    if pa.types.is_map(kind):
+        return f"MAP({duckdb_type(kind.key_type)}, {duckdb_type(kind.item_type)})"
+    if pa.types.is_struct(kind):
+        fields = ", ".join(f"{quoted(field.name)} {duckdb_type(field.type)}" for field in kind)
+        return f"STRUCT({fields})"
+    if hasattr(kind, "value_type"):
+        return f"{duckdb_type(kind.value_type)}[]"
+    raise TypeError(f"no DuckDB type is known for the Arrow type {kind}")
+
+
+def null(kind: pa.DataType) -> str:
+    return f"CAST(NULL AS {duckdb_type(kind)})"
+
+
+def empty(columns: Columns) -> str:
+    """A relation of no rows with these columns."""
+    picked = ", ".join(f"{null(kind)} AS {quoted(name)}" for name, kind in columns)
+    return f"SELECT {picked} WHERE false"
+
+
+def scan(table: StepTable, names: Iterable[str], *, retries_only: bool = False) -> str:
+    """These columns of all rows of a table, with `_base` and `_retry` of the shard they lie in.
+
+    The schema is given, not found: so no file is opened before it is needed, and a column that
+    an older file lacks is null.
+    """
+    columns = [(name, table.schema.field(name).type) for name in dict.fromkeys(names)]
+    if table.folder is None:
+        return empty((*columns, ("_base", pa.int64()), ("_retry", pa.int32())))
+    entries = ", ".join(
+        f"{literal(name)}: {{name: {literal(name)}, type: {literal(duckdb_type(kind))}, "
+        "default_value: NULL}"
+        for name, kind in columns
+    )
+    # DuckDB 2.0 reads the wrong member, or crashes, when it picks one member of a struct that the
+    # file lacks or orders otherwise; coalesce makes it read the struct whole and cast it by name.
+    picked = ", ".join(
+        f"coalesce({quoted(name)}, NULL) AS {quoted(name)}"
+        if pa.types.is_struct(kind)
+        else quoted(name)
+        for name, kind in columns
+    )
+    shard = "parse_filename(filename, true)"
+    folder = escaped_for_glob(table.folder)
+    # A shard's name begins with a digit, a temporary file's with a dot.
+    pattern = f"{folder}/{'[0-9]*.retry*' if retries_only else '[0-9]*'}.parquet"
+    return (
+        f"SELECT {picked}, CAST(split_part({shard}, '.', 1) AS BIGINT) AS _base, "
+        rf"coalesce(TRY_CAST(regexp_extract({shard}, '\.retry(\d+)$', 1) AS INTEGER), 0) AS _retry "
+        f"FROM read_parquet({literal(pattern)}, schema=MAP {{{entries}}}, "
+        "hive_partitioning=false)"
+    )
+
+
+_OUTCOME = ("rejection", "error")
+
+
+def _kept_rows(table: StepTable, columns: Iterable[str]) -> str:
+    return (
+        f"SELECT * FROM ({scan(table, [*columns, *_OUTCOME])}) "
+        "WHERE rejection IS NULL AND error IS NULL"
+    )
+
+
+def _newest(table: StepTable, columns: Iterable[str], kept_only: bool) -> str:
+    columns = list(dict.fromkeys(columns))
+    picked = ", ".join(["_base", "_retry", *map(quoted, columns)])
+    rows = _kept_rows(table, columns) if kept_only else scan(table, columns)
+    if not table.retried:
+        return f"SELECT {picked} FROM ({rows})"
+    key = quoted(table.key)
+    again = scan(table, [table.key, *(_OUTCOME if kept_only else ())], retries_only=True)
+    condition = "rejection IS NULL AND error IS NULL" if kept_only else "true"
+    # Retries are few: only their keys are hashed, and the first shards stream past them.
+    return (
+        f"SELECT {picked} FROM ({rows}) LEFT JOIN (SELECT {key} AS _key, _base AS _group, "
+        f"max(_retry) AS _last FROM ({again}) WHERE {condition} GROUP BY ALL) "
+        f"ON {key} = _key AND _base = _group WHERE _last IS NULL OR _retry = _last"
+    )
+
+
+def kept(table: StepTable, columns: Iterable[str]) -> str:
+    """The kept rows; of a key that was kept in several shards, the newest ones.
+
+    `columns` must hold the key; `_base` and `_retry` of the shard are there, too.
+    """
+    return _newest(table, columns, kept_only=True)
+
+
+def _many_rows_a_key(table: StepTable) -> bool:
+    """Whether more rows come out than keys go in: a video's clips."""
+    return table.key != "clip_id" and "clip_id" in table.schema.names
+
+
+def outcomes(table: StepTable) -> str:
+    """`key, outcome, _base, _retry`: what became of each key, as its newest shard has it.
+
+    A key with a failed row is failed, one with any kept row else is kept.
+    """
+    state = (
+        "CASE WHEN error IS NOT NULL THEN 'failed' WHEN rejection IS NOT NULL THEN 'rejected' "
+        "ELSE 'kept' END"
+    )
+    newest = _newest(table, [table.key, "rejection", "error"], kept_only=False)
+    rows = f"SELECT {quoted(table.key)} AS key, {state} AS outcome, _base, _retry FROM ({newest})"
+    if not _many_rows_a_key(table):
+        return rows
+    # One row a clip: 'failed' < 'kept' < 'rejected', as the order of precedence has it.
+    return f"SELECT key, min(outcome) AS outcome, _base, _retry FROM ({rows}) GROUP BY ALL"
+
+
+_SHARD = "printf('%06d', _base) || if(_retry > 0, '.retry' || _retry, '') AS shard"
+
+
+def raw_view(table: StepTable) -> str:
+    """Every row of a step, kept or not, with its shard."""
+    names = table.schema.names
+    picked = ", ".join(map(quoted, names))
+    return f"SELECT {picked}, {_SHARD} FROM ({scan(table, names)})"
+
+
+@dataclass(frozen=True)
+class _Joined:
+    """One column of a wide view: its name there, and where it comes from."""
+
+    name: str
+    table: StepTable
+    column: str
+
+
+def primary(steps: Iterable[StepTable], name: str) -> StepTable | None:
+    """The step that stands for a built-in stage in the views.
+
+    That is the one labelled as the stage is named; a stage that is no scorer may have any label
+    if it is the only one.
+    """
+    found = [step for step in steps if step.name == name]
+    named = [step for step in found if step.is_primary]
+    if named:
+        return named[0]
+    return found[0] if len(found) == 1 and found[0].score is None else None
+
+
+def _provided(steps: Sequence[StepTable], level: str, promised: Columns) -> list[_Joined]:
+    """Which step gives which column of a view, promised ones first, then the further ones."""
+    names = {name for name, _ in promised}
+    found: dict[str, _Joined] = {}
+    further: list[_Joined] = []
+    taken: set[str] = set()
+    roles = {name: primary(steps, name) for name in _CLIP_SOURCES} if level == "clip_id" else {}
+    for name, step in roles.items():
+        if step is not None:
+            taken.add(step.step)
+            found.update((column, _Joined(column, step, column)) for column in _CLIP_SOURCES[name])
+    base = {"download_videos", "scan_videos", "split_clips", "embed_clips"}
+    used = names | {name for name, _ in CLIPS_VIDEO_COLUMNS}
+    for step in steps:
+        if step.key != level or step.step in taken or step.name in base:
+            continue
+        renamed = step.stage != step.name
+        for field in step.own_columns:
+            column = field.name
+            if step.is_built_in and step.score not in (None, column):
+                continue  # as with the promised scorers, the score alone is shown
+            if renamed and column == step.score:
+                shown = step.stage
+            elif not renamed and column in names and column not in found and not step.is_built_in:
+                # A stage of one's own in the place of a built-in one that the recipe lacks.
+                if column in {c for cs in _CLIP_SOURCES.values() for c in cs}:
+                    found[column] = _Joined(column, step, column)
+                    continue
+                shown = f"{step.stage}_{column}"
+            else:
+                shown = f"{step.stage}_{column}" if renamed or column in used else column
+            used.add(shown)
+            further.append(_Joined(shown, step, column))
+    return [*found.values(), *further]
+
+
+def _beside(table: StepTable, key: str, names: Iterable[str], alias: str) -> str:
+    """A join that adds a table's columns to `base`: by key, within one group of shards."""
+    rows = kept(table, dict.fromkeys([key, *names]))
+    return (
+        f" LEFT JOIN ({rows}) AS {alias} ON {alias}.{key} = base.{key} "
+        f"AND {alias}._base = base._base"
+    )
+
+
+def _wide(base: str, key: str, columns: list[tuple[str, str]], joined: list[_Joined]) -> str:
+    """`base` with the tables that `joined` names beside it, by `key`."""
+    steps = list({column.table.step: column.table for column in joined}.values())
+    parts = []
+    for number, step in enumerate(steps):
+        names = [column.column for column in joined if column.table.step == step.step]
+        parts.append(_beside(step, key, names, f"t{number}"))
+    picked = ", ".join(f"{expression} AS {quoted(name)}" for name, expression in columns)
+    return f"SELECT {picked} FROM ({base}) AS base" + "".join(parts)
+
+
+def videos_view(steps: Sequence[StepTable]) -> str:
+    """One row a video that was kept; two sources may have led to the same one."""
+    download = primary(steps, "download_videos")
+    further = _provided(steps, "video_id", VIDEOS_VIEW)
+    if download is None:
+        return empty((*VIDEOS_VIEW, *((c.name, c.table.schema.field(c.column).type)
+                                      for c in further)))
+    names = [name for name, _ in VIDEOS_VIEW]
+    rows = (
+        f"SELECT * FROM ({kept(download, ['source_key', *names])}) "
+        "QUALIFY row_number() OVER (PARTITION BY video_id ORDER BY _base, _retry) = 1"
+    )
+    columns = [(name, f"base.{quoted(name)}") for name in names]
+    return _wide(rows, "video_id", columns + _expressions(further), further)
+
+
+def _expressions(joined: list[_Joined]) -> list[tuple[str, str]]:
+    numbers = {step: n for n, step in enumerate(dict.fromkeys(c.table.step for c in joined))}
+    return [(c.name, f"t{numbers[c.table.step]}.{quoted(c.column)}") for c in joined]
+
+
+def clips_view(steps: Sequence[StepTable]) -> str:
+    """One row a clip: its span, what each stage found, and its video's name and place."""
+    split = primary(steps, "split_clips")
+    joined = _provided(steps, "clip_id", CLIPS_VIEW)
+    given = dict(_expressions(joined))
+    promised = [name for name, _ in CLIPS_VIEW]
+    further = [column.name for column in joined if column.name not in promised]
+    if split is None:
+        fields = [(c.name, c.table.schema.field(c.column).type) for c in joined
+                  if c.name in further]
+        return empty((*CLIPS_VIEW, *fields, *CLIPS_VIDEO_COLUMNS))
+    columns = []
+    own = [name for name in promised if name in split.schema.names]
+    for name, kind in CLIPS_VIEW:
+        if name in own:
+            columns.append((name, f"base.{quoted(name)}"))
+        else:
+            columns.append((name, given.get(name, null(kind))))
+    columns += [(name, given[name]) for name in further]
+    download = primary(steps, "download_videos")
+    if download is None:
+        columns += [(name, null(kind)) for name, kind in CLIPS_VIDEO_COLUMNS]
+        return _wide(kept(split, own), "clip_id", columns, joined)
+    names = [name for name, _ in CLIPS_VIDEO_COLUMNS]
+    columns += [(name, f"v.{quoted(name)}") for name in names]
+    query = _wide(kept(split, own), "clip_id", columns, joined)
+    # Two sources may have led to one video, and so to its clips in two shards: the first counts.
+    picked = ", ".join(f"arg_min_null({quoted(name)}, _base) AS {quoted(name)}" for name in names)
+    rows = kept(download, ["source_key", "video_id", *names])
+    videos = f"SELECT video_id, min(_base) AS _first, {picked} FROM ({rows}) GROUP BY video_id"
+    return (
+        f"{query} LEFT JOIN ({videos}) AS v ON v.video_id = base.video_id "
+        "WHERE _first IS NULL OR _first = base._base"
+    )
+
+
+def _problems(table: StepTable) -> str:
+    """Rows of a step that were not kept; `resolved` where a newer shard has the key again.
+
+    A failure is resolved by any newer outcome that is no failure, a rejection by any at all, or
+    by a kept row beside it.
+    """
+    key = quoted(table.key)
+    columns = [table.key, "rejection", "error"]
+    if table.key == "clip_id":
+        video = f"nullif(regexp_extract(p.clip_id, {literal(_CLIP_ID_PATTERN)}, 1), '')"
+    elif "video_id" in table.schema.names:
+        video = "p.video_id"
+        columns.append("video_id")
+    else:
+        video = null(pa.string())
+    resolved, join = "false", ""
+    if table.retried:
+        resolved = "coalesce(if(error IS NULL, _last, _last_done) > _retry, false)"
+        join = (
+            f" LEFT JOIN (SELECT {key} AS _key, _base AS _group, max(_retry) AS _last, "
+            "max(_retry) FILTER (error IS NULL) AS _last_done "
+            f"FROM ({scan(table, [table.key, 'error'], retries_only=True)}) GROUP BY ALL) "
+            f"ON _key = p.{key} AND _group = p._base"
+        )
+    if _many_rows_a_key(table):
+        resolved += " OR (error IS NULL AND _other IS NOT NULL)"
+        join += (
+            f" LEFT JOIN (SELECT key AS _other, _base AS _b, _retry AS _r FROM ({outcomes(table)}) "
+            f"WHERE outcome <> 'rejected') ON _other = p.{key} AND _b = p._base AND _r = p._retry"
+        )
+    source = f"p.{key}" if table.key == "source_key" else null(pa.string())
+    return (
+        f"SELECT {literal(table.stage)} AS stage, p.{key} AS key, {source} AS source_key, "
+        f"{video} AS video_id, rejection, error, {resolved} AS resolved, {_SHARD} "
+        f"FROM ({scan(table, columns)}) AS p{join} "
+        "WHERE rejection IS NOT NULL OR error IS NOT NULL"
+    )
+
+
+def problems_view(steps: Sequence[StepTable]) -> str:
+    """All that was not kept, at every step, with the address that it began from."""
+    download = primary(steps, "download_videos")
+    videos = empty((("video_id", pa.string()), ("url", pa.string())))
+    if download is not None:
+        videos = kept(download, ["source_key", "video_id", "url"])
+    return (
+        "SELECT p.stage, p.key, p.rejection, p.error, p.resolved, coalesce(s.url, v.url) AS url, "
+        f"p.video_id, p.shard FROM ({' UNION ALL '.join(map(_problems, steps))}) AS p "
+        "LEFT JOIN (SELECT source_key, any_value(url) AS url FROM sources GROUP BY ALL) AS s "
+        "ON s.source_key = p.source_key "
+        f"LEFT JOIN (SELECT video_id, any_value(url) AS url FROM ({videos}) GROUP BY ALL) AS v "
+        "ON v.video_id = p.video_id"
+    )
+
+
+REJECTIONS_SQL = (
+    "SELECT stage, key, rejection.rule AS rule, rejection.detail AS detail, url, video_id, shard "
+    "FROM internal.problems WHERE error IS NULL AND NOT resolved "
+    "QUALIFY row_number() OVER (PARTITION BY stage, key ORDER BY shard DESC) = 1"
+)
+FAILURES_ALL_SQL = (
+    "SELECT stage, key, error.kind AS kind, error.message AS message, "
+    'error.attempts AS attempts, error."at" AS "at", url, video_id, shard, resolved '
+    "FROM internal.problems WHERE error IS NOT NULL"
+)
+FAILURES_SQL = (
+    "SELECT * EXCLUDE (resolved) FROM failures_all WHERE NOT resolved QUALIFY row_number() OVER "
+    '(PARTITION BY stage, key ORDER BY "at" DESC NULLS LAST, shard DESC) = 1'
+)
+
+
+def _union(parts: list[str], columns: Columns) -> str:
+    names = ", ".join(quoted(name) for name, _ in columns)
+    if not parts:
+        return empty(columns)
+    return f"SELECT {names} FROM (" + " UNION ALL ".join(parts) + ")"
+
+
+def embeddings_view(steps: Sequence[StepTable]) -> str:
+    parts = [
+        f"SELECT clip_id, {literal(step.stage)} AS stage, embeddings, embedding_seconds "
+        f"FROM ({kept(step, ['clip_id', 'embeddings', 'embedding_seconds'])})"
+        for step in steps
+        if step.name == "embed_clips"
+    ]
+    return _union(parts, EMBEDDINGS_VIEW)
+
+
+def plain_view(table: StepTable | None, columns: Columns) -> str:
+    """Columns of a table as it lies there; of a key in several shards the newest rows."""
+    if table is None:
+        return empty(columns)
+    names = [name for name, _ in columns]
+    picked = ", ".join(map(quoted, names))
+    return f"SELECT {picked} FROM ({_newest(table, names, kept_only=False)})"
