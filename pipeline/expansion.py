@@ -1,0 +1,87 @@
+"""Playlists, channels and searches to the videos that they list; answers are kept on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from pipeline.platforms import identify
+from pipeline.shards import write_json
+from pipeline.source_spec import SourceSpec
+
+# A channel lists its tabs, and a tab its videos.
+_MAX_DEPTH = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One video of a list."""
+
+    url: str
+    title: str | None = None
+
+
+class Expander:
+    """Asks yt-dlp for lists; what was answered once is read from `folder` the next time."""
+
+    def __init__(self, folder: Path) -> None:
+        from stages.media.http import HostGate
+
+        self._folder = folder
+        self._gate = HostGate()
+
+    def expand(self, url: str, spec: SourceSpec, results: int | None) -> list[Entry]:
+        """The videos of a list in its order, or the one video that the URL is.
+
+        Raises RowFailed where the list can't be had; nothing is kept then.
+        """
+        asked = json.dumps([url, results, spec.yt_dlp], sort_keys=True, default=str)
+        path = self._folder / (hashlib.sha256(asked.encode()).hexdigest()[:20] + ".json")
+        if path.is_file() and not spec.refresh:
+            return [Entry(**entry) for entry in json.loads(path.read_text("utf-8"))["entries"]]
+        entries = list(self._walk(url, spec, results, 1))[:results]
+        write_json(path, {"url": url, "results": results,
+                          "entries": [{"url": e.url, "title": e.title} for e in entries]})
+        return entries
+
+    def _walk(
+        self, url: str, spec: SourceSpec, results: int | None, depth: int
+    ) -> Iterator[Entry]:
+        from stages.media.http import Patience, patiently
+        from stages.media.ytdlp import base_options, expand_list
+
+        with tempfile.TemporaryDirectory() as scratch:
+            options = base_options(Path(scratch)) | spec.yt_dlp
+            found: list[dict[str, Any]] = patiently(
+                lambda: expand_list(url, options, results), host=urlsplit(url).hostname or url,
+                gate=self._gate, patience=Patience(retries=spec.retries),
+            )
+        if len(found) == 1 and found[0].get("webpage_url") == url:
+            yield Entry(url, found[0].get("title"))  # it was one video and no list
+            return
+        for entry in found:
+            link = _link(entry, url)
+            if self._is_list(link) and link != url and depth < _MAX_DEPTH:
+                yield from self._walk(link, spec, results, depth + 1)
+            else:
+                yield Entry(link, entry.get("title"))
+
+    def _is_list(self, link: str) -> bool:
+        try:
+            return identify(link).is_list
+        except ValueError:
+            return False
+
+
+def _link(entry: dict[str, Any], listed_at: str) -> str:
+    """What to download an entry by: its page, or its file where its page is the list's."""
+    page, link = entry.get("webpage_url"), entry.get("url")
+    if entry.get("_type") in ("url", "url_transparent") or (page == listed_at and link):
+        return link or page or ""
+    return page or link or ""

@@ -1,0 +1,130 @@
+"""Which platform's video a URL names, told from the URL alone.
+
+yt-dlp's extractors know the forms of URLs of some 1700 sites. Trying them all takes milliseconds
+a URL, so the ones that can be meant are looked up by the words of the host's name first.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import SplitResult, parse_qs, urlsplit
+
+# A short id may be unique only within a series or a channel that the pattern doesn't name.
+_LEAST_ID_CHARACTERS = 6
+_SEARCH = re.compile(r"[a-z]+search[a-z]*(?:\d+|all)?:\S")
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+_DEFAULT_PORTS = {"http": 80, "https": 443}
+_SCHEMES = ("http", "https", "ftp", "ftps", "rtmp", "rtmps", "rtsp", "mms")
+_COMMON_LABELS = frozenset(("www", "m", "com", "org", "net", "co", "gov", "edu", "ac"))
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """`locator` is the same for all forms of one video's URL where its platform is known.
+
+    `extractor` and `platform_id` are null where no platform is known; `is_list` marks what
+    yt-dlp expands: a playlist, a channel, a search.
+    """
+
+    locator: str
+    extractor: str | None = None
+    platform_id: str | None = None
+    is_list: bool = False
+
+
+def looks_like_url(text: str) -> bool:
+    return _SCHEME.match(text) is not None or _SEARCH.match(text) is not None
+
+
+def identify(url: str) -> Identity:
+    """What a URL names; ValueError where it is no URL that anything here can fetch."""
+    if _SEARCH.match(url):
+        return Identity(url, is_list=True)
+    if any(ord(character) < 32 for character in url):
+        raise ValueError("control characters in the URL")
+    parts = urlsplit(url)
+    if parts.scheme.lower() not in _SCHEMES:
+        raise ValueError(f"the scheme {parts.scheme!r} is not known; allowed: "
+                         f"{', '.join(_SCHEMES)}, file")
+    if not parts.hostname:
+        raise ValueError("the URL has no host")
+    found = _by_extractor(url, parts)
+    return found or Identity(normalise(parts))
+
+
+def normalise(parts: SplitResult) -> str:
+    """One spelling for URLs that mean the same: case of the host, default port, fragment."""
+    scheme, host = parts.scheme.lower(), (parts.hostname or "").lower()
+    host = f"[{host}]" if ":" in host else host
+    login, at, _ = parts.netloc.rpartition("@")
+    port = parts.port
+    suffix = "" if port is None or _DEFAULT_PORTS.get(scheme) == port else f":{port}"
+    query = f"?{parts.query}" if parts.query else ""
+    # Pages that a script shows have their address behind `#!`.
+    fragment = f"#{parts.fragment}" if parts.fragment.startswith("!") else ""
+    return f"{scheme}://{login}{at}{host}{suffix}{parts.path or '/'}{query}{fragment}"
+
+
+def _by_extractor(url: str, parts: SplitResult) -> Identity | None:
+    for extractor in _candidates((parts.hostname or "").lower()):
+        if extractor.suitable(url):
+            return _identity(extractor, url, parts)
+    return None
+
+
+def _identity(extractor: Any, url: str, parts: SplitResult) -> Identity:
+    name = extractor.ie_key().lower()
+    if name == "youtubetab":
+        # A video that is shown within a list is still that one video.
+        video = parse_qs(parts.query).get("v", [""])[0]
+        if re.fullmatch(r"[\w-]{11}", video):
+            return Identity(f"youtube {video}", "youtube", video)
+        return Identity(normalise(parts), name, is_list=True)
+    if extractor._RETURN_TYPE == "playlist":
+        return Identity(normalise(parts), name, is_list=True)
+    platform_id = extractor.get_temp_id(url)
+    match = extractor._match_valid_url(url)
+    if not platform_id or not match or len(platform_id) < _LEAST_ID_CHARACTERS:
+        return Identity(normalise(parts), name)
+    others = [f" {group}={value}" for group, value in sorted(match.groupdict().items())
+              if value is not None and group != "id"]
+    return Identity(f"{name} {platform_id}{''.join(others)}", name, platform_id)
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def _candidates(host: str) -> tuple[Any, ...]:
+    """Extractors whose pattern holds a word of the host's name, in yt-dlp's own order."""
+    labels = host.split(".")
+    if len(labels) < 2 or labels[-1].isdigit():
+        return ()  # a machine of the local network, or an address
+    index, extractors = _word_index()
+    found: set[int] = set()
+    for label in labels[:-1]:
+        if label in _COMMON_LABELS:
+            continue
+        sets = [index.get(word, frozenset()) for word in label.split("-") if word]
+        if sets:
+            found |= frozenset.intersection(*map(frozenset, sets))
+    return tuple(extractors[number] for number in sorted(found))
+
+
+@functools.cache
+def _word_index() -> tuple[dict[str, set[int]], list[Any]]:
+    from yt_dlp.extractor import gen_extractor_classes
+
+    index: dict[str, set[int]] = defaultdict(set)
+    extractors = list(gen_extractor_classes())
+    for number, extractor in enumerate(extractors):
+        patterns = extractor._VALID_URL or ()
+        for pattern in (patterns,) if isinstance(patterns, str) else patterns:
+            # Without the escapes, so that `\bhost` gives the word `host`.
+            plain = re.sub(r"\\[a-zA-Z]", " ", pattern.replace("(?x)", "")).lower()
+            for word, optional in re.findall(r"([a-z0-9]+)(\?)?", plain):
+                index[word].add(number)
+                if optional:  # `hosts?` is also `host`
+                    index[word[:-1]].add(number)
+    return dict(index), extractors

@@ -1,0 +1,287 @@
+"""Rows of input understood: which source each one names, with which time stamps and columns."""
+
+# A list may have a million rows, and path objects cost more than all the rest; `abspath` is meant,
+# because a link is a name of its own.
+# ruff: noqa: PTH100, PTH113, PTH118, PTH122, PTH207
+from __future__ import annotations
+
+import glob
+import json
+import math
+import os
+from collections.abc import Callable, Container, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from pipeline.expansion import Expander
+from pipeline.platforms import identify, looks_like_url
+from pipeline.source_lists import LIST_SUFFIXES, QUERY_COLUMNS, ListRow, clean, read_list
+from pipeline.source_spec import SourceSpec
+from schemas.errors import RowFailed, UsageError
+from schemas.ids import source_key
+from stages.media.subtitles import seconds_of
+from stages.media.suffixes import MEDIA_SUFFIXES
+
+DEFAULT_SEARCH_RESULTS = 20
+_SEARCHES_AT_A_TIME = 4
+_TEXT_COLUMNS = frozenset(("video_id", "title", "category", "language", "query", "caption"))
+_SPAN_COLUMNS = frozenset(("start_seconds", "end_seconds"))
+
+
+@dataclass(slots=True)
+class Source:
+    """One row of input, understood; `problem` where it can't become a source.
+
+    `locator` names what the row means, the same for all spellings. `is_list` marks a playlist or
+    channel; `again` a row that is written although the dataset has its key.
+    """
+
+    place: str
+    locator: str = ""
+    url: str | None = None
+    path: str | None = None
+    extractor: str | None = None
+    platform_id: str | None = None
+    video_id: str | None = None
+    title: str | None = None
+    category: str | None = None
+    language: str | None = None
+    query: str | None = None
+    caption: str | None = None
+    extra: dict[str, str] | None = None
+    spans: list[dict[str, Any]] | None = None
+    problem: RowFailed | None = None
+    rejection: dict[str, str] | None = None
+    is_list: bool = False
+    again: bool = False
+
+
+class Reader:
+    """Turns the recipe's items into rows, expanding what lists videos elsewhere."""
+
+    def __init__(
+        self, base_folder: Path, expander: Expander, known_keys: Container[str],
+        is_full: Callable[[], bool],
+    ) -> None:
+        self._base = base_folder
+        self._expander = expander
+        self._known_keys = known_keys
+        self._is_full = is_full
+
+    def rows(self, spec: SourceSpec) -> Iterator[Source]:
+        if spec.path is not None:
+            yield from self._of_path(spec, spec.path)
+        elif spec.url is not None:
+            yield from self._of_row(spec, ListRow("recipe", spec.url), self._base, ask=True)
+        else:
+            yield from self._of_searches(spec)
+
+    def _of_path(self, spec: SourceSpec, text: str) -> Iterator[Source]:
+        path = self._absolute(text)
+        if path.is_dir():
+            yield from map(_of_file, _media_files(path))
+        elif path.is_file() and path.suffix.lower() in LIST_SUFFIXES:
+            for row in read_list(path, spec.url_column):
+                yield from self._of_row(spec, row, path.parent)
+        elif path.is_file() and path.suffix.lower() in MEDIA_SUFFIXES:
+            yield _of_file(str(path))
+        elif path.is_file():
+            raise UsageError(f"sources: {path} is neither a list ({', '.join(LIST_SUFFIXES)}) nor "
+                             f"a media file ({', '.join(sorted(MEDIA_SUFFIXES))})")
+        elif glob.has_magic(str(path)):
+            files = sorted(glob.glob(str(path), recursive=True))
+            yield from (_of_file(os.path.abspath(name)) for name in files if os.path.isfile(name))
+        else:
+            raise UsageError(f"sources: there is no {path}")
+
+    def _absolute(self, text: str) -> Path:
+        return Path(os.path.abspath(self._base / Path(text).expanduser()))
+
+    def _of_row(
+        self, spec: SourceSpec, row: ListRow, folder: Path, *, ask: bool = False
+    ) -> Iterator[Source]:
+        """The source of a row, or those that the row's playlist lists.
+
+        With `ask`, a page of a site whose URLs don't tell lists from videos is asked which it is.
+        """
+        source = _understand(row, folder)
+        source.category = source.category or spec.category
+        source.language = source.language or spec.language
+        if source.problem is not None or source.path is not None or source.url is None:
+            yield source
+            return
+        suffix = os.path.splitext(urlsplit(source.url).path)[1].lower()
+        unsure = ask and source.platform_id is None and suffix not in MEDIA_SUFFIXES
+        if not source.is_list and not unsure:
+            yield source
+            return
+        yield from self._expanded(spec, source, spec.results)
+
+    def _expanded(self, spec: SourceSpec, source: Source, results: int | None) -> list[Source]:
+        listed = f"list {results or 'all'} {source.url}"
+        try:
+            entries = self._expander.expand(source.url or "", spec, results)
+        except RowFailed as problem:
+            source.locator = listed
+            source.problem = RowFailed(problem.kind, f"could not be listed: {problem.message}")
+            return [source]
+        if not entries:
+            source.locator = listed
+            source.problem = RowFailed("permanent", f"{source.url} lists no videos")
+            return [source]
+        found = []
+        for entry in entries:
+            one = _understand(ListRow(source.place, entry.url or None), self._base)
+            one.is_list = False
+            for name in ("category", "language", "query", "extra"):
+                setattr(one, name, getattr(source, name))
+            one.title = clean(entry.title) if entry.title else None
+            found.append(one)
+        if source_key(listed) in self._known_keys:
+            # It failed in an earlier run: a newer row with its key says what came of it.
+            source.locator, source.again = listed, True
+            source.rejection = {"rule": "sources.expanded",
+                                "detail": f"now listed: {len(entries)} videos"}
+            found.append(source)
+        return found
+
+    def _of_searches(self, spec: SourceSpec) -> Iterator[Source]:
+        results = spec.results or DEFAULT_SEARCH_RESULTS
+        terms = self._terms(spec)
+        with ThreadPoolExecutor(_SEARCHES_AT_A_TIME) as pool:
+            while not self._is_full() and (some := list(islice(terms, _SEARCHES_AT_A_TIME))):
+                for found in pool.map(lambda source: self._expanded(spec, source, results)
+                                      if source.problem is None else [source], some):
+                    yield from found
+
+    def _terms(self, spec: SourceSpec) -> Iterator[Source]:
+        if spec.search_file is not None:
+            path = self._absolute(spec.search_file)
+            rows: Iterable[ListRow] = read_list(path, spec.url_column, QUERY_COLUMNS)
+        else:
+            rows = [ListRow("recipe", clean(term)) for term in spec.search or []]
+        results = spec.results or DEFAULT_SEARCH_RESULTS
+        for row in rows:
+            source = Source(row.place)
+            _take_columns(source, row)
+            if row.problem or not row.locator:
+                source.problem = RowFailed(
+                    "permanent", f"{row.place}: {row.problem or 'no search term'}")
+                source.locator = f"row {row.place}"
+            else:
+                source.query = row.locator
+                source.url = f"{spec.search_engine}{results}:{row.locator}"
+            source.category = source.category or spec.category
+            source.language = source.language or spec.language
+            yield source
+
+
+def _media_files(folder: Path) -> Iterator[str]:
+    """Media files below a folder in the order of their paths; hidden ones are left alone."""
+    for parent, folders, files in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(files):
+            if not name.startswith(".") and os.path.splitext(name)[1].lower() in MEDIA_SUFFIXES:
+                yield os.path.join(parent, name)
+
+
+def _of_file(path: str) -> Source:
+    source = Source(path)
+    _set_path(source, path)
+    return source
+
+
+def _set_path(source: Source, path: str) -> None:
+    try:
+        path.encode("utf-8")
+    except UnicodeEncodeError:
+        shown = clean(path)
+        source.locator = f"file {path!r}"
+        source.problem = RowFailed("permanent", f"the name of {shown!r} is not UTF-8; rename it")
+        return
+    source.path = source.url = source.locator = path
+
+
+def _understand(row: ListRow, folder: Path) -> Source:
+    """The source that a row names; paths are read from `folder`."""
+    source = Source(row.place)
+    if row.problem is not None or row.locator is None:
+        source.locator = f"row {row.place}"
+        reason = row.problem or "no URL or path in this row"
+        source.problem = RowFailed("permanent", f"{row.place}: {reason}")
+        return source
+    try:
+        _take_locator(source, row.locator, folder)
+        span = _take_columns(source, row)
+    except ValueError as error:
+        source.locator = f"row {row.place} {row.locator}"
+        source.problem = RowFailed("permanent", f"{row.place}: {row.locator}: {error}")
+        return source
+    if span is not None:
+        # What a row with time stamps says about itself holds for its span, not for the video.
+        span |= {"caption": source.caption, "extra": source.extra}
+        source.spans, source.caption, source.extra = [span], None, None
+    return source
+
+
+def _take_locator(source: Source, text: str, folder: Path) -> None:
+    if text.lower().startswith("file://"):
+        text = unquote(urlsplit(text).path)
+    if not looks_like_url(text):
+        _set_path(source, os.path.abspath(os.path.join(folder, text)))
+        return
+    identity = identify(text)
+    source.url = text
+    source.locator = identity.locator
+    source.extractor = identity.extractor
+    source.platform_id = identity.platform_id
+    source.is_list = identity.is_list
+
+
+def _take_columns(source: Source, row: ListRow) -> dict[str, Any] | None:
+    """Fills in the row's columns; gives its span. ValueError where a time can't be read."""
+    times: dict[str, float] = {}
+    for name, value in row.columns.items():
+        text = _as_text(value)
+        if text is None:
+            continue
+        word = name.lower()
+        if word in _TEXT_COLUMNS:
+            setattr(source, word, text)
+        elif word in _SPAN_COLUMNS:
+            times[word] = _seconds(name, text)
+        else:
+            source.extra = source.extra or {}
+            source.extra[name] = text
+    if not times:
+        return None
+    start, end = times.get("start_seconds", 0.0), times.get("end_seconds")
+    if end is None:
+        raise ValueError("start_seconds without end_seconds")
+    if not 0 <= start < end:
+        raise ValueError(f"the span from {start:g} to {end:g} s is empty or negative")
+    return {"start_seconds": start, "end_seconds": end}
+
+
+def _seconds(name: str, text: str) -> float:
+    try:
+        value = seconds_of(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise ValueError(f"{name} {text!r} is neither seconds nor HH:MM:SS.mmm")
+    return value
+
+
+def _as_text(value: Any) -> str | None:
+    if value is None or value != value:  # NaN is how data frames write a missing cell
+        return None
+    if isinstance(value, str):
+        return clean(value).strip() or None
+    if isinstance(value, dict | list):
+        return clean(json.dumps(value, ensure_ascii=False, default=str))
+    return clean(str(value))

@@ -1,0 +1,299 @@
+"""Ingest: the recipe's sources as rows of the `sources` table, in shards that are fixed once.
+
+Every row of the input becomes a source to download, a rejection (a duplicate, a known id) or a
+failure; a source that the dataset has already is left as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline.expansion import Expander
+from pipeline.platforms import identify, looks_like_url
+from pipeline.shards import ShardMetadata, committed_shards, shard_name, shard_path, shard_writer
+from pipeline.source_lists import read_list
+from pipeline.source_rows import Reader, Source
+from pipeline.source_spec import SourceSpec, source_from_argument
+from schemas.errors import MAX_MESSAGE_CHARACTERS, UsageError
+from schemas.ids import source_key
+from schemas.tables import SOURCES
+from stages.media.suffixes import MEDIA_SUFFIXES
+from stages.models.references import DataFile
+
+__all__ = ["IngestReport", "SourceSpec", "ingest", "list_source_shards", "source_from_argument"]
+
+
+@dataclass(frozen=True)
+class IngestReport:
+    """What an ingest added; `known` sources were in the dataset before."""
+
+    kept: int = 0
+    rejected: int = 0
+    failed: int = 0
+    known: int = 0
+    shards: tuple[str, ...] = ()
+    over_limit: int = 0
+    changed_spans: int = 0
+
+    def describe(self) -> str:
+        """One line for people."""
+        if not self.shards:
+            text = f"Sources: nothing new, {self.known} known"
+        else:
+            more = [f"{count} {word}" for count, word in (
+                (self.rejected, "rejected"), (self.failed, "failed"), (self.known, "known before"),
+            ) if count]
+            shards = f"{len(self.shards)} shard{'s' if len(self.shards) > 1 else ''}"
+            text = f"Sources: {self.kept} new in {shards}" + "".join(f", {part}" for part in more)
+        if self.over_limit:
+            text += f"; {self.over_limit} left out by the limit"
+        if self.changed_spans:
+            text += (f"; {self.changed_spans} known sources were given other spans, which are not "
+                     "taken (sources are fixed at their first ingest)")
+        return text + "."
+
+
+def list_source_shards(dataset: Path) -> list[str]:
+    """Names of the shards of sources, in order."""
+    return committed_shards(dataset / "sources")
+
+
+def ingest(
+    dataset: Path,
+    sources: Sequence[SourceSpec],
+    *,
+    shard_videos: int,
+    exclude_ids: DataFile | Path | str | None = None,
+    limit: int | None = None,
+    base_folder: Path | None = None,
+) -> IngestReport:
+    """Adds to the dataset the sources that it does not have yet.
+
+    Relative paths of `sources` are read from `base_folder`, those inside a list from the list's
+    folder. `limit` bounds how many of the listed sources are taken, known ones included.
+    Raises UsageError where an input can't be read or gives nothing.
+    """
+    folder = dataset / "sources"
+    listing = _Listing(_known_keys(folder), _excluded_ids(exclude_ids), limit)
+    reader = Reader(base_folder or Path.cwd(), Expander(folder / ".lists"), listing.known,
+                    lambda: listing.full)
+    for spec in sources:
+        before = listing.rows
+        for row in reader.rows(spec):
+            listing.add(row)
+        if listing.rows == before and not listing.full:
+            raise UsageError(f"sources: {_name(spec)} gives no sources; {_hint(spec)}")
+    return _write(folder, listing, shard_videos)
+
+
+def _name(spec: SourceSpec) -> str:
+    return spec.path or spec.url or spec.search_file or f"search {spec.search}"
+
+
+def _hint(spec: SourceSpec) -> str:
+    if spec.path or spec.search_file:
+        return ("the list is empty, or no file in the folder ends in "
+                f"{', '.join(sorted(MEDIA_SUFFIXES))}")
+    return "nothing was found there"
+
+
+class _Listing:
+    """All that was listed, each source once, in the order in which it was first named."""
+
+    def __init__(self, known: dict[str, bool], excluded: set[str], limit: int | None) -> None:
+        self.known = known
+        self.rows = 0
+        self.over_limit = 0
+        self._excluded = excluded
+        self._limit = limit
+        self._taken = 0
+        self._by_key: dict[str, Source] = {}
+        self._repeats: dict[str, int] = {}
+
+    @property
+    def full(self) -> bool:
+        return self._limit is not None and self._taken >= self._limit
+
+    def add(self, source: Source) -> None:
+        self.rows += 1
+        key = source_key(source.locator)
+        first = self._by_key.get(key)
+        if first is not None:
+            self._add_repeat(key, first, source)
+        elif self.full:
+            self.over_limit += 1
+        else:
+            if source.problem is None and source.rejection is None:
+                self._exclude(source)
+                is_kept = self.known.get(key, source.rejection is None)
+                self._taken += is_kept
+            self._by_key[key] = source
+
+    def new(self) -> Iterator[tuple[str, Source]]:
+        """Sources that the dataset does not have, with their keys."""
+        for key, source in self._by_key.items():
+            if key not in self.known or source.again:
+                yield key, source
+
+    def known_again(self) -> Iterator[tuple[str, Source]]:
+        for key, source in self._by_key.items():
+            if key in self.known and not source.again:
+                yield key, source
+
+    def _add_repeat(self, key: str, first: Source, source: Source) -> None:
+        if source.spans and source.spans[0] not in (first.spans or []):
+            first.spans = [*(first.spans or []), *source.spans]
+            return
+        # The repeat has a key of its own, the same each time the same list is read.
+        number = self._repeats[key] = self._repeats.get(key, 0) + 1
+        locator = f"{source.locator}\0repeat {number}"
+        source.rejection = {
+            "rule": "sources.duplicate",
+            "detail": f"{source.place}: the same as {first.url or first.locator} "
+                      f"({first.place}), key {key}",
+        }
+        self._by_key[source_key(locator)] = source
+
+    def _exclude(self, source: Source) -> None:
+        if not self._excluded:
+            return
+        names = {source.locator, source.url, source.video_id}
+        if source.platform_id is not None:
+            names |= {source.platform_id, f"{source.extractor} {source.platform_id}",
+                      f"{source.extractor}-{source.platform_id}"}
+        found = sorted(name for name in names & self._excluded if name is not None)
+        if found:
+            source.rejection = {"rule": "sources.exclude_ids", "detail": f"known id {found[0]}"}
+
+
+def _known_keys(folder: Path) -> dict[str, bool]:
+    """The keys that the dataset has, and whether each is one to download."""
+    known: dict[str, bool] = {}
+    for shard in committed_shards(folder):
+        table = pq.read_table(shard_path(folder, shard),
+                              columns=["source_key", "rejection", "error"])
+        kept = pc.and_(pc.is_null(table["rejection"]), pc.is_null(table["error"]))
+        known.update(zip(table["source_key"].to_pylist(), kept.to_pylist(), strict=True))
+    return known
+
+
+def _excluded_ids(given: DataFile | Path | str | None) -> set[str]:
+    """Known ids: one a line, as bare ids, `<extractor>-<id>`, yt-dlp's archive lines or URLs."""
+    if given is None:
+        return set()
+    path = Path(given.path if isinstance(given, DataFile) else given)
+    if not path.is_file():
+        raise UsageError(f"exclude_ids: there is no file {path}")
+    found = set()
+    for row in read_list(path, None, ("video_id", "id", "youtubeid", "url")):
+        text = row.locator or ""
+        found.add(text)
+        if looks_like_url(text):
+            try:
+                found.add(identify(text).locator)
+            except ValueError as error:
+                raise UsageError(f"exclude_ids: {row.place}: {text}: {error}") from error
+    return found - {""}
+
+
+def _write(folder: Path, listing: _Listing, shard_videos: int) -> IngestReport:
+    """Commits the new sources as new shards, each with at most `shard_videos` to download."""
+    first = len(listing.known)
+    number = int(names[-1]) + 1 if (names := committed_shards(folder)) else 0
+    totals = {"kept": 0, "rejected": 0, "failed": 0}
+    shards: list[str] = []
+    for rows in _chunks(listing, shard_videos):
+        name = shard_name(number + len(shards))
+        counts = _commit(folder, name, rows, first + sum(totals.values()))
+        totals = {outcome: totals[outcome] + counts[outcome] for outcome in totals}
+        shards.append(name)
+    known = list(listing.known_again())
+    return IngestReport(**totals, known=len(known), shards=tuple(shards),
+                        over_limit=listing.over_limit,
+                        changed_spans=_changed_spans(folder, known))
+
+
+def _chunks(listing: _Listing, shard_videos: int) -> Iterator[list[tuple[str, Source]]]:
+    rows: list[tuple[str, Source]] = []
+    kept = 0
+    for key, source in listing.new():
+        is_kept = source.problem is None and source.rejection is None
+        if is_kept and kept == shard_videos:
+            yield rows
+            rows, kept = [], 0
+        rows.append((key, source))
+        kept += is_kept
+    if rows:
+        yield rows
+
+
+def _commit(
+    folder: Path, name: str, rows: list[tuple[str, Source]], first: int
+) -> dict[str, int]:
+    now = datetime.now(UTC)
+    failed = sum(source.problem is not None for _, source in rows)
+    rejected = sum(source.rejection is not None for _, source in rows)
+    counts = {"kept": len(rows) - failed - rejected, "rejected": rejected, "failed": failed}
+    table = pa.Table.from_pylist(
+        [_row(key, source, first + i, now) for i, (key, source) in enumerate(rows)], SOURCES)
+    with shard_writer(shard_path(folder, name), SOURCES) as writer:
+        writer.write(table)
+        writer.finish(ShardMetadata("sources", "sources", name, "", "", inputs=len(rows),
+                                    outputs=counts["kept"], **counts))
+    return counts
+
+
+def _row(key: str, source: Source, position: int, now: datetime) -> dict[str, Any]:
+    error = None
+    if source.problem is not None:
+        error = {"kind": source.problem.kind, "attempts": 1, "at": now,
+                 "message": source.problem.message[:MAX_MESSAGE_CHARACTERS]}
+    return {
+        "source_key": key,
+        "position": position,
+        "url": source.url,
+        "path": source.path,
+        "extractor": source.extractor,
+        "platform_id": source.platform_id,
+        "video_id": source.video_id,
+        "spans": _in_order(source.spans),
+        "title": source.title,
+        "category": source.category,
+        "language": source.language,
+        "query": source.query,
+        "caption": source.caption,
+        "extra": source.extra,
+        "rejection": source.rejection,
+        "error": error,
+    }
+
+
+def _in_order(spans: list[dict[str, Any]] | None) -> list[dict[str, Any]] | None:
+    if spans is None:
+        return None
+    return sorted(spans, key=lambda span: (span["start_seconds"], span["end_seconds"],
+                                           span["caption"] or ""))
+
+
+def _changed_spans(folder: Path, known: list[tuple[str, Source]]) -> int:
+    """How many known sources were listed with time stamps that are not the stored ones."""
+    listed = {key: {(span["start_seconds"], span["end_seconds"]) for span in source.spans}
+              for key, source in known if source.spans}
+    if not listed:
+        return 0
+    stored: dict[str, set[tuple[float, float]]] = {}
+    for shard in committed_shards(folder):
+        table = pq.read_table(shard_path(folder, shard), columns=["source_key", "spans"])
+        for row in table.to_pylist():
+            if row["source_key"] in listed:
+                stored[row["source_key"]] = {(span["start_seconds"], span["end_seconds"])
+                                             for span in row["spans"] or []}
+    return sum(not spans <= stored.get(key, set()) for key, spans in listed.items())

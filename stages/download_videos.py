@@ -1,0 +1,202 @@
+"""Brings every source's video into the dataset's folder, or says in a row why not.
+
+A file appears under its name in `media/` only when it is whole. What was found out about it is
+noted beside it, so that a run that was killed, or one with other rules, fetches nothing twice.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, ClassVar
+
+import pyarrow as pa
+from pydantic import Field, field_validator, model_validator
+
+from schemas.errors import ClipmillError, ErrorKind, RowFailed, RowRejected
+from schemas.tables import VIDEOS
+from stages.media.downloads import Downloader
+from stages.media.store import Media, MediaStore
+from stages.models.references import DataFile
+from stages.protocol import Rows, Stage, Transform, Workspace, resource
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+
+
+class DownloadVideos(Stage):
+    """Downloads, checks and identifies videos; local files are referenced where they lie.
+
+    The four rules hold for every source. Height means the shorter side as displayed, so that a
+    portrait video counts by its width.
+    """
+
+    name: ClassVar[str] = "download_videos"
+    version: ClassVar[int] = 1
+    key: ClassVar[str] = "source_key"
+    reads: ClassVar[tuple[str, ...]] = tuple(
+        f"sources.{column}" for column in (
+            "url", "path", "extractor", "video_id", "spans", "title", "category", "language",
+            "query", "caption", "extra",
+        )
+    )
+    writes: ClassVar[pa.Schema] = VIDEOS
+    error_kind: ClassVar[ErrorKind] = "transient"
+
+    min_duration_seconds: float | None = Field(
+        10.0, ge=0, description="shorter videos are rejected; null switches the rule off")
+    max_duration_seconds: float | None = Field(
+        1800.0, gt=0, description="longer videos are rejected; null switches the rule off")
+    min_height: int | None = Field(
+        360, ge=1, description="videos whose shorter displayed side has fewer pixels are "
+        "rejected; null switches the rule off")
+    max_height: int | None = Field(
+        720, ge=1, description="where a site offers several renditions, the best one whose "
+        "shorter side has at most this many pixels is taken, else the smallest; a local or "
+        "directly linked file stays as it is; null takes the best there is")
+    format: str | None = Field(
+        None, description="yt-dlp's format selection in place of max_height's, e.g. `b[ext=mp4]`")
+    subtitle_languages: list[str] = Field(
+        ["en", "en-.*", ".*-orig"], description="languages of subtitles, as patterns that must "
+        "match the whole code; `.*-orig` are automatic ones in the language spoken; [] for none")
+    user_subtitles: bool = Field(True, description="take subtitles that people made")
+    automatic_subtitles: bool = Field(True, description="take subtitles made by the platform")
+    copy_local_files: bool = Field(
+        False, description="copy local files into the dataset in place of referencing them")
+    yt_dlp: dict[str, Any] = Field(
+        {}, description="any further options of yt-dlp's Python API, handed on as they are")
+
+    cookies_file: DataFile | None = resource(
+        None, description="cookies in Netscape format, for sites that want a login")
+    proxy: str | None = resource(None, description="URL of a proxy, e.g. `socks5://host:1080`")
+    user_agent: str | None = resource(
+        None, description="what to be known as; each library's own when not set")
+    sleep_seconds: float = resource(
+        0.0, ge=0, description="least time between two requests of a worker to the same host")
+    rate_limit_bytes_per_second: int | None = resource(
+        None, ge=1, description="most bytes a second of one download")
+    retries: int = resource(5, ge=0, description="further tries after a passing problem")
+    backoff_seconds: float = resource(
+        2.0, ge=0, description="pause before the first further try; it doubles each time")
+    max_backoff_seconds: float = resource(
+        120.0, ge=0, description="longest pause; a server that asks for more gives a failure")
+    timeout_seconds: float = resource(
+        30.0, gt=0, description="longest silence of a server before it counts as a problem")
+    concurrency: int = resource(4, ge=1, description="downloads at a time in one worker")
+    batch_rows: int = resource(16, ge=1, description="rows given to the stage at a time")
+    cpus: float = resource(0.5, gt=0, description="CPUs that one worker takes")
+
+    @field_validator("yt_dlp")
+    @classmethod
+    def _known_options(cls, value: dict[str, Any]) -> dict[str, Any]:
+        if value:
+            from stages.media.ytdlp import check_options
+
+            check_options(value)
+        return value
+
+    @model_validator(mode="after")
+    def _rules_leave_something(self) -> DownloadVideos:
+        for least, most in (("min_duration_seconds", "max_duration_seconds"),
+                            ("min_height", "max_height")):
+            low, high = getattr(self, least), getattr(self, most)
+            if low is not None and high is not None and low > high:
+                raise ValueError(f"{least} ({low}) is above {most} ({high}): nothing would be kept")
+        return self
+
+    def judge(self, duration_seconds: float | None, short_side: int | None) -> None:
+        """Raises RowRejected where a rule is against the video; None is not judged."""
+        if duration_seconds is not None:
+            low, high = self.min_duration_seconds, self.max_duration_seconds
+            if low is not None and duration_seconds < low:
+                raise RowRejected("download_videos.min_duration_seconds",
+                                  f"{duration_seconds:.2f} < {low:g}")
+            if high is not None and duration_seconds > high:
+                raise RowRejected("download_videos.max_duration_seconds",
+                                  f"{duration_seconds:.2f} > {high:g}")
+        if short_side is not None and self.min_height is not None and short_side < self.min_height:
+            raise RowRejected("download_videos.min_height", f"{short_side} < {self.min_height}")
+
+    @contextlib.contextmanager
+    def open(self, workspace: Workspace) -> Iterator[Transform]:
+        store = MediaStore(workspace.dataset, self.identity())
+        with Downloader(self, store) as downloader, ThreadPoolExecutor(
+            self.concurrency, thread_name_prefix="download"
+        ) as pool:
+            def transform(table: pa.Table) -> pa.Table:
+                return self._transform(table, pool, downloader, store, workspace)
+
+            yield transform
+
+    def _transform(
+        self, table: pa.Table, pool: ThreadPoolExecutor, downloader: Downloader,
+        store: MediaStore, workspace: Workspace,
+    ) -> pa.Table:
+        rows = table.to_pylist()
+        running = [pool.submit(downloader.bring, row) for row in rows]
+        out = Rows(self)
+        try:
+            # In source order, so that of two equal files it is always the first that stays.
+            for row, future in zip(rows, running, strict=True):
+                self._settle(row, future, out, store, workspace)
+        finally:
+            for future in running:
+                future.cancel()
+        return out.table()
+
+    def _settle(
+        self, row: dict[str, Any], future: Future[Media], out: Rows, store: MediaStore,
+        workspace: Workspace,
+    ) -> None:
+        key = row["source_key"]
+        try:
+            media = future.result()
+            workspace.decoded_frames += media.decoded_frames
+            path = store.keep(key, media)
+        except (RowFailed, RowRejected) as problem:
+            out.record(key, problem)
+        except ClipmillError:
+            raise
+        except OSError as error:
+            if error.errno in _NO_ROOM:
+                raise ClipmillError(f"cannot write to {store.folder}: {error.strerror}; make room "
+                                    "and run again, what is there is kept") from error
+            out.fail(key, self.error_kind, f"{type(error).__name__}: {error}")
+        except Exception as error:  # noqa: BLE001 (one row's surprise is that row's failure)
+            out.fail(key, self.error_kind, f"{type(error).__name__}: {error}")
+        else:
+            out.keep(key, **_columns(row, media, path))
+
+
+def _columns(row: dict[str, Any], media: Media, path: str) -> dict[str, Any]:
+    """The video's row: what the user gave goes before what the platform says."""
+    said = media.metadata
+    return {
+        "video_id": media.video_id,
+        "url": row["url"],
+        "extractor": media.extractor,
+        "source_id": media.platform_id,
+        "title": row["title"] or said.get("title"),
+        "description": said.get("description"),
+        "uploader": said.get("uploader"),
+        "tags": said.get("tags"),
+        "license": said.get("license"),
+        "language": row["language"] or said.get("language"),
+        "category": row["category"] or said.get("category"),
+        "query": row["query"],
+        "caption_given": row["caption"],
+        "duration_seconds": media.probe.duration_seconds,
+        "width": media.probe.width,
+        "height": media.probe.height,
+        "fps": media.probe.fps,
+        "codec": media.probe.codec,
+        "has_audio": media.probe.has_audio,
+        "size_bytes": media.size_bytes,
+        "sha256": media.sha256,
+        "path": path,
+        "downloaded_at": media.downloaded_at,
+        "subtitles": media.subtitles,
+        "spans": row["spans"],
+        "extra": {**dict(row["extra"] or []), **media.notes},
+    }

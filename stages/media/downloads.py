@@ -1,0 +1,220 @@
+"""Brings one source's file in: by reference, by HTTP, or by yt-dlp."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from schemas.errors import RowFailed, RowRejected, UsageError
+from schemas.ids import content_video_id, platform_video_id, safe_id
+from stages.media.http import MAX_REDIRECTS, HostGate, NotAMediaFile, Patience, fetch, patiently
+from stages.media.probe import probe
+from stages.media.store import Media, MediaStore
+from stages.media.suffixes import MEDIA_SUFFIXES
+from stages.models.references import file_sha256
+
+if TYPE_CHECKING:
+    from stages.download_videos import DownloadVideos
+
+
+class Downloader:
+    """What the threads of one worker share: connections, and the turn-taking at each host."""
+
+    def __init__(self, settings: DownloadVideos, store: MediaStore) -> None:
+        self._settings = settings
+        self._store = store
+        self._gate = HostGate(settings.sleep_seconds)
+        self._patience = Patience(settings.retries, settings.backoff_seconds,
+                                  settings.max_backoff_seconds)
+        self._cookies = Path(settings.cookies_file.path) if settings.cookies_file else None
+        self._client = self._open_client()
+
+    def __enter__(self) -> Downloader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._client.close()
+
+    def _open_client(self):
+        import httpx
+
+        settings = self._settings
+        jar = None
+        if self._cookies is not None:
+            if not self._cookies.is_file():
+                raise UsageError(f"download_videos.cookies_file: {self._cookies} is no file")
+            from yt_dlp.cookies import YoutubeDLCookieJar
+
+            jar = YoutubeDLCookieJar(str(self._cookies))
+            try:
+                jar.load()
+            except OSError as error:  # http.cookiejar's LoadError is one
+                raise UsageError(f"download_videos.cookies_file: {self._cookies} is not in "
+                                 f"Netscape format: {error}") from error
+        headers = {"User-Agent": settings.user_agent} if settings.user_agent else {}
+        try:
+            return httpx.Client(
+                cookies=jar, proxy=settings.proxy, headers=headers, follow_redirects=True,
+                max_redirects=MAX_REDIRECTS, timeout=settings.timeout_seconds,
+            )
+        except (ValueError, ImportError) as error:
+            raise UsageError(f"download_videos.proxy: {settings.proxy!r}: {error}") from error
+
+    def bring(self, row: dict[str, Any]) -> Media:
+        """The source's whole, checked file; raises RowRejected or RowFailed."""
+        if row["path"] is not None:
+            return self._local(row, Path(row["path"]))
+        url = row["url"]
+        try:
+            parts = urlsplit(url)
+        except ValueError as error:
+            raise RowFailed("permanent", f"not a URL: {url!r}: {error}") from error
+        direct = PurePosixPath(parts.path).suffix.lower() in MEDIA_SUFFIXES
+        if row["extractor"] is None and parts.scheme in ("http", "https"):
+            with contextlib.suppress(NotAMediaFile):
+                return self._reuse_or(row, _origin("http", url),
+                                      lambda: self._by_http(row, url, page_is_bad_media=direct))
+        return self._reuse_or(row, self._yt_dlp_origin(url), lambda: self._by_yt_dlp(row, url))
+
+    def _reuse_or(self, row: dict[str, Any], origin: str, bring: Callable[[], Media]) -> Media:
+        """What an earlier run brought in from the same origin, else what `bring` gives."""
+        key = row["source_key"]
+        known = self._store.found(key, origin)
+        if known is not None:
+            self._settings.judge(known.probe.duration_seconds, known.probe.short_side)
+            self._store.check_claim(key, known.video_id)
+            if self._store.has_file(key, known):
+                return known
+        return bring()
+
+    def _local(self, row: dict[str, Any], path: Path) -> Media:
+        try:
+            status = path.stat()
+            if not path.is_file():
+                raise RowFailed("permanent", f"not a file: {path}")
+            if self._settings.copy_local_files:
+                origin = _origin("copy", str(path), status.st_size, status.st_mtime_ns)
+                return self._reuse_or(row, origin, lambda: self._copy(row, path, origin))
+            media = self._judged(row, Media(
+                origin="", video_id="", sha256=file_sha256(path), size_bytes=status.st_size,
+                probe=probe(path), referenced=str(path), decoded_frames=1,
+            ))
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise RowFailed("permanent", f"no such file: {path}") from error
+        except PermissionError as error:
+            raise RowFailed("permanent", f"not allowed to read {path}") from error
+        except ValueError as error:
+            raise RowFailed("permanent", f"not a path: {path!r}: {error}") from error
+        return media
+
+    def _copy(self, row: dict[str, Any], path: Path, origin: str) -> Media:
+        with self._store.work_folder(row["source_key"]) as folder:
+            file = folder / f"copy{path.suffix}"
+            shutil.copyfile(path, file)
+            return self._take_in(row, file, origin=origin, sha256=_sha256(file))
+
+    def _by_http(self, row: dict[str, Any], url: str, *, page_is_bad_media: bool) -> Media:
+        with self._store.work_folder(row["source_key"]) as folder:
+            suffix = PurePosixPath(urlsplit(url).path).suffix.lower()
+            name = "download" + (suffix if suffix in MEDIA_SUFFIXES else "")
+            fetched = fetch(
+                self._client, url, folder / name, gate=self._gate, patience=self._patience,
+                rate_limit_bytes_per_second=self._settings.rate_limit_bytes_per_second,
+                page_is_bad_media=page_is_bad_media,
+            )
+            return self._take_in(row, fetched.path, origin=_origin("http", url),
+                                 sha256=fetched.sha256)
+
+    def _by_yt_dlp(self, row: dict[str, Any], url: str) -> Media:
+        from stages.media.ytdlp import download
+
+        settings = self._settings
+        with self._store.work_folder(row["source_key"]) as folder:
+            options = self._yt_dlp_options(folder)
+            video = patiently(
+                lambda: download(url, folder, options, settings.judge),
+                host=urlsplit(url).hostname or url, gate=self._gate, patience=self._patience,
+            )
+            return self._take_in(
+                row, video.path, origin=self._yt_dlp_origin(url), sha256=_sha256(video.path),
+                extractor=video.extractor, platform_id=video.platform_id,
+                metadata=video.metadata, subtitles=video.subtitles, notes=video.notes,
+            )
+
+    def _yt_dlp_options(self, folder: Path) -> dict[str, Any]:
+        from stages.media.ytdlp import base_options, subtitle_options
+
+        settings = self._settings
+        options = base_options(
+            folder, cookies_file=self._cookies, proxy=settings.proxy,
+            timeout_seconds=settings.timeout_seconds, user_agent=settings.user_agent,
+        )
+        options |= subtitle_options(settings.subtitle_languages, settings.user_subtitles,
+                                    settings.automatic_subtitles)
+        options |= {
+            "format": settings.format or "bv*+ba/b",
+            # `res` is the shorter side: at most this, else the smallest above it.
+            "format_sort": [f"res:{settings.max_height}" if settings.max_height else "res"],
+            # Whole tries are repeated around yt-dlp, where its partial file is gone on with.
+            "retries": 0, "extractor_retries": 0, "fragment_retries": settings.retries,
+            "skip_unavailable_fragments": False, "continuedl": True,
+        }
+        if settings.rate_limit_bytes_per_second is not None:
+            options["ratelimit"] = settings.rate_limit_bytes_per_second
+        if settings.sleep_seconds:
+            options["sleep_interval_requests"] = settings.sleep_seconds
+        return options | settings.yt_dlp
+
+    def _yt_dlp_origin(self, url: str) -> str:
+        settings = self._settings
+        return _origin("yt_dlp", url, settings.max_height, settings.format,
+                       settings.subtitle_languages, settings.user_subtitles,
+                       settings.automatic_subtitles, settings.yt_dlp)
+
+    def _take_in(self, row: dict[str, Any], file: Path, *, sha256: str, **known: Any) -> Media:
+        """Checks a whole file and moves it to where only whole files are."""
+        key = row["source_key"]
+        media = Media(
+            video_id="", sha256=sha256, size_bytes=file.stat().st_size, probe=probe(file),
+            downloaded_at=datetime.now(UTC), decoded_frames=1, **known,
+        )
+        try:
+            media = self._judged(row, media)
+        except RowRejected:
+            self._store.note(key, _with_id(row, media))
+            raise
+        self._store.add(key, file, media)
+        return media
+
+    def _judged(self, row: dict[str, Any], media: Media) -> Media:
+        self._settings.judge(media.probe.duration_seconds, media.probe.short_side)
+        return _with_id(row, media)
+
+
+def _with_id(row: dict[str, Any], media: Media) -> Media:
+    """The same media under its id: the user's, else the platform's, else its bytes'."""
+    if row["video_id"]:
+        video_id = safe_id(row["video_id"])
+    elif media.extractor and media.platform_id:
+        video_id = platform_video_id(media.extractor, media.platform_id)
+    else:
+        video_id = content_video_id(media.sha256)
+    return dataclasses.replace(media, video_id=video_id)
+
+
+def _origin(*parts: Any) -> str:
+    text = json.dumps(parts, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:20]
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

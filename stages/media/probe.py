@@ -1,0 +1,194 @@
+"""What a media file holds, found out by reading its packets: nothing declared is believed.
+
+One frame is decoded, because only a decoded frame tells the rotation it is shown with.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import av
+from av.container import InputContainer
+from av.video.stream import VideoStream
+
+from schemas.errors import RowFailed
+from stages.media.suffixes import MEDIA_SUFFIXES
+
+_SUFFIX_OF_FORMAT = {
+    "mov,mp4,m4a,3gp,3g2,mj2": ".mp4",
+    "matroska,webm": ".webm",
+    "mpegts": ".ts",
+    "avi": ".avi",
+    "flv": ".flv",
+    "asf": ".wmv",
+    "mpeg": ".mpg",
+    "ogg": ".ogv",
+}
+# Formats of one picture, or of a text drawn as one.
+_STILL_FORMATS = ("image2", "_pipe", "tty")
+# Where a container declares its end, the packets must come this near to it.
+_MISSING_SECONDS = 1.0
+_MISSING_SHARE = 0.02
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Facts of the file's first video stream; width and height as displayed."""
+
+    duration_seconds: float
+    width: int
+    height: int
+    fps: float | None
+    codec: str
+    has_audio: bool
+    suffix: str
+
+    @property
+    def short_side(self) -> int:
+        return min(self.width, self.height)
+
+
+def first_video_stream(container: InputContainer) -> VideoStream | None:
+    """The stream that all stages take: the first one that is no cover picture."""
+    for stream in container.streams.video:
+        if not stream.disposition & av.stream.Disposition.attached_pic:
+            return stream
+    return None
+
+
+def probe(path: Path) -> Probe:
+    """Reads every packet of a file; RowFailed of kind bad_media where it is no whole video."""
+    try:
+        # The file protocol by name, so that no name of a file is taken for an address.
+        with av.open(f"file:{path}", metadata_errors="replace") as container:
+            return _probe(container, path)
+    except av.FFmpegError as error:
+        raise RowFailed("bad_media", f"not a readable media file: {error.strerror}") from error
+
+
+def _probe(container: InputContainer, path: Path) -> Probe:
+    if any(mark in container.format.name for mark in _STILL_FORMATS):
+        raise RowFailed("bad_media", f"a still image or text, not a video "
+                        f"({container.format.name})")
+    stream = first_video_stream(container)
+    if stream is None:
+        kinds = sorted({other.type for other in container.streams}) or ["nothing"]
+        raise RowFailed("bad_media", f"no video stream; the file holds {', '.join(kinds)}")
+    if stream.codec_context is None:
+        raise RowFailed("bad_media", "no decoder for the video stream")
+    stream.codec_context.thread_count = 1  # one frame is wanted, not a queue of them
+    walk = _Walk(stream)
+    try:
+        for packet in container.demux():
+            walk.take(packet)
+    except av.FFmpegError as error:
+        raise RowFailed("bad_media", f"truncated or broken after {walk.last_seconds:.2f} s: "
+                        f"{error.strerror}") from error
+    walk.check_whole(container)
+    width, height = walk.size
+    codec = stream.codec_context.codec.canonical_name
+    return Probe(
+        duration_seconds=walk.duration_seconds,
+        width=width,
+        height=height,
+        fps=_rate(stream),
+        codec=codec,
+        has_audio=bool(container.streams.audio),
+        suffix=_suffix(container.format.name, path),
+    )
+
+
+class _Walk:
+    """What is seen on the way through all packets of a file."""
+
+    def __init__(self, stream: VideoStream) -> None:
+        self._stream = stream
+        self._packets = 0
+        self._first: float | None = None
+        self._end: float | None = None
+        self._end_of_any: float | None = None
+        self._lost = False
+        self._frame_size: tuple[int, int] | None = None
+        self._decode_error = ""
+
+    def take(self, packet: av.Packet) -> None:
+        """Counts a packet; decodes those of the video until the first frame is out."""
+        is_video = packet.stream is self._stream or packet.stream_index == self._stream.index
+        if is_video and self._frame_size is None:
+            self._decode(packet)
+        if packet.size == 0:
+            return
+        self._lost |= packet.is_corrupt and is_video
+        stamp = packet.pts if packet.pts is not None else packet.dts
+        if is_video:
+            self._packets += 1
+        if stamp is None:
+            return
+        start = float(stamp * packet.time_base)
+        end = start + float((packet.duration or 0) * packet.time_base)
+        self._end_of_any = end if self._end_of_any is None else max(end, self._end_of_any)
+        if is_video:
+            self._first = start if self._first is None else min(start, self._first)
+            self._end = end if self._end is None else max(end, self._end)
+
+    def _decode(self, packet: av.Packet) -> None:
+        try:
+            frames = packet.decode()
+        except av.FFmpegError as error:
+            # A stream may begin between key frames.
+            self._decode_error = self._decode_error or str(error.strerror)
+            return
+        if frames:
+            frame = frames[0]
+            turned = round(frame.rotation / 90) % 2 == 1
+            size = (frame.width, frame.height)
+            self._frame_size = (size[1], size[0]) if turned else size
+
+    @property
+    def last_seconds(self) -> float:
+        return self._end_of_any or 0.0
+
+    @property
+    def size(self) -> tuple[int, int]:
+        if self._frame_size is None:
+            raise RowFailed("bad_media", "no frame of the video can be decoded"
+                            + (f": {self._decode_error}" if self._decode_error else ""))
+        return self._frame_size
+
+    @property
+    def duration_seconds(self) -> float:
+        if self._first is not None and self._end is not None and self._end > self._first:
+            return self._end - self._first
+        rate = _rate(self._stream)
+        if rate and self._packets:
+            return self._packets / rate
+        raise RowFailed("bad_media", "the video has no time stamps")
+
+    def check_whole(self, container: InputContainer) -> None:
+        """The packets must be as many, and reach as far, as the container declares."""
+        if not self._packets:
+            raise RowFailed("bad_media", "the video stream is empty")
+        declared = self._stream.frames
+        missing = declared - self._packets
+        if self._lost or missing > max(1, _MISSING_SHARE * declared):
+            raise RowFailed("bad_media", f"truncated: {self._packets} of {declared or '?'} "
+                            "declared frames are there")
+        if container.duration is None or self._end_of_any is None:
+            return
+        seconds = container.duration / av.time_base
+        end = seconds + (container.start_time or 0) / av.time_base
+        if end - self._end_of_any > max(_MISSING_SECONDS, _MISSING_SHARE * seconds):
+            raise RowFailed("bad_media", f"truncated: the packets end at {self._end_of_any:.2f} s "
+                            f"of the declared {end:.2f} s")
+
+
+def _rate(stream: VideoStream) -> float | None:
+    rate = stream.average_rate or stream.guessed_rate
+    return float(rate) if rate else None
+
+
+def _suffix(format_name: str, path: Path) -> str:
+    if path.suffix.lower() in MEDIA_SUFFIXES:
+        return path.suffix.lower()
+    return _SUFFIX_OF_FORMAT.get(format_name, ".video")

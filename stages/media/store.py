@@ -1,0 +1,174 @@
+"""The dataset's `media/` folder: whole files only, one a video, each claimed by one source.
+
+    media/<video_id>.<ext>                 videos
+    media/.work/<source_key>/              a download on its way; emptied when it is begun again
+    media/.ready/<source_key>.<ext>        whole and checked, not yet claimed
+    media/.found/<source_key>.json         what was found out about a source's file
+    media/.claims/<settings>/<video_id>    the key of the source that has this video
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from schemas.errors import RowRejected
+from stages.media.probe import Probe
+
+
+@dataclass(frozen=True)
+class Media:
+    """One whole video file and all that is known of it.
+
+    `origin` says which bytes were asked for: a file found under another origin is not reused.
+    `referenced` is the absolute path of a local file that stays where it is.
+    """
+
+    origin: str
+    video_id: str
+    sha256: str
+    size_bytes: int
+    probe: Probe
+    extractor: str | None = None
+    platform_id: str | None = None
+    metadata: dict[str, Any] = field(default_factory=dict)
+    subtitles: list[dict[str, Any]] = field(default_factory=list)
+    notes: dict[str, str] = field(default_factory=dict)
+    downloaded_at: datetime | None = None
+    referenced: str | None = None
+    decoded_frames: int = 0
+
+
+class MediaStore:
+    """Files and notes of one dataset; `settings` are those that decide which videos are kept."""
+
+    def __init__(self, dataset: Path, settings: Mapping[str, Any]) -> None:
+        self._dataset = dataset
+        self.folder = dataset / "media"
+        # Another set of rules keeps other videos, so of two equal files another may be the first.
+        rules = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
+        self._claims = self.folder / ".claims" / rules.hexdigest()[:12]
+        self._ready = self.folder / ".ready"
+        self._found = self.folder / ".found"
+        for folder in (self._claims, self._ready, self._found):
+            folder.mkdir(parents=True, exist_ok=True)
+
+    @contextlib.contextmanager
+    def work_folder(self, source_key: str) -> Iterator[Path]:
+        """An empty folder for a download; gone afterwards, and what a killed run left with it."""
+        folder = self.folder / ".work" / source_key
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def found(self, source_key: str, origin: str) -> Media | None:
+        """What an earlier run found out about a source, if it asked for the same bytes."""
+        try:
+            value = json.loads((self._found / f"{source_key}.json").read_text("utf-8"))
+        except (FileNotFoundError, json.JSONDecodeError):
+            return None
+        if value.pop("origin") != origin:
+            return None
+        at = value.pop("downloaded_at")
+        return Media(origin, probe=Probe(**value.pop("probe")),
+                     downloaded_at=datetime.fromisoformat(at) if at else None, **value)
+
+    def has_file(self, source_key: str, media: Media) -> bool:
+        return self._place(source_key, media) is not None
+
+    def add(self, source_key: str, file: Path, media: Media) -> None:
+        """Takes in a whole file of this dataset's file system, with what is known of it."""
+        _sync(file)
+        os.replace(file, self._ready_path(source_key, media))
+        self.note(source_key, media)
+
+    def note(self, source_key: str, media: Media) -> None:
+        """Writes down what is known of a source's file."""
+        value = asdict(media)
+        value.update(decoded_frames=0, referenced=None)
+        value["downloaded_at"] = media.downloaded_at.isoformat() if media.downloaded_at else None
+        path = self._found / f"{source_key}.json"
+        temporary = path.with_suffix(f".{uuid.uuid4().hex[:8]}.tmp")
+        temporary.write_text(json.dumps(value), "utf-8")
+        _sync(temporary)
+        os.replace(temporary, path)
+
+    def check_claim(self, source_key: str, video_id: str) -> None:
+        """RowRejected where another source has this video already."""
+        with contextlib.suppress(FileNotFoundError):
+            self._compare(source_key, (self._claims / video_id).read_text(), video_id)
+
+    def keep(self, source_key: str, media: Media) -> str:
+        """The path to store for the video; RowRejected where another source has it already.
+
+        Holds across threads, processes and runs: the first to make the claim file has the video.
+        """
+        claim = self._claims / media.video_id
+        # Linked in under its name with its content, so that no one reads a claim half written.
+        own = claim.with_name(f".{source_key}.{uuid.uuid4().hex[:8]}")
+        own.write_text(source_key)
+        try:
+            os.link(own, claim)
+        except FileExistsError:
+            try:
+                self._compare(source_key, claim.read_text(), media.video_id)
+            except RowRejected:
+                self._ready_path(source_key, media).unlink(missing_ok=True)
+                raise
+        finally:
+            own.unlink()
+        if media.referenced is not None:
+            return media.referenced
+        place = self._place(source_key, media)
+        if place is None:
+            raise FileNotFoundError(f"media/{media.video_id} vanished while it was at work")
+        if place == self._ready_path(source_key, media):
+            final = self._free_name(media)
+            os.replace(place, final)
+            place = final
+        return place.relative_to(self._dataset).as_posix()
+
+    def discard(self, source_key: str, media: Media) -> None:
+        """Lets a file go that no rule keeps; what is known of it stays."""
+        self._ready_path(source_key, media).unlink(missing_ok=True)
+
+    def _compare(self, source_key: str, holder: str, video_id: str) -> None:
+        if holder != source_key:
+            raise RowRejected("download_videos.duplicate",
+                              f"{video_id} is there already, from source {holder}")
+
+    def _ready_path(self, source_key: str, media: Media) -> Path:
+        return self._ready / f"{source_key}{media.probe.suffix}"
+
+    def _names(self, media: Media) -> list[Path]:
+        """Where the video may lie: another rendition of it may have the plain name."""
+        return [self.folder / f"{media.video_id}{media.probe.suffix}",
+                self.folder / f"{media.video_id}.{media.sha256[:12]}{media.probe.suffix}"]
+
+    def _free_name(self, media: Media) -> Path:
+        plain, with_hash = self._names(media)
+        return with_hash if plain.exists() else plain
+
+    def _place(self, source_key: str, media: Media) -> Path | None:
+        plain, with_hash = self._names(media)
+        for path in (self._ready_path(source_key, media), with_hash, plain):
+            if path.is_file() and path.stat().st_size == media.size_bytes:
+                return path
+        return None
+
+
+def _sync(path: Path) -> None:
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())

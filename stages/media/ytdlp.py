@@ -1,0 +1,369 @@
+"""yt-dlp behind one door: its options, its errors by kind, one video, one list.
+
+yt-dlp is imported when it is first needed: most of the program does without.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import re
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from schemas.errors import ErrorKind, RowFailed, RowRejected
+from stages.media.http import PassingProblem, problem_of_status, retry_after_seconds
+from stages.media.subtitles import FORMATS, parse_subtitles
+
+# Options by which this module gets at the result; a recipe can't set them.
+RESERVED = frozenset(
+    ("outtmpl", "paths", "logger", "match_filter", "quiet", "no_warnings", "noprogress",
+     "progress_hooks", "postprocessor_hooks", "simulate", "skip_download", "extract_flat",
+     "ignoreerrors", "noplaylist", "download_archive")
+)
+
+_NO_PLATFORM = "generic"
+
+# The first pattern that the message holds decides; the site's words, as yt-dlp hands them on.
+_KINDS: tuple[tuple[str, ErrorKind], ...] = (
+    (r"not a bot|captcha|unusual traffic|cloudflare|robots", "blocked"),
+    (r"private video|video is private|has been removed|been deleted|been terminated|no longer "
+     r"available|does not exist|copyright", "permanent"),
+    (r"your country|your location|geo.?restrict|geo.?block", "permanent"),
+    (r"drm", "permanent"),
+    (r"sign in|log ?in|--cookies|cookies|members.only|join this channel|account|password"
+     r"|age.restricted|confirm your age|premium|subscri", "blocked"),
+    (r"premieres in|will begin in|is live|not yet|offline|try again later|rate.limit"
+     r"|too many requests", "transient"),
+    (r"timed? ?out|connection (reset|refused|aborted|closed)|temporary failure|name or service"
+     r"|unreachable|incomplete ?read|bytes read|did not get any data blocks|more expected"
+     r"|remote end closed", "transient"),
+    (r"certificate", "permanent"),
+    (r"unsupported url|no video formats|requested format is not available|not available"
+     r"|unavailable", "permanent"),
+)
+_KINDS_COMPILED = tuple((re.compile(pattern, re.IGNORECASE), kind) for pattern, kind in _KINDS)
+
+
+def check_options(options: Mapping[str, Any]) -> None:
+    """ValueError where yt-dlp has no such option (it would ignore it) or it is set by us."""
+    if not options:
+        return
+    known = _known_options()
+    for name in options:
+        if name in RESERVED:
+            raise ValueError(f"the yt-dlp option {name!r} is set by Clipmill itself")
+        if name not in known:
+            near = difflib.get_close_matches(name.replace("-", "_"), known, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"yt-dlp has no option {name!r}{hint} (names as in its Python API)")
+
+
+@functools.cache
+def _known_options() -> frozenset[str]:
+    import yt_dlp
+
+    documented = re.findall(r"^ {4}([a-z][a-z0-9_]+):", yt_dlp.YoutubeDL.__doc__ or "", re.M)
+    downloader = re.findall(r"^ {4}([a-z][a-z0-9_]+):",
+                            yt_dlp.downloader.common.FileDownloader.__doc__ or "", re.M)
+    return frozenset(yt_dlp.parse_options([]).ydl_opts) | {*documented, *downloader} | {
+        "http_headers", "extractor_retries", "socket_timeout", "proxy", "cookiefile"
+    }
+
+
+class _Log:
+    """Keeps the first error; yt-dlp would print it."""
+
+    def __init__(self) -> None:
+        self.first_error: str | None = None
+
+    def debug(self, message: str) -> None:
+        """Progress and details, which nobody reads here."""
+
+    info = warning = debug
+
+    def error(self, message: str) -> None:
+        self.first_error = self.first_error or message
+
+
+def base_options(
+    scratch: Path,
+    *,
+    cookies_file: Path | None = None,
+    proxy: str | None = None,
+    timeout_seconds: float | None = None,
+    user_agent: str | None = None,
+) -> dict[str, Any]:
+    """Options that every use here has in common; `scratch` is a folder for this call alone."""
+    options: dict[str, Any] = {
+        "quiet": True, "no_warnings": True, "noprogress": True, "no_color": True,
+        "ffmpeg_location": _ffmpeg(),
+    }
+    if cookies_file is not None:
+        # yt-dlp writes cookies back, which threads must not do to one file.
+        own = scratch / "cookies.txt"
+        shutil.copyfile(cookies_file, own)
+        options["cookiefile"] = str(own)
+    if proxy is not None:
+        options["proxy"] = proxy
+    if timeout_seconds is not None:
+        options["socket_timeout"] = timeout_seconds
+    if user_agent is not None:
+        options["http_headers"] = {"User-Agent": user_agent}
+    return options
+
+
+@functools.cache
+def _ffmpeg() -> str | None:
+    """The ffmpeg that puts video and audio together: the one that comes with the packages."""
+    import imageio_ffmpeg
+
+    try:
+        return imageio_ffmpeg.get_ffmpeg_exe()
+    except RuntimeError:
+        return None  # yt-dlp looks for one itself, and says so where there is none
+
+
+def problem_of(error: BaseException, first_error: str | None) -> RowFailed | PassingProblem:
+    """A yt-dlp error as a failure of the right kind, with the first message that there was."""
+    from yt_dlp.networking.exceptions import (
+        CertificateVerifyError,
+        HTTPError,
+        TransportError,
+    )
+    from yt_dlp.utils import ContentTooShortError, GeoRestrictedError, UnsupportedError
+
+    message = _clean(first_error or str(error))
+    for cause in _chain(error):
+        if isinstance(cause, GeoRestrictedError | UnsupportedError | CertificateVerifyError):
+            return RowFailed("permanent", message)
+        if isinstance(cause, HTTPError):
+            after = cause.response.headers.get("Retry-After")
+            found = problem_of_status(cause.status, cause.response.url, after)
+            if isinstance(found, PassingProblem):
+                return PassingProblem(message, retry_after_seconds=retry_after_seconds(after),
+                                      whole_host=found.whole_host)
+            # The site's own words, where there are any, tell a private video from a bot check.
+            return RowFailed(_kind_of(message) or found.kind, message)
+        if isinstance(cause, TransportError | ContentTooShortError | TimeoutError):
+            return PassingProblem(message)
+    status = re.search(r"HTTP Error (\d{3})", message)
+    if status:
+        found = problem_of_status(int(status[1]), "")
+        return (PassingProblem(message, whole_host=found.whole_host)
+                if isinstance(found, PassingProblem) else RowFailed(found.kind, message))
+    kind = _kind_of(message) or "permanent"
+    return PassingProblem(message) if kind == "transient" else RowFailed(kind, message)
+
+
+def _kind_of(message: str) -> ErrorKind | None:
+    return next((kind for pattern, kind in _KINDS_COMPILED if pattern.search(message)), None)
+
+
+def _clean(message: str) -> str:
+    message = re.sub(r"\x1b\[[0-9;]*m", "", message)
+    message = message.removeprefix("ERROR: ").removeprefix("[download] Got error: ")
+    return re.sub(r"; please report this issue on .*", "", message, flags=re.S).strip()
+
+
+def _chain(error: BaseException | None):
+    """An error and all that it came from, the way yt-dlp keeps them."""
+    seen: list[BaseException] = []
+    todo = [error]
+    while todo:
+        one = todo.pop(0)
+        if not isinstance(one, BaseException) or one in seen:
+            continue
+        seen.append(one)
+        todo += [getattr(one, "cause", None), (getattr(one, "exc_info", None) or [None] * 2)[1],
+                 one.__cause__, one.__context__]
+    return seen
+
+
+@dataclass(frozen=True)
+class Video:
+    """A downloaded file and what the platform says about it.
+
+    `platform_id` is null where the page is of no platform that names its videos.
+    """
+
+    path: Path
+    extractor: str
+    platform_id: str | None
+    metadata: dict[str, Any]
+    subtitles: list[dict[str, Any]] = field(default_factory=list)
+    notes: dict[str, str] = field(default_factory=dict)
+
+
+Judge = Callable[[float | None, int | None], None]
+"""Raises RowRejected for a duration in seconds and a short side, either None where unknown."""
+
+
+def download(url: str, folder: Path, options: Mapping[str, Any], judge: Judge) -> Video:
+    """One video by yt-dlp into `folder`; `judge` is asked before anything is downloaded.
+
+    Raises RowRejected, RowFailed, or PassingProblem where another try may do.
+    """
+    notes: dict[str, str] = {}
+    try:
+        info = _extract(url, folder, options, judge)
+    except _SubtitlesFailed as error:
+        # The video is worth more than its subtitles.
+        notes["subtitles_error"] = str(error)
+        bare = {**options, "writesubtitles": False, "writeautomaticsub": False}
+        info = _extract(url, folder, bare, judge)
+    files = [Path(item["filepath"]) for item in info.get("requested_downloads") or []]
+    if len(files) != 1 or not files[0].is_file():
+        raise RowFailed("permanent", f"yt-dlp gave {len(files)} files for {url}, not one")
+    extractor = str(info.get("extractor_key") or _NO_PLATFORM)
+    platform_id = str(info["id"]) if info.get("id") and _names_videos(extractor) else None
+    return Video(
+        path=files[0],
+        extractor=_NO_PLATFORM if platform_id is None else extractor.lower(),
+        platform_id=platform_id,
+        metadata=_metadata(info),
+        subtitles=_read_subtitles(info, notes),
+        notes=notes,
+    )
+
+
+def _names_videos(extractor_key: str) -> bool:
+    """Whether the ids are a site's own; those of players found in any page are not unique."""
+    from yt_dlp.extractor import get_info_extractor
+
+    if extractor_key.lower() == _NO_PLATFORM:
+        return False
+    try:
+        return bool(get_info_extractor(extractor_key)._VALID_URL)
+    except KeyError:
+        return True  # a plugin's extractor is made for some site
+
+
+class _SubtitlesFailed(Exception):
+    """Only the subtitles could not be had."""
+
+
+def _extract(url: str, folder: Path, options: Mapping[str, Any], judge: Judge) -> dict[str, Any]:
+    import yt_dlp
+
+    declined: list[RowRejected | RowFailed] = []
+
+    def decide(info: dict[str, Any], *, incomplete: bool) -> str | None:
+        problem = _decline(info, judge, incomplete)
+        if problem is not None:
+            declined.append(problem)
+        return None if problem is None else str(problem)
+
+    log = _Log()
+    place = str(folder).replace("%", "%%") + "/video.%(ext)s"
+    asked = {**options, "logger": log, "match_filter": decide, "noplaylist": True,
+             "extract_flat": "in_playlist", "outtmpl": {"default": place}}
+    try:
+        with yt_dlp.YoutubeDL(asked) as downloader:
+            info = downloader.extract_info(url, download=True)
+    except yt_dlp.utils.DownloadError as error:
+        if "video subtitles" in str(error):
+            raise _SubtitlesFailed(_clean(str(error))) from error
+        raise problem_of(error, log.first_error) from error
+    if declined:
+        raise declined[0]
+    if info is None:
+        raise RowFailed("permanent", _clean(log.first_error or "yt-dlp found nothing"))
+    if info.get("_type") in ("playlist", "multi_video"):
+        entries = [entry for entry in info.get("entries") or [] if entry]
+        if len(entries) == 1 and entries[0].get("requested_downloads"):
+            return entries[0]
+        if len(entries) == 1 and entries[0].get("url") and entries[0]["url"] != url:
+            return _extract(entries[0]["url"], folder, options, judge)
+        raise _many(len(entries))
+    return info
+
+
+def _many(count: int) -> RowFailed:
+    return RowFailed("permanent", f"the page holds {count} videos, not one; give it as a source "
+                     "of its own (`url:` in the recipe) and it is expanded")
+
+
+def _decline(
+    info: dict[str, Any], judge: Judge, incomplete: bool
+) -> RowRejected | RowFailed | None:
+    if (info.get("n_entries") or 1) > 1:
+        return _many(info["n_entries"])
+    if info.get("is_live") or info.get("live_status") in ("is_live", "is_upcoming"):
+        return RowFailed("transient", "the video is live or not yet shown; try again when over")
+    sides = [info.get("width"), info.get("height")]
+    # Only one side known says nothing about which is the shorter.
+    short_side = None if incomplete or None in sides else min(sides)
+    try:
+        judge(info.get("duration"), short_side)
+    except RowRejected as problem:
+        return problem
+    return None
+
+
+def _metadata(info: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "title": info.get("title"),
+        "description": info.get("description"),
+        "uploader": info.get("uploader") or info.get("channel"),
+        "tags": [str(tag) for tag in info.get("tags") or []] or None,
+        "license": info.get("license"),
+        "language": info.get("language"),
+        "category": next(iter(info.get("categories") or []), None),
+    }
+
+
+def _read_subtitles(info: Mapping[str, Any], notes: dict[str, str]) -> list[dict[str, Any]]:
+    found = []
+    by_hand = info.get("subtitles") or {}
+    for language, item in sorted((info.get("requested_subtitles") or {}).items()):
+        path = Path(item.get("filepath") or "")
+        if not path.is_file():
+            continue
+        try:
+            spans = parse_subtitles(path.read_text("utf-8", "replace"), item.get("ext") or "")
+        except ValueError as error:
+            notes["subtitles_error"] = f"{language}: {error}"
+            continue
+        automatic = language not in by_hand
+        found += [{"start_seconds": span.start_seconds, "end_seconds": span.end_seconds,
+                   "text": span.text, "language": language, "automatic": automatic}
+                  for span in spans]
+    return found
+
+
+def subtitle_options(languages: list[str], user: bool, automatic: bool) -> dict[str, Any]:
+    """Options that make yt-dlp fetch subtitles in a format that is read here."""
+    return {
+        "writesubtitles": user and bool(languages),
+        "writeautomaticsub": automatic and bool(languages),
+        "subtitleslangs": list(languages),
+        "subtitlesformat": "/".join(FORMATS),
+    }
+
+
+def expand_list(url: str, options: Mapping[str, Any], results: int | None) -> list[dict[str, Any]]:
+    """The entries of a playlist, channel or search, or the one video that `url` is.
+
+    Nothing is asked about the single entries. Raises RowFailed or PassingProblem.
+    """
+    import yt_dlp
+
+    log = _Log()
+    asked = {**options, "logger": log, "extract_flat": "in_playlist", "skip_download": True,
+             "noplaylist": False}
+    if results is not None:
+        asked["playlistend"] = results
+    try:
+        with yt_dlp.YoutubeDL(asked) as downloader:
+            info = downloader.sanitize_info(downloader.extract_info(url, download=False))
+    except yt_dlp.utils.DownloadError as error:
+        raise problem_of(error, log.first_error) from error
+    if not info:
+        raise RowFailed("permanent", _clean(log.first_error or "yt-dlp found nothing"))
+    if info.get("_type") in ("playlist", "multi_video"):
+        return [entry for entry in info.get("entries") or [] if entry][:results]
+    return [info]

@@ -1,0 +1,653 @@
+"""Every kind of source ends as exactly one row that says what came of it."""
+
+from __future__ import annotations
+
+import functools
+import io
+import os
+import tempfile
+import time
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from schemas.errors import ClipmillError, UsageError
+from schemas.ids import content_video_id, source_key
+from schemas.tables import SOURCES
+from stages.download_videos import DownloadVideos
+from stages.media.http import retry_after_seconds
+from stages.media.store import MediaStore
+from stages.protocol import Workspace
+from tests.http_server import Broken, Busy, File, Hang, Lying, Redirect, serve
+
+
+def make_video(
+    seconds: float = 2.0, size: tuple[int, int] = (64, 48), *, seed: int = 0,
+    container: str = "mp4", codec: str = "mpeg4", rotation: int = 0, options: dict | None = None,
+) -> bytes:
+    """A small video of noise, so that it has some weight; 10 frames a second."""
+    with tempfile.NamedTemporaryFile() as file:
+        write_video(file.name, seconds, size, seed, container, codec, rotation, options or {})
+        return Path(file.name).read_bytes()
+
+
+def write_video(path, seconds, size, seed, container, codec, rotation, options) -> None:
+    width, height = size
+    noise = np.random.default_rng(seed)
+    with av.open(path, "w", format=container, options=options) as output:
+        stream = output.add_stream(codec, rate=10)
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        stream.bit_rate = 200_000
+        if rotation:
+            stream.set_display_rotation(rotation)
+        for number in range(round(seconds * 10)):
+            pixels = noise.integers(0, 255, (height, width, 3), dtype=np.uint8)
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+            frame.pts, frame.time_base = number, Fraction(1, 10)
+            output.mux(stream.encode(frame))
+        output.mux(stream.encode(None))
+
+
+def make_audio() -> bytes:
+    file = io.BytesIO()
+    with av.open(file, "w", format="mp4") as output:
+        stream = output.add_stream("aac", rate=16000)
+        frame = av.AudioFrame.from_ndarray(
+            np.zeros((1, 16000), dtype=np.float32), format="fltp", layout="mono")
+        frame.sample_rate = 16000
+        output.mux(stream.encode(frame))
+        output.mux(stream.encode(None))
+    return file.getvalue()
+
+
+VIDEO = make_video()
+FAST_START = make_video(seed=1, options={"movflags": "faststart"})
+
+
+@pytest.fixture
+def site():
+    with serve() as server:
+        yield server
+
+
+def stage(**settings) -> DownloadVideos:
+    """The stage with rules that fit small videos, and no patience."""
+    return DownloadVideos(**{
+        "min_duration_seconds": 1, "min_height": 16, "backoff_seconds": 0.01, "retries": 2,
+        "timeout_seconds": 0.5, **settings,
+    })
+
+
+def sources(*items: str | dict) -> pa.Table:
+    rows = []
+    for item in items:
+        row = {"url": item} if isinstance(item, str) else dict(item)
+        if not row["url"].startswith("http"):
+            row["path"] = row["url"]
+        row.setdefault("source_key", source_key(row["url"]))
+        rows.append(row)
+    return pa.Table.from_pylist(rows, SOURCES)
+
+
+def download(dataset: Path, *items: str | dict, **settings) -> list[dict]:
+    """The rows for the items, in their order."""
+    table = sources(*items)
+    workspace = Workspace(dataset, dataset / "scratch")
+    with stage(**settings).open(workspace) as transform:
+        rows = transform(table).to_pylist()
+    assert [row["source_key"] for row in rows] == table["source_key"].to_pylist()
+    return rows
+
+
+def outcome(row: dict) -> str:
+    if row["error"] is not None:
+        return row["error"]["kind"]
+    return row["rejection"]["rule"] if row["rejection"] is not None else "kept"
+
+
+def media_files(dataset: Path) -> list[str]:
+    return sorted(path.name for path in (dataset / "media").iterdir() if path.is_file())
+
+
+def leftovers(dataset: Path) -> list[Path]:
+    hidden = [dataset / "media" / name for name in (".work", ".ready")]
+    return [path for folder in hidden if folder.is_dir() for path in folder.iterdir()]
+
+
+# What a good source becomes
+
+
+def test_a_direct_url_becomes_a_whole_file_named_by_its_content(tmp_path, site):
+    [row] = download(tmp_path, site.file("/a.mp4", VIDEO))
+    assert outcome(row) == "kept"
+    assert row["path"] == f"media/{row['video_id']}.mp4"
+    assert (tmp_path / row["path"]).read_bytes() == VIDEO
+    assert row["video_id"] == content_video_id(row["sha256"])
+    assert (row["width"], row["height"], row["fps"], row["codec"]) == (64, 48, 10.0, "mpeg4")
+    assert row["duration_seconds"] == pytest.approx(2.0)
+    assert row["has_audio"] is False
+    assert row["size_bytes"] == len(VIDEO)
+    assert leftovers(tmp_path) == []
+
+
+def test_a_direct_url_is_asked_for_once(tmp_path, site):
+    download(tmp_path, site.file("/a.mp4", VIDEO))
+    assert [(request.method, request.path) for request in site.log] == [("GET", "/a.mp4")]
+
+
+def test_a_url_without_suffix_is_told_by_its_content_type(tmp_path, site):
+    [row] = download(tmp_path, site.file("/watch", VIDEO, "video/mp4"))
+    assert outcome(row) == "kept"
+    assert row["path"].endswith(".mp4")
+    assert len(site.log) == 1
+
+
+def test_a_local_file_is_referenced_where_it_lies(tmp_path):
+    path = tmp_path / "a film.mp4"
+    path.write_bytes(VIDEO)
+    [row] = download(tmp_path / "dataset", str(path))
+    assert row["path"] == str(path)
+    assert row["downloaded_at"] is None
+    assert media_files(tmp_path / "dataset") == []
+
+
+def test_a_local_file_is_copied_when_asked(tmp_path):
+    path = tmp_path / "a film.mp4"
+    path.write_bytes(VIDEO)
+    dataset = tmp_path / "dataset"
+    [row] = download(dataset, str(path), copy_local_files=True)
+    assert (dataset / row["path"]).read_bytes() == VIDEO
+    [again] = download(dataset, str(path), copy_local_files=True)
+    assert again == row
+
+
+def test_what_the_user_said_about_a_source_is_carried_along(tmp_path, site):
+    span = {"start_seconds": 0.0, "end_seconds": 1.0, "caption": "a span", "extra": [("k", "v")]}
+    [row] = download(tmp_path, {
+        "url": site.file("/a.mp4", VIDEO), "title": "T", "category": "C", "language": "de",
+        "query": "Q", "caption": "noise", "video_id": "my id/../x", "spans": [span],
+        "extra": [("colour", "red")],
+    })
+    assert (row["title"], row["category"], row["language"], row["query"], row["caption_given"]) == (
+        "T", "C", "de", "Q", "noise")
+    assert row["spans"] == [span]
+    assert row["extra"] == [("colour", "red")]
+    # An id that is no file name is hashed.
+    assert row["video_id"].startswith("h")
+    assert media_files(tmp_path) == [f"{row['video_id']}.mp4"]
+
+
+@pytest.mark.parametrize("rotation", [90, 180, 270])
+def test_width_and_height_are_those_displayed(tmp_path, rotation):
+    path = tmp_path / "turned.mp4"
+    path.write_bytes(make_video(rotation=rotation))
+    [row] = download(tmp_path, str(path))
+    assert (row["width"], row["height"]) == ((64, 48) if rotation == 180 else (48, 64))
+
+
+@pytest.mark.parametrize(("container", "codec"), [
+    ("matroska", "libvpx-vp9"), ("mpegts", "mpeg2video"), ("avi", "mpeg4"), ("mov", "mpeg4"),
+])
+def test_containers_are_read_whatever_they_are_called(tmp_path, container, codec):
+    path = tmp_path / "odd.mp4"
+    path.write_bytes(make_video(container=container, codec=codec))
+    [row] = download(tmp_path, str(path))
+    assert outcome(row) == "kept"
+    assert row["duration_seconds"] == pytest.approx(2.0, abs=0.11)
+
+
+# Rules
+
+
+@pytest.mark.parametrize(("settings", "rule", "detail"), [
+    ({"min_duration_seconds": 5}, "min_duration_seconds", "2.00 < 5"),
+    ({"max_duration_seconds": 1.5}, "max_duration_seconds", "2.00 > 1.5"),
+    ({"min_height": 360}, "min_height", "48 < 360"),
+])
+def test_a_rule_rejects_local_and_direct_files_alike(tmp_path, site, settings, rule, detail):
+    path = tmp_path / "a.mp4"
+    path.write_bytes(VIDEO)
+    other = site.file("/b.mp4", FAST_START)
+    for row in download(tmp_path, str(path), other, **settings):
+        assert row["rejection"] == {"rule": f"download_videos.{rule}", "detail": detail}
+        assert row["video_id"] is None
+    assert media_files(tmp_path) == []
+    assert leftovers(tmp_path) == []
+
+
+def test_null_switches_the_rules_off(tmp_path):
+    path = tmp_path / "a.mp4"
+    path.write_bytes(make_video(0.3, (32, 16)))
+    off = dict.fromkeys(
+        ("min_duration_seconds", "max_duration_seconds", "min_height", "max_height"))
+    assert outcome(*download(tmp_path, str(path), **off)) == "kept"
+
+
+def test_a_portrait_video_counts_by_its_width(tmp_path):
+    path = tmp_path / "a.mp4"
+    path.write_bytes(make_video(size=(48, 128)))
+    [row] = download(tmp_path, str(path), min_height=64)
+    assert row["rejection"]["detail"] == "48 < 64"
+
+
+def test_a_large_direct_file_is_kept_as_it_is(tmp_path, site):
+    [row] = download(tmp_path, site.file("/a.mp4", VIDEO), max_height=32)
+    assert (outcome(row), row["height"]) == ("kept", 48)
+
+
+def test_rules_are_judged_again_without_a_second_download(tmp_path, site):
+    url = site.file("/a.mp4", VIDEO)
+    assert outcome(*download(tmp_path, url, min_height=360)) == "download_videos.min_height"
+    assert outcome(*download(tmp_path, url, min_height=480)) == "download_videos.min_height"
+    assert len(site.log) == 1
+    assert outcome(*download(tmp_path, url, min_height=16)) == "kept"
+    assert len(site.log) == 2
+
+
+# Duplicates
+
+
+def test_of_equal_files_the_first_source_stays(tmp_path, site):
+    path = tmp_path / "a.mp4"
+    path.write_bytes(VIDEO)
+    urls = [site.file(f"/{name}.mp4", VIDEO) for name in "abc"]
+    rows = download(tmp_path, *urls, str(path))
+    assert [outcome(row) for row in rows] == ["kept", *["download_videos.duplicate"] * 3]
+    first = rows[0]["source_key"]
+    assert all(first in row["rejection"]["detail"] for row in rows[1:])
+    assert media_files(tmp_path) == [f"{rows[0]['video_id']}.mp4"]
+    assert leftovers(tmp_path) == []
+
+
+def test_a_slow_first_source_still_wins(tmp_path, site):
+    first = site.script("/slow.mp4", Busy(503), Busy(503), File(VIDEO))
+    rows = download(tmp_path, first, site.file("/fast.mp4", VIDEO), backoff_seconds=0.1)
+    assert [outcome(row) for row in rows] == ["kept", "download_videos.duplicate"]
+
+
+def test_a_given_video_id_is_taken_once(tmp_path, site):
+    rows = download(tmp_path,
+                    {"url": site.file("/a.mp4", VIDEO), "video_id": "x"},
+                    {"url": site.file("/b.mp4", FAST_START), "video_id": "x"})
+    assert [outcome(row) for row in rows] == ["kept", "download_videos.duplicate"]
+    assert (tmp_path / rows[0]["path"]).read_bytes() == VIDEO
+
+
+def test_duplicates_are_known_across_workers_and_runs(tmp_path, site):
+    [first] = download(tmp_path, site.file("/a.mp4", VIDEO))
+    [second] = download(tmp_path, site.file("/b.mp4", VIDEO))
+    assert outcome(second) == "download_videos.duplicate"
+    [again] = download(tmp_path, site.url("/a.mp4"))
+    assert again == first
+    [still] = download(tmp_path, site.url("/b.mp4"))
+    assert still == second
+    # Neither of the two was fetched a second time.
+    assert [request.path for request in site.log] == ["/a.mp4", "/b.mp4"]
+
+
+def test_other_rules_may_make_another_source_the_first(tmp_path, site):
+    first = {"url": site.file("/small.mp4", VIDEO), "video_id": "x"}
+    second = {"url": site.file("/large.mp4", make_video(size=(128, 96))), "video_id": "x"}
+    rows = download(tmp_path, first, second)
+    assert [outcome(row) for row in rows] == ["kept", "download_videos.duplicate"]
+    rows = download(tmp_path, first, second, min_height=64)
+    assert [outcome(row) for row in rows] == ["download_videos.min_height", "kept"]
+    # The earlier file, which earlier tables point to, was not written over.
+    assert len(media_files(tmp_path)) == 2
+
+
+# Servers
+
+
+@pytest.mark.parametrize(("status", "kind", "asked"), [
+    (404, "permanent", 1), (410, "permanent", 1), (451, "permanent", 1), (400, "permanent", 1),
+    (403, "blocked", 1), (401, "blocked", 1),
+    (429, "transient", 3), (500, "transient", 3), (503, "transient", 3), (504, "transient", 3),
+])
+def test_a_status_has_its_kind_and_its_number_of_tries(tmp_path, site, status, kind, asked):
+    [row] = download(tmp_path, site.status("/a.mp4", status))
+    assert outcome(row) == kind
+    assert f"HTTP {status}" in row["error"]["message"]
+    assert len(site.log) == asked
+    assert media_files(tmp_path) == []
+    assert leftovers(tmp_path) == []
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_a_busy_server_is_asked_again_when_it_says(tmp_path, site, status):
+    url = site.script("/a.mp4", Busy(status, retry_after="1"), File(VIDEO))
+    [row] = download(tmp_path, url)
+    assert outcome(row) == "kept"
+    first, second = site.log
+    assert second.at_seconds - first.at_seconds >= 1.0
+
+
+def test_a_busy_host_is_left_alone_by_all_threads(tmp_path, site):
+    site.script("/a.mp4", Busy(429, retry_after="1"), File(VIDEO))
+    other = site.file("/b.mp4", FAST_START)
+    rows = download(tmp_path, site.url("/a.mp4"), other, concurrency=1)
+    assert [outcome(row) for row in rows] == ["kept", "kept"]
+    started = site.log[0].at_seconds
+    assert all(request.at_seconds - started >= 1.0 for request in site.log[1:])
+
+
+def test_a_server_that_asks_for_too_long_a_pause_is_a_failure_at_once(tmp_path, site):
+    url = site.script("/a.mp4", Busy(429, retry_after="3600"))
+    [row] = download(tmp_path, url, max_backoff_seconds=5)
+    assert outcome(row) == "transient"
+    assert "3600" in row["error"]["message"]
+    assert len(site.log) == 1
+
+
+def test_retry_after_may_be_a_date():
+    assert retry_after_seconds("Wed, 21 Oct 2015 07:28:00 GMT") == 0.0
+    assert retry_after_seconds("Fri, 31 Dec 2100 23:59:59 GMT") > 1e9
+    assert retry_after_seconds("7") == 7.0
+    assert retry_after_seconds("soon") is None
+
+
+def test_pauses_double(tmp_path, site):
+    download(tmp_path, site.status("/a.mp4", 500), backoff_seconds=0.2)
+    gaps = np.diff([request.at_seconds for request in site.log])
+    assert gaps[0] >= 0.2
+    assert gaps[1] >= 0.4
+
+
+def test_a_hanging_server_is_transient_after_the_timeout(tmp_path, site):
+    began = time.monotonic()
+    [row] = download(tmp_path, site.script("/a.mp4", Hang()), retries=1, timeout_seconds=0.3)
+    assert outcome(row) == "transient"
+    assert "timed out" in row["error"]["message"].lower()
+    assert time.monotonic() - began < 5
+
+
+def test_a_refused_connection_is_transient(tmp_path, site):
+    with serve() as gone:
+        url = gone.url("/a.mp4")
+    [row] = download(tmp_path, url)
+    assert outcome(row) == "transient"
+
+
+def test_a_broken_download_goes_on_where_it_broke(tmp_path, site):
+    half = len(VIDEO) // 2
+    url = site.script("/a.mp4", Broken(File(VIDEO), half), File(VIDEO))
+    [row] = download(tmp_path, url)
+    assert outcome(row) == "kept"
+    assert (tmp_path / row["path"]).read_bytes() == VIDEO
+    assert site.log[0].range is None
+    start = int(site.log[1].range.removeprefix("bytes=").removesuffix("-"))
+    assert 0 < start <= half
+
+
+def test_a_file_that_changed_meanwhile_is_begun_again(tmp_path, site):
+    url = site.script("/a.mp4", Broken(File(VIDEO), len(VIDEO) // 2), File(FAST_START))
+    [row] = download(tmp_path, url)
+    assert (tmp_path / row["path"]).read_bytes() == FAST_START
+
+
+def test_without_ranges_a_broken_download_begins_again(tmp_path, site):
+    plain = File(VIDEO, ranges=False, etag=False)
+    url = site.script("/a.mp4", Broken(plain, len(VIDEO) // 2), plain)
+    [row] = download(tmp_path, url)
+    assert (tmp_path / row["path"]).read_bytes() == VIDEO
+    assert [request.range for request in site.log] == [None, None]
+
+
+def test_a_download_that_always_breaks_is_transient(tmp_path, site):
+    url = site.script("/a.mp4", Broken(File(VIDEO, ranges=False), 1000))
+    [row] = download(tmp_path, url)
+    assert outcome(row) == "transient"
+    assert "tried 3 times" in row["error"]["message"]
+    assert leftovers(tmp_path) == []
+
+
+def test_a_server_that_declares_more_than_it_sends_is_transient(tmp_path, site):
+    [row] = download(tmp_path, site.script("/a.mp4", Lying(VIDEO, len(VIDEO) + 1000)))
+    assert outcome(row) == "transient"
+    assert media_files(tmp_path) == []
+
+
+def test_a_server_that_declares_less_gives_a_truncated_video(tmp_path, site):
+    [row] = download(tmp_path, site.script("/a.mp4", Lying(FAST_START, len(FAST_START) // 2)))
+    assert outcome(row) == "bad_media"
+    assert media_files(tmp_path) == []
+
+
+def test_redirects_are_followed_and_loops_are_not(tmp_path, site):
+    site.file("/b.mp4", VIDEO)
+    rows = download(tmp_path, site.script("/a.mp4", Redirect("/b.mp4")),
+                    site.script("/loop.mp4", Redirect("/loop.mp4")))
+    assert [outcome(row) for row in rows] == ["kept", "permanent"]
+    assert "redirects" in rows[1]["error"]["message"]
+
+
+def test_requests_to_one_host_keep_their_distance(tmp_path, site):
+    urls = [site.status(f"/{name}.mp4", 404) for name in "abc"]
+    download(tmp_path, *urls, sleep_seconds=0.2)
+    assert min(np.diff([request.at_seconds for request in site.log])) >= 0.19
+
+
+def test_the_rate_of_a_download_is_limited(tmp_path, site):
+    began = time.monotonic()
+    download(tmp_path, site.file("/a.mp4", VIDEO), rate_limit_bytes_per_second=2 * len(VIDEO))
+    assert time.monotonic() - began >= 0.5
+
+
+def test_cookies_and_user_agent_are_sent(tmp_path, site):
+    cookies = tmp_path / "cookies.txt"
+    cookies.write_text("# Netscape HTTP Cookie File\n"
+                       "127.0.0.1\tFALSE\t/\tFALSE\t4000000000\tsession\tsecret\n")
+    download(tmp_path, site.file("/a.mp4", VIDEO), cookies_file=str(cookies), user_agent="me")
+    assert site.log[0].headers["Cookie"] == "session=secret"
+    assert site.log[0].headers["User-Agent"] == "me"
+
+
+def test_a_missing_cookies_file_is_wrong_use(tmp_path):
+    with pytest.raises(UsageError, match="cookies_file"):
+        download(tmp_path, "/nowhere.mp4", cookies_file="/nowhere.txt")
+
+
+# Bad media
+
+
+@functools.cache
+def bad_files() -> dict[str, bytes]:
+    webm = make_video(4, container="webm", codec="libvpx")
+    png = io.BytesIO()
+    with av.open(png, "w", format="image2pipe") as output:
+        stream = output.add_stream("png", rate=1)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "rgb24"
+        output.mux(stream.encode(av.VideoFrame(64, 48, "rgb24")))
+    return {
+        "truncated, index at the end": VIDEO[: len(VIDEO) * 9 // 10],
+        "truncated, index in front": FAST_START[: len(FAST_START) * 9 // 10],
+        "truncated webm": webm[: len(webm) // 2],
+        "empty": b"",
+        "zeros": bytes(5000),
+        "a page": b"<!DOCTYPE html><html><body>Not found</body></html>",
+        "text": b"this is a text, and not a video\n" * 20,
+        "audio only": make_audio(),
+        "a still image": png.getvalue(),
+    }
+
+
+@pytest.mark.parametrize("name", list(bad_files()))
+def test_what_is_no_whole_video_is_bad_media(tmp_path, site, name):
+    path = tmp_path / "local.mp4"
+    path.write_bytes(bad_files()[name])
+    rows = download(tmp_path, str(path), site.file("/a.mp4", bad_files()[name]))
+    assert [outcome(row) for row in rows] == ["bad_media", "bad_media"], rows
+    assert media_files(tmp_path) == []
+    assert leftovers(tmp_path) == []
+
+
+def test_a_page_called_mp4_is_bad_media(tmp_path, site):
+    [row] = download(tmp_path, site.page("/a.mp4", "<html>Gone</html>"))
+    assert outcome(row) == "bad_media"
+    assert "page" in row["error"]["message"]
+
+
+def test_one_bad_row_costs_that_row_only(tmp_path, site):
+    rows = download(tmp_path, site.status("/a.mp4", 404), site.file("/b.mp4", VIDEO),
+                    "/no/such/file.mp4", str(tmp_path), "http://[broken/x.mp4", "/nul\0byte.mp4")
+    assert [outcome(row) for row in rows] == [
+        "permanent", "kept", "permanent", "permanent", "permanent", "permanent"]
+    assert "/no/such/file.mp4" in rows[2]["error"]["message"]
+
+
+def test_names_of_any_kind_are_safe(tmp_path):
+    for name in ("-rf.mp4", "a'b\"c;.mp4", "100%d.mp4", "film\n.mp4", "🎬 ünï.mp4", "concat:a.mp4"):
+        folder = tmp_path / "films"
+        folder.mkdir(exist_ok=True)
+        path = folder / name
+        path.write_bytes(VIDEO)
+        [row] = download(tmp_path / f"d{hash(name)}", str(path))
+        assert (outcome(row), row["path"]) == ("kept", str(path))
+
+
+# Killed runs
+
+
+def test_what_is_whole_already_is_not_fetched_again(tmp_path, site):
+    urls = [site.file(f"/{name}.mp4", make_video(seed=ord(name))) for name in "abc"]
+    rows = download(tmp_path, *urls)
+    asked = len(site.log)
+    assert download(tmp_path, *urls) == rows
+    assert len(site.log) == asked
+
+
+def test_a_run_killed_before_the_rename_keeps_whole_files(tmp_path, site, monkeypatch):
+    urls = [site.file(f"/{name}.mp4", make_video(seed=ord(name))) for name in "ab"]
+
+    def die(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(MediaStore, "keep", die)
+    with pytest.raises(KeyboardInterrupt):
+        download(tmp_path, *urls)
+    assert media_files(tmp_path) == []
+    monkeypatch.undo()
+    asked = len(site.log)
+    assert [outcome(row) for row in download(tmp_path, *urls)] == ["kept", "kept"]
+    assert len(site.log) == asked == 2
+
+
+def test_what_a_killed_download_left_is_never_taken_for_whole(tmp_path, site):
+    url = site.file("/a.mp4", VIDEO)
+    work = tmp_path / "media" / ".work" / source_key(url)
+    work.mkdir(parents=True)
+    (work / "download.mp4").write_bytes(VIDEO[:1000])
+    [row] = download(tmp_path, url)
+    assert (tmp_path / row["path"]).read_bytes() == VIDEO
+    assert leftovers(tmp_path) == []
+
+
+def test_a_file_that_was_removed_is_fetched_again(tmp_path, site):
+    url = site.file("/a.mp4", VIDEO)
+    [row] = download(tmp_path, url)
+    (tmp_path / row["path"]).unlink()
+    [again] = download(tmp_path, url)
+    assert (tmp_path / again["path"]).read_bytes() == VIDEO
+
+
+def test_a_full_disk_stops_the_run_and_not_a_row(tmp_path, site, monkeypatch):
+    def full(*_):
+        raise OSError(28, os.strerror(28))
+
+    monkeypatch.setattr(MediaStore, "add", full)
+    with pytest.raises(ClipmillError, match="make room"):
+        download(tmp_path, site.file("/a.mp4", VIDEO))
+
+
+# Pages, by yt-dlp
+
+
+def page(video: str) -> str:
+    return f"""<!DOCTYPE html><html><head><title>A film &amp; more</title></head><body>
+        <video src="{video}"></video></body></html>"""
+
+
+def test_a_page_with_a_video_goes_through_yt_dlp(tmp_path, site):
+    site.file("/files/v.mp4", VIDEO)
+    [row] = download(tmp_path, site.page("/watch", page("/files/v.mp4")))
+    assert outcome(row) == "kept", row
+    assert row["extractor"] == "generic"
+    # The generic reader's id is no platform's: two sites may both have a page `watch`.
+    assert (row["source_id"], row["video_id"]) == (None, content_video_id(row["sha256"]))
+    assert row["title"].startswith("A film & more")
+    assert (tmp_path / row["path"]).read_bytes() == VIDEO
+    assert leftovers(tmp_path) == []
+
+
+def test_a_page_is_not_asked_again_either(tmp_path, site):
+    site.file("/files/v.mp4", VIDEO)
+    url = site.page("/watch", page("/files/v.mp4"))
+    [row] = download(tmp_path, url)
+    videos = len(site.asked("/files/v.mp4"))
+    assert download(tmp_path, url) == [row]
+    assert len(site.asked("/files/v.mp4")) == videos
+
+
+@pytest.mark.parametrize(("status", "kind"), [
+    (404, "permanent"), (403, "blocked"), (503, "transient"), (429, "transient"),
+])
+def test_yt_dlps_errors_have_kinds_and_their_first_message(tmp_path, site, status, kind):
+    site.status("/files/v.mp4", status)
+    [row] = download(tmp_path, site.page("/watch", page("/files/v.mp4")))
+    assert outcome(row) == kind, row["error"]
+    assert str(status) in row["error"]["message"]
+
+
+def test_yt_dlp_tries_again_and_goes_on(tmp_path, site):
+    site.script("/files/v.mp4", Busy(503), File(VIDEO))
+    [row] = download(tmp_path, site.page("/watch", page("/files/v.mp4")), retries=4)
+    assert outcome(row) == "kept", row
+
+
+def test_a_page_without_a_video_is_permanent(tmp_path, site):
+    [row] = download(tmp_path, site.page("/watch", "<html><body>Words only.</body></html>"))
+    assert outcome(row) == "permanent"
+    assert "Unsupported URL" in row["error"]["message"]
+
+
+def test_a_page_with_several_videos_is_refused_with_advice(tmp_path, site):
+    for name in "ab":
+        site.file(f"/{name}.mp4", VIDEO)
+    html = "<html><body><video src='/a.mp4'></video><video src='/b.mp4'></video></body></html>"
+    [row] = download(tmp_path, site.page("/watch", html))
+    assert outcome(row) == "permanent"
+    assert "2 videos" in row["error"]["message"]
+    assert "url:" in row["error"]["message"]
+
+
+# Settings
+
+
+def test_speed_and_place_are_no_part_of_the_results(tmp_path):
+    plain = DownloadVideos()
+    tuned = DownloadVideos(
+        cookies_file="c.txt", proxy="http://p:1", user_agent="x", sleep_seconds=1, retries=1,
+        rate_limit_bytes_per_second=1, backoff_seconds=1, timeout_seconds=1, concurrency=9,
+        max_backoff_seconds=1,
+    )
+    assert tuned.identity() == plain.identity() == {}
+    assert DownloadVideos(max_height=480).identity() == {"max_height": 480}
+
+
+@pytest.mark.parametrize(("settings", "message"), [
+    ({"yt_dlp": {"sleep-interval": 1}}, "did you mean 'sleep_interval"),
+    ({"yt_dlp": {"outtmpl": "/etc/x"}}, "set by Clipmill"),
+    ({"min_height": 800}, "nothing would be kept"),
+])
+def test_settings_that_cannot_be_meant_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        DownloadVideos(**settings)
+
+
+def test_every_setting_is_explained():
+    own = DownloadVideos.model_fields
+    assert [name for name, info in own.items() if not info.description and name != "workers"] == []
