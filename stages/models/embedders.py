@@ -7,7 +7,7 @@ such a repository on the hub, or as one of open_clip's own pairs of architecture
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -137,6 +137,11 @@ class ClipEmbedder:
         self._model = model.to(device=self.device, dtype=self.dtype).eval()
         self._texts: dict[str, np.ndarray] = {}
 
+    @property
+    def image_model(self) -> Callable[[torch.Tensor], torch.Tensor]:
+        """The image tower: pixels of the model's dtype and device in, raw features out."""
+        return self._model.encode_image
+
     def embed_images(self, jpegs: Sequence[bytes]) -> np.ndarray:
         """Embeddings of JPEG images, in their order, of shape (n, d).
 
@@ -154,7 +159,7 @@ class ClipEmbedder:
 
         with torch.inference_mode():
             pixels = torch.from_numpy(batch).to(self.device, self.dtype)
-            return _unit_rows(self._model.encode_image(pixels))
+            return _unit_rows(self.image_model(pixels))
 
     def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
         """Embeddings of texts, in their order; a text that comes again is embedded once.
