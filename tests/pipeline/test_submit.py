@@ -34,7 +34,9 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, dict[s
         token.write_text("0123456789abcdef0123456789abcdef")
         dashboard = free_port()
         environment = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token),
-                       "RAY_ADDRESS": ""}
+                       "RAY_ADDRESS": "",
+                       # As where the environment is activated: jobs say `python`.
+                       "PATH": f"{RAY.parent}{os.pathsep}{os.environ['PATH']}"}
         head = subprocess.Popen(
             [RAY, "start", "--head", "--block", "--num-cpus=2", f"--port={free_port()}",
              f"--dashboard-port={dashboard}", "--dashboard-host=127.0.0.1",
