@@ -1,0 +1,160 @@
+"""How fast split_clips is, beside PySceneDetect's command and bare decoding.
+
+    python -m benchmarks.split [FILE ...] [--repeats 5] [--loops 4]
+
+Each file is first made longer by joining it to itself (packets are copied, not encoded anew), so
+that the start of a process weighs little. Then three processes take turns on it:
+
+  ours         scan and split: cuts, kept frames and statistics, committed as Parquet
+  scenedetect  `scenedetect -q -i FILE detect-content`: cuts only
+  ffmpeg       `ffmpeg -i FILE -f null -`: decoding only
+
+The median time of each is taken; printed are speeds relative to scenedetect and to ffmpeg, where
+more than 1 is faster. Without files, real footage beside the checkout is used.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import av
+
+ROOT = Path(__file__).resolve().parent.parent
+FOOTAGE = ROOT.parent / "shared" / "videos"
+DEFAULT_FILES = (
+    "bbb_opening_720p_45s.ts",
+    "sam2_dog_catch.mp4",
+    "sintel_trailer_52s.mp4",
+    "bbb_trailer_33s.webm",
+    "tears_of_steel_room_17s_vp9.webm",
+    "slides_talk_123s.mp4",
+)
+
+
+def lengthen(source: Path, target: Path, loops: int) -> None:
+    """Writes the first video stream of `source` `loops` times in a row, packets unchanged."""
+    with av.open(str(target), "w", format="matroska") as output:
+        stream = None
+        shift = 0
+        for _ in range(loops):
+            with av.open(str(source)) as container:
+                video = container.streams.video[0]
+                if stream is None:
+                    stream = output.add_stream_from_template(video)
+                end = 0
+                for packet in container.demux(video):
+                    if packet.dts is None:
+                        continue
+                    end = max(end, packet.pts + (packet.duration or 1))
+                    packet.pts += shift
+                    packet.dts += shift
+                    packet.stream = stream
+                    output.mux(packet)
+                shift += end
+
+
+def scan_and_split(path: Path) -> None:
+    """What a worker does with one video, from the file to committed Parquet."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from schemas.tables import SPAN
+    from stages.protocol import Workspace
+    from stages.split_clips import SplitClips
+
+    scan, split = SplitClips().steps()
+    source = pa.table(
+        {
+            "video_id": ["video"],
+            "path": [str(path)],
+            "spans": pa.array([None], pa.list_(SPAN)),
+            "caption_given": pa.array([None], pa.string()),
+        }
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        workspace = Workspace(Path(folder), Path(folder))
+        with scan.open(workspace) as transform:
+            scanned = transform(source)
+        for name, table in scanned.items():
+            pq.write_table(table, Path(folder) / f"{name}.parquet")
+        joined = scanned["scan_videos"].drop(["rejection", "error"])
+        for name in ("spans", "caption_given"):
+            joined = joined.append_column(name, source[name])
+        with split.open(workspace) as transform:
+            tables = transform(joined)
+        for name, table in tables.items():
+            pq.write_table(table, Path(folder) / f"{name}.parquet")
+
+
+def ffmpeg_binary() -> str:
+    """ffmpeg of this machine, else the one that imageio-ffmpeg carries."""
+    found = shutil.which("ffmpeg")
+    if found:
+        return found
+    import imageio_ffmpeg
+
+    return imageio_ffmpeg.get_ffmpeg_exe()
+
+
+def commands(path: Path) -> dict[str, list[str]]:
+    return {
+        "ours": [sys.executable, "-m", "benchmarks.split", "--scan", str(path)],
+        "scenedetect": [
+            sys.executable, "-m", "scenedetect", "-q", "-i", str(path), "detect-content",
+        ],
+        "ffmpeg": [ffmpeg_binary(), "-v", "error", "-i", str(path), "-f", "null", "-"],
+    }
+
+
+def measure(path: Path, repeats: int) -> dict[str, float]:
+    """Median seconds of each command; they take turns, so that a busy machine hits all alike."""
+    taken: dict[str, list[float]] = {}
+    for _ in range(repeats):
+        for name, command in commands(path).items():
+            began = time.perf_counter()
+            subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
+            taken.setdefault(name, []).append(time.perf_counter() - began)
+    return {name: statistics.median(seconds) for name, seconds in taken.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("files", nargs="*", type=Path)
+    parser.add_argument("--repeats", type=int, default=5, help="turns of each command")
+    parser.add_argument("--loops", type=int, default=4, help="times a file is joined to itself")
+    parser.add_argument("--scan", type=Path, help="only scan and split this file, once")
+    options = parser.parse_args()
+    if options.scan:
+        scan_and_split(options.scan)
+        return
+    files = options.files or [FOOTAGE / name for name in DEFAULT_FILES]
+    if missing := [str(path) for path in files if not path.is_file()]:
+        parser.error(f"no such file: {', '.join(missing)}; name video files to measure")
+    totals: dict[str, float] = {}
+    print(f"{'file':36} {'ours / scenedetect':>20} {'ours / ffmpeg':>15} {'scenedetect / ffmpeg':>21}")
+    with tempfile.TemporaryDirectory() as folder:
+        for path in files:
+            longer = Path(folder) / f"{path.stem}.mkv"
+            lengthen(path, longer, options.loops)
+            seconds = measure(longer, options.repeats)
+            longer.unlink()
+            for name, value in seconds.items():
+                totals[name] = totals.get(name, 0.0) + value
+            _print_row(path.name, seconds)
+    _print_row("all", totals)
+
+
+def _print_row(name: str, seconds: dict[str, float]) -> None:
+    ours, command, bare = seconds["ours"], seconds["scenedetect"], seconds["ffmpeg"]
+    print(f"{name:36} {command / ours:20.2f} {bare / ours:15.2f} {bare / command:21.2f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,383 @@
+"""Reads a video from start to end, once, frame by frame, with its true time stamps.
+
+Two ways give the same kind of `Picture`:
+
+* `FastVideo` takes frames from PyAV, on all cores, and converts no more of them than is looked at.
+* `exact.ExactVideo` takes frames from PySceneDetect's own stream, so that decoder, conversion and
+  scaling are those of its command by construction.
+
+Both read the first video stream that is no cover picture, as PySceneDetect does. Interlaced frames
+are taken as they are stored.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import av.video.plane
+import av.video.reformatter
+import cv2
+import numpy as np
+
+from schemas.errors import RowFailed
+
+SMALL_SIDE = 256
+"""Longest side of the image that statistics are made of, in pixels: PySceneDetect's own choice."""
+
+LOST_SHARE = 0.1
+"""A file whose frames end this share of its declared duration too early counts as truncated."""
+
+_READ_AHEAD = 8
+
+
+@dataclass(frozen=True)
+class VideoFacts:
+    """What the header says. Width and height are as displayed: the rotation is applied."""
+
+    path: Path
+    width: int
+    height: int
+    rotation: int
+    frame_rate: Fraction
+    time_base: Fraction
+    start_pts: int
+    declared_seconds: float | None
+
+    def seconds(self, pts: int) -> float:
+        """Presentation time of a time stamp, counted from the container's zero."""
+        return float(pts * self.time_base)
+
+    def position_microseconds(self, pts: int) -> int:
+        """The time that PySceneDetect's detectors are shown: counted from the first frame."""
+        return round((pts - self.start_pts) * self.time_base * 1_000_000)
+
+    def frame_size(self, short_side: int) -> tuple[int, int]:
+        """Width and height, rotation applied, with `short_side` pixels at most; never enlarged."""
+        factor = min(1.0, short_side / min(self.width, self.height))
+        return max(1, round(self.width * factor)), max(1, round(self.height * factor))
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One decoded frame. `small` is BGR, `full` makes the kept frame (BGR, upright) of a size."""
+
+    number: int
+    seconds: float
+    position_microseconds: int
+    duration_seconds: float
+    small: np.ndarray
+    full: Callable[[tuple[int, int]], np.ndarray]
+    held_bytes: int
+
+
+def bad_media(path: Path, what: str) -> RowFailed:
+    """The failure of a file that cannot be decoded, naming the file and what to do."""
+    return RowFailed("bad_media", f"{path}: {what}; look at it with `ffprobe` or fetch it again")
+
+
+def video_stream(container: av.container.InputContainer, path: Path) -> av.VideoStream:
+    """The first video stream that is no cover picture."""
+    streams = list(container.streams.video)
+    for stream in streams:
+        if not stream.disposition & av.stream.Disposition.attached_pic:
+            return stream
+    raise bad_media(path, "has only a cover picture" if streams else "has no video stream")
+
+
+def open_container(path: Path) -> av.container.InputContainer:
+    """The opened file; a file that is no media is a `bad_media` failure."""
+    try:
+        return av.open(str(path))
+    except (av.FFmpegError, OSError, ValueError) as error:
+        raise bad_media(path, f"cannot be opened ({error})") from error
+
+
+def stored_rotation(frame: av.VideoFrame) -> int:
+    """Clockwise turns of 90 degrees that make the stored frame upright, in degrees."""
+    return round(-frame.rotation / 90) * 90 % 360
+
+
+def upright(image: np.ndarray, rotation: int) -> np.ndarray:
+    """`image` turned clockwise by `rotation` degrees (a multiple of 90)."""
+    codes = {
+        90: cv2.ROTATE_90_CLOCKWISE,
+        180: cv2.ROTATE_180,
+        270: cv2.ROTATE_90_COUNTERCLOCKWISE,
+    }
+    return cv2.rotate(image, codes[rotation]) if rotation else image
+
+
+def read_facts(
+    container: av.container.InputContainer, path: Path, first: av.VideoFrame
+) -> VideoFacts:
+    """The facts of an opened file whose first frame is decoded: only frames know the rotation."""
+    # Imported here: it costs half a second, and only workers that decode need it.
+    from scenedetect.common import framerate_to_fraction
+
+    stream = video_stream(container, path)
+    rate = stream.average_rate or stream.guessed_rate or Fraction(25)
+    # Through a float, as the number reaches PySceneDetect from OpenCV.
+    frame_rate = framerate_to_fraction(float(rate))
+    time_base = Fraction(stream.time_base.numerator, stream.time_base.denominator)
+    rotation = stored_rotation(first)
+    size = (first.width, first.height)
+    width, height = size[::-1] if rotation in (90, 270) else size
+    return VideoFacts(
+        path, width, height, rotation, frame_rate, time_base, stream.start_time or 0,
+        declared_seconds(container, stream),
+    )
+
+
+def declared_seconds(
+    container: av.container.InputContainer, stream: av.VideoStream
+) -> float | None:
+    """How long the header says that the video lasts, or None where it says nothing."""
+    if stream.duration:
+        return float(stream.duration * stream.time_base)
+    return container.duration / av.time_base if container.duration else None
+
+
+def small_size(width: int, height: int) -> tuple[int, int]:
+    """The size at which PySceneDetect's command looks at a video; small videos stay as they are."""
+    factor = max(width, height) / SMALL_SIDE
+    if factor <= 1.0:
+        return width, height
+    return max(1, round(width / factor)), max(1, round(height / factor))
+
+
+class _SmallImages:
+    """Makes the small images, bit for bit those of PySceneDetect's command, as cheaply as it can.
+
+    That command converts the whole frame to BGR and samples it linearly. Scaling in YUV first
+    would be cheaper still, but hue is so touchy in dark pictures that its rounding moves cuts.
+    Where both sides shrink by the same odd whole number (1280x720 by 5, 3840x2160 by 15), each
+    sample falls onto one pixel: then only those pixels are converted.
+    """
+
+    def __init__(self, frame: av.VideoFrame) -> None:
+        self._size = small_size(frame.width, frame.height)
+        self._reformatter = av.video.reformatter.VideoReformatter()
+        across = frame.width / self._size[0]
+        self._step = int(across)
+        odd = across == frame.height / self._size[1] and across % 2 == 1 and across > 1
+        self._sparse = frame.format.name == "yuv420p" and odd
+
+    def __call__(self, frame: av.VideoFrame) -> np.ndarray:
+        if self._sparse and frame.format.name == "yuv420p":
+            return self._sampled(frame)
+        image = self._reformatter.reformat(frame, format="bgr24").to_ndarray()
+        if image.shape[1::-1] == self._size:
+            return image
+        return cv2.resize(image, self._size, interpolation=cv2.INTER_LINEAR)
+
+    def _sampled(self, frame: av.VideoFrame) -> np.ndarray:
+        # Each sample becomes the corner of a 2x2 block, so that it brings its own chroma along
+        # and takes the same way through the converter as in the whole frame.
+        width, height = self._size
+        blocks = av.VideoFrame(width * 2, height * 2, "yuv420p")
+        blocks.colorspace = frame.colorspace
+        blocks.color_range = frame.color_range
+        step, middle = self._step, self._step // 2
+        # Chroma has half as many columns and rows: even and odd samples advance in step apart.
+        halves = (middle // 2, (step + middle) // 2)
+        luma, *chroma = (_pixels(plane) for plane in frame.planes)
+        luma_blocks, *chroma_blocks = (_pixels(plane) for plane in blocks.planes)
+        luma_blocks[::2, ::2] = luma[middle::step, middle::step]
+        for source, target in zip(chroma, chroma_blocks, strict=True):
+            for odd_row, row in enumerate(halves):
+                for odd_column, column in enumerate(halves):
+                    target[odd_row::2, odd_column::2] = _every(
+                        source, row, column, step, target[odd_row::2, odd_column::2].shape
+                    )
+        image = self._reformatter.reformat(blocks, format="bgr24").to_ndarray()
+        return cv2.resize(image, self._size, interpolation=cv2.INTER_NEAREST)
+
+
+def _every(
+    pixels: np.ndarray, row: int, column: int, step: int, shape: tuple[int, int]
+) -> np.ndarray:
+    return pixels[row::step, column::step][: shape[0], : shape[1]]
+
+
+def _pixels(plane: av.video.plane.VideoPlane) -> np.ndarray:
+    """A view of an 8-bit plane, without the padding of its lines."""
+    lines = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)
+    return lines[: plane.height, : plane.width]
+
+
+def kept_image(
+    frame: av.VideoFrame,
+    size: tuple[int, int],
+    rotation: int,
+    reformatter: av.video.reformatter.VideoReformatter,
+) -> np.ndarray:
+    """`frame` as an upright BGR image of `size` (width, height as displayed)."""
+    stored = size[::-1] if rotation in (90, 270) else size
+    # Scaled in YUV first: converting the large frame would cost as much as half its decoding.
+    scaled = reformatter.reformat(frame, *stored, format="yuv420p", interpolation="AREA")
+    return upright(scaled.to_ndarray(format="bgr24"), rotation)
+
+
+class DecodedVideo:
+    """A video being decoded: iterate for its pictures, then ask how it went.
+
+    Iterating raises RowFailed where nothing can be decoded, and at the end where the frames stop
+    short of the declared duration. `decoded_frames` counts every frame the decoder gave.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.decoded_frames = 0
+        self.facts: VideoFacts | None = None
+        self.first_error: str | None = None
+        self._given_frames = 0
+        self._last_seconds: float | None = None
+
+    @property
+    def end_seconds(self) -> float:
+        """When the last frame's time is over."""
+        return self._last_seconds or 0.0
+
+    @property
+    def source_frames(self) -> int:
+        """How many frames the file has."""
+        return self._given_frames
+
+    def pictures(self) -> Iterator[Picture]:
+        """Every frame in presentation order. Decoding and scaling run in a thread of their own."""
+        ahead: queue.Queue[Picture | BaseException | None] = queue.Queue(_READ_AHEAD)
+        stop = threading.Event()
+
+        def work() -> None:
+            # The last item says how the thread ended: None, or what it raised.
+            ending: BaseException | None = None
+            try:
+                with contextlib.closing(self._frames()) as frames:
+                    for picture in frames:
+                        ahead.put(picture)
+                        if stop.is_set():
+                            break
+            except BaseException as error:  # noqa: BLE001  raised again where it is read
+                ending = error
+            ahead.put(ending)
+
+        thread = threading.Thread(target=work, name="decode", daemon=True)
+        thread.start()
+        ended = False
+        try:
+            while isinstance(item := ahead.get(), Picture):
+                self._given_frames += 1
+                self._last_seconds = item.seconds + item.duration_seconds
+                yield item
+            ended = True
+        finally:
+            stop.set()
+            while not ended and thread.is_alive():
+                with contextlib.suppress(queue.Empty):
+                    ahead.get(timeout=0.05)
+            thread.join()
+        if item is not None:
+            raise item
+        self._check_end()
+
+    def _frames(self) -> Iterator[Picture]:
+        raise NotImplementedError
+
+    def _check_end(self) -> None:
+        reason = f" ({self.first_error})" if self.first_error else ""
+        if self.facts is None or self._last_seconds is None:
+            raise bad_media(self.path, f"gives no frame{reason}")
+        declared = self.facts.declared_seconds
+        if not declared:
+            return
+        covered = self._last_seconds - self.facts.seconds(self.facts.start_pts)
+        if covered >= declared * (1 - LOST_SHARE):
+            return
+        # The header may count a sound track that goes on after the pictures.
+        if last_packet_seconds(self.path) < declared * (1 - LOST_SHARE):
+            raise bad_media(
+                self.path,
+                f"is truncated: frames end after {covered:.2f} s of {declared:.2f} s{reason}",
+            )
+
+
+def last_packet_seconds(path: Path) -> float:
+    """How far into the file any stream's packets reach, read without decoding."""
+    reach = 0.0
+    with open_container(path) as container, contextlib.suppress(av.FFmpegError):
+        begin = (container.start_time or 0) / av.time_base
+        for packet in container.demux():
+            if packet.pts is not None:
+                end = (packet.pts + (packet.duration or 0)) * packet.time_base
+                reach = max(reach, float(end) - begin)
+    return reach
+
+
+class FastVideo(DecodedVideo):
+    """Decodes with PyAV on all cores and scales in the decoder's own format."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self._reformatters = threading.local()
+
+    def _frames(self) -> Iterator[Picture]:
+        with open_container(self.path) as container:
+            stream = video_stream(container, self.path)
+            stream.thread_type = "AUTO"
+            small: _SmallImages | None = None
+            last_pts: int | None = None
+            for frame in self._decoded(container, stream):
+                if self.facts is None or small is None:
+                    self.facts = read_facts(container, self.path, frame)
+                    small = _SmallImages(frame)
+                facts = self.facts
+                usual = round(1 / (facts.frame_rate * facts.time_base)) or 1
+                pts = frame.pts if frame.pts is not None else frame.dts
+                if pts is None or (last_pts is not None and pts <= last_pts):
+                    # Broken time stamps: time must advance, so the usual distance is assumed.
+                    pts = facts.start_pts if last_pts is None else last_pts + usual
+                last_pts = pts
+                yield Picture(
+                    number=self.decoded_frames - 1,
+                    seconds=facts.seconds(pts),
+                    position_microseconds=facts.position_microseconds(pts),
+                    duration_seconds=float((frame.duration or usual) * facts.time_base),
+                    small=small(frame),
+                    full=lambda size, frame=frame: self._kept(frame, size),
+                    held_bytes=sum(plane.buffer_size for plane in frame.planes),
+                )
+
+    def _decoded(
+        self, container: av.container.InputContainer, stream: av.VideoStream
+    ) -> Iterator[av.VideoFrame]:
+        """Frames of every packet that decodes; a damaged packet costs its own frames only."""
+        packets = container.demux(stream)
+        while True:
+            try:
+                packet = next(packets)
+                frames = packet.decode()
+            except StopIteration:
+                return
+            except av.InvalidDataError as error:
+                self.first_error = self.first_error or str(error)
+                continue
+            except av.FFmpegError as error:
+                self.first_error = self.first_error or str(error)
+                return
+            for frame in frames:
+                self.decoded_frames += 1
+                yield frame
+
+    def _kept(self, frame: av.VideoFrame, size: tuple[int, int]) -> np.ndarray:
+        # A reformatter keeps the scaler that it made; it is not to be shared between threads.
+        if not hasattr(self._reformatters, "one"):
+            self._reformatters.one = av.video.reformatter.VideoReformatter()
+        assert self.facts is not None
+        return kept_image(frame, size, self.facts.rotation, self._reformatters.one)

@@ -1,0 +1,147 @@
+"""Frames as PySceneDetect's own command reads them, with the container's time stamps put back.
+
+The command opens a file with OpenCV and shows its detectors times counted from the first frame.
+OpenCV computes them from the container's time stamps, so these can be had back exactly. Where
+OpenCV's build cannot decode a codec (AV1 in its wheel) the command fails; PySceneDetect's PyAV
+stream is read then, as `scenedetect --backend pyav` would.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import cv2
+import numpy as np
+
+from stages.media.decode import (
+    SMALL_SIDE,
+    DecodedVideo,
+    Picture,
+    VideoFacts,
+    bad_media,
+    open_container,
+    read_facts,
+    upright,
+    video_stream,
+)
+from stages.media.packets import PacketIndex, read_packets
+
+
+class ExactVideo(DecodedVideo):
+    """Decodes with PySceneDetect's stream and scales with PySceneDetect's factor."""
+
+    def _frames(self) -> Iterator[Picture]:
+        index = read_packets(self.path)
+        given = 0
+        for picture in self._opencv(index):
+            given += 1
+            yield picture
+        if given:
+            return
+        # No frame at all: the codec is unknown to OpenCV, or the file is broken for both.
+        for picture in self._pyav(index):
+            yield picture
+
+    def _opencv(self, index: PacketIndex) -> Iterator[Picture]:
+        from scenedetect.backends import VideoStreamCv2
+        from scenedetect.video_stream import VideoOpenFailure
+
+        with _quiet_opencv():
+            try:
+                stream = VideoStreamCv2(str(self.path))
+            except (VideoOpenFailure, OSError):
+                return
+            try:
+                yield from self._read(stream, index, upright_already=True)
+            finally:
+                stream.capture.release()
+
+    def _pyav(self, index: PacketIndex) -> Iterator[Picture]:
+        from scenedetect.backends import VideoStreamAv
+        from scenedetect.video_stream import VideoOpenFailure
+
+        try:
+            stream = VideoStreamAv(str(self.path), threading_mode="auto", suppress_output=True)
+        except (VideoOpenFailure, OSError) as error:
+            raise bad_media(self.path, f"cannot be opened ({error})") from error
+        yield from self._read(stream, index, upright_already=False)
+
+    def _read(self, stream, index: PacketIndex, *, upright_already: bool) -> Iterator[Picture]:
+        from scenedetect.scene_manager import compute_downscale_factor
+
+        size: tuple[int, int] | None = None
+        factor = compute_downscale_factor(max(stream.frame_size), SMALL_SIDE)
+        number = -1
+        last_pts = index.start_pts - 1
+        while (frame := stream.read()) is not False:
+            if frame is None or frame.ndim != 3:
+                continue
+            self.decoded_frames += 1
+            if self.facts is None:
+                self.facts = self._facts(stream, index)
+            size = size or frame.shape[:2]
+            if frame.shape[:2] != size:
+                # PySceneDetect passes over frames whose size changes on the way.
+                continue
+            position = stream.position
+            pts = index.nearest_pts(
+                index.start_pts + round(position.seconds / float(index.time_base))
+            )
+            pts = pts if pts > last_pts else last_pts + 1
+            last_pts = pts
+            number += 1
+            turn = 0 if upright_already else self.facts.rotation
+            yield Picture(
+                number=number,
+                seconds=self.facts.seconds(pts),
+                position_microseconds=round(position.seconds * 1_000_000),
+                duration_seconds=self._duration(index, pts),
+                small=_downscaled(frame, factor),
+                full=lambda size, frame=frame, turn=turn: _kept(upright(frame, turn), size),
+                held_bytes=frame.nbytes,
+            )
+
+    def _facts(self, stream, index: PacketIndex) -> VideoFacts:
+        """Header facts with PySceneDetect's frame rate; only one frame of PyAV's is decoded."""
+        with open_container(self.path) as container:
+            found = video_stream(container, self.path)
+            first = next(container.decode(found))
+            self.decoded_frames += 1
+            facts = read_facts(container, self.path, first)
+        return VideoFacts(
+            facts.path, facts.width, facts.height, facts.rotation, stream.frame_rate,
+            index.time_base, index.start_pts, facts.declared_seconds,
+        )
+
+    @staticmethod
+    def _duration(index: PacketIndex, pts: int) -> float:
+        return max(0.0, float((index.end_pts - pts) * index.time_base)) if (
+            pts >= index.pts[-1]
+        ) else 0.0
+
+
+def _downscaled(frame: np.ndarray, factor: float) -> np.ndarray:
+    """The image that PySceneDetect's detectors would be given for this frame."""
+    if factor <= 1.0:
+        return frame
+    height, width = frame.shape[:2]
+    size = (max(1, round(width / factor)), max(1, round(height / factor)))
+    return cv2.resize(frame, size, interpolation=cv2.INTER_LINEAR)
+
+
+def _kept(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    if image.shape[1::-1] == size:
+        return image
+    return cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+
+
+@contextlib.contextmanager
+def _quiet_opencv() -> Iterator[None]:
+    """Keeps OpenCV from printing about a codec that PyAV is going to read instead."""
+    level = cv2.utils.logging.getLogLevel()
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    try:
+        yield
+    finally:
+        cv2.utils.logging.setLogLevel(level)

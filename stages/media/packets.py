@@ -1,0 +1,87 @@
+"""The time stamps of a file's frames, read from its packets without decoding anything."""
+
+from __future__ import annotations
+
+import bisect
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import av
+
+from stages.media.decode import bad_media, open_container, video_stream
+
+
+@dataclass(frozen=True)
+class PacketIndex:
+    """One entry a frame, in presentation order, of the stream that `video_stream` picks.
+
+    Codecs with hidden frames (VP8) have more packets than frames: `n_frames` is then an upper
+    bound, and a decoder's own count must agree before a number is taken for a position.
+    """
+
+    time_base: Fraction
+    start_pts: int
+    pts: list[int]
+    key_numbers: list[int]
+    end_pts: int
+    is_best_stream: bool
+
+    @property
+    def n_frames(self) -> int:
+        return len(self.pts)
+
+    def seconds(self, number: int) -> float:
+        return float(self.pts[number] * self.time_base)
+
+    @property
+    def end_seconds(self) -> float:
+        return float(self.end_pts * self.time_base)
+
+    def key_before(self, number: int) -> int:
+        """The number of the key frame from which decoding must begin to reach `number`."""
+        at = bisect.bisect_right(self.key_numbers, number)
+        return self.key_numbers[at - 1] if at else 0
+
+    def nearest_pts(self, pts: int) -> int:
+        """The time stamp of the file that is nearest to `pts`."""
+        at = bisect.bisect_left(self.pts, pts)
+        near = self.pts[max(0, at - 1) : at + 1]
+        return min(near, key=lambda candidate: abs(candidate - pts))
+
+    def within(self, start_seconds: float, end_seconds: float) -> range:
+        """Numbers of the frames shown from `start_seconds` on and before `end_seconds`."""
+        times = [float(pts * self.time_base) for pts in self.pts]
+        return range(
+            bisect.bisect_left(times, start_seconds), bisect.bisect_left(times, end_seconds)
+        )
+
+
+def read_packets(path: Path) -> PacketIndex:
+    """The index of a file; a file without video packets is a `bad_media` failure."""
+    with open_container(path) as container:
+        stream = video_stream(container, path)
+        entries: list[tuple[int, int, bool]] = []
+        try:
+            for packet in container.demux(stream):
+                stamp = packet.pts if packet.pts is not None else packet.dts
+                if packet.size and stamp is not None and not packet.is_discard:
+                    entries.append((stamp, packet.duration or 0, packet.is_keyframe))
+        except av.FFmpegError as error:
+            if not entries:
+                raise bad_media(path, f"cannot be read ({error})") from error
+        if not entries:
+            raise bad_media(path, "has no video packets")
+        entries.sort()
+        time_base = Fraction(stream.time_base.numerator, stream.time_base.denominator)
+        rate = stream.average_rate or stream.guessed_rate or Fraction(25)
+        usual = max(1, round(1 / (Fraction(rate.numerator, rate.denominator) * time_base)))
+        best = container.streams.best("video")
+        return PacketIndex(
+            time_base=time_base,
+            start_pts=stream.start_time or 0,
+            pts=[stamp for stamp, _, _ in entries],
+            key_numbers=[i for i, (_, _, is_key) in enumerate(entries) if is_key],
+            end_pts=entries[-1][0] + (entries[-1][1] or usual),
+            is_best_stream=best is not None and best.index == stream.index,
+        )

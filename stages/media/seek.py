@@ -1,0 +1,209 @@
+"""Reads only parts of a video: given spans, and frames that were kept once and are gone.
+
+decord's seeking reader does the work. PyAV does it instead (one seek to the key frame, then
+forward) where decord cannot: codecs that it was built without (AV1), files whose first video
+stream is not the one it would choose, and files in which it counts other frames than the
+container has packets. Frame numbers and times come from the container in either case, so they
+agree with those of a full scan. Frames are upright in either case.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import av
+import av.video.reformatter
+import cv2
+import numpy as np
+
+from stages.media.decode import (
+    DecodedVideo,
+    Picture,
+    VideoFacts,
+    bad_media,
+    kept_image,
+    open_container,
+    read_facts,
+    small_size,
+    video_stream,
+)
+from stages.media.keeper import encode_jpeg
+from stages.media.packets import PacketIndex, read_packets
+from stages.media.sampling import pick_frames
+from stages.protocol import FramePick
+
+
+class FrameReader:
+    """Gives frames of one video by number, ascending; counts what had to be decoded for them.
+
+    Opening decodes one frame, because only frames know their rotation.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.index = read_packets(path)
+        self.decoded_frames = 0
+        self.facts = self._read_facts()
+
+    def _read_facts(self) -> VideoFacts:
+        with open_container(self.path) as container:
+            stream = video_stream(container, self.path)
+            try:
+                first = next(container.decode(stream), None)
+            except av.FFmpegError as error:
+                raise bad_media(self.path, f"cannot be decoded ({error})") from error
+            if first is None:
+                raise bad_media(self.path, "gives no frame")
+            self.decoded_frames += 1
+            return read_facts(container, self.path, first)
+
+    def images(
+        self, numbers: Sequence[int], size: tuple[int, int]
+    ) -> Iterator[tuple[int, np.ndarray]]:
+        """`(number, BGR image)` of each number, upright and of `size` (width, height).
+
+        Frames that cannot be decoded are left out.
+        """
+        given = 0
+        for number, image in self._decord(numbers):
+            given += 1
+            yield number, _resized(image, size)
+        if given < len(numbers):
+            yield from self._pyav(numbers[given:], size)
+
+    def _decord(self, numbers: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
+        """As many as decord can give, from the first on."""
+        # decord loads its own FFmpeg libraries: only where spans are really read.
+        import decord
+
+        decord.logging.set_level(decord.logging.QUIET)
+        if not self.index.is_best_stream:
+            return
+        try:
+            reader = decord.VideoReader(str(self.path), ctx=decord.cpu(0))
+            if len(reader) != self.index.n_frames:
+                return
+            at = -1
+            for number in numbers:
+                image = reader[number].asnumpy()
+                key = self.index.key_before(number)
+                # decord goes on from where it is, unless a later key frame is nearer.
+                self.decoded_frames += number - (at if key <= at < number else key - 1)
+                at = number
+                yield number, cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
+        except (decord.DECORDError, RuntimeError, IndexError):
+            return
+
+    def _pyav(
+        self, numbers: Sequence[int], size: tuple[int, int]
+    ) -> Iterator[tuple[int, np.ndarray]]:
+        reformatter = av.video.reformatter.VideoReformatter()
+        for _, group in itertools.groupby(numbers, key=self.index.key_before):
+            wanted = {self.index.pts[number]: number for number in group}
+            for frame in self._from_key(min(wanted), max(wanted)):
+                if frame.pts in wanted:
+                    image = kept_image(frame, size, self.facts.rotation, reformatter)
+                    yield wanted[frame.pts], image
+
+    def _from_key(self, first_pts: int, last_pts: int) -> Iterator[av.VideoFrame]:
+        with open_container(self.path) as container:
+            stream = video_stream(container, self.path)
+            # Frame threads decode beyond what is asked for; slices don't.
+            stream.thread_type = "SLICE"
+            try:
+                container.seek(first_pts, stream=stream)
+                for frame in container.decode(stream):
+                    self.decoded_frames += 1
+                    yield frame
+                    if frame.pts is not None and frame.pts >= last_pts:
+                        return
+            except av.FFmpegError:
+                return
+
+
+class SpannedVideo(DecodedVideo):
+    """Decodes the frames inside `spans` (pairs of seconds) and no others."""
+
+    def __init__(self, path: Path, spans: Sequence[tuple[float | None, float | None]]) -> None:
+        super().__init__(path)
+        self._spans = spans
+        self._index: PacketIndex | None = None
+
+    @property
+    def end_seconds(self) -> float:
+        return self._index.end_seconds if self._index else 0.0
+
+    @property
+    def source_frames(self) -> int:
+        return self._index.n_frames if self._index else 0
+
+    def _frames(self) -> Iterator[Picture]:
+        reader = FrameReader(self.path)
+        self._index = reader.index
+        self.facts = reader.facts
+        self.decoded_frames = reader.decoded_frames
+        numbers = sorted(
+            {
+                number
+                for start, end in self._spans
+                for number in reader.index.within(
+                    float("-inf") if start is None else start, float("inf") if end is None else end
+                )
+            }
+        )
+        size = (self.facts.width, self.facts.height)
+        small = small_size(*size)
+        for number, image in reader.images(numbers, size):
+            self.decoded_frames = reader.decoded_frames
+            pts = reader.index.pts[number]
+            yield Picture(
+                number=number,
+                seconds=self.facts.seconds(pts),
+                position_microseconds=self.facts.position_microseconds(pts),
+                duration_seconds=0.0,
+                small=image if small == size else cv2.resize(image, small),
+                full=lambda size, image=image: _resized(image, size),
+                held_bytes=image.nbytes,
+            )
+        self.decoded_frames = reader.decoded_frames
+
+    def _check_end(self) -> None:
+        """Spans may lie outside the video: what they hold is all there is."""
+
+
+def _resized(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    if image.shape[1::-1] == size:
+        return image
+    return cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+
+
+def read_frames(
+    path: Path,
+    spans: Sequence[tuple[float, float, Sequence[FramePick]]],
+    *,
+    short_side: int,
+    quality: int,
+) -> tuple[list[list[dict[str, Any]]], int]:
+    """The frames that `picks` ask for in each span, decoded anew, and how many were decoded.
+
+    A span is `(start_seconds, end_seconds, picks)`; only frames inside `[start, end)` are given,
+    in time order, with the columns of FRAME. Spans may overlap and come in any order. Raises
+    RowFailed (`bad_media`) where the file cannot be decoded.
+    """
+    reader = FrameReader(path)
+    times = [reader.index.seconds(number) for number in range(reader.index.n_frames)]
+    wanted = [pick_frames(times, start, end, picks) for start, end, picks in spans]
+    numbers = sorted(set(itertools.chain.from_iterable(wanted)))
+    size = reader.facts.frame_size(short_side)
+    frames = {
+        number: {
+            "frame_number": number,
+            "seconds": times[number],
+            "jpeg": encode_jpeg(image, quality),
+        }
+        for number, image in reader.images(numbers, size)
+    }
+    return [[frames[n] for n in picked if n in frames] for picked in wanted], reader.decoded_frames

@@ -1,0 +1,388 @@
+"""Splits videos into clips: finds the cuts, then applies the rules of length.
+
+Runs as two steps. scan_videos decodes each video once and keeps frames and statistics; this one
+runs PySceneDetect's detectors over the statistics, and so never opens a video.
+"""
+
+from __future__ import annotations
+
+import bisect
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal
+
+import pyarrow as pa
+from pydantic import Field, field_validator, model_validator
+
+from schemas.errors import ErrorKind, RowFailed, RowRejected
+from schemas.ids import clip_id
+from schemas.tables import CLIPS, SHOTS
+from stages.protocol import Rows, Stage, Transform, Workspace, resource, strict_table
+from stages.scan_videos import ScanVideos
+
+Detector = Literal["content", "adaptive", "threshold", "histogram", "hash"]
+_LENGTH = r"^(\d+|\d+(\.\d+)?s|(\d+:)?\d+:\d+(\.\d+)?)$"
+_SMALLEST_SECONDS = 1e-9
+
+
+@dataclass(frozen=True)
+class Part:
+    """A piece of one video: times `[start, end)` and indexes `[first, last)` of its frames."""
+
+    start_seconds: float
+    end_seconds: float
+    first: int
+    last: int
+    caption: str | None = None
+    extra: Any = None
+    rule: str | None = None
+
+
+class SplitClips(Stage):
+    """Cuts every video into clips and measures each clip.
+
+    PySceneDetect's settings bear its names. `motion` is the mean and `motion_max` the largest
+    absolute difference of luma between neighbouring frames of the clip (0 to 255), `sharpness`
+    the mean variance of luma's Laplacian, `brightness` mean luma (0 to 255), all on frames
+    scaled to a long side of 256 pixels.
+    """
+
+    name: ClassVar[str] = "split_clips"
+    key: ClassVar[str] = "video_id"
+    reads: ClassVar[tuple[str, ...]] = (
+        "scan_videos.width",
+        "scan_videos.height",
+        "scan_videos.fps",
+        "scan_videos.end_seconds",
+        "scan_videos.frame_numbers",
+        "scan_videos.seconds",
+        "scan_videos.statistics",
+        "scan_videos.motion",
+        "scan_videos.sharpness",
+        "scan_videos.brightness",
+        "download_videos.spans",
+        "download_videos.caption_given",
+    )
+    writes: ClassVar[pa.Schema] = CLIPS
+    more_tables: ClassVar[dict[str, pa.Schema]] = {"shots": SHOTS}
+    error_kind: ClassVar[ErrorKind] = "bad_media"
+
+    boundaries: Literal["auto", "detect", "given", "whole"] = Field(
+        "auto",
+        description="where shots come from: detected cuts, the source's given spans, the whole "
+        "video as one; auto: given spans where the source has them, else detected cuts",
+    )
+    detector: Detector = Field("content", description="PySceneDetect's detector")
+    threshold: float | None = Field(
+        None,
+        ge=0,
+        description="the detector's threshold; its default when not set: content 27, adaptive 3, "
+        "threshold 12, histogram 0.2, hash 0.35",
+    )
+    min_scene_len: str = Field(
+        "0.6s",
+        description="shortest shot that the detector finds: frames (`15`), seconds (`0.6s`) or "
+        "`HH:MM:SS.nnn`",
+    )
+    filter_mode: Literal["merge", "suppress"] = Field(
+        "merge", description="content: what becomes of cuts closer than min_scene_len"
+    )
+    weights: tuple[float, float, float, float] = Field(
+        (1.0, 1.0, 1.0, 0.0),
+        description="content, adaptive: weights of hue, saturation, luma and edge differences",
+    )
+    luma_only: bool = Field(False, description="content, adaptive: compare luma alone")
+    kernel_size: int | None = Field(
+        None, ge=3, description="content, adaptive: size that edges are widened to, odd, pixels"
+    )
+    window_width: int = Field(
+        2, ge=1, description="adaptive: frames before and after that are averaged"
+    )
+    min_content_val: float = Field(
+        15.0, ge=0, le=255, description="adaptive: content score below which there is no cut"
+    )
+    fade_bias: float = Field(
+        0.0, ge=-1, le=1, description="threshold: place of the cut in a fade, -1 first, 1 last"
+    )
+    add_final_scene: bool = Field(
+        True, description="threshold: cut where the video ends in a fade-out"
+    )
+    min_out_length: str = Field(
+        "0.1s", description="threshold: shortest faded-out time that counts"
+    )
+    bins: int = Field(128, ge=1, le=256, description="histogram: bins")
+    size: int = Field(8, ge=1, le=256, description="hash: side of the hash")
+    lowpass: int = Field(2, ge=1, le=256, description="hash: how much high frequency is dropped")
+    exact: bool = Field(
+        False,
+        description="cuts equal those of PySceneDetect's own command to the frame; slower",
+    )
+    min_clip_seconds: float = Field(0.5, ge=0, description="shortest clip, seconds")
+    max_clip_seconds: float | None = Field(
+        None, gt=0, description="longest clip, seconds; longer ones are cut into equal parts"
+    )
+    trim_start_seconds: float = Field(0.0, ge=0, description="cut off each shot's start, seconds")
+    trim_end_seconds: float = Field(0.0, ge=0, description="cut off each shot's end, seconds")
+    frame_short_side: int = Field(384, ge=16, description="short side of kept frames, pixels")
+    frame_quality: int = Field(90, ge=1, le=100, description="JPEG quality of kept frames")
+    frames_per_second: float = Field(
+        2.0, gt=0, le=8, description="kept frames a second that a long shot never falls below"
+    )
+    scan_cpus: float = resource(2.0, gt=0, description="CPUs that one decoding worker takes")
+    scan_workers: int | None = resource(
+        None, ge=1, description="decoding workers; as many as fit when not set"
+    )
+    batch_rows: int = resource(8, ge=1, description="videos given to the stage at a time")
+
+    @field_validator("min_scene_len", "min_out_length")
+    @classmethod
+    def _check_length(cls, value: str) -> str:
+        import re
+
+        if not re.match(_LENGTH, value):
+            raise ValueError("is frames (15), seconds (0.6s) or HH:MM:SS.nnn")
+        return value
+
+    @field_validator("kernel_size")
+    @classmethod
+    def _check_odd(cls, value: int | None) -> int | None:
+        if value is not None and value % 2 == 0:
+            raise ValueError("is an odd number of pixels")
+        return value
+
+    @model_validator(mode="after")
+    def _check_together(self) -> SplitClips:
+        if not any(self.weights):
+            raise ValueError("weights: at least one must not be 0")
+        if self.max_clip_seconds is not None and self.max_clip_seconds < self.min_clip_seconds:
+            raise ValueError("max_clip_seconds must not be below min_clip_seconds")
+        return self
+
+    def steps(self) -> tuple[Stage, ...]:
+        """The decode pass, with just the settings that change what it keeps, and this stage."""
+        edges = self.detector in ("content", "adaptive") and self._edges_count
+        scan = ScanVideos(
+            exact=self.exact,
+            spans={"auto": "use", "given": "require"}.get(self.boundaries, "ignore"),
+            frame_short_side=self.frame_short_side,
+            frame_quality=self.frame_quality,
+            frames_per_second=self.frames_per_second,
+            edges=edges,
+            kernel_size=self.kernel_size if edges else None,
+            histogram_bins=self.bins if self.detector == "histogram" else None,
+            hash_size=self.size if self.detector == "hash" else None,
+            hash_lowpass=self.lowpass if self.detector == "hash" else None,
+            cpus=self.scan_cpus,
+            workers=self.scan_workers,
+        )
+        return (scan, self)
+
+    @property
+    def _edges_count(self) -> bool:
+        return self.weights[3] != 0 and not self.luma_only
+
+    @contextmanager
+    def open(self, workspace: Workspace) -> Iterator[Transform]:
+        yield self._transform
+
+    def _transform(self, table: pa.Table) -> dict[str, pa.Table]:
+        rows = Rows(self)
+        shot_rows: list[dict[str, Any]] = []
+        for row in table.to_pylist():
+            row["statistics"] = dict(row["statistics"])
+            try:
+                shots = self._shots(row)
+                clips = [self._clips(shot, row["seconds"]) for shot in shots]
+            except (RowFailed, RowRejected) as problem:
+                rows.record(row["video_id"], problem)
+                continue
+            clips = _without_repeats(row["video_id"], clips)
+            shot_rows += [
+                _shot_row(row, number, shot, parts)
+                for number, (shot, parts) in enumerate(zip(shots, clips, strict=True))
+            ]
+            kept = [
+                (number, part)
+                for number, parts in enumerate(clips)
+                for part in parts
+                if part.rule is None
+            ]
+            for number, part in kept:
+                rows.keep(row["video_id"], **_clip_row(row, number, part))
+            if not kept:
+                rules = [part.rule for parts in clips for part in parts if part.rule]
+                rule = max(set(rules), key=rules.count)
+                rows.reject(
+                    row["video_id"], rule, f"none of {len(shots)} shots gives a clip"
+                )
+        return {self.name: rows.table(), "shots": strict_table(shot_rows, SHOTS)}
+
+    def _shots(self, row: dict[str, Any]) -> list[Part]:
+        spans = row["spans"] or []
+        if self.boundaries == "given" and not spans:
+            raise RowRejected(
+                "split_clips.boundaries", "set to `given`, but the source has no spans"
+            )
+        if spans and self.boundaries in ("auto", "given"):
+            return [_given_shot(row, span) for span in spans]
+        seconds = row["seconds"]
+        cuts = [] if self.boundaries == "whole" else self._cuts(row)
+        edges = [0, *cuts, len(seconds)]
+        times = [*(seconds[i] for i in edges[:-1]), row["end_seconds"]]
+        return [
+            Part(times[i], times[i + 1], edges[i], edges[i + 1], row["caption_given"])
+            for i in range(len(edges) - 1)
+        ]
+
+    def _cuts(self, row: dict[str, Any]) -> list[int]:
+        # Here, because PySceneDetect takes half a second to import.
+        from stages.media.detectors import DEFAULT_THRESHOLDS, DetectorSettings, find_cuts
+
+        threshold = self.threshold
+        settings = DetectorSettings(
+            detector=self.detector,
+            threshold=DEFAULT_THRESHOLDS[self.detector] if threshold is None else threshold,
+            min_scene_len=self.min_scene_len,
+            filter_mode=self.filter_mode,
+            weights=self.weights,
+            luma_only=self.luma_only,
+            window_width=self.window_width,
+            min_content_val=self.min_content_val,
+            fade_bias=self.fade_bias,
+            add_final_scene=self.add_final_scene,
+            min_out_length=self.min_out_length,
+        )
+        return find_cuts(settings, row["statistics"])
+
+    def _clips(self, shot: Part, seconds: Sequence[float]) -> list[Part]:
+        """The clips of a shot; a piece that a rule drops is given with the rule."""
+        if shot.rule:
+            return [shot]
+        part = self._trimmed(shot, seconds)
+        duration = part.end_seconds - part.start_seconds
+        if part.first >= part.last:
+            trimmed = "trim_end_seconds" if self.trim_end_seconds else "trim_start_seconds"
+            rule = trimmed if shot.first < shot.last else "boundaries"
+            return [replace(part, rule=f"split_clips.{rule}")]
+        pieces = [part]
+        if self.max_clip_seconds and duration > self.max_clip_seconds + _SMALLEST_SECONDS:
+            count = math.ceil(duration / self.max_clip_seconds - _SMALLEST_SECONDS)
+            pieces = _equal_parts(part, count, seconds)
+        return [
+            replace(piece, rule="split_clips.min_clip_seconds")
+            if piece.end_seconds - piece.start_seconds < self.min_clip_seconds - _SMALLEST_SECONDS
+            else piece
+            for piece in pieces
+        ]
+
+    def _trimmed(self, shot: Part, seconds: Sequence[float]) -> Part:
+        first, last = shot.first, shot.last
+        start, end = shot.start_seconds, shot.end_seconds
+        if self.trim_start_seconds:
+            first = bisect.bisect_left(seconds, start + self.trim_start_seconds, first, last)
+            start = seconds[first] if first < last else end
+        if self.trim_end_seconds:
+            last = bisect.bisect_left(seconds, end - self.trim_end_seconds, first, last)
+            end = seconds[last] if last < shot.last else end
+        return replace(shot, start_seconds=start, end_seconds=end, first=first, last=last)
+
+
+def _equal_parts(part: Part, count: int, seconds: Sequence[float]) -> list[Part]:
+    """`count` parts as equal as the frames allow; each begins with a frame."""
+    length = (part.end_seconds - part.start_seconds) / count
+    edges = [
+        bisect.bisect_left(seconds, part.start_seconds + length * i, part.first, part.last)
+        for i in range(1, count)
+    ]
+    # Fewer parts than asked for where frames are too far apart.
+    edges = [part.first, *sorted({e for e in edges if part.first < e < part.last}), part.last]
+    times = [part.start_seconds, *(seconds[e] for e in edges[1:-1]), part.end_seconds]
+    return [
+        replace(
+            part, start_seconds=times[i], end_seconds=times[i + 1], first=edges[i],
+            last=edges[i + 1],
+        )
+        for i in range(len(edges) - 1)
+    ]
+
+
+def _given_shot(row: dict[str, Any], span: dict[str, Any]) -> Part:
+    """A given span, cut down to the video; one that holds no frame of it is dropped by rule."""
+    seconds = row["seconds"]
+    start = span["start_seconds"]
+    end = span["end_seconds"]
+    end = row["end_seconds"] if end is None else min(end, row["end_seconds"])
+    first = 0 if start is None else bisect.bisect_left(seconds, start)
+    last = bisect.bisect_left(seconds, end)
+    if first < last and (start is None or row["frame_numbers"][first] == 0):
+        # Nothing is shown before the first frame, so a clip cannot begin earlier.
+        start = seconds[first]
+    empty = first >= last
+    return Part(
+        end if start is None else start, end, first, last,
+        caption=span["caption"] or row["caption_given"], extra=span["extra"],
+        rule="split_clips.boundaries" if empty else None,
+    )
+
+
+def _without_repeats(video_id: str, clips: list[list[Part]]) -> list[list[Part]]:
+    """Spans that were given twice give one clip: a clip's id is its time."""
+    seen: set[str] = set()
+    result = []
+    for parts in clips:
+        kept = []
+        for part in parts:
+            name = clip_id(video_id, part.start_seconds, part.end_seconds)
+            repeated = part.rule is None and name in seen
+            kept.append(replace(part, rule="split_clips.boundaries") if repeated else part)
+            if part.rule is None:
+                seen.add(name)
+        result.append(kept)
+    return result
+
+
+def _end_frame(row: dict[str, Any], part: Part) -> int | None:
+    return row["frame_numbers"][part.last - 1] + 1 if part.first < part.last else None
+
+
+def _shot_row(row: dict[str, Any], number: int, shot: Part, parts: list[Part]) -> dict[str, Any]:
+    count = sum(part.rule is None for part in parts)
+    return {
+        "video_id": row["video_id"],
+        "shot": number,
+        "start_seconds": shot.start_seconds,
+        "end_seconds": shot.end_seconds,
+        "start_frame": row["frame_numbers"][shot.first] if shot.first < shot.last else None,
+        "end_frame": _end_frame(row, shot),
+        "n_clips": count,
+        "rule": None if count else parts[0].rule,
+    }
+
+
+def _clip_row(row: dict[str, Any], number: int, part: Part) -> dict[str, Any]:
+    # The difference at the first frame is to the frame before the cut.
+    motion = [m for m in row["motion"][part.first + 1 : part.last] if m is not None]
+    return {
+        "clip_id": clip_id(row["video_id"], part.start_seconds, part.end_seconds),
+        "shot": number,
+        "start_seconds": part.start_seconds,
+        "end_seconds": part.end_seconds,
+        "duration_seconds": part.end_seconds - part.start_seconds,
+        "start_frame": row["frame_numbers"][part.first],
+        "end_frame": _end_frame(row, part),
+        "fps": row["fps"],
+        "width": row["width"],
+        "height": row["height"],
+        "motion": _mean(motion),
+        "motion_max": max(motion, default=None),
+        "sharpness": _mean(row["sharpness"][part.first : part.last]),
+        "brightness": _mean(row["brightness"][part.first : part.last]),
+        "caption_given": part.caption,
+        "extra": part.extra,
+    }
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
