@@ -9,7 +9,7 @@ import glob
 import json
 import math
 import os
-from collections.abc import Callable, Container, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -64,12 +64,12 @@ class Reader:
     """Turns the recipe's items into rows, expanding what lists videos elsewhere."""
 
     def __init__(
-        self, base_folder: Path, expander: Expander, known_keys: Container[str],
+        self, base_folder: Path, expander: Expander, has_failed: Callable[[str], bool],
         is_full: Callable[[], bool],
     ) -> None:
         self._base = base_folder
         self._expander = expander
-        self._known_keys = known_keys
+        self._has_failed = has_failed
         self._is_full = is_full
 
     def rows(self, spec: SourceSpec) -> Iterator[Source]:
@@ -141,7 +141,7 @@ class Reader:
                 setattr(one, name, getattr(source, name))
             one.title = clean(entry.title) if entry.title else None
             found.append(one)
-        if source_key(listed) in self._known_keys:
+        if self._has_failed(source_key(listed)):
             # It failed in an earlier run: a newer row with its key says what came of it.
             source.locator, source.again = listed, True
             source.rejection = {"rule": "sources.expanded",

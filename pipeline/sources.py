@@ -83,8 +83,8 @@ def ingest(
     """
     folder = dataset / "sources"
     listing = _Listing(_known_keys(folder), _excluded_ids(exclude_ids), limit)
-    reader = Reader(base_folder or Path.cwd(), Expander(folder / ".lists"), listing.known,
-                    lambda: listing.full)
+    reader = Reader(base_folder or Path.cwd(), Expander(folder / ".lists"),
+                    lambda key: listing.known.get(key) == "failed", lambda: listing.full)
     for spec in sources:
         before = listing.rows
         for row in reader.rows(spec):
@@ -108,7 +108,7 @@ def _hint(spec: SourceSpec) -> str:
 class _Listing:
     """All that was listed, each source once, in the order in which it was first named."""
 
-    def __init__(self, known: dict[str, bool], excluded: set[str], limit: int | None) -> None:
+    def __init__(self, known: dict[str, str], excluded: set[str], limit: int | None) -> None:
         self.known = known
         self.rows = 0
         self.over_limit = 0
@@ -133,8 +133,8 @@ class _Listing:
         else:
             if source.problem is None and source.rejection is None:
                 self._exclude(source)
-                is_kept = self.known.get(key, source.rejection is None)
-                self._taken += is_kept
+                fresh = "kept" if source.rejection is None else "rejected"
+                self._taken += self.known.get(key, fresh) == "kept"
             self._by_key[key] = source
 
     def new(self) -> Iterator[tuple[str, Source]]:
@@ -174,14 +174,15 @@ class _Listing:
             source.rejection = {"rule": "sources.exclude_ids", "detail": f"known id {found[0]}"}
 
 
-def _known_keys(folder: Path) -> dict[str, bool]:
-    """The keys that the dataset has, and whether each is one to download."""
-    known: dict[str, bool] = {}
+def _known_keys(folder: Path) -> dict[str, str]:
+    """The keys that the dataset has, each with what became of it: kept, rejected or failed."""
+    known: dict[str, str] = {}
     for shard in committed_shards(folder):
         table = pq.read_table(shard_path(folder, shard),
                               columns=["source_key", "rejection", "error"])
-        kept = pc.and_(pc.is_null(table["rejection"]), pc.is_null(table["error"]))
-        known.update(zip(table["source_key"].to_pylist(), kept.to_pylist(), strict=True))
+        became = pc.if_else(pc.is_valid(table["error"]), "failed",
+                            pc.if_else(pc.is_valid(table["rejection"]), "rejected", "kept"))
+        known.update(zip(table["source_key"].to_pylist(), became.to_pylist(), strict=True))
     return known
 
 
@@ -206,8 +207,9 @@ def _excluded_ids(given: DataFile | Path | str | None) -> set[str]:
 
 def _write(folder: Path, listing: _Listing, shard_videos: int) -> IngestReport:
     """Commits the new sources as new shards, each with at most `shard_videos` to download."""
-    first = len(listing.known)
-    number = int(names[-1]) + 1 if (names := committed_shards(folder)) else 0
+    names = committed_shards(folder)
+    first = sum(pq.read_metadata(shard_path(folder, name)).num_rows for name in names)
+    number = int(names[-1]) + 1 if names else 0
     totals = {"kept": 0, "rejected": 0, "failed": 0}
     shards: list[str] = []
     for rows in _chunks(listing, shard_videos):
