@@ -12,7 +12,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from pipeline.sources import SourceSpec
+from pipeline.sources import SourceSpec, source_from_argument
 from pipeline.stage_classes import class_reference, stage_class
 from schemas.errors import UsageError
 from stages.models.references import DataFile, ModelReference
@@ -141,7 +141,8 @@ def load_recipe(
     config.update({key: value for key, value in top_level.items() if value is not None})
     overridden = _apply(config, overrides, path)
     if sources:
-        config["sources"] = list(sources)
+        config["sources"] = [source_from_argument(given) if isinstance(given, str) else given
+                             for given in sources]
     try:
         recipe = Recipe.model_validate(config)
     except ValidationError as error:
