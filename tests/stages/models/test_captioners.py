@@ -81,6 +81,20 @@ def test_bfloat16_gives_texts_too(name):
     assert all(isinstance(text, str) and text for text in texts.values())
 
 
+def test_prompts_of_one_length_share_a_batch(monkeypatch):
+    """Tags give each clip a prompt of its own; eight pictures of two lengths take two batches."""
+    with captioner(tiny_model("blip")) as opened:
+        generate, sizes = opened._family.generate, []
+
+        def counted(inputs, generation):
+            sizes.append(len(inputs["pixel_values"]))
+            return generate(inputs, generation)
+
+        monkeypatch.setattr(opened._family, "generate", counted)
+        opened.describe(pictures(4, ("a red dog", "a cat")), GREEDY)
+    assert sizes == [4, 4]
+
+
 def test_the_prompt_is_no_part_of_the_caption():
     """BLIP's output begins with its prompt, which is not what the model said."""
     with captioner(tiny_model("blip")) as opened:
