@@ -188,7 +188,8 @@ def _print_status(report: dict[str, Any], console: Console) -> None:
         )
     console.print(table)
     totals = report["totals"]
-    console.print(f"{totals['videos']} videos, {totals['clips']} clips, {totals['hours']:.2f} hours")
+    console.print(f"{totals['videos']} videos, {totals['clips']} clips, "
+                  f"{totals['hours']:.2f} hours")
     if totals["source_frames"]:
         ratio = totals["decoded_frames"] / totals["source_frames"]
         console.print(f"{totals['decoded_frames']} frames decoded for {totals['source_frames']} "

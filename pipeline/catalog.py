@@ -207,7 +207,10 @@ def open_catalog(
         connection.execute("CREATE SCHEMA internal")
         connection.execute("CREATE SCHEMA steps")
         if not allow_external:
-            folders = ", ".join(views.literal(folder) for folder in layout.folders)
+            # The patterns are checked as they are written, and the files that they lead to.
+            allowed = {name for folder in layout.folders
+                       for name in (folder, views.escaped_for_glob(folder))}
+            folders = ", ".join(map(views.literal, sorted(allowed)))
             connection.execute(f"SET allowed_directories = [{folders}]")
             connection.execute("SET enable_external_access = false")
         connection.execute("SET lock_configuration = true")

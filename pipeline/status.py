@@ -68,8 +68,9 @@ def _footers(catalog: Catalog) -> dict[tuple[str, str], _Footers]:
             sum((m->>'decoded_frames')::BIGINT)::BIGINT,
             count(*) FILTER ((m->>'inputs')::BIGINT <>
                 (m->>'kept')::BIGINT + (m->>'rejected')::BIGINT + (m->>'failed')::BIGINT)
-        FROM (SELECT decode(value)::JSON AS m FROM parquet_kv_metadata({pattern})
-              WHERE decode(key) = 'clipmill')
+        FROM (SELECT decode(value)::JSON AS m, split_part(file_name, '/', -3) AS folder
+              FROM parquet_kv_metadata({pattern}) WHERE decode(key) = 'clipmill')
+        WHERE folder = m->>'step'  -- not the further tables of a step, which it is counted with
         GROUP BY ALL
         """
     ).fetchall()
@@ -77,8 +78,12 @@ def _footers(catalog: Catalog) -> dict[tuple[str, str], _Footers]:
 
 
 def _totals(catalog: Catalog, footers: dict[tuple[str, str], _Footers]) -> dict[str, Any]:
-    clips, hours = catalog.execute(
-        "SELECT count(*), coalesce(sum(duration_seconds), 0) / 3600 FROM clips"
+    # The clips themselves, without the captions and scores that the view joins to them.
+    makers = [table for table in catalog.layout.steps
+              if table.name in ("download_videos", "split_clips")]
+    clips, hours = catalog.connection.execute(
+        "SELECT count(*), coalesce(sum(duration_seconds), 0) / 3600 "
+        f"FROM ({views.clips_view(makers)})"
     ).fetchone()
     (videos,) = catalog.execute("SELECT count(*) FROM videos").fetchone()
     scan = views.primary(catalog.layout.steps, "scan_videos")
@@ -169,8 +174,7 @@ def _missing(
                 SELECT DISTINCT ON (key) key, base, retry
                 FROM (SELECT u0.key AS key, u0._base AS base, {retry} AS retry
                       FROM ({keys[0]}) AS u0{joins})
-                WHERE key NOT IN (
-                    SELECT key FROM ({views.outcomes(step)}) WHERE key IS NOT NULL)
+                ANTI JOIN ({views.outcomes(step)}) AS own USING (key)
             ) GROUP BY ALL
             """
         ).fetchall()
