@@ -195,3 +195,6 @@ SIMILARITY = clip_table(
     ("similarity_reason", pa.string()),
 )
 AESTHETIC = clip_table(("aesthetic", pa.float32()), ("aesthetic_reason", pa.string()))
+VIDEO_SIMILARITY = clip_table(
+    ("video_similarity", pa.float32()), ("video_similarity_reason", pa.string())
+)

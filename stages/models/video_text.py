@@ -1,0 +1,81 @@
+"""Video–text models: X-CLIP of transformers, which sees several frames and their order at once."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+import numpy as np
+
+from schemas.errors import ClipmillError
+from stages.media.images import decode_jpeg, to_batch
+from stages.models.embedders import DType
+from stages.models.loading import local_folder
+from stages.models.references import ModelReference
+from stages.models.torch_setup import best_device, default_dtype, prepare_torch
+
+# What the published checkpoints say in preprocessor_config.json.
+_MEAN, _STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+_BICUBIC = 3  # PIL's number
+
+
+class VideoTextModel:
+    """One loaded X-CLIP; `frames` is how many frames of a clip it wants."""
+
+    def __init__(self, reference: ModelReference, *, setting: str, dtype: DType = "auto") -> None:
+        prepare_torch()
+        import torch
+        from transformers import AutoTokenizer, XCLIPModel
+
+        folder = local_folder(reference, setting=setting)
+        self._device = best_device()
+        self._dtype = default_dtype(self._device) if dtype == "auto" else getattr(torch, dtype)
+        try:
+            kind = json.loads((folder / "config.json").read_text("utf-8")).get("model_type")
+            if kind != "xclip":
+                raise ValueError(f"its model_type is {kind!r}, not 'xclip'")
+            model = XCLIPModel.from_pretrained(folder, dtype=self._dtype, local_files_only=True)
+            self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            place = folder / "preprocessor_config.json"
+            self._images = json.loads(place.read_text("utf-8")) if place.is_file() else {}
+        # A malformed folder raises many kinds of errors.
+        except Exception as error:
+            raise ClipmillError(f"{setting}: {reference} in {folder} cannot be loaded as X-CLIP: "
+                                f"{type(error).__name__}: {error}") from error
+        self._model = model.to(self._device).eval()
+        vision = model.config.vision_config
+        self.frames: int = vision.num_frames
+        self._size = (vision.image_size, vision.image_size)
+        self._context: int = model.config.text_config.max_position_embeddings
+
+    def cosines(self, clips: Sequence[Sequence[bytes]], texts: Sequence[str]) -> np.ndarray:
+        """The cosine of each clip, given as JPEG frames in time order, and its own text.
+
+        A clip of fewer frames than the model wants shows some of them again. A text that is
+        longer than the model's context is cut off there.
+        """
+        import torch
+
+        shown = [data for clip in clips for data in _spread(clip, self.frames)]
+        pixels = to_batch(
+            [decode_jpeg(data) for data in shown], self._size,
+            self._images.get("image_mean", _MEAN), self._images.get("image_std", _STD), "crop",
+            "bicubic" if self._images.get("resample") == _BICUBIC else "bilinear",
+        )
+        tokens = self._tokenizer(list(texts), padding=True, truncation=True,
+                                 max_length=self._context, return_tensors="pt").to(self._device)
+        with torch.inference_mode():
+            videos = torch.from_numpy(pixels).to(self._device, self._dtype)
+            found = self._model(
+                input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"],
+                pixel_values=videos.view(len(clips), self.frames, *pixels.shape[1:]),
+            )
+            # X-CLIP fits each text to each video: the own one stands on the diagonal.
+            own = found.text_embeds.float()[range(len(clips)), range(len(clips))]
+            return torch.nn.functional.cosine_similarity(
+                found.video_embeds.float(), own).cpu().numpy()
+
+
+def _spread(frames: Sequence[bytes], count: int) -> list[bytes]:
+    """`count` of the frames, evenly, in order."""
+    return [frames[i * len(frames) // count] for i in range(count)]

@@ -1,0 +1,84 @@
+"""score_video_similarity: how well a clip's caption fits it, by a model that sees motion."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, ClassVar
+
+import numpy as np
+import pyarrow as pa
+from pydantic import Field
+
+from schemas.tables import VIDEO_SIMILARITY
+from stages.models.embedders import DType
+from stages.models.references import ModelReference
+from stages.models.video_text import VideoTextModel
+from stages.protocol import FramePick, Rows, Stage, Transform, Uniform, Workspace, resource
+
+
+class ScoreVideoSimilarity(Stage):
+    """The cosine, from -1 to 1, of a clip and its caption by a video–text model (X-CLIP).
+
+    Not comparable with the similarity of score_similarity. A clip without a caption has none.
+    """
+
+    name: ClassVar[str] = "score_video_similarity"
+    writes: ClassVar[pa.Schema] = VIDEO_SIMILARITY
+    score: ClassVar[str | None] = "video_similarity"
+
+    model: ModelReference = Field(
+        ModelReference(hub="microsoft/xclip-base-patch32"),
+        description="an X-CLIP model of transformers: hub id or folder",
+    )
+    caption: str = Field(
+        "summarize_captions.caption", pattern=r"^\w+\.\w+$",
+        description="label.column of the text that is compared",
+    )
+    frames_per_clip: int = Field(
+        8, ge=1, description="frames of each clip that are taken; the model shows itself evenly "
+        "spread ones where it wants another number"
+    )
+    dtype: DType = Field(
+        "auto",
+        description="number format of the model; auto is bfloat16 where the CPU or GPU has "
+        "instructions for it, else float32",
+    )
+    batch_clips: int = resource(8, ge=1, description="clips that go through the model at a time")
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return (f"{self.caption}? as text",)
+
+    @property
+    def frames(self) -> tuple[FramePick, ...]:
+        return (Uniform(self.frames_per_clip),)
+
+    @contextmanager
+    def open(self, workspace: Workspace) -> Iterator[Transform]:
+        model = VideoTextModel(self.model, setting=f"{self.name}.model", dtype=self.dtype)
+
+        def transform(batch: pa.Table) -> pa.Table:
+            rows = Rows(self)
+            ready = [row for row in batch.to_pylist() if self._can_be_scored(row, rows)]
+            for start in range(0, len(ready), self.batch_clips):
+                part = ready[start: start + self.batch_clips]
+                scores = model.cosines([[frame["jpeg"] for frame in row["frames"]]
+                                        for row in part], [row["text"] for row in part])
+                for row, score in zip(part, scores.tolist(), strict=True):
+                    finite = bool(np.isfinite(score))
+                    rows.keep(row["clip_id"], video_similarity=score if finite else None,
+                              video_similarity_reason=None if finite else
+                              f"{self.model} gave a score that is not finite")
+            return rows.table()
+
+        yield transform
+
+    def _can_be_scored(self, row: dict[str, Any], rows: Rows) -> bool:
+        if not row["frames"]:
+            rows.fail(row["clip_id"], "bad_media", "no frame of this clip could be read")
+        elif not (row.get("text") or "").strip():
+            rows.keep(row["clip_id"], video_similarity_reason=f"the clip has no {self.caption}")
+        else:
+            return True
+        return False
