@@ -12,6 +12,7 @@ The kind is chosen by the class of the model's configuration. What the prompt me
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -154,6 +155,9 @@ class Family:
         )
         if self.tokenizer.pad_token_id is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
+        # One of its own for the outputs: the thread that prepares the next batch uses the other,
+        # and a tokenizer refuses to be used by two threads at a time ("Already borrowed").
+        self._decoder = copy.deepcopy(self.tokenizer)
         if not config.is_encoder_decoder:
             # A text that goes on from its prompt must not have padding in between.
             self.tokenizer.padding_side = "left"
@@ -182,7 +186,7 @@ class Family:
         with torch.inference_mode():
             inputs = {name: self._moved(value) for name, value in inputs.items()}
             output = self.model.generate(**inputs, **self.options(), **generation.arguments())
-        return self.tokenizer.batch_decode(
+        return self._decoder.batch_decode(
             self.new_tokens(output, inputs), skip_special_tokens=True
         )
 
