@@ -1,0 +1,66 @@
+"""Small videos made on the spot, and the download stage with rules that fit them."""
+
+from __future__ import annotations
+
+import io
+import tempfile
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+
+from stages.download_videos import DownloadVideos
+
+
+def make_video(
+    seconds: float = 2.0, size: tuple[int, int] = (64, 48), *, seed: int = 0,
+    container: str = "mp4", codec: str = "mpeg4", rotation: int = 0, options: dict | None = None,
+) -> bytes:
+    """A small video of noise, so that it has some weight; 10 frames a second."""
+    with tempfile.NamedTemporaryFile() as file:
+        write_video(file.name, seconds, size, seed, container, codec, rotation, options or {})
+        return Path(file.name).read_bytes()
+
+
+def write_video(path, seconds, size, seed, container, codec, rotation, options) -> None:
+    width, height = size
+    noise = np.random.default_rng(seed)
+    with av.open(path, "w", format=container, options=options) as output:
+        stream = output.add_stream(codec, rate=10)
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        stream.bit_rate = 200_000
+        if rotation:
+            stream.set_display_rotation(rotation)
+        for number in range(round(seconds * 10)):
+            pixels = noise.integers(0, 255, (height, width, 3), dtype=np.uint8)
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+            frame.pts, frame.time_base = number, Fraction(1, 10)
+            output.mux(stream.encode(frame))
+        output.mux(stream.encode(None))
+
+
+def make_audio() -> bytes:
+    file = io.BytesIO()
+    with av.open(file, "w", format="mp4") as output:
+        stream = output.add_stream("aac", rate=16000)
+        frame = av.AudioFrame.from_ndarray(
+            np.zeros((1, 16000), dtype=np.float32), format="fltp", layout="mono")
+        frame.sample_rate = 16000
+        output.mux(stream.encode(frame))
+        output.mux(stream.encode(None))
+    return file.getvalue()
+
+
+def stage(**settings) -> DownloadVideos:
+    """The stage with rules that fit small videos, and no patience."""
+    return DownloadVideos(**{
+        "min_duration_seconds": 1, "min_height": 16, "backoff_seconds": 0.01, "retries": 2,
+        "timeout_seconds": 0.5, **settings,
+    })
+
+
+def outcome(row: dict) -> str:
+    if row["error"] is not None:
+        return row["error"]["kind"]
+    return row["rejection"]["rule"] if row["rejection"] is not None else "kept"
