@@ -71,15 +71,25 @@ def plain(value: Any) -> Any:
 
 def _records(rows: pa.RecordBatchReader) -> Iterator[list[Any]]:
     """The rows as plain values, column by column (two columns may have one name)."""
-    as_map = [pa.types.is_map(field.type) for field in rows.schema]
     for batch in rows:
-        columns = []
-        for column, is_map in zip(batch.columns, as_map, strict=True):
-            values = column.to_pylist()
-            if is_map:
-                values = [None if value is None else dict(value) for value in values]
-            columns.append([plain(value) for value in values])
+        columns = [
+            [plain(_maps_as_dicts(value, column.type)) for value in column.to_pylist()]
+            for column in batch.columns
+        ]
         yield from map(list, zip(*columns, strict=True))
+
+
+def _maps_as_dicts(value: Any, kind: pa.DataType) -> Any:
+    """Arrow gives a map as pairs, at whatever depth it lies."""
+    if value is None:
+        return None
+    if pa.types.is_map(kind):
+        return {key: _maps_as_dicts(item, kind.item_type) for key, item in value}
+    if pa.types.is_struct(kind):
+        return {field.name: _maps_as_dicts(value[field.name], field.type) for field in kind}
+    if isinstance(value, list):
+        return [_maps_as_dicts(item, kind.value_type) for item in value]
+    return value
 
 
 def _write_csv(rows: pa.RecordBatchReader, file: IO[str]) -> None:

@@ -119,14 +119,22 @@ def print_failures(
     output: Path | None = None,
     history: bool = False,
 ) -> None:
-    """The failures that stand, newest first within a stage; with `history` all there ever were."""
+    """The failures that stand, newest first within a stage; with `history` all there ever were.
+
+    A table shows the columns to read; the other formats give all of them.
+    """
     for kind in kinds:
         if kind not in ERROR_KINDS:
             raise UsageError(f"--kind {kind}: allowed: {', '.join(ERROR_KINDS)}")
     wanted = ", ".join(map(views.literal, kinds))
     condition = f"WHERE kind IN ({wanted})" if kinds else ""
+    columns = "*"
+    if format == "table":
+        # What there is room for; a source is better known by its address than by its hash.
+        columns = "stage, kind, attempts, if(video_id IS NULL, url, key) AS what, message"
+        columns += ", resolved" if history else ""
     query = (
-        f"SELECT * FROM {'failures_all' if history else 'failures'} {condition} "
+        f"SELECT {columns} FROM {'failures_all' if history else 'failures'} {condition} "
         'ORDER BY stage, "at" DESC, key'
     )
     with open_catalog(dataset) as catalog:
@@ -168,7 +176,7 @@ def _print_status(report: dict[str, Any], console: Console) -> None:
     run = report["run"]
     said = "no run yet" if run is None else f"run {run['run_id']}, {run['state']}"
     console.print(f"{report['dataset']}: {said}", markup=False, soft_wrap=True)
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1))
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 0, 0, 1))
     table.add_column("stage", no_wrap=True)
     for name in ("inputs", "kept", "rejected", "failed", "pending", "shards", "seconds", "rows/s"):
         table.add_column(name, justify="right", no_wrap=True)
@@ -186,6 +194,8 @@ def _print_status(report: dict[str, Any], console: Console) -> None:
             "" if rate is None else f"{rate:.3g}",
             style=None if stage["accounted"] else "bold red",
         )
+    # A number that is cut is worse than a line that the terminal wraps.
+    console.width = max(console.width, console.measure(table).maximum)
     console.print(table)
     totals = report["totals"]
     console.print(f"{totals['videos']} videos, {totals['clips']} clips, "
