@@ -21,12 +21,9 @@ def safe_id(text: str) -> str:
 
 def platform_video_id(extractor: str, platform_id: str) -> str:
     """`<extractor>-<id>` for a video of a platform that names its videos, e.g. `youtube-…`."""
-    return f"{safe_id(extractor.lower())}-{safe_id(platform_id) if platform_id[:1] != '-' else _dash(platform_id)}"
-
-
-def _dash(platform_id: str) -> str:
     # YouTube ids may begin with a dash; behind the extractor's name that is harmless.
-    return platform_id if _SAFE.match(platform_id) else "h" + _hash(platform_id)
+    name = platform_id if _SAFE.match(platform_id) else "h" + _hash(platform_id)
+    return f"{safe_id(extractor.lower())}-{name}"
 
 
 def content_video_id(sha256_hex: str) -> str:
