@@ -13,6 +13,7 @@ are taken as they are stored.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import queue
 import threading
 from collections.abc import Callable, Iterator
@@ -34,7 +35,9 @@ SMALL_SIDE = 256
 LOST_SHARE = 0.1
 """A file whose frames end this share of its declared duration too early counts as truncated."""
 
-_READ_AHEAD = 8
+# Pictures go from thread to thread by the handful: every hand-over costs.
+_BATCH = 4
+_BATCHES_AHEAD = 2
 
 
 @dataclass(frozen=True)
@@ -52,11 +55,18 @@ class VideoFacts:
 
     def seconds(self, pts: int) -> float:
         """Presentation time of a time stamp, counted from the container's zero."""
-        return float(pts * self.time_base)
+        # Rounded once, as the division of the exact fraction would be; and much cheaper.
+        return pts * self.time_base.numerator / self.time_base.denominator
 
     def position_microseconds(self, pts: int) -> int:
         """The time that PySceneDetect's detectors are shown: counted from the first frame."""
-        return round((pts - self.start_pts) * self.time_base * 1_000_000)
+        units = (pts - self.start_pts) * self.time_base.numerator * 1_000_000
+        return round(units / self.time_base.denominator)
+
+    @property
+    def usual_pts(self) -> int:
+        """The distance of frames at the nominal frame rate, in units of the time base."""
+        return max(1, round(1 / (self.frame_rate * self.time_base)))
 
     def frame_size(self, short_side: int) -> tuple[int, int]:
         """Width and height, rotation applied, with `short_side` pixels at most; never enlarged."""
@@ -172,9 +182,11 @@ class _SmallImages:
     def __call__(self, frame: av.VideoFrame) -> np.ndarray:
         if self._sparse and frame.format.name == "yuv420p":
             return self._sampled(frame)
-        image = self._reformatter.reformat(frame, format="bgr24").to_ndarray()
-        if image.shape[1::-1] == self._size:
-            return image
+        # OpenCV's choice; it matters where the converter has to enlarge chroma itself.
+        converted = self._reformatter.reformat(frame, format="bgr24", interpolation="BICUBIC")
+        if (frame.width, frame.height) == self._size:
+            return converted.to_ndarray()
+        image = _bgr_view(converted)
         return cv2.resize(image, self._size, interpolation=cv2.INTER_LINEAR)
 
     def _sampled(self, frame: av.VideoFrame) -> np.ndarray:
@@ -196,8 +208,15 @@ class _SmallImages:
                     target[odd_row::2, odd_column::2] = _every(
                         source, row, column, step, target[odd_row::2, odd_column::2].shape
                     )
-        image = self._reformatter.reformat(blocks, format="bgr24").to_ndarray()
+        image = _bgr_view(self._reformatter.reformat(blocks, format="bgr24"))
         return cv2.resize(image, self._size, interpolation=cv2.INTER_NEAREST)
+
+
+def _bgr_view(frame: av.VideoFrame) -> np.ndarray:
+    """The pixels of a bgr24 frame where they are: copying large frames costs real time."""
+    plane = frame.planes[0]
+    shape, strides = (frame.height, frame.width, 3), (plane.line_size, 3, 1)
+    return np.ndarray(shape, np.uint8, np.frombuffer(plane, np.uint8), 0, strides)
 
 
 def _every(
@@ -252,7 +271,7 @@ class DecodedVideo:
 
     def pictures(self) -> Iterator[Picture]:
         """Every frame in presentation order. Decoding and scaling run in a thread of their own."""
-        ahead: queue.Queue[Picture | BaseException | None] = queue.Queue(_READ_AHEAD)
+        ahead: queue.Queue[list[Picture] | BaseException | None] = queue.Queue(_BATCHES_AHEAD)
         stop = threading.Event()
 
         def work() -> None:
@@ -260,10 +279,11 @@ class DecodedVideo:
             ending: BaseException | None = None
             try:
                 with contextlib.closing(self._frames()) as frames:
-                    for picture in frames:
-                        ahead.put(picture)
-                        if stop.is_set():
+                    while not stop.is_set():
+                        batch = list(itertools.islice(frames, _BATCH))
+                        if not batch:
                             break
+                        ahead.put(batch)
             except BaseException as error:  # noqa: BLE001  raised again where it is read
                 ending = error
             ahead.put(ending)
@@ -272,10 +292,11 @@ class DecodedVideo:
         thread.start()
         ended = False
         try:
-            while isinstance(item := ahead.get(), Picture):
-                self._given_frames += 1
-                self._last_seconds = item.seconds + item.duration_seconds
-                yield item
+            while isinstance(item := ahead.get(), list):
+                for picture in item:
+                    self._given_frames += 1
+                    self._last_seconds = picture.seconds + picture.duration_seconds
+                    yield picture
             ended = True
         finally:
             stop.set()
@@ -337,8 +358,7 @@ class FastVideo(DecodedVideo):
                 if self.facts is None or small is None:
                     self.facts = read_facts(container, self.path, frame)
                     small = _SmallImages(frame)
-                facts = self.facts
-                usual = round(1 / (facts.frame_rate * facts.time_base)) or 1
+                    facts, usual = self.facts, self.facts.usual_pts
                 pts = frame.pts if frame.pts is not None else frame.dts
                 if pts is None or (last_pts is not None and pts <= last_pts):
                     # Broken time stamps: time must advance, so the usual distance is assumed.
@@ -348,7 +368,7 @@ class FastVideo(DecodedVideo):
                     number=self.decoded_frames - 1,
                     seconds=facts.seconds(pts),
                     position_microseconds=facts.position_microseconds(pts),
-                    duration_seconds=float((frame.duration or usual) * facts.time_base),
+                    duration_seconds=facts.seconds(frame.duration or usual),
                     small=small(frame),
                     full=lambda size, frame=frame: self._kept(frame, size),
                     held_bytes=sum(plane.buffer_size for plane in frame.planes),
