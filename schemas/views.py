@@ -137,6 +137,7 @@ STAGE_TABLES: dict[str, pa.Schema] = {
     "summarize_captions": tables.SUMMARIES,
     "embed_clips": tables.EMBEDDINGS,
     "score_similarity": tables.SIMILARITY,
+    "score_video_similarity": tables.VIDEO_SIMILARITY,
     "score_aesthetic": tables.AESTHETIC,
 }
 """The built-in steps by name; a step that is not here belongs to a stage of the user's own."""

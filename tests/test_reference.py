@@ -1,0 +1,39 @@
+"""The documentation says what the code does."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from jobs.reference import FOLDER, PAGES
+from pipeline.catalog import open_catalog
+from tests.synthetic import Truth, build_dataset
+
+GUIDE = Path(__file__).resolve().parents[1] / "docs" / "sql.md"
+QUERIES = re.findall(r"\n([^\n]+):\n\n```sql\n(.*?)```", GUIDE.read_text(), re.S)
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_reference_pages_are_fresh(name: str):
+    """`make docs` writes them again."""
+    assert (FOLDER / name).read_text(encoding="utf-8") == PAGES[name](), (
+        f"docs/reference/{name} is stale; run `make docs`"
+    )
+
+
+@pytest.fixture(scope="module")
+def truth(tmp_path_factory: pytest.TempPathFactory) -> Truth:
+    return build_dataset(tmp_path_factory.mktemp("guide") / "dataset")
+
+
+@pytest.mark.parametrize(("title", "query"), QUERIES, ids=[title for title, _ in QUERIES])
+def test_every_query_of_the_guide_answers(truth: Truth, title: str, query: str):
+    with open_catalog(truth.path) as catalog:
+        assert catalog.ask(query).read_all().num_rows > 0
+
+
+def test_queries_of_the_guide_are_found():
+    assert len(QUERIES) >= 8
+    assert GUIDE.read_text().count("```sql") == len(QUERIES)
