@@ -1,23 +1,26 @@
 """How fast split_clips is, beside PySceneDetect's command and bare decoding.
 
-    python -m benchmarks.split [FILE ...] [--repeats 5] [--loops 4]
+    python -m benchmarks.split [FILE ...] [--repeats 5] [--seconds 240]
 
 Each file is first made longer by joining it to itself (packets are copied, not encoded anew), so
-that the start of a process weighs little. Then three processes take turns on it:
+that the start of a process weighs little: a run starts one worker for many videos. Then three
+processes take turns on it:
 
   ours         scan and split: cuts, kept frames and statistics, committed as Parquet
   scenedetect  `scenedetect -q -i FILE detect-content`: cuts only
   ffmpeg       `ffmpeg -i FILE -f null -`: decoding only
 
-The median time of each is taken; printed are speeds relative to scenedetect and to ffmpeg, where
-more than 1 is faster. Without files, real footage beside the checkout is used.
+Printed are speeds relative to scenedetect and to ffmpeg, where more than 1 is faster: from the
+median wall time, and from the median processor time, which a busy machine disturbs less. Without
+files, real footage beside the checkout is used.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
+import resource
 import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -25,9 +28,11 @@ import time
 from pathlib import Path
 
 import av
+import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
 FOOTAGE = ROOT.parent / "shared" / "videos"
+PAIRS = (("ours", "scenedetect"), ("ours", "ffmpeg"), ("scenedetect", "ffmpeg"))
 DEFAULT_FILES = (
     "bbb_opening_720p_45s.ts",
     "sam2_dog_catch.mp4",
@@ -38,8 +43,10 @@ DEFAULT_FILES = (
 )
 
 
-def lengthen(source: Path, target: Path, loops: int) -> None:
-    """Writes the first video stream of `source` `loops` times in a row, packets unchanged."""
+def lengthen(source: Path, target: Path, seconds: float) -> None:
+    """Writes the first video stream of `source` again and again, for `seconds` at least."""
+    with av.open(str(source)) as container:
+        loops = math.ceil(seconds * av.time_base / container.duration)
     with av.open(str(target), "w", format="matroska") as output:
         stream = None
         shift = 0
@@ -113,22 +120,30 @@ def commands(path: Path) -> dict[str, list[str]]:
     }
 
 
-def measure(path: Path, repeats: int) -> dict[str, float]:
-    """Median seconds of each command; they take turns, so that a busy machine hits all alike."""
-    taken: dict[str, list[float]] = {}
+def measure(path: Path, repeats: int) -> dict[str, np.ndarray]:
+    """Median (wall, processor) seconds of each command; they take turns, so that what else the
+    machine does hits all alike."""
+    taken: dict[str, list[tuple[float, float]]] = {}
     for _ in range(repeats):
         for name, command in commands(path).items():
-            began = time.perf_counter()
+            began, used = time.perf_counter(), processor_seconds()
             subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
-            taken.setdefault(name, []).append(time.perf_counter() - began)
-    return {name: statistics.median(seconds) for name, seconds in taken.items()}
+            spent = time.perf_counter() - began, processor_seconds() - used
+            taken.setdefault(name, []).append(spent)
+    return {name: np.median(spent, axis=0) for name, spent in taken.items()}
+
+
+def processor_seconds() -> float:
+    """What ended child processes have used."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("files", nargs="*", type=Path)
     parser.add_argument("--repeats", type=int, default=5, help="turns of each command")
-    parser.add_argument("--loops", type=int, default=4, help="times a file is joined to itself")
+    parser.add_argument("--seconds", type=float, default=240, help="footage to make of a file")
     parser.add_argument("--scan", type=Path, help="only scan and split this file, once")
     options = parser.parse_args()
     if options.scan:
@@ -137,12 +152,12 @@ def main() -> None:
     files = options.files or [FOOTAGE / name for name in DEFAULT_FILES]
     if missing := [str(path) for path in files if not path.is_file()]:
         parser.error(f"no such file: {', '.join(missing)}; name video files to measure")
-    totals: dict[str, float] = {}
-    print(f"{'file':36} {'ours / scenedetect':>20} {'ours / ffmpeg':>15} {'scenedetect / ffmpeg':>21}")
+    totals: dict[str, np.ndarray] = {}
+    print(f"{'speed, wall (processor)':36}" + "".join(f"{a + ' / ' + b:>22}" for a, b in PAIRS))
     with tempfile.TemporaryDirectory() as folder:
         for path in files:
             longer = Path(folder) / f"{path.stem}.mkv"
-            lengthen(path, longer, options.loops)
+            lengthen(path, longer, options.seconds)
             seconds = measure(longer, options.repeats)
             longer.unlink()
             for name, value in seconds.items():
@@ -151,9 +166,9 @@ def main() -> None:
     _print_row("all", totals)
 
 
-def _print_row(name: str, seconds: dict[str, float]) -> None:
-    ours, command, bare = seconds["ours"], seconds["scenedetect"], seconds["ffmpeg"]
-    print(f"{name:36} {command / ours:20.2f} {bare / ours:15.2f} {bare / command:21.2f}", flush=True)
+def _print_row(name: str, seconds: dict[str, np.ndarray]) -> None:
+    ratios = (seconds[other] / seconds[one] for one, other in PAIRS)
+    print(f"{name:36}" + "".join(f"{f'{w:.2f} ({p:.2f})':>22}" for w, p in ratios), flush=True)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import bisect
 import math
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -24,6 +25,7 @@ from stages.scan_videos import ScanVideos
 
 Detector = Literal["content", "adaptive", "threshold", "histogram", "hash"]
 _LENGTH = r"^(\d+|\d+(\.\d+)?s|(\d+:)?\d+:\d+(\.\d+)?)$"
+# What sums of decimal seconds may be off by.
 _SMALLEST_SECONDS = 1e-9
 
 
@@ -139,8 +141,6 @@ class SplitClips(Stage):
     @field_validator("min_scene_len", "min_out_length")
     @classmethod
     def _check_length(cls, value: str) -> str:
-        import re
-
         if not re.match(_LENGTH, value):
             raise ValueError("is frames (15), seconds (0.6s) or HH:MM:SS.nnn")
         return value
@@ -281,10 +281,12 @@ class SplitClips(Stage):
         first, last = shot.first, shot.last
         start, end = shot.start_seconds, shot.end_seconds
         if self.trim_start_seconds:
-            first = bisect.bisect_left(seconds, start + self.trim_start_seconds, first, last)
+            begin = start + self.trim_start_seconds - _SMALLEST_SECONDS
+            first = bisect.bisect_left(seconds, begin, first, last)
             start = seconds[first] if first < last else end
         if self.trim_end_seconds:
-            last = bisect.bisect_left(seconds, end - self.trim_end_seconds, first, last)
+            finish = end - self.trim_end_seconds - _SMALLEST_SECONDS
+            last = bisect.bisect_left(seconds, finish, first, last)
             end = seconds[last] if last < shot.last else end
         return replace(shot, start_seconds=start, end_seconds=end, first=first, last=last)
 
@@ -292,10 +294,8 @@ class SplitClips(Stage):
 def _equal_parts(part: Part, count: int, seconds: Sequence[float]) -> list[Part]:
     """`count` parts as equal as the frames allow; each begins with a frame."""
     length = (part.end_seconds - part.start_seconds) / count
-    edges = [
-        bisect.bisect_left(seconds, part.start_seconds + length * i, part.first, part.last)
-        for i in range(1, count)
-    ]
+    starts = [part.start_seconds + length * i - _SMALLEST_SECONDS for i in range(1, count)]
+    edges = [bisect.bisect_left(seconds, start, part.first, part.last) for start in starts]
     # Fewer parts than asked for where frames are too far apart.
     edges = [part.first, *sorted({e for e in edges if part.first < e < part.last}), part.last]
     times = [part.start_seconds, *(seconds[e] for e in edges[1:-1]), part.end_seconds]

@@ -1,0 +1,304 @@
+"""Cuts as PySceneDetect finds them, then the rules that make clips of shots."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from stages.protocol import Workspace
+from stages.split_clips import SplitClips
+from tests.media import SHARED_VIDEOS, THREE_SHOTS, Scene, cached, cuts_of
+from tests.scanning import run, scan, split
+
+FADES = (Scene("red", 1.6, fade=True), Scene("blue", 1.6, fade=True), Scene("green", 1.6))
+needs_footage = pytest.mark.skipif(
+    not SHARED_VIDEOS.is_dir(), reason="real footage is not beside this checkout"
+)
+# OpenCV's wheel does not decode AV1, so the command needs its other backend there.
+AV1 = {"llama_drama_30s_vfr.webm", "tears_of_steel_room_17s_av1.webm"}
+# One of each container and codec; the slow test takes all.
+FEW = (
+    "bbb_trailer_33s.webm",
+    "googlework_short_35s.mp4",
+    "llama_drama_30s_vfr.webm",
+    "venus_transit_12s.mov",
+)
+COMMANDS = {
+    "content": (["detect-content"], {}),
+    "content suppressed": (
+        ["detect-content", "-t", "20", "-f", "suppress", "-m", "10"],
+        {"threshold": 20, "filter_mode": "suppress", "min_scene_len": "10"},
+    ),
+    "content edges": (
+        ["detect-content", "-w", "1.0", "0.5", "1.0", "0.2", "-k", "5"],
+        {"weights": (1.0, 0.5, 1.0, 0.2), "kernel_size": 5},
+    ),
+    "adaptive": (["detect-adaptive"], {"detector": "adaptive"}),
+    "threshold": (["detect-threshold"], {"detector": "threshold"}),
+    "histogram": (["detect-hist"], {"detector": "histogram"}),
+    "hash": (["detect-hash"], {"detector": "hash"}),
+}
+
+
+def command_starts(path: Path, folder: Path, arguments: list[str]) -> list[tuple[int, float]]:
+    """First frame and time of each shot that PySceneDetect's own command lists."""
+    backend = ["-b", "pyav"] if path.name in AV1 else []
+    subprocess.run(
+        [sys.executable, "-m", "scenedetect", "-q", "-i", str(path), "-o", str(folder), *backend,
+         *arguments, "list-scenes", "-q", "-s", "-f", "list.csv"],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    with (folder / "list.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    return [(int(row["Start Frame"]) - 1, float(row["Start Time (seconds)"])) for row in rows]
+
+
+def our_starts(tables: dict) -> list[tuple[int, float]]:
+    """The same of our shots, with frames and times counted as the command counts them."""
+    row = tables["scan_videos"][0]
+    positions = dict(row["statistics"])["position_microseconds"]
+    starts = []
+    for shot in tables["shots"]:
+        seconds = positions[row["frame_numbers"].index(shot["start_frame"])] / 1e6
+        starts.append((round(seconds * row["fps"]), round(seconds, 3)))
+    return starts
+
+
+def assert_equal_starts(ours, theirs):
+    assert [frame for frame, _ in ours] == [frame for frame, _ in theirs]
+    for (_, mine), (_, other) in zip(ours, theirs, strict=True):
+        assert mine == pytest.approx(other, abs=0.0015)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_exact_cuts_equal_those_of_the_command(name, tmp_path):
+    arguments, settings = COMMANDS[name]
+    path, _ = cached(FADES + THREE_SHOTS)
+
+    ours = our_starts(run(path, tmp_path, exact=True, **settings))
+
+    assert len(ours) > 1
+    assert_equal_starts(ours, command_starts(path, tmp_path, arguments))
+
+
+def test_exact_cuts_equal_those_of_the_command_for_uneven_frame_rate(tmp_path):
+    path, _ = cached(uneven=True)
+
+    ours = our_starts(run(path, tmp_path, exact=True))
+
+    assert len(ours) == 3
+    assert_equal_starts(ours, command_starts(path, tmp_path, ["detect-content"]))
+
+
+@needs_footage
+@pytest.mark.parametrize("name", FEW)
+def test_exact_cuts_of_real_footage_equal_those_of_the_command(name, tmp_path):
+    path = SHARED_VIDEOS / name
+
+    ours = our_starts(run(path, tmp_path, exact=True))
+
+    assert_equal_starts(ours, command_starts(path, tmp_path, ["detect-content"]))
+
+
+def real_files() -> list[Path]:
+    if not SHARED_VIDEOS.is_dir():
+        return []
+    kinds = (".mp4", ".webm", ".mov", ".ts")
+    return sorted(path for path in SHARED_VIDEOS.iterdir() if path.suffix in kinds)
+
+
+def cut_frames(tables: dict) -> set[int]:
+    return {shot["start_frame"] for shot in tables["shots"][1:]}
+
+
+@needs_footage
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+@pytest.mark.parametrize("command", ["content", "adaptive"])
+def test_all_real_footage_gives_the_commands_cuts_in_both_ways(command, tmp_path):
+    """At least 99% of the default's cuts agree with the exact ones, which equal the command's."""
+    arguments, settings = COMMANDS[command]
+    agreed = found = 0
+    for path in real_files():
+        exact = run(path, tmp_path, exact=True, **settings)
+        default = run(path, tmp_path, **settings)
+        assert_equal_starts(our_starts(exact), command_starts(path, tmp_path, arguments))
+        agreed += len(cut_frames(exact) & cut_frames(default))
+        found += len(cut_frames(exact) | cut_frames(default))
+    assert found > 50
+    assert agreed >= 0.99 * found
+
+
+@needs_footage
+@pytest.mark.parametrize("name", ["bbb_trailer_33s.webm", "sintel_trailer_52s.mp4"])
+def test_default_agrees_with_exact_and_finds_the_verified_cuts_no_worse(name, tmp_path):
+    path = SHARED_VIDEOS / name
+    truth = json.loads((SHARED_VIDEOS / "cuts" / f"{name}.json").read_text())
+    true_cuts = {cut["frame"] for cut in truth["hard_cuts"]}
+
+    default, exact = (cut_frames(run(path, tmp_path, exact=way)) for way in (False, True))
+
+    assert default == exact
+    assert len(default & true_cuts) >= len(exact & true_cuts) > 0
+
+
+@pytest.mark.parametrize("exact", [False, True], ids=["default", "exact"])
+@pytest.mark.parametrize("detector", ["content", "adaptive", "histogram", "hash"])
+def test_hard_cuts_are_found_to_the_frame(detector, exact, tmp_path):
+    path, times = cached()
+
+    tables = run(path, tmp_path, detector=detector, exact=exact)
+
+    starts = [0, *cuts_of(THREE_SHOTS, 25)]
+    assert [clip["start_frame"] for clip in tables["split_clips"]] == starts
+    assert [clip["start_seconds"] for clip in tables["split_clips"]] == [times[i] for i in starts]
+
+
+def test_clips_of_a_late_start_begin_late_and_end_with_the_last_frame(tmp_path):
+    path, times = cached(start_seconds=1.5)
+
+    clips = run(path, tmp_path)["split_clips"]
+
+    assert clips[0]["start_seconds"] == 1.5
+    assert clips[-1]["end_seconds"] == pytest.approx(times[-1] + 0.04)
+    assert clips[0]["clip_id"] == "video-1500-3500"
+    assert [c["end_frame"] for c in clips] == [50, 90, 150]
+
+
+def test_a_new_threshold_needs_no_decode(tmp_path):
+    """The scan of one threshold serves all, also those of the adaptive detector."""
+    path, _ = cached()
+    workspace = Workspace(tmp_path, tmp_path)
+    scanned = scan(path, workspace)
+    decoded = workspace.decoded_frames
+
+    many = split(scanned, workspace, threshold=0.5, min_scene_len="1")["shots"]
+    none = split(scanned, workspace, threshold=255)["shots"]
+
+    assert len(many) > 3
+    assert len(none) == 1
+    assert workspace.decoded_frames == decoded
+    scans = {
+        SplitClips(**settings).steps()[0].model_dump_json()
+        for settings in ({}, {"threshold": 9}, {"detector": "adaptive"}, {"max_clip_seconds": 2})
+    }
+    assert len(scans) == 1
+
+
+def test_motion_does_not_count_the_cut(tmp_path):
+    path, _ = cached((Scene("black", 1.0, speed=0), Scene("white", 1.0, speed=0)))
+
+    clips = run(path, tmp_path)["split_clips"]
+
+    assert len(clips) == 2
+    assert all(clip["motion_max"] < 2 for clip in clips)
+    assert clips[1]["brightness"] > clips[0]["brightness"] + 100
+
+
+def test_long_shots_are_cut_into_equal_parts_that_tile_them(tmp_path):
+    path, _ = cached()
+
+    clips = run(path, tmp_path, max_clip_seconds=1.0)["split_clips"]
+
+    assert [round(c["duration_seconds"], 2) for c in clips] == [1, 1, 0.8, 0.8, 0.8, 0.8, 0.8]
+    for left, right in itertools.pairwise(clips):
+        assert left["end_seconds"] == right["start_seconds"]
+        assert left["end_frame"] == right["start_frame"]
+
+
+def test_trimming_takes_from_both_ends_of_each_shot(tmp_path):
+    path, _ = cached()
+
+    clips = run(path, tmp_path, trim_start_seconds=0.2, trim_end_seconds=0.4)["split_clips"]
+
+    spans = [(c["start_seconds"], c["end_seconds"]) for c in clips]
+    assert spans == [pytest.approx(s) for s in [(0.2, 1.6), (2.2, 3.2), (3.8, 5.6)]]
+
+
+def test_short_shots_carry_their_rule_and_a_video_of_none_but_those_is_rejected(tmp_path):
+    path, _ = cached()
+
+    some = run(path, tmp_path, min_clip_seconds=1.8)
+    none = run(path, tmp_path, min_clip_seconds=9)
+
+    assert [s["rule"] for s in some["shots"]] == [None, "split_clips.min_clip_seconds", None]
+    assert [s["n_clips"] for s in some["shots"]] == [1, 0, 1]
+    assert [c["shot"] for c in some["split_clips"]] == [0, 2]
+    [row] = none["split_clips"]
+    assert row["clip_id"] is None
+    assert row["rejection"]["rule"] == "split_clips.min_clip_seconds"
+
+
+def test_a_shot_trimmed_to_nothing_names_the_trimming(tmp_path):
+    path, _ = cached()
+
+    [row] = run(path, tmp_path, trim_start_seconds=5)["split_clips"]
+
+    assert row["rejection"]["rule"] == "split_clips.trim_start_seconds"
+
+
+def test_whole_takes_the_video_as_one_clip(tmp_path):
+    path, _ = cached()
+
+    [clip] = run(path, tmp_path, [(1, 2)], boundaries="whole")["split_clips"]
+
+    assert (clip["start_seconds"], clip["end_seconds"]) == (0.0, 6.0)
+    assert clip["caption_given"] == "as given"
+
+
+def test_given_spans_become_clips_and_those_outside_the_video_do_not(tmp_path):
+    path, _ = cached()
+    spans = [(1.0, 2.5), (5.5, 9.0), (7.0, 8.0), (1.0, 2.5)]
+
+    tables = run(path, tmp_path, spans)
+
+    columns = ("start_seconds", "end_seconds", "caption_given")
+    clips = [tuple(clip[name] for name in columns) for clip in tables["split_clips"]]
+    assert clips == [(1.0, 2.5, "span 0"), (5.5, pytest.approx(6.0), "span 1")]
+    rules = [shot["rule"] for shot in tables["shots"]]
+    assert rules == [None, None, "split_clips.boundaries", "split_clips.boundaries"]
+
+
+def test_spans_that_all_lie_outside_reject_the_video(tmp_path):
+    path, _ = cached()
+
+    [row] = run(path, tmp_path, [(7.0, 8.0)])["split_clips"]
+
+    assert row["rejection"]["rule"] == "split_clips.boundaries"
+
+
+@pytest.mark.parametrize("threshold", [1, 8, 27, 60])
+def test_every_clip_of_half_a_second_holds_a_kept_frame(threshold, tmp_path):
+    """Whatever the threshold of a later split, also in a shot that was thinned out."""
+    path, _ = cached((Scene("red", 12.0), Scene("blue", 0.6), Scene("green", 3.0, fade=True)))
+
+    tables = run(path, tmp_path, threshold=threshold, max_clip_seconds=0.5, min_clip_seconds=0.4)
+
+    kept = [frame["seconds"] for frame in tables["frames"]]
+    assert len(tables["split_clips"]) > 20
+    for clip in tables["split_clips"]:
+        if clip["duration_seconds"] >= 0.5:
+            assert any(clip["start_seconds"] <= t < clip["end_seconds"] for t in kept)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"min_scene_len": "soon"},
+        {"kernel_size": 4},
+        {"weights": (0, 0, 0, 0)},
+        {"max_clip_seconds": 0.1},
+        {"threshold": -1},
+        {"detector": "magic"},
+    ],
+)
+def test_settings_that_cannot_be_are_refused(settings):
+    with pytest.raises(ValidationError):
+        SplitClips(**settings)
