@@ -153,7 +153,7 @@ class DownloadVideos(Stage):
         try:
             media = future.result()
             workspace.decoded_frames += media.decoded_frames
-            path = store.keep(key, media)
+            path = store.keep(key, row["url"], media)
         except (RowFailed, RowRejected) as problem:
             out.record(key, problem)
         except ClipmillError:

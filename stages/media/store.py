@@ -4,7 +4,7 @@
     media/.work/<source_key>/              a download on its way; emptied when it is begun again
     media/.ready/<source_key>.<ext>        whole and checked, not yet claimed
     media/.found/<source_key>.json         what was found out about a source's file
-    media/.claims/<settings>/<video_id>    the key of the source that has this video
+    media/.claims/<settings>/<video_id>    key and URL of the source that has this video
 """
 
 from __future__ import annotations
@@ -108,9 +108,9 @@ class MediaStore:
     def check_claim(self, source_key: str, video_id: str) -> None:
         """RowRejected where another source has this video already."""
         with contextlib.suppress(FileNotFoundError):
-            self._compare(source_key, (self._claims / video_id).read_text(), video_id)
+            self._compare(source_key, self._claims / video_id, video_id)
 
-    def keep(self, source_key: str, media: Media) -> str:
+    def keep(self, source_key: str, url: str, media: Media) -> str:
         """The path to store for the video; RowRejected where another source has it already.
 
         Holds across threads, processes and runs: the first to make the claim file has the video.
@@ -118,12 +118,12 @@ class MediaStore:
         claim = self._claims / media.video_id
         # Linked in under its name with its content, so that no one reads a claim half written.
         own = claim.with_name(f".{source_key}.{uuid.uuid4().hex[:8]}")
-        own.write_text(source_key)
+        own.write_text(f"{source_key}\n{url}", "utf-8")
         try:
             os.link(own, claim)
         except FileExistsError:
             try:
-                self._compare(source_key, claim.read_text(), media.video_id)
+                self._compare(source_key, claim, media.video_id)
             except RowRejected:
                 self._ready_path(source_key, media).unlink(missing_ok=True)
                 raise
@@ -140,14 +140,11 @@ class MediaStore:
             place = final
         return place.relative_to(self._dataset).as_posix()
 
-    def discard(self, source_key: str, media: Media) -> None:
-        """Lets a file go that no rule keeps; what is known of it stays."""
-        self._ready_path(source_key, media).unlink(missing_ok=True)
-
-    def _compare(self, source_key: str, holder: str, video_id: str) -> None:
+    def _compare(self, source_key: str, claim: Path, video_id: str) -> None:
+        holder, _, url = claim.read_text("utf-8").partition("\n")
         if holder != source_key:
-            raise RowRejected("download_videos.duplicate",
-                              f"{video_id} is there already, from source {holder}")
+            raise RowRejected("download_videos.duplicate", f"{video_id} is there already, from "
+                              f"{url} (source {holder})")
 
     def _ready_path(self, source_key: str, media: Media) -> Path:
         return self._ready / f"{source_key}{media.probe.suffix}"

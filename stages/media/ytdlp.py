@@ -6,7 +6,9 @@ yt-dlp is imported when it is first needed: most of the program does without.
 from __future__ import annotations
 
 import difflib
+import errno
 import functools
+import os
 import re
 import shutil
 from collections.abc import Callable, Mapping
@@ -265,6 +267,8 @@ def _extract(url: str, folder: Path, options: Mapping[str, Any], judge: Judge) -
         with yt_dlp.YoutubeDL(asked) as downloader:
             info = downloader.extract_info(url, download=True)
     except yt_dlp.utils.DownloadError as error:
+        if os.strerror(errno.ENOSPC) in str(error):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder)) from error
         if "video subtitles" in str(error):
             raise _SubtitlesFailed(_clean(str(error))) from error
         raise problem_of(error, log.first_error) from error

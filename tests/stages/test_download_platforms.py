@@ -7,7 +7,7 @@ import json
 import pyarrow as pa
 import pytest
 
-from schemas.errors import RowFailed
+from schemas.errors import ClipmillError, RowFailed
 from schemas.ids import source_key
 from schemas.tables import SOURCES
 from stages.media.http import PassingProblem
@@ -208,6 +208,12 @@ def test_a_sites_words_decide_the_kind(tmp_path, site, platform, message, kind):
     row = watch(tmp_path, site, retries=0)
     assert outcome(row) == kind, row["error"]
     assert message in row["error"]["message"]
+
+
+def test_a_full_disk_stops_the_run_under_yt_dlp_too(tmp_path, site, platform):
+    platform.info = {"error": OSError(28, "No space left on device")}
+    with pytest.raises(ClipmillError, match="make room"):
+        watch(tmp_path, site, retries=0)
 
 
 def test_a_geo_block_is_permanent(tmp_path, site, platform):

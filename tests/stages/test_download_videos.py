@@ -204,6 +204,7 @@ def test_of_equal_files_the_first_source_stays(tmp_path, site):
     assert [outcome(row) for row in rows] == ["kept", *["download_videos.duplicate"] * 3]
     first = rows[0]["source_key"]
     assert all(first in row["rejection"]["detail"] for row in rows[1:])
+    assert all(urls[0] in row["rejection"]["detail"] for row in rows[1:])
     assert media_files(tmp_path) == [f"{rows[0]['video_id']}.mp4"]
     assert leftovers(tmp_path) == []
 
@@ -220,6 +221,14 @@ def test_a_given_video_id_is_taken_once(tmp_path, site):
                     {"url": site.file("/b.mp4", FAST_START), "video_id": "x"})
     assert [outcome(row) for row in rows] == ["kept", "download_videos.duplicate"]
     assert (tmp_path / rows[0]["path"]).read_bytes() == VIDEO
+
+
+def test_a_rejected_duplicate_is_not_fetched_again(tmp_path, site):
+    items = [{"url": site.file("/a.mp4", VIDEO), "video_id": "x"},
+             {"url": site.file("/b.mp4", make_video(size=(128, 96))), "video_id": "x"}]
+    rows = download(tmp_path, *items)
+    assert download(tmp_path, *items) == rows
+    assert len(site.log) == 2
 
 
 def test_duplicates_are_known_across_workers_and_runs(tmp_path, site):
@@ -428,6 +437,16 @@ def test_what_is_no_whole_video_is_bad_media(tmp_path, site, name):
     assert [outcome(row) for row in rows] == ["bad_media", "bad_media"], rows
     assert media_files(tmp_path) == []
     assert leftovers(tmp_path) == []
+
+
+def test_a_video_that_ends_between_two_frames_is_truncated_all_the_same(tmp_path):
+    with av.open(io.BytesIO(FAST_START)) as container:
+        positions = [packet.pos for packet in container.demux(video=0) if packet.size]
+    path = tmp_path / "a.mp4"
+    path.write_bytes(FAST_START[: positions[17]])
+    [row] = download(tmp_path, str(path))
+    assert outcome(row) == "bad_media"
+    assert "17 of 20" in row["error"]["message"]
 
 
 def test_a_page_called_mp4_is_bad_media(tmp_path, site):
