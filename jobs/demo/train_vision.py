@@ -316,7 +316,6 @@ def train_captioner(folder: Path, clip_folder: Path, specimens: Specimens, seed:
         ).loss
 
     learn("captioner", model, loss_of_batch, CAPTIONER_SCHEDULE)
-    model.generation_config.max_new_tokens = 16
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     shrink_weights(folder)
@@ -375,7 +374,8 @@ def caption_images(folder: Path, images: np.ndarray) -> list[str]:
     processor = AutoProcessor.from_pretrained(folder)
     texts: list[str] = []
     for start in range(0, len(images), 64):
-        made = model.generate(pixel_values=to_pixels(images[start : start + 64]), do_sample=False)
+        pixels = to_pixels(images[start : start + 64])
+        made = model.generate(pixel_values=pixels, do_sample=False, max_new_tokens=16)
         texts += processor.batch_decode(made, skip_special_tokens=True)
     return texts
 
