@@ -316,6 +316,7 @@ def train_captioner(folder: Path, clip_folder: Path, specimens: Specimens, seed:
         ).loss
 
     learn("captioner", model, loss_of_batch, CAPTIONER_SCHEDULE)
+    model.generation_config.max_new_tokens = 16
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     shrink_weights(folder)
