@@ -191,7 +191,7 @@ def _print_status(report: dict[str, Any], console: Console) -> None:
             *(str(stage[name]) for name in (*counted, "pending")),
             f"{stage['shards_done']}/{stage['shards_total']}",
             f"{stage['seconds']:.1f}",
-            "" if rate is None else f"{rate:.3g}",
+            "" if rate is None else f"{rate:.0f}" if rate >= 100 else f"{rate:.3g}",
             style=None if stage["accounted"] else "bold red",
         )
     # A number that is cut is worse than a line that the terminal wraps.

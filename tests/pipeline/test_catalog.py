@@ -246,6 +246,9 @@ def test_older_files_may_lack_columns_and_members(truth: Truth, tmp_path: Path):
                "AND stage = 'download_videos'")
     assert rows == [{"kind": "transient", "message": "video number 5 would not work",
                      "attempts": None}]
+    raw = ask(dataset, "SELECT error.kind AS kind, error.attempts AS attempts FROM "
+              "steps.download_videos WHERE shard = '000000' AND error.kind IS NOT NULL")
+    assert raw == [{"kind": "transient", "attempts": None}]
     assert len(ask(dataset, "SELECT uploader FROM videos")) == truth.counts[
         "download_videos"]["kept"]
 
