@@ -231,17 +231,23 @@ def _pixels(plane: av.video.plane.VideoPlane) -> np.ndarray:
     return lines[: plane.height, : plane.width]
 
 
-def kept_image(
-    frame: av.VideoFrame,
-    size: tuple[int, int],
-    rotation: int,
-    reformatter: av.video.reformatter.VideoReformatter,
-) -> np.ndarray:
-    """`frame` as an upright BGR image of `size` (width, height as displayed)."""
-    stored = size[::-1] if rotation in (90, 270) else size
-    # Scaled in YUV first: converting the large frame would cost as much as half its decoding.
-    scaled = reformatter.reformat(frame, *stored, format="yuv420p", interpolation="AREA")
-    return upright(scaled.to_ndarray(format="bgr24"), rotation)
+class KeptImages:
+    """Makes kept frames. Holds the scalers that it made, so each thread needs its own."""
+
+    def __init__(self, size: tuple[int, int], rotation: int) -> None:
+        self._size = size[::-1] if rotation in (90, 270) else size
+        self._rotation = rotation
+        self._scaler = av.video.reformatter.VideoReformatter()
+        self._converter = av.video.reformatter.VideoReformatter()
+
+    def __call__(self, frame: av.VideoFrame) -> np.ndarray:
+        """`frame` as an upright BGR image of the size (width, height as displayed)."""
+        # Scaled in YUV first: converting the large frame would cost as much as half its decoding.
+        scaled = self._scaler.reformat(
+            frame, *self._size, format="yuv420p", interpolation="AREA"
+        )
+        image = self._converter.reformat(scaled, format="bgr24").to_ndarray()
+        return upright(image, self._rotation)
 
 
 class DecodedVideo:
@@ -346,7 +352,7 @@ class FastVideo(DecodedVideo):
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
-        self._reformatters = threading.local()
+        self._kept_images = threading.local()
 
     def _frames(self) -> Iterator[Picture]:
         with open_container(self.path) as container:
@@ -396,8 +402,7 @@ class FastVideo(DecodedVideo):
                 yield frame
 
     def _kept(self, frame: av.VideoFrame, size: tuple[int, int]) -> np.ndarray:
-        # A reformatter keeps the scaler that it made; it is not to be shared between threads.
-        if not hasattr(self._reformatters, "one"):
-            self._reformatters.one = av.video.reformatter.VideoReformatter()
-        assert self.facts is not None
-        return kept_image(frame, size, self.facts.rotation, self._reformatters.one)
+        if not hasattr(self._kept_images, "make"):
+            assert self.facts is not None
+            self._kept_images.make = KeptImages(size, self.facts.rotation)
+        return self._kept_images.make(frame)

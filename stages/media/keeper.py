@@ -19,6 +19,7 @@ at once.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ import numpy as np
 from stages.media.decode import Picture
 
 TAKE_SCORE = 15.0
-TAKE_SECONDS = 0.25
+TAKE_SECONDS = 0.5
 FIRST_DISTANCE_SECONDS = 0.125
 HELD = 16
 WAITING_BYTES = 64 * 1024 * 1024
@@ -107,14 +108,16 @@ class FrameKeeper:
         self._held.append(_Held(picture.number, picture.seconds, image))
         if self._distance >= self._longest:
             self._settle(size)
-        elif len(self._held) > HELD and self._distance * 2 <= self._longest:
-            del self._held[1::2]
-            self._kept_at = self._held[-1].seconds
-            self._distance *= 2
         elif len(self._held) > HELD:
-            # Thinning once more would go too far; what is held stays.
-            self._distance = self._longest
-            self._settle(size)
+            times = [held.seconds for held in self._held[::2]]
+            widest = max(after - before for before, after in itertools.pairwise(times))
+            if max(widest, self._distance * 2) <= self._longest * (1 + 1e-6):
+                del self._held[1::2]
+                self._distance *= 2
+            else:
+                # Thinning once more would go too far; what is held stays.
+                self._distance = self._longest
+                self._settle(size)
 
     def _settle(self, size: tuple[int, int]) -> None:
         """Frames that nothing can thin out any more go to be encoded."""

@@ -15,16 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import av
-import av.video.reformatter
 import cv2
 import numpy as np
 
 from stages.media.decode import (
     DecodedVideo,
+    KeptImages,
     Picture,
     VideoFacts,
     bad_media,
-    kept_image,
     open_container,
     read_facts,
     small_size,
@@ -100,13 +99,12 @@ class FrameReader:
     def _pyav(
         self, numbers: Sequence[int], size: tuple[int, int]
     ) -> Iterator[tuple[int, np.ndarray]]:
-        reformatter = av.video.reformatter.VideoReformatter()
+        kept_image = KeptImages(size, self.facts.rotation)
         for _, group in itertools.groupby(numbers, key=self.index.key_before):
             wanted = {self.index.pts[number]: number for number in group}
             for frame in self._from_key(min(wanted), max(wanted)):
                 if frame.pts in wanted:
-                    image = kept_image(frame, size, self.facts.rotation, reformatter)
-                    yield wanted[frame.pts], image
+                    yield wanted[frame.pts], kept_image(frame)
 
     def _from_key(self, first_pts: int, last_pts: int) -> Iterator[av.VideoFrame]:
         with open_container(self.path) as container:
