@@ -191,6 +191,9 @@ class SplitClips(Stage):
         rows = Rows(self)
         shot_rows: list[dict[str, Any]] = []
         for row in table.to_pylist():
+            if not row["statistics"] or not row["seconds"]:
+                rows.fail(row["video_id"], "bad_media", "the scan holds no statistics of frames")
+                continue
             row["statistics"] = dict(row["statistics"])
             try:
                 shots = self._shots(row)
