@@ -24,6 +24,8 @@ from pipeline.recipe import LoadedRecipe
 from pipeline.retry import list_shards, request_retries
 from pipeline.sources import ingest, list_source_shards
 from schemas.errors import ClipmillError, UsageError
+from stages.models.references import DataFile, ModelReference
+from stages.protocol import Stage
 
 _err = Console(stderr=True, highlight=False)
 
@@ -89,6 +91,8 @@ def _bring_up_to_date(
     from jobs.preflight import check_models
 
     check_models([step for step in steps if todo[step.label]])
+    # Made again: now that the models are here, their revisions are known.
+    record = _record(loaded, plan)
     records.write_run(dataset, record)
     started = time.monotonic()
     try:
@@ -126,6 +130,9 @@ def _engine(
             for pool in leg:
                 _err.print(f"  leg {number}: {pool.describe()}" if len(legs) > 1
                            else f"  {pool.describe()}")
+        if machine.gpus and not any(step.stage.gpus for step in steps):
+            _err.print(f"  No stage asks for one of the {machine.gpus:g} GPUs; give those with "
+                       "models one, e.g. --set caption_frames.gpus=1")
         with Progress(shown) as progress:
             run_on_ray(plan, steps, shards, dataset, run_id, progress.report, machine)
 
@@ -169,13 +176,26 @@ def _stage_record(plan: Plan, label: str, loaded: LoadedRecipe) -> dict[str, Any
         "score": stage.score,
         "reads": list(stage.reads),
         "settings": stage.model_dump(mode="json"),
-        "models": {
-            setting: {"reference": str(model), "revision": model.revision,
-                      "identity": model.identity()}
-            for setting, model in stage.models().items()
-        },
+        "models": _models(stage),
         "prompts": stage.prompts(),
     }
+
+
+def _models(stage: Stage) -> dict[str, dict[str, str | None]]:
+    """Every model and data file of a stage by setting: where from, which revision, which bytes."""
+    found = {}
+    for setting in type(stage).model_fields:
+        value = getattr(stage, setting)
+        if isinstance(value, ModelReference):
+            from stages.models.loading import resolved_revision
+
+            found[setting] = {"reference": str(value),
+                              "revision": resolved_revision(value) or value.revision,
+                              "identity": value.identity()}
+        elif isinstance(value, DataFile):
+            found[setting] = {"reference": value.path, "revision": None,
+                              "identity": value.identity()}
+    return found
 
 
 def _fingerprints(record: dict[str, Any]) -> dict[str, str]:

@@ -34,7 +34,10 @@ def cluster(settings: RaySettings) -> Iterator[Machine]:
     """Joins the cluster that the settings or the environment name, or starts one in here."""
     mine = not ray.is_initialized()
     if mine:
-        logging.getLogger("ray.data").setLevel(logging.WARNING)
+        # Ray's remarks on its own doings would drown ours; its errors still come as exceptions.
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+        for name in ("ray", "ray.data"):
+            logging.getLogger(name).setLevel(logging.ERROR)
         address = settings.address or os.environ.get("RAY_ADDRESS")
         started: dict[str, Any] = {"address": address} if address else {
             "num_cpus": settings.num_cpus,
@@ -45,7 +48,7 @@ def cluster(settings: RaySettings) -> Iterator[Machine]:
         root = str(Path(__file__).resolve().parent.parent)
         paths = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
         try:
-            ray.init(logging_level=logging.WARNING, log_to_driver=True,
+            ray.init(logging_level=logging.ERROR, log_to_driver=True,
                      runtime_env={"env_vars": {"PYTHONPATH": paths}}, **started)
         except (ConnectionError, RuntimeError, ValueError) as error:
             place = address or "this machine"

@@ -182,7 +182,7 @@ def test_every_caption_embedding_and_score_sits_on_its_own_clip(videos, tmp_path
 def check(dataset: Path) -> None:
     with open_catalog(dataset) as catalog:
         def ask(query: str) -> list[dict]:
-            return catalog.execute(query).to_arrow_table().to_pylist()
+            return catalog.ask(query).read_all().to_pylist()
 
         clips = ask("SELECT * FROM clips")
         titles = {row["video_id"]: int(row["title"]) for row in

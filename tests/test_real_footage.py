@@ -35,7 +35,7 @@ def test_every_real_file_is_kept_or_its_reason_named(engine, tmp_path):
     run(loaded, tmp_path / "dataset")
     with open_catalog(tmp_path / "dataset") as catalog:
         def ask(query: str) -> list[dict]:
-            return catalog.execute(query).to_arrow_table().to_pylist()
+            return catalog.ask(query).read_all().to_pylist()
 
         videos = {Path(row["path"]).name: row for row in ask("SELECT * FROM videos")}
         clips = ask("SELECT * FROM clips")

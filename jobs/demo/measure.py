@@ -41,7 +41,7 @@ def measure(dataset: Path, films: Sequence[Film], broken: dict[str, str]) -> lis
     by_name = {film.name: film for film in films}
     with open_catalog(dataset) as catalog:
         def ask(query: str) -> list[dict]:
-            return catalog.execute(query).to_arrow_table().to_pylist()
+            return catalog.ask(query).read_all().to_pylist()
 
         videos = {row["video_id"]: by_name[_file(row["url"])]
                   for row in ask("SELECT video_id, url FROM videos")}
