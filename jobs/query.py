@@ -13,6 +13,7 @@ from pipeline.catalog import Catalog, open_catalog, readable_errors
 from pipeline.status import status_report
 from schemas import views
 from schemas.errors import ERROR_KINDS, UsageError
+from schemas.sql_text import literal, quoted
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -106,7 +107,7 @@ def _dot_command(dataset: Path, command: str, allow_external: bool) -> None:
     with open_catalog(dataset, allow_external=allow_external) as catalog:
         names = [*views.VIEWS, *(f"steps.{table.step}" for table in catalog.layout.steps)]
         for name in names:
-            shown = ".".join(map(views.quoted, name.split(".", 1)))
+            shown = ".".join(map(quoted, name.split(".", 1)))
             columns = catalog.execute(f"SELECT * FROM {shown} LIMIT 0").description
             print(f"{name}: {', '.join(column[0] for column in columns)}")
 
@@ -126,7 +127,7 @@ def print_failures(
     for kind in kinds:
         if kind not in ERROR_KINDS:
             raise UsageError(f"--kind {kind}: allowed: {', '.join(ERROR_KINDS)}")
-    wanted = ", ".join(map(views.literal, kinds))
+    wanted = ", ".join(map(literal, kinds))
     condition = f"WHERE kind IN ({wanted})" if kinds else ""
     columns = "*"
     if format == "table":

@@ -22,6 +22,7 @@ from pipeline.source_spec import SourceSpec
 from pipeline.stage_classes import built_in_stage_names, stage_class
 from schemas import tables, views
 from schemas.errors import ERROR_KINDS
+from schemas.sql_text import duckdb_type
 from stages.protocol import Middle, PerSecond, Stage, Uniform
 
 FOLDER = Path(__file__).resolve().parent.parent / "docs" / "reference"
@@ -112,7 +113,7 @@ def _schema(schema: pa.Schema) -> str:
 
 
 def _sql(kind: pa.DataType) -> str:
-    return views.duckdb_type(kind).replace("TIMESTAMP WITH TIME ZONE", "TIMESTAMPTZ").replace(
+    return duckdb_type(kind).replace("TIMESTAMP WITH TIME ZONE", "TIMESTAMPTZ").replace(
         '"', "")
 
 

@@ -24,6 +24,7 @@ from pipeline.records import latest_run, require_dataset, run_records
 from pipeline.shards import committed_shards, retry_number
 from schemas import tables, views
 from schemas.errors import ClipmillError, UsageError
+from schemas.sql_text import escaped_for_glob, literal, quoted
 from schemas.views import StepTable
 
 SUBSETS = "subsets"
@@ -169,8 +170,8 @@ class Catalog:
             return
         for used in _USES.get(name, ()):
             self._create(used)
-        quoted = ".".join(views.quoted(part) for part in name.split(".", 1))
-        self.connection.execute(f"CREATE VIEW {quoted} AS {query}")
+        place = ".".join(map(quoted, name.split(".", 1)))
+        self.connection.execute(f"CREATE VIEW {place} AS {query}")
 
 
 def open_catalog(
@@ -209,8 +210,8 @@ def open_catalog(
         if not allow_external:
             # The patterns are checked as they are written, and the files that they lead to.
             allowed = {name for folder in layout.folders
-                       for name in (folder, views.escaped_for_glob(folder))}
-            folders = ", ".join(map(views.literal, sorted(allowed)))
+                       for name in (folder, escaped_for_glob(folder))}
+            folders = ", ".join(map(literal, sorted(allowed)))
             connection.execute(f"SET allowed_directories = [{folders}]")
             connection.execute("SET enable_external_access = false")
         connection.execute("SET lock_configuration = true")

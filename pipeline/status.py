@@ -11,6 +11,7 @@ from pipeline.catalog import Catalog, Layout, open_catalog
 from pipeline.retry import RETRIES
 from pipeline.shards import committed_shards, shard_name
 from schemas import views
+from schemas.sql_text import escaped_for_glob, literal, quoted
 from schemas.views import StepTable
 
 _RANK = "CASE outcome WHEN 'kept' THEN 0 WHEN 'rejected' THEN 1 ELSE 2 END"
@@ -61,7 +62,7 @@ def _footers(catalog: Catalog) -> dict[tuple[str, str], _Footers]:
     root = catalog.layout.dataset
     if not any(root.glob("*/*/[0-9]*.parquet")):
         return {}
-    pattern = views.literal(f"{views.escaped_for_glob(str(root))}/*/*/[0-9]*.parquet")
+    pattern = literal(f"{escaped_for_glob(str(root))}/*/*/[0-9]*.parquet")
     rows = catalog.connection.execute(
         f"""
         SELECT m->>'step', m->>'fingerprint', sum((m->>'seconds')::DOUBLE),
@@ -159,7 +160,7 @@ def _missing(
         if not before:
             continue
         keys = [
-            f"SELECT {views.quoted(step.key)} AS key, _base, _retry FROM "
+            f"SELECT {quoted(step.key)} AS key, _base, _retry FROM "
             f"({views.kept(table, [table.key, step.key])})"
             for table in before
         ]

@@ -17,6 +17,7 @@ from pipeline.catalog import open_catalog
 from pipeline.status import status_report
 from schemas import tables, views
 from schemas.errors import UsageError
+from schemas.sql_text import duckdb_type
 from tests.synthetic import (
     START,
     STEPS,
@@ -206,7 +207,7 @@ def test_every_state_has_every_view(truth: Truth, tmp_path: Path, state: str):
             found = catalog.ask(f"DESCRIBE {name}").read_all().to_pylist()
             types = {row["column_name"]: row["column_type"].replace('"', "") for row in found}
             for column, kind in promised:
-                assert types[column] == views.duckdb_type(kind).replace('"', ""), (name, column)
+                assert types[column] == duckdb_type(kind).replace('"', ""), (name, column)
         rows = catalog.ask("SELECT * FROM clips").read_all()
     assert rows.num_rows == (truth.clips if state in ("only split", "own stage only") else 0)
     assert rows["caption"].null_count == rows.num_rows
@@ -460,10 +461,10 @@ def test_arrow_types_become_the_types_that_duckdb_reads(tmp_path: Path):
     pq.write_table(schema.empty_table(), tmp_path / "x.parquet")
     found = duckdb.sql(f"DESCRIBE SELECT * FROM '{tmp_path}/x.parquet'").fetchall()
     plain = [kind.replace('"', "") for _, kind, *_ in found]
-    assert [views.duckdb_type(field.type).replace('"', "").replace(", ", ",")
+    assert [duckdb_type(field.type).replace('"', "").replace(", ", ",")
             for field in schema] == [kind.replace(", ", ",") for kind in plain]
     with pytest.raises(TypeError, match="no DuckDB type"):
-        views.duckdb_type(pa.month_day_nano_interval())
+        duckdb_type(pa.month_day_nano_interval())
 
 
 def _copy(truth: Truth, folder: Path) -> Path:
