@@ -109,6 +109,8 @@ def input_table(
     at_unit = [label for label in joined if unit in step_schema(plan, label).names]
     base = at_unit[0]
     keys = _todo(joined, at_unit, required, base, unit)
+    if "video_id" in joined[base].table.column_names:
+        keys = _whose_video_is_kept(keys, joined, required - set(at_unit), base)
     if only_keys is not None:
         keys = [key for key in keys if key in only_keys]
     else:
@@ -123,9 +125,6 @@ def input_table(
         look_up = keys if label in at_unit else videos
         part = joined[label]
         rows = part.table.take(pa.array([part.index.get(key) for key in look_up], pa.int64()))
-        if label not in at_unit and label in required:
-            # A lookup that finds nothing where something is required cannot happen for kept rows.
-            assert all(key in part.index for key in look_up), (label, shard)
         for read in reads:
             columns[read.shown_as] = rows[read.column]
     if step.stage.frames:
@@ -141,6 +140,16 @@ def _todo(joined: dict[str, _Joined], at_unit: list[str], required: set[str], ba
     order = dict.fromkeys(joined[base].table[unit].to_pylist())
     others = [joined[label].index for label in at_unit if label in required and label != base]
     return [key for key in order if key is not None and all(key in index for index in others)]
+
+
+def _whose_video_is_kept(keys: list[str], joined: dict[str, _Joined], required: set[str],
+                         base: str) -> list[str]:
+    """Without the clips of videos that a required stage at the level of videos has not kept."""
+    if not required:
+        return keys
+    videos = joined[base].table["video_id"].to_pylist()
+    return [key for key in keys
+            if all(videos[joined[base].index[key]] in joined[label].index for label in required)]
 
 
 class FrameReader:

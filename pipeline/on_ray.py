@@ -35,7 +35,6 @@ def cluster(settings: RaySettings) -> Iterator[Machine]:
     mine = not ray.is_initialized()
     if mine:
         # Ray's remarks on its own doings would drown ours; its errors still come as exceptions.
-        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         for name in ("ray", "ray.data"):
             logging.getLogger(name).setLevel(logging.ERROR)
         address = settings.address or os.environ.get("RAY_ADDRESS")
