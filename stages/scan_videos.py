@@ -55,7 +55,7 @@ class ScanVideos(Stage):
     histogram_bins: int | None = Field(None, ge=1, le=256, description="keep histogram changes")
     hash_size: int | None = Field(None, ge=1, le=256, description="keep hash distances")
     hash_lowpass: int | None = Field(None, ge=1, le=256, description="low-pass factor of hashes")
-    cpus: float = resource(2.0, gt=0, description="CPUs that one worker takes")
+    cpus: float = resource(1.0, gt=0, description="CPUs that one worker takes")
     batch_rows: int = resource(1, ge=1, description="videos given to the stage at a time")
 
     @contextmanager

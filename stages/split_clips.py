@@ -132,7 +132,7 @@ class SplitClips(Stage):
     frames_per_second: float = Field(
         2.0, gt=0, le=8, description="kept frames a second that a long shot never falls below"
     )
-    scan_cpus: float = resource(2.0, gt=0, description="CPUs that one decoding worker takes")
+    scan_cpus: float = resource(1.0, gt=0, description="CPUs that one decoding worker takes")
     scan_workers: int | None = resource(
         None, ge=1, description="decoding workers; as many as fit when not set"
     )
@@ -194,8 +194,10 @@ class SplitClips(Stage):
             if not row["statistics"] or not row["seconds"]:
                 rows.fail(row["video_id"], "bad_media", "the scan holds no statistics of frames")
                 continue
-            row["statistics"] = dict(row["statistics"])
             try:
+                if not row["statistics"] or row["seconds"] is None:
+                    raise RowFailed("bad_media", f"the scan of {row['video_id']} kept no frames")
+                row["statistics"] = dict(row["statistics"])
                 shots = self._shots(row)
                 clips = [self._clips(shot, row["seconds"]) for shot in shots]
             except (RowFailed, RowRejected) as problem:
