@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections import Counter
@@ -25,7 +26,8 @@ class Progress:
         self._last: dict[str, float] = {}
         self._lock = threading.Lock()
         self._started = time.monotonic()
-        self._console = console or Console(stderr=True)
+        # A door of its own to the terminal: the Ray engine filters what else goes to stderr.
+        self._console = console or Console(file=os.fdopen(os.dup(2), "w"))
         self._live = Live(get_renderable=self._table, console=self._console,
                           refresh_per_second=REFRESH_PER_SECOND, transient=True)
 

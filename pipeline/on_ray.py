@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import sys
 import threading
 import time
 from collections import Counter
@@ -27,6 +28,8 @@ from pipeline.runner import Report, Worker
 from schemas.errors import ClipmillError
 
 POLL_SECONDS = 0.5
+# Ray says this, as an error, of every actor of Ray Data, whatever one does.
+_NOISE = b"has constructor arguments in the object store and max_restarts > 0"
 
 
 @contextlib.contextmanager
@@ -135,14 +138,42 @@ def _run_leg(plan: Plan, leg: Leg, names: list[str], shards: ShardList, dataset:
     for pool in leg:
         stream = _through(stream, pool, spec, dataset, run_id, shards, tally)
     try:
-        for _ in stream.iter_batches(batch_size=1, prefetch_batches=0):
-            pass
+        with _without_noise():
+            for _ in stream.iter_batches(batch_size=1, prefetch_batches=0):
+                pass
     except Exception as error:
         raise _reason(error) from error
     finally:
         stop.set()
         watcher.join()
         _deliver(tally, report)
+
+
+@contextlib.contextmanager
+def _without_noise() -> Iterator[None]:
+    """Standard error without that remark: it comes from C++, past all of Python's logging."""
+    sys.stderr.flush()
+    saved = os.dup(2)
+    reading, writing = os.pipe()
+    os.dup2(writing, 2)
+    os.close(writing)
+
+    def pass_on() -> None:
+        with os.fdopen(reading, "rb") as lines:
+            for line in lines:
+                if _NOISE not in line:
+                    os.write(saved, line)
+
+    thread = threading.Thread(target=pass_on, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        sys.stderr.flush()
+        os.dup2(saved, 2)  # closes the pipe's last end, which ends the thread
+        thread.join(timeout=5)
+        if not thread.is_alive():
+            os.close(saved)
 
 
 def _through(stream: Any, pool: Pool, spec: dict, dataset: Path, run_id: str,
