@@ -191,9 +191,6 @@ class SplitClips(Stage):
         rows = Rows(self)
         shot_rows: list[dict[str, Any]] = []
         for row in table.to_pylist():
-            if not row["statistics"] or not row["seconds"]:
-                rows.fail(row["video_id"], "bad_media", "the scan holds no statistics of frames")
-                continue
             try:
                 if not row["statistics"] or row["seconds"] is None:
                     raise RowFailed("bad_media", f"the scan of {row['video_id']} kept no frames")

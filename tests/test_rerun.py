@@ -1,0 +1,115 @@
+"""What is done again when something changes, and what never is: counted in decoded frames."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from jobs.ready_made import recipe_path
+from jobs.run import run
+from pipeline.catalog import open_catalog
+from pipeline.recipe import load_recipe
+from pipeline.status import status_report
+from tests.conftest import Made
+
+MOST_DECODED = 1.02
+
+
+@pytest.fixture
+def dataset(made: Made, tmp_path: Path) -> Path:
+    """A copy that may be changed."""
+    return Path(shutil.copytree(made.dataset, tmp_path / "dataset"))
+
+
+def run_again(dataset: Path, *overrides: str) -> dict[str, int]:
+    """Runs with changed settings; gives the files that this made, by folder."""
+    before = set(dataset.rglob("*.parquet"))
+    run(load_recipe(recipe_path("demo"), overrides=overrides, engine="local"), dataset)
+    made: dict[str, int] = {}
+    for path in set(dataset.rglob("*.parquet")) - before:
+        label = path.relative_to(dataset).parts[0]
+        made[label] = made.get(label, 0) + 1
+    return made
+
+
+def totals(dataset: Path) -> dict:
+    return status_report(dataset)["totals"]
+
+
+def test_a_source_frame_is_decoded_once_from_download_to_scores(made):
+    counted = totals(made.dataset)
+    assert counted["source_frames"] == sum(film.n_frames for film in made.films)
+    assert 1 <= counted["decoded_frames"] / counted["source_frames"] <= MOST_DECODED
+
+
+def test_nothing_is_done_twice(dataset):
+    assert run_again(dataset) == {}
+
+
+@pytest.mark.parametrize(
+    ("override", "redone"),
+    [
+        ("split_clips.threshold=40", {"split_clips", "shots", "tag_clips", "caption_frames",
+                                      "summarize_captions", "embed_clips", "score_similarity",
+                                      "score_aesthetic"}),
+        ("caption_frames.max_new_tokens=15", {"caption_frames", "summarize_captions",
+                                              "score_similarity"}),
+        ("score_aesthetic.over_frames=mean", {"score_aesthetic"}),
+    ],
+)
+def test_a_change_redoes_what_hangs_on_it_without_decoding(dataset, override, redone):
+    """A new threshold, captioner or scorer opens no video: 0 frames are decoded."""
+    before = totals(dataset)["decoded_frames"]
+    assert set(run_again(dataset, override)) == redone
+    assert totals(dataset)["decoded_frames"] == before
+
+
+def test_a_new_threshold_makes_other_clips_from_the_same_scan(dataset):
+    def clips() -> list[str]:
+        with open_catalog(dataset) as catalog:
+            return catalog.ask("SELECT clip_id FROM clips ORDER BY 1").read_all()[
+                "clip_id"].to_pylist()
+
+    before = clips()
+    run_again(dataset, "split_clips.threshold=200")
+    after = clips()
+    # At a threshold that nothing reaches every film is one clip.
+    assert len(after) == 2 < len(before)
+    run_again(dataset)
+    assert clips() == before
+
+
+def test_frames_that_are_gone_are_read_from_the_video_again(dataset):
+    """Dropped frames cost a decode, not the run, and the captions come out the same."""
+    def captions() -> list[dict]:
+        with open_catalog(dataset) as catalog:
+            return catalog.ask("SELECT clip_id, caption_coarse FROM clips ORDER BY 1"
+                               ).read_all().to_pylist()
+
+    before, decoded = captions(), totals(dataset)["decoded_frames"]
+    for path in (dataset / "frames").rglob("*.parquet"):
+        path.unlink()
+    made = run_again(dataset, "caption_frames.max_new_tokens=15")
+    assert set(made) == {"caption_frames", "summarize_captions", "score_similarity"}
+    assert captions() == before
+    assert totals(dataset)["decoded_frames"] > decoded
+
+
+def test_dropping_frames_is_a_setting(made, tmp_path):
+    films = Path(made.loaded.recipe.sources[0].path)
+    loaded = load_recipe(recipe_path("demo"), sources=[str(films)], engine="local",
+                         overrides=["drop_frames=true"])
+    run(loaded, tmp_path / "dataset")
+    assert list((tmp_path / "dataset" / "frames").rglob("*.parquet")) == []
+    with open_catalog(tmp_path / "dataset") as catalog:
+        (left,) = catalog.execute("SELECT count(*) FROM clips WHERE caption IS NULL").fetchone()
+    assert left == 0
+
+
+def test_every_shard_says_what_it_counted(made):
+    for path in made.dataset.rglob("[!.]*.parquet"):
+        if path.parts[-3] in made.plan.by_label:
+            assert b"clipmill" in pq.read_metadata(path).metadata
