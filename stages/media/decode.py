@@ -38,6 +38,8 @@ LOST_SHARE = 0.1
 # Pictures go from thread to thread by the handful: every hand-over costs.
 _BATCH = 4
 _BATCHES_AHEAD = 2
+# The cores are busy decoding: more threads a frame cost more to wake than they scale.
+_SCALER_THREADS = 1
 
 
 @dataclass(frozen=True)
@@ -183,7 +185,9 @@ class _SmallImages:
         if self._sparse and frame.format.name == "yuv420p":
             return self._sampled(frame)
         # OpenCV's choice; it matters where the converter has to enlarge chroma itself.
-        converted = self._reformatter.reformat(frame, format="bgr24", interpolation="BICUBIC")
+        converted = self._reformatter.reformat(
+            frame, format="bgr24", interpolation="BICUBIC", threads=_SCALER_THREADS
+        )
         if (frame.width, frame.height) == self._size:
             return converted.to_ndarray()
         image = _bgr_view(converted)
@@ -208,7 +212,9 @@ class _SmallImages:
                     target[odd_row::2, odd_column::2] = _every(
                         source, row, column, step, target[odd_row::2, odd_column::2].shape
                     )
-        image = _bgr_view(self._reformatter.reformat(blocks, format="bgr24"))
+        image = _bgr_view(
+            self._reformatter.reformat(blocks, format="bgr24", threads=_SCALER_THREADS)
+        )
         return cv2.resize(image, self._size, interpolation=cv2.INTER_NEAREST)
 
 
@@ -244,9 +250,11 @@ class KeptImages:
         """`frame` as an upright BGR image of the size (width, height as displayed)."""
         # Scaled in YUV first: converting the large frame would cost as much as half its decoding.
         scaled = self._scaler.reformat(
-            frame, *self._size, format="yuv420p", interpolation="AREA"
+            frame, *self._size, format="yuv420p", interpolation="AREA", threads=_SCALER_THREADS
         )
-        image = self._converter.reformat(scaled, format="bgr24").to_ndarray()
+        image = self._converter.reformat(
+            scaled, format="bgr24", threads=_SCALER_THREADS
+        ).to_ndarray()
         return upright(image, self._rotation)
 
 
