@@ -45,6 +45,7 @@ class ScanVideos(Stage):
     spans: Literal["use", "ignore", "require"] = Field(
         "use", description="whether given spans decide what is decoded"
     )
+    keep_frames: bool = Field(True, description="keep frames for the stages below")
     frame_short_side: int = Field(384, ge=16, description="short side of kept frames, pixels")
     frame_quality: int = Field(90, ge=1, le=100, description="JPEG quality of kept frames")
     frames_per_second: float = Field(
@@ -102,7 +103,8 @@ class ScanVideos(Stage):
                         assert video.facts is not None
                         size = video.facts.frame_size(self.frame_short_side)
                     score = taken.add(picture.small)
-                    keeper.add(picture, size, score, begins)
+                    if self.keep_frames:
+                        keeper.add(picture, size, score, begins)
                     numbers.append(picture.number)
                     seconds.append(picture.seconds)
                     positions.append(float(picture.position_microseconds))

@@ -127,6 +127,10 @@ class SplitClips(Stage):
     )
     trim_start_seconds: float = Field(0.0, ge=0, description="cut off each shot's start, seconds")
     trim_end_seconds: float = Field(0.0, ge=0, description="cut off each shot's end, seconds")
+    keep_frames: bool = Field(
+        True, description="keep frames for the stages below; without them those stages seek in "
+        "the videos"
+    )
     frame_short_side: int = Field(384, ge=16, description="short side of kept frames, pixels")
     frame_quality: int = Field(90, ge=1, le=100, description="JPEG quality of kept frames")
     frames_per_second: float = Field(
@@ -166,6 +170,7 @@ class SplitClips(Stage):
         scan = ScanVideos(
             exact=self.exact,
             spans={"auto": "use", "given": "require"}.get(self.boundaries, "ignore"),
+            keep_frames=self.keep_frames,
             frame_short_side=self.frame_short_side,
             frame_quality=self.frame_quality,
             frames_per_second=self.frames_per_second,

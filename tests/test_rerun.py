@@ -113,3 +113,19 @@ def test_every_shard_says_what_it_counted(made):
     for path in made.dataset.rglob("[!.]*.parquet"):
         if path.parts[-3] in made.plan.by_label:
             assert b"clipmill" in pq.read_metadata(path).metadata
+
+
+def test_without_kept_frames_time_stamps_come_out_the_same(made, tmp_path):
+    """The recipe of time stamps keeps no picture and needs no model."""
+    films = Path(made.loaded.recipe.sources[0].path)
+    run(load_recipe(recipe_path("timestamps-only"), sources=[str(films)], engine="local"),
+        tmp_path / "dataset")
+    query = "SELECT clip_id, start_frame, end_frame, motion, sharpness FROM clips ORDER BY 1"
+    rows = []
+    for dataset in (tmp_path / "dataset", made.dataset):
+        with open_catalog(dataset) as catalog:
+            rows.append(catalog.ask(query).read_all().to_pylist())
+    assert rows[0] == rows[1]
+    kept = [pq.read_metadata(path).num_rows
+            for path in (tmp_path / "dataset" / "frames").rglob("*.parquet")]
+    assert set(kept) == {0}

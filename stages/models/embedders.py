@@ -101,10 +101,22 @@ class ImagePreparation:
             fill=int(config.get("fill_color") or 0),
         )
 
-    def __call__(self, jpegs: Sequence[bytes]) -> np.ndarray:
+    def __call__(self, jpegs: Sequence[bytes], out: np.ndarray | None = None) -> np.ndarray:
+        """Float32 of shape (n, 3, height, width), in `out` where it is given."""
         images = [decode_jpeg(data) for data in jpegs]
         return to_batch(images, self.size, self.mean, self.std, self.mode, self.interpolation,
-                        self.fill)
+                        self.fill, out)
+
+    def in_parallel(
+        self, pool: ThreadPoolExecutor, threads: int, jpegs: Sequence[bytes]
+    ) -> np.ndarray:
+        """The same, each thread working on a share of the images."""
+        batch = np.empty((len(jpegs), 3, *self.size), np.float32)
+        share = -(-len(jpegs) // threads)
+        starts = range(0, len(jpegs), share)
+        list(pool.map(self, (jpegs[at: at + share] for at in starts),
+                      (batch[at: at + share] for at in starts)))
+        return batch
 
 
 class ClipEmbedder:
@@ -145,12 +157,21 @@ class ClipEmbedder:
     def embed_images(self, jpegs: Sequence[bytes]) -> np.ndarray:
         """Embeddings of JPEG images, in their order, of shape (n, d).
 
-        The next batches are decoded and resized by a thread while the model works on this one.
+        Beside a GPU the next batches are decoded and resized while the model works on this one.
+        A model that computes on several cores waits for the slowest of them, and would for the
+        one that prepares: there all of them prepare a batch together, then compute.
         """
+        import torch
+
         starts = range(0, len(jpegs), self.batch_images)
         pieces = [jpegs[start: start + self.batch_images] for start in starts]
-        with ThreadPoolExecutor(1, thread_name_prefix="prepare-images") as pool:
-            done = [self.embed_batch(batch) for batch in _ahead(pool, self.prepare, pieces)]
+        threads = torch.get_num_threads() if self.device.type == "cpu" else 1
+        with ThreadPoolExecutor(threads, thread_name_prefix="prepare-images") as pool:
+            if threads > 1:
+                batches = (self.prepare.in_parallel(pool, threads, piece) for piece in pieces)
+            else:
+                batches = _ahead(pool, self.prepare, pieces)
+            done = [self.embed_batch(batch) for batch in batches]
         return np.concatenate(done) if done else np.empty((0, 0), np.float32)
 
     def embed_batch(self, batch: np.ndarray) -> np.ndarray:
