@@ -1,0 +1,52 @@
+"""What the README shows works as it stands there."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import yaml
+
+from jobs.ready_made import recipe_path
+from jobs.run import run
+from pipeline.catalog import open_catalog
+from pipeline.recipe import load_recipe, read_yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def block(language: str, beginning: str) -> str:
+    found = re.findall(rf"```{language}\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    (text,) = [text for text in found if text.startswith(beginning)]
+    return text
+
+
+def test_the_stage_of_ones_own_runs_and_its_columns_stand_in_the_view(made, tmp_path):
+    """Only the new stage runs: all before it is done already."""
+    (tmp_path / "count_words.py").write_text(block("python", "# count_words.py"))
+    recipe = read_yaml(recipe_path("demo"))
+    models = str(recipe_path("demo").parent.parent / "demo")
+    recipe = yaml.safe_load(yaml.safe_dump(recipe, sort_keys=False).replace("../demo", models))
+    recipe["stages"] |= yaml.safe_load(block("yaml", "stages:\n  # …"))["stages"]
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
+    dataset = Path(shutil.copytree(made.dataset, tmp_path / "dataset"))
+    before = set(dataset.rglob("*.parquet"))
+    run(load_recipe(tmp_path / "own.yaml", engine="local"), dataset)
+    made_now = {path.parts[-3] for path in set(dataset.rglob("*.parquet")) - before}
+    assert made_now == {"count_words"}
+    with open_catalog(dataset) as catalog:
+        rows = catalog.ask("SELECT caption, n_words, is_long FROM clips").read_all().to_pylist()
+    assert rows
+    for row in rows:
+        assert row["n_words"] == len(row["caption"].split())
+        assert row["is_long"] == (row["n_words"] >= 15)
+
+
+def test_the_readme_names_commands_and_files_that_exist():
+    text = (ROOT / "README.md").read_text()
+    for link in re.findall(r"\]\(([^)#]+)\)", text):
+        assert (ROOT / link).exists(), link
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M)
+    for word in re.findall(r"(?:`|^)make ([a-z-]+)", text, re.M):
+        assert word in targets, word
