@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import functools
 import http.server
+import shutil
 import socket
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -156,7 +158,12 @@ def _print(dataset: Path, figures: list[Figure]) -> None:
         "nothing. Take the\nrecipes `small-cpu` or `internvid` for real ones.\n\nWorth trying:"
     )
     for query in QUERIES:
-        _out.print(f"  clipmill sql {_shown(dataset)} \"{query}\"")
+        _out.print(f"  {_command()} sql {_shown(dataset)} \"{query}\"")
+
+
+def _command() -> str:
+    """How this program is called from here: its environment may not be activated."""
+    return "clipmill" if shutil.which("clipmill") else _shown(Path(sys.argv[0]).absolute())
 
 
 def _shown(dataset: Path) -> str:

@@ -51,10 +51,10 @@ def test_internvid_has_the_published_values() -> None:
     assert head.path == str(RECIPES / "sac+logos+ava1-l14-linearMSE.pth")
 
 
-def test_timestamps_need_no_model_and_leave_no_frames() -> None:
+def test_timestamps_need_no_model_and_keep_no_frames() -> None:
     loaded = load_recipe(RECIPES / "timestamps-only.yaml")
     assert list(loaded.stages) == ["download_videos", "split_clips"]
-    assert loaded.recipe.drop_frames
+    assert not loaded.stages["split_clips"].keep_frames
     assert models_of("timestamps-only") == {}
 
 
