@@ -45,10 +45,16 @@ def run(
     """
     plan = build_plan(loaded)
     steps = plan.until(until)
+    is_new = not dataset.exists()
     dataset.mkdir(parents=True, exist_ok=True)
     with _lock(dataset):
         if retry_kinds is None:
-            _ingest(loaded, dataset, limit)
+            try:
+                _ingest(loaded, dataset, limit)
+            except UsageError:
+                if is_new:
+                    _remove_if_empty(dataset)
+                raise
         shards = list_shards(dataset, list_source_shards(dataset))
         if retry_kinds is not None:
             asked = request_retries(plan, dataset, shards, retry_kinds)
@@ -223,6 +229,13 @@ def _lock(dataset: Path) -> Iterator[None]:
         file.write(str(os.getpid()))
         file.flush()
         yield
+
+
+def _remove_if_empty(dataset: Path) -> None:
+    """A mistyped source should leave no folder behind."""
+    (dataset / ".lock").unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        dataset.rmdir()
 
 
 def dataset_folder(loaded: LoadedRecipe, given: Path | None) -> Path:

@@ -19,6 +19,7 @@ from pydantic import Field
 from schemas.errors import ClipmillError, UsageError
 from stages.media.images import FitMode, Interpolation, decode_jpeg, to_batch
 from stages.models.loading import local_folder
+from stages.models.published import PAIR, published_weights
 from stages.models.references import ModelReference
 from stages.models.torch_setup import best_device, default_dtype, prepare_torch
 from stages.protocol import Stage, resource
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 Tower = Literal["image", "text"]
 DType = Literal["auto", "float32", "bfloat16"]
 
-_PAIR = "open_clip:"
 _FIT: dict[str, FitMode] = {"shortest": "crop", "squash": "squash", "longest": "pad"}
 _TEXT_BATCH = 256
 # Texts come again within a batch and between neighbouring clips, hardly later.
@@ -38,42 +38,7 @@ _REMEMBERED_TEXTS = 4096
 _AHEAD = 2
 
 # OpenAI's CLIP, which LAION's aesthetic heads were trained on.
-DEFAULT_MODEL = ModelReference(hub=f"{_PAIR}ViT-L-14/openai")
-
-
-@dataclass(frozen=True)
-class PublishedWeights:
-    """Weights that open_clip knows by a tag: where they lie and what they need."""
-
-    architecture: str
-    repository: str
-    quick_gelu: bool
-    preprocessing: dict[str, Any]
-
-
-def published_weights(hub: str) -> PublishedWeights:
-    """What `open_clip:ARCHITECTURE/WEIGHTS` stands for.
-
-    Raises UsageError where open_clip knows no such pair, or knows it outside the hub only.
-    """
-    prepare_torch()
-    import open_clip
-
-    architecture, _, tag = hub.removeprefix(_PAIR).partition("/")
-    tags = open_clip.list_pretrained_tags_by_model(architecture)
-    if tag not in tags:
-        known = f"its weights: {', '.join(tags)}" if tags else "open_clip has no such architecture"
-        raise UsageError(f"{hub}: expected open_clip:ARCHITECTURE/WEIGHTS, such as "
-                         f"open_clip:ViT-B-32/openai; {known}")
-    found = open_clip.get_pretrained_cfg(architecture, tag)
-    place = found.get("hf_hub", "")
-    if not place:
-        raise UsageError(f"{hub}: these weights are not on the hub; save the model with "
-                         "open_clip_config.json in a folder and name the folder")
-    preprocessing = {key: found[key] for key in ("mean", "std", "interpolation", "resize_mode")
-                     if found.get(key) is not None}
-    return PublishedWeights(architecture, "/".join(place.split("/")[:2]),
-                            bool(found.get("quick_gelu", False)), preprocessing)
+DEFAULT_MODEL = ModelReference(hub=f"{PAIR}ViT-L-14/openai")
 
 
 @dataclass(frozen=True)
@@ -239,7 +204,7 @@ def _load(reference: ModelReference, setting: str, *, with_tokenizer: bool) -> t
 
     folder = local_folder(reference, setting=setting)
     try:
-        if reference.hub and reference.hub.startswith(_PAIR):
+        if reference.hub and reference.hub.startswith(PAIR):
             published = published_weights(reference.hub)
             name, options = published.architecture, {
                 "pretrained": str(_weights_file(folder)),

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from schemas.errors import ClipmillError, UsageError
+from stages.models.published import PAIR, published_weights
 from stages.models.references import ModelReference
 
 logger = logging.getLogger(__name__)
@@ -78,10 +79,8 @@ def resolved_revision(reference: ModelReference) -> str | None:
 
 def repository_of(hub: str) -> str:
     """The hub repository behind a hub id; `open_clip:MODEL/WEIGHTS` pairs are looked up."""
-    if not hub.startswith("open_clip:"):
+    if not hub.startswith(PAIR):
         return hub
-    from stages.models.embedders import published_weights
-
     return published_weights(hub).repository
 
 

@@ -60,7 +60,7 @@ def test_wrong_use_is_one_clear_message_and_status_2(words, parts, tmp_path):
     assert "Traceback" not in done.stderr
     for part in parts:
         assert part in done.stderr
-    assert not (tmp_path / "dataset" / "sources").exists()
+    assert not (tmp_path / "dataset").exists()
 
 
 def test_debug_shows_the_traceback_wherever_it_stands():

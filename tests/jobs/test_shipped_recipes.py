@@ -10,7 +10,7 @@ import jobs
 from pipeline.plan import build_plan
 from pipeline.recipe import load_recipe
 from schemas.errors import UsageError
-from stages.models.embedders import published_weights
+from stages.models.published import published_weights
 from stages.models.references import DataFile, ModelReference
 
 RECIPES = Path(jobs.__file__).parent / "recipes"

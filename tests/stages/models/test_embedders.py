@@ -12,8 +12,9 @@ from PIL import Image
 
 from schemas.errors import ClipmillError, UsageError
 from stages.models import embedders
-from stages.models.embedders import ClipEmbedder, published_weights
+from stages.models.embedders import ClipEmbedder
 from stages.models.loading import repository_of
+from stages.models.published import published_weights
 from stages.models.references import ModelReference
 from tests.tiny_clip import frame_jpeg as frame
 from tests.tiny_clip import save_tiny_clip
