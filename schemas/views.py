@@ -42,12 +42,18 @@ CLIPS_VIEW: Columns = (
 CLIPS_VIDEO_COLUMNS: Columns = tuple(
     (name, pa.string()) for name in ("url", "title", "language", "category", "query")
 )
+# And last what else split_clips says of a clip.
+CLIPS_SPLIT_COLUMNS: Columns = tuple(
+    (name, tables.CLIPS.field(name).type)
+    for name in ("motion_max", "shot", "caption_given", "extra")
+)
 VIDEOS_VIEW: Columns = tuple(
     (name, tables.VIDEOS.field(name).type)
     for name in (
         "video_id", "url", "extractor", "source_id", "title", "description", "uploader",
         "license", "language", "category", "query", "duration_seconds", "width", "height", "fps",
         "codec", "has_audio", "size_bytes", "sha256", "path", "downloaded_at", "subtitles",
+        "tags", "caption_given", "spans", "extra",
     )
 )
 _PLACE: Columns = (("url", pa.string()), ("video_id", pa.string()), ("shard", pa.string()))
@@ -116,7 +122,7 @@ SUBSETS_VIEW: Columns = (
     ("snapshot", pa.string()),
 )
 VIEWS: dict[str, Columns] = {
-    "clips": (*CLIPS_VIEW, *CLIPS_VIDEO_COLUMNS),
+    "clips": (*CLIPS_VIEW, *CLIPS_VIDEO_COLUMNS, *CLIPS_SPLIT_COLUMNS),
     "videos": VIDEOS_VIEW,
     "rejections": REJECTIONS_VIEW,
     "failures": FAILURES_VIEW,
@@ -147,7 +153,7 @@ _CLIP_SOURCES = {
     "summarize_captions": ("caption",),
     "caption_frames": ("caption_coarse", "captions_fine"),
     "tag_clips": ("tags",),
-    "score_similarity": ("similarity",),
+    "score_similarity": ("similarity", "similarity_coarse", "similarity_fine"),
     "score_aesthetic": ("aesthetic",),
 }
 _CLIP_ID_PATTERN = r"^(.*)-m?\d+-m?\d+$"
@@ -326,7 +332,7 @@ def _provided(steps: Sequence[StepTable], level: str, promised: Columns) -> list
             taken.add(step.step)
             found.update((column, _Joined(column, step, column)) for column in _CLIP_SOURCES[name])
     base = {"download_videos", "scan_videos", "split_clips", "embed_clips"}
-    used = names | {name for name, _ in CLIPS_VIDEO_COLUMNS}
+    used = names | {name for name, _ in (*CLIPS_VIDEO_COLUMNS, *CLIPS_SPLIT_COLUMNS)}
     for step in steps:
         if step.key != level or step.step in taken or step.name in base:
             continue
@@ -401,9 +407,11 @@ def clips_view(steps: Sequence[StepTable]) -> str:
     if split is None:
         fields = [(c.name, c.table.schema.field(c.column).type) for c in joined
                   if c.name in further]
-        return empty((*CLIPS_VIEW, *fields, *CLIPS_VIDEO_COLUMNS))
+        return empty((*CLIPS_VIEW, *fields, *CLIPS_VIDEO_COLUMNS, *CLIPS_SPLIT_COLUMNS))
     columns = []
-    own = [name for name in promised if name in split.schema.names]
+    last = [(name, f"base.{quoted(name)}" if name in split.schema.names else null(kind))
+            for name, kind in CLIPS_SPLIT_COLUMNS]
+    own = [name for name in [*promised, *(name for name, _ in last)] if name in split.schema.names]
     for name, kind in CLIPS_VIEW:
         if name in own:
             columns.append((name, f"base.{quoted(name)}"))
@@ -412,10 +420,10 @@ def clips_view(steps: Sequence[StepTable]) -> str:
     columns += [(name, given[name]) for name in further]
     download = primary(steps, "download_videos")
     if download is None:
-        columns += [(name, null(kind)) for name, kind in CLIPS_VIDEO_COLUMNS]
+        columns += [(name, null(kind)) for name, kind in CLIPS_VIDEO_COLUMNS] + last
         return _wide(kept(split, own), "clip_id", columns, joined)
     names = [name for name, _ in CLIPS_VIDEO_COLUMNS]
-    columns += [(name, f"v.{quoted(name)}") for name in names]
+    columns += [(name, f"v.{quoted(name)}") for name in names] + last
     query = _wide(kept(split, own), "clip_id", columns, joined)
     # Two sources may have led to one video, and so to its clips in two shards: the first counts.
     picked = ", ".join(f"arg_min_null({quoted(name)}, _base) AS {quoted(name)}" for name in names)

@@ -66,8 +66,9 @@ def test_views_begin_with_the_promised_columns(truth: Truth, view: str):
 def test_clips_end_with_scorers_own_columns_and_the_video(truth: Truth):
     """A second scorer stands under its label; a stage of one's own under its columns' names."""
     further = columns(truth.path, "clips")[len(PROMISED["clips"].split()):]
-    assert further == ["aesthetic_v1", "n_words", "n_words_reason",
-                       "url", "title", "language", "category", "query"]
+    assert further == ["similarity_coarse", "similarity_fine", "aesthetic_v1", "n_words",
+                       "n_words_reason", "url", "title", "language", "category", "query",
+                       "motion_max", "shot", "caption_given", "extra"]
 
 
 def test_every_clip_stands_once_with_its_own_captions_and_scores(truth: Truth):

@@ -1,0 +1,29 @@
+"""`clipmill demo` as a person runs it: rendered, served, over Ray, measured, and not twice."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def demo(dataset: Path) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "-m", "jobs.cli", "demo", "--dataset", str(dataset)],
+                          cwd=ROOT, text=True, capture_output=True, check=False, timeout=280)
+
+
+def test_the_demo_reaches_its_targets_and_does_nothing_twice(tmp_path):
+    dataset = tmp_path / "demo"
+    done = demo(dataset)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("reached") == 8, done.stdout
+    assert "missed" not in done.stdout
+    assert "know nothing else" in done.stdout
+    assert done.stdout.count("sql ") == 3
+    before = {path: path.stat().st_mtime_ns for path in dataset.rglob("*.parquet")}
+    again = demo(dataset)
+    assert again.returncode == 0, again.stderr
+    assert "Nothing to do" in again.stderr
+    assert {path: path.stat().st_mtime_ns for path in dataset.rglob("*.parquet")} == before
