@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pipeline.plan import Step
 from schemas.errors import ClipmillError, UsageError
-from stages.models.references import DataFile, ModelReference
+from stages.models.references import ModelReference
 
 SERVER_TIMEOUT_SECONDS = 5.0
 
@@ -22,12 +22,11 @@ def check_models(steps: Iterable[Step]) -> None:
 def examine_models(steps: Iterable[Step]) -> Iterator[tuple[str, str | None]]:
     """Every model and data file that steps name, as `setting: reference`, with its problem."""
     for step in steps:
-        for name in type(step.stage).model_fields:
-            value = getattr(step.stage, name)
+        for name, value in step.stage.references().items():
             setting = f"{step.stage_label}.{name}"
             if isinstance(value, ModelReference):
                 yield f"{setting}: {value}", _problem_of_model(value, setting)
-            elif isinstance(value, DataFile):
+            else:
                 found = Path(value.path).is_file()
                 yield f"{setting}: {value.path}", None if found else (
                     f"{setting}: there is no file {value.path}; set it with "

@@ -6,7 +6,6 @@ import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable
 
 from rich.console import Console
 from rich.live import Live
@@ -47,9 +46,6 @@ class Progress:
             self._first.setdefault(label, now)
             self._last[label] = now
             self._counts.setdefault(label, Counter()).update(counts)
-
-    def labels(self) -> Iterable[str]:
-        return self._counts
 
     def _table(self) -> Table:
         table = Table(box=None, pad_edge=False, header_style="bold")

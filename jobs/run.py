@@ -24,7 +24,7 @@ from pipeline.recipe import LoadedRecipe
 from pipeline.retry import list_shards, request_retries
 from pipeline.sources import ingest, list_source_shards
 from schemas.errors import ClipmillError, UsageError
-from stages.models.references import DataFile, ModelReference
+from stages.models.references import ModelReference
 from stages.protocol import Stage
 
 _err = Console(stderr=True, highlight=False)
@@ -189,18 +189,15 @@ def _stage_record(plan: Plan, label: str, loaded: LoadedRecipe) -> dict[str, Any
 
 def _models(stage: Stage) -> dict[str, dict[str, str | None]]:
     """Every model and data file of a stage by setting: where from, which revision, which bytes."""
-    found = {}
-    for setting in type(stage).model_fields:
-        value = getattr(stage, setting)
-        if isinstance(value, ModelReference):
-            from stages.models.loading import resolved_revision
+    from stages.models.loading import resolved_revision
 
-            found[setting] = {"reference": str(value),
-                              "revision": resolved_revision(value) or value.revision,
-                              "identity": value.identity()}
-        elif isinstance(value, DataFile):
-            found[setting] = {"reference": value.path, "revision": None,
-                              "identity": value.identity()}
+    found = {}
+    for setting, value in stage.references().items():
+        if isinstance(value, ModelReference):
+            place, revision = str(value), resolved_revision(value) or value.revision
+        else:
+            place, revision = value.path, None
+        found[setting] = {"reference": place, "revision": revision, "identity": value.identity()}
     return found
 
 

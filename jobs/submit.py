@@ -14,7 +14,7 @@ from jobs.versions import ROOT
 from pipeline.recipe import LoadedRecipe, load_recipe
 from pipeline.stage_classes import class_reference
 from schemas.errors import ClipmillError, UsageError
-from stages.models.references import DataFile, ModelReference
+from stages.models.references import DataFile
 
 PACKAGES = ("schemas", "stages", "pipeline", "jobs")
 CONSTRAINTS = ROOT / "constraints.txt"
@@ -87,12 +87,10 @@ def _files_beside(folder: Path, loaded: LoadedRecipe) -> list[Path]:
     """Files and model folders below the recipe's own folder that its settings name."""
     named: list[Path] = []
     for stage in loaded.stages.values():
-        for setting in type(stage).model_fields:
-            value = getattr(stage, setting)
-            if isinstance(value, DataFile):
-                named.append(Path(value.path))
-            elif isinstance(value, ModelReference) and value.folder:
-                named.append(Path(value.folder))
+        for value in stage.references().values():
+            place = value.path if isinstance(value, DataFile) else value.folder
+            if place:
+                named.append(Path(place))
         place = class_reference(stage).partition(":")[0]
         if place.endswith(".py"):
             named.append(Path(place))

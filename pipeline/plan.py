@@ -93,13 +93,6 @@ class Plan:
         last = max(i for i, label in enumerate(labels) if label == stage_label)
         return self.steps[: last + 1]
 
-    def key_step(self, key: str) -> Step | None:
-        """The step whose kept rows are the units of a level (the clips, say)."""
-        for step in self.steps:
-            if key in step.stage.table_schema.names:
-                return step
-        return None
-
     def frames_step(self) -> Step | None:
         return next((step for step in self.steps if "frames" in step.stage.more_tables), None)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -68,7 +68,6 @@ class Workspace:
     dataset: Path
     scratch: Path
     decoded_frames: int = 0
-    notes: dict[str, str] = field(default_factory=dict)
 
     @property
     def media(self) -> Path:
@@ -147,11 +146,11 @@ class Stage(BaseModel):
     def check_upstream(self, before: Mapping[str, Stage]) -> None:
         """ValueError where this stage doesn't go with those before it in the recipe, by label."""
 
-    def models(self) -> dict[str, ModelReference]:
-        """Every model that the settings name, by setting."""
+    def references(self) -> dict[str, ModelReference | DataFile]:
+        """Every model and data file that the settings name, by setting."""
         return {
             name: value for name in type(self).model_fields
-            if isinstance(value := getattr(self, name), ModelReference)
+            if isinstance(value := getattr(self, name), ModelReference | DataFile)
         }
 
     def prompts(self) -> dict[str, str]:

@@ -38,7 +38,6 @@ IMAGE_SIZE = 96
 """Frames are squeezed to a square of this side, whatever their aspect: nothing is cut off."""
 
 POSITIONS = tuple(POSITION_WORDS)
-BLACK = -1
 TAG_TEMPLATES = ("{}", "a photo of {}", "a photo of a {}", "a picture of a {}")
 _INTERPOLATIONS = (cv2.INTER_AREA, cv2.INTER_LINEAR, cv2.INTER_CUBIC)
 _SIZES = ((640, 360), (320, 180), (256, 144), (192, 108))

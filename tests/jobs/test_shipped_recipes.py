@@ -19,7 +19,8 @@ RECIPES = Path(jobs.__file__).parent / "recipes"
 def models_of(name: str) -> dict[str, ModelReference]:
     loaded = load_recipe(RECIPES / f"{name}.yaml")
     return {f"{label}.{setting}": reference for label, stage in loaded.stages.items()
-            for setting, reference in stage.models().items()}
+            for setting, reference in stage.references().items()
+            if isinstance(reference, ModelReference)}
 
 
 @pytest.mark.parametrize("name", ["internvid", "small-cpu"])
