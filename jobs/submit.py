@@ -42,6 +42,9 @@ def submit(
     if where is None or not where.is_absolute():
         raise UsageError("submit needs the dataset's absolute path on storage that every node "
                          "mounts: --dataset /shared/NAME")
+    if locked and not CONSTRAINTS.exists():
+        raise UsageError("the locked versions come with a checkout of Clipmill, and this is none; "
+                         "take what the nodes have with --environment cluster")
     from pipeline.on_ray import submit_job
 
     command = ["python", "-m", "jobs.cli", "run", f"recipe/{path.name}", "--dataset", str(where)]
@@ -56,7 +59,7 @@ def submit(
     with tempfile.TemporaryDirectory(prefix="clipmill-submit-") as folder:
         _stage_working_directory(Path(folder), path, loaded)
         job = submit_job(address, shlex.join(command), Path(folder),
-                         CONSTRAINTS if locked and CONSTRAINTS.exists() else None)
+                         CONSTRAINTS if locked else None)
         print(job.id, flush=True)
         if not wait:
             print(f"Sent. Follow it with `ray job logs --address {address} --follow {job.id}`; "
