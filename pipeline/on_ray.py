@@ -82,7 +82,10 @@ class _ShardRunner:
     """What an actor of a pool holds: one worker over the pool's steps."""
 
     def __init__(self, plan: dict, labels: list[str], dataset: str, run_id: str,
-                 shards: ShardList, tally: Any) -> None:
+                 shards: ShardList, tally: Any, gpus: float) -> None:
+        if not gpus:
+            # Whatever Ray's version makes of an actor without GPUs: it must not take one.
+            os.environ["CUDA_VISIBLE_DEVICES"] = ""
         whole = Plan.from_spec(plan)
         steps = tuple(whole.by_label[label] for label in labels)
         self._worker = Worker(
@@ -181,7 +184,7 @@ def _through(stream: Any, pool: Pool, spec: dict, dataset: Path, run_id: str,
     return stream.map_batches(
         _ShardRunner,
         fn_constructor_args=(spec, [step.label for step in pool.steps], str(dataset), run_id,
-                             shards, tally),
+                             shards, tally, pool.gpus),
         batch_size=1,
         batch_format="numpy",
         compute=ActorPoolStrategy(size=pool.workers),
