@@ -7,7 +7,7 @@ wherever in the recipe it began; where a key stands in several shards of a group
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.plan import SOURCES, Plan, Step
-from pipeline.shards import group_shards, shard_path
+from pipeline.shards import existing, shard_path
 from schemas.errors import RowFailed
 from schemas.tables import FRAME
 from schemas.tables import SOURCES as SOURCES_SCHEMA
@@ -59,13 +59,13 @@ class _Joined:
     new_keys: list[str]
 
 
-def _load(plan: Plan, dataset: Path, label: str, shard: str, key: str, columns: list[str],
-          unit: str) -> _Joined:
+def _load(plan: Plan, dataset: Path, label: str, shard: str, group: Sequence[str], key: str,
+          columns: list[str], unit: str) -> _Joined:
     folder, schema = step_folder(plan, dataset, label), step_schema(plan, label)
     wanted = list(dict.fromkeys([key, unit, *columns, "rejection", "error"]))
     wanted = [name for name in wanted if name in schema.names]
     parts, new_keys = [], []
-    for name in group_shards(folder, shard):
+    for name in existing(folder, group):
         part = kept_rows(read_shard(folder, name, schema, wanted))
         if name == shard and unit in schema.names:
             new_keys = part[unit].to_pylist()
@@ -84,12 +84,14 @@ def _join_key(schema: pa.Schema, unit: str) -> str:
 
 
 def input_table(
-    plan: Plan, step: Step, dataset: Path, shard: str, *, only_keys: set[str] | None = None
+    plan: Plan, step: Step, dataset: Path, shard: str, group: Sequence[str], *,
+    only_keys: set[str] | None = None,
 ) -> pa.Table:
     """Input rows of a step for a shard: the key, then the columns that it reads.
 
-    `only_keys` is the retry's request, at the step where the retry begins. For stages that
-    want frames, `_video_id`, `_start_seconds` and `_end_seconds` are added.
+    `group` names the shards of the same base, oldest first. `only_keys` is the retry's request,
+    at the step where the retry begins. For stages that want frames, `_video_id`, `_start_seconds`
+    and `_end_seconds` are added.
     """
     unit = step.stage.key
     reads_of: dict[str, list] = {}
@@ -102,7 +104,7 @@ def input_table(
     # What the frame reader needs of the clips.
     extra = ["video_id", *(["start_seconds", "end_seconds"] if step.stage.frames else [])]
     joined = {
-        label: _load(plan, dataset, label, shard, _join_key(step_schema(plan, label), unit),
+        label: _load(plan, dataset, label, shard, group, _join_key(step_schema(plan, label), unit),
                      [read.column for read in reads] + extra, unit)
         for label, reads in reads_of.items()
     }
@@ -158,7 +160,7 @@ class FrameReader:
     Where a video's frames are gone they are read from the video again by seeking.
     """
 
-    def __init__(self, plan: Plan, dataset: Path, shard: str) -> None:
+    def __init__(self, plan: Plan, dataset: Path, group: Sequence[str]) -> None:
         self._dataset = dataset
         self.decoded_frames = 0
         self._groups: dict[str, tuple[pq.ParquetFile, int]] = {}
@@ -167,21 +169,21 @@ class FrameReader:
         self._scan = step.stage if step is not None else None
         if step is not None:
             folder = step.folder(dataset, "frames")
-            for name in group_shards(folder, shard):
+            for name in existing(folder, group):
                 file = pq.ParquetFile(shard_path(folder, name))
-                for group in range(file.num_row_groups):
-                    video = file.read_row_group(group, columns=["video_id"]).column(0)[0].as_py()
-                    self._groups[video] = (file, group)
-        self._videos = self._video_paths(plan, dataset, shard)
+                for row_group in range(file.num_row_groups):
+                    ids = file.read_row_group(row_group, columns=["video_id"]).column(0)
+                    self._groups[ids[0].as_py()] = (file, row_group)
+        self._videos = self._video_paths(plan, dataset, group)
 
     @staticmethod
-    def _video_paths(plan: Plan, dataset: Path, shard: str) -> dict[str, str]:
+    def _video_paths(plan: Plan, dataset: Path, group: Sequence[str]) -> dict[str, str]:
         step = next((s for s in plan.steps if {"video_id", "path"} <= set(
             s.stage.table_schema.names)), None)
         if step is None:
             return {}
         paths = {}
-        for name in group_shards(step.folder(dataset), shard):
+        for name in existing(step.folder(dataset), group):
             table = read_shard(step.folder(dataset), name, step.stage.table_schema,
                                ["video_id", "path", "rejection", "error"])
             rows = kept_rows(table)

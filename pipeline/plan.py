@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.recipe import LoadedRecipe
-from pipeline.shards import committed_shards, shard_order
+from pipeline.shards import base_shard, committed_shards, shard_order
 from pipeline.stage_classes import class_reference, stage_class
 from schemas.errors import UsageError
 from stages.protocol import Stage
@@ -201,13 +201,26 @@ class ShardList:
     first: tuple[str, ...]
     retries: dict[str, dict[str, Any]]
 
+    def passes(self, plan: Plan, step: Step, shard: str) -> bool:
+        """Whether a shard passes through a step: a retry begins where its rows failed."""
+        request = self.retries.get(shard)
+        if request is None:
+            return True
+        return request_is_current(plan, request) and step.label in plan.downstream(request["step"])
+
+    def group(self, shard: str) -> list[str]:
+        """The first shard and its retries so far, oldest first; retries are numbered from 1."""
+        base = base_shard(shard)
+        names, number = [base], 1
+        while (name := f"{base}.retry{number}") in self.retries:
+            names.append(name)
+            number += 1
+        return names
+
     def relevant(self, plan: Plan, step: Step) -> list[str]:
-        """Shards that pass through a step."""
-        found = list(self.first)
-        for shard, request in self.retries.items():
-            if request_is_current(plan, request) and step.label in plan.downstream(request["step"]):
-                found.append(shard)
-        return sorted(found, key=shard_order)
+        """All shards that pass through a step, in order."""
+        retries = [shard for shard in self.retries if self.passes(plan, step, shard)]
+        return sorted([*self.first, *retries], key=shard_order)
 
 
 def request_is_current(plan: Plan, request: dict[str, Any]) -> bool:

@@ -28,7 +28,7 @@ from pipeline.plan import Plan, ShardList, Step
 from pipeline.shards import (
     ShardMetadata,
     ShardWriter,
-    group_shards,
+    existing,
     shard_path,
     write_json,
 )
@@ -60,7 +60,7 @@ class Worker:
         """All steps of this worker over one shard; what is committed already is left alone."""
         for step in self.steps:
             path = shard_path(step.folder(self.dataset), shard)
-            if not path.exists() and shard in self.shards.relevant(self.plan, step):
+            if not path.exists() and self.shards.passes(self.plan, step, shard):
                 self._run_step(step, shard, path)
         if self.plan.drop_frames:
             self._drop_frames(shard)
@@ -74,7 +74,6 @@ class Worker:
             scratch = self.dataset / ".scratch" / f"{step.label}-{uuid.uuid4().hex[:8]}"
             workspace = Workspace(self.dataset, scratch)
             transform = self._stack.enter_context(step.stage.open(workspace))
-            self._stack.callback(shutil.rmtree, scratch, ignore_errors=True)
             self._open[step.label] = (transform, workspace)
         return self._open[step.label]
 
@@ -82,7 +81,8 @@ class Worker:
         started = time.monotonic()
         request = self.shards.retries.get(shard)
         only = set(request["keys"]) if request and request["step"] == step.label else None
-        rows = input_table(self.plan, step, self.dataset, shard, only_keys=only)
+        group = self.shards.group(shard)
+        rows = input_table(self.plan, step, self.dataset, shard, group, only_keys=only)
         counts: Counter = Counter(inputs=rows.num_rows)
         with contextlib.ExitStack() as stack:
             writers = _Writers(stack, step, self.dataset, shard)
@@ -90,9 +90,10 @@ class Worker:
             if rows.num_rows:
                 transform, workspace = self._transform(step)
                 workspace.scratch.mkdir(parents=True, exist_ok=True)
+                stack.callback(shutil.rmtree, workspace.scratch, ignore_errors=True)
                 before = workspace.decoded_frames
-                frames = FrameReader(self.plan, self.dataset, shard) if step.stage.frames else None
-                attempts = _earlier_attempts(step, self.dataset, shard)
+                frames = FrameReader(self.plan, self.dataset, group) if step.stage.frames else None
+                attempts = _earlier_attempts(step, self.dataset, group)
                 for batch, output in self._batches(step, shard, rows, transform, frames):
                     tables = _complete(step, batch, output, attempts)
                     tally = _tally(step, batch, tables[step.label])
@@ -315,11 +316,11 @@ def _sum(table: pa.Table, column: str) -> int:
     return sum(value or 0 for value in table[column].to_pylist())
 
 
-def _earlier_attempts(step: Step, dataset: Path, shard: str) -> dict[str, int]:
+def _earlier_attempts(step: Step, dataset: Path, group: list[str]) -> dict[str, int]:
     """How often each failed key of the shard's group was tried before."""
     found: dict[str, int] = {}
     folder = step.folder(dataset)
-    for name in group_shards(folder, shard):
+    for name in existing(folder, group):
         table = pq.read_table(shard_path(folder, name), columns=[step.stage.key, "error"])
         for row in table.to_pylist():
             if row["error"] is not None:

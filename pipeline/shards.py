@@ -11,7 +11,7 @@ import json
 import os
 import re
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -56,9 +56,9 @@ def committed_shards(folder: Path) -> list[str]:
     return sorted((name for name in names if _SHARD.match(name)), key=shard_order)
 
 
-def group_shards(folder: Path, shard: str) -> list[str]:
-    """The committed shards in a folder with the same base as `shard`, oldest first."""
-    return [name for name in committed_shards(folder) if base_shard(name) == base_shard(shard)]
+def existing(folder: Path, shards: Sequence[str]) -> list[str]:
+    """Those of a few shards that are committed in a folder; the folder is not listed."""
+    return [shard for shard in shards if shard_path(folder, shard).exists()]
 
 
 @dataclass(frozen=True)

@@ -149,6 +149,8 @@ def test_both_engines_give_the_same_rows(words, tmp_path):
                 row["error"].pop("at")
         return rows
 
+    # Actors are ended, not closed: what they used meanwhile must be gone all the same.
+    assert list(data.dataset.glob(".scratch/*")) == []
     for label, rows in over_ray.items():
         assert plain(rows) == plain(here.table(label)), label
 
