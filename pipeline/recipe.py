@@ -82,13 +82,14 @@ class LoadedRecipe:
         return {"name": self.name, "folder": str(self.folder), **top, "stages": stages}
 
     @classmethod
-    def from_record(cls, record: dict[str, Any]) -> LoadedRecipe:
-        """The recipe of a run's record."""
+    def from_record(
+        cls, record: dict[str, Any], overrides: Sequence[str] = (), **top_level: Any
+    ) -> LoadedRecipe:
+        """The recipe of a run's record, changed as `load_recipe` changes a file's."""
         config = {key: value for key, value in record.items() if key not in ("name", "folder")}
+        where = f"the recipe of the run of {record['name']}"
         folder = Path(record["folder"])
-        recipe = Recipe.model_validate(config)
-        stages = {label: _build(label, settings, folder, f"run of {record['name']}", set())
-                  for label, settings in recipe.stages.items()}
+        recipe, stages = _checked(config, overrides, folder, where, **top_level)
         return cls(record["name"], folder, recipe, stages)
 
 
@@ -107,8 +108,11 @@ class _StrictLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML file as a dict; UsageError with file and line where it is not one."""
+def read_yaml(path: Path, expected: str = "stages") -> dict[str, Any]:
+    """A YAML file as a dict; UsageError with file and line where it is not one.
+
+    `expected` is the key that such a file has at its top level, for the error.
+    """
     try:
         value = yaml.load(path.read_text("utf-8"), Loader=_StrictLoader)
     except OSError as error:
@@ -118,7 +122,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except yaml.YAMLError as error:
         raise UsageError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(value, dict):
-        raise UsageError(f"{path}: expected a mapping with `stages:` at the top level")
+        raise UsageError(f"{path}: expected a mapping with `{expected}:` at the top level")
     return value
 
 
@@ -132,38 +136,48 @@ def load_recipe(
 ) -> LoadedRecipe:
     """Reads, overrides and checks a recipe.
 
-    `overrides` are `label.setting=value` or `key=value` with YAML values; paths in them are
-    relative to the working directory, those in the file to the file. `sources`, where given,
-    take the place of the file's. Values of `top_level` that are not None win over the file.
+    `overrides` are `label.setting=value` or `key=value` with YAML values; a label that the recipe
+    lacks is added as its last stage where they name its `stage`. Paths in them are relative to
+    the working directory, those in the file to the file. `sources`, where given, take the place
+    of the file's. Values of `top_level` that are not None win over the file.
     """
     folder = path.resolve().parent
-    config = read_yaml(path)
+    recipe, stages = _checked(read_yaml(path), overrides, folder, str(path), sources=sources,
+                              **top_level)
+    return LoadedRecipe(name or path.stem, folder, recipe, stages)
+
+
+def _checked(
+    config: dict[str, Any], overrides: Sequence[str], folder: Path, where: str, *,
+    sources: Sequence[Any] = (), **top_level: Any,
+) -> tuple[Recipe, dict[str, Stage]]:
+    """The recipe of plain data, with its stages built; `where` names it in errors."""
     config.update({key: value for key, value in top_level.items() if value is not None})
-    overridden = _apply(config, overrides, path)
+    overridden = _apply(config, overrides, where)
     if sources:
         config["sources"] = [source_from_argument(given) if isinstance(given, str) else given
                              for given in sources]
     try:
         recipe = Recipe.model_validate(config)
     except ValidationError as error:
-        raise UsageError(explain(error, Recipe, str(path))) from error
+        raise UsageError(explain(error, Recipe, where)) from error
     if recipe.exclude_ids is not None:
         base = Path.cwd() if ("exclude_ids",) in overridden else folder
         recipe = recipe.model_copy(update={"exclude_ids": recipe.exclude_ids.relative_to(base)})
     if not recipe.stages:
-        raise UsageError(f"{path}: `stages` is empty; see `clipmill recipe show small-cpu`")
-    built = {
-        label: _build(label, settings, folder, str(path), overridden)
-        for label, settings in recipe.stages.items()
-    }
-    return LoadedRecipe(name or path.stem, folder, recipe, built)
+        raise UsageError(f"{where}: `stages` is empty; see `clipmill recipe show small-cpu`")
+    return recipe, {label: _build(label, settings, folder, where, overridden)
+                    for label, settings in recipe.stages.items()}
 
 
-def _apply(config: dict[str, Any], overrides: Sequence[str], path: Path) -> set[tuple[str, ...]]:
+def _apply(config: dict[str, Any], overrides: Sequence[str], where: str) -> set[tuple[str, ...]]:
     done = set()
     stages = config.get("stages")
     if isinstance(stages, dict):
         config["stages"] = stages = copy.deepcopy(stages)
+        for label in _new_labels(overrides):
+            if label not in Recipe.model_fields:
+                stages.setdefault(label, {})
     for override in overrides:
         name, equals, text = override.partition("=")
         if not equals or not name:
@@ -176,8 +190,10 @@ def _apply(config: dict[str, Any], overrides: Sequence[str], path: Path) -> set[
         if len(keys) == 1 or keys[0] not in (stages or {}):
             if keys[0] not in Recipe.model_fields or keys[0] == "stages":
                 known = [*(stages or {}), *(k for k in Recipe.model_fields if k != "stages")]
-                raise UsageError(f"--set {override!r}: {path.name} has no stage or key "
-                                 f"{keys[0]!r}; {_near(keys[0], known)}")
+                add = ("" if len(keys) == 1 else f"; to add a stage under this label, give "
+                       f"--set {keys[0]}.stage=NAME, too")
+                raise UsageError(f"--set {override!r}: {where} has no stage or key "
+                                 f"{keys[0]!r}; {_near(keys[0], known)}{add}")
             target = config
         else:
             target = stages
@@ -192,6 +208,12 @@ def _apply(config: dict[str, Any], overrides: Sequence[str], path: Path) -> set[
     return done
 
 
+def _new_labels(overrides: Sequence[str]) -> list[str]:
+    """Labels whose stage the overrides name, in order."""
+    names = (override.partition("=")[0].split(".") for override in overrides)
+    return [keys[0] for keys in names if len(keys) == 2 and keys[1] == "stage"]
+
+
 def _build(
     label: str, settings: dict[str, Any], folder: Path, where: str, overridden: set[tuple[str, ...]]
 ) -> Stage:
@@ -199,7 +221,7 @@ def _build(
     word = settings.pop("stage", label)
     if not isinstance(word, str) or not label.isidentifier():
         raise UsageError(f"{where}: stages.{label}: a label is a word of letters, digits and _")
-    cls = stage_class(word, folder)
+    cls = stage_class(word, Path.cwd() if (label, "stage") in overridden else folder)
     try:
         stage = cls.model_validate(settings)
     except ValidationError as error:

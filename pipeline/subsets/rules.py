@@ -1,0 +1,286 @@
+"""The rules of a subset recipe: what each verb takes, checked as plain data.
+
+A rule is one mapping with one verb and, if wanted, a `name`. What it does to clips is in
+`engine.py`; here it is only read.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+
+
+def _as_sql(value: Any) -> Any:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return str(value) if isinstance(value, int | float) else value
+
+
+def _no_switch(value: Any) -> Any:
+    """YAML reads `yes` and `true` as a switch, which Python would count as the number 1."""
+    if isinstance(value, bool):
+        raise ValueError("expected a number, not true or false")
+    return value
+
+
+Sql = Annotated[str, BeforeValidator(_as_sql), Field(min_length=1)]
+"""A DuckDB expression over the columns of `clips`."""
+Count = Annotated[int, BeforeValidator(_no_switch), Field(ge=1)]
+Percent = Annotated[float, BeforeValidator(_no_switch), Field(ge=0, le=100, allow_inf_nan=False)]
+Share = Annotated[float, BeforeValidator(_no_switch), Field(gt=0, le=1)]
+
+
+class Body(BaseModel):
+    """What stands behind a verb."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def describe(self) -> str:
+        """The rule in a few words, for the funnel."""
+        raise NotImplementedError
+
+    def plain(self) -> Any:
+        """The rule's value as a recipe would write it."""
+        return self.model_dump(mode="json", exclude_none=True)
+
+
+class Where(Body):
+    """Keeps the clips for which the predicate is true; null counts as no."""
+
+    expression: Sql
+
+    def describe(self) -> str:
+        return " ".join(self.expression.split())
+
+    def plain(self) -> Any:
+        return self.expression
+
+
+class Percentile(Body):
+    """Keeps one end, or the middle, of a column's distribution among the clips that reach it.
+
+    Of N clips with a value `top: 30` leaves out the floor(70% of N) lowest; clips that tie with
+    the threshold stay; clips without a value (null or not a number) go.
+    """
+
+    column: Sql
+    top: Percent | None = None
+    bottom: Percent | None = None
+    between: tuple[Percent, Percent] | None = None
+
+    @model_validator(mode="after")
+    def _one_end(self) -> Percentile:
+        given = [name for name in ("top", "bottom", "between") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError("give one of top, bottom and between"
+                             + (f", not {' and '.join(given)}" if given else ""))
+        if self.between is not None and self.between[0] >= self.between[1]:
+            raise ValueError(f"between: the first number must be the smaller one, not "
+                             f"{self.between[0]:g} and {self.between[1]:g}")
+        return self
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """The percentiles between which clips stay."""
+        if self.top is not None:
+            return 100 - self.top, 100
+        if self.bottom is not None:
+            return 0, self.bottom
+        assert self.between is not None
+        return self.between
+
+    def describe(self) -> str:
+        if self.top is not None:
+            return f"{self.column}: top {self.top:g}%"
+        if self.bottom is not None:
+            return f"{self.column}: bottom {self.bottom:g}%"
+        low, high = self.bounds
+        return f"{self.column}: {low:g}% to {high:g}%"
+
+
+class Cap(Body):
+    """Keeps at most so many clips of each group: the first ones in the order `by`, else any.
+
+    Clips whose group is null go.
+    """
+
+    per: Sql
+    clips: Count
+    by: Sql | None = None
+
+    def describe(self) -> str:
+        order = "at random" if self.by is None else f"by {self.by}"
+        return f"{self.clips} per {self.per}, {order}"
+
+
+class Quota(Body):
+    """A cap that may differ by group: `{en: 1000, "*": 100}`, with `*` for every other group.
+
+    Groups that are not named go where there is no `*`. Clips whose group is null go, unless the
+    mapping names `null`.
+    """
+
+    per: Sql
+    clips: Count | dict[str | None, Annotated[int, Field(ge=0)]]
+    by: Sql | None = None
+
+    @field_validator("clips", mode="before")
+    @classmethod
+    def _group_names(cls, value: Any) -> Any:
+        if not isinstance(value, Mapping):
+            return value
+        if not value:
+            raise ValueError("the mapping names no group")
+        for key, number in value.items():
+            if isinstance(key, bool):
+                raise ValueError("a group is read as true or false; put its name in quotes, "
+                                 'e.g. "no": 100')
+            _no_switch(number)
+        return {key if key is None else str(key): number for key, number in value.items()}
+
+    def describe(self) -> str:
+        order = "at random" if self.by is None else f"by {self.by}"
+        if isinstance(self.clips, int):
+            return f"{self.clips} per {self.per}, {order}"
+        shares = ", ".join(f"{'null' if key is None else key} {number}"
+                           for key, number in self.clips.items())
+        return f"per {self.per}: {shares}; {order}"
+
+    def plain(self) -> Any:
+        value = super().plain()
+        if isinstance(self.clips, Mapping):
+            value["clips"] = {"null" if key is None else key: number
+                              for key, number in self.clips.items()}
+        return value
+
+
+class Sample(Body):
+    """Draws clips at random, without replacement, with the recipe's seed.
+
+    `weight` is `uniform`, `one_per_video` (1 / clips of the video among those that reach the
+    rule, which is how InternVid-DIV was drawn), or any positive SQL expression.
+    """
+
+    clips: Count | None = None
+    fraction: Share | None = None
+    weight: Sql = "uniform"
+
+    @model_validator(mode="after")
+    def _one_size(self) -> Sample:
+        if (self.clips is None) == (self.fraction is None):
+            raise ValueError("give one of clips and fraction")
+        return self
+
+    def describe(self) -> str:
+        size = f"{self.clips} clips" if self.clips is not None else f"{self.fraction:.6g} of them"
+        return f"{size}, {self.weight}"
+
+
+class Stratify(Body):
+    """Draws so many clips in all from groups: as large as they are, or as equal as can be.
+
+    Null is a group like any other.
+    """
+
+    by: tuple[Sql, ...] = Field(min_length=1)
+    clips: Count
+    allocation: Literal["proportional", "equal"] = "proportional"
+
+    @field_validator("by", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
+    def describe(self) -> str:
+        return f"{self.clips} clips over {', '.join(self.by)}, {self.allocation}"
+
+
+class Balance(Body):
+    """Draws so many clips in all, as equal a share of each cluster of embeddings as there is.
+
+    Clips without an embedding go.
+    """
+
+    clusters: Annotated[int, BeforeValidator(_no_switch), Field(ge=2)]
+    clips: Count
+    embeddings: str | None = None
+
+    def describe(self) -> str:
+        return f"{self.clips} clips over {self.clusters} clusters"
+
+
+class Deduplicate(Body):
+    """Of clips that are alike keeps the first in the order `prefer`.
+
+    `bytes`: same file (SHA-256) and span. `frames`: perceptual hashes within `max_distance` bits.
+    `embedding`: cosine of at least `min_cosine`. A clip that lacks what is compared stays.
+    """
+
+    by: Literal["bytes", "frames", "embedding"]
+    max_distance: Annotated[int, BeforeValidator(_no_switch), Field(ge=0, le=64)] | None = None
+    min_cosine: Annotated[float, BeforeValidator(_no_switch), Field(gt=0, le=1)] | None = None
+    embeddings: str | None = None
+    prefer: Sql | None = None
+
+    @model_validator(mode="after")
+    def _what_belongs(self) -> Deduplicate:
+        own = {"bytes": set(), "frames": {"max_distance"},
+               "embedding": {"min_cosine", "embeddings"}}
+        for name in ("max_distance", "min_cosine", "embeddings"):
+            if getattr(self, name) is not None and name not in own[self.by]:
+                raise ValueError(f"{name} does not go with by: {self.by}")
+        for name in own[self.by] - {"embeddings"}:
+            if getattr(self, name) is None:
+                raise ValueError(f"by: {self.by} needs {name}")
+        return self
+
+    def describe(self) -> str:
+        if self.by == "frames":
+            return f"frames within {self.max_distance} bits"
+        if self.by == "embedding":
+            return f"embeddings with cosine ≥ {self.min_cosine:g}"
+        return "same file and span"
+
+
+VERBS: dict[str, type[Body]] = {
+    "where": Where,
+    "percentile": Percentile,
+    "cap": Cap,
+    "quota": Quota,
+    "sample": Sample,
+    "stratify": Stratify,
+    "balance": Balance,
+    "deduplicate": Deduplicate,
+}
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One checked rule, numbered from 1 in the order in which rules apply."""
+
+    number: int
+    verb: str
+    body: Body
+    name: str | None = None
+    file: str = ""
+
+    @property
+    def place(self) -> str:
+        """How errors name it."""
+        named = f" {self.name!r}" if self.name else ""
+        return f"{self.file}: rule {self.number}{named} ({self.verb})"
+
+    def describe(self) -> str:
+        return self.body.describe()
+
+    def plain(self) -> dict[str, Any]:
+        """The rule as a recipe would write it, with every parameter in its place."""
+        name = {"name": self.name} if self.name else {}
+        return {**name, self.verb: self.body.plain()}
+
+    def key(self) -> str:
+        return json.dumps(self.plain(), sort_keys=True, ensure_ascii=False)
