@@ -64,7 +64,8 @@ Sources = Annotated[
 Set = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="A.B=VALUE", help="change a setting, e.g. "
-                 "split_clips.threshold=35; may be given several times"),
+                 "split_clips.threshold=35, or add a stage: LABEL.stage=NAME with its settings; "
+                 "may be given several times"),
 ]
 Kinds = Annotated[
     list[str] | None,
@@ -87,7 +88,9 @@ def _common(
 
 @app.command()
 def run(
-    recipe: RecipeArgument,
+    recipe: Annotated[str | None, typer.Argument(metavar="[RECIPE]", help="a ready-made name or a "
+                      "YAML file; by default the recipe of the --dataset's newest run, whose "
+                      "sources are not looked at again")] = None,
     dataset: Annotated[Path | None, typer.Option(help="the dataset's folder; by default the "
                        "recipe's, else NAME-dataset here")] = None,
     sources: Sources = None,
@@ -100,37 +103,29 @@ def run(
                      ] = None,
 ) -> None:
     """Run what is not done yet; run again, it does only what is missing."""
-    from jobs.ready_made import recipe_path
-    from jobs.run import closing_table, dataset_folder
+    from jobs.run import closing_table, dataset_folder, load
     from jobs.run import run as execute
-    from pipeline.recipe import load_recipe
 
-    path = recipe_path(recipe)
-    loaded = load_recipe(path, overrides=set_ or [], sources=sources or [],
-                         engine=engine.value if engine else None)
+    loaded = load(recipe, dataset, overrides=set_ or [], sources=sources or [],
+                  engine=engine.value if engine else None)
     folder = dataset_folder(loaded, dataset)
-    execute(loaded, folder, until=until, limit=limit)
+    execute(loaded, folder, until=until, limit=limit,
+            take_sources=recipe is not None or bool(sources))
     closing_table(folder)
 
 
 @app.command()
 def retry(dataset: Dataset, kind: Kinds = None) -> None:
     """Try failed rows again, and only those, with the newest run's recipe."""
-    from jobs.run import closing_table
+    from jobs.run import closing_table, load
     from jobs.run import run as execute
-    from pipeline.recipe import LoadedRecipe
-    from pipeline.records import latest_run, require_dataset
+    from pipeline.records import require_dataset
     from schemas.errors import ERROR_KINDS, UsageError
 
     for word in kind or []:
         if word not in ERROR_KINDS:
             raise UsageError(f"--kind {word}: allowed: {', '.join(ERROR_KINDS)}")
-    record = latest_run(require_dataset(dataset))
-    if record is None:
-        raise UsageError(f"{dataset} has no run yet; start with `clipmill run RECIPE "
-                         f"--dataset {dataset}`")
-    execute(LoadedRecipe.from_record(record["recipe"]), dataset.absolute(),
-            retry_kinds=kind or [])
+    execute(load(None, require_dataset(dataset)), dataset.absolute(), retry_kinds=kind or [])
     closing_table(dataset)
 
 

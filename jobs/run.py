@@ -16,11 +16,12 @@ from typing import Any
 from rich.console import Console
 
 from jobs.progress import Progress
+from jobs.ready_made import recipe_path
 from jobs.versions import code_version
 from pipeline import records
 from pipeline.locally import run_locally
 from pipeline.plan import Plan, ShardList, Step, build_plan, pending
-from pipeline.recipe import LoadedRecipe
+from pipeline.recipe import LoadedRecipe, load_recipe
 from pipeline.retry import list_shards, request_retries
 from pipeline.sources import ingest, list_source_shards
 from schemas.errors import ClipmillError, UsageError
@@ -37,18 +38,22 @@ def run(
     until: str | None = None,
     limit: int | None = None,
     retry_kinds: Sequence[str] | None = None,
+    take_sources: bool = True,
 ) -> bool:
     """Brings a dataset to where the recipe says; True if there was anything to do.
 
-    `retry_kinds` (an empty list means all) asks for failed rows to be tried again first.
+    `retry_kinds` (an empty list means all) asks for failed rows to be tried again first. Without
+    `take_sources` the recipe's sources are not looked at: the dataset's are what there is.
     Raises ClipmillError where the run can't go on; what is committed stays.
     """
+    if limit is not None and not take_sources:
+        raise UsageError("--limit is about sources, and none are taken; name some with --sources")
     plan = build_plan(loaded)
     steps = plan.until(until)
     is_new = not dataset.exists()
     dataset.mkdir(parents=True, exist_ok=True)
     with _lock(dataset):
-        if retry_kinds is None:
+        if retry_kinds is None and take_sources:
             try:
                 _ingest(loaded, dataset, limit)
             except UsageError:
@@ -233,6 +238,24 @@ def _remove_if_empty(dataset: Path) -> None:
     (dataset / ".lock").unlink(missing_ok=True)
     with contextlib.suppress(OSError):
         dataset.rmdir()
+
+
+def load(
+    recipe: str | None, dataset: Path | None, *, overrides: Sequence[str] = (),
+    sources: Sequence[str] = (), engine: str | None = None,
+) -> LoadedRecipe:
+    """The recipe that a RECIPE argument means; without one, that of the dataset's newest run."""
+    if recipe is not None:
+        return load_recipe(recipe_path(recipe), overrides=overrides, sources=sources,
+                           engine=engine)
+    if dataset is None:
+        raise UsageError("name a RECIPE (`clipmill recipe list`), or with --dataset a dataset "
+                         "whose newest run's recipe is taken")
+    record = records.latest_run(records.require_dataset(dataset))
+    if record is None:
+        raise UsageError(f"{dataset} has no run yet; start with `clipmill run RECIPE "
+                         f"--dataset {dataset}`")
+    return LoadedRecipe.from_record(record["recipe"], overrides, sources=sources, engine=engine)
 
 
 def dataset_folder(loaded: LoadedRecipe, given: Path | None) -> Path:

@@ -97,3 +97,54 @@ def test_only_settings_that_read_pixels_change_the_decode(tmp_path):
     splits = [plan["split_clips"].fingerprint for plan in plans]
     assert scans[0] == scans[1] == scans[2] != scans[3]
     assert len(set(splits)) == 4
+
+
+BASE = "stages: {download_videos: {}, split_clips: {}, embed_clips: {model: ./models/a}}"
+
+
+def test_set_adds_a_stage_at_the_end_of_a_recipe(tmp_path, monkeypatch):
+    """Its settings may come before its name; paths are read from the working folder."""
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    (here / "own_stages.py").write_text(OWN.read_text())
+    loaded = load(tmp_path, BASE, "dark.over_frames=min", "dark.stage=score_aesthetic",
+                  "dark.head=./v1.pth", "words.stage=./own_stages.py:CountLetters")
+    assert list(loaded.stages) == ["download_videos", "split_clips", "embed_clips", "dark",
+                                   "words"]
+    assert loaded.stages["dark"].head.path == str(here / "v1.pth")
+    assert loaded.stages["dark"].over_frames == "min"
+    assert loaded.stages["embed_clips"].model.folder == str(tmp_path / "models/a")
+    assert type(loaded.stages["words"]).__name__ == "CountLetters"
+
+
+def test_a_recorded_recipe_takes_a_further_stage(tmp_path):
+    """What was there keeps its fingerprint, so that only the new stage has work to do."""
+    loaded = load(tmp_path, BASE)
+    more = LoadedRecipe.from_record(loaded.record(), ["dark.stage=score_aesthetic",
+                                                      "dark.head=./v1.pth"])
+    assert more.name == loaded.name
+    before, after = build_plan(loaded).by_label, build_plan(more).by_label
+    assert {label: step.fingerprint for label, step in before.items()} == {
+        label: step.fingerprint for label, step in after.items() if label != "dark"}
+    assert after["dark"].upstream == ("split_clips", "embed_clips")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["dark.head=./v1.pth"], "give --set dark.stage=NAME, too"),
+        (["embed_clip.model=./b"], "did you mean embed_clips"),
+        (["dark.stage=score_esthetic"], "did you mean score_aesthetic"),
+        (["dark.stage=score_aesthetic"], "stages.dark: head: Field required"),
+        (["dark.stage=score_aesthetic", "dark.hed=./v1.pth"], "did you mean head"),
+        (["no-word.stage=score_aesthetic", "no-word.head=./v1.pth"], "a label is a word"),
+        (["ray.stage=score_aesthetic"], "ray.stage: unknown setting"),
+        (["dark.stage=./missing.py:X"], "no file"),
+        (["dark.stage.name=score_aesthetic"], "no stage or key 'dark'"),
+    ],
+)
+def test_a_stage_that_cannot_be_added_is_one_clear_message(tmp_path, overrides, message):
+    with pytest.raises(UsageError) as caught:
+        load(tmp_path, BASE, *overrides)
+    assert message in str(caught.value)
