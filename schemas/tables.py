@@ -195,6 +195,7 @@ SIMILARITY = clip_table(
     ("similarity_reason", pa.string()),
 )
 AESTHETIC = clip_table(("aesthetic", pa.float32()), ("aesthetic_reason", pa.string()))
+GIVEN_SCORE = clip_table(("given_score", pa.float64()), ("given_score_reason", pa.string()))
 VIDEO_SIMILARITY = clip_table(
     ("video_similarity", pa.float32()), ("video_similarity_reason", pa.string())
 )

@@ -145,6 +145,7 @@ STAGE_TABLES: dict[str, pa.Schema] = {
     "score_similarity": tables.SIMILARITY,
     "score_video_similarity": tables.VIDEO_SIMILARITY,
     "score_aesthetic": tables.AESTHETIC,
+    "take_given_score": tables.GIVEN_SCORE,
 }
 """The built-in steps by name; a step that is not here belongs to a stage of the user's own."""
 
@@ -354,6 +355,15 @@ def _provided(steps: Sequence[StepTable], level: str, promised: Columns) -> list
             used.add(shown)
             further.append(_Joined(shown, step, column))
     return [*found.values(), *further]
+
+
+def clip_columns(steps: Sequence[StepTable]) -> dict[str, tuple[StepTable, str]]:
+    """By name the columns of `clips` that a stage over clips made: its table, and the name there.
+
+    What split_clips says of a clip and what is known of its video are not among them.
+    """
+    return {column.name: (column.table, column.column)
+            for column in _provided(steps, "clip_id", CLIPS_VIEW)}
 
 
 def _beside(table: StepTable, key: str, names: Iterable[str], alias: str) -> str:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 import pickle
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
 import pytest
 
 from pipeline.inputs import FrameReader, input_table
-from pipeline.plan import Plan, Step
+from pipeline.plan import Plan, Step, build_plan
+from pipeline.recipe import LoadedRecipe
 from pipeline.stage_classes import built_in_stage_names
 from schemas.errors import RowFailed, RowRejected
 from schemas.tables import OUTCOME
@@ -24,13 +26,23 @@ UNSTABLE = {"downloaded_at", "error"}
 SHARD = "000000"
 
 LABELS = ("download_videos", "scan_videos", "split_clips", "tag_clips", "caption_frames",
-          "summarize_captions", "embed_clips", "score_similarity", "score_aesthetic")
+          "summarize_captions", "embed_clips", "score_similarity", "score_aesthetic",
+          "take_given_score")
+# Stages that the demo's recipe lacks and that go with what it makes.
+ADDED = ("take_given_score.stage=take_given_score", "take_given_score.column=UMT_Score",
+         "take_given_score.scorer=UMT-SIM")
 # Stages that no run of the demo's models can show; each has a test file of its own.
 ELSEWHERE: set[str] = {"score_video_similarity"}
 
 
 def test_every_built_in_stage_is_under_contract():
     assert set(built_in_stage_names()) == set(LABELS) | ELSEWHERE
+
+
+@pytest.fixture(scope="module")
+def made(made: Made) -> Made:
+    """The shared dataset, with a plan that has every stage under contract."""
+    return replace(made, plan=build_plan(LoadedRecipe.from_record(made.loaded.record(), ADDED)))
 
 
 @pytest.fixture

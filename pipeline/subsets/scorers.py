@@ -1,0 +1,389 @@
+"""Which scorer a subset recipe was made for, and whether the catalog has that one.
+
+Scores of two scorers stand on two scales, so a threshold goes with the scorer that it was
+published for: the stage, its models, its settings, and those of the stages that it reads from.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+import os
+import re
+import shlex
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from pipeline.catalog import Catalog
+from schemas.errors import UsageError
+from schemas.tables import CLIPS
+from schemas.views import CLIPS_VIDEO_COLUMNS, StepTable, clip_columns
+
+# A stage that only hands on what others computed may stand for any column.
+_HANDS_ON = "take_given_score"
+# Settings that decide of what a score is, and on what scale.
+_TELLING = ("column", "scorer", "caption", "embeddings", "over_frames", "frames_per_clip")
+_NOT_YET = "nothing of it is computed yet"
+_BOUND = re.compile(r"\s*(?P<sign><=|>=|<|>)\s*(?P<number>-?\d+(\.\d+)?)\s*\Z")
+
+
+class Made(BaseModel):
+    """How a stage must have been set: patterns by setting.
+
+    A pattern is a value, a text with `*` and `?`, a bound such as `">= 8"`, or a list of which
+    any one fits. A model fits by its reference, with or without revision, or by its hash.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    models: dict[str, str | list[str]] = Field(
+        default_factory=dict, description="setting: pattern of the model or file that it names"
+    )
+    settings: dict[str, Any] = Field(default_factory=dict, description="setting: pattern")
+
+    def mismatches(self, record: Mapping[str, Any]) -> list[str]:
+        """What of a stage's run record doesn't fit, in words; none where all does."""
+        found = []
+        for setting, pattern in self.models.items():
+            model = record["models"].get(setting)
+            if model is None or not _any(pattern, _names(model)):
+                found.append(f"its {setting} is {_reference(model)}, not {_words(pattern)}")
+        for setting, pattern in self.settings.items():
+            value = record["settings"].get(setting)
+            if not _any(pattern, [value]):
+                found.append(f"its {setting} is {_value(value)}, not {_words(pattern)}")
+        return found
+
+
+class Accepted(Made):
+    """One scorer that fits: the stage, or the column where any stage may have made it."""
+
+    stage: str | None = Field(None, description="name of the stage, whatever its label")
+    column: str | None = Field(
+        None, description="column of `clips`, made by a stage of one's own or by take_given_score"
+    )
+    upstream: dict[str, Made] = Field(
+        default_factory=dict, description="name of a stage that it reads from: how that is set"
+    )
+
+    @model_validator(mode="after")
+    def _names_something(self) -> Accepted:
+        if self.stage is None and self.column is None:
+            raise ValueError("name a stage, a column, or both")
+        return self
+
+
+class ScorerSpec(BaseModel):
+    """What a column of the rules must be."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    name: str = Field(description="the scorer, as people call it")
+    means: str = Field("", description="what the number is: unit, frames, direction")
+    accepts: list[Accepted] = Field(min_length=1, description="any one of these fits")
+    add: dict[str, dict[str, Any]] = Field(
+        default_factory=dict, description="label: settings of the stages to add to the run's "
+        "recipe, the scorer last; `stage:` names the stage where the label doesn't"
+    )
+    note: str = Field("", description="what else a person must know to add it")
+
+    @field_validator("add", mode="before")
+    @classmethod
+    def _null_means_defaults(cls, value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {label: given or {} for label, given in value.items()}
+        return value
+
+
+@dataclass(frozen=True)
+class ResolvedScorer:
+    """The column of `clips` that plays a role in the rules, and what made it.
+
+    `label` is None where no stage over clips made the column. `waived` says that nobody checked.
+    """
+
+    role: str
+    column: str
+    name: str
+    waived: bool
+    label: str | None = None
+    stage: str | None = None
+    fingerprint: str | None = None
+    models: dict[str, dict[str, Any]] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+    upstream: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def describe(self) -> str:
+        """The column and what made it, in one line."""
+        made = "not a score of any stage"
+        if self.label is not None and self.stage is not None:
+            made = _made_by(self.label, self.stage, self.models, self.settings)
+        return f"{self.column}: {made}" + (", taken without a check" if self.waived else "")
+
+    def record(self) -> dict[str, Any]:
+        """Plain data, for a subset's provenance."""
+        return asdict(self)
+
+
+def resolve(
+    scorers: Mapping[str, ScorerSpec | Literal["any"]], catalog: Catalog, *, recipe: str
+) -> dict[str, ResolvedScorer]:
+    """Finds for each role the column of `clips` that is what the recipe was made for.
+
+    A role whose own column doesn't fit is played by any other that does. Raises UsageError that
+    names, for every role without one, the scorer, what the catalog has instead, and the command
+    that adds it.
+    """
+    stages = _Stages(catalog)
+    found: dict[str, ResolvedScorer] = {}
+    missing: dict[str, ScorerSpec] = {}
+    for role, spec in scorers.items():
+        if spec == "any":
+            found[role] = stages.taken(role, recipe)
+            continue
+        assert isinstance(spec, ScorerSpec)
+        fitting = next((column for accepted in spec.accepts
+                        for column in stages.columns(role)
+                        if not stages.mismatches(column, accepted)), None)
+        if fitting is None:
+            missing[role] = spec
+        else:
+            found[role] = stages.resolved(role, fitting, spec.name, waived=False)
+    if missing:
+        raise UsageError(_refusal(recipe, missing, stages))
+    return {role: found[role] for role in scorers}
+
+
+class _Stages:
+    """The columns of `clips` and the newest run's record of the stages that made them."""
+
+    def __init__(self, catalog: Catalog) -> None:
+        layout = catalog.layout
+        if layout.record is None:
+            raise UsageError(f"{layout.dataset} has no run yet, and so no scores; start with "
+                             f"`clipmill run RECIPE --dataset {layout.dataset}`")
+        self.dataset = layout.dataset
+        self.records: list[dict[str, Any]] = layout.record["stages"]
+        self._made: dict[str, tuple[StepTable, str]] = clip_columns(layout.steps)
+        self._others = {*CLIPS.names, *(name for name, _ in CLIPS_VIDEO_COLUMNS)}
+
+    def columns(self, role: str) -> list[str]:
+        """The columns that stages made, the one that is called as the role first."""
+        return sorted(self._made, key=lambda name: name != role)
+
+    def record_of(self, column: str) -> dict[str, Any] | None:
+        """The run's record of the stage that made a column."""
+        if column not in self._made:
+            return None
+        label = self._made[column][0].stage
+        return next(record for record in self.records if record["stage"] == label)
+
+    def said(self, column: str) -> str:
+        """What made a column, in a few words."""
+        record = self.record_of(column)
+        assert record is not None  # only columns that stages made are asked about
+        return _made_by(record["stage"], record["name"], record["models"], record["settings"])
+
+    def upstream(self, record: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """The records of the stages that a stage reads from."""
+        labels = {label for step in record["steps"] for label in step["upstream"]}
+        return [other for other in self.records
+                if labels & {step["step"] for step in other["steps"]}]
+
+    def scores(self) -> list[str]:
+        """The columns that scorers made."""
+        return [name for name, (table, column) in self._made.items() if table.score == column]
+
+    def mismatches(self, column: str, accepted: Accepted) -> list[str]:
+        """Why a column is not the scorer that is accepted, in words; none where it is."""
+        record = self.record_of(column)
+        assert record is not None  # only columns that stages made are asked about
+        table, own_name = self._made[column]
+        if accepted.stage is not None and record["name"] != accepted.stage:
+            return [f"it is made by {record['name']}, not {accepted.stage}"]
+        if accepted.stage is not None and record["score"] not in (None, own_name):
+            return [f"it is {own_name}, which is not the score of {accepted.stage}"]
+        if accepted.column is not None:
+            if not _any(accepted.column, [column]):
+                return [f"it is called {column}, not {accepted.column}"]
+            if accepted.stage is None and table.is_built_in and record["name"] != _HANDS_ON:
+                return [f"it is made by {record['name']}, which measures something else"]
+        found = accepted.mismatches(record)
+        for name, made in accepted.upstream.items():
+            read = [other for other in self.upstream(record) if other["name"] == name]
+            if not read:
+                found.append(f"it reads from no {name}")
+            elif all(made.mismatches(other) for other in read):
+                found += [f"of {read[0]['stage']}, which it reads from, {text}"
+                          for text in made.mismatches(read[0])]
+        if not found and table.folder is None:
+            found.append(_NOT_YET)
+        return found
+
+    def resolved(self, role: str, column: str, name: str, *, waived: bool) -> ResolvedScorer:
+        record = self.record_of(column)
+        if record is None:
+            return ResolvedScorer(role, column, name, waived)
+        return ResolvedScorer(
+            role, column, name, waived, label=record["stage"], stage=record["name"],
+            fingerprint=record["steps"][-1]["fingerprint"], models=record["models"],
+            settings=record["settings"],
+            upstream={other["stage"]: {"stage": other["name"], "models": other["models"],
+                                       "settings": other["settings"]}
+                      for other in self.upstream(record) if other["models"]},
+        )
+
+    def taken(self, role: str, recipe: str) -> ResolvedScorer:
+        """The column as it is, whatever made it."""
+        if role not in self._made and role not in self._others:
+            raise UsageError(f"{recipe}: scorers.{role}=any takes the column {role!r} as it is, "
+                             f"and `clips` has none; columns from scorers and further stages: "
+                             f"{', '.join(self._made) or 'none'}")
+        return self.resolved(role, role, "any", waived=True)
+
+
+def _refusal(recipe: str, missing: Mapping[str, ScorerSpec], stages: _Stages) -> str:
+    parts, notes = [], []
+    command = _Command(stages)
+    for role, spec in missing.items():
+        means = f" ({spec.means})" if spec.means else ""
+        parts.append(f"{recipe} was made for {spec.name}{means} in the column `{role}`; "
+                     f"{_instead(role, spec, stages)}")
+        if any(stages.mismatches(column, accepted) == [_NOT_YET]
+               for column in stages.columns(role) for accepted in spec.accepts):
+            notes.append(f"To compute `{role}`:\n  {command.start}")
+        elif spec.add:
+            command.add(spec.add)
+            notes += [spec.note] if spec.note else []
+        else:
+            notes.append(f"Clipmill has no stage for `{role}`: write one whose score is that "
+                         f"number (docs/stages.md) and add it under that label:\n"
+                         f"  {command.start} --set {role}.stage=./my_stage.py:MyStage")
+            notes += [spec.note] if spec.note else []
+    if command.settings:
+        what = "it" if len(missing) == 1 else "what Clipmill has stages for"
+        notes.insert(0, f"To add {what}:\n  {command}")
+    if present := [role for role in missing if stages.record_of(role) is not None]:
+        waivers = " ".join(f"--set scorers.{role}=any" for role in present)
+        notes.append(f"To take a column as it is all the same, and have the subset's record say "
+                     f"so: {waivers}")
+    return "\n".join([*parts, *dict.fromkeys(notes)])
+
+
+def _instead(role: str, spec: ScorerSpec, stages: _Stages) -> str:
+    """What the catalog has in a role's column, and how it differs from the nearest that fits."""
+    if stages.record_of(role) is None:
+        scorers = [f"{name} by {stages.said(name)}" for name in stages.scores()]
+        return f"the catalog has no such column. Its scores: {'; '.join(scorers) or 'none'}"
+    reasons = min((stages.mismatches(role, accepted) for accepted in spec.accepts),
+                  key=lambda found: ("made by" in found[0], len(found)))
+    return f"the catalog has there {stages.said(role)}: {'; '.join(reasons)}"
+
+
+class _Command:
+    """The `clipmill run` that adds stages to the recipe of the dataset's newest run."""
+
+    def __init__(self, stages: _Stages) -> None:
+        dataset = stages.dataset
+        place = os.path.relpath(dataset) if dataset.is_relative_to(Path.cwd()) else str(dataset)
+        self.start = f"clipmill run --dataset {shlex.quote(place)}"
+        self._stages = stages
+        self._taken = {record["stage"] for record in stages.records}
+        self.settings: list[str] = []
+
+    def add(self, wanted: Mapping[str, Mapping[str, Any]]) -> None:
+        """Adds stages, the last one being the scorer; those before it are taken where they are."""
+        called: dict[str, str] = {}
+        for number, (label, given) in enumerate(wanted.items(), 1):
+            settings = {name: called.get(value, value) if isinstance(value, str) else value
+                        for name, value in given.items()}
+            stage = settings.pop("stage", label)
+            same = self._same(stage, settings) if number < len(wanted) else None
+            if same is not None:
+                called[label] = same
+                continue
+            called[label] = new = self._free(label)
+            self._taken.add(new)
+            self.settings.append(f"{new}.stage={stage}")
+            self.settings += [f"{new}.{name}={_yaml(value)}" for name, value in settings.items()]
+
+    def _same(self, stage: str, settings: Mapping[str, Any]) -> str | None:
+        """The label of a stage of the catalog that is set like this."""
+        for record in self._stages.records:
+            models = {name: [str(value), f"{value}@*"] for name, value in settings.items()
+                      if name in record["models"]}
+            others = {name: value for name, value in settings.items() if name not in models}
+            made = Made(models=models, settings=others)
+            if record["name"] == stage and not made.mismatches(record):
+                return str(record["stage"])
+        return None
+
+    def _free(self, label: str) -> str:
+        names = iter([label, *(f"{label}_{number}" for number in range(2, 100))])
+        return next(name for name in names if name not in self._taken)
+
+    def __str__(self) -> str:
+        return " ".join([self.start,
+                         *(f"--set {shlex.quote(setting)}" for setting in self.settings)])
+
+
+def _yaml(value: Any) -> str:
+    """A value as `--set` reads it."""
+    if isinstance(value, str) and yaml.safe_load(value) == value:
+        return value
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _made_by(
+    label: str, stage: str, models: Mapping[str, Mapping[str, Any]], settings: Mapping[str, Any]
+) -> str:
+    """A stage in a few words: its label and name, its models, what it scores and how."""
+    said = [f"{name} {_reference(model)}" for name, model in models.items()]
+    said += [f"{name} {settings[name]}" for name in _TELLING if settings.get(name) is not None]
+    named = stage if stage == label else f"{label}, a {stage}"
+    return f"{named} ({', '.join(said)})" if said else named
+
+
+def _names(model: Mapping[str, Any]) -> list[str]:
+    """All that a model may be known by."""
+    reference, revision = model["reference"], model.get("revision")
+    return [reference, *([f"{reference}@{revision}"] if revision else []), Path(reference).name,
+            model["identity"]]
+
+
+def _reference(model: Mapping[str, Any] | None) -> str:
+    if model is None:
+        return "not set"
+    place = str(model["reference"])
+    return Path(place).name if place.startswith("/") else place
+
+
+def _any(pattern: Any, values: list[Any]) -> bool:
+    """Whether any value fits the pattern, or any one of a list of patterns."""
+    patterns = pattern if isinstance(pattern, list) else [pattern]
+    return any(_fits(one, value) for one in patterns for value in values)
+
+
+def _fits(pattern: Any, value: Any) -> bool:
+    if not isinstance(pattern, str):
+        return isinstance(pattern, bool) == isinstance(value, bool) and bool(pattern == value)
+    if isinstance(value, str):
+        return fnmatch.fnmatchcase(value, pattern)
+    bound = _BOUND.match(pattern)
+    if bound is None or isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    limit = float(bound["number"])
+    return {"<=": value <= limit, ">=": value >= limit, "<": value < limit,
+            ">": value > limit}[bound["sign"]]
+
+
+def _value(value: Any) -> str:
+    return "not set" if value is None else str(value)
+
+
+def _words(pattern: Any) -> str:
+    patterns = pattern if isinstance(pattern, list) else [pattern]
+    return " or ".join(str(one) for one in patterns if not str(one).startswith("sha256:"))

@@ -1,0 +1,74 @@
+"""take_given_score: a published score that came with a clip's span, as a score of its own."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, ClassVar
+
+import pyarrow as pa
+from pydantic import Field
+
+from schemas.tables import GIVEN_SCORE
+from stages.protocol import Rows, Stage, Transform, Workspace
+
+
+class TakeGivenScore(Stage):
+    """The number that the source gives with a span, such as InternVid's UMT_Score, as it is.
+
+    It was computed on that span, so a clip that begins or ends elsewhere (a part of a long span,
+    or one that the video ends before) has none. Give each given score a label of its own.
+    """
+
+    name: ClassVar[str] = "take_given_score"
+    reads: ClassVar[tuple[str, ...]] = (
+        "split_clips.extra?",
+        "split_clips.start_seconds",
+        "split_clips.end_seconds",
+        "download_videos.spans?",
+    )
+    writes: ClassVar[pa.Schema] = GIVEN_SCORE
+    score: ClassVar[str | None] = "given_score"
+
+    column: str = Field(
+        min_length=1, description="the source's name of the score, a key of the clip's `extra`"
+    )
+    scorer: str = Field(
+        min_length=1, description="who computed it, in words that subset recipes ask for: UMT-SIM"
+    )
+    tolerance_seconds: float = Field(
+        0.5, ge=0, description="how far from the given span a clip may begin or end"
+    )
+
+    @contextmanager
+    def open(self, workspace: Workspace) -> Iterator[Transform]:
+        yield self._transform
+
+    def _transform(self, batch: pa.Table) -> pa.Table:
+        rows = Rows(self)
+        for row in batch.to_pylist():
+            score, reason = self._score(row)
+            rows.keep(row["clip_id"], given_score=score, given_score_reason=reason)
+        return rows.table()
+
+    def _score(self, row: dict[str, Any]) -> tuple[float | None, str | None]:
+        given = dict(row.get("extra") or ()).get(self.column)
+        if given is None:
+            return None, f"the source gives no {self.column} with this clip"
+        try:
+            # Python reads 1_0 as ten; nobody publishes numbers so.
+            score = float(given.replace("_", " "))
+        except ValueError:
+            return None, f"{self.column} is {given[:100]!r}, which is not a number"
+        if not math.isfinite(score):
+            return None, f"{self.column} is {given[:100]!r}, which is not finite"
+        if not any(self._is_whole(row, span) for span in row.get("spans") or ()):
+            return None, f"the clip is not the whole span that {self.column} was given with"
+        return score, None
+
+    def _is_whole(self, row: dict[str, Any], span: dict[str, Any]) -> bool:
+        """Whether the clip is this span; a span without an end goes to the end of the video."""
+        start, end = span["start_seconds"] or 0.0, span["end_seconds"]
+        return abs(row["start_seconds"] - start) <= self.tolerance_seconds and (
+            end is None or abs(row["end_seconds"] - end) <= self.tolerance_seconds)
