@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -18,9 +18,10 @@ from stages.protocol import Rows, Stage, Transform, Workspace
 
 
 class ScoreSimilarity(EmbedderStage):
-    """Cosines, from -1 to 1, of a clip's frame mean and its texts.
+    """Cosines, from -1 to 1, of a clip's frames and its texts.
 
-    The frame mean is the mean of the frames' embeddings of length 1, scaled to length 1 again.
+    One cosine of the frame mean, which is the mean of the frames' embeddings of length 1, scaled
+    to length 1 again; or, as `over_frames` says, the mean of the single frames' cosines.
     similarity is that of the caption (the summary), similarity_coarse that of the coarse caption,
     similarity_fine the mean of the cosines of the fine captions. A text that a clip lacks leaves
     its score null; similarity_reason says why similarity is.
@@ -37,6 +38,11 @@ class ScoreSimilarity(EmbedderStage):
     caption: str = Field(
         "summarize_captions.caption", pattern=r"^\w+\.\w+$",
         description="label.column of the text that similarity is of",
+    )
+    over_frames: Literal["direction", "cosine"] = Field(
+        "direction",
+        description="what is averaged over the frames: their directions, before one cosine, or "
+        "the cosine of each (Data-Juicer, UMT-SIM)",
     )
     captions: str = Field(
         "caption_frames", pattern=r"^\w+$",
@@ -77,7 +83,8 @@ class ScoreSimilarity(EmbedderStage):
                 reason = f"{self.embeddings} has no embedding of this clip"
                 rows.keep(key, similarity_reason=reason)
                 continue
-            mean = frame_mean(frames)
+            # A cosine is linear in a frame of length 1: that of the plain mean is the mean of all.
+            mean = frames.mean(axis=0) if self.over_frames == "cosine" else frame_mean(frames)
             summary, coarse, fine = (self._cosine(mean, scale, vectors) for scale in clip)
             rows.keep(key, similarity=summary, similarity_coarse=coarse, similarity_fine=fine,
                       similarity_reason=self._reason(summary, clip[0]))

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 
 from schemas.errors import ClipmillError
@@ -34,6 +35,22 @@ def batch(clips: list[dict[str, Any]]) -> pa.Table:
         "caption_coarse": pa.array([clip.get("coarse") for clip in clips], pa.string()),
         "captions_fine": pa.array(fine, pa.list_(TEXT_AT)),
     })
+
+
+def test_the_cosines_of_single_frames_may_be_averaged_instead(model, tmp_path) -> None:
+    """That is lower where a clip's frames differ, and the same where there is but one."""
+    table = batch([{"id": "a", "n": 4, "text": "a dog"}, {"id": "b", "n": 1, "text": "a cat"}])
+    stages = [ScoreSimilarity(model=model, dtype="float32", over_frames=how)
+              for how in ("cosine", "direction")]
+    single, whole = (transformed(stage, tmp_path, table) for stage in stages)
+    for one, text in zip(single, ("a dog", "a cat"), strict=True):
+        (frames,) = table.filter(pc.equal(table["clip_id"], one["clip_id"]))[
+            "embeddings"].to_pylist()
+        towards = stages[0].load("text").embed_texts([text])[0]
+        cosines = [np.dot(frame, towards) / np.linalg.norm(frame) for frame in frames]
+        assert one["similarity"] == pytest.approx(np.mean(cosines), abs=1e-5)
+    assert abs(single[0]["similarity"]) < abs(whole[0]["similarity"])
+    assert single[1]["similarity"] == pytest.approx(whole[1]["similarity"], abs=1e-6)
 
 
 def cosine(stage: ScoreSimilarity, frames: list, *texts: str) -> float:
