@@ -209,7 +209,8 @@ def open_catalog(
         connection.execute("CREATE SCHEMA steps")
         if not allow_external:
             # The patterns are checked as they are written, and the files that they lead to.
-            allowed = {name for folder in layout.folders
+            subsets = [folder for _, folder in _subset_folders(layout.dataset)]
+            allowed = {name for folder in (*layout.folders, *subsets)
                        for name in (folder, escaped_for_glob(folder))}
             folders = ", ".join(map(literal, sorted(allowed)))
             connection.execute(f"SET allowed_directories = [{folders}]")
@@ -235,6 +236,7 @@ def _view_queries(layout: Layout) -> dict[str, str]:
         "shots": views.plain_view(layout.shots, views.SHOTS_VIEW),
         "frames_index": views.plain_view(layout.frames, views.FRAMES_INDEX_VIEW),
         "embeddings": views.embeddings_view(steps),
+        "subset_clips": views.subset_clips_view(_subset_folders(layout.dataset)),
         **{f"steps.{step.step}": views.raw_view(step) for step in steps},
     }
 
@@ -288,9 +290,16 @@ def _run_stage(stage: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def _subset_folders(dataset: Path) -> list[tuple[str, str]]:
+    """Name and folder of every frozen subset; one in the making has a name with a dot."""
+    found = sorted((dataset / SUBSETS).glob("[!.]*/subset.json"))
+    return [(path.parent.name, str(path.parent)) for path in found
+            if (path.parent / "clips-000000.parquet").exists()]
+
+
 def _subset_rows(dataset: Path) -> list[dict[str, Any]]:
     rows = []
-    for path in sorted((dataset / SUBSETS).glob("*/subset.json")):
+    for path in sorted((dataset / SUBSETS).glob("[!.]*/subset.json")):
         values = json.loads(path.read_text())
         row = {name: values.get(name) for name, _ in views.SUBSETS_VIEW}
         rows.append({**row, "name": row["name"] or path.parent.name,

@@ -121,6 +121,11 @@ SUBSETS_VIEW: Columns = (
     ("hours", pa.float64()),
     ("snapshot", pa.string()),
 )
+SUBSET_CLIPS_VIEW: Columns = (
+    ("name", pa.string()),
+    ("clip_id", pa.string()),
+    ("video_id", pa.string()),
+)
 VIEWS: dict[str, Columns] = {
     "clips": (*CLIPS_VIEW, *CLIPS_VIDEO_COLUMNS, *CLIPS_SPLIT_COLUMNS),
     "videos": VIDEOS_VIEW,
@@ -129,6 +134,7 @@ VIEWS: dict[str, Columns] = {
     "failures_all": FAILURES_ALL_VIEW,
     "runs": RUNS_VIEW,
     "subsets": SUBSETS_VIEW,
+    "subset_clips": SUBSET_CLIPS_VIEW,
     "shots": SHOTS_VIEW,
     "frames_index": FRAMES_INDEX_VIEW,
     "sources": SOURCES_VIEW,
@@ -540,3 +546,15 @@ def plain_view(table: StepTable | None, columns: Columns) -> str:
     names = [name for name, _ in columns]
     picked = ", ".join(map(quoted, names))
     return f"SELECT {picked} FROM ({_newest(table, names, kept_only=False)})"
+
+
+def subset_clips_view(folders: Iterable[tuple[str, str]]) -> str:
+    """The clips of the frozen subsets, given as (name, folder)."""
+    columns = ", ".join(f"{quoted(name)}" for name, _ in SUBSET_CLIPS_VIEW[1:])
+    parts = [
+        f"SELECT {literal(name)} AS name, {columns} FROM "
+        f"read_parquet({literal(escaped_for_glob(folder) + '/clips-*.parquet')}, "
+        "hive_partitioning=false)"
+        for name, folder in folders
+    ]
+    return _union(parts, SUBSET_CLIPS_VIEW)
