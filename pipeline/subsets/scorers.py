@@ -263,7 +263,7 @@ def _refusal(recipe: str, missing: Mapping[str, ScorerSpec], stages: _Stages) ->
                          f"number (docs/stages.md) and add it under that label:\n"
                          f"  {command.start} --set {role}.stage=./my_stage.py:MyStage")
             notes += [spec.note] if spec.note else []
-    if command.settings:
+    if command:
         what = "it" if len(missing) == 1 else "what Clipmill has stages for"
         notes.insert(0, f"To add {what}:\n  {command}")
     if present := [role for role in missing if stages.record_of(role) is not None]:
@@ -292,7 +292,7 @@ class _Command:
         self.start = f"clipmill run --dataset {shlex.quote(place)}"
         self._stages = stages
         self._taken = {record["stage"] for record in stages.records}
-        self.settings: list[str] = []
+        self._added: list[tuple[str, str, dict[str, Any]]] = []
 
     def add(self, wanted: Mapping[str, Mapping[str, Any]]) -> None:
         """Adds stages, the last one being the scorer; those before it are taken where they are."""
@@ -307,11 +307,13 @@ class _Command:
                 continue
             called[label] = new = self._free(label)
             self._taken.add(new)
-            self.settings.append(f"{new}.stage={stage}")
-            self.settings += [f"{new}.{name}={_yaml(value)}" for name, value in settings.items()]
+            self._added.append((new, stage, settings))
 
     def _same(self, stage: str, settings: Mapping[str, Any]) -> str | None:
-        """The label of a stage of the catalog that is set like this."""
+        """The label of a stage, of the catalog or added before, that is set like this."""
+        for label, *added in self._added:
+            if added == [stage, settings]:
+                return label
         for record in self._stages.records:
             models = {name: [str(value), f"{value}@*"] for name, value in settings.items()
                       if name in record["models"]}
@@ -325,9 +327,16 @@ class _Command:
         names = iter([label, *(f"{label}_{number}" for number in range(2, 100))])
         return next(name for name in names if name not in self._taken)
 
+    def __bool__(self) -> bool:
+        return bool(self._added)
+
     def __str__(self) -> str:
-        return " ".join([self.start,
-                         *(f"--set {shlex.quote(setting)}" for setting in self.settings)])
+        words = [self.start]
+        for label, stage, settings in self._added:
+            given = {"stage": stage, **settings}
+            words += [f"--set {shlex.quote(f'{label}.{name}={_yaml(value)}')}"
+                      for name, value in given.items()]
+        return " ".join(words)
 
 
 def _yaml(value: Any) -> str:
