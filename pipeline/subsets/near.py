@@ -1,0 +1,255 @@
+"""Near-duplicates: clips that go because one that ranks before them shows nearly the same.
+
+A clip goes when any clip before it is near, also where that one goes itself. So whether a clip
+goes hangs on pairs alone, not on the order in which they are looked at; of a chain of clips, each
+near only to the next, the first one stays.
+
+Pairs come from the buckets of `pipeline/subsets/buckets.py`, whose formula says which share of
+them is found, and each is verified. What is found is the same on every machine: see
+`pipeline/subsets/vectors.py`.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.subsets.buckets import Nearness, binomial, have_near_before
+from pipeline.subsets.vectors import LENGTH, VectorStore, random_words
+from schemas.errors import UsageError
+
+RECALL = 0.95
+SKETCH_BITS = 256
+HASH_BITS = 64
+# Up to this many distinct vectors are compared with each other by matrix products.
+_ALL_PAIRS = 4096
+_PAIRS_AT_A_TIME = 8192
+# Standard deviations by which a pair at the threshold may differ in more bits than it should.
+_LEEWAY = 3.5
+
+
+def near_vectors(
+    rows: pa.RecordBatchReader, n: int, *, min_cosine: float, scratch: Path,
+    recall: float = RECALL,
+) -> np.ndarray:
+    """Ranks that go, ascending: the cosine with the vector of one before is at least `min_cosine`.
+
+    `rows` has the columns `rank` (0 to n - 1, best first) and `embeddings` (frames of numbers), in
+    any order; a clip's vector is the mean of its frames' directions. A rank that is missing or has
+    no direction stays. Of vectors that are equal only the first is looked at further. Exact up to
+    4096 distinct vectors; beyond, `recall` of the pairs whose cosine is just `min_cosine` are
+    found. The vectors lie in `scratch` meanwhile (2 bytes a number); memory holds about 110 bytes
+    a clip. UsageError where `min_cosine` is too low for so many.
+    """
+    if not 0 < min_cosine <= 1:
+        raise UsageError(f"min_cosine: {min_cosine} is no cosine that near-duplicates could have; "
+                         "give one above 0 and up to 1, such as 0.95")
+    with tempfile.TemporaryDirectory(dir=scratch) as folder:
+        store = VectorStore(rows, Path(folder) / "vectors")
+        _check_ranks(store.ranks, n)
+        order = np.argsort(store.ranks)
+        equal = _equals_one_before(store, order)
+        gone = [store.ranks[order[equal]]]
+        distinct = order[~equal]
+        pairs = _Cosines(store, distinct, min_cosine)
+        if len(distinct) <= _ALL_PAIRS:
+            near = pairs.all()
+        else:
+            sketches, nearness = _sketched(store, distinct, min_cosine)
+            near = have_near_before(sketches, np.arange(len(distinct)), nearness, pairs.near,
+                                    recall)
+        gone.append(store.ranks[distinct[near]])
+    return np.sort(np.concatenate(gone))
+
+
+def _check_ranks(ranks: np.ndarray, n: int) -> None:
+    if len(ranks) and not 0 <= ranks.min() <= ranks.max() < n:
+        raise ValueError(f"ranks must lie from 0 to {n - 1}")
+
+
+def _equals_one_before(store: VectorStore, order: np.ndarray) -> np.ndarray:
+    """Which places of `order` hold the same vector as one before them."""
+    odd = random_words("marks", store.width) | np.uint64(1)
+    marks = np.empty(len(store), np.uint64)
+    for part, vectors in store.chunks():
+        # Sums of products modulo 2**64: equal for equal vectors, and hardly ever else.
+        marks[part] = np.einsum("ij,j->i", vectors.astype(np.int64).view(np.uint64), odd)
+    marks = marks[order]
+    by_mark = np.argsort(marks, kind="stable")
+    is_first = np.ones(len(marks), bool)
+    is_first[1:] = marks[by_mark[1:]] != marks[by_mark[:-1]]
+    group = np.cumsum(is_first) - 1
+    first, later = by_mark[is_first][group[~is_first]], by_mark[~is_first]
+    equal = np.zeros(len(order), bool)
+    for start in range(0, len(later), _PAIRS_AT_A_TIME):
+        part = slice(start, start + _PAIRS_AT_A_TIME)
+        same = store.take(order[first[part]]) == store.take(order[later[part]])
+        equal[later[part]] = same.all(axis=1)
+    return equal
+
+
+class _Cosines:
+    """Whether vectors at some places of a store, best first, are near, exactly."""
+
+    def __init__(self, store: VectorStore, places: np.ndarray, min_cosine: float) -> None:
+        self._store, self._places, self._min_cosine = store, places, min_cosine
+
+    def near(self, earlier: np.ndarray, later: np.ndarray) -> np.ndarray:
+        found = np.empty(len(later), bool)
+        for start in range(0, len(later), _PAIRS_AT_A_TIME):
+            part = slice(start, start + _PAIRS_AT_A_TIME)
+            one = self._store.take(self._places[earlier[part]])
+            other = self._store.take(self._places[later[part]])
+            products, ones, others = (
+                np.einsum("ij,ij->i", a, b).astype(np.float64)
+                for a, b in ((one, other), (one, one), (other, other))
+            )
+            found[part] = products >= self._min_cosine * np.sqrt(ones * others)
+        return found
+
+    def all(self) -> np.ndarray:
+        """Which ones have any near one before them."""
+        vectors = self._store.take(self._places)
+        squares = np.einsum("ij,ij->i", vectors, vectors).astype(np.float64)
+        found = np.zeros(len(vectors), bool)
+        for start in range(0, len(vectors), 512):
+            part = slice(start, start + 512)
+            products = vectors[part] @ vectors[: start + 512].T
+            enough = products >= self._min_cosine * np.sqrt(
+                squares[part, None] * squares[None, : start + 512])
+            found[part] = np.tril(enough, start - 1).any(axis=1)
+        return found
+
+
+def _sketched(
+    store: VectorStore, places: np.ndarray, min_cosine: float
+) -> tuple[np.ndarray, Nearness]:
+    """For each vector on which side of random planes it lies, and what that says of nearness.
+
+    The planes go through the mean of all vectors: embeddings lie in a narrow cone, which planes
+    through the origin would hardly cut. Seen from there, a pair with the cosine c has about
+    (c − m²) / (1 − m²), with m the length of the mean, and differs in one bit with the chance
+    arccos of that / π.
+    """
+    total = np.zeros(store.width)
+    at = np.full(len(store), -1, np.int64)
+    at[places] = np.arange(len(places))
+    for part, vectors in store.chunks():
+        total += vectors[at[part] >= 0].sum(axis=0, dtype=np.float64)
+    mean = np.rint(total / len(places)).astype(np.float32)
+    planes = _planes(store.width)
+    sketches = np.empty((SKETCH_BITS // 64, len(places)), np.uint64)
+    for part, vectors in store.chunks():
+        own = at[part] >= 0
+        sides = (vectors[own] - mean) @ planes >= 0
+        words = np.packbits(sides, axis=1, bitorder="little").view("<u8")
+        sketches[:, at[part][own]] = words.T
+    squared = float(np.dot(mean.astype(np.float64), mean.astype(np.float64))) / LENGTH**2
+    centred = max(-1.0, (min_cosine - squared) / (1 - squared)) if squared < min_cosine else 0.0
+    # In whole thousandths, upwards, so that it doesn't hang on a C library's last digit.
+    share = math.ceil(1000 * math.acos(centred) / math.pi - 1e-6) / 1000
+    most = tuple(
+        math.floor(bits * share + _LEEWAY * math.sqrt(bits * share * (1 - share)))
+        for bits in range(64, SKETCH_BITS + 1, 64)
+    )
+    return sketches, Nearness(binomial(share, SKETCH_BITS), most, f"min_cosine: {min_cosine}")
+
+
+def _planes(width: int) -> np.ndarray:
+    """Normals of random planes, shape (width, SKETCH_BITS): integers from -8 to 8, bell-shaped.
+
+    Products with the difference of two vectors stay below 2**24 up to 260,000 numbers.
+    """
+    coins = random_words(f"planes {width}", width * SKETCH_BITS // 4).view("<u2")
+    return np.bitwise_count(coins).astype(np.float32).reshape(width, SKETCH_BITS) - 8
+
+
+def near_hashes(
+    rows: pa.RecordBatchReader, n: int, *, max_distance: int, scratch: Path,
+    recall: float = RECALL,
+) -> np.ndarray:
+    """Ranks that go, ascending: the perceptual hashes are near to those of one before.
+
+    `rows` has the columns `rank` (0 to n - 1, best first) and `frame_hashes` (64-bit hashes in
+    time order; null for a frame that shows nothing), in any order. Two hashes match that differ in
+    at most `max_distance` bits. Two clips are near when frames of both can be paired, in time
+    order and not necessarily at the same positions, so that at least half of the hashes of the
+    clip with more of them match: a copy may be trimmed or begin elsewhere, while one frame that
+    two clips share, a title card, doesn't suffice. A clip without hashes stays. Exact up to 2048
+    hashes; beyond, `recall` says how many of the pairs with one frame that differs in just
+    `max_distance` bits are found. Memory holds about 50 bytes a hash; `scratch` is not needed for
+    that and stays empty.
+    """
+    if not 0 <= max_distance < HASH_BITS // 2:
+        raise UsageError(f"max_distance: {max_distance} is not from 0 to {HASH_BITS // 2 - 1}; "
+                         "hashes of frames that have nothing in common differ in about 32 bits")
+    clips = _HashedClips(rows)
+    _check_ranks(clips.ranks, n)
+    hashes, owners = clips.items()
+    nearness = Nearness({max_distance: 1.0}, (max_distance,),
+                        f"max_distance: {max_distance}")
+    found = have_near_before(hashes[None], owners, nearness,
+                             lambda one, other: clips.near(one, other, max_distance), recall)
+    return clips.ranks[: len(found)][found]
+
+
+class _HashedClips:
+    """Hashes of clips in the order of their rank, those of clip i from `starts[i]` on."""
+
+    def __init__(self, rows: pa.RecordBatchReader) -> None:
+        ranks, counts, hashes = [np.empty(0, np.int64)], [np.empty(0, np.int64)], []
+        for batch in rows:
+            column = batch.column("frame_hashes")
+            values = pc.list_flatten(column)
+            valid = values.is_valid().to_numpy(zero_copy_only=False)
+            parents = pc.list_parent_indices(column).to_numpy()
+            ranks.append(batch.column("rank").to_numpy().astype(np.int64))
+            counts.append(np.bincount(parents[valid], minlength=batch.num_rows))
+            hashes.append(values.drop_null().cast(pa.uint64()).to_numpy())
+        came, n_came = np.concatenate(ranks), np.concatenate(counts)
+        order = np.argsort(came)
+        self.ranks, self.counts = came[order], n_came[order]
+        if len(self.ranks) and (np.diff(self.ranks) == 0).any():
+            raise ValueError("a rank stands on several rows")
+        self.starts = np.cumsum(self.counts) - self.counts
+        came_from = (np.cumsum(n_came) - n_came)[order]
+        within = np.arange(self.counts.sum()) - np.repeat(self.starts, self.counts)
+        flat = np.concatenate(hashes) if hashes else np.empty(0, np.uint64)
+        self.hashes = flat[np.repeat(came_from, self.counts) + within]
+
+    def items(self) -> tuple[np.ndarray, np.ndarray]:
+        """Hashes and their clips; a still picture's equal hashes stand there once."""
+        owners = np.repeat(np.arange(len(self.ranks)), self.counts)
+        differs = np.ones(len(owners), bool)
+        differs[1:] = (owners[1:] != owners[:-1]) | (self.hashes[1:] != self.hashes[:-1])
+        return self.hashes[differs], owners[differs]
+
+    def near(self, earlier: np.ndarray, later: np.ndarray, max_distance: int) -> np.ndarray:
+        found = np.empty(len(later), bool)
+        for start in range(0, len(later), _PAIRS_AT_A_TIME):
+            part = slice(start, start + _PAIRS_AT_A_TIME)
+            ones, others = self.counts[earlier[part]], self.counts[later[part]]
+            matched = self._matched(earlier[part], later[part], max_distance)
+            found[part] = 2 * matched >= np.maximum(ones, others)
+        return found
+
+    def _matched(self, earlier: np.ndarray, later: np.ndarray, max_distance: int) -> np.ndarray:
+        """The most frames that can be paired in order: the longest common subsequence."""
+        n_ones, n_others = int(self.counts[earlier].max()), int(self.counts[later].max())
+        best = np.zeros((n_others + 1, len(earlier)), np.int32)
+        last = len(self.hashes) - 1
+        for i in range(n_ones):
+            has_one = i < self.counts[earlier]
+            one = self.hashes[np.minimum(self.starts[earlier] + i, last)]
+            before = best.copy()
+            for j in range(n_others):
+                other = self.hashes[np.minimum(self.starts[later] + j, last)]
+                match = np.bitwise_count(one ^ other) <= max_distance
+                match &= has_one & (j < self.counts[later])
+                best[j + 1] = np.maximum(np.maximum(before[j + 1], best[j]), before[j] + match)
+        return best[-1]
