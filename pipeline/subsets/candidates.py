@@ -1,0 +1,236 @@
+"""The clips that a recipe chooses from, read once: one narrow row a clip, as the rules need it.
+
+All SQL of a recipe runs in this one query over `clips`, so that every rule sees the same
+snapshot while a run may go on writing, and captions are read only where a rule names them and
+never kept. What the rules then work on is numbers: a row number, the video's number, the
+clip's milliseconds, and a column for each expression and each draw of chance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pipeline.catalog import Catalog
+from pipeline.shards import committed_shards
+from pipeline.subsets.expressions import Comparison, Expressions, errors_at, is_numeric
+from pipeline.subsets.recipe import SubsetRecipe
+from pipeline.subsets.rules import (
+    Cap,
+    Deduplicate,
+    Percentile,
+    Quota,
+    Rule,
+    Sample,
+    Stratify,
+    Where,
+)
+from pipeline.subsets.scorers import ResolvedScorer
+from schemas.errors import UsageError
+from schemas.sql_text import quoted
+
+CANDIDATES = "work.candidates"
+ALL = "work.reach_0"
+_DESCRIBED = ("similarity", "aesthetic", "motion", "sharpness", "brightness", "height")
+
+
+@dataclass(frozen=True)
+class RuleColumns:
+    """Where the candidates hold what a rule needs."""
+
+    values: tuple[str, ...] = ()
+    order: tuple[str, ...] = ()
+    chance: str = ""
+    comparisons: tuple[tuple[str, Comparison], ...] = ()
+
+    def names(self) -> Iterator[str]:
+        yield from (name for name in self.values if name != "video")
+        yield from (term.partition(" ")[0] for term in self.order)
+        yield from (name for name, _ in self.comparisons)
+        if self.chance:
+            yield self.chance
+
+
+@dataclass
+class Candidates:
+    """The candidates as tables of the catalog's connection."""
+
+    catalog: Catalog
+    seed: int
+    columns: dict[int, RuleColumns] = field(default_factory=dict)
+    described: dict[str, str] = field(default_factory=dict)
+    """Number to describe a subset by -> its column, e.g. {"aesthetic": "k3"}."""
+    shards: dict[str, list[str]] = field(default_factory=dict)
+    """Per step, the shards that were committed when reading began."""
+
+
+class _Columns:
+    """Expressions to compute once a clip, each under a short name."""
+
+    def __init__(self) -> None:
+        self.by_sql: dict[str, str] = {}
+        self.places: dict[str, str] = {}
+
+    def add(self, sql: str, place: str) -> str:
+        name = self.by_sql.setdefault(sql, f"k{len(self.by_sql)}")
+        self.places.setdefault(name, place)
+        return name
+
+
+def read_candidates(
+    catalog: Catalog,
+    recipe: SubsetRecipe,
+    scorers: Mapping[str, ResolvedScorer],
+    *,
+    comparisons: bool = False,
+) -> Candidates:
+    """Checks every expression of the recipe and reads the clips.
+
+    `comparisons` also keeps the left sides of a predicate's comparisons, to find the clips next
+    to each threshold.
+    """
+    found = Candidates(catalog, recipe.seed)
+    wanted = _Columns()
+    relation = _with_roles(catalog, scorers)
+    connection = catalog.connection
+    connection.execute("CREATE SCHEMA IF NOT EXISTS work")
+    # Expressions are checked against an empty table: binding the view lists every folder.
+    catalog.execute("SELECT 1 FROM clips LIMIT 0")
+    connection.execute(f"CREATE TEMP TABLE clips AS {relation} LIMIT 0")
+    checker = Expressions(catalog)
+    for rule in recipe.rules:
+        found.columns[rule.number] = _rule_columns(rule, recipe.seed, checker, wanted, comparisons)
+    names = [name for name, *_ in connection.execute("SELECT * FROM temp.clips").description]
+    for name in dict.fromkeys([*_DESCRIBED, *(role for role in scorers)]):
+        if name in names and is_numeric(checker.type_of(quoted(name), name)):
+            found.described[name] = wanted.add(quoted(name), name)
+    connection.execute("DROP TABLE temp.clips")
+    connection.execute(f"CREATE TEMP VIEW clips AS {relation}")
+    found.shards = committed(catalog)
+    _read(found, wanted)
+    connection.execute("DROP VIEW temp.clips")
+    return found
+
+
+def committed(catalog: Catalog) -> dict[str, list[str]]:
+    """The shards of every step that are whole now."""
+    return {step.step: committed_shards(Path(step.folder)) if step.folder else []
+            for step in catalog.layout.steps}
+
+
+def _with_roles(catalog: Catalog, scorers: Mapping[str, ResolvedScorer]) -> str:
+    """`clips` with each scorer's column under the name that the rules know it by."""
+    columns = [name for name, *_ in catalog.execute("SELECT * FROM clips LIMIT 0").description]
+    replaced, added = [], []
+    for role, scorer in scorers.items():
+        if scorer.column != role:
+            (replaced if role in columns else added).append(
+                f"{quoted(scorer.column)} AS {quoted(role)}")
+    star = f"* REPLACE ({', '.join(replaced)})" if replaced else "*"
+    return f"SELECT {', '.join([star, *added])} FROM memory.main.clips"
+
+
+def _rule_columns(
+    rule: Rule, seed: int, checker: Expressions, wanted: _Columns, comparisons: bool
+) -> RuleColumns:
+    body, place = rule.body, rule.place
+    values: list[str] = []
+    order: list[str] = []
+    compared: list[tuple[str, Comparison]] = []
+    by: str | None = None
+    if isinstance(body, Where):
+        kind = checker.type_of(body.expression, place)
+        if kind not in ("BOOLEAN", '"NULL"'):
+            raise UsageError(f"{place}: a predicate is true or false, and this is a {kind}: "
+                             f"{body.expression}")
+        values.append(wanted.add(f"CAST(({body.expression}\n) AS BOOLEAN)", place))
+        if comparisons:
+            compared = [(wanted.add(f"({one.left})", place), one)
+                        for one in checker.comparisons(body.expression, place)]
+    elif isinstance(body, Percentile):
+        values.append(wanted.add(_number(body.column, checker, place), place))
+    elif isinstance(body, Cap | Quota):
+        checker.type_of(body.per, place)
+        values.append("video" if body.per.strip() == "video_id"
+                      else wanted.add(f"({body.per}\n)", place))
+        by = body.by
+    elif isinstance(body, Sample) and body.weight not in ("uniform", "one_per_video"):
+        values.append(wanted.add(f"CAST({_number(body.weight, checker, place)} AS DOUBLE)", place))
+    elif isinstance(body, Stratify):
+        for expression in body.by:
+            checker.type_of(expression, place)
+            values.append(wanted.add(f"CAST(({expression}\n) AS VARCHAR)", place))
+    elif isinstance(body, Deduplicate):
+        by = body.prefer
+        if body.by == "bytes":
+            values.append(wanted.add(_SAME_BYTES, place))
+    if by is not None:
+        order = [f"{wanted.add(f'({term.expression})', place)} {term.direction}"
+                 for term in checker.order(by, place)]
+    chance = ""
+    if not isinstance(body, Where | Percentile):
+        # The same number for a clip on every machine, whatever file or thread it comes from.
+        chance = wanted.add(f"md5_number_lower(clip_id || ':{seed}:{rule.number}')", place)
+    return RuleColumns(tuple(values), tuple(order), chance, tuple(compared))
+
+
+# Bytes are known by file, and a file's clips by their spans.
+_SAME_BYTES = ("md5_number((SELECT any_value(sha256) FROM videos AS _file WHERE "
+               "_file.video_id = clips.video_id) || ':' || "
+               "CAST(round(start_seconds * 1000) AS BIGINT) || ':' || "
+               "CAST(round(end_seconds * 1000) AS BIGINT))")
+
+
+def _number(expression: str, checker: Expressions, place: str) -> str:
+    """A numeric expression; not-a-number counts as no value."""
+    kind = checker.type_of(expression, place)
+    if not is_numeric(kind):
+        raise UsageError(f"{place}: expected a number, and {expression} is a {kind}")
+    if kind in ("FLOAT", "DOUBLE"):
+        return f"if(isnan({expression}\n), NULL, {expression}\n)"
+    return f"({expression}\n)"
+
+
+def _read(candidates: Candidates, wanted: _Columns) -> None:
+    catalog, connection = candidates.catalog, candidates.catalog.connection
+    picked = "".join(f", {sql} AS {name}" for sql, name in wanted.by_sql.items())
+    if _SAME_BYTES in wanted.by_sql:
+        catalog.execute("SELECT 1 FROM videos LIMIT 0")  # makes the view
+    try:
+        with errors_at("the recipe's expressions"):
+            connection.execute(
+                f"CREATE TABLE {CANDIDATES} AS SELECT clip_id, video_id, CAST(round("
+                f"coalesce(duration_seconds, 0) * 1000) AS BIGINT) AS ms{picked} FROM clips"
+            )
+    except UsageError:
+        _blame(connection, wanted)
+        raise
+    # A table's row number is a name for a clip that sorts and joins carry cheaply.
+    connection.execute("CREATE TABLE work.videos AS SELECT video_id, count(*) AS clips "
+                       f"FROM {CANDIDATES} GROUP BY video_id")
+    used = dict.fromkeys(name for rule in candidates.columns.values() for name in rule.names())
+    own = "".join(f", {name}" for name in used)
+    connection.execute(
+        f"CREATE TABLE {ALL} AS SELECT c.rowid AS id, v.rowid AS video, ms{own} "
+        f"FROM {CANDIDATES} AS c JOIN work.videos AS v ON v.video_id = c.video_id"
+    )
+
+
+def _blame(connection: Any, wanted: _Columns) -> None:
+    """Raises the error of the one expression that fails on some clip, with its rule's name."""
+    for sql, name in wanted.by_sql.items():
+        with errors_at(wanted.places[name]):
+            connection.execute(f"SELECT count(x) FROM (SELECT {sql} AS x FROM clips)").fetchall()
+
+
+def clip_ids(candidates: Candidates, rows: Sequence[int]) -> dict[int, str]:
+    """Row numbers as clip ids."""
+    if not rows:
+        return {}
+    listed = ", ".join(map(str, map(int, rows)))
+    found = candidates.catalog.connection.execute(
+        f"SELECT rowid, clip_id FROM {CANDIDATES} WHERE rowid IN ({listed})").fetchall()
+    return dict(found)
+

@@ -1,0 +1,413 @@
+"""The rules at work: from the clips that reach a rule to those that stay, as SQL over numbers.
+
+Nothing depends on the order of rows, on threads or on the machine: ranks and draws are ordered by
+numbers that come from clip ids, quantiles are exact, and sums are over whole milliseconds.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from fractions import Fraction
+from math import ceil, floor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.subsets.candidates import ALL, CANDIDATES, Candidates, RuleColumns
+from pipeline.subsets.rules import (
+    Balance,
+    Cap,
+    Deduplicate,
+    Percentile,
+    Quota,
+    Rule,
+    Sample,
+    Stratify,
+    Where,
+)
+from schemas import views
+from schemas.errors import UsageError
+from schemas.sql_text import literal
+from schemas.views import StepTable
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much a table of clips holds."""
+
+    clips: int
+    videos: int
+    milliseconds: int
+
+    @property
+    def hours(self) -> float:
+        return round(self.milliseconds / 3_600_000, 4)
+
+    def plain(self) -> dict[str, Any]:
+        return {"clips": self.clips, "videos": self.videos, "hours": self.hours}
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """A number that a clip's value is held against: `column operator value`."""
+
+    column: str
+    operator: str
+    value: float
+
+
+@dataclass
+class Outcome:
+    """What a rule did."""
+
+    rule: Rule
+    before: Size
+    after: Size
+    nulls: int = 0
+    """How many of the clips that it took went because a value was null."""
+    thresholds: list[Threshold] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def took(self) -> int:
+        return self.before.clips - self.after.clips
+
+    def plain(self) -> dict[str, Any]:
+        return {
+            "number": self.rule.number,
+            "name": self.rule.name,
+            "verb": self.rule.verb,
+            "rule": self.rule.plain(),
+            "says": self.rule.describe(),
+            "remaining": self.after.plain(),
+            "took": {"clips": self.took, "because_null": self.nulls},
+            "thresholds": [asdict(threshold) for threshold in self.thresholds],
+            "notes": self.notes,
+        }
+
+
+class Engine:
+    """Applies rules to tables of candidates; every table is named by its caller."""
+
+    def __init__(self, candidates: Candidates) -> None:
+        self.candidates = candidates
+        self._connection = candidates.catalog.connection
+        self._scratch = tempfile.TemporaryDirectory(prefix="clipmill-subset-")
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, *details: object) -> None:
+        self._scratch.cleanup()
+
+    def size(self, table: str) -> Size:
+        clips, videos, milliseconds = self._one(
+            f"SELECT count(*), count(DISTINCT video), coalesce(sum(ms), 0) FROM {table}")
+        return Size(clips, videos, int(milliseconds))
+
+    def drop(self, table: str) -> None:
+        self._connection.execute(f"DROP TABLE IF EXISTS {table}")
+
+    def apply(self, rule: Rule, source: str, target: str, before: Size | None = None) -> Outcome:
+        """Makes `target` of the clips of `source` that the rule keeps."""
+        before = before or self.size(source)
+        outcome = Outcome(rule, before, before)
+        columns = self.candidates.columns[rule.number]
+        _APPLY[type(rule.body)](self, rule, columns, source, target, outcome)
+        outcome.after = self.size(target)
+        return outcome
+
+    def funnel(self, rules: Sequence[Rule], on_rule: Callable[[Rule], None] = lambda rule: None,
+               keep_tables: bool = False) -> Iterator[tuple[Outcome, str, str]]:
+        """The rules in order, each with the table that reached it and the one that it left."""
+        source = ALL
+        size = self.size(ALL)
+        for rule in rules:
+            on_rule(rule)
+            target = f"work.reach_{rule.number}"
+            outcome = self.apply(rule, source, target, size)
+            yield outcome, source, target
+            if source != ALL and not keep_tables:
+                self.drop(source)
+            source, size = target, outcome.after
+
+    def _one(self, query: str) -> tuple[Any, ...]:
+        row = self._connection.execute(query).fetchone()
+        assert row is not None
+        return row
+
+    def _keep(self, target: str, query: str) -> None:
+        self._connection.execute(f"CREATE TABLE {target} AS {query}")
+
+    def _where(self, rule: Rule, columns: RuleColumns, source: str, target: str,
+               outcome: Outcome) -> None:
+        (value,) = columns.values
+        self._keep(target, f"SELECT * FROM {source} WHERE {value}")
+        outcome.nulls = self._one(f"SELECT count(*) FROM {source} WHERE {value} IS NULL")[0]
+
+    def _percentile(self, rule: Rule, columns: RuleColumns, source: str, target: str,
+                    outcome: Outcome) -> None:
+        body = rule.body
+        assert isinstance(body, Percentile)
+        (value,) = columns.values
+        (n,) = self._one(f"SELECT count({value}) FROM {source}")
+        outcome.nulls = outcome.before.clips - n
+        low, high = (Fraction(str(bound)) / 100 * n for bound in body.bounds)
+        lowest, highest = floor(low) + 1, ceil(high)  # ranks from 1, both stay
+        conditions = [f"{value} IS NOT NULL"]
+        for rank, operator in ((lowest, ">="), (highest, "<=")):
+            if lowest > highest or not 1 <= rank <= n:
+                conditions.append("false")
+            elif (rank > 1 if operator == ">=" else rank < n):
+                # Half a rank below the one meant: no rounding can lead to a neighbour.
+                wanted = f"quantile_disc({value}, {(rank - 0.5) / n!r})"
+                conditions.append(f"{value} {operator} (SELECT {wanted} FROM {source})")
+                found = self._one(f"SELECT CAST({wanted} AS DOUBLE) FROM {source}")[0]
+                outcome.thresholds.append(Threshold(body.column, operator, found))
+        self._keep(target, f"SELECT * FROM {source} WHERE {' AND '.join(conditions)}")
+
+    def _first_per_group(self, rule: Rule, columns: RuleColumns, source: str, target: str,
+                         outcome: Outcome) -> None:
+        body = rule.body
+        assert isinstance(body, Cap | Quota)
+        (group,) = columns.values
+        limit = str(body.clips)
+        takes_null = False
+        if isinstance(body.clips, dict):
+            limit, takes_null = _limits(group, body.clips)
+            outcome.notes += self._unknown_groups(group, body, source)
+        order = ", ".join([*columns.order, columns.chance])
+        ranked = (f"SELECT *, row_number() OVER (PARTITION BY {group} ORDER BY {order}) AS _place "
+                  f"FROM {source}" + ("" if takes_null else f" WHERE {group} IS NOT NULL"))
+        self._keep(target, f"SELECT * EXCLUDE (_place) FROM ({ranked}) WHERE _place <= {limit}")
+        if not takes_null:
+            outcome.nulls = self._one(f"SELECT count(*) FROM {source} WHERE {group} IS NULL")[0]
+
+    def _unknown_groups(self, group: str, body: Quota, source: str) -> list[str]:
+        assert isinstance(body.clips, dict)
+        named = [name for name in body.clips if name not in (None, "*")]
+        rows = self._connection.execute(
+            f"SELECT DISTINCT CAST({group} AS VARCHAR) AS name FROM {source} "
+            f"WHERE {group} IS NOT NULL ORDER BY name LIMIT 1000").fetchall()
+        there = [name for (name,) in rows]
+        missing = [name for name in named if name not in there] if len(there) < 1000 else []
+        if not missing:
+            return []
+        return [f"no clip that reaches the rule has {body.per} {' or '.join(map(repr, missing))}; "
+                f"there are: {', '.join(there[:20])}"]
+
+    def _sample(self, rule: Rule, columns: RuleColumns, source: str, target: str,
+                outcome: Outcome) -> None:
+        body = rule.body
+        assert isinstance(body, Sample)
+        n = outcome.before.clips
+        reach, weight = source, ""
+        if columns.values:
+            weight = f" / {columns.values[0]}"
+            (wrong,) = self._one(f"SELECT count(*) FROM {source} WHERE {columns.values[0]} <= 0 "
+                                 f"OR isinf({columns.values[0]})")
+            if wrong:
+                raise UsageError(f"{rule.place}: a weight is a positive number, and "
+                                 f"{body.weight} is not for {wrong} clips; put a `where` rule "
+                                 "before it, or use greatest()")
+            (n,) = self._one(f"SELECT count({columns.values[0]}) FROM {source}")
+            outcome.nulls = outcome.before.clips - n
+            reach = f"(SELECT * FROM {source} WHERE {columns.values[0]} IS NOT NULL)"
+        elif body.weight == "one_per_video":
+            reach = (f"(SELECT s.*, of_video FROM {source} AS s JOIN (SELECT video, count(*) AS "
+                     f"of_video FROM {source} GROUP BY video) USING (video))")
+            weight = " * of_video"
+        wanted = body.clips if body.clips is not None else round(Fraction(str(body.fraction)) * n)
+        if body.clips is not None and body.clips >= n:
+            outcome.notes.append(f"{body.clips} clips are asked for, {n} reach the rule: all stay")
+        # Efraimidis and Spirakis: the n smallest of -ln(u) / weight are a weighted sample without
+        # replacement; with equal weights the smallest u do.
+        u = f"((({columns.chance} >> 11) + 0.5) / 9007199254740992)"
+        order = f"-ln({u}){weight}, {columns.chance}" if weight else columns.chance
+        extra = " EXCLUDE (of_video)" if body.weight == "one_per_video" else ""
+        self._keep(target, f"SELECT *{extra} FROM {reach} ORDER BY {order} LIMIT {wanted}")
+
+    def _stratify(self, rule: Rule, columns: RuleColumns, source: str, target: str,
+                  outcome: Outcome) -> None:
+        body = rule.body
+        assert isinstance(body, Stratify)
+        names = ", ".join(columns.values)
+        order = ", ".join(f"{name} NULLS LAST" for name in columns.values)
+        self._connection.execute(
+            f"CREATE OR REPLACE TABLE work.strata AS SELECT {names}, count(*) AS n, row_number() "
+            f"OVER (ORDER BY {order}) - 1 AS stratum FROM {source} GROUP BY {names}")
+        sizes = self._connection.execute("SELECT n FROM work.strata ORDER BY stratum").fetchnumpy()
+        share = proportional if body.allocation == "proportional" else equal
+        self._register_shares(share(np.asarray(sizes["n"], dtype=np.int64), body.clips))
+        same = " AND ".join(f"s.{name} IS NOT DISTINCT FROM g.{name}" for name in columns.values)
+        self._draw_shares(
+            f"SELECT s.*, g.stratum AS _group FROM {source} AS s JOIN work.strata AS g ON {same}",
+            columns.chance, target)
+        self._note_all(body.clips, outcome.before.clips, outcome)
+
+    def _note_all(self, wanted: int, there: int, outcome: Outcome) -> None:
+        if wanted >= there:
+            outcome.notes.append(f"{wanted} clips are asked for, {there} are there: all stay")
+
+    def _register_shares(self, shares: np.ndarray) -> None:
+        self._connection.register("given_shares", pa.table(
+            {"_group": np.arange(len(shares), dtype=np.int64), "_share": shares}))
+
+    def _draw_shares(self, grouped: str, chance: str, target: str) -> None:
+        """Of each `_group` as many as its share says, at random."""
+        self._keep(
+            target,
+            "SELECT * EXCLUDE (_group, _share, _place) FROM (SELECT g.*, _share, row_number() "
+            f"OVER (PARTITION BY _group ORDER BY {chance}) AS _place FROM ({grouped}) AS g "
+            "JOIN given_shares USING (_group)) WHERE _place <= _share")
+        self._connection.unregister("given_shares")
+
+    def _balance(self, rule: Rule, columns: RuleColumns, source: str, target: str,
+                 outcome: Outcome) -> None:
+        body = rule.body
+        assert isinstance(body, Balance)
+        from pipeline.subsets import clusters
+
+        step = self._step(rule, "embed_clips", body.embeddings)
+        self._rank(source, columns.chance)
+        labels = clusters.assign_clusters(
+            self._rows(step, "embeddings"), outcome.before.clips, clusters=body.clusters,
+            seed=self.candidates.seed, scratch=Path(self._scratch.name),
+            reread=lambda: self._rows(step, "embeddings"))
+        outcome.nulls = int((labels < 0).sum())
+        sizes = np.bincount(labels[labels >= 0], minlength=body.clusters).astype(np.int64)
+        self._register_shares(equal(sizes, body.clips))
+        self._connection.register("given_labels", pa.table(
+            {"rank": np.arange(len(labels), dtype=np.int64), "_group": labels.astype(np.int64)}))
+        self._draw_shares(
+            f"SELECT s.*, l._group FROM {source} AS s JOIN work.ranked AS r USING (id) "
+            "JOIN given_labels AS l ON l.rank = r.rank", columns.chance, target)
+        self._connection.unregister("given_labels")
+        self._note_all(body.clips, outcome.before.clips - outcome.nulls, outcome)
+
+    def _deduplicate(self, rule: Rule, columns: RuleColumns, source: str, target: str,
+                     outcome: Outcome) -> None:
+        body = rule.body
+        assert isinstance(body, Deduplicate)
+        order = ", ".join([*columns.order, columns.chance])
+        if body.by == "bytes":
+            (same,) = columns.values
+            ranked = (f"SELECT *, row_number() OVER (PARTITION BY {same} ORDER BY {order}) AS "
+                      f"_place FROM {source}")
+            self._keep(target, f"SELECT * EXCLUDE (_place) FROM ({ranked}) "
+                               f"WHERE _place = 1 OR {same} IS NULL")
+            return
+        from pipeline.subsets import near
+
+        self._rank(source, order)
+        n, scratch = outcome.before.clips, Path(self._scratch.name)
+        if body.by == "frames":
+            assert body.max_distance is not None
+            rows = self._rows(self._step(rule, "hash_frames", None), "frame_hashes")
+            gone = near.near_hashes(rows, n, max_distance=body.max_distance, scratch=scratch)
+        else:
+            assert body.min_cosine is not None
+            step = self._step(rule, "embed_clips", body.embeddings)
+            gone = near.near_vectors(self._rows(step, "embeddings"), n,
+                                     min_cosine=body.min_cosine, scratch=scratch)
+        self._connection.register("given_gone",
+                                  pa.table({"rank": np.asarray(gone, dtype=np.int64)}))
+        self._keep(target, f"SELECT * FROM {source} ANTI JOIN (SELECT id FROM work.ranked "
+                           "SEMI JOIN given_gone USING (rank)) AS g USING (id)")
+        self._connection.unregister("given_gone")
+
+    def _rank(self, source: str, order: str) -> None:
+        self._connection.execute(
+            "CREATE OR REPLACE TABLE work.ranked AS SELECT s.id, c.clip_id, s.rank FROM "
+            f"(SELECT id, row_number() OVER (ORDER BY {order}) - 1 AS rank FROM {source}) AS s "
+            f"JOIN {CANDIDATES} AS c ON c.rowid = s.id")
+
+    def _rows(self, step: StepTable, column: str) -> pa.RecordBatchReader:
+        """`rank` and one column of a step, for the ranked clips that have it.
+
+        Two sources may have led to one video, and so to its clips in two shards: the first counts.
+        """
+        self._connection.execute(
+            "CREATE OR REPLACE TABLE work.placed AS SELECT clip_id, any_value(rank) AS rank, "
+            f"min(_base) AS _base FROM work.ranked JOIN ({views.kept(step, ['clip_id'])}) "
+            "USING (clip_id) GROUP BY clip_id")
+        # A cursor of its own: a result that is being read blocks its connection.
+        return self._connection.cursor().sql(
+            f"SELECT p.rank, k.{column} FROM ({views.kept(step, ['clip_id', column])}) AS k "
+            "JOIN work.placed AS p ON p.clip_id = k.clip_id AND p._base = k._base "
+            f"WHERE k.{column} IS NOT NULL"
+        ).to_arrow_reader(4096)
+
+    def _step(self, rule: Rule, stage: str, label: str | None) -> StepTable:
+        """The step that made what a rule compares."""
+        there = [step for step in self.candidates.catalog.layout.steps if step.name == stage]
+        labels = [step.step for step in there]
+        if label is None and len(there) > 1:
+            raise UsageError(f"{rule.place}: the dataset has {stage} more than once; name one with "
+                             f"`embeddings:`, of {', '.join(labels)}")
+        found = [step for step in there if label in (None, step.step)]
+        if not found and there:
+            raise UsageError(f"{rule.place}: the dataset has no step {label!r}; there are: "
+                             f"{', '.join(labels)}")
+        if not found or found[0].folder is None:
+            raise UsageError(f"{rule.place}: the dataset has nothing from {stage}; add it to the "
+                             f"run's recipe, e.g. `stages: {{…, {stage}: {{}}}}`, and run again")
+        return found[0]
+
+
+_APPLY = {
+    Where: Engine._where,
+    Percentile: Engine._percentile,
+    Cap: Engine._first_per_group,
+    Quota: Engine._first_per_group,
+    Sample: Engine._sample,
+    Stratify: Engine._stratify,
+    Balance: Engine._balance,
+    Deduplicate: Engine._deduplicate,
+}
+
+
+def _limits(group: str, clips: dict[str | None, int]) -> tuple[str, bool]:
+    """How many clips of each group may stay, as SQL; and whether null is a group, too."""
+    cases = "".join(f" WHEN CAST({group} AS VARCHAR) = {literal(name)} THEN {number}"
+                    for name, number in clips.items() if name not in (None, "*"))
+    rest = clips.get("*", 0)
+    null = clips.get(None)
+    first = f" WHEN {group} IS NULL THEN {null}" if null is not None else ""
+    both = first + cases
+    return (f"(CASE{both} ELSE {rest} END)" if both else str(rest)), null is not None
+
+
+def proportional(sizes: np.ndarray, wanted: int) -> np.ndarray:
+    """Shares as large as the groups are, by largest remainders; the first group wins a tie."""
+    total = int(sizes.sum())
+    if wanted >= total:
+        return sizes.copy()
+    exact = [int(size) * wanted for size in sizes]
+    shares = np.array([value // total for value in exact], dtype=np.int64)
+    remainders = np.array([value % total for value in exact])
+    more = wanted - int(shares.sum())
+    shares[np.argsort(-remainders, kind="stable")[:more]] += 1
+    return shares
+
+
+def equal(sizes: np.ndarray, wanted: int) -> np.ndarray:
+    """Shares as equal as the groups allow; what can't be shared out goes to the first groups."""
+    total = int(sizes.sum())
+    if wanted >= total:
+        return sizes.copy()
+    low, high = 0, int(sizes.max(initial=0))
+    while low < high:  # the highest level that the wanted number fills
+        middle = (low + high + 1) // 2
+        if int(np.minimum(sizes, middle).sum()) <= wanted:
+            low = middle
+        else:
+            high = middle - 1
+    shares = np.minimum(sizes, low)
+    larger = np.flatnonzero(sizes > low)
+    shares[larger[: wanted - int(shares.sum())]] += 1
+    return shares

@@ -1,0 +1,203 @@
+"""What a recipe would do, before anything is frozen: a funnel, and the clips at each threshold."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from pipeline.catalog import Catalog
+from pipeline.subsets.candidates import ALL, CANDIDATES, read_candidates
+from pipeline.subsets.engine import Engine, Outcome, Size, Threshold
+from pipeline.subsets.recipe import SubsetRecipe
+from pipeline.subsets.rules import Percentile, Rule, Where
+from pipeline.subsets.scorers import ResolvedScorer, resolve
+from schemas.errors import UsageError
+
+_OPPOSITE = {">=": "<", ">": "<=", "<=": ">", "<": ">="}
+
+
+@dataclass(frozen=True)
+class NearClip:
+    """A clip beside a threshold."""
+
+    clip_id: str
+    value: float
+    stays: bool
+    """Whether the rule keeps it: a predicate may have further parts."""
+    caption: str | None
+
+
+@dataclass
+class Neighbourhood:
+    """The clips on both sides of one threshold, among those that reach the rule."""
+
+    rule: int
+    column: str
+    operator: str
+    value: float
+    inside: list[NearClip] = field(default_factory=list)
+    outside: list[NearClip] = field(default_factory=list)
+
+
+@dataclass
+class Explanation:
+    """The whole of what `explain` says."""
+
+    recipe: SubsetRecipe
+    scorers: Mapping[str, ResolvedScorer]
+    catalog: Size
+    outcomes: list[Outcome]
+    alone: dict[int, Outcome]
+    near: list[Neighbourhood]
+
+    @property
+    def result(self) -> Size:
+        return self.outcomes[-1].after
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON."""
+        rules = []
+        for outcome in self.outcomes:
+            number = outcome.rule.number
+            alone = self.alone[number]
+            rules.append({
+                **outcome.plain(),
+                "alone": {"takes": {"clips": alone.took, "because_null": alone.nulls},
+                          "leaves": alone.after.plain()},
+                "near": [{key: value for key, value in asdict(one).items() if key != "rule"}
+                         for one in self.near if one.rule == number],
+            })
+        return {
+            **describe_recipe(self.recipe, self.scorers),
+            "catalog": self.catalog.plain(),
+            "funnel": rules,
+            "result": self.result.plain(),
+        }
+
+
+def describe_recipe(
+    recipe: SubsetRecipe, scorers: Mapping[str, ResolvedScorer]
+) -> dict[str, Any]:
+    """What a recipe is, with everything in its place, as plain data."""
+    return {
+        "recipe": recipe.name,
+        "description": recipe.description,
+        "source": recipe.source,
+        "verified": recipe.verified,
+        "extends": recipe.extends,
+        "seed": recipe.seed,
+        "parameters": dict(recipe.parameters),
+        "scorers": {role: scorer.record() for role, scorer in scorers.items()},
+    }
+
+
+def resolve_scorers(catalog: Catalog, recipe: SubsetRecipe) -> Mapping[str, ResolvedScorer]:
+    """The columns that play the recipe's roles; a recipe without any asks for no run."""
+    return resolve(recipe.scorers, catalog, recipe=recipe.name) if recipe.scorers else {}
+
+
+def explain_recipe(
+    catalog: Catalog,
+    recipe: SubsetRecipe,
+    *,
+    near: int = 3,
+    on_step: Callable[[str], None] = lambda said: None,
+) -> Explanation:
+    """Applies a recipe without freezing anything.
+
+    `near` clips are shown on each side of a threshold. `on_step` hears what is being done.
+    """
+    scorers = resolve_scorers(catalog, recipe)
+    on_step("reading the clips")
+    candidates = read_candidates(catalog, recipe, scorers, comparisons=near > 0)
+    with Engine(candidates) as engine:
+        outcomes: list[Outcome] = []
+        alone: dict[int, Outcome] = {}
+        found: list[Neighbourhood] = []
+
+        def said(rule: Rule) -> None:
+            on_step(f"rule {rule.number} of {len(recipe.rules)}: {rule.verb}")
+
+        whole = engine.size(ALL)
+        for outcome, source, target in engine.funnel(recipe.rules, said):
+            rule = outcome.rule
+            outcomes.append(outcome)
+            if near > 0:
+                found += _neighbourhoods(engine, outcome, source, target, near)
+            if source == ALL:
+                alone[rule.number] = outcome
+            else:
+                on_step(f"rule {rule.number} of {len(recipe.rules)} alone: {rule.verb}")
+                alone[rule.number] = engine.apply(rule, ALL, "work.alone", whole)
+                engine.drop("work.alone")
+        _add_captions(catalog, found)
+        return Explanation(recipe, scorers, whole, outcomes, alone, found)
+
+
+def _neighbourhoods(
+    engine: Engine, outcome: Outcome, source: str, target: str, near: int
+) -> list[Neighbourhood]:
+    rule = outcome.rule
+    columns = engine.candidates.columns[rule.number]
+    thresholds: list[tuple[str, str, str, str]] = []  # column, its name for people, operator, SQL
+    if isinstance(rule.body, Percentile):
+        thresholds = [(columns.values[0], rule.body.column, one.operator, repr(one.value))
+                      for one in outcome.thresholds]
+    elif isinstance(rule.body, Where):
+        thresholds = [(name, one.left, one.operator, one.right)
+                      for name, one in columns.comparisons]
+    connection = engine.candidates.catalog.connection
+    found = []
+    for column, shown, operator, number in thresholds:
+        # A percentile's threshold is a value of the column: compared as one, it is equal to itself.
+        limit = f"CAST({number} AS DOUBLE)" if isinstance(rule.body, Percentile) else f"({number})"
+        (value,) = connection.execute(f"SELECT CAST({limit} AS DOUBLE)").fetchall()[0]
+        sides = []
+        for sign in (operator, _OPPOSITE[operator]):
+            direction = "ASC" if sign.startswith(">") else "DESC"
+            # Clips with one value come in the order of their hashes: not all from one video.
+            side = f"FROM {source} WHERE {column} {sign} {limit}"
+            last, reaches = ("max", "<=") if direction == "ASC" else ("min", ">=")
+            rows = connection.execute(
+                f"SELECT c.clip_id, CAST(n.v AS DOUBLE), n.id IN (SELECT id FROM {target}) FROM "
+                f"(SELECT id, {column} AS v {side} AND {column} {reaches} (SELECT {last}(v) FROM "
+                f"(SELECT {column} AS v {side} ORDER BY v {direction} LIMIT {near}))) AS n "
+                f"JOIN {CANDIDATES} AS c ON c.rowid = n.id "
+                f"ORDER BY n.v {direction}, md5_number_lower(c.clip_id) LIMIT {near}").fetchall()
+            sides.append([NearClip(clip, number, stays, None) for clip, number, stays in rows])
+        found.append(Neighbourhood(rule.number, shown, operator, value, *sides))
+        if isinstance(rule.body, Where):
+            outcome.thresholds.append(Threshold(shown, operator, value))
+    return found
+
+
+def _add_captions(catalog: Catalog, found: list[Neighbourhood]) -> None:
+    clips = {clip.clip_id for one in found for clip in (*one.inside, *one.outside)}
+    if not clips:
+        return
+    connection = catalog.connection
+    connection.execute("CREATE OR REPLACE TABLE work.shown AS SELECT unnest(?) AS clip_id",
+                       [sorted(clips)])
+    rows = connection.execute("SELECT clip_id, caption FROM clips SEMI JOIN work.shown "
+                              "USING (clip_id)").fetchall()
+    captions = dict(rows)
+    for one in found:
+        for side in (one.inside, one.outside):
+            side[:] = [NearClip(clip.clip_id, clip.value, clip.stays, captions.get(clip.clip_id))
+                       for clip in side]
+
+
+def require_clips(outcomes: list[Outcome], whole: Size, recipe: SubsetRecipe) -> None:
+    """Raises UsageError where a recipe leaves nothing, with the rule that took the last clips."""
+    if not whole.clips:
+        raise UsageError(f"{recipe.name}: the catalog has no clips yet; see `clipmill status`")
+    for outcome in outcomes:
+        if not outcome.after.clips:
+            null = (f", {outcome.nulls:,} of them because a value is null" if outcome.nulls else "")
+            found = "; ".join(f"{one.column} {one.operator} {one.value:g}"
+                              for one in outcome.thresholds)
+            raise UsageError(
+                f"{outcome.rule.place} takes the last {outcome.before.clips:,} clips{null}: "
+                f"{found or outcome.rule.describe()}. The subset would be empty; see "
+                "`clipmill subset explain`")

@@ -1,0 +1,330 @@
+"""Frozen subsets: lists of clips that can be cited, with all that is needed to make them again.
+
+`DATASET/subsets/<name>/` appears whole, by one rename, or not at all. It holds `subset.json` and
+`clips-NNNNNN.parquet` with `clip_id, video_id, position`, in the order of the ids.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import fcntl
+import hashlib
+import json
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline.catalog import SUBSETS, Catalog
+from pipeline.shards import write_json
+from pipeline.subsets.candidates import ALL, CANDIDATES, Candidates, committed, read_candidates
+from pipeline.subsets.engine import Engine, Size
+from pipeline.subsets.explain import describe_recipe, require_clips, resolve_scorers
+from pipeline.subsets.recipe import SubsetRecipe
+from schemas import views
+from schemas.errors import ClipmillError, UsageError
+from schemas.sql_text import quoted
+
+FORMAT = 1
+CLIPS_A_FILE = 1_000_000
+CLIPS_SCHEMA = pa.schema([
+    pa.field("clip_id", pa.string(), nullable=False),
+    pa.field("video_id", pa.string(), nullable=False),
+    pa.field("position", pa.int64(), nullable=False),
+])
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}\Z")
+_DIFFERENT = (("hash", "other clips"), ("rules", "other rules"), ("seed", "another seed"),
+              ("scorers", "other scorers"))
+
+
+@dataclass(frozen=True)
+class FrozenSubset:
+    """A frozen subset on disk."""
+
+    name: str
+    folder: Path
+    info: dict[str, Any]
+
+    @property
+    def files(self) -> list[Path]:
+        """Its clips, in the order of their ids."""
+        return [self.folder / entry["name"] for entry in self.info["files"]]
+
+
+def load_subset(dataset: Path, name: str) -> FrozenSubset:
+    """A frozen subset by name; UsageError with near names where there is none."""
+    names = subset_names(dataset)
+    if name not in names:
+        near = difflib.get_close_matches(name, names, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        known = f"there are: {', '.join(names)}" if names else (
+            f"make one with `clipmill subset create {dataset} RECIPE`")
+        raise UsageError(f"{dataset} has no subset {name!r}; {hint}{known}")
+    folder = dataset / SUBSETS / name
+    return FrozenSubset(name, folder, json.loads((folder / "subset.json").read_text("utf-8")))
+
+
+def subset_names(dataset: Path) -> list[str]:
+    return sorted(path.parent.name for path in (dataset / SUBSETS).glob("[!.]*/subset.json"))
+
+
+def check_name(name: str) -> str:
+    """The name where it is safe as a folder's, else UsageError."""
+    if not _NAME.match(name):
+        raise UsageError(f"--name {name!r}: a subset's name is up to 80 letters, digits, dots, "
+                         "dashes and underscores, and begins with a letter or digit")
+    return name
+
+
+def create_subset(
+    catalog: Catalog,
+    recipe: SubsetRecipe,
+    *,
+    name: str,
+    code_version: str,
+    on_step: Callable[[str], None] = lambda said: None,
+) -> tuple[FrozenSubset, bool]:
+    """Freezes a recipe's clips; False where the very same subset was there already.
+
+    Raises UsageError where the name is taken by another subset, or no clip is left.
+    """
+    dataset = catalog.layout.dataset
+    check_name(name)
+    scorers = resolve_scorers(catalog, recipe)
+    with _making(dataset, name) as folder:
+        on_step("reading the clips")
+        candidates = read_candidates(catalog, recipe, scorers)
+        with Engine(candidates) as engine:
+            whole = engine.size(ALL)
+            outcomes, last = [], ALL
+            for outcome, _, target in engine.funnel(recipe.rules, lambda rule: on_step(
+                    f"rule {rule.number} of {len(recipe.rules)}: {rule.verb}")):
+                outcomes.append(outcome)
+                last = target
+                if not outcome.after.clips:
+                    require_clips(outcomes, whole, recipe)
+        on_step("writing the clips")
+        connection = catalog.connection
+        connection.execute(
+            "CREATE OR REPLACE TABLE work.chosen AS SELECT c.* FROM "
+            f"{CANDIDATES} AS c SEMI JOIN {last} AS l ON c.rowid = l.id")
+        files, digest = _write_clips(connection, folder)
+        size = outcomes[-1].after
+        snapshot = snapshot_of(catalog, candidates, whole)
+        info = {
+            "format": FORMAT,
+            "name": name,
+            **describe_recipe(recipe, scorers),
+            "created_at": datetime.now(UTC).isoformat(),
+            "code_version": code_version,
+            "n_clips": size.clips,
+            "n_videos": size.videos,
+            "hours": size.hours,
+            "hash": digest,
+            "snapshot": snapshot["id"],
+            "rules": [rule.plain() for rule in recipe.rules],
+            "funnel": [outcome.plain() for outcome in outcomes],
+            "catalog": snapshot,
+            "counts": _counts(catalog),
+            "distributions": _distributions(connection, candidates.described),
+            "recipe_files": [{"name": file, "text": text} for file, text in recipe.texts],
+            "files": files,
+        }
+        place = dataset / SUBSETS / name
+        if (place / "subset.json").exists():
+            return _same_or_refuse(load_subset(dataset, name), info), False
+        write_json(folder / "subset.json", info)
+        _sync(folder)
+        folder.rename(place)
+        _sync(place.parent)
+    return FrozenSubset(name, place, info), True
+
+
+def _same_or_refuse(there: FrozenSubset, made: Mapping[str, Any]) -> FrozenSubset:
+    different = [said for key, said in _DIFFERENT if there.info[key] != made[key]]
+    if different:
+        raise UsageError(
+            f"a subset {there.name!r} is there already, with {' and '.join(different)} "
+            f"({there.info['n_clips']:,} clips, made {there.info['created_at'][:16]}); give this "
+            f"one another name with --name, or delete {there.folder} first")
+    return there
+
+
+@contextlib.contextmanager
+def _making(dataset: Path, name: str) -> Iterator[Path]:
+    """A folder to write a subset in, which no reader lists; gone in the end if not renamed."""
+    place = dataset / SUBSETS
+    try:
+        place.mkdir(exist_ok=True)
+        (place / f".{name}.lock").touch()
+    except OSError as error:
+        raise ClipmillError(f"cannot write to {place}: {error.strerror}") from error
+    with open(place / f".{name}.lock", "a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ClipmillError(f"another process is making the subset {name!r} of {dataset}; "
+                                "wait until it is done") from error
+        for left in place.glob(f".{name}~*.tmp"):  # of one that was killed
+            shutil.rmtree(left, ignore_errors=True)
+        folder = place / f".{name}~{uuid.uuid4().hex[:8]}.tmp"
+        folder.mkdir()
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _sync(folder: Path) -> None:
+    """Makes what was created in a folder durable."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _write_clips(connection: Any, folder: Path) -> tuple[list[dict[str, Any]], str]:
+    """Writes the chosen clips by id; returns the files, and the hash over the ids."""
+    rows = connection.sql("SELECT clip_id, video_id FROM work.chosen ORDER BY clip_id"
+                          ).to_arrow_reader(100_000)
+    digest = hashlib.sha256()
+    files: list[dict[str, Any]] = []
+    n = 0
+    writer: pq.ParquetWriter | None = None
+    try:
+        for batch in rows:
+            digest.update(_lines(batch.column(0)))
+            positions = pa.array(np.arange(n, n + batch.num_rows))
+            n += batch.num_rows
+            table = pa.table([*batch.columns, positions], names=CLIPS_SCHEMA.names)
+            table = table.cast(CLIPS_SCHEMA)
+            while table.num_rows:
+                if writer is None:
+                    name = f"clips-{len(files):06d}.parquet"
+                    writer = pq.ParquetWriter(folder / name, CLIPS_SCHEMA, compression="zstd")
+                    files.append({"name": name, "clips": 0})
+                part = table.slice(0, CLIPS_A_FILE - files[-1]["clips"])
+                writer.write_table(part)
+                files[-1]["clips"] += part.num_rows
+                table = table.slice(part.num_rows)
+                if files[-1]["clips"] == CLIPS_A_FILE:
+                    writer.close()
+                    writer = None
+    finally:
+        if writer is not None:
+            writer.close()
+    for entry in files:
+        with open(folder / entry["name"], "rb") as file:
+            os.fsync(file.fileno())
+    return files, f"sha256:{digest.hexdigest()}"
+
+
+def _lines(ids: pa.Array) -> bytes:
+    """Each id and a line feed, without making a Python object of each."""
+    text = pa.large_string()
+    joined = pc.binary_join_element_wise(ids.cast(text), pa.scalar("\n", text),
+                                         pa.scalar("", text))
+    offsets, data = joined.buffers()[1:]
+    first, last = joined.offset, joined.offset + len(joined)
+    places = memoryview(offsets).cast("q")
+    return memoryview(data)[places[first]:places[last]].tobytes()
+
+
+def snapshot_of(catalog: Catalog, candidates: Candidates, whole: Size) -> dict[str, Any]:
+    """What the catalog held: per step its fingerprint, shards and kept rows; and the clips."""
+    now = committed(catalog)
+    record = catalog.layout.record
+    fingerprints = {step["step"]: step["fingerprint"]
+                    for stage in (record["stages"] if record else ()) for step in stage["steps"]}
+    steps = {}
+    for step in catalog.layout.steps:
+        shards = candidates.shards[step.step]
+        steps[step.step] = {
+            "fingerprint": fingerprints[step.step],
+            "shards": len(shards),
+            "rows": _kept_rows(catalog, step),
+        }
+    # Order does not matter to an exclusive or, and no clip stands twice.
+    (digest,) = catalog.connection.execute(
+        f"SELECT coalesce(bit_xor(md5_number(clip_id)), 0) FROM {CANDIDATES}").fetchall()[0]
+    seen = {"steps": {name: [step["fingerprint"], step["rows"]] for name, step in steps.items()},
+            "clips": whole.clips, "digest": f"{int(digest):032x}"}
+    text = json.dumps(seen, sort_keys=True)
+    return {
+        "id": hashlib.sha256(text.encode()).hexdigest()[:16],
+        "run_id": record["run_id"] if record else None,
+        "recipe": record["recipe_name"] if record else None,
+        "steps": steps,
+        **whole.plain(),
+        "clips_digest": seen["digest"],
+        "written_meanwhile": now != candidates.shards,
+    }
+
+
+def _kept_rows(catalog: Catalog, step: views.StepTable) -> int:
+    kept = views.kept(step, [step.key])
+    (count,) = catalog.connection.execute(f"SELECT count(*) FROM ({kept})").fetchall()[0]
+    return int(count)
+
+
+def _counts(catalog: Catalog) -> dict[str, list[dict[str, Any]]]:
+    """Clips, videos and hours by the video's language, category and licence."""
+    names = {"language": "language", "category": "category", "licence": "license"}
+    columns = ", ".join(f"{quoted(column)} AS {name}" for name, column in names.items())
+    catalog.execute("SELECT 1 FROM videos LIMIT 0")  # makes the view
+    connection = catalog.connection
+    connection.execute(
+        f"CREATE OR REPLACE TABLE work.by_video AS SELECT * FROM (SELECT video_id, "
+        "count(*) AS clips, sum(ms) AS ms FROM work.chosen GROUP BY video_id) "
+        f"LEFT JOIN (SELECT video_id, {columns} FROM videos) USING (video_id)")
+    counts = {}
+    for name in names:
+        rows = connection.execute(
+            f"SELECT {name}, sum(clips), count(*), sum(ms) FROM work.by_video GROUP BY {name} "
+            f"ORDER BY 2 DESC, {name} NULLS LAST").fetchall()
+        counts[name] = [{name: value, **Size(int(clips), videos, int(ms)).plain()}
+                        for value, clips, videos, ms in rows]
+    return counts
+
+
+def _distributions(connection: Any, described: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    """Of each number that clips have: how many have it, and its quantiles among those."""
+    shares = {"min": 0.0, "p05": 0.05, "p25": 0.25, "median": 0.5, "p75": 0.75, "p95": 0.95,
+              "max": 1.0}
+    found = {}
+    for name, column in {"duration_seconds": "(ms / 1000)", **described}.items():
+        count, values = connection.execute(
+            f"SELECT count({column}), quantile_disc(CAST({column} AS DOUBLE), "
+            f"{list(shares.values())}) FROM work.chosen").fetchall()[0]
+        if count:
+            found[name] = {"clips": count, **dict(zip(shares, values, strict=True))}
+    return found
+
+
+def still_there(catalog: Catalog, subset: FrozenSubset) -> dict[str, Any]:
+    """What has become of a subset's clips in the catalog since it was frozen."""
+    ids = "(SELECT clip_id, video_id FROM subset_clips WHERE name = $name)"
+    gone, removed = catalog.execute(
+        f"SELECT count(*), count(*) FILTER (video_id IN (SELECT video_id FROM removed)) FROM {ids} "
+        "ANTI JOIN clips USING (clip_id)", {"name": subset.name}).fetchall()[0]
+    now = {step["step"]: step["fingerprint"]
+           for stage in (catalog.layout.record or {"stages": []})["stages"]
+           for step in stage["steps"]}
+    then = {name: step["fingerprint"] for name, step in subset.info["catalog"]["steps"].items()}
+    return {
+        "removed": removed,
+        "not_in_catalog": gone - removed,
+        "changed_steps": sorted(name for name in {*now, *then} if now.get(name) != then.get(name)),
+    }
