@@ -19,6 +19,9 @@ app = typer.Typer(
 )
 recipes = typer.Typer(help="Ready-made recipes.", no_args_is_help=True)
 app.add_typer(recipes, name="recipe")
+subsets = typer.Typer(help="Subsets: what a recipe would take, and frozen lists of clips.",
+                      no_args_is_help=True)
+app.add_typer(subsets, name="subset")
 
 
 class Engine(enum.StrEnum):
@@ -42,6 +45,19 @@ class StatusFormat(enum.StrEnum):
     """How the status is printed."""
 
     table = "table"
+    json = "json"
+
+
+class ImportFormat(enum.StrEnum):
+    """Whose published metadata is imported."""
+
+    internvid = "internvid"
+
+
+class CardFormat(enum.StrEnum):
+    """How a data card is printed."""
+
+    markdown = "markdown"
     json = "json"
 
 
@@ -71,6 +87,20 @@ Kinds = Annotated[
     list[str] | None,
     typer.Option("--kind", metavar="K", help="only failures of this kind: permanent, transient, "
                  "blocked, bad_media, model or crash; may be given several times"),
+]
+SubsetRecipe = Annotated[
+    str, typer.Argument(metavar="RECIPE", help="a ready-made subset recipe or a YAML file")
+]
+Parameters = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="NAME=VALUE", help="set a parameter of the recipe, or take a "
+                 "column as it is with scorers.COLUMN=any; may be given several times"),
+]
+Seed = Annotated[int | None, typer.Option(min=0, help="of all that is random; by default the "
+                                          "recipe's")]
+MemoryLimit = Annotated[
+    str | None, typer.Option("--memory-limit", metavar="SIZE", help="memory that DuckDB may take "
+                             "before it writes to disk, e.g. 4GB; by default 80% of the machine's")
 ]
 OutputFormat = Annotated[Format, typer.Option("--format", help="how rows are printed")]
 Output = Annotated[
@@ -112,6 +142,26 @@ def run(
     execute(loaded, folder, until=until, limit=limit,
             take_sources=recipe is not None or bool(sources))
     closing_table(folder)
+
+
+@app.command("import")
+def import_(
+    dataset: Dataset,
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="JSON lines, also "
+                     "gzipped, or Parquet; give all files of a dataset at once")],
+    format_: Annotated[ImportFormat, typer.Option("--format", help="whose metadata it is")],
+    limit: Annotated[int | None, typer.Option(min=1, help="take the first so many videos, with "
+                     "all their clips")] = None,
+    shard_videos: Annotated[int, typer.Option(min=1, help="videos a shard, the unit of work; take "
+                            "more for millions of videos")] = 16,
+    exclude_ids: Annotated[Path | None, typer.Option(metavar="FILE", help="known ids, one a line, "
+                           "which are rejected")] = None,
+) -> None:
+    """Take published metadata in, as sources with given spans, captions and scores."""
+    from jobs.importing import import_internvid
+
+    import_internvid(dataset, files, shard_videos=shard_videos, limit=limit,
+                     exclude_ids=exclude_ids)
 
 
 @app.command()
@@ -227,6 +277,75 @@ def doctor(
     from jobs.doctor import examine
 
     raise typer.Exit(examine(recipe))
+
+
+@subsets.command("create")
+def subset_create(
+    dataset: Dataset,
+    recipe: SubsetRecipe,
+    name: Annotated[str | None, typer.Option(metavar="N", help="the subset's name; by default the "
+                    "recipe's")] = None,
+    seed: Seed = None,
+    set_: Parameters = None,
+    memory_limit: MemoryLimit = None,
+) -> None:
+    """Freeze the clips that a recipe takes, with all that is needed to make the list again."""
+    from jobs.subset import create
+
+    create(dataset, recipe, name=name, seed=seed, overrides=set_ or [], memory_limit=memory_limit)
+
+
+@subsets.command("list")
+def subset_list(
+    dataset: Dataset, format_: OutputFormat = Format.table, output: Output = None
+) -> None:
+    """The frozen subsets of a dataset."""
+    from jobs.subset import list_subsets
+
+    list_subsets(dataset, format=format_.value, output=output)
+
+
+@subsets.command("show")
+def subset_show(
+    dataset: Dataset,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="the subset's name")],
+    format_: Annotated[CardFormat, typer.Option("--format", help="how it is printed")
+                       ] = CardFormat.markdown,
+) -> None:
+    """The data card of a frozen subset."""
+    from jobs.subset import show
+
+    show(dataset, name, format=format_.value)
+
+
+@subsets.command("explain")
+def subset_explain(
+    dataset: Dataset,
+    recipe: SubsetRecipe,
+    seed: Seed = None,
+    set_: Parameters = None,
+    near: Annotated[int, typer.Option(metavar="K", min=0, max=100, help="clips to show on each "
+                    "side of a threshold")] = 3,
+    format_: Annotated[StatusFormat, typer.Option("--format", help="how it is printed")
+                       ] = StatusFormat.table,
+    memory_limit: MemoryLimit = None,
+) -> None:
+    """What a recipe would take, rule by rule, before anything is frozen."""
+    from jobs.subset import explain
+
+    explain(dataset, recipe, seed=seed, overrides=set_ or [], near=near, format=format_.value,
+            memory_limit=memory_limit)
+
+
+@subsets.command("recipes")
+def subset_recipes(
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="print this one, to start "
+                    "one of your own from")] = None,
+) -> None:
+    """Names and purposes of the ready-made subset recipes."""
+    from jobs.subset import recipes as print_recipes
+
+    print_recipes(name)
 
 
 @recipes.command("list")

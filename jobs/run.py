@@ -52,13 +52,13 @@ def run(
     steps = plan.until(until)
     is_new = not dataset.exists()
     dataset.mkdir(parents=True, exist_ok=True)
-    with _lock(dataset):
+    with dataset_lock(dataset):
         if retry_kinds is None and take_sources:
             try:
                 _ingest(loaded, dataset, limit)
             except UsageError:
                 if is_new:
-                    _remove_if_empty(dataset)
+                    remove_if_empty(dataset)
                 raise
         shards = list_shards(dataset, list_source_shards(dataset))
         if retry_kinds is not None:
@@ -217,7 +217,7 @@ def _finish(dataset: Path, record: dict[str, Any], state: str) -> None:
 
 
 @contextlib.contextmanager
-def _lock(dataset: Path) -> Iterator[None]:
+def dataset_lock(dataset: Path) -> Iterator[None]:
     """One run on a dataset at a time; the kernel lets the lock go when its holder dies."""
     with open(dataset / ".lock", "a+") as file:
         try:
@@ -233,11 +233,12 @@ def _lock(dataset: Path) -> Iterator[None]:
         yield
 
 
-def _remove_if_empty(dataset: Path) -> None:
+def remove_if_empty(dataset: Path) -> None:
     """A mistyped source should leave no folder behind."""
     (dataset / ".lock").unlink(missing_ok=True)
-    with contextlib.suppress(OSError):
-        dataset.rmdir()
+    for folder in (dataset / ".scratch", dataset):
+        with contextlib.suppress(OSError):
+            folder.rmdir()
 
 
 def load(

@@ -11,7 +11,7 @@ import json
 import os
 import re
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -40,6 +40,11 @@ def retry_number(shard: str) -> int:
 def shard_order(shard: str) -> tuple[str, int]:
     """Sort key: by base, then by retry."""
     return base_shard(shard), retry_number(shard)
+
+
+def is_shard(name: str) -> bool:
+    """Whether a file's name, without its suffix, is that of a shard."""
+    return _SHARD.match(name) is not None
 
 
 def shard_path(folder: Path, shard: str) -> Path:
@@ -97,7 +102,16 @@ def temporary_beside(path: Path) -> Path:
 
 def remove_leftovers(path: Path) -> None:
     """Removes what writers of this very file left behind when they were killed."""
-    for leftover in path.parent.glob(f".{path.stem}~*.tmp"):
+    _remove(path.parent.glob(f".{path.stem}~*.tmp"))
+
+
+def remove_all_leftovers(folder: Path) -> None:
+    """Removes what killed writers left in a folder that nobody else writes to now."""
+    _remove(folder.glob(".*~*.tmp"))
+
+
+def _remove(leftovers: Iterable[Path]) -> None:
+    for leftover in leftovers:
         leftover.unlink(missing_ok=True)
 
 
@@ -109,10 +123,12 @@ def commit(temporary: Path, path: Path) -> None:
 
 
 @contextlib.contextmanager
-def shard_writer(path: Path, schema: pa.Schema) -> Iterator[ShardWriter]:
+def shard_writer(
+    path: Path, schema: pa.Schema, *, clean: bool = True
+) -> Iterator[ShardWriter]:
     """Writes one shard; it is committed by `finish`, and removed if that was not reached."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    writer = ShardWriter(path, schema)
+    writer = ShardWriter(path, schema, clean=clean)
     try:
         yield writer
     finally:
@@ -120,11 +136,15 @@ def shard_writer(path: Path, schema: pa.Schema) -> Iterator[ShardWriter]:
 
 
 class ShardWriter:
-    """A Parquet file in the making: one row group a `write`, visible only after `finish`."""
+    """A Parquet file in the making: one row group a `write`, visible only after `finish`.
 
-    def __init__(self, path: Path, schema: pa.Schema) -> None:
+    `clean` looks for what killed writers left behind, which lists the folder.
+    """
+
+    def __init__(self, path: Path, schema: pa.Schema, *, clean: bool = True) -> None:
         self._path = path
-        remove_leftovers(path)  # one worker at a time is at a shard
+        if clean:
+            remove_leftovers(path)  # one worker at a time is at a shard
         self._temporary = temporary_beside(path)
         self._schema = schema
         self._writer = pq.ParquetWriter(self._temporary, schema, compression="zstd")

@@ -6,7 +6,7 @@ failure; a source that the dataset has already is left as it is.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,7 +18,14 @@ import pyarrow.parquet as pq
 
 from pipeline.expansion import Expander
 from pipeline.platforms import identify, looks_like_url
-from pipeline.shards import ShardMetadata, committed_shards, shard_name, shard_path, shard_writer
+from pipeline.shards import (
+    ShardMetadata,
+    committed_shards,
+    remove_all_leftovers,
+    shard_name,
+    shard_path,
+    shard_writer,
+)
 from pipeline.source_lists import read_list
 from pipeline.source_rows import Reader, Source
 from pipeline.source_spec import SourceSpec, source_from_argument
@@ -82,7 +89,7 @@ def ingest(
     Raises UsageError where an input can't be read or gives nothing.
     """
     folder = dataset / "sources"
-    listing = _Listing(_known_keys(folder), _excluded_ids(exclude_ids), limit)
+    listing = _Listing(_known_keys(folder), excluded_ids(exclude_ids), limit)
     reader = Reader(base_folder or Path.cwd(), Expander(folder / ".lists"),
                     lambda key: listing.known.get(key) == "failed", lambda: listing.full)
     for spec in sources:
@@ -132,7 +139,7 @@ class _Listing:
             self.over_limit += 1
         else:
             if source.problem is None and source.rejection is None:
-                self._exclude(source)
+                source.rejection = exclusion(source, self._excluded)
                 fresh = "kept" if source.rejection is None else "rejected"
                 self._taken += self.known.get(key, fresh) == "kept"
             self._by_key[key] = source
@@ -162,17 +169,6 @@ class _Listing:
         }
         self._by_key[source_key(locator)] = source
 
-    def _exclude(self, source: Source) -> None:
-        if not self._excluded:
-            return
-        names = {source.locator, source.url, source.video_id}
-        if source.platform_id is not None:
-            names |= {source.platform_id, f"{source.extractor} {source.platform_id}",
-                      f"{source.extractor}-{source.platform_id}"}
-        found = sorted(name for name in names & self._excluded if name is not None)
-        if found:
-            source.rejection = {"rule": "sources.exclude_ids", "detail": f"known id {found[0]}"}
-
 
 def _known_keys(folder: Path) -> dict[str, str]:
     """The keys that the dataset has, each with what became of it: kept, rejected or failed."""
@@ -186,7 +182,19 @@ def _known_keys(folder: Path) -> dict[str, str]:
     return known
 
 
-def _excluded_ids(given: DataFile | Path | str | None) -> set[str]:
+def exclusion(source: Source, excluded: set[str]) -> dict[str, str] | None:
+    """The rejection of a source that one of the `excluded` names means."""
+    names = {source.locator, source.url, source.video_id}
+    if source.platform_id is not None:
+        names |= {source.platform_id, f"{source.extractor} {source.platform_id}",
+                  f"{source.extractor}-{source.platform_id}"}
+    found = sorted(name for name in names & excluded if name is not None)
+    if not found:
+        return None
+    return {"rule": "sources.exclude_ids", "detail": f"known id {found[0]}"}
+
+
+def excluded_ids(given: DataFile | Path | str | None) -> set[str]:
     """Known ids: one a line, as bare ids, `<extractor>-<id>`, yt-dlp's archive lines or URLs."""
     if given is None:
         return set()
@@ -207,20 +215,57 @@ def _excluded_ids(given: DataFile | Path | str | None) -> set[str]:
 
 def _write(folder: Path, listing: _Listing, shard_videos: int) -> IngestReport:
     """Commits the new sources as new shards, each with at most `shard_videos` to download."""
-    names = committed_shards(folder)
-    first = sum(pq.read_metadata(shard_path(folder, name)).num_rows for name in names)
-    number = int(names[-1]) + 1 if names else 0
-    totals = {"kept": 0, "rejected": 0, "failed": 0}
-    shards: list[str] = []
+    shards = NewShards(folder)
     for rows in _chunks(listing, shard_videos):
-        name = shard_name(number + len(shards))
-        counts = _commit(folder, name, rows, first + sum(totals.values()))
-        totals = {outcome: totals[outcome] + counts[outcome] for outcome in totals}
-        shards.append(name)
+        shards.commit(sources_table(rows))
     known = list(listing.known_again())
-    return IngestReport(**totals, known=len(known), shards=tuple(shards),
+    return IngestReport(**shards.totals, known=len(known), shards=tuple(shards.names),
                         over_limit=listing.over_limit,
                         changed_spans=_changed_spans(folder, known))
+
+
+class NewShards:
+    """Appends shards to a dataset's sources, and counts what became of their rows."""
+
+    def __init__(self, folder: Path) -> None:
+        self.names: list[str] = []
+        self.totals = {"kept": 0, "rejected": 0, "failed": 0}
+        self._folder = folder
+        before = committed_shards(folder)
+        remove_all_leftovers(folder)
+        self._number = int(before[-1]) + 1 if before else 0
+        self._position = _last_position(shard_path(folder, before[-1])) + 1 if before else 0
+
+    def commit(self, table: pa.Table) -> None:
+        """Commits rows of `sources` as the next shard; their `position` is set here."""
+        name = shard_name(self._number)
+        positions = pa.array(range(self._position, self._position + table.num_rows), pa.int64())
+        place = table.schema.get_field_index("position")
+        write_sources(self._folder, name, table.set_column(place, "position", positions))
+        for outcome, count in _outcomes(table).items():
+            self.totals[outcome] += count
+        self.names.append(name)
+        self._number += 1
+        self._position += table.num_rows
+
+
+def write_sources(folder: Path, name: str, table: pa.Table) -> None:
+    """Commits one shard of sources; one that is there already is replaced as a whole."""
+    counts = _outcomes(table)
+    with shard_writer(shard_path(folder, name), SOURCES, clean=False) as writer:
+        writer.write(table.select(SOURCES.names))
+        writer.finish(ShardMetadata("sources", "sources", name, "", "", inputs=table.num_rows,
+                                    outputs=counts["kept"], **counts))
+
+
+def _outcomes(table: pa.Table) -> dict[str, int]:
+    failed = table.num_rows - table["error"].null_count
+    rejected = table.num_rows - table["rejection"].null_count
+    return {"kept": table.num_rows - failed - rejected, "rejected": rejected, "failed": failed}
+
+
+def _last_position(shard: Path) -> int:
+    return pc.max(pq.read_table(shard, columns=["position"])["position"]).as_py()
 
 
 def _chunks(listing: _Listing, shard_videos: int) -> Iterator[list[tuple[str, Source]]]:
@@ -237,36 +282,26 @@ def _chunks(listing: _Listing, shard_videos: int) -> Iterator[list[tuple[str, So
         yield rows
 
 
-def _commit(
-    folder: Path, name: str, rows: list[tuple[str, Source]], first: int
-) -> dict[str, int]:
+def sources_table(rows: Iterable[tuple[str, Source]]) -> pa.Table:
+    """Sources with their keys as rows of the table; NewShards gives them their positions."""
     now = datetime.now(UTC)
-    failed = sum(source.problem is not None for _, source in rows)
-    rejected = sum(source.rejection is not None for _, source in rows)
-    counts = {"kept": len(rows) - failed - rejected, "rejected": rejected, "failed": failed}
-    table = pa.Table.from_pylist(
-        [_row(key, source, first + i, now) for i, (key, source) in enumerate(rows)], SOURCES)
-    with shard_writer(shard_path(folder, name), SOURCES) as writer:
-        writer.write(table)
-        writer.finish(ShardMetadata("sources", "sources", name, "", "", inputs=len(rows),
-                                    outputs=counts["kept"], **counts))
-    return counts
+    return pa.Table.from_pylist([_row(key, source, now) for key, source in rows], SOURCES)
 
 
-def _row(key: str, source: Source, position: int, now: datetime) -> dict[str, Any]:
+def _row(key: str, source: Source, now: datetime) -> dict[str, Any]:
     error = None
     if source.problem is not None:
         error = {"kind": source.problem.kind, "attempts": 1, "at": now,
                  "message": source.problem.message[:MAX_MESSAGE_CHARACTERS]}
     return {
         "source_key": key,
-        "position": position,
+        "position": None,
         "url": source.url,
         "path": source.path,
         "extractor": source.extractor,
         "platform_id": source.platform_id,
         "video_id": source.video_id,
-        "spans": _in_order(source.spans),
+        "spans": in_order(source.spans),
         "title": source.title,
         "category": source.category,
         "language": source.language,
@@ -278,7 +313,7 @@ def _row(key: str, source: Source, position: int, now: datetime) -> dict[str, An
     }
 
 
-def _in_order(spans: list[dict[str, Any]] | None) -> list[dict[str, Any]] | None:
+def in_order(spans: list[dict[str, Any]] | None) -> list[dict[str, Any]] | None:
     if spans is None:
         return None
     return sorted(spans, key=lambda span: (span["start_seconds"], span["end_seconds"],

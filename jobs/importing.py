@@ -1,0 +1,71 @@
+"""`clipmill import`: published metadata becomes a dataset's sources."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn
+
+from jobs.run import dataset_lock, remove_if_empty
+from pipeline.span_import import ImportReport, import_spans
+
+
+def import_internvid(
+    dataset: Path,
+    files: Sequence[Path],
+    *,
+    shard_videos: int,
+    limit: int | None = None,
+    exclude_ids: Path | None = None,
+) -> None:
+    """Takes InternVid's published rows in, and prints what became of each."""
+    dataset = dataset.expanduser().absolute()
+    is_new = not dataset.exists()
+    dataset.mkdir(parents=True, exist_ok=True)
+    try:
+        with dataset_lock(dataset), _progress(files, passes=1 if limit is None else 2) as report:
+            found = import_spans(
+                dataset, files, shard_videos=shard_videos, limit=limit, exclude_ids=exclude_ids,
+                report_bytes=report,
+            )
+    except BaseException:
+        if is_new:
+            remove_if_empty(dataset)
+        raise
+    for line in describe(found, limit):
+        print(line)
+    if found.kept:
+        print(f"Next: clipmill run internvid-metadata --dataset {dataset}")
+
+
+def describe(report: ImportReport, limit: int | None) -> Iterator[str]:
+    """What became of the rows, in lines for people; the numbers add up."""
+    parts = [f"{report.kept:,} kept", f"{report.rejected:,} rejected", f"{report.failed:,} failed"]
+    if report.known:
+        parts.append(f"{report.known:,} known before")
+    if report.not_taken:
+        parts.append(f"{report.not_taken:,} not taken")
+    of = "" if limit is None else f" of the first {limit:,} video{'' if limit == 1 else 's'}"
+    yield f"Rows{of}: {report.rows:,} = {' + '.join(parts)}."
+    shards = f"{len(report.shards):,} shard{'' if len(report.shards) == 1 else 's'}"
+    grown = f", {report.grown_videos:,} known ones with more clips" if report.grown_videos else ""
+    yield (f"Videos: {report.new_videos:,} new in {shards}{grown}." if report.shards or grown
+           else "Nothing new.")
+    if report.not_taken:
+        yield ("Not taken are further clips of videos that a run has worked on, or that were "
+               "listed as a whole: their clips are fixed. Import all files into a new dataset, "
+               "before its first run, to have them.")
+
+
+@contextlib.contextmanager
+def _progress(files: Sequence[Path], passes: int) -> Iterator[Callable[[int], None]]:
+    """Bytes read, on standard error; silent where that is no terminal."""
+    total = passes * sum(path.stat().st_size for path in files if path.is_file())
+    console = Console(stderr=True)
+    with Progress(TextColumn("reading"), BarColumn(), DownloadColumn(), TimeElapsedColumn(),
+                  console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task("reading", total=total)
+        yield lambda count: progress.advance(task, count)

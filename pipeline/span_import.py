@@ -1,0 +1,448 @@
+"""Takes published rows, one a clip, into a dataset's sources: one source a video with its spans.
+
+A video's rows lie anywhere in files of any size, so DuckDB sorts them by video, on disk where
+memory doesn't suffice, and the shards are written as the sorted rows come.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import shutil
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline.internvid import PublishedRows, ReportBytes, open_published
+from pipeline.platforms import identify
+from pipeline.shards import committed_shards, shard_path
+from pipeline.source_rows import Source
+from pipeline.sources import (
+    NewShards,
+    excluded_ids,
+    exclusion,
+    in_order,
+    sources_table,
+    write_sources,
+)
+from schemas.errors import ClipmillError, RowFailed
+from schemas.ids import source_key
+from schemas.sql_text import escaped_for_glob, literal
+from schemas.tables import SOURCES, SPAN
+
+WATCH_URL = "https://www.youtube.com/watch?v="
+MEMORY = "1GB"
+"""What DuckDB may take before it sorts on disk."""
+
+_BATCH_ROWS = 100_000
+_FAILURES_A_SHARD = 1000
+_NEW, _BAD, _KNOWN = range(3)
+_NOT_TABLES = frozenset(("sources", "media", "runs"))
+
+
+@dataclass
+class ImportReport:
+    """What became of the rows: `rows` = kept + rejected + failed + known + not_taken.
+
+    Known rows are in the dataset already; those not taken are further spans of videos that stages
+    have worked on, whose spans are fixed. Of `limit`, only rows of the videos taken are counted.
+    """
+
+    rows: int = 0
+    kept: int = 0
+    rejected: int = 0
+    failed: int = 0
+    known: int = 0
+    not_taken: int = 0
+    new_videos: int = 0
+    grown_videos: int = 0
+    shards: list[str] = field(default_factory=list)
+
+
+def import_spans(
+    dataset: Path,
+    files: Sequence[Path],
+    *,
+    shard_videos: int,
+    limit: int | None = None,
+    exclude_ids: Path | None = None,
+    report_bytes: ReportBytes | None = None,
+) -> ImportReport:
+    """Adds the videos that published rows name, and the spans of videos not yet worked on.
+
+    `limit` takes the first so many videos, with all their rows. Raises UsageError where a file
+    can't be read, before anything is written.
+    """
+    scratch = dataset / ".scratch" / f"import-{uuid.uuid4().hex[:8]}"
+    with contextlib.ExitStack() as stack:
+        config = {"memory_limit": MEMORY, "preserve_insertion_order": False,
+                  "temp_directory": str(scratch), "autoload_known_extensions": False}
+        connection = stack.enter_context(duckdb.connect(":memory:", config=config))
+        published = [open_published(connection, path) for path in files]
+        excluded = excluded_ids(exclude_ids)
+        _remove_leftovers(scratch)
+        stack.callback(shutil.rmtree, scratch, ignore_errors=True)
+        rows = PublishedRows(connection, published, report_bytes)
+        if limit is not None:
+            _note_first_videos(connection, rows, limit)
+        reader = _sorted_rows(connection, rows, dataset / "sources", limit)
+        taken = _Import(dataset, [file.place for file in published], excluded, shard_videos)
+        for table in _whole_groups(reader):
+            taken.take(table)
+        return taken.finish()
+
+
+def _remove_leftovers(scratch: Path) -> None:
+    """What a killed import sorted on disk; one is at work on a dataset at a time."""
+    for folder in scratch.parent.glob("import-*"):
+        shutil.rmtree(folder, ignore_errors=True)
+    scratch.mkdir(parents=True)
+
+
+def _note_first_videos(
+    connection: duckdb.DuckDBPyConnection, rows: PublishedRows, limit: int
+) -> None:
+    """Makes the table `wanted` of the videos that the files name first."""
+    first: dict[str, None] = {}
+    connection.execute("SET threads = 1; SET preserve_insertion_order = true")
+    for batch in _stream(connection, rows, f"SELECT id FROM ({rows.sql}) WHERE problem IS NULL"):
+        for name in batch["id"].to_pylist():
+            first[name] = None
+            if len(first) == limit:
+                break
+        if len(first) == limit:
+            break
+    connection.execute("RESET threads; SET preserve_insertion_order = false")
+    connection.register("wanted", pa.table({"id": pa.array(list(first), pa.string())}))
+
+
+def _stream(
+    connection: duckdb.DuckDBPyConnection, rows: PublishedRows, query: str
+) -> Iterator[pa.RecordBatch]:
+    """Batches of a query over the published rows, read from their beginning."""
+    rows.rewind()
+    try:
+        yield from connection.sql(query).to_arrow_reader(_BATCH_ROWS)
+    except duckdb.Error as error:
+        rows.check()
+        raise ClipmillError("the rows could not be read and sorted: "
+                            f"{str(error).partition(chr(10))[0]}") from error
+
+
+def _sorted_rows(
+    connection: duckdb.DuckDBPyConnection, rows: PublishedRows, folder: Path, limit: int | None
+) -> Iterator[pa.RecordBatch]:
+    """All rows, those of one video together in time order: new ones, bad ones, known ones."""
+    known = "SELECT NULL::VARCHAR AS id, NULL::VARCHAR AS shard WHERE false"
+    if committed_shards(folder):
+        shards = literal(f"{escaped_for_glob(str(folder.absolute()))}/*.parquet")
+        known = (
+            r"SELECT platform_id AS id, min(regexp_extract(filename, '(\d+)\.parquet$', 1)) "
+            f"AS shard FROM read_parquet({shards}, filename = true, union_by_name = true) "
+            "WHERE extractor = 'youtube' AND rejection.rule IS DISTINCT FROM 'sources.duplicate' "
+            "GROUP BY platform_id"
+        )
+    only = "" if limit is None else "WHERE problem IS NOT NULL OR id IN (SELECT id FROM wanted)"
+    return _stream(connection, rows, f"""
+        SELECT *, CASE kind WHEN {_NEW} THEN id WHEN {_KNOWN} THEN shard ELSE NULL END AS together
+        FROM (
+            SELECT r.*, k.shard, CASE WHEN problem IS NOT NULL THEN {_BAD}
+                WHEN k.shard IS NULL THEN {_NEW} ELSE {_KNOWN} END AS kind
+            FROM (SELECT * FROM ({rows.sql}) {only}) AS r
+            LEFT JOIN ({known}) AS k ON k.id = r.id AND r.problem IS NULL
+        )
+        ORDER BY kind, shard, if(kind = {_BAD}, NULL, id), if(kind = {_BAD}, NULL, start_seconds),
+            if(kind = {_BAD}, NULL, end_seconds), file, "row" """)
+
+
+def _whole_groups(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.Table]:
+    """The rows in tables that split no video, and no shard of known ones."""
+    rest: pa.Table | None = None
+    for batch in batches:
+        table = pa.Table.from_batches([batch])
+        if rest is not None:
+            table = pa.concat_tables([rest, table]).combine_chunks()
+        starts = _starts(table, "kind", "together")
+        if table["together"][-1].as_py() is None:
+            yield table  # bad rows belong to no group
+            rest = None
+            continue
+        yield table.slice(0, starts[-1])
+        rest = table.slice(starts[-1])
+    if rest is not None:
+        yield rest
+
+
+def _starts(table: pa.Table, *columns: str) -> np.ndarray:
+    """Indexes of the rows that differ from the one before in some of the columns."""
+    if not table.num_rows:
+        return np.zeros(0, np.int64)
+    differs = np.zeros(table.num_rows, bool)
+    differs[0] = True
+    for name in columns:
+        values = table[name].combine_chunks()
+        changed = pc.not_equal(values.slice(1), values.slice(0, len(values) - 1))
+        differs[1:] |= pc.fill_null(changed, False).to_numpy(zero_copy_only=False)
+    return np.flatnonzero(differs)
+
+
+class _Import:
+    """Takes sorted rows in and writes shards as soon as they are full."""
+
+    def __init__(
+        self, dataset: Path, places: Sequence[Callable[[int], str]], excluded: set[str],
+        shard_videos: int,
+    ) -> None:
+        self._dataset = dataset
+        self._folder = dataset / "sources"
+        self._places = places
+        self._excluded = excluded
+        self._shard_videos = shard_videos
+        self._report = ImportReport()
+        self._shards = NewShards(self._folder)
+        self._known_failures = _failed_keys(self._folder)
+        self._begun: set[str] | None = None
+        self._waiting: pa.Table | None = None
+
+    def take(self, table: pa.Table) -> None:
+        """The next rows: whole videos, and of known ones whole shards."""
+        self._report.rows += table.num_rows
+        kinds = table["kind"].combine_chunks()
+        for kind, take in ((_NEW, self._take_new), (_BAD, self._take_bad),
+                           (_KNOWN, self._take_known)):
+            part = table.filter(pc.equal(kinds, kind))
+            if not part.num_rows:
+                continue
+            if kind != _NEW:
+                self._write_new(None, everything=True)  # there are no more new videos
+            take(part)
+
+    def finish(self) -> ImportReport:
+        """Writes what doesn't fill a shard, and says what became of all rows."""
+        self._write_new(None, everything=True)
+        self._report.shards = self._shards.names
+        return self._report
+
+    # New videos
+
+    def _take_new(self, table: pa.Table) -> None:
+        self._write_new(table, everything=False)
+
+    def _write_new(self, table: pa.Table | None, *, everything: bool) -> None:
+        """Writes the shards that are full, or everything; the other rows wait."""
+        parts = [part for part in (self._waiting, table) if part is not None]
+        self._waiting = None
+        if not parts:
+            return
+        rows = _Videos(pa.concat_tables(parts).combine_chunks(), self._places, self._excluded)
+        kept = np.cumsum(rows.is_kept)
+        # A shard ends before the video that would be one too many.
+        first, whole = 0, 0
+        while whole + self._shard_videos < (kept[-1] if len(kept) else 0):
+            whole += self._shard_videos
+            last = int(np.searchsorted(kept, whole, "right"))
+            self._commit(rows, first, last)
+            first = last
+        if everything:
+            self._commit(rows, first, len(kept))
+        else:
+            self._waiting = rows.raw_from(first)
+
+    def _commit(self, rows: _Videos, first: int, last: int) -> None:
+        self._shards.commit(rows.sources(first, last))
+        kept, rejected = rows.count(first, last)
+        self._report.kept += kept
+        self._report.rejected += rejected
+        self._report.new_videos += int(rows.is_kept[first:last].sum())
+
+    # Rows that can't be taken
+
+    def _take_bad(self, table: pa.Table) -> None:
+        found = []
+        for row in table.select(["file", "row", "id", "problem"]).to_pylist():
+            place = self._places[row["file"]](row["row"])
+            source = Source(place, locator=f"row {place}")
+            source.problem = RowFailed("permanent", f"{place}: {row['problem']}")
+            found.append((source_key(source.locator), source))
+        new = [(key, source) for key, source in found if key not in self._known_failures]
+        self._report.known += len(found) - len(new)
+        self._report.failed += len(new)
+        for at in range(0, len(new), _FAILURES_A_SHARD):
+            self._shards.commit(sources_table(new[at : at + _FAILURES_A_SHARD]))
+
+    # Videos that the dataset has
+
+    def _take_known(self, table: pa.Table) -> None:
+        edges = [*_starts(table, "shard"), table.num_rows]
+        for first, last in itertools.pairwise(edges):
+            self._grow(table["shard"][int(first)].as_py(), table.slice(first, last - first))
+
+    def _grow(self, shard: str, rows: pa.Table) -> None:
+        """Adds spans to known videos of a shard, unless a stage has worked on it already."""
+        path = shard_path(self._folder, shard)
+        stored = pq.read_table(path, columns=["platform_id", "spans", "rejection", "error"])
+        can_grow = pc.and_(pc.is_null(stored["rejection"]), pc.is_null(stored["error"]))
+        held: dict[str, tuple[int, list[dict[str, Any]]]] = {}
+        closed: dict[str, set[tuple[float, float]]] = {}
+        for at, (name, spans, grows) in enumerate(zip(
+                stored["platform_id"].to_pylist(), stored["spans"].to_pylist(),
+                can_grow.to_pylist(), strict=True)):
+            if grows and spans and name is not None and shard not in self._begun_shards():
+                held[name] = (at, spans)
+            closed.setdefault(name, set()).update(_times(spans))
+        fresh: dict[str, list[dict[str, Any]]] = {}
+        for row in rows.select(["id", *SPAN.names]).to_pylist():
+            name = row.pop("id")
+            times = (row["start_seconds"], row["end_seconds"])
+            if times in closed[name]:
+                self._report.known += 1
+            elif name in held:
+                closed[name].add(times)
+                fresh.setdefault(name, []).append(row)
+                self._report.kept += 1
+            else:
+                self._report.not_taken += 1
+        if not fresh:
+            return
+        spans = stored["spans"].to_pylist()
+        for name, more in fresh.items():
+            at, before = held[name]
+            spans[at] = in_order([*before, *more])
+        table = pq.read_table(path, schema=SOURCES)
+        place = SOURCES.get_field_index("spans")
+        column = pa.array(spans, SOURCES.field("spans").type)
+        write_sources(self._folder, shard, table.set_column(place, SOURCES.field("spans"), column))
+        self._report.grown_videos += len(fresh)
+
+    def _begun_shards(self) -> set[str]:
+        """Shards that some stage has committed: what hangs on their sources is made."""
+        if self._begun is None:
+            self._begun = {
+                shard
+                for table in self._dataset.iterdir()
+                if table.is_dir() and table.name not in _NOT_TABLES and table.name[0] != "."
+                for folder in table.iterdir() if folder.is_dir()
+                for shard in committed_shards(folder)
+            }
+        return self._begun
+
+
+def _times(spans: list[dict[str, Any]] | None) -> set[tuple[float, float]]:
+    return {(span["start_seconds"], span["end_seconds"]) for span in spans or []}
+
+
+def _failed_keys(folder: Path) -> set[str]:
+    """Keys of the rows that are stored as failures."""
+    found: set[str] = set()
+    for shard in committed_shards(folder):
+        path = shard_path(folder, shard)
+        table = pq.read_table(path, columns=["source_key", "error"])
+        if table["error"].null_count < table.num_rows:
+            failed = table.filter(pc.is_valid(table["error"]))
+            found.update(failed["source_key"].to_pylist())
+    return found
+
+
+class _Videos:
+    """New rows, sorted by video and time, as rows of `sources`: videos, then repeated spans."""
+
+    def __init__(self, rows: pa.Table, places: Sequence[Callable[[int], str]],
+                 excluded: set[str]) -> None:
+        self._rows = rows
+        self._places = places
+        self._starts = _starts(rows, "id")
+        ids = rows["id"].take(pa.array(self._starts)).to_pylist()
+        self._sources = [_source(name, excluded) for name in ids]
+        self.is_kept = np.array([source.rejection is None for source in self._sources], bool)
+        is_first = np.zeros(rows.num_rows, bool)
+        is_first[_starts(rows, "id", "start_seconds", "end_seconds")] = True
+        self._is_first = is_first
+
+    def raw_from(self, video: int) -> pa.Table:
+        """The rows of this video and of all after it, as they came."""
+        return self._rows.slice(self._edge(video))
+
+    def _edge(self, video: int) -> int:
+        return int(self._starts[video]) if video < len(self._starts) else self._rows.num_rows
+
+    def count(self, first: int, last: int) -> tuple[int, int]:
+        """Rows of the videos `[first, last)` that are kept, and rejected."""
+        owner = self._owners(first, last)
+        kept = int((self.is_kept[owner] & self._within(first, last)).sum())
+        return kept, len(owner) - kept
+
+    def _within(self, first: int, last: int) -> np.ndarray:
+        return self._is_first[self._edge(first) : self._edge(last)]
+
+    def _owners(self, first: int, last: int) -> np.ndarray:
+        """The video of each row of the videos `[first, last)`."""
+        begin, end = self._edge(first), self._edge(last)
+        return np.searchsorted(self._starts, np.arange(begin, end), "right") - 1
+
+    def sources(self, first: int, last: int) -> pa.Table:
+        """Rows of `sources` for the videos `[first, last)`."""
+        begin = self._edge(first)
+        rows = self._rows.slice(begin, self._edge(last) - begin)
+        is_first, owner = self._within(first, last), self._owners(first, last)
+        keys = [source_key(source.locator) for source in self._sources[first:last]]
+        bounds = np.searchsorted(owner[is_first], np.arange(first, last + 1))
+        videos = _table(keys, self._sources[first:last], _spans(rows, is_first, bounds))
+        at = np.flatnonzero(~is_first)
+        if not len(at):
+            return videos
+        repeats = self._repeats(rows, at, is_first, owner[at] - first, keys, first)
+        spans = _spans(rows, ~is_first, np.arange(len(at) + 1))
+        table = _table([key for key, _ in repeats], [source for _, source in repeats], spans)
+        return pa.concat_tables([videos, table])
+
+    def _repeats(self, rows: pa.Table, at: np.ndarray, is_first: np.ndarray, owner: np.ndarray,
+                 keys: Sequence[str], first: int) -> list[tuple[str, Source]]:
+        """Keys and rejections of the rows `at`, whose spans a row before them has."""
+        shown = np.maximum.accumulate(np.where(is_first, np.arange(len(is_first)), 0))[at]
+        places = [self._place(rows, row) for row in at]
+        firsts = [self._place(rows, row) for row in shown]
+        numbers: dict[int, int] = {}
+        found = []
+        for place, where, video in zip(places, firsts, owner.tolist(), strict=True):
+            number = numbers[video] = numbers.get(video, 0) + 1
+            source = _source(self._sources[first + video].platform_id, set())
+            source.rejection = {
+                "rule": "sources.duplicate",
+                "detail": f"{place}: the same span as {where}, key {keys[video]}",
+            }
+            found.append((source_key(f"{source.locator}\0repeat {number}"), source))
+        return found
+
+    def _place(self, rows: pa.Table, at: int) -> str:
+        return self._places[rows["file"][int(at)].as_py()](rows["row"][int(at)].as_py())
+
+
+def _source(youtube_id: str, excluded: set[str]) -> Source:
+    url = f"{WATCH_URL}{youtube_id}"
+    identity = identify(url)
+    source = Source("", identity.locator, url, extractor=identity.extractor,
+                    platform_id=identity.platform_id)
+    source.rejection = exclusion(source, excluded) if excluded else None
+    return source
+
+
+def _spans(rows: pa.Table, picked: np.ndarray, bounds: np.ndarray) -> pa.Array:
+    """The picked rows as lists of spans; list `i` holds those from `bounds[i]` on."""
+    table = rows.select(SPAN.names).filter(pa.array(picked)).combine_chunks()
+    columns = [table[field.name].combine_chunks().cast(field.type) for field in SPAN]
+    return pa.ListArray.from_arrays(pa.array(bounds, pa.int32()),
+                                    pa.StructArray.from_arrays(columns, fields=list(SPAN)))
+
+
+def _table(keys: list[str], sources: Sequence[Source], spans: pa.Array) -> pa.Table:
+    table = sources_table(zip(keys, sources, strict=True))
+    place = SOURCES.get_field_index("spans")
+    return table.set_column(place, SOURCES.field("spans"), spans.cast(SOURCES.field("spans").type))

@@ -1,0 +1,118 @@
+"""`clipmill import`, then a run that fetches only the videos and adds what is missing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from jobs.importing import import_internvid
+from jobs.ready_made import recipe_path
+from jobs.run import run
+from pipeline.catalog import open_catalog
+from pipeline.recipe import load_recipe
+from schemas.errors import ClipmillError
+from tests.http_server import serve
+from tests.jobs.test_cli import clipmill
+from tests.media import THREE_SHOTS, cached
+
+WALK, SWIM, GONE = "-walk_walk_", "swim-swim-s", "gone-gone-g"
+CLIPS = [
+    (WALK, "00:00:00.500", "00:00:01.500", "someone walks", 4.25, 0.3125),
+    (GONE, "00:00:00.500", "00:00:01.500", "no more", 3.0, 0.25),
+    (SWIM, "00:00:01.000", "00:00:03.200", "someone swims", 5.0, 0.375),
+    (WALK, "00:00:02.000", "00:00:05.000", "someone stops", 2.5, None),
+]
+
+
+@pytest.fixture
+def published(tmp_path) -> Path:
+    names = ("YoutubeID", "Start_timestamp", "End_timestamp", "Caption", "Aesthetic_Score",
+             "UMT_Score")
+    path = tmp_path / "InternVid-10M-FLT.jsonl"
+    path.write_text("".join(json.dumps(dict(zip(names, clip, strict=True))) + "\n"
+                            for clip in CLIPS))
+    return path
+
+
+@pytest.fixture
+def site(monkeypatch):
+    """YouTube, as far as yt-dlp sees it: two videos are there and one is private."""
+    from yt_dlp.extractor.common import InfoExtractor
+    from yt_dlp.utils import ExtractorError
+    from yt_dlp.YoutubeDL import YoutubeDL
+
+    film, _ = cached(THREE_SHOTS, audio=True)
+    with serve() as server:
+        for name in (WALK, SWIM):
+            server.file(f"/files/{name}.mp4", film.read_bytes() + name.encode())
+
+        class YoutubeIE(InfoExtractor):
+            _VALID_URL = r"https?://www\.youtube\.com/watch\?v=(?P<id>[\w-]{11})"
+
+            def _real_extract(self, url):
+                name = self._match_id(url)
+                if name == GONE:
+                    raise ExtractorError("Private video", expected=True)
+                return {"id": name, "title": f"Title {name}", "ext": "mp4", "width": 320,
+                        "height": 180, "url": server.url(f"/files/{name}.mp4")}
+
+        add_all = YoutubeDL.add_default_info_extractors
+
+        def add(self):
+            self.add_info_extractor(YoutubeIE())
+            add_all(self)
+
+        monkeypatch.setattr(YoutubeDL, "add_default_info_extractors", add)
+        yield server
+
+
+def test_imported_clips_get_their_media_and_keep_their_captions_and_scores(
+    tmp_path, published, site, capsys
+):
+    dataset = tmp_path / "dataset"
+    import_internvid(dataset, [published], shard_videos=2)
+    assert capsys.readouterr().out.splitlines() == [
+        "Rows: 4 = 4 kept + 0 rejected + 0 failed.",
+        "Videos: 3 new in 2 shards.",
+        f"Next: clipmill run internvid-metadata --dataset {dataset}",
+    ]
+    loaded = load_recipe(recipe_path("internvid-metadata"), engine="local",
+                         overrides=["split_clips.keep_frames=false"])
+    assert run(loaded, dataset)
+    with open_catalog(dataset) as catalog:
+        rows = catalog.execute(
+            "SELECT clip_id, start_seconds, end_seconds, caption_given, umt_sim, aesthetic_given, "
+            "extra['Start_timestamp'], title FROM clips ORDER BY clip_id").fetchall()
+        failures = catalog.execute("SELECT stage, kind FROM failures").fetchall()
+    assert rows == [
+        (f"youtube-{WALK}-2000-5000", 2.0, 5.0, "someone stops", None, 2.5, "00:00:02.000",
+         f"Title {WALK}"),
+        (f"youtube-{WALK}-500-1500", 0.5, 1.5, "someone walks", 0.3125, 4.25, "00:00:00.500",
+         f"Title {WALK}"),
+        (f"youtube-{SWIM}-1000-3200", 1.0, 3.2, "someone swims", 0.375, 5.0, "00:00:01.000",
+         f"Title {SWIM}"),
+    ]
+    assert failures == [("download_videos", "permanent")]
+    assert {request.path for request in site.log} == {f"/files/{WALK}.mp4", f"/files/{SWIM}.mp4"}
+    assert not run(loaded, dataset)
+
+
+def test_wrong_use_of_import_is_one_message_and_leaves_no_folder(tmp_path):
+    wrong = tmp_path / "urls.txt"
+    wrong.write_text("https://a.example/1.mp4\n")
+    dataset = tmp_path / "dataset"
+    done = clipmill("import", str(dataset), str(wrong), "--format", "internvid")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (f"Error: {wrong} is not InternVid's metadata: none of its first lines "
+                           "is a JSON object, and it is no Parquet file\n")
+    assert not dataset.exists()
+
+
+def test_an_import_waits_for_no_run_that_is_at_work(tmp_path, published):
+    from jobs.run import dataset_lock
+
+    (tmp_path / "dataset").mkdir()
+    with dataset_lock(tmp_path / "dataset"), pytest.raises(ClipmillError, match="at work"):
+        import_internvid(tmp_path / "dataset", [published], shard_videos=2)

@@ -1,0 +1,289 @@
+"""InternVid's published rows become sources: one a video, each row kept, rejected or failed."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import random
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline import span_import
+from pipeline.shards import committed_shards, shard_path
+from pipeline.sources import SourceSpec, ingest
+from pipeline.span_import import ImportReport, import_spans
+from schemas.errors import UsageError
+from schemas.tables import SOURCES
+
+ID = "-1Ab_cdEfgh"
+OTHER = "bbbbbbbbbbb"
+
+
+def line(youtube_id: str = ID, start: str = "00:00:01.500", end: str = "00:00:04.250",
+         caption: str = "a dog", **more) -> str:
+    return json.dumps({"YoutubeID": youtube_id, "Start_timestamp": start, "End_timestamp": end,
+                       "Caption": caption, **(more or {"Aesthetic_Score": 4.5, "UMT_Score": 0.4})})
+
+
+def write(folder: Path, *lines: str, name: str = "list.jsonl") -> Path:
+    path = folder / name
+    text = "".join(f"{one}\n" for one in lines).encode()
+    path.write_bytes(gzip.compress(text) if name.endswith(".gz") else text)
+    return path
+
+
+def take(dataset: Path, *files: Path, shard_videos: int = 16, **more) -> ImportReport:
+    found = import_spans(dataset, files, shard_videos=shard_videos, **more)
+    assert found.rows == (found.kept + found.rejected + found.failed + found.known
+                          + found.not_taken)
+    return found
+
+
+def outcomes(report: ImportReport) -> tuple[int, int, int]:
+    return report.kept, report.rejected, report.failed
+
+
+def read(dataset: Path) -> list[dict]:
+    rows = []
+    for shard in committed_shards(dataset / "sources"):
+        table = pq.read_table(shard_path(dataset / "sources", shard))
+        assert table.schema.remove_metadata().equals(SOURCES)
+        rows += table.to_pylist()
+    assert [row["position"] for row in rows] == list(range(len(rows)))
+    assert len({row["source_key"] for row in rows}) == len(rows)
+    return rows
+
+
+def kept(dataset: Path) -> dict[str, dict]:
+    return {row["platform_id"]: row for row in read(dataset)
+            if row["rejection"] is None and row["error"] is None}
+
+
+def test_a_row_is_a_span_with_its_caption_and_all_columns_as_they_were_written(tmp_path):
+    text = ('{"YoutubeID": "-1Ab_cdEfgh", "Start_timestamp": "00:01:01.500", "End_timestamp": '
+            '"01:00:04.25", "Caption": " a \\"dog\\": 5, caf\\u00e9 ", "Aesthetic_Score": 4.3500, '
+            '"UMT_Score": 1e-05, "more": [1, {"a": 2.50}], "none": null, "nan": NaN}')
+    take(tmp_path, write(tmp_path, text))
+    [row] = read(tmp_path)
+    [span] = row.pop("spans")
+    assert span == {
+        "start_seconds": 61.5, "end_seconds": 3604.25, "caption": 'a "dog": 5, café',
+        "extra": [("Start_timestamp", "00:01:01.500"), ("End_timestamp", "01:00:04.25"),
+                  ("Aesthetic_Score", "4.3500"), ("UMT_Score", "1e-05"),
+                  ("more", '[1,{"a":"2.50"}]')],
+    }
+    ingest(tmp_path / "listed", [SourceSpec(url=f"https://youtu.be/{ID}")], shard_videos=1)
+    [listed] = read(tmp_path / "listed")
+    assert listed.pop("url") == f"https://youtu.be/{ID}"
+    assert row.pop("url") == f"https://www.youtube.com/watch?v={ID}"
+    assert {key: value for key, value in listed.items() if key != "spans"} == row
+
+
+@pytest.mark.parametrize("kind", ["plain", "gzip", "parquet", "no last newline", "windows"])
+def test_every_kind_of_file_gives_the_same_sources(tmp_path, kind):
+    rows = [json.loads(line(ID, f"00:00:0{at}.000", f"00:00:0{at}.700", f"n {at}",
+                            Aesthetic_Score=at / 3, UMT_Score=at / 7)) for at in range(5)]
+    take(tmp_path / "plain", write(tmp_path, *map(json.dumps, rows)))
+    text = "\n".join(map(json.dumps, rows))
+    if kind == "parquet":
+        path = tmp_path / "[1]*.parquet"
+        table = pa.Table.from_pylist(rows).rename_columns(
+            ["YoutubeID", "Start_timestamp", "End_timestamp", "Caption", "Aesthetic_Score",
+             "UMT-SIM"])
+        pq.write_table(table, path)
+    elif kind == "gzip":
+        path = write(tmp_path, *map(json.dumps, rows), name="list.jsonl.gz")
+    else:
+        path = tmp_path / "other.json"
+        path.write_bytes(text.encode() if kind == "no last newline"
+                         else b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode() + b"\r\n")
+    assert outcomes(take(tmp_path / "other", path)) == (5, 0, 0)
+    assert read(tmp_path / "other") == read(tmp_path / "plain")
+
+
+def test_the_other_spelling_of_the_score_becomes_the_published_one(tmp_path):
+    take(tmp_path, write(tmp_path, line(**{"UMT-SIM": 0.25})))
+    assert dict(kept(tmp_path)[ID]["spans"][0]["extra"])["UMT_Score"] == "0.25"
+
+
+def test_single_floats_of_parquet_are_written_as_short_as_they_are(tmp_path):
+    row = json.loads(line(Aesthetic_Score=None, UMT_Score=None))
+    table = pa.Table.from_pylist([row])
+    for name, value in (("Aesthetic_Score", 4.1), ("UMT_Score", float("nan"))):
+        at = table.schema.get_field_index(name)
+        table = table.set_column(at, name, pa.array([value], pa.float32()))
+    pq.write_table(table, tmp_path / "a.parquet")
+    take(tmp_path, tmp_path / "a.parquet")
+    extra = dict(kept(tmp_path)[ID]["spans"][0]["extra"])
+    assert extra["Aesthetic_Score"] == "4.1"
+    assert "UMT_Score" not in extra
+
+
+BAD = [
+    ("nonsense", "not valid JSON"),
+    ('["x"]', "not valid JSON, or no object"),
+    ('{"YoutubeID": "a", "YoutubeID": "b"}', "each key once"),
+    ('{"Start_timestamp": "00:00:01.500"}', "no YoutubeID"),
+    (line("short"), "YoutubeID short is not 11"),
+    (line("has spaces "), "is not 11"),
+    (line("aaaaaaaaaaé"), "is not 11"),
+    (line(start=""), "no Start_timestamp"),
+    (line(end="later"), "End_timestamp later is neither seconds"),
+    (line(start="nan"), "Start_timestamp nan is neither"),
+    (line(start="00:00:04.250"), "from 00:00:04.250 to 00:00:04.250 is empty or negative"),
+    (line(start="-1"), "is empty or negative"),
+]
+
+
+def test_a_row_that_cannot_be_taken_is_a_failure_that_names_its_line(tmp_path):
+    path = write(tmp_path, line(), *(text for text, _ in BAD), "", line(OTHER))
+    assert outcomes(take(tmp_path / "dataset", path)) == (2, 0, len(BAD))
+    assert set(kept(tmp_path / "dataset")) == {ID, OTHER}
+    failed = [row["error"] for row in read(tmp_path / "dataset") if row["error"]]
+    assert {error["kind"] for error in failed} == {"permanent"}
+    for number, (error, (_, words)) in enumerate(zip(failed, BAD, strict=True), 2):
+        assert error["message"].startswith(f"{path}:{number}: "), error
+        assert words in error["message"]
+
+
+def test_bytes_that_are_no_utf8_cost_no_row(tmp_path):
+    path = tmp_path / "list.jsonl"
+    path.write_bytes(line(caption="caf#").encode().replace(b"#", b"\xe9") + b"\n")
+    take(tmp_path, path)
+    assert kept(tmp_path)[ID]["spans"][0]["caption"] == "caf\ufffd"
+
+
+def test_rows_of_a_video_meet_wherever_they_stand_and_whatever_the_blocks(tmp_path, monkeypatch):
+    rng = random.Random(5)
+    names = [f"v{number:010d}" for number in range(300)]
+    want: dict[str, list[float]] = {name: [] for name in names}
+    lines = []
+    for at in range(3000):
+        name = rng.choice(names)
+        want[name].append(at / 10)
+        lines.append(line(name, str(at / 10), str(at / 10 + 1), f"row {at}"))
+    path = write(tmp_path, *lines)
+    monkeypatch.setattr("pipeline.internvid._BLOCK_BYTES", 1000)
+    monkeypatch.setattr(span_import, "_BATCH_ROWS", 7)
+    take(tmp_path / "dataset", path, shard_videos=7)
+    found = kept(tmp_path / "dataset")
+    assert {name: [span["start_seconds"] for span in row["spans"]]
+            for name, row in found.items()} == {name: times for name, times in want.items()
+                                                if times}
+    sizes = [pq.read_metadata(shard_path(tmp_path / "dataset" / "sources", shard)).num_rows
+             for shard in committed_shards(tmp_path / "dataset" / "sources")]
+    assert sizes[:-1] == [7] * (len(sizes) - 1)
+    assert sum(sizes) == len(found)
+
+
+def test_the_same_span_again_is_a_rejection_that_names_the_first(tmp_path):
+    first = write(tmp_path, line(), line(caption="another"), line(OTHER), name="a.jsonl")
+    second = write(tmp_path, line(caption="third"), line(end="00:00:05.000"), name="b.jsonl")
+    report = take(tmp_path / "dataset", first, second)
+    assert outcomes(report) == (3, 2, 0)
+    rows = read(tmp_path / "dataset")
+    details = [row["rejection"]["detail"] for row in rows if row["rejection"]]
+    assert [detail.partition(",")[0] for detail in details] == [
+        f"{first}:2: the same span as {first}:1", f"{second}:1: the same span as {first}:1"]
+    assert [span["caption"] for span in kept(tmp_path / "dataset")[ID]["spans"]] == [
+        "a dog", "a dog"]
+
+
+def test_the_same_files_again_add_nothing(tmp_path):
+    path = write(tmp_path, line(), line(), line(OTHER), "nonsense")
+    take(tmp_path / "dataset", path)
+    before = read(tmp_path / "dataset")
+    again = take(tmp_path / "dataset", path)
+    assert (again.known, again.shards, outcomes(again)) == (4, [], (0, 0, 0))
+    assert read(tmp_path / "dataset") == before
+
+
+def test_a_further_file_adds_its_spans_to_known_videos_before_a_run(tmp_path):
+    take(tmp_path / "dataset", write(tmp_path, line(), line(OTHER), name="flt.jsonl"))
+    more = write(tmp_path, line(), line(start="00:00:00.000", caption="new"),
+                 line("ccccccccccc"), name="aes.jsonl")
+    report = take(tmp_path / "dataset", more)
+    assert (outcomes(report), report.known, report.grown_videos) == ((2, 0, 0), 1, 1)
+    together = tmp_path / "together"
+    take(together, tmp_path / "flt.jsonl", more)
+    assert ({name: row["spans"] for name, row in kept(tmp_path / "dataset").items()}
+            == {name: row["spans"] for name, row in kept(together).items()})
+
+
+def test_spans_of_videos_that_a_stage_has_worked_on_stay_as_they_are(tmp_path):
+    dataset = tmp_path / "dataset"
+    take(dataset, write(tmp_path, line(), line(OTHER), name="flt.jsonl"), shard_videos=1)
+    worked_on = next(shard for shard in committed_shards(dataset / "sources")
+                     if read_shard(dataset, shard)[0]["platform_id"] == ID)
+    done = dataset / "download_videos" / "0123456789abcdef" / f"{worked_on}.parquet"
+    done.parent.mkdir(parents=True)
+    done.touch()
+    report = take(dataset, write(tmp_path, line(start="0"), line(OTHER, start="0"),
+                                 name="aes.jsonl"))
+    assert (report.kept, report.not_taken) == (1, 1)
+    assert {name: len(row["spans"]) for name, row in kept(dataset).items()} == {ID: 1, OTHER: 2}
+
+
+def read_shard(dataset: Path, shard: str) -> list[dict]:
+    return pq.read_table(shard_path(dataset / "sources", shard)).to_pylist()
+
+
+def test_a_video_that_was_listed_as_a_whole_stays_whole(tmp_path):
+    ingest(tmp_path, [SourceSpec(url=f"https://youtu.be/{ID}")], shard_videos=1)
+    report = take(tmp_path, write(tmp_path, line()))
+    assert (report.kept, report.not_taken) == (0, 1)
+    assert kept(tmp_path)[ID]["spans"] is None
+
+
+def test_excluded_ids_are_rejected_with_all_their_rows(tmp_path):
+    known = tmp_path / "known.txt"
+    known.write_text(f"youtube {OTHER}\n")
+    path = write(tmp_path, line(OTHER), line(), line(OTHER, start="0"))
+    report = take(tmp_path / "dataset", path, exclude_ids=known)
+    assert outcomes(report) == (1, 2, 0)
+    assert set(kept(tmp_path / "dataset")) == {ID}
+    [rejected] = [row for row in read(tmp_path / "dataset") if row["rejection"]]
+    assert rejected["rejection"]["rule"] == "sources.exclude_ids"
+
+
+def test_a_limit_takes_the_first_videos_with_all_their_rows(tmp_path):
+    path = write(tmp_path, line("zzzzzzzzzzz"), line(OTHER), line(ID),
+                 line("zzzzzzzzzzz", start="0"), line(ID, start="0"))
+    report = take(tmp_path / "dataset", path, limit=2)
+    assert (report.rows, report.kept) == (3, 3)
+    assert {name: len(row["spans"]) for name, row in kept(tmp_path / "dataset").items()} == {
+        "zzzzzzzzzzz": 2, OTHER: 1}
+
+
+@pytest.mark.parametrize(("name", "content", "words"), [
+    ("a.jsonl", b'[{"YoutubeID": "x"}]', "one JSON array"),
+    ("a.jsonl", b'{"url": "x"}\n', "no column YoutubeID, Start_timestamp, End_timestamp"),
+    ("a.csv", b"YoutubeID,Start_timestamp\n", "no Parquet file"),
+    ("a.jsonl", b"", "none of its first lines"),
+    ("a.parquet", b"PAR1nonsense", "not a readable Parquet file"),
+    ("a.jsonl.gz", gzip.compress(line().encode() * 9)[:60], "cannot read"),
+    ("none/a.jsonl", None, "cannot read"),
+])
+def test_a_file_of_another_kind_is_refused_before_anything_is_written(
+    tmp_path, name, content, words
+):
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(UsageError, match=words):
+        take(tmp_path / "dataset", write(tmp_path, line(), name="good.jsonl"), tmp_path / name)
+    assert committed_shards(tmp_path / "dataset" / "sources") == []
+
+
+def test_a_file_that_breaks_off_later_writes_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr("pipeline.internvid._BLOCK_BYTES", 1000)
+    rng = random.Random(3)
+    lines = [line(caption="".join(rng.choices("abcdefghij", k=90)), start=str(at), end=str(at + 1))
+             for at in range(500)]
+    whole = write(tmp_path, *lines, name="a.jsonl.gz").read_bytes()
+    (tmp_path / "a.jsonl.gz").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UsageError, match=r"cannot read .*a\.jsonl\.gz"):
+        take(tmp_path / "dataset", tmp_path / "a.jsonl.gz")
+    assert committed_shards(tmp_path / "dataset" / "sources") == []
