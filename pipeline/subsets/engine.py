@@ -117,7 +117,10 @@ class Engine:
         before = before or self.size(source)
         outcome = Outcome(rule, before, before)
         columns = self.candidates.columns[rule.number]
-        _APPLY[type(rule.body)](self, rule, columns, source, target, outcome)
+        try:
+            _APPLY[type(rule.body)](self, rule, columns, source, target, outcome)
+        except UsageError as error:
+            raise UsageError(f"{rule.place}: {error}") from error
         outcome.after = self.size(target)
         return outcome
 
@@ -211,9 +214,8 @@ class Engine:
             (wrong,) = self._one(f"SELECT count(*) FROM {source} WHERE {columns.values[0]} <= 0 "
                                  f"OR isinf({columns.values[0]})")
             if wrong:
-                raise UsageError(f"{rule.place}: a weight is a positive number, and "
-                                 f"{body.weight} is not for {wrong} clips; put a `where` rule "
-                                 "before it, or use greatest()")
+                raise UsageError(f"a weight is a positive number, and {body.weight} is not for "
+                                 f"{wrong:,} clips; put a `where` rule before it, or use greatest()")
             (n,) = self._one(f"SELECT count({columns.values[0]}) FROM {source}")
             outcome.nulls = outcome.before.clips - n
             reach = f"(SELECT * FROM {source} WHERE {columns.values[0]} IS NOT NULL)"
@@ -344,18 +346,18 @@ class Engine:
 
     def _step(self, rule: Rule, stage: str, label: str | None) -> StepTable:
         """The step that made what a rule compares."""
-        there = [step for step in self.candidates.catalog.layout.steps if step.name == stage]
+        layout = self.candidates.catalog.layout
+        there = [step for step in layout.steps if step.name == stage and step.folder is not None]
         labels = [step.step for step in there]
-        if label is None and len(there) > 1:
-            raise UsageError(f"{rule.place}: the dataset has {stage} more than once; name one with "
-                             f"`embeddings:`, of {', '.join(labels)}")
         found = [step for step in there if label in (None, step.step)]
-        if not found and there:
-            raise UsageError(f"{rule.place}: the dataset has no step {label!r}; there are: "
-                             f"{', '.join(labels)}")
-        if not found or found[0].folder is None:
-            raise UsageError(f"{rule.place}: the dataset has nothing from {stage}; add it to the "
-                             f"run's recipe, e.g. `stages: {{…, {stage}: {{}}}}`, and run again")
+        if not there:
+            raise UsageError(f"the dataset has nothing from {stage}; add it with `clipmill run "
+                             f"--dataset {layout.dataset} --set {stage}.stage={stage}`")
+        if not found:
+            raise UsageError(f"the dataset has no step {label!r}; there are: {', '.join(labels)}")
+        if len(found) > 1:
+            raise UsageError(f"the dataset has {stage} more than once; name one with "
+                             f"`embeddings:`, of {', '.join(labels)}")
         return found[0]
 
 

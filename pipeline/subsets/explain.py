@@ -88,6 +88,7 @@ def describe_recipe(
         "extends": recipe.extends,
         "seed": recipe.seed,
         "parameters": dict(recipe.parameters),
+        "overrides": list(recipe.overrides),
         "scorers": {role: scorer.record() for role, scorer in scorers.items()},
     }
 

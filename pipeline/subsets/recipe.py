@@ -72,6 +72,7 @@ class SubsetRecipe:
     parameters: Mapping[str, Any]
     scorers: Mapping[str, ScorerSpec | Literal["any"]]
     rules: tuple[Rule, ...]
+    overrides: tuple[str, ...] = ()
     texts: tuple[tuple[str, str], ...] = field(repr=False, default=())
     """(file name, YAML as written) of the recipe and of what it extends."""
 
@@ -126,6 +127,7 @@ def load_subset_recipe(
         parameters=parameters,
         scorers=scorers,
         rules=checked,
+        overrides=tuple(overrides),
         texts=tuple((file.name, file.read_text("utf-8")) for file, _ in chain),
     )
 

@@ -1,0 +1,127 @@
+"""`clipmill subset`: what a recipe would take, frozen subsets, and what there is."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from jobs.formats import plain, write_rows
+from jobs.funnel import print_funnel, print_near
+from jobs.ready_made import SUBSET_FOLDER, names, subset_recipe_path
+from jobs.versions import code_version
+from pipeline.catalog import Catalog, open_catalog, readable_errors
+from pipeline.recipe import read_yaml
+from pipeline.subsets.card import data_card
+from pipeline.subsets.explain import explain_recipe
+from pipeline.subsets.freeze import check_name, create_subset, load_subset, still_there
+from pipeline.subsets.recipe import SubsetRecipe, load_subset_recipe
+from schemas.errors import UsageError
+
+
+def create(
+    dataset: Path,
+    recipe: str,
+    *,
+    name: str | None = None,
+    seed: int | None = None,
+    overrides: Sequence[str] = (),
+    memory_limit: str | None = None,
+) -> None:
+    """Freezes a subset, and prints its funnel and hash."""
+    loaded = _load(recipe, overrides, seed)
+    name = check_name(name if name is not None else loaded.name)
+    with _catalog(dataset, memory_limit) as catalog, _saying() as say, readable_errors():
+        subset, is_new = create_subset(catalog, loaded, name=name, code_version=code_version(),
+                                       on_step=say)
+    info = subset.info
+    if not is_new:
+        print(f"The subset {name!r} is there already, with the same clips and rules: nothing to "
+              "do.")
+    else:
+        print_funnel(info, info["catalog"], info["funnel"])
+    print(f"{name}: {info['n_clips']:,} clips of {info['n_videos']:,} videos, "
+          f"{info['hours']:,.2f} hours, in {subset.folder}\n{info['hash']}")
+
+
+def explain(
+    dataset: Path,
+    recipe: str,
+    *,
+    seed: int | None = None,
+    overrides: Sequence[str] = (),
+    near: int = 3,
+    format: str = "table",
+    memory_limit: str | None = None,
+) -> None:
+    """Prints what a recipe would take, rule by rule; freezes nothing."""
+    if format not in ("table", "json"):
+        raise UsageError(f"--format {format}: allowed: table, json")
+    loaded = _load(recipe, overrides, seed)
+    with _catalog(dataset, memory_limit) as catalog, _saying() as say, readable_errors():
+        found = plain(explain_recipe(catalog, loaded, near=near, on_step=say).plain())
+    if format == "json":
+        print(json.dumps(found, indent=2, ensure_ascii=False))
+        return
+    print_funnel(found, found["catalog"], found["funnel"])
+    print_near(found["funnel"])
+
+
+def list_subsets(dataset: Path, *, format: str = "table", output: Path | None = None) -> None:
+    """The frozen subsets of a dataset, oldest first."""
+    columns = "*"
+    if format == "table":
+        columns = ("name, recipe, strftime(created_at, '%Y-%m-%d %H:%M') AS created_at, n_clips, "
+                   "n_videos, round(hours, 2) AS hours")
+    with open_catalog(dataset) as catalog:
+        rows = catalog.ask(f"SELECT {columns} FROM subsets ORDER BY subsets.created_at, name")
+        with readable_errors():
+            write_rows(rows, format, output)
+
+
+def show(dataset: Path, name: str, *, format: str = "markdown") -> None:
+    """Prints the data card of a frozen subset."""
+    with open_catalog(dataset) as catalog, readable_errors():
+        subset = load_subset(dataset, name)
+        since = still_there(catalog, subset)
+    if format == "json":
+        print(json.dumps(plain({**subset.info, "since": since}), indent=2, ensure_ascii=False))
+        return
+    print(data_card(subset, since), end="")
+
+
+def recipes(name: str | None) -> None:
+    """Names and purposes of the ready-made subset recipes, or one of them as it is written."""
+    if name is not None:
+        print(subset_recipe_path(name).read_text("utf-8"), end="")
+        return
+    known = names(SUBSET_FOLDER)
+    width = max(map(len, known), default=0)
+    for word in known:
+        found = read_yaml(SUBSET_FOLDER / f"{word}.yaml", expected="rules")
+        mark = "" if found.get("verified", True) else " (unverified)"
+        print(f"{word:{width}}  {found.get('description', '')}{mark}")
+
+
+def _load(recipe: str, overrides: Sequence[str], seed: int | None) -> SubsetRecipe:
+    return load_subset_recipe(subset_recipe_path(recipe), overrides=overrides, seed=seed,
+                              ready_made=SUBSET_FOLDER)
+
+
+def _catalog(dataset: Path, memory_limit: str | None) -> Catalog:
+    with readable_errors():
+        return open_catalog(dataset, memory_limit=memory_limit)
+
+
+@contextmanager
+def _saying() -> Iterator[Callable[[str], None]]:
+    """What is being done, on standard error while it is a terminal."""
+    if not sys.stderr.isatty():
+        yield lambda said: None
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status("starting") as status:
+        yield status.update

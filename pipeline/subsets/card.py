@@ -1,0 +1,183 @@
+"""The data card of a frozen subset, as Markdown."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import yaml
+
+from pipeline.subsets.freeze import FrozenSubset
+
+_MOST = 15
+
+
+def data_card(subset: FrozenSubset, since: Mapping[str, Any]) -> str:
+    """What a subset is, how it was made, and what has become of its clips (`still_there`)."""
+    info = subset.info
+    parts = [
+        _head(info),
+        "## How it was chosen\n\n" + _funnel(info),
+        *_scorers(info),
+        "## What is in it\n\n" + "\n\n".join(
+            [_counts(name, info["counts"][name]) for name in info["counts"]]),
+        "## Its numbers\n\n" + _distributions(info["distributions"]),
+        "## Since then\n\n" + _since(info, since),
+        "## To make it again\n\n" + _again(info),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _head(info: Mapping[str, Any]) -> str:
+    catalog = info["catalog"]
+    lines = [
+        f"- {info['n_clips']:,} clips of {info['n_videos']:,} videos, {info['hours']:,.2f} hours",
+        f"- chosen from {catalog['clips']:,} clips of {catalog['videos']:,} videos, "
+        f"{catalog['hours']:,.2f} hours",
+        f"- recipe: {info['recipe']}"
+        + (f", which extends {', '.join(info['extends'])}" if info["extends"] else ""),
+    ]
+    if info["source"]:
+        lines.append(f"- source of the recipe: {_text(info['source'])}")
+    if not info["verified"]:
+        lines.append("- unverified: the recipe is known from a secondary source only")
+    if info["parameters"]:
+        lines.append("- parameters: " + ", ".join(
+            f"{name} = {value}" for name, value in info["parameters"].items()))
+    lines += [
+        f"- seed: {info['seed']}",
+        f"- hash over the sorted clip ids: `{info['hash']}`",
+        f"- catalog snapshot: `{info['snapshot']}`"
+        + (", read while a run was writing" if catalog["written_meanwhile"] else ""),
+        f"- made {info['created_at'][:19].replace('T', ' ')} UTC by Clipmill "
+        f"{info['code_version']}",
+    ]
+    said = f"{_text(info['description'])}\n\n" if info["description"] else ""
+    return f"# {info['name']}\n\n{said}" + "\n".join(lines)
+
+
+def _funnel(info: Mapping[str, Any]) -> str:
+    catalog = info["catalog"]
+    rows = [["", "the catalog", *_size(catalog), "", ""]]
+    for rule in info["funnel"]:
+        named = f"{_text(rule['name'])}: " if rule["name"] else ""
+        rows.append([rule["number"], f"{named}{rule['verb']} {_code(rule['says'])}",
+                     *_size(rule["remaining"]), f"{rule['took']['clips']:,}",
+                     f"{rule['took']['because_null']:,}"])
+    table = _table(["", "rule", "clips", "videos", "hours", "took", "of these null"], rows)
+    found = [f"- rule {rule['number']}: {_code(one['column'])} {one['operator']} {one['value']:.6g}"
+             for rule in info["funnel"] for one in rule["thresholds"]]
+    notes = [f"- rule {rule['number']}: {_text(note)}"
+             for rule in info["funnel"] for note in rule["notes"]]
+    if found:
+        table += "\n\nThresholds that came of it:\n\n" + "\n".join(found)
+    if notes:
+        table += "\n\nTo note:\n\n" + "\n".join(notes)
+    return table
+
+
+def _scorers(info: Mapping[str, Any]) -> list[str]:
+    lines = []
+    for role, scorer in info["scorers"].items():
+        if scorer["waived"]:
+            checked = "taken as it is: nobody checked that it is the recipe's scorer"
+        else:
+            checked = f"checked to be {scorer['name']}"
+        made = [f"column {_code(scorer['column'])}"]
+        if scorer["label"]:
+            made.append(f"stage {_code(scorer['label'])} (fingerprint {scorer['fingerprint']})")
+        models = [f"  - {setting}: {_text(model['reference'])}"
+                  + (f" @ {model['revision']}" if model.get("revision") else "")
+                  + (f", {_text(model['identity'])}" if model.get("identity") else "")
+                  for setting, model in scorer["models"].items()]
+        lines += [f"- {_code(role)}: {', '.join(made)}; {checked}", *models]
+    return ["## Scorers\n\n" + "\n".join(lines)] if lines else []
+
+
+def _counts(name: str, counts: Sequence[Mapping[str, Any]]) -> str:
+    rows = [["unknown" if row[name] is None else _text(row[name]), *_size(row)]
+            for row in counts[:_MOST]]
+    rest = counts[_MOST:]
+    if rest:
+        rows.append([f"{len(rest):,} more", f"{sum(row['clips'] for row in rest):,}",
+                     f"{sum(row['videos'] for row in rest):,}",
+                     f"{sum(row['hours'] for row in rest):,.2f}"])
+    return _table([name, "clips", "videos", "hours"], rows)
+
+
+def _distributions(found: Mapping[str, Mapping[str, Any]]) -> str:
+    names = ["min", "p05", "p25", "median", "p75", "p95", "max"]
+    rows = [[name, f"{values['clips']:,}", *(f"{values[key]:.4g}" for key in names)]
+            for name, values in found.items()]
+    return _table(["", "clips with it", *names], rows)
+
+
+def _since(info: Mapping[str, Any], since: Mapping[str, Any]) -> str:
+    lines = []
+    if since["removed"]:
+        lines.append(f"- {since['removed']:,} of its clips are of videos that have been removed; "
+                     "exports leave them out")
+    if since["not_in_catalog"]:
+        lines.append(f"- {since['not_in_catalog']:,} of its clips are no longer in the catalog, "
+                     "which shows what the newest run made")
+    if since["changed_steps"]:
+        lines.append("- the catalog has been made anew at: " + ", ".join(since["changed_steps"]))
+    return "\n".join(lines) or "All of its clips are in the catalog, made as they were then."
+
+
+def _again(info: Mapping[str, Any]) -> str:
+    words = ["clipmill", "subset", "create", "DATASET", info["recipe_files"][0]["name"],
+             "--seed", str(info["seed"])]
+    for override in info["overrides"]:
+        words += ["--set", override]
+    files = [f"`{file['name']}`:\n\n{_fenced(file['text'])}" for file in info["recipe_files"]]
+    return (
+        f"{_fenced(shlex.join(words), 'sh')}\n\n"
+        "On the same catalog that gives the same hash. The recipe, as it was:\n\n"
+        + "\n\n".join(files)
+        + "\n\nIts rules with every parameter in its place:\n\n"
+        + _fenced(yaml.safe_dump({"rules": info["rules"]}, sort_keys=False, allow_unicode=True,
+                                 width=90))
+    )
+
+
+def _size(row: Mapping[str, Any]) -> list[str]:
+    return [f"{row['clips']:,}", f"{row['videos']:,}", f"{row['hours']:,.2f}"]
+
+
+def _table(names: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """Aligned, so that it reads as text, too; what begins with a letter stands left."""
+    lines = [list(names), *[[str(value) for value in row] for row in rows]]
+    widths = [max(3, *(len(line[i]) for line in lines)) for i in range(len(names))]
+    left = [any(line[i][:1].isalpha() or line[i][:1] == "`" for line in lines[1:])
+            for i in range(len(names))]
+
+    def row(cells: Sequence[str]) -> str:
+        padded = (cell.ljust(width) if is_left else cell.rjust(width)
+                  for cell, width, is_left in zip(cells, widths, left, strict=True))
+        return f"| {' | '.join(padded)} |"
+
+    rule = "|".join("-" * (width + 2) if is_left else "-" * (width + 1) + ":"
+                    for width, is_left in zip(widths, left, strict=True))
+    return "\n".join([row(lines[0]), f"|{rule}|", *map(row, lines[1:])])
+
+
+def _text(value: Any) -> str:
+    """Text from anywhere as one line that Markdown leaves alone."""
+    line = " ".join("".join(c if c.isprintable() else " " for c in str(value)).split())
+    for sign in "\\`*_[]<>|":
+        line = line.replace(sign, "\\" + sign)
+    return line
+
+
+def _code(value: Any) -> str:
+    line = " ".join(str(value).split()).replace("|", "\\|")
+    return f"`` {line} ``" if "`" in line else f"`{line}`"
+
+
+def _fenced(text: str, language: str = "yaml") -> str:
+    fence = "```"
+    while fence in text:
+        fence += "`"
+    return f"{fence}{language}\n{text.rstrip()}\n{fence}"
