@@ -395,4 +395,5 @@ def _value(value: Any) -> str:
 
 def _words(pattern: Any) -> str:
     patterns = pattern if isinstance(pattern, list) else [pattern]
-    return " or ".join(str(one) for one in patterns if not str(one).startswith("sha256:"))
+    said = [str(one).strip("*") for one in patterns if not str(one).startswith("sha256:")]
+    return " or ".join(said or map(str, patterns))
