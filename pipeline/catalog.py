@@ -10,9 +10,10 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,10 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.index import INDEX, Coverage, find_coverage
 from pipeline.records import latest_run, require_dataset, run_records
-from pipeline.shards import committed_shards, retry_number
+from pipeline.shards import is_shard
+from pipeline.tombstones import Tombstone, tombstones
 from schemas import tables, views
 from schemas.errors import ClipmillError, UsageError
 from schemas.sql_text import escaped_for_glob, literal, quoted
@@ -44,19 +47,23 @@ class Layout:
     steps: tuple[StepTable, ...]
     shots: StepTable | None
     frames: StepTable | None
+    removals: tuple[Tombstone, ...] = ()
 
     @property
     def folders(self) -> list[str]:
         """Every folder that a view reads."""
         found = [self.ingest, *self.steps, self.shots, self.frames]
-        return [table.folder for table in found if table is not None and table.folder]
+        return [str(self.dataset / INDEX),
+                *(table.folder for table in found if table is not None and table.folder)]
 
 
 def read_layout(dataset: Path) -> Layout:
     """Finds the current tables; a dataset without a run has sources at most."""
     dataset = dataset.absolute()
     record = latest_run(dataset)
-    ingest = _table(dataset / "sources", "ingest", "ingest", "ingest", tables.SOURCES)
+    removals = tuple(tombstones(dataset))
+    ingest = _table(dataset / "sources", "ingest", "ingest", "ingest", tables.SOURCES,
+                    bool(removals))
     steps: list[StepTable] = []
     extra: dict[str, StepTable] = {}
     for stage in record["stages"] if record else ():
@@ -69,25 +76,37 @@ def read_layout(dataset: Path) -> Layout:
                     folder = dataset / place
                     schema = views.STAGE_TABLES.get(name) or _found_schema(folder, step)
                     steps.append(_table(folder, label, stage["stage"], name, schema,
-                                        score=stage.get("score")))
+                                        bool(removals), score=stage.get("score")))
                 elif table in folders:
                     extra[table] = _table(dataset / place, table, stage["stage"], table,
-                                          folders[table])
-    return Layout(dataset, record, ingest, tuple(steps), extra.get("shots"), extra.get("frames"))
+                                          folders[table], bool(removals))
+    return Layout(dataset, record, ingest, tuple(steps), extra.get("shots"), extra.get("frames"),
+                  removals)
 
 
 def _table(
-    folder: Path, step: str, stage: str, name: str, schema: pa.Schema, score: str | None = None
+    folder: Path, step: str, stage: str, name: str, schema: pa.Schema, removed: bool,
+    score: str | None = None,
 ) -> StepTable:
-    shards = committed_shards(folder)
-    retried = any(retry_number(shard) for shard in shards)
+    shards = _shards(folder)
+    retried = any(".retry" in shard for shard in shards)
     return StepTable(step, stage, name, schema.names[0], schema,
-                     str(folder) if shards else None, retried, score)
+                     str(folder) if shards else None, retried, score, removed=removed)
+
+
+def _shards(folder: Path) -> list[str]:
+    """The shards of a folder in no order: there may be a hundred thousand of them."""
+    try:
+        names = os.listdir(folder)
+    except FileNotFoundError:
+        return []
+    return [shard for name in names
+            if name.endswith(".parquet") and is_shard(shard := name.removesuffix(".parquet"))]
 
 
 def _found_schema(folder: Path, step: dict[str, Any]) -> pa.Schema:
     """The schema of a stage of one's own, which only its files know; text where there is none."""
-    shards = committed_shards(folder)
+    shards = _shards(folder)
     if shards:
         # The newest file has the most columns, because schemas only grow.
         newest = max((folder / f"{shard}.parquet" for shard in shards), key=os.path.getmtime)
@@ -104,12 +123,14 @@ class Catalog:
     """
 
     def __init__(self, layout: Layout, connection: duckdb.DuckDBPyConnection,
-                 spill: tempfile.TemporaryDirectory) -> None:
+                 spill: tempfile.TemporaryDirectory, use_index: bool) -> None:
         self.layout = layout
         self.connection = connection
         self._spill = spill
         self._missing = _view_queries(layout)
-        self._known = {*self._missing, "runs", "subsets"}
+        self._has_doubled: bool | None = None
+        self._known = {*self._missing, "runs", "subsets", "removed"}
+        self._uses_index = use_index
 
     def __enter__(self) -> Catalog:
         return self
@@ -165,13 +186,55 @@ class Catalog:
             self._create(name)
 
     def _create(self, name: str) -> None:
-        query = self._missing.pop(name, None)
-        if query is None:
+        make_query = self._missing.pop(name, None)
+        if make_query is None:
             return
         for used in _USES.get(name, ()):
             self._create(used)
         place = ".".join(map(quoted, name.split(".", 1)))
-        self.connection.execute(f"CREATE VIEW {place} AS {query}")
+        if name in _WIDE and self._coverage is not None:
+            try:
+                query = self._put_together(self._coverage, name)
+                self.connection.execute(f"CREATE VIEW {place} AS {query}")
+                return
+            except duckdb.Error:
+                pass  # a damaged index: the tables have everything
+        self.connection.execute(f"CREATE VIEW {place} AS {make_query()}")
+
+    @cached_property
+    def _coverage(self) -> Coverage | None:
+        """What of the index holds; looked at when the first view needs it."""
+        if not self._uses_index:
+            return None
+        layout = self.layout
+        return find_coverage(layout.dataset, layout.steps,
+                             [stone.name for stone in layout.removals])
+
+    def _put_together(self, coverage: Coverage, name: str) -> str:
+        """A wide view of stored rows and, for shards that the index does not cover, joins."""
+        files = coverage.files(name)
+        held = self.connection.execute(
+            f"DESCRIBE SELECT * EXCLUDE (_base) FROM read_parquet({literal(files[0])})")
+        columns = [column for column, *_ in held.fetchall()]
+        parts = [views.stored_rows(columns, files, hide_removed=coverage.hide_removed)]
+        if coverage.live is not None:
+            parts.append(views.once(_WIDE[name](coverage.live), keep_groups=True))
+        doubled = "internal.doubled" if coverage.may_double and self._find_doubled() else None
+        return views.put_together(columns, parts, doubled)
+
+    def _find_doubled(self) -> bool:
+        """Makes the table of videos that stand in a group of shards after their first one."""
+        if self._has_doubled is None:
+            coverage = self._coverage
+            parts = [views.stored_rows(["video_id"], coverage.files("videos"),
+                                       hide_removed=coverage.hide_removed)]
+            if coverage.live is not None:
+                parts.append(views.video_groups(coverage.live))
+            self.connection.execute(
+                f"CREATE OR REPLACE TABLE internal.doubled AS {views.doubled_groups(parts)}")
+            found = self.connection.execute("SELECT count(*) FROM internal.doubled").fetchone()
+            self._has_doubled = found[0] > 0
+        return self._has_doubled
 
 
 def open_catalog(
@@ -180,12 +243,13 @@ def open_catalog(
     allow_external: bool = False,
     memory_limit: str | None = None,
     threads: int | None = None,
+    use_index: bool = True,
 ) -> Catalog:
     """Opens the views of a dataset, in whatever state it is.
 
     Unless `allow_external`, queries reach the dataset's current tables and nothing else: no other
     files, no network, no extensions. `memory_limit` is DuckDB's, e.g. `2GB`; by default 80% of
-    the machine's memory.
+    the machine's memory. Without `use_index` all rows come from the tables themselves.
     """
     layout = read_layout(require_dataset(dataset))
     spill = tempfile.TemporaryDirectory(prefix="clipmill-sql-")
@@ -206,6 +270,10 @@ def open_catalog(
         _create_table(connection, "runs", views.RUNS_VIEW, _run_rows(layout.dataset))
         _create_table(connection, "subsets", views.SUBSETS_VIEW, _subset_rows(layout.dataset))
         connection.execute("CREATE SCHEMA internal")
+        _create_table(connection, "removed", views.REMOVED_VIEW, _removed_rows(layout.removals))
+        keys = {key for stone in layout.removals for key in stone.source_keys}
+        _create_table(connection, "internal.removed_sources", [("source_key", pa.string())],
+                      [{"source_key": key} for key in sorted(keys)])
         connection.execute("CREATE SCHEMA steps")
         if not allow_external:
             # The patterns are checked as they are written, and the files that they lead to.
@@ -219,25 +287,31 @@ def open_catalog(
     except BaseException:
         spill.cleanup()
         raise
-    return Catalog(layout, connection, spill)
+    return Catalog(layout, connection, spill, use_index)
 
 
-def _view_queries(layout: Layout) -> dict[str, str]:
-    """The SQL of every view by name; one that uses another comes after it."""
+_WIDE: dict[str, Callable[[Sequence[StepTable]], str]] = {
+    "clips": views.clip_rows,
+    "videos": views.video_rows,
+}
+
+
+def _view_queries(layout: Layout) -> dict[str, Callable[[], str]]:
+    """What makes the SQL of every view, by name; one that uses another comes after it."""
     steps = layout.steps
     return {
-        "sources": views.plain_view(layout.ingest, views.SOURCES_VIEW),
-        "videos": views.videos_view(steps),
-        "clips": views.clips_view(steps),
-        "internal.problems": views.problems_view((layout.ingest, *steps)),
-        "rejections": views.REJECTIONS_SQL,
-        "failures_all": views.FAILURES_ALL_SQL,
-        "failures": views.FAILURES_SQL,
-        "shots": views.plain_view(layout.shots, views.SHOTS_VIEW),
-        "frames_index": views.plain_view(layout.frames, views.FRAMES_INDEX_VIEW),
-        "embeddings": views.embeddings_view(steps),
-        "subset_clips": views.subset_clips_view(_subset_folders(layout.dataset)),
-        **{f"steps.{step.step}": views.raw_view(step) for step in steps},
+        "sources": lambda: views.plain_view(layout.ingest, views.SOURCES_VIEW),
+        "videos": lambda: views.once(views.video_rows(steps)),
+        "clips": lambda: views.once(views.clip_rows(steps)),
+        "internal.problems": lambda: views.problems_view((layout.ingest, *steps)),
+        "rejections": lambda: views.REJECTIONS_SQL,
+        "failures_all": lambda: views.FAILURES_ALL_SQL,
+        "failures": lambda: views.FAILURES_SQL,
+        "shots": lambda: views.plain_view(layout.shots, views.SHOTS_VIEW),
+        "frames_index": lambda: views.plain_view(layout.frames, views.FRAMES_INDEX_VIEW),
+        "embeddings": lambda: views.embeddings_view(steps),
+        "subset_clips": lambda: views.subset_clips_view(_subset_folders(layout.dataset)),
+        **{f"steps.{step.step}": partial(views.raw_view, step) for step in steps},
     }
 
 
@@ -305,6 +379,13 @@ def _subset_rows(dataset: Path) -> list[dict[str, Any]]:
         rows.append({**row, "name": row["name"] or path.parent.name,
                      "created_at": _time(row["created_at"])})
     return rows
+
+
+def _removed_rows(removals: Sequence[Tombstone]) -> list[dict[str, Any]]:
+    """One row a video; of one that was removed again, the last removal."""
+    rows = {video: {"video_id": video, "reason": stone.reason, "at": stone.at}
+            for stone in removals for video in stone.videos}
+    return list(rows.values())
 
 
 def _time(text: str | None) -> Any:

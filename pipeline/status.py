@@ -84,7 +84,7 @@ def _totals(catalog: Catalog, footers: dict[tuple[str, str], _Footers]) -> dict[
               if table.name in ("download_videos", "split_clips")]
     clips, hours = catalog.connection.execute(
         "SELECT count(*), coalesce(sum(duration_seconds), 0) / 3600 "
-        f"FROM ({views.clips_view(makers)})"
+        f"FROM ({views.once(views.clip_rows(makers))})"
     ).fetchone()
     (videos,) = catalog.execute("SELECT count(*) FROM videos").fetchone()
     scan = views.primary(catalog.layout.steps, "scan_videos")

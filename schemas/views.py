@@ -7,7 +7,7 @@ stage, and the reference page. `pipeline/catalog.py` finds the files and runs th
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pyarrow as pa
 
@@ -126,6 +126,7 @@ SUBSET_CLIPS_VIEW: Columns = (
     ("clip_id", pa.string()),
     ("video_id", pa.string()),
 )
+REMOVED_VIEW: Columns = (("video_id", pa.string()), ("reason", pa.string()), ("at", TIME))
 VIEWS: dict[str, Columns] = {
     "clips": (*CLIPS_VIEW, *CLIPS_VIDEO_COLUMNS, *CLIPS_SPLIT_COLUMNS),
     "videos": VIDEOS_VIEW,
@@ -139,6 +140,7 @@ VIEWS: dict[str, Columns] = {
     "frames_index": FRAMES_INDEX_VIEW,
     "sources": SOURCES_VIEW,
     "embeddings": EMBEDDINGS_VIEW,
+    "removed": REMOVED_VIEW,
 }
 STAGE_TABLES: dict[str, pa.Schema] = {
     "download_videos": tables.VIDEOS,
@@ -171,7 +173,8 @@ class StepTable:
     """One step's table on disk, or a further table of it.
 
     `folder` holds its shards, None where none is committed; `retried` says that there are retry
-    shards, so that keys may stand in several files.
+    shards, so that keys may stand in several files. `shards` narrows the table to some of them.
+    `removed` says that videos were removed from the dataset, whose rows are not to be seen.
     """
 
     step: str
@@ -182,6 +185,8 @@ class StepTable:
     folder: str | None
     retried: bool = False
     score: str | None = None
+    shards: tuple[str, ...] | None = None
+    removed: bool = False
 
     @property
     def own_columns(self) -> list[pa.Field]:
@@ -208,15 +213,18 @@ def scan(table: StepTable, names: Iterable[str], *, retries_only: bool = False) 
     """These columns of all rows of a table, with `_base` and `_retry` of the shard they lie in.
 
     The schema is given, not found: so no file is opened before it is needed, and a column that
-    an older file lacks is null.
+    an older file lacks is null. Rows of removed videos are left out.
     """
     columns = [(name, table.schema.field(name).type) for name in dict.fromkeys(names)]
-    if table.folder is None:
+    files = _files(table, retries_only)
+    if not files:
         return empty((*columns, ("_base", pa.int64()), ("_retry", pa.int32())))
+    needed, condition = _not_removed(table)
+    read = {**dict(columns), **{name: table.schema.field(name).type for name in needed}}
     entries = ", ".join(
         f"{literal(name)}: {{name: {literal(name)}, type: {literal(duckdb_type(kind))}, "
         "default_value: NULL}"
-        for name, kind in columns
+        for name, kind in read.items()
     )
     # DuckDB 2.0 reads the wrong member, or crashes, when it picks one member of a struct that the
     # file lacks or orders otherwise; coalesce makes it read the struct whole and cast it by name.
@@ -227,17 +235,55 @@ def scan(table: StepTable, names: Iterable[str], *, retries_only: bool = False) 
         for name, kind in columns
     )
     shard = "parse_filename(filename, true)"
-    folder = escaped_for_glob(table.folder)
-    # A shard's name begins with a digit, a temporary file's with a dot.
-    pattern = f"{folder}/{'[0-9]*.retry*' if retries_only else '[0-9]*'}.parquet"
     return (
         f"SELECT {picked}, CAST(split_part({shard}, '.', 1) AS BIGINT) AS _base, "
         rf"coalesce(TRY_CAST(regexp_extract({shard}, '\.retry(\d+)$', 1) AS INTEGER), 0) AS _retry "
-        f"FROM read_parquet({literal(pattern)}, schema=MAP {{{entries}}}, "
-        "hive_partitioning=false)"
+        f"FROM read_parquet({files}, schema=MAP {{{entries}}}, "
+        f"hive_partitioning=false){condition}"
     )
 
 
+def _files(table: StepTable, retries_only: bool) -> str | None:
+    """What of a table to read, as read_parquet takes it; None where there is nothing."""
+    if table.folder is None:
+        return None
+    folder = escaped_for_glob(table.folder)
+    if table.shards is None:
+        # A shard's name begins with a digit, a temporary file's with a dot.
+        return literal(f"{folder}/{'[0-9]*.retry*' if retries_only else '[0-9]*'}.parquet")
+    names = [name for name in table.shards if not retries_only or ".retry" in name]
+    return "[" + ", ".join(literal(f"{folder}/{name}.parquet") for name in names) + "]" \
+        if names else None
+
+
+def _not_removed(table: StepTable) -> tuple[list[str], str]:
+    """Columns that must be read to leave out removed videos, and the condition.
+
+    What is left of a removed source once its shard has been rewritten is seen: it is a rejection
+    with nothing but its key, and so the source is still accounted for.
+    """
+    if not table.removed:
+        return [], ""
+    names = table.schema.names
+    needed: list[str] = []
+    conditions: list[str] = []
+    if "video_id" in names:
+        needed.append("video_id")
+        conditions.append(f"coalesce(video_id {_NOT_AMONG_REMOVED}, true)")
+    elif "clip_id" in names:
+        needed.append("clip_id")
+        video = f"regexp_extract(clip_id, {literal(_CLIP_ID_PATTERN)}, 1)"
+        conditions.append(f"{video} {_NOT_AMONG_REMOVED}")
+    if "source_key" in names:
+        needed += ["source_key", "rejection"]
+        conditions.append(
+            "(source_key NOT IN (SELECT source_key FROM internal.removed_sources) "
+            f"OR coalesce(coalesce(rejection, NULL).rule = {literal(REMOVED_RULE)}, false))")
+    return needed, " WHERE " + " AND ".join(conditions) if conditions else ""
+
+
+_NOT_AMONG_REMOVED = "NOT IN (SELECT video_id FROM main.removed)"
+REMOVED_RULE = "removed"
 _OUTCOME = ("rejection", "error")
 
 
@@ -372,9 +418,18 @@ def clip_columns(steps: Sequence[StepTable]) -> dict[str, tuple[StepTable, str]]
             for column in _provided(steps, "clip_id", CLIPS_VIEW)}
 
 
+def tables_of_wide_views(steps: Sequence[StepTable]) -> set[str]:
+    """The steps whose tables `clips` and `videos` are made of."""
+    makers = [primary(steps, name) for name in ("download_videos", "split_clips")]
+    joined = [*_provided(steps, "clip_id", CLIPS_VIEW), *_provided(steps, "video_id", VIDEOS_VIEW)]
+    return {table.step for table in (*makers, *(column.table for column in joined))
+            if table is not None}
+
+
 def _beside(table: StepTable, key: str, names: Iterable[str], alias: str) -> str:
     """A join that adds a table's columns to `base`: by key, within one group of shards."""
-    rows = kept(table, dict.fromkeys([key, *names]))
+    # `base` has no removed videos, so what is joined to it need not be searched for them.
+    rows = kept(replace(table, removed=False), dict.fromkeys([key, *names]))
     return (
         f" LEFT JOIN ({rows}) AS {alias} ON {alias}.{key} = base.{key} "
         f"AND {alias}._base = base._base"
@@ -392,20 +447,53 @@ def _wide(base: str, key: str, columns: list[tuple[str, str]], joined: list[_Joi
     return f"SELECT {picked} FROM ({base}) AS base" + "".join(parts)
 
 
-def videos_view(steps: Sequence[StepTable]) -> str:
-    """One row a video that was kept; two sources may have led to the same one."""
+def video_rows(steps: Sequence[StepTable]) -> str:
+    """The rows of `videos` with `_base` and `_first`, the first group of shards with the video.
+
+    Two sources may have led to the same video; within a group the first of them counts.
+    """
     download = primary(steps, "download_videos")
     further = _provided(steps, "video_id", VIDEOS_VIEW)
     if download is None:
         return empty((*VIDEOS_VIEW, *((c.name, c.table.schema.field(c.column).type)
-                                      for c in further)))
+                                      for c in further), *_GROUPS))
     names = [name for name, _ in VIDEOS_VIEW]
     rows = (
-        f"SELECT * FROM ({kept(download, ['source_key', *names])}) "
-        "QUALIFY row_number() OVER (PARTITION BY video_id ORDER BY _base, _retry) = 1"
+        f"SELECT *, min(_base) OVER (PARTITION BY video_id) AS _first FROM "
+        f"({kept(download, ['source_key', *names])}) QUALIFY row_number() OVER "
+        "(PARTITION BY video_id, _base ORDER BY _retry, source_key) = 1"
     )
     columns = [(name, f"base.{quoted(name)}") for name in names]
-    return _wide(rows, "video_id", columns + _expressions(further), further)
+    groups = [(name, f"base.{name}") for name, _ in _GROUPS]
+    return _wide(rows, "video_id", columns + _expressions(further) + groups, further)
+
+
+_GROUPS: Columns = (("_base", pa.int64()), ("_first", pa.int64()))
+
+
+def once(rows: str, *, keep_groups: bool = False) -> str:
+    """The view that `video_rows` or `clip_rows` make: each video, and its clips, once.
+
+    With `keep_groups`, `_base` is kept.
+    """
+    hidden = "_first" if keep_groups else "_base, _first"
+    return f"SELECT * EXCLUDE ({hidden}) FROM ({rows}) WHERE _first IS NULL OR _first = _base"
+
+
+def video_groups(steps: Sequence[StepTable]) -> str:
+    """`video_id` and `_base` of the videos that were kept."""
+    download = primary(steps, "download_videos")
+    if download is None:
+        return empty((("video_id", pa.string()), _GROUPS[0]))
+    return f"SELECT video_id, _base FROM ({kept(download, ['source_key', 'video_id'])})"
+
+
+def doubled_groups(parts: Sequence[str]) -> str:
+    """Of such pairs those whose video has an earlier group, too."""
+    pairs = " UNION ALL ".join(parts)
+    firsts = "SELECT video_id, min(_base) AS _first FROM pairs GROUP BY video_id"
+    return (f"WITH pairs AS MATERIALIZED ({pairs}) SELECT DISTINCT video_id, _base FROM pairs "
+            f"JOIN ({firsts}) USING (video_id) WHERE _base > _first")
 
 
 def _expressions(joined: list[_Joined]) -> list[tuple[str, str]]:
@@ -413,8 +501,11 @@ def _expressions(joined: list[_Joined]) -> list[tuple[str, str]]:
     return [(c.name, f"t{numbers[c.table.step]}.{quoted(c.column)}") for c in joined]
 
 
-def clips_view(steps: Sequence[StepTable]) -> str:
-    """One row a clip: its span, what each stage found, and its video's name and place."""
+def clip_rows(steps: Sequence[StepTable]) -> str:
+    """The rows of `clips`: a clip's span, what each stage found, its video's name and place.
+
+    With `_base` and `_first`, as in `video_rows`.
+    """
     split = primary(steps, "split_clips")
     joined = _provided(steps, "clip_id", CLIPS_VIEW)
     given = dict(_expressions(joined))
@@ -423,7 +514,7 @@ def clips_view(steps: Sequence[StepTable]) -> str:
     if split is None:
         fields = [(c.name, c.table.schema.field(c.column).type) for c in joined
                   if c.name in further]
-        return empty((*CLIPS_VIEW, *fields, *CLIPS_VIDEO_COLUMNS, *CLIPS_SPLIT_COLUMNS))
+        return empty((*CLIPS_VIEW, *fields, *CLIPS_VIDEO_COLUMNS, *CLIPS_SPLIT_COLUMNS, *_GROUPS))
     columns = []
     last = [(name, f"base.{quoted(name)}" if name in split.schema.names else null(kind))
             for name, kind in CLIPS_SPLIT_COLUMNS]
@@ -437,18 +528,34 @@ def clips_view(steps: Sequence[StepTable]) -> str:
     download = primary(steps, "download_videos")
     if download is None:
         columns += [(name, null(kind)) for name, kind in CLIPS_VIDEO_COLUMNS] + last
+        columns += [("_base", "base._base"), ("_first", null(pa.int64()))]
         return _wide(kept(split, own), "clip_id", columns, joined)
     names = [name for name, _ in CLIPS_VIDEO_COLUMNS]
     columns += [(name, f"v.{quoted(name)}") for name in names] + last
+    columns += [("_base", "base._base"), ("_first", "v._first")]
     query = _wide(kept(split, own), "clip_id", columns, joined)
-    # Two sources may have led to one video, and so to its clips in two shards: the first counts.
-    picked = ", ".join(f"arg_min_null({quoted(name)}, _base) AS {quoted(name)}" for name in names)
+    picked = ", ".join(f"arg_min_null({quoted(name)}, (_base, _retry, source_key)) "
+                       f"AS {quoted(name)}" for name in names)
     rows = kept(download, ["source_key", "video_id", *names])
     videos = f"SELECT video_id, min(_base) AS _first, {picked} FROM ({rows}) GROUP BY video_id"
-    return (
-        f"{query} LEFT JOIN ({videos}) AS v ON v.video_id = base.video_id "
-        "WHERE _first IS NULL OR _first = base._base"
-    )
+    return f"{query} LEFT JOIN ({videos}) AS v ON v.video_id = base.video_id"
+
+
+def stored_rows(columns: Sequence[str], files: Sequence[str], *, hide_removed: bool) -> str:
+    """Rows of a view that were stored in files, with their `_base`."""
+    picked = ", ".join(map(quoted, columns))
+    listed = ", ".join(literal(escaped_for_glob(file)) for file in files)
+    condition = f" WHERE coalesce(video_id {_NOT_AMONG_REMOVED}, true)" if hide_removed else ""
+    return (f"SELECT {picked}, _base FROM read_parquet([{listed}], hive_partitioning=false)"
+            f"{condition}")
+
+
+def put_together(columns: Sequence[str], parts: Sequence[str], doubled: str | None) -> str:
+    """A view of rows from several places; `doubled` names a table of groups that don't count."""
+    picked = ", ".join(map(quoted, columns))
+    rows = " UNION ALL ".join(f"SELECT {picked}, _base FROM ({part})" for part in parts)
+    without = f" ANTI JOIN {doubled} USING (video_id, _base)" if doubled else ""
+    return f"SELECT {picked} FROM ({rows}){without}"
 
 
 def _problems(table: StepTable) -> str:
