@@ -84,26 +84,24 @@ def tables_needed(near: Nearness, bits: int, depth: int, recall: float) -> int |
 
 
 def have_near_before(
-    sketches: np.ndarray, owners: np.ndarray, near: Nearness, verify: Verify, recall: float
-) -> np.ndarray:
-    """Which owners have a near one before them: a bool for each, up to the last one.
+    sketches: np.ndarray, owners: np.ndarray, near: Nearness, verify: Verify, recall: float,
+    gone: np.ndarray,
+) -> None:
+    """Marks in `gone` which owners have a near one before them; those marked are not asked again.
 
     `sketches` has shape (words, items), uint64; `owners` ascends and says whose each item is.
-    UsageError where the threshold is too low for the number of items.
+    UsageError where the threshold is too wide for the number of items.
     """
-    search = _Search(sketches, owners, near, verify)
-    if search.n_items > 1:
-        search.run(recall)
-    return search.gone
+    if len(owners) > 1:
+        _Search(sketches, owners, near, verify, gone).run(recall)
 
 
 class _Search:
-    def __init__(self, sketches: np.ndarray, owners: np.ndarray, near: Nearness,
-                 verify: Verify) -> None:
+    def __init__(self, sketches: np.ndarray, owners: np.ndarray, near: Nearness, verify: Verify,
+                 gone: np.ndarray) -> None:
         self.sketches, self.owners, self.near, self.verify = sketches, owners, near, verify
-        self.n_items = len(owners)
+        self.gone, self.n_items = gone, len(owners)
         self.bits = _WORD_BITS * len(sketches)
-        self.gone = np.zeros(int(owners[-1]) + 1 if len(owners) else 0, bool)
         few = self.n_items <= ALL_PAIRS
         self.largest = ALL_PAIRS if few else LARGEST_BUCKET
         # Half of the largest bucket on average, or less.

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -26,8 +27,11 @@ from schemas.errors import UsageError
 RECALL = 0.95
 SKETCH_BITS = 256
 HASH_BITS = 64
-# Up to this many distinct vectors are compared with each other by matrix products.
+# Up to this many vectors are compared with all others by matrix products.
 _ALL_PAIRS = 4096
+# Every vector is compared with this many of the best first: where all clips of a dataset look
+# alike, a camera that never moves, that leaves few.
+_LEADERS = 64
 _PAIRS_AT_A_TIME = 8192
 # Standard deviations by which a pair at the threshold may differ in more bits than it should.
 _LEEWAY = 3.5
@@ -42,9 +46,10 @@ def near_vectors(
     `rows` has the columns `rank` (0 to n - 1, best first) and `embeddings` (frames of numbers), in
     any order; a clip's vector is the mean of its frames' directions. A rank that is missing or has
     no direction stays. Of vectors that are equal only the first is looked at further. Exact up to
-    4096 distinct vectors; beyond, `recall` of the pairs whose cosine is just `min_cosine` are
-    found. The vectors lie in `scratch` meanwhile (2 bytes a number); memory holds about 110 bytes
-    a clip. UsageError where `min_cosine` is too low for so many.
+    4096 distinct vectors, or that many that are not near to one of the 64 best; beyond, `recall`
+    of the pairs whose cosine is just `min_cosine` are found. The vectors lie in `scratch`
+    meanwhile (2 bytes a number); memory holds about 110 bytes a clip. UsageError where
+    `min_cosine` is too low for so many.
     """
     if not 0 < min_cosine <= 1:
         raise UsageError(f"min_cosine: {min_cosine} is no cosine that near-duplicates could have; "
@@ -56,13 +61,17 @@ def near_vectors(
         equal = _equals_one_before(store, order)
         gone = [store.ranks[order[equal]]]
         distinct = order[~equal]
-        pairs = _Cosines(store, distinct, min_cosine)
-        if len(distinct) <= _ALL_PAIRS:
-            near = pairs.all()
+        cosines = _Cosines(store, distinct, min_cosine)
+        near = np.zeros(len(distinct), bool)
+        if len(distinct) > _ALL_PAIRS:
+            near = cosines.near_to_any(np.arange(_LEADERS))
+        left = np.flatnonzero(~near)
+        if len(left) <= _ALL_PAIRS:
+            near[left] = cosines.have_near_before(left)
         else:
-            sketches, nearness = _sketched(store, distinct, min_cosine)
-            near = have_near_before(sketches, np.arange(len(distinct)), nearness, pairs.near,
-                                    recall)
+            sketches, nearness = _sketched(cosines, min_cosine)
+            have_near_before(sketches, np.arange(len(distinct)), nearness, cosines.near, recall,
+                             near)
         gone.append(store.ranks[distinct[near]])
     return np.sort(np.concatenate(gone))
 
@@ -94,41 +103,69 @@ def _equals_one_before(store: VectorStore, order: np.ndarray) -> np.ndarray:
 
 
 class _Cosines:
-    """Whether vectors at some places of a store, best first, are near, exactly."""
+    """Whether distinct vectors, numbered from the best on, are near: exactly."""
 
     def __init__(self, store: VectorStore, places: np.ndarray, min_cosine: float) -> None:
         self._store, self._places, self._min_cosine = store, places, min_cosine
+        self._number = np.full(len(store), -1, np.int64)
+        self._number[places] = np.arange(len(places))
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    @property
+    def width(self) -> int:
+        return self._store.width
+
+    def chunks(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """All vectors with their numbers, in pieces, in the order in which they lie on disk."""
+        for part, vectors in self._store.chunks():
+            numbers = self._number[part]
+            yield numbers[numbers >= 0], vectors[numbers >= 0]
 
     def near(self, earlier: np.ndarray, later: np.ndarray) -> np.ndarray:
+        """Pair by pair."""
         found = np.empty(len(later), bool)
         for start in range(0, len(later), _PAIRS_AT_A_TIME):
             part = slice(start, start + _PAIRS_AT_A_TIME)
             one = self._store.take(self._places[earlier[part]])
             other = self._store.take(self._places[later[part]])
-            products, ones, others = (
-                np.einsum("ij,ij->i", a, b).astype(np.float64)
-                for a, b in ((one, other), (one, one), (other, other))
-            )
-            found[part] = products >= self._min_cosine * np.sqrt(ones * others)
+            found[part] = self._enough(np.einsum("ij,ij->i", one, other), _squares(one),
+                                       _squares(other))
         return found
 
-    def all(self) -> np.ndarray:
-        """Which ones have any near one before them."""
-        vectors = self._store.take(self._places)
-        squares = np.einsum("ij,ij->i", vectors, vectors).astype(np.float64)
-        found = np.zeros(len(vectors), bool)
-        for start in range(0, len(vectors), 512):
-            part = slice(start, start + 512)
-            products = vectors[part] @ vectors[: start + 512].T
-            enough = products >= self._min_cosine * np.sqrt(
-                squares[part, None] * squares[None, : start + 512])
-            found[part] = np.tril(enough, start - 1).any(axis=1)
+    def near_to_any(self, best: np.ndarray) -> np.ndarray:
+        """Which ones are near to one of some that is before them."""
+        found = np.zeros(len(self), bool)
+        for numbers, enough in self._against(best):
+            found[numbers] |= (enough & (best[None] < numbers[:, None])).any(axis=1)
         return found
 
+    def have_near_before(self, some: np.ndarray) -> np.ndarray:
+        """Which of some have any near one before them."""
+        found = np.zeros(len(some), bool)
+        for numbers, enough in self._against(some):
+            found |= (enough & (numbers[:, None] < some[None])).any(axis=0)
+        return found
 
-def _sketched(
-    store: VectorStore, places: np.ndarray, min_cosine: float
-) -> tuple[np.ndarray, Nearness]:
+    def _against(self, some: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """All vectors' numbers in pieces, and to which of some each is near."""
+        own = self._store.take(self._places[some])
+        for numbers, vectors in self.chunks():
+            for start in range(0, len(numbers), 1024):
+                piece = vectors[start: start + 1024]
+                yield numbers[start: start + 1024], self._enough(
+                    piece @ own.T, _squares(piece)[:, None], _squares(own)[None])
+
+    def _enough(self, products: np.ndarray, ones: np.ndarray, others: np.ndarray) -> np.ndarray:
+        return products >= self._min_cosine * np.sqrt(ones * others)
+
+
+def _squares(vectors: np.ndarray) -> np.ndarray:
+    return np.einsum("ij,ij->i", vectors, vectors).astype(np.float64)
+
+
+def _sketched(cosines: _Cosines, min_cosine: float) -> tuple[np.ndarray, Nearness]:
     """For each vector on which side of random planes it lies, and what that says of nearness.
 
     The planes go through the mean of all vectors: embeddings lie in a narrow cone, which planes
@@ -136,21 +173,17 @@ def _sketched(
     (c − m²) / (1 − m²), with m the length of the mean, and differs in one bit with the chance
     arccos of that / π.
     """
-    total = np.zeros(store.width)
-    at = np.full(len(store), -1, np.int64)
-    at[places] = np.arange(len(places))
-    for part, vectors in store.chunks():
-        total += vectors[at[part] >= 0].sum(axis=0, dtype=np.float64)
-    mean = np.rint(total / len(places)).astype(np.float32)
-    planes = _planes(store.width)
-    sketches = np.empty((SKETCH_BITS // 64, len(places)), np.uint64)
-    for part, vectors in store.chunks():
-        own = at[part] >= 0
-        sides = (vectors[own] - mean) @ planes >= 0
-        words = np.packbits(sides, axis=1, bitorder="little").view("<u8")
-        sketches[:, at[part][own]] = words.T
-    squared = float(np.dot(mean.astype(np.float64), mean.astype(np.float64))) / LENGTH**2
-    centred = max(-1.0, (min_cosine - squared) / (1 - squared)) if squared < min_cosine else 0.0
+    total = np.zeros(cosines.width)
+    for _, vectors in cosines.chunks():
+        total += vectors.sum(axis=0, dtype=np.float64)
+    mean = np.rint(total / len(cosines)).astype(np.float32)
+    planes = _planes(cosines.width)
+    sketches = np.empty((SKETCH_BITS // 64, len(cosines)), np.uint64)
+    for numbers, vectors in cosines.chunks():
+        sides = (vectors - mean) @ planes >= 0
+        sketches[:, numbers] = np.packbits(sides, axis=1, bitorder="little").view("<u8").T
+    squared = float(_squares(mean[None])[0]) / LENGTH**2
+    centred = (min_cosine - squared) / (1 - squared) if squared < min_cosine else 0.0
     # In whole thousandths, upwards, so that it doesn't hang on a C library's last digit.
     share = math.ceil(1000 * math.acos(centred) / math.pi - 1e-6) / 1000
     most = tuple(
@@ -193,9 +226,10 @@ def near_hashes(
     hashes, owners = clips.items()
     nearness = Nearness({max_distance: 1.0}, (max_distance,),
                         f"max_distance: {max_distance}")
-    found = have_near_before(hashes[None], owners, nearness,
-                             lambda one, other: clips.near(one, other, max_distance), recall)
-    return clips.ranks[: len(found)][found]
+    near = np.zeros(len(clips.ranks), bool)
+    have_near_before(hashes[None], owners, nearness,
+                     lambda one, other: clips.near(one, other, max_distance), recall, near)
+    return clips.ranks[near]
 
 
 class _HashedClips:

@@ -1,0 +1,132 @@
+"""Clusters of clips by their embeddings: spherical k-means in integers.
+
+scikit-learn's k-means is not used: its sums, and so its clusters, change with the number of
+threads. Here vectors and centres are integers (see `pipeline/subsets/vectors.py`), so that every
+product and sum is exact, and ties go to the cluster with the lowest number.
+
+The centres are found on a sample of bounded size, so that finding them costs the same for any
+number of clips; then each clip goes to the centre with which its product is largest.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.subsets.vectors import VectorStore, clip_vectors, directions, random_words
+from schemas.errors import UsageError
+
+# Clips of the sample for each cluster, and the fewest that are taken.
+SAMPLE_PER_CLUSTER = 64
+LEAST_SAMPLE = 20_000
+ROUNDS = 20
+# Clips of the sample for each cluster among which the first centres are looked for.
+_SEEDS_PER_CLUSTER = 8
+_ROWS_AT_A_TIME = 2048
+
+
+def assign_clusters(
+    rows: pa.RecordBatchReader, n: int, *, clusters: int, seed: int, scratch: Path,
+    reread: Callable[[], pa.RecordBatchReader],
+) -> np.ndarray:
+    """The cluster of each rank, int32 of shape (n,), from 0 on; -1 without an embedding.
+
+    `rows` has the columns `rank` (0 to n - 1) and `embeddings`, in any order; `reread` gives the
+    same rows again. Where there are fewer distinct vectors than clusters, there are fewer
+    clusters; so there are where the sample, 64 clips a cluster and at least 20,000, has fewer. It
+    lies in `scratch` and is chosen by `seed`, as are the first centres.
+    """
+    if clusters < 1:
+        raise UsageError(f"clusters: {clusters} is not a number of clusters; give 1 or more")
+    assigned = np.full(n, -1, np.int32)
+    with tempfile.TemporaryDirectory(dir=scratch) as folder:
+        size = max(SAMPLE_PER_CLUSTER * clusters, LEAST_SAMPLE)
+        mixed = _mixed(n, seed)
+        wanted = mixed <= np.partition(mixed, size - 1)[size - 1] if n > size else None
+        sample = VectorStore(rows, Path(folder) / "sample", wanted)
+        if not len(sample):
+            return assigned
+        vectors = sample.take(np.argsort(mixed[sample.ranks]))
+    centres = _centres(vectors, clusters, seed)
+    for ranks, some in clip_vectors(reread()):
+        assigned[ranks] = _nearest(some.astype(np.float32), centres)[0]
+    return assigned
+
+
+def _mixed(n: int, seed: int) -> np.ndarray:
+    """A number for each rank, no two alike, in an order that is random but for the seed."""
+    mixed = np.arange(n, dtype=np.uint64) + random_words(f"sample {seed}", 1)[0]
+    # The finaliser of SplitMix64: every bit of the result hangs on every bit of the number.
+    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return mixed ^ (mixed >> np.uint64(31))
+
+
+def _centres(vectors: np.ndarray, clusters: int, seed: int) -> np.ndarray:
+    """Lloyd's rounds from spread-out first centres, until nothing moves or ROUNDS are over."""
+    centres = _first_centres(vectors, clusters, seed)
+    before = np.empty(0, np.int64)
+    for _ in range(ROUNDS):
+        labels, products = _nearest(vectors, centres)
+        if np.array_equal(labels, before):
+            break
+        before = labels
+        sums = _sums(vectors, labels, len(centres))
+        moved = directions(sums).astype(np.float32)
+        # An empty cluster, or one whose members cancel out, begins anew at the vector that fits
+        # its own centre worst; of equally bad ones the first.
+        lost = np.flatnonzero(~moved.any(axis=1))
+        moved[lost] = vectors[np.argsort(products, kind="stable")[: len(lost)]]
+        centres = moved
+    return centres
+
+
+def _first_centres(vectors: np.ndarray, clusters: int, seed: int) -> np.ndarray:
+    """Greedy k-means++: some candidates for each next centre, with chances that grow with their
+    distance from those before; the one is taken that leaves the smallest distances."""
+    pool = vectors[: _SEEDS_PER_CLUSTER * clusters]
+    squares = np.einsum("ij,ij->i", pool, pool).astype(np.int64)
+    n_candidates = 1 + clusters.bit_length() // 2
+    picks = random_words(f"centres {seed}", clusters * n_candidates)
+    distances, centres = np.ones(len(pool), np.int64), []
+    for own_picks in picks.reshape(clusters, n_candidates):
+        running = np.cumsum(distances)
+        if not running[-1]:
+            break  # every vector of the pool is a centre
+        candidates = np.searchsorted(running, own_picks % np.uint64(running[-1]), side="right")
+        products = (pool @ pool[candidates].T).astype(np.int64)
+        # The squares of the distances, exact: zero for equal vectors alone.
+        away = squares[:, None] + squares[candidates] - 2 * products
+        if centres:
+            away = np.minimum(away, distances[:, None])
+        best = int(away.sum(axis=0).argmin())
+        centres.append(pool[candidates[best]])
+        distances = away[:, best]
+    return np.stack(centres)
+
+
+def _nearest(vectors: np.ndarray, centres: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """For each vector the centre with the largest product, the first of equals, and the product."""
+    labels, products = np.empty(len(vectors), np.int64), np.empty(len(vectors), np.float32)
+    for start in range(0, len(vectors), _ROWS_AT_A_TIME):
+        part = slice(start, start + _ROWS_AT_A_TIME)
+        found = vectors[part] @ centres.T
+        labels[part] = found.argmax(axis=1)
+        products[part] = found.max(axis=1)
+    return labels, products
+
+
+def _sums(vectors: np.ndarray, labels: np.ndarray, clusters: int) -> np.ndarray:
+    """The sum of each cluster's vectors: integers in float64, far below 2**53."""
+    order = np.argsort(labels, kind="stable")
+    sums = np.zeros((clusters, vectors.shape[1]))
+    for start in range(0, len(order), _ROWS_AT_A_TIME):
+        part = order[start: start + _ROWS_AT_A_TIME]
+        own = labels[part]
+        begins = np.flatnonzero(np.diff(own, prepend=-1))
+        sums[own[begins]] += np.add.reduceat(vectors[part].astype(np.float64), begins, axis=0)
+    return sums
