@@ -51,7 +51,7 @@ class Made(BaseModel):
         for setting, pattern in self.models.items():
             model = record["models"].get(setting)
             if model is None or not _any(pattern, _names(model)):
-                found.append(f"its {setting} is {_reference(model)}, not {_words(pattern)}")
+                found.append(f"its {setting} is {_reference(model)}, not {_words(pattern, 1)}")
         for setting, pattern in self.settings.items():
             value = record["settings"].get(setting)
             if not _any(pattern, [value]):
@@ -246,38 +246,46 @@ class _Stages:
 
 
 def _refusal(recipe: str, missing: Mapping[str, ScorerSpec], stages: _Stages) -> str:
-    parts, notes = [], []
-    command = _Command(stages)
+    said = {role: f"{spec.name}{f' ({spec.means})' if spec.means else ''} in the column `{role}`; "
+                  f"{_instead(role, spec, stages)}" for role, spec in missing.items()}
+    if len(said) == 1:
+        parts = [f"{recipe} was made for {text}" for text in said.values()]
+    else:
+        parts = [f"{recipe} was made for these scorers:", *(f"- {text}" for text in said.values())]
+    if any(stages.record_of(role) is None for role in missing):
+        scores = [f"{name} by {stages.said(name)}" for name in stages.scores()]
+        parts.append(f"Its scores: {'; '.join(scores) or 'none'}")
+    return "\n".join([*parts, *dict.fromkeys(_ways_out(missing, stages))])
+
+
+def _ways_out(missing: Mapping[str, ScorerSpec], stages: _Stages) -> list[str]:
+    """The commands that add what is missing, and what a person must know about it."""
+    command, own, notes = _Command(stages), [], []
     for role, spec in missing.items():
-        means = f" ({spec.means})" if spec.means else ""
-        parts.append(f"{recipe} was made for {spec.name}{means} in the column `{role}`; "
-                     f"{_instead(role, spec, stages)}")
         if any(stages.mismatches(column, accepted) == [_NOT_YET]
                for column in stages.columns(role) for accepted in spec.accepts):
-            notes.append(f"To compute `{role}`:\n  {command.start}")
-        elif spec.add:
+            own.append(f"To compute `{role}`:\n  {command.start}")
+            continue
+        notes += [spec.note] if spec.note else []
+        if spec.add:
             command.add(spec.add)
-            notes += [spec.note] if spec.note else []
         else:
-            notes.append(f"Clipmill has no stage for `{role}`: write one whose score is that "
-                         f"number (docs/stages.md) and add it under that label:\n"
-                         f"  {command.start} --set {role}.stage=./my_stage.py:MyStage")
-            notes += [spec.note] if spec.note else []
-    if command:
-        what = "it" if len(missing) == 1 else "what Clipmill has stages for"
-        notes.insert(0, f"To add {what}:\n  {command}")
+            own.append(f"Clipmill has no stage for `{role}`: write one whose score is that number "
+                       f"(docs/stages.md), and add it under that label:\n"
+                       f"  {command.start} --set {role}.stage=./my_stage.py:MyStage")
+    ways = [f"To add {'it' if len(missing) == 1 else 'what Clipmill has stages for'}:\n  {command}"
+            ] if command else []
     if present := [role for role in missing if stages.record_of(role) is not None]:
         waivers = " ".join(f"--set scorers.{role}=any" for role in present)
-        notes.append(f"To take a column as it is all the same, and have the subset's record say "
+        notes.append("To take a column as it is all the same, and have the subset's record say "
                      f"so: {waivers}")
-    return "\n".join([*parts, *dict.fromkeys(notes)])
+    return [*ways, *own, *notes]
 
 
 def _instead(role: str, spec: ScorerSpec, stages: _Stages) -> str:
     """What the catalog has in a role's column, and how it differs from the nearest that fits."""
     if stages.record_of(role) is None:
-        scorers = [f"{name} by {stages.said(name)}" for name in stages.scores()]
-        return f"the catalog has no such column. Its scores: {'; '.join(scorers) or 'none'}"
+        return "the catalog has no such column"
     reasons = min((stages.mismatches(role, accepted) for accepted in spec.accepts),
                   key=lambda found: ("made by" in found[0], len(found)))
     return f"the catalog has there {stages.said(role)}: {'; '.join(reasons)}"
@@ -393,7 +401,8 @@ def _value(value: Any) -> str:
     return "not set" if value is None else str(value)
 
 
-def _words(pattern: Any) -> str:
+def _words(pattern: Any, most: int | None = None) -> str:
+    """A pattern for people: at most so many of its choices, no hash where there is a name."""
     patterns = pattern if isinstance(pattern, list) else [pattern]
     said = [str(one).strip("*") for one in patterns if not str(one).startswith("sha256:")]
-    return " or ".join(said or map(str, patterns))
+    return " or ".join((said or list(map(str, patterns)))[:most])
