@@ -10,65 +10,16 @@ Every file is written under a temporary name beside its target, opened and check
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
-from schemas.errors import RowFailed
+from schemas.errors import ClipmillError, RowFailed
+from stages.media.clip_files import CutOptions, CutRequest, CutResult
+from stages.media.encoders import find_encoder
+from stages.media.reencode import encode_clips
+from stages.media.remux import copy_clips
 
-Media = Literal["copy", "exact"]
-
-
-@dataclass(frozen=True)
-class CutRequest:
-    """One clip to cut; `target` ends in `.mp4`, and its folder exists."""
-
-    clip_id: str
-    start_seconds: float
-    end_seconds: float
-    target: Path
-
-
-@dataclass(frozen=True)
-class CutOptions:
-    """How clips are cut.
-
-    `start` is for `copy`: the key frame at or before the clip's start, or the nearest one, which
-    may leave out the clip's beginning. The rest but `audio` is for `exact`: `encoder`, `crf` and
-    `preset` are FFmpeg's (None: what `check_encoder` finds, and its usual quality), `short_side`
-    scales down to so many pixels at most, `threads` is how many decoding and encoding may use
-    (0: all).
-    """
-
-    media: Media = "copy"
-    audio: bool = True
-    start: Literal["before", "nearest"] = "before"
-    encoder: str | None = None
-    crf: int | None = None
-    preset: str | None = None
-    short_side: int | None = None
-    threads: int = 1
-
-
-@dataclass(frozen=True)
-class CutResult:
-    """What became of a request: `path` is the file that is there now, or `problem` says why not.
-
-    `path` is the target; with `copy`, where mp4 can't hold the codecs, its suffix is `.webm` or
-    `.mkv`. `start_seconds` and `end_seconds` are what the file truly shows, in the source's time.
-    Width and height are as displayed.
-    """
-
-    clip_id: str
-    path: Path | None = None
-    start_seconds: float | None = None
-    end_seconds: float | None = None
-    n_frames: int | None = None
-    width: int | None = None
-    height: int | None = None
-    has_audio: bool | None = None
-    size_bytes: int | None = None
-    problem: RowFailed | None = None
+__all__ = ["CutOptions", "CutRequest", "CutResult", "check_encoder", "cut_clips"]
 
 
 def check_encoder(options: CutOptions) -> str:
@@ -76,16 +27,36 @@ def check_encoder(options: CutOptions) -> str:
 
     Raises UsageError where the options don't fit it, ClipmillError where none works here.
     """
-    raise NotImplementedError
+    return find_encoder(options.encoder, options.crf, options.preset).name
 
 
 def cut_clips(
     source: Path, requests: Sequence[CutRequest], options: CutOptions, *,
     starts_at_seconds: float = 0.0,
 ) -> Iterator[CutResult]:
-    """Cuts clips of one file; gives one result a request, in the order of their ends.
+    """Cuts clips of one file; gives one result a request, as they are ready.
 
-    Times are the source video's; `starts_at_seconds` is the file's time 0 in it. Raises
-    ClipmillError where no clip could be written at all (full disk, no encoder).
+    Times are the source video's; `starts_at_seconds` is the file's time 0 in it. A clip that
+    can't be cut is a result with a problem; so are all clips of a file that can't be read.
+    Raises ClipmillError where no clip could be written at all (full disk, no encoder).
     """
-    raise NotImplementedError
+    shifted = [replace(request, start_seconds=request.start_seconds - starts_at_seconds,
+                       end_seconds=request.end_seconds - starts_at_seconds)
+               for request in requests]
+    left = {request.clip_id: None for request in requests}
+    if len(left) < len(requests):
+        raise ValueError("clip_id of the requests must be distinct")
+    cut = copy_clips if options.media == "copy" else encode_clips
+    try:
+        for result in cut(source.absolute(), shifted, options):
+            del left[result.clip_id]
+            if result.start_seconds is not None and result.end_seconds is not None:
+                result = replace(result, start_seconds=result.start_seconds + starts_at_seconds,
+                                 end_seconds=result.end_seconds + starts_at_seconds)
+            yield result
+    except ClipmillError:
+        raise
+    except RowFailed as problem:
+        # The file as a whole can't be read: that is every clip's problem.
+        for clip_id in left:
+            yield CutResult(clip_id, problem=problem)
