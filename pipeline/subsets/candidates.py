@@ -8,7 +8,8 @@ clip's milliseconds, and a column for each expression and each draw of chance.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from pipeline.subsets.rules import (
     Where,
 )
 from pipeline.subsets.scorers import ResolvedScorer
-from schemas.errors import UsageError
+from schemas.errors import ClipmillError, UsageError
 from schemas.sql_text import quoted
 
 CANDIDATES = "work.candidates"
@@ -96,22 +97,31 @@ def read_candidates(
     relation = _with_roles(catalog, scorers)
     connection = catalog.connection
     connection.execute("CREATE SCHEMA IF NOT EXISTS work")
+    catalog.execute("SELECT 1 FROM clips LIMIT 0")  # makes the view
     # Expressions are checked against an empty table: binding the view lists every folder.
-    catalog.execute("SELECT 1 FROM clips LIMIT 0")
-    connection.execute(f"CREATE TEMP TABLE clips AS {relation} LIMIT 0")
-    checker = Expressions(catalog)
-    for rule in recipe.rules:
-        found.columns[rule.number] = _rule_columns(rule, recipe.seed, checker, wanted, comparisons)
-    names = [name for name, *_ in connection.execute("SELECT * FROM temp.clips").description]
-    for name in dict.fromkeys([*_DESCRIBED, *(role for role in scorers)]):
-        if name in names and is_numeric(checker.type_of(quoted(name), name)):
-            found.described[name] = wanted.add(quoted(name), name)
-    connection.execute("DROP TABLE temp.clips")
-    connection.execute(f"CREATE TEMP VIEW clips AS {relation}")
+    with _shown_as_clips(connection, f"TEMP TABLE clips AS {relation} LIMIT 0"):
+        checker = Expressions(catalog)
+        for rule in recipe.rules:
+            found.columns[rule.number] = _rule_columns(rule, recipe.seed, checker, wanted,
+                                                       comparisons)
+        names = [name for name, *_ in connection.execute("SELECT * FROM clips").description]
+        for name in dict.fromkeys([*_DESCRIBED, *scorers]):
+            if name in names and is_numeric(checker.type_of(quoted(name), name)):
+                found.described[name] = wanted.add(quoted(name), name)
     found.shards = committed(catalog)
-    _read(found, wanted)
-    connection.execute("DROP VIEW temp.clips")
+    with _shown_as_clips(connection, f"TEMP VIEW clips AS {relation}"):
+        _read(found, wanted)
     return found
+
+
+@contextmanager
+def _shown_as_clips(connection: Any, made: str) -> Iterator[None]:
+    """Something that stands in the place of the `clips` view; names of temp are looked up first."""
+    connection.execute(f"CREATE {made}")
+    try:
+        yield
+    finally:
+        connection.execute(f"DROP {made.split()[1]} temp.clips")
 
 
 def committed(catalog: Catalog) -> dict[str, list[str]]:
@@ -201,19 +211,22 @@ def _read(candidates: Candidates, wanted: _Columns) -> None:
     try:
         with errors_at("the recipe's expressions"):
             connection.execute(
-                f"CREATE TABLE {CANDIDATES} AS SELECT clip_id, video_id, CAST(round("
+                f"CREATE OR REPLACE TABLE {CANDIDATES} AS SELECT clip_id, video_id, CAST(round("
                 f"coalesce(duration_seconds, 0) * 1000) AS BIGINT) AS ms{picked} FROM clips"
             )
     except UsageError:
         _blame(connection, wanted)
         raise
+    except ClipmillError as error:
+        raise ClipmillError(f"{error}\nGive it more with --memory-limit, or bring the dataset's "
+                            "index up to date with `clipmill run`") from error
     # A table's row number is a name for a clip that sorts and joins carry cheaply.
-    connection.execute("CREATE TABLE work.videos AS SELECT video_id, count(*) AS clips "
-                       f"FROM {CANDIDATES} GROUP BY video_id")
+    connection.execute("CREATE OR REPLACE TABLE work.videos AS "
+                       f"SELECT DISTINCT video_id FROM {CANDIDATES}")
     used = dict.fromkeys(name for rule in candidates.columns.values() for name in rule.names())
     own = "".join(f", {name}" for name in used)
     connection.execute(
-        f"CREATE TABLE {ALL} AS SELECT c.rowid AS id, v.rowid AS video, ms{own} "
+        f"CREATE OR REPLACE TABLE {ALL} AS SELECT c.rowid AS id, v.rowid AS video, ms{own} "
         f"FROM {CANDIDATES} AS c JOIN work.videos AS v ON v.video_id = c.video_id"
     )
 
@@ -223,14 +236,3 @@ def _blame(connection: Any, wanted: _Columns) -> None:
     for sql, name in wanted.by_sql.items():
         with errors_at(wanted.places[name]):
             connection.execute(f"SELECT count(x) FROM (SELECT {sql} AS x FROM clips)").fetchall()
-
-
-def clip_ids(candidates: Candidates, rows: Sequence[int]) -> dict[int, str]:
-    """Row numbers as clip ids."""
-    if not rows:
-        return {}
-    listed = ", ".join(map(str, map(int, rows)))
-    found = candidates.catalog.connection.execute(
-        f"SELECT rowid, clip_id FROM {CANDIDATES} WHERE rowid IN ({listed})").fetchall()
-    return dict(found)
-

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from pipeline.subsets import clusters, near
 from pipeline.subsets.candidates import ALL, CANDIDATES, Candidates, RuleColumns
 from pipeline.subsets.rules import (
     Balance,
@@ -144,7 +145,7 @@ class Engine:
         return row
 
     def _keep(self, target: str, query: str) -> None:
-        self._connection.execute(f"CREATE TABLE {target} AS {query}")
+        self._connection.execute(f"CREATE OR REPLACE TABLE {target} AS {query}")
 
     def _where(self, rule: Rule, columns: RuleColumns, source: str, target: str,
                outcome: Outcome) -> None:
@@ -215,7 +216,8 @@ class Engine:
                                  f"OR isinf({columns.values[0]})")
             if wrong:
                 raise UsageError(f"a weight is a positive number, and {body.weight} is not for "
-                                 f"{wrong:,} clips; put a `where` rule before it, or use greatest()")
+                                 f"{wrong:,} clips; put a `where` rule before it, or use "
+                                 "greatest()")
             (n,) = self._one(f"SELECT count({columns.values[0]}) FROM {source}")
             outcome.nulls = outcome.before.clips - n
             reach = f"(SELECT * FROM {source} WHERE {columns.values[0]} IS NOT NULL)"
@@ -272,9 +274,7 @@ class Engine:
                  outcome: Outcome) -> None:
         body = rule.body
         assert isinstance(body, Balance)
-        from pipeline.subsets import clusters
-
-        step = self._step(rule, "embed_clips", body.embeddings)
+        step = self._step("embed_clips", body.embeddings)
         self._rank(source, columns.chance)
         labels = clusters.assign_clusters(
             self._rows(step, "embeddings"), outcome.before.clips, clusters=body.clusters,
@@ -303,17 +303,15 @@ class Engine:
             self._keep(target, f"SELECT * EXCLUDE (_place) FROM ({ranked}) "
                                f"WHERE _place = 1 OR {same} IS NULL")
             return
-        from pipeline.subsets import near
-
         self._rank(source, order)
         n, scratch = outcome.before.clips, Path(self._scratch.name)
         if body.by == "frames":
             assert body.max_distance is not None
-            rows = self._rows(self._step(rule, "hash_frames", None), "frame_hashes")
+            rows = self._rows(self._step("hash_frames", None), "frame_hashes")
             gone = near.near_hashes(rows, n, max_distance=body.max_distance, scratch=scratch)
         else:
             assert body.min_cosine is not None
-            step = self._step(rule, "embed_clips", body.embeddings)
+            step = self._step("embed_clips", body.embeddings)
             gone = near.near_vectors(self._rows(step, "embeddings"), n,
                                      min_cosine=body.min_cosine, scratch=scratch)
         self._connection.register("given_gone",
@@ -344,7 +342,7 @@ class Engine:
             f"WHERE k.{column} IS NOT NULL"
         ).to_arrow_reader(4096)
 
-    def _step(self, rule: Rule, stage: str, label: str | None) -> StepTable:
+    def _step(self, stage: str, label: str | None) -> StepTable:
         """The step that made what a rule compares."""
         layout = self.candidates.catalog.layout
         there = [step for step in layout.steps if step.name == stage and step.folder is not None]
