@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
+from jobs.cli import app
 from jobs.ready_made import recipe_path
 from jobs.run import run
+from jobs.subset import create
 from pipeline.catalog import open_catalog
 from pipeline.recipe import load_recipe
 from pipeline.status import status_report
+from schemas.errors import UsageError
 from tests.conftest import Made
 
 MOST_DECODED = 1.02
@@ -54,7 +58,7 @@ def test_nothing_is_done_twice(dataset):
     [
         ("split_clips.threshold=40", {"split_clips", "shots", "tag_clips", "caption_frames",
                                       "summarize_captions", "embed_clips", "score_similarity",
-                                      "score_aesthetic"}),
+                                      "score_aesthetic", "hash_frames"}),
         ("caption_frames.max_new_tokens=15", {"caption_frames", "summarize_captions",
                                               "score_similarity"}),
         ("score_aesthetic.over_frames=mean", {"score_aesthetic"}),
@@ -129,3 +133,42 @@ def test_without_kept_frames_time_stamps_come_out_the_same(made, tmp_path):
     kept = [pq.read_metadata(path).num_rows
             for path in (tmp_path / "dataset" / "frames").rglob("*.parquet")]
     assert set(kept) == {0}
+
+
+DARK = """
+scorers:
+  aesthetic:
+    name: the demo's head, darkest of 2 frames
+    accepts:
+      - stage: score_aesthetic
+        settings: {{over_frames: min}}
+        upstream: {{embed_clips: {{settings: {{frames_per_clip: 2}}}}}}
+    add:
+      embed_2: {{stage: embed_clips, model: {models}/clip, frames_per_clip: 2}}
+      dark: {{stage: score_aesthetic, embeddings: embed_2, over_frames: min,
+              head: {models}/aesthetic.safetensors}}
+rules:
+  - where: aesthetic > 0
+"""
+
+
+def test_the_command_that_a_refused_subset_prints_adds_just_its_scorer(dataset, tmp_path, capsys):
+    """Typed as it stands, it makes the missing scores and no more, and the subset goes through."""
+    recipe = tmp_path / "dark.yaml"
+    recipe.write_text(DARK.format(models=recipe_path("demo").parent.parent / "demo" / "models"))
+
+    with pytest.raises(UsageError, match="dark was made for the demo's head, darkest") as refused:
+        create(dataset, str(recipe))
+    (command,) = [line for line in str(refused.value).splitlines() if "clipmill run" in line]
+    before, decoded = set(dataset.rglob("*.parquet")), totals(dataset)["decoded_frames"]
+    app(shlex.split(command)[1:], standalone_mode=False)
+    made = {path.relative_to(dataset).parts[0] for path in set(dataset.rglob("*.parquet")) - before}
+    assert made - {"index"} == {"embed_2", "dark"}
+    assert totals(dataset)["decoded_frames"] == decoded
+    create(dataset, str(recipe))
+    with open_catalog(dataset) as catalog:
+        ((clips, scored),) = catalog.execute("SELECT count(*), count(dark) FROM clips").fetchall()
+    assert clips == scored > 2
+    capsys.readouterr()
+    app(["run", "--dataset", str(dataset)], standalone_mode=False)
+    assert "Nothing to do" in capsys.readouterr().err
