@@ -41,6 +41,40 @@ class Format(enum.StrEnum):
     parquet = "parquet"
 
 
+class ExportFormat(enum.StrEnum):
+    """What an export is written as."""
+
+    webdataset = "webdataset"
+    parquet = "parquet"
+    huggingface = "huggingface"
+    internvid = "internvid"
+    csv = "csv"
+    interleaved = "interleaved"
+
+
+class Media(enum.StrEnum):
+    """How clips' files are made."""
+
+    none = "none"
+    copy = "copy"
+    exact = "exact"
+
+
+class CutStart(enum.StrEnum):
+    """Which key frame a copied clip begins at."""
+
+    before = "before"
+    nearest = "nearest"
+
+
+class Documents(enum.StrEnum):
+    """What an interleaved document is made of."""
+
+    a = "a"
+    b = "b"
+    c = "c"
+
+
 class StatusFormat(enum.StrEnum):
     """How the status is printed."""
 
@@ -222,6 +256,96 @@ def failures(
     from jobs.query import print_failures
 
     print_failures(dataset, kinds=kind or [], format=format_.value, output=output, history=all_)
+
+
+@app.command()
+def remove(
+    dataset: Dataset,
+    video: Annotated[list[str] | None, typer.Option("--video", metavar="ID", help="a video_id; may "
+                     "be given several times")] = None,
+    uploader: Annotated[list[str] | None, typer.Option("--uploader", metavar="NAME", help="all "
+                        "videos of this uploader that the dataset has; may be given several "
+                        "times")] = None,
+    reason: Annotated[str | None, typer.Option(help="a note, kept in the view `removed`")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="only say what would go")] = False,
+) -> None:
+    """Take videos out of tables, media and later exports, for good."""
+    from jobs.remove import remove as take_out
+
+    take_out(dataset, videos=video or [], uploaders=uploader or [], reason=reason,
+             dry_run=dry_run)
+
+
+@app.command()
+def export(
+    dataset: Dataset,
+    format_: Annotated[ExportFormat, typer.Option("--format", help="what the files are")],
+    output: Annotated[Path, typer.Option(metavar="DIR", help="a new or empty folder, or that of "
+                      "the same export, which is gone on with")],
+    subset: Annotated[str | None, typer.Option(metavar="NAME", help="a frozen subset; by default "
+                      "all clips")] = None,
+    where: Annotated[str | None, typer.Option(metavar="SQL", help="only clips for which this is "
+                     "true, e.g. \"similarity > 0.3\"")] = None,
+    media: Annotated[Media, typer.Option(help="none; copy: cut at key frames, without encoding "
+                     "anew; exact: encoded anew, right to the frame")] = Media.none,
+    redact: Annotated[bool, typer.Option("--redact", help="leave out titles, descriptions and "
+                      "names of uploaders, and addresses that tell them")] = False,
+    shard_size: Annotated[str, typer.Option(metavar="SIZE", help="how large a file may get")
+                          ] = "1GB",
+    caption: Annotated[str, typer.Option(metavar="COLUMN", help="the text of a clip, a column of "
+                       "clips")] = "caption",
+    keep_uncaptioned: Annotated[bool | None, typer.Option(
+        "--keep-uncaptioned/--drop-uncaptioned", help="whether clips without that text stay; by "
+        "default in parquet and csv only")] = None,
+    documents: Annotated[Documents | None, typer.Option(help="interleaved: a, a video's clips and "
+                         "captions; b, also what is said; c, as b, two videos together; by "
+                         "default a")] = None,
+    drop: Annotated[float | None, typer.Option(metavar="SHARE", help="interleaved: the share of "
+                    "clips left out at random; by default 0.3")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="interleaved: of that choice; by default "
+                                             "42")] = None,
+    start: Annotated[CutStart | None, typer.Option(help="copy: which key frame a clip begins at; "
+                                                   "by default the one before")] = None,
+    encoder: Annotated[str | None, typer.Option(metavar="NAME", help="exact: FFmpeg's name of an "
+                       "encoder; by default the best H.264 one there is")] = None,
+    crf: Annotated[int | None, typer.Option(help="exact: the encoder's quality, lower is better")
+                   ] = None,
+    preset: Annotated[str | None, typer.Option(metavar="NAME", help="exact: the encoder's preset")
+                      ] = None,
+    short_side: Annotated[int | None, typer.Option(metavar="PIXELS", help="exact: scale down to "
+                          "this at most")] = None,
+    audio: Annotated[bool, typer.Option("--audio/--no-audio", help="keep the sound")] = True,
+    engine: Annotated[Engine | None, typer.Option(help="where clips are cut; by default ray, and "
+                      "local where there is nothing to cut")] = None,
+    memory_limit: MemoryLimit = None,
+) -> None:
+    """Write clips for training; run again, it goes on where it was stopped."""
+    from jobs.export import export as write
+    from pipeline.exports.request import (
+        ExportRequest,
+        cut_options,
+        interleaving_options,
+        size_in_bytes,
+    )
+
+    write(ExportRequest(
+        dataset.absolute(), output.absolute(), format_.value, subset=subset, where=where,
+        redact=redact, shard_bytes=size_in_bytes(shard_size, "--shard-size"), caption=caption,
+        uncaptioned=keep_uncaptioned,
+        interleaving=interleaving_options(format_.value, documents and documents.value, drop,
+                                          seed),
+        cut=cut_options(media.value, audio=audio, start=start and start.value, encoder=encoder,
+                        crf=crf, preset=preset, short_side=short_side),
+        engine=engine and engine.value,
+    ), memory_limit=memory_limit)
+
+
+@app.command()
+def index(dataset: Dataset) -> None:
+    """Make the catalog's index by hand; every run brings it up to date at its end."""
+    from jobs.indexing import index_dataset
+
+    index_dataset(dataset)
 
 
 @app.command()

@@ -48,6 +48,8 @@ def describe(report: ImportReport, limit: int | None) -> Iterator[str]:
         parts.append(f"{report.known:,} known before")
     if report.not_taken:
         parts.append(f"{report.not_taken:,} not taken")
+    if report.removed:
+        parts.append(f"{report.removed:,} of removed videos")
     of = "" if limit is None else f" of the first {limit:,} video{'' if limit == 1 else 's'}"
     yield f"Rows{of}: {report.rows:,} = {' + '.join(parts)}."
     shards = f"{len(report.shards):,} shard{'' if len(report.shards) == 1 else 's'}"

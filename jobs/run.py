@@ -15,6 +15,7 @@ from typing import Any
 
 from rich.console import Console
 
+from jobs.indexing import refresh_index
 from jobs.progress import Progress
 from jobs.ready_made import recipe_path
 from jobs.versions import code_version
@@ -22,6 +23,7 @@ from pipeline import records
 from pipeline.locally import run_locally
 from pipeline.plan import Plan, ShardList, Step, build_plan, pending
 from pipeline.recipe import LoadedRecipe, load_recipe
+from pipeline.removal import finish_removals
 from pipeline.retry import list_shards, request_retries
 from pipeline.sources import ingest, list_source_shards
 from schemas.errors import ClipmillError, UsageError
@@ -53,6 +55,7 @@ def run(
     is_new = not dataset.exists()
     dataset.mkdir(parents=True, exist_ok=True)
     with dataset_lock(dataset):
+        finish_removals(dataset)
         if retry_kinds is None and take_sources:
             try:
                 _ingest(loaded, dataset, limit)
@@ -70,7 +73,10 @@ def run(
             for stage, keys in asked.items():
                 _err.print(f"Trying {keys} failed rows of {stage} again.")
             shards = list_shards(dataset, list_source_shards(dataset))
-        return _bring_up_to_date(loaded, plan, steps, shards, dataset)
+        did = _bring_up_to_date(loaded, plan, steps, shards, dataset)
+        finish_removals(dataset)  # of videos that came again
+        refresh_index(dataset)
+        return did
 
 
 def _ingest(loaded: LoadedRecipe, dataset: Path, limit: int | None) -> None:

@@ -32,8 +32,10 @@ from pipeline.shards import (
     shard_path,
     write_json,
 )
+from pipeline.tombstones import new_tombstone, removed_videos
 from schemas.errors import MAX_MESSAGE_CHARACTERS, ClipmillError, RowFailed, RowRejected
 from schemas.tables import ERROR, REJECTION
+from schemas.views import REMOVED_RULE
 from stages.protocol import Transform, Workspace
 
 Report = Callable[[str, Counter], None]
@@ -96,6 +98,7 @@ class Worker:
                 attempts = _earlier_attempts(step, self.dataset, group)
                 for batch, output in self._batches(step, shard, rows, transform, frames):
                     tables = _complete(step, batch, output, attempts)
+                    tables[step.label] = self._without_removed(step, tables[step.label])
                     tally = _tally(step, batch, tables[step.label])
                     counts.update(tally)
                     counts["source_frames"] += _sum(tables[step.label], "source_frames")
@@ -117,6 +120,27 @@ class Worker:
         _journal(step, self.dataset, shard).unlink(missing_ok=True)
         if step.label == step.stage_label:
             self.report(step.stage_label, Counter(shards=1))
+
+    def _without_removed(self, step: Step, table: pa.Table) -> pa.Table:
+        """Rejects videos that were removed from the dataset and come again from other sources."""
+        names = table.column_names
+        if step.stage.key != "source_key" or "video_id" not in names:
+            return table
+        removed = removed_videos(self.dataset)
+        if not removed:
+            return table
+        rows = table.to_pylist()
+        again: dict[str, list[str]] = {}
+        for at, row in enumerate(rows):
+            if (video := row["video_id"]) in removed:
+                again.setdefault(video, []).append(row["source_key"])
+                rows[at] = {"source_key": row["source_key"],
+                            "rejection": {"rule": REMOVED_RULE, "detail": removed[video]}}
+        if not again:
+            return table
+        # Its file and what the source said of it go with the removals at the end of the run.
+        new_tombstone(self.dataset, again, "came again from another source")
+        return pa.Table.from_pylist(rows, schema=table.schema)
 
     def _batches(
         self, step: Step, shard: str, rows: pa.Table, transform: Transform,

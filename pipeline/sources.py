@@ -29,9 +29,11 @@ from pipeline.shards import (
 from pipeline.source_lists import read_list
 from pipeline.source_rows import Reader, Source
 from pipeline.source_spec import SourceSpec, source_from_argument
+from pipeline.tombstones import removed_sources, removed_videos
 from schemas.errors import MAX_MESSAGE_CHARACTERS, UsageError
-from schemas.ids import source_key
+from schemas.ids import platform_video_id, source_key
 from schemas.tables import SOURCES
+from schemas.views import REMOVED_RULE
 from stages.media.suffixes import MEDIA_SUFFIXES
 from stages.models.references import DataFile
 
@@ -89,7 +91,8 @@ def ingest(
     Raises UsageError where an input can't be read or gives nothing.
     """
     folder = dataset / "sources"
-    listing = _Listing(_known_keys(folder), excluded_ids(exclude_ids), limit)
+    listing = _Listing(_known_keys(folder), excluded_ids(exclude_ids), limit,
+                       {**removed_sources(dataset), **removed_videos(dataset)})
     reader = Reader(base_folder or Path.cwd(), Expander(folder / ".lists"),
                     lambda key: listing.known.get(key) == "failed", lambda: listing.full)
     for spec in sources:
@@ -115,11 +118,13 @@ def _hint(spec: SourceSpec) -> str:
 class _Listing:
     """All that was listed, each source once, in the order in which it was first named."""
 
-    def __init__(self, known: dict[str, str], excluded: set[str], limit: int | None) -> None:
+    def __init__(self, known: dict[str, str], excluded: set[str], limit: int | None,
+                 removed: dict[str, str]) -> None:
         self.known = known
         self.rows = 0
         self.over_limit = 0
         self._excluded = excluded
+        self._removed = removed
         self._limit = limit
         self._taken = 0
         self._by_key: dict[str, Source] = {}
@@ -139,7 +144,8 @@ class _Listing:
             self.over_limit += 1
         else:
             if source.problem is None and source.rejection is None:
-                source.rejection = exclusion(source, self._excluded)
+                source.rejection = (_removal(key, source, self._removed)
+                                    or exclusion(source, self._excluded))
                 fresh = "kept" if source.rejection is None else "rejected"
                 self._taken += self.known.get(key, fresh) == "kept"
             self._by_key[key] = source
@@ -162,7 +168,7 @@ class _Listing:
         # The repeat has a key of its own, the same each time the same list is read.
         number = self._repeats[key] = self._repeats.get(key, 0) + 1
         locator = f"{source.locator}\0repeat {number}"
-        source.rejection = {
+        source.rejection = _removal(key, first, self._removed) or {
             "rule": "sources.duplicate",
             "detail": f"{source.place}: the same as {first.url or first.locator} "
                       f"({first.place}), key {key}",
@@ -180,6 +186,15 @@ def _known_keys(folder: Path) -> dict[str, str]:
                             pc.if_else(pc.is_valid(table["rejection"]), "rejected", "kept"))
         known.update(zip(table["source_key"].to_pylist(), became.to_pylist(), strict=True))
     return known
+
+
+def _removal(key: str, source: Source, removed: dict[str, str]) -> dict[str, str] | None:
+    """The rejection of a source that was removed from the dataset, or whose video was."""
+    names = [key, source.video_id]
+    if source.extractor is not None and source.platform_id is not None:
+        names.append(platform_video_id(source.extractor, source.platform_id))
+    when = next((removed[name] for name in names if name in removed), None)
+    return None if when is None else {"rule": REMOVED_RULE, "detail": when}
 
 
 def exclusion(source: Source, excluded: set[str]) -> dict[str, str] | None:
@@ -289,6 +304,9 @@ def sources_table(rows: Iterable[tuple[str, Source]]) -> pa.Table:
 
 
 def _row(key: str, source: Source, now: datetime) -> dict[str, Any]:
+    if source.rejection is not None and source.rejection["rule"] == REMOVED_RULE:
+        # What was removed leaves no more than its key.
+        return {"source_key": key, "rejection": source.rejection}
     error = None
     if source.problem is not None:
         error = {"kind": source.problem.kind, "attempts": 1, "at": now,

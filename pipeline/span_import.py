@@ -33,6 +33,7 @@ from pipeline.sources import (
     sources_table,
     write_sources,
 )
+from pipeline.tombstones import removed_videos
 from schemas.errors import ClipmillError, RowFailed
 from schemas.ids import source_key
 from schemas.sql_text import escaped_for_glob, literal
@@ -45,15 +46,17 @@ MEMORY = "1GB"
 _BATCH_ROWS = 100_000
 _FAILURES_A_SHARD = 1000
 _NEW, _BAD, _KNOWN = range(3)
-_NOT_TABLES = frozenset(("sources", "media", "runs"))
+_REMOVED = "removed"
+_NOT_TABLES = frozenset(("sources", "media", "runs", "index", "subsets", "removed"))
 
 
 @dataclass
 class ImportReport:
-    """What became of the rows: `rows` = kept + rejected + failed + known + not_taken.
+    """What became of the rows: `rows` = kept + rejected + failed + known + not_taken + removed.
 
-    Known rows are in the dataset already; those not taken are further spans of videos that stages
-    have worked on, whose spans are fixed. Of `limit`, only rows of the videos taken are counted.
+    Known rows are in the dataset already, those of removed videos never again; those not taken are
+    further spans of videos that stages have worked on, whose spans are fixed. Of `limit`, only
+    rows of the videos taken are counted.
     """
 
     rows: int = 0
@@ -62,6 +65,7 @@ class ImportReport:
     failed: int = 0
     known: int = 0
     not_taken: int = 0
+    removed: int = 0
     new_videos: int = 0
     grown_videos: int = 0
     shards: list[str] = field(default_factory=list)
@@ -150,6 +154,11 @@ def _sorted_rows(
             "WHERE extractor = 'youtube' AND rejection.rule IS DISTINCT FROM 'sources.duplicate' "
             "GROUP BY platform_id"
         )
+    # Sorted behind the shards, whose names are digits.
+    removed = [video.removeprefix("youtube-") for video in removed_videos(folder.parent)
+               if video.startswith("youtube-")]
+    connection.register("removed", pa.table({"id": pa.array(removed, pa.string())}))
+    known += f" UNION ALL SELECT id, {literal(_REMOVED)} FROM removed"
     only = "" if limit is None else "WHERE problem IS NOT NULL OR id IN (SELECT id FROM wanted)"
     return _stream(connection, rows, f"""
         SELECT *, CASE kind WHEN {_NEW} THEN id WHEN {_KNOWN} THEN shard ELSE NULL END AS together
@@ -283,7 +292,11 @@ class _Import:
     def _take_known(self, table: pa.Table) -> None:
         edges = [*_starts(table, "shard"), table.num_rows]
         for first, last in itertools.pairwise(edges):
-            self._grow(table["shard"][int(first)].as_py(), table.slice(first, last - first))
+            shard = table["shard"][int(first)].as_py()
+            if shard == _REMOVED:
+                self._report.removed += int(last - first)
+            else:
+                self._grow(shard, table.slice(first, last - first))
 
     def _grow(self, shard: str, rows: pa.Table) -> None:
         """Adds spans to known videos of a shard, unless a stage has worked on it already."""

@@ -6,6 +6,8 @@ import hashlib
 import re
 
 _SAFE = re.compile(r"[A-Za-z0-9_-]{1,80}\Z")
+CLIP_ID = re.compile(r"(.*)-m?\d+-m?\d+\Z", re.S)
+"""A clip's id; the group is its video's."""
 
 
 def _hash(text: str) -> str:

@@ -1,0 +1,42 @@
+"""`clipmill index`, and the same at the end of every run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import duckdb
+from rich.console import Console
+
+_err = Console(stderr=True, highlight=False)
+
+
+def refresh_index(dataset: Path) -> None:
+    """Brings the index up to date; a problem with it is told and spoils no run."""
+    from pipeline.index_writer import update_index
+
+    try:
+        update_index(dataset)
+    except (OSError, duckdb.Error) as error:
+        _err.print(f"The index of the catalog could not be made ({error}); queries work without "
+                   f"it, and take longer. `clipmill index {dataset}` tries again.", markup=False)
+
+
+def index_dataset(dataset: Path) -> None:
+    """Makes the index of a dataset, or brings it up to date, and says what there is."""
+    from jobs.run import dataset_lock
+    from pipeline.index_writer import update_index
+    from pipeline.records import require_dataset
+    from schemas.errors import ClipmillError
+
+    dataset = require_dataset(dataset).absolute()
+    with dataset_lock(dataset):
+        try:
+            report = update_index(dataset)
+        except (OSError, duckdb.Error) as error:
+            raise ClipmillError(f"the index could not be made: {error}") from error
+    if report is None:
+        print("Nothing to index: the newest run has no videos split into clips, or a column whose "
+              "type can't be stored. Queries read the tables themselves.")
+        return
+    parts = f"{report.n_parts} part{'' if report.n_parts == 1 else 's'}"
+    print(f"{report.n_clips:,} clips in {parts}, {report.n_new} made now.")
