@@ -474,21 +474,20 @@ def subset_recipes(
 
 @recipes.command("list")
 def recipe_list() -> None:
-    """Names and purposes of the ready-made recipes."""
-    from jobs.ready_made import names, recipe_path
-    from pipeline.recipe import read_yaml
+    """Names and purposes of the ready-made recipes, of runs and of subsets."""
+    from jobs.ready_made import SUBSET_FOLDER, described
 
-    width = max(map(len, names()))
-    for name in names():
-        print(f"{name:{width}}  {read_yaml(recipe_path(name)).get('description', '')}")
+    print("For `clipmill run`:", *described(), "", "For `clipmill subset explain` and `create`:",
+          *described(SUBSET_FOLDER), sep="\n")
 
 
 @recipes.command("show")
-def recipe_show(name: RecipeArgument) -> None:
+def recipe_show(name: Annotated[str, typer.Argument(metavar="RECIPE", help="a ready-made name, of "
+                "a run's recipe or a subset's, or a YAML file")]) -> None:
     """Print a recipe, to start one of your own from."""
-    from jobs.ready_made import recipe_path
+    from jobs.ready_made import any_recipe_path
 
-    print(recipe_path(name).read_text(), end="")
+    print(any_recipe_path(name).read_text("utf-8"), end="")
 
 
 def main() -> None:

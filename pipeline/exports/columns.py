@@ -1,0 +1,135 @@
+"""Which columns an export has, where they come from, and which of them `--redact` leaves out.
+
+A clip's row is made of columns of the `clips` view and of facts of its video, which are joined to
+it by position in sorted streams. Names that begin with an underscore serve the work only.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from pipeline.catalog import Catalog
+from pipeline.exports.request import ExportRequest
+from schemas.errors import UsageError
+from schemas.sql_text import literal, quoted
+
+TEXT, PATH, STARTS_AT, SUBTITLES, DROPPED = (
+    "_text", "_path", "_starts_at_seconds", "_subtitles", "_dropped",
+)
+SPAN = ("clip_id", "video_id", "start_seconds", "end_seconds", "duration_seconds")
+# Facts of the video under the names that they have in an export; the first five stand in `clips`.
+_FACTS = {
+    "url": "url", "title": "title", "language": "language", "category": "category",
+    "query": "query", "extractor": "extractor", "source_id": "source_id", "license": "license",
+    "uploader": "uploader", "description": "description",
+    "video_duration_seconds": "duration_seconds", "codec": "codec", "has_audio": "has_audio",
+    "sha256": "sha256",
+}
+# What every export needs of a video, to count by.
+_COUNTED = ("extractor", "license")
+_PERSONAL = re.compile(r"(?:.*_)?(?:title|description|uploader)s?\Z", re.I)
+REDACTED = ("title", "description", "uploader", "extra")
+
+
+@dataclass(frozen=True)
+class Columns:
+    """SQL expressions by name: of `clips`, and of `videos` beside `video_id`."""
+
+    clips: Mapping[str, str]
+    facts: Mapping[str, str]
+    shown: tuple[str, ...]
+    """The names that the files have, in order."""
+
+
+def choose_columns(
+    catalog: Catalog, request: ExportRequest, scores: Mapping[str, str]
+) -> Columns:
+    """The columns for a format; UsageError where the caption is no text column of `clips`.
+
+    `scores` gives SQL over `clips` of further columns, by name (InternVid's two).
+    """
+    there = _types(catalog, "clips")
+    _check_caption(request.caption, there)
+    clips = {name: quoted(name) for name in SPAN}
+    clips[TEXT] = quoted(request.caption)
+    facts = dict(_FACTS)
+    if request.format == "internvid":
+        facts = {name: _FACTS[name] for name in (*_COUNTED, "source_id")}
+        clips |= scores
+        shown: list[str] = []
+    elif request.format == "interleaved":
+        facts = {name: _FACTS[name]
+                 for name in ("url", "title", "language", *_COUNTED, "source_id")}
+        shown = []
+        if request.interleaving.documents != "a":
+            facts[SUBTITLES] = "subtitles"
+    else:
+        clips |= {name: _expression(name, kind, request) for name, kind in there.items()
+                  if name not in facts}
+        # A scorer may be called as a fact of the video is.
+        facts = {name: column for name, column in facts.items()
+                 if name not in there or name in ("url", "title", "language", "category", "query")}
+        shown = [name for name in (*there, *facts) if not name.startswith("_")]
+    sql = {name: column if name in (SUBTITLES,) else quoted(column)
+           for name, column in facts.items()}
+    if request.cut is not None:
+        known = _types(catalog, "videos")
+        sql[PATH] = "path"
+        sql[STARTS_AT] = "starts_at_seconds" if "starts_at_seconds" in known else "NULL"
+    if request.redact:
+        sql = {name: value for name, value in sql.items() if not _PERSONAL.match(name)}
+        clips = {name: value for name, value in clips.items()
+                 if name.startswith("_") or not (_PERSONAL.match(name) or name == "extra")}
+        if "url" in sql:
+            sql["url"] = _address_without_names()
+    if request.format == "interleaved":
+        clips[DROPPED] = _dropped(request)
+    names = {*clips, *sql}
+    return Columns(clips, sql, tuple(dict.fromkeys(name for name in shown if name in names)))
+
+
+def _types(catalog: Catalog, view: str) -> dict[str, str]:
+    description = catalog.execute(f"SELECT * FROM {view} LIMIT 0").description
+    return {column[0]: str(column[1]) for column in description}
+
+
+def _check_caption(caption: str, there: Mapping[str, str]) -> None:
+    texts = [name for name, kind in there.items() if kind == "VARCHAR"]
+    if caption in texts:
+        return
+    near = difflib.get_close_matches(caption, texts, n=1)
+    hint = f"did you mean {near[0]}? " if near else ""
+    what = "is no text" if caption in there else "is no column of clips"
+    fitting = [name for name in texts if "caption" in name]
+    raise UsageError(f"--caption {caption}: this {what}; {hint}columns to take captions from: "
+                     f"{', '.join(fitting)}, or any other column of text")
+
+
+def _expression(name: str, kind: str, request: ExportRequest) -> str:
+    # Hugging Face's `datasets` knows no maps.
+    if request.format == "huggingface" and kind.startswith("MAP("):
+        return f"map_entries({quoted(name)})"
+    return quoted(name)
+
+
+def _address_without_names() -> str:
+    """The URL where it is one of the web and doesn't tell the title or the uploader.
+
+    A local file's address is a path of somebody's machine, often with their name in it.
+    """
+    tells = " OR ".join(
+        f"coalesce(contains(lower(url_decode(url)), lower(nullif(trim({name}), ''))), false)"
+        for name in ("title", "uploader")
+    )
+    return f"CASE WHEN regexp_matches(url, '^https?://', 'i') AND NOT ({tells}) THEN url END"
+
+
+def _dropped(request: ExportRequest) -> str:
+    """Whether a document leaves the clip out: the same on every machine."""
+    seed = literal(f":{request.interleaving.seed}")
+    # The upper bits of the hash, as an exact fraction of 2**53.
+    return (f"(md5_number_lower(clip_id || {seed}) >> 11)::DOUBLE / 9007199254740992 "
+            f"< {request.interleaving.drop!r}")

@@ -1,0 +1,144 @@
+"""The export's folder: whose it is, what has been done in it, and what lies there in the end.
+
+    export.json     what was asked and of what, written first; with counts and files at the end
+    .work/          rows, units and notes of an export on its way; gone when it is finished
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline.shards import write_json
+from schemas.errors import ClipmillError, UsageError
+
+MANIFEST = "export.json"
+WORK = ".work"
+VERSION = 1
+
+
+class ExportFolder:
+    """One export's folder, held by this process alone while it is open."""
+
+    def __init__(self, path: Path, manifest: dict[str, Any] | None) -> None:
+        self.path = path
+        self.manifest = manifest
+
+    @property
+    def work(self) -> Path:
+        return self.path / WORK
+
+    @property
+    def is_finished(self) -> bool:
+        return self.manifest is not None and self.manifest["state"] == "finished"
+
+    def begin(self, asked: Mapping[str, Any], clips_of: Mapping[str, Any]) -> bool:
+        """Claims the folder for this export; True where one is gone on with.
+
+        `clips_of` names what the clips are taken from, by hash. Raises UsageError where the
+        folder holds another export.
+        """
+        wanted = {"asked": dict(asked), "clips_of": dict(clips_of)}
+        if self.manifest is not None:
+            self._compare(wanted)
+            return True
+        self.manifest = {"clipmill_export": VERSION, "state": "in progress", **wanted}
+        write_json(self.path / MANIFEST, self.manifest)
+        return False
+
+    def finish(self, found: Mapping[str, Any]) -> None:
+        """Writes the last manifest and drops what only served the work."""
+        assert self.manifest is not None  # begin() made it
+        done = {**self.manifest, "state": "finished", **found}
+        write_json(self.path / MANIFEST, done)
+        self.manifest = done
+        self.clean()
+
+    def abandon(self) -> None:
+        """Gives the folder up, as if nothing had been begun."""
+        (self.path / MANIFEST).unlink(missing_ok=True)
+        self.manifest = None
+
+    def clean(self) -> None:
+        shutil.rmtree(self.work, ignore_errors=True)
+
+    def _compare(self, wanted: Mapping[str, Any]) -> None:
+        assert self.manifest is not None  # asked only where there is one
+        there = self.manifest
+        different = []
+        for name, value in wanted["asked"].items():
+            if there["asked"].get(name) != value:
+                different.append(f"--{name.replace('_', '-')} was "
+                                 f"{there['asked'].get(name)!r} and is {value!r}")
+        if not different and there["asked"] != wanted["asked"]:
+            different.append("other options were given")
+        if different:
+            raise UsageError(f"{self.path} holds another export: {'; '.join(different)}. Give "
+                             "another --output, or delete that folder")
+        if there["clips_of"] != wanted["clips_of"]:
+            begun = "was finished" if self.is_finished else "began"
+            raise UsageError(
+                f"{self.path} holds an export of the dataset or subset as it was when that export "
+                f"{begun}, and it has changed since. Give another --output, or delete that "
+                "folder; a frozen subset (`clipmill subset create`) stays the same while the "
+                "dataset grows")
+
+
+@contextlib.contextmanager
+def open_folder(path: Path) -> Iterator[ExportFolder]:
+    """The folder to export into: new, or of an export that was begun.
+
+    Raises UsageError for a folder with anything else in it, ClipmillError while another process
+    exports there.
+    """
+    if path.exists() and not path.is_dir():
+        raise UsageError(f"--output {path}: this is a file; give a folder")
+    manifest = read_manifest(path)
+    if manifest is None and path.is_dir():
+        others = sorted(name for name in os.listdir(path)
+                        if name != WORK and not name.startswith(f".{Path(MANIFEST).stem}~"))
+        if others:
+            shown = ", ".join(others[:3]) + (", …" if len(others) > 3 else "")
+            raise UsageError(f"--output {path}: the folder is not empty ({shown}) and holds no "
+                             "export to go on with; give a new or empty folder")
+    try:
+        (path / WORK).mkdir(parents=True, exist_ok=True)
+        handle = os.open(path / WORK / "lock", os.O_WRONLY | os.O_CREAT)
+    except OSError as error:
+        raise UsageError(f"--output {path}: cannot be written to: {error.strerror}") from error
+    with os.fdopen(handle, "w"):
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ClipmillError(f"another process is exporting into {path}; wait until it is "
+                                "done, or stop it and run this again") from error
+        folder = ExportFolder(path, manifest)
+        try:
+            yield folder
+        finally:
+            if folder.manifest is None or folder.is_finished:
+                folder.clean()
+            if folder.manifest is None:
+                with contextlib.suppress(OSError):
+                    path.rmdir()  # nothing was begun
+
+
+def read_manifest(path: Path) -> dict[str, Any] | None:
+    """What an export says of itself; None where there is none."""
+    try:
+        found = json.loads((path / MANIFEST).read_text("utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except ValueError as error:
+        raise UsageError(f"{path / MANIFEST} is no manifest of an export: {error}; give another "
+                         "--output") from error
+    if not isinstance(found, dict) or found.get("clipmill_export") != VERSION:
+        raise UsageError(f"{path / MANIFEST} is not of an export of this version; give another "
+                         "--output")
+    return found

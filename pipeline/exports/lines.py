@@ -1,0 +1,182 @@
+"""JSON lines: InternVid's metadata, and interleaved video–text documents as in InternVid-ICL."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.exports.columns import SUBTITLES, TEXT
+from pipeline.exports.request import ExportRequest
+from pipeline.exports.selection import Unit
+from pipeline.exports.shards import Position, ShardFile
+from pipeline.exports.units import KIND, read_unit
+from pipeline.exports.values import json_text, records
+
+AESTHETIC, UMT = "Aesthetic_Score", "UMT_Score"
+
+
+class LinesFile(ShardFile):
+    """One file of JSON lines; a part is a line."""
+
+    suffix = ".jsonl"
+
+    def __init__(self, path: Path, request: ExportRequest) -> None:
+        super().__init__(path, request)
+        self._file = open(path, "wb")  # noqa: SIM115 - closed with the shard
+        self._size = 0
+
+    def room_for(self, part: bytes) -> bool:
+        return self._size + len(part) <= self.request.shard_bytes
+
+    def add(self, part: bytes) -> None:
+        self._file.write(part)
+        self._size += len(part)
+        self.items += 1
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def timestamp(seconds: float) -> str:
+    """`HH:MM:SS.mmm`."""
+    whole, milliseconds = divmod(round(seconds * 1000), 1000)
+    minutes, whole = divmod(whole, 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours:02d}:{minutes:02d}:{whole:02d}.{milliseconds:03d}"
+
+
+def internvid_lines(request: ExportRequest, unit: Unit) -> Iterator[bytes]:
+    """A line a clip, with InternVid's columns and no others."""
+    names = ["source_id", "start_seconds", "end_seconds", TEXT, AESTHETIC, UMT]
+    for row in records(read_unit(request, unit, names)):
+        line = {
+            "YoutubeID": row["source_id"],
+            "Start_timestamp": timestamp(row["start_seconds"]),
+            "End_timestamp": timestamp(row["end_seconds"]),
+            "Caption": row[TEXT],
+            AESTHETIC: row[AESTHETIC],
+            UMT: row[UMT],
+        }
+        yield json_text(line).encode() + b"\n"
+
+
+@dataclass(frozen=True)
+class _Video:
+    """A video's clips in time order, with what was said in each."""
+
+    facts: dict[str, Any]
+    clips: list[dict[str, Any]]
+    speech: list[str]
+
+
+def documents(
+    request: ExportRequest, units: Sequence[Unit], report: Callable[[int], None]
+) -> Callable[[Position], Iterator[tuple[Position, bytes]]]:
+    """The documents from a position on, a line each, as `roll` takes them.
+
+    (a) and (b) make one of each video, (c) one of two videos that follow each other; the last of
+    an odd number stands alone.
+    """
+    together = 2 if request.interleaving.documents == "c" else 1
+
+    def stream(begin: Position) -> Iterator[tuple[Position, bytes]]:
+        waiting: list[_Video] = []
+        position = begin
+        for at, unit in enumerate(units):
+            if at >= begin[0]:
+                for number, video in enumerate(_videos(request, unit)):
+                    if at == begin[0] and number < begin[1]:
+                        continue
+                    if not waiting:
+                        position = (at, number)
+                    waiting.append(video)
+                    if len(waiting) == together:
+                        yield position, _document(request, waiting)
+                        waiting = []
+            report(unit.clips)
+        if waiting:
+            yield position, _document(request, waiting)
+
+    return stream
+
+
+def _videos(request: ExportRequest, unit: Unit) -> Iterator[_Video]:
+    rows: list[dict[str, Any]] = []
+    # With those that failed: the subtitles stand with a video's first clip.
+    for row in records(read_unit(request, unit, failed=True)):
+        if rows and row["video_id"] != rows[0]["video_id"]:
+            yield from _video(rows)
+            rows = []
+        rows.append(row)
+    if rows:
+        yield from _video(rows)
+
+
+def _video(rows: list[dict[str, Any]]) -> Iterator[_Video]:
+    clips = [row for row in rows if row.get(KIND) is None]
+    if clips:
+        track = _track(rows[0].get(SUBTITLES) or [], rows[0]["language"])
+        yield _Video(rows[0], clips, _spoken(clips, track))
+
+
+def _track(subtitles: list[dict[str, Any]], language: str | None) -> list[dict[str, Any]]:
+    """The subtitles of one language: those people wrote before automatic ones, the video's own
+    language before English before any other."""
+    def rank(cue: dict[str, Any]) -> tuple[bool, int, str]:
+        code = (cue["language"] or "").lower().partition("-")[0]
+        wanted = [(language or "").lower().partition("-")[0], "en"]
+        place = wanted.index(code) if code and code in wanted else len(wanted)
+        return bool(cue["automatic"]), place, cue["language"] or ""
+
+    if not subtitles:
+        return []
+    best = min(map(rank, subtitles))
+    return sorted((cue for cue in subtitles if rank(cue) == best),
+                  key=lambda cue: (cue["start_seconds"], cue["end_seconds"]))
+
+
+def _spoken(clips: list[dict[str, Any]], track: list[dict[str, Any]]) -> list[str]:
+    """What is said in each clip; a cue over two clips goes with the one that has more of it."""
+    said: list[list[str]] = [[] for _ in clips]
+    first = 0
+    for cue in track:
+        while first < len(clips) and clips[first]["end_seconds"] <= cue["start_seconds"]:
+            first += 1
+        best, longest = None, 0.0
+        for at in range(first, len(clips)):
+            clip = clips[at]
+            if clip["start_seconds"] >= cue["end_seconds"]:
+                break
+            overlap = (min(clip["end_seconds"], cue["end_seconds"])
+                       - max(clip["start_seconds"], cue["start_seconds"]))
+            if overlap > longest:
+                best, longest = at, overlap
+        text = (cue["text"] or "").strip()
+        if best is not None and text and said[best][-1:] != [text]:
+            said[best].append(text)
+    return [" ".join(texts) for texts in said]
+
+
+def _document(request: ExportRequest, videos: list[_Video]) -> bytes:
+    named = ("video_id", "url", "title", "language", "license", "extractor", "source_id")
+    items: list[dict[str, Any]] = []
+    for video in videos:
+        for clip, speech in zip(video.clips, video.speech, strict=True):
+            items.append({"type": "video", **_shown(clip)})
+            items.append({"type": "text", "role": "caption", "text": clip[TEXT] or ""})
+            if request.interleaving.documents != "a" and speech:
+                items.append({"type": "text", "role": "speech", "text": speech})
+    return json_text({
+        "document_id": "+".join(video.facts["video_id"] for video in videos),
+        "videos": [{name: video.facts[name] for name in named if name in video.facts}
+                   for video in videos],
+        "items": items,
+    }).encode() + b"\n"
+
+
+def _shown(clip: dict[str, Any]) -> dict[str, Any]:
+    names = ("clip_id", "video_id", "start_seconds", "end_seconds", "media_path",
+             "media_start_seconds", "media_end_seconds")
+    return {name: clip[name] for name in names if name in clip}

@@ -1,0 +1,145 @@
+"""Where an export's clips come from and what made their columns, as its manifest and card say."""
+
+from __future__ import annotations
+
+import fnmatch
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.catalog import Catalog
+from pipeline.exports.request import PERSONAL, ExportRequest
+from pipeline.exports.selection import Unit
+from pipeline.exports.units import read_problems, read_unit
+from pipeline.subsets.candidates import committed
+from pipeline.subsets.freeze import FrozenSubset
+from schemas.views import clip_columns
+
+# Licences of the models that the ready-made recipes name, as their publishers state them.
+_MODEL_LICENCES = {
+    "Salesforce/blip2-opt-*": "MIT; its OPT language model under Meta's licence, for research only",
+    "Salesforce/blip-image-captioning-*": "BSD-3-Clause",
+    "open_clip:*/openai": "MIT",
+    "*sac+logos+ava1-l14-*": "Apache-2.0",
+    "*ava+logos-l14-*": "Apache-2.0",
+    "*sa_0_4_vit_*": "MIT",
+}
+_SUBSET_KEYS = ("name", "recipe", "description", "source", "verified", "seed", "parameters",
+                "hash", "snapshot", "created_at", "code_version", "n_clips", "n_videos", "hours")
+
+
+def clips_of(catalog: Catalog, request: ExportRequest, subset: FrozenSubset | None
+             ) -> dict[str, Any]:
+    """What the clips are taken from, by hash: the frozen subset, or the catalog as it is."""
+    if subset is not None:
+        return {"subset": subset.info["hash"]}
+    record = catalog.layout.record
+    fingerprints = [step["fingerprint"] for stage in (record["stages"] if record else ())
+                    for step in stage["steps"]]
+    removed = catalog.execute("SELECT video_id FROM removed ORDER BY video_id").fetchall()
+    text = json.dumps([fingerprints, committed(catalog), removed])
+    return {"catalog": "sha256:" + hashlib.sha256(text.encode()).hexdigest()}
+
+
+def provenance(catalog: Catalog, request: ExportRequest, subset: FrozenSubset | None
+               ) -> dict[str, Any]:
+    """What made the columns, and how the subset was chosen, without paths of this machine."""
+    record = catalog.layout.record
+    found: dict[str, Any] = {"recipe": None, "run_id": None, "code_version": None, "stages": []}
+    if record is not None:
+        columns: dict[str, list[str]] = {}
+        for name, (table, _) in clip_columns(catalog.layout.steps).items():
+            columns.setdefault(table.stage, []).append(name)
+        found = {
+            "recipe": record["recipe_name"],
+            "run_id": record["run_id"],
+            "code_version": record["code_version"],
+            "stages": [_stage(stage, columns.get(stage["stage"], [])) for stage in
+                       record["stages"]],
+        }
+    if subset is not None:
+        info = subset.info
+        found["subset"] = {name: info.get(name) for name in _SUBSET_KEYS}
+        found["subset"]["rules"] = _shareable(request, info.get("rules"))
+        if request.redact:
+            found["subset"]["parameters"] = _shareable(request, info.get("parameters"))
+    return found
+
+
+def _shareable(request: ExportRequest, rules: Any) -> Any:
+    """The rules, unless titles and the like are to be left out and the rules ask for some."""
+    if request.redact and PERSONAL.search(json.dumps(rules)):
+        return None
+    return rules
+
+
+def _stage(stage: Mapping[str, Any], columns: Sequence[str]) -> dict[str, Any]:
+    models = {}
+    for setting, model in stage["models"].items():
+        reference = str(model["reference"])
+        models[setting] = {
+            # Of a local file the name: its folder is of this machine.
+            "model": Path(reference).name if Path(reference).is_absolute() else reference,
+            "revision": model["revision"],
+            "identity": model["identity"],
+            "licence": next((licence for pattern, licence in _MODEL_LICENCES.items()
+                             if fnmatch.fnmatchcase(reference, pattern)), None),
+        }
+    return {"stage": stage["stage"], "name": stage["name"],
+            "fingerprint": stage["steps"][-1]["fingerprint"] if stage["steps"] else None,
+            "columns": list(columns), "models": models}
+
+
+@dataclass
+class Summary:
+    """What an export holds, and what failed; counted over its units."""
+
+    clips: int = 0
+    videos: int = 0
+    milliseconds: int = 0
+    licences: Counter = field(default_factory=Counter)
+    sites: Counter = field(default_factory=Counter)
+    failed: Counter = field(default_factory=Counter)
+
+    @property
+    def hours(self) -> float:
+        return self.milliseconds / 3_600_000
+
+    def plain(self) -> dict[str, Any]:
+        """What the manifest says beside the counts of clips."""
+        return {"videos": self.videos, "hours": round(self.hours, 6),
+                "licences": _sorted(self.licences), "sites": _sorted(self.sites)}
+
+    @property
+    def failures(self) -> dict[str, int]:
+        """Failed clips by kind."""
+        return _sorted(self.failed)
+
+
+def _sorted(counts: Counter) -> dict[str, int]:
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+
+
+def summarise(request: ExportRequest, units: Sequence[Unit]) -> Summary:
+    """Counts what is to be written; units hold whole videos."""
+    found = Summary()
+    names = ["video_id", "duration_seconds", "license", "extractor"]
+    for unit in units:
+        rows = read_unit(request, unit, names)
+        found.clips += rows.num_rows
+        milliseconds = pc.round(pc.multiply(rows["duration_seconds"], 1000.0)).cast(pa.int64())
+        found.milliseconds += pc.sum(milliseconds).as_py() or 0
+        videos = rows.group_by(["video_id", "license", "extractor"]).aggregate([])
+        found.videos += videos.num_rows
+        found.licences.update(value or "not stated" for value in videos["license"].to_pylist())
+        found.sites.update(value or "file" for value in videos["extractor"].to_pylist())
+        if request.cut is not None:
+            found.failed.update(read_problems(request, unit)["kind"].to_pylist())
+    return found

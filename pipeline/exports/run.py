@@ -1,0 +1,243 @@
+"""One export from start to end, or from where it was stopped."""
+
+from __future__ import annotations
+
+import functools
+import json
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from pipeline.catalog import Catalog, open_catalog, readable_errors
+from pipeline.exports import lines, tables, webdataset
+from pipeline.exports.card import CARD, card
+from pipeline.exports.columns import Columns, choose_columns
+from pipeline.exports.folder import ExportFolder, open_folder
+from pipeline.exports.provenance import clips_of, provenance, summarise
+from pipeline.exports.request import ExportRequest
+from pipeline.exports.samples import SAMPLE_BYTES
+from pipeline.exports.scorers import internvid_scores
+from pipeline.exports.selection import (
+    Selection,
+    Unit,
+    load_selection,
+    removed_meanwhile,
+    select_clips,
+)
+from pipeline.exports.shards import PackTask, Shard, ShardFile, pack, plan, roll, unit_by_unit
+from pipeline.exports.units import read_problems, read_unit, work_on_units
+from pipeline.exports.values import json_text
+from pipeline.shards import commit, temporary_beside
+from pipeline.subsets.expressions import Expressions
+from pipeline.subsets.freeze import FrozenSubset, load_subset
+from schemas.errors import UsageError
+from stages.media.cut import check_encoder
+
+FAILURES = "failures.jsonl"
+
+
+@dataclass
+class Watcher:
+    """What an export tells while it goes on; any of it may be left out."""
+
+    begin: Callable[[str, int | None], None] = lambda step, clips: None
+    step: Callable[[int, int], None] = lambda clips, failed: None
+    say: Callable[[str], None] = lambda text: None
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A finished export: its manifest, and whether it was finished before."""
+
+    manifest: dict[str, Any]
+    was_finished: bool
+    notes: tuple[str, ...] = field(default=())
+
+
+def run_export(
+    request: ExportRequest,
+    *,
+    code_version: str,
+    watcher: Watcher | None = None,
+    memory_limit: str | None = None,
+) -> Exported:
+    """Exports, goes on with an export that was stopped, or does nothing where it is finished.
+
+    Raises UsageError for a folder with something else in it, and for clips, columns or options
+    that there are not; ClipmillError where the machine lacks what is needed.
+    """
+    watcher = watcher or Watcher()
+    subset = None if request.subset is None else load_subset(request.dataset, request.subset)
+    with readable_errors(), open_catalog(request.dataset, memory_limit=memory_limit) as catalog:
+        scores = internvid_scores(catalog) if request.format == "internvid" else None
+        columns = choose_columns(catalog, request, scores.columns if scores else {})
+        _check_where(catalog, request)
+        with open_folder(request.output) as folder:
+            if not folder.is_finished and request.cut is not None:
+                check_encoder(request.cut)
+            resumed = folder.begin(request.asked(), clips_of(catalog, request, subset))
+            if folder.is_finished:
+                assert folder.manifest is not None  # a finished folder has one
+                return Exported(folder.manifest, was_finished=True)
+            notes = scores.notes if scores else ()
+            selection = _select(catalog, request, columns, folder, subset, watcher, notes)
+            if resumed:
+                _check_removals(catalog, folder)
+            catalog.close()  # what follows needs memory of its own
+            return _finish(request, columns, folder, selection, code_version, watcher)
+
+
+def _check_where(catalog: Catalog, request: ExportRequest) -> None:
+    if request.where is None:
+        return
+    kind = Expressions(catalog).type_of(request.where, "--where")
+    if kind != "BOOLEAN":
+        raise UsageError(f"--where {request.where!r} is a {kind}; expected something that is true "
+                         "or false, such as: similarity > 0.3")
+
+
+def _select(
+    catalog: Catalog, request: ExportRequest, columns: Columns, folder: ExportFolder,
+    subset: FrozenSubset | None, watcher: Watcher, notes: Sequence[str],
+) -> Selection:
+    rows = folder.work / "rows"
+    selection = load_selection(rows)
+    if selection is None:
+        watcher.begin("select", None)
+        found = {"provenance": provenance(catalog, request, subset), "notes": list(notes)}
+        selection = select_clips(catalog, request, columns, rows, found,
+                                 lambda clips: watcher.step(clips, 0))
+    if not selection.selected:
+        folder.abandon()
+        if not selection.clips:
+            raise UsageError(f"nothing to export: {request.dataset} has no clips yet; see "
+                             f"`clipmill status {request.dataset}`")
+        reasons = "; ".join(f"{count:,} {reason}" for reason, count in selection.left_out.items())
+        raise UsageError(f"nothing to export: of {selection.clips:,} clips all are left out"
+                         f"{f' ({reasons})' if reasons else ''}")
+    return selection
+
+
+def _check_removals(catalog: Catalog, folder: ExportFolder) -> None:
+    gone = removed_meanwhile(catalog, folder.work / "rows")
+    if gone:
+        raise UsageError(f"{folder.path}: {gone:,} clips of this export belong to videos that "
+                         "were removed from the dataset since it began, and may be in its files "
+                         "already; delete that folder and export again")
+
+
+def _finish(
+    request: ExportRequest, columns: Columns, folder: ExportFolder, selection: Selection,
+    code_version: str, watcher: Watcher,
+) -> Exported:
+    if request.has_units:
+        watcher.begin("cut" if request.cut else "render", selection.selected)
+        work_on_units(request, selection.units, uuid.uuid4().hex, watcher.step)
+    summary = summarise(request, selection.units)
+    watcher.begin("write", selection.selected)
+    report = functools.partial(_step, watcher)
+    shown = tables.shown_columns(request, columns.shown)
+    shards = _write(request, selection.units, shown, report)
+    pinned = json.loads((folder.work / "rows" / "selection.json").read_text("utf-8"))
+    found = {
+        "code_version": code_version,
+        "counts": {"clips": selection.clips, "exported": summary.clips,
+                   "left_out": selection.left_out, "failed": summary.failures},
+        **summary.plain(),
+        "provenance": pinned["provenance"],
+        "notes": pinned["notes"],
+        "files": [{"name": shard.name, "items": shard.items, "size_bytes": shard.size_bytes}
+                  for shard in shards],
+    }
+    _check_accounts(found["counts"], shards, request)
+    _write_beside(request, selection.units, shards, shown, folder, found)
+    folder.finish(found)
+    assert folder.manifest is not None  # finish() wrote it
+    return Exported(folder.manifest, was_finished=False)
+
+
+def _step(watcher: Watcher, clips: int) -> None:
+    watcher.step(clips, 0)
+
+
+def _check_accounts(counts: dict[str, Any], shards: Sequence[Shard], request: ExportRequest
+                    ) -> None:
+    parts = (counts["exported"], sum(counts["left_out"].values()), sum(counts["failed"].values()))
+    written = sum(shard.items for shard in shards)
+    if sum(parts) != counts["clips"] or (
+            request.format != "interleaved" and written != counts["exported"]):
+        raise AssertionError(f"{counts['clips']} clips, but {parts[0]} exported + {parts[1]} left "
+                             f"out + {parts[2]} failed, and {written} in the shards")
+
+
+def _write(
+    request: ExportRequest, units: Sequence[Unit], shown: Sequence[str],
+    report: Callable[[int], None],
+) -> list[Shard]:
+    """The shards of a format, in order."""
+    if request.format == "webdataset":
+        def fits(items: int, size: int) -> bool:
+            return webdataset.fits(request, size)
+
+        return _pack(request, units, fits, "clips-{:06d}.tar", webdataset.write_tar, report)
+    if request.format == "huggingface" and request.cut is not None:
+        def room(items: int, size: int) -> bool:
+            return tables.fits_with_videos(request, size)
+
+        names = tuple(name for name in shown if name != "media_path")
+        return _pack(request, units, room, "data/train-{:06d}.parquet",
+                     tables.VideoTable(names), report)
+    if request.format == "interleaved":
+        return roll(request, lines.LinesFile, lines.documents(request, units, report),
+                    "documents")
+    kinds: dict[str, tuple[type[ShardFile], Callable[[Unit], Iterator[Any]], str]] = {
+        "internvid": (lines.LinesFile, lambda unit: lines.internvid_lines(request, unit),
+                      "internvid"),
+        "csv": (tables.CsvFile, lambda unit: tables.csv_parts(request, unit, shown), "clips"),
+        "parquet": (tables.ParquetFile, lambda unit: tables.parts_of(request, unit, shown),
+                    "clips"),
+        "huggingface": (tables.ParquetFile, lambda unit: tables.parts_of(request, unit, shown),
+                        "data/train"),
+    }
+    kind, parts, name = kinds[request.format]
+    return roll(request, kind, unit_by_unit(units, parts, report), name)
+
+
+def _pack(
+    request: ExportRequest, units: Sequence[Unit], fits: Callable[[int, int], bool], name: str,
+    write: Callable[..., None], report: Callable[[int], None],
+) -> list[Shard]:
+    planned = plan(request, units, SAMPLE_BYTES, fits)
+    tasks = [PackTask(request, name.format(number), pieces, write)
+             for number, pieces in enumerate(planned)]
+    return pack(tasks, report)
+
+
+def _write_beside(
+    request: ExportRequest, units: Sequence[Unit], shards: Sequence[Shard], shown: Sequence[str],
+    folder: ExportFolder, found: dict[str, Any],
+) -> None:
+    """What stands beside the shards: failures, an index, a card."""
+    if request.cut is not None:
+        path = request.output / FAILURES
+        temporary = temporary_beside(path)
+        with open(temporary, "w", encoding="utf-8") as file:
+            for unit in units:
+                for row in read_problems(request, unit).to_pylist():
+                    file.write(json_text(row) + "\n")
+        commit(temporary, path)
+    if request.format == "webdataset":
+        webdataset.write_index(request, shards)
+    if request.format == "huggingface":
+        schema = read_unit(request, units[0], shown).schema
+        if request.cut is not None:
+            schema = tables.with_video(schema)
+        assert folder.manifest is not None  # begin() made it
+        text = card(request, schema, shards, {**folder.manifest, **found})
+        path = request.output / CARD
+        temporary = temporary_beside(path)
+        temporary.write_text(text, "utf-8")
+        commit(temporary, path)
+
+

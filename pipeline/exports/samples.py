@@ -1,0 +1,80 @@
+"""WebDataset samples: `key.txt` and `key.json` of a clip, and how much of a tar file they take."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyarrow as pa
+
+from pipeline.exports.columns import TEXT
+from pipeline.exports.values import json_text, records
+
+JSON, SAMPLE_BYTES = "_json", "_sample_bytes"
+BLOCK = 512
+# A name beyond this is written twice: GNU tar's long name, then the member.
+LONGEST_NAME = 100
+_SPAN = ("start_seconds", "end_seconds", "start_frame", "end_frame")
+_CAPTIONS = ("caption", "caption_coarse", "captions_fine", "caption_given")
+_VIDEO = ("url", "title", "language", "category", "query", "extractor", "source_id", "license",
+          "uploader", "description", "video_duration_seconds", "fps", "width", "height", "codec",
+          "has_audio", "sha256")
+_MEDIA = ("media_frames", "media_width", "media_height", "media_has_audio", "media_bytes")
+
+
+def render_samples(rows: pa.Table) -> pa.Table:
+    """The rows with each one's JSON text, and the bytes that its sample takes in a tar file."""
+    # Whatever number a scorer made is a score; the rest of what stages found stands beside it.
+    scores = [field.name for field in rows.schema if pa.types.is_floating(field.type)
+              and field.name not in (*_SPAN, *_VIDEO, "duration_seconds")
+              and not field.name.startswith(("media_", "_"))]
+    shown = [name for name in rows.column_names if not name.startswith("_")]
+    texts, sizes = [], []
+    for row, caption in zip(records(rows.select(shown)), rows[TEXT].to_pylist(), strict=True):
+        text = json_text(_sample(row, caption, scores))
+        path = row.get("media_path")
+        members = [(f"{row['clip_id']}.txt", len((caption or "").encode())),
+                   (f"{row['clip_id']}.json", len(text.encode()))]
+        if path is not None:
+            members.append((f"{row['clip_id']}.{extension(path)}", row["media_bytes"]))
+        texts.append(text)
+        sizes.append(sum(member_bytes(name, size) for name, size in members))
+    rows = rows.append_column(JSON, pa.array(texts, pa.string()))
+    return rows.append_column(SAMPLE_BYTES, pa.array(sizes, pa.int64()))
+
+
+def extension(path: str) -> str:
+    return path.rpartition(".")[2]
+
+
+def member_bytes(name: str, size: int) -> int:
+    """What a file takes in a tar file, with its header."""
+    header = BLOCK
+    if len(name) > LONGEST_NAME:
+        header += BLOCK + _whole_blocks(len(name) + 1)
+    return header + _whole_blocks(size)
+
+
+def _whole_blocks(size: int) -> int:
+    return -(-size // BLOCK) * BLOCK
+
+
+def _sample(row: dict[str, Any], caption: str | None, scores: list[str]) -> dict[str, Any]:
+    span: dict[str, Any] = {"asked": {name: row.pop(name) for name in _SPAN if name in row}}
+    start, end = row.pop("media_start_seconds", None), row.pop("media_end_seconds", None)
+    if row.pop("media_path", None) is not None:
+        span["true"] = {"start_seconds": start, "end_seconds": end}
+    found: dict[str, Any] = {
+        "clip_id": row.pop("clip_id"),
+        "video_id": row.pop("video_id"),
+        "text": caption,
+        "span": span,
+        "duration_seconds": row.pop("duration_seconds"),
+        "captions": {name: row.pop(name) for name in _CAPTIONS if name in row},
+        "scores": {name: row.pop(name) for name in scores},
+    }
+    media = {name.removeprefix("media_"): row.pop(name) for name in _MEDIA if name in row}
+    if media:
+        found["media"] = media
+    found["video"] = {name.removeprefix("video_"): row.pop(name) for name in _VIDEO
+                      if name in row}
+    return found | row

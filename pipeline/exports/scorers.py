@@ -1,0 +1,85 @@
+"""Which columns may stand as InternVid's own scores.
+
+`UMT_Score` is UMT-SIM's and `Aesthetic_Score` the LAION predictor's, the largest over frames. The
+numbers of another scorer are on another scale, so they are not written under these names.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.catalog import Catalog
+from pipeline.exports.lines import AESTHETIC, UMT
+from schemas.sql_text import quoted
+from schemas.views import clip_columns
+
+GIVEN = "take_given_score"
+# The paper names no head; V2 is what the recipe `internvid` takes, and V1 is another scale.
+LAION_V2 = "*sac+logos+ava1-l14-linearMSE*"
+
+
+@dataclass(frozen=True)
+class InternVidScores:
+    """SQL over `clips` of the two columns, and what is to be said of them."""
+
+    columns: dict[str, str]
+    notes: tuple[str, ...]
+
+
+def internvid_scores(catalog: Catalog) -> InternVidScores:
+    """The columns of the catalog's that are InternVid's scores; null where there is none."""
+    found: dict[str, str] = {}
+    others: dict[str, list[str]] = {AESTHETIC: [], UMT: []}
+    for column, stage in _scores(catalog):
+        if _is_umt(stage):
+            found.setdefault(UMT, column)
+        elif _is_laion(stage):
+            # A published score before one that was computed here.
+            if stage["name"] == GIVEN or AESTHETIC not in found:
+                found[AESTHETIC] = column
+        elif stage["name"] == "score_aesthetic":
+            others[AESTHETIC].append(column)
+        elif "similarity" in column:
+            others[UMT].append(column)
+    notes = [_note(name, found.get(name), others[name]) for name in (AESTHETIC, UMT)]
+    columns = {name: quoted(found[name]) if name in found else "CAST(NULL AS DOUBLE)"
+               for name in (AESTHETIC, UMT)}
+    return InternVidScores(columns, tuple(note for note in notes if note))
+
+
+def _scores(catalog: Catalog) -> list[tuple[str, Mapping[str, Any]]]:
+    """Columns that are scores, with the run's record of the stage that made each."""
+    record = catalog.layout.record
+    stages = {stage["stage"]: stage for stage in record["stages"]} if record else {}
+    return [(name, stages[table.stage])
+            for name, (table, column) in clip_columns(catalog.layout.steps).items()
+            if table.score == column and table.stage in stages]
+
+
+def _is_umt(stage: Mapping[str, Any]) -> bool:
+    return stage["name"] == GIVEN and _scorer(stage) == "umt-sim"
+
+
+def _is_laion(stage: Mapping[str, Any]) -> bool:
+    if stage["name"] == GIVEN:
+        return "laion" in _scorer(stage)
+    if stage["name"] != "score_aesthetic" or stage["settings"].get("over_frames") != "max":
+        return False
+    head = Path(str((stage["models"].get("head") or {}).get("reference", ""))).name
+    return fnmatch.fnmatchcase(head, LAION_V2)
+
+
+def _scorer(stage: Mapping[str, Any]) -> str:
+    return str(stage["settings"].get("scorer", "")).lower()
+
+
+def _note(name: str, column: str | None, others: list[str]) -> str | None:
+    if column is not None:
+        return f"{name} is the column {column}"
+    wanted = "UMT-SIM" if name == UMT else "LAION's aesthetic predictor V2, the largest over frames"
+    instead = f"; {', '.join(others)} is another scorer's, on another scale" if others else ""
+    return f"{name} is null: the catalog has no score by {wanted}{instead}"

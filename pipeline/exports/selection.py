@@ -1,0 +1,309 @@
+"""The clips of an export: their rows sorted by video and time, pinned in files, in units.
+
+Pinned, because an export may be stopped and gone on with while the dataset grows. A unit is a run
+of rows that holds whole videos, so that whoever works on it opens each video once.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline.catalog import Catalog, readable_errors
+from pipeline.exports.columns import DROPPED, SUBTITLES, TEXT, Columns
+from pipeline.exports.request import ExportRequest
+from pipeline.shards import shard_name, write_json
+from schemas.sql_text import literal, quoted
+
+BATCH_ROWS = 50_000
+UNITS_A_FILE = 256
+# A unit of media is lost when a worker dies in it, so it is small; one of rows alone is a row
+# group of a table. Neither is ever less than a video.
+MEDIA_UNIT_CLIPS, MEDIA_UNIT_VIDEOS = 64, 16
+ROWS_UNIT_CLIPS = 20_000
+YOUTUBE_ID = r"^[A-Za-z0-9_-]{11}$"
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A run of pinned rows: row group `group` of file `file`."""
+
+    file: int
+    group: int
+    clips: int
+
+    @property
+    def place(self) -> str:
+        """Its folder or file below one of its file's."""
+        return f"{self.file:06d}/{self.group:03d}"
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What was selected: clips that were asked for, those left out by reason, the rest in units."""
+
+    clips: int
+    left_out: dict[str, int]
+    units: tuple[Unit, ...]
+
+    @property
+    def selected(self) -> int:
+        return sum(unit.clips for unit in self.units)
+
+
+def rows_file(folder: Path, unit: Unit) -> Path:
+    return folder / f"{shard_name(unit.file)}.parquet"
+
+
+def read_rows(folder: Path, unit: Unit) -> pa.Table:
+    """The pinned rows of a unit."""
+    with pq.ParquetFile(rows_file(folder, unit)) as file:
+        return file.read_row_group(unit.group)
+
+
+def load_selection(folder: Path) -> Selection | None:
+    """The selection that is pinned in a folder, if one is."""
+    try:
+        found = json.loads((folder / "selection.json").read_text("utf-8"))
+    except FileNotFoundError:
+        return None
+    units = tuple(Unit(file, group, clips) for file, groups in enumerate(found["units"])
+                  for group, clips in enumerate(groups))
+    return Selection(found["clips"], found["left_out"], units)
+
+
+def select_clips(
+    catalog: Catalog,
+    request: ExportRequest,
+    columns: Columns,
+    folder: Path,
+    beside: Mapping[str, Any],
+    on_rows: Callable[[int], None] = lambda rows: None,
+) -> Selection:
+    """Pins the rows of the clips that are asked for in `folder`, which appears whole.
+
+    `beside` is kept with them. Memory stays bounded: rows come sorted from DuckDB, which spills,
+    and are joined with the facts of their videos as both streams pass by.
+    """
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    whole, missing = _count(catalog, request)
+    left_out = Counter(missing)
+    facts = _Facts(_reader(catalog, _facts_query(columns)))
+    filtered = _filtered(_reader(catalog, _clips_query(request, columns)), request, left_out)
+    groups: list[list[int]] = []
+    writer: pq.ParquetWriter | None = None
+    try:
+        for together in _units(facts.beside(filtered), request):
+            rows = _without_others(together, request, left_out)
+            if not rows.num_rows:
+                continue
+            if writer is None or len(groups[-1]) == UNITS_A_FILE:
+                if writer is not None:
+                    writer.close()
+                path = temporary / f"{shard_name(len(groups))}.parquet"
+                writer = pq.ParquetWriter(path, rows.schema, compression="zstd")
+                groups.append([])
+            writer.write_table(rows, row_group_size=rows.num_rows)
+            groups[-1].append(rows.num_rows)
+            on_rows(rows.num_rows)
+    finally:
+        if writer is not None:
+            writer.close()
+    seen = sum(map(sum, groups)) + sum(left_out.values())
+    if request.where is not None:
+        # A run may have added clips since they were counted.
+        left_out["where"] = max(0, whole - seen)
+    counted = {reason: count for reason, count in left_out.items() if count}
+    write_json(temporary / "selection.json",
+               {"clips": seen + left_out["where"], "left_out": counted, "units": groups,
+                **beside})
+    shutil.rmtree(folder, ignore_errors=True)
+    temporary.rename(folder)
+    found = load_selection(folder)
+    assert found is not None  # just written
+    return found
+
+
+def removed_meanwhile(catalog: Catalog, folder: Path) -> int:
+    """How many of the pinned clips belong to videos that have been removed from the dataset."""
+    removed = {row[0] for row in catalog.execute("SELECT video_id FROM removed").fetchall()}
+    if not removed:
+        return 0
+    wanted = pa.array(sorted(removed), pa.string())
+    count = 0
+    for path in sorted(folder.glob("*.parquet")):
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(columns=["video_id"]):
+                count += pc.sum(pc.is_in(batch.column(0), wanted)).as_py() or 0
+    return count
+
+
+def _count(catalog: Catalog, request: ExportRequest) -> tuple[int, dict[str, int]]:
+    """The clips there are to choose from, and those of a subset that have gone, by reason."""
+    if request.subset is None and request.where is None:
+        return 0, {}  # they are counted as they come
+    if request.subset is None:
+        (clips,) = catalog.execute("SELECT count(*) FROM clips").fetchall()[0]
+        return clips, {}
+    members = f"(SELECT clip_id, video_id FROM subset_clips WHERE name = {literal(request.subset)})"
+    (clips,) = catalog.execute(f"SELECT count(*) FROM {members}").fetchall()[0]
+    gone, removed = catalog.execute(
+        "SELECT count(*), count(*) FILTER (video_id IN (SELECT video_id FROM removed)) "
+        f"FROM {members} ANTI JOIN (SELECT clip_id FROM clips) USING (clip_id)"
+    ).fetchall()[0]
+    return clips, {"removed": removed, "not in the catalog": gone - removed}
+
+
+def _clips_query(request: ExportRequest, columns: Columns) -> str:
+    picked = ", ".join(f"{sql} AS {quoted(name)}" for name, sql in columns.clips.items())
+    members, condition = "", ""
+    if request.subset is not None:
+        members = (" SEMI JOIN (SELECT clip_id FROM subset_clips "
+                   f"WHERE name = {literal(request.subset)}) AS _members USING (clip_id)")
+    if request.where is not None:
+        condition = f" WHERE ({request.where}\n)"
+    rows = f"SELECT * FROM clips{condition}"
+    return (f"SELECT {picked} FROM ({rows}){members} "
+            "ORDER BY video_id, start_seconds, clip_id")
+
+
+def _facts_query(columns: Columns) -> str:
+    picked = "".join(f", {sql} AS {quoted(name)}" for name, sql in columns.facts.items())
+    return f"SELECT video_id{picked} FROM videos ORDER BY video_id"
+
+
+def _reader(catalog: Catalog, query: str) -> pa.RecordBatchReader:
+    with readable_errors():
+        catalog.execute(f"SELECT * FROM ({query}) LIMIT 0")  # makes the views that it names
+        # Of a result of `execute` all rows would be in memory at once.
+        return catalog.connection.cursor().sql(query).to_arrow_reader(BATCH_ROWS)
+
+
+def _filtered(
+    reader: pa.RecordBatchReader, request: ExportRequest, left_out: Counter
+) -> Iterator[pa.Table]:
+    """The rows with a text, where one is needed, that chance leaves in."""
+    while True:
+        with readable_errors():  # of --where, for one
+            batch = next(reader, None)
+        if batch is None:
+            return
+        batch = pa.Table.from_batches([batch])
+        if not request.keeps_uncaptioned:
+            there = pc.fill_null(pc.greater(pc.utf8_length(pc.utf8_trim_whitespace(
+                batch[TEXT])), 0), False)
+            left_out["no caption"] += batch.num_rows - (pc.sum(there).as_py() or 0)
+            batch = batch.filter(there)
+        if DROPPED in batch.column_names:
+            left_out["dropped at random"] += pc.sum(batch[DROPPED]).as_py() or 0
+            batch = batch.filter(pc.invert(batch[DROPPED])).drop_columns([DROPPED])
+        if batch.num_rows:
+            yield batch
+
+
+def _without_others(rows: pa.Table, request: ExportRequest, left_out: Counter) -> pa.Table:
+    """InternVid's format has room for videos of YouTube only."""
+    if request.format != "internvid":
+        return rows
+    known = pc.and_kleene(pc.equal(pc.utf8_lower(rows["extractor"]), "youtube"),
+                          pc.match_substring_regex(rows["source_id"], YOUTUBE_ID))
+    known = pc.fill_null(known, False)
+    left_out["not from YouTube"] += rows.num_rows - (pc.sum(known).as_py() or 0)
+    return rows.filter(known)
+
+
+class _Facts:
+    """The facts of videos, in order of their ids, laid beside sorted rows of clips."""
+
+    def __init__(self, reader: pa.RecordBatchReader) -> None:
+        self._reader = reader
+        self._window = reader.schema.empty_table()
+        self._last: str | None = None
+
+    def beside(self, clips: Iterator[pa.Table]) -> Iterator[pa.Table]:
+        before: str | None = None
+        for batch in clips:
+            rows = batch
+            ids = batch["video_id"].combine_chunks()
+            self._read_up_to(ids[-1].as_py(), ids[0].as_py())
+            places = pc.index_in(ids, self._window["video_id"].combine_chunks())
+            for name in self._window.column_names[1:]:
+                column = self._window[name].combine_chunks()
+                at = places
+                if name == SUBTITLES:
+                    # Long, and the same for all clips of a video: with the first one only.
+                    at = pc.if_else(_starts(ids, before), places, pa.scalar(None, pa.int32()))
+                rows = rows.append_column(name, column.take(at))
+            before = ids[-1].as_py()
+            yield rows
+
+    def _read_up_to(self, last: str, first: str) -> None:
+        parts = [self._window.filter(pc.greater_equal(self._window["video_id"], first))]
+        while self._last is None or self._last < last:
+            batch = next(self._reader, None)
+            if batch is None:
+                break
+            self._last = batch.column("video_id")[-1].as_py()
+            table = pa.Table.from_batches([batch])
+            parts.append(table.filter(pc.greater_equal(table["video_id"], first)))
+        self._window = pa.concat_tables(parts)
+
+
+def _starts(ids: pa.Array, before: str | None) -> pa.Array:
+    """Whether a row is the first of its video."""
+    first = pa.array([ids[0].as_py() != before])
+    if len(ids) == 1:
+        return first
+    return pa.concat_arrays([first, pc.not_equal(ids[1:], ids[:-1])])
+
+
+def _units(rows: Iterator[pa.Table], request: ExportRequest) -> Iterator[pa.Table]:
+    """Whole videos together, up to the bounds, or one video that goes beyond them."""
+    cutting = request.cut is not None
+    most_clips = MEDIA_UNIT_CLIPS if cutting else ROWS_UNIT_CLIPS
+    most_videos = MEDIA_UNIT_VIDEOS if cutting else ROWS_UNIT_CLIPS
+    waiting: list[pa.Table] = []
+    for batch in itertools.chain(rows, [None]):
+        if batch is not None:
+            waiting.append(batch)
+        if not waiting or (batch is not None and sum(map(len, waiting)) < most_clips):
+            continue
+        table = pa.concat_tables(waiting).combine_chunks()
+        starts = np.flatnonzero(_starts(table["video_id"].combine_chunks(), None))
+        if batch is None:
+            starts = np.append(starts, table.num_rows)
+        done = 0
+        # Before the end the last video may go on in the next batch.
+        for at in _ends(starts, most_clips, most_videos):
+            yield table.slice(done, at - done)
+            done = at
+        waiting = [table.slice(done)]
+        if batch is None and done < table.num_rows:
+            yield waiting[0]
+
+
+def _ends(starts: np.ndarray, most_clips: int, most_videos: int) -> Iterator[int]:
+    """Where units end among the starts of videos; what comes after the last start stays."""
+    first, videos = 0, 0
+    for begin, end in zip(starts[:-1].tolist(), starts[1:].tolist(), strict=True):
+        if videos and (end - first > most_clips or videos == most_videos):
+            yield begin
+            first, videos = begin, 0
+        videos += 1
+        if end - first >= most_clips or videos == most_videos:
+            yield end
+            first, videos = end, 0
+

@@ -1,0 +1,246 @@
+"""Work on one unit of clips: cuts their media and renders their samples, on any machine.
+
+What came of a unit is one Parquet file, its rows with further columns; it is there when the unit
+is done. A clip that can't be cut keeps its row, with a problem.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline.exports.columns import PATH, STARTS_AT
+from pipeline.exports.folder import WORK
+from pipeline.exports.request import ExportRequest
+from pipeline.exports.samples import SAMPLE_BYTES, render_samples
+from pipeline.exports.selection import Unit, read_rows
+from pipeline.shards import shard_writer
+from pipeline.tasks import map_tasks
+from schemas.errors import ClipmillError, ErrorKind, RowFailed
+from stages.media.cut import CutRequest, CutResult, cut_clips
+
+KIND, MESSAGE = "_problem_kind", "_problem_message"
+MEDIA_COLUMNS = pa.schema([
+    ("media_path", pa.string()),
+    ("media_start_seconds", pa.float64()),
+    ("media_end_seconds", pa.float64()),
+    ("media_frames", pa.int64()),
+    ("media_width", pa.int32()),
+    ("media_height", pa.int32()),
+    ("media_has_audio", pa.bool_()),
+    ("media_bytes", pa.int64()),
+])
+"""What an export says of a clip's file. Its span is what the file truly shows."""
+
+# A video whose worker died in it is tried once more; then its clips are failures.
+DEATHS_A_VIDEO = 2
+# A worker's death costs map_tasks some attempts and then the unit, so a unit with several deadly
+# videos comes again until each of them is known.
+ROUNDS = 6
+
+
+@dataclass(frozen=True)
+class UnitTask:
+    """One unit to work on; `token` is this process's, so that a user's stop is no crash."""
+
+    request: ExportRequest
+    unit: Unit
+    token: str
+
+
+def unit_file(output: Path, unit: Unit) -> Path:
+    return output / WORK / "units" / f"{unit.place}.parquet"
+
+
+def media_folder(request: ExportRequest, unit: Unit) -> Path:
+    """Where a unit's clips are cut to: for good, or until they are packed."""
+    packed = request.format in ("webdataset", "huggingface")
+    return request.output / (f"{WORK}/cut" if packed else "media") / unit.place
+
+
+def read_unit(
+    request: ExportRequest, unit: Unit, columns: Sequence[str] | None = None, *,
+    failed: bool = False,
+) -> pa.Table:
+    """The rows of a unit with what the work on it added; with `failed` also those that failed."""
+    if not request.has_units:
+        table = read_rows(request.output / WORK / "rows", unit)
+        return table if columns is None else table.select(columns)
+    wanted = None if columns is None else [*columns, KIND]
+    table = pq.read_table(unit_file(request.output, unit), columns=wanted, partitioning=None)
+    if not failed:
+        table = table.filter(pc.is_null(table[KIND]))
+    return table if columns is None else table.select(columns)
+
+
+def read_problems(request: ExportRequest, unit: Unit) -> pa.Table:
+    """`clip_id, video_id, kind, message` of the clips of a unit that failed."""
+    names = ["clip_id", "video_id", KIND, MESSAGE]
+    table = pq.read_table(unit_file(request.output, unit), columns=names, partitioning=None)
+    return table.filter(pc.is_valid(table[KIND])).rename_columns(
+        ["clip_id", "video_id", "kind", "message"])
+
+
+def work_on_units(
+    request: ExportRequest,
+    units: Sequence[Unit],
+    token: str,
+    report: Callable[[int, int], None],
+) -> None:
+    """Works on those units that are not done; `report` gets clips done and failed."""
+    todo = [UnitTask(request, unit, token) for unit in units
+            if not unit_file(request.output, unit).exists()]
+    for left in reversed(range(ROUNDS)):
+        again = []
+        results = map_tasks(work_on_unit, todo, engine=request.engine_or_default)
+        for result in results:
+            if result.problem is None:
+                report(*result.value)
+            elif left:
+                again.append(result.item)
+            else:
+                report(*_give_up(result.item, result.problem))
+        if not again:
+            return
+        todo = again
+
+
+def work_on_unit(task: UnitTask) -> tuple[int, int]:
+    """Commits what came of a unit; returns how many clips it has, and how many of them failed."""
+    request, unit = task.request, task.unit
+    rows = read_rows(request.output / WORK / "rows", unit)
+    problems: dict[str, RowFailed] = {}
+    if request.cut is not None:
+        cuts = {result.clip_id: result for result in _cut(task, rows)}
+        ids = rows["clip_id"].to_pylist()
+        problems = {clip: cuts[clip].problem for clip in ids if cuts[clip].problem is not None}
+        rows = _with_media(rows, [cuts[clip] for clip in ids], request.output)
+    return _commit(task, rows, problems)
+
+
+def _commit(task: UnitTask, rows: pa.Table, problems: dict[str, RowFailed]) -> tuple[int, int]:
+    found = [problems.get(clip) for clip in rows["clip_id"].to_pylist()]
+    rows = rows.append_column(KIND, pa.array([p and p.kind for p in found], pa.string()))
+    rows = rows.append_column(MESSAGE, pa.array([p and p.message for p in found], pa.string()))
+    if task.request.format == "webdataset":
+        rows = render_samples(rows)
+    elif task.request.format == "huggingface":
+        own = -(-rows.nbytes // max(1, rows.num_rows))
+        rows = rows.append_column(SAMPLE_BYTES, pc.add(rows["media_bytes"], own))
+    path = unit_file(task.request.output, task.unit)
+    with shard_writer(path, rows.schema) as writer:
+        writer.write(rows)
+        writer.finish()
+    _journal(task).unlink(missing_ok=True)
+    return rows.num_rows, len(problems)
+
+
+def _give_up(task: UnitTask, problem: RowFailed) -> tuple[int, int]:
+    """Counts all clips of a unit that couldn't be worked on at all as failed."""
+    rows = read_rows(task.request.output / WORK / "rows", task.unit)
+    ids = rows["clip_id"].to_pylist()
+    if task.request.cut is not None:
+        rows = _with_media(rows, [CutResult(clip) for clip in ids], task.request.output)
+    return _commit(task, rows, dict.fromkeys(ids, problem))
+
+
+def _cut(task: UnitTask, rows: pa.Table) -> Iterator[CutResult]:
+    folder = media_folder(task.request, task.unit)
+    shutil.rmtree(folder, ignore_errors=True)  # of a worker that was killed
+    folder.mkdir(parents=True)
+    journal = _journal(task)
+    journal.parent.mkdir(parents=True, exist_ok=True)
+    tried = journal.read_text().split("\n") if journal.exists() else []
+    for video, clips in _by_video(rows):
+        line = f"{task.token} {video}"
+        requests = [CutRequest(clip["clip_id"], clip["start_seconds"], clip["end_seconds"],
+                               folder / f"{clip['clip_id']}.mp4") for clip in clips]
+        if tried.count(line) >= DEATHS_A_VIDEO:
+            problem = RowFailed("crash", f"the process that cut clips of {video} died "
+                                f"{DEATHS_A_VIDEO} times")
+            yield from (CutResult(one.clip_id, problem=problem) for one in requests)
+            continue
+        with open(journal, "a") as file:
+            file.write(line + "\n")
+        yield from _cut_video(task.request, video, clips[0], requests)
+
+
+def _cut_video(
+    request: ExportRequest, video: str, facts: dict[str, Any], wanted: list[CutRequest]
+) -> Iterator[CutResult]:
+    """One result a wanted clip, whatever happens short of the end of the process."""
+    assert request.cut is not None  # only then there is something to cut
+    left = {one.clip_id: one for one in wanted}
+    source = None if facts[PATH] is None else request.dataset / facts[PATH]
+    kind: ErrorKind = "permanent"
+    if source is None:
+        reason = f"the dataset keeps no file of {video}"
+    elif not source.is_file():
+        reason = f"the file of {video} is no longer there"
+    else:
+        kind, reason = "crash", f"{video}: the cutter gave no result"
+        try:
+            for result in cut_clips(source, wanted, request.cut,
+                                    starts_at_seconds=facts[STARTS_AT] or 0.0):
+                if left.pop(result.clip_id, None) is not None:
+                    yield _without_path(result, source, video)
+        except ClipmillError:
+            raise
+        except RowFailed as error:
+            kind, reason = error.kind, _nameless(error.message, source, video)
+        except Exception as error:  # noqa: BLE001 - whatever it is costs this video only
+            kind = "crash"
+            reason = _nameless(f"{video}: {type(error).__name__}: {error}", source, video)
+    yield from (CutResult(clip, problem=RowFailed(kind, reason)) for clip in left)
+
+
+def _without_path(result: CutResult, source: Path, video: str) -> CutResult:
+    if result.problem is None:
+        return result
+    message = _nameless(result.problem.message, source, video)
+    return CutResult(result.clip_id, problem=RowFailed(result.problem.kind, message))
+
+
+def _nameless(message: str, source: Path, video: str) -> str:
+    """A message without the path: exports are handed on, and a file's name may be a title."""
+    return message.replace(str(source), video).replace(source.name, video)
+
+
+def _by_video(rows: pa.Table) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """The clips of each video, in order; rows are sorted by video."""
+    names = ["clip_id", "video_id", "start_seconds", "end_seconds", PATH, STARTS_AT]
+    clips: list[dict[str, Any]] = []
+    for row in rows.select(names).to_pylist():
+        if clips and row["video_id"] != clips[0]["video_id"]:
+            yield clips[0]["video_id"], clips
+            clips = []
+        clips.append(row)
+    if clips:
+        yield clips[0]["video_id"], clips
+
+
+def _with_media(rows: pa.Table, cuts: list[CutResult], output: Path) -> pa.Table:
+    columns = {
+        "media_path": [cut.path and cut.path.relative_to(output).as_posix() for cut in cuts],
+        "media_start_seconds": [cut.start_seconds for cut in cuts],
+        "media_end_seconds": [cut.end_seconds for cut in cuts],
+        "media_frames": [cut.n_frames for cut in cuts],
+        "media_width": [cut.width for cut in cuts],
+        "media_height": [cut.height for cut in cuts],
+        "media_has_audio": [cut.has_audio for cut in cuts],
+        "media_bytes": [cut.size_bytes for cut in cuts],
+    }
+    for field in MEDIA_COLUMNS:
+        rows = rows.append_column(field, pa.array(columns[field.name], field.type))
+    return rows
+
+
+def _journal(task: UnitTask) -> Path:
+    return unit_file(task.request.output, task.unit).with_suffix(".journal")

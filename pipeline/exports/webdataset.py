@@ -1,0 +1,65 @@
+"""WebDataset: tar files of `key.mp4`, `key.txt` and `key.json`, and an index of them."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import IO
+
+import pyarrow as pa
+
+from pipeline.exports.columns import TEXT
+from pipeline.exports.request import ExportRequest
+from pipeline.exports.samples import BLOCK, JSON, extension
+from pipeline.exports.shards import Shard
+from pipeline.shards import write_json
+
+INDEX = "index.json"
+
+
+def fits(request: ExportRequest, size: int) -> bool:
+    """Whether a tar file with members of this size stays within the shard size."""
+    whole = size + 2 * BLOCK  # two empty blocks end it, and it is padded
+    return -(-whole // tarfile.RECORDSIZE) * tarfile.RECORDSIZE <= request.shard_bytes
+
+
+def write_tar(request: ExportRequest, path: Path, tables: Iterable[pa.Table]) -> None:
+    """One tar file; equal samples give equal bytes."""
+    with tarfile.open(path, "w", format=tarfile.GNU_FORMAT) as tar:
+        for table in tables:
+            names = ["clip_id", TEXT, JSON]
+            if "media_path" in table.column_names:
+                names += ["media_path", "media_bytes"]
+            for row in table.select(names).to_pylist():
+                _add_sample(request, tar, row)
+
+
+def _add_sample(request: ExportRequest, tar: tarfile.TarFile, row: dict) -> None:
+    # A clip's id holds no dot, at which WebDataset would end the key.
+    key = row["clip_id"]
+    media = row.get("media_path")
+    if media is not None:
+        with open(request.output / media, "rb") as file:
+            _add(tar, f"{key}.{extension(media)}", row["media_bytes"], file)
+    for suffix, text in (("txt", row[TEXT] or ""), ("json", row[JSON])):
+        data = text.encode()
+        _add(tar, f"{key}.{suffix}", len(data), io.BytesIO(data))
+
+
+def _add(tar: tarfile.TarFile, name: str, size: int, file: IO[bytes]) -> None:
+    member = tarfile.TarInfo(name)
+    member.size = size
+    tar.addfile(member, file)
+
+
+def write_index(request: ExportRequest, shards: Sequence[Shard]) -> None:
+    """The shards with their counts and sizes, as webdataset's indexed reader (wids) takes them."""
+    write_json(request.output / INDEX, {
+        "__kind__": "wids-shard-index-v1",
+        "wids_version": 1,
+        "name": request.subset or "clips",
+        "shardlist": [{"url": shard.name, "nsamples": shard.items, "filesize": shard.size_bytes}
+                      for shard in shards],
+    })
