@@ -29,6 +29,25 @@ def subset_recipe_path(argument: str) -> Path:
                  "`clipmill subset recipes` describes them")
 
 
+def any_recipe_path(argument: str) -> Path:
+    """A recipe of either kind, by name, or a file."""
+    return subset_recipe_path(argument) if argument in names(SUBSET_FOLDER) else recipe_path(
+        argument)
+
+
+def described(folder: Path = FOLDER) -> list[str]:
+    """One line a recipe: its name, and what it is for."""
+    from pipeline.recipe import read_yaml
+
+    width = max(map(len, names(folder)), default=0)
+    lines = []
+    for name in names(folder):
+        given = read_yaml(folder / f"{name}.yaml", expected="a recipe")
+        mark = "" if given.get("verified", True) else " (unverified)"
+        lines.append(f"{name:{width}}  {given.get('description', '')}{mark}")
+    return lines
+
+
 def _path(argument: str, folder: Path, kind: str, hint: str) -> Path:
     known = names(folder)
     if argument in known:
@@ -36,6 +55,10 @@ def _path(argument: str, folder: Path, kind: str, hint: str) -> Path:
     path = Path(argument).expanduser()
     if path.is_file():
         return path
+    if argument in {*names(FOLDER), *names(SUBSET_FOLDER)}:
+        raise UsageError(f"{argument} is a recipe for `clipmill "
+                         f"{'run' if folder == SUBSET_FOLDER else 'subset create DATASET'} "
+                         f"{argument}`, not a {kind}")
     near = difflib.get_close_matches(argument, known, n=1)
     guess = f"did you mean {near[0]}? " if near else ""
     raise UsageError(f"no {kind} {argument!r}: there is no such file, and the ready-made ones are "

@@ -10,10 +10,9 @@ from pathlib import Path
 
 from jobs.formats import plain, write_rows
 from jobs.funnel import print_funnel, print_near
-from jobs.ready_made import SUBSET_FOLDER, names, subset_recipe_path
+from jobs.ready_made import SUBSET_FOLDER, described, subset_recipe_path
 from jobs.versions import code_version
 from pipeline.catalog import Catalog, open_catalog, readable_errors
-from pipeline.recipe import read_yaml
 from pipeline.subsets.card import data_card
 from pipeline.subsets.explain import explain_recipe
 from pipeline.subsets.freeze import check_name, create_subset, load_subset, still_there
@@ -97,12 +96,7 @@ def recipes(name: str | None) -> None:
     if name is not None:
         print(subset_recipe_path(name).read_text("utf-8"), end="")
         return
-    known = names(SUBSET_FOLDER)
-    width = max(map(len, known), default=0)
-    for word in known:
-        found = read_yaml(SUBSET_FOLDER / f"{word}.yaml", expected="rules")
-        mark = "" if found.get("verified", True) else " (unverified)"
-        print(f"{word:{width}}  {found.get('description', '')}{mark}")
+    print(*described(SUBSET_FOLDER), sep="\n")
 
 
 def _load(recipe: str, overrides: Sequence[str], seed: int | None) -> SubsetRecipe:

@@ -37,6 +37,8 @@ def test_help_imports_nothing_heavy():
     [
         (["run", "nope"], ["no recipe 'nope'", "ready-made ones are"]),
         (["run", "smal-cpu"], ["did you mean small-cpu"]),
+        (["run", "svd"], ["svd is a recipe for `clipmill subset create DATASET svd`"]),
+        (["subset", "recipes", "small-cpu"], ["small-cpu is a recipe for `clipmill run small-cpu"]),
         (["run", "demo", "--set", "split_clip.threshold=3"], ["did you mean split_clips"]),
         (["run", "demo", "--set", "split_clips.treshold=3"],
          ["split_clips", "treshold", "did you mean threshold"]),
@@ -76,13 +78,18 @@ def test_retry_names_the_allowed_kinds(tmp_path):
 
 
 def test_ready_made_recipes_are_listed_and_load():
-    listed = [line.split()[0] for line in clipmill("recipe", "list").stdout.splitlines()]
-    assert listed == sorted(["demo", "internvid", "small-cpu", "timestamps-only"])
+    """Recipes of runs first, those of subsets apart from them; `show` knows both."""
+    runs, subsets = clipmill("recipe", "list").stdout.split("\n\n")
+    listed = [line.split()[0] for line in runs.splitlines()[1:]]
+    assert {"demo", "internvid", "small-cpu", "timestamps-only"} <= set(listed)
     for name in listed:
+        assert load_recipe(ROOT / "jobs" / "recipes" / f"{name}.yaml").stages
+    listed = [line.split()[0] for line in subsets.splitlines()[1:]]
+    assert {"internvid-flt", "panda-10m", "svd"} <= set(listed)
+    assert clipmill("subset", "recipes").stdout.splitlines() == subsets.splitlines()[1:]
+    for folder, name in (("recipes", "small-cpu"), ("subset_recipes", "internvid-flt")):
         shown = clipmill("recipe", "show", name).stdout
-        path = ROOT / "jobs" / "recipes" / f"{name}.yaml"
-        assert shown == path.read_text()
-        assert load_recipe(path).stages
+        assert shown == (ROOT / "jobs" / folder / f"{name}.yaml").read_text()
 
 
 def test_a_model_that_cannot_be_had_is_said_before_anything_starts(tmp_path):
