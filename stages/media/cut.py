@@ -50,10 +50,11 @@ def cut_clips(
     try:
         for result in cut(source.absolute(), shifted, options):
             del left[result.clip_id]
-            if result.start_seconds is not None and result.end_seconds is not None:
-                result = replace(result, start_seconds=result.start_seconds + starts_at_seconds,
-                                 end_seconds=result.end_seconds + starts_at_seconds)
-            yield result
+            if result.start_seconds is None or result.end_seconds is None:
+                yield result
+            else:
+                yield replace(result, start_seconds=result.start_seconds + starts_at_seconds,
+                              end_seconds=result.end_seconds + starts_at_seconds)
     except ClipmillError:
         raise
     except RowFailed as problem:

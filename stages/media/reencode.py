@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import av
-from av.stream import Discard
 import av.video.frame
 import av.video.reformatter
 import numpy as np
+from av.stream import Discard
 
 from schemas.errors import RowFailed
 from stages.media.clip_files import (
@@ -92,9 +92,7 @@ def passes(wanted: Sequence[Any]) -> Iterator[list[Any]]:
         for clip in left:
             end = max((other.last for other in group), default=None)
             open_then = sum(other.last > clip.first for other in group)
-            if end is not None and (clip.key >= end or later):
-                later.append(clip)
-            elif open_then >= MAX_OPEN_CLIPS:
+            if (end is not None and (clip.key >= end or later)) or open_then >= MAX_OPEN_CLIPS:
                 later.append(clip)
             else:
                 group.append(clip)
@@ -287,7 +285,8 @@ class _Writing:
         try:
             if self._track is None:
                 self._open(picture, pictures)
-            assert self._file is not None and self._track is not None
+            assert self._file is not None
+            assert self._track is not None
             stamp = picture.pts
             self._stamps.append(stamp)
             # Other clips take the same picture: the encoder makes its own copy of the fields.

@@ -43,18 +43,19 @@ class _Entry:
     """One packet; `pts` is its frame's time stamp in the units of the stream."""
 
     pts: int
-    dts: int
     duration: int
     is_key: bool
 
 
 @dataclass(frozen=True)
 class _Span:
-    """Which packets make a clip: the first `count` from the key frame on that are not shown
-    before it."""
+    """Which packets make a clip: from the key frame on those that are not shown before it.
+
+    `dts` are their decoding times, one a packet.
+    """
 
     key_pts: int
-    count: int
+    dts: list[int]
     end_pts: int
 
 
@@ -85,8 +86,7 @@ class _Plan:
             for packet in container.demux(stream):
                 stamp = packet.pts if packet.pts is not None else packet.dts
                 if packet.size and stamp is not None:
-                    dts = packet.dts if packet.dts is not None else stamp
-                    yield _Entry(stamp, dts, packet.duration or 0, packet.is_keyframe)
+                    yield _Entry(stamp, packet.duration or 0, packet.is_keyframe)
         except av.FFmpegError as error:
             raise bad_media(path, f"cannot be read ({error})") from error
 
@@ -123,18 +123,29 @@ class _Plan:
     def _packets(self, key_pts: int, place: int, end: float) -> _Span:
         first = bisect.bisect_left(self.shown, key_pts)
         top = self.shown[max(first, bisect.bisect_left(self.shown, end) - 1)]
-        count = 0
+        taken: list[int] = []
         for entry in itertools.islice(self.entries, place, None):
             if entry.pts < key_pts:
                 continue
-            count += 1
+            taken.append(entry.pts)
             top = max(top, entry.pts)
             # What is shown before the latest picture that was taken must be there, too.
             after = bisect.bisect_right(self.shown, top)
-            if count == after - first:
+            if len(taken) == after - first:
                 break
-        return _Span(key_pts, count,
-                     self.shown[after] if after < len(self.shown) else self.end_pts)
+        end_pts = self.shown[after] if after < len(self.shown) else self.end_pts
+        return _Span(key_pts, _decoding_times(taken), end_pts)
+
+
+def _decoding_times(pts: list[int]) -> list[int]:
+    """Decoding times for pictures in the order of the file.
+
+    Made anew, because Matroska stores none and leaves the first ones after a seek unknown: the
+    sorted time stamps, all early enough that no picture is shown before it is decoded.
+    """
+    ordered = sorted(pts)
+    delay = max(stamp - own for stamp, own in zip(ordered, pts, strict=True))
+    return [stamp - delay for stamp in ordered]
 
 
 def copy_clips(
@@ -172,13 +183,16 @@ def _copy(container: Any, stream: av.VideoStream, sound: Sound | None, plan: _Pl
             assert sound is not None
             for packet in sound.inside(start_seconds, end_seconds):
                 shift = round(start_seconds / packet.time_base)
-                _write(file, packet, beside, shift)
+                packet.pts -= shift
+                packet.dts = packet.pts
+                _write(file, packet, beside)
         times = []
         for packet in _from_key(container, stream, span):
-            times.append(exact_seconds(packet.pts - span.key_pts, plan.time_base))
-            _write(file, packet, track, span.key_pts)
-        if len(times) != span.count:
-            raise RowFailed("bad_media", f"of the clip's {span.count} frames only "
+            packet.pts, packet.dts = packet.pts - span.key_pts, packet.dts - span.key_pts
+            times.append(exact_seconds(packet.pts, plan.time_base))
+            _write(file, packet, track)
+        if len(times) != len(span.dts):
+            raise RowFailed("bad_media", f"of the clip's {len(span.dts)} frames only "
                             f"{len(times)} can be read again")
         facts = file.publish(times, end_seconds - start_seconds)
     finally:
@@ -204,10 +218,12 @@ def _codecs_of(form: str) -> frozenset[str]:
 
 def _from_key(container: Any, stream: av.VideoStream, span: _Span) -> Iterator[av.Packet]:
     """The packets of a span, in the file's order."""
-    left = span.count
+    times = iter(span.dts)
+    left = len(span.dts)
     for packet in _seek(container, stream, span.key_pts):
         packet.pts = packet.pts if packet.pts is not None else packet.dts
         if packet.pts >= span.key_pts:
+            packet.dts = next(times)
             yield packet
             left -= 1
         if not left:
@@ -241,9 +257,7 @@ def _seek(container: Any, stream: av.VideoStream, key_pts: int) -> Iterator[av.P
             continue
 
 
-def _write(file: ClipFile, packet: av.Packet, track: Any, shift: int) -> None:
-    packet.pts -= shift
-    packet.dts = packet.pts if packet.dts is None else packet.dts - shift
+def _write(file: ClipFile, packet: av.Packet, track: Any) -> None:
     packet.stream = track
     with file.writing():
         file.output.mux(packet)

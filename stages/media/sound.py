@@ -8,8 +8,8 @@ from fractions import Fraction
 from pathlib import Path
 
 import av
-from av.stream import Discard
 import numpy as np
+from av.stream import Discard
 
 from stages.media.decode import open_container
 
