@@ -6,7 +6,7 @@ import functools
 import json
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pipeline.catalog import Catalog, open_catalog, readable_errors
@@ -68,14 +68,15 @@ def run_export(
     that there are not; ClipmillError where the machine lacks what is needed.
     """
     watcher = watcher or Watcher()
+    if request.cut is not None and request.cut.media == "exact":
+        # Settled before anything is begun, and the same on every worker.
+        request = replace(request, cut=replace(request.cut, encoder=check_encoder(request.cut)))
     subset = None if request.subset is None else load_subset(request.dataset, request.subset)
     with readable_errors(), open_catalog(request.dataset, memory_limit=memory_limit) as catalog:
         scores = internvid_scores(catalog) if request.format == "internvid" else None
         columns = choose_columns(catalog, request, scores.columns if scores else {})
         _check_where(catalog, request)
         with open_folder(request.output) as folder:
-            if not folder.is_finished and request.cut is not None:
-                check_encoder(request.cut)
             resumed = folder.begin(request.asked(), clips_of(catalog, request, subset))
             if folder.is_finished:
                 assert folder.manifest is not None  # a finished folder has one

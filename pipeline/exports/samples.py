@@ -30,12 +30,12 @@ def render_samples(rows: pa.Table) -> pa.Table:
     shown = [name for name in rows.column_names if not name.startswith("_")]
     texts, sizes = [], []
     for row, caption in zip(records(rows.select(shown)), rows[TEXT].to_pylist(), strict=True):
-        text = json_text(_sample(row, caption, scores))
-        path = row.get("media_path")
-        members = [(f"{row['clip_id']}.txt", len((caption or "").encode())),
-                   (f"{row['clip_id']}.json", len(text.encode()))]
+        key, path, size = row["clip_id"], row.get("media_path"), row.get("media_bytes")
+        text = json_text(_sample(row, caption, scores))  # takes the row apart
+        members = [(f"{key}.txt", len((caption or "").encode())),
+                   (f"{key}.json", len(text.encode()))]
         if path is not None:
-            members.append((f"{row['clip_id']}.{extension(path)}", row["media_bytes"]))
+            members.append((f"{key}.{extension(path)}", size))
         texts.append(text)
         sizes.append(sum(member_bytes(name, size) for name, size in members))
     rows = rows.append_column(JSON, pa.array(texts, pa.string()))

@@ -113,7 +113,21 @@ def work_on_units(
 
 
 def work_on_unit(task: UnitTask) -> tuple[int, int]:
-    """Commits what came of a unit; returns how many clips it has, and how many of them failed."""
+    """Commits what came of a unit; returns how many clips it has, and how many of them failed.
+
+    What is wrong with a clip or video is a failed row, so what goes wrong else ends the export.
+    """
+    try:
+        return _work_on_unit(task)
+    except ClipmillError:
+        raise
+    except Exception as error:
+        raise ClipmillError(f"{task.request.output}: clips could not be worked on: "
+                            f"{type(error).__name__}: {error}; run the same command to go on"
+                            ) from error
+
+
+def _work_on_unit(task: UnitTask) -> tuple[int, int]:
     request, unit = task.request, task.unit
     rows = read_rows(request.output / WORK / "rows", unit)
     problems: dict[str, RowFailed] = {}
