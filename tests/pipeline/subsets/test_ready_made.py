@@ -19,8 +19,9 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from jobs.ready_made import SUBSET_FOLDER, names, subset_recipe_path
+from jobs.ready_made import SUBSET_FOLDER, names, recipe_path, subset_recipe_path
 from pipeline.catalog import open_catalog
+from pipeline.recipe import load_recipe
 from pipeline.subsets.freeze import create_subset
 from pipeline.subsets.recipe import load_subset_recipe
 from schemas.errors import UsageError
@@ -329,6 +330,16 @@ def test_flt_draws_among_the_best_by_umt_sim(tmp_path):
     assert set(frozen(tmp_path, "internvid-flt", "clips=100000", seed=1)) == able
     smaller = set(frozen(tmp_path, "internvid-flt", "clips=100000", "top=10", seed=2))
     assert smaller == {clip.id for clip in best(clips, "similarity", 10)}
+
+
+@pytest.mark.parametrize(("label", "recipe", "column"), [
+    ("umt_sim", "internvid-flt", "similarity"), ("aesthetic_given", "internvid-aes", "aesthetic")])
+def test_published_scores_fit_as_the_import_recipe_takes_them(tmp_path, label, recipe, column):
+    stage = load_recipe(recipe_path("internvid-metadata")).stages[label]
+    clips = random_clips(30, {column: AESTHETIC})
+    build(tmp_path, clips, [given(label, stage.scorer, stage.column, column)])
+    rules = {"internvid-flt": FLT.expected, "internvid-aes": internvid_aes}
+    assert set(frozen(tmp_path, recipe)) == {clip.id for clip in rules[recipe](clips)}
 
 
 SIZES = {1: 600, 3: 600, 12: 300}  # clips a video: videos
