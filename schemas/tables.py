@@ -66,6 +66,8 @@ SOURCES = pa.schema(
 
 # What download_videos writes, one row a source. `path` is relative to the dataset for downloaded
 # files and absolute for referenced ones. Width and height are as displayed (rotation applied).
+# `starts_at_seconds` is the file's time 0 in the video: null (0) but for files that hold a section
+# of it. All other times, in all tables, are the video's.
 VIDEOS = pa.schema(
     [
         pa.field("source_key", pa.string(), nullable=False),
@@ -95,6 +97,7 @@ VIDEOS = pa.schema(
         ("subtitles", pa.list_(SUBTITLE)),
         ("spans", pa.list_(SPAN)),
         ("extra", pa.map_(pa.string(), pa.string())),
+        ("starts_at_seconds", pa.float64()),
         *OUTCOME,
     ]
 )
@@ -198,4 +201,9 @@ AESTHETIC = clip_table(("aesthetic", pa.float32()), ("aesthetic_reason", pa.stri
 GIVEN_SCORE = clip_table(("given_score", pa.float64()), ("given_score_reason", pa.string()))
 VIDEO_SIMILARITY = clip_table(
     ("video_similarity", pa.float32()), ("video_similarity_reason", pa.string())
+)
+FRAME_HASHES = clip_table(
+    # 64-bit perceptual hashes in time order; null for a frame that shows nothing.
+    ("frame_hashes", pa.list_(pa.uint64())),
+    ("frame_hashes_reason", pa.string()),
 )

@@ -27,7 +27,7 @@ SHARD = "000000"
 
 LABELS = ("download_videos", "scan_videos", "split_clips", "tag_clips", "caption_frames",
           "summarize_captions", "embed_clips", "score_similarity", "score_aesthetic",
-          "take_given_score")
+          "hash_frames", "take_given_score")
 # Stages that the demo's recipe lacks and that go with what it makes.
 ADDED = ("take_given_score.stage=take_given_score", "take_given_score.column=UMT_Score",
          "take_given_score.scorer=UMT-SIM")

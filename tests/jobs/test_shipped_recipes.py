@@ -29,7 +29,7 @@ def test_a_recipe_runs_the_whole_main_job(name: str) -> None:
     plan = build_plan(loaded)
     assert set(loaded.stages) == {
         "download_videos", "split_clips", "embed_clips", "tag_clips", "caption_frames",
-        "summarize_captions", "score_similarity", "score_aesthetic"}
+        "summarize_captions", "score_similarity", "score_aesthetic", "hash_frames"}
     assert loaded.recipe.description
     for label in ("tag_clips", "score_similarity", "score_aesthetic"):
         assert "embed_clips" in plan.by_label[label].upstream
