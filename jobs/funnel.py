@@ -73,7 +73,8 @@ def _print_head(console: Console, recipe: Mapping[str, Any]) -> None:
     if recipe["source"]:
         console.print(Text(f"source: {_shown(recipe['source'])}", style="dim"))
     if not recipe["verified"]:
-        console.print(Text("unverified: known from a secondary source only", style="yellow"))
+        console.print(Text("unverified: not all of it stands in the publication itself",
+                           style="yellow"))
     values = [f"{name}={value}" for name, value in recipe["parameters"].items()]
     console.print(Text(", ".join([f"seed {recipe['seed']}", *values]), style="dim"))
     for role, scorer in recipe["scorers"].items():

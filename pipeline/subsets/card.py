@@ -41,7 +41,7 @@ def _head(info: Mapping[str, Any]) -> str:
     if info["source"]:
         lines.append(f"- source of the recipe: {_text(info['source'])}")
     if not info["verified"]:
-        lines.append("- unverified: the recipe is known from a secondary source only")
+        lines.append("- unverified: not all of the recipe stands in the publication itself")
     if info["parameters"]:
         lines.append("- parameters: " + ", ".join(
             f"{name} = {value}" for name, value in info["parameters"].items()))

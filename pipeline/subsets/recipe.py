@@ -40,7 +40,7 @@ class SubsetFile(BaseModel):
     description: str | None = Field(None, description="what the subset is, in one line")
     source: str | None = Field(None, description="where the recipe was published, in words")
     verified: bool | None = Field(
-        None, description="false where it is known from a secondary source only"
+        None, description="false where not all of it was read in the publication itself"
     )
     extends: str | None = Field(
         None, description="a ready-made recipe, or a file relative to this one; keys here win"
