@@ -23,6 +23,10 @@ ROUNDING_SECONDS = 0.0006
 """Published spans are rounded to milliseconds: a frame this little before one's start is its
 first, and one this little before its end is not: it is the next shot's first."""
 
+# Spans are kept within what was seen of a video: a clip that reaches further beyond its end than
+# this means that the file has changed.
+_BEYOND_SECONDS = 0.2
+
 _WRITING_FAILS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOENT,
                   errno.EIO, errno.EFBIG, errno.ENOTDIR}
 _FORMAT_OF_SUFFIX = {".mp4": "mp4", ".webm": "webm", ".mkv": "matroska"}
@@ -182,3 +186,11 @@ def nothing_inside(
     return RowFailed("bad_media", f"no frame of the video begins in {start_seconds:.3f}–"
                      f"{end_seconds:.3f} s; it has frames from {first_seconds:.3f} to "
                      f"{last_seconds:.3f} s")
+
+
+def check_reach(request: CutRequest, video_end_seconds: float) -> None:
+    """RowFailed where the video ends before the clip does."""
+    if request.end_seconds > video_end_seconds + _BEYOND_SECONDS:
+        raise RowFailed("bad_media", f"the video ends at {video_end_seconds:.3f} s, before the "
+                        f"clip's end at {request.end_seconds:.3f} s: the file is truncated, or "
+                        "not the one that was split")

@@ -14,10 +14,10 @@ import functools
 import io
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import Any
 
 import av
 import av.codec
+import av.logging
 import numpy as np
 
 from schemas.errors import ClipmillError, UsageError
@@ -25,6 +25,7 @@ from schemas.errors import ClipmillError, UsageError
 H264_ENCODERS = (
     "libx264", "libopenh264", "h264_nvenc", "h264_videotoolbox", "h264_qsv", "h264_amf", "h264_mf",
 )
+MAX_CRF = 51
 _BITS_PER_PIXEL = 0.15  # of encoders that know no constant quality
 _PROBE_FRAMES = 8
 _PROBE_SIZE = (640, 360)  # above every hardware encoder's minimum
@@ -41,7 +42,7 @@ class _Knobs:
 
 
 _KNOBS = {
-    "libx264": _Knobs("crf", 20, "veryfast"),
+    "libx264": _Knobs("crf", 22, "veryfast"),
     "libx265": _Knobs("crf", 22, "veryfast", {"x265-params": "log-level=error"}),
     "libsvtav1": _Knobs("crf", 30, "8"),
     "libvpx-vp9": _Knobs("crf", 31, None, {"b": "0", "deadline": "good", "cpu-used": "5"}),
@@ -73,6 +74,9 @@ class VideoEncoder:
         context = stream.codec_context
         context.time_base = time_base
         context.thread_count = threads
+        # Pictures in the order in which they are shown: then a file needs no edit list for its
+        # first frame to be at zero, and its duration is right at variable frame rates.
+        context.max_b_frames = 0
         if self.by_bit_rate:
             context.bit_rate = round(size[0] * size[1] * float(rate) * _BITS_PER_PIXEL)
         return stream
@@ -89,26 +93,27 @@ def find_encoder(name: str | None, crf: int | None, preset: str | None) -> Video
 
 @functools.cache
 def _find(name: str | None, crf: int | None, preset: str | None) -> VideoEncoder:
-    if name is not None:
-        encoder = _configured(name, crf, preset)
-        problem = try_encoder(encoder)
-        if problem:
-            given = ", ".join(f"{key}={value}" for key, value in encoder.options) or "no options"
-            raise ClipmillError(
-                f"the encoder {name} does not work here with {given}: {problem}; leave --encoder "
-                "out to take the first H.264 encoder that works, or use --media copy")
+    encoder = _configured(name or _first_that_works(), crf, preset)
+    problem = try_encoder(encoder)
+    if problem is None:
         return encoder
+    given = ", ".join(f"{key}={value}" for key, value in encoder.options) or "no options"
+    step = "leave --crf and --preset out" if crf is not None or preset else (
+        "leave --encoder out to take the first H.264 encoder that works, or use --media copy")
+    raise ClipmillError(f"the encoder {encoder.name} does not work here with {given}: {problem}; "
+                        f"{step}")
+
+
+@functools.cache
+def _first_that_works() -> str:
     problems = []
-    for candidate in H264_ENCODERS:
-        try:
-            encoder = _configured(candidate, crf, preset)
-            problem = try_encoder(encoder)
-        except UsageError as error:
-            # Only where it is there, but knows no such option.
-            problem = str(error)
-        if not problem:
-            return encoder
-        problems.append(f"{candidate}: {problem}")
+    for name in H264_ENCODERS:
+        problem: str | None = "not in PyAV's FFmpeg"
+        if name in av.codec.codecs_available:
+            problem = try_encoder(_configured(name, None, None))
+        if problem is None:
+            return name
+        problems.append(f"{name}: {problem}")
     raise ClipmillError(
         "no H.264 encoder works here:\n  " + "\n  ".join(problems) + "\nPyAV's wheels from PyPI "
         "carry libx264 (pip install --force-reinstall --only-binary :all: av); another codec "
@@ -125,13 +130,16 @@ def _configured(name: str, crf: int | None, preset: str | None) -> VideoEncoder:
     if context.type != "video":
         raise UsageError(f"--encoder: {name} encodes {context.type}, not video")
     knobs = _KNOBS.get(name, _Knobs())
+    if crf is not None and not 0 <= crf <= MAX_CRF:
+        raise UsageError(f"--crf: {crf} is not between 0 (best) and {MAX_CRF}")
     options = dict(knobs.further)
     if crf is not None and knobs.quality is None:
         raise UsageError(f"--crf: {name} has no constant quality; leave --crf out, or choose one "
                          f"of {', '.join(known for known, k in _KNOBS.items() if k.quality)}")
     if knobs.quality:
         options[knobs.quality] = str(knobs.usual if crf is None else crf)
-    if preset is not None and "preset" not in context.supported_options:
+    known_options = {option.name for option in context.supported_options.private}
+    if preset is not None and "preset" not in known_options:
         raise UsageError(f"--preset: {name} has no presets; leave it out")
     if preset or knobs.preset:
         options["preset"] = preset or str(knobs.preset)
@@ -142,6 +150,18 @@ def _configured(name: str, crf: int | None, preset: str | None) -> VideoEncoder:
 
 def try_encoder(encoder: VideoEncoder) -> str | None:
     """Why `encoder` does not work here, or None: a few frames are encoded and decoded again."""
+    before = av.logging.get_level()
+    av.logging.set_level(av.logging.ERROR)
+    try:
+        # What FFmpeg says is clearer than its error codes.
+        with av.logging.Capture() as said:
+            problem = _try(encoder)
+        return problem and (said[-1][2].strip() if said else problem)
+    finally:
+        av.logging.set_level(before)
+
+
+def _try(encoder: VideoEncoder) -> str | None:
     memory = io.BytesIO()
     try:
         with av.open(memory, "w", format="mp4") as output:
@@ -158,14 +178,10 @@ def try_encoder(encoder: VideoEncoder) -> str | None:
         with av.open(memory) as container:
             count = sum(1 for _ in container.decode(video=0))
     except (av.FFmpegError, ValueError, RuntimeError) as error:
-        return _said(error)
+        return str(getattr(error, "strerror", None) or error)
     if count != _PROBE_FRAMES:
         return f"of {_PROBE_FRAMES} frames {count} came back"
     return None
-
-
-def _said(error: Any) -> str:
-    return str(getattr(error, "strerror", None) or error)
 
 
 def _picture(number: int) -> np.ndarray:

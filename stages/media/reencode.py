@@ -28,6 +28,7 @@ from stages.media.clip_files import (
     CutOptions,
     CutRequest,
     CutResult,
+    check_reach,
     exact_seconds,
     nothing_inside,
 )
@@ -45,6 +46,7 @@ class _Wanted:
 
     def __init__(self, request: CutRequest, index: PacketIndex) -> None:
         self.request = request
+        check_reach(request, index.end_seconds)
         frames = index.within(request.start_seconds - ROUNDING_SECONDS,
                               request.end_seconds - ROUNDING_SECONDS)
         if not frames:

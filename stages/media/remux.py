@@ -28,6 +28,7 @@ from stages.media.clip_files import (
     CutOptions,
     CutRequest,
     CutResult,
+    check_reach,
     exact_seconds,
     nothing_inside,
 )
@@ -160,6 +161,7 @@ def copy_clips(
                 other.discard = Discard.all
         for request in requests:
             try:
+                check_reach(request, plan.seconds(plan.end_pts))
                 span = plan.span(request.start_seconds, request.end_seconds,
                                  options.start == "nearest")
                 yield _copy(container, stream, sound if options.audio else None, plan, span,
