@@ -177,18 +177,24 @@ class FrameReader:
         self._videos = self._video_paths(plan, dataset, group)
 
     @staticmethod
-    def _video_paths(plan: Plan, dataset: Path, group: Sequence[str]) -> dict[str, str]:
+    def _video_paths(
+        plan: Plan, dataset: Path, group: Sequence[str]
+    ) -> dict[str, tuple[str, float | None]]:
+        """Each video's file, and the time in the video at which it begins."""
         step = next((s for s in plan.steps if {"video_id", "path"} <= set(
             s.stage.table_schema.names)), None)
         if step is None:
             return {}
-        paths = {}
+        schema = step.stage.table_schema
+        begins = "starts_at_seconds"
+        columns = ["video_id", "path", *([begins] if begins in schema.names else [])]
+        found = {}
         for name in existing(step.folder(dataset), group):
-            table = read_shard(step.folder(dataset), name, step.stage.table_schema,
-                               ["video_id", "path", "rejection", "error"])
-            rows = kept_rows(table)
-            paths.update(zip(rows["video_id"].to_pylist(), rows["path"].to_pylist(), strict=True))
-        return paths
+            table = read_shard(step.folder(dataset), name, schema,
+                               [*columns, "rejection", "error"])
+            for row in kept_rows(table).select(columns).to_pylist():
+                found[row["video_id"]] = (row["path"], row.get(begins))
+        return found
 
     def attach(self, batch: pa.Table, picks: tuple) -> tuple[pa.Table, dict[int, RowFailed]]:
         """`batch` with its `frames` column; rows whose video can't be read again, by index.
@@ -229,14 +235,15 @@ class FrameReader:
     def _again(self, video: str, spans: list, picks: tuple) -> list[list[dict]]:
         from stages.media.seek import read_frames
 
-        path = self._videos.get(video)
-        if path is None:
+        if video not in self._videos:
             return [[] for _ in spans]
+        path, starts_at_seconds = self._videos[video]
         whole = Path(path) if Path(path).is_absolute() else self._dataset / path
         found, decoded = read_frames(
             str(whole), [(start, end, picks) for start, end in spans],
             short_side=getattr(self._scan, "frame_short_side", 384),
             quality=getattr(self._scan, "frame_quality", 90),
+            starts_at_seconds=starts_at_seconds,
         )
         self.decoded_frames += decoded
         return found

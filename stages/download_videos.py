@@ -62,6 +62,12 @@ class DownloadVideos(Stage):
         "match the whole code; `.*-orig` are automatic ones in the language spoken; [] for none")
     user_subtitles: bool = Field(True, description="take subtitles that people made")
     automatic_subtitles: bool = Field(True, description="take subtitles made by the platform")
+    sections: bool = Field(
+        False, description="of a platform's video with given spans fetch only the part that they "
+        "lie in, where its times are certain; else the whole")
+    section_padding_seconds: float = Field(
+        2.0, ge=0, description="what is fetched before and after the spans of a section; it always "
+        "begins with the key frame before")
     copy_local_files: bool = Field(
         False, description="copy local files into the dataset in place of referencing them")
     yt_dlp: dict[str, Any] = Field(
@@ -103,6 +109,18 @@ class DownloadVideos(Stage):
             low, high = getattr(self, least), getattr(self, most)
             if low is not None and high is not None and low > high:
                 raise ValueError(f"{least} ({low}) is above {most} ({high}): nothing would be kept")
+        return self
+
+    @model_validator(mode="after")
+    def _sections_go_with_the_rest(self) -> DownloadVideos:
+        if self.sections:
+            from stages.media.sections import RESERVED
+
+            for name in RESERVED & set(self.yt_dlp):
+                raise ValueError(f"the yt-dlp option {name!r} is set by `sections`")
+            if (self.proxy or "").lower().startswith("socks"):
+                raise ValueError("ffmpeg, which fetches sections, knows no SOCKS proxies; take an "
+                                 "HTTP proxy, or switch `sections` off")
         return self
 
     def judge(self, duration_seconds: float | None, short_side: int | None) -> None:
@@ -186,7 +204,7 @@ def _columns(row: dict[str, Any], media: Media, path: str) -> dict[str, Any]:
         "category": row["category"] or said.get("category"),
         "query": row["query"],
         "caption_given": row["caption"],
-        "duration_seconds": media.probe.duration_seconds,
+        "duration_seconds": media.duration_seconds,
         "width": media.probe.width,
         "height": media.probe.height,
         "fps": media.probe.fps,
@@ -199,4 +217,5 @@ def _columns(row: dict[str, Any], media: Media, path: str) -> dict[str, Any]:
         "subtitles": media.subtitles,
         "spans": row["spans"],
         "extra": {**dict(row["extra"] or []), **media.notes},
+        "starts_at_seconds": media.starts_at_seconds,
     }

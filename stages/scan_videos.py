@@ -6,7 +6,7 @@ or clip lengths, so its work stands when those change.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -35,7 +35,9 @@ class ScanVideos(Stage):
 
     name: ClassVar[str] = "scan_videos"
     key: ClassVar[str] = "video_id"
-    reads: ClassVar[tuple[str, ...]] = ("download_videos.path", "download_videos.spans")
+    reads: ClassVar[tuple[str, ...]] = (
+        "download_videos.path", "download_videos.spans", "download_videos.starts_at_seconds?",
+    )
     writes: ClassVar[pa.Schema] = SCANS
     more_tables: ClassVar[dict[str, pa.Schema]] = {"frames": FRAMES}
     error_kind: ClassVar[ErrorKind] = "bad_media"
@@ -58,6 +60,12 @@ class ScanVideos(Stage):
     hash_lowpass: int | None = Field(None, ge=1, le=256, description="low-pass factor of hashes")
     cpus: float = resource(1.0, gt=0, description="CPUs that one worker takes")
     batch_rows: int = resource(1, ge=1, description="videos given to the stage at a time")
+
+    def check_upstream(self, before: Mapping[str, Stage]) -> None:
+        download = before.get("download_videos")
+        if self.spans == "ignore" and getattr(download, "sections", False):
+            raise ValueError("boundaries must be auto or given where download_videos.sections is "
+                             "on: of the videos only the given spans are there")
 
     @contextmanager
     def open(self, workspace: Workspace) -> Iterator[Transform]:
@@ -83,7 +91,8 @@ class ScanVideos(Stage):
         return {self.name: rows.table(), "frames": strict_table(kept, FRAMES)}
 
     def _scan(self, row: dict[str, Any], workspace: Workspace) -> tuple[dict, list[dict]]:
-        video = self._video(workspace.resolve(row["path"]), row["spans"])
+        video = self._video(workspace.resolve(row["path"]), row["spans"],
+                            row.get("starts_at_seconds"))
         taken = Measures(
             Wanted(
                 self.edges, self.kernel_size, self.histogram_bins,
@@ -113,7 +122,9 @@ class ScanVideos(Stage):
             workspace.decoded_frames += video.decoded_frames
         return self._columns(video, taken, numbers, seconds, positions), frames
 
-    def _video(self, path: Path, spans: list[dict[str, Any]] | None) -> DecodedVideo:
+    def _video(
+        self, path: Path, spans: list[dict[str, Any]] | None, starts_at: float | None
+    ) -> DecodedVideo:
         if not path.is_file():
             raise RowFailed("bad_media", f"{path}: no such file; run download_videos again")
         if self.spans == "require" and not spans:
@@ -122,9 +133,9 @@ class ScanVideos(Stage):
             )
         if spans and self.spans != "ignore":
             return SpannedVideo(
-                path, [(span["start_seconds"], span["end_seconds"]) for span in spans]
+                path, [(span["start_seconds"], span["end_seconds"]) for span in spans], starts_at
             )
-        return ExactVideo(path) if self.exact else FastVideo(path)
+        return ExactVideo(path, starts_at) if self.exact else FastVideo(path, starts_at)
 
     @staticmethod
     def _columns(

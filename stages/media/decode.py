@@ -54,9 +54,18 @@ class VideoFacts:
     time_base: Fraction
     start_pts: int
     declared_seconds: float | None
+    offset_pts: int = 0
 
     def seconds(self, pts: int) -> float:
-        """Presentation time of a time stamp, counted from the container's zero."""
+        """Presentation time in the video of a time stamp of the file.
+
+        It counts from the container's zero, or from `offset_pts` before it where the file holds a
+        section of the video.
+        """
+        return self.duration_seconds(pts + self.offset_pts)
+
+    def duration_seconds(self, pts: int) -> float:
+        """How long a time of so many units of the time base is."""
         # Rounded once, as the division of the exact fraction would be; and much cheaper.
         return pts * self.time_base.numerator / self.time_base.denominator
 
@@ -126,8 +135,17 @@ def upright(image: np.ndarray, rotation: int) -> np.ndarray:
     return cv2.rotate(image, codes[rotation]) if rotation else image
 
 
+def offset_pts(starts_at_seconds: float | None, time_base: Fraction) -> int:
+    """The time in the video of the file's time 0, in units of the time base.
+
+    Whole units, so that times come out to the bit as from the whole video.
+    """
+    return round(Fraction(starts_at_seconds) / time_base) if starts_at_seconds else 0
+
+
 def read_facts(
-    container: av.container.InputContainer, path: Path, first: av.VideoFrame
+    container: av.container.InputContainer, path: Path, first: av.VideoFrame,
+    starts_at_seconds: float | None = None,
 ) -> VideoFacts:
     """The facts of an opened file whose first frame is decoded: only frames know the rotation."""
     # Imported here: it costs half a second, and only workers that decode need it.
@@ -143,7 +161,7 @@ def read_facts(
     width, height = size[::-1] if rotation in (90, 270) else size
     return VideoFacts(
         path, width, height, rotation, frame_rate, time_base, stream.start_time or 0,
-        declared_seconds(container, stream),
+        declared_seconds(container, stream), offset_pts(starts_at_seconds, time_base),
     )
 
 
@@ -261,12 +279,15 @@ class KeptImages:
 class DecodedVideo:
     """A video being decoded: iterate for its pictures, then ask how it went.
 
+    All times are the video's; `starts_at_seconds` is the time in it at which the file begins.
+
     Iterating raises RowFailed where nothing can be decoded, and at the end where the frames stop
     short of the declared duration. `decoded_frames` counts every frame the decoder gave.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, starts_at_seconds: float | None = None) -> None:
         self.path = path
+        self.starts_at_seconds = starts_at_seconds
         self.decoded_frames = 0
         self.facts: VideoFacts | None = None
         self.first_error: str | None = None
@@ -358,8 +379,8 @@ def last_packet_seconds(path: Path) -> float:
 class FastVideo(DecodedVideo):
     """Decodes with PyAV on all cores and scales in the decoder's own format."""
 
-    def __init__(self, path: Path) -> None:
-        super().__init__(path)
+    def __init__(self, path: Path, starts_at_seconds: float | None = None) -> None:
+        super().__init__(path, starts_at_seconds)
         self._kept_images = threading.local()
 
     def _frames(self) -> Iterator[Picture]:
@@ -370,7 +391,7 @@ class FastVideo(DecodedVideo):
             last_pts: int | None = None
             for frame in self._decoded(container, stream):
                 if self.facts is None or small is None:
-                    self.facts = read_facts(container, self.path, frame)
+                    self.facts = read_facts(container, self.path, frame, self.starts_at_seconds)
                     small = _SmallImages(frame)
                     facts, usual = self.facts, self.facts.usual_pts
                 pts = frame.pts if frame.pts is not None else frame.dts
@@ -382,7 +403,7 @@ class FastVideo(DecodedVideo):
                     number=self.decoded_frames - 1,
                     seconds=facts.seconds(pts),
                     position_microseconds=facts.position_microseconds(pts),
-                    duration_seconds=facts.seconds(frame.duration or usual),
+                    duration_seconds=facts.duration_seconds(frame.duration or usual),
                     small=small(frame),
                     full=lambda size, frame=frame: self._kept(frame, size),
                     held_bytes=sum(plane.buffer_size for plane in frame.planes),

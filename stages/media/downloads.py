@@ -17,6 +17,7 @@ from schemas.errors import RowFailed, RowRejected, UsageError
 from schemas.ids import content_video_id, platform_video_id, safe_id
 from stages.media.http import MAX_REDIRECTS, HostGate, NotAMediaFile, Patience, fetch, patiently
 from stages.media.probe import probe
+from stages.media.sections import Section, widest
 from stages.media.store import Media, MediaStore
 from stages.media.suffixes import MEDIA_SUFFIXES
 from stages.models.references import file_sha256
@@ -82,14 +83,15 @@ class Downloader:
             with contextlib.suppress(NotAMediaFile):
                 return self._reuse_or(row, _origin("http", url),
                                       lambda: self._by_http(row, url, page_is_bad_media=direct))
-        return self._reuse_or(row, self._yt_dlp_origin(url), lambda: self._by_yt_dlp(row, url))
+        origin = self._yt_dlp_origin(row, url)
+        return self._reuse_or(row, origin, lambda: self._by_yt_dlp(row, url, origin))
 
     def _reuse_or(self, row: dict[str, Any], origin: str, bring: Callable[[], Media]) -> Media:
         """What an earlier run brought in from the same origin, else what `bring` gives."""
         key = row["source_key"]
         known = self._store.found(key, origin)
         if known is not None:
-            self._settings.judge(known.probe.duration_seconds, known.probe.short_side)
+            self._settings.judge(known.duration_seconds, known.probe.short_side)
             self._store.check_claim(key, known.video_id)
             if self._store.has_file(key, known):
                 return known
@@ -130,24 +132,37 @@ class Downloader:
                 rate_limit_bytes_per_second=self._settings.rate_limit_bytes_per_second,
                 page_is_bad_media=page_is_bad_media,
             )
+            notes = {}
+            if self._section(row) is not None:
+                notes["section_refused"] = "a directly linked file is taken as a whole"
             return self._take_in(row, fetched.path, origin=_origin("http", url),
-                                 sha256=fetched.sha256)
+                                 sha256=fetched.sha256, notes=notes)
 
-    def _by_yt_dlp(self, row: dict[str, Any], url: str) -> Media:
+    def _by_yt_dlp(self, row: dict[str, Any], url: str, origin: str) -> Media:
         from stages.media.ytdlp import download
 
         settings = self._settings
         with self._store.work_folder(row["source_key"]) as folder:
             options = self._yt_dlp_options(folder)
             video = patiently(
-                lambda: download(url, folder, options, settings.judge),
+                lambda: download(url, folder, options, settings.judge, self._section(row)),
                 host=urlsplit(url).hostname or url, gate=self._gate, patience=self._patience,
             )
             return self._take_in(
-                row, video.path, origin=self._yt_dlp_origin(url), sha256=_sha256(video.path),
+                row, video.path, origin=origin, sha256=_sha256(video.path),
                 extractor=video.extractor, platform_id=video.platform_id,
                 metadata=video.metadata, subtitles=video.subtitles, notes=video.notes,
+                starts_at_seconds=video.starts_at_seconds, video_seconds=video.video_seconds,
             )
+
+    def _section(self, row: dict[str, Any]) -> Section | None:
+        """The part of the video that is asked for; None for the whole."""
+        settings = self._settings
+        reach = widest(row["spans"]) if settings.sections else None
+        if reach is None:
+            return None
+        return Section(*reach, settings.section_padding_seconds, settings.timeout_seconds,
+                       is_identified=bool(row["video_id"]))
 
     def _yt_dlp_options(self, folder: Path) -> dict[str, Any]:
         from stages.media.ytdlp import base_options, subtitle_options
@@ -173,11 +188,13 @@ class Downloader:
             options["sleep_interval_requests"] = settings.sleep_seconds
         return options | settings.yt_dlp
 
-    def _yt_dlp_origin(self, url: str) -> str:
+    def _yt_dlp_origin(self, row: dict[str, Any], url: str) -> str:
         settings = self._settings
+        section = self._section(row)
+        asked = [] if section is None else [section.start_seconds, section.end_seconds]
         return _origin("yt_dlp", url, settings.max_height, settings.format,
                        settings.subtitle_languages, settings.user_subtitles,
-                       settings.automatic_subtitles, settings.yt_dlp)
+                       settings.automatic_subtitles, settings.yt_dlp, *asked)
 
     def _take_in(self, row: dict[str, Any], file: Path, *, sha256: str, **known: Any) -> Media:
         """Checks a whole file and moves it to where only whole files are."""
@@ -195,7 +212,7 @@ class Downloader:
         return media
 
     def _judged(self, row: dict[str, Any], media: Media) -> Media:
-        self._settings.judge(media.probe.duration_seconds, media.probe.short_side)
+        self._settings.judge(media.duration_seconds, media.probe.short_side)
         return _with_id(row, media)
 
 

@@ -32,7 +32,7 @@ class ExactVideo(DecodedVideo):
     """Decodes with PySceneDetect's stream and scales with PySceneDetect's factor."""
 
     def _frames(self) -> Iterator[Picture]:
-        index = read_packets(self.path)
+        index = read_packets(self.path, self.starts_at_seconds)
         given = 0
         for picture in self._opencv(index):
             given += 1
@@ -111,7 +111,7 @@ class ExactVideo(DecodedVideo):
             facts = read_facts(container, self.path, first)
         return VideoFacts(
             facts.path, facts.width, facts.height, facts.rotation, stream.frame_rate,
-            index.time_base, index.start_pts, facts.declared_seconds,
+            index.time_base, index.start_pts, facts.declared_seconds, index.offset_pts,
         )
 
     @staticmethod

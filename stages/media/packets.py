@@ -9,7 +9,7 @@ from pathlib import Path
 
 import av
 
-from stages.media.decode import bad_media, open_container, video_stream
+from stages.media.decode import bad_media, offset_pts, open_container, video_stream
 
 
 @dataclass(frozen=True)
@@ -18,6 +18,8 @@ class PacketIndex:
 
     Codecs with hidden frames (VP8) have more packets than frames: `n_frames` is then an upper
     bound, and a decoder's own count must agree before a number is taken for a position.
+    Time stamps are the file's; seconds are the video's, `offset_pts` later where the file holds a
+    section of it.
     """
 
     time_base: Fraction
@@ -26,17 +28,18 @@ class PacketIndex:
     key_numbers: list[int]
     end_pts: int
     is_best_stream: bool
+    offset_pts: int = 0
 
     @property
     def n_frames(self) -> int:
         return len(self.pts)
 
     def seconds(self, number: int) -> float:
-        return float(self.pts[number] * self.time_base)
+        return float((self.pts[number] + self.offset_pts) * self.time_base)
 
     @property
     def end_seconds(self) -> float:
-        return float(self.end_pts * self.time_base)
+        return float((self.end_pts + self.offset_pts) * self.time_base)
 
     def key_before(self, number: int) -> int:
         """The number of the key frame from which decoding must begin to reach `number`."""
@@ -51,14 +54,17 @@ class PacketIndex:
 
     def within(self, start_seconds: float, end_seconds: float) -> range:
         """Numbers of the frames shown from `start_seconds` on and before `end_seconds`."""
-        times = [float(pts * self.time_base) for pts in self.pts]
+        times = [self.seconds(number) for number in range(self.n_frames)]
         return range(
             bisect.bisect_left(times, start_seconds), bisect.bisect_left(times, end_seconds)
         )
 
 
-def read_packets(path: Path) -> PacketIndex:
-    """The index of a file; a file without video packets is a `bad_media` failure."""
+def read_packets(path: Path, starts_at_seconds: float | None = None) -> PacketIndex:
+    """The index of a file; a file without video packets is a `bad_media` failure.
+
+    `starts_at_seconds` is the file's time 0 in the video, null where it is 0.
+    """
     with open_container(path) as container:
         stream = video_stream(container, path)
         entries: list[tuple[int, int, bool]] = []
@@ -84,4 +90,5 @@ def read_packets(path: Path) -> PacketIndex:
             key_numbers=[i for i, (_, _, is_key) in enumerate(entries) if is_key],
             end_pts=entries[-1][0] + (entries[-1][1] or usual),
             is_best_stream=best is not None and best.index == stream.index,
+            offset_pts=offset_pts(starts_at_seconds, time_base),
         )

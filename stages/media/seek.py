@@ -38,16 +38,17 @@ from stages.protocol import FramePick
 class FrameReader:
     """Gives frames of one video by number, ascending; counts what had to be decoded for them.
 
-    Opening decodes one frame, because only frames know their rotation.
+    Opening decodes one frame, because only frames know their rotation. `starts_at_seconds` is
+    the file's time 0 in the video, whose times all times are.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, starts_at_seconds: float | None = None) -> None:
         self.path = path
-        self.index = read_packets(path)
+        self.index = read_packets(path, starts_at_seconds)
         self.decoded_frames = 0
-        self.facts = self._read_facts()
+        self.facts = self._read_facts(starts_at_seconds)
 
-    def _read_facts(self) -> VideoFacts:
+    def _read_facts(self, starts_at_seconds: float | None) -> VideoFacts:
         with open_container(self.path) as container:
             stream = video_stream(container, self.path)
             try:
@@ -57,7 +58,7 @@ class FrameReader:
             if first is None:
                 raise bad_media(self.path, "gives no frame")
             self.decoded_frames += 1
-            return read_facts(container, self.path, first)
+            return read_facts(container, self.path, first, starts_at_seconds)
 
     def images(
         self, numbers: Sequence[int], size: tuple[int, int]
@@ -125,8 +126,11 @@ class FrameReader:
 class SpannedVideo(DecodedVideo):
     """Decodes the frames inside `spans` (pairs of seconds) and no others."""
 
-    def __init__(self, path: Path, spans: Sequence[tuple[float | None, float | None]]) -> None:
-        super().__init__(path)
+    def __init__(
+        self, path: Path, spans: Sequence[tuple[float | None, float | None]],
+        starts_at_seconds: float | None = None,
+    ) -> None:
+        super().__init__(path, starts_at_seconds)
         self._spans = spans
         self._index: PacketIndex | None = None
 
@@ -139,7 +143,7 @@ class SpannedVideo(DecodedVideo):
         return self._index.n_frames if self._index else 0
 
     def _frames(self) -> Iterator[Picture]:
-        reader = FrameReader(self.path)
+        reader = FrameReader(self.path, self.starts_at_seconds)
         self._index = reader.index
         self.facts = reader.facts
         self.decoded_frames = reader.decoded_frames
@@ -184,14 +188,16 @@ def read_frames(
     *,
     short_side: int,
     quality: int,
+    starts_at_seconds: float | None = None,
 ) -> tuple[list[list[dict[str, Any]]], int]:
     """The frames that `picks` ask for in each span, decoded anew, and how many were decoded.
 
     A span is `(start_seconds, end_seconds, picks)`; only frames inside `[start, end)` are given,
-    in time order, with the columns of FRAME. Spans may overlap and come in any order. Raises
+    in time order, with the columns of FRAME. Spans may overlap and come in any order; like the
+    frames' times they are the video's, in which the file's time 0 is `starts_at_seconds`. Raises
     RowFailed (`bad_media`) where the file cannot be decoded.
     """
-    reader = FrameReader(path)
+    reader = FrameReader(path, starts_at_seconds)
     times = [reader.index.seconds(number) for number in range(reader.index.n_frames)]
     wanted = [pick_frames(times, start, end, picks) for start, end, picks in spans]
     numbers = sorted(set(itertools.chain.from_iterable(wanted)))

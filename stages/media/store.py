@@ -30,7 +30,8 @@ class Media:
     """One whole video file and all that is known of it.
 
     `origin` says which bytes were asked for: a file found under another origin is not reused.
-    `referenced` is the absolute path of a local file that stays where it is.
+    `referenced` is the absolute path of a local file that stays where it is. A file that holds a
+    section of the video has the time at which it begins, and how long the whole video is.
     """
 
     origin: str
@@ -46,6 +47,13 @@ class Media:
     downloaded_at: datetime | None = None
     referenced: str | None = None
     decoded_frames: int = 0
+    starts_at_seconds: float | None = None
+    video_seconds: float | None = None
+
+    @property
+    def duration_seconds(self) -> float:
+        """How long the whole video is."""
+        return self.video_seconds or self.probe.duration_seconds
 
 
 class MediaStore:

@@ -12,12 +12,13 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from schemas.errors import ErrorKind, RowFailed, RowRejected
 from stages.media.http import PassingProblem, problem_of_status, retry_after_seconds
+from stages.media.sections import NoSection, Section, discard
 from stages.media.subtitles import FORMATS, parse_subtitles
 
 # Options by which this module gets at the result; a recipe can't set them.
@@ -189,7 +190,8 @@ def _chain(error: BaseException | None):
 class Video:
     """A downloaded file and what the platform says about it.
 
-    `platform_id` is null where the page is of no platform that names its videos.
+    `platform_id` is null where the page is of no platform that names its videos. A file that holds
+    a section has the time in the video at which it begins, and how long the whole video is.
     """
 
     path: Path
@@ -198,30 +200,75 @@ class Video:
     metadata: dict[str, Any]
     subtitles: list[dict[str, Any]] = field(default_factory=list)
     notes: dict[str, str] = field(default_factory=dict)
+    starts_at_seconds: float | None = None
+    video_seconds: float | None = None
 
 
 Judge = Callable[[float | None, int | None], None]
 """Raises RowRejected for a duration in seconds and a short side, either None where unknown."""
 
 
-def download(url: str, folder: Path, options: Mapping[str, Any], judge: Judge) -> Video:
+def download(
+    url: str, folder: Path, options: Mapping[str, Any], judge: Judge,
+    section: Section | None = None,
+) -> Video:
     """One video by yt-dlp into `folder`; `judge` is asked before anything is downloaded.
 
+    Of a `section` only that part is fetched, or the whole where it can't be had for certain.
     Raises RowRejected, RowFailed, or PassingProblem where another try may do.
     """
+    if section is None:
+        return _download(url, folder, options, judge)
+    try:
+        return _download_section(url, folder, options, judge, section)
+    except NoSection as error:
+        discard(folder)
+        video = _download(url, folder, options, judge)
+        return replace(video, notes={**video.notes, "section_refused": str(error)})
+
+
+def _download_section(
+    url: str, folder: Path, options: Mapping[str, Any], judge: Judge, section: Section
+) -> Video:
+    """The part where it can be had; the whole file where the part would be no less.
+
+    Raises NoSection where only the part could not be had.
+    """
+    try:
+        video = _download(url, folder, options, judge, section)
+    except (RowFailed, PassingProblem) as problem:
+        if section.is_asked:
+            raise NoSection(str(problem) or "ffmpeg could not fetch the part") from problem
+        raise
+    if section.refused is not None:
+        return replace(video, notes={**video.notes, "section_refused": section.refused})
+    if not section.is_asked:
+        return video
+    whole_suffix = video.path.suffix.lower()
+    target = folder / f"section{whole_suffix if whole_suffix in ('.mkv', '.webm') else '.mp4'}"
+    begins = section.take(video.path, target)
+    video.path.unlink()
+    return replace(video, path=target, starts_at_seconds=begins,
+                   video_seconds=section.video_seconds)
+
+
+def _download(
+    url: str, folder: Path, options: Mapping[str, Any], judge: Judge,
+    section: Section | None = None,
+) -> Video:
     notes: dict[str, str] = {}
     try:
-        info = _extract(url, folder, options, judge)
+        info = _extract(url, folder, options, judge, section)
     except _SubtitlesFailed as error:
         # The video is worth more than its subtitles.
         notes["subtitles_error"] = str(error)
         bare = {**options, "writesubtitles": False, "writeautomaticsub": False}
-        info = _extract(url, folder, bare, judge)
+        info = _extract(url, folder, bare, judge, section)
     files = [Path(item["filepath"]) for item in info.get("requested_downloads") or []]
     if len(files) != 1 or not files[0].is_file():
         raise RowFailed("permanent", f"yt-dlp gave {len(files)} files for {url}, not one")
     extractor = str(info.get("extractor_key") or _NO_PLATFORM)
-    platform_id = str(info["id"]) if info.get("id") and _names_videos(extractor) else None
+    platform_id = str(info["id"]) if info.get("id") and names_videos(extractor) else None
     return Video(
         path=files[0],
         extractor=_NO_PLATFORM if platform_id is None else extractor.lower(),
@@ -232,7 +279,7 @@ def download(url: str, folder: Path, options: Mapping[str, Any], judge: Judge) -
     )
 
 
-def _names_videos(extractor_key: str) -> bool:
+def names_videos(extractor_key: str) -> bool:
     """Whether the ids are a site's own; those of players found in any page are not unique."""
     from yt_dlp.extractor import get_info_extractor
 
@@ -248,7 +295,10 @@ class _SubtitlesFailed(Exception):
     """Only the subtitles could not be had."""
 
 
-def _extract(url: str, folder: Path, options: Mapping[str, Any], judge: Judge) -> dict[str, Any]:
+def _extract(
+    url: str, folder: Path, options: Mapping[str, Any], judge: Judge,
+    section: Section | None = None,
+) -> dict[str, Any]:
     import yt_dlp
 
     declined: list[RowRejected | RowFailed] = []
@@ -257,12 +307,15 @@ def _extract(url: str, folder: Path, options: Mapping[str, Any], judge: Judge) -
         problem = _decline(info, judge, incomplete)
         if problem is not None:
             declined.append(problem)
+        elif section is not None and not incomplete:
+            section.prepare(info, downloader)
         return None if problem is None else str(problem)
 
     log = _Log()
     place = str(folder).replace("%", "%%") + "/video.%(ext)s"
     asked = {**options, "logger": log, "match_filter": decide, "noplaylist": True,
-             "extract_flat": "in_playlist", "outtmpl": {"default": place}}
+             "extract_flat": "in_playlist", "outtmpl": {"default": place},
+             **(section.options() if section is not None else {})}
     try:
         with yt_dlp.YoutubeDL(asked) as downloader:
             info = downloader.extract_info(url, download=True)
@@ -281,7 +334,7 @@ def _extract(url: str, folder: Path, options: Mapping[str, Any], judge: Judge) -
         if len(entries) == 1 and entries[0].get("requested_downloads"):
             return entries[0]
         if len(entries) == 1 and entries[0].get("url") and entries[0]["url"] != url:
-            return _extract(entries[0]["url"], folder, options, judge)
+            return _extract(entries[0]["url"], folder, options, judge, section)
         raise _many(len(entries))
     return info
 

@@ -1,0 +1,349 @@
+"""A section of a video has the video's own times: frame numbers are drawn into the pixels."""
+
+from __future__ import annotations
+
+import functools
+import io
+import tempfile
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pyarrow as pa
+import pytest
+from PIL import Image
+from pydantic import ValidationError
+
+from pipeline.inputs import FrameReader
+from pipeline.plan import ShardList, build_plan
+from pipeline.recipe import LoadedRecipe, Recipe
+from pipeline.runner import Worker
+from pipeline.sources import NewShards
+from schemas.errors import UsageError
+from schemas.ids import source_key
+from schemas.tables import SOURCES
+from stages.download_videos import DownloadVideos
+from stages.media.sections import NoSection, Section
+from stages.protocol import PerSecond
+from stages.split_clips import SplitClips
+from tests.download_helpers import outcome
+from tests.http_server import Busy, File, serve
+
+RATE, FRAMES, KEY_DISTANCE = 25, 300, 50
+SPANS = [(5.3, 6.12), (7.0, 8.02)]
+FIRST_FRAME = 100  # the key frame before 5.3 - 0.5
+BITS = 9
+
+
+def numbered(number: int) -> np.ndarray:
+    """A picture with its number as white and black squares."""
+    image = np.full((90, 160, 3), 90, np.uint8)
+    for bit in range(BITS):
+        image[20:70, bit * 16 + 4 : bit * 16 + 16] = 245 if number >> bit & 1 else 10
+    return image
+
+
+def number_in(image: np.ndarray) -> int:
+    height, width = image.shape[:2]
+    return sum(int(image[height // 2, round((bit * 16 + 10) * width / 160)].mean() > 128) << bit
+               for bit in range(BITS))
+
+
+def render(path: Path, *, codec: str = "libx264", sound: str | None = None,
+           container: str | None = None, **options: str) -> None:
+    with av.open(str(path), "w", format=container, options=options) as output:
+        own = {"g": str(KEY_DISTANCE), "preset": "veryfast"} if codec == "libx264" else {
+            "g": str(KEY_DISTANCE), "deadline": "realtime", "cpu-used": "8"}
+        stream = output.add_stream(codec, rate=RATE, options=own)
+        stream.width, stream.height, stream.pix_fmt = 160, 90, "yuv420p"
+        tone = output.add_stream(sound, rate=48000) if sound else None
+        for number in range(FRAMES):
+            frame = av.VideoFrame.from_ndarray(numbered(number), "rgb24")
+            frame = frame.reformat(format="yuv420p")
+            frame.pts, frame.time_base = number, Fraction(1, RATE)
+            output.mux(stream.encode(frame))
+        output.mux(stream.encode())
+        if tone is not None:
+            add_silence(output, tone)
+
+
+def add_silence(output, tone) -> None:
+    for start in range(0, FRAMES // RATE * 48000 - 959, 960):
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 960), np.float32), "fltp", "mono")
+        frame.sample_rate, frame.pts = 48000, start
+        output.mux(tone.encode(frame))
+    output.mux(tone.encode())
+
+
+def render_sound(path: Path, codec: str) -> None:
+    with av.open(str(path), "w") as output:
+        add_silence(output, output.add_stream(codec, rate=48000))
+
+
+@functools.cache
+def files() -> dict[str, bytes]:
+    """What the site serves, by path."""
+    with tempfile.TemporaryDirectory() as text:
+        folder = Path(text)
+        render(folder / "both.mp4", sound="aac")
+        render(folder / "video.mp4")
+        render(folder / "video.webm", codec="libvpx-vp9")
+        render_sound(folder / "sound.m4a", "aac")
+        render_sound(folder / "sound.webm", "libopus")
+        for kind in ("mpegts", "fmp4"):
+            (folder / kind).mkdir()
+            render(folder / kind / "list.m3u8", sound="aac", container="hls", hls_time="2",
+                   hls_list_size="0", hls_segment_type=kind)
+        return {path.relative_to(folder).as_posix(): path.read_bytes()
+                for path in folder.rglob("*") if path.is_file()}
+
+
+VIDEO = {"acodec": "none", "vcodec": "avc1"}
+SOUND = {"vcodec": "none", "acodec": "aac"}
+OFFERS = {
+    "one file": [("both.mp4", {})],
+    "video and sound": [("video.mp4", VIDEO), ("sound.m4a", SOUND)],
+    "webm": [("video.webm", {**VIDEO, "vcodec": "vp9"}), ("sound.webm", SOUND)],
+    "mixed": [("video.mp4", VIDEO), ("sound.webm", SOUND)],
+    "hls": [("mpegts/list.m3u8", {"ext": "mp4", "protocol": "m3u8_native"})],
+    "hls fmp4": [("fmp4/list.m3u8", {"ext": "mp4", "protocol": "m3u8_native"})],
+}
+
+
+@pytest.fixture
+def site():
+    with serve() as server:
+        for path, data in files().items():
+            server.file(f"/{path}", data)
+        yield server
+
+
+@pytest.fixture
+def platform(monkeypatch, site):
+    """A site of its own to yt-dlp, which offers what the test says."""
+    from yt_dlp.extractor.common import InfoExtractor
+    from yt_dlp.YoutubeDL import YoutubeDL
+
+    class HomeIE(InfoExtractor):
+        _VALID_URL = r"https?://127\.0\.0\.1:\d+/home/(?P<id>\w+)"
+        offer = "one file"
+        info: dict = {"duration": FRAMES / RATE}
+
+        def _real_extract(self, url):
+            formats = [{"format_id": str(at), "url": site.url(f"/{path}"),
+                        "ext": path.rpartition(".")[2], **more}
+                       for at, (path, more) in enumerate(OFFERS[self.offer])]
+            return {"id": self._match_id(url), "title": "A film", "formats": formats, **self.info}
+
+    add_all = YoutubeDL.add_default_info_extractors
+
+    def add(self):
+        self.add_info_extractor(HomeIE())
+        add_all(self)
+
+    monkeypatch.setattr(YoutubeDL, "add_default_info_extractors", add)
+    return HomeIE
+
+
+def made(dataset: Path, url: str, *, spans=SPANS, keep_frames: bool = True, extractor="home",
+         **settings):
+    """The plan and the rows of download and split over one source."""
+    settings = {"min_duration_seconds": 10, "min_height": None, "retries": 0, "sections": True,
+                "section_padding_seconds": 0.5, **settings}
+    stages = {"download_videos": DownloadVideos(**settings),
+              "split_clips": SplitClips(keep_frames=keep_frames)}
+    recipe = Recipe(stages={"download_videos": {}})
+    plan = build_plan(LoadedRecipe("sections", dataset, recipe, stages))
+    listed = [{"start_seconds": start, "end_seconds": end} for start, end in spans]
+    NewShards(dataset / "sources").commit(pa.Table.from_pylist(
+        [{"source_key": source_key(url), "url": url, "extractor": extractor, "spans": listed}],
+        SOURCES))
+    worker = Worker(plan, plan.steps, dataset, "run", ShardList(("000000",), {}))
+    worker.run("000000")
+    worker.close()
+
+    def rows(label: str, table: str | None = None) -> list[dict]:
+        import pyarrow.parquet as pq
+
+        folder = plan.by_label[label].folder(dataset, table)
+        return pq.read_table(folder / "000000.parquet").to_pylist()
+
+    return plan, rows
+
+
+def frames_of(path: Path) -> list[tuple[Fraction, int]]:
+    """Time in the file and number of every frame that can be decoded."""
+    with av.open(str(path)) as container:
+        return [(frame.pts * Fraction(frame.time_base), number_in(frame.to_ndarray(format="rgb24")))
+                for frame in container.decode(video=0)]
+
+
+def number_of_jpeg(jpeg: bytes) -> int:
+    return number_in(np.asarray(Image.open(io.BytesIO(jpeg)).convert("RGB")))
+
+
+@pytest.mark.parametrize("offer", OFFERS)
+def test_a_section_begins_at_a_key_frame_and_its_times_are_the_videos(
+    tmp_path, site, platform, offer
+):
+    platform.offer = offer
+    url = site.url("/home/film1")
+    _, whole = made(tmp_path / "whole", url, sections=False)
+    path = tmp_path / "whole" / whole("download_videos")[0]["path"]
+    [late] = {time - Fraction(number, RATE) for time, number in frames_of(path)}
+    assert 0 <= late < Fraction(1, RATE)  # sound may begin before the pictures
+    _, rows = made(tmp_path / "part", url)
+    [video] = rows("download_videos")
+    assert outcome(video) == "kept", video
+    assert dict(video["extra"]) == {}
+    assert video["duration_seconds"] == FRAMES / RATE
+    found = frames_of(tmp_path / "part" / video["path"])
+    assert found[0] == (0, FIRST_FRAME)
+    assert 200 <= found[-1][1] < FRAMES - 50
+    starts = Fraction(video["starts_at_seconds"])
+    assert all(abs(time + starts - Fraction(number, RATE) - late) < 1e-9 for time, number in found)
+    assert [(clip["start_seconds"], clip["end_seconds"]) for clip in rows("split_clips")] == SPANS
+    frames = rows("scan_videos", "frames")
+    numbers = [number_of_jpeg(frame["jpeg"]) for frame in frames]
+    assert ([frame["seconds"] for frame in frames]
+            == pytest.approx([number / RATE + float(late) for number in numbers], abs=1e-9))
+    assert (min(numbers), max(numbers) <= 200) == (133 if not late else 132, True)
+
+
+def test_clips_of_a_section_are_those_of_the_whole_video(tmp_path, site, platform):
+    url = site.url("/home/film1")
+    _, part = made(tmp_path / "part", url)
+    _, whole = made(tmp_path / "whole", url, sections=False)
+    assert whole("download_videos")[0]["starts_at_seconds"] is None
+    differing = ("start_frame", "end_frame")  # they count in the file
+    for name in differing:
+        assert ({clip[name] - FIRST_FRAME for clip in whole("split_clips")}
+                == {clip[name] for clip in part("split_clips")})
+    assert ([{k: v for k, v in clip.items() if k not in differing}
+             for clip in part("split_clips")]
+            == [{k: v for k, v in clip.items() if k not in differing}
+                for clip in whole("split_clips")])
+    assert ([(frame["seconds"], frame["jpeg"]) for frame in part("scan_videos", "frames")]
+            == [(frame["seconds"], frame["jpeg"]) for frame in whole("scan_videos", "frames")])
+
+
+def test_frames_are_read_again_at_the_videos_times(tmp_path, site, platform):
+    plan, rows = made(tmp_path, site.url("/home/film1"), keep_frames=False)
+    clips = rows("split_clips")
+    batch = pa.table({
+        "clip_id": [clip["clip_id"] for clip in clips],
+        "_video_id": [clip["video_id"] for clip in clips],
+        "_start_seconds": [clip["start_seconds"] for clip in clips],
+        "_end_seconds": [clip["end_seconds"] for clip in clips],
+    })
+    table, failed = FrameReader(plan, tmp_path, ["000000"]).attach(batch, (PerSecond(4.0),))
+    assert not failed
+    for frames, (start, end) in zip(table["frames"].to_pylist(), SPANS, strict=True):
+        assert len(frames) >= 3
+        for frame in frames:
+            assert start <= frame["seconds"] < end
+            assert frame["seconds"] == number_of_jpeg(frame["jpeg"]) / RATE
+
+
+def test_rules_judge_the_whole_videos_length(tmp_path, site, platform):
+    _, rows = made(tmp_path, site.url("/home/film1"), max_duration_seconds=11.0)
+    [video] = rows("download_videos")
+    assert outcome(video) == "download_videos.max_duration_seconds"
+
+
+def whole_for(video: dict, why: str) -> None:
+    assert outcome(video) == "kept", video
+    assert why in dict(video["extra"])["section_refused"]
+    assert video["starts_at_seconds"] is None
+
+
+def test_a_site_that_refuses_the_part_gives_the_whole_file(tmp_path, site, platform):
+    site.script("/both.mp4", Busy(403), File(files()["both.mp4"]))
+    _, rows = made(tmp_path, site.url("/home/film1"))
+    [video] = rows("download_videos")
+    whole_for(video, "ffmpeg")
+    assert len(frames_of(tmp_path / video["path"])) == FRAMES
+    assert [clip["start_seconds"] for clip in rows("split_clips")] == [5.3, 7.0]
+
+
+def test_a_site_that_tells_no_length_gives_the_whole_file(tmp_path, site, platform):
+    platform.info = {}
+    _, rows = made(tmp_path, site.url("/home/film1"))
+    whole_for(rows("download_videos")[0], "how long")
+
+
+def test_a_span_beyond_the_told_length_gives_the_whole_file(tmp_path, site, platform):
+    platform.info = {"duration": 7.5}
+    _, rows = made(tmp_path, site.url("/home/film1"), min_duration_seconds=1)
+    whole_for(rows("download_videos")[0], "the part ends at")
+    assert rows("split_clips")[-1]["end_seconds"] == 8.02
+
+
+def test_spans_over_all_of_the_video_give_the_whole_file(tmp_path, site, platform):
+    _, rows = made(tmp_path, site.url("/home/film1"), spans=[(0.2, 1.0), (11.0, 11.9)])
+    [video] = rows("download_videos")
+    assert (video["starts_at_seconds"], dict(video["extra"])) == (None, {})
+
+
+def test_a_section_from_the_beginning_starts_at_zero(tmp_path, site, platform):
+    _, rows = made(tmp_path, site.url("/home/film1"), spans=[(0.2, 1.0)])
+    [video] = rows("download_videos")
+    assert video["starts_at_seconds"] == 0.0
+    assert len(frames_of(tmp_path / video["path"])) < FRAMES
+
+
+def test_a_directly_linked_file_is_taken_as_a_whole(tmp_path, site):
+    _, rows = made(tmp_path, site.url("/both.mp4"), extractor=None)
+    whole_for(rows("download_videos")[0], "directly linked")
+
+
+def test_a_part_that_misses_a_span_is_refused(tmp_path):
+    (tmp_path / "both.mp4").write_bytes(files()["both.mp4"])
+
+    def section(first: float, last: float) -> Section:
+        return Section(first, last, 0.0, 1.0, is_identified=True)
+
+    assert section(1.0, 12.0).take(tmp_path / "both.mp4", tmp_path / "a.mp4") == 0.0
+    with pytest.raises(NoSection, match="ends at"):
+        section(1.0, 12.1).take(tmp_path / "both.mp4", tmp_path / "b.mp4")
+
+
+def test_sections_that_were_fetched_are_not_fetched_again(tmp_path, site, platform):
+    url = site.url("/home/film1")
+    made(tmp_path, url)
+    asked = len(site.log)
+    # Another rule, hence another fingerprint, over the same source: nothing new is fetched.
+    stage = DownloadVideos(min_duration_seconds=9, min_height=None, sections=True,
+                           section_padding_seconds=0.5)
+    from stages.protocol import Workspace
+
+    row = {"source_key": source_key(url), "url": url, "extractor": "home", "spans": [
+        {"start_seconds": start, "end_seconds": end} for start, end in SPANS]}
+    with stage.open(Workspace(tmp_path, tmp_path / "scratch")) as transform:
+        [video] = transform(pa.Table.from_pylist([row], SOURCES)).to_pylist()
+    assert len(site.log) == asked
+    assert (video["starts_at_seconds"], video["duration_seconds"]) == (4.0, 12.0)
+
+
+def test_sections_are_off_unless_asked_for_and_leave_fingerprints_alone():
+    assert "sections" not in DownloadVideos().identity()
+    assert DownloadVideos(sections=True).identity() == {"sections": True}
+
+
+@pytest.mark.parametrize(("settings", "words"), [
+    ({"yt_dlp": {"download_ranges": None}}, "is set by `sections`"),
+    ({"proxy": "socks5://127.0.0.1:1"}, "no SOCKS"),
+])
+def test_what_does_not_go_with_sections_is_refused(settings, words):
+    with pytest.raises(ValidationError, match=words):
+        DownloadVideos(sections=True, **settings)
+
+
+@pytest.mark.parametrize("boundaries", ["detect", "whole"])
+def test_cuts_cannot_be_looked_for_in_sections(tmp_path, boundaries):
+    stages = {"download_videos": DownloadVideos(sections=True),
+              "split_clips": SplitClips(boundaries=boundaries)}
+    recipe = Recipe(stages={"download_videos": {}})
+    with pytest.raises(UsageError, match="boundaries must be auto or given"):
+        build_plan(LoadedRecipe("sections", tmp_path, recipe, stages))
