@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from jobs.run import load, run
 from schemas.errors import ClipmillError, UsageError
-from tests.pipeline.conftest import STAGES
+from tests.pipeline.conftest import OWN, STAGES
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -203,3 +204,36 @@ def test_a_stage_that_reads_what_nobody_writes_is_refused(words):
 
     with pytest.raises(UsageError, match=r"count_letters reads name_words\.word"):
         build_plan(loaded)
+
+
+def test_a_run_without_a_recipe_takes_the_newest_one_and_leaves_sources_alone(words):
+    """A source that the list has got meanwhile is not fetched; a stage that is added runs."""
+    data = words("a?clips=3", "b?clips=2")
+    data.run()
+    before = data.files()
+    (data.folder / "urls.txt").write_text("https://new.test/?clips=9\n")
+    loaded = load(None, data.dataset, overrides=[f"more.stage={OWN}:NameWords",
+                                                 "more.prefix=again"])
+    assert loaded.recipe.sources
+    assert run(loaded, data.dataset, take_sources=False)
+    made = {name.split("/")[0] for name in set(data.files()) - set(before)}
+    assert made - {"index"} == {"more"}
+    assert before.items() <= data.files().items()
+    assert data.records()[-1]["recipe"]["stages"]["more"]["prefix"] == "again"
+    with pytest.raises(UsageError, match="--limit is about sources"):
+        run(loaded, data.dataset, take_sources=False, limit=1)
+    # Named sources are taken all the same.
+    more = load(None, data.dataset, sources=["https://new.test/?clips=9"])
+    assert list(more.stages) == [*STAGES, "more"]
+    assert run(more, data.dataset)
+    assert len(data.shards("fetch_words")) == 2
+
+
+def test_a_run_without_a_recipe_needs_a_dataset_that_has_run(tmp_path):
+    with pytest.raises(UsageError, match="name a RECIPE"):
+        load(None, None)
+    with pytest.raises(UsageError, match="does not exist"):
+        load(None, tmp_path / "nothing")
+    (tmp_path / "sources").mkdir()
+    with pytest.raises(UsageError, match="has no run yet"):
+        load(None, tmp_path)

@@ -7,6 +7,8 @@ are known; the catalog holds the same clips.
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -38,6 +40,7 @@ from tests.scored_catalog import (
     similarity,
 )
 
+ROOT = Path(__file__).resolve().parents[3]
 B32 = "open_clip:ViT-B-32/openai"
 AESTHETIC, SIMILARITY = (3.0, 7.0), (0.15, 0.6)
 
@@ -289,6 +292,17 @@ def test_another_scorer_in_its_column_is_refused_with_the_command(case, tmp_path
     assert f"{case.recipe} was made for " in message
     assert "the catalog has there " in message
     assert case.command in message
+
+
+def test_a_refusal_is_wrong_use_on_the_command_line(tmp_path):
+    build(tmp_path, random_clips(5, CASES[0].columns), CASES[0].another)
+    done = subprocess.run([sys.executable, "-m", "jobs.cli", "subset", "create", str(tmp_path),
+                           "internvid-aes"], cwd=ROOT, text=True, capture_output=True, check=False)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("Error: internvid-aes was made for LAION's")
+    assert CASES[0].command in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_every_number_of_a_rule_is_a_parameter():
