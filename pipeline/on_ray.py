@@ -13,8 +13,8 @@ import os
 import sys
 import threading
 import time
-from collections import Counter
-from collections.abc import Iterator
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -25,6 +25,7 @@ from pipeline.plan import Plan, ShardList, Step, pending
 from pipeline.pools import Leg, Machine, Pool, plan_legs
 from pipeline.recipe import RaySettings
 from pipeline.runner import Report, Worker
+from pipeline.tasks import MAX_DEATHS, TaskResult, attempt, died
 from schemas.errors import ClipmillError
 
 POLL_SECONDS = 0.5
@@ -191,6 +192,54 @@ def _through(stream: Any, pool: Pool, spec: dict, dataset: Path, run_id: str,
         num_cpus=pool.cpus,
         num_gpus=pool.gpus,
     )
+
+
+def map_on_ray(
+    function: Callable[[Any], Any], items: Sequence[Any], cpus: float, settings: RaySettings
+) -> Iterator[TaskResult]:
+    """The Ray side of `pipeline.tasks.map_tasks`."""
+    with cluster(settings) as machine:
+        largest = max((node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]),
+                      default=0)
+        # More than any node has would wait forever.
+        each = min(cpus, largest) or cpus
+        # Deaths are counted here: of a worker that the memory monitor ends, Ray would count none.
+        task = ray.remote(attempt).options(num_cpus=each, max_retries=0)
+        handed = ray.put(function)
+        # A few more than can run, so that no processor waits for the next one to be handed over.
+        ahead = 2 + int(machine.cpus // each) + int(machine.cpus // each) // 2
+        todo = deque(enumerate(items))
+        deaths: Counter[int] = Counter()
+        running: dict[Any, tuple[int, Any]] = {}
+        try:
+            while todo or running:
+                while todo and len(running) < ahead:
+                    number, item = todo.popleft()
+                    running[task.remote(handed, item)] = (number, item)
+                ready, _ = ray.wait(list(running), num_returns=1, timeout=POLL_SECONDS)
+                for reference in ready:
+                    number, item = running.pop(reference)
+                    try:
+                        value, problem = ray.get(reference)
+                    except ray.exceptions.RayTaskError as error:
+                        own = isinstance(error.cause, ClipmillError)
+                        raise (error.cause if own else _reason(error)) from None
+                    except ray.exceptions.RayError as error:
+                        deaths[number] += 1
+                        if deaths[number] < MAX_DEATHS:
+                            todo.append((number, item))
+                            continue
+                        value, problem = None, died(_how_it_died(error))
+                    yield TaskResult(item, value, problem)
+        finally:
+            for reference in running:
+                ray.cancel(reference, force=True)
+
+
+def _how_it_died(error: Exception) -> str:
+    if isinstance(error, ray.exceptions.OutOfMemoryError):
+        return "because the node ran out of memory"
+    return f"as Ray says: {str(error).strip().splitlines()[0]}"
 
 
 def _pass_on(tally: Any, report: Report, stop: threading.Event) -> None:

@@ -5,15 +5,25 @@ A task that fails or kills its process costs its own item only. Results come as 
 
 from __future__ import annotations
 
+import contextlib
+import multiprocessing
+import os
+import pickle
+import signal
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Generic, Literal, TypeVar
+from multiprocessing.connection import Connection, wait
+from typing import Any, Generic, Literal, TypeVar
 
 from pipeline.recipe import RaySettings
-from schemas.errors import RowFailed
+from schemas.errors import ClipmillError, RowFailed
 
 T = TypeVar("T")
 R = TypeVar("R")
+
+MAX_DEATHS = 2
+"""An item whose process has died this often is given up: its problem is `crash`."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +45,143 @@ def map_tasks(
 ) -> Iterator[TaskResult[T, R]]:
     """`function` of every item, as they finish; function and items are pickled.
 
-    A ClipmillError in a task ends all (the disk is full, say) and is raised here; any other
-    exception, and a process that died on the same item again and again, is that item's problem.
+    `cpus` is what one task takes. A ClipmillError in a task ends all (the disk is full, say) and
+    is raised here; any other exception is that item's problem, and so is a process that died on
+    it twice. Leaving the iteration, by Ctrl-C too, ends what is still running.
     """
-    raise NotImplementedError
+    if not items:
+        return
+    if engine == "ray":
+        from pipeline.on_ray import map_on_ray
+
+        yield from map_on_ray(function, items, cpus, ray or RaySettings())
+        return
+    workers = min(len(items), max(1, int(_usable_cpus() // cpus)))
+    if workers == 1:
+        for item in items:
+            yield TaskResult(item, *attempt(function, item))
+    else:
+        yield from _in_processes(function, items, workers)
+
+
+def attempt(function: Callable[[T], R], item: T) -> tuple[R | None, RowFailed | None]:
+    """The function's value or the item's problem; only a ClipmillError is raised."""
+    try:
+        return function(item), None
+    except ClipmillError:
+        raise
+    except RowFailed as problem:
+        return None, problem
+    except Exception as error:  # noqa: BLE001  whatever it is, it is this item's
+        return None, RowFailed("crash", f"{type(error).__name__}: {error}")
+
+
+def died(how: str) -> RowFailed:
+    """The problem of an item that takes its process down."""
+    return RowFailed("crash", f"its process died {MAX_DEATHS} times, last {how}")
+
+
+def _usable_cpus() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+class _Process:
+    """A process that does one item at a time, so that it is known what it died on."""
+
+    def __init__(self, function: Callable[[Any], Any]) -> None:
+        # Spawned: a forked one would share open files and threads' locks with this process.
+        context = multiprocessing.get_context("spawn")
+        self.connection, other = context.Pipe()
+        self.process = context.Process(target=_serve, args=(function, other), daemon=True)
+        self.process.start()
+        other.close()
+        self.doing: tuple[int, Any] | None = None
+
+    def begin(self, number: int, item: Any) -> None:
+        self.doing = (number, item)
+        # One that died before it was asked is found dead where it is waited for.
+        with contextlib.suppress(OSError):
+            self.connection.send(item)
+
+    def receive(self) -> tuple[Any, RowFailed | None]:
+        """The answer; EOFError where the process is dead."""
+        try:
+            kind, *answer = self.connection.recv()
+        except (OSError, pickle.UnpicklingError) as error:
+            raise EOFError from error
+        if kind == "ends":
+            raise answer[0]
+        return tuple(answer)
+
+    def end(self) -> str:
+        """Ends the process and says how it ended."""
+        self.process.terminate()
+        self.process.join(timeout=2)
+        if self.process.is_alive():
+            self.process.kill()
+            self.process.join()
+        self.connection.close()
+        code = self.process.exitcode or 0
+        return f"by signal {-code}" if code < 0 else f"with exit status {code}"
+
+
+def _serve(function: Callable[[Any], Any], connection: Connection) -> None:
+    # Ctrl-C reaches all processes of a terminal; who started this one says when it ends.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    while True:
+        try:
+            item = connection.recv()
+        except (EOFError, OSError):
+            return
+        try:
+            answer: tuple[Any, ...] = ("done", *attempt(function, item))
+        except ClipmillError as error:
+            answer = ("ends", error)
+        try:
+            connection.send(answer)
+        except (OSError, BrokenPipeError):
+            return
+        except Exception as error:  # noqa: BLE001  a value that can't be pickled, say
+            problem = RowFailed("crash", f"its result can't be sent: {error}")
+            connection.send(("done", None, problem))
+
+
+def _in_processes(
+    function: Callable[[T], R], items: Sequence[T], workers: int
+) -> Iterator[TaskResult[T, R]]:
+    todo = deque(enumerate(items))
+    deaths: dict[int, int] = {}
+    processes: list[_Process] = []
+    try:
+        while todo or processes:
+            while todo and len(processes) < workers:
+                process = _Process(function)
+                processes.append(process)
+                process.begin(*todo.popleft())
+            ready = wait([process.connection for process in processes])
+            for process in [p for p in processes if p.connection in ready]:
+                assert process.doing is not None
+                number, item = process.doing
+                try:
+                    value, problem = process.receive()
+                except EOFError:
+                    processes.remove(process)
+                    process.process.join(timeout=2)
+                    how = process.end()
+                    deaths[number] = deaths.get(number, 0) + 1
+                    if deaths[number] >= MAX_DEATHS:
+                        yield TaskResult(item, problem=died(how))
+                    else:
+                        todo.append((number, item))
+                    continue
+                if todo:
+                    process.begin(*todo.popleft())
+                else:
+                    processes.remove(process)
+                    process.end()
+                yield TaskResult(item, value, problem)
+    finally:
+        for process in processes:
+            process.end()

@@ -13,7 +13,7 @@ from schemas.errors import ClipmillError, UsageError
 from stages.media import clip_files, encoders, reencode
 from stages.media.cut import CutOptions, CutRequest, check_encoder, cut_clips
 from tests.media import SHARED_VIDEOS
-from tests.numbered import bursts_of, frames_of, numbers_of, render_numbered
+from tests.numbered import bursts_of, frames_of, number_in, numbers_of, render_numbered
 
 COUNT = 150
 # First and last frame (exclusive) of the clips that are cut: at the start, away from key frames,
@@ -44,8 +44,9 @@ def sources(tmp_path_factory) -> dict[str, tuple[Path, list[float]]]:
     found = {}
     for name, settings in SOURCES.items():
         render_numbered(folder / name, COUNT, **settings)
-        found[name] = (folder / name, [seconds for seconds, _ in frames_of(folder / name)])
-        assert numbers_of(folder / name) == list(range(COUNT))
+        frames = frames_of(folder / name)
+        assert [number_in(image) for _, image in frames] == list(range(COUNT))
+        found[name] = (folder / name, [seconds for seconds, _ in frames])
     return found
 
 
@@ -411,7 +412,7 @@ def test_real_footage_is_cut_to_the_frame(source, tmp_path):
                 at = times[number] - times[inside[0]]
                 assert seconds - cut[0][0] == pytest.approx(at, abs=0.002)
                 own = np.abs(image - frames[number][1]).mean()
-                assert own < (3.0 if media == "exact" else 0.01)
+                assert own < (5.0 if media == "exact" else 0.01)
                 for other in {max(0, number - 1), min(n - 1, number + 1)} - {number}:
                     # Neighbours that differ less than encoding does tell nothing.
                     if np.abs(frames[other][1] - frames[number][1]).mean() > 2 * own + 0.1:

@@ -1,0 +1,28 @@
+"""What the tests of `pipeline.tasks` run: other processes import it from here."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+from schemas.errors import ClipmillError, RowFailed
+
+
+def work(folder: Path, item: str) -> str:
+    """Does as the item says, and keeps a note of every attempt."""
+    with open(folder / item.replace("/", "_"), "a") as notes:
+        notes.write(".")
+    kind, _, rest = item.partition("/")
+    if kind == "row":
+        raise RowFailed("bad_media", f"{rest} is broken")
+    if kind == "bug":
+        raise ZeroDivisionError(rest)
+    if kind == "full":
+        raise ClipmillError("the disk is full")
+    if kind == "sleep":
+        time.sleep(float(rest))
+    if kind == "die" or (kind == "once" and len((folder / f"once_{rest}").read_text()) == 1):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return item.upper()

@@ -1,0 +1,143 @@
+"""Functions over many items, on Ray and on this machine's processors alike."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from pipeline import tasks
+from pipeline.recipe import RaySettings
+from pipeline.tasks import map_tasks
+from schemas.errors import ClipmillError
+from tests.pipeline.task_work import work
+
+
+@pytest.fixture(params=["local", "local, one processor", "ray"])
+def engine(request, monkeypatch) -> str:
+    if request.param == "ray":
+        request.getfixturevalue("ray_cluster")
+    else:
+        one = request.param == "local, one processor"
+        monkeypatch.setattr(tasks, "_usable_cpus", lambda: 1 if one else 2)
+    return request.param.split(",")[0]
+
+
+@pytest.fixture(params=["local", "ray"])
+def processes(request, monkeypatch) -> str:
+    """The engines that run tasks in other processes."""
+    if request.param == "ray":
+        request.getfixturevalue("ray_cluster")
+    monkeypatch.setattr(tasks, "_usable_cpus", lambda: 2)
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def ray_cluster():
+    """One cluster for all tests here: starting one takes seconds."""
+    from pipeline.on_ray import cluster
+
+    with cluster(RaySettings(num_cpus=2)):
+        yield
+
+
+def test_every_item_has_a_result_and_a_bad_one_costs_only_itself(engine, tmp_path):
+    items = ["a", "row/7", "b", "bug/8", *(f"c{i}" for i in range(12))]
+    results = {r.item: r for r in map_tasks(partial(work, tmp_path), items, engine=engine)}
+    assert sorted(results) == sorted(items)
+    for item, result in results.items():
+        if item == "row/7":
+            assert (result.problem.kind, result.problem.message) == ("bad_media", "7 is broken")
+        elif item == "bug/8":
+            assert result.problem.kind == "crash"
+            assert result.problem.message == "ZeroDivisionError: 8"
+        else:
+            assert (result.value, result.problem) == (item.upper(), None)
+    assert list(map_tasks(partial(work, tmp_path), [], engine=engine)) == []
+
+
+def test_an_error_of_the_whole_command_ends_it_as_it_is(engine, tmp_path):
+    items = ["a", "full/", *(f"sleep/0.3{i}" for i in range(40))]
+    with pytest.raises(ClipmillError, match=r"^the disk is full$"):
+        list(map_tasks(partial(work, tmp_path), items, engine=engine))
+    assert len(list(tmp_path.iterdir())) < len(items), "the rest was done all the same"
+
+
+def test_a_process_that_dies_is_replaced_and_its_item_tried_again(processes, tmp_path):
+    """Once is forgiven; an item that kills its process again is given up, and named."""
+    items = ["a", "once/1", "die/2", "b", "c"]
+    results = {r.item: r for r in map_tasks(partial(work, tmp_path), items, engine=processes)}
+    assert sorted(results) == sorted(items)
+    assert results["once/1"].value == "ONCE/1"
+    assert results["die/2"].problem.kind == "crash"
+    assert "died 2 times" in results["die/2"].problem.message
+    attempts = {path.name: len(path.read_text()) for path in tmp_path.iterdir()}
+    assert attempts == {"a": 1, "b": 1, "c": 1, "once_1": 2, "die_2": 2}
+
+
+def test_results_come_as_they_finish(tmp_path, monkeypatch):
+    monkeypatch.setattr(tasks, "_usable_cpus", lambda: 2)
+    items = ["sleep/1.5", "a", "b", "c"]
+    order = [r.item for r in map_tasks(partial(work, tmp_path), items, engine="local")]
+    assert order == ["a", "b", "c", "sleep/1.5"]
+
+
+def test_leaving_the_iteration_ends_what_is_running(processes, tmp_path):
+    items = ["a", "sleep/60", "sleep/60.0"]
+    results = map_tasks(partial(work, tmp_path), items, engine=processes)
+    assert next(results).item == "a"
+    began = time.monotonic()
+    results.close()
+    assert time.monotonic() - began < 20
+
+
+SCRIPT = """
+import sys, time
+from functools import partial
+from pathlib import Path
+from pipeline import tasks
+from tests.pipeline.task_work import work
+
+if __name__ == "__main__":
+    tasks._usable_cpus = lambda: 2
+    print("begun", flush=True)
+    items = ["sleep/60", "sleep/61", "sleep/62"]
+    list(tasks.map_tasks(partial(work, Path(sys.argv[1])), items, engine="local"))
+"""
+
+
+def test_ctrl_c_ends_all_processes_at_once_and_quietly(tmp_path):
+    root = Path(__file__).resolve().parents[2]
+    (tmp_path / "script.py").write_text(SCRIPT)
+    (tmp_path / "notes").mkdir()
+    process = subprocess.Popen(
+        [sys.executable, str(tmp_path / "script.py"), str(tmp_path / "notes")],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        env={**os.environ, "PYTHONPATH": str(root)})
+    assert process.stdout.readline() == "begun\n"
+    deadline = time.monotonic() + 30
+    while len(list((tmp_path / "notes").iterdir())) < 2 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    began = time.monotonic()
+    os.killpg(process.pid, signal.SIGINT)
+    _, said = process.communicate(timeout=20)
+    assert time.monotonic() - began < 5
+    assert said.count("Traceback") == 1, said
+    assert ends_within(5, process.pid), "a process of the group lives on"
+
+
+def ends_within(seconds: float, group: int) -> bool:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        try:
+            os.killpg(group, 0)
+        except ProcessLookupError:
+            return True
+        time.sleep(0.05)
+    return False
