@@ -67,17 +67,12 @@ def provenance(catalog: Catalog, request: ExportRequest, subset: FrozenSubset | 
     if subset is not None:
         info = subset.info
         found["subset"] = {name: info.get(name) for name in _SUBSET_KEYS}
-        found["subset"]["rules"] = _shareable(request, info.get("rules"))
-        if request.redact:
-            found["subset"]["parameters"] = _shareable(request, info.get("parameters"))
+        rules = info.get("rules")
+        if request.redact and PERSONAL.search(json.dumps(rules)):
+            # They ask for titles and the like, and their parameters may be some.
+            rules = found["subset"]["parameters"] = None
+        found["subset"]["rules"] = rules
     return found
-
-
-def _shareable(request: ExportRequest, rules: Any) -> Any:
-    """The rules, unless titles and the like are to be left out and the rules ask for some."""
-    if request.redact and PERSONAL.search(json.dumps(rules)):
-        return None
-    return rules
 
 
 def _stage(stage: Mapping[str, Any], columns: Sequence[str]) -> dict[str, Any]:

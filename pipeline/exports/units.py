@@ -176,14 +176,19 @@ def _cut(task: UnitTask, rows: pa.Table) -> Iterator[CutResult]:
         line = f"{task.token} {video}"
         requests = [CutRequest(clip["clip_id"], clip["start_seconds"], clip["end_seconds"],
                                folder / f"{clip['clip_id']}.mp4") for clip in clips]
-        if tried.count(line) >= DEATHS_A_VIDEO:
+        if tried.count(line) - tried.count(f"{line} done") >= DEATHS_A_VIDEO:
             problem = RowFailed("crash", f"the process that cut clips of {video} died "
                                 f"{DEATHS_A_VIDEO} times")
             yield from (CutResult(one.clip_id, problem=problem) for one in requests)
             continue
-        with open(journal, "a") as file:
-            file.write(line + "\n")
+        _note(journal, line)
         yield from _cut_video(task.request, video, clips[0], requests)
+        _note(journal, f"{line} done")
+
+
+def _note(journal: Path, line: str) -> None:
+    with open(journal, "a") as file:
+        file.write(line + "\n")
 
 
 def _cut_video(

@@ -1,0 +1,238 @@
+"""Whose folder it is, and how an export that was stopped goes on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs.remove import remove
+from pipeline.exports import selection
+from pipeline.exports.request import ExportRequest, Interleaving, cut_options
+from pipeline.exports.run import Watcher, run_export
+from schemas.errors import ClipmillError, UsageError
+from tests.pipeline.exports.small_dataset import (
+    Small,
+    contents,
+    export,
+    freeze,
+    write_small,
+    youtube_id,
+)
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Small:
+    return write_small(tmp_path / "dataset")
+
+
+class Stopped(Exception):
+    """Stands for a user's Ctrl-C."""
+
+
+def stop_after(small: Small, output: Path, format: str, steps: int, **asked: Any) -> bool:
+    """Exports until so many steps were reported; False where it needed no more than that."""
+    left = steps
+
+    def step(clips: int, failed: int) -> None:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise Stopped
+
+    request = ExportRequest(small.path, output, format, engine="local", **asked)
+    try:
+        run_export(request, code_version="test", watcher=Watcher(step=step))
+    except Stopped:
+        return True
+    return False
+
+
+@pytest.mark.parametrize(("format", "asked"), [
+    ("parquet", {"shard_bytes": 40_000}),
+    ("csv", {}),
+    ("interleaved", {"interleaving": Interleaving("c")}),
+    ("webdataset", {"shard_bytes": 40_960}),
+    ("huggingface", {"cut": cut_options("copy"), "shard_bytes": 150_000}),
+])
+def test_an_export_goes_on_where_it_stopped_with_equal_bytes(tmp_path, monkeypatch, format, asked):
+    """Stopped again and again, it ends as the one that never was."""
+    monkeypatch.setattr(selection, "ROWS_UNIT_CLIPS", 12)
+    monkeypatch.setattr(selection, "MEDIA_UNIT_VIDEOS", 4)
+    many = write_small(tmp_path / "dataset", 20)
+    asked = {"shard_bytes": 10_000, **asked}
+    whole = export(many, tmp_path / "whole", format, **asked).manifest
+    assert len(whole["files"]) > 1
+    out = tmp_path / "out"
+    stops, before = 0, {}
+    for steps in (2, 7, 3, 3, 3):
+        if stop_after(many, out, format, steps, **asked):
+            stops += 1
+            before = {path: path.stat().st_mtime_ns for path in out.rglob("*-0*")
+                      if path.is_file() and path.parent.name in ("out", "data")}
+    export(many, out, format, **asked)
+    assert stops >= 3
+    assert before
+    assert contents(out) == contents(tmp_path / "whole")
+    assert before == {path: path.stat().st_mtime_ns for path in before}  # not written again
+
+
+def test_rows_stay_as_they_were_when_the_export_began(tmp_path, monkeypatch):
+    """A frozen subset's export goes on although the dataset has grown meanwhile."""
+    monkeypatch.setattr(selection, "ROWS_UNIT_CLIPS", 6)
+    small = write_small(tmp_path / "dataset", 6)
+    freeze(small.path, "mine", small.clip_ids)
+    export(small, tmp_path / "whole", "csv", subset="mine", shard_bytes=10_000)
+    assert stop_after(small, tmp_path / "out", "csv", 4, subset="mine", shard_bytes=10_000)
+    shard = small.path / "summarize_captions" / "m1" / "000000.parquet"
+    (shard.parent / "000001.parquet").write_bytes(shard.read_bytes())
+    export(small, tmp_path / "out", "csv", subset="mine", shard_bytes=10_000)
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+def test_a_finished_export_is_left_alone(small, tmp_path):
+    export(small, tmp_path / "out", "parquet")
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")}
+    assert export(small, tmp_path / "out", "parquet").was_finished
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")} == before
+
+
+def test_another_export_is_refused_and_says_what_differs(small, tmp_path):
+    export(small, tmp_path / "out", "parquet")
+    with pytest.raises(UsageError, match=r"--redact was False and is True"):
+        export(small, tmp_path / "out", "parquet", redact=True)
+    with pytest.raises(UsageError, match=r"--format was 'parquet' and is 'csv'"):
+        export(small, tmp_path / "out", "csv")
+
+
+def test_a_changed_dataset_is_another_export(small, tmp_path):
+    """Without a frozen subset, the clips are those of the catalog as it is."""
+    export(small, tmp_path / "out", "parquet")
+    shard = small.path / "split_clips" / "c1" / "000000.parquet"
+    (shard.parent / "000001.parquet").write_bytes(shard.read_bytes())
+    with pytest.raises(UsageError, match=r"has changed since.*subset create"):
+        export(small, tmp_path / "out", "parquet")
+
+
+def test_a_folder_with_anything_else_is_refused(small, tmp_path):
+    """And left as it is."""
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "thesis.tex").write_text("mine")
+    with pytest.raises(UsageError, match=r"not empty \(thesis.tex\)"):
+        export(small, out, "parquet")
+    assert contents(out) == {"thesis.tex": b"mine"}
+    (out / "export.json").write_text("[]")
+    with pytest.raises(UsageError, match="not of an export of this version"):
+        export(small, out, "parquet")
+    with pytest.raises(UsageError, match="this is a file"):
+        export(small, out / "thesis.tex", "parquet")
+
+
+def test_an_empty_folder_and_what_a_killed_start_left_are_taken(small, tmp_path):
+    out = tmp_path / "out"
+    (out / ".work" / "rows").mkdir(parents=True)
+    (out / ".export~12ab34cd.tmp").write_text("{")
+    export(small, out, "parquet")
+    assert (out / "clips-000000.parquet").exists()
+
+
+def test_two_processes_do_not_write_into_one_folder(small, tmp_path):
+    def again(step: str, clips: int | None) -> None:
+        with pytest.raises(ClipmillError, match="another process is exporting"):
+            export(small, tmp_path / "out", "parquet")
+
+    request = ExportRequest(small.path, tmp_path / "out", "parquet")
+    run_export(request, code_version="test", watcher=Watcher(begin=again))
+
+
+def test_nothing_to_export_is_an_error_and_leaves_no_folder(tmp_path):
+    files = write_small(tmp_path / "dataset", 2, change=_no_youtube)
+    with pytest.raises(UsageError, match=r"of 6 clips all are left out .*6 not from YouTube|5 not"):
+        export(files, tmp_path / "out", "internvid")
+    with pytest.raises(UsageError, match="nothing to export"):
+        export(files, tmp_path / "out", "parquet", where="similarity > 5")
+    assert not (tmp_path / "out").exists()
+
+
+def _no_youtube(step: str, row: dict[str, Any]) -> None:
+    if step == "download_videos":
+        row["extractor"] = "vimeo"
+
+
+def test_a_subset_is_exported_and_a_predicate_narrows_it(small, tmp_path):
+    chosen = small.clip_ids[::2]
+    freeze(small.path, "mine", chosen)
+    done = export(small, tmp_path / "out", "parquet", subset="mine", where="aesthetic > 5")
+    assert done.manifest["counts"] == {"clips": 6, "exported": 2 * 2, "failed": {},
+                                       "left_out": {"where": 2}}
+    assert done.manifest["provenance"]["subset"]["name"] == "mine"
+    with pytest.raises(UsageError, match=r"no subset 'min'.*did you mean mine"):
+        export(small, tmp_path / "b", "parquet", subset="min")
+
+
+@pytest.mark.parametrize(("where", "said"), [
+    ("similarty > 3", "similarity"),
+    ("similarity", "is a FLOAT; expected something that is true or false"),
+    ("similarity > ", "--where"),
+    ("1=1) UNION ALL SELECT * FROM clips WHERE (1=1", "--where"),
+    ("caption IN (SELECT content FROM read_text('/etc/passwd'))", "--where"),
+])
+def test_a_predicate_is_one_expression_over_clips(small, tmp_path, where, said):
+    with pytest.raises(UsageError, match=said):
+        export(small, tmp_path / "out", "parquet", where=where)
+    assert not (tmp_path / "out").exists()
+
+
+def test_removed_videos_are_not_exported(small, tmp_path, capsys):
+    """A frozen subset still names their clips; how many have gone is said."""
+    freeze(small.path, "mine", [*small.clip_ids, "file-999-0-1000"])
+    removed = f"youtube-{youtube_id(0)}"
+    remove(small.path, videos=[removed])
+    done = export(small, tmp_path / "out", "webdataset", subset="mine", uncaptioned=True)
+    assert done.manifest["counts"] == {
+        "clips": 13, "exported": 9, "failed": {},
+        "left_out": {"removed": 3, "not in the catalog": 1}}
+    assert all(youtube_id(0).encode() not in data for name, data in
+               contents(tmp_path / "out").items())
+
+
+def test_an_export_with_clips_that_were_removed_since_does_not_go_on(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(selection, "ROWS_UNIT_CLIPS", 6)
+    small = write_small(tmp_path / "dataset", 6)
+    freeze(small.path, "mine", small.clip_ids)
+    assert stop_after(small, tmp_path / "out", "csv", 4, subset="mine", shard_bytes=10_000)
+    remove(small.path, videos=[f"youtube-{youtube_id(2)}"])
+    with pytest.raises(UsageError, match=r"3 clips .* were removed from the dataset since it beg"):
+        export(small, tmp_path / "out", "csv", subset="mine", shard_bytes=10_000)
+
+
+def test_the_caption_may_be_another_column(small, tmp_path):
+    done = export(small, tmp_path / "out", "internvid", caption="caption_coarse")
+    lines = (tmp_path / "out" / "internvid-000000.jsonl").read_text().splitlines()
+    assert json.loads(lines[0])["Caption"] == "red ground"
+    assert done.manifest["counts"]["left_out"] == {"not from YouTube": 6}
+    with pytest.raises(UsageError, match=r"did you mean caption_coarse"):
+        export(small, tmp_path / "b", "internvid", caption="caption_corse")
+    with pytest.raises(UsageError, match=r"captions_fine: this is no text"):
+        export(small, tmp_path / "b", "internvid", caption="captions_fine")
+
+
+def test_odd_numbers_are_null_in_text(tmp_path):
+    """NaN and infinity are no JSON; no reader should stumble over them."""
+    def change(step: str, row: dict[str, Any]) -> None:
+        if step == "score_similarity":
+            row["similarity"] = float("nan")
+        if step == "umt_sim":
+            row["given_score"] = float("-inf")
+
+    odd = write_small(tmp_path / "dataset", change=change)
+    export(odd, tmp_path / "a", "internvid")
+    line = (tmp_path / "a" / "internvid-000000.jsonl").read_text().splitlines()[0]
+    assert json.loads(line)["UMT_Score"] is None
+    export(odd, tmp_path / "b", "webdataset")
+    data = contents(tmp_path / "b")["clips-000000.tar"]
+    assert b"NaN" not in data
+    assert b"Infinity" not in data

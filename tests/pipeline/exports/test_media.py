@@ -1,0 +1,205 @@
+"""Clips that can't be cut, and what `--redact` leaves out of everything."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import av
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.exports import units
+from pipeline.exports.request import Interleaving, cut_options
+from pipeline.tasks import TaskResult
+from schemas.errors import ClipmillError, RowFailed
+from stages.media.cut import CutRequest, CutResult, cut_clips
+from tests.media import THREE_SHOTS, cached
+from tests.pipeline.exports.small_dataset import (
+    PLANTED,
+    Small,
+    contents,
+    export,
+    freeze,
+    write_small,
+    youtube_id,
+)
+
+
+def failures(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "failures.jsonl").read_text().splitlines()]
+
+
+def broken(step: str, row: dict[str, Any]) -> None:
+    """The first video is whole; of the others the file is gone, not kept, and no video."""
+    places = {"k001": "media/gone.mp4", "k002": None, "k003": "media/noise.mp4"}
+    if step == "download_videos":
+        row["path"] = places.get(row["source_key"], row["path"])
+
+
+@pytest.mark.parametrize("format", ["webdataset", "huggingface", "parquet"])
+def test_a_clip_that_cannot_be_cut_is_a_failed_row(tmp_path, format):
+    """The others are exported, and all are accounted for."""
+    dataset = write_small(tmp_path / "dataset", change=broken)
+    (dataset.path / "media" / "noise.mp4").write_bytes(b"noise" * 9999)
+    done = export(dataset, tmp_path / "out", format, cut=cut_options("exact"), uncaptioned=True)
+    assert done.manifest["counts"] == {"clips": 12, "exported": 3, "left_out": {},
+                                       "failed": {"permanent": 6, "bad_media": 3}}
+    found = failures(tmp_path / "out")
+    assert {(row["video_id"], row["kind"]) for row in found} == {
+        ("file-001", "permanent"), (f"youtube-{youtube_id(2)}", "permanent"),
+        ("file-003", "bad_media")}
+    assert len({row["clip_id"] for row in found}) == 9
+    assert {row["message"] for row in found if row["video_id"] == "file-001"} == {
+        "the file of file-001 is no longer there"}
+    assert str(tmp_path) not in (tmp_path / "out" / "failures.jsonl").read_text()
+    if format == "parquet":
+        table = pq.read_table(tmp_path / "out" / "clips-000000.parquet")
+        assert table.num_rows == 3
+        assert None not in table["media_path"].to_pylist()
+
+
+def test_a_span_beyond_the_video_fails_alone(tmp_path):
+    def change(step: str, row: dict[str, Any]) -> None:
+        if step == "split_clips" and row["shot"] == 2:
+            row["start_seconds"], row["end_seconds"] = 60.0, 62.0
+
+    dataset = write_small(tmp_path / "dataset", 1, change=change)
+    done = export(dataset, tmp_path / "out", "webdataset", cut=cut_options("exact"))
+    assert done.manifest["counts"]["exported"] == 2
+    assert sum(done.manifest["counts"]["failed"].values()) == 1
+
+
+def test_speech_stays_although_a_videos_first_clip_failed(tmp_path):
+    """Subtitles stand with the first clip of the rows, whatever becomes of it."""
+    def change(step: str, row: dict[str, Any]) -> None:
+        if step == "split_clips" and row["shot"] == 0:
+            row["start_seconds"], row["end_seconds"] = -5.0, -3.0
+
+    dataset = write_small(tmp_path / "dataset", 1, change=change)
+    export(dataset, tmp_path / "out", "interleaved", cut=cut_options("exact"),
+           interleaving=Interleaving("b", 0.0))
+    (line,) = (tmp_path / "out" / "documents-000000.jsonl").read_text().splitlines()
+    assert [item["text"] for item in json.loads(line)["items"] if item.get("role") == "speech"
+            ] == ["zusammen"]
+
+
+def test_an_encoder_that_is_not_there_is_told_before_anything_is_begun(tmp_path):
+    dataset = write_small(tmp_path / "dataset", 1)
+    with pytest.raises(ClipmillError, match="h264_nowhere"):
+        export(dataset, tmp_path / "out", "webdataset",
+               cut=cut_options("exact", encoder="h264_nowhere"))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture(scope="module")
+def telling(tmp_path_factory: pytest.TempPathFactory) -> Small:
+    """A dataset whose film tells its title, in its own metadata, too."""
+    small = write_small(tmp_path_factory.mktemp("telling") / "dataset", 6, change=_own_column)
+    freeze(small.path, "mine", small.clip_ids)
+    film, _ = cached(THREE_SHOTS)
+    with av.open(str(film)) as source, av.open(
+            str(small.path / "media" / "film.mp4"), "w") as told:
+        told.metadata.update(title=PLANTED["title"], comment=PLANTED["description"],
+                             artist=PLANTED["uploader"])
+        stream = told.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(video=0):
+            if packet.dts is not None:
+                packet.stream = stream
+                told.mux(packet)
+    return small
+
+
+def _own_column(step: str, row: dict[str, Any]) -> None:
+    if row.get("source_key") == "k003":
+        row["path"] = f"media/{PLANTED['title']} by {PLANTED['uploader']}.mp4"
+    if row.get("source_key") == "k005":
+        row["url"] = f"/home/{PLANTED['uploader']}/{PLANTED['title']}.mp4"
+
+
+@pytest.mark.parametrize(("format", "media"), [
+    ("webdataset", "exact"), ("webdataset", "copy"), ("parquet", "copy"), ("huggingface", "copy"),
+    ("huggingface", "none"), ("internvid", "none"), ("csv", "none"), ("interleaved", "copy")])
+def test_redacted_exports_tell_no_titles_descriptions_or_uploaders(telling, tmp_path, format,
+                                                                   media):
+    """In no file, at no depth, in no spelling of theirs, and not in the clips' own metadata."""
+    out = tmp_path / "out"
+    export(telling, out, format, redact=True, subset="mine", uncaptioned=True,
+           where=f"title LIKE '{PLANTED['title']}%' AND similarity < 2",
+           cut=cut_options(media))
+    found = _as_text(out)
+    assert b"a bar on red" in found
+    for word in PLANTED.values():
+        assert word.lower().encode() not in found.lower()
+
+
+def test_what_is_not_redacted_tells_them(telling, tmp_path):
+    """So that the test above would see them."""
+    for format in ("webdataset", "huggingface", "csv", "interleaved"):
+        export(telling, tmp_path / format, format, subset="mine", uncaptioned=True)
+        assert PLANTED["title"].encode() in _as_text(tmp_path / format), format
+
+
+def test_redacted_addresses_of_the_web_stay(telling, tmp_path):
+    """But not where they tell a name, nor paths of a machine."""
+    export(telling, tmp_path / "out", "parquet", redact=True)
+    table = pq.read_table(tmp_path / "out" / "clips-000000.parquet", columns=["url"])
+    assert set(table["url"].to_pylist()) == {
+        None, *(f"https://www.youtube.com/watch?v={youtube_id(n)}" for n in (0, 2, 4))}
+
+
+def _as_text(folder: Path) -> bytes:
+    """Everything in a folder, Parquet unpacked."""
+    parts = []
+    for name, data in contents(folder).items():
+        if name.endswith(".parquet"):
+            table = pq.read_table(folder / name, partitioning=None)
+            parts.append(str(table.schema).encode())
+            for column in table.columns:
+                for value in column.to_pylist():
+                    # The bytes of videos as they are, the rest as text.
+                    inner = value["bytes"] if isinstance(value, dict) and "bytes" in value else b""
+                    parts += [inner, repr(value).encode() if not inner else b""]
+        parts += [name.encode(), data]
+    return b"\n".join(parts)
+
+
+def test_a_worker_that_dies_costs_the_videos_that_it_dies_at(tmp_path, monkeypatch):
+    """The others of its unit are exported; the clips of the deadly ones are failed as crash."""
+    dataset = write_small(tmp_path / "dataset")
+    monkeypatch.setattr(units, "cut_clips", _deadly)
+    monkeypatch.setattr(units, "map_tasks", _in_forked_processes)
+    done = export(dataset, tmp_path / "out", "webdataset", cut=cut_options("copy"),
+                  uncaptioned=True)
+    assert done.manifest["counts"] == {"clips": 12, "exported": 6, "left_out": {},
+                                       "failed": {"crash": 6}}
+    assert {row["video_id"] for row in failures(tmp_path / "out")} == {
+        "file-001", f"youtube-{youtube_id(2)}"}
+
+
+def _deadly(source: Path, requests: Sequence[CutRequest], *rest: Any, **more: Any
+            ) -> Iterator[CutResult]:
+    if any(requests[0].clip_id.startswith(one) for one in ("file-001", "youtube-002")):
+        os._exit(9)
+    return cut_clips(source, requests, *rest, **more)
+
+
+def _in_forked_processes(function: Any, items: Sequence[Any], **how: Any
+                         ) -> Iterator[TaskResult]:
+    """As `map_tasks` does it, but with what this test has put in place."""
+    context = multiprocessing.get_context("fork")
+    for item in items:
+        for death in (1, 2):
+            results = context.SimpleQueue()
+            process = context.Process(target=lambda: results.put(function(item)))  # noqa: B023
+            process.start()
+            process.join()
+            if process.exitcode == 0:
+                yield TaskResult(item, results.get())
+                break
+            if death == 2:
+                yield TaskResult(item, problem=RowFailed("crash", "its process died"))
