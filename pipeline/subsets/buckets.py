@@ -13,8 +13,10 @@ Recall, for a pair that is just near enough: it differs in h of B bits with prob
 table of depth b misses it with probability 1 − C(B − h, b) / C(B, b), and all T tables with that
 to the power of T, so recall = Σ w(h) · (1 − (1 − C(B − h, b) / C(B, b))^T). T is the smallest
 number for which this reaches what is wanted, with b the depth of three quarters of the items in the
-first table: where items crowd, buckets are split further and more tables are needed. Pairs that are
-nearer than the threshold, and items with several near ones, are found more often.
+first table, but for those that its bits could not tell apart: where items lie closer, buckets are
+split further and more tables are needed. Pairs that are nearer than the threshold, and items with
+several near ones, are found more often. Items with equal sketches meet in every table and are
+compared in the first one alone.
 """
 
 from __future__ import annotations
@@ -100,7 +102,7 @@ class _Search:
     def __init__(self, sketches: np.ndarray, owners: np.ndarray, near: Nearness, verify: Verify,
                  gone: np.ndarray) -> None:
         self.sketches, self.owners, self.near, self.verify = sketches, owners, near, verify
-        self.gone, self.n_items = gone, len(owners)
+        self.gone, self.n_items, self.least_differing = gone, len(owners), 0
         self.bits = _WORD_BITS * len(sketches)
         few = self.n_items <= ALL_PAIRS
         self.largest = ALL_PAIRS if few else LARGEST_BUCKET
@@ -121,6 +123,7 @@ class _Search:
 
     def _table(self, number: int) -> int:
         """Marks what one table finds, and returns the depth of three quarters of the items."""
+        self.least_differing = 0 if number == 0 else 1
         packed = self._keys(number)
         packed.sort()
         items = packed.astype(np.uint32)
@@ -159,19 +162,19 @@ class _Search:
         """For each sorted place where its bucket ends, and the depth of three quarters of them."""
         shared = self._shared_with_next(keys)
         ends = np.empty(self.n_items, np.uint32)
-        at, reached = np.arange(self.n_items), self.depth
+        at, settled = np.arange(self.n_items), np.zeros(_KEY_BITS + 1, np.int64)
         for depth in range(self.depth, _KEY_BITS + 1):
             stops = np.flatnonzero(shared[at] < depth) + 1
             sizes = np.diff(stops, prepend=0)
             ends[at] = np.repeat(at[stops - 1] + 1, sizes)
             large = sizes > self.largest
+            settled[depth] = sizes[~large].sum()
             if not large.any():
                 break
             at = at[np.repeat(large, sizes)]
             self._compare_with_best(first, items, at, sizes[large])
-            if len(at) > self.n_items // 4:
-                reached = min(depth + 1, _KEY_BITS)
-        return ends, reached
+        enough = np.cumsum(settled) * 4 >= settled.sum() * 3
+        return ends, max(self.depth, int(enough.argmax()))
 
     def _shared_with_next(self, keys: np.ndarray) -> np.ndarray:
         """How many leading bits each key shares with the next; the last one has no next: -1."""
@@ -206,6 +209,7 @@ class _Search:
             earlier, later = earlier[close], later[close]
             differing += np.bitwise_count(word[one] ^ word[other])
             close = differing <= most
+        close &= differing >= self.least_differing
         earlier, later = earlier[close], later[close]
         if len(later):
             self.gone[later[self.verify(earlier, later)]] = True
