@@ -229,6 +229,9 @@ def _read(candidates: Candidates, wanted: _Columns) -> None:
         f"CREATE OR REPLACE TABLE {ALL} AS SELECT c.rowid AS id, v.rowid AS video, ms{own} "
         f"FROM {CANDIDATES} AS c JOIN work.videos AS v ON v.video_id = c.video_id"
     )
+    for name in used:
+        if name not in candidates.described.values():
+            connection.execute(f"ALTER TABLE {CANDIDATES} DROP COLUMN {name}")
 
 
 def _blame(connection: Any, wanted: _Columns) -> None:

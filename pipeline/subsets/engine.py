@@ -97,6 +97,7 @@ class Engine:
     def __init__(self, candidates: Candidates) -> None:
         self.candidates = candidates
         self._connection = candidates.catalog.connection
+        self._carried = "*"
         self._scratch = tempfile.TemporaryDirectory(prefix="clipmill-subset-")
 
     def __enter__(self) -> Engine:
@@ -113,9 +114,15 @@ class Engine:
     def drop(self, table: str) -> None:
         self._connection.execute(f"DROP TABLE IF EXISTS {table}")
 
-    def apply(self, rule: Rule, source: str, target: str, before: Size | None = None) -> Outcome:
-        """Makes `target` of the clips of `source` that the rule keeps."""
+    def apply(self, rule: Rule, source: str, target: str, before: Size | None = None,
+              later: Sequence[Rule] = ()) -> Outcome:
+        """Makes `target` of the clips of `source` that the rule keeps.
+
+        It has the columns that the rules of `later` need, and no others.
+        """
         before = before or self.size(source)
+        used = (name for one in later for name in self.candidates.columns[one.number].names())
+        self._carried = ", ".join(dict.fromkeys(["id", "video", "ms", *used]))
         outcome = Outcome(rule, before, before)
         columns = self.candidates.columns[rule.number]
         try:
@@ -125,17 +132,20 @@ class Engine:
         outcome.after = self.size(target)
         return outcome
 
-    def funnel(self, rules: Sequence[Rule], on_rule: Callable[[Rule], None] = lambda rule: None,
-               keep_tables: bool = False) -> Iterator[tuple[Outcome, str, str]]:
-        """The rules in order, each with the table that reached it and the one that it left."""
+    def funnel(self, rules: Sequence[Rule], on_rule: Callable[[Rule], None] = lambda rule: None
+               ) -> Iterator[tuple[Outcome, str, str]]:
+        """The rules in order, each with the table that reached it and the one that it left.
+
+        The last table stays; the others go when the next rule is asked for.
+        """
         source = ALL
         size = self.size(ALL)
-        for rule in rules:
+        for place, rule in enumerate(rules, 1):
             on_rule(rule)
             target = f"work.reach_{rule.number}"
-            outcome = self.apply(rule, source, target, size)
+            outcome = self.apply(rule, source, target, size, rules[place:])
             yield outcome, source, target
-            if source != ALL and not keep_tables:
+            if source != ALL:
                 self.drop(source)
             source, size = target, outcome.after
 
@@ -145,7 +155,8 @@ class Engine:
         return row
 
     def _keep(self, target: str, query: str) -> None:
-        self._connection.execute(f"CREATE OR REPLACE TABLE {target} AS {query}")
+        self._connection.execute(
+            f"CREATE OR REPLACE TABLE {target} AS SELECT {self._carried} FROM ({query})")
 
     def _where(self, rule: Rule, columns: RuleColumns, source: str, target: str,
                outcome: Outcome) -> None:
@@ -187,7 +198,7 @@ class Engine:
         order = ", ".join([*columns.order, columns.chance])
         ranked = (f"SELECT *, row_number() OVER (PARTITION BY {group} ORDER BY {order}) AS _place "
                   f"FROM {source}" + ("" if takes_null else f" WHERE {group} IS NOT NULL"))
-        self._keep(target, f"SELECT * EXCLUDE (_place) FROM ({ranked}) WHERE _place <= {limit}")
+        self._keep(target, f"SELECT * FROM ({ranked}) WHERE _place <= {limit}")
         if not takes_null:
             outcome.nulls = self._one(f"SELECT count(*) FROM {source} WHERE {group} IS NULL")[0]
 
@@ -232,8 +243,7 @@ class Engine:
         # replacement; with equal weights the smallest u do.
         u = f"((({columns.chance} >> 11) + 0.5) / 9007199254740992)"
         order = f"-ln({u}){weight}, {columns.chance}" if weight else columns.chance
-        extra = " EXCLUDE (of_video)" if body.weight == "one_per_video" else ""
-        self._keep(target, f"SELECT *{extra} FROM {reach} ORDER BY {order} LIMIT {wanted}")
+        self._keep(target, f"SELECT * FROM {reach} ORDER BY {order} LIMIT {wanted}")
 
     def _stratify(self, rule: Rule, columns: RuleColumns, source: str, target: str,
                   outcome: Outcome) -> None:
@@ -265,8 +275,8 @@ class Engine:
         """Of each `_group` as many as its share says, at random."""
         self._keep(
             target,
-            "SELECT * EXCLUDE (_group, _share, _place) FROM (SELECT g.*, _share, row_number() "
-            f"OVER (PARTITION BY _group ORDER BY {chance}) AS _place FROM ({grouped}) AS g "
+            "SELECT * FROM (SELECT g.*, _share, row_number() OVER "
+            f" (PARTITION BY _group ORDER BY {chance}) AS _place FROM ({grouped}) AS g "
             "JOIN given_shares USING (_group)) WHERE _place <= _share")
         self._connection.unregister("given_shares")
 
@@ -300,7 +310,7 @@ class Engine:
             (same,) = columns.values
             ranked = (f"SELECT *, row_number() OVER (PARTITION BY {same} ORDER BY {order}) AS "
                       f"_place FROM {source}")
-            self._keep(target, f"SELECT * EXCLUDE (_place) FROM ({ranked}) "
+            self._keep(target, f"SELECT * FROM ({ranked}) "
                                f"WHERE _place = 1 OR {same} IS NULL")
             return
         self._rank(source, order)
