@@ -349,6 +349,23 @@ def index(dataset: Dataset) -> None:
 
 
 @app.command()
+def report(
+    dataset: Dataset,
+    output: Annotated[Path, typer.Option(metavar="FILE.html", help="where the page goes; what is "
+                      "there is replaced")],
+    subset: Annotated[str | None, typer.Option(metavar="NAME", help="a frozen subset to report on, "
+                      "beside the whole catalog")] = None,
+    samples: Annotated[int, typer.Option(metavar="N", min=0, max=60, help="show at most this many "
+                       "sample clips")] = 36,
+    seed: Annotated[int, typer.Option(help="of the clips shown at random")] = 0,
+) -> None:
+    """Write one self-contained page: funnel, distributions, captions, samples, failures."""
+    from jobs.report.page import report_on
+
+    report_on(dataset, output, subset=subset, sample_count=samples, seed=seed)
+
+
+@app.command()
 def runs(dataset: Dataset, format_: OutputFormat = Format.table, output: Output = None) -> None:
     """The runs so far, with models, prompts and fingerprints."""
     from jobs.query import print_runs

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from rich.console import Console
 from rich.live import Live
@@ -64,3 +67,13 @@ class Progress:
         table.caption = f"{time.monotonic() - self._started:.0f} s"
         table.caption_justify = "left"
         return table
+
+
+@contextmanager
+def saying() -> Iterator[Callable[[str], None]]:
+    """What is being done, on standard error while that is a terminal."""
+    if not sys.stderr.isatty():
+        yield lambda said: None
+        return
+    with Console(stderr=True).status("starting") as status:
+        yield status.update

@@ -1,0 +1,196 @@
+"""Distributions, counted by DuckDB from the tables that `selection` made."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from decimal import Decimal
+
+import duckdb
+
+from jobs.report.published import Share
+from jobs.report.selection import Selection
+
+BINS = 30
+_STEPS = (1, 2, 2.5, 5, 10)
+SHOWN_VALUES = 11
+
+
+@dataclass(frozen=True)
+class Bin:
+    """Values in `[low, high)`; None is unbounded."""
+
+    low: float | None
+    high: float | None
+    count: int
+    whole: int
+    """The same count over the whole catalog."""
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One value, or one interval, of a distribution."""
+
+    label: str
+    count: int
+    whole: int = 0
+    published: float | None = None
+    """InternVid's share, per cent."""
+    more_than: bool = False
+
+
+@dataclass(frozen=True)
+class Distribution:
+    """Of one number: bins of equal width, and how its values lie.
+
+    `values` counts the clips or videos that have one, `missing` those that don't, `whole` those
+    of the catalog that have one.
+    """
+
+    values: int
+    missing: int
+    whole: int
+    mean: float | None = None
+    quantiles: dict[str, float] = field(default_factory=dict)
+    bins: list[Bin] = field(default_factory=list)
+    whole_numbers: bool = False
+
+
+@dataclass(frozen=True)
+class Values:
+    """Of one text or interval: how often each is there. `missing` have none."""
+
+    bars: list[Bar]
+    total: int
+    whole: int
+    missing: int = 0
+    distinct: int | None = None
+
+
+_QUANTILES = {"min": 0.0, "low": 0.005, "p05": 0.05, "median": 0.5, "p95": 0.95, "high": 0.995,
+              "max": 1.0}
+
+
+def distribution(
+    connection: duckdb.DuckDBPyConnection, selection: Selection, table: str, column: str,
+    *, whole_numbers: bool = False,
+) -> Distribution:
+    """Counts one number's values; bins are the same for the subset and the catalog."""
+    shares = list(_QUANTILES.values())
+    chosen = selection.chosen
+    rows, values, mean, quantiles, all_values, everything = connection.execute(
+        f"SELECT count(*) FILTER ({chosen}), count({column}) FILTER ({chosen}), "
+        f"avg({column}) FILTER ({chosen}), "
+        f"quantile_disc({column}::DOUBLE, {shares}) FILTER ({chosen}), "
+        f"count({column}), quantile_disc({column}::DOUBLE, {shares}) FROM {table}").fetchall()[0]
+    if not all_values:
+        return Distribution(0, rows, 0)
+    spread = dict(zip(_QUANTILES, everything, strict=True))
+    found = dict(zip(_QUANTILES, quantiles, strict=True)) if quantiles else {}
+    width, first, last = _edges(spread, whole_numbers)
+    # Divided and rounded, so that 0.3 lies in the bin that begins at 0.3.
+    place = f"floor(round({column}::DOUBLE / {float(width)!r}, 9))::BIGINT"
+    counted = connection.execute(
+        f"SELECT greatest({first - 1}, least({last}, {place})) AS bin, "
+        f"count(*) FILTER ({chosen}), count(*) FROM {table} WHERE {column} IS NOT NULL GROUP BY bin"
+    ).fetchall()
+    counts = {number: (count, whole) for number, count, whole in counted}
+    bins = []
+    for number in range(first - 1, last + 1):
+        outside = number in (first - 1, last)
+        if outside and number not in counts:
+            continue
+        count, whole = counts.get(number, (0, 0))
+        bins.append(Bin(float(number * width) if number >= first else None,
+                        float((number + 1) * width) if number < last else None, count, whole))
+    return Distribution(values, rows - values, all_values, mean, found, bins,
+                        whole_numbers)
+
+
+def _edges(spread: dict[str, float], whole_numbers: bool) -> tuple[Decimal, int, int]:
+    """Width of a bin, and first and last edge in widths: a round width, about BINS of them.
+
+    The outermost half per cent on either side may lie outside where it would stretch the axis.
+    """
+    low, high = spread["low"], spread["high"]
+    for end, within in (("min", "low"), ("max", "high")):
+        if abs(spread[end] - spread[within]) <= 0.25 * (high - low):
+            low, high = min(low, spread[end]), max(high, spread[end])
+    span = high - low
+    if not span:  # one value: a bar with some room on either side
+        span = abs(high) / 10 or 1.0
+        low, high = low - span / 2, high + span / 2
+    if whole_numbers and span < BINS:
+        width = Decimal(1)
+    else:
+        power = Decimal(10) ** math.floor(math.log10(span / BINS))
+        width = next(Decimal(str(step)) * power for step in _STEPS
+                     if span / float(Decimal(str(step)) * power) <= BINS * 1.1)
+        if whole_numbers:
+            width = Decimal(math.ceil(width))
+    first = math.floor(round(low / float(width), 9))
+    last = math.floor(round(high / float(width), 9)) + 1
+    return width, first, last
+
+
+def shares(
+    connection: duckdb.DuckDBPyConnection, selection: Selection, table: str, column: str,
+    intervals: Sequence[Share], *, published: bool = True,
+) -> Values:
+    """How many values lie in given intervals; `published` sets InternVid's shares beside them."""
+    parts = []
+    for interval in intervals:
+        condition = _condition(column, interval)
+        parts += [f"count(*) FILTER ({condition} AND {selection.chosen})",
+                  f"count(*) FILTER ({condition})"]
+    total, whole, rows, *counts = connection.execute(
+        f"SELECT count({column}) FILTER ({selection.chosen}), count({column}), "
+        f"count(*) FILTER ({selection.chosen}), {', '.join(parts)} FROM {table}").fetchall()[0]
+    bars = [Bar(interval.label, counts[2 * n], counts[2 * n + 1],
+                interval.percent if published else None, interval.above)
+            for n, interval in enumerate(intervals)]
+    return Values(bars, total, whole, rows - total)
+
+
+def _condition(column: str, interval: Share) -> str:
+    parts = [f"{column} IS NOT NULL"]
+    if interval.low is not None:
+        parts.append(f"{column} {'>' if interval.opened else '>='} {interval.low}")
+    if interval.high is not None:
+        parts.append(f"{column} {'<=' if interval.closed else '<'} {interval.high}")
+    return " AND ".join(parts)
+
+
+def texts(
+    connection: duckdb.DuckDBPyConnection, selection: Selection, table: str, column: str
+) -> Values:
+    """The commonest values of a text, the rest under "other"."""
+    chosen = selection.chosen
+    rows = connection.execute(
+        f"SELECT {column}, count(*) FILTER ({chosen}) AS n, count(*) AS every FROM {table} "
+        f"WHERE {column} IS NOT NULL AND {column} <> '' GROUP BY ALL "
+        f"ORDER BY n DESC, every DESC, {column} LIMIT {SHOWN_VALUES}").fetchall()
+    total, whole, everything, distinct = connection.execute(
+        f"SELECT count(*) FILTER ({chosen} AND {column} <> ''), count(*) FILTER ({column} <> ''), "
+        f"count(*) FILTER ({chosen}), count(DISTINCT nullif({column}, '')) FILTER ({chosen}) "
+        f"FROM {table}").fetchall()[0]
+    bars = [Bar(name, count, every) for name, count, every in rows if count or every]
+    shown, shown_whole = sum(bar.count for bar in bars), sum(bar.whole for bar in bars)
+    if shown_whole < whole:
+        bars.append(Bar("other", total - shown, whole - shown_whole))
+    return Values(bars, total, whole, everything - total, distinct)
+
+
+def switches(
+    connection: duckdb.DuckDBPyConnection, selection: Selection, table: str, column: str
+) -> Values:
+    """True and false of a column that is one or the other."""
+    chosen = selection.chosen
+    yes, all_yes, no, all_no, rows = connection.execute(
+        f"SELECT count(*) FILTER ({column} AND {chosen}), count(*) FILTER ({column}), "
+        f"count(*) FILTER (NOT {column} AND {chosen}), count(*) FILTER (NOT {column}), "
+        f"count(*) FILTER ({chosen}) FROM {table}").fetchall()[0]
+    return Values([Bar("true", yes, all_yes), Bar("false", no, all_no)], yes + no,
+                  all_yes + all_no, rows - yes - no)
+

@@ -1,0 +1,178 @@
+"""What became of every input: the funnel with its reasons, failures, and a subset's rules."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from jobs.report.samples import shortened
+from pipeline.catalog import Catalog
+from pipeline.subsets.freeze import FrozenSubset
+
+SHOWN_REASONS = 30
+SHOWN_MESSAGES = 20
+# What differs between two messages about the same thing: addresses, paths, ids and numbers.
+_SAME_MESSAGE = (
+    (r"[a-z][a-z0-9+.-]*://[^\s''\"]+", "URL"),
+    (r"(/[^\s/''\"]+){2,}", "PATH"),
+    (r"\b[0-9a-f]{12,}\b", "ID"),
+    (r"\d+(\.\d+)?", "N"),
+)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One stage of the funnel; parts are per cent of the widest stage that counts the same."""
+
+    stage: str
+    noun: str
+    inputs: int
+    kept: int
+    rejected: int
+    failed: int
+    pending: int
+    parts: list[tuple[str, float, float]] = field(default_factory=list)
+    """(outcome, from, width) on a bar of 100."""
+
+
+@dataclass(frozen=True)
+class Reason:
+    """Why inputs went: a rule, how many, and one example."""
+
+    stage: str
+    rule: str
+    count: int
+    example: str | None
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Failures of one kind at one stage that say the same."""
+
+    stage: str
+    kind: str
+    count: int
+    message: str
+    attempts: int
+
+
+@dataclass(frozen=True)
+class Failures:
+    """All failures, and the commonest of them."""
+
+    total: int
+    kinds: list[tuple[str, int]]
+    messages: list[Failure]
+    more: int
+    """Failures that the messages shown do not cover."""
+    commands: list[tuple[str, str]]
+    """What to type, and what it does."""
+
+
+@dataclass(frozen=True)
+class RuleStep:
+    """One rule of the subset's recipe."""
+
+    number: int
+    says: str
+    verb: str
+    clips: int
+    videos: int
+    hours: float
+    took: int
+    because_null: int
+    width: float
+    notes: list[str]
+
+
+def funnel(report: dict[str, Any], catalog: Catalog) -> list[Step]:
+    """The stages in order, ingest first, from `status_report`."""
+    keys = {table.stage: table.key for table in catalog.layout.steps}
+    nouns = {"source_key": "sources", "video_id": "videos", "clip_id": "clips"}
+    steps = [Step("ingest", "sources", *_counts(report["ingest"]))]
+    # A stage of several steps takes what its first step takes.
+    for stage in report["stages"]:
+        noun = nouns.get(keys.get(stage["stage"], ""), "rows")
+        steps.append(Step(stage["stage"], noun, *_counts(stage)))
+    widest: dict[bool, int] = {}
+    for step in steps:
+        clips = step.noun == "clips"
+        widest[clips] = max(widest.get(clips, 0), step.inputs + step.pending)
+    for step in steps:
+        at = 0.0
+        for outcome in ("kept", "rejected", "failed", "pending"):
+            width = 100 * getattr(step, outcome) / (widest[step.noun == "clips"] or 1)
+            if width:
+                step.parts.append((outcome, round(at, 3), round(width, 3)))
+            at += width
+    return steps
+
+
+def _counts(found: dict[str, Any]) -> tuple[int, int, int, int, int]:
+    return (found["inputs"], found["kept"], found["rejected"], found["failed"],
+            found.get("pending", 0))
+
+
+def reasons(catalog: Catalog) -> tuple[list[Reason], int]:
+    """Rules that rejected, the busiest first, and how many rejections those shown leave out."""
+    rows = catalog.execute(
+        "SELECT stage, rule, count(*) AS n, min(detail) FROM rejections GROUP BY stage, rule "
+        "ORDER BY n DESC, stage, rule").fetchall()
+    shown = [Reason(stage, shortened(rule, 80) or "?", count, shortened(detail, 160))
+             for stage, rule, count, detail in rows[:SHOWN_REASONS]]
+    return shown, sum(row[2] for row in rows[SHOWN_REASONS:])
+
+
+def shots_without_clips(catalog: Catalog) -> list[tuple[str, int]]:
+    """Rules by which shots gave no clip, with how many."""
+    rows = catalog.execute("SELECT rule, count(*) AS n FROM shots WHERE rule IS NOT NULL "
+                           "GROUP BY rule ORDER BY n DESC, rule").fetchall()
+    return [(shortened(rule, 80) or "?", count) for rule, count in rows[:SHOWN_REASONS]]
+
+
+def failures(catalog: Catalog, dataset: Path) -> Failures:
+    """Failures that stand, by kind and by what they say."""
+    same = "message"
+    for pattern, word in _SAME_MESSAGE:
+        same = f"regexp_replace({same}, '{pattern}', '{word}', 'g')"
+    rows = catalog.execute(
+        f"SELECT stage, kind, count(*) AS n, min(message), max(attempts) FROM failures "
+        f"GROUP BY stage, kind, {same} ORDER BY n DESC, stage, kind, min(message)").fetchall()
+    kinds: dict[str, int] = {}
+    for row in rows:
+        kinds[row[1]] = kinds.get(row[1], 0) + row[2]
+    shown = [Failure(stage, kind, count, shortened(message, 300) or "(no message)", attempts or 0)
+             for stage, kind, count, message, attempts in rows[:SHOWN_MESSAGES]]
+    place = shlex.quote(str(dataset))
+    commands = [(f"clipmill failures {place}", "lists every one")] if rows else []
+    commands += [(f"clipmill retry {place} --kind {kind}",
+                  f"tries the {count:,} {kind} again, and only those")
+                 for kind, count in sorted(kinds.items()) if kind in ("transient", "blocked")]
+    if rows:
+        commands.append((f"clipmill retry {place}", "tries all of them again"))
+    ordered = sorted(kinds.items(), key=lambda item: (-item[1], item[0]))
+    more = sum(row[2] for row in rows[SHOWN_MESSAGES:])
+    return Failures(sum(kinds.values()), ordered, shown, more, commands)
+
+
+def subset_funnel(subset: FrozenSubset) -> list[RuleStep]:
+    """The rules of a subset's recipe with what each left, from its file; the catalog first."""
+    whole = (subset.info.get("catalog") or {})
+    most = whole.get("clips") or 1
+    steps = [RuleStep(0, "the catalog when it was frozen", "", whole.get("clips", 0),
+                      whole.get("videos", 0), whole.get("hours", 0.0), 0, 0, 100.0, [])]
+    for rule in subset.info.get("funnel") or ():
+        left, took = rule["remaining"], rule["took"]
+        steps.append(RuleStep(
+            rule["number"], _said(rule), rule["verb"], left["clips"], left["videos"],
+            left["hours"], took["clips"], took.get("because_null") or 0,
+            round(100 * left["clips"] / most, 3),
+            [shortened(note, 200) or "" for note in rule.get("notes") or ()]))
+    return steps
+
+
+def _said(rule: dict[str, Any]) -> str:
+    says = shortened(rule["says"], 300) or ""
+    return f"{shortened(rule['name'], 100)}: {says}" if rule.get("name") else says

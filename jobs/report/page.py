@@ -1,0 +1,252 @@
+"""The door: asks the catalog, draws the page, and writes it as one file."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from jobs.progress import saying
+from jobs.report import charts, figures, numbers, outcomes, provenance, published, samples, words
+from jobs.report.figures import Distribution, Values
+from jobs.report.samples import SIGNS
+from jobs.report.selection import Column, Selection, select
+from pipeline.catalog import Catalog, open_catalog, readable_errors
+from pipeline.records import require_dataset
+from pipeline.shards import commit, temporary_beside
+from pipeline.status import status_report
+from pipeline.subsets.freeze import FrozenSubset, load_subset
+from schemas.errors import ClipmillError, UsageError
+
+TEMPLATES = Path(__file__).with_name("templates")
+_SIZES = 9
+_MEASURES = {
+    "motion": "mean change of luma between frames, grey levels",
+    "motion_max": "largest change of luma between frames, grey levels",
+    "sharpness": "variance of the Laplacian",
+    "brightness": "mean luma, 0 to 255",
+}
+
+
+@dataclass(frozen=True)
+class Card:
+    """One figure: what is drawn, and what is said under it."""
+
+    id: str
+    title: str
+    noun: str
+    histogram: charts.Histogram | None
+    rows: list[charts.Rows]
+    distribution: Distribution | None
+    values: Values | None
+    unit: str = ""
+    note: str = ""
+
+
+def write_report(
+    dataset: Path, output: Path, *, subset: str | None = None, sample_count: int = samples.DEFAULT,
+    seed: int = 0, on_step: Callable[[str], None] = lambda said: None,
+) -> tuple[int, int]:
+    """Writes the page; returns how many samples it shows and its size in bytes."""
+    output = output.expanduser()
+    if output.is_dir():
+        raise UsageError(f"--output {output}: this is a folder; name a file in it, "
+                         f"e.g. {output / 'report.html'}")
+    if not output.parent.is_dir():
+        raise UsageError(f"--output {output}: there is no folder {output.parent}; make it first")
+    if not 0 <= sample_count <= samples.MOST:
+        raise UsageError(f"--samples {sample_count}: give a number from 0 to {samples.MOST}")
+    frozen = load_subset(require_dataset(dataset), subset) if subset is not None else None
+    on_step("counting outcomes")
+    status = status_report(dataset)
+    with open_catalog(dataset) as catalog, readable_errors():
+        context = _context(catalog, dataset, status, frozen, sample_count, seed, on_step)
+    on_step("drawing the page")
+    page = render(context).encode("utf-8", "replace")
+    temporary = temporary_beside(output)
+    try:
+        temporary.write_bytes(page)
+        commit(temporary, output)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise ClipmillError(f"--output {output}: cannot be written: {error.strerror}") from error
+    return sum(len(group.samples) for group in context["groups"]), len(page)
+
+
+def report_on(dataset: Path, output: Path, **wanted: Any) -> None:
+    """What the command does: the page, and one line about it."""
+    with saying() as say:
+        shown, size_bytes = write_report(dataset, output, on_step=say, **wanted)
+    print(f"{output}: {shown} sample clips, {numbers.size(size_bytes)}")
+
+
+def _context(
+    catalog: Catalog, dataset: Path, status: dict[str, Any], subset: FrozenSubset | None,
+    sample_count: int, seed: int, on_step: Callable[[str], None],
+) -> dict[str, Any]:
+    """Everything that the template shows."""
+    on_step("reading the clips")
+    selection = select(catalog, subset)
+    on_step("counting words")
+    counted = words.count_words(catalog, selection.captions())
+    on_step("drawing figures")
+    clips, seconds, whole_clips = catalog.connection.execute(
+        f"SELECT count(*) FILTER ({selection.chosen}), "
+        f"coalesce(sum(duration_seconds) FILTER ({selection.chosen}), 0), count(*) "
+        "FROM report_clips").fetchall()[0]
+    videos, size_bytes, video_seconds = catalog.connection.execute(
+        f"SELECT count(*), sum(size_bytes)::BIGINT, coalesce(sum(duration_seconds), 0) "
+        f"FROM report_videos WHERE {selection.chosen}").fetchall()[0]
+    rejected, rejected_more = outcomes.reasons(catalog)
+    runs, run_count = provenance.runs_made(catalog.layout)
+    comparable = published.comparable_columns(catalog) if catalog.layout.record else {}
+    cards = _cards(catalog, selection, comparable)
+    on_step("choosing samples")
+    groups = samples.sample_groups(catalog, selection, samples=sample_count, seed=seed)
+    return {
+        "name": dataset.absolute().name or str(dataset),
+        "dataset": str(dataset),
+        "subset": subset.info if subset else None,
+        "gone": selection.gone,
+        "made_at": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "run": status["run"],
+        "clips": clips, "whole_clips": whole_clips, "clip_seconds": seconds,
+        "videos": videos, "size_bytes": size_bytes, "video_seconds": video_seconds,
+        "funnel": outcomes.funnel(status, catalog),
+        "reasons": rejected, "reasons_more": rejected_more,
+        "shots": outcomes.shots_without_clips(catalog),
+        "rules": outcomes.subset_funnel(subset) if subset else [],
+        "failures": outcomes.failures(catalog, dataset),
+        "cards": cards,
+        "left_out": selection.left_out,
+        "uncompared": {score: scorer for score, scorer in published.SCORERS.items()
+                       if score not in comparable.values()},
+        "published": published,
+        "words": counted,
+        "cloud": _cloud(counted.commonest),
+        "verbs": charts.counted_rows(counted.verbs, "uses"),
+        "common": charts.counted_rows(counted.commonest[:words.SHOWN_VERBS], "uses"),
+        "tags": charts.counted_rows(words.count_tags(catalog, selection.tags()), "clips"),
+        "groups": groups,
+        "stages": provenance.stages_made(catalog.layout),
+        "runs": runs, "run_count": run_count,
+        "with_catalog": subset is not None,
+    }
+
+
+def _cards(
+    catalog: Catalog, selection: Selection, comparable: dict[str, str]
+) -> list[Card]:
+    """The paper's plots in its order, then what this dataset has further."""
+    cards = [
+        _source_durations(catalog, selection),
+        _drawn(catalog, selection, "clip-durations", "Clip durations", "clips", "report_clips",
+               "duration_seconds", "seconds",
+               (*published.CLIP_SECONDS_BINS, *published.CLIP_SECONDS)),
+        _drawn(catalog, selection, "caption-words", "Caption lengths", "captions",
+               "report_clips", "caption_words", "words", published.CAPTION_WORDS, whole=True),
+    ]
+    for column in selection.columns:
+        if column.is_switch:
+            values = figures.switches(catalog.connection, selection, "report_clips", column.sql)
+            cards.append(_listed(selection, f"column-{column.sql}", column.name, "clips", values))
+            continue
+        score = comparable.get(column.name)
+        cards.append(_drawn(
+            catalog, selection, f"column-{column.sql}", column.name.replace("_", " "), "clips",
+            "report_clips", column.sql, _MEASURES.get(column.name, column.name),
+            published.SCORES[score] if score else (), whole=column.is_whole, column_made=column))
+    for name, title in (("language", "Languages"), ("category", "Categories")):
+        values = figures.texts(catalog.connection, selection, "report_videos", name)
+        cards.append(_listed(selection, name, title, "videos", values))
+    sides = figures.shares(catalog.connection, selection, "report_videos", "short_side",
+                           published.SHORT_SIDE_PIXELS)
+    cards.append(_listed(selection, "resolution", "Resolution", "videos", sides,
+                         "The shorter side of the picture."))
+    rates = figures.texts(catalog.connection, selection, "report_videos", "rate")
+    cards.append(_listed(selection, "frame-rates", "Frame rates", "videos", rates,
+                         "Frames per second, rounded."))
+    return cards
+
+
+def _source_durations(catalog: Catalog, selection: Selection) -> Card:
+    """In minutes, or in seconds where the videos are short; the paper's bins are in minutes."""
+    (median,) = catalog.connection.execute(
+        "SELECT median(minutes) FROM report_videos").fetchall()[0]
+    in_seconds = median is not None and median < 2
+    return _drawn(
+        catalog, selection, "source-durations", "Source durations", "videos", "report_videos",
+        "duration_seconds" if in_seconds else "minutes", "seconds" if in_seconds else "minutes",
+        published.SOURCE_DURATION_MINUTES, intervals_of="minutes")
+
+
+def _drawn(
+    catalog: Catalog, selection: Selection, id_: str, title: str, noun: str, table: str,
+    column: str, unit: str, intervals: tuple[published.Share, ...], *, whole: bool = False,
+    column_made: Column | None = None, intervals_of: str | None = None,
+) -> Card:
+    connection = catalog.connection
+    found = figures.distribution(connection, selection, table, column, whole_numbers=whole)
+    values = None
+    if intervals:
+        values = figures.shares(connection, selection, table, intervals_of or column, intervals)
+    name = column_made.name if column_made else column
+    thresholds = [(f"{SIGNS[one.operator]} {numbers.number(one.value)}", one.value)
+                  for one in selection.thresholds if one.column == name]
+    with_catalog = selection.subset is not None
+    note = f"Made by {column_made.stage}." if column_made and column_made.stage else ""
+    return Card(
+        id_, title, noun,
+        charts.histogram(found, x_label=unit, noun=noun, with_catalog=with_catalog,
+                         thresholds=thresholds),
+        [rows for part in _parts(values)
+         if (rows := charts.rows(part, noun=noun, with_catalog=with_catalog))],
+        found, values, unit, note)
+
+
+def _listed(
+    selection: Selection, id_: str, title: str, noun: str, values: Values, note: str = ""
+) -> Card:
+    drawn = charts.rows(values, noun=noun, with_catalog=selection.subset is not None)
+    return Card(id_, title, noun, None, [drawn] if drawn else [], None, values, "", note)
+
+
+def _parts(values: Values | None) -> list[Values]:
+    """Two drawings where only the last intervals have a published share: they overlap the first."""
+    if values is None:
+        return []
+    first = next((n for n, bar in enumerate(values.bars) if bar.published is not None), 0)
+    parts = (values.bars[:first], values.bars[first:])
+    return [replace(values, bars=bars) for bars in parts if bars]
+
+
+def _cloud(commonest: list[tuple[str, int]]) -> list[tuple[str, int, int]]:
+    """(word, uses, size from 1 to _SIZES) in the order of the alphabet; area goes with use."""
+    if not commonest:
+        return []
+    most, least = commonest[0][1] ** 0.5, commonest[-1][1] ** 0.5
+    spread = most - least or 1.0
+    return sorted((word, uses, 1 + round((_SIZES - 1) * (uses ** 0.5 - least) / spread))
+                  for word, uses in commonest)
+
+
+def render(context: dict[str, Any]) -> str:
+    """The page as text. Its policy lets nothing run and nothing load but what is inside it."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True)
+    environment.filters.update(number=numbers.number, bytes=numbers.size, hours=numbers.hours,
+                               clock=samples.clock)
+    environment.globals.update(percent=numbers.percent, interval=charts.interval)
+    style = (TEMPLATES / "style.css").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode("ascii")
+    policy = (f"default-src 'none'; img-src data:; style-src 'sha256-{digest}'; "
+              "base-uri 'none'; form-action 'none'")
+    return environment.get_template("report.html").render(**context, style=style, policy=policy)

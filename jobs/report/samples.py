@@ -1,0 +1,255 @@
+"""Which clips are shown: at random, and on both sides of thresholds or at the ends of scores."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+import duckdb
+import pyarrow as pa
+
+from jobs.report.numbers import number
+from jobs.report.pictures import Span, Strip, make_strips
+from jobs.report.selection import Column, Selection, Threshold
+from pipeline.catalog import Catalog
+from schemas.sql_text import literal
+
+MOST = 60
+DEFAULT = 36
+_LONGEST_TEXT = 400
+_FINE_SHOWN = 8
+_TAGS_SHOWN = 8
+_IN, _OUT = "in the subset", "out"
+_LEAST_A_GROUP = 4
+_SCORES_SHOWN = 8
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One clip as the page shows it."""
+
+    clip_id: str
+    span: str
+    title: str | None
+    link: str | None
+    place: str | None
+    """Where the video is from, where that is no link."""
+    caption: str | None
+    coarse: str | None
+    fine: list[tuple[float, str]]
+    """Captions of frames, each with the time from which it is said."""
+    fine_more: int
+    given: str | None
+    tags: list[str]
+    scores: list[tuple[str, str]]
+    strip: Strip | None
+    note: str | None = None
+
+    @property
+    def is_out(self) -> bool:
+        return self.note is not None and self.note.startswith(_OUT)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Samples under one heading."""
+
+    title: str
+    says: str
+    samples: list[Sample] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """A group before its clips are read: their ids, each with what is to be said of it."""
+
+    title: str
+    says: str
+    clips: list[tuple[str, str | None]]
+
+
+def sample_groups(
+    catalog: Catalog, selection: Selection, *, samples: int, seed: int
+) -> list[Group]:
+    """At most `samples` clips, half of them at random where there are others to show."""
+    connection = catalog.connection
+    edges: list[Threshold] | list[Column]
+    edges = selection.thresholds if selection.subset else _scores(connection, selection)
+    edges = edges[: samples // 2 // _LEAST_A_GROUP]
+    at_edges = samples // 2 if edges else 0
+    wanted = [_at_random(connection, selection, samples - at_edges, seed)]
+    for place, edge in enumerate(edges):
+        # Of 18 clips for 4 thresholds the first two have five.
+        n = at_edges // len(edges) + (place < at_edges % len(edges))
+        wanted.append(_at_threshold(connection, edge, n) if isinstance(edge, Threshold)
+                      else _at_ends(connection, edge, n))
+    rows = _rows(catalog, sorted({clip for group in wanted for clip, _ in group.clips}))
+    strips = make_strips(catalog, [
+        Span(clip, row["video_id"], row["start_seconds"], row["end_seconds"])
+        for clip, row in rows.items()])
+    return [
+        Group(group.title, group.says,
+              [_sample(rows[clip], strips.get(clip), selection, note)
+               for clip, note in group.clips if clip in rows])
+        for group in wanted if group.clips
+    ]
+
+
+def _scores(connection: duckdb.DuckDBPyConnection, selection: Selection) -> list[Column]:
+    """Columns with values: those that a stage over clips made, or else the first measured one."""
+    numbers = [column for column in selection.columns if not column.is_switch]
+    if not numbers:
+        return []
+    counts = connection.execute(
+        f"SELECT {', '.join(f'count({one.sql})' for one in numbers)} FROM report_clips"
+    ).fetchall()[0]
+    numbers = [one for one, count in zip(numbers, counts, strict=True) if count]
+    return [column for column in numbers if column.stage] or numbers[:1]
+
+
+def _by_chance(seed: int) -> str:
+    return f"md5_number_lower(clip_id || {literal(f':{seed}')})"
+
+
+def _at_random(
+    connection: duckdb.DuckDBPyConnection, selection: Selection, count: int, seed: int
+) -> _Wanted:
+    rows = connection.execute(
+        f"SELECT clip_id FROM report_clips WHERE {selection.chosen} "
+        f"ORDER BY {_by_chance(seed)}, clip_id LIMIT {count}").fetchall()
+    return _Wanted("At random", f"Every clip is as likely as another; seed {seed}.",
+                   [(clip, None) for (clip,) in rows])
+
+
+_OPPOSITE = {">=": "<", ">": "<=", "<=": ">", "<": ">="}
+SIGNS = {">=": "≥", "<=": "≤", ">": ">", "<": "<"}
+
+
+def _at_threshold(
+    connection: duckdb.DuckDBPyConnection, threshold: Threshold, count: int
+) -> _Wanted:
+    """The clips of the subset next to a threshold, and those that it keeps out."""
+    clips: list[tuple[str, str | None]] = []
+    both = True
+    for operator, where, n, said in (
+        (threshold.operator, "chosen", count - count // 2, _IN),
+        (_OPPOSITE[threshold.operator], f"NOT chosen AND {threshold.reaches}", count // 2, _OUT),
+    ):
+        direction = "ASC" if operator.startswith(">") else "DESC"
+        rows = connection.execute(
+            f"SELECT clip_id, {threshold.sql} FROM report_clips "
+            f"WHERE {where} AND {threshold.sql} {operator} {threshold.value!r}::DOUBLE "
+            f"ORDER BY {threshold.sql} {direction}, {_by_chance(0)} LIMIT {n}").fetchall()
+        clips += [(clip, f"{said}: {number(value)}") for clip, value in rows]
+        both = both and bool(rows)
+    return _Wanted(
+        f"{threshold.column} {SIGNS[threshold.operator]} {number(threshold.value)}",
+        f"The clips nearest to this threshold of rule {threshold.rule} ({threshold.says}): those "
+        f"in the subset, and those that it keeps out{'' if both else '; there are none of one'}.",
+        clips)
+
+
+def _at_ends(connection: duckdb.DuckDBPyConnection, column: Column, count: int) -> _Wanted:
+    clips: list[tuple[str, str | None]] = []
+    for direction, n, said in (("ASC", count // 2, "lowest"), ("DESC", count - count // 2,
+                                                              "highest")):
+        rows = connection.execute(
+            f"SELECT clip_id, {column.sql} FROM report_clips WHERE {column.sql} IS NOT NULL "
+            f"ORDER BY {column.sql} {direction}, {_by_chance(0)} LIMIT {n}").fetchall()
+        clips += [(clip, f"{said}: {number(value)}") for clip, value in rows]
+    shown: dict[str, str | None] = {}
+    for clip, note in clips:  # of few clips one may be both
+        shown.setdefault(clip, note)
+    return _Wanted(f"{column.name}: lowest and highest",
+                   f"The ends of {column.name} over all clips.", list(shown.items()))
+
+
+def _rows(catalog: Catalog, clips: list[str]) -> dict[str, dict[str, Any]]:
+    """What `clips` says of a few clips."""
+    wanted = pa.table({"clip_id": pa.array(clips, pa.string())})
+    catalog.connection.register("report_wanted", wanted)
+    catalog.execute("SELECT 1 FROM clips LIMIT 0")
+    result = catalog.connection.execute(
+        "SELECT * FROM clips SEMI JOIN report_wanted USING (clip_id)")
+    names = [name for name, *_ in result.description]
+    rows = [dict(zip(names, row, strict=True)) for row in result.fetchall()]
+    catalog.connection.unregister("report_wanted")
+    return {row["clip_id"]: row for row in rows}
+
+
+def _sample(
+    row: Mapping[str, Any], strip: Strip | None, selection: Selection, note: str | None
+) -> Sample:
+    fine = _without_repeats(row["captions_fine"] or ())
+    step = max(1, -(-len(fine) // _FINE_SHOWN))
+    link, place = source_of(row["url"])
+    scores = [(column.name, number(row[column.name]))
+              for column in selection.columns if row.get(column.name) is not None]
+    return Sample(
+        clip_id=row["clip_id"],
+        span=f"{clock(row['start_seconds'])}–{clock(row['end_seconds'])}",
+        title=shortened(row["title"], 120),
+        link=link,
+        place=place,
+        caption=shortened(row["caption"]),
+        coarse=shortened(row["caption_coarse"]),
+        fine=fine[::step],
+        fine_more=len(fine) - len(fine[::step]),
+        given=shortened(row["caption_given"]),
+        tags=[shortened(tag["tag"], 40) or "" for tag in (row["tags"] or ())[:_TAGS_SHOWN]],
+        scores=scores[:_SCORES_SHOWN],
+        strip=strip,
+        note=note,
+    )
+
+
+def _without_repeats(captions: Iterable[Mapping[str, Any] | None]) -> list[tuple[float, str]]:
+    """Captions of frames in order, of neighbours that say the same the first."""
+    said: list[tuple[float, str]] = []
+    for entry in captions:
+        text = shortened(entry["text"]) if entry else None
+        if entry and text and (not said or said[-1][1] != text):
+            said.append((entry["seconds"], text))
+    return said
+
+
+def shortened(text: str | None, characters: int = _LONGEST_TEXT) -> str | None:
+    """The text on one line, cut where it is too long; None where there is none."""
+    if text is None or not text.strip():
+        return None
+    words = " ".join(text[: 4 * characters].split())
+    return words if len(words) <= characters else f"{words[:characters - 1]}…"
+
+
+def source_of(url: str | None) -> tuple[str | None, str | None]:
+    """A link to a video's page, or words for where it is from.
+
+    Only http and https become links, without user names and passwords. Of a local file its name
+    alone is shown: a report is passed on.
+    """
+    if not url:
+        return None, None
+    try:
+        parts = urlsplit(url)
+        host = parts.hostname
+    except ValueError:
+        return None, shortened(url, 120)
+    if parts.scheme in ("http", "https") and host:
+        bare = parts._replace(netloc=parts.netloc.rpartition("@")[2])
+        return urlunsplit(bare), None
+    if url.startswith("/") or parts.scheme == "file":
+        return None, shortened(url.rstrip("/").rpartition("/")[2], 120)
+    return None, shortened(url, 120)
+
+
+def clock(seconds: float | None) -> str:
+    """Seconds as `1:02:03.4`, as a player shows them."""
+    if seconds is None:
+        return "?"
+    tenths = round(abs(seconds) * 10)
+    minutes, rest = divmod(tenths, 600)
+    hours, minutes = divmod(minutes, 60)
+    text = f"{hours}:{minutes:02}" if hours else f"{minutes}"
+    return f"{'-' if seconds < 0 and tenths else ''}{text}:{rest / 10:04.1f}"

@@ -1,0 +1,232 @@
+"""The clips of a report as narrow temporary tables that every figure is counted from.
+
+`report_clips` has one row a clip: its id, whether it belongs to the subset, and numbers; the view
+`clips` is read once for it. `report_videos` has one row a video.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from jobs.report.words import WORD
+from pipeline.catalog import Catalog
+from pipeline.subsets.expressions import Expressions, is_numeric
+from pipeline.subsets.freeze import FrozenSubset
+from schemas import views
+from schemas.errors import UsageError
+from schemas.sql_text import literal, quoted
+
+# Numbers of a clip that say where it is, or that its video has.
+_PLACES = {"fps", "start_seconds", "end_seconds", "duration_seconds", "start_frame", "end_frame",
+           "shot", "width", "height"}
+_FIRST = ("similarity", "aesthetic")
+_MEASURED = ("motion", "motion_max", "sharpness", "brightness")
+SHOWN_COLUMNS = 20
+
+
+@dataclass(frozen=True)
+class Column:
+    """A number of `clips` that is plotted, and where `report_clips` holds it."""
+
+    name: str
+    sql: str
+    stage: str | None = None
+    """The stage of the run that made it; None where the split did."""
+    is_whole: bool = False
+    is_switch: bool = False
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """A comparison with a number in a rule of the subset's recipe."""
+
+    rule: int
+    says: str
+    column: str
+    operator: str
+    value: float
+    sql: str
+    reaches: str
+    """The SQL condition that a clip reaches the rule, as far as rules on single clips say."""
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What the temporary tables hold."""
+
+    columns: list[Column]
+    left_out: list[str]
+    """Columns that there was no room for."""
+    thresholds: list[Threshold]
+    subset: FrozenSubset | None
+    gone: int
+    """Clips of the subset that the catalog has no more."""
+
+    @property
+    def chosen(self) -> str:
+        """The SQL condition on `report_clips` and `report_videos` for what the report is about."""
+        return "chosen" if self.subset else "true"
+
+    def captions(self) -> str:
+        """A relation of the captions that the report is about."""
+        return self._of("caption")
+
+    def tags(self) -> str:
+        return self._of("tags")
+
+    def _of(self, column: str) -> str:
+        if self.subset is None:
+            return f"SELECT {column} FROM clips"
+        return f"SELECT {column} FROM clips SEMI JOIN ({_ids(self.subset)}) USING (clip_id)"
+
+
+def select(catalog: Catalog, subset: FrozenSubset | None) -> Selection:
+    """Fills the temporary tables."""
+    thresholds: list[Threshold] = []
+    relation, expressions, roles = "memory.main.clips", [], {}
+    if subset is not None:
+        roles, seen = _as_seen(catalog, subset)
+        relation = f"({seen}) AS clips"
+        found, passes = _rules(catalog, subset, seen)
+        expressions += [f"({rule}) AS p{n}" for n, rule in passes.items()]
+        for n, (number, says, column, operator, value, sql) in enumerate(found):
+            expressions.append(f"TRY(CAST(({sql}) AS DOUBLE)) AS t{n}")
+            reached = " AND ".join(f"p{m}" for m in passes if m < number) or "true"
+            thresholds.append(Threshold(number, says, column, operator, value, f"t{n}", reached))
+    columns, left_out = _columns(catalog, roles)
+    expressions += [f"{column.sql} AS {_name(n)}" for n, column in enumerate(columns)]
+    chosen, join = "true", ""
+    if subset is not None:
+        chosen = "s.clip_id IS NOT NULL"
+        join = f" LEFT JOIN ({_ids(subset)}) AS s USING (clip_id)"
+        catalog.execute("SELECT 1 FROM subset_clips LIMIT 0")
+    words = f"len(regexp_extract_all(caption, {literal(WORD)}))"
+    picked = ", ".join(["clip_id", f"{chosen} AS chosen", "duration_seconds",
+                        f"{words} AS caption_words", *expressions])
+    catalog.execute("SELECT 1 FROM clips LIMIT 0")
+    catalog.connection.execute(
+        f"CREATE TEMP TABLE report_clips AS SELECT {picked} FROM {relation}{join}")
+    _videos(catalog, subset)
+    gone = 0
+    if subset is not None:
+        (there,) = catalog.connection.execute(
+            "SELECT count(*) FROM report_clips WHERE chosen").fetchall()[0]
+        gone = int(subset.info["n_clips"]) - there
+    shown = [Column(column.name, _name(n), column.stage, column.is_whole, column.is_switch)
+             for n, column in enumerate(columns)]
+    return Selection(shown, left_out, thresholds, subset, gone)
+
+
+def _name(number: int) -> str:
+    return f"c{number}"
+
+
+def _ids(subset: FrozenSubset) -> str:
+    return f"SELECT clip_id FROM subset_clips WHERE name = {literal(subset.name)}"
+
+
+def _columns(catalog: Catalog, roles: Mapping[str, str]) -> tuple[list[Column], list[str]]:
+    """The numbers and switches of `clips`, scores first; `sql` is how to read them there."""
+    described = catalog.execute("SELECT * FROM clips LIMIT 0").description
+    made = views.clip_columns(catalog.layout.steps)
+    promised = {name for name, _ in (*views.CLIPS_VIEW, *views.CLIPS_SPLIT_COLUMNS)}
+    found = []
+    for name, described_as, *_ in described:
+        kind = str(described_as)
+        number, switch = is_numeric(kind), kind == "BOOLEAN"
+        if name in _PLACES or not (number or switch):
+            continue
+        if name not in made and name not in promised:
+            continue
+        value = quoted(_own(name) if name in roles else name)
+        whole = number and kind.partition("(")[0] not in ("FLOAT", "DOUBLE", "DECIMAL")
+        if number and not whole:
+            # What is no number to plot counts as none.
+            value = f"if(isfinite({value}::DOUBLE), {value}::DOUBLE, NULL)"
+        stage = made[name][0].stage if name in made else None
+        found.append(Column(name, value, stage, whole, switch))
+    order = {name: place for place, name in enumerate(_FIRST)}
+    last = {name: place for place, name in enumerate(_MEASURED, start=1000)}
+    found.sort(key=lambda column: order.get(column.name, last.get(column.name, 100)))
+    return found[:SHOWN_COLUMNS], [column.name for column in found[SHOWN_COLUMNS:]]
+
+
+def _rules(
+    catalog: Catalog, subset: FrozenSubset, relation: str
+) -> tuple[list[tuple[int, str, str, str, float, str]], dict[int, str]]:
+    """The thresholds of the subset's rules, and each rule on single clips as a condition.
+
+    The SQL comes from the subset's file: what is more than an expression over `clips`, or does
+    not fit the clips any more, is left out.
+    """
+    catalog.execute("SELECT 1 FROM clips LIMIT 0")
+    connection = catalog.connection
+    connection.execute(f"CREATE TEMP TABLE clips AS {relation} LIMIT 0")
+    thresholds: list[tuple[int, str, str, str, float, str]] = []
+    passes: dict[int, str] = {}
+    try:
+        checker = Expressions(catalog)
+        for rule in subset.info.get("funnel") or ():
+            number, says = rule["number"], rule.get("name") or rule["says"]
+            place = f"rule {number}"
+            try:
+                if rule["verb"] == "where":
+                    predicate = rule["rule"]["where"]
+                    checker.type_of(predicate, place)
+                    found = [(one.left, one.operator, _number(catalog, one.right), one.left)
+                             for one in checker.comparisons(predicate, place)]
+                    passes[number] = f"coalesce(({predicate}\n), false)"
+                else:
+                    found = [(one["column"], one["operator"], float(one["value"]), one["column"])
+                             for one in rule["thresholds"]
+                             if is_numeric(checker.type_of(one["column"], place))]
+                    if found:
+                        passes[number] = " AND ".join(
+                            f"coalesce(({sql}) {operator} {value!r}, false)"
+                            for _, operator, value, sql in found)
+            except UsageError:
+                continue
+            thresholds += [(number, says, shown.strip('"'), operator, value, sql)
+                           for shown, operator, value, sql in found]
+    finally:
+        connection.execute("DROP TABLE temp.clips")
+    return thresholds, passes
+
+
+def _number(catalog: Catalog, constant: str) -> float:
+    (value,) = catalog.connection.execute(f"SELECT CAST(({constant}) AS DOUBLE)").fetchall()[0]
+    return float(value)
+
+
+def _as_seen(catalog: Catalog, subset: FrozenSubset) -> tuple[dict[str, str], str]:
+    """`clips` with each scorer's column under the name that the rules know it by.
+
+    Returns which roles are played by a column of another name, and the query.
+    """
+    columns = [name for name, *_ in catalog.execute("SELECT * FROM clips LIMIT 0").description]
+    scorers = subset.info.get("scorers") or {}
+    roles = {role: scorer["column"] for role, scorer in scorers.items()
+             if scorer["column"] != role and scorer["column"] in columns}
+    picked = [f"{quoted(name)} AS {quoted(_own(name))}" if name in roles else quoted(name)
+              for name in columns]
+    picked += [f"{quoted(column)} AS {quoted(role)}" for role, column in roles.items()]
+    return roles, f"SELECT {', '.join(picked)} FROM memory.main.clips"
+
+
+def _own(role: str) -> str:
+    """The name of a column of `clips` whose own name a role has taken."""
+    return f"report_own_{role}"
+
+
+def _videos(catalog: Catalog, subset: FrozenSubset | None) -> None:
+    chosen, join = "true", ""
+    if subset is not None:
+        chosen = "s.video_id IS NOT NULL"
+        join = (" LEFT JOIN (SELECT DISTINCT video_id FROM subset_clips "
+                f"WHERE name = {literal(subset.name)}) AS s USING (video_id)")
+    catalog.execute(
+        f"CREATE TEMP TABLE report_videos AS SELECT {chosen} AS chosen, "
+        "duration_seconds / 60 AS minutes, least(width, height) AS short_side, "
+        "CAST(round(fps) AS INTEGER)::VARCHAR AS rate, "
+        f"language, category, size_bytes, duration_seconds FROM videos{join}")
