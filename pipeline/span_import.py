@@ -99,8 +99,8 @@ def import_spans(
             _note_first_videos(connection, rows, limit)
         reader = _sorted_rows(connection, rows, dataset / "sources", limit)
         taken = _Import(dataset, [file.place for file in published], excluded, shard_videos)
-        for table in _whole_groups(reader):
-            taken.take(table)
+        for batch in reader:
+            taken.take(pa.Table.from_batches([batch]))
         return taken.finish()
 
 
@@ -161,33 +161,14 @@ def _sorted_rows(
     known += f" UNION ALL SELECT id, {literal(_REMOVED)} FROM removed"
     only = "" if limit is None else "WHERE problem IS NOT NULL OR id IN (SELECT id FROM wanted)"
     return _stream(connection, rows, f"""
-        SELECT *, CASE kind WHEN {_NEW} THEN id WHEN {_KNOWN} THEN shard ELSE NULL END AS together
-        FROM (
-            SELECT r.*, k.shard, CASE WHEN problem IS NOT NULL THEN {_BAD}
-                WHEN k.shard IS NULL THEN {_NEW} ELSE {_KNOWN} END AS kind
-            FROM (SELECT * FROM ({rows.sql}) {only}) AS r
-            LEFT JOIN ({known}) AS k ON k.id = r.id AND r.problem IS NULL
-        )
-        ORDER BY kind, shard, if(kind = {_BAD}, NULL, id), if(kind = {_BAD}, NULL, start_seconds),
-            if(kind = {_BAD}, NULL, end_seconds), file, "row" """)
-
-
-def _whole_groups(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.Table]:
-    """The rows in tables that split no video, and no shard of known ones."""
-    rest: pa.Table | None = None
-    for batch in batches:
-        table = pa.Table.from_batches([batch])
-        if rest is not None:
-            table = pa.concat_tables([rest, table]).combine_chunks()
-        starts = _starts(table, "kind", "together")
-        if table["together"][-1].as_py() is None:
-            yield table  # bad rows belong to no group
-            rest = None
-            continue
-        yield table.slice(0, starts[-1])
-        rest = table.slice(starts[-1])
-    if rest is not None:
-        yield rest
+        SELECT r.*, k.shard, CASE WHEN problem IS NOT NULL THEN {_BAD}
+            WHEN k.shard IS NULL THEN {_NEW} ELSE {_KNOWN} END AS kind
+        FROM (SELECT * FROM ({rows.sql}) {only}) AS r
+        LEFT JOIN (SELECT id, max(shard) AS shard FROM ({known}) GROUP BY id) AS k
+            ON k.id = r.id AND r.problem IS NULL
+        ORDER BY kind, shard, if(problem IS NULL, r.id, NULL),
+            if(problem IS NULL, start_seconds, NULL), if(problem IS NULL, end_seconds, NULL),
+            file, "row" """)
 
 
 def _starts(table: pa.Table, *columns: str) -> np.ndarray:
@@ -204,7 +185,7 @@ def _starts(table: pa.Table, *columns: str) -> np.ndarray:
 
 
 class _Import:
-    """Takes sorted rows in and writes shards as soon as they are full."""
+    """Takes sorted rows in, cut anywhere, and writes shards as soon as they are full."""
 
     def __init__(
         self, dataset: Path, places: Sequence[Callable[[int], str]], excluded: set[str],
@@ -220,9 +201,10 @@ class _Import:
         self._known_failures = _failed_keys(self._folder)
         self._begun: set[str] | None = None
         self._waiting: pa.Table | None = None
+        self._last_grown: str | None = None
 
     def take(self, table: pa.Table) -> None:
-        """The next rows: whole videos, and of known ones whole shards."""
+        """The next rows. A video may go on in the ones after."""
         self._report.rows += table.num_rows
         kinds = table["kind"].combine_chunks()
         for kind, take in ((_NEW, self._take_new), (_BAD, self._take_bad),
@@ -253,7 +235,7 @@ class _Import:
             return
         rows = _Videos(pa.concat_tables(parts).combine_chunks(), self._places, self._excluded)
         kept = np.cumsum(rows.is_kept)
-        # A shard ends before the video that would be one too many.
+        # A shard ends before the video that would be one too many, so the last one always waits.
         first, whole = 0, 0
         while whole + self._shard_videos < (kept[-1] if len(kept) else 0):
             whole += self._shard_videos
@@ -333,7 +315,9 @@ class _Import:
         place = SOURCES.get_field_index("spans")
         column = pa.array(spans, SOURCES.field("spans").type)
         write_sources(self._folder, shard, table.set_column(place, SOURCES.field("spans"), column))
-        self._report.grown_videos += len(fresh)
+        # The last video of some rows may be the first one of the next.
+        self._report.grown_videos += len(fresh) - (self._last_grown in fresh)
+        self._last_grown = list(fresh)[-1]
 
     def _begun_shards(self) -> set[str]:
         """Shards that some stage has committed: what hangs on their sources is made."""

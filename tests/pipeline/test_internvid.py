@@ -15,6 +15,7 @@ from pipeline import span_import
 from pipeline.shards import committed_shards, shard_path
 from pipeline.sources import SourceSpec, ingest
 from pipeline.span_import import ImportReport, import_spans
+from pipeline.tombstones import new_tombstone
 from schemas.errors import UsageError
 from schemas.tables import SOURCES
 
@@ -38,7 +39,7 @@ def write(folder: Path, *lines: str, name: str = "list.jsonl") -> Path:
 def take(dataset: Path, *files: Path, shard_videos: int = 16, **more) -> ImportReport:
     found = import_spans(dataset, files, shard_videos=shard_videos, **more)
     assert found.rows == (found.kept + found.rejected + found.failed + found.known
-                          + found.not_taken)
+                          + found.not_taken + found.removed)
     return found
 
 
@@ -161,7 +162,7 @@ def test_rows_of_a_video_meet_wherever_they_stand_and_whatever_the_blocks(tmp_pa
     names = [f"v{number:010d}" for number in range(300)]
     want: dict[str, list[float]] = {name: [] for name in names}
     lines = []
-    for at in range(3000):
+    for at in range(9000):
         name = rng.choice(names)
         want[name].append(at / 10)
         lines.append(line(name, str(at / 10), str(at / 10 + 1), f"row {at}"))
@@ -213,6 +214,15 @@ def test_a_further_file_adds_its_spans_to_known_videos_before_a_run(tmp_path):
             == {name: row["spans"] for name, row in kept(together).items()})
 
 
+def test_a_known_video_grows_by_more_rows_than_are_read_at_a_time(tmp_path, monkeypatch):
+    take(tmp_path / "dataset", write(tmp_path, line(), name="a.jsonl"))
+    monkeypatch.setattr(span_import, "_BATCH_ROWS", 100)
+    lines = [line(start=str(at), end=str(at + 1)) for at in range(5000)]
+    report = take(tmp_path / "dataset", write(tmp_path, *lines, name="b.jsonl"))
+    assert (report.kept, report.grown_videos) == (5000, 1)
+    assert len(kept(tmp_path / "dataset")[ID]["spans"]) == 5001
+
+
 def test_spans_of_videos_that_a_stage_has_worked_on_stay_as_they_are(tmp_path):
     dataset = tmp_path / "dataset"
     take(dataset, write(tmp_path, line(), line(OTHER), name="flt.jsonl"), shard_videos=1)
@@ -236,6 +246,16 @@ def test_a_video_that_was_listed_as_a_whole_stays_whole(tmp_path):
     report = take(tmp_path, write(tmp_path, line()))
     assert (report.kept, report.not_taken) == (0, 1)
     assert kept(tmp_path)[ID]["spans"] is None
+
+
+def test_rows_of_a_removed_video_are_counted_and_never_taken_again(tmp_path):
+    path = write(tmp_path, line(), line(start="0"), line(OTHER))
+    take(tmp_path / "dataset", path)
+    new_tombstone(tmp_path / "dataset", {f"youtube-{ID}": [kept(tmp_path / "dataset")[ID][
+        "source_key"]]}, "asked for")
+    again = take(tmp_path / "dataset", path)
+    assert (again.rows, again.known, again.removed) == (3, 1, 2)
+    assert again.shards == []
 
 
 def test_excluded_ids_are_rejected_with_all_their_rows(tmp_path):
