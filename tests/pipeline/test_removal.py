@@ -1,0 +1,280 @@
+"""A removed video is seen nowhere from that moment on, and is then taken out of every file."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from jobs.remove import remove
+from jobs.run import dataset_lock, run
+from pipeline import removal
+from pipeline.catalog import open_catalog
+from pipeline.index_writer import update_index
+from pipeline.recipe import load_recipe
+from pipeline.removal import table_folders
+from pipeline.shards import ShardMetadata
+from pipeline.span_import import import_spans
+from pipeline.status import status_report
+from pipeline.tombstones import tombstones
+from schemas import tables, views
+from schemas.errors import ClipmillError, UsageError
+from schemas.ids import source_key
+from tests.conftest import Made
+from tests.synthetic import Truth, build_dataset, write_shard
+
+VIDEO, RETRIED = "generic-v1", "generic-v19"  # v19's download came with a retry
+KEY = source_key("https://media.example/1.mp4")
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Truth:
+    """With an index, a frozen subset, media with notes, and a second address of one video."""
+    truth = build_dataset(tmp_path_factory.mktemp("removal") / "dataset")
+    dataset = truth.path
+    path = dataset / "download_videos" / "d1" / "000001.parquet"
+    rows = pq.read_table(path).to_pylist()
+    rows.append({"source_key": "b" * 20, "rejection": {
+        "rule": "download_videos.duplicate",
+        "detail": f"{VIDEO} is there already, from https://media.example/1.mp4 (source {KEY})"}})
+    write_shard(dataset, "download_videos", "d1", "000001", rows, tables.VIDEOS)
+    sources = dataset / "sources" / "000001.parquet"
+    table = pq.read_table(sources)
+    rows = [*table.to_pylist(), {"source_key": "b" * 20, "url": "https://mirror.example/one.mp4"}]
+    pq.write_table(pa.Table.from_pylist(rows, tables.SOURCES), sources)
+    media = dataset / "media"
+    for name in (f"{VIDEO}.mp4", f"{VIDEO}.0123456789ab.mp4", "generic-v10.mp4",
+                 f".found/{KEY}.json", f".ready/{KEY}.mp4", f".work/{KEY}/part.mp4",
+                 f".claims/0a/{VIDEO}", ".claims/0a/generic-v10"):
+        (media / name).parent.mkdir(parents=True, exist_ok=True)
+        (media / name).write_bytes(b"x" * 1000)
+    subset = dataset / "subsets" / "mine"
+    subset.mkdir(parents=True)
+    clips = [f"{VIDEO}-0-1000", "generic-v0-0-1000"]
+    pq.write_table(pa.table({"clip_id": clips, "video_id": [VIDEO, "generic-v0"],
+                             "position": [1, 2]}), subset / "clips-000000.parquet")
+    (subset / "subset.json").write_text(json.dumps(
+        {"name": "mine", "created_at": "2026-01-01T00:00:00+00:00", "n_clips": 2}))
+    (dataset / "retries").mkdir()
+    (dataset / "retries" / "000000.retry7.json").write_text(json.dumps(
+        {"step": "caption_frames", "fingerprint": "old", "keys": clips}))
+    update_index(dataset)
+    return truth
+
+
+@pytest.fixture
+def dataset(built: Truth, tmp_path: Path) -> Path:
+    return shutil.copytree(built.path, tmp_path / "dataset")
+
+
+def everything(dataset: Path) -> dict[str, list[str]]:
+    """All rows of all views and step tables, as text, in a fixed order."""
+    found = {}
+    with open_catalog(dataset, threads=1) as catalog:
+        names = [name for name in views.VIEWS if name not in ("removed", "subset_clips")]
+        for name in [*names, *(f"steps.{step.step}" for step in catalog.layout.steps)]:
+            rows = catalog.ask(f"SELECT * FROM {name}").read_all().to_pylist()
+            found[name] = sorted(map(repr, rows))
+    return found
+
+
+def texts_on_disk(dataset: Path) -> str:
+    """All that the tables, the index and the notes hold, of every fingerprint, as text."""
+    files = [path for path in dataset.rglob("*.parquet") if "subsets" not in path.parts]
+    notes = [path for path in dataset.rglob("*.json")
+             if not {"subsets", "removed"} & set(path.parts)]
+    return "".join(repr(pq.read_table(path).to_pylist()) for path in files) + "".join(
+        path.read_text() for path in notes)
+
+
+def shows(text: str) -> bool:
+    """Whether something of the video is there; other ids begin like it."""
+    return any(name in text for name in (f"{VIDEO}'", f"{VIDEO}-", "/1.mp4'", "Film 1'",
+                                         "mirror.example", f"{VIDEO} "))
+
+
+def assert_accounted(dataset: Path) -> None:
+    report = status_report(dataset)
+    for stage in report["stages"]:
+        assert stage["accounted"], stage
+        assert stage["inputs"] == stage["kept"] + stage["rejected"] + stage["failed"]
+    for folder in table_folders(dataset):
+        for path in folder.glob("[0-9]*.parquet"):
+            if folder.parent.name in ("shots", "frames"):
+                continue  # they are counted with the step that they belong to
+            found = ShardMetadata.read(path)
+            assert found.inputs == found.kept + found.rejected + found.failed, path
+            assert found.step == folder.parent.name
+
+
+def test_a_removed_video_is_seen_nowhere_and_all_else_is_as_it_was(dataset: Path, capsys):
+    """Its rows are gone from views and files of every fingerprint; a stub of its source is left."""
+    before = everything(dataset)
+    assert shows(texts_on_disk(dataset))
+    remove(dataset, videos=[VIDEO], reason="the author asked")
+    after = everything(dataset)
+    assert not shows(texts_on_disk(dataset))
+    for name, rows in before.items():
+        gone = set(rows) - set(after[name])
+        assert all(shows(row) or KEY in row or "b" * 20 in row for row in gone), name
+        new = set(after[name]) - set(rows)
+        assert all(KEY in row or "b" * 20 in row for row in new), name
+        assert all("'rule': 'removed'" in row for row in new), name
+        assert gone or name in ("runs", "subsets", "failures", "failures_all"), name
+    assert_accounted(dataset)
+    with open_catalog(dataset) as catalog:
+        assert catalog.ask("SELECT video_id, reason FROM removed").read_all().to_pylist() == [
+            {"video_id": VIDEO, "reason": "the author asked"}]
+        rules = catalog.ask("SELECT stage, key FROM rejections WHERE rule = 'removed' ORDER BY ALL")
+        keys = [(row["stage"], row["key"]) for row in rules.read_all().to_pylist()]
+        assert keys == sorted((stage, key) for stage in ("ingest", "download_videos")
+                              for key in (KEY, "b" * 20))
+        assert catalog._coverage.hide_removed is False
+    said = capsys.readouterr().out
+    assert "1 video from 2 sources, with 4 clips" in said
+    assert "Frozen subset mine holds 1 clip" in said
+
+
+def test_media_and_notes_go_and_others_stay(dataset: Path):
+    remove(dataset, videos=[VIDEO])
+    left = {path.relative_to(dataset / "media").as_posix()
+            for path in (dataset / "media").rglob("*") if path.is_file()}
+    assert left == {"generic-v10.mp4", ".claims/0a/generic-v10"}
+    request = json.loads((dataset / "retries" / "000000.retry7.json").read_text())
+    assert request["keys"] == ["generic-v0-0-1000"]
+
+
+def test_a_dry_run_changes_nothing(dataset: Path, capsys):
+    def tree() -> dict[str, tuple[int, int]]:
+        return {str(path): (path.stat().st_size, path.stat().st_mtime_ns)
+                for path in dataset.rglob("*") if path.is_file() and path.name != ".lock"}
+
+    before = tree()
+    remove(dataset, videos=[VIDEO], dry_run=True)
+    assert tree() == before
+    planned = capsys.readouterr().out.partition("would go:\n")[2]
+    remove(dataset, videos=[VIDEO])
+    assert capsys.readouterr().out == planned
+
+
+@pytest.mark.parametrize("after", [0, 3, 9])
+def test_a_removal_that_was_killed_holds_and_is_finished(dataset: Path, monkeypatch, after: int):
+    """Whatever shard it had come to: nothing is seen, the accounting holds, the rest follows."""
+    done = []
+
+    def killed(path: Path, selection: removal.Selection) -> None:
+        if len(done) == after:
+            raise KeyboardInterrupt
+        done.append(path)
+        rewrite(path, selection)
+
+    rewrite = removal.rewrite_shard
+    monkeypatch.setattr(removal, "rewrite_shard", killed)
+    with pytest.raises(KeyboardInterrupt):
+        remove(dataset, videos=[VIDEO, RETRIED])
+    monkeypatch.undo()
+    assert len(done) == after
+    assert not any(shows(row) for rows in everything(dataset).values() for row in rows)
+    assert status_report(dataset)["totals"]["clips"] > 0
+    assert_accounted(dataset)
+    assert shows(texts_on_disk(dataset))
+    remove(dataset, videos=[VIDEO])
+    assert all(stone.purged_at for stone in tombstones(dataset))
+    assert not shows(texts_on_disk(dataset))
+    assert_accounted(dataset)
+
+
+def test_videos_of_an_uploader_go_together(dataset: Path):
+    path = dataset / "download_videos" / "d1" / "000000.parquet"
+    rows = pq.read_table(path).to_pylist()
+    for row in rows:
+        row["uploader"] = "Ann" if row["video_id"] in (VIDEO, "generic-v0") else "Bob"
+    write_shard(dataset, "download_videos", "d1", "000000", rows, tables.VIDEOS)
+    remove(dataset, uploaders=["Ann"])
+    with open_catalog(dataset) as catalog:
+        rest = catalog.execute("SELECT DISTINCT uploader FROM videos ORDER BY 1").fetchall()
+        gone = catalog.execute("SELECT video_id FROM removed ORDER BY 1").fetchall()
+    assert rest == [("Bob",), (None,)]
+    assert gone == [("generic-v0",), (VIDEO,)]
+
+
+def test_wrong_names_change_nothing_and_name_near_ones(dataset: Path):
+    """One wrong name among right ones stops the whole removal."""
+    with pytest.raises(UsageError, match=r"no such video; near ones: .*generic-v2"):
+        remove(dataset, videos=[VIDEO, "generic-v22x"])
+    with pytest.raises(UsageError, match="no video of the dataset is by them"):
+        remove(dataset, uploaders=["Nobody"])
+    with pytest.raises(UsageError, match="--video ID or --uploader NAME"):
+        remove(dataset)
+    assert tombstones(dataset) == []
+
+
+def test_removing_twice_is_said(dataset: Path, capsys):
+    remove(dataset, videos=[VIDEO])
+    capsys.readouterr()
+    remove(dataset, videos=[VIDEO])
+    assert capsys.readouterr().out == f"{VIDEO} was removed before.\n"
+
+
+def test_a_dataset_at_work_is_left_alone(dataset: Path):
+    with (dataset_lock(dataset), pytest.raises(ClipmillError, match="at work")):
+        remove(dataset, videos=[VIDEO])
+
+
+def test_a_tombstone_that_cannot_be_read_is_told(dataset: Path):
+    """Passing over it would show what was removed."""
+    (dataset / "removed").mkdir()
+    (dataset / "removed" / "x.json").write_text("{}")
+    with pytest.raises(ClipmillError, match=r"x\.json says what was removed"):
+        open_catalog(dataset)
+
+
+def test_a_removed_video_is_not_taken_again(made: Made, tmp_path: Path):
+    """Neither from the same source, nor from another with the same bytes; what is left stays."""
+    dataset = shutil.copytree(made.dataset, tmp_path / "dataset")
+    films = Path(made.loaded.recipe.sources[0].path)
+    with open_catalog(dataset) as catalog:
+        video, path, title = catalog.execute(
+            "SELECT video_id, path, parse_filename(path) FROM videos ORDER BY path LIMIT 1"
+        ).fetchone()
+    assert Path(path).is_file()
+    remove(dataset, videos=[video])
+    assert Path(path).is_file()  # it was referenced only
+    run(made.loaded, dataset)
+    other = tmp_path / "other"
+    other.mkdir()
+    shutil.copy(path, other / f"again-{title}")
+    again = load_recipe(made.loaded.folder / f"{made.loaded.name}.yaml",
+                        sources=[str(films), str(other)], engine="local")
+    run(again, dataset)
+    assert_accounted(dataset)
+    assert "again-" not in texts_on_disk(dataset).replace(str(other), "")
+    with open_catalog(dataset) as catalog:
+        rows = catalog.execute("SELECT count(*), count(*) FILTER (video_id = ?) FROM clips",
+                               [video]).fetchone()
+        rejected = catalog.execute(
+            "SELECT stage, count(*) FROM rejections WHERE rule = 'removed' GROUP BY 1 ORDER BY 1"
+        ).fetchall()
+    assert rows[0] > 0 == rows[1]
+    assert rejected == [("download_videos", 2), ("ingest", 2)]
+    assert all(stone.purged_at for stone in tombstones(dataset))
+
+
+def test_published_rows_of_a_removed_video_are_not_imported(tmp_path: Path):
+    """Nor when they are imported again, after its source was emptied."""
+    rows = [{"YoutubeID": name, "Start_timestamp": "00:00:01.000", "Caption": "a dog",
+             "End_timestamp": "00:00:03.500", "Aesthetic_Score": 4.5, "UMT_Score": 0.4}
+            for name in ("abcdefghijk", "lmnopqrstuv")]
+    listed = tmp_path / "rows.jsonl"
+    listed.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    dataset = tmp_path / "dataset"
+    (dataset / "runs").mkdir(parents=True)
+    assert import_spans(dataset, [listed], shard_videos=4).kept == 2
+    remove(dataset, videos=["youtube-abcdefghijk"])
+    report = import_spans(dataset, [listed], shard_videos=4)
+    assert (report.rows, report.known, report.removed, report.kept) == (2, 1, 1, 0)
+    assert "abcdefghijk" not in texts_on_disk(dataset)
