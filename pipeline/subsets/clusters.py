@@ -24,8 +24,9 @@ from schemas.errors import UsageError
 SAMPLE_PER_CLUSTER = 64
 LEAST_SAMPLE = 20_000
 ROUNDS = 20
-# Clips of the sample for each cluster among which the first centres are looked for.
-_SEEDS_PER_CLUSTER = 8
+# Clips of the sample for each cluster among which the first centres are looked for, and the
+# fewest.
+_SEEDS_PER_CLUSTER, _LEAST_SEEDS = 8, 4096
 _ROWS_AT_A_TIME = 2048
 
 
@@ -88,7 +89,7 @@ def _centres(vectors: np.ndarray, clusters: int, seed: int) -> np.ndarray:
 def _first_centres(vectors: np.ndarray, clusters: int, seed: int) -> np.ndarray:
     """Greedy k-means++: some candidates for each next centre, with chances that grow with their
     distance from those before; the one is taken that leaves the smallest distances."""
-    pool = vectors[: _SEEDS_PER_CLUSTER * clusters]
+    pool = vectors[: max(_SEEDS_PER_CLUSTER * clusters, _LEAST_SEEDS)]
     squares = np.einsum("ij,ij->i", pool, pool).astype(np.int64)
     n_candidates = 1 + clusters.bit_length() // 2
     picks = random_words(f"centres {seed}", clusters * n_candidates)
