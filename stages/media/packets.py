@@ -54,9 +54,10 @@ class PacketIndex:
 
     def within(self, start_seconds: float, end_seconds: float) -> range:
         """Numbers of the frames shown from `start_seconds` on and before `end_seconds`."""
-        times = [self.seconds(number) for number in range(self.n_frames)]
+        numbers = range(self.n_frames)
         return range(
-            bisect.bisect_left(times, start_seconds), bisect.bisect_left(times, end_seconds)
+            bisect.bisect_left(numbers, start_seconds, key=self.seconds),
+            bisect.bisect_left(numbers, end_seconds, key=self.seconds),
         )
 
 

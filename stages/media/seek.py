@@ -39,11 +39,17 @@ class FrameReader:
     """Gives frames of one video by number, ascending; counts what had to be decoded for them.
 
     Opening decodes one frame, because only frames know their rotation. `starts_at_seconds` is
-    the file's time 0 in the video, whose times all times are.
+    the file's time 0 in the video, whose times all times are; `threads` is how many decord may
+    use (0: all). decord's reader stays open: it reads the whole file when it is opened.
     """
 
-    def __init__(self, path: Path, starts_at_seconds: float | None = None) -> None:
+    def __init__(
+        self, path: Path, starts_at_seconds: float | None = None, *, threads: int = 0
+    ) -> None:
         self.path = path
+        self._threads = threads
+        self._reader: Any = None
+        self._at = -1
         self.index = read_packets(path, starts_at_seconds)
         self.decoded_frames = 0
         self.facts = self._read_facts(starts_at_seconds)
@@ -83,16 +89,19 @@ class FrameReader:
         if not self.index.is_best_stream:
             return
         try:
-            reader = decord.VideoReader(str(self.path), ctx=decord.cpu(0))
-            if len(reader) != self.index.n_frames:
+            if self._reader is None:
+                self._reader = decord.VideoReader(
+                    str(self.path), ctx=decord.cpu(0), num_threads=self._threads
+                )
+            if len(self._reader) != self.index.n_frames:
                 return
-            at = -1
             for number in numbers:
-                image = reader[number].asnumpy()
+                image = self._reader[number].asnumpy()
                 key = self.index.key_before(number)
                 # decord goes on from where it is, unless a later key frame is nearer.
+                at = self._at
                 self.decoded_frames += number - (at if key <= at < number else key - 1)
-                at = number
+                self._at = number
                 yield number, cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
         except (decord.DECORDError, RuntimeError, IndexError):
             return
