@@ -46,6 +46,7 @@ bench: setup  ## every benchmark, printed as Markdown
 	$(BIN)/python benchmarks/split.py
 	$(BIN)/python benchmarks/embed.py
 	$(BIN)/python benchmarks/scale.py
+	$(BIN)/python benchmarks/near.py
 
 lock:  ## pins the newest versions that work together, from a fresh environment
 	rm -rf .lock-venv
