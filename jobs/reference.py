@@ -23,6 +23,7 @@ from pipeline.stage_classes import built_in_stage_names, stage_class
 from schemas import tables, views
 from schemas.errors import ERROR_KINDS
 from schemas.sql_text import duckdb_type
+from schemas.step_tables import STAGE_TABLES
 from stages.protocol import Middle, PerSecond, Stage, Uniform
 
 FOLDER = Path(__file__).resolve().parent.parent / "docs" / "reference"
@@ -118,7 +119,7 @@ def _sql(kind: pa.DataType) -> str:
 
 
 def _ordered_stages() -> list[type[Stage]]:
-    known = list(views.STAGE_TABLES)
+    known = list(STAGE_TABLES)
     names = sorted(built_in_stage_names(),
                    key=lambda name: known.index(name) if name in known else len(known))
     return [stage_class(name, Path()) for name in names]
@@ -220,7 +221,7 @@ def tables_page() -> str:
         "### `sources`\n",
         _schema(tables.SOURCES),
     ]
-    for name, schema in views.STAGE_TABLES.items():
+    for name, schema in STAGE_TABLES.items():
         parts += [f"### `{name}`\n", _schema(schema)]
         if name == "scan_videos":
             parts += ["### `frames`\n", _schema(tables.FRAMES)]

@@ -28,7 +28,7 @@ from pipeline.tombstones import Tombstone, tombstones
 from schemas import tables, views
 from schemas.errors import ClipmillError, UsageError
 from schemas.sql_text import escaped_for_glob, literal, quoted
-from schemas.views import StepTable
+from schemas.step_tables import STAGE_TABLES, StepTable, raw_view
 
 SUBSETS = "subsets"
 _QUERY_NODES = {"SELECT_NODE", "SET_OPERATION_NODE", "RECURSIVE_CTE_NODE", "CTE_NODE"}
@@ -74,7 +74,7 @@ def read_layout(dataset: Path) -> Layout:
             for table, place in step["tables"].items():
                 if table == label:
                     folder = dataset / place
-                    schema = views.STAGE_TABLES.get(name) or _found_schema(folder, step)
+                    schema = STAGE_TABLES.get(name) or _found_schema(folder, step)
                     steps.append(_table(folder, label, stage["stage"], name, schema,
                                         bool(removals), score=stage.get("score")))
                 elif table in folders:
@@ -311,7 +311,7 @@ def _view_queries(layout: Layout) -> dict[str, Callable[[], str]]:
         "frames_index": lambda: views.plain_view(layout.frames, views.FRAMES_INDEX_VIEW),
         "embeddings": lambda: views.embeddings_view(steps),
         "subset_clips": lambda: views.subset_clips_view(_subset_folders(layout.dataset)),
-        **{f"steps.{step.step}": partial(views.raw_view, step) for step in steps},
+        **{f"steps.{step.step}": partial(raw_view, step) for step in steps},
     }
 
 

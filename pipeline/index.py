@@ -26,7 +26,7 @@ from typing import Any
 
 from pipeline.shards import base_shard, is_shard
 from schemas import views
-from schemas.views import StepTable
+from schemas.step_tables import StepTable
 
 INDEX = "index"
 VIEWS = ("clips", "videos")

@@ -27,11 +27,11 @@ from pipeline.retry import RETRIES
 from pipeline.rewriting import Selection, matching_rows, rewrite_shard
 from pipeline.shards import base_shard, committed_shards, shard_name, shard_path, write_json
 from pipeline.tombstones import Tombstone, tombstones, write_tombstone
-from schemas import tables, views
+from schemas import tables
 from schemas.errors import UsageError
 from schemas.ids import platform_video_id, source_key
 from schemas.sql_text import escaped_for_glob, literal
-from schemas.views import StepTable
+from schemas.step_tables import StepTable, scan
 
 _NOT_TABLES = frozenset((SOURCES, "media", "runs", "index", "subsets", "removed", RETRIES,
                          "journal"))
@@ -101,7 +101,7 @@ class _Sources:
         parts = []
         if committed_shards(self._dataset / SOURCES):
             table = _step(self._dataset / SOURCES, tables.SOURCES)
-            rows = views.scan(table, ["source_key", "video_id", "extractor", "platform_id",
+            rows = scan(table, ["source_key", "video_id", "extractor", "platform_id",
                                       "rejection"])
             parts.append(
                 "SELECT source_key, coalesce(video_id, CASE WHEN platform_id IS NOT NULL AND "
@@ -111,7 +111,7 @@ class _Sources:
             shards = committed_shards(folder)
             names = pq.read_schema(shard_path(folder, shards[0])).names
             if "source_key" in names and "video_id" in names:
-                rows = views.scan(_step(folder, tables.VIDEOS),
+                rows = scan(_step(folder, tables.VIDEOS),
                                   ["source_key", "video_id", "uploader", "rejection"])
                 parts.append("SELECT source_key, video_id, uploader, rejection, _base "
                              f"FROM ({rows})")

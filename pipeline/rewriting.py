@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 
 from pipeline.shards import SHARD_METADATA_KEY, ShardMetadata, shard_writer
 from schemas.ids import CLIP_ID
+from schemas.step_tables import REMOVED_RULE
 from schemas.tables import REJECTION
-from schemas.views import REMOVED_RULE
 
 _STAYS = frozenset(("source_key", "position", "rejection"))
 

@@ -34,8 +34,8 @@ from pipeline.shards import (
 )
 from pipeline.tombstones import new_tombstone, removed_videos
 from schemas.errors import MAX_MESSAGE_CHARACTERS, ClipmillError, RowFailed, RowRejected
+from schemas.step_tables import REMOVED_RULE
 from schemas.tables import ERROR, REJECTION
-from schemas.views import REMOVED_RULE
 from stages.protocol import Transform, Workspace
 
 Report = Callable[[str, Counter], None]

@@ -32,8 +32,8 @@ from pipeline.source_spec import SourceSpec, source_from_argument
 from pipeline.tombstones import removed_sources, removed_videos
 from schemas.errors import MAX_MESSAGE_CHARACTERS, UsageError
 from schemas.ids import platform_video_id, source_key
+from schemas.step_tables import REMOVED_RULE
 from schemas.tables import SOURCES
-from schemas.views import REMOVED_RULE
 from stages.media.suffixes import MEDIA_SUFFIXES
 from stages.models.references import DataFile
 

@@ -12,7 +12,7 @@ from pipeline.retry import RETRIES
 from pipeline.shards import committed_shards, shard_name
 from schemas import views
 from schemas.sql_text import escaped_for_glob, literal, quoted
-from schemas.views import StepTable
+from schemas.step_tables import StepTable, kept, outcomes
 
 _RANK = "CASE outcome WHEN 'kept' THEN 0 WHEN 'rejected' THEN 1 ELSE 2 END"
 
@@ -90,10 +90,10 @@ def _totals(catalog: Catalog, footers: dict[tuple[str, str], _Footers]) -> dict[
     scan = views.primary(catalog.layout.steps, "scan_videos")
     source_frames = 0
     if scan is not None:
-        kept = views.kept(scan, ["video_id", "source_frames"])
+        rows = kept(scan, ["video_id", "source_frames"])
         (source_frames,) = catalog.connection.execute(
             "SELECT coalesce(sum(frames), 0)::BIGINT FROM (SELECT max(source_frames) AS frames "
-            f"FROM ({kept}) GROUP BY video_id)"
+            f"FROM ({rows}) GROUP BY video_id)"
         ).fetchone()
     return {
         "videos": videos,
@@ -138,7 +138,7 @@ def _outcome_counts(catalog: Catalog, steps: list[StepTable]) -> dict[str, int]:
         inner = number < len(steps) - 1
         condition = "WHERE outcome <> 'kept'" if inner else ""
         parts.append(
-            f"SELECT key, {_RANK} AS rank, {number} AS step FROM ({views.outcomes(step)}) "
+            f"SELECT key, {_RANK} AS rank, {number} AS step FROM ({outcomes(step)}) "
             f"{condition}"
         )
     # The last step that knows a key decides; the best outcome does where it is in two shards.
@@ -161,7 +161,7 @@ def _missing(
             continue
         keys = [
             f"SELECT {quoted(step.key)} AS key, _base, _retry FROM "
-            f"({views.kept(table, [table.key, step.key])})"
+            f"({kept(table, [table.key, step.key])})"
             for table in before
         ]
         joins = "".join(
@@ -175,7 +175,7 @@ def _missing(
                 SELECT DISTINCT ON (key) key, base, retry
                 FROM (SELECT u0.key AS key, u0._base AS base, {retry} AS retry
                       FROM ({keys[0]}) AS u0{joins})
-                ANTI JOIN ({views.outcomes(step)}) AS own USING (key)
+                ANTI JOIN ({outcomes(step)}) AS own USING (key)
             ) GROUP BY ALL
             """
         ).fetchall()

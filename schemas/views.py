@@ -12,9 +12,21 @@ from dataclasses import dataclass, replace
 import pyarrow as pa
 
 from schemas import tables
-from schemas.sql_text import duckdb_type, escaped_for_glob, literal, null, quoted
+from schemas.sql_text import escaped_for_glob, literal, null, quoted
+from schemas.step_tables import (
+    CLIP_ID_PATTERN,
+    NOT_AMONG_REMOVED,
+    SHARD,
+    Columns,
+    StepTable,
+    empty,
+    kept,
+    many_rows_a_key,
+    newest,
+    outcomes,
+    scan,
+)
 
-Columns = Sequence[tuple[str, pa.DataType]]
 TIME = pa.timestamp("us", tz="UTC")
 
 CLIPS_VIEW: Columns = (
@@ -142,21 +154,6 @@ VIEWS: dict[str, Columns] = {
     "embeddings": EMBEDDINGS_VIEW,
     "removed": REMOVED_VIEW,
 }
-STAGE_TABLES: dict[str, pa.Schema] = {
-    "download_videos": tables.VIDEOS,
-    "scan_videos": tables.SCANS,
-    "split_clips": tables.CLIPS,
-    "tag_clips": tables.TAGS,
-    "caption_frames": tables.CAPTIONS,
-    "summarize_captions": tables.SUMMARIES,
-    "embed_clips": tables.EMBEDDINGS,
-    "score_similarity": tables.SIMILARITY,
-    "score_video_similarity": tables.VIDEO_SIMILARITY,
-    "score_aesthetic": tables.AESTHETIC,
-    "take_given_score": tables.GIVEN_SCORE,
-}
-"""The built-in steps by name; a step that is not here belongs to a stage of the user's own."""
-
 # Which column of the clips view comes from which built-in step.
 _CLIP_SOURCES = {
     "summarize_captions": ("caption",),
@@ -165,190 +162,6 @@ _CLIP_SOURCES = {
     "score_similarity": ("similarity", "similarity_coarse", "similarity_fine"),
     "score_aesthetic": ("aesthetic",),
 }
-_CLIP_ID_PATTERN = r"^(.*)-m?\d+-m?\d+$"
-
-
-@dataclass(frozen=True)
-class StepTable:
-    """One step's table on disk, or a further table of it.
-
-    `folder` holds its shards, None where none is committed; `retried` says that there are retry
-    shards, so that keys may stand in several files. `shards` narrows the table to some of them.
-    `removed` says that videos were removed from the dataset, whose rows are not to be seen.
-    """
-
-    step: str
-    stage: str
-    name: str
-    key: str
-    schema: pa.Schema
-    folder: str | None
-    retried: bool = False
-    score: str | None = None
-    shards: tuple[str, ...] | None = None
-    removed: bool = False
-
-    @property
-    def own_columns(self) -> list[pa.Field]:
-        outcome = {"rejection", "error"}
-        return [field for field in self.schema if field.name not in {self.key, *outcome}]
-
-    @property
-    def is_built_in(self) -> bool:
-        return self.name in STAGE_TABLES
-
-    @property
-    def is_primary(self) -> bool:
-        """Whether it is labelled as its stage is named; another label is a further scorer, say."""
-        return self.stage == self.name or self.name == self.step
-
-
-def empty(columns: Columns) -> str:
-    """A relation of no rows with these columns."""
-    picked = ", ".join(f"{null(kind)} AS {quoted(name)}" for name, kind in columns)
-    return f"SELECT {picked} WHERE false"
-
-
-def scan(table: StepTable, names: Iterable[str], *, retries_only: bool = False) -> str:
-    """These columns of all rows of a table, with `_base` and `_retry` of the shard they lie in.
-
-    The schema is given, not found: so no file is opened before it is needed, and a column that
-    an older file lacks is null. Rows of removed videos are left out.
-    """
-    columns = [(name, table.schema.field(name).type) for name in dict.fromkeys(names)]
-    files = _files(table, retries_only)
-    if not files:
-        return empty((*columns, ("_base", pa.int64()), ("_retry", pa.int32())))
-    needed, condition = _not_removed(table)
-    read = {**dict(columns), **{name: table.schema.field(name).type for name in needed}}
-    entries = ", ".join(
-        f"{literal(name)}: {{name: {literal(name)}, type: {literal(duckdb_type(kind))}, "
-        "default_value: NULL}"
-        for name, kind in read.items()
-    )
-    # DuckDB 2.0 reads the wrong member, or crashes, when it picks one member of a struct that the
-    # file lacks or orders otherwise; coalesce makes it read the struct whole and cast it by name.
-    picked = ", ".join(
-        f"coalesce({quoted(name)}, NULL) AS {quoted(name)}"
-        if pa.types.is_struct(kind)
-        else quoted(name)
-        for name, kind in columns
-    )
-    shard = "parse_filename(filename, true)"
-    return (
-        f"SELECT {picked}, CAST(split_part({shard}, '.', 1) AS BIGINT) AS _base, "
-        rf"coalesce(TRY_CAST(regexp_extract({shard}, '\.retry(\d+)$', 1) AS INTEGER), 0) AS _retry "
-        f"FROM read_parquet({files}, schema=MAP {{{entries}}}, "
-        f"hive_partitioning=false){condition}"
-    )
-
-
-def _files(table: StepTable, retries_only: bool) -> str | None:
-    """What of a table to read, as read_parquet takes it; None where there is nothing."""
-    if table.folder is None:
-        return None
-    folder = escaped_for_glob(table.folder)
-    if table.shards is None:
-        # A shard's name begins with a digit, a temporary file's with a dot.
-        return literal(f"{folder}/{'[0-9]*.retry*' if retries_only else '[0-9]*'}.parquet")
-    names = [name for name in table.shards if not retries_only or ".retry" in name]
-    return "[" + ", ".join(literal(f"{folder}/{name}.parquet") for name in names) + "]" \
-        if names else None
-
-
-def _not_removed(table: StepTable) -> tuple[list[str], str]:
-    """Columns that must be read to leave out removed videos, and the condition.
-
-    What is left of a removed source once its shard has been rewritten is seen: it is a rejection
-    with nothing but its key, and so the source is still accounted for.
-    """
-    if not table.removed:
-        return [], ""
-    names = table.schema.names
-    needed: list[str] = []
-    conditions: list[str] = []
-    if "video_id" in names:
-        needed.append("video_id")
-        conditions.append(f"coalesce(video_id {_NOT_AMONG_REMOVED}, true)")
-    elif "clip_id" in names:
-        needed.append("clip_id")
-        video = f"regexp_extract(clip_id, {literal(_CLIP_ID_PATTERN)}, 1)"
-        conditions.append(f"{video} {_NOT_AMONG_REMOVED}")
-    if "source_key" in names:
-        needed += ["source_key", "rejection"]
-        conditions.append(
-            "(source_key NOT IN (SELECT source_key FROM internal.removed_sources) "
-            f"OR coalesce(coalesce(rejection, NULL).rule = {literal(REMOVED_RULE)}, false))")
-    return needed, " WHERE " + " AND ".join(conditions) if conditions else ""
-
-
-_NOT_AMONG_REMOVED = "NOT IN (SELECT video_id FROM main.removed)"
-REMOVED_RULE = "removed"
-_OUTCOME = ("rejection", "error")
-
-
-def _kept_rows(table: StepTable, columns: Iterable[str]) -> str:
-    return (
-        f"SELECT * FROM ({scan(table, [*columns, *_OUTCOME])}) "
-        "WHERE rejection IS NULL AND error IS NULL"
-    )
-
-
-def _newest(table: StepTable, columns: Iterable[str], kept_only: bool) -> str:
-    columns = list(dict.fromkeys(columns))
-    picked = ", ".join(["_base", "_retry", *map(quoted, columns)])
-    rows = _kept_rows(table, columns) if kept_only else scan(table, columns)
-    if not table.retried:
-        return f"SELECT {picked} FROM ({rows})"
-    key = quoted(table.key)
-    again = scan(table, [table.key, *(_OUTCOME if kept_only else ())], retries_only=True)
-    condition = "rejection IS NULL AND error IS NULL" if kept_only else "true"
-    # Retries are few: only their keys are hashed, and the first shards stream past them.
-    return (
-        f"SELECT {picked} FROM ({rows}) LEFT JOIN (SELECT {key} AS _key, _base AS _group, "
-        f"max(_retry) AS _last FROM ({again}) WHERE {condition} GROUP BY ALL) "
-        f"ON {key} = _key AND _base = _group WHERE _last IS NULL OR _retry = _last"
-    )
-
-
-def kept(table: StepTable, columns: Iterable[str]) -> str:
-    """The kept rows; of a key that was kept in several shards, the newest ones.
-
-    `columns` must hold the key; `_base` and `_retry` of the shard are there, too.
-    """
-    return _newest(table, columns, kept_only=True)
-
-
-def _many_rows_a_key(table: StepTable) -> bool:
-    """Whether more rows come out than keys go in: a video's clips."""
-    return table.key != "clip_id" and "clip_id" in table.schema.names
-
-
-def outcomes(table: StepTable) -> str:
-    """`key, outcome, _base, _retry`: what became of each key, as its newest shard has it.
-
-    A key with a failed row is failed, one with any kept row else is kept.
-    """
-    state = (
-        "CASE WHEN error IS NOT NULL THEN 'failed' WHEN rejection IS NOT NULL THEN 'rejected' "
-        "ELSE 'kept' END"
-    )
-    newest = _newest(table, [table.key, "rejection", "error"], kept_only=False)
-    rows = f"SELECT {quoted(table.key)} AS key, {state} AS outcome, _base, _retry FROM ({newest})"
-    if not _many_rows_a_key(table):
-        return rows
-    # One row a clip: 'failed' < 'kept' < 'rejected', as the order of precedence has it.
-    return f"SELECT key, min(outcome) AS outcome, _base, _retry FROM ({rows}) GROUP BY ALL"
-
-
-_SHARD = "printf('%06d', _base) || if(_retry > 0, '.retry' || _retry, '') AS shard"
-
-
-def raw_view(table: StepTable) -> str:
-    """Every row of a step, kept or not, with its shard."""
-    names = table.schema.names
-    picked = ", ".join(map(quoted, names))
-    return f"SELECT {picked}, {_SHARD} FROM ({scan(table, names)})"
 
 
 @dataclass(frozen=True)
@@ -545,7 +358,7 @@ def stored_rows(columns: Sequence[str], files: Sequence[str], *, hide_removed: b
     """Rows of a view that were stored in files, with their `_base`."""
     picked = ", ".join(map(quoted, columns))
     listed = ", ".join(literal(escaped_for_glob(file)) for file in files)
-    condition = f" WHERE coalesce(video_id {_NOT_AMONG_REMOVED}, true)" if hide_removed else ""
+    condition = f" WHERE coalesce(video_id {NOT_AMONG_REMOVED}, true)" if hide_removed else ""
     return (f"SELECT {picked}, _base FROM read_parquet([{listed}], hive_partitioning=false)"
             f"{condition}")
 
@@ -567,7 +380,7 @@ def _problems(table: StepTable) -> str:
     key = quoted(table.key)
     columns = [table.key, "rejection", "error"]
     if table.key == "clip_id":
-        video = f"nullif(regexp_extract(p.clip_id, {literal(_CLIP_ID_PATTERN)}, 1), '')"
+        video = f"nullif(regexp_extract(p.clip_id, {literal(CLIP_ID_PATTERN)}, 1), '')"
     elif "video_id" in table.schema.names:
         video = "p.video_id"
         columns.append("video_id")
@@ -582,7 +395,7 @@ def _problems(table: StepTable) -> str:
             f"FROM ({scan(table, [table.key, 'error'], retries_only=True)}) GROUP BY ALL) "
             f"ON _key = p.{key} AND _group = p._base"
         )
-    if _many_rows_a_key(table):
+    if many_rows_a_key(table):
         resolved += " OR (error IS NULL AND _other IS NOT NULL)"
         join += (
             f" LEFT JOIN (SELECT key AS _other, _base AS _b, _retry AS _r FROM ({outcomes(table)}) "
@@ -591,7 +404,7 @@ def _problems(table: StepTable) -> str:
     source = f"p.{key}" if table.key == "source_key" else null(pa.string())
     return (
         f"SELECT {literal(table.stage)} AS stage, p.{key} AS key, {source} AS source_key, "
-        f"{video} AS video_id, rejection, error, {resolved} AS resolved, {_SHARD} "
+        f"{video} AS video_id, rejection, error, {resolved} AS resolved, {SHARD} "
         f"FROM ({scan(table, columns)}) AS p{join} "
         "WHERE rejection IS NOT NULL OR error IS NOT NULL"
     )
@@ -652,7 +465,7 @@ def plain_view(table: StepTable | None, columns: Columns) -> str:
         return empty(columns)
     names = [name for name, _ in columns]
     picked = ", ".join(map(quoted, names))
-    return f"SELECT {picked} FROM ({_newest(table, names, kept_only=False)})"
+    return f"SELECT {picked} FROM ({newest(table, names, kept_only=False)})"
 
 
 def subset_clips_view(folders: Iterable[tuple[str, str]]) -> str:
