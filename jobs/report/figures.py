@@ -89,10 +89,15 @@ def distribution(
     spread = dict(zip(_QUANTILES, everything, strict=True))
     found = dict(zip(_QUANTILES, quantiles, strict=True)) if quantiles else {}
     width, first, last = _edges(spread, whole_numbers)
-    # Divided and rounded, so that 0.3 lies in the bin that begins at 0.3.
-    place = f"floor(round({column}::DOUBLE / {float(width)!r}, 9))::BIGINT"
+    # A quotient may fall just below the edge that its value is: 0.3 belongs to the bin that begins
+    # at 0.3, and so does the float nearest to 0.3, as `score >= 0.3` has it in SQL.
+    kind = connection.execute(f"SELECT {column} FROM {table} LIMIT 0").description[0][1]
+    kind = "FLOAT" if str(kind) == "FLOAT" else "DOUBLE"
+    size = repr(float(width))
+    place = f"floor(round({column}::DOUBLE / {size}, 9))"
+    exact = f"({place} + ({column}::{kind} >= (({place} + 1) * {size})::{kind})::INTEGER)::BIGINT"
     counted = connection.execute(
-        f"SELECT greatest({first - 1}, least({last}, {place})) AS bin, "
+        f"SELECT greatest({first - 1}, least({last}, {exact})) AS bin, "
         f"count(*) FILTER ({chosen}), count(*) FROM {table} WHERE {column} IS NOT NULL GROUP BY bin"
     ).fetchall()
     counts = {number: (count, whole) for number, count, whole in counted}

@@ -141,9 +141,10 @@ def _columns(catalog: Catalog, roles: Mapping[str, str]) -> tuple[list[Column], 
             continue
         value = quoted(_own(name) if name in roles else name)
         whole = number and kind.partition("(")[0] not in ("FLOAT", "DOUBLE", "DECIMAL")
-        if number and not whole:
-            # What is no number to plot counts as none.
-            value = f"if(isfinite({value}::DOUBLE), {value}::DOUBLE, NULL)"
+        if kind in ("FLOAT", "DOUBLE"):  # what is no number to plot counts as none
+            value = f"if(isfinite({value}), {value}, NULL)"
+        elif number and not whole:
+            value = f"{value}::DOUBLE"
         stage = made[name][0].stage if name in made else None
         found.append(Column(name, value, stage, whole, switch))
     order = {name: place for place, name in enumerate(_FIRST)}
