@@ -1,4 +1,4 @@
-"""What the catalog costs at a million clips and more: wall time and peak memory of each command.
+"""What the catalog costs at a million clips and more: time and peak memory of each command.
 
     python -m benchmarks.catalog [--clips 1000000] [--folder DIR] [--only index count …]
 
@@ -276,8 +276,8 @@ def measures(dataset: Path, clips: int, scratch: Path) -> list[Measure]:
     ]
 
 
-def measure(one: Measure) -> tuple[float, float, str]:
-    """Seconds, peak resident megabytes, and the last line that it printed."""
+def measure(one: Measure) -> tuple[float, float, float, str]:
+    """Seconds, those of the processors, peak resident megabytes, and the last line printed."""
     started = time.monotonic()
     with subprocess.Popen(one.command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         output = process.stdout.read()
@@ -285,7 +285,7 @@ def measure(one: Measure) -> tuple[float, float, str]:
         process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise SystemExit(f"{one.name} ended with status {process.returncode}: {one.command}")
-    return (time.monotonic() - started, used.ru_maxrss / 1024,
+    return (time.monotonic() - started, used.ru_utime + used.ru_stime, used.ru_maxrss / 1024,
             (output.strip().splitlines() or [""])[-1])
 
 
@@ -306,12 +306,12 @@ def main() -> None:
         made = json.loads((dataset / "made.json").read_text())
         print(f"{made['clips']:,} clips, {made['shards']:,} shards, "
               f"{made['shards'] * (len(STEPS) + 1):,} files\n")
-        print("| | seconds | peak MB |\n|---|---|---|")
+        print("| | seconds | of processors | peak MB |\n|---|---|---|---|")
         for one in measures(dataset.absolute(), made["clips"], Path(temporary)):
             if given.only and one.name not in given.only:
                 continue
-            seconds, megabytes, last = measure(one)
-            print(f"| {one.says} | {seconds:.1f} | {megabytes:.0f} |", flush=True)
+            seconds, busy, megabytes, last = measure(one)
+            print(f"| {one.says} | {seconds:.1f} | {busy:.1f} | {megabytes:.0f} |", flush=True)
             print(f"  {one.name}: {last}", file=sys.stderr, flush=True)
 
 

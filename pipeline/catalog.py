@@ -106,11 +106,14 @@ def _shards(folder: Path) -> list[str]:
 
 def _found_schema(folder: Path, step: dict[str, Any]) -> pa.Schema:
     """The schema of a stage of one's own, which only its files know; text where there is none."""
-    shards = _shards(folder)
-    if shards:
-        # The newest file has the most columns, because schemas only grow.
-        newest = max((folder / f"{shard}.parquet" for shard in shards), key=os.path.getmtime)
-        return pq.read_schema(newest).remove_metadata()
+    if folder.is_dir():
+        with os.scandir(folder) as entries:
+            # The newest file has the most columns, because schemas only grow.
+            newest = max((entry for entry in entries if entry.name.endswith(".parquet")
+                          and is_shard(entry.name.removesuffix(".parquet"))),
+                         key=lambda entry: entry.stat().st_mtime_ns, default=None)
+        if newest is not None:
+            return pq.read_schema(newest.path).remove_metadata()
     names = [name for name in step["schema_columns"] if name not in {"rejection", "error"}]
     return pa.schema([*((name, pa.string()) for name in names), *tables.OUTCOME])
 

@@ -23,6 +23,7 @@ STAGE_TABLES: dict[str, pa.Schema] = {
     "score_video_similarity": tables.VIDEO_SIMILARITY,
     "score_aesthetic": tables.AESTHETIC,
     "take_given_score": tables.GIVEN_SCORE,
+    "hash_frames": tables.FRAME_HASHES,
 }
 """The built-in steps by name; a step that is not here belongs to a stage of the user's own."""
 CLIP_ID_PATTERN = r"^(.*)-m?\d+-m?\d+$"
