@@ -21,6 +21,7 @@ from rich.console import Console
 from jobs import funnel, subset
 from pipeline.catalog import open_catalog
 from pipeline.subsets.freeze import load_subset
+from pipeline.tombstones import new_tombstone
 from schemas.errors import ClipmillError, UsageError
 from tests.scored_catalog import aesthetic, build, embeddings, random_clips, similarity
 
@@ -284,6 +285,22 @@ def test_the_card_says_what_has_changed_since(dataset: Path, recipe: str, capsys
     assert 0 < since["not_in_catalog"] < 50
     subset.show(dataset, "mine")
     assert f"{since['not_in_catalog']} of its clips are no longer" in capsys.readouterr().out
+
+
+def test_the_card_counts_what_was_removed(dataset: Path, recipe: str, capsys):
+    """The list stays as it was cited; a new one is made without the removed video."""
+    subset.create(dataset, recipe)
+    [(video, clips)] = ask(dataset, "SELECT video_id, count(*) FROM subset_clips GROUP BY ALL "
+                           "ORDER BY 2 DESC, 1 LIMIT 1")
+    new_tombstone(dataset, {video: []}, "asked for")
+    capsys.readouterr()
+    subset.show(dataset, "mine", format="json")
+    since = json.loads(capsys.readouterr().out)["since"]
+    assert since == {"removed": clips, "not_in_catalog": 0, "changed_steps": []}
+    assert len(ask(dataset, "SELECT * FROM subset_clips")) == 50
+    subset.create(dataset, recipe, name="after")
+    assert ask(dataset, f"SELECT * FROM subset_clips WHERE name = 'after' AND video_id = '{video}'"
+               ) == []
 
 
 def test_an_unknown_subset_names_near_ones(dataset: Path, recipe: str):

@@ -20,8 +20,10 @@ from pipeline.subsets.engine import Engine, equal, proportional
 from pipeline.subsets.explain import explain_recipe
 from pipeline.subsets.freeze import create_subset
 from pipeline.subsets.recipe import load_subset_recipe
+from schemas import tables
 from schemas.errors import UsageError
 from tests.scored_catalog import Clip, aesthetic, build, embeddings, random_clips, similarity
+from tests.synthetic import write_shard
 
 LANGUAGES = ("en", "de", None, "no")
 CATEGORIES = ("sport", "travel", "news")
@@ -278,6 +280,33 @@ def test_near_embeddings_go(tmp_path: Path):
         found = taken(catalog, tmp_path, {"deduplicate": {
             "by": "embedding", "min_cosine": 0.95, "prefer": "aesthetic DESC"}})
     assert found == ids(clip for clip in clips if clip.values["aesthetic"] == 2)
+
+
+def test_near_frames_go(tmp_path: Path):
+    """Hashes that differ in few bits are of one picture; a clip without any stays."""
+    draw = random.Random(3)
+    clips, hashes = [], {}
+    for number in range(20):
+        first = [draw.getrandbits(64) for _ in range(4)]
+        for copy in range(2):
+            clip = Clip(f"generic-v{number}c{copy}", 0.0, 1.0, values={"aesthetic": copy})
+            hashes[clip.id] = [value ^ copy for value in first]
+            clips.append(clip)
+    hashes[clips[0].id] = None
+    dataset = build(tmp_path / "dataset", clips, [embeddings(), aesthetic()])
+    write_shard(dataset, "hash_frames", "h1", "000000",
+                [{"clip_id": clip, "frame_hashes": found} for clip, found in hashes.items()],
+                tables.FRAME_HASHES)
+    record = json.loads((dataset / "runs/r1.json").read_text())
+    stage = json.loads(json.dumps(record["stages"][-1]).replace("score_aesthetic", "hash_frames"))
+    stage["steps"][0].update(fingerprint="h1", tables={"hash_frames": "hash_frames/h1"},
+                             schema_columns=tables.FRAME_HASHES.names)
+    record["stages"].append({**stage, "score": None})
+    (dataset / "runs/r1.json").write_text(json.dumps(record))
+    with open_catalog(dataset) as catalog:
+        found = taken(catalog, tmp_path, {"deduplicate": {
+            "by": "frames", "max_distance": 2, "prefer": "aesthetic DESC"}})
+    assert found == sorted([clips[0].id, *(clip.id for clip in clips[1::2])])
 
 
 def test_clusters_are_drawn_from_alike(tmp_path: Path):
