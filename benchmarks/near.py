@@ -65,7 +65,7 @@ def measure(n: int, d: int, clusters: int, before: tuple[int, float] | None
         all_pairs = all_pairs_seconds(n, d, ranks)
         made_hashes = cpu_seconds(lambda: [0 for _ in hash_rows(n, ranks)])[0]
         by_hashes, gone_hashes = cpu_seconds(lambda: near_hashes(
-            hash_rows(n, ranks), n, max_distance=MAX_DISTANCE, scratch=scratch))
+            hash_rows(n, ranks), n, max_distance=MAX_DISTANCE))
         in_clusters = cpu_seconds(lambda: assign_clusters(
             vector_rows(n, d, ranks), n, clusters=clusters, seed=1, scratch=scratch,
             reread=lambda: vector_rows(n, d, ranks)))[0] - 2 * made

@@ -318,7 +318,7 @@ class Engine:
         if body.by == "frames":
             assert body.max_distance is not None
             rows = self._rows(self._step("hash_frames", None), "frame_hashes")
-            gone = near.near_hashes(rows, n, max_distance=body.max_distance, scratch=scratch)
+            gone = near.near_hashes(rows, n, max_distance=body.max_distance)
         else:
             assert body.min_cosine is not None
             step = self._step("embed_clips", body.embeddings)

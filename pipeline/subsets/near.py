@@ -203,8 +203,7 @@ def _planes(width: int) -> np.ndarray:
 
 
 def near_hashes(
-    rows: pa.RecordBatchReader, n: int, *, max_distance: int, scratch: Path,
-    recall: float = RECALL,
+    rows: pa.RecordBatchReader, n: int, *, max_distance: int, recall: float = RECALL
 ) -> np.ndarray:
     """Ranks that go, ascending: the perceptual hashes are near to those of one before.
 
@@ -215,8 +214,7 @@ def near_hashes(
     clip with more of them match: a copy may be trimmed or begin elsewhere, while one frame that
     two clips share, a title card, doesn't suffice. A clip without hashes stays. Exact up to 2048
     hashes; beyond, `recall` says how many of the pairs with one frame that differs in just
-    `max_distance` bits are found. Memory holds about 50 bytes a hash; `scratch` is not needed for
-    that and stays empty.
+    `max_distance` bits are found. Memory holds about 80 bytes a hash, nothing lies on disk.
     """
     if not 0 <= max_distance < HASH_BITS // 2:
         raise UsageError(f"max_distance: {max_distance} is not from 0 to {HASH_BITS // 2 - 1}; "

@@ -191,7 +191,7 @@ def test_copies_of_real_films_are_found_and_different_films_are_not(tmp_path) ->
             "row_number() OVER (ORDER BY file, clips.start_seconds) - 1 AS rank "
             "FROM clips JOIN videos USING (video_id) ORDER BY rank").read_all()
     gone = near_hashes(clips.select(["rank", "frame_hashes"]).to_reader(), len(clips),
-                       max_distance=6, scratch=tmp_path)
+                       max_distance=6)
     stays = [file for rank, file in enumerate(clips["file"].to_pylist())
              if rank not in gone.tolist()]
     # Every clip of the first files stays, and nothing of the copies, which rank behind.

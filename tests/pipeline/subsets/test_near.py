@@ -223,18 +223,17 @@ def flipped(value: int, bits: int, seed: int = 0) -> int:
     ],
 )
 def test_clips_are_near_when_half_of_the_longer_ones_frames_match_in_order(
-    tmp_path, one, other, is_near
+    one, other, is_near
 ):
     for first, second in ((one, other), (other, one)):
-        gone = near_hashes(hash_rows([first, [G, G, G], second], [0, 2, 1]), 3, max_distance=6,
-                           scratch=tmp_path)
+        gone = near_hashes(hash_rows([first, [G, G, G], second], [0, 2, 1]), 3, max_distance=6)
         assert gone.tolist() == ([1] if is_near else [])
 
 
-def test_clips_without_hashes_stay(tmp_path):
+def test_clips_without_hashes_stay():
     rows = hash_rows([None, [], [None, None], [A], [A], None, [None]], [1, 2, 3, 4, 5, 6, 7])
-    assert near_hashes(rows, 9, max_distance=6, scratch=tmp_path).tolist() == [5]
-    assert near_hashes(hash_rows([]), 0, max_distance=6, scratch=tmp_path).tolist() == []
+    assert near_hashes(rows, 9, max_distance=6).tolist() == [5]
+    assert near_hashes(hash_rows([]), 0, max_distance=6).tolist() == []
 
 
 def many_hashes(n: int) -> tuple[list, np.ndarray]:
@@ -247,27 +246,26 @@ def many_hashes(n: int) -> tuple[list, np.ndarray]:
     return hashes.tolist(), planted
 
 
-def test_copies_are_found_among_many_hashes_in_any_order(tmp_path):
+def test_copies_are_found_among_many_hashes_in_any_order():
     lists, planted = many_hashes(6000)
-    gone = near_hashes(hash_rows(lists), 6000, max_distance=6, scratch=tmp_path)
+    gone = near_hashes(hash_rows(lists), 6000, max_distance=6)
     assert set(gone.tolist()) <= set(planted.tolist())
     assert len(gone) >= 0.95 * len(planted)
     order = np.random.default_rng(1).permutation(6000)
-    other = near_hashes(hash_rows([lists[i] for i in order], order), 6000, max_distance=6,
-                        scratch=tmp_path)
+    other = near_hashes(hash_rows([lists[i] for i in order], order), 6000, max_distance=6)
     assert other.tolist() == gone.tolist()
 
 
-def test_many_equal_clips_and_a_shared_title_card(tmp_path):
+def test_many_equal_clips_and_a_shared_title_card():
     """Equal clips leave one; a frame that all have, and nothing else, leaves them all."""
     equal = [[A, B, C, D]] * 4000
     card = [[E, *map(int, row)] for row in np.random.default_rng(2).integers(
         0, 2**63, (4000, 3), dtype=np.uint64)]
-    gone = near_hashes(hash_rows(equal + card), 8000, max_distance=6, scratch=tmp_path)
+    gone = near_hashes(hash_rows(equal + card), 8000, max_distance=6)
     assert gone.tolist() == list(range(1, 4000))
 
 
 @pytest.mark.parametrize("max_distance", [-1, 32, 64])
-def test_a_distance_that_says_nothing_is_refused(tmp_path, max_distance):
+def test_a_distance_that_says_nothing_is_refused(max_distance):
     with pytest.raises(UsageError, match="max_distance"):
-        near_hashes(hash_rows([[A]]), 1, max_distance=max_distance, scratch=tmp_path)
+        near_hashes(hash_rows([[A]]), 1, max_distance=max_distance)
