@@ -6,7 +6,6 @@ A rule is one mapping with one verb and, if wanted, a `name`. What it does to cl
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -281,6 +280,3 @@ class Rule:
         """The rule as a recipe would write it, with every parameter in its place."""
         name = {"name": self.name} if self.name else {}
         return {**name, self.verb: self.body.plain()}
-
-    def key(self) -> str:
-        return json.dumps(self.plain(), sort_keys=True, ensure_ascii=False)
