@@ -19,6 +19,7 @@ _ROW = 22
 _LABEL = 104
 _VALUE = 50
 _LETTERS = 17
+_LETTER = 6.6
 
 
 @dataclass(frozen=True)
@@ -185,7 +186,7 @@ def counted_rows(pairs: list[tuple[str, int]], noun: str) -> Rows | None:
     if not pairs:
         return None
     most = max(count for _, count in pairs)
-    room = WIDTH - _LABEL - _VALUE
+    room = WIDTH - _LABEL - 12 - _LETTER * len(f"{most:,}")
     drawn = [Row(number * _ROW, _cut(word), word, round(room * count / most, 2), f"{count:,}",
                  None, None, "", f"{word}: {count:,} {noun}")
              for number, (word, count) in enumerate(pairs)]

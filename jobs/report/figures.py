@@ -124,7 +124,7 @@ def _edges(spread: dict[str, float], whole_numbers: bool) -> tuple[Decimal, int,
             low, high = min(low, spread[end]), max(high, spread[end])
     span = high - low
     if not span:  # one value: a bar with some room on either side
-        span = abs(high) / 10 or 1.0
+        span = 2.0 if whole_numbers else abs(high) / 10 or 1.0
         low, high = low - span / 2, high + span / 2
     if whole_numbers and span < BINS:
         width = Decimal(1)

@@ -105,6 +105,9 @@ def _context(
     runs, run_count = provenance.runs_made(catalog.layout)
     comparable = published.comparable_columns(catalog) if catalog.layout.record else {}
     cards = _cards(catalog, selection, comparable)
+    # The paper's scores are missed where they are missing; of others a line is enough.
+    empty = [card.title for card in cards if card.id.startswith("column-")
+             and not card.histogram and card.title not in published.SCORES]
     on_step("choosing samples")
     groups = samples.sample_groups(catalog, selection, samples=sample_count, seed=seed)
     return {
@@ -121,7 +124,8 @@ def _context(
         "shots": outcomes.shots_without_clips(catalog),
         "rules": outcomes.subset_funnel(subset) if subset else [],
         "failures": outcomes.failures(catalog, dataset),
-        "cards": cards,
+        "cards": [card for card in cards if card.title not in empty],
+        "empty": empty,
         "left_out": selection.left_out,
         "uncompared": {score: scorer for score, scorer in published.SCORERS.items()
                        if score not in comparable.values()},
@@ -153,11 +157,11 @@ def _cards(
     for column in selection.columns:
         if column.is_switch:
             values = figures.switches(catalog.connection, selection, "report_clips", column.sql)
-            cards.append(_listed(selection, f"column-{column.sql}", column.name, "clips", values))
+            cards.append(_listed(selection, f"switch-{column.sql}", column.name, "clips", values))
             continue
         score = comparable.get(column.name)
         cards.append(_drawn(
-            catalog, selection, f"column-{column.sql}", column.name.replace("_", " "), "clips",
+            catalog, selection, f"column-{column.sql}", column.name, "clips",
             "report_clips", column.sql, _MEASURES.get(column.name, column.name),
             published.SCORES[score] if score else (), whole=column.is_whole, column_made=column))
     for name, title in (("language", "Languages"), ("category", "Categories")):

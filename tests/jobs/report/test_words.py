@@ -76,6 +76,11 @@ def test_most_verbs_are_found_and_few_nouns_taken_for_one():
     assert right / (right + missed) >= 0.8
 
 
+def test_a_plural_is_no_verb_but_before_an_object_the_same_form_is():
+    assert words("big waves, cold drinks on wooden boards, and old clocks").verbs == []
+    assert words("a boy waves to a girl who drinks a tea").verbs == [("drink", 1), ("wave", 1)]
+
+
 @pytest.mark.parametrize(("form", "lemma"), [
     ("running", "run"), ("stopped", "stop"), ("tying", "tie"), ("flies", "fly"), ("tried", "try"),
     ("catches", "catch"), ("beginning", "begin"), ("eating", "eat"), ("opened", "open"),
