@@ -74,6 +74,8 @@ class VideoEncoder:
         context = stream.codec_context
         context.time_base = time_base
         context.thread_count = threads
+        # PyAV's own choice cuts every picture into slices, which costs time and bytes.
+        context.thread_type = "AUTO"
         # Pictures in the order in which they are shown: then a file needs no edit list for its
         # first frame to be at zero, and its duration is right at variable frame rates.
         context.max_b_frames = 0
