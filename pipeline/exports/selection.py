@@ -10,7 +10,7 @@ import itertools
 import json
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,10 +66,12 @@ def rows_file(folder: Path, unit: Unit) -> Path:
     return folder / f"{shard_name(unit.file)}.parquet"
 
 
-def read_rows(folder: Path, unit: Unit) -> pa.Table:
+def read_rows(folder: Path, unit: Unit, columns: Sequence[str] | None = None) -> pa.Table:
     """The pinned rows of a unit."""
     with pq.ParquetFile(rows_file(folder, unit)) as file:
-        return file.read_row_group(unit.group)
+        wanted = None if columns is None else list(columns)
+        table = file.read_row_group(unit.group, columns=wanted)
+    return table if columns is None else table.select(wanted)
 
 
 def load_selection(folder: Path) -> Selection | None:
@@ -99,8 +101,7 @@ def select_clips(
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    whole, missing = _count(catalog, request)
-    left_out = Counter(missing)
+    left_out: Counter = Counter()
     facts = _Facts(_reader(catalog, _facts_query(columns)))
     filtered = _filtered(_reader(catalog, _clips_query(request, columns)), request, left_out)
     groups: list[list[int]] = []
@@ -123,12 +124,10 @@ def select_clips(
         if writer is not None:
             writer.close()
     seen = sum(map(sum, groups)) + sum(left_out.values())
-    if request.where is not None:
-        # A run may have added clips since they were counted.
-        left_out["where"] = max(0, whole - seen)
+    asked = _without_those_gone(catalog, request, seen, left_out)
     counted = {reason: count for reason, count in left_out.items() if count}
     write_json(temporary / "selection.json",
-               {"clips": seen + left_out["where"], "left_out": counted, "units": groups,
+               {"clips": asked, "left_out": counted, "units": groups,
                 **beside})
     shutil.rmtree(folder, ignore_errors=True)
     temporary.rename(folder)
@@ -151,32 +150,41 @@ def removed_meanwhile(catalog: Catalog, folder: Path) -> int:
     return count
 
 
-def _count(catalog: Catalog, request: ExportRequest) -> tuple[int, dict[str, int]]:
-    """The clips there are to choose from, and those of a subset that have gone, by reason."""
-    if request.subset is None and request.where is None:
-        return 0, {}  # they are counted as they come
+def _without_those_gone(
+    catalog: Catalog, request: ExportRequest, seen: int, left_out: Counter
+) -> int:
+    """All clips that were asked for; counts those of which the query gave nothing, by reason.
+
+    `seen` is how many it gave. A run or removal may have changed the numbers since, so they are
+    never less than nothing.
+    """
+    there = seen
+    if request.where is not None:
+        (there,) = catalog.execute(f"SELECT count(*) FROM clips{_members(request)}").fetchall()[0]
+        left_out["where"] = max(0, there - seen)
+    if request.subset is not None:
+        named = literal(request.subset)
+        clips, removed = catalog.execute(
+            "SELECT count(*), count(*) FILTER (video_id IN (SELECT video_id FROM removed)) "
+            f"FROM subset_clips WHERE name = {named}").fetchall()[0]
+        left_out["removed"] = removed
+        left_out["not in the catalog"] = max(0, clips - removed - there)
+    return seen + sum(left_out[reason] for reason in ("where", "removed", "not in the catalog"))
+
+
+def _members(request: ExportRequest) -> str:
+    """A join that leaves a subset's clips."""
     if request.subset is None:
-        (clips,) = catalog.execute("SELECT count(*) FROM clips").fetchall()[0]
-        return clips, {}
-    members = f"(SELECT clip_id, video_id FROM subset_clips WHERE name = {literal(request.subset)})"
-    (clips,) = catalog.execute(f"SELECT count(*) FROM {members}").fetchall()[0]
-    gone, removed = catalog.execute(
-        "SELECT count(*), count(*) FILTER (video_id IN (SELECT video_id FROM removed)) "
-        f"FROM {members} ANTI JOIN (SELECT clip_id FROM clips) USING (clip_id)"
-    ).fetchall()[0]
-    return clips, {"removed": removed, "not in the catalog": gone - removed}
+        return ""
+    return (" SEMI JOIN (SELECT clip_id FROM subset_clips "
+            f"WHERE name = {literal(request.subset)}) AS _members USING (clip_id)")
 
 
 def _clips_query(request: ExportRequest, columns: Columns) -> str:
     picked = ", ".join(f"{sql} AS {quoted(name)}" for name, sql in columns.clips.items())
-    members, condition = "", ""
-    if request.subset is not None:
-        members = (" SEMI JOIN (SELECT clip_id FROM subset_clips "
-                   f"WHERE name = {literal(request.subset)}) AS _members USING (clip_id)")
-    if request.where is not None:
-        condition = f" WHERE ({request.where}\n)"
+    condition = "" if request.where is None else f" WHERE ({request.where}\n)"
     rows = f"SELECT * FROM clips{condition}"
-    return (f"SELECT {picked} FROM ({rows}){members} "
+    return (f"SELECT {picked} FROM ({rows}){_members(request)} "
             "ORDER BY video_id, start_seconds, clip_id")
 
 

@@ -71,8 +71,7 @@ def read_unit(
 ) -> pa.Table:
     """The rows of a unit with what the work on it added; with `failed` also those that failed."""
     if not request.has_units:
-        table = read_rows(request.output / WORK / "rows", unit)
-        return table if columns is None else table.select(columns)
+        return read_rows(request.output / WORK / "rows", unit, columns)
     wanted = None if columns is None else [*columns, KIND]
     table = pq.read_table(unit_file(request.output, unit), columns=wanted, partitioning=None)
     if not failed:
@@ -95,6 +94,7 @@ def work_on_units(
     report: Callable[[int, int], None],
 ) -> None:
     """Works on those units that are not done; `report` gets clips done and failed."""
+    _token_file(request).write_text(token)
     todo = [UnitTask(request, unit, token) for unit in units
             if not unit_file(request.output, unit).exists()]
     for left in reversed(range(ROUNDS)):
@@ -148,6 +148,7 @@ def _commit(task: UnitTask, rows: pa.Table, problems: dict[str, RowFailed]) -> t
     elif task.request.format == "huggingface":
         own = -(-rows.nbytes // max(1, rows.num_rows))
         rows = rows.append_column(SAMPLE_BYTES, pc.add(rows["media_bytes"], own))
+    _check_own(task)
     path = unit_file(task.request.output, task.unit)
     with shard_writer(path, rows.schema) as writer:
         writer.write(rows)
@@ -173,6 +174,7 @@ def _cut(task: UnitTask, rows: pa.Table) -> Iterator[CutResult]:
     journal.parent.mkdir(parents=True, exist_ok=True)
     tried = journal.read_text().split("\n") if journal.exists() else []
     for video, clips in _by_video(rows):
+        _check_own(task)
         line = f"{task.token} {video}"
         requests = [CutRequest(clip["clip_id"], clip["start_seconds"], clip["end_seconds"],
                                folder / f"{clip['clip_id']}.mp4") for clip in clips]
@@ -184,6 +186,16 @@ def _cut(task: UnitTask, rows: pa.Table) -> Iterator[CutResult]:
         _note(journal, line)
         yield from _cut_video(task.request, video, clips[0], requests)
         _note(journal, f"{line} done")
+
+
+def _token_file(request: ExportRequest) -> Path:
+    return request.output / WORK / "token"
+
+
+def _check_own(task: UnitTask) -> None:
+    """Ends a worker that outlived its export: another one may be at this very unit by now."""
+    if _token_file(task.request).read_text() != task.token:
+        raise ClipmillError(f"{task.request.output}: another export has taken over")
 
 
 def _note(journal: Path, line: str) -> None:
