@@ -366,6 +366,21 @@ def report(
 
 
 @app.command()
+def verify(
+    dataset: Dataset,
+    repair: Annotated[bool, typer.Option("--repair", help="set aside in DATASET/quarantine what is "
+                      "broken and can be made again; `clipmill run` then makes it")] = False,
+    media: Annotated[bool, typer.Option("--media/--no-media", help="read the videos' files, too: "
+                     "checksums and lengths")] = True,
+    format_: OutputFormat = Format.table,
+) -> None:
+    """Re-read everything; a line for each fault, and exit status 1 where there is one."""
+    from jobs.verify import verify_dataset
+
+    raise typer.Exit(verify_dataset(dataset, repairs=repair, media=media, format=format_.value))
+
+
+@app.command()
 def runs(dataset: Dataset, format_: OutputFormat = Format.table, output: Output = None) -> None:
     """The runs so far, with models, prompts and fingerprints."""
     from jobs.query import print_runs

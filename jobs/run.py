@@ -96,7 +96,7 @@ def _bring_up_to_date(
     loaded: LoadedRecipe, plan: Plan, steps: tuple[Step, ...], shards: ShardList, dataset: Path
 ) -> bool:
     todo = pending(plan, steps, shards, dataset)
-    record = _record(loaded, plan)
+    record = _record(loaded, plan, steps, shards)
     if not any(todo.values()):
         latest = records.latest_run(dataset)
         if latest is None or _fingerprints(latest) != _fingerprints(record):
@@ -109,7 +109,7 @@ def _bring_up_to_date(
 
     check_models([step for step in steps if todo[step.label]])
     # Made again: now that the models are here, their revisions are known.
-    record = _record(loaded, plan)
+    record = _record(loaded, plan, steps, shards)
     records.write_run(dataset, record)
     started = time.monotonic()
     try:
@@ -154,7 +154,10 @@ def _engine(
             run_on_ray(plan, steps, shards, dataset, run_id, progress.report, machine)
 
 
-def _record(loaded: LoadedRecipe, plan: Plan) -> dict[str, Any]:
+def _record(
+    loaded: LoadedRecipe, plan: Plan, steps: tuple[Step, ...], shards: ShardList
+) -> dict[str, Any]:
+    """What a run was made with; how far it was to go tells `verify` what must be there."""
     now = datetime.now(UTC)
     return {
         "run_id": f"{now:%Y%m%dT%H%M%S%f}-{uuid.uuid4().hex[:6]}",
@@ -165,6 +168,8 @@ def _record(loaded: LoadedRecipe, plan: Plan) -> dict[str, Any]:
         "recipe": loaded.record(),
         "code_version": code_version(),
         "engine": loaded.recipe.engine,
+        "until": None if len(steps) == len(plan.steps) else steps[-1].stage_label,
+        "last_shard": shards.first[-1] if shards.first else None,
         "stages": [_stage_record(plan, label, loaded) for label in loaded.stages],
     }
 

@@ -147,7 +147,9 @@ class ShardWriter:
             remove_leftovers(path)  # one worker at a time is at a shard
         self._temporary = temporary_beside(path)
         self._schema = schema
-        self._writer = pq.ParquetWriter(self._temporary, schema, compression="zstd")
+        # Checksums of pages tell `verify` of flipped bits that decompress to something.
+        self._writer = pq.ParquetWriter(self._temporary, schema, compression="zstd",
+                                        write_page_checksum=True)
         self._open = True
 
     def write(self, table: pa.Table) -> None:

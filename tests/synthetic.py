@@ -136,7 +136,7 @@ def write_shard(
         "kept": counts["kept"],
         "rejected": counts["rejected"],
         "failed": counts["failed"],
-        "outputs": len(rows),
+        "outputs": sum(not (row.get("rejection") or row.get("error")) for row in rows),
         "seconds": seconds,
         "decoded_frames": sum(row.get("decoded_frames") or 0 for row in rows),
         "source_frames": sum(row.get("source_frames") or 0 for row in rows),

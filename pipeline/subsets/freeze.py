@@ -205,7 +205,7 @@ def _write_clips(connection: Any, folder: Path) -> tuple[list[dict[str, Any]], s
     writer: pq.ParquetWriter | None = None
     try:
         for batch in rows:
-            digest.update(_lines(batch.column(0)))
+            digest.update(id_lines(batch.column(0)))
             positions = pa.array(np.arange(n, n + batch.num_rows))
             n += batch.num_rows
             table = pa.table([*batch.columns, positions], names=CLIPS_SCHEMA.names)
@@ -231,8 +231,8 @@ def _write_clips(connection: Any, folder: Path) -> tuple[list[dict[str, Any]], s
     return files, f"sha256:{digest.hexdigest()}"
 
 
-def _lines(ids: pa.Array) -> bytes:
-    """Each id and a line feed, without making a Python object of each."""
+def id_lines(ids: pa.Array) -> bytes:
+    """What a subset's hash is over: each id and a line feed, without making a Python object of each."""
     text = pa.large_string()
     joined = pc.binary_join_element_wise(ids.cast(text), pa.scalar("\n", text),
                                          pa.scalar("", text))

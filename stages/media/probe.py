@@ -34,7 +34,10 @@ _MISSING_SHARE = 0.02
 
 @dataclass(frozen=True)
 class Probe:
-    """Facts of the file's first video stream; width and height as displayed."""
+    """Facts of the file's first video stream; width and height as displayed.
+
+    `first_seconds` is the time stamp of its first frame, None where it has none.
+    """
 
     duration_seconds: float
     width: int
@@ -43,6 +46,7 @@ class Probe:
     codec: str
     has_audio: bool
     suffix: str
+    first_seconds: float | None = None
 
     @property
     def short_side(self) -> int:
@@ -96,6 +100,7 @@ def _probe(container: InputContainer, path: Path) -> Probe:
         codec=codec,
         has_audio=bool(container.streams.audio),
         suffix=_suffix(container.format.name, path),
+        first_seconds=walk.first_seconds,
     )
 
 
@@ -144,6 +149,10 @@ class _Walk:
             turned = round(frame.rotation / 90) % 2 == 1
             size = (frame.width, frame.height)
             self._frame_size = (size[1], size[0]) if turned else size
+
+    @property
+    def first_seconds(self) -> float | None:
+        return self._first
 
     @property
     def last_seconds(self) -> float:

@@ -1,0 +1,161 @@
+"""`clipmill verify`: what is wrong with a dataset, line by line, and what can be done about it."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from jobs.formats import write_rows
+from jobs.progress import saying
+from jobs.run import dataset_lock
+from pipeline.records import require_dataset
+from pipeline.verify import Report, verify
+from pipeline.verify.findings import Finding, count
+from pipeline.verify.repair import Repaired, repair
+
+_COLUMNS = ("severity", "check", "where", "what", "next_step")
+
+
+def verify_dataset(
+    dataset: Path,
+    *,
+    repairs: bool = False,
+    media: bool = True,
+    format: str = "table",
+) -> int:
+    """Verifies a dataset and says what was found; gives the exit status.
+
+    With `repairs`, what can be made again is set aside under the dataset's lock, and the status is
+    1 only where something is left that this could not put right.
+    """
+    require_dataset(dataset)
+    lock = dataset_lock(dataset) if repairs else contextlib.nullcontext()
+    with lock, saying() as say:
+        # Whoever holds the lock is this process: its own would be found held.
+        is_free: Callable[[Path], bool] = is_lock_free if not repairs else (
+            lambda path: path.name == ".lock" or is_lock_free(path))
+        report = verify(dataset, shown_as=str(dataset), media=media, is_free=is_free, say=say)
+        repaired = None
+        if repairs and report.faults:
+            say("setting aside")
+            repaired = repair(dataset, report)
+    _print(report, repaired, format)
+    sys.stdout.flush()  # the faults before the summary, where both go to one place
+    print(_summary(report, media=media), file=sys.stderr)
+    if repaired is not None:
+        print(_repaired(dataset, repaired), file=sys.stderr)
+        return 1 if repaired.left else 0
+    return 1 if report.faults else 0
+
+
+def is_lock_free(path: Path) -> bool:
+    """Whether nobody holds the lock on a file; the kernel lets it go when its holder dies."""
+    try:
+        with open(path) as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return True
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _print(report: Report, repaired: Repaired | None, format: str) -> None:
+    found = [*(("fault", finding) for finding in report.faults),
+             *(("note", finding) for finding in report.notes)]
+    if format == "json":
+        print(json.dumps(_plain(report, repaired), indent=1, ensure_ascii=False))
+    elif format == "table":
+        for severity, finding in found:
+            print(_line(severity, finding))
+    else:
+        rows = [(severity, finding.check, finding.where, finding.what, finding.next_step)
+                for severity, finding in found]
+        columns = list(zip(*rows, strict=True)) if rows else [()] * len(_COLUMNS)
+        table = pa.table({name: pa.array(column, pa.string())
+                          for name, column in zip(_COLUMNS, columns, strict=True)})
+        write_rows(table.to_reader(), format)
+
+
+def _line(severity: str, finding: Finding) -> str:
+    prefix = "note: " if severity == "note" else ""
+    then = f" → {finding.next_step}" if finding.next_step else ""
+    text = f"{prefix}{finding.where}: {finding.check}: {finding.what}{then}"
+    # Names of files may hold anything; what is printed must not steer the terminal.
+    return "".join(c if c.isprintable() else "\ufffd" for c in text)
+
+
+def _plain(report: Report, repaired: Repaired | None) -> dict[str, Any]:
+    def plain(findings: list[Finding]) -> list[dict[str, Any]]:
+        return [{name: asdict(finding)[name] for name in _COLUMNS[1:]} for finding in findings]
+
+    found: dict[str, Any] = {
+        "dataset": report.dataset,
+        "checked": dict(report.checked),
+        "faults": plain(report.faults),
+        "notes": plain(report.notes),
+        "pending_shards": report.pending,
+        "is_running": report.is_running,
+        "others": report.others,
+    }
+    if repaired is not None:
+        found["repaired"] = {
+            "folder": str(repaired.folder) if repaired.folder else None,
+            "moved": list(repaired.moved),
+            "awaited": list(repaired.awaited),
+            "reopened_removals": repaired.reopened,
+            "left": plain(list(repaired.left)),
+        }
+    return found
+
+
+def _summary(report: Report, *, media: bool) -> str:
+    checked = report.checked
+    parts = [count(checked["runs"], "run record"), count(checked["shards"], "shard") + " with "
+             + count(checked["rows"], "row")]
+    parts.append(f"{count(checked['media'], 'media file')} with {checked['media_bytes']:,} bytes"
+                 if media else "no media files (--no-media)")
+    if checked["subsets"]:
+        parts.append(count(checked["subsets"], "subset"))
+    if checked["index_files"]:
+        parts.append(f"{count(checked['index_files'], 'file')} of the index")
+    found = count(len(report.faults), "fault") if report.faults else "nothing wrong"
+    lines = [f"Checked {', '.join(parts)}: {found}."]
+    if report.is_running:
+        lines.append("A run is at work on it: what is not done yet was passed over.")
+    elif report.pending:
+        lines.append(f"{count(report.pending, 'shard')} of steps not done yet; "
+                     f"`clipmill run --dataset {report.dataset}` goes on.")
+    if report.others:
+        names = ", ".join(report.others[:5]) + (", …" if len(report.others) > 5 else "")
+        lines.append(f"No part of the dataset, and left alone: {names}")
+    return "\n".join("".join(c if c.isprintable() else "\ufffd" for c in line) for line in lines)
+
+
+def _repaired(dataset: Path, repaired: Repaired) -> str:
+    lines = []
+    if repaired.folder is not None:
+        # `dataset` as it was given: the folder is absolute.
+        place = dataset / repaired.folder.parent.name / repaired.folder.name
+        lines.append(f"Set aside in {place}: {count(len(repaired.moved), 'file')} (why.json says "
+                     "why). Nothing was deleted; delete the folder when all is well again.")
+    if repaired.reopened:
+        lines.append(f"{count(repaired.reopened, 'removal')} opened again: the next run carries "
+                     f"{'it' if repaired.reopened == 1 else 'them'} out.")
+    if repaired.needs_sources:
+        lines.append(f"`clipmill run RECIPE --dataset {dataset}` (or `clipmill import`, where they "
+                     "came from one) takes the sources again and makes the rest.")
+    elif repaired.awaited or repaired.reopened:
+        lines.append(f"`clipmill run --dataset {dataset}` makes it again.")
+    if repaired.left:
+        lines.append(f"{count(len(repaired.left), 'fault')} can't be repaired this way; their next "
+                     "steps are above.")
+    return "\n".join(lines)

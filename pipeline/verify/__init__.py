@@ -1,0 +1,109 @@
+"""Re-reads a dataset from end to end and tells what is wrong with it.
+
+One base shard at a time goes through all tables, so memory holds one group of shards, not the
+dataset. What a run that goes on meanwhile has not done yet is pending, not missing.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import duckdb
+
+from pipeline.records import RUNS
+from pipeline.verify.findings import Book, Finding, Remake, Report
+from pipeline.verify.groups import GroupChecks
+from pipeline.verify.layout import SOURCES_NODE, Node, Survey, read_survey
+from pipeline.verify.media import MediaChecks
+from pipeline.verify.shards import Rows, ShardChecks
+from pipeline.verify.shown import Shown, find_layout
+from pipeline.verify.strays import Names, StrayChecks
+from pipeline.verify.subsets import SubsetChecks, check_index
+
+__all__ = ["Finding", "Report", "verify"]
+
+MEMORY_LIMIT = "1GB"
+"""What DuckDB may take for names over the whole dataset before it writes them to disk."""
+THREADS = 2
+
+
+def verify(
+    dataset: Path,
+    *,
+    shown_as: str | None = None,
+    media: bool = True,
+    is_free: Callable[[Path], bool],
+    say: Callable[[str], None] = lambda said: None,
+) -> Report:
+    """Checks a dataset. `is_free` tells of a lock file whether nobody holds it.
+
+    `shown_as` names the dataset in next steps. Without `media`, files of videos are not opened.
+    """
+    dataset = dataset.absolute()
+    book = Book(shown_as or str(dataset))
+    lock = dataset / ".lock"
+    was_running, newest = not is_free(lock), _newest_record(dataset)
+    say("listing")
+    survey = read_survey(dataset, book)
+    with tempfile.TemporaryDirectory(prefix="clipmill-verify-") as spill, duckdb.connect(
+            ":memory:", config={"temp_directory": spill, "memory_limit": MEMORY_LIMIT,
+                                "threads": THREADS}) as connection:
+        connection.execute("SET GLOBAL TimeZone = 'UTC'")
+        _check(survey, book, connection, media=media, is_free=is_free, say=say)
+    report = book.report
+    report.is_running = (was_running or not is_free(lock) or newest != _newest_record(dataset))
+    if report.is_running:
+        book.drop_what_is_at_work()
+    return report
+
+
+def _newest_record(dataset: Path) -> tuple[str, int] | None:
+    """Tells whether a run began or ended meanwhile."""
+    paths = sorted((dataset / RUNS).glob("[!.]*.json"))
+    return (paths[-1].name, paths[-1].stat().st_mtime_ns) if paths else None
+
+
+def _check(
+    survey: Survey, book: Book, connection: duckdb.DuckDBPyConnection, *, media: bool,
+    is_free: Callable[[Path], bool], say: Callable[[str], None],
+) -> None:
+    names = Names(connection)
+    files = MediaChecks(survey, book, say)
+
+    def seen(rows: dict[Node, dict[str, Rows]]) -> None:
+        names.take(rows)
+        if media:
+            files.check(rows)
+
+    shards = ShardChecks(survey, book)
+    groups = GroupChecks(survey, shards, book, seen)
+    for number, base in enumerate(survey.bases, 1):
+        say(f"shard {number} of {len(survey.bases)}")
+        groups.check(base)
+    shards.finish()
+    open_ = _open_steps(book, groups)
+    say("names of files")
+    sources_known = SOURCES_NODE.id not in open_
+    media_known = sources_known and not any(
+        "path" in node.columns and node.id in open_ for node in survey.ordered)
+    StrayChecks(survey, book, names, is_free, sources_known, media_known).check()
+    layout = find_layout(survey.dataset)
+    shown = Shown(survey, shards, book, connection, layout)
+    say("doubled keys")
+    shown.check_doubles()
+    say("subsets")
+    has_all_clips = not any(name in open_ for name in survey.current
+                            if "clip_id" not in survey.nodes[name].key
+                            and "video_id" in survey.nodes[name].columns)
+    SubsetChecks(survey, book, connection, shown.clips if has_all_clips else None).check()
+    if layout is not None:
+        say("the index")
+        check_index(survey, layout, book)
+
+
+def _open_steps(book: Book, groups: GroupChecks) -> set[tuple[str, str]]:
+    """Steps of which not all is there and right."""
+    return {*groups.pending, *((remedy.label, remedy.fingerprint) for fault in book.report.faults
+                               for remedy in fault.remedies if isinstance(remedy, Remake))}

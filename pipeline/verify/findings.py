@@ -1,0 +1,129 @@
+"""What verify says: one finding a fault, with what would put it right."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Remake:
+    """A step's shard is to be made again, with all of its base shard that was made from it.
+
+    The step `sources` has no fingerprint.
+    """
+
+    label: str
+    fingerprint: str
+    shard: str
+
+
+@dataclass(frozen=True)
+class SetAside:
+    """Files or folders, relative to the dataset, that are to go."""
+
+    paths: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Reopen:
+    """A removal that said it was carried out, and was not."""
+
+    tombstone: str
+
+
+Remedy = Remake | SetAside | Reopen
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing found. `where` is relative to the dataset; `remedies` are what repair does.
+
+    What only a dataset at rest must not have is `at_rest`: while a run is at work it is no fault.
+    """
+
+    check: str
+    where: str
+    what: str
+    next_step: str
+    remedies: tuple[Remedy, ...] = ()
+    at_rest: bool = False
+
+
+@dataclass
+class Report:
+    """All that was found, and how much was looked at."""
+
+    dataset: str
+    faults: list[Finding] = field(default_factory=list)
+    notes: list[Finding] = field(default_factory=list)
+    checked: Counter = field(default_factory=Counter)
+    pending: int = 0
+    others: list[str] = field(default_factory=list)
+    is_running: bool = False
+
+
+class Book:
+    """Collects findings, with the next steps in the words of the command line."""
+
+    def __init__(self, dataset: str) -> None:
+        self.report = Report(dataset)
+        self.dataset = dataset
+
+    @property
+    def repair(self) -> str:
+        return f"`clipmill verify {self.dataset} --repair` sets it aside"
+
+    @property
+    def again(self) -> str:
+        return f"`clipmill run --dataset {self.dataset}`"
+
+    def fault(
+        self, check: str, where: str, what: str, next_step: str, *remedies: Remedy,
+        at_rest: bool = False,
+    ) -> None:
+        self.report.faults.append(Finding(check, where, what, next_step, remedies, at_rest))
+
+    def note(self, check: str, where: str, what: str, next_step: str = "", *,
+             at_rest: bool = False) -> None:
+        self.report.notes.append(Finding(check, where, what, next_step, (), at_rest))
+
+    def remake(
+        self, check: str, where: str, what: str, label: str, fingerprint: str, shard: str,
+        *more: Remedy, at_rest: bool = False,
+    ) -> None:
+        """A fault of a shard that can be made again."""
+        self.fault(check, where, what, f"{self.repair} with what was made from it, then "
+                   f"{self._makes_again(label)}", Remake(label, fingerprint, shard), *more,
+                   at_rest=at_rest)
+
+    def _makes_again(self, label: str) -> str:
+        if label == "sources":
+            return (f"`clipmill run RECIPE --dataset {self.dataset}` (or `clipmill import`) takes "
+                    "these sources again")
+        return f"{self.again} makes it again"
+
+    def stray(self, check: str, where: str, what: str) -> None:
+        """A file or folder that is no part of the dataset."""
+        self.fault(check, where, what, self.repair, SetAside((where,)), at_rest=True)
+
+    def has_fault(self, label: str, fingerprint: str, shard: str) -> bool:
+        wanted = Remake(label, fingerprint, shard)
+        return any(wanted in finding.remedies for finding in self.report.faults)
+
+    def drop_what_is_at_work(self) -> None:
+        """While a run goes on, what it has not finished is not broken."""
+        self.report.faults = [f for f in self.report.faults if not f.at_rest]
+        self.report.notes = [f for f in self.report.notes if not f.at_rest]
+
+
+def some(keys: Iterable[str]) -> str:
+    """How many, and the first of them, for a message."""
+    names = sorted(keys)
+    shown = ", ".join(repr(name)[1:-1] for name in names[:3])
+    return f"{shown}{', …' if len(names) > 3 else ''}"
+
+
+def count(number: int, word: str) -> str:
+    return f"{number:,} {word}{'' if number == 1 else 's'}"

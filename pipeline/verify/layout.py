@@ -1,0 +1,368 @@
+"""What a dataset should hold by its run records, and the files that it has."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from sys import intern
+from typing import Any
+
+import pyarrow as pa
+
+from pipeline.plan import SOURCES, Read
+from pipeline.records import RUNS
+from pipeline.retry import RETRIES
+from pipeline.shards import base_shard, is_shard, retry_number, shard_order
+from pipeline.tombstones import REMOVED, Tombstone, tombstones
+from pipeline.verify.findings import Book, SetAside
+from schemas import tables
+from schemas.errors import ClipmillError
+from schemas.ids import CLIP_ID
+from schemas.step_tables import STAGE_TABLES, StepTable
+
+QUARANTINE = "quarantine"
+FRAMES = "frames"
+_UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError)
+FURTHER_TABLES = {FRAMES: tables.FRAMES, "shots": tables.SHOTS}
+
+
+@dataclass(frozen=True)
+class Node:
+    """One step with one fingerprint, as the newest record that names it has it.
+
+    `inputs` are the steps before it with their fingerprints, `required` those of them that a key
+    must have been kept in; of no inputs, the sources are the input.
+    """
+
+    label: str
+    fingerprint: str
+    stage: str
+    name: str
+    key: str
+    tables: tuple[str, ...]
+    columns: tuple[str, ...]
+    inputs: tuple[tuple[str, str], ...]
+    required: frozenset[str]
+
+    @property
+    def id(self) -> tuple[str, str]:
+        return self.label, self.fingerprint
+
+    def place(self, table: str | None = None) -> str:
+        """The folder of its own table, or of one of its further ones, in the dataset."""
+        if self.label == SOURCES:
+            return SOURCES
+        return f"{table or self.label}/{self.fingerprint}"
+
+    def file(self, shard: str, table: str | None = None) -> str:
+        return f"{self.place(table)}/{shard}.parquet"
+
+    @property
+    def schema(self) -> pa.Schema | None:
+        """The declared schema of a built-in step's own table."""
+        return tables.SOURCES if self.label == SOURCES else STAGE_TABLES.get(self.name)
+
+
+SOURCES_NODE = Node(SOURCES, "", SOURCES, SOURCES, "source_key", (SOURCES,),
+                    tuple(tables.SOURCES.names), (), frozenset())
+
+
+def nodes_of(record: dict[str, Any]) -> list[Node]:
+    """The steps of one record in order; KeyError and the like where it is no such record."""
+    prints = {step["step"]: step["fingerprint"]
+              for stage in record["stages"] for step in stage["steps"]}
+    found = []
+    for stage in record["stages"]:
+        for step in stage["steps"]:
+            is_last = step is stage["steps"][-1]
+            reads = [Read.parse(text) for text in stage["reads"]] if is_last else []
+            upstream = [label for label in step["upstream"] if label in prints]
+            by_label: dict[str, list[Read]] = {label: [] for label in upstream or [SOURCES]}
+            for read in reads:
+                if read.label in prints or read.label == SOURCES:
+                    by_label.setdefault(read.label, []).append(read)
+            required = frozenset(label for label, asked in by_label.items()
+                                 if not asked or any(not read.optional for read in asked))
+            found.append(Node(
+                step["step"], step["fingerprint"], stage["stage"],
+                stage["name"] if step["step"] == stage["stage"] else step["step"], step["key"],
+                tuple(dict.fromkeys((step["step"], *step["tables"]))),
+                tuple(step["schema_columns"]),
+                tuple((label, prints.get(label, "")) for label in by_label), required,
+            ))
+    return found
+
+
+@dataclass
+class Folder:
+    """The shards in one folder, and names that are none."""
+
+    shards: set[str] = field(default_factory=set)
+    others: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Survey:
+    """A dataset's records, requests and files as they were found when verify began."""
+
+    dataset: Path
+    records: dict[str, dict[str, Any]]
+    newest: dict[str, Any] | None
+    newest_changed_at: float
+    nodes: dict[tuple[str, str], Node]
+    requests: dict[str, dict[str, Any]]
+    request_times: dict[str, float]
+    removals: list[Tombstone]
+    removals_known: bool
+    records_known: bool
+    awaited: set[str]
+    folders: dict[str, Folder] = field(default_factory=dict)
+    declared: dict[tuple[str, str, str], tuple[str, ...]] = field(default_factory=dict)
+    _below: dict[tuple[str, str], list[Node]] = field(default_factory=dict)
+
+    @cached_property
+    def current(self) -> set[tuple[str, str]]:
+        """The steps of the newest run."""
+        return {(step["step"], step["fingerprint"])
+                for stage in (self.newest or {"stages": []})["stages"] for step in stage["steps"]}
+
+    @cached_property
+    def removed_videos(self) -> set[str]:
+        return {video for stone in self.removals for video in stone.videos}
+
+    @cached_property
+    def removed_keys(self) -> set[str]:
+        return {key for stone in self.removals for key in stone.source_keys}
+
+    def is_removed(self, key: str) -> bool:
+        clip = CLIP_ID.match(key)
+        return (key in self.removed_keys or key in self.removed_videos
+                or (clip is not None and clip[1] in self.removed_videos))
+
+    @cached_property
+    def ordered(self) -> list[Node]:
+        """All steps of all records, each after those it reads."""
+        depths: dict[tuple[str, str], int] = {SOURCES_NODE.id: 0}
+
+        def depth(name: tuple[str, str]) -> int:
+            if name not in depths:
+                depths[name] = 0  # a record that goes in a circle ends here
+                node = self.nodes.get(name)
+                depths[name] = 1 + max(map(depth, node.inputs), default=0) if node else 0
+            return depths[name]
+
+        return sorted(self.nodes.values(), key=lambda node: (depth(node.id), node.id))
+
+    @cached_property
+    def _children(self) -> dict[tuple[str, str], list[Node]]:
+        found: dict[tuple[str, str], list[Node]] = {}
+        for node in self.nodes.values():
+            for name in node.inputs:
+                found.setdefault(name, []).append(node)
+        return found
+
+    def below(self, name: tuple[str, str]) -> list[Node]:
+        """The steps that hang on one, in order, without itself."""
+        if name not in self._below:
+            self._below[name] = self._find_below(name)
+        return self._below[name]
+
+    def _find_below(self, name: tuple[str, str]) -> list[Node]:
+        reached: set[tuple[str, str]] = set()
+        open_ = [name]
+        while open_:
+            for child in self._children.get(open_.pop(), ()):
+                if child.id not in reached:
+                    reached.add(child.id)
+                    open_.append(child.id)
+        return [node for node in self.ordered if node.id in reached]
+
+    def shards(self, node: Node, table: str | None = None) -> set[str]:
+        return self.folders.get(node.place(table), Folder()).shards
+
+    @cached_property
+    def _groups(self) -> dict[str, dict[str, list[str]]]:
+        """By folder and base shard its shards, in order."""
+        found: dict[str, dict[str, list[str]]] = {}
+        for place, folder in self.folders.items():
+            groups = found.setdefault(place, {})
+            for shard in sorted(folder.shards, key=shard_order):
+                groups.setdefault(base_shard(shard), []).append(shard)
+        return found
+
+    def group(self, node: Node, base: str, table: str | None = None) -> list[str]:
+        return self._groups.get(node.place(table), {}).get(base, [])
+
+    @cached_property
+    def bases(self) -> list[str]:
+        """Every base shard that any table has."""
+        found = {base_shard(shard) for folder in self.folders.values() for shard in folder.shards}
+        return sorted(found, key=int)
+
+    def begins_at(self, shard: str) -> tuple[str, str] | None:
+        """The step at which a retry begins; None for one that nobody asked for."""
+        request = self.requests.get(shard)
+        return (request["step"], request["fingerprint"]) if request else None
+
+    def passes(self, node: Node, shard: str) -> bool:
+        """Whether a shard goes through a step: of a retry, from where it begins."""
+        if not retry_number(shard):
+            return True
+        begin = self.begins_at(shard)
+        return begin is not None and (begin == node.id or node in self.below(begin))
+
+    def must_have(self, node: Node, shard: str) -> bool:
+        """Whether the newest run says that it has done this shard."""
+        record = self.newest
+        if record is None or record.get("state") != "done" or node.id not in self.current:
+            return False
+        if node.file(shard) in self.awaited:
+            return False
+        if "last_shard" in record:
+            last = record["last_shard"]
+            if last is None or int(base_shard(shard)) > int(last):
+                return False
+            labels = [stage["stage"] for stage in record["stages"]]
+            if record["until"] in labels and (
+                    labels.index(node.stage) > labels.index(record["until"])):
+                return False
+        elif not self.shards(node):
+            return False  # of an older record it is not known whether it went so far
+        if retry_number(shard):
+            return (self.passes(node, shard)
+                    and self.request_times[shard] <= self.newest_changed_at)
+        return True
+
+
+def read_survey(dataset: Path, book: Book) -> Survey:
+    """Reads records and lists folders; what can't be read is a fault in the book."""
+    records: dict[str, dict[str, Any]] = {}
+    nodes: dict[tuple[str, str], Node] = {}
+    declared: dict[tuple[str, str, str], tuple[str, ...]] = {}
+    newest, changed_at, records_known = None, 0.0, True
+    for path in _json_files(dataset / RUNS):
+        try:
+            record = json.loads(path.read_text("utf-8"))
+            found = nodes_of(record)
+            if record["run_id"] != path.stem or not isinstance(record["state"], str):
+                raise ValueError("it is the record of another run")
+        except _UNREADABLE as error:
+            records_known = False
+            _unreadable(book, dataset, path, error, "the run's record",
+                        "with the same RECIPE, `clipmill run` writes one again")
+            continue
+        records[path.stem], newest = record, record
+        changed_at = path.stat().st_mtime
+        nodes.update((node.id, node) for node in found)
+        declared.update(((path.stem, *node.id), node.columns) for node in found)
+        book.report.checked["runs"] += 1
+    requests, times = _requests(dataset, book)
+    removals, removals_known = _removals(dataset, book)
+    survey = Survey(dataset, records, newest, changed_at, nodes, requests, times, removals,
+                    removals_known, records_known, set(), declared=declared)
+    _read_quarantine(survey)
+    # What hangs on another is listed before it: so during a run nothing seems to lack its input.
+    for node in reversed(survey.ordered):
+        for table in reversed(node.tables):
+            survey.folders[node.place(table)] = list_folder(dataset / node.place(table))
+    survey.folders[SOURCES] = list_folder(dataset / SOURCES)
+    return survey
+
+
+def list_folder(folder: Path) -> Folder:
+    found = Folder()
+    try:
+        names = os.listdir(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return found
+    for name in names:
+        shard = name.removesuffix(".parquet")
+        if name.endswith(".parquet") and is_shard(shard):
+            found.shards.add(intern(shard))
+        else:
+            found.others.append(name)
+    found.others.sort()
+    return found
+
+
+def _json_files(folder: Path) -> list[Path]:
+    return sorted(folder.glob("[!.]*.json"))
+
+
+def _unreadable(book: Book, dataset: Path, path: Path, error: Exception, what: str,
+                then: str) -> None:
+    where = path.relative_to(dataset).as_posix()
+    book.fault("unreadable", where, f"{what} can't be read ({type(error).__name__}: {error})",
+               f"{book.repair}; {then}", SetAside((where,)))
+
+
+def _requests(dataset: Path, book: Book) -> tuple[dict[str, dict[str, Any]], dict[str, float]]:
+    found: dict[str, dict[str, Any]] = {}
+    times: dict[str, float] = {}
+    for path in _json_files(dataset / RETRIES):
+        try:
+            request = json.loads(path.read_text("utf-8"))
+            if not (is_shard(path.stem) and retry_number(path.stem)):
+                raise ValueError("its name is not that of a retry shard")
+            found[path.stem] = {"step": str(request["step"]), "keys": list(request["keys"]),
+                                "fingerprint": str(request["fingerprint"])}
+            times[path.stem] = path.stat().st_mtime
+        except _UNREADABLE as error:
+            _unreadable(book, dataset, path, error, "the retry's request",
+                        f"`clipmill retry {book.dataset}` asks again")
+    return found, times
+
+
+def _removals(dataset: Path, book: Book) -> tuple[list[Tombstone], bool]:
+    try:
+        return tombstones(dataset), True
+    except ClipmillError as error:
+        # Never set aside: that would bring back what was removed.
+        book.fault("removal", REMOVED, str(error), "put the file right by hand")
+        return [], False
+
+
+def _read_quarantine(survey: Survey) -> None:
+    """What repairs since the newest run have set aside is waited for, not missing."""
+    since = (survey.newest or {}).get("started_at") or ""
+    for path in sorted((survey.dataset / QUARANTINE).glob("*/why.json")):
+        try:
+            record = json.loads(path.read_text("utf-8"))
+            at, awaited, moved = record["at"], set(record["awaited"]), record["moved"]
+        except _UNREADABLE:
+            continue
+        if at > since:
+            survey.awaited |= awaited
+            if any(name.startswith(f"{RUNS}/") for name in moved):
+                survey.records_known = False
+
+
+def missing_inputs(survey: Survey, node: Node, shard: str) -> Iterator[Node]:
+    """The steps before one that must have had a shard for it to come this far, and lack it."""
+    for name in node.inputs:
+        before = SOURCES_NODE if name == SOURCES_NODE.id else survey.nodes.get(name)
+        if before is None or before.label == SOURCES:
+            continue
+        if shard not in survey.shards(before) and survey.passes(before, shard):
+            yield before
+
+
+def is_cache(table: str) -> bool:
+    """Frames may be dropped at any time: stages then read them from the video again."""
+    return table == FRAMES
+
+
+def frames_are_dropped(record: dict[str, Any] | None) -> bool:
+    recipe = (record or {}).get("recipe")
+    return isinstance(recipe, dict) and bool(recipe.get("drop_frames"))
+
+
+def narrowed(table: StepTable, shards: Iterable[str]) -> StepTable:
+    """A table of the catalog with just these shards."""
+    names = tuple(sorted(shards, key=shard_order))
+    return replace(table, shards=names, folder=table.folder if names else None,
+                   retried=any(retry_number(name) for name in names))

@@ -1,0 +1,170 @@
+"""Media files against the rows of the videos table: bytes, length, and the spans of clips."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.verify.findings import Book, Remake, SetAside
+from pipeline.verify.layout import Node, Survey
+from pipeline.verify.shards import Rows
+from schemas.errors import RowFailed
+from stages.media.probe import probe
+
+# As the probe takes a file for whole: so far its length may be off.
+_LENGTH_SECONDS = 1.0
+_LENGTH_SHARE = 0.02
+# What the last frame of a file without durations may stand for.
+_SPAN_SECONDS = 0.5
+_CHUNK_BYTES = 4 << 20
+
+
+@dataclass(frozen=True)
+class _Place:
+    """A shard of a step."""
+
+    node: Node
+    shard: str
+
+    @property
+    def file(self) -> str:
+        return self.node.file(self.shard)
+
+    @property
+    def remake(self) -> Remake:
+        return Remake(self.node.label, self.node.fingerprint, self.shard)
+
+
+@dataclass(frozen=True)
+class _Video:
+    """One kept row of a videos table; the last clip of each set of clips that it gave."""
+
+    place: _Place
+    row: dict[str, Any]
+    clips: dict[_Place, float]
+
+
+@dataclass
+class MediaChecks:
+    """Checks the files of a base shard's videos; `say` is told what is read."""
+
+    survey: Survey
+    book: Book
+    say: Callable[[str], None] = lambda said: None
+
+    def check(self, found: dict[Node, dict[str, Rows]]) -> None:
+        by_path: dict[str, list[_Video]] = {}
+        for video in _videos(found):
+            by_path.setdefault(video.row["path"], []).append(video)
+        for path, videos in by_path.items():
+            self.say(f"reading {path}")
+            self._check_file(path, videos)
+
+    def _check_file(self, stored: str, videos: list[_Video]) -> None:
+        is_outside = Path(stored).is_absolute()
+        whole = Path(stored) if is_outside else self.survey.dataset / stored
+        book, video_id = self.book, videos[0].row["video_id"]
+        book.report.checked["media"] += 1
+        try:
+            size = whole.stat().st_size
+            wrong = [v for v in videos if v.row["size_bytes"] != size]
+            digest = None if len(wrong) == len(videos) else _sha256(whole)
+        except OSError as error:
+            what = f"the file of {video_id} can't be read ({error.strerror})"
+            if is_outside:
+                book.fault("media_missing", stored, what, "it is outside the dataset: put it "
+                           "back there or mount its disk, or `clipmill remove "
+                           f"{book.dataset} --video {video_id}`", at_rest=True)
+            else:
+                self._bad_file("media_missing", stored, what, videos)
+            return
+        book.report.checked["media_bytes"] += size
+        if digest is None:
+            said = videos[0].row["size_bytes"]
+            self._bad_file("media_size", stored, f"the file of {video_id} has {size:,} bytes, "
+                           f"its row says {said if said is None else format(said, ',')}", videos)
+            return
+        wrong += [v for v in videos if v not in wrong and v.row["sha256"] != digest]
+        if len(wrong) == len(videos):
+            self._bad_file("media_sha256", stored, f"the file of {video_id} has the SHA-256 "
+                           f"{digest[:16]}…, its row says {str(videos[0].row['sha256'])[:16]}…",
+                           videos)
+            return
+        for video in wrong:  # another row says of the same file what it is
+            self._bad_row("media_sha256", video, "has another size or SHA-256 than the row says")
+        self._check_length(whole, [v for v in videos if v not in wrong])
+
+    def _check_length(self, whole: Path, videos: list[_Video]) -> None:
+        try:
+            facts = probe(whole)
+        except RowFailed as error:
+            # Its bytes are those that were taken in, so the row says what was never so.
+            for video in videos:
+                self._bad_row("media_duration", video, f"is no whole video: {error.message}")
+            return
+        found = facts.duration_seconds
+        for video in videos:
+            said, begins = video.row["duration_seconds"], video.row.get("starts_at_seconds")
+            slack = max(_LENGTH_SECONDS, _LENGTH_SHARE * max(said or 0.0, found))
+            # Of a section the row says how long the whole video is.
+            if said is None or found - said > slack or (begins is None and said - found > slack):
+                self._bad_row("media_duration", video, f"lasts {found:.2f} s, the row says "
+                              f"{said if said is None else format(said, '.2f')} s")
+                continue
+            last = (begins or 0.0) + (facts.first_seconds or 0.0) + found
+            for place, end in video.clips.items():
+                if end > last + _SPAN_SECONDS:
+                    self._remake("span", place, f"a clip of {video.row['video_id']} ends at "
+                                 f"{end:.2f} s, its file {video.row['path']} at {last:.2f} s")
+
+    def _bad_file(self, check: str, stored: str, what: str, videos: list[_Video]) -> None:
+        """A file that is not the one that was taken in: it goes with the rows that name it."""
+        is_outside = Path(stored).is_absolute()
+        first, *rest = videos
+        node = first.place.node
+        aside = [] if is_outside or check == "media_missing" else [SetAside((stored,))]
+        self.book.remake(check, stored, what, node.label, node.fingerprint, first.place.shard,
+                         *aside, *(video.place.remake for video in rest), at_rest=True)
+
+    def _bad_row(self, check: str, video: _Video, what: str) -> None:
+        self._remake(check, video.place,
+                     f"{video.row['path']} of {video.row['video_id']} {what}")
+
+    def _remake(self, check: str, place: _Place, what: str) -> None:
+        node = place.node
+        self.book.remake(check, place.file, what, node.label, node.fingerprint, place.shard)
+
+
+def _videos(found: dict[Node, dict[str, Rows]]) -> list[_Video]:
+    """The videos of a base shard, of every table that says where their files lie."""
+    clips: dict[str, dict[_Place, float]] = {}
+    videos = []
+    for node, shards in found.items():
+        for shard, rows in shards.items():
+            names, place = set(rows.kept.column_names), _Place(node, shard)
+            if {"video_id", "clip_id", "end_seconds"} <= names:
+                for row in rows.kept.select(["video_id", "end_seconds"]).to_pylist():
+                    ends = clips.setdefault(row["video_id"], {})
+                    ends[place] = max(ends.get(place, 0.0), row["end_seconds"] or 0.0)
+    for node, shards in found.items():
+        for shard, rows in shards.items():
+            if {"video_id", "path", "size_bytes", "sha256", "duration_seconds"} <= set(
+                    rows.kept.column_names):
+                place = _Place(node, shard)
+                columns = [name for name in ("video_id", "path", "size_bytes", "sha256",
+                                             "duration_seconds", "starts_at_seconds")
+                           if name in rows.kept.column_names]
+                videos += [_Video(place, row, clips.get(row["video_id"], {}))
+                           for row in rows.kept.select(columns).to_pylist() if row["path"]]
+    return videos
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()

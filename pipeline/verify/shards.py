@@ -1,0 +1,264 @@
+"""One file of a table: every byte of it read, its schema, its footer, its keys."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline.plan import KEY_LEVELS, SOURCES
+from pipeline.shards import SHARD_METADATA_KEY, ShardMetadata
+from pipeline.verify.findings import Book, SetAside, count, some
+from pipeline.verify.layout import FURTHER_TABLES, Node, Survey, is_cache
+
+_OUTCOME = ("rejection", "error")
+_WANTED = (*KEY_LEVELS, "path", "size_bytes", "sha256", "duration_seconds", "starts_at_seconds",
+           "start_seconds", "end_seconds")
+
+
+@dataclass
+class Rows:
+    """What other checks need of a shard: all keys, and some columns of the kept rows."""
+
+    keys: set[str]
+    kept: pa.Table
+
+
+@dataclass
+class ShardChecks:
+    """Checks files one by one; remembers what types the columns of stages of one's own have."""
+
+    survey: Survey
+    book: Book
+    damaged: set[tuple[str, str]] = field(default_factory=set)
+    _types: dict[tuple[str, str], dict[str, list[str]]] = field(
+        default_factory=lambda: defaultdict(lambda: defaultdict(list)))
+
+    def own_table(self, node: Node, shard: str) -> Rows | None:
+        """The shard of a step's own table; None where it can't be gone by."""
+        where = node.file(shard)
+        read = self._read(node, where, shard, [node.key, *_WANTED, *_OUTCOME])
+        if read is None:
+            return None
+        schema, metadata, table = read
+        if not self._check_schema(node, where, shard, schema, node.schema):
+            return None
+        if not (self._check_double(node, where, shard, table)
+                and self._check_footer(node, where, shard, metadata, table)):
+            return None  # one fault, not one more in every table that was made from it
+        return Rows(set(table[node.key].to_pylist()), _kept(table))
+
+    def further_table(self, node: Node, table: str, shard: str) -> set[str] | None:
+        """The videos in a shard of a further table of a step; None where it can't be gone by."""
+        where = node.file(shard, table)
+        read = self._read(node, where, shard, ["video_id"], table)
+        if read is None:
+            return None
+        schema, _, rows = read
+        if not self._check_schema(node, where, shard, schema, FURTHER_TABLES.get(table), table):
+            return None
+        return set(pc.unique(rows["video_id"]).to_pylist()) if "video_id" in schema.names else None
+
+    def is_whole(self, node: Node, shard: str) -> bool:
+        return (node.place(), shard) not in self.damaged
+
+    def _read(
+        self, node: Node, where: str, shard: str, columns: list[str], table: str | None = None,
+    ) -> tuple[pa.Schema, dict[bytes, bytes], pa.Table] | None:
+        try:
+            found = read_whole(self.survey.dataset / where, columns)
+        except FileNotFoundError:
+            # It was there when the folder was listed: a run or a removal is at work.
+            self._bad(node, where, shard, "missing", "went while it was looked at", table,
+                      at_rest=True)
+            return None
+        except (pa.ArrowException, OSError, ValueError) as error:
+            said = (str(error).strip() or type(error).__name__).splitlines()[0]
+            self._bad(node, where, shard, "unreadable", f"can't be read to its end ({said})", table)
+            return None
+        self.book.report.checked["shards"] += 1
+        self.book.report.checked["rows"] += found[2].num_rows
+        return found
+
+    def _bad(self, node: Node, where: str, shard: str, check: str, what: str,
+             table: str | None = None, *, at_rest: bool = False) -> None:
+        if table is not None and is_cache(table):
+            # Moved on its own: what was made of the frames is as it was.
+            self.book.fault(check, where, what, f"{self.book.repair}; stages then read the "
+                            "frames from the video again", SetAside((where,)), at_rest=at_rest)
+            return
+        self.damaged.add((node.place(), shard))
+        self.book.remake(check, where, what, node.label, node.fingerprint, shard,
+                         at_rest=at_rest)
+
+    def _check_schema(
+        self, node: Node, where: str, shard: str, found: pa.Schema, declared: pa.Schema | None,
+        table: str | None = None,
+    ) -> bool:
+        """Whether the columns are those that were declared when the shard was written."""
+        problems = []
+        if table is None:
+            names = set(self._declared_names(node, where))
+            problems += [f"has no column {name}" for name in sorted(names - set(found.names))]
+            problems += [f"has a column {name} that is not declared"
+                         for name in sorted(set(found.names) - names)]
+        elif declared is not None:
+            problems += [f"has no column {name}" for name in declared.names
+                         if name not in found.names]
+        for column in found:
+            if declared is not None and column.name in declared.names:
+                wanted = declared.field(column.name).type
+                if not _fits(column.type, wanted):
+                    problems.append(f"column {column.name} is {column.type}, declared is {wanted}")
+            elif table is None:
+                self._types[node.place(), column.name][str(column.type)].append(shard)
+        if problems:
+            self._bad(node, where, shard, "schema", "; ".join(problems), table)
+        return not problems
+
+    def _declared_names(self, node: Node, where: str) -> tuple[str, ...]:
+        if node.label == SOURCES:
+            # Written by whatever version; all its columns but the key may be missing.
+            present = pq.read_schema(self.survey.dataset / where).names
+            return tuple(name for name in node.columns
+                         if name in present or name in ("source_key", *_OUTCOME))
+        try:
+            run_id = ShardMetadata.read(self.survey.dataset / where).run_id
+        except (TypeError, ValueError):
+            run_id = ""
+        return self.survey.declared.get((run_id, *node.id), node.columns)
+
+    def finish(self) -> None:
+        """Columns of stages of one's own, whose types only the other shards tell."""
+        for (place, column), kinds in self._types.items():
+            if len(kinds) < 2:
+                continue
+            usual = max(kinds, key=lambda kind: len(kinds[kind]))
+            for kind, shards in kinds.items():
+                if kind == usual:
+                    continue
+                label, _, fingerprint = place.partition("/")
+                for shard in shards:
+                    self.damaged.add((place, shard))
+                    self.book.remake("schema", f"{place}/{shard}.parquet",
+                                     f"column {column} is {kind}, in other shards {usual}",
+                                     label, fingerprint, shard)
+
+    def _check_footer(
+        self, node: Node, where: str, shard: str, metadata: dict[bytes, bytes], table: pa.Table
+    ) -> bool:
+        found = metadata.get(SHARD_METADATA_KEY)
+        problems: list[str] = []
+        if found is None:
+            problems.append("it says nothing of its stage and counts")
+        else:
+            try:
+                values = json.loads(found)
+                problems += _footer_problems(node, shard, values, table)
+            except (ValueError, TypeError, AttributeError) as error:
+                problems.append(f"it can't be read ({error})")
+        if problems:
+            self.damaged.add((node.place(), shard))
+            self.book.remake("footer", where, f"the footer is wrong: {'; '.join(problems)}",
+                             node.label, node.fingerprint, shard)
+        return not problems
+
+    def _check_double(self, node: Node, where: str, shard: str, table: pa.Table) -> bool:
+        names = table.column_names
+        many = node.key != "clip_id" and "clip_id" in names
+        column = "clip_id" if many else node.key
+        counts = Counter(key for key in table[column].to_pylist() if key is not None)
+        double = [key for key, number in counts.items() if number > 1]
+        if double:
+            self.damaged.add((node.place(), shard))
+            self.book.remake("double", where, f"{count(len(double), column)} in it more than once: "
+                             f"{some(double)}", node.label, node.fingerprint, shard)
+        return not double
+
+
+def read_whole(path: Path, columns: list[str]) -> tuple[pa.Schema, dict[bytes, bytes], pa.Table]:
+    """Reads a file to its end, row group by row group; keeps some columns of it.
+
+    A structure's outcome is kept as whether it is there.
+    """
+    with pq.ParquetFile(path, page_checksum_verification=True) as file:
+        schema = file.schema_arrow
+        names = [name for name in dict.fromkeys(columns) if name in schema.names]
+        parts = []
+        for group in range(file.num_row_groups):
+            rows = file.read_row_group(group).select(names)
+            for name in _OUTCOME:
+                if name in names:
+                    rows = rows.set_column(rows.schema.get_field_index(name), name,
+                                           pc.is_valid(rows[name]))
+            parts.append(rows)
+        fields = [pa.field(name, pa.bool_()) if name in _OUTCOME else schema.field(name)
+                  for name in names]
+        kept = pa.schema(fields)
+        table = pa.concat_tables([part.cast(kept) for part in parts]) if parts else (
+            kept.empty_table())
+        if table.num_rows != file.metadata.num_rows:
+            raise ValueError(f"{table.num_rows} rows of the {file.metadata.num_rows} that its "
+                             "footer says")
+        return schema, dict(file.metadata.metadata or {}), table
+
+
+def _kept(table: pa.Table) -> pa.Table:
+    """Some columns of the rows with neither a rejection nor an error."""
+    gone = pc.or_(table["rejection"], table["error"])
+    names = [name for name in table.column_names if name not in _OUTCOME]
+    return table.filter(pc.invert(gone)).select(names)
+
+
+def _footer_problems(node: Node, shard: str, values: dict, table: pa.Table) -> list[str]:
+    problems = [
+        f"it says {name} {values.get(name)!r}, the place {wanted!r}"
+        for name, wanted in (("step", node.label), ("shard", shard),
+                             ("fingerprint", node.fingerprint))
+        if values.get(name) != wanted
+    ]
+    rejected, failed = table["rejection"].to_pylist(), table["error"].to_pylist()
+    outcome: dict[str, str] = {}
+    outputs = 0
+    for key, was_rejected, was_failed in zip(table[node.key].to_pylist(), rejected, failed,
+                                             strict=True):
+        if was_failed:
+            outcome[key] = "failed"
+        elif was_rejected:
+            outcome.setdefault(key, "rejected")
+        else:
+            outputs += 1
+            if outcome.get(key) != "failed":
+                outcome[key] = "kept"
+    tally = Counter(outcome.values())
+    counted = {"inputs": len(outcome), "kept": tally["kept"], "rejected": tally["rejected"],
+               "failed": tally["failed"], "outputs": outputs}
+    for name, number in counted.items():
+        if values.get(name) != number:
+            problems.append(f"it says {values.get(name)} {name}, the rows {number}")
+    said = [values.get(name) for name in ("kept", "rejected", "failed")]
+    if all(isinstance(number, int) for number in said) and values.get("inputs") != sum(said):
+        problems.append(f"{values.get('inputs')} inputs are not {said[0]} kept + {said[1]} "
+                        f"rejected + {said[2]} failed")
+    return problems
+
+
+def _fits(found: pa.DataType, declared: pa.DataType) -> bool:
+    """Whether a column can be read as declared: structures may lack members added since."""
+    if found.equals(declared):
+        return True
+    if pa.types.is_struct(found) and pa.types.is_struct(declared):
+        wanted = {member.name: member.type for member in declared}
+        return all(member.name in wanted and _fits(member.type, wanted[member.name])
+                   for member in found)
+    if pa.types.is_map(found) and pa.types.is_map(declared):
+        return (_fits(found.key_type, declared.key_type)
+                and _fits(found.item_type, declared.item_type))
+    if pa.types.is_list(found) and pa.types.is_list(declared):
+        return _fits(found.value_type, declared.value_type)
+    return False

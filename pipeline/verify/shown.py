@@ -1,0 +1,96 @@
+"""What the catalog's views show over all base shards: keys that they would show twice."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import duckdb
+import pyarrow as pa
+
+from pipeline.catalog import Layout, read_layout
+from pipeline.shards import shard_name
+from pipeline.verify.findings import Book, count
+from pipeline.verify.layout import SOURCES_NODE, Survey, narrowed
+from pipeline.verify.shards import ShardChecks
+from schemas import views
+from schemas.errors import ClipmillError
+from schemas.step_tables import StepTable, kept
+
+_UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, pa.ArrowException)
+
+
+def find_layout(dataset: Path) -> Layout | None:
+    """The catalog's tables; None where records are damaged, which is told elsewhere."""
+    try:
+        return read_layout(dataset)
+    except (ClipmillError, *_UNREADABLE):
+        return None
+
+
+class Shown:
+    """The views over those shards that could be read."""
+
+    def __init__(self, survey: Survey, shards: ShardChecks, book: Book,
+                 connection: duckdb.DuckDBPyConnection, layout: Layout | None) -> None:
+        self._survey = survey
+        self._book = book
+        self._connection = connection
+        self._sources: StepTable | None = None
+        self._split: StepTable | None = None
+        self._rows: str | None = None
+        if layout is None:
+            return
+        connection.execute("CREATE SCHEMA internal")
+        for table, names in (("removed", "removed_videos"),
+                             ("internal.removed_sources", "removed_keys")):
+            column = "video_id" if table == "removed" else "source_key"
+            connection.register("given_names", pa.table(
+                {column: pa.array(sorted(getattr(survey, names)), pa.string())}))
+            connection.execute(f"CREATE TABLE {table} AS SELECT * FROM given_names")
+            connection.unregister("given_names")
+        whole = {node.place(): [name for name in survey.shards(node)
+                                if shards.is_whole(node, name)]
+                 for node in (SOURCES_NODE, *survey.ordered)}
+
+        def only_whole(table: StepTable) -> StepTable:
+            if table.folder is None:
+                return table
+            place = Path(table.folder).relative_to(layout.dataset).as_posix()
+            return narrowed(table, whole.get(place, ()))
+
+        makers = [only_whole(table) for name in ("download_videos", "split_clips")
+                  if (table := views.primary(layout.steps, name)) is not None]
+        self._sources = only_whole(layout.ingest)
+        self._split = views.primary(makers, "split_clips")
+        if self._split is not None:
+            self._rows = views.once(views.clip_rows(makers), keep_groups=True)
+
+    @property
+    def clips(self) -> str | None:
+        """A query for the ids of the clips that the catalog shows; None where it has no clips."""
+        return f"SELECT clip_id FROM ({self._rows})" if self._rows else None
+
+    def check_doubles(self) -> None:
+        if self._sources is not None:
+            rows = kept(replace(self._sources, removed=False), ["source_key"])
+            self._tell("source_key", rows, SOURCES_NODE.id)
+        if self._split is not None:
+            name = next((name for name in self._survey.current if name[0] == self._split.step),
+                        None)
+            if name is not None:
+                self._tell("clip_id", str(self._rows), name)
+
+    def _tell(self, key: str, rows: str, name: tuple[str, str]) -> None:
+        """A fault of every base shard that has keys which an earlier one has, too."""
+        node = SOURCES_NODE if name == SOURCES_NODE.id else self._survey.nodes[name]
+        found = self._connection.execute(
+            f"SELECT _base, count(*), min({key}), min(_first) FROM (SELECT {key}, _base, "
+            f"min(_base) OVER (PARTITION BY {key}) AS _first FROM (SELECT DISTINCT {key}, _base "
+            f"FROM ({rows}))) WHERE _base > _first GROUP BY _base ORDER BY _base").fetchall()
+        for base, number, example, first in found:
+            shard = shard_name(base)
+            self._book.remake(
+                "double", node.file(shard), f"{count(number, key)} in it that "
+                f"{shard_name(first)} has, too: e.g. {example!r}", node.label, node.fingerprint,
+                shard)

@@ -1,0 +1,233 @@
+"""Files that no run needs: temporary ones, stray names, tables and media that nothing names."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import duckdb
+import pyarrow as pa
+
+from pipeline.index import INDEX
+from pipeline.plan import SOURCES
+from pipeline.records import RUNS
+from pipeline.retry import RETRIES
+from pipeline.tombstones import REMOVED
+from pipeline.verify.findings import Book
+from pipeline.verify.layout import QUARANTINE, Node, Survey, list_folder
+from pipeline.verify.shards import Rows
+
+_OWN = frozenset((SOURCES, "media", RUNS, INDEX, "subsets", REMOVED, RETRIES, "journal", "logs",
+                  QUARANTINE))
+_TEMPORARY = re.compile(r"\..*\.tmp\Z|\..*~[0-9a-f]{8}\Z")
+_SOURCE_FILE = re.compile(r"([0-9a-f]{20})\.")
+_SHOWN = 1000
+
+
+class Names:
+    """What tables name over the whole dataset, in DuckDB, which can put it on disk."""
+
+    def __init__(self, connection: duckdb.DuckDBPyConnection) -> None:
+        self._connection = connection
+        connection.execute("CREATE TABLE named_media (name VARCHAR)")
+        connection.execute("CREATE TABLE named_sources (name VARCHAR)")
+
+    def take(self, found: dict[Node, dict[str, Rows]]) -> None:
+        """The media paths and source keys of one base shard."""
+        for node, shards in found.items():
+            for rows in shards.values():
+                if node.label == SOURCES:
+                    self._add("named_sources", rows.keys)
+                elif {"video_id", "path"} <= set(rows.kept.column_names):
+                    self._add("named_media", rows.kept["path"].drop_null().to_pylist())
+
+    def without(self, table: str, names: Iterable[str]) -> set[str]:
+        """Those of the names that are not in the table."""
+        given = pa.table({"name": pa.array(names, pa.string())})
+        if not given.num_rows:
+            return set()
+        self._connection.register("given_names", given)
+        rows = self._connection.execute(
+            f"SELECT name FROM given_names ANTI JOIN {table} USING (name)").fetchall()
+        self._connection.unregister("given_names")
+        return {name for name, in rows}
+
+    def _add(self, table: str, names: Iterable[str]) -> None:
+        self._connection.register("given_names", pa.table({"name": pa.array(names, pa.string())}))
+        self._connection.execute(f"INSERT INTO {table} SELECT name FROM given_names")
+        self._connection.unregister("given_names")
+
+
+@dataclass
+class StrayChecks:
+    """Looks at every name in the dataset's folder, once the tables have been read."""
+
+    survey: Survey
+    book: Book
+    names: Names
+    is_free: Callable[[Path], bool]
+    """Whether nobody holds the lock that a file stands for."""
+    sources_known: bool = True
+    """Whether all shards of sources could be read."""
+    media_known: bool = True
+    """Whether all tables that name media are there and could be read."""
+
+    def check(self) -> None:
+        self._top()
+        for place, folder in self.survey.folders.items():
+            self._others(place, folder.others, allowed=(".lists",) if place == SOURCES else ())
+        for name in (RUNS, REMOVED, RETRIES, "journal"):
+            self._others(name, [entry for entry in _listed(self.survey.dataset / name)
+                                if entry.startswith(".") or not entry.endswith(".json")])
+        self._lists()
+        self._scratch()
+        self._subsets()
+        self._media()
+
+    def _others(self, place: str, entries: Iterable[str], allowed: tuple[str, ...] = ()) -> None:
+        for name in entries:
+            if name not in allowed:
+                self._stray(f"{place}/{name}")
+
+    def _stray(self, where: str) -> None:
+        if _TEMPORARY.match(Path(where).name):
+            self.book.stray("temporary", where, "was left behind by something that was killed")
+        else:
+            self.book.stray("orphan", where, "is no file of a run")
+
+    def _top(self) -> None:
+        dataset = self.survey.dataset
+        known = {place.partition("/")[0] for place in self.survey.folders}
+        for name in _listed(dataset):
+            path = dataset / name
+            if name in _OWN or name in (".lock", ".scratch"):
+                continue
+            if _TEMPORARY.match(name):
+                self._stray(name)
+            elif name in known and path.is_dir():
+                for inner in _listed(path):
+                    if f"{name}/{inner}" not in self.survey.folders:
+                        self._unknown_table(f"{name}/{inner}", is_table=True)
+            elif path.is_dir() and any(list_folder(path / inner).shards for inner in _listed(path)):
+                for inner in _listed(path):
+                    self._unknown_table(f"{name}/{inner}", is_table=False)
+            elif len(self.book.report.others) < _SHOWN:
+                self.book.report.others.append(f"{name}/" if path.is_dir() else name)
+
+    def _unknown_table(self, place: str, *, is_table: bool) -> None:
+        """A folder beside or in a table's folder that no record names."""
+        found = list_folder(self.survey.dataset / place)
+        if not is_table and not found.shards:
+            return
+        if self.survey.records_known:
+            shards = f" ({len(found.shards)} shards)" if found.shards else ""
+            self.book.stray("orphan", place, f"no run's record names it{shards}")
+        else:
+            self.book.note("orphan", place, "no run's record that can be read names it",
+                           "put the records right, or run the recipe that it is of again")
+
+    def _lists(self) -> None:
+        folder = self.survey.dataset / SOURCES / ".lists"
+        self._others(f"{SOURCES}/.lists", [name for name in _listed(folder)
+                                           if _TEMPORARY.match(name)])
+
+    def _scratch(self) -> None:
+        for name in _listed(self.survey.dataset / ".scratch"):
+            self.book.stray("temporary", f".scratch/{name}", "is the work folder of a dead worker")
+
+    def _subsets(self) -> None:
+        place = self.survey.dataset / "subsets"
+        for name in _listed(place):
+            if name.startswith(".") and name.endswith(".tmp"):
+                lock = place / f"{name.partition('~')[0]}.lock"
+                if self.is_free(lock):
+                    self._stray(f"subsets/{name}")
+            elif not name.startswith(".") and not (place / name / "subset.json").is_file():
+                self._stray(f"subsets/{name}")
+
+    def _media(self) -> None:
+        media = self.survey.dataset / "media"
+        for names in _in_chunks(media):
+            files = [name for name in names if not name.startswith(".")]
+            for name in sorted(set(names) - set(files)):
+                if not (media / name).is_dir():
+                    self._stray(f"media/{name}")
+            unnamed = self.names.without("named_media", [f"media/{name}" for name in files])
+            for where in sorted(unnamed):
+                self._unnamed_media(where)
+        for name in _listed(media / ".work"):
+            self.book.stray("temporary", f"media/.work/{name}",
+                            "is what a download that was killed left")
+        for folder in (".ready", ".found"):
+            self._notes(media / folder, f"media/{folder}")
+        for rules in _listed(media / ".claims"):
+            self._claims(media / ".claims" / rules, f"media/.claims/{rules}")
+
+    def _unnamed_media(self, where: str) -> None:
+        path = self.survey.dataset / where
+        video = path.name.partition(".")[0]
+        is_claimed = any((path.parent / ".claims").glob(f"*/{_escaped(video)}"))
+        if self.media_known or not is_claimed:
+            self.book.stray("orphan", where, "no table names it")
+
+    def _notes(self, folder: Path, place: str) -> None:
+        """Files that bear the key of a source."""
+        for names in _in_chunks(folder):
+            keys = {name: match[1] for name in names if (match := _SOURCE_FILE.match(name))}
+            for name in sorted(set(names) - set(keys)):
+                self._stray(f"{place}/{name}")
+            unknown = self.names.without("named_sources", set(keys.values()))
+            for name, key in sorted(keys.items()):
+                if name.endswith(".tmp"):
+                    self.book.stray("temporary", f"{place}/{name}",
+                                    "was left behind by something that was killed")
+                elif key in unknown and self.sources_known:
+                    self.book.stray("orphan", f"{place}/{name}", "is of no source of the dataset")
+
+    def _claims(self, folder: Path, place: str) -> None:
+        for names in _in_chunks(folder):
+            holders = {}
+            for name in names:
+                if name.startswith("."):
+                    self.book.stray("temporary", f"{place}/{name}",
+                                    "was left behind by something that was killed")
+                    continue
+                try:
+                    holders[name] = (folder / name).read_text("utf-8").partition("\n")[0]
+                except (OSError, ValueError):
+                    holders[name] = ""
+            unknown = self.names.without("named_sources", set(holders.values()))
+            for name, key in sorted(holders.items()):
+                if key in unknown and self.sources_known:
+                    self.book.stray("orphan", f"{place}/{name}", "holds the video for a source "
+                                    "that the dataset does not have")
+
+
+def _listed(folder: Path) -> list[str]:
+    try:
+        return sorted(os.listdir(folder))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def _in_chunks(folder: Path, size: int = 50_000) -> Iterator[list[str]]:
+    """The names in a folder, which may be millions, some at a time."""
+    names: list[str] = []
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                names.append(entry.name)
+                if len(names) == size:
+                    yield names
+                    names = []
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    if names:
+        yield names
+
+
+def _escaped(text: str) -> str:
+    return re.sub(r"([\[*?])", r"[\1]", text)

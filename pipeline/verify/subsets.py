@@ -1,0 +1,211 @@
+"""Frozen subsets against what they say of themselves, and the index against the tables."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.catalog import SUBSETS, Layout
+from pipeline.index import (
+    INDEX,
+    Manifest,
+    Part,
+    ShardFiles,
+    find_coverage,
+    index_folder,
+    right_parts,
+    tables_read,
+)
+from pipeline.subsets.freeze import id_lines
+from pipeline.verify.findings import Book, count, some
+from pipeline.verify.layout import Survey
+from schemas.sql_text import escaped_for_glob, literal
+
+_UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, pa.ArrowException)
+
+
+@dataclass
+class SubsetChecks:
+    """Subsets cannot be made again of themselves, so nothing of them is set aside."""
+
+    survey: Survey
+    book: Book
+    connection: duckdb.DuckDBPyConnection
+    clips: str | None
+    """A query for the ids of all clips that the catalog shows; None where not all can be read."""
+
+    def check(self) -> None:
+        for path in sorted((self.survey.dataset / SUBSETS).glob("[!.]*/subset.json")):
+            self.book.report.checked["subsets"] += 1
+            where = path.parent.relative_to(self.survey.dataset).as_posix()
+            try:
+                info = json.loads(path.read_text("utf-8"))
+                problems = self._problems(path.parent, info)
+            except _UNREADABLE as error:
+                self._tell(where, f"can't be read ({type(error).__name__}: {error})")
+                continue
+            if problems:
+                self._tell(where, "; ".join(problems))
+                continue
+            self._check_ids(path.parent, where, info)
+
+    def _tell(self, where: str, what: str) -> None:
+        self.book.fault("subset", where, what, f"delete the folder and freeze it again: `clipmill "
+                        f"subset create {self.book.dataset} RECIPE` (its recipe is in "
+                        "subset.json)")
+
+    def _problems(self, folder: Path, info: dict[str, Any]) -> list[str]:
+        problems = []
+        digest, rows, previous = hashlib.sha256(), 0, ""
+        is_ordered = True
+        for entry in info["files"]:
+            in_file = 0
+            with pq.ParquetFile(folder / entry["name"], page_checksum_verification=True) as file:
+                for batch in file.iter_batches(100_000):
+                    ids = batch.column("clip_id")
+                    digest.update(id_lines(ids))
+                    names = [previous, *ids.to_pylist()]
+                    is_ordered &= all(a < b for a, b in itertools.pairwise(names))
+                    positions = batch.column("position").to_pylist()
+                    is_ordered &= positions == list(range(rows, rows + batch.num_rows))
+                    previous = names[-1]
+                    rows += batch.num_rows
+                    in_file += batch.num_rows
+            if in_file != entry["clips"]:
+                problems.append(f"{entry['name']} has {count(in_file, 'clip')}, subset.json says "
+                                f"{entry['clips']:,}")
+        listed = {entry["name"] for entry in info["files"]}
+        extra = [path.name for path in folder.iterdir() if path.name not in {
+            *listed, "subset.json"}]
+        if extra:
+            problems.append(f"has files that subset.json does not list: {some(extra)}")
+        if rows != info["n_clips"]:
+            problems.append(f"has {count(rows, 'clip')}, subset.json says {info['n_clips']:,}")
+        if f"sha256:{digest.hexdigest()}" != info["hash"]:
+            problems.append("the hash over its ids is not the recorded one")
+        if not is_ordered:
+            problems.append("its ids are not in order, each once")
+        return problems + self._snapshot_problems(folder, info)
+
+    def _snapshot_problems(self, folder: Path, info: dict[str, Any]) -> list[str]:
+        problems = []
+        files = literal(f"{escaped_for_glob(str(folder))}/clips-*.parquet")
+        (videos,) = self.connection.execute(
+            f"SELECT count(DISTINCT video_id) FROM read_parquet({files})").fetchall()[0]
+        if videos != info["n_videos"]:
+            problems.append(f"has {count(videos, 'video')}, subset.json says "
+                            f"{info['n_videos']:,}")
+        seen = info["catalog"]
+        text = json.dumps({
+            "steps": {name: [step["fingerprint"], step["rows"]]
+                      for name, step in seen["steps"].items()},
+            "clips": seen["clips"], "digest": seen["clips_digest"],
+        }, sort_keys=True)
+        made = hashlib.sha256(text.encode()).hexdigest()[:16]
+        if not made == seen["id"] == info["snapshot"]:
+            problems.append("what it says of the catalog that it was made from does not give its "
+                            f"snapshot {info['snapshot']}")
+        return problems
+
+    def _check_ids(self, folder: Path, where: str, info: dict[str, Any]) -> None:
+        """Whether the catalog still has its clips."""
+        if self.clips is None:
+            self.book.note("subset", where, "its ids were not looked up: tables of clips are "
+                           "damaged or not done yet")
+            return
+        files = literal(f"{escaped_for_glob(str(folder))}/clips-*.parquet")
+        self.connection.register("removed_videos", pa.table(
+            {"video_id": pa.array(sorted(self.survey.removed_videos), pa.string())}))
+        gone, removed, example = self.connection.execute(
+            "SELECT count(*), count(*) FILTER (video_id IN (SELECT video_id FROM removed_videos)),"
+            " min(clip_id) FILTER (video_id NOT IN (SELECT video_id FROM removed_videos)) FROM "
+            f"read_parquet({files}) ANTI JOIN ({self.clips}) USING (clip_id)").fetchall()[0]
+        if removed:
+            self.book.note("subset", where, f"{count(removed, 'clip')} of it "
+                           f"{'was' if removed == 1 else 'were'} removed from the dataset since")
+        rest = gone - removed
+        if not rest:
+            return
+        now = {step["step"]: step["fingerprint"] for stage in (
+            self.survey.newest or {"stages": []})["stages"] for step in stage["steps"]}
+        then = {name: step["fingerprint"] for name, step in info["catalog"]["steps"].items()}
+        changed = sorted(name for name, made in then.items() if now.get(name) != made)
+        what = f"{count(rest, 'clip')} of it {'is' if rest == 1 else 'are'} not in the catalog"
+        if changed:
+            self.book.note("subset", where, f"{what}: {some(changed)} changed since")
+        else:
+            self.book.fault("subset", where, f"{what}, though no step changed: e.g. {example}",
+                            f"{self.book.again} makes what is missing; where it has nothing to "
+                            "do, freeze the subset again")
+
+
+def check_index(survey: Survey, layout: Layout, book: Book) -> None:
+    """The index holds nothing of its own: what is stale is a note, what breaks queries a fault."""
+    root = survey.dataset / INDEX
+    if not root.is_dir():
+        return
+    again = f"`clipmill index {book.dataset}` makes it anew"
+    wanted = index_folder(survey.dataset, layout.steps)
+    for folder in sorted(root.iterdir()):
+        where = folder.relative_to(survey.dataset).as_posix()
+        if folder != wanted:
+            book.note("index", where, "is of other tables than the newest run's", again,
+                      at_rest=True)
+            continue
+        manifest = Manifest.read(folder)
+        if manifest is None:
+            book.note("index", where, "has no manifest that can be read; queries do without it",
+                      again, at_rest=True)
+            continue
+        whole = [part for part in manifest.parts
+                 if all(file.is_whole(folder) for file in part.files)]
+        if len(whole) < len(manifest.parts):
+            book.note("index", where, f"{count(len(manifest.parts) - len(whole), 'part')} of "
+                      f"{len(manifest.parts)} damaged; queries do without", again, at_rest=True)
+        _check_parts(folder, where, [file.name for part in whole for file in part.files], book)
+        _check_coverage(survey, layout, book, where, whole)
+
+
+def _check_coverage(
+    survey: Survey, layout: Layout, book: Book, where: str, whole: Sequence[Part]
+) -> None:
+    files = ShardFiles(tables_read(layout.steps))
+    try:
+        right = right_parts(whole, files.states)
+        rest = set(files.states).difference(*(part.bases for part in right))
+        coverage = find_coverage(survey.dataset, layout.steps,
+                                 [stone.name for stone in survey.removals])
+    except FileNotFoundError:
+        return  # a run is at work
+    if not rest:
+        return
+    if coverage is not None and coverage.live is None:
+        # Files are only ever replaced by renaming, which the folder's time tells; not these.
+        book.stray("index", f"{where}/manifest.json", "queries go by it, but shards were changed "
+                   "in place since it was made")
+    else:
+        book.note("index", where, "does not cover all shards; queries read the tables for the "
+                  "rest", f"`clipmill index {book.dataset}` makes it anew", at_rest=True)
+
+
+def _check_parts(folder: Path, where: str, names: Sequence[str], book: Book) -> None:
+    for name in names:
+        try:
+            with pq.ParquetFile(folder / name, page_checksum_verification=True) as file:
+                for group in range(file.num_row_groups):
+                    file.read_row_group(group)
+        except FileNotFoundError:
+            continue  # a run is making the index anew
+        except (pa.ArrowException, OSError) as error:
+            book.stray("index", f"{where}/{name}", "is damaged, and queries read it "
+                       f"({str(error).strip().splitlines()[0]})")
+        book.report.checked["index_files"] += 1
