@@ -30,7 +30,9 @@ SOURCES = {
     "late.ts": {"start_seconds": 1.0, "audio": "aac"},
     "vp8.webm": {"codec": "libvpx", "audio": "libopus"},
     "vp9-uneven.webm": {"codec": "libvpx-vp9", "audio": "libopus", "uneven": True},
-    "open-groups.mkv": {"options": {"x264-params": "open-gop=1"}, "audio": "flac"},
+    # Pictures that come after a key frame in the file and are shown before it.
+    "open-groups.mkv": {"options": {"x264-params": "open-gop=1:b-adapt=0:scenecut=0:keyint=31:"
+                                    "min-keyint=31"}, "audio": "flac"},
     "mpeg4.avi": {"codec": "mpeg4", "options": {"bf": "2"}, "audio": "libmp3lame"},
     "ten-bit.mkv": {"codec": "ffv1", "pixels": "yuv422p10le"},
     "close-keys.mov": {"keyframes": 2, "audio": "pcm_s16le"},
