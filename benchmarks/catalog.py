@@ -273,6 +273,11 @@ def measures(dataset: Path, clips: int, scratch: Path) -> list[Measure]:
         Measure("export", "`export --format parquet` of FLT", (
             *clipmill, "export", data, "--format", "parquet", "--subset", "flt", "--media", "none",
             "--output", str(scratch / "exported"))),
+        Measure("report", "`report`", (
+            *clipmill, "report", data, "--output", str(scratch / "report.html"))),
+        Measure("report-flt", "`report --subset` of FLT", (
+            *clipmill, "report", data, "--subset", "flt", "--output",
+            str(scratch / "flt.html"))),
     ]
 
 

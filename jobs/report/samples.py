@@ -132,7 +132,7 @@ def _at_threshold(
 ) -> _Wanted:
     """The clips of the subset next to a threshold, and those that it keeps out."""
     clips: list[tuple[str, str | None]] = []
-    both = True
+    missing = ""
     for operator, where, n, said in (
         (threshold.operator, "chosen", count - count // 2, _IN),
         (_OPPOSITE[threshold.operator], f"NOT chosen AND {threshold.reaches}", count // 2, _OUT),
@@ -143,12 +143,12 @@ def _at_threshold(
             f"WHERE {where} AND {threshold.sql} {operator} {threshold.value!r}::DOUBLE "
             f"ORDER BY {threshold.sql} {direction}, {_by_chance(0)} LIMIT {n}").fetchall()
         clips += [(clip, f"{said}: {number(value)}") for clip, value in rows]
-        both = both and bool(rows)
+        if not rows:
+            missing = "; none is in the subset" if said == _IN else "; there are none beyond it"
     return _Wanted(
         f"{threshold.column} {SIGNS[threshold.operator]} {number(threshold.value)}",
         f"The clips nearest to this threshold of rule {threshold.rule} ({threshold.says}): those "
-        f"in the subset, and those that it keeps out{'' if both else '; there are none of one'}.",
-        clips)
+        f"in the subset, and those that it keeps out{missing}.", clips)
 
 
 def _at_ends(connection: duckdb.DuckDBPyConnection, column: Column, count: int) -> _Wanted:

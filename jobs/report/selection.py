@@ -93,7 +93,9 @@ def select(catalog: Catalog, subset: FrozenSubset | None) -> Selection:
         for n, (number, says, column, operator, value, sql) in enumerate(found):
             expressions.append(f"TRY(CAST(({sql}) AS DOUBLE)) AS t{n}")
             reached = " AND ".join(f"p{m}" for m in passes if m < number) or "true"
-            thresholds.append(Threshold(number, says, column, operator, value, f"t{n}", reached))
+            # By the name that the column has in `clips`, not by the role that it plays.
+            thresholds.append(Threshold(number, says, roles.get(column, column), operator, value,
+                                        f"t{n}", reached))
     columns, left_out = _columns(catalog, roles)
     expressions += [f"{column.sql} AS {_name(n)}" for n, column in enumerate(columns)]
     chosen, join = "true", ""

@@ -218,7 +218,11 @@ def test_the_rules_see_the_column_that_plays_their_scorer(tmp_path):
     root = report(dataset, tmp_path / "page.html", subset="chosen", sample_count=16)
     samples = root.one("section", id="samples").all("div", class_="samples")[1]
     assert samples.all("p", class_="note")[0].text == "in the subset: 0.2"
+    headings = [heading.text for heading in root.one("section", id="samples").all("h3")]
+    assert headings == ["At random", "umt ≥ 0.2"]
     titles = {card.one("h3").text: card for card in root.all("figure")}
+    assert [titles[name].all("text", class_="threshold-text") != [] for name in (
+        "umt", "similarity")] == [True, False]
     assert "median 0.9" in titles["similarity"].one("figcaption").text
     assert "median 0.29," in titles["umt"].one("figcaption").text
 
