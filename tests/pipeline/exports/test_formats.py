@@ -302,6 +302,20 @@ def test_documents_hold_a_videos_clips_and_captions_in_time_order(small, tmp_pat
     assert done.manifest["counts"]["exported"] == 11
 
 
+def test_rows_are_in_the_order_of_time_not_of_ids(tmp_path):
+    """500 comes before 2000, although the text doesn't."""
+    def change(step: str, row: dict[str, Any]) -> None:
+        if row.get("clip_id", "").endswith("-0-2000"):
+            row["clip_id"] = row["clip_id"].replace("-0-2000", "-500-2000")
+            if "start_seconds" in row:
+                row["start_seconds"], row["duration_seconds"] = 0.5, 1.5
+
+    dataset = write_small(tmp_path / "dataset", 2, change=change)
+    export(dataset, tmp_path / "out", "parquet")
+    starts = pq.read_table(tmp_path / "out" / "clips-000000.parquet")["start_seconds"].to_pylist()
+    assert starts == [0.5, 2.0, 3.6] * 2
+
+
 def test_documents_say_what_is_said_in_a_clip(small, tmp_path):
     """(b): the video's own language, written by people; a cue goes with the clip it is most in."""
     export(small, tmp_path / "out", "interleaved", interleaving=Interleaving("b", 0.0))

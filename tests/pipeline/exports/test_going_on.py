@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from jobs.remove import remove
-from pipeline.exports import selection
+from pipeline.exports import selection, units
 from pipeline.exports.request import ExportRequest, Interleaving, cut_options
 from pipeline.exports.run import Watcher, run_export
 from schemas.errors import ClipmillError, UsageError
@@ -236,3 +236,16 @@ def test_odd_numbers_are_null_in_text(tmp_path):
     data = contents(tmp_path / "b")["clips-000000.tar"]
     assert b"NaN" not in data
     assert b"Infinity" not in data
+
+
+def test_a_worker_that_outlived_its_export_commits_nothing(small, tmp_path):
+    """Its killed parent was started again, and another worker may be at the same unit."""
+    out = tmp_path / "out"
+    assert stop_after(small, out, "webdataset", 1)
+    (out / ".work" / "token").write_text("of the export that goes on")
+    request = ExportRequest(small.path, out, "webdataset", engine="local")
+    (unit,) = selection.load_selection(out / ".work" / "rows").units
+    units.unit_file(out, unit).unlink()
+    with pytest.raises(ClipmillError, match="another export has taken over"):
+        units.work_on_unit(units.UnitTask(request, unit, "of the one that was killed"))
+    assert not units.unit_file(out, unit).exists()
