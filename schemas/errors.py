@@ -17,15 +17,20 @@ ERROR_KINDS: tuple[str, ...] = get_args(ErrorKind)
 MAX_MESSAGE_CHARACTERS = 2000
 
 
+def storable(text: str) -> str:
+    """The text with what no table can hold (half a surrogate pair) as an escape."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 class RowFailed(Exception):
     """One row could not be done; the runner writes it as a failure row of this kind."""
 
     def __init__(self, kind: ErrorKind, message: str) -> None:
         if kind not in ERROR_KINDS:
             raise ValueError(f"unknown error kind {kind!r}; allowed: {', '.join(ERROR_KINDS)}")
-        super().__init__(message)
         self.kind: ErrorKind = kind
-        self.message = message
+        self.message = storable(message)
+        super().__init__(self.message)
 
     def __reduce__(self):
         return type(self), (self.kind, self.message)
@@ -35,9 +40,9 @@ class RowRejected(Exception):
     """A rule was at work on this row; `rule` is `<stage>.<setting>`, as the user would set it."""
 
     def __init__(self, rule: str, detail: str) -> None:
-        super().__init__(f"{rule}: {detail}")
         self.rule = rule
-        self.detail = detail
+        self.detail = storable(detail)
+        super().__init__(f"{rule}: {self.detail}")
 
     def __reduce__(self):
         return type(self), (self.rule, self.detail)

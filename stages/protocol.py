@@ -197,8 +197,8 @@ class Rows:
         self._add({self._key: key, "rejection": {"rule": rule, "detail": detail}, **columns})
 
     def fail(self, key: str, kind: ErrorKind, message: str, **columns: Any) -> None:
-        error = RowFailed(kind, message)
-        self._add({self._key: key, "error": {"kind": error.kind, "message": message}, **columns})
+        error = {"kind": kind, "message": RowFailed(kind, message).message}
+        self._add({self._key: key, "error": error, **columns})
 
     def record(self, key: str, problem: RowFailed | RowRejected, **columns: Any) -> None:
         """Adds what a raised exception says."""

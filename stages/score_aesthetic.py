@@ -72,5 +72,7 @@ class ScoreAesthetic(Stage):
                 "set embed_clips.model to the model that the head was trained on, or take the head "
                 "of that model (512: ViT-B/32 and B/16, 768: ViT-L/14)"
             )
-        score = float(_OVER_FRAMES[self.over_frames](head(frames)))
+        with np.errstate(all="ignore"):
+            # As it is stored: what is finite here may not be as a shorter number.
+            score = float(np.float32(_OVER_FRAMES[self.over_frames](head(frames))))
         return (score, None) if np.isfinite(score) else (None, "the score is not finite")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -24,7 +24,8 @@ class ScoreSimilarity(EmbedderStage):
     to length 1 again; or, as `over_frames` says, the mean of the single frames' cosines.
     similarity is that of the caption (the summary), similarity_coarse that of the coarse caption,
     similarity_fine the mean of the cosines of the fine captions. A text that a clip lacks leaves
-    its score null; similarity_reason says why similarity is.
+    its score null, and so does a score that is not finite; similarity_reason says why similarity is
+    null, and which scores were not finite.
     """
 
     name: ClassVar[str] = "score_similarity"
@@ -87,7 +88,7 @@ class ScoreSimilarity(EmbedderStage):
             mean = frames.mean(axis=0) if self.over_frames == "cosine" else frame_mean(frames)
             summary, coarse, fine = (self._cosine(mean, scale, vectors) for scale in clip)
             rows.keep(key, similarity=summary, similarity_coarse=coarse, similarity_fine=fine,
-                      similarity_reason=self._reason(summary, clip[0]))
+                      similarity_reason=self._reason((summary, coarse, fine), clip))
         return rows.table()
 
     @staticmethod
@@ -116,8 +117,13 @@ class ScoreSimilarity(EmbedderStage):
         score = float((towards @ mean).mean())
         return score if np.isfinite(score) else None
 
-    def _reason(self, score: Any, texts: list[str]) -> str | None:
-        if score is not None:
-            return None
-        return (f"{self.model} gave a score that is not finite" if texts
-                else f"the clip has no {self.caption}")
+    def _reason(
+        self, scores: Sequence[float | None], texts: Sequence[list[str]]
+    ) -> str | None:
+        names = ("similarity", "similarity_coarse", "similarity_fine")
+        lost = [name for name, score, scale in zip(names, scores, texts, strict=True)
+                if scale and score is None]
+        said = [f"{self.model} gave a score that is not finite ({', '.join(lost)})"] if lost else []
+        if not texts[0]:
+            said.insert(0, f"the clip has no {self.caption}")
+        return "; ".join(said) or None

@@ -44,7 +44,10 @@ class ScoreVideoSimilarity(Stage):
         description="number format of the model; auto is bfloat16 where the CPU or GPU has "
         "instructions for it, else float32",
     )
-    batch_clips: int = resource(8, ge=1, description="clips that go through the model at a time")
+    batch_clips: int = resource(
+        8, ge=1, description="clips that go through the model at a time; halved when memory does "
+        "not suffice"
+    )
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -56,20 +59,19 @@ class ScoreVideoSimilarity(Stage):
 
     @contextmanager
     def open(self, workspace: Workspace) -> Iterator[Transform]:
-        model = VideoTextModel(self.model, setting=f"{self.name}.model", dtype=self.dtype)
+        model = VideoTextModel(self.model, setting=f"{self.name}.model", dtype=self.dtype,
+                               batch_clips=self.batch_clips)
 
         def transform(batch: pa.Table) -> pa.Table:
             rows = Rows(self)
             ready = [row for row in batch.to_pylist() if self._can_be_scored(row, rows)]
-            for start in range(0, len(ready), self.batch_clips):
-                part = ready[start: start + self.batch_clips]
-                scores = model.cosines([[frame["jpeg"] for frame in row["frames"]]
-                                        for row in part], [row["text"] for row in part])
-                for row, score in zip(part, scores.tolist(), strict=True):
-                    finite = bool(np.isfinite(score))
-                    rows.keep(row["clip_id"], video_similarity=score if finite else None,
-                              video_similarity_reason=None if finite else
-                              f"{self.model} gave a score that is not finite")
+            scores = model.cosines([[frame["jpeg"] for frame in row["frames"]] for row in ready],
+                                   [row["text"] for row in ready])
+            for row, score in zip(ready, scores.tolist(), strict=True):
+                finite = bool(np.isfinite(score))
+                rows.keep(row["clip_id"], video_similarity=score if finite else None,
+                          video_similarity_reason=None if finite else
+                          f"{self.model} gave a score that is not finite")
             return rows.table()
 
         yield transform

@@ -41,11 +41,17 @@ def completion(text: str | None, finish_reason: str = "stop") -> bytes:
 class StandIn:
     """`misdeeds` are played one a request, in order; after them `answer` makes the text.
 
-    A misdeed is a status code, raw bytes to answer 200 with, or the word hang, drip or reset.
+    A misdeed is a status code, raw bytes to answer 200 with, or a word: hang (no answer), headers
+    or drip (headers or a body without end, a byte at a time), stream (a body without end, as fast
+    as it goes), stall (half a body, then nothing), cut (half a body, then the end of the
+    connection) or reset (no answer, and the end of the connection). `always` is played once the
+    misdeeds are over.
     """
 
     answer: Callable[[dict[str, Any]], str]
     misdeeds: list[int | bytes | str] = field(default_factory=list)
+    always: int | bytes | str | None = None
+    retry_after: str = "0"
     requests: list[dict[str, Any]] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
     url: str = ""
@@ -69,7 +75,7 @@ def openai_server(
         def send(self, status: int, content: bytes) -> None:
             self.send_response(status)
             if status == 429:
-                self.send_header("Retry-After", "0")
+                self.send_header("Retry-After", stand_in.retry_after)
             self.send_header("Content-Length", str(len(content)))
             self.end_headers()
             self.wfile.write(content)
@@ -85,7 +91,8 @@ def openai_server(
                 stand_in.most_at_once = max(stand_in.most_at_once, at_once)
                 stand_in.requests.append({"path": self.path, **request})
                 stand_in.headers.append(dict(self.headers))
-                misdeed = stand_in.misdeeds.pop(0) if stand_in.misdeeds else None
+                misdeed = (stand_in.misdeeds.pop(0) if stand_in.misdeeds
+                           else stand_in.always)
             try:
                 self.play(misdeed, request)
             finally:
@@ -103,6 +110,23 @@ def openai_server(
                 stand_in.closing.wait(20)
             elif misdeed == "reset":
                 self.connection.close()
+            elif misdeed == "headers":
+                self.wfile.write(b"HTTP/1.1 200 OK\r\nX-Long: ")
+                while not stand_in.closing.wait(0.05):
+                    self.wfile.write(b"x")
+            elif misdeed in ("stall", "cut"):
+                whole = completion("never seen")
+                self.send_response(200)
+                self.send_header("Content-Length", str(len(whole)))
+                self.end_headers()
+                self.wfile.write(whole[: len(whole) // 2])
+                if misdeed == "stall":
+                    stand_in.closing.wait(20)
+            elif misdeed == "stream":
+                self.send_response(200)
+                self.end_headers()
+                while not stand_in.closing.is_set():
+                    self.wfile.write(b" " * 2**20)
             elif misdeed == "drip":
                 self.send_response(200)
                 self.end_headers()

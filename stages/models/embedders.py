@@ -19,6 +19,7 @@ from pydantic import Field
 from schemas.errors import ClipmillError, UsageError
 from stages.media.images import FitMode, Interpolation, decode_jpeg, to_batch
 from stages.models.loading import local_folder
+from stages.models.memory import BatchSize
 from stages.models.published import PAIR, published_weights
 from stages.models.references import ModelReference
 from stages.models.torch_setup import best_device, default_dtype, prepare_torch
@@ -105,7 +106,8 @@ class ClipEmbedder:
 
         self.device = best_device()
         self.dtype = default_dtype(self.device) if dtype == "auto" else getattr(torch, dtype)
-        self.batch_images = batch_images
+        self._images = BatchSize(batch_images)
+        self._fresh = BatchSize(_TEXT_BATCH)
         model, self._tokenize = _load(reference, setting, with_tokenizer="text" in towers)
         # Before the cast: bfloat16 would round it.
         self.logit_scale = float(model.logit_scale.detach().exp())
@@ -113,6 +115,11 @@ class ClipEmbedder:
         _drop_towers(model, towers)
         self._model = model.to(device=self.device, dtype=self.dtype).eval()
         self._texts: dict[str, np.ndarray] = {}
+
+    @property
+    def batch_images(self) -> int:
+        """Images that go through the model at a time; fewer than asked where memory is short."""
+        return self._images.size
 
     @property
     def image_model(self) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -126,18 +133,21 @@ class ClipEmbedder:
         A model that computes on several cores waits for the slowest of them, and would for the
         one that prepares: there all of them prepare a batch together, then compute.
         """
+        done = self._images.rows(jpegs, self._embedded)
+        return np.concatenate(done) if done else np.empty((0, 0), np.float32)
+
+    def _embedded(self, jpegs: Sequence[bytes], size: int) -> Iterator[np.ndarray]:
         import torch
 
-        starts = range(0, len(jpegs), self.batch_images)
-        pieces = [jpegs[start: start + self.batch_images] for start in starts]
+        pieces = [jpegs[start: start + size] for start in range(0, len(jpegs), size)]
         threads = torch.get_num_threads() if self.device.type == "cpu" else 1
         with ThreadPoolExecutor(threads, thread_name_prefix="prepare-images") as pool:
             if threads > 1:
                 batches = (self.prepare.in_parallel(pool, threads, piece) for piece in pieces)
             else:
                 batches = _ahead(pool, self.prepare, pieces)
-            done = [self.embed_batch(batch) for batch in batches]
-        return np.concatenate(done) if done else np.empty((0, 0), np.float32)
+            for batch in batches:
+                yield self.embed_batch(batch)
 
     def embed_batch(self, batch: np.ndarray) -> np.ndarray:
         """Embeddings of images that are prepared: float32 of shape (n, 3, height, width)."""
@@ -155,20 +165,20 @@ class ClipEmbedder:
         """
         fresh = list(dict.fromkeys(text for text in texts if text not in self._texts))
         found = {text: self._texts[text] for text in texts if text in self._texts}
-        for start in range(0, len(fresh), _TEXT_BATCH):
-            part = fresh[start: start + _TEXT_BATCH]
-            found.update(zip(part, self._embed_fresh(part), strict=True))
+        vectors = self._fresh.rows(fresh, self._embed_fresh)
+        found.update(zip(fresh, (row for part in vectors for row in part), strict=True))
         self._texts.update(found)
         while len(self._texts) > _REMEMBERED_TEXTS:
             del self._texts[next(iter(self._texts))]
         return np.stack([found[text] for text in texts]) if texts else np.empty((0, 0), np.float32)
 
-    def _embed_fresh(self, texts: list[str]) -> np.ndarray:
+    def _embed_fresh(self, texts: Sequence[str], size: int) -> Iterator[np.ndarray]:
         import torch
 
-        with torch.inference_mode():
-            tokens = self._tokenize(texts).to(self.device)
-            return _unit_rows(self._model.encode_text(tokens))
+        for start in range(0, len(texts), size):
+            with torch.inference_mode():
+                tokens = self._tokenize(list(texts[start: start + size])).to(self.device)
+                yield _unit_rows(self._model.encode_text(tokens))
 
 
 def _ahead(
@@ -185,9 +195,13 @@ def _ahead(
 
 
 def _unit_rows(features: torch.Tensor) -> np.ndarray:
+    """Rows of length 1; one without a direction (all zeros) is NaN, for it is no embedding."""
     import torch
 
-    return torch.nn.functional.normalize(features.float(), dim=-1).cpu().numpy()
+    features = features.float()
+    lengths = torch.linalg.vector_norm(features, dim=-1, keepdim=True)
+    units = torch.nn.functional.normalize(features, dim=-1)
+    return units.masked_fill(lengths == 0, torch.nan).cpu().numpy()
 
 
 def _drop_towers(model: torch.nn.Module, keep: Sequence[Tower]) -> None:
@@ -250,7 +264,8 @@ class EmbedderStage(Stage):
         "instructions for it, else float32",
     )
     batch_images: int = resource(
-        32, ge=1, description="images that go through the model at a time"
+        32, ge=1, description="images that go through the model at a time; halved when memory "
+        "does not suffice"
     )
 
     def load(self, *towers: Tower) -> ClipEmbedder:

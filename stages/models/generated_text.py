@@ -4,27 +4,59 @@ from __future__ import annotations
 
 import re
 
-_THINKING = re.compile(r"<(think|thinking|reasoning)>.*?</\1>|◁think▷.*?◁/think▷", re.DOTALL)
-# Some chat templates open the block in the prompt, so that only its end is generated.
-_THINKING_TAIL = re.compile(r"^.*?(</(think|thinking|reasoning)>|◁/think▷)", re.DOTALL)
-_THINKING_HEAD = re.compile(r"(<(think|thinking|reasoning)>|◁think▷).*$", re.DOTALL)
+import numpy as np
+
+# Far beyond any caption: a server may answer with a book, whatever length it was asked for.
+LONGEST_CHARACTERS = 20_000
+_THINKING = re.compile(r"<(/?)(?:think|thinking|reasoning)>|◁(/?)think▷")
 # For scripts written without spaces: a piece said five times in a row or more.
 _CHARACTERS_REPEAT = re.compile(r"(\w.{0,59}?)\1{4,}", re.DOTALL)
 _REPEATED_CHARACTERS = 24
+# Control characters, marks that turn the direction of what follows, and the byte order mark: none
+# of them is seen, and a terminal obeys the first.
+_UNSEEN = re.compile(
+    "[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ufeff]"
+)
+_NO_CHARACTER = re.compile("[\ud800-\udfff\ufffd]")
 
 
 def tidy(text: str) -> str:
-    """Without thinking blocks (also one that never ended), white space collapsed."""
-    text = _THINKING.sub(" ", text)
-    text = _THINKING_TAIL.sub(" ", text)
-    text = _THINKING_HEAD.sub(" ", text)
+    """Without thinking blocks (also one that never ended), white space collapsed, nothing unseen.
+
+    A character that the end cut in two goes: the last token of a text may be a part of one.
+    """
+    text = _UNSEEN.sub("", _without_thinking(text)).rstrip("\ufffd")
     return " ".join(text.split())
+
+
+def _without_thinking(text: str) -> str:
+    """In one pass, because a text may be nothing but a hundred thousand opening tags."""
+    kept: list[str] = []
+    at, thinking = 0, False
+    for tag in _THINKING.finditer(text):
+        if tag.group(1) or tag.group(2):
+            # Some chat templates open the block in the prompt, so that only its end is generated.
+            if not thinking:
+                kept.clear()
+            thinking = False
+        elif not thinking:
+            kept.append(text[at: tag.start()])
+            thinking = True
+        at = tag.end()
+    if not thinking:
+        kept.append(text[at:])
+    return " ".join(kept)
 
 
 def fault_of(text: str) -> str | None:
     """Why a tidied text cannot be used, or None where it can."""
     if not text:
         return "the text is empty"
+    if len(text) > LONGEST_CHARACTERS:
+        return (f"the text has {len(text):,} characters, more than {LONGEST_CHARACTERS:,}: "
+                f"{shortened(text)}")
+    if _NO_CHARACTER.search(text):
+        return f"the text holds bytes that are no characters: {shortened(text)}"
     if not any(character.isalnum() for character in text):
         return f"the text has no word in it: {shortened(text)}"
     if repeated := _repetition(text):
@@ -44,13 +76,16 @@ def _repetition(text: str) -> str | None:
     twice.
     """
     words = [word.strip(".,;:!?\"'()").casefold() for word in text.split()]
+    numbers = np.array([*map({word: i for i, word in enumerate(words)}.get, words)])
     for length in range(1, len(words) // 2 + 1):
         allowed = 3 if length < 3 else 2 if length < 6 else 1
-        run = 0
-        for i in range(length, len(words)):
-            run = run + 1 if words[i] == words[i - length] else 0
-            if run >= allowed * length:
-                return " ".join(words[i - length + 1: i + 1])
+        # Where a word differs from the one `length` before it; between two such places all agree.
+        differs = np.flatnonzero(numbers[length:] != numbers[:-length])
+        ends = np.concatenate([[-1], differs, [len(words) - length]])
+        runs = np.diff(ends) - 1
+        if (found := np.flatnonzero(runs >= allowed * length)).size:
+            last = int(ends[found[0]]) + allowed * length + length
+            return " ".join(words[last - length + 1: last + 1])
     for match in _CHARACTERS_REPEAT.finditer(text):
         if len(match.group()) >= _REPEATED_CHARACTERS:
             return match.group(1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import pickle
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 from pydantic import Field
 
 from schemas.errors import ClipmillError, RowFailed
+from stages.models.memory import free_memory, is_out_of_memory, out_of_memory
 from stages.models.openai_server import OpenAIServer
 from stages.models.references import ModelReference
 from stages.protocol import Stage, resource
@@ -156,14 +156,18 @@ def load_weights(
             folder, dtype=place.dtype, local_files_only=True, weights_only=True,
             trust_remote_code=trust_remote_code, output_loading_info=True,
         )
+        model.to(place.device).eval()
     except pickle.UnpicklingError as error:
         raise ClipmillError(
             f"{what}: {folder} holds a pickle with more in it than weights, which may run code "
             "when it is read; use the model's safetensors"
         ) from error
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, MemoryError) as error:
         if is_out_of_memory(error):
-            raise
+            raise ClipmillError(
+                f"{what}: there is not enough memory to load {folder} on {place.device} as "
+                f"{place.dtype}; take a smaller model or fewer workers: {error}"
+            ) from error
         raise ClipmillError(f"{what}: {folder} cannot be loaded: {error}") from error
     # Poolers are for classification: published captioners often come without theirs.
     missing = sorted(name for name in loaded["missing_keys"] if "pooler" not in name)
@@ -172,7 +176,6 @@ def load_weights(
             f"{what}: {folder} lacks {len(missing)} weights that {type(model).__name__} needs, "
             f"the first of them {missing[0]}"
         )
-    model.to(place.device).eval()
     for module in model.modules():
         config = getattr(module, "generation_config", None)
         if config is not None:
@@ -185,16 +188,6 @@ def load_weights(
 def chat_options(template: Any) -> dict[str, bool]:
     """Variables for a chat template: a caption needs no thinking aloud first."""
     return {"enable_thinking": False} if "enable_thinking" in str(template) else {}
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception says that the GPU's or the machine's memory did not suffice."""
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return True
-    text = str(error).lower()
-    return isinstance(error, RuntimeError) and any(
-        sign in text for sign in ("out of memory", "not enough memory", "can't allocate memory")
-    )
 
 
 class Batches(Generic[Item, Prepared, Result]):
@@ -250,12 +243,11 @@ class Batches(Generic[Item, Prepared, Result]):
             return found
         except Exception as error:  # noqa: BLE001 - whatever a model raises costs its item only
             memory = is_out_of_memory(error)
-            failure = error if isinstance(error, RowFailed) else RowFailed(
-                "model", f"{'out of memory: ' if memory else ''}{type(error).__name__}: {error}"
-            )
+            failure = error if isinstance(error, RowFailed) else out_of_memory(
+                error) if memory else RowFailed("model", f"{type(error).__name__}: {error}")
         # Outside the handler, so that the traceback no longer holds on to the batch's tensors.
         if memory:
-            _free_memory()
+            free_memory()
         if len(batch) == 1:
             return [failure]
         if memory:
@@ -265,11 +257,3 @@ class Batches(Generic[Item, Prepared, Result]):
             result for item in batch
             for result in self._attempt([item], lambda item=item: self._prepare([item]))
         ]
-
-
-def _free_memory() -> None:
-    import torch
-
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

@@ -5,10 +5,11 @@ from __future__ import annotations
 import base64
 import os
 import random
+import socket
 import threading
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +19,11 @@ from schemas.errors import ClipmillError, ErrorKind, RowFailed
 from stages.models.references import ModelReference
 
 _LONGEST_WAIT_SECONDS = 60.0
+_CHECK_SECONDS = 10.0
+# Questions without an answer, one after the other, after which a server counts as gone.
+_UNANSWERED = 8
+# A chat completion is a text of some kilobytes, and may bring its thinking and probabilities.
+_MOST_BYTES = 8 * 2**20
 
 
 @dataclass(frozen=True)
@@ -50,6 +56,10 @@ class OpenAIServer:
     `key_variable` names the environment variable that holds the API key, so that no key stands in
     a recipe or in a run's record. `options` are added to every request; an option that is None
     takes a default one away (some models refuse `temperature`).
+
+    Where as many questions as go at a time, and at least 8, stay without an answer in a row, the
+    rest of theirs is not asked; each later call first waits and tries one question. So a server
+    that is gone costs a minute or so a batch, not hours, and is found again when it is back.
     """
 
     reference: ModelReference
@@ -61,15 +71,22 @@ class OpenAIServer:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        key = os.environ.get(self.key_variable)
         self._url = str(self.reference.server).rstrip("/")
-        self._client = httpx.Client(
-            timeout=httpx.Timeout(self.timeout_seconds, connect=min(10.0, self.timeout_seconds)),
-            headers={"Authorization": f"Bearer {key}"} if key else {},
-            limits=httpx.Limits(max_connections=self.concurrency),
-        )
+        self._headers = self._authorization()
+        self._tls = httpx.create_ssl_context()
         self._pool = ThreadPoolExecutor(self.concurrency, thread_name_prefix="openai-server")
         self._closing = threading.Event()
+        self._own = threading.local()
+        self._lines: list[_Line] = []
+        self._lock = threading.Lock()
+        self._unanswered = 0
+
+    def _authorization(self) -> dict[str, str]:
+        key = os.environ.get(self.key_variable, "").strip()
+        if not key.isascii() or not key.isprintable():
+            raise ClipmillError(f"${self.key_variable} holds no API key that could be sent: it has "
+                                "characters outside of ASCII, or control characters")
+        return {"Authorization": f"Bearer {key}"} if key else {}
 
     def __enter__(self) -> OpenAIServer:
         return self
@@ -77,7 +94,8 @@ class OpenAIServer:
     def __exit__(self, *exception: object) -> None:
         self._closing.set()
         self._pool.shutdown(wait=True, cancel_futures=True)
-        self._client.close()
+        for line in self._lines:
+            line.client.close()
 
     def check(self, setting: str) -> None:
         """Raises ClipmillError where nothing answers at the server's address.
@@ -85,13 +103,13 @@ class OpenAIServer:
         Any answer will do: not every server lists its models, and a wrong key shows in each row.
         """
         try:
-            self._client.get(f"{self._url}/models", timeout=10.0)
+            self._exchange("GET", "models", min(_CHECK_SECONDS, self.timeout_seconds))
         except httpx.ConnectError as error:
             raise ClipmillError(
                 f"{setting}: no server answers at {self._url} ({error}); start it, or point to "
                 f"another with --set {setting}=http://HOST:PORT/v1#MODEL"
             ) from error
-        except httpx.HTTPError:
+        except (httpx.HTTPError, _TooLong):
             # Slow or odd, but there: the requests themselves are tried again where needed.
             return
 
@@ -100,14 +118,34 @@ class OpenAIServer:
     ) -> list[Completion | RowFailed]:
         """One answer or failure a message, in the order of the messages."""
         def one(message: Message) -> Completion | RowFailed:
-            try:
-                return self._ask_one(message, max_new_tokens)
-            except RowFailed as failure:
-                return failure
+            if self._is_gone():
+                return RowFailed("transient", f"{self._url} left the last {self._unanswered} "
+                                 "questions without an answer, so it was not asked")
+            return self._answer(message, max_new_tokens, self.retries)
 
-        return list(self._pool.map(one, messages))
+        first: list[Completion | RowFailed] = []
+        if messages and self._is_gone():
+            self._wait(self.retries, None)
+            first = [self._answer(messages[0], max_new_tokens, 0)]
+        return first + list(self._pool.map(one, messages[len(first):]))
 
-    def _ask_one(self, message: Message, max_new_tokens: int) -> Completion:
+    def _is_gone(self) -> bool:
+        return self._unanswered >= max(self.concurrency, _UNANSWERED)
+
+    def _answer(
+        self, message: Message, max_new_tokens: int, retries: int
+    ) -> Completion | RowFailed:
+        found: Completion | RowFailed
+        try:
+            found = self._ask_one(message, max_new_tokens, retries)
+        except RowFailed as failure:
+            found = failure
+        passing = isinstance(found, RowFailed) and found.kind == "transient"
+        with self._lock:
+            self._unanswered = self._unanswered + 1 if passing else 0
+        return found
+
+    def _ask_one(self, message: Message, max_new_tokens: int, retries: int) -> Completion:
         body: dict[str, Any] = {
             "model": self.reference.model,
             "messages": [message.as_json()],
@@ -117,14 +155,15 @@ class OpenAIServer:
             **self.options,
         }
         body = {name: value for name, value in body.items() if value is not None}
-        for attempt in range(self.retries + 1):
+        for attempt in range(retries + 1):
             try:
                 return self._post(body)
             except _TryAgain as problem:
                 last = problem
-            if attempt < self.retries:
+            if attempt < retries:
                 self._wait(attempt, last.after_seconds)
-        raise RowFailed(last.kind, f"{last} (asked {self.retries + 1} times)")
+        times = "once" if retries == 0 else f"{retries + 1} times"
+        raise RowFailed(last.kind, f"{last} (asked {times})")
 
     def _wait(self, attempt: int, after_seconds: float | None) -> None:
         # Spread out, so that many workers do not come back at the same moment.
@@ -132,15 +171,8 @@ class OpenAIServer:
         self._closing.wait(min(max(seconds, after_seconds or 0.0), _LONGEST_WAIT_SECONDS))
 
     def _post(self, body: dict[str, Any]) -> Completion:
-        # httpx bounds each read, not the whole answer; a server that drips is cut off here.
-        deadline = time.monotonic() + self.timeout_seconds
         try:
-            with self._client.stream("POST", f"{self._url}/chat/completions", json=body) as answer:
-                parts = []
-                for part in answer.iter_bytes():
-                    parts.append(part)
-                    if time.monotonic() > deadline:
-                        raise httpx.ReadTimeout("the answer never ended")
+            answer, content = self._exchange("POST", "chat/completions", self.timeout_seconds, body)
         except httpx.TimeoutException as error:
             raise _TryAgain(
                 "transient", f"{self._url} did not answer within {self.timeout_seconds:g} s"
@@ -149,10 +181,35 @@ class OpenAIServer:
             raise _TryAgain(
                 "transient", f"{self._url}: {type(error).__name__}: {error}"
             ) from error
-        content = b"".join(parts)
+        except _TooLong as error:
+            raise _TryAgain("model", f"{self._url} answered with more than {_MOST_BYTES >> 20} MiB"
+                            ) from error
         if answer.status_code != 200:
             raise self._refusal(answer, content)
         return self._completion(content)
+
+    def _exchange(
+        self, method: str, path: str, seconds: float, body: dict[str, Any] | None = None
+    ) -> tuple[httpx.Response, bytes]:
+        """An answer and its body; httpx.HTTPError, or _TooLong, where there is none in time."""
+        content = bytearray()
+        with self._line().within(seconds) as line, line.client.stream(
+            method, f"{self._url}/{path}", json=body, headers=self._headers,
+            timeout=httpx.Timeout(seconds, connect=min(_CHECK_SECONDS, seconds)),
+            extensions={"trace": line.watch},
+        ) as answer:
+            for part in answer.iter_bytes():
+                content += part
+                if len(content) > _MOST_BYTES:
+                    raise _TooLong
+        return answer, bytes(content)
+
+    def _line(self) -> _Line:
+        """This thread's own, kept for its next question."""
+        if not hasattr(self._own, "line"):
+            self._own.line = _Line(httpx.Client(verify=self._tls))
+            self._lines.append(self._own.line)
+        return self._own.line
 
     def _refusal(self, answer: httpx.Response, content: bytes) -> Exception:
         status = answer.status_code
@@ -171,7 +228,9 @@ class OpenAIServer:
             choice = httpx.Response(200, content=content).json()["choices"][0]
             text = choice["message"]["content"]
             reason = choice.get("finish_reason")
-        except (ValueError, LookupError, TypeError, AttributeError) as error:
+        except (
+            ValueError, LookupError, TypeError, AttributeError, RecursionError
+        ) as error:
             said = content[:200].decode("utf-8", "replace")
             raise _TryAgain(
                 "model", f"{self._url} answered with something that is no chat completion: {said!r}"
@@ -181,6 +240,59 @@ class OpenAIServer:
         if not isinstance(text, str | None):
             raise RowFailed("model", f"{self._url} answered with content that is no text")
         return Completion(text or "", complete=reason != "length")
+
+
+class _Line:
+    """A client of one thread, with one connection, which a clock can cut.
+
+    httpx bounds each wait for bytes, not the whole answer: a server that sends a header or a body
+    a byte at a time would never be given up.
+    """
+
+    def __init__(self, client: httpx.Client) -> None:
+        self.client = client
+        self._socket: socket.socket | None = None
+        self._cut = False
+
+    def watch(self, event: str, details: Mapping[str, Any]) -> None:
+        """A `trace` of httpcore's, which tells of every connection that is made."""
+        if event.endswith(("connect_tcp.complete", "start_tls.complete")):
+            self._socket = details["return_value"].get_extra_info("socket")
+            if self._cut:
+                self._shut()
+
+    @contextmanager
+    def within(self, seconds: float) -> Iterator[_Line]:
+        """Cuts the connection after so long; httpx.ReadTimeout where it came to that."""
+        self._cut = False
+        clock = threading.Timer(seconds, self._end)
+        clock.daemon = True
+        clock.start()
+        try:
+            yield self
+        except httpx.HTTPError as error:
+            if self._cut:
+                raise httpx.ReadTimeout("the answer never ended") from error
+            raise
+        finally:
+            clock.cancel()
+            clock.join()
+        if self._cut:
+            # A body without a length looks whole when its connection ends.
+            raise httpx.ReadTimeout("the answer never ended")
+
+    def _end(self) -> None:
+        self._cut = True
+        self._shut()
+
+    def _shut(self) -> None:
+        if self._socket is not None:
+            with suppress(OSError):
+                self._socket.shutdown(socket.SHUT_RDWR)
+
+
+class _TooLong(Exception):
+    pass
 
 
 class _TryAgain(Exception):

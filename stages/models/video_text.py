@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -11,6 +11,7 @@ from schemas.errors import ClipmillError
 from stages.media.images import decode_jpeg, to_batch
 from stages.models.embedders import DType
 from stages.models.loading import local_folder
+from stages.models.memory import BatchSize
 from stages.models.references import ModelReference
 from stages.models.torch_setup import best_device, default_dtype, prepare_torch
 
@@ -22,11 +23,15 @@ _BICUBIC = 3  # PIL's number
 class VideoTextModel:
     """One loaded X-CLIP; `frames` is how many frames of a clip it wants."""
 
-    def __init__(self, reference: ModelReference, *, setting: str, dtype: DType = "auto") -> None:
+    def __init__(
+        self, reference: ModelReference, *, setting: str, dtype: DType = "auto",
+        batch_clips: int = 8,
+    ) -> None:
         prepare_torch()
         import torch
         from transformers import AutoTokenizer, XCLIPModel
 
+        self._batch = BatchSize(batch_clips)
         folder = local_folder(reference, setting=setting)
         self._device = best_device()
         self._dtype = default_dtype(self._device) if dtype == "auto" else getattr(torch, dtype)
@@ -34,7 +39,8 @@ class VideoTextModel:
             kind = json.loads((folder / "config.json").read_text("utf-8")).get("model_type")
             if kind != "xclip":
                 raise ValueError(f"its model_type is {kind!r}, not 'xclip'")
-            model = XCLIPModel.from_pretrained(folder, dtype=self._dtype, local_files_only=True)
+            model = XCLIPModel.from_pretrained(folder, dtype=self._dtype, local_files_only=True,
+                                               weights_only=True)
             self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
             place = folder / "preprocessor_config.json"
             self._images = json.loads(place.read_text("utf-8")) if place.is_file() else {}
@@ -52,8 +58,21 @@ class VideoTextModel:
         """The cosine of each clip, given as JPEG frames in time order, and its own text.
 
         A clip of fewer frames than the model wants shows some of them again. A text that is
-        longer than the model's context is cut off there.
+        longer than the model's context is cut off there. NaN where one of them has no direction.
         """
+        done = self._batch.rows(list(zip(clips, texts, strict=True)), self._cosines)
+        return np.concatenate(done) if done else np.empty(0, np.float32)
+
+    def _cosines(
+        self, pairs: Sequence[tuple[Sequence[bytes], str]], size: int
+    ) -> Iterator[np.ndarray]:
+        for start in range(0, len(pairs), size):
+            clips, texts = zip(*pairs[start: start + size], strict=True)
+            yield self._batch_of_cosines(clips, texts)
+
+    def _batch_of_cosines(
+        self, clips: Sequence[Sequence[bytes]], texts: Sequence[str]
+    ) -> np.ndarray:
         import torch
 
         shown = [data for clip in clips for data in _spread(clip, self.frames)]
@@ -72,8 +91,9 @@ class VideoTextModel:
             )
             # X-CLIP fits each text to each video: the own one stands on the diagonal.
             own = found.text_embeds.float()[range(len(clips)), range(len(clips))]
-            return torch.nn.functional.cosine_similarity(
-                found.video_embeds.float(), own).cpu().numpy()
+            seen = found.video_embeds.float()
+            cosines = torch.nn.functional.cosine_similarity(seen, own)
+            return cosines.masked_fill(~(seen.any(-1) & own.any(-1)), torch.nan).cpu().numpy()
 
 
 def _spread(frames: Sequence[bytes], count: int) -> list[bytes]:

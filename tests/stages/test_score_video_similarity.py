@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 
 from schemas.errors import ClipmillError
 from stages.models.torch_setup import prepare_torch
+from stages.models.video_text import VideoTextModel
 from stages.protocol import Uniform
 from stages.score_video_similarity import ScoreVideoSimilarity
 from tests.tiny_clip import clips_with_frames, transformed
@@ -113,6 +115,41 @@ def test_no_caption_is_null_with_a_reason_and_no_frame_a_failure(model, tmp_path
     without = transformed(stage, tmp_path, clips_with_frames({"x": [1]}))
     assert without[0]["video_similarity_reason"]
     assert stage.frames == (Uniform(8),)
+
+
+def test_weights_that_are_not_finite_leave_null_and_a_reason(model, tmp_path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    folder = shutil.copytree(model, tmp_path / "poisoned")
+    state = load_file(folder / "model.safetensors")
+    state["text_projection.weight"].fill_(float("nan"))
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    rows = transformed(ScoreVideoSimilarity(model=folder), tmp_path, batch(CLIPS, WORDS[:5]))
+    assert [row["video_similarity"] for row in rows] == [None] * len(CLIPS)
+    assert all("not finite" in row["video_similarity_reason"] for row in rows)
+
+
+def test_where_memory_does_not_suffice_the_batch_is_halved_for_good(
+    model, tmp_path, monkeypatch
+) -> None:
+    expected = transformed(ScoreVideoSimilarity(model=model), tmp_path,
+                           batch(CLIPS, WORDS[:5]))
+    sizes: list[int] = []
+    original = VideoTextModel._batch_of_cosines
+
+    def limited(self, clips, texts):
+        sizes.append(len(clips))
+        if len(clips) > 2:
+            raise MemoryError
+        return original(self, clips, texts)
+
+    monkeypatch.setattr(VideoTextModel, "_batch_of_cosines", limited)
+    found = transformed(ScoreVideoSimilarity(model=model), tmp_path,
+                        batch(CLIPS, WORDS[:5]))
+    assert sizes == [5, 2, 2, 1]
+    assert [row["clip_id"] for row in found] == [row["clip_id"] for row in expected]
+    np.testing.assert_allclose([row["video_similarity"] for row in found],
+                               [row["video_similarity"] for row in expected], atol=2e-2)
 
 
 def test_a_model_of_another_kind_is_refused(tmp_path) -> None:

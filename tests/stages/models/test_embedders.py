@@ -95,8 +95,8 @@ def test_a_text_is_embedded_once(folder, monkeypatch) -> None:
     embedder = load(folder, towers=("text",))
     asked: list[str] = []
     original = embedder._embed_fresh
-    monkeypatch.setattr(
-        embedder, "_embed_fresh", lambda texts: (asked.extend(texts), original(texts))[1])
+    monkeypatch.setattr(embedder, "_embed_fresh", lambda texts, size: (
+        asked.extend(texts), original(texts, size))[1])
     first = embedder.embed_texts(["a", "b", "a"])
     second = embedder.embed_texts(["b", "c"])
     assert asked == ["a", "b", "c"]

@@ -1,0 +1,79 @@
+"""Where memory does not suffice: telling that apart, and halving batches until it does."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from schemas.errors import RowFailed
+
+if TYPE_CHECKING:
+    Compute = Callable[[Sequence[Any], int], Iterable[np.ndarray]]
+
+# What CUDA, its libraries, PyTorch's allocators and Apple's say; lower case.
+_SIGNS = ("out of memory", "not enough memory", "can't allocate memory", "cannot allocate memory",
+          "alloc_failed", "insufficient memory")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that the GPU's or the machine's memory did not suffice."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and any(sign in text for sign in _SIGNS)
+
+
+def out_of_memory(error: BaseException) -> RowFailed:
+    """What a row becomes for which memory does not suffice even alone."""
+    return RowFailed("model", f"out of memory: {type(error).__name__}: {error}")
+
+
+def free_memory() -> None:
+    """Gives back what a failed batch held; call it outside the handler of its exception."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+class BatchSize:
+    """How many items go through a model at a time: halved, for good, where memory doesn't suffice.
+
+    For models whose results are rows of an array and that take items in their order.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def rows(self, items: Sequence[Any], compute: Compute) -> list[np.ndarray]:
+        """The arrays that `compute(items, size)` yields, one a batch, over all the items.
+
+        RowFailed where memory does not suffice for a single item.
+        """
+        done: list[np.ndarray] = []
+        at = 0
+        while at < len(items):
+            failure = None
+            try:
+                for part in compute(items[at:], self.size):
+                    done.append(part)
+                    at += len(part)
+                if at != len(items):
+                    # Whatever came after would sit on another item.
+                    raise RuntimeError(f"{len(items)} inputs gave {at} outputs")
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                failure = out_of_memory(error)
+            if failure is not None:
+                # Outside the handler: its traceback holds on to the batch's tensors.
+                free_memory()
+                tried = min(self.size, len(items) - at)
+                if tried == 1:
+                    raise failure
+                self.size = tried // 2
+        return done
