@@ -9,6 +9,7 @@ from jobs.run import dataset_lock
 from pipeline.records import require_dataset
 from pipeline.removal import Purged, find, finish_removals, purge, unfinished
 from pipeline.tombstones import new_tombstone
+from pipeline.verify.layout import QUARANTINE
 from schemas.errors import UsageError
 
 
@@ -48,6 +49,9 @@ def remove(
             return
         new_tombstone(dataset, found.videos, reason)
         _describe(finish_removals(dataset))
+        if (dataset / QUARANTINE).is_dir():
+            print(f"What `verify --repair` set aside in {dataset / QUARANTINE} is not looked into; "
+                  "delete it where it may hold these videos.")
 
 
 def _describe(purged: Purged | None) -> None:

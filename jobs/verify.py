@@ -20,6 +20,7 @@ from pipeline.records import require_dataset
 from pipeline.verify import Report, verify
 from pipeline.verify.findings import Finding, count
 from pipeline.verify.repair import Repaired, repair
+from schemas.errors import ClipmillError
 
 _COLUMNS = ("severity", "check", "where", "what", "next_step")
 
@@ -42,7 +43,11 @@ def verify_dataset(
         # Whoever holds the lock is this process: its own would be found held.
         is_free: Callable[[Path], bool] = is_lock_free if not repairs else (
             lambda path: path.name == ".lock" or is_lock_free(path))
-        report = verify(dataset, shown_as=str(dataset), media=media, is_free=is_free, say=say)
+        try:
+            report = verify(dataset, shown_as=str(dataset), media=media, is_free=is_free, say=say)
+        except PermissionError as error:
+            raise ClipmillError(f"not allowed to read {error.filename}; verify as the user whose "
+                                "dataset it is") from error
         repaired = None
         if repairs and report.faults:
             say("setting aside")
@@ -61,10 +66,10 @@ def is_lock_free(path: Path) -> bool:
     try:
         with open(path) as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return True
     except BlockingIOError:
         return False
+    except OSError:
+        pass  # there is none, or nobody can lock here
     return True
 
 

@@ -188,11 +188,12 @@ def _check_coverage(
         return  # a run is at work
     if not rest:
         return
-    if coverage is not None and coverage.live is None:
+    is_trusted = coverage is not None and coverage.live is None
+    if is_trusted and not any(fault.remedies for fault in book.report.faults):
         # Files are only ever replaced by renaming, which the folder's time tells; not these.
         book.stray("index", f"{where}/manifest.json", "queries go by it, but shards were changed "
                    "in place since it was made")
-    else:
+    elif not is_trusted:
         book.note("index", where, "does not cover all shards; queries read the tables for the "
                   "rest", f"`clipmill index {book.dataset}` makes it anew", at_rest=True)
 
