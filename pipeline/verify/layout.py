@@ -233,9 +233,14 @@ class Survey:
         elif not self.shards(node):
             return False  # of an older record it is not known whether it went so far
         if retry_number(shard):
-            return (self.passes(node, shard)
-                    and self.request_times[shard] <= self.newest_changed_at)
+            return self.passes(node, shard) and self._was_asked_before_the_run(shard)
         return True
+
+    def _was_asked_before_the_run(self, shard: str) -> bool:
+        asked_at = self.requests[shard]["asked_at"]
+        if asked_at is None:  # an older request: the file tells
+            return self.request_times[shard] <= self.newest_changed_at
+        return self.newest is not None and asked_at <= self.newest["started_at"]
 
 
 def read_survey(dataset: Path, book: Book) -> Survey:
@@ -309,7 +314,8 @@ def _requests(dataset: Path, book: Book) -> tuple[dict[str, dict[str, Any]], dic
             if not (is_shard(path.stem) and retry_number(path.stem)):
                 raise ValueError("its name is not that of a retry shard")
             found[path.stem] = {"step": str(request["step"]), "keys": list(request["keys"]),
-                                "fingerprint": str(request["fingerprint"])}
+                                "fingerprint": str(request["fingerprint"]),
+                                "asked_at": request.get("asked_at")}
             times[path.stem] = path.stat().st_mtime
         except _UNREADABLE as error:
             _unreadable(book, dataset, path, error, "the retry's request",

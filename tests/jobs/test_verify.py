@@ -16,12 +16,12 @@ from jobs.cli import app
 from jobs.ready_made import recipe_path
 from jobs.run import dataset_lock, load, run
 from jobs.subset import create
-from jobs.verify import is_lock_free
+from jobs.verify import is_lock_free, verify_dataset
 from pipeline.recipe import load_recipe
 from pipeline.removal import finish_removals
 from pipeline.shards import ShardMetadata
 from pipeline.tombstones import new_tombstone
-from pipeline.verify import verify
+from pipeline.verify import repair, verify
 from schemas.errors import ClipmillError
 from tests.conftest import Made
 from tests.pipeline.conftest import words  # noqa: F401 (a fixture)
@@ -217,6 +217,32 @@ def test_what_is_damaged_is_set_aside_and_made_again(dataset: Path, harm, capsys
     assert capsys.readouterr().out == ""
     assert tables_of(dataset) == before
     assert media(dataset).read_bytes() == bytes_before
+
+
+@pytest.mark.parametrize("after", [0, 1, 3])
+def test_a_repair_that_is_killed_loses_nothing_and_is_finished(
+        dataset: Path, monkeypatch: pytest.MonkeyPatch, after: int):
+    before = tables_of(dataset)
+    half(file(dataset, "download_videos", "000001"))
+    moved = []
+
+    def killed(source: Path, target: Path) -> None:
+        if len(moved) == after:
+            raise KeyboardInterrupt
+        moved.append(source)
+        move(source, target)
+
+    move = repair._move
+    monkeypatch.setattr(repair, "_move", killed)
+    with pytest.raises(KeyboardInterrupt):
+        verify_dataset(dataset, repairs=True)
+    monkeypatch.undo()
+    assert len(moved) == after
+    assert verify_dataset(dataset, repairs=True) == 0
+    assert faults(dataset) == []
+    assert run(load(None, dataset), dataset, take_sources=False)
+    assert faults(dataset) == []
+    assert tables_of(dataset) == before
 
 
 def test_damaged_sources_are_taken_again_from_the_recipe(dataset: Path, capsys):
