@@ -181,7 +181,8 @@ def write_shard(dataset: Path, number: int, seed: int) -> int:
         stage = "split_clips" if step == "scan_videos" else step
         metadata = ShardMetadata(
             stage, step, shard, FINGERPRINT, "r1", inputs=found.num_rows, kept=found.num_rows,
-            outputs=found.num_rows, seconds=1.0)
+            outputs=found.num_rows, seconds=1.0,
+            decoded_frames=pc.sum(found["decoded_frames"]).as_py() if step == "scan_videos" else 0)
         folder = dataset / "sources" if step == "sources" else dataset / step / FINGERPRINT
         pq.write_table(pa.table(columns, schema=schema.with_metadata(metadata.encode())),
                        shard_path(folder, shard), compression="zstd")

@@ -143,6 +143,8 @@ class Catalog:
 
     def close(self) -> None:
         self.connection.close()
+        if "_parser" in vars(self):
+            self._parser.close()
         self._spill.cleanup()
 
     def execute(self, query: str, parameters: object = None) -> duckdb.DuckDBPyConnection:
@@ -178,7 +180,7 @@ class Catalog:
         of shards and all views together that would take longer than most queries.
         """
         try:
-            found = self.connection.get_table_names(query, qualified=True)
+            found = self._parser.get_table_names(query, qualified=True)
         except duckdb.Error:
             found = set()
         named = {name.removeprefix("memory.").removeprefix("main.") for name in found}
@@ -187,6 +189,11 @@ class Catalog:
             self.create_all_views()
         for name in named:
             self._create(name)
+
+    @cached_property
+    def _parser(self) -> duckdb.DuckDBPyConnection:
+        """A connection with nothing in it: where a view exists, DuckDB goes into what it reads."""
+        return duckdb.connect(":memory:", config={"threads": 1})
 
     def _create(self, name: str) -> None:
         make_query = self._missing.pop(name, None)

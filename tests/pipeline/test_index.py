@@ -278,6 +278,15 @@ def test_a_dataset_without_clips_has_none(tmp_path: Path):
     assert not (tmp_path / INDEX).exists()
 
 
+def test_a_query_makes_the_views_that_it_names(dataset: Path):
+    """Also the second one: all the others list thousands of files that it does not need."""
+    with open_catalog(dataset) as catalog:
+        for _ in range(2):
+            catalog.ask("SELECT count(*) AS n FROM clips").read_all()
+            assert "failures" in catalog._missing
+            assert "clips" not in catalog._missing
+
+
 def test_queries_stay_in_the_dataset_and_say_where_they_fail(dataset: Path):
     """The sandbox and the errors of SQL are as they were without an index."""
     with open_catalog(dataset) as catalog:
