@@ -158,13 +158,21 @@ class StrayChecks:
             unnamed = self.names.without("named_media", [f"media/{name}" for name in files])
             for where in sorted(unnamed):
                 self._unnamed_media(where)
-        for name in _listed(media / ".work"):
-            self.book.stray("temporary", f"media/.work/{name}",
-                            "is what a download that was killed left")
+        self._work(media / ".work")
         for folder in (".ready", ".found"):
             self._notes(media / folder, f"media/{folder}")
         for rules in _listed(media / ".claims"):
             self._claims(media / ".claims" / rules, f"media/.claims/{rules}")
+
+    def _work(self, folder: Path) -> None:
+        """What downloads that were killed left; a run that has still to do them goes on with it."""
+        names = _listed(folder)
+        unknown = self.names.without("named_sources", {name.partition(".")[0] for name in names})
+        for name in names:
+            is_wanted = not self.media_known and name not in unknown and "." not in name
+            if not is_wanted and self.is_free(folder / name / ".lock"):
+                self.book.stray("temporary", f"media/.work/{name}",
+                                "is what a download that was killed left")
 
     def _unnamed_media(self, where: str) -> None:
         path = self.survey.dataset / where

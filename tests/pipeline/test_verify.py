@@ -307,6 +307,19 @@ def test_what_a_stopped_run_has_not_done_is_pending(dataset: Path, state: str):
     assert report.pending == 2
 
 
+def test_a_download_that_was_killed_is_kept_while_a_run_can_go_on_with_it(dataset: Path):
+    key = source_key("https://media.example/1.mp4")
+    touch(dataset / "media" / ".work" / key / "download.mp4")
+    touch(dataset / "media" / ".work" / ("c" * 20) / "download.mp4")
+    both = [("temporary", f"media/.work/{name}") for name in sorted((key, "c" * 20))]
+    assert faults(check(dataset)) == both
+    for path in dataset.glob("*/*/000000*.parquet"):
+        path.unlink()
+    path = dataset / "runs" / "r2.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "state": "stopped"}))
+    assert faults(check(dataset)) == [("temporary", f"media/.work/{'c' * 20}")]
+
+
 def test_what_a_finished_run_was_not_to_do_is_pending(dataset: Path):
     """Stages after --until, and sources that came later."""
     path = dataset / "runs" / "r2.json"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -351,6 +352,22 @@ def test_the_whole_report_is_json_for_scripts(dataset: Path, capsys):
     line, note = capsys.readouterr().out.splitlines()
     assert line.startswith(f"{place(dataset, path)}: unreadable: ")
     assert note.startswith("note: subsets/longer: ")
+
+
+def test_a_run_that_goes_on_meanwhile_is_not_taken_for_damage(words):  # noqa: F811
+    """Looked at again and again while shards come."""
+    made = words(*(f"v{number}" for number in range(40)), shard_videos=1)
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(made.run)
+        seen = []
+        while not running.done():
+            if (made.dataset / "runs").is_dir():
+                report = verify(made.dataset, is_free=is_lock_free)
+                assert report.faults == []
+                seen.append(report.checked["shards"])
+        assert running.result()
+    assert len(set(seen)) > 1
+    assert faults(made.dataset) == []
 
 
 def test_repair_waits_for_no_run(dataset: Path):
