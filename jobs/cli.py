@@ -95,6 +95,14 @@ class CardFormat(enum.StrEnum):
     json = "json"
 
 
+class LogLevel(enum.StrEnum):
+    """How much of the logs is shown."""
+
+    info = "info"
+    warning = "warning"
+    error = "error"
+
+
 class Environment(enum.StrEnum):
     """What a submitted job runs in."""
 
@@ -134,7 +142,11 @@ Seed = Annotated[int | None, typer.Option(min=0, help="of all that is random; by
                                           "recipe's")]
 MemoryLimit = Annotated[
     str | None, typer.Option("--memory-limit", metavar="SIZE", help="memory that DuckDB may take "
-                             "before it writes to disk, e.g. 4GB; by default 80% of the machine's")
+                             "before it writes to disk, e.g. 4GB; by default half of the machine's")
+]
+Wait = Annotated[
+    bool, typer.Option("--wait", help="where another command is at work on the dataset, wait until "
+                       "it is done; by default that is an error")
 ]
 OutputFormat = Annotated[Format, typer.Option("--format", help="how rows are printed")]
 Output = Annotated[
@@ -165,16 +177,17 @@ def run(
                      ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="take at most this many sources")
                      ] = None,
+    wait: Wait = False,
 ) -> None:
     """Run what is not done yet; run again, it does only what is missing."""
     from jobs.run import closing_table, dataset_folder, load
     from jobs.run import run as execute
 
     loaded = load(recipe, dataset, overrides=set_ or [], sources=sources or [],
-                  engine=engine.value if engine else None)
+                  engine=engine.value if engine else None, wait=wait)
     folder = dataset_folder(loaded, dataset)
     execute(loaded, folder, until=until, limit=limit,
-            take_sources=recipe is not None or bool(sources))
+            take_sources=recipe is not None or bool(sources), wait=wait)
     closing_table(folder)
 
 
@@ -190,16 +203,17 @@ def import_(
                             "more for millions of videos")] = 16,
     exclude_ids: Annotated[Path | None, typer.Option(metavar="FILE", help="known ids, one a line, "
                            "which are rejected")] = None,
+    wait: Wait = False,
 ) -> None:
     """Take published metadata in, as sources with given spans, captions and scores."""
     from jobs.importing import import_internvid
 
     import_internvid(dataset, files, shard_videos=shard_videos, limit=limit,
-                     exclude_ids=exclude_ids)
+                     exclude_ids=exclude_ids, wait=wait)
 
 
 @app.command()
-def retry(dataset: Dataset, kind: Kinds = None) -> None:
+def retry(dataset: Dataset, kind: Kinds = None, wait: Wait = False) -> None:
     """Try failed rows again, and only those, with the newest run's recipe."""
     from jobs.run import closing_table, load
     from jobs.run import run as execute
@@ -209,7 +223,8 @@ def retry(dataset: Dataset, kind: Kinds = None) -> None:
     for word in kind or []:
         if word not in ERROR_KINDS:
             raise UsageError(f"--kind {word}: allowed: {', '.join(ERROR_KINDS)}")
-    execute(load(None, require_dataset(dataset)), dataset.absolute(), retry_kinds=kind or [])
+    execute(load(None, require_dataset(dataset), wait=wait), dataset.absolute(),
+            retry_kinds=kind or [], wait=wait)
     closing_table(dataset)
 
 
@@ -235,12 +250,13 @@ def sql(
     output: Output = None,
     allow_external: Annotated[bool, typer.Option("--allow-external", help="let the query read "
                               "other files and the network")] = False,
+    memory_limit: MemoryLimit = None,
 ) -> None:
     """Query the catalog with DuckDB, read-only."""
     from jobs.query import run_sql
 
     run_sql(dataset, query, file=file, format=format_.value, output=output,
-            allow_external=allow_external)
+            allow_external=allow_external, memory_limit=memory_limit)
 
 
 @app.command()
@@ -268,12 +284,13 @@ def remove(
                         "times")] = None,
     reason: Annotated[str | None, typer.Option(help="a note, kept in the view `removed`")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="only say what would go")] = False,
+    wait: Wait = False,
 ) -> None:
     """Take videos out of tables, media and later exports, for good."""
     from jobs.remove import remove as take_out
 
     take_out(dataset, videos=video or [], uploaders=uploader or [], reason=reason,
-             dry_run=dry_run)
+             dry_run=dry_run, wait=wait)
 
 
 @app.command()
@@ -341,11 +358,11 @@ def export(
 
 
 @app.command()
-def index(dataset: Dataset) -> None:
+def index(dataset: Dataset, wait: Wait = False) -> None:
     """Make the catalog's index by hand; every run brings it up to date at its end."""
     from jobs.indexing import index_dataset
 
-    index_dataset(dataset)
+    index_dataset(dataset, wait=wait)
 
 
 @app.command()
@@ -373,11 +390,13 @@ def verify(
     media: Annotated[bool, typer.Option("--media/--no-media", help="read the videos' files, too: "
                      "checksums and lengths")] = True,
     format_: OutputFormat = Format.table,
+    wait: Wait = False,
 ) -> None:
     """Re-read everything; a line for each fault, and exit status 1 where there is one."""
     from jobs.verify import verify_dataset
 
-    raise typer.Exit(verify_dataset(dataset, repairs=repair, media=media, format=format_.value))
+    raise typer.Exit(verify_dataset(dataset, repairs=repair, media=media, format=format_.value,
+                                    wait=wait))
 
 
 @app.command()
@@ -386,6 +405,23 @@ def runs(dataset: Dataset, format_: OutputFormat = Format.table, output: Output 
     from jobs.query import print_runs
 
     print_runs(dataset, format=format_.value, output=output)
+
+
+@app.command()
+def logs(
+    dataset: Dataset,
+    run: Annotated[str | None, typer.Option("--run", metavar="ID", help="of this run, or the only "
+                   "one whose id begins so; by default the newest")] = None,
+    level: Annotated[LogLevel, typer.Option(help="this and what is worse")] = LogLevel.info,
+    follow: Annotated[bool, typer.Option("--follow", help="go on with what is written until the "
+                      "run ends")] = False,
+    format_: OutputFormat = Format.table,
+    output: Output = None,
+) -> None:
+    """What a run's driver and workers wrote, by time: shards, failures, warnings, tracebacks."""
+    from jobs.logs import show_logs
+
+    show_logs(dataset, run, level=level.value, follow=follow, format=format_.value, output=output)
 
 
 @app.command()

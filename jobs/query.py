@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,6 +32,7 @@ def run_sql(
     format: str = "table",
     output: Path | None = None,
     allow_external: bool = False,
+    memory_limit: str | None = None,
 ) -> None:
     """Answers one query; without one it reads it from a pipe, or asks on a terminal."""
     if query is not None and file is not None:
@@ -44,20 +46,22 @@ def run_sql(
     if query is None:
         if output is not None:
             raise UsageError("--output needs a query; give one, or --file FILE")
-        prompt(dataset, format=format, allow_external=allow_external)
+        prompt(dataset, format=format, allow_external=allow_external, memory_limit=memory_limit)
         return
-    with open_catalog(dataset, allow_external=allow_external) as catalog:
+    with open_catalog(dataset, allow_external=allow_external, memory_limit=memory_limit) as catalog:
         answer(catalog, query, format, output)
 
 
 def answer(catalog: Catalog, query: str, format: str, output: Path | None = None) -> None:
     """Runs one typed query and prints its rows."""
-    rows = catalog.ask(query)
-    with readable_errors():
-        write_rows(rows, format, output)
+    with readable_errors(), catalog.bounded():
+        write_rows(catalog.ask(query), format, output)
 
 
-def prompt(dataset: Path, *, format: str = "table", allow_external: bool = False) -> None:
+def prompt(
+    dataset: Path, *, format: str = "table", allow_external: bool = False,
+    memory_limit: str | None = None,
+) -> None:
     """Asks for queries until the end of input; an error does not end it.
 
     Each query sees the dataset as it is then, so a run may go on meanwhile.
@@ -67,7 +71,8 @@ def prompt(dataset: Path, *, format: str = "table", allow_external: bool = False
 
     from schemas.errors import ClipmillError
 
-    open_catalog(dataset, allow_external=allow_external).close()  # wrong folders are told at once
+    # Wrong folders and limits are told at once.
+    open_catalog(dataset, allow_external=allow_external, memory_limit=memory_limit).close()
     session: PromptSession[str] = PromptSession(history=InMemoryHistory())
     print(f"{dataset}: .help helps, .tables shows what there is, Ctrl-D ends.", file=sys.stderr)
     lines: list[str] = []
@@ -91,7 +96,8 @@ def prompt(dataset: Path, *, format: str = "table", allow_external: bool = False
             continue
         query, lines = "\n".join(lines), []
         try:
-            with open_catalog(dataset, allow_external=allow_external) as catalog:
+            with open_catalog(dataset, allow_external=allow_external,
+                              memory_limit=memory_limit) as catalog:
                 answer(catalog, query, format)
         except ClipmillError as error:
             print(f"Error: {error}", file=sys.stderr)
@@ -112,6 +118,16 @@ def _dot_command(dataset: Path, command: str, allow_external: bool) -> None:
             print(f"{name}: {', '.join(column[0] for column in columns)}")
 
 
+_WHEN_TO_RETRY = {
+    "transient": "later may be better",
+    "blocked": "first give cookies, a proxy or another user_agent, or wait",
+    "permanent": "once the source is there again",
+    "bad_media": "once the file has been mended",
+    "model": "once the model has been changed, or has room",
+    "crash": "with more memory or time",
+}
+
+
 def print_failures(
     dataset: Path,
     *,
@@ -122,24 +138,36 @@ def print_failures(
 ) -> None:
     """The failures that stand, newest first within a stage; with `history` all there ever were.
 
-    A table shows the columns to read; the other formats give all of them.
+    A table shows the columns to read; the other formats give all of them, and the command that
+    tries a row again. How to try those shown again is said on standard error.
     """
     for kind in kinds:
         if kind not in ERROR_KINDS:
             raise UsageError(f"--kind {kind}: allowed: {', '.join(ERROR_KINDS)}")
     wanted = ", ".join(map(literal, kinds))
     condition = f"WHERE kind IN ({wanted})" if kinds else ""
-    columns = "*"
+    command = f"clipmill retry {shlex.quote(str(dataset))} --kind "
+    columns = f"*, {literal(command)} || kind AS retry"
+    if history:
+        columns = f"*, if(resolved, NULL, {literal(command)} || kind) AS retry"
     if format == "table":
         # What there is room for; a source is better known by its address than by its hash.
-        columns = "stage, kind, attempts, if(video_id IS NULL, url, key) AS what, message"
-        columns += ", resolved" if history else ""
+        columns = "stage, kind, attempts, if(video_id IS NULL, url, key) AS what, "
+        columns += ("message, resolved" if history else
+                    "message || if(first_message <> message, ' (at first: ' || first_message || "
+                    "')', '') AS message")
     query = (
         f"SELECT {columns} FROM {'failures_all' if history else 'failures'} {condition} "
         'ORDER BY stage, "at" DESC, key'
     )
     with open_catalog(dataset) as catalog:
         answer(catalog, query, format, output)
+        standing = catalog.execute(f"SELECT kind, count(*) FROM failures {condition} GROUP BY kind "
+                                   "ORDER BY kind").fetchall()
+    sys.stdout.flush()  # the rows before the commands, where both go to one place
+    for kind, count in standing:
+        print(f"{command}{kind}  # tries {'it' if count == 1 else f'these {count:,}'} again; "
+              f"{_WHEN_TO_RETRY[kind]}", file=sys.stderr)
 
 
 def print_runs(dataset: Path, *, format: str = "table", output: Path | None = None) -> None:

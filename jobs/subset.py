@@ -104,9 +104,11 @@ def _load(recipe: str, overrides: Sequence[str], seed: int | None) -> SubsetReci
                               ready_made=SUBSET_FOLDER)
 
 
-def _catalog(dataset: Path, memory_limit: str | None) -> Catalog:
-    with readable_errors():
-        return open_catalog(dataset, memory_limit=memory_limit)
+@contextmanager
+def _catalog(dataset: Path, memory_limit: str | None) -> Iterator[Catalog]:
+    """The catalog, for a recipe that someone else may have written."""
+    with open_catalog(dataset, memory_limit=memory_limit) as catalog, catalog.bounded():
+        yield catalog
 
 
 @contextmanager

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -25,16 +24,19 @@ from pipeline.index import INDEX, Coverage, find_coverage
 from pipeline.records import latest_run, require_dataset, run_records
 from pipeline.shards import is_shard
 from pipeline.tombstones import Tombstone, tombstones
+from pipeline.typed_sql import check_reads_only, readable_errors
 from schemas import tables, views
-from schemas.errors import ClipmillError, UsageError
+from schemas.errors import UsageError
+from schemas.memory import bounded_memory
 from schemas.sql_text import escaped_for_glob, literal, quoted
 from schemas.step_tables import STAGE_TABLES, StepTable, raw_view
 
 SUBSETS = "subsets"
-_QUERY_NODES = {"SELECT_NODE", "SET_OPERATION_NODE", "RECURSIVE_CTE_NODE", "CTE_NODE"}
-_EXPLAIN = re.compile(r"explain(?:\s+analyze)?\s*(?:\([^()]*\)\s*)?(?P<query>.*)", re.I | re.S)
-_COMMENT = re.compile(r"\s*(?:--[^\n]*(?:\n|\Z)|/\*.*?\*/)", re.S)
-_CHANGES = re.compile(r"\b(copy|insert|update|delete|merge)\b", re.I)
+_UNITS = {"bytes": 1, **{f"{letter}iB": 2 ** (10 * power)
+                         for power, letter in enumerate("KMGTP", 1)}}
+# What Python and Arrow take for rows on their way out.
+_BESIDE_DUCKDB = 2**30
+DEFAULT_MEMORY_LIMIT = "50%"
 
 
 @dataclass(frozen=True)
@@ -89,9 +91,9 @@ def _table(
     score: str | None = None,
 ) -> StepTable:
     shards = _shards(folder)
-    retried = any(".retry" in shard for shard in shards)
+    retries = tuple(sorted(shard for shard in shards if ".retry" in shard))
     return StepTable(step, stage, name, schema.names[0], schema,
-                     str(folder) if shards else None, retried, score, removed=removed)
+                     str(folder) if shards else None, retries, score, removed=removed)
 
 
 def _shards(folder: Path) -> list[str]:
@@ -168,6 +170,19 @@ class Catalog:
             except (duckdb.BinderException, duckdb.CatalogException):
                 cursor.execute(query)  # fails likewise, but says where in the text
                 raise
+
+    @contextmanager
+    def bounded(self) -> Iterator[None]:
+        """Bounds this process's memory while SQL runs that someone else may have written.
+
+        DuckDB's own limit holds for tables and sorts, not for every text that a function makes. A
+        system without this bound (macOS) goes on without it.
+        """
+        rows = self.connection.execute("SELECT current_setting('memory_limit')").fetchall()
+        number, _, unit = str(rows[0][0]).partition(" ")
+        limit = int(float(number) * _UNITS[unit])
+        with bounded_memory(limit + limit // 2 + _BESIDE_DUCKDB):
+            yield
 
     def create_all_views(self) -> None:
         for name in list(self._missing):
@@ -258,7 +273,7 @@ def open_catalog(
     """Opens the views of a dataset, in whatever state it is.
 
     Unless `allow_external`, queries reach the dataset's current tables and nothing else: no other
-    files, no network, no extensions. `memory_limit` is DuckDB's, e.g. `2GB`; by default 80% of
+    files, no network, no extensions. `memory_limit` is DuckDB's, e.g. `2GB`; by default half of
     the machine's memory. Without `use_index` all rows come from the tables themselves.
     """
     layout = read_layout(require_dataset(dataset))
@@ -270,12 +285,11 @@ def open_catalog(
         "autoinstall_known_extensions": allow_external,
         "allow_persistent_secrets": allow_external,
     }
-    if memory_limit is not None:
-        config["memory_limit"] = memory_limit
     if threads is not None:
         config["threads"] = threads
     try:
         connection = duckdb.connect(":memory:", config=config)
+        _limit_memory(connection, memory_limit)
         connection.execute("SET GLOBAL TimeZone = 'UTC'")
         _create_table(connection, "runs", views.RUNS_VIEW, _run_rows(layout.dataset))
         _create_table(connection, "subsets", views.SUBSETS_VIEW, _subset_rows(layout.dataset))
@@ -298,6 +312,14 @@ def open_catalog(
         spill.cleanup()
         raise
     return Catalog(layout, connection, spill, use_index)
+
+
+def _limit_memory(connection: duckdb.DuckDBPyConnection, limit: str | None) -> None:
+    try:
+        connection.execute(f"SET memory_limit = {literal(limit or DEFAULT_MEMORY_LIMIT)}")
+    except duckdb.Error as error:
+        raise UsageError(f"--memory-limit {limit}: expected a size such as 4GB or 500MB, or a "
+                         "share of the machine's memory such as 50%") from error
 
 
 _WIDE: dict[str, Callable[[Sequence[StepTable]], str]] = {
@@ -402,82 +424,3 @@ def _time(text: str | None) -> Any:
     from datetime import datetime
 
     return None if text is None else datetime.fromisoformat(text)
-
-
-def check_reads_only(connection: duckdb.DuckDBPyConnection, query: str) -> None:
-    """Raises UsageError unless the text is one statement that only reads."""
-    statements = duckdb.extract_statements(query)
-    if not statements:
-        raise UsageError("the query is empty; try: SELECT * FROM clips LIMIT 5")
-    if len(statements) > 1:
-        raise UsageError(f"{len(statements)} statements were given; give one at a time")
-    kind = statements[0].type
-    text = query
-    while match := _COMMENT.match(text):
-        text = text[match.end():]
-    text = text.strip()
-    if kind == duckdb.StatementType.EXPLAIN:
-        inner = _EXPLAIN.match(text)
-        if inner is None:
-            raise UsageError("EXPLAIN is taken as EXPLAIN [ANALYZE] [(options)] SELECT …, without "
-                             "comments between these words")
-        check_reads_only(connection, inner["query"])
-        return
-    # DuckDB makes several statements of a PIVOT whose columns it has to find out first.
-    if kind == duckdb.StatementType.MULTI and not _CHANGES.search(text):
-        return
-    if kind != duckdb.StatementType.SELECT or not _is_reading(connection, query):
-        reading = kind in (duckdb.StatementType.SELECT, duckdb.StatementType.MULTI)
-        word = "a WITH clause that writes" if reading else kind.name
-        raise UsageError(f"the catalog is read-only, and this is {word}; allowed are SELECT, FROM, "
-                         "WITH, DESCRIBE, SHOW, SUMMARIZE, PIVOT and EXPLAIN of these. To keep a "
-                         "result, use --output FILE")
-
-
-def _is_reading(connection: duckdb.DuckDBPyConnection, query: str) -> bool:
-    """Whether every part of a SELECT only reads: its WITH clause may hold COPY or INSERT."""
-    rows = connection.execute("SELECT json_serialize_sql(?)", [query]).fetchall()
-    found = json.loads(rows[0][0])
-    return not found["error"] and all(
-        node["type"] in _QUERY_NODES for node in _dictionaries(found) if "cte_map" in node
-    )
-
-
-def _dictionaries(value: Any) -> Iterator[dict[str, Any]]:
-    pending = [value]
-    while pending:
-        item = pending.pop()
-        if isinstance(item, dict):
-            yield item
-            pending.extend(item.values())
-        elif isinstance(item, list):
-            pending.extend(item)
-
-
-@contextmanager
-def readable_errors() -> Iterator[None]:
-    """DuckDB's errors as ours: the user's with status 2, the machine's with status 1."""
-    try:
-        yield
-    except duckdb.PermissionException as error:
-        raise UsageError(f"{_first_part(error)}\nA query reads the dataset's tables only; "
-                         "--allow-external lets it read other files and the network") from error
-    except duckdb.OutOfMemoryException as error:
-        raise ClipmillError(f"the query needs more memory than it may take: {error}") from error
-    except (duckdb.IOException, duckdb.InternalException, duckdb.FatalException) as error:
-        raise ClipmillError(f"the query could not be completed: {_first_part(error)}") from error
-    except duckdb.CatalogException as error:
-        known = ", ".join(views.VIEWS)
-        raise UsageError(f"{error}\nViews: {known}; and steps.<step>, see SHOW ALL TABLES"
-                         ) from error
-    except duckdb.ParserException as error:
-        hint = ""
-        if re.search(r"\bat\b", str(error), re.I):
-            hint = '\nAT is a keyword of SQL: the column `at` is written "at", in double quotes'
-        raise UsageError(f"{error}{hint}") from error
-    except duckdb.Error as error:
-        raise UsageError(str(error)) from error
-
-
-def _first_part(error: Exception) -> str:
-    return str(error).partition("\n\nStack Trace")[0]

@@ -1,0 +1,29 @@
+"""How much memory a process may take."""
+
+from __future__ import annotations
+
+import contextlib
+import resource
+from collections.abc import Iterator
+from pathlib import Path
+
+
+@contextlib.contextmanager
+def bounded_memory(more_bytes: int) -> Iterator[None]:
+    """Lets this process take so many bytes more than it has; beyond, allocations fail.
+
+    Where the system doesn't say what the process has, nothing is bounded.
+    """
+    try:
+        status = Path("/proc/self/status").read_text()
+    except OSError:
+        yield
+        return
+    have = int(status.partition("VmData:")[2].split()[0]) * 1024
+    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    known = [limit for limit in (soft, hard) if limit != resource.RLIM_INFINITY]
+    resource.setrlimit(resource.RLIMIT_DATA, (min([have + more_bytes, *known]), hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
