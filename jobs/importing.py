@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn
 
-from jobs.run import dataset_lock, remove_if_empty
+from jobs.locking import dataset_lock, remove_if_empty
 from pipeline.span_import import ImportReport, import_spans
 
 
@@ -20,13 +20,15 @@ def import_internvid(
     shard_videos: int,
     limit: int | None = None,
     exclude_ids: Path | None = None,
+    wait: bool = False,
 ) -> None:
     """Takes InternVid's published rows in, and prints what became of each."""
     dataset = dataset.expanduser().absolute()
     is_new = not dataset.exists()
     dataset.mkdir(parents=True, exist_ok=True)
     try:
-        with dataset_lock(dataset), _progress(files, passes=1 if limit is None else 2) as report:
+        with (dataset_lock(dataset, "import", wait=wait),
+              _progress(files, passes=1 if limit is None else 2) as report):
             found = import_spans(
                 dataset, files, shard_videos=shard_videos, limit=limit, exclude_ids=exclude_ids,
                 report_bytes=report,

@@ -21,15 +21,15 @@ def refresh_index(dataset: Path) -> None:
                    f"it, and take longer. `clipmill index {dataset}` tries again.", markup=False)
 
 
-def index_dataset(dataset: Path) -> None:
+def index_dataset(dataset: Path, *, wait: bool = False) -> None:
     """Makes the index of a dataset, or brings it up to date, and says what there is."""
-    from jobs.run import dataset_lock
+    from jobs.locking import dataset_lock
     from pipeline.index_writer import update_index
     from pipeline.records import require_dataset
     from schemas.errors import ClipmillError
 
     dataset = require_dataset(dataset).absolute()
-    with dataset_lock(dataset):
+    with dataset_lock(dataset, "index", wait=wait):
         try:
             report = update_index(dataset)
         except (OSError, duckdb.Error) as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from jobs.run import dataset_lock
+from jobs.locking import dataset_lock
 from pipeline.records import require_dataset
 from pipeline.removal import Purged, find, finish_removals, purge, unfinished
 from pipeline.tombstones import new_tombstone
@@ -20,6 +20,7 @@ def remove(
     uploaders: Sequence[str] = (),
     reason: str | None = None,
     dry_run: bool = False,
+    wait: bool = False,
 ) -> None:
     """Removes videos by id or by uploader and says what went; a dry run only says what would.
 
@@ -31,7 +32,7 @@ def remove(
     if not videos and not uploaders:
         raise UsageError("say what to remove: --video ID or --uploader NAME, as the view `videos` "
                          "has them")
-    with dataset_lock(dataset):
+    with dataset_lock(dataset, "remove", wait=wait):
         if not dry_run:
             begun = unfinished(dataset)
             if begun:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
-import os
+import platform
 import sys
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,15 +15,18 @@ from typing import Any
 from rich.console import Console
 
 from jobs.indexing import refresh_index
+from jobs.locking import dataset_lock, remove_if_empty, wait_until_free
 from jobs.progress import Progress
 from jobs.ready_made import recipe_path
-from jobs.versions import code_version
+from jobs.versions import code_version, package_versions
 from pipeline import records
 from pipeline.locally import run_locally
+from pipeline.logs import DRIVER, LogLimits, RunLog, python_messages
 from pipeline.plan import Plan, ShardList, Step, build_plan, pending
 from pipeline.recipe import LoadedRecipe, load_recipe
 from pipeline.removal import finish_removals
-from pipeline.retry import list_shards, request_retries
+from pipeline.retry import Unfinished, list_shards, request_retries, unfinished_retries
+from pipeline.runner import Report
 from pipeline.sources import ingest, list_source_shards
 from schemas.errors import ClipmillError, UsageError
 from stages.models.references import ModelReference
@@ -41,12 +43,14 @@ def run(
     limit: int | None = None,
     retry_kinds: Sequence[str] | None = None,
     take_sources: bool = True,
+    wait: bool = False,
 ) -> bool:
     """Brings a dataset to where the recipe says; True if there was anything to do.
 
     `retry_kinds` (an empty list means all) asks for failed rows to be tried again first. Without
     `take_sources` the recipe's sources are not looked at: the dataset's are what there is.
-    Raises ClipmillError where the run can't go on; what is committed stays.
+    Raises ClipmillError where the run can't go on, and, unless told to `wait`, where another
+    command is at work on the dataset; what is committed stays.
     """
     if limit is not None and not take_sources:
         raise UsageError("--limit is about sources, and none are taken; name some with --sources")
@@ -54,32 +58,55 @@ def run(
     steps = plan.until(until)
     is_new = not dataset.exists()
     dataset.mkdir(parents=True, exist_ok=True)
-    with dataset_lock(dataset):
+    with dataset_lock(dataset, "run" if retry_kinds is None else "retry", wait=wait):
         finish_removals(dataset)
+        taken = None
         if retry_kinds is None and take_sources:
             try:
-                _ingest(loaded, dataset, limit)
+                taken = _ingest(loaded, dataset, limit)
             except UsageError:
                 if is_new:
                     remove_if_empty(dataset)
                 raise
-        shards = list_shards(dataset, list_source_shards(dataset))
-        if retry_kinds is not None:
-            asked = request_retries(plan, dataset, shards, retry_kinds)
-            if not asked:
-                wanted = f" of kind {', '.join(retry_kinds)}" if retry_kinds else ""
-                _err.print(f"Nothing to retry: no failures{wanted}.")
+        first = list_source_shards(dataset)
+        if retry_kinds is None:
+            did = _bring_up_to_date(loaded, plan, steps, list_shards(dataset, first), dataset,
+                                    taken)
+        else:
+            did = _retry(loaded, plan, steps, first, dataset, retry_kinds)
+            if not did:
                 return False
-            for stage, keys in asked.items():
-                _err.print(f"Trying {keys} failed rows of {stage} again.")
-            shards = list_shards(dataset, list_source_shards(dataset))
-        did = _bring_up_to_date(loaded, plan, steps, shards, dataset)
         finish_removals(dataset)  # of videos that came again
         refresh_index(dataset)
         return did
 
 
-def _ingest(loaded: LoadedRecipe, dataset: Path, limit: int | None) -> None:
+def _retry(
+    loaded: LoadedRecipe, plan: Plan, steps: tuple[Step, ...], first: Sequence[str],
+    dataset: Path, kinds: Sequence[str],
+) -> bool:
+    """Tries failed rows again; what an earlier retry has begun and not done comes first."""
+    shards = list_shards(dataset, first)
+    begun = unfinished_retries(plan, dataset, shards)
+    if begun:
+        said = (f"Finishing {begun.shards} shard{'' if begun.shards == 1 else 's'} of an earlier "
+                "retry that was stopped.")
+        _err.print(said)
+        _bring_up_to_date(loaded, plan, steps, shards, dataset, said)
+    asked = request_retries(plan, dataset, shards, kinds, begun or Unfinished())
+    if not asked:
+        wanted = f" of kind {', '.join(kinds)}" if kinds else ""
+        _err.print(f"Nothing more to retry: no failures{wanted} from before that retry." if begun
+                   else f"Nothing to retry: no failures{wanted}.")
+        return bool(begun)
+    said = "\n".join(f"Trying {keys} failed rows of {stage} again."
+                     for stage, keys in asked.items())
+    _err.print(said)
+    return _bring_up_to_date(loaded, plan, steps, list_shards(dataset, first), dataset, said)
+
+
+def _ingest(loaded: LoadedRecipe, dataset: Path, limit: int | None) -> str | None:
+    """Takes the recipe's sources in; says what came of them."""
     recipe = loaded.recipe
     if not recipe.sources and not list_source_shards(dataset):
         raise UsageError(f"recipe {loaded.name} names no sources; give some with "
@@ -90,11 +117,15 @@ def _ingest(loaded: LoadedRecipe, dataset: Path, limit: int | None) -> None:
             exclude_ids=recipe.exclude_ids, limit=limit, base_folder=loaded.folder,
         )
         _err.print(report.describe())
+        return report.describe()
+    return None
 
 
 def _bring_up_to_date(
-    loaded: LoadedRecipe, plan: Plan, steps: tuple[Step, ...], shards: ShardList, dataset: Path
+    loaded: LoadedRecipe, plan: Plan, steps: tuple[Step, ...], shards: ShardList, dataset: Path,
+    before: str | None,
 ) -> bool:
+    """Runs what is pending; `before` says for the log what was done just now, before it."""
     todo = pending(plan, steps, shards, dataset)
     record = _record(loaded, plan, steps, shards)
     if not any(todo.values()):
@@ -111,47 +142,100 @@ def _bring_up_to_date(
     # Made again: now that the models are here, their revisions are known.
     record = _record(loaded, plan, steps, shards)
     records.write_run(dataset, record)
-    started = time.monotonic()
+    log = _DriverLog(loaded, dataset, record, todo, before)
     try:
-        _engine(loaded, plan, steps, shards, dataset, record, todo)
+        _engine(loaded, plan, steps, shards, dataset, record, todo, log)
+        left = sum(map(len, pending(plan, steps, shards, dataset).values()))
+        if left:
+            raise ClipmillError(f"{left} shards of steps were not committed; run again to go on")
     except BaseException as error:
-        _finish(dataset, record, "stopped" if isinstance(error, KeyboardInterrupt) else "failed")
+        state = "stopped" if isinstance(error, KeyboardInterrupt) else "failed"
+        _finish(dataset, record, state)
+        log.end(state, error)
         raise
-    left = sum(map(len, pending(plan, steps, shards, dataset).values()))
-    if left:
-        _finish(dataset, record, "failed")
-        raise ClipmillError(f"{left} shards of steps were not committed; run again to go on")
     _finish(dataset, record, "done")
-    _err.print(f"Done in {time.monotonic() - started:.0f} s.")
+    log.end("done")
+    _err.print(f"Done in {log.seconds:.0f} s.")
     return True
+
+
+class _DriverLog:
+    """What the driver writes to the run's log, and the counts that it ends with."""
+
+    def __init__(self, loaded: LoadedRecipe, dataset: Path, record: dict[str, Any],
+                 todo: dict[str, list[str]], before: str | None) -> None:
+        recipe = loaded.recipe
+        self.limits = LogLimits.of(recipe.log_file_megabytes, recipe.log_megabytes)
+        self.log = RunLog(dataset, record["run_id"], DRIVER, self.limits)
+        self._started = time.monotonic()
+        self._counts: dict[str, Counter] = {}
+        versions = {"clipmill": record["code_version"], "python": platform.python_version(),
+                    "system": platform.platform(), **package_versions()}
+        self.log.write("run_start", f"recipe {loaded.name}, engine {recipe.engine}",
+                       versions=versions)
+        for line in (before or "").splitlines():
+            self.log.write("before", line)
+        self.log.write("pending", "shards to do, by step",
+                       counts={step: len(missing) for step, missing in todo.items() if missing})
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self._started
+
+    def plan(self, lines: Sequence[str]) -> None:
+        """Says what will run where, to the user and to the log."""
+        for line in lines:
+            _err.print(line)
+            self.log.write("plan", line.strip())
+
+    def report(self, label: str, counts: Counter) -> None:
+        self._counts.setdefault(label, Counter()).update(counts)
+
+    def end(self, state: str, error: BaseException | None = None) -> None:
+        if error is not None:
+            self.log.raised("run_error", error)
+        for label, counts in self._counts.items():
+            self.log.write("stage_counts", step=label, counts=dict(counts))
+        self.log.write("run_end", state, level="info" if state == "done" else "error",
+                       seconds=round(self.seconds, 3))
 
 
 def _engine(
     loaded: LoadedRecipe, plan: Plan, steps: tuple[Step, ...], shards: ShardList, dataset: Path,
-    record: dict[str, Any], todo: dict[str, list[str]],
+    record: dict[str, Any], todo: dict[str, list[str]], log: _DriverLog,
 ) -> None:
     shown = {step.stage_label: len(todo[step.label]) for step in steps}
     run_id = record["run_id"]
     if loaded.recipe.engine == "local":
-        _err.print("Plan: every stage in this process, shard by shard.")
+        log.plan(["Plan: every stage in this process, shard by shard."])
         with Progress(shown) as progress:
-            run_locally(plan, steps, shards, dataset, run_id, progress.report)
+            run_locally(plan, steps, shards, dataset, run_id,
+                        _both(progress.report, log.report), log.limits)
         return
     from pipeline.on_ray import cluster, legs_of, run_on_ray
 
-    with cluster(loaded.recipe.ray) as machine:
+    with python_messages(log.log), cluster(loaded.recipe.ray) as machine:
         legs = legs_of(plan, steps, shards, dataset, machine)
         gpus = f" and {machine.gpus:g} GPUs" if machine.gpus else ""
-        _err.print(f"Plan for {machine.cpus:g} CPUs{gpus}:")
+        lines = [f"Plan for {machine.cpus:g} CPUs{gpus}:"]
         for number, leg in enumerate(legs, 1):
-            for pool in leg:
-                _err.print(f"  leg {number}: {pool.describe()}" if len(legs) > 1
-                           else f"  {pool.describe()}")
+            lines += [f"  leg {number}: {pool.describe()}" if len(legs) > 1
+                      else f"  {pool.describe()}" for pool in leg]
         if machine.gpus and not any(step.stage.gpus for step in steps):
-            _err.print(f"  No stage asks for one of the {machine.gpus:g} GPUs; give those with "
-                       "models one, e.g. --set caption_frames.gpus=1")
+            lines.append(f"  No stage asks for one of the {machine.gpus:g} GPUs; give those with "
+                         "models one, e.g. --set caption_frames.gpus=1")
+        log.plan(lines)
         with Progress(shown) as progress:
-            run_on_ray(plan, steps, shards, dataset, run_id, progress.report, machine)
+            run_on_ray(plan, steps, shards, dataset, run_id,
+                       _both(progress.report, log.report), machine, log.limits)
+
+
+def _both(*reports: Report) -> Report:
+    def report(label: str, counts: Counter) -> None:
+        for each in reports:
+            each(label, counts)
+
+    return report
 
 
 def _record(
@@ -227,43 +311,24 @@ def _finish(dataset: Path, record: dict[str, Any], state: str) -> None:
                                 "finished_at": datetime.now(UTC).isoformat()})
 
 
-@contextlib.contextmanager
-def dataset_lock(dataset: Path) -> Iterator[None]:
-    """One run on a dataset at a time; the kernel lets the lock go when its holder dies."""
-    with open(dataset / ".lock", "a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            file.seek(0)
-            holder = file.read().strip() or "unknown"
-            raise ClipmillError(f"another run is at work on {dataset} (process {holder}); wait "
-                                "until it is done, or stop it") from error
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
-        yield
-
-
-def remove_if_empty(dataset: Path) -> None:
-    """A mistyped source should leave no folder behind."""
-    (dataset / ".lock").unlink(missing_ok=True)
-    for folder in (dataset / ".scratch", dataset):
-        with contextlib.suppress(OSError):
-            folder.rmdir()
-
-
 def load(
     recipe: str | None, dataset: Path | None, *, overrides: Sequence[str] = (),
-    sources: Sequence[str] = (), engine: str | None = None,
+    sources: Sequence[str] = (), engine: str | None = None, wait: bool = False,
 ) -> LoadedRecipe:
-    """The recipe that a RECIPE argument means; without one, that of the dataset's newest run."""
+    """The recipe that a RECIPE argument means; without one, that of the dataset's newest run.
+
+    Told to `wait`, it is the newest once the command that is at work on the dataset is done.
+    """
     if recipe is not None:
         return load_recipe(recipe_path(recipe), overrides=overrides, sources=sources,
                            engine=engine)
     if dataset is None:
         raise UsageError("name a RECIPE (`clipmill recipe list`), or with --dataset a dataset "
                          "whose newest run's recipe is taken")
-    record = records.latest_run(records.require_dataset(dataset))
+    records.require_dataset(dataset)
+    if wait:
+        wait_until_free(dataset)
+    record = records.latest_run(dataset)
     if record is None:
         raise UsageError(f"{dataset} has no run yet; start with `clipmill run RECIPE "
                          f"--dataset {dataset}`")

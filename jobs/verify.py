@@ -14,8 +14,8 @@ from typing import Any
 import pyarrow as pa
 
 from jobs.formats import write_rows
+from jobs.locking import dataset_lock
 from jobs.progress import saying
-from jobs.run import dataset_lock
 from pipeline.records import require_dataset
 from pipeline.verify import Report, verify
 from pipeline.verify.findings import Finding, count
@@ -31,6 +31,7 @@ def verify_dataset(
     repairs: bool = False,
     media: bool = True,
     format: str = "table",
+    wait: bool = False,
 ) -> int:
     """Verifies a dataset and says what was found; gives the exit status.
 
@@ -38,7 +39,8 @@ def verify_dataset(
     1 only where something is left that this could not put right.
     """
     require_dataset(dataset)
-    lock = dataset_lock(dataset) if repairs else contextlib.nullcontext()
+    lock = (dataset_lock(dataset, "verify --repair", wait=wait) if repairs
+            else contextlib.nullcontext())
     with lock, saying() as say:
         # Whoever holds the lock is this process: its own would be found held.
         is_free: Callable[[Path], bool] = is_lock_free if not repairs else (

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import subprocess
 from importlib import metadata
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+# Those whose version may change what a run does.
+_PACKAGES = ("av", "decord", "duckdb", "opencv-python-headless", "pyarrow", "ray",
+             "scenedetect-headless", "torch", "transformers", "yt-dlp")
 
 
 @functools.cache
@@ -27,3 +31,12 @@ def code_version() -> str:
     except (OSError, subprocess.SubprocessError):
         return version
     return f"{version}+{said.stdout.strip()}"
+
+
+def package_versions() -> dict[str, str]:
+    """The installed versions of the packages that media, models and tables depend on."""
+    found = {}
+    for name in _PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found

@@ -135,7 +135,7 @@ def index_folder(dataset: Path, steps: Sequence[StepTable]) -> Path:
     """Where the index of these tables lies."""
     plain = [
         replace(step, folder=os.path.relpath(step.folder, dataset) if step.folder else None,
-                retried=False, shards=None, removed=False)
+                retries=(), shards=None, removed=False)
         for step in steps
     ]
     text = "\n".join((str(_VERSION), views.clip_rows(plain), views.video_rows(plain)))
@@ -187,7 +187,8 @@ class ShardFiles:
     def _narrowed(self, step: StepTable, bases: Sequence[str]) -> StepTable:
         groups = self.by_table[step.step]
         shards = tuple(name for base in bases for name in groups.get(base, ()))
-        return replace(step, shards=shards, retried=any(".retry" in name for name in shards))
+        retries = tuple(name for name in shards if ".retry" in name)
+        return replace(step, shards=shards, retries=retries)
 
 
 def _shards_in(folder: str | None) -> list[tuple[str, os.DirEntry[str]]]:

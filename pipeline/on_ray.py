@@ -21,6 +21,7 @@ from typing import Any, TextIO
 import ray
 from ray.data import ActorPoolStrategy, DataContext
 
+from pipeline.logs import LogLimits
 from pipeline.plan import Plan, ShardList, Step, pending
 from pipeline.pools import Leg, Machine, Pool, plan_legs
 from pipeline.recipe import RaySettings
@@ -83,7 +84,7 @@ class _ShardRunner:
     """What an actor of a pool holds: one worker over the pool's steps."""
 
     def __init__(self, plan: dict, labels: list[str], dataset: str, run_id: str,
-                 shards: ShardList, tally: Any, gpus: float) -> None:
+                 shards: ShardList, tally: Any, gpus: float, log_limits: LogLimits) -> None:
         if not gpus:
             # Whatever Ray's version makes of an actor without GPUs: it must not take one.
             os.environ["CUDA_VISIBLE_DEVICES"] = ""
@@ -94,6 +95,7 @@ class _ShardRunner:
             tally.add.remote,
             # A whole run that is killed and started again is no crash of the row it was at.
             journal_over_runs=False,
+            log_limits=log_limits,
         )
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
@@ -104,7 +106,7 @@ class _ShardRunner:
 
 def run_on_ray(
     plan: Plan, steps: tuple[Step, ...], shards: ShardList, dataset: Path, run_id: str,
-    report: Report, machine: Machine,
+    report: Report, machine: Machine, log_limits: LogLimits,
 ) -> None:
     """Runs what is pending, leg by leg; returns when all is committed.
 
@@ -115,7 +117,7 @@ def run_on_ray(
         todo = pending(plan, [plan.by_label[label] for label in labels], shards, dataset)
         names = sorted({shard for missing in todo.values() for shard in missing})
         if names:
-            _run_leg(plan, leg, names, shards, dataset, run_id, report)
+            _run_leg(plan, leg, names, shards, dataset, run_id, report, log_limits)
 
 
 def legs_of(plan: Plan, steps: tuple[Step, ...], shards: ShardList, dataset: Path,
@@ -128,7 +130,7 @@ def legs_of(plan: Plan, steps: tuple[Step, ...], shards: ShardList, dataset: Pat
 
 
 def _run_leg(plan: Plan, leg: Leg, names: list[str], shards: ShardList, dataset: Path,
-             run_id: str, report: Report) -> None:
+             run_id: str, report: Report, log_limits: LogLimits) -> None:
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
@@ -140,7 +142,7 @@ def _run_leg(plan: Plan, leg: Leg, names: list[str], shards: ShardList, dataset:
                                  override_num_blocks=len(names))
     spec = plan.spec()
     for pool in leg:
-        stream = _through(stream, pool, spec, dataset, run_id, shards, tally)
+        stream = _through(stream, pool, spec, dataset, run_id, shards, tally, log_limits)
     try:
         with _without_noise():
             for _ in stream.iter_batches(batch_size=1, prefetch_batches=0):
@@ -181,11 +183,11 @@ def _without_noise() -> Iterator[None]:
 
 
 def _through(stream: Any, pool: Pool, spec: dict, dataset: Path, run_id: str,
-             shards: ShardList, tally: Any) -> Any:
+             shards: ShardList, tally: Any, log_limits: LogLimits) -> Any:
     return stream.map_batches(
         _ShardRunner,
         fn_constructor_args=(spec, [step.label for step in pool.steps], str(dataset), run_id,
-                             shards, tally, pool.gpus),
+                             shards, tally, pool.gpus, log_limits),
         batch_size=1,
         batch_format="numpy",
         compute=ActorPoolStrategy(size=pool.workers),

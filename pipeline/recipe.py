@@ -46,6 +46,12 @@ class Recipe(BaseModel):
     drop_frames: bool = Field(
         False, description="delete a shard's kept frames when all that need them are committed"
     )
+    log_megabytes: int = Field(
+        256, ge=0, description="all logs of a run together; the oldest go first, 0 keeps none"
+    )
+    log_file_megabytes: int = Field(
+        8, ge=1, description="a worker's log before it is set aside and a new file begun"
+    )
     ray: RaySettings = Field(default_factory=RaySettings, description="the cluster")
     stages: dict[str, dict[str, Any]] = Field(description="label: settings, in order")
 

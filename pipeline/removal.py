@@ -22,6 +22,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.index_writer import update_index
+from pipeline.logs import LOGS
 from pipeline.plan import SOURCES
 from pipeline.retry import RETRIES
 from pipeline.rewriting import Selection, matching_rows, rewrite_shard
@@ -34,7 +35,7 @@ from schemas.sql_text import escaped_for_glob, literal
 from schemas.step_tables import StepTable, scan
 
 _NOT_TABLES = frozenset((SOURCES, "media", "runs", "index", "subsets", "removed", RETRIES,
-                         "journal"))
+                         "journal", LOGS))
 _NEAR = 3
 
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 
@@ -17,7 +20,6 @@ from pipeline.shards import (
     shard_path,
     write_json,
 )
-from schemas.errors import UsageError
 
 RETRIES = "retries"
 
@@ -47,32 +49,57 @@ def current_failures(step: Step, dataset: Path) -> dict[str, dict[str, dict]]:
     return {shard: failed for shard, failed in found.items() if failed}
 
 
+@dataclass(frozen=True)
+class Unfinished:
+    """Retries that were asked for and not done: how many shards, and since when."""
+
+    shards: int = 0
+    asked_at: datetime | None = None
+
+    def __bool__(self) -> bool:
+        return self.shards > 0
+
+    def has_tried(self, error: dict[str, Any]) -> bool:
+        """Whether a row failed after these retries were asked for: as part of them, that is."""
+        return (self.asked_at is not None and error["at"] is not None
+                and error["at"] >= self.asked_at)
+
+
+def unfinished_retries(plan: Plan, dataset: Path, shards: ShardList) -> Unfinished:
+    """What an earlier `retry` was stopped before: running what is pending finishes it."""
+    found = [request for name, request in shards.retries.items()
+             if request_is_current(plan, request)
+             and not shard_path(plan.by_label[request["step"]].folder(dataset), name).exists()]
+    times = [datetime.fromisoformat(request["asked_at"]) for request in found
+             if "asked_at" in request]  # older requests have none
+    return Unfinished(len(found), min(times, default=None))
+
+
 def request_retries(
-    plan: Plan, dataset: Path, shards: ShardList, kinds: Sequence[str]
+    plan: Plan, dataset: Path, shards: ShardList, kinds: Sequence[str],
+    finished: Unfinished = Unfinished(),
 ) -> dict[str, int]:
     """Writes a retry shard for every group with failures of `kinds` (all kinds when empty).
 
-    Gives the number of keys to try again by stage. The caller runs what is then pending.
+    Rows that were tried as part of a retry `finished` just now are left to the next. Gives the
+    number of keys to try again by stage. The caller runs what is then pending.
     """
     asked: dict[str, int] = {}
-    unfinished = [name for name, request in shards.retries.items()
-                  if request_is_current(plan, request)
-                  and not shard_path(plan.by_label[request["step"]].folder(dataset), name).exists()]
-    if unfinished:
-        raise UsageError(f"{len(unfinished)} retries of an earlier `retry` are not done yet; "
-                         "`clipmill run` with the same recipe finishes them")
     taken: dict[str, int] = {}
     for name in shards.retries:
         taken[base_shard(name)] = max(taken.get(base_shard(name), 0), retry_number(name))
+    asked_at = datetime.now(UTC).isoformat()
     for step in plan.steps:
         for base, failed in current_failures(step, dataset).items():
             keys = sorted(key for key, error in failed.items()
-                          if not kinds or error["kind"] in kinds)
+                          if (not kinds or error["kind"] in kinds)
+                          and not finished.has_tried(error))
             if not keys:
                 continue
             taken[base] = taken.get(base, 0) + 1
             write_json(dataset / RETRIES / f"{base}.retry{taken[base]}.json", {
                 "step": step.label, "fingerprint": step.fingerprint, "keys": keys,
+                "asked_at": asked_at,
             })
             asked[step.stage_label] = asked.get(step.stage_label, 0) + len(keys)
     return asked

@@ -24,6 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.inputs import FrameReader, input_table
+from pipeline.logs import NO_LOGS, LogLimits, RunLog, ShardLog, python_messages, worker_name
 from pipeline.plan import Plan, ShardList, Step
 from pipeline.shards import (
     ShardMetadata,
@@ -55,8 +56,15 @@ class Worker:
     shards: ShardList
     report: Report = lambda label, counts: None
     journal_over_runs: bool = True
+    log_limits: LogLimits = NO_LOGS
     _open: dict[str, tuple[Transform, Workspace]] = field(default_factory=dict)
     _stack: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
+
+    def __post_init__(self) -> None:
+        labels = [step.label for step in self.steps]
+        self._log = RunLog(self.dataset, self.run_id, worker_name(labels), self.log_limits)
+        self._log.write("worker_start", "steps: " + ", ".join(labels))
+        self._stack.enter_context(python_messages(self._log))
 
     def run(self, shard: str) -> None:
         """All steps of this worker over one shard; what is committed already is left alone."""
@@ -70,22 +78,36 @@ class Worker:
     def close(self) -> None:
         self._open.clear()
         self._stack.close()
+        self._log.write("worker_end")
 
     def _transform(self, step: Step) -> tuple[Transform, Workspace]:
         if step.label not in self._open:
             scratch = self.dataset / ".scratch" / f"{step.label}-{uuid.uuid4().hex[:8]}"
             workspace = Workspace(self.dataset, scratch)
+            started = time.monotonic()
             transform = self._stack.enter_context(step.stage.open(workspace))
+            self._log.write("stage_open", step=step.label,
+                            seconds=round(time.monotonic() - started, 3))
             self._open[step.label] = (transform, workspace)
         return self._open[step.label]
 
     def _run_step(self, step: Step, shard: str, path: Path) -> None:
+        log = ShardLog(self._log, step.label, shard)
+        try:
+            log.end(self._commit_step(step, shard, path, log))
+        except BaseException as error:
+            log.stopped(error)
+            raise
+
+    def _commit_step(self, step: Step, shard: str, path: Path, log: ShardLog) -> Counter:
+        """One step over one shard; gives its counts."""
         started = time.monotonic()
         request = self.shards.retries.get(shard)
         only = set(request["keys"]) if request and request["step"] == step.label else None
         group = self.shards.group(shard)
         rows = input_table(self.plan, step, self.dataset, shard, group, only_keys=only)
         counts: Counter = Counter(inputs=rows.num_rows)
+        log.start(rows.num_rows)
         with contextlib.ExitStack() as stack:
             writers = _Writers(stack, step, self.dataset, shard)
             decoded = 0
@@ -96,13 +118,16 @@ class Worker:
                 before = workspace.decoded_frames
                 frames = FrameReader(self.plan, self.dataset, group) if step.stage.frames else None
                 attempts = _earlier_attempts(step, self.dataset, group)
-                for batch, output in self._batches(step, shard, rows, transform, frames):
+                for batch, output in self._batches(step, shard, rows, transform, frames, log):
                     tables = _complete(step, batch, output, attempts)
                     tables[step.label] = self._without_removed(step, tables[step.label])
                     tally = _tally(step, batch, tables[step.label])
                     counts.update(tally)
                     counts["source_frames"] += _sum(tables[step.label], "source_frames")
                     writers.write(tables)
+                    if tally["failed"]:
+                        failed = tables[step.label].select([step.stage.key, "error"])
+                        log.failures(step.stage.key, failed.to_pylist())
                     self.report(step.stage_label, _reported(step, tally))
                 decoded = workspace.decoded_frames - before
                 if frames is not None:
@@ -120,6 +145,7 @@ class Worker:
         _journal(step, self.dataset, shard).unlink(missing_ok=True)
         if step.label == step.stage_label:
             self.report(step.stage_label, Counter(shards=1))
+        return counts
 
     def _without_removed(self, step: Step, table: pa.Table) -> pa.Table:
         """Rejects videos that were removed from the dataset and come again from other sources."""
@@ -144,14 +170,14 @@ class Worker:
 
     def _batches(
         self, step: Step, shard: str, rows: pa.Table, transform: Transform,
-        frames: FrameReader | None,
+        frames: FrameReader | None, log: ShardLog,
     ) -> Iterator[tuple[pa.Table, dict[str, pa.Table]]]:
         """Every batch of a shard with its output tables, failures included."""
         stage = step.stage
         if not stage.fragile:
             for start in range(0, rows.num_rows, stage.batch_rows):
                 batch = rows.slice(start, stage.batch_rows)
-                yield from _batch(step, batch, transform, frames)
+                yield from _batch(step, batch, transform, frames, log)
             return
         journal = _journal(step, self.dataset, shard)
         seen = _read_journal(journal, None if self.journal_over_runs else self.run_id)
@@ -166,7 +192,7 @@ class Worker:
                 continue
             seen[name] = seen.get(name, 0) + 1
             write_json(journal, {"run_id": self.run_id, "started": seen})
-            yield from _batch(step, batch, transform, frames)
+            yield from _batch(step, batch, transform, frames, log)
             del seen[name]
             write_json(journal, {"run_id": self.run_id, "started": seen})
 
@@ -205,7 +231,7 @@ class _Writers:
 
 
 def _batch(
-    step: Step, batch: pa.Table, transform: Transform, frames: FrameReader | None
+    step: Step, batch: pa.Table, transform: Transform, frames: FrameReader | None, log: ShardLog
 ) -> Iterator[tuple[pa.Table, dict[str, pa.Table]]]:
     """One batch done; where it raises, each of its rows done alone."""
     shown, failed = batch, {}
@@ -224,8 +250,11 @@ def _batch(
     except ClipmillError:
         raise  # nothing that another row could make good
     except Exception as error:  # noqa: BLE001 (any exception of a stage is a row's failure)
+        names = [batch[step.stage.key][0].as_py()]
+        if not isinstance(error, RowFailed | RowRejected):
+            # Of a batch it is no failure yet: its rows are done alone.
+            log.raised("exception", error, names[0] if batch.num_rows == 1 else None)
         if batch.num_rows == 1:
-            names = [batch[step.stage.key][0].as_py()]
             yield batch, {step.label: _failed_rows(step, names, _as_outcome(step, error))}
             return
         for row in range(batch.num_rows):
@@ -236,6 +265,8 @@ def _batch(
                 raise
             except Exception as problem:  # noqa: BLE001 (see above)
                 names = [one[step.stage.key][0].as_py()]
+                if not isinstance(problem, RowFailed | RowRejected):
+                    log.raised("exception", problem, names[0])
                 output = {step.label: _failed_rows(step, names, _as_outcome(step, problem))}
             yield one, output
 

@@ -33,8 +33,8 @@ CLIP_ID_PATTERN = r"^(.*)-m?\d+-m?\d+$"
 class StepTable:
     """One step's table on disk, or a further table of it.
 
-    `folder` holds its shards, None where none is committed; `retried` says that there are retry
-    shards, so that keys may stand in several files. `shards` narrows the table to some of them.
+    `folder` holds its shards, None where none is committed; `retries` names the retry shards among
+    them, for which keys may stand in several files. `shards` narrows the table to some of them.
     `removed` says that videos were removed from the dataset, whose rows are not to be seen.
     """
 
@@ -44,10 +44,14 @@ class StepTable:
     key: str
     schema: pa.Schema
     folder: str | None
-    retried: bool = False
+    retries: tuple[str, ...] = ()
     score: str | None = None
     shards: tuple[str, ...] | None = None
     removed: bool = False
+
+    @property
+    def retried(self) -> bool:
+        return bool(self.retries)
 
     @property
     def own_columns(self) -> list[pa.Field]:
@@ -109,10 +113,10 @@ def _files(table: StepTable, retries_only: bool) -> str | None:
     if table.folder is None:
         return None
     folder = escaped_for_glob(table.folder)
-    if table.shards is None:
+    names = table.retries if retries_only else table.shards
+    if names is None:
         # A shard's name begins with a digit, a temporary file's with a dot.
-        return literal(f"{folder}/{'[0-9]*.retry*' if retries_only else '[0-9]*'}.parquet")
-    names = [name for name in table.shards if not retries_only or ".retry" in name]
+        return literal(f"{folder}/[0-9]*.parquet")
     return "[" + ", ".join(literal(f"{folder}/{name}.parquet") for name in names) + "]" \
         if names else None
 
@@ -160,15 +164,16 @@ def newest(table: StepTable, columns: Iterable[str], kept_only: bool) -> str:
     picked = ", ".join(["_base", "_retry", *map(quoted, columns)])
     rows = _kept_rows(table, columns) if kept_only else scan(table, columns)
     if not table.retried:
-        return f"SELECT {picked} FROM ({rows})"
+        return f"SELECT {picked} FROM ({rows}) WHERE _retry = 0"
     key = quoted(table.key)
     again = scan(table, [table.key, *(_OUTCOME if kept_only else ())], retries_only=True)
     condition = "rejection IS NULL AND error IS NULL" if kept_only else "true"
-    # Retries are few: only their keys are hashed, and the first shards stream past them.
+    # Retries are few: only their keys are hashed, and the first shards stream past them. One that
+    # was committed since the table was listed is not among them: its rows are left out, as above.
     return (
         f"SELECT {picked} FROM ({rows}) LEFT JOIN (SELECT {key} AS _key, _base AS _group, "
         f"max(_retry) AS _last FROM ({again}) WHERE {condition} GROUP BY ALL) "
-        f"ON {key} = _key AND _base = _group WHERE _last IS NULL OR _retry = _last"
+        f"ON {key} = _key AND _base = _group WHERE _retry = coalesce(_last, 0)"
     )
 
 
@@ -186,20 +191,46 @@ def many_rows_a_key(table: StepTable) -> bool:
 
 
 def outcomes(table: StepTable) -> str:
-    """`key, outcome, _base, _retry`: what became of each key, as its newest shard has it.
+    """`key, outcome, _base, _retry`: what became of each key, and in which shard.
 
-    A key with a failed row is failed, one with any kept row else is kept.
+    In a shard, a key with a failed row is failed, one with any kept row else is kept. A key that
+    any shard kept stays kept: a retry (with an input that there was not before) that fails takes
+    nothing away. Of the others the newest shard counts.
     """
+    if not table.retried:
+        return _states(table, newest(table, [table.key, *_OUTCOME], kept_only=False))
+    key = quoted(table.key)
+    once = (f"SELECT * FROM ({scan(table, [table.key, *_OUTCOME])}) ANTI JOIN ({_retried(table)}) "
+            f"ON {key} = _key AND _base = _group")
+    return f"{_states(table, once)} UNION ALL {retried_outcomes(table)}"
+
+
+def retried_outcomes(table: StepTable) -> str:
+    """The `outcomes` of keys that stand in a retry."""
+    key = quoted(table.key)
+    rows = (f"SELECT * FROM ({scan(table, [table.key, *_OUTCOME])}) SEMI JOIN ({_retried(table)}) "
+            f"ON {key} = _key AND _base = _group")
+    return (f"SELECT key, outcome, _base, _retry FROM ({_states(table, rows)}) "
+            "QUALIFY row_number() OVER (PARTITION BY key, _base "
+            "ORDER BY outcome = 'kept' DESC, _retry DESC) = 1")
+
+
+def _retried(table: StepTable) -> str:
+    return (f"SELECT DISTINCT {quoted(table.key)} AS _key, _base AS _group FROM "
+            f"({scan(table, [table.key], retries_only=True)})")
+
+
+def _states(table: StepTable, rows: str) -> str:
+    """What a shard says of each of its keys."""
     state = (
         "CASE WHEN error IS NOT NULL THEN 'failed' WHEN rejection IS NOT NULL THEN 'rejected' "
         "ELSE 'kept' END"
     )
-    found = newest(table, [table.key, "rejection", "error"], kept_only=False)
-    rows = f"SELECT {quoted(table.key)} AS key, {state} AS outcome, _base, _retry FROM ({found})"
+    found = f"SELECT {quoted(table.key)} AS key, {state} AS outcome, _base, _retry FROM ({rows})"
     if not many_rows_a_key(table):
-        return rows
+        return found
     # One row a clip: 'failed' < 'kept' < 'rejected', as the order of precedence has it.
-    return f"SELECT key, min(outcome) AS outcome, _base, _retry FROM ({rows}) GROUP BY ALL"
+    return f"SELECT key, min(outcome) AS outcome, _base, _retry FROM ({found}) GROUP BY ALL"
 
 
 SHARD = "printf('%06d', _base) || if(_retry > 0, '.retry' || _retry, '') AS shard"

@@ -24,6 +24,7 @@ from schemas.step_tables import (
     many_rows_a_key,
     newest,
     outcomes,
+    retried_outcomes,
     scan,
 )
 
@@ -76,7 +77,7 @@ REJECTIONS_VIEW: Columns = (
     ("detail", pa.string()),
     *_PLACE,
 )
-FAILURES_VIEW: Columns = (
+_FAILURE: Columns = (
     ("stage", pa.string()),
     ("key", pa.string()),
     ("kind", pa.string()),
@@ -85,7 +86,8 @@ FAILURES_VIEW: Columns = (
     ("at", TIME),
     *_PLACE,
 )
-FAILURES_ALL_VIEW: Columns = (*FAILURES_VIEW, ("resolved", pa.bool_()))
+FAILURES_VIEW: Columns = (*_FAILURE, ("first_message", pa.string()), ("first_at", TIME))
+FAILURES_ALL_VIEW: Columns = (*_FAILURE, ("resolved", pa.bool_()))
 SHOTS_VIEW: Columns = tuple((field.name, field.type) for field in tables.SHOTS)
 FRAMES_INDEX_VIEW: Columns = tuple(
     (field.name, field.type) for field in tables.FRAMES if field.name != "jpeg"
@@ -375,7 +377,7 @@ def _problems(table: StepTable) -> str:
     """Rows of a step that were not kept; `resolved` where a newer shard has the key again.
 
     A failure is resolved by any newer outcome that is no failure, a rejection by any at all, or
-    by a kept row beside it.
+    by a kept row beside it; and both where another shard kept the key (see `outcomes`).
     """
     key = quoted(table.key)
     columns = [table.key, "rejection", "error"]
@@ -388,15 +390,19 @@ def _problems(table: StepTable) -> str:
         video = null(pa.string())
     resolved, join = "false", ""
     if table.retried:
-        resolved = "coalesce(if(error IS NULL, _last, _last_done) > _retry, false)"
+        resolved = ("coalesce(if(error IS NULL, _last, _last_done) > _retry, false) "
+                    "OR coalesce(_kept_in <> _retry, false)")
         join = (
             f" LEFT JOIN (SELECT {key} AS _key, _base AS _group, max(_retry) AS _last, "
             "max(_retry) FILTER (error IS NULL) AS _last_done "
             f"FROM ({scan(table, [table.key, 'error'], retries_only=True)}) GROUP BY ALL) "
             f"ON _key = p.{key} AND _group = p._base"
+            " LEFT JOIN (SELECT key AS _kept, _base AS _kept_base, _retry AS _kept_in "
+            f"FROM ({retried_outcomes(table)}) WHERE outcome = 'kept') "
+            f"ON _kept = p.{key} AND _kept_base = p._base"
         )
     if many_rows_a_key(table):
-        resolved += " OR (error IS NULL AND _other IS NOT NULL)"
+        resolved = f"({resolved}) OR (error IS NULL AND _other IS NOT NULL)"
         join += (
             f" LEFT JOIN (SELECT key AS _other, _base AS _b, _retry AS _r FROM ({outcomes(table)}) "
             f"WHERE outcome <> 'rejected') ON _other = p.{key} AND _b = p._base AND _r = p._retry"
@@ -437,7 +443,10 @@ FAILURES_ALL_SQL = (
     "FROM internal.problems WHERE error IS NOT NULL"
 )
 FAILURES_SQL = (
-    "SELECT * EXCLUDE (resolved) FROM failures_all WHERE NOT resolved QUALIFY row_number() OVER "
+    "SELECT * EXCLUDE (resolved) FROM (SELECT *, first_value(message) OVER first AS first_message, "
+    'first_value("at") OVER first AS first_at FROM failures_all '
+    'WINDOW first AS (PARTITION BY stage, key ORDER BY "at" NULLS FIRST, shard)) '
+    "WHERE NOT resolved QUALIFY row_number() OVER "
     '(PARTITION BY stage, key ORDER BY "at" DESC NULLS LAST, shard DESC) = 1'
 )
 

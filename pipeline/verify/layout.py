@@ -371,4 +371,4 @@ def narrowed(table: StepTable, shards: Iterable[str]) -> StepTable:
     """A table of the catalog with just these shards."""
     names = tuple(sorted(shards, key=shard_order))
     return replace(table, shards=names, folder=table.folder if names else None,
-                   retried=any(retry_number(name) for name in names))
+                   retries=tuple(name for name in names if retry_number(name)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from jobs.run import load, run
+from pipeline.logs import log_files, logged_runs
 from schemas.errors import ClipmillError, UsageError
 from tests.pipeline.conftest import OWN, STAGES
 
@@ -165,6 +167,16 @@ def test_a_row_that_kills_its_worker_twice_is_quarantined(words):
         "v-k": "crash"}
     assert {row["video_id"] for row in rows if not row["error"]} == {"v-a", "v-b", "v-c"}
     assert len(data.table("count_letters")) == 6
+    # Every worker has a log beside the driver's: those that died, and those that came after.
+    (run,) = logged_runs(data.dataset)
+    files = log_files(data.dataset, run)
+    lines = [json.loads(line) for file in files for line in file.path.read_text().splitlines()]
+    assert len(files) >= 4
+    assert [(line["kind"], line["key"]) for line in lines if line["event"] == "failure"] == [
+        ("crash", "v-k")]
+    assert {line["step"] for line in lines if line["event"] == "shard_end"} == set(STAGES)
+    assert {line["step"]: line["counts"].get("failed") for line in lines
+            if line["event"] == "stage_counts"}["cut_words"] == 1
 
 
 def test_the_local_engine_gets_past_a_row_that_kills_the_process(words, tmp_path):
@@ -190,7 +202,7 @@ def test_a_second_run_at_the_same_time_is_refused(words):
     data.run()
     with open(data.dataset / ".lock") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        with pytest.raises(ClipmillError, match="another run is at work"):
+        with pytest.raises(ClipmillError, match="another command is at work"):
             data.run()
 
 

@@ -1,0 +1,121 @@
+"""The dataset's lock: one command at a time writes to a dataset; reading needs none."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO
+
+from schemas.errors import ClipmillError
+
+LOCK = ".lock"
+POLL_SECONDS = 0.3
+
+
+@contextlib.contextmanager
+def dataset_lock(dataset: Path, command: str = "run", *, wait: bool = False) -> Iterator[None]:
+    """Holds the lock; the kernel lets it go when its holder dies, however it dies.
+
+    Raises ClipmillError that says who holds it, unless told to `wait` until they are done.
+    """
+    with _taken(dataset, wait) as file:
+        file.truncate(0)
+        file.write(json.dumps({
+            "command": command, "pid": os.getpid(), "host": socket.gethostname(),
+            "since": datetime.now(UTC).isoformat(timespec="seconds"),
+        }))
+        file.flush()
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):  # whoever comes next must not read of us
+                file.truncate(0)
+
+
+def wait_until_free(dataset: Path) -> None:
+    """Returns when nobody holds the lock, at once where there is none."""
+    if (dataset / LOCK).exists():
+        with _taken(dataset, wait=True):
+            pass
+
+
+def is_locked(dataset: Path) -> bool:
+    """Whether some command is writing to the dataset now."""
+    try:
+        with open(dataset / LOCK) as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+@contextlib.contextmanager
+def _taken(dataset: Path, wait: bool) -> Iterator[IO[str]]:
+    path = dataset / LOCK
+    said = False
+    while True:
+        try:
+            file = open(path, "a+")  # noqa: SIM115 (closed below, in every turn)
+        except OSError as error:
+            raise ClipmillError(f"cannot write to {dataset}: {error.strerror}") from error
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                holder = _holder(file)
+                if not wait:
+                    raise ClipmillError(
+                        f"another command is at work on {dataset}{holder}; wait until it is done "
+                        "(--wait does), or stop it") from error
+                if not said:
+                    print(f"Another command is at work on {dataset}{holder}; waiting until it is "
+                          "done.", file=sys.stderr)
+                    said = True
+                time.sleep(POLL_SECONDS)
+                continue
+            except OSError as error:
+                raise ClipmillError(
+                    f"{path} cannot be locked ({error.strerror}): the file system must support "
+                    "flock, for two runs would spoil each other's work") from error
+            # A run that failed at once may have deleted its new dataset, lock and all.
+            if _is_still(path, file):
+                yield file
+                return
+
+
+def _is_still(path: Path, file: IO[str]) -> bool:
+    try:
+        there = path.stat()
+    except FileNotFoundError:
+        return False
+    return os.path.samestat(there, os.fstat(file.fileno()))
+
+
+def _holder(file: IO[str]) -> str:
+    """Who has the lock, for a message; nothing where they have not said so yet."""
+    file.seek(0)
+    try:
+        found = json.loads(file.read())
+        since = datetime.fromisoformat(found["since"])
+        return (f": `clipmill {found['command']}`, process {found['pid']} on {found['host']}, "
+                f"since {since:%Y-%m-%d %H:%M:%S} UTC")
+    except (ValueError, KeyError, TypeError):
+        return ""
+
+
+def remove_if_empty(dataset: Path) -> None:
+    """A mistyped source should leave no folder behind."""
+    (dataset / LOCK).unlink(missing_ok=True)
+    for folder in (dataset / ".scratch", dataset):
+        with contextlib.suppress(OSError):
+            folder.rmdir()

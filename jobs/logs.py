@@ -1,0 +1,198 @@
+"""`clipmill logs`: what a run's processes wrote, brought together by time."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import json
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from jobs.formats import plain, write_rows
+from jobs.locking import is_locked
+from pipeline.logs import LEVELS, LOGS, LogFile, log_files, logged_runs, read_line
+from pipeline.records import require_dataset
+from schemas.errors import UsageError
+
+POLL_SECONDS = 0.3
+_BATCH_ROWS = 2000
+_COLUMNS = pa.schema([
+    ("time", pa.timestamp("ms", tz="UTC")), ("level", pa.string()), ("event", pa.string()),
+    ("run_id", pa.string()), ("worker", pa.string()), ("step", pa.string()),
+    ("shard", pa.string()), ("key", pa.string()), ("kind", pa.string()),
+    ("message", pa.string()), ("attempts", pa.int64()), ("seconds", pa.float64()),
+    ("counts", pa.map_(pa.string(), pa.int64())), ("logger", pa.string()),
+    ("traceback", pa.string()), ("versions", pa.map_(pa.string(), pa.string())),
+    ("host", pa.string()), ("pid", pa.int64()),
+])
+Line = dict[str, Any]
+
+
+def show_logs(
+    dataset: Path,
+    run: str | None = None,
+    *,
+    level: str = "info",
+    follow: bool = False,
+    format: str = "table",
+    output: Path | None = None,
+) -> None:
+    """Prints the log lines of one run; with `follow` also those to come, until the run ends."""
+    require_dataset(dataset)
+    if follow and (format not in ("table", "jsonl") or output is not None):
+        raise UsageError("--follow prints lines as they come: with --format table or jsonl, and "
+                         "without --output")
+    run_id = _run(dataset, run)
+    shown = LEVELS[LEVELS.index(level):]
+    damaged = [0]
+    if follow:
+        _follow(dataset, run_id, shown, _text if format == "table" else _json, damaged)
+    else:
+        lines = (line for line in merged(log_files(dataset, run_id), damaged)
+                 if line.get("level") in shown)
+        if format == "table" and output is None:
+            for line in lines:
+                print(_text(line))
+        else:
+            write_rows(_reader(lines), format, output)
+    if damaged[0]:
+        sys.stdout.flush()
+        print(f"{damaged[0]} damaged line{'' if damaged[0] == 1 else 's'} left out, of a process "
+              "that was killed or a disk that was full.", file=sys.stderr)
+
+
+def _run(dataset: Path, asked: str | None) -> str:
+    runs = logged_runs(dataset)
+    if not runs:
+        raise UsageError(f"{dataset} has no logs yet: runs write them to {dataset / LOGS}, unless "
+                         "their recipe says log_megabytes: 0")
+    if asked is None:
+        return runs[-1]
+    found = [run for run in runs if run == asked] or [
+        run for run in runs if asked and run.startswith(asked)]
+    if len(found) != 1:
+        what = "several runs' ids begin so" if found else "no run of that id has logs"
+        near = ", ".join((found or runs)[-5:])
+        raise UsageError(f"--run {asked}: {what}; {'they are' if found else 'the newest'}: {near}")
+    return found[0]
+
+
+def merged(files: Iterable[LogFile], damaged: list[int]) -> Iterator[Line]:
+    """All lines by time; those of one worker stay in the order in which it wrote them."""
+    by_worker = itertools.groupby(files, key=lambda file: file.worker)
+    streams = [_lines([file.path for file in group], damaged) for _, group in by_worker]
+    return heapq.merge(*streams, key=lambda line: line["time"])
+
+
+def _lines(paths: list[Path], damaged: list[int]) -> Iterator[Line]:
+    for path in paths:
+        try:
+            file = open(path, "rb")  # noqa: SIM115 (closed below)
+        except FileNotFoundError:
+            continue  # set aside or deleted since it was listed
+        with file:
+            for line in file:
+                found = read_line(line)
+                if found is None:
+                    damaged[0] += 1
+                else:
+                    yield found
+
+
+def _follow(dataset: Path, run_id: str, shown: tuple[str, ...], text: Callable[[Line], str],
+            damaged: list[int]) -> None:
+    """Prints lines until the run has ended, or its process is gone."""
+    read: dict[tuple[int, int], int] = {}
+    try:
+        while True:
+            goes_on = _goes_on(dataset, run_id)  # asked first: what it wrote last is read below
+            found = [line for file in log_files(dataset, run_id)
+                     for line in _new_lines(file.path, read, damaged)]
+            for line in sorted(found, key=lambda line: line["time"]):
+                if line.get("level") in shown:
+                    print(text(line))
+            sys.stdout.flush()
+            if not goes_on:
+                return
+            time.sleep(POLL_SECONDS)
+    except KeyboardInterrupt:
+        return  # only the watching is stopped
+
+
+def _goes_on(dataset: Path, run_id: str) -> bool:
+    try:
+        record = json.loads((dataset / "runs" / f"{run_id}.json").read_text())
+    except (OSError, ValueError):
+        return False
+    return record["state"] == "running" and is_locked(dataset)
+
+
+def _new_lines(path: Path, read: dict[tuple[int, int], int], damaged: list[int]) -> Iterator[Line]:
+    """Whole lines that a file has got; a file is known again when it is set aside."""
+    try:
+        with open(path, "rb") as file:
+            state = path.stat()
+            place = (state.st_dev, state.st_ino)
+            file.seek(read.get(place, 0))
+            while (line := file.readline()).endswith(b"\n"):
+                read[place] = file.tell()
+                found = read_line(line)
+                if found is None:
+                    damaged[0] += 1
+                else:
+                    yield found
+    except FileNotFoundError:
+        return
+
+
+def _text(line: Line) -> str:
+    """A line for people: what happened, where, and what was said of it."""
+    at = line["time"][:23].replace("T", " ")
+    parts = [at, f"{line.get('level', ''):7}", f"{line.get('event', ''):12}"]
+    parts += [str(line[name]) for name in ("step", "shard", "key", "kind") if line.get(name)]
+    if line.get("worker") == "driver":
+        parts.insert(3, "driver")
+    if counts := line.get("counts"):
+        parts.append(" ".join(f"{name}={count}" for name, count in counts.items()))
+    if line.get("seconds") is not None:
+        parts.append(f"{line['seconds']:g} s")
+    if (line.get("attempts") or 0) > 1:
+        parts.append(f"(attempt {line['attempts']})")
+    text = " ".join(parts)
+    if line.get("message"):
+        text += f": {line['message']}"
+    shown = [_harmless(text)]
+    if line.get("traceback"):
+        shown += [f"    {_harmless(said)}" for said in str(line["traceback"]).splitlines()]
+    return "\n".join(shown)
+
+
+def _json(line: Line) -> str:
+    return json.dumps(plain(line))
+
+
+def _harmless(text: str) -> str:
+    """What a message from the network holds must not steer the terminal."""
+    return "".join(c if c.isprintable() else " " for c in text)
+
+
+def _reader(lines: Iterator[Line]) -> pa.RecordBatchReader:
+    def batches() -> Iterator[pa.RecordBatch]:
+        while rows := [_row(line) for line in itertools.islice(lines, _BATCH_ROWS)]:
+            yield from pa.Table.from_pylist(rows, _COLUMNS).to_batches()
+
+    return pa.RecordBatchReader.from_batches(_COLUMNS, batches())
+
+
+def _row(line: Line) -> Line:
+    row = {name: line.get(name) for name in _COLUMNS.names}
+    row["time"] = datetime.fromisoformat(line["time"])
+    for name in ("counts", "versions"):
+        row[name] = list((line.get(name) or {}).items())
+    return row

@@ -1,0 +1,156 @@
+"""`clipmill logs`: lines of all workers by time, in every format, and while a run goes on."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import subprocess
+import sys
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from jobs import logs
+from pipeline.logs import log_files
+from schemas.errors import UsageError
+
+ROOT = Path(__file__).resolve().parents[2]
+START = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+RUNS = ("20260101T000000000000-aaaaaa", "20260102T000000000000-bbbbbb")
+
+
+def line(second: float, message: str, level: str = "info", worker: str = "w", **more) -> str:
+    at = (START + timedelta(seconds=second)).isoformat(timespec="milliseconds")
+    return json.dumps({"time": at, "level": level, "event": "log", "worker": worker,
+                       "run_id": RUNS[1], "host": "h", "pid": 7, "message": message, **more}) + "\n"
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Path:
+    """Two runs; of the second two workers, one with a file that was set aside."""
+    folder = tmp_path / "dataset"
+    (folder / "runs").mkdir(parents=True)
+    for run in RUNS:
+        (folder / "logs" / run).mkdir(parents=True)
+    (folder / "logs" / RUNS[0] / "driver.jsonl").write_text(line(0, "the first run"))
+    place = folder / "logs" / RUNS[1]
+    (place / "w.1.jsonl").write_text(line(1, "one") + line(3, "three", "warning"))
+    (place / "w.2.jsonl").write_text(line(4, "four"))
+    (place / "w.10.jsonl").write_text(line(5, "five"))
+    (place / "w.jsonl").write_text(line(7, "seven", "error", kind="model", key="v-1",
+                                        traceback="Traceback:\n  here\nValueError: \x1b[31mno"))
+    (place / "driver.jsonl").write_text(
+        line(0, "zero", worker="driver", versions={"python": "3.11"})
+        + line(2, "two", worker="driver", counts={"kept": 3, "failed": 1}, seconds=1.5)
+        + line(6, "six", worker="driver"))
+    return folder
+
+
+def messages(capsys, dataset: Path, run: str | None = None, **asked) -> list[str]:
+    logs.show_logs(dataset, run, format="jsonl", **asked)
+    return [json.loads(text)["message"] for text in capsys.readouterr().out.splitlines()]
+
+
+def test_lines_of_all_workers_come_by_time_and_of_the_newest_run(dataset, capsys):
+    """Files that were set aside come before the live one, in the order of their numbers."""
+    assert messages(capsys, dataset) == [
+        "zero", "one", "two", "three", "four", "five", "six", "seven"]
+
+
+def test_a_level_is_this_and_what_is_worse(dataset, capsys):
+    assert messages(capsys, dataset, level="warning") == ["three", "seven"]
+    assert messages(capsys, dataset, level="error") == ["seven"]
+
+
+def test_a_run_is_named_by_the_beginning_of_its_id(dataset, capsys):
+    assert messages(capsys, dataset, "20260101") == ["the first run"]
+    assert messages(capsys, dataset, RUNS[0]) == ["the first run"]
+    with pytest.raises(UsageError, match="several runs' ids begin so"):
+        logs.show_logs(dataset, "2026")
+    with pytest.raises(UsageError, match=f"no run of that id has logs; the newest: {RUNS[0]}"):
+        logs.show_logs(dataset, "1999")
+
+
+def test_lines_for_people_say_what_happened_and_steer_no_terminal(dataset, capsys):
+    logs.show_logs(dataset)
+    out = capsys.readouterr().out
+    assert "\x1b" not in out
+    shown = out.splitlines()
+    assert shown[0].startswith("2026-01-02 03:04:05.000 info")
+    assert shown[2].endswith("kept=3 failed=1 1.5 s: two")
+    assert shown[7].endswith("v-1 model: seven")
+    assert shown[8:] == ["    Traceback:", "      here", "    ValueError:  [31mno"]
+
+
+def test_other_formats_hold_every_field(dataset, capsys, tmp_path):
+    logs.show_logs(dataset, format="json")
+    rows = json.loads(capsys.readouterr().out)
+    assert rows[2]["counts"] == {"kept": 3, "failed": 1}
+    assert rows[0]["versions"] == {"python": "3.11"}
+    assert rows[7]["kind"] == "model"
+    logs.show_logs(dataset, format="csv", output=tmp_path / "out.csv")
+    found = list(csv.DictReader(io.StringIO((tmp_path / "out.csv").read_text())))
+    assert [row["message"] for row in found][-1] == "seven"
+    assert found[7]["traceback"].startswith("Traceback")
+
+
+def test_damaged_lines_are_counted_and_left_out(dataset, capsys):
+    """A process was killed in the middle of a line; somebody wrote what is no log."""
+    path = dataset / "logs" / RUNS[1] / "w.1.jsonl"
+    path.write_text(path.read_text() + '{"time": "2026-01-02T03:04\n[1]\n\n' + line(3.5, "x")[:-9])
+    logs.show_logs(dataset)
+    out, err = capsys.readouterr()
+    assert len(out.splitlines()) == 11
+    assert err.startswith("4 damaged lines left out")
+
+
+def test_a_dataset_without_logs_is_told_so(tmp_path):
+    (tmp_path / "runs").mkdir()
+    with pytest.raises(UsageError, match="has no logs yet"):
+        logs.show_logs(tmp_path)
+    with pytest.raises(UsageError, match="does not exist"):
+        logs.show_logs(tmp_path / "nothing")
+
+
+def test_follow_ends_at_once_for_a_run_that_is_over(dataset, capsys):
+    """Its process was killed: the record still says that it is running, but nobody has the lock."""
+    (dataset / "runs" / f"{RUNS[1]}.json").write_text('{"state": "running"}')
+    logs.show_logs(dataset, follow=True)
+    assert len(capsys.readouterr().out.splitlines()) == 11
+    with pytest.raises(UsageError, match="--follow prints lines as they come"):
+        logs.show_logs(dataset, follow=True, format="csv")
+
+
+def test_follow_reads_what_another_process_writes_until_it_is_gone(dataset, tmp_path):
+    """Each line once, also of a file that is set aside meanwhile."""
+    writer = f'''
+import sys, time
+from pathlib import Path
+from jobs.locking import dataset_lock
+from pipeline.logs import LogLimits, RunLog
+dataset = Path({str(dataset)!r})
+with dataset_lock(dataset):
+    log = RunLog(dataset, {RUNS[1]!r}, "live", LogLimits(3000, 10**7))
+    print("ready", flush=True)
+    sys.stdin.readline()
+    for number in range(40):
+        log.write("failure", f"live {{number}}")
+        time.sleep(0.02)
+'''
+    (dataset / "runs" / f"{RUNS[1]}.json").write_text('{"state": "running"}')
+    with subprocess.Popen([sys.executable, "-c", writer], cwd=ROOT, stdin=subprocess.PIPE,
+                          stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "ready\n"
+        reader = subprocess.Popen(
+            [sys.executable, "-m", "jobs.cli", "logs", str(dataset), "--follow", "--format",
+             "jsonl"], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        first = [reader.stdout.readline() for _ in range(8)]
+        process.stdin.write("go\n")
+        process.stdin.flush()
+        rest = reader.stdout.read()
+        assert reader.wait(60) == 0
+    said = [json.loads(text)["message"] for text in [*first, *rest.splitlines()]]
+    assert said[8:] == [f"live {number}" for number in range(40)]
+    assert sum(file.worker == "live" for file in log_files(dataset, RUNS[1])) > 2
