@@ -125,9 +125,10 @@ class MediaChecks:
         is_outside = Path(stored).is_absolute()
         first, *rest = videos
         node = first.place.node
-        aside = [] if is_outside or check == "media_missing" else [SetAside((stored,))]
+        is_gone = check == "media_missing"  # a removal may be at work
+        aside = [] if is_outside or is_gone else [SetAside((stored,))]
         self.book.remake(check, stored, what, node.label, node.fingerprint, first.place.shard,
-                         *aside, *(video.place.remake for video in rest), at_rest=True)
+                         *aside, *(video.place.remake for video in rest), at_rest=is_gone)
 
     def _bad_row(self, check: str, video: _Video, what: str) -> None:
         self._remake(check, video.place,

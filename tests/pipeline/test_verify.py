@@ -355,6 +355,20 @@ def finish(dataset: Path, report: Report) -> None:
     finish_removals(dataset)
 
 
+def test_a_removal_that_goes_on_meanwhile_is_no_fault(dataset: Path):
+    def remove(said: str) -> None:
+        if said == "shard 2 of 3":
+            keys = {f"generic-v{number}": [source_key(f"https://media.example/{number}.mp4")]
+                    for number in range(8, 12)}
+            new_tombstone(dataset, keys, None)
+            finish_removals(dataset)
+            file(dataset, "count_words").unlink()  # as if it had come to there
+
+    report = verify(dataset, media=False, is_free=is_lock_free, say=remove)
+    assert report.faults == []
+    assert faults(check(dataset)) == [("missing", "count_words/w1/000001.parquet")]
+
+
 def test_a_tombstone_that_cannot_be_read_is_told_and_never_set_aside(dataset: Path):
     touch(dataset / "removed" / "x.json", "{}")
     report = check(dataset)
