@@ -232,7 +232,7 @@ def _write_clips(connection: Any, folder: Path) -> tuple[list[dict[str, Any]], s
 
 
 def id_lines(ids: pa.Array) -> bytes:
-    """What a subset's hash is over: each id and a line feed, without making a Python object of each."""
+    """What a subset's hash is over: each id and a line feed, and no Python object for each."""
     text = pa.large_string()
     joined = pc.binary_join_element_wise(ids.cast(text), pa.scalar("\n", text),
                                          pa.scalar("", text))
