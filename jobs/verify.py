@@ -18,7 +18,7 @@ from jobs.locking import dataset_lock
 from jobs.progress import saying
 from pipeline.records import require_dataset
 from pipeline.verify import Report, verify
-from pipeline.verify.findings import Finding, count
+from pipeline.verify.findings import Finding, as_text, count
 from pipeline.verify.repair import Repaired, repair
 from schemas.errors import ClipmillError
 
@@ -84,7 +84,8 @@ def _print(report: Report, repaired: Repaired | None, format: str) -> None:
         for severity, finding in found:
             print(_line(severity, finding))
     else:
-        rows = [(severity, finding.check, finding.where, finding.what, finding.next_step)
+        rows = [(severity, finding.check, as_text(finding.where), as_text(finding.what),
+                 as_text(finding.next_step))
                 for severity, finding in found]
         columns = list(zip(*rows, strict=True)) if rows else [()] * len(_COLUMNS)
         table = pa.table({name: pa.array(column, pa.string())
@@ -102,7 +103,8 @@ def _line(severity: str, finding: Finding) -> str:
 
 def _plain(report: Report, repaired: Repaired | None) -> dict[str, Any]:
     def plain(findings: list[Finding]) -> list[dict[str, Any]]:
-        return [{name: asdict(finding)[name] for name in _COLUMNS[1:]} for finding in findings]
+        return [{name: as_text(asdict(finding)[name]) for name in _COLUMNS[1:]}
+                for finding in findings]
 
     found: dict[str, Any] = {
         "dataset": report.dataset,
@@ -111,12 +113,12 @@ def _plain(report: Report, repaired: Repaired | None) -> dict[str, Any]:
         "notes": plain(report.notes),
         "pending_shards": report.pending,
         "is_running": report.is_running,
-        "others": report.others,
+        "others": [as_text(name) for name in report.others],
     }
     if repaired is not None:
         found["repaired"] = {
             "folder": str(repaired.folder) if repaired.folder else None,
-            "moved": list(repaired.moved),
+            "moved": [as_text(name) for name in repaired.moved],
             "awaited": list(repaired.awaited),
             "reopened_removals": repaired.reopened,
             "left": plain(list(repaired.left)),
@@ -137,7 +139,7 @@ def _summary(report: Report, *, media: bool) -> str:
     found = count(len(report.faults), "fault") if report.faults else "nothing wrong"
     lines = [f"Checked {', '.join(parts)}: {found}."]
     if report.is_running:
-        lines.append("A run is at work on it: what is not done yet was passed over.")
+        lines.append("Another command is at work on it: what is not done yet was passed over.")
     elif report.pending:
         lines.append(f"{count(report.pending, 'shard')} of steps not done yet; "
                      f"`clipmill run --dataset {report.dataset}` goes on.")

@@ -19,7 +19,7 @@ from pipeline.plan import SOURCES
 from pipeline.retry import RETRIES
 from pipeline.shards import base_shard, shard_order, write_json
 from pipeline.tombstones import tombstones, write_tombstone
-from pipeline.verify.findings import Book, Finding, Remake, Reopen, Report, SetAside
+from pipeline.verify.findings import Book, Finding, Remake, Reopen, Report, SetAside, as_text
 from pipeline.verify.layout import QUARANTINE, SOURCES_NODE, Node, Survey, read_survey
 
 
@@ -68,9 +68,10 @@ def repair(dataset: Path, report: Report) -> Repaired:
         folder = _new_folder(dataset)
         write_json(folder / "why.json", {
             "at": datetime.now(UTC).isoformat(),
-            "faults": [{"check": fault.check, "where": fault.where, "what": fault.what}
+            "faults": [{"check": fault.check, "where": as_text(fault.where),
+                        "what": as_text(fault.what)}
                        for fault in report.faults if fault.remedies],
-            "moved": files,
+            "moved": [as_text(name) for name in files],
             "awaited": sorted(awaited),
         })
         for name in files:

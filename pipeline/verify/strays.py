@@ -16,7 +16,7 @@ from pipeline.plan import SOURCES
 from pipeline.records import RUNS
 from pipeline.retry import RETRIES
 from pipeline.tombstones import REMOVED
-from pipeline.verify.findings import Book
+from pipeline.verify.findings import Book, as_text
 from pipeline.verify.layout import QUARANTINE, Node, Survey, list_folder
 from pipeline.verify.shards import Rows
 
@@ -46,14 +46,17 @@ class Names:
 
     def without(self, table: str, names: Iterable[str]) -> set[str]:
         """Those of the names that are not in the table."""
-        given = pa.table({"name": pa.array(names, pa.string())})
+        found = set(names)
+        # Tables hold text: they have named nothing that is none.
+        no_text = {name for name in found if as_text(name) != name}
+        given = pa.table({"name": pa.array(found - no_text, pa.string())})
         if not given.num_rows:
-            return set()
+            return no_text
         self._connection.register("given_names", given)
         rows = self._connection.execute(
             f"SELECT name FROM given_names ANTI JOIN {table} USING (name)").fetchall()
         self._connection.unregister("given_names")
-        return {name for name, in rows}
+        return no_text | {name for name, in rows}
 
     def _add(self, table: str, names: Iterable[str]) -> None:
         self._connection.register("given_names", pa.table({"name": pa.array(names, pa.string())}))

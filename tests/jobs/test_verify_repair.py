@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -352,6 +353,27 @@ def test_the_whole_report_is_json_for_scripts(dataset: Path, capsys):
     line, note = capsys.readouterr().out.splitlines()
     assert line.startswith(f"{place(dataset, path)}: unreadable: ")
     assert note.startswith("note: subsets/longer: ")
+
+
+def test_names_that_are_no_text_are_told_and_set_aside(dataset: Path, capsys):
+    """Names of files are bytes; nor do those with control characters steer the terminal."""
+    places = ("media", "notes", f"split_clips/{file(dataset, 'split_clips').parent.name}")
+    for where in places:
+        (dataset / where).mkdir(exist_ok=True)
+        for name in (b"\xff\xfe.mp4", b"\x1b[31m\n.mp4"):
+            with open(os.fsencode(dataset / where) + b"/" + name, "w"):
+                pass
+    capsys.readouterr()
+    assert clipmill("verify", dataset, "--format", "json") == 1
+    assert len(json.loads(capsys.readouterr().out)["faults"]) == 4
+    assert clipmill("verify", dataset, "--format", "csv") == 1
+    capsys.readouterr()
+    assert clipmill("verify", dataset) == 1
+    said = capsys.readouterr().out
+    assert len(said.splitlines()) == 4
+    assert "\x1b" not in said
+    assert clipmill("verify", dataset, "--repair") == 0
+    assert faults(dataset) == []
 
 
 def test_a_run_that_goes_on_meanwhile_is_not_taken_for_damage(words):  # noqa: F811
