@@ -14,6 +14,7 @@ from jobs.versions import ROOT
 from pipeline.recipe import LoadedRecipe, load_recipe
 from pipeline.stage_classes import class_reference
 from schemas.errors import ClipmillError, UsageError
+from stages.download_videos import DownloadVideos
 from stages.models.references import DataFile
 
 PACKAGES = ("schemas", "stages", "pipeline", "jobs")
@@ -48,7 +49,7 @@ def submit(
     from pipeline.on_ray import submit_job
 
     command = ["python", "-m", "jobs.cli", "run", f"recipe/{path.name}", "--dataset", str(where)]
-    for override in overrides:
+    for override in (*overrides, *_safe_defaults(loaded)):
         command += ["--set", _absolute_paths(override, loaded)]
     for source in sources:
         command += ["--sources", source if "://" in source else str(Path(source).absolute())]
@@ -68,6 +69,24 @@ def submit(
         state = job.follow(sys.stdout)
     if state != "SUCCEEDED":
         raise ClipmillError(f"job {job.id} ended as {state}: {job.message()}")
+
+
+def _safe_defaults(loaded: LoadedRecipe) -> list[str]:
+    """What a cluster's network wants where the recipe says nothing: lists of URLs are strangers'.
+
+    UsageError where the recipe needs what that rules out.
+    """
+    found = []
+    for label, stage in loaded.stages.items():
+        if not isinstance(stage, DownloadVideos) or "private_addresses" in stage.model_fields_set:
+            continue
+        setting = f"{label}.private_addresses"
+        if stage.sections or stage.yt_dlp.get("external_downloader"):
+            raise UsageError(
+                f"submit refuses private addresses, and {label} fetches with a program that can't "
+                f"be kept from them; say --set {setting}=allow where the URLs can be trusted")
+        found.append(f"{setting}=refuse")
+    return found
 
 
 def _stage_working_directory(folder: Path, path: Path, loaded: LoadedRecipe) -> None:

@@ -31,10 +31,10 @@ class Expander:
     """Asks yt-dlp for lists; what was answered once is read from `folder` the next time."""
 
     def __init__(self, folder: Path) -> None:
-        from stages.media.http import HostGate
+        from stages.media.hosts import Hosts
 
         self._folder = folder
-        self._gate = HostGate()
+        self._hosts = Hosts()
 
     def expand(self, url: str, spec: SourceSpec, results: int | None) -> list[Entry]:
         """The videos of a list in its order, or the one video that the URL is.
@@ -59,8 +59,9 @@ class Expander:
         with tempfile.TemporaryDirectory() as scratch:
             options = base_options(Path(scratch)) | spec.yt_dlp
             found: list[dict[str, Any]] = patiently(
-                lambda: expand_list(url, options, results), host=urlsplit(url).hostname or url,
-                gate=self._gate, patience=Patience(retries=spec.retries),
+                lambda: expand_list(url, options, results, self._hosts),
+                host=urlsplit(url).hostname or url, hosts=self._hosts,
+                patience=Patience(retries=spec.retries),
             )
         if len(found) == 1 and found[0].get("webpage_url") == url:
             yield Entry(url, found[0].get("title"))  # it was one video and no list

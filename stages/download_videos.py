@@ -10,7 +10,7 @@ import contextlib
 import errno
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import pyarrow as pa
 from pydantic import Field, field_validator, model_validator
@@ -78,8 +78,30 @@ class DownloadVideos(Stage):
     proxy: str | None = resource(None, description="URL of a proxy, e.g. `socks5://host:1080`")
     user_agent: str | None = resource(
         None, description="what to be known as; each library's own when not set")
+    private_addresses: Literal["allow", "refuse"] = resource(
+        "allow", description="whether URLs may lead to addresses of this machine, its network or "
+        "its cloud's metadata; `clipmill submit` sets `refuse` where the recipe sets nothing. "
+        "Behind a proxy it is the proxy that connects, and this can't be checked")
     sleep_seconds: float = resource(
-        0.0, ge=0, description="least time between two requests of a worker to the same host")
+        0.0, ge=0, description="least time between two requests to the same host, by all workers "
+        "of the dataset together")
+    host_problems: int | None = resource(
+        10, ge=1, description="passing problems of a host in a row, over all workers, after which "
+        "it is left alone for a while; null never leaves one alone")
+    host_pause_seconds: float = resource(
+        60.0, gt=0, description="how long such a host is left alone before one request tries it "
+        "again; a row waits at most max_backoff_seconds for it")
+    max_bytes: int | None = resource(
+        20_000_000_000, ge=1, description="largest file; more is a failure. null for no bound")
+    min_bytes_per_second: int | None = resource(
+        1000, ge=1, description="a download that is slower than this over min_speed_seconds is "
+        "broken off and counts as a passing problem; a rate_limit_bytes_per_second below twice "
+        "that lowers it to half of itself. null for no bound")
+    min_speed_seconds: float = resource(
+        60.0, gt=0, description="time over which min_bytes_per_second is measured")
+    max_download_seconds: float | None = resource(
+        6 * 3600.0, gt=0, description="most time for one video over all tries, pauses left out; "
+        "null for no bound")
     rate_limit_bytes_per_second: int | None = resource(
         None, ge=1, description="most bytes a second of one download")
     retries: int = resource(5, ge=0, description="further tries after a passing problem")
@@ -112,6 +134,13 @@ class DownloadVideos(Stage):
         return self
 
     @model_validator(mode="after")
+    def _addresses_can_be_checked(self) -> DownloadVideos:
+        if self.private_addresses == "refuse" and self.yt_dlp.get("external_downloader"):
+            raise ValueError("yt_dlp.external_downloader connects by itself and can't be kept from "
+                             "private addresses: leave it out, or set private_addresses=allow")
+        return self
+
+    @model_validator(mode="after")
     def _sections_go_with_the_rest(self) -> DownloadVideos:
         if self.sections:
             from stages.media.sections import RESERVED
@@ -121,6 +150,10 @@ class DownloadVideos(Stage):
             if (self.proxy or "").lower().startswith("socks"):
                 raise ValueError("ffmpeg, which fetches sections, knows no SOCKS proxies; take an "
                                  "HTTP proxy, or switch `sections` off")
+            if self.private_addresses == "refuse":
+                raise ValueError("ffmpeg, which fetches sections, can't be kept from private "
+                                 "addresses; switch `sections` off, or set "
+                                 "private_addresses=allow where the URLs can be trusted")
         return self
 
     def judge(self, duration_seconds: float | None, short_side: int | None) -> None:

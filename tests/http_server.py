@@ -14,6 +14,7 @@ import contextlib
 import hashlib
 import re
 import socket
+import ssl
 import struct
 import threading
 import time
@@ -132,17 +133,77 @@ class Hang:
         handler.close_connection = True
 
 
+@dataclass(frozen=True)
+class Trickle:
+    """Like File, but the bytes of the answer come `piece_bytes` at a time, with pauses between."""
+
+    file: File
+    piece_bytes: int = 10
+    pause_seconds: float = 0.05
+
+    def answer(self, handler: _Handler) -> None:
+        handler.trickle = self
+        self.file.answer(handler)
+
+
+@dataclass(frozen=True)
+class TrickledHeaders:
+    """An answer whose headers never come to an end; no silence is longer than `pause_seconds`."""
+
+    pause_seconds: float = 0.05
+
+    def answer(self, handler: _Handler) -> None:
+        handler.wfile.write(b"HTTP/1.1 200 OK\r\n")
+        while not handler.server.stopping.wait(self.pause_seconds):
+            handler.wfile.write(b"X-More: 1\r\n")
+
+
+@dataclass(frozen=True)
+class Endless:
+    """A body without a declared length and without an end, after `start`."""
+
+    content_type: str = "video/mp4"
+    start: bytes = b""
+
+    def answer(self, handler: _Handler) -> None:
+        handler.send_response(200)
+        handler.send_header("Content-Type", self.content_type)
+        handler.send_header("Connection", "close")
+        handler.end_headers()
+        handler.wfile.write(self.start)
+        while not handler.server.stopping.is_set():
+            handler.wfile.write(bytes(65536))
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Sends `data`, which is compressed as `encoding` or said to be, to whoever asks."""
+
+    data: bytes
+    encoding: str = "gzip"
+    content_type: str = "video/mp4"
+
+    def answer(self, handler: _Handler) -> None:
+        handler.send_response(200)
+        handler.send_header("Content-Type", self.content_type)
+        handler.send_header("Content-Encoding", self.encoding)
+        handler.send_header("Content-Length", str(len(self.data)))
+        handler.end_headers()
+        handler.body(self.data)
+
+
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     server: _Server
     cut_after: int | None = None
+    trickle: Trickle | None = None
 
     def do_GET(self) -> None:
         self.server.log.append(Request(
             self.command, self.path, self.headers.get("Range"), dict(self.headers),
             time.monotonic(),
         ))
-        self.cut_after = None
+        self.cut_after = self.trickle = None
         with contextlib.suppress(ConnectionError, TimeoutError):
             self.server.next_behaviour(self.path.partition("?")[0]).answer(self)
 
@@ -154,6 +215,12 @@ class _Handler(BaseHTTPRequestHandler):
 
     def body(self, data: bytes) -> None:
         if self.command == "HEAD":
+            return
+        if self.trickle is not None:
+            for start in range(0, len(data), self.trickle.piece_bytes):
+                self.wfile.write(data[start : start + self.trickle.piece_bytes])
+                if self.server.stopping.wait(self.trickle.pause_seconds):
+                    return
             return
         if self.cut_after is None:
             self.wfile.write(data)
@@ -174,12 +241,19 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 64
 
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
+    def __init__(self, address: str, tls: ssl.SSLContext | None) -> None:
+        super().__init__((address, 0), _Handler)
+        self.tls = tls
         self.log: list[Request] = []
         self.stopping = threading.Event()
         self.scripts: dict[str, list[Behaviour]] = {}
         self.lock = threading.Lock()
+
+    def finish_request(self, request: socket.socket, client_address: tuple[str, int]) -> None:
+        # In the connection's own thread, so that a handshake that hangs holds up nobody.
+        if self.tls is not None:
+            request = self.tls.wrap_socket(request, server_side=True)
+        super().finish_request(request, client_address)
 
     def next_behaviour(self, path: str) -> Behaviour:
         with self.lock:
@@ -200,7 +274,9 @@ class Site:
     address: str = field(init=False)
 
     def __post_init__(self) -> None:
-        self.address = f"http://127.0.0.1:{self._server.server_address[1]}"
+        scheme = "http" if self._server.tls is None else "https"
+        host, port = self._server.server_address[:2]
+        self.address = f"{scheme}://{host}:{port}"
 
     @property
     def log(self) -> list[Request]:
@@ -230,9 +306,9 @@ class Site:
 
 
 @contextlib.contextmanager
-def serve() -> Iterator[Site]:
+def serve(address: str = "127.0.0.1", tls: ssl.SSLContext | None = None) -> Iterator[Site]:
     """A server on a free port of loopback until the block ends."""
-    server = _Server()
+    server = _Server(address, tls)
     thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
     thread.start()
     try:

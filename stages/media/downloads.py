@@ -15,11 +15,14 @@ from urllib.parse import urlsplit
 
 from schemas.errors import RowFailed, RowRejected, UsageError
 from schemas.ids import content_video_id, platform_video_id, safe_id
-from stages.media.http import MAX_REDIRECTS, HostGate, NotAMediaFile, Patience, fetch, patiently
+from stages.media.addresses import proxy_addresses
+from stages.media.hosts import Hosts, Manners
+from stages.media.http import MAX_REDIRECTS, NotAMediaFile, Patience, fetch, patiently, polite
 from stages.media.probe import probe
 from stages.media.sections import Section, widest
 from stages.media.store import Media, MediaStore
 from stages.media.suffixes import MEDIA_SUFFIXES
+from stages.media.watch import Limits, Progress
 from stages.models.references import file_sha256
 
 if TYPE_CHECKING:
@@ -32,7 +35,17 @@ class Downloader:
     def __init__(self, settings: DownloadVideos, store: MediaStore) -> None:
         self._settings = settings
         self._store = store
-        self._gate = HostGate(settings.sleep_seconds)
+        self._hosts = Hosts(
+            Manners(settings.sleep_seconds, settings.host_problems, settings.host_pause_seconds,
+                    settings.max_backoff_seconds),
+            store.folder / ".hosts")
+        least, most = settings.min_bytes_per_second, settings.rate_limit_bytes_per_second
+        if least is not None and most is not None:
+            least = min(least, most // 2)  # what is slow by our own doing is not held against it
+        self._limits = Limits(
+            settings.max_bytes, least, settings.min_speed_seconds,
+            settings.max_download_seconds,
+            proxy_addresses(settings.proxy) if settings.private_addresses == "refuse" else None)
         self._patience = Patience(settings.retries, settings.backoff_seconds,
                                   settings.max_backoff_seconds)
         self._cookies = Path(settings.cookies_file.path) if settings.cookies_file else None
@@ -65,6 +78,9 @@ class Downloader:
             return httpx.Client(
                 cookies=jar, proxy=settings.proxy, headers=headers, follow_redirects=True,
                 max_redirects=MAX_REDIRECTS, timeout=settings.timeout_seconds,
+                event_hooks=polite(self._hosts),
+                # A connection that another download has made could not be cut off for this one.
+                limits=httpx.Limits(max_keepalive_connections=0),
             )
         except (ValueError, ImportError) as error:
             raise UsageError(f"download_videos.proxy: {settings.proxy!r}: {error}") from error
@@ -124,11 +140,12 @@ class Downloader:
             return self._take_in(row, file, origin=origin, sha256=_sha256(file))
 
     def _by_http(self, row: dict[str, Any], url: str, *, page_is_bad_media: bool) -> Media:
-        with self._store.work_folder(row["source_key"]) as folder:
+        with self._store.work_folder(row["source_key"], go_on=True) as folder:
             suffix = PurePosixPath(urlsplit(url).path).suffix.lower()
             name = "download" + (suffix if suffix in MEDIA_SUFFIXES else "")
             fetched = fetch(
-                self._client, url, folder / name, gate=self._gate, patience=self._patience,
+                self._client, url, folder / name, hosts=self._hosts, patience=self._patience,
+                limits=self._limits,
                 rate_limit_bytes_per_second=self._settings.rate_limit_bytes_per_second,
                 page_is_bad_media=page_is_bad_media,
             )
@@ -145,8 +162,10 @@ class Downloader:
         with self._store.work_folder(row["source_key"]) as folder:
             options = self._yt_dlp_options(folder)
             video = patiently(
-                lambda: download(url, folder, options, settings.judge, self._section(row)),
-                host=urlsplit(url).hostname or url, gate=self._gate, patience=self._patience,
+                lambda: download(url, folder, options, settings.judge, self._hosts,
+                                 self._section(row)),
+                host=urlsplit(url).hostname or url, hosts=self._hosts, patience=self._patience,
+                limits=self._limits, measure=lambda: _files_of(folder),
             )
             return self._take_in(
                 row, video.path, origin=origin, sha256=_sha256(video.path),
@@ -184,8 +203,6 @@ class Downloader:
         }
         if settings.rate_limit_bytes_per_second is not None:
             options["ratelimit"] = settings.rate_limit_bytes_per_second
-        if settings.sleep_seconds:
-            options["sleep_interval_requests"] = settings.sleep_seconds
         return options | settings.yt_dlp
 
     def _yt_dlp_origin(self, row: dict[str, Any], url: str) -> str:
@@ -225,6 +242,15 @@ def _with_id(row: dict[str, Any], media: Media) -> Media:
     else:
         video_id = content_video_id(media.sha256)
     return dataclasses.replace(media, video_id=video_id)
+
+
+def _files_of(folder: Path) -> Progress:
+    """What lies in a folder while somebody else writes to it."""
+    sizes = [0]
+    for file in folder.iterdir() if folder.is_dir() else ():
+        with contextlib.suppress(FileNotFoundError):
+            sizes.append(file.stat().st_size)
+    return Progress(sum(sizes), max(sizes))
 
 
 def _origin(*parts: Any) -> str:

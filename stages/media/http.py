@@ -1,51 +1,42 @@
 """Fetches one file over HTTP: resumed where the server allows it, whole or not at all.
 
 Every attempt that fails for a passing reason is made again after a pause that doubles. A host
-that says it is overloaded (429, 503) makes all threads of the worker wait, others only their own.
+that says it is overloaded (429, 503) makes all workers wait, others only the thread that asked.
 """
 
 from __future__ import annotations
 
-import hashlib
-import os
+import contextlib
 import ssl
-import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import BinaryIO, TypeVar
+from typing import TypeVar
 from urllib.parse import urlsplit
 
 import httpx
 
-from schemas.errors import RowFailed
+from schemas.errors import RowFailed, RowRejected
+from stages.media.hosts import Hosts, PassingProblem
+from stages.media.partial import UNPACKED, Partial, unpacked
+from stages.media.watch import Limits, Progress, Watch, current, too_large
 
 Result = TypeVar("Result")
 
 MAX_REDIRECTS = 10
 # Playlists of pieces, which yt-dlp puts together.
 _MANIFEST_TYPES = ("mpegurl", "dash+xml", "vnd.ms-sstr+xml", "f4m")
+_BUSY = (408, 425, 429)
 _PAGE_TYPES = ("text/", "application/xhtml", "application/json", "application/xml")
+_PLAYLIST_STARTS = (b"#extm3u", b"ffconcat")
 _PAGE_STARTS = (b"<!doctype html", b"<html", b"<head", b"<?xml")
 
 
 class NotAMediaFile(Exception):
     """The server answered with a page or a manifest: something that yt-dlp has to read."""
-
-
-class PassingProblem(Exception):
-    """Something that may be over in a while; `whole_host` where the host itself is overloaded."""
-
-    def __init__(
-        self, message: str, *, retry_after_seconds: float | None = None, whole_host: bool = False
-    ) -> None:
-        super().__init__(message)
-        self.message = message
-        self.retry_after_seconds = retry_after_seconds
-        self.whole_host = whole_host
 
 
 @dataclass(frozen=True)
@@ -57,41 +48,37 @@ class Patience:
     max_backoff_seconds: float = 120.0
 
 
-class HostGate:
-    """Spaces the requests to one host over all threads of a worker."""
-
-    def __init__(self, sleep_seconds: float = 0.0) -> None:
-        self._sleep_seconds = sleep_seconds
-        self._lock = threading.Lock()
-        self._next: dict[str, float] = {}
-
-    def wait(self, host: str) -> None:
-        """Sleeps until this thread's turn at `host`."""
-        with self._lock:
-            now = time.monotonic()
-            turn = max(now, self._next.get(host, now))
-            if self._sleep_seconds or host in self._next:
-                self._next[host] = turn + self._sleep_seconds
-        if turn > now:
-            time.sleep(turn - now)
-
-    def hold(self, host: str, seconds: float) -> None:
-        """Nobody asks `host` for the next `seconds`."""
-        with self._lock:
-            self._next[host] = max(self._next.get(host, 0.0), time.monotonic() + seconds)
+def nothing_measured() -> Progress:
+    return Progress(0, 0)
 
 
 def patiently(
-    attempt: Callable[[], Result], *, host: str, gate: HostGate, patience: Patience
+    attempt: Callable[[], Result], *, host: str, hosts: Hosts, patience: Patience,
+    limits: Limits | None = None, measure: Callable[[], Progress] = nothing_measured,
 ) -> Result:
-    """What `attempt` gives; a RowFailed of kind transient when the last PassingProblem was it."""
+    """What `attempt` gives; a RowFailed of kind transient when the last PassingProblem was it.
+
+    The attempt waits for its turn at each host that it asks; `host` is blamed where it asked none.
+    """
     first: PassingProblem | None = None
+    spent_seconds = 0.0
+    hosts.begin_download()
     for number in range(patience.retries + 1):
-        gate.wait(host)
+        hosts.begin_attempt()
+        watch = Watch(limits or Limits(), measure, spent_seconds)
         try:
-            return attempt()
+            result = _watched(attempt, watch)
         except PassingProblem as problem:
+            hosts.failed(problem)
             first, last = first or problem, problem
+        except (RowFailed, RowRejected, NotAMediaFile) as answer:
+            if not (isinstance(answer, RowFailed) and answer.kind == "transient"):
+                hosts.succeeded()
+            raise
+        else:
+            hosts.succeeded()
+            return result
+        spent_seconds += watch.seconds
         if number == patience.retries:
             break
         pause = min(patience.backoff_seconds * 2**number, patience.max_backoff_seconds)
@@ -101,14 +88,56 @@ def patiently(
                                 f"{last.retry_after_seconds:.0f} s, more than max_backoff_seconds")
             pause = max(pause, last.retry_after_seconds)
         if last.whole_host:
-            gate.hold(host, pause)
-        else:
-            time.sleep(pause)
+            hosts.hold(hosts.last_asked(host), pause)
+        time.sleep(pause)
     assert first is not None
     message = first.message
     if last.message != first.message:
         message += f"; in the end: {last.message}"
     raise RowFailed("transient", f"{message} (tried {number + 1} times)") from last
+
+
+def _watched(attempt: Callable[[], Result], watch: Watch) -> Result:
+    try:
+        with watch:
+            result = attempt()
+    except Exception as error:
+        watch.check(error)
+        raise
+    watch.check()
+    return result
+
+
+def take_turn(hosts: Hosts, url: str) -> None:
+    """Waits until the host of `url` may be asked."""
+    if host := urlsplit(url).hostname:
+        with _own_wait():
+            hosts.wait(host)
+
+
+def _own_wait() -> contextlib.AbstractContextManager[None]:
+    """A wait of our own making, which the server is not blamed for."""
+    watch = current()
+    return watch.waiting() if watch is not None else contextlib.nullcontext()
+
+
+def is_answer(status: int) -> bool:
+    """Whether a status shows that the host is well, whatever it thinks of the request."""
+    return status < 500 and status not in _BUSY
+
+
+def polite(hosts: Hosts) -> dict[str, list[Callable[..., None]]]:
+    """Hooks of an httpx client by which each of its requests, redirected ones too, takes turns."""
+    def asking(request: httpx.Request) -> None:
+        if not request.url.host:
+            raise RowFailed("permanent", f"a URL without a host: {request.url}")
+        take_turn(hosts, str(request.url))
+
+    def answered(response: httpx.Response) -> None:
+        if is_answer(response.status_code):
+            hosts.answered(response.request.url.host)
+
+    return {"request": [asking], "response": [answered]}
 
 
 def problem_of_status(
@@ -118,7 +147,7 @@ def problem_of_status(
     message = f"HTTP {status} from {urlsplit(url).hostname}"
     if status in (401, 403, 407):
         return RowFailed("blocked", f"{message}: cookies, a proxy or another user agent may help")
-    if status in (408, 425, 429) or status >= 500:
+    if not is_answer(status):
         return PassingProblem(message, retry_after_seconds=retry_after_seconds(retry_after),
                               whole_host=status in (429, 503))
     return RowFailed("permanent", message)
@@ -153,29 +182,31 @@ def fetch(
     url: str,
     path: Path,
     *,
-    gate: HostGate,
+    hosts: Hosts,
     patience: Patience,
+    limits: Limits | None = None,
     rate_limit_bytes_per_second: int | None = None,
     page_is_bad_media: bool = False,
 ) -> Fetched:
     """Writes the body at `url` to `path`, and leaves no `path` behind where that fails.
 
-    Raises RowFailed with its kind; NotAMediaFile where the answer is a page or a manifest (with
-    `page_is_bad_media`, a page is a failure of kind bad_media).
+    What a killed process left at `path` is gone on with, if the server still has the same version
+    of the file. Raises RowFailed with its kind; NotAMediaFile where the answer is a page or a
+    manifest (with `page_is_bad_media`, a page is a failure of kind bad_media).
     """
     try:
         host = httpx.URL(url).host
     except httpx.InvalidURL as error:
         raise RowFailed("permanent", f"not a URL that can be asked for: {error}") from error
+    limits = limits or Limits()
     try:
-        with open(path, "wb") as file:
-            transfer = _Transfer(client, url, file, rate_limit_bytes_per_second,
-                                 page_is_bad_media)
-            patiently(transfer.attempt, host=host, gate=gate, patience=patience)
-            file.flush()
-            os.fsync(file.fileno())
-        return Fetched(path, transfer.digest.hexdigest(), transfer.received,
-                       transfer.content_type)
+        with Partial(path, url) as partial:
+            transfer = _Transfer(client, url, partial, rate_limit_bytes_per_second,
+                                 page_is_bad_media, limits.max_bytes)
+            patiently(transfer.attempt, host=host, hosts=hosts, patience=patience, limits=limits,
+                      measure=lambda: Progress(partial.received, partial.received))
+            partial.finish()
+        return Fetched(path, partial.digest.hexdigest(), partial.received, partial.content_type)
     except BaseException:
         path.unlink(missing_ok=True)
         raise
@@ -187,19 +218,16 @@ class _Transfer:
 
     client: httpx.Client
     url: str
-    file: BinaryIO
+    partial: Partial
     rate_limit: int | None
     page_is_bad_media: bool
-    received: int = 0
-    total: int | None = None
-    validator: str | None = None
-    content_type: str = ""
-    digest: hashlib._Hash = field(default_factory=hashlib.sha256)
+    max_bytes: int | None
 
     def attempt(self) -> None:
+        partial = self.partial
         headers = {"Accept-Encoding": "identity"}
-        if self.received and self.validator:
-            headers |= {"Range": f"bytes={self.received}-", "If-Range": self.validator}
+        if partial.received and partial.validator:
+            headers |= {"Range": f"bytes={partial.received}-", "If-Range": partial.validator}
         try:
             with self.client.stream("GET", self.url, headers=headers) as response:
                 self._begin(response)
@@ -208,79 +236,99 @@ class _Transfer:
             raise RowFailed("permanent", f"more than {MAX_REDIRECTS} redirects") from error
         except (httpx.UnsupportedProtocol, httpx.InvalidURL) as error:
             raise RowFailed("permanent", f"cannot be asked for over HTTP: {error}") from error
-        except httpx.DecodingError as error:
-            raise RowFailed("bad_media", f"the compressed answer is broken: {error}") from error
         except httpx.TransportError as error:
             raise self._of_transport(error) from error
-        if self.total is not None and self.received != self.total:
-            raise PassingProblem(f"the server declared {self.total} bytes and sent "
-                                 f"{self.received}")
+        if partial.total is not None and partial.received != partial.total:
+            raise PassingProblem(f"the server declared {partial.total} bytes and sent "
+                                 f"{partial.received}")
 
     def _begin(self, response: httpx.Response) -> None:
-        if response.status_code == 206 and self.received:
-            start = f"bytes {self.received}-"
-            if response.headers.get("content-range", "").startswith(start):
+        partial = self.partial
+        if response.status_code == 206 and partial.received:
+            start = f"bytes {partial.received}-"
+            now = _validator(response)
+            if (response.headers.get("content-range", "").startswith(start)
+                    and now in (None, partial.validator) and not _encoding(response)):
                 return
-            self._restart()
-            raise PassingProblem("the server resumed at another place than it was asked to")
+            partial.restart()
+            raise PassingProblem("the server resumed another file, or at another place, than it "
+                                 "was asked to")
         if response.status_code == 416:
-            self._restart()
+            partial.restart()
             raise PassingProblem("the server could not resume the file")
         if response.status_code != 200:
             raise problem_of_status(response.status_code, str(response.url),
                                     response.headers.get("retry-after"))
-        self._restart()
-        self.content_type = response.headers.get("content-type", "").partition(";")[0].lower()
-        if any(kind in self.content_type for kind in _MANIFEST_TYPES):
-            raise NotAMediaFile(self.content_type)
-        if self.content_type.startswith(_PAGE_TYPES):
+        partial.restart()
+        partial.content_type = response.headers.get("content-type", "").partition(";")[0].lower()
+        if any(kind in partial.content_type for kind in _MANIFEST_TYPES):
+            raise NotAMediaFile(partial.content_type)
+        if partial.content_type.startswith(_PAGE_TYPES):
             raise self._page()
-        encoded = response.headers.get("content-encoding", "identity").lower() != "identity"
+        encoding = _encoding(response)
+        if encoding not in ("", *UNPACKED):
+            raise RowFailed("bad_media", f"the server sent the file compressed as {encoding!r}, "
+                            "which it was not asked to")
         length = response.headers.get("content-length", "")
-        self.total = int(length) if length.isdigit() and not encoded else None
-        etag = response.headers.get("etag", "")
-        strong = etag if etag and not etag.startswith("W/") else None
+        partial.total = int(length) if length.isdecimal() and not encoding else None
+        if self.max_bytes is not None and (partial.total or 0) > self.max_bytes:
+            raise too_large(self.max_bytes)
         # Bytes of a compressed answer are counted differently here than by the server.
-        self.validator = None if encoded else strong or response.headers.get("last-modified")
+        partial.validator = None if encoding else _validator(response)
 
     def _receive(self, response: httpx.Response) -> None:
-        began, earlier = time.monotonic(), self.received
-        for chunk in response.iter_bytes():
-            if not self.received and chunk[:64].lstrip().lower().startswith(_PAGE_STARTS):
-                raise self._page()
-            self.file.write(chunk)
-            self.digest.update(chunk)
-            self.received += len(chunk)
+        partial = self.partial
+        began, earlier = time.monotonic(), partial.received
+        for chunk in unpacked(response.iter_raw(), _encoding(response)):
+            if not partial.received:
+                start = chunk[:64].lstrip().lower()
+                if start.startswith(_PAGE_STARTS):
+                    raise self._page()
+                if start.startswith(_PLAYLIST_STARTS):
+                    raise NotAMediaFile("a playlist")
+            partial.write(chunk)
+            if self.max_bytes is not None and partial.received > self.max_bytes:
+                raise too_large(self.max_bytes)
             if self.rate_limit:
-                due = began + (self.received - earlier) / self.rate_limit
-                time.sleep(max(0.0, due - time.monotonic()))
-
-    def _restart(self) -> None:
-        self.file.seek(0)
-        self.file.truncate()
-        self.received = 0
-        self.digest = hashlib.sha256()
-        self.validator = self.total = None
+                due = began + (partial.received - earlier) / self.rate_limit
+                if (early := due - time.monotonic()) > 0:
+                    with _own_wait():
+                        time.sleep(early)
 
     def _page(self) -> Exception:
+        content_type = self.partial.content_type
         if self.page_is_bad_media:
             return RowFailed("bad_media", "not a video: the server sent a page "
-                             f"({self.content_type or 'no content type'})")
-        return NotAMediaFile(self.content_type)
+                             f"({content_type or 'no content type'})")
+        return NotAMediaFile(content_type)
 
     def _of_transport(self, error: httpx.TransportError) -> RowFailed | PassingProblem:
         for cause in _causes(error):
             if isinstance(cause, ssl.SSLCertVerificationError):
                 return RowFailed("permanent", "the server's TLS certificate is not trusted: "
                                  f"{cause.verify_message}")
+            if (isinstance(cause, ssl.SSLError) and isinstance(error, httpx.ConnectError)
+                    and not isinstance(cause, ssl.SSLEOFError | ssl.SSLZeroReturnError)):
+                return RowFailed("permanent", "the server speaks no TLS that is known here: "
+                                 f"{cause}")
+        received = self.partial.received
         if isinstance(error, httpx.TimeoutException):
-            return PassingProblem(f"timed out after {self.received} bytes "
-                                  f"({type(error).__name__})")
-        return PassingProblem(f"{type(error).__name__} after {self.received} bytes: {error}")
+            return PassingProblem(f"timed out after {received} bytes ({type(error).__name__})")
+        return PassingProblem(f"{type(error).__name__} after {received} bytes: {error}")
+
+
+def _encoding(response: httpx.Response) -> str:
+    encoding = response.headers.get("content-encoding", "").strip().lower()
+    return "" if encoding == "identity" else encoding
+
+
+def _validator(response: httpx.Response) -> str | None:
+    """What names the version of the file for sure: a strong ETag, else the time of its change."""
+    etag = response.headers.get("etag", "")
+    return etag if etag and not etag.startswith("W/") else response.headers.get("last-modified")
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
-

@@ -1,7 +1,8 @@
 """The dataset's `media/` folder: whole files only, one a video, each claimed by one source.
 
     media/<video_id>.<ext>                 videos
-    media/.work/<source_key>/              a download on its way; emptied when it is begun again
+    media/.work/<source_key>/              a download on its way
+    media/.hosts/                          turns at hosts, see stages/media/hosts.py
     media/.ready/<source_key>.<ext>        whole and checked, not yet claimed
     media/.found/<source_key>.json         what was found out about a source's file
     media/.claims/<settings>/<video_id>    key and URL of the source that has this video
@@ -10,6 +11,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -71,15 +73,25 @@ class MediaStore:
             folder.mkdir(parents=True, exist_ok=True)
 
     @contextlib.contextmanager
-    def work_folder(self, source_key: str) -> Iterator[Path]:
-        """An empty folder for a download; gone afterwards, and what a killed run left with it."""
+    def work_folder(self, source_key: str, *, go_on: bool = False) -> Iterator[Path]:
+        """A folder for a download, used by nobody else; gone afterwards.
+
+        What a killed run left is thrown away, or, to `go_on` with it, still there.
+        """
         folder = self.folder / ".work" / source_key
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
+        try:
+            lock = _hold(folder)
+        except BlockingIOError:
+            # Another worker has this very source: it was given up for dead, and lives.
+            folder, lock = folder.with_name(f"{source_key}.{uuid.uuid4().hex[:8]}"), None
+        if lock is None or not go_on:
+            _empty(folder)
         try:
             yield folder
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+            if lock is not None:
+                os.close(lock)
 
     def found(self, source_key: str, origin: str) -> Media | None:
         """What an earlier run found out about a source, if it asked for the same bytes."""
@@ -172,6 +184,44 @@ class MediaStore:
             if path.is_file() and path.stat().st_size == media.size_bytes:
                 return path
         return None
+
+
+_LOCK_NAME = ".lock"
+
+
+def _hold(folder: Path) -> int | None:
+    """An exclusive lock on a folder until the descriptor is closed; None where there are no locks.
+
+    Raises BlockingIOError where somebody else has it.
+    """
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            descriptor = os.open(folder / _LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o644)
+        except FileNotFoundError:
+            continue  # its last user has just removed it
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if (folder / _LOCK_NAME).stat().st_ino == os.fstat(descriptor).st_ino:
+                return descriptor
+        except FileNotFoundError:
+            pass
+        except BlockingIOError:
+            os.close(descriptor)
+            raise
+        except OSError:
+            os.close(descriptor)
+            return None
+        os.close(descriptor)
+
+
+def _empty(folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for entry in folder.iterdir():
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry, ignore_errors=True)
+        elif entry.name != _LOCK_NAME:
+            entry.unlink(missing_ok=True)
 
 
 def _sync(path: Path) -> None:

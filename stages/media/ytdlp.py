@@ -11,15 +11,19 @@ import functools
 import os
 import re
 import shutil
+import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from schemas.errors import ErrorKind, RowFailed, RowRejected
-from stages.media.http import PassingProblem, problem_of_status, retry_after_seconds
+from stages.media.hosts import Hosts, PassingProblem
+from stages.media.http import is_answer, problem_of_status, retry_after_seconds, take_turn
 from stages.media.sections import NoSection, Section, discard
 from stages.media.subtitles import FORMATS, parse_subtitles
+from stages.media.watch import current
 
 # Options by which this module gets at the result; a recipe can't set them.
 RESERVED = frozenset(
@@ -29,6 +33,12 @@ RESERVED = frozenset(
 )
 
 _NO_PLATFORM = "generic"
+
+# yt-dlp's downloaders that start a program, beside those that it calls external.
+_PROGRAMS = ("RtmpFD", "RtspFD", "YoutubeLiveChatFD", "WebSocketFragmentFD")
+
+# The longest page, description or manifest that is read: all of it is in memory.
+_MAX_PAGE_BYTES = 64 << 20
 
 # The first pattern that the message holds decides; the site's words, as yt-dlp hands them on.
 _KINDS: tuple[tuple[str, ErrorKind], ...] = (
@@ -141,6 +151,8 @@ def problem_of(error: BaseException, first_error: str | None) -> RowFailed | Pas
 
     message = _clean(first_error or str(error))
     for cause in _chain(error):
+        if isinstance(cause, RowFailed | PassingProblem):
+            return cause
         if isinstance(cause, GeoRestrictedError | UnsupportedError | CertificateVerifyError):
             return RowFailed("permanent", message)
         if isinstance(cause, HTTPError):
@@ -209,7 +221,7 @@ Judge = Callable[[float | None, int | None], None]
 
 
 def download(
-    url: str, folder: Path, options: Mapping[str, Any], judge: Judge,
+    url: str, folder: Path, options: Mapping[str, Any], judge: Judge, hosts: Hosts,
     section: Section | None = None,
 ) -> Video:
     """One video by yt-dlp into `folder`; `judge` is asked before anything is downloaded.
@@ -218,24 +230,25 @@ def download(
     Raises RowRejected, RowFailed, or PassingProblem where another try may do.
     """
     if section is None:
-        return _download(url, folder, options, judge)
+        return _download(url, folder, options, judge, hosts)
     try:
-        return _download_section(url, folder, options, judge, section)
+        return _download_section(url, folder, options, judge, hosts, section)
     except NoSection as error:
         discard(folder)
-        video = _download(url, folder, options, judge)
+        video = _download(url, folder, options, judge, hosts)
         return replace(video, notes={**video.notes, "section_refused": str(error)})
 
 
 def _download_section(
-    url: str, folder: Path, options: Mapping[str, Any], judge: Judge, section: Section
+    url: str, folder: Path, options: Mapping[str, Any], judge: Judge, hosts: Hosts,
+    section: Section,
 ) -> Video:
     """The part where it can be had; the whole file where the part would be no less.
 
     Raises NoSection where only the part could not be had.
     """
     try:
-        video = _download(url, folder, options, judge, section)
+        video = _download(url, folder, options, judge, hosts, section)
     except (RowFailed, PassingProblem) as problem:
         if section.is_asked:
             raise NoSection(str(problem) or "ffmpeg could not fetch the part") from problem
@@ -253,17 +266,17 @@ def _download_section(
 
 
 def _download(
-    url: str, folder: Path, options: Mapping[str, Any], judge: Judge,
+    url: str, folder: Path, options: Mapping[str, Any], judge: Judge, hosts: Hosts,
     section: Section | None = None,
 ) -> Video:
     notes: dict[str, str] = {}
     try:
-        info = _extract(url, folder, options, judge, section)
+        info = _extract(url, folder, options, judge, hosts, section)
     except _SubtitlesFailed as error:
         # The video is worth more than its subtitles.
         notes["subtitles_error"] = str(error)
         bare = {**options, "writesubtitles": False, "writeautomaticsub": False}
-        info = _extract(url, folder, bare, judge, section)
+        info = _extract(url, folder, bare, judge, hosts, section)
     files = [Path(item["filepath"]) for item in info.get("requested_downloads") or []]
     if len(files) != 1 or not files[0].is_file():
         raise RowFailed("permanent", f"yt-dlp gave {len(files)} files for {url}, not one")
@@ -291,12 +304,55 @@ def names_videos(extractor_key: str) -> bool:
         return True  # a plugin's extractor is made for some site
 
 
+def _polite(hosts: Hosts) -> type:
+    """yt-dlp with requests that take turns, and answers that don't fill the memory."""
+    import yt_dlp
+
+    class Polite(yt_dlp.YoutubeDL):
+        _answers: weakref.WeakSet = weakref.WeakSet()
+        _asking = 0
+
+        def urlopen(self, request: Any) -> Any:
+            url = request if isinstance(request, str) else getattr(request, "url", "")
+            watch = current()
+            if watch is not None:
+                watch.is_receiving = self._is_receiving
+            take_turn(hosts, url)
+            self._asking += 1
+            try:
+                answer = super().urlopen(request)
+            finally:
+                self._asking -= 1
+            self._answers.add(answer)
+            if is_answer(answer.status):
+                hosts.answered(urlsplit(url).hostname or "")
+            answer.read = functools.partial(_read_bounded, answer.read)
+            return answer
+
+        def _is_receiving(self) -> bool:
+            return self._asking > 0 or any(not answer.closed for answer in list(self._answers))
+
+    return Polite
+
+
+def _read_bounded(read: Callable[..., bytes], amount: int | None = None) -> bytes:
+    if amount is not None and amount >= 0:
+        return read(amount)
+    pieces, total = [], 0
+    while piece := read(1 << 20):
+        pieces.append(piece)
+        total += len(piece)
+        if total > _MAX_PAGE_BYTES:
+            raise RowFailed("permanent", f"a page of more than {_MAX_PAGE_BYTES >> 20} MB")
+    return b"".join(pieces)
+
+
 class _SubtitlesFailed(Exception):
     """Only the subtitles could not be had."""
 
 
 def _extract(
-    url: str, folder: Path, options: Mapping[str, Any], judge: Judge,
+    url: str, folder: Path, options: Mapping[str, Any], judge: Judge, hosts: Hosts,
     section: Section | None = None,
 ) -> dict[str, Any]:
     import yt_dlp
@@ -305,6 +361,8 @@ def _extract(
 
     def decide(info: dict[str, Any], *, incomplete: bool) -> str | None:
         problem = _decline(info, judge, incomplete)
+        if problem is None and not incomplete:
+            problem = _unwatched(info, downloader)
         if problem is not None:
             declined.append(problem)
         elif section is not None and not incomplete:
@@ -317,7 +375,7 @@ def _extract(
              "extract_flat": "in_playlist", "outtmpl": {"default": place},
              **(section.options() if section is not None else {})}
     try:
-        with yt_dlp.YoutubeDL(asked) as downloader:
+        with _polite(hosts)(asked) as downloader:
             info = downloader.extract_info(url, download=True)
     except yt_dlp.utils.DownloadError as error:
         if os.strerror(errno.ENOSPC) in str(error):
@@ -334,7 +392,7 @@ def _extract(
         if len(entries) == 1 and entries[0].get("requested_downloads"):
             return entries[0]
         if len(entries) == 1 and entries[0].get("url") and entries[0]["url"] != url:
-            return _extract(entries[0]["url"], folder, options, judge, section)
+            return _extract(entries[0]["url"], folder, options, judge, hosts, section)
         raise _many(len(entries))
     return info
 
@@ -358,6 +416,23 @@ def _decline(
         judge(info.get("duration"), short_side)
     except RowRejected as problem:
         return problem
+    return None
+
+
+def _unwatched(info: dict[str, Any], downloader: Any) -> RowFailed | None:
+    """Where addresses are refused, a program that connects by itself is no way to fetch a file."""
+    from yt_dlp.downloader import get_suitable_downloader
+    from yt_dlp.downloader.external import ExternalFD
+
+    watch = current()
+    if watch is None or not watch.refuses_addresses:
+        return None
+    for one in info.get("requested_formats") or [info]:
+        fetcher = get_suitable_downloader(dict(one), downloader.params)
+        if fetcher is None or issubclass(fetcher, ExternalFD) or fetcher.__name__ in _PROGRAMS:
+            return RowFailed("permanent", f"only {'no' if fetcher is None else fetcher.__name__} "
+                             f"could fetch it ({one.get('protocol')}), which can't be kept from "
+                             "private addresses; download_videos.private_addresses=allow lets it")
     return None
 
 
@@ -402,7 +477,9 @@ def subtitle_options(languages: list[str], user: bool, automatic: bool) -> dict[
     }
 
 
-def expand_list(url: str, options: Mapping[str, Any], results: int | None) -> list[dict[str, Any]]:
+def expand_list(
+    url: str, options: Mapping[str, Any], results: int | None, hosts: Hosts
+) -> list[dict[str, Any]]:
     """The entries of a playlist, channel or search, or the one video that `url` is.
 
     Nothing is asked about the single entries. Raises RowFailed or PassingProblem.
@@ -415,7 +492,7 @@ def expand_list(url: str, options: Mapping[str, Any], results: int | None) -> li
     if results is not None:
         asked["playlistend"] = results
     try:
-        with yt_dlp.YoutubeDL(asked) as downloader:
+        with _polite(hosts)(asked) as downloader:
             info = downloader.sanitize_info(downloader.extract_info(url, download=False))
     except yt_dlp.utils.DownloadError as error:
         raise problem_of(error, log.first_error) from error

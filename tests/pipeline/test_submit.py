@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -13,6 +14,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from jobs.submit import submit as jobs_submit
+from schemas.errors import UsageError
 
 ROOT = Path(__file__).resolve().parents[2]
 RAY = Path(sys.executable).parent / "ray"
@@ -119,3 +123,51 @@ def rows_of(data, label: str) -> list[dict]:
 
     return [row for path in (data.dataset / label).rglob("*.parquet")
             for row in pq.read_table(path).to_pylist()]
+
+
+@pytest.fixture
+def sent(monkeypatch) -> list[str]:
+    """What would be run on the cluster, word by word."""
+    import pipeline.on_ray
+
+    class Job:
+        id = "job-1"
+
+    words: list[str] = []
+
+    def submit_job(address, command, folder, constraints):
+        words.extend(shlex.split(command))
+        return Job()
+
+    monkeypatch.setattr(pipeline.on_ray, "submit_job", submit_job)
+    return words
+
+
+def send(folder: Path, settings: str, *overrides: str) -> None:
+    recipe = folder / "films.yaml"
+    recipe.write_text("sources: [{path: films.csv}]\nstages:\n"
+                      f"  download_videos: {{{settings}}}\n  take: {{stage: download_videos}}\n")
+    jobs_submit(str(recipe), "http://127.0.0.1:9", dataset=folder / "dataset", sources=[],
+                overrides=overrides, until=None, limit=None, locked=False, wait=False)
+
+
+@pytest.mark.parametrize(("settings", "override", "refused"), [
+    ("", None, ["download_videos", "take"]),
+    ("private_addresses: allow", None, ["take"]),
+    ("private_addresses: refuse", None, ["take"]),
+    ("", "download_videos.private_addresses=allow", ["take"]),
+    ("sections: true, private_addresses: allow", None, ["take"]),
+])
+def test_submit_refuses_private_addresses_unless_told_otherwise(
+    tmp_path, sent, settings, override, refused
+):
+    send(tmp_path, settings, *([override] if override else []))
+    assert [word for word in sent if word.endswith("private_addresses=refuse")] == [
+        f"{label}.private_addresses=refuse" for label in refused]
+    assert (override is None) or override in sent
+
+
+def test_submit_says_what_does_not_go_with_refused_addresses(tmp_path, sent):
+    with pytest.raises(UsageError, match=r"--set download_videos\.private_addresses=allow"):
+        send(tmp_path, "sections: true")
+    assert sent == []

@@ -1,0 +1,316 @@
+"""Taking turns at hosts, over all threads and workers that share a folder.
+
+    <folder>/<hash of the host>.json     when the host may be asked next, and what it last did
+
+A host is asked no more often than every `sleep_seconds`. After a number of passing problems in a
+row nobody asks it for a while; then one request goes as a probe, and the others wait for what
+comes of it. What has to be known for that lies in one small file a host, changed under an
+exclusive lock, so it holds wherever the folder is seen. Times are those of the machines' clocks:
+a clock that is wrong by more than any pause can be is taken for no pause.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+from schemas.errors import RowFailed
+
+# A waiting request looks this often whether the host's state has changed.
+_LOOK_SECONDS = 0.5
+# What the file systems say that have no flock.
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL,
+             errno.EBADF)
+# A lease is held for one read and write; one that stays as it is for so long has no holder.
+_LEASE_SECONDS = 10.0
+_LONGEST_SECONDS = 24 * 3600.0
+
+
+class PassingProblem(Exception):
+    """Something that may be over in a while; `whole_host` where the host itself is overloaded."""
+
+    def __init__(
+        self, message: str, *, retry_after_seconds: float | None = None, whole_host: bool = False
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.retry_after_seconds = retry_after_seconds
+        self.whole_host = whole_host
+
+
+@dataclass
+class _State:
+    """What is known of one host. Times are seconds since 1970; 0 means never."""
+
+    host: str = ""
+    next_at: float = 0.0
+    held_until: float = 0.0
+    problems: int = 0
+    last_problem: str = ""
+    opened_at: float = 0.0
+    open_until: float = 0.0
+
+
+@dataclass(frozen=True)
+class Manners:
+    """How hosts are treated.
+
+    `sleep_seconds` is the least time between two requests to a host. After `problems` passing
+    problems in a row (None: never) a host is left alone for `pause_seconds`; a download waits at
+    most `patience_seconds`, over all its tries, for that.
+    """
+
+    sleep_seconds: float = 0.0
+    problems: int | None = None
+    pause_seconds: float = 60.0
+    patience_seconds: float = 120.0
+
+
+class Hosts:
+    """The turns at every host; shared through `folder`, or this object's own without one."""
+
+    def __init__(self, manners: Manners | None = None, folder: Path | None = None) -> None:
+        self._manners = manners or Manners()
+        self._states = _Own() if folder is None else _Shared(folder)
+        self._attempt = threading.local()
+
+    def begin_download(self) -> None:
+        """What this thread asks for from now on is another file."""
+        self._attempt.waited_seconds = 0.0
+
+    def begin_attempt(self) -> None:
+        """What this thread asks for from now on is another try at its file."""
+        self._attempt.asked = []
+
+    def wait(self, host: str) -> None:
+        """Sleeps until it is this request's turn at `host`.
+
+        Raises RowFailed of kind transient where the host is left alone for too long.
+        """
+        host = _normal(host)
+        waited_seconds = getattr(self._attempt, "waited_seconds", 0.0)
+        while True:
+            pause, left_alone = self._try_turn(host)
+            if not pause:
+                break
+            pause = min(pause, _LOOK_SECONDS)
+            if left_alone is not None:
+                if waited_seconds >= self._manners.patience_seconds:
+                    raise RowFailed("transient", left_alone)
+                waited_seconds += pause
+            time.sleep(pause)
+        self._attempt.waited_seconds = waited_seconds
+        asked = getattr(self._attempt, "asked", None)
+        if asked is not None:
+            asked.append((host, time.time()))
+
+    def hold(self, host: str, seconds: float) -> None:
+        """Nobody asks `host` for the next `seconds`."""
+        host = _normal(host)
+        with self._states.change(host) as state:
+            state.held_until = max(state.held_until, time.time() + seconds)
+
+    def answered(self, host: str) -> None:
+        """The host gave a proper answer, whatever comes of it: the others need not wait longer."""
+        host = _normal(host)
+        if self._manners.problems is None or not self._states.knows(host):
+            return
+        with self._states.change(host) as state:
+            if state.opened_at:
+                state.opened_at = state.open_until = 0.0
+                state.problems = self._manners.problems - 1
+
+    def succeeded(self) -> None:
+        """The attempt came to an end that says that all hosts it asked are there."""
+        for host, _ in getattr(self._attempt, "asked", []):
+            if self._states.knows(host):
+                with self._states.change(host) as state:
+                    state.problems, state.opened_at, state.open_until = 0, 0.0, 0.0
+
+    def failed(self, problem: PassingProblem) -> None:
+        """The attempt ended with a passing problem of the host that it asked last."""
+        asked = getattr(self._attempt, "asked", None)
+        if not asked or self._manners.problems is None:
+            return
+        host, asked_at = asked[-1]
+        with self._states.change(host) as state:
+            if asked_at < state.opened_at:
+                return  # asked before it was left alone: that is known by now
+            state.problems += 1
+            state.last_problem = problem.message[:300]
+            if state.problems >= self._manners.problems:
+                state.opened_at = time.time()
+                state.open_until = state.opened_at + self._manners.pause_seconds
+
+    def last_asked(self, otherwise: str) -> str:
+        asked = getattr(self._attempt, "asked", None)
+        return asked[-1][0] if asked else _normal(otherwise)
+
+    def _try_turn(self, host: str) -> tuple[float, str | None]:
+        """0 where the request may be made now, else the seconds after which to ask again.
+
+        Beside it what to say of a host that is left alone.
+        """
+        sleep = self._manners.sleep_seconds
+        if not sleep and not self._states.knows(host):
+            return 0.0, None
+        with self._states.change(host) as state:
+            now = time.time()
+            state.next_at = _believable(state.next_at, now, sleep)
+            state.held_until = _believable(state.held_until, now, _LONGEST_SECONDS)
+            state.open_until = _believable(state.open_until, now, self._manners.pause_seconds)
+            until = max(state.next_at, state.held_until, state.open_until)
+            if until > now:
+                return until - now, _left_alone(state) if state.open_until > now else None
+            if state.opened_at and self._manners.problems is not None:
+                # This request is the probe; the others wait for what it finds.
+                state.open_until = now + self._manners.pause_seconds
+            state.next_at = now + sleep
+            return 0.0, None
+
+
+def _normal(host: str) -> str:
+    return host.lower().rstrip(".")
+
+
+def _believable(at: float, now: float, longest: float) -> float:
+    """A time that lies no further ahead than it can, whatever another machine's clock says."""
+    return at if at <= now + longest + 1.0 else 0.0
+
+
+def _left_alone(state: _State) -> str:
+    until = time.strftime("%H:%M:%S UTC", time.gmtime(state.open_until))
+    return (f"{state.host} is left alone until {until}, after {state.problems} passing problems in "
+            f"a row, the last: {state.last_problem}")
+
+
+class _Own:
+    """States in memory, for one process."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._states: dict[str, _State] = {}
+
+    def knows(self, host: str) -> bool:
+        return host in self._states
+
+    @contextlib.contextmanager
+    def change(self, host: str) -> Iterator[_State]:
+        with self._lock:
+            yield self._states.setdefault(host, _State(host))
+
+
+class _Shared:
+    """States in files of a folder that several workers see."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._flock = True
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def knows(self, host: str) -> bool:
+        return self._path(host).exists()
+
+    @contextlib.contextmanager
+    def change(self, host: str) -> Iterator[_State]:
+        """The host's state, changed by nobody else meanwhile; written back where it is another."""
+        path = self._path(host)
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            with self._locked(handle, path):
+                before = os.pread(handle, 65536, 0)
+                state = _parse(before, host)
+                yield state
+                after = json.dumps(asdict(state)).encode()
+                if after != before:
+                    os.ftruncate(handle, 0)
+                    os.pwrite(handle, after, 0)
+        finally:
+            os.close(handle)
+
+    def _path(self, host: str) -> Path:
+        return self._folder / f"{hashlib.sha256(host.encode()).hexdigest()[:24]}.json"
+
+    @contextlib.contextmanager
+    def _locked(self, handle: int, path: Path) -> Iterator[None]:
+        if self._flock:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX)
+            except OSError as error:
+                if error.errno not in _NO_LOCKS:
+                    raise
+                self._flock = False
+            else:
+                yield  # closing the file lets the lock go
+                return
+        with _lease(path.with_suffix(".lease")):
+            yield
+
+
+def _parse(text: bytes, host: str) -> _State:
+    """A state as it was written; a new one where a killed writer left half of it."""
+    try:
+        value = json.loads(text)
+        known = {field.name: value[field.name] for field in fields(_State)}
+        state = _State(**known)
+        if all(type(getattr(state, field.name)) in (type(field.default), int)
+               for field in fields(_State)):
+            return state
+    except (ValueError, KeyError, TypeError):
+        pass
+    return _State(host)
+
+
+@contextlib.contextmanager
+def _lease(path: Path) -> Iterator[None]:
+    """Exclusive use by whoever made the file `path`; a dead holder's is taken away."""
+    token = uuid.uuid4().hex.encode()
+    seen, since = b"", time.monotonic()
+    while True:
+        try:
+            handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+        except FileExistsError:
+            holder = _read(path)
+            if holder != seen:
+                seen, since = holder, time.monotonic()
+            elif time.monotonic() - since > _LEASE_SECONDS:
+                _take_away(path, holder)
+            time.sleep(0.01)
+            continue
+        try:
+            os.write(handle, token)
+        finally:
+            os.close(handle)
+        break
+    try:
+        yield
+    finally:
+        if _read(path) == token:
+            path.unlink(missing_ok=True)
+
+
+def _take_away(path: Path, holder: bytes) -> None:
+    aside = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}")
+    with contextlib.suppress(FileNotFoundError):
+        path.rename(aside)
+        if _read(aside) != holder:  # another waiter was quicker, and this is its lease
+            with contextlib.suppress(FileExistsError):
+                os.link(aside, path)
+        aside.unlink(missing_ok=True)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return b""
