@@ -177,6 +177,8 @@ def _missing(
         before = _upstream(catalog.layout, stage, entry, number)
         if not before:
             continue
+        # Listed before the rows are read: a shard that is committed in between is not done yet.
+        done = set(committed_shards(Path(step.folder))) if step.folder else set()
         if step.key == "clip_id" and not doubled:
             bases = _groups_that_lack_keys(catalog, step, before)
             if not bases:
@@ -203,7 +205,6 @@ def _missing(
             ) GROUP BY ALL
             """
         ).fetchall()
-        done = set(committed_shards(Path(step.folder))) if step.folder else set()
         for base, retried, count in rows:
             name = shard_name(base) + (f".retry{retried}" if retried else "")
             if name in done:

@@ -201,7 +201,7 @@ def outcomes(table: StepTable) -> str:
         return _states(table, newest(table, [table.key, *_OUTCOME], kept_only=False))
     key = quoted(table.key)
     once = (f"SELECT * FROM ({scan(table, [table.key, *_OUTCOME])}) ANTI JOIN ({_retried(table)}) "
-            f"ON {key} = _key AND _base = _group")
+            f"ON {key} = _key AND _base = _group WHERE _retry = 0")
     return f"{_states(table, once)} UNION ALL {retried_outcomes(table)}"
 
 

@@ -1,0 +1,229 @@
+"""Two at once: one command writes to a dataset at a time, and readers see whole shards only."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import yaml
+
+from jobs.importing import import_internvid
+from jobs.indexing import index_dataset
+from jobs.locking import dataset_lock, is_locked, remove_if_empty
+from jobs.remove import remove
+from jobs.report.page import report_on
+from jobs.run import load, run
+from jobs.verify import verify_dataset
+from pipeline.catalog import open_catalog
+from pipeline.status import status_report
+from pipeline.subsets.freeze import create_subset
+from pipeline.subsets.recipe import load_subset_recipe
+from schemas.errors import ClipmillError
+
+ROOT = Path(__file__).resolve().parents[2]
+STAGES = {"download_videos": "Download", "split_clips": "Split", "caption_frames": "Caption",
+          "summarize_captions": "Summarize"}
+CLIPS = 6
+VIDEOS = 14
+
+
+def recipe(folder: Path, videos: int, **settings: dict) -> Path:
+    """One video a shard; `settings` are of stages."""
+    urls = [f"https://v{n}.test/?clips={CLIPS}" for n in range(videos)]
+    (folder / "urls.txt").write_text("\n".join(urls) + "\n")
+    path = folder / "slow.yaml"
+    stages = {label: {"stage": f"{Path(__file__).with_name('slow_stages.py')}:{cls}",
+                      **settings.get(label, {})} for label, cls in STAGES.items()}
+    path.write_text(yaml.safe_dump({"sources": ["urls.txt"], "shard_videos": 1, "engine": "local",
+                                    "stages": stages}, sort_keys=False))
+    return path
+
+
+@contextmanager
+def clipmill(*words: object) -> Iterator[subprocess.Popen[str]]:
+    """The command in a process of its own, killed at the end if it is still there."""
+    with subprocess.Popen([sys.executable, "-m", "jobs.cli", *map(str, words)], cwd=ROOT,
+                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def until(true: Callable[[], object], seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "it did not come to that"
+        time.sleep(0.02)
+
+
+def test_while_a_run_is_at_work_whoever_else_writes_is_told_who_it_is(tmp_path, capsys):
+    """Every writer is refused, and nothing is changed; a killed holder leaves no lock behind."""
+    gate, dataset = tmp_path / "gate", tmp_path / "dataset"
+    path = recipe(tmp_path, 2, split_clips={"gate": str(gate)})
+    with clipmill("run", path, "--dataset", dataset) as holder:
+        until(lambda: list(dataset.glob("download_videos/*/*.parquet")))
+        before = sorted(str(file) for file in dataset.rglob("*.parquet"))
+        with clipmill("run", path, "--dataset", dataset) as second:
+            out, err = second.communicate(timeout=60)
+        assert second.returncode == 1
+        assert out == ""
+        assert re.search(rf"^Error: another command is at work on {re.escape(str(dataset))}: "
+                         rf"`clipmill run`, process {holder.pid} on \S+, since "
+                         r"20\d\d-\d\d-\d\d \d\d:\d\d:\d\d UTC; wait until it is done \(--wait "
+                         r"does\), or stop it$", err, re.M), err
+        for other in (
+            lambda: run(load(None, dataset), dataset, retry_kinds=[]),
+            lambda: remove(dataset, videos=["generic-v0"]),
+            lambda: index_dataset(dataset),
+            lambda: verify_dataset(dataset, repairs=True),
+            lambda: import_internvid(dataset, [path], shard_videos=1),
+        ):
+            with pytest.raises(ClipmillError, match=f"process {holder.pid} on"):
+                other()
+        assert sorted(str(file) for file in dataset.rglob("*.parquet")) == before
+        assert is_locked(dataset)
+        holder.send_signal(signal.SIGKILL)
+        holder.wait(60)
+        assert not is_locked(dataset)
+    gate.touch()
+    assert run(load(str(path), None), dataset)
+    report = status_report(dataset)
+    assert report["totals"]["clips"] == 2 * CLIPS
+
+
+def test_with_wait_the_second_goes_on_when_the_first_is_done(tmp_path):
+    """And takes the recipe of the run that it waited for."""
+    gate, dataset = tmp_path / "gate", tmp_path / "dataset"
+    path = recipe(tmp_path, 2, split_clips={"gate": str(gate)})
+    with clipmill("run", path, "--dataset", dataset) as first:
+        until(lambda: list((dataset / "runs").glob("*.json")) if dataset.exists() else False)
+        with clipmill("retry", dataset, "--wait") as second:
+            said = second.stderr.readline()
+            assert said.startswith(f"Another command is at work on {dataset}: `clipmill run`, "
+                                   f"process {first.pid} on ")
+            assert said.endswith("waiting until it is done.\n")
+            assert first.poll() is None
+            gate.touch()
+            out, err = second.communicate(timeout=60)
+        assert first.wait(60) == 0
+        assert second.returncode == 0, err
+        assert "Nothing to retry" in err
+        assert "2/2" in out
+
+
+def test_a_lock_of_a_dataset_that_was_deleted_meanwhile_is_none(tmp_path):
+    """Its first run failed at once and took the folder away, while another waited for the lock."""
+    dataset = tmp_path / "dataset"
+    dataset.mkdir()
+    waiting = f"""
+from pathlib import Path
+from jobs.locking import dataset_lock
+with dataset_lock(Path({str(dataset)!r}), wait=True):
+    print("mine")
+"""
+    with contextlib.ExitStack() as first:
+        first.enter_context(dataset_lock(dataset))
+        with subprocess.Popen([sys.executable, "-c", waiting], cwd=ROOT, text=True,
+                              stdout=subprocess.PIPE, stderr=subprocess.PIPE) as second:
+            assert "waiting until it is done" in second.stderr.readline()
+            remove_if_empty(dataset)
+            dataset.mkdir()
+            with dataset_lock(dataset):
+                first.close()
+                time.sleep(1)
+                assert second.poll() is None  # what it waited for is gone, it waits for this one
+            assert second.communicate(timeout=60)[0] == "mine\n"
+
+
+def test_a_folder_that_cannot_be_locked_is_told(tmp_path):
+    with (pytest.raises(ClipmillError, match="cannot write to"), dataset_lock(tmp_path / "none")):
+        pass
+
+
+def test_one_subset_of_a_name_is_made_at_a_time(tmp_path):
+    dataset = tmp_path / "dataset"
+    run(load(str(recipe(tmp_path, 1)), None), dataset)
+    (tmp_path / "all.yaml").write_text("rules: [{where: 'duration_seconds > 0'}]\n")
+    loaded = load_subset_recipe(tmp_path / "all.yaml")
+    (dataset / "subsets").mkdir()
+    holding = f"""
+import fcntl, sys
+with open({str(dataset / 'subsets' / '.all.lock')!r}, "a") as file:
+    fcntl.flock(file, fcntl.LOCK_EX)
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+    with subprocess.Popen([sys.executable, "-c", holding], stdin=subprocess.PIPE, text=True,
+                          stdout=subprocess.PIPE) as other:
+        assert other.stdout.readline() == "held\n"
+        with (open_catalog(dataset) as catalog,
+              pytest.raises(ClipmillError, match="another process is making the subset 'all'")):
+            create_subset(catalog, loaded, name="all", code_version="1")
+        os.kill(other.pid, signal.SIGKILL)
+        other.wait()
+    with open_catalog(dataset) as catalog:
+        subset, is_new = create_subset(catalog, loaded, name="all", code_version="1")
+    assert is_new
+    assert subset.info["n_clips"] == CLIPS
+
+
+def look(dataset: Path) -> tuple[int, int, int, int]:
+    """Videos, clips, captions and summaries now; of each video's clips all or none are there."""
+    with open_catalog(dataset) as catalog:
+        # A query of its own view each, and the joined one: as someone who looks on would ask.
+        rows = catalog.execute(
+            "SELECT video_id, count(*), count(DISTINCT clip_id), count(caption_coarse), "
+            "count(caption) FROM clips GROUP BY video_id").fetchall()
+        (videos,) = catalog.execute("SELECT count(*) FROM videos").fetchone()
+    for _, clips, distinct, coarse, summaries in rows:
+        assert clips == distinct == CLIPS
+        assert coarse in (0, CLIPS // 2, CLIPS)  # first every second one, with a retry all
+        assert summaries in (0, CLIPS)
+    return (videos, *(sum(row[n] for row in rows) for n in (1, 3, 4)))
+
+
+def test_readers_see_whole_shards_and_counts_that_only_grow(tmp_path, capsys):
+    """Queries, status and reports go on while a run and then a retry write in another process."""
+    dataset, mend = tmp_path / "dataset", tmp_path / "mended"
+    path = recipe(tmp_path, VIDEOS, caption_frames={"mend_file": str(mend), "pace_seconds": 0.03},
+                  split_clips={"pace_seconds": 0.03}, summarize_captions={"pace_seconds": 0.03})
+    seen: list[tuple[int, ...]] = [(0, 0, 0, 0)]
+    kept: dict[str, int] = {}
+
+    def watch(process: subprocess.Popen[str]) -> None:
+        turn = 0
+        while process.poll() is None:
+            found = look(dataset)
+            assert all(new >= old for new, old in zip(found, seen[-1], strict=True)), (seen, found)
+            seen.append(found)
+            turn += 1
+            if turn % 2 == 0:
+                for stage in status_report(dataset)["stages"]:
+                    assert stage["accounted"], stage
+                    assert stage["kept"] >= kept.get(stage["stage"], 0)
+                    kept[stage["stage"]] = stage["kept"]
+            if turn % 7 == 0:
+                report_on(dataset, tmp_path / "report.html")
+        assert process.returncode == 0, process.stderr.read()
+
+    with clipmill("run", path, "--dataset", dataset) as process:
+        until(lambda: list((dataset / "runs").glob("*.json")) if dataset.exists() else False)
+        watch(process)
+    assert look(dataset) == (VIDEOS, VIDEOS * CLIPS, VIDEOS * CLIPS // 2, VIDEOS * CLIPS)
+    assert len(set(seen)) > 3  # it was seen growing, not only before and after
+    mend.touch()
+    grown = len(set(seen))
+    with clipmill("retry", dataset) as process:
+        watch(process)
+    assert look(dataset) == (VIDEOS, VIDEOS * CLIPS, VIDEOS * CLIPS, VIDEOS * CLIPS)
+    assert len(set(seen)) > grown

@@ -1,0 +1,216 @@
+"""Retries as they are looked back on: what stands, what was said first, what a kill leaves."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from jobs import query
+from jobs.run import load, run
+from pipeline.catalog import open_catalog
+from pipeline.logs import log_files, logged_runs
+from pipeline.status import status_report
+
+MOODY = '''
+from contextlib import contextmanager
+from pathlib import Path
+import pyarrow as pa
+from schemas.errors import RowFailed
+from stages.protocol import Rows, Stage, Workspace, resource
+
+class Guess(Stage):
+    """Works without a word; where it gets one it does what `mood_file` says."""
+    name = "guess"
+    reads = ("cut_words.start_seconds", "name_words.word?")
+    writes = pa.schema([("guess", pa.string())])
+    mood_file: str = resource("")
+
+    @contextmanager
+    def open(self, workspace: Workspace):
+        def transform(batch):
+            rows = Rows(self)
+            for clip, word in zip(*batch.select(["clip_id", "word"]).to_pydict().values()):
+                mood = Path(self.mood_file).read_text() if word else ""
+                if clip == "v-a-1" and mood == "fail":
+                    raise RowFailed("transient", "no guess today")
+                if clip == "v-a-1" and mood == "reject":
+                    rows.reject(clip, "guess.rule", "as asked")
+                else:
+                    rows.keep(clip, guess=word or "none")
+            return rows.table()
+        yield transform
+'''
+
+
+def ask(dataset: Path, text: str) -> list[tuple]:
+    with open_catalog(dataset) as catalog:
+        return catalog.execute(text).fetchall()
+
+
+def counts(dataset: Path, stage: str) -> tuple[int, int, int]:
+    (found,) = [row for row in status_report(dataset)["stages"] if row["stage"] == stage]
+    assert found["accounted"]
+    assert found["lost"] == 0
+    return found["kept"], found["rejected"], found["failed"]
+
+
+class Killed(BaseException):
+    """What a SIGKILL is to what follows: nothing of it happens."""
+
+
+def killed_half_way(monkeypatch: pytest.MonkeyPatch, after: int, act) -> None:
+    """Runs `act` with a worker that dies when it has committed so many shards."""
+    from pipeline import runner
+
+    done = [0]
+    finish = runner._Writers.finish
+
+    def die_later(self, metadata):
+        if done[0] == after:
+            raise Killed
+        done[0] += 1
+        finish(self, metadata)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runner._Writers, "finish", die_later)
+        with pytest.raises(Killed):
+            act()
+
+
+def test_a_retry_that_was_killed_is_finished_by_retry(words, tmp_path, monkeypatch, capsys):
+    """What is left of it is done, each row once more and not twice; then what is asked for."""
+    mend = tmp_path / "mended"
+    setting = f"name_words.mend_file={mend}"
+    data = words("a?fail=name", "b?fail=name", "c?fail=name", "x?fail=cut", shard_videos=1)
+    data.run(setting)
+    # name_words, count_letters and guess_words of the first shard, then name_words of the second.
+    killed_half_way(monkeypatch, 4, lambda: data.run(setting, retry_kinds=["model"]))
+    attempts = "SELECT key, attempts FROM failures WHERE kind = 'model' ORDER BY key"
+    assert ask(data.dataset, attempts) == [("v-a-1", 2), ("v-b-1", 2), ("v-c-1", 1)]
+    assert data.run(setting, retry_kinds=["model"])
+    assert ask(data.dataset, attempts) == [("v-a-1", 2), ("v-b-1", 2), ("v-c-1", 2)]
+    said = capsys.readouterr().err
+    assert "Finishing 1 shard of an earlier retry that was stopped." in said
+    assert "no failures of kind model from before that retry" in said
+    assert ask(data.dataset, "SELECT attempts FROM failures WHERE kind = 'bad_media'") == [(1,)]
+
+    # Another kind than the killed one: that one is finished first, then this one begun.
+    killed_half_way(monkeypatch, 1, lambda: data.run(setting, retry_kinds=["model"]))
+    mend.touch()
+    capsys.readouterr()
+    assert data.run(setting, retry_kinds=["bad_media"])
+    said = capsys.readouterr().err
+    assert "Finishing" in said
+    assert "Trying 1 failed rows of cut_words again." in said
+    assert ask(data.dataset, "SELECT key, attempts FROM failures ORDER BY key") == [
+        ("v-a-1", 3), ("v-x", 2)]
+    assert data.run(setting, retry_kinds=["model"])
+    assert ask(data.dataset, "SELECT key FROM failures") == [("v-x",)]
+    assert not data.run(setting)
+
+
+def test_requests_from_before_they_had_a_time_are_finished_too(words, tmp_path):
+    data = words("a?fail=name")
+    data.run()
+    (data.dataset / "retries").mkdir()
+    fingerprint = next(step["fingerprint"] for stage in data.records()[0]["stages"]
+                       for step in stage["steps"] if step["step"] == "name_words")
+    (data.dataset / "retries" / "000000.retry1.json").write_text(json.dumps(
+        {"step": "name_words", "fingerprint": fingerprint, "keys": ["v-a-1"]}))
+    assert data.run(retry_kinds=[])
+    assert data.shards("name_words") == ["000000", "000000.retry1", "000000.retry2"]
+
+
+@pytest.mark.parametrize("mood", ["fail", "reject"])
+def test_a_row_that_was_kept_stays_kept_when_a_retry_goes_wrong(words, tmp_path, mood, capsys):
+    """A stage did without an input and kept the row; with the input, that came late, it fails.
+
+    The row that there is stays, in the tables' views, in the status and in what failed; the
+    history has what went wrong, and a retry tries it again.
+    """
+    (tmp_path / "moody.py").write_text(MOODY)
+    mend, moods = tmp_path / "mended", tmp_path / "mood"
+    moods.write_text(mood)
+    settings = (f"name_words.mend_file={mend}", f"guess.stage={tmp_path / 'moody.py'}:Guess",
+                f"guess.mood_file={moods}")
+    data = words("a?fail=name&clips=3", "b")
+    data.run(*settings)
+    assert counts(data.dataset, "guess") == (5, 0, 0)
+    mend.touch()
+    assert data.run(*settings, retry_kinds=["model"])
+    assert counts(data.dataset, "name_words") == (5, 0, 0)
+    assert counts(data.dataset, "guess") == (5, 0, 0)
+    assert ask(data.dataset, "SELECT * FROM failures") == []
+    assert ask(data.dataset, "SELECT * FROM rejections") == []
+    history = ask(data.dataset, "SELECT key, kind, resolved FROM failures_all "
+                  "WHERE stage = 'guess'")
+    assert history == ([("v-a-1", "transient", True)] if mood == "fail" else [])
+    if mood == "fail":
+        moods.write_text("")
+        assert data.run(*settings, retry_kinds=["transient"])
+        assert "Trying 1 failed rows of guess again." in capsys.readouterr().err
+        assert counts(data.dataset, "guess") == (5, 0, 0)
+        rows = ask(data.dataset, "SELECT guess FROM steps.guess WHERE clip_id = 'v-a-1' "
+                   "AND error IS NULL ORDER BY shard")
+        assert rows == [("none",), ("clip v-a-1",)]
+
+
+def test_the_first_message_stays_when_a_retry_fails_otherwise(words, tmp_path, capsys):
+    """And the row has its address, its time, how often it was tried and the command to retry."""
+    data = words("a?fail=name")
+    data.run()
+    path = next((data.dataset / "runs").glob("*.json"))
+    record = json.loads(path.read_text())
+    source = tmp_path / "renamed.py"
+    own = Path(record["recipe"]["stages"]["name_words"]["stage"].rpartition(":")[0])
+    source.write_text(own.read_text().replace("no word for", "still nothing for"))
+    record["recipe"]["stages"]["name_words"]["stage"] = f"{source}:NameWords"
+    path.write_text(json.dumps(record))
+    assert run(load(None, data.dataset), data.dataset, retry_kinds=[])
+    capsys.readouterr()
+    query.print_failures(data.dataset, format="json")
+    out, err = capsys.readouterr()
+    (row,) = json.loads(out)
+    assert row["message"] == "still nothing for v-a-1"
+    assert row["first_message"] == "no word for v-a-1"
+    assert row["first_at"] < row["at"]
+    assert row["attempts"] == 2
+    assert row["retry"] == f"clipmill retry {data.dataset} --kind model"
+    assert err.startswith(f"clipmill retry {data.dataset} --kind model  # tries it again; ")
+    query.print_failures(data.dataset)
+    out, _ = capsys.readouterr()
+    assert "still nothing for v-a-1 (at first: no word for v-a-1)" in out
+    query.print_failures(data.dataset, format="json", history=True)
+    assert [(row["message"], row["resolved"]) for row in json.loads(capsys.readouterr().out)] == [
+        ("still nothing for v-a-1", False), ("no word for v-a-1", False)]
+
+
+def test_commands_to_retry_fit_the_kinds_shown(words, capsys, tmp_path):
+    """Only kinds that stand, and of those the ones asked for; a dataset's name is quoted."""
+    data = words("a?fail=name", "b?fail=cut", "c?lose=cut")
+    data.folder = tmp_path / "it's here"
+    data.folder.mkdir()
+    data.run()
+    capsys.readouterr()
+    query.print_failures(data.dataset)
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("clipmill")]
+    assert [line.partition("  #")[0].rpartition("--kind ")[2] for line in lines] == [
+        "bad_media", "model"]
+    assert "tries these 2 again" in lines[0]
+    assert "'\"'\"'s here" in lines[0]
+    query.print_failures(data.dataset, kinds=["model"])
+    assert "bad_media" not in capsys.readouterr().err
+    query.print_failures(data.dataset, kinds=["crash"])
+    assert "clipmill" not in capsys.readouterr().err
+
+
+def test_a_retry_has_a_log_of_its_own(words):
+    data = words("a?fail=name")
+    data.run()
+    data.run(retry_kinds=[])
+    runs = logged_runs(data.dataset)
+    assert len(runs) == 2
+    (driver,) = [file for file in log_files(data.dataset, runs[1]) if file.worker == "driver"]
+    assert "Trying 1 failed rows of name_words again." in driver.path.read_text()
