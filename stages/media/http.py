@@ -32,7 +32,7 @@ _MANIFEST_TYPES = ("mpegurl", "dash+xml", "vnd.ms-sstr+xml", "f4m")
 _BUSY = (408, 425, 429)
 _PAGE_TYPES = ("text/", "application/xhtml", "application/json", "application/xml")
 _PLAYLIST_STARTS = (b"#extm3u", b"ffconcat")
-_PAGE_STARTS = (b"<!doctype html", b"<html", b"<head", b"<?xml")
+_PAGE_STARTS = (b"<!doctype html", b"<html", b"<head", b"<?xml", b"<mpd")
 
 
 class NotAMediaFile(Exception):

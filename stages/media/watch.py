@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import socket
 import subprocess
 import threading
@@ -26,6 +27,7 @@ from stages.media.addresses import PrivateAddress, check_address
 from stages.media.hosts import PassingProblem
 
 _LONGEST_STEP_SECONDS = 1.0
+_URL = re.compile(r"[a-z][a-z0-9+.-]+://")
 
 
 @dataclass(frozen=True)
@@ -143,6 +145,14 @@ class Watch:
             raise ConnectionAbortedError("cut off")
         return address
 
+    def starting(self, arguments: Any) -> None:
+        """Raises RowFailed where a program is to fetch by itself what it must not."""
+        words = arguments.split() if isinstance(arguments, str) else list(arguments)
+        if self.refuses_addresses and any(_URL.match(str(word)) for word in words):
+            raise RowFailed("permanent", f"{words[0]} would connect by itself and can't be kept "
+                            "from private addresses; download_videos.private_addresses=allow "
+                            "lets it")
+
     def started(self, child: subprocess.Popen) -> None:
         self._children.add(child)
 
@@ -242,8 +252,10 @@ def _install() -> None:
             return connect_ex(self, address if watch is None else watch.connecting(self, address))
 
         def watched_popen(self: subprocess.Popen, *args: Any, **kwargs: Any) -> None:
-            popen(self, *args, **kwargs)
             watch = current()
+            if watch is not None:
+                watch.starting(kwargs.get("args", args[0] if args else ()))
+            popen(self, *args, **kwargs)
             if watch is not None:
                 watch.started(self)
 

@@ -8,22 +8,21 @@ from __future__ import annotations
 import difflib
 import errno
 import functools
+import logging
 import os
 import re
 import shutil
-import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from schemas.errors import ErrorKind, RowFailed, RowRejected
 from stages.media.hosts import Hosts, PassingProblem
-from stages.media.http import is_answer, problem_of_status, retry_after_seconds, take_turn
+from stages.media.http import problem_of_status, retry_after_seconds
 from stages.media.sections import NoSection, Section, discard
 from stages.media.subtitles import FORMATS, parse_subtitles
-from stages.media.watch import current
+from stages.media.ytdlp_requests import only_by_program, polite_yt_dlp
 
 # Options by which this module gets at the result; a recipe can't set them.
 RESERVED = frozenset(
@@ -33,12 +32,6 @@ RESERVED = frozenset(
 )
 
 _NO_PLATFORM = "generic"
-
-# yt-dlp's downloaders that start a program, beside those that it calls external.
-_PROGRAMS = ("RtmpFD", "RtspFD", "YoutubeLiveChatFD", "WebSocketFragmentFD")
-
-# The longest page, description or manifest that is read: all of it is in memory.
-_MAX_PAGE_BYTES = 64 << 20
 
 # The first pattern that the message holds decides; the site's words, as yt-dlp hands them on.
 _KINDS: tuple[tuple[str, ErrorKind], ...] = (
@@ -87,8 +80,12 @@ def _known_options() -> frozenset[str]:
     }
 
 
+_logger = logging.getLogger("clipmill.yt_dlp")
+_logger.setLevel(logging.INFO)  # below what Python shows by itself
+
+
 class _Log:
-    """Keeps the first error; yt-dlp would print it."""
+    """Keeps the first error; yt-dlp would print it. What it says goes to the run's log."""
 
     def __init__(self) -> None:
         self.first_error: str | None = None
@@ -96,9 +93,13 @@ class _Log:
     def debug(self, message: str) -> None:
         """Progress and details, which nobody reads here."""
 
-    info = warning = debug
+    info = debug
+
+    def warning(self, message: str) -> None:
+        _logger.info("%s", message)
 
     def error(self, message: str) -> None:
+        _logger.info("%s", message)
         self.first_error = self.first_error or message
 
 
@@ -304,49 +305,6 @@ def names_videos(extractor_key: str) -> bool:
         return True  # a plugin's extractor is made for some site
 
 
-def _polite(hosts: Hosts) -> type:
-    """yt-dlp with requests that take turns, and answers that don't fill the memory."""
-    import yt_dlp
-
-    class Polite(yt_dlp.YoutubeDL):
-        _answers: weakref.WeakSet = weakref.WeakSet()
-        _asking = 0
-
-        def urlopen(self, request: Any) -> Any:
-            url = request if isinstance(request, str) else getattr(request, "url", "")
-            watch = current()
-            if watch is not None:
-                watch.is_receiving = self._is_receiving
-            take_turn(hosts, url)
-            self._asking += 1
-            try:
-                answer = super().urlopen(request)
-            finally:
-                self._asking -= 1
-            self._answers.add(answer)
-            if is_answer(answer.status):
-                hosts.answered(urlsplit(url).hostname or "")
-            answer.read = functools.partial(_read_bounded, answer.read)
-            return answer
-
-        def _is_receiving(self) -> bool:
-            return self._asking > 0 or any(not answer.closed for answer in list(self._answers))
-
-    return Polite
-
-
-def _read_bounded(read: Callable[..., bytes], amount: int | None = None) -> bytes:
-    if amount is not None and amount >= 0:
-        return read(amount)
-    pieces, total = [], 0
-    while piece := read(1 << 20):
-        pieces.append(piece)
-        total += len(piece)
-        if total > _MAX_PAGE_BYTES:
-            raise RowFailed("permanent", f"a page of more than {_MAX_PAGE_BYTES >> 20} MB")
-    return b"".join(pieces)
-
-
 class _SubtitlesFailed(Exception):
     """Only the subtitles could not be had."""
 
@@ -362,7 +320,7 @@ def _extract(
     def decide(info: dict[str, Any], *, incomplete: bool) -> str | None:
         problem = _decline(info, judge, incomplete)
         if problem is None and not incomplete:
-            problem = _unwatched(info, downloader)
+            problem = only_by_program(info, downloader)
         if problem is not None:
             declined.append(problem)
         elif section is not None and not incomplete:
@@ -375,7 +333,7 @@ def _extract(
              "extract_flat": "in_playlist", "outtmpl": {"default": place},
              **(section.options() if section is not None else {})}
     try:
-        with _polite(hosts)(asked) as downloader:
+        with polite_yt_dlp(hosts)(asked) as downloader:
             info = downloader.extract_info(url, download=True)
     except yt_dlp.utils.DownloadError as error:
         if os.strerror(errno.ENOSPC) in str(error):
@@ -416,23 +374,6 @@ def _decline(
         judge(info.get("duration"), short_side)
     except RowRejected as problem:
         return problem
-    return None
-
-
-def _unwatched(info: dict[str, Any], downloader: Any) -> RowFailed | None:
-    """Where addresses are refused, a program that connects by itself is no way to fetch a file."""
-    from yt_dlp.downloader import get_suitable_downloader
-    from yt_dlp.downloader.external import ExternalFD
-
-    watch = current()
-    if watch is None or not watch.refuses_addresses:
-        return None
-    for one in info.get("requested_formats") or [info]:
-        fetcher = get_suitable_downloader(dict(one), downloader.params)
-        if fetcher is None or issubclass(fetcher, ExternalFD) or fetcher.__name__ in _PROGRAMS:
-            return RowFailed("permanent", f"only {'no' if fetcher is None else fetcher.__name__} "
-                             f"could fetch it ({one.get('protocol')}), which can't be kept from "
-                             "private addresses; download_videos.private_addresses=allow lets it")
     return None
 
 
@@ -492,7 +433,7 @@ def expand_list(
     if results is not None:
         asked["playlistend"] = results
     try:
-        with _polite(hosts)(asked) as downloader:
+        with polite_yt_dlp(hosts)(asked) as downloader:
             info = downloader.sanitize_info(downloader.extract_info(url, download=False))
     except yt_dlp.utils.DownloadError as error:
         raise problem_of(error, log.first_error) from error

@@ -330,6 +330,28 @@ def test_yt_dlp_is_kept_from_private_addresses(tmp_path, site, inside):
     assert inside.log == []
 
 
+def test_a_playlist_that_only_ffmpeg_can_fetch_is_refused(tmp_path, site, inside):
+    """yt-dlp hands some playlists to ffmpeg, whose connections can't be seen."""
+    text = ("#EXTM3U\n#EXT-X-TARGETDURATION:2\n#EXT-X-KEY:METHOD=SAMPLE-AES,URI=\"k\"\n"
+            f"#EXTINF:2,\n{inside.url('/secret.mp4')}\n#EXT-X-ENDLIST\n")
+    url = site.page("/list.m3u8", text, "application/vnd.apple.mpegurl")
+    [row] = download(tmp_path, url, private_addresses="refuse")
+    assert outcome(row) == "permanent", row
+    assert "private addresses" in row["error"]["message"], row
+    assert inside.log == []
+
+
+def test_the_pieces_of_a_playlist_are_kept_from_private_addresses(tmp_path, site, inside):
+    text = ("#EXTM3U\n#EXT-X-TARGETDURATION:2\n"
+            f"#EXTINF:2,\n{inside.url('/secret.mp4')}\n#EXT-X-ENDLIST\n")
+    url = site.page("/list.m3u8", text, "application/vnd.apple.mpegurl")
+    settings = {"yt_dlp": {"concurrent_fragment_downloads": 3}}
+    [row] = download(tmp_path, url, private_addresses="refuse", **settings)
+    assert outcome(row) == "permanent", row
+    assert "127.0.0.2 is a private address" in row["error"]["message"], row
+    assert inside.log == []
+
+
 def test_a_name_that_resolves_anew_gains_nothing(tmp_path, site, inside, monkeypatch):
     """A public address for whoever checks first, a private one for whoever connects then."""
     resolve, answers = socket.getaddrinfo, ["127.0.0.1"]
