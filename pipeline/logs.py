@@ -19,12 +19,13 @@ import time
 import traceback
 import uuid
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from pipeline.shards import temporary_beside
 from schemas.errors import MAX_MESSAGE_CHARACTERS
 
 LOGS = "logs"
@@ -275,6 +276,19 @@ def _is_sound(line: dict[str, Any]) -> bool:
     except (KeyError, TypeError, ValueError):
         return False
     return all(isinstance(value, _KINDS.get(name, str)) for name, value in line.items())
+
+
+def forget(dataset: Path, is_meant: Callable[[str], bool]) -> None:
+    """Takes the lines about keys out of all runs' logs; nobody else writes to them now."""
+    for run_id in logged_runs(dataset):
+        for file in log_files(dataset, run_id):
+            lines = file.path.read_bytes().splitlines(keepends=True)
+            left = [line for line in lines
+                    if (found := read_line(line)) is None or not is_meant(found.get("key") or "")]
+            if len(left) != len(lines):
+                temporary = temporary_beside(file.path)
+                temporary.write_bytes(b"".join(left))
+                os.replace(temporary, file.path)
 
 
 class ShardLog:

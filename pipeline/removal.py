@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.index_writer import update_index
-from pipeline.logs import LOGS
+from pipeline.logs import LOGS, forget
 from pipeline.plan import SOURCES
 from pipeline.retry import RETRIES
 from pipeline.rewriting import Selection, matching_rows, rewrite_shard
@@ -298,7 +298,8 @@ def _size(path: Path) -> int:
 
 
 def _clean_notes(dataset: Path, selection: Selection) -> None:
-    """Takes the keys out of retries that were asked for, journals, and stored listings."""
+    """Takes the keys out of retries that were asked for, journals, logs, and stored listings."""
+    forget(dataset, selection.has_key)
     for path in (dataset / RETRIES).glob("[!.]*.json"):
         request = json.loads(path.read_text())
         kept = [key for key in request["keys"] if not selection.has_key(key)]

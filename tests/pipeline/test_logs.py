@@ -18,6 +18,7 @@ from pipeline.logs import (
     LogLimits,
     RunLog,
     bounded_traceback,
+    forget,
     log_files,
     logged_runs,
     python_messages,
@@ -273,3 +274,28 @@ def test_ten_thousand_lines_cost_less_than_a_few_seconds(tmp_path):
     started = time.process_time()
     log.write_all([log.line("failure", f"message {n}", key=f"k{n}") for n in range(10_000)])
     assert time.process_time() - started < 3
+
+
+def test_what_yt_dlp_says_is_logged_and_not_printed(tmp_path, capsys, monkeypatch):
+    from stages.media.ytdlp import _Log
+
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    ears = _Log()
+    with python_messages(RunLog(tmp_path, "r", "w", WIDE)):
+        ears.debug("[download] 3%")
+        ears.warning("the format is unusual")
+        ears.error("ERROR: gone")
+    assert [(line["logger"], line["message"]) for line in lines_of(tmp_path)] == [
+        ("clipmill.yt_dlp", "the format is unusual"), ("clipmill.yt_dlp", "ERROR: gone")]
+    assert capsys.readouterr().err == ""
+
+
+def test_lines_about_a_removed_video_go_from_every_run(tmp_path):
+    for run in ("r1", "r2"):
+        log = RunLog(tmp_path, run, "w", LogLimits(700, 2**20))
+        for key in ("v-1", "v-1-0-1000", "v-10", None):
+            log.write("failure", "said", key=key)
+    forget(tmp_path, lambda key: key.startswith("v-1") and key != "v-10")
+    for run in ("r1", "r2"):
+        assert [line.get("key") for line in lines_of(tmp_path, run)] == ["v-10", None]
+    assert not list(tmp_path.rglob("*.tmp"))
