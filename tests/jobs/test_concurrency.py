@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import fcntl
 import os
 import re
 import signal
@@ -121,28 +121,21 @@ def test_with_wait_the_second_goes_on_when_the_first_is_done(tmp_path):
         assert "2/2" in out
 
 
-def test_a_lock_of_a_dataset_that_was_deleted_meanwhile_is_none(tmp_path):
-    """Its first run failed at once and took the folder away, while another waited for the lock."""
-    dataset = tmp_path / "dataset"
-    dataset.mkdir()
-    waiting = f"""
-from pathlib import Path
-from jobs.locking import dataset_lock
-with dataset_lock(Path({str(dataset)!r}), wait=True):
-    print("mine")
-"""
-    with contextlib.ExitStack() as first:
-        first.enter_context(dataset_lock(dataset))
-        with subprocess.Popen([sys.executable, "-c", waiting], cwd=ROOT, text=True,
-                              stdout=subprocess.PIPE, stderr=subprocess.PIPE) as second:
-            assert "waiting until it is done" in second.stderr.readline()
-            remove_if_empty(dataset)
-            dataset.mkdir()
-            with dataset_lock(dataset):
-                first.close()
-                time.sleep(1)
-                assert second.poll() is None  # what it waited for is gone, it waits for this one
-            assert second.communicate(timeout=60)[0] == "mine\n"
+def test_the_lock_of_a_dataset_that_was_deleted_meanwhile_is_none(tmp_path, monkeypatch):
+    """Its first run failed at once and took the folder away, just before the lock was taken."""
+    flock = fcntl.flock
+
+    def late(file, how: int) -> None:
+        monkeypatch.setattr("jobs.locking.fcntl.flock", flock)
+        remove_if_empty(tmp_path / "dataset")
+        (tmp_path / "dataset").mkdir()
+        flock(file, how)
+
+    (tmp_path / "dataset").mkdir()
+    monkeypatch.setattr("jobs.locking.fcntl.flock", late)
+    with dataset_lock(tmp_path / "dataset"):
+        assert is_locked(tmp_path / "dataset")
+    assert not is_locked(tmp_path / "dataset")
 
 
 def test_a_folder_that_cannot_be_locked_is_told(tmp_path):
