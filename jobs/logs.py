@@ -23,7 +23,7 @@ from schemas.errors import UsageError
 POLL_SECONDS = 0.3
 _BATCH_ROWS = 2000
 _COLUMNS = pa.schema([
-    ("time", pa.timestamp("ms", tz="UTC")), ("level", pa.string()), ("event", pa.string()),
+    ("time", pa.timestamp("us", tz="UTC")), ("level", pa.string()), ("event", pa.string()),
     ("run_id", pa.string()), ("worker", pa.string()), ("step", pa.string()),
     ("shard", pa.string()), ("key", pa.string()), ("kind", pa.string()),
     ("message", pa.string()), ("attempts", pa.int64()), ("seconds", pa.float64()),

@@ -75,7 +75,7 @@ class RunLog:
     def line(self, event: str, message: str | None = None, *, level: str = "info",
              **fields: Any) -> bytes:
         """One line; what has no end in sight is cut."""
-        found = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "level": level,
+        found = {"time": datetime.now(UTC).isoformat(timespec="microseconds"), "level": level,
                  "event": event, "message": _cut(message, MAX_MESSAGE_CHARACTERS), **fields,
                  **self._always}
         if "key" in found:
@@ -304,7 +304,8 @@ class ShardLog:
         self._log.write("shard_start", counts={"inputs": inputs}, **self._where)
 
     def end(self, counts: Mapping[str, int]) -> None:
-        self._log.write("shard_end", counts=dict(counts), **self._seconds(), **self._where)
+        found = {name: count for name, count in counts.items() if count or name == "inputs"}
+        self._log.write("shard_end", counts=found, **self._seconds(), **self._where)
 
     def stopped(self, error: BaseException) -> None:
         self._log.raised("shard_stopped", error, **self._seconds(), **self._where)
