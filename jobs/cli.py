@@ -560,7 +560,7 @@ def recipe_show(name: Annotated[str, typer.Argument(metavar="RECIPE", help="a re
 
 def main() -> None:
     """Runs the command; errors are one message on standard error and an exit status."""
-    from schemas.errors import ClipmillError
+    from schemas.errors import ClipmillError, printable
 
     arguments = [word for word in sys.argv[1:] if word != "--debug"]
     debug = len(arguments) < len(sys.argv) - 1
@@ -569,7 +569,7 @@ def main() -> None:
     except ClipmillError as error:
         if debug:
             raise
-        print(f"Error: {error}", file=sys.stderr)
+        print(f"Error: {printable(str(error))}", file=sys.stderr)
         sys.exit(error.exit_status)
     except BrokenPipeError:
         # The reader of a pipe went away (`| head`): no error of ours.

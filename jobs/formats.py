@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 import sys
@@ -16,7 +17,7 @@ from typing import IO, Any
 
 import pyarrow as pa
 
-from schemas.errors import UsageError
+from schemas.errors import UsageError, printable
 
 FORMATS = ("table", "csv", "json", "jsonl", "parquet")
 MAX_TABLE_ROWS = 1000
@@ -218,10 +219,20 @@ def _print_blocks(console: Any, names: list[str], records: list[list[str]]) -> N
         console.print(table)
 
 
+class _Terminal(io.TextIOBase):
+    """What is written, without what would steer the terminal: in a pipe it stays as it is."""
+
+    def __init__(self, file: IO[str]) -> None:
+        self._file = file
+
+    def write(self, text: str) -> int:
+        return self._file.write(printable(text))
+
+
 @contextmanager
 def _text(output: Path | None) -> Iterator[IO[str]]:
     if output is None:
-        yield sys.stdout
+        yield _Terminal(sys.stdout) if sys.stdout.isatty() else sys.stdout
         return
     with _replacing(output) as temporary, open(temporary, "w", encoding="utf-8", newline="") as f:
         yield f

@@ -17,7 +17,7 @@ from pipeline.subsets.card import data_card
 from pipeline.subsets.explain import explain_recipe
 from pipeline.subsets.freeze import check_name, create_subset, load_subset, still_there
 from pipeline.subsets.recipe import SubsetRecipe, load_subset_recipe
-from schemas.errors import UsageError
+from schemas.errors import UsageError, printable
 
 
 def create(
@@ -88,7 +88,7 @@ def show(dataset: Path, name: str, *, format: str = "markdown") -> None:
     if format == "json":
         print(json.dumps(plain({**subset.info, "since": since}), indent=2, ensure_ascii=False))
         return
-    print(data_card(subset, since), end="")
+    print(printable(data_card(subset, since)), end="")
 
 
 def recipes(name: str | None) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import difflib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,8 +100,21 @@ class LoadedRecipe:
         return cls(record["name"], folder, recipe, stages)
 
 
+# Aliases may stand for a value many times, but not for more than anybody would write.
+_MOST_VALUES = 100_000
+
+
 class _StrictLoader(yaml.SafeLoader):
     """Plain data only, and a key given twice is an error, not the last one wins."""
+
+    def get_single_node(self) -> yaml.Node | None:
+        node = super().get_single_node()
+        if node is not None and _values_in(node, {}) > _MOST_VALUES:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"its aliases (*name) stand for more than {_MOST_VALUES:,} values",
+                node.start_mark
+            )
+        return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
@@ -112,6 +126,17 @@ class _StrictLoader(yaml.SafeLoader):
                 )
             seen.add(key)
         return super().construct_mapping(node, deep)
+
+
+def _values_in(node: yaml.Node, known: dict[int, float]) -> float:
+    """How many values a node stands for, aliases written out; one that holds itself has no end."""
+    if id(node) not in known:
+        known[id(node)] = math.inf
+        inner = node.value if isinstance(node, yaml.CollectionNode) else ()
+        known[id(node)] = 1 + sum(
+            _values_in(one, known) for item in inner
+            for one in (item if isinstance(item, tuple) else (item,)))
+    return known[id(node)]
 
 
 def read_yaml(path: Path, expected: str = "stages") -> dict[str, Any]:
@@ -127,6 +152,8 @@ def read_yaml(path: Path, expected: str = "stages") -> dict[str, Any]:
         raise UsageError(f"{path} is not UTF-8 text: {error}") from error
     except yaml.YAMLError as error:
         raise UsageError(f"{path} is not valid YAML: {error}") from error
+    except RecursionError as error:
+        raise UsageError(f"{path} is not valid YAML: it is nested too deeply") from error
     if not isinstance(value, dict):
         raise UsageError(f"{path}: expected a mapping with `{expected}:` at the top level")
     return value

@@ -17,8 +17,12 @@ _QUERY_NODES = {"SELECT_NODE", "SET_OPERATION_NODE", "RECURSIVE_CTE_NODE", "CTE_
 _EXPLAIN = re.compile(r"explain(?:\s+analyze)?\s*(?:\([^()]*\)\s*)?(?P<query>.*)", re.I | re.S)
 _COMMENT = re.compile(r"\s*(?:--[^\n]*(?:\n|\Z)|/\*.*?\*/)", re.S)
 _CHANGES = re.compile(r"\b(copy|insert|update|delete|merge)\b", re.I)
-HIDING = frozenset(("query", "query_table", "json_execute_serialized_sql"))
-"""Functions that run SQL which stands in a text: there it could write, and nobody would see it."""
+HIDING = frozenset((
+    "query", "query_table", "json_execute_serialized_sql", "register_external_resource",
+    "register_external_resource_type", "create_external_resource", "destroy_external_resource",
+    "deregister_external_resource",
+))
+"""Functions that run SQL, or a function, which stands in a text: it could write, unseen."""
 _HIDING_CALL = re.compile(
     rf"\b({'|'.join(HIDING)})\"?(?:\s|--[^\n]*\n|/\*.*?\*/)*\(", re.I | re.S)
 
@@ -43,7 +47,7 @@ def check_reads_only(connection: duckdb.DuckDBPyConnection, query: str) -> None:
         check_reads_only(connection, inner["query"])
         return
     if found := _hidden(connection, query):
-        raise UsageError(f"{found}() runs SQL that stands in a text, which could be anything; "
+        raise UsageError(f"{found}() runs what stands in a text, which could be anything; "
                          "write that SQL itself")
     # DuckDB makes several statements of a PIVOT whose columns it has to find out first.
     if kind == duckdb.StatementType.MULTI and not _CHANGES.search(text):

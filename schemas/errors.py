@@ -22,6 +22,11 @@ def storable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
+def printable(text: str) -> str:
+    """The text with what would steer a terminal as spaces; lines and tabs stay."""
+    return "".join(c if c.isprintable() or c in "\n\t" else " " for c in text)
+
+
 class RowFailed(Exception):
     """One row could not be done; the runner writes it as a failure row of this kind."""
 

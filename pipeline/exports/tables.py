@@ -31,7 +31,8 @@ MOST_VIDEO_BYTES_A_GROUP = 64 * 2**20
 # Columns that programs made: a formula can't stand there.
 _IDS = {"clip_id", "video_id", "source_id", "extractor", "sha256", "url", "codec", "media_path"}
 _FORMULA = r"^[=+\-@\t\r]"
-_CONTROL = r"[\x00-\x08\x0b-\x1f\x7f]"
+# Control characters, and marks that turn the direction of what follows.
+_CONTROL = r"[\x00-\x08\x0b-\x1f\x7f-\x{9f}\x{202a}-\x{202e}\x{2066}-\x{2069}]"
 
 
 def shown_columns(request: ExportRequest, shown: Sequence[str]) -> list[str]:

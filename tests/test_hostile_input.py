@@ -1,0 +1,426 @@
+"""Texts from strangers, through the main doors and out of every other: they stay texts."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import pty
+import re
+import subprocess
+import sys
+import tarfile
+import time
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from typer.testing import CliRunner
+
+from jobs.cli import app
+from jobs.run import load, run
+from pipeline.catalog import open_catalog
+from pipeline.recipe import load_recipe
+from schemas.errors import ClipmillError, UsageError
+from stages.models.prompts import render, variables_of
+from tests.download_helpers import make_video
+from tests.parsed_html import elements_of
+from tests.synthetic import build_dataset
+
+ROOT = Path(__file__).resolve().parents[1]
+HOSTILE = (
+    "../../escaped",
+    "/tmp/escaped-absolutely",
+    "..\\..\\escaped",
+    "'; DROP TABLE clips; COPY (SELECT 1) TO 'escaped.csv'; --",
+    "<script>document.title='hit'</script><img src=x onerror=alert(1)>",
+    "\x1b[2J\x1b]0;owned\x07 \x9b31m red",
+    "nul\x00inside",
+    "\u202egnp.exe\u2066 turned \u2069",
+    "half \ud83d a pair",
+    "-rf --output=/escaped",
+    "$(touch escaped) `touch escaped` | touch escaped",
+    "{{ 7*7 }} {% for x in range(9) %}x{% endfor %} %(x)s {0.__class__}",
+    "=cmd|' /C calc'!A0",
+    "long " * 200_000,
+)
+STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def listing(folder: Path, but: tuple[str, ...] = ()) -> set[str]:
+    found = {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
+    return {name for name in found if not name.startswith(but)} if but else found
+
+
+def cli(*arguments: object) -> str:
+    """What a command prints, on both streams; it ends well."""
+    found = CliRunner().invoke(app, [str(argument) for argument in arguments],
+                               catch_exceptions=False)
+    assert found.exit_code == 0, found.output
+    return found.output
+
+
+@pytest.fixture(scope="module")
+def sandbox(tmp_path_factory) -> Path:
+    """A dataset made of lists in three formats whose every field is hostile, in a folder alone."""
+    folder = tmp_path_factory.mktemp("sandbox")
+    (folder / "in").mkdir()
+    rows = []
+    for number, text in enumerate(HOSTILE):
+        name = f"-{number} '\";<b>$(x)\n.mp4"  # a dash in front, quotes, HTML, a line feed
+        (folder / "in" / name).write_bytes(make_video(seed=number))
+        rows.append({"path": f"./{name}", "video_id": f"{text[:60]}{number}", "title": text,
+                     "category": text[:500], "language": text[:80], "caption": f"{text} {number}",
+                     "uploader": text, "start_seconds": 0.2, "end_seconds": 1.6})
+    with open(folder / "in" / "a.csv", "w", newline="", errors="surrogatepass") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(row for row in rows[:5])
+    (folder / "in" / "b.jsonl").write_text("\n".join(map(json.dumps, rows[5:10])))
+    clean = [{key: value.encode("utf-8", "replace").decode() if isinstance(value, str) else value
+              for key, value in row.items()} for row in rows[10:]]
+    pq.write_table(pa.Table.from_pylist(clean), folder / "in" / "c.parquet")
+    (folder / "recipe.yaml").write_text(
+        "sources: [in/a.csv, in/b.jsonl, in/c.parquet]\nengine: local\nstages:\n"
+        "  download_videos: {min_duration_seconds: null, min_height: null}\n"
+        "  split_clips: {boundaries: given, min_clip_seconds: 0}\n")
+    before = listing(folder)
+    run(load_recipe(folder / "recipe.yaml"), folder / "dataset")
+    assert listing(folder, ("dataset",)) == before
+    return folder
+
+
+def test_every_hostile_source_becomes_a_clip_within_the_dataset(sandbox):
+    """Each id is its text's where that is safe as a file name, else a hash of it."""
+    with open_catalog(sandbox / "dataset") as catalog:
+        rows = catalog.execute("SELECT video_id, clip_id, title, caption_given FROM clips"
+                               ).fetchall()
+        failed = catalog.execute("SELECT kind, message FROM failures").fetchall()
+    assert failed == []
+    assert len(rows) == len(HOSTILE)
+    for video, clip, title, caption in rows:
+        assert re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_-]*", video)
+        assert re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_-]*", clip)
+        assert title
+        assert caption
+    titles = {title for _, _, title, _ in rows}
+    assert HOSTILE[3] in titles
+    assert HOSTILE[-1].strip() in titles
+
+
+@pytest.mark.parametrize("format_", ["table", "csv", "json", "jsonl", "parquet"])
+def test_sql_gives_texts_back_and_writes_only_what_it_was_told(sandbox, format_):
+    before = listing(sandbox)
+    output = sandbox / f"rows.{format_}"
+    cli("sql", sandbox / "dataset", "SELECT clip_id, title FROM clips ORDER BY clip_id",
+        "--format", format_, "--output", output)
+    assert listing(sandbox) == before | {output.name}
+    if format_ == "jsonl":
+        titles = {json.loads(line)["title"] for line in output.read_text().split("\n") if line}
+        assert HOSTILE[4] in titles
+        assert len(titles) == len(HOSTILE)
+    output.unlink()
+
+
+def on_terminal(*arguments: object) -> str:
+    """What a command shows where it is on a terminal."""
+    reading, writing = pty.openpty()
+    with subprocess.Popen([sys.executable, "-m", "jobs.cli", *map(str, arguments)], cwd=ROOT,
+                          stdout=writing, stderr=writing, stdin=subprocess.DEVNULL,
+                          env={**os.environ, "TERM": "dumb", "COLUMNS": "100"}) as process:
+        os.close(writing)
+        shown = b""
+        while True:
+            try:
+                part = os.read(reading, 65536)
+            except OSError:
+                break
+            shown += part
+            if not part:
+                break
+        process.wait(60)
+    os.close(reading)
+    return shown.decode("utf-8").replace("\r\n", "\n")
+
+
+def test_nothing_on_a_terminal_steers_it(sandbox):
+    """In every format: control characters, turned directions and half pairs become spaces."""
+    query = "SELECT left(title, 80) AS t, left(category, 40) AS c FROM clips"
+    for format_ in ("table", "csv", "jsonl"):
+        shown = on_terminal("sql", sandbox / "dataset", query, "--format", format_)
+        assert "owned" in shown
+        assert not STEERING.search(shown), format_
+    wrong = on_terminal("sql", sandbox / "dataset", "SELECT '\x1b[2J\u202e' || nope FROM clips")
+    assert "nope" in wrong
+    assert not STEERING.search(wrong)
+
+
+def test_status_failures_and_subsets_show_texts_as_texts(sandbox):
+    before = listing(sandbox)
+    dataset = sandbox / "dataset"
+    recipe = sandbox / "in" / "subset.yaml"
+    recipe.write_text("description: \"<script>x</script> \\e[2J\"\nrules:\n"
+                      "  - where: duration_seconds > 0\n"
+                      "    name: \"</td>\\e[2J $(touch escaped)\"\n")
+    said = [cli("status", dataset), cli("failures", dataset), cli("runs", dataset),
+            cli("subset", "explain", dataset, recipe),
+            cli("subset", "create", dataset, recipe, "--name", "plain"),
+            cli("subset", "show", dataset, "plain")]
+    assert not [text for text in said if STEERING.search(text)]
+    for name in ("../escaped", "/tmp/escaped", "a/b", ".hidden", "-rf", "x\x00y", "a" * 200, ""):
+        with pytest.raises(UsageError, match="--name"):
+            cli("subset", "create", dataset, recipe, f"--name={name}")
+        with pytest.raises(UsageError):
+            cli("subset", "show", dataset, "--", name)
+    recipe.unlink()
+    made = listing(sandbox, ("dataset/subsets/plain", "dataset/subsets/.plain.lock")) - before
+    assert made <= {"dataset/subsets"}
+
+
+@pytest.mark.parametrize(
+    "format_", ["parquet", "csv", "webdataset", "huggingface", "interleaved"])
+def test_exports_hold_texts_and_only_safe_names(sandbox, format_):
+    before = listing(sandbox)
+    output = sandbox / "out" / format_
+    media = "copy" if format_ in ("webdataset", "huggingface") else "none"
+    output.parent.mkdir(exist_ok=True)
+    cli("export", sandbox / "dataset", "--output", output, "--format", format_, "--media", media,
+        "--caption", "caption_given", "--engine", "local")
+    assert {name for name in listing(sandbox) - before if not name.startswith("out")} == set()
+    for path in output.rglob("*"):
+        assert re.fullmatch(r"[A-Za-z0-9_.-]+", path.name)
+        assert not path.is_symlink()
+    members = []
+    for path in output.rglob("*.tar"):
+        with tarfile.open(path) as tar:
+            members += tar.getmembers()
+    assert bool(members) == (format_ == "webdataset")
+    for member in members:
+        assert re.fullmatch(r"[A-Za-z0-9_-]+\.(mp4|webm|mkv|txt|json)", member.name)
+        assert member.isfile()
+    if format_ == "csv":
+        text = "".join(path.read_text("utf-8") for path in output.rglob("*.csv"))
+        csv.field_size_limit(2**31 - 1)
+        rows = list(csv.DictReader(io.StringIO(text)))
+        for name in ("title", "category", "language", "text", "caption_given"):
+            values = [row[name] for row in rows if name in row]
+            assert not [value for value in values if value.startswith(("=", "+", "@"))]
+            assert not [value for value in values if STEERING.search(value)], name
+    for card in output.glob("README.md"):
+        assert "<script" not in card.read_text("utf-8")
+
+
+def test_the_report_has_no_element_of_a_text(sandbox):
+    cli("report", sandbox / "dataset", "--output", sandbox / "page.html")
+    page = (sandbox / "page.html").read_text("utf-8")
+    elements = elements_of(page)
+    assert not [tag for tag, attributes in elements
+                if tag == "script" or any(name.startswith("on") for name in attributes)]
+    assert "&lt;script&gt;" in page
+    (sandbox / "page.html").unlink()
+
+
+# --- SQL ---
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory) -> Path:
+    return build_dataset(tmp_path_factory.mktemp("small") / "dataset").path
+
+
+COPY = "WITH x AS (CO' || 'PY (SELECT 1 AS a) TO ''{inside}/evil.parquet'') FROM x"
+SQL = [
+    f"FROM json_execute_serialized_sql(json_serialize_sql('{COPY}'))",
+    f"FROM system.main.json_execute_serialized_sql(json_serialize_sql('{COPY}'))",
+    f"SELECT (SELECT count(*) FROM json_execute_serialized_sql(json_serialize_sql('{COPY}')))",
+    f"EXPLAIN ANALYZE FROM json_execute_serialized_sql(json_serialize_sql('{COPY}'))",
+    f"SUMMARIZE FROM json_execute_serialized_sql(json_serialize_sql('{COPY}'))",
+    f"PIVOT (FROM json_execute_serialized_sql(json_serialize_sql('{COPY}'))) ON Count",
+    f"PIVOT (FROM \"Json_Execute_Serialized_Sql\" /**/ (json_serialize_sql('{COPY}'))) ON Count",
+    f"FROM query('{COPY}')",
+    "FROM query_table('/etc/passwd')",
+    "SELECT getenv('HOME')", "FROM '/etc/passwd'", "FROM read_blob('/etc/passwd')",
+    "FROM sniff_csv('/etc/passwd')", "FROM parquet_metadata('/etc/passwd')",
+    "FROM read_csv('/dev/stdin')", "FROM glob('/etc/*')", "FROM read_text('file:///etc/passwd')",
+    "FROM 's3://bucket/x.parquet'", "FROM 'http://127.0.0.1:9/x.csv'",
+    "EXPORT DATABASE '{inside}'", "IMPORT DATABASE '{inside}'", "ATTACH '{inside}/x.db'",
+    "COPY clips TO '{inside}/evil.parquet'", "CREATE TABLE x AS FROM clips", "LOAD httpfs",
+    "INSTALL httpfs", "SET memory_limit = '1TB'", "RESET memory_limit", "PRAGMA version",
+    "CALL enable_logging()", "FROM enable_logging()", "PREPARE x AS SELECT 1", "USE internal",
+    "FROM register_external_resource_type('a', kind = 'b', create_function = 'c')",
+]
+
+
+@pytest.mark.parametrize("query", SQL)
+def test_sql_neither_writes_nor_reaches_anything_else(small, query):
+    inside = small / "split_clips" / "c1"
+    before = listing(small)
+    with open_catalog(small) as catalog, pytest.raises(UsageError):
+        catalog.ask(query.format(inside=inside)).read_all()
+    assert listing(small) == before
+
+
+@pytest.mark.parametrize("query", SQL[:9])
+def test_a_subset_s_rules_neither_write_nor_reach_anything_else(small, tmp_path, query):
+    inside = small / "split_clips" / "c1"
+    query = query.format(inside=inside).removeprefix("EXPLAIN ANALYZE ").replace("SUMMARIZE ", "")
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(json.dumps({"rules": [{"where": f"(SELECT count(*) FROM ({query})) > 0"}]}))
+    before = listing(small)
+    with pytest.raises(UsageError):
+        cli("subset", "explain", small, recipe)
+    assert listing(small) == before
+
+
+BOMBS = [
+    "SELECT repeat('x', 4000000000)",
+    "SELECT [x || repeat('y', 10000000) FOR x IN range(1000)::VARCHAR[]]",
+    "SELECT list(a.range) FROM range(100000) a, range(100000) b",
+    "SELECT range(2000000000)",
+    "SELECT string_agg(repeat('x', 1000000)) FROM range(5000)",
+    "WITH RECURSIVE t AS (SELECT 'xx' AS s UNION ALL SELECT s || s FROM t) FROM t",
+]
+
+
+@pytest.mark.parametrize("query", BOMBS)
+def test_a_query_that_takes_all_memory_is_told_its_limit(small, query, tmp_path):
+    """DuckDB's own limit does not count each text that a function makes; the process's does."""
+    import resource
+
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+    with pytest.raises(ClipmillError, match="--memory-limit"):
+        cli("sql", small, query, "--memory-limit", "200MB", "--format", "csv",
+            "--output", tmp_path / "x.csv")
+    assert resource.getrlimit(resource.RLIMIT_DATA) == before
+    assert cli("sql", small, "SELECT count(*) AS n FROM clips", "--memory-limit", "200MB")
+
+
+def test_rules_have_the_limit_too(small, tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("rules:\n  - where: length(printf('%2000000000d', width)) > 5\n")
+    with pytest.raises(ClipmillError, match="--memory-limit"):
+        cli("subset", "explain", small, recipe, "--memory-limit", "200MB")
+
+
+def test_a_limit_that_is_none_is_told(small):
+    with pytest.raises(UsageError, match="--memory-limit lots"):
+        cli("sql", small, "SELECT 1", "--memory-limit", "lots")
+
+
+# --- recipes ---
+
+@pytest.mark.parametrize("text", [
+    "!!python/object/apply:os.system ['touch escaped']",
+    "!!python/name:os.system",
+    "dataset: !!python/object/new:os.system ['touch escaped']",
+    "stages: {caption_frames: {prompt: !!python/object/apply:os.getcwd []}}",
+    "stages: {caption_frames: {model: !include /etc/passwd}}",
+])
+def test_a_recipe_is_plain_data(text, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(text)
+    for read in (lambda: load(str(recipe), tmp_path / "dataset"),
+                 lambda: cli("subset", "explain", tmp_path, recipe)):
+        with pytest.raises(UsageError):
+            read()
+    assert listing(tmp_path) == {"recipe.yaml"}
+
+
+def test_a_recipe_of_aliases_that_multiply_is_refused_soon(tmp_path):
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 10)]
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("\n".join([*lines, "sources: *a9", "stages: {split_clips: *a9}"]))
+    started = time.monotonic()
+    for read in (lambda: load(str(recipe), tmp_path / "dataset"),
+                 lambda: cli("subset", "explain", tmp_path, recipe)):
+        with pytest.raises(UsageError):
+            read()
+    assert time.monotonic() - started < 5
+
+
+@pytest.mark.parametrize("template", [
+    "{{ fine.__class__.__mro__[1].__subclasses__() }}",
+    "{{ cycler.__init__.__globals__.os.system('touch escaped') }}",
+    "{{ ''.__class__ }}", "{{ fine|attr('__class__') }}", "{{ '{0.__class__}'.format(fine) }}",
+    "{{ fine.append(1) }}", "{{ fine.clear() }}", "{{ lipsum.__globals__ }}",
+    "{% for x in range(999999999) %}{% endfor %}", "{{ 9 ** 9 ** 9 ** 9 }}",
+    "{{ 'x' * 100000000000 }}", "{{ 'x'|center(100000000000) }}",
+    "{{ '%100000000000d'|format(1) }}",
+    "{% set x = 'x' * 1000 %}" + "{% set x = x ~ x %}" * 40 + "{{ x }}",
+    "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+    "{% include '/etc/passwd' %}", "{% import '/etc/passwd' as x %}",
+])
+def test_a_prompt_template_reaches_nothing_and_ends(template, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    started = time.monotonic()
+    try:
+        variables_of(template, ("fine",))
+        said = render(template, {"fine": ["a"]})
+    except ValueError:
+        said = ""
+    assert "class" not in said
+    assert time.monotonic() - started < 5
+    assert listing(tmp_path) == set()
+
+
+def test_a_template_nested_without_end_is_refused():
+    with pytest.raises(ValueError, match=r"nested|template"):
+        variables_of("{{ " + "(" * 100_000 + "fine" + ")" * 100_000 + " }}", ("fine",))
+
+
+# --- weights ---
+
+class Planted:
+    """Runs a command when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return (Path.touch, (self.path,))
+
+
+@pytest.mark.parametrize("what", ["aesthetic head", "open_clip", "x-clip"])
+def test_a_pickle_among_the_weights_does_not_run(what, tmp_path):
+    import torch
+
+    from stages.models.aesthetic_heads import load_head
+    from stages.models.embedders import ClipEmbedder
+    from stages.models.references import ModelReference
+    from stages.models.video_text import VideoTextModel
+    from tests.tiny_clip import save_tiny_clip
+
+    ran = tmp_path / "ran"
+    folder = save_tiny_clip(tmp_path / "model")
+    weights = {"aesthetic head": "head.pth", "open_clip": "open_clip_pytorch_model.bin",
+               "x-clip": "pytorch_model.bin"}[what]
+    (folder / "open_clip_model.safetensors").unlink()
+    torch.save({"weight": torch.ones(1, 2), "bias": Planted(ran)}, folder / weights)
+    (folder / "config.json").write_text('{"model_type": "xclip"}')
+    reference = ModelReference(folder=str(folder))
+    read = {
+        "aesthetic head": lambda: load_head(folder / weights),
+        "open_clip": lambda: ClipEmbedder(reference, setting="embed_clips.model"),
+        "x-clip": lambda: VideoTextModel(reference, setting="score_video_similarity.model"),
+    }[what]
+    with pytest.raises(ClipmillError):
+        read()
+    assert not ran.exists()
+    # It would have: the file is one that does harm when it is read carelessly.
+    torch.load(folder / weights, weights_only=False)
+    assert ran.exists()
+
+
+# --- processes ---
+
+def test_other_programs_get_lists_of_arguments():
+    """And there are few: nothing that came from outside is handed to one."""
+    calls = re.compile(r"os\.(system|popen|exec\w*|spawn\w*)\(|shell\s*=\s*True|getoutput\(")
+    found = [f"{path.relative_to(ROOT)}: {line.strip()}"
+             for package in ("jobs", "pipeline", "stages", "schemas")
+             for path in (ROOT / package).rglob("*.py")
+             for line in path.read_text("utf-8").splitlines() if calls.search(line)]
+    assert found == []
