@@ -26,7 +26,7 @@ from pipeline.plan import Plan, ShardList, Step, pending
 from pipeline.pools import Leg, Machine, Pool, plan_legs
 from pipeline.recipe import RaySettings
 from pipeline.runner import Report, Worker
-from pipeline.tasks import MAX_DEATHS, TaskResult, attempt, died
+from pipeline.task_results import MAX_DEATHS, TaskResult, attempt, died
 from schemas.errors import ClipmillError
 
 POLL_SECONDS = 0.5

@@ -12,28 +12,15 @@ import pickle
 import signal
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from pipeline.recipe import RaySettings
+from pipeline.task_results import MAX_DEATHS, TaskResult, attempt, died
 from schemas.errors import ClipmillError, RowFailed
 
 T = TypeVar("T")
 R = TypeVar("R")
-
-MAX_DEATHS = 2
-"""An item whose process has died this often is given up: its problem is `crash`."""
-
-
-@dataclass(frozen=True)
-class TaskResult(Generic[T, R]):
-    """What became of an item: the function's value, or the problem (`crash`, or its RowFailed)."""
-
-    item: T
-    value: R | None = None
-    problem: RowFailed | None = None
-
 
 def map_tasks(
     function: Callable[[T], R],
@@ -62,23 +49,6 @@ def map_tasks(
             yield TaskResult(item, *attempt(function, item))
     else:
         yield from _in_processes(function, items, workers)
-
-
-def attempt(function: Callable[[T], R], item: T) -> tuple[R | None, RowFailed | None]:
-    """The function's value or the item's problem; only a ClipmillError is raised."""
-    try:
-        return function(item), None
-    except ClipmillError:
-        raise
-    except RowFailed as problem:
-        return None, problem
-    except Exception as error:  # noqa: BLE001  whatever it is, it is this item's
-        return None, RowFailed("crash", f"{type(error).__name__}: {error}")
-
-
-def died(how: str) -> RowFailed:
-    """The problem of an item that takes its process down."""
-    return RowFailed("crash", f"its process died {MAX_DEATHS} times, last {how}")
 
 
 def _usable_cpus() -> int:

@@ -19,6 +19,7 @@ from typing import Any
 import av
 
 from stages.media.decode import offset_pts
+from stages.media.extractors import NO_PLATFORM, names_videos
 from stages.media.packets import read_packets
 from stages.media.probe import first_video_stream
 
@@ -105,9 +106,7 @@ def _first_frame_reach(section: Section) -> float:
 
 
 def _is_platform(info: Mapping[str, Any]) -> bool:
-    from stages.media.ytdlp import names_videos
-
-    return bool(info.get("id")) and names_videos(str(info.get("extractor_key") or "generic"))
+    return bool(info.get("id")) and names_videos(str(info.get("extractor_key") or NO_PLATFORM))
 
 
 def _rebase(source: Path, target: Path) -> float:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from schemas.errors import ErrorKind, RowFailed, RowRejected
+from stages.media.extractors import NO_PLATFORM, names_videos
 from stages.media.hosts import Hosts, PassingProblem
 from stages.media.http import problem_of_status, retry_after_seconds
 from stages.media.sections import NoSection, Section, discard
@@ -30,8 +31,6 @@ RESERVED = frozenset(
      "progress_hooks", "postprocessor_hooks", "simulate", "skip_download", "extract_flat",
      "ignoreerrors", "noplaylist", "download_archive")
 )
-
-_NO_PLATFORM = "generic"
 
 # The first pattern that the message holds decides; the site's words, as yt-dlp hands them on.
 _KINDS: tuple[tuple[str, ErrorKind], ...] = (
@@ -281,28 +280,16 @@ def _download(
     files = [Path(item["filepath"]) for item in info.get("requested_downloads") or []]
     if len(files) != 1 or not files[0].is_file():
         raise RowFailed("permanent", f"yt-dlp gave {len(files)} files for {url}, not one")
-    extractor = str(info.get("extractor_key") or _NO_PLATFORM)
+    extractor = str(info.get("extractor_key") or NO_PLATFORM)
     platform_id = str(info["id"]) if info.get("id") and names_videos(extractor) else None
     return Video(
         path=files[0],
-        extractor=_NO_PLATFORM if platform_id is None else extractor.lower(),
+        extractor=NO_PLATFORM if platform_id is None else extractor.lower(),
         platform_id=platform_id,
         metadata=_metadata(info),
         subtitles=_read_subtitles(info, notes),
         notes=notes,
     )
-
-
-def names_videos(extractor_key: str) -> bool:
-    """Whether the ids are a site's own; those of players found in any page are not unique."""
-    from yt_dlp.extractor import get_info_extractor
-
-    if extractor_key.lower() == _NO_PLATFORM:
-        return False
-    try:
-        return bool(get_info_extractor(extractor_key)._VALID_URL)
-    except KeyError:
-        return True  # a plugin's extractor is made for some site
 
 
 class _SubtitlesFailed(Exception):

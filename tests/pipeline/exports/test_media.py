@@ -15,7 +15,7 @@ import pytest
 
 from pipeline.exports import units
 from pipeline.exports.request import Interleaving, cut_options
-from pipeline.tasks import TaskResult
+from pipeline.task_results import TaskResult
 from schemas.errors import ClipmillError, RowFailed
 from stages.media.cut import CutRequest, CutResult, cut_clips
 from tests.media import THREE_SHOTS, cached
