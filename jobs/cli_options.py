@@ -1,0 +1,139 @@
+"""The words that several commands of the command line share: their arguments, options, values."""
+
+from __future__ import annotations
+
+import enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+class Engine(enum.StrEnum):
+    """Where stages run."""
+
+    ray = "ray"
+    local = "local"
+
+
+class Format(enum.StrEnum):
+    """How rows are printed."""
+
+    table = "table"
+    csv = "csv"
+    json = "json"
+    jsonl = "jsonl"
+    parquet = "parquet"
+
+
+class ExportFormat(enum.StrEnum):
+    """What an export is written as."""
+
+    webdataset = "webdataset"
+    parquet = "parquet"
+    huggingface = "huggingface"
+    internvid = "internvid"
+    csv = "csv"
+    interleaved = "interleaved"
+
+
+class Media(enum.StrEnum):
+    """How clips' files are made."""
+
+    none = "none"
+    copy = "copy"
+    exact = "exact"
+
+
+class CutStart(enum.StrEnum):
+    """Which key frame a copied clip begins at."""
+
+    before = "before"
+    nearest = "nearest"
+
+
+class Documents(enum.StrEnum):
+    """What an interleaved document is made of."""
+
+    a = "a"
+    b = "b"
+    c = "c"
+
+
+class StatusFormat(enum.StrEnum):
+    """How the status is printed."""
+
+    table = "table"
+    json = "json"
+
+
+class ImportFormat(enum.StrEnum):
+    """Whose published metadata is imported."""
+
+    internvid = "internvid"
+
+
+class CardFormat(enum.StrEnum):
+    """How a data card is printed."""
+
+    markdown = "markdown"
+    json = "json"
+
+
+class LogLevel(enum.StrEnum):
+    """How much of the logs is shown."""
+
+    info = "info"
+    warning = "warning"
+    error = "error"
+
+
+class Environment(enum.StrEnum):
+    """What a submitted job runs in."""
+
+    locked = "locked"
+    cluster = "cluster"
+
+
+Dataset = Annotated[Path, typer.Argument(metavar="DATASET", help="the dataset's folder")]
+RecipeArgument = Annotated[
+    str, typer.Argument(metavar="RECIPE", help="a ready-made name or a YAML file")
+]
+Sources = Annotated[
+    list[str] | None,
+    typer.Option("--sources", metavar="PATH", help="list, folder, glob, video file or URL to take "
+                 "in place of the recipe's sources; may be given several times"),
+]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="A.B=VALUE", help="change a setting, e.g. "
+                 "split_clips.threshold=35, or add a stage: LABEL.stage=NAME with its settings; "
+                 "may be given several times"),
+]
+Kinds = Annotated[
+    list[str] | None,
+    typer.Option("--kind", metavar="K", help="only failures of this kind: permanent, transient, "
+                 "blocked, bad_media, model or crash; may be given several times"),
+]
+SubsetRecipe = Annotated[
+    str, typer.Argument(metavar="RECIPE", help="a ready-made subset recipe or a YAML file")
+]
+Parameters = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="NAME=VALUE", help="set a parameter of the recipe, or take a "
+                 "column as it is with scorers.COLUMN=any; may be given several times"),
+]
+Seed = Annotated[int | None, typer.Option(min=0, help="of all that is random; by default the "
+                                          "recipe's")]
+MemoryLimit = Annotated[
+    str | None, typer.Option("--memory-limit", metavar="SIZE", help="memory that DuckDB may take "
+                             "before it writes to disk, e.g. 4GB; by default half of the machine's")
+]
+Wait = Annotated[
+    bool, typer.Option("--wait", help="where another command is at work on the dataset, wait until "
+                       "it is done; by default that is an error")
+]
+OutputFormat = Annotated[Format, typer.Option("--format", help="how rows are printed")]
+Output = Annotated[
+    Path | None, typer.Option("--output", help="write to this file, not to standard output")
+]
