@@ -43,10 +43,12 @@ models: setup  ## trains the demo's models again (about half an hour)
 	$(BIN)/python -m jobs.demo.train_models --output jobs/demo/models
 
 bench: setup  ## every benchmark, printed as Markdown
-	$(BIN)/python benchmarks/split.py
-	$(BIN)/python benchmarks/embed.py
-	$(BIN)/python benchmarks/scale.py
-	$(BIN)/python benchmarks/near.py
+	$(BIN)/python -m benchmarks.split
+	$(BIN)/python -m benchmarks.embed
+	$(BIN)/python -m benchmarks.scale
+	$(BIN)/python -m benchmarks.cut
+	$(BIN)/python -m benchmarks.near
+	$(BIN)/python -m benchmarks.catalog
 
 lock:  ## pins the newest versions that work together, from a fresh environment
 	rm -rf .lock-venv
