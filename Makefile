@@ -24,7 +24,7 @@ demo: setup  ## the main job on a small rendered world, offline, into demo-datas
 	$(BIN)/clipmill demo
 
 test: setup  ## all tests that take seconds
-	$(BIN)/python -m pytest -m 'not slow'
+	$(BIN)/python -m pytest -m 'not slow' -n 2 --dist worksteal
 
 test-slow: setup  ## the tests that take minutes: every real file, both engines
 	$(BIN)/python -m pytest -m slow
