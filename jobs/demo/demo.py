@@ -159,6 +159,9 @@ def _print(dataset: Path, figures: list[Figure]) -> None:
     )
     for query in QUERIES:
         _out.print(f"  {_command()} sql {_shown(dataset)} \"{query}\"")
+    for words in ("subset explain {} internvid-div --set clips=40",
+                  "report {} --output report.html"):
+        _out.print(f"  {_command()} {words.format(_shown(dataset))}")
 
 
 def _command() -> str:
