@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from jobs.formats import plain, write_rows
 from jobs.funnel import print_funnel, print_near
+from jobs.progress import saying
 from jobs.ready_made import SUBSET_FOLDER, described, subset_recipe_path
 from jobs.versions import code_version
 from pipeline.catalog import Catalog, open_catalog, readable_errors
@@ -32,7 +32,7 @@ def create(
     """Freezes a subset, and prints its funnel and hash."""
     loaded = _load(recipe, overrides, seed)
     name = check_name(name if name is not None else loaded.name)
-    with _catalog(dataset, memory_limit) as catalog, _saying() as say, readable_errors():
+    with _catalog(dataset, memory_limit) as catalog, saying() as say, readable_errors():
         subset, is_new = create_subset(catalog, loaded, name=name, code_version=code_version(),
                                        on_step=say)
     info = subset.info
@@ -59,7 +59,7 @@ def explain(
     if format not in ("table", "json"):
         raise UsageError(f"--format {format}: allowed: table, json")
     loaded = _load(recipe, overrides, seed)
-    with _catalog(dataset, memory_limit) as catalog, _saying() as say, readable_errors():
+    with _catalog(dataset, memory_limit) as catalog, saying() as say, readable_errors():
         found = plain(explain_recipe(catalog, loaded, near=near, on_step=say).plain())
     if format == "json":
         print(json.dumps(found, indent=2, ensure_ascii=False))
@@ -109,15 +109,3 @@ def _catalog(dataset: Path, memory_limit: str | None) -> Iterator[Catalog]:
     """The catalog, for a recipe that someone else may have written."""
     with open_catalog(dataset, memory_limit=memory_limit) as catalog, catalog.bounded():
         yield catalog
-
-
-@contextmanager
-def _saying() -> Iterator[Callable[[str], None]]:
-    """What is being done, on standard error while it is a terminal."""
-    if not sys.stderr.isatty():
-        yield lambda said: None
-        return
-    from rich.console import Console
-
-    with Console(stderr=True).status("starting") as status:
-        yield status.update

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.shards import SHARD_METADATA_KEY, ShardMetadata, shard_writer
+from pipeline.shards import SHARD_METADATA_KEY, ShardMetadata, note_outcomes, shard_writer
 from schemas.ids import CLIP_ID
 from schemas.step_tables import REMOVED_RULE
 from schemas.tables import REJECTION
@@ -98,7 +98,9 @@ def rewrite_shard(path: Path, selection: Selection) -> None:
                 rest = _in_order(table, rest, stubs)
             writer.write(rest.replace_schema_metadata(metadata or None))
             if counted is not None:
-                outputs += _tally(rest, key, outcome)
+                outputs += note_outcomes(
+                    rest[key].to_pylist(), rest["rejection"].is_valid().to_pylist(),
+                    rest["error"].is_valid().to_pylist(), outcome)
         if counted is None:
             writer.finish()
             return
@@ -139,21 +141,3 @@ def _in_order(before: pa.Table, kept: pa.Table, stubs: pa.Table) -> pa.Table:
     order = sorted(range(both.num_rows),
                    key=lambda row: places[both["source_key"][row].as_py()])
     return both.take(pa.array(order, pa.int64()))
-
-
-def _tally(table: pa.Table, key: str, outcome: dict[str, str]) -> int:
-    """Notes what became of each key, as the runner counts it; gives the number of kept rows."""
-    rejected = table["rejection"].is_valid().to_pylist()
-    failed = table["error"].is_valid().to_pylist()
-    kept = 0
-    for name, was_rejected, was_failed in zip(table[key].to_pylist(), rejected, failed,
-                                              strict=True):
-        if was_failed:
-            outcome[name] = "failed"
-        elif was_rejected:
-            outcome.setdefault(name, "rejected")
-        else:
-            kept += 1
-            if outcome.get(name) != "failed":
-                outcome[name] = "kept"
-    return kept

@@ -30,6 +30,7 @@ from pipeline.shards import (
     ShardMetadata,
     ShardWriter,
     existing,
+    note_outcomes,
     shard_path,
     write_json,
 )
@@ -121,7 +122,7 @@ class Worker:
                 for batch, output in self._batches(step, shard, rows, transform, frames, log):
                     tables = _complete(step, batch, output, attempts)
                     tables[step.label] = self._without_removed(step, tables[step.label])
-                    tally = _tally(step, batch, tables[step.label])
+                    tally = _tally(step, tables[step.label])
                     counts.update(tally)
                     counts["source_frames"] += _sum(tables[step.label], "source_frames")
                     writers.write(tables)
@@ -337,22 +338,11 @@ def _stamp(table: pa.Table, key: str, attempts: dict[str, int]) -> pa.Table:
                             pa.array(errors, ERROR))
 
 
-def _tally(step: Step, batch: pa.Table, table: pa.Table) -> Counter:
-    """Keys by outcome: a key with a failed row is failed, with any kept row else is kept."""
+def _tally(step: Step, table: pa.Table) -> Counter:
     outcome: dict[str, str] = {}
-    outputs = 0
-    keys = table[step.stage.key].to_pylist()
-    rejected = table["rejection"].is_valid().to_pylist()
-    failed = table["error"].is_valid().to_pylist()
-    for name, was_rejected, was_failed in zip(keys, rejected, failed, strict=True):
-        if was_failed:
-            outcome[name] = "failed"
-        elif was_rejected:
-            outcome.setdefault(name, "rejected")
-        else:
-            outputs += 1
-            if outcome.get(name) != "failed":
-                outcome[name] = "kept"
+    outputs = note_outcomes(
+        table[step.stage.key].to_pylist(), table["rejection"].is_valid().to_pylist(),
+        table["error"].is_valid().to_pylist(), outcome)
     tally = Counter(outcome.values())
     tally["outputs"] = outputs
     return tally

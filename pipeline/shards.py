@@ -95,6 +95,27 @@ class ShardMetadata:
         return cls(**{name: value for name, value in values.items() if name in known})
 
 
+def note_outcomes(
+    keys: Sequence[str], rejected: Sequence[bool], failed: Sequence[bool], outcome: dict[str, str]
+) -> int:
+    """Notes what became of each key of a step's rows; gives how many rows are kept.
+
+    A key with a failed row is failed; with any kept row, else, it is kept. This is what footers
+    count and what inputs = kept + rejected + failed is held to.
+    """
+    kept = 0
+    for key, was_rejected, was_failed in zip(keys, rejected, failed, strict=True):
+        if was_failed:
+            outcome[key] = "failed"
+        elif was_rejected:
+            outcome.setdefault(key, "rejected")
+        else:
+            kept += 1
+            if outcome.get(key) != "failed":
+                outcome[key] = "kept"
+    return kept
+
+
 def temporary_beside(path: Path) -> Path:
     """A fresh name in the same folder that no reader lists."""
     return path.with_name(f".{path.stem}~{uuid.uuid4().hex[:8]}.tmp")

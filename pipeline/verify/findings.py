@@ -108,10 +108,6 @@ class Book:
         """A file or folder that is no part of the dataset."""
         self.fault(check, where, what, self.repair, SetAside((where,)), at_rest=True)
 
-    def has_fault(self, label: str, fingerprint: str, shard: str) -> bool:
-        wanted = Remake(label, fingerprint, shard)
-        return any(wanted in finding.remedies for finding in self.report.faults)
-
     def drop_what_is_at_work(self) -> None:
         """While a run goes on, what it has not finished is not broken."""
         self.report.faults = [f for f in self.report.faults if not f.at_rest]

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.plan import KEY_LEVELS, SOURCES
-from pipeline.shards import SHARD_METADATA_KEY, ShardMetadata
+from pipeline.shards import SHARD_METADATA_KEY, ShardMetadata, note_outcomes
 from pipeline.verify.findings import Book, SetAside, count, some
 from pipeline.verify.layout import FURTHER_TABLES, Node, Survey, is_cache
 
@@ -222,19 +222,9 @@ def _footer_problems(node: Node, shard: str, values: dict, table: pa.Table) -> l
                              ("fingerprint", node.fingerprint))
         if values.get(name) != wanted
     ]
-    rejected, failed = table["rejection"].to_pylist(), table["error"].to_pylist()
     outcome: dict[str, str] = {}
-    outputs = 0
-    for key, was_rejected, was_failed in zip(table[node.key].to_pylist(), rejected, failed,
-                                             strict=True):
-        if was_failed:
-            outcome[key] = "failed"
-        elif was_rejected:
-            outcome.setdefault(key, "rejected")
-        else:
-            outputs += 1
-            if outcome.get(key) != "failed":
-                outcome[key] = "kept"
+    outputs = note_outcomes(table[node.key].to_pylist(), table["rejection"].to_pylist(),
+                            table["error"].to_pylist(), outcome)
     tally = Counter(outcome.values())
     counted = {"inputs": len(outcome), "kept": tally["kept"], "rejected": tally["rejected"],
                "failed": tally["failed"], "outputs": outputs}
