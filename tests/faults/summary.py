@@ -1,0 +1,81 @@
+"""Tables for docs/reliability.md, made of what the fault tests wrote down.
+
+    CLIPMILL_FAULT_LOG=faults.jsonl make test-faults
+    python -m tests.faults.summary faults.jsonl
+
+A line of the log is one case: its `part` (`media`, `kills`), what was done, how it ended.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+LOG_VARIABLE = "CLIPMILL_FAULT_LOG"
+Line = dict[str, Any]
+
+
+def log_path() -> Path:
+    """Where fault tests write: what the environment names, else a temporary file."""
+    return Path(os.environ.get(LOG_VARIABLE)
+                or Path(tempfile.gettempdir()) / f"clipmill-faults-{os.getpid()}.jsonl")
+
+
+def log_cases(part: str, cases: Iterable[Line]) -> None:
+    """Adds lines of one part to the log."""
+    with open(log_path(), "a", encoding="utf-8") as log:
+        for case in cases:
+            log.write(json.dumps({"part": part, **case}) + "\n")
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A Markdown table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
+
+
+def media_tables(lines: Sequence[Line]) -> str:
+    """Cases by way and family, and what each ended as."""
+    parts = []
+    for way in dict.fromkeys(line["way"] for line in lines):
+        of_way = [line for line in lines if line["way"] == way]
+        columns = ["kept", "rejected", "failed bad_media", "failed permanent", "failed crash"]
+        rows = []
+        for family in dict.fromkeys(line["family"] for line in of_way):
+            rows.append(_row(family, [x for x in of_way if x["family"] == family], columns))
+        rows.append(_row("all", of_way, columns))
+        parts.append(f"{way}:\n\n" + table(["family", "cases", *columns], rows))
+    return "\n\n".join(parts)
+
+
+def _row(name: str, lines: Sequence[Line], columns: Sequence[str]) -> list[object]:
+    counts = Counter(line["ended"].split(" ")[0] if line["ended"].startswith("rejected")
+                     else line["ended"] for line in lines)
+    unnamed = set(counts) - set(columns) - {"no source"}
+    if unnamed:
+        raise ValueError(f"{name}: endings without a column: {', '.join(sorted(unnamed))}")
+    return [name, len(lines), *(counts[column] or "" for column in columns)]
+
+
+PARTS: dict[str, Callable[[Sequence[Line]], str]] = {"media": media_tables}
+
+
+def summary(lines: Sequence[Line]) -> str:
+    """All parts that the log has lines of."""
+    parts = []
+    for part, make in PARTS.items():
+        of_part = [line for line in lines if line["part"] == part]
+        if of_part:
+            parts.append(make(of_part))
+    return "\n\n".join(parts)
+
+
+if __name__ == "__main__":
+    with open(sys.argv[1], encoding="utf-8") as log:
+        print(summary([json.loads(line) for line in log]))
