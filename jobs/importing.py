@@ -10,7 +10,9 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn
 
 from jobs.locking import dataset_lock, remove_if_empty
+from pipeline.records import check_place
 from pipeline.span_import import ImportReport, import_spans
+from schemas.command_line import shell_word
 
 
 def import_internvid(
@@ -24,6 +26,7 @@ def import_internvid(
 ) -> None:
     """Takes InternVid's published rows in, and prints what became of each."""
     dataset = dataset.expanduser().absolute()
+    check_place(dataset)
     is_new = not dataset.exists()
     dataset.mkdir(parents=True, exist_ok=True)
     try:
@@ -40,7 +43,7 @@ def import_internvid(
     for line in describe(found, limit):
         print(line)
     if found.kept:
-        print(f"Next: clipmill run internvid-metadata --dataset {dataset}")
+        print(f"Next: clipmill run internvid-metadata --dataset {shell_word(dataset)}")
 
 
 def describe(report: ImportReport, limit: int | None) -> Iterator[str]:

@@ -7,6 +7,8 @@ from pathlib import Path
 import duckdb
 from rich.console import Console
 
+from schemas.command_line import shell_word
+
 _err = Console(stderr=True, highlight=False)
 
 
@@ -18,7 +20,8 @@ def refresh_index(dataset: Path) -> None:
         update_index(dataset)
     except (OSError, duckdb.Error) as error:
         _err.print(f"The index of the catalog could not be made ({error}); queries work without "
-                   f"it, and take longer. `clipmill index {dataset}` tries again.", markup=False)
+                   f"it, and take longer. `clipmill index {shell_word(dataset)}` tries again.",
+                   markup=False)
 
 
 def index_dataset(dataset: Path, *, wait: bool = False) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from jobs.formats import write_rows
 from pipeline.catalog import Catalog, open_catalog, readable_errors
 from pipeline.status import status_report
 from schemas import views
+from schemas.command_line import shell_word
 from schemas.errors import ERROR_KINDS, UsageError
 from schemas.sql_text import literal, quoted
 
@@ -146,7 +146,7 @@ def print_failures(
             raise UsageError(f"--kind {kind}: allowed: {', '.join(ERROR_KINDS)}")
     wanted = ", ".join(map(literal, kinds))
     condition = f"WHERE kind IN ({wanted})" if kinds else ""
-    command = f"clipmill retry {shlex.quote(str(dataset))} --kind "
+    command = f"clipmill retry {shell_word(dataset)} --kind "
     columns = f"*, {literal(command)} || kind AS retry"
     if history:
         columns = f"*, if(resolved, NULL, {literal(command)} || kind) AS retry"

@@ -28,6 +28,7 @@ from pipeline.removal import finish_removals
 from pipeline.retry import Unfinished, list_shards, request_retries, unfinished_retries
 from pipeline.runner import Report
 from pipeline.sources import ingest, list_source_shards
+from schemas.command_line import shell_word
 from schemas.errors import ClipmillError, UsageError
 from stages.models.references import ModelReference
 from stages.protocol import Stage
@@ -56,6 +57,7 @@ def run(
         raise UsageError("--limit is about sources, and none are taken; name some with --sources")
     plan = build_plan(loaded)
     steps = plan.until(until)
+    records.check_place(dataset)
     is_new = not dataset.exists()
     dataset.mkdir(parents=True, exist_ok=True)
     with dataset_lock(dataset, "run" if retry_kinds is None else "retry", wait=wait):
@@ -331,7 +333,7 @@ def load(
     record = records.latest_run(dataset)
     if record is None:
         raise UsageError(f"{dataset} has no run yet; start with `clipmill run RECIPE "
-                         f"--dataset {dataset}`")
+                         f"--dataset {shell_word(dataset)}`")
     return LoadedRecipe.from_record(record["recipe"], overrides, sources=sources, engine=engine)
 
 

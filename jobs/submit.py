@@ -13,6 +13,7 @@ from jobs.ready_made import recipe_path
 from jobs.versions import ROOT
 from pipeline.recipe import LoadedRecipe, load_recipe
 from pipeline.stage_classes import class_reference
+from schemas.command_line import shell_word
 from schemas.errors import ClipmillError, UsageError
 from stages.download_videos import DownloadVideos
 from stages.models.references import DataFile
@@ -64,7 +65,8 @@ def submit(
         print(job.id, flush=True)
         if not wait:
             print(f"Sent. Follow it with `ray job logs --address {address} --follow {job.id}`; "
-                  f"look at the dataset with `clipmill status {where}`.", file=sys.stderr)
+                  f"look at the dataset with `clipmill status {shell_word(where)}`.",
+                  file=sys.stderr)
             return
         state = job.follow(sys.stdout)
     if state != "SUCCEEDED":

@@ -20,6 +20,7 @@ from pipeline.records import require_dataset
 from pipeline.verify import Report, verify
 from pipeline.verify.findings import Finding, as_text, count
 from pipeline.verify.repair import Repaired, repair
+from schemas.command_line import shell_word
 from schemas.errors import ClipmillError
 
 _COLUMNS = ("severity", "check", "where", "what", "next_step")
@@ -142,7 +143,7 @@ def _summary(report: Report, *, media: bool) -> str:
         lines.append("Another command is at work on it: what is not done yet was passed over.")
     elif report.pending:
         lines.append(f"{count(report.pending, 'shard')} of steps not done yet; "
-                     f"`clipmill run --dataset {report.dataset}` goes on.")
+                     f"`clipmill run --dataset {shell_word(report.dataset)}` goes on.")
     if report.others:
         names = ", ".join(report.others[:5]) + (", …" if len(report.others) > 5 else "")
         lines.append(f"No part of the dataset, and left alone: {names}")
@@ -160,10 +161,11 @@ def _repaired(dataset: Path, repaired: Repaired) -> str:
         lines.append(f"{count(repaired.reopened, 'removal')} opened again: the next run carries "
                      f"{'it' if repaired.reopened == 1 else 'them'} out.")
     if repaired.needs_sources:
-        lines.append(f"`clipmill run RECIPE --dataset {dataset}` (or `clipmill import`, where they "
-                     "came from one) takes the sources again and makes the rest.")
+        lines.append(f"`clipmill run RECIPE --dataset {shell_word(dataset)}` (or `clipmill "
+                     "import`, where they came from one) takes the sources again and makes the "
+                     "rest.")
     elif repaired.awaited or repaired.reopened:
-        lines.append(f"`clipmill run --dataset {dataset}` makes it again.")
+        lines.append(f"`clipmill run --dataset {shell_word(dataset)}` makes it again.")
     if repaired.left:
         lines.append(f"{count(len(repaired.left), 'fault')} can't be repaired this way; their next "
                      "steps are above.")

@@ -239,7 +239,8 @@ class Catalog:
         """A wide view of stored rows and, for shards that the index does not cover, joins."""
         files = coverage.files(name)
         held = self.connection.execute(
-            f"DESCRIBE SELECT * EXCLUDE (_base) FROM read_parquet({literal(files[0])})")
+            f"DESCRIBE SELECT * EXCLUDE (_base) FROM "
+            f"read_parquet({literal(escaped_for_glob(files[0]))}, hive_partitioning=false)")
         columns = [column for column, *_ in held.fetchall()]
         parts = [views.stored_rows(columns, files, hide_removed=coverage.hide_removed)]
         if coverage.live is not None:

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.shards import write_json
-from schemas.errors import UsageError
+from schemas.command_line import shell_word
+from schemas.errors import UsageError, storable
 
 RUNS = "runs"
 
@@ -28,12 +29,26 @@ def latest_run(dataset: Path) -> dict[str, Any] | None:
     return json.loads(paths[-1].read_text()) if paths else None
 
 
+def check_place(dataset: Path) -> None:
+    """UsageError where no catalog could be opened on `dataset`, whatever is in it."""
+    place = str(dataset.absolute())
+    if "\\" in place:
+        raise UsageError(f"{dataset}: DuckDB, which reads the tables, takes a backslash in a "
+                         "folder's name for a separator; give the dataset another place")
+    try:
+        place.encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(f"{storable(str(dataset))}: the folder's name is not UTF-8, so that no "
+                         "table can be read there; give the dataset another place") from error
+
+
 def require_dataset(dataset: Path) -> Path:
     """`dataset` if it is one, else a usage error that says what to do."""
+    check_place(dataset)
     if not dataset.is_dir():
         raise UsageError(f"no dataset at {dataset}: the folder does not exist; "
-                         f"make one with `clipmill run RECIPE --dataset {dataset}`")
+                         f"make one with `clipmill run RECIPE --dataset {shell_word(dataset)}`")
     if not (dataset / RUNS).is_dir() and not (dataset / "sources").is_dir():
         raise UsageError(f"{dataset} is not a Clipmill dataset (it has no runs/ folder); "
-                         f"make one with `clipmill run RECIPE --dataset {dataset}`")
+                         f"make one with `clipmill run RECIPE --dataset {shell_word(dataset)}`")
     return dataset

@@ -92,8 +92,10 @@ class Reader:
         elif path.is_file():
             raise UsageError(f"sources: {path} is neither a list ({', '.join(LIST_SUFFIXES)}) nor "
                              f"a media file ({', '.join(sorted(MEDIA_SUFFIXES))})")
-        elif glob.has_magic(str(path)):
-            files = sorted(glob.glob(str(path), recursive=True))
+        elif glob.has_magic(text):
+            # The folder of the recipe is no pattern, whatever it is called.
+            pattern = os.path.join(glob.escape(str(self._base)), os.path.expanduser(text))  # noqa: PTH111
+            files = sorted(glob.glob(pattern, recursive=True))
             yield from (_of_file(os.path.abspath(name)) for name in files if os.path.isfile(name))
         else:
             raise UsageError(f"sources: there is no {path}")

@@ -27,8 +27,9 @@ from torch.utils.data import Dataset, get_worker_info
 from pipeline.catalog import Catalog, open_catalog, readable_errors
 from pipeline.records import require_dataset
 from pipeline.subsets.freeze import FrozenSubset, load_subset
+from schemas.command_line import shell_word
 from schemas.errors import ClipmillError, RowFailed, UsageError
-from schemas.sql_text import literal, quoted
+from schemas.sql_text import escaped_for_glob, literal, quoted
 from stages.media.seek import FrameReader
 
 # A frame this little before the clip's start is its first: given spans are in milliseconds.
@@ -115,7 +116,8 @@ class ClipDataset(Dataset):
         asked = " and ".join(filter(None, [subset and f"subset {subset}",
                                            where and f"where={where!r}"]))
         return counts or (f"none fits {asked}" if asked else
-                          f"{self._dataset} has none yet; see `clipmill status {self._dataset}`")
+                          f"{self._dataset} has none yet; see `clipmill status "
+                          f"{shell_word(self._dataset)}`")
 
     # -- rows ---------------------------------------------------------------------------------
 
@@ -308,7 +310,7 @@ def _rows_query(
     clips = "clips" if where is None else f"(SELECT * FROM clips WHERE ({where}\n))"
     chosen = ""
     if frozen is not None:
-        files = ", ".join(literal(str(path)) for path in frozen.files)
+        files = ", ".join(literal(escaped_for_glob(str(path))) for path in frozen.files)
         chosen = f"SEMI JOIN read_parquet([{files}]) AS s ON c.clip_id = s.clip_id "
     return (
         "SELECT c.clip_id, v.path, v.starts_at_seconds, c.start_seconds, c.end_seconds, "

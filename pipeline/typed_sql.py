@@ -17,6 +17,8 @@ _QUERY_NODES = {"SELECT_NODE", "SET_OPERATION_NODE", "RECURSIVE_CTE_NODE", "CTE_
 _EXPLAIN = re.compile(r"explain(?:\s+analyze)?\s*(?:\([^()]*\)\s*)?(?P<query>.*)", re.I | re.S)
 _COMMENT = re.compile(r"\s*(?:--[^\n]*(?:\n|\Z)|/\*.*?\*/)", re.S)
 _CHANGES = re.compile(r"\b(copy|insert|update|delete|merge)\b", re.I)
+_ALLOWED = ("allowed are SELECT, FROM, WITH, DESCRIBE, SHOW, SUMMARIZE, PIVOT and EXPLAIN of "
+            "these. To keep a result, use --output FILE")
 HIDING = frozenset((
     "query", "query_table", "json_execute_serialized_sql", "register_external_resource",
     "register_external_resource_type", "create_external_resource", "destroy_external_resource",
@@ -34,7 +36,10 @@ def check_reads_only(connection: duckdb.DuckDBPyConnection, query: str) -> None:
         raise UsageError("the query is empty; try: SELECT * FROM clips LIMIT 5")
     if len(statements) > 1:
         raise UsageError(f"{len(statements)} statements were given; give one at a time")
-    kind = statements[0].type
+    try:
+        kind = statements[0].type
+    except ValueError as error:  # a statement that DuckDB's Python has no name for
+        raise UsageError(f"the catalog is read-only; {_ALLOWED}") from error
     text = query
     while match := _COMMENT.match(text):
         text = text[match.end():]
@@ -55,9 +60,7 @@ def check_reads_only(connection: duckdb.DuckDBPyConnection, query: str) -> None:
     if kind != duckdb.StatementType.SELECT or not _is_reading(connection, query):
         reading = kind in (duckdb.StatementType.SELECT, duckdb.StatementType.MULTI)
         word = "a WITH clause that writes" if reading else kind.name
-        raise UsageError(f"the catalog is read-only, and this is {word}; allowed are SELECT, FROM, "
-                         "WITH, DESCRIBE, SHOW, SUMMARIZE, PIVOT and EXPLAIN of these. To keep a "
-                         "result, use --output FILE")
+        raise UsageError(f"the catalog is read-only, and this is {word}; {_ALLOWED}")
 
 
 def _hidden(connection: duckdb.DuckDBPyConnection, query: str) -> str | None:

@@ -21,6 +21,7 @@ from jobs.demo.world import Film, load_truth, make_world, save_truth
 from jobs.ready_made import recipe_path
 from jobs.run import closing_table, run
 from pipeline.recipe import LoadedRecipe, load_recipe
+from schemas.command_line import shell_word
 from schemas.errors import ClipmillError
 
 SEED = 2026
@@ -66,7 +67,7 @@ def run_demo(dataset: Path, *, engine: str) -> None:
     _print(dataset, figures)
     if missed := [figure.name for figure in figures if not figure.reached]:
         raise ClipmillError(f"the demo missed its targets: {', '.join(missed)}; "
-                            f"`clipmill failures {dataset}` may say why")
+                            f"`clipmill failures {shell_word(dataset)}` may say why")
 
 
 def _render(world: Path) -> list[Film]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from jobs.report.samples import shortened
 from pipeline.catalog import Catalog
 from pipeline.subsets.freeze import FrozenSubset
+from schemas.command_line import shell_word
 
 SHOWN_REASONS = 30
 SHOWN_MESSAGES = 20
@@ -145,7 +145,7 @@ def failures(catalog: Catalog, dataset: Path) -> Failures:
         kinds[row[1]] = kinds.get(row[1], 0) + row[2]
     shown = [Failure(stage, kind, count, shortened(message, 300) or "(no message)", attempts or 0)
              for stage, kind, count, message, attempts in rows[:SHOWN_MESSAGES]]
-    place = shlex.quote(str(dataset))
+    place = shell_word(dataset)
     commands = [(f"clipmill failures {place}", "lists every one")] if rows else []
     commands += [(f"clipmill retry {place} --kind {kind}",
                   f"tries the {count:,} {kind} again, and only those")

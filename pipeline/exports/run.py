@@ -31,6 +31,7 @@ from pipeline.exports.values import json_text
 from pipeline.shards import commit, temporary_beside
 from pipeline.subsets.expressions import Expressions
 from pipeline.subsets.freeze import FrozenSubset, load_subset
+from schemas.command_line import shell_word
 from schemas.errors import UsageError
 from stages.media.cut import check_encoder
 
@@ -113,7 +114,7 @@ def _select(
         folder.abandon()
         if not selection.clips:
             raise UsageError(f"nothing to export: {request.dataset} has no clips yet; see "
-                             f"`clipmill status {request.dataset}`")
+                             f"`clipmill status {shell_word(request.dataset)}`")
         reasons = "; ".join(f"{count:,} {reason}" for reason, count in selection.left_out.items())
         raise UsageError(f"nothing to export: of {selection.clips:,} clips all are left out"
                          f"{f' ({reasons})' if reasons else ''}")

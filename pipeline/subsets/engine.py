@@ -31,6 +31,7 @@ from pipeline.subsets.rules import (
     Where,
 )
 from schemas import views
+from schemas.command_line import shell_word
 from schemas.errors import UsageError
 from schemas.sql_text import literal
 from schemas.views import StepTable
@@ -360,7 +361,7 @@ class Engine:
         found = [step for step in there if label in (None, step.step)]
         if not there:
             raise UsageError(f"the dataset has nothing from {stage}; add it with `clipmill run "
-                             f"--dataset {layout.dataset} --set {stage}.stage={stage}`")
+                             f"--dataset {shell_word(layout.dataset)} --set {stage}.stage={stage}`")
         if not found:
             raise UsageError(f"the dataset has no step {label!r}; there are: {', '.join(labels)}")
         if len(found) > 1:

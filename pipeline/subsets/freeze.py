@@ -33,6 +33,7 @@ from pipeline.subsets.engine import Engine, Size
 from pipeline.subsets.explain import describe_recipe, require_clips, resolve_scorers
 from pipeline.subsets.recipe import SubsetRecipe
 from schemas import views
+from schemas.command_line import shell_word
 from schemas.errors import ClipmillError, UsageError
 from schemas.sql_text import quoted
 
@@ -69,7 +70,7 @@ def load_subset(dataset: Path, name: str) -> FrozenSubset:
         near = difflib.get_close_matches(name, names, n=1)
         hint = f"did you mean {near[0]}? " if near else ""
         known = f"there are: {', '.join(names)}" if names else (
-            f"make one with `clipmill subset create {dataset} RECIPE`")
+            f"make one with `clipmill subset create {shell_word(dataset)} RECIPE`")
         raise UsageError(f"{dataset} has no subset {name!r}; {hint}{known}")
     folder = dataset / SUBSETS / name
     return FrozenSubset(name, folder, json.loads((folder / "subset.json").read_text("utf-8")))

@@ -20,6 +20,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from pipeline.catalog import Catalog
+from schemas.command_line import shell_word
 from schemas.errors import UsageError
 from schemas.tables import CLIPS
 from schemas.views import CLIPS_VIDEO_COLUMNS, StepTable, clip_columns
@@ -164,7 +165,7 @@ class _Stages:
         layout = catalog.layout
         if layout.record is None:
             raise UsageError(f"{layout.dataset} has no run yet, and so no scores; start with "
-                             f"`clipmill run RECIPE --dataset {layout.dataset}`")
+                             f"`clipmill run RECIPE --dataset {shell_word(layout.dataset)}`")
         self.dataset = layout.dataset
         self.records: list[dict[str, Any]] = layout.record["stages"]
         self._made: dict[str, tuple[StepTable, str]] = clip_columns(layout.steps)
@@ -297,7 +298,7 @@ class _Command:
     def __init__(self, stages: _Stages) -> None:
         dataset = stages.dataset
         place = os.path.relpath(dataset) if dataset.is_relative_to(Path.cwd()) else str(dataset)
-        self.start = f"clipmill run --dataset {shlex.quote(place)}"
+        self.start = f"clipmill run --dataset {shell_word(place)}"
         self._stages = stages
         self._taken = {record["stage"] for record in stages.records}
         self._added: list[tuple[str, str, dict[str, Any]]] = []

@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from schemas.command_line import shell_word
+
 
 @dataclass(frozen=True)
 class Remake:
@@ -73,11 +75,11 @@ class Book:
 
     @property
     def repair(self) -> str:
-        return f"`clipmill verify {self.dataset} --repair` sets it aside"
+        return f"`clipmill verify {shell_word(self.dataset)} --repair` sets it aside"
 
     @property
     def again(self) -> str:
-        return f"`clipmill run --dataset {self.dataset}`"
+        return f"`clipmill run --dataset {shell_word(self.dataset)}`"
 
     def fault(
         self, check: str, where: str, what: str, next_step: str, *remedies: Remedy,
@@ -100,8 +102,8 @@ class Book:
 
     def _makes_again(self, label: str) -> str:
         if label == "sources":
-            return (f"`clipmill run RECIPE --dataset {self.dataset}` (or `clipmill import`) takes "
-                    "these sources again")
+            return (f"`clipmill run RECIPE --dataset {shell_word(self.dataset)}` (or `clipmill "
+                    "import`) takes these sources again")
         return f"{self.again} makes it again"
 
     def stray(self, check: str, where: str, what: str) -> None:

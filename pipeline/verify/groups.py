@@ -24,6 +24,7 @@ from pipeline.verify.layout import (
     missing_inputs,
 )
 from pipeline.verify.shards import Rows, ShardChecks
+from schemas.command_line import shell_word
 from schemas.ids import CLIP_ID
 
 Seen = Callable[[dict[Node, dict[str, Rows]]], None]
@@ -172,13 +173,14 @@ class GroupChecks:
         done = [stone for stone in stones if stone.purged_at is not None]
         what = f"still has rows of what was removed: {some(left)}"
         video = next((video for stone in stones for video in stone.videos), "ID")
-        finish = (f"{book.again} or `clipmill remove {book.dataset} --video {video}` finishes the "
-                  "removal")
+        finish = (f"{book.again} or `clipmill remove {shell_word(book.dataset)} --video {video}` "
+                  "finishes the removal")
         if len(done) < len(stones):
             book.fault("removal", node.file(shard), what, finish, at_rest=True)
         else:
-            book.fault("removal", node.file(shard), what, f"`clipmill verify {book.dataset} "
-                       f"--repair` opens the removal again; then {finish}",
+            book.fault("removal", node.file(shard), what,
+                       f"`clipmill verify {shell_word(book.dataset)} --repair` opens the removal "
+                       f"again; then {finish}",
                        *(Reopen(stone.name) for stone in done), at_rest=True)
 
     def _check_keys(self, node: Node, found: dict[Node, dict[str, Rows]]) -> bool:

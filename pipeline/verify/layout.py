@@ -20,6 +20,7 @@ from pipeline.shards import base_shard, is_shard, retry_number, shard_order
 from pipeline.tombstones import REMOVED, Tombstone, tombstones
 from pipeline.verify.findings import Book, SetAside
 from schemas import tables
+from schemas.command_line import shell_word
 from schemas.errors import ClipmillError
 from schemas.ids import CLIP_ID
 from schemas.step_tables import STAGE_TABLES, StepTable
@@ -319,7 +320,7 @@ def _requests(dataset: Path, book: Book) -> tuple[dict[str, dict[str, Any]], dic
             times[path.stem] = path.stat().st_mtime
         except _UNREADABLE as error:
             _unreadable(book, dataset, path, error, "the retry's request",
-                        f"`clipmill retry {book.dataset}` asks again")
+                        f"`clipmill retry {shell_word(book.dataset)}` asks again")
     return found, times
 
 

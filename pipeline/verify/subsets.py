@@ -28,6 +28,7 @@ from pipeline.index import (
 from pipeline.subsets.freeze import id_lines
 from pipeline.verify.findings import Book, count, some
 from pipeline.verify.layout import Survey
+from schemas.command_line import shell_word
 from schemas.sql_text import escaped_for_glob, literal
 
 _UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, pa.ArrowException)
@@ -153,7 +154,7 @@ def check_index(survey: Survey, layout: Layout, book: Book) -> None:
     root = survey.dataset / INDEX
     if not root.is_dir():
         return
-    again = f"`clipmill index {book.dataset}` makes it anew"
+    again = f"`clipmill index {shell_word(book.dataset)}` makes it anew"
     wanted = index_folder(survey.dataset, layout.steps)
     for folder in sorted(root.iterdir()):
         where = folder.relative_to(survey.dataset).as_posix()
@@ -195,7 +196,8 @@ def _check_coverage(
                    "in place since it was made")
     elif not is_trusted:
         book.note("index", where, "does not cover all shards; queries read the tables for the "
-                  "rest", f"`clipmill index {book.dataset}` makes it anew", at_rest=True)
+                  "rest", f"`clipmill index {shell_word(book.dataset)}` makes it anew",
+                  at_rest=True)
 
 
 def _check_parts(folder: Path, where: str, names: Sequence[str], book: Book) -> None:
