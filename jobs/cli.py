@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -453,10 +455,19 @@ def recipe_show(name: Annotated[str, typer.Argument(metavar="RECIPE", help="a re
     print(any_recipe_path(name).read_text("utf-8"), end="")
 
 
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, which clusters send before they kill: ends a command in order, as Ctrl-C does."""
+
+
+def _terminated(*_: object) -> None:
+    raise _Terminated
+
+
 def main() -> None:
     """Runs the command; errors are one message on standard error and an exit status."""
     from schemas.errors import ClipmillError, printable
 
+    signal.signal(signal.SIGTERM, _terminated)
     arguments = [word for word in sys.argv[1:] if word != "--debug"]
     debug = len(arguments) < len(sys.argv) - 1
     try:
@@ -465,14 +476,35 @@ def main() -> None:
         if debug:
             raise
         print(f"Error: {printable(str(error))}", file=sys.stderr)
+        if error.leaves_threads:
+            _leave_at_once(error.exit_status)
         sys.exit(error.exit_status)
     except BrokenPipeError:
         # The reader of a pipe went away (`| head`): no error of ours.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as leaving:
+        stopped = _interruption(leaving)
+        if stopped is None:
+            raise
         print("Stopped. What is committed stays; run the same command to go on.", file=sys.stderr)
-        sys.exit(130)
+        _leave_at_once(128 + (signal.SIGTERM if isinstance(stopped, _Terminated)
+                              else signal.SIGINT))
+
+
+def _interruption(leaving: BaseException | None) -> KeyboardInterrupt | None:
+    """The interruption that a command was left for; Typer makes an exit of it."""
+    while leaving is not None and not isinstance(leaving, KeyboardInterrupt):
+        leaving = leaving.__cause__ or leaving.__context__
+    return leaving
+
+
+def _leave_at_once(status: int) -> NoReturn:
+    """Without waiting for threads that are at a download, or at a cluster that is gone."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):
+            stream.flush()
+    os._exit(status)
 
 
 if __name__ == "__main__":

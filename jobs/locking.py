@@ -14,27 +14,53 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO
 
+from pipeline.fence import COMMITS, LOCK, shut_out_others
 from schemas.errors import ClipmillError
+from schemas.storage import writing_to
 
-LOCK = ".lock"
 POLL_SECONDS = 0.3
+_TRIES = 5
+_TRY_AGAIN_SECONDS = 0.04
+
+
+class Hold:
+    """The lock in hand: says in its file who has it and, once there is one, for which run.
+
+    `former_was_killed`: whoever had it before did not come to take their words out again.
+    """
+
+    def __init__(self, file: IO[str], command: str) -> None:
+        self._file = file
+        self.former_was_killed = os.fstat(file.fileno()).st_size > 0
+        self._said = {
+            "command": command, "pid": os.getpid(), "host": socket.gethostname(),
+            "since": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        self._say()
+
+    def begin(self, run_id: str) -> None:
+        """From now on workers of this run may commit, and those of no other."""
+        self._say(run_id=run_id)
+
+    def _say(self, **more: str) -> None:
+        self._file.seek(0)
+        self._file.write(json.dumps({**self._said, **more}))
+        self._file.truncate()
+        self._file.flush()
 
 
 @contextlib.contextmanager
-def dataset_lock(dataset: Path, command: str = "run", *, wait: bool = False) -> Iterator[None]:
+def dataset_lock(dataset: Path, command: str = "run", *, wait: bool = False) -> Iterator[Hold]:
     """Holds the lock; the kernel lets it go when its holder dies, however it dies.
 
     Raises ClipmillError that says who holds it, unless told to `wait` until they are done.
     """
     with _taken(dataset, wait) as file:
-        file.truncate(0)
-        file.write(json.dumps({
-            "command": command, "pid": os.getpid(), "host": socket.gethostname(),
-            "since": datetime.now(UTC).isoformat(timespec="seconds"),
-        }))
-        file.flush()
+        with writing_to(dataset):
+            hold = Hold(file, command)
+            shut_out_others(dataset)
         try:
-            yield
+            yield hold
         finally:
             with contextlib.suppress(OSError):  # whoever comes next must not read of us
                 file.truncate(0)
@@ -47,31 +73,25 @@ def wait_until_free(dataset: Path) -> None:
             pass
 
 
-def is_locked(dataset: Path) -> bool:
-    """Whether some command is writing to the dataset now."""
-    try:
-        with open(dataset / LOCK) as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
-    return False
-
-
 @contextlib.contextmanager
 def _taken(dataset: Path, wait: bool) -> Iterator[IO[str]]:
     path = dataset / LOCK
     said = False
+    tries_left = _TRIES
     while True:
         try:
-            file = open(path, "a+")  # noqa: SIM115 (closed below, in every turn)
+            file = open(path, "r+", opener=_opened)  # noqa: SIM115 (closed below, in every turn)
         except OSError as error:
             raise ClipmillError(f"cannot write to {dataset}: {error.strerror}") from error
         with file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
+                tries_left -= 1
+                if tries_left > 0:
+                    # Somebody who asks whether it is held has it for a moment, too.
+                    time.sleep(_TRY_AGAIN_SECONDS)
+                    continue
                 holder = _holder(file)
                 if not wait:
                     raise ClipmillError(
@@ -91,6 +111,10 @@ def _taken(dataset: Path, wait: bool) -> Iterator[IO[str]]:
             if _is_still(path, file):
                 yield file
                 return
+
+
+def _opened(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_CREAT, 0o666)
 
 
 def _is_still(path: Path, file: IO[str]) -> bool:
@@ -115,7 +139,8 @@ def _holder(file: IO[str]) -> str:
 
 def remove_if_empty(dataset: Path) -> None:
     """A mistyped source should leave no folder behind."""
-    (dataset / LOCK).unlink(missing_ok=True)
+    for name in (COMMITS, LOCK):
+        (dataset / name).unlink(missing_ok=True)
     for folder in (dataset / ".scratch", dataset):
         with contextlib.suppress(OSError):
             folder.rmdir()

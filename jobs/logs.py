@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 
 from jobs.formats import plain, write_rows
-from jobs.locking import is_locked
+from pipeline.fence import goes_on
 from pipeline.logs import LEVELS, LOGS, LogFile, log_files, logged_runs, read_line
 from pipeline.records import require_dataset
 from schemas.errors import UsageError
@@ -130,7 +130,7 @@ def _goes_on(dataset: Path, run_id: str) -> bool:
         record = json.loads((dataset / "runs" / f"{run_id}.json").read_text())
     except (OSError, ValueError):
         return False
-    return record["state"] == "running" and is_locked(dataset)
+    return record["state"] == "running" and goes_on(dataset, run_id)
 
 
 def _new_lines(path: Path, read: dict[tuple[int, int], int], damaged: list[int]) -> Iterator[Line]:

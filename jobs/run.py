@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import platform
 import sys
 import time
@@ -15,11 +16,12 @@ from typing import Any
 from rich.console import Console
 
 from jobs.indexing import refresh_index
-from jobs.locking import dataset_lock, remove_if_empty, wait_until_free
+from jobs.locking import Hold, dataset_lock, remove_if_empty, wait_until_free
 from jobs.progress import Progress
 from jobs.ready_made import recipe_path
 from jobs.versions import code_version, package_versions
 from pipeline import records
+from pipeline.leftovers import remove_leftovers_of_runs, remove_unfinished_downloads
 from pipeline.locally import run_locally
 from pipeline.logs import DRIVER, LogLimits, RunLog, python_messages
 from pipeline.plan import Plan, ShardList, Step, build_plan, pending
@@ -30,6 +32,8 @@ from pipeline.runner import Report
 from pipeline.sources import ingest, list_source_shards
 from schemas.command_line import shell_word
 from schemas.errors import ClipmillError, UsageError
+from schemas.storage import writing_to
+from stages.download_videos import DownloadVideos
 from stages.models.references import ModelReference
 from stages.protocol import Stage
 
@@ -59,8 +63,13 @@ def run(
     steps = plan.until(until)
     records.check_place(dataset)
     is_new = not dataset.exists()
-    dataset.mkdir(parents=True, exist_ok=True)
-    with dataset_lock(dataset, "run" if retry_kinds is None else "retry", wait=wait):
+    command = "run" if retry_kinds is None else "retry"
+    with contextlib.ExitStack() as stack:
+        # Where nothing can be written, that is what is said, whatever could not be.
+        stack.enter_context(writing_to(dataset))
+        dataset.mkdir(parents=True, exist_ok=True)
+        hold = stack.enter_context(dataset_lock(dataset, command, wait=wait))
+        _clear_up(dataset, hold)
         finish_removals(dataset)
         taken = None
         if retry_kinds is None and take_sources:
@@ -73,9 +82,9 @@ def run(
         first = list_source_shards(dataset)
         if retry_kinds is None:
             did = _bring_up_to_date(loaded, plan, steps, list_shards(dataset, first), dataset,
-                                    taken)
+                                    hold, taken)
         else:
-            did = _retry(loaded, plan, steps, first, dataset, retry_kinds)
+            did = _retry(loaded, plan, steps, first, dataset, hold, retry_kinds)
             if not did:
                 return False
         finish_removals(dataset)  # of videos that came again
@@ -85,7 +94,7 @@ def run(
 
 def _retry(
     loaded: LoadedRecipe, plan: Plan, steps: tuple[Step, ...], first: Sequence[str],
-    dataset: Path, kinds: Sequence[str],
+    dataset: Path, hold: Hold, kinds: Sequence[str],
 ) -> bool:
     """Tries failed rows again; what an earlier retry has begun and not done comes first."""
     shards = list_shards(dataset, first)
@@ -94,7 +103,7 @@ def _retry(
         said = (f"Finishing {begun.shards} shard{'' if begun.shards == 1 else 's'} of an earlier "
                 "retry that was stopped.")
         _err.print(said)
-        _bring_up_to_date(loaded, plan, steps, shards, dataset, said)
+        _bring_up_to_date(loaded, plan, steps, shards, dataset, hold, said)
     asked = request_retries(plan, dataset, shards, kinds, begun or Unfinished())
     if not asked:
         wanted = f" of kind {', '.join(kinds)}" if kinds else ""
@@ -104,7 +113,16 @@ def _retry(
     said = "\n".join(f"Trying {keys} failed rows of {stage} again."
                      for stage, keys in asked.items())
     _err.print(said)
-    return _bring_up_to_date(loaded, plan, steps, list_shards(dataset, first), dataset, said)
+    return _bring_up_to_date(loaded, plan, steps, list_shards(dataset, first), dataset, hold,
+                             said)
+
+
+def _clear_up(dataset: Path, hold: Hold) -> None:
+    """After a run that was not ended in order: says so in its record, removes what it left."""
+    latest = records.latest_run(dataset)
+    if hold.former_was_killed or (latest is not None and latest["state"] != "done"):
+        records.note_killed_runs(dataset)
+        remove_leftovers_of_runs(dataset)
 
 
 def _ingest(loaded: LoadedRecipe, dataset: Path, limit: int | None) -> str | None:
@@ -117,6 +135,8 @@ def _ingest(loaded: LoadedRecipe, dataset: Path, limit: int | None) -> str | Non
         report = ingest(
             dataset, recipe.sources, shard_videos=recipe.shard_videos,
             exclude_ids=recipe.exclude_ids, limit=limit, base_folder=loaded.folder,
+            downloads=next((stage for stage in loaded.stages.values()
+                            if isinstance(stage, DownloadVideos)), None),
         )
         _err.print(report.describe())
         return report.describe()
@@ -125,12 +145,14 @@ def _ingest(loaded: LoadedRecipe, dataset: Path, limit: int | None) -> str | Non
 
 def _bring_up_to_date(
     loaded: LoadedRecipe, plan: Plan, steps: tuple[Step, ...], shards: ShardList, dataset: Path,
-    before: str | None,
+    hold: Hold, before: str | None,
 ) -> bool:
     """Runs what is pending; `before` says for the log what was done just now, before it."""
     todo = pending(plan, steps, shards, dataset)
     record = _record(loaded, plan, steps, shards)
     if not any(todo.values()):
+        if plan.steps == steps:
+            remove_unfinished_downloads(dataset)
         latest = records.latest_run(dataset)
         if latest is None or _fingerprints(latest) != _fingerprints(record):
             # The recipe went back to tables made earlier: the views must show those again.
@@ -143,6 +165,7 @@ def _bring_up_to_date(
     check_models([step for step in steps if todo[step.label]])
     # Made again: now that the models are here, their revisions are known.
     record = _record(loaded, plan, steps, shards)
+    hold.begin(record["run_id"])
     records.write_run(dataset, record)
     log = _DriverLog(loaded, dataset, record, todo, before)
     try:
@@ -152,9 +175,14 @@ def _bring_up_to_date(
             raise ClipmillError(f"{left} shards of steps were not committed; run again to go on")
     except BaseException as error:
         state = "stopped" if isinstance(error, KeyboardInterrupt) else "failed"
-        _finish(dataset, record, state)
+        with contextlib.suppress(OSError):  # a disk that is full now may be what stopped the run
+            _finish(dataset, record, state)
         log.end(state, error)
         raise
+    # Of workers that died meanwhile, and of those of an earlier run that have died since.
+    remove_leftovers_of_runs(dataset)
+    if plan.steps == steps:
+        remove_unfinished_downloads(dataset)
     _finish(dataset, record, "done")
     log.end("done")
     _err.print(f"Done in {log.seconds:.0f} s.")

@@ -6,11 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+from pipeline.fence import goes_on
 from pipeline.shards import write_json
 from schemas.command_line import shell_word
 from schemas.errors import UsageError, storable
 
 RUNS = "runs"
+KILLED = "killed"
 
 
 def write_run(dataset: Path, record: dict[str, Any]) -> None:
@@ -19,14 +21,39 @@ def write_run(dataset: Path, record: dict[str, Any]) -> None:
 
 def run_records(dataset: Path) -> list[dict[str, Any]]:
     """All runs, oldest first; run ids sort by the time they started."""
-    paths = sorted((dataset / RUNS).glob("[!.]*.json"))
-    return [json.loads(path.read_text()) for path in paths]
+    return [_as_it_is(dataset, json.loads(path.read_text())) for path in _paths(dataset)]
 
 
 def latest_run(dataset: Path) -> dict[str, Any] | None:
     """The newest run: its fingerprints are the current ones."""
-    paths = sorted((dataset / RUNS).glob("[!.]*.json"))
-    return json.loads(paths[-1].read_text()) if paths else None
+    paths = _paths(dataset)
+    return _as_it_is(dataset, json.loads(paths[-1].read_text())) if paths else None
+
+
+def note_killed_runs(dataset: Path) -> bool:
+    """Records of the runs before this one that no longer go on; the caller holds the lock.
+
+    True if there are any: such runs leave files behind.
+    """
+    killed = False
+    for path in _paths(dataset):
+        # Told by its text first: there may be thousands, and nearly all are done.
+        text = path.read_text()
+        if '"state": "running"' in text:
+            write_run(dataset, {**json.loads(text), "state": KILLED})
+            killed = True
+    return killed
+
+
+def _paths(dataset: Path) -> list[Path]:
+    return sorted((dataset / RUNS).glob("[!.]*.json"))
+
+
+def _as_it_is(dataset: Path, record: dict[str, Any]) -> dict[str, Any]:
+    """The record; one that says its run goes on, and that was killed, says so."""
+    if record.get("state") == "running" and not goes_on(dataset, record["run_id"]):
+        return {**record, "state": KILLED}
+    return record
 
 
 def check_place(dataset: Path) -> None:

@@ -23,6 +23,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.fence import Fence
 from pipeline.inputs import FrameReader, input_table
 from pipeline.logs import NO_LOGS, LogLimits, RunLog, ShardLog, python_messages, worker_name
 from pipeline.plan import Plan, ShardList, Step
@@ -31,12 +32,14 @@ from pipeline.shards import (
     ShardWriter,
     existing,
     note_outcomes,
+    remove_leftovers,
     shard_path,
     write_json,
 )
 from pipeline.tombstones import new_tombstone, removed_videos
 from schemas.errors import MAX_MESSAGE_CHARACTERS, ClipmillError, RowFailed, RowRejected
 from schemas.step_tables import REMOVED_RULE
+from schemas.storage import full_storage, writing_to
 from schemas.tables import ERROR, REJECTION
 from stages.protocol import Transform, Workspace
 
@@ -63,6 +66,7 @@ class Worker:
 
     def __post_init__(self) -> None:
         labels = [step.label for step in self.steps]
+        self._fence = Fence(self.dataset, self.run_id)
         self._log = RunLog(self.dataset, self.run_id, worker_name(labels), self.log_limits)
         self._log.write("worker_start", "steps: " + ", ".join(labels))
         self._stack.enter_context(python_messages(self._log))
@@ -95,7 +99,8 @@ class Worker:
     def _run_step(self, step: Step, shard: str, path: Path) -> None:
         log = ShardLog(self._log, step.label, shard)
         try:
-            log.end(self._commit_step(step, shard, path, log))
+            with writing_to(self.dataset):
+                log.end(self._commit_step(step, shard, path, log))
         except BaseException as error:
             log.stopped(error)
             raise
@@ -110,7 +115,7 @@ class Worker:
         counts: Counter = Counter(inputs=rows.num_rows)
         log.start(rows.num_rows)
         with contextlib.ExitStack() as stack:
-            writers = _Writers(stack, step, self.dataset, shard)
+            writers = _Writers(stack, step, self.dataset, shard, self._fence)
             decoded = 0
             if rows.num_rows:
                 transform, workspace = self._transform(step)
@@ -178,7 +183,7 @@ class Worker:
         if not stage.fragile:
             for start in range(0, rows.num_rows, stage.batch_rows):
                 batch = rows.slice(start, stage.batch_rows)
-                yield from _batch(step, batch, transform, frames, log)
+                yield from _batch(step, batch, transform, frames, log, self.dataset)
             return
         journal = _journal(step, self.dataset, shard)
         seen = _read_journal(journal, None if self.journal_over_runs else self.run_id)
@@ -193,7 +198,7 @@ class Worker:
                 continue
             seen[name] = seen.get(name, 0) + 1
             write_json(journal, {"run_id": self.run_id, "started": seen})
-            yield from _batch(step, batch, transform, frames, log)
+            yield from _batch(step, batch, transform, frames, log, self.dataset)
             del seen[name]
             write_json(journal, {"run_id": self.run_id, "started": seen})
 
@@ -207,16 +212,27 @@ class Worker:
 
 
 class _Writers:
-    """The files of one step's shard: the further tables are committed before the marker."""
+    """The files of one step's shard, which appear together: the step's own table is the marker.
 
-    def __init__(self, stack: contextlib.ExitStack, step: Step, dataset: Path, shard: str) -> None:
+    The first one to commit a shard stands. Of two writers (the worker of a run that was killed
+    may live on for a while) the other one's files are dropped, all of them: tables of two writers
+    might not fit each other.
+    """
+
+    def __init__(self, stack: contextlib.ExitStack, step: Step, dataset: Path, shard: str,
+                 fence: Fence) -> None:
         self._label = step.label
+        self._fence = fence
         schemas = {**step.stage.more_tables, step.label: step.stage.table_schema}
+        folders = {table: step.folder(dataset, table) for table in schemas}
+        for folder in folders.values():
+            folder.mkdir(parents=True, exist_ok=True)
+        with fence.held():  # what a worker of a later run is writing is none of ours
+            for folder in folders.values():
+                remove_leftovers(shard_path(folder, shard))
         self._writers: dict[str, ShardWriter] = {}
         for table, schema in schemas.items():
-            folder = step.folder(dataset, table)
-            folder.mkdir(parents=True, exist_ok=True)
-            writer = ShardWriter(shard_path(folder, shard), schema)
+            writer = ShardWriter(shard_path(folders[table], shard), schema, clean=False)
             stack.callback(writer.discard)
             self._writers[table] = writer
 
@@ -225,14 +241,22 @@ class _Writers:
             self._writers[name].write(table)
 
     def finish(self, metadata: ShardMetadata) -> None:
-        for name, writer in self._writers.items():
-            if name != self._label:
-                writer.finish()
-        self._writers[self._label].finish(metadata)
+        marker = self._writers[self._label]
+        further = [writer for name, writer in self._writers.items() if name != self._label]
+        for writer in further:
+            writer.seal()
+        marker.seal(metadata)
+        with self._fence.held():
+            if marker.path.exists():
+                return
+            for writer in further:
+                writer.show()
+            marker.show()
 
 
 def _batch(
-    step: Step, batch: pa.Table, transform: Transform, frames: FrameReader | None, log: ShardLog
+    step: Step, batch: pa.Table, transform: Transform, frames: FrameReader | None, log: ShardLog,
+    dataset: Path,
 ) -> Iterator[tuple[pa.Table, dict[str, pa.Table]]]:
     """One batch done; where it raises, each of its rows done alone."""
     shown, failed = batch, {}
@@ -251,6 +275,7 @@ def _batch(
     except ClipmillError:
         raise  # nothing that another row could make good
     except Exception as error:  # noqa: BLE001 (any exception of a stage is a row's failure)
+        _raise_if_full(error, dataset)
         names = [batch[step.stage.key][0].as_py()]
         if not isinstance(error, RowFailed | RowRejected):
             # Of a batch it is no failure yet: its rows are done alone.
@@ -265,11 +290,18 @@ def _batch(
             except ClipmillError:
                 raise
             except Exception as problem:  # noqa: BLE001 (see above)
+                _raise_if_full(problem, dataset)
                 names = [one[step.stage.key][0].as_py()]
                 if not isinstance(problem, RowFailed | RowRejected):
                     log.raised("exception", problem, names[0])
                 output = {step.label: _failed_rows(step, names, _as_outcome(step, problem))}
             yield one, output
+
+
+def _raise_if_full(error: Exception, dataset: Path) -> None:
+    """No row is to blame for a full disk: the next one would fail of it just so."""
+    if (full := full_storage(error, dataset)) is not None:
+        raise full from error
 
 
 def _named(step: Step, output: pa.Table | dict[str, pa.Table]) -> dict[str, pa.Table]:

@@ -138,9 +138,13 @@ def _remove(leftovers: Iterable[Path]) -> None:
 
 def commit(temporary: Path, path: Path) -> None:
     """Makes a whole file visible under its final name, durably."""
-    with open(temporary, "rb") as file:
-        os.fsync(file.fileno())
+    _sync(temporary)
     os.replace(temporary, path)
+
+
+def _sync(path: Path) -> None:
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
 
 
 @contextlib.contextmanager
@@ -168,34 +172,58 @@ class ShardWriter:
             remove_leftovers(path)  # one worker at a time is at a shard
         self._temporary = temporary_beside(path)
         self._schema = schema
-        # Checksums of pages tell `verify` of flipped bits that decompress to something.
-        self._writer = pq.ParquetWriter(self._temporary, schema, compression="zstd",
-                                        write_page_checksum=True)
+        try:
+            # Checksums of pages tell `verify` of flipped bits that decompress to something.
+            self._writer = pq.ParquetWriter(self._temporary, schema, compression="zstd",
+                                            write_page_checksum=True)
+        except BaseException:
+            self._temporary.unlink(missing_ok=True)
+            raise
         self._open = True
+
+    @property
+    def path(self) -> Path:
+        return self._path
 
     def write(self, table: pa.Table) -> None:
         if table.num_rows:
             self._writer.write_table(table.cast(self._schema), row_group_size=table.num_rows)
 
-    def finish(self, metadata: ShardMetadata | None = None) -> None:
+    def seal(self, metadata: ShardMetadata | None = None) -> None:
+        """Brings the whole file to the disk, under its temporary name still."""
         if metadata is not None:
             self._writer.add_key_value_metadata(metadata.encode())
         self._writer.close()
-        commit(self._temporary, self._path)
+        _sync(self._temporary)
+
+    def show(self) -> None:
+        """Makes a sealed file visible, in place of one that may be there."""
+        os.replace(self._temporary, self._path)
         self._open = False
 
+    def finish(self, metadata: ShardMetadata | None = None) -> None:
+        self.seal(metadata)
+        self.show()
+
     def discard(self) -> None:
-        """Drops what was written if it was never finished."""
+        """Drops what was written if it was never made visible."""
         if self._open:
             self._open = False
             with contextlib.suppress(Exception):  # the reason of the first error matters
                 self._writer.close()
-            self._temporary.unlink(missing_ok=True)
+            # Where this can't be done either, the next run does it.
+            with contextlib.suppress(OSError):
+                self._temporary.unlink()
 
 
 def write_json(path: Path, value: object) -> None:
     """Writes a small JSON file atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_beside(path)
-    temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False, default=str) + "\n")
-    commit(temporary, path)
+    try:
+        temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False, default=str) + "\n")
+        commit(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise

@@ -54,9 +54,13 @@ class RowRejected(Exception):
 
 
 class ClipmillError(Exception):
-    """The command cannot be completed (exit status 1). The message is shown as it is."""
+    """The command cannot be completed (exit status 1). The message is shown as it is.
+
+    `leaves_threads`: some of the process may still be at work, and is not to be waited for.
+    """
 
     exit_status = 1
+    leaves_threads = False
 
 
 class UsageError(ClipmillError):

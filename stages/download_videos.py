@@ -7,7 +7,6 @@ noted beside it, so that a run that was killed, or one with other rules, fetches
 from __future__ import annotations
 
 import contextlib
-import errno
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, ClassVar, Literal
@@ -16,13 +15,19 @@ import pyarrow as pa
 from pydantic import Field, field_validator, model_validator
 
 from schemas.errors import ClipmillError, ErrorKind, RowFailed, RowRejected
+from schemas.storage import full_storage
 from schemas.tables import VIDEOS
 from stages.media.downloads import Downloader
+from stages.media.isolated import (
+    LEAST_MEMORY_BYTES,
+    MEMORY_LIMIT_BYTES,
+    STALL_SECONDS,
+    TIME_LIMIT_SECONDS,
+    Limits,
+)
 from stages.media.store import Media, MediaStore
 from stages.models.references import DataFile
 from stages.protocol import Rows, Stage, Transform, Workspace, resource
-
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 class DownloadVideos(Stage):
@@ -111,6 +116,14 @@ class DownloadVideos(Stage):
         120.0, ge=0, description="longest pause; a server that asks for more gives a failure")
     timeout_seconds: float = resource(
         30.0, gt=0, description="longest silence of a server before it counts as a problem")
+    stall_seconds: float = resource(
+        STALL_SECONDS, gt=0, description="a file whose reading gives no packet for so long is a "
+        "failure of kind crash")
+    time_limit_seconds: float = resource(
+        TIME_LIMIT_SECONDS, gt=0, description="most time for reading a file that is there")
+    memory_limit_bytes: int = resource(
+        MEMORY_LIMIT_BYTES, ge=LEAST_MEMORY_BYTES, description="most memory for reading one file, "
+        "in a process of its own; needs Linux")
     concurrency: int = resource(4, ge=1, description="downloads at a time in one worker")
     batch_rows: int = resource(16, ge=1, description="rows given to the stage at a time")
     cpus: float = resource(0.5, gt=0, description="CPUs that one worker takes")
@@ -169,16 +182,32 @@ class DownloadVideos(Stage):
         if short_side is not None and self.min_height is not None and short_side < self.min_height:
             raise RowRejected("download_videos.min_height", f"{short_side} < {self.min_height}")
 
+    @property
+    def limits(self) -> Limits:
+        """What reading one file may cost."""
+        return Limits(self.stall_seconds, self.time_limit_seconds, self.memory_limit_bytes,
+                      settings_of=self.name)
+
     @contextlib.contextmanager
     def open(self, workspace: Workspace) -> Iterator[Transform]:
         store = MediaStore(workspace.dataset, self.identity())
-        with Downloader(self, store) as downloader, ThreadPoolExecutor(
-            self.concurrency, thread_name_prefix="download"
-        ) as pool:
-            def transform(table: pa.Table) -> pa.Table:
-                return self._transform(table, pool, downloader, store, workspace)
+        pool = ThreadPoolExecutor(self.concurrency, thread_name_prefix="download")
+        with Downloader(self, store) as downloader:
+            is_waited_for = True
 
-            yield transform
+            def transform(table: pa.Table) -> pa.Table:
+                nonlocal is_waited_for
+                try:
+                    return self._transform(table, pool, downloader, store, workspace)
+                except BaseException:
+                    # The run ends (Ctrl-C, a full disk); other downloads may take hours.
+                    is_waited_for = False
+                    raise
+
+            try:
+                yield transform
+            finally:
+                pool.shutdown(wait=is_waited_for, cancel_futures=True)
 
     def _transform(
         self, table: pa.Table, pool: ThreadPoolExecutor, downloader: Downloader,
@@ -205,17 +234,15 @@ class DownloadVideos(Stage):
             media = future.result()
             workspace.decoded_frames += media.decoded_frames
             path = store.keep(key, row["url"], media)
-        except (RowFailed, RowRejected) as problem:
-            out.record(key, problem)
         except ClipmillError:
             raise
-        except OSError as error:
-            if error.errno in _NO_ROOM:
-                raise ClipmillError(f"cannot write to {store.folder}: {error.strerror}; make room "
-                                    "and run again, what is there is kept") from error
-            out.fail(key, self.error_kind, f"{type(error).__name__}: {error}")
-        except Exception as error:  # noqa: BLE001 (one row's surprise is that row's failure)
-            out.fail(key, self.error_kind, f"{type(error).__name__}: {error}")
+        except Exception as error:
+            if (full := full_storage(error, store.folder)) is not None:
+                raise full from error  # the next source would fail of it just so
+            if isinstance(error, RowFailed | RowRejected):
+                out.record(key, error)
+            else:
+                out.fail(key, self.error_kind, f"{type(error).__name__}: {error}")
         else:
             out.keep(key, **_columns(row, media, path))
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import duckdb
 import pyarrow as pa
 
+from pipeline.fence import COMMITS, LOCK
 from pipeline.index import INDEX
 from pipeline.plan import SOURCES
 from pipeline.records import RUNS
@@ -106,7 +107,7 @@ class StrayChecks:
         known = {place.partition("/")[0] for place in self.survey.folders}
         for name in _listed(dataset):
             path = dataset / name
-            if name in _OWN or name in (".lock", ".scratch"):
+            if name in _OWN or name in (LOCK, COMMITS, ".scratch"):
                 continue
             if _TEMPORARY.match(name):
                 self._stray(name)

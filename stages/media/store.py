@@ -121,9 +121,14 @@ class MediaStore:
         value["downloaded_at"] = media.downloaded_at.isoformat() if media.downloaded_at else None
         path = self._found / f"{source_key}.json"
         temporary = path.with_suffix(f".{uuid.uuid4().hex[:8]}.tmp")
-        temporary.write_text(json.dumps(value), "utf-8")
-        _sync(temporary)
-        os.replace(temporary, path)
+        try:
+            temporary.write_text(json.dumps(value), "utf-8")
+            _sync(temporary)
+            os.replace(temporary, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+            raise
 
     def check_claim(self, source_key: str, video_id: str) -> None:
         """RowRejected where another source has this video already."""
@@ -138,8 +143,8 @@ class MediaStore:
         claim = self._claims / media.video_id
         # Linked in under its name with its content, so that no one reads a claim half written.
         own = claim.with_name(f".{source_key}.{uuid.uuid4().hex[:8]}")
-        own.write_text(f"{source_key}\n{url}", "utf-8")
         try:
+            own.write_text(f"{source_key}\n{url}", "utf-8")
             os.link(own, claim)
         except FileExistsError:
             try:
@@ -148,17 +153,34 @@ class MediaStore:
                 self._ready_path(source_key, media).unlink(missing_ok=True)
                 raise
         finally:
-            own.unlink()
+            with contextlib.suppress(OSError):  # read-only by now, say: another error says so
+                own.unlink()
         if media.referenced is not None:
             return media.referenced
+        return self._settled(source_key, media).relative_to(self._dataset).as_posix()
+
+    def _settled(self, source_key: str, media: Media) -> Path:
+        """The video's file under its final name.
+
+        Whoever else has this very source (a worker that was given up for dead, and lives) may
+        have taken the file there at any time.
+        """
+        ready = self._ready_path(source_key, media)
+        for name in self._names(media):
+            if ready.is_file() and _is_same_file(name, media):
+                ready.unlink(missing_ok=True)
         place = self._place(source_key, media)
+        if place == ready:
+            final = self._free_name(media)
+            try:
+                os.replace(ready, final)
+            except FileNotFoundError:
+                place = self._place(source_key, media)
+            else:
+                return final
         if place is None:
             raise FileNotFoundError(f"media/{media.video_id} vanished while it was at work")
-        if place == self._ready_path(source_key, media):
-            final = self._free_name(media)
-            os.replace(place, final)
-            place = final
-        return place.relative_to(self._dataset).as_posix()
+        return place
 
     def _compare(self, source_key: str, claim: Path, video_id: str) -> None:
         holder, _, url = claim.read_text("utf-8").partition("\n")
@@ -184,6 +206,16 @@ class MediaStore:
             if path.is_file() and path.stat().st_size == media.size_bytes:
                 return path
         return None
+
+
+def _is_same_file(path: Path, media: Media) -> bool:
+    try:
+        if path.stat().st_size != media.size_bytes:
+            return False
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest() == media.sha256
+    except FileNotFoundError:
+        return False
 
 
 _LOCK_NAME = ".lock"

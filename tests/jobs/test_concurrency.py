@@ -18,12 +18,13 @@ import yaml
 
 from jobs.importing import import_internvid
 from jobs.indexing import index_dataset
-from jobs.locking import dataset_lock, is_locked, remove_if_empty
+from jobs.locking import dataset_lock, remove_if_empty
 from jobs.remove import remove
 from jobs.report.page import report_on
 from jobs.run import load, run
 from jobs.verify import verify_dataset
 from pipeline.catalog import open_catalog
+from pipeline.fence import is_held
 from pipeline.status import status_report
 from pipeline.subsets.freeze import create_subset
 from pipeline.subsets.recipe import load_subset_recipe
@@ -91,10 +92,10 @@ def test_while_a_run_is_at_work_whoever_else_writes_is_told_who_it_is(tmp_path, 
             with pytest.raises(ClipmillError, match=f"process {holder.pid} on"):
                 other()
         assert sorted(str(file) for file in dataset.rglob("*.parquet")) == before
-        assert is_locked(dataset)
+        assert is_held(dataset)
         holder.send_signal(signal.SIGKILL)
         holder.wait(60)
-        assert not is_locked(dataset)
+        assert not is_held(dataset)
     gate.touch()
     assert run(load(str(path), None), dataset)
     report = status_report(dataset)
@@ -134,8 +135,8 @@ def test_the_lock_of_a_dataset_that_was_deleted_meanwhile_is_none(tmp_path, monk
     (tmp_path / "dataset").mkdir()
     monkeypatch.setattr("jobs.locking.fcntl.flock", late)
     with dataset_lock(tmp_path / "dataset"):
-        assert is_locked(tmp_path / "dataset")
-    assert not is_locked(tmp_path / "dataset")
+        assert is_held(tmp_path / "dataset")
+    assert not is_held(tmp_path / "dataset")
 
 
 def test_a_folder_that_cannot_be_locked_is_told(tmp_path):

@@ -131,7 +131,8 @@ from pathlib import Path
 from jobs.locking import dataset_lock
 from pipeline.logs import LogLimits, RunLog
 dataset = Path({str(dataset)!r})
-with dataset_lock(dataset):
+with dataset_lock(dataset) as hold:
+    hold.begin({RUNS[1]!r})
     log = RunLog(dataset, {RUNS[1]!r}, "live", LogLimits(3000, 10**7))
     print("ready", flush=True)
     sys.stdin.readline()

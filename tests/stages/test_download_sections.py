@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 from pydantic import ValidationError
 
+from jobs.locking import dataset_lock
 from pipeline.inputs import FrameReader
 from pipeline.plan import ShardList, build_plan
 from pipeline.recipe import LoadedRecipe, Recipe
@@ -24,6 +25,7 @@ from schemas.errors import UsageError
 from schemas.ids import source_key
 from schemas.tables import SOURCES
 from stages.download_videos import DownloadVideos
+from stages.media.isolated import Limits
 from stages.media.sections import NoSection, Section
 from stages.protocol import PerSecond
 from stages.split_clips import SplitClips
@@ -159,9 +161,11 @@ def made(dataset: Path, url: str, *, spans=SPANS, keep_frames: bool = True, extr
     NewShards(dataset / "sources").commit(pa.Table.from_pylist(
         [{"source_key": source_key(url), "url": url, "extractor": extractor, "spans": listed}],
         SOURCES))
-    worker = Worker(plan, plan.steps, dataset, "run", ShardList(("000000",), {}))
-    worker.run("000000")
-    worker.close()
+    with dataset_lock(dataset) as hold:
+        hold.begin("run")
+        worker = Worker(plan, plan.steps, dataset, "run", ShardList(("000000",), {}))
+        worker.run("000000")
+        worker.close()
 
     def rows(label: str, table: str | None = None) -> list[dict]:
         import pyarrow.parquet as pq
@@ -302,7 +306,7 @@ def test_a_part_that_misses_a_span_is_refused(tmp_path):
     (tmp_path / "both.mp4").write_bytes(files()["both.mp4"])
 
     def section(first: float, last: float) -> Section:
-        return Section(first, last, 0.0, 1.0, is_identified=True)
+        return Section(first, last, 0.0, 1.0, is_identified=True, reading=Limits())
 
     assert section(1.0, 12.0).take(tmp_path / "both.mp4", tmp_path / "a.mp4") == 0.0
     with pytest.raises(NoSection, match="ends at"):

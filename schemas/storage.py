@@ -1,0 +1,68 @@
+"""Tells that nothing can be written any more from errors that are a row's own."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from schemas.errors import ClipmillError
+
+_NEXT_STEP = {
+    errno.ENOSPC: "make room and run again, what is there is kept",
+    errno.EDQUOT: "make room and run again, what is there is kept",
+    errno.EROFS: "make it writable and run again, what is there is kept",
+    errno.EFBIG: "let files grow larger there (`ulimit -f`, the file system's limit) and run "
+    "again, what is there is kept",
+}
+_NOT_ALLOWED = {
+    errno.EACCES: "as the user whose dataset it is, run again; what is there is kept",
+    errno.EPERM: "as the user whose dataset it is, run again; what is there is kept",
+}
+
+
+class StorageError(ClipmillError):
+    """The dataset cannot be written any more."""
+
+    leaves_threads = True
+
+
+def full_storage(error: BaseException | None, place: Path) -> ClipmillError | None:
+    """What to say where a full or read-only disk is behind an error; None where it is not.
+
+    `place` is named where the error names no file. A stage may have wrapped the error, so its
+    causes are looked at as well.
+    """
+    seen = 0
+    while error is not None and seen < 20:
+        number = getattr(error, "errno", None)
+        if number in _NEXT_STEP:
+            return _cannot_write(error, number, place, _NEXT_STEP[number])
+        error, seen = error.__cause__ or error.__context__, seen + 1
+    return None
+
+
+@contextlib.contextmanager
+def writing_to(place: Path) -> Iterator[None]:
+    """Has what keeps a dataset from being written told in one message with the next step.
+
+    For code that reads and writes nothing but the dataset: here a refusal is the folder's, too.
+    """
+    try:
+        yield
+    except OSError as error:
+        known = {**_NEXT_STEP, **_NOT_ALLOWED}
+        if error.errno in known:
+            raise _cannot_write(error, error.errno, place, known[error.errno]) from error
+        raise
+
+
+def _cannot_write(
+    error: BaseException, number: int, place: Path, next_step: str
+) -> ClipmillError:
+    name = getattr(error, "filename", None)
+    if isinstance(name, str | os.PathLike) and Path(name).is_absolute():
+        place = Path(name).parent
+    return StorageError(f"cannot write to {place}: {os.strerror(number)}; {next_step}")
