@@ -233,20 +233,24 @@ class FrameReader:
                 for start, end in spans]
 
     def _again(self, video: str, spans: list, picks: tuple) -> list[list[dict]]:
-        from stages.media.seek import read_frames
+        from stages.media.isolated import Limits, collect_isolated
+        from stages.media.seek import by_span, read_frames
 
         if video not in self._videos:
             return [[] for _ in spans]
         path, starts_at_seconds = self._videos[video]
         whole = Path(path) if Path(path).is_absolute() else self._dataset / path
-        found, decoded = read_frames(
-            str(whole), [(start, end, picks) for start, end in spans],
-            short_side=getattr(self._scan, "frame_short_side", 384),
-            quality=getattr(self._scan, "frame_quality", 90),
-            starts_at_seconds=starts_at_seconds,
+        scan = self._scan
+
+        def count(frames: int) -> None:
+            self.decoded_frames += frames
+
+        frames, (wanted, _) = collect_isolated(
+            read_frames, whole, [(start, end, picks) for start, end in spans],
+            getattr(scan, "frame_short_side", 384), getattr(scan, "frame_quality", 90),
+            starts_at_seconds, limits=getattr(scan, "limits", Limits()), counted=count,
         )
-        self.decoded_frames += decoded
-        return found
+        return by_span(frames, wanted)
 
 
 def _runs(values: list[str]) -> Iterator[tuple[str, list[int]]]:

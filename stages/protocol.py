@@ -17,6 +17,10 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from schemas.errors import ErrorKind, RowFailed, RowRejected
 from schemas.tables import OUTCOME
+from stages.media.sampling import FramePick as FramePick
+from stages.media.sampling import Middle as Middle
+from stages.media.sampling import PerSecond as PerSecond
+from stages.media.sampling import Uniform as Uniform
 from stages.models.references import DataFile, ModelReference
 
 Transform = Callable[[pa.Table], "pa.Table | dict[str, pa.Table]"]
@@ -31,29 +35,6 @@ class Resources:
     cpus: float = 1.0
     gpus: float = 0.0
     batch_rows: int = 64
-
-
-@dataclass(frozen=True)
-class Middle:
-    """The frame nearest to the middle of the clip."""
-
-
-@dataclass(frozen=True)
-class Uniform:
-    """`count` frames at the middles of `count` equal parts of the clip."""
-
-    count: int
-
-
-@dataclass(frozen=True)
-class PerSecond:
-    """Frames at `rate` a second, and never fewer than `at_least`."""
-
-    rate: float
-    at_least: int = 1
-
-
-FramePick = Middle | Uniform | PerSecond
 
 
 @dataclass

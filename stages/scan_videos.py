@@ -8,21 +8,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-import cv2
 import pyarrow as pa
 from pydantic import Field
 
 from schemas.errors import ErrorKind, RowFailed, RowRejected
 from schemas.tables import FRAMES, SCANS
-from stages.media import measures
-from stages.media.decode import DecodedVideo, FastVideo
-from stages.media.exact import ExactVideo
-from stages.media.keeper import FrameKeeper
-from stages.media.measures import Measures, Wanted
-from stages.media.seek import SpannedVideo
+from stages.media.isolated import (
+    LEAST_MEMORY_BYTES,
+    MEMORY_LIMIT_BYTES,
+    STALL_SECONDS,
+    TIME_LIMIT_SECONDS,
+    Limits,
+    collect_isolated,
+)
+from stages.media.measures import Wanted
+from stages.media.scan import ScanSettings, scan_video
 from stages.protocol import Rows, Stage, Transform, Workspace, resource, strict_table
 
 
@@ -41,6 +43,7 @@ class ScanVideos(Stage):
     writes: ClassVar[pa.Schema] = SCANS
     more_tables: ClassVar[dict[str, pa.Schema]] = {"frames": FRAMES}
     error_kind: ClassVar[ErrorKind] = "bad_media"
+    # The decoder has a process of its own; this is for what else may happen to the worker.
     fragile: ClassVar[bool] = True
 
     exact: bool = Field(False, description="read and scale exactly as PySceneDetect's command")
@@ -60,6 +63,13 @@ class ScanVideos(Stage):
     hash_lowpass: int | None = Field(None, ge=1, le=256, description="low-pass factor of hashes")
     cpus: float = resource(1.0, gt=0, description="CPUs that one worker takes")
     batch_rows: int = resource(1, ge=1, description="videos given to the stage at a time")
+    stall_seconds: float = resource(
+        STALL_SECONDS, gt=0, description="longest time without a frame or packet")
+    time_limit_seconds: float = resource(
+        TIME_LIMIT_SECONDS, gt=0, description="most time for one video")
+    memory_limit_bytes: int = resource(
+        MEMORY_LIMIT_BYTES, ge=LEAST_MEMORY_BYTES, description="most memory that decoding one "
+        "video may take")
 
     def check_upstream(self, before: Mapping[str, Stage]) -> None:
         download = before.get("download_videos")
@@ -69,20 +79,14 @@ class ScanVideos(Stage):
 
     @contextmanager
     def open(self, workspace: Workspace) -> Iterator[Transform]:
-        threads = cv2.getNumThreads()
-        # Small images are not worth a thread pool, and the decoder has the cores.
-        cv2.setNumThreads(1)
-        try:
-            yield lambda table: self._transform(table, workspace)
-        finally:
-            cv2.setNumThreads(threads)
+        yield lambda table: self._transform(table, workspace)
 
     def _transform(self, table: pa.Table, workspace: Workspace) -> dict[str, pa.Table]:
         rows = Rows(self)
         kept: list[dict[str, Any]] = []
         for row in table.to_pylist():
             try:
-                scan, frames = self._scan(row, workspace)
+                frames, scan = self._scan(row, workspace)
             except (RowFailed, RowRejected) as problem:
                 rows.record(row["video_id"], problem)
                 continue
@@ -90,78 +94,36 @@ class ScanVideos(Stage):
             kept += [{"video_id": row["video_id"], **frame} for frame in frames]
         return {self.name: rows.table(), "frames": strict_table(kept, FRAMES)}
 
-    def _scan(self, row: dict[str, Any], workspace: Workspace) -> tuple[dict, list[dict]]:
-        video = self._video(workspace.resolve(row["path"]), row["spans"],
-                            row.get("starts_at_seconds"))
-        taken = Measures(
-            Wanted(
-                self.edges, self.kernel_size, self.histogram_bins,
-                self.hash_size, self.hash_lowpass,
-            )
-        )
-        numbers: list[int] = []
-        seconds: list[float] = []
-        positions: list[float] = []
-        size = (0, 0)
-        try:
-            with FrameKeeper(self.frames_per_second, self.frame_quality) as keeper:
-                for picture in video.pictures():
-                    begins = not numbers or picture.number != numbers[-1] + 1
-                    if begins:
-                        taken.interrupt()
-                        assert video.facts is not None
-                        size = video.facts.frame_size(self.frame_short_side)
-                    score = taken.add(picture.small)
-                    if self.keep_frames:
-                        keeper.add(picture, size, score, begins)
-                    numbers.append(picture.number)
-                    seconds.append(picture.seconds)
-                    positions.append(float(picture.position_microseconds))
-                frames = keeper.finish(size)
-        finally:
-            workspace.decoded_frames += video.decoded_frames
-        return self._columns(video, taken, numbers, seconds, positions), frames
-
-    def _video(
-        self, path: Path, spans: list[dict[str, Any]] | None, starts_at: float | None
-    ) -> DecodedVideo:
+    def _scan(self, row: dict[str, Any], workspace: Workspace) -> tuple[list[dict], dict]:
+        path, spans = workspace.resolve(row["path"]), row["spans"]
         if not path.is_file():
             raise RowFailed("bad_media", f"{path}: no such file; run download_videos again")
         if self.spans == "require" and not spans:
             raise RowRejected(
                 "split_clips.boundaries", "set to `given`, but the source has no spans"
             )
-        if spans and self.spans != "ignore":
-            return SpannedVideo(
-                path, [(span["start_seconds"], span["end_seconds"]) for span in spans], starts_at
-            )
-        return ExactVideo(path, starts_at) if self.exact else FastVideo(path, starts_at)
+        is_whole = not spans or self.spans == "ignore"
+        settings = ScanSettings(
+            exact=self.exact,
+            spans=None if is_whole else [(s["start_seconds"], s["end_seconds"]) for s in spans],
+            starts_at_seconds=row.get("starts_at_seconds"),
+            keep_frames=self.keep_frames,
+            frame_short_side=self.frame_short_side,
+            frame_quality=self.frame_quality,
+            frames_per_second=self.frames_per_second,
+            wanted=Wanted(
+                self.edges, self.kernel_size, self.histogram_bins,
+                self.hash_size, self.hash_lowpass,
+            ),
+        )
 
-    @staticmethod
-    def _columns(
-        video: DecodedVideo,
-        taken: Measures,
-        numbers: list[int],
-        seconds: list[float],
-        positions: list[float],
-    ) -> dict[str, Any]:
-        facts = video.facts
-        assert facts is not None
-        statistics = dict(taken.statistics)
-        statistics[measures.POSITION] = positions
-        rate = facts.frame_rate
-        statistics[measures.FRAME_RATE] = [float(rate.numerator), float(rate.denominator)]
-        return {
-            "width": facts.width,
-            "height": facts.height,
-            "fps": float(rate),
-            "source_frames": video.source_frames,
-            "decoded_frames": video.decoded_frames,
-            "end_seconds": video.end_seconds,
-            "frame_numbers": numbers,
-            "seconds": seconds,
-            "statistics": list(statistics.items()),
-            "motion": taken.motion,
-            "sharpness": taken.sharpness,
-            "brightness": taken.brightness,
-        }
+        def count(frames: int) -> None:
+            workspace.decoded_frames += frames
+
+        return collect_isolated(scan_video, path, settings, limits=self.limits, counted=count)
+
+    @property
+    def limits(self) -> Limits:
+        """What reading one video may cost, under the names that users set it by."""
+        return Limits(self.stall_seconds, self.time_limit_seconds, self.memory_limit_bytes,
+                      settings_of="split_clips")

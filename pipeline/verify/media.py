@@ -12,6 +12,7 @@ from pipeline.verify.findings import Book, Remake, SetAside
 from pipeline.verify.layout import Node, Survey
 from pipeline.verify.shards import Rows
 from schemas.errors import RowFailed
+from stages.media.isolated import Limits, run_isolated
 from stages.media.probe import probe
 
 # As the probe takes a file for whole: so far its length may be off.
@@ -99,7 +100,7 @@ class MediaChecks:
 
     def _check_length(self, whole: Path, videos: list[_Video]) -> None:
         try:
-            facts = probe(whole)
+            facts = run_isolated(probe, whole, limits=Limits())
         except RowFailed as error:
             # Its bytes are those that were taken in, so the row says what was never so.
             for video in videos:

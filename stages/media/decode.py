@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
 import queue
 import threading
 from collections.abc import Callable, Iterator
@@ -28,6 +29,14 @@ import cv2
 import numpy as np
 
 from schemas.errors import RowFailed
+from stages.media.opening import (
+    NotOpened,
+    first_video_stream,
+    open_media,
+    passing_over,
+    too_large,
+)
+from stages.media.progress import beat
 
 SMALL_SIDE = 256
 """Longest side of the image that statistics are made of, in pixels: PySceneDetect's own choice."""
@@ -38,6 +47,10 @@ LOST_SHARE = 0.1
 # Pictures go from thread to thread by the handful: every hand-over costs.
 _BATCH = 4
 _BATCHES_AHEAD = 2
+# What decoding threads hold of pictures: two each, and what they work on, at 12 bits a pixel.
+_PICTURES_BYTES = 1 << 30
+_BYTES_A_PIXEL = 4.5
+_DECODERS_MOST_THREADS = 16  # FFmpeg's own limit
 # The cores are busy decoding: more threads a frame cost more to wake than they scale.
 _SCALER_THREADS = 1
 
@@ -105,19 +118,23 @@ def bad_media(path: Path, what: str) -> RowFailed:
 
 def video_stream(container: av.container.InputContainer, path: Path) -> av.VideoStream:
     """The first video stream that is no cover picture."""
-    streams = list(container.streams.video)
-    for stream in streams:
-        if not stream.disposition & av.stream.Disposition.attached_pic:
-            return stream
-    raise bad_media(path, "has only a cover picture" if streams else "has no video stream")
+    stream = first_video_stream(container)
+    if stream is None:
+        raise bad_media(path, "has only a cover picture" if container.streams.video else
+                        "has no video stream")
+    if stream.codec_context is None:
+        raise bad_media(path, "has video of an unknown codec")
+    if problem := too_large(stream):
+        raise bad_media(path, problem)
+    return stream
 
 
 def open_container(path: Path) -> av.container.InputContainer:
     """The opened file; a file that is no media is a `bad_media` failure."""
     try:
-        return av.open(str(path))
-    except (av.FFmpegError, OSError, ValueError) as error:
-        raise bad_media(path, f"cannot be opened ({error})") from error
+        return open_media(path)
+    except NotOpened as problem:
+        raise bad_media(path, f"cannot be opened ({problem})") from problem
 
 
 def stored_rotation(frame: av.VideoFrame) -> int:
@@ -180,6 +197,16 @@ def small_size(width: int, height: int) -> tuple[int, int]:
     if factor <= 1.0:
         return width, height
     return max(1, round(width / factor)), max(1, round(height / factor))
+
+
+def _threads(stream: av.VideoStream) -> int:
+    """How many threads may decode; 0 where it is the decoder's choice.
+
+    Each thread holds pictures, which for a huge size that a header only claims comes to gigabytes.
+    """
+    pixels = max(1, stream.codec_context.width * stream.codec_context.height)
+    most = max(1, int(_PICTURES_BYTES / (pixels * _BYTES_A_PIXEL)))
+    return 0 if most >= _DECODERS_MOST_THREADS else min(most, os.cpu_count() or 1)
 
 
 class _SmallImages:
@@ -367,9 +394,10 @@ class DecodedVideo:
 def last_packet_seconds(path: Path) -> float:
     """How far into the file any stream's packets reach, read without decoding."""
     reach = 0.0
-    with open_container(path) as container, contextlib.suppress(av.FFmpegError):
+    with open_container(path) as container, passing_over():
         begin = (container.start_time or 0) / av.time_base
         for packet in container.demux():
+            beat()
             if packet.pts is not None:
                 end = (packet.pts + (packet.duration or 0)) * packet.time_base
                 reach = max(reach, float(end) - begin)
@@ -387,6 +415,7 @@ class FastVideo(DecodedVideo):
         with open_container(self.path) as container:
             stream = video_stream(container, self.path)
             stream.thread_type = "AUTO"
+            stream.codec_context.thread_count = _threads(stream)
             small: _SmallImages | None = None
             last_pts: int | None = None
             for frame in self._decoded(container, stream):
@@ -420,12 +449,15 @@ class FastVideo(DecodedVideo):
                 frames = packet.decode()
             except StopIteration:
                 return
+            except MemoryError:
+                raise
             except av.InvalidDataError as error:
                 self.first_error = self.first_error or str(error)
                 continue
             except av.FFmpegError as error:
                 self.first_error = self.first_error or str(error)
                 return
+            beat()
             for frame in frames:
                 self.decoded_frames += 1
                 yield frame

@@ -15,14 +15,14 @@ from urllib.parse import urlsplit
 
 from schemas.errors import RowFailed, RowRejected, UsageError
 from schemas.ids import content_video_id, platform_video_id, safe_id
-from stages.media.addresses import proxy_addresses
-from stages.media.hosts import Hosts, Manners
+from stages.media.guards import hosts_of, limits_of
 from stages.media.http import MAX_REDIRECTS, NotAMediaFile, Patience, fetch, patiently, polite
-from stages.media.probe import probe
+from stages.media.isolated import run_isolated
+from stages.media.probe import Probe, probe
 from stages.media.sections import Section, widest
 from stages.media.store import Media, MediaStore
 from stages.media.suffixes import MEDIA_SUFFIXES
-from stages.media.watch import Limits, Progress
+from stages.media.watch import Progress
 from stages.models.references import file_sha256
 
 if TYPE_CHECKING:
@@ -35,17 +35,8 @@ class Downloader:
     def __init__(self, settings: DownloadVideos, store: MediaStore) -> None:
         self._settings = settings
         self._store = store
-        self._hosts = Hosts(
-            Manners(settings.sleep_seconds, settings.host_problems, settings.host_pause_seconds,
-                    settings.max_backoff_seconds),
-            store.folder / ".hosts")
-        least, most = settings.min_bytes_per_second, settings.rate_limit_bytes_per_second
-        if least is not None and most is not None:
-            least = min(least, most // 2)  # what is slow by our own doing is not held against it
-        self._limits = Limits(
-            settings.max_bytes, least, settings.min_speed_seconds,
-            settings.max_download_seconds,
-            proxy_addresses(settings.proxy) if settings.private_addresses == "refuse" else None)
+        self._hosts = hosts_of(settings, store.folder.parent)
+        self._limits = limits_of(settings, settings.proxy)
         self._patience = Patience(settings.retries, settings.backoff_seconds,
                                   settings.max_backoff_seconds)
         self._cookies = Path(settings.cookies_file.path) if settings.cookies_file else None
@@ -123,7 +114,7 @@ class Downloader:
                 return self._reuse_or(row, origin, lambda: self._copy(row, path, origin))
             media = self._judged(row, Media(
                 origin="", video_id="", sha256=file_sha256(path), size_bytes=status.st_size,
-                probe=probe(path), referenced=str(path), decoded_frames=1,
+                probe=self._probe(path), referenced=str(path), decoded_frames=1,
             ))
         except (FileNotFoundError, NotADirectoryError) as error:
             raise RowFailed("permanent", f"no such file: {path}") from error
@@ -181,7 +172,7 @@ class Downloader:
         if reach is None:
             return None
         return Section(*reach, settings.section_padding_seconds, settings.timeout_seconds,
-                       is_identified=bool(row["video_id"]))
+                       is_identified=bool(row["video_id"]), reading=settings.limits)
 
     def _yt_dlp_options(self, folder: Path) -> dict[str, Any]:
         from stages.media.ytdlp import base_options, subtitle_options
@@ -217,7 +208,7 @@ class Downloader:
         """Checks a whole file and moves it to where only whole files are."""
         key = row["source_key"]
         media = Media(
-            video_id="", sha256=sha256, size_bytes=file.stat().st_size, probe=probe(file),
+            video_id="", sha256=sha256, size_bytes=file.stat().st_size, probe=self._probe(file),
             downloaded_at=datetime.now(UTC), decoded_frames=1, **known,
         )
         try:
@@ -227,6 +218,9 @@ class Downloader:
             raise
         self._store.add(key, file, media)
         return media
+
+    def _probe(self, file: Path) -> Probe:
+        return run_isolated(probe, file, limits=self._settings.limits)
 
     def _judged(self, row: dict[str, Any], media: Media) -> Media:
         self._settings.judge(media.duration_seconds, media.probe.short_side)

@@ -26,6 +26,7 @@ from stages.media.decode import (
     video_stream,
 )
 from stages.media.packets import PacketIndex, read_packets
+from stages.media.progress import beat
 
 
 class ExactVideo(DecodedVideo):
@@ -78,6 +79,7 @@ class ExactVideo(DecodedVideo):
             if frame is None or frame.ndim != 3:
                 continue
             self.decoded_frames += 1
+            beat()
             if self.facts is None:
                 self.facts = self._facts(stream, index)
             size = size or frame.shape[:2]

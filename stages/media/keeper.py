@@ -20,7 +20,8 @@ at once.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -54,7 +55,7 @@ def encode_jpeg(image: np.ndarray, quality: int) -> bytes:
 
 
 class FrameKeeper:
-    """Is shown every picture of one video in order; `finish` gives the kept frames.
+    """Is shown every picture of one video in order; `ready`, then `finish` give the kept frames.
 
     `frame_size` is the size of kept frames (width, height) once the first picture has come.
     """
@@ -63,7 +64,7 @@ class FrameKeeper:
         self._longest = 1.0 / frames_per_second
         self._quality = quality
         self._held: list[_Held] = []
-        self._jobs: list[tuple[int, float, Future[bytes]]] = []
+        self._jobs: deque[tuple[int, float, Future[bytes]]] = deque()
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="jpeg")
         self._distance = self._first_distance
         self._take_began: float | None = None
@@ -131,10 +132,20 @@ class FrameKeeper:
             self._jobs.append((held.number, held.seconds, job))
         self._held = []
 
-    def finish(self, size: tuple[int, int]) -> list[dict[str, object]]:
-        """The kept frames in time order, as FRAME columns: frame_number, seconds, jpeg."""
+    def ready(self) -> Iterator[dict[str, object]]:
+        """Kept frames that are encoded and were not given yet, in time order, as FRAME columns.
+
+        Those are frame_number, seconds and jpeg.
+        """
+        while self._jobs and self._jobs[0][2].done():
+            yield self._first_job()
+
+    def finish(self, size: tuple[int, int]) -> Iterator[dict[str, object]]:
+        """All kept frames that were not given yet."""
         self._settle(size)
-        return [
-            {"frame_number": number, "seconds": seconds, "jpeg": job.result()}
-            for number, seconds, job in self._jobs
-        ]
+        while self._jobs:
+            yield self._first_job()
+
+    def _first_job(self) -> dict[str, object]:
+        number, seconds, job = self._jobs.popleft()
+        return {"frame_number": number, "seconds": seconds, "jpeg": job.result()}

@@ -10,6 +10,7 @@ from pathlib import Path
 import av
 
 from stages.media.decode import bad_media, offset_pts, open_container, video_stream
+from stages.media.progress import beat
 
 
 @dataclass(frozen=True)
@@ -71,9 +72,12 @@ def read_packets(path: Path, starts_at_seconds: float | None = None) -> PacketIn
         entries: list[tuple[int, int, bool]] = []
         try:
             for packet in container.demux(stream):
+                beat()
                 stamp = packet.pts if packet.pts is not None else packet.dts
                 if packet.size and stamp is not None and not packet.is_discard:
                     entries.append((stamp, packet.duration or 0, packet.is_keyframe))
+        except MemoryError:
+            raise
         except av.FFmpegError as error:
             if not entries:
                 raise bad_media(path, f"cannot be read ({error})") from error

@@ -13,6 +13,8 @@ from av.container import InputContainer
 from av.video.stream import VideoStream
 
 from schemas.errors import RowFailed
+from stages.media.opening import NotOpened, first_video_stream, open_media, too_large
+from stages.media.progress import beat
 from stages.media.suffixes import MEDIA_SUFFIXES
 
 _SUFFIX_OF_FORMAT = {
@@ -53,20 +55,13 @@ class Probe:
         return min(self.width, self.height)
 
 
-def first_video_stream(container: InputContainer) -> VideoStream | None:
-    """The stream that all stages take: the first one that is no cover picture."""
-    for stream in container.streams.video:
-        if not stream.disposition & av.stream.Disposition.attached_pic:
-            return stream
-    return None
-
-
 def probe(path: Path) -> Probe:
     """Reads every packet of a file; RowFailed of kind bad_media where it is no whole video."""
     try:
-        # The file protocol by name, so that no name of a file is taken for an address.
-        with av.open(f"file:{path}", metadata_errors="replace") as container:
+        with open_media(path) as container:
             return _probe(container, path)
+    except NotOpened as problem:
+        raise RowFailed("bad_media", f"not a readable media file: {problem}") from problem
     except av.FFmpegError as error:
         raise RowFailed("bad_media", f"not a readable media file: {error.strerror}") from error
 
@@ -81,11 +76,14 @@ def _probe(container: InputContainer, path: Path) -> Probe:
         raise RowFailed("bad_media", f"no video stream; the file holds {', '.join(kinds)}")
     if stream.codec_context is None:
         raise RowFailed("bad_media", "no decoder for the video stream")
+    if problem := too_large(stream):
+        raise RowFailed("bad_media", f"the video {problem}")
     stream.codec_context.thread_count = 1  # one frame is wanted, not a queue of them
     walk = _Walk(stream)
     try:
         for packet in container.demux():
             walk.take(packet)
+            beat()
     except av.FFmpegError as error:
         raise RowFailed("bad_media", f"truncated or broken after {walk.last_seconds:.2f} s: "
                         f"{error.strerror}") from error
@@ -140,6 +138,8 @@ class _Walk:
     def _decode(self, packet: av.Packet) -> None:
         try:
             frames = packet.decode()
+        except MemoryError:
+            raise
         except av.FFmpegError as error:
             # A stream may begin between key frames.
             self._decode_error = self._decode_error or str(error.strerror)

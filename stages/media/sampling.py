@@ -5,8 +5,30 @@ from __future__ import annotations
 import bisect
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-from stages.protocol import FramePick, Middle, PerSecond, Uniform
+
+@dataclass(frozen=True)
+class Middle:
+    """The frame nearest to the middle of the clip."""
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """`count` frames at the middles of `count` equal parts of the clip."""
+
+    count: int
+
+
+@dataclass(frozen=True)
+class PerSecond:
+    """Frames at `rate` a second, and never fewer than `at_least`."""
+
+    rate: float
+    at_least: int = 1
+
+
+FramePick = Middle | Uniform | PerSecond
 
 
 def target_seconds(pick: FramePick, start_seconds: float, end_seconds: float) -> list[float]:

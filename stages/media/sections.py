@@ -18,10 +18,13 @@ from typing import Any
 
 import av
 
-from stages.media.decode import offset_pts
+from schemas.errors import RowFailed
+from stages.media.decode import open_container
 from stages.media.extractors import NO_PLATFORM, names_videos
-from stages.media.packets import read_packets
-from stages.media.probe import first_video_stream
+from stages.media.isolated import Limits, run_isolated
+from stages.media.opening import first_video_stream
+from stages.media.packets import PacketIndex, read_packets
+from stages.media.progress import beat
 
 # yt-dlp options by which a part is asked for; with sections on, a recipe can't set them.
 RESERVED = frozenset(("download_ranges", "force_keyframes_at_cuts", "external_downloader_args",
@@ -44,6 +47,7 @@ class Section:
     padding_seconds: float
     timeout_seconds: float
     is_identified: bool
+    reading: Limits
     video_seconds: float | None = field(default=None, init=False)
     is_asked: bool = field(default=False, init=False)
     refused: str | None = field(default=None, init=False)
@@ -89,9 +93,8 @@ class Section:
         Raises NoSection where the time stamps leave a doubt.
         """
         try:
-            begins = _rebase(source, target)
-            written = read_packets(target, begins)
-        except (av.FFmpegError, OSError, ValueError, OverflowError) as error:
+            begins, written = run_isolated(rebase, source, target, limits=self.reading)
+        except (av.FFmpegError, OSError, ValueError, OverflowError, RowFailed) as error:
             raise NoSection(f"the part can't be written anew: {error}") from error
         if written.seconds(0) > max(self.first_seconds, _first_frame_reach(self)):
             raise NoSection(f"the part begins at {written.seconds(0):.3f} s")
@@ -109,13 +112,14 @@ def _is_platform(info: Mapping[str, Any]) -> bool:
     return bool(info.get("id")) and names_videos(str(info.get("extractor_key") or NO_PLATFORM))
 
 
-def _rebase(source: Path, target: Path) -> float:
+def rebase(source: Path, target: Path) -> tuple[float, PacketIndex]:
     """Copies a file so that its first key frame is shown at 0; gives that frame's time before.
 
+    Also gives the copy's index, in the times before.
     Frames that are shown before it can't be decoded, sound before it has no picture: both go.
     Raises NoSection where a frame's time is not what it was, to the tick.
     """
-    with av.open(f"file:{source}") as reader:
+    with open_container(source) as reader:
         video = first_video_stream(reader)
         if video is None:
             raise NoSection("the part holds no video")
@@ -143,11 +147,10 @@ def _rebase(source: Path, target: Path) -> float:
         if first is None:
             raise NoSection("the part holds no frame")
     begins = float(first)
-    index = read_packets(target)
-    offset = offset_pts(begins, index.time_base)
-    if [(pts + offset) * index.time_base for pts in index.pts] != sorted(shown):
+    index = read_packets(target, begins)
+    if [(pts + index.offset_pts) * index.time_base for pts in index.pts] != sorted(shown):
         raise NoSection("the part's time stamps changed when it was written anew")
-    return begins
+    return begins, index
 
 
 def _held_back(
@@ -156,6 +159,7 @@ def _held_back(
     """The packets of the copied streams; sound that comes before the first picture waits for it."""
     waiting: list[av.Packet] | None = []
     for packet in reader.demux(*(reader.streams[index] for index in copies)):
+        beat()
         if packet.size == 0:
             continue
         if waiting is None:

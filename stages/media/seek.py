@@ -10,7 +10,7 @@ agree with those of a full scan. Frames are upright in either case.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +31,8 @@ from stages.media.decode import (
 )
 from stages.media.keeper import encode_jpeg
 from stages.media.packets import PacketIndex, read_packets
-from stages.media.sampling import pick_frames
-from stages.protocol import FramePick
+from stages.media.progress import beat
+from stages.media.sampling import FramePick, pick_frames
 
 
 class FrameReader:
@@ -102,6 +102,7 @@ class FrameReader:
                 at = self._at
                 self.decoded_frames += number - (at if key <= at < number else key - 1)
                 self._at = number
+                beat(self.decoded_frames)
                 yield number, cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
         except (decord.DECORDError, RuntimeError, IndexError):
             return
@@ -125,9 +126,12 @@ class FrameReader:
                 container.seek(first_pts, stream=stream)
                 for frame in container.decode(stream):
                     self.decoded_frames += 1
+                    beat(self.decoded_frames)
                     yield frame
                     if frame.pts is not None and frame.pts >= last_pts:
                         return
+            except MemoryError:
+                raise
             except av.FFmpegError:
                 return
 
@@ -194,29 +198,37 @@ def _resized(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 def read_frames(
     path: Path,
     spans: Sequence[tuple[float, float, Sequence[FramePick]]],
-    *,
     short_side: int,
     quality: int,
     starts_at_seconds: float | None = None,
-) -> tuple[list[list[dict[str, Any]]], int]:
-    """The frames that `picks` ask for in each span, decoded anew, and how many were decoded.
+) -> Generator[dict[str, Any], None, tuple[list[list[int]], int]]:
+    """Gives the frames that `picks` ask for in any span, decoded anew, with the columns of FRAME.
 
-    A span is `(start_seconds, end_seconds, picks)`; only frames inside `[start, end)` are given,
-    in time order, with the columns of FRAME. Spans may overlap and come in any order; like the
+    Returns the numbers of each span's frames, in time order (`by_span` puts the frames in their
+    place), and how many frames were decoded. A span is `(start_seconds, end_seconds, picks)`; only
+    frames inside `[start, end)` are given. Spans may overlap and come in any order; like the
     frames' times they are the video's, in which the file's time 0 is `starts_at_seconds`. Raises
     RowFailed (`bad_media`) where the file cannot be decoded.
     """
     reader = FrameReader(path, starts_at_seconds)
+    beat(reader.decoded_frames)
     times = [reader.index.seconds(number) for number in range(reader.index.n_frames)]
     wanted = [pick_frames(times, start, end, picks) for start, end, picks in spans]
     numbers = sorted(set(itertools.chain.from_iterable(wanted)))
     size = reader.facts.frame_size(short_side)
-    frames = {
-        number: {
+    for number, image in reader.images(numbers, size):
+        yield {
             "frame_number": number,
             "seconds": times[number],
             "jpeg": encode_jpeg(image, quality),
         }
-        for number, image in reader.images(numbers, size)
-    }
-    return [[frames[n] for n in picked if n in frames] for picked in wanted], reader.decoded_frames
+    beat(reader.decoded_frames)
+    return wanted, reader.decoded_frames
+
+
+def by_span(
+    frames: Iterable[dict[str, Any]], wanted: Sequence[Sequence[int]]
+) -> list[list[dict[str, Any]]]:
+    """The frames of each span; those that could not be decoded are left out."""
+    found = {frame["frame_number"]: frame for frame in frames}
+    return [[found[number] for number in picked if number in found] for picked in wanted]

@@ -1,0 +1,96 @@
+"""Opens files from outside: only formats that are media by themselves, never other files by name.
+
+A playlist, a list to be joined, a description of a session are "media" to FFmpeg, and make it open
+whatever they name. Here they are refused, like pictures of a size that no video has.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import av
+from av.container import InputContainer
+from av.video.stream import VideoStream
+
+MAX_PIXELS = 8192 * 8192
+"""Pictures with more pixels are not decoded; 8K video has half as many."""
+
+_VIDEO_FORMATS = (
+    "mov", "matroska", "webm", "mpegts", "mpeg", "mpegvideo", "avi", "flv", "live_flv", "kux",
+    "asf", "asf_o", "ogg", "mxf", "gxf", "nut", "rm", "dv", "wtv", "nsv", "nuv", "swf", "dhav",
+    "ivf", "obu", "av1", "yuv4mpegpipe", "h261", "h263", "h264", "hevc", "vvc", "evc", "m4v", "vc1",
+    "vc1test", "mjpeg", "mjpeg_2000", "dirac", "cavsvideo", "avs2", "avs3", "dnxhd", "smjpeg",
+    "ipmovie", "ifv", "pva", "ty", "lxf", "cine", "roq", "bink", "smk", "flic", "vivo", "gif",
+    "apng", "apv",
+)
+# Read so far only that it can be said what they are: sound, or one picture.
+_OTHER_FORMATS = (
+    "mp3", "aac", "ac3", "eac3", "ac4", "wav", "w64", "flac", "aiff", "amr", "amrnb", "amrwb",
+    "caf", "dts", "dtshd", "wv", "ape", "tta", "au", "truehd", "mlp", "loas", "oma", "iamf",
+)
+_PICTURE_MARK = "_pipe"  # formats of one picture, each named by its codec
+_INVALID_ARGUMENT = 22
+
+
+class NotOpened(Exception):
+    """The file is none that is read here; the text says why."""
+
+
+def open_media(path: Path) -> InputContainer:
+    """The opened file; NotOpened where it is no media file. Its text does not name the file."""
+    try:
+        # The protocol by name, so that no name of a file is taken for an address. It is the only
+        # one allowed, and no allowed format opens a second file.
+        return av.open(f"file:{path}", metadata_errors="replace", options={
+            "protocol_whitelist": "file",
+            "format_whitelist": ",".join((*_VIDEO_FORMATS, *_OTHER_FORMATS, *_pictures())),
+            "max_pixels": str(MAX_PIXELS),
+        })
+    except MemoryError:
+        raise
+    except av.FFmpegError as error:
+        text = str(error.strerror)
+        if error.errno == _INVALID_ARGUMENT:
+            text += (": it is broken, or of a format that is not read, such as a playlist or a "
+                     "list of other files")
+        raise NotOpened(text) from error
+    except (OSError, ValueError) as error:
+        raise NotOpened(str(error)) from error
+
+
+def first_video_stream(container: InputContainer) -> VideoStream | None:
+    """The stream that all stages take: the first one that is no cover picture.
+
+    Its decoder refuses pictures of more than MAX_PIXELS, whatever the header says.
+    """
+    for stream in container.streams.video:
+        if not stream.disposition & av.stream.Disposition.attached_pic:
+            if stream.codec_context is not None:
+                stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
+            return stream
+    return None
+
+
+def too_large(stream: VideoStream) -> str | None:
+    """What is wrong with the size that a stream declares; None where nothing is."""
+    width, height = stream.codec_context.width, stream.codec_context.height
+    if width * height <= MAX_PIXELS:
+        return None
+    return f"declares pictures of {width}×{height}; at most {MAX_PIXELS:,} pixels are decoded"
+
+
+@contextlib.contextmanager
+def passing_over() -> Iterator[None]:
+    """What FFmpeg finds broken is passed over; that there is no memory is said."""
+    try:
+        yield
+    except MemoryError:
+        raise
+    except av.FFmpegError:
+        pass
+
+
+def _pictures() -> list[str]:
+    return sorted(name for name in av.formats_available if name.endswith(_PICTURE_MARK))

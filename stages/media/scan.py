@@ -1,0 +1,112 @@
+"""The decode pass over one file: its kept frames as they come, then its statistics.
+
+Runs in a helper process (see `isolated`), so it imports nothing that decoding does not need.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+
+from stages.media import measures
+from stages.media.decode import DecodedVideo, FastVideo
+from stages.media.exact import ExactVideo
+from stages.media.keeper import FrameKeeper
+from stages.media.measures import Measures, Wanted
+from stages.media.progress import beat
+from stages.media.seek import SpannedVideo
+
+
+@dataclass(frozen=True)
+class ScanSettings:
+    """How a file is read and what is kept of it; see the settings of scan_videos.
+
+    `spans` are the pairs of seconds to read, None for all; `starts_at_seconds` is the file's time
+    0 in the video.
+    """
+
+    exact: bool
+    spans: Sequence[tuple[float | None, float | None]] | None
+    starts_at_seconds: float | None
+    keep_frames: bool
+    frame_short_side: int
+    frame_quality: int
+    frames_per_second: float
+    wanted: Wanted
+
+
+def scan_video(
+    path: Path, settings: ScanSettings
+) -> Generator[dict[str, Any], None, dict[str, Any]]:
+    """Gives the kept frames as columns of FRAME, then returns the columns of SCANS.
+
+    Raises RowFailed (`bad_media`) where the file can't be decoded, and wherever it breaks off.
+    """
+    # Small images are not worth a thread pool, and the decoder has the cores.
+    cv2.setNumThreads(1)
+    video = _opened(path, settings)
+    taken = Measures(settings.wanted)
+    numbers: list[int] = []
+    seconds: list[float] = []
+    positions: list[float] = []
+    size = (0, 0)
+    try:
+        with FrameKeeper(settings.frames_per_second, settings.frame_quality) as keeper:
+            for picture in video.pictures():
+                beat(video.decoded_frames)
+                begins = not numbers or picture.number != numbers[-1] + 1
+                if begins:
+                    taken.interrupt()
+                    assert video.facts is not None
+                    size = video.facts.frame_size(settings.frame_short_side)
+                score = taken.add(picture.small)
+                if settings.keep_frames:
+                    keeper.add(picture, size, score, begins)
+                    yield from keeper.ready()
+                numbers.append(picture.number)
+                seconds.append(picture.seconds)
+                positions.append(float(picture.position_microseconds))
+            yield from keeper.finish(size)
+    finally:
+        beat(video.decoded_frames)
+    return _columns(video, taken, numbers, seconds, positions)
+
+
+def _opened(path: Path, settings: ScanSettings) -> DecodedVideo:
+    if settings.spans is not None:
+        return SpannedVideo(path, settings.spans, settings.starts_at_seconds)
+    kind = ExactVideo if settings.exact else FastVideo
+    return kind(path, settings.starts_at_seconds)
+
+
+def _columns(
+    video: DecodedVideo,
+    taken: Measures,
+    numbers: list[int],
+    seconds: list[float],
+    positions: list[float],
+) -> dict[str, Any]:
+    facts = video.facts
+    assert facts is not None
+    statistics = dict(taken.statistics)
+    statistics[measures.POSITION] = positions
+    rate = facts.frame_rate
+    statistics[measures.FRAME_RATE] = [float(rate.numerator), float(rate.denominator)]
+    return {
+        "width": facts.width,
+        "height": facts.height,
+        "fps": float(rate),
+        "source_frames": video.source_frames,
+        "decoded_frames": video.decoded_frames,
+        "end_seconds": video.end_seconds,
+        "frame_numbers": numbers,
+        "seconds": seconds,
+        "statistics": list(statistics.items()),
+        "motion": taken.motion,
+        "sharpness": taken.sharpness,
+        "brightness": taken.brightness,
+    }

@@ -1,0 +1,142 @@
+"""What tests have helper processes do: all the harm that a decoder could do there."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from schemas.errors import ClipmillError, RowFailed, RowRejected
+from stages.media.progress import beat
+
+
+def whose(path: Path) -> int:
+    return os.getpid()
+
+
+def modules(path: Path) -> list[str]:
+    return sorted({name.partition(".")[0] for name in sys.modules} | set(sys.modules))
+
+
+def load(path: Path, module: str) -> None:
+    importlib.import_module(module)
+
+
+def echo(path: Path, *arguments: object) -> tuple[object, ...]:
+    return (path, *arguments)
+
+
+def segfault(path: Path) -> None:
+    ctypes.string_at(0)
+
+
+def segfault_once(path: Path, marker: Path) -> str:
+    """The first process that comes here dies."""
+    if not marker.exists():
+        marker.touch()
+        os.kill(os.getpid(), signal.SIGSEGV)
+    return "done"
+
+
+def parts_and_then_segfault_once(path: Path, marker: Path) -> Iterator[int]:
+    yield 1
+    yield 2
+    time.sleep(0.3)
+    beat(7)
+    segfault_once(path, marker)
+    yield 3
+    beat(11)
+
+
+def leave(path: Path, status: int) -> None:
+    os._exit(status)
+
+
+def complain_and_abort(path: Path) -> None:
+    os.write(2, b"[h264 @ 0x1] much noise\n" * 100_000 + b"Assertion x > 0 failed\n")
+    os.abort()
+
+
+def hang_with_the_interpreter_lock(path: Path, pid_file: Path | None = None) -> None:
+    """Like C code that never comes back: no thread of Python's runs meanwhile."""
+    if pid_file is not None:
+        pid_file.write_text(str(os.getpid()))
+    ctypes.PyDLL(None).sleep(1000)
+
+
+def stop_itself(path: Path, pid_file: Path | None = None) -> None:
+    if pid_file is not None:
+        pid_file.write_text(str(os.getpid()))
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def work_on(path: Path, seconds: float) -> str:
+    """Takes long, but comes forward."""
+    ends = time.monotonic() + seconds
+    while time.monotonic() < ends:
+        time.sleep(0.01)
+        beat()
+    return "done"
+
+
+def take_memory(path: Path, more_bytes: int) -> int:
+    return len(bytearray(more_bytes))
+
+
+def take_opencv_memory(path: Path, side: int) -> None:
+    import cv2
+    import numpy as np
+
+    cv2.copyMakeBorder(np.zeros((8, 8, 3), np.uint8), side, side, side, side, cv2.BORDER_CONSTANT)
+
+
+_held: list[bytearray] = []
+
+
+def hold_memory(path: Path, more_bytes: int) -> int:
+    """Leaves the process larger than it was."""
+    _held.append(bytearray(more_bytes))
+    return os.getpid()
+
+
+def print_rubbish(path: Path) -> str:
+    os.write(1, bytes(range(256)) * 4000)
+    print("hello")
+    return "done"
+
+
+def write_rubbish_to_every_file(path: Path) -> None:
+    """As a stray pointer might: the socket gets what is no message."""
+    for number in range(3, 64):
+        try:
+            os.write(number, b"\0\0\0\0\0\0\0\5hello")
+        except OSError:
+            continue
+    time.sleep(1000)
+
+
+def refuse(path: Path, how: str) -> None:
+    beat(3)
+    raise {
+        "failed": RowFailed("bad_media", "not good"),
+        "rejected": RowRejected("split_clips.boundaries", "no"),
+        "ends": ClipmillError("the disk is full"),
+        "other": KeyError("x"),
+        "unpicklable": _Unpicklable(1, 2),
+        "exit": SystemExit(3),
+    }[how]
+
+
+class _Unpicklable(Exception):
+    def __init__(self, one: int, two: int) -> None:
+        super().__init__(f"{one} and {two}")
+
+
+def many_parts(path: Path, count: int, size: int) -> Iterator[bytes]:
+    for _ in range(count):
+        yield os.urandom(16) * (size // 16)

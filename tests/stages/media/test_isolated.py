@@ -1,0 +1,278 @@
+"""What is read in a helper process may do it any harm: this process gets one failure, in time."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+
+from schemas.errors import ClipmillError, RowFailed, RowRejected
+from stages.media import isolated
+from stages.media.isolated import Limits, collect_isolated, run_isolated, stream_isolated
+from tests import isolated_functions as harm
+
+FILE = Path("film.mp4")
+LIMITS = Limits(20, 60, 1 << 30, settings_of="split_clips")
+
+
+@pytest.fixture(autouse=True)
+def _fresh():
+    """Each test begins and ends without helpers."""
+    isolated.end_helpers()
+    yield
+    isolated.end_helpers()
+    assert not helpers()
+
+
+def helpers(pid: int | None = None) -> list[psutil.Process]:
+    return [process for process in psutil.Process(pid).children()
+            if "stages.media.isolated_process" in process.cmdline()]
+
+
+def crash(function, *args, limits: Limits = LIMITS) -> str:
+    with pytest.raises(RowFailed) as caught:
+        run_isolated(function, FILE, *args, limits=limits)
+    assert caught.value.kind == "crash"
+    assert caught.value.message.startswith("film.mp4: ")
+    return caught.value.message
+
+
+def test_arguments_and_values_come_through():
+    arguments = ("é\n", b"\0" * 3_000_000, {"a": [1.5, None]})
+    assert run_isolated(harm.echo, FILE, *arguments, limits=LIMITS) == (FILE, *arguments)
+
+
+def test_one_helper_serves_many_calls():
+    first = run_isolated(harm.whose, FILE, limits=LIMITS)
+    assert first != os.getpid()
+    assert run_isolated(harm.whose, FILE, limits=LIMITS) == first
+
+
+def test_decoders_are_all_that_a_helper_imports(tmp_path):
+    from stages.media.probe import probe
+
+    with pytest.raises(RowFailed):
+        run_isolated(probe, tmp_path / "none.mp4", limits=LIMITS)
+    for name in ("scan", "seek", "cut", "sections"):
+        run_isolated(harm.load, FILE, f"stages.media.{name}", limits=LIMITS)
+    loaded = set(run_isolated(harm.modules, FILE, limits=LIMITS))
+    assert "av" in loaded
+    assert not loaded & {"torch", "ray", "duckdb", "transformers", "pydantic", "pyarrow",
+                         "stages.models", "stages.protocol", "pipeline", "jobs"}
+
+
+
+@pytest.mark.parametrize(("function", "args", "how"), [
+    (harm.segfault, (), "by signal 11 (SIGSEGV)"),
+    (harm.leave, (0,), "with exit status 0"),
+    (harm.leave, (7,), "with exit status 7"),
+    (harm.complain_and_abort, (), "by signal 6 (SIGABRT), saying 'Assertion x > 0 failed'"),
+])
+def test_a_helper_that_dies_is_a_crash_that_says_how(function, args, how):
+    message = crash(function, *args)
+    assert f"it ended twice, the last time {how};" in message
+    assert "ffprobe" in message
+
+
+def test_who_dies_once_is_asked_again_in_a_fresh_process(tmp_path):
+    marker = tmp_path / "died"
+    assert run_isolated(harm.segfault_once, FILE, marker, limits=LIMITS) == "done"
+    assert marker.exists()
+
+
+def test_parts_of_a_try_that_failed_are_not_given_and_its_frames_are_counted(tmp_path):
+    counted: list[int] = []
+    parts, value = collect_isolated(harm.parts_and_then_segfault_once, FILE, tmp_path / "died",
+                                    limits=replace(LIMITS, stall_seconds=1.0),
+                                    counted=counted.append)
+    assert (parts, value) == ([1, 2, 3], None)
+    assert counted == [7, 11]
+
+
+@pytest.mark.parametrize("function", [harm.hang_with_the_interpreter_lock, harm.stop_itself])
+def test_a_helper_that_hangs_is_killed_at_the_stall(function):
+    began = time.monotonic()
+    message = crash(function, limits=replace(LIMITS, stall_seconds=0.5))
+    assert time.monotonic() - began < 10
+    assert "nothing came forward for 0.5 s" in message
+    assert "split_clips.stall_seconds" in message
+    assert not helpers()
+
+
+def test_what_comes_forward_is_no_stall_but_has_a_time_limit():
+    short = replace(LIMITS, stall_seconds=0.5)
+    assert run_isolated(harm.work_on, FILE, 1.5, limits=short) == "done"
+    message = crash(harm.work_on, 60, limits=replace(short, time_limit_seconds=1.0))
+    assert "was not read in 1 s" in message
+    assert "split_clips.time_limit_seconds" in message
+
+
+@pytest.mark.parametrize(("function", "size"), [
+    (harm.take_memory, 3 << 30), (harm.take_opencv_memory, 16_000)])
+def test_memory_beyond_the_limit_is_a_crash_that_names_the_setting(function, size):
+    message = crash(function, size)
+    assert "takes more than 1,073,741,824 bytes of memory" in message
+    assert "split_clips.memory_limit_bytes" in message
+    assert run_isolated(harm.take_memory, FILE, 64 << 20, limits=LIMITS) == 64 << 20
+
+
+def test_what_an_earlier_file_left_in_memory_is_not_held_against_the_next():
+    """A helper that is not fresh and has no memory is not the last word."""
+    large = run_isolated(harm.hold_memory, FILE, 400 << 20, limits=LIMITS)
+    assert run_isolated(harm.whose, FILE, limits=LIMITS) == large
+    assert run_isolated(harm.take_memory, FILE, 800 << 20, limits=LIMITS) == 800 << 20
+    assert run_isolated(harm.whose, FILE, limits=LIMITS) != large
+
+
+def test_a_helper_that_stays_large_is_not_kept():
+    run_isolated(harm.hold_memory, FILE, 600 << 20, limits=LIMITS)
+    assert not helpers()
+
+
+def test_what_a_helper_prints_reaches_nobody(capfd):
+    assert run_isolated(harm.print_rubbish, FILE, limits=LIMITS) == "done"
+    assert capfd.readouterr() == ("", "")
+
+
+def test_rubbish_in_the_answers_is_a_death():
+    assert "with an answer that can't be read" in crash(harm.write_rubbish_to_every_file)
+
+
+@pytest.mark.parametrize(("how", "kind", "text"), [
+    ("failed", RowFailed, "not good"),
+    ("rejected", RowRejected, "split_clips.boundaries: no"),
+    ("ends", ClipmillError, "the disk is full"),
+    ("other", KeyError, "'x'"),
+    ("unpicklable", RuntimeError, "_Unpicklable: 1 and 2"),
+    ("exit", RuntimeError, "SystemExit: 3"),
+])
+def test_exceptions_come_through_and_the_helper_lives(how, kind, text):
+    counted: list[int] = []
+    pid = run_isolated(harm.whose, FILE, limits=LIMITS)
+    with pytest.raises(kind) as caught:
+        collect_isolated(harm.refuse, FILE, how, limits=LIMITS, counted=counted.append)
+    assert str(caught.value) == text
+    assert counted == [3]
+    assert run_isolated(harm.whose, FILE, limits=LIMITS) == pid
+
+
+def test_a_surprise_carries_the_helpers_traceback():
+    with pytest.raises(KeyError) as caught:
+        run_isolated(harm.refuse, FILE, "other", limits=LIMITS)
+    assert "in refuse" in caught.value.__notes__[0]
+
+
+def test_parts_are_held_by_nobody_on_their_way():
+    """The helper waits for who takes them: its memory does not grow with what it makes."""
+    stream = stream_isolated(harm.many_parts, FILE, lambda: (600, 1 << 20),
+                             limits=replace(LIMITS, memory_limit_bytes=300 << 20))
+    next(stream)
+    (helper,) = helpers()
+    time.sleep(0.3)
+    waiting = helper.memory_info().rss
+    assert sum(len(part) for part in stream) == 599 << 20
+    assert waiting < 200 << 20
+    assert len(helpers()) == 1
+
+
+def test_leaving_the_iteration_ends_the_helper():
+    stream = stream_isolated(harm.many_parts, FILE, lambda: (600, 1 << 20), limits=LIMITS)
+    next(stream)
+    stream.close()
+    assert not helpers()
+
+
+def test_threads_have_a_helper_each_and_few_are_kept():
+    together = threading.Barrier(8)
+
+    def one(_: int) -> int:
+        together.wait()
+        return run_isolated(harm.echo, FILE, "x" * 100, limits=LIMITS)[1].count("x")
+
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(one, range(8))) == [100] * 8
+    assert 1 <= len(helpers()) <= 4
+
+
+def test_no_file_stays_open():
+    run_isolated(harm.whose, FILE, limits=LIMITS)
+    isolated.end_helpers()
+    before = psutil.Process().num_fds()
+    for _ in range(3):
+        crash(harm.leave, 1)
+    isolated.end_helpers()
+    assert psutil.Process().num_fds() == before
+
+
+def test_an_idle_helper_that_was_killed_is_no_fault_of_the_next_file():
+    pid = run_isolated(harm.whose, FILE, limits=LIMITS)
+    os.kill(pid, signal.SIGKILL)
+    assert run_isolated(harm.whose, FILE, limits=LIMITS) != pid
+
+
+def test_a_machine_that_can_start_no_helper_ends_the_command(monkeypatch):
+    monkeypatch.setattr(sys, "executable", "/nonexistent/python")
+    with pytest.raises(ClipmillError, match="can't be started: No such file"):
+        run_isolated(harm.whose, FILE, limits=LIMITS)
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    with pytest.raises(ClipmillError, match="does not start: it ended with exit status 1"):
+        run_isolated(harm.whose, FILE, limits=LIMITS)
+
+
+def test_a_forked_process_has_helpers_of_its_own():
+    pid = run_isolated(harm.whose, FILE, limits=LIMITS)
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        other = run_isolated(harm.whose, FILE, limits=LIMITS)
+        os.write(writer, str(other).encode())
+        isolated.end_helpers()
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert int(os.read(reader, 100)) != pid
+    assert run_isolated(harm.whose, FILE, limits=LIMITS) == pid
+    os.close(reader), os.close(writer)
+
+
+_PARENT = """
+import sys
+from pathlib import Path
+from stages.media.isolated import Limits, run_isolated
+from tests import isolated_functions as harm
+run_isolated(getattr(harm, sys.argv[1]), Path("film.mp4"), Path(sys.argv[2]), limits=Limits())
+"""
+
+
+@pytest.mark.parametrize("function", ["hang_with_the_interpreter_lock", "stop_itself"])
+@pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGINT], ids=["kill", "interrupt"])
+def test_a_helper_ends_with_who_started_it_even_while_it_hangs(function, ending, tmp_path):
+    told = tmp_path / "pid"
+    parent = subprocess.Popen([sys.executable, "-c", _PARENT, function, str(told)],
+                              stderr=subprocess.DEVNULL)
+    _wait_for(lambda: told.exists() and told.read_text())
+    helper = psutil.Process(int(told.read_text()))
+    parent.send_signal(ending)
+    parent.wait(5)
+    _wait_for(lambda: not helper.is_running() or helper.status() == psutil.STATUS_ZOMBIE, 2)
+
+
+def _wait_for(condition, seconds: float = 20) -> None:
+    ends = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < ends
+        time.sleep(0.02)
+
+
+def test_a_helper_leaves_no_core_file_and_is_the_first_to_go_without_memory():
+    pid = run_isolated(harm.whose, FILE, limits=LIMITS)
+    assert psutil.Process(pid).rlimit(psutil.RLIMIT_CORE)[0] == 0
+    assert Path(f"/proc/{pid}/oom_score_adj").read_text() == "1000\n"
