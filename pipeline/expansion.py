@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import itertools
 import json
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from pipeline.platforms import identify
 from pipeline.shards import write_json
 from pipeline.source_spec import SourceSpec
+from schemas.errors import RowFailed
 
+if TYPE_CHECKING:
+    from stages.download_videos import DownloadVideos
+    from stages.media.hosts import Hosts
+
+# What a site without end is stopped at: no list that is known is longer.
+MAX_ENTRIES = 200_000
 # A channel lists its tabs, and a tab its videos.
 _MAX_DEPTH = 3
 
@@ -28,13 +37,28 @@ class Entry:
 
 
 class Expander:
-    """Asks yt-dlp for lists; what was answered once is read from `folder` the next time."""
+    """Asks yt-dlp for lists; what was answered once is kept with the dataset's sources.
 
-    def __init__(self, folder: Path) -> None:
-        from stages.media.hosts import Hosts
+    The bounds on time and speed, the private addresses and the turns at hosts are those of
+    `downloads`, which stands for its own defaults where it is None.
+    """
 
-        self._folder = folder
-        self._hosts = Hosts()
+    def __init__(self, dataset: Path, downloads: DownloadVideos | None = None) -> None:
+        self._dataset = dataset
+        self._folder = dataset / "sources" / ".lists"
+        self._downloads = downloads
+
+    @functools.cached_property
+    def _settings(self) -> DownloadVideos:
+        from stages.download_videos import DownloadVideos
+
+        return self._downloads or DownloadVideos()
+
+    @functools.cached_property
+    def _hosts(self) -> Hosts:
+        from stages.media.guards import hosts_of
+
+        return hosts_of(self._settings, self._dataset)
 
     def expand(self, url: str, spec: SourceSpec, results: int | None) -> list[Entry]:
         """The videos of a list in its order, or the one video that the URL is.
@@ -45,7 +69,11 @@ class Expander:
         path = self._folder / (hashlib.sha256(asked.encode()).hexdigest()[:20] + ".json")
         if path.is_file() and not spec.refresh:
             return [Entry(**entry) for entry in json.loads(path.read_text("utf-8"))["entries"]]
-        entries = list(self._walk(url, spec, results, 1))[:results]
+        entries = list(itertools.islice(self._walk(url, spec, results, 1),
+                                        results or MAX_ENTRIES + 1))
+        if results is None and len(entries) > MAX_ENTRIES:
+            raise RowFailed("permanent", f"more than {MAX_ENTRIES:,} entries; say with `results` "
+                            "how many to take")
         write_json(path, {"url": url, "results": results,
                           "entries": [{"url": e.url, "title": e.title} for e in entries]})
         return entries
@@ -53,15 +81,20 @@ class Expander:
     def _walk(
         self, url: str, spec: SourceSpec, results: int | None, depth: int
     ) -> Iterator[Entry]:
+        from stages.media.guards import limits_of
         from stages.media.http import Patience, patiently
         from stages.media.ytdlp import base_options, expand_list
 
+        settings = self._settings
         with tempfile.TemporaryDirectory() as scratch:
-            options = base_options(Path(scratch)) | spec.yt_dlp
+            options = base_options(
+                Path(scratch), timeout_seconds=settings.timeout_seconds) | spec.yt_dlp
             found: list[dict[str, Any]] = patiently(
-                lambda: expand_list(url, options, results, self._hosts),
+                lambda: expand_list(url, options, results or MAX_ENTRIES + 1, self._hosts),
                 host=urlsplit(url).hostname or url, hosts=self._hosts,
-                patience=Patience(retries=spec.retries),
+                patience=Patience(spec.retries, settings.backoff_seconds,
+                                  settings.max_backoff_seconds),
+                limits=limits_of(settings, spec.yt_dlp.get("proxy")),
             )
         if len(found) == 1 and found[0].get("webpage_url") == url:
             yield Entry(url, found[0].get("title"))  # it was one video and no list

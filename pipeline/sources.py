@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -36,6 +36,9 @@ from schemas.step_tables import REMOVED_RULE
 from schemas.tables import SOURCES
 from stages.media.suffixes import MEDIA_SUFFIXES
 from stages.models.references import DataFile
+
+if TYPE_CHECKING:
+    from stages.download_videos import DownloadVideos
 
 __all__ = ["IngestReport", "SourceSpec", "ingest", "list_source_shards", "source_from_argument"]
 
@@ -83,17 +86,19 @@ def ingest(
     exclude_ids: DataFile | Path | str | None = None,
     limit: int | None = None,
     base_folder: Path | None = None,
+    downloads: DownloadVideos | None = None,
 ) -> IngestReport:
     """Adds to the dataset the sources that it does not have yet.
 
     Relative paths of `sources` are read from `base_folder`, those inside a list from the list's
-    folder. `limit` bounds how many of the listed sources are taken, known ones included.
+    folder. `limit` bounds how many of the listed sources are taken, known ones included. What
+    lists videos elsewhere is asked with the care that `downloads` is set to.
     Raises UsageError where an input can't be read or gives nothing.
     """
     folder = dataset / "sources"
     listing = _Listing(_known_keys(folder), excluded_ids(exclude_ids), limit,
                        {**removed_sources(dataset), **removed_videos(dataset)})
-    reader = Reader(base_folder or Path.cwd(), Expander(folder / ".lists"),
+    reader = Reader(base_folder or Path.cwd(), Expander(dataset, downloads),
                     lambda key: listing.known.get(key) == "failed", lambda: listing.full)
     for spec in sources:
         before = listing.rows

@@ -10,7 +10,7 @@ import contextlib
 import ssl
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -111,8 +111,12 @@ def _watched(attempt: Callable[[], Result], watch: Watch) -> Result:
 def take_turn(hosts: Hosts, url: str) -> None:
     """Waits until the host of `url` may be asked."""
     if host := urlsplit(url).hostname:
-        with _own_wait():
-            hosts.wait(host)
+        wait_for_turn(hosts, host)
+
+
+def wait_for_turn(hosts: Hosts, host: str) -> None:
+    with _own_wait():
+        hosts.wait(host)
 
 
 def _own_wait() -> contextlib.AbstractContextManager[None]:
@@ -203,7 +207,9 @@ def fetch(
         with Partial(path, url) as partial:
             transfer = _Transfer(client, url, partial, rate_limit_bytes_per_second,
                                  page_is_bad_media, limits.max_bytes)
-            patiently(transfer.attempt, host=host, hosts=hosts, patience=patience, limits=limits,
+            # How large the file gets is seen here, to the byte, before the watch could.
+            patiently(transfer.attempt, host=host, hosts=hosts, patience=patience,
+                      limits=replace(limits, max_bytes=None),
                       measure=lambda: Progress(partial.received, partial.received))
             partial.finish()
         return Fetched(path, partial.digest.hexdigest(), partial.received, partial.content_type)

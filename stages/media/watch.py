@@ -2,14 +2,15 @@
 
 A timeout of a library bounds one silence, so a server that sends a byte now and then holds a
 connection for ever. Here whatever the attempt's threads connect or start is known, and cut off
-when a bound is passed. For that `socket.socket.connect`, `subprocess.Popen` and `Thread.start`
-ask, once this module was used, whether the calling thread is watched; for all others they are what
-they were.
+when a bound is passed. For that `socket.socket.connect`, `subprocess.Popen`, `Thread.start`
+and `HTTPConnection.putrequest` ask, once this module was used, whether the calling thread is
+watched; for all others they are what they were.
 """
 
 from __future__ import annotations
 
 import contextlib
+import http.client
 import os
 import re
 import socket
@@ -21,8 +22,10 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlsplit
 
 from schemas.errors import RowFailed
+from stages.media import children
 from stages.media.addresses import PrivateAddress, check_address
 from stages.media.hosts import PassingProblem
 
@@ -60,6 +63,15 @@ def current() -> Watch | None:
     return getattr(_current, "watch", None)
 
 
+@contextlib.contextmanager
+def _unwatched() -> Iterator[None]:
+    watch, _current.watch = current(), None
+    try:
+        yield
+    finally:
+        _current.watch = watch
+
+
 class Watch:
     """One attempt; `spent_seconds` were used by those before it.
 
@@ -76,11 +88,14 @@ class Watch:
         self._lock = threading.Lock()
         self._sockets: list[tuple[int, int]] = []
         self._children: weakref.WeakSet[subprocess.Popen] = weakref.WeakSet()
+        self._numbers: set[int] = set()
         self._problem: PassingProblem | RowFailed | None = None
         self._refused: str | None = None
         self._waiting = 0
         self._waited_seconds = 0.0
         self._asked_at = self._began_at = time.monotonic()
+        self.asking: Callable[[str], None] = lambda host: None
+        """Called for each request that Python's own HTTP client is about to make, by its host."""
         self.is_receiving: Callable[[], bool] = lambda: True
         """Whether it is for the network that the attempt waits; asked before it is called slow."""
 
@@ -95,6 +110,12 @@ class Watch:
     def __exit__(self, *_: object) -> None:
         _current.watch = self._outer
         self._done.set()
+        for child in list(self._children):
+            if child.poll() is None:
+                child.kill()
+                child.wait()
+        for number in self._numbers:
+            children.drop(number)
 
     @property
     def refuses_addresses(self) -> bool:
@@ -147,14 +168,22 @@ class Watch:
 
     def starting(self, arguments: Any) -> None:
         """Raises RowFailed where a program is to fetch by itself what it must not."""
-        words = arguments.split() if isinstance(arguments, str) else list(arguments)
-        if self.refuses_addresses and any(_URL.match(str(word)) for word in words):
+        words = arguments.split() if isinstance(arguments, str) else list(map(str, arguments))
+        addresses = [word for word in words if _URL.match(word)]
+        if self.refuses_addresses and addresses:
             raise RowFailed("permanent", f"{words[0]} would connect by itself and can't be kept "
                             "from private addresses; download_videos.private_addresses=allow "
                             "lets it")
+        for host in dict.fromkeys(urlsplit(address).hostname for address in addresses):
+            if host:
+                self.asking(host)
 
     def started(self, child: subprocess.Popen) -> None:
         self._children.add(child)
+        self._numbers.add(child.pid)
+        children.add(child.pid)
+        if self._problem is not None:
+            child.kill()
 
     def _look(self) -> None:
         """The thread that looks after the bounds."""
@@ -230,6 +259,14 @@ def _shut(descriptor: int, inode: int) -> None:
             twin.shutdown(socket.SHUT_RDWR)
 
 
+def _asked_host(connection: http.client.HTTPConnection, target: str) -> str:
+    """Through a proxy it is the request's target, or the tunnel, that names the host."""
+    named = None
+    with contextlib.suppress(ValueError):
+        named = urlsplit(target).hostname if _URL.match(target) else None
+    return named or connection._tunnel_host or connection.host
+
+
 _install_lock = threading.Lock()
 _installed = False
 
@@ -242,6 +279,7 @@ def _install() -> None:
         _installed = True
         connect, connect_ex = socket.socket.connect, socket.socket.connect_ex
         popen, start = subprocess.Popen.__init__, threading.Thread.start
+        put_request = http.client.HTTPConnection.putrequest
 
         def watched_connect(self: socket.socket, address: Any) -> None:
             watch = current()
@@ -257,7 +295,16 @@ def _install() -> None:
                 watch.starting(kwargs.get("args", args[0] if args else ()))
             popen(self, *args, **kwargs)
             if watch is not None:
-                watch.started(self)
+                with _unwatched():
+                    watch.started(self)
+
+        def watched_put_request(
+            self: http.client.HTTPConnection, method: str, url: str, *args: Any, **kwargs: Any
+        ) -> None:
+            watch = current()
+            if watch is not None:
+                watch.asking(_asked_host(self, url))
+            put_request(self, method, url, *args, **kwargs)
 
         def watched_start(self: threading.Thread) -> None:
             watch, run = current(), self.run
@@ -271,3 +318,4 @@ def _install() -> None:
 
         socket.socket.connect, socket.socket.connect_ex = watched_connect, watched_connect_ex
         subprocess.Popen.__init__, threading.Thread.start = watched_popen, watched_start
+        http.client.HTTPConnection.putrequest = watched_put_request

@@ -406,7 +406,7 @@ def subtitle_options(languages: list[str], user: bool, automatic: bool) -> dict[
 
 
 def expand_list(
-    url: str, options: Mapping[str, Any], results: int | None, hosts: Hosts
+    url: str, options: Mapping[str, Any], results: int, hosts: Hosts
 ) -> list[dict[str, Any]]:
     """The entries of a playlist, channel or search, or the one video that `url` is.
 
@@ -416,9 +416,7 @@ def expand_list(
 
     log = _Log()
     asked = {**options, "logger": log, "extract_flat": "in_playlist", "skip_download": True,
-             "noplaylist": False}
-    if results is not None:
-        asked["playlistend"] = results
+             "noplaylist": False, "playlistend": results}
     try:
         with polite_yt_dlp(hosts)(asked) as downloader:
             info = downloader.sanitize_info(downloader.extract_info(url, download=False))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import threading
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -10,44 +11,89 @@ from urllib.parse import urlsplit
 
 from schemas.errors import RowFailed
 from stages.media.hosts import Hosts
-from stages.media.http import is_answer, take_turn
+from stages.media.http import is_answer, take_turn, wait_for_turn
 from stages.media.watch import current
 
 # The longest page, description or manifest that is read: all of it is in memory.
 _MAX_PAGE_BYTES = 64 << 20
+MAX_SUBTITLE_BYTES = 16 << 20
+_NETWORK_SCHEMES = ("http", "https", "ftp", "ftps", "rtmp", "rtmps", "rtsp", "mms", "ws", "wss")
+# yt-dlp's ways to make requests whose connections Python makes.
+_SEEN = ("Urllib", "Requests", "Websockets")
+# What makes it leave a part to ffmpeg.
+_OF_A_PART = ("section_start", "section_end")
 # yt-dlp's downloaders that make their connections in this process.
 _OWN = ("HttpFD", "HlsFD", "DashSegmentsFD", "IsmFD", "F4mFD", "MhtmlFD", "BunnyCdnFD", "SoopVodFD")
 
 
 def polite_yt_dlp(hosts: Hosts) -> type:
-    """yt-dlp's class, with requests that take turns, and answers that don't fill the memory.
-
-    A redirect that it follows takes no turn of its own.
-    """
+    """yt-dlp's class, with requests that take turns, and answers that don't fill the memory."""
     import yt_dlp
 
     class Polite(yt_dlp.YoutubeDL):
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             self._asking = 0
             self._answers: weakref.WeakSet = weakref.WeakSet()
+            self._turn = threading.local()
+            self._subtitle_bytes: int | None = None
             super().__init__(*args, **kwargs)
+
+        def build_request_director(self, handlers: Any, preferences: Any = None) -> Any:
+            watch = current()
+            if watch is not None and watch.refuses_addresses:
+                # Others make connections that can't be seen from Python.
+                handlers = [one for one in handlers if one.RH_KEY in _SEEN]
+            return super().build_request_director(handlers, preferences)
 
         def urlopen(self, request: Any) -> Any:
             url = request if isinstance(request, str) else getattr(request, "url", "")
             watch = current()
             if watch is not None:
-                watch.is_receiving = self._is_receiving
+                watch.is_receiving, watch.asking = self._is_receiving, self._ask
             take_turn(hosts, url)
+            self._turn.is_taken = True
             self._asking += 1
             try:
                 answer = super().urlopen(request)
             finally:
                 self._asking -= 1
+                self._turn.is_taken = False
             self._answers.add(answer)
             if is_answer(answer.status):
-                hosts.answered(urlsplit(url).hostname or "")
-            answer.read = functools.partial(_read_bounded, answer.read)
+                hosts.answered(urlsplit(answer.url or url).hostname or "")
+            answer.read = functools.partial(self._read, answer.read)
             return answer
+
+        def dl(self, name: Any, info: Any, subtitle: bool = False, test: bool = False) -> Any:
+            self._subtitle_bytes = 0 if subtitle else None
+            try:
+                return super().dl(name, info, subtitle, test)
+            finally:
+                self._subtitle_bytes = None
+
+        def _ask(self, host: str) -> None:
+            """A turn for a request that nobody took one for: it follows a redirect, say."""
+            from yt_dlp.networking.exceptions import TransportError
+
+            if getattr(self._turn, "is_taken", False):
+                self._turn.is_taken = False
+                return
+            if before := hosts.last_asked(""):
+                hosts.answered(before)
+            try:
+                wait_for_turn(hosts, host)
+            except RowFailed as problem:
+                # Anything else makes yt-dlp try the same with another library.
+                raise TransportError(cause=problem) from problem
+
+        def _read(self, read: Callable[..., bytes], amount: int | None = None) -> bytes:
+            piece = _read_bounded(read, amount)
+            if self._subtitle_bytes is not None:
+                self._subtitle_bytes += len(piece)
+                if self._subtitle_bytes > MAX_SUBTITLE_BYTES:
+                    # To yt-dlp this is one of the errors that cost the subtitles only.
+                    raise OSError(f"subtitles of more than {MAX_SUBTITLE_BYTES >> 20} MB")
+            return piece
 
         def _is_receiving(self) -> bool:
             return self._asking > 0 or any(not answer.closed for answer in list(self._answers))
@@ -68,15 +114,21 @@ def _read_bounded(read: Callable[..., bytes], amount: int | None = None) -> byte
 
 
 def only_by_program(info: dict[str, Any], downloader: Any) -> RowFailed | None:
-    """Where private addresses are refused: what only a program that connects by itself can get."""
+    """What is against a download that a program makes, which connects by itself."""
     from yt_dlp.downloader import get_suitable_downloader
 
     watch = current()
-    if watch is None or not watch.refuses_addresses:
-        return None
     for one in info.get("requested_formats") or [info]:
-        fetcher = get_suitable_downloader(dict(one), downloader.params)
-        if fetcher is None or fetcher.__name__ not in _OWN:
+        fetcher = get_suitable_downloader(
+            {**one, **{name: info[name] for name in _OF_A_PART if name in info}}, downloader.params)
+        if fetcher is not None and fetcher.__name__ in _OWN:
+            continue
+        scheme = str(one.get("url")).partition(":")[0].lower()
+        if scheme not in _NETWORK_SCHEMES:
+            # ffmpeg would open a file of this machine, or another of its inputs.
+            return RowFailed("permanent", f"the site names what is no address on the network: "
+                             f"{str(one.get('url'))[:200]}")
+        if watch is not None and watch.refuses_addresses:
             return RowFailed(
                 "permanent", f"fetched over {one.get('protocol')} by a program, which can't be "
                 "kept from private addresses; download_videos.private_addresses=allow lets it")

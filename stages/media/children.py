@@ -1,0 +1,99 @@
+"""Programs that end with this process, however it ends: also by SIGKILL or for lack of memory.
+
+A small process beside this one reads from a pipe which of them run. The pipe ends when this
+process does, and then what still runs is killed. A process that got a dead one's number is told
+from it by the time of its start.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import threading
+
+_KEEPER = """
+import os, signal, subprocess, sys
+
+def began(number):
+    try:
+        with open(f"/proc/{number}/stat") as file:
+            return file.read().rpartition(")")[2].split()[19]
+    except OSError:
+        if os.path.isdir("/proc/self"):
+            return None
+    command = ["ps", "-o", "lstart=", "-p", str(number)]
+    return subprocess.run(command, capture_output=True, text=True).stdout.strip() or None
+
+running = {}
+for line in sys.stdin:
+    number = int(line[1:])
+    if line[0] == "+":
+        running[number] = began(number)
+    else:
+        running.pop(number, None)
+for number, at in running.items():
+    if at is not None and began(number) == at:
+        try:
+            os.kill(number, signal.SIGKILL)
+        except OSError:
+            pass
+"""
+
+_lock = threading.Lock()
+_running: set[int] = set()
+_keeper: subprocess.Popen | None = None
+
+
+def add(number: int) -> None:
+    """From now on process `number`, a child of this one, is killed when this one is gone."""
+    with _lock:
+        _running.add(number)
+        _say(f"+{number}")
+
+
+def drop(number: int) -> None:
+    """Process `number` has ended."""
+    with _lock:
+        if number in _running:
+            _running.remove(number)
+            _say(f"-{number}")
+
+
+def _say(line: str) -> None:
+    global _keeper
+    try:
+        if _keeper is not None:
+            _write(_keeper, line)
+            return
+    except OSError:
+        pass  # it was killed: another one takes over
+    if _running:
+        _keeper = subprocess.Popen(
+            [sys.executable, "-I", "-S", "-c", _KEEPER], stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            start_new_session=True,  # a Ctrl-C is for this process to act upon
+        )
+        for number in _running:
+            _write(_keeper, f"+{number}")
+
+
+def _write(keeper: subprocess.Popen, line: str) -> None:
+    assert keeper.stdin is not None
+    os.write(keeper.stdin.fileno(), f"{line}\n".encode())
+
+
+def _forget() -> None:
+    """In a forked process: its copy of the pipe would keep it from ending."""
+    global _keeper, _lock
+    _lock = threading.Lock()
+    if _keeper is not None and _keeper.stdin is not None:
+        with contextlib.suppress(OSError):
+            os.close(_keeper.stdin.fileno())
+        _keeper.returncode = 0  # not this process's child
+    _keeper = None
+    _running.clear()
+
+
+os.register_at_fork(after_in_child=_forget)

@@ -1,0 +1,397 @@
+"""The same care where others ask the network for us: yt-dlp's redirects, lists, ffmpeg."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pyarrow as pa
+import pytest
+
+from pipeline import expansion
+from pipeline.source_spec import SourceSpec
+from pipeline.sources import ingest
+from schemas.ids import source_key
+from schemas.tables import SOURCES
+from stages.media import ytdlp_requests
+from stages.protocol import Workspace
+from tests.download_helpers import make_video, outcome, stage
+from tests.http_server import Endless, File, Hang, Redirect, Trickle, serve
+
+VIDEO = make_video()
+HASTY = {"min_bytes_per_second": 5_000, "min_speed_seconds": 0.4, "timeout_seconds": 5}
+
+
+@pytest.fixture
+def site():
+    with serve() as server:
+        yield server
+
+
+@pytest.fixture
+def inside():
+    """A server at another address of loopback, which nobody is to ask."""
+    with serve("127.0.0.2") as server:
+        server.file("/secret.mp4", VIDEO)
+        yield server
+
+
+def download(dataset: Path, *rows: dict, **settings) -> list[dict]:
+    table = pa.Table.from_pylist(
+        [{"source_key": source_key(row["url"]), **row} for row in rows], SOURCES)
+    with stage(**settings).open(Workspace(dataset, dataset / "scratch")) as transform:
+        return transform(table).to_pylist()
+
+
+def page(video: str) -> str:
+    return f"<!DOCTYPE html><title>A film</title><video src='{video}'></video>"
+
+
+# yt-dlp's redirects
+
+
+@pytest.fixture(params=["requests", "urllib"])
+def library(request, monkeypatch):
+    """What yt-dlp makes its requests with."""
+    from yt_dlp.YoutubeDL import YoutubeDL
+
+    build = YoutubeDL.build_request_director
+    monkeypatch.setattr(
+        YoutubeDL, "build_request_director",
+        lambda self, handlers, preferences=None: build(
+            self, [one for one in handlers if one.RH_KEY.lower() == request.param], preferences))
+    return request.param
+
+
+def test_each_redirect_of_yt_dlp_takes_its_turn(tmp_path, site, library):
+    site.page("/page", page("/one"))
+    for here, there in (("/start", "/page"), ("/one", "/two"), ("/two", "/v.mp4")):
+        site.script(here, Redirect(there))
+    site.file("/v.mp4", VIDEO)
+    # Not `.mp4` at the end, and no plain file: this is for yt-dlp.
+    [row] = download(tmp_path, {"url": site.url("/start"), "extractor": "home"},
+                     sleep_seconds=0.4)
+    assert outcome(row) == "kept", row
+    assert {"/start", "/page", "/one", "/two", "/v.mp4"} <= {one.path for one in site.log}
+    gaps = np.diff([request.at_seconds for request in site.log])
+    # A request may reach the server late, and so nearer to the next one.
+    assert min(gaps) > 0.1
+    assert np.mean(gaps) > 0.3
+
+
+def test_a_redirect_to_a_host_that_is_left_alone_waits_or_says_so(tmp_path, site, library):
+    with serve("127.0.0.3") as broken:
+        dead = [{"url": broken.status(f"/{number}.mp4", 500)} for number in range(2)]
+        rows = download(tmp_path, *dead, host_problems=2, retries=0, host_pause_seconds=30)
+        assert [outcome(row) for row in rows] == ["transient"] * 2
+        asked = len(broken.log)
+        site.script("/start", Redirect(broken.url("/page")))
+        [row] = download(tmp_path, {"url": site.url("/start"), "extractor": "home"},
+                         host_problems=2, host_pause_seconds=30, max_backoff_seconds=0.5)
+        assert len(broken.log) == asked
+    assert outcome(row) == "transient", row
+    assert "127.0.0.3 is left alone until" in row["error"]["message"]
+
+
+def test_a_host_that_only_redirects_is_not_blamed_for_where_it_leads(tmp_path, site, library):
+    with serve("127.0.0.3") as broken:
+        broken.status("/page", 500)
+        site.script("/start", Redirect(broken.url("/page")))
+        url = site.url("/start")
+        [row] = download(tmp_path, {"url": url, "extractor": "home"}, host_problems=2, retries=1,
+                         host_pause_seconds=30, max_backoff_seconds=0.2)
+        assert outcome(row) == "transient", row
+        [row] = download(tmp_path, {"url": site.file("/v.mp4", VIDEO)}, host_problems=2,
+                         host_pause_seconds=30, max_backoff_seconds=0.2)
+    assert outcome(row) == "kept", row
+
+
+def test_libraries_whose_connections_cannot_be_seen_are_left_out(tmp_path, site, inside):
+    """One that yt-dlp would like best must not be asked where addresses are refused."""
+    from yt_dlp.networking.common import (
+        _REQUEST_HANDLERS,
+        _RH_PREFERENCES,
+        RequestHandler,
+        register_preference,
+        register_rh,
+    )
+
+    asked = []
+
+    @register_rh
+    class UnseenRH(RequestHandler):
+        _SUPPORTED_URL_SCHEMES = ("http",)
+
+        def _send(self, request):
+            asked.append(request.url)
+            raise OSError("it connected by itself")
+
+    try:
+        preference = register_preference(UnseenRH)(lambda handler, request: 10_000)
+        for refuse in ("allow", "refuse"):
+            download(tmp_path / refuse, {"url": inside.url("/page"), "extractor": "home"},
+                     private_addresses=refuse, retries=0)
+            assert bool(asked) == (refuse == "allow")
+            asked.clear()
+    finally:
+        _REQUEST_HANDLERS.pop("Unseen")
+        _RH_PREFERENCES.discard(preference)
+
+
+# Playlists, channels and searches
+
+
+def take(dataset: Path, url: str, *, settings: dict | None = None, **spec) -> list[dict]:
+    import pyarrow.parquet as pq
+
+    ingest(dataset, [SourceSpec(url=url, retries=0, **spec)], shard_videos=1000,
+           downloads=stage(**(settings or {})))
+    return pq.read_table(dataset / "sources").to_pylist()
+
+
+def feed(*links: str) -> bytes:
+    items = "".join(f"<item><title>x</title><link>{link}</link></item>" for link in links)
+    return f'<?xml version="1.0"?><rss version="2.0"><channel>{items}</channel></rss>'.encode()
+
+
+def test_a_list_is_not_fetched_from_a_private_address(tmp_path, site, inside):
+    inside.script("/feed", File(feed(site.url("/a.html")), "application/rss+xml"))
+    site.script("/feed", Redirect(inside.url("/feed")))
+    for number, (url, asked) in enumerate(((inside.url("/feed"), "127.0.0.2"),
+                                           (site.url("/feed"), "127.0.0.1"))):
+        [row] = take(tmp_path / f"{number}", url, settings={"private_addresses": "refuse"})
+        assert outcome(row) == "permanent", row
+        assert f"{asked} is a private address" in row["error"]["message"]
+    assert inside.log == []
+    assert outcome(take(tmp_path / "allowed", site.url("/feed"))[0]) == "kept"
+    assert inside.log != []
+
+
+@pytest.mark.parametrize("behaviour", [
+    Trickle(File(feed("http://a.test/") * 50, "application/rss+xml")), Hang()])
+def test_a_list_that_comes_too_slowly_is_transient(tmp_path, site, behaviour):
+    began = time.monotonic()
+    [row] = take(tmp_path, site.script("/feed", behaviour), settings=HASTY)
+    assert outcome(row) == "transient", row
+    assert time.monotonic() - began < 4
+
+
+def test_a_list_has_a_time_in_all(tmp_path, site):
+    site.script("/slow", Trickle(File(feed("http://a.test/"), "application/rss+xml"),
+                                 pause_seconds=0.2))
+    began = time.monotonic()
+    [row] = take(tmp_path, site.url("/slow"), settings={
+        "max_download_seconds": 0.5, "min_speed_seconds": 1, "min_bytes_per_second": None})
+    assert outcome(row) == "transient", row
+    assert "max_download_seconds" in row["error"]["message"]
+    assert time.monotonic() - began < 4
+
+
+def test_a_list_without_end_is_bounded(tmp_path, site, monkeypatch):
+    [row] = take(tmp_path / "bytes", site.script("/feed", Endless(
+        "application/rss+xml", b'<?xml version="1.0"?><rss><channel>')))
+    assert outcome(row) == "permanent", row
+    monkeypatch.setattr(expansion, "MAX_ENTRIES", 3)
+    links = [f"http://a.test/{number}" for number in range(5)]
+    url = site.script("/long", File(feed(*links), "application/rss+xml"))
+    [row] = take(tmp_path / "entries", url)
+    assert outcome(row) == "permanent", row
+    assert "`results`" in row["error"]["message"]
+    assert len(take(tmp_path / "some", url, results=5)) == 5
+
+
+def test_lists_and_downloads_take_turns_at_a_host_together(tmp_path, site):
+    site.script("/feed", File(feed(site.url("/a.html"), site.url("/b.html")),
+                              "application/rss+xml"))
+    settings = {"sleep_seconds": 0.6}
+    take(tmp_path, site.url("/feed"), settings=settings)
+    download(tmp_path, {"url": site.file("/v.mp4", VIDEO)}, **settings)
+    gaps = np.diff([request.at_seconds for request in site.log])
+    assert len(gaps) >= 1
+    assert min(gaps) > 0.2
+
+
+# ffmpeg, which yt-dlp starts for parts
+
+
+@pytest.fixture
+def platform(monkeypatch, site):
+    from yt_dlp.extractor.common import InfoExtractor
+    from yt_dlp.YoutubeDL import YoutubeDL
+
+    class HomeIE(InfoExtractor):
+        _VALID_URL = r"https?://127\.0\.0\.1:\d+/home/(?P<id>\w+)"
+        video = site.url("/v.mp4")
+        info: dict = {}
+
+        def _real_extract(self, url):
+            return {"id": self._match_id(url), "title": "A film", "duration": 60.0,
+                    "formats": [{"format_id": "0", "url": self.video, "ext": "mp4"}], **self.info}
+
+    add_all = YoutubeDL.add_default_info_extractors
+
+    def add(self):
+        self.add_info_extractor(HomeIE())
+        add_all(self)
+
+    monkeypatch.setattr(YoutubeDL, "add_default_info_extractors", add)
+    return HomeIE
+
+
+@dataclass(frozen=True)
+class Mark:
+    """Answers as `then` does, and says that it was asked."""
+
+    then: object
+    asked: threading.Event = field(default_factory=threading.Event)
+
+    def answer(self, handler) -> None:
+        self.asked.set()
+        self.then.answer(handler)
+
+
+def fetchers(url: str) -> list[psutil.Process]:
+    """Processes that were told this address, wherever they stand."""
+    found = []
+    for process in psutil.process_iter(["cmdline", "status"]):
+        if process.info["status"] != psutil.STATUS_ZOMBIE and url in (
+                process.info["cmdline"] or ()):
+            found.append(process)
+    return found
+
+
+def gone(url: str, seconds: float = 10.0) -> bool:
+    until = time.monotonic() + seconds
+    while fetchers(url):
+        if time.monotonic() > until:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+PART = {"spans": [{"start_seconds": 5.0, "end_seconds": 8.0}], "extractor": "home"}
+
+
+@pytest.mark.parametrize(("settings", "kind", "words"), [
+    ({"min_bytes_per_second": 5_000, "min_speed_seconds": 0.6}, "transient", "slower"),
+    ({"max_download_seconds": 1.0, "min_speed_seconds": 1.0, "min_bytes_per_second": None},
+     "transient", "max_download_seconds"),
+])
+def test_ffmpeg_is_killed_where_a_limit_ends_it(
+    tmp_path, site, platform, settings, kind, words
+):
+    mark = Mark(Trickle(File(VIDEO)))
+    site.script("/v.mp4", mark)
+    began = time.monotonic()
+    [row] = download(tmp_path, {"url": site.url("/home/film1"), **PART}, sections=True, retries=0,
+                     timeout_seconds=20, **settings)
+    assert mark.asked.is_set()
+    assert site.log[-1].headers["User-Agent"].startswith(("Lavf", "Mozilla"))
+    assert outcome(row) == kind, row
+    assert words in row["error"]["message"]
+    assert fetchers(platform.video) == []
+    assert time.monotonic() - began < 15
+
+
+
+
+def work(dataset: Path, url: str, video: str) -> None:
+    """A worker that fetches a part, for as long as it is let."""
+    from yt_dlp.extractor.common import InfoExtractor
+    from yt_dlp.YoutubeDL import YoutubeDL
+
+    class HomeIE(InfoExtractor):
+        _VALID_URL = r"https?://127\.0\.0\.1:\d+/home/(?P<id>\w+)"
+
+        def _real_extract(self, url):
+            return {"id": "film1", "title": "A film", "duration": 60.0,
+                    "formats": [{"format_id": "0", "url": video, "ext": "mp4"}]}
+
+    add_all = YoutubeDL.add_default_info_extractors
+    YoutubeDL.add_default_info_extractors = lambda self: (
+        self.add_info_extractor(HomeIE()), add_all(self))
+    download(dataset, {"url": url, **PART}, sections=True, timeout_seconds=60, retries=0)
+
+
+def test_ffmpeg_does_not_outlive_a_worker_that_is_killed(tmp_path, site):
+    mark = Mark(Hang(60))
+    video = site.script("/v.mp4", mark)
+    worker = multiprocessing.get_context("forkserver").Process(
+        target=work, args=(tmp_path, site.url("/home/film1"), video))
+    worker.start()
+    assert mark.asked.wait(60)
+    assert [process.name() for process in fetchers(video)]
+    os.kill(worker.pid, signal.SIGKILL)
+    worker.join(10)
+    assert gone(video)
+
+
+def test_programs_are_forgotten_once_they_have_ended(tmp_path, site, platform):
+    """So that a number that another process has later is not taken for theirs."""
+    from stages.media import children
+
+    site.file("/v.mp4", VIDEO)
+    download(tmp_path, {"url": site.url("/home/film1"), **PART}, sections=True, retries=0)
+    assert children._running == set()
+
+
+@pytest.mark.parametrize("address", ["{file}", "file:{file}", "concat:{file}", "-i", ""])
+def test_a_site_does_not_make_ffmpeg_read_a_file_of_this_machine(
+    tmp_path, site, platform, address
+):
+    (tmp_path / "secret.mp4").write_bytes(make_video(8))
+    platform.info = {"formats": [{"format_id": "0", "ext": "mp4",
+                                  "url": address.format(file=tmp_path / "secret.mp4")}]}
+    for sections in (True, False):
+        [row] = download(tmp_path / f"{sections}", {"url": site.url("/home/film1"), **PART},
+                         sections=sections, retries=0)
+        assert outcome(row) in ("permanent", "transient"), row
+        assert not list((tmp_path / f"{sections}" / "media").glob("*.mp4"))
+
+
+# Subtitles
+
+
+def test_subtitles_without_end_cost_the_subtitles_only(tmp_path, site, platform, monkeypatch):
+    monkeypatch.setattr(ytdlp_requests, "MAX_SUBTITLE_BYTES", 2 << 20)
+    site.file("/v.mp4", VIDEO)
+    platform.info = {"subtitles": {"en": [
+        {"url": site.script("/en.vtt", Endless("text/vtt", b"WEBVTT\n\n")), "ext": "vtt"}]}}
+    [row] = download(tmp_path, {"url": site.url("/home/film1"), "extractor": "home"})
+    assert outcome(row) == "kept", row
+    assert row["subtitles"] == []
+    assert "subtitles of more than 2 MB" in dict(row["extra"])["subtitles_error"]
+
+
+# The largest size, to the byte
+
+
+@dataclass(frozen=True)
+class Counted:
+    """Sends for ever, and counts what was taken."""
+
+    sent: list = field(default_factory=lambda: [0])
+
+    def answer(self, handler) -> None:
+        handler.send_response(200)
+        handler.send_header("Content-Type", "video/mp4")
+        handler.send_header("Connection", "close")
+        handler.end_headers()
+        while not handler.server.stopping.is_set():
+            handler.wfile.write(bytes(65536))
+            self.sent[0] += 65536
+
+
+def test_no_more_is_written_than_the_largest_size(tmp_path, site):
+    """At the speed of loopback a look every second would come after gigabytes."""
+    counted = Counted()
+    [row] = download(tmp_path, {"url": site.script("/v.mp4", counted)}, max_bytes=1_000_000)
+    assert outcome(row) == "permanent"
+    assert counted.sent[0] < 30_000_000
