@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP_ARGS ?=
 STAMP := $(VENV)/.clipmill-setup
 
-.PHONY: setup demo test test-slow check format docs lock models bench clean help
+.PHONY: setup demo test test-slow test-faults check format docs lock models bench clean help
 
 help:  ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -24,10 +24,13 @@ demo: setup  ## the main job on a small rendered world, offline, into demo-datas
 	$(BIN)/clipmill demo
 
 test: setup  ## all tests that take seconds
-	$(BIN)/python -m pytest -m 'not slow' -n 2 --dist worksteal
+	$(BIN)/python -m pytest -m 'not slow and not faults' -n 2 --dist worksteal
 
 test-slow: setup  ## the tests that take minutes: every real file, both engines
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m 'slow and not faults'
+
+test-faults: setup  ## kills, full disks and broken media, at random (half an hour)
+	$(BIN)/python -m pytest -m faults
 
 check: setup  ## linters and the import rules
 	$(BIN)/ruff check .

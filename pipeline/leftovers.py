@@ -84,4 +84,4 @@ def _remove(folder: Path, names: re.Pattern[str]) -> None:
         for entry in entries:
             if names.match(entry.name):
                 with contextlib.suppress(OSError):
-                    os.unlink(entry.path)
+                    Path(entry.path).unlink()

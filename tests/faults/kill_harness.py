@@ -1,0 +1,370 @@
+"""Harms a run at random moments, runs again until done, and compares what it made.
+
+A plan is drawn from a seed: where the run goes on (in one process, on a Ray cluster of its own, on
+a cluster of two nodes that it joins), and one to three harms, each after so many shards and a
+moment more. Harms that are left when a run has ended are for the next.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from tests.faults.kill_world import (
+    ROOT,
+    World,
+    check_whole,
+    clipmill,
+    command,
+    environment,
+    failures,
+    newest,
+    tables_of,
+)
+
+POOL_STEPS = 5
+"""Tables that a shard goes through: sources are there before."""
+ENDS_WITHIN_SECONDS = 60.0
+"""A run that can't go on says so within a minute of the harm."""
+RUN_SECONDS = 240.0
+"""No run takes longer, with harms from which it goes on."""
+DISK_MEGABYTES = 48
+FATAL = frozenset(("driver", "head", "full", "readonly", "sigterm"))
+IN_PROCESS = ("driver", "driver", "full", "readonly", "sigterm", "helper")
+OWN_CLUSTER = ("driver", "worker", "worker", "full", "readonly", "head", "sigterm")
+TWO_NODES = ("driver", "worker", "node", "node", "head", "full")
+
+
+@dataclass(frozen=True)
+class Harm:
+    """What is done when `after_shards` more are committed and `delay_seconds` have passed."""
+
+    what: str
+    after_shards: int
+    delay_seconds: float
+    lasts_seconds: float = 4.0
+
+
+@dataclass(frozen=True)
+class Plan:
+    engine: str
+    captions: bool
+    harms: tuple[Harm, ...]
+    pace_seconds: float = 0.25
+
+
+def plan_of(seed: int) -> Plan:
+    draw = random.Random(seed)
+    # By turns, so that any ten seeds have all three.
+    engine = ("local", "ray", "local", "cluster", "ray", "local", "cluster", "local", "ray",
+              "cluster")[seed % 10]
+    kinds = {"local": IN_PROCESS, "ray": OWN_CLUSTER, "cluster": TWO_NODES}[engine]
+    harms = []
+    for _ in range(draw.randint(1, 3)):
+        what = draw.choice(kinds)
+        harms.append(Harm(what, draw.choice((0, 0, 1, 1, 2, 3, 4, 6)), draw.uniform(0, 1.5),
+                          draw.uniform(1, 5)))
+    return Plan(engine, draw.random() < 0.25, tuple(harms))
+
+
+@dataclass
+class Told:
+    """What came of it, for the log of faults."""
+
+    runs: list[int] = field(default_factory=list)
+    harmed: list[dict[str, Any]] = field(default_factory=list)
+    missed: int = 0
+    longest_end_seconds: float = 0.0
+    retried: int = 0
+
+
+class Cluster:
+    """Two nodes in a process of their own."""
+
+    def __init__(self) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, str(Path(__file__).with_name("kill_cluster.py"))], cwd=ROOT,
+            env=environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            stderr=subprocess.DEVNULL)
+        lines = iter(self._process.stdout.readline, "")
+        said = json.loads(next(line for line in lines if line.startswith("{")))
+        self.address: str = said["address"]
+        self.pids: dict[str, int] = said
+        self.whole = True
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def end(self) -> None:
+        children = psutil.Process(self.pid).children(recursive=True)
+        self._process.stdin.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(20)
+        for process in [*children, psutil.Process()][:-1]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        if self._process.poll() is None:
+            self._process.kill()
+            self._process.wait()
+
+
+class Case:
+    """One plan carried out over one dataset."""
+
+    def __init__(self, plan: Plan, world: World, folder: Path, seed: int = 0) -> None:
+        self.plan, self.world = plan, world
+        self.disk = folder / "disk"
+        self.dataset = self.disk / "dataset"
+        self.told = Told()
+        self._folder = folder
+        self._draw = random.Random(seed + 1000)
+        self._cluster: Cluster | None = None
+        self._left = list(plan.harms)
+        self._restore: list[tuple[float, Any]] = []
+
+    def carry_out(self) -> Told:
+        """Runs until done, with the harms on the way; raises AssertionError where it is not so."""
+        with self._mounted():
+            try:
+                for _ in range(len(self.plan.harms) + 3):
+                    status = self._run()
+                    if status == 0 and not self._left:
+                        break
+                    if status == 0:  # done before the harm's moment came
+                        self.told.missed += len(self._left)
+                        break
+                else:
+                    raise AssertionError(f"not done after {len(self.told.runs)} runs: {self.told}")
+            finally:
+                if self._cluster is not None:
+                    self._cluster.end()
+            self._compare()
+        return self.told
+
+    def _compare(self) -> None:
+        right = self.world.right(self.plan.captions)
+        if failed := set(failures(self.dataset)) - self._right_failures(right):
+            # A row that was at work in a process that was killed twice, say.
+            assert {kind for *_, kind in failed} <= {"transient", "crash"}, failed
+            self.told.retried = len(failed)
+            done = clipmill("retry", self.dataset, "--kind", "transient", "--kind", "crash")
+            assert done.returncode == 0, done.stderr
+        found = tables_of(self.dataset)
+        if not self.told.retried:
+            assert found.keys() == right.keys()
+            for place, rows in right.items():
+                assert found[place] == rows, place
+        assert newest(found) == newest(right)
+        check_whole(self.dataset)
+
+    def _right_failures(self, right: Any) -> set[tuple[str, str, str]]:
+        return {(label, row[next(iter(row))], row["error"]["kind"])
+                for (label, _, _), rows in right.items() for row in rows
+                if row.get("error") and label != "sources"}
+
+    # One run, and what is done to it.
+
+    def _run(self) -> int:
+        more = {}
+        if self.plan.engine == "cluster":
+            if self._cluster is not None and not self._cluster.whole:
+                self._cluster.end()
+                self._cluster = None
+            if self._cluster is None:
+                self._cluster = Cluster()
+            more["RAY_ADDRESS"] = self._cluster.address
+        recipe = self.world.recipe(captions=self.plan.captions,
+                                   pace_seconds=self.plan.pace_seconds)
+        words = ["run", recipe, "--dataset", self.dataset, "--engine",
+                 "local" if self.plan.engine == "local" else "ray"]
+        told = self._folder / f"run{len(self.told.runs)}.txt"
+        with open(told, "w") as output:
+            process = subprocess.Popen(
+                command(*words), cwd=ROOT, env=environment(**more), stdout=output, stderr=output,
+                start_new_session=True)
+            try:
+                harmed = self._watch(process)
+            finally:
+                if process.poll() is None:
+                    process.kill()
+                    process.wait()
+                self._put_right()
+        said = told.read_text()
+        status = process.returncode
+        self.told.runs.append(status)
+        self._judge(status, said, harmed)
+        return status
+
+    def _watch(self, process: subprocess.Popen) -> list[str]:
+        """Harms the run at its moments until it ends; gives what was done to it."""
+        began = time.monotonic()
+        harmed: list[str] = []
+        last_fatal: float | None = None
+        base, due = self._committed(), None
+        while process.poll() is None:
+            now = time.monotonic()
+            assert now - began < RUN_SECONDS, f"a run goes on for ever after {harmed}"
+            if last_fatal is not None and harmed[-1] != "readonly":
+                assert now - last_fatal < ENDS_WITHIN_SECONDS, \
+                    f"a run that can't go on does not end after {harmed}"
+            for at, put_right in list(self._restore):
+                if at and now >= at:
+                    put_right()
+                    self._restore.remove((at, put_right))
+            if self._left and last_fatal is None:
+                harm = self._left[0]
+                if due is None and self._committed() - base >= harm.after_shards:
+                    due = now + harm.delay_seconds
+                if due is not None and now >= due and self._harm(harm, process):
+                    self._left.pop(0)
+                    harmed.append(harm.what)
+                    self.told.harmed.append({"what": harm.what, "run": len(self.told.runs),
+                                             "after_seconds": round(now - began, 2),
+                                             "shards": self._committed()})
+                    base, due = self._committed(), None
+                    if harm.what in FATAL:
+                        last_fatal = time.monotonic()
+            time.sleep(0.02)
+        if last_fatal is not None:
+            self.told.longest_end_seconds = max(self.told.longest_end_seconds,
+                                                round(time.monotonic() - last_fatal, 2))
+        return harmed
+
+    def _judge(self, status: int, said: str, harmed: list[str]) -> None:
+        """The run's exit status against what was done to it, and whether it said why."""
+        where = f"{harmed}: {status}\n{said[-3000:]}"
+        if "driver" in harmed:
+            assert status in (-signal.SIGKILL, 0), where
+        elif "sigterm" in harmed:
+            assert status in (128 + signal.SIGTERM, 0), where
+            if status:
+                assert "Stopped. What is committed stays" in said, where
+        else:
+            assert status in ((0, 1) if harmed else (0,)), where
+        if status == 1:
+            assert re.search(r"^Error: \S", said, re.M), where
+            assert "Traceback" not in said, where
+            if set(harmed) <= {"full", "readonly"}:
+                assert re.search(r"^Error: cannot write to \S+: .*run again", said, re.M), where
+
+    def _committed(self) -> int:
+        return sum(1 for _ in self.dataset.glob("*/*/??????.parquet"))
+
+    def _harm(self, harm: Harm, process: subprocess.Popen) -> bool:
+        """Does it, if there is something to do it to by now."""
+        if harm.what in ("driver", "sigterm"):
+            if not self.dataset.exists():
+                return False  # nothing has begun
+            process.send_signal(signal.SIGKILL if harm.what == "driver" else signal.SIGTERM)
+            return True
+        if harm.what == "full":
+            return self._fill(process)
+        if harm.what == "readonly":
+            return self.dataset.exists() and self._make_readonly(harm.lasts_seconds)
+        return self._kill_part(harm.what, process)
+
+    def _kill_part(self, what: str, process: subprocess.Popen) -> bool:
+        root = self._cluster.pid if self._cluster is not None else process.pid
+        with contextlib.suppress(psutil.NoSuchProcess):
+            children = psutil.Process(root).children(recursive=True)
+            if what in ("head", "node") and self._cluster is not None:
+                pid = self._cluster.pids[self._draw.choice(("gcs", "head")) if what == "head"
+                                         else "node"]
+                self._cluster.whole = False
+                found = [child for child in children if child.pid == pid]
+            elif what == "head":
+                found = [child for child in children if child.name() in ("raylet", "gcs_server")]
+            elif what == "helper":
+                found = children
+            else:
+                found = [child for child in children
+                         if child.name().startswith("ray::") and "Agent" not in child.name()]
+            if not found or (what in ("worker", "head", "node")
+                             and not any("ShardRunner" in " ".join(child.cmdline())
+                                         for child in children if child.is_running())):
+                return False  # no worker has come up yet
+            self._draw.choice(sorted(found, key=lambda child: child.pid)).kill()
+            return True
+        return False
+
+    # The disk.
+
+    @contextlib.contextmanager
+    def _mounted(self) -> Iterator[None]:
+        self.disk.mkdir()
+        if os.geteuid() != 0 or subprocess.run(
+                ["mount", "-t", "tmpfs", "-o", f"size={DISK_MEGABYTES}m", "tmpfs", self.disk],
+                check=False, capture_output=True).returncode:
+            yield
+            return
+        try:
+            yield
+        finally:
+            self._put_right()
+            subprocess.run(["umount", "-l", self.disk], check=True)
+
+    def _fill(self, process: subprocess.Popen) -> bool:
+        if not os.path.ismount(self.disk):
+            # Where nothing can be mounted, files that may not grow stand in for the full disk.
+            with contextlib.suppress(psutil.NoSuchProcess):
+                whole = psutil.Process(process.pid)
+                for each in (whole, *whole.children(recursive=True)):
+                    each.rlimit(psutil.RLIMIT_FSIZE, (1000, 1000))
+            return True
+        filler = self.disk / "filler"
+        for piece in (1 << 16, 512):
+            with contextlib.suppress(OSError), open(filler, "ab", buffering=0) as file:
+                while True:
+                    file.write(bytes(piece))
+        self._restore.append((0.0, filler.unlink))
+        return True
+
+    def _make_readonly(self, seconds: float) -> bool:
+        if not os.path.ismount(self.disk):
+            folders = [self.dataset, *(p for p in self.dataset.rglob("*") if p.is_dir())]
+            for folder in folders:
+                folder.chmod(0o555)
+
+            def put_right() -> None:
+                for folder in folders:
+                    if folder.exists():
+                        folder.chmod(0o755)
+        else:
+            # Over the dataset a mount of itself: what is open stays so, nothing more is written.
+            subprocess.run(["mount", "--bind", self.dataset, self.dataset], check=True)
+            subprocess.run(["mount", "-o", "remount,bind,ro", self.dataset], check=True)
+
+            def put_right() -> None:
+                subprocess.run(["umount", "-l", self.dataset], check=True)
+        self._restore.append((time.monotonic() + seconds, put_right))
+        return True
+
+    def _put_right(self) -> None:
+        while self._restore:
+            self._restore.pop()[1]()
+
+
+def note(case: str, plan: Plan, told: Told, seconds: float, ended: str) -> None:
+    """A line in the log of faults."""
+    path = os.environ.get("CLIPMILL_FAULT_LOG") or str(
+        Path(tempfile.gettempdir()) / "clipmill-faults.jsonl")
+    line = {"part": "kills", "case": case, "family": plan.engine, "ended": ended,
+            "captions": plan.captions, "planned": [harm.what for harm in plan.harms],
+            "seconds": round(seconds, 1), **asdict(told)}
+    with open(path, "a") as file:
+        file.write(json.dumps(line) + "\n")

@@ -1,0 +1,66 @@
+"""Cheap stages that take their time and some disk, for runs that are killed on the way.
+
+What they give depends on the clip's id alone. They write their scratch folder as they go, so that
+a kill finds files half made.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from contextlib import contextmanager
+
+import pyarrow as pa
+
+from stages.protocol import Rows, Stage, Workspace, resource
+
+BLOB_BYTES = 40_000
+
+
+class DescribeClips(Stage):
+    """A word and some bytes that don't compress, for each clip."""
+
+    name = "describe_clips"
+    reads = ("split_clips.start_seconds",)
+    writes = pa.schema([("word", pa.string()), ("blob", pa.binary())])
+    batch_rows: int = resource(2)
+    pace_seconds: float = resource(0.0)
+
+    @contextmanager
+    def open(self, workspace: Workspace):
+        def transform(batch):
+            rows = Rows(self)
+            for clip in batch["clip_id"].to_pylist():
+                blob = random.Random(clip).randbytes(BLOB_BYTES)
+                place = workspace.scratch / f"{clip}.bin"
+                place.write_bytes(blob)
+                time.sleep(self.pace_seconds)
+                rows.keep(clip, word=f"word {clip}", blob=place.read_bytes())
+                place.unlink()
+            return rows.table()
+
+        yield transform
+
+
+class CountLetters(Stage):
+    """How long the word is; every fifth clip is rejected."""
+
+    name = "count_letters"
+    reads = ("describe_clips.word", "split_clips.start_seconds")
+    writes = pa.schema([("letters", pa.int32())])
+    pace_seconds: float = resource(0.0)
+
+    @contextmanager
+    def open(self, workspace: Workspace):
+        def transform(batch):
+            rows = Rows(self)
+            for clip, word in zip(batch["clip_id"].to_pylist(), batch["word"].to_pylist(),
+                                  strict=True):
+                time.sleep(self.pace_seconds)
+                if sum(clip.encode()) % 5 == 0:
+                    rows.reject(clip, "count_letters.fifth", "as asked")
+                else:
+                    rows.keep(clip, letters=len(word))
+            return rows.table()
+
+        yield transform

@@ -1,0 +1,175 @@
+"""What is harmed: a recipe over films that a server on loopback gives out, and how it ends.
+
+`World` is one session's: the films, the server, and what an undisturbed run makes of them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections import defaultdict
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import yaml
+
+from pipeline.shards import ShardMetadata, base_shard, is_shard, shard_order
+from tests.http_server import File, Site, Trickle
+
+ROOT = Path(__file__).resolve().parents[2]
+OWN = Path(__file__).with_name("kill_stages.py")
+FILMS = 7
+WORLD_SEED = 23
+_PIECE_BYTES = 16_384
+_PIECE_PAUSE_SECONDS = 0.02
+# When it was, how often it was tried, and by which run: not what was made.
+_OF_RUNS = ("downloaded_at",)
+Tables = dict[tuple[str, str, str], list[dict[str, Any]]]
+
+
+def paced(path: Path) -> Trickle:
+    """The file at a pace that lets a kill land in mid-download; it can be gone on with."""
+    return Trickle(File(path.read_bytes()), _PIECE_BYTES, _PIECE_PAUSE_SECONDS)
+
+
+@dataclass
+class World:
+    """The films, their recipe, and the tables of an undisturbed run."""
+
+    folder: Path
+    site: Site
+    undisturbed: dict[bool, Tables] = field(default_factory=dict)
+
+    def make_films(self) -> None:
+        from jobs.demo.render import render_film
+        from jobs.demo.world import make_world
+        from tests.media import Scene, render
+
+        urls = []
+        for number, film in enumerate(make_world(WORLD_SEED, FILMS)):
+            path = self.folder / f"film{number}.mp4"
+            render_film(film, path)
+            urls.append(self.site.script(f"/film{number}.mp4", paced(path)))
+        # In one shard with its twin: of two shards that run at once either may be the first.
+        urls.insert(1, self.site.script("/twin.mp4", paced(self.folder / "film0.mp4")))
+        urls.insert(3, self.site.status("/gone.mp4", 404))
+        render(self.folder / "short.mp4", [Scene("red", 1.0)])
+        urls.insert(6, self.site.file("/short.mp4", (self.folder / "short.mp4").read_bytes()))
+        (self.folder / "urls.txt").write_text("\n".join(urls) + "\n")
+
+    @property
+    def n_shards(self) -> int:
+        return -(-(FILMS + 3) // 2)
+
+    def recipe(self, *, captions: bool, pace_seconds: float) -> Path:
+        stages: dict[str, Any] = {
+            "download_videos": {"min_duration_seconds": 3, "min_height": None, "retries": 1,
+                                "backoff_seconds": 0.1, "timeout_seconds": 10, "workers": 1,
+                                "concurrency": 2},
+            "split_clips": {"threshold": 27, "workers": 1},
+            "describe_clips": {"stage": f"{OWN}:DescribeClips", "pace_seconds": pace_seconds,
+                               "workers": 2},
+            "count_letters": {"stage": f"{OWN}:CountLetters", "pace_seconds": pace_seconds / 4,
+                              "workers": 1},
+        }
+        if captions:
+            stages["caption_frames"] = {
+                "model": str(ROOT / "jobs/demo/models/captioner"), "max_new_tokens": 16,
+                "skip_similar": 0, "dtype": "float32", "workers": 1}
+        path = self.folder / f"kills-{'captions' if captions else 'plain'}-{pace_seconds}.yaml"
+        path.write_text(yaml.safe_dump({
+            "sources": [{"path": str(self.folder / "urls.txt")}], "shard_videos": 2,
+            "ray": {"num_cpus": 4}, "stages": stages}, sort_keys=False))
+        return path
+
+    def right(self, captions: bool) -> Tables:
+        """The tables of an undisturbed run in one process."""
+        if captions not in self.undisturbed:
+            dataset = self.folder / f"undisturbed-{captions}"
+            done = clipmill("run", self.recipe(captions=captions, pace_seconds=0.0), "--dataset",
+                            dataset, "--engine", "local")
+            assert done.returncode == 0, done.stderr
+            self.undisturbed[captions] = tables_of(dataset)
+        return self.undisturbed[captions]
+
+
+def clipmill(*words: object, **details: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(*words), cwd=ROOT, env=environment(), capture_output=True,
+                          text=True, check=False, timeout=300, **details)
+
+
+def command(*words: object) -> list[str]:
+    return [sys.executable, "-m", "jobs.cli", *map(str, words)]
+
+
+def environment(**more: str) -> dict[str, str]:
+    found = {**os.environ, "PYTHONPATH": str(ROOT), **more}
+    if "RAY_ADDRESS" not in more:
+        found.pop("RAY_ADDRESS", None)
+    return found
+
+
+def tables_of(dataset: Path) -> Tables:
+    """Every row of every table by label, fingerprint and shard, without what is a run's own."""
+    found: Tables = {}
+    for path in sorted(dataset.glob("*/*/*.parquet")):
+        label, fingerprint = path.parts[-3:-1]
+        if is_shard(path.stem) and label not in ("index", "subsets", "quarantine"):
+            found[label, fingerprint, path.stem] = rows_of(path)
+    for path in sorted((dataset / "sources").glob("*.parquet")):
+        found["sources", "", path.stem] = rows_of(path)
+    return found
+
+
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    rows = pq.read_table(path).to_pylist()
+    for row in rows:
+        for name in _OF_RUNS:
+            row.pop(name, None)
+        if row.get("error"):
+            row["error"] = {name: row["error"][name] for name in ("kind", "message")}
+    return rows
+
+
+def newest(tables: Tables) -> dict[tuple[str, str, str], list[dict[str, Any]]]:
+    """Rows by label, fingerprint and base shard; of a key that was retried the newest only."""
+    found: dict[tuple[str, str, str], dict[str, list]] = defaultdict(dict)
+    for (label, fingerprint, shard), rows in sorted(tables.items(),
+                                                    key=lambda item: shard_order(item[0][2])):
+        by_key: dict[str, list] = defaultdict(list)
+        for row in rows:
+            by_key[row[next(iter(row))]].append(row)
+        found[label, fingerprint, base_shard(shard)].update(by_key)
+    return {place: [row for key in sorted(by_key) for row in by_key[key]]
+            for place, by_key in found.items()}
+
+
+def check_whole(dataset: Path) -> None:
+    """The accounting of status and of every footer, and nothing for verify to find."""
+    status = clipmill("status", dataset, "--format", "json")
+    assert status.returncode == 0, status.stderr
+    for stage in json.loads(status.stdout)["stages"]:
+        assert stage["pending"] == 0, stage
+        assert stage["inputs"] == stage["kept"] + stage["rejected"] + stage["failed"], stage
+    for path in dataset.glob("*/*/*.parquet"):
+        if is_shard(path.stem) and path.parts[-3] not in ("index", "frames", "shots"):
+            footer = ShardMetadata.read(path)
+            assert footer.inputs == footer.kept + footer.rejected + footer.failed, path
+    verified = clipmill("verify", dataset)
+    assert verified.returncode == 0, verified.stdout + verified.stderr
+    assert not [line for line in verified.stdout.splitlines() if not line.startswith("note: ")]
+    runs = clipmill("sql", dataset, "SELECT state, count(*) FROM runs GROUP BY state",
+                    "--format", "csv")
+    assert "running" not in runs.stdout
+
+
+def failures(dataset: Path) -> list[tuple[str, str, str]]:
+    """Stage, key and kind of what failed and stands."""
+    done = clipmill("failures", dataset, "--format", "jsonl")
+    assert done.returncode == 0, done.stderr
+    rows = map(json.loads, filter(None, done.stdout.splitlines()))
+    return sorted((row["stage"], row["key"], row["kind"]) for row in rows)

@@ -1,0 +1,54 @@
+"""Runs that are killed, or lose their disk, at random moments, end with the same tables.
+
+Each seed is a plan (kill_harness.py). One alone: `pytest tests/faults -m faults -k seed7-`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.faults.kill_harness import Case, Harm, Plan, note, plan_of
+from tests.faults.kill_world import World
+from tests.http_server import serve
+
+SEEDS = 30
+CHEAP = {
+    "driver": Plan("local", False, (Harm("driver", 2, 0.1),), pace_seconds=0.1),
+    "worker": Plan("ray", False, (Harm("worker", 2, 0.1),), pace_seconds=0.1),
+    "full": Plan("local", False, (Harm("full", 3, 0.0),), pace_seconds=0.1),
+}
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    with serve() as site:
+        world = World(tmp_path_factory.mktemp("kills"), site)
+        world.make_films()
+        yield world
+
+
+def carry_out(name: str, plan: Plan, world: World, folder: Path, seed: int = 0) -> None:
+    world.right(plan.captions)
+    began, ended = time.monotonic(), "not equal"
+    case = Case(plan, world, folder, seed)
+    try:
+        case.carry_out()
+        ended = "equal"
+    finally:
+        note(name, plan, case.told, time.monotonic() - began, ended)
+
+
+@pytest.mark.parametrize("name", CHEAP)
+def test_one_harm_leaves_no_trace(name, world, tmp_path):
+    carry_out(name, CHEAP[name], world, tmp_path)
+
+
+@pytest.mark.faults
+@pytest.mark.timeout(1500)
+@pytest.mark.parametrize("seed", [pytest.param(n, id=f"seed{n}-") for n in range(SEEDS)])
+def test_harms_at_random_moments_leave_no_trace(seed, world, tmp_path):
+    carry_out(f"seed{seed}", plan_of(seed), world, tmp_path, seed)
