@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -80,18 +80,24 @@ def render(
     audio: bool = False,
     keyframes: int = 250,
     hdr: bool = False,
+    ticks: int = 512,
+    codec_options: Mapping[str, str] | None = None,
+    container_options: Mapping[str, str] | None = None,
+    frame_of: Callable[[np.ndarray], av.VideoFrame] | None = None,
 ) -> list[float]:
     """Writes the file and returns the presentation time of every frame.
 
     `uneven` makes every third frame last three times as long (variable frame rate); `rotation`
-    is only written to the header, in degrees counter-clockwise.
+    is only written to the header, in degrees counter-clockwise. A frame lasts `ticks` units of
+    the time base (some codecs want 1); `frame_of` converts pictures where it matters how.
     """
-    time_base = Fraction(1, rate * 512)
+    time_base = Fraction(1, rate * ticks)
     times = []
-    with av.open(str(path), "w") as output:
+    with av.open(str(path), "w", options=dict(container_options or {})) as output:
         options = {"g": str(keyframes), "preset": "veryfast"} if codec == "libx264" else {}
         if interlaced:
             options["x264-params"] = "tff=1"
+        options |= codec_options or {}
         stream = output.add_stream(codec, rate=rate, options=options)
         stream.width, stream.height, stream.pix_fmt = *size, pixels
         stream.codec_context.time_base = time_base
@@ -107,10 +113,11 @@ def render(
         for scene, count in zip(scenes, frame_counts(scenes, rate), strict=True):
             for at in range(count):
                 image = draw(scene, at, count, size)
-                frame = av.VideoFrame.from_ndarray(image, "rgb24").reformat(format=pixels)
+                frame = (av.VideoFrame.from_ndarray(image, "rgb24").reformat(format=pixels)
+                         if frame_of is None else frame_of(image))
                 frame.pts, frame.time_base = stamp, time_base
                 times.append(float(stamp * time_base))
-                stamp += 512 * (3 if uneven and number % 3 == 2 else 1)
+                stamp += ticks * (3 if uneven and number % 3 == 2 else 1)
                 number += 1
                 output.mux(stream.encode(frame))
         output.mux(stream.encode())
