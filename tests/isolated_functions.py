@@ -8,11 +8,15 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from schemas.errors import ClipmillError, RowFailed, RowRejected
 from stages.media.progress import beat
+
+if TYPE_CHECKING:  # else every helper of a test would wait for the decoders
+    from stages.media.cut import CutOptions, CutRequest, CutResult
 
 
 def whose(path: Path) -> int:
@@ -140,3 +144,23 @@ class _Unpicklable(Exception):
 def many_parts(path: Path, count: int, size: int) -> Iterator[bytes]:
     for _ in range(count):
         yield os.urandom(16) * (size // 16)
+
+
+def cut_and_die(
+    path: Path, requests: Sequence[CutRequest], options: CutOptions, starts_at_seconds: float
+) -> Iterator[CutResult]:
+    """Cuts as it should and dies at `c2`: in the middle of its file, and once if `once` is there.
+
+    Notes in a file beside the clips which ones it was asked for.
+    """
+    from stages.media.cut import cut_clips
+
+    folder = requests[0].target.parent
+    with open(folder / "asked", "a") as asked:
+        asked.write(" ".join(request.clip_id for request in requests) + "\n")
+    for result in cut_clips(path, requests, options, starts_at_seconds=starts_at_seconds):
+        if result.clip_id == "c2" and (not (folder / "once").exists()
+                                       or len((folder / "asked").read_text().split("\n")) == 2):
+            (folder / ".c2.mp4.12345678.part").write_bytes(b"half a clip")
+            os.kill(os.getpid(), signal.SIGSEGV)
+        yield result

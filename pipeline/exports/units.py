@@ -24,7 +24,7 @@ from pipeline.exports.selection import Unit, read_rows
 from pipeline.shards import shard_writer
 from pipeline.tasks import map_tasks
 from schemas.errors import ClipmillError, ErrorKind, RowFailed
-from stages.media.cut import CutRequest, CutResult, cut_clips
+from stages.media.cut import CutRequest, CutResult, cut_clips_isolated
 
 KIND, MESSAGE = "_problem_kind", "_problem_message"
 MEDIA_COLUMNS = pa.schema([
@@ -218,8 +218,8 @@ def _cut_video(
     else:
         kind, reason = "crash", f"{video}: the cutter gave no result"
         try:
-            for result in cut_clips(source, wanted, request.cut,
-                                    starts_at_seconds=facts[STARTS_AT] or 0.0):
+            for result in cut_clips_isolated(source, wanted, request.cut,
+                                             starts_at_seconds=facts[STARTS_AT] or 0.0):
                 if left.pop(result.clip_id, None) is not None:
                     yield _without_path(result, source, video)
         except ClipmillError:

@@ -16,6 +16,7 @@ import av
 
 from schemas.errors import ClipmillError, RowFailed
 from stages.media.decode import stored_rotation
+from stages.media.progress import beat
 
 Media = Literal["copy", "exact"]
 
@@ -106,6 +107,8 @@ class ClipFile:
         """Errors of writing: the disk's end the command, others are this clip's."""
         try:
             yield
+        except MemoryError:
+            raise
         except (av.FFmpegError, OSError) as error:
             if error.errno in _WRITING_FAILS:
                 raise ClipmillError(f"{self.target.parent}: clips can't be written here: "
@@ -142,12 +145,15 @@ class ClipFile:
                 stream.codec_context.thread_count = 1
                 first, times, tick = None, [], float(stream.time_base)
                 for packet in container.demux(stream):
+                    beat()
                     if first is None:
                         first = next(iter(packet.decode()), None)
                     if packet.size and packet.pts is not None:
                         times.append(float(packet.pts * packet.time_base))
                 length = stream.duration and float(stream.duration * stream.time_base)
                 has_audio = bool(container.streams.audio)
+        except MemoryError:
+            raise
         except (av.FFmpegError, IndexError) as error:
             raise self._wrong(f"can't be read again: {error}") from error
         if first is None:

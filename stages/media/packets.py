@@ -20,7 +20,7 @@ class PacketIndex:
     Codecs with hidden frames (VP8) have more packets than frames: `n_frames` is then an upper
     bound, and a decoder's own count must agree before a number is taken for a position.
     Time stamps are the file's; seconds are the video's, `offset_pts` later where the file holds a
-    section of it.
+    section of it. `pixels` is how large the header says that a picture is.
     """
 
     time_base: Fraction
@@ -30,6 +30,7 @@ class PacketIndex:
     end_pts: int
     is_best_stream: bool
     offset_pts: int = 0
+    pixels: int = 0
 
     @property
     def n_frames(self) -> int:
@@ -96,4 +97,5 @@ def read_packets(path: Path, starts_at_seconds: float | None = None) -> PacketIn
             end_pts=entries[-1][0] + (entries[-1][1] or usual),
             is_best_stream=best is not None and best.index == stream.index,
             offset_pts=offset_pts(starts_at_seconds, time_base),
+            pixels=stream.codec_context.width * stream.codec_context.height,
         )

@@ -34,10 +34,13 @@ from stages.media.clip_files import (
 )
 from stages.media.decode import bad_media, open_container, stored_rotation, video_stream
 from stages.media.encoders import VideoEncoder, find_encoder
+from stages.media.opening import passing_over
 from stages.media.packets import PacketIndex, read_packets
+from stages.media.progress import beat
 from stages.media.sound import Sound, aac_track
 
 MAX_OPEN_CLIPS = 8  # encoders of overlapping clips that are open at once: each holds memory
+_OPEN_PIXELS = MAX_OPEN_CLIPS * 4096 * 2304  # and more of it the larger its pictures are
 _BACK_SECONDS = (0.0, 1.0, 4.0, 16.0)
 
 
@@ -77,11 +80,12 @@ def encode_clips(
             yield CutResult(request.clip_id, problem=problem)
     with contextlib.ExitStack() as stack:
         sound = stack.enter_context(Sound(source)) if options.audio else None
-        for clips in passes(wanted):
+        open_at_once = max(1, min(MAX_OPEN_CLIPS, _OPEN_PIXELS // max(1, index.pixels)))
+        for clips in passes(wanted, open_at_once):
             yield from _Pass(source, index, clips, options, encoder, sound).run()
 
 
-def passes(wanted: Sequence[Any]) -> Iterator[list[Any]]:
+def passes(wanted: Sequence[Any], open_at_once: int) -> Iterator[list[Any]]:
     """Groups of clips that are decoded in one go, in the order of their beginnings.
 
     A clip joins the pass before it unless a key frame lies between them, from which decoding can
@@ -94,7 +98,7 @@ def passes(wanted: Sequence[Any]) -> Iterator[list[Any]]:
         for clip in left:
             end = max((other.last for other in group), default=None)
             open_then = sum(other.last > clip.first for other in group)
-            if (end is not None and (clip.key >= end or later)) or open_then >= MAX_OPEN_CLIPS:
+            if (end is not None and (clip.key >= end or later)) or open_then >= open_at_once:
                 later.append(clip)
             else:
                 group.append(clip)
@@ -177,7 +181,7 @@ class _Pass:
             target = self._index.pts[0] - round(3600 / stream.time_base)
         else:
             target = key_pts - round(back / stream.time_base)
-        with contextlib.suppress(av.FFmpegError):
+        with passing_over():
             container.seek(target, stream=stream)
 
     def _decoded(self, container: Any, stream: av.VideoStream) -> Iterator[av.VideoFrame]:
@@ -188,12 +192,15 @@ class _Pass:
                 frames = packet.decode()
             except StopIteration:
                 return
+            except MemoryError:
+                raise
             except av.InvalidDataError as error:
                 self._error = self._error or str(error)
                 continue
             except av.FFmpegError as error:
                 self._error = self._error or str(error)
                 return
+            beat()
             for frame in frames:
                 if frame.pts is None:
                     frame.pts = frame.dts

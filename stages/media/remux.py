@@ -33,6 +33,7 @@ from stages.media.clip_files import (
     nothing_inside,
 )
 from stages.media.decode import bad_media, open_container, stored_rotation, video_stream
+from stages.media.progress import beat
 from stages.media.sound import Sound
 
 # How far before a key frame to seek, where seeking by its time stamp overshoots.
@@ -85,9 +86,12 @@ class _Plan:
     def _read(container: Any, stream: av.VideoStream, path: Path) -> Iterator[_Entry]:
         try:
             for packet in container.demux(stream):
+                beat()
                 stamp = packet.pts if packet.pts is not None else packet.dts
                 if packet.size and stamp is not None:
                     yield _Entry(stamp, packet.duration or 0, packet.is_keyframe)
+        except MemoryError:
+            raise
         except av.FFmpegError as error:
             raise bad_media(path, f"cannot be read ({error})") from error
 
@@ -97,6 +101,8 @@ class _Plan:
         try:
             container.seek(0)
             first = next(container.decode(stream), None)
+        except MemoryError:
+            raise
         except av.FFmpegError as error:
             raise bad_media(path, f"cannot be decoded ({error})") from error
         if first is None:
@@ -245,6 +251,7 @@ def _seek(container: Any, stream: av.VideoStream, key_pts: int) -> Iterator[av.P
                 container.seek(target, stream=stream)
             begun = False
             for packet in container.demux(stream):
+                beat()
                 stamp = packet.pts if packet.pts is not None else packet.dts
                 if not packet.size or stamp is None:
                     continue
@@ -255,6 +262,8 @@ def _seek(container: Any, stream: av.VideoStream, key_pts: int) -> Iterator[av.P
                     yield packet
             if begun:
                 return
+        except MemoryError:
+            raise
         except av.FFmpegError:
             continue
 

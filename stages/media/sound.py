@@ -12,6 +12,8 @@ import numpy as np
 from av.stream import Discard
 
 from stages.media.decode import open_container
+from stages.media.opening import passing_over
+from stages.media.progress import beat
 
 # Decoders need a little of what comes before, and seeking is not exact.
 _RUN_UP_SECONDS = 0.5
@@ -48,11 +50,12 @@ class Sound:
         stream = self.stream
         if stream is None:
             return
-        with contextlib.suppress(av.FFmpegError):
+        with passing_over():
             position = (start_seconds - _RUN_UP_SECONDS) / stream.time_base
             self._container.seek(int(position), stream=stream)
-        with contextlib.suppress(av.FFmpegError):
+        with passing_over():
             for packet in self._container.demux(stream):
+                beat()
                 if packet.size and packet.pts is not None:
                     if float(packet.pts * packet.time_base) >= end_seconds:
                         return

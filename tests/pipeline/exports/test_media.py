@@ -171,7 +171,7 @@ def _as_text(folder: Path) -> bytes:
 def test_a_worker_that_dies_costs_the_videos_that_it_dies_at(tmp_path, monkeypatch):
     """The others of its unit are exported; the clips of the deadly ones are failed as crash."""
     dataset = write_small(tmp_path / "dataset")
-    monkeypatch.setattr(units, "cut_clips", _deadly)
+    monkeypatch.setattr(units, "cut_clips_isolated", _deadly)
     monkeypatch.setattr(units, "map_tasks", _in_forked_processes)
     done = export(dataset, tmp_path / "out", "webdataset", cut=cut_options("copy"),
                   uncaptioned=True)

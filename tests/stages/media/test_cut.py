@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import av
@@ -10,8 +11,15 @@ import numpy as np
 import pytest
 
 from schemas.errors import ClipmillError, UsageError
-from stages.media import clip_files, encoders, reencode
-from stages.media.cut import CutOptions, CutRequest, check_encoder, cut_clips
+from stages.media import clip_files, cut, encoders, reencode
+from stages.media.cut import (
+    CutOptions,
+    CutRequest,
+    check_encoder,
+    cut_clips,
+    cut_clips_isolated,
+)
+from tests import isolated_functions
 from tests.media import SHARED_VIDEOS
 from tests.numbered import bursts_of, frames_of, number_in, numbers_of, render_numbered
 
@@ -419,3 +427,39 @@ def test_real_footage_is_cut_to_the_frame(source, tmp_path):
                     # Neighbours that differ less than encoding does tell nothing.
                     if np.abs(frames[other][1] - frames[number][1]).mean() > 2 * own + 0.1:
                         assert own < np.abs(image - frames[other][1]).mean()
+
+
+@pytest.mark.parametrize("is_once", [True, False])
+def test_a_cutter_that_dies_costs_what_it_had_not_cut_yet(is_once, sources, tmp_path, monkeypatch):
+    """Clips that are there are not cut again; what it had begun to write is gone."""
+    source, times = sources["b-frames.mp4"]
+    if is_once:
+        (tmp_path / "once").touch()
+    monkeypatch.setattr(cut, "_cut_in_helper", isolated_functions.cut_and_die)
+    requests = requests_of(times, [(0, 10), (20, 30), (40, 50), (60, 70)], tmp_path)
+    results = {r.clip_id: r for r in cut_clips_isolated(source, requests, CutOptions("exact"))}
+    assert set(results) == {"c0", "c1", "c2", "c3"}
+    assert (tmp_path / "asked").read_text() == "c0 c1 c2 c3\nc2 c3\n"
+    failed = {clip: r.problem.kind for clip, r in results.items() if r.problem}
+    assert failed == ({} if is_once else {"c2": "crash", "c3": "crash"})
+    for number, clip in enumerate(sorted(set(results) - set(failed))):
+        assert numbers_of(results[clip].path) == list(range(number * 20, number * 20 + 10))
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_large_pictures_have_fewer_encoders_open(sources, tmp_path, monkeypatch):
+    """Each holds dozens of them: eight of 8K would hold 16 GB."""
+    asked = []
+
+    def passes(wanted, open_at_once):
+        asked.append(open_at_once)
+        return iter(())
+
+    monkeypatch.setattr(reencode, "passes", passes)
+    source, times = sources["b-frames.mp4"]
+    for pixels in (1280 * 720, 4096 * 2160, 7680 * 4320, 8192 * 8192):
+        index = replace(reencode.read_packets(source), pixels=pixels)
+        with monkeypatch.context() as patched:
+            patched.setattr(reencode, "read_packets", lambda path, index=index: index)
+            list(cut_clips(source, requests_of(times, [(0, 9)], tmp_path), CutOptions("exact")))
+    assert asked == [8, 8, 2, 1]
