@@ -1,7 +1,7 @@
 """Who may commit to a dataset: workers of the run that holds its lock, and nobody else.
 
 A driver that is killed frees the lock at once, while its workers may live on for seconds. So a
-worker commits, and removes what killed writers left, only while the lock still names its run:
+worker begins a shard, and commits it, only while the lock still names its run:
 
     .lock       held by the command at work; says who that is, and which run it is at
     .commits    held for the moment of one commit
@@ -42,12 +42,16 @@ class Fence:
     def held(self) -> Iterator[None]:
         """Nobody else commits meanwhile. Raises RunIsOver where the run is."""
         with _one_at_a_time(self.dataset):
-            now = holder(self.dataset).get("run_id")
-            if now != self.run_id:
-                whose = f"run {now}" if now else "no run"
-                raise RunIsOver(f"run {self.run_id} is over: the lock of {self.dataset} is held "
-                                f"for {whose} now")
+            self.check()
             yield
+
+    def check(self) -> None:
+        """Raises RunIsOver where the run is, so that nothing is begun for nobody."""
+        now = holder(self.dataset).get("run_id")
+        if now != self.run_id:
+            whose = f"run {now}" if now else "no run"
+            raise RunIsOver(f"run {self.run_id} is over: the lock of {self.dataset} is held for "
+                            f"{whose} now")
 
 
 def shut_out_others(dataset: Path) -> None:

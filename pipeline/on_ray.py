@@ -10,9 +10,12 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
+import signal
 import sys
 import threading
 import time
+import uuid
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -20,18 +23,27 @@ from typing import Any, TextIO
 
 import ray
 from ray.data import ActorPoolStrategy, DataContext
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.logs import LogLimits
 from pipeline.plan import Plan, ShardList, Step, pending
 from pipeline.pools import Leg, Machine, Pool, plan_legs
+from pipeline.probe import ANSWER_SECONDS, ClusterLost, Probe
 from pipeline.recipe import RaySettings
 from pipeline.runner import Report, Worker
+from pipeline.shards import ShardMetadata, shard_path
 from pipeline.task_results import MAX_DEATHS, TaskResult, attempt, died
+from pipeline.watchdog import BEAT_SECONDS, Beat, Node, Watchdog
 from schemas.errors import ClipmillError
 
 POLL_SECONDS = 0.5
-# Ray says this, as an error, of every actor of Ray Data, whatever one does.
-_NOISE = b"has constructor arguments in the object store and max_restarts > 0"
+_SHUTDOWN_SECONDS = 30.0
+_FOOTERS_READ = 20
+_MAX_REASON_CHARACTERS = 600
+# What Ray's C++ says of its own doings: errors among it, of every actor of Ray Data, whatever one
+# does, and hundreds of them where a node is gone.
+_NOISE = re.compile(rb"(?:\x1b\[\d+m)*(?:\([^)]*\)\s*)?(?:\x1b\[\d+m)*"
+                    rb"\[[\d :,.T-]+ [IWE] \d+ \d+\] (?:\(\w+\) )?\w+\.cc:\d+: ")
 
 
 @contextlib.contextmanager
@@ -51,40 +63,93 @@ def cluster(settings: RaySettings) -> Iterator[Machine]:
         # The root of the packages: workers must import them where Clipmill is not installed.
         root = str(Path(__file__).resolve().parent.parent)
         paths = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+        place = address or "this machine"
         try:
-            ray.init(logging_level=logging.ERROR, log_to_driver=True,
-                     runtime_env={"env_vars": {"PYTHONPATH": paths}}, **started)
+            with _own_sigterm():
+                ray.init(logging_level=logging.ERROR, log_to_driver=True,
+                         runtime_env={"env_vars": {"PYTHONPATH": paths}}, **started)
         except (ConnectionError, RuntimeError, ValueError) as error:
-            place = address or "this machine"
             raise ClipmillError(f"Ray could not be started on {place}: {error}") from error
     try:
         have = ray.cluster_resources()
         yield Machine(have.get("CPU", 0), have.get("GPU", 0))
-    finally:
+    except ClusterLost as error:
+        if mine and error.is_whole:
+            _shut_down()
+        raise
+    except BaseException:
         if mine:
-            ray.shutdown()
+            _shut_down()
+        raise
+    if mine and not _shut_down():
+        raise ClusterLost(f"Ray did not end within {_SHUTDOWN_SECONDS:.0f} s; all is committed, "
+                          "and running again does what is left")
 
 
-@ray.remote(num_cpus=0)
+@contextlib.contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """Keeps this program's way to be ended: Ray puts one in place that ends without a word."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before if before is not None else signal.SIG_DFL)
+
+
+def _shut_down() -> bool:
+    """Ends the connection, and a cluster of our own; False where that does not come to an end."""
+    thread = threading.Thread(target=ray.shutdown, daemon=True)
+    thread.start()
+    thread.join(_SHUTDOWN_SECONDS)
+    return not thread.is_alive()
+
+
+@ray.remote(num_cpus=0, max_restarts=-1)
 class _Tally:
     """Collects what the workers report until the driver asks."""
 
     def __init__(self) -> None:
         self._counts: dict[str, Counter] = {}
+        self._beats: dict[str, Beat] = {}
 
     def add(self, label: str, counts: Counter) -> None:
         self._counts.setdefault(label, Counter()).update(counts)
 
-    def take(self) -> dict[str, Counter]:
-        found, self._counts = self._counts, {}
+    def beat(self, worker: str, beat: Beat) -> None:
+        self._beats[worker] = beat
+
+    def take(self) -> tuple[dict[str, Counter], dict[str, Beat]]:
+        found, self._counts, self._beats = (self._counts, self._beats), {}, {}
         return found
+
+
+class _Heart:
+    """Says from a thread of its own that a worker lives, whatever the worker is at."""
+
+    def __init__(self, tally: Any, pool: int) -> None:
+        self._tally, self._pool = tally, pool
+        self._name = uuid.uuid4().hex
+        self._node = ray.get_runtime_context().get_node_id()
+        self.done = 0
+        threading.Thread(target=self._go_on, daemon=True).start()
+
+    def _go_on(self) -> None:
+        while True:
+            with contextlib.suppress(Exception):  # what collects them may be starting anew
+                self._tally.beat.remote(self._name, Beat(self._pool, self._node, self.done))
+            time.sleep(BEAT_SECONDS)
 
 
 class _ShardRunner:
     """What an actor of a pool holds: one worker over the pool's steps."""
 
-    def __init__(self, plan: dict, labels: list[str], dataset: str, run_id: str,
+    def __init__(self, plan: dict, labels: list[str], pool: int, dataset: str, run_id: str,
                  shards: ShardList, tally: Any, gpus: float, log_limits: LogLimits) -> None:
+        # Before anything that may take the process down: it is to be counted then.
+        self._heart = _Heart(tally, pool)
         if not gpus:
             # Whatever Ray's version makes of an actor without GPUs: it must not take one.
             os.environ["CUDA_VISIBLE_DEVICES"] = ""
@@ -101,6 +166,7 @@ class _ShardRunner:
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         for shard in batch["shard"]:
             self._worker.run(str(shard))
+            self._heart.done += 1
         return batch
 
 
@@ -134,30 +200,71 @@ def _run_leg(plan: Plan, leg: Leg, names: list[str], shards: ShardList, dataset:
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    tally = _Tally.remote()
-    stop = threading.Event()
-    watcher = threading.Thread(target=_pass_on, args=(tally, report, stop), daemon=True)
-    watcher.start()
+    here = ray.get_runtime_context().get_node_id()
+    # Beside the driver: with that node the run is over anyway.
+    tally = _Tally.options(
+        scheduling_strategy=NodeAffinitySchedulingStrategy(here, soft=True)).remote()
     stream = ray.data.from_items([{"shard": name} for name in names],
                                  override_num_blocks=len(names))
     spec = plan.spec()
-    for pool in leg:
-        stream = _through(stream, pool, spec, dataset, run_id, shards, tally, log_limits)
-    try:
-        with _without_noise():
-            for _ in stream.iter_batches(batch_size=1, prefetch_batches=0):
+    for number, pool in enumerate(leg):
+        stream = _through(stream, number, pool, spec, dataset, run_id, shards, tally, log_limits)
+    watchdog = Watchdog(leg, _rows_a_shard(dataset, names), time.monotonic())
+    probe = Probe(watchdog, lambda: _nodes(here), lambda: _take(tally), report)
+    flow = _Flow(stream)
+    with _without_noise():
+        try:
+            while not flow.ended.wait(POLL_SECONDS):
+                probe.check()
+            if flow.error is not None:
+                if not isinstance(_reason(flow.error), ClusterLost):
+                    probe.check_cluster()
+                raise _reason(flow.error) from flow.error
+        finally:
+            probe.stop()
+
+
+def _rows_a_shard(dataset: Path, names: Sequence[str]) -> int:
+    """The rows of a large shard; a few tell, for all of a dataset are of about one size."""
+    paths = [shard_path(dataset / "sources", name) for name in names[:_FOOTERS_READ]]
+    return max((ShardMetadata.read(path).inputs for path in paths if path.exists()), default=1)
+
+
+def _nodes(here: str) -> tuple[list[Node], str | None]:
+    """The nodes that are alive, and the socket of the one that this process is on."""
+    found = ray.nodes()
+    alive = [Node(node["NodeID"], node["Resources"].get("CPU", 0),
+                  node["Resources"].get("GPU", 0)) for node in found if node["Alive"]]
+    return alive, next((node.get("RayletSocketName") for node in found
+                        if node["NodeID"] == here), None)
+
+
+def _take(tally: Any) -> tuple[dict[str, Counter], dict[str, Beat]]:
+    return ray.get(tally.take.remote(), timeout=ANSWER_SECONDS)
+
+
+class _Flow:
+    """The stream's execution in a thread of its own: the main one must be free to give it up."""
+
+    def __init__(self, stream: Any) -> None:
+        self.ended = threading.Event()
+        self.error: Exception | None = None
+        self._stream = stream
+        threading.Thread(target=self._go_on, daemon=True).start()
+
+    def _go_on(self) -> None:
+        try:
+            for _ in self._stream.iter_batches(batch_size=1, prefetch_batches=0):
                 pass
-    except Exception as error:
-        raise _reason(error) from error
-    finally:
-        stop.set()
-        watcher.join()
-        _deliver(tally, report)
+        except Exception as error:  # noqa: BLE001 (raised again where it is waited for)
+            self.error = error
+        finally:
+            self.ended.set()
 
 
 @contextlib.contextmanager
 def _without_noise() -> Iterator[None]:
-    """Standard error without that remark: it comes from C++, past all of Python's logging."""
+    """Standard error without such remarks: they come from C++, past all of Python's logging."""
     sys.stderr.flush()
     saved = os.dup(2)
     reading, writing = os.pipe()
@@ -167,7 +274,7 @@ def _without_noise() -> Iterator[None]:
     def pass_on() -> None:
         with os.fdopen(reading, "rb") as lines:
             for line in lines:
-                if _NOISE not in line:
+                if not _NOISE.match(line):
                     os.write(saved, line)
 
     thread = threading.Thread(target=pass_on, daemon=True)
@@ -182,12 +289,12 @@ def _without_noise() -> Iterator[None]:
             os.close(saved)
 
 
-def _through(stream: Any, pool: Pool, spec: dict, dataset: Path, run_id: str,
+def _through(stream: Any, number: int, pool: Pool, spec: dict, dataset: Path, run_id: str,
              shards: ShardList, tally: Any, log_limits: LogLimits) -> Any:
     return stream.map_batches(
         _ShardRunner,
-        fn_constructor_args=(spec, [step.label for step in pool.steps], str(dataset), run_id,
-                             shards, tally, pool.gpus, log_limits),
+        fn_constructor_args=(spec, [step.label for step in pool.steps], number, str(dataset),
+                             run_id, shards, tally, pool.gpus, log_limits),
         batch_size=1,
         batch_format="numpy",
         compute=ActorPoolStrategy(size=pool.workers),
@@ -244,17 +351,6 @@ def _how_it_died(error: Exception) -> str:
     return f"as Ray says: {str(error).strip().splitlines()[0]}"
 
 
-def _pass_on(tally: Any, report: Report, stop: threading.Event) -> None:
-    while not stop.wait(POLL_SECONDS):
-        _deliver(tally, report)
-
-
-def _deliver(tally: Any, report: Report) -> None:
-    with contextlib.suppress(ray.exceptions.RayError):  # progress is a courtesy
-        for label, counts in ray.get(tally.take.remote(), timeout=10).items():
-            report(label, counts)
-
-
 def _reason(error: Exception) -> Exception:
     """The clear error that a worker raised, out of what Ray wrapped around it."""
     cause: BaseException | None = error
@@ -262,7 +358,12 @@ def _reason(error: Exception) -> Exception:
         if isinstance(cause, ClipmillError):
             return type(cause)(str(cause.args[0]) if cause.args else str(cause))
         cause = getattr(cause, "cause", None) or cause.__cause__
-    return ClipmillError(f"the run stopped in a Ray worker: {error}")
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    shown = " ".join(lines)
+    if len(shown) > _MAX_REASON_CHARACTERS:
+        # Of a traceback the end says most.
+        shown = f"{lines[0]} … {' '.join(lines)[-_MAX_REASON_CHARACTERS:]}"
+    return ClipmillError(f"the run stopped in a Ray worker: {type(error).__name__}: {shown}")
 
 
 class Job:

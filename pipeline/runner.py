@@ -32,7 +32,6 @@ from pipeline.shards import (
     ShardWriter,
     existing,
     note_outcomes,
-    remove_leftovers,
     shard_path,
     write_json,
 )
@@ -224,15 +223,14 @@ class _Writers:
         self._label = step.label
         self._fence = fence
         schemas = {**step.stage.more_tables, step.label: step.stage.table_schema}
-        folders = {table: step.folder(dataset, table) for table in schemas}
-        for folder in folders.values():
-            folder.mkdir(parents=True, exist_ok=True)
-        with fence.held():  # what a worker of a later run is writing is none of ours
-            for folder in folders.values():
-                remove_leftovers(shard_path(folder, shard))
+        fence.check()
         self._writers: dict[str, ShardWriter] = {}
         for table, schema in schemas.items():
-            writer = ShardWriter(shard_path(folders[table], shard), schema, clean=False)
+            folder = step.folder(dataset, table)
+            folder.mkdir(parents=True, exist_ok=True)
+            # What lies there under a temporary name may be another writer's who is at work; what
+            # a killed one left is removed at the run's end.
+            writer = ShardWriter(shard_path(folder, shard), schema, clean=False)
             stack.callback(writer.discard)
             self._writers[table] = writer
 

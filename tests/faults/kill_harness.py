@@ -15,7 +15,6 @@ import re
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -35,6 +34,7 @@ from tests.faults.kill_world import (
     newest,
     tables_of,
 )
+from tests.faults.summary import log_cases
 
 POOL_STEPS = 5
 """Tables that a shard goes through: sources are there before."""
@@ -45,8 +45,8 @@ RUN_SECONDS = 240.0
 DISK_MEGABYTES = 48
 FATAL = frozenset(("driver", "head", "full", "readonly", "sigterm"))
 IN_PROCESS = ("driver", "driver", "full", "readonly", "sigterm", "helper")
-OWN_CLUSTER = ("driver", "worker", "worker", "full", "readonly", "head", "sigterm")
-TWO_NODES = ("driver", "worker", "node", "node", "head", "full")
+OWN_CLUSTER = ("driver", "worker", "worker", "worker", "full", "readonly", "head", "sigterm")
+TWO_NODES = ("driver", "worker", "worker", "node", "node", "head", "full")
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def plan_of(seed: int) -> Plan:
     harms = []
     for _ in range(draw.randint(1, 3)):
         what = draw.choice(kinds)
-        harms.append(Harm(what, draw.choice((0, 0, 1, 1, 2, 3, 4, 6)), draw.uniform(0, 1.5),
+        harms.append(Harm(what, draw.choice((0, 0, 1, 2, 4, 6, 9, 13)), draw.uniform(0, 1.5),
                           draw.uniform(1, 5)))
     return Plan(engine, draw.random() < 0.25, tuple(harms))
 
@@ -361,10 +361,6 @@ class Case:
 
 def note(case: str, plan: Plan, told: Told, seconds: float, ended: str) -> None:
     """A line in the log of faults."""
-    path = os.environ.get("CLIPMILL_FAULT_LOG") or str(
-        Path(tempfile.gettempdir()) / "clipmill-faults.jsonl")
-    line = {"part": "kills", "case": case, "family": plan.engine, "ended": ended,
-            "captions": plan.captions, "planned": [harm.what for harm in plan.harms],
-            "seconds": round(seconds, 1), **asdict(told)}
-    with open(path, "a") as file:
-        file.write(json.dumps(line) + "\n")
+    log_cases("kills", [{"case": case, "family": plan.engine, "ended": ended,
+                         "captions": plan.captions, "planned": [harm.what for harm in plan.harms],
+                         "seconds": round(seconds, 1), **asdict(told)}])

@@ -1,0 +1,181 @@
+"""Two that write at once, because one was given up for dead: the first whole shard stands."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from jobs.locking import dataset_lock
+from jobs.run import load, run
+from pipeline import fence
+from pipeline.fence import RunIsOver
+from pipeline.plan import build_plan
+from pipeline.records import latest_run, run_records
+from pipeline.retry import list_shards
+from pipeline.runner import Worker
+from pipeline.shards import ShardMetadata
+from pipeline.sources import list_source_shards
+from schemas.errors import ClipmillError
+
+TWO = Path(__file__).with_name("two_tables.py")
+
+
+class Signing:
+    """A dataset whose next step has two tables, and workers for it."""
+
+    def __init__(self, words, tmp_path: Path) -> None:
+        self.gate = tmp_path / "gate"
+        data = words("a", "b")
+        data.run(until="fetch_words")
+        self.dataset = data.dataset
+        loaded = load(str(data.folder / "words.yaml"), None, overrides=[
+            f"signed.stage={TWO}:SignWords", f"signed.gate={self.gate}"], engine="local")
+        loaded.stages.pop("cut_words")
+        for label in ("name_words", "count_letters", "guess_words"):
+            loaded.stages.pop(label)
+        self.plan = build_plan(loaded)
+        self.step = self.plan.by_label["signed"]
+
+    def worker(self, run_id: str) -> Worker:
+        shards = list_shards(self.dataset, list_source_shards(self.dataset))
+        return Worker(self.plan, (self.step,), self.dataset, run_id, shards)
+
+    def start(self, worker: Worker) -> tuple[threading.Thread, list[BaseException]]:
+        """The worker at the shard, in a thread, when it has begun to write."""
+        problems: list[BaseException] = []
+        before = len(self.temporary())
+
+        def work() -> None:
+            try:
+                worker.run("000000")
+            except ClipmillError as error:
+                problems.append(error)
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        end = time.monotonic() + 30
+        while len(self.temporary()) < before + 2 and time.monotonic() < end:
+            time.sleep(0.01)
+        return thread, problems
+
+    def temporary(self) -> list[Path]:
+        return sorted(self.dataset.rglob("*.tmp"))
+
+    def signatures(self) -> set[str]:
+        tables = [pq.read_table(self.step.folder(self.dataset, name) / "000000.parquet")
+                  for name in ("signed", "seals")]
+        return {value for table in tables for value in table["signature"].to_pylist()}
+
+
+@pytest.fixture
+def signing(words, tmp_path: Path) -> Signing:
+    return Signing(words, tmp_path)
+
+
+def test_a_worker_of_a_run_that_is_over_begins_nothing(signing):
+    with dataset_lock(signing.dataset) as hold:
+        hold.begin("first")
+        worker = signing.worker("first")
+        hold.begin("second")
+        with pytest.raises(RunIsOver, match="is held for run second now"):
+            worker.run("000000")
+    with pytest.raises(RunIsOver, match="is held for no run now"):
+        worker.run("000000")
+    assert not list(signing.dataset.glob("signed/*/*"))
+
+
+def test_a_worker_that_outlives_its_run_commits_nothing(signing):
+    """It is in the middle of a shard when its run is killed and the next one begins."""
+    with dataset_lock(signing.dataset) as hold:
+        hold.begin("first")
+        thread, problems = signing.start(signing.worker("first"))
+        hold.begin("second")
+        signing.gate.touch()
+        thread.join(30)
+        assert [type(problem) for problem in problems] == [RunIsOver]
+        assert not list(signing.dataset.glob("se*/*/*.parquet"))
+        assert not list(signing.dataset.glob("signed/*/*.parquet"))
+        signing.worker("second").run("000000")
+    (path,) = signing.dataset.glob("signed/*/000000.parquet")
+    assert ShardMetadata.read(path).run_id == "second"
+    assert signing.temporary() == []
+
+
+def test_of_two_workers_at_one_shard_the_first_one_stands_with_all_its_tables(signing):
+    with dataset_lock(signing.dataset) as hold:
+        hold.begin("one")
+        first, one = signing.start(signing.worker("one"))
+        second, two = signing.start(signing.worker("one"))
+        signing.gate.touch()
+        first.join(30)
+        second.join(30)
+    assert one == two == []
+    assert len(signing.signatures()) == 1
+    assert signing.temporary() == []
+
+
+def test_a_table_without_its_marker_is_replaced(signing):
+    """What a writer left that was killed between its tables fits no other writer's marker."""
+    signing.gate.touch()
+    with dataset_lock(signing.dataset) as hold:
+        hold.begin("one")
+        signing.worker("one").run("000000")
+        (marker,) = signing.dataset.glob("signed/*/000000.parquet")
+        marker.unlink()
+        signing.worker("one").run("000000")
+    assert len(signing.signatures()) == 1
+
+
+def test_a_commit_that_stands_still_is_told(signing, monkeypatch):
+    monkeypatch.setattr(fence, "_PATIENCE_SECONDS", 0.2)
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        with fence._one_at_a_time(signing.dataset):
+            os.write(writing, b"x")
+            time.sleep(60)
+    try:
+        os.read(reading, 1)
+        with (pytest.raises(ClipmillError, match="stands still in the middle of a commit"),
+              dataset_lock(signing.dataset)):
+            pass
+    finally:
+        os.kill(child, 9)
+        os.waitpid(child, 0)
+        os.close(reading)
+        os.close(writing)
+
+
+def test_what_a_killed_run_left_is_gone_after_the_next(words):
+    """Half-written files, work folders and its record; also of tables that are done."""
+    data = words("a", "b")
+    data.run(until="cut_words")
+    dataset = data.dataset
+    record = {**latest_run(dataset), "state": "running"}
+    (dataset / "runs" / f"{record['run_id']}.json").write_text(json.dumps(record))
+    (dataset / ".lock").write_text(json.dumps({"command": "run", "run_id": record["run_id"]}))
+    assert latest_run(dataset)["state"] == "killed"
+    left = [
+        dataset / ".scratch" / "cut_words-12345678" / "half.bin",
+        next(dataset.glob("fetch_words/*")) / ".000000~12345678.tmp",
+        next(dataset.glob("cut_words/*")) / ".000007~12345678.tmp",
+        dataset / "sources" / ".000001~12345678.tmp",
+        dataset / "runs" / ".x~12345678.tmp",
+        dataset / "journal" / ".x~12345678.tmp",
+        dataset / "media" / ".work" / "0123456789abcdef0123" / "download.mp4",
+        dataset / "media" / ".found" / "0123456789abcdef0123.12345678.tmp",
+        dataset / "media" / ".claims" / "rules" / ".0123456789abcdef0123.12345678",
+    ]
+    for path in left:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"half")
+    data.run()
+    assert [path for path in left if path.exists()] == []
+    assert [record["state"] for record in run_records(dataset)] == ["killed", "done"]
+    assert not run(data.loaded(), dataset)
