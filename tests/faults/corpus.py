@@ -59,8 +59,7 @@ class Facts:
 class Case:
     """One file: `make` writes it, `allowed` are the endings that are right.
 
-    `facts` hold where it is kept. `exact` and `given` are the endings with those settings, where
-    they differ.
+    `facts` hold where it is kept.
     """
 
     family: str
@@ -148,7 +147,8 @@ def rendered(suffix: str, salt: int = 0, seconds: float = 1.0, **settings: objec
 def write_film(path: Path, salt: int = 0, seconds: float = 1.0, **settings: object) -> list[float]:
     """Writes a film of two shots; with `frames=1` of the first frame alone."""
     codec = str(settings.get("codec", "libx264"))
-    options = {**_EVEN.get(codec, {}), **_QUIET.get(codec, {}), **(settings.pop("codec_options", None) or {})}
+    given = settings.pop("codec_options", None) or {}
+    options = {**_EVEN.get(codec, {}), **_QUIET.get(codec, {}), **given}
     scenes = two_shots(salt, seconds)
     if settings.pop("frames", None) == 1:
         scenes = (Scene("red", 1 / settings.get("rate", RATE), speed=3 + salt),)

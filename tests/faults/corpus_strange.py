@@ -86,7 +86,7 @@ def declared_sizes() -> Family:
                         seconds=0.4)
         family.add(f"raw avi of {word}", put_after(data, b"strf", struct.pack(
             "<ii", width, height), skip=8), BAD, CRASH, suffix=".avi")
-    for width, height in ((7680, 4320), (16384, 8704), (65520, 65520)):
+    for width, height in ((7680, 4320), (8192, 8192), (16384, 8704), (65520, 65520)):
         family.add(f"h264 pictures of {width}x{height}", mp4_of_declared_size(
             film("mp4", 234), width, height), BAD, CRASH, facts=Facts())
     family.add("mpeg2 pictures of 4080x4080", put_after(
@@ -139,8 +139,8 @@ def declared_lengths() -> Family:
             data, stbl + "stsz", struct.pack(">III", 0, 64, count)), BAD)
         data = film("mp4", next(salts))
         family.add(f"mp4 with {count} times by stts", put(
-            data, box(data, stbl + "stts").content + 4, struct.pack(">I", count)), BAD, KEPT,
-            TOO_SHORT, TOO_LONG)
+            data, box(data, stbl + "stts").content + 4, struct.pack(">I", count)), BAD, CRASH,
+            KEPT, TOO_SHORT, TOO_LONG)
     data = film("mp4", next(salts))
     family.add("mp4 of a frame of 2 GB", put(data, box(data, stbl + "stsz").content + 12,
                struct.pack(">I", 2**31 - 64)), BAD, CRASH)

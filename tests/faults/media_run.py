@@ -217,28 +217,37 @@ def wrong_facts(outcome: Outcome, facts: Facts) -> list[str]:
     return wrong + wrong_pictures(outcome, facts)
 
 
-def wrong_pictures(outcome: Outcome, facts: Facts) -> list[str]:
-    """Which kept frames have the wrong colour, or aren't upright."""
-    wrong = []
+def wrong_pictures(outcome: Outcome, facts: Facts, begins: float | None = None) -> list[str]:
+    """Which kept frames have the wrong colour, or aren't upright.
+
+    `begins` is when the video's first frame is shown: that of the outcome, if it has them all.
+    """
     if facts.shots is None and facts.corner is None:
         return []
     if not outcome.frames:
         return ["no frame was kept"]
-    begins = outcome.scan["seconds"][0]
+    begins = outcome.scan["seconds"][0] if begins is None else begins
+    wrong = []
     for row in outcome.frames:
         image = cv2.imdecode(np.frombuffer(row["jpeg"], np.uint8), cv2.IMREAD_COLOR)[..., ::-1]
-        if facts.shots is not None:
-            # A frame beside a cut may belong to either shot.
-            at = row["seconds"] - begins
-            right = {[c for t, c in facts.shots if at + off >= t or t == 0][-1]
-                     for off in (-facts.slack_seconds, 0.01, facts.slack_seconds)}
-            ground = np.median(image.reshape(-1, 3), axis=0)
-            if all(np.abs(ground - colour).max() > facts.slack_colour for colour in right):
-                wrong.append(f"at {row['seconds']:.2f} s the ground is {ground.tolist()}, not "
-                             f"{sorted(right)}")
-        if facts.corner is not None and bright_corner(image) != facts.corner:
-            wrong.append(f"at {row['seconds']:.2f} s the bright corner is {bright_corner(image)}")
+        wrong += wrong_picture(image, row["seconds"] - begins, facts)
     return wrong[:3]
+
+
+def wrong_picture(image: np.ndarray, seconds: float, facts: Facts) -> list[str]:
+    """What is not right of a picture (RGB) of so many seconds after the first one."""
+    wrong = []
+    if facts.shots is not None:
+        # A frame beside a cut may belong to either shot.
+        right = {[c for at, c in facts.shots if seconds + off >= at or at == 0][-1]
+                 for off in (-facts.slack_seconds, 0.01, facts.slack_seconds)}
+        ground = np.median(image.reshape(-1, 3), axis=0)
+        if all(np.abs(ground - colour).max() > facts.slack_colour for colour in right):
+            wrong.append(f"at {seconds:.2f} s the ground is {ground.tolist()}, not "
+                         f"{sorted(right)}")
+    if facts.corner is not None and bright_corner(image) != facts.corner:
+        wrong.append(f"at {seconds:.2f} s the bright corner is {bright_corner(image)}")
+    return wrong
 
 
 def bright_corner(image: np.ndarray) -> str:

@@ -1,0 +1,307 @@
+"""Bad and odd media through real runs: every file ends as it may, and costs only itself."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import av
+import pyarrow.parquet as pq
+import pytest
+
+from tests.faults.corpus import CRASH, KEPT, Case, Facts, all_cases, named, write
+from tests.faults.media_run import (
+    SPLIT_ONLY,
+    Outcome,
+    Ran,
+    check_accounting,
+    clipmill,
+    outcome_of,
+    outcomes,
+    rows_of,
+    run_recipe,
+    wrong_facts,
+    wrong_picture,
+    wrong_pictures,
+)
+from tests.faults.summary import log_cases
+
+MEMORY_BYTES = 400 << 20
+"""What files that lie about their size may cost beyond what sound ones do, in one process."""
+
+# Of every family what has the most to do with another part of the reader.
+SMALL = (
+    "mp4 cut off at 5/10", "mp4 moov first cut off at 9/10", "mkv cut off at 4/10",
+    "ts cut off at 7/10", "webm cut off at 8/10",
+    "mp4 header 4 bits seed 2", "mkv header 16 bits seed 3", "mp4 index 1 bits seed 0",
+    "mp4 hevc payload 16 bits seed 3", "ts payload 64 bits seed 4",
+    "no bytes", "mp4 payload all zeroed", "ts called .mp4", "ts and the same again, later",
+    "mkv with noise behind it",
+    "16x16", "161x91 libx264 yuv444p", "changing size in ts", "turned by 90 in .mp4",
+    "variable in .mkv", "mp4 that begins at 0.4 s", "begins at 1.5 s in .mkv",
+    "ts h264 whose clock wraps", "ts that jumps back by 30 s", "h264 with two-way frames in avi",
+    "mp4 without moov", "10 bit hevc", "alpha in vp9", "interlaced mpeg2", "bt709 full range",
+    "two videos in .mkv", "cover picture first", "ts h264 without its first packet",
+    "vp9 pictures of 65535x65535", "h264 pictures of 8192x8192", "mkv of 12 hours",
+    "one frame in .mp4", "jpg called mp4", "m4a of sound called mp4", "ffconcat called mp4",
+    "name with newline", "name with leading dash", "name with 255 bytes", "fifo", "link to itself",
+)
+_SLOW_TO_READ = ("sparse file of 10 GB", "film with 1 GB of hole behind it")
+
+
+def check(
+    way: str, folder: Path, cases: Sequence[Case], dataset: Path, ran: Ran, *,
+    more_allowed: frozenset[str] = frozenset(), facts: bool = True,
+) -> dict[str, Outcome]:
+    """Compares what became of the cases with what may become of them; writes the log."""
+    assert ran.status == 0, ran.errors[-3000:]
+    found = outcomes(dataset)
+    problems, lines = [], []
+    for case in cases:
+        outcome = outcome_of(case, folder, found)
+        lines.append({"way": way, "family": case.family, "case": case.name,
+                      "ended": outcome.ended, "message": outcome.message[:300]})
+        if outcome.ended not in case.allowed | more_allowed:
+            problems.append(f"{case.name}: {outcome.ended}, not "
+                            f"{' or '.join(sorted(case.allowed))}: {outcome.message[:300]}")
+        elif outcome.ended == KEPT and case.facts is not None and facts:
+            problems += [f"{case.name}: {w}" for w in wrong_facts(outcome, case.facts)]
+    log_cases("media", lines)
+    assert problems == [], "\n".join(problems)
+    check_accounting(dataset)
+    verified = clipmill("verify", dataset, limit_seconds=300)
+    assert verified.status == 0, verified.printed + verified.errors
+    return found
+
+
+def check_neighbours(
+    neighbours: Sequence[Path], found: dict[str, Outcome], tmp_path: Path, peak_bytes: int
+) -> None:
+    """Sound files have the rows that they have without bad ones; memory stays near theirs."""
+    listing = tmp_path / "neighbours.jsonl"
+    listing.write_text("".join(json.dumps({"path": str(path)}) + "\n" for path in neighbours))
+    alone = run_recipe(SPLIT_ONLY.format(shard_videos=32), [listing], tmp_path / "alone",
+                       limit_seconds=120)
+    assert alone.status == 0, alone.errors
+    expected = outcomes(tmp_path / "alone")
+    assert len(expected) == len(neighbours)
+    for path in map(str, neighbours):
+        assert found[path].ended == expected[path].ended == KEPT
+        assert wrong_facts(found[path], Facts()) == []
+        assert rows_of(found[path]) == rows_of(expected[path]), path
+    assert peak_bytes < alone.peak_bytes + MEMORY_BYTES
+
+
+@pytest.fixture(scope="module")
+def cases() -> list[Case]:
+    return all_cases()
+
+
+@pytest.fixture(scope="module")
+def corpus(cases, tmp_path_factory) -> tuple[Path, list[Path]]:
+    """The whole corpus as a folder, and the sound neighbours in it."""
+    folder = tmp_path_factory.mktemp("corpus") / "files"
+    return folder, write(folder, cases)
+
+
+def test_forty_bad_files_of_a_folder_each_end_as_they_may(tmp_path):
+    """One run over all; the good files between them have the rows that they have alone."""
+    cases = named(all_cases(), SMALL)
+    folder = tmp_path / "files"
+    neighbours = write(folder, cases)
+    # One that is no plain file and has no size that ends would hang a run for ever.
+    ran = run_recipe(SPLIT_ONLY.format(shard_videos=16), [folder], tmp_path / "dataset",
+                     limit_seconds=90)
+    found = check("default, small", folder, cases, tmp_path / "dataset", ran)
+    check_neighbours(neighbours, found, tmp_path, ran.peak_bytes)
+
+
+@pytest.mark.faults
+def test_every_bad_file_ends_as_it_may(cases, corpus, tmp_path):
+    folder, neighbours = corpus
+    assert len(cases) >= 300
+    ran = run_recipe(SPLIT_ONLY.format(shard_videos=32), [folder], tmp_path / "dataset",
+                     limit_seconds=250)
+    found = check("default", folder, cases, tmp_path / "dataset", ran)
+    check_neighbours(neighbours, found, tmp_path, ran.peak_bytes)
+    again = run_recipe(SPLIT_ONLY.format(shard_videos=32), [folder], tmp_path / "dataset",
+                       limit_seconds=60)
+    assert "Nothing to do" in again.errors
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("engine", ["local", "ray"])
+def test_every_bad_file_ends_as_it_may_in_exact_mode(engine, cases, corpus, tmp_path):
+    """Both engines find the same; PySceneDetect's own reader has its own way with some files."""
+    folder, _ = corpus
+    some = [case for case in cases if case.name not in _SLOW_TO_READ]
+    listing = listed(folder, some, tmp_path)
+    ran = run_recipe(SPLIT_ONLY.format(shard_videos=32), [listing], tmp_path / "dataset", "--set",
+                     "split_clips.exact=true", engine=engine, limit_seconds=280)
+    check(f"exact, {engine}", folder, some, tmp_path / "dataset", ran)
+
+
+def listed(
+    folder: Path, cases: Sequence[Case], tmp_path: Path,
+    spans: Sequence[tuple[float, float]] = (),
+) -> Path:
+    """A list of the cases' files, with spans counted from where a film should begin."""
+    lines = []
+    for case in cases:
+        path = os.path.realpath(folder) + "/" + case.file
+        begins = (case.facts.first_seconds if case.facts else None) or 0.0
+        for start, end in spans or [(None, None)]:
+            times = {} if start is None or end is None else {
+                "start_seconds": begins + start, "end_seconds": begins + end}
+            lines.append(json.dumps({"path": path, **times}) + "\n")
+    listing = tmp_path / "list.jsonl"
+    listing.write_text("".join(lines))
+    return listing
+
+
+SOUND = ("codecs and containers", "sizes", "rotated", "frame rates", "edit lists", "time stamps",
+         "pixels", "several streams", "wrong extension")
+"""Families whose files must be kept, mostly."""
+
+
+@pytest.fixture(scope="module")
+def sound(cases, corpus, tmp_path_factory) -> tuple[Path, list[Case], dict[str, Outcome]]:
+    """The files that must be kept, and their dataset."""
+    folder, _ = corpus
+    some = [case for case in cases if case.family in SOUND and case.allowed == {KEPT}
+            and case.facts is not None]
+    assert len(some) > 60
+    place = tmp_path_factory.mktemp("sound")
+    ran = run_recipe(SPLIT_ONLY.format(shard_videos=32), [listed(folder, some, place)],
+                     place / "dataset", limit_seconds=120)
+    assert ran.status == 0, ran.errors
+    return place / "dataset", some, outcomes(place / "dataset")
+
+
+@pytest.mark.faults
+def test_given_spans_of_odd_files_hold_the_frames_that_are_shown_then(corpus, sound, tmp_path):
+    """Seeking gives frames of the same number, time and colour as reading through."""
+    folder, _ = corpus
+    _, some, whole = sound
+    lines, begins = [], {}
+    for case in some:
+        outcome = outcome_of(case, folder, whole)
+        seconds = outcome.scan["seconds"]
+        begins[case.name] = seconds[0]
+        length = outcome.scan["end_seconds"] - seconds[0]
+        for share, end in ((0.1, 0.35), (0.6, 0.85)):
+            lines.append({"path": str(folder / case.file),
+                          "start_seconds": seconds[0] + share * length,
+                          "end_seconds": seconds[0] + end * length})
+    listing = tmp_path / "list.jsonl"
+    listing.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    ran = run_recipe(SPLIT_ONLY.format(shard_videos=32), [listing], tmp_path / "dataset", "--set",
+                     "split_clips.boundaries=given", "--set", "split_clips.min_clip_seconds=0",
+                     limit_seconds=200)
+    found = check("given spans", folder, some, tmp_path / "dataset", ran, facts=False)
+    problems = []
+    for case in some:
+        given, read = (outcome_of(case, folder, each) for each in (found, whole))
+        times = read.scan["seconds"]
+        off = [n for n, at in zip(given.scan["frame_numbers"], given.scan["seconds"], strict=True)
+               if not 0 <= n < len(times) or abs(times[n] - at) > 0.002]
+        if off:
+            problems.append(f"{case.name}: frames {off[:5]} have another time than when read "
+                            "through")
+        problems += [f"{case.name}: {w}" for w in wrong_pictures(
+            given, replace(case.facts, frames=None), begins[case.name])]
+    assert problems == [], "\n".join(problems)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("media", ["copy", "exact"])
+def test_clips_cut_out_of_odd_files_show_what_they_should(media, corpus, sound, tmp_path):
+    """Every clip is cut; its frames are upright, of the right colour, and in `exact` all there."""
+    folder, _ = corpus
+    dataset, some, found = sound
+    out = tmp_path / "out"
+    ran = clipmill("export", dataset, "--format", "parquet", "--media", media, "--output", out,
+                   "--engine", "local", limit_seconds=280)
+    assert ran.status == 0, ran.errors
+    failed = (out / "failures.jsonl").read_text() if (out / "failures.jsonl").exists() else ""
+    rows = [row for file in sorted(out.glob("*.parquet"))
+            for row in pq.read_table(file).to_pylist()]
+    assert failed == ""
+    assert len(rows) == sum(len(outcome.clips) for outcome in found.values())
+    of_video = {outcome_of(case, folder, found).video["video_id"]: case for case in some}
+    problems = []
+    for row in rows:
+        case = of_video[row["video_id"]]
+        begins = outcome_of(case, folder, found).scan["seconds"][0]
+        try:
+            problems += [f"{case.name}: {w}" for w in wrong_clip(
+                out / row["media_path"], row, case.facts, begins, media)]
+        except av.FFmpegError as error:
+            problems.append(f"{case.name}: {error}")
+    assert problems == [], "\n".join(problems)
+
+
+def wrong_clip(path: Path, row: dict, facts: Facts, begins: float, media: str) -> list[str]:
+    """What is not right of a cut clip."""
+    from stages.media.decode import stored_rotation, upright
+
+    wrong = []
+    with av.open(str(path)) as container:
+        frames = list(container.decode(video=0))
+    if len(frames) != row["media_frames"]:
+        wrong.append(f"{len(frames)} frames, not the {row['media_frames']} that are told")
+    if media == "exact" and len(frames) != row["end_frame"] - row["start_frame"]:
+        wrong.append(f"{len(frames)} frames, not {row['end_frame'] - row['start_frame']}")
+    for frame in (frames[len(frames) // 3], frames[-1]):
+        image = upright(frame.to_ndarray(format="rgb24"), stored_rotation(frame))
+        at = row["media_start_seconds"] - begins + frame.time - frames[0].time
+        wrong += wrong_picture(image, at, replace(facts, slack_colour=facts.slack_colour + 8))
+    return wrong
+
+
+@pytest.mark.faults
+def test_odd_pictures_go_through_all_stages_of_the_demo(cases, corpus, tmp_path):
+    """Captioners, embedders and scorers get pictures of every depth, shape and turn."""
+    folder, _ = corpus
+    some = [case for case in cases if case.family in ("pixels", "rotated", "sizes")
+            and case.allowed == {KEPT}]
+    ran = run_recipe("demo", [listed(folder, some, tmp_path)], tmp_path / "dataset", "--set",
+                     "download_videos.min_duration_seconds=null", "--set",
+                     "download_videos.min_height=null", limit_seconds=290)
+    found = check("whole demo recipe", folder, some, tmp_path / "dataset", ran)
+    from pipeline.catalog import open_catalog
+
+    with open_catalog(tmp_path / "dataset") as catalog:
+        clips = catalog.ask("SELECT * FROM clips").read_all().to_pylist()
+    assert len(clips) == sum(len(outcome.clips) for outcome in found.values())
+    for clip in clips:
+        for column in ("caption", "caption_coarse", "captions_fine", "tags", "similarity",
+                       "aesthetic"):
+            assert clip[column] is not None, (clip["url"], column)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("name", ["decord_aborts.mp4", "decord_segfaults.mkv"])
+def test_a_file_that_kills_the_decoder_costs_only_itself(name, tmp_path):
+    """Found by fuzzing: decord ends the process that opens them."""
+    write(tmp_path / "files", [])
+    folder = tmp_path / "files"
+    (folder / name).write_bytes((Path(__file__).parent / "files" / name).read_bytes())
+    neighbour = write(folder, named(all_cases(), ("16x16",)))[0]
+    spans = [{"path": str(path), "start_seconds": start, "end_seconds": start + 0.5}
+             for path in (folder / name, neighbour) for start in (0.2, 1.2)]
+    listing = tmp_path / "list.jsonl"
+    listing.write_text("".join(json.dumps(span) + "\n" for span in spans))
+    ran = run_recipe(SPLIT_ONLY.format(shard_videos=4), [listing], tmp_path / "dataset",
+                     limit_seconds=120)
+    assert ran.status == 0, ran.errors
+    found = outcomes(tmp_path / "dataset")
+    ended = found[str(folder / name)]
+    log_cases("media", [{"way": "given spans", "family": "crashes of decord", "case": name,
+                         "ended": ended.ended, "message": ended.message}])
+    assert ended.ended == CRASH, ended.message
+    assert found[str(neighbour)].ended == KEPT
+    assert len(found[str(neighbour)].clips) == 2
