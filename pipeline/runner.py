@@ -37,6 +37,7 @@ from pipeline.shards import (
 )
 from pipeline.tombstones import new_tombstone, removed_videos
 from schemas.errors import MAX_MESSAGE_CHARACTERS, ClipmillError, RowFailed, RowRejected
+from schemas.ids import is_file_name
 from schemas.step_tables import REMOVED_RULE
 from schemas.storage import full_storage, writing_to
 from schemas.tables import ERROR, REJECTION
@@ -350,6 +351,13 @@ def _complete(
     if lost := [name for name in asked if name not in given]:
         error = RowFailed(step.stage.error_kind, "the stage gave no row for this key")
         table = pa.concat_tables([table, _failed_rows(step, lost, error)])
+    for name in {"video_id", "clip_id"} & set(schema.names) - {key}:
+        for made in table[name].drop_null().unique().to_pylist():
+            if not is_file_name(made):
+                raise ClipmillError(
+                    f"stage {step.stage_label} made the {name} {made[:100]!r}, and files are named "
+                    "by it: it is letters, digits, _ and -, no dash in front, at most 200; see "
+                    "schemas/ids.py for how to make one")
     return {**tables, step.label: _stamp(table, key, attempts)}
 
 

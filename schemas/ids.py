@@ -6,6 +6,7 @@ import hashlib
 import re
 
 _SAFE = re.compile(r"[A-Za-z0-9_-]{1,80}\Z")
+_FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,199}\Z")
 CLIP_ID = re.compile(r"(.*)-m?\d+-m?\d+\Z", re.S)
 """A clip's id; the group is its video's."""
 
@@ -19,6 +20,16 @@ def safe_id(text: str) -> str:
     if _SAFE.match(text) and not text.startswith("-"):
         return text
     return "h" + _hash(text)
+
+
+def is_file_name(text: str) -> bool:
+    """Whether an id may stand in a path as it is, with a suffix behind it."""
+    return _FILE_NAME.match(text) is not None
+
+
+def file_name(text: str) -> str:
+    """An id as the name of a file: ids that are made here are that already."""
+    return text if is_file_name(text) else "h" + _hash(text)
 
 
 def platform_video_id(extractor: str, platform_id: str) -> str:

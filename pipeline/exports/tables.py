@@ -28,9 +28,10 @@ VIDEO = "video"
 VIDEO_TYPE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 # One row group of videos is in memory at once.
 MOST_VIDEO_BYTES_A_GROUP = 64 * 2**20
-# Columns that programs made: a formula can't stand there.
+# Ids stay as they are, also those that begin with a dash, where they are nothing but an id.
 _IDS = {"clip_id", "video_id", "source_id", "extractor", "sha256", "url", "codec", "media_path"}
 _FORMULA = r"^[=+\-@\t\r]"
+_ID_FORMULA = r"^(?:[=+@\t\r]|-[A-Za-z0-9_-]*[^A-Za-z0-9_-])"
 # Control characters, and marks that turn the direction of what follows.
 _CONTROL = r"[\x00-\x08\x0b-\x1f\x7f-\x{9f}\x{202a}-\x{202e}\x{2066}-\x{2069}]"
 
@@ -128,17 +129,17 @@ def _flat(table: pa.Table) -> pa.Table:
         elif pa.types.is_binary(kind):
             columns.append(pa.array([value and value.hex() for value in column.to_pylist()],
                                     pa.string()))
-        elif pa.types.is_string(kind) and name not in _IDS:
-            columns.append(_harmless(column))
+        elif pa.types.is_string(kind):
+            columns.append(_harmless(column, _ID_FORMULA if name in _IDS else _FORMULA))
         else:
             columns.append(column)
     return pa.table(columns, names=plain.column_names)
 
 
-def _harmless(column: pa.ChunkedArray) -> pa.ChunkedArray:
+def _harmless(column: pa.ChunkedArray, formula: str) -> pa.ChunkedArray:
     """Text without control characters, and with an apostrophe before what reads as a formula."""
     text = pc.replace_substring_regex(column, _CONTROL, " ")
-    return pc.if_else(pc.fill_null(pc.match_substring_regex(text, _FORMULA), False),
+    return pc.if_else(pc.fill_null(pc.match_substring_regex(text, formula), False),
                       pc.binary_join_element_wise("'", text, ""), text)
 
 

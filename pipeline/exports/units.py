@@ -24,6 +24,7 @@ from pipeline.exports.selection import Unit, read_rows
 from pipeline.shards import shard_writer
 from pipeline.tasks import map_tasks
 from schemas.errors import ClipmillError, ErrorKind, RowFailed
+from schemas.ids import file_name
 from stages.media.cut import CutRequest, CutResult, cut_clips_isolated
 
 KIND, MESSAGE = "_problem_kind", "_problem_message"
@@ -177,7 +178,7 @@ def _cut(task: UnitTask, rows: pa.Table) -> Iterator[CutResult]:
         _check_own(task)
         line = f"{task.token} {video}"
         requests = [CutRequest(clip["clip_id"], clip["start_seconds"], clip["end_seconds"],
-                               folder / f"{clip['clip_id']}.mp4") for clip in clips]
+                               folder / f"{file_name(clip['clip_id'])}.mp4") for clip in clips]
         if tried.count(line) - tried.count(f"{line} done") >= DEATHS_A_VIDEO:
             problem = RowFailed("crash", f"the process that cut clips of {video} died "
                                 f"{DEATHS_A_VIDEO} times")

@@ -15,6 +15,7 @@ from pipeline.exports.request import ExportRequest
 from pipeline.exports.samples import BLOCK, JSON, extension
 from pipeline.exports.shards import Shard
 from pipeline.shards import write_json
+from schemas.ids import file_name
 
 INDEX = "index.json"
 
@@ -38,7 +39,7 @@ def write_tar(request: ExportRequest, path: Path, tables: Iterable[pa.Table]) ->
 
 def _add_sample(request: ExportRequest, tar: tarfile.TarFile, row: dict) -> None:
     # A clip's id holds no dot, at which WebDataset would end the key.
-    key = row["clip_id"]
+    key = file_name(row["clip_id"])
     media = row.get("media_path")
     if media is not None:
         with open(request.output / media, "rb") as file:
