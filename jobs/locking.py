@@ -43,10 +43,10 @@ class Hold:
         self._say(run_id=run_id)
 
     def _say(self, **more: str) -> None:
-        self._file.seek(0)
-        self._file.write(json.dumps({**self._said, **more}))
-        self._file.truncate()
-        self._file.flush()
+        data = json.dumps({**self._said, **more}).encode()
+        # Past Python's buffer, which would be tried again, and fail again, when it is closed.
+        os.pwrite(self._file.fileno(), data, 0)
+        os.ftruncate(self._file.fileno(), len(data))
 
 
 @contextlib.contextmanager
@@ -80,7 +80,8 @@ def _taken(dataset: Path, wait: bool) -> Iterator[IO[str]]:
     tries_left = _TRIES
     while True:
         try:
-            file = open(path, "r+", opener=_opened)  # noqa: SIM115 (closed below, in every turn)
+            with writing_to(dataset):
+                file = open(path, "r+", opener=_opened)  # noqa: SIM115 (closed below, in every turn)
         except OSError as error:
             raise ClipmillError(f"cannot write to {dataset}: {error.strerror}") from error
         with file:

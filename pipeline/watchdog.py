@@ -21,7 +21,7 @@ STARVED_SECONDS = 20.0
 """A pool without a worker, and without a place for one, for so long ends the run."""
 UNANSWERED_SECONDS = 30.0
 """A cluster that answers nothing for so long is gone. Ray itself ends the process at 60 s."""
-STARTS_ALLOWED = 12
+STARTS_ALLOWED = 8
 """So many workers of one pool may start before a shard has to be done."""
 
 

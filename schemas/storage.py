@@ -62,7 +62,8 @@ def writing_to(place: Path) -> Iterator[None]:
 def _cannot_write(
     error: BaseException, number: int, place: Path, next_step: str
 ) -> ClipmillError:
-    name = getattr(error, "filename", None)
+    # Of a copy the second one is where it was to go.
+    name = getattr(error, "filename2", None) or getattr(error, "filename", None)
     if isinstance(name, str | os.PathLike) and Path(name).is_absolute():
         place = Path(name).parent
     return StorageError(f"cannot write to {place}: {os.strerror(number)}; {next_step}")

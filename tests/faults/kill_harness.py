@@ -96,14 +96,20 @@ class Cluster:
     """Two nodes in a process of their own."""
 
     def __init__(self) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name("kill_cluster.py"))], cwd=ROOT,
-            env=environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-            stderr=subprocess.DEVNULL)
-        lines = iter(self._process.stdout.readline, "")
-        said = json.loads(next(line for line in lines if line.startswith("{")))
-        self.address: str = said["address"]
-        self.pids: dict[str, int] = said
+        # On a busy machine Ray's own patience with a start may run out.
+        for _ in range(3):
+            self._process = subprocess.Popen(
+                [sys.executable, str(Path(__file__).with_name("kill_cluster.py"))], cwd=ROOT,
+                env=environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+                stderr=subprocess.DEVNULL)
+            lines = iter(self._process.stdout.readline, "")
+            said = next((line for line in lines if line.startswith("{")), None)
+            if said is not None:
+                break
+            self.end()
+        assert said is not None, "no cluster came up"
+        self.pids: dict[str, int] = (found := json.loads(said))
+        self.address: str = found["address"]
         self.whole = True
 
     @property
@@ -111,16 +117,18 @@ class Cluster:
         return self._process.pid
 
     def end(self) -> None:
-        children = psutil.Process(self.pid).children(recursive=True)
+        children = []
+        with contextlib.suppress(psutil.NoSuchProcess):
+            children = psutil.Process(self.pid).children(recursive=True)
         self._process.stdin.close()
-        with contextlib.suppress(subprocess.TimeoutExpired):
+        try:
             self._process.wait(20)
-        for process in [*children, psutil.Process()][:-1]:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
-        if self._process.poll() is None:
+        except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+        for child in children:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.kill()
 
 
 class Case:

@@ -1,0 +1,47 @@
+"""A stage that meets a full disk in several ways."""
+
+from __future__ import annotations
+
+import os
+from contextlib import contextmanager, suppress
+
+import pyarrow as pa
+
+from schemas.errors import RowFailed
+from stages.protocol import Stage, Workspace, resource
+
+_MUCH_BYTES = 300_000
+_MOST_BYTES = 2_000_000
+
+
+class FillDisk(Stage):
+    """One row for each video; `how` says what takes room."""
+
+    name = "fill_disk"
+    key = "video_id"
+    reads = ("fetch_words.url",)
+    writes = pa.schema([("blob", pa.binary())])
+    how: str = resource("nothing")
+    fragile = True
+
+    @contextmanager
+    def open(self, workspace: Workspace):
+        def transform(batch):
+            much = bytes(range(250)) * (_MUCH_BYTES // 250)
+            if self.how in ("scratch", "wrapped"):
+                try:
+                    (workspace.scratch / "much.bin").write_bytes(much)
+                except OSError as error:
+                    if self.how == "scratch":
+                        raise
+                    raise RowFailed("bad_media", "no such video") from error
+            if self.how == "journal":
+                # What is written next is the note that this row is done.
+                with suppress(OSError), (workspace.dataset / "more.bin").open(
+                        "wb", buffering=0) as file:
+                    while file.tell() < _MOST_BYTES and file.write(bytes(4096)):
+                        pass
+            blob = os.urandom(_MUCH_BYTES) if self.how == "table" else b""
+            return pa.table({"video_id": batch["video_id"], "blob": [blob] * batch.num_rows})
+
+        yield transform
