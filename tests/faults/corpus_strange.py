@@ -80,8 +80,8 @@ def declared_sizes() -> Family:
             suffix=".avi")
         family.add(f"avi of {word}", put_after(
             film("avi", 228 + number), b"strf", struct.pack("<ii", width, height), skip=8), KEPT,
-            suffix=".avi", facts=Facts(
-                frames=None, size=None, shots=None, corner=None))  # two fields may make a frame
+            BAD, suffix=".avi", facts=Facts(  # two pictures may be taken for a frame's fields
+                frames=None, size=None, shots=None, corner=None))
         data = rendered(".avi", 231 + number, codec="rawvideo", pixels="bgr24", ticks=1,
                         seconds=0.4)
         family.add(f"raw avi of {word}", put_after(data, b"strf", struct.pack(
