@@ -63,7 +63,53 @@ def _row(name: str, lines: Sequence[Line], columns: Sequence[str]) -> list[objec
     return [name, len(lines), *(counts[column] or "" for column in columns)]
 
 
-PARTS: dict[str, Callable[[Sequence[Line]], str]] = {"media": media_tables}
+_ENGINES = {"local": "one process", "ray": "a Ray cluster of its own",
+            "cluster": "two nodes, joined"}
+_TARGETS = {"driver": "SIGKILL: driver", "sigterm": "SIGTERM: driver", "worker": "SIGKILL: worker",
+            "helper": "SIGKILL: child process", "head": "SIGKILL: head (raylet or GCS)",
+            "node": "SIGKILL: raylet of the second node", "full": "disk full",
+            "readonly": "read-only for 1 to 5 s"}
+
+
+def kill_tables(lines: Sequence[Line]) -> str:
+    """Harms by target and engine, and how many runs each plan took."""
+    seeds = [line for line in lines if line["case"].startswith("seed")]
+    engines = [name for name in _ENGINES if any(line["family"] == name for line in seeds)]
+    rows = []
+    for target, words in _TARGETS.items():
+        counts = [sum(harm["what"] == target for line in seeds if line["family"] == name
+                      for harm in line["harmed"]) for name in engines]
+        if sum(counts):
+            rows.append([words, *(count or "" for count in counts), sum(counts)])
+    rows.append(["all harms", *(sum(len(line["harmed"]) for line in seeds
+                                    if line["family"] == name) for name in engines),
+                 sum(len(line["harmed"]) for line in seeds)])
+    harms = table(["harm", *(_ENGINES[name] for name in engines), "all"], rows)
+    plans = table(["", *(_ENGINES[name] for name in engines), "all"], [
+        _plans("seeds", seeds, engines, len),
+        _plans("tables equal in the end", seeds, engines,
+               lambda found: sum(line["ended"] == "equal" for line in found)),
+        _plans("runs until done (median, most)", seeds, engines, _runs),
+        _plans("rows put right by `retry`", seeds, engines,
+               lambda found: sum(line["retried"] for line in found)),
+        _plans("longest end of a run that couldn't go on", seeds, engines,
+               lambda found: f"{max(line['longest_end_seconds'] for line in found):.0f} s"),
+    ])
+    return f"{harms}\n\n{plans}"
+
+
+def _plans(name: str, seeds: Sequence[Line], engines: Sequence[str],
+           count: Callable[[Sequence[Line]], object]) -> list[object]:
+    return [name, *(count([line for line in seeds if line["family"] == engine])
+                    for engine in engines), count(seeds)]
+
+
+def _runs(lines: Sequence[Line]) -> str:
+    counts = sorted(len(line["runs"]) for line in lines)
+    return f"{counts[len(counts) // 2]}, {counts[-1]}"
+
+
+PARTS: dict[str, Callable[[Sequence[Line]], str]] = {"kills": kill_tables, "media": media_tables}
 
 
 def summary(lines: Sequence[Line]) -> str:

@@ -1,0 +1,23 @@
+"""A stage whose worker does not survive its start."""
+
+from __future__ import annotations
+
+import os
+from contextlib import contextmanager
+
+import pyarrow as pa
+
+from stages.protocol import Stage, Workspace
+
+
+class DieAtOnce(Stage):
+    """As a model whose library crashes would."""
+
+    name = "die_at_once"
+    reads = ("cut_words.start_seconds",)
+    writes = pa.schema([("nothing", pa.string())])
+
+    @contextmanager
+    def open(self, workspace: Workspace):
+        os._exit(1)
+        yield

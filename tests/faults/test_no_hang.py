@@ -1,0 +1,84 @@
+"""Runs that can't go on end with exit 1 and a reason; on real clusters, as they are lost."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.faults.kill_harness import Cluster
+from tests.faults.kill_world import ROOT, command, environment
+
+STAGES = Path(__file__).with_name("hang_stages.py")
+WORDS = ROOT / "tests" / "pipeline" / "own_stages.py"
+
+
+def ends(tmp_path: Path, seconds: float, stage: dict, ray: dict, **more: str) -> str:
+    """Runs a recipe whose last stage can't be done; gives what it said and checks when it ended.
+
+    The time is counted from when the stages before it were done.
+    """
+    (tmp_path / "urls.txt").write_text("https://a.test/\nhttps://b.test/\n")
+    (tmp_path / "hang.yaml").write_text(yaml.safe_dump({
+        "sources": ["urls.txt"], "shard_videos": 1, "ray": ray,
+        "stages": {"fetch_words": {"stage": f"{WORDS}:FetchWords"},
+                   "cut_words": {"stage": f"{WORDS}:CutWords"}, "last": stage},
+    }, sort_keys=False))
+    dataset = tmp_path / "dataset"
+    said = tmp_path / "said.txt"
+    with open(said, "w") as output, subprocess.Popen(
+            command("run", tmp_path / "hang.yaml", "--dataset", dataset, "--until", "cut_words"),
+            cwd=ROOT, env=environment(**more), stdout=output, stderr=output) as process:
+        assert process.wait(200) == 0, said.read_text()
+    with open(said, "w") as output, subprocess.Popen(
+            command("run", tmp_path / "hang.yaml", "--dataset", dataset), cwd=ROOT,
+            env=environment(**more), stdout=output, stderr=output) as process:
+        began = time.monotonic()
+        try:
+            while "Plan for" not in said.read_text():
+                assert time.monotonic() - began < 120
+                time.sleep(0.2)
+            planned = time.monotonic()
+            assert process.wait(seconds + 60) == 1, said.read_text()
+        finally:
+            process.kill()
+    assert time.monotonic() - planned < seconds, said.read_text()
+    return said.read_text()
+
+
+@pytest.mark.faults
+@pytest.mark.timeout(600)
+def test_workers_that_die_as_they_start_end_the_run(tmp_path):
+    said = ends(tmp_path, 120, {"stage": f"{STAGES}:DieAtOnce"}, {"num_cpus": 2})
+    assert "Error: workers of last die again and again" in said
+
+
+@pytest.mark.faults
+@pytest.mark.timeout(600)
+def test_workers_that_fit_no_node_end_the_run(tmp_path):
+    """The plan goes by the cluster's six CPUs; each of its two nodes has three."""
+    cluster = Cluster()
+    try:
+        said = ends(tmp_path, 60, {"stage": f"{STAGES}:DieAtOnce", "cpus": 4.0}, {},
+                    RAY_ADDRESS=cluster.address)
+    finally:
+        cluster.end()
+    assert "Error: no node has room for a worker of last (4 CPUs)" in said
+
+
+@pytest.mark.faults
+@pytest.mark.timeout(600)
+def test_a_cluster_that_is_not_there_ends_the_run(tmp_path):
+    (tmp_path / "urls.txt").write_text("https://a.test/\n")
+    (tmp_path / "hang.yaml").write_text(yaml.safe_dump({
+        "sources": ["urls.txt"], "stages": {"fetch_words": {"stage": f"{WORDS}:FetchWords"}}}))
+    began = time.monotonic()
+    done = subprocess.run(command("run", tmp_path / "hang.yaml", "--dataset", tmp_path / "ds"),
+                          cwd=ROOT, env=environment(RAY_ADDRESS="127.0.0.1:1"), text=True,
+                          capture_output=True, timeout=200, check=False)
+    assert done.returncode == 1, done.stderr
+    assert "Error: Ray could not be started on 127.0.0.1:1" in done.stderr
+    assert time.monotonic() - began < 90

@@ -1,0 +1,142 @@
+"""The watchdog: a run that can't go on is told from one that takes its time."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from pipeline.pools import Pool
+from pipeline.probe import ClusterLost, Probe
+from pipeline.watchdog import (
+    SILENT_SECONDS,
+    STARTS_ALLOWED,
+    STARVED_SECONDS,
+    UNANSWERED_SECONDS,
+    Beat,
+    Node,
+    Watchdog,
+)
+from tests.pipeline.test_pools import step
+
+HEAD, SECOND = Node("head", 2, 0), Node("second", 2, 0)
+
+
+def watchdog(*pools: Pool, rows: int = 1) -> Watchdog:
+    return Watchdog(pools, rows, 0.0)
+
+
+def pool(name: str, workers: int = 1, **settings) -> Pool:
+    return Pool((step(name, **settings),), workers)
+
+
+def test_a_slow_stage_is_no_hang():
+    """Workers that beat, and workers that are only just coming up, are waited for as long as it
+    takes: a model loads for minutes."""
+    dog = watchdog(pool("caption_frames"), pool("embed_clips"))
+    for now in range(3600):
+        dog.saw_nodes([HEAD], now)
+        dog.heard({"a": Beat(0, "head", 0)}, now)
+        assert dog.problem(now) is None
+
+
+def test_a_cluster_that_does_not_answer_is_gone():
+    dog = watchdog(pool("caption_frames"))
+    dog.saw_nodes([HEAD], 100)
+    assert dog.problem(100 + UNANSWERED_SECONDS) is None
+    assert "has not answered for 31 s" in dog.problem(101 + UNANSWERED_SECONDS)
+
+
+def test_a_pool_whose_place_is_taken_is_told():
+    """Its node went away, and the workers of another pool hold what is left."""
+    dog = watchdog(pool("caption_frames", 2), pool("embed_clips"))
+    beats = {"a": Beat(0, "head", 3), "b": Beat(0, "head", 3), "c": Beat(1, "second", 2)}
+    dog.saw_nodes([HEAD, SECOND], 0)
+    dog.heard(beats, 0)
+    assert dog.problem(1) is None
+    for now in range(2, int(2 + SILENT_SECONDS + STARVED_SECONDS)):
+        dog.saw_nodes([HEAD], now)
+        dog.heard({name: beats[name] for name in "ab"}, now)
+        assert dog.problem(now) is None or now > STARVED_SECONDS
+    now += STARVED_SECONDS
+    dog.saw_nodes([HEAD], now)
+    dog.heard({name: beats[name] for name in "ab"}, now)
+    said = dog.problem(now)
+    assert said.startswith("no node has room for a worker of embed_clips (1 CPUs): 1 node of the "
+                           "cluster went away")
+
+
+def test_a_pool_that_has_room_elsewhere_is_waited_for():
+    dog = watchdog(pool("caption_frames"), pool("embed_clips"))
+    dog.heard({"a": Beat(0, "head", 3), "c": Beat(1, "second", 2)}, 0)
+    for now in range(600):
+        dog.saw_nodes([HEAD], now)
+        dog.heard({"a": Beat(0, "head", 3)}, now)
+        assert dog.problem(now) is None
+
+
+def test_a_worker_that_fits_no_node_is_told():
+    """The plan goes by the sum over all nodes."""
+    dog = watchdog(pool("caption_frames", cpus=3.0))
+    dog.saw_nodes([HEAD, SECOND], 0)
+    assert dog.problem(0) is None
+    dog.saw_nodes([HEAD, SECOND], STARVED_SECONDS + 1)
+    assert "no node has room for a worker of caption_frames (3 CPUs)" in dog.problem(
+        STARVED_SECONDS + 1)
+
+
+def test_workers_that_die_at_every_start_are_told():
+    dog = watchdog(pool("caption_frames", 2), pool("embed_clips"))
+    for number in range(STARTS_ALLOWED + 2):
+        dog.saw_nodes([HEAD], number)
+        dog.heard({str(number): Beat(0, "head", 0)}, number)
+        assert dog.problem(number) is None
+    dog.heard({"one more": Beat(0, "head", 0)}, number)
+    assert "workers of caption_frames die again and again: 11 have started" in dog.problem(number)
+
+
+def test_workers_that_die_now_and_then_are_not():
+    dog = watchdog(pool("caption_frames"))
+    for number in range(200):
+        dog.saw_nodes([HEAD], number)
+        dog.heard({str(number): Beat(0, "head", number % 2)}, number)
+        assert dog.problem(number) is None
+
+
+def test_a_machine_whose_socket_refuses_is_lost(tmp_path: Path):
+    """The raylet is gone; Ray would end the process some seconds later, without a word."""
+    place = str(tmp_path / "raylet")
+    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listening.bind(place)
+    listening.listen()
+    reported: list[Counter] = []
+    probe = Probe(watchdog(pool("caption_frames")), lambda: ([HEAD], place),
+                  lambda: ({"caption_frames": Counter(kept=1)}, {}),
+                  lambda label, counts: reported.append(counts))
+    time.sleep(1.5)
+    probe.check()
+    assert reported[0] == Counter(kept=1)
+    listening.close()
+    with pytest.raises(ClusterLost, match="raylet"):
+        probe.check_cluster()
+    time.sleep(3.5)
+    with pytest.raises(ClusterLost, match="raylet"):
+        probe.check()
+    probe.stop()
+
+
+def test_a_cluster_that_never_answers_is_not_waited_for(monkeypatch):
+    monkeypatch.setattr("pipeline.probe.ANSWER_SECONDS", 0.2)
+    stuck = threading.Event()
+    probe = Probe(watchdog(pool("caption_frames")), lambda: stuck.wait(60) and None,
+                  lambda: stuck.wait(60) and None, lambda label, counts: None)
+    with pytest.raises(ClusterLost, match="does not answer any more"):
+        probe.check_cluster()
+    began = time.monotonic()
+    probe.stop()
+    assert time.monotonic() - began < 5
+    stuck.set()
