@@ -21,6 +21,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
+# Threads may still ask when the connection is closed: that must not open another one.
+os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
+
 import ray
 from ray.data import ActorPoolStrategy, DataContext
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -44,6 +47,8 @@ _MAX_REASON_CHARACTERS = 600
 # does, and hundreds of them where a node is gone.
 _NOISE = re.compile(rb"(?:\x1b\[\d+m)*(?:\([^)]*\)\s*)?(?:\x1b\[\d+m)*"
                     rb"\[[\d :,.T-]+ [IWE] \d+ \d+\] (?:\(\w+\) )?\w+\.cc:\d+: ")
+# A frame of a worker's backtrace, of which there are dozens when its node goes away.
+_FRAME = re.compile(rb" pid=\d+\b.*\[0x[0-9a-f]+\]")
 
 
 @contextlib.contextmanager
@@ -274,7 +279,7 @@ def _without_noise() -> Iterator[None]:
     def pass_on() -> None:
         with os.fdopen(reading, "rb") as lines:
             for line in lines:
-                if not _NOISE.match(line):
+                if not _NOISE.match(line) and not _FRAME.search(line):
                     os.write(saved, line)
 
     thread = threading.Thread(target=pass_on, daemon=True)

@@ -49,7 +49,8 @@ class Probe:
         self._refusals = 0
         self._stopping = threading.Event()
         self._hearing = threading.Thread(target=self._hear, daemon=True)
-        threading.Thread(target=self._ask, daemon=True).start()
+        self._asking = threading.Thread(target=self._ask, daemon=True)
+        self._asking.start()
         self._hearing.start()
 
     def check(self) -> None:
@@ -82,6 +83,7 @@ class Probe:
         """Passes on what was reported last; does not wait for a cluster that does not answer."""
         self._stopping.set()
         self._hearing.join(ANSWER_SECONDS)
+        self._asking.join(ANSWER_SECONDS)
 
     def _ask(self) -> None:
         while True:

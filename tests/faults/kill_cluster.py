@@ -1,4 +1,4 @@
-"""A Ray cluster of two nodes on this machine, in a process of its own: `python kill_cluster.py`.
+"""A Ray cluster of two nodes on this machine, in a process of its own: `kill_cluster.py CPUS`.
 
 Says its address and the processes of its nodes as one line of JSON, and ends at end of input.
 """
@@ -10,14 +10,13 @@ import sys
 
 from ray.cluster_utils import Cluster
 
-CPUS = 3
-
 
 def main() -> None:
+    cpus = int(sys.argv[1])  # of each node
     cluster = Cluster(initialize_head=True, head_node_args={
-        "num_cpus": CPUS, "include_dashboard": False, "object_store_memory": 100 * 2**20})
+        "num_cpus": cpus, "include_dashboard": False, "object_store_memory": 100 * 2**20})
     try:
-        cluster.add_node(num_cpus=CPUS, object_store_memory=100 * 2**20)
+        cluster.add_node(num_cpus=cpus, object_store_memory=100 * 2**20)
         head, second = cluster.head_node, next(iter(cluster.worker_nodes))
 
         def pid(node, name: str) -> int:

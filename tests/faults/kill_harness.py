@@ -65,6 +65,8 @@ class Plan:
     captions: bool
     harms: tuple[Harm, ...]
     pace_seconds: float = 0.25
+    node_cpus: int = 3
+    """Of each of two nodes: one node with 5 has room for all workers, one with 3 has not."""
 
 
 def plan_of(seed: int) -> Plan:
@@ -78,7 +80,7 @@ def plan_of(seed: int) -> Plan:
         what = draw.choice(kinds)
         harms.append(Harm(what, draw.choice((0, 0, 1, 2, 4, 6, 9, 13)), draw.uniform(0, 1.5),
                           draw.uniform(1, 5)))
-    return Plan(engine, draw.random() < 0.25, tuple(harms))
+    return Plan(engine, draw.random() < 0.25, tuple(harms), node_cpus=draw.choice((5, 5, 3)))
 
 
 @dataclass
@@ -95,13 +97,13 @@ class Told:
 class Cluster:
     """Two nodes in a process of their own."""
 
-    def __init__(self) -> None:
+    def __init__(self, cpus: int = 3) -> None:
         # On a busy machine Ray's own patience with a start may run out.
         for _ in range(3):
             self._process = subprocess.Popen(
-                [sys.executable, str(Path(__file__).with_name("kill_cluster.py"))], cwd=ROOT,
-                env=environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-                stderr=subprocess.DEVNULL)
+                [sys.executable, str(Path(__file__).with_name("kill_cluster.py")), str(cpus)],
+                cwd=ROOT, env=environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                text=True, stderr=subprocess.DEVNULL)
             lines = iter(self._process.stdout.readline, "")
             said = next((line for line in lines if line.startswith("{")), None)
             if said is not None:
@@ -194,7 +196,7 @@ class Case:
                 self._cluster.end()
                 self._cluster = None
             if self._cluster is None:
-                self._cluster = Cluster()
+                self._cluster = Cluster(self.plan.node_cpus)
             more["RAY_ADDRESS"] = self._cluster.address
         recipe = self.world.recipe(captions=self.plan.captions,
                                    pace_seconds=self.plan.pace_seconds)
@@ -257,10 +259,11 @@ class Case:
         """The run's exit status against what was done to it, and whether it said why."""
         where = f"{harmed}: {status}\n{said[-3000:]}"
         if "driver" in harmed:
-            assert status in (-signal.SIGKILL, 0), where
+            # Of what was done before, it may have been ending by then.
+            assert status in (-signal.SIGKILL, 0, *((1,) if len(harmed) > 1 else ())), where
         elif "sigterm" in harmed:
-            assert status in (128 + signal.SIGTERM, 0), where
-            if status:
+            assert status in (128 + signal.SIGTERM, 0, *((1,) if len(harmed) > 1 else ())), where
+            if status > 1:
                 assert "Stopped. What is committed stays" in said, where
         else:
             assert status in ((0, 1) if harmed else (0,)), where
