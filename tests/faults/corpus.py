@@ -34,6 +34,9 @@ DAMAGED = frozenset((KEPT, BAD, CRASH, TOO_LONG, TOO_SHORT))
 SIZE = (160, 96)
 RATE = 25
 CORNERS = {0: "upper left", 90: "lower left", 180: "lower right", 270: "upper right"}
+FOUR_SHOTS = ((0.0, COLOURS["red"]), (1.0, COLOURS["blue"]), (2.0, COLOURS["red"]),
+              (3.0, COLOURS["blue"]))
+"""What two films one after the other show."""
 
 
 @dataclass(frozen=True)

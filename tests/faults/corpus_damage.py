@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 from tests.faults.corpus import (
     BAD,
-    COLOURS,
     DAMAGED,
+    FOUR_SHOTS,
     KEPT,
     KINDS,
     TOO_SHORT,
@@ -125,14 +125,12 @@ def put_together() -> Family:
         # Readers take the first one, some go on into the second.
         family.add(f"{kind} twice", film(kind, 33) + film(kind, 34), KEPT, BAD,
                    suffix=KINDS[kind][0])
-    four = ((0.0, COLOURS["red"]), (1.0, COLOURS["blue"]), (2.0, COLOURS["red"]),
-            (3.0, COLOURS["blue"]))
     # A stream without a header: both parts are the video. Where its time stamps begin anew, a
     # time no longer names a frame, and clips are times.
     family.add("ts twice", film("ts", 33) + film("ts", 34), BAD, suffix=".ts")
     family.add("ts and the same again, later", film("ts", 35) + remuxed(
         film("ts", 36), ".ts", _later), KEPT, suffix=".ts",
-        facts=Facts(frames=100, seconds=4.0, shots=four))
+        facts=Facts(frames=100, seconds=4.0, shots=FOUR_SHOTS))
     same = film("mp4", 37)
     family.add("the same bytes, first", same, KEPT, facts=Facts(), file="same-1.mp4")
     family.add("the same bytes, again", same, TWICE, file="same-2.mp4")

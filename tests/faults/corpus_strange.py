@@ -177,7 +177,9 @@ def one_frame() -> Family:
         (".ts", {"codec": "mpeg2video", "ticks": 1}),
     )):
         data = rendered(suffix, 300 + number, frames=1, **settings)
-        family.add(f"one frame in {suffix}", data, TOO_SHORT, suffix=suffix,
+        # MPEG-2's decoder is not sure of a frame that nothing follows.
+        family.add(f"one frame in {suffix}", data, TOO_SHORT,
+                   *((BAD,) if suffix == ".ts" else ()), suffix=suffix,
                    facts=Facts(frames=1, seconds=0.04, shots=None))
     family.add("one frame for 5 s", with_box(
         rendered(".mp4", 306, frames=1), "moov/trak/mdia/minf/stbl/stts", struct.pack(
