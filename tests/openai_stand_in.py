@@ -61,9 +61,12 @@ class StandIn:
 
 @contextmanager
 def openai_server(
-    answer: Callable[[dict[str, Any]], str], *misdeeds: int | bytes | str
+    answer: Callable[[dict[str, Any]], str], *misdeeds: int | bytes | str, port: int = 0
 ) -> Iterator[StandIn]:
-    """A running stand-in; `url` is what stands before the `#` of a model reference."""
+    """A running stand-in; `url` is what stands before the `#` of a model reference.
+
+    `port` is that of one that was there before; by default it is a free one.
+    """
     stand_in = StandIn(answer, list(misdeeds))
     lock = threading.Lock()
     at_once = 0
@@ -140,7 +143,7 @@ def openai_server(
             with suppress(OSError, ValueError):
                 super().handle()
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
     server.daemon_threads = True
     thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
     thread.start()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,7 +13,8 @@ FORMATS = ("json3", "vtt", "srt")
 
 _TIME = re.compile(r"(?:(\d+):)?(\d{1,2}):(\d{1,2})(?:[.,](\d{1,3}))?")
 _CUE = re.compile(rf"({_TIME.pattern})\s*-->\s*({_TIME.pattern})")
-_MARKUP = re.compile(r"<[^>]*>|\{\\[^}]*\}")
+# A sign that opens ends another that was opened before: so a line of them is read but once.
+_MARKUP = re.compile(r"<[^<>]*>|\{\\[^{}]*\}")
 
 
 @dataclass(frozen=True)
@@ -29,14 +31,19 @@ def parse_subtitles(text: str, kind: str) -> list[Span]:
 
     A line that a cue repeats from the one before (the way automatic captions roll) is taken once.
     """
-    if kind == "json3":
-        spans = list(_json3(text))
-    elif kind in ("vtt", "srt"):
-        spans = list(_cues(text))
-    else:
-        raise ValueError(f"subtitles of format {kind!r} are not read; {', '.join(FORMATS)} are")
+    try:
+        if kind == "json3":
+            spans = list(_json3(text))
+        elif kind in ("vtt", "srt"):
+            spans = list(_cues(text))
+        else:
+            raise ValueError(f"subtitles of format {kind!r} are not read; {', '.join(FORMATS)} are")
+    except (TypeError, AttributeError, OverflowError, RecursionError) as error:
+        raise ValueError(f"no {kind} subtitles: {type(error).__name__}: {error}") from error
+    spans = [span for span in spans if span.text and span.end_seconds > span.start_seconds
+             and math.isfinite(span.end_seconds - span.start_seconds)]
     spans.sort(key=lambda span: (span.start_seconds, span.end_seconds))
-    return [span for span in spans if span.text and span.end_seconds > span.start_seconds]
+    return spans
 
 
 def seconds_of(text: str) -> float:
@@ -51,7 +58,7 @@ def seconds_of(text: str) -> float:
 
 def _cues(text: str) -> Iterator[Span]:
     """Cues of WebVTT and SubRip, which differ in what is left out here."""
-    before: list[str] = []
+    before: set[str] = set()
     text = text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
     for block in re.split(r"\n[ \t]*\n", text):
         lines = block.split("\n")
@@ -61,7 +68,7 @@ def _cues(text: str) -> Iterator[Span]:
                 continue
             shown = [clean for raw in lines[number + 1:] if (clean := _plain(raw))]
             fresh = [line for line in shown if line not in before]
-            before = shown
+            before = set(shown)
             yield Span(seconds_of(match[1]), seconds_of(match[6]), " ".join(fresh))
             break
 

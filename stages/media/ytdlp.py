@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from schemas.errors import ErrorKind, RowFailed, RowRejected
+from schemas.errors import ErrorKind, RowFailed, RowRejected, storable
 from stages.media.extractors import NO_PLATFORM, names_videos
 from stages.media.hosts import Hosts, PassingProblem
 from stages.media.http import problem_of_status, retry_after_seconds
@@ -281,7 +281,9 @@ def _download(
     if len(files) != 1 or not files[0].is_file():
         raise RowFailed("permanent", f"yt-dlp gave {len(files)} files for {url}, not one")
     extractor = str(info.get("extractor_key") or NO_PLATFORM)
-    platform_id = str(info["id"]) if info.get("id") and names_videos(extractor) else None
+    platform_id = None
+    if info.get("id") and names_videos(extractor):
+        platform_id = storable(str(info["id"]))
     return Video(
         path=files[0],
         extractor=NO_PLATFORM if platform_id is None else extractor.lower(),
@@ -290,6 +292,13 @@ def _download(
         subtitles=_read_subtitles(info, notes),
         notes=notes,
     )
+
+
+def _make_storable(subtitles: Mapping[str, dict[str, Any]]) -> None:
+    """Subtitles that stand in the page itself are written by yt-dlp as they are, or not at all."""
+    for one in subtitles.values():
+        if isinstance(one.get("data"), str):
+            one["data"] = storable(one["data"])
 
 
 class _SubtitlesFailed(Exception):
@@ -308,6 +317,7 @@ def _extract(
         problem = _decline(info, judge, incomplete)
         if problem is None and not incomplete:
             problem = only_by_program(info, downloader)
+            _make_storable(info.get("requested_subtitles") or {})
         if problem is not None:
             declined.append(problem)
         elif section is not None and not incomplete:
@@ -365,15 +375,27 @@ def _decline(
 
 
 def _metadata(info: Mapping[str, Any]) -> dict[str, Any]:
+    """What a site says, as text or not at all: an extractor hands on what stands in the page."""
     return {
-        "title": info.get("title"),
-        "description": info.get("description"),
-        "uploader": info.get("uploader") or info.get("channel"),
-        "tags": [str(tag) for tag in info.get("tags") or []] or None,
-        "license": info.get("license"),
-        "language": info.get("language"),
-        "category": next(iter(info.get("categories") or []), None),
+        "title": _text(info.get("title")),
+        "description": _text(info.get("description")),
+        "uploader": _text(info.get("uploader")) or _text(info.get("channel")),
+        "tags": _texts(info.get("tags")) or None,
+        "license": _text(info.get("license")),
+        "language": _text(info.get("language")),
+        "category": next(iter(_texts(info.get("categories"))), None),
     }
+
+
+def _text(value: Any) -> str | None:
+    if isinstance(value, bool | None) or not isinstance(value, str | int | float):
+        return None
+    return storable(str(value))
+
+
+def _texts(value: Any) -> list[str]:
+    values = value if isinstance(value, list | tuple | set) else [value]
+    return [text for one in values if (text := _text(one)) is not None]
 
 
 def _read_subtitles(info: Mapping[str, Any], notes: dict[str, str]) -> list[dict[str, Any]]:
@@ -390,7 +412,8 @@ def _read_subtitles(info: Mapping[str, Any], notes: dict[str, str]) -> list[dict
             continue
         automatic = language not in by_hand
         found += [{"start_seconds": span.start_seconds, "end_seconds": span.end_seconds,
-                   "text": span.text, "language": language, "automatic": automatic}
+                   "text": storable(span.text), "language": storable(language),
+                   "automatic": automatic}
                   for span in spans]
     return found
 

@@ -1,0 +1,248 @@
+"""Whole runs over models without memory and servers that die: right rows, sane records."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from jobs.ready_made import recipe_path
+from jobs.run import load, run
+from pipeline.catalog import open_catalog
+from pipeline.recipe import load_recipe
+from pipeline.records import latest_run
+from pipeline.status import status_report
+from stages.models.text_models import LocalTextModel
+from tests.conftest import Made
+from tests.openai_stand_in import StandIn, openai_server, text_of
+
+ROOT = Path(__file__).resolve().parents[2]
+# Whatever a worker opened when it began: in a run of several workers each learns it anew.
+POISON = '''
+import importlib.abc, importlib.util, os, sys
+
+MOST = {
+    "stages.models.captioners": ("Blip", "generate", lambda x: len(x["pixel_values"]), 2),
+    "stages.models.embedders": ("ClipEmbedder", "embed_batch", len, 3),
+    "stages.models.text_models": ("LocalTextModel", "_compute", lambda x: len(x["input_ids"]), 1),
+}
+
+
+def limited(original, size_of, most):
+    def run(self, inputs, *arguments):
+        import torch
+
+        size = size_of(inputs)
+        with open(os.environ["POISON_LOG"], "a") as log:
+            log.write(f"{os.getpid()} {original.__name__} {size}\\n")
+        if size > most:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return original(self, inputs, *arguments)
+    return run
+
+
+class Poisoned(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name not in MOST:
+            return None
+        sys.meta_path.remove(self)
+        try:
+            spec = importlib.util.find_spec(name)
+        finally:
+            sys.meta_path.insert(0, self)
+        execute = spec.loader.exec_module
+
+        def exec_module(module):
+            execute(module)
+            owner, method, size_of, most = MOST[name]
+            owner = getattr(module, owner)
+            setattr(owner, method, limited(getattr(owner, method), size_of, most))
+
+        spec.loader.exec_module = exec_module
+        return spec
+
+
+sys.meta_path.insert(0, Poisoned())
+'''
+BY_MODELS = ("tag_clips", "caption_frames", "summarize_captions", "embed_clips",
+             "score_similarity", "score_aesthetic")
+
+
+@pytest.fixture
+def dataset(made: Made, tmp_path: Path) -> Path:
+    """A copy without what models made."""
+    copy = Path(shutil.copytree(made.dataset, tmp_path / "dataset"))
+    for name in BY_MODELS:
+        shutil.rmtree(copy / name)
+    return copy
+
+
+def clips(dataset: Path, columns: str = "*") -> list[dict]:
+    with open_catalog(dataset) as catalog:
+        return catalog.ask(f"SELECT {columns} FROM clips ORDER BY clip_id").read_all().to_pylist()
+
+
+def rows(dataset: Path, label: str) -> list[dict]:
+    found = pq.read_table(next(iter((dataset / label).iterdir()))).to_pylist()
+    return sorted(found, key=lambda row: row["clip_id"])
+
+
+def assert_same(dataset: Path, expected: Path) -> None:
+    """What models made is what they make where there is memory enough."""
+    assert clips(dataset, "clip_id, caption, caption_coarse, tags") == clips(
+        expected, "clip_id, caption, caption_coarse, tags")
+    for label, column in (("embed_clips", "embeddings"), ("score_similarity", "similarity"),
+                          ("score_aesthetic", "aesthetic")):
+        found, wanted = (np.array([row[column] for row in rows(place, label)], float)
+                         for place in (dataset, expected))
+        np.testing.assert_allclose(found, wanted, atol=2e-2)
+
+
+def assert_sane(dataset: Path) -> None:
+    record = latest_run(dataset)
+    assert record["state"] == "done"
+    report = status_report(dataset)
+    assert all(stage["accounted"] and not stage["pending"] for stage in report["stages"])
+    with open_catalog(dataset) as catalog:
+        assert catalog.execute("SELECT count(*) FROM failures_all").fetchone() == (0,)
+
+
+def poisoned_run(dataset: Path, folder: Path, engine: str) -> list[list[str]]:
+    """Runs with modules that have little memory on the workers' path; gives what they were given.
+
+    Each line is a process, a method, and the size of a batch.
+    """
+    (folder / "poison").mkdir()
+    (folder / "poison" / "sitecustomize.py").write_text(POISON)
+    log = folder / "sizes.log"
+    environment = {**os.environ, "POISON_LOG": str(log),
+                   "PYTHONPATH": f"{folder / 'poison'}{os.pathsep}{ROOT}"}
+    done = subprocess.run(
+        [sys.executable, "-m", "jobs.cli", "run", "--dataset", str(dataset), "--engine", engine],
+        cwd=folder, env=environment, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr
+    return [line.split() for line in log.read_text().splitlines()]
+
+
+@pytest.mark.parametrize("engine", ["local", pytest.param("ray", marks=pytest.mark.slow)])
+def test_a_run_without_memory_for_its_batches_makes_the_same_rows(
+    engine, made, dataset, tmp_path
+):
+    """Each worker halves until it fits, and stays there; nothing fails."""
+    seen = poisoned_run(dataset, tmp_path, engine)
+    assert_same(dataset, made.dataset)
+    assert_sane(dataset)
+    for method, most in (("generate", 2), ("embed_batch", 3), ("_compute", 1)):
+        for process in {number for number, name, _ in seen if name == method}:
+            sizes = [int(size) for number, name, size in seen
+                     if (number, name) == (process, method)]
+            too_large = [size for size in sizes if size > most]
+            assert too_large, "the limit was never met"
+            # Tags and embeddings share a class, and each halves for itself, once.
+            assert sum(later >= size for size, later in itertools.pairwise(too_large)) <= 1
+            assert sizes[-1] <= most
+
+
+@pytest.mark.slow
+def test_what_fits_at_no_size_fails_and_is_made_good_by_a_retry(made, dataset, monkeypatch):
+    import torch
+
+    def no_memory(self, inputs):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    with monkeypatch.context() as without:
+        without.setattr(LocalTextModel, "_compute", no_memory)
+        run(load(None, dataset), dataset)
+    n_clips = len(clips(made.dataset))
+    report = {stage["stage"]: stage for stage in status_report(dataset)["stages"]}
+    assert report["summarize_captions"]["failed"] == n_clips
+    assert report["caption_frames"]["kept"] == n_clips
+    assert all(stage["accounted"] and not stage["pending"] for stage in report.values())
+    with open_catalog(dataset) as catalog:
+        [(kind, message)] = catalog.execute(
+            "SELECT DISTINCT kind, message FROM failures").fetchall()
+    assert kind == "model"
+    assert "out of memory" in message
+    run(load(None, dataset), dataset, retry_kinds=["model"])
+    assert clips(dataset, "clip_id, caption") == clips(made.dataset, "clip_id, caption")
+    assert latest_run(dataset)["state"] == "done"
+
+
+def say(request: dict) -> str:
+    return f"a shape moves over {len(text_of(request))} fields"
+
+
+@contextmanager
+def dying_server(answers: int) -> Iterator[StandIn]:
+    """Answers so many questions, and then is gone: nobody listens any more."""
+    enough, ended = threading.Event(), threading.Event()
+    ready: list[StandIn] = []
+    begun = threading.Event()
+
+    def answer(request: dict) -> str:
+        if len(ready[0].requests) >= answers:
+            enough.set()
+        return say(request)
+
+    def serve() -> None:
+        with openai_server(answer) as stand_in:
+            ready.append(stand_in)
+            begun.set()
+            enough.wait(600)
+        ended.set()
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    assert begun.wait(10)
+    try:
+        yield ready[0]
+    finally:
+        enough.set()
+        thread.join()
+
+
+def test_a_server_that_dies_in_mid_run_and_comes_back(made, dataset):
+    """The rows it did not answer are transient; a retry makes all of them good, in the views."""
+    with dying_server(answers=3) as stand_in:
+        port = urlsplit(stand_in.url).port
+        recipe = load_recipe(recipe_path("demo"), engine="local", overrides=[
+            f"summarize_captions.model={stand_in.url}#tiny",
+            "summarize_captions.server_concurrency=1", "summarize_captions.server_retries=1",
+            "summarize_captions.server_first_wait_seconds=0.05"])
+        run(recipe, dataset)
+    n_clips = len(clips(made.dataset))
+    said = clips(dataset, "clip_id, caption, similarity")
+    failed = [row for row in said if row["caption"] is None]
+    assert len(said) == n_clips
+    assert n_clips - 4 <= len(failed) <= n_clips - 3
+    report = {stage["stage"]: stage for stage in status_report(dataset)["stages"]}
+    assert report["summarize_captions"]["failed"] == len(failed)
+    assert all(stage["accounted"] and not stage["pending"] for stage in report.values())
+    assert latest_run(dataset)["state"] == "done"
+    with open_catalog(dataset) as catalog:
+        assert set(catalog.execute("SELECT kind FROM failures WHERE stage = 'summarize_captions'"
+                                   ).fetchall()) == {("transient",)}
+    with openai_server(say, port=port) as stand_in:
+        run(load(None, dataset), dataset, retry_kinds=["transient"])
+        # Only those that had failed were asked again; one more looked whether it is there.
+        assert len([one for one in stand_in.requests if "messages" in one]) == len(failed)
+    again = clips(dataset, "clip_id, caption, similarity")
+    assert not [row for row in again if row["caption"] is None or row["similarity"] is None]
+    kept = {row["clip_id"]: row["caption"] for row in said if row["caption"] is not None}
+    assert {row["clip_id"]: row["caption"] for row in again if row["clip_id"] in kept} == kept
+    with open_catalog(dataset) as catalog:
+        assert catalog.execute("SELECT count(*) FROM failures").fetchone() == (0,)
+        counted = catalog.execute("SELECT count(*), bool_and(resolved) FROM failures_all"
+                                  ).fetchone()
+    assert counted == (len(failed), True)
