@@ -466,12 +466,18 @@ def _terminated(*_: object) -> None:
 def main() -> None:
     """Runs the command; errors are one message on standard error and an exit status."""
     from schemas.errors import ClipmillError, printable
+    from schemas.storage import full_storage
 
     signal.signal(signal.SIGTERM, _terminated)
     arguments = [word for word in sys.argv[1:] if word != "--debug"]
     debug = len(arguments) < len(sys.argv) - 1
     try:
-        app(arguments)
+        try:
+            app(arguments)
+        except OSError as error:
+            if (full := full_storage(error, None)) is None:
+                raise
+            raise full from error
     except ClipmillError as error:
         if debug:
             raise

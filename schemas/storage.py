@@ -29,11 +29,11 @@ class StorageError(ClipmillError):
     leaves_threads = True
 
 
-def full_storage(error: BaseException | None, place: Path) -> ClipmillError | None:
+def full_storage(error: BaseException | None, place: Path | None) -> ClipmillError | None:
     """What to say where a full or read-only disk is behind an error; None where it is not.
 
-    `place` is named where the error names no file. A stage may have wrapped the error, so its
-    causes are looked at as well.
+    `place` is named where the error names no file; None where nobody knows. A stage may have
+    wrapped the error, so its causes are looked at as well.
     """
     seen = 0
     while error is not None and seen < 20:
@@ -60,10 +60,11 @@ def writing_to(place: Path) -> Iterator[None]:
 
 
 def _cannot_write(
-    error: BaseException, number: int, place: Path, next_step: str
+    error: BaseException, number: int, place: Path | None, next_step: str
 ) -> ClipmillError:
     # Of a copy the second one is where it was to go.
     name = getattr(error, "filename2", None) or getattr(error, "filename", None)
     if isinstance(name, str | os.PathLike) and Path(name).is_absolute():
         place = Path(name).parent
-    return StorageError(f"cannot write to {place}: {os.strerror(number)}; {next_step}")
+    where = "cannot write" if place is None else f"cannot write to {place}"
+    return StorageError(f"{where}: {os.strerror(number)}; {next_step}")

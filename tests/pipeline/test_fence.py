@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import threading
@@ -118,6 +119,33 @@ def test_of_two_workers_at_one_shard_the_first_one_stands_with_all_its_tables(si
     assert one == two == []
     assert len(signing.signatures()) == 1
     assert signing.temporary() == []
+
+
+@pytest.mark.parametrize("renames", [0, 1, 2])
+def test_a_commit_that_is_cut_off_shows_no_marker_without_its_tables(signing, monkeypatch,
+                                                                     renames):
+    """A kill may fall between any two renames."""
+    signing.gate.touch()
+    left = [renames]
+
+    def replace(source, target) -> None:
+        if Path(target).suffix == ".parquet":
+            if not left[0]:
+                raise KeyboardInterrupt
+            left[0] -= 1
+        os.rename(source, target)
+
+    with dataset_lock(signing.dataset) as hold:
+        hold.begin("one")
+        worker = signing.worker("one")
+        monkeypatch.setattr("pipeline.shards.os.replace", replace)
+        with contextlib.suppress(KeyboardInterrupt):
+            worker.run("000000")
+        monkeypatch.undo()
+        assert len(list(signing.dataset.glob("seals/*/*.parquet"))) == min(renames, 1)
+        assert len(list(signing.dataset.glob("signed/*/*.parquet"))) == renames // 2
+        signing.worker("one").run("000000")
+    assert len(signing.signatures()) == 1
 
 
 def test_a_table_without_its_marker_is_replaced(signing):
