@@ -3,16 +3,17 @@
     python -m benchmarks.split [FILE ...] [--repeats 5] [--seconds 120]
 
 Each file is first made longer by joining it to itself (packets are copied, not encoded anew).
-Then three processes take turns on it:
+Then these processes take turns on it:
 
   ours         scan and split: cuts, kept frames and statistics, committed as Parquet
+  bare         the same, decoded in that process and not in a helper process of its own
   scenedetect  `scenedetect -q -i FILE detect-content`: cuts only
   ffmpeg       `ffmpeg -i FILE -f null -`: decoding only
 
 The time that the same command takes for a file of four packets is taken off: a run starts one
 worker for many videos, so how long Python takes to start says nothing about it.
 
-Printed are speeds relative to scenedetect and to ffmpeg, where more than 1 is faster: from the
+Printed are relative speeds, where more than 1 means that the first is faster: from the
 median wall time, and from the median processor time, which a busy machine disturbs less. Without
 files, real footage beside the checkout is used.
 """
@@ -35,7 +36,7 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
 FOOTAGE = ROOT.parent / "shared" / "videos"
-PAIRS = (("ours", "scenedetect"), ("ours", "ffmpeg"), ("scenedetect", "ffmpeg"))
+PAIRS = (("ours", "scenedetect"), ("ours", "ffmpeg"), ("scenedetect", "ffmpeg"), ("ours", "bare"))
 DEFAULT_FILES = (
     "bbb_opening_720p_45s.ts",
     "sam2_dog_catch.mp4",
@@ -112,6 +113,22 @@ def scan_and_split(path: Path) -> None:
             pq.write_table(table, Path(folder) / f"{name}.parquet")
 
 
+def decode_here() -> None:
+    """Has the decode pass run in this process, as if files could do no harm."""
+    from stages import scan_videos
+
+    def collect(function, path, *args, limits, counted):
+        parts, stream = [], function(path, *args)
+        while True:
+            try:
+                parts.append(next(stream))
+            except StopIteration as end:
+                counted(end.value["decoded_frames"])
+                return parts, end.value
+
+    scan_videos.collect_isolated = collect
+
+
 def ffmpeg_binary() -> str:
     """ffmpeg of this machine, else the one that imageio-ffmpeg carries."""
     found = shutil.which("ffmpeg")
@@ -125,6 +142,7 @@ def ffmpeg_binary() -> str:
 def commands(path: Path) -> dict[str, list[str]]:
     return {
         "ours": [sys.executable, "-m", "benchmarks.split", "--scan", str(path)],
+        "bare": [sys.executable, "-m", "benchmarks.split", "--in-process", "--scan", str(path)],
         "scenedetect": [
             sys.executable, "-m", "scenedetect", "-q", "-i", str(path), "detect-content",
         ],
@@ -157,8 +175,12 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5, help="turns of each command")
     parser.add_argument("--seconds", type=float, default=120, help="footage to make of a file")
     parser.add_argument("--scan", type=Path, help="only scan and split this file, once")
+    parser.add_argument("--in-process", action="store_true",
+                        help="with --scan: decode in this process, not in one of its own")
     options = parser.parse_args()
     if options.scan:
+        if options.in_process:
+            decode_here()
         scan_and_split(options.scan)
         return
     files = options.files or [FOOTAGE / name for name in DEFAULT_FILES]

@@ -16,6 +16,7 @@ import av
 
 from schemas.errors import ClipmillError, RowFailed
 from stages.media.decode import stored_rotation
+from stages.media.memory import raise_if_out
 from stages.media.progress import beat
 
 Media = Literal["copy", "exact"]
@@ -107,9 +108,8 @@ class ClipFile:
         """Errors of writing: the disk's end the command, others are this clip's."""
         try:
             yield
-        except MemoryError:
-            raise
         except (av.FFmpegError, OSError) as error:
+            raise_if_out(error)
             if error.errno in _WRITING_FAILS:
                 raise ClipmillError(f"{self.target.parent}: clips can't be written here: "
                                     f"{error.strerror or error}") from error
@@ -152,9 +152,8 @@ class ClipFile:
                         times.append(float(packet.pts * packet.time_base))
                 length = stream.duration and float(stream.duration * stream.time_base)
                 has_audio = bool(container.streams.audio)
-        except MemoryError:
-            raise
         except (av.FFmpegError, IndexError) as error:
+            raise_if_out(error)
             raise self._wrong(f"can't be read again: {error}") from error
         if first is None:
             raise self._wrong("gives no frame when it is read again")

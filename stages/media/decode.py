@@ -29,14 +29,16 @@ import cv2
 import numpy as np
 
 from schemas.errors import RowFailed
+from stages.media.memory import raise_if_out
 from stages.media.opening import (
     NotOpened,
     first_video_stream,
+    from_its_start,
     open_media,
+    packets,
     passing_over,
     too_large,
 )
-from stages.media.progress import beat
 
 SMALL_SIDE = 256
 """Longest side of the image that statistics are made of, in pixels: PySceneDetect's own choice."""
@@ -51,6 +53,11 @@ _BATCHES_AHEAD = 2
 _PICTURES_BYTES = 1 << 30
 _BYTES_A_PIXEL = 4.5
 _DECODERS_MOST_THREADS = 16  # FFmpeg's own limit
+# So far a frame's time may be from its own time stamp, for so many of the frames.
+_ASTRAY_SECONDS = 0.5
+_ASTRAY_SHARE = 0.02
+# Of a file's packets so many must give a sound frame; codecs with hidden frames give half.
+_SOUND_SHARE = 1 / 3
 # The cores are busy decoding: more threads a frame cost more to wake than they scale.
 _SCALER_THREADS = 1
 
@@ -188,7 +195,9 @@ def declared_seconds(
     """How long the header says that the video lasts, or None where it says nothing."""
     if stream.duration:
         return float(stream.duration * stream.time_base)
-    return container.duration / av.time_base if container.duration else None
+    if not container.duration:
+        return None
+    return from_its_start(container, container.duration / av.time_base)
 
 
 def small_size(width: int, height: int) -> tuple[int, int]:
@@ -396,8 +405,7 @@ def last_packet_seconds(path: Path) -> float:
     reach = 0.0
     with open_container(path) as container, passing_over():
         begin = (container.start_time or 0) / av.time_base
-        for packet in container.demux():
-            beat()
+        for packet in packets(container):
             if packet.pts is not None:
                 end = (packet.pts + (packet.duration or 0)) * packet.time_base
                 reach = max(reach, float(end) - begin)
@@ -410,6 +418,8 @@ class FastVideo(DecodedVideo):
     def __init__(self, path: Path, starts_at_seconds: float | None = None) -> None:
         super().__init__(path, starts_at_seconds)
         self._kept_images = threading.local()
+        self._packets = 0
+        self._sound_frames = 0
 
     def _frames(self) -> Iterator[Picture]:
         with open_container(self.path) as container:
@@ -418,16 +428,20 @@ class FastVideo(DecodedVideo):
             stream.codec_context.thread_count = _threads(stream)
             small: _SmallImages | None = None
             last_pts: int | None = None
+            astray, first_astray = 0, None
             for frame in self._decoded(container, stream):
                 if self.facts is None or small is None:
                     self.facts = read_facts(container, self.path, frame, self.starts_at_seconds)
                     small = _SmallImages(frame)
                     facts, usual = self.facts, self.facts.usual_pts
-                pts = frame.pts if frame.pts is not None else frame.dts
+                own = pts = frame.pts if frame.pts is not None else frame.dts
                 if pts is None or (last_pts is not None and pts <= last_pts):
                     # Broken time stamps: time must advance, so the usual distance is assumed.
                     pts = facts.start_pts if last_pts is None else last_pts + usual
                 last_pts = pts
+                if own is not None and facts.duration_seconds(pts - own) > _ASTRAY_SECONDS:
+                    astray += 1
+                    first_astray = first_astray or (facts.seconds(own), facts.seconds(pts))
                 yield Picture(
                     number=self.decoded_frames - 1,
                     seconds=facts.seconds(pts),
@@ -437,29 +451,45 @@ class FastVideo(DecodedVideo):
                     full=lambda size, frame=frame: self._kept(frame, size),
                     held_bytes=sum(plane.buffer_size for plane in frame.planes),
                 )
+            self._check_sound(first_astray if astray > self._few(_ASTRAY_SHARE) else None)
+
+    def _few(self, share: float) -> float:
+        return max(1.0, share * self.decoded_frames)
+
+    def _check_sound(self, astray: tuple[float, float] | None) -> None:
+        """Fails a file whose frames are mostly the decoder's guess, or shown at other times."""
+        if self.facts is None:
+            return
+        if self._sound_frames < self._packets * _SOUND_SHARE:
+            raise bad_media(self.path, f"of {self._packets} frames only {self._sound_frames} can "
+                            f"be decoded{f' ({self.first_error})' if self.first_error else ''}")
+        if astray is not None:
+            raise bad_media(self.path, f"has time stamps that go back: {astray[0]:.2f} s comes "
+                            f"after {astray[1]:.2f} s, so times in it mean two things; join its "
+                            "parts anew, or remux it with `ffmpeg -fflags +genpts`")
 
     def _decoded(
         self, container: av.container.InputContainer, stream: av.VideoStream
     ) -> Iterator[av.VideoFrame]:
         """Frames of every packet that decodes; a damaged packet costs its own frames only."""
-        packets = container.demux(stream)
+        found = packets(container, stream)
         while True:
             try:
-                packet = next(packets)
+                packet = next(found)
+                self._packets += packet.size > 0 and not packet.is_discard
                 frames = packet.decode()
             except StopIteration:
                 return
-            except MemoryError:
-                raise
             except av.InvalidDataError as error:
                 self.first_error = self.first_error or str(error)
                 continue
             except av.FFmpegError as error:
+                raise_if_out(error)
                 self.first_error = self.first_error or str(error)
                 return
-            beat()
             for frame in frames:
                 self.decoded_frames += 1
+                self._sound_frames += not frame.is_corrupt
                 yield frame
 
     def _kept(self, frame: av.VideoFrame, size: tuple[int, int]) -> np.ndarray:

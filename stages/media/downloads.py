@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import hashlib
 import json
 import shutil
@@ -120,6 +121,10 @@ class Downloader:
             raise RowFailed("permanent", f"no such file: {path}") from error
         except PermissionError as error:
             raise RowFailed("permanent", f"not allowed to read {path}") from error
+        except OSError as error:
+            if error.errno not in (errno.ELOOP, errno.ENAMETOOLONG):
+                raise
+            raise RowFailed("permanent", f"not a file: {path}: {error.strerror}") from error
         except ValueError as error:
             raise RowFailed("permanent", f"not a path: {path!r}: {error}") from error
         return media

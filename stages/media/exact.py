@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
+import av
 import cv2
 import numpy as np
 
@@ -25,6 +26,8 @@ from stages.media.decode import (
     upright,
     video_stream,
 )
+from stages.media.memory import raise_if_out
+from stages.media.opening import frames
 from stages.media.packets import PacketIndex, read_packets
 from stages.media.progress import beat
 
@@ -33,6 +36,13 @@ class ExactVideo(DecodedVideo):
     """Decodes with PySceneDetect's stream and scales with PySceneDetect's factor."""
 
     def _frames(self) -> Iterator[Picture]:
+        try:
+            yield from self._pictures()
+        except av.FFmpegError as error:
+            raise_if_out(error)
+            raise bad_media(self.path, f"cannot be decoded ({error.strerror})") from error
+
+    def _pictures(self) -> Iterator[Picture]:
         index = read_packets(self.path, self.starts_at_seconds)
         given = 0
         for picture in self._opencv(index):
@@ -108,7 +118,9 @@ class ExactVideo(DecodedVideo):
         """Header facts with PySceneDetect's frame rate; only one frame of PyAV's is decoded."""
         with open_container(self.path) as container:
             found = video_stream(container, self.path)
-            first = next(container.decode(found))
+            first = next(frames(container, found), None)
+            if first is None:
+                raise bad_media(self.path, "gives no frame")
             self.decoded_frames += 1
             facts = read_facts(container, self.path, first)
         return VideoFacts(

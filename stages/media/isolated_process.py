@@ -175,12 +175,16 @@ def _send_parts(channel: _Channel, parts: Generator[Any, None, Any]) -> Any:
 
 
 def _is_memory(error: BaseException | None) -> bool:
-    """Whether an exception, or one that led to it, says that there was no memory."""
+    """Whether an exception, or one that led to it, says that there was no memory.
+
+    FFmpeg's own is no proof; see `memory.raise_if_out`.
+    """
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
-        if isinstance(error, MemoryError) or (
-            isinstance(error, OSError) and error.errno == errno.ENOMEM
+        is_ffmpegs = type(error).__module__.startswith("av.")
+        if (isinstance(error, MemoryError) and not is_ffmpegs) or (
+            isinstance(error, OSError) and error.errno == errno.ENOMEM and not is_ffmpegs
         ) or (
             type(error).__module__ == "cv2" and getattr(error, "code", None) == _OPENCV_NO_MEMORY
         ) or (
@@ -203,7 +207,7 @@ def _sendable(error: BaseException) -> tuple[BaseException, str]:
 
 
 def _text(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}"
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
 
 
 if __name__ == "__main__":

@@ -12,7 +12,11 @@ from pathlib import Path
 
 import av
 from av.container import InputContainer
+from av.stream import Stream
 from av.video.stream import VideoStream
+
+from stages.media.memory import raise_if_out
+from stages.media.progress import beat
 
 MAX_PIXELS = 8192 * 8192
 """Pictures with more pixels are not decoded; 8K video has half as many."""
@@ -38,19 +42,21 @@ class NotOpened(Exception):
     """The file is none that is read here; the text says why."""
 
 
-def open_media(path: Path) -> InputContainer:
-    """The opened file; NotOpened where it is no media file. Its text does not name the file."""
+def open_media(path: Path, **options: str) -> InputContainer:
+    """The opened file; NotOpened where it is no media file. Its text does not name the file.
+
+    `options` are FFmpeg's, of the format.
+    """
     try:
         # The protocol by name, so that no name of a file is taken for an address. It is the only
         # one allowed, and no allowed format opens a second file.
         return av.open(f"file:{path}", metadata_errors="replace", options={
             "protocol_whitelist": "file",
             "format_whitelist": ",".join((*_VIDEO_FORMATS, *_OTHER_FORMATS, *_pictures())),
-            "max_pixels": str(MAX_PIXELS),
+            "max_pixels": str(MAX_PIXELS), **options,
         })
-    except MemoryError:
-        raise
     except av.FFmpegError as error:
+        raise_if_out(error)
         text = str(error.strerror)
         if error.errno == _INVALID_ARGUMENT:
             text += (": it is broken, or of a format that is not read, such as a playlist or a "
@@ -73,6 +79,18 @@ def first_video_stream(container: InputContainer) -> VideoStream | None:
     return None
 
 
+def from_its_start(container: InputContainer, seconds: float) -> float:
+    """A duration that a container declares, counted from its first time stamp.
+
+    Matroska's is counted from 0 by FFmpeg's muxer, and from the first frame by others: where both
+    can be meant, it is the shorter.
+    """
+    start = (container.start_time or 0) / av.time_base
+    if container.format.name.startswith("matroska") and 0 < start < seconds:
+        return seconds - start
+    return seconds
+
+
 def too_large(stream: VideoStream) -> str | None:
     """What is wrong with the size that a stream declares; None where nothing is."""
     width, height = stream.codec_context.width, stream.codec_context.height
@@ -81,15 +99,34 @@ def too_large(stream: VideoStream) -> str | None:
     return f"declares pictures of {width}×{height}; at most {MAX_PIXELS:,} pixels are decoded"
 
 
+def packets(container: InputContainer, *streams: Stream) -> Iterator[av.Packet]:
+    """The packets of these streams, or of all, in the file's order; empty ones at the end."""
+    found = container.demux(*streams)
+    while True:
+        try:
+            packet = next(found)
+        except StopIteration:
+            return
+        except IndexError:
+            # A stream began on the way that PyAV has no object for; the others are all read.
+            return
+        beat()
+        yield packet
+
+
+def frames(container: InputContainer, stream: VideoStream) -> Iterator[av.VideoFrame]:
+    """The decoded pictures of a stream, as they come out of its packets."""
+    for packet in packets(container, stream):
+        yield from packet.decode()
+
+
 @contextlib.contextmanager
 def passing_over() -> Iterator[None]:
     """What FFmpeg finds broken is passed over; that there is no memory is said."""
     try:
         yield
-    except MemoryError:
-        raise
-    except av.FFmpegError:
-        pass
+    except av.FFmpegError as error:
+        raise_if_out(error)
 
 
 def _pictures() -> list[str]:

@@ -10,7 +10,8 @@ from pathlib import Path
 import av
 
 from stages.media.decode import bad_media, offset_pts, open_container, video_stream
-from stages.media.progress import beat
+from stages.media.memory import raise_if_out
+from stages.media.opening import packets
 
 
 @dataclass(frozen=True)
@@ -72,14 +73,12 @@ def read_packets(path: Path, starts_at_seconds: float | None = None) -> PacketIn
         stream = video_stream(container, path)
         entries: list[tuple[int, int, bool]] = []
         try:
-            for packet in container.demux(stream):
-                beat()
+            for packet in packets(container, stream):
                 stamp = packet.pts if packet.pts is not None else packet.dts
                 if packet.size and stamp is not None and not packet.is_discard:
                     entries.append((stamp, packet.duration or 0, packet.is_keyframe))
-        except MemoryError:
-            raise
         except av.FFmpegError as error:
+            raise_if_out(error)
             if not entries:
                 raise bad_media(path, f"cannot be read ({error})") from error
         if not entries:

@@ -13,8 +13,15 @@ from av.container import InputContainer
 from av.video.stream import VideoStream
 
 from schemas.errors import RowFailed
-from stages.media.opening import NotOpened, first_video_stream, open_media, too_large
-from stages.media.progress import beat
+from stages.media.memory import raise_if_out
+from stages.media.opening import (
+    NotOpened,
+    first_video_stream,
+    from_its_start,
+    open_media,
+    packets,
+    too_large,
+)
 from stages.media.suffixes import MEDIA_SUFFIXES
 
 _SUFFIX_OF_FORMAT = {
@@ -29,6 +36,11 @@ _SUFFIX_OF_FORMAT = {
 }
 # Formats of one picture, or of a text drawn as one.
 _STILL_FORMATS = ("image2", "_pipe", "tty")
+# What HEIF and AVIF, which look like MP4, call a file of one picture.
+_STILL_BRANDS = ("avif", "heic", "heix", "heim", "heis", "mif1", "mif2", "miaf")
+# Larger pictures than 4K must have proven themselves before more than these frames are decoded.
+_LARGE_PIXELS = 4096 * 2304
+_LARGE_TRIES = 3
 # Where a container declares its end, the packets must come this near to it.
 _MISSING_SECONDS = 1.0
 _MISSING_SHARE = 0.02
@@ -70,6 +82,8 @@ def _probe(container: InputContainer, path: Path) -> Probe:
     if any(mark in container.format.name for mark in _STILL_FORMATS):
         raise RowFailed("bad_media", f"a still image or text, not a video "
                         f"({container.format.name})")
+    if (brand := container.metadata.get("major_brand", "").strip()) in _STILL_BRANDS:
+        raise RowFailed("bad_media", f"a still image, not a video ({brand})")
     stream = first_video_stream(container)
     if stream is None:
         kinds = sorted({other.type for other in container.streams}) or ["nothing"]
@@ -81,13 +95,12 @@ def _probe(container: InputContainer, path: Path) -> Probe:
     stream.codec_context.thread_count = 1  # one frame is wanted, not a queue of them
     walk = _Walk(stream)
     try:
-        for packet in container.demux():
+        for packet in packets(container):
             walk.take(packet)
-            beat()
     except av.FFmpegError as error:
         raise RowFailed("bad_media", f"truncated or broken after {walk.last_seconds:.2f} s: "
                         f"{error.strerror}") from error
-    walk.check_whole(container)
+    walk.check_whole(container, path)
     width, height = walk.size
     codec = stream.codec_context.codec.canonical_name
     return Probe(
@@ -111,7 +124,8 @@ class _Walk:
         self._first: float | None = None
         self._end: float | None = None
         self._end_of_any: float | None = None
-        self._lost = False
+        self._lost = 0
+        self._broken_frames = 0
         self._frame_size: tuple[int, int] | None = None
         self._decode_error = ""
 
@@ -122,10 +136,12 @@ class _Walk:
             self._decode(packet)
         if packet.size == 0:
             return
-        self._lost |= packet.is_corrupt and is_video
-        stamp = packet.pts if packet.pts is not None else packet.dts
         if is_video:
+            self._lost += packet.is_corrupt
             self._packets += 1
+        if packet.is_discard:  # decoded, never shown
+            return
+        stamp = packet.pts if packet.pts is not None else packet.dts
         if stamp is None:
             return
         start = float(stamp * packet.time_base)
@@ -138,14 +154,20 @@ class _Walk:
     def _decode(self, packet: av.Packet) -> None:
         try:
             frames = packet.decode()
-        except MemoryError:
-            raise
         except av.FFmpegError as error:
+            raise_if_out(error)
             # A stream may begin between key frames.
             self._decode_error = self._decode_error or str(error.strerror)
             return
         if frames:
             frame = frames[0]
+            self._broken_frames += frame.is_corrupt
+            if frame.is_corrupt and frame.width * frame.height > _LARGE_PIXELS:
+                if self._broken_frames >= _LARGE_TRIES:
+                    raise RowFailed("bad_media", f"declares pictures of {frame.width}×"
+                                    f"{frame.height}, but the first {_LARGE_TRIES} that the "
+                                    "decoder gives are broken")
+                return
             turned = round(frame.rotation / 90) % 2 == 1
             size = (frame.width, frame.height)
             self._frame_size = (size[1], size[0]) if turned else size
@@ -174,22 +196,34 @@ class _Walk:
             return self._packets / rate
         raise RowFailed("bad_media", "the video has no time stamps")
 
-    def check_whole(self, container: InputContainer) -> None:
+    def check_whole(self, container: InputContainer, path: Path) -> None:
         """The packets must be as many, and reach as far, as the container declares."""
         if not self._packets:
             raise RowFailed("bad_media", "the video stream is empty")
         declared = self._stream.frames
         missing = declared - self._packets
-        if self._lost or missing > max(1, _MISSING_SHARE * declared):
+        allowed = max(1, _MISSING_SHARE * declared)
+        if missing > allowed and container.format.name.startswith("mov,"):
+            # Those that an edit list leaves out are declared, too.
+            missing = declared - _stored_packets(path, self._stream.index)
+        # Where transport streams were joined, the first packet counts as corrupt.
+        joints = max(1, _MISSING_SHARE * self._packets) * (container.format.name == "mpegts")
+        if self._lost > joints or missing > allowed:
             raise RowFailed("bad_media", f"truncated: {self._packets} of {declared or '?'} "
                             "declared frames are there")
         if container.duration is None or self._end_of_any is None:
             return
-        seconds = container.duration / av.time_base
+        seconds = from_its_start(container, container.duration / av.time_base)
         end = seconds + (container.start_time or 0) / av.time_base
         if end - self._end_of_any > max(_MISSING_SECONDS, _MISSING_SHARE * seconds):
             raise RowFailed("bad_media", f"truncated: the packets end at {self._end_of_any:.2f} s "
                             f"of the declared {end:.2f} s")
+
+
+def _stored_packets(path: Path, index: int) -> int:
+    """How many packets of a stream are in the file, shown or not."""
+    with open_media(path, ignore_editlist="1") as container:
+        return sum(packet.size > 0 for packet in packets(container, container.streams[index]))
 
 
 def _rate(stream: VideoStream) -> float | None:

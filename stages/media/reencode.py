@@ -34,9 +34,9 @@ from stages.media.clip_files import (
 )
 from stages.media.decode import bad_media, open_container, stored_rotation, video_stream
 from stages.media.encoders import VideoEncoder, find_encoder
-from stages.media.opening import passing_over
+from stages.media.memory import raise_if_out
+from stages.media.opening import packets, passing_over
 from stages.media.packets import PacketIndex, read_packets
-from stages.media.progress import beat
 from stages.media.sound import Sound, aac_track
 
 MAX_OPEN_CLIPS = 8  # encoders of overlapping clips that are open at once: each holds memory
@@ -185,22 +185,20 @@ class _Pass:
             container.seek(target, stream=stream)
 
     def _decoded(self, container: Any, stream: av.VideoStream) -> Iterator[av.VideoFrame]:
-        packets = container.demux(stream)
+        found = packets(container, stream)
         while True:
             try:
-                packet = next(packets)
+                packet = next(found)
                 frames = packet.decode()
             except StopIteration:
                 return
-            except MemoryError:
-                raise
             except av.InvalidDataError as error:
                 self._error = self._error or str(error)
                 continue
             except av.FFmpegError as error:
+                raise_if_out(error)
                 self._error = self._error or str(error)
                 return
-            beat()
             for frame in frames:
                 if frame.pts is None:
                     frame.pts = frame.dts

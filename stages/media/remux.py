@@ -33,7 +33,8 @@ from stages.media.clip_files import (
     nothing_inside,
 )
 from stages.media.decode import bad_media, open_container, stored_rotation, video_stream
-from stages.media.progress import beat
+from stages.media.memory import raise_if_out
+from stages.media.opening import frames, packets
 from stages.media.sound import Sound
 
 # How far before a key frame to seek, where seeking by its time stamp overshoots.
@@ -85,14 +86,12 @@ class _Plan:
     @staticmethod
     def _read(container: Any, stream: av.VideoStream, path: Path) -> Iterator[_Entry]:
         try:
-            for packet in container.demux(stream):
-                beat()
+            for packet in packets(container, stream):
                 stamp = packet.pts if packet.pts is not None else packet.dts
                 if packet.size and stamp is not None:
                     yield _Entry(stamp, packet.duration or 0, packet.is_keyframe)
-        except MemoryError:
-            raise
         except av.FFmpegError as error:
+            raise_if_out(error)
             raise bad_media(path, f"cannot be read ({error})") from error
 
     @staticmethod
@@ -100,10 +99,9 @@ class _Plan:
         stream.codec_context.thread_count = 1
         try:
             container.seek(0)
-            first = next(container.decode(stream), None)
-        except MemoryError:
-            raise
+            first = next(frames(container, stream), None)
         except av.FFmpegError as error:
+            raise_if_out(error)
             raise bad_media(path, f"cannot be decoded ({error})") from error
         if first is None:
             raise bad_media(path, "gives no frame")
@@ -250,8 +248,7 @@ def _seek(container: Any, stream: av.VideoStream, key_pts: int) -> Iterator[av.P
             else:
                 container.seek(target, stream=stream)
             begun = False
-            for packet in container.demux(stream):
-                beat()
+            for packet in packets(container, stream):
                 stamp = packet.pts if packet.pts is not None else packet.dts
                 if not packet.size or stamp is None:
                     continue
@@ -262,9 +259,8 @@ def _seek(container: Any, stream: av.VideoStream, key_pts: int) -> Iterator[av.P
                     yield packet
             if begun:
                 return
-        except MemoryError:
-            raise
-        except av.FFmpegError:
+        except av.FFmpegError as error:
+            raise_if_out(error)
             continue
 
 

@@ -22,9 +22,8 @@ from schemas.errors import RowFailed
 from stages.media.decode import open_container
 from stages.media.extractors import NO_PLATFORM, names_videos
 from stages.media.isolated import Limits, run_isolated
-from stages.media.opening import first_video_stream
+from stages.media.opening import first_video_stream, packets
 from stages.media.packets import PacketIndex, read_packets
-from stages.media.progress import beat
 
 # yt-dlp options by which a part is asked for; with sections on, a recipe can't set them.
 RESERVED = frozenset(("download_ranges", "force_keyframes_at_cuts", "external_downloader_args",
@@ -158,8 +157,7 @@ def _held_back(
 ) -> Iterator[av.Packet]:
     """The packets of the copied streams; sound that comes before the first picture waits for it."""
     waiting: list[av.Packet] | None = []
-    for packet in reader.demux(*(reader.streams[index] for index in copies)):
-        beat()
+    for packet in packets(reader, *(reader.streams[index] for index in copies)):
         if packet.size == 0:
             continue
         if waiting is None:

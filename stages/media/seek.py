@@ -30,6 +30,8 @@ from stages.media.decode import (
     video_stream,
 )
 from stages.media.keeper import encode_jpeg
+from stages.media.memory import raise_if_out
+from stages.media.opening import frames
 from stages.media.packets import PacketIndex, read_packets
 from stages.media.progress import beat
 from stages.media.sampling import FramePick, pick_frames
@@ -58,7 +60,7 @@ class FrameReader:
         with open_container(self.path) as container:
             stream = video_stream(container, self.path)
             try:
-                first = next(container.decode(stream), None)
+                first = next(frames(container, stream), None)
             except av.FFmpegError as error:
                 raise bad_media(self.path, f"cannot be decoded ({error})") from error
             if first is None:
@@ -124,15 +126,14 @@ class FrameReader:
             stream.thread_type = "SLICE"
             try:
                 container.seek(first_pts, stream=stream)
-                for frame in container.decode(stream):
+                for frame in frames(container, stream):
                     self.decoded_frames += 1
                     beat(self.decoded_frames)
                     yield frame
                     if frame.pts is not None and frame.pts >= last_pts:
                         return
-            except MemoryError:
-                raise
-            except av.FFmpegError:
+            except av.FFmpegError as error:
+                raise_if_out(error)
                 return
 
 

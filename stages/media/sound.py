@@ -12,8 +12,7 @@ import numpy as np
 from av.stream import Discard
 
 from stages.media.decode import open_container
-from stages.media.opening import passing_over
-from stages.media.progress import beat
+from stages.media.opening import packets, passing_over
 
 # Decoders need a little of what comes before, and seeking is not exact.
 _RUN_UP_SECONDS = 0.5
@@ -54,8 +53,7 @@ class Sound:
             position = (start_seconds - _RUN_UP_SECONDS) / stream.time_base
             self._container.seek(int(position), stream=stream)
         with passing_over():
-            for packet in self._container.demux(stream):
-                beat()
+            for packet in packets(self._container, stream):
                 if packet.size and packet.pts is not None:
                     if float(packet.pts * packet.time_base) >= end_seconds:
                         return

@@ -1,0 +1,25 @@
+"""Tells a process that is out of memory from a file that asks for absurdly much of it."""
+
+from __future__ import annotations
+
+import mmap
+import resource
+
+_SHARE = 8
+_BYTES = 64 << 20  # where nothing is limited
+
+
+def raise_if_out(error: BaseException) -> None:
+    """MemoryError where an error says that there is no memory, and there is indeed little left.
+
+    FFmpeg says the same of a size in a damaged header that no memory would be enough for: that
+    is the file's fault, and this does nothing. Memory that could still be had tells them apart.
+    """
+    if not isinstance(error, MemoryError):
+        return
+    limit, _ = resource.getrlimit(resource.RLIMIT_DATA)
+    wanted = _BYTES if limit == resource.RLIM_INFINITY else limit // _SHARE
+    try:
+        mmap.mmap(-1, wanted, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS).close()
+    except OSError:
+        raise MemoryError(str(error)) from error
