@@ -29,7 +29,10 @@ from tests.faults.media_run import (
 from tests.faults.summary import log_cases
 
 MEMORY_BYTES = 400 << 20
-"""What files that lie about their size may cost beyond what sound ones do, in one process."""
+"""What files that lie about their size may cost beyond what sound ones do, in one process: a few
+pictures of 7680x4320, which the decoder makes before it can be told that they are none."""
+MOST_MEMORY_BYTES = 800 << 20
+"""The same for pictures of 8192x8192, the largest that are decoded, of 100 MB each."""
 
 # Of every family what has the most to do with another part of the reader.
 SMALL = (
@@ -44,7 +47,7 @@ SMALL = (
     "ts h264 whose clock wraps", "ts that jumps back by 30 s", "h264 with two-way frames in avi",
     "mp4 without moov", "10 bit hevc", "alpha in vp9", "interlaced mpeg2", "bt709 full range",
     "two videos in .mkv", "cover picture first", "ts h264 without its first packet",
-    "vp9 pictures of 65535x65535", "h264 pictures of 8192x8192", "mkv of 12 hours",
+    "vp9 pictures of 65535x65535", "h264 pictures of 7680x4320", "mkv of 12 hours",
     "one frame in .mp4", "jpg called mp4", "m4a of sound called mp4", "ffconcat called mp4",
     "name with newline", "name with leading dash", "name with 255 bytes", "fifo", "link to itself",
 )
@@ -80,7 +83,8 @@ def check(
 
 
 def check_neighbours(
-    neighbours: Sequence[Path], found: dict[str, Outcome], tmp_path: Path, peak_bytes: int
+    neighbours: Sequence[Path], found: dict[str, Outcome], tmp_path: Path, ran: Ran,
+    memory_bytes: int,
 ) -> None:
     """Sound files have the rows that they have without bad ones; memory stays near theirs."""
     listing = tmp_path / "neighbours.jsonl"
@@ -94,7 +98,7 @@ def check_neighbours(
         assert found[path].ended == expected[path].ended == KEPT
         assert wrong_facts(found[path], Facts()) == []
         assert rows_of(found[path]) == rows_of(expected[path]), path
-    assert peak_bytes < alone.peak_bytes + MEMORY_BYTES
+    assert ran.peak_bytes < alone.peak_bytes + memory_bytes
 
 
 @pytest.fixture(scope="module")
@@ -114,11 +118,10 @@ def test_forty_bad_files_of_a_folder_each_end_as_they_may(tmp_path):
     cases = named(all_cases(), SMALL)
     folder = tmp_path / "files"
     neighbours = write(folder, cases)
-    # One that is no plain file and has no size that ends would hang a run for ever.
     ran = run_recipe(SPLIT_ONLY.format(shard_videos=16), [folder], tmp_path / "dataset",
                      limit_seconds=90)
     found = check("default, small", folder, cases, tmp_path / "dataset", ran)
-    check_neighbours(neighbours, found, tmp_path, ran.peak_bytes)
+    check_neighbours(neighbours, found, tmp_path, ran, MEMORY_BYTES)
 
 
 @pytest.mark.faults
@@ -128,7 +131,7 @@ def test_every_bad_file_ends_as_it_may(cases, corpus, tmp_path):
     ran = run_recipe(SPLIT_ONLY.format(shard_videos=32), [folder], tmp_path / "dataset",
                      limit_seconds=250)
     found = check("default", folder, cases, tmp_path / "dataset", ran)
-    check_neighbours(neighbours, found, tmp_path, ran.peak_bytes)
+    check_neighbours(neighbours, found, tmp_path, ran, MOST_MEMORY_BYTES)
     again = run_recipe(SPLIT_ONLY.format(shard_videos=32), [folder], tmp_path / "dataset",
                        limit_seconds=60)
     assert "Nothing to do" in again.errors
