@@ -106,6 +106,14 @@ def readable_errors() -> Iterator[None]:
         raise ClipmillError(_out_of_memory(_first_part(error))) from error
     except MemoryError as error:
         raise ClipmillError(_out_of_memory("its rows could not be held")) from error
+    except OverflowError as error:
+        raise UsageError(f"a date, time or interval lies beyond what can be shown ({error}); write "
+                         "CAST(… AS VARCHAR)") from error
+    except RuntimeError as error:
+        # What a Ctrl-C is told as in the middle of some queries.
+        if "interrupted" in str(error).lower():
+            raise KeyboardInterrupt from error
+        raise
     except OSError as error:
         # What goes wrong while Arrow reads rows comes as one, but without a number.
         if error.errno is not None:
