@@ -27,7 +27,8 @@ class SignWords(Stage):
         signature = uuid.uuid4().hex
 
         def transform(batch):
-            while self.gate and not Path(self.gate).exists():
+            end = time.monotonic() + 20
+            while self.gate and not Path(self.gate).exists() and time.monotonic() < end:
                 time.sleep(0.01)
             table = pa.table({"video_id": batch["video_id"],
                               "signature": [signature] * batch.num_rows})
