@@ -8,9 +8,11 @@ import json
 import os
 import pty
 import re
+import signal
 import subprocess
 import sys
 import tarfile
+import threading
 import time
 from pathlib import Path
 
@@ -20,6 +22,7 @@ import pytest
 from typer.testing import CliRunner
 
 from jobs.cli import app
+from jobs.query import answer
 from jobs.run import load, run
 from pipeline.catalog import open_catalog
 from pipeline.recipe import load_recipe
@@ -306,6 +309,34 @@ def test_rules_have_the_limit_too(small, tmp_path):
 def test_a_limit_that_is_none_is_told(small):
     with pytest.raises(UsageError, match="--memory-limit lots"):
         cli("sql", small, "SELECT 1", "--memory-limit", "lots")
+
+
+FOR_EVER = [
+    "SELECT count(*) FROM range(10000000) a, range(10000000) b WHERE a.range * b.range % 7 = 8",
+    "WITH RECURSIVE t AS (SELECT 1 AS x UNION ALL SELECT x FROM t) SELECT count(x) FROM t",
+    "SELECT sleep_ms(60000)",
+]
+
+
+@pytest.mark.parametrize("query", FOR_EVER)
+def test_ctrl_c_ends_a_query_without_end(small, query):
+    timer = threading.Timer(0.7, os.kill, (os.getpid(), signal.SIGINT))
+    started = time.monotonic()
+    with open_catalog(small) as catalog:
+        timer.start()
+        with pytest.raises(KeyboardInterrupt):
+            answer(catalog, query, "jsonl")
+    assert time.monotonic() - started < 30
+
+
+@pytest.mark.parametrize("query", [
+    "SELECT 'infinity'::TIMESTAMP", "SELECT '200000-01-01'::DATE", "FROM test_all_types()",
+    "CONNECT 'x'", "SELECT 'x'::POINTER", "FROM arrow_scan(1, 2, 3)", "FROM pandas_scan(1)",
+    "FROM enable_profiling(save_location='x')", "FROM duckdb_extensions()",
+])
+def test_what_cannot_be_asked_or_shown_is_told(small, query):
+    with pytest.raises(UsageError):
+        cli("sql", small, query, "--format", "jsonl")
 
 
 # --- recipes ---
