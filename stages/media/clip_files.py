@@ -119,6 +119,16 @@ class ClipFile:
             raise RowFailed("crash", f"{self.target.name} could not be written: {error}"
                             ) from error
 
+    @contextlib.contextmanager
+    def holding(self, codec: str) -> Iterator[None]:
+        """As `writing`, for what fails where the format can't hold the codec."""
+        try:
+            with self.writing():
+                yield
+        except RowFailed as problem:
+            raise RowFailed("permanent", f"{codec} can't be copied into mp4, webm or mkv; export "
+                            "with --media exact") from problem
+
     def discard(self) -> None:
         """Leaves nothing behind; harmless after `publish`."""
         with contextlib.suppress(av.FFmpegError, OSError, ValueError):

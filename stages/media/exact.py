@@ -2,14 +2,16 @@
 
 The command opens a file with OpenCV and shows its detectors times counted from the first frame.
 OpenCV computes them from the container's time stamps, so these can be had back exactly. Where
-OpenCV's build cannot decode a codec (AV1 in its wheel) the command fails; PySceneDetect's PyAV
-stream is read then, as `scenedetect --backend pyav` would.
+OpenCV's build cannot decode a codec (AV1 in its wheel) the command fails, and of interlaced video
+OpenCV 5 makes black pictures; PySceneDetect's PyAV stream is read then, as `scenedetect --backend
+pyav` would.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import replace
 
 import av
 import cv2
@@ -44,17 +46,28 @@ class ExactVideo(DecodedVideo):
 
     def _pictures(self) -> Iterator[Picture]:
         index = read_packets(self.path, self.starts_at_seconds)
+        header, is_interlaced = self._header()
         given = 0
-        for picture in self._opencv(index):
+        for picture in self._opencv(index, header) if not is_interlaced else ():
             given += 1
             yield picture
         if given:
             return
         # No frame at all: the codec is unknown to OpenCV, or the file is broken for both.
-        for picture in self._pyav(index):
+        for picture in self._pyav(index, header):
             yield picture
 
-    def _opencv(self, index: PacketIndex) -> Iterator[Picture]:
+    def _header(self) -> tuple[VideoFacts, bool]:
+        """What the header says, and whether pictures are interlaced; PyAV decodes one frame."""
+        with open_container(self.path) as container:
+            stream = video_stream(container, self.path)
+            first = next(frames(container, stream), None)
+            if first is None:
+                raise bad_media(self.path, "gives no frame")
+            self.decoded_frames += 1
+            return read_facts(container, self.path, first), first.interlaced_frame
+
+    def _opencv(self, index: PacketIndex, header: VideoFacts) -> Iterator[Picture]:
         from scenedetect.backends import VideoStreamCv2
         from scenedetect.video_stream import VideoOpenFailure
 
@@ -64,11 +77,11 @@ class ExactVideo(DecodedVideo):
             except (VideoOpenFailure, OSError):
                 return
             try:
-                yield from self._read(stream, index, upright_already=True)
+                yield from self._read(stream, index, header, upright_already=True)
             finally:
                 stream.capture.release()
 
-    def _pyav(self, index: PacketIndex) -> Iterator[Picture]:
+    def _pyav(self, index: PacketIndex, header: VideoFacts) -> Iterator[Picture]:
         from scenedetect.backends import VideoStreamAv
         from scenedetect.video_stream import VideoOpenFailure
 
@@ -76,9 +89,11 @@ class ExactVideo(DecodedVideo):
             stream = VideoStreamAv(str(self.path), threading_mode="auto", suppress_output=True)
         except (VideoOpenFailure, OSError) as error:
             raise bad_media(self.path, f"cannot be opened ({error})") from error
-        yield from self._read(stream, index, upright_already=False)
+        yield from self._read(stream, index, header, upright_already=False)
 
-    def _read(self, stream, index: PacketIndex, *, upright_already: bool) -> Iterator[Picture]:
+    def _read(
+        self, stream, index: PacketIndex, header: VideoFacts, *, upright_already: bool
+    ) -> Iterator[Picture]:
         from scenedetect.scene_manager import compute_downscale_factor
 
         size: tuple[int, int] | None = None
@@ -91,7 +106,10 @@ class ExactVideo(DecodedVideo):
             self.decoded_frames += 1
             beat()
             if self.facts is None:
-                self.facts = self._facts(stream, index)
+                # With PySceneDetect's frame rate.
+                self.facts = replace(
+                    header, frame_rate=stream.frame_rate, time_base=index.time_base,
+                    start_pts=index.start_pts, offset_pts=index.offset_pts)
             size = size or frame.shape[:2]
             if frame.shape[:2] != size:
                 # PySceneDetect passes over frames whose size changes on the way.
@@ -113,20 +131,6 @@ class ExactVideo(DecodedVideo):
                 full=lambda size, frame=frame, turn=turn: _kept(upright(frame, turn), size),
                 held_bytes=frame.nbytes,
             )
-
-    def _facts(self, stream, index: PacketIndex) -> VideoFacts:
-        """Header facts with PySceneDetect's frame rate; only one frame of PyAV's is decoded."""
-        with open_container(self.path) as container:
-            found = video_stream(container, self.path)
-            first = next(frames(container, found), None)
-            if first is None:
-                raise bad_media(self.path, "gives no frame")
-            self.decoded_frames += 1
-            facts = read_facts(container, self.path, first)
-        return VideoFacts(
-            facts.path, facts.width, facts.height, facts.rotation, stream.frame_rate,
-            index.time_base, index.start_pts, facts.declared_seconds, index.offset_pts,
-        )
 
     @staticmethod
     def _duration(index: PacketIndex, pts: int) -> float:

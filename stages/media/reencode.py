@@ -167,11 +167,14 @@ class _Pass:
             # Seeking overshoots in some files: then from further back, at last from the start.
             if frame is None or (frame.pts > first_pts and back is not None):
                 continue
+            rate = stream.average_rate or stream.guessed_rate or Fraction(25)
+            usual = max(1, round(1 / (Fraction(rate) * stream.time_base)))
             last = None
             while frame is not None:
-                if last is None or frame.pts > last:
-                    last = frame.pts
-                    yield frame
+                if last is not None and frame.pts <= last:
+                    frame.pts = last + usual  # time must advance, as in the decode pass
+                last = frame.pts
+                yield frame
                 frame = next(frames, None)
             return
 

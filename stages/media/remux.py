@@ -74,7 +74,7 @@ class _Plan:
             rate = stream.average_rate or stream.guessed_rate or Fraction(25)
             usual = max(1, round(1 / (Fraction(rate) * self.time_base)))
             self.entries = list(self._read(container, stream, path))
-            self.rotation = self._rotation(container, stream, path)
+        self.rotation = self._rotation(path)
         if not any(entry.is_key for entry in self.entries):
             raise bad_media(path, "has no key frame")
         self.shown = sorted(entry.pts for entry in self.entries)
@@ -95,14 +95,16 @@ class _Plan:
             raise bad_media(path, f"cannot be read ({error})") from error
 
     @staticmethod
-    def _rotation(container: Any, stream: av.VideoStream, path: Path) -> int:
-        stream.codec_context.thread_count = 1
-        try:
-            container.seek(0)
-            first = next(frames(container, stream), None)
-        except av.FFmpegError as error:
-            raise_if_out(error)
-            raise bad_media(path, f"cannot be decoded ({error})") from error
+    def _rotation(path: Path) -> int:
+        # Opened anew: not every file can be sought back to where it begins.
+        with open_container(path) as container:
+            stream = video_stream(container, path)
+            stream.codec_context.thread_count = 1
+            try:
+                first = next(frames(container, stream), None)
+            except av.FFmpegError as error:
+                raise_if_out(error)
+                raise bad_media(path, f"cannot be decoded ({error})") from error
         if first is None:
             raise bad_media(path, "gives no frame")
         return stored_rotation(first)
@@ -180,11 +182,12 @@ def _copy(container: Any, stream: av.VideoStream, sound: Sound | None, plan: _Pl
     heard = sound.stream if sound else None
     file = ClipFile(request.target, suffix_for(stream, heard))
     try:
-        with file.writing():
+        with file.holding(stream.codec_context.codec.canonical_name):
             track = file.output.add_stream_from_template(stream, opaque=True)
             if plan.rotation:
                 track.set_display_rotation(-plan.rotation)
             beside = file.output.add_stream_from_template(heard, opaque=True) if heard else None
+            file.output.start_encoding()
         if beside is not None:
             assert sound is not None
             for packet in sound.inside(start_seconds, end_seconds):

@@ -99,6 +99,8 @@ class FrameReader:
                 return
             for number in numbers:
                 image = self._reader[number].asnumpy()
+                if image.ndim != 3 or image.shape[2] != 3:
+                    return  # of pictures a few pixels wide it makes something else
                 key = self.index.key_before(number)
                 # decord goes on from where it is, unless a later key frame is nearer.
                 at = self._at

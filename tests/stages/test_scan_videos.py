@@ -54,7 +54,8 @@ def test_every_frame_is_seen_once_at_its_true_time(kind, exact, tmp_path):
     assert workspace.decoded_frames == row["decoded_frames"]
 
 
-@pytest.mark.parametrize("kind", ["plain", "720p", "odd size", "uneven frame rate", "10 bit"])
+@pytest.mark.parametrize(
+    "kind", ["plain", "720p", "odd size", "uneven frame rate", "10 bit", "interlaced"])
 def test_default_statistics_equal_exact_ones(kind, tmp_path):
     """The fast way converts fewer pixels, but those to the same values."""
     path, _ = cached(**KINDS[kind])

@@ -463,3 +463,13 @@ def test_large_pictures_have_fewer_encoders_open(sources, tmp_path, monkeypatch)
             patched.setattr(reencode, "read_packets", lambda path, index=index: index)
             list(cut_clips(source, requests_of(times, [(0, 9)], tmp_path), CutOptions("exact")))
     assert asked == [8, 8, 2, 1]
+
+
+def test_what_no_clip_container_holds_is_permanent_and_says_what_to_do(tmp_path):
+    source = tmp_path / "film.gif"
+    times = render_numbered(source, 20, codec="gif", pixels="rgb8")
+    (result,) = cut_clips(source, requests_of(times, [(0, 9)], tmp_path), CutOptions("copy"))
+    assert result.problem.kind == "permanent"
+    assert result.problem.message == (
+        "gif can't be copied into mp4, webm or mkv; export with --media exact")
+    assert leftovers(tmp_path) == []
