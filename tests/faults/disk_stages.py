@@ -32,6 +32,7 @@ class FillDisk(Stage):
                 try:
                     (workspace.scratch / "much.bin").write_bytes(much)
                 except OSError as error:
+                    (workspace.scratch / "much.bin").unlink()  # as tidy stages do
                     if self.how == "scratch":
                         raise
                     raise RowFailed("bad_media", "no such video") from error
