@@ -53,9 +53,9 @@ _BATCHES_AHEAD = 2
 _PICTURES_BYTES = 1 << 30
 _BYTES_A_PIXEL = 4.5
 _DECODERS_MOST_THREADS = 16  # FFmpeg's own limit
-# So far a frame's time may be from its own time stamp, for so many of the frames.
-_ASTRAY_SECONDS = 0.5
-_ASTRAY_SHARE = 0.02
+# A frame's time may be so far from its own time stamp, beyond that for such a share of frames.
+ASTRAY_SECONDS = 0.5
+ASTRAY_SHARE = 0.02
 # Of a file's packets so many must give a sound frame; codecs with hidden frames give half.
 _SOUND_SHARE = 1 / 3
 # The cores are busy decoding: more threads a frame cost more to wake than they scale.
@@ -134,6 +134,13 @@ def video_stream(container: av.container.InputContainer, path: Path) -> av.Video
     if problem := too_large(stream):
         raise bad_media(path, problem)
     return stream
+
+
+def goes_back(path: Path, seconds: float, before: float) -> RowFailed:
+    """The failure of a file in which a time names several frames."""
+    return bad_media(path, f"has time stamps that go back: {seconds:.2f} s comes after "
+                     f"{before:.2f} s, so times in it mean two things; join its parts anew, or "
+                     "remux it with `ffmpeg -fflags +genpts`")
 
 
 def open_container(path: Path) -> av.container.InputContainer:
@@ -439,7 +446,7 @@ class FastVideo(DecodedVideo):
                     # Broken time stamps: time must advance, so the usual distance is assumed.
                     pts = facts.start_pts if last_pts is None else last_pts + usual
                 last_pts = pts
-                if own is not None and facts.duration_seconds(pts - own) > _ASTRAY_SECONDS:
+                if own is not None and facts.duration_seconds(pts - own) > ASTRAY_SECONDS:
                     astray += 1
                     first_astray = first_astray or (facts.seconds(own), facts.seconds(pts))
                 yield Picture(
@@ -451,7 +458,7 @@ class FastVideo(DecodedVideo):
                     full=lambda size, frame=frame: self._kept(frame, size),
                     held_bytes=sum(plane.buffer_size for plane in frame.planes),
                 )
-            self._check_sound(first_astray if astray > self._few(_ASTRAY_SHARE) else None)
+            self._check_sound(first_astray if astray > self._few(ASTRAY_SHARE) else None)
 
     def _few(self, share: float) -> float:
         return max(1.0, share * self.decoded_frames)
@@ -464,9 +471,7 @@ class FastVideo(DecodedVideo):
             raise bad_media(self.path, f"of {self._packets} frames only {self._sound_frames} can "
                             f"be decoded{f' ({self.first_error})' if self.first_error else ''}")
         if astray is not None:
-            raise bad_media(self.path, f"has time stamps that go back: {astray[0]:.2f} s comes "
-                            f"after {astray[1]:.2f} s, so times in it mean two things; join its "
-                            "parts anew, or remux it with `ffmpeg -fflags +genpts`")
+            raise goes_back(self.path, *astray)
 
     def _decoded(
         self, container: av.container.InputContainer, stream: av.VideoStream

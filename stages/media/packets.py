@@ -9,9 +9,20 @@ from pathlib import Path
 
 import av
 
-from stages.media.decode import bad_media, offset_pts, open_container, video_stream
+from stages.media.decode import (
+    ASTRAY_SECONDS,
+    ASTRAY_SHARE,
+    bad_media,
+    goes_back,
+    offset_pts,
+    open_container,
+    video_stream,
+)
 from stages.media.memory import raise_if_out
 from stages.media.opening import packets
+
+# Codecs store frames so far from where they are shown.
+_REORDERED_FRAMES = 16
 
 
 @dataclass(frozen=True)
@@ -65,8 +76,9 @@ class PacketIndex:
 
 
 def read_packets(path: Path, starts_at_seconds: float | None = None) -> PacketIndex:
-    """The index of a file; a file without video packets is a `bad_media` failure.
+    """The index of a file; RowFailed (`bad_media`) where a time does not name one frame.
 
+    That is a file without video packets, or with time stamps that begin anew on the way.
     `starts_at_seconds` is the file's time 0 in the video, null where it is 0.
     """
     with open_container(path) as container:
@@ -83,10 +95,11 @@ def read_packets(path: Path, starts_at_seconds: float | None = None) -> PacketIn
                 raise bad_media(path, f"cannot be read ({error})") from error
         if not entries:
             raise bad_media(path, "has no video packets")
-        entries.sort()
         time_base = Fraction(stream.time_base.numerator, stream.time_base.denominator)
         rate = stream.average_rate or stream.guessed_rate or Fraction(25)
         usual = max(1, round(1 / (Fraction(rate.numerator, rate.denominator) * time_base)))
+        _check_order(path, [stamp for stamp, _, _ in entries], time_base, usual)
+        entries.sort()
         best = container.streams.best("video")
         return PacketIndex(
             time_base=time_base,
@@ -98,3 +111,17 @@ def read_packets(path: Path, starts_at_seconds: float | None = None) -> PacketIn
             offset_pts=offset_pts(starts_at_seconds, time_base),
             pixels=stream.codec_context.width * stream.codec_context.height,
         )
+
+
+def _check_order(path: Path, stamps: list[int], time_base: Fraction, usual: int) -> None:
+    """Fails where the packets of more than a few frames lie behind far later ones."""
+    allowed = max(round(Fraction(ASTRAY_SECONDS) / time_base), _REORDERED_FRAMES * usual)
+    latest = stamps[0]
+    astray, first = 0, None
+    for stamp in stamps:
+        if latest - stamp > allowed:
+            astray += 1
+            first = first or (float(stamp * time_base), float(latest * time_base))
+        latest = max(latest, stamp)
+    if first is not None and astray > max(1.0, ASTRAY_SHARE * len(stamps)):
+        raise goes_back(path, *first)

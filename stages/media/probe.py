@@ -41,6 +41,9 @@ _STILL_BRANDS = ("avif", "heic", "heix", "heim", "heis", "mif1", "mif2", "miaf")
 # Larger pictures than 4K must have proven themselves before more than these frames are decoded.
 _LARGE_PIXELS = 4096 * 2304
 _LARGE_TRIES = 3
+# The object of ASF's header that says how large the file is.
+_ASF_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
+_ASF_HEAD_BYTES = 1 << 16
 # Where a container declares its end, the packets must come this near to it.
 _MISSING_SECONDS = 1.0
 _MISSING_SHARE = 0.02
@@ -211,6 +214,8 @@ class _Walk:
         if self._lost > joints or missing > allowed:
             raise RowFailed("bad_media", f"truncated: {self._packets} of {declared or '?'} "
                             "declared frames are there")
+        if container.duration is None and container.format.name == "asf":
+            _check_bytes(path)
         if container.duration is None or self._end_of_any is None:
             return
         seconds = from_its_start(container, container.duration / av.time_base)
@@ -218,6 +223,19 @@ class _Walk:
         if end - self._end_of_any > max(_MISSING_SECONDS, _MISSING_SHARE * seconds):
             raise RowFailed("bad_media", f"truncated: the packets end at {self._end_of_any:.2f} s "
                             f"of the declared {end:.2f} s")
+
+
+def _check_bytes(path: Path) -> None:
+    """Fails an ASF file that is smaller than it says: then FFmpeg doesn't tell its length."""
+    with open(path, "rb") as file:
+        head = file.read(_ASF_HEAD_BYTES)
+    at = head.find(_ASF_PROPERTIES)
+    if at < 0 or at + 92 > len(head) or head[at + 88] & 1:
+        return  # says nothing, as what was recorded from a broadcast
+    declared, there = int.from_bytes(head[at + 40 : at + 48], "little"), path.stat().st_size
+    if there < declared * (1 - _MISSING_SHARE):
+        raise RowFailed("bad_media", f"truncated: {there:,} of {declared:,} declared bytes are "
+                        "there")
 
 
 def _stored_packets(path: Path, index: int) -> int:
