@@ -61,6 +61,7 @@ def cluster(settings: RaySettings) -> Iterator[Machine]:
             logging.getLogger(name).setLevel(logging.ERROR)
         address = settings.address or os.environ.get("RAY_ADDRESS")
         started: dict[str, Any] = {"address": address} if address else {
+            "address": "local",  # without, Ray would join any cluster that it finds here
             "num_cpus": settings.num_cpus,
             "object_store_memory": settings.object_store_megabytes * 2**20,
             "include_dashboard": False,
