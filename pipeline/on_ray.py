@@ -42,6 +42,8 @@ from schemas.errors import ClipmillError
 POLL_SECONDS = 0.5
 _SHUTDOWN_SECONDS = 30.0
 _FOOTERS_READ = 20
+# From here on Ray Data tells of its own settings, in the text of whatever a worker raised.
+_RAYS_OWN_WORDS = "\nFailed to apply UDF transform"
 _MAX_REASON_CHARACTERS = 600
 # What Ray's C++ says of its own doings: errors among it, of every actor of Ray Data, whatever one
 # does, and hundreds of them where a node is gone.
@@ -57,8 +59,8 @@ def cluster(settings: RaySettings) -> Iterator[Machine]:
     mine = not ray.is_initialized()
     if mine:
         # Ray's remarks on its own doings would drown ours; its errors still come as exceptions.
-        for name in ("ray", "ray.data"):
-            logging.getLogger(name).setLevel(logging.ERROR)
+        logging.getLogger("ray").setLevel(logging.ERROR)
+        logging.getLogger("ray.data").setLevel(logging.CRITICAL)
         address = settings.address or os.environ.get("RAY_ADDRESS")
         started: dict[str, Any] = {"address": address} if address else {
             "address": "local",  # without, Ray would join any cluster that it finds here
@@ -206,6 +208,7 @@ def _run_leg(plan: Plan, leg: Leg, names: list[str], shards: ShardList, dataset:
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    context.raise_original_map_exception = True  # Ray's own around it loses it on the way
     here = ray.get_runtime_context().get_node_id()
     # Beside the driver: with that node the run is over anyway.
     tally = _Tally.options(
@@ -361,8 +364,11 @@ def _reason(error: Exception) -> Exception:
     """The clear error that a worker raised, out of what Ray wrapped around it."""
     cause: BaseException | None = error
     while cause is not None:
-        if isinstance(cause, ClipmillError):
-            return type(cause)(str(cause.args[0]) if cause.args else str(cause))
+        # Ray's wrapper is of the error's class, too, and its text is the whole traceback.
+        if isinstance(cause, ClipmillError) and not isinstance(cause,
+                                                               ray.exceptions.RayTaskError):
+            said = str(cause.args[0]) if cause.args else str(cause)
+            return type(cause)(said.partition(_RAYS_OWN_WORDS)[0])
         cause = getattr(cause, "cause", None) or cause.__cause__
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     shown = " ".join(lines)
