@@ -41,6 +41,7 @@ class PacketIndex:
     key_numbers: list[int]
     end_pts: int
     is_best_stream: bool
+    has_index: bool = True
     offset_pts: int = 0
     pixels: int = 0
 
@@ -108,6 +109,7 @@ def read_packets(path: Path, starts_at_seconds: float | None = None) -> PacketIn
             key_numbers=[i for i, (_, _, is_key) in enumerate(entries) if is_key],
             end_pts=entries[-1][0] + (entries[-1][1] or usual),
             is_best_stream=best is not None and best.index == stream.index,
+            has_index=container.format.name.startswith(("mov,", "matroska,")),
             offset_pts=offset_pts(starts_at_seconds, time_base),
             pixels=stream.codec_context.width * stream.codec_context.height,
         )

@@ -148,11 +148,15 @@ def _decoding_times(pts: list[int]) -> list[int]:
     """Decoding times for pictures in the order of the file.
 
     Made anew, because Matroska stores none and leaves the first ones after a seek unknown: the
-    sorted time stamps, all early enough that no picture is shown before it is decoded.
+    sorted time stamps, all early enough that no picture is shown before it is decoded. They
+    advance where two pictures have the same time, too.
     """
     ordered = sorted(pts)
     delay = max(stamp - own for stamp, own in zip(ordered, pts, strict=True))
-    return [stamp - delay for stamp in ordered]
+    times = [stamp - delay for stamp in ordered]
+    for at in reversed(range(len(times) - 1)):
+        times[at] = min(times[at], times[at + 1] - 1)
+    return times
 
 
 def copy_clips(

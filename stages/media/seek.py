@@ -3,8 +3,10 @@
 decord's seeking reader does the work. PyAV does it instead (one seek to the key frame, then
 forward) where decord cannot: codecs that it was built without (AV1), files whose first video
 stream is not the one it would choose, and files in which it counts other frames than the
-container has packets. Frame numbers and times come from the container in either case, so they
-agree with those of a full scan. Frames are upright in either case.
+container has packets. It also does so where decord gives other frames than it is asked for, in
+containers without an index, or leaves turned ones as they are stored. Frame numbers and times come
+from the container in either case, so they agree with those of a full scan. Frames are upright in
+either case.
 """
 
 from __future__ import annotations
@@ -35,6 +37,9 @@ from stages.media.opening import frames
 from stages.media.packets import PacketIndex, read_packets
 from stages.media.progress import beat
 from stages.media.sampling import FramePick, pick_frames
+
+# How far before a frame to seek, where seeking overshoots as it does in files without an index.
+_BACK_SECONDS = (0, 1, 4, 16, 3600)
 
 
 class FrameReader:
@@ -88,7 +93,7 @@ class FrameReader:
         import decord
 
         decord.logging.set_level(decord.logging.QUIET)
-        if not self.index.is_best_stream:
+        if not self.index.has_index or not self.index.is_best_stream or self.facts.rotation:
             return
         try:
             if self._reader is None:
@@ -126,17 +131,25 @@ class FrameReader:
             stream = video_stream(container, self.path)
             # Frame threads decode beyond what is asked for; slices don't.
             stream.thread_type = "SLICE"
-            try:
-                container.seek(first_pts, stream=stream)
-                for frame in frames(container, stream):
-                    self.decoded_frames += 1
-                    beat(self.decoded_frames)
-                    yield frame
-                    if frame.pts is not None and frame.pts >= last_pts:
-                        return
-            except av.FFmpegError as error:
-                raise_if_out(error)
-                return
+            for back in _BACK_SECONDS:
+                try:
+                    container.seek(first_pts - round(back / stream.time_base), stream=stream)
+                    is_late = None
+                    for frame in frames(container, stream):
+                        self.decoded_frames += 1
+                        beat(self.decoded_frames)
+                        if is_late is None and frame.pts is not None:
+                            is_late = frame.pts > first_pts and back < _BACK_SECONDS[-1]
+                        if is_late:
+                            break
+                        yield frame
+                        if frame.pts is not None and frame.pts >= last_pts:
+                            return
+                except av.FFmpegError as error:
+                    raise_if_out(error)
+                    return
+                if is_late is False:
+                    return
 
 
 class SpannedVideo(DecodedVideo):

@@ -45,7 +45,8 @@ def media_tables(lines: Sequence[Line]) -> str:
     parts = []
     for way in dict.fromkeys(line["way"] for line in lines):
         of_way = [line for line in lines if line["way"] == way]
-        columns = ["kept", "rejected", "failed bad_media", "failed permanent", "failed crash"]
+        columns = ["kept", "rejected", "failed bad_media", "failed permanent", "failed crash",
+                   "no source"]
         rows = []
         for family in dict.fromkeys(line["family"] for line in of_way):
             rows.append(_row(family, [x for x in of_way if x["family"] == family], columns))
@@ -57,7 +58,7 @@ def media_tables(lines: Sequence[Line]) -> str:
 def _row(name: str, lines: Sequence[Line], columns: Sequence[str]) -> list[object]:
     counts = Counter(line["ended"].split(" ")[0] if line["ended"].startswith("rejected")
                      else line["ended"] for line in lines)
-    unnamed = set(counts) - set(columns) - {"no source"}
+    unnamed = set(counts) - set(columns)
     if unnamed:
         raise ValueError(f"{name}: endings without a column: {', '.join(sorted(unnamed))}")
     return [name, len(lines), *(counts[column] or "" for column in columns)]
