@@ -47,7 +47,7 @@ _RAYS_OWN_WORDS = "\nFailed to apply UDF transform"
 _MAX_REASON_CHARACTERS = 600
 # What Ray's C++ says of its own doings: errors among it, of every actor of Ray Data, whatever one
 # does, and hundreds of them where a node is gone.
-_NOISE = re.compile(rb"(?:\x1b\[\d+m)*(?:\([^)]*\)\s*)?(?:\x1b\[\d+m)*"
+_NOISE = re.compile(rb"(?:\x1b\[\d+m|\(.{1,100}? pid=\d+\)|\s)*"
                     rb"\[[\d :,.T-]+ [IWE] \d+ \d+\] (?:\(\w+\) )?\w+\.cc:\d+: ")
 # A frame of a worker's backtrace, of which there are dozens when its node goes away.
 _FRAME = re.compile(rb" pid=\d+\b.*\[0x[0-9a-f]+\]")

@@ -1,0 +1,47 @@
+"""What Ray makes of errors and of standard error, and what is made of that."""
+
+from __future__ import annotations
+
+import pickle
+
+import pytest
+from ray.exceptions import RayTaskError
+
+from pipeline.on_ray import _FRAME, _NOISE, _reason
+from schemas.errors import ClipmillError, UsageError
+from schemas.storage import StorageError
+
+
+@pytest.mark.parametrize("kind", [ClipmillError, UsageError, StorageError])
+def test_what_a_worker_raised_is_shown_as_itself(kind):
+    """Ray's wrapper is of the same class, and its text is the traceback; Ray Data adds advice."""
+    raised = kind("the disk is full\nFailed to apply UDF transform after 1/1 attempts.\nTo change")
+    sent = pickle.loads(pickle.dumps(RayTaskError("submit", "Traceback …\nClipmillError", raised)))
+    found = _reason(sent.as_instanceof_cause())
+    assert type(found) is kind
+    assert str(found) == "the disk is full"
+
+
+def test_what_nobody_foresaw_is_told_in_bounds():
+    found = _reason(RuntimeError("first line\n" + "x" * 100_000))
+    assert type(found) is ClipmillError
+    assert "RuntimeError: first line …" in str(found)
+    assert len(str(found)) < 1000
+
+
+@pytest.mark.parametrize("line", [
+    b"[2026-11-21 16:36:00,415 E 30811 30977] task_manager.cc:1545: Failed to push error\n",
+    b"\x1b[36m(MapWorker pid=6831)\x1b[0m [2026-11-21 16:36:00,415 E 1 2] a_b.cc:15: x\n",
+    b"[2026-11-21 16:36:00,415 E 30811 30977] actor.cc:9: has constructor arguments\n",
+])
+def test_remarks_of_rays_core_are_left_out(line):
+    assert _NOISE.match(line)
+
+
+def test_frames_of_a_workers_backtrace_are_left_out_and_nothing_else():
+    assert _FRAME.search(b"\x1b[36m(MapWorker(x) pid=6831)\x1b[0m /a/_raylet.so(+0xb1) [0x7f6e]\n")
+    for line in (b"Error: cannot write to /data: No space left on device\n",
+                 b"(MapWorker(x) pid=6831) Loading weights [100%]\n",
+                 b"[2026-11-21 16:36:00,415 C 1 2] core_worker.cc:1: check failed\n"):
+        assert not _NOISE.match(line)
+        assert not _FRAME.search(line)
