@@ -47,6 +47,7 @@ models: setup  ## trains the demo's models again (about half an hour)
 
 bench: setup  ## every benchmark, printed as Markdown
 	$(BIN)/python -m benchmarks.split
+	$(BIN)/python -m benchmarks.isolation
 	$(BIN)/python -m benchmarks.embed
 	$(BIN)/python -m benchmarks.scale
 	$(BIN)/python -m benchmarks.cut
