@@ -40,28 +40,33 @@ def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
 
 
+MEDIA_ENDINGS = ("kept", "rejected", "failed bad_media", "failed permanent", "failed crash",
+                 "no source")
+_FIRST_WAY = "default"
+
+
 def media_tables(lines: Sequence[Line]) -> str:
-    """Cases by way and family, and what each ended as."""
+    """What each file of the corpus ended as: by family with default settings, then by way."""
     parts = []
-    for way in dict.fromkeys(line["way"] for line in lines):
-        of_way = [line for line in lines if line["way"] == way]
-        columns = ["kept", "rejected", "failed bad_media", "failed permanent", "failed crash",
-                   "no source"]
-        rows = []
-        for family in dict.fromkeys(line["family"] for line in of_way):
-            rows.append(_row(family, [x for x in of_way if x["family"] == family], columns))
-        rows.append(_row("all", of_way, columns))
-        parts.append(f"{way}:\n\n" + table(["family", "cases", *columns], rows))
+    first = [line for line in lines if line["way"] == _FIRST_WAY]
+    if first:
+        rows = [_row(family, [line for line in first if line["family"] == family])
+                for family in dict.fromkeys(line["family"] for line in first)]
+        parts.append(table(["family", "cases", *MEDIA_ENDINGS], [*rows, _row("all", first)]))
+    ways = dict.fromkeys(line["way"] for line in lines)
+    parts.append(table(["read how", "cases", *MEDIA_ENDINGS], (
+        _row(way, [line for line in lines if line["way"] == way]) for way in ways)))
     return "\n\n".join(parts)
 
 
-def _row(name: str, lines: Sequence[Line], columns: Sequence[str]) -> list[object]:
-    counts = Counter(line["ended"].split(" ")[0] if line["ended"].startswith("rejected")
-                     else line["ended"] for line in lines)
-    unnamed = set(counts) - set(columns)
+def _row(name: str, lines: Sequence[Line]) -> list[object]:
+    counts = Counter("rejected" if line["ended"].startswith("rejected") else line["ended"]
+                     for line in lines)
+    unnamed = set(counts) - set(MEDIA_ENDINGS)
     if unnamed:
         raise ValueError(f"{name}: endings without a column: {', '.join(sorted(unnamed))}")
-    return [name, len(lines), *(counts[column] or "" for column in columns)]
+    return [name, len(lines), *(counts[ending] or "" for ending in MEDIA_ENDINGS)]
+
 
 
 _ENGINES = {"local": "one process", "ray": "a Ray cluster of its own",
