@@ -12,6 +12,7 @@ import logging
 import os
 import re
 import signal
+import socket
 import sys
 import threading
 import time
@@ -41,6 +42,7 @@ from schemas.errors import ClipmillError
 
 POLL_SECONDS = 0.5
 _SHUTDOWN_SECONDS = 30.0
+_CONNECT_SECONDS = 10.0
 _FOOTERS_READ = 20
 # From here on Ray Data tells of its own settings, in the text of whatever a worker raised.
 _RAYS_OWN_WORDS = "\nFailed to apply UDF transform"
@@ -72,6 +74,8 @@ def cluster(settings: RaySettings) -> Iterator[Machine]:
         root = str(Path(__file__).resolve().parent.parent)
         paths = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
         place = address or "this machine"
+        if address:
+            _check_reachable(address)
         try:
             with _own_sigterm():
                 ray.init(logging_level=logging.ERROR, log_to_driver=True,
@@ -92,6 +96,19 @@ def cluster(settings: RaySettings) -> Iterator[Machine]:
     if mine and not _shut_down():
         raise ClusterLost(f"Ray did not end within {_SHUTDOWN_SECONDS:.0f} s; all is committed, "
                           "and running again does what is left")
+
+
+def _check_reachable(address: str) -> None:
+    """ClipmillError where nobody listens at `host:port`: Ray would go on trying for minutes."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not colon or not port.isdecimal():
+        return  # `auto` or the like
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _CONNECT_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise ClipmillError(
+            f"Ray could not be started on {address}: nobody answers there ({error}); start the "
+            "cluster, or name another with ray.address or RAY_ADDRESS") from error
 
 
 @contextlib.contextmanager
