@@ -250,7 +250,7 @@ class Case:
                     if harm.what in FATAL:
                         last_fatal = time.monotonic()
             time.sleep(0.02)
-        if last_fatal is not None:
+        if last_fatal is not None and harmed[-1] != "readonly":
             self.told.longest_end_seconds = max(self.told.longest_end_seconds,
                                                 round(time.monotonic() - last_fatal, 2))
         return harmed
