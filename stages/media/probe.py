@@ -79,6 +79,9 @@ def probe(path: Path) -> Probe:
         raise RowFailed("bad_media", f"not a readable media file: {problem}") from problem
     except av.FFmpegError as error:
         raise RowFailed("bad_media", f"not a readable media file: {error.strerror}") from error
+    except (ArithmeticError, AttributeError, LookupError, ValueError) as error:
+        # PyAV's, of headers that make no sense: a time base of 1/0, a stream that is none.
+        raise RowFailed("bad_media", f"not a readable media file: {error}") from error
 
 
 def _probe(container: InputContainer, path: Path) -> Probe:

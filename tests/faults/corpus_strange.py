@@ -47,6 +47,7 @@ def families() -> Iterator[Family]:
     yield stills()
     yield sound_only()
     yield no_media()
+    yield fuzzed()
 
 
 def declared_sizes() -> Family:
@@ -303,4 +304,14 @@ def no_media() -> Family:
     family.add("riff header alone", film("avi", 332)[:60], BAD, suffix=".avi")
     family.add("ts sync bytes alone", b"\x47" + bytes(187) + b"\x47\x1f\xff\x10" * 1000, BAD,
                suffix=".ts")
+    return family
+
+
+def fuzzed() -> Family:
+    """Files that fuzzing found a fault of the reader with, each of its own kind."""
+    family = Family("found by fuzzing")
+    for path in sorted((Path(__file__).parent / "files").iterdir()):
+        if not path.name.startswith("decord"):  # those need spans
+            family.add(path.stem.replace("_", " "), path.read_bytes(), BAD, KEPT, TOO_LONG,
+                       TOO_SHORT, suffix=path.suffix)
     return family
