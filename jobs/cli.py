@@ -468,7 +468,7 @@ def main() -> None:
     from schemas.errors import ClipmillError, printable
     from schemas.storage import full_storage
 
-    signal.signal(signal.SIGTERM, _terminated)
+    before = signal.signal(signal.SIGTERM, _terminated)
     arguments = [word for word in sys.argv[1:] if word != "--debug"]
     debug = len(arguments) < len(sys.argv) - 1
     try:
@@ -496,6 +496,8 @@ def main() -> None:
         print("Stopped. What is committed stays; run the same command to go on.", file=sys.stderr)
         _leave_at_once(128 + (signal.SIGTERM if isinstance(stopped, _Terminated)
                               else signal.SIGINT))
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _interruption(leaving: BaseException | None) -> KeyboardInterrupt | None:
