@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from pipeline.typed_sql import check_reads_only, readable_errors
 from schemas import tables, views
 from schemas.errors import UsageError
 from schemas.memory import bounded_memory
+from schemas.scratch import ScratchFolder
 from schemas.sql_text import escaped_for_glob, literal, quoted
 from schemas.step_tables import STAGE_TABLES, StepTable, raw_view
 
@@ -128,7 +128,7 @@ class Catalog:
     """
 
     def __init__(self, layout: Layout, connection: duckdb.DuckDBPyConnection,
-                 spill: tempfile.TemporaryDirectory, use_index: bool) -> None:
+                 spill: ScratchFolder, use_index: bool) -> None:
         self.layout = layout
         self.connection = connection
         self._spill = spill
@@ -147,7 +147,7 @@ class Catalog:
         self.connection.close()
         if "_parser" in vars(self):
             self._parser.close()
-        self._spill.cleanup()
+        self._spill.remove()
 
     def execute(self, query: str, parameters: object = None) -> duckdb.DuckDBPyConnection:
         self._create_views_for(query)
@@ -278,9 +278,9 @@ def open_catalog(
     the machine's memory. Without `use_index` all rows come from the tables themselves.
     """
     layout = read_layout(require_dataset(dataset))
-    spill = tempfile.TemporaryDirectory(prefix="clipmill-sql-")
+    spill = ScratchFolder("sql")
     config: dict[str, Any] = {
-        "temp_directory": spill.name,
+        "temp_directory": str(spill.path),
         "python_enable_replacements": False,
         "autoload_known_extensions": allow_external,
         "autoinstall_known_extensions": allow_external,
@@ -310,7 +310,7 @@ def open_catalog(
             connection.execute("SET enable_external_access = false")
         connection.execute("SET lock_configuration = true")
     except BaseException:
-        spill.cleanup()
+        spill.remove()
         raise
     return Catalog(layout, connection, spill, use_index)
 

@@ -6,12 +6,10 @@ numbers that come from clip ids, quantiles are exact, and sums are over whole mi
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from fractions import Fraction
 from math import ceil, floor
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,6 +31,7 @@ from pipeline.subsets.rules import (
 from schemas import views
 from schemas.command_line import shell_word
 from schemas.errors import UsageError
+from schemas.scratch import ScratchFolder
 from schemas.sql_text import literal
 from schemas.views import StepTable
 
@@ -99,13 +98,13 @@ class Engine:
         self.candidates = candidates
         self._connection = candidates.catalog.connection
         self._carried = "*"
-        self._scratch = tempfile.TemporaryDirectory(prefix="clipmill-subset-")
+        self._scratch = ScratchFolder("subset")
 
     def __enter__(self) -> Engine:
         return self
 
     def __exit__(self, *details: object) -> None:
-        self._scratch.cleanup()
+        self._scratch.remove()
 
     def size(self, table: str) -> Size:
         clips, videos, milliseconds = self._one(
@@ -289,7 +288,7 @@ class Engine:
         self._rank(source, columns.chance)
         labels = clusters.assign_clusters(
             self._rows(step, "embeddings"), outcome.before.clips, clusters=body.clusters,
-            seed=self.candidates.seed, scratch=Path(self._scratch.name),
+            seed=self.candidates.seed, scratch=self._scratch.path,
             reread=lambda: self._rows(step, "embeddings"))
         outcome.nulls = int((labels < 0).sum())
         sizes = np.bincount(labels[labels >= 0], minlength=body.clusters).astype(np.int64)
@@ -315,7 +314,7 @@ class Engine:
                                f"WHERE _place = 1 OR {same} IS NULL")
             return
         self._rank(source, order)
-        n, scratch = outcome.before.clips, Path(self._scratch.name)
+        n, scratch = outcome.before.clips, self._scratch.path
         if body.by == "frames":
             assert body.max_distance is not None
             rows = self._rows(self._step("hash_frames", None), "frame_hashes")

@@ -6,7 +6,6 @@ dataset. What a run that goes on meanwhile has not done yet is pending, not miss
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from pipeline.verify.shards import Rows, ShardChecks
 from pipeline.verify.shown import Shown, find_layout
 from pipeline.verify.strays import Names, StrayChecks
 from pipeline.verify.subsets import SubsetChecks, check_index
+from schemas.scratch import ScratchFolder
 
 __all__ = ["Finding", "Report", "verify"]
 
@@ -52,8 +52,8 @@ def verify(
     removals = _names(dataset / REMOVED)
     say("listing")
     survey = read_survey(dataset, book)
-    with tempfile.TemporaryDirectory(prefix="clipmill-verify-") as spill, duckdb.connect(
-            ":memory:", config={"temp_directory": spill, "memory_limit": MEMORY_LIMIT,
+    with ScratchFolder("verify") as spill, duckdb.connect(
+            ":memory:", config={"temp_directory": str(spill.path), "memory_limit": MEMORY_LIMIT,
                                 "threads": THREADS}) as connection:
         connection.execute("SET GLOBAL TimeZone = 'UTC'")
         _check(survey, book, connection, media=media, is_free=is_free, say=say)

@@ -1,0 +1,70 @@
+"""Folders for what does not fit into memory, in the system's folder for temporary files.
+
+A process that is killed can't remove its own. The next one that makes such a folder does: each is
+locked as long as its process lives.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+_PREFIX = "clipmill-"
+_LOCK = ".lock"
+
+
+class ScratchFolder:
+    """A fresh folder at `path`; a context manager. Large sorts and joins write gigabytes to it."""
+
+    def __init__(self, purpose: str) -> None:
+        _remove_abandoned()
+        while True:
+            self._folder = tempfile.TemporaryDirectory(prefix=f"{_PREFIX}{purpose}-")
+            self.path = Path(self._folder.name)
+            self._lock = os.open(self.path / _LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+            if _takes(self._lock):
+                return
+            # Another process took it for abandoned in this very moment, and removes it.
+            os.close(self._lock)
+            self._folder.cleanup()
+
+    def __enter__(self) -> ScratchFolder:
+        return self
+
+    def __exit__(self, *details: object) -> None:
+        self.remove()
+
+    def remove(self) -> None:
+        self._folder.cleanup()
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
+
+def _takes(lock: int) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True  # no locks here: then nobody takes a folder for abandoned either
+    return True
+
+
+def _remove_abandoned() -> None:
+    """Removes this user's folders whose lock nobody holds."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*-*"):
+        # Whatever goes wrong here is no reason not to go on.
+        with contextlib.suppress(OSError):
+            if folder.is_symlink() or folder.stat().st_uid != os.getuid():
+                continue
+            lock = os.open(folder / _LOCK, os.O_RDWR | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder)
+            finally:
+                os.close(lock)
