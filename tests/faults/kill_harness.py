@@ -48,6 +48,10 @@ IN_PROCESS = ("driver", "driver", "full", "readonly", "sigterm", "helper")
 OWN_CLUSTER = ("driver", "worker", "worker", "worker", "full", "readonly", "head", "sigterm")
 TWO_NODES = ("driver", "worker", "worker", "node", "node", "head", "full")
 
+# What chance left out of the first thirty, at moments drawn like the others'.
+DRAWN_TOO_SELDOM = {30: ("ray", ["driver", "worker"]), 31: ("cluster", ["head"]),
+                    32: ("ray", ["driver", "driver"]), 33: ("cluster", ["head", "driver"])}
+
 
 @dataclass(frozen=True)
 class Harm:
@@ -76,8 +80,12 @@ def plan_of(seed: int) -> Plan:
               "cluster")[seed % 10]
     kinds = {"local": IN_PROCESS, "ray": OWN_CLUSTER, "cluster": TWO_NODES}[engine]
     harms = []
-    for _ in range(draw.randint(1, 3)):
-        what = draw.choice(kinds)
+    count = draw.randint(1, 3)
+    given: list[str] = []
+    if seed in DRAWN_TOO_SELDOM:
+        engine, given = DRAWN_TOO_SELDOM[seed]
+    for number in range(len(given) or count):
+        what = given[number] if given else draw.choice(kinds)
         harms.append(Harm(what, draw.choice((0, 0, 1, 2, 4, 6, 9, 13)), draw.uniform(0, 1.5),
                           draw.uniform(1, 5)))
     return Plan(engine, draw.random() < 0.25, tuple(harms), node_cpus=draw.choice((5, 5, 3)))

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -17,7 +16,13 @@ from typing import Any
 import pyarrow.parquet as pq
 import yaml
 
+from jobs.run import load, run
+from jobs.verify import is_lock_free
+from pipeline.catalog import open_catalog
+from pipeline.records import run_records
 from pipeline.shards import ShardMetadata, base_shard, is_shard, shard_order
+from pipeline.status import status_report
+from pipeline.verify import verify
 from tests.http_server import File, Site, Trickle
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -90,9 +95,8 @@ class World:
         """The tables of an undisturbed run in one process."""
         if captions not in self.undisturbed:
             dataset = self.folder / f"undisturbed-{captions}"
-            done = clipmill("run", self.recipe(captions=captions, pace_seconds=0.0), "--dataset",
-                            dataset, "--engine", "local")
-            assert done.returncode == 0, done.stderr
+            run(load(str(self.recipe(captions=captions, pace_seconds=0.0)), None, engine="local"),
+                dataset)
             self.undisturbed[captions] = tables_of(dataset)
         return self.undisturbed[captions]
 
@@ -150,26 +154,20 @@ def newest(tables: Tables) -> dict[tuple[str, str, str], list[dict[str, Any]]]:
 
 def check_whole(dataset: Path) -> None:
     """The accounting of status and of every footer, and nothing for verify to find."""
-    status = clipmill("status", dataset, "--format", "json")
-    assert status.returncode == 0, status.stderr
-    for stage in json.loads(status.stdout)["stages"]:
+    for stage in status_report(dataset)["stages"]:
         assert stage["pending"] == 0, stage
         assert stage["inputs"] == stage["kept"] + stage["rejected"] + stage["failed"], stage
     for path in dataset.glob("*/*/*.parquet"):
         if is_shard(path.stem) and path.parts[-3] not in ("index", "frames", "shots"):
             footer = ShardMetadata.read(path)
             assert footer.inputs == footer.kept + footer.rejected + footer.failed, path
-    verified = clipmill("verify", dataset)
-    assert verified.returncode == 0, verified.stdout + verified.stderr
-    assert not [line for line in verified.stdout.splitlines() if not line.startswith("note: ")]
-    runs = clipmill("sql", dataset, "SELECT state, count(*) FROM runs GROUP BY state",
-                    "--format", "csv")
-    assert "running" not in runs.stdout
+    report = verify(dataset, is_free=is_lock_free)
+    assert report.faults == []
+    assert not report.is_running
+    assert "running" not in {record["state"] for record in run_records(dataset)}
 
 
 def failures(dataset: Path) -> list[tuple[str, str, str]]:
     """Stage, key and kind of what failed and stands."""
-    done = clipmill("failures", dataset, "--format", "jsonl")
-    assert done.returncode == 0, done.stderr
-    rows = map(json.loads, filter(None, done.stdout.splitlines()))
-    return sorted((row["stage"], row["key"], row["kind"]) for row in rows)
+    with open_catalog(dataset) as catalog:
+        return sorted(catalog.execute("SELECT stage, key, kind FROM failures").fetchall())

@@ -15,7 +15,7 @@ from tests.faults.kill_harness import Case, Harm, Plan, note, plan_of
 from tests.faults.kill_world import World
 from tests.http_server import serve
 
-SEEDS = 30
+SEEDS = 34
 CHEAP = {
     "driver": Plan("local", False, (Harm("driver", 2, 0.1),), pace_seconds=0.1),
     "worker": Plan("ray", False, (Harm("worker", 2, 0.1),), pace_seconds=0.1),
