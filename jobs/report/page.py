@@ -84,13 +84,31 @@ def report_on(dataset: Path, output: Path, **wanted: Any) -> None:
     print(f"{output}: {shown} sample clips, {numbers.size(size_bytes)}")
 
 
+def _selected(catalog: Catalog, subset: FrozenSubset | None) -> Selection:
+    """The clips, asked what the subset's rules say of each; these are whoever's made the subset."""
+    import duckdb
+
+    try:
+        with catalog.bounded():
+            return select(catalog, subset)
+    except duckdb.PermissionException as error:
+        said = str(error).partition("\n")[0]
+        raise UsageError(f"a rule of the subset asks for more than the dataset's tables: {said}; "
+                         "without --subset its rules are not asked") from error
+    except (MemoryError, duckdb.OutOfMemoryException) as error:
+        hint = ("; without --subset its rules are not asked" if subset is not None else
+                "; a machine with more of it may do")
+        raise ClipmillError("the report needs more memory than it may take to look through the "
+                            f"clips{hint}") from error
+
+
 def _context(
     catalog: Catalog, dataset: Path, status: dict[str, Any], subset: FrozenSubset | None,
     sample_count: int, seed: int, on_step: Callable[[str], None],
 ) -> dict[str, Any]:
     """Everything that the template shows."""
     on_step("reading the clips")
-    selection = select(catalog, subset)
+    selection = _selected(catalog, subset)
     on_step("counting words")
     counted = words.count_words(catalog, selection.captions())
     on_step("drawing figures")

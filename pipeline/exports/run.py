@@ -32,7 +32,7 @@ from pipeline.shards import commit, temporary_beside
 from pipeline.subsets.expressions import Expressions
 from pipeline.subsets.freeze import FrozenSubset, load_subset
 from schemas.command_line import shell_word
-from schemas.errors import UsageError
+from schemas.errors import ClipmillError, UsageError
 from stages.media.cut import check_encoder
 
 FAILURES = "failures.jsonl"
@@ -93,7 +93,8 @@ def run_export(
 def _check_where(catalog: Catalog, request: ExportRequest) -> None:
     if request.where is None:
         return
-    kind = Expressions(catalog).type_of(request.where, "--where")
+    with catalog.bounded():  # what is constant in it is worked out here already
+        kind = Expressions(catalog).type_of(request.where, "--where")
     if kind != "BOOLEAN":
         raise UsageError(f"--where {request.where!r} is a {kind}; expected something that is true "
                          "or false, such as: similarity > 0.3")
@@ -108,8 +109,13 @@ def _select(
     if selection is None:
         watcher.begin("select", None)
         found = {"provenance": provenance(catalog, request, subset), "notes": list(notes)}
-        selection = select_clips(catalog, request, columns, rows, found,
-                                 lambda clips: watcher.step(clips, 0))
+        try:
+            with catalog.bounded():  # --where may be anybody's
+                selection = select_clips(catalog, request, columns, rows, found,
+                                         lambda clips: watcher.step(clips, 0))
+        except ClipmillError:
+            folder.abandon()  # another --where may go there
+            raise
     if not selection.selected:
         folder.abandon()
         if not selection.clips:
