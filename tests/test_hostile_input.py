@@ -318,6 +318,16 @@ FOR_EVER = [
 ]
 
 
+@pytest.fixture
+def heeds_ctrl_c():
+    """Also where the tests run in a shell's background, which has Ctrl-C ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.usefixtures("heeds_ctrl_c")
 @pytest.mark.parametrize("query", FOR_EVER)
 def test_ctrl_c_ends_a_query_without_end(small, query):
     timer = threading.Timer(0.7, os.kill, (os.getpid(), signal.SIGINT))

@@ -21,6 +21,7 @@ from pipeline.sources import ingest
 from schemas.ids import source_key
 from schemas.tables import SOURCES
 from stages.media import ytdlp_requests
+from stages.media.watch import Watch
 from stages.protocol import Workspace
 from tests.download_helpers import make_video, outcome, stage
 from tests.http_server import Endless, File, Hang, Redirect, Trickle, serve
@@ -344,8 +345,16 @@ def test_programs_are_forgotten_once_they_have_ended(tmp_path, site, platform):
 
 @pytest.mark.parametrize("address", ["{file}", "file:{file}", "concat:{file}", "-i", ""])
 def test_a_site_does_not_make_ffmpeg_read_a_file_of_this_machine(
-    tmp_path, site, platform, address
+    tmp_path, site, platform, address, monkeypatch
 ):
+    """It is not even started for what is no address on the network."""
+    started, starting = [], Watch.starting
+
+    def noted(self, arguments):
+        started.append(arguments)
+        starting(self, arguments)
+
+    monkeypatch.setattr(Watch, "starting", noted)
     (tmp_path / "secret.mp4").write_bytes(make_video(8))
     platform.info = {"formats": [{"format_id": "0", "ext": "mp4",
                                   "url": address.format(file=tmp_path / "secret.mp4")}]}
@@ -354,6 +363,7 @@ def test_a_site_does_not_make_ffmpeg_read_a_file_of_this_machine(
                          sections=sections, retries=0)
         assert outcome(row) in ("permanent", "transient"), row
         assert not list((tmp_path / f"{sections}" / "media").glob("*.mp4"))
+        assert not [one for one in started if "-i" in one]
 
 
 # Subtitles
