@@ -160,10 +160,14 @@ class TrickledHeaders:
 
 @dataclass(frozen=True)
 class Endless:
-    """A body without a declared length and without an end, after `start`."""
+    """A body without a declared length and, after `start`, longer than any bound in the tests.
+
+    It does end, so that a bound that is not kept shows soon, and before the disk is full.
+    """
 
     content_type: str = "video/mp4"
     start: bytes = b""
+    size_bytes: int = 300_000_000
 
     def answer(self, handler: _Handler) -> None:
         handler.send_response(200)
@@ -171,7 +175,9 @@ class Endless:
         handler.send_header("Connection", "close")
         handler.end_headers()
         handler.wfile.write(self.start)
-        while not handler.server.stopping.is_set():
+        for _ in range(self.size_bytes // 65536):
+            if handler.server.stopping.is_set():
+                break
             handler.wfile.write(bytes(65536))
 
 

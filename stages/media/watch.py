@@ -144,6 +144,9 @@ class Watch:
         """Raises what the attempt was cut off for; after an `error`, also what was refused."""
         if self._problem is not None:
             raise self._problem from error
+        # What came faster than anybody looked.
+        if error is None and (problem := self._too_large(self._measure())) is not None:
+            raise problem
         if error is not None and self._refused is not None:
             raise RowFailed("permanent", f"{self._refused}, and download_videos.private_addresses "
                             "is `refuse`") from error

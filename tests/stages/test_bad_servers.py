@@ -36,6 +36,7 @@ from tests.http_server import (
     Endless,
     File,
     Hang,
+    Lying,
     Redirect,
     Trickle,
     TrickledHeaders,
@@ -143,6 +144,10 @@ def test_an_endless_body_ends_at_the_largest_size(tmp_path, site):
 
 
 def test_what_is_declared_too_large_is_not_fetched(tmp_path, site):
+    """What it says decides: of this one nothing comes."""
+    [row] = download(tmp_path, site.script("/b.mp4", Lying(b"", 10**9)), max_bytes=10**6)
+    assert outcome(row) == "permanent"
+    assert "max_bytes" in row["error"]["message"]
     [row] = download(tmp_path, site.file("/a.mp4", VIDEO), max_bytes=len(VIDEO) - 1)
     assert outcome(row) == "permanent"
     [row] = download(tmp_path, site.url("/a.mp4"), max_bytes=len(VIDEO))
@@ -150,10 +155,23 @@ def test_what_is_declared_too_large_is_not_fetched(tmp_path, site):
 
 
 def test_an_endless_file_by_yt_dlp_ends_too(tmp_path, site):
-    site.script("/files/v.mp4", Endless())
-    [row] = download(tmp_path, site.page("/watch", page("/files/v.mp4")), max_bytes=3_000_000)
+    """While it comes, not when it has come, which it would in 10 s."""
+    began = time.monotonic()
+    site.script("/files/v.mp4", Trickle(File(bytes(3_000_000)), 30_000, 0.1))
+    [row] = download(tmp_path, site.page("/watch", page("/files/v.mp4")), max_bytes=100_000)
     assert outcome(row) == "permanent", row
     assert "max_bytes" in row["error"]["message"]
+    assert time.monotonic() - began < 8
+
+
+def test_a_large_file_by_yt_dlp_that_comes_between_two_looks_is_refused(tmp_path, site):
+    site.file("/files/v.mp4", VIDEO)
+    url = site.page("/watch", page("/files/v.mp4"))
+    [row] = download(tmp_path, url, max_bytes=len(VIDEO) - 1)
+    assert outcome(row) == "permanent", row
+    assert "max_bytes" in row["error"]["message"]
+    [row] = download(tmp_path, url, max_bytes=len(VIDEO))
+    assert outcome(row) == "kept", row
 
 
 def test_an_endless_page_does_not_fill_the_memory(tmp_path, site):

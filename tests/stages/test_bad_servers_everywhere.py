@@ -114,6 +114,22 @@ def test_a_host_that_only_redirects_is_not_blamed_for_where_it_leads(tmp_path, s
     assert outcome(row) == "kept", row
 
 
+def test_a_redirect_is_an_answer_of_a_host_that_was_left_alone(tmp_path, site, library):
+    """So that the others may ask it again, however the host fares that it leads to."""
+    rules = {"host_problems": 2, "retries": 0, "host_pause_seconds": 0.8}
+    dead = [{"url": site.status(f"/{number}.mp4", 500)} for number in range(2)]
+    assert [outcome(row) for row in download(tmp_path, *dead, **rules)] == ["transient"] * 2
+    with serve("127.0.0.3") as broken:
+        site.script("/start", Redirect(broken.status("/page", 500)))
+        [row] = download(tmp_path, {"url": site.url("/start"), "extractor": "home"}, **rules,
+                         max_backoff_seconds=5)
+        assert outcome(row) == "transient", row
+        assert broken.log
+    [row] = download(tmp_path, {"url": site.file("/v.mp4", VIDEO)}, **rules,
+                     max_backoff_seconds=0.1)
+    assert outcome(row) == "kept", row
+
+
 def test_libraries_whose_connections_cannot_be_seen_are_left_out(tmp_path, site, inside):
     """One that yt-dlp would like best must not be asked where addresses are refused."""
     from yt_dlp.networking.common import (
@@ -385,7 +401,7 @@ def test_subtitles_without_end_cost_the_subtitles_only(tmp_path, site, platform,
 
 @dataclass(frozen=True)
 class Counted:
-    """Sends for ever, and counts what was taken."""
+    """Sends far more than is allowed, and counts what was taken."""
 
     sent: list = field(default_factory=lambda: [0])
 
@@ -394,7 +410,7 @@ class Counted:
         handler.send_header("Content-Type", "video/mp4")
         handler.send_header("Connection", "close")
         handler.end_headers()
-        while not handler.server.stopping.is_set():
+        while not handler.server.stopping.is_set() and self.sent[0] < 100_000_000:
             handler.wfile.write(bytes(65536))
             self.sent[0] += 65536
 
