@@ -36,6 +36,7 @@ LEAST_MEMORY_BYTES = 256 << 20
 
 # A helper that was asked must begin in this time, whatever the limits of the file are.
 _START_SECONDS = 120.0
+_STARTS = 3  # what ends one (the system, for lack of memory) need not end the next
 _CHUNK_BYTES = 1 << 20
 _TAIL_BYTES = 4000
 _LINE_CHARACTERS = 200
@@ -200,6 +201,7 @@ def _try(
 
 def _begun(request: bytes, fresh: bool) -> _Helper:
     """A helper that has read the request. That none starts is no fault of the file."""
+    starts = 0
     while True:
         helper = _idle.take(fresh)
         try:
@@ -207,8 +209,9 @@ def _begun(request: bytes, fresh: bool) -> _Helper:
             message = helper.receive(_START_SECONDS)
         except _Died as died:
             helper.kill()
-            if not helper.is_fresh:
-                continue  # it was ended while it was idle
+            starts += helper.is_fresh
+            if starts < _STARTS:
+                continue  # one that was not fresh was ended while it was idle
             raise ClipmillError(f"the decoder's process does not start: it ended {died}") from None
         except BaseException:
             helper.kill()

@@ -26,6 +26,7 @@ from pipeline.logs import (
     worker_name,
 )
 from schemas.errors import MAX_MESSAGE_CHARACTERS
+from schemas.storage import StorageError
 from tests.pipeline.conftest import STAGES
 
 WIDE = LogLimits(2**20, 2**23)
@@ -104,7 +105,7 @@ def test_a_run_that_stops_logs_why(words, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("pipeline.runner._Writers.finish", full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(StorageError, match="No space"):
         data.run()
     lines = lines_of(data.dataset)
     (stopped,) = events(lines, "shard_stopped")

@@ -228,6 +228,18 @@ def test_a_machine_that_can_start_no_helper_ends_the_command(monkeypatch):
         run_isolated(harm.whose, FILE, limits=LIMITS)
 
 
+def test_a_helper_that_is_killed_while_it_starts_is_started_again(monkeypatch, tmp_path):
+    """As the system does where memory is short: a helper is the first to go."""
+    script, been_here = tmp_path / "python", tmp_path / "once"
+    script.write_text("#!/bin/sh\n"
+                      f"test -e '{been_here}' || {{ touch '{been_here}'; kill -9 $$; }}\n"
+                      f"exec '{sys.executable}' \"$@\"\n")
+    script.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(script))
+    run_isolated(harm.whose, FILE, limits=LIMITS)
+    assert been_here.exists()
+
+
 def test_a_forked_process_has_helpers_of_its_own():
     pid = run_isolated(harm.whose, FILE, limits=LIMITS)
     reader, writer = os.pipe()
