@@ -1,0 +1,80 @@
+"""Programs that were entrusted to the keeper end with the process that did, and no others do."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+ROOT = Path(__file__).resolve().parents[3]
+# Says the numbers of two programs, of which `first` is the first to be entrusted, and is killed.
+OWNER = """
+import os, signal, subprocess, sys, time
+from stages.media import children
+
+first, second = (subprocess.Popen(["sleep", "30"], stdout=subprocess.DEVNULL)
+                 for _ in range(2))
+children.add(first.pid)
+{between}
+print(first.pid, second.pid, flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def ran(between: str) -> tuple[int, int]:
+    """The programs' numbers, once their owner is dead."""
+    done = subprocess.run([sys.executable, "-c", OWNER.format(between=between)], cwd=ROOT,
+                          stdout=subprocess.PIPE, text=True, check=False, timeout=20)
+    assert done.returncode == -signal.SIGKILL
+    first, second = map(int, done.stdout.split())
+    return first, second
+
+
+def lives(number: int) -> bool:
+    try:
+        return psutil.Process(number).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def comes(true: Callable[[], bool], seconds: float = 4) -> bool:
+    until = time.monotonic() + seconds
+    while not true():
+        if time.monotonic() > until:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+def end(*numbers: int) -> None:
+    for number in numbers:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(number, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("between", [
+    # The keeper itself was killed, as where memory runs out: the next one takes over.
+    """children.add(second.pid); children._keeper.kill(); children._keeper.wait()
+children.drop(second.pid)""",
+    # A forked process lives on, with a copy of the pipe to the keeper.
+    """if (forked := os.fork()) == 0:
+    os.close(1); time.sleep(8); os._exit(0)
+""",
+    # It was told of another, which it was told to forget, too.
+    "children.add(second.pid); children.drop(second.pid)",
+], ids=["keeper killed", "forked", "dropped"])
+def test_what_is_entrusted_ends_with_its_owner_and_nothing_else_does(between):
+    first, second = ran(between)
+    try:
+        assert comes(lambda: not lives(first))
+        assert lives(second)
+    finally:
+        end(first, second)
