@@ -372,14 +372,18 @@ def test_a_site_does_not_make_ffmpeg_read_a_file_of_this_machine(
 
     monkeypatch.setattr(Watch, "starting", noted)
     (tmp_path / "secret.mp4").write_bytes(make_video(8))
-    platform.info = {"formats": [{"format_id": "0", "ext": "mp4",
-                                  "url": address.format(file=tmp_path / "secret.mp4")}]}
-    for sections in (True, False):
-        [row] = download(tmp_path / f"{sections}", {"url": site.url("/home/film1"), **PART},
-                         sections=sections, retries=0)
-        assert outcome(row) in ("permanent", "transient"), row
-        assert not list((tmp_path / f"{sections}" / "media").glob("*.mp4"))
-        assert not [one for one in started if "-i" in one]
+    file = {"format_id": "0", "ext": "mp4",
+            "url": address.format(file=tmp_path / "secret.mp4")}
+    # yt-dlp leaves the second to ffmpeg.
+    for number, one in enumerate((file, {**file, "protocol": "m3u8"})):
+        platform.info = {"formats": [one]}
+        for sections in (True, False):
+            dataset = tmp_path / f"{number}-{sections}"
+            [row] = download(dataset, {"url": site.url("/home/film1"), **PART},
+                             sections=sections, retries=0)
+            assert outcome(row) in ("permanent", "transient"), row
+            assert not list((dataset / "media").glob("*.mp4"))
+    assert not [one for one in started if "-i" in one]
 
 
 # Subtitles
