@@ -21,7 +21,6 @@ import pytest
 from typer.testing import CliRunner
 
 from jobs.cli import app
-from jobs.query import answer
 from jobs.run import load, run
 from pipeline.catalog import open_catalog
 from pipeline.recipe import load_recipe
