@@ -318,12 +318,13 @@ FOR_EVER = [
 
 def test_ctrl_c_ends_queries_without_end(small):
     """Also those from which DuckDB never looks up."""
-    running = [subprocess.Popen(
-        [sys.executable, "-m", "jobs.cli", "sql", str(small), query], cwd=ROOT, text=True,
-        stderr=subprocess.PIPE,
-        # Also where the tests run in a shell's background, which has Ctrl-C ignored.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    ) for query in FOR_EVER]
+    # Also where the tests run in a shell's background, which has Ctrl-C ignored.
+    heeding = ("import runpy, signal\n"
+               "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+               "runpy.run_module('jobs.cli', run_name='__main__')")
+    running = [subprocess.Popen([sys.executable, "-c", heeding, "sql", str(small), query],
+                                cwd=ROOT, text=True, stderr=subprocess.PIPE)
+               for query in FOR_EVER]
     try:
         time.sleep(4)
         for process in running:
