@@ -366,12 +366,19 @@ class Case:
         else:
             # Over the dataset a mount of itself: what is open stays so, nothing more is written.
             subprocess.run(["mount", "--bind", self.dataset, self.dataset], check=True)
-            subprocess.run(["mount", "-o", "remount,bind,ro", self.dataset], check=True)
+            self._make_read_only()
 
             def put_right() -> None:
                 subprocess.run(["umount", "-l", self.dataset], check=True)
         self._restore.append((time.monotonic() + seconds, put_right))
         return True
+
+    def _make_read_only(self) -> None:
+        """The kernel refuses while something is open for writing that was opened through it."""
+        until = time.monotonic() + 5
+        while subprocess.run(["mount", "-o", "remount,bind,ro", self.dataset],
+                             check=time.monotonic() > until).returncode:
+            time.sleep(0.02)
 
     def _put_right(self) -> None:
         while self._restore:
