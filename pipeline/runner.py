@@ -196,9 +196,18 @@ class Worker:
                                   "this row; `clipmill retry --kind crash` tries it again")
                 yield batch, {step.label: _failed_rows(step, [name], error)}
                 continue
-            seen[name] = seen.get(name, 0) + 1
+            died = seen.get(name, 0)
+            seen[name] = died + 1
             write_json(journal, {"run_id": self.run_id, "started": seen})
-            yield from _batch(step, batch, transform, frames, log, self.dataset)
+            try:
+                yield from _batch(step, batch, transform, frames, log, self.dataset)
+            except BaseException:
+                # The run was stopped, or can't go on: this process lives, so the row took it
+                # nowhere. That the disk is full, say, is told by what is raised.
+                seen[name] = died
+                with contextlib.suppress(OSError):
+                    write_json(journal, {"run_id": self.run_id, "started": seen})
+                raise
             del seen[name]
             write_json(journal, {"run_id": self.run_id, "started": seen})
 

@@ -195,6 +195,22 @@ def test_the_local_engine_gets_past_a_row_that_kills_the_process(words, tmp_path
     assert len(list(data.dataset.rglob("*.tmp"))) == 0
 
 
+def test_a_run_that_is_stopped_at_a_row_does_not_count_against_it(words, monkeypatch):
+    """However often: only a process that died may have died of the row."""
+    def stopped(status: int) -> None:
+        raise KeyboardInterrupt
+
+    data = words("a", "k?kill=cut")
+    monkeypatch.setattr("os._exit", stopped)
+    for _ in range(3):
+        with pytest.raises(KeyboardInterrupt):
+            data.run()
+    monkeypatch.setattr("os._exit", lambda status: None)
+    data.run()
+    assert {row["video_id"]: row["error"] for row in data.table("cut_words")} == {
+        "v-a": None, "v-k": None}
+
+
 def test_a_second_run_at_the_same_time_is_refused(words):
     import fcntl
 
