@@ -316,17 +316,22 @@ FOR_EVER = [
 ]
 
 
-def test_ctrl_c_ends_queries_without_end(small):
+def test_ctrl_c_ends_queries_without_end(small, tmp_path):
     """Also those from which DuckDB never looks up."""
     # Also where the tests run in a shell's background, which has Ctrl-C ignored.
     heeding = ("import runpy, signal\n"
                "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
                "runpy.run_module('jobs.cli', run_name='__main__')")
     running = [subprocess.Popen([sys.executable, "-c", heeding, "sql", str(small), query],
-                                cwd=ROOT, text=True, stderr=subprocess.PIPE)
+                                cwd=ROOT, text=True, stderr=subprocess.PIPE,
+                                env={**os.environ, "TMPDIR": str(tmp_path)})
                for query in FOR_EVER]
     try:
-        time.sleep(4)
+        # Each has opened the catalog when it has its folder there.
+        while len(list(tmp_path.glob("clipmill-sql-*"))) < len(FOR_EVER):
+            assert all(process.poll() is None for process in running)
+            time.sleep(0.1)
+        time.sleep(2)
         for process in running:
             process.send_signal(signal.SIGINT)
         for process in running:
