@@ -29,10 +29,10 @@ import ray
 from ray.data import ActorPoolStrategy, DataContext
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from pipeline.cluster_probe import ANSWER_SECONDS, ClusterLost, ClusterProbe
 from pipeline.logs import LogLimits
 from pipeline.plan import Plan, ShardList, Step, pending
 from pipeline.pools import Leg, Machine, Pool, plan_legs
-from pipeline.probe import ANSWER_SECONDS, ClusterLost, Probe
 from pipeline.recipe import RaySettings
 from pipeline.runner import Report, Worker
 from pipeline.shards import ShardMetadata, shard_path
@@ -236,7 +236,7 @@ def _run_leg(plan: Plan, leg: Leg, names: list[str], shards: ShardList, dataset:
     for number, pool in enumerate(leg):
         stream = _through(stream, number, pool, spec, dataset, run_id, shards, tally, log_limits)
     watchdog = Watchdog(leg, _rows_a_shard(dataset, names), time.monotonic())
-    probe = Probe(watchdog, lambda: _nodes(here), lambda: _take(tally), report)
+    probe = ClusterProbe(watchdog, lambda: _nodes(here), lambda: _take(tally), report)
     flow = _Flow(stream)
     with _without_noise():
         try:

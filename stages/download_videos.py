@@ -18,19 +18,13 @@ from schemas.errors import ClipmillError, ErrorKind, RowFailed, RowRejected
 from schemas.storage import full_storage
 from schemas.tables import VIDEOS
 from stages.media.downloads import Downloader
-from stages.media.isolated import (
-    LEAST_MEMORY_BYTES,
-    MEMORY_LIMIT_BYTES,
-    STALL_SECONDS,
-    TIME_LIMIT_SECONDS,
-    Limits,
-)
+from stages.media.reading_stage import ReadingStage
 from stages.media.store import Media, MediaStore
 from stages.models.references import DataFile
-from stages.protocol import Rows, Stage, Transform, Workspace, resource
+from stages.protocol import Rows, Transform, Workspace, resource
 
 
-class DownloadVideos(Stage):
+class DownloadVideos(ReadingStage):
     """Downloads, checks and identifies videos; local files are referenced where they lie.
 
     The four rules hold for every source. Height means the shorter side as displayed, so that a
@@ -116,14 +110,6 @@ class DownloadVideos(Stage):
         120.0, ge=0, description="longest pause; a server that asks for more gives a failure")
     timeout_seconds: float = resource(
         30.0, gt=0, description="longest silence of a server before it counts as a problem")
-    stall_seconds: float = resource(
-        STALL_SECONDS, gt=0, description="a file whose reading gives no packet for so long is a "
-        "failure of kind crash")
-    time_limit_seconds: float = resource(
-        TIME_LIMIT_SECONDS, gt=0, description="most time for reading a file that is there")
-    memory_limit_bytes: int = resource(
-        MEMORY_LIMIT_BYTES, ge=LEAST_MEMORY_BYTES, description="most memory for reading one file, "
-        "in a process of its own; needs Linux")
     concurrency: int = resource(4, ge=1, description="downloads at a time in one worker")
     batch_rows: int = resource(16, ge=1, description="rows given to the stage at a time")
     cpus: float = resource(0.5, gt=0, description="CPUs that one worker takes")
@@ -181,12 +167,6 @@ class DownloadVideos(Stage):
                                   f"{duration_seconds:.2f} > {high:g}")
         if short_side is not None and self.min_height is not None and short_side < self.min_height:
             raise RowRejected("download_videos.min_height", f"{short_side} < {self.min_height}")
-
-    @property
-    def limits(self) -> Limits:
-        """What reading one file may cost."""
-        return Limits(self.stall_seconds, self.time_limit_seconds, self.memory_limit_bytes,
-                      settings_of=self.name)
 
     @contextlib.contextmanager
     def open(self, workspace: Workspace) -> Iterator[Transform]:

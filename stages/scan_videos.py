@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 import pyarrow as pa
@@ -15,20 +16,14 @@ from pydantic import Field
 
 from schemas.errors import ErrorKind, RowFailed, RowRejected
 from schemas.tables import FRAMES, SCANS
-from stages.media.isolated import (
-    LEAST_MEMORY_BYTES,
-    MEMORY_LIMIT_BYTES,
-    STALL_SECONDS,
-    TIME_LIMIT_SECONDS,
-    Limits,
-    collect_isolated,
-)
+from stages.media.isolated import Limits, collect_isolated
 from stages.media.measures import Wanted
+from stages.media.reading_stage import ReadingStage
 from stages.media.scan import ScanSettings, scan_video
 from stages.protocol import Rows, Stage, Transform, Workspace, resource, strict_table
 
 
-class ScanVideos(Stage):
+class ScanVideos(ReadingStage):
     """Decodes a video and keeps, per frame, what split_clips needs.
 
     A video with given spans is read only inside them, unless `spans` is `ignore`; one without
@@ -63,13 +58,6 @@ class ScanVideos(Stage):
     hash_lowpass: int | None = Field(None, ge=1, le=256, description="low-pass factor of hashes")
     cpus: float = resource(1.0, gt=0, description="CPUs that one worker takes")
     batch_rows: int = resource(1, ge=1, description="videos given to the stage at a time")
-    stall_seconds: float = resource(
-        STALL_SECONDS, gt=0, description="longest time without a frame or packet")
-    time_limit_seconds: float = resource(
-        TIME_LIMIT_SECONDS, gt=0, description="most time for one video")
-    memory_limit_bytes: int = resource(
-        MEMORY_LIMIT_BYTES, ge=LEAST_MEMORY_BYTES, description="most memory that decoding one "
-        "video may take")
 
     def check_upstream(self, before: Mapping[str, Stage]) -> None:
         download = before.get("download_videos")
@@ -124,6 +112,4 @@ class ScanVideos(Stage):
 
     @property
     def limits(self) -> Limits:
-        """What reading one video may cost, under the names that users set it by."""
-        return Limits(self.stall_seconds, self.time_limit_seconds, self.memory_limit_bytes,
-                      settings_of="split_clips")
+        return replace(super().limits, settings_of="split_clips")

@@ -20,12 +20,7 @@ from pydantic import Field, field_validator, model_validator
 from schemas.errors import ErrorKind, RowFailed, RowRejected
 from schemas.ids import clip_id
 from schemas.tables import CLIPS, SHOTS
-from stages.media.isolated import (
-    LEAST_MEMORY_BYTES,
-    MEMORY_LIMIT_BYTES,
-    STALL_SECONDS,
-    TIME_LIMIT_SECONDS,
-)
+from stages.media.reading_stage import ReadingStage
 from stages.protocol import Rows, Stage, Transform, Workspace, resource, strict_table
 from stages.scan_videos import ScanVideos
 
@@ -48,7 +43,7 @@ class Part:
     rule: str | None = None
 
 
-class SplitClips(Stage):
+class SplitClips(ReadingStage):
     """Cuts every video into clips and measures each clip.
 
     PySceneDetect's settings bear its names. `motion` is the mean and `motion_max` the largest
@@ -146,14 +141,6 @@ class SplitClips(Stage):
     scan_workers: int | None = resource(
         None, ge=1, description="decoding workers; as many as fit when not set"
     )
-    stall_seconds: float = resource(
-        STALL_SECONDS, gt=0, description="a video whose decoding gives no frame or packet for so "
-        "long is a failure of kind crash")
-    time_limit_seconds: float = resource(
-        TIME_LIMIT_SECONDS, gt=0, description="most time for decoding one video")
-    memory_limit_bytes: int = resource(
-        MEMORY_LIMIT_BYTES, ge=LEAST_MEMORY_BYTES, description="most memory for decoding one "
-        "video, in a process of its own; needs Linux")
     batch_rows: int = resource(8, ge=1, description="videos given to the stage at a time")
 
     @field_validator("min_scene_len", "min_out_length")

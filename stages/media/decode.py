@@ -23,9 +23,6 @@ from fractions import Fraction
 from pathlib import Path
 
 import av
-import av.video.plane
-import av.video.reformatter
-import cv2
 import numpy as np
 
 from schemas.errors import RowFailed
@@ -39,9 +36,7 @@ from stages.media.opening import (
     passing_over,
     too_large,
 )
-
-SMALL_SIDE = 256
-"""Longest side of the image that statistics are made of, in pixels: PySceneDetect's own choice."""
+from stages.media.scaling import KeptImages, SmallImages
 
 LOST_SHARE = 0.1
 """A file whose frames end this share of its declared duration too early counts as truncated."""
@@ -58,8 +53,6 @@ ASTRAY_SECONDS = 0.5
 ASTRAY_SHARE = 0.02
 # Of a file's packets so many must give a sound frame; codecs with hidden frames give half.
 _SOUND_SHARE = 1 / 3
-# The cores are busy decoding: more threads a frame cost more to wake than they scale.
-_SCALER_THREADS = 1
 
 
 @dataclass(frozen=True)
@@ -156,16 +149,6 @@ def stored_rotation(frame: av.VideoFrame) -> int:
     return round(-frame.rotation / 90) * 90 % 360
 
 
-def upright(image: np.ndarray, rotation: int) -> np.ndarray:
-    """`image` turned clockwise by `rotation` degrees (a multiple of 90)."""
-    codes = {
-        90: cv2.ROTATE_90_CLOCKWISE,
-        180: cv2.ROTATE_180,
-        270: cv2.ROTATE_90_COUNTERCLOCKWISE,
-    }
-    return cv2.rotate(image, codes[rotation]) if rotation else image
-
-
 def offset_pts(starts_at_seconds: float | None, time_base: Fraction) -> int:
     """The time in the video of the file's time 0, in units of the time base.
 
@@ -207,14 +190,6 @@ def declared_seconds(
     return from_its_start(container, container.duration / av.time_base)
 
 
-def small_size(width: int, height: int) -> tuple[int, int]:
-    """The size at which PySceneDetect's command looks at a video; small videos stay as they are."""
-    factor = max(width, height) / SMALL_SIDE
-    if factor <= 1.0:
-        return width, height
-    return max(1, round(width / factor)), max(1, round(height / factor))
-
-
 def _threads(stream: av.VideoStream) -> int:
     """How many threads may decode; 0 where it is the decoder's choice.
 
@@ -223,100 +198,6 @@ def _threads(stream: av.VideoStream) -> int:
     pixels = max(1, stream.codec_context.width * stream.codec_context.height)
     most = max(1, int(_PICTURES_BYTES / (pixels * _BYTES_A_PIXEL)))
     return 0 if most >= _DECODERS_MOST_THREADS else min(most, os.cpu_count() or 1)
-
-
-class _SmallImages:
-    """Makes the small images, bit for bit those of PySceneDetect's command, as cheaply as it can.
-
-    That command converts the whole frame to BGR and samples it linearly. Scaling in YUV first
-    would be cheaper still, but hue is so touchy in dark pictures that its rounding moves cuts.
-    Where both sides shrink by the same odd whole number (1280x720 by 5, 3840x2160 by 15), each
-    sample falls onto one pixel: then only those pixels are converted.
-    """
-
-    def __init__(self, frame: av.VideoFrame) -> None:
-        self._size = small_size(frame.width, frame.height)
-        self._reformatter = av.video.reformatter.VideoReformatter()
-        across = frame.width / self._size[0]
-        self._step = int(across)
-        odd = across == frame.height / self._size[1] and across % 2 == 1 and across > 1
-        self._sparse = frame.format.name == "yuv420p" and odd
-
-    def __call__(self, frame: av.VideoFrame) -> np.ndarray:
-        if self._sparse and frame.format.name == "yuv420p":
-            return self._sampled(frame)
-        # OpenCV's choice; it matters where the converter has to enlarge chroma itself.
-        converted = self._reformatter.reformat(
-            frame, format="bgr24", interpolation="BICUBIC", threads=_SCALER_THREADS
-        )
-        if (frame.width, frame.height) == self._size:
-            return converted.to_ndarray()
-        image = _bgr_view(converted)
-        return cv2.resize(image, self._size, interpolation=cv2.INTER_LINEAR)
-
-    def _sampled(self, frame: av.VideoFrame) -> np.ndarray:
-        # Each sample becomes the corner of a 2x2 block, so that it brings its own chroma along
-        # and takes the same way through the converter as in the whole frame.
-        width, height = self._size
-        blocks = av.VideoFrame(width * 2, height * 2, "yuv420p")
-        blocks.colorspace = frame.colorspace
-        blocks.color_range = frame.color_range
-        step, middle = self._step, self._step // 2
-        # Chroma has half as many columns and rows: even and odd samples advance in step apart.
-        halves = (middle // 2, (step + middle) // 2)
-        luma, *chroma = (_pixels(plane) for plane in frame.planes)
-        luma_blocks, *chroma_blocks = (_pixels(plane) for plane in blocks.planes)
-        luma_blocks[::2, ::2] = luma[middle::step, middle::step]
-        for source, target in zip(chroma, chroma_blocks, strict=True):
-            for odd_row, row in enumerate(halves):
-                for odd_column, column in enumerate(halves):
-                    target[odd_row::2, odd_column::2] = _every(
-                        source, row, column, step, target[odd_row::2, odd_column::2].shape
-                    )
-        image = _bgr_view(
-            self._reformatter.reformat(blocks, format="bgr24", threads=_SCALER_THREADS)
-        )
-        return cv2.resize(image, self._size, interpolation=cv2.INTER_NEAREST)
-
-
-def _bgr_view(frame: av.VideoFrame) -> np.ndarray:
-    """The pixels of a bgr24 frame where they are: copying large frames costs real time."""
-    plane = frame.planes[0]
-    shape, strides = (frame.height, frame.width, 3), (plane.line_size, 3, 1)
-    return np.ndarray(shape, np.uint8, np.frombuffer(plane, np.uint8), 0, strides)
-
-
-def _every(
-    pixels: np.ndarray, row: int, column: int, step: int, shape: tuple[int, int]
-) -> np.ndarray:
-    return pixels[row::step, column::step][: shape[0], : shape[1]]
-
-
-def _pixels(plane: av.video.plane.VideoPlane) -> np.ndarray:
-    """A view of an 8-bit plane, without the padding of its lines."""
-    lines = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)
-    return lines[: plane.height, : plane.width]
-
-
-class KeptImages:
-    """Makes kept frames. Holds the scalers that it made, so each thread needs its own."""
-
-    def __init__(self, size: tuple[int, int], rotation: int) -> None:
-        self._size = size[::-1] if rotation in (90, 270) else size
-        self._rotation = rotation
-        self._scaler = av.video.reformatter.VideoReformatter()
-        self._converter = av.video.reformatter.VideoReformatter()
-
-    def __call__(self, frame: av.VideoFrame) -> np.ndarray:
-        """`frame` as an upright BGR image of the size (width, height as displayed)."""
-        # Scaled in YUV first: converting the large frame would cost as much as half its decoding.
-        scaled = self._scaler.reformat(
-            frame, *self._size, format="yuv420p", interpolation="AREA", threads=_SCALER_THREADS
-        )
-        image = self._converter.reformat(
-            scaled, format="bgr24", threads=_SCALER_THREADS
-        ).to_ndarray()
-        return upright(image, self._rotation)
 
 
 class DecodedVideo:
@@ -433,13 +314,13 @@ class FastVideo(DecodedVideo):
             stream = video_stream(container, self.path)
             stream.thread_type = "AUTO"
             stream.codec_context.thread_count = _threads(stream)
-            small: _SmallImages | None = None
+            small: SmallImages | None = None
             last_pts: int | None = None
             astray, first_astray = 0, None
             for frame in self._decoded(container, stream):
                 if self.facts is None or small is None:
                     self.facts = read_facts(container, self.path, frame, self.starts_at_seconds)
-                    small = _SmallImages(frame)
+                    small = SmallImages(frame)
                     facts, usual = self.facts, self.facts.usual_pts
                 own = pts = frame.pts if frame.pts is not None else frame.dts
                 if pts is None or (last_pts is not None and pts <= last_pts):

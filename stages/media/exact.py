@@ -18,20 +18,19 @@ import cv2
 import numpy as np
 
 from stages.media.decode import (
-    SMALL_SIDE,
     DecodedVideo,
     Picture,
     VideoFacts,
     bad_media,
     open_container,
     read_facts,
-    upright,
     video_stream,
 )
 from stages.media.memory import raise_if_out
 from stages.media.opening import frames
 from stages.media.packets import PacketIndex, read_packets
 from stages.media.progress import beat
+from stages.media.scaling import SMALL_SIDE, upright
 
 
 class ExactVideo(DecodedVideo):

@@ -1,6 +1,6 @@
 """The numbers that are kept of every frame: what detectors compare, and how the picture is.
 
-All of them are made of the small image (see `decode.small_size`), so that videos of any size are
+All of them are made of the small image (see `scaling.small_size`), so that videos of any size are
 measured alike. PySceneDetect's arithmetic is followed to the last bit: it averages whole numbers,
 and so do the OpenCV calls here, only faster.
 """

@@ -22,13 +22,11 @@ import numpy as np
 
 from stages.media.decode import (
     DecodedVideo,
-    KeptImages,
     Picture,
     VideoFacts,
     bad_media,
     open_container,
     read_facts,
-    small_size,
     video_stream,
 )
 from stages.media.keeper import encode_jpeg
@@ -37,6 +35,7 @@ from stages.media.opening import frames
 from stages.media.packets import PacketIndex, read_packets
 from stages.media.progress import beat
 from stages.media.sampling import FramePick, pick_frames
+from stages.media.scaling import KeptImages, small_size
 
 # How far before a frame to seek, where seeking overshoots as it does in files without an index.
 _BACK_SECONDS = (0, 1, 4, 16, 3600)

@@ -267,7 +267,8 @@ def wrong_clip(
     path: Path, row: dict, facts: Facts, begins: float, media: str, may_miss: int
 ) -> list[str]:
     """What is not right of a cut clip."""
-    from stages.media.decode import stored_rotation, upright
+    from stages.media.decode import stored_rotation
+    from stages.media.scaling import upright
 
     wrong = []
     with av.open(str(path)) as container:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.cluster_probe import ClusterLost, ClusterProbe
 from pipeline.pools import Pool
-from pipeline.probe import ClusterLost, Probe
 from pipeline.watchdog import (
     SILENT_SECONDS,
     STARTS_ALLOWED,
@@ -114,7 +114,7 @@ def test_a_machine_whose_socket_refuses_is_lost(tmp_path: Path):
     listening.bind(place)
     listening.listen()
     reported: list[Counter] = []
-    probe = Probe(watchdog(pool("caption_frames")), lambda: ([HEAD], place),
+    probe = ClusterProbe(watchdog(pool("caption_frames")), lambda: ([HEAD], place),
                   lambda: ({"caption_frames": Counter(kept=1)}, {}),
                   lambda label, counts: reported.append(counts))
     time.sleep(1.5)
@@ -130,9 +130,9 @@ def test_a_machine_whose_socket_refuses_is_lost(tmp_path: Path):
 
 
 def test_a_cluster_that_never_answers_is_not_waited_for(monkeypatch):
-    monkeypatch.setattr("pipeline.probe.ANSWER_SECONDS", 0.2)
+    monkeypatch.setattr("pipeline.cluster_probe.ANSWER_SECONDS", 0.2)
     stuck = threading.Event()
-    probe = Probe(watchdog(pool("caption_frames")), lambda: stuck.wait(60) and None,
+    probe = ClusterProbe(watchdog(pool("caption_frames")), lambda: stuck.wait(60) and None,
                   lambda: stuck.wait(60) and None, lambda label, counts: None)
     with pytest.raises(ClusterLost, match="does not answer any more"):
         probe.check_cluster()

@@ -31,7 +31,7 @@ class WorkersLost(ClusterLost):
     is_whole = True
 
 
-class Probe:
+class ClusterProbe:
     """Feeds a watchdog for as long as a leg runs.
 
     `nodes` gives the nodes alive, and the socket of this machine's own one; `take` what workers
