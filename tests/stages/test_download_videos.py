@@ -380,9 +380,11 @@ def test_redirects_are_followed_and_loops_are_not(tmp_path, site):
 
 
 def test_requests_to_one_host_keep_their_distance(tmp_path, site):
-    urls = [site.status(f"/{name}.mp4", 404) for name in "abc"]
+    """They leave so; on a busy machine one may be overtaken on its way, so the last one counts."""
+    urls = [site.status(f"/{name}.mp4", 404) for name in "abcdef"]
+    began = time.monotonic()
     download(tmp_path, *urls, sleep_seconds=0.2)
-    assert min(np.diff([request.at_seconds for request in site.log])) >= 0.19
+    assert site.log[-1].at_seconds - began >= 5 * 0.2
 
 
 def test_the_rate_of_a_download_is_limited(tmp_path, site):
