@@ -64,3 +64,12 @@ def outcome(row: dict) -> str:
     if row["error"] is not None:
         return row["error"]["kind"]
     return row["rejection"]["rule"] if row["rejection"] is not None else "kept"
+
+
+def assert_distance(log, began: float, seconds: float) -> None:
+    """Of requests that left at such a distance the nth can't come earlier than this.
+
+    On a busy machine one may come late and so near to the next: gaps say nothing.
+    """
+    for number, at in enumerate(sorted(request.at_seconds for request in log)):
+        assert at - began > number * seconds - 0.02, f"request {number} came too early"
