@@ -228,7 +228,7 @@ def test_lists_and_downloads_take_turns_at_a_host_together(tmp_path, site):
     take(tmp_path, site.url("/feed"), settings=settings)
     download(tmp_path, {"url": site.file("/v.mp4", VIDEO)}, **settings)
     assert len(site.log) >= 2
-    assert_distance(site.log, site.log[0].at_seconds - 0.48, 0.6)
+    assert_distance(site.log, site.log[0].at_seconds - 0.38, 0.6)
 
 
 # ffmpeg, which yt-dlp starts for parts
