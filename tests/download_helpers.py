@@ -56,7 +56,7 @@ def stage(**settings) -> DownloadVideos:
     """The stage with rules that fit small videos, and no patience."""
     return DownloadVideos(**{
         "min_duration_seconds": 1, "min_height": 16, "backoff_seconds": 0.01, "retries": 2,
-        "timeout_seconds": 0.5, **settings,
+        "timeout_seconds": 20, **settings,
     })
 
 

@@ -268,7 +268,8 @@ def test_a_port_that_speaks_no_tls_is_permanent(tmp_path, site):
 def test_a_handshake_that_hangs_is_transient(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as silent:
         began = time.monotonic()
-        [row] = download(tmp_path, f"https://127.0.0.1:{silent.getsockname()[1]}/a.mp4", retries=0)
+        [row] = download(tmp_path, f"https://127.0.0.1:{silent.getsockname()[1]}/a.mp4", retries=0,
+                         timeout_seconds=0.3)
     assert outcome(row) == "transient"
     assert time.monotonic() - began < 5
 
