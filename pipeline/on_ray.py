@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import queue
 import re
 import signal
 import socket
@@ -18,7 +19,7 @@ import threading
 import time
 import uuid
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -37,7 +38,7 @@ from pipeline.recipe import RaySettings
 from pipeline.runner import Report, Worker
 from pipeline.shards import ShardMetadata, shard_path
 from pipeline.task_results import MAX_DEATHS, TaskResult, attempt, died
-from pipeline.watchdog import BEAT_SECONDS, Beat, Node, Watchdog
+from pipeline.watchdog import BEAT_SECONDS, Beat, Node, Tasks, Watchdog
 from schemas.errors import ClipmillError
 
 POLL_SECONDS = 0.5
@@ -237,17 +238,27 @@ def _run_leg(plan: Plan, leg: Leg, names: list[str], shards: ShardList, dataset:
         stream = _through(stream, number, pool, spec, dataset, run_id, shards, tally, log_limits)
     watchdog = Watchdog(leg, _rows_a_shard(dataset, names), time.monotonic())
     probe = ClusterProbe(watchdog, lambda: _nodes(here), lambda: _take(tally), report)
-    flow = _Flow(stream)
     with _without_noise():
-        try:
-            while not flow.ended.wait(POLL_SECONDS):
-                probe.check()
-            if flow.error is not None:
-                if not isinstance(_reason(flow.error), ClusterLost):
-                    probe.check_cluster()
-                raise _reason(flow.error) from flow.error
-        finally:
-            probe.stop()
+        for _ in _watched(stream.iter_batches(batch_size=1, prefetch_batches=0), probe):
+            pass
+
+
+def _watched(items: Iterable[Any], probe: ClusterProbe) -> Iterator[Any]:
+    """The items, which come by way of Ray; ClusterLost where they can't come any more."""
+    flow = _Flow(items)
+    try:
+        while True:
+            probe.check()
+            with contextlib.suppress(queue.Empty):
+                if (item := flow.came.get(timeout=POLL_SECONDS)) is _END:
+                    break
+                yield item
+        if flow.error is not None:
+            if not isinstance(_reason(flow.error), ClusterLost):
+                probe.check_cluster()
+            raise _reason(flow.error) from flow.error
+    finally:
+        probe.stop()
 
 
 def _rows_a_shard(dataset: Path, names: Sequence[str]) -> int:
@@ -269,23 +280,26 @@ def _take(tally: Any) -> tuple[dict[str, Counter], dict[str, Beat]]:
     return ray.get(tally.take.remote(), timeout=ANSWER_SECONDS)
 
 
-class _Flow:
-    """The stream's execution in a thread of its own: the main one must be free to give it up."""
+_END = object()
 
-    def __init__(self, stream: Any) -> None:
-        self.ended = threading.Event()
+
+class _Flow:
+    """Goes through items in a thread of its own: the main one must be free to give them up."""
+
+    def __init__(self, items: Iterable[Any]) -> None:
+        self.came: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self.error: Exception | None = None
-        self._stream = stream
+        self._items = items
         threading.Thread(target=self._go_on, daemon=True).start()
 
     def _go_on(self) -> None:
         try:
-            for _ in self._stream.iter_batches(batch_size=1, prefetch_batches=0):
-                pass
+            for item in self._items:
+                self.came.put(item)
         except Exception as error:  # noqa: BLE001 (raised again where it is waited for)
             self.error = error
         finally:
-            self.ended.set()
+            self.came.put(_END)
 
 
 @contextlib.contextmanager
@@ -332,43 +346,77 @@ def _through(stream: Any, number: int, pool: Pool, spec: dict, dataset: Path, ru
 def map_on_ray(
     function: Callable[[Any], Any], items: Sequence[Any], cpus: float, settings: RaySettings
 ) -> Iterator[TaskResult]:
-    """The Ray side of `pipeline.tasks.map_tasks`."""
+    """The Ray side of `pipeline.tasks.map_tasks`. Raises ClusterLost where nobody can work."""
     with cluster(settings) as machine:
-        largest = max((node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]),
-                      default=0)
+        here = ray.get_runtime_context().get_node_id()
+        largest = max((node.cpus for node in _nodes(here)[0]), default=0)
         # More than any node has would wait forever.
         each = min(cpus, largest) or cpus
+        watchdog = Watchdog((Tasks(each),), 1, time.monotonic())
+        probe = ClusterProbe(watchdog, lambda: _nodes(here), lambda: ({}, {}), lambda *_: None)
+        tasks = _TaskFlow(function, items, each, machine, probe)
+        try:
+            with _without_noise():
+                yield from _watched(tasks.results(), probe)
+        except ClusterLost:
+            raise  # what is left there can't be asked to end
+        except BaseException:
+            tasks.end()
+            raise
+
+
+class _TaskFlow:
+    """Hands items over as tasks, some ahead of those that are at work."""
+
+    def __init__(self, function: Callable[[Any], Any], items: Sequence[Any], cpus: float,
+                 machine: Machine, probe: ClusterProbe) -> None:
         # Deaths are counted here: of a worker that the memory monitor ends, Ray would count none.
-        task = ray.remote(attempt).options(num_cpus=each, max_retries=0)
-        handed = ray.put(function)
+        self._task = ray.remote(attempt).options(num_cpus=cpus, max_retries=0)
+        self._function = ray.put(function)
         # A few more than can run, so that no processor waits for the next one to be handed over.
-        ahead = 2 + int(machine.cpus // each) + int(machine.cpus // each) // 2
-        todo = deque(enumerate(items))
-        deaths: Counter[int] = Counter()
+        at_once = int(machine.cpus // cpus)
+        self._ahead = 2 + at_once + at_once // 2
+        self._todo = deque(enumerate(items))
+        self._deaths: Counter[int] = Counter()
+        self._probe = probe
+        self._leaving, self._ended = threading.Event(), threading.Event()
+
+    def end(self) -> None:
+        """Ends what is at work, for whoever goes through the results no further."""
+        self._leaving.set()
+        self._ended.wait(ANSWER_SECONDS)
+
+    def results(self) -> Iterator[TaskResult]:
         running: dict[Any, tuple[int, Any]] = {}
         try:
-            while todo or running:
-                while todo and len(running) < ahead:
-                    number, item = todo.popleft()
-                    running[task.remote(handed, item)] = (number, item)
+            while (self._todo or running) and not self._leaving.is_set():
+                while self._todo and len(running) < self._ahead:
+                    number, item = self._todo.popleft()
+                    running[self._task.remote(self._function, item)] = (number, item)
                 ready, _ = ray.wait(list(running), num_returns=1, timeout=POLL_SECONDS)
                 for reference in ready:
-                    number, item = running.pop(reference)
-                    try:
-                        value, problem = ray.get(reference)
-                    except ray.exceptions.RayTaskError as error:
-                        own = isinstance(error.cause, ClipmillError)
-                        raise (error.cause if own else _reason(error)) from None
-                    except ray.exceptions.RayError as error:
-                        deaths[number] += 1
-                        if deaths[number] < MAX_DEATHS:
-                            todo.append((number, item))
-                            continue
-                        value, problem = None, died(_how_it_died(error))
-                    yield TaskResult(item, value, problem)
+                    result = self._result(reference, *running.pop(reference))
+                    if result is not None:
+                        yield result
         finally:
             for reference in running:
                 ray.cancel(reference, force=True)
+            self._ended.set()
+
+    def _result(self, reference: Any, number: int, item: Any) -> TaskResult | None:
+        """None where its process died and it is to be tried again."""
+        try:
+            return TaskResult(item, *ray.get(reference))
+        except ray.exceptions.RayTaskError as error:
+            own = isinstance(error.cause, ClipmillError)
+            raise (error.cause if own else _reason(error)) from None
+        except ray.exceptions.RayError as error:
+            self._deaths[number] += 1
+            if self._deaths[number] < MAX_DEATHS:
+                self._todo.append((number, item))
+                return None
+            self._probe.check_cluster()  # with which everything dies: no item is to blame
+            return TaskResult(item, problem=died(_how_it_died(error)))
 
 
 def _how_it_died(error: Exception) -> str:

@@ -40,11 +40,14 @@ class Pool:
         """GPUs of one worker: models of all its steps are loaded at once."""
         return _gpus(self.steps)
 
+    @property
+    def names(self) -> str:
+        return ", ".join(dict.fromkeys(step.label for step in self.steps))
+
     def describe(self) -> str:
-        names = ", ".join(dict.fromkeys(step.label for step in self.steps))
         gpus = f", {self.gpus:g} GPU" if self.gpus else ""
         workers = f"{self.workers} worker" + ("s" if self.workers > 1 else "")
-        return f"{workers} × {self.cpus:g} CPU{gpus}: {names}"
+        return f"{workers} × {self.cpus:g} CPU{gpus}: {self.names}"
 
 
 Leg = tuple[Pool, ...]

@@ -43,11 +43,22 @@ class Beat:
     done: int
 
 
+@dataclass(frozen=True)
+class Tasks:
+    """Work without workers of its own, which needs room for one task; stands for a pool."""
+
+    cpus: float
+    gpus: float = 0.0
+    workers: int = 0
+    names: str = "this command"
+    steps: tuple = ()
+
+
 @dataclass
 class Watchdog:
-    """What is known of one leg's workers; times are monotonic seconds."""
+    """What is known of one leg's workers, or of tasks; times are monotonic seconds."""
 
-    leg: Leg
+    leg: Leg | tuple[Tasks]
     rows_a_shard: int
     began: float
     _nodes: dict[str, Node] = field(default_factory=dict)
@@ -91,7 +102,7 @@ class Watchdog:
             allowed = pool.workers + STARTS_ALLOWED + (
                 2 * self.rows_a_shard if any(step.stage.fragile for step in pool.steps) else 0)
             if self._starts[number] > allowed:
-                return (f"workers of {_names(pool)} die again and again: {self._starts[number]} "
+                return (f"workers of {pool.names} die again and again: {self._starts[number]} "
                         "have started since one last finished a shard; `clipmill logs` shows what "
                         "they did last, and the system's log whether memory ran out")
         return self._starved(now)
@@ -113,19 +124,15 @@ class Watchdog:
                 return self._no_place(pool)
         return None
 
-    def _no_place(self, pool: Pool) -> str:
+    def _no_place(self, pool: Pool | Tasks) -> str:
         lost = len(self._lost - self._nodes.keys())
         why = (f"{lost} node{'' if lost == 1 else 's'} of the cluster went away" if lost else
                "the plan goes by the whole cluster, and a worker must fit on one node")
         gpus = f" and {pool.gpus:g} GPUs" if pool.gpus else ""
-        return (f"no node has room for a worker of {_names(pool)} ({pool.cpus:g} CPUs{gpus}): "
-                f"{why}; run again, and it is planned for what the cluster has then, or give the "
-                "stage fewer CPUs")
+        return (f"no node has room for a worker of {pool.names} ({pool.cpus:g} CPUs{gpus}): "
+                f"{why}; run again, and it is planned for what the cluster has then"
+                + (", or give the stage fewer CPUs" if pool.steps else ""))
 
 
-def _fits(pool: Pool, free: Sequence[Sequence[float]]) -> bool:
+def _fits(pool: Pool | Tasks, free: Sequence[Sequence[float]]) -> bool:
     return any(cpus >= pool.cpus - 1e-6 and gpus >= pool.gpus - 1e-6 for cpus, gpus in free)
-
-
-def _names(pool: Pool) -> str:
-    return ", ".join(dict.fromkeys(step.label for step in pool.steps))

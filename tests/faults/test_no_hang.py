@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import re
+import signal
 import subprocess
 import time
 from pathlib import Path
@@ -10,7 +13,8 @@ import pytest
 import yaml
 
 from tests.faults.kill_harness import Cluster
-from tests.faults.kill_world import ROOT, command, environment
+from tests.faults.kill_world import ROOT, clipmill, command, environment
+from tests.pipeline.exports.small_dataset import contents, write_small
 
 STAGES = Path(__file__).with_name("hang_stages.py")
 WORDS = ROOT / "tests" / "pipeline" / "own_stages.py"
@@ -82,3 +86,45 @@ def test_a_cluster_that_is_not_there_ends_the_run(tmp_path):
     assert done.returncode == 1, done.stderr
     assert "Error: Ray could not be started on 127.0.0.1:1" in done.stderr
     assert time.monotonic() - began < 90
+
+
+@pytest.mark.faults
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(("victim", "said", "seconds"), [
+    # Workers that it had go on without: either no more come, or the next step finds nobody there.
+    ("gcs", r"^Error: (the Ray cluster has not answered for|Ray could not be started on)", 60),
+    ("head", r"^Error: this machine's Ray process", 30),
+    ("node", None, 120),
+])
+def test_an_export_whose_cluster_is_lost_ends_and_can_go_on(tmp_path, victim, said, seconds):
+    """With half of its nodes it gets done; with the head gone it says so, and blames no clip."""
+    write_small(tmp_path / "dataset", 300)
+    words = ["export", tmp_path / "dataset", "--format", "webdataset", "--media", "exact",
+             "--shard-size", "300kB"]
+    cluster, heard = Cluster(), tmp_path / "said.txt"
+    units = tmp_path / "a" / ".work" / "units" / "000000"
+    try:
+        with open(heard, "w") as output, subprocess.Popen(
+                command(*words, "--output", tmp_path / "a", "--engine", "ray"), cwd=ROOT,
+                env=environment(RAY_ADDRESS=cluster.address), stdout=output,
+                stderr=output) as process:
+            try:
+                while not list(units.glob("*.parquet")):
+                    assert process.poll() is None, heard.read_text()
+                    time.sleep(0.02)
+                began = time.monotonic()
+                os.kill(cluster.pids[victim], signal.SIGKILL)
+                assert process.wait(200) == (0 if said is None else 1), heard.read_text()
+                took = time.monotonic() - began
+            finally:
+                process.kill()
+    finally:
+        cluster.end()
+    assert took < seconds
+    assert re.search(said or "^900 clips: 899 exported", heard.read_text(), re.MULTILINE)
+    assert "Traceback" not in heard.read_text()
+    again = clipmill(*words, "--output", tmp_path / "a", "--engine", "local")
+    whole = clipmill(*words, "--output", tmp_path / "b", "--engine", "local")
+    assert (again.returncode, whole.returncode) == (0, 0), again.stderr + whole.stderr
+    assert "900 clips: 899 exported, 1 left out (1 no caption), 0 failed" in again.stdout
+    assert contents(tmp_path / "a").items() - contents(tmp_path / "b").items() == set()

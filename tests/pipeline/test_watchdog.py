@@ -19,6 +19,7 @@ from pipeline.watchdog import (
     UNANSWERED_SECONDS,
     Beat,
     Node,
+    Tasks,
     Watchdog,
 )
 from tests.pipeline.test_pools import step
@@ -87,6 +88,19 @@ def test_a_worker_that_fits_no_node_is_told():
     dog.saw_nodes([HEAD, SECOND], STARVED_SECONDS + 1)
     assert "no node has room for a worker of caption_frames (3 CPUs)" in dog.problem(
         STARVED_SECONDS + 1)
+
+
+def test_tasks_for_which_no_node_is_left_are_told():
+    """They have no workers whose beats could be heard: what counts is room for one."""
+    dog = Watchdog((Tasks(2.0),), 1, 0.0)
+    dog.saw_nodes([Node("head", 0, 0), SECOND], 0)
+    dog.saw_nodes([Node("head", 0, 0), SECOND], 500)
+    assert dog.problem(500) is None
+    for now in (501, 502 + STARVED_SECONDS):
+        dog.saw_nodes([Node("head", 0, 0)], now)
+        said = dog.problem(now)
+    assert said == ("no node has room for a worker of this command (2 CPUs): 1 node of the cluster "
+                    "went away; run again, and it is planned for what the cluster has then")
 
 
 def test_workers_that_die_at_every_start_are_told():
