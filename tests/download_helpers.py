@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import tempfile
+from collections.abc import Iterable
 from fractions import Fraction
 from pathlib import Path
 
@@ -66,10 +67,10 @@ def outcome(row: dict) -> str:
     return row["rejection"]["rule"] if row["rejection"] is not None else "kept"
 
 
-def assert_distance(log, began: float, seconds: float) -> None:
+def assert_distance(times: Iterable[float], began: float, seconds: float) -> None:
     """Of requests that left at such a distance the nth can't come earlier than this.
 
     On a busy machine one may come late and so near to the next: gaps say nothing.
     """
-    for number, at in enumerate(sorted(request.at_seconds for request in log)):
+    for number, at in enumerate(sorted(times)):
         assert at - began > number * seconds - 0.02, f"request {number} came too early"

@@ -288,6 +288,11 @@ class Site:
     def log(self) -> list[Request]:
         return self._server.log
 
+    @property
+    def times(self) -> list[float]:
+        """When each request came; monotonic."""
+        return [request.at_seconds for request in self.log]
+
     def asked(self, path: str, method: str = "GET") -> list[Request]:
         """The requests for one path."""
         return [request for request in self.log

@@ -81,7 +81,7 @@ def test_each_redirect_of_yt_dlp_takes_its_turn(tmp_path, site, library):
     assert outcome(row) == "kept", row
     assert {"/start", "/page", "/one", "/two", "/v.mp4"} <= {one.path for one in site.log}
     # Counted from the first, which may be late itself: yt-dlp takes its time to start.
-    assert_distance(site.log, site.log[0].at_seconds - 0.32, 0.4)
+    assert_distance(site.times, site.log[0].at_seconds - 0.32, 0.4)
 
 
 def test_a_redirect_to_a_host_that_is_left_alone_waits_or_says_so(tmp_path, site, library):
@@ -228,7 +228,7 @@ def test_lists_and_downloads_take_turns_at_a_host_together(tmp_path, site):
     take(tmp_path, site.url("/feed"), settings=settings)
     download(tmp_path, {"url": site.file("/v.mp4", VIDEO)}, **settings)
     assert len(site.log) >= 2
-    assert_distance(site.log, site.log[0].at_seconds - 0.38, 0.6)
+    assert_distance(site.times, site.log[0].at_seconds - 0.38, 0.6)
 
 
 # ffmpeg, which yt-dlp starts for parts
