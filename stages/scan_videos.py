@@ -31,6 +31,8 @@ class ScanVideos(ReadingStage):
     """
 
     name: ClassVar[str] = "scan_videos"
+    # 2: times that go back, interlaced video read exactly, spans of turned video.
+    version: ClassVar[int] = 2
     key: ClassVar[str] = "video_id"
     reads: ClassVar[tuple[str, ...]] = (
         "download_videos.path", "download_videos.spans", "download_videos.starts_at_seconds?",
