@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from fractions import Fraction
 from pathlib import Path
 
@@ -51,6 +51,39 @@ def make_audio() -> bytes:
         output.mux(stream.encode(frame))
         output.mux(stream.encode(None))
     return file.getvalue()
+
+
+def add_extractor(extractor: type, put: Callable[..., None] = setattr) -> None:
+    """Has yt-dlp know a site before all others; `put` is monkeypatch.setattr in a test."""
+    from yt_dlp.YoutubeDL import YoutubeDL
+
+    add_all = YoutubeDL.add_default_info_extractors
+
+    def add(self) -> None:
+        self.add_info_extractor(extractor())
+        add_all(self)
+
+    put(YoutubeDL, "add_default_info_extractors", add)
+
+
+def add_home(put: Callable[..., None]) -> type:
+    """A site at /home/ID, known to yt-dlp: it says `info` of every video, `infos[ID]` of one."""
+    from yt_dlp.extractor.common import InfoExtractor
+
+    class HomeIE(InfoExtractor):
+        _VALID_URL = r"https?://127\.0\.0\.1:\d+/home/(?P<id>\w+)"
+        info: dict = {}
+        infos: dict[str, dict] = {}
+
+        def _real_extract(self, url):
+            video_id = self._match_id(url)
+            said = {**self.info, **self.infos.get(video_id, {})}
+            if "error" in said:
+                raise said["error"]
+            return {"id": video_id, "title": "A film", **said}
+
+    add_extractor(HomeIE, put)
+    return HomeIE
 
 
 def stage(**settings) -> DownloadVideos:

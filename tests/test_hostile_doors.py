@@ -22,7 +22,7 @@ from schemas.ids import source_key
 from schemas.tables import SOURCES
 from stages.media.subtitles import parse_subtitles
 from stages.protocol import Workspace
-from tests.download_helpers import make_video, outcome, stage
+from tests.download_helpers import add_home, make_video, outcome, stage
 from tests.http_server import serve
 from tests.test_hostile_input import HOSTILE, STEERING, cli, listing
 
@@ -36,31 +36,12 @@ def site():
 
 
 @pytest.fixture
-def platform(monkeypatch, site):
-    """A site of its own to yt-dlp, whose every field is what the test says."""
-    from yt_dlp.extractor.common import InfoExtractor
-    from yt_dlp.YoutubeDL import YoutubeDL
-
-    class HomeIE(InfoExtractor):
-        _VALID_URL = r"https?://127\.0\.0\.1:\d+/home/(?P<id>\w+)"
-        info: dict = {}
-
-        def _real_extract(self, url):
-            number = int(self._match_id(url))
-            return {"id": f"Ab_{number}", "title": "A film", **self.info.get(number, {})}
-
-    add_all = YoutubeDL.add_default_info_extractors
-
-    def add(self):
-        self.add_info_extractor(HomeIE())
-        add_all(self)
-
-    monkeypatch.setattr(YoutubeDL, "add_default_info_extractors", add)
-    return HomeIE
+def platform(monkeypatch):
+    return add_home(monkeypatch.setattr)
 
 
 def watch(dataset: Path, site, count: int, **settings) -> list[dict]:
-    urls = [site.url(f"/home/{number}") for number in range(count)]
+    urls = [site.url(f"/home/Ab_{number}") for number in range(count)]
     table = pa.Table.from_pylist(
         [{"source_key": source_key(url), "url": url, "extractor": "home"} for url in urls], SOURCES)
     with stage(**settings).open(Workspace(dataset, dataset / "scratch")) as transform:
@@ -72,7 +53,7 @@ def test_what_a_platform_says_stays_a_text(tmp_path, site, platform):
     for number, text in enumerate(HOSTILE):
         file = site.file(f"/{number}.mp4", make_video(seed=number))
         cue = f"WEBVTT\n\n00:00.100 --> 00:01.000\n{text[:300]}\n"
-        platform.info[number] = {
+        platform.infos[f"Ab_{number}"] = {
             "id": text, "display_id": text, "title": text, "description": text, "uploader": text,
             "channel": text, "tags": [text, text], "categories": [text], "license": text,
             "language": text, "playlist": text, "playlist_title": text, "series": text,
@@ -104,8 +85,9 @@ def test_an_extension_is_no_place(tmp_path, site, platform):
                   "x" * 300]
     for number, extension in enumerate(extensions):
         file = site.file(f"/{number}.mp4", make_video(seed=number))
-        platform.info[number] = {"formats": [{"format_id": "0", "url": file, "ext": extension}]}
-        platform.info[number]["subtitles"] = {"../../en": [{"data": "WEBVTT", "ext": extension}]}
+        platform.infos[f"Ab_{number}"] = {
+            "formats": [{"format_id": "0", "url": file, "ext": extension}],
+            "subtitles": {"../../en": [{"data": "WEBVTT", "ext": extension}]}}
     before = listing(tmp_path)
     rows = watch(tmp_path / "dataset", site, len(extensions), retries=0)
     made = listing(tmp_path) - before
@@ -120,7 +102,7 @@ def test_an_extension_is_no_place(tmp_path, site, platform):
 ], ids=str)
 def test_what_is_no_text_is_left_out_or_written_as_one(tmp_path, site, platform, value):
     file = site.file("/0.mp4", make_video())
-    platform.info[0] = {
+    platform.infos["Ab_0"] = {
         "formats": [{"format_id": "0", "url": file, "ext": "mp4"}], "extractor_key": "Home",
         **dict.fromkeys(("description", "uploader", "tags", "categories", "license", "language"),
                         value)}
@@ -152,8 +134,9 @@ def test_subtitles_that_are_none_are_told_or_left_out(text, kind):
 def test_a_video_is_kept_when_its_subtitles_are_nonsense(tmp_path, site, platform):
     for number, text in enumerate(BAD_JSON3):
         file = site.file(f"/{number}.mp4", make_video(seed=number))
-        platform.info[number] = {"formats": [{"format_id": "0", "url": file, "ext": "mp4"}],
-                                 "subtitles": {"en": [{"data": text, "ext": "json3"}]}}
+        platform.infos[f"Ab_{number}"] = {
+            "formats": [{"format_id": "0", "url": file, "ext": "mp4"}],
+            "subtitles": {"en": [{"data": text, "ext": "json3"}]}}
     rows = watch(tmp_path, site, len(BAD_JSON3))
     assert [outcome(row) for row in rows] == ["kept"] * len(BAD_JSON3), [r["error"] for r in rows]
 

@@ -13,6 +13,7 @@ from jobs.run import run
 from pipeline.catalog import open_catalog
 from pipeline.recipe import load_recipe
 from schemas.errors import ClipmillError
+from tests.download_helpers import add_extractor
 from tests.http_server import serve
 from tests.jobs.test_cli import clipmill
 from tests.media import THREE_SHOTS, cached
@@ -41,7 +42,6 @@ def site(monkeypatch):
     """YouTube, as far as yt-dlp sees it: two videos are there and one is private."""
     from yt_dlp.extractor.common import InfoExtractor
     from yt_dlp.utils import ExtractorError
-    from yt_dlp.YoutubeDL import YoutubeDL
 
     film, _ = cached(THREE_SHOTS, audio=True)
     with serve() as server:
@@ -58,13 +58,7 @@ def site(monkeypatch):
                 return {"id": name, "title": f"Title {name}", "ext": "mp4", "width": 320,
                         "height": 180, "url": server.url(f"/files/{name}.mp4")}
 
-        add_all = YoutubeDL.add_default_info_extractors
-
-        def add(self):
-            self.add_info_extractor(YoutubeIE())
-            add_all(self)
-
-        monkeypatch.setattr(YoutubeDL, "add_default_info_extractors", add)
+        add_extractor(YoutubeIE, monkeypatch.setattr)
         yield server
 
 

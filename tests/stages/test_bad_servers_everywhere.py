@@ -22,7 +22,7 @@ from schemas.tables import SOURCES
 from stages.media import ytdlp_requests
 from stages.media.watch import Watch
 from stages.protocol import Workspace
-from tests.download_helpers import assert_distance, make_video, outcome, stage
+from tests.download_helpers import add_extractor, assert_distance, make_video, outcome, stage
 from tests.http_server import Endless, File, Hang, Redirect, Trickle, serve
 
 VIDEO = make_video()
@@ -237,7 +237,6 @@ def test_lists_and_downloads_take_turns_at_a_host_together(tmp_path, site):
 @pytest.fixture
 def platform(monkeypatch, site):
     from yt_dlp.extractor.common import InfoExtractor
-    from yt_dlp.YoutubeDL import YoutubeDL
 
     class HomeIE(InfoExtractor):
         _VALID_URL = r"https?://127\.0\.0\.1:\d+/home/(?P<id>\w+)"
@@ -248,13 +247,7 @@ def platform(monkeypatch, site):
             return {"id": self._match_id(url), "title": "A film", "duration": 60.0,
                     "formats": [{"format_id": "0", "url": self.video, "ext": "mp4"}], **self.info}
 
-    add_all = YoutubeDL.add_default_info_extractors
-
-    def add(self):
-        self.add_info_extractor(HomeIE())
-        add_all(self)
-
-    monkeypatch.setattr(YoutubeDL, "add_default_info_extractors", add)
+    add_extractor(HomeIE, monkeypatch.setattr)
     return HomeIE
 
 
@@ -318,7 +311,6 @@ def test_ffmpeg_is_killed_where_a_limit_ends_it(
 def work(dataset: Path, url: str, video: str) -> None:
     """A worker that fetches a part, for as long as it is let."""
     from yt_dlp.extractor.common import InfoExtractor
-    from yt_dlp.YoutubeDL import YoutubeDL
 
     class HomeIE(InfoExtractor):
         _VALID_URL = r"https?://127\.0\.0\.1:\d+/home/(?P<id>\w+)"
@@ -327,9 +319,7 @@ def work(dataset: Path, url: str, video: str) -> None:
             return {"id": "film1", "title": "A film", "duration": 60.0,
                     "formats": [{"format_id": "0", "url": video, "ext": "mp4"}]}
 
-    add_all = YoutubeDL.add_default_info_extractors
-    YoutubeDL.add_default_info_extractors = lambda self: (
-        self.add_info_extractor(HomeIE()), add_all(self))
+    add_extractor(HomeIE)
     download(dataset, {"url": url, **PART}, sections=True, timeout_seconds=60, retries=0)
 
 

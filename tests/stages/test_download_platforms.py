@@ -14,7 +14,7 @@ from stages.media.http import PassingProblem
 from stages.media.subtitles import parse_subtitles, seconds_of
 from stages.media.ytdlp import problem_of
 from stages.protocol import Workspace
-from tests.download_helpers import make_audio, make_video, outcome, stage
+from tests.download_helpers import add_home, make_audio, make_video, outcome, stage
 from tests.http_server import serve
 
 VTT = """WEBVTT
@@ -40,28 +40,8 @@ def site():
 
 
 @pytest.fixture
-def platform(monkeypatch, site):
-    """A site of its own to yt-dlp; what it says of a video is set by the test."""
-    from yt_dlp.extractor.common import InfoExtractor
-    from yt_dlp.YoutubeDL import YoutubeDL
-
-    class HomeIE(InfoExtractor):
-        _VALID_URL = r"https?://127\.0\.0\.1:\d+/home/(?P<id>\w+)"
-        info: dict = {}
-
-        def _real_extract(self, url):
-            if "error" in self.info:
-                raise self.info["error"]
-            return {"id": self._match_id(url), "title": "A film", **self.info}
-
-    add_all = YoutubeDL.add_default_info_extractors
-
-    def add(self):
-        self.add_info_extractor(HomeIE())
-        add_all(self)
-
-    monkeypatch.setattr(YoutubeDL, "add_default_info_extractors", add)
-    return HomeIE
+def platform(monkeypatch):
+    return add_home(monkeypatch.setattr)
 
 
 def watch(dataset, site, **settings) -> dict:

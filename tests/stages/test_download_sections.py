@@ -29,7 +29,7 @@ from stages.media.isolated import Limits
 from stages.media.sections import NoSection, Section
 from stages.protocol import PerSecond
 from stages.split_clips import SplitClips
-from tests.download_helpers import outcome
+from tests.download_helpers import add_extractor, outcome
 from tests.http_server import Busy, File, serve
 
 RATE, FRAMES, KEY_DISTANCE = 25, 300, 50
@@ -125,7 +125,6 @@ def site():
 def platform(monkeypatch, site):
     """A site of its own to yt-dlp, which offers what the test says."""
     from yt_dlp.extractor.common import InfoExtractor
-    from yt_dlp.YoutubeDL import YoutubeDL
 
     class HomeIE(InfoExtractor):
         _VALID_URL = r"https?://127\.0\.0\.1:\d+/home/(?P<id>\w+)"
@@ -138,13 +137,7 @@ def platform(monkeypatch, site):
                        for at, (path, more) in enumerate(OFFERS[self.offer])]
             return {"id": self._match_id(url), "title": "A film", "formats": formats, **self.info}
 
-    add_all = YoutubeDL.add_default_info_extractors
-
-    def add(self):
-        self.add_info_extractor(HomeIE())
-        add_all(self)
-
-    monkeypatch.setattr(YoutubeDL, "add_default_info_extractors", add)
+    add_extractor(HomeIE, monkeypatch.setattr)
     return HomeIE
 
 
