@@ -85,11 +85,15 @@ class DownloadVideos(ReadingStage):
         0.0, ge=0, description="least time between two requests to the same host, by all workers "
         "of the dataset together")
     host_problems: int | None = resource(
-        10, ge=1, description="passing problems of a host in a row, over all workers, after which "
-        "it is left alone for a while; null never leaves one alone")
+        10, ge=1, description="passing problems or bot checks of a host in a row, over all "
+        "workers, after which it is left alone for a while; null never leaves one alone")
     host_pause_seconds: float = resource(
         60.0, gt=0, description="how long such a host is left alone before one request tries it "
         "again; a row waits at most max_backoff_seconds for it")
+    host_gone_seconds: float | None = resource(
+        1800.0, gt=0, description="a host that gave no good answer since it was first left alone "
+        "so long ago is waited for no more: its rows fail at once, but for one that tries it "
+        "every host_pause_seconds; null has each row wait")
     max_bytes: int | None = resource(
         20_000_000_000, ge=1, description="largest file; more is a failure. null for no bound")
     min_bytes_per_second: int | None = resource(

@@ -17,7 +17,7 @@ def hosts_of(settings: DownloadVideos, dataset: Path) -> Hosts:
     """The turns at hosts that all workers of a dataset share."""
     return Hosts(
         Manners(settings.sleep_seconds, settings.host_problems, settings.host_pause_seconds,
-                settings.max_backoff_seconds),
+                settings.max_backoff_seconds, settings.host_gone_seconds),
         dataset / "media" / ".hosts")
 
 

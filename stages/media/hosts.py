@@ -2,11 +2,11 @@
 
     <folder>/<hash of the host>.json     when the host may be asked next, and what it last did
 
-A host is asked no more often than every `sleep_seconds`. After a number of passing problems in a
-row nobody asks it for a while; then one request goes as a probe, and the others wait for what
-comes of it. What has to be known for that lies in one small file a host, changed under an
-exclusive lock, so it holds wherever the folder is seen. Times are those of the machines' clocks:
-a clock that is wrong by more than any pause can be is taken for no pause.
+A host is asked no more often than every `sleep_seconds`. After a number of passing problems or
+bot checks in a row nobody asks it for a while; then one request goes as a probe, and the others
+wait for what comes of it. What has to be known for that lies in one small file a host, changed
+under an exclusive lock, so it holds wherever the folder is seen. Times are those of the machines'
+clocks: a clock that is wrong by more than any pause can be is taken for no pause.
 """
 
 from __future__ import annotations
@@ -48,17 +48,35 @@ class PassingProblem(Exception):
         self.whole_host = whole_host
 
 
+class BotCheck(RowFailed):
+    """The site took the request for a bot's, as it will take the next ones from here."""
+
+
+class LeftAlone(RowFailed):
+    """The host was not asked, after what it did to others."""
+
+
 @dataclass
 class _State:
-    """What is known of one host. Times are seconds since 1970; 0 means never."""
+    """What is known of one host. Times are seconds since 1970; 0 means never.
+
+    `opened_at` is when it was last decided to leave it alone, `alone_since` when first since its
+    last good answer.
+    """
 
     host: str = ""
     next_at: float = 0.0
     held_until: float = 0.0
     problems: int = 0
     last_problem: str = ""
+    is_bot_check: bool = False
     opened_at: float = 0.0
     open_until: float = 0.0
+    alone_since: float = 0.0
+
+    def close(self) -> None:
+        """It need not be left alone any more."""
+        self.opened_at = self.open_until = self.alone_since = 0.0
 
 
 @dataclass(frozen=True)
@@ -66,14 +84,16 @@ class Manners:
     """How hosts are treated.
 
     `sleep_seconds` is the least time between two requests to a host. After `problems` passing
-    problems in a row (None: never) a host is left alone for `pause_seconds`; a download waits at
-    most `patience_seconds`, over all its tries, for that.
+    problems or bot checks in a row (None: never) a host is left alone for `pause_seconds`; a
+    download waits at most `patience_seconds`, over all its tries, for that, and not at all once it
+    has been so for `gone_seconds` (None: it always waits).
     """
 
     sleep_seconds: float = 0.0
     problems: int | None = None
     pause_seconds: float = 60.0
     patience_seconds: float = 120.0
+    gone_seconds: float | None = None
 
 
 class Hosts:
@@ -95,20 +115,17 @@ class Hosts:
     def wait(self, host: str) -> None:
         """Sleeps until it is this request's turn at `host`.
 
-        Raises RowFailed of kind transient where the host is left alone for too long.
+        Raises LeftAlone where the host is left alone for too long.
         """
         host = _normal(host)
         waited_seconds = getattr(self._attempt, "waited_seconds", 0.0)
-        while True:
-            pause, left_alone = self._try_turn(host)
-            if not pause:
-                break
-            pause = min(pause, _LOOK_SECONDS)
-            if left_alone is not None:
-                if waited_seconds >= self._manners.patience_seconds:
-                    raise RowFailed("transient", left_alone)
-                waited_seconds += pause
-            time.sleep(pause)
+        while pause := self._try_turn(host):
+            seconds = min(pause.seconds, _LOOK_SECONDS)
+            if pause.left_alone is not None:
+                if pause.is_gone or waited_seconds >= self._manners.patience_seconds:
+                    raise pause.left_alone
+                waited_seconds += seconds
+            time.sleep(seconds)
         self._attempt.waited_seconds = waited_seconds
         asked = getattr(self._attempt, "asked", None)
         if asked is not None:
@@ -121,62 +138,85 @@ class Hosts:
             state.held_until = max(state.held_until, time.time() + seconds)
 
     def answered(self, host: str) -> None:
-        """The host gave a proper answer, whatever comes of it: the others need not wait longer."""
+        """The host gave a proper answer, whatever comes of it: the others need not wait longer.
+
+        After bot checks that says nothing: those come as pages like any other.
+        """
         host = _normal(host)
         if self._manners.problems is None or not self._states.knows(host):
             return
         with self._states.change(host) as state:
-            if state.opened_at:
-                state.opened_at = state.open_until = 0.0
+            if state.opened_at and not state.is_bot_check:
+                state.close()
                 state.problems = self._manners.problems - 1
 
-    def succeeded(self) -> None:
-        """The attempt came to an end that says that all hosts it asked are there."""
+    def succeeded(self, *, with_a_page: bool = False) -> None:
+        """The attempt has come to where all hosts that it asked are known to be well.
+
+        A page may be a bot check, so after bot checks it says nothing.
+        """
         for host, _ in getattr(self._attempt, "asked", []):
             if self._states.knows(host):
                 with self._states.change(host) as state:
-                    state.problems, state.opened_at, state.open_until = 0, 0.0, 0.0
+                    if not (with_a_page and state.is_bot_check):
+                        state.close()
+                        state.problems, state.is_bot_check = 0, False
 
-    def failed(self, problem: PassingProblem) -> None:
-        """The attempt ended with a passing problem of the host that it asked last."""
+    def failed(self, problem: PassingProblem | BotCheck) -> None:
+        """The attempt ended with a passing problem of the host that it asked last.
+
+        A bot check is the site's, which it asked first.
+        """
         asked = getattr(self._attempt, "asked", None)
         if not asked or self._manners.problems is None:
             return
-        host, asked_at = asked[-1]
+        is_bot_check = isinstance(problem, BotCheck)
+        host, asked_at = asked[0 if is_bot_check else -1]
         with self._states.change(host) as state:
             if asked_at < state.opened_at:
                 return  # asked before it was left alone: that is known by now
             state.problems += 1
-            state.last_problem = problem.message[:300]
+            state.last_problem, state.is_bot_check = problem.message[:300], is_bot_check
             if state.problems >= self._manners.problems:
                 state.opened_at = time.time()
                 state.open_until = state.opened_at + self._manners.pause_seconds
+                state.alone_since = state.alone_since or state.opened_at
 
     def last_asked(self, otherwise: str) -> str:
         asked = getattr(self._attempt, "asked", None)
         return asked[-1][0] if asked else _normal(otherwise)
 
-    def _try_turn(self, host: str) -> tuple[float, str | None]:
-        """0 where the request may be made now, else the seconds after which to ask again.
-
-        Beside it what to say of a host that is left alone.
-        """
-        sleep = self._manners.sleep_seconds
+    def _try_turn(self, host: str) -> _Pause | None:
+        """What to wait before asking for a turn again; None where the request may be made now."""
+        sleep, pause = self._manners.sleep_seconds, self._manners.pause_seconds
         if not sleep and not self._states.knows(host):
-            return 0.0, None
+            return None
         with self._states.change(host) as state:
             now = time.time()
             state.next_at = _believable(state.next_at, now, sleep)
             state.held_until = _believable(state.held_until, now, _LONGEST_SECONDS)
-            state.open_until = _believable(state.open_until, now, self._manners.pause_seconds)
+            state.open_until = _believable(state.open_until, now, pause)
             until = max(state.next_at, state.held_until, state.open_until)
             if until > now:
-                return until - now, _left_alone(state) if state.open_until > now else None
+                if state.open_until <= now:
+                    return _Pause(until - now)
+                gone = self._manners.gone_seconds
+                return _Pause(until - now, _left_alone(state),
+                              gone is not None and now - state.alone_since >= gone)
             if state.opened_at and self._manners.problems is not None:
                 # This request is the probe; the others wait for what it finds.
-                state.open_until = now + self._manners.pause_seconds
+                state.open_until = now + pause
             state.next_at = now + sleep
-            return 0.0, None
+            return None
+
+
+@dataclass(frozen=True)
+class _Pause:
+    """`left_alone` is what to say where it is a pause after problems, and one waits no longer."""
+
+    seconds: float
+    left_alone: LeftAlone | None = None
+    is_gone: bool = False
 
 
 def _normal(host: str) -> str:
@@ -188,10 +228,12 @@ def _believable(at: float, now: float, longest: float) -> float:
     return at if at <= now + longest + 1.0 else 0.0
 
 
-def _left_alone(state: _State) -> str:
+def _left_alone(state: _State) -> LeftAlone:
     until = time.strftime("%H:%M:%S UTC", time.gmtime(state.open_until))
-    return (f"{state.host} is left alone until {until}, after {state.problems} passing problems in "
-            f"a row, the last: {state.last_problem}")
+    what = "bot checks" if state.is_bot_check else "passing problems"
+    said = (f"{state.host} is left alone until {until}, after {state.problems} {what} in a row, "
+            f"the last: {state.last_problem}")
+    return LeftAlone("blocked" if state.is_bot_check else "transient", said)
 
 
 class _Own:

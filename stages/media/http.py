@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import ssl
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 import httpx
 
 from schemas.errors import RowFailed, RowRejected
-from stages.media.hosts import Hosts, PassingProblem
+from stages.media.hosts import BotCheck, Hosts, LeftAlone, PassingProblem
 from stages.media.partial import UNPACKED, Partial, unpacked
 from stages.media.watch import Limits, Progress, Watch, current, too_large
 
@@ -71,7 +71,15 @@ def patiently(
         except PassingProblem as problem:
             hosts.failed(problem)
             first, last = first or problem, problem
-        except (RowFailed, RowRejected, NotAMediaFile) as answer:
+        except BotCheck as problem:
+            hosts.failed(problem)
+            raise
+        except LeftAlone:
+            raise
+        except NotAMediaFile:
+            hosts.succeeded(with_a_page=True)
+            raise
+        except (RowFailed, RowRejected) as answer:
             if not (isinstance(answer, RowFailed) and answer.kind == "transient"):
                 hosts.succeeded()
             raise
@@ -142,6 +150,11 @@ def polite(hosts: Hosts) -> dict[str, list[Callable[..., None]]]:
             hosts.answered(response.request.url.host)
 
     return {"request": [asking], "response": [answered]}
+
+
+def is_challenge(headers: Mapping[str, str]) -> bool:
+    """Whether Cloudflare asks for a proof that no bot is asking, whatever the status says."""
+    return headers.get("cf-mitigated") == "challenge"
 
 
 def problem_of_status(
@@ -262,6 +275,10 @@ class _Transfer:
         if response.status_code == 416:
             partial.restart()
             raise PassingProblem("the server could not resume the file")
+        if is_challenge(response.headers):
+            raise BotCheck("blocked", f"HTTP {response.status_code} from {response.url.host}: "
+                           "Cloudflare asks for a proof that this is no bot: cookies, a proxy or "
+                           "another user agent may help")
         if response.status_code != 200:
             raise problem_of_status(response.status_code, str(response.url),
                                     response.headers.get("retry-after"))

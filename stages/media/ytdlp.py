@@ -19,8 +19,8 @@ from typing import Any
 
 from schemas.errors import ErrorKind, RowFailed, RowRejected, storable
 from stages.media.extractors import NO_PLATFORM, names_videos
-from stages.media.hosts import Hosts, PassingProblem
-from stages.media.http import problem_of_status, retry_after_seconds
+from stages.media.hosts import BotCheck, Hosts, PassingProblem
+from stages.media.http import is_challenge, problem_of_status, retry_after_seconds
 from stages.media.sections import NoSection, Section, discard
 from stages.media.subtitles import FORMATS, parse_subtitles
 from stages.media.ytdlp_requests import only_by_program, polite_yt_dlp
@@ -32,9 +32,10 @@ RESERVED = frozenset(
      "ignoreerrors", "noplaylist", "download_archive")
 )
 
+_BOT_CHECK = re.compile(r"not a bot|anti-?bot|captcha|unusual traffic", re.IGNORECASE)
 # The first pattern that the message holds decides; the site's words, as yt-dlp hands them on.
 _KINDS: tuple[tuple[str, ErrorKind], ...] = (
-    (r"not a bot|captcha|unusual traffic|cloudflare|robots", "blocked"),
+    (rf"{_BOT_CHECK.pattern}|robots", "blocked"),
     (r"private video|video is private|has been removed|been deleted|been terminated|no longer "
      r"available|does not exist|copyright", "permanent"),
     (r"your country|your location|geo.?restrict|geo.?block", "permanent"),
@@ -156,22 +157,28 @@ def problem_of(error: BaseException, first_error: str | None) -> RowFailed | Pas
         if isinstance(cause, GeoRestrictedError | UnsupportedError | CertificateVerifyError):
             return RowFailed("permanent", message)
         if isinstance(cause, HTTPError):
+            if is_challenge(cause.response.headers):
+                return BotCheck("blocked", message)
             after = cause.response.headers.get("Retry-After")
             found = problem_of_status(cause.status, cause.response.url, after)
             if isinstance(found, PassingProblem):
                 return PassingProblem(message, retry_after_seconds=retry_after_seconds(after),
                                       whole_host=found.whole_host)
             # The site's own words, where there are any, tell a private video from a bot check.
-            return RowFailed(_kind_of(message) or found.kind, message)
+            return _failed(_kind_of(message) or found.kind, message)
         if isinstance(cause, TransportError | ContentTooShortError | TimeoutError):
             return PassingProblem(message)
     status = re.search(r"HTTP Error (\d{3})", message)
     if status:
         found = problem_of_status(int(status[1]), "")
         return (PassingProblem(message, whole_host=found.whole_host)
-                if isinstance(found, PassingProblem) else RowFailed(found.kind, message))
+                if isinstance(found, PassingProblem) else _failed(found.kind, message))
     kind = _kind_of(message) or "permanent"
-    return PassingProblem(message) if kind == "transient" else RowFailed(kind, message)
+    return PassingProblem(message) if kind == "transient" else _failed(kind, message)
+
+
+def _failed(kind: ErrorKind, message: str) -> RowFailed:
+    return BotCheck("blocked", message) if _BOT_CHECK.search(message) else RowFailed(kind, message)
 
 
 def _kind_of(message: str) -> ErrorKind | None:
@@ -314,6 +321,8 @@ def _extract(
     declined: list[RowRejected | RowFailed] = []
 
     def decide(info: dict[str, Any], *, incomplete: bool) -> str | None:
+        if not incomplete:
+            hosts.succeeded()  # whatever comes of its media: the site gives out videos
         problem = _decline(info, judge, incomplete)
         if problem is None and not incomplete:
             problem = only_by_program(info, downloader)
