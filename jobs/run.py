@@ -34,6 +34,7 @@ from schemas.command_line import shell_word
 from schemas.errors import ClipmillError, UsageError
 from schemas.storage import writing_to
 from stages.download_videos import DownloadVideos
+from stages.media.guards import ask_hosts_again
 from stages.models.references import ModelReference
 from stages.protocol import Stage
 
@@ -70,6 +71,7 @@ def run(
         dataset.mkdir(parents=True, exist_ok=True)
         hold = stack.enter_context(dataset_lock(dataset, command, wait=wait))
         _clear_up(dataset, hold)
+        ask_hosts_again(dataset)
         finish_removals(dataset)
         taken = None
         if retry_kinds is None and take_sources:

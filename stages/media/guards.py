@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stages.media.addresses import proxy_addresses
-from stages.media.hosts import Hosts, Manners
+from stages.media.hosts import Hosts, Manners, ask_again
 from stages.media.watch import Limits
 
 if TYPE_CHECKING:
@@ -18,7 +18,17 @@ def hosts_of(settings: DownloadVideos, dataset: Path) -> Hosts:
     return Hosts(
         Manners(settings.sleep_seconds, settings.host_problems, settings.host_pause_seconds,
                 settings.max_backoff_seconds, settings.host_gone_seconds),
-        dataset / "media" / ".hosts")
+        _folder(dataset))
+
+
+def ask_hosts_again(dataset: Path) -> None:
+    """For a run that begins: no host is left alone for what it did to an earlier one."""
+    if _folder(dataset).is_dir():
+        ask_again(_folder(dataset))
+
+
+def _folder(dataset: Path) -> Path:
+    return dataset / "media" / ".hosts"
 
 
 def limits_of(settings: DownloadVideos, proxy: str | None) -> Limits:

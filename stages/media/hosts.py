@@ -78,6 +78,11 @@ class _State:
         """It need not be left alone any more."""
         self.opened_at = self.open_until = self.alone_since = 0.0
 
+    def forget(self) -> None:
+        """It is well, or may be."""
+        self.close()
+        self.problems, self.is_bot_check = 0, False
+
 
 @dataclass(frozen=True)
 class Manners:
@@ -159,8 +164,7 @@ class Hosts:
             if self._states.knows(host):
                 with self._states.change(host) as state:
                     if not (with_a_page and state.is_bot_check):
-                        state.close()
-                        state.problems, state.is_bot_check = 0, False
+                        state.forget()
 
     def failed(self, problem: PassingProblem | BotCheck) -> None:
         """The attempt ended with a passing problem of the host that it asked last.
@@ -234,6 +238,20 @@ def _left_alone(state: _State) -> LeftAlone:
     said = (f"{state.host} is left alone until {until}, after {state.problems} {what} in a row, "
             f"the last: {state.last_problem}")
     return LeftAlone("blocked" if state.is_bot_check else "transient", said)
+
+
+def ask_again(folder: Path) -> None:
+    """Has hosts that were left alone be asked again, with no regard to what they did.
+
+    For a run that begins: its cookies, its proxy or the day may be others. What a host asked to be
+    waited for stands.
+    """
+    shared = _Shared(folder)
+    for path in folder.glob("*.json"):
+        host = _parse(path.read_bytes(), "").host
+        if host and shared.knows(host):
+            with shared.change(host) as state:
+                state.forget()
 
 
 class _Own:

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+import yaml
 
+from pipeline.catalog import open_catalog
 from schemas.ids import source_key
 from schemas.tables import SOURCES
 from stages.media.hosts import BotCheck, Hosts, LeftAlone, Manners
@@ -228,3 +230,35 @@ def test_an_answer_after_bot_checks_ends_no_pause(tmp_path):
     hosts.wait("site.example")
     hosts.succeeded()
     hosts.wait("site.example")
+
+
+@pytest.mark.parametrize("way", ["retry", "a killed run's successor"])
+def test_whoever_comes_next_is_asked_for_at_once(tmp_path, site, platform, way):
+    """With new cookies, say; what the site did to the last run is no reason to fail these rows."""
+    from jobs.run import run
+    from pipeline.recipe import load_recipe
+
+    (tmp_path / "urls.txt").write_text("\n".join(homes(site, *range(9))) + "\n")
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({"sources": ["urls.txt"], "stages": {
+        "download_videos": {"min_duration_seconds": 0.5, "min_height": 16, **HASTY,
+                            "host_pause_seconds": 600.0, "host_gone_seconds": 0.001}}}))
+    loaded, dataset = load_recipe(tmp_path / "recipe.yaml", engine="local"), tmp_path / "dataset"
+    run(loaded, dataset)
+    n_asked = len(site.log)
+    assert n_asked == 2 * 3
+    assert statuses(dataset) == {"blocked": 9}
+    platform.suspects = staticmethod(lambda number: False)
+    if way == "retry":
+        run(loaded, dataset, retry_kinds=["blocked"])
+    else:
+        for shard in (dataset / "download_videos").glob("*/*.parquet"):
+            shard.unlink()
+        run(loaded, dataset)
+    assert statuses(dataset) == {"kept": 9}
+
+
+def statuses(dataset: Path) -> dict[str, int]:
+    with open_catalog(dataset) as catalog:
+        failed = catalog.execute("SELECT kind, count(*) FROM failures GROUP BY ALL").fetchall()
+        (kept,) = catalog.execute("SELECT count(*) FROM videos").fetchone()
+    return dict(failed) | ({"kept": kept} if kept else {})
