@@ -244,3 +244,7 @@ def _print_status(report: dict[str, Any], console: Console) -> None:
             )
     elif report["stages"]:
         console.print("Every input is kept, rejected or failed, at every stage.")
+    failed = sum(stage["failed"] for stage in (ingest, *report["stages"]))
+    if failed:
+        console.print(f"{failed} failed: `clipmill failures {shell_word(report['dataset'])}` says "
+                      "why, and how to try them again.", markup=False, soft_wrap=True)
