@@ -86,6 +86,7 @@ class Expander:
         from stages.media.ytdlp import base_options, expand_list
 
         settings = self._settings
+        self._hosts.begin_row()
         with tempfile.TemporaryDirectory() as scratch:
             options = base_options(
                 Path(scratch), timeout_seconds=settings.timeout_seconds) | spec.yt_dlp

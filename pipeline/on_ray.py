@@ -254,9 +254,10 @@ def _watched(items: Iterable[Any], probe: ClusterProbe) -> Iterator[Any]:
                     break
                 yield item
         if flow.error is not None:
-            if not isinstance(_reason(flow.error), ClusterLost):
+            own = _own(flow.error)
+            if own is None:
                 probe.check_cluster()
-            raise _reason(flow.error) from flow.error
+            raise own or _reason(flow.error) from flow.error
     finally:
         probe.stop()
 
@@ -288,7 +289,7 @@ class _Flow:
 
     def __init__(self, items: Iterable[Any]) -> None:
         self.came: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self.error: Exception | None = None
+        self.error: BaseException | None = None
         self._items = items
         threading.Thread(target=self._go_on, daemon=True).start()
 
@@ -296,7 +297,7 @@ class _Flow:
         try:
             for item in self._items:
                 self.came.put(item)
-        except Exception as error:  # noqa: BLE001 (raised again where it is waited for)
+        except BaseException as error:  # noqa: BLE001 (raised again where it is waited for)
             self.error = error
         finally:
             self.came.put(_END)
@@ -353,11 +354,11 @@ def map_on_ray(
         # More than any node has would wait forever.
         each = min(cpus, largest) or cpus
         watchdog = Watchdog((Tasks(each),), 1, time.monotonic())
+        tasks = _TaskFlow(function, items, each, machine)
         probe = ClusterProbe(watchdog, lambda: _nodes(here), lambda: ({}, {}), lambda *_: None)
-        tasks = _TaskFlow(function, items, each, machine, probe)
         try:
             with _without_noise():
-                yield from _watched(tasks.results(), probe)
+                yield from _watched(tasks.results(probe), probe)
         except ClusterLost:
             raise  # what is left there can't be asked to end
         except BaseException:
@@ -369,7 +370,7 @@ class _TaskFlow:
     """Hands items over as tasks, some ahead of those that are at work."""
 
     def __init__(self, function: Callable[[Any], Any], items: Sequence[Any], cpus: float,
-                 machine: Machine, probe: ClusterProbe) -> None:
+                 machine: Machine) -> None:
         # Deaths are counted here: of a worker that the memory monitor ends, Ray would count none.
         self._task = ray.remote(attempt).options(num_cpus=cpus, max_retries=0)
         self._function = ray.put(function)
@@ -378,7 +379,6 @@ class _TaskFlow:
         self._ahead = 2 + at_once + at_once // 2
         self._todo = deque(enumerate(items))
         self._deaths: Counter[int] = Counter()
-        self._probe = probe
         self._leaving, self._ended = threading.Event(), threading.Event()
 
     def end(self) -> None:
@@ -386,7 +386,8 @@ class _TaskFlow:
         self._leaving.set()
         self._ended.wait(ANSWER_SECONDS)
 
-    def results(self) -> Iterator[TaskResult]:
+    def results(self, probe: ClusterProbe) -> Iterator[TaskResult]:
+        """As they come; `probe` is asked whether the cluster is to blame for deaths."""
         running: dict[Any, tuple[int, Any]] = {}
         try:
             while (self._todo or running) and not self._leaving.is_set():
@@ -395,7 +396,7 @@ class _TaskFlow:
                     running[self._task.remote(self._function, item)] = (number, item)
                 ready, _ = ray.wait(list(running), num_returns=1, timeout=POLL_SECONDS)
                 for reference in ready:
-                    result = self._result(reference, *running.pop(reference))
+                    result = self._result(reference, *running.pop(reference), probe)
                     if result is not None:
                         yield result
         finally:
@@ -403,19 +404,21 @@ class _TaskFlow:
                 ray.cancel(reference, force=True)
             self._ended.set()
 
-    def _result(self, reference: Any, number: int, item: Any) -> TaskResult | None:
+    def _result(
+        self, reference: Any, number: int, item: Any, probe: ClusterProbe
+    ) -> TaskResult | None:
         """None where its process died and it is to be tried again."""
         try:
             return TaskResult(item, *ray.get(reference))
         except ray.exceptions.RayTaskError as error:
-            own = isinstance(error.cause, ClipmillError)
-            raise (error.cause if own else _reason(error)) from None
+            raise _reason(error) from None
         except ray.exceptions.RayError as error:
-            self._deaths[number] += 1
+            # A node that goes away is no item's doing.
+            self._deaths[number] += not isinstance(error, ray.exceptions.NodeDiedError)
             if self._deaths[number] < MAX_DEATHS:
                 self._todo.append((number, item))
                 return None
-            self._probe.check_cluster()  # with which everything dies: no item is to blame
+            probe.check_cluster()  # with which everything dies: no item is to blame
             return TaskResult(item, problem=died(_how_it_died(error)))
 
 
@@ -425,16 +428,22 @@ def _how_it_died(error: Exception) -> str:
     return f"as Ray says: {str(error).strip().splitlines()[0]}"
 
 
-def _reason(error: Exception) -> Exception:
+def _own(error: BaseException | None) -> ClipmillError | None:
     """The clear error that a worker raised, out of what Ray wrapped around it."""
-    cause: BaseException | None = error
-    while cause is not None:
+    while error is not None:
         # Ray's wrapper is of the error's class, too, and its text is the whole traceback.
-        if isinstance(cause, ClipmillError) and not isinstance(cause,
+        if isinstance(error, ClipmillError) and not isinstance(error,
                                                                ray.exceptions.RayTaskError):
-            said = str(cause.args[0]) if cause.args else str(cause)
-            return type(cause)(said.partition(_RAYS_OWN_WORDS)[0])
-        cause = getattr(cause, "cause", None) or cause.__cause__
+            said = str(error.args[0]) if error.args else str(error)
+            return type(error)(said.partition(_RAYS_OWN_WORDS)[0])
+        error = getattr(error, "cause", None) or error.__cause__
+    return None
+
+
+def _reason(error: BaseException) -> ClipmillError:
+    """The clear error that a worker raised, else one with the end of what was raised."""
+    if own := _own(error):
+        return own
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     shown = " ".join(lines)
     if len(shown) > _MAX_REASON_CHARACTERS:

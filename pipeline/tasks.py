@@ -11,7 +11,7 @@ import os
 import pickle
 import signal
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from typing import Any, Literal, TypeVar
 
@@ -29,7 +29,7 @@ def map_tasks(
     engine: Literal["ray", "local"],
     cpus: float = 1.0,
     ray: RaySettings | None = None,
-) -> Iterator[TaskResult[T, R]]:
+) -> Generator[TaskResult[T, R], None, None]:
     """`function` of every item, as they finish; function and items are pickled.
 
     `cpus` is what one task takes. A ClipmillError in a task ends all (the disk is full, say) and

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -202,11 +203,13 @@ def pack(tasks: Sequence[PackTask], report: Callable[[int], None]) -> list[Shard
         else:
             todo.append(task)
     if todo:
-        for result in map_tasks(write_shard, todo, engine=todo[0].request.engine_or_default):
-            if result.problem is not None:
-                raise ClipmillError(f"{result.item.name} could not be written: "
-                                    f"{result.problem.message}; run the same command to go on")
-            report(_items(result.item))
+        engine = todo[0].request.engine_or_default
+        with closing(map_tasks(write_shard, todo, engine=engine)) as results:
+            for result in results:
+                if result.problem is not None:
+                    raise ClipmillError(f"{result.item.name} could not be written: "
+                                        f"{result.problem.message}; run the same command to go on")
+                report(_items(result.item))
     return [Shard(task.name, _items(task), (task.request.output / task.name).stat().st_size)
             for task in tasks]
 

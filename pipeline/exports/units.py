@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -100,14 +101,15 @@ def work_on_units(
             if not unit_file(request.output, unit).exists()]
     for left in reversed(range(ROUNDS)):
         again = []
-        results = map_tasks(work_on_unit, todo, engine=request.engine_or_default)
-        for result in results:
-            if result.problem is None:
-                report(*result.value)
-            elif left:
-                again.append(result.item)
-            else:
-                report(*_give_up(result.item, result.problem))
+        # Closed before anything that is raised here is told: until then Ray's noise is filtered.
+        with closing(map_tasks(work_on_unit, todo, engine=request.engine_or_default)) as results:
+            for result in results:
+                if result.problem is None:
+                    report(*result.value)
+                elif left:
+                    again.append(result.item)
+                else:
+                    report(*_give_up(result.item, result.problem))
         if not again:
             return
         todo = again

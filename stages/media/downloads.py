@@ -82,6 +82,7 @@ class Downloader:
         if row["path"] is not None:
             return self._local(row, Path(row["path"]))
         url = row["url"]
+        self._hosts.begin_row()
         try:
             parts = urlsplit(url)
         except ValueError as error:

@@ -49,7 +49,17 @@ class PassingProblem(Exception):
 
 
 class BotCheck(RowFailed):
-    """The site took the request for a bot's, as it will take the next ones from here."""
+    """A site took the request for a bot's, as it will take the next ones from here.
+
+    `host` is the one that did, where that is known.
+    """
+
+    def __init__(self, message: str, host: str | None = None) -> None:
+        super().__init__("blocked", message)
+        self.host = host
+
+    def __reduce__(self):
+        return type(self), (self.message, self.host)
 
 
 class LeftAlone(RowFailed):
@@ -60,8 +70,8 @@ class LeftAlone(RowFailed):
 class _State:
     """What is known of one host. Times are seconds since 1970; 0 means never.
 
-    `opened_at` is when it was last decided to leave it alone, `alone_since` when first since its
-    last good answer.
+    `problems` are of one kind, passing ones or bot checks. `opened_at` is when it was last decided
+    to leave it alone, `alone_since` when first since it was last known to be well.
     """
 
     host: str = ""
@@ -89,9 +99,9 @@ class Manners:
     """How hosts are treated.
 
     `sleep_seconds` is the least time between two requests to a host. After `problems` passing
-    problems or bot checks in a row (None: never) a host is left alone for `pause_seconds`; a
-    download waits at most `patience_seconds`, over all its tries, for that, and not at all once it
-    has been so for `gone_seconds` (None: it always waits).
+    problems or bot checks in a row (None: never) a host is left alone for `pause_seconds`; a row
+    waits at most `patience_seconds`, over all its tries, for that, and not at all where probes
+    have failed for `gone_seconds` (None: it always waits).
     """
 
     sleep_seconds: float = 0.0
@@ -109,9 +119,10 @@ class Hosts:
         self._states = _Own() if folder is None else _Shared(folder)
         self._attempt = threading.local()
 
-    def begin_download(self) -> None:
-        """What this thread asks for from now on is another file."""
+    def begin_row(self) -> None:
+        """What this thread asks for from now on is for another row."""
         self._attempt.waited_seconds = 0.0
+        self._attempt.probes = set()
 
     def begin_attempt(self) -> None:
         """What this thread asks for from now on is another try at its file."""
@@ -123,8 +134,9 @@ class Hosts:
         Raises LeftAlone where the host is left alone for too long.
         """
         host = _normal(host)
+        probes = self._attempt.__dict__.setdefault("probes", set())
         waited_seconds = getattr(self._attempt, "waited_seconds", 0.0)
-        while pause := self._try_turn(host):
+        while pause := self._try_turn(host, probes):
             seconds = min(pause.seconds, _LOOK_SECONDS)
             if pause.left_alone is not None:
                 if pause.is_gone or waited_seconds >= self._manners.patience_seconds:
@@ -158,40 +170,63 @@ class Hosts:
     def succeeded(self, *, with_a_page: bool = False) -> None:
         """The attempt has come to where all hosts that it asked are known to be well.
 
-        A page may be a bot check, so after bot checks it says nothing.
+        A page may be a bot check, so after bot checks it says nothing. Nor does a file that was
+        asked for before them.
         """
-        for host, _ in getattr(self._attempt, "asked", []):
+        for host, asked_at in self._asked_first():
             if self._states.knows(host):
                 with self._states.change(host) as state:
-                    if not (with_a_page and state.is_bot_check):
+                    if not (state.is_bot_check and (with_a_page or asked_at < state.opened_at)):
+                        state.forget()
+
+    def got_through(self) -> None:
+        """The hosts that were asked give out videos: they don't take this one for a bot's."""
+        for host, asked_at in self._asked_first():
+            if self._states.knows(host):
+                with self._states.change(host) as state:
+                    if state.is_bot_check and asked_at >= state.opened_at:
                         state.forget()
 
     def failed(self, problem: PassingProblem | BotCheck) -> None:
         """The attempt ended with a passing problem of the host that it asked last.
 
-        A bot check is the site's, which it asked first.
+        Or with a bot check, of the host that it names, or that was asked most.
         """
         asked = getattr(self._attempt, "asked", None)
         if not asked or self._manners.problems is None:
             return
         is_bot_check = isinstance(problem, BotCheck)
-        host, asked_at = asked[0 if is_bot_check else -1]
+        host, asked_at = asked[-1]
+        if isinstance(problem, BotCheck):
+            host = _who_checked([one for one, _ in asked], problem.host)
+            asked_at = dict(self._asked_first())[host]
         with self._states.change(host) as state:
             if asked_at < state.opened_at:
                 return  # asked before it was left alone: that is known by now
+            if state.is_bot_check != is_bot_check and not state.opened_at:
+                state.problems = 0
             state.problems += 1
-            state.last_problem, state.is_bot_check = problem.message[:300], is_bot_check
+            if is_bot_check or not (state.opened_at and state.is_bot_check):
+                state.last_problem, state.is_bot_check = problem.message[:300], is_bot_check
             if state.problems >= self._manners.problems:
                 state.opened_at = time.time()
                 state.open_until = state.opened_at + self._manners.pause_seconds
                 state.alone_since = state.alone_since or state.opened_at
+        self._attempt.__dict__.setdefault("probes", set()).discard(host)
+
+    def _asked_first(self) -> list[tuple[str, float]]:
+        """Each host of the attempt, and when it was first asked."""
+        return list(dict(reversed(getattr(self._attempt, "asked", []))).items())
 
     def last_asked(self, otherwise: str) -> str:
         asked = getattr(self._attempt, "asked", None)
         return asked[-1][0] if asked else _normal(otherwise)
 
-    def _try_turn(self, host: str) -> _Pause | None:
-        """What to wait before asking for a turn again; None where the request may be made now."""
+    def _try_turn(self, host: str, probes: set[str]) -> _Pause | None:
+        """What to wait before asking for a turn again; None where the request may be made now.
+
+        `probes` are the hosts that are left alone and that this row may try all the same.
+        """
         sleep, pause = self._manners.sleep_seconds, self._manners.pause_seconds
         if not sleep and not self._states.knows(host):
             return None
@@ -200,18 +235,33 @@ class Hosts:
             state.next_at = _believable(state.next_at, now, sleep)
             state.held_until = _believable(state.held_until, now, _LONGEST_SECONDS)
             state.open_until = _believable(state.open_until, now, pause)
-            until = max(state.next_at, state.held_until, state.open_until)
-            if until > now:
-                if state.open_until <= now:
-                    return _Pause(until - now)
-                gone = self._manners.gone_seconds
-                return _Pause(until - now, _left_alone(state),
-                              gone is not None and now - state.alone_since >= gone)
-            if state.opened_at and self._manners.problems is not None:
-                # This request is the probe; the others wait for what it finds.
+            asked_again_at = max(state.next_at, state.held_until)
+            if state.open_until > now and host not in probes:
+                return _Pause(max(asked_again_at, state.open_until) - now, _left_alone(state),
+                              self._is_gone(state))
+            if asked_again_at > now:
+                return _Pause(asked_again_at - now)
+            if state.opened_at and self._manners.problems is not None and host not in probes:
+                # This row is the probe; the others wait for what it finds.
+                probes.add(host)
+                if now - state.open_until > pause:
+                    state.alone_since = now  # nobody has asked: what was known is out of date
                 state.open_until = now + pause
             state.next_at = now + sleep
             return None
+
+    def _is_gone(self, state: _State) -> bool:
+        gone = self._manners.gone_seconds
+        return gone is not None and state.opened_at - state.alone_since >= gone
+
+
+def _who_checked(asked: list[str], known: str | None) -> str:
+    """Of the hosts of an attempt, in order, the one that took it for a bot's.
+
+    The site is asked most: what leads to it, or an interface of its, is asked less.
+    """
+    host = _normal(known or "")
+    return host if host in asked else max(reversed(asked), key=asked.count)
 
 
 @dataclass(frozen=True)
@@ -248,9 +298,9 @@ def ask_again(folder: Path) -> None:
     """
     shared = _Shared(folder)
     for path in folder.glob("*.json"):
-        host = _parse(path.read_bytes(), "").host
-        if host and shared.knows(host):
-            with shared.change(host) as state:
+        known = _parse(path.read_bytes(), "")
+        if known.problems and shared.knows(known.host):
+            with shared.change(known.host) as state:
                 state.forget()
 
 

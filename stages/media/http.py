@@ -62,7 +62,6 @@ def patiently(
     """
     first: PassingProblem | None = None
     spent_seconds = 0.0
-    hosts.begin_download()
     for number in range(patience.retries + 1):
         hosts.begin_attempt()
         watch = Watch(limits or Limits(), measure, spent_seconds)
@@ -80,8 +79,9 @@ def patiently(
             hosts.succeeded(with_a_page=True)
             raise
         except (RowFailed, RowRejected) as answer:
-            if not (isinstance(answer, RowFailed) and answer.kind == "transient"):
-                hosts.succeeded()
+            kind = answer.kind if isinstance(answer, RowFailed) else None
+            if kind != "transient":
+                hosts.succeeded(with_a_page=kind == "bad_media")
             raise
         else:
             hosts.succeeded()
@@ -276,9 +276,9 @@ class _Transfer:
             partial.restart()
             raise PassingProblem("the server could not resume the file")
         if is_challenge(response.headers):
-            raise BotCheck("blocked", f"HTTP {response.status_code} from {response.url.host}: "
-                           "Cloudflare asks for a proof that this is no bot: cookies, a proxy or "
-                           "another user agent may help")
+            raise BotCheck(f"HTTP {response.status_code} from {response.url.host}: Cloudflare asks "
+                           "for a proof that this is no bot: cookies, a proxy or another user "
+                           "agent may help", response.url.host)
         if response.status_code != 200:
             raise problem_of_status(response.status_code, str(response.url),
                                     response.headers.get("retry-after"))

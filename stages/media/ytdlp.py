@@ -16,10 +16,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from schemas.errors import ErrorKind, RowFailed, RowRejected, storable
 from stages.media.extractors import NO_PLATFORM, names_videos
-from stages.media.hosts import BotCheck, Hosts, PassingProblem
+from stages.media.hosts import BotCheck, Hosts, LeftAlone, PassingProblem
 from stages.media.http import is_challenge, problem_of_status, retry_after_seconds
 from stages.media.sections import NoSection, Section, discard
 from stages.media.subtitles import FORMATS, parse_subtitles
@@ -151,14 +152,16 @@ def problem_of(error: BaseException, first_error: str | None) -> RowFailed | Pas
     from yt_dlp.utils import ContentTooShortError, GeoRestrictedError, UnsupportedError
 
     message = _clean(first_error or str(error))
+    # Ours lie behind what yt-dlp made of them.
     for cause in _chain(error):
         if isinstance(cause, RowFailed | PassingProblem):
             return cause
+    for cause in _chain(error):
         if isinstance(cause, GeoRestrictedError | UnsupportedError | CertificateVerifyError):
             return RowFailed("permanent", message)
         if isinstance(cause, HTTPError):
             if is_challenge(cause.response.headers):
-                return BotCheck("blocked", message)
+                return BotCheck(message, urlsplit(cause.response.url or "").hostname)
             after = cause.response.headers.get("Retry-After")
             found = problem_of_status(cause.status, cause.response.url, after)
             if isinstance(found, PassingProblem):
@@ -178,11 +181,17 @@ def problem_of(error: BaseException, first_error: str | None) -> RowFailed | Pas
 
 
 def _failed(kind: ErrorKind, message: str) -> RowFailed:
-    return BotCheck("blocked", message) if _BOT_CHECK.search(message) else RowFailed(kind, message)
+    return BotCheck(message) if _BOT_CHECK.search(_words(message)) else RowFailed(kind, message)
 
 
 def _kind_of(message: str) -> ErrorKind | None:
-    return next((kind for pattern, kind in _KINDS_COMPILED if pattern.search(message)), None)
+    words = _words(message)
+    return next((kind for pattern, kind in _KINDS_COMPILED if pattern.search(words)), None)
+
+
+def _words(message: str) -> str:
+    """A message without the video's id and without addresses, whatever those are called."""
+    return re.sub(r"\A\[[^\]]*\] \S+: |https?://\S+", "", message)
 
 
 def _clean(message: str) -> str:
@@ -256,6 +265,8 @@ def _download_section(
     """
     try:
         video = _download(url, folder, options, judge, hosts, section)
+    except (BotCheck, LeftAlone):
+        raise  # the whole would fare no better
     except (RowFailed, PassingProblem) as problem:
         if section.is_asked:
             raise NoSection(str(problem) or "ffmpeg could not fetch the part") from problem
@@ -322,7 +333,7 @@ def _extract(
 
     def decide(info: dict[str, Any], *, incomplete: bool) -> str | None:
         if not incomplete:
-            hosts.succeeded()  # whatever comes of its media: the site gives out videos
+            hosts.got_through()  # whatever comes of its media
         problem = _decline(info, judge, incomplete)
         if problem is None and not incomplete:
             problem = only_by_program(info, downloader)

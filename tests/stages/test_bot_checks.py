@@ -13,8 +13,9 @@ import yaml
 from pipeline.catalog import open_catalog
 from schemas.ids import source_key
 from schemas.tables import SOURCES
-from stages.media.hosts import BotCheck, Hosts, LeftAlone, Manners
+from stages.media.hosts import BotCheck, Hosts, LeftAlone, Manners, PassingProblem
 from stages.media.http import Patience, patiently
+from stages.media.ytdlp import problem_of
 from stages.protocol import Workspace
 from tests.download_helpers import add_extractor, make_video, outcome, stage
 from tests.http_server import File, serve
@@ -56,11 +57,13 @@ def platform(monkeypatch, site):
 
     class HomeIE(InfoExtractor):
         _VALID_URL = r"https?://127\.0\.0\.1:\d+/home/(?P<id>\d+)"
+        pages = 3  # as YouTube's page, player and script
         suspects = staticmethod(lambda number: True)
 
         def _real_extract(self, url):
             number = self._match_id(url)
-            self._download_webpage(url, number)
+            for _ in range(self.pages):
+                self._download_webpage(url, number)
             if self.suspects(int(number)):
                 raise ExtractorError(SAID, expected=True)
             return {"id": number, "title": "A film", "formats": [
@@ -91,21 +94,24 @@ def test_a_site_that_takes_us_for_a_bot_is_left_alone(tmp_path, site, platform):
     rows = download(tmp_path, homes(site, *range(12)), **HASTY)
     probes = int((time.monotonic() - began) / 5.0)
     assert {outcome(row) for row in rows} == {"blocked"}
-    assert len(site.log) <= 3 + probes < 12
+    assert len(site.log) <= 3 * (3 + probes) < 3 * 12
     messages = [row["error"]["message"] for row in rows]
-    assert sum(SAID in message and "left alone" not in message for message in messages) \
+    assert 3 * sum(SAID in message and "left alone" not in message for message in messages) \
         == len(site.log)
     assert f"after 3 bot checks in a row, the last: [Home] 2: {SAID}" in messages[3]
 
 
-def test_a_site_that_has_calmed_down_is_asked_as_before(tmp_path, site, platform):
-    """The first video that it gives out again ends the pauses, not the first page."""
-    settings = {**HASTY, "host_pause_seconds": 1.0}
-    rows = download(tmp_path, homes(site, 0, 1, 2, 3), **settings)
-    assert {outcome(row) for row in rows} == {"blocked"}
-    time.sleep(1.1)
+@pytest.mark.parametrize("extractor", ["home", None], ids=["known", "asked for directly first"])
+@pytest.mark.parametrize("gone", [None, 0.001], ids=["waited for", "gone"])
+def test_a_site_that_has_calmed_down_is_asked_as_before(tmp_path, site, platform, extractor, gone):
+    """One row asks all that it takes to get a video, and that ends the pauses, not a page."""
+    settings = {**HASTY, "host_pause_seconds": 1.0, "host_gone_seconds": gone}
+    for numbers in (range(4), range(4, 6)):
+        rows = download(tmp_path, homes(site, *numbers), extractor, **settings)
+        assert {outcome(row) for row in rows} == {"blocked"}
+        time.sleep(1.1)
     platform.suspects = staticmethod(lambda number: False)
-    rows = download(tmp_path, homes(site, *range(20, 28)), **settings)
+    rows = download(tmp_path, homes(site, *range(20, 28)), extractor, **settings)
     assert {outcome(row) for row in rows} == {"kept"}
 
 
@@ -141,7 +147,7 @@ def test_a_page_is_no_proof_of_good_will(tmp_path, site, platform):
     rows = download(tmp_path, homes(site, *range(12)), extractor=None, **HASTY)
     assert {outcome(row) for row in rows} == {"blocked"}
     pages = [request for request in site.log if request.path.startswith("/home")]
-    assert len(pages) < 2 * 12
+    assert len(pages) < 4 * 12
 
 
 def test_bot_checks_now_and_then_are_those_videos_own(tmp_path, site, platform):
@@ -190,46 +196,162 @@ def test_a_gone_host_that_comes_back_is_found_by_a_probe(tmp_path, site):
     assert {outcome(row) for row in download(tmp_path, alive, None, **settings)} == {"kept"}
 
 
-def test_a_bot_check_is_the_sites_that_was_asked_first(tmp_path):
-    hosts = Hosts(Manners(problems=1, pause_seconds=30, patience_seconds=0), tmp_path)
+def test_a_page_in_place_of_a_file_ends_no_pause(tmp_path, site):
+    """It may be the next check, whatever its address ends in."""
+    settings = {**HASTY, "host_pause_seconds": 1.0}
+    challenged = [site.script(f"/{number}.mp4", Refusing(is_challenge=True)) for number in range(3)]
+    download(tmp_path, challenged, None, **settings)
+    time.sleep(1.1)
+    page = site.page("/page.mp4", "<html>")
+    rows = download(tmp_path, [page, site.file("/v.mp4", make_video())], None, **settings)
+    assert [outcome(row) for row in rows] == ["bad_media", "blocked"]
+    assert "is left alone until" in rows[1]["error"]["message"]
+
+
+def test_media_that_never_comes_is_the_hosts_problem_though_it_gives_out_videos(
+    tmp_path, site, platform
+):
+    platform.suspects = staticmethod(lambda number: False)
+    for number in range(12):
+        site.status(f"/files/{number}.mp4", 500)
+    rows = download(tmp_path, homes(site, *range(12)), **HASTY)
+    assert {outcome(row) for row in rows} == {"transient"}
+    assert sum(request.path.startswith("/files") for request in site.log) <= 4
+
+
+# Whose it is, and for how long
+
+
+def turns(folder: Path, **manners) -> Hosts:
+    return Hosts(Manners(**{"problems": 1, "pause_seconds": 30.0, "patience_seconds": 0.0,
+                            **manners}), folder)
+
+
+def attempt(hosts: Hosts, *asked: str, new_row: bool = True) -> Hosts:
+    if new_row:
+        hosts.begin_row()
     hosts.begin_attempt()
-    hosts.wait("site.example")
-    hosts.wait("api.example")
-    hosts.failed(BotCheck("blocked", SAID))
-    hosts.begin_attempt()
-    hosts.wait("api.example")
-    with pytest.raises(LeftAlone, match=r"site\.example is left alone") as left:
-        hosts.wait("site.example")
+    for host in asked:
+        hosts.wait(host)
+    return hosts
+
+
+@pytest.mark.parametrize(("asked", "known", "whose"), [
+    (["site.example"] * 3 + ["api.example"], None, "site.example"),
+    (["short.example", "site.example", "site.example"], None, "site.example"),
+    (["short.example", "site.example"], None, "site.example"),
+    (["short.example", "site.example", "cdn.example", "cdn.example"], "Site.example",
+     "site.example"),
+])
+def test_a_bot_check_is_the_sites_own(tmp_path, asked, known, whose):
+    """Not that of an address that leads to it, nor of one of its interfaces."""
+    hosts = turns(tmp_path)
+    attempt(hosts, *asked).failed(BotCheck(SAID, known))
+    for host in set(asked) - {whose}:
+        attempt(hosts, host)
+    with pytest.raises(LeftAlone, match=f"^{whose} is left alone") as left:
+        attempt(hosts, whose)
     assert left.value.kind == "blocked"
 
 
+def test_what_was_asked_for_before_the_checks_ends_no_pause(tmp_path):
+    long_download = attempt(turns(tmp_path), "site.example")
+    attempt(turns(tmp_path), "site.example").failed(BotCheck(SAID))
+    long_download.got_through()
+    long_download.succeeded()
+    with pytest.raises(LeftAlone):
+        attempt(turns(tmp_path), "site.example")
+
+
+def test_passing_problems_and_bot_checks_are_counted_apart(tmp_path):
+    hosts = turns(tmp_path, problems=3)
+    for _ in range(2):
+        attempt(hosts, "site.example").failed(PassingProblem("timed out"))
+    for _ in range(2):
+        attempt(hosts, "site.example").failed(BotCheck(SAID))
+    attempt(hosts, "site.example").failed(BotCheck(SAID))
+    with pytest.raises(LeftAlone, match="after 3 bot checks in a row, the last: Sign in"):
+        attempt(hosts, "site.example")
+
+
+def test_a_passing_problem_leaves_a_pause_after_bot_checks_what_it_is(tmp_path):
+    hosts = turns(tmp_path, pause_seconds=1.0)
+    attempt(hosts, "site.example").failed(BotCheck(SAID))
+    time.sleep(1.1)
+    attempt(hosts, "site.example").failed(PassingProblem("timed out"))
+    hosts.answered("site.example")
+    with pytest.raises(LeftAlone, match="2 bot checks") as left:
+        attempt(hosts, "site.example")
+    assert left.value.kind == "blocked"
+
+
+def test_a_host_that_nobody_asked_meanwhile_is_not_gone(tmp_path):
+    """An hour ago it was left alone; the others wait for the first that tries it again."""
+    hosts = turns(tmp_path, pause_seconds=0.3, patience_seconds=20.0, gone_seconds=0.6)
+    for _ in range(3):
+        attempt(hosts, "site.example").failed(PassingProblem("refused"))
+    time.sleep(1.0)
+    attempt(hosts, "site.example")
+    other = turns(tmp_path, pause_seconds=0.3, patience_seconds=20.0, gone_seconds=0.6)
+    attempt(other, "site.example")
+
+
+def test_the_row_that_tries_a_host_may_ask_it_until_that_fails(tmp_path):
+    hosts = turns(tmp_path, pause_seconds=1.0)
+    attempt(hosts, "site.example").failed(BotCheck(SAID))
+    time.sleep(1.1)
+    attempt(hosts, "site.example", "site.example")
+    with pytest.raises(LeftAlone):
+        attempt(turns(tmp_path), "site.example")
+    attempt(hosts, "site.example", new_row=False).failed(BotCheck(SAID))
+    with pytest.raises(LeftAlone):
+        attempt(hosts, "site.example", new_row=False)
+
+
 def test_an_answer_after_bot_checks_ends_no_pause(tmp_path):
-    """The probe's first page comes as always; what counts is whether it gets its video."""
-    hosts = Hosts(Manners(problems=1, pause_seconds=1.5, patience_seconds=0), tmp_path)
+    """The first page comes as always; what counts is whether there is a video behind it."""
+    hosts = turns(tmp_path, pause_seconds=1.5)
 
     def refused_elsewhere() -> None:
         hosts.wait("site.example")
         raise LeftAlone("blocked", "another host that the site leads to is left alone")
 
-    hosts.begin_attempt()
-    hosts.wait("site.example")
-    hosts.failed(BotCheck("blocked", SAID))
+    attempt(hosts, "site.example").failed(BotCheck(SAID))
     time.sleep(1.6)
-    hosts.begin_attempt()
-    hosts.wait("site.example")
-    hosts.answered("site.example")
-    with pytest.raises(LeftAlone):
-        hosts.wait("site.example")
-    time.sleep(1.6)
+    attempt(hosts, "site.example").answered("site.example")
     with pytest.raises(LeftAlone, match="leads to"):
         patiently(refused_elsewhere, host="site.example", hosts=hosts, patience=Patience())
-    with pytest.raises(LeftAlone):
-        hosts.wait("site.example")
-    hosts.begin_attempt()
+    with pytest.raises(LeftAlone, match=r"site\.example"):
+        attempt(hosts, "site.example")
     time.sleep(1.6)
-    hosts.wait("site.example")
-    hosts.succeeded()
-    hosts.wait("site.example")
+    attempt(hosts, "site.example").got_through()
+    attempt(hosts, "site.example")
+
+
+# What yt-dlp says
+
+
+def test_a_redirect_to_a_site_that_is_left_alone_is_no_problem_of_the_redirector():
+    from yt_dlp.networking.exceptions import TransportError
+
+    left = LeftAlone("blocked", "site.example is left alone")
+    assert problem_of(TransportError(cause=left), "ERROR: [generic] 1: timed out") is left
+
+
+@pytest.mark.parametrize(("message", "kind", "is_check"), [
+    (f"ERROR: [youtube] a: {SAID}", "blocked", True),
+    ("ERROR: [generic] 1: Got HTTP Error 403 caused by Cloudflare anti-bot challenge", "blocked",
+     True),
+    ("ERROR: [generic] captcha-howto: Video unavailable", "permanent", False),
+    ("ERROR: Unable to open https://a.test/captcha?x: does not exist", "permanent", False),
+    ("ERROR: [youtube] a: Sign in to confirm your age", "blocked", False),
+])
+def test_only_words_about_bots_make_a_bot_check(message, kind, is_check):
+    found = problem_of(Exception("x"), message)
+    assert (found.kind, isinstance(found, BotCheck)) == (kind, is_check)
+
+
+# From run to run
 
 
 @pytest.mark.parametrize("way", ["retry", "a killed run's successor"])
@@ -245,7 +367,7 @@ def test_whoever_comes_next_is_asked_for_at_once(tmp_path, site, platform, way):
     loaded, dataset = load_recipe(tmp_path / "recipe.yaml", engine="local"), tmp_path / "dataset"
     run(loaded, dataset)
     n_asked = len(site.log)
-    assert n_asked == 2 * 3
+    assert n_asked == 4 * 3
     assert statuses(dataset) == {"blocked": 9}
     platform.suspects = staticmethod(lambda number: False)
     if way == "retry":
