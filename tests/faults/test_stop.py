@@ -15,6 +15,7 @@ import yaml
 from tests.faults.kill_world import ROOT, clipmill, command, environment
 from tests.http_server import File, Trickle, serve
 from tests.media import Scene, cached
+from tests.pipeline.exports.small_dataset import write_small
 
 OWN = Path(__file__).with_name("kill_stages.py")
 
@@ -70,3 +71,24 @@ def test_a_run_that_is_stopped_ends_at_once_and_in_order(tmp_path, how, where):
         assert done.returncode == 0, done.stderr
         verified = clipmill("verify", dataset)
         assert verified.returncode == 0, verified.stdout
+
+
+@pytest.mark.faults
+def test_an_export_on_ray_that_is_stopped_says_so(tmp_path):
+    """What it says goes to standard error, where else Ray's noise is filtered."""
+    write_small(tmp_path / "dataset", 300)
+    words = ["export", tmp_path / "dataset", "--format", "parquet", "--media", "exact",
+             "--output", tmp_path / "out", "--engine", "ray"]
+    units = tmp_path / "out" / ".work" / "units" / "000000"
+    with subprocess.Popen(command(*words), cwd=ROOT, env=environment(), stderr=subprocess.PIPE,
+                          text=True) as process:
+        end = time.monotonic() + 100
+        while not list(units.glob("*.parquet")):
+            assert time.monotonic() < end
+            assert process.poll() is None
+            time.sleep(0.05)
+        os.kill(process.pid, signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert said.endswith("Stopped. What is committed stays; run the same command to go on.\n")
+    assert "Traceback" not in said

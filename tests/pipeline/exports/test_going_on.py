@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from multiprocessing import active_children
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from jobs.remove import remove
+from pipeline import tasks
 from pipeline.exports import selection, units
 from pipeline.exports.request import ExportRequest, Interleaving, cut_options
 from pipeline.exports.run import Watcher, run_export
@@ -235,6 +237,23 @@ def test_odd_numbers_are_null_in_text(tmp_path):
     data = contents(tmp_path / "b")["clips-000000.tar"]
     assert b"NaN" not in data
     assert b"Infinity" not in data
+
+
+def test_an_export_that_was_stopped_has_no_process_left_when_that_is_told(tmp_path, monkeypatch):
+    """Whoever tells it still holds the error, and with it all that was going on."""
+    monkeypatch.setattr(tasks, "_usable_cpus", lambda: 2)
+    small = write_small(tmp_path / "dataset", 60)
+
+    def step(clips: int, failed: int) -> None:
+        if active_children():  # not yet while clips are selected
+            raise Stopped
+
+    request = ExportRequest(small.path, tmp_path / "out", "parquet", engine="local",
+                            cut=cut_options("copy"))
+    with pytest.raises(Stopped) as held:
+        run_export(request, code_version="test", watcher=Watcher(step=step))
+    assert held.value.__traceback__ is not None
+    assert active_children() == []
 
 
 def test_a_worker_that_outlived_its_export_commits_nothing(small, tmp_path):
