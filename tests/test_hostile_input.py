@@ -383,7 +383,7 @@ def test_a_recipe_of_aliases_that_multiply_is_refused_soon(tmp_path):
                  lambda: cli("subset", "explain", tmp_path, recipe)):
         with pytest.raises(UsageError):
             read()
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 30
 
 
 @pytest.mark.parametrize("template", [
@@ -407,7 +407,7 @@ def test_a_prompt_template_reaches_nothing_and_ends(template, tmp_path, monkeypa
     except ValueError:
         said = ""
     assert "class" not in said
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 30
     assert listing(tmp_path) == set()
 
 
