@@ -151,7 +151,7 @@ def test_a_video_is_kept_when_its_subtitles_are_nonsense(tmp_path, site, platfor
 def test_subtitles_made_to_take_long_do_not(text):
     began = time.monotonic()
     parse_subtitles(text, "vtt")
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 30
 
 
 # InternVid's lists

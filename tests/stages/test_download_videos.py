@@ -316,7 +316,7 @@ def test_a_hanging_server_is_transient_after_the_timeout(tmp_path, site):
     [row] = download(tmp_path, site.script("/a.mp4", Hang()), retries=1, timeout_seconds=0.3)
     assert outcome(row) == "transient"
     assert "timed out" in row["error"]["message"].lower()
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 15
 
 
 def test_a_refused_connection_is_transient(tmp_path, site):
