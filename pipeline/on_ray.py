@@ -11,10 +11,8 @@ import contextlib
 import logging
 import os
 import queue
-import re
 import signal
 import socket
-import sys
 import threading
 import time
 import uuid
@@ -34,6 +32,7 @@ from pipeline.cluster_probe import ANSWER_SECONDS, ClusterLost, ClusterProbe
 from pipeline.logs import LogLimits
 from pipeline.plan import Plan, ShardList, Step, pending
 from pipeline.pools import Leg, Machine, Pool, plan_legs
+from pipeline.ray_noise import without_noise
 from pipeline.recipe import RaySettings
 from pipeline.runner import Report, Worker
 from pipeline.shards import ShardMetadata, shard_path
@@ -48,12 +47,6 @@ _FOOTERS_READ = 20
 # From here on Ray Data tells of its own settings, in the text of whatever a worker raised.
 _RAYS_OWN_WORDS = "\nFailed to apply UDF transform"
 _MAX_REASON_CHARACTERS = 600
-# What Ray's C++ says of its own doings: errors among it, of every actor of Ray Data, whatever one
-# does, and hundreds of them where a node is gone.
-_NOISE = re.compile(rb"(?:\x1b\[\d+m|\(.{1,100}? pid=\d+\)|\s)*"
-                    rb"\[[\d :,.T-]+ [IWE] \d+ \d+\] (?:\(\w+\) )?\w+\.cc:\d+: ")
-# A frame of a worker's backtrace, of which there are dozens when its node goes away.
-_FRAME = re.compile(rb" pid=\d+\b.*\[0x[0-9a-f]+\]")
 
 
 @contextlib.contextmanager
@@ -238,7 +231,7 @@ def _run_leg(plan: Plan, leg: Leg, names: list[str], shards: ShardList, dataset:
         stream = _through(stream, number, pool, spec, dataset, run_id, shards, tally, log_limits)
     watchdog = Watchdog(leg, _rows_a_shard(dataset, names), time.monotonic())
     probe = ClusterProbe(watchdog, lambda: _nodes(here), lambda: _take(tally), report)
-    with _without_noise():
+    with without_noise():
         for _ in _watched(stream.iter_batches(batch_size=1, prefetch_batches=0), probe):
             pass
 
@@ -303,33 +296,6 @@ class _Flow:
             self.came.put(_END)
 
 
-@contextlib.contextmanager
-def _without_noise() -> Iterator[None]:
-    """Standard error without such remarks: they come from C++, past all of Python's logging."""
-    sys.stderr.flush()
-    saved = os.dup(2)
-    reading, writing = os.pipe()
-    os.dup2(writing, 2)
-    os.close(writing)
-
-    def pass_on() -> None:
-        with os.fdopen(reading, "rb") as lines:
-            for line in lines:
-                if not _NOISE.match(line) and not _FRAME.search(line):
-                    os.write(saved, line)
-
-    thread = threading.Thread(target=pass_on, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        sys.stderr.flush()
-        os.dup2(saved, 2)  # closes the pipe's last end, which ends the thread
-        thread.join(timeout=5)
-        if not thread.is_alive():
-            os.close(saved)
-
-
 def _through(stream: Any, number: int, pool: Pool, spec: dict, dataset: Path, run_id: str,
              shards: ShardList, tally: Any, log_limits: LogLimits) -> Any:
     return stream.map_batches(
@@ -357,7 +323,7 @@ def map_on_ray(
         tasks = _TaskFlow(function, items, each, machine)
         probe = ClusterProbe(watchdog, lambda: _nodes(here), lambda: ({}, {}), lambda *_: None)
         try:
-            with _without_noise():
+            with without_noise():
                 yield from _watched(tasks.results(probe), probe)
         except ClusterLost:
             raise  # what is left there can't be asked to end

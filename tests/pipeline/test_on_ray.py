@@ -7,7 +7,8 @@ import pickle
 import pytest
 from ray.exceptions import RayTaskError
 
-from pipeline.on_ray import _FRAME, _NOISE, _reason
+from pipeline.on_ray import _reason
+from pipeline.ray_noise import FRAME, NOISE
 from schemas.errors import ClipmillError, UsageError
 from schemas.storage import StorageError
 
@@ -35,13 +36,13 @@ def test_what_nobody_foresaw_is_told_in_bounds():
     b"[2026-11-21 16:36:00,415 E 30811 30977] actor.cc:9: has constructor arguments\n",
 ])
 def test_remarks_of_rays_core_are_left_out(line):
-    assert _NOISE.match(line)
+    assert NOISE.match(line)
 
 
 def test_frames_of_a_workers_backtrace_are_left_out_and_nothing_else():
-    assert _FRAME.search(b"\x1b[36m(MapWorker(x) pid=6831)\x1b[0m /a/_raylet.so(+0xb1) [0x7f6e]\n")
+    assert FRAME.search(b"\x1b[36m(MapWorker(x) pid=6831)\x1b[0m /a/_raylet.so(+0xb1) [0x7f6e]\n")
     for line in (b"Error: cannot write to /data: No space left on device\n",
                  b"(MapWorker(x) pid=6831) Loading weights [100%]\n",
                  b"[2026-11-21 16:36:00,415 C 1 2] core_worker.cc:1: check failed\n"):
-        assert not _NOISE.match(line)
-        assert not _FRAME.search(line)
+        assert not NOISE.match(line)
+        assert not FRAME.search(line)

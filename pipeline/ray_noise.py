@@ -1,0 +1,44 @@
+"""Keeps what Ray's C++ says of itself off standard error, where it would drown the run's words."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import sys
+import threading
+from collections.abc import Iterator
+
+# What Ray's C++ says of its own doings: errors among it, of every actor of Ray Data, whatever one
+# does, and hundreds of them where a node is gone.
+NOISE = re.compile(rb"(?:\x1b\[\d+m|\(.{1,100}? pid=\d+\)|\s)*"
+                    rb"\[[\d :,.T-]+ [IWE] \d+ \d+\] (?:\(\w+\) )?\w+\.cc:\d+: ")
+# A frame of a worker's backtrace, of which there are dozens when its node goes away.
+FRAME = re.compile(rb" pid=\d+\b.*\[0x[0-9a-f]+\]")
+
+
+@contextlib.contextmanager
+def without_noise() -> Iterator[None]:
+    """Standard error without Ray's remarks on itself: they come past all of Python's logging."""
+    sys.stderr.flush()
+    saved = os.dup(2)
+    reading, writing = os.pipe()
+    os.dup2(writing, 2)
+    os.close(writing)
+
+    def pass_on() -> None:
+        with os.fdopen(reading, "rb") as lines:
+            for line in lines:
+                if not NOISE.match(line) and not FRAME.search(line):
+                    os.write(saved, line)
+
+    thread = threading.Thread(target=pass_on, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        sys.stderr.flush()
+        os.dup2(saved, 2)  # closes the pipe's last end, which ends the thread
+        thread.join(timeout=5)
+        if not thread.is_alive():
+            os.close(saved)
