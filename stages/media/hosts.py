@@ -111,13 +111,25 @@ class Manners:
     gone_seconds: float | None = None
 
 
+class _Attempt(threading.local):
+    """What a thread is at: the hosts that it has asked and when, and what its row may and waited.
+
+    `probes` are the hosts that are left alone and that the row may try all the same.
+    """
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, float]] = []
+        self.probes: set[str] = set()
+        self.waited_seconds = 0.0
+
+
 class Hosts:
     """The turns at every host; shared through `folder`, or this object's own without one."""
 
     def __init__(self, manners: Manners | None = None, folder: Path | None = None) -> None:
         self._manners = manners or Manners()
         self._states = _Own() if folder is None else _Shared(folder)
-        self._attempt = threading.local()
+        self._attempt = _Attempt()
 
     def begin_row(self) -> None:
         """What this thread asks for from now on is for another row."""
@@ -134,19 +146,15 @@ class Hosts:
         Raises LeftAlone where the host is left alone for too long.
         """
         host = _normal(host)
-        probes = self._attempt.__dict__.setdefault("probes", set())
-        waited_seconds = getattr(self._attempt, "waited_seconds", 0.0)
-        while pause := self._try_turn(host, probes):
+        attempt = self._attempt
+        while pause := self._try_turn(host, attempt.probes):
             seconds = min(pause.seconds, _LOOK_SECONDS)
             if pause.left_alone is not None:
-                if pause.is_gone or waited_seconds >= self._manners.patience_seconds:
+                if pause.is_gone or attempt.waited_seconds >= self._manners.patience_seconds:
                     raise pause.left_alone
-                waited_seconds += seconds
+                attempt.waited_seconds += seconds
             time.sleep(seconds)
-        self._attempt.waited_seconds = waited_seconds
-        asked = getattr(self._attempt, "asked", None)
-        if asked is not None:
-            asked.append((host, time.time()))
+        attempt.asked.append((host, time.time()))
 
     def hold(self, host: str, seconds: float) -> None:
         """Nobody asks `host` for the next `seconds`."""
@@ -192,14 +200,15 @@ class Hosts:
 
         Or with a bot check, of the host that it names, or that was asked most.
         """
-        asked = getattr(self._attempt, "asked", None)
+        asked = self._attempt.asked
         if not asked or self._manners.problems is None:
             return
         is_bot_check = isinstance(problem, BotCheck)
-        host, asked_at = asked[-1]
-        if isinstance(problem, BotCheck):
+        if is_bot_check:
             host = _who_checked([one for one, _ in asked], problem.host)
             asked_at = dict(self._asked_first())[host]
+        else:
+            host, asked_at = asked[-1]
         with self._states.change(host) as state:
             if asked_at < state.opened_at:
                 return  # asked before it was left alone: that is known by now
@@ -212,14 +221,14 @@ class Hosts:
                 state.opened_at = time.time()
                 state.open_until = state.opened_at + self._manners.pause_seconds
                 state.alone_since = state.alone_since or state.opened_at
-        self._attempt.__dict__.setdefault("probes", set()).discard(host)
+        self._attempt.probes.discard(host)
 
     def _asked_first(self) -> list[tuple[str, float]]:
         """Each host of the attempt, and when it was first asked."""
-        return list(dict(reversed(getattr(self._attempt, "asked", []))).items())
+        return list(dict(reversed(self._attempt.asked)).items())
 
     def last_asked(self, otherwise: str) -> str:
-        asked = getattr(self._attempt, "asked", None)
+        asked = self._attempt.asked
         return asked[-1][0] if asked else _normal(otherwise)
 
     def _try_turn(self, host: str, probes: set[str]) -> _Pause | None:
