@@ -26,8 +26,9 @@ demo: setup  ## the main job on a small rendered world, offline, into demo-datas
 test: setup  ## all tests that take seconds
 	$(BIN)/python -m pytest -m 'not slow and not faults' -n 2 --dist worksteal
 
-test-slow: setup  ## the tests that take minutes: every real file, both engines
+test-slow: setup  ## the tests that take minutes: every real file, both engines; drawn examples anew
 	$(BIN)/python -m pytest -m 'slow and not faults'
+	$(BIN)/python -m pytest -m 'hypothesis and not slow' --hypothesis-profile=anew
 
 test-faults: setup  ## kills, full disks and broken media, at random (half an hour)
 	$(BIN)/python -m pytest -m faults

@@ -172,7 +172,7 @@ def bounded_traceback(error: BaseException) -> str:
 def worker_name(labels: Sequence[str]) -> str:
     """A name for this process's log, of its first step's label; no two are the same."""
     parts = (labels[0][:40], socket.gethostname().partition(".")[0][:40], str(os.getpid()),
-             uuid.uuid4().hex[:4])
+             uuid.uuid4().hex[:8])
     return "-".join(_UNSAFE.sub("_", part) for part in parts).lstrip(".-")
 
 

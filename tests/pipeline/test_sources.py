@@ -11,7 +11,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -204,8 +204,7 @@ def test_a_span_that_cannot_be_meant_is_a_failure_row(tmp_path, start, end, mess
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 5000), st.integers(1, 5000)),
                 min_size=1, max_size=25))
-@settings(max_examples=25, deadline=None,
-          suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25)
 def test_no_span_is_lost_and_none_is_there_twice(tmp_path_factory, listed):
     folder = tmp_path_factory.mktemp("spans")
     lines = ["url,start_seconds,end_seconds"]
@@ -593,7 +592,7 @@ def test_lists_are_told_from_videos(url):
 @given(host=st.from_regex(r"[a-z]{3,8}\.invalid", fullmatch=True),
        path=st.text(string.ascii_letters + string.digits + "/._-", max_size=20),
        query=st.text(string.ascii_letters + "=&", max_size=10))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_a_url_and_its_normal_form_have_the_same_identity(host, path, query):
     url = f"http://{host}/{path}" + (f"?{query}" if query else "")
     normal = identify(url).locator

@@ -77,7 +77,7 @@ def captioned(stage: CaptionFrames, clips, reader=None) -> dict[str, dict]:
     return {row["clip_id"]: row for row in made.to_pylist()}
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(counts=st.lists(st.integers(1, 12), min_size=1, max_size=8), order=st.randoms())
 def test_every_caption_sits_on_its_own_clip_and_time(counts, order):
     """Whatever the clips' lengths and order, text, clip and time stamp belong together."""

@@ -45,7 +45,7 @@ def test_a_cut_begins_anew_with_its_first_frame():
     assert sum(10 <= t < 12 for t in kept) >= 8
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     steps=st.lists(st.sampled_from([0.02, 1 / 24, 0.1, 0.4]), min_size=30, max_size=400),
     begins=st.sets(st.integers(0, 400), max_size=8),
