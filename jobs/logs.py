@@ -112,9 +112,8 @@ def _follow(dataset: Path, run_id: str, shown: tuple[str, ...], text: Callable[[
     try:
         while True:
             goes_on = _goes_on(dataset, run_id)  # asked first: what it wrote last is read below
-            found = [line for file in log_files(dataset, run_id)
-                     for line in _new_lines(file.path, read, damaged)]
-            for line in sorted(found, key=lambda line: line["time"]):
+            for line in sorted(_new_of_all(dataset, run_id, read, damaged),
+                               key=lambda line: line["time"]):
                 if line.get("level") in shown:
                     print(text(line))
             sys.stdout.flush()
@@ -131,6 +130,21 @@ def _goes_on(dataset: Path, run_id: str) -> bool:
     except (OSError, ValueError):
         return False
     return record["state"] == "running" and goes_on(dataset, run_id)
+
+
+def _new_of_all(dataset: Path, run_id: str, read: dict[tuple[int, int], int],
+                damaged: list[int]) -> list[Line]:
+    """What all files have got; of no worker a line without those that it wrote before it.
+
+    A file may be set aside between the listing and the reading: what is read under its name is
+    then newer than what it held, so the files are looked at again until none has come.
+    """
+    found: list[Line] = []
+    files: list[LogFile] = []
+    while (now := log_files(dataset, run_id)) != files:
+        files = now
+        found += [line for file in files for line in _new_lines(file.path, read, damaged)]
+    return found
 
 
 def _new_lines(path: Path, read: dict[tuple[int, int], int], damaged: list[int]) -> Iterator[Line]:

@@ -1,7 +1,9 @@
 """Stages under the built-in names that take their time, for tests of who sees what meanwhile.
 
 A source's URL says how many clips it has and whether they fail: `https://NAME.test/?clips=3`.
-`pace_seconds` is how long a shard takes at a stage; `gate` names a file that is waited for.
+`gate` names a file that is waited for. `looks` names one that gets a byte longer with each look at
+the dataset: every shard waits until somebody has looked from beginning to end, however slow they
+are.
 """
 
 from __future__ import annotations
@@ -24,15 +26,21 @@ def own(schema: pa.Schema, key: str) -> pa.Schema:
 class Slow(Stage):
     """Waits, then makes its rows."""
 
-    pace_seconds: float = resource(0.0)
     gate: str = resource("")
+    looks: str = resource("")
+
+    def looked(self) -> int:
+        return Path(self.looks).stat().st_size if self.looks else 0
 
     @contextmanager
     def open(self, workspace: Workspace):
         def transform(batch):
             while self.gate and not Path(self.gate).exists():
                 time.sleep(0.02)
-            time.sleep(self.pace_seconds)
+            # A first look may have begun before, and seen less than what is there now.
+            enough = self.looked() + 2
+            while self.looks and self.looked() < enough:
+                time.sleep(0.005)
             rows = Rows(self)
             for row in batch.to_pylist():
                 self.row(rows, row)

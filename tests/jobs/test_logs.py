@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from jobs import logs
-from pipeline.logs import log_files
+from pipeline.logs import LogLimits, RunLog, log_files
 from schemas.errors import UsageError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -153,5 +153,25 @@ with dataset_lock(dataset) as hold:
         rest = reader.stdout.read()
         assert reader.wait(60) == 0
     said = [json.loads(text)["message"] for text in [*first, *rest.splitlines()]]
+    assert said[8:] == [f"live {number}" for number in range(40)]
+    assert sum(file.worker == "live" for file in log_files(dataset, RUNS[1])) > 2
+
+
+def test_lines_keep_their_order_where_a_file_is_set_aside_between_listing_and_reading(
+        dataset, capsys, monkeypatch):
+    """What is read under its name then is newer than what it held."""
+    log = RunLog(dataset, RUNS[1], "live", LogLimits(3000, 10**7))
+    log.write("failure", "live 0")
+    goes_on, to_come = iter([True, False]), iter(range(1, 40))
+
+    def listed(*run: object) -> list:
+        found = log_files(*run)
+        for number in to_come:  # all of them after the first listing
+            log.write("failure", f"live {number}")
+        return found
+
+    monkeypatch.setattr(logs, "_goes_on", lambda *run: next(goes_on))
+    monkeypatch.setattr(logs, "log_files", listed)
+    said = messages(capsys, dataset, follow=True)
     assert said[8:] == [f"live {number}" for number in range(40)]
     assert sum(file.worker == "live" for file in log_files(dataset, RUNS[1])) > 2
