@@ -19,7 +19,8 @@ from pipeline.subsets.scorers import resolve
 from tests.conftest import Made
 from tests.scored_catalog import aesthetic, build, embeddings, own, random_clips, similarity
 
-TEXT = (Path(__file__).resolve().parent.parent / "docs" / "subsets.md").read_text()
+DOCS = Path(__file__).resolve().parent.parent / "docs"
+TEXT = (DOCS / "subsets.md").read_text()
 B32 = "open_clip:ViT-B-32/openai"
 
 
@@ -88,4 +89,4 @@ def test_the_table_names_every_ready_made_recipe_and_its_own_columns():
 
 def test_its_links_lead_somewhere():
     for link in re.findall(r"\]\(([^)#]+)\)", TEXT):
-        assert (Path("docs") / link).exists(), link
+        assert (DOCS / link).exists(), link

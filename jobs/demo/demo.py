@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import http.server
+import random
 import shutil
 import socket
 import sys
@@ -26,6 +27,8 @@ from schemas.errors import ClipmillError
 
 SEED = 2026
 FILMS = 24
+# Ports that systems give to no connection of their own accord: free again the next time.
+_QUIET_PORTS = range(20_000, 30_000)
 
 # What is wrong with each broken source, and how it must end.
 BROKEN = {
@@ -100,14 +103,25 @@ class _Handler(http.server.SimpleHTTPRequestHandler):
 def _server(world: Path) -> http.server.ThreadingHTTPServer:
     """Serves the world on the port that its addresses were first given with, or a free one."""
     remembered = world / "port.txt"
-    port = int(remembered.read_text()) if remembered.exists() else 0
-    handler = functools.partial(_Handler, directory=str(world / "served"))
-    try:
-        server = http.server.ThreadingHTTPServer(("127.0.0.1", port), handler)
-    except OSError as error:
-        raise ClipmillError(f"the demo's films are listed under port {port} of this machine, which "
-                            f"another program uses now ({error}); stop that program, or take "
-                            "another folder with --dataset") from error
+
+    def at(port: int) -> http.server.ThreadingHTTPServer:
+        handler = functools.partial(_Handler, directory=str(world / "served"))
+        return http.server.ThreadingHTTPServer(("127.0.0.1", port), handler)
+
+    if remembered.exists():
+        port = int(remembered.read_text())
+        try:
+            return at(port)
+        except OSError as error:
+            raise ClipmillError(f"the demo's films are listed under port {port} of this machine, "
+                                f"which another program uses now ({error}); stop that program, or "
+                                "take another folder with --dataset") from error
+    for port in random.sample(_QUIET_PORTS, 20):
+        with contextlib.suppress(OSError):
+            server = at(port)
+            break
+    else:
+        server = at(0)
     remembered.write_text(str(server.server_address[1]))
     return server
 

@@ -119,7 +119,7 @@ def test_forty_bad_files_of_a_folder_each_end_as_they_may(tmp_path):
     folder = tmp_path / "files"
     neighbours = write(folder, cases)
     ran = run_recipe(SPLIT_ONLY.format(shard_videos=16), [folder], tmp_path / "dataset",
-                     limit_seconds=90)
+                     limit_seconds=200)
     found = check("default, small", folder, cases, tmp_path / "dataset", ran)
     check_neighbours(neighbours, found, tmp_path, ran, MEMORY_BYTES)
 

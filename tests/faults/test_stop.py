@@ -43,7 +43,7 @@ def test_a_run_that_is_stopped_ends_at_once_and_in_order(tmp_path, how, where):
     data = film.read_bytes()
     with serve() as site:
         urls = [site.script("/a.mp4", File(data)), site.script("/b.mp4", Trickle(
-            File(data), 512, 1.0 if where == "download" else 0.0))]
+            File(data), 32, 1.0 if where == "download" else 0.0))]
         path = make_recipe(tmp_path, urls, 0.5 if where == "download" else 60.0)
         dataset = tmp_path / "dataset"
         with subprocess.Popen(command("run", path, "--dataset", dataset), cwd=ROOT,
@@ -60,7 +60,7 @@ def test_a_run_that_is_stopped_ends_at_once_and_in_order(tmp_path, how, where):
             os.kill(process.pid, how)
             stopped = time.monotonic()
             _, said = process.communicate(timeout=60)
-            assert time.monotonic() - stopped < 10
+            assert time.monotonic() - stopped < 30
         assert process.returncode == 128 + how
         assert said.endswith("Stopped. What is committed stays; run the same command to go on.\n")
         assert "Traceback" not in said

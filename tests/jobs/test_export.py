@@ -32,6 +32,16 @@ def test_the_demos_clips_go_to_webdataset_and_back(made, tmp_path):
     assert done.stderr == ""
 
 
+# The command; it cuts and does not go on from there, however late it is killed.
+NEVER_DONE = """
+import time
+from jobs.cli import main
+from pipeline.exports import run
+run._write = lambda *asked: time.sleep(600)
+main()
+"""
+
+
 @pytest.mark.parametrize("other_engine", ["local", pytest.param("ray", marks=pytest.mark.slow)])
 def test_a_killed_export_goes_on_and_ends_like_another(tmp_path, other_engine):
     """Killed while processes cut; the other one is left in peace, on Ray's workers too."""
@@ -39,7 +49,7 @@ def test_a_killed_export_goes_on_and_ends_like_another(tmp_path, other_engine):
     words = ["export", str(tmp_path / "dataset"), "--format", "webdataset", "--media", "exact",
              "--shard-size", "300kB"]
     killed = subprocess.Popen(
-        [sys.executable, "-m", "jobs.cli", *words, "--output", str(tmp_path / "a"),
+        [sys.executable, "-c", NEVER_DONE, *words, "--output", str(tmp_path / "a"),
          "--engine", "local"], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     units = tmp_path / "a" / ".work" / "units" / "000000"
     while killed.poll() is None and not list(units.glob("*.parquet")):

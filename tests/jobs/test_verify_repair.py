@@ -8,6 +8,7 @@ import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from threading import Semaphore
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -21,6 +22,7 @@ from jobs.subset import create
 from jobs.verify import is_lock_free, verify_dataset
 from pipeline.recipe import load_recipe
 from pipeline.removal import finish_removals
+from pipeline.runner import Worker
 from pipeline.shards import ShardMetadata
 from pipeline.tombstones import new_tombstone
 from pipeline.verify import repair, verify
@@ -376,9 +378,16 @@ def test_names_that_are_no_text_are_told_and_set_aside(dataset: Path, capsys):
     assert faults(dataset) == []
 
 
-def test_a_run_that_goes_on_meanwhile_is_not_taken_for_damage(words):  # noqa: F811
-    """Looked at again and again while shards come."""
+def test_a_run_that_goes_on_meanwhile_is_not_taken_for_damage(words, monkeypatch):  # noqa: F811
+    """Looked at again and again while shards come: a few of them for each look."""
     made = words(*(f"v{number}" for number in range(40)), shard_videos=1)
+    allowed, run_shard = Semaphore(0), Worker.run
+
+    def when_allowed(worker: Worker, shard: str) -> None:
+        allowed.acquire(timeout=60)  # the last look may have failed
+        run_shard(worker, shard)
+
+    monkeypatch.setattr(Worker, "run", when_allowed)
     with ThreadPoolExecutor(1) as pool:
         running = pool.submit(made.run)
         seen = []
@@ -387,6 +396,7 @@ def test_a_run_that_goes_on_meanwhile_is_not_taken_for_damage(words):  # noqa: F
                 report = verify(made.dataset, is_free=is_lock_free)
                 assert report.faults == []
                 seen.append(report.checked["shards"])
+                allowed.release(4)
         assert running.result()
     assert len(set(seen)) > 1
     assert faults(made.dataset) == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import itertools
 import re
@@ -88,17 +89,34 @@ def test_nothing_is_loaded_from_anywhere(root):
     assert "@import" not in style
 
 
+def in_chromium(page: Path, profile: Path) -> str:
+    """What Chromium makes of a page."""
+    return subprocess.run(
+        ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic",
+         "--disable-dev-shm-usage", "--no-first-run", "--disable-background-networking",
+         "--disable-component-update", "--disable-sync", f"--user-data-dir={profile}",
+         "--dump-dom", page.as_uri()],
+        capture_output=True, encoding="utf-8", timeout=60, check=True).stdout
+
+
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="looks at the page in Chromium")
 def test_a_browser_runs_nothing_of_it(page, tmp_path):
     """With the policy taken out, so that escaping alone stands in the way."""
-    bare = tmp_path / "bare.html"
+    plain, bare = tmp_path / "plain.html", tmp_path / "bare.html"
+    plain.write_text(f"<p>a page</p><script>{_MARK}</script>")
+    try:
+        shown = in_chromium(plain, tmp_path / "first")
+    except (OSError, subprocess.SubprocessError):
+        shown = ""
+    if "data-hit" not in shown.partition("<head>")[0] or "a page" not in shown:
+        pytest.skip("Chromium does not show a plain page here")
     text = page.read_text(encoding="utf-8")
     bare.write_text(re.sub(r"<meta http-equiv[^>]*>", "", text), encoding="utf-8")
-    dumped = subprocess.run(
-        ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic",
-         "--no-first-run", "--disable-background-networking", "--disable-component-update",
-         "--disable-sync", f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", bare.as_uri()],
-        capture_output=True, text=True, timeout=120, check=True).stdout
+    dumped = ""
+    for number in range(3):  # a browser that comes up once need not come up each time
+        with contextlib.suppress(subprocess.SubprocessError):
+            dumped = in_chromium(bare, tmp_path / f"profile{number}")
+            break
     assert "Clipmill report" in dumped
     assert "data-hit" not in dumped.partition("<head>")[0]
 
