@@ -135,11 +135,15 @@ class Hang:
 
 @dataclass(frozen=True)
 class Trickle:
-    """Like File, but the bytes of the answer come `piece_bytes` at a time, with pauses between."""
+    """Like File, but the bytes of the answer come `piece_bytes` at a time, with pauses between.
+
+    `sent` gets the size of each piece that went out.
+    """
 
     file: File
     piece_bytes: int = 10
     pause_seconds: float = 0.05
+    sent: list[int] = field(default_factory=list, compare=False)
 
     def answer(self, handler: _Handler) -> None:
         handler.trickle = self
@@ -224,7 +228,8 @@ class _Handler(BaseHTTPRequestHandler):
             return
         if self.trickle is not None:
             for start in range(0, len(data), self.trickle.piece_bytes):
-                self.wfile.write(data[start : start + self.trickle.piece_bytes])
+                self.trickle.sent.append(
+                    self.wfile.write(data[start : start + self.trickle.piece_bytes]))
                 if self.server.stopping.wait(self.trickle.pause_seconds):
                     return
             return
@@ -314,6 +319,14 @@ class Site:
 
     def status(self, path: str, status: int) -> str:
         return self.script(path, Busy(status))
+
+
+@contextlib.contextmanager
+def refusing_address() -> Iterator[str]:
+    """Address and port of loopback that refuse connections, and that nobody else can take."""
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))  # and does not listen
+        yield f"127.0.0.1:{held.getsockname()[1]}"
 
 
 @contextlib.contextmanager

@@ -50,7 +50,7 @@ def segfault_once(path: Path, marker: Path) -> str:
 def parts_and_then_segfault_once(path: Path, marker: Path) -> Iterator[int]:
     yield 1
     yield 2
-    time.sleep(0.3)
+    time.sleep(1.1)  # beats are passed on once a second
     beat(7)
     segfault_once(path, marker)
     yield 3

@@ -55,7 +55,7 @@ class StandIn:
     requests: list[dict[str, Any]] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
     url: str = ""
-    most_at_once: int = 0
+    most_at_once: int = 0  # of questions that were thought about
     closing: threading.Event = field(default_factory=threading.Event)
 
 
@@ -96,21 +96,25 @@ def openai_server(
                 stand_in.headers.append(dict(self.headers))
                 misdeed = (stand_in.misdeeds.pop(0) if stand_in.misdeeds
                            else stand_in.always)
+            text = None
             try:
-                self.play(misdeed, request)
+                if misdeed is None:
+                    text = stand_in.answer(request)
             finally:
+                # Before the answer: who has it may have asked the next question already.
                 with lock:
                     at_once -= 1
+            self.play(misdeed, text)
 
-        def play(self, misdeed: int | bytes | str | None, request: dict[str, Any]) -> None:
+        def play(self, misdeed: int | bytes | str | None, text: str | None) -> None:
             if misdeed is None:
-                self.send(200, completion(stand_in.answer(request)))
+                self.send(200, completion(text))
             elif isinstance(misdeed, int):
                 self.send(misdeed, b'{"error": {"message": "as told"}}')
             elif isinstance(misdeed, bytes):
                 self.send(200, misdeed)
             elif misdeed == "hang":
-                stand_in.closing.wait(20)
+                stand_in.closing.wait(100)
             elif misdeed == "reset":
                 self.connection.close()
             elif misdeed == "headers":
@@ -124,7 +128,7 @@ def openai_server(
                 self.end_headers()
                 self.wfile.write(whole[: len(whole) // 2])
                 if misdeed == "stall":
-                    stand_in.closing.wait(20)
+                    stand_in.closing.wait(100)
             elif misdeed == "stream":
                 self.send_response(200)
                 self.end_headers()

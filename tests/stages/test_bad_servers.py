@@ -16,6 +16,7 @@ import socket
 import ssl
 import threading
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
@@ -43,8 +44,8 @@ from tests.http_server import (
 )
 
 VIDEO = make_video()
-# A slow server is given up after less than a second here.
-HASTY = {"min_bytes_per_second": 5_000, "min_speed_seconds": 0.4, "timeout_seconds": 5}
+# A slow server is given up after less than a second here, a silent one much later.
+HASTY = {"min_bytes_per_second": 5_000, "min_speed_seconds": 0.4, "timeout_seconds": 100}
 # openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 36500 \
 #   -subj /CN=localhost -keyout key -out certificate; cat key certificate > self_signed.pem
 SELF_SIGNED = Path(__file__).parents[1] / "files" / "self_signed.pem"
@@ -89,8 +90,8 @@ def test_a_server_that_sends_a_byte_now_and_then_is_cut_off(tmp_path, site, beha
     [row] = download(tmp_path, site.script("/a.mp4", behaviour), retries=1, **HASTY)
     assert outcome(row) == "transient"
     assert "slower than" in row["error"]["message"]
-    assert len(site.log) == 2
-    assert time.monotonic() - began < 15
+    assert "(tried 2 times)" in row["error"]["message"]
+    assert time.monotonic() - began < 40
 
 
 def test_yt_dlps_requests_are_cut_off_as_well(tmp_path, site):
@@ -99,15 +100,25 @@ def test_yt_dlps_requests_are_cut_off_as_well(tmp_path, site):
     [row] = download(tmp_path, site.page("/watch", page("/files/v.mp4")), retries=0, **HASTY)
     assert outcome(row) == "transient", row
     assert "slower than" in row["error"]["message"]
-    assert time.monotonic() - began < 15
+    assert time.monotonic() - began < 40
+
+
+@dataclass(frozen=True)
+class SlowAtFirst:
+    """Nothing but a trickle, until it is asked for the rest of the file."""
+
+    def answer(self, handler) -> None:
+        file = File(VIDEO)
+        (file if handler.asked_start() else Trickle(file, piece_bytes=100)).answer(handler)
 
 
 def test_a_slow_download_goes_on_where_it_was_cut_off(tmp_path, site):
-    site.script("/a.mp4", Trickle(File(VIDEO), piece_bytes=100), File(VIDEO))
-    [row] = download(tmp_path, site.url("/a.mp4"), **HASTY)
+    site.script("/a.mp4", SlowAtFirst())
+    [row] = download(tmp_path, site.url("/a.mp4"), retries=5, **HASTY)
     assert outcome(row) == "kept"
     assert (tmp_path / row["path"]).read_bytes() == VIDEO
-    assert int(site.log[1].range.removeprefix("bytes=").removesuffix("-")) >= 100
+    start = int(site.log[-1].range.removeprefix("bytes=").removesuffix("-"))
+    assert 100 <= start < len(VIDEO) // 2
 
 
 def test_a_download_as_slow_as_it_may_be_is_left_to_it(tmp_path, site):
@@ -118,7 +129,7 @@ def test_a_download_as_slow_as_it_may_be_is_left_to_it(tmp_path, site):
 
 
 def test_our_own_rate_limit_does_not_count_as_slow(tmp_path, site):
-    [row] = download(tmp_path, site.file("/a.mp4", VIDEO), min_speed_seconds=0.2, retries=0,
+    [row] = download(tmp_path, site.file("/a.mp4", VIDEO), min_speed_seconds=0.5, retries=0,
                      min_bytes_per_second=10 * len(VIDEO), rate_limit_bytes_per_second=len(VIDEO))
     assert outcome(row) == "kept"
 
@@ -126,19 +137,17 @@ def test_our_own_rate_limit_does_not_count_as_slow(tmp_path, site):
 def test_all_tries_together_have_a_time(tmp_path, site):
     began = time.monotonic()
     [row] = download(tmp_path, site.script("/a.mp4", Trickle(File(VIDEO))),
-                     max_download_seconds=0.5, timeout_seconds=5)
+                     max_download_seconds=0.5, timeout_seconds=100)
     assert outcome(row) == "transient"
     assert "max_download_seconds" in row["error"]["message"]
-    assert time.monotonic() - began < 15
-    assert len(site.log) == 1
+    assert time.monotonic() - began < 40
+    assert len(site.log) <= 1
 
 
 def test_an_endless_body_ends_at_the_largest_size(tmp_path, site):
-    began = time.monotonic()
     [row] = download(tmp_path, site.script("/a.mp4", Endless()), max_bytes=3_000_000)
     assert outcome(row) == "permanent"
     assert "max_bytes" in row["error"]["message"]
-    assert time.monotonic() - began < 5
     assert len(site.log) == 1
 
 
@@ -155,12 +164,12 @@ def test_what_is_declared_too_large_is_not_fetched(tmp_path, site):
 
 def test_an_endless_file_by_yt_dlp_ends_too(tmp_path, site):
     """While it comes, not when it has come, which it would in 10 s."""
-    began = time.monotonic()
-    site.script("/files/v.mp4", Trickle(File(bytes(3_000_000)), 30_000, 0.1))
+    trickle = Trickle(File(bytes(3_000_000)), 30_000, 0.1)
+    site.script("/files/v.mp4", trickle)
     [row] = download(tmp_path, site.page("/watch", page("/files/v.mp4")), max_bytes=100_000)
     assert outcome(row) == "permanent", row
     assert "max_bytes" in row["error"]["message"]
-    assert time.monotonic() - began < 8
+    assert 100_000 < sum(trickle.sent) < 2_500_000
 
 
 def test_a_large_file_by_yt_dlp_that_comes_between_two_looks_is_refused(tmp_path, site):
@@ -174,6 +183,8 @@ def test_a_large_file_by_yt_dlp_that_comes_between_two_looks_is_refused(tmp_path
 
 
 def test_an_endless_page_does_not_fill_the_memory(tmp_path, site):
+    import yt_dlp  # noqa: F401 - its own size does not count
+
     before = limits_of_process.getrusage(limits_of_process.RUSAGE_SELF).ru_maxrss
     [row] = download(tmp_path, site.script("/watch", Endless("text/html", b"<html>")))
     assert outcome(row) == "permanent", row
@@ -242,11 +253,21 @@ def test_a_redirect_to_what_is_no_web_is_permanent(tmp_path, site, target):
     assert outcome(row) == "permanent"
 
 
-def test_a_name_that_does_not_resolve_is_transient(tmp_path):
-    began = time.monotonic()
+@pytest.mark.parametrize("number", [socket.EAI_NONAME, socket.EAI_AGAIN])
+def test_a_name_that_does_not_resolve_is_transient(tmp_path, monkeypatch, number):
+    """Said here and not by the network, which may take its time, or know every name."""
+    resolve, asked = socket.getaddrinfo, []
+
+    def nobody(host, *more, **named):
+        if host != "no-such-host.invalid":
+            return resolve(host, *more, **named)
+        asked.append(host)
+        raise socket.gaierror(number, "no such name")
+
+    monkeypatch.setattr(socket, "getaddrinfo", nobody)
     [row] = download(tmp_path, "http://no-such-host.invalid/a.mp4", retries=1)
     assert outcome(row) == "transient"
-    assert time.monotonic() - began < 10
+    assert len(asked) == 2
 
 
 def test_an_untrusted_certificate_is_permanent(tmp_path):
@@ -270,7 +291,7 @@ def test_a_handshake_that_hangs_is_transient(tmp_path):
         [row] = download(tmp_path, f"https://127.0.0.1:{silent.getsockname()[1]}/a.mp4", retries=0,
                          timeout_seconds=0.3)
     assert outcome(row) == "transient"
-    assert time.monotonic() - began < 15
+    assert time.monotonic() - began < 40
 
 
 def test_a_playlist_that_claims_to_be_a_video_is_not_taken_for_one(tmp_path, site):
@@ -373,7 +394,8 @@ def test_the_pieces_of_a_playlist_are_kept_from_private_addresses(tmp_path, site
 
 def test_a_name_that_resolves_anew_gains_nothing(tmp_path, site, inside, monkeypatch):
     """A public address for whoever checks first, a private one for whoever connects then."""
-    resolve, answers = socket.getaddrinfo, ["127.0.0.1"]
+    # At the first nobody listens, whatever the port.
+    resolve, answers = socket.getaddrinfo, ["127.0.0.9"]
 
     def rebinding(host, port, *more, **named):
         if host == "rebinding.test":
@@ -420,7 +442,7 @@ def workers(dataset: Path, urls: list[str], count: int, **settings) -> list:
     for process in running:
         process.start()
     for process in running:
-        process.join(60)
+        process.join(120)
         assert process.exitcode == 0
     return [row for path in dataset.glob("worker-*.json") for row in json.loads(path.read_text())]
 
@@ -428,10 +450,12 @@ def workers(dataset: Path, urls: list[str], count: int, **settings) -> list:
 def test_workers_keep_their_distance_together(tmp_path, site):
     """The server's own log: of three processes with two threads each, no two come too close."""
     urls = [site.status(f"/{number}.mp4", 404) for number in range(9)]
-    workers(tmp_path, urls, 3, sleep_seconds=0.3, concurrency=2)
+    workers(tmp_path / "before", urls[:1], 1)  # that they have to be started takes no time later
+    site.log.clear()
+    began = time.monotonic()
+    workers(tmp_path / "dataset", urls, 3, sleep_seconds=0.4, concurrency=2)
     assert len(site.log) == 9
-    # Counted from the first, which may be late itself: the processes take their time to start.
-    assert_distance(site.times, site.log[0].at_seconds - 0.24, 0.3)
+    assert_distance(site.times, began, 0.4)
 
 
 def test_workers_leave_a_broken_host_alone_together(tmp_path, site):
@@ -454,9 +478,9 @@ def test_a_probe_that_is_answered_lets_all_go_on(tmp_path, site):
     other = site.file("/b.mp4", make_video(seed=5))
     began = time.monotonic()
     rows = download(tmp_path, site.url("/a.mp4"), other, host_problems=3, host_pause_seconds=0.5,
-                    retries=4, max_backoff_seconds=5)
+                    retries=4, max_backoff_seconds=100)
     assert [outcome(row) for row in rows] == ["kept", "kept"]
-    assert time.monotonic() - began < 15
+    assert time.monotonic() - began < 40
 
 
 def test_another_host_is_not_left_alone(tmp_path, site):
@@ -485,14 +509,14 @@ def test_a_state_that_was_left_half_written_is_begun_anew(tmp_path, text):
 
 
 def test_a_clock_that_is_wrong_holds_nobody_up(tmp_path):
-    turns = Hosts(Manners(sleep_seconds=0.05, problems=1, pause_seconds=5), tmp_path)
+    turns = Hosts(Manners(sleep_seconds=0.05, problems=1, pause_seconds=100), tmp_path)
     turns.wait("a.example")
     [path] = tmp_path.iterdir()
     state = json.loads(path.read_text())
     path.write_text(json.dumps({**state, "next_at": 9e9, "held_until": 9e9, "open_until": 9e9}))
     began = time.monotonic()
     turns.wait("A.example.")
-    assert time.monotonic() - began < 4
+    assert time.monotonic() - began < 40
 
 
 def no_locks(*_):
@@ -514,7 +538,7 @@ def test_turns_hold_where_the_file_system_has_no_locks(tmp_path, monkeypatch):
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(20)
+        thread.join(100)
     assert len(times) == 12
     assert_distance(times, began, 0.05)
     assert [path.suffix for path in tmp_path.iterdir()] == [".json"]
@@ -543,12 +567,13 @@ def test_a_download_that_a_kill_interrupted_is_resumed(tmp_path, site):
     file = File(data)
     url = site.script("/a.mp4", Trickle(file, piece_bytes=len(data) // 100, pause_seconds=0.08),
                       file)
-    process = killed_on_the_way(tmp_path, url)
+    process, noted = killed_on_the_way(tmp_path, url)
     assert process.exitcode == -signal.SIGKILL
     [row] = download(tmp_path, url)
     assert (tmp_path / row["path"]).read_bytes() == data
     again = site.log[1]
-    assert int(again.range.removeprefix("bytes=").removesuffix("-")) > len(data) // 20
+    assert again.range == f"bytes={noted['received']}-"
+    assert 0 < noted["received"] < len(data)
     assert again.headers["If-Range"].startswith('"')
 
 
@@ -571,19 +596,19 @@ def test_what_cannot_be_gone_on_with_is_begun_again(tmp_path, site, note):
     assert (tmp_path / row["path"]).read_bytes() == VIDEO
 
 
-def killed_on_the_way(dataset: Path, url: str) -> multiprocessing.Process:
-    """A worker that gets SIGKILL when it has noted what it has of the file."""
+def killed_on_the_way(dataset: Path, url: str) -> tuple[multiprocessing.Process, dict]:
+    """A worker that gets SIGKILL when it has noted what it has of the file; and that note."""
     process = PROCESSES.Process(target=work, args=(dataset, [url], {}))
     process.start()
     note = dataset / "media" / ".work" / source_key(url) / "download.mp4.json"
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 100
     while not note.exists():
         assert time.monotonic() < deadline
         assert process.is_alive()
         time.sleep(0.02)
     os.kill(process.pid, signal.SIGKILL)
-    process.join(10)
-    return process
+    process.join(60)
+    return process, json.loads(note.read_text())
 
 
 def test_a_source_that_another_worker_has_at_hand_is_fetched_beside_it(tmp_path, site):
@@ -595,7 +620,7 @@ def test_a_source_that_another_worker_has_at_hand_is_fetched_beside_it(tmp_path,
     while not site.log:
         time.sleep(0.01)
     rows.extend(download_only(tmp_path, [url], {}))
-    first.join(20)
+    first.join(100)
     assert [kind for kind, _ in rows] == ["kept", "kept"]
 
 

@@ -26,7 +26,7 @@ from tests.download_helpers import add_extractor, assert_distance, make_video, o
 from tests.http_server import Endless, File, Hang, Redirect, Trickle, serve
 
 VIDEO = make_video()
-HASTY = {"min_bytes_per_second": 5_000, "min_speed_seconds": 0.4, "timeout_seconds": 5}
+HASTY = {"min_bytes_per_second": 5_000, "min_speed_seconds": 0.4, "timeout_seconds": 100}
 
 
 @pytest.fixture
@@ -76,12 +76,14 @@ def test_each_redirect_of_yt_dlp_takes_its_turn(tmp_path, site, library):
         site.script(here, Redirect(there))
     site.file("/v.mp4", VIDEO)
     # Not `.mp4` at the end, and no plain file: this is for yt-dlp.
-    [row] = download(tmp_path, {"url": site.url("/start"), "extractor": "home"},
-                     sleep_seconds=0.4)
+    row = {"url": site.url("/start"), "extractor": "home"}
+    download(tmp_path / "before", row)  # that yt-dlp has to be loaded takes no time later
+    site.log.clear()
+    began = time.monotonic()
+    [row] = download(tmp_path / "dataset", row, sleep_seconds=0.5)
     assert outcome(row) == "kept", row
     assert {"/start", "/page", "/one", "/two", "/v.mp4"} <= {one.path for one in site.log}
-    # Counted from the first, which may be late itself: yt-dlp takes its time to start.
-    assert_distance(site.times, site.log[0].at_seconds - 0.32, 0.4)
+    assert_distance(site.times, began, 0.5)
 
 
 def test_a_redirect_to_a_host_that_is_left_alone_waits_or_says_so(tmp_path, site, library):
@@ -194,7 +196,7 @@ def test_a_list_that_comes_too_slowly_is_transient(tmp_path, site, behaviour):
     began = time.monotonic()
     [row] = take(tmp_path, site.script("/feed", behaviour), settings=HASTY)
     assert outcome(row) == "transient", row
-    assert time.monotonic() - began < 4
+    assert time.monotonic() - began < 40
 
 
 def test_a_list_has_a_time_in_all(tmp_path, site):
@@ -205,7 +207,7 @@ def test_a_list_has_a_time_in_all(tmp_path, site):
         "max_download_seconds": 0.5, "min_speed_seconds": 1, "min_bytes_per_second": None})
     assert outcome(row) == "transient", row
     assert "max_download_seconds" in row["error"]["message"]
-    assert time.monotonic() - began < 15
+    assert time.monotonic() - began < 40
 
 
 def test_a_list_without_end_is_bounded(tmp_path, site, monkeypatch):
@@ -224,11 +226,18 @@ def test_a_list_without_end_is_bounded(tmp_path, site, monkeypatch):
 def test_lists_and_downloads_take_turns_at_a_host_together(tmp_path, site):
     site.script("/feed", File(feed(site.url("/a.html"), site.url("/b.html")),
                               "application/rss+xml"))
-    settings = {"sleep_seconds": 0.6}
-    take(tmp_path, site.url("/feed"), settings=settings)
-    download(tmp_path, {"url": site.file("/v.mp4", VIDEO)}, **settings)
+    video = {"url": site.file("/v.mp4", VIDEO)}
+
+    def both(dataset: Path, seconds: float) -> None:
+        take(dataset, site.url("/feed"), settings={"sleep_seconds": seconds})
+        download(dataset, video, sleep_seconds=seconds)
+
+    both(tmp_path / "before", 0.0)  # that yt-dlp has to be loaded takes no time later
+    site.log.clear()
+    began = time.monotonic()
+    both(tmp_path / "dataset", 2.0)
     assert len(site.log) >= 2
-    assert_distance(site.times, site.log[0].at_seconds - 0.38, 0.6)
+    assert_distance(site.times, began, 2.0)
 
 
 # ffmpeg, which yt-dlp starts for parts
@@ -273,7 +282,7 @@ def fetchers(url: str) -> list[psutil.Process]:
     return found
 
 
-def gone(url: str, seconds: float = 10.0) -> bool:
+def gone(url: str, seconds: float = 30.0) -> bool:
     until = time.monotonic() + seconds
     while fetchers(url):
         if time.monotonic() > until:
@@ -286,26 +295,25 @@ PART = {"spans": [{"start_seconds": 5.0, "end_seconds": 8.0}], "extractor": "hom
 
 
 @pytest.mark.parametrize(("settings", "kind", "words"), [
-    ({"min_bytes_per_second": 5_000, "min_speed_seconds": 0.6}, "transient", "slower"),
-    ({"max_download_seconds": 1.0, "min_speed_seconds": 1.0, "min_bytes_per_second": None},
+    ({"min_bytes_per_second": 5_000, "min_speed_seconds": 3.0}, "transient", "slower"),
+    ({"max_download_seconds": 4.0, "min_speed_seconds": 1.0, "min_bytes_per_second": None},
      "transient", "max_download_seconds"),
 ])
 def test_ffmpeg_is_killed_where_a_limit_ends_it(
     tmp_path, site, platform, settings, kind, words
 ):
+    """In the seconds before, the program is started and asks for the file."""
     mark = Mark(Trickle(File(VIDEO)))
     site.script("/v.mp4", mark)
     began = time.monotonic()
     [row] = download(tmp_path, {"url": site.url("/home/film1"), **PART}, sections=True, retries=0,
-                     timeout_seconds=20, **settings)
+                     timeout_seconds=100, **settings)
     assert mark.asked.is_set()
     assert site.log[-1].headers["User-Agent"].startswith(("Lavf", "Mozilla"))
     assert outcome(row) == kind, row
     assert words in row["error"]["message"]
     assert fetchers(platform.video) == []
-    assert time.monotonic() - began < 15
-
-
+    assert time.monotonic() - began < 40
 
 
 def work(dataset: Path, url: str, video: str) -> None:
@@ -332,7 +340,7 @@ def test_ffmpeg_does_not_outlive_a_worker_that_is_killed(tmp_path, site):
     assert mark.asked.wait(60)
     assert [process.name() for process in fetchers(video)]
     os.kill(worker.pid, signal.SIGKILL)
-    worker.join(10)
+    worker.join(60)
     assert gone(video)
 
 

@@ -21,8 +21,9 @@ from tests.download_helpers import add_extractor, make_video, outcome, stage
 from tests.http_server import File, serve
 
 SAID = "Sign in to confirm you\u2019re not a bot. Use --cookies for the authentication"
-# Nothing is waited for, so that a row is asked for or fails at once.
-HASTY = {"host_problems": 3, "host_pause_seconds": 5.0, "max_backoff_seconds": 0.0,
+# Nothing is waited for, so that a row is asked for or fails at once; no pause ends in a test that
+# sets none of its own.
+HASTY = {"host_problems": 3, "host_pause_seconds": 600.0, "max_backoff_seconds": 0.0,
          "concurrency": 1}
 
 
@@ -89,15 +90,12 @@ def homes(site, *numbers: int) -> list[str]:
 
 
 def test_a_site_that_takes_us_for_a_bot_is_left_alone(tmp_path, site, platform):
-    """After the third only one tries each pause; the rest say why they were not asked."""
-    began = time.monotonic()
+    """After the third nobody asks for a while; the rest say why they were not asked."""
     rows = download(tmp_path, homes(site, *range(12)), **HASTY)
-    probes = int((time.monotonic() - began) / 5.0)
     assert {outcome(row) for row in rows} == {"blocked"}
-    assert len(site.log) <= 3 * (3 + probes) < 3 * 12
+    assert len(site.log) == 3 * 3
     messages = [row["error"]["message"] for row in rows]
-    assert 3 * sum(SAID in message and "left alone" not in message for message in messages) \
-        == len(site.log)
+    assert sum(SAID in message and "left alone" not in message for message in messages) == 3
     assert f"after 3 bot checks in a row, the last: [Home] 2: {SAID}" in messages[3]
 
 
@@ -123,7 +121,7 @@ class Late:
     others: int
 
     def answer(self, handler) -> None:
-        ends = time.monotonic() + 8
+        ends = time.monotonic() + 60
         while sum(one.path.startswith("/files/") for one in handler.server.log) <= self.others:
             if time.monotonic() > ends:
                 handler.close_connection = True
@@ -137,8 +135,8 @@ def test_a_video_that_is_given_out_lets_others_go_on_before_it_is_there(tmp_path
     time.sleep(1.1)
     platform.suspects = staticmethod(lambda number: False)
     site.script("/files/20.mp4", Late(File(make_video(seconds=1.0)), others=6))
-    rows = download(tmp_path, homes(site, *range(20, 27)), retries=0, **{
-        **HASTY, "host_pause_seconds": 9.0, "max_backoff_seconds": 60, "concurrency": 2})
+    rows = download(tmp_path, homes(site, *range(20, 27)), retries=0, timeout_seconds=120, **{
+        **HASTY, "host_pause_seconds": 90.0, "max_backoff_seconds": 200, "concurrency": 2})
     assert [outcome(row) for row in rows] == ["kept"] * 7
 
 
@@ -175,14 +173,17 @@ def test_a_refusal_of_one_file_is_no_bot_check(tmp_path, site):
 
 
 def test_a_host_that_is_gone_is_waited_for_no_more(tmp_path, site):
-    """Each of 40 rows would wait for its max_backoff_seconds; once it is gone none does."""
+    """Each of 40 rows would wait for its max_backoff_seconds; once it is gone none does.
+
+    But for a row now and then that tries it twice, where all stand still between the two.
+    """
     urls = [site.status(f"/{number}.mp4", 500) for number in range(40)]
     began = time.monotonic()
     rows = download(tmp_path, urls, None, host_problems=2, host_pause_seconds=1.0,
                     max_backoff_seconds=1.5, host_gone_seconds=2.0, retries=1, concurrency=1)
     assert {outcome(row) for row in rows} == {"transient"}
-    assert all("is left alone until" in row["error"]["message"] for row in rows[2:])
-    assert time.monotonic() - began < 15, "60 s if each row waits"
+    assert sum("is left alone until" in row["error"]["message"] for row in rows) > 30
+    assert time.monotonic() - began < 40, "60 s if each row waits"
 
 
 def test_a_gone_host_that_comes_back_is_found_by_a_probe(tmp_path, site):
@@ -198,12 +199,11 @@ def test_a_gone_host_that_comes_back_is_found_by_a_probe(tmp_path, site):
 
 def test_a_page_in_place_of_a_file_ends_no_pause(tmp_path, site):
     """It may be the next check, whatever its address ends in."""
-    settings = {**HASTY, "host_pause_seconds": 1.0}
     challenged = [site.script(f"/{number}.mp4", Refusing(is_challenge=True)) for number in range(3)]
-    download(tmp_path, challenged, None, **settings)
-    time.sleep(1.1)
+    download(tmp_path, challenged, None, **{**HASTY, "host_pause_seconds": 0.5})
+    time.sleep(0.6)
     page = site.page("/page.mp4", "<html>")
-    rows = download(tmp_path, [page, site.file("/v.mp4", make_video())], None, **settings)
+    rows = download(tmp_path, [page, site.file("/v.mp4", make_video())], None, **HASTY)
     assert [outcome(row) for row in rows] == ["bad_media", "blocked"]
     assert "is left alone until" in rows[1]["error"]["message"]
 
@@ -223,8 +223,16 @@ def test_media_that_never_comes_is_the_hosts_problem_though_it_gives_out_videos(
 
 
 def turns(folder: Path, **manners) -> Hosts:
-    return Hosts(Manners(**{"problems": 1, "pause_seconds": 30.0, "patience_seconds": 0.0,
+    """With pauses that no test sees the end of, unless it says so."""
+    return Hosts(Manners(**{"problems": 1, "pause_seconds": 600.0, "patience_seconds": 0.0,
                             **manners}), folder)
+
+
+def checked(folder: Path, *hosts: str) -> None:
+    """Leaves hosts alone that took us for a bot, and comes back when the pause is over."""
+    for host in hosts:
+        attempt(turns(folder, pause_seconds=0.5), host).failed(BotCheck(SAID))
+    time.sleep(0.6)
 
 
 def attempt(hosts: Hosts, *asked: str, new_row: bool = True) -> Hosts:
@@ -275,9 +283,8 @@ def test_passing_problems_and_bot_checks_are_counted_apart(tmp_path):
 
 
 def test_a_passing_problem_leaves_a_pause_after_bot_checks_what_it_is(tmp_path):
-    hosts = turns(tmp_path, pause_seconds=1.0)
-    attempt(hosts, "site.example").failed(BotCheck(SAID))
-    time.sleep(1.1)
+    checked(tmp_path, "site.example")
+    hosts = turns(tmp_path)
     attempt(hosts, "site.example").failed(PassingProblem("timed out"))
     hosts.answered("site.example")
     with pytest.raises(LeftAlone, match="2 bot checks") as left:
@@ -297,9 +304,8 @@ def test_a_host_that_nobody_asked_meanwhile_is_not_gone(tmp_path):
 
 
 def test_the_row_that_tries_a_host_may_ask_it_until_that_fails(tmp_path):
-    hosts = turns(tmp_path, pause_seconds=1.0)
-    attempt(hosts, "site.example").failed(BotCheck(SAID))
-    time.sleep(1.1)
+    checked(tmp_path, "site.example")
+    hosts = turns(tmp_path)
     attempt(hosts, "site.example", "site.example")
     with pytest.raises(LeftAlone):
         attempt(turns(tmp_path), "site.example")
@@ -310,22 +316,20 @@ def test_the_row_that_tries_a_host_may_ask_it_until_that_fails(tmp_path):
 
 def test_an_answer_after_bot_checks_ends_no_pause(tmp_path):
     """The first page comes as always; what counts is whether there is a video behind it."""
-    hosts = turns(tmp_path, pause_seconds=1.5)
+    checked(tmp_path, "site.example", "calm.example")
+    hosts = turns(tmp_path)
 
     def refused_elsewhere() -> None:
         hosts.wait("site.example")
         raise LeftAlone("blocked", "another host that the site leads to is left alone")
 
-    attempt(hosts, "site.example").failed(BotCheck(SAID))
-    time.sleep(1.6)
     attempt(hosts, "site.example").answered("site.example")
     with pytest.raises(LeftAlone, match="leads to"):
         patiently(refused_elsewhere, host="site.example", hosts=hosts, patience=Patience())
     with pytest.raises(LeftAlone, match=r"site\.example"):
         attempt(hosts, "site.example")
-    time.sleep(1.6)
-    attempt(hosts, "site.example").got_through()
-    attempt(hosts, "site.example")
+    attempt(hosts, "calm.example").got_through()
+    attempt(hosts, "calm.example")
 
 
 # What yt-dlp says

@@ -21,7 +21,16 @@ from stages.media.http import retry_after_seconds
 from stages.media.store import MediaStore
 from stages.protocol import Workspace
 from tests.download_helpers import assert_distance, make_audio, make_video, outcome, stage
-from tests.http_server import Broken, Busy, File, Hang, Lying, Redirect, serve
+from tests.http_server import (
+    Broken,
+    Busy,
+    File,
+    Hang,
+    Lying,
+    Redirect,
+    refusing_address,
+    serve,
+)
 
 VIDEO = make_video()
 FAST_START = make_video(seed=1, options={"movflags": "faststart"})
@@ -316,13 +325,12 @@ def test_a_hanging_server_is_transient_after_the_timeout(tmp_path, site):
     [row] = download(tmp_path, site.script("/a.mp4", Hang()), retries=1, timeout_seconds=0.3)
     assert outcome(row) == "transient"
     assert "timed out" in row["error"]["message"].lower()
-    assert time.monotonic() - began < 15
+    assert time.monotonic() - began < 40
 
 
-def test_a_refused_connection_is_transient(tmp_path, site):
-    with serve() as gone:
-        url = gone.url("/a.mp4")
-    [row] = download(tmp_path, url)
+def test_a_refused_connection_is_transient(tmp_path):
+    with refusing_address() as address:
+        [row] = download(tmp_path, f"http://{address}/a.mp4")
     assert outcome(row) == "transient"
 
 
@@ -466,12 +474,13 @@ def test_one_bad_row_costs_that_row_only(tmp_path, site):
 
 
 def test_names_of_any_kind_are_safe(tmp_path):
-    for name in ("-rf.mp4", "a'b\"c;.mp4", "100%d.mp4", "film\n.mp4", "🎬 ünï.mp4", "concat:a.mp4"):
+    names = ("-rf.mp4", "a'b\"c;.mp4", "100%d.mp4", "film\n.mp4", "🎬 ünï.mp4", "concat:a.mp4")
+    for number, name in enumerate(names):
         folder = tmp_path / "films"
         folder.mkdir(exist_ok=True)
         path = folder / name
         path.write_bytes(VIDEO)
-        [row] = download(tmp_path / f"d{hash(name)}", str(path))
+        [row] = download(tmp_path / f"d{number}", str(path))
         assert (outcome(row), row["path"]) == ("kept", str(path))
 
 

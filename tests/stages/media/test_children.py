@@ -20,7 +20,7 @@ OWNER = """
 import os, signal, subprocess, sys, time
 from stages.media import children
 
-first, second = (subprocess.Popen(["sleep", "30"], stdout=subprocess.DEVNULL)
+first, second = (subprocess.Popen(["sleep", "300"], stdout=subprocess.DEVNULL)
                  for _ in range(2))
 children.add(first.pid)
 {between}
@@ -32,7 +32,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 def ran(between: str) -> tuple[int, int]:
     """The programs' numbers, once their owner is dead."""
     done = subprocess.run([sys.executable, "-c", OWNER.format(between=between)], cwd=ROOT,
-                          stdout=subprocess.PIPE, text=True, check=False, timeout=20)
+                          stdout=subprocess.PIPE, text=True, check=False, timeout=100)
     assert done.returncode == -signal.SIGKILL
     first, second = map(int, done.stdout.split())
     return first, second
@@ -45,7 +45,7 @@ def lives(number: int) -> bool:
         return False
 
 
-def comes(true: Callable[[], bool], seconds: float = 4) -> bool:
+def comes(true: Callable[[], bool], seconds: float = 20) -> bool:
     until = time.monotonic() + seconds
     while not true():
         if time.monotonic() > until:
@@ -66,7 +66,7 @@ def end(*numbers: int) -> None:
 children.drop(second.pid)""",
     # A forked process lives on, with a copy of the pipe to the keeper.
     """if (forked := os.fork()) == 0:
-    os.close(1); time.sleep(8); os._exit(0)
+    os.closerange(0, 3); time.sleep(40); os._exit(0)
 """,
     # It was told of another, which it was told to forget, too.
     "children.add(second.pid); children.drop(second.pid)",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import os
 import signal
 import subprocess
@@ -33,9 +35,13 @@ def _fresh():
     assert not helpers()
 
 
-def helpers(pid: int | None = None) -> list[psutil.Process]:
-    return [process for process in psutil.Process(pid).children()
-            if "stages.media.isolated_process" in process.cmdline()]
+def helpers() -> list[psutil.Process]:
+    found = []
+    for process in psutil.Process().children():
+        with contextlib.suppress(psutil.Error):  # another test's, that has just ended
+            if "stages.media.isolated_process" in process.cmdline():
+                found.append(process)
+    return found
 
 
 def crash(function, *args, limits: Limits = LIMITS) -> str:
@@ -92,8 +98,7 @@ def test_who_dies_once_is_asked_again_in_a_fresh_process(tmp_path):
 def test_parts_of_a_try_that_failed_are_not_given_and_its_frames_are_counted(tmp_path):
     counted: list[int] = []
     parts, value = collect_isolated(harm.parts_and_then_segfault_once, FILE, tmp_path / "died",
-                                    limits=replace(LIMITS, stall_seconds=1.0),
-                                    counted=counted.append)
+                                    limits=LIMITS, counted=counted.append)
     assert (parts, value) == ([1, 2, 3], None)
     assert counted == [7, 11]
 
@@ -102,16 +107,16 @@ def test_parts_of_a_try_that_failed_are_not_given_and_its_frames_are_counted(tmp
 def test_a_helper_that_hangs_is_killed_at_the_stall(function):
     began = time.monotonic()
     message = crash(function, limits=replace(LIMITS, stall_seconds=0.5))
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 40
     assert "nothing came forward for 0.5 s" in message
     assert "split_clips.stall_seconds" in message
     assert not helpers()
 
 
 def test_what_comes_forward_is_no_stall_but_has_a_time_limit():
-    short = replace(LIMITS, stall_seconds=0.5)
-    assert run_isolated(harm.work_on, FILE, 1.5, limits=short) == "done"
-    message = crash(harm.work_on, 60, limits=replace(short, time_limit_seconds=1.0))
+    short = replace(LIMITS, stall_seconds=4.0)
+    assert run_isolated(harm.work_on, FILE, 5.0, limits=short) == "done"
+    message = crash(harm.work_on, 200, limits=replace(short, time_limit_seconds=1.0))
     assert "was not read in 1 s" in message
     assert "split_clips.time_limit_seconds" in message
 
@@ -206,11 +211,12 @@ def test_threads_have_a_helper_each_and_few_are_kept():
 def test_no_file_stays_open():
     run_isolated(harm.whose, FILE, limits=LIMITS)
     isolated.end_helpers()
+    gc.collect()  # what other tests left open may be closed at any time
     before = psutil.Process().num_fds()
     for _ in range(3):
         crash(harm.leave, 1)
     isolated.end_helpers()
-    assert psutil.Process().num_fds() == before
+    assert psutil.Process().num_fds() <= before
 
 
 def test_an_idle_helper_that_was_killed_is_no_fault_of_the_next_file():
@@ -245,10 +251,12 @@ def test_a_forked_process_has_helpers_of_its_own():
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
-        other = run_isolated(harm.whose, FILE, limits=LIMITS)
-        os.write(writer, str(other).encode())
-        isolated.end_helpers()
-        os._exit(0)
+        try:
+            other = run_isolated(harm.whose, FILE, limits=LIMITS)
+            os.write(writer, str(other).encode())
+            isolated.end_helpers()
+        finally:
+            os._exit(0)
     os.waitpid(child, 0)
     assert int(os.read(reader, 100)) != pid
     assert run_isolated(harm.whose, FILE, limits=LIMITS) == pid
@@ -256,10 +264,12 @@ def test_a_forked_process_has_helpers_of_its_own():
 
 
 _PARENT = """
-import sys
+import signal, sys
 from pathlib import Path
 from stages.media.isolated import Limits, run_isolated
 from tests import isolated_functions as harm
+# Whoever started the tests in the background had them ignore it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 run_isolated(getattr(harm, sys.argv[1]), Path("film.mp4"), Path(sys.argv[2]), limits=Limits())
 """
 
@@ -273,11 +283,18 @@ def test_a_helper_ends_with_who_started_it_even_while_it_hangs(function, ending,
     _wait_for(lambda: told.exists() and told.read_text())
     helper = psutil.Process(int(told.read_text()))
     parent.send_signal(ending)
-    parent.wait(5)
-    _wait_for(lambda: not helper.is_running() or helper.status() == psutil.STATUS_ZOMBIE, 2)
+    parent.wait(60)
+    _wait_for(lambda: _is_gone(helper))
 
 
-def _wait_for(condition, seconds: float = 20) -> None:
+def _is_gone(process: psutil.Process) -> bool:
+    try:
+        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+def _wait_for(condition, seconds: float = 60) -> None:
     ends = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < ends

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import psutil
 import pytest
 
 from schemas.errors import RowFailed
@@ -71,9 +70,8 @@ def peak_bytes(function, path: Path, *args: object, message: str) -> int:
     with pytest.raises(RowFailed, match=message) as caught:
         collect_isolated(function, path, *args, limits=limits)
     assert caught.value.kind == "bad_media"
-    (helper,) = [child for child in psutil.Process().children()
-                 if "stages.media.isolated_process" in child.cmdline()]
-    status = Path(f"/proc/{helper.pid}/status").read_text()
+    pid = run_isolated(isolated_functions.whose, path, limits=limits)  # it is still the same one
+    status = Path(f"/proc/{pid}/status").read_text()
     return int(status.partition("VmHWM:")[2].split()[0]) * 1024
 
 
