@@ -23,6 +23,9 @@ def work(folder: Path, item: str) -> str:
         raise ClipmillError("the disk is full")
     if kind == "sleep":
         time.sleep(float(rest))
+    end = time.monotonic() + 60
+    while kind == "until" and not (folder / rest).exists() and time.monotonic() < end:
+        time.sleep(0.01)
     if kind == "die" or (kind == "once" and len((folder / f"once_{rest}").read_text()) == 1):
         os.kill(os.getpid(), signal.SIGKILL)
     return item.upper()

@@ -361,20 +361,27 @@ def test_a_folder_that_is_no_dataset_is_named(tmp_path: Path):
 
 
 def test_opening_does_not_grow_with_shards(tmp_path: Path):
-    """No shard is opened before a query needs it: 2000 of them open in well under a second."""
+    """No shard is opened before a query needs it: 2000 of them open in well under a second.
+
+    That is less than it takes to open the shards of two tables of eleven, on whatever machine.
+    """
     truth = build_dataset(tmp_path / "dataset", shards=1)
     for step, (_, fingerprint, _) in STEPS.items():
         folder = truth.path / step / fingerprint
         for number in range(1, 2000):
             (folder / f"{number:06d}.parquet").hardlink_to(folder / "000000.parquet")
     fastest = min(_seconds_to_open(truth.path) for _ in range(3))
-    assert fastest < 0.6
+    started = time.process_time()
+    for step in ("split_clips", "tag_clips"):
+        for path in (truth.path / step / STEPS[step][1]).glob("*.parquet"):
+            pq.read_metadata(path)
+    assert fastest < time.process_time() - started
 
 
 def _seconds_to_open(dataset: Path) -> float:
-    started = time.perf_counter()
+    started = time.process_time()
     open_catalog(dataset).close()
-    return time.perf_counter() - started
+    return time.process_time() - started
 
 
 def test_status_counts_what_was_written(truth: Truth):

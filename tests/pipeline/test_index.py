@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import shutil
 from pathlib import Path
 from typing import Any
@@ -204,7 +205,7 @@ def truncate(path: Path) -> None:
 
 def garble(path: Path) -> None:
     data = path.read_bytes()
-    path.write_bytes(data[:-300] + os.urandom(292) + data[-8:])
+    path.write_bytes(data[:-300] + random.Random(1).randbytes(292) + data[-8:])
 
 
 DAMAGES = {

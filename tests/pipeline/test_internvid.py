@@ -278,13 +278,15 @@ def test_a_limit_takes_the_first_videos_with_all_their_rows(tmp_path):
         "zzzzzzzzzzz": 2, OTHER: 1}
 
 
+# Without a time in gzip's header: content is part of the tests' names, which must be the same
+# in every process that collects them.
 @pytest.mark.parametrize(("name", "content", "words"), [
     ("a.jsonl", b'[{"YoutubeID": "x"}]', "one JSON array"),
     ("a.jsonl", b'{"url": "x"}\n', "no column YoutubeID, Start_timestamp, End_timestamp"),
     ("a.csv", b"YoutubeID,Start_timestamp\n", "no Parquet file"),
     ("a.jsonl", b"", "none of its first lines"),
     ("a.parquet", b"PAR1nonsense", "not a readable Parquet file"),
-    ("a.jsonl.gz", gzip.compress(line().encode() * 9)[:60], "cannot read"),
+    ("a.jsonl.gz", gzip.compress(line().encode() * 9, mtime=0)[:60], "cannot read"),
     ("none/a.jsonl", None, "cannot read"),
 ])
 def test_a_file_of_another_kind_is_refused_before_anything_is_written(

@@ -120,12 +120,13 @@ def test_what_libraries_say_inside_workers_is_logged(words, tmp_path):
     (tmp_path / "noisy.py").write_text(NOISY)
     data = words("a", "b")
     loggers = list(logging.getLogger().handlers)
-    data.run("noisy.stage=" + str(tmp_path / "noisy.py:Noisy"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")  # whatever PYTHONWARNINGS says
+        data.run("noisy.stage=" + str(tmp_path / "noisy.py:Noisy"))
     lines = lines_of(data.dataset)
-    said = events(lines, "log")[0]
-    assert (said["level"], said["logger"], said["message"]) == (
-        "warning", "some.library", "weights are old")
-    assert "this will go" in events(lines, "warning")[0]["message"]
+    said = [line for line in events(lines, "log") if line["logger"] == "some.library"]
+    assert (said[0]["level"], said[0]["message"]) == ("warning", "weights are old")
+    assert any("this will go" in line["message"] for line in events(lines, "warning"))
     raised = events(lines, "exception")
     assert [line.get("key") for line in raised] == [None, "v-a-1"]
     assert all("no such word" in line["traceback"] for line in raised)
@@ -146,7 +147,8 @@ def test_messages_go_where_they_went_before_too(tmp_path, capsys, monkeypatch):
     said = [line["message"] for line in lines_of(tmp_path)]
     assert said[0] == "heads up"
     assert not any("too small" in message for message in said)
-    assert len(caught) == 1
+    # "always" shows what other tests left unclosed, too, if it is collected just now.
+    assert len([one for one in caught if "an old option" in str(one.message)]) == 1
     assert "heads up" in capsys.readouterr().err
 
 
@@ -274,7 +276,7 @@ def test_ten_thousand_lines_cost_less_than_a_few_seconds(tmp_path):
     log = RunLog(tmp_path, "r", "w", WIDE)
     started = time.process_time()
     log.write_all([log.line("failure", f"message {n}", key=f"k{n}") for n in range(10_000)])
-    assert time.process_time() - started < 3
+    assert time.process_time() - started < 5
 
 
 def test_what_yt_dlp_says_is_logged_and_not_printed(tmp_path, capsys, monkeypatch):

@@ -5,13 +5,13 @@ from __future__ import annotations
 import itertools
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -100,8 +100,13 @@ def rows(dataset: Path, label: str) -> list[dict]:
 
 def assert_same(dataset: Path, expected: Path) -> None:
     """What models made is what they make where there is memory enough."""
-    assert clips(dataset, "clip_id, caption, caption_coarse, tags") == clips(
-        expected, "clip_id, caption, caption_coarse, tags")
+    assert clips(dataset, "clip_id, caption, caption_coarse") == clips(
+        expected, "clip_id, caption, caption_coarse")
+    for found, wanted in zip(clips(dataset, "tags"), clips(expected, "tags"), strict=True):
+        assert [tag["tag"] for tag in found["tags"]] == [tag["tag"] for tag in wanted["tags"]]
+        # In batches of another size the last bits may be others, on some processors.
+        assert [tag["score"] for tag in found["tags"]] == pytest.approx(
+            [tag["score"] for tag in wanted["tags"]], abs=2e-2)
     for label, column in (("embed_clips", "embeddings"), ("score_similarity", "similarity"),
                           ("score_aesthetic", "aesthetic")):
         found, wanted = (np.array([row[column] for row in rows(place, label)], float)
@@ -184,7 +189,7 @@ def say(request: dict) -> str:
 
 
 @contextmanager
-def dying_server(answers: int) -> Iterator[StandIn]:
+def dying_server(answers: int, port: int) -> Iterator[StandIn]:
     """Answers so many questions, and then is gone: nobody listens any more."""
     enough, ended = threading.Event(), threading.Event()
     ready: list[StandIn] = []
@@ -193,10 +198,12 @@ def dying_server(answers: int) -> Iterator[StandIn]:
     def answer(request: dict) -> str:
         if len(ready[0].requests) >= answers:
             enough.set()
+        if len(ready[0].requests) > answers:
+            raise ConnectionAbortedError  # its end is on the way, however long that takes
         return say(request)
 
     def serve() -> None:
-        with openai_server(answer) as stand_in:
+        with openai_server(answer, port=port) as stand_in:
             ready.append(stand_in)
             begun.set()
             enough.wait(600)
@@ -204,7 +211,7 @@ def dying_server(answers: int) -> Iterator[StandIn]:
 
     thread = threading.Thread(target=serve)
     thread.start()
-    assert begun.wait(10)
+    assert begun.wait(60)
     try:
         yield ready[0]
     finally:
@@ -212,10 +219,18 @@ def dying_server(answers: int) -> Iterator[StandIn]:
         thread.join()
 
 
-def test_a_server_that_dies_in_mid_run_and_comes_back(made, dataset):
+@pytest.fixture
+def kept_port() -> Iterator[int]:
+    """A port that nobody else is given while its server is away: this socket has it, too."""
+    with socket.socket() as held:
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        held.bind(("127.0.0.1", 0))
+        yield held.getsockname()[1]
+
+
+def test_a_server_that_dies_in_mid_run_and_comes_back(made, dataset, kept_port):
     """The rows it did not answer are transient; a retry makes all of them good, in the views."""
-    with dying_server(answers=3) as stand_in:
-        port = urlsplit(stand_in.url).port
+    with dying_server(answers=3, port=kept_port) as stand_in:
         recipe = load_recipe(recipe_path("demo"), engine="local", overrides=[
             f"summarize_captions.model={stand_in.url}#tiny",
             "summarize_captions.server_concurrency=1", "summarize_captions.server_retries=1",
@@ -225,7 +240,7 @@ def test_a_server_that_dies_in_mid_run_and_comes_back(made, dataset):
     said = clips(dataset, "clip_id, caption, similarity")
     failed = [row for row in said if row["caption"] is None]
     assert len(said) == n_clips
-    assert n_clips - 4 <= len(failed) <= n_clips - 3
+    assert len(failed) == n_clips - 3
     report = {stage["stage"]: stage for stage in status_report(dataset)["stages"]}
     assert report["summarize_captions"]["failed"] == len(failed)
     assert all(stage["accounted"] and not stage["pending"] for stage in report.values())
@@ -233,7 +248,7 @@ def test_a_server_that_dies_in_mid_run_and_comes_back(made, dataset):
     with open_catalog(dataset) as catalog:
         assert set(catalog.execute("SELECT kind FROM failures WHERE stage = 'summarize_captions'"
                                    ).fetchall()) == {("transient",)}
-    with openai_server(say, port=port) as stand_in:
+    with openai_server(say, port=kept_port) as stand_in:
         run(load(None, dataset), dataset, retry_kinds=["transient"])
         # Only those that had failed were asked again; one more looked whether it is there.
         assert len([one for one in stand_in.requests if "messages" in one]) == len(failed)

@@ -44,6 +44,9 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, dict[s
         head = subprocess.Popen(
             [RAY, "start", "--head", "--block", "--num-cpus=2", f"--port={free_port()}",
              f"--dashboard-port={dashboard}", "--dashboard-host=127.0.0.1",
+             # Not the usual ones, which another Ray on this machine may have.
+             f"--dashboard-agent-listen-port={free_port()}",
+             f"--ray-client-server-port={free_port()}",
              f"--temp-dir={short}", "--object-store-memory=100000000"],
             env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
             start_new_session=True)

@@ -27,7 +27,7 @@ class SignWords(Stage):
         signature = uuid.uuid4().hex
 
         def transform(batch):
-            end = time.monotonic() + 20
+            end = time.monotonic() + 120
             while self.gate and not Path(self.gate).exists() and time.monotonic() < end:
                 time.sleep(0.01)
             table = pa.table({"video_id": batch["video_id"],

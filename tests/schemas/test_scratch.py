@@ -36,7 +36,7 @@ def test_the_next_command_removes_what_a_killed_one_left_and_nothing_else(tmp_pa
                        env=environment, cwd=ROOT, check=True, capture_output=True)
         left = {path.name for path in temporary.glob("clipmill-*")}
         assert left == {living.name, "clipmill-sql-mine", "clipmill-sql-link"}
-        holders[1].communicate("\n", timeout=20)
+        holders[1].communicate("\n", timeout=60)
         assert not living.exists()
     finally:
         for holder in holders:
