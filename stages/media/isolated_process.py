@@ -34,6 +34,8 @@ MOST_IDLE_BYTES = 512 << 20
 """A helper that still holds more than this after a call is not used again."""
 
 _BEATS_SECONDS = 1.0
+_LIBRARY_STACK_BYTES = 1 << 20  # twice what macOS gives them
+_PYTHON_STACK_BYTES = 8 << 20
 _OPENCV_NO_MEMORY = -4  # cv::Error::StsNoMem
 
 
@@ -99,8 +101,28 @@ def main() -> None:
     # Where the machine runs out of memory this process is the one to go.
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000")
+    _give_small_stacks()
     while (request := channel.receive()) is not None:
         _serve(channel, request)
+
+
+def _give_small_stacks() -> None:
+    """Lets a library's threads count for what they use of the memory that a file may take.
+
+    RLIMIT_DATA counts the whole stack of each, 8 MB as a rule. With many cores a decoder's frames
+    have hundreds of threads to convert them, whose stacks alone would be more than the limit.
+    """
+    import ctypes
+
+    attributes = ctypes.create_string_buffer(256)
+    with contextlib.suppress(AttributeError, OSError):  # there it is another library of C
+        c = ctypes.CDLL(None)
+        if (c.pthread_getattr_default_np(attributes) == 0
+                and c.pthread_attr_setstacksize(
+                    attributes, ctypes.c_size_t(_LIBRARY_STACK_BYTES)) == 0):
+            # Python's own threads, which are few, keep what they have.
+            threading.stack_size(_PYTHON_STACK_BYTES)
+            c.pthread_setattr_default_np(attributes)
 
 
 def _end_with_starter() -> None:

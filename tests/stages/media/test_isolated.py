@@ -130,6 +130,11 @@ def test_memory_beyond_the_limit_is_a_crash_that_names_the_setting(function, siz
     assert run_isolated(harm.take_memory, FILE, 64 << 20, limits=LIMITS) == 64 << 20
 
 
+def test_threads_of_many_cores_count_for_what_they_use():
+    """Not for the 8 MB of address space of each, which would be 2 GB here."""
+    assert run_isolated(harm.convert_with_many_threads, FILE, 16, 16, limits=LIMITS) > 200
+
+
 def test_what_an_earlier_file_left_in_memory_is_not_held_against_the_next():
     """A helper that is not fresh and has no memory is not the last word."""
     large = run_isolated(harm.hold_memory, FILE, 400 << 20, limits=LIMITS)
