@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,14 @@ from hypothesis import HealthCheck, settings
 
 SEED = 11
 FILMS = 2
+
+# Whatever a user or a CI has set: what is printed is the same everywhere, loopback is asked
+# directly, and the only Ray cluster is the tests' own.
+for _name in ("COLUMNS", "LINES", "TERMINAL_WIDTH", "FORCE_COLOR", "PY_COLORS", "CLICOLOR_FORCE",
+              "TTY_COMPATIBLE", "TTY_INTERACTIVE", "GITHUB_ACTIONS", "RAY_ADDRESS",
+              *(f"{kind}_PROXY" for kind in ("HTTP", "HTTPS", "ALL", "NO"))):
+    os.environ.pop(_name, None)
+    os.environ.pop(_name.lower(), None)
 
 # `make test` says the same of the same tree, however slow the machine: the examples are drawn from
 # a fixed seed, and none is on the clock. `make test-slow` draws others, each time anew.
