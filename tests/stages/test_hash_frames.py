@@ -157,7 +157,7 @@ def transcode(source, target, *, height: int, crf: int, skip_frames: int = 0,
                 continue
             if number == LONGEST_FRAMES:
                 break
-            image = frame.to_ndarray(format="bgr24", width=width, height=height)
+            image = frame.reformat(width, height, "bgr24", threads=1).to_ndarray()
             new = type(frame).from_ndarray(cv2.add(image, (brighter,) * 3 + (0,)), "bgr24")
             new.pts, new.time_base = number - skip_frames, 1 / read.average_rate
             output.mux(stream.encode(new))
