@@ -192,11 +192,16 @@ class Watch:
         """The thread that looks after the bounds."""
         limits = self._limits
         step = min(_LONGEST_STEP_SECONDS, limits.window_seconds / 4)
+        # Seconds in which this process ran: one that was stopped, or whose machine stood still,
+        # has taken nothing meanwhile, whatever was sent.
+        watched, looked_at = 0.0, time.monotonic()
         history: deque[tuple[float, int]] = deque()
         while not self._done.wait(step):
             progress, now = self._measure(), time.monotonic()
-            history.append((now, progress.in_all))
-            while len(history) > 1 and now - history[1][0] >= limits.window_seconds:
+            watched += min(now - looked_at, 2 * step)
+            looked_at = now
+            history.append((watched, progress.in_all))
+            while len(history) > 1 and watched - history[1][0] >= limits.window_seconds:
                 history.popleft()
             problem = self._too_large(progress) or self._too_long() or self._too_slow(history)
             if problem is not None:
@@ -218,8 +223,8 @@ class Watch:
         limits = self._limits
         if limits.min_bytes_per_second is None or self._waiting:
             return None
-        now, received = history[-1]
-        asked_for = now - max(self._asked_at, history[0][0])
+        watched, received = history[-1]
+        asked_for = min(time.monotonic() - self._asked_at, watched - history[0][0])
         # Files that are put together grow and vanish: any change is a sign of life.
         came = abs(received - history[0][1])
         if (asked_for < limits.window_seconds * 0.99

@@ -1,0 +1,52 @@
+"""The bounds on an attempt, where what comes is made up and so is the clock."""
+
+from __future__ import annotations
+
+import threading
+import time
+from types import SimpleNamespace
+
+import pytest
+
+from stages.media import watch
+from stages.media.hosts import PassingProblem
+from stages.media.watch import Limits, Progress, Watch
+
+LIMITS = Limits(min_bytes_per_second=1000, window_seconds=0.4)
+
+
+class Download:
+    """Of which `bytes_a_look` more are there each time that the watch looks."""
+
+    def __init__(self, bytes_a_look: int) -> None:
+        self.bytes_a_look, self.looks = bytes_a_look, 0
+
+    def __call__(self) -> Progress:
+        self.looks += threading.current_thread() is not threading.main_thread()
+        return Progress(self.looks * self.bytes_a_look, 0)
+
+    def go_on(self, watching: Watch, looks: int) -> None:
+        until = self.looks + looks
+        while self.looks < until:
+            watching.check()
+            time.sleep(0.01)
+
+
+def test_a_moment_in_which_all_stood_still_is_not_held_against_a_server(monkeypatch):
+    """A stopped process, say, for minutes: nothing could come meanwhile."""
+    clock = SimpleNamespace(ahead=0.0, monotonic=lambda: time.monotonic() + clock.ahead)
+    monkeypatch.setattr(watch, "time", clock)
+    download = Download(400)
+    with Watch(LIMITS, download) as watching:
+        for _ in range(3):
+            download.go_on(watching, looks=6)
+            clock.ahead += 100.0
+
+
+def test_a_server_is_slow_though_all_stand_still_most_of_the_time(monkeypatch):
+    began = time.monotonic()
+    monkeypatch.setattr(watch, "time", SimpleNamespace(
+        monotonic=lambda: began + 100 * (time.monotonic() - began)))
+    download = Download(20)
+    with Watch(LIMITS, download) as watching, pytest.raises(PassingProblem, match="slower than"):
+        download.go_on(watching, looks=50)
