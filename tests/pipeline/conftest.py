@@ -75,17 +75,6 @@ class Words:
                 for path in sorted((self.dataset / "runs").glob("*.json"))]
 
 
-@pytest.fixture(scope="session", autouse=True)
-def plain_environment():
-    """No cluster and no proxy of whoever runs the tests: what is started here answers here."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("http_proxy", "https_proxy", "all_proxy"):
-            patch.delenv(name, raising=False)
-            patch.delenv(name.upper(), raising=False)
-        patch.delenv("RAY_ADDRESS", raising=False)
-        yield
-
-
 @pytest.fixture
 def words(tmp_path: Path):
     """`words("a?clips=3", …)`: a dataset of sources that say what becomes of them."""
