@@ -23,7 +23,7 @@ from pipeline.index import INDEX, Coverage, find_coverage
 from pipeline.records import latest_run, require_dataset, run_records
 from pipeline.shards import is_shard
 from pipeline.tombstones import Tombstone, tombstones
-from pipeline.typed_sql import check_reads_only, readable_errors
+from pipeline.typed_sql import readable_errors, reading_statement
 from schemas import tables, views
 from schemas.errors import UsageError
 from schemas.memory import bounded_memory
@@ -161,7 +161,7 @@ class Catalog:
         read inside `with readable_errors()`.
         """
         with readable_errors():
-            check_reads_only(self.connection, query)
+            query = reading_statement(self.connection, query)
             self._create_views_for(query)
             # A cursor of its own: a result that is still being read blocks its connection.
             cursor = self.connection.cursor()

@@ -14,9 +14,10 @@ from schemas import views
 from schemas.errors import ClipmillError, UsageError
 
 _QUERY_NODES = {"SELECT_NODE", "SET_OPERATION_NODE", "RECURSIVE_CTE_NODE", "CTE_NODE"}
-_EXPLAIN = re.compile(r"explain(?:\s+analyze)?\s*(?:\([^()]*\)\s*)?(?P<query>.*)", re.I | re.S)
-_COMMENT = re.compile(r"\s*(?:--[^\n]*(?:\n|\Z)|/\*.*?\*/)", re.S)
-_CHANGES = re.compile(r"\b(copy|insert|update|delete|merge)\b", re.I)
+_EXPLAIN = re.compile(
+    r"(?P<comments>(?:\s*--[^\n]*\n|\s*/\*.*?\*/)*)\s*explain(?P<analyze>\s+analyze)?\s*"
+    r"(?P<options>\(\s*(?:analyze|format)\b[\w\s,]*\))?(?P<query>.*)", re.I | re.S)
+_CHANGING = frozenset(("copy", "insert", "update", "delete", "merge", "truncate"))
 _ALLOWED = ("allowed are SELECT, FROM, WITH, DESCRIBE, SHOW, SUMMARIZE, PIVOT and EXPLAIN of "
             "these. To keep a result, use --output FILE")
 HIDING = frozenset((
@@ -25,12 +26,14 @@ HIDING = frozenset((
     "deregister_external_resource",
 ))
 """Functions that run SQL, or a function, which stands in a text: it could write, unseen."""
-_HIDING_CALL = re.compile(
-    rf"\b({'|'.join(HIDING)})\"?(?:\s|--[^\n]*\n|/\*.*?\*/)*\(", re.I | re.S)
 
 
-def check_reads_only(connection: duckdb.DuckDBPyConnection, query: str) -> None:
-    """Raises UsageError unless the text is one statement that only reads."""
+def reading_statement(connection: duckdb.DuckDBPyConnection, query: str) -> str:
+    """The text to run for one statement that only reads.
+
+    Run that text and not the one that was typed: of EXPLAIN it is put together anew from the query
+    that was checked. Raises UsageError for any other statement.
+    """
     statements = duckdb.extract_statements(query)
     if not statements:
         raise UsageError("the query is empty; try: SELECT * FROM clips LIMIT 5")
@@ -40,47 +43,44 @@ def check_reads_only(connection: duckdb.DuckDBPyConnection, query: str) -> None:
         kind = statements[0].type
     except ValueError as error:  # a statement that DuckDB's Python has no name for
         raise UsageError(f"the catalog is read-only; {_ALLOWED}") from error
-    text = query
-    while match := _COMMENT.match(text):
-        text = text[match.end():]
-    text = text.strip()
+    # DuckDB makes several statements of a PIVOT whose columns it has to find out first, and of an
+    # EXPLAIN of one.
+    explain = _EXPLAIN.fullmatch(query)
+    if (explain and kind in (duckdb.StatementType.EXPLAIN, duckdb.StatementType.MULTI)
+            and _is_empty(explain["comments"])):
+        inner = reading_statement(connection, explain["query"])
+        return f"EXPLAIN{explain['analyze'] or ''} {explain['options'] or ''} {inner}"
     if kind == duckdb.StatementType.EXPLAIN:
-        inner = _EXPLAIN.match(text)
-        if inner is None:
-            raise UsageError("EXPLAIN is taken as EXPLAIN [ANALYZE] [(options)] SELECT …, without "
-                             "comments between these words")
-        check_reads_only(connection, inner["query"])
-        return
-    if found := _hidden(connection, query):
+        raise UsageError("EXPLAIN is taken as EXPLAIN [ANALYZE] [(options)] SELECT …, without "
+                         "comments between these words")
+    if kind == duckdb.StatementType.MULTI:
+        # Such a statement can't be had as a tree, and DuckDB's parser takes more for a space or
+        # the end of a comment than one would guess: no such word may stand anywhere in it.
+        words = set(re.findall(r"[a-z_]+", query.lower(), re.A))
+        if found := sorted(words & (HIDING | _CHANGING)):
+            raise UsageError(f"a PIVOT that finds out its columns can't be checked where the word "
+                             f"{found[0]} stands in it; name them: PIVOT … ON column IN (…)")
+        return query
+    if kind != duckdb.StatementType.SELECT:
+        raise UsageError(f"the catalog is read-only, and this is {kind.name}; {_ALLOWED}")
+    tree = json.loads(connection.execute("SELECT json_serialize_sql(?)", [query]).fetchall()[0][0])
+    nodes = [] if tree["error"] else list(_dictionaries(tree))
+    names = (str(node.get("function_name", "")).lower() for node in nodes)
+    if found := next((name for name in names if name in HIDING), None):
         raise UsageError(f"{found}() runs what stands in a text, which could be anything; "
                          "write that SQL itself")
-    # DuckDB makes several statements of a PIVOT whose columns it has to find out first.
-    if kind == duckdb.StatementType.MULTI and not _CHANGES.search(text):
-        return
-    if kind != duckdb.StatementType.SELECT or not _is_reading(connection, query):
-        reading = kind in (duckdb.StatementType.SELECT, duckdb.StatementType.MULTI)
-        word = "a WITH clause that writes" if reading else kind.name
-        raise UsageError(f"the catalog is read-only, and this is {word}; {_ALLOWED}")
+    if not nodes or not all(node["type"] in _QUERY_NODES for node in nodes if "cte_map" in node):
+        raise UsageError(f"the catalog is read-only, and this is a WITH clause that writes; "
+                         f"{_ALLOWED}")
+    return query
 
 
-def _hidden(connection: duckdb.DuckDBPyConnection, query: str) -> str | None:
-    """The first function of a SELECT that runs a text as SQL."""
-    tree = json.loads(connection.execute("SELECT json_serialize_sql(?)", [query]).fetchall()[0][0])
-    if tree["error"]:
-        # Not to be had for what DuckDB makes several statements of: there the text is searched.
-        match = _HIDING_CALL.search(query)
-        return match[1].lower() if match else None
-    names = (str(node.get("function_name", "")).lower() for node in _dictionaries(tree))
-    return next((name for name in names if name in HIDING), None)
-
-
-def _is_reading(connection: duckdb.DuckDBPyConnection, query: str) -> bool:
-    """Whether every part of a SELECT only reads: its WITH clause may hold COPY or INSERT."""
-    rows = connection.execute("SELECT json_serialize_sql(?)", [query]).fetchall()
-    found = json.loads(rows[0][0])
-    return not found["error"] and all(
-        node["type"] in _QUERY_NODES for node in _dictionaries(found) if "cte_map" in node
-    )
+def _is_empty(text: str) -> bool:
+    """Whether DuckDB, too, takes all of it for comments."""
+    try:
+        return not duckdb.extract_statements(text)
+    except duckdb.Error:
+        return False
 
 
 def _dictionaries(value: Any) -> Iterator[dict[str, Any]]:

@@ -250,6 +250,17 @@ SQL = [
     "INSTALL httpfs", "SET memory_limit = '1TB'", "RESET memory_limit", "PRAGMA version",
     "CALL enable_logging()", "FROM enable_logging()", "PREPARE x AS SELECT 1", "USE internal",
     "FROM register_external_resource_type('a', kind = 'b', create_function = 'c')",
+    *(f"PIVOT (FROM json_execute_serialized_sql{space}(json_serialize_sql('{COPY}'))) ON Count"
+      for space in (" -- \r ", "\u200b", "\u2060", "\ufeff", "/* /* */ */", "\x0b", "\x0c")),
+    f"PIVOT (FROM\u200bquery\u200b('{COPY}')) ON Count",
+    f"EXPLAIN ANALYZE PIVOT (FROM query\u200b('{COPY}')) ON Count",
+    "WITH x AS (\u200bCOPY (SELECT 1) TO '{inside}/evil.parquet') PIVOT x ON Count",
+    "-- a\rEXPLAIN ANALYZE COPY (SELECT 1) TO '{inside}/evil.parquet' /*\nEXPLAIN SELECT 1 -- */",
+    "/* /* */ EXPLAIN SELECT 1 -- */ EXPLAIN ANALYZE COPY (SELECT 1) TO '{inside}/evil.parquet'",
+    "EXPLAIN ANALYZE -- a\rCOPY (SELECT 1) TO '{inside}/evil.parquet' --\nSELECT 1",
+    "\ufeffEXPLAIN ANALYZE COPY (SELECT 1) TO '{inside}/evil.parquet'",
+    "EXPLAIN ANALYZE WITH x AS (COPY (SELECT 1) TO '{inside}/evil.parquet') FROM x",
+    "WITH x AS (TRUNCATE clips) FROM x",
 ]
 
 

@@ -316,7 +316,8 @@ def test_typed_queries_only_read_and_only_here(truth: Truth, query: str):
     "EXPLAIN ANALYZE SELECT count(*) FROM clips", "WITH a AS (FROM clips) SELECT count(*) FROM a",
     "PIVOT clips ON width USING count(*) GROUP BY video_id", "-- a note\nVALUES (1);",
     "SELECT \"at\" FROM failures", "SELECT 'drop; insert' AS text",
-    "EXPLAIN (FORMAT json) SELECT 1",
+    "EXPLAIN (FORMAT json) SELECT 1", "EXPLAIN (FROM clips)", "EXPLAIN ANALYZE (SELECT 1)",
+    "/* a */ -- b\nEXPLAIN PIVOT clips ON width USING count(*) GROUP BY video_id",
 ])
 def test_all_ways_of_reading_are_allowed(truth: Truth, query: str):
     assert ask(truth.path, query)
