@@ -126,8 +126,9 @@ class RunLog:
                 with contextlib.suppress(FileNotFoundError):  # another worker was first
                     state = entry.stat()
                     match = _FILE.match(entry.name)
-                    aside = match is not None and match["number"] is not None
-                    found.append((not aside, state.st_mtime, entry.path, state.st_size))
+                    number = int(match["number"] or 0) if match else 0
+                    # The number where a file system's times are too coarse to tell them apart.
+                    found.append((not number, state.st_mtime, number, entry.path, state.st_size))
         total = sum(size for *_, size in found)
         spared = {str(self._path), str(self._folder / f"{DRIVER}.jsonl")}
         for *_, path, size in sorted(found):
