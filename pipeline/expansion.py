@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import itertools
@@ -16,6 +17,7 @@ from urllib.parse import urlsplit
 from pipeline.platforms import identify
 from pipeline.shards import write_json
 from pipeline.source_spec import SourceSpec
+from schemas.damage import DamagedFile, read_json, reading
 from schemas.errors import RowFailed
 
 if TYPE_CHECKING:
@@ -34,6 +36,16 @@ class Entry:
 
     url: str
     title: str | None = None
+
+
+def read_list_entries(path: Path) -> list[Entry]:
+    """What a list was found to hold; DamagedFile where the note of it is none."""
+    value = read_json(path)
+    with reading(path):
+        entries = [Entry(**entry) for entry in value["entries"]]
+        if not all(isinstance(entry.url, str) for entry in entries):
+            raise TypeError("not all of its entries have a URL")
+    return entries
 
 
 class Expander:
@@ -68,7 +80,9 @@ class Expander:
         asked = json.dumps([url, results, spec.yt_dlp], sort_keys=True, default=str)
         path = self._folder / (hashlib.sha256(asked.encode()).hexdigest()[:20] + ".json")
         if path.is_file() and not spec.refresh:
-            return [Entry(**entry) for entry in json.loads(path.read_text("utf-8"))["entries"]]
+            # Of a damaged one the list is asked for again: the sources know theirs by their keys.
+            with contextlib.suppress(DamagedFile):
+                return read_list_entries(path)
         entries = list(itertools.islice(self._walk(url, spec, results, 1),
                                         results or MAX_ENTRIES + 1))
         if results is None and len(entries) > MAX_ENTRIES:
@@ -84,12 +98,13 @@ class Expander:
         from stages.media.guards import limits_of
         from stages.media.http import Patience, patiently
         from stages.media.ytdlp import base_options, expand_list
+        from stages.media.ytdlp_options import given_options
 
         settings = self._settings
         self._hosts.begin_row()
         with tempfile.TemporaryDirectory() as scratch:
-            options = base_options(
-                Path(scratch), timeout_seconds=settings.timeout_seconds) | spec.yt_dlp
+            options = base_options(Path(scratch), timeout_seconds=settings.timeout_seconds)
+            options |= given_options(spec.yt_dlp, Path(scratch))
             found: list[dict[str, Any]] = patiently(
                 lambda: expand_list(url, options, results or MAX_ENTRIES + 1, self._hosts),
                 host=urlsplit(url).hostname or url, hosts=self._hosts,

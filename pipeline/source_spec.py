@@ -41,7 +41,8 @@ class SourceSpec(BaseModel):
         "default an answer is kept with the dataset")
     retries: int = Field(3, ge=0, description="further tries of a playlist, channel or search")
     yt_dlp: dict[str, Any] = Field(
-        {}, description="options of yt-dlp's Python API for playlists, channels and searches")
+        {}, description="options of yt-dlp's Python API for playlists, channels and searches, "
+        "of those that a recipe may set (docs/sources.md)")
 
     @model_validator(mode="before")
     @classmethod
@@ -59,7 +60,7 @@ class SourceSpec(BaseModel):
     @classmethod
     def _known_options(cls, value: dict[str, Any]) -> dict[str, Any]:
         if value:
-            from stages.media.ytdlp import check_options
+            from stages.media.ytdlp_options import check_options
 
             check_options(value)
         return value

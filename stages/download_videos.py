@@ -18,6 +18,7 @@ from schemas.errors import ClipmillError, ErrorKind, RowFailed, RowRejected
 from schemas.storage import full_storage
 from schemas.tables import VIDEOS
 from stages.media.downloads import Downloader
+from stages.media.proxies import check_proxy
 from stages.media.reading_stage import ReadingStage
 from stages.media.store import Media, MediaStore
 from stages.models.references import DataFile
@@ -70,7 +71,8 @@ class DownloadVideos(ReadingStage):
     copy_local_files: bool = Field(
         False, description="copy local files into the dataset in place of referencing them")
     yt_dlp: dict[str, Any] = Field(
-        {}, description="any further options of yt-dlp's Python API, handed on as they are")
+        {}, description="further options of yt-dlp's Python API, of those that a recipe may set "
+        "(docs/sources.md)")
 
     cookies_file: DataFile | None = resource(
         None, description="cookies in Netscape format, for sites that want a login")
@@ -122,9 +124,23 @@ class DownloadVideos(ReadingStage):
     @classmethod
     def _known_options(cls, value: dict[str, Any]) -> dict[str, Any]:
         if value:
-            from stages.media.ytdlp import check_options
+            from stages.media.ytdlp_options import check_options
 
             check_options(value)
+        return value
+
+    @field_validator("proxy")
+    @classmethod
+    def _leads_to_a_proxy(cls, value: str | None) -> str | None:
+        if value is not None:
+            check_proxy(value)
+        return value
+
+    @field_validator("user_agent")
+    @classmethod
+    def _can_be_sent(cls, value: str | None) -> str | None:
+        if value is not None and not (value.isascii() and value.isprintable()):
+            raise ValueError("a header takes printable ASCII characters only")
         return value
 
     @model_validator(mode="after")

@@ -20,6 +20,7 @@ from stages.media.guards import hosts_of, limits_of
 from stages.media.http import MAX_REDIRECTS, NotAMediaFile, Patience, fetch, patiently, polite
 from stages.media.isolated import run_isolated
 from stages.media.probe import Probe, probe
+from stages.media.proxies import proxies_of_environment
 from stages.media.sections import Section, widest
 from stages.media.store import Media, MediaStore
 from stages.media.suffixes import MEDIA_SUFFIXES
@@ -66,7 +67,7 @@ class Downloader:
                 raise UsageError(f"download_videos.cookies_file: {self._cookies} is not in "
                                  f"Netscape format: {error}") from error
         headers = {"User-Agent": settings.user_agent} if settings.user_agent else {}
-        try:
+        with proxies_of_environment():  # the recipe's own was looked at when that was read
             return httpx.Client(
                 cookies=jar, proxy=settings.proxy, headers=headers, follow_redirects=True,
                 max_redirects=MAX_REDIRECTS, timeout=settings.timeout_seconds,
@@ -74,8 +75,6 @@ class Downloader:
                 # A connection that another download has made could not be cut off for this one.
                 limits=httpx.Limits(max_keepalive_connections=0),
             )
-        except (ValueError, ImportError) as error:
-            raise UsageError(f"download_videos.proxy: {settings.proxy!r}: {error}") from error
 
     def bring(self, row: dict[str, Any]) -> Media:
         """The source's whole, checked file; raises RowRejected or RowFailed."""
@@ -182,6 +181,7 @@ class Downloader:
 
     def _yt_dlp_options(self, folder: Path) -> dict[str, Any]:
         from stages.media.ytdlp import base_options, subtitle_options
+        from stages.media.ytdlp_options import given_options
 
         settings = self._settings
         options = base_options(
@@ -200,7 +200,7 @@ class Downloader:
         }
         if settings.rate_limit_bytes_per_second is not None:
             options["ratelimit"] = settings.rate_limit_bytes_per_second
-        return options | settings.yt_dlp
+        return options | given_options(settings.yt_dlp, folder)
 
     def _yt_dlp_origin(self, row: dict[str, Any], url: str) -> str:
         settings = self._settings

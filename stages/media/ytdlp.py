@@ -5,13 +5,11 @@ yt-dlp is imported when it is first needed: most of the program does without.
 
 from __future__ import annotations
 
-import difflib
 import errno
 import functools
 import logging
 import os
 import re
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -24,14 +22,8 @@ from stages.media.hosts import BotCheck, Hosts, LeftAlone, PassingProblem
 from stages.media.http import is_challenge, problem_of_status, retry_after_seconds
 from stages.media.sections import NoSection, Section, discard
 from stages.media.subtitles import FORMATS, parse_subtitles
+from stages.media.ytdlp_options import copied_cookies
 from stages.media.ytdlp_requests import only_by_program, polite_yt_dlp
-
-# Options by which this module gets at the result; a recipe can't set them.
-RESERVED = frozenset(
-    ("outtmpl", "paths", "logger", "match_filter", "quiet", "no_warnings", "noprogress",
-     "progress_hooks", "postprocessor_hooks", "simulate", "skip_download", "extract_flat",
-     "ignoreerrors", "noplaylist", "download_archive")
-)
 
 _BOT_CHECK = re.compile(r"not a bot|anti-?bot|captcha|unusual traffic", re.IGNORECASE)
 # The first pattern that the message holds decides; the site's words, as yt-dlp hands them on.
@@ -53,32 +45,6 @@ _KINDS: tuple[tuple[str, ErrorKind], ...] = (
      r"|unavailable", "permanent"),
 )
 _KINDS_COMPILED = tuple((re.compile(pattern, re.IGNORECASE), kind) for pattern, kind in _KINDS)
-
-
-def check_options(options: Mapping[str, Any]) -> None:
-    """ValueError where yt-dlp has no such option (it would ignore it) or it is set by us."""
-    if not options:
-        return
-    known = _known_options()
-    for name in options:
-        if name in RESERVED:
-            raise ValueError(f"the yt-dlp option {name!r} is set by Clipmill itself")
-        if name not in known:
-            near = difflib.get_close_matches(name.replace("-", "_"), known, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"yt-dlp has no option {name!r}{hint} (names as in its Python API)")
-
-
-@functools.cache
-def _known_options() -> frozenset[str]:
-    import yt_dlp
-
-    documented = re.findall(r"^ {4}([a-z][a-z0-9_]+):", yt_dlp.YoutubeDL.__doc__ or "", re.M)
-    downloader = re.findall(r"^ {4}([a-z][a-z0-9_]+):",
-                            yt_dlp.downloader.common.FileDownloader.__doc__ or "", re.M)
-    return frozenset(yt_dlp.parse_options([]).ydl_opts) | {*documented, *downloader} | {
-        "http_headers", "extractor_retries", "socket_timeout", "proxy", "cookiefile"
-    }
 
 
 _logger = logging.getLogger("clipmill.yt_dlp")
@@ -118,10 +84,7 @@ def base_options(
         "ffmpeg_location": _ffmpeg(),
     }
     if cookies_file is not None:
-        # yt-dlp writes cookies back, which threads must not do to one file.
-        own = scratch / "cookies.txt"
-        shutil.copyfile(cookies_file, own)
-        options["cookiefile"] = str(own)
+        options["cookiefile"] = copied_cookies(cookies_file, scratch)
     if proxy is not None:
         options["proxy"] = proxy
     if timeout_seconds is not None:
@@ -166,7 +129,7 @@ def problem_of(error: BaseException, first_error: str | None) -> RowFailed | Pas
             found = problem_of_status(cause.status, cause.response.url, after)
             if isinstance(found, PassingProblem):
                 return PassingProblem(message, retry_after_seconds=retry_after_seconds(after),
-                                      whole_host=found.whole_host)
+                                      whole_host=found.whole_host, host=found.host)
             # The site's own words, where there are any, tell a private video from a bot check.
             return _failed(_kind_of(message) or found.kind, message)
         if isinstance(cause, TransportError | ContentTooShortError | TimeoutError):
