@@ -1,0 +1,148 @@
+"""Files of a dataset that can't be read as what they are: one error, with the next step.
+
+Whatever reads a file that Clipmill wrote does so inside `reading(path)`, or with `read_json`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from schemas.command_line import shell_word
+from schemas.errors import ClipmillError
+
+_MAX_REASON_CHARACTERS = 160
+_KINDS = {
+    stat.S_IFDIR: "a folder", stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device", stat.S_IFBLK: "a device",
+}
+# What the system says of a place that holds no readable file. Other numbers are no damage.
+_OF_THE_FILE = frozenset((errno.EIO, errno.EISDIR, errno.ENXIO, errno.ELOOP, errno.EBADMSG))
+
+
+class DamagedFile(ClipmillError):
+    """A file of a dataset is not what it was written as."""
+
+    reason = ""
+    where = ""
+    """The file's path in its dataset."""
+
+
+def damaged(path: Path, reason: str) -> DamagedFile:
+    """The error for a file of a dataset: which one, why, and what puts it right."""
+    dataset = dataset_of(path)
+    if dataset is None:
+        error = DamagedFile(f"{path} is damaged ({reason})")
+    else:
+        where = path.absolute().relative_to(dataset).as_posix()
+        error = DamagedFile(f"{where} is damaged ({reason}); {_next_step(dataset, where)}")
+        error.where = where
+    error.reason = reason
+    return error
+
+
+def dataset_of(path: Path) -> Path | None:
+    """The dataset that a file is part of: the next folder above that looks like one."""
+    return next((folder for folder in path.absolute().parents
+                 if (folder / "runs").is_dir() or (folder / "sources").is_dir()), None)
+
+
+def _next_step(dataset: Path, where: str) -> str:
+    with contextlib.suppress(ValueError, OSError):
+        dataset = dataset.relative_to(Path.cwd())
+    shown = shell_word(dataset)
+    sets_aside = f"`clipmill verify {shown} --repair` sets it aside"
+    first, _, rest = where.partition("/")
+    if first == "subsets":
+        name = rest.partition("/")[0]
+        return (f"delete {dataset / first / name} and freeze it again with `clipmill subset "
+                f"create {shown} RECIPE`")
+    if first == "removed":
+        return "put the file right by hand, or delete it and remove those videos again"
+    if first == "runs":
+        return (f"{sets_aside}, and `clipmill run RECIPE --dataset {shown}` with the same recipe "
+                "writes one again")
+    if first == "retries":
+        return f"{sets_aside}, and `clipmill retry {shown}` asks again"
+    if first == "sources":
+        return (f"{sets_aside} with what was made from it, and `clipmill run RECIPE --dataset "
+                f"{shown}` takes it in again")
+    return f"{sets_aside}, and the next `clipmill run` makes it again"
+
+
+def what_is_there(path: Path) -> str | None:
+    """What is at a path in place of a file, in words; None where it is a file, or nothing is.
+
+    To be asked before a file is opened: a named pipe would be waited for without end.
+    """
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        return "a link to nothing" if path.is_symlink() else None
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            return "a link to itself"
+        raise
+    return None if stat.S_ISREG(mode) else _KINDS.get(stat.S_IFMT(mode), "no file")
+
+
+def check_is_file(path: Path) -> None:
+    """DamagedFile where something else than a file is at `path`."""
+    if there := what_is_there(path):
+        raise damaged(path, f"it is {there}")
+
+
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Has whatever is wrong with a file's content told as DamagedFile.
+
+    For code that only reads and parses that file. That it is not there, or may not be read, comes
+    as it is.
+    """
+    check_is_file(path)
+    try:
+        yield
+    except (MemoryError, pa.ArrowCancelled):  # no word about the file
+        raise
+    except (pa.ArrowException, ValueError, LookupError, TypeError, AttributeError,
+            RecursionError) as error:
+        raise damaged(path, reason_of(error)) from error
+    except OSError as error:
+        # Without a number it is Arrow's word for bytes that it can't make out.
+        if error.errno is not None and error.errno not in _OF_THE_FILE:
+            raise
+        raise damaged(path, reason_of(error)) from error
+
+
+def reason_of(error: Exception) -> str:
+    """What is wrong with a file, in a few words."""
+    if isinstance(error, UnicodeDecodeError):
+        return "it is not UTF-8 text"
+    if isinstance(error, json.JSONDecodeError):
+        return f"it is no JSON: {error}"
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
+    if isinstance(error, KeyError):
+        return f"it lacks {error}"
+    said = error.strerror if isinstance(error, OSError) and error.strerror else str(error).strip()
+    # Arrow names the file first, which the message has already.
+    if said.startswith("Could not open") and "': " in said:
+        said = said.partition("': ")[2]
+    said = (said.splitlines() or [""])[0].rstrip(".") or type(error).__name__
+    return said if len(said) <= _MAX_REASON_CHARACTERS else f"{said[:_MAX_REASON_CHARACTERS]}…"
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a small JSON file; DamagedFile where there is none in it."""
+    with reading(path):
+        value = json.loads(path.read_text("utf-8"))
+        if not isinstance(value, dict):
+            raise TypeError(f"it holds no object, but {type(value).__name__}")
+        return value
