@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import signal
 import sys
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
 
@@ -455,64 +453,41 @@ def recipe_show(name: Annotated[str, typer.Argument(metavar="RECIPE", help="a re
     print(any_recipe_path(name).read_text("utf-8"), end="")
 
 
-class _Terminated(KeyboardInterrupt):
-    """SIGTERM, which clusters send before they kill: ends a command in order, as Ctrl-C does."""
-
-
-def _terminated(*_: object) -> None:
-    raise _Terminated
-
-
 def main() -> None:
     """Runs the command; errors are one message on standard error and an exit status."""
+    from jobs.encoding import speak_utf_8
+    from jobs.interrupts import ended_by_sigterm, interruption_behind, leave_at_once
     from schemas.errors import ClipmillError, printable
     from schemas.storage import full_storage
 
-    before = signal.signal(signal.SIGTERM, _terminated)
+    speak_utf_8(main)
     arguments = [word for word in sys.argv[1:] if word != "--debug"]
     debug = len(arguments) < len(sys.argv) - 1
     try:
-        try:
-            app(arguments)
-        except OSError as error:
-            if (full := full_storage(error, None)) is None:
-                raise
-            raise full from error
+        with ended_by_sigterm():
+            try:
+                app(arguments)
+            except OSError as error:
+                if (full := full_storage(error, None)) is None:
+                    raise
+                raise full from error
     except ClipmillError as error:
         if debug:
             raise
         print(f"Error: {printable(str(error))}", file=sys.stderr)
         if error.leaves_threads:
-            _leave_at_once(error.exit_status)
+            leave_at_once(error.exit_status)
         sys.exit(error.exit_status)
     except BrokenPipeError:
         # The reader of a pipe went away (`| head`): no error of ours.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
-    except (KeyboardInterrupt, SystemExit) as leaving:
-        stopped = _interruption(leaving)
+    except BaseException as leaving:
+        stopped = interruption_behind(leaving)
         if stopped is None:
             raise
         print("Stopped. What is committed stays; run the same command to go on.", file=sys.stderr)
-        _leave_at_once(128 + (signal.SIGTERM if isinstance(stopped, _Terminated)
-                              else signal.SIGINT))
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def _interruption(leaving: BaseException | None) -> KeyboardInterrupt | None:
-    """The interruption that a command was left for; Typer makes an exit of it."""
-    while leaving is not None and not isinstance(leaving, KeyboardInterrupt):
-        leaving = leaving.__cause__ or leaving.__context__
-    return leaving
-
-
-def _leave_at_once(status: int) -> NoReturn:
-    """Without waiting for threads that are at a download, or at a cluster that is gone."""
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError):
-            stream.flush()
-    os._exit(status)
+        leave_at_once(128 + stopped)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import duckdb
 from rich.console import Console
 
 from schemas.command_line import shell_word
+from schemas.damage import DamagedFile
 
 _err = Console(stderr=True, highlight=False)
 
@@ -18,7 +19,9 @@ def refresh_index(dataset: Path) -> None:
 
     try:
         update_index(dataset)
-    except (OSError, duckdb.Error) as error:
+    except (OSError, duckdb.Error, DamagedFile) as error:
+        if isinstance(error, DamagedFile) and not error.where.startswith("index/"):
+            raise  # then more than the index can't be made
         _err.print(f"The index of the catalog could not be made ({error}); queries work without "
                    f"it, and take longer. `clipmill index {shell_word(dataset)}` tries again.",
                    markup=False)

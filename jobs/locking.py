@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO
 
-from pipeline.fence import COMMITS, LOCK, shut_out_others
+from pipeline.fence import COMMITS, LOCK, check_lock_file, shut_out_others
 from schemas.errors import ClipmillError
 from schemas.storage import writing_to
 
@@ -80,8 +80,10 @@ def _taken(dataset: Path, wait: bool) -> Iterator[IO[str]]:
     tries_left = _TRIES
     while True:
         try:
+            check_lock_file(path)
             with writing_to(dataset):
-                file = open(path, "r+", opener=_opened)  # noqa: SIM115 (closed below, in every turn)
+                file = open(path, "r+", opener=_opened,  # noqa: SIM115 (closed below, in every turn)
+                            encoding="utf-8")
         except OSError as error:
             raise ClipmillError(f"cannot write to {dataset}: {error.strerror}") from error
         with file:

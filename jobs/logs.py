@@ -17,7 +17,8 @@ import pyarrow as pa
 from jobs.formats import plain, write_rows
 from pipeline.fence import goes_on
 from pipeline.logs import LEVELS, LOGS, LogFile, log_files, logged_runs, read_line
-from pipeline.records import require_dataset
+from pipeline.records import RUNS, read_run, require_dataset
+from schemas.damage import DamagedFile
 from schemas.errors import UsageError
 
 POLL_SECONDS = 0.3
@@ -126,8 +127,8 @@ def _follow(dataset: Path, run_id: str, shown: tuple[str, ...], text: Callable[[
 
 def _goes_on(dataset: Path, run_id: str) -> bool:
     try:
-        record = json.loads((dataset / "runs" / f"{run_id}.json").read_text())
-    except (OSError, ValueError):
+        record = read_run(dataset / RUNS / f"{run_id}.json")
+    except (OSError, DamagedFile):
         return False
     return record["state"] == "running" and goes_on(dataset, run_id)
 

@@ -21,6 +21,7 @@ from pipeline.verify import Report, verify
 from pipeline.verify.findings import Finding, as_text, count
 from pipeline.verify.repair import Repaired, repair
 from schemas.command_line import shell_word
+from schemas.damage import what_is_there
 from schemas.errors import ClipmillError
 
 _COLUMNS = ("severity", "check", "where", "what", "next_step")
@@ -67,7 +68,9 @@ def verify_dataset(
 def is_lock_free(path: Path) -> bool:
     """Whether nobody holds the lock on a file; the kernel lets it go when its holder dies."""
     try:
-        with open(path) as file:
+        if what_is_there(path):
+            return True  # nobody can lock it, and a named pipe would be waited for
+        with open(path, encoding="utf-8") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return False

@@ -6,6 +6,7 @@ dataset, and no shard is opened before a query needs it.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -19,12 +20,14 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.damage import damage_behind
 from pipeline.index import INDEX, Coverage, find_coverage
 from pipeline.records import latest_run, require_dataset, run_records
-from pipeline.shards import is_shard
+from pipeline.shards import is_shard, list_shards_in
 from pipeline.tombstones import Tombstone, tombstones
 from pipeline.typed_sql import readable_errors, reading_statement
 from schemas import tables, views
+from schemas.damage import DamagedFile, read_json, reading
 from schemas.errors import UsageError
 from schemas.memory import bounded_memory
 from schemas.scratch import ScratchFolder
@@ -90,20 +93,10 @@ def _table(
     folder: Path, step: str, stage: str, name: str, schema: pa.Schema, removed: bool,
     score: str | None = None,
 ) -> StepTable:
-    shards = _shards(folder)
+    shards, odd = list_shards_in(folder)
     retries = tuple(sorted(shard for shard in shards if ".retry" in shard))
     return StepTable(step, stage, name, schema.names[0], schema,
-                     str(folder) if shards else None, retries, score, removed=removed)
-
-
-def _shards(folder: Path) -> list[str]:
-    """The shards of a folder in no order: there may be a hundred thousand of them."""
-    try:
-        names = os.listdir(folder)
-    except FileNotFoundError:
-        return []
-    return [shard for name in names
-            if name.endswith(".parquet") and is_shard(shard := name.removesuffix(".parquet"))]
+                     str(folder) if shards else None, retries, score, removed=removed, odd=odd)
 
 
 def _found_schema(folder: Path, step: dict[str, Any]) -> pa.Schema:
@@ -111,11 +104,13 @@ def _found_schema(folder: Path, step: dict[str, Any]) -> pa.Schema:
     if folder.is_dir():
         with os.scandir(folder) as entries:
             # The newest file has the most columns, because schemas only grow.
-            newest = max((entry for entry in entries if entry.name.endswith(".parquet")
-                          and is_shard(entry.name.removesuffix(".parquet"))),
-                         key=lambda entry: entry.stat().st_mtime_ns, default=None)
-        if newest is not None:
-            return pq.read_schema(newest.path).remove_metadata()
+            newest = sorted(((entry.stat().st_mtime_ns, entry.path) for entry in entries
+                             if entry.name.endswith(".parquet") and entry.is_file()
+                             and is_shard(entry.name.removesuffix(".parquet"))), reverse=True)
+        for _, path in newest:
+            # A damaged one is told of where it is queried.
+            with contextlib.suppress(DamagedFile), reading(Path(path)):
+                return pq.read_schema(path).remove_metadata()
     names = [name for name in step["schema_columns"] if name not in {"rejection", "error"}]
     return pa.schema([*((name, pa.string()) for name in names), *tables.OUTCOME])
 
@@ -134,14 +129,18 @@ class Catalog:
         self._spill = spill
         self._missing = _view_queries(layout)
         self._has_doubled: bool | None = None
-        self._known = {*self._missing, "runs", "subsets", "removed"}
+        self._known = {*self._missing, "removed"}
         self._uses_index = use_index
 
     def __enter__(self) -> Catalog:
         return self
 
-    def __exit__(self, *details: object) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        """Closes it; an error that a damaged file is behind comes out as DamagedFile."""
         self.close()
+        if isinstance(error, Exception) and (
+                found := damage_behind(error, self.layout.dataset)) is not None:
+            raise found from error
 
     def close(self) -> None:
         self.connection.close()
@@ -214,6 +213,10 @@ class Catalog:
         make_query = self._missing.pop(name, None)
         if make_query is None:
             return
+        if name in _TABLES:
+            columns, rows = _TABLES[name]
+            _create_table(self.connection, name, columns, rows(self.layout.dataset))
+            return
         for used in _USES.get(name, ()):
             self._create(used)
         place = ".".join(map(quoted, name.split(".", 1)))
@@ -222,6 +225,8 @@ class Catalog:
                 query = self._put_together(self._coverage, name)
                 self.connection.execute(f"CREATE VIEW {place} AS {query}")
                 return
+            except duckdb.InterruptException:
+                raise
             except duckdb.Error:
                 pass  # a damaged index: the tables have everything
         self.connection.execute(f"CREATE VIEW {place} AS {make_query()}")
@@ -292,8 +297,6 @@ def open_catalog(
         connection = duckdb.connect(":memory:", config=config)
         _limit_memory(connection, memory_limit)
         connection.execute("SET GLOBAL TimeZone = 'UTC'")
-        _create_table(connection, "runs", views.RUNS_VIEW, _run_rows(layout.dataset))
-        _create_table(connection, "subsets", views.SUBSETS_VIEW, _subset_rows(layout.dataset))
         connection.execute("CREATE SCHEMA internal")
         _create_table(connection, "removed", views.REMOVED_VIEW, _removed_rows(layout.removals))
         keys = {key for stone in layout.removals for key in stone.source_keys}
@@ -345,6 +348,8 @@ def _view_queries(layout: Layout) -> dict[str, Callable[[], str]]:
         "embeddings": lambda: views.embeddings_view(steps),
         "subset_clips": lambda: views.subset_clips_view(_subset_folders(layout.dataset)),
         **{f"steps.{step.step}": partial(raw_view, step) for step in steps},
+        # Made from records: one that can't be read keeps no other table from being asked.
+        **dict.fromkeys(_TABLES, str),
     }
 
 
@@ -407,11 +412,19 @@ def _subset_folders(dataset: Path) -> list[tuple[str, str]]:
 def _subset_rows(dataset: Path) -> list[dict[str, Any]]:
     rows = []
     for path in sorted((dataset / SUBSETS).glob("[!.]*/subset.json")):
-        values = json.loads(path.read_text())
+        values = read_json(path)
         row = {name: values.get(name) for name, _ in views.SUBSETS_VIEW}
-        rows.append({**row, "name": row["name"] or path.parent.name,
-                     "created_at": _time(row["created_at"])})
+        with reading(path):
+            rows.append({**row, "name": row["name"] or path.parent.name,
+                         "created_at": _time(row["created_at"])})
+            pa.Table.from_pylist(rows[-1:], pa.schema(list(views.SUBSETS_VIEW)))
     return rows
+
+
+_TABLES: dict[str, tuple[views.Columns, Callable[[Path], list[dict[str, Any]]]]] = {
+    "runs": (views.RUNS_VIEW, _run_rows),
+    "subsets": (views.SUBSETS_VIEW, _subset_rows),
+}
 
 
 def _removed_rows(removals: Sequence[Tombstone]) -> list[dict[str, Any]]:

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from schemas.damage import what_is_there
 from schemas.errors import ClipmillError
 
 LOCK = ".lock"
@@ -65,6 +66,8 @@ def shut_out_others(dataset: Path) -> None:
 
 def holder(dataset: Path) -> dict[str, Any]:
     """What the command at work says of itself; nothing where there is none."""
+    if what_is_there(dataset / LOCK):
+        return {}
     try:
         value = json.loads((dataset / LOCK).read_text("utf-8"))
     except (FileNotFoundError, ValueError):
@@ -75,7 +78,9 @@ def holder(dataset: Path) -> dict[str, Any]:
 def is_held(dataset: Path) -> bool:
     """Whether some command is writing to the dataset now."""
     try:
-        with open(dataset / LOCK) as file:
+        if what_is_there(dataset / LOCK):
+            return False  # nobody can lock it, and a named pipe would be waited for
+        with open(dataset / LOCK, encoding="utf-8") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
@@ -89,10 +94,18 @@ def goes_on(dataset: Path, run_id: str) -> bool:
     return is_held(dataset) and holder(dataset).get("run_id") == run_id
 
 
+def check_lock_file(path: Path) -> None:
+    """ClipmillError where something else than a file is in a lock's place."""
+    if there := what_is_there(path):
+        raise ClipmillError(f"{path} is {there}, where Clipmill keeps a file to lock; delete it or "
+                            "move it away, and do the same again")
+
+
 @contextlib.contextmanager
 def _one_at_a_time(dataset: Path) -> Iterator[None]:
     path = dataset / COMMITS
-    with open(path, "a") as file:
+    check_lock_file(path)
+    with open(path, "a", encoding="utf-8") as file:
         pause, until = 0.001, time.monotonic() + _PATIENCE_SECONDS
         while True:
             try:

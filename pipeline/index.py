@@ -14,7 +14,6 @@ own. `pipeline/index_writer.py` makes it.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 import zlib
@@ -26,6 +25,7 @@ from typing import Any
 
 from pipeline.shards import base_shard, is_shard
 from schemas import views
+from schemas.damage import DamagedFile, check_is_file, read_json, what_is_there
 from schemas.step_tables import StepTable
 
 INDEX = "index"
@@ -57,6 +57,8 @@ class StoredFile:
 
 
 def _size_and_tail(path: Path) -> tuple[int, int]:
+    if what_is_there(path):
+        raise OSError("no file")  # a named pipe would be waited for
     with open(path, "rb") as file:
         size = file.seek(0, os.SEEK_END)
         file.seek(max(0, size - _TAIL_BYTES))
@@ -108,7 +110,7 @@ class Manifest:
     def read(cls, folder: Path) -> Manifest | None:
         """The manifest in a folder; None where there is none that can be used."""
         try:
-            value = json.loads((folder / "manifest.json").read_text("utf-8"))
+            value = read_json(folder / "manifest.json")
             if value["version"] != _VERSION:
                 return None
             parts = tuple(map(Part.from_record, value["parts"]))
@@ -116,7 +118,7 @@ class Manifest:
             doubled = value["doubled"]
             return cls(parts, folders, None if doubled is None else int(doubled),
                        frozenset(value["removed"]))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        except (DamagedFile, OSError, ValueError, KeyError, TypeError, AttributeError):
             return None
 
 
@@ -192,13 +194,18 @@ class ShardFiles:
 
 
 def _shards_in(folder: str | None) -> list[tuple[str, os.DirEntry[str]]]:
+    """Names and entries of the shards in a folder; DamagedFile where one is no file."""
     if folder is None:
         return []
     with os.scandir(folder) as entries:
         found = [(entry.name.removesuffix(".parquet"), entry) for entry in entries
                  if entry.name.endswith(".parquet")]
-    return sorted(((name, entry) for name, entry in found if is_shard(name)),
-                  key=lambda pair: pair[0])
+    shards = sorted(((name, entry) for name, entry in found if is_shard(name)),
+                    key=lambda pair: pair[0])
+    for _, entry in shards:
+        if not entry.is_file():
+            check_is_file(Path(entry.path))
+    return shards
 
 
 def folder_times(dataset: Path, tables: Sequence[StepTable]) -> dict[str, int]:

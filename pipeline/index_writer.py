@@ -30,6 +30,7 @@ from pipeline.index import (
 )
 from pipeline.shards import commit, shard_name, shard_path, temporary_beside, write_json
 from schemas import views
+from schemas.damage import reading
 from schemas.sql_text import escaped_for_glob, literal
 
 PART_CLIPS = 250_000
@@ -133,7 +134,7 @@ class _Writer:
         group: list[str] = []
         clips = 0
         for base in bases:
-            rows = sum(pq.read_metadata(shard_path(Path(split.folder), name)).num_rows
+            rows = sum(_rows_in(shard_path(Path(split.folder), name))
                        for name in shards.get(base, ()))
             if group and (clips + rows > self._part_clips or len(group) >= PART_GROUPS):
                 yield group
@@ -206,9 +207,17 @@ class _Writer:
                   for part in manifest.parts for file in part.files}
         for path in self._folder.iterdir():
             if path.name not in wanted and path.name != "manifest.json":
-                path.unlink()
+                if path.is_dir():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink()
         if before is not None or not self._keep_former:
             # The index of other columns, from before this one was begun.
             for path in self._folder.parent.iterdir():
                 if path != self._folder:
                     shutil.rmtree(path, ignore_errors=True)
+
+
+def _rows_in(path: Path) -> int:
+    with reading(path):
+        return pq.read_metadata(path).num_rows

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from pipeline.plan import SOURCES, Plan, Step
 from pipeline.shards import existing, shard_path
+from schemas.damage import reading
 from schemas.errors import RowFailed
 from schemas.tables import FRAME
 from schemas.tables import SOURCES as SOURCES_SCHEMA
@@ -40,9 +41,11 @@ def kept_rows(table: pa.Table) -> pa.Table:
 
 def read_shard(folder: Path, shard: str, schema: pa.Schema, columns: list[str]) -> pa.Table:
     """Columns of one shard in the order asked for; those that an older file lacks are null."""
-    file = pq.ParquetFile(shard_path(folder, shard))
-    present = [name for name in columns if name in file.schema_arrow.names]
-    table = file.read(columns=present)
+    path = shard_path(folder, shard)
+    with reading(path):
+        file = pq.ParquetFile(path)
+        present = [name for name in columns if name in file.schema_arrow.names]
+        table = file.read(columns=present)
     for name in columns:
         if name not in present:
             kind = schema.field(name).type
@@ -163,17 +166,19 @@ class FrameReader:
     def __init__(self, plan: Plan, dataset: Path, group: Sequence[str]) -> None:
         self._dataset = dataset
         self.decoded_frames = 0
-        self._groups: dict[str, tuple[pq.ParquetFile, int]] = {}
+        self._groups: dict[str, tuple[Path, pq.ParquetFile, int]] = {}
         self._cached: tuple[str, list[float], pa.Table] | None = None
         step = plan.frames_step()
         self._scan = step.stage if step is not None else None
         if step is not None:
             folder = step.folder(dataset, "frames")
             for name in existing(folder, group):
-                file = pq.ParquetFile(shard_path(folder, name))
-                for row_group in range(file.num_row_groups):
-                    ids = file.read_row_group(row_group, columns=["video_id"]).column(0)
-                    self._groups[ids[0].as_py()] = (file, row_group)
+                path = shard_path(folder, name)
+                with reading(path):
+                    file = pq.ParquetFile(path)
+                    for row_group in range(file.num_row_groups):
+                        ids = file.read_row_group(row_group, columns=["video_id"]).column(0)
+                        self._groups[ids[0].as_py()] = (path, file, row_group)
         self._videos = self._video_paths(plan, dataset, group)
 
     @staticmethod
@@ -224,8 +229,9 @@ class FrameReader:
 
     def _kept(self, video: str, spans: list, picks: tuple) -> list[list[dict]]:
         if self._cached is None or self._cached[0] != video:
-            file, group = self._groups[video]
-            table = file.read_row_group(group, columns=["frame_number", "seconds", "jpeg"])
+            path, file, group = self._groups[video]
+            with reading(path):
+                table = file.read_row_group(group, columns=["frame_number", "seconds", "jpeg"])
             self._cached = (video, table["seconds"].to_pylist(), table)
         _, seconds, table = self._cached
         return [table.take(pa.array(pick_frames(seconds, start, end, picks), pa.int64()))

@@ -247,7 +247,7 @@ def log_files(dataset: Path, run_id: str) -> list[LogFile]:
     found = []
     with contextlib.suppress(FileNotFoundError):
         for entry in os.scandir(dataset / LOGS / run_id):
-            if match := _FILE.match(entry.name):
+            if (match := _FILE.match(entry.name)) and entry.is_file():
                 number = match["number"]
                 found.append(LogFile(Path(entry.path), match["worker"],
                                      int(number) if number else None))

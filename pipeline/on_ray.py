@@ -73,7 +73,8 @@ def cluster(settings: RaySettings) -> Iterator[Machine]:
         try:
             with _own_sigterm():
                 ray.init(logging_level=logging.ERROR, log_to_driver=True,
-                         runtime_env={"env_vars": {"PYTHONPATH": paths}}, **started)
+                         runtime_env={"env_vars": {"PYTHONPATH": paths, "PYTHONUTF8": "1"}},
+                         **started)
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise ClipmillError(f"Ray could not be started on {place}: {error}") from error
     try:
@@ -453,7 +454,7 @@ def submit_job(address: str, command: str, folder: Path, constraints: Path | Non
     environment: dict[str, Any] = {"working_dir": str(folder),
                                    "env_vars": {"PYTHONUNBUFFERED": "1"}}
     if constraints is not None:
-        pins = [line for line in constraints.read_text().splitlines()
+        pins = [line for line in constraints.read_text("utf-8").splitlines()
                 if line and not line.startswith(("#", "-"))]
         environment["pip"] = {"packages": pins, "pip_check": False}
     try:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from pipeline.fence import goes_on
 from pipeline.shards import write_json
 from schemas.command_line import shell_word
+from schemas.damage import DamagedFile, read_json, reading
 from schemas.errors import UsageError, storable
 
 RUNS = "runs"
@@ -21,13 +23,42 @@ def write_run(dataset: Path, record: dict[str, Any]) -> None:
 
 def run_records(dataset: Path) -> list[dict[str, Any]]:
     """All runs, oldest first; run ids sort by the time they started."""
-    return [_as_it_is(dataset, json.loads(path.read_text())) for path in _paths(dataset)]
+    return [_as_it_is(dataset, read_run(path)) for path in _paths(dataset)]
 
 
 def latest_run(dataset: Path) -> dict[str, Any] | None:
     """The newest run: its fingerprints are the current ones."""
     paths = _paths(dataset)
-    return _as_it_is(dataset, json.loads(paths[-1].read_text())) if paths else None
+    return _as_it_is(dataset, read_run(paths[-1])) if paths else None
+
+
+def read_run(path: Path) -> dict[str, Any]:
+    """The record of a run; DamagedFile where it is none, or that of another run."""
+    record = read_json(path)
+    with reading(path):
+        _check(record, path.stem)
+    return record
+
+
+def _check(record: dict[str, Any], run_id: str) -> None:
+    """KeyError and the like where what every run's record has is not in this one."""
+    if record["run_id"] != run_id:
+        raise ValueError("it is the record of another run")
+    texts = ("state", "started_at", "recipe_name", "code_version", "engine")
+    if not all(isinstance(record[name], str) for name in texts):
+        raise TypeError(f"not all of {', '.join(texts)} are texts")
+    for at in (record["started_at"], record["finished_at"]):
+        if at is not None:
+            datetime.fromisoformat(at)
+    if not isinstance(record["recipe"], dict):
+        raise TypeError("its recipe is no mapping")
+    for stage in record["stages"]:
+        if not {"stage", "name", "reads", "settings", "models", "prompts", "score"} <= set(stage):
+            raise KeyError("what a stage is made with")
+        for step in stage["steps"]:
+            if not {"step", "key", "fingerprint", "upstream", "tables",
+                    "schema_columns"} <= set(step):
+                raise KeyError("what a step is made from")
 
 
 def note_killed_runs(dataset: Path) -> bool:
@@ -38,10 +69,13 @@ def note_killed_runs(dataset: Path) -> bool:
     killed = False
     for path in _paths(dataset):
         # Told by its text first: there may be thousands, and nearly all are done.
-        text = path.read_text()
-        if '"state": "running"' in text:
-            write_run(dataset, {**json.loads(text), "state": KILLED})
-            killed = True
+        # One that can't be read is left to `verify`: this run needs the newest at most.
+        with contextlib.suppress(DamagedFile):
+            with reading(path):
+                text = path.read_text("utf-8")
+            if '"state": "running"' in text:
+                write_run(dataset, {**read_run(path), "state": KILLED})
+                killed = True
     return killed
 
 

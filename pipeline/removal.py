@@ -8,11 +8,10 @@ its key and the rejection `removed`, so that it is accounted for and not taken a
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -21,21 +20,25 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipeline.damage import damage_named
+from pipeline.expansion import read_list_entries
 from pipeline.index_writer import update_index
+from pipeline.journal import JOURNAL, read_journal
 from pipeline.logs import LOGS, forget
 from pipeline.plan import SOURCES
-from pipeline.retry import RETRIES
+from pipeline.retry import RETRIES, read_request
 from pipeline.rewriting import Selection, matching_rows, rewrite_shard
 from pipeline.shards import base_shard, committed_shards, shard_name, shard_path, write_json
 from pipeline.tombstones import Tombstone, tombstones, write_tombstone
 from schemas import tables
+from schemas.damage import check_is_file, read_json, reading
 from schemas.errors import UsageError
 from schemas.ids import platform_video_id, source_key
 from schemas.sql_text import escaped_for_glob, literal
 from schemas.step_tables import StepTable, scan
 
 _NOT_TABLES = frozenset((SOURCES, "media", "runs", "index", "subsets", "removed", RETRIES,
-                         "journal", LOGS))
+                         JOURNAL, LOGS))
 _NEAR = 3
 
 
@@ -110,7 +113,7 @@ class _Sources:
                 f"AS video_id, NULL::VARCHAR AS uploader, rejection, _base FROM ({rows})")
         for folder in table_folders(self._dataset):
             shards = committed_shards(folder)
-            names = pq.read_schema(shard_path(folder, shards[0])).names
+            names = _columns(shard_path(folder, shards[0]))
             if "source_key" in names and "video_id" in names:
                 rows = scan(_step(folder, tables.VIDEOS),
                                   ["source_key", "video_id", "uploader", "rejection"])
@@ -168,7 +171,8 @@ class _Sources:
             "OR video_id IN (FROM ids) ORDER BY 1", [])]
 
     def _ask(self, query: str, parameters: list[str]) -> list[tuple]:
-        return self._connection.execute(query, parameters).fetchall()
+        with damage_named(self._dataset):
+            return self._connection.execute(query, parameters).fetchall()
 
 
 def _step(folder: Path, schema: pa.Schema) -> StepTable:
@@ -250,20 +254,27 @@ def _by_level(folders: Iterable[Path]) -> list[Path]:
     levels = ("source_key", "video_id", "clip_id")
 
     def level(folder: Path) -> int:
-        names = pq.read_schema(shard_path(folder, committed_shards(folder)[0])).names
+        names = _columns(shard_path(folder, committed_shards(folder)[0]))
         return next((i for i, name in enumerate(levels) if name in names), len(levels))
 
     return sorted(folders, key=level)
+
+
+def _columns(path: Path) -> list[str]:
+    with reading(path):
+        return pq.read_schema(path).names
 
 
 def _media_paths(files: Iterable[tuple[Path, str]], selection: Selection) -> set[str]:
     """What the tables of videos say where the removed ones lie."""
     found: set[str] = set()
     for folder, shard in files:
-        file = pq.ParquetFile(shard_path(folder, shard))
-        if not {"source_key", "video_id", "path"} <= set(file.schema_arrow.names):
-            continue
-        rows = file.read(columns=["video_id", "path"])
+        path = shard_path(folder, shard)
+        with reading(path):
+            file = pq.ParquetFile(path)
+            if not {"source_key", "video_id", "path"} <= set(file.schema_arrow.names):
+                continue
+            rows = file.read(columns=["video_id", "path"])
         mask = pc.is_in(rows["video_id"], pa.array(selection.videos, pa.string()))
         found.update(path for path in rows.filter(mask)["path"].to_pylist() if path)
     return found
@@ -301,21 +312,21 @@ def _clean_notes(dataset: Path, selection: Selection) -> None:
     """Takes the keys out of retries that were asked for, journals, logs, and stored listings."""
     forget(dataset, selection.has_key)
     for path in (dataset / RETRIES).glob("[!.]*.json"):
-        request = json.loads(path.read_text())
+        request = read_request(path)
         kept = [key for key in request["keys"] if not selection.has_key(key)]
         if len(kept) != len(request["keys"]):
             write_json(path, {**request, "keys": kept})
-    for path in (dataset / "journal").glob("[!.]*.json"):
-        value = json.loads(path.read_text())
-        started = {key: n for key, n in value["started"].items() if not selection.has_key(key)}
-        if len(started) != len(value["started"]):
-            write_json(path, {**value, "started": started})
+    for path in (dataset / JOURNAL).glob("[!.]*.json"):
+        run_id, begun = read_journal(path)
+        started = {key: n for key, n in begun.items() if not selection.has_key(key)}
+        if len(started) != len(begun):
+            write_json(path, {"run_id": run_id, "started": started})
     for path in (dataset / SOURCES / ".lists").glob("[!.]*.json"):
-        listing = json.loads(path.read_text("utf-8"))
-        entries = [entry for entry in listing["entries"]
-                   if _key_of(entry["url"]) not in selection.source_keys]
-        if len(entries) != len(listing["entries"]):
-            write_json(path, {**listing, "entries": entries})
+        entries = read_list_entries(path)
+        kept = [asdict(entry) for entry in entries
+                if _key_of(entry.url) not in selection.source_keys]
+        if len(kept) != len(entries):
+            write_json(path, {**read_json(path), "entries": kept})
 
 
 def _key_of(url: str) -> str | None:
@@ -335,7 +346,9 @@ def subsets_with(dataset: Path, videos: Iterable[str]) -> dict[str, int]:
         files = escaped_for_glob(str(path.parent)) + "/clips-*.parquet"
         if not any(path.parent.glob("clips-*.parquet")):
             continue
-        with duckdb.connect(":memory:") as connection:
+        with damage_named(dataset), duckdb.connect(":memory:") as connection:
+            for file in path.parent.glob("clips-*.parquet"):
+                check_is_file(file)
             (count,) = connection.execute(
                 f"SELECT count(*) FROM read_parquet({literal(files)}) WHERE video_id IN "
                 "(SELECT unnest(?))", [wanted]).fetchone()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -15,22 +14,41 @@ from pipeline.plan import Plan, ShardList, Step, request_is_current
 from pipeline.shards import (
     base_shard,
     committed_shards,
+    is_shard,
     retry_number,
     shard_order,
     shard_path,
     write_json,
 )
+from schemas.damage import read_json, reading
 
 RETRIES = "retries"
 
 
 def list_shards(dataset: Path, first: Sequence[str]) -> ShardList:
     """The dataset's shards: those that ingest made, and the retries that were asked for."""
-    requests = {
-        path.stem: json.loads(path.read_text())
-        for path in sorted((dataset / RETRIES).glob("[!.]*.json"))
-    }
-    return ShardList(tuple(first), requests)
+    return ShardList(tuple(first), read_requests(dataset))
+
+
+def read_requests(dataset: Path) -> dict[str, dict[str, Any]]:
+    """What was asked to be tried again, by the shard that it makes."""
+    return {path.stem: read_request(path)
+            for path in sorted((dataset / RETRIES).glob("[!.]*.json"))}
+
+
+def read_request(path: Path) -> dict[str, Any]:
+    """A retry's request; DamagedFile where it is none."""
+    request = read_json(path)
+    with reading(path):
+        if not (is_shard(path.stem) and retry_number(path.stem)):
+            raise ValueError("its name is not that of a retry shard")
+        keys, asked_at = request["keys"], request.get("asked_at")  # older requests have no time
+        if not isinstance(keys, list) or not all(isinstance(text, str) for text in (
+                request["step"], request["fingerprint"], *keys)):
+            raise TypeError("its step, fingerprint and keys are not all texts")
+        if asked_at is not None:
+            datetime.fromisoformat(asked_at)
+    return request
 
 
 def current_failures(step: Step, dataset: Path) -> dict[str, dict[str, dict]]:
@@ -39,8 +57,10 @@ def current_failures(step: Step, dataset: Path) -> dict[str, dict[str, dict]]:
     found: dict[str, dict[str, dict]] = {}
     for shard in sorted(committed_shards(folder), key=shard_order):
         failed = found.setdefault(base_shard(shard), {})
-        table = pq.read_table(shard_path(folder, shard), columns=[step.stage.key, "error"])
-        for row in table.to_pylist():
+        path = shard_path(folder, shard)
+        with reading(path):
+            rows = pq.read_table(path, columns=[step.stage.key, "error"]).to_pylist()
+        for row in rows:
             key = row[step.stage.key]
             if row["error"] is not None:
                 failed[key] = row["error"]

@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.shards import SHARD_METADATA_KEY, ShardMetadata, note_outcomes, shard_writer
+from schemas.damage import reading
 from schemas.ids import CLIP_ID
 from schemas.step_tables import REMOVED_RULE
 from schemas.tables import REJECTION
@@ -55,13 +56,14 @@ def _key_columns(names: list[str]) -> list[str]:
 
 def matching_rows(path: Path, selection: Selection) -> tuple[int, set[str]]:
     """How many rows of a shard are theirs and not emptied yet, and the clips among them."""
-    file = pq.ParquetFile(path)
-    names = file.schema_arrow.names
-    columns = _key_columns(names)
-    if not columns:
-        return 0, set()
-    is_source = "source_key" in names
-    table = file.read(columns=[*columns, "rejection"] if is_source else columns)
+    with reading(path):
+        file = pq.ParquetFile(path)
+        names = file.schema_arrow.names
+        columns = _key_columns(names)
+        if not columns:
+            return 0, set()
+        is_source = "source_key" in names
+        table = file.read(columns=[*columns, "rejection"] if is_source else columns)
     mask = _mask(table, selection)
     if is_source:
         mask = pc.and_(mask, pc.invert(_is_emptied(table)))
@@ -77,7 +79,8 @@ def _is_emptied(table: pa.Table) -> pa.ChunkedArray:
 
 def rewrite_shard(path: Path, selection: Selection) -> None:
     """Writes a shard anew, row group by row group, with counts in its footer that add up."""
-    file = pq.ParquetFile(path)
+    with reading(path):
+        file = pq.ParquetFile(path)
     schema = file.schema_arrow
     metadata = dict(file.metadata.metadata or {})
     metadata.pop(b"ARROW:schema", None)
@@ -90,7 +93,8 @@ def rewrite_shard(path: Path, selection: Selection) -> None:
     emptied: set[str] = set()
     with shard_writer(path, schema.with_metadata(metadata or None)) as writer:
         for group in range(file.num_row_groups):
-            table = file.read_row_group(group)
+            with reading(path):
+                table = file.read_row_group(group)
             mask = _mask(table, selection)
             rest = table.filter(pc.invert(mask))
             if "source_key" in schema.names:

@@ -9,7 +9,6 @@ a crash, and the shard goes on.
 from __future__ import annotations
 
 import contextlib
-import json
 import shutil
 import time
 import uuid
@@ -18,13 +17,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.fence import Fence
 from pipeline.inputs import FrameReader, input_table
+from pipeline.journal import JOURNAL, read_journal
 from pipeline.logs import NO_LOGS, LogLimits, RunLog, ShardLog, python_messages, worker_name
 from pipeline.plan import Plan, ShardList, Step
 from pipeline.shards import (
@@ -36,6 +35,7 @@ from pipeline.shards import (
     write_json,
 )
 from pipeline.tombstones import new_tombstone, removed_videos
+from schemas.damage import DamagedFile, reading
 from schemas.errors import MAX_MESSAGE_CHARACTERS, ClipmillError, RowFailed, RowRejected
 from schemas.ids import is_file_name
 from schemas.step_tables import REMOVED_RULE
@@ -148,7 +148,9 @@ class Worker:
                 counts["outputs"], round(time.monotonic() - started, 3), decoded,
                 counts["source_frames"],
             ))
-        _journal(step, self.dataset, shard).unlink(missing_ok=True)
+        journal = _journal(step, self.dataset, shard)
+        if not journal.is_dir():  # of which `verify` tells
+            journal.unlink(missing_ok=True)
         if step.label == step.stage_label:
             self.report(step.stage_label, Counter(shards=1))
         return counts
@@ -186,7 +188,7 @@ class Worker:
                 yield from _batch(step, batch, transform, frames, log, self.dataset)
             return
         journal = _journal(step, self.dataset, shard)
-        seen = _read_journal(journal, None if self.journal_over_runs else self.run_id)
+        seen = _started_before(journal, None if self.journal_over_runs else self.run_id)
         key = stage.key
         for row in range(rows.num_rows):
             batch = rows.slice(row, 1)
@@ -413,8 +415,10 @@ def _earlier_attempts(step: Step, dataset: Path, group: list[str]) -> dict[str, 
     found: dict[str, int] = {}
     folder = step.folder(dataset)
     for name in existing(folder, group):
-        table = pq.read_table(shard_path(folder, name), columns=[step.stage.key, "error"])
-        for row in table.to_pylist():
+        path = shard_path(folder, name)
+        with reading(path):
+            rows = pq.read_table(path, columns=[step.stage.key, "error"]).to_pylist()
+        for row in rows:
             if row["error"] is not None:
                 key = row[step.stage.key]
                 found[key] = max(found.get(key, 0), row["error"]["attempts"] or 1)
@@ -422,13 +426,17 @@ def _earlier_attempts(step: Step, dataset: Path, group: list[str]) -> dict[str, 
 
 
 def _journal(step: Step, dataset: Path, shard: str) -> Path:
-    return dataset / "journal" / f"{step.label}-{step.fingerprint}-{shard}.json"
+    return dataset / JOURNAL / f"{step.label}-{step.fingerprint}-{shard}.json"
 
 
-def _read_journal(path: Path, run_id: str | None) -> dict[str, int]:
-    """Rows that were started and not finished, with how often; of one run only if it is given."""
+def _started_before(path: Path, run_id: str | None) -> dict[str, int]:
+    """Rows that were started and not finished, with how often; of one run only if it is given.
+
+    A journal that can't be read counts as none: a row that kills its worker is then found out by
+    two more deaths, where any other reading would give rows up that nothing is wrong with.
+    """
     try:
-        value: dict[str, Any] = json.loads(path.read_text())
-    except FileNotFoundError:
+        of_run, started = read_journal(path)
+    except (FileNotFoundError, DamagedFile):
         return {}
-    return dict(value["started"]) if run_id in (None, value["run_id"]) else {}
+    return started if run_id in (None, of_run) else {}

@@ -18,6 +18,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from schemas.damage import check_is_file, reading
+
 SHARD_METADATA_KEY = b"clipmill"
 _SHARD = re.compile(r"(\d{6,})(?:\.retry(\d+))?\Z")
 
@@ -52,13 +54,33 @@ def shard_path(folder: Path, shard: str) -> Path:
 
 
 def committed_shards(folder: Path) -> list[str]:
-    """Names of the whole shards in a folder, in order; none where there is no folder."""
-    try:
-        entries = os.listdir(folder)
-    except FileNotFoundError:
-        return []
-    names = [entry.removesuffix(".parquet") for entry in entries if entry.endswith(".parquet")]
-    return sorted((name for name in names if _SHARD.match(name)), key=shard_order)
+    """Names of the whole shards in a folder, in order; none where there is no folder.
+
+    Raises DamagedFile where something that is no file bears the name of a shard.
+    """
+    names, odd = list_shards_in(folder)
+    if odd is not None:
+        check_is_file(odd)
+    return sorted(names, key=shard_order)
+
+
+def list_shards_in(folder: Path) -> tuple[list[str], Path | None]:
+    """Names of shards in no order, and what bears such a name and is no file, if anything does.
+
+    There may be a hundred thousand of them; what kind an entry is of, the listing tells.
+    """
+    names: list[str] = []
+    odd = None
+    with contextlib.suppress(FileNotFoundError), os.scandir(folder) as entries:
+        for entry in entries:
+            shard = entry.name.removesuffix(".parquet")
+            if shard == entry.name or _SHARD.match(shard) is None:
+                continue
+            if entry.is_file():
+                names.append(shard)
+            elif os.path.lexists(entry.path):  # and has not just been replaced or removed
+                odd = Path(entry.path)
+    return names, odd
 
 
 def existing(folder: Path, shards: Sequence[str]) -> list[str]:
@@ -89,10 +111,11 @@ class ShardMetadata:
 
     @classmethod
     def read(cls, path: Path) -> ShardMetadata:
-        found = pq.read_metadata(path).metadata or {}
-        values = json.loads(found.get(SHARD_METADATA_KEY, b"{}"))
-        known = {field.name for field in fields(cls)}
-        return cls(**{name: value for name, value in values.items() if name in known})
+        with reading(path):
+            found = pq.read_metadata(path).metadata or {}
+            values = json.loads(found.get(SHARD_METADATA_KEY, b"{}"))
+            known = {field.name for field in fields(cls)}
+            return cls(**{name: value for name, value in values.items() if name in known})
 
 
 def note_outcomes(
@@ -217,13 +240,16 @@ class ShardWriter:
 
 
 def write_json(path: Path, value: object) -> None:
-    """Writes a small JSON file atomically."""
+    """Writes a small JSON file atomically; DamagedFile where a folder is in its place."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_beside(path)
     try:
-        temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False, default=str) + "\n")
+        temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False, default=str) + "\n",
+                             "utf-8")
         commit(temporary, path)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
+        if isinstance(error, IsADirectoryError):
+            check_is_file(path)
         raise

@@ -30,6 +30,7 @@ from pipeline.source_lists import read_list
 from pipeline.source_rows import Reader, Source
 from pipeline.source_spec import SourceSpec, source_from_argument
 from pipeline.tombstones import removed_sources, removed_videos
+from schemas.damage import reading
 from schemas.errors import MAX_MESSAGE_CHARACTERS, UsageError
 from schemas.ids import platform_video_id, source_key
 from schemas.step_tables import REMOVED_RULE
@@ -185,8 +186,9 @@ def _known_keys(folder: Path) -> dict[str, str]:
     """The keys that the dataset has, each with what became of it: kept, rejected or failed."""
     known: dict[str, str] = {}
     for shard in committed_shards(folder):
-        table = pq.read_table(shard_path(folder, shard),
-                              columns=["source_key", "rejection", "error"])
+        path = shard_path(folder, shard)
+        with reading(path):
+            table = pq.read_table(path, columns=["source_key", "rejection", "error"])
         became = pc.if_else(pc.is_valid(table["error"]), "failed",
                             pc.if_else(pc.is_valid(table["rejection"]), "rejected", "kept"))
         known.update(zip(table["source_key"].to_pylist(), became.to_pylist(), strict=True))
@@ -285,7 +287,8 @@ def _outcomes(table: pa.Table) -> dict[str, int]:
 
 
 def _last_position(shard: Path) -> int:
-    return pc.max(pq.read_table(shard, columns=["position"])["position"]).as_py()
+    with reading(shard):
+        return pc.max(pq.read_table(shard, columns=["position"])["position"]).as_py()
 
 
 def _chunks(listing: _Listing, shard_videos: int) -> Iterator[list[tuple[str, Source]]]:
@@ -351,8 +354,10 @@ def _changed_spans(folder: Path, known: list[tuple[str, Source]]) -> int:
         return 0
     stored: dict[str, set[tuple[float, float]]] = {}
     for shard in committed_shards(folder):
-        table = pq.read_table(shard_path(folder, shard), columns=["source_key", "spans"])
-        for row in table.to_pylist():
+        path = shard_path(folder, shard)
+        with reading(path):
+            rows = pq.read_table(path, columns=["source_key", "spans"]).to_pylist()
+        for row in rows:
             if row["source_key"] in listed:
                 stored[row["source_key"]] = {(span["start_seconds"], span["end_seconds"])
                                              for span in row["spans"] or []}

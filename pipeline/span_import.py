@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipeline.damage import damage_named
 from pipeline.internvid import PublishedRows, ReportBytes, open_published
 from pipeline.platforms import identify
 from pipeline.shards import committed_shards, shard_path
@@ -34,6 +35,7 @@ from pipeline.sources import (
     write_sources,
 )
 from pipeline.tombstones import removed_videos
+from schemas.damage import reading
 from schemas.errors import ClipmillError, RowFailed
 from schemas.ids import source_key
 from schemas.sql_text import escaped_for_glob, literal
@@ -87,6 +89,7 @@ def import_spans(
     """
     scratch = dataset / ".scratch" / f"import-{uuid.uuid4().hex[:8]}"
     with contextlib.ExitStack() as stack:
+        stack.enter_context(damage_named(dataset))
         config = {"memory_limit": MEMORY, "preserve_insertion_order": False,
                   "temp_directory": str(scratch), "autoload_known_extensions": False}
         connection = stack.enter_context(duckdb.connect(":memory:", config=config))
@@ -283,7 +286,8 @@ class _Import:
     def _grow(self, shard: str, rows: pa.Table) -> None:
         """Adds spans to known videos of a shard, unless a stage has worked on it already."""
         path = shard_path(self._folder, shard)
-        stored = pq.read_table(path, columns=["platform_id", "spans", "rejection", "error"])
+        with reading(path):
+            stored = pq.read_table(path, columns=["platform_id", "spans", "rejection", "error"])
         can_grow = pc.and_(pc.is_null(stored["rejection"]), pc.is_null(stored["error"]))
         held: dict[str, tuple[int, list[dict[str, Any]]]] = {}
         closed: dict[str, set[tuple[float, float]]] = {}
@@ -311,7 +315,8 @@ class _Import:
         for name, more in fresh.items():
             at, before = held[name]
             spans[at] = in_order([*before, *more])
-        table = pq.read_table(path, schema=SOURCES)
+        with reading(path):
+            table = pq.read_table(path, schema=SOURCES)
         place = SOURCES.get_field_index("spans")
         column = pa.array(spans, SOURCES.field("spans").type)
         write_sources(self._folder, shard, table.set_column(place, SOURCES.field("spans"), column))
@@ -341,7 +346,8 @@ def _failed_keys(folder: Path) -> set[str]:
     found: set[str] = set()
     for shard in committed_shards(folder):
         path = shard_path(folder, shard)
-        table = pq.read_table(path, columns=["source_key", "error"])
+        with reading(path):
+            table = pq.read_table(path, columns=["source_key", "error"])
         if table["error"].null_count < table.num_rows:
             failed = table.filter(pc.is_valid(table["error"]))
             found.update(failed["source_key"].to_pylist())

@@ -27,7 +27,8 @@ def built_in_stage_names() -> tuple[str, ...]:
     modules = [module.name for module in pkgutil.iter_modules(stages.__path__)
                if not module.ispkg and module.name != "protocol"]
     return tuple(sorted(name for name in modules
-                        if f'"{name}"' in (Path(stages.__path__[0]) / f"{name}.py").read_text()))
+                        if f'"{name}"' in (Path(stages.__path__[0]) / f"{name}.py").read_text(
+                            "utf-8")))
 
 
 def stage_class(name: str, folder: Path) -> type[Stage]:
@@ -49,14 +50,20 @@ def stage_class(name: str, folder: Path) -> type[Stage]:
 def _own_stage(name: str, folder: Path) -> type[Stage]:
     place, _, class_name = name.partition(":")
     if place.endswith(".py"):
-        path = (folder / place).resolve()
-        if not path.is_file():
+        try:
+            path = (folder / place).resolve()
+            is_there = path.is_file()
+        except (OSError, ValueError) as error:
+            raise UsageError(f"stage {name!r}: no name of a file: {error}") from error
+        if not is_there:
             raise UsageError(f"stage {name!r}: no file {path}")
         module = _module_from_file(path)
     else:
+        if not all(part.isidentifier() for part in place.split(".")):
+            raise UsageError(f"stage {name!r}: expected `file.py:Class` or `package.module:Class`")
         try:
             module = importlib.import_module(place)
-        except ImportError as error:
+        except Exception as error:
             raise UsageError(f"stage {name!r}: cannot import {place}: {error}") from error
     return _class_in(module, class_name=class_name or None, where=name)
 
@@ -91,8 +98,9 @@ def _class_in(
         found = [value for value in found if value.__name__ == class_name]
     if len(found) != 1:
         have = ", ".join(value.__name__ for value in found) or "none"
-        raise UsageError(f"stage {where or name!r}: expected one Stage class in "
-                         f"{module.__file__}, found: {have}; name it as `file.py:Class`")
+        place = getattr(module, "__file__", module.__name__)
+        raise UsageError(f"stage {where or name!r}: expected one Stage class in {place}, found: "
+                         f"{have}; name it as `file.py:Class`")
     return found[0]
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pipeline.catalog import Catalog, Layout, open_catalog
 from pipeline.index import ShardFiles
-from pipeline.retry import RETRIES
+from pipeline.retry import RETRIES, read_request
 from pipeline.shards import committed_shards, shard_name
 from schemas import views
 from schemas.sql_text import escaped_for_glob, literal, quoted
@@ -275,7 +274,7 @@ def _shards(layout: Layout, stage: dict[str, Any]) -> tuple[int, int]:
     done = set(committed_shards(Path(folders[last]))) if folders[last] else set()
     total = done | set(committed_shards(layout.dataset / "sources"))
     for path in (layout.dataset / RETRIES).glob("[!.]*.json"):
-        request = json.loads(path.read_text())
+        request = read_request(path)
         entry = steps.get(request["step"])
         if entry and entry["step"] in above and entry["fingerprint"] == request["fingerprint"]:
             total.add(path.stem)

@@ -6,15 +6,14 @@ whether or not the shards have been rewritten yet. `purged_at` says when they we
 
 from __future__ import annotations
 
-import json
 import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from pipeline.shards import write_json
+from schemas.damage import DamagedFile, read_json, reading
 from schemas.errors import ClipmillError
 
 REMOVED = "removed"
@@ -66,17 +65,18 @@ def tombstones(dataset: Path) -> list[Tombstone]:
 
 def _read(path: Path) -> Tombstone:
     try:
-        value: dict[str, Any] = json.loads(path.read_text("utf-8"))
-        purged = value["purged_at"]
-        return Tombstone(
-            path.stem, datetime.fromisoformat(value["at"]), value["reason"],
-            {video["video_id"]: tuple(video["source_keys"]) for video in value["videos"]},
-            datetime.fromisoformat(purged) if purged else None,
-        )
-    except (KeyError, TypeError, ValueError) as error:
+        value = read_json(path)
+        with reading(path):
+            purged = value["purged_at"]
+            return Tombstone(
+                path.stem, datetime.fromisoformat(value["at"]), value["reason"],
+                {video["video_id"]: tuple(video["source_keys"]) for video in value["videos"]},
+                datetime.fromisoformat(purged) if purged else None,
+            )
+    except DamagedFile as error:
         raise ClipmillError(f"{path} says what was removed from the dataset, and can't be read "
-                            f"({type(error).__name__}: {error}); put it right, or delete it and "
-                            "remove those videos again") from error
+                            f"({error.reason}); put it right, or delete it and remove those "
+                            "videos again") from error
 
 
 def removed_videos(dataset: Path) -> dict[str, str]:

@@ -84,7 +84,7 @@ def what_is_there(path: Path) -> str | None:
     """
     try:
         mode = path.stat().st_mode
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return "a link to nothing" if path.is_symlink() else None
     except OSError as error:
         if error.errno == errno.ELOOP:

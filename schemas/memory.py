@@ -15,7 +15,7 @@ def bounded_memory(more_bytes: int) -> Iterator[None]:
     Where the system doesn't say what the process has, nothing is bounded.
     """
     try:
-        status = Path("/proc/self/status").read_text()
+        status = Path("/proc/self/status").read_text("utf-8")
     except OSError:
         yield
         return

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import pyarrow as pa
 
 from schemas import tables
+from schemas.damage import check_is_file
 from schemas.sql_text import duckdb_type, escaped_for_glob, literal, null, quoted
 
 Columns = Sequence[tuple[str, pa.DataType]]
@@ -35,7 +37,9 @@ class StepTable:
 
     `folder` holds its shards, None where none is committed; `retries` names the retry shards among
     them, for which keys may stand in several files. `shards` narrows the table to some of them.
-    `removed` says that videos were removed from the dataset, whose rows are not to be seen.
+    `removed` says that videos were removed from the dataset, whose rows are not to be seen. `odd`
+    is a path in the folder that bears a shard's name and is no file: DuckDB would pass over a
+    folder, and wait for a named pipe without end.
     """
 
     step: str
@@ -48,6 +52,7 @@ class StepTable:
     score: str | None = None
     shards: tuple[str, ...] | None = None
     removed: bool = False
+    odd: Path | None = None
 
     @property
     def retried(self) -> bool:
@@ -110,6 +115,8 @@ def scan(table: StepTable, names: Iterable[str], *, retries_only: bool = False) 
 
 def _files(table: StepTable, retries_only: bool) -> str | None:
     """What of a table to read, as read_parquet takes it; None where there is nothing."""
+    if table.odd is not None:
+        check_is_file(table.odd)
     if table.folder is None:
         return None
     folder = escaped_for_glob(table.folder)

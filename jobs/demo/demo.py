@@ -109,7 +109,7 @@ def _server(world: Path) -> http.server.ThreadingHTTPServer:
         return http.server.ThreadingHTTPServer(("127.0.0.1", port), handler)
 
     if remembered.exists():
-        port = int(remembered.read_text())
+        port = int(remembered.read_text("utf-8"))
         try:
             return at(port)
         except OSError as error:
@@ -122,7 +122,7 @@ def _server(world: Path) -> http.server.ThreadingHTTPServer:
             break
     else:
         server = at(0)
-    remembered.write_text(str(server.server_address[1]))
+    remembered.write_text(str(server.server_address[1]), "utf-8")
     return server
 
 
@@ -136,7 +136,7 @@ def _listing(world: Path, films: list[Film], server: socket.socket) -> Path:
     names.insert(1, "again.mp4")
     listing = world / "films.csv"
     listing.write_text("url,category\n" + "".join(
-        f"http://127.0.0.1:{port}/{quote(name)},shapes\n" for name in names))
+        f"http://127.0.0.1:{port}/{quote(name)},shapes\n" for name in names), "utf-8")
     return listing
 
 

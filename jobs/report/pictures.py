@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ import pyarrow.parquet as pq
 
 from pipeline.catalog import Catalog
 from pipeline.shards import base_shard, committed_shards, shard_path
+from schemas.damage import DamagedFile, reading
 from schemas.errors import RowFailed
 from schemas.sql_text import quoted
 
@@ -63,11 +65,13 @@ def make_strips(catalog: Catalog, spans: Iterable[Span]) -> dict[str, Strip]:
     strips: dict[str, Strip] = {}
     for video_id, files in _files(catalog, Path(frames.folder), list(by_video)).items():
         for file in files:
-            for group in _groups(file, video_id):
-                for span in by_video[video_id]:
-                    strip = None if span.clip_id in strips else _strip(group, video_id, span)
-                    if strip is not None:
-                        strips[span.clip_id] = strip
+            # Frames are a cache: a damaged file is as one that is gone.
+            with contextlib.suppress(DamagedFile):
+                for group in _groups(file, video_id):
+                    for span in by_video[video_id]:
+                        strip = None if span.clip_id in strips else _strip(group, video_id, span)
+                        if strip is not None:
+                            strips[span.clip_id] = strip
     return strips
 
 
@@ -91,26 +95,29 @@ def _files(catalog: Catalog, folder: Path, video_ids: list[str]) -> dict[str, li
 class _Group:
     """A row group of a frames' file."""
 
+    path: Path
     file: pq.ParquetFile
     number: int
 
     def read(self, *columns: str) -> pa.Table:
-        return self.file.read_row_group(self.number, columns=list(columns))
+        with reading(self.path):
+            return self.file.read_row_group(self.number, columns=list(columns))
 
 
 def _groups(path: Path, video_id: str) -> Iterator[_Group]:
     """The row groups that may hold a video, by their footers."""
     try:
-        file = pq.ParquetFile(path)
-    except (OSError, pa.ArrowException):
-        return  # dropped meanwhile: frames are a cache
+        with reading(path):
+            file = pq.ParquetFile(path)
+    except OSError:
+        return  # dropped meanwhile
     with file:
         column = file.schema_arrow.names.index("video_id")
         for number in range(file.metadata.num_row_groups):
             statistics = file.metadata.row_group(number).column(column).statistics
             known = statistics is not None and statistics.has_min_max
             if not known or statistics.min <= video_id <= statistics.max:
-                yield _Group(file, number)
+                yield _Group(path, file, number)
 
 
 def _strip(group: _Group, video_id: str, span: Span) -> Strip | None:

@@ -96,7 +96,7 @@ def work_on_units(
     report: Callable[[int, int], None],
 ) -> None:
     """Works on those units that are not done; `report` gets clips done and failed."""
-    _token_file(request).write_text(token)
+    _token_file(request).write_text(token, "utf-8")
     todo = [UnitTask(request, unit, token) for unit in units
             if not unit_file(request.output, unit).exists()]
     for left in reversed(range(ROUNDS)):
@@ -175,7 +175,7 @@ def _cut(task: UnitTask, rows: pa.Table) -> Iterator[CutResult]:
     folder.mkdir(parents=True)
     journal = _journal(task)
     journal.parent.mkdir(parents=True, exist_ok=True)
-    tried = journal.read_text().split("\n") if journal.exists() else []
+    tried = journal.read_text("utf-8").split("\n") if journal.exists() else []
     for video, clips in _by_video(rows):
         _check_own(task)
         line = f"{task.token} {video}"
@@ -197,12 +197,12 @@ def _token_file(request: ExportRequest) -> Path:
 
 def _check_own(task: UnitTask) -> None:
     """Ends a worker that outlived its export: another one may be at this very unit by now."""
-    if _token_file(task.request).read_text() != task.token:
+    if _token_file(task.request).read_text("utf-8") != task.token:
         raise ClipmillError(f"{task.request.output}: another export has taken over")
 
 
 def _note(journal: Path, line: str) -> None:
-    with open(journal, "a") as file:
+    with open(journal, "a", encoding="utf-8") as file:
         file.write(line + "\n")
 
 

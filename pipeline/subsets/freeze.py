@@ -34,6 +34,7 @@ from pipeline.subsets.explain import describe_recipe, require_clips, resolve_sco
 from pipeline.subsets.recipe import SubsetRecipe
 from schemas import views
 from schemas.command_line import shell_word
+from schemas.damage import check_is_file, read_json, reading
 from schemas.errors import ClipmillError, UsageError
 from schemas.sql_text import quoted
 
@@ -73,7 +74,16 @@ def load_subset(dataset: Path, name: str) -> FrozenSubset:
             f"make one with `clipmill subset create {shell_word(dataset)} RECIPE`")
         raise UsageError(f"{dataset} has no subset {name!r}; {hint}{known}")
     folder = dataset / SUBSETS / name
-    return FrozenSubset(name, folder, json.loads((folder / "subset.json").read_text("utf-8")))
+    path = folder / "subset.json"
+    info = read_json(path)
+    with reading(path):
+        wanted = ("name", "created_at", "hash", "snapshot", "n_clips", "n_videos", "hours", "seed",
+                  "rules", "scorers", "catalog")
+        if lacking := [word for word in wanted if word not in info]:
+            raise KeyError(", ".join(lacking))
+        for entry in info["files"]:
+            check_is_file(folder / entry["name"])
+    return FrozenSubset(name, folder, info)
 
 
 def subset_names(dataset: Path) -> list[str]:
@@ -171,7 +181,7 @@ def _making(dataset: Path, name: str) -> Iterator[Path]:
         (place / f".{name}.lock").touch()
     except OSError as error:
         raise ClipmillError(f"cannot write to {place}: {error.strerror}") from error
-    with open(place / f".{name}.lock", "a") as file:
+    with open(place / f".{name}.lock", "a", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

@@ -6,6 +6,7 @@ dataset. What a run that goes on meanwhile has not done yet is pending, not miss
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from pipeline.records import RUNS
 from pipeline.tombstones import REMOVED
 from pipeline.verify.findings import Book, Finding, Remake, Report
 from pipeline.verify.groups import GroupChecks
-from pipeline.verify.layout import SOURCES_NODE, Node, Survey, read_survey
+from pipeline.verify.layout import SOURCES_NODE, Node, Survey, check_notes, read_survey
 from pipeline.verify.media import MediaChecks
 from pipeline.verify.shards import Rows, ShardChecks
 from pipeline.verify.shown import Shown, find_layout
@@ -52,6 +53,7 @@ def verify(
     removals = _names(dataset / REMOVED)
     say("listing")
     survey = read_survey(dataset, book)
+    check_notes(dataset, book)
     with ScratchFolder("verify") as spill, duckdb.connect(
             ":memory:", config={"temp_directory": str(spill.path), "memory_limit": MEMORY_LIMIT,
                                 "threads": THREADS}) as connection:
@@ -75,7 +77,7 @@ def _names(folder: Path) -> set[str]:
 def _newest_record(dataset: Path) -> tuple[str, int] | None:
     """Tells whether a run began or ended meanwhile."""
     paths = sorted((dataset / RUNS).glob("[!.]*.json"))
-    return (paths[-1].name, paths[-1].stat().st_mtime_ns) if paths else None
+    return (paths[-1].name, os.lstat(paths[-1]).st_mtime_ns) if paths else None
 
 
 def _check(

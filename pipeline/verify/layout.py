@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
@@ -13,21 +12,23 @@ from typing import Any
 
 import pyarrow as pa
 
+from pipeline.expansion import read_list_entries
+from pipeline.journal import JOURNAL, read_journal
 from pipeline.plan import SOURCES, Read
-from pipeline.records import RUNS
-from pipeline.retry import RETRIES
+from pipeline.records import RUNS, read_run
+from pipeline.retry import RETRIES, read_request
 from pipeline.shards import base_shard, is_shard, retry_number, shard_order
 from pipeline.tombstones import REMOVED, Tombstone, tombstones
 from pipeline.verify.findings import Book, SetAside
 from schemas import tables
 from schemas.command_line import shell_word
+from schemas.damage import DamagedFile, read_json, reading
 from schemas.errors import ClipmillError
 from schemas.ids import CLIP_ID
 from schemas.step_tables import STAGE_TABLES, StepTable
 
 QUARANTINE = "quarantine"
 FRAMES = "frames"
-_UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError)
 FURTHER_TABLES = {FRAMES: tables.FRAMES, "shots": tables.SHOTS}
 
 
@@ -252,17 +253,16 @@ def read_survey(dataset: Path, book: Book) -> Survey:
     newest, changed_at, records_known = None, 0.0, True
     for path in _json_files(dataset / RUNS):
         try:
-            record = json.loads(path.read_text("utf-8"))
-            found = nodes_of(record)
-            if record["run_id"] != path.stem or not isinstance(record["state"], str):
-                raise ValueError("it is the record of another run")
-        except _UNREADABLE as error:
+            record = read_run(path)
+            with reading(path):
+                found = nodes_of(record)
+            changed_at = path.stat().st_mtime
+        except (DamagedFile, OSError) as error:
             records_known = False
             _unreadable(book, dataset, path, error, "the run's record",
                         "with the same RECIPE, `clipmill run` writes one again")
             continue
         records[path.stem], newest = record, record
-        changed_at = path.stat().st_mtime
         nodes.update((node.id, node) for node in found)
         declared.update(((path.stem, *node.id), node.columns) for node in found)
         book.report.checked["runs"] += 1
@@ -302,8 +302,29 @@ def _json_files(folder: Path) -> list[Path]:
 def _unreadable(book: Book, dataset: Path, path: Path, error: Exception, what: str,
                 then: str) -> None:
     where = path.relative_to(dataset).as_posix()
-    book.fault("unreadable", where, f"{what} can't be read ({type(error).__name__}: {error})",
-               f"{book.repair}; {then}", SetAside((where,)))
+    why = error.reason if isinstance(error, DamagedFile) else str(error)
+    book.fault("unreadable", where, f"{what} can't be read ({why})", f"{book.repair}; {then}",
+               SetAside((where,)))
+
+
+def check_notes(dataset: Path, book: Book) -> None:
+    """What only single commands read: the journals of workers, and what lists were found to hold.
+
+    One that is gone when it is opened was of a run that goes on.
+    """
+    for place, read, what, then in (
+        (JOURNAL, read_journal, "the journal of a worker",
+         "a row that kills its worker is then found out anew"),
+        (f"{SOURCES}/.lists", read_list_entries, "what a list was found to hold",
+         "the next run that names the list asks for it again"),
+    ):
+        for path in _json_files(dataset / place):
+            try:
+                read(path)
+            except FileNotFoundError:
+                continue
+            except (DamagedFile, OSError) as error:
+                _unreadable(book, dataset, path, error, what, then)
 
 
 def _requests(dataset: Path, book: Book) -> tuple[dict[str, dict[str, Any]], dict[str, float]]:
@@ -311,14 +332,10 @@ def _requests(dataset: Path, book: Book) -> tuple[dict[str, dict[str, Any]], dic
     times: dict[str, float] = {}
     for path in _json_files(dataset / RETRIES):
         try:
-            request = json.loads(path.read_text("utf-8"))
-            if not (is_shard(path.stem) and retry_number(path.stem)):
-                raise ValueError("its name is not that of a retry shard")
-            found[path.stem] = {"step": str(request["step"]), "keys": list(request["keys"]),
-                                "fingerprint": str(request["fingerprint"]),
-                                "asked_at": request.get("asked_at")}
+            request = read_request(path)
             times[path.stem] = path.stat().st_mtime
-        except _UNREADABLE as error:
+            found[path.stem] = {**request, "asked_at": request.get("asked_at")}
+        except (DamagedFile, OSError) as error:
             _unreadable(book, dataset, path, error, "the retry's request",
                         f"`clipmill retry {shell_word(book.dataset)}` asks again")
     return found, times
@@ -327,7 +344,7 @@ def _requests(dataset: Path, book: Book) -> tuple[dict[str, dict[str, Any]], dic
 def _removals(dataset: Path, book: Book) -> tuple[list[Tombstone], bool]:
     try:
         return tombstones(dataset), True
-    except ClipmillError as error:
+    except (ClipmillError, OSError) as error:
         # Never set aside: that would bring back what was removed.
         book.fault("removal", REMOVED, str(error), "put the file right by hand")
         return [], False
@@ -338,13 +355,15 @@ def _read_quarantine(survey: Survey) -> None:
     since = (survey.newest or {}).get("started_at") or ""
     for path in sorted((survey.dataset / QUARANTINE).glob("*/why.json")):
         try:
-            record = json.loads(path.read_text("utf-8"))
-            at, awaited, moved = record["at"], set(record["awaited"]), record["moved"]
-        except _UNREADABLE:
+            record = read_json(path)
+            with reading(path):
+                at, awaited, moved = str(record["at"]), set(record["awaited"]), record["moved"]
+                takes_records = any(name.startswith(f"{RUNS}/") for name in moved)
+        except (DamagedFile, OSError):
             continue
         if at > since:
             survey.awaited |= awaited
-            if any(name.startswith(f"{RUNS}/") for name in moved):
+            if takes_records:
                 survey.records_known = False
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from pipeline.verify.findings import Book, Remake, SetAside
 from pipeline.verify.layout import Node, Survey
 from pipeline.verify.shards import Rows
+from schemas.damage import what_is_there
 from schemas.errors import RowFailed
 from stages.media.isolated import Limits, run_isolated
 from stages.media.probe import probe
@@ -70,6 +71,10 @@ class MediaChecks:
         book, video_id = self.book, videos[0].row["video_id"]
         book.report.checked["media"] += 1
         try:
+            if there := what_is_there(whole):
+                # Not opened: a named pipe would be waited for without end.
+                self._bad_file("media_size", stored, f"the file of {video_id} is {there}", videos)
+                return
             size = whole.stat().st_size
             wrong = [v for v in videos if v.row["size_bytes"] != size]
             digest = None if len(wrong) == len(videos) else _sha256(whole)

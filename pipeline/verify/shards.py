@@ -15,6 +15,7 @@ from pipeline.plan import KEY_LEVELS, SOURCES
 from pipeline.shards import SHARD_METADATA_KEY, ShardMetadata, note_outcomes
 from pipeline.verify.findings import Book, SetAside, count, some
 from pipeline.verify.layout import FURTHER_TABLES, Node, Survey, is_cache
+from schemas.damage import DamagedFile, what_is_there
 
 _OUTCOME = ("rejection", "error")
 _WANTED = (*KEY_LEVELS, "path", "size_bytes", "sha256", "duration_seconds", "starts_at_seconds",
@@ -70,8 +71,13 @@ class ShardChecks:
     def _read(
         self, node: Node, where: str, shard: str, columns: list[str], table: str | None = None,
     ) -> tuple[pa.Schema, dict[bytes, bytes], pa.Table] | None:
+        path = self.survey.dataset / where
         try:
-            found = read_whole(self.survey.dataset / where, columns)
+            if there := what_is_there(path):
+                # Not opened: a named pipe would be waited for without end.
+                self._bad(node, where, shard, "unreadable", f"is {there}, and no file", table)
+                return None
+            found = read_whole(path, columns)
         except FileNotFoundError:
             # It was there when the folder was listed: a run or a removal is at work.
             self._bad(node, where, shard, "missing", "went while it was looked at", table,
@@ -129,7 +135,7 @@ class ShardChecks:
                          if name in present or name in ("source_key", *_OUTCOME))
         try:
             run_id = ShardMetadata.read(self.survey.dataset / where).run_id
-        except (TypeError, ValueError):
+        except DamagedFile:
             run_id = ""
         return self.survey.declared.get((run_id, *node.id), node.columns)
 

@@ -20,6 +20,7 @@ from pipeline.tombstones import REMOVED
 from pipeline.verify.findings import Book, as_text
 from pipeline.verify.layout import QUARANTINE, Node, Survey, list_folder
 from pipeline.verify.shards import Rows
+from schemas.damage import DamagedFile, reading, what_is_there
 
 _OWN = frozenset((SOURCES, "media", RUNS, INDEX, "subsets", REMOVED, RETRIES, "journal", "logs",
                   QUARANTINE))
@@ -107,7 +108,10 @@ class StrayChecks:
         known = {place.partition("/")[0] for place in self.survey.folders}
         for name in _listed(dataset):
             path = dataset / name
-            if name in _OWN or name in (LOCK, COMMITS, ".scratch"):
+            if name in (LOCK, COMMITS):
+                self._lock(path)
+                continue
+            if name in _OWN or name == ".scratch":
                 continue
             if _TEMPORARY.match(name):
                 self._stray(name)
@@ -120,6 +124,12 @@ class StrayChecks:
                     self._unknown_table(f"{name}/{inner}", is_table=False)
             elif len(self.book.report.others) < _SHOWN:
                 self.book.report.others.append(f"{name}/" if path.is_dir() else name)
+
+    def _lock(self, path: Path) -> None:
+        if there := what_is_there(path):
+            self.book.fault("orphan", path.name, f"is {there}, where a file to lock is kept",
+                            "delete it or move it away; until then no command can write to the "
+                            "dataset")
 
     def _unknown_table(self, place: str, *, is_table: bool) -> None:
         """A folder beside or in a table's folder that no record names."""
@@ -149,7 +159,7 @@ class StrayChecks:
                 lock = place / f"{name.partition('~')[0]}.lock"
                 if self.is_free(lock):
                     self._stray(f"subsets/{name}")
-            elif not name.startswith(".") and not (place / name / "subset.json").is_file():
+            elif not name.startswith(".") and not os.path.lexists(place / name / "subset.json"):
                 self._stray(f"subsets/{name}")
 
     def _media(self) -> None:
@@ -208,8 +218,10 @@ class StrayChecks:
                                     "was left behind by something that was killed")
                     continue
                 try:
-                    holders[name] = (folder / name).read_text("utf-8").partition("\n")[0]
-                except (OSError, ValueError):
+                    with reading(folder / name):
+                        text = (folder / name).read_text("utf-8")
+                    holders[name] = text.partition("\n")[0]
+                except (DamagedFile, OSError):
                     holders[name] = ""
             unknown = self.names.without("named_sources", set(holders.values()))
             for name, key in sorted(holders.items()):

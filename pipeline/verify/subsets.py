@@ -29,9 +29,11 @@ from pipeline.subsets.freeze import id_lines
 from pipeline.verify.findings import Book, count, some
 from pipeline.verify.layout import Survey
 from schemas.command_line import shell_word
+from schemas.damage import DamagedFile, read_json, what_is_there
 from schemas.sql_text import escaped_for_glob, literal
 
-_UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, pa.ArrowException)
+_UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, pa.ArrowException,
+               duckdb.Error)
 
 
 @dataclass
@@ -49,8 +51,14 @@ class SubsetChecks:
             self.book.report.checked["subsets"] += 1
             where = path.parent.relative_to(self.survey.dataset).as_posix()
             try:
-                info = json.loads(path.read_text("utf-8"))
+                if odd := _no_files(path.parent):
+                    self._tell(where, f"has what is no file: {some(odd)}")
+                    continue
+                info = read_json(path)
                 problems = self._problems(path.parent, info)
+            except DamagedFile as error:
+                self._tell(where, f"{path.name} can't be read ({error.reason})")
+                continue
             except _UNREADABLE as error:
                 self._tell(where, f"can't be read ({type(error).__name__}: {error})")
                 continue
@@ -149,6 +157,11 @@ class SubsetChecks:
                             "do, freeze the subset again")
 
 
+def _no_files(folder: Path) -> list[str]:
+    """What in a subset's folder is something else than a file, and is not to be opened."""
+    return [path.name for path in folder.iterdir() if what_is_there(path)]
+
+
 def check_index(survey: Survey, layout: Layout, book: Book) -> None:
     """The index holds nothing of its own: what is stale is a note, what breaks queries a fault."""
     root = survey.dataset / INDEX
@@ -161,6 +174,9 @@ def check_index(survey: Survey, layout: Layout, book: Book) -> None:
         if folder != wanted:
             book.note("index", where, "is of other tables than the newest run's", again,
                       at_rest=True)
+            continue
+        if there := what_is_there(folder / "manifest.json"):
+            book.stray("index", f"{where}/manifest.json", f"is {there}, and no file")
             continue
         manifest = Manifest.read(folder)
         if manifest is None:
@@ -185,8 +201,8 @@ def _check_coverage(
         rest = set(files.states).difference(*(part.bases for part in right))
         coverage = find_coverage(survey.dataset, layout.steps,
                                  [stone.name for stone in survey.removals])
-    except FileNotFoundError:
-        return  # a run is at work
+    except (FileNotFoundError, DamagedFile):
+        return  # a run is at work, or a shard is no file, which is told elsewhere
     if not rest:
         return
     is_trusted = coverage is not None and coverage.live is None

@@ -18,7 +18,7 @@ import os, signal, subprocess, sys
 
 def began(number):
     try:
-        with open(f"/proc/{number}/stat") as file:
+        with open(f"/proc/{number}/stat", encoding="utf-8", errors="replace") as file:
             return file.read().rpartition(")")[2].split()[19]
     except OSError:
         if os.path.isdir("/proc/self"):

@@ -100,7 +100,7 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     # Where the machine runs out of memory this process is the one to go.
     with contextlib.suppress(OSError):
-        Path("/proc/self/oom_score_adj").write_text("1000")
+        Path("/proc/self/oom_score_adj").write_text("1000", "utf-8")
     _give_small_stacks()
     while (request := channel.receive()) is not None:
         _serve(channel, request)
@@ -180,7 +180,7 @@ def _limit_memory(limit_bytes: int, most: int) -> None:
 def _data_bytes() -> int:
     """What RLIMIT_DATA counts, 0 where the system doesn't say."""
     try:
-        status = Path("/proc/self/status").read_text()
+        status = Path("/proc/self/status").read_text("utf-8")
     except OSError:
         return 0
     return int(status.partition("VmData:")[2].split()[0]) * 1024

@@ -352,7 +352,8 @@ def has_chat_template(folder: Path) -> bool:
     if any((folder / name).exists() for name in ("chat_template.jinja", "chat_template.json")):
         return True
     return any(
-        (folder / name).is_file() and "chat_template" in json.loads((folder / name).read_text())
+        (folder / name).is_file() and "chat_template" in json.loads(
+            (folder / name).read_text("utf-8"))
         for name in ("processor_config.json", "tokenizer_config.json")
     )
 

@@ -78,7 +78,7 @@ def cpu_has_bf16() -> bool:
     False where the system does not list the flags.
     """
     try:
-        text = Path("/proc/cpuinfo").read_text()
+        text = Path("/proc/cpuinfo").read_text("utf-8")
     except OSError:
         return False
     return has_bf16_flag(text)
