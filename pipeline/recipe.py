@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import copy
 import difflib
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from pipeline.plain_yaml import parse_yaml
 from pipeline.sources import SourceSpec, source_from_argument
 from pipeline.stage_classes import class_reference, stage_class
 from schemas.errors import UsageError
@@ -100,60 +99,18 @@ class LoadedRecipe:
         return cls(record["name"], folder, recipe, stages)
 
 
-# Aliases may stand for a value many times, but not for more than anybody would write.
-_MOST_VALUES = 100_000
-
-
-class _StrictLoader(yaml.SafeLoader):
-    """Plain data only, and a key given twice is an error, not the last one wins."""
-
-    def get_single_node(self) -> yaml.Node | None:
-        node = super().get_single_node()
-        if node is not None and _values_in(node, {}) > _MOST_VALUES:
-            raise yaml.constructor.ConstructorError(
-                None, None, f"its aliases (*name) stand for more than {_MOST_VALUES:,} values",
-                node.start_mark
-            )
-        return node
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key!r} is given twice", key_node.start_mark
-                )
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
-def _values_in(node: yaml.Node, known: dict[int, float]) -> float:
-    """How many values a node stands for, aliases written out; one that holds itself has no end."""
-    if id(node) not in known:
-        known[id(node)] = math.inf
-        inner = node.value if isinstance(node, yaml.CollectionNode) else ()
-        known[id(node)] = 1 + sum(
-            _values_in(one, known) for item in inner
-            for one in (item if isinstance(item, tuple) else (item,)))
-    return known[id(node)]
-
-
 def read_yaml(path: Path, expected: str = "stages") -> dict[str, Any]:
     """A YAML file as a dict; UsageError with file and line where it is not one.
 
     `expected` is the key that such a file has at its top level, for the error.
     """
     try:
-        value = yaml.load(path.read_text("utf-8"), Loader=_StrictLoader)
+        text = path.read_text("utf-8")
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise UsageError(f"{path} is not UTF-8 text: {error}") from error
-    except yaml.YAMLError as error:
-        raise UsageError(f"{path} is not valid YAML: {error}") from error
-    except RecursionError as error:
-        raise UsageError(f"{path} is not valid YAML: it is nested too deeply") from error
+    value = parse_yaml(text, str(path))
     if not isinstance(value, dict):
         raise UsageError(f"{path}: expected a mapping with `{expected}:` at the top level")
     return value
@@ -215,10 +172,7 @@ def _apply(config: dict[str, Any], overrides: Sequence[str], where: str) -> set[
         name, equals, text = override.partition("=")
         if not equals or not name:
             raise UsageError(f"--set {override!r}: expected label.setting=value")
-        try:
-            value = yaml.load(text, Loader=_StrictLoader)
-        except yaml.YAMLError as error:
-            raise UsageError(f"--set {override!r}: the value is not valid YAML: {error}") from error
+        value = parse_yaml(text, f"--set {override!r}: the value")
         keys = tuple(name.split("."))
         if len(keys) == 1 or keys[0] not in (stages or {}):
             if keys[0] not in Recipe.model_fields or keys[0] == "stages":

@@ -11,9 +11,9 @@ from datetime import date
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from pipeline.plain_yaml import parse_yaml
 from pipeline.recipe import explain, read_yaml
 from pipeline.subsets.rules import VERBS, Rule, Where
 from pipeline.subsets.scorers import ScorerSpec
@@ -233,10 +233,8 @@ def _apply(
             hint = "; the seed is given with --seed" if name == "seed" else ""
             raise UsageError(f"--set {override!r}: {path.name} has no parameter {name!r}; "
                              f"{near(name, list(parameters))}{hint}")
-        try:
-            value = _parameter(yaml.safe_load(text), f"--set {override!r}")
-        except yaml.YAMLError as error:
-            raise UsageError(f"--set {override!r}: the value is not valid YAML: {error}") from error
+        value = _parameter(parse_yaml(text, f"--set {override!r}: the value"),
+                           f"--set {override!r}")
         expected = parameters[name]
         if isinstance(expected, str) and _kind(value) in ("a number", "true or false", "nothing"):
             value = text  # what looks like a number is text where text is wanted

@@ -6,6 +6,7 @@ published for: the stage, its models, its settings, and those of the stages that
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import json
 import os
@@ -16,10 +17,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from pipeline.catalog import Catalog
+from pipeline.plain_yaml import parse_yaml
 from schemas.command_line import shell_word
 from schemas.errors import UsageError
 from schemas.tables import CLIPS
@@ -350,8 +351,9 @@ class _Command:
 
 def _yaml(value: Any) -> str:
     """A value as `--set` reads it."""
-    if isinstance(value, str) and yaml.safe_load(value) == value:
-        return value
+    with contextlib.suppress(UsageError):
+        if isinstance(value, str) and parse_yaml(value, "a setting") == value:
+            return value
     return json.dumps(value, ensure_ascii=False)
 
 
