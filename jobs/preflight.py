@@ -51,9 +51,14 @@ def _problem_of_model(reference: ModelReference, setting: str) -> str | None:
 def _ask_server(url: str, setting: str) -> None:
     import httpx
 
+    from stages.media.proxies import proxies_of_environment
+
     try:
         # Any answer will do, also one that asks for a key: somebody is there.
-        httpx.get(f"{url.rstrip('/')}/models", timeout=SERVER_TIMEOUT_SECONDS)
+        with proxies_of_environment():
+            client = httpx.Client(timeout=SERVER_TIMEOUT_SECONDS)
+        with client:
+            client.get(f"{url.rstrip('/')}/models")
     except httpx.HTTPError as error:
         raise ClipmillError(f"{setting}: no server answers at {url}: {error}; start it, or point "
                             f"--set {setting}= to another") from error

@@ -80,7 +80,13 @@ class Downloader:
         """The source's whole, checked file; raises RowRejected or RowFailed."""
         if row["path"] is not None:
             return self._local(row, Path(row["path"]))
-        url = row["url"]
+        try:
+            return self._remote(row, row["url"])
+        except OSError as error:
+            # The network's errors have become others by now.
+            raise _failing_disk(f"{self._store.folder} cannot be written", error) from error
+
+    def _remote(self, row: dict[str, Any], url: str) -> Media:
         self._hosts.begin_row()
         try:
             parts = urlsplit(url)
@@ -110,6 +116,9 @@ class Downloader:
             status = path.stat()
             if not path.is_file():
                 raise RowFailed("permanent", f"not a file: {path}")
+            if not status.st_size:
+                # Nor is anything of /proc read, which may fail or never end.
+                raise RowFailed("bad_media", f"an empty file: {path}")
             if self._settings.copy_local_files:
                 origin = _origin("copy", str(path), status.st_size, status.st_mtime_ns)
                 return self._reuse_or(row, origin, lambda: self._copy(row, path, origin))
@@ -122,9 +131,9 @@ class Downloader:
         except PermissionError as error:
             raise RowFailed("permanent", f"not allowed to read {path}") from error
         except OSError as error:
-            if error.errno not in (errno.ELOOP, errno.ENAMETOOLONG):
-                raise
-            raise RowFailed("permanent", f"not a file: {path}: {error.strerror}") from error
+            if error.errno in (errno.ELOOP, errno.ENAMETOOLONG):
+                raise RowFailed("permanent", f"not a file: {path}: {error.strerror}") from error
+            raise _failing_disk(f"{path} cannot be read", error) from error
         except ValueError as error:
             raise RowFailed("permanent", f"not a path: {path!r}: {error}") from error
         return media
@@ -231,6 +240,13 @@ class Downloader:
     def _judged(self, row: dict[str, Any], media: Media) -> Media:
         self._settings.judge(media.duration_seconds, media.probe.short_side)
         return _with_id(row, media)
+
+
+def _failing_disk(what: str, error: OSError) -> RowFailed:
+    """A full disk is told from its cause, and stops the run."""
+    where = f" ({error.filename})" if error.filename else ""
+    return RowFailed("transient", f"{what}{where}: {error.strerror or error}; see to the disk or "
+                     "share, then `clipmill retry DATASET --kind transient`")
 
 
 def _with_id(row: dict[str, Any], media: Media) -> Media:

@@ -4,9 +4,10 @@
 
 A host is asked no more often than every `sleep_seconds`. After a number of passing problems or
 bot checks in a row nobody asks it for a while; then one request goes as a probe, and the others
-wait for what comes of it. What has to be known for that lies in one small file a host, changed
-under an exclusive lock, so it holds wherever the folder is seen. Times are those of the machines'
-clocks: a clock that is wrong by more than any pause can be is taken for no pause.
+wait for what comes of it. A host that asks for a pause itself (Retry-After) gets it, up to a day.
+What has to be known for that lies in one small file a host, changed under an exclusive lock, so it
+holds wherever the folder is seen. Times are those of the machines' clocks: a clock that is wrong by
+more than any pause can be is taken for no pause.
 """
 
 from __future__ import annotations
@@ -33,19 +34,25 @@ _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.
              errno.EBADF)
 # A lease is held for one read and write; one that stays as it is for so long has no holder.
 _LEASE_SECONDS = 10.0
-_LONGEST_SECONDS = 24 * 3600.0
+# What a server that asks for more is believed.
+_LONGEST_HOLD_SECONDS = 24 * 3600.0
 
 
 class PassingProblem(Exception):
-    """Something that may be over in a while; `whole_host` where the host itself is overloaded."""
+    """Something that may be over in a while; `whole_host` where the host itself is overloaded.
+
+    `host` is the one that said so, where that is known.
+    """
 
     def __init__(
-        self, message: str, *, retry_after_seconds: float | None = None, whole_host: bool = False
+        self, message: str, *, retry_after_seconds: float | None = None, whole_host: bool = False,
+        host: str | None = None,
     ) -> None:
         super().__init__(message)
         self.message = message
         self.retry_after_seconds = retry_after_seconds
         self.whole_host = whole_host
+        self.host = host
 
 
 class BotCheck(RowFailed):
@@ -71,12 +78,16 @@ class _State:
     """What is known of one host. Times are seconds since 1970; 0 means never.
 
     `problems` are of one kind, passing ones or bot checks. `opened_at` is when it was last decided
-    to leave it alone, `alone_since` when first since it was last known to be well.
+    to leave it alone, `alone_since` when first since it was last known to be well. `hold_said` is
+    with what words it asked to be left alone until `held_until`; `is_hold_old` where an earlier run
+    was told that.
     """
 
     host: str = ""
     next_at: float = 0.0
     held_until: float = 0.0
+    hold_said: str = ""
+    is_hold_old: bool = False
     problems: int = 0
     last_problem: str = ""
     is_bot_check: bool = False
@@ -101,7 +112,8 @@ class Manners:
     `sleep_seconds` is the least time between two requests to a host. After `problems` passing
     problems or bot checks in a row (None: never) a host is left alone for `pause_seconds`; a row
     waits at most `patience_seconds`, over all its tries, for that, and not at all where probes
-    have failed for `gone_seconds` (None: it always waits).
+    have failed for `gone_seconds` (None: it always waits). Nor does it wait for a host that asked
+    for a pause of which more than `patience_seconds` are left.
     """
 
     sleep_seconds: float = 0.0
@@ -150,17 +162,20 @@ class Hosts:
         while pause := self._try_turn(host, attempt.probes):
             seconds = min(pause.seconds, _LOOK_SECONDS)
             if pause.left_alone is not None:
-                if pause.is_gone or attempt.waited_seconds >= self._manners.patience_seconds:
+                if pause.is_final or attempt.waited_seconds >= self._manners.patience_seconds:
                     raise pause.left_alone
                 attempt.waited_seconds += seconds
             time.sleep(seconds)
         attempt.asked.append((host, time.time()))
 
-    def hold(self, host: str, seconds: float) -> None:
-        """Nobody asks `host` for the next `seconds`."""
+    def hold(self, host: str, seconds: float, said: str) -> None:
+        """Nobody asks `host` for the next `seconds`, a day at most; `said` are its words."""
         host = _normal(host)
         with self._states.change(host) as state:
-            state.held_until = max(state.held_until, time.time() + seconds)
+            until = time.time() + min(seconds, _LONGEST_HOLD_SECONDS)
+            if until > state.held_until:
+                state.held_until, state.hold_said = until, said[:300]
+                state.is_hold_old = False
 
     def answered(self, host: str) -> None:
         """The host gave a proper answer, whatever comes of it: the others need not wait longer.
@@ -242,8 +257,14 @@ class Hosts:
         with self._states.change(host) as state:
             now = time.time()
             state.next_at = _believable(state.next_at, now, sleep)
-            state.held_until = _believable(state.held_until, now, _LONGEST_SECONDS)
+            state.held_until = _believable(state.held_until, now, _LONGEST_HOLD_SECONDS)
             state.open_until = _believable(state.open_until, now, pause)
+            if state.held_until - now > self._manners.patience_seconds:
+                if not state.is_hold_old:
+                    return _Pause(state.held_until - now, _asked_to_wait(state), is_final=True)
+                # Whether that still holds is found out by one row.
+                state.held_until, state.is_hold_old = 0.0, False
+                state.opened_at = state.alone_since = now
             asked_again_at = max(state.next_at, state.held_until)
             if state.open_until > now and host not in probes:
                 return _Pause(max(asked_again_at, state.open_until) - now, _left_alone(state),
@@ -275,11 +296,11 @@ def _who_checked(asked: list[str], known: str | None) -> str:
 
 @dataclass(frozen=True)
 class _Pause:
-    """`left_alone` is what to say where it is a pause after problems, and one waits no longer."""
+    """`left_alone` is what to say where a row waits no longer; with `is_final` none waits at all."""
 
     seconds: float
     left_alone: LeftAlone | None = None
-    is_gone: bool = False
+    is_final: bool = False
 
 
 def _normal(host: str) -> str:
@@ -293,24 +314,47 @@ def _believable(at: float, now: float, longest: float) -> float:
 
 def _left_alone(state: _State) -> LeftAlone:
     until = time.strftime("%H:%M:%S UTC", time.gmtime(state.open_until))
+    said = f"{state.host} is left alone until {until}, "
+    if not state.problems:
+        return LeftAlone("transient", f"{said}while one row tries it: it had asked for a longer "
+                         f"pause ({state.hold_said})")
     what = "bot checks" if state.is_bot_check else "passing problems"
-    said = (f"{state.host} is left alone until {until}, after {state.problems} {what} in a row, "
-            f"the last: {state.last_problem}")
-    return LeftAlone("blocked" if state.is_bot_check else "transient", said)
+    return LeftAlone("blocked" if state.is_bot_check else "transient",
+                     f"{said}after {state.problems} {what} in a row, the last: "
+                     f"{state.last_problem}")
+
+
+def _asked_to_wait(state: _State) -> LeftAlone:
+    return LeftAlone("transient", f"{state.host} was not asked: {state.hold_said}; "
+                     + _until_when(state.held_until))
+
+
+def asked_for_too_long(seconds: float) -> str:
+    """What to do about a host that asks for such a pause, longer than a row waits."""
+    return _until_when(time.time() + min(seconds, _LONGEST_HOLD_SECONDS))
+
+
+def _until_when(held_until: float) -> str:
+    until = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(held_until))
+    return (f"it asks to be left alone until {until}, longer than "
+            "download_videos.max_backoff_seconds; after that `clipmill retry DATASET --kind "
+            "transient` tries again (for a list: `clipmill run`)")
 
 
 def ask_again(folder: Path) -> None:
     """Has hosts that were left alone be asked again, with no regard to what they did.
 
-    For a run that begins: its cookies, its proxy or the day may be others. What a host asked to be
-    waited for stands.
+    For a run that begins: its cookies, its proxy or the day may be others. A pause that a host asked
+    for stands where rows would wait for it; else one row tries the host, for it may have been a
+    mistake.
     """
     shared = _Shared(folder)
     for path in folder.glob("*.json"):
         known = _parse(path.read_bytes(), "")
-        if known.problems and shared.knows(known.host):
+        if (known.problems or known.held_until) and shared.knows(known.host):
             with shared.change(known.host) as state:
                 state.forget()
+                state.is_hold_old = True
 
 
 class _Own:

@@ -2,6 +2,7 @@
 
 Every attempt that fails for a passing reason is made again after a pause that doubles. A host
 that says it is overloaded (429, 503) makes all workers wait, others only the thread that asked.
+One that asks for a longer pause than a row waits is asked by nobody until that is over.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from urllib.parse import urlsplit
 import httpx
 
 from schemas.errors import RowFailed, RowRejected
-from stages.media.hosts import BotCheck, Hosts, LeftAlone, PassingProblem
+from stages.media.hosts import BotCheck, Hosts, LeftAlone, PassingProblem, asked_for_too_long
 from stages.media.partial import UNPACKED, Partial, unpacked
 from stages.media.watch import Limits, Progress, Watch, current, too_large
 
@@ -30,6 +31,11 @@ MAX_REDIRECTS = 10
 # Playlists of pieces, which yt-dlp puts together.
 _MANIFEST_TYPES = ("mpegurl", "dash+xml", "vnd.ms-sstr+xml", "f4m")
 _BUSY = (408, 425, 429)
+# The host as a whole, not what was asked for.
+_OVERLOADED = (429, 503)
+_MOST_NAME_CHARACTERS = 253
+# What is longer is no pause any more, and may be no number.
+_LONGEST_RETRY_AFTER_SECONDS = 1e10
 _PAGE_TYPES = ("text/", "application/xhtml", "application/json", "application/xml")
 _PLAYLIST_STARTS = (b"#extm3u", b"ffconcat")
 _PAGE_STARTS = (b"<!doctype html", b"<html", b"<head", b"<?xml", b"<mpd")
@@ -87,16 +93,19 @@ def patiently(
             hosts.succeeded()
             return result
         spent_seconds += watch.seconds
-        if number == patience.retries:
-            break
+        is_last = number == patience.retries
+        asked_for = last.retry_after_seconds
         pause = min(patience.backoff_seconds * 2**number, patience.max_backoff_seconds)
-        if last.retry_after_seconds is not None:
-            if last.retry_after_seconds > patience.max_backoff_seconds:
-                raise RowFailed("transient", f"{last.message}; the server asks to wait "
-                                f"{last.retry_after_seconds:.0f} s, more than max_backoff_seconds")
-            pause = max(pause, last.retry_after_seconds)
-        if last.whole_host:
-            hosts.hold(hosts.last_asked(host), pause)
+        if asked_for is not None:
+            pause = max(pause, asked_for)
+        # What the host itself asked for holds for the others when this row has given up, too.
+        if last.whole_host and (asked_for is not None or not is_last):
+            hosts.hold(last.host or hosts.last_asked(host), pause, last.message)
+        if asked_for is not None and asked_for > patience.max_backoff_seconds:
+            raise RowFailed("transient", f"{last.message} (Retry-After: {asked_for:.0f} s); "
+                            + asked_for_too_long(asked_for)) from last
+        if is_last:
+            break
         time.sleep(pause)
     assert first is not None
     message = first.message
@@ -117,14 +126,35 @@ def _watched(attempt: Callable[[], Result], watch: Watch) -> Result:
 
 
 def take_turn(hosts: Hosts, url: str) -> None:
-    """Waits until the host of `url` may be asked."""
-    if host := urlsplit(url).hostname:
+    """Waits until the host of `url` may be asked; RowFailed where that can't be a host."""
+    try:
+        host = urlsplit(url).hostname
+    except ValueError as error:
+        raise RowFailed("permanent", f"not a URL: {url[:200]!r}: {error}") from error
+    if host:
         wait_for_turn(hosts, host)
 
 
 def wait_for_turn(hosts: Hosts, host: str) -> None:
+    check_name(host)
     with _own_wait():
         hosts.wait(host)
+
+
+def check_name(host: str) -> None:
+    """RowFailed for what no resolver takes as a name, which Python says in words of its codec."""
+    labels = host.removesuffix(".").split(".")
+    if len(host) > _MOST_NAME_CHARACTERS or not all(0 < len(one) <= 63 for one in labels):
+        raise RowFailed("permanent", f"{host[:100]!r} can't be the name of a host: it has 1 to 63 "
+                        f"characters between two dots, and {_MOST_NAME_CHARACTERS} in all")
+
+
+def heed(hosts: Hosts, status: int, url: str, headers: Mapping[str, str]) -> None:
+    """Has everybody wait for a host that asks for it, whatever becomes of the answer."""
+    if status in _OVERLOADED and not is_challenge(headers):
+        seconds = retry_after_seconds(headers.get("Retry-After"))
+        if seconds is not None and (host := urlsplit(url).hostname):
+            hosts.hold(host, seconds, f"HTTP {status} from {host}")
 
 
 def _own_wait() -> contextlib.AbstractContextManager[None]:
@@ -161,27 +191,29 @@ def problem_of_status(
     status: int, url: str, retry_after: str | None = None
 ) -> RowFailed | PassingProblem:
     """What an HTTP status that is no success means."""
-    message = f"HTTP {status} from {urlsplit(url).hostname}"
+    host = urlsplit(url).hostname
+    message = f"HTTP {status} from {host}"
     if status in (401, 403, 407):
         return RowFailed("blocked", f"{message}: cookies, a proxy or another user agent may help")
     if not is_answer(status):
         return PassingProblem(message, retry_after_seconds=retry_after_seconds(retry_after),
-                              whole_host=status in (429, 503))
+                              whole_host=status in _OVERLOADED, host=host)
     return RowFailed("permanent", message)
 
 
 def retry_after_seconds(value: str | None) -> float | None:
-    """The header Retry-After, in either of its forms, as seconds from now."""
+    """The header Retry-After, in either of its forms, as seconds from now; None for nonsense."""
     if not value:
         return None
     value = value.strip()
     if value.isascii() and value.isdigit():
-        return float(value)
+        return min(float(value), _LONGEST_RETRY_AFTER_SECONDS)
     try:
         at = parsedate_to_datetime(value)
-    except ValueError:
+        wait = at.replace(tzinfo=at.tzinfo or UTC) - datetime.now(UTC)
+    except (ValueError, OverflowError):
         return None
-    return max(0.0, (at.replace(tzinfo=at.tzinfo or UTC) - datetime.now(UTC)).total_seconds())
+    return max(0.0, wait.total_seconds())
 
 
 @dataclass(frozen=True)
@@ -253,7 +285,7 @@ class _Transfer:
                 self._receive(response)
         except httpx.TooManyRedirects as error:
             raise RowFailed("permanent", f"more than {MAX_REDIRECTS} redirects") from error
-        except (httpx.UnsupportedProtocol, httpx.InvalidURL) as error:
+        except (httpx.UnsupportedProtocol, httpx.InvalidURL, UnicodeError) as error:
             raise RowFailed("permanent", f"cannot be asked for over HTTP: {error}") from error
         except httpx.TransportError as error:
             raise self._of_transport(error) from error
@@ -327,6 +359,8 @@ class _Transfer:
 
     def _of_transport(self, error: httpx.TransportError) -> RowFailed | PassingProblem:
         for cause in _causes(error):
+            if isinstance(cause, httpx.InvalidURL):
+                return RowFailed("permanent", f"the server redirects to what is no URL: {cause}")
             if isinstance(cause, ssl.SSLCertVerificationError):
                 return RowFailed("permanent", "the server's TLS certificate is not trusted: "
                                  f"{cause.verify_message}")
@@ -346,9 +380,13 @@ def _encoding(response: httpx.Response) -> str:
 
 
 def _validator(response: httpx.Response) -> str | None:
-    """What names the version of the file for sure: a strong ETag, else the time of its change."""
+    """What names the version of the file for sure: a strong ETag, else the time of its change.
+
+    None where it could not be sent back.
+    """
     etag = response.headers.get("etag", "")
-    return etag if etag and not etag.startswith("W/") else response.headers.get("last-modified")
+    found = etag if etag and not etag.startswith("W/") else response.headers.get("last-modified")
+    return found if found and found.isascii() else None
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

@@ -11,7 +11,8 @@ from urllib.parse import urlsplit
 
 from schemas.errors import RowFailed
 from stages.media.hosts import Hosts
-from stages.media.http import is_answer, take_turn, wait_for_turn
+from stages.media.http import heed, is_answer, take_turn, wait_for_turn
+from stages.media.proxies import check_environment
 from stages.media.watch import current
 
 # The longest page, description or manifest that is read: all of it is in memory.
@@ -36,6 +37,7 @@ def polite_yt_dlp(hosts: Hosts) -> type:
             self._answers: weakref.WeakSet = weakref.WeakSet()
             self._turn = threading.local()
             self._subtitle_bytes: int | None = None
+            check_environment()
             super().__init__(*args, **kwargs)
 
         def build_request_director(self, handlers: Any, preferences: Any = None) -> Any:
@@ -46,6 +48,8 @@ def polite_yt_dlp(hosts: Hosts) -> type:
             return super().build_request_director(handlers, preferences)
 
         def urlopen(self, request: Any) -> Any:
+            from yt_dlp.networking.exceptions import HTTPError
+
             url = request if isinstance(request, str) else getattr(request, "url", "")
             watch = current()
             if watch is not None:
@@ -55,6 +59,13 @@ def polite_yt_dlp(hosts: Hosts) -> type:
             self._asking += 1
             try:
                 answer = super().urlopen(request)
+            except HTTPError as error:
+                # Many an extractor goes on without what it asked for.
+                heed(hosts, error.status, error.response.url or url, error.response.headers)
+                raise
+            except ValueError as error:  # a host that no codec takes, say, to which it led
+                raise RowFailed("permanent", f"cannot be asked for: {url[:200]!r}: {error}"
+                                ) from error
             finally:
                 self._asking -= 1
                 self._turn.is_taken = False

@@ -51,8 +51,11 @@ def local_folder(reference: ModelReference, *, setting: str) -> Path:
 
 def hub_folder(repository: str, revision: str | None, *, setting: str) -> Path:
     """The cache folder of a hub repository, holding its configuration and one set of weights."""
-    from huggingface_hub import HfApi, snapshot_download
-
+    try:
+        from huggingface_hub import HfApi, snapshot_download
+    except ValueError as error:  # it reads its address as it is imported
+        raise ClipmillError(f"{setting}: $HF_ENDPOINT ({os.environ.get('HF_ENDPOINT')}) is no "
+                            f"URL: {error}; mend or unset it") from error
     if _is_commit(revision) and (folder := _cached(repository, revision)):
         return folder
     try:

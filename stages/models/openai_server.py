@@ -16,6 +16,7 @@ from typing import Any
 import httpx
 
 from schemas.errors import ClipmillError, ErrorKind, RowFailed
+from stages.media.proxies import proxies_of_environment
 from stages.models.references import ModelReference
 
 _LONGEST_WAIT_SECONDS = 60.0
@@ -207,7 +208,8 @@ class OpenAIServer:
     def _line(self) -> _Line:
         """This thread's own, kept for its next question."""
         if not hasattr(self._own, "line"):
-            self._own.line = _Line(httpx.Client(verify=self._tls))
+            with proxies_of_environment():
+                self._own.line = _Line(httpx.Client(verify=self._tls))
             self._lines.append(self._own.line)
         return self._own.line
 

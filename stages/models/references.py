@@ -62,6 +62,21 @@ class DataFile(BaseModel):
         return DataFile(path=str((folder / self.path).resolve()))
 
 
+def _check_server(url: str) -> None:
+    """ValueError where nothing could be asked at this address, whoever listens."""
+    import httpx
+
+    example = "e.g. http://127.0.0.1:8000/v1#name"
+    try:
+        parsed = httpx.URL(url)
+    except httpx.InvalidURL as error:
+        raise ValueError(f"the server's address is no URL: {error}; {example}") from error
+    labels = parsed.host.removesuffix(".").split(".")
+    if (parsed.scheme not in ("http", "https") or not all(0 < len(one) <= 63 for one in labels)
+            or not 0 < (parsed.port or 1) < 65536):
+        raise ValueError(f"the server's address is none that could be asked: {url}; {example}")
+
+
 class ModelReference(BaseModel):
     """Exactly one of `hub`, `folder` and `server` is set; `model` names the server's model."""
 
@@ -91,8 +106,11 @@ class ModelReference(BaseModel):
     def _one_place(self) -> ModelReference:
         if sum(place is not None for place in (self.hub, self.folder, self.server)) != 1:
             raise ValueError("a model reference needs exactly one of: hub, folder, server")
-        if self.server and not self.model:
-            raise ValueError("a server needs the model's name, e.g. http://127.0.0.1:8000/v1#name")
+        if self.server:
+            _check_server(self.server)
+            if not self.model:
+                raise ValueError("a server needs the model's name, e.g. "
+                                 "http://127.0.0.1:8000/v1#name")
         return self
 
     def __str__(self) -> str:
