@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -128,6 +129,7 @@ class Catalog:
         self.connection = connection
         self._spill = spill
         self._missing = _view_queries(layout)
+        self._kept_back: dict[str, DamagedFile] = {}
         self._has_doubled: bool | None = None
         self._known = {*self._missing, "removed"}
         self._uses_index = use_index
@@ -138,9 +140,10 @@ class Catalog:
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         """Closes it; an error that a damaged file is behind comes out as DamagedFile."""
         self.close()
-        if isinstance(error, Exception) and (
-                found := damage_behind(error, self.layout.dataset)) is not None:
-            raise found from error
+        if isinstance(error, Exception):
+            found = self._view_kept_back(error) or damage_behind(error, self.layout.dataset)
+            if found is not None:
+                raise found from error
 
     def close(self) -> None:
         self.connection.close()
@@ -183,9 +186,22 @@ class Catalog:
         with bounded_memory(limit + limit // 2 + _BESIDE_DUCKDB):
             yield
 
-    def create_all_views(self) -> None:
+    def _create_what_can_be(self) -> None:
+        """All views but those that damage keeps from being made: they may not be meant."""
         for name in list(self._missing):
-            self._create(name)
+            try:
+                self._create(name)
+            except DamagedFile as error:
+                self._kept_back[name.rpartition(".")[2]] = error
+
+    def _view_kept_back(self, error: BaseException | None) -> DamagedFile | None:
+        """The damage that kept the view from being made which DuckDB says is not there."""
+        while error is not None:
+            if isinstance(error, duckdb.CatalogException) and (
+                    missing := re.search(r"with name (\w+) does not exist", str(error))):
+                return self._kept_back.get(missing[1])
+            error = error.__cause__
+        return None
 
     def _create_views_for(self, query: str) -> None:
         """Creates the views that a query names.
@@ -200,7 +216,7 @@ class Catalog:
         named = {name.removeprefix("memory.").removeprefix("main.") for name in found}
         # What lists tables, or names what is no table of ours, may be about any of them.
         if not named or not named <= self._known:
-            self.create_all_views()
+            self._create_what_can_be()
         for name in named:
             self._create(name)
 
@@ -210,9 +226,13 @@ class Catalog:
         return duckdb.connect(":memory:", config={"threads": 1})
 
     def _create(self, name: str) -> None:
-        make_query = self._missing.pop(name, None)
+        make_query = self._missing.get(name)
         if make_query is None:
             return
+        self._make_view(name, make_query)
+        del self._missing[name]
+
+    def _make_view(self, name: str, make_query: Callable[[], str]) -> None:
         if name in _TABLES:
             columns, rows = _TABLES[name]
             _create_table(self.connection, name, columns, rows(self.layout.dataset))

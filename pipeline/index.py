@@ -137,7 +137,7 @@ def index_folder(dataset: Path, steps: Sequence[StepTable]) -> Path:
     """Where the index of these tables lies."""
     plain = [
         replace(step, folder=os.path.relpath(step.folder, dataset) if step.folder else None,
-                retries=(), shards=None, removed=False)
+                retries=(), shards=None, removed=False, odd=None)
         for step in steps
     ]
     text = "\n".join((str(_VERSION), views.clip_rows(plain), views.video_rows(plain)))

@@ -123,13 +123,17 @@ class _Sources:
             "SELECT NULL::VARCHAR AS source_key, NULL::VARCHAR AS video_id, NULL::VARCHAR AS "
             "uploader, NULL::STRUCT(rule VARCHAR, detail VARCHAR) AS rejection, 0 AS _base "
             "WHERE false")
+        with damage_named(self._dataset):
+            self._make_rows(rows)
+        return self
+
+    def _make_rows(self, rows: str) -> None:
         self._connection.execute(
             "CREATE TABLE rows AS SELECT source_key, coalesce(video_id, CASE rejection.rule "
             "WHEN 'download_videos.duplicate' THEN nullif(regexp_extract(rejection.detail, "
             "'^([^ ]+) is there already', 1), '') END) AS video_id, uploader, CASE rejection.rule "
             "WHEN 'sources.duplicate' THEN nullif(regexp_extract(rejection.detail, "
             f"'key ([0-9a-f]{{20}})$', 1), '') END AS same_as, _base FROM ({rows})")
-        return self
 
     def __exit__(self, *details: object) -> None:
         self._connection.close()
