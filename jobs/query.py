@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from jobs.formats import write_rows
 from jobs.interrupts import ended_by_interrupts
 from pipeline.catalog import Catalog, open_catalog, readable_errors
+from pipeline.records import run_records
 from pipeline.status import status_report
 from schemas import views
 from schemas.command_line import shell_word
@@ -140,35 +141,85 @@ def print_failures(
     """The failures that stand, newest first within a stage; with `history` all there ever were.
 
     A table shows the columns to read; the other formats give all of them, and the command that
-    tries a row again. How to try those shown again is said on standard error.
+    tries a row again, null where no command can. What helps is said on standard error: of a row
+    that a stage failed at a retry, of one that never became a source its list, mended and read
+    again.
     """
     for kind in kinds:
         if kind not in ERROR_KINDS:
             raise UsageError(f"--kind {kind}: allowed: {', '.join(ERROR_KINDS)}")
     wanted = ", ".join(map(literal, kinds))
-    condition = f"WHERE kind IN ({wanted})" if kinds else ""
+    condition = f"kind IN ({wanted})" if kinds else "true"
     command = f"clipmill retry {shell_word(dataset)} --kind "
-    columns = f"*, {literal(command)} || kind AS retry"
+    retry = f"if(stage = 'ingest', listed.again, {literal(command)} || kind)"
+    columns = f"f.*, {retry} AS retry"
     if history:
-        columns = f"*, if(resolved, NULL, {literal(command)} || kind) AS retry"
+        columns = f"f.*, if(resolved, NULL, {retry}) AS retry"
     if format == "table":
         # What there is room for; a source is better known by its address than by its hash.
-        columns = "stage, kind, attempts, if(video_id IS NULL, url, key) AS what, "
+        columns = ("stage, kind, attempts, coalesce(if(video_id IS NULL, url, key), "
+                   "listed.listed_in) AS what, ")
         columns += ("message, resolved" if history else
                     "message || if(first_message <> message, ' (at first: ' || first_message || "
                     "')', '') AS message")
-    query = (
-        f"SELECT {columns} FROM {'failures_all' if history else 'failures'} {condition} "
-        'ORDER BY stage, "at" DESC, key'
-    )
     with open_catalog(dataset) as catalog:
-        answer(catalog, query, format, output)
-        standing = catalog.execute(f"SELECT kind, count(*) FROM failures {condition} GROUP BY kind "
-                                   "ORDER BY kind").fetchall()
+        lists = _lists_read_again(dataset)
+        again = " ".join(f"WHEN {literal(place)} THEN {literal(by)}" for place, by in lists.items())
+        listed = (
+            "SELECT source_key, any_value(listed_in) AS listed_in, CASE any_value(listed_in) "
+            f"{again or 'WHEN NULL THEN NULL'} END AS again FROM sources "
+            "WHERE listed_in IS NOT NULL GROUP BY source_key"
+        )
+        answer(
+            catalog,
+            f"SELECT {columns} FROM {'failures_all' if history else 'failures'} AS f "
+            f"LEFT JOIN ({listed}) AS listed ON f.stage = 'ingest' AND listed.source_key = f.key "
+            f'WHERE {condition} ORDER BY stage, "at" DESC, key', format, output)
+        standing = catalog.execute(
+            f"SELECT kind, count(*) FROM failures WHERE {condition} AND stage <> 'ingest' "
+            "GROUP BY kind ORDER BY kind").fetchall()
+        unread = catalog.execute(
+            f"SELECT again, count(*) FROM failures AS f LEFT JOIN ({listed}) AS l "
+            f"ON l.source_key = f.key WHERE {condition} AND f.stage = 'ingest' "
+            "GROUP BY again ORDER BY again").fetchall()
     sys.stdout.flush()  # the rows before the commands, where both go to one place
     for kind, count in standing:
         print(f"{command}{kind}  # tries {'it' if count == 1 else f'these {count:,}'} again; "
               f"{_WHEN_TO_RETRY[kind]}", file=sys.stderr)
+    for by, count in unread:
+        print(_about_ingest(by, count), file=sys.stderr)
+
+
+def _about_ingest(command: str | None, count: int) -> str:
+    """What helps rows that never became sources: there is nothing of them that could be retried."""
+    some = "1 row" if count == 1 else f"{count:,} rows"
+    if command is not None:
+        return f"{command}  # once it is mended: {some} of it gave no source"
+    return (f"# {some} of ingest's gave no source, which no retry changes: mend the list, or wait "
+            "for its site, then run its recipe or its import again as before")
+
+
+def _lists_read_again(dataset: Path) -> dict[str, str]:
+    """The command that reads a list again, for lists that some run was given without settings.
+
+    The recipe is that of the newest run, as `clipmill run` without one takes it.
+    """
+    from pipeline.source_rows import list_of
+    from pipeline.source_spec import SourceSpec
+
+    found = {}
+    for record in run_records(dataset):
+        recipe = record["recipe"]
+        for item in recipe.get("sources", ()):
+            if not item.get("path"):
+                continue
+            alone = SourceSpec(path=item["path"])
+            plain = alone.model_dump(mode="json")
+            place = list_of(alone, Path(recipe["folder"]))
+            if place is not None and all(plain.get(name) == item[name] for name in item):
+                found[place] = (f"clipmill run --dataset {shell_word(dataset)} --sources "
+                                f"{shell_word(place)}")
+    return found
 
 
 def print_runs(dataset: Path, *, format: str = "table", output: Path | None = None) -> None:
@@ -247,4 +298,4 @@ def _print_status(report: dict[str, Any], console: Console) -> None:
     failed = sum(stage["failed"] for stage in (ingest, *report["stages"]))
     if failed:
         console.print(f"{failed} failed: `clipmill failures {shell_word(report['dataset'])}` says "
-                      "why, and how to try them again.", markup=False, soft_wrap=True)
+                      "why, and what helps.", markup=False, soft_wrap=True)

@@ -23,6 +23,7 @@ from pipeline.source_lists import LIST_SUFFIXES, QUERY_COLUMNS, ListRow, clean, 
 from pipeline.source_spec import SourceSpec
 from schemas.errors import RowFailed, UsageError
 from schemas.ids import source_key
+from schemas.step_tables import EXPANDED_RULE
 from stages.media.subtitles import seconds_of
 from stages.media.suffixes import MEDIA_SUFFIXES
 
@@ -37,7 +38,8 @@ class Source:
     """One row of input, understood; `problem` where it can't become a source.
 
     `locator` names what the row means, the same for all spellings. `is_list` marks a playlist or
-    channel; `again` a row that is written although the dataset has its key.
+    channel; `again` a row that is written although the dataset has its key; `listed_in` is the list
+    or folder that it stands in.
     """
 
     place: str
@@ -58,6 +60,20 @@ class Source:
     rejection: dict[str, str] | None = None
     is_list: bool = False
     again: bool = False
+    listed_in: str | None = None
+
+
+def list_of(spec: SourceSpec, folder: Path) -> str | None:
+    """What names a list, a folder or a pattern in every run; None for what is none.
+
+    Relative paths are read from `folder`.
+    """
+    text = spec.path or spec.search_file
+    return None if text is None else clean(str(_absolute(text, folder)))
+
+
+def _absolute(text: str, folder: Path) -> Path:
+    return Path(os.path.abspath(folder / Path(text).expanduser()))
 
 
 class Reader:
@@ -73,6 +89,12 @@ class Reader:
         self._is_full = is_full
 
     def rows(self, spec: SourceSpec) -> Iterator[Source]:
+        listed_in = list_of(spec, self._base)
+        for source in self._rows(spec):
+            source.listed_in = listed_in
+            yield source
+
+    def _rows(self, spec: SourceSpec) -> Iterator[Source]:
         if spec.path is not None:
             yield from self._of_path(spec, spec.path)
         elif spec.url is not None:
@@ -101,7 +123,7 @@ class Reader:
             raise UsageError(f"sources: there is no {path}")
 
     def _absolute(self, text: str) -> Path:
-        return Path(os.path.abspath(self._base / Path(text).expanduser()))
+        return _absolute(text, self._base)
 
     def _of_row(
         self, spec: SourceSpec, row: ListRow, folder: Path, *, ask: bool = False
@@ -146,7 +168,7 @@ class Reader:
         if self._has_failed(source_key(listed)):
             # It failed in an earlier run: a newer row with its key says what came of it.
             source.locator, source.again = listed, True
-            source.rejection = {"rule": "sources.expanded",
+            source.rejection = {"rule": EXPANDED_RULE,
                                 "detail": f"now listed: {len(entries)} videos"}
             found.append(source)
         return found

@@ -27,13 +27,13 @@ from pipeline.shards import (
     shard_writer,
 )
 from pipeline.source_lists import read_list
-from pipeline.source_rows import Reader, Source
+from pipeline.source_rows import Reader, Source, list_of
 from pipeline.source_spec import SourceSpec, source_from_argument
 from pipeline.tombstones import removed_sources, removed_videos
 from schemas.damage import reading
 from schemas.errors import MAX_MESSAGE_CHARACTERS, UsageError
 from schemas.ids import platform_video_id, source_key
-from schemas.step_tables import REMOVED_RULE
+from schemas.step_tables import EXPANDED_RULE, MENDED_RULE, REMOVED_RULE
 from schemas.tables import SOURCES
 from stages.media.suffixes import MEDIA_SUFFIXES
 from stages.models.references import DataFile
@@ -43,10 +43,15 @@ if TYPE_CHECKING:
 
 __all__ = ["IngestReport", "SourceSpec", "ingest", "list_source_shards", "source_from_argument"]
 
+_OF_FAILURES = ["source_key", "listed_in", "rejection", "error"]
+
 
 @dataclass(frozen=True)
 class IngestReport:
-    """What an ingest added; `known` sources were in the dataset before."""
+    """What an ingest added; `known` sources were in the dataset before.
+
+    Of the rejected, `ended` ones stand for an earlier failure that is none any more.
+    """
 
     kept: int = 0
     rejected: int = 0
@@ -55,6 +60,7 @@ class IngestReport:
     shards: tuple[str, ...] = ()
     over_limit: int = 0
     changed_spans: int = 0
+    ended: int = 0
 
     def describe(self) -> str:
         """One line for people."""
@@ -62,7 +68,8 @@ class IngestReport:
             text = f"Sources: nothing new, {self.known} known"
         else:
             more = [f"{count} {word}" for count, word in (
-                (self.rejected, "rejected"), (self.failed, "failed"), (self.known, "known before"),
+                (self.rejected - self.ended, "rejected"), (self.failed, "failed"),
+                (self.known, "known before"), (self.ended, "no failure any more"),
             ) if count]
             shards = f"{len(self.shards)} shard{'s' if len(self.shards) > 1 else ''}"
             text = f"Sources: {self.kept} new in {shards}" + "".join(f", {part}" for part in more)
@@ -97,16 +104,22 @@ def ingest(
     Raises UsageError where an input can't be read or gives nothing.
     """
     folder = dataset / "sources"
-    listing = _Listing(_known_keys(folder), excluded_ids(exclude_ids), limit,
+    known, failures = _known_keys(folder)
+    listing = _Listing(known, excluded_ids(exclude_ids), limit,
                        {**removed_sources(dataset), **removed_videos(dataset)})
     reader = Reader(base_folder or Path.cwd(), Expander(dataset, downloads),
                     lambda key: listing.known.get(key) == "failed", lambda: listing.full)
+    read_wholly = set()
     for spec in sources:
         before = listing.rows
         for row in reader.rows(spec):
             listing.add(row)
         if listing.rows == before and not listing.full:
             raise UsageError(f"sources: {_name(spec)} gives no sources; {_hint(spec)}")
+        if not (spec.search_file and listing.full):
+            read_wholly.add(list_of(spec, base_folder or Path.cwd()))
+    listing.end({key for key, listed_in in failures.items()
+                 if listed_in is not None and listed_in in read_wholly})
     return _write(folder, listing, shard_videos)
 
 
@@ -134,6 +147,7 @@ class _Listing:
         self._limit = limit
         self._taken = 0
         self._by_key: dict[str, Source] = {}
+        self._failing: set[str] = set()
         self._repeats: dict[str, int] = {}
 
     @property
@@ -143,6 +157,10 @@ class _Listing:
     def add(self, source: Source) -> None:
         self.rows += 1
         key = source_key(source.locator)
+        if source.problem is not None:
+            self._failing.add(key)
+            # What had been mended is as before: the newest row counts.
+            source.again = self.known.get(key) == "rejected"
         first = self._by_key.get(key)
         if first is not None:
             self._add_repeat(key, first, source)
@@ -155,6 +173,12 @@ class _Listing:
                 fresh = "kept" if source.rejection is None else "rejected"
                 self._taken += self.known.get(key, fresh) == "kept"
             self._by_key[key] = source
+
+    def end(self, failures: Iterable[str]) -> None:
+        """Of earlier failures of the lists that were read, ends those that are not there now."""
+        for key in failures:
+            if key not in self._failing and key not in self._by_key:
+                self._by_key[key] = mended()
 
     def new(self) -> Iterator[tuple[str, Source]]:
         """Sources that the dataset does not have, with their keys."""
@@ -182,17 +206,52 @@ class _Listing:
         self._by_key[source_key(locator)] = source
 
 
-def _known_keys(folder: Path) -> dict[str, str]:
-    """The keys that the dataset has, each with what became of it: kept, rejected or failed."""
+def _known_keys(folder: Path) -> tuple[dict[str, str], dict[str, str | None]]:
+    """The keys that the dataset has, each with what became of it: kept, rejected or failed.
+
+    And the lists that those stand in which are failed.
+    """
     known: dict[str, str] = {}
+    failures: dict[str, str | None] = {}
     for shard in committed_shards(folder):
         path = shard_path(folder, shard)
         with reading(path):
-            table = pq.read_table(path, columns=["source_key", "rejection", "error"])
+            # The schema gives shards of earlier releases the columns that they lack.
+            table = pq.read_table(path, schema=SOURCES, columns=_OF_FAILURES)
         became = pc.if_else(pc.is_valid(table["error"]), "failed",
                             pc.if_else(pc.is_valid(table["rejection"]), "rejected", "kept"))
-        known.update(zip(table["source_key"].to_pylist(), became.to_pylist(), strict=True))
-    return known
+        keys = table["source_key"].to_pylist()
+        known.update(zip(keys, became.to_pylist(), strict=True))
+        _note_failures(table, failures)
+    return known, failures
+
+
+def standing_failures(folder: Path) -> dict[str, str | None]:
+    """Keys of sources that are failures now, and the lists that they stand in."""
+    found: dict[str, str | None] = {}
+    for shard in committed_shards(folder):
+        path = shard_path(folder, shard)
+        with reading(path):
+            _note_failures(pq.read_table(path, schema=SOURCES, columns=_OF_FAILURES), found)
+    return found
+
+
+def _note_failures(table: pa.Table, failures: dict[str, str | None]) -> None:
+    """Brings standing failures up to the next shard's rows."""
+    ended = pc.is_in(pc.struct_field(table["rejection"], "rule"),
+                     pa.array([EXPANDED_RULE, MENDED_RULE]))
+    rows = table.filter(pc.or_(pc.is_valid(table["error"]), ended))
+    for row in rows.select(_OF_FAILURES).to_pylist():
+        if row["error"] is not None:
+            failures[row["source_key"]] = row["listed_in"]
+        else:
+            failures.pop(row["source_key"], None)
+
+
+def mended() -> Source:
+    """What ends an earlier failure, under its key: its list was read, and had no such row."""
+    return Source("", again=True, rejection={
+        "rule": MENDED_RULE, "detail": "the list no longer has this row as it was"})
 
 
 def _removal(key: str, source: Source, removed: dict[str, str]) -> dict[str, str] | None:
@@ -238,11 +297,14 @@ def excluded_ids(given: DataFile | Path | str | None) -> set[str]:
 def _write(folder: Path, listing: _Listing, shard_videos: int) -> IngestReport:
     """Commits the new sources as new shards, each with at most `shard_videos` to download."""
     shards = NewShards(folder)
+    ended = 0
     for rows in _chunks(listing, shard_videos):
         shards.commit(sources_table(rows))
+        ended += sum(source.rejection is not None and source.rejection["rule"] in
+                     (EXPANDED_RULE, MENDED_RULE) for _, source in rows)
     known = list(listing.known_again())
     return IngestReport(**shards.totals, known=len(known), shards=tuple(shards.names),
-                        over_limit=listing.over_limit,
+                        over_limit=listing.over_limit, ended=ended,
                         changed_spans=_changed_spans(folder, known))
 
 
@@ -334,6 +396,7 @@ def _row(key: str, source: Source, now: datetime) -> dict[str, Any]:
         "query": source.query,
         "caption": source.caption,
         "extra": source.extra,
+        "listed_in": None if error is None else source.listed_in,
         "rejection": source.rejection,
         "error": error,
     }

@@ -25,13 +25,16 @@ from pipeline.damage import damage_named
 from pipeline.internvid import PublishedRows, ReportBytes, open_published
 from pipeline.platforms import identify
 from pipeline.shards import committed_shards, shard_path
+from pipeline.source_lists import clean
 from pipeline.source_rows import Source
 from pipeline.sources import (
     NewShards,
     excluded_ids,
     exclusion,
     in_order,
+    mended,
     sources_table,
+    standing_failures,
     write_sources,
 )
 from pipeline.tombstones import removed_videos
@@ -101,7 +104,7 @@ def import_spans(
         if limit is not None:
             _note_first_videos(connection, rows, limit)
         reader = _sorted_rows(connection, rows, dataset / "sources", limit)
-        taken = _Import(dataset, [file.place for file in published], excluded, shard_videos)
+        taken = _Import(dataset, files, [file.place for file in published], excluded, shard_videos)
         for batch in reader:
             taken.take(pa.Table.from_batches([batch]))
         return taken.finish()
@@ -191,17 +194,19 @@ class _Import:
     """Takes sorted rows in, cut anywhere, and writes shards as soon as they are full."""
 
     def __init__(
-        self, dataset: Path, places: Sequence[Callable[[int], str]], excluded: set[str],
-        shard_videos: int,
+        self, dataset: Path, files: Sequence[Path], places: Sequence[Callable[[int], str]],
+        excluded: set[str], shard_videos: int,
     ) -> None:
         self._dataset = dataset
         self._folder = dataset / "sources"
+        self._lists = [clean(str(path.absolute())) for path in files]
         self._places = places
         self._excluded = excluded
         self._shard_videos = shard_videos
         self._report = ImportReport()
         self._shards = NewShards(self._folder)
-        self._known_failures = _failed_keys(self._folder)
+        self._known_failures = standing_failures(self._folder)
+        self._bad: set[str] = set()
         self._begun: set[str] | None = None
         self._waiting: pa.Table | None = None
         self._last_grown: str | None = None
@@ -222,6 +227,11 @@ class _Import:
     def finish(self) -> ImportReport:
         """Writes what doesn't fill a shard, and says what became of all rows."""
         self._write_new(None, everything=True)
+        # Of whatever limit, all bad rows of the files were seen.
+        ended = [(key, mended()) for key, listed_in in self._known_failures.items()
+                 if listed_in in self._lists and key not in self._bad]
+        for at in range(0, len(ended), _FAILURES_A_SHARD):
+            self._shards.commit(sources_table(ended[at : at + _FAILURES_A_SHARD]))
         self._report.shards = self._shards.names
         return self._report
 
@@ -263,9 +273,10 @@ class _Import:
         found = []
         for row in table.select(["file", "row", "id", "problem"]).to_pylist():
             place = self._places[row["file"]](row["row"])
-            source = Source(place, locator=f"row {place}")
+            source = Source(place, locator=f"row {place}", listed_in=self._lists[row["file"]])
             source.problem = RowFailed("permanent", f"{place}: {row['problem']}")
             found.append((source_key(source.locator), source))
+        self._bad.update(key for key, _ in found)
         new = [(key, source) for key, source in found if key not in self._known_failures]
         self._report.known += len(found) - len(new)
         self._report.failed += len(new)
@@ -339,19 +350,6 @@ class _Import:
 
 def _times(spans: list[dict[str, Any]] | None) -> set[tuple[float, float]]:
     return {(span["start_seconds"], span["end_seconds"]) for span in spans or []}
-
-
-def _failed_keys(folder: Path) -> set[str]:
-    """Keys of the rows that are stored as failures."""
-    found: set[str] = set()
-    for shard in committed_shards(folder):
-        path = shard_path(folder, shard)
-        with reading(path):
-            table = pq.read_table(path, columns=["source_key", "error"])
-        if table["error"].null_count < table.num_rows:
-            failed = table.filter(pc.is_valid(table["error"]))
-            found.update(failed["source_key"].to_pylist())
-    return found
 
 
 class _Videos:

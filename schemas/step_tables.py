@@ -115,12 +115,12 @@ def scan(table: StepTable, names: Iterable[str], *, retries_only: bool = False) 
 
 def _files(table: StepTable, retries_only: bool) -> str | None:
     """What of a table to read, as read_parquet takes it; None where there is nothing."""
-    if table.odd is not None:
+    names = table.retries if retries_only else table.shards
+    if names is None and table.odd is not None:
         check_is_file(table.odd)
     if table.folder is None:
         return None
     folder = escaped_for_glob(table.folder)
-    names = table.retries if retries_only else table.shards
     if names is None:
         # A shard's name begins with a digit, a temporary file's with a dot.
         return literal(f"{folder}/[0-9]*.parquet")
@@ -156,6 +156,9 @@ def _not_removed(table: StepTable) -> tuple[list[str], str]:
 
 NOT_AMONG_REMOVED = "NOT IN (SELECT video_id FROM main.removed)"
 REMOVED_RULE = "removed"
+EXPANDED_RULE = "sources.expanded"
+MENDED_RULE = "sources.mended"
+"""With these two a later ingest says that a failed row of sources is none any more."""
 _OUTCOME = ("rejection", "error")
 
 
@@ -205,11 +208,32 @@ def outcomes(table: StepTable) -> str:
     nothing away. Of the others the newest shard counts.
     """
     if not table.retried:
-        return _states(table, newest(table, [table.key, *_OUTCOME], kept_only=False))
+        rows = _states(table, newest(table, [table.key, *_OUTCOME], kept_only=False))
+        if not is_ingest(table):
+            return rows
+        return (f"SELECT key, outcome, _base, _retry FROM ({rows}) LEFT JOIN "
+                f"({again_at_ingest(table)}) USING (key) WHERE _base = coalesce(newest, _base)")
     key = quoted(table.key)
     once = (f"SELECT * FROM ({scan(table, [table.key, *_OUTCOME])}) ANTI JOIN ({_retried(table)}) "
             f"ON {key} = _key AND _base = _group WHERE _retry = 0")
     return f"{_states(table, once)} UNION ALL {retried_outcomes(table)}"
+
+
+def is_ingest(table: StepTable) -> bool:
+    return table.name == "ingest" and "listed_in" in table.schema.names
+
+
+def again_at_ingest(table: StepTable) -> str:
+    """`key, newest`: keys of failures that an ingest ended, and the last shard that has them.
+
+    There a row may come again with its key: it failed, was mended, and failed anew.
+    """
+    rules = ", ".join(map(literal, (EXPANDED_RULE, MENDED_RULE)))
+    key = quoted(table.key)
+    ended = (f"SELECT {key} FROM ({scan(table, [table.key, 'rejection'])}) "
+             f"WHERE rejection.rule IN ({rules})")
+    return (f"SELECT {key} AS key, max(_base) AS newest FROM ({scan(table, [table.key])}) "
+            f"WHERE {key} IN ({ended}) GROUP BY ALL")
 
 
 def retried_outcomes(table: StepTable) -> str:

@@ -43,7 +43,8 @@ TAG = pa.struct([("tag", pa.string()), ("score", pa.float32())])
 
 # What ingest writes. `url` is what the user gave (a URL, or a path in its absolute form);
 # `path` is set for local files; `extractor` and `platform_id` where a platform's URL names its
-# video without asking the network; `spans` where the user gave time stamps.
+# video without asking the network; `spans` where the user gave time stamps. `listed_in` is set for
+# failures: the list, folder or pattern that they stand in, null for what the recipe itself names.
 SOURCES = pa.schema(
     [
         pa.field("source_key", pa.string(), nullable=False),
@@ -60,6 +61,7 @@ SOURCES = pa.schema(
         ("query", pa.string()),
         ("caption", pa.string()),
         ("extra", pa.map_(pa.string(), pa.string())),
+        ("listed_in", pa.string()),
         *OUTCOME,
     ]
 )

@@ -19,7 +19,9 @@ from schemas.step_tables import (
     SHARD,
     Columns,
     StepTable,
+    again_at_ingest,
     empty,
+    is_ingest,
     kept,
     many_rows_a_key,
     newest,
@@ -377,7 +379,8 @@ def _problems(table: StepTable) -> str:
     """Rows of a step that were not kept; `resolved` where a newer shard has the key again.
 
     A failure is resolved by any newer outcome that is no failure, a rejection by any at all, or
-    by a kept row beside it; and both where another shard kept the key (see `outcomes`).
+    by a kept row beside it; and both where another shard kept the key (see `outcomes`). At ingest
+    a later shard resolves what it has anew.
     """
     key = quoted(table.key)
     columns = [table.key, "rejection", "error"]
@@ -401,6 +404,9 @@ def _problems(table: StepTable) -> str:
             f"FROM ({retried_outcomes(table)}) WHERE outcome = 'kept') "
             f"ON _kept = p.{key} AND _kept_base = p._base"
         )
+    if is_ingest(table):
+        resolved = "coalesce(newest > p._base, false)"
+        join = f" LEFT JOIN ({again_at_ingest(table)}) AS again ON again.key = p.{key}"
     if many_rows_a_key(table):
         resolved = f"({resolved}) OR (error IS NULL AND _other IS NOT NULL)"
         join += (

@@ -146,12 +146,18 @@ def failures(catalog: Catalog, dataset: Path) -> Failures:
     shown = [Failure(stage, kind, count, shortened(message, 300) or "(no message)", attempts or 0)
              for stage, kind, count, message, attempts in rows[:SHOWN_MESSAGES]]
     place = shell_word(dataset)
-    commands = [(f"clipmill failures {place}", "lists every one")] if rows else []
+    commands = [(f"clipmill failures {place}", "lists every one, with what helps")] if rows else []
+    # What failed at ingest never became a row of a stage: `failures` says what helps.
+    tried: dict[str, int] = {}
+    for stage, kind, count, *_ in rows:
+        if stage != "ingest":
+            tried[kind] = tried.get(kind, 0) + count
     commands += [(f"clipmill retry {place} --kind {kind}",
                   f"tries the {count:,} {kind} again, and only those")
-                 for kind, count in sorted(kinds.items()) if kind in ("transient", "blocked")]
-    if rows:
-        commands.append((f"clipmill retry {place}", "tries all of them again"))
+                 for kind, count in sorted(tried.items()) if kind in ("transient", "blocked")]
+    if tried:
+        commands.append((f"clipmill retry {place}", "tries all of them again" if tried == kinds
+                         else "tries all of them again but those of ingest"))
     ordered = sorted(kinds.items(), key=lambda item: (-item[1], item[0]))
     more = sum(row[2] for row in rows[SHOWN_MESSAGES:])
     return Failures(sum(kinds.values()), ordered, shown, more, commands)

@@ -52,7 +52,8 @@ def test_yaml_that_cannot_be_meant_is_told_with_its_line(tmp_path, text, line, s
 @pytest.mark.parametrize("key", ["1", "null", "true", "on", "2001-01-01", "1.5", ".nan", "~"])
 @pytest.mark.parametrize("text", ["{}: x", "stages: {{{}: {{}}}}", "rules: [{{{}: 1}}]",
                                   "stages: {{download_videos: {{{}: 1}}}}", "scorers: {{{}: any}}",
-                                  "sources: {{{}: 1}}\nstages: {{split_clips: }}", "ray: {{{}: 1}}"])
+                                  "sources: {{{}: 1}}\nstages: {{split_clips: }}",
+                                  "ray: {{{}: 1}}"])
 def test_a_key_that_is_no_text_is_refused_where_names_stand(tmp_path, text, key):
     path = tmp_path / "recipe.yaml"
     path.write_text(text.format(key))

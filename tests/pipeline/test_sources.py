@@ -102,6 +102,7 @@ def test_all_kinds_of_lists_give_the_same_rows(tmp_path, name):
         "url": "https://a.example/1.mp4", "path": None, "extractor": None, "platform_id": None,
         "video_id": "v1", "spans": None, "title": "One", "category": "sport", "language": "en",
         "query": "juggling", "caption": "a man juggles", "extra": [("licence", "CC-BY")],
+        "listed_in": None,
         "rejection": None, "error": None,
     }
     assert {name for name, value in second.items() if value is not None} == {
