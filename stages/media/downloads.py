@@ -14,10 +14,19 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from schemas.errors import RowFailed, RowRejected, UsageError
+from schemas.errors import RowFailed, RowRejected
 from schemas.ids import content_video_id, platform_video_id, safe_id
+from stages.media.cookies import cookie_jar
 from stages.media.guards import hosts_of, limits_of
-from stages.media.http import MAX_REDIRECTS, NotAMediaFile, Patience, fetch, patiently, polite
+from stages.media.http import (
+    MAX_REDIRECTS,
+    NotAMediaFile,
+    Patience,
+    fetch,
+    host_of,
+    patiently,
+    polite,
+)
 from stages.media.isolated import run_isolated
 from stages.media.probe import Probe, probe
 from stages.media.proxies import proxies_of_environment
@@ -54,18 +63,7 @@ class Downloader:
         import httpx
 
         settings = self._settings
-        jar = None
-        if self._cookies is not None:
-            if not self._cookies.is_file():
-                raise UsageError(f"download_videos.cookies_file: {self._cookies} is no file")
-            from yt_dlp.cookies import YoutubeDLCookieJar
-
-            jar = YoutubeDLCookieJar(str(self._cookies))
-            try:
-                jar.load()
-            except OSError as error:  # http.cookiejar's LoadError is one
-                raise UsageError(f"download_videos.cookies_file: {self._cookies} is not in "
-                                 f"Netscape format: {error}") from error
+        jar = cookie_jar(self._cookies)
         headers = {"User-Agent": settings.user_agent} if settings.user_agent else {}
         with proxies_of_environment():  # the recipe's own was looked at when that was read
             return httpx.Client(
@@ -88,10 +86,8 @@ class Downloader:
 
     def _remote(self, row: dict[str, Any], url: str) -> Media:
         self._hosts.begin_row()
-        try:
-            parts = urlsplit(url)
-        except ValueError as error:
-            raise RowFailed("permanent", f"not a URL: {url!r}: {error}") from error
+        host_of(url)
+        parts = urlsplit(url)
         direct = PurePosixPath(parts.path).suffix.lower() in MEDIA_SUFFIXES
         if row["extractor"] is None and parts.scheme in ("http", "https"):
             with contextlib.suppress(NotAMediaFile):

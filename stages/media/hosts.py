@@ -296,7 +296,7 @@ def _who_checked(asked: list[str], known: str | None) -> str:
 
 @dataclass(frozen=True)
 class _Pause:
-    """`left_alone` is what to say where a row waits no longer; with `is_final` none waits at all."""
+    """`left_alone` is what to say where a row waits no longer; `is_final`: none waits at all."""
 
     seconds: float
     left_alone: LeftAlone | None = None
@@ -326,17 +326,17 @@ def _left_alone(state: _State) -> LeftAlone:
 
 def _asked_to_wait(state: _State) -> LeftAlone:
     return LeftAlone("transient", f"{state.host} was not asked: {state.hold_said}; "
-                     + _until_when(state.held_until))
+                     + _until_when("it", state.held_until))
 
 
-def asked_for_too_long(seconds: float) -> str:
+def asked_for_too_long(host: str, seconds: float) -> str:
     """What to do about a host that asks for such a pause, longer than a row waits."""
-    return _until_when(time.time() + min(seconds, _LONGEST_HOLD_SECONDS))
+    return _until_when(host, time.time() + min(seconds, _LONGEST_HOLD_SECONDS))
 
 
-def _until_when(held_until: float) -> str:
+def _until_when(host: str, held_until: float) -> str:
     until = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(held_until))
-    return (f"it asks to be left alone until {until}, longer than "
+    return (f"{host} asks to be left alone until {until}, longer than "
             "download_videos.max_backoff_seconds; after that `clipmill retry DATASET --kind "
             "transient` tries again (for a list: `clipmill run`)")
 
@@ -344,9 +344,9 @@ def _until_when(held_until: float) -> str:
 def ask_again(folder: Path) -> None:
     """Has hosts that were left alone be asked again, with no regard to what they did.
 
-    For a run that begins: its cookies, its proxy or the day may be others. A pause that a host asked
-    for stands where rows would wait for it; else one row tries the host, for it may have been a
-    mistake.
+    For a run that begins: its cookies, its proxy or the day may be others. A pause that a host
+    asked for stands where rows would wait for it; else one row tries the host, for it may have been
+    a mistake.
     """
     shared = _Shared(folder)
     for path in folder.glob("*.json"):

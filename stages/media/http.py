@@ -99,11 +99,12 @@ def patiently(
         if asked_for is not None:
             pause = max(pause, asked_for)
         # What the host itself asked for holds for the others when this row has given up, too.
+        asker = last.host or hosts.last_asked(host)
         if last.whole_host and (asked_for is not None or not is_last):
-            hosts.hold(last.host or hosts.last_asked(host), pause, last.message)
+            hosts.hold(asker, pause, last.message)
         if asked_for is not None and asked_for > patience.max_backoff_seconds:
             raise RowFailed("transient", f"{last.message} (Retry-After: {asked_for:.0f} s); "
-                            + asked_for_too_long(asked_for)) from last
+                            + asked_for_too_long(asker, asked_for)) from last
         if is_last:
             break
         time.sleep(pause)
@@ -127,12 +128,22 @@ def _watched(attempt: Callable[[], Result], watch: Watch) -> Result:
 
 def take_turn(hosts: Hosts, url: str) -> None:
     """Waits until the host of `url` may be asked; RowFailed where that can't be a host."""
+    if host := host_of(url):
+        wait_for_turn(hosts, host)
+
+
+def host_of(url: str) -> str | None:
+    """RowFailed where `url` can't be asked for: its host or its port can't be one."""
     try:
-        host = urlsplit(url).hostname
-    except ValueError as error:
+        parts = urlsplit(url)
+        host, _ = parts.hostname, parts.port  # a port that is none raises
+        if host and not host.isascii():
+            httpx.URL(url)  # looks for its spelling on the network
+    except (ValueError, httpx.InvalidURL) as error:
         raise RowFailed("permanent", f"not a URL: {url[:200]!r}: {error}") from error
     if host:
-        wait_for_turn(hosts, host)
+        check_name(host)
+    return host
 
 
 def wait_for_turn(hosts: Hosts, host: str) -> None:
@@ -213,7 +224,7 @@ def retry_after_seconds(value: str | None) -> float | None:
         wait = at.replace(tzinfo=at.tzinfo or UTC) - datetime.now(UTC)
     except (ValueError, OverflowError):
         return None
-    return max(0.0, wait.total_seconds())
+    return min(max(0.0, wait.total_seconds()), _LONGEST_RETRY_AFTER_SECONDS)
 
 
 @dataclass(frozen=True)

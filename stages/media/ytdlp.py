@@ -69,6 +69,9 @@ class _Log:
         _logger.info("%s", message)
         self.first_error = self.first_error or message
 
+# What comes out of an extractor that takes a page for another than it is.
+_MISTAKES = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError)
+
 
 def base_options(
     scratch: Path,
@@ -155,6 +158,11 @@ def _kind_of(message: str) -> ErrorKind | None:
 def _words(message: str) -> str:
     """A message without the video's id and without addresses, whatever those are called."""
     return re.sub(r"\A\[[^\]]*\] \S+: |https?://\S+", "", message)
+
+
+def _at_a_loss(error: Exception) -> RowFailed:
+    return RowFailed("permanent", "yt-dlp is at a loss with what the page says "
+                     f"({type(error).__name__}: {error}); a newer one may not be")
 
 
 def _clean(message: str) -> str:
@@ -321,6 +329,8 @@ def _extract(
         if "video subtitles" in str(error):
             raise _SubtitlesFailed(_clean(str(error))) from error
         raise problem_of(error, log.first_error) from error
+    except _MISTAKES as error:
+        raise _at_a_loss(error) from error
     if declined:
         raise declined[0]
     if info is None:
@@ -428,6 +438,8 @@ def expand_list(
             info = downloader.sanitize_info(downloader.extract_info(url, download=False))
     except yt_dlp.utils.DownloadError as error:
         raise problem_of(error, log.first_error) from error
+    except _MISTAKES as error:
+        raise _at_a_loss(error) from error
     if not info:
         raise RowFailed("permanent", _clean(log.first_error or "yt-dlp found nothing"))
     if info.get("_type") in ("playlist", "multi_video"):

@@ -1,0 +1,161 @@
+"""Addresses that can't be one, in recipes and in the environment: one message, exit status 2."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+
+import pyarrow as pa
+import pytest
+import yaml
+from pydantic import ValidationError
+
+from jobs.cli import main
+from pipeline.recipe import load_recipe
+from pipeline.source_spec import SourceSpec
+from pipeline.sources import ingest
+from schemas.errors import ClipmillError, UsageError
+from schemas.ids import source_key
+from schemas.tables import SOURCES
+from stages.media import downloads
+from stages.media.partial import Partial
+from stages.models.openai_server import OpenAIServer
+from stages.models.references import ModelReference
+from stages.protocol import Workspace
+from tests.download_helpers import make_video, outcome, stage
+from tests.http_server import serve
+
+NO_PROXIES = ["http://[::1", "http://", "http://a..b:1", "h:80", "h", "ftp://h", "http://h:99999",
+              "http://h:x", f"http://{'a' * 64}.test:1", ""]
+
+
+def recipe_of(tmp_path, **settings):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump({
+        "sources": ["http://127.0.0.1:9/a.mp4"], "stages": {"download_videos": settings}}))
+    return path
+
+
+@pytest.mark.parametrize("proxy", NO_PROXIES)
+def test_a_proxy_that_cannot_be_one_is_told_when_the_recipe_is_read(tmp_path, proxy):
+    with pytest.raises(UsageError, match=r"stages\.download_videos: proxy: .*HOST:PORT") as raised:
+        load_recipe(recipe_of(tmp_path, proxy=proxy))
+    assert len(str(raised.value).splitlines()) == 1
+
+
+def test_the_command_says_so_without_a_traceback(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["clipmill", "run", str(recipe_of(
+        tmp_path, proxy="http://[::1")), "--dataset", str(tmp_path / "dataset")])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert "download_videos: proxy: is no URL of a proxy" in capsys.readouterr().err
+    assert not (tmp_path / "dataset").exists()
+
+
+@pytest.mark.parametrize("proxy", [
+    None, "http://127.0.0.1:8080", "https://user:word@proxy.test", "socks5://proxy.test:1080",
+    "socks5h://[2001:db8::1]:1080"])
+def test_proxies_that_can_be_one_are_taken(tmp_path, proxy):
+    found = load_recipe(recipe_of(tmp_path, proxy=proxy)).stages["download_videos"]
+    assert found.proxy == proxy
+    with found.open(Workspace(tmp_path, tmp_path / "scratch")):
+        pass
+
+
+@pytest.mark.parametrize("user_agent", ["caf\u00e9", "a\nb"])
+def test_a_user_agent_that_cannot_be_sent_is_refused(user_agent):
+    with pytest.raises(ValidationError, match="ASCII"):
+        stage(user_agent=user_agent)
+
+
+def one_row(tmp_path, row, **settings):
+    table = pa.Table.from_pylist([{"source_key": source_key(row["url"]), **row}], SOURCES)
+    with stage(**settings).open(Workspace(tmp_path, tmp_path / "scratch")) as transform:
+        return transform(table).to_pylist()[0]
+
+
+@pytest.mark.parametrize("name", ["http_proxy", "no_proxy"])
+def test_proxies_of_the_environment_are_told_before_a_download(tmp_path, monkeypatch, name):
+    monkeypatch.setenv(name, "http://[::1")
+    with pytest.raises(UsageError, match=r"HTTP_PROXY.*mend or unset them"):
+        one_row(tmp_path, {"url": "http://127.0.0.1:9/a.mp4"})
+
+
+def test_proxies_of_the_environment_are_told_before_a_list_is_asked_for(tmp_path, monkeypatch):
+    monkeypatch.setenv("http_proxy", "http://[::1")
+    with pytest.raises(UsageError, match="mend or unset them"):
+        ingest(tmp_path, [SourceSpec(url="http://127.0.0.1:9/list")], shard_videos=10,
+               downloads=stage())
+
+
+def test_a_mistake_of_an_extractor_costs_its_list_alone(tmp_path, monkeypatch):
+    """Before, it ended the run with a traceback."""
+    import pyarrow.parquet as pq
+    from yt_dlp.extractor.generic import GenericIE
+
+    def mistaken(self, url):
+        raise AttributeError("'NoneType' object has no attribute 'group'")
+
+    monkeypatch.setattr(GenericIE, "_real_extract", mistaken)
+    ingest(tmp_path, [SourceSpec(url="http://127.0.0.1:9/list")], shard_videos=10,
+           downloads=stage())
+    [row] = pq.read_table(tmp_path / "sources").to_pylist()
+    assert outcome(row) == "permanent"
+    assert "yt-dlp is at a loss" in row["error"]["message"]
+
+
+# Servers of models, and the hub
+
+
+@pytest.mark.parametrize("server", ["http://[::1/v1", "http://a..b/v1", "http:///v1",
+                                    "http://h:99999/v1", "http://h:x/v1"])
+def test_a_server_that_cannot_be_one_is_told_when_the_recipe_is_read(server):
+    with pytest.raises(ValidationError, match="the server's address"):
+        ModelReference.model_validate(f"{server}#name")
+    assert ModelReference.model_validate("http://[::1]:8000/v1#name").server == "http://[::1]:8000/v1"
+
+
+def test_proxies_of_the_environment_are_told_before_a_server_is_asked(monkeypatch):
+    monkeypatch.setenv("http_proxy", "http://[::1")
+    reference = ModelReference.model_validate("http://127.0.0.1:9/v1#name")
+    with OpenAIServer(reference) as server, pytest.raises(ClipmillError, match="mend or unset"):
+        server.check("caption_frames.model")
+
+
+# Disks that fail
+
+
+def failing(*_args, **_named):
+    raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+
+def test_a_disk_that_fails_is_named_with_the_file(tmp_path, monkeypatch):
+    film = tmp_path / "film.mp4"
+    film.write_bytes(make_video())
+    monkeypatch.setattr(downloads, "file_sha256", failing)
+    row = one_row(tmp_path, {"url": str(film), "path": str(film)})
+    assert outcome(row) == "transient"
+    assert f"{film} cannot be read: Input/output error" in row["error"]["message"]
+    assert "clipmill retry DATASET --kind transient" in row["error"]["message"]
+
+
+def test_the_datasets_disk_is_named_where_a_download_cannot_be_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(Partial, "write", failing)
+    with serve() as site:
+        row = one_row(tmp_path, {"url": site.file("/a.mp4", make_video())})
+    assert outcome(row) == "transient"
+    assert f"{tmp_path / 'media'} cannot be written" in row["error"]["message"]
+
+
+@pytest.mark.parametrize("copy", [False, True])
+def test_a_file_without_a_size_is_not_read(tmp_path, monkeypatch, copy):
+    """What lies in /proc may fail, or wait for ever."""
+    empty = tmp_path / "empty.mp4"
+    empty.touch()
+    monkeypatch.setattr(downloads, "file_sha256", failing)
+    for path in (str(empty), "/proc/self/mem"):
+        row = one_row(tmp_path, {"url": path, "path": path}, copy_local_files=copy)
+        assert outcome(row) == "bad_media"
+        assert f"an empty file: {path}" in json.dumps(row["error"], default=str)

@@ -1,0 +1,303 @@
+"""A host that asks for a pause gets it: from every row, thread and process, not from one row.
+
+No test waits for a pause: the server's log says what was asked for, and none of the pauses that
+must not be waited for ends within a test.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import time
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from pipeline.catalog import open_catalog
+from pipeline.source_spec import SourceSpec
+from pipeline.sources import ingest
+from schemas.errors import RowFailed
+from schemas.ids import source_key
+from schemas.tables import SOURCES
+from stages.media.hosts import Hosts, LeftAlone, Manners, PassingProblem, ask_again
+from stages.media.http import Patience, patiently
+from stages.media.ytdlp import problem_of
+from stages.protocol import Workspace
+from tests.download_helpers import add_extractor, make_video, outcome, stage
+from tests.http_server import Busy, Redirect, serve
+
+HOUR, DAY = "3600", "86400"
+NEXT_STEP = "clipmill retry DATASET --kind transient"
+
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload([__name__])
+
+
+@pytest.fixture
+def site():
+    with serve() as server:
+        yield server
+
+
+def download(dataset: Path, urls: list[str], extractor: str | None = None, **settings):
+    table = pa.Table.from_pylist(
+        [{"source_key": source_key(url), "url": url, "extractor": extractor} for url in urls],
+        SOURCES)
+    with stage(**settings).open(Workspace(dataset, dataset / "scratch")) as transform:
+        return transform(table).to_pylist()
+
+
+def work(dataset: Path, urls: list[str], settings: dict) -> None:
+    """What a worker process does; its rows go to a file of its own."""
+    rows = download(dataset, urls, **settings)
+    (dataset / f"worker-{source_key(urls[0])}.json").write_text(
+        json.dumps([[outcome(row), row["error"]["message"]] for row in rows]))
+
+
+def overloaded(site, count: int, status: int = 429, retry_after: str = HOUR) -> list[str]:
+    return [site.script(f"/{number}.mp4", Busy(status, retry_after)) for number in range(count)]
+
+
+@pytest.mark.parametrize("status", [429, 503])
+@pytest.mark.parametrize("retries", [0, 2])
+def test_a_long_pause_is_told_to_all_rows_of_the_host(tmp_path, site, status, retries):
+    """Also where the row that heard of it has no try left."""
+    rows = download(tmp_path, overloaded(site, 8, status), concurrency=1, retries=retries)
+    assert len(site.log) == 1
+    assert [outcome(row) for row in rows] == ["transient"] * 8
+    for row in rows:
+        message = row["error"]["message"]
+        assert f"HTTP {status} from 127.0.0.1" in message
+        assert "left alone until 2" in message
+        assert "download_videos.max_backoff_seconds" in message
+        assert NEXT_STEP in message
+    assert "Retry-After: 3600 s" in rows[0]["error"]["message"]
+    assert all("127.0.0.1 was not asked" in row["error"]["message"] for row in rows[1:])
+
+
+def test_a_long_pause_is_told_to_all_processes(tmp_path, site):
+    """Of three with two threads each, which all wait for their turn, one asks."""
+    urls = overloaded(site, 9)
+    settings = {"sleep_seconds": 600.0, "concurrency": 2}
+    running = [PROCESSES.Process(target=work, args=(tmp_path, urls[number::3], settings))
+               for number in range(3)]
+    for process in running:
+        process.start()
+    for process in running:
+        process.join(120)
+        assert process.exitcode == 0
+    rows = [row for path in tmp_path.glob("worker-*.json") for row in json.loads(path.read_text())]
+    assert len(site.log) == 1
+    assert [kind for kind, _ in rows] == ["transient"] * 9
+    assert all(NEXT_STEP in message for _, message in rows)
+
+
+@pytest.mark.parametrize("retry_after", [
+    DAY, "9" * 12, "9" * 6000, "Fri, 31 Dec 2100 23:59:59 GMT"])
+def test_no_pause_is_longer_than_a_day_or_too_long_to_be_believed(tmp_path, site, retry_after):
+    rows = download(tmp_path, overloaded(site, 3, retry_after=retry_after), concurrency=1)
+    assert [outcome(row) for row in rows] == ["transient"] * 3
+    assert len(site.log) == 1
+    [state] = (tmp_path / "media" / ".hosts").glob("*.json")
+    left = json.loads(state.read_text())["held_until"] - time.time()
+    assert 80_000 < left <= 86_400
+
+
+def test_other_hosts_are_asked_meanwhile(tmp_path, site):
+    with serve("127.0.0.3") as well:
+        rows = download(tmp_path, [*overloaded(site, 2), well.file("/a.mp4", make_video())],
+                        concurrency=1)
+    assert [outcome(row) for row in rows] == ["transient", "transient", "kept"]
+
+
+def test_the_host_that_asked_is_held_and_not_the_one_that_leads_there(tmp_path, site):
+    with serve("127.0.0.3") as other:
+        [busy] = overloaded(other, 1)
+        led = site.script("/led.mp4", Redirect(busy))
+        rows = download(tmp_path, [led, site.file("/b.mp4", make_video()), led + "?again", busy],
+                        concurrency=1)
+    assert [outcome(row) for row in rows] == ["transient", "kept", "transient", "transient"]
+    assert "127.0.0.3 was not asked" in rows[2]["error"]["message"]
+    assert len(other.log) == 1
+
+
+def test_an_error_of_one_file_holds_that_row_alone(tmp_path, site):
+    """Only 429 and 503 speak for the host."""
+    rows = download(tmp_path, [*overloaded(site, 1, 500), site.file("/b.mp4", make_video())],
+                    concurrency=1)
+    assert [outcome(row) for row in rows] == ["transient", "kept"]
+    assert len(site.asked("/0.mp4")) == 1
+
+
+# Under yt-dlp, and in lists
+
+
+@pytest.fixture
+def platform(monkeypatch):
+    """A site that goes on without its page where it can't have it, as many do."""
+    from yt_dlp.extractor.common import InfoExtractor
+
+    class HomeIE(InfoExtractor):
+        _VALID_URL = r"https?://127\.0\.0\.1:\d+/home/(?P<id>\d+)"
+        is_needed = True
+
+        def _real_extract(self, url):
+            number = self._match_id(url)
+            self._download_webpage(url, number, fatal=self.is_needed)
+            return {"id": number, "title": "A film", "formats": [
+                {"format_id": "0", "url": url.replace("/home/", "/files/"), "ext": "mp4"}]}
+
+    add_extractor(HomeIE, monkeypatch.setattr)
+    return HomeIE
+
+
+@pytest.mark.parametrize("is_needed", [True, False])
+def test_yt_dlps_requests_heed_it_too(tmp_path, site, platform, is_needed):
+    platform.is_needed = is_needed
+    urls = [site.script(f"/home/{number}", Busy(429, HOUR)) for number in range(4)]
+    for number in range(4):
+        site.file(f"/files/{number}", make_video(seed=number))
+    rows = download(tmp_path, urls, "home", concurrency=1)
+    assert [outcome(row) for row in rows] == ["transient"] * 4
+    assert all(NEXT_STEP in row["error"]["message"] for row in rows)
+    assert len(site.log) == 1
+
+
+def test_a_page_that_is_fetched_by_both_libraries_is_asked_for_once(tmp_path, site):
+    rows = download(tmp_path, [site.script(f"/watch{number}", Busy(503, HOUR))
+                               for number in range(3)], concurrency=1)
+    assert [outcome(row) for row in rows] == ["transient"] * 3
+    assert len(site.log) == 1
+
+
+def test_lists_heed_it_and_tell_downloads(tmp_path, site):
+    lists = [SourceSpec(url=site.script(f"/list{number}", Busy(429, HOUR))) for number in range(2)]
+    ingest(tmp_path, lists, shard_videos=10, downloads=stage())
+    rows = pq.read_table(tmp_path / "sources").to_pylist()
+    assert [outcome(row) for row in rows] == ["transient"] * 2
+    assert all("127.0.0.1" in row["error"]["message"] for row in rows)
+    assert all("for a list: `clipmill run`" in row["error"]["message"] for row in rows)
+    [row] = download(tmp_path, [site.file("/a.mp4", make_video())])
+    assert outcome(row) == "transient"
+    assert len(site.log) == 1
+
+
+def test_the_host_of_a_wrapped_error_is_the_one_that_answered():
+    from yt_dlp.networking.common import Response
+    from yt_dlp.networking.exceptions import HTTPError
+
+    answer = Response(fp=None, url="http://busy.test/a", status=429,
+                      headers={"Retry-After": HOUR})
+    problem = problem_of(HTTPError(answer), "ERROR: HTTP Error 429")
+    assert (problem.host, problem.retry_after_seconds) == ("busy.test", 3600.0)
+    hosts = Hosts()
+    hosts.begin_row()
+
+    def attempt() -> None:
+        hosts.wait("busy.test")
+        hosts.wait("later.test")
+        raise problem
+
+    with pytest.raises(RowFailed, match="3600"):
+        patiently(attempt, host="x.test", hosts=hosts, patience=Patience())
+    hosts.wait("later.test")
+    with pytest.raises(LeftAlone, match=r"busy\.test"):
+        hosts.wait("busy.test")
+
+
+# From run to run
+
+
+def test_the_next_run_tries_such_a_host_with_one_request(tmp_path, site):
+    """A day may be a mistake. While it stands, a retry costs one request; then all come."""
+    from jobs.run import run
+    from pipeline.recipe import load_recipe
+
+    urls = overloaded(site, 6, retry_after=DAY)
+    (tmp_path / "urls.txt").write_text("\n".join(urls) + "\n")
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({"sources": ["urls.txt"], "stages": {
+        "download_videos": {"min_duration_seconds": 0.5, "min_height": 16, "concurrency": 1}}}))
+    loaded, dataset = load_recipe(tmp_path / "recipe.yaml", engine="local"), tmp_path / "dataset"
+    patient = load_recipe(tmp_path / "recipe.yaml", engine="local", overrides=[
+        "download_videos.concurrency=4", "download_videos.max_backoff_seconds=6000"])
+    run(loaded, dataset)
+    assert statuses(dataset) == {"transient": 6}
+    assert len(site.log) == 1
+    run(patient, dataset, retry_kinds=["transient"])  # of four at a time, too
+    assert statuses(dataset) == {"transient": 6}
+    assert len(site.log) == 2
+    for number in range(6):
+        site.file(f"/{number}.mp4", make_video(seed=number))
+    run(patient, dataset, retry_kinds=["transient"])
+    assert statuses(dataset) == {"kept": 6}
+
+
+def statuses(dataset: Path) -> dict[str, int]:
+    with open_catalog(dataset) as catalog:
+        failed = catalog.execute("SELECT kind, count(*) FROM failures GROUP BY ALL").fetchall()
+        (kept,) = catalog.execute("SELECT count(*) FROM videos").fetchone()
+    return dict(failed) | ({"kept": kept} if kept else {})
+
+
+def turns(folder: Path, **manners) -> Hosts:
+    """A worker's own view of the hosts; none of its rows waits unless told to."""
+    return Hosts(Manners(problems=3, pause_seconds=600.0, **{"patience_seconds": 0.0, **manners}),
+                 folder)
+
+
+def test_one_row_tries_a_host_that_was_held_and_the_others_hear_of_it(tmp_path):
+    turns(tmp_path).hold("a.test", 86_400, "HTTP 429 from a.test")
+    with pytest.raises(LeftAlone, match="was not asked: HTTP 429"):
+        turns(tmp_path).wait("a.test")
+    ask_again(tmp_path)
+    probe, other = turns(tmp_path), turns(tmp_path)
+    probe.begin_attempt()
+    probe.wait("a.test")
+    with pytest.raises(LeftAlone, match="while one row tries it: it had asked for a longer pause"):
+        other.wait("a.test")
+    probe.answered("a.test")
+    other.wait("a.test")
+
+
+def test_a_host_that_still_asks_for_its_pause_is_held_again(tmp_path):
+    turns(tmp_path).hold("a.test", 86_400, "HTTP 429")
+    ask_again(tmp_path)
+    probe = turns(tmp_path)
+    probe.wait("a.test")
+    probe.hold("a.test", 7200, "HTTP 503")
+    for one in (probe, turns(tmp_path)):
+        with pytest.raises(LeftAlone, match="was not asked: HTTP 503"):
+            one.wait("a.test")
+
+
+def test_a_pause_that_rows_wait_for_stands_in_the_next_run(tmp_path):
+    began = time.time()
+    turns(tmp_path).hold("a.test", 1.0, "HTTP 429")
+    ask_again(tmp_path)
+    turns(tmp_path, patience_seconds=100.0).wait("a.test")
+    assert time.time() - began >= 1.0
+
+
+def test_a_shorter_pause_does_not_end_a_longer_one(tmp_path):
+    hosts = turns(tmp_path)
+    hosts.hold("a.test", 7200, "the longer")
+    hosts.hold("A.test.", 1, "the shorter")
+    with pytest.raises(LeftAlone, match="the longer"):
+        hosts.wait("a.test")
+
+
+def test_what_one_row_waits_for_by_itself_holds_no_longer_than_it(tmp_path):
+    """A pause of our own after the last try would hold others for nobody's sake."""
+    hosts = turns(tmp_path)
+
+    def attempt() -> None:
+        hosts.wait("a.test")
+        raise PassingProblem("HTTP 503", whole_host=True)
+
+    with pytest.raises(RowFailed):
+        patiently(attempt, host="a.test", hosts=hosts,
+                  patience=Patience(retries=0, backoff_seconds=1000, max_backoff_seconds=1000))
+    hosts.wait("a.test")
