@@ -113,7 +113,8 @@ class DownloadVideos(ReadingStage):
     backoff_seconds: float = resource(
         2.0, ge=0, description="pause before the first further try; it doubles each time")
     max_backoff_seconds: float = resource(
-        120.0, ge=0, description="longest pause; a host that asks for more is not asked until then, and its rows fail")
+        120.0, ge=0, description="longest pause; a host that asks for more is not asked "
+        "until that is over, and its rows fail")
     timeout_seconds: float = resource(
         30.0, gt=0, description="longest silence of a server before it counts as a problem")
     concurrency: int = resource(4, ge=1, description="downloads at a time in one worker")

@@ -12,10 +12,26 @@ from schemas.errors import RowFailed, UsageError
 from stages.media.http import check_name
 
 _SCHEMES = ("http", "https", "socks5", "socks5h")
+_OF_YT_DLP = (*_SCHEMES, "socks4", "socks4a", "socks")
+
+
+def check_yt_dlp_proxy(proxy: object) -> None:
+    """ValueError where yt-dlp could not go through it; an empty one is none at all."""
+    if not isinstance(proxy, str):
+        raise ValueError(f"proxy: expected a URL, not {proxy!r}")
+    if proxy:
+        _check(proxy, _OF_YT_DLP)
 
 
 def check_proxy(proxy: str) -> None:
     """ValueError where nothing here could go through `proxy`."""
+    _check(proxy, _SCHEMES)
+    if proxy.lower().startswith("socks") and importlib.util.find_spec("socksio") is None:
+        raise ValueError("SOCKS needs a package that is not installed: `pip install socksio`, or "
+                         "take an HTTP proxy")
+
+
+def _check(proxy: str, schemes: tuple[str, ...]) -> None:
     import httpx
 
     example = "write it as http://HOST:PORT or socks5://HOST:PORT"
@@ -23,18 +39,15 @@ def check_proxy(proxy: str) -> None:
         url = httpx.URL(proxy)
     except httpx.InvalidURL as error:
         raise ValueError(f"is no URL of a proxy: {error}; {example}") from error
-    if url.scheme not in _SCHEMES:
-        raise ValueError(f"the scheme {url.scheme!r} is not known; allowed: "
-                         f"{', '.join(_SCHEMES)}; {example}")
+    if url.scheme not in schemes:
+        raise ValueError(f"the scheme {url.scheme!r} of a proxy is not known; allowed: "
+                         f"{', '.join(schemes)}; {example}")
     try:
         check_name(url.host)
     except RowFailed as error:
         raise ValueError(f"{error}; {example}") from error
     if not 0 < (1 if url.port is None else url.port) < 65536:
         raise ValueError(f"there is no port {url.port}; {example}")
-    if url.scheme.startswith("socks") and importlib.util.find_spec("socksio") is None:
-        raise ValueError("SOCKS needs a package that is not installed: `pip install socksio`, or "
-                         "take an HTTP proxy")
 
 
 @contextlib.contextmanager

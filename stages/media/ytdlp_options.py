@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from schemas.errors import UsageError
+from stages.media.proxies import check_yt_dlp_proxy
 
 ALLOWED = frozenset((
     # who asks, and from where
@@ -179,6 +180,8 @@ _CHECKS: dict[str, Callable[[Any], None]] = {
     "cookiefile": _is_path,
     "cookiesfrombrowser": _is_browser,
     "impersonate": _is_target,
+    "proxy": check_yt_dlp_proxy,
+    "geo_verification_proxy": check_yt_dlp_proxy,
 }
 
 

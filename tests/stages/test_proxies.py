@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
+import socket
+import socketserver
+import threading
 
 import pyarrow as pa
 import pytest
@@ -42,6 +46,16 @@ def test_a_proxy_that_cannot_be_one_is_told_when_the_recipe_is_read(tmp_path, pr
     with pytest.raises(UsageError, match=r"stages\.download_videos: proxy: .*HOST:PORT") as raised:
         load_recipe(recipe_of(tmp_path, proxy=proxy))
     assert len(str(raised.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("option", ["proxy", "geo_verification_proxy"])
+@pytest.mark.parametrize("proxy", [one for one in NO_PROXIES if one] + [1])
+def test_proxies_among_yt_dlps_options_are_looked_at_too(option, proxy):
+    for made in (stage, lambda **more: SourceSpec(url="http://a.test/", **more)):
+        with pytest.raises(ValidationError, match="proxy"):
+            made(yt_dlp={option: proxy})
+        made(yt_dlp={option: "socks4://proxy.test:1080"})
+        made(yt_dlp={option: ""})  # directly
 
 
 def test_the_command_says_so_without_a_traceback(tmp_path, capsys, monkeypatch):
@@ -104,6 +118,47 @@ def test_a_mistake_of_an_extractor_costs_its_list_alone(tmp_path, monkeypatch):
     [row] = pq.read_table(tmp_path / "sources").to_pylist()
     assert outcome(row) == "permanent"
     assert "yt-dlp is at a loss" in row["error"]["message"]
+
+
+# A proxy that is there
+
+
+class Socks(socketserver.StreamRequestHandler):
+    """SOCKS 5 without a login: takes an IPv4 address or a name, and notes what it was asked for."""
+
+    def handle(self) -> None:
+        n_methods = self.rfile.read(2)[1]
+        self.rfile.read(n_methods)
+        self.wfile.write(b"\x05\x00")
+        kind = self.rfile.read(4)[3]
+        size = 4 if kind == 1 else self.rfile.read(1)[0]
+        host = self.rfile.read(size)
+        port = int.from_bytes(self.rfile.read(2), "big")
+        self.server.asked.append(host)
+        with socket.create_connection(("127.0.0.1", port)) as target:
+            self.wfile.write(b"\x05\x00\x00\x01" + bytes(6))
+            pump = threading.Thread(target=self._pump, args=(target,), daemon=True)
+            pump.start()
+            while data := target.recv(65536):
+                self.wfile.write(data)
+
+    def _pump(self, target: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := self.rfile.read1(65536):
+                target.sendall(data)
+
+
+@pytest.mark.parametrize("extractor", [None, "generic"], ids=["directly", "by yt-dlp"])
+def test_downloads_go_through_a_socks_proxy(tmp_path, extractor):
+    with (serve() as site, socketserver.ThreadingTCPServer(("127.0.0.1", 0), Socks) as server):
+        server.asked, server.daemon_threads = [], True
+        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+        url = site.file("/a.mp4", make_video()).replace("127.0.0.1", "film.test")
+        row = one_row(tmp_path, {"url": url, "extractor": extractor},
+                      proxy=f"socks5h://127.0.0.1:{server.server_address[1]}")
+        server.shutdown()
+    assert outcome(row) == "kept", row
+    assert set(server.asked) == {b"film.test"}
 
 
 # Servers of models, and the hub
