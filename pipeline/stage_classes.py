@@ -59,8 +59,6 @@ def _own_stage(name: str, folder: Path) -> type[Stage]:
             raise UsageError(f"stage {name!r}: no file {path}")
         module = _module_from_file(path)
     else:
-        if not all(part.isidentifier() for part in place.split(".")):
-            raise UsageError(f"stage {name!r}: expected `file.py:Class` or `package.module:Class`")
         try:
             module = importlib.import_module(place)
         except Exception as error:
