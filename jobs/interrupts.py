@@ -66,7 +66,7 @@ def _is_of_a_query(error: BaseException) -> bool:
 
 @contextlib.contextmanager
 def ended_by_interrupts(grace_seconds: float = GRACE_SECONDS) -> Iterator[None]:
-    """Ends the process where Ctrl-C does not end the query inside.
+    """Ends the process where Ctrl-C or SIGTERM does not end the query inside.
 
     DuckDB looks up between its tasks, if at all, and a recursive query may be one task that goes
     on for ever; it then waits for that task, and Python with it. Nothing is lost: a query only
@@ -81,7 +81,7 @@ def ended_by_interrupts(grace_seconds: float = GRACE_SECONDS) -> Iterator[None]:
     def watch() -> None:
         # Python writes the number of each signal here, whatever the main thread is waiting for.
         while signals := ours.recv(64):
-            if signal.SIGINT in signals:
+            if stop := {signal.SIGINT, signal.SIGTERM}.intersection(signals):
                 break
         else:
             return
@@ -91,7 +91,7 @@ def ended_by_interrupts(grace_seconds: float = GRACE_SECONDS) -> Iterator[None]:
                 pass
         except TimeoutError:
             os.write(sys.__stderr__.fileno(), b"Stopped.\n")
-            os._exit(128 + signal.SIGINT)
+            os._exit(128 + max(stop))
 
     thread = threading.Thread(target=watch, name="interrupts", daemon=True)
     before = signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)

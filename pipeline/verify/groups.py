@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 import pyarrow as pa
 
+from pipeline.damage import why_damaged
 from pipeline.plan import SOURCES
 from pipeline.shards import base_shard, retry_number
 from pipeline.tombstones import Tombstone
@@ -80,6 +81,11 @@ class GroupChecks:
         survey = self.survey
         if base in survey.shards(SOURCES_NODE):
             return True
+        for node in survey.ordered:
+            for shard in survey.group(node, base):
+                # Such shards are not gone through here, but the views would read them.
+                if why_damaged(survey.dataset / node.file(shard)) is not None:
+                    self.shards.damaged.add((node.place(), shard))
         files = [(node, node.file(shard, table)) for node in survey.ordered
                  for table in node.tables for shard in survey.group(node, base, table)]
         if any(SOURCES_NODE.id in node.inputs for node, _ in files):

@@ -1,0 +1,45 @@
+"""A signal in the middle of a query: DuckDB makes an error of its own of it."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+# A command that asks DuckDB for what takes long, not through what people typed: so do `status` and
+# the table at the end of a run.
+COMMAND = """
+import sys
+import duckdb
+import jobs.cli
+import jobs.query
+
+def ask(*_):
+    connection = duckdb.connect(config={"threads": 1})
+    print("asking", flush=True)
+    while True:
+        connection.execute("CREATE OR REPLACE TABLE t AS SELECT hash(i) AS h "
+                           "FROM range(20000000) AS r(i)")
+
+jobs.query.print_status = ask
+sys.argv = ["clipmill", "status", "anything"]
+jobs.cli.main()
+"""
+
+
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_during_a_query_ends_a_command_in_order(sent: signal.Signals):
+    root = Path(__file__).parents[2]
+    with subprocess.Popen([sys.executable, "-c", COMMAND], stdout=subprocess.PIPE,
+                          stderr=subprocess.PIPE, text=True, cwd=root) as process:
+        assert process.stdout.readline() == "asking\n"
+        time.sleep(0.3)  # so that it is in the query; where it is not, less is tried
+        process.send_signal(sent)
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 128 + sent
+    assert "Traceback" not in said
+    assert said == "Stopped. What is committed stays; run the same command to go on.\n"
