@@ -110,7 +110,8 @@ def _retry(
     if not asked:
         wanted = f" of kind {', '.join(kinds)}" if kinds else ""
         _err.print(f"Nothing more to retry: no failures{wanted} from before that retry." if begun
-                   else f"Nothing to retry: no failures{wanted}.")
+                   else f"Nothing to retry: no failures{wanted} at any stage (of what failed at "
+                        "ingest `clipmill failures` says what helps).")
         return bool(begun)
     said = "\n".join(f"Trying {keys} failed rows of {stage} again."
                      for stage, keys in asked.items())

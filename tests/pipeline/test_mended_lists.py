@@ -219,7 +219,7 @@ STEPS = st.lists(st.dictionaries(st.sampled_from(["one.csv", "two.csv"]), ROWS, 
                  min_size=1, max_size=5)
 
 
-@settings(max_examples=12)
+@settings(max_examples=6)
 @given(steps=STEPS)
 def test_what_stands_is_what_each_list_held_when_it_was_last_read(tmp_path_factory, steps):
     folder = tmp_path_factory.mktemp("lists")
@@ -319,3 +319,5 @@ def test_a_run_of_bad_rows_alone_can_be_mended(tmp_path, capsys):
     rows, said = said_by(capsys, tmp_path / "d")
     assert rows[0]["retry"] == f"clipmill run --dataset {tmp_path / 'd'} --sources {path}"
     assert len(said) == 1
+    assert not run(load(None, tmp_path / "d"), tmp_path / "d", retry_kinds=[])
+    assert "of what failed at ingest `clipmill failures` says" in capsys.readouterr().err
