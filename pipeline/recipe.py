@@ -18,15 +18,20 @@ from schemas.errors import UsageError
 from stages.models.references import DataFile, ModelReference
 from stages.protocol import Stage
 
+MOST_SHARD_VIDEOS = 1_000_000
+"""A shard is held in memory, and is what is done again where a worker dies."""
+
 
 class RaySettings(BaseModel):
     """How the Ray engine uses the cluster; none of this changes results."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     address: str | None = Field(None, description="cluster to join; a local one when not set")
-    num_cpus: int | None = Field(None, ge=1, description="CPUs of a local cluster; all by default")
+    num_cpus: int | None = Field(
+        None, ge=1, le=100_000, description="CPUs of a local cluster; all by default"
+    )
     object_store_megabytes: int = Field(
-        256, ge=80, description="object store of a local cluster (only shard names pass through)"
+        256, ge=80, le=100_000_000, description="object store of a local cluster (only shard names pass through)"
     )
 
 
@@ -38,7 +43,9 @@ class Recipe(BaseModel):
     description: str = Field("", description="what this recipe is for")
     dataset: str | None = Field(None, description="the dataset's folder; --dataset wins")
     sources: list[SourceSpec] = Field(default_factory=list, description="where videos come from")
-    shard_videos: int = Field(16, ge=1, description="videos a shard, fixed when first ingested")
+    shard_videos: int = Field(
+        16, ge=1, le=MOST_SHARD_VIDEOS, description="videos a shard, fixed when first ingested"
+    )
     exclude_ids: DataFile | None = Field(
         None, description="a file of known video ids, one a line, which are rejected at ingest"
     )
@@ -47,10 +54,10 @@ class Recipe(BaseModel):
         False, description="delete a shard's kept frames when all that need them are committed"
     )
     log_megabytes: int = Field(
-        256, ge=0, description="all logs of a run together; the oldest go first, 0 keeps none"
+        256, ge=0, le=100_000_000, description="all logs of a run together; the oldest go first, 0 keeps none"
     )
     log_file_megabytes: int = Field(
-        8, ge=1, description="a worker's log before it is set aside and a new file begun"
+        8, ge=1, le=100_000_000, description="a worker's log before it is set aside and a new file begun"
     )
     ray: RaySettings = Field(default_factory=RaySettings, description="the cluster")
     stages: dict[str, dict[str, Any]] = Field(description="label: settings, in order")
