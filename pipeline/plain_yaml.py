@@ -14,8 +14,6 @@ from schemas.errors import UsageError
 _MOST_VALUES = 100_000
 # Of a number or a time: longer ones take Python long to read, and to write in an error.
 _MOST_CHARACTERS = 400
-# No table and no system takes a larger whole number.
-_LARGEST = 2**63 - 1
 _KINDS = ("null", "bool", "int", "float", "timestamp", "str", "seq", "map")
 
 
@@ -58,17 +56,13 @@ class _StrictLoader(yaml.SafeLoader):
                 len(node.value) > _MOST_CHARACTERS):
             raise ConstructorError(None, None, f"{_shown(node)} is too long", node.start_mark)
         try:
-            value = super().construct_object(node, deep)
+            return super().construct_object(node, deep)
         except (yaml.YAMLError, RecursionError):
             raise
         except Exception as error:  # a day that no month has, say: SafeLoader lets all out
             why = f": {error}" if isinstance(error, ValueError) else ""
             raise ConstructorError(None, None, f"{_shown(node)} can't be read{why}",
                                    node.start_mark) from error
-        if kind == "int" and abs(value) > _LARGEST:
-            raise ConstructorError(None, None, f"{_shown(node)} is larger than {_LARGEST:,}: give "
-                                   "a smaller number, or a text in quotes", node.start_mark)
-        return value
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         if not isinstance(node, yaml.MappingNode):

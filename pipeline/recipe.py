@@ -18,6 +18,7 @@ from schemas.errors import UsageError
 from stages.models.references import DataFile, ModelReference
 from stages.protocol import Stage
 
+_LARGEST_NUMBER = 2**63 - 1
 MOST_SHARD_VIDEOS = 1_000_000
 """A shard is held in memory, and is what is done again where a worker dies."""
 
@@ -31,7 +32,8 @@ class RaySettings(BaseModel):
         None, ge=1, le=100_000, description="CPUs of a local cluster; all by default"
     )
     object_store_megabytes: int = Field(
-        256, ge=80, le=100_000_000, description="object store of a local cluster (only shard names pass through)"
+        256, ge=80, le=100_000_000,
+        description="object store of a local cluster (only shard names pass through)"
     )
 
 
@@ -54,10 +56,12 @@ class Recipe(BaseModel):
         False, description="delete a shard's kept frames when all that need them are committed"
     )
     log_megabytes: int = Field(
-        256, ge=0, le=100_000_000, description="all logs of a run together; the oldest go first, 0 keeps none"
+        256, ge=0, le=100_000_000,
+        description="all logs of a run together; the oldest go first, 0 keeps none"
     )
     log_file_megabytes: int = Field(
-        8, ge=1, le=100_000_000, description="a worker's log before it is set aside and a new file begun"
+        8, ge=1, le=100_000_000,
+        description="a worker's log before it is set aside and a new file begun"
     )
     ray: RaySettings = Field(default_factory=RaySettings, description="the cluster")
     stages: dict[str, dict[str, Any]] = Field(description="label: settings, in order")
@@ -151,6 +155,7 @@ def _checked(
     """The recipe of plain data, with its stages built; `where` names it in errors."""
     config.update({key: value for key, value in top_level.items() if value is not None})
     overridden = _apply(config, overrides, where)
+    _check_numbers(config, "", where)
     if sources:
         config["sources"] = [source_from_argument(given) if isinstance(given, str) else given
                              for given in sources]
@@ -200,6 +205,16 @@ def _apply(config: dict[str, Any], overrides: Sequence[str], where: str) -> set[
         target[keys[-1]] = value
         done.add(keys)
     return done
+
+
+def _check_numbers(value: Any, place: str, where: str) -> None:
+    """UsageError for a whole number that no table and no system takes, whatever setting it is."""
+    if isinstance(value, int) and abs(value) > _LARGEST_NUMBER:
+        raise UsageError(f"{where}: {place}: a whole number is at most {_LARGEST_NUMBER:,}")
+    items = value.items() if isinstance(value, Mapping) else (
+        enumerate(value) if isinstance(value, list) else ())
+    for name, item in items:
+        _check_numbers(item, f"{place}.{name}".removeprefix("."), where)
 
 
 def _new_labels(overrides: Sequence[str]) -> list[str]:
