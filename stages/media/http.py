@@ -147,7 +147,6 @@ def host_of(url: str) -> str | None:
 
 
 def wait_for_turn(hosts: Hosts, host: str) -> None:
-    check_name(host)
     with _own_wait():
         hosts.wait(host)
 

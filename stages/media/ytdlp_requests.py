@@ -48,7 +48,7 @@ def polite_yt_dlp(hosts: Hosts) -> type:
             return super().build_request_director(handlers, preferences)
 
         def urlopen(self, request: Any) -> Any:
-            from yt_dlp.networking.exceptions import HTTPError
+            from yt_dlp.networking.exceptions import HTTPError, RequestError, TransportError
 
             url = request if isinstance(request, str) else getattr(request, "url", "")
             watch = current()
@@ -63,9 +63,12 @@ def polite_yt_dlp(hosts: Hosts) -> type:
                 # Many an extractor goes on without what it asked for.
                 heed(hosts, error.status, error.response.url or url, error.response.headers)
                 raise
-            except ValueError as error:  # a host that no codec takes, say, to which it led
-                raise RowFailed("permanent", f"cannot be asked for: {url[:200]!r}: {error}"
-                                ) from error
+            except TransportError:
+                raise
+            except (ValueError, RequestError) as error:
+                # It could not be sent: a redirect led to what is no host, say.
+                raise RowFailed("permanent", f"{url[:200]!r}, or where it leads, cannot be asked "
+                                f"for: {error}") from error
             finally:
                 self._asking -= 1
                 self._turn.is_taken = False

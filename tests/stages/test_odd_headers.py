@@ -60,9 +60,10 @@ def site():
         yield server
 
 
-def download(dataset: Path, urls: list[str], **settings) -> list[dict]:
+def download(dataset: Path, urls: list[str], extractor: str | None = None, **settings):
     table = pa.Table.from_pylist(
-        [{"source_key": source_key(url), "url": url} for url in urls], SOURCES)
+        [{"source_key": source_key(url), "url": url, "extractor": extractor} for url in urls],
+        SOURCES)
     settings = {"retries": 1, "host_problems": None, "concurrency": 2, **settings}
     with stage(**settings).open(Workspace(dataset, dataset / "scratch")) as transform:
         return transform(table).to_pylist()
@@ -85,12 +86,14 @@ def test_an_odd_header_costs_its_own_row_at_most(tmp_path, site, name, suffix):
             assert row["error"]["kind"] in ("transient", "permanent", "bad_media")
 
 
+@pytest.mark.parametrize("extractor", [None, "generic"], ids=["directly", "by yt-dlp"])
 @pytest.mark.parametrize("location", LOCATIONS)
-def test_a_redirect_to_what_is_no_address_is_permanent(tmp_path, site, location):
-    [row] = download(tmp_path, [site.script("/a.mp4", Odd(b"location", location, 302))])
+def test_a_redirect_to_what_is_no_address_is_permanent(tmp_path, site, location, extractor):
+    [row] = download(tmp_path, [site.script("/a.mp4", Odd(b"location", location, 302))], extractor)
     assert outcome(row) == "permanent", row
-    assert not INSIDE.search(row["error"]["message"]), row
-    assert len(site.log) == 1
+    # yt-dlp asks with another library once more, and has its own words.
+    assert extractor or not INSIDE.search(row["error"]["message"]), row
+    assert len(site.log) <= (1 if extractor is None else 2)
 
 
 @pytest.mark.parametrize("extractor", [None, "generic"], ids=["directly", "by yt-dlp"])
@@ -98,10 +101,7 @@ def test_a_redirect_to_what_is_no_address_is_permanent(tmp_path, site, location)
     "http://a..b/a.mp4", f"http://{'a' * 64}.test/a.mp4", f"http://{'a.' * 127}test/a.mp4",
     "http://.test/a.mp4", "http://\u00fc..b/a.mp4", "http://[::1/a.mp4", "http://a.test:x/a.mp4"])
 def test_a_host_that_cannot_be_one_is_permanent(tmp_path, url, extractor):
-    table = pa.Table.from_pylist(
-        [{"source_key": source_key(url), "url": url, "extractor": extractor}], SOURCES)
-    with stage().open(Workspace(tmp_path, tmp_path / "scratch")) as transform:
-        [row] = transform(table).to_pylist()
+    [row] = download(tmp_path, [url], extractor)
     assert outcome(row) == "permanent", row
     assert not INSIDE.search(row["error"]["message"]), row
 
