@@ -8,6 +8,8 @@ import json
 import os
 import socket
 import socketserver
+import subprocess
+import sys
 import threading
 
 import pyarrow as pa
@@ -16,12 +18,15 @@ import yaml
 from pydantic import ValidationError
 
 from jobs.cli import main
+from jobs.preflight import examine_models
+from pipeline.plan import Step
 from pipeline.recipe import load_recipe
 from pipeline.source_spec import SourceSpec
 from pipeline.sources import ingest
 from schemas.errors import ClipmillError, UsageError
 from schemas.ids import source_key
 from schemas.tables import SOURCES
+from stages.caption_frames import CaptionFrames
 from stages.media import downloads
 from stages.media.partial import Partial
 from stages.models.openai_server import OpenAIServer
@@ -177,6 +182,17 @@ def test_proxies_of_the_environment_are_told_before_a_server_is_asked(monkeypatc
     reference = ModelReference.model_validate("http://127.0.0.1:9/v1#name")
     with OpenAIServer(reference) as server, pytest.raises(ClipmillError, match="mend or unset"):
         server.check("caption_frames.model")
+    step = Step("caption_frames", "caption_frames", CaptionFrames(model=reference), "", (), ())
+    [(_, problem)] = examine_models([step])
+    assert "mend or unset them" in problem
+
+
+def test_an_address_of_the_hub_that_cannot_be_one_is_told():
+    """In a process of its own, for the library reads it once."""
+    code = "from stages.models.loading import hub_folder; hub_folder('a/b', None, setting='x.model')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False,
+                          env={**os.environ, "HF_ENDPOINT": "http://[::1"})
+    assert "ClipmillError: x.model: $HF_ENDPOINT (http://[::1) is no URL" in done.stderr
 
 
 # Disks that fail
