@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from jobs.locking import dataset_lock
@@ -10,7 +12,8 @@ from pipeline.records import require_dataset
 from pipeline.removal import Purged, find, finish_removals, purge, unfinished
 from pipeline.tombstones import new_tombstone
 from pipeline.verify.layout import QUARANTINE
-from schemas.errors import UsageError
+from schemas.errors import ClipmillError, UsageError
+from schemas.storage import StorageError, writing_to
 
 
 def remove(
@@ -24,7 +27,8 @@ def remove(
 ) -> None:
     """Removes videos by id or by uploader and says what went; a dry run only says what would.
 
-    Raises UsageError where the dataset has no such video or uploader, before anything is done.
+    Raises UsageError where the dataset has no such video or uploader, before anything is done;
+    ClipmillError where something could not be deleted.
     """
     from datetime import UTC, datetime
 
@@ -32,27 +36,64 @@ def remove(
     if not videos and not uploaders:
         raise UsageError("say what to remove: --video ID or --uploader NAME, as the view `videos` "
                          "has them")
-    with dataset_lock(dataset, "remove", wait=wait):
+    left: dict[Path, str] = {}
+    with writing_to(dataset), dataset_lock(dataset, "remove", wait=wait):
         if not dry_run:
             begun = unfinished(dataset)
             if begun:
                 print(f"Finishing {len(begun)} removal{'s' if len(begun) > 1 else ''} that had "
                       "been stopped:")
-                _describe(finish_removals(dataset))
+                left |= _finish(dataset)
         found = find(dataset, videos, uploaders)
         for video in sorted(found.removed_before):
             print(f"{video} was removed before.")
-        if not found.videos:
-            return
-        if dry_run:
+        if dry_run and found.videos:
             print("Nothing is changed (--dry-run). This would go:")
-            _describe(purge(dataset, found.videos, when=datetime.now(UTC), dry_run=True))
+            planned = purge(dataset, found.videos, when=datetime.now(UTC), dry_run=True)
+            _describe(planned)
+            tell_left(planned)
             return
-        new_tombstone(dataset, found.videos, reason)
-        _describe(finish_removals(dataset))
-        if (dataset / QUARANTINE).is_dir():
-            print(f"What `verify --repair` set aside in {dataset / QUARANTINE} is not looked into; "
-                  "delete it where it may hold these videos.")
+        if found.videos:
+            new_tombstone(dataset, found.videos, reason)
+            left |= _finish(dataset)
+            if (dataset / QUARANTINE).is_dir():
+                print(f"What `verify --repair` set aside in {dataset / QUARANTINE} is not looked "
+                      "into; delete it where it may hold these videos.")
+    if left:
+        files = "1 file" if len(left) == 1 else f"{len(left):,} files"
+        raise ClipmillError(f"the videos are out of the dataset, but {files} of theirs outside "
+                            "media/, named above, had to be left; see to them by hand")
+
+
+def _finish(dataset: Path) -> dict[Path, str]:
+    """Carries out what is not yet, and says what went; returns what had to be left."""
+    with _held_all_the_same(dataset):
+        purged = finish_removals(dataset)
+    _describe(purged)
+    tell_left(purged)
+    return {} if purged is None else purged.left
+
+
+@contextlib.contextmanager
+def _held_all_the_same(dataset: Path) -> Iterator[None]:
+    """Says of what can't be written now what becomes of the removal."""
+    holds = ("The removal holds all the same: nothing shows these videos; the next `clipmill "
+             "remove` or `clipmill run` takes out what is left of them")
+    try:
+        with writing_to(dataset):
+            yield
+    except StorageError as error:
+        raise StorageError(f"{error}. {holds}") from error
+    except OSError as error:
+        where = error.filename2 or error.filename or "the dataset"
+        raise ClipmillError(f"{where}: {error.strerror or error}. {holds}") from error
+
+
+def tell_left(purged: Purged | None) -> None:
+    """Names on standard error the files that a removal may not delete."""
+    for path, place in ({} if purged is None else purged.left).items():
+        print(f"Not deleted: {path}, which {place} led to. It is not within media/, or not these "
+              "videos' alone; delete it yourself where it is nobody else's.", file=sys.stderr)
 
 
 def _describe(purged: Purged | None) -> None:

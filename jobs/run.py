@@ -19,6 +19,7 @@ from jobs.indexing import refresh_index
 from jobs.locking import Hold, dataset_lock, remove_if_empty, wait_until_free
 from jobs.progress import Progress
 from jobs.ready_made import recipe_path
+from jobs.remove import tell_left
 from jobs.versions import code_version, package_versions
 from pipeline import records
 from pipeline.leftovers import remove_leftovers_of_runs, remove_unfinished_downloads
@@ -72,7 +73,7 @@ def run(
         hold = stack.enter_context(dataset_lock(dataset, command, wait=wait))
         _clear_up(dataset, hold)
         ask_hosts_again(dataset)
-        finish_removals(dataset)
+        tell_left(finish_removals(dataset))
         taken = None
         if retry_kinds is None and take_sources:
             try:
@@ -89,7 +90,7 @@ def run(
             did = _retry(loaded, plan, steps, first, dataset, hold, retry_kinds)
             if not did:
                 return False
-        finish_removals(dataset)  # of videos that came again
+        tell_left(finish_removals(dataset))  # of videos that came again
         refresh_index(dataset)
         return did
 

@@ -186,8 +186,8 @@ class _Writer:
     def _settled_times(self) -> dict[str, int]:
         """The folders' times of change, once the next change can't have the same one."""
         times = folder_times(self._dataset, self._tables)
-        if times and all(at % 1_000_000_000 == 0 for at in times.values()):
-            return {}  # a file system that counts whole seconds: nothing can be told from them
+        if all(at % 1_000_000_000 == 0 for at in times.values()):
+            return {}  # none, or whole seconds are counted: nothing can be told from them
         left = _SETTLED_SECONDS - (time.time() - max(times.values()) / 1e9)
         if 0 < left <= _SETTLED_SECONDS:
             time.sleep(left)

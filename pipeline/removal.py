@@ -8,9 +8,8 @@ its key and the rejection `removed`, so that it is accounted for and not taken a
 
 from __future__ import annotations
 
-import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,6 +25,8 @@ from pipeline.index_writer import update_index
 from pipeline.journal import JOURNAL, read_journal
 from pipeline.logs import LOGS, forget
 from pipeline.plan import SOURCES
+from pipeline.removed_index import drop_from_index
+from pipeline.removed_media import MEDIA, delete, own_files, size_of
 from pipeline.retry import RETRIES, read_request
 from pipeline.rewriting import Selection, matching_rows, rewrite_shard
 from pipeline.shards import base_shard, committed_shards, shard_name, shard_path, write_json
@@ -37,7 +38,7 @@ from schemas.ids import platform_video_id, source_key
 from schemas.sql_text import escaped_for_glob, literal
 from schemas.step_tables import StepTable, scan
 
-_NOT_TABLES = frozenset((SOURCES, "media", "runs", "index", "subsets", "removed", RETRIES,
+_NOT_TABLES = frozenset((SOURCES, MEDIA, "runs", "index", "subsets", "removed", RETRIES,
                          JOURNAL, LOGS))
 _NEAR = 3
 
@@ -62,6 +63,8 @@ class Purged:
     files: int = 0
     bytes: int = 0
     referenced: int = 0
+    left: dict[Path, str] = field(default_factory=dict)
+    """Files that may be somebody else's, and the places in the dataset that named them."""
     subsets: dict[str, int] = field(default_factory=dict)
 
 
@@ -210,6 +213,8 @@ def finish_removals(dataset: Path) -> Purged | None:
         for video, keys in stone.videos.items():
             videos.setdefault(video, set()).update(keys)
     purged = purge(dataset, videos, when=stones[-1].at)
+    # Before the tombstones say that all is done, for then nobody would look for it any more.
+    drop_from_index(dataset, videos)
     now = datetime.now(UTC)
     for stone in stones:
         write_tombstone(dataset, replace(stone, purged_at=now))
@@ -224,8 +229,7 @@ def purge(
     """Takes the videos out of tables, media and notes, or only counts what would go."""
     selection = Selection(frozenset(videos), frozenset().union(*videos.values()),
                           f"{when:%Y-%m-%d %H:%M:%S} UTC")
-    done = Purged(videos=len(videos), sources=len(selection.source_keys),
-                  subsets=subsets_with(dataset, selection.videos))
+    done = Purged(videos=len(videos), sources=len(selection.source_keys))
     with _Sources(dataset) as sources:
         bases = {shard_name(base) for base in sources.bases_of(selection)}
     folders = [dataset / SOURCES, *_by_level(table_folders(dataset))]
@@ -243,13 +247,17 @@ def purge(
             if not dry_run:
                 rewrite_shard(path, selection)
     done.clips = len(clips)
-    for place in _media(dataset, paths, selection, done):
+    files_of_theirs = own_files(dataset, paths, selection)
+    done.referenced, done.left = files_of_theirs.referenced, files_of_theirs.left
+    for place in files_of_theirs.delete:
         done.files += 1
-        done.bytes += _size(place)
+        done.bytes += size_of(place)
         if not dry_run:
-            shutil.rmtree(place) if place.is_dir() else place.unlink(missing_ok=True)
+            delete(place)
     if not dry_run:
         _clean_notes(dataset, selection)
+    # Last, so that those are named which were frozen while all this went on.
+    done.subsets = subsets_with(dataset, selection.videos)
     return done
 
 
@@ -282,34 +290,6 @@ def _media_paths(files: Iterable[tuple[Path, str]], selection: Selection) -> set
         mask = pc.is_in(rows["video_id"], pa.array(selection.videos, pa.string()))
         found.update(path for path in rows.filter(mask)["path"].to_pylist() if path)
     return found
-
-
-def _media(
-    dataset: Path, paths: set[str], selection: Selection, done: Purged
-) -> Iterator[Path]:
-    """Files and folders of the removed videos inside the dataset; no local file of the user's."""
-    media = dataset / "media"
-    done.referenced = sum(Path(path).is_absolute() for path in paths)
-    found = {dataset / path for path in paths if not Path(path).is_absolute()}
-    if media.is_dir():
-        # By name, too: after a killed removal the tables no longer say where they lie.
-        found |= {path for path in media.iterdir()
-                  if path.name.partition(".")[0] in selection.videos}
-        for key in selection.source_keys:
-            found |= {media / ".work" / key, media / ".found" / f"{key}.json"}
-            found |= set((media / ".ready").glob(f"{key}.*"))
-        for rules in (media / ".claims").glob("*"):
-            found |= {rules / video for video in selection.videos}
-    inside = dataset.resolve()
-    for path in sorted(found):
-        if path.exists() and path.resolve().is_relative_to(inside):
-            yield path
-
-
-def _size(path: Path) -> int:
-    if path.is_dir():
-        return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-    return path.stat().st_size
 
 
 def _clean_notes(dataset: Path, selection: Selection) -> None:

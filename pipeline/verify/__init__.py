@@ -18,6 +18,7 @@ from pipeline.verify.findings import Book, Finding, Remake, Report
 from pipeline.verify.groups import GroupChecks
 from pipeline.verify.layout import SOURCES_NODE, Node, Survey, check_notes, read_survey
 from pipeline.verify.media import MediaChecks
+from pipeline.verify.removed import check_removed_in_index
 from pipeline.verify.shards import Rows, ShardChecks
 from pipeline.verify.shown import Shown, find_layout
 from pipeline.verify.strays import Names, StrayChecks
@@ -113,6 +114,7 @@ def _check(
                             if "clip_id" not in survey.nodes[name].key
                             and "video_id" in survey.nodes[name].columns)
     SubsetChecks(survey, book, connection, shown.clips if has_all_clips else None).check()
+    check_removed_in_index(survey, book)
     if layout is not None:
         say("the index")
         check_index(survey, layout, book)

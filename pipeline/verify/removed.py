@@ -1,0 +1,26 @@
+"""Whether the index still has what was removed: its files are copies of the tables' rows."""
+
+from __future__ import annotations
+
+from pipeline.removed_index import videos_in_index
+from pipeline.verify.findings import Book, Reopen, some
+from pipeline.verify.layout import Survey
+from schemas.command_line import shell_word
+
+
+def check_removed_in_index(survey: Survey, book: Book) -> None:
+    """A fault for each file of the index with removed videos, whatever it is the index of.
+
+    Only removals that are done are looked at: one that is not finishes the index, too.
+    """
+    done = [stone for stone in survey.removals if stone.purged_at is not None]
+    if not done:
+        return
+    wanted = {video for stone in done for video in stone.videos}
+    for path, videos in videos_in_index(survey.dataset, wanted):
+        stones = [stone for stone in done if not videos.isdisjoint(stone.videos)]
+        book.fault("removal", path.relative_to(survey.dataset).as_posix(),
+                   f"still has rows of what was removed: {some(videos)}",
+                   f"`clipmill verify {shell_word(book.dataset)} --repair` opens the removal "
+                   f"again; then {book.again} finishes it",
+                   *(Reopen(stone.name) for stone in stones), at_rest=True)

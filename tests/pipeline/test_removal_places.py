@@ -1,0 +1,202 @@
+"""A removal deletes what is the dataset's, wherever its disks are, and nothing else."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from jobs.remove import remove
+from pipeline import removal, shards
+from pipeline.index_writer import update_index
+from pipeline.tombstones import tombstones
+from pipeline.verify import verify
+from schemas.errors import ClipmillError
+from tests.pipeline.exports.small_dataset import write_small, youtube_id
+
+VIDEO, OTHER = f"youtube-{youtube_id(0)}", f"youtube-{youtube_id(2)}"
+KEY = "k000"
+
+
+def _own_file(step: str, row: dict[str, Any]) -> None:
+    if step == "download_videos":
+        row["path"] = f"media/{row['video_id']}.mp4"
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Path:
+    """Each video has a file and notes of its own, and there is an index."""
+    path = write_small(tmp_path / "dataset", change=_own_file).path
+    (path / "media" / "film.mp4").unlink()
+    for name in (f"{VIDEO}.mp4", f"{OTHER}.mp4", f".found/{KEY}.json", f".claims/0a/{VIDEO}",
+                 f".work/{KEY}/part.mp4", ".found/k002.json"):
+        (path / "media" / name).parent.mkdir(parents=True, exist_ok=True)
+        (path / "media" / name).write_bytes(b"x" * 1000)
+    update_index(path)
+    return path
+
+
+def files(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*")
+            if os.path.lexists(path) and not path.is_dir()}
+
+
+def index_shows(dataset: Path, video: str) -> bool:
+    return any(video in pq.read_table(path)["video_id"].to_pylist()
+               for path in (dataset / "index").rglob("*.parquet"))
+
+
+OTHERS = {f"{OTHER}.mp4", ".found/k002.json"}
+
+
+def test_media_on_another_disk_go(dataset: Path, tmp_path: Path, capsys):
+    """`media/` is a link; all of it is the dataset's."""
+    elsewhere = tmp_path / "disk" / "m"
+    elsewhere.parent.mkdir()
+    (dataset / "media").rename(elsewhere)
+    (dataset / "media").symlink_to(elsewhere)
+    remove(dataset, videos=[VIDEO], dry_run=True)
+    assert "4 files of media and notes, 4.0 kB." in capsys.readouterr().out
+    remove(dataset, videos=[VIDEO])
+    assert "4 files of media and notes, 4.0 kB." in capsys.readouterr().out
+    assert files(elsewhere) == OTHERS
+    assert (dataset / "media").is_symlink()
+
+
+def test_a_folder_of_media_on_another_disk_is_the_datasets(dataset: Path, tmp_path: Path):
+    """So is `.work/`, and the link of a single download's folder."""
+    (dataset / "media" / ".found").rename(tmp_path / "notes")
+    (dataset / "media" / ".found").symlink_to(tmp_path / "notes")
+    remove(dataset, videos=[VIDEO])
+    assert files(tmp_path / "notes") == {"k002.json"}
+    assert files(dataset / "media") == {f"{OTHER}.mp4"}
+
+
+def test_a_dataset_that_is_named_by_a_way_around_loses_its_media_too(dataset, monkeypatch):
+    monkeypatch.chdir(dataset / "media")
+    remove(Path("../../dataset"), videos=[VIDEO])
+    assert files(dataset / "media") == OTHERS
+
+
+def test_of_a_link_within_media_the_file_goes_too(dataset: Path):
+    (dataset / "media" / "store").mkdir()
+    (dataset / "media" / f"{VIDEO}.mp4").rename(dataset / "media" / "store" / "a.mp4")
+    (dataset / "media" / f"{VIDEO}.mp4").symlink_to("store/a.mp4")
+    remove(dataset, videos=[VIDEO])
+    assert files(dataset / "media") == OTHERS
+
+
+@pytest.mark.parametrize("whose", ["outside", "another video's", "shared"])
+def test_what_a_link_leads_to_is_left_where_it_may_be_somebody_elses(
+    dataset: Path, tmp_path: Path, capsys, whose: str
+):
+    """The link goes, the file stays, and the command names it and ends with an error."""
+    link = dataset / "media" / f"{VIDEO}.mp4"
+    link.unlink()
+    target = {"outside": tmp_path / "film.mp4",
+              "another video's": dataset / "media" / f"{OTHER}.mp4",
+              "shared": dataset / "media" / "store" / "a.mp4"}[whose]
+    target.parent.mkdir(exist_ok=True)
+    target.write_bytes(b"mine")
+    link.symlink_to(target)
+    if whose == "shared":
+        (dataset / "media" / f"{OTHER}.mp4").unlink()
+        (dataset / "media" / f"{OTHER}.mp4").symlink_to(target)
+    with pytest.raises(ClipmillError, match=r"1 file of theirs .* had to be left"):
+        remove(dataset, videos=[VIDEO])
+    assert target.read_bytes() == b"mine"
+    assert not os.path.lexists(link)
+    said = capsys.readouterr()
+    assert f"Not deleted: {target}, which media/{VIDEO}.mp4 led to" in said.err
+    assert "1 video from 1 source, with 3 clips" in said.out
+    assert all(stone.purged_at for stone in tombstones(dataset))
+    remove(dataset, videos=[VIDEO])  # nothing more to do
+    assert capsys.readouterr().out == f"{VIDEO} was removed before.\n"
+
+
+def test_an_index_of_no_tables_is_no_error(dataset: Path):
+    """As when all shards were set aside to be made again."""
+    for path in dataset.glob("*/*1/*.parquet"):
+        path.unlink()
+    report = update_index(dataset)
+    assert report is None or report.n_clips == 0
+
+
+def test_a_link_that_leads_nowhere_goes(dataset: Path):
+    link = dataset / "media" / f"{VIDEO}.mp4"
+    link.unlink()
+    link.symlink_to("nowhere")
+    remove(dataset, videos=[VIDEO])
+    assert not os.path.lexists(link)
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL."""
+
+
+def test_the_index_holds_nothing_of_a_video_from_before_the_removal_is_done(dataset, monkeypatch):
+    """Killed before the index is made anew, nothing of the video is left in it."""
+    def killed(*_: Any, **__: Any) -> None:
+        raise Killed
+
+    assert index_shows(dataset, VIDEO)
+    monkeypatch.setattr(removal, "update_index", killed)
+    with pytest.raises(Killed):
+        remove(dataset, videos=[VIDEO])
+    monkeypatch.undo()
+    assert [bool(stone.purged_at) for stone in tombstones(dataset)] == [True]
+    assert not index_shows(dataset, VIDEO)
+    update_index(dataset)
+    assert index_shows(dataset, OTHER)
+
+
+def test_verify_finds_a_removed_video_in_the_index(dataset: Path, tmp_path: Path):
+    """And its repair opens the removal again, which then finishes."""
+    from pipeline.verify.repair import repair
+
+    (kept,) = (dataset / "index").glob("*/clips-*.parquet")
+    copied = kept.read_bytes()
+    remove(dataset, videos=[VIDEO])
+    kept.write_bytes(copied)
+    report = verify(dataset, media=False, is_free=lambda path: True)
+    found = [fault for fault in report.faults if fault.check == "removal"]
+    assert [fault.where for fault in found] == [kept.relative_to(dataset).as_posix()]
+    assert "still has rows of what was removed: " + VIDEO in found[0].what
+    report.faults = found  # the tables have no sources, which is no matter here
+    repair(dataset, report)
+    assert [stone.purged_at for stone in tombstones(dataset)] == [None]
+    removal.finish_removals(dataset)
+    assert not index_shows(dataset, VIDEO)
+    report = verify(dataset, media=False, is_free=lambda path: True)
+    assert [fault for fault in report.faults if fault.check in ("removal", "index")] == []
+
+
+@pytest.mark.parametrize("number", [1, 13, 28, 30])
+def test_a_shard_that_cannot_be_written_is_one_error_and_is_finished_later(
+    dataset: Path, monkeypatch, capsys, number: int
+):
+    """EPERM, EACCES, ENOSPC or EROFS: the message says that the removal holds."""
+    def refused(source: Path, target: Path) -> None:
+        if "split_clips" in str(target):
+            raise OSError(number, os.strerror(number), str(source), None, str(target))
+        replace(source, target)
+
+    replace = os.replace
+    monkeypatch.setattr(shards.os, "replace", refused)
+    with pytest.raises(ClipmillError) as error:
+        remove(dataset, videos=[VIDEO])
+    assert error.value.exit_status == 1
+    said = str(error.value)
+    assert said.startswith(f"cannot write to {dataset / 'split_clips' / 'c1'}: "
+                           f"{os.strerror(number)};")
+    assert "The removal holds all the same" in said
+    monkeypatch.undo()
+    assert [stone.purged_at for stone in tombstones(dataset)] == [None]
+    remove(dataset, videos=[VIDEO])
+    assert "Finishing 1 removal that had been stopped" in capsys.readouterr().out
+    assert all(stone.purged_at for stone in tombstones(dataset))
+    assert not any(VIDEO in pq.read_table(path)["video_id"].to_pylist()
+                   for path in (dataset / "split_clips").rglob("*.parquet"))
