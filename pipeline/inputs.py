@@ -1,8 +1,9 @@
 """Brings one step's input rows together for one shard: keys, joined columns, kept frames.
 
 Which keys: those that every required upstream step kept, and that at least one upstream file of
-this very shard brings. So a retry shard holds just the rows that are new or known better in it,
-wherever in the recipe it began; where a key stands in several shards of a group, the newest counts.
+this very shard brings; a file of videos brings all their clips. So a retry shard holds just the
+rows that are new or known better in it, wherever in the recipe it began; where a key stands in
+several shards of a group, the newest counts.
 """
 
 from __future__ import annotations
@@ -55,7 +56,10 @@ def read_shard(folder: Path, shard: str, schema: pa.Schema, columns: list[str]) 
 
 @dataclass
 class _Joined:
-    """Kept rows of one upstream step over a shard's whole group, looked up by key."""
+    """Kept rows of one upstream step over a shard's whole group, looked up by key.
+
+    `new_keys` are those that this very shard has.
+    """
 
     table: pa.Table
     index: dict[str, int]
@@ -70,8 +74,8 @@ def _load(plan: Plan, dataset: Path, label: str, shard: str, group: Sequence[str
     parts, new_keys = [], []
     for name in existing(folder, group):
         part = kept_rows(read_shard(folder, name, schema, wanted))
-        if name == shard and unit in schema.names:
-            new_keys = part[unit].to_pylist()
+        if name == shard:
+            new_keys = part[key].to_pylist()
         parts.append(part)
     table = pa.concat_tables(parts) if parts else pa.schema(
         [schema.field(name) for name in wanted]).empty_table()
@@ -119,8 +123,7 @@ def input_table(
     if only_keys is not None:
         keys = [key for key in keys if key in only_keys]
     else:
-        brought = {key for label in at_unit for key in joined[label].new_keys}
-        keys = [key for key in keys if key in brought]
+        keys = _brought(keys, joined, at_unit, base)
     columns: dict[str, pa.Array | pa.ChunkedArray] = {unit: pa.array(keys, pa.string())}
     base_rows = joined[base].table.take(
         pa.array([joined[base].index[key] for key in keys], pa.int64())
@@ -155,6 +158,19 @@ def _whose_video_is_kept(keys: list[str], joined: dict[str, _Joined], required: 
     videos = joined[base].table["video_id"].to_pylist()
     return [key for key in keys
             if all(videos[joined[base].index[key]] in joined[label].index for label in required)]
+
+
+def _brought(keys: list[str], joined: dict[str, _Joined], at_unit: list[str],
+             base: str) -> list[str]:
+    """The keys that this very shard has something new for, if only about their video."""
+    new = {key for label in at_unit for key in joined[label].new_keys}
+    new_videos = {video for label in joined.keys() - set(at_unit)
+                  for video in joined[label].new_keys}
+    if not new_videos or "video_id" not in joined[base].table.column_names:
+        return [key for key in keys if key in new]
+    videos = joined[base].table["video_id"].to_pylist()
+    return [key for key in keys
+            if key in new or videos[joined[base].index[key]] in new_videos]
 
 
 class FrameReader:

@@ -8,6 +8,7 @@ from typing import Any
 
 from pipeline.catalog import Catalog, Layout, open_catalog
 from pipeline.index import ShardFiles
+from pipeline.plan import Read
 from pipeline.retry import RETRIES, read_request
 from pipeline.shards import committed_shards, shard_name
 from schemas import views
@@ -173,7 +174,8 @@ def _missing(
     """Keys with no outcome yet: those that wait for a shard, and those lost from a done one."""
     pending = lost = 0
     for number, (step, entry) in enumerate(zip(steps, stage["steps"], strict=True)):
-        before = _upstream(catalog.layout, stage, entry, number)
+        inputs = _upstream(catalog.layout, stage, entry, number)
+        before, of_videos = inputs.of_keys, inputs.of_videos
         if not before:
             continue
         # Listed before the rows are read: a shard that is committed in between is not done yet.
@@ -182,18 +184,29 @@ def _missing(
             bases = _groups_that_lack_keys(catalog, step, before)
             if not bases:
                 continue
-            step, *before = ShardFiles([step, *before]).only(  # noqa: PLW2901 (the same step)
-                map(shard_name, bases), [step, *before])
+            every = [step, *before, *of_videos]
+            step, *rest = ShardFiles(every).only(  # noqa: PLW2901 (the same step)
+                map(shard_name, bases), every)
+            before, of_videos = rest[:len(before)], rest[len(before):]
+        video = ["video_id"] if of_videos else []
         keys = [
-            f"SELECT {quoted(step.key)} AS key, _base, _retry FROM "
-            f"({kept(table, [table.key, step.key])})"
-            for table in before
+            f"SELECT {', '.join([quoted(step.key) + ' AS key', *columns])}, _base, _retry FROM "
+            f"({kept(table, [table.key, step.key, *columns])})"
+            for table, columns in zip(before, [video, *([] for _ in before[1:])], strict=True)
         ]
         joins = "".join(
             f" JOIN ({query}) AS u{n} ON u{n}.key = u0.key AND u{n}._base = u0._base"
             for n, query in enumerate(keys[1:], 1)
         )
-        retry = "greatest(" + ", ".join(f"u{n}._retry" for n in range(len(keys))) + ")"
+        # Two sources may lead to one video, the second of them by a retry.
+        joins += "".join(
+            f" JOIN (SELECT video_id, _base, min(_retry) AS _retry FROM "
+            f"({kept(table, [table.key, 'video_id'])}) GROUP BY ALL) AS u{n} "
+            f"ON u{n}.video_id = u0.video_id AND u{n}._base = u0._base"
+            for n, table in enumerate(of_videos, len(keys))
+        )
+        retry = "greatest(" + ", ".join(
+            f"u{n}._retry" for n in range(len(keys) + len(of_videos))) + ")"
         rows = catalog.connection.execute(
             f"""
             SELECT base, retry, count(*) FROM (
@@ -240,24 +253,39 @@ def _groups_that_lack_keys(
     return [base for base, in rows]
 
 
+@dataclass(frozen=True)
+class _Inputs:
+    """The tables that a key must have been kept in to become an input of a step.
+
+    `of_videos` are those of a clip's video; the first of `of_keys` tells which one that is.
+    """
+
+    of_keys: list[StepTable]
+    of_videos: list[StepTable]
+
+
 def _upstream(
     layout: Layout, stage: dict[str, Any], entry: dict[str, Any], number: int
-) -> list[StepTable]:
-    """The tables that a key must have been kept in to become an input of the step."""
+) -> _Inputs:
+    """As `pipeline/inputs.py` finds them."""
     tables = {table.step: table for table in layout.steps}
     key = entry["key"]
     optional: set[str] = set()
     if number == len(stage["steps"]) - 1:
-        places = [read.partition(" as ")[0] for read in stage["reads"]]
-        labels = {place.partition(".")[0] for place in places}
-        needed = {place.partition(".")[0] for place in places if not place.endswith("?")}
-        optional = labels - needed
-    found = [tables[label] for label in entry["upstream"]
-             if label in tables and label not in optional]
-    found = [table for table in found if key in table.schema.names]
-    if not found and key == "source_key":
-        return [layout.ingest]
-    return found
+        reads = [Read.parse(text) for text in stage["reads"]]
+        optional = {read.label for read in reads} - {
+            read.label for read in reads if not read.optional}
+    found = [tables[label] for label in entry["upstream"] if label in tables]
+    of_keys = [table for table in found if key in table.schema.names]
+    if not of_keys:
+        return _Inputs([layout.ingest] if key == "source_key" else [], [])
+    of_videos = []
+    if "video_id" in of_keys[0].schema.names:
+        of_videos = [table for table in found if key not in table.schema.names
+                     and "video_id" in table.schema.names and table.step not in optional]
+    # The first one is where the keys come from, whatever of it is read.
+    return _Inputs([table for table in of_keys
+                    if table is of_keys[0] or table.step not in optional], of_videos)
 
 
 def _shards(layout: Layout, stage: dict[str, Any]) -> tuple[int, int]:

@@ -263,10 +263,14 @@ def _inputs(
         if label in node.required and label != base:
             given = {key: shards for key, shards in given.items() if key in kept}
     if "video_id" in levels[base]:
-        for label in node.required - set(at_unit):
+        for label in tables.keys() - set(at_unit):
             join = "video_id" if "video_id" in levels[label] else "source_key"
-            known: set[str] = set()
-            for rows in tables[label].values():
-                known.update(_column(rows.kept, join))
-            given = {key: shards for key, shards in given.items() if videos.get(key) in known}
+            known: dict[str, set[str]] = {}
+            for shard, rows in tables[label].items():
+                for video in _column(rows.kept, join):
+                    known.setdefault(video, set()).add(shard)
+            if label in node.required:
+                given = {key: shards for key, shards in given.items() if videos.get(key) in known}
+            for key, bringing in given.items():
+                bringing.update(known.get(videos.get(key), ()))
     return given
