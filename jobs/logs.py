@@ -17,6 +17,7 @@ import pyarrow as pa
 from jobs.formats import plain, write_rows
 from pipeline.fence import goes_on
 from pipeline.logs import LEVELS, LOGS, LogFile, log_files, logged_runs, read_line
+from pipeline.output_places import check_output
 from pipeline.records import RUNS, read_run, require_dataset
 from schemas.damage import DamagedFile
 from schemas.errors import UsageError
@@ -46,6 +47,7 @@ def show_logs(
 ) -> None:
     """Prints the log lines of one run; with `follow` also those to come, until the run ends."""
     require_dataset(dataset)
+    check_output(dataset, output)
     if follow and (format not in ("table", "jsonl") or output is not None):
         raise UsageError("--follow prints lines as they come: with --format table or jsonl, and "
                          "without --output")

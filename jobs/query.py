@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from jobs.formats import write_rows
 from jobs.interrupts import ended_by_interrupts
 from pipeline.catalog import Catalog, open_catalog, readable_errors
+from pipeline.output_places import check_output
 from pipeline.records import run_records
 from pipeline.status import status_report
 from schemas import views
@@ -56,6 +57,7 @@ def run_sql(
 
 def answer(catalog: Catalog, query: str, format: str, output: Path | None = None) -> None:
     """Runs one typed query and prints its rows."""
+    check_output(catalog.layout.dataset, output)
     with readable_errors(), catalog.bounded(), ended_by_interrupts():
         write_rows(catalog.ask(query), format, output)
 

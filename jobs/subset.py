@@ -13,6 +13,7 @@ from jobs.progress import saying
 from jobs.ready_made import SUBSET_FOLDER, described, subset_recipe_path
 from jobs.versions import code_version
 from pipeline.catalog import Catalog, open_catalog, readable_errors
+from pipeline.output_places import check_output
 from pipeline.subsets.card import data_card
 from pipeline.subsets.explain import explain_recipe
 from pipeline.subsets.freeze import check_name, create_subset, load_subset, still_there
@@ -70,6 +71,7 @@ def explain(
 
 def list_subsets(dataset: Path, *, format: str = "table", output: Path | None = None) -> None:
     """The frozen subsets of a dataset, oldest first."""
+    check_output(dataset, output)
     columns = "*"
     if format == "table":
         columns = ("name, recipe, strftime(created_at, '%Y-%m-%d %H:%M') AS created_at, n_clips, "

@@ -16,6 +16,7 @@ from jobs.report.figures import Distribution, Values
 from jobs.report.samples import SIGNS
 from jobs.report.selection import Column, Selection, select
 from pipeline.catalog import Catalog, open_catalog, readable_errors
+from pipeline.output_places import check_output
 from pipeline.records import require_dataset
 from pipeline.shards import commit, temporary_beside
 from pipeline.status import status_report
@@ -53,6 +54,7 @@ def write_report(
 ) -> tuple[int, int]:
     """Writes the page; returns how many samples it shows and its size in bytes."""
     output = output.expanduser()
+    check_output(dataset, output)
     if output.is_dir():
         raise UsageError(f"--output {output}: this is a folder; name a file in it, "
                          f"e.g. {output / 'report.html'}")

@@ -11,9 +11,9 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from pipeline.shards import write_json
 from schemas.errors import ClipmillError, UsageError
@@ -21,6 +21,10 @@ from schemas.errors import ClipmillError, UsageError
 MANIFEST = "export.json"
 WORK = ".work"
 VERSION = 1
+_LOCK = "lock"
+_OURS = frozenset((_LOCK, "token", "rows", ".rows.tmp", "units", "cut", "shards"))
+"""All that an export writes into its `.work/`."""
+_TRIES = 5
 
 
 class ExportFolder:
@@ -66,7 +70,17 @@ class ExportFolder:
         self.manifest = None
 
     def clean(self) -> None:
-        shutil.rmtree(self.work, ignore_errors=True)
+        """Drops what only served the work, and nothing that somebody else put there."""
+        for name in sorted(_OURS - {_LOCK}):
+            path = self.work / name
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+        # Last: whoever has this very file open sees that it is gone.
+        (self.work / _LOCK).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            self.work.rmdir()
 
     def _compare(self, wanted: Mapping[str, Any]) -> None:
         assert self.manifest is not None  # asked only where there is one
@@ -97,36 +111,86 @@ def open_folder(path: Path) -> Iterator[ExportFolder]:
     Raises UsageError for a folder with anything else in it, ClipmillError while another process
     exports there.
     """
-    if path.exists() and not path.is_dir():
-        raise UsageError(f"--output {path}: this is a file; give a folder")
-    manifest = read_manifest(path)
-    if manifest is None and path.is_dir():
-        others = sorted(name for name in os.listdir(path)
-                        if name != WORK and not name.startswith(f".{Path(MANIFEST).stem}~"))
-        if others:
-            shown = ", ".join(others[:3]) + (", …" if len(others) > 3 else "")
-            raise UsageError(f"--output {path}: the folder is not empty ({shown}) and holds no "
-                             "export to go on with; give a new or empty folder")
-    try:
-        (path / WORK).mkdir(parents=True, exist_ok=True)
-        handle = os.open(path / WORK / "lock", os.O_WRONLY | os.O_CREAT)
-    except OSError as error:
-        raise UsageError(f"--output {path}: cannot be written to: {error.strerror}") from error
-    with os.fdopen(handle, "w"):
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise ClipmillError(f"another process is exporting into {path}; wait until it is "
-                                "done, or stop it and run this again") from error
+    _check_free(path, read_manifest(path))
+    made = [folder for folder in (path, *path.parents) if not folder.exists()]
+    with _locked(path):
+        # Another export may have come and gone since: what is there now is what counts.
+        manifest = read_manifest(path)
         folder = ExportFolder(path, manifest)
         try:
+            _check_free(path, manifest)
             yield folder
         finally:
             if folder.manifest is None or folder.is_finished:
                 folder.clean()
             if folder.manifest is None:
                 with contextlib.suppress(OSError):
-                    path.rmdir()  # nothing was begun
+                    for empty in made:
+                        empty.rmdir()  # nothing was begun
+
+
+def _check_free(path: Path, manifest: Mapping[str, Any] | None) -> None:
+    """UsageError where there is anything else than an export, or what a killed start left."""
+    if path.exists() and not path.is_dir():
+        raise UsageError(f"--output {path}: this is a file; give a folder")
+    if manifest is not None or not path.is_dir():
+        return
+    others = sorted(name for name in os.listdir(path)
+                    if not name.startswith(f".{Path(MANIFEST).stem}~")
+                    and not (name == WORK and _is_ours(path / WORK)))
+    if others:
+        raise UsageError(f"--output {path}: the folder is not empty ({_some(others)}) and holds "
+                         "no export to go on with; give a new or empty folder")
+
+
+def _is_ours(work: Path) -> bool:
+    """Whether a `.work/` that no manifest stands beside is of an export that was just begun."""
+    if not work.is_dir():
+        return False
+    names = set(os.listdir(work))
+    return not names or (_LOCK in names and names <= _OURS)
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[IO[str]]:
+    """Makes the folder where it is not there, and holds its lock."""
+    lock = path / WORK / _LOCK
+    for _ in range(_TRIES):
+        try:
+            lock.parent.mkdir(parents=True, exist_ok=True)
+            file = os.fdopen(os.open(lock, os.O_WRONLY | os.O_CREAT, 0o666), "w")
+        except FileNotFoundError:
+            continue  # an export that ended has just deleted its `.work/`
+        except OSError as error:
+            raise UsageError(f"--output {path}: cannot be written to: {error.strerror}") from error
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise _in_use(path) from error
+            except OSError as error:
+                raise ClipmillError(f"{lock} cannot be locked ({error.strerror}): the file system "
+                                    "must support flock") from error
+            if _is_still(lock, file):
+                yield file
+                return
+    raise _in_use(path)
+
+
+def _in_use(path: Path) -> ClipmillError:
+    return ClipmillError(f"another process is exporting into {path}; wait until it is done, or "
+                         "stop it and run this again")
+
+
+def _is_still(path: Path, file: IO[str]) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
+    except FileNotFoundError:
+        return False
 
 
 def read_manifest(path: Path) -> dict[str, Any] | None:

@@ -28,6 +28,7 @@ from pipeline.exports.selection import (
 from pipeline.exports.shards import PackTask, Shard, ShardFile, pack, plan, roll, unit_by_unit
 from pipeline.exports.units import read_problems, read_unit, work_on_units
 from pipeline.exports.values import json_text
+from pipeline.output_places import check_output
 from pipeline.shards import commit, temporary_beside
 from pipeline.subsets.expressions import Expressions
 from pipeline.subsets.freeze import FrozenSubset, load_subset
@@ -69,6 +70,7 @@ def run_export(
     that there are not; ClipmillError where the machine lacks what is needed.
     """
     watcher = watcher or Watcher()
+    check_output(request.dataset, request.output)
     if request.cut is not None and request.cut.media == "exact":
         # Settled before anything is begun, and the same on every worker.
         request = replace(request, cut=replace(request.cut, encoder=check_encoder(request.cut)))

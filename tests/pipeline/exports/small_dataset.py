@@ -157,6 +157,7 @@ def freeze(dataset: Path, name: str, clips: Sequence[str]) -> None:
         "hash": f"sha256:{digest}", "seed": 42, "source": None, "verified": True,
         "description": "", "parameters": {"who": PLANTED["uploader"]}, "code_version": "0.1.0",
         "rules": [{"where": f"title = '{PLANTED['title']}'"}],
+        "scorers": {}, "catalog": {"steps": {}},
         "files": [{"name": "clips-000000.parquet", "clips": len(ids)}],
     }))
 

@@ -135,6 +135,7 @@ def test_a_folder_with_anything_else_is_refused(small, tmp_path):
 def test_an_empty_folder_and_what_a_killed_start_left_are_taken(small, tmp_path):
     out = tmp_path / "out"
     (out / ".work" / "rows").mkdir(parents=True)
+    (out / ".work" / "lock").touch()
     (out / ".export~12ab34cd.tmp").write_text("{")
     export(small, out, "parquet")
     assert (out / "clips-000000.parquet").exists()
