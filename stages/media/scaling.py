@@ -39,7 +39,8 @@ class SmallImages:
     That command converts the whole frame to BGR and samples it linearly. Scaling in YUV first
     would be cheaper still, but hue is so touchy in dark pictures that its rounding moves cuts.
     Where both sides shrink by the same odd whole number (1280x720 by 5, 3840x2160 by 15), each
-    sample falls onto one pixel: then only those pixels are converted.
+    sample falls onto one pixel: then only those pixels are converted. That holds for frames like
+    the first one; a video may go on in another size, which is brought to the first one's.
     """
 
     def __init__(self, frame: av.VideoFrame) -> None:
@@ -48,10 +49,11 @@ class SmallImages:
         across = frame.width / self._size[0]
         self._step = int(across)
         odd = across == frame.height / self._size[1] and across % 2 == 1 and across > 1
-        self._sparse = frame.format.name == "yuv420p" and odd
+        # The kind of frame that can be sampled.
+        self._sparse = _kind(frame) if odd and frame.format.name == "yuv420p" else None
 
     def __call__(self, frame: av.VideoFrame) -> np.ndarray:
-        if self._sparse and frame.format.name == "yuv420p":
+        if _kind(frame) == self._sparse:
             return self._sampled(frame)
         # OpenCV's choice; it matters where the converter has to enlarge chroma itself.
         converted = self._reformatter.reformat(
@@ -85,6 +87,10 @@ class SmallImages:
             self._reformatter.reformat(blocks, format="bgr24", threads=_SCALER_THREADS)
         )
         return cv2.resize(image, self._size, interpolation=cv2.INTER_NEAREST)
+
+
+def _kind(frame: av.VideoFrame) -> tuple[str, int, int]:
+    return frame.format.name, frame.width, frame.height
 
 
 def _bgr_view(frame: av.VideoFrame) -> np.ndarray:

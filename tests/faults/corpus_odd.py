@@ -77,16 +77,28 @@ def sizes() -> Family:
             facts=Facts(size=size, shots=Facts().shots if min(size) > 3 else None,
                         corner="upper left" if min(size) > 3 else None))
     family.add("changing size in ts", film("ts h264", 62) + remuxed(rendered(
-        ".ts", 63, size=(320, 192)), ".ts", _shift(2.0)), KEPT, suffix=".ts",
+        ".ts", 63, size=(320, 192)), ".ts", moved(2.0)), KEPT, suffix=".ts",
         facts=Facts(frames=100, seconds=4.0, corner=None, shots=FOUR_SHOTS))
     # Where the shape changes, MPEG-2's decoder lets the frame go that it held back.
     family.add("changing shape in ts", film("ts", 64) + remuxed(rendered(
-        ".ts", 65, size=(96, 160), codec="mpeg2video", ticks=1), ".ts", _shift(2.0)), KEPT,
+        ".ts", 65, size=(96, 160), codec="mpeg2video", ticks=1), ".ts", moved(2.0)), KEPT,
         suffix=".ts", facts=Facts(frames=None, seconds=4.0, corner=None, shots=FOUR_SHOTS))
+    # The first ones are measured by every third or fifth pixel, until the size changes.
+    for number, (first, second) in enumerate((
+        ((768, 432), (384, 216)), ((384, 216), (768, 432)), ((1280, 720), (640, 360)),
+        ((768, 432), (432, 768)), ((768, 432), (764, 434)),
+    )):
+        joined = rendered(".ts", 166 + 2 * number, size=first) + remuxed(rendered(
+            ".ts", 167 + 2 * number, size=second), ".ts", moved(2.0))
+        for suffix in (".ts", ".mkv"):
+            family.add(f"{first[0]}x{first[1]} and then {second[0]}x{second[1]} in {suffix}",
+                       joined if suffix == ".ts" else remuxed(joined, suffix), KEPT, suffix=suffix,
+                       facts=Facts(frames=100, seconds=4.0, size=first, corner=None,
+                                   shots=FOUR_SHOTS))
     return family
 
 
-def _shift(seconds: float):
+def moved(seconds: float):
     """Every packet so much later."""
     def change(packet: av.Packet, number: int) -> bool:
         units = round(seconds / packet.time_base)
@@ -215,8 +227,8 @@ def time_stamps() -> Family:
             suffix=".ts", facts=Facts())
     for seconds in (1.0, -1.0, 30.0, -30.0, 3600.0, -3600.0):
         # Part two is so far from where it would follow. How long that is can be seen either way.
-        first = remuxed(film("ts", 120), ".ts", _shift(7200.0), options={"mpegts_copyts": "1"})
-        second = remuxed(film("ts", 121), ".ts", _shift(7202.0 + seconds),
+        first = remuxed(film("ts", 120), ".ts", moved(7200.0), options={"mpegts_copyts": "1"})
+        second = remuxed(film("ts", 121), ".ts", moved(7202.0 + seconds),
                          options={"mpegts_copyts": "1"})
         # By its time stamps a video with an hour's gap is longer than an hour; where they go back,
         # a time no longer names a frame.
