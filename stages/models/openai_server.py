@@ -8,7 +8,7 @@ import random
 import socket
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,6 +25,8 @@ _CHECK_SECONDS = 10.0
 _UNANSWERED = 8
 # A chat completion is a text of some kilobytes, and may bring its thinking and probabilities.
 _MOST_BYTES = 8 * 2**20
+# What is cut ends at once. A connection that is still being made can't be, and ends by itself.
+_LEAVING_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,8 @@ class OpenAIServer:
     Where as many questions as go at a time, and at least 8, stay without an answer in a row, the
     rest of theirs is not asked; each later call first waits and tries one question. So a server
     that is gone costs a minute or so a batch, not hours, and is found again when it is back.
+
+    Leaving it, also in the middle of `ask`, cuts what is under way, and sends nothing any more.
     """
 
     reference: ModelReference
@@ -79,6 +83,7 @@ class OpenAIServer:
         self._closing = threading.Event()
         self._own = threading.local()
         self._lines: list[_Line] = []
+        self._asked: list[Future[Completion | RowFailed]] = []
         self._lock = threading.Lock()
         self._unanswered = 0
 
@@ -94,8 +99,11 @@ class OpenAIServer:
 
     def __exit__(self, *exception: object) -> None:
         self._closing.set()
-        self._pool.shutdown(wait=True, cancel_futures=True)
-        for line in self._lines:
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        for line in list(self._lines):
+            line.end()
+        wait([asked for asked in self._asked if not asked.cancelled()], _LEAVING_SECONDS)
+        for line in list(self._lines):
             line.client.close()
 
     def check(self, setting: str) -> None:
@@ -128,7 +136,12 @@ class OpenAIServer:
         if messages and self._is_gone():
             self._wait(self.retries, None)
             first = [self._answer(messages[0], max_new_tokens, 0)]
-        return first + list(self._pool.map(one, messages[len(first):]))
+        self._asked = [self._pool.submit(one, message) for message in messages[len(first):]]
+        try:
+            return first + [asked.result() for asked in self._asked]
+        finally:
+            for asked in self._asked:
+                asked.cancel()
 
     def _is_gone(self) -> bool:
         return self._unanswered >= max(self.concurrency, _UNANSWERED)
@@ -157,6 +170,8 @@ class OpenAIServer:
         }
         body = {name: value for name, value in body.items() if value is not None}
         for attempt in range(retries + 1):
+            if self._closing.is_set():
+                raise RowFailed("transient", f"{self._url} was not waited for: the run was stopped")
             try:
                 return self._post(body)
             except _TryAgain as problem:
@@ -209,7 +224,7 @@ class OpenAIServer:
         """This thread's own, kept for its next question."""
         if not hasattr(self._own, "line"):
             with proxies_of_environment():
-                self._own.line = _Line(httpx.Client(verify=self._tls))
+                self._own.line = _Line(httpx.Client(verify=self._tls), self._closing)
             self._lines.append(self._own.line)
         return self._own.line
 
@@ -248,11 +263,13 @@ class _Line:
     """A client of one thread, with one connection, which a clock can cut.
 
     httpx bounds each wait for bytes, not the whole answer: a server that sends a header or a body
-    a byte at a time would never be given up.
+    a byte at a time would never be given up. Once `closing` is set, a connection is cut as soon as
+    it is made.
     """
 
-    def __init__(self, client: httpx.Client) -> None:
+    def __init__(self, client: httpx.Client, closing: threading.Event) -> None:
         self.client = client
+        self._closing = closing
         self._socket: socket.socket | None = None
         self._cut = False
 
@@ -260,14 +277,14 @@ class _Line:
         """A `trace` of httpcore's, which tells of every connection that is made."""
         if event.endswith(("connect_tcp.complete", "start_tls.complete")):
             self._socket = details["return_value"].get_extra_info("socket")
-            if self._cut:
+            if self._cut or self._closing.is_set():
                 self._shut()
 
     @contextmanager
     def within(self, seconds: float) -> Iterator[_Line]:
         """Cuts the connection after so long; httpx.ReadTimeout where it came to that."""
         self._cut = False
-        clock = threading.Timer(seconds, self._end)
+        clock = threading.Timer(seconds, self.end)
         clock.daemon = True
         clock.start()
         try:
@@ -283,7 +300,8 @@ class _Line:
             # A body without a length looks whole when its connection ends.
             raise httpx.ReadTimeout("the answer never ended")
 
-    def _end(self) -> None:
+    def end(self) -> None:
+        """Cuts the connection now."""
         self._cut = True
         self._shut()
 

@@ -1,0 +1,130 @@
+"""Questions that are under way when a run is stopped: cut at once, and none after them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import threading
+import time
+from concurrent.futures import CancelledError
+from contextlib import contextmanager, suppress
+
+import pytest
+import yaml
+
+from stages.models.openai_server import Message, OpenAIServer
+from stages.models.references import ModelReference
+from tests.faults.kill_world import ROOT, clipmill, command, environment
+from tests.media import Scene, cached
+from tests.openai_stand_in import openai_server, text_of
+
+
+def until(holds, seconds: float = 60.0) -> None:
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+@contextmanager
+def stopped_in(url: str, asked):
+    """Leaves a client while eight threads of it are asking; gives the seconds that that took."""
+    server = OpenAIServer(ModelReference(server=url, model="tiny"), timeout_seconds=100.0)
+
+    def ask() -> None:
+        with suppress(CancelledError):
+            server.ask([Message(str(i)) for i in range(40)], max_new_tokens=5)
+
+    threading.Thread(target=ask, daemon=True).start()
+    until(asked)
+    began = time.monotonic()
+    server.__exit__()
+    yield time.monotonic() - began
+
+
+@pytest.mark.parametrize("misdeed", ["hang", "headers", "drip", "stall", "stream", "reset", 429])
+def test_leaving_cuts_what_is_asked_and_asks_no_more(misdeed):
+    """A server that says nothing, one that never ends, one that wants to be asked again."""
+    with openai_server(text_of) as stand_in:
+        stand_in.always, stand_in.retry_after = misdeed, "50"
+        with stopped_in(stand_in.url, lambda: len(stand_in.requests) >= 8) as seconds:
+            assert seconds < 2
+            before = len(stand_in.requests)
+            time.sleep(1.5)  # a lost connection is tried again after 1.25 s at most
+            assert len(stand_in.requests) == before
+
+
+def test_leaving_does_not_wait_for_connections_and_asks_nothing_through_them(monkeypatch):
+    """A connection that is being made can't be cut; it is cut once it is made."""
+    left, begun, made = threading.Event(), [], []
+    connect = socket.create_connection
+
+    def slow(*arguments, **settings):
+        begun.append(arguments)
+        assert left.wait(60)
+        made.append(connect(*arguments, **settings))
+        return made[-1]
+
+    monkeypatch.setattr(socket, "create_connection", slow)
+    with openai_server(text_of) as stand_in:
+        with stopped_in(stand_in.url, lambda: len(begun) == 8) as seconds:
+            assert seconds < 4
+        left.set()
+        until(lambda: len(made) == 8)
+        time.sleep(0.5)
+        assert stand_in.requests == []
+    assert len(begun) == 8
+
+
+def test_leaving_does_not_wait_for_a_handshake():
+    """A server that takes the connection and says nothing."""
+    with socket.create_server(("127.0.0.1", 0), backlog=16) as listening:
+        url = "https://{}:{}/v1".format(*listening.getsockname())
+        taken = []
+
+        def took_eight() -> bool:
+            taken.append(listening.accept()[0])
+            return len(taken) == 8
+
+        listening.settimeout(60)
+        with stopped_in(url, took_eight) as seconds:
+            assert seconds < 4
+        for line in taken:
+            line.close()
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_a_run_whose_model_server_hangs_is_stopped_at_once(how, tmp_path):
+    """And goes on with the next run."""
+    film = cached((Scene("red", 2.0), Scene("blue", 2.0)), size=(320, 240), rate=10)[0]
+    with openai_server(lambda request: "a dog runs") as stand_in:
+        stand_in.always = "hang"
+        recipe = tmp_path / "hang.yaml"
+        recipe.write_text(yaml.safe_dump({
+            "sources": [str(film)], "engine": "local", "stages": {
+                "download_videos": {"min_duration_seconds": 1, "min_height": None},
+                "split_clips": {},
+                "caption_frames": {"model": f"{stand_in.url}#tiny", "server_timeout_seconds": 60},
+            }}, sort_keys=False))
+        dataset = tmp_path / "dataset"
+        with subprocess.Popen(command("run", recipe, "--dataset", dataset), cwd=ROOT,
+                              env=environment(), stderr=subprocess.PIPE, text=True) as process:
+            until(lambda: stand_in.requests or process.poll() is not None)
+            assert process.poll() is None, process.stderr.read()
+            time.sleep(0.3)
+            before = len(stand_in.requests)
+            os.kill(process.pid, how)
+            began = time.monotonic()
+            _, said = process.communicate(timeout=90)
+            assert time.monotonic() - began < 10
+        assert process.returncode == 128 + how
+        assert said.endswith("Stopped. What is committed stays; run the same command to go on.\n")
+        assert len(stand_in.requests) == before
+        (record,) = [json.loads(file.read_text()) for file in (dataset / "runs").glob("*.json")]
+        assert record["state"] == "stopped"
+        stand_in.always = None
+        done = clipmill("run", recipe, "--dataset", dataset)
+        assert done.returncode == 0, done.stderr
