@@ -15,7 +15,6 @@ import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 
 import pyarrow as pa
@@ -25,6 +24,7 @@ from pipeline.fence import Fence
 from pipeline.inputs import FrameReader, input_table
 from pipeline.journal import JOURNAL, read_journal
 from pipeline.logs import NO_LOGS, LogLimits, RunLog, ShardLog, python_messages, worker_name
+from pipeline.outputs import complete, failed_rows, made_before
 from pipeline.plan import Plan, ShardList, Step
 from pipeline.shards import (
     ShardMetadata,
@@ -36,11 +36,9 @@ from pipeline.shards import (
 )
 from pipeline.tombstones import new_tombstone, removed_videos
 from schemas.damage import DamagedFile, reading
-from schemas.errors import MAX_MESSAGE_CHARACTERS, ClipmillError, RowFailed, RowRejected
-from schemas.ids import is_file_name
+from schemas.errors import ClipmillError, RowFailed, RowRejected
 from schemas.step_tables import REMOVED_RULE
 from schemas.storage import full_storage, writing_to
-from schemas.tables import ERROR, REJECTION
 from stages.protocol import Transform, Workspace
 
 Report = Callable[[str, Counter], None]
@@ -124,8 +122,9 @@ class Worker:
                 before = workspace.decoded_frames
                 frames = FrameReader(self.plan, self.dataset, group) if step.stage.frames else None
                 attempts = _earlier_attempts(step, self.dataset, group)
+                made = made_before(step, self.dataset, group, rows[step.stage.key].to_pylist())
                 for batch, output in self._batches(step, shard, rows, transform, frames, log):
-                    tables = _complete(step, batch, output, attempts)
+                    tables = complete(step, batch, output, attempts, made)
                     tables[step.label] = self._without_removed(step, tables[step.label])
                     tally = _tally(step, tables[step.label])
                     counts.update(tally)
@@ -196,7 +195,7 @@ class Worker:
             if seen.get(name, 0) >= CRASHES_ALLOWED:
                 error = RowFailed("crash", f"its worker died {seen[name]} times while it was at "
                                   "this row; `clipmill retry --kind crash` tries it again")
-                yield batch, {step.label: _failed_rows(step, [name], error)}
+                yield batch, {step.label: failed_rows(step, [name], error)}
                 continue
             died = seen.get(name, 0)
             seen[name] = died + 1
@@ -276,7 +275,7 @@ def _batch(
             good = [row for row in range(batch.num_rows) if row not in failed]
             for row, error in failed.items():
                 name = batch[step.stage.key][row].as_py()
-                yield batch.slice(row, 1), {step.label: _failed_rows(step, [name], error)}
+                yield batch.slice(row, 1), {step.label: failed_rows(step, [name], error)}
             batch, shown = batch.take(good), shown.take(good)
     if not batch.num_rows:
         return
@@ -291,7 +290,7 @@ def _batch(
             # Of a batch it is no failure yet: its rows are done alone.
             log.raised("exception", error, names[0] if batch.num_rows == 1 else None)
         if batch.num_rows == 1:
-            yield batch, {step.label: _failed_rows(step, names, _as_outcome(step, error))}
+            yield batch, {step.label: failed_rows(step, names, _as_outcome(step, error))}
             return
         for row in range(batch.num_rows):
             one, shown_one = batch.slice(row, 1), shown.slice(row, 1)
@@ -304,7 +303,7 @@ def _batch(
                 names = [one[step.stage.key][0].as_py()]
                 if not isinstance(problem, RowFailed | RowRejected):
                     log.raised("exception", problem, names[0])
-                output = {step.label: _failed_rows(step, names, _as_outcome(step, problem))}
+                output = {step.label: failed_rows(step, names, _as_outcome(step, problem))}
             yield one, output
 
 
@@ -327,64 +326,6 @@ def _as_outcome(step: Step, error: Exception) -> RowFailed | RowRejected:
         return error
     kind = "model" if isinstance(error, MemoryError) else step.stage.error_kind
     return RowFailed(kind, f"{type(error).__name__}: {error}")
-
-
-def _failed_rows(step: Step, keys: list[str], problem: RowFailed | RowRejected) -> pa.Table:
-    if isinstance(problem, RowRejected):
-        outcome = {"rejection": {"rule": problem.rule, "detail": problem.detail}}
-    else:
-        outcome = {"error": {"kind": problem.kind, "message": problem.message}}
-    rows = [{step.stage.key: key, **outcome} for key in keys]
-    return pa.Table.from_pylist(rows, schema=step.stage.table_schema)
-
-
-def _complete(
-    step: Step, batch: pa.Table, tables: dict[str, pa.Table], attempts: dict[str, int]
-) -> dict[str, pa.Table]:
-    """The output with lost keys as failures, and errors with their attempts and time."""
-    schema, key = step.stage.table_schema, step.stage.key
-    table = tables[step.label]
-    for name, kind in (("rejection", REJECTION), ("error", ERROR)):
-        if name not in table.column_names:
-            table = table.append_column(name, pa.nulls(table.num_rows, kind))
-    missing_columns = [name for name in schema.names if name not in table.column_names]
-    if missing_columns or set(table.column_names) - set(schema.names):
-        raise ClipmillError(
-            f"stage {step.stage_label} gave the columns {table.column_names}, but it declares "
-            f"{schema.names}; give exactly those"
-        )
-    table = table.select(schema.names).cast(schema)
-    asked = batch[key].to_pylist()
-    given = set(table[key].to_pylist())
-    if strangers := given - set(asked):
-        raise ClipmillError(f"stage {step.stage_label} gave rows for keys that it was not asked "
-                            f"for, e.g. {sorted(strangers, key=str)[0]!r}")
-    if lost := [name for name in asked if name not in given]:
-        error = RowFailed(step.stage.error_kind, "the stage gave no row for this key")
-        table = pa.concat_tables([table, _failed_rows(step, lost, error)])
-    for name in {"video_id", "clip_id"} & set(schema.names) - {key}:
-        for made in table[name].drop_null().unique().to_pylist():
-            if not is_file_name(made):
-                raise ClipmillError(
-                    f"stage {step.stage_label} made the {name} {made[:100]!r}, and files are named "
-                    "by it: it is letters, digits, _ and -, no dash in front, at most 200; see "
-                    "schemas/ids.py for how to make one")
-    return {**tables, step.label: _stamp(table, key, attempts)}
-
-
-def _stamp(table: pa.Table, key: str, attempts: dict[str, int]) -> pa.Table:
-    if table["error"].null_count == table.num_rows:
-        return table
-    now = datetime.now(UTC)
-    errors = []
-    for name, error in zip(table[key].to_pylist(), table["error"].to_pylist(), strict=True):
-        if error is not None:
-            error["message"] = (error["message"] or "")[:MAX_MESSAGE_CHARACTERS]
-            error["attempts"] = attempts.get(name, 0) + 1
-            error["at"] = now
-        errors.append(error)
-    return table.set_column(table.schema.get_field_index("error"), "error",
-                            pa.array(errors, ERROR))
 
 
 def _tally(step: Step, table: pa.Table) -> Counter:

@@ -24,8 +24,9 @@ from stages.media.sampling import Uniform as Uniform
 from stages.models.references import DataFile, ModelReference
 
 Transform = Callable[[pa.Table], "pa.Table | dict[str, pa.Table]"]
-"""One batch in, one batch out. Every input key is among the output's keys, in any order and as
-often as the stage likes. A stage that writes several tables gives a dict by table name."""
+"""One batch in, one batch out. Every input key is among the output's keys, in any order, and once;
+a stage that makes clips gives a row for each of them. A stage that writes several tables gives a
+dict by table name."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,9 @@ class Stage(BaseModel):
       writes   the Arrow schema of its own columns; the key and the outcome are added where missing
       frames   which of a clip's kept frames it wants, as a column `frames` (FRAME structs in time
                order, the union over all picks)
-      score    the column that is this stage's score, if it is a scorer
+      score    the column that is this stage's score, if it is a scorer; where it is not finite it
+               is stored as null, and `<score>_reason` says so if that is declared, else the row
+               is a failure
       error_kind  what an exception that names no kind is recorded as
       fragile  its rows may take the worker down: they run one by one, journalled
     """

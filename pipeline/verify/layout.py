@@ -37,7 +37,7 @@ class Node:
     """One step with one fingerprint, as the newest record that names it has it.
 
     `inputs` are the steps before it with their fingerprints, `required` those of them that a key
-    must have been kept in; of no inputs, the sources are the input.
+    must have been kept in; of no inputs, the sources are the input. `score` is its score's column.
     """
 
     label: str
@@ -49,6 +49,7 @@ class Node:
     columns: tuple[str, ...]
     inputs: tuple[tuple[str, str], ...]
     required: frozenset[str]
+    score: str | None = None
 
     @property
     def id(self) -> tuple[str, str]:
@@ -95,6 +96,7 @@ def nodes_of(record: dict[str, Any]) -> list[Node]:
                 tuple(dict.fromkeys((step["step"], *step["tables"]))),
                 tuple(step["schema_columns"]),
                 tuple((label, prints.get(label, "")) for label in by_label), required,
+                stage.get("score") if is_last else None,
             ))
     return found
 

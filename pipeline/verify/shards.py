@@ -43,14 +43,16 @@ class ShardChecks:
     def own_table(self, node: Node, shard: str) -> Rows | None:
         """The shard of a step's own table; None where it can't be gone by."""
         where = node.file(shard)
-        read = self._read(node, where, shard, [node.key, *_WANTED, *_OUTCOME])
+        score = [node.score] if node.score is not None else []
+        read = self._read(node, where, shard, [node.key, *_WANTED, *_OUTCOME, *score])
         if read is None:
             return None
         schema, metadata, table = read
         if not self._check_schema(node, where, shard, schema, node.schema):
             return None
         if not (self._check_double(node, where, shard, table)
-                and self._check_footer(node, where, shard, metadata, table)):
+                and self._check_footer(node, where, shard, metadata, table)
+                and self._check_scores(node, where, shard, table)):
             return None  # one fault, not one more in every table that was made from it
         return Rows(set(table[node.key].to_pylist()), _kept(table))
 
@@ -185,6 +187,19 @@ class ShardChecks:
             self.book.remake("double", where, f"{count(len(double), column)} in it more than once: "
                              f"{some(double)}", node.label, node.fingerprint, shard)
         return not double
+
+    def _check_scores(self, node: Node, where: str, shard: str, table: pa.Table) -> bool:
+        """No score is NaN or infinite: a query's threshold takes NaN for more than any number."""
+        score = node.score
+        if score not in table.column_names or not pa.types.is_floating(table[score].type):
+            return True
+        odd = table.filter(pc.invert(pc.is_finite(table[score])))[node.key].to_pylist()
+        if odd:
+            self.damaged.add((node.place(), shard))
+            self.book.remake("score", where, f"{score} is NaN or infinite in "
+                             f"{count(len(odd), 'row')}: {some(odd)}", node.label,
+                             node.fingerprint, shard)
+        return not odd
 
 
 def read_whole(path: Path, columns: list[str]) -> tuple[pa.Schema, dict[bytes, bytes], pa.Table]:

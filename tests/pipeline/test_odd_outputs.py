@@ -1,0 +1,268 @@
+"""What becomes of rows that a stage of one's own gives and that can't be taken as they are."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from jobs.run import run
+from pipeline.catalog import open_catalog
+from pipeline.shards import ShardMetadata, ShardWriter, shard_path
+from pipeline.status import status_report
+from pipeline.verify import verify
+from pipeline.verify.repair import repair
+
+SCORERS = '''
+from contextlib import contextmanager
+from pathlib import Path
+import pyarrow as pa
+from stages.protocol import Rows, Stage, resource
+
+class Rate(Stage):
+    """The scores that `scores_file` has, by the number at the end of the clip's id."""
+    name = "rate"
+    reads = ("cut_words.start_seconds",)
+    writes = pa.schema([("quality", pa.float32()), ("remark", pa.string())])
+    score = "quality"
+    scores_file: str = resource("")
+
+    @contextmanager
+    def open(self, workspace):
+        def transform(batch):
+            said = Path(self.scores_file).read_text().split()
+            clips = batch["clip_id"].to_pylist()
+            scores = [said[int(clip.rpartition("-")[2])] for clip in clips]
+            columns = {"clip_id": clips, "remark": clips}
+            columns["quality"] = pa.array([None if score == "none" else float(score)
+                                           for score in scores], pa.float64())
+            return pa.table(self.more(columns, scores))
+        yield transform
+
+    def more(self, columns, scores):
+        return columns
+
+class RateAndSay(Rate):
+    name = "rate_and_say"
+    writes = pa.schema([("quality", pa.float32()), ("quality_reason", pa.string()),
+                        ("remark", pa.string())])
+
+    def more(self, columns, scores):
+        reasons = {"none": "no frames", "-inf": "log of 0"}
+        return {**columns, "quality_reason": pa.array(map(reasons.get, scores), pa.string())}
+
+class RateRows(Rate):
+    """Rejects and fails with the odd score beside it."""
+    name = "rate_rows"
+
+    @contextmanager
+    def open(self, workspace):
+        def transform(batch):
+            rows = Rows(self)
+            for clip in batch["clip_id"].to_pylist():
+                if clip.endswith("0"):
+                    rows.reject(clip, "rate_rows.rule", "as asked", quality=float("nan"))
+                else:
+                    rows.fail(clip, "transient", "as asked", quality=float("inf"))
+            return rows.table()
+        yield transform
+'''
+DOUBLERS = '''
+from contextlib import contextmanager
+from pathlib import Path
+import pyarrow as pa
+from stages.protocol import Rows, Stage, resource
+
+class SayTwice(Stage):
+    """Two rows for the clips that `odd_file` names."""
+    name = "say_twice"
+    reads = ("cut_words.start_seconds",)
+    writes = pa.schema([("said", pa.string())])
+    odd_file: str = resource("")
+
+    @contextmanager
+    def open(self, workspace):
+        def transform(batch):
+            odd = Path(self.odd_file).read_text().split()
+            clips = [clip for clip in batch["clip_id"].to_pylist()
+                     for _ in range(1 + (clip in odd))]
+            return pa.table({"clip_id": clips, "said": [str(n) for n, _ in enumerate(clips)]})
+        yield transform
+
+class CutOdd(Stage):
+    """Makes the clips that `odd_file` says for a video: `v-a=x,y`."""
+    name = "cut_odd"
+    key = "video_id"
+    reads = ("fetch_words.url",)
+    writes = pa.schema([("clip_id", pa.string()), ("start_seconds", pa.float64()),
+                        ("end_seconds", pa.float64())])
+    error_kind = "bad_media"
+    odd_file: str = resource("")
+
+    @contextmanager
+    def open(self, workspace):
+        def transform(batch):
+            clips = dict(line.split("=") for line in Path(self.odd_file).read_text().split())
+            rows = Rows(self)
+            for video in batch["video_id"].to_pylist():
+                for clip in clips[video].split(","):
+                    rows.keep(video, clip_id=clip, start_seconds=0.0, end_seconds=1.0)
+            return rows.table()
+        yield transform
+'''
+
+
+@pytest.fixture
+def told(tmp_path: Path) -> Path:
+    """A file by which the stages are told what to give."""
+    (tmp_path / "scorers.py").write_text(SCORERS)
+    (tmp_path / "doublers.py").write_text(DOUBLERS)
+    return tmp_path / "told"
+
+
+def ask(dataset: Path, text: str) -> list[tuple]:
+    with open_catalog(dataset) as catalog:
+        return catalog.execute(text).fetchall()
+
+
+def counts(dataset: Path, stage: str) -> tuple[int, int, int]:
+    (found,) = [row for row in status_report(dataset)["stages"] if row["stage"] == stage]
+    assert found["accounted"]
+    assert (found["lost"], found["pending"]) == (0, 0)
+    return found["kept"], found["rejected"], found["failed"]
+
+
+def faults(dataset: Path) -> list[str]:
+    return [f"{fault.check} {fault.where}: {fault.what}"
+            for fault in verify(dataset, is_free=lambda path: True).faults]
+
+
+def test_a_score_that_is_not_finite_is_a_failure_that_says_so(words, told):
+    """No threshold sees it, a retry tries it again, and the clips beside it have their scores.
+
+    1e300 is finite in 64 bits and not as it is stored.
+    """
+    settings = (f"rate.stage={told.parent / 'scorers.py'}:Rate", f"rate.scores_file={told}")
+    told.write_text("nan inf -inf 1e300 0.5 0.9 none")
+    data = words("a?clips=7")
+    data.run(*settings)
+    assert counts(data.dataset, "rate") == (3, 0, 4)
+    assert ask(data.dataset, "SELECT clip_id FROM steps.rate WHERE quality > 0.8") == [("v-a-5",)]
+    assert ask(data.dataset, "SELECT clip_id FROM steps.rate WHERE quality < 0.8") == [("v-a-4",)]
+    assert ask(data.dataset, "SELECT clip_id FROM steps.rate WHERE quality IS NULL AND "
+               "error IS NULL") == [("v-a-6",)]
+    failures = ask(data.dataset, "SELECT key, kind, message, attempts FROM failures ORDER BY key")
+    ending = ": the score is not finite, and the stage has no column quality_reason to say so " \
+             "beside a null"
+    assert failures == [(f"v-a-{number}", "model", f"quality is {value}{ending}", 1)
+                        for number, value in enumerate(("nan", "inf", "-inf", "inf"))]
+    assert faults(data.dataset) == []
+    told.write_text("nan 0.1 0.2 0.3 9 9 9")
+    assert data.run(*settings, retry_kinds=["model"])
+    assert counts(data.dataset, "rate") == (6, 0, 1)
+    assert ask(data.dataset, "SELECT key, attempts FROM failures") == [("v-a-0", 2)]
+    assert ask(data.dataset, "SELECT max(quality) FROM steps.rate") == [(pytest.approx(0.9),)]
+
+
+def test_a_stage_with_a_column_for_the_reason_keeps_the_row(words, told):
+    """As the built-in scorers do: the score is null, and a reason of the stage's own stays."""
+    label = "my_rating"  # another label than the stage's name
+    settings = (f"{label}.stage={told.parent / 'scorers.py'}:RateAndSay",
+                f"{label}.scores_file={told}")
+    told.write_text("nan inf -inf 1e300 0.5 none")
+    data = words("a?clips=6")
+    data.run(*settings)
+    assert counts(data.dataset, label) == (6, 0, 0)
+    assert ask(data.dataset, "SELECT quality, quality_reason FROM steps.my_rating "
+               "ORDER BY clip_id") == [
+        (None, "the score is not finite"), (None, "the score is not finite"), (None, "log of 0"),
+        (None, "the score is not finite"), (0.5, None), (None, "no frames")]
+    assert ask(data.dataset, "SELECT count(*) FROM steps.my_rating WHERE remark = clip_id") == [
+        (6,)]
+    assert faults(data.dataset) == []
+
+
+def test_rows_that_were_not_kept_have_no_odd_score_either(words, told):
+    data = words("a?clips=2")
+    data.run(f"rate_rows.stage={told.parent / 'scorers.py'}:RateRows")
+    assert counts(data.dataset, "rate_rows") == (0, 1, 1)
+    assert ask(data.dataset, "SELECT quality, rejection.rule, error.kind FROM steps.rate_rows "
+               "ORDER BY clip_id") == [(None, "rate_rows.rule", None), (None, None, "transient")]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_verify_finds_such_a_score_of_an_earlier_version(words, told, value):
+    """And what a repair sets aside is made again, with a failure in its place."""
+    settings = (f"rate.stage={told.parent / 'scorers.py'}:Rate", f"rate.scores_file={told}")
+    told.write_text("0.25 0.5 none")
+    data = words("a?clips=3")
+    data.run(*settings)
+    (folder,) = (data.dataset / "rate").iterdir()
+    path = shard_path(folder, "000000")
+    said, table = ShardMetadata.read(path), pq.read_table(path).replace_schema_metadata()
+    table = table.set_column(1, table.schema.field("quality"),
+                             pa.array([0.25, value, None], pa.float32()))
+    path.unlink()
+    writer = ShardWriter(path, table.schema)
+    writer.write(table)
+    writer.seal(said)
+    writer.show()
+    found = verify(data.dataset, is_free=lambda path: True)
+    assert [f"{fault.check} {fault.what}" for fault in found.faults] == [
+        "score quality is NaN or infinite in 1 row: v-a-1"]
+    repair(data.dataset, found)
+    told.write_text(f"0.25 {value} none")
+    data.run(*settings)
+    assert counts(data.dataset, "rate") == (2, 0, 1)
+    assert faults(data.dataset) == []
+
+
+@pytest.mark.parametrize("batch_rows", [1, 3, 64])
+def test_a_key_that_is_given_twice_is_a_failure(words, told, batch_rows):
+    """Which of its rows is right nobody knows; as with a key that is lost, a retry tries again."""
+    settings = (f"say_twice.stage={told.parent / 'doublers.py'}:SayTwice",
+                f"say_twice.odd_file={told}", f"say_twice.batch_rows={batch_rows}")
+    told.write_text("v-a-1 v-b-0")
+    data = words("a?clips=3", "b")
+    data.run(*settings)
+    assert counts(data.dataset, "say_twice") == (3, 0, 2)
+    assert ask(data.dataset, "SELECT key, kind, message FROM failures ORDER BY key") == [
+        (clip, "model", "the stage gave 2 rows for this key, where it gives one")
+        for clip in ("v-a-1", "v-b-0")]
+    assert ask(data.dataset, "SELECT clip_id FROM steps.say_twice WHERE error IS NULL "
+               "ORDER BY ALL") == [("v-a-0",), ("v-a-2",), ("v-b-1",)]
+    assert faults(data.dataset) == []
+    told.write_text("")
+    assert data.run(*settings, retry_kinds=["model"])
+    assert counts(data.dataset, "say_twice") == (5, 0, 0)
+    assert faults(data.dataset) == []
+
+
+@pytest.mark.parametrize("batch_rows", [1, 2, 64])
+def test_a_clip_that_is_made_twice_costs_the_video_that_makes_it_again(words, told, batch_rows):
+    """Many clips of a video are as it should be; the same one twice in a shard is not."""
+    settings = (f"cut_odd.stage={told.parent / 'doublers.py'}:CutOdd",
+                f"cut_odd.odd_file={told}", f"cut_odd.batch_rows={batch_rows}")
+    told.write_text("v-a=a-1,a-2,a-3 v-b=b-1,b-2,b-1 v-c=c-1,a-2 v-d=c-1,b-1")
+    data = words("a", "b", "c", "d", shard_videos=4)
+    loaded = data.loaded(*settings)
+    for label in ("cut_words", "name_words", "count_letters", "guess_words"):
+        loaded.stages.pop(label)
+    run(loaded, data.dataset)
+    assert counts(data.dataset, "cut_odd") == (2, 0, 2)
+    assert ask(data.dataset, "SELECT key, kind, message FROM failures ORDER BY key") == [
+        ("v-b", "bad_media", "the stage made the clip b-1 2 times"),
+        ("v-c", "bad_media", "the stage made the clip a-2, which another video_id has already")]
+    assert ask(data.dataset, "SELECT video_id, clip_id FROM steps.cut_odd WHERE error IS NULL "
+               "ORDER BY ALL") == [("v-a", "a-1"), ("v-a", "a-2"), ("v-a", "a-3"), ("v-d", "b-1"),
+                                   ("v-d", "c-1")]
+    assert faults(data.dataset) == []
+    # Tried again, the one has clips of its own, the other still has one that is v-a's.
+    told.write_text("v-b=b-2,b-3 v-c=c-2,a-2")
+    assert run(loaded, data.dataset, retry_kinds=["bad_media"])
+    assert counts(data.dataset, "cut_odd") == (3, 0, 1)
+    assert ask(data.dataset, "SELECT key, attempts FROM failures") == [("v-c", 2)]
+    assert faults(data.dataset) == []
