@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import pyarrow as pa
@@ -86,8 +87,7 @@ class ScanVideos(ReadingStage):
 
     def _scan(self, row: dict[str, Any], workspace: Workspace) -> tuple[list[dict], dict]:
         path, spans = workspace.resolve(row["path"]), row["spans"]
-        if not path.is_file():
-            raise RowFailed("bad_media", f"{path}: no such file; run download_videos again")
+        _require(path)
         if self.spans == "require" and not spans:
             raise RowRejected(
                 "split_clips.boundaries", "set to `given`, but the source has no spans"
@@ -115,3 +115,14 @@ class ScanVideos(ReadingStage):
     @property
     def limits(self) -> Limits:
         return replace(super().limits, settings_of="split_clips")
+
+
+def _require(path: Path) -> None:
+    """RowFailed where the file is not to be had now: the disk that it is on may come back."""
+    try:
+        problem = None if path.is_file() else "no such file"
+    except OSError as error:
+        problem = error.strerror
+    if problem:
+        raise RowFailed("transient", f"{path}: {problem}; mount the disk that it is on, or put the "
+                        "file back, then run `clipmill retry DATASET --kind transient`")
