@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from pathlib import Path
@@ -456,7 +457,7 @@ def recipe_show(name: Annotated[str, typer.Argument(metavar="RECIPE", help="a re
 def main() -> None:
     """Runs the command; errors are one message on standard error and an exit status."""
     from jobs.encoding import speak_utf_8
-    from jobs.interrupts import ended_by_sigterm, interruption_behind, leave_at_once
+    from jobs.interrupts import ended_by_signals, interruption_behind, leave_at_once
     from schemas.errors import ClipmillError, printable
     from schemas.storage import full_storage
 
@@ -464,7 +465,7 @@ def main() -> None:
     arguments = [word for word in sys.argv[1:] if word != "--debug"]
     debug = len(arguments) < len(sys.argv) - 1
     try:
-        with ended_by_sigterm():
+        with ended_by_signals():
             try:
                 app(arguments)
             except OSError as error:
@@ -486,7 +487,9 @@ def main() -> None:
         stopped = interruption_behind(leaving)
         if stopped is None:
             raise
-        print("Stopped. What is committed stays; run the same command to go on.", file=sys.stderr)
+        with contextlib.suppress(OSError):  # of a terminal that is closed
+            print("Stopped. What is committed stays; run the same command to go on.",
+                  file=sys.stderr, flush=True)
         leave_at_once(128 + stopped)
 
 

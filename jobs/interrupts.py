@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: what ends a command in order, also in the middle of a query."""
+"""Ctrl-C, SIGTERM and SIGHUP: what ends a command in order, also in the middle of a query."""
 
 from __future__ import annotations
 
@@ -12,28 +12,39 @@ from collections.abc import Iterator
 from typing import NoReturn
 
 GRACE_SECONDS = 3.0
-_terminated = False
+_ENDING = (signal.SIGTERM, signal.SIGHUP)
+_came: signal.Signals | None = None
 
 
 class _Terminated(KeyboardInterrupt):
-    """SIGTERM, which clusters send before they kill: ends a command in order, as Ctrl-C does."""
+    """What clusters send before they kill, and terminals when they close.
+
+    It ends a command in order, as Ctrl-C does.
+    """
 
 
 @contextlib.contextmanager
-def ended_by_sigterm() -> Iterator[None]:
-    """Has SIGTERM raise a KeyboardInterrupt; for the main thread."""
-    global _terminated
-    _terminated = False
-    before = signal.signal(signal.SIGTERM, _terminate)
+def ended_by_signals() -> Iterator[None]:
+    """Has SIGTERM and SIGHUP raise a KeyboardInterrupt; for the main thread.
+
+    One that is ignored stays so: `nohup` lets a command go on without its terminal.
+    """
+    global _came
+    _came = None
+    before = {one: signal.getsignal(one) for one in _ENDING}
+    heeded = [one for one in _ENDING if before[one] != signal.SIG_IGN]
+    for one in heeded:
+        signal.signal(one, _terminate)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for one in heeded:
+            signal.signal(one, before[one])
 
 
-def _terminate(*_: object) -> None:
-    global _terminated
-    _terminated = True
+def _terminate(number: int, _: object) -> None:
+    global _came
+    _came = signal.Signals(number)
     raise _Terminated
 
 
@@ -44,7 +55,7 @@ def interruption_behind(leaving: BaseException | None) -> signal.Signals | None:
     """
     while leaving is not None:
         if isinstance(leaving, KeyboardInterrupt) or _is_of_a_query(leaving):
-            return signal.SIGTERM if _terminated else signal.SIGINT
+            return _came or signal.SIGINT
         leaving = leaving.__cause__ or leaving.__context__
     return None
 
@@ -66,7 +77,7 @@ def _is_of_a_query(error: BaseException) -> bool:
 
 @contextlib.contextmanager
 def ended_by_interrupts(grace_seconds: float = GRACE_SECONDS) -> Iterator[None]:
-    """Ends the process where Ctrl-C or SIGTERM does not end the query inside.
+    """Ends the process where Ctrl-C or another signal does not end the query inside.
 
     DuckDB looks up between its tasks, if at all, and a recursive query may be one task that goes
     on for ever; it then waits for that task, and Python with it. Nothing is lost: a query only
@@ -81,7 +92,7 @@ def ended_by_interrupts(grace_seconds: float = GRACE_SECONDS) -> Iterator[None]:
     def watch() -> None:
         # Python writes the number of each signal here, whatever the main thread is waiting for.
         while signals := ours.recv(64):
-            if stop := {signal.SIGINT, signal.SIGTERM}.intersection(signals):
+            if stop := {signal.SIGINT, *_ENDING}.intersection(signals):
                 break
         else:
             return
@@ -90,7 +101,8 @@ def ended_by_interrupts(grace_seconds: float = GRACE_SECONDS) -> Iterator[None]:
             while ours.recv(64):
                 pass
         except TimeoutError:
-            os.write(sys.__stderr__.fileno(), b"Stopped.\n")
+            with contextlib.suppress(OSError):  # of a terminal that is closed
+                os.write(sys.__stderr__.fileno(), b"Stopped.\n")
             os._exit(128 + max(stop))
 
     thread = threading.Thread(target=watch, name="interrupts", daemon=True)

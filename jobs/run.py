@@ -16,6 +16,7 @@ from typing import Any
 from rich.console import Console
 
 from jobs.indexing import refresh_index
+from jobs.interrupts import interruption_behind
 from jobs.locking import Hold, dataset_lock, remove_if_empty, wait_until_free
 from jobs.progress import Progress
 from jobs.ready_made import recipe_path
@@ -178,7 +179,8 @@ def _bring_up_to_date(
         if left:
             raise ClipmillError(f"{left} shards of steps were not committed; run again to go on")
     except BaseException as error:
-        state = "stopped" if isinstance(error, KeyboardInterrupt) else "failed"
+        # Also where the closed terminal's own error came of it.
+        state = "stopped" if interruption_behind(error) else "failed"
         with contextlib.suppress(OSError):  # a disk that is full now may be what stopped the run
             _finish(dataset, record, state)
         log.end(state, error)
