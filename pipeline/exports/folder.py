@@ -42,8 +42,8 @@ class ExportFolder:
     def is_finished(self) -> bool:
         return self.manifest is not None and self.manifest["state"] == "finished"
 
-    def begin(self, asked: Mapping[str, Any], clips_of: Mapping[str, Any]) -> bool:
-        """Claims the folder for this export; True where one is gone on with.
+    def begin(self, asked: Mapping[str, Any], clips_of: Mapping[str, Any]) -> None:
+        """Claims the folder for this export, which may be one that is gone on with.
 
         `clips_of` names what the clips are taken from, by hash. Raises UsageError where the
         folder holds another export.
@@ -51,15 +51,20 @@ class ExportFolder:
         wanted = {"asked": dict(asked), "clips_of": dict(clips_of)}
         if self.manifest is not None:
             self._compare(wanted)
-            return True
+            return
         self.manifest = {"clipmill_export": VERSION, "state": "in progress", **wanted}
         write_json(self.path / MANIFEST, self.manifest)
-        return False
 
-    def finish(self, found: Mapping[str, Any]) -> None:
-        """Writes the last manifest and drops what only served the work."""
+    def finish(self, found: Mapping[str, Any], *, removed: str) -> None:
+        """Writes the last manifest and drops what only served the work.
+
+        `removed` is the hash of what the dataset has removed by now, where that is of account.
+        """
         assert self.manifest is not None  # begin() made it
-        done = {**self.manifest, "state": "finished", **found}
+        clips_of = dict(self.manifest["clips_of"])
+        if "removed" in clips_of:
+            clips_of["removed"] = removed
+        done = {**self.manifest, "state": "finished", "clips_of": clips_of, **found}
         write_json(self.path / MANIFEST, done)
         self.manifest = done
         self.clean()
@@ -95,7 +100,12 @@ class ExportFolder:
         if different:
             raise UsageError(f"{self.path} holds another export: {'; '.join(different)}. Give "
                              "another --output, or delete that folder")
-        if there["clips_of"] != wanted["clips_of"]:
+        now, then = dict(wanted["clips_of"]), dict(there["clips_of"])
+        if not self.is_finished:
+            # What was removed since is left out of what is not finished yet.
+            now.pop("removed", None)
+            then.pop("removed", None)
+        if then != now:
             begun = "was finished" if self.is_finished else "began"
             raise UsageError(
                 f"{self.path} holds an export of the dataset or subset as it was when that export "

@@ -6,7 +6,7 @@ import fnmatch
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,15 +37,26 @@ _SUBSET_KEYS = ("name", "recipe", "description", "source", "verified", "seed", "
 
 def clips_of(catalog: Catalog, request: ExportRequest, subset: FrozenSubset | None
              ) -> dict[str, Any]:
-    """What the clips are taken from, by hash: the frozen subset, or the catalog as it is."""
+    """What the clips are taken from, by hash: the frozen subset, or the catalog as it is.
+
+    Beside the catalog stands what was removed from it, for that may change while an export is on
+    its way.
+    """
     if subset is not None:
         return {"subset": subset.info["hash"]}
     record = catalog.layout.record
     fingerprints = [step["fingerprint"] for stage in (record["stages"] if record else ())
                     for step in stage["steps"]]
-    removed = catalog.execute("SELECT video_id FROM removed ORDER BY video_id").fetchall()
-    text = json.dumps([fingerprints, committed(catalog), removed])
-    return {"catalog": "sha256:" + hashlib.sha256(text.encode()).hexdigest()}
+    removed = [row[0] for row in catalog.execute("SELECT video_id FROM removed").fetchall()]
+    return {"catalog": _hash([fingerprints, committed(catalog)]), "removed": hash_of(removed)}
+
+
+def hash_of(videos: Iterable[str]) -> str:
+    return _hash(sorted(videos))
+
+
+def _hash(value: Any) -> str:
+    return "sha256:" + hashlib.sha256(json.dumps(value).encode()).hexdigest()
 
 
 def provenance(catalog: Catalog, request: ExportRequest, subset: FrozenSubset | None

@@ -14,7 +14,8 @@ from pipeline.exports import lines, tables, webdataset
 from pipeline.exports.card import CARD, card
 from pipeline.exports.columns import Columns, choose_columns
 from pipeline.exports.folder import ExportFolder, open_folder
-from pipeline.exports.provenance import clips_of, provenance, summarise
+from pipeline.exports.provenance import clips_of, hash_of, provenance, summarise
+from pipeline.exports.removals import Removals
 from pipeline.exports.request import ExportRequest
 from pipeline.exports.samples import SAMPLE_BYTES
 from pipeline.exports.scorers import internvid_scores
@@ -22,11 +23,19 @@ from pipeline.exports.selection import (
     Selection,
     Unit,
     load_selection,
-    removed_meanwhile,
     select_clips,
 )
-from pipeline.exports.shards import PackTask, Shard, ShardFile, pack, plan, roll, unit_by_unit
-from pipeline.exports.units import read_problems, read_unit, work_on_units
+from pipeline.exports.shards import (
+    SHARDS,
+    PackTask,
+    Shard,
+    ShardFile,
+    pack,
+    plan,
+    roll,
+    unit_by_unit,
+)
+from pipeline.exports.units import FAILURES, read_problems, read_unit, work_on_units
 from pipeline.exports.values import json_text
 from pipeline.output_places import check_output
 from pipeline.shards import commit, temporary_beside
@@ -35,8 +44,6 @@ from pipeline.subsets.freeze import FrozenSubset, load_subset
 from schemas.command_line import shell_word
 from schemas.errors import ClipmillError, UsageError
 from stages.media.cut import check_encoder
-
-FAILURES = "failures.jsonl"
 
 
 @dataclass
@@ -80,14 +87,12 @@ def run_export(
         columns = choose_columns(catalog, request, scores.columns if scores else {})
         _check_where(catalog, request)
         with open_folder(request.output) as folder:
-            resumed = folder.begin(request.asked(), clips_of(catalog, request, subset))
+            folder.begin(request.asked(), clips_of(catalog, request, subset))
             if folder.is_finished:
                 assert folder.manifest is not None  # a finished folder has one
                 return Exported(folder.manifest, was_finished=True)
             notes = scores.notes if scores else ()
             selection = _select(catalog, request, columns, folder, subset, watcher, notes)
-            if resumed:
-                _check_removals(catalog, folder)
             catalog.close()  # what follows needs memory of its own
             return _finish(request, columns, folder, selection, code_version, watcher)
 
@@ -118,53 +123,67 @@ def _select(
         except ClipmillError:
             folder.abandon()  # another --where may go there
             raise
-    if not selection.selected:
-        folder.abandon()
-        if not selection.clips:
-            raise UsageError(f"nothing to export: {request.dataset} has no clips yet; see "
-                             f"`clipmill status {shell_word(request.dataset)}`")
-        reasons = "; ".join(f"{count:,} {reason}" for reason, count in selection.left_out.items())
-        raise UsageError(f"nothing to export: of {selection.clips:,} clips all are left out"
-                         f"{f' ({reasons})' if reasons else ''}")
     return selection
-
-
-def _check_removals(catalog: Catalog, folder: ExportFolder) -> None:
-    gone = removed_meanwhile(catalog, folder.work / "rows")
-    if gone:
-        raise UsageError(f"{folder.path}: {gone:,} clips of this export belong to videos that "
-                         "were removed from the dataset since it began, and may be in its files "
-                         "already; delete that folder and export again")
 
 
 def _finish(
     request: ExportRequest, columns: Columns, folder: ExportFolder, selection: Selection,
     code_version: str, watcher: Watcher,
 ) -> Exported:
-    if request.has_units:
-        watcher.begin("cut" if request.cut else "render", selection.selected)
-        work_on_units(request, selection.units, uuid.uuid4().hex, watcher.step)
-    summary = summarise(request, selection.units)
-    watcher.begin("write", selection.selected)
-    report = functools.partial(_step, watcher)
+    """Makes the files; over again, as far as need be, where videos were removed meanwhile.
+
+    Looked for is that between the steps, when no worker is at work any more that could write of
+    them later, and last when all is there but the word that the export is finished.
+    """
+    rows = folder.work / "rows"
+    removals = Removals(request, rows)
     shown = tables.shown_columns(request, columns.shown)
-    shards = _write(request, selection.units, shown, report)
-    pinned = json.loads((folder.work / "rows" / "selection.json").read_text("utf-8"))
-    found = {
-        "code_version": code_version,
-        "counts": {"clips": selection.clips, "exported": summary.clips,
-                   "left_out": selection.left_out, "failed": summary.failures},
-        **summary.plain(),
-        "provenance": pinned["provenance"],
-        "notes": pinned["notes"],
-        "files": [{"name": shard.name, "items": shard.items, "size_bytes": shard.size_bytes}
-                  for shard in shards],
-    }
-    _check_accounts(found["counts"], shards, request)
-    _write_beside(request, selection.units, shards, shown, folder, found)
-    folder.finish(found)
+    pinned = json.loads((rows / "selection.json").read_text("utf-8"))
+    token = uuid.uuid4().hex
+    while True:
+        removals.leave_out()
+        selection = load_selection(rows) or selection
+        _check_there_is_something(request, folder, selection)
+        if request.has_units:
+            watcher.begin("cut" if request.cut else "render", selection.selected)
+            work_on_units(request, selection.units, token, watcher.step)
+            if removals.leave_out():
+                continue
+        summary = summarise(request, selection.units)
+        watcher.begin("write", selection.selected)
+        report = functools.partial(_step, watcher)
+        shards = _write(request, selection.units, shown, token, report)
+        found = {
+            "code_version": code_version,
+            "counts": {"clips": selection.clips, "exported": summary.clips,
+                       "left_out": selection.left_out, "failed": summary.failures},
+            **summary.plain(),
+            "provenance": pinned["provenance"],
+            "notes": pinned["notes"],
+            "files": [{"name": shard.name, "items": shard.items, "size_bytes": shard.size_bytes}
+                      for shard in shards],
+        }
+        _check_accounts(found["counts"], shards, request)
+        _write_beside(request, selection.units, shards, shown, folder, found)
+        if not removals.leave_out():
+            break
+    folder.finish(found, removed=hash_of(removals.known))
     assert folder.manifest is not None  # finish() wrote it
     return Exported(folder.manifest, was_finished=False)
+
+
+def _check_there_is_something(
+    request: ExportRequest, folder: ExportFolder, selection: Selection
+) -> None:
+    if selection.selected:
+        return
+    folder.abandon()
+    if not selection.clips:
+        raise UsageError(f"nothing to export: {request.dataset} has no clips yet; see "
+                         f"`clipmill status {shell_word(request.dataset)}`")
+    reasons = "; ".join(f"{count:,} {reason}" for reason, count in selection.left_out.items())
+    raise UsageError(f"nothing to export: of {selection.clips:,} clips all are left out"
+                     f"{f' ({reasons})' if reasons else ''}")
 
 
 def _step(watcher: Watcher, clips: int) -> None:
@@ -182,7 +201,7 @@ def _check_accounts(counts: dict[str, Any], shards: Sequence[Shard], request: Ex
 
 
 def _write(
-    request: ExportRequest, units: Sequence[Unit], shown: Sequence[str],
+    request: ExportRequest, units: Sequence[Unit], shown: Sequence[str], token: str,
     report: Callable[[int], None],
 ) -> list[Shard]:
     """The shards of a format, in order."""
@@ -190,36 +209,34 @@ def _write(
         def fits(items: int, size: int) -> bool:
             return webdataset.fits(request, size)
 
-        return _pack(request, units, fits, "clips-{:06d}.tar", webdataset.write_tar, report)
+        return _pack(request, units, token, fits, ".tar", webdataset.write_tar, report)
     if request.format == "huggingface" and request.cut is not None:
         def room(items: int, size: int) -> bool:
             return tables.fits_with_videos(request, size)
 
         names = tuple(name for name in shown if name != "media_path")
-        return _pack(request, units, room, "data/train-{:06d}.parquet",
+        return _pack(request, units, token, room, tables.ParquetFile.suffix,
                      tables.VideoTable(names), report)
     if request.format == "interleaved":
-        return roll(request, lines.LinesFile, lines.documents(request, units, report),
-                    "documents")
-    kinds: dict[str, tuple[type[ShardFile], Callable[[Unit], Iterator[Any]], str]] = {
-        "internvid": (lines.LinesFile, lambda unit: lines.internvid_lines(request, unit),
-                      "internvid"),
-        "csv": (tables.CsvFile, lambda unit: tables.csv_parts(request, unit, shown), "clips"),
-        "parquet": (tables.ParquetFile, lambda unit: tables.parts_of(request, unit, shown),
-                    "clips"),
-        "huggingface": (tables.ParquetFile, lambda unit: tables.parts_of(request, unit, shown),
-                        "data/train"),
+        return roll(request, lines.LinesFile, lines.documents(request, units, report))
+    kinds: dict[str, tuple[type[ShardFile], Callable[[Unit], Iterator[Any]]]] = {
+        "internvid": (lines.LinesFile, lambda unit: lines.internvid_lines(request, unit)),
+        "csv": (tables.CsvFile, lambda unit: tables.csv_parts(request, unit, shown)),
+        "parquet": (tables.ParquetFile, lambda unit: tables.parts_of(request, unit, shown)),
+        "huggingface": (tables.ParquetFile, lambda unit: tables.parts_of(request, unit, shown)),
     }
-    kind, parts, name = kinds[request.format]
-    return roll(request, kind, unit_by_unit(units, parts, report), name)
+    kind, parts = kinds[request.format]
+    return roll(request, kind, unit_by_unit(units, parts, report))
 
 
 def _pack(
-    request: ExportRequest, units: Sequence[Unit], fits: Callable[[int, int], bool], name: str,
-    write: Callable[..., None], report: Callable[[int], None],
+    request: ExportRequest, units: Sequence[Unit], token: str,
+    fits: Callable[[int, int], bool], suffix: str, write: Callable[..., None],
+    report: Callable[[int], None],
 ) -> list[Shard]:
     planned = plan(request, units, SAMPLE_BYTES, fits)
-    tasks = [PackTask(request, name.format(number), pieces, write)
+    tasks = [PackTask(request, token, f"{SHARDS[request.format]}-{number:06d}{suffix}", pieces,
+                      write)
              for number, pieces in enumerate(planned)]
     return pack(tasks, report)
 

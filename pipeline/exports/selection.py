@@ -11,7 +11,7 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from pipeline.exports.request import ExportRequest
 from pipeline.shards import shard_name, write_json
 from schemas.sql_text import literal, quoted
 
+_GONE = "gone.json"
 BATCH_ROWS = 50_000
 UNITS_A_FILE = 256
 # A unit of media is lost when a worker dies in it, so it is small; one of rows alone is a row
@@ -67,11 +68,40 @@ def rows_file(folder: Path, unit: Unit) -> Path:
 
 
 def read_rows(folder: Path, unit: Unit, columns: Sequence[str] | None = None) -> pa.Table:
-    """The pinned rows of a unit."""
+    """The pinned rows of a unit, without those of videos that have been removed since."""
+    gone = read_gone(folder).videos
     with pq.ParquetFile(rows_file(folder, unit)) as file:
         wanted = None if columns is None else list(columns)
-        table = file.read_row_group(unit.group, columns=wanted)
+        read = wanted if wanted is None or not gone else list({**dict.fromkeys(wanted),
+                                                               "video_id": None})
+        table = file.read_row_group(unit.group, columns=read)
+    if gone:
+        table = table.filter(pc.invert(pc.is_in(table["video_id"], pa.array(sorted(gone)))))
     return table if columns is None else table.select(wanted)
+
+
+@dataclass(frozen=True)
+class Gone:
+    """Videos that were removed from the dataset after their clips had been pinned.
+
+    The pinned rows stay as they are; who reads them leaves these out. `clips` has how many of
+    them each unit lost, by its place.
+    """
+
+    videos: frozenset[str] = frozenset()
+    clips: Mapping[str, int] = field(default_factory=dict)
+
+
+def read_gone(folder: Path) -> Gone:
+    try:
+        found = json.loads((folder / _GONE).read_text("utf-8"))
+    except FileNotFoundError:
+        return Gone()
+    return Gone(frozenset(found["videos"]), found["clips"])
+
+
+def write_gone(folder: Path, gone: Gone) -> None:
+    write_json(folder / _GONE, {"videos": sorted(gone.videos), "clips": dict(gone.clips)})
 
 
 def load_selection(folder: Path) -> Selection | None:
@@ -80,9 +110,15 @@ def load_selection(folder: Path) -> Selection | None:
         found = json.loads((folder / "selection.json").read_text("utf-8"))
     except FileNotFoundError:
         return None
-    units = tuple(Unit(file, group, clips) for file, groups in enumerate(found["units"])
-                  for group, clips in enumerate(groups))
-    return Selection(found["clips"], found["left_out"], units)
+    pinned = [Unit(file, group, clips) for file, groups in enumerate(found["units"])
+              for group, clips in enumerate(groups)]
+    gone = read_gone(folder).clips
+    units = tuple(replace(unit, clips=left) for unit in pinned
+                  if (left := unit.clips - gone.get(unit.place, 0)))
+    left_out = dict(found["left_out"])
+    if lost := sum(gone.values()):
+        left_out["removed"] = left_out.get("removed", 0) + lost
+    return Selection(found["clips"], left_out, units)
 
 
 def select_clips(
@@ -134,20 +170,6 @@ def select_clips(
     found = load_selection(folder)
     assert found is not None  # just written
     return found
-
-
-def removed_meanwhile(catalog: Catalog, folder: Path) -> int:
-    """How many of the pinned clips belong to videos that have been removed from the dataset."""
-    removed = {row[0] for row in catalog.execute("SELECT video_id FROM removed").fetchall()}
-    if not removed:
-        return 0
-    wanted = pa.array(sorted(removed), pa.string())
-    count = 0
-    for path in sorted(folder.glob("*.parquet")):
-        with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(columns=["video_id"]):
-                count += pc.sum(pc.is_in(batch.column(0), wanted)).as_py() or 0
-    return count
 
 
 def _without_those_gone(

@@ -17,12 +17,19 @@ from typing import Any, ClassVar
 import pyarrow as pa
 
 from pipeline.exports.folder import WORK
-from pipeline.exports.request import ExportRequest
+from pipeline.exports.request import ExportRequest, Format
 from pipeline.exports.selection import Unit
-from pipeline.exports.units import read_unit
+from pipeline.exports.units import check_own, read_unit
 from pipeline.shards import commit, remove_leftovers, temporary_beside, write_json
 from pipeline.tasks import map_tasks
 from schemas.errors import ClipmillError
+from schemas.storage import full_storage
+
+SHARDS: dict[Format, str] = {
+    "webdataset": "clips", "huggingface": "data/train", "parquet": "clips", "csv": "clips",
+    "internvid": "internvid", "interleaved": "documents",
+}
+"""What the shards of a format are called, before their number."""
 
 
 @dataclass(frozen=True)
@@ -63,13 +70,13 @@ def roll(
     request: ExportRequest,
     kind: type[ShardFile],
     parts: Callable[[Position], Iterator[tuple[Position, Any]]],
-    name: str,
 ) -> list[Shard]:
     """Writes all parts, in order, into shards; a part is never split.
 
     Goes on after the last shard that is whole: beside it lies a note of where the next begins.
     """
-    notes = request.output / WORK / "shards"
+    notes = notes_of(request)
+    name = SHARDS[request.format]
     done, begin = _written(notes)
     if begin is None:
         return done
@@ -90,6 +97,10 @@ def roll(
         if writer is not None:
             writer.discard()
     return done
+
+
+def notes_of(request: ExportRequest) -> Path:
+    return request.output / WORK / "shards"
 
 
 def unit_by_unit(
@@ -160,9 +171,10 @@ class Piece:
 
 @dataclass(frozen=True)
 class PackTask:
-    """One shard to write from pieces of units that are done."""
+    """One shard to write from pieces of units that are done; `token` is this process's."""
 
     request: ExportRequest
+    token: str
     name: str
     pieces: tuple[Piece, ...]
     write: Callable[[ExportRequest, Path, Iterable[pa.Table]], None]
@@ -226,7 +238,12 @@ def write_shard(task: PackTask) -> None:
     temporary = temporary_beside(final)
     try:
         task.write(task.request, temporary, _tables(task))
+        check_own(task.request, task.token)
         commit(temporary, final)
+    except Exception as error:
+        if (full := full_storage(error, task.request.output)) is not None:
+            raise full from error
+        raise
     finally:
         temporary.unlink(missing_ok=True)
     if task.request.cut is not None:

@@ -26,8 +26,10 @@ from pipeline.shards import shard_writer
 from pipeline.tasks import map_tasks
 from schemas.errors import ClipmillError, ErrorKind, RowFailed
 from schemas.ids import file_name
+from schemas.storage import full_storage
 from stages.media.cut import CutRequest, CutResult, cut_clips_isolated
 
+FAILURES = "failures.jsonl"
 KIND, MESSAGE = "_problem_kind", "_problem_message"
 MEDIA_COLUMNS = pa.schema([
     ("media_path", pa.string()),
@@ -125,6 +127,8 @@ def work_on_unit(task: UnitTask) -> tuple[int, int]:
     except ClipmillError:
         raise
     except Exception as error:
+        if (full := full_storage(error, task.request.output)) is not None:
+            raise full from error
         raise ClipmillError(f"{task.request.output}: clips could not be worked on: "
                             f"{type(error).__name__}: {error}; run the same command to go on"
                             ) from error
@@ -151,12 +155,12 @@ def _commit(task: UnitTask, rows: pa.Table, problems: dict[str, RowFailed]) -> t
     elif task.request.format == "huggingface":
         own = -(-rows.nbytes // max(1, rows.num_rows))
         rows = rows.append_column(SAMPLE_BYTES, pc.add(rows["media_bytes"], own))
-    _check_own(task)
+    check_own(task.request, task.token)
     path = unit_file(task.request.output, task.unit)
     with shard_writer(path, rows.schema) as writer:
         writer.write(rows)
         writer.finish()
-    _journal(task).unlink(missing_ok=True)
+    journal_of(task.request, task.unit).unlink(missing_ok=True)
     return rows.num_rows, len(problems)
 
 
@@ -173,11 +177,11 @@ def _cut(task: UnitTask, rows: pa.Table) -> Iterator[CutResult]:
     folder = media_folder(task.request, task.unit)
     shutil.rmtree(folder, ignore_errors=True)  # of a worker that was killed
     folder.mkdir(parents=True)
-    journal = _journal(task)
+    journal = journal_of(task.request, task.unit)
     journal.parent.mkdir(parents=True, exist_ok=True)
     tried = journal.read_text("utf-8").split("\n") if journal.exists() else []
     for video, clips in _by_video(rows):
-        _check_own(task)
+        check_own(task.request, task.token)
         line = f"{task.token} {video}"
         requests = [CutRequest(clip["clip_id"], clip["start_seconds"], clip["end_seconds"],
                                folder / f"{file_name(clip['clip_id'])}.mp4") for clip in clips]
@@ -195,10 +199,10 @@ def _token_file(request: ExportRequest) -> Path:
     return request.output / WORK / "token"
 
 
-def _check_own(task: UnitTask) -> None:
-    """Ends a worker that outlived its export: another one may be at this very unit by now."""
-    if _token_file(task.request).read_text("utf-8") != task.token:
-        raise ClipmillError(f"{task.request.output}: another export has taken over")
+def check_own(request: ExportRequest, token: str) -> None:
+    """Ends a worker that outlived its export: another one may be at this very work by now."""
+    if _token_file(request).read_text("utf-8") != token:
+        raise ClipmillError(f"{request.output}: another export has taken over")
 
 
 def _note(journal: Path, line: str) -> None:
@@ -276,5 +280,6 @@ def _with_media(rows: pa.Table, cuts: list[CutResult], output: Path) -> pa.Table
     return rows
 
 
-def _journal(task: UnitTask) -> Path:
-    return unit_file(task.request.output, task.unit).with_suffix(".journal")
+def journal_of(request: ExportRequest, unit: Unit) -> Path:
+    """Where it is noted which videos of a unit are being cut."""
+    return unit_file(request.output, unit).with_suffix(".journal")

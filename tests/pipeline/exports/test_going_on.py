@@ -201,16 +201,6 @@ def test_removed_videos_are_not_exported(small, tmp_path, capsys):
                contents(tmp_path / "out").items())
 
 
-def test_an_export_with_clips_that_were_removed_since_does_not_go_on(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(selection, "ROWS_UNIT_CLIPS", 6)
-    small = write_small(tmp_path / "dataset", 6)
-    freeze(small.path, "mine", small.clip_ids)
-    assert stop_after(small, tmp_path / "out", "csv", 4, subset="mine", shard_bytes=10_000)
-    remove(small.path, videos=[f"youtube-{youtube_id(2)}"])
-    with pytest.raises(UsageError, match=r"3 clips .* were removed from the dataset since it beg"):
-        export(small, tmp_path / "out", "csv", subset="mine", shard_bytes=10_000)
-
-
 def test_the_caption_may_be_another_column(small, tmp_path):
     done = export(small, tmp_path / "out", "internvid", caption="caption_coarse")
     lines = (tmp_path / "out" / "internvid-000000.jsonl").read_text().splitlines()

@@ -1,0 +1,113 @@
+"""What is removed from the dataset while an export is on its way: it is left out, and counted.
+
+Shards are numbered and filled in order, so one that held a removed clip changes all that follow:
+they are made again, from units of work of which only those that lost clips are done again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import shutil
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.exports.card import CARD
+from pipeline.exports.request import ExportRequest
+from pipeline.exports.selection import (
+    Gone,
+    Unit,
+    load_selection,
+    read_gone,
+    read_rows,
+    write_gone,
+)
+from pipeline.exports.shards import SHARDS, notes_of
+from pipeline.exports.units import FAILURES, journal_of, media_folder, read_unit, unit_file
+from pipeline.exports.webdataset import INDEX
+from pipeline.shards import remove_all_leftovers
+from pipeline.tombstones import removed_videos
+
+
+class Removals:
+    """Looks at the dataset's tombstones, anew each time; for when no worker is at work.
+
+    `known` are all videos that were removed when it looked last.
+    """
+
+    def __init__(self, request: ExportRequest, rows: Path) -> None:
+        self._request = request
+        self._rows = rows
+        self.known: set[str] = set()
+
+    def leave_out(self) -> bool:
+        """Whether pinned clips had to be left out, of videos removed since the last time.
+
+        Killed anywhere, it does the same again the next time.
+        """
+        removed = set(removed_videos(self._request.dataset))
+        before = read_gone(self._rows)
+        new = removed - self.known - before.videos
+        self.known = removed
+        if not new:
+            return False
+        selection = load_selection(self._rows)
+        assert selection is not None  # pinned before anybody asks
+        lost = {unit: count for unit in selection.units if (count := self._count(unit, new))}
+        if not lost:
+            return False
+        self._drop_shards()
+        for unit in selection.units:
+            if unit in lost or self._lacks_media(unit):
+                self._drop_work(unit)
+        clips = dict(before.clips)
+        for unit, count in lost.items():
+            clips[unit.place] = clips.get(unit.place, 0) + count
+        # Last: what is noted here is not looked for again.
+        write_gone(self._rows, Gone(before.videos | new, clips))
+        return True
+
+    def _count(self, unit: Unit, videos: set[str]) -> int:
+        ids = read_rows(self._rows, unit, ["video_id"])["video_id"]
+        return pc.sum(pc.is_in(ids, pa.array(sorted(videos), pa.string()))).as_py() or 0
+
+    def _drop_shards(self) -> None:
+        """Deletes the shards, and what stands beside them; before them the notes, which say that
+        they are there."""
+        request = self._request
+        shutil.rmtree(notes_of(request), ignore_errors=True)
+        first = request.output / f"{SHARDS[request.format]}-000000"
+        name = re.compile(re.escape(first.name.removesuffix("000000")) + r"\d{6,}\.[a-z]+\Z")
+        if first.parent.is_dir():
+            remove_all_leftovers(first.parent)
+            for path in first.parent.iterdir():
+                if name.match(path.name):
+                    path.unlink()
+        beside = {"webdataset": [INDEX], "huggingface": [CARD]}.get(request.format, [])
+        for other in [*beside, *([FAILURES] if request.cut is not None else [])]:
+            (request.output / other).unlink(missing_ok=True)
+        if first.parent != request.output:
+            with contextlib.suppress(OSError):
+                first.parent.rmdir()
+
+    def _lacks_media(self, unit: Unit) -> bool:
+        """Whether clips' own files are gone, because they had been packed into shards."""
+        request = self._request
+        if request.cut is None or not unit_file(request.output, unit).exists():
+            return False
+        paths = read_unit(request, unit, ["media_path"])["media_path"].to_pylist()
+        return not all((request.output / path).exists() for path in paths)
+
+    def _drop_work(self, unit: Unit) -> None:
+        if not self._request.has_units:
+            return
+        unit_file(self._request.output, unit).unlink(missing_ok=True)
+        journal_of(self._request, unit).unlink(missing_ok=True)
+        if self._request.cut is not None:
+            folder = media_folder(self._request, unit)
+            shutil.rmtree(folder, ignore_errors=True)
+            with contextlib.suppress(OSError):  # of a unit that has nothing left
+                folder.parent.rmdir()
+                folder.parent.parent.rmdir()
