@@ -179,6 +179,27 @@ def _check_levels(steps: list[Step]) -> None:
         if step.stage.key not in KEY_LEVELS:
             raise UsageError(f"stages.{step.stage_label}: key {step.stage.key!r} is unknown; "
                              f"allowed: {', '.join(KEY_LEVELS)}")
+    # A source's own video_id is known of some platforms only, and before anything is fetched.
+    columns = {SOURCES: {"source_key"},
+               **{step.label: set(step.stage.table_schema.names) for step in steps}}
+    for step in steps:
+        _check_rows_are_found(step, columns)
+
+
+def _check_rows_are_found(step: Step, columns: dict[str, set[str]]) -> None:
+    """UsageError where the step's keys say nothing of which rows it reads from a table."""
+    key = step.stage.key
+    known_by = {key, "video_id"} if key == "clip_id" else {key}
+    for read in step.reads:
+        if not known_by & columns[read.label]:
+            raise UsageError(
+                f"stages.{step.stage_label} reads {read.label}.{read.column}, but works by {key}, "
+                f"and the rows of {read.label} are told by no {' or '.join(sorted(known_by))}; "
+                "read from a stage whose rows are, e.g. download_videos for what is known of a "
+                "source")
+    if not any(key in columns[label] for label in step.upstream or (SOURCES,)):
+        raise UsageError(f"stages.{step.stage_label} works by {key}, but reads from no stage whose "
+                         "rows have it; have it read a column of one that stands before it")
 
 
 def fingerprint(stage: Stage, inputs: dict[str, str]) -> str:

@@ -12,6 +12,7 @@ from pipeline.shards import ShardMetadata, ShardWriter, shard_path
 from pipeline.status import status_report
 from pipeline.verify import verify
 from pipeline.verify.repair import repair
+from schemas.errors import UsageError
 
 STAGES = '''
 from contextlib import contextmanager
@@ -201,3 +202,36 @@ def test_clips_that_an_earlier_version_lost_are_found_and_made_by_a_repair(heard
         assert clips(data.dataset, column) == ALL, column
     stages(data.dataset)
     assert faults(data.dataset) == []
+
+
+@pytest.mark.parametrize(("key", "reads", "said"), [
+    ("clip_id", ["cut_words.start_seconds", "sources.url"],
+     "reads sources.url, but works by clip_id, and the rows of sources are told by no clip_id or "
+     "video_id"),
+    ("clip_id", ["sources.url?"], "reads sources.url, but works by clip_id"),
+    ("video_id", ["fetch_words.url", "name_words.word?"],
+     "reads name_words.word, but works by video_id, and the rows of name_words are told by no "
+     "video_id"),
+    ("source_key", ["fetch_words.url", "hear_video.heard"],
+     "reads hear_video.heard, but works by source_key"),
+    ("video_id", ["sources.url"], "reads sources.url, but works by video_id"),
+    ("video_id", [], "works by video_id, but reads from no stage whose rows have it"),
+    ("video_id", ["nothing.there?"], "works by video_id, but reads from no stage"),
+])
+def test_a_stage_that_reads_rows_which_its_keys_do_not_name_is_refused(heard, key, reads, said):
+    """Before, it was given no row at all, or null for each, or the run ended with a traceback."""
+    data, settings, _ = heard
+    own = data.folder / "lost.py"
+    own.write_text(f"""
+import pyarrow as pa
+from stages.protocol import Stage
+
+class Lost(Stage):
+    name = "lost"
+    key = {key!r}
+    reads = {tuple(reads)!r}
+    writes = pa.schema([("found", pa.string())])
+""")
+    with pytest.raises(UsageError) as refused:
+        data.run(*settings[:2], f"lost.stage={own}:Lost")
+    assert f"stages.lost {said}" in str(refused.value)
