@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 
 from jobs.run import run
 from pipeline.catalog import open_catalog
+from pipeline.recipe import LoadedRecipe
 from pipeline.shards import ShardMetadata, ShardWriter, shard_path
 from pipeline.status import status_report
 from pipeline.verify import verify
@@ -92,11 +94,28 @@ class SayTwice(Stage):
             return pa.table({"clip_id": clips, "said": [str(n) for n, _ in enumerate(clips)]})
         yield transform
 
+class Hear(Stage):
+    """Fails while `odd_file` says so."""
+    name = "hear"
+    key = "video_id"
+    reads = ("fetch_words.url",)
+    writes = pa.schema([("heard", pa.string())])
+    error_kind = "transient"
+    odd_file: str = resource("")
+
+    @contextmanager
+    def open(self, workspace):
+        def transform(batch):
+            if "deaf" in Path(self.odd_file).read_text():
+                raise OSError("heard nothing")
+            return pa.table({"video_id": batch["video_id"], "heard": batch["video_id"]})
+        yield transform
+
 class CutOdd(Stage):
     """Makes the clips that `odd_file` says for a video: `v-a=x,y`."""
     name = "cut_odd"
     key = "video_id"
-    reads = ("fetch_words.url",)
+    reads = ("fetch_words.url", "hear.heard?")
     writes = pa.schema([("clip_id", pa.string()), ("start_seconds", pa.float64()),
                         ("end_seconds", pa.float64())])
     error_kind = "bad_media"
@@ -138,6 +157,12 @@ def counts(dataset: Path, stage: str) -> tuple[int, int, int]:
 def faults(dataset: Path) -> list[str]:
     return [f"{fault.check} {fault.where}: {fault.what}"
             for fault in verify(dataset, is_free=lambda path: True).faults]
+
+
+def only(loaded: LoadedRecipe, *labels: str) -> LoadedRecipe:
+    """A recipe of fetch_words and these stages, in this order."""
+    stages = {label: loaded.stages[label] for label in ("fetch_words", *labels)}
+    return dataclasses.replace(loaded, stages=stages)
 
 
 def test_a_score_that_is_not_finite_is_a_failure_that_says_so(words, told):
@@ -248,9 +273,7 @@ def test_a_clip_that_is_made_twice_costs_the_video_that_makes_it_again(words, to
                 f"cut_odd.odd_file={told}", f"cut_odd.batch_rows={batch_rows}")
     told.write_text("v-a=a-1,a-2,a-3 v-b=b-1,b-2,b-1 v-c=c-1,a-2 v-d=c-1,b-1")
     data = words("a", "b", "c", "d", shard_videos=4)
-    loaded = data.loaded(*settings)
-    for label in ("cut_words", "name_words", "count_letters", "guess_words"):
-        loaded.stages.pop(label)
+    loaded = only(data.loaded(*settings), "cut_odd")
     run(loaded, data.dataset)
     assert counts(data.dataset, "cut_odd") == (2, 0, 2)
     assert ask(data.dataset, "SELECT key, kind, message FROM failures ORDER BY key") == [
@@ -265,4 +288,23 @@ def test_a_clip_that_is_made_twice_costs_the_video_that_makes_it_again(words, to
     assert run(loaded, data.dataset, retry_kinds=["bad_media"])
     assert counts(data.dataset, "cut_odd") == (3, 0, 1)
     assert ask(data.dataset, "SELECT key, attempts FROM failures") == [("v-c", 2)]
+    assert faults(data.dataset) == []
+
+
+def test_a_video_that_is_cut_again_makes_its_clips_again(words, told):
+    """A retry of what it did without brings it once more: its own clips are not another's."""
+    settings = [f"{label}.{setting}" for label, name in (("cut_odd", "CutOdd"), ("hear", "Hear"))
+                for setting in (f"stage={told.parent / 'doublers.py'}:{name}", f"odd_file={told}")]
+    told.write_text("v-a=a-1,a-2 v-b=b-1 deaf=yes")
+    data = words("a", "b")
+    loaded = only(data.loaded(*settings), "hear", "cut_odd")
+    run(loaded, data.dataset)
+    assert counts(data.dataset, "hear") == (0, 0, 2)
+    told.write_text("v-a=a-1,a-2 v-b=b-1")
+    assert run(loaded, data.dataset, retry_kinds=["transient"])
+    assert counts(data.dataset, "cut_odd") == (2, 0, 0)
+    assert ask(data.dataset, "SELECT shard, clip_id FROM steps.cut_odd WHERE error IS NULL "
+               "ORDER BY ALL") == [
+        (shard, clip) for shard in ("000000", "000000.retry1") for clip in ("a-1", "a-2", "b-1")]
+    assert ask(data.dataset, "SELECT * FROM failures_all WHERE stage = 'cut_odd'") == []
     assert faults(data.dataset) == []
