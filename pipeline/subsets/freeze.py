@@ -32,6 +32,7 @@ from pipeline.subsets.candidates import ALL, CANDIDATES, Candidates, committed, 
 from pipeline.subsets.engine import Engine, Size
 from pipeline.subsets.explain import describe_recipe, require_clips, resolve_scorers
 from pipeline.subsets.recipe import SubsetRecipe
+from pipeline.tombstones import removed_videos
 from schemas import views
 from schemas.command_line import shell_word
 from schemas.damage import check_is_file, read_json, reading
@@ -157,9 +158,22 @@ def create_subset(
             return _same_or_refuse(load_subset(dataset, name), info), False
         write_json(folder / "subset.json", info)
         _sync(folder)
+        _check_none_was_removed(dataset, connection, name)
         folder.rename(place)
         _sync(place.parent)
     return FrozenSubset(name, place, info), True
+
+
+def _check_none_was_removed(dataset: Path, connection: Any, name: str) -> None:
+    """ClipmillError where a chosen video was removed meanwhile: a removal at work names only the
+    subsets that are there."""
+    removed = list(removed_videos(dataset))
+    (clips,) = connection.execute("SELECT count(*) FROM work.chosen WHERE video_id IN "
+                                  "(SELECT unnest(?::VARCHAR[]))", [removed]).fetchone()
+    if clips:
+        raise ClipmillError(f"{clips:,} clips of the subset {name!r} belong to videos that were "
+                            "removed from the dataset while it was being made; run the same "
+                            "command again, it leaves them out")
 
 
 def _same_or_refuse(there: FrozenSubset, made: Mapping[str, Any]) -> FrozenSubset:

@@ -11,11 +11,14 @@ import pytest
 
 from jobs.remove import remove
 from pipeline import removal, shards
+from pipeline.catalog import open_catalog
 from pipeline.index_writer import update_index
+from pipeline.subsets.freeze import create_subset, subset_names
+from pipeline.subsets.recipe import load_subset_recipe
 from pipeline.tombstones import tombstones
 from pipeline.verify import verify
 from schemas.errors import ClipmillError
-from tests.pipeline.exports.small_dataset import write_small, youtube_id
+from tests.pipeline.exports.small_dataset import freeze, write_small, youtube_id
 
 VIDEO, OTHER = f"youtube-{youtube_id(0)}", f"youtube-{youtube_id(2)}"
 KEY = "k000"
@@ -200,3 +203,34 @@ def test_a_shard_that_cannot_be_written_is_one_error_and_is_finished_later(
     assert all(stone.purged_at for stone in tombstones(dataset))
     assert not any(VIDEO in pq.read_table(path)["video_id"].to_pylist()
                    for path in (dataset / "split_clips").rglob("*.parquet"))
+
+
+def test_a_subset_that_is_frozen_while_a_removal_is_at_work_is_named(dataset, monkeypatch, capsys):
+    def rewrite_and_freeze(path: Path, selection: removal.Selection) -> None:
+        rewrite(path, selection)
+        if "mine" not in subset_names(dataset):
+            freeze(dataset, "mine", [f"{VIDEO}-0-2000", f"{OTHER}-0-2000"])
+
+    rewrite = removal.rewrite_shard
+    monkeypatch.setattr(removal, "rewrite_shard", rewrite_and_freeze)
+    remove(dataset, videos=[VIDEO])
+    assert "Frozen subset mine holds 1 clip of them" in capsys.readouterr().out
+
+
+def test_a_subset_is_not_frozen_with_what_was_removed_meanwhile(dataset: Path, tmp_path: Path):
+    """For the removal has looked for subsets by then; made again, it has none of it."""
+    def say(step: str) -> None:
+        if step == "writing the clips":
+            remove(dataset, videos=[VIDEO])
+
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("rules: [{where: duration_seconds > 0}]\n")
+    with (open_catalog(dataset) as catalog,
+          pytest.raises(ClipmillError, match=r"3 clips of the subset 'mine' .*command again")):
+        create_subset(catalog, load_subset_recipe(recipe), name="mine", code_version="1",
+                      on_step=say)
+    assert subset_names(dataset) == []
+    with open_catalog(dataset) as catalog:
+        subset, _ = create_subset(catalog, load_subset_recipe(recipe), name="mine",
+                                  code_version="1")
+    assert subset.info["n_clips"] == 9
