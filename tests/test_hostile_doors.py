@@ -265,7 +265,7 @@ def test_ids_that_lie_in_a_dataset_all_the_same_lead_nowhere(tmp_path, monkeypat
     """A dataset that somebody else made may hold any."""
     recipe = own_recipe(tmp_path, "{stage: 'own.py:CutHostile'}")
     with monkeypatch.context() as without:
-        without.setattr("pipeline.runner.is_file_name", lambda text: True)
+        without.setattr("pipeline.outputs.is_file_name", lambda text: True)
         run(load_recipe(recipe), tmp_path / "dataset")
     for command in ("status", "failures"):
         assert not STEERING.search(cli(command, tmp_path / "dataset"))
