@@ -39,6 +39,7 @@ from pipeline.shards import ShardMetadata, shard_path
 from pipeline.task_results import MAX_DEATHS, TaskResult, attempt, died
 from pipeline.watchdog import BEAT_SECONDS, Beat, Node, Tasks, Watchdog
 from schemas.errors import ClipmillError
+from stages.models.device_errors import DeviceBroken
 
 POLL_SECONDS = 0.5
 _SHUTDOWN_SECONDS = 30.0
@@ -185,7 +186,10 @@ class _ShardRunner:
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         for shard in batch["shard"]:
-            self._worker.run(str(shard))
+            try:
+                self._worker.run(str(shard))
+            except DeviceBroken:
+                os._exit(1)  # Ray puts another one in this one's place
             self._heart.done += 1
         return batch
 

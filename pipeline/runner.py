@@ -3,7 +3,7 @@
 A step's shard is committed only when every input key came out as kept, rejected or failed. A
 batch that raises is done again row by row, so one bad row costs that row only. Rows of a fragile
 stage are noted in a journal before they start: one that took its worker down twice is written as
-a crash, and the shard goes on.
+a crash, and the shard goes on. A row that breaks its worker's GPU counts as one that took it down.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ from schemas.damage import DamagedFile, reading
 from schemas.errors import ClipmillError, RowFailed, RowRejected
 from schemas.step_tables import REMOVED_RULE
 from schemas.storage import full_storage, writing_to
+from stages.models.device_errors import DeviceBroken, raise_if_broken
 from stages.protocol import Transform, Workspace
 
 Report = Callable[[str, Counter], None]
@@ -180,15 +181,20 @@ class Worker:
         frames: FrameReader | None, log: ShardLog,
     ) -> Iterator[tuple[pa.Table, dict[str, pa.Table]]]:
         """Every batch of a shard with its output tables, failures included."""
-        stage = step.stage
-        if not stage.fragile:
-            for start in range(0, rows.num_rows, stage.batch_rows):
-                batch = rows.slice(start, stage.batch_rows)
-                yield from _batch(step, batch, transform, frames, log, self.dataset)
-            return
+        stage, key = step.stage, step.stage.key
         journal = _journal(step, self.dataset, shard)
         seen = _started_before(journal, None if self.journal_over_runs else self.run_id)
-        key = stage.key
+        if not stage.fragile and not seen:
+            for start in range(0, rows.num_rows, stage.batch_rows):
+                batch = rows.slice(start, stage.batch_rows)
+                try:
+                    yield from _batch(step, batch, transform, frames, log, self.dataset)
+                except DeviceBroken:
+                    # Which of them did it comes out when each is done alone, in a new process.
+                    write_json(journal, {"run_id": self.run_id,
+                                         "started": dict.fromkeys(batch[key].to_pylist(), 1)})
+                    raise
+            return
         for row in range(rows.num_rows):
             batch = rows.slice(row, 1)
             name = batch[key][0].as_py()
@@ -202,6 +208,8 @@ class Worker:
             write_json(journal, {"run_id": self.run_id, "started": seen})
             try:
                 yield from _batch(step, batch, transform, frames, log, self.dataset)
+            except DeviceBroken:
+                raise
             except BaseException:
                 # The run was stopped, or can't go on: this process lives, so the row took it
                 # nowhere. That the disk is full, say, is told by what is raised.
@@ -285,6 +293,7 @@ def _batch(
         raise  # nothing that another row could make good
     except Exception as error:  # noqa: BLE001 (any exception of a stage is a row's failure)
         _raise_if_full(error, dataset)
+        raise_if_broken(error)
         names = [batch[step.stage.key][0].as_py()]
         if not isinstance(error, RowFailed | RowRejected):
             # Of a batch it is no failure yet: its rows are done alone.
@@ -300,6 +309,7 @@ def _batch(
                 raise
             except Exception as problem:  # noqa: BLE001 (see above)
                 _raise_if_full(problem, dataset)
+                raise_if_broken(problem)
                 names = [one[step.stage.key][0].as_py()]
                 if not isinstance(problem, RowFailed | RowRejected):
                     log.raised("exception", problem, names[0])

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 from pydantic import Field
 
 from schemas.errors import ClipmillError, RowFailed
+from stages.models.device_errors import raise_if_broken
 from stages.models.memory import free_memory, is_out_of_memory, out_of_memory
 from stages.models.openai_server import OpenAIServer
 from stages.models.references import ModelReference
@@ -194,7 +195,7 @@ class Batches(Generic[Item, Prepared, Result]):
     """Runs items through a model in batches, preparing one while the one before it is computed.
 
     Where memory does not suffice the size is halved, for good. Any other exception costs only the
-    item that causes it: its batch is done again one by one.
+    item that causes it: its batch is done again one by one. DeviceBroken where none can be.
     """
 
     def __init__(
@@ -242,6 +243,7 @@ class Batches(Generic[Item, Prepared, Result]):
                 raise RuntimeError(f"{len(batch)} inputs gave {len(found)} outputs")
             return found
         except Exception as error:  # noqa: BLE001 - whatever a model raises costs its item only
+            raise_if_broken(error)
             memory = is_out_of_memory(error)
             failure = error if isinstance(error, RowFailed) else out_of_memory(
                 error) if memory else RowFailed("model", f"{type(error).__name__}: {error}")

@@ -1,0 +1,36 @@
+"""Errors after which a GPU does nothing more for the process: no other row would fare better."""
+
+from __future__ import annotations
+
+from schemas.errors import ClipmillError
+
+# What CUDA's and HIP's runtimes say where, by their manuals, the process must be started anew;
+# lower case. Memory that does not suffice, or a shape that a kernel refuses, is none of these.
+_SIGNS = (
+    "device-side assert", "illegal memory access", "illegal address", "misaligned address",
+    "illegal instruction", "invalid program counter", "not supported on global/shared address",
+    "unspecified launch failure", "launch timed out", "hardware stack error", "uncorrectable",
+)
+_RUNTIMES = ("cuda", "hip", "cublas", "cudnn", "nccl", "acceleratorerror")
+
+
+class DeviceBroken(ClipmillError):
+    """A model's device does no more work in this process; another process may go on.
+
+    Its threads are not waited for: freeing what the device holds may end the process.
+    """
+
+    leaves_threads = True
+
+
+def raise_if_broken(error: BaseException) -> None:
+    """Raises DeviceBroken where an exception says that the device works no more."""
+    said = f"{type(error).__name__}: {error}"
+    text = said.lower()
+    if isinstance(error, RuntimeError) and any(sign in text for sign in _SIGNS) and any(
+            runtime in text for runtime in _RUNTIMES):
+        raise DeviceBroken(
+            f"the GPU's context is broken, so it does no more work in this process: "
+            f"{said.partition(chr(10))[0]}. Run the same command to go on: the rows of the batch "
+            "are then tried one by one, and one that breaks it again becomes a failure of kind "
+            "crash") from error

@@ -1,0 +1,54 @@
+"""A stage whose model breaks its GPU at some rows, as far as Python sees of it."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from urllib.parse import urlsplit
+
+import pyarrow as pa
+
+from stages.models.generation import Batches
+from stages.protocol import Rows, Stage, Workspace, resource
+from tests.pipeline.own_stages import asked
+
+_broken = False
+
+
+class AcceleratorError(RuntimeError):
+    """Called as PyTorch's, which takes seconds to import in every worker."""
+
+
+def compute(urls: list[str]) -> list[str]:
+    """From the first row that asks for it on, nothing more can be computed in this process."""
+    global _broken
+    _broken = _broken or any("break" in asked(url) for url in urls)
+    if _broken:
+        raise AcceleratorError(
+            "CUDA error: device-side assert triggered\nCUDA kernel errors might be reported "
+            "asynchronously at some other API call.")
+    return [urlsplit(url).netloc for url in urls]
+
+
+class CaptionWords(Stage):
+    """The host of each URL; through the batches that captioners use, or without them."""
+
+    name = "caption_words"
+    key = "video_id"
+    reads = ("fetch_words.url",)
+    writes = pa.schema([("caption", pa.string())])
+    in_batches: bool = resource(True)
+    batch_rows: int = resource(4)
+
+    @contextmanager
+    def open(self, workspace: Workspace):
+        def transform(batch):
+            rows, urls = Rows(self), batch["url"].to_pylist()
+            found = Batches(2, list, compute).run([urls]) if self.in_batches else compute(urls)
+            for key, caption in zip(batch["video_id"].to_pylist(), found, strict=True):
+                if isinstance(caption, Exception):
+                    rows.record(key, caption)
+                else:
+                    rows.keep(key, caption=caption)
+            return rows.table()
+
+        yield transform
