@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from jobs.locking import dataset_lock
-from pipeline.records import require_dataset
+from pipeline.records import check_links, require_dataset
 from pipeline.removal import Purged, find, finish_removals, purge, unfinished
 from pipeline.tombstones import new_tombstone
 from pipeline.verify.layout import QUARANTINE
@@ -33,6 +33,7 @@ def remove(
     from datetime import UTC, datetime
 
     dataset = require_dataset(dataset).absolute()
+    check_links(dataset)
     if not videos and not uploaders:
         raise UsageError("say what to remove: --video ID or --uploader NAME, as the view `videos` "
                          "has them")

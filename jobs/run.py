@@ -71,6 +71,7 @@ def run(
         # Where nothing can be written, that is what is said, whatever could not be.
         stack.enter_context(writing_to(dataset))
         dataset.mkdir(parents=True, exist_ok=True)
+        records.check_links(dataset)
         hold = stack.enter_context(dataset_lock(dataset, command, wait=wait))
         _clear_up(dataset, hold)
         ask_hosts_again(dataset)

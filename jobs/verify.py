@@ -16,13 +16,14 @@ import pyarrow as pa
 from jobs.formats import write_rows
 from jobs.locking import dataset_lock
 from jobs.progress import saying
-from pipeline.records import require_dataset
+from pipeline.records import check_links, require_dataset
 from pipeline.verify import Report, verify
 from pipeline.verify.findings import Finding, as_text, count
 from pipeline.verify.repair import Repaired, repair
 from schemas.command_line import shell_word
 from schemas.damage import what_is_there
 from schemas.errors import ClipmillError
+from schemas.storage import writing_to
 
 _COLUMNS = ("severity", "check", "where", "what", "next_step")
 
@@ -41,6 +42,8 @@ def verify_dataset(
     1 only where something is left that this could not put right.
     """
     require_dataset(dataset)
+    if media:
+        check_links(dataset)
     lock = (dataset_lock(dataset, "verify --repair", wait=wait) if repairs
             else contextlib.nullcontext())
     with lock, saying() as say:
@@ -55,7 +58,8 @@ def verify_dataset(
         repaired = None
         if repairs and report.faults:
             say("setting aside")
-            repaired = repair(dataset, report)
+            with writing_to(dataset):
+                repaired = repair(dataset, report)
     _print(report, repaired, format)
     sys.stdout.flush()  # the faults before the summary, where both go to one place
     print(_summary(report, media=media), file=sys.stderr)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Collection
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from pipeline.fence import goes_on
 from pipeline.shards import write_json
 from schemas.command_line import shell_word
 from schemas.damage import DamagedFile, read_json, reading
-from schemas.errors import UsageError, storable
+from schemas.errors import ClipmillError, UsageError, storable
 
 RUNS = "runs"
 KILLED = "killed"
@@ -103,6 +104,18 @@ def check_place(dataset: Path) -> None:
                          "table can be read there; give the dataset another place") from error
 
 
+def check_links(dataset: Path, *, without: Collection[str] = ()) -> None:
+    """ClipmillError where a part of the dataset is a link whose disk is not mounted.
+
+    What lies there must not be taken for lost.
+    """
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        for path in sorted(dataset.iterdir()):
+            if path.is_symlink() and path.name not in without and not path.exists():
+                raise ClipmillError(f"{path} is a link to {path.readlink()}, which is not there; "
+                                    "mount its disk, or delete the link if that is lost for good")
+
+
 def require_dataset(dataset: Path) -> Path:
     """`dataset` if it is one, else a usage error that says what to do."""
     check_place(dataset)
@@ -112,4 +125,5 @@ def require_dataset(dataset: Path) -> Path:
     if not (dataset / RUNS).is_dir() and not (dataset / "sources").is_dir():
         raise UsageError(f"{dataset} is not a Clipmill dataset (it has no runs/ folder); "
                          f"make one with `clipmill run RECIPE --dataset {shell_word(dataset)}`")
+    check_links(dataset, without=("media",))  # tables can be asked without it
     return dataset

@@ -57,11 +57,25 @@ class MediaChecks:
     book: Book
     say: Callable[[str], None] = lambda said: None
 
+    def __post_init__(self) -> None:
+        # A folder that Clipmill has put anything in has notes, too, whatever else was deleted.
+        media = self.survey.dataset / "media"
+        self._is_empty = media.is_dir() and not any(media.iterdir())
+        self._told = False
+
     def check(self, found: dict[Node, dict[str, Rows]]) -> None:
         by_path: dict[str, list[_Video]] = {}
         for video in _videos(found):
             by_path.setdefault(video.row["path"], []).append(video)
         for path, videos in by_path.items():
+            if self._is_empty and not Path(path).is_absolute():
+                if not self._told:
+                    self._told = True
+                    self.book.fault(
+                        "media_missing", "media", "the folder is empty, as where a disk is not "
+                        "mounted", "mount its disk; if its files are lost for good, delete the "
+                        "empty folder and verify again", at_rest=True)
+                continue
             self.say(f"reading {path}")
             self._check_file(path, videos)
 
@@ -107,6 +121,13 @@ class MediaChecks:
         try:
             facts = run_isolated(probe, whole, limits=Limits())
         except RowFailed as error:
+            if error.kind == "crash":
+                # The helper was killed or ran out of what it may take: that says nothing of the
+                # file, whose bytes are those that were taken in.
+                self.book.note("media_duration", videos[0].row["path"],
+                               f"how long it is could not be checked: {error.message}",
+                               "verify again when the machine has more room")
+                return
             # Its bytes are those that were taken in, so the row says what was never so.
             for video in videos:
                 self._bad_row("media_duration", video, f"is no whole video: {error.message}")

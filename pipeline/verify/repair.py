@@ -9,7 +9,9 @@ from a loss; the next one moves the rest.
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -102,8 +104,12 @@ def _new_folder(dataset: Path) -> Path:
 
 def _move(source: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
-    # Within one dataset and so within one file system: what is set aside is not copied.
-    os.replace(source, target)
+    try:
+        os.replace(source, target)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        shutil.move(source, target)  # a folder of the dataset is a link to another disk
 
 
 def _reopen(dataset: Path, names: Iterable[str]) -> int:
