@@ -48,6 +48,13 @@ def dataset(tmp_path: Path) -> Path:
     return folder
 
 
+def record_that_runs(dataset: Path) -> None:
+    (dataset / "runs" / f"{RUNS[1]}.json").write_text(json.dumps({
+        "run_id": RUNS[1], "state": "running", "started_at": START.isoformat(),
+        "finished_at": None, "recipe_name": "r", "code_version": "1", "engine": "local",
+        "recipe": {}, "stages": []}))
+
+
 def messages(capsys, dataset: Path, run: str | None = None, **asked) -> list[str]:
     logs.show_logs(dataset, run, format="jsonl", **asked)
     return [json.loads(text)["message"] for text in capsys.readouterr().out.splitlines()]
@@ -116,7 +123,7 @@ def test_a_dataset_without_logs_is_told_so(tmp_path):
 
 def test_follow_ends_at_once_for_a_run_that_is_over(dataset, capsys):
     """Its process was killed: the record still says that it is running, but nobody has the lock."""
-    (dataset / "runs" / f"{RUNS[1]}.json").write_text('{"state": "running"}')
+    record_that_runs(dataset)
     logs.show_logs(dataset, follow=True)
     assert len(capsys.readouterr().out.splitlines()) == 11
     with pytest.raises(UsageError, match="--follow prints lines as they come"):
@@ -140,7 +147,7 @@ with dataset_lock(dataset) as hold:
         log.write("failure", f"live {{number}}")
         time.sleep(0.02)
 '''
-    (dataset / "runs" / f"{RUNS[1]}.json").write_text('{"state": "running"}')
+    record_that_runs(dataset)
     with subprocess.Popen([sys.executable, "-c", writer], cwd=ROOT, stdin=subprocess.PIPE,
                           stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline() == "ready\n"
