@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Iterable
@@ -230,13 +231,19 @@ class ShardList:
         return request_is_current(plan, request) and step.label in plan.downstream(request["step"])
 
     def group(self, shard: str) -> list[str]:
-        """The first shard and its retries so far, oldest first; retries are numbered from 1."""
+        """The first shard and its retries so far, oldest first.
+
+        A number may be missing: a retry whose request was damaged was set aside.
+        """
         base = base_shard(shard)
-        names, number = [base], 1
-        while (name := f"{base}.retry{number}") in self.retries:
-            names.append(name)
-            number += 1
-        return names
+        return [base, *self._retries_of.get(base, ())]
+
+    @functools.cached_property
+    def _retries_of(self) -> dict[str, list[str]]:
+        found: dict[str, list[str]] = {}
+        for name in sorted(self.retries, key=shard_order):
+            found.setdefault(base_shard(name), []).append(name)
+        return found
 
     def relevant(self, plan: Plan, step: Step) -> list[str]:
         """All shards that pass through a step, in order."""

@@ -9,6 +9,7 @@ import pytest
 
 from jobs import query
 from jobs.run import load, run
+from jobs.verify import verify_dataset
 from pipeline.catalog import open_catalog
 from pipeline.logs import log_files, logged_runs
 from pipeline.status import status_report
@@ -214,3 +215,24 @@ def test_a_retry_has_a_log_of_its_own(words):
     assert len(runs) == 2
     (driver,) = [file for file in log_files(data.dataset, runs[1]) if file.worker == "driver"]
     assert "Trying 1 failed rows of name_words again." in driver.path.read_text()
+
+
+def test_a_retry_whose_request_was_damaged_hides_no_later_one(words, tmp_path):
+    """Its number stays missing when verify has set it aside."""
+    mend = tmp_path / "mended"
+    setting = f"name_words.mend_file={mend}"
+    data = words("a?fail=name", "b?fail=cut")
+    data.run(setting)
+    assert data.run(setting, retry_kinds=["model"])
+    assert data.run(setting, retry_kinds=["bad_media"])
+    (data.dataset / "retries" / "000000.retry1.json").write_text("{")
+    assert verify_dataset(data.dataset, repairs=True) == 0
+    data.run(setting)
+    mend.touch()
+    assert data.run(setting, retry_kinds=["model"])
+    assert [path.stem for path in sorted((data.dataset / "retries").iterdir())] == [
+        "000000.retry2", "000000.retry3"]
+    assert ask(data.dataset, "SELECT key FROM failures") == [("v-b",)]
+    assert ask(data.dataset, "SELECT count(*) FROM clips WHERE word IS NULL") == [(0,)]
+    counts(data.dataset, "count_letters")
+    assert verify_dataset(data.dataset) == 0
