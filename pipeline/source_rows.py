@@ -176,11 +176,15 @@ class Reader:
     def _of_searches(self, spec: SourceSpec) -> Iterator[Source]:
         results = spec.results or DEFAULT_SEARCH_RESULTS
         terms = self._terms(spec)
-        with ThreadPoolExecutor(_SEARCHES_AT_A_TIME) as pool:
+        pool = ThreadPoolExecutor(_SEARCHES_AT_A_TIME)
+        try:
             while not self._is_full() and (some := list(islice(terms, _SEARCHES_AT_A_TIME))):
                 for found in pool.map(lambda source: self._expanded(spec, source, results)
                                       if source.problem is None else [source], some):
                     yield from found
+        finally:
+            # A run that is stopped waits for no site that does not answer.
+            pool.shutdown(wait=False, cancel_futures=True)
 
     def _terms(self, spec: SourceSpec) -> Iterator[Source]:
         if spec.search_file is not None:

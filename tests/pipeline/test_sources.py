@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import string
+import threading
 import time
 from pathlib import Path
 
@@ -543,6 +544,25 @@ def test_a_term_that_fails_or_finds_nothing_costs_that_term_only(tmp_path, searc
     assert [row["error"] and row["error"]["kind"] for row in rows] == [
         "blocked", "permanent", None, None]
     assert [row["query"] for row in rows] == ["broken", "nothing", "cats", "cats"]
+
+
+def test_a_stop_waits_for_no_search_that_hangs(tmp_path, search_engine, monkeypatch):
+    go_on, ended = threading.Event(), threading.Event()
+
+    def search(self, query):
+        if query == "stop":
+            raise KeyboardInterrupt
+        go_on.wait(100)
+        ended.set()
+        return iter(())
+
+    monkeypatch.setattr(search_engine, "_search_results", search)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            take(tmp_path, {"search": ["stop", "hang"], "search_engine": "homesearch"})
+        assert not ended.is_set()
+    finally:
+        go_on.set()
 
 
 def test_the_limit_stops_searching(tmp_path, search_engine):
