@@ -107,11 +107,13 @@ def check_place(dataset: Path) -> None:
 def check_links(dataset: Path, *, without: Collection[str] = ()) -> None:
     """ClipmillError where a part of the dataset is a link whose disk is not mounted.
 
-    What lies there must not be taken for lost.
+    What lies there must not be taken for lost. Logs are written where that can be done, and an
+    index is made again.
     """
     with contextlib.suppress(FileNotFoundError, NotADirectoryError):
         for path in sorted(dataset.iterdir()):
-            if path.is_symlink() and path.name not in without and not path.exists():
+            if (path.is_symlink() and path.name not in (*without, "logs", "index")
+                    and not path.exists()):
                 raise ClipmillError(f"{path} is a link to {path.readlink()}, which is not there; "
                                     "mount its disk, or delete the link if that is lost for good")
 

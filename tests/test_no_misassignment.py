@@ -156,7 +156,8 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("engine", ["local", "ray"])
+# Both take the same paths through the stages; the one that has more to mix up is in `make test`.
+@pytest.mark.parametrize("engine", [pytest.param("local", marks=pytest.mark.slow), "ray"])
 def test_every_caption_embedding_and_score_sits_on_its_own_clip(videos, models, tmp_path, engine):
     paths = sorted(videos.glob("*.mp4"))
     random.Random(5).shuffle(paths)

@@ -55,6 +55,7 @@ def test_a_local_run_ends_and_the_same_command_goes_on(tmp_path):
     assert list((dataset / "journal").glob("*")) == []
 
 
+@pytest.mark.slow
 def test_ray_starts_another_worker(tmp_path):
     """The run goes through: the row is tried twice, and the others have their captions."""
     loaded = load_recipe(recipe(tmp_path, "ray", in_batches=False, breaking="b"))

@@ -146,7 +146,7 @@ def shown(value: object) -> str:
     return str(value) if not isinstance(value, str) or len(value) % 2 else json.dumps(value)
 
 
-@settings(max_examples=250)
+@settings(max_examples=80)
 @given(text=st.one_of(st.text(max_size=60), PIECES, PLAIN.map(shown)))
 @example(text="? [a, b]\n: 1")
 @example(text="a: 2001-99-99")
@@ -160,7 +160,7 @@ def test_any_text_is_a_recipe_or_a_clear_error(tmp_path_factory, text):
             str(error).encode("utf-8", "backslashreplace")
 
 
-@settings(max_examples=200)
+@settings(max_examples=60)
 @given(top=st.dictionaries(st.sampled_from(
            ["dataset", "sources", "shard_videos", "exclude_ids", "engine", "ray", "description"]),
            PLAIN, max_size=2),

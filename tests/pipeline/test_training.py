@@ -193,7 +193,8 @@ def test_a_frozen_subset_gives_its_clips_and_says_what_is_gone(numbered, tmp_pat
                    folder / "clips-000000.parquet")
     (folder / "subset.json").write_text(json.dumps(
         {"name": "late", "recipe": "late", "created_at": "2026-01-01T00:00:00+00:00",
-         "n_clips": 3, "n_videos": 3, "hours": 0.0, "snapshot": "x",
+         "n_clips": 3, "n_videos": 3, "hours": 0.0, "snapshot": "x", "hash": "x", "seed": 0,
+         "rules": [], "scorers": {}, "catalog": {},
          "files": [{"name": "clips-000000.parquet"}]}))
     clips = ClipDataset(dataset, "late", frames=1, size=16)
     assert [clips.row(i)["clip_id"] for i in range(len(clips))] == [c for c, _ in rows]
