@@ -42,6 +42,7 @@ def test_its_recipes_load_and_find_their_scorers(tmp_path, beginning):
         assert resolve(recipe.scorers, catalog, recipe="mine").keys() == recipe.scorers.keys()
 
 
+@pytest.mark.slow
 def test_its_stage_measures_flow_under_the_label_that_recipes_name(
         made: Made, tmp_path, monkeypatch, capsys):
     """The printed command, typed as it stands; in a film of moving shapes something flows."""

@@ -251,7 +251,7 @@ def test_a_run_without_a_recipe_takes_the_newest_one_and_leaves_sources_alone(wo
     with pytest.raises(UsageError, match="--limit is about sources"):
         run(loaded, data.dataset, take_sources=False, limit=1)
     # Named sources are taken all the same.
-    more = load(None, data.dataset, sources=["https://new.test/?clips=9"])
+    more = load(None, data.dataset, sources=[str(data.folder / "urls.txt")])
     assert list(more.stages) == [*STAGES, "more"]
     assert run(more, data.dataset)
     assert len(data.shards("fetch_words")) == 2

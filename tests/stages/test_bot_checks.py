@@ -99,7 +99,8 @@ def test_a_site_that_takes_us_for_a_bot_is_left_alone(tmp_path, site, platform):
     assert f"after 3 bot checks in a row, the last: [Home] 2: {SAID}" in messages[3]
 
 
-@pytest.mark.parametrize("extractor", ["home", None], ids=["known", "asked for directly first"])
+@pytest.mark.parametrize("extractor", [
+    "home", pytest.param(None, marks=pytest.mark.slow)], ids=["known", "asked for directly first"])
 @pytest.mark.parametrize("gone", [None, 0.001], ids=["waited for", "gone"])
 def test_a_site_that_has_calmed_down_is_asked_as_before(tmp_path, site, platform, extractor, gone):
     """One row asks all that it takes to get a video, and that ends the pauses, not a page."""

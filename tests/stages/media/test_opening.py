@@ -95,6 +95,7 @@ def test_frames_that_the_decoder_made_up_are_no_video(tmp_path):
         collect_isolated(scan_video, tmp_path / "film.h264", SCAN, limits=Limits())
 
 
+@pytest.mark.slow
 def test_a_large_film_that_is_one_is_read(tmp_path):
     path, _ = cached((Scene("red", 0.2),), size=(7680, 4320),
                      codec_options=(("preset", "ultrafast"),))

@@ -96,8 +96,8 @@ def test_leaving_does_not_wait_for_a_handshake():
             line.close()
 
 
-@pytest.mark.parametrize("how", [
-    signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
 def test_a_run_whose_model_server_hangs_is_stopped_at_once(how, tmp_path):
     """And goes on with the next run."""
     film = cached((Scene("red", 2.0), Scene("blue", 2.0)), size=(320, 240), rate=10)[0]
