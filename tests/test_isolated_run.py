@@ -67,7 +67,8 @@ def rows(dataset: Path) -> dict[str, list[dict]]:
     return found
 
 
-@pytest.mark.parametrize("engine", ["local", pytest.param("ray", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["local", "ray"])
 def test_a_decoder_that_is_taken_down_costs_its_own_video_only(engine, tmp_path):
     """Neighbours in the shard have the rows of a run without harm; a retry makes the rest good."""
     films = tmp_path / "films"

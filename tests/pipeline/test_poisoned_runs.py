@@ -140,7 +140,8 @@ def poisoned_run(dataset: Path, folder: Path, engine: str) -> list[list[str]]:
     return [line.split() for line in log.read_text().splitlines()]
 
 
-@pytest.mark.parametrize("engine", ["local", pytest.param("ray", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["local", "ray"])
 def test_a_run_without_memory_for_its_batches_makes_the_same_rows(
     engine, made, dataset, tmp_path
 ):

@@ -97,6 +97,7 @@ def test_exact_cuts_equal_those_of_the_command_for_uneven_frame_rate(tmp_path):
     assert_equal_starts(ours, command_starts(path, tmp_path, ["detect-content"]))
 
 
+@pytest.mark.slow
 @needs_footage
 @pytest.mark.parametrize("name", FEW)
 def test_exact_cuts_of_real_footage_equal_those_of_the_command(name, tmp_path):
