@@ -1,0 +1,42 @@
+"""Commands that say what there is to run, and what this machine lacks for it."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+PANEL = "Get started"
+
+app = typer.Typer()
+recipes = typer.Typer(help="Ready-made recipes.", no_args_is_help=True)
+app.add_typer(recipes, name="recipe", rich_help_panel=PANEL)
+
+
+@recipes.command("list")
+def recipe_list() -> None:
+    """Names and purposes of the ready-made recipes, of runs and of subsets."""
+    from jobs.ready_made import SUBSET_FOLDER, described
+
+    print("For `clipmill run`:", *described(), "", "For `clipmill subset explain` and `create`:",
+          *described(SUBSET_FOLDER), sep="\n")
+
+
+@recipes.command("show")
+def recipe_show(name: Annotated[str, typer.Argument(metavar="RECIPE", help="a ready-made name, of "
+                "a run's recipe or a subset's, or a YAML file")]) -> None:
+    """Print a recipe, to start one of your own from."""
+    from jobs.ready_made import any_recipe_path
+
+    print(any_recipe_path(name).read_text("utf-8"), end="")
+
+
+@app.command(rich_help_panel=PANEL)
+def doctor(
+    recipe: Annotated[str | None, typer.Argument(metavar="[RECIPE]", help="a ready-made name or a "
+                      "YAML file")] = None,
+) -> None:
+    """What this machine lacks: libraries, codecs, models of a recipe."""
+    from jobs.doctor import examine
+
+    raise typer.Exit(examine(recipe))

@@ -1,0 +1,62 @@
+"""Commands that keep a dataset sound."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from jobs.cli_options import (
+    Dataset,
+    Format,
+    OutputFormat,
+    Wait,
+)
+
+PANEL = "Keep it sound"
+
+app = typer.Typer()
+
+
+@app.command(rich_help_panel=PANEL)
+def verify(
+    dataset: Dataset,
+    repair: Annotated[bool, typer.Option("--repair", help="set aside in DATASET/quarantine what is "
+                      "broken and can be made again; `clipmill run` then makes it")] = False,
+    media: Annotated[bool, typer.Option("--media/--no-media", help="read the videos' files, too: "
+                     "checksums and lengths")] = True,
+    format_: OutputFormat = Format.table,
+    wait: Wait = False,
+) -> None:
+    """Re-read everything; a line for each fault, and exit status 1 where there is one."""
+    from jobs.verify import verify_dataset
+
+    raise typer.Exit(verify_dataset(dataset, repairs=repair, media=media, format=format_.value,
+                                    wait=wait))
+
+
+@app.command(rich_help_panel=PANEL)
+def remove(
+    dataset: Dataset,
+    video: Annotated[list[str] | None, typer.Option("--video", metavar="ID", help="a video_id; may "
+                     "be given several times")] = None,
+    uploader: Annotated[list[str] | None, typer.Option("--uploader", metavar="NAME", help="all "
+                        "videos of this uploader that the dataset has; may be given several "
+                        "times")] = None,
+    reason: Annotated[str | None, typer.Option(help="a note, kept in the view `removed`")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="only say what would go")] = False,
+    wait: Wait = False,
+) -> None:
+    """Take videos out of tables, media and later exports, for good."""
+    from jobs.remove import remove as take_out
+
+    take_out(dataset, videos=video or [], uploaders=uploader or [], reason=reason,
+             dry_run=dry_run, wait=wait)
+
+
+@app.command(rich_help_panel=PANEL)
+def index(dataset: Dataset, wait: Wait = False) -> None:
+    """Make the catalog's index by hand; every run brings it up to date at its end."""
+    from jobs.indexing import index_dataset
+
+    index_dataset(dataset, wait=wait)

@@ -1,0 +1,111 @@
+"""Commands that show what a dataset holds and what became of its inputs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from jobs.cli_options import (
+    Dataset,
+    Format,
+    Kinds,
+    LogLevel,
+    MemoryLimit,
+    Output,
+    OutputFormat,
+    StatusFormat,
+)
+
+PANEL = "Look at it"
+
+app = typer.Typer()
+
+
+@app.command(rich_help_panel=PANEL)
+def status(
+    dataset: Dataset,
+    format_: Annotated[StatusFormat, typer.Option("--format", help="how it is printed")
+                       ] = StatusFormat.table,
+) -> None:
+    """Per stage: inputs, kept, rejected, failed, pending, seconds, rows per second."""
+    from jobs.query import print_status
+
+    print_status(dataset, format_.value)
+
+
+@app.command(rich_help_panel=PANEL)
+def sql(
+    dataset: Dataset,
+    query: Annotated[str | None, typer.Argument(help="one query; a prompt when none is given")
+                     ] = None,
+    file: Annotated[Path | None, typer.Option(help="read the query from this file")] = None,
+    format_: OutputFormat = Format.table,
+    output: Output = None,
+    allow_external: Annotated[bool, typer.Option("--allow-external", help="let the query read "
+                              "other files and the network")] = False,
+    memory_limit: MemoryLimit = None,
+) -> None:
+    """Query the catalog with DuckDB, read-only."""
+    from jobs.query import run_sql
+
+    run_sql(dataset, query, file=file, format=format_.value, output=output,
+            allow_external=allow_external, memory_limit=memory_limit)
+
+
+@app.command(rich_help_panel=PANEL)
+def failures(
+    dataset: Dataset,
+    kind: Kinds = None,
+    format_: OutputFormat = Format.table,
+    output: Output = None,
+    all_: Annotated[bool, typer.Option("--all", help="also failures that a retry made good")
+                    ] = False,
+) -> None:
+    """What failed, why, and how often it was tried."""
+    from jobs.query import print_failures
+
+    print_failures(dataset, kinds=kind or [], format=format_.value, output=output, history=all_)
+
+
+@app.command(rich_help_panel=PANEL)
+def report(
+    dataset: Dataset,
+    output: Annotated[Path, typer.Option(metavar="FILE.html", help="where the page goes; what is "
+                      "there is replaced")],
+    subset: Annotated[str | None, typer.Option(metavar="NAME", help="a frozen subset to report on, "
+                      "beside the whole catalog")] = None,
+    samples: Annotated[int, typer.Option(metavar="N", min=0, max=60, help="show at most this many "
+                       "sample clips")] = 36,
+    seed: Annotated[int, typer.Option(help="of the clips shown at random")] = 0,
+) -> None:
+    """Write one self-contained page: funnel, distributions, captions, samples, failures."""
+    from jobs.report.page import report_on
+
+    report_on(dataset, output, subset=subset, sample_count=samples, seed=seed)
+
+
+@app.command(rich_help_panel=PANEL)
+def logs(
+    dataset: Dataset,
+    run: Annotated[str | None, typer.Option("--run", metavar="ID", help="of this run, or the only "
+                   "one whose id begins so; by default the newest")] = None,
+    level: Annotated[LogLevel, typer.Option(help="this and what is worse")] = LogLevel.info,
+    follow: Annotated[bool, typer.Option("--follow", help="go on with what is written until the "
+                      "run ends")] = False,
+    format_: OutputFormat = Format.table,
+    output: Output = None,
+) -> None:
+    """What a run's driver and workers wrote, by time: shards, failures, warnings, tracebacks."""
+    from jobs.logs import show_logs
+
+    show_logs(dataset, run, level=level.value, follow=follow, format=format_.value, output=output)
+
+
+@app.command(rich_help_panel=PANEL)
+def runs(dataset: Dataset, format_: OutputFormat = Format.table, output: Output = None) -> None:
+    """The runs so far, with models, prompts and fingerprints."""
+    from jobs.query import print_runs
+
+    print_runs(dataset, format=format_.value, output=output)

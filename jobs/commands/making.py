@@ -1,0 +1,126 @@
+"""Commands that make a dataset or add to it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from jobs.cli_options import (
+    Dataset,
+    Engine,
+    Environment,
+    ImportFormat,
+    Kinds,
+    RecipeArgument,
+    Set,
+    Sources,
+    Wait,
+)
+
+PANEL = "Make a dataset"
+
+app = typer.Typer()
+
+
+@app.command(rich_help_panel=PANEL)
+def run(
+    recipe: Annotated[str | None, typer.Argument(metavar="[RECIPE]", help="a ready-made name or a "
+                      "YAML file; by default the recipe of the --dataset's newest run, whose "
+                      "sources are not looked at again")] = None,
+    dataset: Annotated[Path | None, typer.Option(help="the dataset's folder; by default the "
+                       "recipe's, else NAME-dataset here")] = None,
+    sources: Sources = None,
+    engine: Annotated[Engine | None, typer.Option(help="where stages run; by default as the "
+                      "recipe says, else ray")] = None,
+    set_: Set = None,
+    until: Annotated[str | None, typer.Option(metavar="STAGE", help="stop after this stage")
+                     ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="take at most this many sources")
+                     ] = None,
+    wait: Wait = False,
+) -> None:
+    """Run what is not done yet; run again, it does only what is missing."""
+    from jobs.run import closing_table, dataset_folder, load
+    from jobs.run import run as execute
+
+    loaded = load(recipe, dataset, overrides=set_ or [], sources=sources or [],
+                  engine=engine.value if engine else None, wait=wait)
+    folder = dataset_folder(loaded, dataset)
+    execute(loaded, folder, until=until, limit=limit,
+            take_sources=recipe is not None or bool(sources), wait=wait)
+    closing_table(folder)
+
+
+@app.command(rich_help_panel=PANEL)
+def retry(dataset: Dataset, kind: Kinds = None, wait: Wait = False) -> None:
+    """Try failed rows again, and only those, with the newest run's recipe."""
+    from jobs.run import closing_table, load
+    from jobs.run import run as execute
+    from pipeline.records import require_dataset
+    from schemas.errors import ERROR_KINDS, UsageError
+
+    for word in kind or []:
+        if word not in ERROR_KINDS:
+            raise UsageError(f"--kind {word}: allowed: {', '.join(ERROR_KINDS)}")
+    execute(load(None, require_dataset(dataset), wait=wait), dataset.absolute(),
+            retry_kinds=kind or [], wait=wait)
+    closing_table(dataset)
+
+
+@app.command("import", rich_help_panel=PANEL)
+def import_(
+    dataset: Dataset,
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="JSON lines, also "
+                     "gzipped, or Parquet; give all files of a dataset at once")],
+    format_: Annotated[ImportFormat, typer.Option("--format", help="whose metadata it is")],
+    limit: Annotated[int | None, typer.Option(min=1, help="take the first so many videos, with "
+                     "all their clips")] = None,
+    shard_videos: Annotated[int, typer.Option(min=1, max=1_000_000, help="videos a shard, "
+                            "the unit of work; take more for millions of videos")] = 16,
+    exclude_ids: Annotated[Path | None, typer.Option(metavar="FILE", help="known ids, one a line, "
+                           "which are rejected")] = None,
+    wait: Wait = False,
+) -> None:
+    """Take published metadata in, as sources with given spans, captions and scores."""
+    from jobs.importing import import_internvid
+
+    import_internvid(dataset, files, shard_videos=shard_videos, limit=limit,
+                     exclude_ids=exclude_ids, wait=wait)
+
+
+@app.command(rich_help_panel=PANEL)
+def submit(
+    recipe: RecipeArgument,
+    address: Annotated[str, typer.Option(help="the cluster's job server, e.g. "
+                       "http://head:8265")],
+    dataset: Annotated[Path | None, typer.Option(help="the dataset's folder, absolute, on storage "
+                       "that every node mounts")] = None,
+    sources: Sources = None,
+    set_: Set = None,
+    until: Annotated[str | None, typer.Option(metavar="STAGE", help="stop after this stage")
+                     ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="take at most this many sources")
+                     ] = None,
+    environment: Annotated[Environment, typer.Option(help="locked: the versions that this "
+                           "release was tested with; cluster: what the nodes have installed")
+                           ] = Environment.locked,
+    wait: Annotated[bool, typer.Option("--wait", help="follow the logs until it ends")] = False,
+) -> None:
+    """Send the run to a Ray cluster as a job."""
+    from jobs.submit import submit as send
+
+    send(recipe, address, dataset=dataset, sources=sources or [], overrides=set_ or [],
+         until=until, limit=limit, locked=environment is Environment.locked, wait=wait)
+
+
+@app.command(rich_help_panel=PANEL)
+def demo(
+    dataset: Annotated[Path, typer.Option(help="the dataset's folder")] = Path("demo-dataset"),
+    engine: Annotated[Engine, typer.Option(help="where stages run")] = Engine.ray,
+) -> None:
+    """Run the full recipe on a small rendered world, offline, and measure it against the truth."""
+    from jobs.demo.demo import run_demo
+
+    run_demo(dataset.absolute(), engine=engine.value)
