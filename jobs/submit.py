@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import shlex
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from jobs.interrupts import interruption_behind, leave_at_once
 from jobs.ready_made import recipe_path
 from jobs.versions import ROOT
 from pipeline.recipe import LoadedRecipe, load_recipe
@@ -17,6 +20,9 @@ from schemas.command_line import shell_word
 from schemas.errors import ClipmillError, UsageError
 from stages.download_videos import DownloadVideos
 from stages.models.references import DataFile
+
+if TYPE_CHECKING:
+    from pipeline.ray_jobs import Job
 
 PACKAGES = ("schemas", "stages", "pipeline", "jobs")
 CONSTRAINTS = ROOT / "constraints.txt"
@@ -47,7 +53,7 @@ def submit(
     if locked and not CONSTRAINTS.exists():
         raise UsageError("the locked versions come with a checkout of Clipmill, and this is none; "
                          "take what the nodes have with --environment cluster")
-    from pipeline.on_ray import submit_job
+    from pipeline.ray_jobs import submit_job
 
     command = ["python", "-m", "jobs.cli", "run", f"recipe/{path.name}", "--dataset", str(where)]
     for override in (*overrides, *_safe_defaults(loaded)):
@@ -64,13 +70,21 @@ def submit(
                          CONSTRAINTS if locked else None)
         print(job.id, flush=True)
         if not wait:
-            print(f"Sent. Follow it with `ray job logs --address {address} --follow {job.id}`; "
-                  f"look at the dataset with `clipmill status {shell_word(where)}`.",
-                  file=sys.stderr)
+            print(f"Sent. {_how_to_look(job, where)}", file=sys.stderr)
             return
-        state = job.follow(sys.stdout)
+        try:
+            state = job.follow(sys.stdout)
+        except KeyboardInterrupt as leaving:
+            print(f"The job goes on. {_how_to_look(job, where)} To end it: "
+                  f"`ray job stop --address {job.address} {job.id}`.", file=sys.stderr, flush=True)
+            leave_at_once(128 + (interruption_behind(leaving) or signal.SIGINT))
     if state != "SUCCEEDED":
         raise ClipmillError(f"job {job.id} ended as {state}: {job.message()}")
+
+
+def _how_to_look(job: Job, dataset: Path) -> str:
+    return (f"Follow it with `ray job logs --address {job.address} --follow {job.id}`; look at the "
+            f"dataset with `clipmill status {shell_word(dataset)}`.")
 
 
 def _safe_defaults(loaded: LoadedRecipe) -> list[str]:

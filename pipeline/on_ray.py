@@ -1,4 +1,4 @@
-"""The Ray engine: shard names stream through pools of workers. The only file that imports Ray.
+"""The Ray engine: shard names stream through pools of workers.
 
 Ray moves names, storage moves data: a row of the Ray dataset is one shard's name, and the worker
 commits the shard itself. An actor that dies is replaced by Ray and its shard is run again; the
@@ -19,7 +19,7 @@ import uuid
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 # Threads may still ask when the connection is closed: that must not open another one.
 os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
@@ -421,52 +421,3 @@ def _reason(error: BaseException) -> ClipmillError:
         # Of a traceback the end says most.
         shown = f"{lines[0]} … {' '.join(lines)[-_MAX_REASON_CHARACTERS:]}"
     return ClipmillError(f"the run stopped in a Ray worker: {type(error).__name__}: {shown}")
-
-
-class Job:
-    """A job that was handed to a cluster's job server."""
-
-    def __init__(self, client: Any, job_id: str) -> None:
-        self._client = client
-        self.id = job_id
-
-    def follow(self, output: TextIO) -> str:
-        """Copies the job's log to `output` until it ends; gives its last state."""
-        said = 0
-        while True:
-            state = self._client.get_job_status(self.id)
-            log = self._client.get_job_logs(self.id)
-            output.write(log[said:])
-            output.flush()
-            said = len(log)
-            if state.is_terminal():
-                return str(state.value)
-            time.sleep(POLL_SECONDS)
-
-    def message(self) -> str:
-        return str(self._client.get_job_info(self.id).message or "no message")
-
-
-def submit_job(address: str, command: str, folder: Path, constraints: Path | None) -> Job:
-    """Hands `command` to the job server at `address`, with `folder` as its working directory.
-
-    `constraints` names the pinned versions that the job's environment is made of; None takes
-    what the nodes have. Raises ClipmillError where the server can't be reached.
-    """
-    from ray.job_submission import JobSubmissionClient
-
-    environment: dict[str, Any] = {"working_dir": str(folder),
-                                   "env_vars": {"PYTHONUNBUFFERED": "1"}}
-    if constraints is not None:
-        pins = [line for line in constraints.read_text("utf-8").splitlines()
-                if line and not line.startswith(("#", "-"))]
-        environment["pip"] = {"packages": pins, "pip_check": False}
-    try:
-        client = JobSubmissionClient(address)
-        return Job(client, client.submit_job(entrypoint=command, runtime_env=environment))
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise ClipmillError(
-            f"the job server at {address} did not take the job: {error}; is it the dashboard's "
-            "address (port 8265 by default)? A cluster that asks for a token needs "
-            "RAY_AUTH_MODE=token and the same RAY_AUTH_TOKEN_PATH here"
-        ) from error

@@ -131,10 +131,11 @@ def rows_of(data, label: str) -> list[dict]:
 @pytest.fixture
 def sent(monkeypatch) -> list[str]:
     """What would be run on the cluster, word by word."""
-    import pipeline.on_ray
+    import pipeline.ray_jobs
 
     class Job:
         id = "job-1"
+        address = "http://127.0.0.1:9"
 
     words: list[str] = []
 
@@ -142,7 +143,7 @@ def sent(monkeypatch) -> list[str]:
         words.extend(shlex.split(command))
         return Job()
 
-    monkeypatch.setattr(pipeline.on_ray, "submit_job", submit_job)
+    monkeypatch.setattr(pipeline.ray_jobs, "submit_job", submit_job)
     return words
 
 

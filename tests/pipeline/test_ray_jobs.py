@@ -1,0 +1,187 @@
+"""A cluster's job server, played by one on loopback that answers as Ray's does and as it may."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import io
+import os
+import socket
+import threading
+from collections.abc import Iterator
+
+import pytest
+import ray
+from aiohttp import web
+
+from pipeline.ray_jobs import Job, job_server, submit_job
+from schemas.errors import ClipmillError, UsageError
+
+
+class JobServer:
+    """Ray's HTTP interface for one job, `job-1`, whose log is `pieces`.
+
+    `cuts` are how many pieces each connection sends before it is cut; the last ones send all.
+    """
+
+    def __init__(self, pieces: list[str], cuts: list[int] | None = None, state: str = "SUCCEEDED",
+                 asked_for_token: bool = False) -> None:
+        self.pieces, self.cuts, self.state = pieces, cuts or [], state
+        self.asked_for_token = asked_for_token
+        self.asked: list[str] = []
+        self.knows_the_job = True
+        self.url = ""
+
+    async def answer(self, request: web.Request) -> web.StreamResponse:
+        self.asked.append(f"{request.method} {request.path}")
+        if self.asked_for_token and not request.headers.get("Authorization"):
+            return web.Response(status=401, text="Unauthorized: Missing authentication token")
+        if request.path == "/api/version":
+            return web.json_response({"version": "4", "ray_version": ray.__version__,
+                                      "ray_commit": "x", "session_name": "s"})
+        if request.path.startswith("/api/packages/"):
+            return web.Response()
+        if request.path == "/api/jobs/":
+            return web.json_response({"job_id": "job-1", "submission_id": "job-1"})
+        if not self.knows_the_job:
+            return web.Response(status=404, text="Job job-1 does not exist")
+        if request.path.endswith("/logs/tail"):
+            return await self._send_log(request)
+        has_ended = not self.cuts
+        return web.json_response({
+            "type": "SUBMISSION", "submission_id": "job-1", "entrypoint": "x",
+            "status": self.state if has_ended else "RUNNING", "message": "as it is"})
+
+    async def _send_log(self, request: web.Request) -> web.StreamResponse:
+        until = self.cuts.pop(0) if self.cuts else None
+        answer = web.WebSocketResponse()
+        await answer.prepare(request)
+        for piece in self.pieces[:until]:
+            await answer.send_str(piece)
+        if until is not None:
+            request.transport.abort()
+        return answer
+
+
+@contextlib.contextmanager
+def serving(server: JobServer) -> Iterator[JobServer]:
+    loop = asyncio.new_event_loop()
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", server.answer)
+    runner = web.AppRunner(app, shutdown_timeout=0.1)
+
+    async def start() -> None:
+        await runner.setup()
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        port = site._server.sockets[0].getsockname()[1]
+        server.url = f"http://127.0.0.1:{port}"
+
+    thread = threading.Thread(target=loop.run_forever, daemon=True)
+    thread.start()
+    asyncio.run_coroutine_threadsafe(start(), loop).result(30)
+    try:
+        yield server
+    finally:
+        asyncio.run_coroutine_threadsafe(runner.cleanup(), loop).result(30)
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join(30)
+        loop.close()
+
+
+def sent(server: JobServer, folder, address: str | None = None) -> Job:
+    return submit_job(address or server.url, "true", folder, None)
+
+
+def test_the_log_is_gone_on_with_after_a_connection_that_broke(tmp_path):
+    """Two cuts in the middle: every line is written once, and the whole is never asked for."""
+    pieces = ["one\n", "two\n", "three ", "and four\n", "five\n"]
+    with serving(JobServer(pieces, cuts=[2, 3])) as server:
+        output = io.StringIO()
+        assert sent(server, tmp_path).follow(output) == "SUCCEEDED"
+    assert output.getvalue() == "one\ntwo\nthree and four\nfive\n"
+    assert server.asked.count("GET /api/jobs/job-1/logs") == 0
+    assert server.asked.count("GET /api/jobs/job-1/logs/tail") == 3
+
+
+def test_an_unbroken_log_is_fetched_once(tmp_path):
+    with serving(JobServer(["a\n"] * 50, state="FAILED")) as server:
+        output = io.StringIO()
+        job = sent(server, tmp_path)
+        assert job.follow(output) == "FAILED"
+        assert job.message() == "as it is"
+    assert output.getvalue() == "a\n" * 50
+    assert server.asked.count("GET /api/jobs/job-1/logs/tail") == 1
+
+
+def test_a_head_that_is_gone_is_said_with_the_way_on(tmp_path):
+    with serving(JobServer(["one\n"], cuts=[1])) as server:
+        job = sent(server, tmp_path)
+    output = io.StringIO()
+    with pytest.raises(ClipmillError, match=r"no longer answers.*ray job logs --address") as raised:
+        job.follow(output, patience_seconds=0)
+    assert job.address in str(raised.value)
+
+
+def test_a_head_that_was_started_again_does_not_know_the_job(tmp_path):
+    with serving(JobServer(["one\n"], cuts=[1])) as server:
+        job = sent(server, tmp_path)
+        server.knows_the_job = False
+        with pytest.raises(ClipmillError, match=r"no longer knows job job-1.*submit it again"):
+            job.follow(io.StringIO())
+
+
+def test_a_closed_output_is_not_taken_for_a_head_that_is_gone(tmp_path):
+    class Closed(io.StringIO):
+        def write(self, text: str) -> int:
+            raise BrokenPipeError
+
+    with serving(JobServer(["one\n"])) as server, pytest.raises(BrokenPipeError):
+        sent(server, tmp_path).follow(Closed())
+
+
+def test_a_cluster_that_asks_for_a_token_is_said_without_a_traceback(tmp_path, monkeypatch):
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    with serving(JobServer([], asked_for_token=True)) as server, pytest.raises(
+            ClipmillError, match=r"RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH") as raised:
+        sent(server, tmp_path)
+    assert len(str(raised.value).splitlines()) == 1
+
+
+def test_a_host_and_port_are_enough(tmp_path):
+    with serving(JobServer([])) as server:
+        job = sent(server, tmp_path, server.url.removeprefix("http://"))
+        assert job.address == server.url
+    assert "POST /api/jobs/" in server.asked
+
+
+@pytest.mark.parametrize("name", ["RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"])
+def test_the_address_of_the_command_line_counts(tmp_path, monkeypatch, name):
+    monkeypatch.setenv(name, "http://127.0.0.1:9")
+    with serving(JobServer([])) as server:
+        assert sent(server, tmp_path).id == "job-1"
+    assert os.environ[name] == "http://127.0.0.1:9"
+
+
+def test_a_server_that_is_not_a_job_server_is_said(tmp_path):
+    class Web(JobServer):
+        async def answer(self, request: web.Request) -> web.StreamResponse:
+            return web.Response(text="<html>hello</html>", content_type="text/html")
+
+    with serving(Web([])) as server, pytest.raises(ClipmillError, match="did not take the job"):
+        sent(server, tmp_path)
+
+
+def test_a_port_where_nobody_answers_is_said(tmp_path):
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{nobody.getsockname()[1]}"
+        with pytest.raises(ClipmillError, match=rf"http://{address} did not take the job.*8265"):
+            submit_job(address, "true", tmp_path, None)
+
+
+@pytest.mark.parametrize("address", ["ray://head:10001", "auto://x", "http://", "head:port", ":80",
+                                     "", "http://[::1", "head:99999"])
+def test_what_cannot_be_a_job_server_is_refused(address):
+    with pytest.raises(UsageError, match=r"--address http://head:8265"):
+        job_server(address)
