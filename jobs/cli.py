@@ -10,20 +10,31 @@ from typing import Annotated
 import typer
 
 from jobs.commands import choosing, helping, keeping, looking, making
+from jobs.help_pages import Commands
 
-app = typer.Typer(
+app = Commands(
     name="clipmill",
     help="Video sources in, a queryable video–text dataset out.",
     no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
+    epilog="\b\nFirst steps:\n  clipmill demo\n  clipmill run timestamps-only --sources FOLDER\n"
+           "  clipmill COMMAND --help",
 )
 for commands in (helping, making, looking, choosing, keeping):
     app.add_typer(commands.app)
 
 
+def _print_version(asked: bool) -> None:
+    if asked:
+        from jobs.versions import code_version
+
+        print(f"clipmill {code_version()}")
+        raise typer.Exit
+
+
 @app.callback()
 def _common(
+    version: Annotated[bool, typer.Option("--version", help="print the version", is_eager=True,
+                                          callback=_print_version)] = False,
     debug: Annotated[bool, typer.Option("--debug", help="show tracebacks of errors; may stand "
                      "anywhere in the command")] = False,
 ) -> None:

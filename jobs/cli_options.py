@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from jobs import completion
+
 
 class Engine(enum.StrEnum):
     """Where stages run."""
@@ -97,7 +99,8 @@ class Environment(enum.StrEnum):
 
 Dataset = Annotated[Path, typer.Argument(metavar="DATASET", help="the dataset's folder")]
 RecipeArgument = Annotated[
-    str, typer.Argument(metavar="RECIPE", help="a ready-made name or a YAML file")
+    str, typer.Argument(metavar="RECIPE", help="a ready-made name or a YAML file",
+                        autocompletion=completion.run_recipes)
 ]
 Sources = Annotated[
     list[str] | None,
@@ -108,15 +111,17 @@ Set = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="A.B=VALUE", help="change a setting, e.g. "
                  "split_clips.threshold=35, or add a stage: LABEL.stage=NAME with its settings; "
-                 "may be given several times"),
+                 "may be given several times", autocompletion=completion.settings),
 ]
 Kinds = Annotated[
     list[str] | None,
     typer.Option("--kind", metavar="K", help="only failures of this kind: permanent, transient, "
-                 "blocked, bad_media, model or crash; may be given several times"),
+                 "blocked, bad_media, model or crash; may be given several times",
+                 autocompletion=completion.failure_kinds),
 ]
 SubsetRecipe = Annotated[
-    str, typer.Argument(metavar="RECIPE", help="a ready-made subset recipe or a YAML file")
+    str, typer.Argument(metavar="RECIPE", help="a ready-made subset recipe or a YAML file",
+                        autocompletion=completion.subset_recipes)
 ]
 Parameters = Annotated[
     list[str] | None,
@@ -136,4 +141,12 @@ Wait = Annotated[
 OutputFormat = Annotated[Format, typer.Option("--format", help="how rows are printed")]
 Output = Annotated[
     Path | None, typer.Option("--output", help="write to this file, not to standard output")
+]
+Until = Annotated[
+    str | None, typer.Option(metavar="STAGE", help="stop after this stage",
+                             autocompletion=completion.stages)
+]
+SubsetName = Annotated[
+    str | None, typer.Option("--subset", metavar="NAME", help="a frozen subset; by default all "
+                             "clips", autocompletion=completion.subset_names)
 ]

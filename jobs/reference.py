@@ -17,6 +17,7 @@ import pyarrow as pa
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from jobs.help_pages import default_shown, limits_shown, shown
 from pipeline.recipe import RaySettings, Recipe
 from pipeline.source_spec import SourceSpec
 from pipeline.stage_classes import built_in_stage_names, stage_class
@@ -253,36 +254,24 @@ def _command_parts(name: str, command: Any) -> list[str]:
                                                                                 each)]
     given = [param for param in command.params if param.param_type_name == "argument"]
     options = [param for param in command.params if param.param_type_name == "option"]
-    usage = " ".join([name, *(_shown(param) for param in given), *(["[OPTIONS]"] if options else [])
+    usage = " ".join([name, *(shown(param) for param in given), *(["[OPTIONS]"] if options else [])
                       ])
     parts = [f"## `{name}`\n", f"{(command.help or '').strip()}\n", f"```text\n{usage}\n```\n"]
-    rows = [(f"`{_shown(param)}`", param.help or "", _option_default(param))
+    rows = [(f"`{shown(param)}`", _what_it_is(param), _option_default(param))
             for param in [*given, *options]]
     if rows:
         parts.append(_table(("argument or option", "what it is", "default"), rows))
     return parts
 
 
-def _shown(param: Any) -> str:
-    if param.param_type_name == "argument":
-        word = param.metavar or param.name.upper()
-        return word if param.required or word.startswith("[") else f"[{word}]"
-    kind = param.type_descriptor.annotation
-    if isinstance(kind, type) and issubclass(kind, enum.Enum):
-        value = "|".join(str(choice.value) for choice in kind)
-    else:
-        words = {Path: "PATH", int: "NUMBER", float: "NUMBER"}
-        value = param.metavar or words.get(kind, "TEXT")
-    return max(param.opts, key=len) + ("" if param.is_flag else f" {value}")
+def _what_it_is(param: Any) -> str:
+    limits = limits_shown(param)
+    return f"{param.help or ''} ({limits})" if limits else param.help or ""
 
 
 def _option_default(param: Any) -> str:
-    value = param.default
-    if param.required:
-        return "required"
-    if value is None or value is False or callable(value) or value == []:
-        return ""
-    return f"`{getattr(value, 'value', value)}`"
+    default = default_shown(param)
+    return "required" if param.required else f"`{default}`" if default else ""
 
 
 PAGES: dict[str, Callable[[], str]] = {

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from jobs import completion
 from jobs.cli_options import (
     CardFormat,
     CutStart,
@@ -22,25 +23,24 @@ from jobs.cli_options import (
     Parameters,
     Seed,
     StatusFormat,
+    SubsetName,
     SubsetRecipe,
 )
+from jobs.help_pages import Commands
 
-PANEL = "Make training data"
-
-app = typer.Typer()
-subsets = typer.Typer(help="Subsets: what a recipe would take, and frozen lists of clips.",
+app = Commands("Make training data")
+subsets = Commands(help="Subsets: what a recipe would take, and frozen lists of clips.",
                       no_args_is_help=True)
-app.add_typer(subsets, name="subset", rich_help_panel=PANEL)
+app.add_group("subset", subsets)
 
 
-@app.command(rich_help_panel=PANEL)
+@app.command()
 def export(
     dataset: Dataset,
     format_: Annotated[ExportFormat, typer.Option("--format", help="what the files are")],
     output: Annotated[Path, typer.Option(metavar="DIR", help="a new or empty folder, or that of "
                       "the same export, which is gone on with")],
-    subset: Annotated[str | None, typer.Option(metavar="NAME", help="a frozen subset; by default "
-                      "all clips")] = None,
+    subset: SubsetName = None,
     where: Annotated[str | None, typer.Option(metavar="SQL", help="only clips for which this is "
                      "true, e.g. \"similarity > 0.3\"")] = None,
     media: Annotated[Media, typer.Option(help="none; copy: cut at key frames, without encoding "
@@ -50,7 +50,7 @@ def export(
     shard_size: Annotated[str, typer.Option(metavar="SIZE", help="how large a file may get")
                           ] = "1GB",
     caption: Annotated[str, typer.Option(metavar="COLUMN", help="the text of a clip, a column of "
-                       "clips")] = "caption",
+                       "clips", autocompletion=completion.clip_columns)] = "caption",
     keep_uncaptioned: Annotated[bool | None, typer.Option(
         "--keep-uncaptioned/--drop-uncaptioned", help="whether clips without that text stay; by "
         "default in parquet and csv only")] = None,
@@ -126,7 +126,8 @@ def subset_list(
 @subsets.command("show")
 def subset_show(
     dataset: Dataset,
-    name: Annotated[str, typer.Argument(metavar="NAME", help="the subset's name")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="the subset's name",
+                                        autocompletion=completion.subset_names)],
     format_: Annotated[CardFormat, typer.Option("--format", help="how it is printed")
                        ] = CardFormat.markdown,
 ) -> None:
@@ -158,7 +159,7 @@ def subset_explain(
 @subsets.command("recipes")
 def subset_recipes(
     name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="print this one, to start "
-                    "one of your own from")] = None,
+                    "one of your own from", autocompletion=completion.subset_recipes)] = None,
 ) -> None:
     """Names and purposes of the ready-made subset recipes."""
     from jobs.subset import recipes as print_recipes

@@ -6,11 +6,12 @@ from typing import Annotated
 
 import typer
 
-PANEL = "Get started"
+from jobs import completion
+from jobs.help_pages import Commands
 
-app = typer.Typer()
-recipes = typer.Typer(help="Ready-made recipes.", no_args_is_help=True)
-app.add_typer(recipes, name="recipe", rich_help_panel=PANEL)
+app = Commands("Get started")
+recipes = Commands(help="Ready-made recipes.", no_args_is_help=True)
+app.add_group("recipe", recipes)
 
 
 @recipes.command("list")
@@ -24,17 +25,18 @@ def recipe_list() -> None:
 
 @recipes.command("show")
 def recipe_show(name: Annotated[str, typer.Argument(metavar="RECIPE", help="a ready-made name, of "
-                "a run's recipe or a subset's, or a YAML file")]) -> None:
+                "a run's recipe or a subset's, or a YAML file",
+                autocompletion=completion.any_recipes)]) -> None:
     """Print a recipe, to start one of your own from."""
     from jobs.ready_made import any_recipe_path
 
     print(any_recipe_path(name).read_text("utf-8"), end="")
 
 
-@app.command(rich_help_panel=PANEL)
+@app.command()
 def doctor(
     recipe: Annotated[str | None, typer.Argument(metavar="[RECIPE]", help="a ready-made name or a "
-                      "YAML file")] = None,
+                      "YAML file", autocompletion=completion.run_recipes)] = None,
 ) -> None:
     """What this machine lacks: libraries, codecs, models of a recipe."""
     from jobs.doctor import examine

@@ -12,13 +12,12 @@ from jobs.cli_options import (
     OutputFormat,
     Wait,
 )
+from jobs.help_pages import Commands
 
-PANEL = "Keep it sound"
-
-app = typer.Typer()
+app = Commands("Keep it sound")
 
 
-@app.command(rich_help_panel=PANEL)
+@app.command()
 def verify(
     dataset: Dataset,
     repair: Annotated[bool, typer.Option("--repair", help="set aside in DATASET/quarantine what is "
@@ -35,7 +34,7 @@ def verify(
                                     wait=wait))
 
 
-@app.command(rich_help_panel=PANEL)
+@app.command()
 def remove(
     dataset: Dataset,
     video: Annotated[list[str] | None, typer.Option("--video", metavar="ID", help="a video_id; may "
@@ -54,7 +53,7 @@ def remove(
              dry_run=dry_run, wait=wait)
 
 
-@app.command(rich_help_panel=PANEL)
+@app.command()
 def index(dataset: Dataset, wait: Wait = False) -> None:
     """Make the catalog's index by hand; every run brings it up to date at its end."""
     from jobs.indexing import index_dataset

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from jobs import completion
 from jobs.cli_options import (
     Dataset,
     Format,
@@ -17,13 +18,12 @@ from jobs.cli_options import (
     OutputFormat,
     StatusFormat,
 )
+from jobs.help_pages import Commands
 
-PANEL = "Look at it"
-
-app = typer.Typer()
+app = Commands("Look at it")
 
 
-@app.command(rich_help_panel=PANEL)
+@app.command()
 def status(
     dataset: Dataset,
     format_: Annotated[StatusFormat, typer.Option("--format", help="how it is printed")
@@ -35,7 +35,7 @@ def status(
     print_status(dataset, format_.value)
 
 
-@app.command(rich_help_panel=PANEL)
+@app.command()
 def sql(
     dataset: Dataset,
     query: Annotated[str | None, typer.Argument(help="one query; a prompt when none is given")
@@ -54,7 +54,7 @@ def sql(
             allow_external=allow_external, memory_limit=memory_limit)
 
 
-@app.command(rich_help_panel=PANEL)
+@app.command()
 def failures(
     dataset: Dataset,
     kind: Kinds = None,
@@ -69,13 +69,13 @@ def failures(
     print_failures(dataset, kinds=kind or [], format=format_.value, output=output, history=all_)
 
 
-@app.command(rich_help_panel=PANEL)
+@app.command()
 def report(
     dataset: Dataset,
     output: Annotated[Path, typer.Option(metavar="FILE.html", help="where the page goes; what is "
                       "there is replaced")],
     subset: Annotated[str | None, typer.Option(metavar="NAME", help="a frozen subset to report on, "
-                      "beside the whole catalog")] = None,
+                      "with the whole catalog", autocompletion=completion.subset_names)] = None,
     samples: Annotated[int, typer.Option(metavar="N", min=0, max=60, help="show at most this many "
                        "sample clips")] = 36,
     seed: Annotated[int, typer.Option(help="of the clips shown at random")] = 0,
@@ -86,11 +86,12 @@ def report(
     report_on(dataset, output, subset=subset, sample_count=samples, seed=seed)
 
 
-@app.command(rich_help_panel=PANEL)
+@app.command()
 def logs(
     dataset: Dataset,
     run: Annotated[str | None, typer.Option("--run", metavar="ID", help="of this run, or the only "
-                   "one whose id begins so; by default the newest")] = None,
+                   "one whose id begins so; by default the newest",
+                   autocompletion=completion.run_ids)] = None,
     level: Annotated[LogLevel, typer.Option(help="this and what is worse")] = LogLevel.info,
     follow: Annotated[bool, typer.Option("--follow", help="go on with what is written until the "
                       "run ends")] = False,
@@ -103,7 +104,7 @@ def logs(
     show_logs(dataset, run, level=level.value, follow=follow, format=format_.value, output=output)
 
 
-@app.command(rich_help_panel=PANEL)
+@app.command()
 def runs(dataset: Dataset, format_: OutputFormat = Format.table, output: Output = None) -> None:
     """The runs so far, with models, prompts and fingerprints."""
     from jobs.query import print_runs

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from jobs import completion
 from jobs.cli_options import (
     Dataset,
     Engine,
@@ -16,27 +17,27 @@ from jobs.cli_options import (
     RecipeArgument,
     Set,
     Sources,
+    Until,
     Wait,
 )
+from jobs.help_pages import Commands
 
-PANEL = "Make a dataset"
-
-app = typer.Typer()
+app = Commands("Make a dataset")
 
 
-@app.command(rich_help_panel=PANEL)
+@app.command()
 def run(
     recipe: Annotated[str | None, typer.Argument(metavar="[RECIPE]", help="a ready-made name or a "
                       "YAML file; by default the recipe of the --dataset's newest run, whose "
-                      "sources are not looked at again")] = None,
+                      "sources are not looked at again",
+                      autocompletion=completion.run_recipes)] = None,
     dataset: Annotated[Path | None, typer.Option(help="the dataset's folder; by default the "
                        "recipe's, else NAME-dataset here")] = None,
     sources: Sources = None,
     engine: Annotated[Engine | None, typer.Option(help="where stages run; by default as the "
                       "recipe says, else ray")] = None,
     set_: Set = None,
-    until: Annotated[str | None, typer.Option(metavar="STAGE", help="stop after this stage")
-                     ] = None,
+    until: Until = None,
     limit: Annotated[int | None, typer.Option(min=1, help="take at most this many sources")
                      ] = None,
     wait: Wait = False,
@@ -53,7 +54,7 @@ def run(
     closing_table(folder)
 
 
-@app.command(rich_help_panel=PANEL)
+@app.command()
 def retry(dataset: Dataset, kind: Kinds = None, wait: Wait = False) -> None:
     """Try failed rows again, and only those, with the newest run's recipe."""
     from jobs.run import closing_table, load
@@ -69,7 +70,7 @@ def retry(dataset: Dataset, kind: Kinds = None, wait: Wait = False) -> None:
     closing_table(dataset)
 
 
-@app.command("import", rich_help_panel=PANEL)
+@app.command("import")
 def import_(
     dataset: Dataset,
     files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="JSON lines, also "
@@ -90,7 +91,7 @@ def import_(
                      exclude_ids=exclude_ids, wait=wait)
 
 
-@app.command(rich_help_panel=PANEL)
+@app.command()
 def submit(
     recipe: RecipeArgument,
     address: Annotated[str, typer.Option(help="the cluster's job server, e.g. "
@@ -99,8 +100,7 @@ def submit(
                        "that every node mounts")] = None,
     sources: Sources = None,
     set_: Set = None,
-    until: Annotated[str | None, typer.Option(metavar="STAGE", help="stop after this stage")
-                     ] = None,
+    until: Until = None,
     limit: Annotated[int | None, typer.Option(min=1, help="take at most this many sources")
                      ] = None,
     environment: Annotated[Environment, typer.Option(help="locked: the versions that this "
@@ -115,7 +115,7 @@ def submit(
          until=until, limit=limit, locked=environment is Environment.locked, wait=wait)
 
 
-@app.command(rich_help_panel=PANEL)
+@app.command()
 def demo(
     dataset: Annotated[Path, typer.Option(help="the dataset's folder")] = Path("demo-dataset"),
     engine: Annotated[Engine, typer.Option(help="where stages run")] = Engine.ray,

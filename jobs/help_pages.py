@@ -1,0 +1,113 @@
+"""How `--help` looks: it reads well at 80 columns, and shows commands in groups."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+
+class Commands(typer.Typer):
+    """Commands that stand under one heading of `clipmill --help`."""
+
+    def __init__(self, heading: str | None = None, **details: Any) -> None:
+        super().__init__(cls=Group, rich_markup_mode=None, pretty_exceptions_enable=False,
+                         **details)
+        self._heading = heading
+
+    def command(self, name: str | None = None, **details: Any) -> Callable:
+        return super().command(name, cls=Command, rich_help_panel=self._heading, **details)
+
+    def add_group(self, name: str, group: typer.Typer) -> None:
+        self.add_typer(group, name=name, rich_help_panel=self._heading)
+
+
+class _Page:
+    """What commands and groups of commands show alike."""
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        given = [shown(param) for param in self.get_params(ctx)
+                 if param.param_type_name == "argument"]
+        return [*given, self.options_metavar] if self.options_metavar else given
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        for kind, title in (("argument", "Arguments"), ("option", "Options")):
+            rows = [(shown(param, both=True), _explained(param)) for param in self.get_params(ctx)
+                    if param.param_type_name == kind and not getattr(param, "hidden", False)]
+            if rows:
+                with formatter.section(title):
+                    formatter.write_dl(rows)
+
+
+class Command(_Page, TyperCommand):
+    """One command."""
+
+
+class Group(_Page, TyperGroup):
+    """Several commands; what each does is shown whole, under the heading of its group."""
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        return [*super().collect_usage_pieces(ctx), self.subcommand_metavar]
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        # The commands first: they are what a person looks for.
+        under: dict[str, list[tuple[str, str]]] = {}
+        longest = max(map(len, self.commands), default=0)
+        for name, command in self.commands.items():
+            heading = getattr(command, "rich_help_panel", None) or "Commands"
+            about = (command.help or "").strip().split("\n\n")[0]
+            under.setdefault(heading, []).append((name.ljust(longest), about))
+        for heading, rows in under.items():
+            with formatter.section(heading):
+                formatter.write_dl(rows)
+        super().format_options(ctx, formatter)
+
+
+def shown(param: Any, *, both: bool = False) -> str:
+    """A parameter as it is typed: `NAME`, `--flag`, `--option VALUE`; `both` names of a switch."""
+    if param.param_type_name == "argument":
+        word = param.metavar or param.name.upper()
+        return word if param.required or word.startswith("[") else f"[{word}]"
+    name = max(param.opts, key=len)
+    if param.is_flag:
+        return " / ".join([name, *param.secondary_opts]) if both else name
+    kind = param.type_descriptor.annotation
+    if isinstance(kind, type) and issubclass(kind, enum.Enum):
+        return f"{name} {'|'.join(str(choice.value) for choice in kind)}"
+    words = {Path: "PATH", int: "NUMBER", float: "NUMBER"}
+    return f"{name} {param.metavar or words.get(kind, 'TEXT')}"
+
+
+def default_shown(param: Any) -> str:
+    """A parameter's default as it is typed; empty where leaving it out says it already."""
+    value = param.default
+    if value is None or value is False or callable(value) or value == []:
+        return ""
+    if param.param_type_name == "option" and param.is_flag:
+        return max(param.opts, key=len)
+    return str(getattr(value, "value", value))
+
+
+def limits_shown(param: Any) -> str:
+    """The range that a number must lie in, in words; empty where any will do."""
+    least, most = getattr(param, "min", None), getattr(param, "max", None)
+    if least is not None and most is not None:
+        return f"{least} to {most}"
+    if least is not None:
+        return f"at least {least}" if least else ""
+    return "" if most is None else f"at most {most}"
+
+
+def _explained(param: Any) -> str:
+    default = default_shown(param)
+    more = ["required" if param.required and param.param_type_name == "option" else "",
+            limits_shown(param), f"default: {default}" if default else ""]
+    noted = "; ".join(filter(None, more))
+    text = param.help or ""
+    if text.startswith("Show this message"):  # the help option's own words, in the house's style
+        text = "show this page"
+    return f"{text} [{noted}]" if noted else text
