@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import os
-import shutil
 import sys
 from collections.abc import Iterator
 from importlib import metadata
@@ -13,6 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from schemas.errors import ClipmillError
+from stages.media.ffmpeg_program import ffmpeg_problem, ffmpeg_program
 
 LIBRARIES = {
     "ray": "ray", "yt_dlp": "yt-dlp", "scenedetect": "scenedetect-headless", "decord": "decord",
@@ -44,12 +44,7 @@ def _findings(recipe: str | None) -> Iterator[tuple[str, str | None]]:
         known = name in av.codecs_available
         yield f"decoder {name}", None if known else "PyAV's FFmpeg was built without it"
     yield _gpu(), None
-    if ffmpeg := shutil.which("ffmpeg"):
-        yield f"ffmpeg at {ffmpeg}, for merging what yt-dlp fetches", None
-    else:
-        import imageio_ffmpeg
-
-        yield f"ffmpeg of imageio-ffmpeg {imageio_ffmpeg.get_ffmpeg_version()}", None
+    yield _ffmpeg()
     if recipe is not None:
         yield from _recipe_findings(recipe)
 
@@ -65,6 +60,12 @@ def _library(module: str) -> tuple[str, str | None]:
         return f"{name} {metadata.version(name)}", None
     except (ImportError, OSError, RuntimeError) as error:
         return name, f"cannot be imported: {error}"
+
+
+def _ffmpeg() -> tuple[str, str | None]:
+    what = "ffmpeg, for merging what yt-dlp fetches and for download_videos.sections"
+    problem = ffmpeg_problem()
+    return (f"{what}: {ffmpeg_program()}", None) if problem is None else (what, problem)
 
 
 def _gpu() -> str:

@@ -6,7 +6,6 @@ yt-dlp is imported when it is first needed: most of the program does without.
 from __future__ import annotations
 
 import errno
-import functools
 import logging
 import os
 import re
@@ -18,6 +17,7 @@ from urllib.parse import urlsplit
 
 from schemas.errors import ErrorKind, RowFailed, RowRejected, storable
 from stages.media.extractors import NO_PLATFORM, names_videos
+from stages.media.ffmpeg_program import ffmpeg_program
 from stages.media.hosts import BotCheck, Hosts, LeftAlone, PassingProblem
 from stages.media.http import is_challenge, problem_of_status, retry_after_seconds
 from stages.media.sections import NoSection, Section, discard
@@ -84,7 +84,7 @@ def base_options(
     """Options that every use here has in common; `scratch` is a folder for this call alone."""
     options: dict[str, Any] = {
         "quiet": True, "no_warnings": True, "noprogress": True, "no_color": True,
-        "ffmpeg_location": _ffmpeg(),
+        "ffmpeg_location": ffmpeg_program(),
     }
     if cookies_file is not None:
         options["cookiefile"] = copied_cookies(cookies_file, scratch)
@@ -95,17 +95,6 @@ def base_options(
     if user_agent is not None:
         options["http_headers"] = {"User-Agent": user_agent}
     return options
-
-
-@functools.cache
-def _ffmpeg() -> str | None:
-    """The ffmpeg that puts video and audio together: the one that comes with the packages."""
-    import imageio_ffmpeg
-
-    try:
-        return imageio_ffmpeg.get_ffmpeg_exe()
-    except RuntimeError:
-        return None  # yt-dlp looks for one itself, and says so where there is none
 
 
 def problem_of(error: BaseException, first_error: str | None) -> RowFailed | PassingProblem:

@@ -10,6 +10,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from schemas.errors import RowFailed
+from stages.media.ffmpeg_program import give_ffmpeg_to_yt_dlp
 from stages.media.hosts import Hosts
 from stages.media.http import heed, is_answer, take_turn, wait_for_turn
 from stages.media.proxies import check_environment
@@ -30,6 +31,8 @@ _OWN = ("HttpFD", "HlsFD", "DashSegmentsFD", "IsmFD", "F4mFD", "MhtmlFD", "Bunny
 def polite_yt_dlp(hosts: Hosts) -> type:
     """yt-dlp's class, with requests that take turns, and answers that don't fill the memory."""
     import yt_dlp
+
+    give_ffmpeg_to_yt_dlp()
 
     class Polite(yt_dlp.YoutubeDL):
         def __init__(self, *args: Any, **kwargs: Any) -> None:

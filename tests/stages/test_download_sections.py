@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import functools
 import io
+import os
+import subprocess
+import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from pathlib import Path
 
@@ -344,3 +348,30 @@ def test_cuts_cannot_be_looked_for_in_sections(tmp_path, boundaries):
     recipe = Recipe(stages={"download_videos": {}})
     with pytest.raises(UsageError, match="boundaries must be auto or given"):
         build_plan(LoadedRecipe("sections", tmp_path, recipe, stages))
+
+
+@pytest.mark.parametrize("offer", ["video and sound", "hls"])
+def test_no_other_ffmpeg_than_the_set_ups_is_started(
+    tmp_path, site, platform, monkeypatch, offer
+):
+    """For parts, their merging, their probing and their cuts; nor where PySceneDetect is imported.
+
+    In a thread, which has a context of its own, and in the helper processes.
+    """
+    programs, started = tmp_path / "programs", tmp_path / "started"
+    programs.mkdir()
+    for name in ("ffmpeg", "ffprobe", "avconv", "avprobe"):
+        (programs / name).write_text(f"#!/bin/sh\necho {name} >> {started}\nexit 1\n")
+        (programs / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}{os.pathsep}{os.environ['PATH']}")
+    platform.offer = offer
+    subprocess.run([sys.executable, "-c", "import stages.media.detectors"], check=True,
+                   cwd=Path(__file__).parents[2], stdin=subprocess.DEVNULL, timeout=120)
+    with ThreadPoolExecutor(1) as threads:
+        for sections in (True, False):
+            _, rows = threads.submit(made, tmp_path / str(sections), site.url("/home/film1"),
+                                     sections=sections).result()
+            [video] = rows("download_videos")
+            assert outcome(video) == "kept", video
+            assert (video["starts_at_seconds"] is not None) == sections, dict(video["extra"])
+    assert not started.exists()

@@ -1,0 +1,51 @@
+"""The ffmpeg that the set-up brings, for whoever starts one as a program.
+
+It comes with imageio-ffmpeg, without an ffprobe. So that a run does the same on every machine, one
+that PATH may have is not looked at; `IMAGEIO_FFMPEG_EXE` names another for those who want it.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import functools
+import subprocess
+
+
+@functools.cache
+def ffmpeg_program() -> str | None:
+    """Its path; None where the package has none for this kind of machine, nor PATH has one."""
+    import imageio_ffmpeg
+
+    try:
+        return imageio_ffmpeg.get_ffmpeg_exe()
+    except RuntimeError:
+        return None
+
+
+def ffmpeg_problem() -> str | None:
+    """Why no ffmpeg can be started; None where one can."""
+    program = ffmpeg_program()
+    if program is None:
+        return ("imageio-ffmpeg has none for this kind of machine; install ffmpeg, or set "
+                "IMAGEIO_FFMPEG_EXE to one")
+    try:
+        subprocess.run([program, "-version"], stdin=subprocess.DEVNULL, capture_output=True,
+                       check=True, timeout=60)
+    except (OSError, subprocess.SubprocessError) as error:
+        return f"{program} can't be started ({error}); set IMAGEIO_FFMPEG_EXE to one that can"
+    return None
+
+
+def give_ffmpeg_to_yt_dlp() -> None:
+    """Has all of yt-dlp find the set-up's ffmpeg.
+
+    The option `ffmpeg_location` is for merging alone: its downloaders ask a context variable, which
+    only yt-dlp's command line sets, and each thread has another context. So it is the variable's
+    default that is set here.
+    """
+    from yt_dlp.postprocessor.ffmpeg import FFmpegPostProcessor
+
+    program = ffmpeg_program()
+    if FFmpegPostProcessor._ffmpeg_location.get() != program:
+        FFmpegPostProcessor._ffmpeg_location = contextvars.ContextVar(
+            "ffmpeg_location", default=program)
