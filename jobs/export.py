@@ -9,6 +9,7 @@ from collections import Counter
 from jobs.versions import code_version
 from pipeline.exports.request import ExportRequest
 from pipeline.exports.run import FAILURES, Exported, Watcher, run_export
+from schemas.words import counted, plain_hours
 
 _STEPS = {"select": "select clips", "cut": "cut clips", "render": "render samples",
           "write": "write shards"}
@@ -31,15 +32,16 @@ def _say(request: ExportRequest, done: Exported) -> None:
     counts = manifest["counts"]
     failed = sum(counts["failed"].values())
     left_out = sum(counts["left_out"].values())
-    print(f"{counts['clips']:,} clips: {counts['exported']:,} exported, {left_out:,} left out"
-          f"{_reasons(counts['left_out'])}, {failed:,} failed{_reasons(counts['failed'])}")
+    print(f"{counted(counts['clips'], 'clip')}: {counts['exported']:,} exported, "
+          f"{left_out:,} left out{_reasons(counts['left_out'])}, "
+          f"{failed:,} failed{_reasons(counts['failed'])}")
     files = manifest["files"]
     size = sum(file["size_bytes"] for file in files)
-    shards = f"{len(files):,} file{'' if len(files) == 1 else 's'}"
+    shards = counted(len(files), "file")
     if request.format == "interleaved":
-        shards += f" of {sum(file['items'] for file in files):,} documents"
-    print(f"{shards}, {_size(size)}, of {manifest['videos']:,} videos and "
-          f"{manifest['hours']:,.2f} hours, in {request.output}")
+        shards += f" of {counted(sum(file['items'] for file in files), 'document')}"
+    print(f"{shards}, {_size(size)}, of {counted(manifest['videos'], 'video')} and "
+          f"{plain_hours(manifest['hours'])}, in {request.output}")
     if counts["left_out"].get("no caption"):
         print(f"Clips without {request.caption} are left out of this format; --keep-uncaptioned "
               "keeps them, --caption COLUMN takes another text.", file=sys.stderr)

@@ -18,6 +18,7 @@ from typing import IO, Any
 import pyarrow as pa
 
 from schemas.errors import UsageError, printable
+from schemas.words import counted
 
 FORMATS = ("table", "csv", "json", "jsonl", "parquet")
 MAX_TABLE_ROWS = 1000
@@ -151,7 +152,7 @@ def _print_table(rows: pa.RecordBatchReader, file: IO[str]) -> None:
         _print_grid(console, names, records, rows.schema)
     else:
         _print_blocks(console, names, records)
-    said = f"{len(records)} row{'' if len(records) == 1 else 's'}"
+    said = counted(len(records), "row")
     if more:
         said = f"the first {said}; --format csv or --output FILE gives all"
     print(f"({said})", file=sys.stderr)

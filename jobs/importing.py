@@ -13,6 +13,7 @@ from jobs.locking import dataset_lock, remove_if_empty
 from pipeline.records import check_place
 from pipeline.span_import import ImportReport, import_spans
 from schemas.command_line import shell_word
+from schemas.words import counted
 
 
 def import_internvid(
@@ -55,9 +56,9 @@ def describe(report: ImportReport, limit: int | None) -> Iterator[str]:
         parts.append(f"{report.not_taken:,} not taken")
     if report.removed:
         parts.append(f"{report.removed:,} of removed videos")
-    of = "" if limit is None else f" of the first {limit:,} video{'' if limit == 1 else 's'}"
+    of = "" if limit is None else f" of the first {counted(limit, 'video')}"
     yield f"Rows{of}: {report.rows:,} = {' + '.join(parts)}."
-    shards = f"{len(report.shards):,} shard{'' if len(report.shards) == 1 else 's'}"
+    shards = counted(len(report.shards), "shard")
     grown = f", {report.grown_videos:,} known ones with more clips" if report.grown_videos else ""
     yield (f"Videos: {report.new_videos:,} new in {shards}{grown}." if report.shards or grown
            else "Nothing new.")

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from schemas.command_line import shell_word
 from schemas.damage import DamagedFile
+from schemas.words import counted
 
 _err = Console(stderr=True, highlight=False)
 
@@ -44,5 +45,5 @@ def index_dataset(dataset: Path, *, wait: bool = False) -> None:
         print("Nothing to index: the newest run has no videos split into clips, or a column whose "
               "type can't be stored. Queries read the tables themselves.")
         return
-    parts = f"{report.n_parts} part{'' if report.n_parts == 1 else 's'}"
-    print(f"{report.n_clips:,} clips in {parts}, {report.n_new} made now.")
+    print(f"{counted(report.n_clips, 'clip')} in {counted(report.n_parts, 'part')}, "
+          f"{report.n_new:,} made now.")

@@ -21,6 +21,7 @@ from pipeline.output_places import check_output
 from pipeline.records import RUNS, read_run, require_dataset
 from schemas.damage import DamagedFile
 from schemas.errors import UsageError
+from schemas.words import counted
 
 POLL_SECONDS = 0.3
 _BATCH_ROWS = 2000
@@ -66,7 +67,7 @@ def show_logs(
             write_rows(_reader(lines), format, output)
     if damaged[0]:
         sys.stdout.flush()
-        print(f"{damaged[0]} damaged line{'' if damaged[0] == 1 else 's'} left out, of a process "
+        print(f"{counted(damaged[0], 'damaged line')} left out, of a process "
               "that was killed or a disk that was full.", file=sys.stderr)
 
 

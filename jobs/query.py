@@ -18,6 +18,7 @@ from schemas import views
 from schemas.command_line import shell_word
 from schemas.errors import ERROR_KINDS, UsageError
 from schemas.sql_text import literal, quoted
+from schemas.words import counted, plain_hours
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -194,7 +195,7 @@ def print_failures(
 
 def _about_ingest(command: str | None, count: int) -> str:
     """What helps rows that never became sources: there is nothing of them that could be retried."""
-    some = "1 row" if count == 1 else f"{count:,} rows"
+    some = counted(count, "row")
     if command is not None:
         return f"{command}  # once it is mended: {some} of it gave no source"
     return (f"# {some} of ingest's gave no source, which no retry changes: mend the list, or wait "
@@ -281,19 +282,19 @@ def _print_status(report: dict[str, Any], console: Console) -> None:
     console.width = max(console.width, console.measure(table).maximum)
     console.print(table)
     totals = report["totals"]
-    console.print(f"{totals['videos']} videos, {totals['clips']} clips, "
-                  f"{totals['hours']:.2f} hours")
+    console.print(f"{counted(totals['videos'], 'video')}, {counted(totals['clips'], 'clip')}, "
+                  f"{plain_hours(totals['hours'])}")
     if totals["source_frames"]:
         ratio = totals["decoded_frames"] / totals["source_frames"]
-        console.print(f"{totals['decoded_frames']} frames decoded for {totals['source_frames']} "
-                      f"frames of source video: {ratio:.3f}")
+        console.print(f"{counted(totals['decoded_frames'], 'frame')} decoded for "
+                      f"{counted(totals['source_frames'], 'frame')} of source video: {ratio:.3f}")
     wrong = [stage for stage in report["stages"] if not stage["accounted"]]
     if wrong:
         for stage in wrong:
             console.print(
                 f"ACCOUNTING IS BROKEN at {stage['stage']}: {stage['inputs']} inputs, but "
                 f"{stage['kept']} kept + {stage['rejected']} rejected + {stage['failed']} failed; "
-                f"{stage['lost']} keys have no outcome.", style="bold red",
+                f"{counted(stage['lost'], 'key')} without an outcome.", style="bold red",
             )
     elif report["stages"]:
         console.print("Every input is kept, rejected or failed, at every stage.")

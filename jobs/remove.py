@@ -14,6 +14,7 @@ from pipeline.tombstones import new_tombstone
 from pipeline.verify.layout import QUARANTINE
 from schemas.errors import ClipmillError, UsageError
 from schemas.storage import StorageError, writing_to
+from schemas.words import counted
 
 
 def remove(
@@ -42,7 +43,7 @@ def remove(
         if not dry_run:
             begun = unfinished(dataset)
             if begun:
-                print(f"Finishing {len(begun)} removal{'s' if len(begun) > 1 else ''} that had "
+                print(f"Finishing {counted(len(begun), 'removal')} that had "
                       "been stopped:")
                 left |= _finish(dataset)
         found = find(dataset, videos, uploaders)
@@ -61,7 +62,7 @@ def remove(
                 print(f"What `verify --repair` set aside in {dataset / QUARANTINE} is not looked "
                       "into; delete it where it may hold these videos.")
     if left:
-        files = "1 file" if len(left) == 1 else f"{len(left):,} files"
+        files = counted(len(left), "file")
         raise ClipmillError(f"the videos are out of the dataset, but {files} of theirs outside "
                             "media/, named above, had to be left; see to them by hand")
 
@@ -101,21 +102,17 @@ def _describe(purged: Purged | None) -> None:
     """What went, in lines for people."""
     if purged is None:
         return
-    print(f"{_count(purged.videos, 'video')} from {_count(purged.sources, 'source')}, with "
-          f"{_count(purged.clips, 'clip')}: {_count(purged.rows, 'row')} of "
-          f"{_count(purged.shards, 'shard')}.")
-    print(f"{_count(purged.files, 'file')} of media and notes, {_size(purged.bytes)}.")
+    print(f"{counted(purged.videos, 'video')} from {counted(purged.sources, 'source')}, with "
+          f"{counted(purged.clips, 'clip')}: {counted(purged.rows, 'row')} of "
+          f"{counted(purged.shards, 'shard')}.")
+    print(f"{counted(purged.files, 'file')} of media and notes, {_size(purged.bytes)}.")
     if purged.referenced:
-        print(f"{_count(purged.referenced, 'local file')} outside the dataset "
+        print(f"{counted(purged.referenced, 'local file')} outside the dataset "
               f"{'is' if purged.referenced == 1 else 'are'} referenced only, and left alone.")
     for name, clips in purged.subsets.items():
-        print(f"Frozen subset {name} holds {_count(clips, 'clip')} of them: its list of ids stays "
+        print(f"Frozen subset {name} holds {counted(clips, 'clip')} of them: its list of ids stays "
               "as it is, and what is shown or exported from now on leaves them out. Exports made "
               "before have to be made again.")
-
-
-def _count(number: int, word: str) -> str:
-    return f"{number:,} {word}{'' if number == 1 else 's'}"
 
 
 def _size(n_bytes: int) -> str:

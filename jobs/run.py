@@ -35,6 +35,7 @@ from pipeline.sources import ingest, list_source_shards
 from schemas.command_line import shell_word
 from schemas.errors import ClipmillError, UsageError
 from schemas.storage import writing_to
+from schemas.words import counted
 from stages.download_videos import DownloadVideos
 from stages.media.guards import ask_hosts_again
 from stages.models.references import ModelReference
@@ -105,7 +106,7 @@ def _retry(
     shards = list_shards(dataset, first)
     begun = unfinished_retries(plan, dataset, shards)
     if begun:
-        said = (f"Finishing {begun.shards} shard{'' if begun.shards == 1 else 's'} of an earlier "
+        said = (f"Finishing {counted(begun.shards, 'shard')} of an earlier "
                 "retry that was stopped.")
         _err.print(said)
         _bring_up_to_date(loaded, plan, steps, shards, dataset, hold, said)
@@ -116,7 +117,7 @@ def _retry(
                    else f"Nothing to retry: no failures{wanted} at any stage (of what failed at "
                         "ingest `clipmill failures` says what helps).")
         return bool(begun)
-    said = "\n".join(f"Trying {keys} failed rows of {stage} again."
+    said = "\n".join(f"Trying {counted(keys, 'failed row')} of {stage} again."
                      for stage, keys in asked.items())
     _err.print(said)
     return _bring_up_to_date(loaded, plan, steps, list_shards(dataset, first), dataset, hold,
@@ -178,7 +179,8 @@ def _bring_up_to_date(
         _engine(loaded, plan, steps, shards, dataset, record, todo, log)
         left = sum(map(len, pending(plan, steps, shards, dataset).values()))
         if left:
-            raise ClipmillError(f"{left} shards of steps were not committed; run again to go on")
+            raise ClipmillError(f"{counted(left, 'shard')} of steps not committed; run again to "
+                                "go on")
     except BaseException as error:
         # Also where the closed terminal's own error came of it.
         state = "stopped" if interruption_behind(error) else "failed"

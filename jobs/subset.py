@@ -19,6 +19,7 @@ from pipeline.subsets.explain import explain_recipe
 from pipeline.subsets.freeze import check_name, create_subset, load_subset, still_there
 from pipeline.subsets.recipe import SubsetRecipe, load_subset_recipe
 from schemas.errors import UsageError, printable
+from schemas.words import counted, plain_hours
 
 
 def create(
@@ -42,8 +43,8 @@ def create(
               "do.")
     else:
         print_funnel(info, info["catalog"], info["funnel"])
-    print(f"{name}: {info['n_clips']:,} clips of {info['n_videos']:,} videos, "
-          f"{info['hours']:,.2f} hours, in {subset.folder}\n{info['hash']}")
+    print(f"{name}: {counted(info['n_clips'], 'clip')} of {counted(info['n_videos'], 'video')}, "
+          f"{plain_hours(info['hours'])}, in {subset.folder}\n{info['hash']}")
 
 
 def explain(

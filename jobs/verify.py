@@ -18,12 +18,13 @@ from jobs.locking import dataset_lock
 from jobs.progress import saying
 from pipeline.records import check_links, require_dataset
 from pipeline.verify import Report, verify
-from pipeline.verify.findings import Finding, as_text, count
+from pipeline.verify.findings import Finding, as_text
 from pipeline.verify.repair import Repaired, repair
 from schemas.command_line import shell_word
 from schemas.damage import what_is_there
 from schemas.errors import ClipmillError
 from schemas.storage import writing_to
+from schemas.words import counted
 
 _COLUMNS = ("severity", "check", "where", "what", "next_step")
 
@@ -136,20 +137,20 @@ def _plain(report: Report, repaired: Repaired | None) -> dict[str, Any]:
 
 def _summary(report: Report, *, media: bool) -> str:
     checked = report.checked
-    parts = [count(checked["runs"], "run record"), count(checked["shards"], "shard") + " with "
-             + count(checked["rows"], "row")]
-    parts.append(f"{count(checked['media'], 'media file')} with {checked['media_bytes']:,} bytes"
+    parts = [counted(checked["runs"], "run record"), counted(checked["shards"], "shard") + " with "
+             + counted(checked["rows"], "row")]
+    parts.append(f"{counted(checked['media'], 'media file')} with {checked['media_bytes']:,} bytes"
                  if media else "no media files (--no-media)")
     if checked["subsets"]:
-        parts.append(count(checked["subsets"], "subset"))
+        parts.append(counted(checked["subsets"], "subset"))
     if checked["index_files"]:
-        parts.append(f"{count(checked['index_files'], 'file')} of the index")
-    found = count(len(report.faults), "fault") if report.faults else "nothing wrong"
+        parts.append(f"{counted(checked['index_files'], 'file')} of the index")
+    found = counted(len(report.faults), "fault") if report.faults else "nothing wrong"
     lines = [f"Checked {', '.join(parts)}: {found}."]
     if report.is_running:
         lines.append("Another command is at work on it: what is not done yet was passed over.")
     elif report.pending:
-        lines.append(f"{count(report.pending, 'shard')} of steps not done yet; "
+        lines.append(f"{counted(report.pending, 'shard')} of steps not done yet; "
                      f"`clipmill run --dataset {shell_word(report.dataset)}` goes on.")
     if report.others:
         names = ", ".join(report.others[:5]) + (", …" if len(report.others) > 5 else "")
@@ -162,10 +163,10 @@ def _repaired(dataset: Path, repaired: Repaired) -> str:
     if repaired.folder is not None:
         # `dataset` as it was given: the folder is absolute.
         place = dataset / repaired.folder.parent.name / repaired.folder.name
-        lines.append(f"Set aside in {place}: {count(len(repaired.moved), 'file')} (why.json says "
+        lines.append(f"Set aside in {place}: {counted(len(repaired.moved), 'file')} (why.json says "
                      "why). Nothing was deleted; delete the folder when all is well again.")
     if repaired.reopened:
-        lines.append(f"{count(repaired.reopened, 'removal')} opened again: the next run carries "
+        lines.append(f"{counted(repaired.reopened, 'removal')} opened again: the next run carries "
                      f"{'it' if repaired.reopened == 1 else 'them'} out.")
     if repaired.needs_sources:
         lines.append(f"`clipmill run RECIPE --dataset {shell_word(dataset)}` (or `clipmill "
@@ -174,6 +175,6 @@ def _repaired(dataset: Path, repaired: Repaired) -> str:
     elif repaired.awaited or repaired.reopened:
         lines.append(f"`clipmill run --dataset {shell_word(dataset)}` makes it again.")
     if repaired.left:
-        lines.append(f"{count(len(repaired.left), 'fault')} can't be repaired this way; their next "
-                     "steps are above.")
+        lines.append(f"{counted(len(repaired.left), 'fault')} can't be repaired this way; their "
+                     "next steps are above.")
     return "\n".join(lines)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from pipeline.plan import Step
 from schemas.errors import ClipmillError
+from schemas.words import counted
 from stages.protocol import Stage
 
 
@@ -46,8 +47,7 @@ class Pool:
 
     def describe(self) -> str:
         gpus = f", {self.gpus:g} GPU" if self.gpus else ""
-        workers = f"{self.workers} worker" + ("s" if self.workers > 1 else "")
-        return f"{workers} × {self.cpus:g} CPU{gpus}: {self.names}"
+        return f"{counted(self.workers, 'worker')} × {self.cpus:g} CPU{gpus}: {self.names}"
 
 
 Leg = tuple[Pool, ...]

@@ -39,6 +39,7 @@ from schemas.damage import DamagedFile, reading
 from schemas.errors import ClipmillError, RowFailed, RowRejected
 from schemas.step_tables import REMOVED_RULE
 from schemas.storage import full_storage, writing_to
+from schemas.words import counted
 from stages.models.device_errors import DeviceBroken, raise_if_broken
 from stages.protocol import Transform, Workspace
 
@@ -199,8 +200,9 @@ class Worker:
             batch = rows.slice(row, 1)
             name = batch[key][0].as_py()
             if seen.get(name, 0) >= CRASHES_ALLOWED:
-                error = RowFailed("crash", f"its worker died {seen[name]} times while it was at "
-                                  "this row; `clipmill retry --kind crash` tries it again")
+                deaths = counted(seen[name], "time")
+                error = RowFailed("crash", f"its worker died {deaths} while it was at this row; "
+                                  "`clipmill retry --kind crash` tries it again")
                 yield batch, {step.label: failed_rows(step, [name], error)}
                 continue
             died = seen.get(name, 0)

@@ -24,6 +24,7 @@ from pipeline.source_spec import SourceSpec
 from schemas.errors import RowFailed, UsageError
 from schemas.ids import source_key
 from schemas.step_tables import EXPANDED_RULE
+from schemas.words import counted
 from stages.media.subtitles import seconds_of
 from stages.media.suffixes import MEDIA_SUFFIXES
 
@@ -169,7 +170,7 @@ class Reader:
             # It failed in an earlier run: a newer row with its key says what came of it.
             source.locator, source.again = listed, True
             source.rejection = {"rule": EXPANDED_RULE,
-                                "detail": f"now listed: {len(entries)} videos"}
+                                "detail": f"now listed: {counted(len(entries), 'video')}"}
             found.append(source)
         return found
 

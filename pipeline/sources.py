@@ -35,6 +35,7 @@ from schemas.errors import MAX_MESSAGE_CHARACTERS, UsageError
 from schemas.ids import platform_video_id, source_key
 from schemas.step_tables import EXPANDED_RULE, MENDED_RULE, REMOVED_RULE
 from schemas.tables import SOURCES
+from schemas.words import counted
 from stages.media.suffixes import MEDIA_SUFFIXES
 from stages.models.references import DataFile
 
@@ -71,7 +72,7 @@ class IngestReport:
                 (self.rejected - self.ended, "rejected"), (self.failed, "failed"),
                 (self.known, "known before"), (self.ended, "no failure any more"),
             ) if count]
-            shards = f"{len(self.shards)} shard{'s' if len(self.shards) > 1 else ''}"
+            shards = counted(len(self.shards), "shard")
             text = f"Sources: {self.kept} new in {shards}" + "".join(f", {part}" for part in more)
         if self.over_limit:
             text += f"; {self.over_limit} left out by the limit"

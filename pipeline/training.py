@@ -30,6 +30,7 @@ from pipeline.subsets.freeze import FrozenSubset, load_subset
 from schemas.command_line import shell_word
 from schemas.errors import ClipmillError, RowFailed, UsageError
 from schemas.sql_text import escaped_for_glob, literal, quoted
+from schemas.words import counted
 from stages.media.seek import FrameReader
 
 # A frame this little before the clip's start is its first: given spans are in milliseconds.
@@ -291,8 +292,8 @@ class _Video:
             cut = image[top : top + down, left : left + across]
             found[number] = cut[:, :, ::-1].transpose(2, 0, 1)
         if len(found) < len(wanted):
-            raise RowFailed("bad_media", f"{self.path}: of {len(wanted)} frames only "
-                            f"{len(found)} can be decoded")
+            raise RowFailed("bad_media", f"{self.path}: of {counted(len(wanted), 'frame')} "
+                            f"only {len(found):,} can be decoded")
         return np.stack([found[number] for number in numbers.tolist()])
 
 

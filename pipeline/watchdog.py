@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from pipeline.pools import Leg, Pool
+from schemas.words import counted
 
 BEAT_SECONDS = 2.0
 """How often a worker says that it lives."""
@@ -126,7 +127,7 @@ class Watchdog:
 
     def _no_place(self, pool: Pool | Tasks) -> str:
         lost = len(self._lost - self._nodes.keys())
-        why = (f"{lost} node{'' if lost == 1 else 's'} of the cluster went away" if lost else
+        why = (f"{counted(lost, 'node')} of the cluster went away" if lost else
                "the plan goes by the whole cluster, and a worker must fit on one node")
         gpus = f" and {pool.gpus:g} GPUs" if pool.gpus else ""
         return (f"no node has room for a worker of {pool.names} ({pool.cpus:g} CPUs{gpus}): "

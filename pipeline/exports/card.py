@@ -12,6 +12,7 @@ import yaml
 from pipeline.exports.request import ExportRequest
 from pipeline.exports.shards import Shard
 from pipeline.exports.tables import VIDEO
+from schemas.words import counted, plain_hours
 
 CARD = "README.md"
 _MOST_LICENCES = 30
@@ -91,8 +92,8 @@ def _about(request: ExportRequest, manifest: Mapping[str, Any]) -> str:
         "exact": "The column `video` holds each clip's file, encoded again so that it holds the "
                  "frames of its span and no others.",
     }[request.cut.media if request.cut else None]
-    said = (f"{manifest['counts']['exported']:,} video clips with captions and scores, of "
-            f"{manifest['videos']:,} videos, {manifest['hours']:,.2f} hours. {media}")
+    said = (f"{counted(manifest['counts']['exported'], 'video clip')} with captions and scores, of "
+            f"{counted(manifest['videos'], 'video')}, {plain_hours(manifest['hours'])}. {media}")
     if request.redact:
         said += (" Titles, descriptions and names of uploaders were left out, and addresses that "
                  "tell them.")
@@ -148,7 +149,7 @@ def _provenance(manifest: Mapping[str, Any]) -> str:
         + ("" if subset["verified"] in (True, None) else " (unverified: known from a secondary "
            "source only)"),
         f"- frozen {str(subset['created_at'])[:10]} with seed {subset['seed']}: "
-        f"{subset['n_clips']:,} clips of {subset['n_videos']:,} videos",
+        f"{counted(subset['n_clips'], 'clip')} of {counted(subset['n_videos'], 'video')}",
         f"- hash over the sorted clip ids: `{subset['hash']}`",
         f"- snapshot of the catalog: `{subset['snapshot']}`",
     ]

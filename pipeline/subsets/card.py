@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from pipeline.subsets.freeze import FrozenSubset
+from schemas.words import counted, plain_hours
 
 _MOST = 15
 
@@ -32,9 +33,10 @@ def data_card(subset: FrozenSubset, since: Mapping[str, Any]) -> str:
 def _head(info: Mapping[str, Any]) -> str:
     catalog = info["catalog"]
     lines = [
-        f"- {info['n_clips']:,} clips of {info['n_videos']:,} videos, {info['hours']:,.2f} hours",
-        f"- chosen from {catalog['clips']:,} clips of {catalog['videos']:,} videos, "
-        f"{catalog['hours']:,.2f} hours",
+        f"- {counted(info['n_clips'], 'clip')} of {counted(info['n_videos'], 'video')}, "
+        f"{plain_hours(info['hours'])}",
+        f"- chosen from {counted(catalog['clips'], 'clip')} of "
+        f"{counted(catalog['videos'], 'video')}, {plain_hours(catalog['hours'])}",
         f"- recipe: {info['recipe']}"
         + (f", which extends {', '.join(info['extends'])}" if info["extends"] else ""),
     ]

@@ -34,6 +34,7 @@ from schemas.errors import UsageError
 from schemas.scratch import ScratchFolder
 from schemas.sql_text import literal
 from schemas.views import StepTable
+from schemas.words import counted
 
 
 @dataclass(frozen=True)
@@ -227,7 +228,7 @@ class Engine:
                                  f"OR isinf({columns.values[0]})")
             if wrong:
                 raise UsageError(f"a weight is a positive number, and {body.weight} is not for "
-                                 f"{wrong:,} clips; put a `where` rule before it, or use "
+                                 f"{counted(wrong, 'clip')}; put a `where` rule before it, or use "
                                  "greatest()")
             (n,) = self._one(f"SELECT count({columns.values[0]}) FROM {source}")
             outcome.nulls = outcome.before.clips - n
@@ -238,7 +239,8 @@ class Engine:
             weight = " * of_video"
         wanted = body.clips if body.clips is not None else round(Fraction(str(body.fraction)) * n)
         if body.clips is not None and body.clips >= n:
-            outcome.notes.append(f"{body.clips} clips are asked for, {n} reach the rule: all stay")
+            outcome.notes.append(f"{counted(body.clips, 'clip')} asked for, {n:,} "
+                                 f"reach{'es' if n == 1 else ''} the rule: all stay")
         # Efraimidis and Spirakis: the n smallest of -ln(u) / weight are a weighted sample without
         # replacement; with equal weights the smallest u do.
         u = f"((({columns.chance} >> 11) + 0.5) / 9007199254740992)"
@@ -265,7 +267,7 @@ class Engine:
 
     def _note_all(self, wanted: int, there: int, outcome: Outcome) -> None:
         if wanted >= there:
-            outcome.notes.append(f"{wanted} clips are asked for, {there} are there: all stay")
+            outcome.notes.append(f"{counted(wanted, 'clip')} asked for, {there:,} there: all stay")
 
     def _register_shares(self, shares: np.ndarray) -> None:
         self._connection.register("given_shares", pa.table(

@@ -13,6 +13,7 @@ from pipeline.subsets.recipe import SubsetRecipe
 from pipeline.subsets.rules import Percentile, Rule, Where
 from pipeline.subsets.scorers import ResolvedScorer, resolve
 from schemas.errors import UsageError
+from schemas.words import counted
 
 _OPPOSITE = {">=": "<", ">": "<=", "<=": ">", "<": ">="}
 
@@ -199,6 +200,6 @@ def require_clips(outcomes: list[Outcome], whole: Size, recipe: SubsetRecipe) ->
             found = "; ".join(f"{one.column} {one.operator} {one.value:g}"
                               for one in outcome.thresholds)
             raise UsageError(
-                f"{outcome.rule.place} takes the last {outcome.before.clips:,} clips{null}: "
-                f"{found or outcome.rule.describe()}. The subset would be empty; see "
+                f"{outcome.rule.place} takes the last {counted(outcome.before.clips, 'clip')}"
+                f"{null}: {found or outcome.rule.describe()}. The subset would be empty; see "
                 "`clipmill subset explain`")

@@ -38,6 +38,7 @@ from schemas.command_line import shell_word
 from schemas.damage import check_is_file, read_json, reading
 from schemas.errors import ClipmillError, UsageError
 from schemas.sql_text import quoted
+from schemas.words import counted
 
 FORMAT = 1
 CLIPS_A_FILE = 1_000_000
@@ -171,9 +172,9 @@ def _check_none_was_removed(dataset: Path, connection: Any, name: str) -> None:
     (clips,) = connection.execute("SELECT count(*) FROM work.chosen WHERE video_id IN "
                                   "(SELECT unnest(?::VARCHAR[]))", [removed]).fetchone()
     if clips:
-        raise ClipmillError(f"{clips:,} clips of the subset {name!r} belong to videos that were "
-                            "removed from the dataset while it was being made; run the same "
-                            "command again, it leaves them out")
+        raise ClipmillError(f"{counted(clips, 'clip')} of the subset {name!r} belong to videos "
+                            "that were removed from the dataset while it was being made; run the "
+                            "same command again, it leaves them out")
 
 
 def _same_or_refuse(there: FrozenSubset, made: Mapping[str, Any]) -> FrozenSubset:
@@ -181,8 +182,8 @@ def _same_or_refuse(there: FrozenSubset, made: Mapping[str, Any]) -> FrozenSubse
     if different:
         raise UsageError(
             f"a subset {there.name!r} is there already, with {' and '.join(different)} "
-            f"({there.info['n_clips']:,} clips, made {there.info['created_at'][:16]}); give this "
-            f"one another name with --name, or delete {there.folder} first")
+            f"({counted(there.info['n_clips'], 'clip')}, made {there.info['created_at'][:16]}); "
+            f"give this one another name with --name, or delete {there.folder} first")
     return there
 
 

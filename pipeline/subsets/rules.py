@@ -12,6 +12,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
+from schemas.words import counted
+
 
 def _as_sql(value: Any) -> Any:
     if isinstance(value, bool):
@@ -175,7 +177,7 @@ class Sample(Body):
         return self
 
     def describe(self) -> str:
-        size = f"{self.clips} clips" if self.clips is not None else f"{self.fraction:.6g} of them"
+        size = f"{self.fraction:.6g} of them" if self.clips is None else counted(self.clips, "clip")
         return f"{size}, {self.weight}"
 
 
@@ -195,7 +197,7 @@ class Stratify(Body):
         return [value] if isinstance(value, str) else value
 
     def describe(self) -> str:
-        return f"{self.clips} clips over {', '.join(self.by)}, {self.allocation}"
+        return f"{counted(self.clips, 'clip')} over {', '.join(self.by)}, {self.allocation}"
 
 
 class Balance(Body):
@@ -209,7 +211,7 @@ class Balance(Body):
     embeddings: str | None = None
 
     def describe(self) -> str:
-        return f"{self.clips} clips over {self.clusters} clusters"
+        return f"{counted(self.clips, 'clip')} over {counted(self.clusters, 'cluster')}"
 
 
 class Deduplicate(Body):

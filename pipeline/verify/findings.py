@@ -126,7 +126,3 @@ def some(keys: Iterable[str]) -> str:
 def as_text(name: str) -> str:
     """A file's name as text can hold it: names of files are bytes, and need not be UTF-8."""
     return name.encode("utf-8", "backslashreplace").decode("utf-8")
-
-
-def count(number: int, word: str) -> str:
-    return f"{number:,} {word}{'' if number == 1 else 's'}"

@@ -15,7 +15,7 @@ from pipeline.damage import why_damaged
 from pipeline.plan import SOURCES
 from pipeline.shards import base_shard, retry_number
 from pipeline.tombstones import Tombstone
-from pipeline.verify.findings import Book, Reopen, SetAside, count, some
+from pipeline.verify.findings import Book, Reopen, SetAside, some
 from pipeline.verify.layout import (
     SOURCES_NODE,
     Node,
@@ -27,6 +27,7 @@ from pipeline.verify.layout import (
 from pipeline.verify.shards import Rows, ShardChecks
 from schemas.command_line import shell_word
 from schemas.ids import CLIP_ID
+from schemas.words import counted
 
 Seen = Callable[[dict[Node, dict[str, Rows]]], None]
 
@@ -90,7 +91,7 @@ class GroupChecks:
                  for table in node.tables for shard in survey.group(node, base, table)]
         if any(SOURCES_NODE.id in node.inputs for node, _ in files):
             self.book.remake("missing", f"{SOURCES}/{base}.parquet",
-                             f"is not there, but {count(len(files), 'shard')} made from it "
+                             f"is not there, but {counted(len(files), 'shard')} made from it "
                              f"{'is' if len(files) == 1 else 'are'}", SOURCES, "", base)
             return False
         for _, file in files:
@@ -137,7 +138,7 @@ class GroupChecks:
             kept = own[shard].kept["video_id"].to_pylist()
             known = set(kept) if is_cache(table) else own[shard].keys
             if strangers := videos - known - survey.removed_videos:
-                what = (f"has rows of {count(len(strangers), 'video')} that {node.file(shard)} "
+                what = (f"has rows of {counted(len(strangers), 'video')} that {node.file(shard)} "
                         f"does not have: {some(strangers)}")
                 if is_cache(table):
                     book.fault("orphan", node.file(shard, table), what, book.repair,
@@ -204,7 +205,7 @@ class GroupChecks:
                 lost.setdefault(max(bringing, key=retry_number), []).append(key)
         for shard, keys in lost.items():
             is_right = False
-            book.remake("accounting", node.file(shard), f"{count(len(keys), 'key')} that it was "
+            book.remake("accounting", node.file(shard), f"{counted(len(keys), 'key')} that it was "
                         f"given {'is' if len(keys) == 1 else 'are'} neither kept, rejected nor "
                         f"failed: {some(keys)}", node.label, node.fingerprint, shard)
         for shard, rows in own.items():
@@ -212,8 +213,8 @@ class GroupChecks:
             if strangers:
                 is_right = False
                 before = " and ".join(label for label, _ in node.inputs if label in node.required)
-                book.remake("orphan", node.file(shard), f"has {count(len(strangers), 'key')} that "
-                            f"{before} did not keep: {some(strangers)}", node.label,
+                book.remake("orphan", node.file(shard), f"has {counted(len(strangers), 'key')} "
+                            f"that {before} did not keep: {some(strangers)}", node.label,
                             node.fingerprint, shard)
         return is_right
 

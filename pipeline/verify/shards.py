@@ -13,9 +13,10 @@ import pyarrow.parquet as pq
 
 from pipeline.plan import KEY_LEVELS, SOURCES
 from pipeline.shards import SHARD_METADATA_KEY, ShardMetadata, note_outcomes
-from pipeline.verify.findings import Book, SetAside, count, some
+from pipeline.verify.findings import Book, SetAside, some
 from pipeline.verify.layout import FURTHER_TABLES, Node, Survey, is_cache
 from schemas.damage import DamagedFile, what_is_there
+from schemas.words import counted
 
 _OUTCOME = ("rejection", "error")
 _WANTED = (*KEY_LEVELS, "path", "size_bytes", "sha256", "duration_seconds", "starts_at_seconds",
@@ -184,8 +185,8 @@ class ShardChecks:
         double = [key for key, number in counts.items() if number > 1]
         if double:
             self.damaged.add((node.place(), shard))
-            self.book.remake("double", where, f"{count(len(double), column)} in it more than once: "
-                             f"{some(double)}", node.label, node.fingerprint, shard)
+            self.book.remake("double", where, f"{counted(len(double), column)} in it more than once"
+                             f": {some(double)}", node.label, node.fingerprint, shard)
         return not double
 
     def _check_scores(self, node: Node, where: str, shard: str, table: pa.Table) -> bool:
@@ -197,7 +198,7 @@ class ShardChecks:
         if odd:
             self.damaged.add((node.place(), shard))
             self.book.remake("score", where, f"{score} is NaN or infinite in "
-                             f"{count(len(odd), 'row')}: {some(odd)}", node.label,
+                             f"{counted(len(odd), 'row')}: {some(odd)}", node.label,
                              node.fingerprint, shard)
         return not odd
 
@@ -224,8 +225,8 @@ def read_whole(path: Path, columns: list[str]) -> tuple[pa.Schema, dict[bytes, b
         table = pa.concat_tables([part.cast(kept) for part in parts]) if parts else (
             kept.empty_table())
         if table.num_rows != file.metadata.num_rows:
-            raise ValueError(f"{table.num_rows} rows of the {file.metadata.num_rows} that its "
-                             "footer says")
+            raise ValueError(f"{counted(table.num_rows, 'row')} of the "
+                             f"{file.metadata.num_rows:,} that its footer says")
         return schema, dict(file.metadata.metadata or {}), table
 
 

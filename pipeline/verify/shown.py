@@ -10,12 +10,13 @@ import pyarrow as pa
 
 from pipeline.catalog import Layout, read_layout
 from pipeline.shards import shard_name
-from pipeline.verify.findings import Book, count
+from pipeline.verify.findings import Book
 from pipeline.verify.layout import SOURCES_NODE, Survey, narrowed
 from pipeline.verify.shards import ShardChecks
 from schemas import views
 from schemas.errors import ClipmillError
 from schemas.step_tables import StepTable, kept
+from schemas.words import counted
 
 _UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, pa.ArrowException)
 
@@ -91,6 +92,6 @@ class Shown:
         for base, number, example, first in found:
             shard = shard_name(base)
             self._book.remake(
-                "double", node.file(shard), f"{count(number, key)} in it that "
+                "double", node.file(shard), f"{counted(number, key)} in it that "
                 f"{shard_name(first)} has, too: e.g. {example!r}", node.label, node.fingerprint,
                 shard)

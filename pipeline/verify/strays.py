@@ -21,6 +21,7 @@ from pipeline.verify.findings import Book, as_text
 from pipeline.verify.layout import QUARANTINE, Node, Survey, list_folder
 from pipeline.verify.shards import Rows
 from schemas.damage import DamagedFile, reading, what_is_there
+from schemas.words import counted
 
 _OWN = frozenset((SOURCES, "media", RUNS, INDEX, "subsets", REMOVED, RETRIES, "journal", "logs",
                   QUARANTINE))
@@ -137,7 +138,7 @@ class StrayChecks:
         if not is_table and not found.shards:
             return
         if self.survey.records_known:
-            shards = f" ({len(found.shards)} shards)" if found.shards else ""
+            shards = f" ({counted(len(found.shards), 'shard')})" if found.shards else ""
             self.book.stray("orphan", place, f"no run's record names it{shards}")
         else:
             self.book.note("orphan", place, "no run's record that can be read names it",

@@ -26,11 +26,12 @@ from pipeline.index import (
     tables_read,
 )
 from pipeline.subsets.freeze import id_lines
-from pipeline.verify.findings import Book, count, some
+from pipeline.verify.findings import Book, some
 from pipeline.verify.layout import Survey
 from schemas.command_line import shell_word
 from schemas.damage import DamagedFile, read_json, what_is_there
 from schemas.sql_text import escaped_for_glob, literal
+from schemas.words import counted
 
 _UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, pa.ArrowException,
                duckdb.Error)
@@ -90,7 +91,7 @@ class SubsetChecks:
                     rows += batch.num_rows
                     in_file += batch.num_rows
             if in_file != entry["clips"]:
-                problems.append(f"{entry['name']} has {count(in_file, 'clip')}, subset.json says "
+                problems.append(f"{entry['name']} has {counted(in_file, 'clip')}, subset.json says "
                                 f"{entry['clips']:,}")
         listed = {entry["name"] for entry in info["files"]}
         extra = [path.name for path in folder.iterdir() if path.name not in {
@@ -98,7 +99,7 @@ class SubsetChecks:
         if extra:
             problems.append(f"has files that subset.json does not list: {some(extra)}")
         if rows != info["n_clips"]:
-            problems.append(f"has {count(rows, 'clip')}, subset.json says {info['n_clips']:,}")
+            problems.append(f"has {counted(rows, 'clip')}, subset.json says {info['n_clips']:,}")
         if f"sha256:{digest.hexdigest()}" != info["hash"]:
             problems.append("the hash over its ids is not the recorded one")
         if not is_ordered:
@@ -111,7 +112,7 @@ class SubsetChecks:
         (videos,) = self.connection.execute(
             f"SELECT count(DISTINCT video_id) FROM read_parquet({files})").fetchall()[0]
         if videos != info["n_videos"]:
-            problems.append(f"has {count(videos, 'video')}, subset.json says "
+            problems.append(f"has {counted(videos, 'video')}, subset.json says "
                             f"{info['n_videos']:,}")
         seen = info["catalog"]
         text = json.dumps({
@@ -139,7 +140,7 @@ class SubsetChecks:
             " min(clip_id) FILTER (video_id NOT IN (SELECT video_id FROM removed_videos)) FROM "
             f"read_parquet({files}) ANTI JOIN ({self.clips}) USING (clip_id)").fetchall()[0]
         if removed:
-            self.book.note("subset", where, f"{count(removed, 'clip')} of it "
+            self.book.note("subset", where, f"{counted(removed, 'clip')} of it "
                            f"{'was' if removed == 1 else 'were'} removed from the dataset since")
         rest = gone - removed
         if not rest:
@@ -148,7 +149,7 @@ class SubsetChecks:
             self.survey.newest or {"stages": []})["stages"] for step in stage["steps"]}
         then = {name: step["fingerprint"] for name, step in info["catalog"]["steps"].items()}
         changed = sorted(name for name, made in then.items() if now.get(name) != made)
-        what = f"{count(rest, 'clip')} of it {'is' if rest == 1 else 'are'} not in the catalog"
+        what = f"{counted(rest, 'clip')} of it {'is' if rest == 1 else 'are'} not in the catalog"
         if changed:
             self.book.note("subset", where, f"{what}: {some(changed)} changed since")
         else:
@@ -186,7 +187,7 @@ def check_index(survey: Survey, layout: Layout, book: Book) -> None:
         whole = [part for part in manifest.parts
                  if all(file.is_whole(folder) for file in part.files)]
         if len(whole) < len(manifest.parts):
-            book.note("index", where, f"{count(len(manifest.parts) - len(whole), 'part')} of "
+            book.note("index", where, f"{counted(len(manifest.parts) - len(whole), 'part')} of "
                       f"{len(manifest.parts)} damaged; queries do without", again, at_rest=True)
         _check_parts(folder, where, [file.name for part in whole for file in part.files], book)
         _check_coverage(survey, layout, book, where, whole)

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import av
 
 from schemas.errors import ClipmillError, RowFailed
+from schemas.words import counted
 from stages.media.decode import stored_rotation
 from stages.media.memory import raise_if_out
 from stages.media.progress import beat
@@ -169,7 +170,7 @@ class ClipFile:
             raise self._wrong("gives no frame when it is read again")
         times.sort()
         if len(times) != len(expected):
-            raise self._wrong(f"holds {len(times)} frames, not {len(expected)}")
+            raise self._wrong(f"holds {counted(len(times), 'frame')}, not {len(expected):,}")
         # A key frame may come a little late: where a reader cuts off what came before it.
         frame = min((b - a for a, b in zip(expected, [*expected[1:], end_seconds], strict=True)),
                     default=0.0)

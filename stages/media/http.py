@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 import httpx
 
 from schemas.errors import RowFailed, RowRejected
+from schemas.words import counted
 from stages.media.hosts import BotCheck, Hosts, LeftAlone, PassingProblem, asked_for_too_long
 from stages.media.partial import UNPACKED, Partial, unpacked
 from stages.media.watch import Limits, Progress, Watch, current, too_large
@@ -112,7 +113,7 @@ def patiently(
     message = first.message
     if last.message != first.message:
         message += f"; in the end: {last.message}"
-    raise RowFailed("transient", f"{message} (tried {number + 1} times)") from last
+    raise RowFailed("transient", f"{message} (tried {counted(number + 1, 'time')})") from last
 
 
 def _watched(attempt: Callable[[], Result], watch: Watch) -> Result:

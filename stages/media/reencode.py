@@ -22,6 +22,7 @@ import numpy as np
 from av.stream import Discard
 
 from schemas.errors import RowFailed
+from schemas.words import counted
 from stages.media.clip_files import (
     ROUNDING_SECONDS,
     ClipFile,
@@ -357,8 +358,8 @@ class _Writing:
                 raise self._problem
             expected = clip.last - clip.first
             if error and len(self._stamps) < expected:
-                raise RowFailed("bad_media", f"of the clip's {expected} frames "
-                                f"{len(self._stamps)} can be decoded ({error})")
+                raise RowFailed("bad_media", f"of the clip's {counted(expected, 'frame')} "
+                                f"{len(self._stamps):,} can be decoded ({error})")
             if self._file is None or self._track is None:
                 raise RowFailed("bad_media", "no frame of the clip can be decoded")
             with self._file.writing():

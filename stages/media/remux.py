@@ -22,6 +22,7 @@ import av
 from av.stream import Discard
 
 from schemas.errors import RowFailed
+from schemas.words import counted
 from stages.media.clip_files import (
     ROUNDING_SECONDS,
     ClipFile,
@@ -205,8 +206,8 @@ def _copy(container: Any, stream: av.VideoStream, sound: Sound | None, plan: _Pl
             times.append(exact_seconds(packet.pts, plan.time_base))
             _write(file, packet, track)
         if len(times) != len(span.dts):
-            raise RowFailed("bad_media", f"of the clip's {len(span.dts)} frames only "
-                            f"{len(times)} can be read again")
+            raise RowFailed("bad_media", f"of the clip's {counted(len(span.dts), 'frame')} "
+                            f"only {len(times):,} can be read again")
         facts = file.publish(times, end_seconds - start_seconds)
     finally:
         file.discard()
