@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from jobs.formats import write_rows
 from jobs.interrupts import ended_by_interrupts
+from jobs.reasons import WHEN_TO_RETRY, lines_below
 from pipeline.catalog import Catalog, open_catalog, readable_errors
 from pipeline.output_places import check_output
 from pipeline.records import run_records
@@ -123,16 +124,6 @@ def _dot_command(dataset: Path, command: str, allow_external: bool) -> None:
             print(f"{name}: {', '.join(column[0] for column in columns)}")
 
 
-_WHEN_TO_RETRY = {
-    "transient": "later may be better",
-    "blocked": "first give cookies, a proxy or another user_agent, or wait",
-    "permanent": "once the source is there again",
-    "bad_media": "once the file has been mended",
-    "model": "once the model has been changed, or has room",
-    "crash": "with more memory or time",
-}
-
-
 def print_failures(
     dataset: Path,
     *,
@@ -188,7 +179,7 @@ def print_failures(
     sys.stdout.flush()  # the rows before the commands, where both go to one place
     for kind, count in standing:
         print(f"{command}{kind}  # tries {'it' if count == 1 else f'these {count:,}'} again; "
-              f"{_WHEN_TO_RETRY[kind]}", file=sys.stderr)
+              f"{WHEN_TO_RETRY[kind]}", file=sys.stderr)
     for by, count in unread:
         print(_about_ingest(by, count), file=sys.stderr)
 
@@ -265,14 +256,14 @@ def _print_status(report: dict[str, Any], console: Console) -> None:
     for name in ("inputs", "kept", "rejected", "failed", "pending", "shards", "seconds", "rows/s"):
         table.add_column(name, justify="right", no_wrap=True)
     ingest = report["ingest"]
-    counted = ("inputs", "kept", "rejected", "failed")
-    table.add_row("ingest", *(str(ingest[name]) for name in counted), "", str(ingest["shards"]),
+    columns = ("inputs", "kept", "rejected", "failed")
+    table.add_row("ingest", *(str(ingest[name]) for name in columns), "", str(ingest["shards"]),
                   "", "", style="dim")
     for stage in report["stages"]:
         rate = stage["rows_per_second"]
         table.add_row(
             stage["stage"],
-            *(str(stage[name]) for name in (*counted, "pending")),
+            *(str(stage[name]) for name in (*columns, "pending")),
             f"{stage['shards_done']}/{stage['shards_total']}",
             f"{stage['seconds']:.1f}",
             "" if rate is None else f"{rate:.0f}" if rate >= 100 else f"{rate:.3g}",
@@ -296,9 +287,9 @@ def _print_status(report: dict[str, Any], console: Console) -> None:
                 f"{stage['kept']} kept + {stage['rejected']} rejected + {stage['failed']} failed; "
                 f"{counted(stage['lost'], 'key')} without an outcome.", style="bold red",
             )
-    elif report["stages"]:
+    elif report["stages"] and not any(stage["pending"] for stage in report["stages"]):
         console.print("Every input is kept, rejected or failed, at every stage.")
-    failed = sum(stage["failed"] for stage in (ingest, *report["stages"]))
-    if failed:
-        console.print(f"{failed} failed: `clipmill failures {shell_word(report['dataset'])}` says "
-                      "why, and what helps.", markup=False, soft_wrap=True)
+    for line in lines_below(report):
+        # A command stays one line, so that it can be copied.
+        console.print(line, markup=False,
+                      soft_wrap=line.startswith("  ") or not console.is_terminal)

@@ -9,6 +9,7 @@ from typing import Any
 from pipeline.catalog import Catalog, Layout, open_catalog
 from pipeline.index import ShardFiles
 from pipeline.plan import Read
+from pipeline.reasons import reasons
 from pipeline.retry import RETRIES, read_request
 from pipeline.shards import committed_shards, shard_name
 from schemas import views
@@ -42,6 +43,7 @@ def status_report(dataset: Path) -> dict[str, Any]:
             "ingest": {"inputs": sum(ingest.values()), **ingest, "shards": shards},
             "stages": stages,
             "totals": _totals(catalog, footers),
+            **reasons(catalog),
         }
 
 

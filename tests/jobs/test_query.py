@@ -183,7 +183,8 @@ def test_status_shows_accounting_and_its_breach(truth: Truth, tmp_path: Path, ca
     assert "Every input is kept, rejected or failed" in out
     assert "frames of source video: 1.000" in out
     failed = sum(stage["failed"] for stage in status_report(truth.path)["stages"])
-    assert f"{failed} failed: `clipmill failures {truth.path}` says why" in out
+    assert re.search(rf"^{failed} failed: ", out, re.M)
+    assert f"\n  clipmill failures {truth.path}  " in out
     broken = build_dataset(tmp_path / "dataset", shards=1)
     path = broken.path / "tag_clips" / "t1" / "000000.parquet"
     pq.write_table(pq.read_table(path).slice(2), path)

@@ -1,0 +1,86 @@
+"""What `run`, `retry` and `status` say below their table: reasons, and the commands that help."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from schemas.command_line import shell_word
+from schemas.errors import printable
+from schemas.step_tables import EXPANDED_RULE, MENDED_RULE, REMOVED_RULE
+from schemas.words import counted
+
+WHEN_TO_RETRY = {
+    "transient": "later may be better",
+    "blocked": "first give cookies, a proxy or another user_agent, or wait",
+    "permanent": "once the source is there again",
+    "bad_media": "once the file has been mended",
+    "model": "once the model has been changed, or has room",
+    "crash": "with more memory or time",
+}
+"""What has to be otherwise before failures of a kind are worth another try."""
+
+_OF_NO_SETTING = {
+    "sources.duplicate": "duplicate source",
+    "download_videos.duplicate": "duplicate video",
+    EXPANDED_RULE: "expanded list",
+    MENDED_RULE: "mended row",
+    REMOVED_RULE: "removed video",
+}
+_LONGEST_MESSAGE = 100
+
+
+def lines_below(report: dict[str, Any]) -> Iterator[str]:
+    """Lines for a `status_report`; those that begin with two spaces are commands to paste."""
+    dataset = shell_word(report["dataset"])
+    yield from _rejected(report, dataset)
+    yield from _failed(report, dataset)
+    waiting = [f"{counted(stage['pending'], 'row')} at {stage['stage']}"
+               for stage in report["stages"] if stage["pending"]]
+    if waiting:
+        yield f"Not done yet: {', '.join(waiting)}. This goes on:"
+        yield f"  clipmill run --dataset {dataset}"
+
+
+def _rejected(report: dict[str, Any], dataset: str) -> Iterator[str]:
+    found = report["rejections"]
+    if not found:
+        return
+    parts = []
+    for one in found:
+        if one["rule"] in _OF_NO_SETTING:
+            parts.append(counted(one["count"], _OF_NO_SETTING[one["rule"]]))
+        else:
+            parts.append(f"{one['count']:,} by {one['rule'].rpartition('.')[2]} "
+                         f"({_line(one['detail'])})")
+    total = sum(one["count"] for one in found)
+    yield f"{total:,} rejected: {', '.join(parts)}."
+    settings = [one["keep"] for one in found if one["keep"]]
+    if settings:
+        kept = sum(one["count"] for one in found if one["keep"])
+        some = f"{kept:,} of them" if kept < total else "it" if total == 1 else "them"
+        yield (f"To keep {some} (the stage and those after it run again, nothing is fetched "
+               "twice):")
+        yield "  " + " ".join([f"clipmill run --dataset {dataset}",
+                               *(f"--set {setting}" for setting in settings)])
+
+
+def _failed(report: dict[str, Any], dataset: str) -> Iterator[str]:
+    found = report["failures"]
+    if not found:
+        return
+    parts = [f"{one['count']:,} {one['kind']} ({'e.g. ' if one['messages'] > 1 else ''}"
+             f"{_line(one['message'])})" for one in found]
+    total = sum(one["count"] for one in found)
+    yield f"{total:,} failed: {', '.join(parts)}."
+    commands = [(f"clipmill failures {dataset}", f"lists {'it' if total == 1 else 'them'}")]
+    commands += [(f"clipmill retry {dataset} --kind {one['kind']}", WHEN_TO_RETRY[one["kind"]])
+                 for one in found if one["can_be_retried"]]
+    longest = max(len(command) for command, _ in commands)
+    for command, says in commands:
+        yield f"  {command:{longest}}  # {says}"
+
+
+def _line(text: str | None) -> str:
+    line = " ".join(printable(text or "?").split())
+    return line if len(line) <= _LONGEST_MESSAGE else f"{line[:_LONGEST_MESSAGE - 1]}…"

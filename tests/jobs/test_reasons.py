@@ -1,0 +1,68 @@
+"""What a run says about the rows that it did not keep, and that its commands do what they say."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from jobs.cli import app
+from tests.media import Scene, render
+
+
+@pytest.fixture(scope="module")
+def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two films that are too short, two that are too low, one to keep, and one that is no film."""
+    folder = tmp_path_factory.mktemp("films")
+    for name, seconds, size in (("short", 3.204, (480, 360)), ("shorter", 2.6, (480, 360)),
+                                ("low", 12, (320, 180)), ("lower", 12, (160, 120)),
+                                ("good", 12, (480, 360))):
+        render(folder / f"{name}.mp4", [Scene("red", seconds)], rate=5, size=size)
+    (folder / "page.mp4").write_text("<html>")
+    return folder
+
+
+def clipmill(*words: object) -> str:
+    done = CliRunner().invoke(app, [*map(str, words)], env={"COLUMNS": "200"})
+    assert done.exit_code == 0, done.output
+    return done.stdout
+
+
+def commands(said: str, word: str) -> list[list[str]]:
+    return [shlex.split(line, comments=True)[1:] for line in said.splitlines()
+            if line.startswith(f"  clipmill {word}")]
+
+
+def test_a_run_says_why_rows_went_and_how_to_keep_them(films: Path, tmp_path: Path):
+    """The command that it prints keeps all that a rule rejected, and `status` says the same."""
+    dataset = tmp_path / "a dataset"
+    said = clipmill("run", "timestamps-only", "--dataset", dataset, "--sources", films, "--engine",
+                    "local")
+    assert re.search(r"^4 rejected: 2 by min_duration_seconds \(2\.60 < 10\), "
+                     r"2 by min_height \(120 < 360\)\.$", said, re.M)
+    assert re.search(r"^1 failed: 1 bad_media \(.+\)\.$", said, re.M)
+    assert "Every input is kept, rejected or failed" in said
+    assert said.endswith(clipmill("status", dataset))
+    (failures,) = commands(said, "failures")
+    assert "page.mp4" in clipmill(*failures)
+    (keep,) = commands(said, "run")
+    assert keep[:3] == ["run", "--dataset", str(dataset)]
+    said = clipmill(*keep, "--engine", "local")
+    assert "rejected:" not in said
+    stages = json.loads(clipmill("status", dataset, "--format", "json"))["stages"]
+    assert (stages[0]["kept"], stages[0]["rejected"], stages[0]["failed"]) == (5, 0, 1)
+
+
+def test_what_is_not_done_yet_is_not_called_accounted_for(films: Path, tmp_path: Path):
+    """After half a run the status says what waits and what goes on with it."""
+    said = clipmill("run", "timestamps-only", "--dataset", tmp_path / "data", "--sources",
+                    films / "good.mp4", "--engine", "local", "--until", "download_videos")
+    assert "Every input" not in said
+    assert "Not done yet: 1 row at split_clips." in said
+    assert "1 video, 0 clips" in said
+    (more,) = commands(said, "run")
+    assert "Every input is kept" in clipmill(*more, "--engine", "local")
