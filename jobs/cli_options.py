@@ -120,8 +120,12 @@ Kinds = Annotated[
                  autocompletion=completion.failure_kinds),
 ]
 SubsetRecipe = Annotated[
-    str, typer.Argument(metavar="RECIPE", help="a ready-made subset recipe or a YAML file",
-                        autocompletion=completion.subset_recipes)
+    str | None, typer.Argument(metavar="[RECIPE]", help="a ready-made subset recipe or a YAML file",
+                               autocompletion=completion.subset_recipes)
+]
+Predicate = Annotated[
+    str | None, typer.Option("--where", metavar="SQL", help="in place of a recipe: only clips for "
+                             "which this is true, e.g. \"similarity > 0.3\"")
 ]
 Parameters = Annotated[
     list[str] | None,

@@ -17,22 +17,23 @@ from pipeline.output_places import check_output
 from pipeline.subsets.card import data_card
 from pipeline.subsets.explain import explain_recipe
 from pipeline.subsets.freeze import check_name, create_subset, load_subset, still_there
-from pipeline.subsets.recipe import SubsetRecipe, load_subset_recipe
+from pipeline.subsets.recipe import SubsetRecipe, load_subset_recipe, predicate_recipe
 from schemas.errors import UsageError, printable
 from schemas.words import counted, plain_hours
 
 
 def create(
     dataset: Path,
-    recipe: str,
+    recipe: str | None,
     *,
+    where: str | None = None,
     name: str | None = None,
     seed: int | None = None,
     overrides: Sequence[str] = (),
     memory_limit: str | None = None,
 ) -> None:
     """Freezes a subset, and prints its funnel and hash."""
-    loaded = _load(recipe, overrides, seed)
+    loaded = _load(recipe, where, overrides, seed)
     name = check_name(name if name is not None else loaded.name)
     with _catalog(dataset, memory_limit) as catalog, saying() as say, readable_errors():
         subset, is_new = create_subset(catalog, loaded, name=name, code_version=code_version(),
@@ -49,8 +50,9 @@ def create(
 
 def explain(
     dataset: Path,
-    recipe: str,
+    recipe: str | None,
     *,
+    where: str | None = None,
     seed: int | None = None,
     overrides: Sequence[str] = (),
     near: int = 3,
@@ -60,7 +62,7 @@ def explain(
     """Prints what a recipe would take, rule by rule; freezes nothing."""
     if format not in ("table", "json"):
         raise UsageError(f"--format {format}: allowed: table, json")
-    loaded = _load(recipe, overrides, seed)
+    loaded = _load(recipe, where, overrides, seed)
     with _catalog(dataset, memory_limit) as catalog, saying() as say, readable_errors():
         found = plain(explain_recipe(catalog, loaded, near=near, on_step=say).plain())
     if format == "json":
@@ -102,7 +104,20 @@ def recipes(name: str | None) -> None:
     print(*described(SUBSET_FOLDER), sep="\n")
 
 
-def _load(recipe: str, overrides: Sequence[str], seed: int | None) -> SubsetRecipe:
+def _load(
+    recipe: str | None, where: str | None, overrides: Sequence[str], seed: int | None
+) -> SubsetRecipe:
+    """What is to be chosen by: a recipe, or a predicate in its place."""
+    if (recipe is None) == (where is None):
+        raise UsageError("give a RECIPE (`clipmill subset recipes` lists the ready-made ones), or "
+                         "a predicate with --where" + (", not both" if where else
+                         ', e.g. --where "aesthetic > 5"'))
+    if where is not None:
+        if overrides:
+            raise UsageError(f"--set {overrides[0]}: a predicate has no parameters; write the "
+                             "value into --where")
+        return predicate_recipe(where, seed=seed)
+    assert recipe is not None  # one of the two is there
     return load_subset_recipe(subset_recipe_path(recipe), overrides=overrides, seed=seed,
                               ready_made=SUBSET_FOLDER)
 

@@ -21,6 +21,7 @@ from jobs.cli_options import (
     Output,
     OutputFormat,
     Parameters,
+    Predicate,
     Seed,
     StatusFormat,
     SubsetName,
@@ -100,17 +101,19 @@ def export(
 @subsets.command("create")
 def subset_create(
     dataset: Dataset,
-    recipe: SubsetRecipe,
+    recipe: SubsetRecipe = None,
+    where: Predicate = None,
     name: Annotated[str | None, typer.Option(metavar="N", help="the subset's name; by default the "
-                    "recipe's")] = None,
+                    "recipe's, or made from the predicate")] = None,
     seed: Seed = None,
     set_: Parameters = None,
     memory_limit: MemoryLimit = None,
 ) -> None:
-    """Freeze the clips that a recipe takes, with all that is needed to make the list again."""
+    """Freeze the clips that a recipe or a predicate takes, with all that made the list."""
     from jobs.subset import create
 
-    create(dataset, recipe, name=name, seed=seed, overrides=set_ or [], memory_limit=memory_limit)
+    create(dataset, recipe, where=where, name=name, seed=seed, overrides=set_ or [],
+           memory_limit=memory_limit)
 
 
 @subsets.command("list")
@@ -140,7 +143,8 @@ def subset_show(
 @subsets.command("explain")
 def subset_explain(
     dataset: Dataset,
-    recipe: SubsetRecipe,
+    recipe: SubsetRecipe = None,
+    where: Predicate = None,
     seed: Seed = None,
     set_: Parameters = None,
     near: Annotated[int, typer.Option(metavar="K", min=0, max=100, help="clips to show on each "
@@ -149,11 +153,11 @@ def subset_explain(
                        ] = StatusFormat.table,
     memory_limit: MemoryLimit = None,
 ) -> None:
-    """What a recipe would take, rule by rule, before anything is frozen."""
+    """What a recipe or a predicate would take, rule by rule, before anything is frozen."""
     from jobs.subset import explain
 
-    explain(dataset, recipe, seed=seed, overrides=set_ or [], near=near, format=format_.value,
-            memory_limit=memory_limit)
+    explain(dataset, recipe, where=where, seed=seed, overrides=set_ or [], near=near,
+            format=format_.value, memory_limit=memory_limit)
 
 
 @subsets.command("recipes")

@@ -129,8 +129,9 @@ def _since(info: Mapping[str, Any], since: Mapping[str, Any]) -> str:
 
 
 def _again(info: Mapping[str, Any]) -> str:
-    words = ["clipmill", "subset", "create", "DATASET", info["recipe_files"][0]["name"],
-             "--seed", str(info["seed"])]
+    where = info.get("where")
+    recipe = ["--where", where] if where else [info["recipe_files"][0]["name"]]
+    words = ["clipmill", "subset", "create", "DATASET", *recipe, "--seed", str(info["seed"])]
     for override in info["overrides"]:
         words += ["--set", override]
     files = [f"`{file['name']}`:\n\n{_fenced(file['text'])}" for file in info["recipe_files"]]

@@ -83,6 +83,7 @@ def describe_recipe(
     """What a recipe is, with everything in its place, as plain data."""
     return {
         "recipe": recipe.name,
+        "where": recipe.where,
         "description": recipe.description,
         "source": recipe.source,
         "verified": recipe.verified,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -11,6 +12,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any, Literal
 
+import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pipeline.plain_yaml import parse_yaml
@@ -75,6 +77,8 @@ class SubsetRecipe:
     overrides: tuple[str, ...] = ()
     texts: tuple[tuple[str, str], ...] = field(repr=False, default=())
     """(file name, YAML as written) of the recipe and of what it extends."""
+    where: str | None = None
+    """The predicate that stands in place of a file, as it was given."""
 
     @property
     def extends(self) -> list[str]:
@@ -115,8 +119,7 @@ def load_subset_recipe(
                     for number, (file, rule) in enumerate(rules, 1))
     if unused := [name for name in parameters if name not in resolver.used]:
         raise UsageError(f"{path}: parameters.{unused[0]}: no rule uses ${unused[0]}")
-    if seed is not None and not _SEEDS[0] <= seed <= _SEEDS[1]:
-        raise UsageError(f"--seed {seed}: give a whole number from 0 to 2^63 - 1")
+    _check_seed(seed)
     return SubsetRecipe(
         name=path.stem,
         path=path,
@@ -130,6 +133,32 @@ def load_subset_recipe(
         overrides=tuple(overrides),
         texts=tuple((file.name, file.read_text("utf-8")) for file, _ in chain),
     )
+
+
+def predicate_recipe(where: str, *, seed: int | None = None) -> SubsetRecipe:
+    """The recipe with one rule, which keeps the clips for which the SQL predicate is true.
+
+    Its name is made from the predicate, so that each predicate has its own.
+    """
+    if not where.strip():
+        raise UsageError("--where is empty; give a predicate, e.g. --where \"aesthetic > 5\"")
+    _check_seed(seed)
+    said = re.sub(r"[^A-Za-z0-9.]+", "-", where).strip("-.")[:40].strip("-.")
+    digest = hashlib.sha256(where.encode("utf-8", "backslashreplace")).hexdigest()[:6]
+    given: dict[str, Any] = {"where": where}
+    text = yaml.safe_dump({"rules": [given]}, sort_keys=False, allow_unicode=True, width=90)
+    name = f"{said}-{digest}" if said else f"where-{digest}"
+    return SubsetRecipe(
+        name=name, path=Path(f"{name}.yaml"), description="", source=None, verified=True,
+        seed=DEFAULT_SEED if seed is None else seed, parameters={}, scorers={},
+        rules=(_rule(1, "--where", given, _Parameters({})),), texts=((f"{name}.yaml", text),),
+        where=where,
+    )
+
+
+def _check_seed(seed: int | None) -> None:
+    if seed is not None and not _SEEDS[0] <= seed <= _SEEDS[1]:
+        raise UsageError(f"--seed {seed}: give a whole number from 0 to 2^63 - 1")
 
 
 def _read_chain(path: Path, ready_made: Path | None) -> list[tuple[Path, SubsetFile]]:

@@ -336,3 +336,37 @@ def test_the_command_line_passes_everything_on(explored: Path, recipe: str):
     wrong = clipmill("explain", str(explored), recipe, "--set", "clip=7")
     assert (wrong.returncode, wrong.stdout) == (2, "")
     assert "did you mean clips?" in wrong.stderr
+
+
+def test_a_predicate_does_without_a_recipe(dataset: Path, tmp_path: Path, capsys):
+    """`--where` chooses by itself; the record holds it, and its card's recipe gives it again."""
+    where = "aesthetic > 5 AND language = 'de'"
+    found = explained(capsys, dataset, None, where=where)
+    subset.create(dataset, None, where=where)
+    (name,) = [place.parent.name for place in (dataset / "subsets").glob("*/subset.json")]
+    assert name == found["recipe"]
+    info = load_subset(dataset, name).info
+    assert (info["where"], info["rules"]) == (where, [{"where": where}])
+    assert ask(dataset, f"SELECT count(*) FROM clips WHERE {where}") == [(info["n_clips"],)]
+    assert info["n_clips"] == found["result"]["clips"] > 0
+    subset.create(dataset, None, where="aesthetic > 5", name="another")
+    again = tmp_path / "again.yaml"
+    again.write_text(info["recipe_files"][0]["text"])
+    subset.create(dataset, str(again), name="again")
+    assert load_subset(dataset, "again").info["hash"] == info["hash"]
+    capsys.readouterr()
+    subset.show(dataset, name)
+    assert "clipmill subset create DATASET --where" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("recipe", "details", "said"), [
+    (None, {}, "give a RECIPE .* or a predicate with --where"),
+    ("svd", {"where": "true"}, "not both"),
+    (None, {"where": " "}, "--where is empty"),
+    (None, {"where": "motoin > 2"}, "motoin"),
+    (None, {"where": "true; DROP TABLE x"}, "2 statements"),
+    (None, {"where": "aesthetic > 5", "overrides": ["a=1"]}, "a predicate has no parameters"),
+])
+def test_a_predicate_is_checked_like_a_rule(explored: Path, recipe, details, said):
+    with pytest.raises(UsageError, match=said):
+        subset.explain(explored, recipe, **details)
