@@ -78,6 +78,8 @@ def run(
         ask_hosts_again(dataset)
         tell_left(finish_removals(dataset))
         taken = None
+        if retry_kinds is None:
+            _say_that_shards_are_fixed(loaded, dataset)
         if retry_kinds is None and take_sources:
             try:
                 taken = _ingest(loaded, dataset, limit)
@@ -114,8 +116,9 @@ def _retry(
     if not asked:
         wanted = f" of kind {', '.join(kinds)}" if kinds else ""
         _err.print(f"Nothing more to retry: no failures{wanted} from before that retry." if begun
-                   else f"Nothing to retry: no failures{wanted} at any stage (of what failed at "
-                        "ingest `clipmill failures` says what helps).")
+                   else f"Nothing to retry: no failures{wanted} at any stage. Of what failed at "
+                        "ingest this says what helps:\n"
+                        f"  clipmill failures {shell_word(dataset)}", soft_wrap=True)
         return bool(begun)
     said = "\n".join(f"Trying {counted(keys, 'failed row')} of {stage} again."
                      for stage, keys in asked.items())
@@ -130,6 +133,17 @@ def _clear_up(dataset: Path, hold: Hold) -> None:
     if hold.former_was_killed or (latest is not None and latest["state"] != "done"):
         records.note_killed_runs(dataset)
         remove_leftovers_of_runs(dataset)
+
+
+def _say_that_shards_are_fixed(loaded: LoadedRecipe, dataset: Path) -> None:
+    """Where `shard_videos` was changed: sources that are there stay in the shards they are in."""
+    latest, there = records.latest_run(dataset), len(list_source_shards(dataset))
+    before = latest["recipe"].get("shard_videos") if latest else None
+    now = loaded.recipe.shard_videos
+    if there and before not in (None, now):
+        _err.print(f"shard_videos is {now} now, and was {before}: {counted(there, 'shard')} of "
+                   "sources that are there stay as they are, which can't be changed; it holds for "
+                   "new sources. For other shards make another dataset.", soft_wrap=True)
 
 
 def _ingest(loaded: LoadedRecipe, dataset: Path, limit: int | None) -> str | None:
@@ -165,7 +179,8 @@ def _bring_up_to_date(
             # The recipe went back to tables made earlier: the views must show those again.
             records.write_run(dataset, {**record, "state": "done",
                                         "finished_at": record["started_at"]})
-        _err.print("Nothing to do: every shard of every stage is committed.")
+        _err.print("Nothing to do: every shard of every stage is committed. --sources adds "
+                   "sources, --set changes a setting.")
         return False
     from jobs.preflight import check_models
 

@@ -72,8 +72,8 @@ def failures(
 @app.command()
 def report(
     dataset: Dataset,
-    output: Annotated[Path, typer.Option(metavar="FILE.html", help="where the page goes; what is "
-                      "there is replaced")],
+    output: Annotated[Path | None, typer.Option(metavar="FILE.html", help="where the page goes; "
+                      "what is there is replaced; by default DATASET-report.html here")] = None,
     subset: Annotated[str | None, typer.Option(metavar="NAME", help="a frozen subset to report on, "
                       "with the whole catalog", autocompletion=completion.subset_names)] = None,
     samples: Annotated[int, typer.Option(metavar="N", min=0, max=60, help="show at most this many "

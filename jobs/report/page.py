@@ -22,6 +22,7 @@ from pipeline.shards import commit, temporary_beside
 from pipeline.status import status_report
 from pipeline.subsets.freeze import FrozenSubset, load_subset
 from schemas.errors import ClipmillError, UsageError
+from schemas.words import counted
 
 TEMPLATES = Path(__file__).with_name("templates")
 _SIZES = 9
@@ -79,11 +80,16 @@ def write_report(
     return sum(len(group.samples) for group in context["groups"]), len(page)
 
 
-def report_on(dataset: Path, output: Path, **wanted: Any) -> None:
-    """What the command does: the page, and one line about it."""
+def report_on(dataset: Path, output: Path | None, **wanted: Any) -> None:
+    """What the command does: the page, and one line about it.
+
+    Without `output` it goes to `NAME-report.html` here, NAME being that of the dataset's folder.
+    """
+    if output is None:
+        output = Path(f"{dataset.absolute().name or 'dataset'}-report.html")
     with saying() as say:
         shown, size_bytes = write_report(dataset, output, on_step=say, **wanted)
-    print(f"{output}: {shown} sample clips, {numbers.size(size_bytes)}")
+    print(f"{output}: {counted(shown, 'sample clip')}, {numbers.size(size_bytes)}")
 
 
 def _selected(catalog: Catalog, subset: FrozenSubset | None) -> Selection:
@@ -112,7 +118,7 @@ def _context(
     on_step("reading the clips")
     selection = _selected(catalog, subset)
     on_step("counting words")
-    counted = words.count_words(catalog, selection.captions())
+    word_counts = words.count_words(catalog, selection.captions())
     on_step("drawing figures")
     clips, seconds, whole_clips = catalog.connection.execute(
         f"SELECT count(*) FILTER ({selection.chosen}), "
@@ -150,10 +156,10 @@ def _context(
         "uncompared": {score: scorer for score, scorer in published.SCORERS.items()
                        if score not in comparable.values()},
         "published": published,
-        "words": counted,
-        "cloud": _cloud(counted.commonest),
-        "verbs": charts.counted_rows(counted.verbs, "uses"),
-        "common": charts.counted_rows(counted.commonest[:words.SHOWN_VERBS], "uses"),
+        "words": word_counts,
+        "cloud": _cloud(word_counts.commonest),
+        "verbs": charts.counted_rows(word_counts.verbs, "uses"),
+        "common": charts.counted_rows(word_counts.commonest[:words.SHOWN_VERBS], "uses"),
         "tags": charts.counted_rows(words.count_tags(catalog, selection.tags()), "clips"),
         "groups": groups,
         "stages": provenance.stages_made(catalog.layout),

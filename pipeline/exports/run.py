@@ -43,6 +43,7 @@ from pipeline.subsets.expressions import Expressions
 from pipeline.subsets.freeze import FrozenSubset, load_subset
 from schemas.command_line import shell_word
 from schemas.errors import ClipmillError, UsageError
+from schemas.words import counted
 from stages.media.cut import check_encoder
 
 
@@ -182,8 +183,26 @@ def _check_there_is_something(
         raise UsageError(f"nothing to export: {request.dataset} has no clips yet; see "
                          f"`clipmill status {shell_word(request.dataset)}`")
     reasons = "; ".join(f"{count:,} {reason}" for reason, count in selection.left_out.items())
-    raise UsageError(f"nothing to export: of {selection.clips:,} clips all are left out"
-                     f"{f' ({reasons})' if reasons else ''}")
+    ways = [way for reason, way in _ways_out(request).items() if reason in selection.left_out]
+    raise UsageError("; ".join([
+        f"nothing to export: of {counted(selection.clips, 'clip')} all are left out"
+        f"{f' ({reasons})' if reasons else ''}", *ways]))
+
+
+def _ways_out(request: ExportRequest) -> dict[str, str]:
+    """By reason why clips were left out, what would let them in."""
+    dataset = shell_word(request.dataset)
+    return {
+        "no caption": "--keep-uncaptioned keeps clips without a caption, --caption COLUMN takes "
+                      "another text",
+        "where": f"`clipmill subset explain {dataset} --where {shell_word(request.where or '')}` "
+                 "shows the clips nearest to it",
+        "not in the catalog": "the catalog shows what the newest run made: run the recipe again "
+                              "that made the subset's clips, or freeze the subset again",
+        "not from YouTube": "--format internvid holds videos from YouTube only: take webdataset, "
+                            "parquet or csv",
+        "dropped at random": "--drop 0 leaves none out at random",
+    }
 
 
 def _step(watcher: Watcher, clips: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from pipeline.catalog import Catalog
@@ -12,6 +13,7 @@ from pipeline.subsets.engine import Engine, Outcome, Size, Threshold
 from pipeline.subsets.recipe import SubsetRecipe
 from pipeline.subsets.rules import Percentile, Rule, Where
 from pipeline.subsets.scorers import ResolvedScorer, resolve
+from schemas.command_line import shell_word
 from schemas.errors import UsageError
 from schemas.words import counted
 
@@ -191,10 +193,13 @@ def _add_captions(catalog: Catalog, found: list[Neighbourhood]) -> None:
                        for clip in side]
 
 
-def require_clips(outcomes: list[Outcome], whole: Size, recipe: SubsetRecipe) -> None:
+def require_clips(
+    outcomes: list[Outcome], whole: Size, recipe: SubsetRecipe, dataset: Path
+) -> None:
     """Raises UsageError where a recipe leaves nothing, with the rule that took the last clips."""
     if not whole.clips:
-        raise UsageError(f"{recipe.name}: the catalog has no clips yet; see `clipmill status`")
+        raise UsageError(f"{recipe.name}: the catalog has no clips yet; see "
+                         f"`clipmill status {shell_word(dataset)}`")
     for outcome in outcomes:
         if not outcome.after.clips:
             null = (f", {outcome.nulls:,} of them because a value is null" if outcome.nulls else "")

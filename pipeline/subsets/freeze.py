@@ -126,7 +126,7 @@ def create_subset(
                 outcomes.append(outcome)
                 last = target
                 if not outcome.after.clips:
-                    require_clips(outcomes, whole, recipe)
+                    require_clips(outcomes, whole, recipe, dataset)
         on_step("writing the clips")
         connection = catalog.connection
         connection.execute(

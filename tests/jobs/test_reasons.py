@@ -11,6 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from jobs.cli import app
+from schemas.errors import UsageError
 from tests.media import Scene, render
 
 
@@ -66,3 +67,25 @@ def test_what_is_not_done_yet_is_not_called_accounted_for(films: Path, tmp_path:
     assert "1 video, 0 clips" in said
     (more,) = commands(said, "run")
     assert "Every input is kept" in clipmill(*more, "--engine", "local")
+
+
+def test_what_can_not_be_done_names_its_way_out(films: Path, tmp_path: Path, monkeypatch):
+    """Shards that are fixed, an export of which nothing is left, a report without --output."""
+    dataset = tmp_path / "data"
+    words = ["run", "timestamps-only", "--dataset", dataset, "--sources", films / "good.mp4",
+             "--engine", "local"]
+    clipmill(*words)
+    again = CliRunner().invoke(app, [*map(str, words), "--set", "shard_videos=4"])
+    assert "shard_videos is 4 now, and was 16: 1 shard of sources" in again.output
+    assert "Nothing to do" in again.output
+    out = tmp_path / "out"
+    asked = ["export", str(dataset), "--format", "webdataset", "--output", str(out)]
+    with pytest.raises(UsageError, match=r"of 1 clip all .*1 no caption\); --keep-uncaptioned"):
+        CliRunner().invoke(app, asked, catch_exceptions=False)
+    clipmill(*asked, "--keep-uncaptioned")
+    with pytest.raises(UsageError, match=r"subset explain .*data --where 'motion > 99'"):
+        CliRunner().invoke(app, [*asked[:-1], f"{out}2", "--keep-uncaptioned", "--where",
+                                 "motion > 99"], catch_exceptions=False)
+    monkeypatch.chdir(tmp_path)
+    assert "1 sample clip," in clipmill("report", "data")
+    assert "</html>" in (tmp_path / "data-report.html").read_text()
