@@ -20,6 +20,8 @@ from pathlib import Path
 import av
 import numpy as np
 
+from stages.media.encoders import open_encoder
+
 SHARED_VIDEOS = Path(__file__).resolve().parents[2] / "shared" / "videos"
 COLOURS = {
     "red": (200, 30, 30),
@@ -108,6 +110,7 @@ def render(
             stream.codec_context.colorspace = 9
         if rotation:
             stream.set_display_rotation(rotation)
+        open_encoder(stream)
         stamp = round(start_seconds / time_base)
         number = 0
         for scene, count in zip(scenes, frame_counts(scenes, rate), strict=True):

@@ -10,8 +10,10 @@ codecs are used only where they are asked for by name.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import io
+import os
 from dataclasses import dataclass, field
 from fractions import Fraction
 
@@ -82,6 +84,21 @@ class VideoEncoder:
         if self.by_bit_rate:
             context.bit_rate = round(size[0] * size[1] * float(rate) * _BITS_PER_PIXEL)
         return stream
+
+
+def open_encoder(stream: av.VideoStream) -> None:
+    """Opens the encoder of a stream whose settings are complete, at the process's own priority.
+
+    SVT-AV1 gives threads real-time priority wherever it may, as it may for root: they, and every
+    process that they start, would then starve all others on the machine.
+    """
+    stream.codec_context.open()
+    if not hasattr(os, "sched_setscheduler"):  # macOS, Windows
+        return
+    for thread in map(int, os.listdir("/proc/self/task")):
+        with contextlib.suppress(ProcessLookupError):  # it ended meanwhile
+            if os.sched_getscheduler(thread) in (os.SCHED_FIFO, os.SCHED_RR):
+                os.sched_setscheduler(thread, os.SCHED_OTHER, os.sched_param(0))
 
 
 def find_encoder(name: str | None, crf: int | None, preset: str | None) -> VideoEncoder:
@@ -170,6 +187,7 @@ def _try(encoder: VideoEncoder) -> str | None:
             if encoder.name not in output.supported_codecs:
                 return "mp4 can't hold what it makes"
             stream = encoder.add_stream(output, _PROBE_SIZE, Fraction(25), Fraction(1, 25), 1)
+            open_encoder(stream)
             for number in range(_PROBE_FRAMES):
                 frame = av.VideoFrame.from_ndarray(_picture(number), "rgb24")
                 frame = frame.reformat(format=encoder.pixels)

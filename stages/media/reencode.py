@@ -34,7 +34,7 @@ from stages.media.clip_files import (
     nothing_inside,
 )
 from stages.media.decode import bad_media, open_container, stored_rotation, video_stream
-from stages.media.encoders import VideoEncoder, find_encoder
+from stages.media.encoders import VideoEncoder, find_encoder, open_encoder
 from stages.media.memory import raise_if_out
 from stages.media.opening import packets, passing_over
 from stages.media.packets import PacketIndex, read_packets
@@ -325,6 +325,7 @@ class _Writing:
             context.color_trc = picture.color_trc
             if (aspect := pictures.aspect()) is not None:
                 context.sample_aspect_ratio = aspect
+            open_encoder(track)
             sound = self._sound
             beside = aac_track(output, sound.stream) if sound and sound.stream else None
             if beside is not None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -369,6 +371,18 @@ def test_encoders_are_tried_in_turn_until_one_really_encodes(monkeypatch):
     assert "libnothing: not in PyAV's FFmpeg" in str(told.value)
     assert "libvpx: mp4 can't hold" in str(told.value)
     assert "--encoder mpeg4" in str(told.value)
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getscheduler"), reason="asks Linux's scheduler")
+def test_no_encoder_takes_the_machine_for_itself(tmp_path):
+    """SVT-AV1 sets real-time priority where it may; everything else would stand still."""
+    encoder = encoders.find_encoder("libsvtav1", None, None)
+    with av.open(str(tmp_path / "out.mp4"), "w") as output:
+        stream = encoder.add_stream(output, (320, 180), Fraction(25), Fraction(1, 25), 2)
+        encoders.open_encoder(stream)
+        threads = [int(thread) for thread in os.listdir("/proc/self/task")]
+        assert {os.sched_getscheduler(thread) for thread in threads} == {os.SCHED_OTHER}
+        output.mux(stream.encode())
 
 
 @pytest.mark.parametrize("encoder", ["mpeg4", "libvpx-vp9"])
