@@ -33,7 +33,8 @@ class DownloadVideos(ReadingStage):
     """
 
     name: ClassVar[str] = "download_videos"
-    version: ClassVar[int] = 1
+    # 2: a header's claims are no longer taken for truncation.
+    version: ClassVar[int] = 2
     key: ClassVar[str] = "source_key"
     reads: ClassVar[tuple[str, ...]] = tuple(
         f"sources.{column}" for column in (

@@ -33,13 +33,13 @@ from stages.media.opening import (
     from_its_start,
     open_media,
     packets,
-    passing_over,
     too_large,
 )
+from stages.media.probe import check_whole
 from stages.media.scaling import KeptImages, SmallImages
 
 LOST_SHARE = 0.1
-"""A file whose frames end this share of its declared duration too early counts as truncated."""
+"""Where frames end this share of the declared duration too early, the packets are looked at."""
 
 # Pictures go from thread to thread by the handful: every hand-over costs.
 _BATCH = 4
@@ -280,24 +280,14 @@ class DecodedVideo:
         covered = self._last_seconds - self.facts.seconds(self.facts.start_pts)
         if covered >= declared * (1 - LOST_SHARE):
             return
-        # The header may count a sound track that goes on after the pictures.
-        if last_packet_seconds(self.path) < declared * (1 - LOST_SHARE):
+        # The header may count a sound track that goes on after the pictures, or too much.
+        try:
+            check_whole(self.path)
+        except (NotOpened, RowFailed) as problem:
             raise bad_media(
                 self.path,
-                f"is truncated: frames end after {covered:.2f} s of {declared:.2f} s{reason}",
-            )
-
-
-def last_packet_seconds(path: Path) -> float:
-    """How far into the file any stream's packets reach, read without decoding."""
-    reach = 0.0
-    with open_container(path) as container, passing_over():
-        begin = (container.start_time or 0) / av.time_base
-        for packet in packets(container):
-            if packet.pts is not None:
-                end = (packet.pts + (packet.duration or 0)) * packet.time_base
-                reach = max(reach, float(end) - begin)
-    return reach
+                f"frames end after {covered:.2f} s of {declared:.2f} s: {problem}{reason}",
+            ) from problem
 
 
 class FastVideo(DecodedVideo):

@@ -82,11 +82,11 @@ def first_video_stream(container: InputContainer) -> VideoStream | None:
 def from_its_start(container: InputContainer, seconds: float) -> float:
     """A duration that a container declares, counted from its first time stamp.
 
-    Matroska's is counted from 0 by FFmpeg's muxer, and from the first frame by others: where both
-    can be meant, it is the shorter.
+    Matroska's and FLV's are counted from 0 by FFmpeg's muxers, and from the first frame by others:
+    where both can be meant, it is the shorter.
     """
     start = (container.start_time or 0) / av.time_base
-    if container.format.name.startswith("matroska") and 0 < start < seconds:
+    if container.format.name.startswith(("matroska", "flv")) and 0 < start < seconds:
         return seconds - start
     return seconds
 

@@ -20,9 +20,11 @@ from stages.media.opening import (
     from_its_start,
     open_media,
     packets,
+    passing_over,
     too_large,
 )
 from stages.media.suffixes import MEDIA_SUFFIXES
+from stages.media.wholeness import is_cut_off, missing_share
 
 _SUFFIX_OF_FORMAT = {
     "mov,mp4,m4a,3gp,3g2,mj2": ".mp4",
@@ -41,12 +43,16 @@ _STILL_BRANDS = ("avif", "heic", "heix", "heim", "heis", "mif1", "mif2", "miaf")
 # Larger pictures than 4K must have proven themselves before more than these frames are decoded.
 _LARGE_PIXELS = 4096 * 2304
 _LARGE_TRIES = 3
-# The object of ASF's header that says how large the file is.
-_ASF_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
-_ASF_HEAD_BYTES = 1 << 16
 # Where a container declares its end, the packets must come this near to it.
 _MISSING_SECONDS = 1.0
 _MISSING_SHARE = 0.02
+# So many frames may be missing where a file is known to be cut off: the one that was cut through,
+# and those that are shown before it and stored behind it.
+_MISSING_FRAMES = 2
+# Formats in which FFmpeg takes the length from the last packets, or guesses it from the bit rate.
+_LENGTH_IS_NOT_DECLARED = ("mpegts", "mpeg", "mpegvideo", "ogg", "dv", "h261", "h263", "h264",
+                           "hevc", "vvc", "evc", "m4v", "vc1", "mjpeg", "obu", "av1", "dirac",
+                           "cavsvideo", "avs2", "avs3", "dnxhd", "apv")
 
 
 @dataclass(frozen=True)
@@ -99,49 +105,99 @@ def _probe(container: InputContainer, path: Path) -> Probe:
     if problem := too_large(stream):
         raise RowFailed("bad_media", f"the video {problem}")
     stream.codec_context.thread_count = 1  # one frame is wanted, not a queue of them
-    walk = _Walk(stream)
+    walk, first = _Walk(stream), _FirstFrame(stream)
     try:
         for packet in packets(container):
+            if first.size is None and packet.stream_index == stream.index:
+                first.look(packet)
             walk.take(packet)
     except av.FFmpegError as error:
         raise RowFailed("bad_media", f"truncated or broken after {walk.last_seconds:.2f} s: "
                         f"{error.strerror}") from error
     walk.check_whole(container, path)
-    width, height = walk.size
-    codec = stream.codec_context.codec.canonical_name
+    width, height = first.required_size
+    # Packets before it may be of no use to a decoder: they lack what they refer to.
+    first_seconds = walk.first_seconds if first.seconds is None else first.seconds
     return Probe(
-        duration_seconds=walk.duration_seconds,
+        duration_seconds=walk.duration_seconds(first_seconds),
         width=width,
         height=height,
         fps=_rate(stream),
-        codec=codec,
+        codec=stream.codec_context.codec.canonical_name,
         has_audio=bool(container.streams.audio),
         suffix=_suffix(container.format.name, path),
-        first_seconds=walk.first_seconds,
+        first_seconds=first_seconds,
     )
+
+
+def check_whole(path: Path) -> None:
+    """Fails a file that ends before its container does, by its packets: nothing is decoded."""
+    with open_media(path) as container:
+        stream = first_video_stream(container)
+        if stream is None:
+            return
+        walk = _Walk(stream)
+        with passing_over():
+            for packet in packets(container):
+                walk.take(packet)
+        walk.check_whole(container, path)
+
+
+class _FirstFrame:
+    """The first frame that a decoder makes of a stream: only frames know how they are shown."""
+
+    def __init__(self, stream: VideoStream) -> None:
+        self.size: tuple[int, int] | None = None
+        self.seconds: float | None = None
+        self._stream = stream
+        self._broken = 0
+        self._error = ""
+
+    @property
+    def required_size(self) -> tuple[int, int]:
+        if self.size is None:
+            raise RowFailed("bad_media", "no frame of the video can be decoded"
+                            + (f": {self._error}" if self._error else ""))
+        return self.size
+
+    def look(self, packet: av.Packet) -> None:
+        try:
+            frames = self._stream.decode(packet)
+        except av.FFmpegError as error:
+            raise_if_out(error)
+            # A stream may begin between key frames.
+            self._error = self._error or str(error.strerror)
+            return
+        if not frames:
+            return
+        frame = frames[0]
+        self._broken += frame.is_corrupt
+        if frame.is_corrupt and frame.width * frame.height > _LARGE_PIXELS:
+            if self._broken >= _LARGE_TRIES:
+                raise RowFailed("bad_media", f"declares pictures of {frame.width}×{frame.height}, "
+                                f"but the first {_LARGE_TRIES} that the decoder gives are broken")
+            return
+        turned = round(frame.rotation / 90) % 2 == 1
+        size = (frame.width, frame.height)
+        self.size = size[::-1] if turned else size
+        self.seconds = frame.time
 
 
 class _Walk:
     """What is seen on the way through all packets of a file."""
 
     def __init__(self, stream: VideoStream) -> None:
+        self.first_seconds: float | None = None
         self._stream = stream
         self._packets = 0
-        self._first: float | None = None
         self._end: float | None = None
         self._end_of_any: float | None = None
         self._lost = 0
-        self._broken_frames = 0
-        self._frame_size: tuple[int, int] | None = None
-        self._decode_error = ""
 
     def take(self, packet: av.Packet) -> None:
-        """Counts a packet; decodes those of the video until the first frame is out."""
-        is_video = packet.stream is self._stream or packet.stream_index == self._stream.index
-        if is_video and self._frame_size is None:
-            self._decode(packet)
         if packet.size == 0:
             return
+        is_video = packet.stream_index == self._stream.index
         if is_video:
             self._lost += packet.is_corrupt
             self._packets += 1
@@ -154,91 +210,80 @@ class _Walk:
         end = start + float((packet.duration or 0) * packet.time_base)
         self._end_of_any = end if self._end_of_any is None else max(end, self._end_of_any)
         if is_video:
-            self._first = start if self._first is None else min(start, self._first)
+            first = self.first_seconds
+            self.first_seconds = start if first is None else min(start, first)
             self._end = end if self._end is None else max(end, self._end)
-
-    def _decode(self, packet: av.Packet) -> None:
-        try:
-            frames = packet.decode()
-        except av.FFmpegError as error:
-            raise_if_out(error)
-            # A stream may begin between key frames.
-            self._decode_error = self._decode_error or str(error.strerror)
-            return
-        if frames:
-            frame = frames[0]
-            self._broken_frames += frame.is_corrupt
-            if frame.is_corrupt and frame.width * frame.height > _LARGE_PIXELS:
-                if self._broken_frames >= _LARGE_TRIES:
-                    raise RowFailed("bad_media", f"declares pictures of {frame.width}×"
-                                    f"{frame.height}, but the first {_LARGE_TRIES} that the "
-                                    "decoder gives are broken")
-                return
-            turned = round(frame.rotation / 90) % 2 == 1
-            size = (frame.width, frame.height)
-            self._frame_size = (size[1], size[0]) if turned else size
-
-    @property
-    def first_seconds(self) -> float | None:
-        return self._first
 
     @property
     def last_seconds(self) -> float:
         return self._end_of_any or 0.0
 
-    @property
-    def size(self) -> tuple[int, int]:
-        if self._frame_size is None:
-            raise RowFailed("bad_media", "no frame of the video can be decoded"
-                            + (f": {self._decode_error}" if self._decode_error else ""))
-        return self._frame_size
-
-    @property
-    def duration_seconds(self) -> float:
-        if self._first is not None and self._end is not None and self._end > self._first:
-            return self._end - self._first
+    def duration_seconds(self, first_seconds: float | None) -> float:
+        """How long the video lasts from its first frame on."""
+        if first_seconds is not None and self._end is not None and self._end > first_seconds:
+            return self._end - first_seconds
         rate = _rate(self._stream)
         if rate and self._packets:
             return self._packets / rate
         raise RowFailed("bad_media", "the video has no time stamps")
 
     def check_whole(self, container: InputContainer, path: Path) -> None:
-        """The packets must be as many, and reach as far, as the container declares."""
+        """Fails a file that ends before its container does.
+
+        How far it reaches counts, and whether its bytes are all there; what a header says alone
+        does not, for many say too much.
+        """
         if not self._packets:
             raise RowFailed("bad_media", "the video stream is empty")
-        declared = self._stream.frames
-        missing = declared - self._packets
-        allowed = max(1, _MISSING_SHARE * declared)
-        if missing > allowed and container.format.name.startswith("mov,"):
-            # Those that an edit list leaves out are declared, too.
-            missing = declared - _stored_packets(path, self._stream.index)
-        # Where transport streams were joined, the first packet counts as corrupt.
-        joints = max(1, _MISSING_SHARE * self._packets) * (container.format.name == "mpegts")
-        if self._lost > joints or missing > allowed:
-            raise RowFailed("bad_media", f"truncated: {self._packets} of {declared or '?'} "
-                            "declared frames are there")
-        if container.duration is None and container.format.name == "asf":
-            _check_bytes(path)
-        if container.duration is None or self._end_of_any is None:
+        format_name = container.format.name
+        # Where transport streams were joined, the first packet counts as corrupt; where a file was
+        # cut off, the last one is.
+        if self._lost > max(1, _MISSING_SHARE * self._packets):
+            raise RowFailed("bad_media", f"damaged: of {self._packets} frames {self._lost} are not "
+                            "there in full")
+        if format_name.startswith("mov,"):
+            self._check_samples(path)
+            return
+        is_cut = is_cut_off(path, format_name)
+        if is_cut and container.duration is None and missing_share(path) > _MISSING_SHARE:
+            raise RowFailed("bad_media", "truncated: the file is smaller than it declares, by "
+                            f"{missing_share(path):.0%}")
+        if (is_cut is False or container.duration is None or self._end_of_any is None
+                or format_name in _LENGTH_IS_NOT_DECLARED):
             return
         seconds = from_its_start(container, container.duration / av.time_base)
         end = seconds + (container.start_time or 0) / av.time_base
-        if end - self._end_of_any > max(_MISSING_SECONDS, _MISSING_SHARE * seconds):
-            raise RowFailed("bad_media", f"truncated: the packets end at {self._end_of_any:.2f} s "
-                            f"of the declared {end:.2f} s")
+        reached, least = self._end_of_any, _MISSING_SECONDS
+        frame_seconds = 1 / (_rate(self._stream) or 25)
+        if is_cut:
+            least = _MISSING_FRAMES * frame_seconds
+        if format_name == "avi" and self._end is not None:
+            # FFmpeg's own count ends with the file; the header's has the frames left out, too.
+            end, reached = self._stream.frames * frame_seconds, self._end
+            least = _MISSING_FRAMES * frame_seconds
+        if end - reached > max(least, _MISSING_SHARE * seconds):
+            raise RowFailed("bad_media", f"truncated: the packets end at {reached:.2f} s of the "
+                            f"declared {end:.2f} s")
 
-
-def _check_bytes(path: Path) -> None:
-    """Fails an ASF file that is smaller than it says: then FFmpeg doesn't tell its length."""
-    with open(path, "rb") as file:
-        head = file.read(_ASF_HEAD_BYTES)
-    at = head.find(_ASF_PROPERTIES)
-    if at < 0 or at + 92 > len(head) or head[at + 88] & 1:
-        return  # says nothing, as what was recorded from a broadcast
-    declared, there = int.from_bytes(head[at + 40 : at + 48], "little"), path.stat().st_size
-    if there < declared * (1 - _MISSING_SHARE):
-        raise RowFailed("bad_media", f"truncated: {there:,} of {declared:,} declared bytes are "
-                        "there")
+    def _check_samples(self, path: Path) -> None:
+        """Fails a file that lacks samples of its own index."""
+        size = path.stat().st_size
+        entries = self._stream.index_entries
+        declared = max(self._stream.frames, len(entries))
+        allowed = max(1, _MISSING_SHARE * declared)
+        cut, empty = 0, 0
+        for entry in entries:
+            cut += entry.pos + entry.size > size
+            empty += entry.size == 0  # some recorders' word for a frame that is shown again
+        if cut > allowed:
+            raise RowFailed("bad_media", f"truncated: {declared - cut} of {declared} declared "
+                            "frames are there")
+        # Those that an edit list leaves out are declared, too.
+        if declared - empty - self._packets > allowed:
+            stored = _stored_packets(path, self._stream.index)
+            if declared - empty - stored > allowed:
+                raise RowFailed("bad_media", f"damaged: {stored} of {declared} declared frames can "
+                                "be found")
 
 
 def _stored_packets(path: Path, index: int) -> int:

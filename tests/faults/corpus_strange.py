@@ -150,16 +150,16 @@ def declared_lengths() -> Family:
                facts=Facts())
     duration = b"\x44\x89\x88"
     family.add("mkv of 12 hours", put_after(film("mkv", next(salts)), duration, struct.pack(
-        ">d", _HOURS_12 * 1000.0)), BAD, suffix=".mkv")
+        ">d", _HOURS_12 * 1000.0)), KEPT, suffix=".mkv", facts=Facts())  # no byte is missing
     for number in (float("nan"), float("inf"), -1.0, 1e300):
         family.add(f"mkv of {number} s", put_after(film("mkv", next(salts)), duration, struct.pack(
             ">d", number)), KEPT, BAD, suffix=".mkv")
     data = film("flv h264", next(salts))
     family.add("flv of 12 hours", put_after(data, b"\0\x08duration\0", struct.pack(
-        ">d", float(_HOURS_12))), BAD, suffix=".flv")
+        ">d", float(_HOURS_12))), KEPT, suffix=".flv", facts=Facts())
     data = film("avi", next(salts))
     family.add("avi of 12 hours", put(data, data.index(b"strh") + 8 + 32, struct.pack(
-        "<I", _HOURS_12 * 25)), BAD, suffix=".avi")
+        "<I", _HOURS_12 * 25)), KEPT, suffix=".avi", facts=Facts())
     data = film("mkv", next(salts))
     family.add("mkv with a cluster of 2^40 bytes", put_after(
         data, b"\x1f\x43\xb6\x75", b"\x01\x00\x01\x00\x00\x00\x00\x00"), *(KEPT, BAD),
