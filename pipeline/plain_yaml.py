@@ -55,6 +55,8 @@ class _StrictLoader(yaml.SafeLoader):
         if isinstance(node, yaml.ScalarNode) and kind != "str" and (
                 len(node.value) > _MOST_CHARACTERS):
             raise ConstructorError(None, None, f"{_shown(node)} is too long", node.start_mark)
+        if kind in ("int", "float") and ":" in node.value:
+            return node.value  # 00:01:30 is a time to everybody, and 90 to YAML 1.1
         try:
             return super().construct_object(node, deep)
         except (yaml.YAMLError, RecursionError):

@@ -25,7 +25,10 @@ from stages.protocol import Rows, Stage, Transform, Workspace, resource, strict_
 from stages.scan_videos import ScanVideos
 
 Detector = Literal["content", "adaptive", "threshold", "histogram", "hash"]
-_LENGTH = r"^(\d+|\d+(\.\d+)?s|(\d+:)?\d+:\d+(\.\d+)?)$"
+_LENGTH_OF_TIME = re.compile(r"(?P<frames>\d+)|(?P<seconds>\d+(\.\d+)?)\s?s?"
+                             r"|(\d+:)?[0-5]?\d:[0-5]?\d(\.\d+)?")
+# The largest threshold that each detector's scores can pass.
+_MOST = {"content": 255.0, "adaptive": 255.0, "threshold": 255.0, "histogram": 1.0, "hash": 1.0}
 # What sums of decimal seconds may be off by.
 _SMALLEST_SECONDS = 1e-9
 
@@ -81,13 +84,14 @@ class SplitClips(ReadingStage):
     threshold: float | None = Field(
         None,
         ge=0,
+        le=255,
         description="the detector's threshold; its default when not set: content 27, adaptive 3, "
-        "threshold 12, histogram 0.2, hash 0.35",
+        "threshold 12, histogram 0.2, hash 0.35. At most 255, of histogram and hash 1",
     )
     min_scene_len: str = Field(
         "0.6s",
-        description="shortest shot that the detector finds: frames (`15`), seconds (`0.6s`) or "
-        "`HH:MM:SS.nnn`",
+        description="shortest shot that the detector finds: frames (`15`), seconds (`0.6s`, "
+        "`0.6`) or `HH:MM:SS.nnn`",
     )
     filter_mode: Literal["merge", "suppress"] = Field(
         "merge", description="content: what becomes of cuts closer than min_scene_len"
@@ -113,7 +117,7 @@ class SplitClips(ReadingStage):
         True, description="threshold: cut where the video ends in a fade-out"
     )
     min_out_length: str = Field(
-        "0.1s", description="threshold: shortest faded-out time that counts"
+        "0.1s", description="threshold: shortest faded-out time that counts, as min_scene_len"
     )
     bins: int = Field(128, ge=1, le=256, description="histogram: bins")
     size: int = Field(8, ge=1, le=256, description="hash: side of the hash")
@@ -143,12 +147,18 @@ class SplitClips(ReadingStage):
     )
     batch_rows: int = resource(8, ge=1, description="videos given to the stage at a time")
 
-    @field_validator("min_scene_len", "min_out_length")
+    @field_validator("min_scene_len", "min_out_length", mode="before")
     @classmethod
-    def _check_length(cls, value: str) -> str:
-        if not re.match(_LENGTH, value):
+    def _one_spelling(cls, value: Any) -> Any:
+        """A whole number is frames, any other number seconds, as PySceneDetect takes them."""
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            value = str(value)
+        found = _LENGTH_OF_TIME.fullmatch(value.strip()) if isinstance(value, str) else None
+        if found is None:
             raise ValueError("is frames (15), seconds (0.6s) or HH:MM:SS.nnn")
-        return value
+        if found["seconds"]:
+            return f"{found['seconds']}s"
+        return found[0]
 
     @field_validator("kernel_size")
     @classmethod
@@ -159,8 +169,11 @@ class SplitClips(ReadingStage):
 
     @model_validator(mode="after")
     def _check_together(self) -> SplitClips:
-        if not any(self.weights):
-            raise ValueError("weights: at least one must not be 0")
+        if not any(self.weights) or not all(map(math.isfinite, self.weights)):
+            raise ValueError("weights: numbers, of which at least one is not 0")
+        if self.threshold is not None and self.threshold > _MOST[self.detector]:
+            raise ValueError(f"threshold of {self.detector}: at most {_MOST[self.detector]:g}, "
+                             f"not {self.threshold:g}")
         if self.max_clip_seconds is not None and self.max_clip_seconds < self.min_clip_seconds:
             raise ValueError("max_clip_seconds must not be below min_clip_seconds")
         return self

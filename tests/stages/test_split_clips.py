@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from pipeline.recipe import load_recipe
 from stages.protocol import Workspace
 from stages.split_clips import SplitClips
 from tests.media import SHARED_VIDEOS, THREE_SHOTS, Scene, cached, cuts_of
@@ -293,6 +294,13 @@ def test_every_clip_of_half_a_second_holds_a_kept_frame(threshold, tmp_path):
     "settings",
     [
         {"min_scene_len": "soon"},
+        {"min_scene_len": -1},
+        {"min_scene_len": True},
+        {"min_scene_len": float("nan")},
+        {"min_scene_len": "00:99:00"},
+        {"min_out_length": "15f"},
+        {"detector": "hash", "threshold": 27},
+        {"weights": (float("nan"), 1, 1, 0)},
         {"kernel_size": 4},
         {"weights": (0, 0, 0, 0)},
         {"max_clip_seconds": 0.1},
@@ -303,3 +311,51 @@ def test_every_clip_of_half_a_second_holds_a_kept_frame(threshold, tmp_path):
 def test_settings_that_cannot_be_are_refused(settings):
     with pytest.raises(ValidationError):
         SplitClips(**settings)
+
+
+# Frames or seconds
+
+LENGTHS = [  # of at most 40 frames at 25 a second, and of one more
+    ("40", "41"), (40, 41), ("1.6s", "1.64s"), ("1.6", "1.64"), (1.6, 1.64),
+    ("00:00:01.6", "00:00:01.64"), ("0:01.6", "0:01.64"), ("1.6 s", " 41 "),
+]
+
+
+@pytest.mark.parametrize("detector", ["content", "adaptive", "histogram", "hash"])
+def test_a_whole_number_is_frames_and_any_other_seconds(detector, tmp_path):
+    """The second of three shots has 40 frames; what is closer than min_scene_len is no cut."""
+    path, _ = cached()
+    workspace = Workspace(tmp_path, tmp_path)
+    scanned = scan(path, workspace, detector=detector)
+    for kept, dropped in LENGTHS:
+        found = [len(split(scanned, workspace, detector=detector, min_scene_len=length)["shots"])
+                 for length in (kept, dropped)]
+        assert found == [3, 2], (kept, dropped)
+
+
+def test_a_fade_is_as_short_as_it_is_said(tmp_path):
+    path, _ = cached((Scene("red", 2.0, fade=True), Scene("blue", 2.0, fade=True)))
+    workspace = Workspace(tmp_path, tmp_path)
+    scanned = scan(path, workspace, detector="threshold")
+
+    def shots(length):
+        return len(split(scanned, workspace, detector="threshold", min_out_length=length,
+                         add_final_scene=False)["shots"])
+
+    assert [shots(length) for length in (3, "3", 0.1, "0.1s", "0:00.1")] == [2] * 5
+    assert [shots(length) for length in (40, "40", 1.6, "1.6s", "0:01.6")] == [1] * 5
+
+
+@pytest.mark.parametrize(("written", "meant"), [
+    ("15", "15"), ("0.6", "0.6s"), ("0.6s", "0.6s"), ("'15'", "15"), ("00:00:30", "00:00:30"),
+    ("1:30", "1:30"), ("00:00:00.6", "00:00:00.6"),
+])
+def test_lengths_in_recipes_are_what_they_look_like(tmp_path, written, meant):
+    """YAML 1.1 takes 1:30 for the number 90, which would be frames."""
+    recipe = tmp_path / "run.yaml"
+    text = "sources: [{path: a}]\nstages:\n  download_videos: {}\n  split_clips: {%s}\n"
+    recipe.write_text(text % f"min_scene_len: {written}")
+    assert load_recipe(recipe).stages["split_clips"].min_scene_len == meant
+    recipe.write_text(text % "")
+    given = load_recipe(recipe, overrides=[f"split_clips.min_scene_len={written}"])
+    assert given.stages["split_clips"].min_scene_len == meant
