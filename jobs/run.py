@@ -156,6 +156,7 @@ def _ingest(loaded: LoadedRecipe, dataset: Path, limit: int | None) -> str | Non
         report = ingest(
             dataset, recipe.sources, shard_videos=recipe.shard_videos,
             exclude_ids=recipe.exclude_ids, limit=limit, base_folder=loaded.folder,
+            take_suffixes=recipe.take_suffixes,
             downloads=next((stage for stage in loaded.stages.values()
                             if isinstance(stage, DownloadVideos)), None),
         )

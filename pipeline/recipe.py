@@ -12,6 +12,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from pipeline.plain_yaml import parse_yaml
+from pipeline.source_files import ALL_SUFFIXES
 from pipeline.sources import SourceSpec, source_from_argument
 from pipeline.stage_classes import class_reference, stage_class
 from schemas.errors import UsageError
@@ -48,6 +49,10 @@ class Recipe(BaseModel):
     shard_videos: int = Field(
         16, ge=1, le=MOST_SHARD_VIDEOS, description="videos a shard, fixed when first ingested"
     )
+    take_suffixes: tuple[str, ...] = Field(
+        (), description="further endings (`.dat`) of files that are taken from folders and "
+        "patterns, also in one text (`.dat,.bin`); `all` takes every file"
+    )
     exclude_ids: DataFile | None = Field(
         None, description="a file of known video ids, one a line, which are rejected at ingest"
     )
@@ -70,6 +75,15 @@ class Recipe(BaseModel):
     @classmethod
     def _one_or_many(cls, value: Any) -> Any:
         return [value] if isinstance(value, Mapping | str) else value
+
+    @field_validator("take_suffixes", mode="before")
+    @classmethod
+    def _with_dots(cls, value: Any) -> Any:
+        given = value.split(",") if isinstance(value, str) else value
+        if not isinstance(given, list | tuple) or not all(isinstance(one, str) for one in given):
+            raise ValueError("is endings of file names, such as .dat,.bin, or `all`")
+        words = [one.strip().lower() for one in given if one.strip()]
+        return tuple(one if one == ALL_SUFFIXES else f".{one.lstrip('*.')}" for one in words)
 
     @field_validator("stages", mode="before")
     @classmethod

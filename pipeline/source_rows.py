@@ -2,14 +2,14 @@
 
 # A list may have a million rows, and path objects cost more than all the rest; `abspath` is meant,
 # because a link is a name of its own.
-# ruff: noqa: PTH100, PTH113, PTH118, PTH122, PTH207
+# ruff: noqa: PTH100, PTH118, PTH122
 from __future__ import annotations
 
 import glob
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -19,6 +19,7 @@ from urllib.parse import unquote, urlsplit
 
 from pipeline.expansion import Expander
 from pipeline.platforms import identify, looks_like_url
+from pipeline.source_files import ALL_SUFFIXES, Finder
 from pipeline.source_lists import LIST_SUFFIXES, QUERY_COLUMNS, ListRow, clean, read_list
 from pipeline.source_spec import SourceSpec
 from schemas.errors import RowFailed, UsageError
@@ -26,7 +27,7 @@ from schemas.ids import source_key
 from schemas.step_tables import EXPANDED_RULE
 from schemas.words import counted
 from stages.media.subtitles import seconds_of
-from stages.media.suffixes import MEDIA_SUFFIXES
+from stages.media.suffixes import MEDIA_SUFFIXES, has_media_head
 
 DEFAULT_SEARCH_RESULTS = 20
 _SEARCHES_AT_A_TIME = 4
@@ -82,8 +83,9 @@ class Reader:
 
     def __init__(
         self, base_folder: Path, expander: Expander, has_failed: Callable[[str], bool],
-        is_full: Callable[[], bool],
+        is_full: Callable[[], bool], take_suffixes: Collection[str] = (),
     ) -> None:
+        self.finder = Finder(take_suffixes)
         self._base = base_folder
         self._expander = expander
         self._has_failed = has_failed
@@ -106,20 +108,21 @@ class Reader:
     def _of_path(self, spec: SourceSpec, text: str) -> Iterator[Source]:
         path = self._absolute(text)
         if path.is_dir():
-            yield from map(_of_file, _media_files(path))
+            yield from map(_of_file, self.finder.in_folder(path))
+            while self.finder.unreadable:
+                yield _of_unreadable(*self.finder.unreadable.pop())
         elif path.is_file() and path.suffix.lower() in LIST_SUFFIXES:
             for row in read_list(path, spec.url_column):
                 yield from self._of_row(spec, row, path.parent)
-        elif path.is_file() and path.suffix.lower() in MEDIA_SUFFIXES:
+        elif path.is_file() and (has_media_head(str(path)) or self.finder.takes(str(path))):
             yield _of_file(str(path))
         elif path.is_file():
-            raise UsageError(f"sources: {path} is neither a list ({', '.join(LIST_SUFFIXES)}) nor "
-                             f"a media file ({', '.join(sorted(MEDIA_SUFFIXES))})")
+            suffix = path.suffix or ALL_SUFFIXES
+            raise UsageError(f"sources: {path} is neither a list ({', '.join(LIST_SUFFIXES)}) nor, "
+                             f"by its name and first bytes, a video; `--set take_suffixes={suffix}`"
+                             " takes it as one")
         elif glob.has_magic(text):
-            # The folder of the recipe is no pattern, whatever it is called.
-            pattern = os.path.join(glob.escape(str(self._base)), os.path.expanduser(text))  # noqa: PTH111
-            files = sorted(glob.glob(pattern, recursive=True))
-            yield from (_of_file(os.path.abspath(name)) for name in files if os.path.isfile(name))
+            yield from map(_of_file, self.finder.of_pattern(self._base, text))
         else:
             raise UsageError(f"sources: there is no {path}")
 
@@ -209,13 +212,10 @@ class Reader:
             yield source
 
 
-def _media_files(folder: Path) -> Iterator[str]:
-    """Media files below a folder in the order of their paths; hidden ones are left alone."""
-    for parent, folders, files in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(files):
-            if not name.startswith(".") and os.path.splitext(name)[1].lower() in MEDIA_SUFFIXES:
-                yield os.path.join(parent, name)
+def _of_unreadable(folder: str, why: str) -> Source:
+    shown = clean(folder)
+    return Source(shown, f"folder {folder!r}", problem=RowFailed(
+        "permanent", f"the folder {shown} can't be read: {why}; what is in it is not listed"))
 
 
 def _of_file(path: str) -> Source:

@@ -6,8 +6,8 @@ failure; a source that the dataset has already is left as it is.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +26,7 @@ from pipeline.shards import (
     shard_path,
     shard_writer,
 )
+from pipeline.source_files import describe_passed_over
 from pipeline.source_lists import read_list
 from pipeline.source_rows import Reader, Source, list_of
 from pipeline.source_spec import SourceSpec, source_from_argument
@@ -36,7 +37,6 @@ from schemas.ids import platform_video_id, source_key
 from schemas.step_tables import EXPANDED_RULE, MENDED_RULE, REMOVED_RULE
 from schemas.tables import SOURCES
 from schemas.words import counted
-from stages.media.suffixes import MEDIA_SUFFIXES
 from stages.models.references import DataFile
 
 if TYPE_CHECKING:
@@ -62,6 +62,7 @@ class IngestReport:
     over_limit: int = 0
     changed_spans: int = 0
     ended: int = 0
+    passed_over: Mapping[str, int] = field(default_factory=dict)
 
     def describe(self) -> str:
         """One line for people."""
@@ -79,6 +80,8 @@ class IngestReport:
         if self.changed_spans:
             text += (f"; {self.changed_spans} known sources were given other spans, which are not "
                      "taken (sources are fixed at their first ingest)")
+        if passed_over := describe_passed_over(self.passed_over):
+            text += f"; {passed_over}"
         return text + "."
 
 
@@ -96,12 +99,14 @@ def ingest(
     limit: int | None = None,
     base_folder: Path | None = None,
     downloads: DownloadVideos | None = None,
+    take_suffixes: Collection[str] = (),
 ) -> IngestReport:
     """Adds to the dataset the sources that it does not have yet.
 
     Relative paths of `sources` are read from `base_folder`, those inside a list from the list's
     folder. `limit` bounds how many of the listed sources are taken, known ones included. What
-    lists videos elsewhere is asked with the care that `downloads` is set to.
+    lists videos elsewhere is asked with the care that `downloads` is set to. Files of folders and
+    patterns are taken where they look like videos or end in one of `take_suffixes`.
     Raises UsageError where an input can't be read or gives nothing.
     """
     folder = dataset / "sources"
@@ -109,19 +114,21 @@ def ingest(
     listing = _Listing(known, excluded_ids(exclude_ids), limit,
                        {**removed_sources(dataset), **removed_videos(dataset)})
     reader = Reader(base_folder or Path.cwd(), Expander(dataset, downloads),
-                    lambda key: listing.known.get(key) == "failed", lambda: listing.full)
+                    lambda key: listing.known.get(key) == "failed", lambda: listing.full,
+                    take_suffixes)
     read_wholly = set()
     for spec in sources:
         before = listing.rows
         for row in reader.rows(spec):
             listing.add(row)
         if listing.rows == before and not listing.full:
-            raise UsageError(f"sources: {_name(spec)} gives no sources; {_hint(spec)}")
+            raise UsageError(f"sources: {_name(spec)} gives no sources; "
+                             f"{describe_passed_over(reader.finder.passed_over) or _hint(spec)}")
         if not (spec.search_file and listing.full):
             read_wholly.add(list_of(spec, base_folder or Path.cwd()))
     listing.end({key for key, listed_in in failures.items()
                  if listed_in is not None and listed_in in read_wholly})
-    return _write(folder, listing, shard_videos)
+    return replace(_write(folder, listing, shard_videos), passed_over=+reader.finder.passed_over)
 
 
 def _name(spec: SourceSpec) -> str:
@@ -130,8 +137,7 @@ def _name(spec: SourceSpec) -> str:
 
 def _hint(spec: SourceSpec) -> str:
     if spec.path or spec.search_file:
-        return ("the list is empty, or no file in the folder ends in "
-                f"{', '.join(sorted(MEDIA_SUFFIXES))}")
+        return "the list or folder is empty"
     return "nothing was found there"
 
 
