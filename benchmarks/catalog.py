@@ -285,7 +285,9 @@ def measures(dataset: Path, clips: int, scratch: Path) -> list[Measure]:
 def measure(one: Measure) -> tuple[float, float, float, str]:
     """Seconds, those of the processors, peak resident megabytes, and the last line printed."""
     started = time.monotonic()
-    with subprocess.Popen(one.command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(one.command,
+                          stdin=subprocess.DEVNULL, cwd=ROOT, stdout=subprocess.PIPE,
+                          text=True) as process:
         output = process.stdout.read()
         _, status, used = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)

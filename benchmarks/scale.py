@@ -62,7 +62,8 @@ def peak_of_run(films: Path, dataset: Path, engine: str) -> tuple[float, float]:
                "--sources", str(films), "--engine", engine, "--until", "embed_clips",
                "--set", "shard_videos=4"]
     started = time.monotonic()
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL,
+    process = subprocess.Popen(command,
+                               stdin=subprocess.DEVNULL, cwd=ROOT, stdout=subprocess.DEVNULL,
                                env={**os.environ, "PYTHONPATH": str(ROOT)})
     peak, stop = 0.0, threading.Event()
 

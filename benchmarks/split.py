@@ -157,7 +157,9 @@ def measure(path: Path, repeats: int) -> dict[str, np.ndarray]:
     for _ in range(repeats):
         for name, command in commands(path).items():
             began, used = time.perf_counter(), processor_seconds()
-            subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
+            subprocess.run(command,
+                           stdin=subprocess.DEVNULL, check=True, cwd=ROOT,
+                           stdout=subprocess.DEVNULL)
             spent = time.perf_counter() - began, processor_seconds() - used
             taken.setdefault(name, []).append(spent)
     return {name: np.median(spent, axis=0) for name, spent in taken.items()}

@@ -26,7 +26,7 @@ def code_version() -> str:
     try:
         said = subprocess.run(
             ["git", "-C", str(ROOT), "describe", "--always", "--dirty=-changed", "--exclude=*"],
-            capture_output=True, text=True, timeout=10, check=True,
+            stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=10, check=True,
         )
     except (OSError, subprocess.SubprocessError):
         return version

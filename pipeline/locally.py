@@ -7,6 +7,7 @@ from pathlib import Path
 from pipeline.logs import LogLimits
 from pipeline.plan import Plan, ShardList, Step, pending
 from pipeline.runner import Report, Worker
+from stages.media.terminal import null_input
 
 
 def run_locally(
@@ -16,9 +17,10 @@ def run_locally(
     """Runs what is pending, shard by shard; returns when all is committed."""
     todo = pending(plan, steps, shards, dataset)
     names = sorted({shard for missing in todo.values() for shard in missing})
-    worker = Worker(plan, steps, dataset, run_id, shards, report, log_limits=log_limits)
-    try:
-        for shard in names:
-            worker.run(shard)
-    finally:
-        worker.close()
+    with null_input():
+        worker = Worker(plan, steps, dataset, run_id, shards, report, log_limits=log_limits)
+        try:
+            for shard in names:
+                worker.run(shard)
+        finally:
+            worker.close()

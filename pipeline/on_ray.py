@@ -36,9 +36,10 @@ from pipeline.ray_noise import without_noise
 from pipeline.recipe import RaySettings
 from pipeline.runner import Report, Worker
 from pipeline.shards import ShardMetadata, shard_path
-from pipeline.task_results import MAX_DEATHS, TaskResult, attempt, died
+from pipeline.task_results import MAX_DEATHS, TaskResult, attempt_in_a_worker, died
 from pipeline.watchdog import BEAT_SECONDS, Beat, Node, Tasks, Watchdog
 from schemas.errors import ClipmillError
+from stages.media.terminal import leave_terminal, null_input
 from stages.models.device_errors import DeviceBroken
 
 POLL_SECONDS = 0.5
@@ -72,11 +73,12 @@ def cluster(settings: RaySettings) -> Iterator[Machine]:
         if address:
             _check_reachable(address)
         try:
-            with _own_sigterm():
+            # Ray's processes and its workers inherit what they are started with.
+            with _own_sigterm(), null_input():
                 ray.init(logging_level=logging.ERROR, log_to_driver=True,
                          runtime_env={"env_vars": {"PYTHONPATH": paths, "PYTHONUTF8": "1"}},
                          **started)
-        except (ConnectionError, RuntimeError, ValueError) as error:
+        except Exception as error:  # that it took too long is a bare Exception
             raise ClipmillError(f"Ray could not be started on {place}: {error}") from error
     try:
         have = ray.cluster_resources()
@@ -169,6 +171,8 @@ class _ShardRunner:
 
     def __init__(self, plan: dict, labels: list[str], pool: int, dataset: str, run_id: str,
                  shards: ShardList, tally: Any, gpus: float, log_limits: LogLimits) -> None:
+        # A cluster may have been started from a terminal, and stages import what starts programs.
+        leave_terminal()
         # Before anything that may take the process down: it is to be counted then.
         self._heart = _Heart(tally, pool)
         if not gpus:
@@ -343,8 +347,8 @@ class _TaskFlow:
     def __init__(self, function: Callable[[Any], Any], items: Sequence[Any], cpus: float,
                  machine: Machine) -> None:
         # Deaths are counted here: of a worker that the memory monitor ends, Ray would count none.
-        self._task = ray.remote(attempt).options(num_cpus=cpus, max_retries=0)
-        self._function = ray.put(function)
+        self._task = ray.remote(attempt_in_a_worker).options(num_cpus=cpus, max_retries=0)
+        self._function = ray.put(ray.cloudpickle.dumps(function))
         # A few more than can run, so that no processor waits for the next one to be handed over.
         at_once = int(machine.cpus // cpus)
         self._ahead = 2 + at_once + at_once // 2

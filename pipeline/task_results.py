@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from schemas.errors import ClipmillError, RowFailed
+from stages.media.terminal import leave_terminal
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -34,6 +36,15 @@ def attempt(function: Callable[[T], R], item: T) -> tuple[R | None, RowFailed | 
         return None, problem
     except Exception as error:  # noqa: BLE001  whatever it is, it is this item's
         return None, RowFailed("crash", f"{type(error).__name__}: {error}")
+
+
+def attempt_in_a_worker(pickled: bytes, item: Any) -> tuple[Any, RowFailed | None]:
+    """As `attempt`, in a process that may have been started from a terminal.
+
+    The function comes pickled: to read it imports its module, which may start programs.
+    """
+    leave_terminal()
+    return attempt(pickle.loads(pickled), item)
 
 
 def died(how: str) -> RowFailed:

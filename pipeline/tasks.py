@@ -18,6 +18,7 @@ from typing import Any, Literal, TypeVar
 from pipeline.recipe import RaySettings
 from pipeline.task_results import MAX_DEATHS, TaskResult, attempt, died
 from schemas.errors import ClipmillError, RowFailed
+from stages.media.terminal import leave_terminal, null_input
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -46,7 +47,9 @@ def map_tasks(
     workers = min(len(items), max(1, int(_usable_cpus() // cpus)))
     if workers == 1:
         for item in items:
-            yield TaskResult(item, *attempt(function, item))
+            with null_input():
+                value, problem = attempt(function, item)
+            yield TaskResult(item, value, problem)
     else:
         yield from _in_processes(function, items, workers)
 
@@ -65,7 +68,8 @@ class _Process:
         context = multiprocessing.get_context("spawn")
         self.connection, other = context.Pipe()
         self.process = context.Process(target=_serve, args=(function, other), daemon=True)
-        self.process.start()
+        with null_input():  # before what is pickled is read there, which imports the function
+            self.process.start()
         other.close()
         self.doing: tuple[int, Any] | None = None
 
@@ -98,6 +102,7 @@ class _Process:
 
 
 def _serve(function: Callable[[Any], Any], connection: Connection) -> None:
+    leave_terminal()
     # Ctrl-C reaches all processes of a terminal; who started this one says when it ends.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     while True:

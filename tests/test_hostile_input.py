@@ -334,6 +334,7 @@ def test_ctrl_c_ends_queries_without_end(small, tmp_path):
                "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
                "runpy.run_module('jobs.cli', run_name='__main__')")
     running = [subprocess.Popen([sys.executable, "-c", heeding, "sql", str(small), query],
+                                stdin=subprocess.DEVNULL,
                                 cwd=ROOT, text=True, stderr=subprocess.PIPE,
                                 env={**os.environ, "TMPDIR": str(tmp_path)})
                for query in FOR_EVER]

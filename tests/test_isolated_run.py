@@ -47,7 +47,8 @@ HARMED = {"crash", "hang", "hungry"}
 
 def clipmill(*words: object, harm: Path | None = None) -> None:
     path = [str(ROOT), *([str(harm)] if harm else [])]
-    subprocess.run([sys.executable, "-m", "jobs.cli", *map(str, words)], check=True, timeout=250,
+    subprocess.run([sys.executable, "-m", "jobs.cli", *map(str, words)],
+                   stdin=subprocess.DEVNULL, check=True, timeout=250,
                    env={**os.environ, "PYTHONPATH": os.pathsep.join(path)},
                    stdout=subprocess.DEVNULL)
 

@@ -24,7 +24,8 @@ def began(number):
         if os.path.isdir("/proc/self"):
             return None
     command = ["ps", "-o", "lstart=", "-p", str(number)]
-    return subprocess.run(command, capture_output=True, text=True).stdout.strip() or None
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    return done.stdout.strip() or None
 
 running = {}
 for line in sys.stdin:

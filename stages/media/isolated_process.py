@@ -26,6 +26,7 @@ from typing import Any
 
 from schemas.errors import ClipmillError, RowFailed, RowRejected
 from stages.media import progress
+from stages.media.terminal import leave_terminal
 
 HEADER = struct.Struct("!Q")
 """Every message is its length in bytes, then a pickle of so many bytes."""
@@ -126,12 +127,17 @@ def _give_small_stacks() -> None:
 
 
 def _end_with_starter() -> None:
-    """Ends this process when the pipe at standard input is closed, even by a dead process."""
+    """Ends this process when the pipe at standard input is closed, even by a dead process.
+
+    Standard input is the null device from then on: programs started here shall not read the pipe.
+    """
+    pipe = fcntl.fcntl(0, fcntl.F_DUPFD_CLOEXEC, 3)
+    leave_terminal()
 
     def watch() -> None:
         while True:
             try:
-                if not os.read(0, 1):
+                if not os.read(pipe, 1):
                     break
             except OSError:
                 break
@@ -139,9 +145,9 @@ def _end_with_starter() -> None:
 
     if hasattr(fcntl, "F_SETSIG"):
         # The kernel's own doing: a thread would wait for one that hangs with Python's lock.
-        fcntl.fcntl(0, fcntl.F_SETOWN, os.getpid())
-        fcntl.fcntl(0, fcntl.F_SETSIG, signal.SIGKILL)
-        fcntl.fcntl(0, fcntl.F_SETFL, fcntl.fcntl(0, fcntl.F_GETFL) | os.O_ASYNC)
+        fcntl.fcntl(pipe, fcntl.F_SETOWN, os.getpid())
+        fcntl.fcntl(pipe, fcntl.F_SETSIG, signal.SIGKILL)
+        fcntl.fcntl(pipe, fcntl.F_SETFL, fcntl.fcntl(pipe, fcntl.F_GETFL) | os.O_ASYNC)
     # The other systems, and a starter that was gone before this line.
     threading.Thread(target=watch, name="starter", daemon=True).start()
 

@@ -213,7 +213,9 @@ class Case:
         told = self._folder / f"run{len(self.told.runs)}.txt"
         with open(told, "w") as output:
             process = subprocess.Popen(
-                command(*words), cwd=ROOT, env=environment(**more), stdout=output, stderr=output,
+                command(*words),
+                stdin=subprocess.DEVNULL, cwd=ROOT, env=environment(**more), stdout=output,
+                stderr=output,
                 start_new_session=True)
             try:
                 harmed = self._watch(process)
@@ -328,14 +330,14 @@ class Case:
         self.disk.mkdir()
         if os.geteuid() != 0 or subprocess.run(
                 ["mount", "-t", "tmpfs", "-o", f"size={DISK_MEGABYTES}m", "tmpfs", self.disk],
-                check=False, capture_output=True).returncode:
+                stdin=subprocess.DEVNULL, check=False, capture_output=True).returncode:
             yield
             return
         try:
             yield
         finally:
             self._put_right()
-            subprocess.run(["umount", "-l", self.disk], check=True)
+            subprocess.run(["umount", "-l", self.disk], stdin=subprocess.DEVNULL, check=True)
 
     def _fill(self, process: subprocess.Popen) -> bool:
         if not os.path.ismount(self.disk):
@@ -365,11 +367,12 @@ class Case:
                         folder.chmod(0o755)
         else:
             # Over the dataset a mount of itself: what is open stays so, nothing more is written.
-            subprocess.run(["mount", "--bind", self.dataset, self.dataset], check=True)
+            subprocess.run(["mount", "--bind", self.dataset, self.dataset],
+                           stdin=subprocess.DEVNULL, check=True)
             self._make_read_only()
 
             def put_right() -> None:
-                subprocess.run(["umount", "-l", self.dataset], check=True)
+                subprocess.run(["umount", "-l", self.dataset], stdin=subprocess.DEVNULL, check=True)
         self._restore.append((time.monotonic() + seconds, put_right))
         return True
 
@@ -377,7 +380,7 @@ class Case:
         """The kernel refuses while something is open for writing that was opened through it."""
         until = time.monotonic() + 5
         while subprocess.run(["mount", "-o", "remount,bind,ro", self.dataset],
-                             check=time.monotonic() > until).returncode:
+                             stdin=subprocess.DEVNULL, check=time.monotonic() > until).returncode:
             time.sleep(0.02)
 
     def _put_right(self) -> None:

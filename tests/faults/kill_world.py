@@ -102,7 +102,9 @@ class World:
 
 
 def clipmill(*words: object, **details: Any) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command(*words), cwd=ROOT, env=environment(), capture_output=True,
+    return subprocess.run(command(*words),
+                          stdin=subprocess.DEVNULL, cwd=ROOT, env=environment(),
+                          capture_output=True,
                           text=True, check=False, timeout=300, **details)
 
 

@@ -45,7 +45,8 @@ def clipmill(*words: object, limit_seconds: float) -> Ran:
     """Runs the command in a process of its own; its whole family is watched."""
     began = time.monotonic()
     with subprocess.Popen(
-        [sys.executable, "-m", "jobs.cli", *map(str, words)], cwd=ROOT, text=True,
+        [sys.executable, "-m", "jobs.cli", *map(str, words)],
+        stdin=subprocess.DEVNULL, cwd=ROOT, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, errors="backslashreplace",
     ) as process:
         peak = _Peak(process.pid)

@@ -50,11 +50,12 @@ class Disk:
         try:
             yield
         finally:
-            subprocess.run(["umount", "-l", place], check=True)
+            subprocess.run(["umount", "-l", place], stdin=subprocess.DEVNULL, check=True)
 
 
 def _mount(*arguments: object) -> None:
-    subprocess.run(["mount", *map(str, arguments)], check=True, capture_output=True)
+    subprocess.run(["mount", *map(str, arguments)],
+                   stdin=subprocess.DEVNULL, check=True, capture_output=True)
 
 
 @pytest.fixture
@@ -68,7 +69,7 @@ def disk(tmp_path: Path) -> Iterator[Disk]:
     try:
         yield Disk(folder)
     finally:
-        subprocess.run(["umount", "-l", folder], check=True)
+        subprocess.run(["umount", "-l", folder], stdin=subprocess.DEVNULL, check=True)
 
 
 def recipe(folder: Path, sources: list[str], **stages: dict) -> Path:

@@ -35,10 +35,12 @@ def ends(tmp_path: Path, seconds: float, stage: dict, ray: dict, **more: str) ->
     said = tmp_path / "said.txt"
     with open(said, "w") as output, subprocess.Popen(
             command("run", tmp_path / "hang.yaml", "--dataset", dataset, "--until", "cut_words"),
+            stdin=subprocess.DEVNULL,
             cwd=ROOT, env=environment(**more), stdout=output, stderr=output) as process:
         assert process.wait(200) == 0, said.read_text()
     with open(said, "w") as output, subprocess.Popen(
-            command("run", tmp_path / "hang.yaml", "--dataset", dataset), cwd=ROOT,
+            command("run", tmp_path / "hang.yaml", "--dataset", dataset),
+            stdin=subprocess.DEVNULL, cwd=ROOT,
             env=environment(**more), stdout=output, stderr=output) as process:
         began = time.monotonic()
         try:
@@ -81,6 +83,7 @@ def test_a_cluster_that_is_not_there_ends_the_run(tmp_path):
         "sources": ["urls.txt"], "stages": {"fetch_words": {"stage": f"{WORDS}:FetchWords"}}}))
     began = time.monotonic()
     done = subprocess.run(command("run", tmp_path / "hang.yaml", "--dataset", tmp_path / "ds"),
+                          stdin=subprocess.DEVNULL,
                           cwd=ROOT, env=environment(RAY_ADDRESS="127.0.0.1:1"), text=True,
                           capture_output=True, timeout=200, check=False)
     assert done.returncode == 1, done.stderr
@@ -105,7 +108,8 @@ def test_an_export_whose_cluster_is_lost_ends_and_can_go_on(tmp_path, victim, sa
     units = tmp_path / "a" / ".work" / "units" / "000000"
     try:
         with open(heard, "w") as output, subprocess.Popen(
-                command(*words, "--output", tmp_path / "a", "--engine", "ray"), cwd=ROOT,
+                command(*words, "--output", tmp_path / "a", "--engine", "ray"),
+                stdin=subprocess.DEVNULL, cwd=ROOT,
                 env=environment(RAY_ADDRESS=cluster.address), stdout=output,
                 stderr=output) as process:
             try:

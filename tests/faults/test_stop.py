@@ -46,7 +46,8 @@ def test_a_run_that_is_stopped_ends_at_once_and_in_order(tmp_path, how, where):
             File(data), 32, 1.0 if where == "download" else 0.0))]
         path = make_recipe(tmp_path, urls, 0.5 if where == "download" else 60.0)
         dataset = tmp_path / "dataset"
-        with subprocess.Popen(command("run", path, "--dataset", dataset), cwd=ROOT,
+        with subprocess.Popen(command("run", path, "--dataset", dataset),
+                              stdin=subprocess.DEVNULL, cwd=ROOT,
                               env=environment(), stderr=subprocess.PIPE, text=True) as process:
             end = time.monotonic() + 100
             begun = (lambda: (dataset / "media" / ".work").is_dir()
@@ -80,7 +81,9 @@ def test_an_export_on_ray_that_is_stopped_says_so(tmp_path):
     words = ["export", tmp_path / "dataset", "--format", "parquet", "--media", "exact",
              "--output", tmp_path / "out", "--engine", "ray"]
     units = tmp_path / "out" / ".work" / "units" / "000000"
-    with subprocess.Popen(command(*words), cwd=ROOT, env=environment(), stderr=subprocess.PIPE,
+    with subprocess.Popen(command(*words),
+                          stdin=subprocess.DEVNULL, cwd=ROOT, env=environment(),
+                          stderr=subprocess.PIPE,
                           text=True) as process:
         end = time.monotonic() + 100
         while not list(units.glob("*.parquet")):

@@ -19,7 +19,8 @@ def clipmill(*arguments: object) -> subprocess.CompletedProcess:
     environment = {name: value for name, value in os.environ.items()
                    if not name.startswith(("LC_", "LANG", "PYTHONIOENCODING"))}
     return subprocess.run(
-        [sys.executable, "-m", "jobs.cli", *map(str, arguments)], env=environment | ASCII,
+        [sys.executable, "-m", "jobs.cli", *map(str, arguments)],
+        stdin=subprocess.DEVNULL, env=environment | ASCII,
         cwd=Path(__file__).parents[2], capture_output=True, check=False)
 
 
@@ -56,7 +57,8 @@ def test_records_are_utf_8_whatever_the_environment(tmp_path: Path):
         "assert read_request(path)['keys'] == ['\\U0001f3ac']\n"
         "assert 'split_clips' in built_in_stage_names()\n")
     path = tmp_path / "000000.retry1.json"
-    done = subprocess.run([sys.executable, "-c", program, path], env=os.environ | ASCII,
+    done = subprocess.run([sys.executable, "-c", program, path],
+                          stdin=subprocess.DEVNULL, env=os.environ | ASCII,
                           cwd=Path(__file__).parents[2], capture_output=True, check=False)
     assert done.returncode == 0, done.stderr.decode()
     assert json.loads(path.read_text("utf-8"))["step"] == "für"

@@ -17,7 +17,8 @@ HEAVY = ("torch", "ray", "transformers", "duckdb", "pyarrow", "cv2", "av", "open
 
 
 def clipmill(*words: str, **details) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "-m", "jobs.cli", *words], cwd=ROOT, text=True,
+    return subprocess.run([sys.executable, "-m", "jobs.cli", *words],
+                          stdin=subprocess.DEVNULL, cwd=ROOT, text=True,
                           capture_output=True, check=False, **details)
 
 
@@ -28,7 +29,7 @@ def test_help_imports_nothing_heavy():
          "from jobs.cli import main\n"
          "try: main()\nexcept SystemExit: pass\n"
          f"print('HEAVY', [m for m in {HEAVY} if m in sys.modules])"],
-        cwd=ROOT, text=True, capture_output=True, check=True)
+        stdin=subprocess.DEVNULL, cwd=ROOT, text=True, capture_output=True, check=True)
     assert "Usage" in said.stdout
     assert said.stdout.splitlines()[-1] == "HEAVY []"
 

@@ -50,7 +50,8 @@ def test_a_killed_export_goes_on_and_ends_like_another(tmp_path, other_engine):
              "--shard-size", "300kB"]
     killed = subprocess.Popen(
         [sys.executable, "-c", NEVER_DONE, *words, "--output", str(tmp_path / "a"),
-         "--engine", "local"], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+         "--engine", "local"],
+         stdin=subprocess.DEVNULL, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     units = tmp_path / "a" / ".work" / "units" / "000000"
     while killed.poll() is None and not list(units.glob("*.parquet")):
         time.sleep(0.02)

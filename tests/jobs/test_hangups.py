@@ -68,7 +68,8 @@ def test_a_run_whose_terminal_is_closed_is_recorded_as_stopped(tmp_path):
 
 def test_a_hangup_sent_to_a_run_says_stopped(tmp_path):
     dataset = tmp_path / "dataset"
-    with subprocess.Popen(command("run", recipe(tmp_path, 60.0), "--dataset", dataset), cwd=ROOT,
+    with subprocess.Popen(command("run", recipe(tmp_path, 60.0), "--dataset", dataset),
+                          stdin=subprocess.DEVNULL, cwd=ROOT,
                           env=environment(), stderr=subprocess.PIPE, text=True) as process:
         until_described(dataset, process)
         process.send_signal(signal.SIGHUP)

@@ -153,7 +153,7 @@ with dataset_lock(dataset) as hold:
         assert process.stdout.readline() == "ready\n"
         reader = subprocess.Popen(
             [sys.executable, "-m", "jobs.cli", "logs", str(dataset), "--follow", "--format",
-             "jsonl"], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+             "jsonl"], stdin=subprocess.DEVNULL, cwd=ROOT, stdout=subprocess.PIPE, text=True)
         first = [reader.stdout.readline() for _ in range(8)]
         process.stdin.write("go\n")
         process.stdin.flush()

@@ -227,7 +227,8 @@ subset.create(Path(sys.argv[1]), sys.argv[2])
 
 def test_a_killed_create_leaves_nothing_that_counts(dataset: Path, recipe: str):
     """The next one clears what it left; two at once are told of each other."""
-    child = subprocess.Popen([sys.executable, "-c", KILLED, str(dataset), recipe], cwd=ROOT,
+    child = subprocess.Popen([sys.executable, "-c", KILLED, str(dataset), recipe],
+                             stdin=subprocess.DEVNULL, cwd=ROOT,
                              stdout=subprocess.PIPE, text=True)
     assert child.stdout.readline() == "writing\n"
     with pytest.raises(ClipmillError, match="another process"):
@@ -324,7 +325,8 @@ def test_the_ready_made_recipes_are_listed_and_printed(capsys):
 def test_the_command_line_passes_everything_on(explored: Path, recipe: str):
     """Exit status 2 and one message for what is wrong; results on standard output."""
     def clipmill(*words: str) -> subprocess.CompletedProcess:
-        return subprocess.run([sys.executable, "-m", "jobs.cli", "subset", *words], cwd=ROOT,
+        return subprocess.run([sys.executable, "-m", "jobs.cli", "subset", *words],
+                              stdin=subprocess.DEVNULL, cwd=ROOT,
                               capture_output=True, text=True, check=False)
 
     done = clipmill("explain", str(explored), recipe, "--set", "clips=7", "--seed", "3", "--near",

@@ -135,6 +135,7 @@ def poisoned_run(dataset: Path, folder: Path, engine: str) -> list[list[str]]:
                    "PYTHONPATH": f"{folder / 'poison'}{os.pathsep}{ROOT}"}
     done = subprocess.run(
         [sys.executable, "-m", "jobs.cli", "run", "--dataset", str(dataset), "--engine", engine],
+        stdin=subprocess.DEVNULL,
         cwd=folder, env=environment, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr
     return [line.split() for line in log.read_text().splitlines()]

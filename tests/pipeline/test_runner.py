@@ -185,7 +185,8 @@ def test_the_local_engine_gets_past_a_row_that_kills_the_process(words, tmp_path
     data.loaded()
     command = [sys.executable, "-m", "jobs.cli", "run", str(tmp_path / "words.yaml"), "--engine",
                "local", "--dataset", str(data.dataset)]
-    codes = [subprocess.run(command, cwd=ROOT, capture_output=True, check=False,
+    codes = [subprocess.run(command,
+                            stdin=subprocess.DEVNULL, cwd=ROOT, capture_output=True, check=False,
                             env={**os.environ, "PYTHONPATH": str(ROOT)}).returncode
              for _ in range(3)]
     assert codes == [1, 1, 0]

@@ -48,6 +48,7 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, dict[s
              f"--dashboard-agent-listen-port={free_port()}",
              f"--ray-client-server-port={free_port()}",
              f"--temp-dir={short}", "--object-store-memory=100000000"],
+            stdin=subprocess.DEVNULL,
             env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
             start_new_session=True)
         try:
@@ -79,6 +80,7 @@ def submit(words, address: str, environment: dict[str, str], *more: str):
     return subprocess.run(
         [sys.executable, "-m", "jobs.cli", "submit", str(words.folder / "words.yaml"),
          "--address", address, "--dataset", str(words.dataset), "--wait", *more],
+        stdin=subprocess.DEVNULL,
         cwd=ROOT, env=environment, text=True, capture_output=True, check=False, timeout=280)
 
 

@@ -54,7 +54,7 @@ def command_starts(path: Path, folder: Path, arguments: list[str]) -> list[tuple
     subprocess.run(
         [sys.executable, "-m", "scenedetect", "-q", "-i", str(path), "-o", str(folder), *backend,
          *arguments, "list-scenes", "-q", "-s", "-f", "list.csv"],
-        check=True, capture_output=True,
+        stdin=subprocess.DEVNULL, check=True, capture_output=True,
     )  # fmt: skip
     with (folder / "list.csv").open() as file:
         rows = list(csv.DictReader(file))

@@ -13,6 +13,7 @@ ROOT = Path(__file__).resolve().parents[3]
 
 def demo(dataset: Path) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, "-m", "jobs.cli", "demo", "--dataset", str(dataset)],
+                          stdin=subprocess.DEVNULL,
                           cwd=ROOT, text=True, capture_output=True, check=False, timeout=280)
 
 

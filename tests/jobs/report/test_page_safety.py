@@ -96,6 +96,7 @@ def in_chromium(page: Path, profile: Path) -> str:
          "--disable-dev-shm-usage", "--no-first-run", "--disable-background-networking",
          "--disable-component-update", "--disable-sync", f"--user-data-dir={profile}",
          "--dump-dom", page.as_uri()],
+        stdin=subprocess.DEVNULL,
         capture_output=True, encoding="utf-8", timeout=60, check=True).stdout
 
 

@@ -116,7 +116,8 @@ def test_a_lock_that_its_holder_has_deleted_is_none(small, tmp_path, monkeypatch
         assert len(opened) == 2
         code = ("import sys; from pathlib import Path; from pipeline.exports import folder\n"
                 "with folder.open_folder(Path(sys.argv[1])): pass")
-        other = subprocess.run([sys.executable, "-c", code, str(out)], capture_output=True,
+        other = subprocess.run([sys.executable, "-c", code, str(out)],
+                               stdin=subprocess.DEVNULL, capture_output=True,
                                text=True, check=False)
     assert "another process is exporting" in other.stderr
 

@@ -85,7 +85,8 @@ def beside(vectors: np.ndarray, cosines: np.ndarray, seed: int = 1) -> np.ndarra
 
 def on_another_machine(program: str, machine: dict[str, str]) -> str:
     """What a Python program prints when it runs with such settings."""
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True,
+    done = subprocess.run([sys.executable, "-c", program],
+                          stdin=subprocess.DEVNULL, cwd=ROOT, capture_output=True,
                           text=True, env={**os.environ, **machine}, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout

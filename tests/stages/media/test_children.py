@@ -20,7 +20,8 @@ OWNER = """
 import os, signal, subprocess, sys, time
 from stages.media import children
 
-first, second = (subprocess.Popen(["sleep", "300"], stdout=subprocess.DEVNULL)
+first, second = (subprocess.Popen(["sleep", "300"], stdin=subprocess.DEVNULL,
+                                  stdout=subprocess.DEVNULL)
                  for _ in range(2))
 children.add(first.pid)
 {between}
@@ -31,7 +32,8 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 def ran(between: str) -> tuple[int, int]:
     """The programs' numbers, once their owner is dead."""
-    done = subprocess.run([sys.executable, "-c", OWNER.format(between=between)], cwd=ROOT,
+    done = subprocess.run([sys.executable, "-c", OWNER.format(between=between)],
+                          stdin=subprocess.DEVNULL, cwd=ROOT,
                           stdout=subprocess.PIPE, text=True, check=False, timeout=100)
     assert done.returncode == -signal.SIGKILL
     first, second = map(int, done.stdout.split())

@@ -159,7 +159,8 @@ def test_a_file_whose_edit_list_hides_its_beginning_is_cut_as_it_is_shown(source
 
     edited = tmp_path / "edited.mp4"
     subprocess.run([imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-ss", "0.7", "-i",
-                    str(sources["b-frames.mp4"][0]), "-c", "copy", str(edited)], check=True)
+                    str(sources["b-frames.mp4"][0]), "-c", "copy", str(edited)],
+                    stdin=subprocess.DEVNULL, check=True)
     shown = numbers_of(edited)
     assert shown[0] > 0, "the edit list hides nothing"
     times = [seconds for seconds, _ in frames_of(edited)]

@@ -284,7 +284,7 @@ run_isolated(getattr(harm, sys.argv[1]), Path("film.mp4"), Path(sys.argv[2]), li
 def test_a_helper_ends_with_who_started_it_even_while_it_hangs(function, ending, tmp_path):
     told = tmp_path / "pid"
     parent = subprocess.Popen([sys.executable, "-c", _PARENT, function, str(told)],
-                              stderr=subprocess.DEVNULL)
+                              stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     _wait_for(lambda: told.exists() and told.read_text())
     helper = psutil.Process(int(told.read_text()))
     parent.send_signal(ending)

@@ -31,7 +31,7 @@ def _ask(hub_url: str, home: Path, code: str, **environment: str) -> str:
         [sys.executable, "-c", "from stages.models.loading import *\n"
          "from schemas.errors import *\n"
          "def ref(text): return ModelReference.model_validate(text)\n" + code],
-        capture_output=True, text=True, timeout=200, check=False,
+        stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=200, check=False,
         env={**own, "HF_ENDPOINT": hub_url, "HF_HOME": str(home),
              "HF_HUB_DISABLE_XET": "1", **environment},
     )

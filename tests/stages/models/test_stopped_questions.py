@@ -111,7 +111,8 @@ def test_a_run_whose_model_server_hangs_is_stopped_at_once(how, tmp_path):
                 "caption_frames": {"model": f"{stand_in.url}#tiny", "server_timeout_seconds": 60},
             }}, sort_keys=False))
         dataset = tmp_path / "dataset"
-        with subprocess.Popen(command("run", recipe, "--dataset", dataset), cwd=ROOT,
+        with subprocess.Popen(command("run", recipe, "--dataset", dataset),
+                              stdin=subprocess.DEVNULL, cwd=ROOT,
                               env=environment(), stderr=subprocess.PIPE, text=True) as process:
             until(lambda: stand_in.requests or process.poll() is not None)
             assert process.poll() is None, process.stderr.read()

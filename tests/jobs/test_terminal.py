@@ -1,0 +1,95 @@
+"""What is typed into a terminal ends: only the command itself holds the terminal."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import tempfile
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from tests.faults.kill_world import command
+from tests.media import Scene, cached
+from tests.pipeline.test_submit import free_port
+from tests.typed import CTRL_C, Shell
+
+SECONDS = 200.0
+STAGE = Path(__file__).with_name("terminal_stages.py")
+
+
+def typed(*words: object) -> str:
+    return shlex.join(command(*words))
+
+
+def splitting(folder: Path, **settings: object) -> str:
+    """A run over one film with a stage that touches the terminal."""
+    film = cached((Scene("red", 2.0), Scene("blue", 2.0)), size=(320, 240), rate=10)[0]
+    recipe = folder / "touching.yaml"
+    recipe.write_text(yaml.safe_dump({"sources": [str(film)], "stages": {
+        "download_videos": {"min_duration_seconds": 1, "min_height": None},
+        "split_clips": {},
+        "touch_terminal": {"stage": f"{STAGE}:TouchTerminal", **settings},
+    }}, sort_keys=False))
+    return typed("run", recipe, "--dataset", folder / "dataset")
+
+
+def is_terminal(dataset: Path) -> list[bool]:
+    """Whether the stage's programs had the terminal, by clip."""
+    (table,) = dataset.glob("touch_terminal/*/000000.parquet")
+    return pq.read_table(table, partitioning=None)["is_terminal"].to_pylist()
+
+
+def test_a_run_on_ray_that_splits_ends_on_a_terminal(tmp_path):
+    with Shell() as shell:
+        status, screen = shell.run(splitting(tmp_path), SECONDS)
+        assert status == 0, screen
+        assert is_terminal(tmp_path / "dataset") == [False, False]
+        assert not shell.holders
+
+
+@pytest.mark.slow
+def test_ctrl_c_on_a_terminal_ends_a_demo_in_order_and_the_next_one_goes_on(tmp_path):
+    """In the middle of the run, when workers of every pool are up."""
+    demo = typed("demo", "--dataset", tmp_path / "demo")
+    with Shell() as shell:
+        shell.begin(demo)
+        shell.until(lambda: list((tmp_path / "demo").glob("split_clips/*/*.parquet")), SECONDS)
+        shell.press(CTRL_C)
+        assert shell.end(20) == 130
+        assert "Stopped. What is committed stays" in shell.screen()
+        status, screen = shell.run(demo, 280)
+        assert status == 0, screen
+        assert not shell.holders
+
+
+@pytest.mark.slow
+def test_a_run_on_a_cluster_that_was_started_from_a_terminal_ends(tmp_path):
+    """Its workers belong to a process that has the terminal as standard input."""
+    port = free_port()
+    ray = Path(sys.executable).with_name("ray")
+    with (tempfile.TemporaryDirectory(prefix="ray", dir="/tmp") as short,  # for sockets' names
+          Shell(RAY_AUTH_MODE="disabled") as head, Shell(RAY_AUTH_MODE="disabled") as shell):
+        head.begin(shlex.join(map(str, (
+            ray, "start", "--head", "--block", "--num-cpus=2", f"--port={port}",
+            "--include-dashboard=false", f"--temp-dir={short}", "--disable-usage-stats",
+            f"--dashboard-agent-listen-port={free_port()}",
+            f"--ray-client-server-port={free_port()}", "--object-store-memory=100000000"))))
+        head.wait_for("Ray runtime started", 100)
+        status, screen = shell.run(f"{splitting(tmp_path)} --set ray.address=127.0.0.1:{port}",
+                                   SECONDS)
+        assert status == 0, screen
+        assert is_terminal(tmp_path / "dataset") == [False, False]
+        head.press(CTRL_C)
+        head.end(60)
+
+
+def test_a_local_run_in_the_background_ends(tmp_path):
+    """Where the command itself is in a background group, what it starts is stopped with it."""
+    with Shell() as shell:
+        shell.press(f"{splitting(tmp_path, by_name=False)} --engine local &\n")
+        status, screen = shell.run("wait $!", SECONDS)
+        assert status == 0, screen
+        assert is_terminal(tmp_path / "dataset") == [False, False]
