@@ -36,6 +36,24 @@ def status(
 
 
 @app.command()
+def show(
+    dataset: Dataset,
+    clip_ids: Annotated[list[str], typer.Argument(metavar="CLIP_ID...", help="as `clips` has them")
+                        ],
+    frames: Annotated[int, typer.Option(min=1, max=60, help="frames to show of each clip")] = 8,
+    output: Annotated[Path | None, typer.Option(metavar="FILE.png", help="write the frames to this "
+                      "picture, a row per clip")] = None,
+    play: Annotated[bool, typer.Option("--open", help="cut the spans to temporary files and play "
+                                       "them")] = False,
+    format_: OutputFormat = Format.table,
+) -> None:
+    """Show clips: their rows with captions and scores, their frames, and the span played."""
+    from jobs.show import show as show_clips
+
+    show_clips(dataset, clip_ids, frames=frames, format=format_.value, output=output, play=play)
+
+
+@app.command()
 def sql(
     dataset: Dataset,
     query: Annotated[str | None, typer.Argument(help="one query; a prompt when none is given")

@@ -39,6 +39,13 @@ def decode_jpeg(data: bytes) -> np.ndarray:
     return image
 
 
+def png_bytes(image: np.ndarray) -> bytes:
+    """An RGB picture as a PNG file."""
+    done, data = cv2.imencode(".png", np.ascontiguousarray(image[:, :, ::-1]))
+    assert done  # of uint8 pixels any size can be written
+    return data.tobytes()
+
+
 def fit(
     image: np.ndarray,
     size: tuple[int, int],
