@@ -69,7 +69,8 @@ SOURCES = pa.schema(
 # What download_videos writes, one row a source. `path` is relative to the dataset for downloaded
 # files and absolute for referenced ones. Width and height are as displayed (rotation applied).
 # `starts_at_seconds` is the file's time 0 in the video: null (0) but for files that hold a section
-# of it. All other times, in all tables, are the video's.
+# of it. All other times, in all tables, are the video's. `subtitle_words` runs parallel to
+# `subtitles`: the words of each line with the times at which they are said, where those are known.
 VIDEOS = pa.schema(
     [
         pa.field("source_key", pa.string(), nullable=False),
@@ -100,6 +101,7 @@ VIDEOS = pa.schema(
         ("spans", pa.list_(SPAN)),
         ("extra", pa.map_(pa.string(), pa.string())),
         ("starts_at_seconds", pa.float64()),
+        ("subtitle_words", pa.list_(pa.list_(TEXT_AT))),
         *OUTCOME,
     ]
 )

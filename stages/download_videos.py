@@ -33,7 +33,7 @@ class DownloadVideos(ReadingStage):
     """
 
     name: ClassVar[str] = "download_videos"
-    # 2: a header's claims are no longer taken for truncation.
+    # 2: a header's claims are no longer taken for truncation; lines of automatic subtitles end.
     version: ClassVar[int] = 2
     key: ClassVar[str] = "source_key"
     reads: ClassVar[tuple[str, ...]] = tuple(
@@ -276,8 +276,10 @@ def _columns(row: dict[str, Any], media: Media, path: str) -> dict[str, Any]:
         "sha256": media.sha256,
         "path": path,
         "downloaded_at": media.downloaded_at,
-        "subtitles": media.subtitles,
+        "subtitles": [{name: line[name] for name in line if name != "words"}
+                      for line in media.subtitles],
         "spans": row["spans"],
         "extra": {**dict(row["extra"] or []), **media.notes},
         "starts_at_seconds": media.starts_at_seconds,
+        "subtitle_words": [line.get("words") for line in media.subtitles],
     }

@@ -12,6 +12,7 @@ from pydantic import Field, field_validator, model_validator
 
 from schemas.errors import RowFailed
 from schemas.tables import SUMMARIES
+from stages.media.speech import Lines, said_within, speaking_track, with_words
 from stages.models.generated_text import fault_of, shortened, tidy
 from stages.models.generation import GeneratingStage, Generation
 from stages.models.openai_server import Completion
@@ -27,7 +28,8 @@ _READS = {
     "fine_at": ("caption_frames.captions_fine", "split_clips.start_seconds"),
     "tags": ("tag_clips.tags?",),
     "title": ("download_videos.title?",),
-    "subtitles": ("download_videos.subtitles?", "split_clips.start_seconds",
+    "subtitles": ("download_videos.subtitles?", "download_videos.subtitle_words?",
+                  "download_videos.language?", "split_clips.start_seconds",
                   "split_clips.end_seconds"),
 }
 PROMPT_VARIABLES = tuple(_READS)
@@ -54,6 +56,7 @@ class SummarizeCaptions(GeneratingStage):
     """
 
     name: ClassVar[str] = "summarize_captions"
+    version: ClassVar[int] = 2
     writes: ClassVar[pa.Schema] = SUMMARIES
 
     model: ModelReference = Field(
@@ -198,7 +201,8 @@ class _Material:
                        for entry in row.get("captions_fine") or [] if entry["text"]),
             tags=tuple(entry["tag"] for entry in row.get("tags") or []),
             title=row.get("title") or "",
-            subtitles=spoken(row.get("subtitles") or [], start, row.get("end_seconds")),
+            subtitles=spoken(with_words(row.get("subtitles"), row.get("subtitle_words")), start,
+                             row.get("end_seconds"), row.get("language")),
         )
 
     @property
@@ -230,21 +234,7 @@ def spread(items: Sequence[Any], count: int) -> tuple[Any, ...]:
 
 
 def spoken(
-    subtitles: Sequence[Mapping[str, Any]], start_seconds: float, end_seconds: float | None
+    subtitles: Lines, start_seconds: float, end_seconds: float | None, language: str | None = None
 ) -> tuple[str, ...]:
-    """Lines said within the span, from one track: written by people rather than automatic.
-
-    Automatic subtitles say a line again as it scrolls up; it is taken once.
-    """
-    tracks: dict[tuple[bool, str], list[str]] = {}
-    for line in sorted(subtitles, key=lambda line: line["start_seconds"]):
-        if line["end_seconds"] <= start_seconds:
-            continue
-        if end_seconds is not None and line["start_seconds"] >= end_seconds:
-            continue
-        track = tracks.setdefault((bool(line["automatic"]), line["language"] or ""), [])
-        text = " ".join((line["text"] or "").split())
-        if text and text not in track[-1:]:
-            track.append(text)
-    return tuple(next((tracks[track] for track in sorted(tracks, key=lambda key: key[0])
-                       if tracks[track]), []))
+    """Lines said within the span, from the track that speaks for a video in this language."""
+    return said_within(speaking_track(subtitles, language), start_seconds, end_seconds)

@@ -16,8 +16,8 @@ from pipeline.exports.request import ExportRequest
 from schemas.errors import UsageError
 from schemas.sql_text import literal, quoted
 
-TEXT, PATH, STARTS_AT, SUBTITLES, DROPPED = (
-    "_text", "_path", "_starts_at_seconds", "_subtitles", "_dropped",
+TEXT, PATH, STARTS_AT, SUBTITLES, SUBTITLE_WORDS, DROPPED = (
+    "_text", "_path", "_starts_at_seconds", "_subtitles", "_subtitle_words", "_dropped",
 )
 SPAN = ("clip_id", "video_id", "start_seconds", "end_seconds", "duration_seconds")
 # Facts of the video under the names that they have in an export; the first five stand in `clips`.
@@ -65,7 +65,7 @@ def choose_columns(
                  for name in ("url", "title", "language", *_COUNTED, "source_id")}
         shown = []
         if request.interleaving.documents != "a":
-            facts[SUBTITLES] = "subtitles"
+            facts |= {SUBTITLES: "subtitles", SUBTITLE_WORDS: "subtitle_words"}
     else:
         clips |= {name: _expression(name, kind, request) for name, kind in there.items()
                   if name not in facts}
@@ -73,8 +73,7 @@ def choose_columns(
         facts = {name: column for name, column in facts.items()
                  if name not in there or name in ("url", "title", "language", "category", "query")}
         shown = [name for name in (*there, *facts) if not name.startswith("_")]
-    sql = {name: column if name in (SUBTITLES,) else quoted(column)
-           for name, column in facts.items()}
+    sql = {name: quoted(column) for name, column in facts.items()}
     if request.cut is not None:
         known = _types(catalog, "videos")
         sql[PATH] = "path"

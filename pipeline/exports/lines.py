@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.exports.columns import SUBTITLES, TEXT
+from pipeline.exports.columns import SUBTITLE_WORDS, SUBTITLES, TEXT
 from pipeline.exports.request import ExportRequest
 from pipeline.exports.selection import Unit
 from pipeline.exports.shards import Position, ShardFile
 from pipeline.exports.units import KIND, read_unit
 from pipeline.exports.values import json_text, records
+from stages.media.speech import Lines, is_by_words, speaking_track, with_words, words_within
 
 AESTHETIC, UMT = "Aesthetic_Score", "UMT_Score"
 
@@ -117,44 +118,36 @@ def _videos(request: ExportRequest, unit: Unit) -> Iterator[_Video]:
 def _video(rows: list[dict[str, Any]]) -> Iterator[_Video]:
     clips = [row for row in rows if row.get(KIND) is None]
     if clips:
-        track = _track(rows[0].get(SUBTITLES) or [], rows[0]["language"])
+        lines = with_words(rows[0].get(SUBTITLES), rows[0].get(SUBTITLE_WORDS))
+        track = speaking_track(lines, rows[0]["language"])
         yield _Video(rows[0], clips, _spoken(clips, track))
 
 
-def _track(subtitles: list[dict[str, Any]], language: str | None) -> list[dict[str, Any]]:
-    """The subtitles of one language: those people wrote before automatic ones, the video's own
-    language before English before any other."""
-    def rank(cue: dict[str, Any]) -> tuple[bool, int, str]:
-        code = (cue["language"] or "").lower().partition("-")[0]
-        wanted = [(language or "").lower().partition("-")[0], "en"]
-        place = wanted.index(code) if code and code in wanted else len(wanted)
-        return bool(cue["automatic"]), place, cue["language"] or ""
+def _spoken(clips: list[dict[str, Any]], track: Lines) -> list[str]:
+    """What is said in each clip: the words where their times are known.
 
-    if not subtitles:
-        return []
-    best = min(map(rank, subtitles))
-    return sorted((cue for cue in subtitles if rank(cue) == best),
-                  key=lambda cue: (cue["start_seconds"], cue["end_seconds"]))
-
-
-def _spoken(clips: list[dict[str, Any]], track: list[dict[str, Any]]) -> list[str]:
-    """What is said in each clip; a cue over two clips goes with the one that has more of it."""
+    Any other line goes with the clip that has more of it.
+    """
     said: list[list[str]] = [[] for _ in clips]
     first = 0
-    for cue in track:
-        while first < len(clips) and clips[first]["end_seconds"] <= cue["start_seconds"]:
+    for line in track:
+        while first < len(clips) and clips[first]["end_seconds"] <= line["start_seconds"]:
             first += 1
         best, longest = None, 0.0
         for at in range(first, len(clips)):
             clip = clips[at]
-            if clip["start_seconds"] >= cue["end_seconds"]:
+            if clip["start_seconds"] >= line["end_seconds"]:
                 break
-            overlap = (min(clip["end_seconds"], cue["end_seconds"])
-                       - max(clip["start_seconds"], cue["start_seconds"]))
+            if is_by_words(line):
+                if text := words_within(line, clip["start_seconds"], clip["end_seconds"]):
+                    said[at].append(text)
+                continue
+            overlap = (min(clip["end_seconds"], line["end_seconds"])
+                       - max(clip["start_seconds"], line["start_seconds"]))
             if overlap > longest:
                 best, longest = at, overlap
-        text = (cue["text"] or "").strip()
-        if best is not None and text and said[best][-1:] != [text]:
+        text = (line["text"] or "").strip()
+        if best is not None and text:
             said[best].append(text)
     return [" ".join(texts) for texts in said]
 

@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.catalog import Catalog, readable_errors
-from pipeline.exports.columns import DROPPED, SUBTITLES, TEXT, Columns
+from pipeline.exports.columns import DROPPED, SUBTITLE_WORDS, SUBTITLES, TEXT, Columns
 from pipeline.exports.request import ExportRequest
 from pipeline.shards import shard_name, write_json
 from schemas.sql_text import literal, quoted
@@ -273,7 +273,7 @@ class _Facts:
             for name in self._window.column_names[1:]:
                 column = self._window[name].combine_chunks()
                 at = places
-                if name == SUBTITLES:
+                if name in (SUBTITLES, SUBTITLE_WORDS):
                     # Long, and the same for all clips of a video: with the first one only.
                     at = pc.if_else(_starts(ids, before), places, pa.scalar(None, pa.int32()))
                 rows = rows.append_column(name, column.take(at))

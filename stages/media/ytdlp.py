@@ -21,7 +21,7 @@ from stages.media.ffmpeg_program import ffmpeg_program
 from stages.media.hosts import BotCheck, Hosts, LeftAlone, PassingProblem
 from stages.media.http import is_challenge, problem_of_status, retry_after_seconds
 from stages.media.sections import NoSection, Section, discard
-from stages.media.subtitles import FORMATS, parse_subtitles
+from stages.media.subtitles import FORMATS, decoded, parse_subtitles
 from stages.media.ytdlp_options import copied_cookies
 from stages.media.ytdlp_requests import only_by_program, polite_yt_dlp
 
@@ -388,14 +388,17 @@ def _read_subtitles(info: Mapping[str, Any], notes: dict[str, str]) -> list[dict
         if not path.is_file():
             continue
         try:
-            spans = parse_subtitles(path.read_text("utf-8", "replace"), item.get("ext") or "")
+            automatic = language not in by_hand
+            spans = parse_subtitles(decoded(path.read_bytes()), item.get("ext") or "",
+                                    automatic=automatic)
         except ValueError as error:
             notes["subtitles_error"] = f"{language}: {error}"
             continue
-        automatic = language not in by_hand
         found += [{"start_seconds": span.start_seconds, "end_seconds": span.end_seconds,
                    "text": storable(span.text), "language": storable(language),
-                   "automatic": automatic}
+                   "automatic": automatic,
+                   "words": [{"seconds": word.seconds, "text": storable(word.text)}
+                             for word in span.words] or None}
                   for span in spans]
     return found
 

@@ -27,7 +27,8 @@ A red & round thing
 rolls away
 """
 JSON3 = json.dumps({"events": [
-    {"tStartMs": 0, "dDurationMs": 1000, "segs": [{"utf8": "hello "}, {"utf8": "there"}]},
+    {"tStartMs": 0, "dDurationMs": 1000, "segs": [
+        {"utf8": "hello "}, {"utf8": "there", "tOffsetMs": 400}]},
     {"tStartMs": 1000, "dDurationMs": 500, "segs": [{"utf8": "\n"}]},
     {"tStartMs": 1200, "dDurationMs": 0},
 ]})
@@ -146,9 +147,11 @@ def test_subtitles_become_spans(tmp_path, site, platform):
          "automatic": True},
         {"start_seconds": 0.5, "end_seconds": 1.5, "text": "A red & round thing",
          "language": "en", "automatic": False},
-        {"start_seconds": 1.5, "end_seconds": 2.0, "text": "rolls away", "language": "en",
-         "automatic": False},
+        {"start_seconds": 1.5, "end_seconds": 2.0, "text": "A red & round thing rolls away",
+         "language": "en", "automatic": False},
     ]
+    assert row["subtitle_words"] == [
+        [{"seconds": 0.0, "text": "hello"}, {"seconds": 0.4, "text": " there"}], None, None]
     only = watch(tmp_path, site, automatic_subtitles=False, subtitle_languages=["fr"])
     assert {span["language"] for span in only["subtitles"]} == {"fr"}
 
@@ -240,7 +243,8 @@ def test_subtitles_without_a_cue_give_no_spans(text):
 
 
 @pytest.mark.parametrize(("text", "kind", "message"), [
-    ("{}", "json3", "events"), ("[", "json3", "Expecting"), ("x", "ttml", "vtt"),
+    ("{}", "json3", "events"), ("[", "json3", "Expecting"), ("x", "ttml", "TTML"),
+    ("x", "lrc", "vtt"),
 ])
 def test_what_cannot_be_read_as_subtitles_is_an_error(text, kind, message):
     with pytest.raises(ValueError, match=message):
