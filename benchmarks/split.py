@@ -24,7 +24,6 @@ import argparse
 import itertools
 import math
 import resource
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -130,13 +129,11 @@ def decode_here() -> None:
 
 
 def ffmpeg_binary() -> str:
-    """ffmpeg of this machine, else the one that imageio-ffmpeg carries."""
-    found = shutil.which("ffmpeg")
-    if found:
-        return found
-    import imageio_ffmpeg
-
-    return imageio_ffmpeg.get_ffmpeg_exe()
+    """The set-up's ffmpeg, so that ratios are the same program's on every machine."""
+    program = ffmpeg_program()
+    if program is None:
+        raise SystemExit("no ffmpeg: see `clipmill doctor`")
+    return program
 
 
 def commands(path: Path) -> dict[str, list[str]]:

@@ -351,7 +351,7 @@ def _models(stage: Stage) -> dict[str, dict[str, str | None]]:
         if isinstance(value, ModelReference):
             place, revision = str(value), resolved_revision(value) or value.revision
         else:
-            place, revision = value.path, None
+            place, revision = str(value), None
         found[setting] = {"reference": place, "revision": revision, "identity": value.identity()}
     return found
 

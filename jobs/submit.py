@@ -132,7 +132,7 @@ def _files_beside(folder: Path, loaded: LoadedRecipe) -> list[Path]:
         place = class_reference(stage).partition(":")[0]
         if place.endswith(".py"):
             named.append(Path(place))
-    if loaded.recipe.exclude_ids is not None:
+    if loaded.recipe.exclude_ids is not None and loaded.recipe.exclude_ids.path is not None:
         named.append(Path(loaded.recipe.exclude_ids.path))
     named += [folder / item.path for item in loaded.recipe.sources if getattr(item, "path", None)]
     return [path for path in dict.fromkeys(named)

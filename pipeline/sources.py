@@ -37,6 +37,7 @@ from schemas.ids import platform_video_id, source_key
 from schemas.step_tables import EXPANDED_RULE, MENDED_RULE, REMOVED_RULE
 from schemas.tables import SOURCES
 from schemas.words import counted
+from stages.models.fetching import local_file
 from stages.models.references import DataFile
 
 if TYPE_CHECKING:
@@ -286,7 +287,7 @@ def excluded_ids(given: DataFile | Path | str | None) -> set[str]:
     """Known ids: one a line, as bare ids, `<extractor>-<id>`, yt-dlp's archive lines or URLs."""
     if given is None:
         return set()
-    path = Path(given.path if isinstance(given, DataFile) else given)
+    path = local_file(given, setting="exclude_ids") if isinstance(given, DataFile) else Path(given)
     if not path.is_file():
         raise UsageError(f"exclude_ids: there is no file {path}")
     found = set()

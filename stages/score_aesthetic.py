@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -14,6 +13,7 @@ from pydantic import Field
 from schemas.errors import ClipmillError
 from schemas.tables import AESTHETIC
 from stages.models.aesthetic_heads import AestheticHead, load_head
+from stages.models.fetching import local_file
 from stages.models.references import DataFile
 from stages.models.vectors import stored
 from stages.protocol import Rows, Stage, Transform, Workspace
@@ -35,7 +35,7 @@ class ScoreAesthetic(Stage):
 
     head: DataFile = Field(
         description="weights of the head: LAION's V1 or V2 .pth, or safetensors with weight (1 × d)"
-        " and bias (1)"
+        " and bias (1); a path, or URL#sha256=HEX"
     )
     embeddings: str = Field(
         "embed_clips", description="label of the embed_clips whose embeddings are scored"
@@ -50,7 +50,7 @@ class ScoreAesthetic(Stage):
 
     @contextmanager
     def open(self, workspace: Workspace) -> Iterator[Transform]:
-        head = load_head(Path(self.head.path))
+        head = load_head(local_file(self.head, setting="score_aesthetic.head"))
 
         def transform(batch: pa.Table) -> pa.Table:
             rows = Rows(self)
@@ -67,7 +67,7 @@ class ScoreAesthetic(Stage):
             return None, f"{self.embeddings} has no embedding of this clip"
         if frames.shape[1] != head.dimensions:
             raise ClipmillError(
-                f"score_aesthetic: the head {Path(self.head.path).name} scores embeddings of "
+                f"score_aesthetic: the head {self.head.name} scores embeddings of "
                 f"{head.dimensions} numbers, those of {self.embeddings} have {frames.shape[1]}; "
                 "set embed_clips.model to the model that the head was trained on, or take the head "
                 "of that model (512: ViT-B/32 and B/16, 768: ViT-L/14)"

@@ -14,6 +14,7 @@ from pydantic import Field, field_validator
 from schemas.errors import ClipmillError, UsageError
 from schemas.tables import TAGS
 from stages.models.embedders import ClipEmbedder, EmbedderStage
+from stages.models.fetching import local_file
 from stages.models.references import DataFile
 from stages.models.vectors import stored, unit
 from stages.protocol import FramePick, Rows, Stage, Transform, Uniform, Workspace
@@ -89,8 +90,8 @@ class TagClips(EmbedderStage):
 
     @contextmanager
     def open(self, workspace: Workspace) -> Iterator[Transform]:
-        tags = read_vocabulary(Path(self.vocabulary.path) if self.vocabulary
-                               else SHIPPED_VOCABULARY)
+        tags = read_vocabulary(local_file(self.vocabulary, setting="tag_clips.vocabulary")
+                               if self.vocabulary else SHIPPED_VOCABULARY)
         embedder = self.load("text") if self.embeddings else self.load("image", "text")
         vectors = self._tag_vectors(tags, embedder)
 

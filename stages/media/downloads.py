@@ -34,6 +34,7 @@ from stages.media.sections import Section, widest
 from stages.media.store import Media, MediaStore
 from stages.media.suffixes import MEDIA_SUFFIXES
 from stages.media.watch import Progress
+from stages.models.fetching import local_file
 from stages.models.references import file_sha256
 
 if TYPE_CHECKING:
@@ -50,7 +51,8 @@ class Downloader:
         self._limits = limits_of(settings, settings.proxy)
         self._patience = Patience(settings.retries, settings.backoff_seconds,
                                   settings.max_backoff_seconds)
-        self._cookies = Path(settings.cookies_file.path) if settings.cookies_file else None
+        self._cookies = local_file(settings.cookies_file, setting="download_videos.cookies_file"
+                                   ) if settings.cookies_file else None
         self._client = self._open_client()
 
     def __enter__(self) -> Downloader:

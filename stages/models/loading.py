@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from schemas.errors import ClipmillError, UsageError
+from stages.models.fetching import Unreachable
 from stages.models.published import PAIR, published_weights
 from stages.models.references import ModelReference
 
@@ -56,7 +57,7 @@ def hub_folder(repository: str, revision: str | None, *, setting: str) -> Path:
     except ValueError as error:  # it reads its address as it is imported
         raise ClipmillError(f"{setting}: $HF_ENDPOINT ({os.environ.get('HF_ENDPOINT')}) is no "
                             f"URL: {error}; mend or unset it") from error
-    if _is_commit(revision) and (folder := _cached(repository, revision)):
+    if _is_commit(revision) and (folder := cached_folder(repository, revision)):
         return folder
     try:
         found = HfApi().model_info(repository, revision=revision, timeout=_HUB_TIMEOUT_SECONDS)
@@ -66,10 +67,28 @@ def hub_folder(repository: str, revision: str | None, *, setting: str) -> Path:
         ))
     # Whatever stopped it (name look-up, proxy, HTTP status, disk) is told with what to do.
     except Exception as error:
-        if folder := _cached(repository, revision):
+        if folder := cached_folder(repository, revision):
             logger.warning("%s is taken from the hub's cache: %s", repository, error)
             return folder
-        raise ClipmillError(_explain(repository, revision, setting, error)) from error
+        said = _explain(repository, revision, setting, error)
+        if _nobody_answers(error):
+            raise Unreachable(said, _reason(error)) from error
+        raise ClipmillError(said) from error
+
+
+def _nobody_answers(error: BaseException | None) -> bool:
+    """Whether the hub could not be asked at all; what it answers is about the one model."""
+    import httpx
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    while error is not None:
+        if isinstance(error, HfHubHTTPError):
+            return error.response is not None and error.response.status_code >= 500
+        if isinstance(error, httpx.TransportError | OfflineModeIsEnabled | TimeoutError
+                      | LocalEntryNotFoundError):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def resolved_revision(reference: ModelReference) -> str | None:
@@ -102,7 +121,7 @@ def _snapshot(repository: str, revision: str | None) -> Path | None:
     return None
 
 
-def _cached(repository: str, revision: str | None) -> Path | None:
+def cached_folder(repository: str, revision: str | None) -> Path | None:
     """The cache folder where it holds whole weights: a download may have been cut short."""
     folder = _snapshot(repository, revision)
     if folder is None:
@@ -133,11 +152,14 @@ def _wanted(names: Sequence[str]) -> list[str]:
                        and any(fnmatch.fnmatch(name, pattern) for pattern in _CONFIGURATION))]
 
 
+def _reason(error: Exception) -> str:
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return reason if len(reason) <= 300 else reason[:299] + "…"
+
+
 def _explain(repository: str, revision: str | None, setting: str, error: Exception) -> str:
     name = f"{repository}@{revision}" if revision else repository
-    reason = " ".join(str(error).split()) or type(error).__name__
-    if len(reason) > 300:
-        reason = reason[:299] + "…"
+    reason = _reason(error)
     folder = "./models/" + repository.rpartition("/")[2]
     offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
     return (

@@ -1,9 +1,10 @@
 """Model references: where a model comes from, and what it is.
 
-A reference names a model in one of three ways, in a recipe as one string or as a mapping:
+A reference names a model in one of these ways, in a recipe as one string or as a mapping:
 
     Salesforce/blip-image-captioning-base@main     a hub id, with or without a revision
     ./models/captioner                             a folder (relative to the recipe's file)
+    package:jobs/demo/models/captioner             a folder that a Python package brings
     http://127.0.0.1:8000/v1#qwen2.5-vl            a model behind an OpenAI-compatible server
 """
 
@@ -11,13 +12,18 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import importlib.util
+import re
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
 # What is read from a model's folder for its identity: all that could change its output.
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
+PACKAGE = "package:"
+_WEB = ("http://", "https://")
 _CONFIG = (".json", ".txt", ".model", ".jinja", ".tiktoken")
 
 
@@ -42,23 +48,74 @@ def folder_sha256(folder: Path) -> str:
     return digest.hexdigest()
 
 
+def packaged_path(text: str) -> Path:
+    """The path that `package:NAME/…` means: data that an installed Python package brings.
+
+    ValueError where there is no such package here.
+    """
+    name, _, rest = text.removeprefix(PACKAGE).partition("/")
+    spec = importlib.util.find_spec(name) if name.isidentifier() else None
+    folder = next(iter(spec.submodule_search_locations or ()), None) if spec else None
+    if folder is None or not rest:
+        raise ValueError(f"{text}: expected package:NAME/path of an installed Python package")
+    return Path(folder, rest)
+
+
 class DataFile(BaseModel):
-    """A file of settings (a vocabulary, a head's weights) that counts by its content."""
+    """A file of settings (a vocabulary, a head's weights) that counts by its content.
+
+    Either `path` is set, or `url` with the file's `sha256`; as text `URL#sha256=HEX`.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    path: str
+    path: str | None = None
+    url: str | None = None
+    sha256: str | None = None
 
     @model_validator(mode="before")
     @classmethod
     def _from_text(cls, value: Any) -> Any:
-        return {"path": str(value)} if isinstance(value, str | Path) else value
+        if not isinstance(value, str | Path):
+            return value
+        text = str(value)
+        if text.startswith(PACKAGE):
+            return {"path": str(packaged_path(text))}
+        if text.startswith(_WEB):
+            url, _, digest = text.partition("#sha256=")
+            return {"url": url, "sha256": digest or None}
+        return {"path": text}
+
+    @model_validator(mode="after")
+    def _one_place(self) -> DataFile:
+        if (self.path is None) == (self.url is None):
+            raise ValueError("a file needs a path or a url")
+        if self.url is not None:
+            if not self.url.startswith(_WEB) or not self.name:
+                raise ValueError(f"{self.url}: expected the URL of a file, with http or https")
+            if not re.fullmatch(r"[0-9a-f]{64}", self.sha256 or ""):
+                raise ValueError(
+                    "a file from the web needs its SHA-256, so that the same bytes are meant "
+                    f"everywhere: {self.url}#sha256=… (64 digits, as `sha256sum` prints them)")
+        return self
+
+    def __str__(self) -> str:
+        return str(self.path if self.url is None else self.url)
+
+    @property
+    def name(self) -> str:
+        """The file's own name, without a folder."""
+        return Path(unquote(urlsplit(self.url).path) if self.url else str(self.path)).name
 
     def identity(self) -> str:
-        path = Path(self.path)
+        if self.url is not None:
+            return f"sha256:{self.sha256}"
+        path = Path(str(self.path))
         return "sha256:" + file_sha256(path) if path.is_file() else "missing:" + path.name
 
     def relative_to(self, folder: Path) -> DataFile:
         """The same file with its path read from `folder` where it is relative."""
+        if self.path is None:
+            return self
         return DataFile(path=str((folder / self.path).resolve()))
 
 
@@ -94,9 +151,11 @@ class ModelReference(BaseModel):
             return {"folder": str(value)}
         if not isinstance(value, str):
             return value
-        if value.startswith(("http://", "https://")):
+        if value.startswith(_WEB):
             url, _, model = value.partition("#")
             return {"server": url, "model": model or None}
+        if value.startswith(PACKAGE):
+            return {"folder": str(packaged_path(value))}
         if value.startswith((".", "/", "~")):
             return {"folder": str(Path(value).expanduser())}
         name, _, revision = value.partition("@")
