@@ -33,6 +33,8 @@ from pathlib import Path
 import av
 import numpy as np
 
+from stages.media.ffmpeg_program import ffmpeg_program
+
 ROOT = Path(__file__).resolve().parent.parent
 FOOTAGE = ROOT.parent / "shared" / "videos"
 PAIRS = (("ours", "scenedetect"), ("ours", "ffmpeg"), ("scenedetect", "ffmpeg"), ("ours", "bare"))

@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import importlib
 import os
+import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib import metadata
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
 
 from schemas.errors import ClipmillError
+from stages.download_videos import DownloadVideos
 from stages.media.ffmpeg_program import ffmpeg_problem, ffmpeg_program
+
+if TYPE_CHECKING:
+    from pipeline.recipe import LoadedRecipe
 
 LIBRARIES = {
     "ray": "ray", "yt_dlp": "yt-dlp", "scenedetect": "scenedetect-headless", "decord": "decord",
     "av": "av", "cv2": "opencv-python-headless", "pyarrow": "pyarrow", "duckdb": "duckdb",
     "torch": "torch", "transformers": "transformers", "open_clip": "open_clip_torch",
 }
+_PROGRAM_NAMES = {"httpie": "http", "quickjs": "qjs"}  # where they differ from yt-dlp's words
 CODECS = ("h264", "hevc", "vp8", "vp9", "av1", "mpeg4", "aac", "opus")
 
 
@@ -78,7 +85,7 @@ def _gpu() -> str:
 
 
 def _recipe_findings(recipe: str) -> Iterator[tuple[str, str | None]]:
-    from jobs.preflight import examine_models
+    from jobs.preflight import examine_models, problems_of
     from jobs.ready_made import recipe_path
     from pipeline.plan import build_plan
     from pipeline.recipe import load_recipe
@@ -91,4 +98,25 @@ def _recipe_findings(recipe: str) -> Iterator[tuple[str, str | None]]:
         yield f"recipe {loaded.name}", str(error)
         return
     yield f"recipe {loaded.name}: {', '.join(loaded.stages)}", None
-    yield from examine_models(plan.steps)
+    yield from _programs(loaded)
+    findings = list(examine_models(plan.steps))
+    for one in findings:
+        yield str(one), one.problem
+    if unreachable := [one for one in findings if one.reason is not None]:
+        yield "what the recipe fetches", "\n        ".join(problems_of(unreachable)[0].split("\n"))
+
+
+def _programs(loaded: LoadedRecipe) -> Iterator[tuple[str, str | None]]:
+    """Those that the recipe has yt-dlp start; it goes without where they lack."""
+    for label, stage in loaded.stages.items():
+        if not isinstance(stage, DownloadVideos):
+            continue
+        wanted = stage.yt_dlp.get("external_downloader") or {}
+        names = [*(wanted.values() if isinstance(wanted, Mapping) else [wanted]),
+                 *(stage.yt_dlp.get("js_runtimes") or {})]
+        for name in dict.fromkeys(names):
+            if name in ("native", "ffmpeg"):
+                continue
+            program = _PROGRAM_NAMES.get(name, name)
+            yield f"{program}, which {label}.yt_dlp names", None if shutil.which(program) else (
+                "PATH has no such program; install it, or leave it out of the recipe")

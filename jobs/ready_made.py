@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from schemas.errors import UsageError
+
+if TYPE_CHECKING:
+    from stages.models.references import DataFile, ModelReference
 
 FOLDER = Path(__file__).resolve().parent / "recipes"
 SUBSET_FOLDER = Path(__file__).resolve().parent / "subset_recipes"
@@ -33,6 +37,20 @@ def any_recipe_path(argument: str) -> Path:
     """A recipe of either kind, by name, or a file."""
     return subset_recipe_path(argument) if argument in names(SUBSET_FOLDER) else recipe_path(
         argument)
+
+
+def names_without_downloads() -> list[str]:
+    """Recipes of runs whose models, if they name any, come with Clipmill."""
+    from pipeline.recipe import load_recipe
+    from stages.models.references import DataFile
+
+    def comes_along(value: ModelReference | DataFile) -> bool:
+        return bool(value.path if isinstance(value, DataFile) else value.folder)
+
+    return [name for name in names()
+            if all(comes_along(value)
+                   for stage in load_recipe(FOLDER / f"{name}.yaml").stages.values()
+                   for value in stage.references().values())]
 
 
 def described(folder: Path = FOLDER) -> list[str]:

@@ -67,6 +67,10 @@ def run(
     steps = plan.until(until)
     records.check_place(dataset)
     is_new = not dataset.exists()
+    checked: Sequence[Step] = ()
+    if not list_source_shards(dataset) and retry_kinds is None and take_sources:
+        _require_sources(loaded, dataset)
+        checked = _check_models(steps)  # nothing is written where something lacks
     command = "run" if retry_kinds is None else "retry"
     with contextlib.ExitStack() as stack:
         # Where nothing can be written, that is what is said, whatever could not be.
@@ -80,6 +84,10 @@ def run(
         taken = None
         if retry_kinds is None:
             _say_that_shards_are_fixed(loaded, dataset)
+        if retry_kinds is None and not checked:
+            shards = list_shards(dataset, list_source_shards(dataset))
+            todo = pending(plan, steps, shards, dataset)
+            checked = _check_models([step for step in steps if todo[step.label]])
         if retry_kinds is None and take_sources:
             try:
                 taken = _ingest(loaded, dataset, limit)
@@ -90,7 +98,7 @@ def run(
         first = list_source_shards(dataset)
         if retry_kinds is None:
             did = _bring_up_to_date(loaded, plan, steps, list_shards(dataset, first), dataset,
-                                    hold, taken)
+                                    hold, taken, checked)
         else:
             did = _retry(loaded, plan, steps, first, dataset, hold, retry_kinds)
             if not did:
@@ -149,9 +157,7 @@ def _say_that_shards_are_fixed(loaded: LoadedRecipe, dataset: Path) -> None:
 def _ingest(loaded: LoadedRecipe, dataset: Path, limit: int | None) -> str | None:
     """Takes the recipe's sources in; says what came of them."""
     recipe = loaded.recipe
-    if not recipe.sources and not list_source_shards(dataset):
-        raise UsageError(f"recipe {loaded.name} names no sources; give some with "
-                         "--sources PATH_OR_URL or `sources:` in the recipe")
+    _require_sources(loaded, dataset)
     if recipe.sources:
         report = ingest(
             dataset, recipe.sources, shard_videos=recipe.shard_videos,
@@ -165,11 +171,28 @@ def _ingest(loaded: LoadedRecipe, dataset: Path, limit: int | None) -> str | Non
     return None
 
 
+def _require_sources(loaded: LoadedRecipe, dataset: Path) -> None:
+    if not loaded.recipe.sources and not list_source_shards(dataset):
+        raise UsageError(f"recipe {loaded.name} names no sources; give some with "
+                         "--sources PATH_OR_URL or `sources:` in the recipe")
+
+
+def _check_models(steps: Sequence[Step]) -> Sequence[Step]:
+    """The steps, once all that they name is here."""
+    from jobs.preflight import check_models
+
+    check_models(steps)
+    return steps
+
+
 def _bring_up_to_date(
     loaded: LoadedRecipe, plan: Plan, steps: tuple[Step, ...], shards: ShardList, dataset: Path,
-    hold: Hold, before: str | None,
+    hold: Hold, before: str | None, checked: Sequence[Step] = (),
 ) -> bool:
-    """Runs what is pending; `before` says for the log what was done just now, before it."""
+    """Runs what is pending; `before` says for the log what was done just now, before it.
+
+    What steps that are `checked` need is known to be here.
+    """
     todo = pending(plan, steps, shards, dataset)
     record = _record(loaded, plan, steps, shards)
     if not any(todo.values()):
@@ -183,9 +206,7 @@ def _bring_up_to_date(
         _err.print("Nothing to do: every shard of every stage is committed. --sources adds "
                    "sources, --set changes a setting.")
         return False
-    from jobs.preflight import check_models
-
-    check_models([step for step in steps if todo[step.label]])
+    _check_models([step for step in steps if todo[step.label] and step not in checked])
     # Made again: now that the models are here, their revisions are known.
     record = _record(loaded, plan, steps, shards)
     hold.begin(record["run_id"])

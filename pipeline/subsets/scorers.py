@@ -378,7 +378,9 @@ def _reference(model: Mapping[str, Any] | None) -> str:
     if model is None:
         return "not set"
     place = str(model["reference"])
-    return Path(place).name if place.startswith("/") else place
+    # A server's address has a name after `#`; that of a file from the web ends in the file's.
+    is_file = place.startswith("/") or (place.startswith("http") and "#" not in place)
+    return Path(place).name if is_file else place
 
 
 def _any(pattern: Any, values: list[Any]) -> bool:

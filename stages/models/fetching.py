@@ -70,9 +70,13 @@ def how_to_fetch(file: DataFile, setting: str) -> tuple[str, str]:
 def _fetch(file: DataFile, target: Path, setting: str) -> None:
     """Writes the file to `target`; raises where it isn't the one that is meant."""
     import httpx
+    from huggingface_hub import constants
 
     from stages.media.proxies import proxies_of_environment
 
+    if constants.HF_HUB_OFFLINE:
+        reason = "HF_HUB_OFFLINE is set"
+        raise Unreachable(_explain(file, setting, reason), reason)
     with proxies_of_environment():
         client = httpx.Client(timeout=_TIMEOUT_SECONDS, follow_redirects=True)
     with client:

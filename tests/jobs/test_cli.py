@@ -95,15 +95,22 @@ def test_ready_made_recipes_are_listed_and_load():
 
 
 def test_a_model_that_cannot_be_had_is_said_before_anything_starts(tmp_path):
-    """The message names the model, the setting and the way to a local folder."""
+    """Once for all models: which, how to fetch them, and what needs none. Nothing is written."""
     (tmp_path / "list.txt").write_text("https://example.test/a.mp4\n")
     done = clipmill("run", "small-cpu", "--dataset", str(tmp_path / "dataset"), "--sources",
                     str(tmp_path / "list.txt"), "--engine", "local", timeout=120,
                     env={**{name: value for name, value in os.environ.items()
                             if not name.startswith(("HF_", "HUGGINGFACE_", "TRANSFORMERS_"))},
-                         "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hub")})
+                         "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hub"),
+                         "XDG_CACHE_HOME": str(tmp_path / "cache")})
     assert done.returncode == 1, done.stderr
     assert "caption_frames.model" in done.stderr
-    assert "Salesforce/blip-image-captioning-base" in done.stderr
-    assert "/path/to/" in done.stderr
+    blip = "blip-image-captioning-base"
+    assert done.stderr.count(f"hf download Salesforce/{blip} --local-dir ./models/{blip}\n") == 1
+    assert "curl --location --output ./sa_0_4_vit_b_32_linear.pth https://raw." in done.stderr
+    assert f"--set caption_frames.model=./models/{blip} " in done.stderr
+    assert "--set score_aesthetic.head=./sa_0_4_vit_b_32_linear.pth" in done.stderr
+    assert "Recipes that fetch nothing: demo, internvid-metadata, timestamps-only." in done.stderr
+    assert done.stderr.count("does not answer") == 2  # the hub, and where the head lies
     assert "Traceback" not in done.stderr
+    assert not (tmp_path / "dataset").exists()

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import jobs
+from jobs.ready_made import names
 from pipeline.plan import build_plan
 from pipeline.recipe import load_recipe
 from schemas.errors import UsageError
@@ -14,6 +15,19 @@ from stages.models.published import published_weights
 from stages.models.references import DataFile, ModelReference
 
 RECIPES = Path(jobs.__file__).parent / "recipes"
+
+
+@pytest.mark.parametrize("name", names())
+def test_a_recipe_that_is_shown_means_the_same_wherever_it_is_saved(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    saved = tmp_path / "mine.yaml"
+    saved.write_text((RECIPES / f"{name}.yaml").read_text("utf-8"), "utf-8")
+    plans = [build_plan(load_recipe(path)) for path in (RECIPES / f"{name}.yaml", saved)]
+    here, there = ([(step.label, step.fingerprint) for step in plan.steps] for plan in plans)
+    assert here == there
+    assert "missing:" not in str([step.stage.identity() for step in plans[1].steps])
 
 
 def models_of(name: str) -> dict[str, ModelReference]:
@@ -49,7 +63,7 @@ def test_internvid_has_the_published_values() -> None:
     assert stages["caption_frames"].num_beams == 5
     head = stages["score_aesthetic"].head
     assert isinstance(head, DataFile)
-    assert head.path == str(RECIPES / "sac+logos+ava1-l14-linearMSE.pth")
+    assert head.name == "sac+logos+ava1-l14-linearMSE.pth"
 
 
 def test_timestamps_need_no_model_and_keep_no_frames() -> None:

@@ -183,8 +183,8 @@ def test_proxies_of_the_environment_are_told_before_a_server_is_asked(monkeypatc
     with OpenAIServer(reference) as server, pytest.raises(ClipmillError, match="mend or unset"):
         server.check("caption_frames.model")
     step = Step("caption_frames", "caption_frames", CaptionFrames(model=reference), "", (), ())
-    [(_, problem)] = examine_models([step])
-    assert "mend or unset them" in problem
+    [found] = examine_models([step])
+    assert "mend or unset them" in found.problem
 
 
 def test_an_address_of_the_hub_that_cannot_be_one_is_told():

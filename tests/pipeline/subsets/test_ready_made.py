@@ -168,7 +168,7 @@ CASES = [
          {"aesthetic": 4.0}, another=[embeddings(), aesthetic(head=HEAD_V1)],
          command="--set aesthetic_v2.stage=score_aesthetic --set aesthetic_v2.embeddings="
                  "embed_clips --set aesthetic_v2.over_frames=max --set "
-                 "aesthetic_v2.head=./sac+logos+ava1-l14-linearMSE.pth"),
+                 "'aesthetic_v2.head=https://raw.githubusercontent.com/"),
     Case("panda-10m", [given("matching", "Panda-70M matching score", "matching_score",
                              "similarity")], {"similarity": SIMILARITY}, panda,
          {"similarity": 0.43}, edge_stays=False,
