@@ -26,6 +26,7 @@ import av
 import numpy as np
 
 from schemas.errors import RowFailed
+from stages.media.kinds import what_it_holds
 from stages.media.memory import raise_if_out
 from stages.media.opening import (
     NotOpened,
@@ -120,8 +121,7 @@ def video_stream(container: av.container.InputContainer, path: Path) -> av.Video
     """The first video stream that is no cover picture."""
     stream = first_video_stream(container)
     if stream is None:
-        raise bad_media(path, "has only a cover picture" if container.streams.video else
-                        "has no video stream")
+        raise bad_media(path, f"has no video stream; it holds {what_it_holds(container)}")
     if stream.codec_context is None:
         raise bad_media(path, "has video of an unknown codec")
     if problem := too_large(stream):

@@ -15,6 +15,7 @@ from av.container import InputContainer
 from av.stream import Stream
 from av.video.stream import VideoStream
 
+from stages.media.kinds import READ_FORMATS, what_it_is
 from stages.media.memory import raise_if_out
 from stages.media.progress import beat
 
@@ -35,7 +36,6 @@ _OTHER_FORMATS = (
     "caf", "dts", "dtshd", "wv", "ape", "tta", "au", "truehd", "mlp", "loas", "oma", "iamf",
 )
 _PICTURE_MARK = "_pipe"  # formats of one picture, each named by its codec
-_INVALID_ARGUMENT = 22
 
 
 class NotOpened(Exception):
@@ -57,10 +57,10 @@ def open_media(path: Path, **options: str) -> InputContainer:
         })
     except av.FFmpegError as error:
         raise_if_out(error)
-        text = str(error.strerror)
-        if error.errno == _INVALID_ARGUMENT:
-            text += (": it is broken, or of a format that is not read, such as a playlist or a "
-                     "list of other files")
+        text = what_it_is(path)
+        if text is None:
+            text = (f"of no format that is read here, or broken ({error.strerror}); read are "
+                    f"{READ_FORMATS}")
         raise NotOpened(text) from error
     except (OSError, ValueError) as error:
         raise NotOpened(str(error)) from error

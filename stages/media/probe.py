@@ -13,6 +13,7 @@ from av.container import InputContainer
 from av.video.stream import VideoStream
 
 from schemas.errors import RowFailed
+from stages.media.kinds import encryption_of, what_it_holds, what_it_is
 from stages.media.memory import raise_if_out
 from stages.media.opening import (
     NotOpened,
@@ -92,23 +93,26 @@ def probe(path: Path) -> Probe:
 
 def _probe(container: InputContainer, path: Path) -> Probe:
     if any(mark in container.format.name for mark in _STILL_FORMATS):
-        raise RowFailed("bad_media", f"a still image or text, not a video "
+        raise RowFailed("bad_media", f"{what_it_is(path) or 'a picture or a text'}, not a video "
                         f"({container.format.name})")
     if (brand := container.metadata.get("major_brand", "").strip()) in _STILL_BRANDS:
         raise RowFailed("bad_media", f"a still image, not a video ({brand})")
     stream = first_video_stream(container)
     if stream is None:
-        kinds = sorted({other.type for other in container.streams}) or ["nothing"]
-        raise RowFailed("bad_media", f"no video stream; the file holds {', '.join(kinds)}")
+        raise RowFailed("bad_media", f"no video stream; the file holds {what_it_holds(container)}")
+    if container.format.name.startswith("mov,") and (scheme := encryption_of(path)):
+        raise RowFailed("bad_media", f"the video is encrypted ({scheme}), and there is no key; get "
+                        "a copy without DRM")
     if stream.codec_context is None:
-        raise RowFailed("bad_media", "no decoder for the video stream")
+        raise RowFailed("bad_media", "the video is of a codec that FFmpeg does not know")
     if problem := too_large(stream):
         raise RowFailed("bad_media", f"the video {problem}")
     stream.codec_context.thread_count = 1  # one frame is wanted, not a queue of them
     walk, first = _Walk(stream), _FirstFrame(stream)
     try:
         for packet in packets(container):
-            if first.size is None and packet.stream_index == stream.index:
+            # The empty packets at the end have no index of their own.
+            if first.size is None and packet.stream.index == stream.index:
                 first.look(packet)
             walk.take(packet)
     except av.FFmpegError as error:
@@ -234,7 +238,8 @@ class _Walk:
         does not, for many say too much.
         """
         if not self._packets:
-            raise RowFailed("bad_media", "the video stream is empty")
+            raise RowFailed("bad_media", "the video stream is declared, but has no frame; the "
+                            "recording or download ended before its first one")
         format_name = container.format.name
         # Where transport streams were joined, the first packet counts as corrupt; where a file was
         # cut off, the last one is.
