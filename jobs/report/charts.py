@@ -10,16 +10,16 @@ import math
 from dataclasses import dataclass, field
 
 from jobs.report.figures import Bar, Bin, Distribution, Values
+from jobs.report.lettering import fitted, middle_within, text_width
 from jobs.report.numbers import percent, tick
 
 WIDTH = 360
 HEIGHT = 190
 _LEFT, _RIGHT, _TOP, _BOTTOM = 34, 16, 18, 34
 _ROW = 22
-_LABEL = 104
-_VALUE = 50
-_LETTERS = 17
-_LETTER = 6.6
+_LABEL = 124
+_VALUE = 56
+_LABEL_GAP = 7
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,8 @@ class Tick:
 
     at: float
     text: str
+    text_at: float
+    """Where the middle of its text is: within the drawing."""
 
 
 @dataclass(frozen=True)
@@ -142,16 +144,20 @@ def histogram(
     if middle:
         x_step = math.ceil(x_step)
     first = math.ceil(low / x_step - 1e-9)
-    x_ticks = [Tick(x(n * x_step + middle), tick(n * x_step, x_step))
+    x_ticks = [_x_tick(x(n * x_step + middle), tick(n * x_step, x_step))
                for n in range(first, math.floor((high - middle) / x_step + 1e-9) + 1)]
-    y_ticks = [Tick(y(n * y_step), tick(n * y_step, y_step))
+    y_ticks = [Tick(y(n * y_step), tick(n * y_step, y_step), y(n * y_step))
                for n in range(round(y_top / y_step) + 1)]
     lines = []
     for text, value in thresholds or ():
         if low <= value <= high:
-            near_right = x(value) > _LEFT + plot_width * 0.6
-            lines.append(Line(x(value), text, "end" if near_right else "start"))
-    return Histogram(WIDTH, HEIGHT, _LEFT, right, _TOP, bottom, x_label, f"% of {noun}", bars,
+            at, beside = x(value), 4
+            before, behind = at - beside, WIDTH - at - beside
+            anchor = "start" if text_width(text) <= behind or behind >= before else "end"
+            room = behind if anchor == "start" else before
+            lines.append(Line(at, fitted(text, room), anchor))
+    return Histogram(WIDTH, HEIGHT, _LEFT, right, _TOP, bottom, fitted(x_label, right),
+                     f"% of {noun}", bars,
                      " ".join(points) if with_catalog else "", x_ticks, y_ticks, lines)
 
 
@@ -171,7 +177,8 @@ def rows(values: Values, *, noun: str, with_catalog: bool) -> Rows | None:
     for number, bar in enumerate(values.bars):
         share = _share(bar.count, values.total)
         drawn.append(Row(
-            y=number * height, label=_cut(bar.label), whole_label=bar.label, width=length(share),
+            y=number * height, label=fitted(bar.label, _LABEL - _LABEL_GAP),
+            whole_label=bar.label, width=length(share),
             text=percent(bar.count, values.total),
             whole=length(_share(bar.whole, values.whole)) if with_catalog else None,
             published=None if bar.published is None else length(bar.published),
@@ -186,9 +193,10 @@ def counted_rows(pairs: list[tuple[str, int]], noun: str) -> Rows | None:
     if not pairs:
         return None
     most = max(count for _, count in pairs)
-    room = WIDTH - _LABEL - 12 - _LETTER * len(f"{most:,}")
-    drawn = [Row(number * _ROW, _cut(word), word, round(room * count / most, 2), f"{count:,}",
-                 None, None, "", f"{word}: {count:,} {noun}")
+    room = WIDTH - _LABEL - 12 - text_width(f"{most:,}")
+    drawn = [Row(number * _ROW, fitted(word, _LABEL - _LABEL_GAP), word,
+                 round(room * count / most, 2), f"{count:,}", None, None, "",
+                 f"{word}: {count:,} {noun}")
              for number, (word, count) in enumerate(pairs)]
     return Rows(WIDTH, len(drawn) * _ROW + 2, _LABEL, drawn)
 
@@ -226,5 +234,5 @@ def _round_step(span: float, parts: int) -> float:
     return next(step * power for step in (1, 2, 5, 10) if span / (step * power) <= parts)
 
 
-def _cut(text: str) -> str:
-    return text if len(text) <= _LETTERS else f"{text[:_LETTERS - 1]}…"
+def _x_tick(at: float, text: str) -> Tick:
+    return Tick(at, text, middle_within(at, text, WIDTH))
