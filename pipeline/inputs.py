@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 from pipeline.plan import SOURCES, Plan, Step
 from pipeline.shards import existing, shard_path
+from schemas.clocks import CLOCK_COLUMNS, file_zero_seconds
 from schemas.damage import reading
 from schemas.errors import RowFailed
 from schemas.tables import FRAME
@@ -200,21 +201,21 @@ class FrameReader:
     @staticmethod
     def _video_paths(
         plan: Plan, dataset: Path, group: Sequence[str]
-    ) -> dict[str, tuple[str, float | None]]:
-        """Each video's file, and the time in the video at which it begins."""
+    ) -> dict[str, tuple[str, float]]:
+        """Each video's file, and the time in the video of the file's time 0."""
         step = next((s for s in plan.steps if {"video_id", "path"} <= set(
             s.stage.table_schema.names)), None)
         if step is None:
             return {}
         schema = step.stage.table_schema
-        begins = "starts_at_seconds"
-        columns = ["video_id", "path", *([begins] if begins in schema.names else [])]
+        columns = ["video_id", "path",
+                   *(name for name in CLOCK_COLUMNS if name in schema.names)]
         found = {}
         for name in existing(step.folder(dataset), group):
             table = read_shard(step.folder(dataset), name, schema,
                                [*columns, "rejection", "error"])
             for row in kept_rows(table).select(columns).to_pylist():
-                found[row["video_id"]] = (row["path"], row.get(begins))
+                found[row["video_id"]] = (row["path"], file_zero_seconds(row))
         return found
 
     def attach(self, batch: pa.Table, picks: tuple) -> tuple[pa.Table, dict[int, RowFailed]]:

@@ -27,6 +27,7 @@ from torch.utils.data import Dataset, get_worker_info
 from pipeline.catalog import Catalog, open_catalog, readable_errors
 from pipeline.records import require_dataset
 from pipeline.subsets.freeze import FrozenSubset, load_subset
+from schemas.clocks import FILE_ZERO_SQL
 from schemas.command_line import shell_word
 from schemas.errors import ClipmillError, RowFailed, UsageError
 from schemas.sql_text import escaped_for_glob, literal, quoted
@@ -203,7 +204,7 @@ class ClipDataset(Dataset):
                             f"{row['clip_id']}: are the videos at {self._dataset}/media?")
 
     def _sample(self, row: dict[str, Any], chance: np.random.Generator) -> dict[str, Any]:
-        video = self._video(row["path"], row["starts_at_seconds"])
+        video = self._video(row["path"], row["_file_zero"])
         numbers = self._numbers(video, row, chance)
         images = video.images(numbers, self.size)
         tensor = torch.from_numpy(images)
@@ -314,7 +315,7 @@ def _rows_query(
         files = ", ".join(literal(escaped_for_glob(str(path))) for path in frozen.files)
         chosen = f"SEMI JOIN read_parquet([{files}]) AS s ON c.clip_id = s.clip_id "
     return (
-        "SELECT c.clip_id, v.path, v.starts_at_seconds, c.start_seconds, c.end_seconds, "
+        f"SELECT c.clip_id, v.path, {FILE_ZERO_SQL} AS _file_zero, c.start_seconds, c.end_seconds, "
         f"CAST({text} AS VARCHAR) AS caption FROM {clips} AS c {chosen}"
         "LEFT JOIN videos AS v ON c.video_id = v.video_id "
         "ORDER BY c.video_id, c.start_seconds, c.clip_id"

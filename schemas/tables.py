@@ -68,9 +68,13 @@ SOURCES = pa.schema(
 
 # What download_videos writes, one row a source. `path` is relative to the dataset for downloaded
 # files and absolute for referenced ones. Width and height are as displayed (rotation applied).
-# `starts_at_seconds` is the file's time 0 in the video: null (0) but for files that hold a section
-# of it. All other times, in all tables, are the video's. `subtitle_words` runs parallel to
-# `subtitles`: the words of each line with the times at which they are said, where those are known.
+# All times, in all tables, are the video's, whose second 0 is the container's start time, as in
+# players and `ffmpeg -ss`. `clock_starts_at_seconds` is the file's own time stamp there (0 for most
+# MP4s, 1.4 for an MPEG-TS); null in rows of older versions, whose second 0 is the file's time 0.
+# `starts_at_seconds` is the time in the video at which the file begins: null but for files that
+# hold a section of it.
+# `subtitle_words` runs parallel to `subtitles`: the words of each line with the times at which they
+# are said, where those are known.
 VIDEOS = pa.schema(
     [
         pa.field("source_key", pa.string(), nullable=False),
@@ -102,6 +106,7 @@ VIDEOS = pa.schema(
         ("extra", pa.map_(pa.string(), pa.string())),
         ("starts_at_seconds", pa.float64()),
         ("subtitle_words", pa.list_(pa.list_(TEXT_AT))),
+        ("clock_starts_at_seconds", pa.float64()),
         *OUTCOME,
     ]
 )

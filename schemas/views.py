@@ -69,6 +69,7 @@ VIDEOS_VIEW: Columns = tuple(
         "license", "language", "category", "query", "duration_seconds", "width", "height", "fps",
         "codec", "has_audio", "size_bytes", "sha256", "path", "downloaded_at", "subtitles",
         "tags", "caption_given", "spans", "extra", "starts_at_seconds", "subtitle_words",
+        "clock_starts_at_seconds",
     )
 )
 _PLACE: Columns = (("url", pa.string()), ("video_id", pa.string()), ("shard", pa.string()))

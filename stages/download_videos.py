@@ -33,7 +33,8 @@ class DownloadVideos(ReadingStage):
     """
 
     name: ClassVar[str] = "download_videos"
-    # 2: a header's claims are no longer taken for truncation; lines of automatic subtitles end.
+    # 2: a header's claims are no longer taken for truncation; lines of automatic subtitles end;
+    # the container's start time is second 0 of the video.
     version: ClassVar[int] = 2
     key: ClassVar[str] = "source_key"
     reads: ClassVar[tuple[str, ...]] = tuple(
@@ -282,4 +283,5 @@ def _columns(row: dict[str, Any], media: Media, path: str) -> dict[str, Any]:
         "extra": {**dict(row["extra"] or []), **media.notes},
         "starts_at_seconds": media.starts_at_seconds,
         "subtitle_words": [line.get("words") for line in media.subtitles],
+        "clock_starts_at_seconds": media.clock_starts_at_seconds,
     }

@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Literal
 import pyarrow as pa
 from pydantic import Field
 
+from schemas.clocks import CLOCK_COLUMNS, file_zero_seconds
 from schemas.errors import ErrorKind, RowFailed, RowRejected
 from schemas.tables import FRAMES, SCANS
 from stages.media.isolated import Limits, collect_isolated
@@ -33,10 +34,12 @@ class ScanVideos(ReadingStage):
 
     name: ClassVar[str] = "scan_videos"
     # 2: times that go back, interlaced video read exactly, spans of turned video.
-    version: ClassVar[int] = 2
+    # 3: the container's start time is second 0.
+    version: ClassVar[int] = 3
     key: ClassVar[str] = "video_id"
     reads: ClassVar[tuple[str, ...]] = (
-        "download_videos.path", "download_videos.spans", "download_videos.starts_at_seconds?",
+        "download_videos.path", "download_videos.spans",
+        *(f"download_videos.{name}?" for name in CLOCK_COLUMNS),
     )
     writes: ClassVar[pa.Schema] = SCANS
     more_tables: ClassVar[dict[str, pa.Schema]] = {"frames": FRAMES}
@@ -96,7 +99,7 @@ class ScanVideos(ReadingStage):
         settings = ScanSettings(
             exact=self.exact,
             spans=None if is_whole else [(s["start_seconds"], s["end_seconds"]) for s in spans],
-            starts_at_seconds=row.get("starts_at_seconds"),
+            starts_at_seconds=file_zero_seconds(row),
             keep_frames=self.keep_frames,
             frame_short_side=self.frame_short_side,
             frame_quality=self.frame_quality,

@@ -13,11 +13,12 @@ from dataclasses import dataclass
 
 from pipeline.catalog import Catalog
 from pipeline.exports.request import ExportRequest
+from schemas.clocks import FILE_ZERO_SQL
 from schemas.errors import UsageError
 from schemas.sql_text import literal, quoted
 
-TEXT, PATH, STARTS_AT, SUBTITLES, SUBTITLE_WORDS, DROPPED = (
-    "_text", "_path", "_starts_at_seconds", "_subtitles", "_subtitle_words", "_dropped",
+TEXT, PATH, FILE_ZERO, SUBTITLES, SUBTITLE_WORDS, DROPPED = (
+    "_text", "_path", "_file_zero_seconds", "_subtitles", "_subtitle_words", "_dropped",
 )
 SPAN = ("clip_id", "video_id", "start_seconds", "end_seconds", "duration_seconds")
 # Facts of the video under the names that they have in an export; the first five stand in `clips`.
@@ -75,9 +76,8 @@ def choose_columns(
         shown = [name for name in (*there, *facts) if not name.startswith("_")]
     sql = {name: quoted(column) for name, column in facts.items()}
     if request.cut is not None:
-        known = _types(catalog, "videos")
         sql[PATH] = "path"
-        sql[STARTS_AT] = "starts_at_seconds" if "starts_at_seconds" in known else "NULL"
+        sql[FILE_ZERO] = FILE_ZERO_SQL
     if request.redact:
         sql = {name: value for name, value in sql.items() if not _PERSONAL.match(name)}
         clips = {name: value for name, value in clips.items()

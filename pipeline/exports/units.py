@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.exports.columns import PATH, STARTS_AT
+from pipeline.exports.columns import FILE_ZERO, PATH
 from pipeline.exports.folder import WORK
 from pipeline.exports.request import ExportRequest
 from pipeline.exports.samples import SAMPLE_BYTES, render_samples
@@ -226,7 +226,7 @@ def _cut_video(
         kind, reason = "crash", f"{video}: the cutter gave no result"
         try:
             for result in cut_clips_isolated(source, wanted, request.cut,
-                                             starts_at_seconds=facts[STARTS_AT] or 0.0):
+                                             starts_at_seconds=facts[FILE_ZERO]):
                 if left.pop(result.clip_id, None) is not None:
                     yield _without_path(result, source, video)
         except ClipmillError:
@@ -253,7 +253,7 @@ def _nameless(message: str, source: Path, video: str) -> str:
 
 def _by_video(rows: pa.Table) -> Iterator[tuple[str, list[dict[str, Any]]]]:
     """The clips of each video, in order; rows are sorted by video."""
-    names = ["clip_id", "video_id", "start_seconds", "end_seconds", PATH, STARTS_AT]
+    names = ["clip_id", "video_id", "start_seconds", "end_seconds", PATH, FILE_ZERO]
     clips: list[dict[str, Any]] = []
     for row in rows.select(names).to_pylist():
         if clips and row["video_id"] != clips[0]["video_id"]:

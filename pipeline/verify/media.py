@@ -11,6 +11,7 @@ from typing import Any
 from pipeline.verify.findings import Book, Remake, SetAside
 from pipeline.verify.layout import Node, Survey
 from pipeline.verify.shards import Rows
+from schemas.clocks import CLOCK_COLUMNS, file_zero_seconds
 from schemas.damage import what_is_there
 from schemas.errors import RowFailed
 from stages.media.isolated import Limits, run_isolated
@@ -141,7 +142,7 @@ class MediaChecks:
                 self._bad_row("media_duration", video, f"lasts {found:.2f} s, the row says "
                               f"{said if said is None else format(said, '.2f')} s")
                 continue
-            last = (begins or 0.0) + (facts.first_seconds or 0.0) + found
+            last = file_zero_seconds(video.row) + (facts.first_seconds or 0.0) + found
             for place, end in video.clips.items():
                 if end > last + _SPAN_SECONDS:
                     self._remake("span", place, f"a clip of {video.row['video_id']} ends at "
@@ -183,7 +184,7 @@ def _videos(found: dict[Node, dict[str, Rows]]) -> list[_Video]:
                     rows.kept.column_names):
                 place = _Place(node, shard)
                 columns = [name for name in ("video_id", "path", "size_bytes", "sha256",
-                                             "duration_seconds", "starts_at_seconds")
+                                             "duration_seconds", *CLOCK_COLUMNS)
                            if name in rows.kept.column_names]
                 videos += [_Video(place, row, clips.get(row["video_id"], {}))
                            for row in rows.kept.select(columns).to_pylist() if row["path"]]

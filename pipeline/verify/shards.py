@@ -15,11 +15,12 @@ from pipeline.plan import KEY_LEVELS, SOURCES
 from pipeline.shards import SHARD_METADATA_KEY, ShardMetadata, note_outcomes
 from pipeline.verify.findings import Book, SetAside, some
 from pipeline.verify.layout import FURTHER_TABLES, Node, Survey, is_cache
+from schemas.clocks import CLOCK_COLUMNS
 from schemas.damage import DamagedFile, what_is_there
 from schemas.words import counted
 
 _OUTCOME = ("rejection", "error")
-_WANTED = (*KEY_LEVELS, "path", "size_bytes", "sha256", "duration_seconds", "starts_at_seconds",
+_WANTED = (*KEY_LEVELS, "path", "size_bytes", "sha256", "duration_seconds", *CLOCK_COLUMNS,
            "start_seconds", "end_seconds")
 
 

@@ -12,11 +12,13 @@ from __future__ import annotations
 import glob
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 from schemas.errors import ClipmillError, RowFailed
 from stages.media.clip_files import CutOptions, CutRequest, CutResult
+from stages.media.decode import offset_pts, open_container, video_stream
 from stages.media.encoders import find_encoder
 from stages.media.isolated import Limits, stream_isolated
 from stages.media.reencode import encode_clips
@@ -26,6 +28,9 @@ __all__ = [
     "CUT_LIMITS", "CutOptions", "CutRequest", "CutResult", "check_encoder", "cut_clips",
     "cut_clips_isolated",
 ]
+
+# What adding a clock of hours leaves right of a time in seconds.
+_DIGITS = 9
 
 CUT_LIMITS = Limits(memory_limit_bytes=8 << 30)
 """Twice what eight open encoders of 4K clips were seen to hold, with one thread each."""
@@ -45,31 +50,39 @@ def cut_clips(
 ) -> Iterator[CutResult]:
     """Cuts clips of one file; gives one result a request, as they are ready.
 
-    Times are the source video's; `starts_at_seconds` is the file's time 0 in it. A clip that
-    can't be cut is a result with a problem; so are all clips of a file that can't be read.
-    Raises ClipmillError where no clip could be written at all (full disk, no encoder).
+    Times are the source video's; `starts_at_seconds` is the file's time 0 in it, which may be
+    before the video's start. A clip that can't be cut is a result with a problem; so are all clips
+    of a file that can't be read. Raises ClipmillError where no clip could be written at all (full
+    disk, no encoder).
     """
-    shifted = [replace(request, start_seconds=request.start_seconds - starts_at_seconds,
-                       end_seconds=request.end_seconds - starts_at_seconds)
-               for request in requests]
     left = {request.clip_id: None for request in requests}
     if len(left) < len(requests):
         raise ValueError("clip_id of the requests must be distinct")
     cut = copy_clips if options.media == "copy" else encode_clips
     try:
+        zero = _in_ticks(source, starts_at_seconds) if starts_at_seconds else 0.0
+        shifted = [replace(request, start_seconds=request.start_seconds - zero,
+                           end_seconds=request.end_seconds - zero) for request in requests]
         for result in cut(source.absolute(), shifted, options):
             del left[result.clip_id]
-            if result.start_seconds is None or result.end_seconds is None:
+            if not zero or result.start_seconds is None or result.end_seconds is None:
                 yield result
             else:
-                yield replace(result, start_seconds=result.start_seconds + starts_at_seconds,
-                              end_seconds=result.end_seconds + starts_at_seconds)
+                yield replace(result, start_seconds=round(result.start_seconds + zero, _DIGITS),
+                              end_seconds=round(result.end_seconds + zero, _DIGITS))
     except ClipmillError:
         raise
     except RowFailed as problem:
         # The file as a whole can't be read: that is every clip's problem.
         for clip_id in left:
             yield CutResult(clip_id, problem=problem)
+
+
+def _in_ticks(source: Path, seconds: float) -> float:
+    """`seconds` in whole units of the time base, as the other readers of a video count them."""
+    with open_container(source) as container:
+        time_base = Fraction(video_stream(container, source).time_base)
+        return float(offset_pts(seconds, time_base) * time_base)
 
 
 def cut_clips_isolated(

@@ -73,8 +73,7 @@ class VideoFacts:
     def seconds(self, pts: int) -> float:
         """Presentation time in the video of a time stamp of the file.
 
-        It counts from the container's zero, or from `offset_pts` before it where the file holds a
-        section of the video.
+        The time stamp 0 is `offset_pts` after the video's start, or before it where negative.
         """
         return self.duration_seconds(pts + self.offset_pts)
 
@@ -203,7 +202,8 @@ def _threads(stream: av.VideoStream) -> int:
 class DecodedVideo:
     """A video being decoded: iterate for its pictures, then ask how it went.
 
-    All times are the video's; `starts_at_seconds` is the time in it at which the file begins.
+    All times are the video's; `starts_at_seconds` is the file's time 0 in it, negative where the
+    file's clock begins late.
 
     Iterating raises RowFailed where nothing can be decoded, and at the end where the frames stop
     short of the declared duration. `decoded_frames` counts every frame the decoder gave.

@@ -105,9 +105,18 @@ class Downloader:
         if known is not None:
             self._settings.judge(known.duration_seconds, known.probe.short_side)
             self._store.check_claim(key, known.video_id)
-            if self._store.has_file(key, known):
-                return known
+            if (file := self._store.file_of(key, known)) is not None:
+                return self._up_to_date(key, known, file)
         return bring()
+
+    def _up_to_date(self, key: str, known: Media, file: Path) -> Media:
+        """What is known of a file, with what an older version did not note of it."""
+        if known.probe.clock_starts_at_seconds is not None:
+            return known
+        known = dataclasses.replace(known, probe=dataclasses.replace(
+            self._probe(file), suffix=known.probe.suffix))
+        self._store.note(key, known)
+        return dataclasses.replace(known, decoded_frames=1)
 
     def _local(self, row: dict[str, Any], path: Path) -> Media:
         try:

@@ -31,8 +31,8 @@ class PacketIndex:
 
     Codecs with hidden frames (VP8) have more packets than frames: `n_frames` is then an upper
     bound, and a decoder's own count must agree before a number is taken for a position.
-    Time stamps are the file's; seconds are the video's, `offset_pts` later where the file holds a
-    section of it. `pixels` is how large the header says that a picture is.
+    Time stamps are the file's; seconds are the video's, `offset_pts` later (see schemas/clocks.py).
+    `pixels` is how large the header says that a picture is.
     """
 
     time_base: Fraction
@@ -80,7 +80,7 @@ def read_packets(path: Path, starts_at_seconds: float | None = None) -> PacketIn
     """The index of a file; RowFailed (`bad_media`) where a time does not name one frame.
 
     That is a file without video packets, or with time stamps that begin anew on the way.
-    `starts_at_seconds` is the file's time 0 in the video, null where it is 0.
+    `starts_at_seconds` is the file's time 0 in the video, None where it is 0.
     """
     with open_container(path) as container:
         stream = video_stream(container, path)

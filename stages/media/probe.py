@@ -60,7 +60,8 @@ _LENGTH_IS_NOT_DECLARED = ("mpegts", "mpeg", "mpegvideo", "ogg", "dv", "h261", "
 class Probe:
     """Facts of the file's first video stream; width and height as displayed.
 
-    `first_seconds` is the time stamp of its first frame, None where it has none.
+    `first_seconds` is the time stamp of its first frame, None where it has none, and
+    `clock_starts_at_seconds` the one that players call second 0, None in notes of older versions.
     """
 
     duration_seconds: float
@@ -71,6 +72,7 @@ class Probe:
     has_audio: bool
     suffix: str
     first_seconds: float | None = None
+    clock_starts_at_seconds: float | None = None
 
     @property
     def short_side(self) -> int:
@@ -131,6 +133,7 @@ def _probe(container: InputContainer, path: Path) -> Probe:
         has_audio=bool(container.streams.audio),
         suffix=_suffix(container.format.name, path),
         first_seconds=first_seconds,
+        clock_starts_at_seconds=(container.start_time or 0) / av.time_base,
     )
 
 

@@ -2,9 +2,9 @@
 
 ffmpeg cuts at key frames, so a part begins before the time that was asked for. Left to itself it
 counts the part's times from the first frame that was asked for and hides the others, by up to a
-frame from what the address says. Here it is told to keep the video's own time stamps. They are
-read back, every one, while the part is written anew to begin at 0 with its first key frame. A part
-whose times can't be accounted for is not used.
+frame from what the address says. Here it is told to keep the video's own time stamps, counted from
+the start of the container as players do. They are read back, every one, while the part is written
+anew to begin at 0 with its first key frame. A part whose times can't be accounted for is not used.
 """
 
 from __future__ import annotations
@@ -28,7 +28,6 @@ from stages.media.packets import PacketIndex, read_packets
 # yt-dlp options by which a part is asked for; with sections on, a recipe can't set them.
 RESERVED = frozenset(("download_ranges", "force_keyframes_at_cuts", "external_downloader_args",
                       "external_downloader"))
-_MANIFESTS = ("m3u8", "dash", "ism", "f4m")
 # What the time stamps of a last frame may lack of the time that its span ends at.
 _ROUNDING_SECONDS = 0.001
 
@@ -79,11 +78,8 @@ class Section:
         """Tells ffmpeg, once the rendition is chosen, whose time stamps to keep."""
         if not self.is_asked:
             return
-        arguments = ["-copyts", "-rw_timeout", str(round(self.timeout_seconds * 1_000_000))]
-        manifest = any(word in str(info.get("protocol")) for word in _MANIFESTS)
-        if manifest or info.get("requested_formats"):
-            # Put together from pieces or streams: the whole file would begin at 0, too.
-            arguments.append("-start_at_zero")
+        arguments = ["-copyts", "-start_at_zero",
+                     "-rw_timeout", str(round(self.timeout_seconds * 1_000_000))]
         downloader.params["external_downloader_args"] = {"ffmpeg_i": arguments}
 
     def take(self, source: Path, target: Path) -> float:

@@ -53,6 +53,11 @@ class Media:
     video_seconds: float | None = None
 
     @property
+    def clock_starts_at_seconds(self) -> float | None:
+        """The file's time stamp at its start; a section's was made 0."""
+        return self.probe.clock_starts_at_seconds if self.starts_at_seconds is None else 0.0
+
+    @property
     def duration_seconds(self) -> float:
         """How long the whole video is."""
         return self.video_seconds or self.probe.duration_seconds
@@ -102,11 +107,16 @@ class MediaStore:
         if value.pop("origin") != origin:
             return None
         at = value.pop("downloaded_at")
-        return Media(origin, probe=Probe(**value.pop("probe")),
-                     downloaded_at=datetime.fromisoformat(at) if at else None, **value)
+        media = Media(origin, probe=Probe(**value.pop("probe")),
+                      downloaded_at=datetime.fromisoformat(at) if at else None, **value)
+        if (media.starts_at_seconds is not None
+                and media.probe.clock_starts_at_seconds is None):
+            return None  # older versions counted a section's times from the whole file's time 0
+        return media
 
-    def has_file(self, source_key: str, media: Media) -> bool:
-        return self._place(source_key, media) is not None
+    def file_of(self, source_key: str, media: Media) -> Path | None:
+        """Where the file of a source lies that was brought in before; None where it doesn't."""
+        return self._place(source_key, media)
 
     def add(self, source_key: str, file: Path, media: Media) -> None:
         """Takes in a whole file of this dataset's file system, with what is known of it."""
