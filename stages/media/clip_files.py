@@ -16,8 +16,8 @@ import av
 
 from schemas.errors import ClipmillError, RowFailed
 from schemas.words import counted
-from stages.media.decode import stored_rotation
 from stages.media.memory import raise_if_out
+from stages.media.orientation import orientation_of
 from stages.media.progress import beat
 
 Media = Literal["copy", "exact"]
@@ -182,8 +182,7 @@ class ClipFile:
                       zip(expected, [*expected[1:], end_seconds], strict=True))
         if length and abs(length - end_seconds) > max(longest, 0.05) + slack:
             raise self._wrong(f"lasts {length:.3f} s, not {end_seconds:.3f} s")
-        turned = stored_rotation(first) in (90, 270)
-        size = (first.height, first.width) if turned else (first.width, first.height)
+        size = orientation_of(first).shown(first.width, first.height)
         return {"width": size[0], "height": size[1], "has_audio": has_audio}
 
     def _wrong(self, what: str) -> RowFailed:

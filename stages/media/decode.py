@@ -36,6 +36,7 @@ from stages.media.opening import (
     packets,
     too_large,
 )
+from stages.media.orientation import Orientation, orientation_of
 from stages.media.probe import check_whole
 from stages.media.scaling import KeptImages, SmallImages
 
@@ -58,12 +59,12 @@ _SOUND_SHARE = 1 / 3
 
 @dataclass(frozen=True)
 class VideoFacts:
-    """What the header says. Width and height are as displayed: the rotation is applied."""
+    """What the header says. Width and height are as displayed: turned as the file asks for."""
 
     path: Path
     width: int
     height: int
-    rotation: int
+    orientation: Orientation
     frame_rate: Fraction
     time_base: Fraction
     start_pts: int
@@ -93,7 +94,7 @@ class VideoFacts:
         return max(1, round(1 / (self.frame_rate * self.time_base)))
 
     def frame_size(self, short_side: int) -> tuple[int, int]:
-        """Width and height, rotation applied, with `short_side` pixels at most; never enlarged."""
+        """Displayed width and height, with `short_side` pixels at most; never enlarged."""
         factor = min(1.0, short_side / min(self.width, self.height))
         return max(1, round(self.width * factor)), max(1, round(self.height * factor))
 
@@ -143,11 +144,6 @@ def open_container(path: Path) -> av.container.InputContainer:
         raise bad_media(path, f"cannot be opened ({problem})") from problem
 
 
-def stored_rotation(frame: av.VideoFrame) -> int:
-    """Clockwise turns of 90 degrees that make the stored frame upright, in degrees."""
-    return round(-frame.rotation / 90) * 90 % 360
-
-
 def offset_pts(starts_at_seconds: float | None, time_base: Fraction) -> int:
     """The time in the video of the file's time 0, in units of the time base.
 
@@ -160,7 +156,7 @@ def read_facts(
     container: av.container.InputContainer, path: Path, first: av.VideoFrame,
     starts_at_seconds: float | None = None,
 ) -> VideoFacts:
-    """The facts of an opened file whose first frame is decoded: only frames know the rotation."""
+    """The facts of an opened file whose first frame is decoded: only frames know how they stand."""
     # Imported here: it costs half a second, and only workers that decode need it.
     from scenedetect.common import framerate_to_fraction
 
@@ -169,11 +165,10 @@ def read_facts(
     # Through a float, as the number reaches PySceneDetect from OpenCV.
     frame_rate = framerate_to_fraction(float(rate))
     time_base = Fraction(stream.time_base.numerator, stream.time_base.denominator)
-    rotation = stored_rotation(first)
-    size = (first.width, first.height)
-    width, height = size[::-1] if rotation in (90, 270) else size
+    orientation = orientation_of(first)
+    width, height = orientation.shown(first.width, first.height)
     return VideoFacts(
-        path, width, height, rotation, frame_rate, time_base, stream.start_time or 0,
+        path, width, height, orientation, frame_rate, time_base, stream.start_time or 0,
         declared_seconds(container, stream), offset_pts(starts_at_seconds, time_base),
     )
 
@@ -371,5 +366,5 @@ class FastVideo(DecodedVideo):
     def _kept(self, frame: av.VideoFrame, size: tuple[int, int]) -> np.ndarray:
         if not hasattr(self._kept_images, "make"):
             assert self.facts is not None
-            self._kept_images.make = KeptImages(size, self.facts.rotation)
+            self._kept_images.make = KeptImages(size, self.facts.orientation)
         return self._kept_images.make(frame)

@@ -30,7 +30,7 @@ from stages.media.memory import raise_if_out
 from stages.media.opening import frames
 from stages.media.packets import PacketIndex, read_packets
 from stages.media.progress import beat
-from stages.media.scaling import SMALL_SIDE, upright
+from stages.media.scaling import SMALL_SIDE
 
 
 class ExactVideo(DecodedVideo):
@@ -76,7 +76,8 @@ class ExactVideo(DecodedVideo):
             except (VideoOpenFailure, OSError):
                 return
             try:
-                yield from self._read(stream, index, header, upright_already=True)
+                turned = round(stream.capture.get(cv2.CAP_PROP_ORIENTATION_META) / 90)
+                yield from self._read(stream, index, header, turned_by=turned)
             finally:
                 stream.capture.release()
 
@@ -88,11 +89,12 @@ class ExactVideo(DecodedVideo):
             stream = VideoStreamAv(str(self.path), threading_mode="auto", suppress_output=True)
         except (VideoOpenFailure, OSError) as error:
             raise bad_media(self.path, f"cannot be opened ({error})") from error
-        yield from self._read(stream, index, header, upright_already=False)
+        yield from self._read(stream, index, header)
 
     def _read(
-        self, stream, index: PacketIndex, header: VideoFacts, *, upright_already: bool
+        self, stream, index: PacketIndex, header: VideoFacts, *, turned_by: int = 0
     ) -> Iterator[Picture]:
+        """The stream's pictures, which it has turned clockwise by so many quarters already."""
         from scenedetect.scene_manager import compute_downscale_factor
 
         size: tuple[int, int] | None = None
@@ -120,14 +122,14 @@ class ExactVideo(DecodedVideo):
             pts = pts if pts > last_pts else last_pts + 1
             last_pts = pts
             number += 1
-            turn = 0 if upright_already else self.facts.rotation
+            left = self.facts.orientation.after(turned_by)
             yield Picture(
                 number=number,
                 seconds=self.facts.seconds(pts),
                 position_microseconds=round(position.seconds * 1_000_000),
                 duration_seconds=self._duration(index, pts),
                 small=_downscaled(frame, factor),
-                full=lambda size, frame=frame, turn=turn: _kept(upright(frame, turn), size),
+                full=lambda size, frame=frame, left=left: _kept(left.upright(frame), size),
                 held_bytes=frame.nbytes,
             )
 

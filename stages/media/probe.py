@@ -24,6 +24,7 @@ from stages.media.opening import (
     passing_over,
     too_large,
 )
+from stages.media.orientation import orientation_of
 from stages.media.suffixes import MEDIA_SUFFIXES
 from stages.media.wholeness import is_cut_off, missing_share
 
@@ -184,9 +185,7 @@ class _FirstFrame:
                 raise RowFailed("bad_media", f"declares pictures of {frame.width}×{frame.height}, "
                                 f"but the first {_LARGE_TRIES} that the decoder gives are broken")
             return
-        turned = round(frame.rotation / 90) % 2 == 1
-        size = (frame.width, frame.height)
-        self.size = size[::-1] if turned else size
+        self.size = orientation_of(frame).shown(frame.width, frame.height)
         self.seconds = frame.time
 
 

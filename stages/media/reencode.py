@@ -33,10 +33,11 @@ from stages.media.clip_files import (
     exact_seconds,
     nothing_inside,
 )
-from stages.media.decode import bad_media, open_container, stored_rotation, video_stream
+from stages.media.decode import bad_media, open_container, video_stream
 from stages.media.encoders import VideoEncoder, find_encoder, open_encoder
 from stages.media.memory import raise_if_out
 from stages.media.opening import packets, passing_over
+from stages.media.orientation import Orientation, orientation_of
 from stages.media.packets import PacketIndex, read_packets
 from stages.media.sound import Sound, aac_track
 
@@ -218,23 +219,22 @@ class _Pictures:
         self.size: tuple[int, int] | None = None
         self._short_side = short_side
         self._pixels = pixels
-        self._rotation = 0
+        self._orientation = Orientation()
         self._scaler = av.video.reformatter.VideoReformatter()
 
     def __call__(self, frame: av.VideoFrame) -> av.VideoFrame:
         if self.size is None:
-            self._rotation = stored_rotation(frame)
+            self._orientation = orientation_of(frame)
             self.size = self._size_of(frame)
         rgb = frame.format.is_rgb
-        turned = self._rotation in (90, 270)
-        width, height = self.size[::-1] if turned else self.size
+        width, height = self._orientation.shown(*self.size)
         # Cut off by a pixel where that makes it even, scaled where more is asked for.
         crops = 0 <= frame.width - width <= 1 and 0 <= frame.height - height <= 1
         made = self._scaler.reformat(
             frame, frame.width if crops else width, frame.height if crops else height,
             format="yuv420p", interpolation="AREA",
             dst_colorspace="ITU709" if rgb else None, dst_color_range="MPEG", threads=1)
-        if self._rotation or (made.width, made.height) != (width, height):
+        if not self._orientation.is_upright or (made.width, made.height) != (width, height):
             made = self._planes(made, width, height)
         if self._pixels != "yuv420p":
             made = made.reformat(format=self._pixels, threads=1)
@@ -249,7 +249,7 @@ class _Pictures:
             factor = self._short_side / min(width, height)
             width, height = round(width * factor / 2) * 2, round(height * factor / 2) * 2
         width, height = max(2, width // 2 * 2), max(2, height // 2 * 2)
-        return (height, width) if self._rotation in (90, 270) else (width, height)
+        return self._orientation.shown(width, height)
 
     def _planes(self, frame: av.VideoFrame, width: int, height: int) -> av.VideoFrame:
         """The frame's upper left `width` × `height` pixels, turned upright."""
@@ -257,7 +257,7 @@ class _Pictures:
         for plane, share in zip(frame.planes, (1, 2, 2), strict=True):
             rows = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)
             part = rows[: height // share, : width // share]
-            parts.append(np.rot90(part, -self._rotation // 90).reshape(-1))
+            parts.append(self._orientation.upright(part).reshape(-1))
         assert self.size is not None
         across, down = self.size
         made = av.VideoFrame.from_ndarray(
@@ -271,7 +271,7 @@ class _Pictures:
         ratio = self.stream.sample_aspect_ratio
         if not ratio or ratio == 1:
             return None
-        return 1 / Fraction(ratio) if self._rotation in (90, 270) else Fraction(ratio)
+        return 1 / Fraction(ratio) if self._orientation.swaps_sides else Fraction(ratio)
 
 
 class _Writing:

@@ -33,9 +33,10 @@ from stages.media.clip_files import (
     exact_seconds,
     nothing_inside,
 )
-from stages.media.decode import bad_media, open_container, stored_rotation, video_stream
+from stages.media.decode import bad_media, open_container, video_stream
 from stages.media.memory import raise_if_out
 from stages.media.opening import frames, packets
+from stages.media.orientation import Orientation, orientation_of
 from stages.media.sound import Sound
 
 # How far before a key frame to seek, where seeking by its time stamp overshoots.
@@ -75,7 +76,7 @@ class _Plan:
             rate = stream.average_rate or stream.guessed_rate or Fraction(25)
             usual = max(1, round(1 / (Fraction(rate) * self.time_base)))
             self.entries = list(self._read(container, stream, path))
-        self.rotation = self._rotation(path)
+        self.orientation = self._orientation(path)
         if not any(entry.is_key for entry in self.entries):
             raise bad_media(path, "has no key frame")
         self.shown = sorted(entry.pts for entry in self.entries)
@@ -96,7 +97,7 @@ class _Plan:
             raise bad_media(path, f"cannot be read ({error})") from error
 
     @staticmethod
-    def _rotation(path: Path) -> int:
+    def _orientation(path: Path) -> Orientation:
         # Opened anew: not every file can be sought back to where it begins.
         with open_container(path) as container:
             stream = video_stream(container, path)
@@ -108,7 +109,7 @@ class _Plan:
                 raise bad_media(path, f"cannot be decoded ({error})") from error
         if first is None:
             raise bad_media(path, "gives no frame")
-        return stored_rotation(first)
+        return orientation_of(first)
 
     def seconds(self, stamp: int) -> float:
         return exact_seconds(stamp, self.time_base)
@@ -189,8 +190,8 @@ def _copy(container: Any, stream: av.VideoStream, sound: Sound | None, plan: _Pl
     try:
         with file.holding(stream.codec_context.codec.canonical_name):
             track = file.output.add_stream_from_template(stream, opaque=True)
-            if plan.rotation:
-                track.set_display_rotation(-plan.rotation)
+            if not plan.orientation.is_upright:
+                track.set_display_matrix(plan.orientation.display_matrix)
             beside = file.output.add_stream_from_template(heard, opaque=True) if heard else None
             file.output.start_encoding()
         if beside is not None:

@@ -8,21 +8,13 @@ import av.video.reformatter
 import cv2
 import numpy as np
 
+from stages.media.orientation import Orientation
+
 SMALL_SIDE = 256
 """Longest side of the image that statistics are made of, in pixels: PySceneDetect's own choice."""
 
 # The cores are busy decoding: more threads a frame cost more to wake than they scale.
 _SCALER_THREADS = 1
-
-
-def upright(image: np.ndarray, rotation: int) -> np.ndarray:
-    """`image` turned clockwise by `rotation` degrees (a multiple of 90)."""
-    codes = {
-        90: cv2.ROTATE_90_CLOCKWISE,
-        180: cv2.ROTATE_180,
-        270: cv2.ROTATE_90_COUNTERCLOCKWISE,
-    }
-    return cv2.rotate(image, codes[rotation]) if rotation else image
 
 
 def small_size(width: int, height: int) -> tuple[int, int]:
@@ -115,9 +107,9 @@ def _pixels(plane: av.video.plane.VideoPlane) -> np.ndarray:
 class KeptImages:
     """Makes kept frames. Holds the scalers that it made, so each thread needs its own."""
 
-    def __init__(self, size: tuple[int, int], rotation: int) -> None:
-        self._size = size[::-1] if rotation in (90, 270) else size
-        self._rotation = rotation
+    def __init__(self, size: tuple[int, int], orientation: Orientation) -> None:
+        self._size = orientation.shown(*size)
+        self._orientation = orientation
         self._scaler = av.video.reformatter.VideoReformatter()
         self._converter = av.video.reformatter.VideoReformatter()
 
@@ -130,4 +122,4 @@ class KeptImages:
         image = self._converter.reformat(
             scaled, format="bgr24", threads=_SCALER_THREADS
         ).to_ndarray()
-        return upright(image, self._rotation)
+        return self._orientation.upright(image)

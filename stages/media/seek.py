@@ -92,7 +92,8 @@ class FrameReader:
         import decord
 
         decord.logging.set_level(decord.logging.QUIET)
-        if not self.index.has_index or not self.index.is_best_stream or self.facts.rotation:
+        if not self.index.has_index or not self.index.is_best_stream or (
+                not self.facts.orientation.is_upright):
             return
         try:
             if self._reader is None:
@@ -118,7 +119,7 @@ class FrameReader:
     def _pyav(
         self, numbers: Sequence[int], size: tuple[int, int]
     ) -> Iterator[tuple[int, np.ndarray]]:
-        kept_image = KeptImages(size, self.facts.rotation)
+        kept_image = KeptImages(size, self.facts.orientation)
         for _, group in itertools.groupby(numbers, key=self.index.key_before):
             wanted = {self.index.pts[number]: number for number in group}
             for frame in self._from_key(min(wanted), max(wanted)):

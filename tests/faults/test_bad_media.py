@@ -268,8 +268,7 @@ def wrong_clip(
     path: Path, row: dict, facts: Facts, begins: float, media: str, may_miss: int
 ) -> list[str]:
     """What is not right of a cut clip."""
-    from stages.media.decode import stored_rotation
-    from stages.media.scaling import upright
+    from stages.media.orientation import orientation_of
 
     wrong = []
     with av.open(str(path)) as container:
@@ -280,7 +279,7 @@ def wrong_clip(
     if media == "exact" and abs(missing) > may_miss:
         wrong.append(f"{len(frames)} frames, not {row['end_frame'] - row['start_frame']}")
     for frame in (frames[len(frames) // 3], frames[-1]):
-        image = upright(frame.to_ndarray(format="rgb24"), stored_rotation(frame))
+        image = orientation_of(frame).upright(frame.to_ndarray(format="rgb24"))
         at = row["media_start_seconds"] - begins + frame.time - frames[0].time
         wrong += wrong_picture(image, at, replace(facts, slack_colour=facts.slack_colour + 8))
     return wrong

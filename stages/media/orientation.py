@@ -1,0 +1,84 @@
+"""How the pictures of a file must be turned and mirrored to be seen as they were meant."""
+
+from __future__ import annotations
+
+import itertools
+import struct
+from dataclasses import dataclass
+
+import av
+import cv2
+import numpy as np
+from av.sidedata.sidedata import Type
+
+_TURNS = (None, cv2.ROTATE_90_CLOCKWISE, cv2.ROTATE_180, cv2.ROTATE_90_COUNTERCLOCKWISE)
+# Where in the matrix stands what becomes of a step to the right and of a step down.
+_MATRIX = struct.Struct("9i")
+_ACROSS_X, _ACROSS_Y, _DOWN_X, _DOWN_Y = 0, 1, 3, 4
+
+
+@dataclass(frozen=True)
+class Orientation:
+    """One of eight: the picture is mirrored left to right, then turned clockwise by quarters."""
+
+    quarters: int = 0
+    is_mirrored: bool = False
+
+    @property
+    def is_upright(self) -> bool:
+        """Whether stored pictures are shown as they are."""
+        return self == Orientation()
+
+    @property
+    def swaps_sides(self) -> bool:
+        return self.quarters % 2 == 1
+
+    def shown(self, width: int, height: int) -> tuple[int, int]:
+        """Width and height as displayed of a stored size, and the other way round."""
+        return (height, width) if self.swaps_sides else (width, height)
+
+    def upright(self, image: np.ndarray) -> np.ndarray:
+        """A stored picture as it is displayed."""
+        if self.is_mirrored:
+            image = cv2.flip(image, 1)
+        turn = _TURNS[self.quarters]
+        return image if turn is None else cv2.rotate(image, turn)
+
+    @property
+    def display_matrix(self) -> tuple[int, ...]:
+        """As FFmpeg and MP4 have it."""
+        (across_x, down_x), (across_y, down_y) = (self._matrix() * 65536).tolist()
+        return across_x, across_y, 0, down_x, down_y, 0, 0, 0, 1 << 30
+
+    def after(self, quarters: int) -> Orientation:
+        """What is left to do with a picture that was turned clockwise by so many quarters."""
+        back = quarters if self.is_mirrored else -quarters
+        return Orientation((self.quarters + back) % 4, self.is_mirrored)
+
+    def _matrix(self) -> np.ndarray:
+        """Columns: where a step to the right leads in the displayed picture, and a step down."""
+        turned = np.linalg.matrix_power(np.array([[0, -1], [1, 0]]), self.quarters)
+        return turned @ np.diag([-1 if self.is_mirrored else 1, 1])
+
+
+_ALL = [Orientation(quarters, mirrored)
+        for mirrored, quarters in itertools.product((False, True), range(4))]
+
+
+def orientation_of(frame: av.VideoFrame) -> Orientation:
+    """How a decoded frame is displayed, by the display matrix of its file or its own.
+
+    A matrix that turns by anything but quarters stands for the nearest of the eight.
+    """
+    data = frame.side_data.get(Type.DISPLAYMATRIX)
+    if data is None or len(raw := bytes(data)) < _MATRIX.size:
+        return Orientation()
+    found = _MATRIX.unpack(raw[: _MATRIX.size])
+    given = np.array([[found[_ACROSS_X], found[_DOWN_X]], [found[_ACROSS_Y], found[_DOWN_Y]]],
+                     np.float64)
+    length = np.linalg.norm(given)
+    if not length:
+        return Orientation()
+    # Half a degree, so that a turn by 45 degrees is none on any machine.
+    likeness = [round(float((given * one._matrix()).sum() / length), 2) for one in _ALL]
+    return _ALL[int(np.argmax(likeness))]
