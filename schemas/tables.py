@@ -72,7 +72,8 @@ SOURCES = pa.schema(
 # players and `ffmpeg -ss`. `clock_starts_at_seconds` is the file's own time stamp there (0 for most
 # MP4s, 1.4 for an MPEG-TS); null in rows of older versions, whose second 0 is the file's time 0.
 # `starts_at_seconds` is the time in the video at which the file begins: null but for files that
-# hold a section of it.
+# hold a section of it. `pixel_format`, `color_transfer` and `color_primaries` have FFmpeg's names,
+# null where the file doesn't say: HDR10 is `smpte2084`, HLG `arib-std-b67`.
 # `subtitle_words` runs parallel to `subtitles`: the words of each line with the times at which they
 # are said, where those are known.
 VIDEOS = pa.schema(
@@ -107,6 +108,9 @@ VIDEOS = pa.schema(
         ("starts_at_seconds", pa.float64()),
         ("subtitle_words", pa.list_(pa.list_(TEXT_AT))),
         ("clock_starts_at_seconds", pa.float64()),
+        ("pixel_format", pa.string()),
+        ("color_transfer", pa.string()),
+        ("color_primaries", pa.string()),
         *OUTCOME,
     ]
 )
@@ -114,6 +118,7 @@ VIDEOS = pa.schema(
 # What the decode pass of split_clips writes, one row a video. The lists run parallel: one entry a
 # decoded frame, in presentation order. `frame_numbers` count from the file's first frame.
 # Detector statistics are doubles so that cuts made from them equal cuts made from the pixels.
+# `tone_mapped`: kept frames show ordinary dynamic range, the video has a high one.
 SCANS = pa.schema(
     [
         pa.field("video_id", pa.string(), nullable=False),
@@ -129,6 +134,7 @@ SCANS = pa.schema(
         ("motion", pa.list_(pa.float32())),
         ("sharpness", pa.list_(pa.float32())),
         ("brightness", pa.list_(pa.float32())),
+        ("tone_mapped", pa.bool_()),
         *OUTCOME,
     ]
 )
@@ -178,6 +184,7 @@ CLIPS = pa.schema(
         ("brightness", pa.float32()),
         ("caption_given", pa.string()),
         ("extra", pa.map_(pa.string(), pa.string())),
+        ("tone_mapped", pa.bool_()),
         *OUTCOME,
     ]
 )

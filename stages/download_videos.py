@@ -284,4 +284,7 @@ def _columns(row: dict[str, Any], media: Media, path: str) -> dict[str, Any]:
         "starts_at_seconds": media.starts_at_seconds,
         "subtitle_words": [line.get("words") for line in media.subtitles],
         "clock_starts_at_seconds": media.clock_starts_at_seconds,
+        "pixel_format": media.probe.pixel_format,
+        "color_transfer": media.probe.color_transfer,
+        "color_primaries": media.probe.color_primaries,
     }

@@ -34,7 +34,8 @@ class ScanVideos(ReadingStage):
 
     name: ClassVar[str] = "scan_videos"
     # 2: times that go back, interlaced video read exactly, spans of turned video.
-    # 3: the container's start time is second 0; mirrored pictures are shown mirrored.
+    # 3: the container's start time is second 0; mirrored pictures are shown mirrored;
+    # high dynamic range is tone-mapped.
     version: ClassVar[int] = 3
     key: ClassVar[str] = "video_id"
     reads: ClassVar[tuple[str, ...]] = (

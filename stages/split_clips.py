@@ -68,6 +68,7 @@ class SplitClips(ReadingStage):
         "scan_videos.motion",
         "scan_videos.sharpness",
         "scan_videos.brightness",
+        "scan_videos.tone_mapped?",
         "download_videos.spans",
         "download_videos.caption_given",
     )
@@ -407,6 +408,7 @@ def _clip_row(row: dict[str, Any], number: int, part: Part) -> dict[str, Any]:
         "brightness": _mean(row["brightness"][part.first : part.last]),
         "caption_given": part.caption,
         "extra": part.extra,
+        "tone_mapped": row.get("tone_mapped"),
     }
 
 

@@ -26,6 +26,7 @@ import av
 import numpy as np
 
 from schemas.errors import RowFailed
+from stages.media.hdr import ToneMap, tone_map_of
 from stages.media.kinds import what_it_holds
 from stages.media.memory import raise_if_out
 from stages.media.opening import (
@@ -70,6 +71,7 @@ class VideoFacts:
     start_pts: int
     declared_seconds: float | None
     offset_pts: int = 0
+    tone_map: ToneMap | None = None
 
     def seconds(self, pts: int) -> float:
         """Presentation time in the video of a time stamp of the file.
@@ -101,7 +103,10 @@ class VideoFacts:
 
 @dataclass(frozen=True)
 class Picture:
-    """One decoded frame. `small` is BGR, `full` makes the kept frame (BGR, upright) of a size."""
+    """One decoded frame. `small` is BGR, `full` makes the kept frame of a size.
+
+    That is BGR, too, upright, and of ordinary dynamic range; `small` is in the file's own codes.
+    """
 
     number: int
     seconds: float
@@ -170,6 +175,7 @@ def read_facts(
     return VideoFacts(
         path, width, height, orientation, frame_rate, time_base, stream.start_time or 0,
         declared_seconds(container, stream), offset_pts(starts_at_seconds, time_base),
+        tone_map_of(first),
     )
 
 
@@ -366,5 +372,6 @@ class FastVideo(DecodedVideo):
     def _kept(self, frame: av.VideoFrame, size: tuple[int, int]) -> np.ndarray:
         if not hasattr(self._kept_images, "make"):
             assert self.facts is not None
-            self._kept_images.make = KeptImages(size, self.facts.orientation)
+            self._kept_images.make = KeptImages(
+                size, self.facts.orientation, self.facts.tone_map)
         return self._kept_images.make(frame)

@@ -2,9 +2,9 @@
 
 The command opens a file with OpenCV and shows its detectors times counted from the first frame.
 OpenCV computes them from the container's time stamps, so these can be had back exactly. Where
-OpenCV's build cannot decode a codec (AV1 in its wheel) the command fails, and of interlaced video
-OpenCV 5 makes black pictures; PySceneDetect's PyAV stream is read then, as `scenedetect --backend
-pyav` would.
+OpenCV's build cannot decode a codec (AV1 in its wheel) the command fails, of interlaced video
+OpenCV 5 makes black pictures, and it shifts the colours of high dynamic range; PySceneDetect's PyAV
+stream is read then, as `scenedetect --backend pyav` would.
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ class ExactVideo(DecodedVideo):
 
     def _pictures(self) -> Iterator[Picture]:
         index = read_packets(self.path, self.starts_at_seconds)
-        header, is_interlaced = self._header()
+        header, opencv_fails = self._header()
         given = 0
-        for picture in self._opencv(index, header) if not is_interlaced else ():
+        for picture in self._opencv(index, header) if not opencv_fails else ():
             given += 1
             yield picture
         if given:
@@ -57,14 +57,18 @@ class ExactVideo(DecodedVideo):
             yield picture
 
     def _header(self) -> tuple[VideoFacts, bool]:
-        """What the header says, and whether pictures are interlaced; PyAV decodes one frame."""
+        """What the header says, and whether OpenCV shows such pictures wrong.
+
+        PyAV decodes one frame.
+        """
         with open_container(self.path) as container:
             stream = video_stream(container, self.path)
             first = next(frames(container, stream), None)
             if first is None:
                 raise bad_media(self.path, "gives no frame")
             self.decoded_frames += 1
-            return read_facts(container, self.path, first), first.interlaced_frame
+            facts = read_facts(container, self.path, first)
+            return facts, first.interlaced_frame or facts.tone_map is not None
 
     def _opencv(self, index: PacketIndex, header: VideoFacts) -> Iterator[Picture]:
         from scenedetect.backends import VideoStreamCv2
@@ -129,9 +133,15 @@ class ExactVideo(DecodedVideo):
                 position_microseconds=round(position.seconds * 1_000_000),
                 duration_seconds=self._duration(index, pts),
                 small=_downscaled(frame, factor),
-                full=lambda size, frame=frame, left=left: _kept(left.upright(frame), size),
+                full=lambda size, frame=frame, left=left: self._full(left.upright(frame), size),
                 held_bytes=frame.nbytes,
             )
+
+    def _full(self, image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+        """The kept frame of an upright picture. PySceneDetect's streams give 8 bits only."""
+        image = _kept(image, size)
+        tone_map = self.facts.tone_map if self.facts else None
+        return image if tone_map is None else tone_map(image)
 
     @staticmethod
     def _duration(index: PacketIndex, pts: int) -> float:

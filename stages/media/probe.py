@@ -13,6 +13,7 @@ from av.container import InputContainer
 from av.video.stream import VideoStream
 
 from schemas.errors import RowFailed
+from stages.media.hdr import colours_of
 from stages.media.kinds import encryption_of, what_it_holds, what_it_is
 from stages.media.memory import raise_if_out
 from stages.media.opening import (
@@ -74,6 +75,9 @@ class Probe:
     suffix: str
     first_seconds: float | None = None
     clock_starts_at_seconds: float | None = None
+    pixel_format: str | None = None
+    color_transfer: str | None = None
+    color_primaries: str | None = None
 
     @property
     def short_side(self) -> int:
@@ -135,6 +139,7 @@ def _probe(container: InputContainer, path: Path) -> Probe:
         suffix=_suffix(container.format.name, path),
         first_seconds=first_seconds,
         clock_starts_at_seconds=(container.start_time or 0) / av.time_base,
+        **first.colours,
     )
 
 
@@ -157,6 +162,7 @@ class _FirstFrame:
     def __init__(self, stream: VideoStream) -> None:
         self.size: tuple[int, int] | None = None
         self.seconds: float | None = None
+        self.colours: dict[str, str | None] = {}
         self._stream = stream
         self._broken = 0
         self._error = ""
@@ -185,6 +191,7 @@ class _FirstFrame:
                 raise RowFailed("bad_media", f"declares pictures of {frame.width}×{frame.height}, "
                                 f"but the first {_LARGE_TRIES} that the decoder gives are broken")
             return
+        self.colours = colours_of(frame)
         self.size = orientation_of(frame).shown(frame.width, frame.height)
         self.seconds = frame.time
 

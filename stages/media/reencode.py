@@ -35,6 +35,7 @@ from stages.media.clip_files import (
 )
 from stages.media.decode import bad_media, open_container, video_stream
 from stages.media.encoders import VideoEncoder, find_encoder, open_encoder
+from stages.media.hdr import ToneMap, tone_map_of
 from stages.media.memory import raise_if_out
 from stages.media.opening import packets, passing_over
 from stages.media.orientation import Orientation, orientation_of
@@ -44,6 +45,7 @@ from stages.media.sound import Sound, aac_track
 MAX_OPEN_CLIPS = 8  # encoders of overlapping clips that are open at once: each holds memory
 _OPEN_PIXELS = MAX_OPEN_CLIPS * 4096 * 2304  # and more of it the larger its pictures are
 _BACK_SECONDS = (0.0, 1.0, 4.0, 16.0)
+_BT709 = 1
 
 
 class _Wanted:
@@ -212,7 +214,7 @@ class _Pass:
 
 
 class _Pictures:
-    """Makes what is encoded of decoded frames: upright, 8 bit, of the same even size throughout."""
+    """Makes what is encoded of decoded frames: upright, of one even size, 8 bit, tone-mapped."""
 
     def __init__(self, stream: av.VideoStream, short_side: int | None, pixels: str) -> None:
         self.stream = stream
@@ -220,20 +222,26 @@ class _Pictures:
         self._short_side = short_side
         self._pixels = pixels
         self._orientation = Orientation()
+        self._tone_map: ToneMap | None = None
         self._scaler = av.video.reformatter.VideoReformatter()
+        self._converter = av.video.reformatter.VideoReformatter()
 
     def __call__(self, frame: av.VideoFrame) -> av.VideoFrame:
         if self.size is None:
             self._orientation = orientation_of(frame)
+            self._tone_map = tone_map_of(frame)
             self.size = self._size_of(frame)
         rgb = frame.format.is_rgb
         width, height = self._orientation.shown(*self.size)
         # Cut off by a pixel where that makes it even, scaled where more is asked for.
         crops = 0 <= frame.width - width <= 1 and 0 <= frame.height - height <= 1
-        made = self._scaler.reformat(
-            frame, frame.width if crops else width, frame.height if crops else height,
-            format="yuv420p", interpolation="AREA",
-            dst_colorspace="ITU709" if rgb else None, dst_color_range="MPEG", threads=1)
+        across, down = (frame.width, frame.height) if crops else (width, height)
+        if self._tone_map is not None:
+            made = self._ordinary(frame, across, down)
+        else:
+            made = self._scaler.reformat(
+                frame, across, down, format="yuv420p", interpolation="AREA",
+                dst_colorspace="ITU709" if rgb else None, dst_color_range="MPEG", threads=1)
         if not self._orientation.is_upright or (made.width, made.height) != (width, height):
             made = self._planes(made, width, height)
         if self._pixels != "yuv420p":
@@ -241,6 +249,17 @@ class _Pictures:
         made.pts, made.time_base = frame.pts, frame.time_base
         # Else the encoder would repeat the kinds of frames that the source has.
         made.pict_type = av.video.frame.PictureType.NONE
+        return made
+
+    def _ordinary(self, frame: av.VideoFrame, width: int, height: int) -> av.VideoFrame:
+        """A frame of high dynamic range in 8 bits of BT.709."""
+        assert self._tone_map is not None
+        deep = self._scaler.reformat(frame, width, height, format="bgr48le", interpolation="AREA",
+                                     threads=1)
+        image = av.VideoFrame.from_ndarray(self._tone_map(deep.to_ndarray()), "bgr24")
+        made = self._converter.reformat(image, format="yuv420p", dst_colorspace="ITU709",
+                                        dst_color_range="MPEG", threads=1)
+        made.colorspace = made.color_primaries = made.color_trc = _BT709
         return made
 
     def _size_of(self, frame: av.VideoFrame) -> tuple[int, int]:

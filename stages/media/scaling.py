@@ -8,6 +8,7 @@ import av.video.reformatter
 import cv2
 import numpy as np
 
+from stages.media.hdr import ToneMap
 from stages.media.orientation import Orientation
 
 SMALL_SIDE = 256
@@ -107,14 +108,22 @@ def _pixels(plane: av.video.plane.VideoPlane) -> np.ndarray:
 class KeptImages:
     """Makes kept frames. Holds the scalers that it made, so each thread needs its own."""
 
-    def __init__(self, size: tuple[int, int], orientation: Orientation) -> None:
+    def __init__(
+        self, size: tuple[int, int], orientation: Orientation, tone_map: ToneMap | None = None
+    ) -> None:
         self._size = orientation.shown(*size)
         self._orientation = orientation
+        self._tone_map = tone_map
         self._scaler = av.video.reformatter.VideoReformatter()
         self._converter = av.video.reformatter.VideoReformatter()
 
     def __call__(self, frame: av.VideoFrame) -> np.ndarray:
         """`frame` as an upright BGR image of the size (width, height as displayed)."""
+        if self._tone_map is not None:
+            deep = self._scaler.reformat(
+                frame, *self._size, format="bgr48le", interpolation="AREA",
+                threads=_SCALER_THREADS)
+            return self._orientation.upright(self._tone_map(deep.to_ndarray()))
         # Scaled in YUV first: converting the large frame would cost as much as half its decoding.
         scaled = self._scaler.reformat(
             frame, *self._size, format="yuv420p", interpolation="AREA", threads=_SCALER_THREADS

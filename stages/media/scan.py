@@ -109,4 +109,5 @@ def _columns(
         "motion": taken.motion,
         "sharpness": taken.sharpness,
         "brightness": taken.brightness,
+        "tone_mapped": facts.tone_map is not None,
     }
