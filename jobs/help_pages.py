@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import difflib
 import enum
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import typer
+from typer import BadParameter, TyperException
 from typer.core import TyperCommand, TyperGroup
 
 
@@ -45,6 +48,37 @@ class _Page:
 
 class Command(_Page, TyperCommand):
     """One command."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, list(args))
+        except BadParameter as error:
+            error.message = _said_plainly(error)
+            raise
+        except TyperException as error:
+            if error.message.startswith("Got unexpected extra argument"):
+                error.message += self._about_quotes(args)
+            raise
+
+    def _about_quotes(self, args: list[str]) -> str:
+        """What the shell made of a text without quotes: words, and of `*` the files' names."""
+        last = [param for param in self.params if param.param_type_name == "argument"][-1:]
+        if (last and last[0].name in ("query", "where")) or "--where" in args:
+            return '; put the SQL in quotes, e.g. "SELECT count(*) FROM clips"'
+        return ""
+
+
+def _said_plainly(error: BadParameter) -> str:
+    """Without pydantic's words, and with the value that may be meant."""
+    message = error.message.removeprefix("Value error, ")
+    kind = getattr(getattr(error.param, "type_descriptor", None), "annotation", None)
+    if isinstance(kind, type) and issubclass(kind, enum.Enum):
+        given = re.match(r"'(.*)' is not one of", message)
+        known = [str(choice.value) for choice in kind]
+        near = difflib.get_close_matches(given[1], known, n=1) if given else []
+        said = f"; did you mean {near[0]}?" if near else ""
+        return f"{message.rstrip('.')}{said}"
+    return message
 
 
 class Group(_Page, TyperGroup):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 from collections.abc import Collection
 from datetime import datetime
 from pathlib import Path
@@ -118,14 +119,38 @@ def check_links(dataset: Path, *, without: Collection[str] = ()) -> None:
                                     "mount its disk, or delete the link if that is lost for good")
 
 
+def _is_dataset(folder: Path) -> bool:
+    return (folder / RUNS).is_dir() or (folder / "sources").is_dir()
+
+
+def _dataset_names(folder: Path) -> list[str]:
+    try:
+        return sorted(place.name for place in folder.iterdir() if _is_dataset(place))
+    except OSError:
+        return []
+
+
+def _datasets_in(folder: Path) -> str:
+    """The datasets in a folder as a hint, where there are some."""
+    names = _dataset_names(folder)
+    shown = ", ".join(shell_word(folder / name) for name in names[:5])
+    return f"; there {'is' if len(names) == 1 else 'are'} {shown}" if names else ""
+
+
 def require_dataset(dataset: Path) -> Path:
     """`dataset` if it is one, else a usage error that says what to do."""
     check_place(dataset)
+    make = f"make one with `clipmill run RECIPE --dataset {shell_word(dataset)}`"
+    if dataset.is_file():
+        raise UsageError(f"{dataset} is a file, and a dataset is a folder, which `clipmill run` "
+                         f"makes{_datasets_in(dataset.parent)}")
     if not dataset.is_dir():
-        raise UsageError(f"no dataset at {dataset}: the folder does not exist; "
-                         f"make one with `clipmill run RECIPE --dataset {shell_word(dataset)}`")
-    if not (dataset / RUNS).is_dir() and not (dataset / "sources").is_dir():
-        raise UsageError(f"{dataset} is not a Clipmill dataset (it has no runs/ folder); "
-                         f"make one with `clipmill run RECIPE --dataset {shell_word(dataset)}`")
+        near = difflib.get_close_matches(dataset.name, _dataset_names(dataset.parent), n=1)
+        hint = f"did you mean {shell_word(dataset.parent / near[0])}? " if near else ""
+        raise UsageError(f"no dataset at {dataset}: the folder does not exist; {hint}{make}")
+    if not _is_dataset(dataset):
+        inner = _datasets_in(dataset)
+        raise UsageError(f"{dataset} is not a Clipmill dataset (it has no runs/ folder)"
+                         f"{inner or f'; {make}'}")
     check_links(dataset, without=("media",))  # tables can be asked without it
     return dataset

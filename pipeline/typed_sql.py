@@ -134,7 +134,17 @@ def readable_errors() -> Iterator[None]:
             hint = '\nAT is a keyword of SQL: the column `at` is written "at", in double quotes'
         raise UsageError(f"{error}{hint}") from error
     except duckdb.Error as error:
-        raise UsageError(str(error)) from error
+        raise UsageError(f"{error}{hint_at_quotes(error)}") from error
+
+
+def hint_at_quotes(error: Exception) -> str:
+    """What to write where text was put in double quotes, which SQL takes for a column's name."""
+    said, _, line = str(error).partition("\nLINE ")
+    found = re.search(r'(?:column|table) (?:with name )?"(.+?)"', said)
+    if found is None or f'"{found[1]}"' not in line:
+        return ""
+    return (f"\nIf {found[1]!r} is text, write it in single quotes; double quotes are for names of "
+            "columns. In a shell: \"… = 'text'\"")
 
 
 def _out_of_memory(reason: str) -> str:

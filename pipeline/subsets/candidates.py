@@ -154,7 +154,9 @@ def _rule_columns(
         kind = checker.type_of(body.expression, place)
         if kind not in ("BOOLEAN", '"NULL"'):
             raise UsageError(f"{place}: a predicate is true or false, and this is a {kind}: "
-                             f"{body.expression}")
+                             f"{body.expression}" + (
+                                 " (in a shell, put it in quotes: < and > redirect)"
+                                 if body.expression.isidentifier() else ""))
         values.append(wanted.add(f"CAST(({body.expression}\n) AS BOOLEAN)", place))
         if comparisons:
             compared = [(wanted.add(f"({one.left})", place), one)
