@@ -55,4 +55,5 @@ def test_the_error_names_the_next_step(place: Path, words, parts):
 
 
 def test_a_misspelt_column_is_taken_for_no_text(place: Path):
-    assert "single quotes" not in said(place, "sql", "PLACE/my-dataset", "SELECT captoin FROM clips")
+    found = said(place, "sql", "PLACE/my-dataset", "SELECT captoin FROM clips")
+    assert "single quotes" not in found
