@@ -67,7 +67,7 @@ SOURCES = pa.schema(
 )
 
 # What download_videos writes, one row a source. `path` is relative to the dataset for downloaded
-# files and absolute for referenced ones. Width and height are as displayed (rotation applied).
+# files and absolute for referenced ones. Width and height are as displayed.
 # All times, in all tables, are the video's, whose second 0 is the container's start time, as in
 # players and `ffmpeg -ss`. `clock_starts_at_seconds` is the file's own time stamp there (0 for most
 # MP4s, 1.4 for an MPEG-TS); null in rows of older versions, whose second 0 is the file's time 0.

@@ -35,7 +35,7 @@ class ScanVideos(ReadingStage):
     name: ClassVar[str] = "scan_videos"
     # 2: times that go back, interlaced video read exactly, spans of turned video.
     # 3: the container's start time is second 0; mirrored pictures are shown mirrored;
-    # high dynamic range is tone-mapped.
+    # high dynamic range is tone-mapped; borders are cropped, pixels square.
     version: ClassVar[int] = 3
     key: ClassVar[str] = "video_id"
     reads: ClassVar[tuple[str, ...]] = (

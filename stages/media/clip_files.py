@@ -16,6 +16,7 @@ import av
 
 from schemas.errors import ClipmillError, RowFailed
 from schemas.words import counted
+from stages.media.framing import framing_of
 from stages.media.memory import raise_if_out
 from stages.media.orientation import orientation_of
 from stages.media.progress import beat
@@ -163,6 +164,7 @@ class ClipFile:
                         times.append(float(packet.pts * packet.time_base))
                 length = stream.duration and float(stream.duration * stream.time_base)
                 has_audio = bool(container.streams.audio)
+                framing = framing_of(stream)
         except (av.FFmpegError, IndexError) as error:
             raise_if_out(error)
             raise self._wrong(f"can't be read again: {error}") from error
@@ -182,7 +184,7 @@ class ClipFile:
                       zip(expected, [*expected[1:], end_seconds], strict=True))
         if length and abs(length - end_seconds) > max(longest, 0.05) + slack:
             raise self._wrong(f"lasts {length:.3f} s, not {end_seconds:.3f} s")
-        size = orientation_of(first).shown(first.width, first.height)
+        size = orientation_of(first).shown(*framing.size(first.width, first.height))
         return {"width": size[0], "height": size[1], "has_audio": has_audio}
 
     def _wrong(self, what: str) -> RowFailed:

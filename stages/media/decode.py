@@ -18,7 +18,7 @@ import os
 import queue
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 
@@ -26,6 +26,7 @@ import av
 import numpy as np
 
 from schemas.errors import RowFailed
+from stages.media.framing import Framing, framing_of
 from stages.media.hdr import ToneMap, tone_map_of
 from stages.media.kinds import what_it_holds
 from stages.media.memory import raise_if_out
@@ -60,7 +61,7 @@ _SOUND_SHARE = 1 / 3
 
 @dataclass(frozen=True)
 class VideoFacts:
-    """What the header says. Width and height are as displayed: turned as the file asks for."""
+    """What the header says. Width and height are as displayed: cropped, turned, square pixels."""
 
     path: Path
     width: int
@@ -72,6 +73,13 @@ class VideoFacts:
     declared_seconds: float | None
     offset_pts: int = 0
     tone_map: ToneMap | None = None
+    framing: Framing = field(default_factory=Framing)
+
+    @property
+    def is_shown_as_decoded(self) -> bool:
+        """Whether a decoder's pictures need no more than another size."""
+        return (self.orientation.is_upright and self.tone_map is None
+                and not self.framing.crops)
 
     def seconds(self, pts: int) -> float:
         """Presentation time in the video of a time stamp of the file.
@@ -171,11 +179,12 @@ def read_facts(
     frame_rate = framerate_to_fraction(float(rate))
     time_base = Fraction(stream.time_base.numerator, stream.time_base.denominator)
     orientation = orientation_of(first)
-    width, height = orientation.shown(first.width, first.height)
+    framing = framing_of(stream)
+    width, height = orientation.shown(*framing.size(first.width, first.height))
     return VideoFacts(
         path, width, height, orientation, frame_rate, time_base, stream.start_time or 0,
         declared_seconds(container, stream), offset_pts(starts_at_seconds, time_base),
-        tone_map_of(first),
+        tone_map_of(first), framing,
     )
 
 
@@ -373,5 +382,5 @@ class FastVideo(DecodedVideo):
         if not hasattr(self._kept_images, "make"):
             assert self.facts is not None
             self._kept_images.make = KeptImages(
-                size, self.facts.orientation, self.facts.tone_map)
+                size, self.facts.orientation, self.facts.tone_map, self.facts.framing)
         return self._kept_images.make(frame)

@@ -28,6 +28,7 @@ from stages.media.decode import (
 )
 from stages.media.memory import raise_if_out
 from stages.media.opening import frames
+from stages.media.orientation import Orientation
 from stages.media.packets import PacketIndex, read_packets
 from stages.media.progress import beat
 from stages.media.scaling import SMALL_SIDE
@@ -126,22 +127,26 @@ class ExactVideo(DecodedVideo):
             pts = pts if pts > last_pts else last_pts + 1
             last_pts = pts
             number += 1
-            left = self.facts.orientation.after(turned_by)
             yield Picture(
                 number=number,
                 seconds=self.facts.seconds(pts),
                 position_microseconds=round(position.seconds * 1_000_000),
                 duration_seconds=self._duration(index, pts),
                 small=_downscaled(frame, factor),
-                full=lambda size, frame=frame, left=left: self._full(left.upright(frame), size),
+                full=lambda size, frame=frame: self._full(frame, turned_by, size),
                 held_bytes=frame.nbytes,
             )
 
-    def _full(self, image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-        """The kept frame of an upright picture. PySceneDetect's streams give 8 bits only."""
-        image = _kept(image, size)
-        tone_map = self.facts.tone_map if self.facts else None
-        return image if tone_map is None else tone_map(image)
+    def _full(self, image: np.ndarray, turned_by: int, size: tuple[int, int]) -> np.ndarray:
+        """The kept frame of PySceneDetect's picture, which has 8 bits only."""
+        facts = self.facts
+        assert facts is not None
+        left = facts.orientation.after(turned_by)
+        if facts.framing.crops:
+            image = facts.framing.cropped(Orientation(-turned_by % 4).upright(image))
+            left = facts.orientation
+        image = _kept(left.upright(image), size)
+        return image if facts.tone_map is None else facts.tone_map(image)
 
     @staticmethod
     def _duration(index: PacketIndex, pts: int) -> float:

@@ -13,6 +13,7 @@ from av.container import InputContainer
 from av.video.stream import VideoStream
 
 from schemas.errors import RowFailed
+from stages.media.framing import framing_of
 from stages.media.hdr import colours_of
 from stages.media.kinds import encryption_of, what_it_holds, what_it_is
 from stages.media.memory import raise_if_out
@@ -192,7 +193,8 @@ class _FirstFrame:
                                 f"but the first {_LARGE_TRIES} that the decoder gives are broken")
             return
         self.colours = colours_of(frame)
-        self.size = orientation_of(frame).shown(frame.width, frame.height)
+        self.size = orientation_of(frame).shown(
+            *framing_of(self._stream).size(frame.width, frame.height))
         self.seconds = frame.time
 
 

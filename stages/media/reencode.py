@@ -35,6 +35,7 @@ from stages.media.clip_files import (
 )
 from stages.media.decode import bad_media, open_container, video_stream
 from stages.media.encoders import VideoEncoder, find_encoder, open_encoder
+from stages.media.framing import Cropper, framing_of
 from stages.media.hdr import ToneMap, tone_map_of
 from stages.media.memory import raise_if_out
 from stages.media.opening import packets, passing_over
@@ -224,9 +225,11 @@ class _Pictures:
         self._orientation = Orientation()
         self._tone_map: ToneMap | None = None
         self._scaler = av.video.reformatter.VideoReformatter()
+        self._cropped = Cropper(framing_of(stream))
         self._converter = av.video.reformatter.VideoReformatter()
 
     def __call__(self, frame: av.VideoFrame) -> av.VideoFrame:
+        frame = self._cropped(frame)
         if self.size is None:
             self._orientation = orientation_of(frame)
             self._tone_map = tone_map_of(frame)

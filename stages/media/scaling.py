@@ -8,6 +8,7 @@ import av.video.reformatter
 import cv2
 import numpy as np
 
+from stages.media.framing import Cropper, Framing
 from stages.media.hdr import ToneMap
 from stages.media.orientation import Orientation
 
@@ -109,8 +110,10 @@ class KeptImages:
     """Makes kept frames. Holds the scalers that it made, so each thread needs its own."""
 
     def __init__(
-        self, size: tuple[int, int], orientation: Orientation, tone_map: ToneMap | None = None
+        self, size: tuple[int, int], orientation: Orientation, tone_map: ToneMap | None,
+        framing: Framing,
     ) -> None:
+        self._cropped = Cropper(framing)
         self._size = orientation.shown(*size)
         self._orientation = orientation
         self._tone_map = tone_map
@@ -119,6 +122,7 @@ class KeptImages:
 
     def __call__(self, frame: av.VideoFrame) -> np.ndarray:
         """`frame` as an upright BGR image of the size (width, height as displayed)."""
+        frame = self._cropped(frame)
         if self._tone_map is not None:
             deep = self._scaler.reformat(
                 frame, *self._size, format="bgr48le", interpolation="AREA",

@@ -93,7 +93,7 @@ class FrameReader:
 
         decord.logging.set_level(decord.logging.QUIET)
         if not self.index.has_index or not self.index.is_best_stream or (
-                not self.facts.orientation.is_upright or self.facts.tone_map is not None):
+                not self.facts.is_shown_as_decoded):
             return
         try:
             if self._reader is None:
@@ -119,7 +119,8 @@ class FrameReader:
     def _pyav(
         self, numbers: Sequence[int], size: tuple[int, int]
     ) -> Iterator[tuple[int, np.ndarray]]:
-        kept_image = KeptImages(size, self.facts.orientation, self.facts.tone_map)
+        facts = self.facts
+        kept_image = KeptImages(size, facts.orientation, facts.tone_map, facts.framing)
         for _, group in itertools.groupby(numbers, key=self.index.key_before):
             wanted = {self.index.pts[number]: number for number in group}
             for frame in self._from_key(min(wanted), max(wanted)):
