@@ -244,8 +244,8 @@ def _understand(row: ListRow, folder: Path) -> Source:
         source.problem = RowFailed("permanent", f"{row.place}: {reason}")
         return source
     try:
-        _take_locator(source, row.locator, folder)
-        span = _take_columns(source, row)
+        named = _take_locator(source, row.locator, folder)
+        span = _take_columns(source, row) or named
     except ValueError as error:
         source.locator = f"row {row.place} {row.locator}"
         source.problem = RowFailed("permanent", f"{row.place}: {row.locator}: {error}")
@@ -257,18 +257,22 @@ def _understand(row: ListRow, folder: Path) -> Source:
     return source
 
 
-def _take_locator(source: Source, text: str, folder: Path) -> None:
+def _take_locator(source: Source, text: str, folder: Path) -> dict[str, Any] | None:
+    """Fills in what a URL or a path names; gives the span that a URL names (`#t=10,20`)."""
     if text.lower().startswith("file://"):
         text = unquote(urlsplit(text).path)
     if not looks_like_url(text):
         _set_path(source, os.path.abspath(os.path.join(folder, text)))
-        return
+        return None
     identity = identify(text)
     source.url = text
     source.locator = identity.locator
     source.extractor = identity.extractor
     source.platform_id = identity.platform_id
     source.is_list = identity.is_list
+    if identity.span is None:
+        return None
+    return dict(zip(("start_seconds", "end_seconds"), identity.span, strict=True))
 
 
 def _take_columns(source: Source, row: ListRow) -> dict[str, Any] | None:

@@ -14,6 +14,7 @@ from jobs.report.numbers import number
 from jobs.report.pictures import Span, Strip, make_strips
 from jobs.report.selection import Column, Selection, Threshold
 from pipeline.catalog import Catalog
+from pipeline.links import clip_link
 from schemas.sql_text import literal
 
 MOST = 60
@@ -185,6 +186,7 @@ def _sample(
     fine = _without_repeats(row["captions_fine"] or ())
     step = max(1, -(-len(fine) // _FINE_SHOWN))
     link, place = source_of(row["url"])
+    link = clip_link(link, row["start_seconds"], row["end_seconds"])
     scores = [(column.name, number(row[column.name]))
               for column in selection.columns if row.get(column.name) is not None]
     return Sample(
