@@ -22,6 +22,7 @@ from jobs.terminal_pictures import Way, show_picture, way_of_terminal, width_in_
 from pipeline.catalog import Catalog, open_catalog, readable_errors
 from pipeline.kept_frames import KeptFrame, Span, kept_frames
 from pipeline.output_places import check_output
+from schemas.clocks import FILE_ZERO_SQL
 from schemas.errors import ClipmillError, RowFailed, UsageError, printable
 from schemas.sql_text import literal
 from schemas.words import counted
@@ -131,15 +132,15 @@ def _rows(catalog: Catalog, ids: Sequence[str]) -> list[dict[str, Any]]:
 def _media(catalog: Catalog, videos: Iterable[str]) -> dict[str, _Media]:
     names = sorted(videos)
     rows = catalog.execute(
-        "SELECT video_id, path, starts_at_seconds FROM videos "
+        f"SELECT video_id, path, {FILE_ZERO_SQL} FROM videos "
         f"WHERE video_id IN ({', '.join('?' for _ in names)})", names).fetchall()
     found = {video: _Media(Path(), 0.0, f"the dataset keeps no file of {video}")
              for video in names}
-    for video, path, starts_at in rows:
+    for video, path, file_zero in rows:
         if path is not None:
             place = catalog.layout.dataset / path
             problem = None if place.is_file() else f"the file of {video} is not there: {place}"
-            found[video] = _Media(place, starts_at or 0.0, problem)
+            found[video] = _Media(place, file_zero, problem)
     return found
 
 

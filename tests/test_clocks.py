@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
 import subprocess
 from pathlib import Path
 from typing import NamedTuple
@@ -13,7 +14,9 @@ import imageio_ffmpeg
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from typer.testing import CliRunner
 
+from jobs.cli import app
 from jobs.run import run
 from jobs.verify import verify_dataset
 from pipeline.catalog import open_catalog
@@ -147,6 +150,21 @@ def test_training_shows_the_clips_pictures(world):
         assert numbers[0] in range(row["start_frame"], row["start_frame"] + count // 3)
         assert row["end_frame"] - count // 3 <= numbers[-1] < row["end_frame"]
         assert row["start_seconds"] <= sample["frame_seconds"][0] < row["end_seconds"]
+
+
+def test_a_clip_that_is_shown_is_read_at_the_same_times(world, tmp_path):
+    """Its frames come from the file again, the kept ones being gone."""
+    dataset = Path(shutil.copytree(world.dataset, tmp_path / "dataset"))
+    shutil.rmtree(dataset / "frames")
+    [clip] = world.rows(f"SELECT * FROM clips WHERE video_id = 'recorder-ts' "
+                        f"AND start_seconds = {SPANS[0][0]}")
+    said = CliRunner().invoke(app, ["show", str(dataset), clip["clip_id"], "--output",
+                                    str(tmp_path / "strip.png")], catch_exceptions=False)
+    assert said.exit_code == 0, said.output
+    strip = cv2.imread(str(tmp_path / "strip.png"), cv2.IMREAD_GRAYSCALE)
+    height = min(strip.shape)
+    first = strip[:height, : round(height * 200 / 120)]
+    assert clip["start_frame"] <= number_in(first) < clip["end_frame"]
 
 
 @pytest.mark.parametrize("media", ["exact", "copy"])

@@ -57,7 +57,7 @@ def number_in(image: np.ndarray) -> int:
 
 
 def render(path: Path, *, codec: str = "libx264", sound: str | None = None,
-           container: str | None = None, **options: str) -> None:
+           container: str | None = None, late: int = 0, **options: str) -> None:
     with av.open(str(path), "w", format=container, options=options) as output:
         own = {"g": str(KEY_DISTANCE), "preset": "veryfast"} if codec == "libx264" else {
             "g": str(KEY_DISTANCE), "deadline": "realtime", "cpu-used": "8"}
@@ -67,7 +67,7 @@ def render(path: Path, *, codec: str = "libx264", sound: str | None = None,
         for number in range(FRAMES):
             frame = av.VideoFrame.from_ndarray(numbered(number), "rgb24")
             frame = frame.reformat(format="yuv420p")
-            frame.pts, frame.time_base = number, Fraction(1, RATE)
+            frame.pts, frame.time_base = number + late, Fraction(1, RATE)
             output.mux(stream.encode(frame))
         output.mux(stream.encode())
         if tone is not None:
@@ -95,6 +95,7 @@ def files() -> dict[str, bytes]:
         render(folder / "both.mp4", sound="aac")
         render(folder / "video.mp4")
         render(folder / "video.webm", codec="libvpx-vp9")
+        render(folder / "late.mkv", late=113)
         render_sound(folder / "sound.m4a", "aac")
         render_sound(folder / "sound.webm", "libopus")
         for kind in ("mpegts", "fmp4"):
@@ -108,6 +109,7 @@ def files() -> dict[str, bytes]:
 VIDEO = {"acodec": "none", "vcodec": "avc1"}
 SOUND = {"vcodec": "none", "acodec": "aac"}
 OFFERS = {
+    "late clock": [("late.mkv", {})],
     "one file": [("both.mp4", {})],
     "video and sound": [("video.mp4", VIDEO), ("sound.m4a", SOUND)],
     "webm": [("video.webm", {**VIDEO, "vcodec": "vp9"}), ("sound.webm", SOUND)],
@@ -192,7 +194,9 @@ def test_a_section_begins_at_a_key_frame_and_its_times_are_the_videos(
     url = site.url("/home/film1")
     _, whole = made(tmp_path / "whole", url, sections=False)
     path = tmp_path / "whole" / whole("download_videos")[0]["path"]
-    [late] = {time - Fraction(number, RATE) for time, number in frames_of(path)}
+    [video] = whole("download_videos")
+    clock = Fraction(str(video["clock_starts_at_seconds"]))
+    [late] = {time - clock - Fraction(number, RATE) for time, number in frames_of(path)}
     assert 0 <= late < Fraction(1, RATE)  # sound may begin before the pictures
     _, rows = made(tmp_path / "part", url)
     [video] = rows("download_videos")

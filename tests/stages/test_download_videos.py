@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import io
+import json
 import os
 import time
 from pathlib import Path
@@ -133,6 +134,24 @@ def test_what_the_user_said_about_a_source_is_carried_along(tmp_path, site):
     # An id that is no file name is hashed.
     assert row["video_id"].startswith("h")
     assert media_files(tmp_path) == [f"{row['video_id']}.mp4"]
+
+
+def test_what_an_older_version_noted_is_completed_without_a_new_download(tmp_path, site):
+    """It did not know of clocks and colours; the file that is there tells them."""
+    site.file("/a.mp4", VIDEO)
+    [first] = download(tmp_path, site.url("/a.mp4"))
+    [note] = (tmp_path / "media" / ".found").glob("*.json")
+    known = json.loads(note.read_text("utf-8"))
+    for name in ("clock_starts_at_seconds", "pixel_format", "color_transfer", "color_primaries"):
+        del known["probe"][name]
+    note.write_text(json.dumps(known), "utf-8")
+    asked = len(site.log)
+    for rule in (1, 2):
+        [again] = download(tmp_path, site.url("/a.mp4"), min_height=rule)
+        assert {**again, "downloaded_at": None} == {**first, "downloaded_at": None}
+    assert again["clock_starts_at_seconds"] == 0.0
+    assert again["pixel_format"] == "yuv420p"
+    assert len(site.log) == asked
 
 
 @pytest.mark.parametrize("rotation", [90, 180, 270])
