@@ -22,6 +22,7 @@ _PQ, _HLG, _BT2020 = 16, 18, 9
 _WHITE_NITS = 100.0
 _KNEE = 0.3
 _SCREEN_GAMMA = 2.4  # BT.1886
+_STEPS = 4095
 _HLG_PEAK_NITS, _HLG_GAMMA = 1000.0, 1.2
 _PQ_PEAK_NITS = 10_000.0
 # The peak of a film that doesn't say: most are graded on such screens.
@@ -48,10 +49,11 @@ class ToneMap:
         if self.has_wide_primaries:
             light = cv2.transform(light, np.array(_TO_BT709, np.float32)[::-1, ::-1])
         # All colours of a pixel by the same factor, so that its hue stays.
-        brightest = np.maximum(light.max(axis=2), 1e-6)
+        blue, green, red = cv2.split(light)
+        brightest = cv2.max(cv2.max(cv2.max(blue, green), red), 1e-6)
         light *= (_rolled_off(brightest, self.peak_nits / _WHITE_NITS) / brightest)[..., None]
-        codes = cv2.pow(np.clip(light, 0.0, 1.0), 1 / _SCREEN_GAMMA) * 255
-        return np.rint(codes).astype(np.uint8)
+        roots = cv2.sqrt(np.clip(light, 0.0, 1.0))
+        return _codes()[(roots * _STEPS + 0.5).astype(np.uint16)]
 
 
 # As `ffprobe` prints them; what a file doesn't say has no name.
@@ -107,6 +109,13 @@ def _light(is_hlg: bool, most: int) -> np.ndarray:
     root = code ** (32 / 2523)
     light = np.maximum(root - 0.8359375, 0) / (18.8515625 - 18.6875 * root)
     return (light ** (16384 / 2610) * (_PQ_PEAK_NITS / _WHITE_NITS)).astype(np.float32)
+
+
+@functools.cache
+def _codes() -> np.ndarray:
+    """The codes of an ordinary screen by the square root of light, in steps: a power is slow."""
+    roots = np.arange(_STEPS + 1) / _STEPS
+    return np.rint(255 * roots ** (2 / _SCREEN_GAMMA)).astype(np.uint8)
 
 
 def _rolled_off(light: np.ndarray, peak: float) -> np.ndarray:
