@@ -37,6 +37,7 @@ SUBTITLE = pa.struct(
         ("automatic", pa.bool_()),
     ]
 )
+HOLE = pa.struct([("start_seconds", pa.float64()), ("end_seconds", pa.float64())])
 FRAME = pa.struct([("frame_number", pa.int64()), ("seconds", pa.float64()), ("jpeg", pa.binary())])
 TEXT_AT = pa.struct([("seconds", pa.float64()), ("text", pa.string())])
 TAG = pa.struct([("tag", pa.string()), ("score", pa.float32())])
@@ -116,7 +117,8 @@ VIDEOS = pa.schema(
 )
 
 # What the decode pass of split_clips writes, one row a video. The lists run parallel: one entry a
-# decoded frame, in presentation order. `frame_numbers` count from the file's first frame.
+# decoded frame, in presentation order. `frame_numbers` count from the file's first frame. `holes`
+# are times in which neither a picture nor a sound is there, null where there are none.
 # Detector statistics are doubles so that cuts made from them equal cuts made from the pixels.
 # `tone_mapped`: kept frames show ordinary dynamic range, the video has a high one.
 SCANS = pa.schema(
@@ -135,6 +137,7 @@ SCANS = pa.schema(
         ("sharpness", pa.list_(pa.float32())),
         ("brightness", pa.list_(pa.float32())),
         ("tone_mapped", pa.bool_()),
+        ("holes", pa.list_(HOLE)),
         *OUTCOME,
     ]
 )

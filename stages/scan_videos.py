@@ -36,10 +36,11 @@ class ScanVideos(ReadingStage):
     # 2: times that go back, interlaced video read exactly, spans of turned video.
     # 3: the container's start time is second 0; mirrored pictures are shown mirrored;
     # high dynamic range is tone-mapped; borders are cropped, pixels square.
-    version: ClassVar[int] = 3
+    # 4: times in which nothing is there.
+    version: ClassVar[int] = 4
     key: ClassVar[str] = "video_id"
     reads: ClassVar[tuple[str, ...]] = (
-        "download_videos.path", "download_videos.spans",
+        "download_videos.path", "download_videos.spans", "download_videos.extra?",
         *(f"download_videos.{name}?" for name in CLOCK_COLUMNS),
     )
     writes: ClassVar[pa.Schema] = SCANS
@@ -101,6 +102,7 @@ class ScanVideos(ReadingStage):
             exact=self.exact,
             spans=None if is_whole else [(s["start_seconds"], s["end_seconds"]) for s in spans],
             starts_at_seconds=file_zero_seconds(row),
+            in_pieces="protocol" in dict(row.get("extra") or ()),
             keep_frames=self.keep_frames,
             frame_short_side=self.frame_short_side,
             frame_quality=self.frame_quality,

@@ -69,6 +69,7 @@ class SplitClips(ReadingStage):
         "scan_videos.sharpness",
         "scan_videos.brightness",
         "scan_videos.tone_mapped?",
+        "scan_videos.holes?",
         "download_videos.spans",
         "download_videos.caption_given",
     )
@@ -130,6 +131,11 @@ class SplitClips(ReadingStage):
     min_clip_seconds: float = Field(0.5, ge=0, description="shortest clip, seconds")
     max_clip_seconds: float | None = Field(
         None, gt=0, description="longest clip, seconds; longer ones are cut into equal parts"
+    )
+    max_hold_seconds: float | None = Field(
+        None, gt=0, description="a picture that stays longer ends its shot after so long, seconds; "
+        "null lets pictures stay, as in screen recordings. A time in which neither picture nor "
+        "sound is there ends a shot in any case"
     )
     trim_start_seconds: float = Field(0.0, ge=0, description="cut off each shot's start, seconds")
     trim_end_seconds: float = Field(0.0, ge=0, description="cut off each shot's end, seconds")
@@ -256,12 +262,26 @@ class SplitClips(ReadingStage):
             return [_given_shot(row, span) for span in spans]
         seconds = row["seconds"]
         cuts = [] if self.boundaries == "whole" else self._cuts(row)
-        edges = [0, *cuts, len(seconds)]
+        ends = self._early_ends(row)
+        edges = [0, *sorted({*cuts, *(i for i in ends if 0 < i < len(seconds))}), len(seconds)]
         times = [*(seconds[i] for i in edges[:-1]), row["end_seconds"]]
         return [
-            Part(times[i], times[i + 1], edges[i], edges[i + 1], row["caption_given"])
+            Part(times[i], ends.get(edges[i + 1], times[i + 1]), edges[i], edges[i + 1],
+                 row["caption_given"])
             for i in range(len(edges) - 1)
         ]
+
+    def _early_ends(self, row: dict[str, Any]) -> dict[int, float]:
+        """Frames before which there is nothing to be seen, with the time from which on."""
+        seconds = row["seconds"]
+        ends = {bisect.bisect_left(seconds, hole["end_seconds"] - _SMALLEST_SECONDS):
+                hole["start_seconds"] for hole in row.get("holes") or ()}
+        if (most := self.max_hold_seconds) is not None:
+            after = [*seconds[1:], row["end_seconds"]]
+            for number, (at, end) in enumerate(zip(seconds, after, strict=True), 1):
+                if end - at > most:
+                    ends.setdefault(number, at + most)
+        return ends
 
     def _cuts(self, row: dict[str, Any]) -> list[int]:
         # Here, because PySceneDetect takes half a second to import.

@@ -15,7 +15,10 @@ from stages.split_clips import SplitClips
 OUTCOME = ("rejection", "error")
 
 
-def source_table(path: Path | str, spans: Sequence[tuple[float, float]] | None = None) -> pa.Table:
+def source_table(
+    path: Path | str, spans: Sequence[tuple[float, float]] | None = None,
+    extra: dict[str, str] | None = None,
+) -> pa.Table:
     given = None
     if spans is not None:
         given = [
@@ -28,6 +31,7 @@ def source_table(path: Path | str, spans: Sequence[tuple[float, float]] | None =
             "path": [str(path)],
             "spans": pa.array([given], pa.list_(SPAN)),
             "caption_given": pa.array(["as given"], pa.string()),
+            "extra": pa.array([extra], pa.map_(pa.string(), pa.string())),
         }
     )
 
@@ -36,12 +40,13 @@ def scan(
     path: Path | str,
     workspace: Workspace,
     spans: Sequence[tuple[float, float]] | None = None,
+    extra: dict[str, str] | None = None,
     **settings: Any,
 ) -> dict[str, pa.Table]:
     """The tables of scan_videos for one file; `settings` are those of split_clips."""
     step = SplitClips(**settings).steps()[0]
     with step.open(workspace) as transform:
-        return transform(source_table(path, spans))
+        return transform(source_table(path, spans, extra))
 
 
 def split(
@@ -61,11 +66,12 @@ def split(
 
 
 def run(
-    path: Path, tmp_path: Path, spans: Sequence[tuple[float, float]] | None = None, **settings: Any
+    path: Path, tmp_path: Path, spans: Sequence[tuple[float, float]] | None = None,
+    extra: dict[str, str] | None = None, **settings: Any,
 ) -> dict[str, list[dict[str, Any]]]:
     """Both steps; every table as a list of rows."""
     workspace = Workspace(tmp_path, tmp_path)
-    scanned = scan(path, workspace, spans, **settings)
+    scanned = scan(path, workspace, spans, extra, **settings)
     row = scanned["scan_videos"].to_pylist()[0]
     tables = dict(scanned)
     if not (row["error"] or row["rejection"]):

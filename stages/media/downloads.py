@@ -30,7 +30,7 @@ from stages.media.http import (
 from stages.media.isolated import run_isolated
 from stages.media.probe import Probe, probe
 from stages.media.proxies import proxies_of_environment
-from stages.media.sections import Section, widest
+from stages.media.sections import Section, discard, widest
 from stages.media.store import Media, MediaStore
 from stages.media.suffixes import MEDIA_SUFFIXES
 from stages.media.watch import Progress
@@ -39,6 +39,7 @@ from stages.models.references import file_sha256
 
 if TYPE_CHECKING:
     from stages.download_videos import DownloadVideos
+    from stages.media.ytdlp import Video
 
 
 class Downloader:
@@ -173,18 +174,34 @@ class Downloader:
         settings = self._settings
         with self._store.work_folder(row["source_key"]) as folder:
             options = self._yt_dlp_options(folder)
-            video = patiently(
-                lambda: download(url, folder, options, settings.judge, self._hosts,
-                                 self._section(row)),
-                host=urlsplit(url).hostname or url, hosts=self._hosts, patience=self._patience,
-                limits=self._limits, measure=lambda: _files_of(folder),
-            )
+
+            def bring() -> Video:
+                return patiently(
+                    lambda: download(url, folder, options, settings.judge, self._hosts,
+                                     self._section(row)),
+                    host=urlsplit(url).hostname or url, hosts=self._hosts, patience=self._patience,
+                    limits=self._limits, measure=lambda: _files_of(folder),
+                )
+
+            video = bring()
+            while self._is_too_large(video):
+                # A playlist without sizes: which rendition is within max_height, the file tells.
+                discard(folder)
+                least = f"[tbr<{video.lesser_than}]"
+                options = {**options, "format": f"bv*{least}+ba/b{least}"}
+                video = bring()
             return self._take_in(
                 row, video.path, origin=origin, sha256=_sha256(video.path),
                 extractor=video.extractor, platform_id=video.platform_id,
                 metadata=video.metadata, subtitles=video.subtitles, notes=video.notes,
                 starts_at_seconds=video.starts_at_seconds, video_seconds=video.video_seconds,
             )
+
+    def _is_too_large(self, video: Video) -> bool:
+        """Whether a rendition of unknown size is above max_height, and there are lesser ones."""
+        most = self._settings.max_height
+        return (video.lesser_than is not None and most is not None and not self._settings.format
+                and self._probe(video.path).short_side > most)
 
     def _section(self, row: dict[str, Any]) -> Section | None:
         """The part of the video that is asked for; None for the whole."""

@@ -15,6 +15,7 @@ import cv2
 from stages.media import measures
 from stages.media.decode import DecodedVideo, FastVideo
 from stages.media.exact import ExactVideo
+from stages.media.holes import find_holes
 from stages.media.keeper import FrameKeeper
 from stages.media.measures import Measures, Wanted
 from stages.media.progress import beat
@@ -26,7 +27,7 @@ class ScanSettings:
     """How a file is read and what is kept of it; see the settings of scan_videos.
 
     `spans` are the pairs of seconds to read, None for all; `starts_at_seconds` is the file's time
-    0 in the video.
+    0 in the video; `in_pieces` says that it was fetched as pieces of a stream.
     """
 
     exact: bool
@@ -37,6 +38,7 @@ class ScanSettings:
     frame_quality: int
     frames_per_second: float
     wanted: Wanted
+    in_pieces: bool = False
 
 
 def scan_video(
@@ -73,7 +75,11 @@ def scan_video(
             yield from keeper.finish(size)
     finally:
         beat(video.decoded_frames)
-    return _columns(video, taken, numbers, seconds, positions)
+    columns = _columns(video, taken, numbers, seconds, positions)
+    if settings.spans is None:
+        found = find_holes(path, video.facts, seconds, in_pieces=settings.in_pieces)
+        columns["holes"] = [{"start_seconds": a, "end_seconds": b} for a, b in found] or None
+    return columns
 
 
 def _opened(path: Path, settings: ScanSettings) -> DecodedVideo:

@@ -179,7 +179,9 @@ class Video:
     """A downloaded file and what the platform says about it.
 
     `platform_id` is null where the page is of no platform that names its videos. A file that holds
-    a section has the time in the video at which it begins, and how long the whole video is.
+    a section has the time in the video at which it begins, and how long the whole video is. Where
+    the site doesn't tell sizes, and there are renditions of lower rates than this one's,
+    `lesser_than` is its rate (kbit/s).
     """
 
     path: Path
@@ -190,6 +192,7 @@ class Video:
     notes: dict[str, str] = field(default_factory=dict)
     starts_at_seconds: float | None = None
     video_seconds: float | None = None
+    lesser_than: float | None = None
 
 
 Judge = Callable[[float | None, int | None], None]
@@ -255,6 +258,9 @@ def _download(
         notes["subtitles_error"] = str(error)
         bare = {**options, "writesubtitles": False, "writeautomaticsub": False}
         info = _extract(url, folder, bare, judge, hosts, section)
+    protocol = str(info.get("protocol") or "")
+    if protocol.startswith(("m3u8", "http_dash_segments", "ism", "f4m")):
+        notes["protocol"] = protocol
     files = [Path(item["filepath"]) for item in info.get("requested_downloads") or []]
     if len(files) != 1 or not files[0].is_file():
         raise RowFailed("permanent", f"yt-dlp gave {len(files)} files for {url}, not one")
@@ -269,7 +275,19 @@ def _download(
         metadata=_metadata(info),
         subtitles=_read_subtitles(info, notes),
         notes=notes,
+        lesser_than=_rate_of_unknown_size(info),
     )
+
+
+def _rate_of_unknown_size(info: Mapping[str, Any]) -> float | None:
+    """The rate of the video taken, where its size isn't told and lower rates are there."""
+    taken = next(iter(info.get("requested_formats") or ()), info)
+    rate = taken.get("tbr")
+    if rate is None or None not in (taken.get("width"), taken.get("height")):
+        return None
+    lesser = any((one.get("tbr") or rate) < rate for one in info.get("formats") or ()
+                 if one.get("vcodec") != "none")
+    return rate if lesser else None
 
 
 def _make_storable(subtitles: Mapping[str, dict[str, Any]]) -> None:
