@@ -259,7 +259,7 @@ def _download(
         bare = {**options, "writesubtitles": False, "writeautomaticsub": False}
         info = _extract(url, folder, bare, judge, hosts, section)
     protocol = str(info.get("protocol") or "")
-    if protocol.startswith(("m3u8", "http_dash_segments", "ism", "f4m")):
+    if section is None and protocol.startswith(("m3u8", "http_dash_segments", "ism", "f4m")):
         notes["protocol"] = protocol
     files = [Path(item["filepath"]) for item in info.get("requested_downloads") or []]
     if len(files) != 1 or not files[0].is_file():
