@@ -162,7 +162,7 @@ class Catalog:
         ClipmillError where the machine or a file is to blame. Errors may come while reading, too:
         read inside `with readable_errors()`.
         """
-        with readable_errors():
+        with readable_errors(query):
             query = reading_statement(self.connection, query)
             self._create_views_for(query)
             # A cursor of its own: a result that is still being read blocks its connection.

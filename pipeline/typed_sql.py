@@ -27,6 +27,9 @@ HIDING = frozenset((
 ))
 """Functions that run SQL, or a function, which stands in a text: it could write, unseen."""
 
+KEYWORD_COLUMNS = frozenset(("at",))
+"""Columns of the views that SQL doesn't take for names where they are not quoted."""
+
 
 def reading_statement(connection: duckdb.DuckDBPyConnection, query: str) -> str:
     """The text to run for one statement that only reads.
@@ -95,8 +98,11 @@ def _dictionaries(value: Any) -> Iterator[dict[str, Any]]:
 
 
 @contextmanager
-def readable_errors() -> Iterator[None]:
-    """DuckDB's errors as ours: the user's with status 2, the machine's with status 1."""
+def readable_errors(query: str = "") -> Iterator[None]:
+    """DuckDB's errors as ours: the user's with status 2, the machine's with status 1.
+
+    Of a `query` that can't be parsed it is said whether a column's name is to blame.
+    """
     try:
         yield
     except duckdb.PermissionException as error:
@@ -129,10 +135,7 @@ def readable_errors() -> Iterator[None]:
         raise UsageError(f"{error}\nViews: {known}; and steps.<step>, see SHOW ALL TABLES"
                          ) from error
     except duckdb.ParserException as error:
-        hint = ""
-        if re.search(r"\bat\b", str(error), re.I):
-            hint = '\nAT is a keyword of SQL: the column `at` is written "at", in double quotes'
-        raise UsageError(f"{error}{hint}") from error
+        raise UsageError(f"{error}{_keyword_hint(query)}") from error
     except duckdb.Error as error:
         raise UsageError(f"{error}{hint_at_quotes(error)}") from error
 
@@ -145,6 +148,27 @@ def hint_at_quotes(error: Exception) -> str:
         return ""
     return (f"\nIf {found[1]!r} is text, write it in single quotes; double quotes are for names of "
             "columns. In a shell: \"… = 'text'\"")
+
+
+def _keyword_hint(query: str) -> str:
+    """What to write in place of a column that SQL takes for a keyword, where that is the mistake.
+
+    It is where the query can be parsed once those words are quoted.
+    """
+    text, mended, end = query.encode(), b"", 0
+    found = set()
+    for start, _ in duckdb.tokenize(query):
+        word = re.match(rb"\w+", text[start:])
+        if word is not None and (name := word[0].decode().lower()) in KEYWORD_COLUMNS:
+            found.add(name)
+            mended += text[end:start] + b'"' + word[0] + b'"'
+            end = start + len(word[0])
+    try:
+        duckdb.extract_statements((mended + text[end:]).decode())
+    except duckdb.Error:
+        return ""
+    return "".join(f'\n{name.upper()} is a keyword of SQL: the column `{name}` is written '
+                   f'"{name}", in double quotes' for name in sorted(found))
 
 
 def _out_of_memory(reason: str) -> str:

@@ -1,0 +1,48 @@
+"""A column that SQL takes for a keyword is explained where it is the mistake, and only there."""
+
+from __future__ import annotations
+
+import duckdb
+import pytest
+
+from pipeline.typed_sql import KEYWORD_COLUMNS, readable_errors
+from schemas import views
+from schemas.errors import UsageError
+
+HINT = '\nAT is a keyword of SQL: the column `at` is written "at", in double quotes'
+
+
+def said_about(query: str) -> str:
+    with pytest.raises(UsageError) as raised, readable_errors(query):
+        duckdb.extract_statements(query)
+    return str(raised.value)
+
+
+@pytest.mark.parametrize("query", [
+    "SELECT at FROM failures", "SELECT key, at, kind FROM failures", "SELECT max(AT) FROM failures",
+    "SELECT * FROM failures ORDER BY at", "SELECT 'é', at\nFROM failures WHERE at > '2026'",
+])
+def test_the_column_is_to_blame(query):
+    assert said_about(query).endswith(HINT)
+
+
+@pytest.mark.parametrize("query", [
+    "SELEC 1", "SELECT key FROM failures WHER x", "SELECT 'at' FROM FROM", "SELECT FROM WHERE",
+    'SELECT "at" FROM failures WHERE', "SELECT at FROM failures WHERE -- at\n",
+    "SELECT key FROM failures WHERE message LIKE 'at %' ORDER key",
+])
+def test_the_mistake_is_another(query):
+    assert "is a keyword" not in said_about(query)
+
+
+def test_all_such_columns_are_known():
+    names = {name for columns in views.VIEWS.values() for name, _ in columns}
+
+    def is_name(name: str) -> bool:
+        try:
+            duckdb.extract_statements(f"SELECT {name} FROM t")
+        except duckdb.ParserException:
+            return False
+        return True
+
+    assert {name for name in names if not is_name(name)} == KEYWORD_COLUMNS
