@@ -16,8 +16,8 @@ app = Commands(
     name="clipmill",
     help="Video sources in, a queryable video–text dataset out.",
     no_args_is_help=True,
-    epilog="\b\nFirst steps:\n  clipmill demo\n  clipmill run timestamps-only --sources FOLDER\n"
-           "  clipmill COMMAND --help",
+    epilog="\b\nFirst steps:\n  clipmill demo\n  clipmill run timestamps-only --sources videos/\n"
+           "  clipmill run --help",
 )
 for commands in (helping, making, looking, choosing, keeping):
     app.add_typer(commands.app)

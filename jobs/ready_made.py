@@ -74,9 +74,9 @@ def _path(argument: str, folder: Path, kind: str, hint: str) -> Path:
     if path.is_file():
         return path
     if argument in {*names(FOLDER), *names(SUBSET_FOLDER)}:
-        raise UsageError(f"{argument} is a recipe for `clipmill "
-                         f"{'run' if folder == SUBSET_FOLDER else 'subset create DATASET'} "
-                         f"{argument}`, not a {kind}")
+        other = "clipmill run" if folder == SUBSET_FOLDER else "clipmill subset create"
+        raise UsageError(f"{argument} is a recipe for `{other}`, not a {kind}; `clipmill recipe "
+                         f"show {argument}` prints it")
     near = difflib.get_close_matches(argument, known, n=1)
     guess = f"did you mean {near[0]}? " if near else ""
     raise UsageError(f"no {kind} {argument!r}: there is no such file, and the ready-made ones are "

@@ -32,7 +32,7 @@ from pipeline.removal import finish_removals
 from pipeline.retry import Unfinished, list_shards, request_retries, unfinished_retries
 from pipeline.runner import Report
 from pipeline.sources import ingest, list_source_shards
-from schemas.command_line import shell_word
+from schemas.command_line import shell_word, start_a_run
 from schemas.errors import ClipmillError, UsageError
 from schemas.storage import writing_to
 from schemas.words import counted
@@ -406,8 +406,7 @@ def load(
         wait_until_free(dataset)
     record = records.latest_run(dataset)
     if record is None:
-        raise UsageError(f"{dataset} has no run yet; start with `clipmill run RECIPE "
-                         f"--dataset {shell_word(dataset)}`")
+        raise UsageError(f"{dataset} has no run yet; {start_a_run(dataset)}")
     return LoadedRecipe.from_record(record["recipe"], overrides, sources=sources, engine=engine)
 
 

@@ -23,6 +23,7 @@ from pipeline.catalog import Catalog, open_catalog, readable_errors
 from pipeline.kept_frames import KeptFrame, Span, kept_frames
 from pipeline.output_places import check_output
 from schemas.clocks import FILE_ZERO_SQL
+from schemas.command_line import shell_word
 from schemas.errors import ClipmillError, RowFailed, UsageError, printable
 from schemas.sql_text import literal
 from schemas.words import counted
@@ -123,7 +124,8 @@ def _rows(catalog: Catalog, ids: Sequence[str]) -> list[dict[str, Any]]:
             "SELECT clip_id FROM clips ORDER BY jaro_winkler_similarity(clip_id, ?) DESC, clip_id "
             "LIMIT 3", [missing[0]]).fetchall()
         hint = (f"did you mean {', '.join(clip_id for clip_id, in near)}?" if near
-                else "it has no clips yet; see `clipmill status`")
+                else "it has no clips yet; see `clipmill status "
+                f"{shell_word(catalog.layout.dataset)}`")
         also = f" (nor {len(missing) - 1:,} of the others)" if len(missing) > 1 else ""
         raise UsageError(f"the dataset has no clip {printable(missing[0])!r}{also}; {hint}")
     return [rows[clip_id] for clip_id in ids]

@@ -93,7 +93,7 @@ def show(dataset: Path, name: str, *, format: str = "markdown") -> None:
     if format == "json":
         print(json.dumps(plain({**subset.info, "since": since}), indent=2, ensure_ascii=False))
         return
-    print(printable(data_card(subset, since)), end="")
+    print(printable(data_card(subset, since, SUBSET_FOLDER)), end="")
 
 
 def recipes(name: str | None) -> None:

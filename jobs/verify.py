@@ -16,12 +16,12 @@ import pyarrow as pa
 from jobs.formats import write_rows
 from jobs.locking import dataset_lock
 from jobs.progress import saying
-from pipeline.records import check_links, require_dataset
+from pipeline.records import check_links, latest_run, require_dataset
 from pipeline.verify import Report, verify
 from pipeline.verify.findings import Finding, as_text
 from pipeline.verify.repair import Repaired, repair
-from schemas.command_line import shell_word
-from schemas.damage import what_is_there
+from schemas.command_line import shell_word, start_a_run
+from schemas.damage import DamagedFile, what_is_there
 from schemas.errors import ClipmillError
 from schemas.storage import writing_to
 from schemas.words import counted
@@ -158,6 +158,14 @@ def _summary(report: Report, *, media: bool) -> str:
     return "\n".join("".join(c if c.isprintable() else "\ufffd" for c in line) for line in lines)
 
 
+def _names_sources(dataset: Path) -> bool:
+    """Whether a run without a recipe would take sources: those of the newest one's."""
+    with contextlib.suppress(DamagedFile):
+        record = latest_run(dataset)
+        return record is not None and bool(record["recipe"]["sources"])
+    return False
+
+
 def _repaired(dataset: Path, repaired: Repaired) -> str:
     lines = []
     if repaired.folder is not None:
@@ -169,9 +177,10 @@ def _repaired(dataset: Path, repaired: Repaired) -> str:
         lines.append(f"{counted(repaired.reopened, 'removal')} opened again: the next run carries "
                      f"{'it' if repaired.reopened == 1 else 'them'} out.")
     if repaired.needs_sources:
-        lines.append(f"`clipmill run RECIPE --dataset {shell_word(dataset)}` (or `clipmill "
-                     "import`, where they came from one) takes the sources again and makes the "
-                     "rest.")
+        again = (f"`clipmill run --dataset {shell_word(dataset)}` takes them again" if
+                 _names_sources(dataset) else start_a_run(dataset))
+        lines.append("Sources that were imported are to be imported again; of the others: "
+                     f"{again}. That makes the rest, too.")
     elif repaired.awaited or repaired.reopened:
         lines.append(f"`clipmill run --dataset {shell_word(dataset)}` makes it again.")
     if repaired.left:

@@ -129,7 +129,7 @@ def _choose(path: Path, names: Sequence[str]) -> tuple[dict[str, str], str | Non
     if missing:
         raise UsageError(f"{path} is not InternVid's metadata: it has no column "
                          f"{', '.join(missing)}. Its columns: {', '.join(names) or 'none'}. Other "
-                         "lists go in with `clipmill run RECIPE --sources FILE`")
+                         "lists are the --sources of a run")
     if SCORE.lower() in by_lower:
         return columns, by_lower[SCORE.lower()]
     return columns, next((name for name in names if name.lower() in _OTHER_NAMES_OF_SCORE), None)

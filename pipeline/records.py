@@ -11,7 +11,7 @@ from typing import Any
 
 from pipeline.fence import goes_on
 from pipeline.shards import write_json
-from schemas.command_line import shell_word
+from schemas.command_line import shell_word, start_a_run
 from schemas.damage import DamagedFile, read_json, reading
 from schemas.errors import ClipmillError, UsageError, storable
 
@@ -140,7 +140,7 @@ def _datasets_in(folder: Path) -> str:
 def require_dataset(dataset: Path) -> Path:
     """`dataset` if it is one, else a usage error that says what to do."""
     check_place(dataset)
-    make = f"make one with `clipmill run RECIPE --dataset {shell_word(dataset)}`"
+    make = f"to make one, {start_a_run(dataset)}"
     if dataset.is_file():
         raise UsageError(f"{dataset} is a file, and a dataset is a folder, which `clipmill run` "
                          f"makes{_datasets_in(dataset.parent)}")

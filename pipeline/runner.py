@@ -202,7 +202,7 @@ class Worker:
             if seen.get(name, 0) >= CRASHES_ALLOWED:
                 deaths = counted(seen[name], "time")
                 error = RowFailed("crash", f"its worker died {deaths} while it was at this row; "
-                                  "`clipmill retry --kind crash` tries it again")
+                                  "retry the failures of kind crash to try it again")
                 yield batch, {step.label: failed_rows(step, [name], error)}
                 continue
             died = seen.get(name, 0)

@@ -104,7 +104,7 @@ class Watchdog:
                 2 * self.rows_a_shard if any(step.stage.fragile for step in pool.steps) else 0)
             if self._starts[number] > allowed:
                 return (f"workers of {pool.names} die again and again: {self._starts[number]} "
-                        "have started since one last finished a shard; `clipmill logs` shows what "
+                        "have started since one last finished a shard; the run's log shows what "
                         "they did last, and the system's log whether memory ran out")
         return self._starved(now)
 

@@ -6,6 +6,12 @@ import shlex
 from pathlib import Path
 
 
+def start_a_run(dataset: Path | str) -> str:
+    """What to do where only the user can know which recipe is meant."""
+    return (f"run a recipe with --dataset {shell_word(dataset)} (`clipmill recipe list` names the "
+            "ready-made ones)")
+
+
 def shell_word(path: Path | str) -> str:
     """A path as one word of a command line, also where it has spaces or begins with a dash."""
     text = str(path)

@@ -62,19 +62,18 @@ def _next_step(dataset: Path, where: str) -> str:
     first, _, rest = where.partition("/")
     if first == "subsets":
         name = rest.partition("/")[0]
-        return (f"delete {dataset / first / name} and freeze it again with `clipmill subset "
-                f"create {shown} RECIPE`")
+        return (f"delete {dataset / first / name} and freeze the subset again by its recipe")
     if first == "removed":
         return "put the file right by hand, or delete it and remove those videos again"
     if first == "runs":
-        return (f"{sets_aside}, and `clipmill run RECIPE --dataset {shown}` with the same recipe "
-                "writes one again")
+        return (f"{sets_aside}, and a run with the same recipe and --dataset {shown} writes one "
+                "again")
     if first == "retries":
         return f"{sets_aside}, and `clipmill retry {shown}` asks again"
     if first == "sources":
-        return (f"{sets_aside} with what was made from it, and `clipmill run RECIPE --dataset "
-                f"{shown}` takes it in again")
-    return f"{sets_aside}, and the next `clipmill run` makes it again"
+        return (f"{sets_aside} with what was made from it, and a run with its recipe and "
+                f"--dataset {shown} takes it in again")
+    return f"{sets_aside}, and `clipmill run --dataset {shown}` makes it again"
 
 
 def what_is_there(path: Path) -> str | None:

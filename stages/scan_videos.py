@@ -131,4 +131,4 @@ def _require(path: Path) -> None:
         problem = error.strerror
     if problem:
         raise RowFailed("transient", f"{path}: {problem}; mount the disk that it is on, or put the "
-                        "file back, then run `clipmill retry DATASET --kind transient`")
+                        "file back, then retry the failures of kind transient")

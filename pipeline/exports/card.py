@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import pyarrow as pa
 import yaml
 
-from pipeline.exports.request import ExportRequest
+from pipeline.exports.request import ExportRequest, Interleaving
 from pipeline.exports.shards import Shard
 from pipeline.exports.tables import VIDEO
 from schemas.words import counted, plain_hours
@@ -185,24 +186,31 @@ def _licences(manifest: Mapping[str, Any]) -> str:
 
 def _again(request: ExportRequest, manifest: Mapping[str, Any]) -> str:
     asked = manifest["asked"]
-    words = ["clipmill", "export", "DATASET", "--format", request.format, "--output", "DIR",
+    # Names without their folders, which would say whose machine this was.
+    names = [request.dataset.absolute().name, request.output.absolute().name]
+    dataset, output = (f"./{name}" if name.startswith("-") else name for name in names)
+    words = ["clipmill", "export", dataset, "--format", request.format, "--output", output,
              "--media", asked["media"], "--caption", asked["caption"]]
     if asked["subset"] is not None:
         words += ["--subset", asked["subset"]]
-    if asked["where"] is not None:
-        words += ["--where", asked["where"]]
-    options = {"start": "before", "encoder": None, "crf": None, "preset": None, "short_side": None}
+    is_shown = asked["where"] == request.where
+    if request.where is not None and is_shown:
+        words += ["--where", request.where]
+    options = {"start": "before", "encoder": None, "crf": None, "preset": None, "short_side": None,
+               **asdict(Interleaving())}
     words += [word for name, usual in options.items() if asked.get(name, usual) != usual
               for word in (f"--{name.replace('_', '-')}", str(asked[name]))]
     words += ["--no-audio"] if asked.get("audio") is False else []
     words += ["--redact"] if request.redact else []
-    words += ["--keep-uncaptioned"] if asked["uncaptioned"] else []
+    words += ["--keep-uncaptioned" if asked["uncaptioned"] else "--drop-uncaptioned"]
     words += ["--shard-size", str(asked["shard_size"])]
     before = "with the dataset as it was"
     if asked["subset"] is not None:
         before = ("with the frozen subset of that hash (`clipmill subset create` makes the same "
                   "one from the same recipe, seed and catalog)")
-    return f"From the dataset, {before}:\n\n```sh\n{shlex.join(words)}\n```"
+    lacks = "" if is_shown else " The predicate of `--where` is left out here; add it."
+    return (f"In the folder that the dataset lies in, {before}:\n\n```sh\n{shlex.join(words)}\n```"
+            f"{lacks}")
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import yaml
 
 from pipeline.subsets.freeze import FrozenSubset
+from schemas.command_line import shell_word
 from schemas.words import counted, plain_hours
 
 _MOST = 15
 
 
-def data_card(subset: FrozenSubset, since: Mapping[str, Any]) -> str:
-    """What a subset is, how it was made, and what has become of its clips (`still_there`)."""
+def data_card(
+    subset: FrozenSubset, since: Mapping[str, Any], ready_made: Path | None = None
+) -> str:
+    """What a subset is, how it was made, and what has become of its clips (`still_there`).
+
+    `ready_made` is the folder of recipes that a command may name without a path.
+    """
     info = subset.info
     parts = [
         _head(info),
@@ -25,7 +32,7 @@ def data_card(subset: FrozenSubset, since: Mapping[str, Any]) -> str:
             [_counts(name, info["counts"][name]) for name in info["counts"]]),
         "## Its numbers\n\n" + _distributions(info["distributions"]),
         "## Since then\n\n" + _since(info, since),
-        "## To make it again\n\n" + _again(info),
+        "## To make it again\n\n" + _again(subset, ready_made),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -128,21 +135,54 @@ def _since(info: Mapping[str, Any], since: Mapping[str, Any]) -> str:
     return "\n".join(lines) or "All of its clips are in the catalog, made as they were then."
 
 
-def _again(info: Mapping[str, Any]) -> str:
-    where = info.get("where")
-    recipe = ["--where", where] if where else [info["recipe_files"][0]["name"]]
-    words = ["clipmill", "subset", "create", "DATASET", *recipe, "--seed", str(info["seed"])]
+def _again(subset: FrozenSubset, ready_made: Path | None) -> str:
+    info = subset.info
+    dataset = subset.folder.parent.parent.absolute()
+    where, written = info.get("where"), _to_write(info, ready_made)
+    if where:
+        recipe = ["--where", where]
+    elif written:
+        recipe = [f"./{info['recipe_files'][0]['name']}"]
+    else:
+        recipe = [Path(info["recipe_files"][0]["name"]).stem]
+    words = ["clipmill", "subset", "create", str(dataset), *recipe, "--name", info["name"],
+             "--seed", str(info["seed"])]
     for override in info["overrides"]:
         words += ["--set", override]
+    command = shlex.join(words)
+    if written:
+        # In a folder of its own, so that no file of that name is overwritten.
+        command = "\n".join(['(cd "$(mktemp -d)"', *written, f"{command})"])
     files = [f"`{file['name']}`:\n\n{_fenced(file['text'])}" for file in info["recipe_files"]]
     return (
-        f"{_fenced(shlex.join(words), 'sh')}\n\n"
-        "On the same catalog that gives the same hash. The recipe, as it was:\n\n"
+        f"{_fenced(command, 'sh')}\n\n"
+        "On the same catalog that gives the same hash, and so nothing to do. The recipe, as it "
+        "was:\n\n"
         + "\n\n".join(files)
         + "\n\nIts rules with every parameter in its place:\n\n"
         + _fenced(yaml.safe_dump({"rules": info["rules"]}, sort_keys=False, allow_unicode=True,
                                  width=90))
     )
+
+
+def _to_write(info: Mapping[str, Any], ready_made: Path | None) -> list[str]:
+    """Shell commands that write the recipe's files; none where it is ready-made, and as it was."""
+    files = info["recipe_files"]
+    if info.get("where") or (ready_made is not None and all(
+            _holds(ready_made / file["name"], file["text"]) for file in files)):
+        return []
+    found = []
+    for file in files:
+        ending = "END"
+        while ending in file["text"].splitlines():
+            ending += "_"
+        text = file["text"] if file["text"].endswith("\n") else file["text"] + "\n"
+        found.append(f"cat > {shell_word(file['name'])} <<'{ending}'\n{text}{ending}")
+    return found
+
+
+def _holds(path: Path, text: str) -> bool:
+    return path.is_file() and path.read_text("utf-8") == text
 
 
 def _size(row: Mapping[str, Any]) -> list[str]:

@@ -73,7 +73,8 @@ def load_subset(dataset: Path, name: str) -> FrozenSubset:
         near = difflib.get_close_matches(name, names, n=1)
         hint = f"did you mean {near[0]}? " if near else ""
         known = f"there are: {', '.join(names)}" if names else (
-            f"make one with `clipmill subset create {shell_word(dataset)} RECIPE`")
+            "`clipmill subset recipes` names the ready-made ones, e.g. `clipmill subset create "
+            f"{shell_word(dataset)} internvid-random`")
         raise UsageError(f"{dataset} has no subset {name!r}; {hint}{known}")
     folder = dataset / SUBSETS / name
     path = folder / "subset.json"

@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from pipeline.catalog import Catalog
 from pipeline.plain_yaml import parse_yaml
-from schemas.command_line import shell_word
+from schemas.command_line import shell_word, start_a_run
 from schemas.errors import UsageError
 from schemas.tables import CLIPS
 from schemas.views import CLIPS_VIDEO_COLUMNS, StepTable, clip_columns
@@ -165,8 +165,8 @@ class _Stages:
     def __init__(self, catalog: Catalog) -> None:
         layout = catalog.layout
         if layout.record is None:
-            raise UsageError(f"{layout.dataset} has no run yet, and so no scores; start with "
-                             f"`clipmill run RECIPE --dataset {shell_word(layout.dataset)}`")
+            raise UsageError(f"{layout.dataset} has no run yet, and so no scores; "
+                             f"{start_a_run(layout.dataset)}")
         self.dataset = layout.dataset
         self.records: list[dict[str, Any]] = layout.record["stages"]
         self._made: dict[str, tuple[StepTable, str]] = clip_columns(layout.steps)

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from schemas.command_line import shell_word
+from schemas.command_line import shell_word, start_a_run
 
 
 @dataclass(frozen=True)
@@ -102,8 +102,8 @@ class Book:
 
     def _makes_again(self, label: str) -> str:
         if label == "sources":
-            return (f"`clipmill run RECIPE --dataset {shell_word(self.dataset)}` (or `clipmill "
-                    "import`) takes these sources again")
+            return ("take these sources again: import them where they were imported, else "
+                    f"{start_a_run(self.dataset)}")
         return f"{self.again} makes it again"
 
     def stray(self, check: str, where: str, what: str) -> None:

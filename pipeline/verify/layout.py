@@ -262,7 +262,7 @@ def read_survey(dataset: Path, book: Book) -> Survey:
         except (DamagedFile, OSError) as error:
             records_known = False
             _unreadable(book, dataset, path, error, "the run's record",
-                        "with the same RECIPE, `clipmill run` writes one again")
+                        "a run with the same recipe writes one again")
             continue
         records[path.stem], newest = record, record
         nodes.update((node.id, node) for node in found)

@@ -12,6 +12,7 @@ from pipeline.verify.findings import Book, Remake, SetAside
 from pipeline.verify.layout import Node, Survey
 from pipeline.verify.shards import Rows
 from schemas.clocks import CLOCK_COLUMNS, file_zero_seconds
+from schemas.command_line import shell_word
 from schemas.damage import what_is_there
 from schemas.errors import RowFailed
 from stages.media.isolated import Limits, run_isolated
@@ -98,7 +99,8 @@ class MediaChecks:
             if is_outside:
                 book.fault("media_missing", stored, what, "it is outside the dataset: put it "
                            "back there or mount its disk, or `clipmill remove "
-                           f"{book.dataset} --video {video_id}`", at_rest=True)
+                           f"{shell_word(book.dataset)} --video {shell_word(video_id)}`",
+                           at_rest=True)
             else:
                 self._bad_file("media_missing", stored, what, videos)
             return

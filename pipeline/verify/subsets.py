@@ -69,9 +69,8 @@ class SubsetChecks:
             self._check_ids(path.parent, where, info)
 
     def _tell(self, where: str, what: str) -> None:
-        self.book.fault("subset", where, what, f"delete the folder and freeze it again: `clipmill "
-                        f"subset create {self.book.dataset} RECIPE` (its recipe is in "
-                        "subset.json)")
+        self.book.fault("subset", where, what, "delete the folder and freeze the subset again by "
+                        "its recipe, which is in subset.json")
 
     def _problems(self, folder: Path, info: dict[str, Any]) -> list[str]:
         problems = []

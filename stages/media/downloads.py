@@ -270,7 +270,7 @@ def _failing_disk(what: str, error: OSError) -> RowFailed:
     """A full disk is told from its cause, and stops the run."""
     where = f" ({error.filename})" if error.filename else ""
     return RowFailed("transient", f"{what}{where}: {error.strerror or error}; see to the disk or "
-                     "share, then `clipmill retry DATASET --kind transient`")
+                     "share, then retry the failures of kind transient")
 
 
 def _with_id(row: dict[str, Any], media: Media) -> Media:

@@ -337,8 +337,8 @@ def asked_for_too_long(host: str, seconds: float) -> str:
 def _until_when(host: str, held_until: float) -> str:
     until = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(held_until))
     return (f"{host} asks to be left alone until {until}, longer than "
-            "download_videos.max_backoff_seconds; after that `clipmill retry DATASET --kind "
-            "transient` tries again (for a list: `clipmill run`)")
+            "download_videos.max_backoff_seconds; after that retry the failures of kind transient "
+            "(for a list, run again)")
 
 
 def ask_again(folder: Path) -> None:

@@ -39,8 +39,8 @@ def test_help_imports_nothing_heavy():
     [
         (["run", "nope"], ["no recipe 'nope'", "ready-made ones are"]),
         (["run", "smal-cpu"], ["did you mean small-cpu"]),
-        (["run", "svd"], ["svd is a recipe for `clipmill subset create DATASET svd`"]),
-        (["subset", "recipes", "small-cpu"], ["small-cpu is a recipe for `clipmill run small-cpu"]),
+        (["run", "svd"], ["svd is a recipe for `clipmill subset create`"]),
+        (["subset", "recipes", "small-cpu"], ["small-cpu is a recipe for `clipmill run`"]),
         (["run", "demo", "--set", "split_clip.threshold=3"], ["did you mean split_clips"]),
         (["run", "demo", "--set", "split_clips.treshold=3"],
          ["split_clips", "treshold", "did you mean threshold"]),

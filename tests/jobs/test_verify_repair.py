@@ -254,7 +254,7 @@ def test_damaged_sources_are_taken_again_from_the_recipe(dataset: Path, capsys):
     half(dataset / "sources" / "000000.parquet")
     assert faults(dataset) == [("unreadable", "sources/000000.parquet")]
     assert clipmill("verify", dataset, "--repair") == 0
-    assert "clipmill run RECIPE" in capsys.readouterr().err
+    assert f"`clipmill run --dataset {dataset}` takes them again" in capsys.readouterr().err
     assert not list(dataset.glob("[!q]*/*/000000.parquet"))
     run(load(None, dataset), dataset)
     assert faults(dataset) == []

@@ -210,7 +210,7 @@ def test_a_disk_that_fails_is_named_with_the_file(tmp_path, monkeypatch):
     row = one_row(tmp_path, {"url": str(film), "path": str(film)})
     assert outcome(row) == "transient"
     assert f"{film} cannot be read: Input/output error" in row["error"]["message"]
-    assert "clipmill retry DATASET --kind transient" in row["error"]["message"]
+    assert "retry the failures of kind transient" in row["error"]["message"]
 
 
 def test_the_datasets_disk_is_named_where_a_download_cannot_be_kept(tmp_path, monkeypatch):

@@ -30,7 +30,7 @@ from tests.download_helpers import add_extractor, make_video, outcome, stage
 from tests.http_server import Busy, Redirect, serve
 
 HOUR, DAY = "3600", "86400"
-NEXT_STEP = "clipmill retry DATASET --kind transient"
+NEXT_STEP = "retry the failures of kind transient"
 
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload([__name__])

@@ -294,7 +294,7 @@ def test_a_dataset_without_a_run_has_a_page(tmp_path):
     (tmp_path / "d" / "sources").mkdir(parents=True)
     root = report(tmp_path / "d", tmp_path / "page.html")
     assert "No run yet" in root.one("header").text
-    assert "clipmill run RECIPE" in root.one("section", id="provenance").text
+    assert "clipmill recipe list" in root.one("section", id="provenance").text
 
 
 def test_clips_without_captions_and_scores_have_a_page(tmp_path):
