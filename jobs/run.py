@@ -245,8 +245,7 @@ class _DriverLog:
         self.log = RunLog(dataset, record["run_id"], DRIVER, self.limits)
         self._started = time.monotonic()
         self._counts: dict[str, Counter] = {}
-        versions = {"clipmill": record["code_version"], "python": platform.python_version(),
-                    "system": platform.platform(), **package_versions()}
+        versions = {"clipmill": record["code_version"], **record["versions"]}
         self.log.write("run_start", f"recipe {loaded.name}, engine {recipe.engine}",
                        versions=versions)
         for line in (before or "").splitlines():
@@ -327,6 +326,8 @@ def _record(
         "recipe_name": loaded.name,
         "recipe": loaded.record(),
         "code_version": code_version(),
+        "versions": {"python": platform.python_version(), "system": platform.platform(),
+                     **package_versions()},
         "engine": loaded.recipe.engine,
         "until": None if len(steps) == len(plan.steps) else steps[-1].stage_label,
         "last_shard": shards.first[-1] if shards.first else None,

@@ -10,8 +10,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 # Those whose version may change what a run does.
-_PACKAGES = ("av", "decord", "duckdb", "opencv-python-headless", "pyarrow", "ray",
-             "scenedetect-headless", "torch", "transformers", "yt-dlp")
+_PACKAGES = ("av", "decord", "duckdb", "huggingface_hub", "imageio-ffmpeg", "numpy",
+             "open_clip_torch", "opencv-python-headless", "pyarrow", "ray", "safetensors",
+             "scenedetect-headless", "sentencepiece", "timm", "tokenizers", "torch",
+             "torchvision", "transformers", "yt-dlp")
 
 
 @functools.cache

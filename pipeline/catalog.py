@@ -30,12 +30,12 @@ from pipeline.typed_sql import readable_errors, reading_statement
 from schemas import tables, views
 from schemas.damage import DamagedFile, read_json, reading
 from schemas.errors import UsageError
+from schemas.folders import SUBSETS
 from schemas.memory import bounded_memory
 from schemas.scratch import ScratchFolder
 from schemas.sql_text import escaped_for_glob, literal, quoted
 from schemas.step_tables import STAGE_TABLES, StepTable, raw_view
 
-SUBSETS = "subsets"
 _UNITS = {"bytes": 1, **{f"{letter}iB": 2 ** (10 * power)
                          for power, letter in enumerate("KMGTP", 1)}}
 # What Python and Arrow take for rows on their way out.
@@ -403,6 +403,7 @@ def _run_rows(dataset: Path) -> list[dict[str, Any]]:
             "stages": [_run_stage(stage) for stage in record["stages"]],
             "state": record["state"],
             "recipe_resolved": json.dumps(record["recipe"], ensure_ascii=False),
+            "versions": list((record.get("versions") or {}).items()),
         }
         for record in run_records(dataset)
     ]

@@ -26,9 +26,9 @@ from typing import Any
 from pipeline.shards import base_shard, is_shard
 from schemas import views
 from schemas.damage import DamagedFile, check_is_file, read_json, what_is_there
+from schemas.folders import INDEX
 from schemas.step_tables import StepTable
 
-INDEX = "index"
 VIEWS = ("clips", "videos")
 _VERSION = 1
 _TAIL_BYTES = 4096

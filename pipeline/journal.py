@@ -6,8 +6,6 @@ from pathlib import Path
 
 from schemas.damage import read_json, reading
 
-JOURNAL = "journal"
-
 
 def read_journal(path: Path) -> tuple[str, dict[str, int]]:
     """The run that wrote a journal, and by key how often a row was begun and not finished.

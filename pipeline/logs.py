@@ -27,8 +27,8 @@ from typing import Any
 
 from pipeline.shards import temporary_beside
 from schemas.errors import MAX_MESSAGE_CHARACTERS
+from schemas.folders import LOGS
 
-LOGS = "logs"
 DRIVER = "driver"
 LEVELS = ("info", "warning", "error")
 MAX_TRACEBACK_CHARACTERS = 6000

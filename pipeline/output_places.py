@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from schemas.errors import UsageError
+from schemas.folders import OWN_FOLDERS
 
 
 def check_output(dataset: Path, output: Path | None) -> None:
@@ -34,20 +35,10 @@ def _inside(place: Path, folder: Path) -> tuple[str, ...] | None:
 def _is_own(dataset: Path, name: str) -> bool:
     # Here, because most commands are given no output and should not wait for these.
     from pipeline.fence import COMMITS, LOCK
-    from pipeline.index import INDEX
-    from pipeline.journal import JOURNAL
-    from pipeline.logs import LOGS
-    from pipeline.plan import SOURCES
-    from pipeline.records import RUNS
-    from pipeline.removed_media import MEDIA
-    from pipeline.retry import RETRIES
     from pipeline.shards import committed_shards
     from pipeline.stage_classes import built_in_stage_names
-    from pipeline.tombstones import REMOVED
-    from pipeline.verify.layout import QUARANTINE
 
-    own = (SOURCES, MEDIA, RUNS, INDEX, "subsets", REMOVED, RETRIES, JOURNAL, LOGS, QUARANTINE,
-           LOCK, COMMITS, ".scratch", *built_in_stage_names())
+    own = (*OWN_FOLDERS, LOCK, COMMITS, ".scratch", *built_in_stage_names())
     if name in own:
         return True
     folder = dataset / name

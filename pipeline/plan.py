@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,10 @@ from pipeline.recipe import LoadedRecipe
 from pipeline.shards import base_shard, committed_shards, shard_order
 from pipeline.stage_classes import class_reference, stage_class
 from schemas.errors import UsageError
+from schemas.folders import RESERVED_LABELS, SOURCES
 from stages.protocol import Stage
 
-SOURCES = "sources"
+_LONGEST_LABEL = 60  # it is part of the names of temporary files, too
 KEY_LEVELS = ("source_key", "video_id", "clip_id")
 
 
@@ -119,11 +120,25 @@ def build_plan(loaded: LoadedRecipe) -> Plan:
     for stage_label, stage in loaded.stages.items():
         for part in stage.steps():
             label = stage_label if part is stage or part.name == stage.name else part.name
-            if any(step.label == label for step in steps) or label == SOURCES:
-                raise UsageError(f"stages.{stage_label}: the name {label!r} is already taken")
+            _check_label(label, stage_label, steps)
             steps.append(_step(label, stage_label, part, steps))
     _check_levels(steps)
     return Plan(tuple(steps), loaded.recipe.drop_frames)
+
+
+def _check_label(label: str, stage_label: str, before: Sequence[Step]) -> None:
+    """UsageError for a name that a folder of the dataset, or another table in it, has."""
+    # Some file systems take names that differ in case for one.
+    taken = {name.lower() for step in before for name in (step.label, *step.stage.more_tables)}
+    if label.lower() in taken:
+        raise UsageError(f"stages.{stage_label}: the name {label!r} is already taken")
+    if label.lower() in RESERVED_LABELS:
+        raise UsageError(f"stages.{stage_label}: a stage can't be called {label!r}: the dataset "
+                         "has that name for something else; write `my_"
+                         f"{label.lower()}: {{stage: …}}`")
+    if len(label) > _LONGEST_LABEL:
+        raise UsageError(f"stages.{stage_label[:40]}…: a label has {_LONGEST_LABEL} characters at "
+                         "most: it is the name of a folder")
 
 
 def _step(label: str, stage_label: str, stage: Stage, before: list[Step]) -> Step:

@@ -14,8 +14,8 @@ from pipeline.shards import write_json
 from schemas.command_line import shell_word, start_a_run
 from schemas.damage import DamagedFile, read_json, reading
 from schemas.errors import ClipmillError, UsageError, storable
+from schemas.folders import RUNS
 
-RUNS = "runs"
 KILLED = "killed"
 
 

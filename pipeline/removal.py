@@ -22,11 +22,11 @@ import pyarrow.parquet as pq
 from pipeline.damage import damage_named
 from pipeline.expansion import read_list_entries
 from pipeline.index_writer import update_index
-from pipeline.journal import JOURNAL, read_journal
-from pipeline.logs import LOGS, forget
+from pipeline.journal import read_journal
+from pipeline.logs import forget
 from pipeline.plan import SOURCES
 from pipeline.removed_index import drop_from_index
-from pipeline.removed_media import MEDIA, delete, own_files, size_of
+from pipeline.removed_media import delete, own_files, size_of
 from pipeline.retry import RETRIES, read_request
 from pipeline.rewriting import Selection, matching_rows, rewrite_shard
 from pipeline.shards import base_shard, committed_shards, shard_name, shard_path, write_json
@@ -34,12 +34,11 @@ from pipeline.tombstones import Tombstone, tombstones, write_tombstone
 from schemas import tables
 from schemas.damage import check_is_file, read_json, reading
 from schemas.errors import UsageError
+from schemas.folders import JOURNAL, OWN_FOLDERS
 from schemas.ids import platform_video_id, source_key
 from schemas.sql_text import escaped_for_glob, literal
 from schemas.step_tables import StepTable, scan
 
-_NOT_TABLES = frozenset((SOURCES, MEDIA, "runs", "index", "subsets", "removed", RETRIES,
-                         JOURNAL, LOGS))
 _NEAR = 3
 
 
@@ -191,7 +190,7 @@ def table_folders(dataset: Path) -> list[Path]:
     return sorted(
         folder
         for label in dataset.iterdir()
-        if label.is_dir() and label.name not in _NOT_TABLES and label.name[0] != "."
+        if label.is_dir() and label.name not in OWN_FOLDERS and label.name[0] != "."
         for folder in label.iterdir() if folder.is_dir() and committed_shards(folder)
     )
 

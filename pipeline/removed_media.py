@@ -14,8 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipeline.rewriting import Selection
-
-MEDIA = "media"
+from schemas.folders import MEDIA
 
 
 @dataclass

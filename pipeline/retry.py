@@ -21,8 +21,7 @@ from pipeline.shards import (
     write_json,
 )
 from schemas.damage import read_json, reading
-
-RETRIES = "retries"
+from schemas.folders import RETRIES
 
 
 def list_shards(dataset: Path, first: Sequence[str]) -> ShardList:

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from pipeline.fence import Fence
 from pipeline.inputs import FrameReader, input_table
-from pipeline.journal import JOURNAL, read_journal
+from pipeline.journal import read_journal
 from pipeline.logs import NO_LOGS, LogLimits, RunLog, ShardLog, python_messages, worker_name
 from pipeline.outputs import complete, failed_rows, made_before
 from pipeline.plan import Plan, ShardList, Step
@@ -37,6 +37,7 @@ from pipeline.shards import (
 from pipeline.tombstones import new_tombstone, removed_videos
 from schemas.damage import DamagedFile, reading
 from schemas.errors import ClipmillError, RowFailed, RowRejected
+from schemas.folders import JOURNAL
 from schemas.step_tables import REMOVED_RULE
 from schemas.storage import full_storage, writing_to
 from schemas.words import counted

@@ -15,8 +15,7 @@ from pathlib import Path
 from pipeline.shards import write_json
 from schemas.damage import DamagedFile, read_json, reading
 from schemas.errors import ClipmillError
-
-REMOVED = "removed"
+from schemas.folders import REMOVED
 
 
 @dataclass(frozen=True)

@@ -128,6 +128,7 @@ RUNS_VIEW: Columns = (
     ("stages", pa.list_(RUN_STAGE)),
     ("state", pa.string()),
     ("recipe_resolved", pa.string()),
+    ("versions", pa.map_(pa.string(), pa.string())),
 )
 SUBSETS_VIEW: Columns = (
     ("name", pa.string()),

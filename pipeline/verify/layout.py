@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.expansion import read_list_entries
-from pipeline.journal import JOURNAL, read_journal
+from pipeline.journal import read_journal
 from pipeline.plan import SOURCES, Read
 from pipeline.records import RUNS, read_run
 from pipeline.retry import RETRIES, read_request
@@ -24,11 +24,10 @@ from schemas import tables
 from schemas.command_line import shell_word
 from schemas.damage import DamagedFile, read_json, reading
 from schemas.errors import ClipmillError
+from schemas.folders import FRAMES, JOURNAL, QUARANTINE
 from schemas.ids import CLIP_ID
 from schemas.step_tables import STAGE_TABLES, StepTable
 
-QUARANTINE = "quarantine"
-FRAMES = "frames"
 FURTHER_TABLES = {FRAMES: tables.FRAMES, "shots": tables.SHOTS}
 
 

@@ -12,19 +12,17 @@ import duckdb
 import pyarrow as pa
 
 from pipeline.fence import COMMITS, LOCK
-from pipeline.index import INDEX
 from pipeline.plan import SOURCES
 from pipeline.records import RUNS
 from pipeline.retry import RETRIES
 from pipeline.tombstones import REMOVED
 from pipeline.verify.findings import Book, as_text
-from pipeline.verify.layout import QUARANTINE, Node, Survey, list_folder
+from pipeline.verify.layout import Node, Survey, list_folder
 from pipeline.verify.shards import Rows
 from schemas.damage import DamagedFile, reading, what_is_there
+from schemas.folders import OWN_FOLDERS
 from schemas.words import counted
 
-_OWN = frozenset((SOURCES, "media", RUNS, INDEX, "subsets", REMOVED, RETRIES, "journal", "logs",
-                  QUARANTINE))
 _TEMPORARY = re.compile(r"\..*\.tmp\Z|\..*~[0-9a-f]{8}\Z")
 _SOURCE_FILE = re.compile(r"([0-9a-f]{20})\.")
 _SHOWN = 1000
@@ -112,7 +110,7 @@ class StrayChecks:
             if name in (LOCK, COMMITS):
                 self._lock(path)
                 continue
-            if name in _OWN or name == ".scratch":
+            if name in OWN_FOLDERS or name == ".scratch":
                 continue
             if _TEMPORARY.match(name):
                 self._stray(name)

@@ -22,7 +22,7 @@ from stages.models.loading import local_folder
 from stages.models.memory import BatchSize
 from stages.models.published import PAIR, published_weights
 from stages.models.references import ModelReference
-from stages.models.torch_setup import best_device, default_dtype, prepare_torch
+from stages.models.torch_setup import best_device, default_dtype, prepare_torch, say_place
 from stages.protocol import Stage, resource
 
 if TYPE_CHECKING:
@@ -106,6 +106,7 @@ class ClipEmbedder:
 
         self.device = best_device()
         self.dtype = default_dtype(self.device) if dtype == "auto" else getattr(torch, dtype)
+        say_place(f"{setting} {reference}", self.device, self.dtype)
         self._images = BatchSize(batch_images)
         self._fresh = BatchSize(_TEXT_BATCH)
         model, self._tokenize = _load(reference, setting, with_tokenizer="text" in towers)

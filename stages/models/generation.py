@@ -120,9 +120,10 @@ class Place:
 
         automatic = stage.device == "auto"
         device = torch_setup.best_device() if automatic else torch.device(stage.device)
-        if stage.dtype == "auto":
-            return cls(device, torch_setup.default_dtype(device))
-        return cls(device, getattr(torch, stage.dtype))
+        dtype = (torch_setup.default_dtype(device) if stage.dtype == "auto"
+                 else getattr(torch, stage.dtype))
+        torch_setup.say_place(stage.name, device, dtype)
+        return cls(device, dtype)
 
 
 def load_config(folder: Path, what: str, *, trust_remote_code: bool) -> Any:

@@ -5,12 +5,16 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.util
+import logging
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
+
+_logger = logging.getLogger("clipmill.models")
+_logger.setLevel(logging.INFO)  # below what Python shows by itself
 
 # What torchvision's import raises where its compiled operators could not be loaded.
 _UNLOADED_OPERATORS = "operator torchvision::nms does not exist"
@@ -57,6 +61,14 @@ def best_device() -> torch.device:
     import torch
 
     return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def say_place(what: str, device: torch.device, dtype: torch.dtype) -> None:
+    """Puts into the run's log where a model computes, and in which numbers."""
+    import torch
+
+    name = f" ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else ""
+    _logger.info("%s computes on %s%s in %s", what, device, name, str(dtype).removeprefix("torch."))
 
 
 def default_dtype(device: torch.device) -> torch.dtype:

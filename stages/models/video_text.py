@@ -13,7 +13,7 @@ from stages.models.embedders import DType
 from stages.models.loading import local_folder
 from stages.models.memory import BatchSize
 from stages.models.references import ModelReference
-from stages.models.torch_setup import best_device, default_dtype, prepare_torch
+from stages.models.torch_setup import best_device, default_dtype, prepare_torch, say_place
 
 # What the published checkpoints say in preprocessor_config.json.
 _MEAN, _STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
@@ -35,6 +35,7 @@ class VideoTextModel:
         folder = local_folder(reference, setting=setting)
         self._device = best_device()
         self._dtype = default_dtype(self._device) if dtype == "auto" else getattr(torch, dtype)
+        say_place(f"{setting} {reference}", self._device, self._dtype)
         try:
             kind = json.loads((folder / "config.json").read_text("utf-8")).get("model_type")
             if kind != "xclip":

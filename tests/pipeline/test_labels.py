@@ -1,0 +1,64 @@
+"""What a stage may be called: nothing that the dataset's folder has for something else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipeline.plan import build_plan
+from pipeline.recipe import load_recipe
+from schemas.errors import UsageError
+from schemas.folders import OWN_FOLDERS, RESERVED_LABELS
+
+OWN = Path(__file__).parent / "own_stages.py"
+
+
+def planned(folder: Path, *labels: str, **more: dict):
+    """A plan of the small stages, the last of which is called by each label."""
+    stages = {"fetch_words": {"stage": f"{OWN}:FetchWords"},
+              "cut_words": {"stage": f"{OWN}:CutWords"}, **more,
+              **{label: {"stage": f"{OWN}:NameWords"} for label in labels}}
+    path = folder / "words.yaml"
+    path.write_text(yaml.safe_dump({"sources": [{"path": "urls.txt"}], "stages": stages},
+                                   sort_keys=False))
+    return build_plan(load_recipe(path))
+
+
+@pytest.mark.parametrize("label", [*sorted(RESERVED_LABELS), "Runs", "LOGS"])
+def test_a_name_of_the_datasets_own_is_refused(tmp_path, label):
+    with pytest.raises(UsageError, match=rf"stages\.{label}: a stage can't be called '{label}'"):
+        planned(tmp_path, label)
+
+
+@pytest.mark.parametrize("labels", [("two", "Two"), ("cut_words_2", "CUT_words")])
+def test_two_names_that_a_file_system_may_take_for_one_are_refused(tmp_path, labels):
+    with pytest.raises(UsageError, match="already taken"):
+        planned(tmp_path, *labels)
+
+
+@pytest.mark.parametrize("label", [".hidden", "a/b", "a b", "", "1st", "x" * 61])
+def test_what_is_no_sound_folder_name_is_refused(tmp_path, label):
+    with pytest.raises(UsageError, match="a label "):
+        planned(tmp_path, label)
+
+
+@pytest.mark.parametrize("label", ["runs_2", "my_index", "x" * 60])
+def test_others_are_taken(tmp_path, label):
+    assert label in planned(tmp_path, label).by_label
+
+
+def test_the_table_of_another_stage_is_refused(tmp_path):
+    with pytest.raises(UsageError, match="already taken"):
+        planned(tmp_path, "seals", sign_words={
+            "stage": f"{OWN.parent / 'two_tables.py'}:SignWords"})
+
+
+def test_what_a_run_makes_is_known(words):
+    """Each folder of a dataset is one of its own or a stage's table."""
+    data = words("a?clips=2", "x?fail=cut")
+    data.run()
+    found = {path.name for path in data.dataset.iterdir() if path.is_dir()}
+    tables = {"fetch_words", "cut_words", "name_words", "count_letters", "guess_words"}
+    assert {name for name in found - tables if not name.startswith(".")} <= OWN_FOLDERS
