@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 # Extra arguments for pip, e.g. an index with CPU-only builds of PyTorch.
 PIP_ARGS ?=
 STAMP := $(VENV)/.clipmill-setup
+# Tests wait for servers, limits and processes about as long as they compute.
+TEST_WORKERS ?= 3
 
 .PHONY: setup demo test test-slow test-faults check format docs lock models bench clean help
 
@@ -24,7 +26,7 @@ demo: setup  ## the main job on a small rendered world, offline, into demo-datas
 	$(BIN)/clipmill demo
 
 test: setup  ## all tests that take seconds
-	$(BIN)/python -m pytest -m 'not slow and not faults' -n 2 --dist worksteal
+	$(BIN)/python -m pytest -m 'not slow and not faults' -n $(TEST_WORKERS) --dist worksteal
 
 test-slow: setup  ## the tests that take minutes: every real file, both engines; drawn examples anew
 	$(BIN)/python -m pytest -m 'slow and not faults'

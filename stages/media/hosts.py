@@ -338,7 +338,7 @@ def _until_when(host: str, held_until: float) -> str:
     until = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(held_until))
     return (f"{host} asks to be left alone until {until}, longer than "
             "download_videos.max_backoff_seconds; after that retry the failures of kind transient "
-            "(for a list, run again)")
+            "(for a list: `clipmill run`)")
 
 
 def ask_again(folder: Path) -> None:

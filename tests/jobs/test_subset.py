@@ -258,7 +258,8 @@ def test_the_data_card_says_what_it_is_and_how_to_make_it(dataset: Path, recipe:
     subset.show(dataset, "mine")
     card = capsys.readouterr().out
     assert card.startswith("# mine\n\nclips to look at\n\n- 120 clips of ")
-    assert "clipmill subset create DATASET mine.yaml --seed 4 --set clips=120" in card
+    command = f"clipmill subset create {dataset} ./mine.yaml --name mine --seed 4 --set clips=120"
+    assert command in card
     assert "unverified" in card
     assert "good looking: percentile" in card
     assert load_subset(dataset, "mine").info["hash"] in card
@@ -358,7 +359,7 @@ def test_a_predicate_does_without_a_recipe(dataset: Path, tmp_path: Path, capsys
     assert load_subset(dataset, "again").info["hash"] == info["hash"]
     capsys.readouterr()
     subset.show(dataset, name)
-    assert "clipmill subset create DATASET --where" in capsys.readouterr().out
+    assert f"clipmill subset create {dataset} --where" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("recipe", "details", "said"), [
