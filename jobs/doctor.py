@@ -8,12 +8,14 @@ import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from importlib import metadata
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
 
 from schemas.errors import ClipmillError
+from schemas.words import counted
 from stages.download_videos import DownloadVideos
 from stages.media.ffmpeg_program import ffmpeg_problem, ffmpeg_program
 
@@ -99,11 +101,35 @@ def _recipe_findings(recipe: str) -> Iterator[tuple[str, str | None]]:
         return
     yield f"recipe {loaded.name}: {', '.join(loaded.stages)}", None
     yield from _programs(loaded)
+    yield from _sources(loaded)
     findings = list(examine_models(plan.steps))
     for one in findings:
         yield str(one), one.problem
     if unreachable := [one for one in findings if one.reason is not None]:
         yield "what the recipe fetches", "\n        ".join(problems_of(unreachable)[0].split("\n"))
+
+
+def _sources(loaded: LoadedRecipe) -> Iterator[tuple[str, str | None]]:
+    """What lies where the recipe says that videos come from; lists and sites are not read."""
+    from pipeline.source_files import Finder, describe_passed_over
+
+    for spec in loaded.recipe.sources:
+        if spec.path is None:
+            continue
+        finder = Finder(loaded.recipe.take_suffixes)
+        path = loaded.folder / Path(spec.path).expanduser()
+        if path.is_file():
+            yield f"source {spec.path}: a file", None
+            continue
+        found = finder.in_folder(path) if path.is_dir() else (
+            finder.of_pattern(loaded.folder, spec.path))
+        count = sum(1 for _ in found)
+        passed_over = describe_passed_over(finder.passed_over)
+        what = f"source {spec.path}: {counted(count, 'file')} to take"
+        yield (f"{what}; {passed_over}" if passed_over else what), (
+            None if count else "nothing is there that looks like a video")
+        for folder, why in finder.unreadable:
+            yield f"folder {folder}", f"can't be read: {why}"
 
 
 def _programs(loaded: LoadedRecipe) -> Iterator[tuple[str, str | None]]:

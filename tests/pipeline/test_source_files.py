@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from jobs.cli import main
+from jobs.doctor import examine
 from pipeline.recipe import load_recipe
 from pipeline.sources import IngestReport, SourceSpec, ingest, list_source_shards
 from schemas.errors import UsageError
@@ -148,3 +149,14 @@ def test_suffixes_may_be_written_as_people_do(tmp_path, written, meant):
     (tmp_path / "run.yaml").write_text(f"take_suffixes: 5\n{RECIPE}")
     with pytest.raises(UsageError, match=r"take_suffixes: is endings of file names"):
         load_recipe(tmp_path / "run.yaml")
+
+
+def test_doctor_says_what_lies_in_the_folders_of_a_recipe(tmp_path, capsys):
+    put(tmp_path, "films/a.mp4", "films/b.jpg")
+    text = RECIPE.replace("[films]", "[films, 'none/*.mp4']")
+    (tmp_path / "run.yaml").write_text(text)
+    assert examine(str(tmp_path / "run.yaml")) == 1
+    said = " ".join(capsys.readouterr().out.split())
+    assert ("source films: 1 file to take; 1 file passed over: 1 .jpg; "
+            "`--set take_suffixes=.jpg` takes it") in said
+    assert "source none/*.mp4: 0 files to take nothing is there that looks like a video" in said
