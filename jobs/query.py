@@ -12,6 +12,7 @@ from jobs.formats import write_rows
 from jobs.interrupts import ended_by_interrupts
 from jobs.reasons import WHEN_TO_RETRY, lines_below
 from pipeline.catalog import Catalog, open_catalog, readable_errors
+from pipeline.list_counts import ListCounts
 from pipeline.output_places import check_output
 from pipeline.records import run_records
 from pipeline.status import status_report
@@ -269,6 +270,8 @@ def _print_status(report: dict[str, Any], console: Console) -> None:
             "" if rate is None else f"{rate:.0f}" if rate >= 100 else f"{rate:.3g}",
             style=None if stage["accounted"] else "bold red",
         )
+    for counts in report["lists"]:
+        console.print(ListCounts(**counts).describe(), markup=False, soft_wrap=True)
     # A number that is cut is worse than a line that the terminal wraps.
     console.width = max(console.width, console.measure(table).maximum)
     console.print(table)

@@ -163,11 +163,13 @@ def _ingest(loaded: LoadedRecipe, dataset: Path, limit: int | None) -> str | Non
             dataset, recipe.sources, shard_videos=recipe.shard_videos,
             exclude_ids=recipe.exclude_ids, limit=limit, base_folder=loaded.folder,
             take_suffixes=recipe.take_suffixes,
+            encoding=recipe.encoding, platform=recipe.platform,
             downloads=next((stage for stage in loaded.stages.values()
                             if isinstance(stage, DownloadVideos)), None),
         )
-        _err.print(report.describe())
-        return report.describe()
+        said = "\n".join(filter(None, (report.describe_lists(), report.describe())))
+        _err.print(said, markup=False, soft_wrap=True)
+        return said
     return None
 
 

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from pipeline.list_text import check_encoding
 from pipeline.plain_yaml import parse_yaml
 from pipeline.source_files import ALL_SUFFIXES
 from pipeline.sources import SourceSpec, source_from_argument
@@ -53,6 +54,12 @@ class Recipe(BaseModel):
         (), description="further endings (`.dat`) of files that are taken from folders and "
         "patterns, also in one text (`.dat,.bin`); `all` takes every file"
     )
+    encoding: str | None = Field(
+        None, description="what lists are written in whose source sets no `encoding`"
+    )
+    platform: Literal["youtube"] | None = Field(
+        None, description="whose ids lists hold in place of URLs, where a source sets no `platform`"
+    )
     exclude_ids: DataFile | None = Field(
         None, description="a file of known video ids, one a line, which are rejected at ingest"
     )
@@ -84,6 +91,11 @@ class Recipe(BaseModel):
             raise ValueError("is endings of file names, such as .dat,.bin, or `all`")
         words = [one.strip().lower() for one in given if one.strip()]
         return tuple(one if one == ALL_SUFFIXES else f".{one.lstrip('*.')}" for one in words)
+
+    @field_validator("encoding")
+    @classmethod
+    def _known_encoding(cls, value: str | None) -> str | None:
+        return None if value is None else check_encoding(value)
 
     @field_validator("stages", mode="before")
     @classmethod

@@ -2,37 +2,44 @@
 
 # A list may have a million rows, and path objects cost more than all the rest; `abspath` is meant,
 # because a link is a name of its own.
-# ruff: noqa: PTH100, PTH118, PTH122
+# ruff: noqa: PTH100, PTH122
 from __future__ import annotations
 
 import glob
-import json
-import math
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
 from pipeline.expansion import Expander
+from pipeline.given_spans import Roles, given, roles_of, text_of
+from pipeline.list_text import list_suffix
+from pipeline.locators import YOUTUBE, url_or_path
 from pipeline.platforms import identify, looks_like_url
 from pipeline.source_files import ALL_SUFFIXES, Finder
-from pipeline.source_lists import LIST_SUFFIXES, QUERY_COLUMNS, ListRow, clean, read_list
+from pipeline.source_lists import (
+    LIST_SUFFIXES,
+    QUERY_COLUMNS,
+    YOUTUBE_COLUMNS,
+    ListFile,
+    ListRow,
+    Reading,
+    clean,
+    word_of,
+)
 from pipeline.source_spec import SourceSpec
 from schemas.errors import RowFailed, UsageError
 from schemas.ids import source_key
 from schemas.step_tables import EXPANDED_RULE
 from schemas.words import counted
-from stages.media.subtitles import seconds_of
 from stages.media.suffixes import MEDIA_SUFFIXES, has_media_head
 
 DEFAULT_SEARCH_RESULTS = 20
 _SEARCHES_AT_A_TIME = 4
-_TEXT_COLUMNS = frozenset(("video_id", "title", "category", "language", "query", "caption"))
-_SPAN_COLUMNS = frozenset(("start_seconds", "end_seconds"))
 
 
 @dataclass(slots=True)
@@ -41,7 +48,8 @@ class Source:
 
     `locator` names what the row means, the same for all spellings. `is_list` marks a playlist or
     channel; `again` a row that is written although the dataset has its key; `listed_in` is the list
-    or folder that it stands in.
+    or folder that it stands in. `row_of` is the number of the list whose row it is: of a row that
+    lists several videos, only the first has it. `captions` are all, where the row gives several.
     """
 
     place: str
@@ -63,6 +71,17 @@ class Source:
     is_list: bool = False
     again: bool = False
     listed_in: str | None = None
+    captions: list[str] | None = None
+    row_of: int | None = None
+
+
+@dataclass(slots=True)
+class ListNote:
+    """What was read of one list, and which of its columns were taken for what."""
+
+    name: str
+    reading: Reading
+    said: dict[tuple[str, str], None] = field(default_factory=dict)
 
 
 def list_of(spec: SourceSpec, folder: Path) -> str | None:
@@ -90,6 +109,7 @@ class Reader:
         self._expander = expander
         self._has_failed = has_failed
         self._is_full = is_full
+        self.lists: list[ListNote] = []
 
     def rows(self, spec: SourceSpec) -> Iterator[Source]:
         listed_in = list_of(spec, self._base)
@@ -111,9 +131,8 @@ class Reader:
             yield from map(_of_file, self.finder.in_folder(path))
             while self.finder.unreadable:
                 yield _of_unreadable(*self.finder.unreadable.pop())
-        elif path.is_file() and path.suffix.lower() in LIST_SUFFIXES:
-            for row in read_list(path, spec.url_column):
-                yield from self._of_row(spec, row, path.parent)
+        elif path.is_file() and list_suffix(path) in LIST_SUFFIXES:
+            yield from self._of_list(spec, path)
         elif path.is_file() and (has_media_head(str(path)) or self.finder.takes(str(path))):
             yield _of_file(str(path))
         elif path.is_file():
@@ -126,17 +145,40 @@ class Reader:
         else:
             raise UsageError(f"sources: there is no {path}")
 
+    def _note(self, path: Path) -> tuple[int, ListNote]:
+        note = ListNote(clean(str(path)), Reading(path))
+        self.lists.append(note)
+        return len(self.lists) - 1, note
+
+    def _of_list(self, spec: SourceSpec, path: Path) -> Iterator[Source]:
+        number, note = self._note(path)
+        by_names: dict[tuple[str, ...], Roles] = {}
+        platform = spec.platform
+        for row in _list_file(spec, path).read(reading=note.reading):
+            names = tuple(row.columns)
+            roles = by_names.get(names)
+            if roles is None:
+                roles = by_names[names] = _roles(spec, path, names, is_first=not by_names)
+                note.said.update(dict.fromkeys(roles.said()))
+                if word_of(note.reading.column or "") in YOUTUBE_COLUMNS:
+                    platform = YOUTUBE
+            found = self._of_row(spec, row, path.parent, roles=roles, platform=platform)
+            for at, source in enumerate(found):
+                source.row_of = number if at == 0 else None
+                yield source
+
     def _absolute(self, text: str) -> Path:
         return _absolute(text, self._base)
 
     def _of_row(
-        self, spec: SourceSpec, row: ListRow, folder: Path, *, ask: bool = False
+        self, spec: SourceSpec, row: ListRow, folder: Path, *, ask: bool = False,
+        roles: Roles = Roles(), platform: str | None = None,  # noqa: B008  it is frozen
     ) -> Iterator[Source]:
         """The source of a row, or those that the row's playlist lists.
 
         With `ask`, a page of a site whose URLs don't tell lists from videos is asked which it is.
         """
-        source = _understand(row, folder)
+        source = _understand(row, folder, roles, platform or spec.platform)
         source.category = source.category or spec.category
         source.language = source.language or spec.language
         if source.problem is not None or source.path is not None or source.url is None:
@@ -163,12 +205,13 @@ class Reader:
             return [source]
         found = []
         for entry in entries:
-            one = _understand(ListRow(source.place, entry.url or None), self._base)
+            one = _understand(ListRow(source.place, entry.url or None), self._base, Roles(), None)
             one.is_list = False
             for name in ("category", "language", "query", "extra"):
                 setattr(one, name, getattr(source, name))
             one.title = clean(entry.title) if entry.title else None
             found.append(one)
+        found[0].row_of = source.row_of
         if self._has_failed(source_key(listed)):
             # It failed in an earlier run: a newer row with its key says what came of it.
             source.locator, source.again = listed, True
@@ -191,15 +234,17 @@ class Reader:
             pool.shutdown(wait=False, cancel_futures=True)
 
     def _terms(self, spec: SourceSpec) -> Iterator[Source]:
+        rows: Iterator[ListRow] = (ListRow("recipe", clean(term)) for term in spec.search or [])
+        number = None
         if spec.search_file is not None:
             path = self._absolute(spec.search_file)
-            rows: Iterable[ListRow] = read_list(path, spec.url_column, QUERY_COLUMNS)
-        else:
-            rows = [ListRow("recipe", clean(term)) for term in spec.search or []]
+            number, note = self._note(path)
+            rows = _list_file(spec, path).read(QUERY_COLUMNS, note.reading)
         results = spec.results or DEFAULT_SEARCH_RESULTS
         for row in rows:
-            source = Source(row.place)
-            _take_columns(source, row)
+            source = Source(row.place, row_of=number)
+            roles = roles_of(tuple(row.columns), spec.model_copy(update={"span_columns": []}))
+            _take_columns(source, row, roles)
             if row.problem or not row.locator:
                 source.problem = RowFailed(
                     "permanent", f"{row.place}: {row.problem or 'no search term'}")
@@ -210,6 +255,20 @@ class Reader:
             source.category = source.category or spec.category
             source.language = source.language or spec.language
             yield source
+
+
+def _list_file(spec: SourceSpec, path: Path) -> ListFile:
+    return ListFile(path, spec.url_column, spec.encoding,
+                    None if spec.columns is None else tuple(spec.columns))
+
+
+def _roles(spec: SourceSpec, path: Path, names: tuple[str, ...], *, is_first: bool) -> Roles:
+    named = [*(spec.span_columns or ()), *([spec.caption_column] if spec.caption_column else ())]
+    missing = [name for name in named if name not in names]
+    if missing and names and is_first:
+        raise UsageError(f"{path} has no column {missing[0]!r}; its other columns: "
+                         f"{', '.join(names)}")
+    return roles_of(names, spec)
 
 
 def _of_unreadable(folder: str, why: str) -> Source:
@@ -235,7 +294,7 @@ def _set_path(source: Source, path: str) -> None:
     source.path = source.url = source.locator = path
 
 
-def _understand(row: ListRow, folder: Path) -> Source:
+def _understand(row: ListRow, folder: Path, roles: Roles, platform: str | None) -> Source:
     """The source that a row names; paths are read from `folder`."""
     source = Source(row.place)
     if row.problem is not None or row.locator is None:
@@ -244,25 +303,27 @@ def _understand(row: ListRow, folder: Path) -> Source:
         source.problem = RowFailed("permanent", f"{row.place}: {reason}")
         return source
     try:
-        named = _take_locator(source, row.locator, folder)
-        span = _take_columns(source, row) or named
+        named = _take_locator(source, row.locator, folder, platform)
+        if row.columns:
+            _take_columns(source, row, roles)
+        if named is not None and source.spans is None:
+            source.spans = [{"start_seconds": named[0], "end_seconds": named[1],
+                             "caption": source.caption, "extra": source.extra,
+                             "captions": source.captions}]
+            source.caption = source.captions = source.extra = None
     except ValueError as error:
         source.locator = f"row {row.place} {row.locator}"
         source.problem = RowFailed("permanent", f"{row.place}: {row.locator}: {error}")
-        return source
-    if span is not None:
-        # What a row with time stamps says about itself holds for its span, not for the video.
-        span |= {"caption": source.caption, "extra": source.extra}
-        source.spans, source.caption, source.extra = [span], None, None
     return source
 
 
-def _take_locator(source: Source, text: str, folder: Path) -> dict[str, Any] | None:
+def _take_locator(
+    source: Source, text: str, folder: Path, platform: str | None
+) -> tuple[float, float] | None:
     """Fills in what a URL or a path names; gives the span that a URL names (`#t=10,20`)."""
-    if text.lower().startswith("file://"):
-        text = unquote(urlsplit(text).path)
+    text = url_or_path(text, str(folder), platform)
     if not looks_like_url(text):
-        _set_path(source, os.path.abspath(os.path.join(folder, text)))
+        _set_path(source, text)
         return None
     identity = identify(text)
     source.url = text
@@ -270,51 +331,20 @@ def _take_locator(source: Source, text: str, folder: Path) -> dict[str, Any] | N
     source.extractor = identity.extractor
     source.platform_id = identity.platform_id
     source.is_list = identity.is_list
-    if identity.span is None:
-        return None
-    return dict(zip(("start_seconds", "end_seconds"), identity.span, strict=True))
+    return identity.span
 
 
-def _take_columns(source: Source, row: ListRow) -> dict[str, Any] | None:
-    """Fills in the row's columns; gives its span. ValueError where a time can't be read."""
-    times: dict[str, float] = {}
-    for name, value in row.columns.items():
-        text = _as_text(value)
-        if text is None:
-            continue
-        word = name.lower()
-        if word in _TEXT_COLUMNS:
-            setattr(source, word, text)
-        elif word in _SPAN_COLUMNS:
-            times[word] = _seconds(name, text)
-        else:
-            source.extra = source.extra or {}
-            source.extra[name] = text
-    if not times:
-        return None
-    start, end = times.get("start_seconds", 0.0), times.get("end_seconds")
-    if end is None:
-        raise ValueError("start_seconds without end_seconds")
-    if not 0 <= start < end:
-        raise ValueError(f"the span from {start:g} to {end:g} s is empty or negative")
-    return {"start_seconds": start, "end_seconds": end}
+def _take_columns(source: Source, row: ListRow, roles: Roles) -> None:
+    """Fills in what the row's columns say; ValueError where its times can't be read.
 
-
-def _seconds(name: str, text: str) -> float:
-    try:
-        value = seconds_of(text)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise ValueError(f"{name} {text!r} is neither seconds nor HH:MM:SS.mmm")
-    return value
-
-
-def _as_text(value: Any) -> str | None:
-    if value is None or value != value:  # NaN is how data frames write a missing cell
-        return None
-    if isinstance(value, str):
-        return clean(value).strip() or None
-    if isinstance(value, dict | list):
-        return clean(json.dumps(value, ensure_ascii=False, default=str))
-    return clean(str(value))
+    What a row with time stamps says about itself holds for its spans, not for the video.
+    """
+    for name, word in roles.of_the_video.items():
+        setattr(source, word, text_of(row.columns.get(name)))
+    if source.video_id is not None and source.video_id == source.platform_id:
+        source.video_id = None  # no id of the user's own
+    found = given(row.columns, roles)
+    source.spans, source.extra = found.spans, found.extra
+    if found.captions:
+        source.caption = found.captions[0]
+        source.captions = found.captions if len(found.captions) > 1 else None

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from pipeline.list_text import check_encoding
+from pipeline.locators import bare, url_without_scheme
 from pipeline.platforms import looks_like_url
 
 PLACES = ("path", "url", "search", "search_file")
@@ -18,8 +20,9 @@ class SourceSpec(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     path: str | None = Field(
-        None, description="a list (.csv .tsv .txt .jsonl .ndjson .parquet), a folder (searched "
-        "through), a glob, or one media file; relative to the recipe's file")
+        None, description="a list (.csv .tsv .txt .json .jsonl .ndjson .parquet, also packed: .gz "
+        ".bz2 .xz .zst), a folder (searched through), a glob, or one media file; relative to the "
+        "recipe's file")
     url: str | None = Field(
         None, description="one video, playlist or channel, as yt-dlp knows it")
     search: list[str] | None = Field(None, description="search terms", min_length=1)
@@ -28,6 +31,21 @@ class SourceSpec(BaseModel):
     url_column: str | None = Field(
         None, description="column of the list that holds the URL, path or search term; the first "
         "usual name (url, path, video, …) when not set")
+    caption_column: str | None = Field(
+        None, description="column of the list that holds the caption; the first usual name "
+        "(caption, captions, sentence, text, …) when not set")
+    span_columns: list[str] | None = Field(
+        None, max_length=2, description="columns of the list that say which part of the video a "
+        "row is about: start and end, or one with both; the usual names (start_seconds and "
+        "end_seconds, timestamp, …) when not set, none with []")
+    columns: list[str] | None = Field(
+        None, min_length=1, description="names of a .csv's or .tsv's columns where its first line "
+        "is a row")
+    encoding: str | None = Field(
+        None, description="what the list is written in, as Python calls it (cp1252, gbk, …); "
+        "UTF-8, or what its byte order mark says, when not set")
+    platform: Literal["youtube"] | None = Field(
+        None, description="whose ids the list holds in place of URLs")
     results: int | None = Field(
         None, ge=1, description="most results of a search term (20 when not set), or most "
         "entries of a playlist or channel (all when not set)")
@@ -48,8 +66,14 @@ class SourceSpec(BaseModel):
     @classmethod
     def _from_text(cls, value: Any) -> Any:
         if isinstance(value, str):
-            return {"url" if looks_like_url(value) else "path": value}
+            text = bare(value)
+            return {"url": text} if looks_like_url(text) else {"path": value}
         return value
+
+    @field_validator("encoding")
+    @classmethod
+    def _known_encoding(cls, value: str | None) -> str | None:
+        return None if value is None else check_encoding(value)
 
     @field_validator("search", mode="before")
     @classmethod
@@ -76,7 +100,13 @@ class SourceSpec(BaseModel):
 
 def source_from_argument(text: str) -> SourceSpec:
     """The source that `--sources PATH_OR_URL` names; a path is read from the working folder."""
-    if text.lower().startswith("file://") or not looks_like_url(text):
-        plain = text.removeprefix("file://")
-        return SourceSpec(path=str(Path(plain).expanduser().absolute()))
-    return SourceSpec(url=text)
+    plain = bare(text)
+    if plain.lower().startswith("file://"):
+        plain = plain[len("file://") :]
+    elif looks_like_url(plain):
+        return SourceSpec(url=plain)
+    elif url := url_without_scheme(plain, str(Path.cwd())):
+        return SourceSpec(url=url)
+    elif Path(text).expanduser().exists():
+        plain = text
+    return SourceSpec(path=str(Path(plain).expanduser().absolute()))

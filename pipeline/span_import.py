@@ -27,16 +27,15 @@ from pipeline.platforms import identify
 from pipeline.shards import committed_shards, shard_path
 from pipeline.source_lists import clean
 from pipeline.source_rows import Source
-from pipeline.sources import (
+from pipeline.source_shards import (
     NewShards,
-    excluded_ids,
-    exclusion,
-    in_order,
     mended,
     sources_table,
     standing_failures,
     write_sources,
 )
+from pipeline.sources import excluded_ids, exclusion
+from pipeline.together import Together
 from pipeline.tombstones import removed_videos
 from schemas.damage import reading
 from schemas.errors import ClipmillError, RowFailed
@@ -52,6 +51,7 @@ _BATCH_ROWS = 100_000
 _FAILURES_A_SHARD = 1000
 _NEW, _BAD, _KNOWN = range(3)
 _REMOVED = "removed"
+_OF_SPANS = ["start_seconds", "end_seconds", "caption", "extra"]
 _NOT_TABLES = frozenset(("sources", "media", "runs", "index", "subsets", "removed"))
 
 
@@ -298,42 +298,44 @@ class _Import:
         """Adds spans to known videos of a shard, unless a stage has worked on it already."""
         path = shard_path(self._folder, shard)
         with reading(path):
-            stored = pq.read_table(path, columns=["platform_id", "spans", "rejection", "error"])
+            stored = pq.read_table(path, schema=SOURCES,
+                                   columns=["platform_id", "spans", "rejection", "error"])
         can_grow = pc.and_(pc.is_null(stored["rejection"]), pc.is_null(stored["error"]))
-        held: dict[str, tuple[int, list[dict[str, Any]]]] = {}
-        closed: dict[str, set[tuple[float, float]]] = {}
+        held: dict[str, tuple[int, Together]] = {}
+        there: dict[str, Together] = {}
         for at, (name, spans, grows) in enumerate(zip(
                 stored["platform_id"].to_pylist(), stored["spans"].to_pylist(),
                 can_grow.to_pylist(), strict=True)):
             if grows and spans and name is not None and shard not in self._begun_shards():
-                held[name] = (at, spans)
-            closed.setdefault(name, set()).update(_times(spans))
-        fresh: dict[str, list[dict[str, Any]]] = {}
-        for row in rows.select(["id", *SPAN.names]).to_pylist():
+                held[name] = (at, Together(_said(spans)))
+            there.setdefault(name, Together(_said(None))).take(_said(spans))
+        grown: dict[str, None] = {}
+        for row in rows.select(["id", *_OF_SPANS]).to_pylist():
             name = row.pop("id")
-            times = (row["start_seconds"], row["end_seconds"])
-            if times in closed[name]:
+            said = _said([row | {"captions": None}])
+            if there[name].lacking(said) == ([], []):
                 self._report.known += 1
             elif name in held:
-                closed[name].add(times)
-                fresh.setdefault(name, []).append(row)
+                there[name].take(said)
+                held[name][1].take(said)
+                grown[name] = None
                 self._report.kept += 1
             else:
                 self._report.not_taken += 1
-        if not fresh:
+        if not grown:
             return
         spans = stored["spans"].to_pylist()
-        for name, more in fresh.items():
-            at, before = held[name]
-            spans[at] = in_order([*before, *more])
+        for name in grown:
+            at, together = held[name]
+            spans[at] = together.row()["spans"]
         with reading(path):
             table = pq.read_table(path, schema=SOURCES)
         place = SOURCES.get_field_index("spans")
         column = pa.array(spans, SOURCES.field("spans").type)
         write_sources(self._folder, shard, table.set_column(place, SOURCES.field("spans"), column))
         # The last video of some rows may be the first one of the next.
-        self._report.grown_videos += len(fresh) - (self._last_grown in fresh)
-        self._last_grown = list(fresh)[-1]
+        self._report.grown_videos += len(grown) - (self._last_grown in grown)
+        self._last_grown = list(grown)[-1]
 
     def _begun_shards(self) -> set[str]:
         """Shards that some stage has committed: what hangs on their sources is made."""
@@ -348,8 +350,9 @@ class _Import:
         return self._begun
 
 
-def _times(spans: list[dict[str, Any]] | None) -> set[tuple[float, float]]:
-    return {(span["start_seconds"], span["end_seconds"]) for span in spans or []}
+def _said(spans: list[dict[str, Any]] | None) -> dict[str, Any]:
+    """A row of sources that says nothing but spans."""
+    return dict.fromkeys(SOURCES.names) | {"spans": spans}
 
 
 class _Videos:
@@ -366,6 +369,7 @@ class _Videos:
         is_first = np.zeros(rows.num_rows, bool)
         is_first[_starts(rows, "id", "start_seconds", "end_seconds")] = True
         self._is_first = is_first
+        self._is_gathered, self._captions = _further_captions(rows, is_first)
 
     def raw_from(self, video: int) -> pa.Table:
         """The rows of this video and of all after it, as they came."""
@@ -377,7 +381,9 @@ class _Videos:
     def count(self, first: int, last: int) -> tuple[int, int]:
         """Rows of the videos `[first, last)` that are kept, and rejected."""
         owner = self._owners(first, last)
-        kept = int((self.is_kept[owner] & self._within(first, last)).sum())
+        begin, end = self._edge(first), self._edge(last)
+        taken = self._is_first[begin:end] | self._is_gathered[begin:end]
+        kept = int((self.is_kept[owner] & taken).sum())
         return kept, len(owner) - kept
 
     def _within(self, first: int, last: int) -> np.ndarray:
@@ -395,12 +401,16 @@ class _Videos:
         is_first, owner = self._within(first, last), self._owners(first, last)
         keys = [source_key(source.locator) for source in self._sources[first:last]]
         bounds = np.searchsorted(owner[is_first], np.arange(first, last + 1))
-        videos = _table(keys, self._sources[first:last], _spans(rows, is_first, bounds))
-        at = np.flatnonzero(~is_first)
+        captions = {row - begin: said for row, said in self._captions.items()
+                    if begin <= row < begin + rows.num_rows}
+        videos = _table(keys, self._sources[first:last],
+                        _spans(rows, is_first, bounds, captions))
+        is_repeat = ~is_first & ~self._is_gathered[begin : begin + rows.num_rows]
+        at = np.flatnonzero(is_repeat)
         if not len(at):
             return videos
         repeats = self._repeats(rows, at, is_first, owner[at] - first, keys, first)
-        spans = _spans(rows, ~is_first, np.arange(len(at) + 1))
+        spans = _spans(rows, is_repeat, np.arange(len(at) + 1), {})
         table = _table([key for key, _ in repeats], [source for _, source in repeats], spans)
         return pa.concat_tables([videos, table])
 
@@ -435,9 +445,43 @@ def _source(youtube_id: str, excluded: set[str]) -> Source:
     return source
 
 
-def _spans(rows: pa.Table, picked: np.ndarray, bounds: np.ndarray) -> pa.Array:
-    """The picked rows as lists of spans; list `i` holds those from `bounds[i]` on."""
-    table = rows.select(SPAN.names).filter(pa.array(picked)).combine_chunks()
+def _further_captions(
+    rows: pa.Table, is_first: np.ndarray
+) -> tuple[np.ndarray, dict[int, list[str]]]:
+    """Which rows give a further caption of a span, and all captions of such spans by first row."""
+    is_gathered = np.zeros(len(is_first), bool)
+    found: dict[int, list[str]] = {}
+    shown = np.maximum.accumulate(np.where(is_first, np.arange(len(is_first)), 0))
+    captions = rows["caption"]
+    for row in np.flatnonzero(~is_first).tolist():
+        first, text = int(shown[row]), captions[row].as_py()
+        if first not in found:
+            one = captions[first].as_py()
+            found[first] = [] if one is None else [one]
+        if text is not None and text not in found[first]:
+            found[first].append(text)
+            is_gathered[row] = True
+    return is_gathered, found
+
+
+def _spans(rows: pa.Table, picked: np.ndarray, bounds: np.ndarray,
+           captions: dict[int, list[str]]) -> pa.Array:
+    """The picked rows as lists of spans; list `i` holds those from `bounds[i]` on.
+
+    `captions` are all captions of the span of a row, where it may have several.
+    """
+    at = np.flatnonzero(picked)
+    table = rows.select(_OF_SPANS).take(pa.array(at))
+    several: list[list[str] | None] = [None] * len(at)
+    if captions:
+        first = table["caption"].to_pylist()
+        for place, row in enumerate(at.tolist()):
+            said = captions.get(row) or ()
+            first[place] = said[0] if said else first[place]
+            several[place] = list(said) if len(said) > 1 else None
+        table = table.set_column(2, "caption", pa.array(first, pa.string()))
+    table = table.append_column("captions", pa.array(several, pa.list_(pa.string())))
+    table = table.combine_chunks()
     columns = [table[field.name].combine_chunks().cast(field.type) for field in SPAN]
     return pa.ListArray.from_arrays(pa.array(bounds, pa.int32()),
                                     pa.StructArray.from_arrays(columns, fields=list(SPAN)))

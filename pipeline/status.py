@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from pipeline.catalog import Catalog, Layout, open_catalog
 from pipeline.index import ShardFiles
+from pipeline.list_counts import kept_counts
 from pipeline.plan import Read
 from pipeline.reasons import reasons
 from pipeline.retry import RETRIES, read_request
@@ -41,6 +42,7 @@ def status_report(dataset: Path) -> dict[str, Any]:
             "dataset": str(dataset),
             "run": _run(layout),
             "ingest": {"inputs": sum(ingest.values()), **ingest, "shards": shards},
+            "lists": [asdict(counts) for counts in kept_counts(layout.dataset / "sources")],
             "stages": stages,
             "totals": _totals(catalog, footers),
             **reasons(catalog),

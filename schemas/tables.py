@@ -20,12 +20,14 @@ ERROR = pa.struct(
 REJECTION = pa.struct([("rule", pa.string()), ("detail", pa.string())])
 OUTCOME = [pa.field("rejection", REJECTION), pa.field("error", ERROR)]
 
+# `captions` are all captions of the span where several were given; `caption` is the first of them.
 SPAN = pa.struct(
     [
         ("start_seconds", pa.float64()),
         ("end_seconds", pa.float64()),
         ("caption", pa.string()),
         ("extra", pa.map_(pa.string(), pa.string())),
+        ("captions", pa.list_(pa.string())),
     ]
 )
 SUBTITLE = pa.struct(
@@ -46,6 +48,7 @@ TAG = pa.struct([("tag", pa.string()), ("score", pa.float32())])
 # `path` is set for local files; `extractor` and `platform_id` where a platform's URL names its
 # video without asking the network; `spans` where the user gave time stamps. `listed_in` is set for
 # failures: the list, folder or pattern that they stand in, null for what the recipe itself names.
+# `captions` are all captions of the whole video where several were given, `caption` is the first.
 SOURCES = pa.schema(
     [
         pa.field("source_key", pa.string(), nullable=False),
@@ -63,6 +66,7 @@ SOURCES = pa.schema(
         ("caption", pa.string()),
         ("extra", pa.map_(pa.string(), pa.string())),
         ("listed_in", pa.string()),
+        ("captions", pa.list_(pa.string())),
         *OUTCOME,
     ]
 )
@@ -112,6 +116,7 @@ VIDEOS = pa.schema(
         ("pixel_format", pa.string()),
         ("color_transfer", pa.string()),
         ("color_primaries", pa.string()),
+        ("captions_given", pa.list_(pa.string())),
         *OUTCOME,
     ]
 )
@@ -188,6 +193,7 @@ CLIPS = pa.schema(
         ("caption_given", pa.string()),
         ("extra", pa.map_(pa.string(), pa.string())),
         ("tone_mapped", pa.bool_()),
+        ("captions_given", pa.list_(pa.string())),
         *OUTCOME,
     ]
 )

@@ -60,7 +60,7 @@ CLIPS_VIDEO_COLUMNS: Columns = tuple(
 # And last what else split_clips says of a clip.
 CLIPS_SPLIT_COLUMNS: Columns = tuple(
     (name, tables.CLIPS.field(name).type)
-    for name in ("motion_max", "shot", "caption_given", "extra", "tone_mapped")
+    for name in ("motion_max", "shot", "caption_given", "extra", "tone_mapped", "captions_given")
 )
 VIDEOS_VIEW: Columns = tuple(
     (name, tables.VIDEOS.field(name).type)
@@ -70,6 +70,7 @@ VIDEOS_VIEW: Columns = tuple(
         "codec", "has_audio", "size_bytes", "sha256", "path", "downloaded_at", "subtitles",
         "tags", "caption_given", "spans", "extra", "starts_at_seconds", "subtitle_words",
         "clock_starts_at_seconds", "pixel_format", "color_transfer", "color_primaries",
+        "captions_given",
     )
 )
 _PLACE: Columns = (("url", pa.string()), ("video_id", pa.string()), ("shard", pa.string()))

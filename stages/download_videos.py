@@ -40,7 +40,7 @@ class DownloadVideos(ReadingStage):
     reads: ClassVar[tuple[str, ...]] = tuple(
         f"sources.{column}" for column in (
             "url", "path", "extractor", "video_id", "spans", "title", "category", "language",
-            "query", "caption", "extra",
+            "query", "caption", "extra", "captions?",
         )
     )
     writes: ClassVar[pa.Schema] = VIDEOS
@@ -287,4 +287,5 @@ def _columns(row: dict[str, Any], media: Media, path: str) -> dict[str, Any]:
         "pixel_format": media.probe.pixel_format,
         "color_transfer": media.probe.color_transfer,
         "color_primaries": media.probe.color_primaries,
+        "captions_given": row.get("captions"),
     }

@@ -43,6 +43,7 @@ class Part:
     last: int
     caption: str | None = None
     extra: Any = None
+    captions: list[str] | None = None
     rule: str | None = None
 
 
@@ -72,6 +73,7 @@ class SplitClips(ReadingStage):
         "scan_videos.holes?",
         "download_videos.spans",
         "download_videos.caption_given",
+        "download_videos.captions_given?",
     )
     writes: ClassVar[pa.Schema] = CLIPS
     more_tables: ClassVar[dict[str, pa.Schema]] = {"shots": SHOTS}
@@ -267,7 +269,7 @@ class SplitClips(ReadingStage):
         times = [*(seconds[i] for i in edges[:-1]), row["end_seconds"]]
         return [
             Part(times[i], ends.get(edges[i + 1], times[i + 1]), edges[i], edges[i + 1],
-                 row["caption_given"])
+                 row["caption_given"], captions=row.get("captions_given"))
             for i in range(len(edges) - 1)
         ]
 
@@ -370,6 +372,7 @@ def _given_shot(row: dict[str, Any], span: dict[str, Any]) -> Part:
     return Part(
         end if start is None else start, end, first, last,
         caption=span["caption"] or row["caption_given"], extra=span["extra"],
+        captions=span.get("captions") if span["caption"] else row.get("captions_given"),
         rule="split_clips.boundaries" if empty else None,
     )
 
@@ -427,6 +430,7 @@ def _clip_row(row: dict[str, Any], number: int, part: Part) -> dict[str, Any]:
         "sharpness": _mean(row["sharpness"][part.first : part.last]),
         "brightness": _mean(row["brightness"][part.first : part.last]),
         "caption_given": part.caption,
+        "captions_given": part.captions,
         "extra": part.extra,
         "tone_mapped": row.get("tone_mapped"),
     }

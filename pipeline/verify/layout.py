@@ -14,6 +14,8 @@ import pyarrow as pa
 
 from pipeline.expansion import read_list_entries
 from pipeline.journal import read_journal
+from pipeline.list_counts import FOLDER as COUNTS
+from pipeline.list_counts import read_counts
 from pipeline.plan import SOURCES, Read
 from pipeline.records import RUNS, read_run
 from pipeline.retry import RETRIES, read_request
@@ -318,6 +320,8 @@ def check_notes(dataset: Path, book: Book) -> None:
          "a row that kills its worker is then found out anew"),
         (f"{SOURCES}/.lists", read_list_entries, "what a list was found to hold",
          "the next run that names the list asks for it again"),
+        (f"{SOURCES}/{COUNTS}", read_counts, "what became of a list's rows",
+         "the next run that names the list counts them again"),
     ):
         for path in _json_files(dataset / place):
             try:

@@ -82,7 +82,8 @@ class StrayChecks:
     def check(self) -> None:
         self._top()
         for place, folder in self.survey.folders.items():
-            self._others(place, folder.others, allowed=(".lists",) if place == SOURCES else ())
+            self._others(place, folder.others,
+                         allowed=(".lists", ".counts") if place == SOURCES else ())
         for name in (RUNS, REMOVED, RETRIES, "journal"):
             self._others(name, [entry for entry in _listed(self.survey.dataset / name)
                                 if entry.startswith(".") or not entry.endswith(".json")])
@@ -143,9 +144,10 @@ class StrayChecks:
                            "put the records right, or run the recipe that it is of again")
 
     def _lists(self) -> None:
-        folder = self.survey.dataset / SOURCES / ".lists"
-        self._others(f"{SOURCES}/.lists", [name for name in _listed(folder)
-                                           if _TEMPORARY.match(name)])
+        for notes in (".lists", ".counts"):
+            folder = self.survey.dataset / SOURCES / notes
+            self._others(f"{SOURCES}/{notes}", [name for name in _listed(folder)
+                                                if _TEMPORARY.match(name)])
 
     def _scratch(self) -> None:
         for name in _listed(self.survey.dataset / ".scratch"):

@@ -75,6 +75,7 @@ def test_a_row_is_a_span_with_its_caption_and_all_columns_as_they_were_written(t
         "extra": [("Start_timestamp", "00:01:01.500"), ("End_timestamp", "01:00:04.25"),
                   ("Aesthetic_Score", "4.3500"), ("UMT_Score", "1e-05"),
                   ("more", '[1,{"a":"2.50"}]')],
+        "captions": None,
     }
     ingest(tmp_path / "listed", [SourceSpec(url=f"https://youtu.be/{ID}")], shard_videos=1)
     [listed] = read(tmp_path / "listed")
@@ -181,8 +182,8 @@ def test_rows_of_a_video_meet_wherever_they_stand_and_whatever_the_blocks(tmp_pa
 
 
 def test_the_same_span_again_is_a_rejection_that_names_the_first(tmp_path):
-    first = write(tmp_path, line(), line(caption="another"), line(OTHER), name="a.jsonl")
-    second = write(tmp_path, line(caption="third"), line(end="00:00:05.000"), name="b.jsonl")
+    first = write(tmp_path, line(), line(), line(OTHER), name="a.jsonl")
+    second = write(tmp_path, line(), line(end="00:00:05.000"), name="b.jsonl")
     report = take(tmp_path / "dataset", first, second)
     assert outcomes(report) == (3, 2, 0)
     rows = read(tmp_path / "dataset")
@@ -191,6 +192,19 @@ def test_the_same_span_again_is_a_rejection_that_names_the_first(tmp_path):
         f"{first}:2: the same span as {first}:1", f"{second}:1: the same span as {first}:1"]
     assert [span["caption"] for span in kept(tmp_path / "dataset")[ID]["spans"]] == [
         "a dog", "a dog"]
+
+
+def test_all_captions_of_a_span_are_kept_in_order_over_files_and_imports(tmp_path):
+    first = write(tmp_path, line(), line(caption="another"), line(), name="a.jsonl")
+    second = write(tmp_path, line(caption="third"), line(caption="another"), name="b.jsonl")
+    assert outcomes(take(tmp_path / "dataset", first, second)) == (3, 2, 0)
+    [span] = kept(tmp_path / "dataset")[ID]["spans"]
+    assert (span["caption"], span["captions"]) == ("a dog", ["a dog", "another", "third"])
+    more = write(tmp_path, line(caption="fourth"), line(caption="third"), name="c.jsonl")
+    report = take(tmp_path / "dataset", more)
+    assert (outcomes(report), report.known, report.grown_videos) == ((1, 0, 0), 1, 1)
+    [span] = kept(tmp_path / "dataset")[ID]["spans"]
+    assert span["captions"] == ["a dog", "another", "third", "fourth"]
 
 
 def test_the_same_files_again_add_nothing(tmp_path):

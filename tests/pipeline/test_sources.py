@@ -103,7 +103,7 @@ def test_all_kinds_of_lists_give_the_same_rows(tmp_path, name):
         "url": "https://a.example/1.mp4", "path": None, "extractor": None, "platform_id": None,
         "video_id": "v1", "spans": None, "title": "One", "category": "sport", "language": "en",
         "query": "juggling", "caption": "a man juggles", "extra": [("licence", "CC-BY")],
-        "listed_in": None,
+        "listed_in": None, "captions": None,
         "rejection": None, "error": None,
     }
     assert {name for name, value in second.items() if value is not None} == {
@@ -121,12 +121,6 @@ def test_paths_in_a_list_are_read_from_the_lists_folder(tmp_path):
     (tmp_path / "lists").mkdir()
     rows = take(tmp_path, write(tmp_path, "lists/a.csv", "path\n../films/b.mp4\n"))
     assert urls(rows) == [str(tmp_path / "films/b.mp4")]
-
-
-def test_other_text_than_utf8_is_read_as_windows_writes_it(tmp_path):
-    rows = take(tmp_path, write(tmp_path, "a.csv", "url,title\nhttps://a.example/1,Caf\xe9\n"
-                                .encode("cp1252")))
-    assert rows[0]["title"] == "Café"
 
 
 def test_values_that_no_table_holds_are_replaced(tmp_path):
@@ -181,9 +175,10 @@ def test_rows_of_one_source_become_its_spans_in_order(tmp_path):
             "https://A.EXAMPLE:443/1.mp4,1.5,3,earlier,1\n")
     first, second = take(tmp_path, write(tmp_path, "a.csv", text))
     assert first["spans"] == [
-        {"start_seconds": 1.5, "end_seconds": 3.0, "caption": "earlier", "extra": [("score", "1")]},
+        {"start_seconds": 1.5, "end_seconds": 3.0, "caption": "earlier", "extra": [("score", "1")],
+         "captions": None},
         {"start_seconds": 65.25, "end_seconds": 70.5, "caption": "later",
-         "extra": [("score", "2")]},
+         "extra": [("score", "2")], "captions": None},
     ]
     assert (first["caption"], first["extra"]) == (None, None)
     assert (second["spans"], second["caption"], second["extra"]) == (None, "whole",
