@@ -46,6 +46,8 @@ class Roles:
     of_the_video: Mapping[str, str] = field(default_factory=dict)
     milliseconds: bool = False
     spans_were_named: bool = False
+    others: tuple[str, ...] = ()
+    of_times: tuple[str, ...] = ()
 
     def said(self) -> list[tuple[str, str]]:
         """Columns that were taken for something by a usual name, and for what."""
@@ -70,8 +72,11 @@ class Given:
     extra: dict[str, str] | None = None
 
 
-def roles_of(names: Sequence[str], spec: SourceSpec) -> Roles:
-    """What the columns of a list mean, by the recipe's words or by their usual names."""
+def roles_of(names: Sequence[str], spec: SourceSpec, locator: str | None = None) -> Roles:
+    """What the columns of a list mean, by the recipe's words or by their usual names.
+
+    `names` are those without the column of the `locator`.
+    """
     by_word = {word_of(name): name for name in reversed(names)}
     start = end = spans = None
     if spec.span_columns is not None:
@@ -87,24 +92,24 @@ def roles_of(names: Sequence[str], spec: SourceSpec) -> Roles:
             spans = next((by_word[word] for word in SPANS if word in by_word), None)
     captions = spec.caption_column or next(
         (by_word[word] for word in CAPTIONS if word in by_word), None)
-    if captions is None and "contenturl" in by_word:
+    if captions is None and word_of(locator or "") == "contenturl":
         captions = by_word.get("name")  # WebVid's lists
     taken = {start, end, spans, captions}
+    of_the_video = {name: word for word, name in by_word.items()
+                    if word in _OF_THE_VIDEO and name not in taken}
     return Roles(
-        start, end, spans, captions,
-        {name: word for word, name in by_word.items()
-         if word in _OF_THE_VIDEO and name not in taken},
-        word_of(start or "").endswith(("_ms", "_milliseconds")), spec.span_columns is not None)
+        start, end, spans, captions, of_the_video,
+        word_of(start or "").endswith(("_ms", "_milliseconds")), spec.span_columns is not None,
+        tuple(name for name in names if name not in taken and name not in of_the_video),
+        tuple(name for name in names if name in (start, end, spans)))
 
 
 def given(columns: Mapping[str, Any], roles: Roles) -> Given:
     """What a row gives; ValueError where its times or captions can't be what they say."""
     times, is_list = _times(columns, roles)
     captions = _captions(columns.get(roles.captions) if roles.captions else None)
-    skipped = {roles.captions, *roles.of_the_video}
-    if times is not None:
-        skipped |= {roles.start, roles.end, roles.spans}
-    others = {name: value for name, value in columns.items() if name not in skipped}
+    names = roles.others if times is not None else (*roles.others, *roles.of_times)
+    others = {name: columns[name] for name in names}
     if not times:
         return Given(None, _flat(captions), _texts(others))
     return Given([
@@ -163,7 +168,7 @@ def seconds_of(name: str, value: Any) -> float:
         seconds = float(value)
     elif isinstance(value, str):
         text = value.strip()
-        match = _CLOCK.fullmatch(text)
+        match = _CLOCK.fullmatch(text) if ":" in text else None
         if match is not None:
             hours, minutes, rest = match.groups()
             whole, _, fraction = rest.replace(",", ".").partition(".")
@@ -171,7 +176,7 @@ def seconds_of(name: str, value: Any) -> float:
             seconds = (int(hours or 0) * 3600 + int(minutes) * 60 + int(whole)
                        + float(f"0.{fraction or 0}"))
         elif _NUMBER.fullmatch(text):
-            seconds = float(re.sub(r"[^\d.eE+-]", "", re.sub(r"(?i)\s*s[a-z]*$", "", text)))
+            seconds = float(text.rstrip("secondSECOND "))
     elif hasattr(value, "total_seconds"):
         seconds = value.total_seconds()
     if not math.isfinite(seconds):

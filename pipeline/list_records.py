@@ -325,7 +325,7 @@ def writer_quotes(lines: Ahead, dialect: Dialect, header: str) -> bool:
     if says_yes == says_no == 0 and with_commas >= _ENOUGH_WITH_COMMAS:
         return not any("," in cell and not cell.startswith('"')
                        for text in sample for cell in text.split(dialect.delimiter))
-    return says_yes > says_no
+    return says_yes > 0 and says_yes >= says_no
 
 
 def _lines_inside(dialect: Dialect, lines: Sequence[str], width: int) -> int:

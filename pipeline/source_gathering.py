@@ -44,9 +44,9 @@ DUPLICATE_RULE = "sources.duplicate"
 FIXED_RULE = "sources.fixed"
 """A span or caption that a list gives to a source which the dataset has already without it."""
 
-_MEMORY = "1GB"
+_MEMORY = "512MB"
 _BATCH_ROWS = 10_000
-_MOST_BYTES_IN_MEMORY = 128 << 20
+_MOST_BYTES_IN_MEMORY = 64 << 20
 _HELPERS = pa.schema([
     ("seq", pa.int64()), ("row_of", pa.int32()), ("again", pa.bool_()), ("place", pa.string()),
     ("locator", pa.string()),

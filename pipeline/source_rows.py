@@ -5,6 +5,7 @@
 # ruff: noqa: PTH100, PTH122
 from __future__ import annotations
 
+import functools
 import glob
 import os
 from collections.abc import Callable, Collection, Iterator
@@ -19,7 +20,7 @@ from pipeline.expansion import Expander
 from pipeline.given_spans import Roles, given, roles_of, text_of
 from pipeline.list_text import list_suffix
 from pipeline.locators import YOUTUBE, url_or_path
-from pipeline.platforms import identify, looks_like_url
+from pipeline.platforms import Identity, identify, looks_like_url
 from pipeline.source_files import ALL_SUFFIXES, Finder
 from pipeline.source_lists import (
     LIST_SUFFIXES,
@@ -158,7 +159,8 @@ class Reader:
             names = tuple(row.columns)
             roles = by_names.get(names)
             if roles is None:
-                roles = by_names[names] = _roles(spec, path, names, is_first=not by_names)
+                roles = by_names[names] = _roles(
+                    spec, path, names, note.reading.column, is_first=not by_names)
                 note.said.update(dict.fromkeys(roles.said()))
                 if word_of(note.reading.column or "") in YOUTUBE_COLUMNS:
                     platform = YOUTUBE
@@ -262,13 +264,14 @@ def _list_file(spec: SourceSpec, path: Path) -> ListFile:
                     None if spec.columns is None else tuple(spec.columns))
 
 
-def _roles(spec: SourceSpec, path: Path, names: tuple[str, ...], *, is_first: bool) -> Roles:
+def _roles(spec: SourceSpec, path: Path, names: tuple[str, ...], locator: str | None, *,
+           is_first: bool) -> Roles:
     named = [*(spec.span_columns or ()), *([spec.caption_column] if spec.caption_column else ())]
     missing = [name for name in named if name not in names]
     if missing and names and is_first:
         raise UsageError(f"{path} has no column {missing[0]!r}; its other columns: "
                          f"{', '.join(names)}")
-    return roles_of(names, spec)
+    return roles_of(names, spec, locator)
 
 
 def _of_unreadable(folder: str, why: str) -> Source:
@@ -325,7 +328,7 @@ def _take_locator(
     if not looks_like_url(text):
         _set_path(source, text)
         return None
-    identity = identify(text)
+    identity = _identity(text)
     source.url = text
     source.locator = identity.locator
     source.extractor = identity.extractor
@@ -334,13 +337,19 @@ def _take_locator(
     return identity.span
 
 
+@functools.lru_cache(4096)
+def _identity(url: str) -> Identity:
+    """What a URL names; the clips of one video mostly stand together."""
+    return identify(url)
+
+
 def _take_columns(source: Source, row: ListRow, roles: Roles) -> None:
     """Fills in what the row's columns say; ValueError where its times can't be read.
 
     What a row with time stamps says about itself holds for its spans, not for the video.
     """
     for name, word in roles.of_the_video.items():
-        setattr(source, word, text_of(row.columns.get(name)))
+        setattr(source, word, text_of(row.columns[name]))
     if source.video_id is not None and source.video_id == source.platform_id:
         source.video_id = None  # no id of the user's own
     found = given(row.columns, roles)
