@@ -14,7 +14,7 @@ BLOCK = 512
 # A name beyond this is written twice: GNU tar's long name, then the member.
 LONGEST_NAME = 100
 _SPAN = ("start_seconds", "end_seconds", "start_frame", "end_frame")
-_CAPTIONS = ("caption", "caption_coarse", "captions_fine", "caption_given")
+_CAPTIONS = ("caption", "caption_coarse", "captions_fine", "caption_given", "captions_given")
 _VIDEO = ("url", "title", "language", "category", "query", "extractor", "source_id", "license",
           "uploader", "description", "video_duration_seconds", "fps", "width", "height", "codec",
           "has_audio", "sha256")
