@@ -167,7 +167,7 @@ def offset_pts(starts_at_seconds: float | None, time_base: Fraction) -> int:
 
 def read_facts(
     container: av.container.InputContainer, path: Path, first: av.VideoFrame,
-    starts_at_seconds: float | None = None,
+    starts_at_seconds: float | None = None, framing: Framing | None = None,
 ) -> VideoFacts:
     """The facts of an opened file whose first frame is decoded: only frames know how they stand."""
     # Imported here: it costs half a second, and only workers that decode need it.
@@ -179,7 +179,7 @@ def read_facts(
     frame_rate = framerate_to_fraction(float(rate))
     time_base = Fraction(stream.time_base.numerator, stream.time_base.denominator)
     orientation = orientation_of(first)
-    framing = framing_of(stream)
+    framing = framing or framing_of(stream)
     width, height = orientation.shown(*framing.size(first.width, first.height))
     return VideoFacts(
         path, width, height, orientation, frame_rate, time_base, stream.start_time or 0,
@@ -312,6 +312,8 @@ class FastVideo(DecodedVideo):
     def _frames(self) -> Iterator[Picture]:
         with open_container(self.path) as container:
             stream = video_stream(container, self.path)
+            # Before there are decoding threads, which must not find PyAV's log open.
+            framing = framing_of(stream)
             stream.thread_type = "AUTO"
             stream.codec_context.thread_count = _threads(stream)
             small: SmallImages | None = None
@@ -319,7 +321,8 @@ class FastVideo(DecodedVideo):
             astray, first_astray = 0, None
             for frame in self._decoded(container, stream):
                 if self.facts is None or small is None:
-                    self.facts = read_facts(container, self.path, frame, self.starts_at_seconds)
+                    self.facts = read_facts(
+                        container, self.path, frame, self.starts_at_seconds, framing)
                     small = SmallImages(frame)
                     facts, usual = self.facts, self.facts.usual_pts
                 own = pts = frame.pts if frame.pts is not None else frame.dts

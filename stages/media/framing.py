@@ -20,7 +20,7 @@ from av.video.stream import VideoStream
 _LEAST_SQUEEZE, _MOST_SQUEEZE = 0.02, 4
 _STREAM = re.compile(r"^\s*Stream #\d+:(\d+)", re.M)
 _CROPPING = re.compile(r"^\s*Frame Cropping: (\d+)/(\d+)/(\d+)/(\d+)\s*$", re.M)
-# PyAV's level of logging is one for the process.
+# PyAV's level of logging is one for the process; threads that decode could wait for Python in it.
 _logging = threading.Lock()
 
 
