@@ -21,6 +21,7 @@ from schemas.storage import writing_to
 POLL_SECONDS = 0.3
 _TRIES = 5
 _TRY_AGAIN_SECONDS = 0.04
+_NOTE_SECONDS = 1.0
 
 
 class Hold:
@@ -31,6 +32,7 @@ class Hold:
 
     def __init__(self, file: IO[str], command: str) -> None:
         self._file = file
+        self._noted = 0.0
         self.former_was_killed = os.fstat(file.fileno()).st_size > 0
         self._said = {
             "command": command, "pid": os.getpid(), "host": socket.gethostname(),
@@ -41,6 +43,13 @@ class Hold:
     def begin(self, run_id: str) -> None:
         """From now on workers of this run may commit, and those of no other."""
         self._say(run_id=run_id)
+
+    def moved(self) -> None:
+        """Work went on just now, for `status`; the file's time says when it last did."""
+        if time.monotonic() - self._noted >= _NOTE_SECONDS:
+            self._noted = time.monotonic()
+            with contextlib.suppress(OSError):
+                os.utime(self._file.fileno())
 
     def _say(self, **more: str) -> None:
         data = json.dumps({**self._said, **more}).encode()

@@ -1,4 +1,4 @@
-"""Progress on standard error while a run goes on; silent where that is no terminal."""
+"""Progress on standard error: bars on a terminal, elsewhere a line now and then."""
 
 from __future__ import annotations
 
@@ -7,38 +7,111 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
+from rich.markup import escape
+from rich.progress_bar import ProgressBar
 from rich.table import Table
+from rich.text import Text
+
+from pipeline.standstill import Seen
+from schemas.words import plain_time
 
 REFRESH_PER_SECOND = 4
+_MOST_BAR_COLUMNS = 40
+_MOST_WORKERS = 8
+_LINES_AROUND = 3
+# A shorter standstill is nothing to speak of: stages report by the batch.
+_STILL_SECONDS = 30.0
+_NO_FIGURE = "–"
+
+
+@dataclass
+class _Stage:
+    """What is known of one stage: `shards` and `step_shards` are those to be done."""
+
+    shards: int
+    step_shards: int
+    counts: Counter = field(default_factory=Counter)
+    began: float | None = None
+    last: float = 0.0
+
+    @property
+    def rows(self) -> int:
+        return self.counts["kept"] + self.counts["rejected"] + self.counts["failed"]
+
+    @property
+    def done(self) -> float:
+        """Between 0 and 1; every step of a shard counts alike."""
+        if self.counts["shards"] >= self.shards:
+            return 1.0
+        # A shard that is run again reports its rows twice.
+        return min(self.counts["share"] / self.step_shards, 1.0) if self.step_shards else 1.0
+
+    def shown_rows(self) -> str:
+        """`12/40`, or `12/~40` where shards have not said yet how many rows they have."""
+        begun = min(self.counts["begun"], self.shards)
+        if not self.shards:
+            return _NO_FIGURE
+        if not begun:
+            return f"{self.rows:,}/?"
+        whole = max(self.rows, round(self.counts["inputs"] / self.counts["begun"] * self.shards))
+        return f"{self.rows:,}/{'' if begun == self.shards else '~'}{whole:,}"
+
+    def shown_hours(self) -> str:
+        hours = self.counts["seconds"] / 3600
+        return f"{hours:,.1f} h" if hours >= 10 else f"{hours:.2f} h" if hours else _NO_FIGURE
+
+    def shown_rate(self) -> str:
+        # The first report comes with the first batch: there is no rate before the second.
+        spent = self.last - self.began if self.began is not None else 0.0
+        if spent < 0.1 or not self.rows:
+            return _NO_FIGURE
+        rate = self.rows / spent
+        return f"{rate:,.0f}/s" if rate >= 100 else f"{rate:.2g}/s"
+
+    def shown_left(self, now: float) -> str:
+        done = self.done
+        if done >= 1 or self.began is None or not done:
+            return _NO_FIGURE
+        return _clock((now - self.began) * (1 - done) / done)
 
 
 class Progress:
-    """Per stage: shards done, rows done, rows a second since its first row, failures so far."""
+    """Bars with rows, hours of video, rate and time left by stage, and what each worker is at.
 
-    def __init__(self, todo: dict[str, int], console: Console | None = None) -> None:
-        """`todo` gives the shards that each stage has still to do, in order."""
-        self._todo = todo
-        self._counts = {label: Counter() for label in todo}
-        self._first: dict[str, float] = {}
-        self._last: dict[str, float] = {}
+    In a pipe or a file the same stands in a line every `line_seconds`; 0 for none.
+    """
+
+    def __init__(
+        self, todo: Mapping[str, Sequence[int]], *, line_seconds: float = 30.0,
+        console: Console | None = None,
+    ) -> None:
+        """`todo` gives by stage, in order, the shards that each of its steps has still to do."""
+        self._stages = {label: _Stage(steps[-1], sum(steps)) for label, steps in todo.items()}
+        self._workers: Sequence[Seen] = ()
         self._lock = threading.Lock()
-        self._started = time.monotonic()
+        self._began = self._moved = time.monotonic()
         # A door of its own to the terminal: the Ray engine filters what else goes to stderr.
-        self._console = console or Console(file=os.fdopen(os.dup(2), "w"))
-        self._live = Live(get_renderable=self._table, console=self._console,
+        self._console = console or Console(file=os.fdopen(os.dup(2), "w"), highlight=False)
+        self._live = Live(get_renderable=self._screen, console=self._console,
                           refresh_per_second=REFRESH_PER_SECOND, transient=True)
+        self._line_seconds = line_seconds
+        self._leaving = threading.Event()
 
     def __enter__(self) -> Progress:
         if self._console.is_terminal:
             self._live.start()
+        elif self._line_seconds:
+            threading.Thread(target=self._say_lines, name="progress", daemon=True).start()
         return self
 
     def __exit__(self, *details: object) -> None:
+        self._leaving.set()
         if self._console.is_terminal:
             self._live.stop()
 
@@ -46,34 +119,90 @@ class Progress:
         """What the runner calls, from any thread."""
         now = time.monotonic()
         with self._lock:
-            self._first.setdefault(label, now)
-            self._last[label] = now
-            self._counts.setdefault(label, Counter()).update(counts)
+            stage = self._stages.setdefault(label, _Stage(0, 0))
+            stage.began = stage.began if stage.began is not None else now
+            stage.counts.update(counts)
+            stage.last = self._moved = now
 
-    def _table(self) -> Table:
-        table = Table(box=None, pad_edge=False, header_style="bold")
-        for name in ("stage", "shards", "rows", "rows/s", "rejected", "failed"):
-            table.add_column(name, justify="left" if name == "stage" else "right")
+    def show(self, workers: Sequence[Seen]) -> None:
+        """What all workers are at just now."""
         with self._lock:
-            for label, counts in self._counts.items():
-                rows = counts["kept"] + counts["rejected"] + counts["failed"]
-                spent = self._last.get(label, 0) - self._first.get(label, 0)
-                # The first report comes with the first batch: there is no rate before the second.
-                speed = f"{rows / spent:.1f}" if spent > 0 and rows else "–"
-                failed = f"[red]{counts['failed']}[/red]" if counts["failed"] else "0"
-                total = self._todo.get(label, 0)
-                table.add_row(label, f"{min(counts['shards'], total)}/{total}", str(rows), speed,
-                              str(counts["rejected"]), failed)
-        table.caption = f"{time.monotonic() - self._started:.0f} s"
-        table.caption_justify = "left"
+            self._workers = workers
+            if workers:
+                still = min(worker.still_seconds for worker in workers)
+                self._moved = max(self._moved, time.monotonic() - still)
+
+    def say(self, message: str) -> None:
+        """A line that stays, above the bars."""
+        self._console.print(message, markup=False, soft_wrap=not self._console.is_terminal)
+
+    def _say_lines(self) -> None:
+        while not self._leaving.wait(self._line_seconds):
+            self.say(self.line())
+
+    def line(self) -> str:
+        """All of it in one line."""
+        now = time.monotonic()
+        with self._lock:
+            stages = [
+                f"{label} {stage.shown_rows()} rows ({100 * stage.done:.0f}%), "
+                f"{stage.shown_hours()}, {stage.shown_rate()}, {stage.shown_left(now)} left, "
+                f"{stage.counts['rejected']} rejected, {stage.counts['failed']} failed"
+                for label, stage in self._stages.items() if stage.began is not None]
+            workers = [f"{worker.step} {worker.describe()}" for worker in _worst_first(
+                self._workers)[:_MOST_WORKERS]]
+            parts = [*(stages or ["no row done yet"]), *workers, self._still(now)]
+        return f"[{_clock(now - self._began)}] " + " | ".join(filter(None, parts))
+
+    def _screen(self) -> RenderableType:
+        now = time.monotonic()
+        with self._lock:
+            room = max(1, min(_MOST_WORKERS,
+                              self._console.height - len(self._stages) - _LINES_AROUND))
+            workers = _worst_first(self._workers)
+            lines = [Text(f"{worker.step} {worker.describe()}", no_wrap=True, overflow="ellipsis",
+                          style="bold red" if worker.is_standing else "dim")
+                     for worker in workers[:room]]
+            if len(workers) > room:
+                lines.append(Text(f"and {len(workers) - room} more workers", style="dim"))
+            below = [f"{_clock(now - self._began)} so far", self._still(now)]
+            return Group(self._bars(now), *lines, Text(" ".join(filter(None, below))))
+
+    def _bars(self, now: float) -> Table:
+        table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
+        table.add_column("stage", no_wrap=True)
+        table.add_column("", ratio=1, max_width=_MOST_BAR_COLUMNS)
+        for name in ("rows", "video", "rate", "left", "rejected", "failed"):
+            table.add_column(name, justify="right", no_wrap=True)
+        for label, stage in self._stages.items():
+            failed = stage.counts["failed"]
+            table.add_row(
+                label, ProgressBar(total=1.0, completed=stage.done), stage.shown_rows(),
+                stage.shown_hours(), stage.shown_rate(), stage.shown_left(now),
+                f"{stage.counts['rejected']:,}", Text(f"{failed:,}", "red" if failed else ""))
         return table
+
+    def _still(self, now: float) -> str:
+        still = now - self._moved
+        return f"nothing has moved for {plain_time(still)}" if still >= _STILL_SECONDS else ""
+
+
+def _worst_first(workers: Sequence[Seen]) -> list[Seen]:
+    return sorted(workers, key=lambda worker: (not worker.is_standing, -worker.still_seconds))
+
+
+def _clock(seconds: float) -> str:
+    """`0:01:05`"""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}"
 
 
 @contextmanager
-def saying() -> Iterator[Callable[[str], None]]:
+def saying(first: str = "starting") -> Iterator[Callable[[str], None]]:
     """What is being done, on standard error while that is a terminal."""
     if not sys.stderr.isatty():
         yield lambda said: None
         return
-    with Console(stderr=True).status("starting") as status:
+    with Console(stderr=True).status(escape(first)) as status:
         yield status.update

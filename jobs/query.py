@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ from schemas import views
 from schemas.command_line import shell_word
 from schemas.errors import ERROR_KINDS, UsageError
 from schemas.sql_text import literal, quoted
-from schemas.words import counted, plain_hours
+from schemas.words import counted, plain_hours, plain_time
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -252,6 +253,11 @@ def _print_status(report: dict[str, Any], console: Console) -> None:
     run = report["run"]
     said = "no run yet" if run is None else f"run {run['run_id']}, {run['state']}"
     console.print(f"{report['dataset']}: {said}", markup=False, soft_wrap=True)
+    if report["moved_at"] is not None:
+        moved = datetime.fromisoformat(report["moved_at"])
+        still = max(0.0, (datetime.now(UTC) - moved).total_seconds())
+        console.print(f"a command is at work; something last moved {plain_time(still)} ago, at "
+                      f"{moved:%Y-%m-%d %H:%M:%S} UTC", soft_wrap=True)
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 0, 0, 1))
     table.add_column("stage", no_wrap=True)
     for name in ("inputs", "kept", "rejected", "failed", "pending", "shards", "seconds", "rows/s"):

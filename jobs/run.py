@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import platform
 import sys
 import time
 import uuid
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from rich.console import Console
 from jobs.indexing import refresh_index
 from jobs.interrupts import interruption_behind
 from jobs.locking import Hold, dataset_lock, remove_if_empty, wait_until_free
-from jobs.progress import Progress
+from jobs.progress import Progress, saying
 from jobs.ready_made import recipe_path
 from jobs.remove import tell_left
 from jobs.versions import code_version, package_versions
@@ -30,8 +31,8 @@ from pipeline.plan import Plan, ShardList, Step, build_plan, pending
 from pipeline.recipe import LoadedRecipe, load_recipe
 from pipeline.removal import finish_removals
 from pipeline.retry import Unfinished, list_shards, request_retries, unfinished_retries
-from pipeline.runner import Report
 from pipeline.sources import ingest, list_source_shards
+from pipeline.standstill import Lookout, Seen
 from schemas.command_line import shell_word, start_a_run
 from schemas.errors import ClipmillError, UsageError
 from schemas.storage import writing_to
@@ -42,6 +43,9 @@ from stages.models.references import ModelReference
 from stages.protocol import Stage
 
 _err = Console(stderr=True, highlight=False)
+_LOGGED_COUNTS = ("kept", "rejected", "failed", "outputs", "shards")
+# Workers say every two seconds what they are at.
+_MOVED_SECONDS = 3.0
 
 
 def run(
@@ -215,7 +219,7 @@ def _bring_up_to_date(
     records.write_run(dataset, record)
     log = _DriverLog(loaded, dataset, record, todo, before)
     try:
-        _engine(loaded, plan, steps, shards, dataset, record, todo, log)
+        _engine(loaded, plan, steps, shards, dataset, record, todo, log, hold)
         left = sum(map(len, pending(plan, steps, shards, dataset).values()))
         if left:
             raise ClipmillError(f"{counted(left, 'shard')} of steps not committed; run again to "
@@ -266,7 +270,11 @@ class _DriverLog:
             self.log.write("plan", line.strip())
 
     def report(self, label: str, counts: Counter) -> None:
-        self._counts.setdefault(label, Counter()).update(counts)
+        self._counts.setdefault(label, Counter()).update(
+            {name: number for name, number in counts.items() if name in _LOGGED_COUNTS})
+
+    def stands(self, message: str, about: Mapping[str, Any]) -> None:
+        self.log.write("standstill", message, level="warning", **about)
 
     def end(self, state: str, error: BaseException | None = None) -> None:
         if error is not None:
@@ -279,19 +287,41 @@ class _DriverLog:
 
 def _engine(
     loaded: LoadedRecipe, plan: Plan, steps: tuple[Step, ...], shards: ShardList, dataset: Path,
-    record: dict[str, Any], todo: dict[str, list[str]], log: _DriverLog,
+    record: dict[str, Any], todo: dict[str, list[str]], log: _DriverLog, hold: Hold,
 ) -> None:
-    shown = {step.stage_label: len(todo[step.label]) for step in steps}
+    shown: dict[str, list[int]] = {}
+    for step in steps:
+        shown.setdefault(step.stage_label, []).append(len(todo[step.label]))
+    progress = Progress(shown, line_seconds=loaded.recipe.progress_seconds)
+
+    def report(label: str, counts: Counter) -> None:
+        hold.moved()
+        progress.report(label, counts)
+        log.report(label, counts)
+
+    def show(workers: Sequence[Seen]) -> None:
+        if any(worker.still_seconds < _MOVED_SECONDS for worker in workers):
+            hold.moved()
+        progress.show(workers)
+
+    def say(message: str, about: Mapping[str, Any]) -> None:
+        progress.say(message)
+        log.stands(message, about)
+
+    lookout = Lookout(loaded.recipe.stall_seconds, show, say)
     run_id = record["run_id"]
     if loaded.recipe.engine == "local":
         log.plan(["Plan: every stage in this process, shard by shard."])
-        with Progress(shown) as progress:
-            run_locally(plan, steps, shards, dataset, run_id,
-                        _both(progress.report, log.report), log.limits)
+        with progress:
+            run_locally(plan, steps, shards, dataset, run_id, report, log.limits, lookout)
         return
-    from pipeline.on_ray import cluster, legs_of, run_on_ray
+    address = loaded.recipe.ray.address or os.environ.get("RAY_ADDRESS")
+    with contextlib.ExitStack() as stack:
+        with saying(f"joining the Ray cluster at {address} …" if address else "starting Ray …"):
+            from pipeline.on_ray import cluster, legs_of, run_on_ray
 
-    with python_messages(log.log), cluster(loaded.recipe.ray) as machine:
+            stack.enter_context(python_messages(log.log))
+            machine = stack.enter_context(cluster(loaded.recipe.ray))
         legs = legs_of(plan, steps, shards, dataset, machine)
         gpus = f" and {machine.gpus:g} GPUs" if machine.gpus else ""
         lines = [f"Plan for {machine.cpus:g} CPUs{gpus}:"]
@@ -302,17 +332,8 @@ def _engine(
             lines.append(f"  No stage asks for one of the {machine.gpus:g} GPUs; give those with "
                          "models one, e.g. --set caption_frames.gpus=1")
         log.plan(lines)
-        with Progress(shown) as progress:
-            run_on_ray(plan, steps, shards, dataset, run_id,
-                       _both(progress.report, log.report), machine, log.limits)
-
-
-def _both(*reports: Report) -> Report:
-    def report(label: str, counts: Counter) -> None:
-        for each in reports:
-            each(label, counts)
-
-    return report
+        with progress:
+            run_on_ray(plan, steps, shards, dataset, run_id, report, machine, log.limits, lookout)
 
 
 def _record(

@@ -9,8 +9,10 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 
+from pipeline.activity import Beat
 from pipeline.runner import Report
-from pipeline.watchdog import Beat, Node, Watchdog
+from pipeline.standstill import Standstills
+from pipeline.watchdog import Node, Watchdog
 from schemas.errors import ClipmillError
 
 PROBE_SECONDS = 1.0
@@ -41,9 +43,11 @@ class ClusterProbe:
     def __init__(
         self, watchdog: Watchdog, nodes: Callable[[], tuple[Iterable[Node], str | None]],
         take: Callable[[], tuple[dict[str, Counter], dict[str, Beat]]], report: Report,
+        standstills: Standstills | None = None,
     ) -> None:
         self._watchdog = watchdog
         self._nodes, self._take, self._report = nodes, take, report
+        self._standstills = standstills
         self._lock = threading.Lock()
         self._socket: str | None = None
         self._refusals = 0
@@ -52,6 +56,8 @@ class ClusterProbe:
         self._asking = threading.Thread(target=self._ask, daemon=True)
         self._asking.start()
         self._hearing.start()
+        if standstills is not None:
+            threading.Thread(target=standstills.go_on, args=(self._stopping,), daemon=True).start()
 
     def check(self) -> None:
         """Raises ClusterLost where the run can't go on."""
@@ -106,8 +112,11 @@ class ClusterProbe:
     def _deliver(self) -> None:
         with contextlib.suppress(Exception):  # progress is a courtesy
             counts, beats = self._take()
+            now = time.monotonic()
             with self._lock:
-                self._watchdog.heard(beats, time.monotonic())
+                self._watchdog.heard(beats, now)
+            if self._standstills is not None:
+                self._standstills.heard(beats, now)
             for label, found in counts.items():
                 self._report(label, found)
 

@@ -94,6 +94,16 @@ def goes_on(dataset: Path, run_id: str) -> bool:
     return is_held(dataset) and holder(dataset).get("run_id") == run_id
 
 
+def last_moved(dataset: Path) -> float | None:
+    """When the command at work last came forward, as seconds since 1970; None without one."""
+    if not is_held(dataset):
+        return None
+    try:
+        return (dataset / LOCK).stat().st_mtime
+    except OSError:
+        return None
+
+
 def check_lock_file(path: Path) -> None:
     """ClipmillError where something else than a file is in a lock's place."""
     if there := what_is_there(path):

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
+from pipeline.activity import Activity, Beat, Finding
 from pipeline.logs import LogLimits
 from pipeline.plan import Plan, ShardList, Step, pending
 from pipeline.runner import Report, Worker
+from pipeline.standstill import Lookout, Standstills
 from stages.media.terminal import null_input
+
+_LOOK_SECONDS = 1.0
 
 
 def run_locally(
     plan: Plan, steps: tuple[Step, ...], shards: ShardList, dataset: Path, run_id: str,
-    report: Report, log_limits: LogLimits,
+    report: Report, log_limits: LogLimits, lookout: Lookout,
 ) -> None:
     """Runs what is pending, shard by shard; returns when all is committed."""
     todo = pending(plan, steps, shards, dataset)
@@ -20,7 +28,28 @@ def run_locally(
     with null_input():
         worker = Worker(plan, steps, dataset, run_id, shards, report, log_limits=log_limits)
         try:
-            for shard in names:
-                worker.run(shard)
+            with _looked_after(worker.activity, lookout):
+                for shard in names:
+                    worker.run(shard)
         finally:
             worker.close()
+
+
+@contextlib.contextmanager
+def _looked_after(activity: Activity, lookout: Lookout) -> Iterator[None]:
+    """Has a thread name a row at which this process stands still; it goes on waiting."""
+    standstills = Standstills(lookout, lambda beat: Finding(False, beat.state, activity.place))
+    stopping = threading.Event()
+
+    def look() -> None:
+        while not stopping.wait(_LOOK_SECONDS):
+            standstills.heard({"this one": Beat.of(activity, 0, "", 0)}, time.monotonic())
+            standstills.check()
+
+    thread = threading.Thread(target=look, name="lookout", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stopping.set()
+        thread.join()

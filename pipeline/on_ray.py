@@ -28,16 +28,18 @@ import ray
 from ray.data import ActorPoolStrategy, DataContext
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from pipeline.activity import Activity, Beat, Finding, Place, Process, end, look_at
 from pipeline.cluster_probe import ANSWER_SECONDS, ClusterLost, ClusterProbe
 from pipeline.logs import LogLimits
 from pipeline.plan import Plan, ShardList, Step, pending
 from pipeline.pools import Leg, Machine, Pool, plan_legs
 from pipeline.ray_noise import without_noise
 from pipeline.recipe import RaySettings
-from pipeline.runner import Report, Worker
+from pipeline.runner import Report, Worker, blame
 from pipeline.shards import ShardMetadata, shard_path
+from pipeline.standstill import Lookout, Standstills
 from pipeline.task_results import MAX_DEATHS, TaskResult, attempt_in_a_worker, died
-from pipeline.watchdog import BEAT_SECONDS, Beat, Node, Tasks, Watchdog
+from pipeline.watchdog import BEAT_SECONDS, Node, Tasks, Watchdog
 from schemas.errors import ClipmillError
 from stages.media.terminal import leave_terminal, null_input
 from stages.models.device_errors import DeviceBroken
@@ -45,6 +47,7 @@ from stages.models.device_errors import DeviceBroken
 POLL_SECONDS = 0.5
 _SHUTDOWN_SECONDS = 30.0
 _CONNECT_SECONDS = 10.0
+_NODE_ANSWER_SECONDS = 60.0  # a process may have to be started there first
 _FOOTERS_READ = 20
 # From here on Ray Data tells of its own settings, in the text of whatever a worker raised.
 _RAYS_OWN_WORDS = "\nFailed to apply UDF transform"
@@ -152,8 +155,8 @@ class _Tally:
 class _Heart:
     """Says from a thread of its own that a worker lives, whatever the worker is at."""
 
-    def __init__(self, tally: Any, pool: int) -> None:
-        self._tally, self._pool = tally, pool
+    def __init__(self, tally: Any, pool: int, activity: Activity) -> None:
+        self._tally, self._pool, self._activity = tally, pool, activity
         self._name = uuid.uuid4().hex
         self._node = ray.get_runtime_context().get_node_id()
         self.done = 0
@@ -162,7 +165,8 @@ class _Heart:
     def _go_on(self) -> None:
         while True:
             with contextlib.suppress(Exception):  # what collects them may be starting anew
-                self._tally.beat.remote(self._name, Beat(self._pool, self._node, self.done))
+                self._tally.beat.remote(self._name, Beat.of(
+                    self._activity, self._pool, self._node, self.done))
             time.sleep(BEAT_SECONDS)
 
 
@@ -174,7 +178,8 @@ class _ShardRunner:
         # A cluster may have been started from a terminal, and stages import what starts programs.
         leave_terminal()
         # Before anything that may take the process down: it is to be counted then.
-        self._heart = _Heart(tally, pool)
+        activity = Activity()
+        self._heart = _Heart(tally, pool, activity)
         if not gpus:
             # Whatever Ray's version makes of an actor without GPUs: it must not take one.
             os.environ["CUDA_VISIBLE_DEVICES"] = ""
@@ -185,7 +190,7 @@ class _ShardRunner:
             tally.add.remote,
             # A whole run that is killed and started again is no crash of the row it was at.
             journal_over_runs=False,
-            log_limits=log_limits,
+            log_limits=log_limits, activity=activity,
         )
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
@@ -200,7 +205,7 @@ class _ShardRunner:
 
 def run_on_ray(
     plan: Plan, steps: tuple[Step, ...], shards: ShardList, dataset: Path, run_id: str,
-    report: Report, machine: Machine, log_limits: LogLimits,
+    report: Report, machine: Machine, log_limits: LogLimits, lookout: Lookout,
 ) -> None:
     """Runs what is pending, leg by leg; returns when all is committed.
 
@@ -211,7 +216,7 @@ def run_on_ray(
         todo = pending(plan, [plan.by_label[label] for label in labels], shards, dataset)
         names = sorted({shard for missing in todo.values() for shard in missing})
         if names:
-            _run_leg(plan, leg, names, shards, dataset, run_id, report, log_limits)
+            _run_leg(plan, leg, names, shards, dataset, run_id, report, log_limits, lookout)
 
 
 def legs_of(plan: Plan, steps: tuple[Step, ...], shards: ShardList, dataset: Path,
@@ -224,7 +229,7 @@ def legs_of(plan: Plan, steps: tuple[Step, ...], shards: ShardList, dataset: Pat
 
 
 def _run_leg(plan: Plan, leg: Leg, names: list[str], shards: ShardList, dataset: Path,
-             run_id: str, report: Report, log_limits: LogLimits) -> None:
+             run_id: str, report: Report, log_limits: LogLimits, lookout: Lookout) -> None:
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
@@ -239,7 +244,16 @@ def _run_leg(plan: Plan, leg: Leg, names: list[str], shards: ShardList, dataset:
     for number, pool in enumerate(leg):
         stream = _through(stream, number, pool, spec, dataset, run_id, shards, tally, log_limits)
     watchdog = Watchdog(leg, _rows_a_shard(dataset, names), time.monotonic())
-    probe = ClusterProbe(watchdog, lambda: _nodes(here), lambda: _take(tally), report)
+
+    def end_worker(beat: Beat) -> None:
+        watchdog.ended(beat.pool)
+        _on_its_node(end, beat, here)
+
+    def blame_rows(place: Place) -> None:
+        blame(plan, dataset, run_id, place.step, place.shard, place.keys)
+
+    standstills = Standstills(lookout, lambda beat: _look(beat, here), end_worker, blame_rows)
+    probe = ClusterProbe(watchdog, lambda: _nodes(here), lambda: _take(tally), report, standstills)
     with without_noise():
         for _ in _watched(stream.iter_batches(batch_size=1, prefetch_batches=0), probe):
             pass
@@ -279,6 +293,21 @@ def _nodes(here: str) -> tuple[list[Node], str | None]:
                         if node["NodeID"] == here), None)
 
 
+def _look(beat: Beat, here: str) -> Finding:
+    if beat.node not in {node.id for node in _nodes(here)[0]}:
+        return Finding(is_gone=True)
+    return _on_its_node(look_at, beat, here)
+
+
+def _on_its_node(function: Callable[[Process], Any], beat: Beat, here: str) -> Any:
+    """The function of a worker's process, where that is."""
+    if beat.node == here:
+        return function(beat.process)
+    there = NodeAffinitySchedulingStrategy(beat.node, soft=False)
+    task = ray.remote(function).options(num_cpus=0, max_retries=0, scheduling_strategy=there)
+    return ray.get(task.remote(beat.process), timeout=_NODE_ANSWER_SECONDS)
+
+
 def _take(tally: Any) -> tuple[dict[str, Counter], dict[str, Beat]]:
     return ray.get(tally.take.remote(), timeout=ANSWER_SECONDS)
 
@@ -307,8 +336,10 @@ class _Flow:
 
 def _through(stream: Any, number: int, pool: Pool, spec: dict, dataset: Path, run_id: str,
              shards: ShardList, tally: Any, log_limits: LogLimits) -> Any:
+    # Ray names the operator and its actors after the class.
+    named = type(pool.names, (_ShardRunner,), {})
     return stream.map_batches(
-        _ShardRunner,
+        named,
         fn_constructor_args=(spec, [step.label for step in pool.steps], number, str(dataset),
                              run_id, shards, tally, pool.gpus, log_limits),
         batch_size=1,

@@ -75,6 +75,14 @@ class Recipe(BaseModel):
         8, ge=1, le=100_000_000,
         description="a worker's log before it is set aside and a new file begun"
     )
+    stall_seconds: float = Field(
+        600.0, ge=0, description="a worker that reports nothing new for so long is named, and "
+        "ended after as long again; 0 waits for ever"
+    )
+    progress_seconds: float = Field(
+        30.0, ge=0, description="how often a run says how far it is, when its standard error is "
+        "a pipe or a file; 0 for never"
+    )
     ray: RaySettings = Field(default_factory=RaySettings, description="the cluster")
     stages: dict[str, dict[str, Any]] = Field(description="label: settings, in order")
 

@@ -13,15 +13,17 @@ import shutil
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipeline.activity import Activity
 from pipeline.fence import Fence
-from pipeline.inputs import FrameReader, input_table
+from pipeline.inputs import FrameReader, input_table, kept_rows
 from pipeline.journal import read_journal
 from pipeline.logs import NO_LOGS, LogLimits, RunLog, ShardLog, python_messages, worker_name
 from pipeline.outputs import complete, failed_rows, made_before
@@ -38,6 +40,7 @@ from pipeline.tombstones import new_tombstone, removed_videos
 from schemas.damage import DamagedFile, reading
 from schemas.errors import ClipmillError, RowFailed, RowRejected
 from schemas.folders import JOURNAL
+from schemas.ids import clip_seconds
 from schemas.step_tables import REMOVED_RULE
 from schemas.storage import full_storage, writing_to
 from schemas.words import counted
@@ -62,6 +65,7 @@ class Worker:
     report: Report = lambda label, counts: None
     journal_over_runs: bool = True
     log_limits: LogLimits = NO_LOGS
+    activity: Activity = field(default_factory=Activity)
     _open: dict[str, tuple[Transform, Workspace]] = field(default_factory=dict)
     _stack: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 
@@ -80,14 +84,17 @@ class Worker:
                 self._run_step(step, shard, path)
         if self.plan.drop_frames:
             self._drop_frames(shard)
+        self.activity.rest()
 
     def close(self) -> None:
         self._open.clear()
         self._stack.close()
         self._log.write("worker_end")
+        self.activity.close()
 
-    def _transform(self, step: Step) -> tuple[Transform, Workspace]:
+    def _transform(self, step: Step, shard: str) -> tuple[Transform, Workspace]:
         if step.label not in self._open:
+            self.activity.at(step.label, shard, "opens its models")
             scratch = self.dataset / ".scratch" / f"{step.label}-{uuid.uuid4().hex[:8]}"
             workspace = Workspace(self.dataset, scratch)
             started = time.monotonic()
@@ -109,17 +116,19 @@ class Worker:
     def _commit_step(self, step: Step, shard: str, path: Path, log: ShardLog) -> Counter:
         """One step over one shard; gives its counts."""
         started = time.monotonic()
+        self.activity.at(step.label, shard, "reads its input")
         request = self.shards.retries.get(shard)
         only = set(request["keys"]) if request and request["step"] == step.label else None
         group = self.shards.group(shard)
         rows = input_table(self.plan, step, self.dataset, shard, group, only_keys=only)
         counts: Counter = Counter(inputs=rows.num_rows)
         log.start(rows.num_rows)
+        self.report(step.stage_label, _begun(self.plan, step, rows.num_rows))
         with contextlib.ExitStack() as stack:
             writers = _Writers(stack, step, self.dataset, shard, self._fence)
             decoded = 0
             if rows.num_rows:
-                transform, workspace = self._transform(step)
+                transform, workspace = self._transform(step, shard)
                 workspace.scratch.mkdir(parents=True, exist_ok=True)
                 stack.callback(shutil.rmtree, workspace.scratch, ignore_errors=True)
                 before = workspace.decoded_frames
@@ -136,7 +145,9 @@ class Worker:
                     if tally["failed"]:
                         failed = tables[step.label].select([step.stage.key, "error"])
                         log.failures(step.stage.key, failed.to_pylist())
-                    self.report(step.stage_label, _reported(step, tally))
+                    self.report(step.stage_label, Counter(
+                        _reported(step, tally, tables[step.label]),
+                        share=batch.num_rows / rows.num_rows))
                 decoded = workspace.decoded_frames - before
                 if frames is not None:
                     decoded += frames.decoded_frames
@@ -144,6 +155,7 @@ class Worker:
             if done != counts["inputs"]:
                 raise AssertionError(f"{step.label}/{shard}: {counts['inputs']} inputs, but "
                                      f"{done} kept, rejected or failed")
+            self.activity.at(step.label, shard, "commits")
             writers.finish(ShardMetadata(
                 step.stage_label, step.label, shard, step.fingerprint, self.run_id,
                 counts["inputs"], counts["kept"], counts["rejected"], counts["failed"],
@@ -184,13 +196,17 @@ class Worker:
     ) -> Iterator[tuple[pa.Table, dict[str, pa.Table]]]:
         """Every batch of a shard with its output tables, failures included."""
         stage, key = step.stage, step.stage.key
+
+        def doing(batch: pa.Table) -> None:
+            self.activity.at(step.label, shard, "at", tuple(batch[key].to_pylist()))
+
         journal = _journal(step, self.dataset, shard)
         seen = _started_before(journal, None if self.journal_over_runs else self.run_id)
         if not stage.fragile and not seen:
             for start in range(0, rows.num_rows, stage.batch_rows):
                 batch = rows.slice(start, stage.batch_rows)
                 try:
-                    yield from _batch(step, batch, transform, frames, log, self.dataset)
+                    yield from _batch(step, batch, transform, frames, log, self.dataset, doing)
                 except DeviceBroken:
                     # Which of them did it comes out when each is done alone, in a new process.
                     write_json(journal, {"run_id": self.run_id,
@@ -210,7 +226,7 @@ class Worker:
             seen[name] = died + 1
             write_json(journal, {"run_id": self.run_id, "started": seen})
             try:
-                yield from _batch(step, batch, transform, frames, log, self.dataset)
+                yield from _batch(step, batch, transform, frames, log, self.dataset, doing)
             except DeviceBroken:
                 raise
             except BaseException:
@@ -276,9 +292,10 @@ class _Writers:
 
 def _batch(
     step: Step, batch: pa.Table, transform: Transform, frames: FrameReader | None, log: ShardLog,
-    dataset: Path,
+    dataset: Path, doing: Callable[[pa.Table], None],
 ) -> Iterator[tuple[pa.Table, dict[str, pa.Table]]]:
-    """One batch done; where it raises, each of its rows done alone."""
+    """One batch done; where it raises, each of its rows done alone. `doing` is told of each."""
+    doing(batch)
     shown, failed = batch, {}
     if frames is not None:
         shown, failed = frames.attach(batch, step.stage.frames)
@@ -306,6 +323,7 @@ def _batch(
             return
         for row in range(batch.num_rows):
             one, shown_one = batch.slice(row, 1), shown.slice(row, 1)
+            doing(one)
             try:
                 output = _named(step, transform(shown_one))
             except ClipmillError:
@@ -351,11 +369,33 @@ def _tally(step: Step, table: pa.Table) -> Counter:
     return tally
 
 
-def _reported(step: Step, tally: Counter) -> Counter:
+def _begun(plan: Plan, step: Step, inputs: int) -> Counter:
+    """What progress shows of a shard that begins: a stage's first step tells how many rows come.
+
+    A `share` of 1 is all of one step's shard.
+    """
+    first = next(one for one in plan.steps if one.stage_label == step.stage_label)
+    begun = Counter(begun=1, inputs=inputs) if step.label == first.label else Counter()
+    if not inputs:
+        begun["share"] = 1
+    return begun
+
+
+def _reported(step: Step, tally: Counter, table: pa.Table) -> Counter:
     """What progress shows: of a stage's inner steps only what does not reach the last one."""
     if step.label != step.stage_label:
         return Counter(rejected=tally["rejected"], failed=tally["failed"])
-    return tally
+    return Counter(tally, seconds=_seconds_of_video(table))
+
+
+def _seconds_of_video(table: pa.Table) -> float:
+    """How long the videos or clips of the kept rows are, where the table or their ids say it."""
+    rows = kept_rows(table)
+    if "duration_seconds" in rows.column_names:
+        return pc.sum(rows["duration_seconds"]).as_py() or 0.0
+    if "clip_id" in rows.column_names:
+        return sum(clip_seconds(key) for key in rows["clip_id"].to_pylist())
+    return 0.0
 
 
 def _sum(table: pa.Table, column: str) -> int:
@@ -381,6 +421,19 @@ def _earlier_attempts(step: Step, dataset: Path, group: list[str]) -> dict[str, 
 
 def _journal(step: Step, dataset: Path, shard: str) -> Path:
     return dataset / JOURNAL / f"{step.label}-{step.fingerprint}-{shard}.json"
+
+
+def blame(
+    plan: Plan, dataset: Path, run_id: str, label: str, shard: str, keys: Sequence[str]
+) -> None:
+    """Notes that a worker is ended while it is at these rows, as if they had taken it down.
+
+    Rows of a journal are noted there already, before they start. Others are done one by one then.
+    """
+    journal = _journal(plan.by_label[label], dataset, shard)
+    started = _started_before(journal, run_id)
+    if not any(key in started for key in keys):
+        write_json(journal, {"run_id": run_id, "started": {**started, **dict.fromkeys(keys, 1)}})
 
 
 def _started_before(path: Path, run_id: str | None) -> dict[str, int]:

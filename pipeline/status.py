@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from pipeline.catalog import Catalog, Layout, open_catalog
+from pipeline.fence import last_moved
 from pipeline.index import ShardFiles
 from pipeline.list_counts import kept_counts
 from pipeline.plan import Read
@@ -41,6 +43,7 @@ def status_report(dataset: Path) -> dict[str, Any]:
         return {
             "dataset": str(dataset),
             "run": _run(layout),
+            "moved_at": _moved_at(layout.dataset),
             "ingest": {"inputs": sum(ingest.values()), **ingest, "shards": shards},
             "lists": [asdict(counts) for counts in kept_counts(layout.dataset / "sources")],
             "stages": stages,
@@ -52,6 +55,13 @@ def status_report(dataset: Path) -> dict[str, Any]:
 def _run(layout: Layout) -> dict[str, Any] | None:
     wanted = ("run_id", "state", "started_at", "finished_at", "engine", "recipe_name")
     return {name: layout.record.get(name) for name in wanted} if layout.record else None
+
+
+def _moved_at(dataset: Path) -> str | None:
+    """When the command that is at work now last came forward; null where none is."""
+    moved = last_moved(dataset)
+    return None if moved is None else datetime.fromtimestamp(moved, UTC).isoformat(
+        timespec="seconds")
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,13 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from pipeline.activity import Beat
 from pipeline.pools import Leg, Pool
+from pipeline.standstill import SILENT_SECONDS
 from schemas.words import counted
 
 BEAT_SECONDS = 2.0
 """How often a worker says that it lives."""
-SILENT_SECONDS = 12.0
-"""A worker that said nothing for so long may be dead; its place counts as free."""
 STARVED_SECONDS = 20.0
 """A pool without a worker, and without a place for one, for so long ends the run."""
 UNANSWERED_SECONDS = 30.0
@@ -33,15 +33,6 @@ class Node:
     id: str
     cpus: float
     gpus: float
-
-
-@dataclass(frozen=True)
-class Beat:
-    """A worker says that it lives: of which pool, on which node, how many shards it has done."""
-
-    pool: int
-    node: str
-    done: int
 
 
 @dataclass(frozen=True)
@@ -90,6 +81,10 @@ class Watchdog:
                 self._starts[beat.pool] = 0
             self._beats[worker] = beat
             self._heard[worker] = now
+
+    def ended(self, pool: int) -> None:
+        """A worker was ended for standing still: the next one is no sign that they die."""
+        self._starts[pool] -= 1
 
     def is_unanswered(self, now: float) -> bool:
         return now - self._answered > UNANSWERED_SECONDS

@@ -7,7 +7,7 @@ import re
 
 _SAFE = re.compile(r"[A-Za-z0-9_-]{1,80}\Z")
 _FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,199}\Z")
-CLIP_ID = re.compile(r"(.*)-m?\d+-m?\d+\Z", re.S)
+CLIP_ID = re.compile(r"(.*)-(?P<start>m?\d+)-(?P<end>m?\d+)\Z", re.S)
 """A clip's id; the group is its video's."""
 
 
@@ -57,3 +57,12 @@ def _milliseconds(seconds: float) -> str:
 def clip_id(video_id: str, start_seconds: float, end_seconds: float) -> str:
     """`<video_id>-<start_ms>-<end_ms>`; a negative time stamp is written with the letter m."""
     return f"{video_id}-{_milliseconds(start_seconds)}-{_milliseconds(end_seconds)}"
+
+
+def clip_seconds(clip_id: str) -> float:
+    """How long the clip is, as its id says; 0 where it is an id of another kind."""
+    found = CLIP_ID.match(clip_id)
+    if found is None:
+        return 0.0
+    start, end = (int(found[name].replace("m", "-")) for name in ("start", "end"))
+    return max(0.0, (end - start) / 1000)

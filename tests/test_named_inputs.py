@@ -14,7 +14,7 @@ _ASYNC = {"create_subprocess_exec", "create_subprocess_shell"}
 _TAKE_INPUT = {"subprocess": {"run", "Popen", "call", "check_call", "check_output"},
                "asyncio": _ASYNC, "asyncio.subprocess": _ASYNC}
 # What can't be told: these hand on this process's own.
-_HAND_ON = {"os": {"system", "popen", "posix_spawn", "posix_spawnp", "startfile"} | {
+_HAND_ON = {"os": {"system", "popen", "posix_spawn", "posix_spawnp"} | {
     f"spawn{how}" for how in ("l", "le", "lp", "lpe", "v", "ve", "vp", "vpe")},
     "subprocess": {"getoutput", "getstatusoutput"}, "pty": {"spawn"}}
 

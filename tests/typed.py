@@ -34,6 +34,8 @@ class Shell:
         self._found = 0
         self.holders: dict[int, str] = {}
         """Processes other than the typed command that had the terminal as standard input."""
+        self.commands: set[str] = set()
+        """All that were seen at work, but for the shell and the typed command."""
         self._suspects: dict[int, str] = {}
         self._pid, self._terminal = pty.fork()
         if self._pid == 0:
@@ -103,6 +105,7 @@ class Shell:
         for pid, told in self._processes().items():
             if str(self._pid) in told.split()[:2]:
                 continue  # the shell, and what was typed into it
+            self.commands.add(told.split(" ", 3)[3].strip())
             with contextlib.suppress(OSError):
                 if Path(f"/proc/{pid}/fd/0").readlink() == self._place:
                     holding[pid] = told
@@ -118,5 +121,5 @@ class Shell:
                     place / "stat").read_text().rpartition(")")[2].split()[:4]
                 if int(session) == self._pid and state not in "ZX":
                     words = (place / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-                    found[int(place.name)] = f"{place.name} {parent} {state} {words[:200]}"
+                    found[int(place.name)] = f"{place.name} {parent} {state} {words[:200]} "
         return found

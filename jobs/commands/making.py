@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -25,6 +26,12 @@ from jobs.help_pages import Commands
 app = Commands("Make a dataset")
 
 
+def _say_that_it_begins(what: str) -> None:
+    """At once, on a terminal: what a run imports takes seconds where the disk is slow."""
+    if sys.stderr.isatty():
+        print(what, file=sys.stderr, flush=True)
+
+
 @app.command()
 def run(
     recipe: Annotated[str | None, typer.Argument(metavar="[RECIPE]", help="a ready-made name or a "
@@ -43,6 +50,7 @@ def run(
     wait: Wait = False,
 ) -> None:
     """Run what is not done yet; run again, it does only what is missing."""
+    _say_that_it_begins("Reading the recipe …")
     from jobs.run import closing_table, dataset_folder, load
     from jobs.run import run as execute
 
@@ -57,6 +65,7 @@ def run(
 @app.command()
 def retry(dataset: Dataset, kind: Kinds = None, wait: Wait = False) -> None:
     """Try failed rows again, and only those, with the newest run's recipe."""
+    _say_that_it_begins("Looking for failed rows …")
     from jobs.run import closing_table, load
     from jobs.run import run as execute
     from pipeline.records import require_dataset
@@ -121,6 +130,7 @@ def demo(
     engine: Annotated[Engine, typer.Option(help="where stages run")] = Engine.ray,
 ) -> None:
     """Run the full recipe on a small rendered world, offline, and measure it against the truth."""
+    _say_that_it_begins("Making the world …")
     from jobs.demo.demo import run_demo
 
     run_demo(dataset.absolute(), engine=engine.value)

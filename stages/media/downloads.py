@@ -29,6 +29,7 @@ from stages.media.http import (
 )
 from stages.media.isolated import run_isolated
 from stages.media.probe import Probe, probe
+from stages.media.progress import LargeFile
 from stages.media.proxies import proxies_of_environment
 from stages.media.sections import Section, discard, widest
 from stages.media.store import Media, MediaStore
@@ -40,6 +41,8 @@ from stages.models.references import file_sha256
 if TYPE_CHECKING:
     from stages.download_videos import DownloadVideos
     from stages.media.ytdlp import Video
+
+_COPIED_BYTES = 1 << 20
 
 
 class Downloader:
@@ -149,7 +152,8 @@ class Downloader:
     def _copy(self, row: dict[str, Any], path: Path, origin: str) -> Media:
         with self._store.work_folder(row["source_key"]) as folder:
             file = folder / f"copy{path.suffix}"
-            shutil.copyfile(path, file)
+            with LargeFile(path) as source, open(file, "wb") as copy:
+                shutil.copyfileobj(source, copy, _COPIED_BYTES)
             return self._take_in(row, file, origin=origin, sha256=_sha256(file))
 
     def _by_http(self, row: dict[str, Any], url: str, *, page_is_bad_media: bool) -> Media:
@@ -299,5 +303,5 @@ def _origin(*parts: Any) -> str:
 
 
 def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
+    with LargeFile(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

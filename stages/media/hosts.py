@@ -26,6 +26,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from schemas.errors import RowFailed
+from stages.media import progress
 
 # A waiting request looks this often whether the host's state has changed.
 _LOOK_SECONDS = 0.5
@@ -165,7 +166,7 @@ class Hosts:
                 if pause.is_final or attempt.waited_seconds >= self._manners.patience_seconds:
                     raise pause.left_alone
                 attempt.waited_seconds += seconds
-            time.sleep(seconds)
+            progress.pause(seconds)
         attempt.asked.append((host, time.time()))
 
     def hold(self, host: str, seconds: float, said: str) -> None:

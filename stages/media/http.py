@@ -22,6 +22,7 @@ import httpx
 
 from schemas.errors import RowFailed, RowRejected
 from schemas.words import counted
+from stages.media import progress
 from stages.media.hosts import BotCheck, Hosts, LeftAlone, PassingProblem, asked_for_too_long
 from stages.media.partial import UNPACKED, Partial, unpacked
 from stages.media.watch import Limits, Progress, Watch, current, too_large
@@ -108,7 +109,7 @@ def patiently(
                             + asked_for_too_long(asker, asked_for)) from last
         if is_last:
             break
-        time.sleep(pause)
+        progress.pause(pause)
     assert first is not None
     message = first.message
     if last.message != first.message:
@@ -353,13 +354,14 @@ class _Transfer:
                 if start.startswith(_PLAYLIST_STARTS):
                     raise NotAMediaFile("a playlist")
             partial.write(chunk)
+            progress.beat()
             if self.max_bytes is not None and partial.received > self.max_bytes:
                 raise too_large(self.max_bytes)
             if self.rate_limit:
                 due = began + (partial.received - earlier) / self.rate_limit
                 if (early := due - time.monotonic()) > 0:
                     with _own_wait():
-                        time.sleep(early)
+                        progress.pause(early)
 
     def _page(self) -> Exception:
         content_type = self.partial.content_type

@@ -27,6 +27,7 @@ from typing import Any
 
 from schemas.errors import ClipmillError, RowFailed, printable
 from stages.media.isolated_process import HEADER
+from stages.media.progress import beat
 
 STALL_SECONDS = 300.0
 TIME_LIMIT_SECONDS = 6 * 3600.0
@@ -175,6 +176,7 @@ def _try(
             message = helper.receive(min(limits.stall_seconds, left))
             if message is None:
                 raise _OutOfTime if left < limits.stall_seconds else _Stalled
+            beat()
             kind, *told = message
             if kind == "part":
                 yield told[0]

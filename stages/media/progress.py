@@ -1,20 +1,48 @@
-"""Says that work on a file comes forward, to whoever waits for it (see `isolated`)."""
+"""Reports that work goes on: from a helper process to its worker, and from a worker to the run."""
 
 from __future__ import annotations
 
+import io
+import time
 from collections.abc import Callable
+from typing import Any
+
+_STEP_SECONDS = 1.0
 
 _listener: Callable[[int | None], None] | None = None
 
 
 def beat(decoded_frames: int | None = None) -> None:
-    """A packet was read, a frame decoded: whoever waits need not give the file up yet.
+    """Reports a step forward: a packet was read, a frame decoded, a token generated.
 
     `decoded_frames` is how many frames of the file were decoded so far, where that is counted.
-    Costs next to nothing, and nothing hears it outside a helper process.
+    A call costs next to nothing. Without one for `stall_seconds` a worker counts as standing still.
     """
     if _listener is not None:
         _listener(decoded_frames)
+
+
+def pause(seconds: float) -> None:
+    """Sleeps on purpose (for a host's next turn, say), and reports that meanwhile."""
+    end = time.monotonic() + seconds
+    while True:
+        beat()
+        left = end - time.monotonic()
+        if left <= 0:
+            return
+        time.sleep(min(left, _STEP_SECONDS))
+
+
+class LargeFile(io.FileIO):
+    """A file opened for reading that reports as it is read: to hash or copy one may take long."""
+
+    def readinto(self, buffer: Any) -> int:
+        beat()
+        return super().readinto(buffer)
+
+    def read(self, size: int = -1) -> bytes:
+        beat()
+        return super().read(size)
 
 
 def listen(listener: Callable[[int | None], None] | None) -> None:

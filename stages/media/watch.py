@@ -28,6 +28,7 @@ from schemas.errors import RowFailed
 from stages.media import children
 from stages.media.addresses import PrivateAddress, check_address
 from stages.media.hosts import PassingProblem
+from stages.media.progress import beat
 
 _LONGEST_STEP_SECONDS = 1.0
 _URL = re.compile(r"[a-z][a-z0-9+.-]+://")
@@ -200,6 +201,8 @@ class Watch:
             progress, now = self._measure(), time.monotonic()
             watched += min(now - looked_at, 2 * step)
             looked_at = now
+            if self._waiting or not history or history[-1][1] != progress.in_all:
+                beat()
             history.append((watched, progress.in_all))
             while len(history) > 1 and watched - history[1][0] >= limits.window_seconds:
                 history.popleft()

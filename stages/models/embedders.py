@@ -18,6 +18,7 @@ from pydantic import Field
 
 from schemas.errors import ClipmillError, UsageError
 from stages.media.images import FitMode, Interpolation, decode_jpeg, to_batch
+from stages.media.progress import beat
 from stages.models.loading import local_folder
 from stages.models.memory import BatchSize
 from stages.models.published import PAIR, published_weights
@@ -148,6 +149,7 @@ class ClipEmbedder:
             else:
                 batches = _ahead(pool, self.prepare, pieces)
             for batch in batches:
+                beat()
                 yield self.embed_batch(batch)
 
     def embed_batch(self, batch: np.ndarray) -> np.ndarray:
@@ -177,6 +179,7 @@ class ClipEmbedder:
         import torch
 
         for start in range(0, len(texts), size):
+            beat()
             with torch.inference_mode():
                 tokens = self._tokenize(list(texts[start: start + size])).to(self.device)
                 yield _unit_rows(self._model.encode_text(tokens))

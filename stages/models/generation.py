@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 from pydantic import Field
 
 from schemas.errors import ClipmillError, RowFailed
+from stages.media.progress import beat
 from stages.models.device_errors import raise_if_broken
 from stages.models.memory import free_memory, is_out_of_memory, out_of_memory
 from stages.models.openai_server import OpenAIServer
@@ -41,12 +42,19 @@ class Generation:
         """Keyword arguments of transformers' `generate`."""
         wanted: dict[str, Any] = {
             "max_new_tokens": self.max_new_tokens, "num_beams": self.num_beams, "do_sample": False,
+            "stopping_criteria": [_report],
         }
         if self.min_new_tokens:
             wanted["min_new_tokens"] = self.min_new_tokens
         if self.no_repeat_ngram_size:
             wanted["no_repeat_ngram_size"] = self.no_repeat_ngram_size
         return wanted
+
+
+def _report(*_: Any, **__: Any) -> bool:
+    """Stops nothing; called after each token."""
+    beat()
+    return False
 
 
 class GeneratingStage(Stage):
@@ -238,6 +246,7 @@ class Batches(Generic[Item, Prepared, Result]):
     def _attempt(
         self, batch: Sequence[Item], prepared: Callable[[], Prepared]
     ) -> list[Result | RowFailed]:
+        beat()
         try:
             found = list(self._compute(prepared()))
             if len(found) != len(batch):

@@ -16,6 +16,7 @@ from typing import Any
 import httpx
 
 from schemas.errors import ClipmillError, ErrorKind, RowFailed
+from stages.media.progress import beat
 from stages.media.proxies import proxies_of_environment
 from stages.models.references import ModelReference
 
@@ -27,6 +28,7 @@ _UNANSWERED = 8
 _MOST_BYTES = 8 * 2**20
 # What is cut ends at once. A connection that is still being made can't be, and ends by itself.
 _LEAVING_SECONDS = 2.0
+_BEAT_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -138,6 +140,10 @@ class OpenAIServer:
             first = [self._answer(messages[0], max_new_tokens, 0)]
         self._asked = [self._pool.submit(one, message) for message in messages[len(first):]]
         try:
+            waiting = set(self._asked)
+            while waiting:
+                beat()  # how long an answer may take is its own setting
+                _, waiting = wait(waiting, _BEAT_SECONDS)
             return first + [asked.result() for asked in self._asked]
         finally:
             for asked in self._asked:

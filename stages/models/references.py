@@ -20,6 +20,8 @@ from urllib.parse import unquote, urlsplit
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
+from stages.media.progress import LargeFile
+
 # What is read from a model's folder for its identity: all that could change its output.
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
 PACKAGE = "package:"
@@ -29,7 +31,7 @@ _CONFIG = (".json", ".txt", ".model", ".jinja", ".tiktoken")
 
 @functools.lru_cache(maxsize=4096)
 def _file_sha256(path: str, size: int, modified: int) -> str:
-    with open(path, "rb") as file:
+    with LargeFile(Path(path)) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

@@ -316,7 +316,7 @@ class Case:
                 found = [child for child in children
                          if child.name().startswith("ray::") and "Agent" not in child.name()]
             if not found or (what in ("worker", "head", "node")
-                             and not any("ShardRunner" in " ".join(child.cmdline())
+                             and not any("MapWorker(" in " ".join(child.cmdline())
                                          for child in children if child.is_running())):
                 return False  # no worker has come up yet
             self._draw.choice(sorted(found, key=lambda child: child.pid)).kill()

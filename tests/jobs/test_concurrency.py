@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ import yaml
 from jobs.importing import import_internvid
 from jobs.indexing import index_dataset
 from jobs.locking import dataset_lock, remove_if_empty
+from jobs.query import print_status
 from jobs.remove import remove
 from jobs.report.page import report_on
 from jobs.run import load, run
@@ -72,6 +74,7 @@ def test_while_a_run_is_at_work_whoever_else_writes_is_told_who_it_is(tmp_path, 
     """Every writer is refused, and nothing is changed; a killed holder leaves no lock behind."""
     gate, dataset = tmp_path / "gate", tmp_path / "dataset"
     path = recipe(tmp_path, 2, split_clips={"gate": str(gate)})
+    began = datetime.now(UTC).replace(microsecond=0)
     with clipmill("run", path, "--dataset", dataset) as holder:
         until(lambda: list(dataset.glob("download_videos/*/*.parquet")))
         before = sorted(str(file) for file in dataset.rglob("*.parquet"))
@@ -94,9 +97,15 @@ def test_while_a_run_is_at_work_whoever_else_writes_is_told_who_it_is(tmp_path, 
                 other()
         assert sorted(str(file) for file in dataset.rglob("*.parquet")) == before
         assert is_held(dataset)
+        moved = datetime.fromisoformat(status_report(dataset)["moved_at"])
+        assert began <= moved <= datetime.now(UTC)
+        capsys.readouterr()
+        print_status(dataset)
+        assert f"ago, at {moved:%Y-%m-%d %H:%M:%S} UTC" in capsys.readouterr().out
         holder.send_signal(signal.SIGKILL)
         holder.wait(60)
         assert not is_held(dataset)
+        assert status_report(dataset)["moved_at"] is None
     gate.touch()
     assert run(load(str(path), None), dataset)
     report = status_report(dataset)

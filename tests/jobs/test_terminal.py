@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import sys
 import tempfile
@@ -48,6 +49,11 @@ def test_a_run_on_ray_that_splits_ends_on_a_terminal(tmp_path):
         assert status == 0, screen
         assert is_terminal(tmp_path / "dataset") == [False, False]
         assert not shell.holders
+        assert screen.index("Reading the recipe") < screen.index("starting Ray")
+        assert re.search(r"split_clips +━+ +1/1 ", screen)
+        # Ray's own displays go by these names.
+        workers = [one for one in shell.commands if one.startswith("ray::MapWorker(MapBatches(")]
+        assert any("split_clips" in one for one in workers), shell.commands
 
 
 @pytest.mark.slow

@@ -6,6 +6,8 @@ A source's URL says what becomes of it: `https://NAME.test/?clips=3&fail=name`.
 from __future__ import annotations
 
 import os
+import signal
+import time
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
@@ -18,6 +20,16 @@ from stages.protocol import Rows, Stage, Workspace, resource
 
 def asked(url: str) -> dict[str, str]:
     return {name: values[0] for name, values in parse_qs(urlsplit(url).query).items()}
+
+
+def until_named(dataset: Path) -> None:
+    """Stands still until the run has noticed."""
+    (log,) = dataset.glob("logs/*/driver.jsonl")
+    for _ in range(600):
+        if '"standstill"' in log.read_text():
+            return
+        time.sleep(0.1)
+    raise AssertionError("nobody noticed")
 
 
 class FetchWords(Stage):
@@ -65,6 +77,8 @@ class CutWords(Stage):
                 want = asked(url)
                 if "kill" in want:
                     os._exit(1)
+                if want.get("stand") == "cut":
+                    time.sleep(1000)
                 if want.get("fail") == "cut":
                     raise ValueError("cannot be cut")
                 if want.get("lose") == "cut":
@@ -94,6 +108,10 @@ class NameWords(Stage):
             rows = Rows(self)
             for clip, url in zip(*batch.select(["clip_id", "url"]).to_pydict().values(),
                                  strict=True):
+                if asked(url).get("stand") == "name" and clip.endswith("-1"):
+                    os.kill(os.getpid(), signal.SIGSTOP)
+                if asked(url).get("stand") == "until_named":
+                    until_named(workspace.dataset)
                 bad = asked(url).get("fail") == "name" and clip.endswith("-1")
                 if bad and not (self.mend_file and Path(self.mend_file).exists()):
                     raise RowFailed("model", f"no word for {clip}")

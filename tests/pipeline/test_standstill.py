@@ -1,0 +1,175 @@
+"""A worker that reports nothing new is named, then ended; its row is a crash as if it had died."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from pipeline.activity import Activity, Beat, Finding, Place, Process, look_at
+from pipeline.standstill import Lookout, Standstills
+
+HERE = Place("split_clips", "000003", "at", ("v-1", "v-2"))
+OPENING = Place("caption_frames", "000003", "opens its models")
+
+
+class Workers:
+    """Workers that say what the test has them say, and what became of them."""
+
+    def __init__(self, stall_seconds: float = 600.0) -> None:
+        self.now = 0.0
+        self.said: list[str] = []
+        self.ended: list[int] = []
+        self.blamed: list[Place] = []
+        self.shown: list = []
+        self.findings: dict[int, Finding] = {}
+        lookout = Lookout(stall_seconds, lambda seen: setattr(self, "shown", seen),
+                          lambda message, about: self.said.append(message))
+        self.standstills = Standstills(
+            lookout, lambda beat: self.findings.get(beat.process.pid, Finding(False, beat.state)),
+            lambda beat: self.ended.append(beat.process.pid), self.blamed.append)
+
+    def go_on(self, seconds: int, *beats: Beat) -> None:
+        for _ in range(seconds):
+            self.now += 1
+            self.standstills.heard({str(beat.process.pid): beat for beat in beats}, self.now)
+            self.standstills.check()
+
+
+def beat(pid: int, moves: int = 1, place: Place | None = HERE, state: str = "S") -> Beat:
+    return Beat(0, "node", 0, "host7", Process(pid, 1), moves, place, state)
+
+
+def test_a_worker_that_reports_nothing_new_is_named_once_then_ended():
+    workers = Workers()
+    workers.go_on(599, beat(1))
+    assert workers.said == []
+    workers.go_on(3, beat(1))
+    assert workers.said == [
+        "split_clips stands still: worker 1 on host7: sleeping (S), nothing new for 10 min, at "
+        "v-1 and 1 more (shard 000003); it is ended after another 10 min without news "
+        "(stall_seconds)"]
+    assert workers.shown[0].is_standing
+    workers.go_on(590, beat(1))
+    assert len(workers.said) == 1
+    workers.go_on(20, beat(1))
+    assert workers.ended == [1]
+    assert workers.blamed == [HERE]
+    assert workers.said[1].startswith("split_clips: ended worker 1 on host7: sleeping (S)")
+
+
+def test_whoever_reports_is_left_alone_however_long_it_takes():
+    workers = Workers()
+    for minute in range(100):
+        workers.go_on(60, beat(1, moves=minute))
+    assert workers.said == []
+
+
+def test_a_worker_that_is_dead_is_forgotten():
+    """Its last word was that it is at a row; Ray has started another one."""
+    workers = Workers()
+    workers.go_on(10, beat(1))
+    workers.findings[1] = Finding(is_gone=True)
+    workers.go_on(2000)
+    assert workers.said == workers.shown == []
+
+
+def test_a_stopped_worker_is_known_by_the_note_that_it_left():
+    """It was stopped before it could say which row it is at, and says nothing any more."""
+    workers = Workers()
+    workers.go_on(5, beat(1, place=OPENING))
+    workers.findings[1] = Finding(False, "T", HERE)
+    workers.go_on(1250)
+    assert "stopped (T), nothing new for 10 min, at v-1 and 1 more" in workers.said[0]
+    assert workers.blamed == [HERE]
+    assert workers.ended == [1]
+
+
+def test_a_model_that_loads_for_long_is_named_and_left_alone():
+    workers = Workers()
+    workers.go_on(3000, beat(1, place=OPENING))
+    assert len(workers.said) == 1
+    assert workers.said[0].endswith("; it is at no row, so it is left alone")
+    assert workers.ended == []
+    workers.go_on(50, beat(1, place=OPENING, state="T"))
+    assert workers.ended == [1]
+
+
+def test_a_worker_without_work_has_nothing_to_report():
+    workers = Workers()
+    workers.go_on(3000, beat(1, place=None))
+    assert workers.said == workers.shown == []
+
+
+def test_time_in_which_nothing_could_be_heard_does_not_count():
+    """The command itself was stopped for an hour, while its workers went on."""
+    workers = Workers()
+    workers.go_on(100, beat(1))
+    workers.now += 3600
+    workers.go_on(400, beat(1))
+    assert workers.said == []
+
+
+def test_zero_waits_for_ever():
+    workers = Workers(stall_seconds=0)
+    workers.go_on(5000, beat(1))
+    assert workers.said == []
+
+
+def test_an_activity_can_be_read_from_outside():
+    activity = Activity()
+    try:
+        process = Process.own(activity)
+        activity.at("split_clips", "000003", "at", ("v-1" * 500, "v-2"))
+        activity.at(HERE.step, HERE.shard, HERE.doing, HERE.keys)
+        assert look_at(process).place == HERE
+        moves = activity.moves
+        activity.beat()
+        assert activity.moves > moves
+        assert look_at(Process(process.pid, process.began + 1)).is_gone
+    finally:
+        activity.close()
+
+
+def log_lines(dataset: Path) -> list[dict]:
+    (log,) = dataset.glob("logs/*/driver.jsonl")
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    return [line for line in lines if line["event"] == "standstill"]
+
+
+def test_on_ray_workers_that_stand_still_cost_their_own_row(words):
+    """One process is stopped at a row of a batch, another sleeps at a row; all else gets done."""
+    data = words("a", "s?stand=name", "b", "c", "t?stand=cut", shard_videos=3)
+    data.run("stall_seconds=3", "cut_words.workers=1", "name_words.workers=1", engine="ray")
+    assert {row["video_id"]: row["error"]["kind"] for row in data.table("cut_words")
+            if row["error"]} == {"v-t": "crash"}
+    named = data.table("name_words")
+    assert {row["clip_id"]: row["error"]["kind"] for row in named if row["error"]} == {
+        "v-s-1": "crash"}
+    assert {row["clip_id"] for row in named} == {f"v-{v}-{n}" for v in "asbc" for n in (0, 1)}
+    lines = log_lines(data.dataset)
+    found = {(line["step"], line["shard"], line["key"], line["state"]) for line in lines
+             if "stands still" in line["message"]}
+    assert ("cut_words", "000001", "v-t", "S") in found
+    assert ("name_words", "000000", "v-s-1", "T") in found
+    assert all(line["worker_pid"] and line["node"] and line["level"] == "warning"
+               for line in lines)
+    assert any("ended worker" in line["message"] for line in lines)
+
+
+def test_the_local_engine_names_a_row_at_which_it_stands_still(words, capfd):
+    data = words("a", "s?stand=until_named&clips=1")
+    data.run("stall_seconds=0.5")
+    (line,) = log_lines(data.dataset)
+    assert (line["step"], line["shard"]) == ("name_words", "000000")
+    assert "name_words stands still" in capfd.readouterr().err
+    assert not [row for row in data.table("name_words") if row["error"]]
+
+
+@pytest.fixture(autouse=True)
+def _no_listener():
+    yield
+    from stages.media import progress
+
+    progress.listen(None)
