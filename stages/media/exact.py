@@ -81,7 +81,9 @@ class ExactVideo(DecodedVideo):
             except (VideoOpenFailure, OSError):
                 return
             try:
-                turned = round(stream.capture.get(cv2.CAP_PROP_ORIENTATION_META) / 90)
+                degrees = round(stream.capture.get(cv2.CAP_PROP_ORIENTATION_META))
+                # OpenCV turns by whole quarters and by nothing else.
+                turned = 0 if degrees % 90 else degrees // 90
                 yield from self._read(stream, index, header, turned_by=turned)
             finally:
                 stream.capture.release()

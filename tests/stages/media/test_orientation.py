@@ -138,3 +138,9 @@ def test_a_matrix_of_no_quarter_turn_stands_for_the_nearest(tmp_path):
         path = headed(tmp_path / "plain.mp4", ("-display_rotation", degrees),
                       tmp_path / "odd.mp4")
         assert (probe(path).width, probe(path).height) == (SIZE[::-1] if turned else SIZE)
+        pictures = []
+        for exact in (False, True):
+            found = scan(path, Workspace(tmp_path, tmp_path), exact=exact, frame_quality=100)
+            jpeg = np.frombuffer(found["frames"].to_pylist()[0]["jpeg"], np.uint8)
+            pictures.append(cv2.imdecode(jpeg, cv2.IMREAD_COLOR_RGB))
+        assert_alike(*pictures)
