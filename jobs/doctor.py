@@ -104,7 +104,7 @@ def _recipe_findings(recipe: str) -> Iterator[tuple[str, str | None]]:
     yield from _sources(loaded)
     findings = list(examine_models(plan.steps))
     for one in findings:
-        yield str(one), one.problem
+        yield str(one), one.problem if one.reason is None else "not on this machine; see below"
     if unreachable := [one for one in findings if one.reason is not None]:
         yield "what the recipe fetches", "\n        ".join(problems_of(unreachable)[0].split("\n"))
 

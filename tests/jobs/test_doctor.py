@@ -40,3 +40,36 @@ def test_an_ffmpeg_that_cannot_be_started_is_said(tmp_path, other_ffmpeg):
     assert ffmpeg_problem() is None
     other_ffmpeg(tmp_path / "ffmpeg")
     assert "set IMAGEIO_FFMPEG_EXE to one that can" in ffmpeg_problem()
+
+
+def test_programs_that_a_recipe_names_are_looked_for(tmp_path, monkeypatch, capsys):
+    """yt-dlp goes without one that is not there, and says nothing."""
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("stages:\n  download_videos:\n    yt_dlp:\n"
+                      "      external_downloader: {m3u8: ffmpeg, http: aria2c}\n"
+                      "      js_runtimes: {quickjs: {}}\n")
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    (programs / "qjs").touch(0o755)
+    monkeypatch.setenv("PATH", str(programs))
+    assert examine(str(recipe)) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert "ok      qjs, which download_videos.yt_dlp names" in lines
+    assert "missing aria2c, which download_videos.yt_dlp names" in lines
+
+
+def test_what_cannot_be_fetched_is_said_once(tmp_path, monkeypatch, capsys):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    recipe = tmp_path / "mine.yaml"
+    url = f"https://media.example/head.pth#sha256={'0' * 64}"
+    recipe.write_text("stages:\n  download_videos: {}\n  split_clips: {}\n"
+                      "  embed_clips: {model: example/not-there}\n"
+                      f'  score_aesthetic: {{head: "{url}"}}\n')
+    assert examine(str(recipe)) == 1
+    out = capsys.readouterr().out
+    assert out.count("see below") == 2
+    assert "hf download example/not-there --local-dir ./models/not-there" in out
+    assert "--set embed_clips.model=./models/not-there --set score_aesthetic.head=./head.pth" in out
