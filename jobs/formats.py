@@ -24,6 +24,7 @@ FORMATS = ("table", "csv", "json", "jsonl", "parquet")
 MAX_TABLE_ROWS = 1000
 _LONGEST_CELL = 200
 _NARROWEST_COLUMN = 6
+_NARROWEST_TEXT = 12
 _NULL = "∅"
 
 
@@ -186,14 +187,39 @@ def _print_grid(
     from rich.text import Text
 
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for name, field in zip(names, schema, strict=True):
-        kind = field.type
-        number = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(
-            kind)
-        table.add_column(Text(name), justify="right" if number else "left", overflow="fold")
+    numbers = [pa.types.is_integer(field.type) or pa.types.is_floating(field.type)
+               or pa.types.is_decimal(field.type) for field in schema]
+    narrowed = _narrowed(names, records, numbers, console.width)
+    for name, number, width in zip(names, numbers, narrowed, strict=True):
+        table.add_column(Text(name), justify="right" if number else "left", overflow="fold",
+                         max_width=width)
     for record in records:
         table.add_row(*map(Text, record))
     console.print(table)
+
+
+def _narrowed(
+    names: list[str], records: list[list[str]], numbers: list[bool], room: int
+) -> list[int | None]:
+    """How wide texts may be, so that ids stay in one line: an id in two can't be copied."""
+    widths = [max([len(name), *(len(record[i]) for record in records)])
+              for i, name in enumerate(names)]
+    gaps = 2 * (len(names) - 1)
+    texts = {i for i, number in enumerate(numbers) if not number and not names[i].endswith("_id")}
+    left = room - gaps - sum(width for i, width in enumerate(widths) if i not in texts)
+    narrowed: list[int | None] = [None] * len(names)
+    if (sum(widths) + gaps <= room or not any(name.endswith("_id") for name in names)
+            or left < _NARROWEST_TEXT * len(texts)):
+        return narrowed
+    # Short texts take what they need, the others share the rest.
+    while texts:
+        share = left // len(texts)
+        short = {i for i in texts if widths[i] <= share}
+        if not short:
+            return [share if i in texts else None for i in range(len(names))]
+        left -= sum(widths[i] for i in short)
+        texts -= short
+    return narrowed
 
 
 def _print_lines(file: IO[str], names: list[str], records: list[list[str]]) -> None:

@@ -223,9 +223,12 @@ def print_runs(dataset: Path, *, format: str = "table", output: Path | None = No
     columns = "*"
     if format == "table":
         columns = (
-            "run_id, started_at, round(epoch(finished_at - started_at), 1) AS seconds, state, "
-            "recipe, engine, code_version, [m.reference || coalesce('@' || m.revision, '') "
-            "FOR m IN flatten([s.models FOR s IN stages]) IF m.reference IS NOT NULL] AS models"
+            "run_id, strftime(started_at, '%Y-%m-%d %H:%M') AS started_at, "
+            "round(epoch(finished_at - started_at), 1) AS seconds, state, recipe, engine, "
+            "code_version, array_to_string(list_sort(list_distinct([regexp_replace(m.reference, "
+            "'^.*/([^/]+/[^/]+)$', '\\1') || coalesce('@' || m.revision, '') "
+            "FOR m IN flatten([s.models FOR s IN stages]) IF m.reference IS NOT NULL])), ', ') "
+            "AS models"
         )
     with open_catalog(dataset) as catalog:
         answer(catalog, f"SELECT {columns} FROM runs ORDER BY started_at", format, output)

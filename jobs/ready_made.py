@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import shutil
+import sys
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -54,7 +57,7 @@ def names_without_downloads() -> list[str]:
 
 
 def described(folder: Path = FOLDER) -> list[str]:
-    """One line a recipe: its name, and what it is for."""
+    """A recipe's name, and what it is for: a line each, on a terminal wrapped beside the name."""
     from pipeline.recipe import read_yaml
 
     width = max(map(len, names(folder)), default=0)
@@ -62,8 +65,15 @@ def described(folder: Path = FOLDER) -> list[str]:
     for name in names(folder):
         given = read_yaml(folder / f"{name}.yaml", expected="a recipe")
         mark = "" if given.get("verified", True) else " (unverified)"
-        lines.append(f"{name:{width}}  {given.get('description', '')}{mark}")
+        lines.append(_wrapped(f"{name:{width}}  ", f"{given.get('description', '')}{mark}"))
     return lines
+
+
+def _wrapped(name: str, text: str) -> str:
+    if not sys.stdout.isatty():
+        return name + text
+    columns = max(shutil.get_terminal_size().columns, len(name) + 20)
+    return textwrap.fill(text, columns, initial_indent=name, subsequent_indent=" " * len(name))
 
 
 def _path(argument: str, folder: Path, kind: str, hint: str) -> Path:

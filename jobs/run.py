@@ -128,9 +128,7 @@ def _retry(
     if not asked:
         wanted = f" of kind {', '.join(kinds)}" if kinds else ""
         _err.print(f"Nothing more to retry: no failures{wanted} from before that retry." if begun
-                   else f"Nothing to retry: no failures{wanted} at any stage. Of what failed at "
-                        "ingest this says what helps:\n"
-                        f"  clipmill failures {shell_word(dataset)}", soft_wrap=True)
+                   else f"Nothing to retry: no failures{wanted} at any stage.")
         return bool(begun)
     said = "\n".join(f"Trying {counted(keys, 'failed row')} of {stage} again."
                      for stage, keys in asked.items())
