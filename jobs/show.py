@@ -21,6 +21,7 @@ from jobs.report.samples import clock
 from jobs.terminal_pictures import Way, show_picture, way_of_terminal, width_in_pixels
 from pipeline.catalog import Catalog, open_catalog, readable_errors
 from pipeline.kept_frames import KeptFrame, Span, kept_frames
+from pipeline.links import clip_link
 from pipeline.output_places import check_output
 from schemas.clocks import FILE_ZERO_SQL
 from schemas.command_line import shell_word
@@ -249,7 +250,8 @@ def _print_row(row: Mapping[str, Any]) -> None:
     table = Table.grid(padding=(0, 2, 0, 0))
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
-    said = {name: _said(name, value) for name, value in row.items() if name != "clip_id"}
+    there = {**row, "url": clip_link(row["url"], row["start_seconds"], row["end_seconds"])}
+    said = {name: _said(name, value) for name, value in there.items() if name != "clip_id"}
     for name, text in said.items():
         if text:
             table.add_row(Text(f"  {name}"), Text(text))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 
 import pyarrow as pa
 import pytest
@@ -27,7 +28,7 @@ def test_ids_stay_in_one_line(monkeypatch, columns):
     table = pa.table({"clip_id": IDS, "caption": [LONG, "short"], "similarity": [0.52, 0.5],
                       "language": ["en", "de"]})
     write_rows(table.to_reader(), "table")
-    lines = screen.getvalue().splitlines()
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", screen.getvalue()).splitlines()
     for name in IDS:
         assert sum(name in line for line in lines) == 1
     assert all(len(line.rstrip()) <= columns for line in lines)
