@@ -33,7 +33,7 @@ from pipeline.removal import finish_removals
 from pipeline.retry import Unfinished, list_shards, request_retries, unfinished_retries
 from pipeline.sources import ingest, list_source_shards
 from pipeline.standstill import Lookout, Seen
-from schemas.command_line import shell_word, start_a_run
+from schemas.command_line import start_a_run
 from schemas.errors import ClipmillError, UsageError
 from schemas.storage import writing_to
 from schemas.words import counted
