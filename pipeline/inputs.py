@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -59,7 +60,7 @@ def read_shard(folder: Path, shard: str, schema: pa.Schema, columns: list[str]) 
 class _Joined:
     """Kept rows of one upstream step over a shard's whole group, looked up by key.
 
-    `new_keys` are those that this very shard has.
+    `new_keys` are those that this very shard has, but for rows that say here what they did.
     """
 
     table: pa.Table
@@ -76,12 +77,32 @@ def _load(plan: Plan, dataset: Path, label: str, shard: str, group: Sequence[str
     for name in existing(folder, group):
         part = kept_rows(read_shard(folder, name, schema, wanted))
         if name == shard:
-            new_keys = part[key].to_pylist()
+            new_keys = _changed(parts, part, key)
         parts.append(part)
     table = pa.concat_tables(parts) if parts else pa.schema(
         [schema.field(name) for name in wanted]).empty_table()
     keys = table[key].to_pylist()
     return _Joined(table, {k: i for i, k in enumerate(keys)}, new_keys)
+
+
+def _changed(before: Sequence[pa.Table], part: pa.Table, key: str) -> list[str]:
+    """The keys of a shard's rows, without those whose row is as it was in a shard before.
+
+    So a retry for a part of a video, its subtitles say, goes on only where that part is read.
+    """
+    keys = part[key].to_pylist()
+    known: dict[str, list[dict[str, Any]]] = {}
+    for table in before:
+        found: dict[str, list[dict[str, Any]]] = {}
+        for row in table.filter(pc.is_in(table[key], part[key].combine_chunks())).to_pylist():
+            found.setdefault(row[key], []).append(row)
+        known.update(found)
+    if not known:
+        return keys
+    now: dict[str, list[dict[str, Any]]] = {}
+    for row in part.to_pylist():
+        now.setdefault(row[key], []).append(row)
+    return [name for name in keys if now[name] != known.get(name)]
 
 
 def _join_key(schema: pa.Schema, unit: str) -> str:

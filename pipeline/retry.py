@@ -51,18 +51,25 @@ def read_request(path: Path) -> dict[str, Any]:
 
 
 def current_failures(step: Step, dataset: Path) -> dict[str, dict[str, dict]]:
-    """Per base shard: the keys whose newest outcome at this step is an error, with that error."""
+    """Per base shard: the keys whose newest outcome at this step is an error, with that error.
+
+    The error of a kept row is that of a part that it lacks, with its `part`.
+    """
     folder = step.folder(dataset)
     found: dict[str, dict[str, dict]] = {}
     for shard in sorted(committed_shards(folder), key=shard_order):
         failed = found.setdefault(base_shard(shard), {})
         path = shard_path(folder, shard)
         with reading(path):
-            rows = pq.read_table(path, columns=[step.stage.key, "error"]).to_pylist()
+            file = pq.ParquetFile(path)
+            parts = {"failed_parts"} & set(file.schema_arrow.names)
+            rows = file.read(columns=[step.stage.key, "error", *parts]).to_pylist()
         for row in rows:
             key = row[step.stage.key]
             if row["error"] is not None:
                 failed[key] = row["error"]
+            elif row.get("failed_parts"):
+                failed[key] = row["failed_parts"][0]
             else:
                 failed.pop(key, None)
     return {shard: failed for shard, failed in found.items() if failed}
@@ -120,5 +127,8 @@ def request_retries(
                 "step": step.label, "fingerprint": step.fingerprint, "keys": keys,
                 "asked_at": asked_at,
             })
-            asked[step.stage_label] = asked.get(step.stage_label, 0) + len(keys)
+            for key in keys:
+                part = failed[key].get("part")
+                name = step.stage_label if part is None else f"{step.stage_label}.{part}"
+                asked[name] = asked.get(name, 0) + 1
     return asked

@@ -31,6 +31,9 @@ from schemas.errors import UsageError
 from schemas.ids import platform_video_id, source_key
 from schemas.step_tables import REMOVED_RULE
 from schemas.words import counted
+from stages.media.exclusions import RULE as EXCLUDED_RULE
+from stages.media.exclusions import names_of, write_exclusions
+from stages.media.extractors import is_part
 from stages.models.fetching import local_file
 from stages.models.references import DataFile
 
@@ -117,8 +120,10 @@ def ingest(
     """
     folder, base = dataset / "sources", base_folder or Path.cwd()
     known = known_sources(folder)
+    excluded = excluded_ids(exclude_ids)
+    write_exclusions(dataset, excluded)
     with Gathering(dataset, known) as gathering:
-        listing = _Listing(dataset, gathering, known, excluded_ids(exclude_ids), limit)
+        listing = _Listing(dataset, gathering, known, excluded, limit)
         reader = Reader(base, Expander(dataset, downloads),
                         lambda key: key in known.failures, lambda: listing.full, take_suffixes)
         read_wholly = set()
@@ -212,14 +217,10 @@ def _removal(key: str, source: Source, removed: dict[str, str]) -> dict[str, str
 
 def exclusion(source: Source, excluded: set[str]) -> dict[str, str] | None:
     """The rejection of a source that one of the `excluded` names means."""
-    names = {source.locator, source.url, source.video_id}
-    if source.platform_id is not None:
-        names |= {source.platform_id, f"{source.extractor} {source.platform_id}",
-                  f"{source.extractor}-{source.platform_id}"}
-    found = sorted(name for name in names & excluded if name is not None)
-    if not found:
-        return None
-    return {"rule": "sources.exclude_ids", "detail": f"known id {found[0]}"}
+    names = names_of(source.extractor, source.platform_id, source.locator, source.url,
+                     source.video_id)
+    found = sorted(set(names) & excluded)
+    return {"rule": EXCLUDED_RULE, "detail": f"known id {found[0]}"} if found else None
 
 
 def excluded_ids(given: DataFile | Path | str | None) -> set[str]:
@@ -235,11 +236,17 @@ def excluded_ids(given: DataFile | Path | str | None) -> set[str]:
             raise UsageError(f"exclude_ids: {row.place}: {row.problem}")
         text = bare(row.locator or "")
         found.add(text)
+        site, space, name = text.partition(" ")
+        if space:  # a line of yt-dlp's archive; its own have the site in small letters
+            found.add(f"{site.lower()} {name.strip()}")
         if looks_like_url(text):
             try:
-                found.add(identify(text).locator)
+                identity = identify(text)
             except ValueError as error:
                 raise UsageError(f"exclude_ids: {row.place}: {text}: {error}") from error
+            found.add(identity.locator)
+            if identity.platform_id is not None and not is_part(text):
+                found.add(f"{identity.extractor} {identity.platform_id}")
     return found - {""}
 
 

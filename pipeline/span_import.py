@@ -42,6 +42,7 @@ from schemas.errors import ClipmillError, RowFailed
 from schemas.ids import source_key
 from schemas.sql_text import escaped_for_glob, literal
 from schemas.tables import SOURCES, SPAN
+from stages.media.exclusions import write_exclusions
 
 WATCH_URL = "https://www.youtube.com/watch?v="
 MEMORY = "1GB"
@@ -98,6 +99,8 @@ def import_spans(
         connection = stack.enter_context(duckdb.connect(":memory:", config=config))
         published = [open_published(connection, path) for path in files]
         excluded = excluded_ids(exclude_ids)
+        if exclude_ids is not None:
+            write_exclusions(dataset, excluded)
         _remove_leftovers(scratch)
         stack.callback(shutil.rmtree, scratch, ignore_errors=True)
         rows = PublishedRows(connection, published, report_bytes)

@@ -39,6 +39,8 @@ SUBTITLE = pa.struct(
         ("automatic", pa.bool_()),
     ]
 )
+# Of a kept row: something that it can do without, and that could not be had.
+FAILED_PART = pa.struct([pa.field("part", pa.string()), *ERROR])
 HOLE = pa.struct([("start_seconds", pa.float64()), ("end_seconds", pa.float64())])
 FRAME = pa.struct([("frame_number", pa.int64()), ("seconds", pa.float64()), ("jpeg", pa.binary())])
 TEXT_AT = pa.struct([("seconds", pa.float64()), ("text", pa.string())])
@@ -81,6 +83,7 @@ SOURCES = pa.schema(
 # null where the file doesn't say: HDR10 is `smpte2084`, HLG `arib-std-b67`.
 # `subtitle_words` runs parallel to `subtitles`: the words of each line with the times at which they
 # are said, where those are known.
+# `failed_parts` are failures of what a kept row lacks (subtitles); `retry` asks for those alone.
 VIDEOS = pa.schema(
     [
         pa.field("source_key", pa.string(), nullable=False),
@@ -117,6 +120,7 @@ VIDEOS = pa.schema(
         ("color_transfer", pa.string()),
         ("color_primaries", pa.string()),
         ("captions_given", pa.list_(pa.string())),
+        ("failed_parts", pa.list_(FAILED_PART)),
         *OUTCOME,
     ]
 )

@@ -425,15 +425,40 @@ def _problems(table: StepTable) -> str:
     )
 
 
+def _failed_parts(table: StepTable) -> str:
+    """What kept rows of a step lack, in the columns of `_problems`, as failures of that part."""
+    key = quoted(table.key)
+    read = [table.key, "video_id", "failed_parts", "rejection", "error"]
+    rows = (f"SELECT {key}, video_id, unnest(failed_parts) AS part, _base, _retry FROM "
+            f"({scan(table, read)}) WHERE error IS NULL AND rejection IS NULL "
+            "AND len(failed_parts) > 0")
+    resolved, join = "false", ""
+    if table.retried:
+        resolved = "coalesce(_last > p._retry, false)"
+        join = (f" LEFT JOIN (SELECT {key} AS _key, _base AS _group, max(_retry) AS _last FROM "
+                f"({scan(table, [table.key], retries_only=True)}) GROUP BY ALL) "
+                f"ON _key = p.{key} AND _group = p._base")
+    source = f"p.{key}" if table.key == "source_key" else null(pa.string())
+    error = ("{'kind': part.kind, 'message': part.message, 'attempts': part.attempts, "
+             "'at': part.\"at\"}")
+    return (
+        f"SELECT {literal(table.stage + '.')} || part.part AS stage, p.{key} AS key, "
+        f"{source} AS source_key, p.video_id, {null(tables.REJECTION)} AS rejection, "
+        f"{error} AS error, {resolved} AS resolved, {SHARD} FROM ({rows}) AS p{join}"
+    )
+
+
 def problems_view(steps: Sequence[StepTable]) -> str:
     """All that was not kept, at every step, with the address that it began from."""
     download = primary(steps, "download_videos")
     videos = empty((("video_id", pa.string()), ("url", pa.string())))
     if download is not None:
         videos = kept(download, ["source_key", "video_id", "url"])
+    parts = [*map(_problems, steps), *(_failed_parts(table) for table in steps
+                                       if "failed_parts" in table.schema.names)]
     return (
         "SELECT p.stage, p.key, p.rejection, p.error, p.resolved, coalesce(s.url, v.url) AS url, "
-        f"p.video_id, p.shard FROM ({' UNION ALL '.join(map(_problems, steps))}) AS p "
+        f"p.video_id, p.shard FROM ({' UNION ALL '.join(parts)}) AS p "
         "LEFT JOIN (SELECT source_key, any_value(url) AS url FROM sources GROUP BY ALL) AS s "
         "ON s.source_key = p.source_key "
         f"LEFT JOIN (SELECT video_id, any_value(url) AS url FROM ({videos}) GROUP BY ALL) AS v "

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from datetime import datetime
 from typing import Any, ClassVar, Literal
 
 import pyarrow as pa
@@ -60,10 +61,15 @@ class DownloadVideos(ReadingStage):
     format: str | None = Field(
         None, description="yt-dlp's format selection in place of max_height's, e.g. `b[ext=mp4]`")
     subtitle_languages: list[str] = Field(
-        ["en", "en-.*", ".*-orig"], description="languages of subtitles, as patterns that must "
-        "match the whole code; `.*-orig` are automatic ones in the language spoken; [] for none")
+        ["own", "en", "en-.*"], description="languages of subtitles: patterns that must match the "
+        "whole code, and `own` for the language spoken in the video; [] for none")
     user_subtitles: bool = Field(True, description="take subtitles that people made")
-    automatic_subtitles: bool = Field(True, description="take subtitles made by the platform")
+    automatic_subtitles: bool = Field(
+        True, description="take subtitles that the platform made of the sound, in the language "
+        "spoken")
+    translated_subtitles: bool = Field(
+        False, description="take the platform's machine translations, too (`en-es` …), of the "
+        "languages asked for")
     sections: bool = Field(
         False, description="of a platform's video with given spans fetch only the part that they "
         "lie in, where its times are certain; else the whole")
@@ -288,4 +294,6 @@ def _columns(row: dict[str, Any], media: Media, path: str) -> dict[str, Any]:
         "color_transfer": media.probe.color_transfer,
         "color_primaries": media.probe.color_primaries,
         "captions_given": row.get("captions"),
+        "failed_parts": [{"part": part, **failure, "at": datetime.fromisoformat(failure["at"])}
+                         for part, failure in media.failed_parts.items()],
     }

@@ -8,20 +8,24 @@ import errno
 import hashlib
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from schemas.errors import RowFailed, RowRejected
-from schemas.ids import content_video_id, platform_video_id, safe_id
+from schemas.errors import MAX_MESSAGE_CHARACTERS, RowFailed, RowRejected
+from schemas.ids import content_video_id, safe_id
 from stages.media.cookies import cookie_jar
+from stages.media.exclusions import RULE as EXCLUDED_RULE
+from stages.media.exclusions import Exclusions, names_of
+from stages.media.extractors import video_id_of
 from stages.media.guards import hosts_of, limits_of
 from stages.media.http import (
     MAX_REDIRECTS,
     NotAMediaFile,
     Patience,
+    Result,
     fetch,
     host_of,
     patiently,
@@ -32,15 +36,23 @@ from stages.media.probe import Probe, probe
 from stages.media.progress import LargeFile
 from stages.media.proxies import proxies_of_environment
 from stages.media.sections import Section, discard, widest
+from stages.media.speech import without_overlaps
 from stages.media.store import Media, MediaStore
 from stages.media.suffixes import MEDIA_SUFFIXES
 from stages.media.watch import Progress
+from stages.media.ytdlp_subtitles import KIND, OPTIONS
 from stages.models.fetching import local_file
 from stages.models.references import file_sha256
 
 if TYPE_CHECKING:
     from stages.download_videos import DownloadVideos
-    from stages.media.ytdlp import Video
+    from stages.media.ytdlp import Asked, Video
+    from stages.media.ytdlp_subtitles import Taken, Tracks
+
+# A row does not wait long for what it can do without: `retry` asks again.
+_RETRIES_OF_A_PART = 1
+# What `subtitle_languages` was when nobody set it.
+_FORMER_LANGUAGES = ["en", "en-.*", ".*-orig"]
 
 _COPIED_BYTES = 1 << 20
 
@@ -55,6 +67,8 @@ class Downloader:
         self._limits = limits_of(settings, settings.proxy)
         self._patience = Patience(settings.retries, settings.backoff_seconds,
                                   settings.max_backoff_seconds)
+        self._excluded = Exclusions(store.folder.parent)
+        self._tracks_at_hand: dict[str, Tracks] = {}
         self._cookies = local_file(settings.cookies_file, setting="download_videos.cookies_file"
                                    ) if settings.cookies_file else None
         self._client = self._open_client()
@@ -99,14 +113,19 @@ class Downloader:
             with contextlib.suppress(NotAMediaFile):
                 return self._reuse_or(row, _origin("http", url),
                                       lambda: self._by_http(row, url, page_is_bad_media=direct))
-        origin = self._yt_dlp_origin(row, url)
-        return self._reuse_or(row, origin, lambda: self._by_yt_dlp(row, url, origin))
+        origin, *former = self._yt_dlp_origins(row, url)
+        return self._with_subtitles(row, url, self._reuse_or(
+            row, origin, lambda: self._by_yt_dlp(row, url, origin), former))
 
-    def _reuse_or(self, row: dict[str, Any], origin: str, bring: Callable[[], Media]) -> Media:
+    def _reuse_or(
+        self, row: dict[str, Any], origin: str, bring: Callable[[], Media],
+        former: Sequence[str] = (),
+    ) -> Media:
         """What an earlier run brought in from the same origin, else what `bring` gives."""
         key = row["source_key"]
-        known = self._store.found(key, origin)
+        known = self._store.found(key, origin, *former)
         if known is not None:
+            self._check_known(row, known.extractor, known.platform_id)
             self._settings.judge(known.duration_seconds, known.probe.short_side)
             self._store.check_claim(key, known.video_id)
             if (file := self._store.file_of(key, known)) is not None:
@@ -175,29 +194,26 @@ class Downloader:
     def _by_yt_dlp(self, row: dict[str, Any], url: str, origin: str) -> Media:
         from stages.media.ytdlp import download
 
-        settings = self._settings
         with self._store.work_folder(row["source_key"]) as folder:
-            options = self._yt_dlp_options(folder)
+            asked = self._asked(row, folder)
 
-            def bring() -> Video:
-                return patiently(
-                    lambda: download(url, folder, options, settings.judge, self._hosts,
-                                     self._section(row)),
-                    host=urlsplit(url).hostname or url, hosts=self._hosts, patience=self._patience,
-                    limits=self._limits, measure=lambda: _files_of(folder),
-                )
+            def bring(options: Mapping[str, Any]) -> Video:
+                # A section notes what became of it: each try has one of its own.
+                return self._patiently(url, folder, lambda: download(
+                    url, folder, dataclasses.replace(asked, options=options,
+                                                     section=self._section(row))))
 
-            video = bring()
+            video = bring(asked.options)
             while self._is_too_large(video):
                 # A playlist without sizes: which rendition is within max_height, the file tells.
                 discard(folder)
                 least = f"[tbr<{video.lesser_than}]"
-                options = {**options, "format": f"bv*{least}+ba/b{least}"}
-                video = bring()
+                video = bring({**asked.options, "format": f"bv*{least}+ba/b{least}"})
+            self._tracks_at_hand[row["source_key"]] = video.tracks
             return self._take_in(
                 row, video.path, origin=origin, sha256=_sha256(video.path),
                 extractor=video.extractor, platform_id=video.platform_id,
-                metadata=video.metadata, subtitles=video.subtitles, notes=video.notes,
+                metadata=video.metadata, notes=video.notes, tracks_origin="",
                 starts_at_seconds=video.starts_at_seconds, video_seconds=video.video_seconds,
             )
 
@@ -206,6 +222,96 @@ class Downloader:
         most = self._settings.max_height
         return (video.lesser_than is not None and most is not None and not self._settings.format
                 and self._probe(video.path).short_side > most)
+
+    def _asked(self, row: dict[str, Any], folder: Path) -> Asked:
+        from stages.media.ytdlp import Asked
+        from stages.media.ytdlp_subtitles import OPTIONS, Wanted
+
+        settings = self._settings
+        return Asked(
+            self._yt_dlp_options(folder), settings.judge, self._hosts,
+            Wanted(settings.subtitle_languages, settings.user_subtitles,
+                   settings.automatic_subtitles, settings.translated_subtitles, row["language"],
+                   chosen_by_yt_dlp=bool(OPTIONS & set(settings.yt_dlp))),
+            lambda site, name, page: self._check_known(row, site, name, page),
+        )
+
+    def _patiently(
+        self, url: str, folder: Path, attempt: Callable[[], Result], most_retries: int | None = None
+    ) -> Result:
+        patience = self._patience
+        if most_retries is not None:
+            patience = dataclasses.replace(patience, retries=min(patience.retries, most_retries))
+        return patiently(
+            attempt, host=urlsplit(url).hostname or url, hosts=self._hosts, patience=patience,
+            limits=self._limits, measure=lambda: _files_of(folder))
+
+    def _check_known(
+        self, row: dict[str, Any], extractor: str | None, platform_id: str | None,
+        page: str | None = None,
+    ) -> None:
+        """RowRejected for a video that is left out, or that another source has."""
+        found = self._excluded.find(names_of(extractor, platform_id, page, row["url"]))
+        if found is not None:
+            raise RowRejected(EXCLUDED_RULE, f"known id {found}")
+        if extractor and platform_id and not row["video_id"]:
+            video_id = video_id_of(extractor, platform_id, row["url"])
+            self._store.check_claim(row["source_key"], video_id)
+
+    def _with_subtitles(self, row: dict[str, Any], url: str, media: Media) -> Media:
+        """The media with the subtitles that it lacks, or with what is against them."""
+        at_hand = self._tracks_at_hand.pop(row["source_key"], None)
+        origin = self._tracks_origin()
+        if media.tracks_origin is None:  # an earlier release took them, all or none
+            media = dataclasses.replace(media, tracks_origin=origin,
+                                        subtitles=without_overlaps(media.subtitles))
+        if media.tracks_origin == origin and KIND not in media.failed_parts:
+            return media
+        if media.tracks_origin != origin:
+            media = dataclasses.replace(media, tracks=[], subtitles=[], failed_parts={})
+        with self._store.work_folder(row["source_key"]) as folder, self._hosts.only_for(KIND):
+            taken = self._take_tracks(row, url, folder, media.tracks, at_hand)
+        parts = {part: said for part, said in media.failed_parts.items() if part != KIND}
+        notes = {name: text for name, text in media.notes.items() if name != "subtitles_error"}
+        if (problem := taken.problem()) is not None:
+            earlier = media.failed_parts.get(KIND, {}).get("attempts", 0)
+            message = problem.message[:MAX_MESSAGE_CHARACTERS]
+            parts[KIND] = {"kind": problem.kind, "message": message, "attempts": earlier + 1,
+                           "at": datetime.now(UTC).isoformat()}
+            notes["subtitles_error"] = message
+        media = dataclasses.replace(
+            media, tracks=[*media.tracks, *taken.names], tracks_origin=origin, notes=notes,
+            failed_parts=parts, subtitles=sorted(
+                [*media.subtitles, *taken.lines], key=lambda line: line["language"]))
+        self._store.note(row["source_key"], media)
+        return media
+
+    def _take_tracks(
+        self, row: dict[str, Any], url: str, folder: Path, there: Sequence[str],
+        tracks: Tracks | None,
+    ) -> Taken:
+        from stages.media.ytdlp import find_tracks
+        from stages.media.ytdlp_subtitles import Taken, fetch_track
+
+        taken = Taken()
+        asked = self._asked(row, folder)
+        if tracks is None:
+            try:
+                tracks = self._patiently(url, folder, lambda: find_tracks(url, folder, asked))
+            except RowFailed as problem:
+                taken.problems["the page"] = problem
+                return taken
+        for number, track in enumerate(tracks.found):
+            if track.name in there:
+                continue
+            try:
+                taken.lines += self._patiently(url, folder, lambda: fetch_track(
+                    track, number, folder, asked.options, tracks.cookies, self._hosts,  # noqa: B023 (called at once)
+                    self._patience.backoff_seconds), _RETRIES_OF_A_PART)
+                taken.names.append(track.name)
+            except RowFailed as problem:
+                taken.problems[track.name] = problem
+        return taken
 
     def _section(self, row: dict[str, Any]) -> Section | None:
         """The part of the video that is asked for; None for the whole."""
@@ -217,7 +323,7 @@ class Downloader:
                        is_identified=bool(row["video_id"]), reading=settings.limits)
 
     def _yt_dlp_options(self, folder: Path) -> dict[str, Any]:
-        from stages.media.ytdlp import base_options, subtitle_options
+        from stages.media.ytdlp import base_options
         from stages.media.ytdlp_options import given_options
 
         settings = self._settings
@@ -225,8 +331,6 @@ class Downloader:
             folder, cookies_file=self._cookies, proxy=settings.proxy,
             timeout_seconds=settings.timeout_seconds, user_agent=settings.user_agent,
         )
-        options |= subtitle_options(settings.subtitle_languages, settings.user_subtitles,
-                                    settings.automatic_subtitles)
         options |= {
             "format": settings.format or "bv*+ba/b",
             # `res` is the shorter side: at most this, else the smallest above it.
@@ -239,13 +343,27 @@ class Downloader:
             options["ratelimit"] = settings.rate_limit_bytes_per_second
         return options | given_options(settings.yt_dlp, folder)
 
-    def _yt_dlp_origin(self, row: dict[str, Any], url: str) -> str:
+    def _yt_dlp_origins(self, row: dict[str, Any], url: str) -> list[str]:
+        """What names the bytes that are asked for, and what earlier releases named them by.
+
+        Those counted the subtitles in: the file is the same with others.
+        """
         settings = self._settings
         section = self._section(row)
         asked = [] if section is None else [section.start_seconds, section.end_seconds]
-        return _origin("yt_dlp", url, settings.max_height, settings.format,
-                       settings.subtitle_languages, settings.user_subtitles,
-                       settings.automatic_subtitles, settings.yt_dlp, *asked)
+        media = {name: value for name, value in settings.yt_dlp.items() if name not in OPTIONS}
+        formerly = [settings.subtitle_languages, _FORMER_LANGUAGES]
+        return [
+            _origin("yt_dlp", url, settings.max_height, settings.format, media, *asked),
+            *(_origin("yt_dlp", url, settings.max_height, settings.format, languages,
+                      settings.user_subtitles, settings.automatic_subtitles, settings.yt_dlp,
+                      *asked) for languages in formerly)]
+
+    def _tracks_origin(self) -> str:
+        settings = self._settings
+        chosen = {name: value for name, value in settings.yt_dlp.items() if name in OPTIONS}
+        return _origin("subtitles", settings.subtitle_languages, settings.user_subtitles,
+                       settings.automatic_subtitles, settings.translated_subtitles, chosen)
 
     def _take_in(self, row: dict[str, Any], file: Path, *, sha256: str, **known: Any) -> Media:
         """Checks a whole file and moves it to where only whole files are."""
@@ -282,7 +400,7 @@ def _with_id(row: dict[str, Any], media: Media) -> Media:
     if row["video_id"]:
         video_id = safe_id(row["video_id"])
     elif media.extractor and media.platform_id:
-        video_id = platform_video_id(media.extractor, media.platform_id)
+        video_id = video_id_of(media.extractor, media.platform_id, row["url"])
     else:
         video_id = content_video_id(media.sha256)
     return dataclasses.replace(media, video_id=video_id)

@@ -2,6 +2,9 @@
 
     <folder>/<hash of the host>.json     when the host may be asked next, and what it last did
 
+What is asked for beside the media, such as subtitles, has states of its own: a host that refuses
+those is asked for media as before.
+
 A host is asked no more often than every `sleep_seconds`. After a number of passing problems or
 bot checks in a row nobody asks it for a while; then one request goes as a probe, and the others
 wait for what comes of it. A host that asks for a pause itself (Retry-After) gets it, up to a day.
@@ -127,10 +130,14 @@ class Manners:
 class _Attempt(threading.local):
     """What a thread is at: the hosts that it has asked and when, and what its row may and waited.
 
-    `probes` are the hosts that are left alone and that the row may try all the same.
+    `kind` is of requests for what a video can do without, None for all others; `refusing` are the
+    hosts that refused this row some of it: another part may be had all the same. `probes` are the
+    hosts that are left alone and that the row may try all the same.
     """
 
     def __init__(self) -> None:
+        self.kind: str | None = None
+        self.refusing: set[str] = set()
         self.asked: list[tuple[str, float]] = []
         self.probes: set[str] = set()
         self.waited_seconds = 0.0
@@ -153,25 +160,48 @@ class Hosts:
         """What this thread asks for from now on is another try at its file."""
         self._attempt.asked = []
 
+    @contextlib.contextmanager
+    def only_for(self, kind: str) -> Iterator[None]:
+        """What this thread asks for meanwhile is of a kind that a video can do without."""
+        attempt = self._attempt
+        attempt.kind, attempt.refusing = kind, set()
+        try:
+            yield
+        finally:
+            attempt.kind = None
+
     def wait(self, host: str) -> None:
         """Sleeps until it is this request's turn at `host`.
 
-        Raises LeftAlone where the host is left alone for too long.
+        Raises LeftAlone where the host is left alone for too long; at once for what a video can do
+        without.
         """
-        host = _normal(host)
+        named = self._name(host)
+        if named != _normal(host) and named not in self._attempt.refusing:
+            self._wait(named, 0.0)
+        self._wait(_normal(host), self._manners.patience_seconds)
+        self._attempt.asked.append((named, time.time()))
+
+    def _name(self, host: str) -> str:
+        """The host, as one of its own for what is asked for beside the media."""
+        kind = self._attempt.kind
+        return _normal(host) if kind is None else f"{_normal(host)} ({kind})"
+
+    def _wait(self, host: str, patience_seconds: float) -> None:
         attempt = self._attempt
-        while pause := self._try_turn(host, attempt.probes):
+        while pause := self._try_turn(host, attempt.probes, patience_seconds):
             seconds = min(pause.seconds, _LOOK_SECONDS)
             if pause.left_alone is not None:
-                if pause.is_final or attempt.waited_seconds >= self._manners.patience_seconds:
+                if pause.is_final or attempt.waited_seconds >= patience_seconds:
                     raise pause.left_alone
                 attempt.waited_seconds += seconds
             progress.pause(seconds)
-        attempt.asked.append((host, time.time()))
 
     def hold(self, host: str, seconds: float, said: str) -> None:
         """Nobody asks `host` for the next `seconds`, a day at most; `said` are its words."""
-        host = _normal(host)
+        host = self._name(host)
+        if self._attempt.kind is not None:
+            self._attempt.refusing.add(host)
         with self._states.change(host) as state:
             until = time.time() + min(seconds, _LONGEST_HOLD_SECONDS)
             if until > state.held_until:
@@ -183,7 +213,7 @@ class Hosts:
 
         After bot checks that says nothing: those come as pages like any other.
         """
-        host = _normal(host)
+        host = self._name(host)
         if self._manners.problems is None or not self._states.knows(host):
             return
         with self._states.change(host) as state:
@@ -247,7 +277,9 @@ class Hosts:
         asked = self._attempt.asked
         return asked[-1][0] if asked else _normal(otherwise)
 
-    def _try_turn(self, host: str, probes: set[str]) -> _Pause | None:
+    def _try_turn(
+        self, host: str, probes: set[str], patience_seconds: float
+    ) -> _Pause | None:
         """What to wait before asking for a turn again; None where the request may be made now.
 
         `probes` are the hosts that are left alone and that this row may try all the same.
@@ -260,7 +292,7 @@ class Hosts:
             state.next_at = _believable(state.next_at, now, sleep)
             state.held_until = _believable(state.held_until, now, _LONGEST_HOLD_SECONDS)
             state.open_until = _believable(state.open_until, now, pause)
-            if state.held_until - now > self._manners.patience_seconds:
+            if state.held_until - now > patience_seconds:
                 if not state.is_hold_old:
                     return _Pause(state.held_until - now, _asked_to_wait(state), is_final=True)
                 # Whether that still holds is found out by one row.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -123,3 +124,15 @@ def _words(line: Mapping[str, Any]) -> Iterator[tuple[float, str]]:
 
 def _text(text: str | None) -> str:
     return " ".join((text or "").split())
+
+
+def without_overlaps(subtitles: Lines) -> list[dict[str, Any]]:
+    """Lines of which each automatic one ends where the next of its track begins."""
+    found = [dict(line) for line in subtitles]
+    for track in {(line["language"], line["automatic"]) for line in found if line["automatic"]}:
+        lines = [line for line in found if (line["language"], line["automatic"]) == track]
+        lines.sort(key=lambda line: line["start_seconds"])
+        for line, after in itertools.pairwise(lines):
+            if line["start_seconds"] < after["start_seconds"] < line["end_seconds"]:
+                line["end_seconds"] = after["start_seconds"]
+    return found

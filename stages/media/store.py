@@ -34,6 +34,9 @@ class Media:
     `origin` says which bytes were asked for: a file found under another origin is not reused.
     `referenced` is the absolute path of a local file that stays where it is. A file that holds a
     section of the video has the time at which it begins, and how long the whole video is.
+
+    `tracks` are the subtitles that were taken, asked for as `tracks_origin` says; `failed_parts`
+    has what is missing and why, by its name.
     """
 
     origin: str
@@ -51,6 +54,9 @@ class Media:
     decoded_frames: int = 0
     starts_at_seconds: float | None = None
     video_seconds: float | None = None
+    tracks: list[str] = field(default_factory=list)
+    tracks_origin: str | None = None
+    failed_parts: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @property
     def clock_starts_at_seconds(self) -> float | None:
@@ -98,13 +104,16 @@ class MediaStore:
             if lock is not None:
                 os.close(lock)
 
-    def found(self, source_key: str, origin: str) -> Media | None:
-        """What an earlier run found out about a source, if it asked for the same bytes."""
+    def found(self, source_key: str, origin: str, *former: str) -> Media | None:
+        """What an earlier run found out about a source, if it asked for the same bytes.
+
+        `former` are what earlier releases called the same origin.
+        """
         try:
             value = json.loads((self._found / f"{source_key}.json").read_text("utf-8"))
         except (FileNotFoundError, json.JSONDecodeError):
             return None
-        if value.pop("origin") != origin:
+        if value.pop("origin") not in (origin, *former):
             return None
         at = value.pop("downloaded_at")
         media = Media(origin, probe=Probe(**value.pop("probe")),

@@ -21,9 +21,9 @@ from stages.media.ffmpeg_program import ffmpeg_program
 from stages.media.hosts import BotCheck, Hosts, LeftAlone, PassingProblem
 from stages.media.http import is_challenge, problem_of_status, retry_after_seconds
 from stages.media.sections import NoSection, Section, discard
-from stages.media.subtitles import FORMATS, decoded, parse_subtitles
 from stages.media.ytdlp_options import copied_cookies
 from stages.media.ytdlp_requests import only_by_program, polite_yt_dlp
+from stages.media.ytdlp_subtitles import Tracks, Wanted, choose_tracks
 
 _BOT_CHECK = re.compile(r"not a bot|anti-?bot|captcha|unusual traffic", re.IGNORECASE)
 # The first pattern that the message holds decides; the site's words, as yt-dlp hands them on.
@@ -51,7 +51,7 @@ _logger = logging.getLogger("clipmill.yt_dlp")
 _logger.setLevel(logging.INFO)  # below what Python shows by itself
 
 
-class _Log:
+class Log:
     """Keeps the first error; yt-dlp would print it. What it says goes to the run's log."""
 
     def __init__(self) -> None:
@@ -188,7 +188,7 @@ class Video:
     extractor: str
     platform_id: str | None
     metadata: dict[str, Any]
-    subtitles: list[dict[str, Any]] = field(default_factory=list)
+    tracks: Tracks = field(default_factory=Tracks)
     notes: dict[str, str] = field(default_factory=dict)
     starts_at_seconds: float | None = None
     video_seconds: float | None = None
@@ -197,37 +197,50 @@ class Video:
 
 Judge = Callable[[float | None, int | None], None]
 """Raises RowRejected for a duration in seconds and a short side, either None where unknown."""
+Known = Callable[[str, str, str | None], None]
+"""Raises RowRejected for a site's name, its id of a video and the address of the video's page."""
 
 
-def download(
-    url: str, folder: Path, options: Mapping[str, Any], judge: Judge, hosts: Hosts,
-    section: Section | None = None,
-) -> Video:
-    """One video by yt-dlp into `folder`; `judge` is asked before anything is downloaded.
+def _all_are_new(extractor: str, platform_id: str, page: str | None) -> None:
+    """For videos of which nobody asks whether they are known."""
 
-    Of a `section` only that part is fetched, or the whole where it can't be had for certain.
+
+@dataclass(frozen=True)
+class Asked:
+    """What to ask of a site: its options, what is against a video, and which subtitles."""
+
+    options: Mapping[str, Any]
+    judge: Judge
+    hosts: Hosts
+    wanted: Wanted = field(default_factory=lambda: Wanted(()))
+    known: Known = _all_are_new
+    section: Section | None = None
+    with_media: bool = True
+
+
+def download(url: str, folder: Path, asked: Asked) -> Video:
+    """One video by yt-dlp into `folder`; what is against it is found before it is downloaded.
+
+    Of a section only that part is fetched, or the whole where it can't be had for certain.
     Raises RowRejected, RowFailed, or PassingProblem where another try may do.
     """
-    if section is None:
-        return _download(url, folder, options, judge, hosts)
+    if asked.section is None:
+        return _download(url, folder, asked)
     try:
-        return _download_section(url, folder, options, judge, hosts, section)
+        return _download_section(url, folder, asked, asked.section)
     except NoSection as error:
         discard(folder)
-        video = _download(url, folder, options, judge, hosts)
+        video = _download(url, folder, replace(asked, section=None))
         return replace(video, notes={**video.notes, "section_refused": str(error)})
 
 
-def _download_section(
-    url: str, folder: Path, options: Mapping[str, Any], judge: Judge, hosts: Hosts,
-    section: Section,
-) -> Video:
+def _download_section(url: str, folder: Path, asked: Asked, section: Section) -> Video:
     """The part where it can be had; the whole file where the part would be no less.
 
     Raises NoSection where only the part could not be had.
     """
     try:
-        video = _download(url, folder, options, judge, hosts, section)
+        video = _download(url, folder, asked)
     except (BotCheck, LeftAlone):
         raise  # the whole would fare no better
     except (RowFailed, PassingProblem) as problem:
@@ -246,20 +259,11 @@ def _download_section(
                    video_seconds=section.video_seconds)
 
 
-def _download(
-    url: str, folder: Path, options: Mapping[str, Any], judge: Judge, hosts: Hosts,
-    section: Section | None = None,
-) -> Video:
+def _download(url: str, folder: Path, asked: Asked) -> Video:
+    info, tracks = _extract(url, folder, asked)
     notes: dict[str, str] = {}
-    try:
-        info = _extract(url, folder, options, judge, hosts, section)
-    except _SubtitlesFailed as error:
-        # The video is worth more than its subtitles.
-        notes["subtitles_error"] = str(error)
-        bare = {**options, "writesubtitles": False, "writeautomaticsub": False}
-        info = _extract(url, folder, bare, judge, hosts, section)
     protocol = str(info.get("protocol") or "")
-    if section is None and protocol.startswith(("m3u8", "http_dash_segments", "ism", "f4m")):
+    if asked.section is None and protocol.startswith(("m3u8", "http_dash_segments", "ism", "f4m")):
         notes["protocol"] = protocol
     files = [Path(item["filepath"]) for item in info.get("requested_downloads") or []]
     if len(files) != 1 or not files[0].is_file():
@@ -273,7 +277,7 @@ def _download(
         extractor=NO_PLATFORM if platform_id is None else extractor.lower(),
         platform_id=platform_id,
         metadata=_metadata(info),
-        subtitles=_read_subtitles(info, notes),
+        tracks=tracks,
         notes=notes,
         lesser_than=_rate_of_unknown_size(info),
     )
@@ -290,51 +294,42 @@ def _rate_of_unknown_size(info: Mapping[str, Any]) -> float | None:
     return rate if lesser else None
 
 
-def _make_storable(subtitles: Mapping[str, dict[str, Any]]) -> None:
-    """Subtitles that stand in the page itself are written by yt-dlp as they are, or not at all."""
-    for one in subtitles.values():
-        if isinstance(one.get("data"), str):
-            one["data"] = storable(one["data"])
+def find_tracks(url: str, folder: Path, asked: Asked) -> Tracks:
+    """The tracks to take of a video whose media is there already."""
+    _, tracks = _extract(url, folder, replace(asked, with_media=False, section=None))
+    return tracks
 
 
-class _SubtitlesFailed(Exception):
-    """Only the subtitles could not be had."""
-
-
-def _extract(
-    url: str, folder: Path, options: Mapping[str, Any], judge: Judge, hosts: Hosts,
-    section: Section | None = None,
-) -> dict[str, Any]:
+def _extract(url: str, folder: Path, asked: Asked) -> tuple[dict[str, Any], Tracks]:
     import yt_dlp
 
+    hosts, section = asked.hosts, asked.section
     declined: list[RowRejected | RowFailed] = []
 
     def decide(info: dict[str, Any], *, incomplete: bool) -> str | None:
         if not incomplete:
             hosts.got_through()  # whatever comes of its media
-        problem = _decline(info, judge, incomplete)
-        if problem is None and not incomplete:
+        problem = _decline(info, asked, incomplete) if asked.with_media else None
+        if problem is None and not incomplete and asked.with_media:
             problem = only_by_program(info, downloader)
-            _make_storable(info.get("requested_subtitles") or {})
         if problem is not None:
             declined.append(problem)
         elif section is not None and not incomplete:
             section.prepare(info, downloader)
         return None if problem is None else str(problem)
 
-    log = _Log()
+    log = Log()
     place = str(folder).replace("%", "%%") + "/video.%(ext)s"
-    asked = {**options, "logger": log, "match_filter": decide, "noplaylist": True,
-             "extract_flat": "in_playlist", "outtmpl": {"default": place},
-             **(section.options() if section is not None else {})}
+    options = {**asked.wanted.options(), **asked.options, "logger": log, "match_filter": decide,
+               "noplaylist": True, "extract_flat": "in_playlist", "outtmpl": {"default": place},
+               **(section.options() if section is not None else {})}
     try:
-        with polite_yt_dlp(hosts)(asked) as downloader:
-            info = downloader.extract_info(url, download=True)
+        with polite_yt_dlp(hosts)(options) as downloader:
+            info = downloader.extract_info(url, download=asked.with_media)
+            tracks = choose_tracks(info or {}, asked.wanted, downloader)
     except yt_dlp.utils.DownloadError as error:
         if os.strerror(errno.ENOSPC) in str(error):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder)) from error
-        if "video subtitles" in str(error):
-            raise _SubtitlesFailed(_clean(str(error))) from error
         raise problem_of(error, log.first_error) from error
     except _MISTAKES as error:
         raise _at_a_loss(error) from error
@@ -345,11 +340,11 @@ def _extract(
     if info.get("_type") in ("playlist", "multi_video"):
         entries = [entry for entry in info.get("entries") or [] if entry]
         if len(entries) == 1 and entries[0].get("requested_downloads"):
-            return entries[0]
+            return entries[0], choose_tracks(entries[0], asked.wanted, downloader)
         if len(entries) == 1 and entries[0].get("url") and entries[0]["url"] != url:
-            return _extract(entries[0]["url"], folder, options, judge, hosts, section)
+            return _extract(entries[0]["url"], folder, asked)
         raise _many(len(entries))
-    return info
+    return info, tracks
 
 
 def _many(count: int) -> RowFailed:
@@ -358,7 +353,7 @@ def _many(count: int) -> RowFailed:
 
 
 def _decline(
-    info: dict[str, Any], judge: Judge, incomplete: bool
+    info: dict[str, Any], asked: Asked, incomplete: bool
 ) -> RowRejected | RowFailed | None:
     if (info.get("n_entries") or 1) > 1:
         return _many(info["n_entries"])
@@ -367,8 +362,11 @@ def _decline(
     sides = [info.get("width"), info.get("height")]
     # Only one side known says nothing about which is the shorter.
     short_side = None if incomplete or None in sides else min(sides)
+    extractor = str(info.get("extractor_key") or NO_PLATFORM)
     try:
-        judge(info.get("duration"), short_side)
+        if info.get("id") and names_videos(extractor):
+            asked.known(extractor.lower(), storable(str(info["id"])), info.get("webpage_url"))
+        asked.judge(info.get("duration"), short_side)
     except RowRejected as problem:
         return problem
     return None
@@ -398,37 +396,9 @@ def _texts(value: Any) -> list[str]:
     return [text for one in values if (text := _text(one)) is not None]
 
 
-def _read_subtitles(info: Mapping[str, Any], notes: dict[str, str]) -> list[dict[str, Any]]:
-    found = []
-    by_hand = info.get("subtitles") or {}
-    for language, item in sorted((info.get("requested_subtitles") or {}).items()):
-        path = Path(item.get("filepath") or "")
-        if not path.is_file():
-            continue
-        try:
-            automatic = language not in by_hand
-            spans = parse_subtitles(decoded(path.read_bytes()), item.get("ext") or "",
-                                    automatic=automatic)
-        except ValueError as error:
-            notes["subtitles_error"] = f"{language}: {error}"
-            continue
-        found += [{"start_seconds": span.start_seconds, "end_seconds": span.end_seconds,
-                   "text": storable(span.text), "language": storable(language),
-                   "automatic": automatic,
-                   "words": [{"seconds": word.seconds, "text": storable(word.text)}
-                             for word in span.words] or None}
-                  for span in spans]
-    return found
-
-
 def subtitle_options(languages: list[str], user: bool, automatic: bool) -> dict[str, Any]:
-    """Options that make yt-dlp fetch subtitles in a format that is read here."""
-    return {
-        "writesubtitles": user and bool(languages),
-        "writeautomaticsub": automatic and bool(languages),
-        "subtitleslangs": list(languages),
-        "subtitlesformat": "/".join(FORMATS),
-    }
+    """Options that have yt-dlp look for subtitles in a format that is read here."""
+    return Wanted(languages, user, automatic).options()
 
 
 def expand_list(
@@ -440,7 +410,7 @@ def expand_list(
     """
     import yt_dlp
 
-    log = _Log()
+    log = Log()
     asked = {**options, "logger": log, "extract_flat": "in_playlist", "skip_download": True,
              "noplaylist": False, "playlistend": results}
     try:

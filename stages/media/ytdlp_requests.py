@@ -81,6 +81,13 @@ def polite_yt_dlp(hosts: Hosts) -> type:
             answer.read = functools.partial(self._read, answer.read)
             return answer
 
+        def process_subtitles(self, *_: Any) -> None:
+            """Leaves them for later: they must not cost the media anything."""
+
+        def choose_subtitles(self, *of_video: Any) -> dict[str, Any] | None:
+            """The tracks that yt-dlp's own options ask for."""
+            return super().process_subtitles(*of_video)
+
         def dl(self, name: Any, info: Any, subtitle: bool = False, test: bool = False) -> Any:
             self._subtitle_bytes = 0 if subtitle else None
             try:

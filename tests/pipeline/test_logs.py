@@ -280,10 +280,10 @@ def test_ten_thousand_lines_cost_less_than_a_few_seconds(tmp_path):
 
 
 def test_what_yt_dlp_says_is_logged_and_not_printed(tmp_path, capsys, monkeypatch):
-    from stages.media.ytdlp import _Log
+    from stages.media.ytdlp import Log
 
     monkeypatch.setattr(logging.getLogger(), "handlers", [])
-    ears = _Log()
+    ears = Log()
     with python_messages(RunLog(tmp_path, "r", "w", WIDE)):
         ears.debug("[download] 3%")
         ears.warning("the format is unusual")

@@ -1,0 +1,74 @@
+"""Known ids are compared with the id that the site gives, before anything is fetched."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.source_spec import SourceSpec
+from pipeline.sources import ingest
+from schemas.ids import source_key
+from stages.protocol import Workspace
+from tests.download_helpers import add_home, make_video, outcome, stage
+from tests.http_server import serve
+
+
+@pytest.fixture
+def site():
+    with serve() as server:
+        yield server
+
+
+@pytest.fixture
+def platform(monkeypatch):
+    return add_home(monkeypatch.setattr)
+
+
+def bring(dataset: Path, urls: list[str]) -> list[dict]:
+    import pyarrow as pa
+
+    from schemas.tables import SOURCES
+
+    rows = pa.Table.from_pylist([{"source_key": source_key(url), "url": url, "extractor": "home"}
+                                 for url in urls], SOURCES)
+    with stage(concurrency=1, batch_rows=1).open(Workspace(dataset, dataset / "s")) as transform:
+        return [row for at in range(len(urls)) for row in transform(rows.slice(at, 1)).to_pylist()]
+
+
+@pytest.mark.parametrize(("line", "names_it"), [
+    ("RealId_7", True), ("home RealId_7", True), ("home-RealId_7", True), ("Home RealId_7", True),
+    ("https://home.example/v/7", True), ("realid_7", False), ("other RealId_7", False),
+    ("slug", False),
+])
+def test_a_video_is_left_out_by_the_id_that_its_site_gives(
+    tmp_path, site, platform, line, names_it
+):
+    media = site.file("/film.mp4", make_video())
+    platform.info = {"id": "RealId_7", "webpage_url": "https://home.example/v/7",
+                     "formats": [{"format_id": "0", "url": media, "ext": "mp4"}]}
+    url = site.url("/home/slug")
+    (tmp_path / "known.txt").write_text(f"someone else\n{line}\n")
+    dataset = tmp_path / "dataset"
+    ingest(dataset, [SourceSpec(url=site.url("/else.mp4"))], shard_videos=4,
+           exclude_ids=tmp_path / "known.txt")
+    [row] = bring(dataset, [url])
+    assert outcome(row) == ("sources.exclude_ids" if names_it else "kept"), row
+    assert len(site.asked("/film.mp4")) == (not names_it)
+
+
+def test_a_second_address_of_a_video_is_found_before_it_is_fetched(tmp_path, site, platform):
+    media = site.file("/film.mp4", make_video())
+    platform.info = {"id": "RealId_7",
+                     "formats": [{"format_id": "0", "url": media, "ext": "mp4"}]}
+    rows = bring(tmp_path, [site.url("/home/one"), site.url("/home/two")])
+    assert [outcome(row) for row in rows] == ["kept", "download_videos.duplicate"]
+    assert len(site.asked("/film.mp4")) == 1
+
+
+def test_ids_that_differ_in_case_are_two_videos(tmp_path, site, platform):
+    for name, seed in (("aB_7", 1), ("Ab_7", 2)):
+        media = site.file(f"/{name}.mp4", make_video(seed=seed))
+        platform.infos[name] = {"formats": [{"format_id": "0", "url": media, "ext": "mp4"}]}
+    rows = bring(tmp_path, [site.url("/home/aB_7"), site.url("/home/Ab_7")])
+    assert [row["video_id"] for row in rows] == ["home-aB_7", "home-Ab_7"]
