@@ -278,7 +278,6 @@ class Downloader:
             message = problem.message[:MAX_MESSAGE_CHARACTERS]
             parts[KIND] = {"kind": problem.kind, "message": message, "attempts": earlier + 1,
                            "at": datetime.now(UTC).isoformat()}
-            notes["subtitles_error"] = message
         media = dataclasses.replace(
             media, tracks=[*media.tracks, *taken.names], tracks_origin=origin, notes=notes,
             failed_parts=parts, subtitles=sorted(

@@ -391,7 +391,7 @@ def test_subtitles_without_end_cost_the_subtitles_only(tmp_path, site, platform,
     [row] = download(tmp_path, {"url": site.url("/home/film1"), "extractor": "home"})
     assert outcome(row) == "kept", row
     assert row["subtitles"] == []
-    assert "subtitles of more than 2 MB" in dict(row["extra"])["subtitles_error"]
+    assert "subtitles of more than 2 MB" in row["failed_parts"][0]["message"]
 
 
 # The largest size, to the byte

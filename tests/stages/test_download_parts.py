@@ -82,7 +82,6 @@ def test_the_parts_that_are_missing_are_asked_for_alone(tmp_path, site, platform
     [row] = bring(tmp_path, [url], backoff_seconds=0.0)
     assert said_in(row) == {"en": "one", "en-GB": "two"}
     assert row["failed_parts"] == []
-    assert "subtitles_error" not in dict(row["extra"])
     assert [len(site.asked(path)) for path in ("/film.mp4", "/film/en.vtt", "/film/en_GB.vtt")] == [
         1, 2, 1]
 

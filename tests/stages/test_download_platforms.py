@@ -164,7 +164,7 @@ def test_a_video_is_kept_when_only_its_subtitles_fail(tmp_path, site, platform):
     row = watch(tmp_path, site)
     assert outcome(row) == "kept", row
     assert row["subtitles"] == []
-    assert "429" in dict(row["extra"])["subtitles_error"]
+    assert "429" in row["failed_parts"][0]["message"]
 
 
 @pytest.mark.parametrize(("message", "kind"), [
