@@ -1,9 +1,9 @@
 """A PyTorch dataset that decodes frames straight from the source videos, by time span.
 
 No clip is cut for it: the rows come from the catalog once, and each worker opens the videos that
-it needs with decord (with PyAV, where decord can't read a file). The rows lie in a file of their
-own that all workers map into memory, so ten million clips cost a worker next to nothing; no
-database connection and no open video crosses into another process.
+it needs with decord, or with PyAV where decord does not count frames right. The rows lie in a file
+of their own that all workers map into memory, so ten million clips cost a worker next to nothing;
+no database connection and no open video crosses into another process.
 """
 
 from __future__ import annotations

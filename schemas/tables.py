@@ -130,6 +130,8 @@ VIDEOS = pa.schema(
 # are times in which neither a picture nor a sound is there, null where there are none.
 # Detector statistics are doubles so that cuts made from them equal cuts made from the pixels.
 # `tone_mapped`: kept frames show ordinary dynamic range, the video has a high one.
+# `corrupt_seconds` are the times of pictures that were decoded with errors, or are lost, and
+# `corrupt_frames` how many these are.
 SCANS = pa.schema(
     [
         pa.field("video_id", pa.string(), nullable=False),
@@ -147,6 +149,8 @@ SCANS = pa.schema(
         ("brightness", pa.list_(pa.float32())),
         ("tone_mapped", pa.bool_()),
         ("holes", pa.list_(HOLE)),
+        ("corrupt_seconds", pa.list_(pa.float64())),
+        ("corrupt_frames", pa.int64()),
         *OUTCOME,
     ]
 )
@@ -176,7 +180,8 @@ SHOTS = pa.schema(
 )
 
 # What split_clips writes. The key is the video; a video that was rejected or failed is one row
-# whose clip_id is null. `end_frame` is exclusive, as `end_seconds` is.
+# whose clip_id is null. `end_frame` is exclusive, as `end_seconds` is. `corrupt_frames` counts the
+# clip's pictures that were decoded with errors, or are lost.
 CLIPS = pa.schema(
     [
         pa.field("video_id", pa.string(), nullable=False),
@@ -198,6 +203,7 @@ CLIPS = pa.schema(
         ("extra", pa.map_(pa.string(), pa.string())),
         ("tone_mapped", pa.bool_()),
         ("captions_given", pa.list_(pa.string())),
+        ("corrupt_frames", pa.int32()),
         *OUTCOME,
     ]
 )

@@ -60,7 +60,8 @@ CLIPS_VIDEO_COLUMNS: Columns = tuple(
 # And last what else split_clips says of a clip.
 CLIPS_SPLIT_COLUMNS: Columns = tuple(
     (name, tables.CLIPS.field(name).type)
-    for name in ("motion_max", "shot", "caption_given", "extra", "tone_mapped", "captions_given")
+    for name in ("motion_max", "shot", "caption_given", "extra", "tone_mapped", "captions_given",
+                 "corrupt_frames")
 )
 VIDEOS_VIEW: Columns = tuple(
     (name, tables.VIDEOS.field(name).type)
@@ -73,6 +74,8 @@ VIDEOS_VIEW: Columns = tuple(
         "captions_given",
     )
 )
+# What the decode pass says of a video in `videos`.
+_CORRUPT = "corrupt_frames"
 _PLACE: Columns = (("url", pa.string()), ("video_id", pa.string()), ("shard", pa.string()))
 REJECTIONS_VIEW: Columns = (
     ("stage", pa.string()),
@@ -226,6 +229,9 @@ def _provided(steps: Sequence[StepTable], level: str, promised: Columns) -> list
                 shown = f"{step.stage}_{column}" if renamed or column in used else column
             used.add(shown)
             further.append(_Joined(shown, step, column))
+    scanned = primary(steps, "scan_videos") if level == "video_id" else None
+    if scanned is not None and _CORRUPT in scanned.schema.names and _CORRUPT not in used:
+        further.append(_Joined(_CORRUPT, scanned, _CORRUPT))
     return [*found.values(), *further]
 
 

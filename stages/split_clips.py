@@ -53,10 +53,13 @@ class SplitClips(ReadingStage):
     PySceneDetect's settings bear its names. `motion` is the mean and `motion_max` the largest
     absolute difference of luma between neighbouring frames of the clip (0 to 255), `sharpness`
     the mean variance of luma's Laplacian, `brightness` mean luma (0 to 255), all on frames
-    scaled to a long side of 256 pixels.
+    scaled to a long side of 256 pixels. `corrupt_frames` counts pictures of the clip that were
+    decoded with errors or are lost.
     """
 
     name: ClassVar[str] = "split_clips"
+    # 2: clips of mostly corrupt pictures are dropped.
+    version: ClassVar[int] = 2
     key: ClassVar[str] = "video_id"
     reads: ClassVar[tuple[str, ...]] = (
         "scan_videos.width",
@@ -71,6 +74,7 @@ class SplitClips(ReadingStage):
         "scan_videos.brightness",
         "scan_videos.tone_mapped?",
         "scan_videos.holes?",
+        "scan_videos.corrupt_seconds?",
         "download_videos.spans",
         "download_videos.caption_given",
         "download_videos.captions_given?",
@@ -138,6 +142,10 @@ class SplitClips(ReadingStage):
         None, gt=0, description="a picture that stays longer ends its shot after so long, seconds; "
         "null lets pictures stay, as in screen recordings. A time in which neither picture nor "
         "sound is there ends a shot in any case"
+    )
+    max_corrupt_share: float = Field(
+        0.1, ge=0, le=1, description="largest share of a clip's pictures that may be damaged or "
+        "lost, as those of a broken or encrypted file are"
     )
     trim_start_seconds: float = Field(0.0, ge=0, description="cut off each shot's start, seconds")
     trim_end_seconds: float = Field(0.0, ge=0, description="cut off each shot's end, seconds")
@@ -228,6 +236,7 @@ class SplitClips(ReadingStage):
                 row["statistics"] = dict(row["statistics"])
                 shots = self._shots(row)
                 clips = [self._clips(shot, row["seconds"]) for shot in shots]
+                clips = [self._without_corrupt(parts, row) for parts in clips]
             except (RowFailed, RowRejected) as problem:
                 rows.record(row["video_id"], problem)
                 continue
@@ -325,6 +334,23 @@ class SplitClips(ReadingStage):
             else piece
             for piece in pieces
         ]
+
+    def _without_corrupt(self, parts: list[Part], row: dict[str, Any]) -> list[Part]:
+        """The clips with their corrupt pictures counted; those with too many bear the rule."""
+        times = row.get("corrupt_seconds")
+        if not times:
+            return parts
+        given = set(row["seconds"])
+        counted = []
+        for part in parts:
+            inside = _inside(times, part)
+            lost = sum(seconds not in given for seconds in inside)
+            pictures = part.last - part.first + lost
+            share = len(inside) / pictures if pictures else 0.0
+            rule = part.rule or ("split_clips.max_corrupt_share"
+                                 if share > self.max_corrupt_share else None)
+            counted.append(replace(part, rule=rule))
+        return counted
 
     def _trimmed(self, shot: Part, seconds: Sequence[float]) -> Part:
         first, last = shot.first, shot.last
@@ -433,7 +459,15 @@ def _clip_row(row: dict[str, Any], number: int, part: Part) -> dict[str, Any]:
         "captions_given": part.captions,
         "extra": part.extra,
         "tone_mapped": row.get("tone_mapped"),
+        "corrupt_frames": None if (times := row.get("corrupt_seconds")) is None
+        else len(_inside(times, part)),
     }
+
+
+def _inside(times: Sequence[float], part: Part) -> Sequence[float]:
+    """Those of the ascending times that lie in the part."""
+    return times[bisect.bisect_left(times, part.start_seconds - _SMALLEST_SECONDS):
+                 bisect.bisect_left(times, part.end_seconds - _SMALLEST_SECONDS)]
 
 
 def _mean(values: Sequence[float]) -> float | None:

@@ -79,7 +79,7 @@ def render_numbered(
         stream.width, stream.height = size[::-1] if turns % 2 else size
         stream.pix_fmt = pixels
         # Some containers and codecs know whole frames only.
-        plain = codec == "mpeg4"
+        plain = codec in ("mpeg4", "mpeg2video", "libsvtav1")
         stream.codec_context.time_base = Fraction(1, rate) if plain else time_base
         if "j" in pixels:
             stream.codec_context.color_range = 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,11 @@ FOOTER_BYTES_A_COLUMN = 400
 VIDEO_GROUP_FOOTER_BYTES = 40_000
 VIDEO = "video"
 VIDEO_TYPE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+# Readers of single files take the column for video by this; the card says it of all columns.
+_VIDEO_METADATA = {b"huggingface": json.dumps(
+    {"info": {"features": {VIDEO: {"_type": "Video"}}}}).encode()}
+# Pages are cut by what they hold, so that a hub stores what two versions share only once.
+_CHUNKS = {"min_chunk_size": 256 * 1024, "max_chunk_size": 1024 * 1024, "norm_level": 0}
 # One row group of videos is in memory at once.
 MOST_VIDEO_BYTES_A_GROUP = 64 * 2**20
 # Ids stay as they are, also those that begin with a dash, where they are nothing but an id.
@@ -173,9 +179,41 @@ class VideoTable:
                     whole = part.select(self.columns).add_column(
                         1, VIDEO, pa.array(files, VIDEO_TYPE))
                     if writer is None:
-                        writer = stack.enter_context(
-                            pq.ParquetWriter(path, whole.schema, compression="zstd"))
-                    writer.write_table(whole, row_group_size=whole.num_rows)
+                        writer = stack.enter_context(_video_writer(path, whole.schema))
+                    writer.write_table(whole.replace_schema_metadata(_VIDEO_METADATA),
+                                       row_group_size=whole.num_rows)
+
+
+def _video_writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
+    """A writer as that of `datasets`: videos lie in the file as they are, for viewers to seek in.
+
+    The page index says where each begins; everything else is compressed.
+    """
+    leaves = [leaf for field in schema for leaf in _leaves(field.name, field.type)]
+    videos = [leaf for leaf in leaves if leaf.startswith(f"{VIDEO}.")]
+    others = [leaf for leaf in leaves if leaf not in videos]
+    writer = pq.ParquetWriter(
+        path, schema.with_metadata(_VIDEO_METADATA), write_page_index=True,
+        use_content_defined_chunking=_CHUNKS, use_dictionary=others,
+        compression={**dict.fromkeys(others, "zstd"), **dict.fromkeys(videos, "none")},
+        column_encoding=dict.fromkeys(videos, "PLAIN"))
+    writer.add_key_value_metadata({"content_defined_chunking": json.dumps(_CHUNKS)})
+    return writer
+
+
+def _leaves(path: str, kind: pa.DataType) -> Iterator[str]:
+    """The columns of values that Parquet makes of a column, as it names them."""
+    if pa.types.is_struct(kind):
+        for field in kind:
+            yield from _leaves(f"{path}.{field.name}", field.type)
+    elif pa.types.is_map(kind):
+        yield from _leaves(f"{path}.key_value.key", kind.key_type)
+        yield from _leaves(f"{path}.key_value.value", kind.item_type)
+    elif pa.types.is_list(kind) or pa.types.is_large_list(kind) or (
+            pa.types.is_fixed_size_list(kind)):
+        yield from _leaves(f"{path}.list.element", kind.value_type)
+    else:
+        yield path
 
 
 def _groups(sizes: Sequence[int]) -> Iterator[tuple[int, int]]:

@@ -18,8 +18,8 @@ from schemas.errors import ClipmillError, RowFailed
 from schemas.words import counted
 from stages.media.framing import framing_of
 from stages.media.memory import raise_if_out
+from stages.media.opening import packets
 from stages.media.orientation import orientation_of
-from stages.media.progress import beat
 
 Media = Literal["copy", "exact"]
 
@@ -137,30 +137,38 @@ class ClipFile:
             self.output.close()
         self._part.unlink(missing_ok=True)
 
-    def publish(self, expected_seconds: Sequence[float], end_seconds: float) -> dict[str, Any]:
+    def publish(self, expected_seconds: Sequence[float], end_seconds: float, *,
+                decode: bool = False, threads: int = 1) -> dict[str, Any]:
         """Ends the file, opens it again, compares it with what it should hold, and renames it.
 
         `expected_seconds` are the frames' times counted from the first one, in any order, and
-        `end_seconds` is the last one's end. Gives width, height, has_audio and size_bytes.
+        `end_seconds` is the last one's end. `decode` compares them with the decoded pictures,
+        not with the packets. Gives width, height, has_audio and size_bytes.
         """
         with self.writing():
             self.output.close()
-        found = self._facts(sorted(expected_seconds), end_seconds)
+        found = self._facts(sorted(expected_seconds), end_seconds, decode, threads)
         with self.writing():
             self._part.rename(self.target)
             return {**found, "path": self.target, "size_bytes": self.target.stat().st_size}
 
-    def _facts(self, expected: list[float], end_seconds: float) -> dict[str, Any]:
+    def _facts(self, expected: list[float], end_seconds: float, decode: bool,
+               threads: int) -> dict[str, Any]:
         try:
             with av.open(f"file:{self._part}") as container:
                 stream = container.streams.video[0]
-                stream.codec_context.thread_count = 1
+                context = stream.codec_context
+                context.thread_count = threads if decode else 1
+                if decode:
+                    context.options = {"skip_loop_filter": "all"}  # only times are looked at
                 first, times, tick = None, [], float(stream.time_base)
-                for packet in container.demux(stream):
-                    beat()
-                    if first is None:
-                        first = next(iter(packet.decode()), None)
-                    if packet.size and packet.pts is not None:
+                for packet in packets(container, stream):
+                    decoded = packet.decode() if decode or first is None else ()
+                    first = first or next(iter(decoded), None)
+                    if decode:
+                        times += [float(frame.pts * frame.time_base) for frame in decoded
+                                  if frame.pts is not None]
+                    elif packet.size and packet.pts is not None:
                         times.append(float(packet.pts * packet.time_base))
                 length = stream.duration and float(stream.duration * stream.time_base)
                 has_audio = bool(container.streams.audio)
@@ -170,6 +178,8 @@ class ClipFile:
             raise self._wrong(f"can't be read again: {error}") from error
         if first is None:
             raise self._wrong("gives no frame when it is read again")
+        if decode and not first.key_frame:
+            raise self._wrong("begins with a picture that needs others")
         times.sort()
         if len(times) != len(expected):
             raise self._wrong(f"holds {counted(len(times), 'frame')}, not {len(expected):,}")

@@ -26,10 +26,11 @@ import av
 import numpy as np
 
 from schemas.errors import RowFailed
+from stages.media.damage import Damaged, be_alone, be_strict, decoded
+from stages.media.entries import Kind, PacketReader, packet_reader, tells_no_order
 from stages.media.framing import Framing, framing_of
 from stages.media.hdr import ToneMap, tone_map_of
 from stages.media.kinds import what_it_holds
-from stages.media.memory import raise_if_out
 from stages.media.opening import (
     NotOpened,
     first_video_stream,
@@ -216,7 +217,8 @@ class DecodedVideo:
     file's clock begins late.
 
     Iterating raises RowFailed where nothing can be decoded, and at the end where the frames stop
-    short of the declared duration. `decoded_frames` counts every frame the decoder gave.
+    short of the declared duration. `decoded_frames` counts every frame the decoder gave,
+    `corrupt_seconds` are the times of pictures that it gave with errors, or not at all.
     """
 
     def __init__(self, path: Path, starts_at_seconds: float | None = None) -> None:
@@ -225,6 +227,7 @@ class DecodedVideo:
         self.decoded_frames = 0
         self.facts: VideoFacts | None = None
         self.first_error: str | None = None
+        self.corrupt_seconds: list[float] = []
         self._given_frames = 0
         self._last_seconds: float | None = None
 
@@ -300,26 +303,54 @@ class DecodedVideo:
             ) from problem
 
 
+class _Order:
+    """Gives pictures their times in a file whose time stamps only number the packets.
+
+    The decoder gives them in the order in which they are shown; at a closed key frame picture and
+    packet have the same place.
+    """
+
+    def __init__(self) -> None:
+        self._stamps: dict[int, int] = {}
+        self._closed: set[int] = set()
+        self._number = -1
+
+    def add(self, place: int, stamp: int, is_closed: bool) -> None:
+        self._stamps[place] = stamp
+        if is_closed:
+            self._closed.add(place)
+
+    def stamp(self, place: int | None) -> int | None:
+        """The time stamp of the next picture, which came from this packet."""
+        self._number = place if place in self._closed else self._number + 1
+        return self._stamps.get(self._number)
+
+
 class FastVideo(DecodedVideo):
     """Decodes with PyAV on all cores and scales in the decoder's own format."""
 
     def __init__(self, path: Path, starts_at_seconds: float | None = None) -> None:
         super().__init__(path, starts_at_seconds)
         self._kept_images = threading.local()
-        self._packets = 0
         self._sound_frames = 0
+        # The time stamps of packets whose pictures have not come yet, by place in the file.
+        self._waiting: dict[int, int] = {}
+        self._packets = 0
+        self._first_pts: int | None = None
+        self._is_damaged = False
 
     def _frames(self) -> Iterator[Picture]:
         with open_container(self.path) as container:
             stream = video_stream(container, self.path)
             # Before there are decoding threads, which must not find PyAV's log open.
             framing = framing_of(stream)
-            stream.thread_type = "AUTO"
+            # Threads that share a picture leave traces of an error in it that none reports.
+            stream.thread_type = "FRAME"
             stream.codec_context.thread_count = _threads(stream)
             small: SmallImages | None = None
             last_pts: int | None = None
-            astray, first_astray = 0, None
-            for frame in self._decoded(container, stream):
+            astray, first_astray, given = 0, None, 0
+            for number, frame in enumerate(self._decoded(container, stream)):
                 if self.facts is None or small is None:
                     self.facts = read_facts(
                         container, self.path, frame, self.starts_at_seconds, framing)
@@ -330,11 +361,15 @@ class FastVideo(DecodedVideo):
                     # Broken time stamps: time must advance, so the usual distance is assumed.
                     pts = facts.start_pts if last_pts is None else last_pts + usual
                 last_pts = pts
+                if self._first_pts is None:
+                    self._first_pts = pts
                 if own is not None and facts.duration_seconds(pts - own) > ASTRAY_SECONDS:
                     astray += 1
                     first_astray = first_astray or (facts.seconds(own), facts.seconds(pts))
+                if frame.is_corrupt:
+                    self.corrupt_seconds.append(facts.seconds(pts))
                 yield Picture(
-                    number=self.decoded_frames - 1,
+                    number=number,
                     seconds=facts.seconds(pts),
                     position_microseconds=facts.position_microseconds(pts),
                     duration_seconds=facts.duration_seconds(frame.duration or usual),
@@ -342,10 +377,10 @@ class FastVideo(DecodedVideo):
                     full=lambda size, frame=frame: self._kept(frame, size),
                     held_bytes=sum(plane.buffer_size for plane in frame.planes),
                 )
-            self._check_sound(first_astray if astray > self._few(ASTRAY_SHARE) else None)
-
-    def _few(self, share: float) -> float:
-        return max(1.0, share * self.decoded_frames)
+                given = number + 1
+            self._check_sound(
+                first_astray if astray > max(1.0, ASTRAY_SHARE * given) else None)
+            self._count_lost()
 
     def _check_sound(self, astray: tuple[float, float] | None) -> None:
         """Fails a file whose frames are mostly the decoder's guess, or shown at other times."""
@@ -357,29 +392,69 @@ class FastVideo(DecodedVideo):
         if astray is not None:
             raise goes_back(self.path, *astray)
 
+    def _count_lost(self) -> None:
+        """Adds the pictures that the decoder never gave, from the first one that it did give on."""
+        if self.facts is not None and self._first_pts is not None and self._is_damaged:
+            lost = [pts for pts in self._waiting.values() if pts > self._first_pts]
+            self.corrupt_seconds += map(self.facts.seconds, lost)
+            self.corrupt_seconds.sort()
+
     def _decoded(
         self, container: av.container.InputContainer, stream: av.VideoStream
     ) -> Iterator[av.VideoFrame]:
-        """Frames of every packet that decodes; a damaged packet costs its own frames only."""
-        found = packets(container, stream)
-        while True:
-            try:
-                packet = next(found)
-                self._packets += packet.size > 0 and not packet.is_discard
-                frames = packet.decode()
-            except StopIteration:
-                return
-            except av.InvalidDataError as error:
-                self.first_error = self.first_error or str(error)
-                continue
-            except av.FFmpegError as error:
-                raise_if_out(error)
-                self.first_error = self.first_error or str(error)
-                return
-            for frame in frames:
-                self.decoded_frames += 1
-                self._sound_frames += not frame.is_corrupt
+        """The file's frames, the same ones on every machine (see `damage`)."""
+        given = 0
+        be_strict(stream)
+        try:
+            for frame in self._run(container, stream, strictly=True):
                 yield frame
+                given += 1
+        except Damaged:
+            self._is_damaged = True
+            with open_container(self.path) as again:
+                stream = video_stream(again, self.path)
+                be_alone(stream)
+                yield from itertools.islice(self._run(again, stream, strictly=False), given, None)
+
+    def _run(
+        self, container: av.container.InputContainer, stream: av.VideoStream, *, strictly: bool
+    ) -> Iterator[av.VideoFrame]:
+        self._packets, self._sound_frames, self._waiting = 0, 0, {}
+        codec = stream.codec_context
+        codec.copy_opaque = True
+        reader = packet_reader(codec.codec.canonical_name, codec.extradata)
+        order = _Order() if tells_no_order(container, stream) else None
+        found = self._labelled(packets(container, stream), reader, order)
+        # A packet with one field gives no frame of its own.
+        has_fields = codec.codec.canonical_name == "h264" and not reader.has_whole_frames
+        for frame in decoded(found, self._complain, strictly=strictly):
+            self.decoded_frames += 1
+            self._sound_frames += not frame.is_corrupt
+            self._waiting.pop(frame.opaque, None)
+            if has_fields or frame.opaque is None:
+                self._waiting.clear()
+            if order is not None:
+                frame.pts = order.stamp(frame.opaque)
+            yield frame
+
+    def _labelled(
+        self, found: Iterator[av.Packet], reader: PacketReader, order: _Order | None
+    ) -> Iterator[av.Packet]:
+        """The packets, counted, each with its place on it, which its frame then bears."""
+        for place, packet in enumerate(found):
+            stamp = packet.dts if packet.pts is None or order is not None else packet.pts
+            if packet.size and not packet.is_discard and reader.is_shown(packet):
+                self._packets += 1
+                if stamp is not None:
+                    packet.opaque = place
+                    self._waiting[place] = stamp
+                    if order is not None:
+                        order.add(place, stamp, packet.is_keyframe and (
+                            reader.start(bytes(packet)).kind is Kind.CLOSED))
+            yield packet
+
+    def _complain(self, error: str) -> None:
+        self.first_error = self.first_error or error
 
     def _kept(self, frame: av.VideoFrame, size: tuple[int, int]) -> np.ndarray:
         if not hasattr(self._kept_images, "make"):

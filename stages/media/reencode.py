@@ -33,19 +33,17 @@ from stages.media.clip_files import (
     exact_seconds,
     nothing_inside,
 )
-from stages.media.decode import bad_media, open_container, video_stream
+from stages.media.decode import bad_media
 from stages.media.encoders import VideoEncoder, find_encoder, open_encoder
+from stages.media.forward import Forward
 from stages.media.framing import Cropper, framing_of
 from stages.media.hdr import ToneMap, tone_map_of
-from stages.media.memory import raise_if_out
-from stages.media.opening import packets, passing_over
 from stages.media.orientation import Orientation, orientation_of
 from stages.media.packets import PacketIndex, read_packets
 from stages.media.sound import Sound, aac_track
 
 MAX_OPEN_CLIPS = 8  # encoders of overlapping clips that are open at once: each holds memory
 _OPEN_PIXELS = MAX_OPEN_CLIPS * 4096 * 2304  # and more of it the larger its pictures are
-_BACK_SECONDS = (0.0, 1.0, 4.0, 16.0)
 _BT709 = 1
 
 
@@ -68,7 +66,7 @@ class _Wanted:
             after = index.seconds(self.last)
             if abs(after - request.end_seconds) <= ROUNDING_SECONDS:
                 self.end_seconds = after
-        self.key = index.key_before(self.first)
+        self.key = index.entry_before(self.first).first_number
 
 
 def encode_clips(
@@ -122,39 +120,32 @@ class _Pass:
         self._options = options
         self._encoder = encoder
         self._sound = sound
-        self._error: str | None = None
+        self._pictures: _Pictures | None = None
 
     def run(self) -> Iterator[CutResult]:
         waiting = list(self._clips)
         active: list[_Writing] = []
+        forward = Forward(self._source, self._index, self._prepare)
         try:
-            with open_container(self._source) as container:
-                stream = video_stream(container, self._source)
-                if stream.codec_context is None:
-                    raise bad_media(self._source, "has video of an unknown codec")
-                for other in container.streams:
-                    if other.index != stream.index:
-                        other.discard = Discard.all
-                stream.codec_context.thread_count = self._options.threads
-                stream.thread_type = "AUTO"
-                pictures = _Pictures(stream, self._options.short_side, self._encoder.pixels)
-                for frame in self._frames(container, stream):
+            with contextlib.closing(self._frames(forward)) as frames:
+                for frame in frames:
                     while waiting and waiting[0].first_pts <= frame.pts:
                         active.append(_Writing(waiting.pop(0), self._encoder, self._options,
                                                self._sound, self._index))
                     for writing in [w for w in active if w.clip.last_pts < frame.pts]:
                         active.remove(writing)
-                        yield writing.finish(self._error)
+                        yield writing.finish(forward.first_error)
                     if active:
-                        picture = pictures(frame)
+                        assert self._pictures is not None  # the decoder has been prepared
+                        picture = self._pictures(frame)
                         for writing in active:
-                            writing.take(picture, pictures)
+                            writing.take(picture, self._pictures)
                     elif not waiting:
                         break
             while active:
-                yield active.pop(0).finish(self._error)
+                yield active.pop(0).finish(forward.first_error)
             for clip in waiting:
-                reason = f" ({self._error})" if self._error else ""
+                reason = f" ({forward.first_error})" if forward.first_error else ""
                 yield CutResult(clip.request.clip_id, problem=bad_media(
                     self._source, f"gives no frame from {clip.request.start_seconds:.3f} s on"
                     f"{reason}"))
@@ -162,56 +153,23 @@ class _Pass:
             for writing in active:
                 writing.discard()
 
-    def _frames(self, container: Any, stream: av.VideoStream) -> Iterator[av.VideoFrame]:
-        """Frames in time order from the group's key frame on, or a little before it."""
-        first_pts = self._clips[0].first_pts
-        for back in (*_BACK_SECONDS, None):
-            self._seek(container, stream, back)
-            frames = self._decoded(container, stream)
-            frame = next(frames, None)
-            # Seeking overshoots in some files: then from further back, at last from the start.
-            if frame is None or (frame.pts > first_pts and back is not None):
-                continue
-            rate = stream.average_rate or stream.guessed_rate or Fraction(25)
-            usual = max(1, round(1 / (Fraction(rate) * stream.time_base)))
-            last = None
-            while frame is not None:
-                if last is not None and frame.pts <= last:
-                    frame.pts = last + usual  # time must advance, as in the decode pass
-                last = frame.pts
-                yield frame
-                frame = next(frames, None)
-            return
+    def _prepare(self, stream: av.VideoStream) -> None:
+        for other in stream.container.streams:
+            if other.index != stream.index:
+                other.discard = Discard.all
+        stream.codec_context.thread_count = self._options.threads
+        stream.thread_type = "FRAME"
+        self._pictures = _Pictures(stream, self._options.short_side, self._encoder.pixels)
 
-    def _seek(self, container: Any, stream: av.VideoStream, back: float | None) -> None:
-        key_pts = self._index.pts[self._clips[0].key]
-        if back is None:
-            target = self._index.pts[0] - round(3600 / stream.time_base)
-        else:
-            target = key_pts - round(back / stream.time_base)
-        with passing_over():
-            container.seek(target, stream=stream)
-
-    def _decoded(self, container: Any, stream: av.VideoStream) -> Iterator[av.VideoFrame]:
-        found = packets(container, stream)
-        while True:
-            try:
-                packet = next(found)
-                frames = packet.decode()
-            except StopIteration:
-                return
-            except av.InvalidDataError as error:
-                self._error = self._error or str(error)
-                continue
-            except av.FFmpegError as error:
-                raise_if_out(error)
-                self._error = self._error or str(error)
-                return
-            for frame in frames:
-                if frame.pts is None:
-                    frame.pts = frame.dts
-                if frame.pts is not None:
-                    yield frame
+    def _frames(self, forward: Forward) -> Iterator[av.VideoFrame]:
+        """Frames in time order from the group's first one on, or a little before it."""
+        last = None
+        for number, frame in forward.frames(self._clips[0].first):
+            frame.pts = self._index.pts[number]
+            if last is not None and frame.pts <= last:
+                frame.pts = last + self._index.usual_pts  # time must advance, as in the decode pass
+            last = frame.pts
+            yield frame
 
 
 class _Pictures:

@@ -1,9 +1,13 @@
 """Cuts clips by copying packets: quick, lossless, and only from key frame on.
 
-A clip is the packets from its key frame up to the last one that a frame of the span needs. Frames
-that come first in the file but are shown before the key frame are left out: they hang on pictures
+A clip is the packets from a key frame up to the last one that a frame of the span needs. The key
+frame is one from which a decoder gives right pictures at once, whatever the container flags. Frames
+that come first in the file but are shown before the key frame are left out: they need pictures
 that are not there. Where the last frames need one that is shown after the span's end, it stays in,
 with all that lies between: so the clip is without gaps, and its true span is recorded.
+
+Every clip is decoded once, without being shown, so that what is recorded of it are pictures. Where
+some are missing the clip begins at an earlier key frame.
 """
 
 from __future__ import annotations
@@ -11,10 +15,8 @@ from __future__ import annotations
 import bisect
 import functools
 import io
-import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -34,67 +36,48 @@ from stages.media.clip_files import (
     nothing_inside,
 )
 from stages.media.decode import bad_media, open_container, video_stream
+from stages.media.forward import numbered, packets_from
 from stages.media.memory import raise_if_out
 from stages.media.opening import frames, packets
 from stages.media.orientation import Orientation, orientation_of
+from stages.media.packets import Entry, read_packets
 from stages.media.sound import Sound
 
-# How far before a key frame to seek, where seeking by its time stamp overshoots.
-_BACK_SECONDS = (0, 1, 4, 16)
-
-
-@dataclass(frozen=True)
-class _Entry:
-    """One packet; `pts` is its frame's time stamp in the units of the stream."""
-
-    pts: int
-    duration: int
-    is_key: bool
+# How many key frames before a clip are tried, and the file's first one.
+_TRIES = 3
 
 
 @dataclass(frozen=True)
 class _Span:
-    """Which packets make a clip: from the key frame on those that are not shown before it.
+    """Which packets make a clip: from a key frame on those that are not shown before it.
 
-    `dts` are their decoding times, one a packet.
+    `dts` has the decoding time of each, by its place in the file; `pts` the time stamps of those
+    that are shown, in order.
     """
 
-    key_pts: int
-    dts: list[int]
+    entry: Entry
+    dts: dict[int, int]
+    pts: list[int]
     end_pts: int
 
 
 class _Plan:
-    """The packets of a file, in the order in which they lie there."""
+    """Where in a file clips can begin, and what they need."""
 
     def __init__(self, path: Path) -> None:
-        with open_container(path) as container:
-            stream = video_stream(container, path)
-            if stream.codec_context is None:
-                raise bad_media(path, "has video of an unknown codec")
-            self.time_base = Fraction(stream.time_base)
-            rate = stream.average_rate or stream.guessed_rate or Fraction(25)
-            usual = max(1, round(1 / (Fraction(rate) * self.time_base)))
-            self.entries = list(self._read(container, stream, path))
+        self.path = path
+        # In the copy everything is shown that is there.
+        self.index = read_packets(path, cut_off=False)
+        if self.index.counts:
+            raise RowFailed("bad_media", f"{path}: does not tell when its pictures are shown, as a "
+                            "copy would have to; export with --media exact")
         self.orientation = self._orientation(path)
-        if not any(entry.is_key for entry in self.entries):
-            raise bad_media(path, "has no key frame")
-        self.shown = sorted(entry.pts for entry in self.entries)
-        last = max(self.entries, key=lambda entry: entry.pts)
-        self.end_pts = last.pts + (last.duration or usual)
-        self.keys = sorted((entry.pts, place) for place, entry in enumerate(self.entries)
-                           if entry.is_key)
-
-    @staticmethod
-    def _read(container: Any, stream: av.VideoStream, path: Path) -> Iterator[_Entry]:
-        try:
-            for packet in packets(container, stream):
-                stamp = packet.pts if packet.pts is not None else packet.dts
-                if packet.size and stamp is not None:
-                    yield _Entry(stamp, packet.duration or 0, packet.is_keyframe)
-        except av.FFmpegError as error:
-            raise_if_out(error)
-            raise bad_media(path, f"cannot be read ({error})") from error
+        self.time_base = self.index.time_base
+        self._numbers = {place: number for number, place in enumerate(self.index.places)}
+        # Where pictures are right only some frames later, a clip can't begin.
+        self._entries = [entry for entry in self.index.entries if entry.is_own]
+        if not self._entries:
+            raise no_start(path)
 
     @staticmethod
     def _orientation(path: Path) -> Orientation:
@@ -114,36 +97,53 @@ class _Plan:
     def seconds(self, stamp: int) -> float:
         return exact_seconds(stamp, self.time_base)
 
-    def span(self, start_seconds: float, end_seconds: float, nearest: bool) -> _Span:
-        """The packets of a clip; RowFailed where the file has none of it."""
-        unit = float(self.time_base)
-        start = (start_seconds - ROUNDING_SECONDS) / unit
-        end = (end_seconds - ROUNDING_SECONDS) / unit
-        if bisect.bisect_left(self.shown, start) == bisect.bisect_left(self.shown, end):
-            raise nothing_inside(start_seconds, end_seconds, self.seconds(self.shown[0]),
-                                 self.seconds(self.end_pts))
-        at = bisect.bisect_right(self.keys, (start + 2 * ROUNDING_SECONDS / unit, 1 << 62))
-        choices = self.keys[max(0, at - 1) : at] or self.keys[:1]
-        if nearest:
-            choices = choices + [key for key in self.keys[at : at + 1] if key[0] < end]
-        key_pts, place = min(choices, key=lambda key: abs(key[0] - start))
-        return self._packets(key_pts, place, end)
+    def spans(self, start_seconds: float, end_seconds: float, nearest: bool) -> Iterator[_Span]:
+        """What a clip may consist of, the best first; RowFailed where the file has none of it."""
+        index = self.index
+        inside = index.within(start_seconds - ROUNDING_SECONDS, end_seconds - ROUNDING_SECONDS)
+        if not inside:
+            raise nothing_inside(start_seconds, end_seconds, index.seconds(0), index.end_seconds)
+        at = bisect.bisect_right(self._entries, inside.start,
+                                 key=lambda entry: entry.first_number)
+        before, after = self._entries[:at], self._entries[at : at + 1]
+        if nearest and after and after[0].first_number < inside.stop:
+            begin = start_seconds - ROUNDING_SECONDS
+            if not before or (index.seconds(after[0].first_number) - begin
+                              < begin - index.seconds(before[-1].first_number)):
+                yield self._packets(after[0], inside.stop)
+        if not before and self._entries[0].first_number < inside.stop:
+            # Nothing that comes before the first key frame can be shown.
+            yield self._packets(self._entries[0], inside.stop)
+        for entry in [*reversed(before[-_TRIES:]), *before[:1]]:
+            yield self._packets(entry, inside.stop)
 
-    def _packets(self, key_pts: int, place: int, end: float) -> _Span:
-        first = bisect.bisect_left(self.shown, key_pts)
-        top = self.shown[max(first, bisect.bisect_left(self.shown, end) - 1)]
+    def _packets(self, entry: Entry, stop: int) -> _Span:
+        """The packets from an entry on that the frames before number `stop` need."""
+        index = self.index
+        first = entry.first_number
+        top = max(first, stop - 1)
         taken: list[int] = []
-        for entry in itertools.islice(self.entries, place, None):
-            if entry.pts < key_pts:
+        shown = 0
+        for place in range(entry.place, self._n_packets):
+            number = self._numbers.get(place)
+            if number is not None and number < first:
                 continue
-            taken.append(entry.pts)
-            top = max(top, entry.pts)
-            # What is shown before the latest picture that was taken must be there, too.
-            after = bisect.bisect_right(self.shown, top)
-            if len(taken) == after - first:
+            taken.append(place)
+            if number is not None:
+                shown += 1
+                # What is shown before the latest picture that was taken must be there, too.
+                top = max(top, number)
+            if shown == top + 1 - first:
                 break
-        end_pts = self.shown[after] if after < len(self.shown) else self.end_pts
-        return _Span(key_pts, _decoding_times(taken), end_pts)
+        top = max(number for place in taken if (number := self._numbers.get(place)) is not None)
+        end_pts = index.pts[top + 1] if top + 1 < index.n_frames else index.end_pts
+        stamps = [index.stamps[place] for place in taken]
+        return _Span(entry, dict(zip(taken, _decoding_times(stamps), strict=True)),
+                     index.pts[first : top + 1], end_pts)
+
+    @property
+    def _n_packets(self) -> int:
+        return len(self.index.stamps)
 
 
 def _decoding_times(pts: list[int]) -> list[int]:
@@ -173,18 +173,41 @@ def copy_clips(
                 other.discard = Discard.all
         for request in requests:
             try:
-                check_reach(request, plan.seconds(plan.end_pts))
-                span = plan.span(request.start_seconds, request.end_seconds,
-                                 options.start == "nearest")
-                yield _copy(container, stream, sound if options.audio else None, plan, span,
-                            request)
+                check_reach(request, plan.index.end_seconds)
+                yield _copied(container, stream, sound if options.audio else None, plan, request,
+                              options)
             except RowFailed as problem:
                 yield CutResult(request.clip_id, problem=problem)
 
 
+def _copied(container: Any, stream: av.VideoStream, sound: Sound | None, plan: _Plan,
+            request: CutRequest, options: CutOptions) -> CutResult:
+    """The clip from the first of its possible beginnings from which all its pictures decode."""
+    problem: RowFailed | None = None
+    for span in plan.spans(request.start_seconds, request.end_seconds,
+                           options.start == "nearest"):
+        try:
+            return _copy(container, stream, sound, plan, span, request, options.threads)
+        except RowFailed as failed:
+            if failed.kind not in ("bad_media", "crash"):
+                raise
+            problem = problem or failed
+    if problem is None:
+        raise no_start(plan.path)
+    raise RowFailed("bad_media", f"no copy of the clip can be played whole: {problem.message}; "
+                    "export with --media exact") from problem
+
+
+def no_start(path: Path) -> RowFailed:
+    """The failure of a file that no clip can be copied out of."""
+    return RowFailed("bad_media", f"{path}: has no key frame that a copy could begin with; export "
+                     "with --media exact")
+
+
 def _copy(container: Any, stream: av.VideoStream, sound: Sound | None, plan: _Plan, span: _Span,
-          request: CutRequest) -> CutResult:
-    start_seconds, end_seconds = plan.seconds(span.key_pts), plan.seconds(span.end_pts)
+          request: CutRequest, threads: int) -> CutResult:
+    begin = span.pts[0]
+    start_seconds, end_seconds = plan.seconds(begin), plan.seconds(span.end_pts)
     heard = sound.stream if sound else None
     file = ClipFile(request.target, suffix_for(stream, heard))
     try:
@@ -201,15 +224,20 @@ def _copy(container: Any, stream: av.VideoStream, sound: Sound | None, plan: _Pl
                 packet.pts -= shift
                 packet.dts = packet.pts
                 _write(file, packet, beside)
-        times = []
-        for packet in _from_key(container, stream, span):
-            packet.pts, packet.dts = packet.pts - span.key_pts, packet.dts - span.key_pts
-            times.append(exact_seconds(packet.pts, plan.time_base))
-            _write(file, packet, track)
-        if len(times) != len(span.dts):
-            raise RowFailed("bad_media", f"of the clip's {counted(len(span.dts), 'frame')} "
-                            f"only {len(times):,} can be read again")
-        facts = file.publish(times, end_seconds - start_seconds)
+        left = dict(span.dts)
+        for place, packet in _from_entry(container, stream, plan, span.entry):
+            dts = None if place is None else left.pop(place, None)
+            if dts is not None:
+                packet.pts = plan.index.stamps[place] - begin
+                packet.dts = dts - begin
+                _write(file, packet, track)
+            if not left:
+                break
+        if left:
+            raise RowFailed("bad_media", f"{len(left):,} of the clip's "
+                            f"{counted(len(span.dts), 'packet')} can't be read again")
+        times = [exact_seconds(stamp - begin, plan.time_base) for stamp in span.pts]
+        facts = file.publish(times, end_seconds - start_seconds, decode=True, threads=threads)
     finally:
         file.discard()
     return CutResult(request.clip_id, start_seconds=start_seconds, end_seconds=end_seconds,
@@ -231,46 +259,15 @@ def _codecs_of(form: str) -> frozenset[str]:
         return frozenset(output.supported_codecs)
 
 
-def _from_key(container: Any, stream: av.VideoStream, span: _Span) -> Iterator[av.Packet]:
-    """The packets of a span, in the file's order."""
-    times = iter(span.dts)
-    left = len(span.dts)
-    for packet in _seek(container, stream, span.key_pts):
-        packet.pts = packet.pts if packet.pts is not None else packet.dts
-        if packet.pts >= span.key_pts:
-            packet.dts = next(times)
-            yield packet
-            left -= 1
-        if not left:
-            return
-
-
-def _seek(container: Any, stream: av.VideoStream, key_pts: int) -> Iterator[av.Packet]:
-    """All packets from the key frame with this time stamp on."""
-    for back in (*_BACK_SECONDS, None):
-        target = key_pts - round(back / stream.time_base) if back is not None else None
-        try:
-            if target is None:
-                start = stream.start_time or 0
-                container.seek(min(start, key_pts) - round(3600 / stream.time_base),
-                               stream=stream)
-            else:
-                container.seek(target, stream=stream)
-            begun = False
-            for packet in packets(container, stream):
-                stamp = packet.pts if packet.pts is not None else packet.dts
-                if not packet.size or stamp is None:
-                    continue
-                if not begun and packet.is_keyframe and stamp > key_pts:
-                    break  # too late: seek further back
-                begun = begun or (packet.is_keyframe and stamp == key_pts)
-                if begun:
-                    yield packet
-            if begun:
-                return
-        except av.FFmpegError as error:
-            raise_if_out(error)
-            continue
+def _from_entry(
+    container: Any, stream: av.VideoStream, plan: _Plan, entry: Entry
+) -> Iterator[tuple[int | None, av.Packet]]:
+    """The packets from an entry on with their places."""
+    if (found := packets_from(container, stream, entry)) is not None:
+        yield from found
+        return
+    with open_container(plan.path) as again:
+        yield from numbered(packets(again, video_stream(again, plan.path)))
 
 
 def _write(file: ClipFile, packet: av.Packet, track: Any) -> None:

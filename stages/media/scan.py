@@ -116,4 +116,6 @@ def _columns(
         "sharpness": taken.sharpness,
         "brightness": taken.brightness,
         "tone_mapped": facts.tone_map is not None,
+        "corrupt_seconds": video.corrupt_seconds,
+        "corrupt_frames": len(video.corrupt_seconds),
     }

@@ -145,6 +145,8 @@ def rebase(source: Path, target: Path) -> tuple[float, PacketIndex]:
     index = read_packets(target, begins)
     if [(pts + index.offset_pts) * index.time_base for pts in index.pts] != sorted(shown):
         raise NoSection("the part's time stamps changed when it was written anew")
+    if not index.entries or index.entries[0].first_number:
+        raise NoSection("the part does not begin with a picture that needs no others")
     return begins, index
 
 

@@ -1,12 +1,11 @@
 """Reads only parts of a video: given spans, and frames that were kept once and are gone.
 
-decord's seeking reader does the work. PyAV does it instead (one seek to the key frame, then
-forward) where decord cannot: codecs that it was built without (AV1), files whose first video
-stream is not the one it would choose, and files in which it counts other frames than the
-container has packets. It also does so where decord gives other frames than it is asked for, in
-containers without an index, or leaves turned ones as they are stored. Frame numbers and times come
-from the container in either case, so they agree with those of a full scan. Frames are upright in
-either case.
+decord's seeking reader does the work where it is known to count right: it takes every packet that
+is flagged as a key frame for one, and counts from there. `PacketIndex.is_plain` says where that
+holds, and decord's own index must say the same as the container. Everything else is read with
+PyAV (`forward`), as are codecs that decord was built without (AV1), and turned or high dynamic
+range pictures, which it leaves as they are stored. Frame numbers and times come from the container
+in either case, so they agree with those of a full scan. Frames are upright in either case.
 """
 
 from __future__ import annotations
@@ -29,20 +28,24 @@ from stages.media.decode import (
     read_facts,
     video_stream,
 )
+from stages.media.forward import Forward
 from stages.media.keeper import encode_jpeg
-from stages.media.memory import raise_if_out
 from stages.media.opening import frames
 from stages.media.packets import PacketIndex, read_packets
 from stages.media.progress import beat
 from stages.media.sampling import FramePick, pick_frames
 from stages.media.scaling import KeptImages, small_size
 
-# How far before a frame to seek, where seeking overshoots as it does in files without an index.
-_BACK_SECONDS = (0, 1, 4, 16, 3600)
+# decord says times in single precision.
+_SINGLE_PRECISION = 2.0**-23
+# A frame may come out of the decoder so many frames after one that is shown later.
+_ASTRAY_FRAMES = 16
 
 
 class FrameReader:
     """Gives frames of one video by number, ascending; counts what had to be decoded for them.
+
+    `corrupt_numbers` are those of them that are lost, or that PyAV decoded with errors.
 
     Opening decodes one frame, because only frames know their rotation. `starts_at_seconds` is
     the file's time 0 in the video, whose times all times are; `threads` is how many decord may
@@ -58,7 +61,9 @@ class FrameReader:
         self._at = -1
         self.index = read_packets(path, starts_at_seconds)
         self.decoded_frames = 0
+        self.corrupt_numbers: set[int] = set()
         self.facts = self._read_facts(starts_at_seconds)
+        self._trusts_decord = self.index.is_plain and self.facts.is_shown_as_decoded
 
     def _read_facts(self, starts_at_seconds: float | None) -> VideoFacts:
         with open_container(self.path) as container:
@@ -88,69 +93,80 @@ class FrameReader:
 
     def _decord(self, numbers: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
         """As many as decord can give, from the first on."""
+        if not self._trusts_decord:
+            return
         # decord loads its own FFmpeg libraries: only where spans are really read.
         import decord
 
         decord.logging.set_level(decord.logging.QUIET)
-        if not self.index.has_index or not self.index.is_best_stream or (
-                not self.facts.is_shown_as_decoded):
-            return
         try:
             if self._reader is None:
                 self._reader = decord.VideoReader(
                     str(self.path), ctx=decord.cpu(0), num_threads=self._threads
                 )
-            if len(self._reader) != self.index.n_frames:
+                self._trusts_decord = self._agrees()
+            if not self._trusts_decord:
+                self._reader = None
                 return
             for number in numbers:
                 image = self._reader[number].asnumpy()
                 if image.ndim != 3 or image.shape[2] != 3:
                     return  # of pictures a few pixels wide it makes something else
-                key = self.index.key_before(number)
+                key = self.index.entry_before(number).first_number
                 # decord goes on from where it is, unless a later key frame is nearer.
                 at = self._at
                 self.decoded_frames += number - (at if key <= at < number else key - 1)
                 self._at = number
                 beat(self.decoded_frames)
                 yield number, cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
-        except (decord.DECORDError, RuntimeError, IndexError):
-            return
+        except (decord.DECORDError, RuntimeError, IndexError, AssertionError):
+            # A damaged packet, say: from there on it would count wrong.
+            self._reader, self._trusts_decord = None, False
+
+    def _agrees(self) -> bool:
+        """Whether decord sees the frames and key frames that the container has."""
+        index = self.index
+        if len(self._reader) != index.n_frames:
+            return False
+        if self._reader.get_key_indices() != [entry.place for entry in index.entries]:
+            return False
+        seen = self._reader.get_frame_timestamp(np.arange(index.n_frames))[:, 0]
+        # It counts from the first frame.
+        times = (np.asarray(index.pts, np.float64) - index.pts[0]) * float(index.time_base)
+        end = float((index.end_pts - index.pts[0]) * index.time_base)
+        steps = np.diff(times, append=end)
+        allowed = np.maximum(steps / 4, 2 * _SINGLE_PRECISION * np.abs(times))
+        return bool((np.abs(seen - seen[0] - times) <= allowed).all())
 
     def _pyav(
         self, numbers: Sequence[int], size: tuple[int, int]
     ) -> Iterator[tuple[int, np.ndarray]]:
         facts = self.facts
         kept_image = KeptImages(size, facts.orientation, facts.tone_map, facts.framing)
-        for _, group in itertools.groupby(numbers, key=self.index.key_before):
-            wanted = {self.index.pts[number]: number for number in group}
-            for frame in self._from_key(min(wanted), max(wanted)):
-                if frame.pts in wanted:
-                    yield wanted[frame.pts], kept_image(frame)
+        for _, group in itertools.groupby(numbers, key=self.index.entry_before):
+            wanted = set(group)
+            first, last = min(wanted), max(wanted)
+            before = self.decoded_frames
+            forward = Forward(self.path, self.index, _with_one_thread)
+            for number, frame in forward.frames(first):
+                self.decoded_frames = before + forward.decoded_frames
+                beat(self.decoded_frames)
+                if number in wanted:
+                    wanted.remove(number)
+                    if frame.is_corrupt:
+                        self.corrupt_numbers.add(number)
+                    yield number, kept_image(frame)
+                if not wanted or number > last + _ASTRAY_FRAMES:
+                    break
+            self.decoded_frames = before + forward.decoded_frames
+            if forward.first_error:
+                self.corrupt_numbers |= wanted  # those are lost
 
-    def _from_key(self, first_pts: int, last_pts: int) -> Iterator[av.VideoFrame]:
-        with open_container(self.path) as container:
-            stream = video_stream(container, self.path)
-            # Frame threads decode beyond what is asked for; slices don't.
-            stream.thread_type = "SLICE"
-            for back in _BACK_SECONDS:
-                try:
-                    container.seek(first_pts - round(back / stream.time_base), stream=stream)
-                    is_late = None
-                    for frame in frames(container, stream):
-                        self.decoded_frames += 1
-                        beat(self.decoded_frames)
-                        if is_late is None and frame.pts is not None:
-                            is_late = frame.pts > first_pts and back < _BACK_SECONDS[-1]
-                        if is_late:
-                            break
-                        yield frame
-                        if frame.pts is not None and frame.pts >= last_pts:
-                            return
-                except av.FFmpegError as error:
-                    raise_if_out(error)
-                    return
-                if is_late is False:
-                    return
+
+def _with_one_thread(stream: av.VideoStream) -> None:
+    # More of them decode beyond what is asked for. AV1's decoder has its own.
+    if stream.codec_context.name != "libdav1d":
+        stream.codec_context.thread_count = 1
 
 
 class SpannedVideo(DecodedVideo):
@@ -201,6 +217,8 @@ class SpannedVideo(DecodedVideo):
                 held_bytes=image.nbytes,
             )
         self.decoded_frames = reader.decoded_frames
+        self.corrupt_seconds = [self.facts.seconds(reader.index.pts[number])
+                                for number in sorted(reader.corrupt_numbers)]
 
     def _check_end(self) -> None:
         """Spans may lie outside the video: what they hold is all there is."""

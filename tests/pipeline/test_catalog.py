@@ -69,7 +69,7 @@ def test_clips_end_with_scorers_own_columns_and_the_video(truth: Truth):
     assert further == ["similarity_coarse", "similarity_fine", "aesthetic_v1", "n_words",
                        "n_words_reason", "url", "title", "language", "category", "query",
                        "motion_max", "shot", "caption_given", "extra", "tone_mapped",
-                       "captions_given"]
+                       "captions_given", "corrupt_frames"]
 
 
 def test_every_clip_stands_once_with_its_own_captions_and_scores(truth: Truth):

@@ -178,6 +178,34 @@ def test_datasets_opens_the_folder_and_its_videos(small, tmp_path, monkeypatch):
     assert rows[0]["extra"] == [{"key": "title", "value": "PLANTEDEXTRA"}]
 
 
+def test_videos_lie_in_parquet_as_they_are_so_that_viewers_can_seek_in_them(small, tmp_path):
+    """As `datasets` writes them: uncompressed, plain, with a page index; a file alone says that
+    the column holds videos. Text is compressed."""
+    import datasets
+
+    out = tmp_path / "out"
+    export(small, out, "huggingface", cut=COPY)
+    (path,) = out.glob("data/*.parquet")
+    loaded = datasets.load_dataset("parquet", data_files=str(path),
+                                   cache_dir=str(tmp_path / "cache"))["train"]
+    assert loaded.features["video"] == datasets.Video()
+    with pq.ParquetFile(path) as file:
+        group = file.metadata.row_group(0)
+        columns = {column.path_in_schema: column
+                   for column in map(group.column, range(group.num_columns))}
+        rows = file.read(["video"])["video"].to_pylist()
+    assert {name: column.compression for name, column in columns.items()
+            if name.startswith("video.")} == {
+                "video.bytes": "UNCOMPRESSED", "video.path": "UNCOMPRESSED"}
+    assert "PLAIN" in columns["video.bytes"].encodings
+    assert not columns["video.bytes"].has_dictionary_page
+    assert all(column.has_offset_index for column in columns.values())
+    assert {column.compression for name, column in columns.items()
+            if not name.startswith("video.")} == {"ZSTD"}
+    content = path.read_bytes()
+    assert all(row["bytes"] in content for row in rows)
+
+
 def test_datasets_opens_a_folder_without_videos(small, tmp_path):
     """The card's features are those that `datasets` finds in the files itself."""
     import datasets
