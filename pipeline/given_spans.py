@@ -16,6 +16,7 @@ from typing import Any
 
 from pipeline.source_lists import clean, word_of
 from pipeline.source_spec import SourceSpec
+from schemas.words import counted
 
 _STEMS = ("{}_seconds", "{}", "{}_time", "{}time", "time_{}", "{}_timestamp", "{}_sec", "{}_second",
           "{}_s", "clip_{}", "span_{}", "segment_{}", "t_{}", "{}_ms", "{}_milliseconds")
@@ -146,7 +147,7 @@ def _times(
     if isinstance(start, list) or isinstance(end, list):
         starts, ends = (value if isinstance(value, list) else [value] for value in (start, end))
         if len(starts) != len(ends):
-            raise ValueError(f"{len(starts)} times in {first} and {len(ends)} in {last}")
+            raise ValueError(f"{counted(len(starts), 'time')} in {first} and {len(ends)} in {last}")
         return [_span(first, one, last, other, scale)
                 for one, other in zip(starts, ends, strict=True)], True
     if end is None:
@@ -275,7 +276,7 @@ def _shared_out(captions: list[list[str]] | str | None, count: int) -> list[list
             return [list(dict.fromkeys(part)) for part in captions]
         if count == 1 or not captions:
             return [_flat(captions)] * count
-        raise ValueError(f"{count} spans and {len(captions)} captions")
+        raise ValueError(f"{counted(count, 'span')} and {counted(len(captions), 'caption')}")
     if captions is not None and count > 1 and captions.startswith("["):
         raise ValueError(f"{count} spans, and captions that are no list: {captions[:80]!r}")
     return [_flat(captions)] * count

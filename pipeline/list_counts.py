@@ -11,6 +11,7 @@ from typing import Any
 from pipeline.shards import write_json
 from pipeline.source_rows import ListNote
 from schemas.damage import read_json, reading
+from schemas.words import counted
 
 FOLDER = ".counts"
 """In the folder of a dataset's sources."""
@@ -63,7 +64,8 @@ class ListCounts:
         if self.lines is None:
             text = f"{self.name}: {rows}"
         else:
-            row_lines = "" if self.row_lines == self.rows else f" on {self.row_lines:,} lines"
+            lines = counted(self.row_lines, "line")
+            row_lines = "" if self.row_lines == self.rows else f" on {lines}"
             parts = [f"{count:,} {word}" for count, word in (
                 (self.header, "of the header"), (self.blank, "blank"),
                 (self.comments, "of comments")) if count]

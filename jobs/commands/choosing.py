@@ -40,12 +40,12 @@ def export(
     dataset: Dataset,
     format_: Annotated[ExportFormat, typer.Option("--format", help="what the files are")],
     output: Annotated[Path, typer.Option(metavar="DIR", help="a new or empty folder, or that of "
-                      "the same export, which is gone on with")],
+                      "the same export, to go on with it")],
     subset: SubsetName = None,
     where: Annotated[str | None, typer.Option(metavar="SQL", help="only clips for which this is "
                      "true, e.g. \"similarity > 0.3\"")] = None,
     media: Annotated[Media, typer.Option(help="none; copy: cut at key frames, without encoding "
-                     "anew; exact: encoded anew, right to the frame")] = Media.none,
+                     "again; exact: encoded again, right to the frame")] = Media.none,
     redact: Annotated[bool, typer.Option("--redact", help="leave out titles, descriptions and "
                       "names of uploaders, and addresses that tell them")] = False,
     shard_size: Annotated[str, typer.Option(metavar="SIZE", help="how large a file may get")

@@ -16,6 +16,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from schemas.errors import ErrorKind, RowFailed, RowRejected, storable
+from schemas.words import counted
 from stages.media.extractors import NO_PLATFORM, names_videos
 from stages.media.ffmpeg_program import ffmpeg_program
 from stages.media.hosts import BotCheck, Hosts, LeftAlone, PassingProblem
@@ -267,7 +268,8 @@ def _download(url: str, folder: Path, asked: Asked) -> Video:
         notes["protocol"] = protocol
     files = [Path(item["filepath"]) for item in info.get("requested_downloads") or []]
     if len(files) != 1 or not files[0].is_file():
-        raise RowFailed("permanent", f"yt-dlp gave {len(files)} files for {url}, not one")
+        raise RowFailed("permanent", f"yt-dlp gave {counted(len(files), 'file')} for {url}, "
+                        "not one")
     extractor = str(info.get("extractor_key") or NO_PLATFORM)
     platform_id = None
     if info.get("id") and names_videos(extractor):
@@ -348,8 +350,8 @@ def _extract(url: str, folder: Path, asked: Asked) -> tuple[dict[str, Any], Trac
 
 
 def _many(count: int) -> RowFailed:
-    return RowFailed("permanent", f"the page holds {count} videos, not one; give it as a source "
-                     "of its own (`url:` in the recipe) and it is expanded")
+    return RowFailed("permanent", f"the page holds {counted(count, 'video')}, not one; give it as "
+                     "a source of its own (`url:` in the recipe) and it is expanded")
 
 
 def _decline(
