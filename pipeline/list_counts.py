@@ -60,7 +60,7 @@ class ListCounts:
 
     def describe(self) -> str:
         """One line for people."""
-        rows = f"{self.rows:,} row{'' if self.rows == 1 else 's'}"
+        rows = counted(self.rows, "row")
         if self.lines is None:
             text = f"{self.name}: {rows}"
         else:
@@ -69,7 +69,7 @@ class ListCounts:
             parts = [f"{count:,} {word}" for count, word in (
                 (self.header, "of the header"), (self.blank, "blank"),
                 (self.comments, "of comments")) if count]
-            lines = f"{self.lines:,} line{'' if self.lines == 1 else 's'}"
+            lines = counted(self.lines, "line")
             text = f"{self.name}: {lines} = {' + '.join([*parts, rows + row_lines])}"
         parts = [f"{count:,} {word}" for count, word in (
             (self.sources, "source" if self.sources == 1 else "sources"),
