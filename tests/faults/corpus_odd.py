@@ -215,16 +215,15 @@ def time_stamps() -> Family:
     for suffix in (".mp4", ".mkv", ".ts"):
         family.add(f"begins at 1.5 s in {suffix}", rendered(
             suffix, next(salts), start_seconds=1.5), KEPT, suffix=suffix,
-            # A transport stream's muxer puts its own delay before it.
-            facts=Facts(first_seconds=None if suffix == ".ts" else 1.5))
+            facts=Facts(first_seconds=0.0))
     family.add("begins at 10 hours in mkv", rendered(".mkv", next(salts), start_seconds=36_000),
-               KEPT, suffix=".mkv", facts=Facts(first_seconds=36_000))
+               KEPT, suffix=".mkv", facts=Facts(first_seconds=0.0))
     # They go on through the 33 bits of their counter.
     for name, settings in (("mpeg2", {"codec": "mpeg2video", "ticks": 1}), ("h264", {})):
         family.add(f"ts {name} whose clock wraps", rendered(
             ".ts", next(salts), start_seconds=round(_WRAP - 2.4, 2),
             container_options={"mpegts_copyts": "1"}, **settings), KEPT,
-            suffix=".ts", facts=Facts())
+            suffix=".ts", facts=Facts(first_seconds=0.0))
     for seconds in (1.0, -1.0, 30.0, -30.0, 3600.0, -3600.0):
         # Part two is so far from where it would follow. How long that is can be seen either way.
         first = remuxed(film("ts", 120), ".ts", moved(7200.0), options={"mpegts_copyts": "1"})
@@ -365,13 +364,14 @@ def pixels() -> Family:
     )):
         family.add(name, _tagged(183 + number, _by(matrix, format_, **more), format_, more), KEPT,
                    facts=Facts(slack_colour=12))
-    # What is brighter than white is not mapped: the recorded values are taken as they are.
+    # Ordinary colours recorded as if they were high dynamic range: what mapping makes of them is
+    # another picture, whose bright corner stays bright.
     family.add("hdr (pq) hevc", _tagged(188, _by(bt2020, "yuv420p10le", bits=10, colorspace=9),
                                         "yuv420p10le", {"colorspace": 9}, codec="libx265",
-                                        hdr=True), KEPT, facts=Facts(slack_colour=12))
+                                        hdr=True), KEPT, facts=Facts(shots=None))
     family.add("hdr (pq) h264", _tagged(189, _by(bt2020, "yuv420p10le", bits=10, colorspace=9),
                                         "yuv420p10le", {"colorspace": 9}, hdr=True), KEPT,
-               facts=Facts(slack_colour=12))
+               facts=Facts(shots=None))
     return family
 
 

@@ -145,14 +145,7 @@ def test_every_bad_file_ends_as_it_may_in_exact_mode(engine, cases, corpus, tmp_
     folder, _ = corpus
     ran = run_recipe(SPLIT_ONLY.format(shard_videos=32), [folder], tmp_path / "dataset", "--set",
                      "split_clips.exact=true", engine=engine, limit_seconds=280)
-    check(f"exact, {engine}", folder, cases, tmp_path / "dataset", ran, facts_of=_in_opencv)
-
-
-def _in_opencv(case: Case) -> Facts | None:
-    """OpenCV maps the colours of HDR to those of a usual screen, in its own way."""
-    if case.facts is not None and case.name.startswith("hdr"):
-        return replace(case.facts, shots=None, corner=None)
-    return case.facts
+    check(f"exact, {engine}", folder, cases, tmp_path / "dataset", ran)
 
 
 def listed(folder: Path, cases: Sequence[Case], tmp_path: Path) -> Path:
