@@ -74,6 +74,9 @@ def url_or_path(text: str, folder: str, platform: str | None = None) -> str:
 
     Paths are read from `folder`. With `platform`, its ids alone are taken too.
     """
+    if text.startswith(("https://", "http://")) and text.isascii() and text.isprintable() and (
+            " " not in text):
+        return text  # as nearly all rows of long lists
     given, text = text, bare(text)
     if looks_like_url(text):
         if text.lower().startswith("file://"):
