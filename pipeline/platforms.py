@@ -95,10 +95,18 @@ def normalise(parts: SplitResult) -> str:
     port = parts.port
     suffix = "" if port is None or _DEFAULT_PORTS.get(scheme) == port else f":{port}"
     query = f"?{parts.query}" if parts.query else ""
-    # Pages that a script shows have their address behind `#`.
-    kept = _AT.sub("", parts.fragment).strip("&")
+    kept = _address_behind(parts.fragment)
     fragment = f"#{kept}" if kept else ""
     return f"{scheme}://{login}{at}{host}{suffix}{parts.path or '/'}{query}{fragment}"
+
+
+def _address_behind(fragment: str) -> str:
+    """What of a fragment may name a page: those that a script shows have their address there.
+
+    A word alone is a place in the page, `t=10` a moment.
+    """
+    kept = _AT.sub("", fragment).strip("&")
+    return kept if kept.startswith("!") or "/" in kept or "=" in kept else ""
 
 
 def _by_extractor(url: str, parts: SplitResult) -> Identity | None:
@@ -142,7 +150,7 @@ def _rest(parts: SplitResult, behind: str, name: str, *, is_sure: bool) -> list[
                    if not _TRACKING.fullmatch(key))
     if query:
         found.append(f" ?{urlencode(query)}")
-    if kept := _AT.sub("", parts.fragment).strip("&"):
+    if kept := _address_behind(parts.fragment):
         found.append(f" #{kept}")
     return found
 
