@@ -86,8 +86,8 @@ def url_or_path(text: str, folder: str, platform: str | None = None) -> str:
         return text
     if platform == YOUTUBE and YOUTUBE_ID.fullmatch(text):
         return WATCH_URL + text
-    if any(ord(character) < 32 for character in text):
-        raise ValueError("control characters in the URL or path")
+    if "\0" in text:
+        raise ValueError("NUL in the path")
     url = url_without_scheme(text, folder)
     if url is not None:
         return url

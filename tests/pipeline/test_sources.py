@@ -614,7 +614,7 @@ def test_a_url_and_its_normal_form_have_the_same_identity(host, path, query):
     normal = identify(url).locator
     assert identify(normal).locator == normal
     assert identify(f"HTTP://{host.upper()}:80/{path}" + (f"?{query}" if query else "")
-                    + "#part").locator == normal
+                    ).locator == normal
 
 
 def test_a_long_list_takes_seconds(tmp_path):
