@@ -63,8 +63,11 @@ class _Stage:
         return f"{self.rows:,}/{'' if begun == self.shards else '~'}{whole:,}"
 
     def shown_hours(self) -> str:
-        hours = self.counts["seconds"] / 3600
-        return f"{hours:,.1f} h" if hours >= 10 else f"{hours:.2f} h" if hours else _NO_FIGURE
+        seconds = self.counts["seconds"]
+        hours = seconds / 3600
+        if hours < 0.1:
+            return plain_time(seconds) if seconds else _NO_FIGURE
+        return f"{hours:,.1f} h" if hours >= 10 else f"{hours:.2f} h"
 
     def shown_rate(self) -> str:
         # The first report comes with the first batch: there is no rate before the second.

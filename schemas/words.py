@@ -9,12 +9,12 @@ def counted(number: int, word: str) -> str:
 
 
 def plain_hours(hours: float) -> str:
-    """`0.10 hours`, `1,312.50 hours`."""
-    return f"{hours:,.2f} hours"
+    """`14 s`, `6 min`, `1,312.5 hours`: a length of video, which tables keep in hours."""
+    return plain_time(hours * 3600)
 
 
 def plain_time(seconds: float) -> str:
-    """`45 s`, `12 min`, `3.5 hours`."""
+    """`0.4 s`, `45 s`, `12 min`, `3.5 hours`."""
     if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} hours"
+        return f"{seconds:.1g} s" if 0 < seconds < 1 else f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:,.1f} hours"

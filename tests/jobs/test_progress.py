@@ -54,6 +54,12 @@ def test_a_bar_a_stage_with_rows_hours_and_what_each_worker_is_at():
     assert "split_clips worker 4321 on host7: at file-1 and 1 more (shard 000003)" in shown
 
 
+def test_short_films_have_a_length_too():
+    progress = Progress({"download_videos": [1]}, console=console(terminal=False))
+    progress.report("download_videos", Counter(kept=1, seconds=14.2, share=1))
+    assert ", 14 s, " in progress.line()
+
+
 def test_it_fits_eighty_columns():
     to = console(80)
     progress = Progress({"score_video_similarity": [2], "split_clips": [2, 2]}, console=to)

@@ -46,6 +46,7 @@ def test_a_run_says_why_rows_went_and_how_to_keep_them(films: Path, tmp_path: Pa
     assert re.search(r"^4 rejected: 2 by min_duration_seconds \(2\.60 < 10\), "
                      r"2 by min_height \(120 < 360\)\.$", said, re.M)
     assert re.search(r"^1 failed: 1 bad_media \(.+\)\.$", said, re.M)
+    assert re.search(r"^1 video, 1 clip, 12 s$", said, re.M)
     assert "Every input is kept, rejected or failed" in said
     assert said.endswith(clipmill("status", dataset))
     (failures,) = commands(said, "failures")
