@@ -73,7 +73,8 @@ class HashFrames(Stage):
         hashes = [perceptual_hash(frame["jpeg"], self.min_contrast) for frame in row["frames"]]
         reason = None
         if all(found is None for found in hashes):
-            reason = f"all {len(hashes)} frames are flat: nothing in them could be compared"
+            what = "its only frame is" if len(hashes) == 1 else f"all {len(hashes)} frames are"
+            reason = f"{what} flat: nothing could be compared"
         rows.keep(row["clip_id"], frame_hashes=None if reason else hashes,
                   frame_hashes_reason=reason)
 

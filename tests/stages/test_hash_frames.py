@@ -108,9 +108,9 @@ def test_a_flat_frame_has_no_hash_and_a_flat_clip_says_why(tmp_path) -> None:
     }))}
     assert rows["fades in"]["frame_hashes"] == [None, hashed(picture(1)), hashed(picture(1))]
     assert rows["fades in"]["frame_hashes_reason"] is None
-    for key, count in (("black", 2), ("white", 1)):
+    for key, said in (("black", "all 2 frames are flat"), ("white", "its only frame is flat")):
         assert rows[key]["frame_hashes"] is None
-        assert f"all {count} frames are flat" in rows[key]["frame_hashes_reason"]
+        assert said in rows[key]["frame_hashes_reason"]
         assert rows[key]["error"] is None
 
 
