@@ -9,7 +9,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn
 
+from jobs.fixed_shards import say_that_shards_are_fixed
 from jobs.locking import dataset_lock, remove_if_empty
+from pipeline.recipe import SHARD_VIDEOS
 from pipeline.records import check_place
 from pipeline.span_import import ImportReport, import_spans
 from schemas.command_line import shell_word
@@ -20,23 +22,28 @@ def import_internvid(
     dataset: Path,
     files: Sequence[Path],
     *,
-    shard_videos: int,
+    shard_videos: int | None = None,
     limit: int | None = None,
     exclude_ids: Path | None = None,
     wait: bool = False,
 ) -> None:
-    """Takes InternVid's published rows in, and prints what became of each."""
+    """Takes InternVid's published rows in, and prints what became of each.
+
+    `shard_videos` is how many videos a shard holds, where it is asked for.
+    """
     dataset = dataset.expanduser().absolute()
     check_place(dataset)
     is_new = not dataset.exists()
     dataset.mkdir(parents=True, exist_ok=True)
     try:
-        with (dataset_lock(dataset, "import", wait=wait),
-              _progress(files, passes=1 if limit is None else 2) as report):
-            found = import_spans(
-                dataset, files, shard_videos=shard_videos, limit=limit, exclude_ids=exclude_ids,
-                report_bytes=report,
-            )
+        with dataset_lock(dataset, "import", wait=wait):
+            if shard_videos is not None:
+                say_that_shards_are_fixed(dataset, shard_videos, "--shard-videos", by_hand=True)
+            with _progress(files, passes=1 if limit is None else 2) as report:
+                found = import_spans(
+                    dataset, files, shard_videos=shard_videos or SHARD_VIDEOS, limit=limit,
+                    exclude_ids=exclude_ids, report_bytes=report,
+                )
     except BaseException:
         if is_new:
             remove_if_empty(dataset)

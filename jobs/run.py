@@ -16,6 +16,7 @@ from typing import Any
 
 from rich.console import Console
 
+from jobs.fixed_shards import say_that_shards_are_fixed
 from jobs.indexing import refresh_index
 from jobs.interrupts import interruption_behind
 from jobs.locking import Hold, dataset_lock, remove_if_empty, wait_until_free
@@ -87,7 +88,7 @@ def run(
         tell_left(finish_removals(dataset))
         taken = None
         if retry_kinds is None:
-            _say_that_shards_are_fixed(loaded, dataset)
+            say_that_shards_are_fixed(dataset, loaded.recipe.shard_videos)
         if retry_kinds is None and not checked:
             shards = list_shards(dataset, list_source_shards(dataset))
             todo = pending(plan, steps, shards, dataset)
@@ -143,17 +144,6 @@ def _clear_up(dataset: Path, hold: Hold) -> None:
     if hold.former_was_killed or (latest is not None and latest["state"] != "done"):
         records.note_killed_runs(dataset)
         remove_leftovers_of_runs(dataset)
-
-
-def _say_that_shards_are_fixed(loaded: LoadedRecipe, dataset: Path) -> None:
-    """Where `shard_videos` was changed: sources that are there stay in the shards they are in."""
-    latest, there = records.latest_run(dataset), len(list_source_shards(dataset))
-    before = latest["recipe"].get("shard_videos") if latest else None
-    now = loaded.recipe.shard_videos
-    if there and before not in (None, now):
-        _err.print(f"shard_videos is {now} now, and was {before}: {counted(there, 'shard')} of "
-                   "sources that are there stay as they are, which can't be changed; it holds for "
-                   "new sources. For other shards make another dataset.", soft_wrap=True)
 
 
 def _ingest(loaded: LoadedRecipe, dataset: Path, limit: int | None) -> str | None:

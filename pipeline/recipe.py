@@ -21,6 +21,7 @@ from stages.models.references import DataFile, ModelReference
 from stages.protocol import Stage
 
 _LARGEST_NUMBER = 2**63 - 1
+SHARD_VIDEOS = 16
 MOST_SHARD_VIDEOS = 1_000_000
 """A shard is held in memory, and is what is done again where a worker dies."""
 
@@ -48,7 +49,8 @@ class Recipe(BaseModel):
     dataset: str | None = Field(None, description="the dataset's folder; --dataset wins")
     sources: list[SourceSpec] = Field(default_factory=list, description="where videos come from")
     shard_videos: int = Field(
-        16, ge=1, le=MOST_SHARD_VIDEOS, description="videos a shard, fixed when first ingested"
+        SHARD_VIDEOS, ge=1, le=MOST_SHARD_VIDEOS,
+        description="videos a shard, fixed when first ingested",
     )
     take_suffixes: tuple[str, ...] = Field(
         (), description="further endings (`.dat`) of files that are taken from folders and "

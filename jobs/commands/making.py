@@ -87,8 +87,9 @@ def import_(
     format_: Annotated[ImportFormat, typer.Option("--format", help="whose metadata it is")],
     limit: Annotated[int | None, typer.Option(min=1, help="take the first so many videos, with "
                      "all their clips")] = None,
-    shard_videos: Annotated[int, typer.Option(min=1, max=1_000_000, help="videos a shard, "
-                            "the unit of work; take more for millions of videos")] = 16,
+    shard_videos: Annotated[int | None, typer.Option(min=1, max=1_000_000, help="videos per "
+                            "shard, the unit of work, for shards that are new: 16 when not set; "
+                            "take more for millions of videos")] = None,
     exclude_ids: Annotated[Path | None, typer.Option(metavar="FILE", help="known ids, one a line, "
                            "which are rejected")] = None,
     wait: Wait = False,

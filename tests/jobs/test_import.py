@@ -6,7 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from jobs.cli import app
 from jobs.importing import import_internvid
 from jobs.ready_made import recipe_path
 from jobs.run import run
@@ -102,6 +104,25 @@ def test_wrong_use_of_import_is_one_message_and_leaves_no_folder(tmp_path):
     assert done.stderr == (f"Error: {wrong} is not InternVid's metadata: none of its first lines "
                            "is a JSON object, and it is no Parquet file\n")
     assert not dataset.exists()
+
+
+def test_an_import_says_that_the_shards_that_are_there_stay(tmp_path, published):
+    """Where it is asked for shards of another size; what comes without a word is as it was."""
+    more = tmp_path / "more.jsonl"
+    more.write_text(published.read_text().replace(SWIM, "more-swims-").replace(WALK, "more-walks-"))
+    dataset = tmp_path / "dataset"
+    words = ["import", str(dataset), str(published), "--format", "internvid"]
+
+    def said(*further: str) -> str:
+        done = CliRunner().invoke(app, [*words, *further])
+        assert done.exit_code == 0, done.output
+        return done.stderr
+
+    assert said("--shard-videos", "2") == ""
+    words[2] = str(more)
+    assert said() == ""
+    assert "--shard-videos is 1 now: 3 shards of sources that are there stay as they are" in said(
+        "--shard-videos", "1")
 
 
 def test_an_import_waits_for_no_run_that_is_at_work(tmp_path, published):
