@@ -72,9 +72,10 @@ class ListCounts:
             lines = counted(self.lines, "line")
             text = f"{self.name}: {lines} = {' + '.join([*parts, rows + row_lines])}"
         parts = [f"{count:,} {word}" for count, word in (
-            (self.sources, "source" if self.sources == 1 else "sources"),
             (self.gathered, "gathered into them"), (self.rejected, "rejected"),
             (self.failed, "failed"), (self.left_out, "left out by the limit")) if count]
+        if self.sources:
+            parts.insert(0, counted(self.sources, "source"))
         text += f"; {rows} = {' + '.join(parts) or '0'}"
         said = ", ".join(f"{columns} as {what}" for columns, what in self.said)
         return f"{text}; read {said}." if said else f"{text}."

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from pipeline.list_text import Line
+from schemas.words import counted
 from stages.media.suffixes import MEDIA_SUFFIXES
 
 csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
@@ -188,7 +189,7 @@ class Records:
         if len(cells) == self._width:
             return None
         name = DELIMITER_NAMES.get(self._dialect.delimiter, "delimiter")
-        count = f"{len(cells)} cell{'' if len(cells) == 1 else 's'} under a header of {self._width}"
+        count = f"{counted(len(cells), 'cell')} under a header of {self._width}"
         if len(cells) > self._width:
             return f"{count}; is there a {name} without quotes around it?"
         return f"{count}; was the line cut off, or broken in two?"

@@ -39,6 +39,7 @@ from schemas.ids import source_key
 from schemas.sql_text import escaped_for_glob, literal
 from schemas.step_tables import EXPANDED_RULE, REMOVED_RULE
 from schemas.tables import SOURCES
+from schemas.words import counted
 
 DUPLICATE_RULE = "sources.duplicate"
 FIXED_RULE = "sources.fixed"
@@ -196,8 +197,8 @@ class Gathering:
         yield from self._ended(connection, failures)
 
     def _count(self, table: pa.Table, became: pa.ChunkedArray, is_new: pa.ChunkedArray) -> None:
-        counted = pa.table({"row_of": table["row_of"], "became": became, "is_new": is_new})
-        found = counted.group_by(["row_of", "became", "is_new"]).aggregate([([], "count_all")])
+        outcomes = pa.table({"row_of": table["row_of"], "became": became, "is_new": is_new})
+        found = outcomes.group_by(["row_of", "became", "is_new"]).aggregate([([], "count_all")])
         for row in found.to_pylist():
             outcome = {KEPT: "sources", REJECTED: "rejected", FAILED: "failed"}[row["became"]]
             self.count(row["row_of"], outcome, row["count_all"])
@@ -312,7 +313,7 @@ def _late(row: dict[str, Any]) -> dict[str, Any] | None:
     what = [f"{span['start_seconds']:g} to {span['end_seconds']:g} s"
             + (f": {', '.join(captions_of(span))}" if captions_of(span) else "")
             for span in spans] + captions
-    count = " and ".join(f"{len(items)} {word}{'' if len(items) == 1 else 's'}"
+    count = " and ".join(counted(len(items), word)
                          for items, word in ((spans, "span"), (captions, "caption")) if items)
     shown = "; ".join(what[:3])[:500] + (" …" if len(what) > 3 else "")
     return {

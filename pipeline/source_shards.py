@@ -153,16 +153,6 @@ def states(table: pa.Table) -> pa.ChunkedArray:
     return found.cast(pa.int8())
 
 
-def standing_failures(folder: Path) -> dict[str, str | None]:
-    """Keys of sources that are failures now, and the lists that they stand in."""
-    found: dict[str, str | None] = {}
-    for shard in committed_shards(folder):
-        path = shard_path(folder, shard)
-        with reading(path):
-            _note_failures(pq.read_table(path, schema=SOURCES, columns=_OF_FAILURES), found)
-    return found
-
-
 def _note_failures(table: pa.Table, failures: dict[str, str | None]) -> None:
     """Brings standing failures up to the next shard's rows."""
     ended = pc.is_in(pc.struct_field(table["rejection"], "rule"),
@@ -179,5 +169,3 @@ def mended() -> Source:
     """What ends an earlier failure, under its key: its list was read, and had no such row."""
     return Source("", again=True, rejection={
         "rule": MENDED_RULE, "detail": "the list no longer has this row as it was"})
-
-

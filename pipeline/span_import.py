@@ -23,15 +23,17 @@ import pyarrow.parquet as pq
 
 from pipeline.damage import damage_named
 from pipeline.internvid import PublishedRows, ReportBytes, open_published
+from pipeline.locators import WATCH_URL
 from pipeline.platforms import identify
+from pipeline.removal import table_folders
 from pipeline.shards import committed_shards, shard_path
 from pipeline.source_lists import clean
 from pipeline.source_rows import Source
 from pipeline.source_shards import (
     NewShards,
+    known_sources,
     mended,
     sources_table,
-    standing_failures,
     write_sources,
 )
 from pipeline.sources import excluded_ids, exclusion
@@ -44,7 +46,6 @@ from schemas.sql_text import escaped_for_glob, literal
 from schemas.tables import SOURCES, SPAN
 from stages.media.exclusions import write_exclusions
 
-WATCH_URL = "https://www.youtube.com/watch?v="
 MEMORY = "1GB"
 """What DuckDB may take before it sorts on disk."""
 
@@ -53,7 +54,6 @@ _FAILURES_A_SHARD = 1000
 _NEW, _BAD, _KNOWN = range(3)
 _REMOVED = "removed"
 _OF_SPANS = ["start_seconds", "end_seconds", "caption", "extra"]
-_NOT_TABLES = frozenset(("sources", "media", "runs", "index", "subsets", "removed"))
 
 
 @dataclass
@@ -208,7 +208,7 @@ class _Import:
         self._shard_videos = shard_videos
         self._report = ImportReport()
         self._shards = NewShards(self._folder)
-        self._known_failures = standing_failures(self._folder)
+        self._known_failures = known_sources(self._folder).failures
         self._bad: set[str] = set()
         self._begun: set[str] | None = None
         self._waiting: pa.Table | None = None
@@ -343,13 +343,8 @@ class _Import:
     def _begun_shards(self) -> set[str]:
         """Shards that some stage has committed: what hangs on their sources is made."""
         if self._begun is None:
-            self._begun = {
-                shard
-                for table in self._dataset.iterdir()
-                if table.is_dir() and table.name not in _NOT_TABLES and table.name[0] != "."
-                for folder in table.iterdir() if folder.is_dir()
-                for shard in committed_shards(folder)
-            }
+            self._begun = {shard for folder in table_folders(self._dataset)
+                           for shard in committed_shards(folder)}
         return self._begun
 
 

@@ -258,7 +258,6 @@ class SplitClips(ReadingStage):
                 rule = max(set(rules), key=rules.count)
                 rows.reject(
                     row["video_id"], rule, "its only shot gives no clip" if len(shots) == 1
-                    else "its only shot gives no clip" if len(shots) == 1
                     else f"none of {len(shots)} shots gives a clip"
                 )
         return {self.name: rows.table(), "shots": strict_table(shot_rows, SHOTS)}

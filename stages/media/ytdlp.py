@@ -398,11 +398,6 @@ def _texts(value: Any) -> list[str]:
     return [text for one in values if (text := _text(one)) is not None]
 
 
-def subtitle_options(languages: list[str], user: bool, automatic: bool) -> dict[str, Any]:
-    """Options that have yt-dlp look for subtitles in a format that is read here."""
-    return Wanted(languages, user, automatic).options()
-
-
 def expand_list(
     url: str, options: Mapping[str, Any], results: int, hosts: Hosts
 ) -> list[dict[str, Any]]:
