@@ -29,6 +29,8 @@ from schemas.errors import ClipmillError
 from schemas.folders import FRAMES, JOURNAL, QUARANTINE
 from schemas.ids import CLIP_ID
 from schemas.step_tables import STAGE_TABLES, StepTable
+from stages.media.exclusions import FILE as EXCLUDED
+from stages.media.exclusions import read_exclusions
 
 FURTHER_TABLES = {FRAMES: tables.FRAMES, "shots": tables.SHOTS}
 
@@ -315,15 +317,18 @@ def check_notes(dataset: Path, book: Book) -> None:
 
     One that is gone when it is opened was of a run that goes on.
     """
-    for place, read, what, then in (
-        (JOURNAL, read_journal, "the journal of a worker",
+    sources = dataset / SOURCES
+    for paths, read, what, then in (
+        (_json_files(dataset / JOURNAL), read_journal, "the journal of a worker",
          "a row that kills its worker is then found out anew"),
-        (f"{SOURCES}/.lists", read_list_entries, "what a list was found to hold",
+        (_json_files(sources / ".lists"), read_list_entries, "what a list was found to hold",
          "the next run that names the list asks for it again"),
-        (f"{SOURCES}/{COUNTS}", read_counts, "what became of a list's rows",
+        (_json_files(sources / COUNTS), read_counts, "what became of a list's rows",
          "the next run that names the list counts them again"),
+        ([sources / EXCLUDED], read_exclusions, "the file of known ids",
+         "a run whose recipe has the same exclude_ids writes it again"),
     ):
-        for path in _json_files(dataset / place):
+        for path in paths:
             try:
                 read(path)
             except FileNotFoundError:

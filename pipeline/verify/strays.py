@@ -22,6 +22,7 @@ from pipeline.verify.shards import Rows
 from schemas.damage import DamagedFile, reading, what_is_there
 from schemas.folders import OWN_FOLDERS
 from schemas.words import counted
+from stages.media.exclusions import FILE as EXCLUDED
 
 _TEMPORARY = re.compile(r"\..*\.tmp\Z|\..*~[0-9a-f]{8}\Z")
 _SOURCE_FILE = re.compile(r"([0-9a-f]{20})\.")
@@ -83,7 +84,7 @@ class StrayChecks:
         self._top()
         for place, folder in self.survey.folders.items():
             self._others(place, folder.others,
-                         allowed=(".lists", ".counts") if place == SOURCES else ())
+                         allowed=(".lists", ".counts", EXCLUDED) if place == SOURCES else ())
         for name in (RUNS, REMOVED, RETRIES, "journal"):
             self._others(name, [entry for entry in _listed(self.survey.dataset / name)
                                 if entry.startswith(".") or not entry.endswith(".json")])

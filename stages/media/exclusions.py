@@ -13,9 +13,16 @@ import os
 import uuid
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from schemas.damage import reading
+
+if TYPE_CHECKING:
+    import numpy as np
 
 RULE = "sources.exclude_ids"
-_PLACE = Path("sources") / ".excluded.npy"
+FILE = ".excluded.npy"
+"""In the folder of a dataset's sources."""
 
 
 def names_of(
@@ -34,7 +41,7 @@ def write_exclusions(dataset: Path, names: Iterable[str]) -> None:
     """Keeps these names with the dataset, in place of those before."""
     import numpy as np
 
-    path = dataset / _PLACE
+    path = dataset / "sources" / FILE
     hashes = np.unique(np.fromiter(map(_hash, names), np.uint64))
     if not hashes.size:
         path.unlink(missing_ok=True)
@@ -53,6 +60,17 @@ def write_exclusions(dataset: Path, names: Iterable[str]) -> None:
         raise
 
 
+def read_exclusions(path: Path) -> np.ndarray:
+    """The hashes in a file, mapped into memory; DamagedFile where it holds something else."""
+    import numpy as np
+
+    with reading(path):
+        hashes = np.load(path, mmap_mode="r", allow_pickle=False)
+        if hashes.dtype != np.uint64 or hashes.ndim != 1:
+            raise ValueError("it does not hold hashes")
+    return hashes
+
+
 class Exclusions:
     """The names that a dataset leaves out."""
 
@@ -60,8 +78,8 @@ class Exclusions:
         import numpy as np
 
         try:
-            self._hashes = np.load(dataset / _PLACE, mmap_mode="r", allow_pickle=False)
-        except (FileNotFoundError, ValueError, EOFError):
+            self._hashes = read_exclusions(dataset / "sources" / FILE)
+        except FileNotFoundError:
             self._hashes = np.empty(0, np.uint64)
 
     def find(self, names: Iterable[str]) -> str | None:

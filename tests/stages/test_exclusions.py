@@ -5,10 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from jobs.cli import app
 from pipeline.source_spec import SourceSpec
 from pipeline.sources import ingest
+from schemas.damage import DamagedFile
 from schemas.ids import source_key
+from stages.media.exclusions import Exclusions
 from stages.protocol import Workspace
 from tests.download_helpers import add_home, make_video, outcome, stage
 from tests.http_server import serve
@@ -72,3 +76,29 @@ def test_ids_that_differ_in_case_are_two_videos(tmp_path, site, platform):
         platform.infos[name] = {"formats": [{"format_id": "0", "url": media, "ext": "mp4"}]}
     rows = bring(tmp_path, [site.url("/home/aB_7"), site.url("/home/Ab_7")])
     assert [row["video_id"] for row in rows] == ["home-aB_7", "home-Ab_7"]
+
+
+def test_known_ids_are_part_of_a_sound_dataset_and_a_broken_file_of_them_is_told(tmp_path):
+    """Nobody goes on as if no id were known; `verify --repair` and the next ingest mend it."""
+    (tmp_path / "known.txt").write_text("abcdefghijk\n")
+    dataset = tmp_path / "dataset"
+
+    def take() -> None:
+        ingest(dataset, [SourceSpec(url="https://example.invalid/a.mp4")], shard_videos=4,
+               exclude_ids=tmp_path / "known.txt")
+
+    def verify(*options: str) -> tuple[int, str]:
+        done = CliRunner().invoke(app, ["verify", str(dataset), *options])
+        return done.exit_code, done.stdout
+
+    take()
+    assert verify() == (0, "")
+    file = dataset / "sources" / ".excluded.npy"
+    file.write_bytes(file.read_bytes()[:-3])
+    with pytest.raises(DamagedFile, match=r"sources/\.excluded\.npy is damaged"):
+        Exclusions(dataset)
+    _, said = verify("--repair")
+    assert "the file of known ids can't be read" in said
+    take()
+    assert verify() == (0, "")
+    assert Exclusions(dataset).find(["abcdefghijk"])
