@@ -18,7 +18,7 @@ from jobs.verify import is_lock_free
 from pipeline.index_writer import update_index
 from pipeline.removal import finish_removals
 from pipeline.shards import SHARD_METADATA_KEY
-from pipeline.sources import write_sources
+from pipeline.source_shards import write_sources
 from pipeline.tombstones import Tombstone, new_tombstone, tombstones, write_tombstone
 from pipeline.verify import Report, verify
 from pipeline.verify.repair import repair

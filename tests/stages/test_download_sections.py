@@ -24,7 +24,7 @@ from pipeline.inputs import FrameReader
 from pipeline.plan import ShardList, build_plan
 from pipeline.recipe import LoadedRecipe, Recipe
 from pipeline.runner import Worker
-from pipeline.sources import NewShards
+from pipeline.source_shards import NewShards
 from schemas.errors import UsageError
 from schemas.ids import source_key
 from schemas.tables import SOURCES
