@@ -27,7 +27,7 @@ from pipeline.records import latest_run, require_dataset, run_records
 from pipeline.shards import is_shard, list_shards_in
 from pipeline.tombstones import Tombstone, tombstones
 from pipeline.typed_sql import readable_errors, reading_statement
-from schemas import tables, views
+from schemas import problem_views, tables, views
 from schemas.damage import DamagedFile, read_json, reading
 from schemas.errors import UsageError
 from schemas.folders import SUBSETS
@@ -359,10 +359,10 @@ def _view_queries(layout: Layout) -> dict[str, Callable[[], str]]:
         "sources": lambda: views.plain_view(layout.ingest, views.SOURCES_VIEW),
         "videos": lambda: views.once(views.video_rows(steps)),
         "clips": lambda: views.once(views.clip_rows(steps)),
-        "internal.problems": lambda: views.problems_view((layout.ingest, *steps)),
-        "rejections": lambda: views.REJECTIONS_SQL,
-        "failures_all": lambda: views.FAILURES_ALL_SQL,
-        "failures": lambda: views.FAILURES_SQL,
+        "internal.problems": lambda: problem_views.problems_view((layout.ingest, *steps)),
+        "rejections": lambda: problem_views.REJECTIONS_SQL,
+        "failures_all": lambda: problem_views.FAILURES_ALL_SQL,
+        "failures": lambda: problem_views.FAILURES_SQL,
         "shots": lambda: views.plain_view(layout.shots, views.SHOTS_VIEW),
         "frames_index": lambda: views.plain_view(layout.frames, views.FRAMES_INDEX_VIEW),
         "embeddings": lambda: views.embeddings_view(steps),
