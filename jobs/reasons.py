@@ -72,7 +72,9 @@ def _failed(report: dict[str, Any], dataset: str) -> Iterator[str]:
     parts = [f"{one['count']:,} {one['kind']} ({'e.g. ' if one['messages'] > 1 else ''}"
              f"{_line(one['message'])})" for one in found]
     total = sum(one["count"] for one in found)
-    yield f"{total:,} failed: {', '.join(parts)}."
+    of_kept = sum(one["parts"] for one in found)
+    some = f" ({counted(of_kept, 'part')} of kept rows)" if of_kept else ""
+    yield f"{total:,} failed{some}: {', '.join(parts)}."
     commands = [(f"clipmill failures {dataset}", f"lists {'it' if total == 1 else 'them'}")]
     commands += [(f"clipmill retry {dataset} --kind {one['kind']}", WHEN_TO_RETRY[one["kind"]])
                  for one in found if one["can_be_retried"]]

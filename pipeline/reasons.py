@@ -17,7 +17,7 @@ def reasons(catalog: Catalog) -> dict[str, list[dict[str, Any]]]:
 
     Of a rule that compares, `detail` is of the row furthest from the limit, and `keep` the setting
     that would keep every row, as `--set` takes it. Of failures, `message` is the commonest of so
-    many `messages`.
+    many `messages`; `parts` of them are of kept rows, and so in no stage's `failed`.
     """
     # The number before the sign, so that the furthest row comes first.
     number = r"TRY_CAST(regexp_extract(detail, '^(-?[0-9.]+) [<>] ', 1) AS DOUBLE)"
@@ -33,9 +33,10 @@ def reasons(catalog: Catalog) -> dict[str, list[dict[str, Any]]]:
                            "keep": _kept_by(settings.get(rule), detail)})
     rows = catalog.execute(
         "SELECT kind, count(*) AS n, mode(message), count(DISTINCT message), "
-        "count(*) FILTER (stage <> 'ingest') FROM failures GROUP BY kind "
+        "count(*) FILTER (stage <> 'ingest'), count(*) FILTER (contains(stage, '.')) "
+        "FROM failures GROUP BY kind "
         "ORDER BY n DESC, kind").fetchall()
-    names = ("kind", "count", "message", "messages", "can_be_retried")
+    names = ("kind", "count", "message", "messages", "can_be_retried", "parts")
     return {"rejections": rejections,
             "failures": [dict(zip(names, row, strict=True)) for row in rows]}
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
+from jobs.reasons import lines_below
 from jobs.run import load, run
 from jobs.verify import verify_dataset
 from pipeline.catalog import open_catalog
@@ -185,6 +186,7 @@ def test_retry_knows_the_failures_of_parts(tmp_path, site, platform, capsys):
         ("download_videos.subtitles", key, "transient", 1)]
     before = status_report(dataset)
     assert all(stage["inputs"] == stage["kept"] for stage in before["stages"])
+    assert next(lines_below(before)).startswith("1 failed (1 part of kept rows): 1 transient")
     assert not go(retry_kinds=["permanent"])
     assert go(retry_kinds=["transient"])
     assert "Trying 1 failed row of download_videos.subtitles again." in " ".join(
