@@ -35,10 +35,9 @@ class ScanVideos(ReadingStage):
     name: ClassVar[str] = "scan_videos"
     # 2: times that go back, interlaced video read exactly, spans of turned video.
     # 3: the container's start time is second 0; mirrored pictures are shown mirrored;
-    # high dynamic range is tone-mapped; borders are cropped, pixels square.
-    # 4: times in which nothing is there; the right frames of files whose key frames need others;
-    # damaged files.
-    version: ClassVar[int] = 4
+    # high dynamic range is tone-mapped; borders are cropped, pixels square; times in which nothing
+    # is there; the right frames of files whose key frames need others; damaged files.
+    version: ClassVar[int] = 3
     key: ClassVar[str] = "video_id"
     reads: ClassVar[tuple[str, ...]] = (
         "download_videos.path", "download_videos.spans", "download_videos.extra?",

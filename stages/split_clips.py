@@ -58,7 +58,7 @@ class SplitClips(ReadingStage):
     """
 
     name: ClassVar[str] = "split_clips"
-    # 2: clips of mostly corrupt pictures are dropped.
+    # 2: shots end where nothing is there; clips of mostly corrupt pictures are dropped.
     version: ClassVar[int] = 2
     key: ClassVar[str] = "video_id"
     reads: ClassVar[tuple[str, ...]] = (

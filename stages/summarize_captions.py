@@ -56,6 +56,7 @@ class SummarizeCaptions(GeneratingStage):
     """
 
     name: ClassVar[str] = "summarize_captions"
+    # 2: one track speaks for a video, and gives a clip the words that are said in it.
     version: ClassVar[int] = 2
     writes: ClassVar[pa.Schema] = SUMMARIES
 
