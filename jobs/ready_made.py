@@ -57,7 +57,7 @@ def names_without_downloads() -> list[str]:
 
 
 def described(folder: Path = FOLDER) -> list[str]:
-    """A recipe's name, and what it is for: a line each, on a terminal wrapped beside the name."""
+    """A recipe's name, and what it is for: a line each, on a terminal wrapped next to the name."""
     from pipeline.recipe import read_yaml
 
     width = max(map(len, names(folder)), default=0)

@@ -201,10 +201,10 @@ def _pairs(name: str, value: Any, must_be: bool) -> tuple[list[tuple[Any, Any]],
                 return None
             if not must_be:
                 return None
-        raise ValueError(f"{name} {shown!r} is no list of [start, end]")
+        raise ValueError(f"{name} {shown!r} is not a list of [start, end]")
     if not isinstance(value, list):
         if must_be:
-            raise ValueError(f"{name} {shown!r} is no list of [start, end]")
+            raise ValueError(f"{name} {shown!r} is not a list of [start, end]")
         return None
     if len(value) == 2 and not any(isinstance(part, list | dict) for part in value):
         return [(value[0], value[1])], False
@@ -216,7 +216,7 @@ def _pairs(name: str, value: Any, must_be: bool) -> tuple[list[tuple[Any, Any]],
             pair = [next((by_word[word] for word in words if word in by_word), None)
                     for words in (STARTS, ENDS)]
         if not isinstance(pair, list) or len(pair) != 2:
-            raise ValueError(f"{name} {shown!r} is no list of [start, end]")
+            raise ValueError(f"{name} {shown!r} is not a list of [start, end]")
         pairs.append((pair[0], pair[1]))
     return pairs, True
 
@@ -242,7 +242,7 @@ def _listed(value: Any) -> Any:
 
 
 def _literal(text: str) -> list[Any] | None:
-    """The list that a text is the notation of, in JSON's or Python's; None where it is none."""
+    """The list that a text writes out, as JSON or Python does; None where it does not."""
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
@@ -278,7 +278,7 @@ def _shared_out(captions: list[list[str]] | str | None, count: int) -> list[list
             return [_flat(captions)] * count
         raise ValueError(f"{counted(count, 'span')} and {counted(len(captions), 'caption')}")
     if captions is not None and count > 1 and captions.startswith("["):
-        raise ValueError(f"{count} spans, and captions that are no list: {captions[:80]!r}")
+        raise ValueError(f"{count} spans, and captions that are not a list: {captions[:80]!r}")
     return [_flat(captions)] * count
 
 

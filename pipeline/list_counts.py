@@ -89,7 +89,7 @@ def keep_counts(sources: Path, lists: Iterable[ListCounts]) -> None:
 
 
 def read_counts(path: Path) -> ListCounts:
-    """One note; DamagedFile where it is none."""
+    """Reads one note; DamagedFile where it holds something else."""
     value: Any = read_json(path)
     with reading(path):
         said = tuple((str(one), str(other)) for one, other in value.pop("said"))

@@ -140,7 +140,7 @@ def _identity(extractor: Any, url: str, parts: SplitResult) -> Identity:
 
 
 def _rest(parts: SplitResult, behind: str, name: str, *, is_sure: bool) -> list[str]:
-    """What a URL says beside the id, which may tell apart the videos of one page or folder."""
+    """What a URL says besides the id, which may tell apart the videos of one page or folder."""
     found = []
     tail = re.split(r"[?#]", behind, maxsplit=1)[0].strip("/") if behind[:1] != "?" else ""
     # Behind an id that is one for sure most sites take any words.

@@ -50,7 +50,7 @@ class Job:
     def follow(self, output: TextIO, *, patience_seconds: float = 60.0) -> str:
         """Copies the job's log to `output`, as it grows, until the job ends; gives its last state.
 
-        A connection that breaks is made again and the log gone on with where it was. Raises
+        A connection that breaks is made again, and the log goes on where it was. Raises
         ClipmillError where the job server doesn't answer for `patience_seconds`, or has lost the
         job.
         """

@@ -294,7 +294,7 @@ def _batch(
     step: Step, batch: pa.Table, transform: Transform, frames: FrameReader | None, log: ShardLog,
     dataset: Path, doing: Callable[[pa.Table], None],
 ) -> Iterator[tuple[pa.Table, dict[str, pa.Table]]]:
-    """One batch done; where it raises, each of its rows done alone. `doing` is told of each."""
+    """One batch done; where it raises, each of its rows done alone. `doing` gets each."""
     doing(batch)
     shown, failed = batch, {}
     if frames is not None:

@@ -47,7 +47,7 @@ class Finder:
     def of_pattern(self, base: Path, pattern: str) -> Iterator[str]:
         """Files that a pattern names; a suffix that it spells out is taken.
 
-        It is read from the folder `base`, which is no pattern, whatever it is called.
+        It is read from the folder `base`, whose own name is never a pattern.
         """
         spelt_out = suffix_of(pattern)
         whole = os.path.join(glob.escape(str(base)), os.path.expanduser(pattern))

@@ -47,7 +47,7 @@ __all__ = ["IngestReport", "SourceSpec", "ingest", "list_source_shards", "source
 class IngestReport:
     """What an ingest added; `known` sources were in the dataset before.
 
-    Of the rejected, `ended` ones stand for an earlier failure that is none any more. Of the rows,
+    Of the rejected, `ended` ones end an earlier failure. Of the rows,
     `gathered` ones gave a span or a caption to a source that an earlier row named.
     """
 

@@ -57,7 +57,7 @@ class Seen:
 
 @dataclass(frozen=True)
 class Lookout:
-    """How long a worker may report nothing new (0: for ever), and who is told of the workers.
+    """How long a worker may report nothing new (0: for ever), and who hears about the workers.
 
     `show` gets what all are at, time and again. `say` gets a message on one that stands still, and
     what it is about: `worker_pid`, `node`, `state`, and of its place `step`, `shard` and `key`.

@@ -28,8 +28,8 @@ def find_holes(
 ) -> list[tuple[float, float]]:
     """Pairs of times, each from where the last frame is over to where the next one begins.
 
-    `seconds` are the times of all frames. Without any sound there is no evidence, but for a video
-    that was sent `in_pieces`, whose pieces lie without a gap.
+    `seconds` are the times of all frames. Without any sound gaps are no evidence, except of a
+    video that was sent `in_pieces`, whose pieces lie without a gap.
     """
     gaps = _gaps(seconds)
     if not gaps:

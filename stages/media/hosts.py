@@ -2,7 +2,7 @@
 
     <folder>/<hash of the host>.json     when the host may be asked next, and what it last did
 
-What is asked for beside the media, such as subtitles, has states of its own: a host that refuses
+What is asked for besides the media, such as subtitles, has states of its own: a host that refuses
 those is asked for media as before.
 
 A host is asked no more often than every `sleep_seconds`. After a number of passing problems or
@@ -183,7 +183,7 @@ class Hosts:
         self._attempt.asked.append((named, time.time()))
 
     def _name(self, host: str) -> str:
-        """The host, as one of its own for what is asked for beside the media."""
+        """The host, as one of its own for what is asked for besides the media."""
         kind = self._attempt.kind
         return _normal(host) if kind is None else f"{_normal(host)} ({kind})"
 

@@ -1,4 +1,4 @@
-"""Says what a file is that is no video, so that nobody has to look at it with other tools."""
+"""Names what a file is that is not a video, so that nobody has to look at it with other tools."""
 
 from __future__ import annotations
 

@@ -79,6 +79,6 @@ def orientation_of(frame: av.VideoFrame) -> Orientation:
     length = np.linalg.norm(given)
     if not length:
         return Orientation()
-    # Half a degree, so that a turn by 45 degrees is none on any machine.
+    # Half a degree, so that a turn by 45 degrees comes out the same on every machine.
     likeness = [round(float((given * one._matrix()).sum() / length), 2) for one in _ALL]
     return _ALL[int(np.argmax(likeness))]

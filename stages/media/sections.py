@@ -2,9 +2,9 @@
 
 ffmpeg cuts at key frames, so a part begins before the time that was asked for. Left to itself it
 counts the part's times from the first frame that was asked for and hides the others, by up to a
-frame from what the address says. Here it is told to keep the video's own time stamps, counted from
+frame from what the address says. Here it keeps the video's own time stamps, counted from
 the start of the container as players do. They are read back, every one, while the part is written
-anew to begin at 0 with its first key frame. A part whose times can't be accounted for is not used.
+again to begin at 0 with its first key frame. A part whose times can't be accounted for is not used.
 """
 
 from __future__ import annotations

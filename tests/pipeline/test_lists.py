@@ -332,9 +332,9 @@ def test_the_columns_may_be_named(tmp_path):
 
 @pytest.mark.parametrize(("cells", "message"), [
     ("\"[['0:01', '0:02'], ['0:03', '0:04']]\",\"['a']\"", "2 spans and 1 caption"),
-    ("\"[__import__('os').getcwd()]\",a", "no list of [start, end]"),
-    ("\"[['0:02', '0:01']]\",a", "empty or negative"), ("\"[[1, 2, 3]]\",a", "no list of"),
-    ("\"" + "[" * 500 + "\",a", "no list of"),
+    ("\"[__import__('os').getcwd()]\",a", "not a list of [start, end]"),
+    ("\"[['0:02', '0:01']]\",a", "empty or negative"), ("\"[[1, 2, 3]]\",a", "not a list of"),
+    ("\"" + "[" * 500 + "\",a", "not a list of"),
 ])
 def test_spans_that_cannot_be_meant_are_failures(tmp_path, cells, message):
     report, rows = take(tmp_path, "a.csv", f"url,timestamp,caption\n{SITE}1,{cells}\n")
