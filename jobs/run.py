@@ -40,6 +40,7 @@ from schemas.storage import writing_to
 from schemas.words import counted
 from stages.download_videos import DownloadVideos
 from stages.media.guards import ask_hosts_again
+from stages.models.places import ModelPlace
 from stages.models.references import ModelReference
 from stages.protocol import Stage
 
@@ -204,10 +205,10 @@ def _bring_up_to_date(
     # Made again: now that the models are here, their revisions are known.
     record = _record(loaded, plan, steps, shards)
     hold.begin(record["run_id"])
-    records.write_run(dataset, record)
+    kept_record = records.RecordOfThisRun(dataset, record)
     log = _DriverLog(loaded, dataset, record, todo, before)
     try:
-        _engine(loaded, plan, steps, shards, dataset, record, todo, log, hold)
+        _engine(loaded, plan, steps, shards, dataset, kept_record, todo, log, hold)
         left = sum(map(len, pending(plan, steps, shards, dataset).values()))
         if left:
             raise ClipmillError(f"{counted(left, 'shard')} of steps not committed; run again to "
@@ -216,14 +217,14 @@ def _bring_up_to_date(
         # Also where the closed terminal's own error came of it.
         state = "stopped" if interruption_behind(error) else "failed"
         with contextlib.suppress(OSError):  # a disk that is full now may be what stopped the run
-            _finish(dataset, record, state)
+            kept_record.finish(state)
         log.end(state, error)
         raise
     # Of workers that died meanwhile, and of those of an earlier run that have died since.
     remove_leftovers_of_runs(dataset)
     if plan.steps == steps:
         remove_unfinished_downloads(dataset)
-    _finish(dataset, record, "done")
+    kept_record.finish("done")
     log.end("done")
     _err.print(f"Done in {log.seconds:.0f} s.")
     return True
@@ -275,7 +276,7 @@ class _DriverLog:
 
 def _engine(
     loaded: LoadedRecipe, plan: Plan, steps: tuple[Step, ...], shards: ShardList, dataset: Path,
-    record: dict[str, Any], todo: dict[str, list[str]], log: _DriverLog, hold: Hold,
+    record: records.RecordOfThisRun, todo: dict[str, list[str]], log: _DriverLog, hold: Hold,
 ) -> None:
     shown: dict[str, list[int]] = {}
     for step in steps:
@@ -286,6 +287,7 @@ def _engine(
         hold.moved()
         progress.report(label, counts)
         log.report(label, counts)
+        record.add_places(label, [name for name in counts if isinstance(name, ModelPlace)])
 
     def show(workers: Sequence[Seen]) -> None:
         if any(worker.still_seconds < _MOVED_SECONDS for worker in workers):
@@ -297,7 +299,7 @@ def _engine(
         log.stands(message, about)
 
     lookout = Lookout(loaded.recipe.stall_seconds, show, say)
-    run_id = record["run_id"]
+    run_id = record.run_id
     if loaded.recipe.engine == "local":
         log.plan(["Plan: every stage in this process, shard by shard."])
         with progress:
@@ -392,11 +394,6 @@ def _models(stage: Stage) -> dict[str, dict[str, str | None]]:
 def _fingerprints(record: dict[str, Any]) -> dict[str, str]:
     return {step["step"]: step["fingerprint"]
             for stage in record["stages"] for step in stage["steps"]}
-
-
-def _finish(dataset: Path, record: dict[str, Any], state: str) -> None:
-    records.write_run(dataset, {**record, "state": state,
-                                "finished_at": datetime.now(UTC).isoformat()})
 
 
 def load(

@@ -411,13 +411,15 @@ def _run_rows(dataset: Path) -> list[dict[str, Any]]:
 
 def _run_stage(stage: dict[str, Any]) -> dict[str, Any]:
     steps = [{"step": step["step"], "fingerprint": step["fingerprint"]} for step in stage["steps"]]
+    places = stage.get("places") or {}
     return {
         "stage": stage["stage"],
         "name": stage["name"],
         "fingerprint": steps[-1]["fingerprint"] if steps else None,
         "steps": steps,
         "score": stage["score"],
-        "models": [{"setting": name, **model} for name, model in stage["models"].items()],
+        "models": [{"setting": name, **model, "places": places.get(name)}
+                   for name, model in stage["models"].items()],
         "prompts": list(stage["prompts"].items()),
         "settings": json.dumps(stage["settings"], ensure_ascii=False),
     }

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-from collections.abc import Collection
-from datetime import datetime
+import threading
+from collections.abc import Collection, Iterable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,53 @@ from schemas.command_line import shell_word, start_a_run
 from schemas.damage import DamagedFile, read_json, reading
 from schemas.errors import ClipmillError, UsageError, storable
 from schemas.folders import RUNS
+from stages.models.places import ModelPlace
 
 KILLED = "killed"
 
 
 def write_run(dataset: Path, record: dict[str, Any]) -> None:
     write_json(dataset / RUNS / f"{record['run_id']}.json", record)
+
+
+class RecordOfThisRun:
+    """The record of the run that goes on, on disk from the beginning; used from any thread."""
+
+    def __init__(self, dataset: Path, record: dict[str, Any]) -> None:
+        self._dataset, self._record = dataset, record
+        self.run_id: str = record["run_id"]
+        self._lock = threading.Lock()
+        self._is_finished = False
+        write_run(dataset, record)
+
+    def add_places(self, label: str, places: Iterable[ModelPlace]) -> None:
+        """Where workers opened models of a stage; it stays known if this process is killed."""
+        with self._lock:
+            if self._is_finished or not self._has_new(label, places):
+                return
+            # What can't be written now is written at the end.
+            with contextlib.suppress(OSError, DamagedFile):
+                write_run(self._dataset, self._record)
+
+    def _has_new(self, label: str, places: Iterable[ModelPlace]) -> bool:
+        """Whether a place was not among the record's yet, where all are then."""
+        stage = next(stage for stage in self._record["stages"] if stage["stage"] == label)
+        models, is_new = stage["models"], False
+        for place in sorted(places):
+            entry = {"device": place.device, "dtype": place.dtype}
+            # What two settings name is opened once.
+            for name in (name for name in models if models[name] == models.get(place.setting)):
+                known = stage.setdefault("places", {}).setdefault(name, [])
+                if entry not in known:
+                    known.append(entry)
+                    is_new = True
+        return is_new
+
+    def finish(self, state: str) -> None:
+        with self._lock:
+            self._is_finished = True
+            write_run(self._dataset, {**self._record, "state": state,
+                                      "finished_at": datetime.now(UTC).isoformat()})
 
 
 def run_records(dataset: Path) -> list[dict[str, Any]]:

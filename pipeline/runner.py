@@ -45,10 +45,14 @@ from schemas.step_tables import REMOVED_RULE
 from schemas.storage import full_storage, writing_to
 from schemas.words import counted
 from stages.models.device_errors import DeviceBroken, raise_if_broken
+from stages.models.places import noted_places
 from stages.protocol import Transform, Workspace
 
 Report = Callable[[str, Counter], None]
-"""Called with a stage's label and how many keys were kept, rejected, failed, and `shards` done."""
+"""Called with a stage's label and how many keys were kept, rejected, failed, and `shards` done.
+
+A ModelPlace counts how often workers opened a model there.
+"""
 
 CRASHES_ALLOWED = 2
 
@@ -98,9 +102,12 @@ class Worker:
             scratch = self.dataset / ".scratch" / f"{step.label}-{uuid.uuid4().hex[:8]}"
             workspace = Workspace(self.dataset, scratch)
             started = time.monotonic()
-            transform = self._stack.enter_context(step.stage.open(workspace))
+            with noted_places() as places:
+                transform = self._stack.enter_context(step.stage.open(workspace))
             self._log.write("stage_open", step=step.label,
                             seconds=round(time.monotonic() - started, 3))
+            if places:
+                self.report(step.stage_label, Counter(places))
             self._open[step.label] = (transform, workspace)
         return self._open[step.label]
 

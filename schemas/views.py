@@ -99,8 +99,13 @@ EMBEDDINGS_VIEW: Columns = (
     ("embedding_seconds", pa.list_(pa.float64())),
 )
 _RUN_STEP = pa.struct([("step", pa.string()), ("fingerprint", pa.string())])
+_RUN_PLACE = pa.struct([("device", pa.string()), ("dtype", pa.string())])
 _RUN_MODEL = pa.struct(
-    [(name, pa.string()) for name in ("setting", "reference", "revision", "identity")]
+    [
+        *((name, pa.string()) for name in ("setting", "reference", "revision", "identity")),
+        # Where the run's workers opened it; null where it had nothing to do, or is a server.
+        ("places", pa.list_(_RUN_PLACE)),
+    ]
 )
 RUN_STAGE = pa.struct(
     [

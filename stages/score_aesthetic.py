@@ -14,6 +14,7 @@ from schemas.errors import ClipmillError
 from schemas.tables import AESTHETIC
 from stages.models.aesthetic_heads import AestheticHead, load_head
 from stages.models.fetching import local_file
+from stages.models.places import note_place
 from stages.models.references import DataFile
 from stages.models.vectors import stored
 from stages.protocol import Rows, Stage, Transform, Workspace
@@ -51,6 +52,7 @@ class ScoreAesthetic(Stage):
     @contextmanager
     def open(self, workspace: Workspace) -> Iterator[Transform]:
         head = load_head(local_file(self.head, setting="score_aesthetic.head"))
+        note_place("score_aesthetic.head", "cpu", "float64")
 
         def transform(batch: pa.Table) -> pa.Table:
             rows = Rows(self)

@@ -85,7 +85,7 @@ def open_captioner(
 
     prepare_torch()
     folder = local_folder(reference, setting=setting)
-    place = Place.of(stage)
+    place = Place.of(stage, setting, folder)
     trust = stage.trust_remote_code
     config = load_config(folder, setting, trust_remote_code=trust)
     family = family_of(config, folder)

@@ -107,7 +107,7 @@ class ClipEmbedder:
 
         self.device = best_device()
         self.dtype = default_dtype(self.device) if dtype == "auto" else getattr(torch, dtype)
-        say_place(f"{setting} {reference}", self.device, self.dtype)
+        say_place(setting, reference, self.device, self.dtype)
         self._images = BatchSize(batch_images)
         self._fresh = BatchSize(_TEXT_BATCH)
         model, self._tokenize = _load(reference, setting, with_tokenizer="text" in towers)

@@ -121,7 +121,7 @@ class Place:
     dtype: torch.dtype
 
     @classmethod
-    def of(cls, stage: GeneratingStage) -> Place:
+    def of(cls, stage: GeneratingStage, setting: str, folder: Path) -> Place:
         import torch
 
         from stages.models import torch_setup
@@ -130,7 +130,7 @@ class Place:
         device = torch_setup.best_device() if automatic else torch.device(stage.device)
         dtype = (torch_setup.default_dtype(device) if stage.dtype == "auto"
                  else getattr(torch, stage.dtype))
-        torch_setup.say_place(stage.name, device, dtype)
+        torch_setup.say_place(setting, folder, device, dtype)
         return cls(device, dtype)
 
 

@@ -97,7 +97,7 @@ class LocalTextModel:
         trust = stage.trust_remote_code
         self._encoder_decoder = bool(config.is_encoder_decoder)
         self._generation = generation
-        self._place = Place.of(stage)
+        self._place = Place.of(stage, setting, folder)
         self._tokenizer = load_processor("AutoTokenizer", folder, setting, trust)
         if self._tokenizer.pad_token_id is None:
             self._tokenizer.pad_token = self._tokenizer.eos_token

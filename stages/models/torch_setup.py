@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from stages.models.places import note_place
+
 if TYPE_CHECKING:
     import torch
 
@@ -63,12 +65,15 @@ def best_device() -> torch.device:
     return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
 
 
-def say_place(what: str, device: torch.device, dtype: torch.dtype) -> None:
-    """Puts into the run's log where a model computes, and in which numbers."""
+def say_place(setting: str, folder: object, device: torch.device, dtype: torch.dtype) -> None:
+    """Puts into the run's log and its record where a model computes, and in which numbers."""
     import torch
 
     name = f" ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else ""
-    _logger.info("%s computes on %s%s in %s", what, device, name, str(dtype).removeprefix("torch."))
+    numbers = str(dtype).removeprefix("torch.")
+    _logger.info("%s (%s) computes on %s%s in %s", setting, folder, device, name, numbers)
+    # Without its number, which says only which GPU the worker was given.
+    note_place(setting, f"{device.type}{name}", numbers)
 
 
 def default_dtype(device: torch.device) -> torch.dtype:

@@ -35,7 +35,7 @@ class VideoTextModel:
         folder = local_folder(reference, setting=setting)
         self._device = best_device()
         self._dtype = default_dtype(self._device) if dtype == "auto" else getattr(torch, dtype)
-        say_place(f"{setting} {reference}", self._device, self._dtype)
+        say_place(setting, reference, self._device, self._dtype)
         try:
             kind = json.loads((folder / "config.json").read_text("utf-8")).get("model_type")
             if kind != "xclip":

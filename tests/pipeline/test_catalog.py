@@ -176,7 +176,7 @@ def test_runs_tell_models_and_prompts(truth: Truth):
     assert dict(stage["prompts"]) == {"prompt": "Merge {coarse} and {fine}."}
     assert stage["fingerprint"] == "m1"
     assert stage["models"] == [{"setting": "model", "reference": "org/writer", "revision": "abc",
-                                "identity": "sha256:12"}]
+                                "identity": "sha256:12", "places": None}]
     assert json.loads(rows[1]["recipe_resolved"])["stages"]
 
 

@@ -1,0 +1,38 @@
+"""Where models compute and in which numbers, for the record of the run that opens them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, order=True)
+class ModelPlace:
+    """`device` and `dtype` of the model that the setting `setting` of a stage names."""
+
+    setting: str
+    device: str
+    dtype: str
+
+
+_noting: ContextVar[list[ModelPlace] | None] = ContextVar("noting", default=None)
+
+
+@contextmanager
+def noted_places() -> Iterator[list[ModelPlace]]:
+    """Collects the places of all models that are opened inside."""
+    found: list[ModelPlace] = []
+    token = _noting.set(found)
+    try:
+        yield found
+    finally:
+        _noting.reset(token)
+
+
+def note_place(setting: str, device: str, dtype: str) -> None:
+    """Says where a model computes; `setting` is `<stage>.<setting>`."""
+    found = _noting.get()
+    if found is not None:
+        found.append(ModelPlace(setting.rpartition(".")[2], device, dtype))

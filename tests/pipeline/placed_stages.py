@@ -1,0 +1,39 @@
+"""A stage of a user's own that opens a model, for tests of what a run's record says of that."""
+
+from __future__ import annotations
+
+import json
+from contextlib import contextmanager
+
+import pyarrow as pa
+
+from stages.models.places import note_place
+from stages.models.references import DataFile
+from stages.protocol import Rows, Stage, Workspace
+
+
+class WeighWords(Stage):
+    """The word's length; and, as `known`, the places that the run's record has by then."""
+
+    name = "weigh_words"
+    key = "video_id"
+    reads = ("fetch_words.url",)
+    writes = pa.schema([("weight", pa.int64()), ("known", pa.string())])
+    head: DataFile
+    other_head: DataFile
+    dtype: str = "float32"
+
+    @contextmanager
+    def open(self, workspace: Workspace):
+        note_place("weigh_words.head", "cpu", self.dtype)
+
+        def transform(batch):
+            rows = Rows(self)
+            record = json.loads(max(workspace.dataset.glob("runs/*.json")).read_text())
+            known = json.dumps(record["stages"][-1].get("places"))
+            for key, url in zip(*batch.select(["video_id", "url"]).to_pydict().values(),
+                                strict=True):
+                rows.keep(key, weight=len(url), known=known)
+            return rows.table()
+
+        yield transform
