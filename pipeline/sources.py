@@ -121,7 +121,6 @@ def ingest(
     folder, base = dataset / "sources", base_folder or Path.cwd()
     known = known_sources(folder)
     excluded = excluded_ids(exclude_ids)
-    write_exclusions(dataset, excluded)
     with Gathering(dataset, known) as gathering:
         listing = _Listing(dataset, gathering, known, excluded, limit)
         reader = Reader(base, Expander(dataset, downloads),
@@ -141,6 +140,7 @@ def ingest(
         ended = [key for key, listed_in in known.failures.items()
                  if listed_in is not None and listed_in in read_wholly
                  and key not in listing.failing_over_limit]
+        write_exclusions(dataset, excluded)
         shards = NewShards(folder)
         for table in _shards_of(gathering.gathered(ended), shard_videos):
             shards.commit(table)
@@ -176,12 +176,10 @@ class _Listing:
         self._removed = {**removed_sources(dataset), **removed_videos(dataset)}
         self._limit = limit
         self._taken = 0
-        # Only where there is a limit it must be known here which sources were there before.
+        # Only where there is a limit it must be known here what became of sources before.
         self._seen: set[str] = set()
-        self._not_kept = set() if limit is None else {
-            key for key, state in zip(*(known.table[name].to_pylist() for name in ("key", "state")),
-                                      strict=True) if state != KEPT}
-        self._known = set() if limit is None else set(known.table["key"].to_pylist())
+        self._became: dict[str, int] = {} if limit is None else dict(zip(
+            *(known.table[name].to_pylist() for name in ("key", "state")), strict=True))
 
     @property
     def full(self) -> bool:
@@ -201,8 +199,8 @@ class _Listing:
                                 or exclusion(source, self._excluded))
         if self._limit is not None and key not in self._seen:
             self._seen.add(key)
-            is_fresh = source.problem is None and source.rejection is None
-            self._taken += key not in self._not_kept if key in self._known else is_fresh
+            is_kept = source.problem is None and source.rejection is None
+            self._taken += self._became.get(key, KEPT if is_kept else None) == KEPT
         self._gathering.add(key, source)
 
 
