@@ -131,7 +131,7 @@ VIDEOS = pa.schema(
 # Detector statistics are doubles so that cuts made from them equal cuts made from the pixels.
 # `tone_mapped`: kept frames show ordinary dynamic range, the video has a high one.
 # `corrupt_seconds` are the times of pictures that were decoded with errors, or are lost, and
-# `corrupt_frames` how many these are.
+# `corrupt_frames` how many these are; null in exact mode, whose readers do not tell.
 SCANS = pa.schema(
     [
         pa.field("video_id", pa.string(), nullable=False),

@@ -145,7 +145,7 @@ class SplitClips(ReadingStage):
     )
     max_corrupt_share: float = Field(
         0.1, ge=0, le=1, description="largest share of a clip's pictures that may be damaged or "
-        "lost, as those of a broken or encrypted file are"
+        "lost, as those of a broken or encrypted file are; not known in exact mode"
     )
     trim_start_seconds: float = Field(0.0, ge=0, description="cut off each shot's start, seconds")
     trim_end_seconds: float = Field(0.0, ge=0, description="cut off each shot's end, seconds")

@@ -218,7 +218,8 @@ class DecodedVideo:
 
     Iterating raises RowFailed where nothing can be decoded, and at the end where the frames stop
     short of the declared duration. `decoded_frames` counts every frame the decoder gave,
-    `corrupt_seconds` are the times of pictures that it gave with errors, or not at all.
+    `corrupt_seconds` are the times of pictures that it gave with errors, or not at all; None where
+    the decoder does not tell.
     """
 
     def __init__(self, path: Path, starts_at_seconds: float | None = None) -> None:
@@ -227,7 +228,7 @@ class DecodedVideo:
         self.decoded_frames = 0
         self.facts: VideoFacts | None = None
         self.first_error: str | None = None
-        self.corrupt_seconds: list[float] = []
+        self.corrupt_seconds: list[float] | None = None
         self._given_frames = 0
         self._last_seconds: float | None = None
 
@@ -331,6 +332,7 @@ class FastVideo(DecodedVideo):
 
     def __init__(self, path: Path, starts_at_seconds: float | None = None) -> None:
         super().__init__(path, starts_at_seconds)
+        self.corrupt_seconds: list[float] = []
         self._kept_images = threading.local()
         self._sound_frames = 0
         # The time stamps of packets whose pictures have not come yet, by place in the file.

@@ -117,5 +117,5 @@ def _columns(
         "brightness": taken.brightness,
         "tone_mapped": facts.tone_map is not None,
         "corrupt_seconds": video.corrupt_seconds,
-        "corrupt_frames": len(video.corrupt_seconds),
+        "corrupt_frames": None if video.corrupt_seconds is None else len(video.corrupt_seconds),
     }

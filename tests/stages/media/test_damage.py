@@ -86,6 +86,12 @@ def test_clips_of_mostly_corrupt_pictures_are_dropped_by_a_rule_that_can_be_set(
     assert [clip["corrupt_frames"] for clip in both] == [0, scanned["corrupt_frames"]]
 
 
+def test_exact_mode_does_not_say_that_no_picture_is_corrupt(half_damaged, tmp_path):
+    made = run(half_damaged, tmp_path, boundaries="whole", exact=True)
+    assert made["scan_videos"][0]["corrupt_frames"] is None
+    assert {clip["corrupt_frames"] for clip in made["split_clips"]} == {None}
+
+
 def test_a_sound_file_has_no_corrupt_frames(tmp_path):
     whole = tmp_path / "whole.mp4"
     render_numbered(whole, 60, options={"x264-params": "tff=1:open-gop=1:keyint=20"})
