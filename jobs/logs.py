@@ -16,11 +16,12 @@ import pyarrow as pa
 
 from jobs.formats import plain, write_rows
 from pipeline.fence import goes_on
-from pipeline.logs import LEVELS, LOGS, LogFile, log_files, logged_runs, read_line
+from pipeline.logs import LEVELS, LogFile, log_files, logged_runs, read_line
 from pipeline.output_places import check_output
-from pipeline.records import RUNS, read_run, require_dataset
+from pipeline.records import read_run, require_dataset
 from schemas.damage import DamagedFile
 from schemas.errors import UsageError
+from schemas.folders import LOGS, RUNS
 from schemas.words import counted
 
 POLL_SECONDS = 0.3

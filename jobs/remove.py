@@ -11,8 +11,8 @@ from jobs.locking import dataset_lock
 from pipeline.records import check_links, require_dataset
 from pipeline.removal import Purged, find, finish_removals, purge, unfinished
 from pipeline.tombstones import new_tombstone
-from pipeline.verify.layout import QUARANTINE
 from schemas.errors import ClipmillError, UsageError
+from schemas.folders import QUARANTINE
 from schemas.storage import StorageError, writing_to
 from schemas.words import counted
 

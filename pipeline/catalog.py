@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.damage import damage_behind
-from pipeline.index import INDEX, Coverage, find_coverage
+from pipeline.index import Coverage, find_coverage
 from pipeline.records import latest_run, require_dataset, run_records
 from pipeline.shards import is_shard, list_shards_in
 from pipeline.tombstones import Tombstone, tombstones
@@ -30,7 +30,7 @@ from pipeline.typed_sql import readable_errors, reading_statement
 from schemas import problem_views, tables, views
 from schemas.damage import DamagedFile, read_json, reading
 from schemas.errors import UsageError
-from schemas.folders import SUBSETS
+from schemas.folders import INDEX, SUBSETS
 from schemas.memory import bounded_memory
 from schemas.scratch import ScratchFolder
 from schemas.sql_text import escaped_for_glob, literal, quoted

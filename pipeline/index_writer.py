@@ -17,7 +17,6 @@ import pyarrow.parquet as pq
 
 from pipeline.catalog import Catalog, open_catalog
 from pipeline.index import (
-    INDEX,
     Manifest,
     Part,
     ShardFiles,
@@ -31,6 +30,7 @@ from pipeline.index import (
 from pipeline.shards import commit, shard_name, shard_path, temporary_beside, write_json
 from schemas import views
 from schemas.damage import reading
+from schemas.folders import INDEX
 from schemas.sql_text import escaped_for_glob, literal
 
 PART_CLIPS = 250_000

@@ -17,11 +17,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.plan import SOURCES, Plan, Step
+from pipeline.plan import Plan, Step
 from pipeline.shards import existing, shard_path
 from schemas.clocks import CLOCK_COLUMNS, file_zero_seconds
 from schemas.damage import reading
 from schemas.errors import RowFailed
+from schemas.folders import SOURCES
 from schemas.tables import FRAME
 from schemas.tables import SOURCES as SOURCES_SCHEMA
 from stages.media.sampling import pick_frames

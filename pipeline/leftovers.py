@@ -10,9 +10,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from pipeline.records import RUNS
-from pipeline.retry import RETRIES
-from pipeline.tombstones import REMOVED
+from schemas.folders import REMOVED, RETRIES, RUNS
 
 # Half a file of our own making: `.000003~1f2e3d4c.tmp`.
 _HALF_A_FILE = re.compile(r"\..*~[0-9a-f]{8}\.tmp\Z")

@@ -24,17 +24,16 @@ from pipeline.expansion import read_list_entries
 from pipeline.index_writer import update_index
 from pipeline.journal import read_journal
 from pipeline.logs import forget
-from pipeline.plan import SOURCES
 from pipeline.removed_index import drop_from_index
 from pipeline.removed_media import delete, own_files, size_of
-from pipeline.retry import RETRIES, read_request
+from pipeline.retry import read_request
 from pipeline.rewriting import Selection, matching_rows, rewrite_shard
 from pipeline.shards import base_shard, committed_shards, shard_name, shard_path, write_json
 from pipeline.tombstones import Tombstone, tombstones, write_tombstone
 from schemas import tables
 from schemas.damage import check_is_file, read_json, reading
 from schemas.errors import UsageError
-from schemas.folders import JOURNAL, OWN_FOLDERS
+from schemas.folders import JOURNAL, OWN_FOLDERS, RETRIES, SOURCES
 from schemas.ids import platform_video_id, source_key
 from schemas.sql_text import escaped_for_glob, literal
 from schemas.step_tables import StepTable, scan

@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.index import INDEX
 from schemas.damage import what_is_there
+from schemas.folders import INDEX
 
 _MANIFEST = "manifest.json"
 

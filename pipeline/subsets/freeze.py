@@ -26,7 +26,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.catalog import SUBSETS, Catalog
+from pipeline.catalog import Catalog
 from pipeline.shards import write_json
 from pipeline.subsets.candidates import ALL, CANDIDATES, Candidates, committed, read_candidates
 from pipeline.subsets.engine import Engine, Size
@@ -37,6 +37,7 @@ from schemas import views
 from schemas.command_line import shell_word
 from schemas.damage import check_is_file, read_json, reading
 from schemas.errors import ClipmillError, UsageError
+from schemas.folders import SUBSETS
 from schemas.sql_text import quoted
 from schemas.words import counted
 

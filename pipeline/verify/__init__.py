@@ -12,8 +12,6 @@ from pathlib import Path
 
 import duckdb
 
-from pipeline.records import RUNS
-from pipeline.tombstones import REMOVED
 from pipeline.verify.findings import Book, Finding, Remake, Report
 from pipeline.verify.groups import GroupChecks
 from pipeline.verify.layout import SOURCES_NODE, Node, Survey, check_notes, read_survey
@@ -23,6 +21,7 @@ from pipeline.verify.shards import Rows, ShardChecks
 from pipeline.verify.shown import Shown, find_layout
 from pipeline.verify.strays import Names, StrayChecks
 from pipeline.verify.subsets import SubsetChecks, check_index
+from schemas.folders import REMOVED, RUNS
 from schemas.scratch import ScratchFolder
 
 __all__ = ["Finding", "Report", "verify"]

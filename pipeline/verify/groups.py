@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 import pyarrow as pa
 
 from pipeline.damage import why_damaged
-from pipeline.plan import SOURCES
 from pipeline.shards import base_shard, retry_number
 from pipeline.tombstones import Tombstone
 from pipeline.verify.findings import Book, Reopen, SetAside, some
@@ -26,6 +25,7 @@ from pipeline.verify.layout import (
 )
 from pipeline.verify.shards import Rows, ShardChecks
 from schemas.command_line import shell_word
+from schemas.folders import SOURCES
 from schemas.ids import CLIP_ID
 from schemas.words import counted
 

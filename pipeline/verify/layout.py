@@ -16,17 +16,17 @@ from pipeline.expansion import read_list_entries
 from pipeline.journal import read_journal
 from pipeline.list_counts import FOLDER as COUNTS
 from pipeline.list_counts import read_counts
-from pipeline.plan import SOURCES, Read
-from pipeline.records import RUNS, read_run
-from pipeline.retry import RETRIES, read_request
+from pipeline.plan import Read
+from pipeline.records import read_run
+from pipeline.retry import read_request
 from pipeline.shards import base_shard, is_shard, retry_number, shard_order
-from pipeline.tombstones import REMOVED, Tombstone, tombstones
+from pipeline.tombstones import Tombstone, tombstones
 from pipeline.verify.findings import Book, SetAside
 from schemas import tables
 from schemas.command_line import shell_word
 from schemas.damage import DamagedFile, read_json, reading
 from schemas.errors import ClipmillError
-from schemas.folders import FRAMES, JOURNAL, QUARANTINE
+from schemas.folders import FRAMES, JOURNAL, QUARANTINE, REMOVED, RETRIES, RUNS, SOURCES
 from schemas.ids import CLIP_ID
 from schemas.step_tables import STAGE_TABLES, StepTable
 from stages.media.exclusions import FILE as EXCLUDED

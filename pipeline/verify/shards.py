@@ -11,12 +11,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.plan import KEY_LEVELS, SOURCES
+from pipeline.plan import KEY_LEVELS
 from pipeline.shards import SHARD_METADATA_KEY, ShardMetadata, note_outcomes
 from pipeline.verify.findings import Book, SetAside, some
 from pipeline.verify.layout import FURTHER_TABLES, Node, Survey, is_cache
 from schemas.clocks import CLOCK_COLUMNS
 from schemas.damage import DamagedFile, what_is_there
+from schemas.folders import SOURCES
 from schemas.words import counted
 
 _OUTCOME = ("rejection", "error")

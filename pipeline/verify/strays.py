@@ -12,15 +12,12 @@ import duckdb
 import pyarrow as pa
 
 from pipeline.fence import COMMITS, LOCK
-from pipeline.plan import SOURCES
-from pipeline.records import RUNS
-from pipeline.retry import RETRIES
-from pipeline.tombstones import REMOVED
+from pipeline.list_counts import FOLDER as COUNTS
 from pipeline.verify.findings import Book, as_text
 from pipeline.verify.layout import Node, Survey, list_folder
 from pipeline.verify.shards import Rows
 from schemas.damage import DamagedFile, reading, what_is_there
-from schemas.folders import OWN_FOLDERS
+from schemas.folders import OWN_FOLDERS, REMOVED, RETRIES, RUNS, SOURCES
 from schemas.words import counted
 from stages.media.exclusions import FILE as EXCLUDED
 
@@ -84,7 +81,7 @@ class StrayChecks:
         self._top()
         for place, folder in self.survey.folders.items():
             self._others(place, folder.others,
-                         allowed=(".lists", ".counts", EXCLUDED) if place == SOURCES else ())
+                         allowed=(".lists", COUNTS, EXCLUDED) if place == SOURCES else ())
         for name in (RUNS, REMOVED, RETRIES, "journal"):
             self._others(name, [entry for entry in _listed(self.survey.dataset / name)
                                 if entry.startswith(".") or not entry.endswith(".json")])
@@ -145,7 +142,7 @@ class StrayChecks:
                            "put the records right, or run the recipe that it is of again")
 
     def _lists(self) -> None:
-        for notes in (".lists", ".counts"):
+        for notes in (".lists", COUNTS):
             folder = self.survey.dataset / SOURCES / notes
             self._others(f"{SOURCES}/{notes}", [name for name in _listed(folder)
                                                 if _TEMPORARY.match(name)])

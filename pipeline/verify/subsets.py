@@ -14,9 +14,8 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.catalog import SUBSETS, Layout
+from pipeline.catalog import Layout
 from pipeline.index import (
-    INDEX,
     Manifest,
     Part,
     ShardFiles,
@@ -30,6 +29,7 @@ from pipeline.verify.findings import Book, some
 from pipeline.verify.layout import Survey
 from schemas.command_line import shell_word
 from schemas.damage import DamagedFile, read_json, what_is_there
+from schemas.folders import INDEX, SUBSETS
 from schemas.sql_text import escaped_for_glob, literal
 from schemas.words import counted
 
