@@ -34,7 +34,7 @@ from stages.media.opening import frames
 from stages.media.packets import PacketIndex, read_packets
 from stages.media.progress import beat
 from stages.media.sampling import FramePick, pick_frames
-from stages.media.scaling import KeptImages, small_size
+from stages.media.scaling import KeptImages, SmallImages, small_size
 
 # decord says times in single precision.
 _SINGLE_PRECISION = 2.0**-23
@@ -88,8 +88,30 @@ class FrameReader:
         for number, image in self._decord(numbers):
             given += 1
             yield number, _resized(image, size)
-        if given < len(numbers):
-            yield from self._pyav(numbers[given:], size)
+        kept_image = self._kept_images(size)
+        for number, frame in self._pyav(numbers[given:]):
+            yield number, kept_image(frame)
+
+    def measured(
+        self, numbers: Sequence[int], size: tuple[int, int]
+    ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+        """What `images` gives, and the small image that a scan of the whole file measures.
+
+        That one is made of the codes as they are stored: not turned, cropped or tone-mapped.
+        """
+        given, small = 0, small_size(*size)
+        for number, decoded in self._decord(numbers):
+            given += 1
+            image = _resized(decoded, size)
+            yield number, image, image if small == size else cv2.resize(image, small)
+        kept_image, small_image = self._kept_images(size), None
+        for number, frame in self._pyav(numbers[given:]):
+            small_image = small_image or SmallImages(frame)
+            yield number, kept_image(frame), small_image(frame)
+
+    def _kept_images(self, size: tuple[int, int]) -> KeptImages:
+        facts = self.facts
+        return KeptImages(size, facts.orientation, facts.tone_map, facts.framing)
 
     def _decord(self, numbers: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
         """As many as decord can give, from the first on."""
@@ -138,11 +160,7 @@ class FrameReader:
         allowed = np.maximum(steps / 4, 2 * _SINGLE_PRECISION * np.abs(times))
         return bool((np.abs(seen - seen[0] - times) <= allowed).all())
 
-    def _pyav(
-        self, numbers: Sequence[int], size: tuple[int, int]
-    ) -> Iterator[tuple[int, np.ndarray]]:
-        facts = self.facts
-        kept_image = KeptImages(size, facts.orientation, facts.tone_map, facts.framing)
+    def _pyav(self, numbers: Sequence[int]) -> Iterator[tuple[int, av.VideoFrame]]:
         for _, group in itertools.groupby(numbers, key=self.index.entry_before):
             wanted = set(group)
             first, last = min(wanted), max(wanted)
@@ -155,7 +173,7 @@ class FrameReader:
                     wanted.remove(number)
                     if frame.is_corrupt:
                         self.corrupt_numbers.add(number)
-                    yield number, kept_image(frame)
+                    yield number, frame
                 if not wanted or number > last + _ASTRAY_FRAMES:
                     break
             self.decoded_frames = before + forward.decoded_frames
@@ -203,8 +221,7 @@ class SpannedVideo(DecodedVideo):
             }
         )
         size = (self.facts.width, self.facts.height)
-        small = small_size(*size)
-        for number, image in reader.images(numbers, size):
+        for number, image, small in reader.measured(numbers, size):
             self.decoded_frames = reader.decoded_frames
             pts = reader.index.pts[number]
             yield Picture(
@@ -212,7 +229,7 @@ class SpannedVideo(DecodedVideo):
                 seconds=self.facts.seconds(pts),
                 position_microseconds=self.facts.position_microseconds(pts),
                 duration_seconds=0.0,
-                small=image if small == size else cv2.resize(image, small),
+                small=small,
                 full=lambda size, image=image: _resized(image, size),
                 held_bytes=image.nbytes,
             )

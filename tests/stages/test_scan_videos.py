@@ -69,6 +69,20 @@ def test_default_statistics_equal_exact_ones(kind, tmp_path):
     assert fast == exact
 
 
+@pytest.mark.parametrize("kind", ["HDR", "turned"])
+def test_given_spans_are_measured_as_the_whole_file_is(kind, tmp_path):
+    """Of what is stored, whatever its frames are turned or tone-mapped to when they are kept."""
+    path, times = cached(**KINDS[kind])
+    workspace = Workspace(tmp_path, tmp_path)
+
+    whole, spanned = (
+        dict(scan(path, workspace, spans)["scan_videos"].to_pylist()[0]["statistics"])
+        for spans in (None, [(0.0, times[-1] + 1)])
+    )
+
+    assert spanned == whole
+
+
 @pytest.mark.parametrize("exact", [False, True], ids=["default", "exact"])
 def test_kept_frames_are_upright_and_small(exact, tmp_path):
     path, _ = cached(rotation=90)

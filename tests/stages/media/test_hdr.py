@@ -71,13 +71,19 @@ def first(path: Path) -> np.ndarray:
 
 
 def test_kept_frames_are_tone_mapped_and_say_so(films, tmp_path):
+    """And what is measured is the same of the whole file and of a span of it."""
+    measures: dict[str, list[list[float]]] = {}
     for name, path in films.items():
         for spans, settings in ((None, {}), (None, {"exact": True}), ([(0.0, 0.3)], {})):
             found = run(path, tmp_path, spans, min_clip_seconds=0, frame_quality=100, **settings)
             jpeg = np.frombuffer(found["frames"][0]["jpeg"], np.uint8)
             assert off(cv2.imdecode(jpeg, cv2.IMREAD_COLOR_RGB)) < 8, (name, settings)
+            clip = found["split_clips"][0]
+            measures.setdefault(name, []).append([clip["sharpness"], clip["brightness"]])
             for table in ("scan_videos", "split_clips"):
                 assert found[table][0]["tone_mapped"] is (name != "plain")
+    for name, (whole, _, spanned) in measures.items():
+        assert spanned == pytest.approx(whole, rel=0.02), name
     assert off(first(films["hdr10"])) > 20  # what was kept before
 
 
