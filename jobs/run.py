@@ -34,7 +34,7 @@ from pipeline.removal import finish_removals
 from pipeline.retry import Unfinished, list_shards, request_retries, unfinished_retries
 from pipeline.sources import ingest, list_source_shards
 from pipeline.standstill import Lookout, Seen
-from schemas.command_line import start_a_run
+from schemas.command_line import shell_word, start_a_run
 from schemas.errors import ClipmillError, UsageError
 from schemas.storage import writing_to
 from schemas.words import counted
@@ -130,7 +130,9 @@ def _retry(
     if not asked:
         wanted = f" of kind {', '.join(kinds)}" if kinds else ""
         _err.print(f"Nothing more to retry: no failures{wanted} from before that retry." if begun
-                   else f"Nothing to retry: no failures{wanted} at any stage.")
+                   else f"Nothing to retry: no failures{wanted} at any stage. For rows that failed "
+                        f"at ingest, `clipmill failures {shell_word(dataset)}` says what helps.",
+                   soft_wrap=True)
         return bool(begun)
     said = "\n".join(f"Trying {counted(keys, 'failed row')} of {stage} again."
                      for stage, keys in asked.items())

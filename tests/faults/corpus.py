@@ -26,9 +26,10 @@ GONE = "failed permanent"
 TOO_LONG = "rejected download_videos.max_duration_seconds"
 TOO_SHORT = "rejected split_clips.min_clip_seconds"
 TWICE = "rejected download_videos.duplicate"
+CORRUPT = "rejected split_clips.max_corrupt_share"
 NO_SOURCE = "no source"
 
-DAMAGED = frozenset((KEPT, BAD, CRASH, TOO_LONG, TOO_SHORT))
+DAMAGED = frozenset((KEPT, BAD, CRASH, TOO_LONG, TOO_SHORT, CORRUPT))
 """What random damage may end as: one of these, and nothing else."""
 
 SIZE = (160, 96)

@@ -321,4 +321,4 @@ def test_a_run_of_bad_rows_alone_can_be_mended(tmp_path, capsys):
     assert len(said) == 1
     assert not run(load(None, tmp_path / "d"), tmp_path / "d", retry_kinds=[])
     said_then = " ".join(capsys.readouterr().err.split())  # the terminal's width breaks lines
-    assert "of what failed at ingest `clipmill failures` says" in said_then
+    assert f"failed at ingest, `clipmill failures {tmp_path / 'd'}` says" in said_then

@@ -121,7 +121,8 @@ def test_a_local_file_is_copied_when_asked(tmp_path):
 
 
 def test_what_the_user_said_about_a_source_is_carried_along(tmp_path, site):
-    span = {"start_seconds": 0.0, "end_seconds": 1.0, "caption": "a span", "extra": [("k", "v")]}
+    span = {"start_seconds": 0.0, "end_seconds": 1.0, "caption": "a span", "extra": [("k", "v")],
+            "captions": None}
     [row] = download(tmp_path, {
         "url": site.file("/a.mp4", VIDEO), "title": "T", "category": "C", "language": "de",
         "query": "Q", "caption": "noise", "video_id": "my id/../x", "spans": [span],
