@@ -201,6 +201,15 @@ class _Reading:
             key.right_from = place
         self.keys.append(key)
 
+    def hide_what_begins_unsound(self) -> None:
+        """Hides what decoders keep back where a file begins with pictures that mend by and by."""
+        first = self.keys[0] if self.keys else None
+        if first is None or first.place or first.start.kind is not Kind.GRADUAL:
+            return
+        if first.right_from is not None:
+            right = self.stamps[first.right_from]
+            self.hidden.update(place for place, stamp in enumerate(self.stamps) if stamp < right)
+
 
 # With a key frame of these kinds at the file's beginning, what is shown before it is lost.
 _LOSING = (Kind.OPEN, Kind.GRADUAL)
@@ -230,6 +239,7 @@ def read_packets(
             if not reading.stamps:
                 raise bad_media(path, f"cannot be read ({error})") from error
         stamps = reading.stamps
+        reading.hide_what_begins_unsound()
         places = [place for place in range(len(stamps)) if place not in reading.hidden]
         if not places:
             raise bad_media(path, "has no video packets")
