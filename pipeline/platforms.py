@@ -25,6 +25,7 @@ from stages.media.suffixes import MEDIA_SUFFIXES
 _LEAST_ID_CHARACTERS = 6
 _SEARCH = re.compile(r"[a-z]+search[a-z]*(?:\d+|all)?:\S")
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+_CONTROL = re.compile(r"[\x00-\x1f]")
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _SCHEMES = ("http", "https", "ftp", "ftps", "rtmp", "rtmps", "rtsp", "mms")
 # Of this many of yt-dlp's examples for a site one may contradict.
@@ -63,7 +64,7 @@ def identify(url: str) -> Identity:
     """What a URL names; ValueError where it is no URL that anything here can fetch."""
     if _SEARCH.match(url):
         return Identity(url, is_list=True)
-    if any(ord(character) < 32 for character in url):
+    if _CONTROL.search(url):
         raise ValueError("control characters in the URL")
     parts = urlsplit(url)
     if parts.scheme.lower() not in _SCHEMES:
@@ -72,7 +73,7 @@ def identify(url: str) -> Identity:
     if not parts.hostname:
         raise ValueError("the URL has no host")
     found = _by_extractor(url, parts) or Identity(normalise(parts))
-    return replace(found, span=_span(parts.fragment))
+    return replace(found, span=_span(parts.fragment)) if parts.fragment else found
 
 
 def _span(fragment: str) -> tuple[float, float] | None:

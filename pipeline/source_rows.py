@@ -186,8 +186,8 @@ class Reader:
         if source.problem is not None or source.path is not None or source.url is None:
             yield source
             return
-        suffix = os.path.splitext(urlsplit(source.url).path)[1].lower()
-        unsure = ask and source.platform_id is None and suffix not in MEDIA_SUFFIXES
+        unsure = ask and source.platform_id is None and (
+            os.path.splitext(urlsplit(source.url).path)[1].lower() not in MEDIA_SUFFIXES)
         if not source.is_list and not unsure:
             yield source
             return

@@ -206,6 +206,8 @@ class _Listing:
 
 def _removal(key: str, source: Source, removed: dict[str, str]) -> dict[str, str] | None:
     """The rejection of a source that was removed from the dataset, or whose video was."""
+    if not removed:
+        return None
     names = [key, source.video_id]
     if source.extractor is not None and source.platform_id is not None:
         names.append(platform_video_id(source.extractor, source.platform_id))
@@ -215,6 +217,8 @@ def _removal(key: str, source: Source, removed: dict[str, str]) -> dict[str, str
 
 def exclusion(source: Source, excluded: set[str]) -> dict[str, str] | None:
     """The rejection of a source that one of the `excluded` names means."""
+    if not excluded:
+        return None
     names = names_of(source.extractor, source.platform_id, source.locator, source.url,
                      source.video_id)
     found = sorted(set(names) & excluded)
