@@ -2,9 +2,10 @@
 
     python -m benchmarks.cut [FILE ...] [--repeats 3] [--clips 12]
 
-From each file clips of 2.5 s are cut that begin between key frames, in four ways, taking turns:
+From each file clips of 2.5 s are cut that begin between key frames, in five ways, taking turns:
 
-  copy          ours, no encoding
+  copy          ours, no encoding, of a file that the decode pass found to be sound
+  unknown       the same of a file of which nothing is known: each clip is decoded
   ffmpeg copy   `ffmpeg -ss START -i FILE -t SECONDS -c copy OUT`, one a clip
   exact         ours, encoded anew (libx264 veryfast, crf 22, all cores)
   ffmpeg        `ffmpeg -ss START -i FILE -t SECONDS -c:v libx264 …`, the same settings
@@ -32,8 +33,8 @@ from tests.numbered import numbers_of, render_numbered
 DEFAULT_FILES = ("sam2_dog_catch.mp4", "sintel_trailer_52s.mp4", "slides_talk_123s.mp4")
 CLIP_SECONDS = 2.5
 ENCODING = ("-c:v", "libx264", "-preset", "veryfast", "-crf", "22", "-c:a", "aac")
-WAYS = ("copy", "ffmpeg copy", "exact", "ffmpeg")
-PAIRS = (("copy", "ffmpeg copy"), ("exact", "ffmpeg"))
+WAYS = ("copy", "unknown", "ffmpeg copy", "exact", "ffmpeg")
+PAIRS = (("copy", "ffmpeg copy"), ("unknown", "ffmpeg copy"), ("exact", "ffmpeg"))
 NUMBERED = {
     "25 frames/s": {"audio": "aac"},
     "uneven": {"uneven": True, "audio": "aac"},
@@ -54,9 +55,10 @@ def requests_for(path: Path, folder: Path, clips: int) -> list[CutRequest]:
     return found
 
 
-def ours(media: str) -> Callable[[Path, list[CutRequest]], list[Path]]:
+def ours(media: str, *, is_sound: bool = False) -> Callable[[Path, list[CutRequest]], list[Path]]:
     def cut(path: Path, requests: list[CutRequest]) -> list[Path]:
-        found = {r.clip_id: r for r in cut_clips(path, requests, CutOptions(media, threads=0))}
+        found = {r.clip_id: r for r in cut_clips(path, requests, CutOptions(media, threads=0),
+                                                    is_sound=is_sound)}
         if problems := [r.problem for r in found.values() if r.problem]:
             raise problems[0]
         return [found[request.clip_id].path for request in requests]
@@ -86,7 +88,7 @@ def _start_of(path: Path) -> float:
         return (container.start_time or 0) / av.time_base
 
 
-CUTS = {"copy": ours("copy"), "ffmpeg copy": ffmpeg("-c", "copy"), "exact": ours("exact"),
+CUTS = {"copy": ours("copy", is_sound=True), "unknown": ours("copy"), "ffmpeg copy": ffmpeg("-c", "copy"), "exact": ours("exact"),
         "ffmpeg": ffmpeg(*ENCODING)}
 
 

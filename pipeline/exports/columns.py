@@ -17,8 +17,9 @@ from schemas.clocks import FILE_ZERO_SQL
 from schemas.errors import UsageError
 from schemas.sql_text import literal, quoted
 
-TEXT, PATH, FILE_ZERO, SUBTITLES, SUBTITLE_WORDS, DROPPED = (
-    "_text", "_path", "_file_zero_seconds", "_subtitles", "_subtitle_words", "_dropped",
+TEXT, PATH, FILE_ZERO, SOUND_BYTES, SUBTITLES, SUBTITLE_WORDS, DROPPED = (
+    "_text", "_path", "_file_zero_seconds", "_sound_bytes", "_subtitles", "_subtitle_words",
+    "_dropped",
 )
 SPAN = ("clip_id", "video_id", "start_seconds", "end_seconds", "duration_seconds")
 # Facts of the video under the names that they have in an export; the first five stand in `clips`.
@@ -78,6 +79,7 @@ def choose_columns(
     if request.cut is not None:
         sql[PATH] = "path"
         sql[FILE_ZERO] = FILE_ZERO_SQL
+        sql[SOUND_BYTES] = _sound_bytes(_types(catalog, "videos"))
     if request.redact:
         sql = {name: value for name, value in sql.items() if not _PERSONAL.match(name)}
         clips = {name: value for name, value in clips.items()
@@ -88,6 +90,16 @@ def choose_columns(
         clips[DROPPED] = _dropped(request)
     names = {*clips, *sql}
     return Columns(clips, sql, tuple(dict.fromkeys(name for name in shown if name in names)))
+
+
+def _sound_bytes(there: Mapping[str, str]) -> str:
+    """The size of a file that was decoded whole, and without an error; else null.
+
+    With given spans only these were decoded.
+    """
+    if "corrupt_frames" not in there:
+        return "NULL::BIGINT"
+    return "CASE WHEN corrupt_frames = 0 AND spans IS NULL THEN size_bytes END"
 
 
 def _types(catalog: Catalog, view: str) -> dict[str, str]:

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.exports.columns import FILE_ZERO, PATH
+from pipeline.exports.columns import FILE_ZERO, PATH, SOUND_BYTES
 from pipeline.exports.folder import WORK
 from pipeline.exports.request import ExportRequest
 from pipeline.exports.samples import SAMPLE_BYTES, render_samples
@@ -226,7 +226,8 @@ def _cut_video(
         kind, reason = "crash", f"{video}: the cutter gave no result"
         try:
             for result in cut_clips_isolated(source, wanted, request.cut,
-                                             starts_at_seconds=facts[FILE_ZERO]):
+                                             starts_at_seconds=facts[FILE_ZERO],
+                                             is_sound=_is_sound(source, facts)):
                 if left.pop(result.clip_id, None) is not None:
                     yield _without_path(result, source, video)
         except ClipmillError:
@@ -237,6 +238,12 @@ def _cut_video(
             kind = "crash"
             reason = _nameless(f"{video}: {type(error).__name__}: {error}", source, video)
     yield from (CutResult(clip, problem=RowFailed(kind, reason)) for clip in left)
+
+
+def _is_sound(source: Path, facts: dict[str, Any]) -> bool:
+    """Whether the file was decoded without an error, and has not got another size since."""
+    size = facts.get(SOUND_BYTES)
+    return size is not None and source.stat().st_size == size
 
 
 def _without_path(result: CutResult, source: Path, video: str) -> CutResult:
@@ -253,9 +260,12 @@ def _nameless(message: str, source: Path, video: str) -> str:
 
 def _by_video(rows: pa.Table) -> Iterator[tuple[str, list[dict[str, Any]]]]:
     """The clips of each video, in order; rows are sorted by video."""
-    names = ["clip_id", "video_id", "start_seconds", "end_seconds", PATH, FILE_ZERO]
+    names = ["clip_id", "video_id", "start_seconds", "end_seconds", PATH, FILE_ZERO,
+             SOUND_BYTES]
     clips: list[dict[str, Any]] = []
-    for row in rows.select(names).to_pylist():
+    # What an earlier version pinned says nothing of how sound the files are.
+    there = [name for name in names if name in rows.schema.names]
+    for row in rows.select(there).to_pylist():
         if clips and row["video_id"] != clips[0]["video_id"]:
             yield clips[0]["video_id"], clips
             clips = []

@@ -71,6 +71,7 @@ class CutOptions:
 class CutResult:
     """What became of a request: `path` is the file that is there now, or `problem` says why not.
 
+    `decoded_frames` counts the pictures that were decoded to check the clip.
     `path` is the target; with `copy`, where mp4 can't hold the codecs, its suffix is `.webm` or
     `.mkv`. `start_seconds` and `end_seconds` are what the file truly shows, in the source's time.
     Width and height are as displayed.
@@ -85,6 +86,7 @@ class CutResult:
     height: int | None = None
     has_audio: bool | None = None
     size_bytes: int | None = None
+    decoded_frames: int = 0
     problem: RowFailed | None = None
 
 
@@ -143,7 +145,7 @@ class ClipFile:
 
         `expected_seconds` are the frames' times counted from the first one, in any order, and
         `end_seconds` is the last one's end. `decode` compares them with the decoded pictures,
-        not with the packets. Gives width, height, has_audio and size_bytes.
+        not with the packets. Gives width, height, has_audio, size_bytes and decoded_frames.
         """
         with self.writing():
             self.output.close()
@@ -162,8 +164,10 @@ class ClipFile:
                 if decode:
                     context.options = {"skip_loop_filter": "all"}  # only times are looked at
                 first, times, tick = None, [], float(stream.time_base)
+                n_decoded = 0
                 for packet in packets(container, stream):
                     decoded = packet.decode() if decode or first is None else ()
+                    n_decoded += len(decoded)
                     first = first or next(iter(decoded), None)
                     if decode:
                         times += [float(frame.pts * frame.time_base) for frame in decoded
@@ -195,7 +199,8 @@ class ClipFile:
         if length and abs(length - end_seconds) > max(longest, 0.05) + slack:
             raise self._wrong(f"lasts {length:.3f} s, not {end_seconds:.3f} s")
         size = orientation_of(first).shown(*framing.size(first.width, first.height))
-        return {"width": size[0], "height": size[1], "has_audio": has_audio}
+        return {"width": size[0], "height": size[1], "has_audio": has_audio,
+                "decoded_frames": n_decoded}
 
     def _wrong(self, what: str) -> RowFailed:
         return RowFailed("crash", f"{self.target.name} was cut, but it {what}")

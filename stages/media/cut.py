@@ -9,6 +9,7 @@ Every file is written under a temporary name beside its target, opened and check
 
 from __future__ import annotations
 
+import functools
 import glob
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -46,19 +47,21 @@ def check_encoder(options: CutOptions) -> str:
 
 def cut_clips(
     source: Path, requests: Sequence[CutRequest], options: CutOptions, *,
-    starts_at_seconds: float = 0.0,
+    starts_at_seconds: float = 0.0, is_sound: bool = False,
 ) -> Iterator[CutResult]:
     """Cuts clips of one file; gives one result a request, as they are ready.
 
     Times are the source video's; `starts_at_seconds` is the file's time 0 in it, which may be
-    before the video's start. A clip that can't be cut is a result with a problem; so are all clips
+    before the video's start. `is_sound` says that the whole file was decoded before, and without an
+    error. A clip that can't be cut is a result with a problem; so are all clips
     of a file that can't be read. Raises ClipmillError where no clip could be written at all (full
     disk, no encoder).
     """
     left = {request.clip_id: None for request in requests}
     if len(left) < len(requests):
         raise ValueError("clip_id of the requests must be distinct")
-    cut = copy_clips if options.media == "copy" else encode_clips
+    cut = (functools.partial(copy_clips, is_sound=is_sound) if options.media == "copy"
+           else encode_clips)
     try:
         zero = _in_ticks(source, starts_at_seconds) if starts_at_seconds else 0.0
         shifted = [replace(request, start_seconds=request.start_seconds - zero,
@@ -87,7 +90,7 @@ def _in_ticks(source: Path, seconds: float) -> float:
 
 def cut_clips_isolated(
     source: Path, requests: Sequence[CutRequest], options: CutOptions, *,
-    starts_at_seconds: float = 0.0, limits: Limits = CUT_LIMITS,
+    starts_at_seconds: float = 0.0, is_sound: bool = False, limits: Limits = CUT_LIMITS,
 ) -> Iterator[CutResult]:
     """As `cut_clips`, in a helper process: what takes that down costs this file's clips only.
 
@@ -96,7 +99,7 @@ def cut_clips_isolated(
     left = {request.clip_id: request for request in requests}
 
     def arguments() -> tuple[Any, ...]:
-        return list(left.values()), options, starts_at_seconds
+        return list(left.values()), options, starts_at_seconds, is_sound
 
     try:
         for result in stream_isolated(_cut_in_helper, source, arguments, limits=limits):
@@ -109,9 +112,11 @@ def cut_clips_isolated(
 
 
 def _cut_in_helper(
-    source: Path, requests: Sequence[CutRequest], options: CutOptions, starts_at_seconds: float
+    source: Path, requests: Sequence[CutRequest], options: CutOptions, starts_at_seconds: float,
+    is_sound: bool,
 ) -> Iterator[CutResult]:
-    yield from cut_clips(source, requests, options, starts_at_seconds=starts_at_seconds)
+    yield from cut_clips(source, requests, options, starts_at_seconds=starts_at_seconds,
+                         is_sound=is_sound)
 
 
 def _discard_parts(target: Path) -> None:

@@ -6,8 +6,10 @@ that come first in the file but are shown before the key frame are left out: the
 that are not there. Where the last frames need one that is shown after the span's end, it stays in,
 with all that lies between: so the clip is without gaps, and its true span is recorded.
 
-Every clip is decoded once, without being shown, so that what is recorded of it are pictures. Where
-some are missing the clip begins at an earlier key frame.
+What is recorded of a clip are pictures, so it is decoded once, without being shown. That is spared
+where the whole file was decoded before without an error, and its bytes say that nothing reaches
+from one group of pictures into another: any groups of it then decode as they did. Where pictures
+are missing the clip begins at an earlier key frame.
 """
 
 from __future__ import annotations
@@ -162,10 +164,14 @@ def _decoding_times(pts: list[int]) -> list[int]:
 
 
 def copy_clips(
-    source: Path, requests: Sequence[CutRequest], options: CutOptions
+    source: Path, requests: Sequence[CutRequest], options: CutOptions, *, is_sound: bool = False
 ) -> Iterator[CutResult]:
-    """Cuts clips of one file without encoding; times are the file's own."""
+    """Cuts clips of one file without encoding; times are the file's own.
+
+    `is_sound` says that the whole file was decoded before, and without an error.
+    """
     plan = _Plan(source)
+    decode = not (is_sound and plan.index.is_plain)
     with Sound(source) as sound, open_container(source) as container:
         stream = video_stream(container, source)
         for other in container.streams:
@@ -175,19 +181,20 @@ def copy_clips(
             try:
                 check_reach(request, plan.index.end_seconds)
                 yield _copied(container, stream, sound if options.audio else None, plan, request,
-                              options)
+                              options, decode)
             except RowFailed as problem:
                 yield CutResult(request.clip_id, problem=problem)
 
 
 def _copied(container: Any, stream: av.VideoStream, sound: Sound | None, plan: _Plan,
-            request: CutRequest, options: CutOptions) -> CutResult:
+            request: CutRequest, options: CutOptions, decode: bool) -> CutResult:
     """The clip from the first of its possible beginnings from which all its pictures decode."""
     problem: RowFailed | None = None
     for span in plan.spans(request.start_seconds, request.end_seconds,
                            options.start == "nearest"):
         try:
-            return _copy(container, stream, sound, plan, span, request, options.threads)
+            return _copy(container, stream, sound, plan, span, request, options.threads,
+                         decode=decode)
         except RowFailed as failed:
             if failed.kind not in ("bad_media", "crash"):
                 raise
@@ -205,7 +212,7 @@ def no_start(path: Path) -> RowFailed:
 
 
 def _copy(container: Any, stream: av.VideoStream, sound: Sound | None, plan: _Plan, span: _Span,
-          request: CutRequest, threads: int) -> CutResult:
+          request: CutRequest, threads: int, *, decode: bool) -> CutResult:
     begin = span.pts[0]
     start_seconds, end_seconds = plan.seconds(begin), plan.seconds(span.end_pts)
     heard = sound.stream if sound else None
@@ -237,7 +244,8 @@ def _copy(container: Any, stream: av.VideoStream, sound: Sound | None, plan: _Pl
             raise RowFailed("bad_media", f"{len(left):,} of the clip's "
                             f"{counted(len(span.dts), 'packet')} can't be read again")
         times = [exact_seconds(stamp - begin, plan.time_base) for stamp in span.pts]
-        facts = file.publish(times, end_seconds - start_seconds, decode=True, threads=threads)
+        facts = file.publish(times, end_seconds - start_seconds, decode=decode,
+                             threads=threads)
     finally:
         file.discard()
     return CutResult(request.clip_id, start_seconds=start_seconds, end_seconds=end_seconds,

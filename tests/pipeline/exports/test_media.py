@@ -17,10 +17,12 @@ from pipeline.exports import units
 from pipeline.exports.request import Interleaving, cut_options
 from pipeline.task_results import TaskResult
 from schemas.errors import ClipmillError, RowFailed
+from schemas.tables import SCANS
 from stages.media.cut import CutRequest, CutResult, cut_clips
 from tests.media import THREE_SHOTS, cached
 from tests.pipeline.exports.small_dataset import (
     PLANTED,
+    STEPS,
     Small,
     contents,
     export,
@@ -28,6 +30,7 @@ from tests.pipeline.exports.small_dataset import (
     write_small,
     youtube_id,
 )
+from tests.synthetic import START, run_record, write_run, write_shard
 
 
 def failures(folder: Path) -> list[dict[str, Any]]:
@@ -179,6 +182,44 @@ def test_a_worker_that_dies_costs_the_videos_that_it_dies_at(tmp_path, monkeypat
                                        "failed": {"crash": 6}}
     assert {row["video_id"] for row in failures(tmp_path / "out")} == {
         "file-001", f"youtube-{youtube_id(2)}"}
+
+
+def test_only_files_that_were_decoded_whole_without_an_error_are_called_sound(
+    tmp_path, monkeypatch
+):
+    """Not one with corrupt pictures, of another size, read in spans only, or never counted."""
+    dataset = write_small(tmp_path / "dataset", 5, change=_with_sizes)
+    ids = [row["video_id"] for row in dataset.rows["download_videos"]]
+    rows = [{"video_id": video, "corrupt_frames": corrupt}
+            for video, corrupt in zip(ids, (0, 3, 0, 0, None), strict=True)]
+    steps = {"scan_videos": ("split_clips", "s1", SCANS), "split_clips": STEPS["split_clips"]}
+    write_shard(dataset.path, "scan_videos", "s1", "000000", rows, SCANS, stage="split_clips")
+    record = json.loads(next((dataset.path / "runs").glob("r1*.json")).read_text())
+    stages = [stage for stage in record["stages"] if stage["stage"] != "split_clips"]
+    write_run(dataset.path, record | {
+        "stages": [*run_record("r1", START, steps)["stages"], *stages]})
+    called: dict[str, bool] = {}
+
+    def cut(source: Path, requests: Sequence[CutRequest], *rest: Any, is_sound: bool, **more: Any
+            ) -> Iterator[CutResult]:
+        called[requests[0].clip_id] = is_sound
+        return cut_clips(source, requests, *rest, is_sound=is_sound, **more)
+
+    monkeypatch.setattr(units, "cut_clips_isolated", cut)
+    done = export(dataset, tmp_path / "out", "parquet", cut=cut_options("copy"),
+                  uncaptioned=True)
+    assert done.manifest["counts"]["exported"] == 15
+    assert {ids.index(clip.rsplit("-", 2)[0]): sound for clip, sound in called.items()} == {
+        0: True, 1: False, 2: False, 3: False, 4: False}
+
+
+def _with_sizes(step: str, row: dict[str, Any]) -> None:
+    if step == "download_videos":
+        number = int(row["source_key"][1:])
+        film, _ = cached(THREE_SHOTS)
+        row["size_bytes"] = film.stat().st_size + (number == 2)
+        if number == 3:
+            row["spans"] = [{"start_seconds": 0.0, "end_seconds": 2.0}]
 
 
 def _deadly(source: Path, requests: Sequence[CutRequest], *rest: Any, **more: Any

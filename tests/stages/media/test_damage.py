@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import av
@@ -11,7 +12,8 @@ import imageio_ffmpeg
 import pytest
 
 from stages.media import decode
-from tests.numbered import render_numbered
+from stages.media.cut import CutOptions, CutRequest, CutResult, cut_clips
+from tests.numbered import numbers_of, render_numbered
 from tests.scanning import run
 
 COUNT = 100
@@ -113,3 +115,29 @@ def test_an_encrypted_file_gives_no_clip(boundaries, tmp_path):
     assert not any(row["clip_id"] for row in made.get("split_clips", []))
     last = made.get("split_clips") or made["scan_videos"]
     assert last[0]["error"] or last[0]["rejection"]
+
+
+def test_only_what_is_known_to_be_sound_is_copied_without_decoding(half_damaged, tmp_path):
+    """One frame is decoded of a clip whose file was decoded before; all, of any other clip."""
+    open_groups = tmp_path / "open.mp4"
+    render_numbered(open_groups, 60, options={
+        "x264-params": "open-gop=1:b-adapt=0:scenecut=0:keyint=15:min-keyint=15"})
+    whole = tmp_path / "whole.mp4"
+    render_numbered(whole, 60, keyframes=10)
+
+    def copied(path: Path, start: float, end: float, **known: bool) -> CutResult:
+        request = CutRequest("c", start, end, tmp_path / "c.mp4")
+        (result,) = cut_clips(path, [request], CutOptions("copy"), **known)
+        return result
+
+    sound, unknown = copied(whole, 1.0, 2.0, is_sound=True), copied(whole, 1.0, 2.0)
+    assert sound.decoded_frames < 5 < unknown.n_frames == unknown.decoded_frames
+    assert replace(sound, decoded_frames=0) == replace(unknown, decoded_frames=0)
+    assert numbers_of(sound.path) == list(range(50 - sound.n_frames, 50))
+    reaching = copied(open_groups, 1.0, 2.0, is_sound=True)
+    assert reaching.decoded_frames == reaching.n_frames
+    spoilt = copied(half_damaged, 2.4, 3.6)
+    if spoilt.problem is None:
+        assert spoilt.decoded_frames == spoilt.n_frames
+    else:
+        assert spoilt.problem.kind == "bad_media"
