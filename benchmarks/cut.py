@@ -88,8 +88,8 @@ def _start_of(path: Path) -> float:
         return (container.start_time or 0) / av.time_base
 
 
-CUTS = {"copy": ours("copy", is_sound=True), "unknown": ours("copy"), "ffmpeg copy": ffmpeg("-c", "copy"), "exact": ours("exact"),
-        "ffmpeg": ffmpeg(*ENCODING)}
+CUTS = {"copy": ours("copy", is_sound=True), "unknown": ours("copy"),
+        "ffmpeg copy": ffmpeg("-c", "copy"), "exact": ours("exact"), "ffmpeg": ffmpeg(*ENCODING)}
 
 
 def measure(path: Path, clips: int, repeats: int) -> dict[str, float]:

@@ -226,9 +226,6 @@ def _provided(steps: Sequence[StepTable], level: str, promised: Columns) -> list
                 shown = f"{step.stage}_{column}" if renamed or column in used else column
             used.add(shown)
             further.append(_Joined(shown, step, column))
-    scanned = primary(steps, "scan_videos") if level == "video_id" else None
-    if scanned is not None and _CORRUPT in scanned.schema.names and _CORRUPT not in used:
-        further.append(_Joined(_CORRUPT, scanned, _CORRUPT))
     return [*found.values(), *further]
 
 
@@ -277,6 +274,10 @@ def video_rows(steps: Sequence[StepTable]) -> str:
     """
     download = primary(steps, "download_videos")
     further = _provided(steps, "video_id", VIDEOS_VIEW)
+    scanned = primary(steps, "scan_videos")
+    if (scanned is not None and _CORRUPT in scanned.schema.names
+            and all(column.name != _CORRUPT for column in further)):
+        further.append(_Joined(_CORRUPT, scanned, _CORRUPT))
     if download is None:
         return empty((*VIDEOS_VIEW, *((c.name, c.table.schema.field(c.column).type)
                                       for c in further), *_GROUPS))
