@@ -31,6 +31,7 @@ from stages.media.entries import Kind, PacketReader, packet_reader, tells_no_ord
 from stages.media.framing import Framing, framing_of
 from stages.media.hdr import ToneMap, tone_map_of
 from stages.media.kinds import what_it_holds
+from stages.media.labels import place_of, put_place
 from stages.media.opening import (
     NotOpened,
     first_video_stream,
@@ -432,11 +433,12 @@ class FastVideo(DecodedVideo):
         for frame in decoded(found, self._complain, strictly=strictly):
             self.decoded_frames += 1
             self._sound_frames += not frame.is_corrupt
-            self._waiting.pop(frame.opaque, None)
-            if has_fields or frame.opaque is None:
+            place = place_of(frame)
+            self._waiting.pop(place, None)
+            if has_fields or place is None:
                 self._waiting.clear()
             if order is not None:
-                frame.pts = order.stamp(frame.opaque)
+                frame.pts = order.stamp(place)
             yield frame
 
     def _labelled(
@@ -448,7 +450,7 @@ class FastVideo(DecodedVideo):
             if packet.size and not packet.is_discard and reader.is_shown(packet):
                 self._packets += 1
                 if stamp is not None:
-                    packet.opaque = place
+                    put_place(packet, place)
                     self._waiting[place] = stamp
                     if order is not None:
                         order.add(place, stamp, packet.is_keyframe and (

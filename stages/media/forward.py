@@ -17,6 +17,7 @@ from av.video.stream import VideoStream
 
 from stages.media.damage import Damaged, be_alone, be_strict, decoded
 from stages.media.decode import open_container, video_stream
+from stages.media.labels import place_of, put_place
 from stages.media.opening import packets, passing_over
 from stages.media.packets import Entry, PacketIndex
 
@@ -111,8 +112,9 @@ class Forward:
         number = None
         for frame in decoded(_labelled(found), self._complain, strictly=strictly):
             self.decoded_frames += 1
-            if number is None or not self._index.counts or frame.opaque in self._closed:
-                number = self._numbers.get(frame.opaque)
+            place = place_of(frame)
+            if number is None or not self._index.counts or place in self._closed:
+                number = self._numbers.get(place)
             else:
                 number += 1
             if number is not None and number < self._index.n_frames:
@@ -125,7 +127,7 @@ class Forward:
 def _labelled(found: Iterable[tuple[int | None, av.Packet]]) -> Iterator[av.Packet]:
     """The packets with their places on them, which their frames then bear."""
     for place, packet in found:
-        packet.opaque = place
+        put_place(packet, place)
         yield packet
 
 

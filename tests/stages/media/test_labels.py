@@ -1,0 +1,34 @@
+"""A frame says which packet it came from, whatever else is decoded meanwhile."""
+
+from __future__ import annotations
+
+import itertools
+
+import av
+
+from stages.media.forward import Forward
+from stages.media.labels import place_of, put_place
+from stages.media.packets import read_packets
+from tests.numbered import render_numbered
+
+
+def test_the_end_of_one_packet_takes_no_label_off_another():
+    first, second = av.Packet(b"a"), av.Packet(b"b")
+    put_place(first, 7)
+    put_place(second, 7)
+    del second
+    assert place_of(first) == 7
+
+
+def test_no_frame_is_lost_where_another_decoder_of_the_file_ends(tmp_path):
+    """Decoders hold packets back, and both give theirs the same places."""
+    path = tmp_path / "numbered.mp4"
+    render_numbered(path, 60)
+    index = read_packets(path)
+    numbers = []
+    for number, _ in Forward(path, index).frames(0):
+        numbers.append(number)
+        other = Forward(path, index).frames(0)
+        list(itertools.islice(other, 12))
+        other.close()
+    assert numbers == list(range(60))
