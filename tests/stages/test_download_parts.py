@@ -15,19 +15,8 @@ from pipeline.status import status_report
 from schemas.ids import source_key
 from schemas.tables import SOURCES
 from stages.protocol import Workspace
-from tests.download_helpers import add_home, make_video, outcome, stage
-from tests.http_server import Busy, File, Hang, serve
-
-
-@pytest.fixture
-def site():
-    with serve() as server:
-        yield server
-
-
-@pytest.fixture
-def platform(monkeypatch):
-    return add_home(monkeypatch.setattr)
+from tests.download_helpers import make_video, outcome, stage
+from tests.http_server import Busy, File, Hang
 
 
 def vtt(text: str) -> File:

@@ -14,8 +14,7 @@ from stages.media.http import PassingProblem
 from stages.media.subtitles import parse_subtitles, seconds_of
 from stages.media.ytdlp import problem_of
 from stages.protocol import Workspace
-from tests.download_helpers import add_home, make_audio, make_video, outcome, stage
-from tests.http_server import serve
+from tests.download_helpers import make_audio, make_video, outcome, stage
 
 VTT = """WEBVTT
 
@@ -32,17 +31,6 @@ JSON3 = json.dumps({"events": [
     {"tStartMs": 1000, "dDurationMs": 500, "segs": [{"utf8": "\n"}]},
     {"tStartMs": 1200, "dDurationMs": 0},
 ]})
-
-
-@pytest.fixture
-def site():
-    with serve() as server:
-        yield server
-
-
-@pytest.fixture
-def platform(monkeypatch):
-    return add_home(monkeypatch.setattr)
 
 
 def watch(dataset, site, **settings) -> dict:

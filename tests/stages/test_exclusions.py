@@ -14,19 +14,7 @@ from schemas.damage import DamagedFile
 from schemas.ids import source_key
 from stages.media.exclusions import Exclusions
 from stages.protocol import Workspace
-from tests.download_helpers import add_home, make_video, outcome, stage
-from tests.http_server import serve
-
-
-@pytest.fixture
-def site():
-    with serve() as server:
-        yield server
-
-
-@pytest.fixture
-def platform(monkeypatch):
-    return add_home(monkeypatch.setattr)
+from tests.download_helpers import make_video, outcome, stage
 
 
 def bring(dataset: Path, urls: list[str]) -> list[dict]:
