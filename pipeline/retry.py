@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -50,13 +51,13 @@ def read_request(path: Path) -> dict[str, Any]:
     return request
 
 
-def current_failures(step: Step, dataset: Path) -> dict[str, dict[str, dict]]:
+def current_failures(step: Step, dataset: Path) -> dict[str, dict[str, list[dict[str, Any]]]]:
     """Per base shard: the keys whose newest outcome at this step is an error, with that error.
 
-    The error of a kept row is that of a part that it lacks, with its `part`.
+    The errors of a kept row are those of the parts that it lacks, each with its `part`.
     """
     folder = step.folder(dataset)
-    found: dict[str, dict[str, dict]] = {}
+    found: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for shard in sorted(committed_shards(folder), key=shard_order):
         failed = found.setdefault(base_shard(shard), {})
         path = shard_path(folder, shard)
@@ -67,9 +68,9 @@ def current_failures(step: Step, dataset: Path) -> dict[str, dict[str, dict]]:
         for row in rows:
             key = row[step.stage.key]
             if row["error"] is not None:
-                failed[key] = row["error"]
+                failed[key] = [row["error"]]
             elif row.get("failed_parts"):
-                failed[key] = row["failed_parts"][0]
+                failed[key] = row["failed_parts"]
             else:
                 failed.pop(key, None)
     return {shard: failed for shard, failed in found.items() if failed}
@@ -108,7 +109,7 @@ def request_retries(
     """Writes a retry shard for every group with failures of `kinds` (all kinds when empty).
 
     Rows that were tried as part of a retry `finished` just now are left to the next. Gives the
-    number of keys to try again by stage. The caller runs what is then pending.
+    number of keys to try again by stage, or by part of one. The caller runs what is then pending.
     """
     asked: dict[str, int] = {}
     taken: dict[str, int] = {}
@@ -117,18 +118,19 @@ def request_retries(
     asked_at = datetime.now(UTC).isoformat()
     for step in plan.steps:
         for base, failed in current_failures(step, dataset).items():
-            keys = sorted(key for key, error in failed.items()
-                          if (not kinds or error["kind"] in kinds)
-                          and not finished.has_tried(error))
-            if not keys:
+            again = {key: found for key, errors in sorted(failed.items())
+                     if (found := [error for error in errors
+                                   if (not kinds or error["kind"] in kinds)
+                                   and not finished.has_tried(error)])}
+            if not again:
                 continue
             taken[base] = taken.get(base, 0) + 1
             write_json(dataset / RETRIES / f"{base}.retry{taken[base]}.json", {
-                "step": step.label, "fingerprint": step.fingerprint, "keys": keys,
+                "step": step.label, "fingerprint": step.fingerprint, "keys": list(again),
                 "asked_at": asked_at,
             })
-            for key in keys:
-                part = failed[key].get("part")
+            for error in itertools.chain.from_iterable(again.values()):
+                part = error.get("part")
                 name = step.stage_label if part is None else f"{step.stage_label}.{part}"
                 asked[name] = asked.get(name, 0) + 1
     return asked

@@ -83,7 +83,8 @@ SOURCES = pa.schema(
 # null where the file doesn't say: HDR10 is `smpte2084`, HLG `arib-std-b67`.
 # `subtitle_words` runs parallel to `subtitles`: the words of each line with the times at which they
 # are said, where those are known.
-# `failed_parts` are failures of what a kept row lacks (subtitles); `retry` asks for those alone.
+# `failed_parts` are failures of what a kept row lacks (`subtitles`, `sound`); `retry` asks for just
+# those.
 VIDEOS = pa.schema(
     [
         pa.field("source_key", pa.string(), nullable=False),

@@ -59,7 +59,12 @@ class DownloadVideos(ReadingStage):
         "shorter side has at most this many pixels is taken, else the smallest; a local or "
         "directly linked file stays as it is; null takes the best there is")
     format: str | None = Field(
-        None, description="yt-dlp's format selection in place of max_height's, e.g. `b[ext=mp4]`")
+        None, description="yt-dlp's format selection in place of max_height's, e.g. `b[ext=mp4]`; "
+        "it also says whether sound is asked for")
+    sound: Literal["wanted", "required", "none"] = Field(
+        "wanted", description="of videos whose picture and sound are fetched in two files: "
+        "`wanted` keeps the video without its sound where that can't be had, and `retry` asks for "
+        "the sound alone; `required` fails it; `none` asks for no such sound, unless `format` does")
     subtitle_languages: list[str] = Field(
         ["own", "en", "en-.*"], description="languages of subtitles: patterns that must match the "
         "whole code, and `own` for the language spoken in the video; [] for none")

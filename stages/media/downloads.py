@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
-import hashlib
-import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -14,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from schemas.errors import MAX_MESSAGE_CHARACTERS, RowFailed, RowRejected
+from schemas.errors import RowFailed, RowRejected
 from schemas.ids import content_video_id, safe_id
 from stages.media.cookies import cookie_jar
 from stages.media.exclusions import RULE as EXCLUDED_RULE
@@ -32,25 +30,24 @@ from stages.media.http import (
     polite,
 )
 from stages.media.isolated import run_isolated
+from stages.media.parts import Parts, failure_of
 from stages.media.probe import Probe, probe
 from stages.media.progress import LargeFile
 from stages.media.proxies import proxies_of_environment
 from stages.media.sections import Section, discard, widest
-from stages.media.speech import without_overlaps
-from stages.media.store import Media, MediaStore
+from stages.media.store import Media, MediaStore, origin_of, sha256_of
 from stages.media.suffixes import MEDIA_SUFFIXES
 from stages.media.watch import Progress
-from stages.media.ytdlp_subtitles import KIND, OPTIONS
+from stages.media.ytdlp_sound import KIND as SOUND
+from stages.media.ytdlp_subtitles import OPTIONS
 from stages.models.fetching import local_file
 from stages.models.references import file_sha256
 
 if TYPE_CHECKING:
     from stages.download_videos import DownloadVideos
-    from stages.media.ytdlp import Asked, Video
-    from stages.media.ytdlp_subtitles import Taken, Tracks
+    from stages.media.ytdlp import Asked, Page, Video
+    from stages.media.ytdlp_sound import Sound
 
-# A row does not wait long for what it can do without: `retry` asks again.
-_RETRIES_OF_A_PART = 1
 # What `subtitle_languages` was when nobody set it.
 _FORMER_LANGUAGES = ["en", "en-.*", ".*-orig"]
 
@@ -68,7 +65,8 @@ class Downloader:
         self._patience = Patience(settings.retries, settings.backoff_seconds,
                                   settings.max_backoff_seconds)
         self._excluded = Exclusions(store.folder.parent)
-        self._tracks_at_hand: dict[str, Tracks] = {}
+        self._parts = Parts(settings, store, self._hosts, self._patiently, self._asked)
+        self._pages: dict[str, Page] = {}
         self._cookies = local_file(settings.cookies_file, setting="download_videos.cookies_file"
                                    ) if settings.cookies_file else None
         self._client = self._open_client()
@@ -109,13 +107,14 @@ class Downloader:
         host_of(url)
         parts = urlsplit(url)
         direct = PurePosixPath(parts.path).suffix.lower() in MEDIA_SUFFIXES
-        if row["extractor"] is None and parts.scheme in ("http", "https"):
-            with contextlib.suppress(NotAMediaFile):
-                return self._reuse_or(row, _origin("http", url),
-                                      lambda: self._by_http(row, url, page_is_bad_media=direct))
         origin, *former = self._yt_dlp_origins(row, url)
-        return self._with_subtitles(row, url, self._reuse_or(
-            row, origin, lambda: self._by_yt_dlp(row, url, origin), former))
+        is_of_page = self._store.found(row["source_key"], origin, *former) is not None
+        if row["extractor"] is None and parts.scheme in ("http", "https") and not is_of_page:
+            with contextlib.suppress(NotAMediaFile):
+                return self._reuse_or(row, origin_of("http", url),
+                                      lambda: self._by_http(row, url, page_is_bad_media=direct))
+        media = self._reuse_or(row, origin, lambda: self._by_yt_dlp(row, url, origin), former)
+        return self._parts.complete(row, url, media, self._pages.pop(row["source_key"], None))
 
     def _reuse_or(
         self, row: dict[str, Any], origin: str, bring: Callable[[], Media],
@@ -150,7 +149,7 @@ class Downloader:
                 # Nor is anything of /proc read, which may fail or never end.
                 raise RowFailed("bad_media", f"an empty file: {path}")
             if self._settings.copy_local_files:
-                origin = _origin("copy", str(path), status.st_size, status.st_mtime_ns)
+                origin = origin_of("copy", str(path), status.st_size, status.st_mtime_ns)
                 return self._reuse_or(row, origin, lambda: self._copy(row, path, origin))
             media = self._judged(row, Media(
                 origin="", video_id="", sha256=file_sha256(path), size_bytes=status.st_size,
@@ -173,7 +172,7 @@ class Downloader:
             file = folder / f"copy{path.suffix}"
             with LargeFile(path) as source, open(file, "wb") as copy:
                 shutil.copyfileobj(source, copy, _COPIED_BYTES)
-            return self._take_in(row, file, origin=origin, sha256=_sha256(file))
+            return self._take_in(row, file, origin=origin, sha256=sha256_of(file))
 
     def _by_http(self, row: dict[str, Any], url: str, *, page_is_bad_media: bool) -> Media:
         with self._store.work_folder(row["source_key"], go_on=True) as folder:
@@ -188,7 +187,7 @@ class Downloader:
             notes = {}
             if self._section(row) is not None:
                 notes["section_refused"] = "a directly linked file is taken as a whole"
-            return self._take_in(row, fetched.path, origin=_origin("http", url),
+            return self._take_in(row, fetched.path, origin=origin_of("http", url),
                                  sha256=fetched.sha256, notes=notes)
 
     def _by_yt_dlp(self, row: dict[str, Any], url: str, origin: str) -> Media:
@@ -207,15 +206,49 @@ class Downloader:
             while self._is_too_large(video):
                 # A playlist without sizes: which rendition is within max_height, the file tells.
                 discard(folder)
-                least = f"[tbr<{video.lesser_than}]"
-                video = bring({**asked.options, "format": f"bv*{least}+ba/b{least}"})
-            self._tracks_at_hand[row["source_key"]] = video.tracks
-            return self._take_in(
-                row, video.path, origin=origin, sha256=_sha256(video.path),
+                video = bring({**asked.options,
+                               "format": self._format(f"[tbr<{video.lesser_than}]")})
+            file, facts, missing = video.path, None, {}
+            if video.page.sound is not None:
+                file, facts, missing = self._with_its_sound(url, folder, asked, video)
+            media = self._take_in(
+                row, file, facts, origin=origin, sha256=sha256_of(file),
                 extractor=video.extractor, platform_id=video.platform_id,
                 metadata=video.metadata, notes=video.notes, tracks_origin="",
                 starts_at_seconds=video.starts_at_seconds, video_seconds=video.video_seconds,
+                failed_parts=missing,
             )
+            self._pages[row["source_key"]] = video.page
+            return media
+
+    def _with_its_sound(
+        self, url: str, folder: Path, asked: Asked, video: Video
+    ) -> tuple[Path, Probe, dict[str, Any]]:
+        """Picture and sound in one file, or the picture alone; and what was against the sound."""
+        sound = video.page.sound
+        assert sound is not None
+        files = {sound.picture_id: video.path}
+        missing: dict[str, Any] = {}
+        try:
+            with self._hosts.only_for(SOUND):
+                files |= self._parts.fetch_sound(url, folder, asked, sound)
+            return (*self._put_together(url, folder / "with_sound", asked, sound, files), missing)
+        except RowFailed as problem:
+            missing = {SOUND: failure_of(problem)}
+        files = {sound.picture_id: files[sound.picture_id]}
+        discard(folder, but=files[sound.picture_id])  # what came of the sound may be without end
+        return (*self._put_together(url, folder / "picture", asked, sound, files), missing)
+
+    def _put_together(
+        self, url: str, target: Path, asked: Asked, sound: Sound, files: dict[str, Path]
+    ) -> tuple[Path, Probe]:
+        file = self._parts.put_together(url, target, asked, sound, files)
+        return file, self._probe(file)
+
+    def _format(self, bound: str = "") -> str:
+        """yt-dlp's choice of what to fetch: the best picture within a bound, and sound to it."""
+        apart = "" if self._settings.sound == "none" else "+ba"
+        return f"bv*{bound}{apart}/b{bound}"
 
     def _is_too_large(self, video: Video) -> bool:
         """Whether a rendition of unknown size is above max_height, and there are lesser ones."""
@@ -234,6 +267,7 @@ class Downloader:
                    settings.automatic_subtitles, settings.translated_subtitles, row["language"],
                    chosen_by_yt_dlp=bool(OPTIONS & set(settings.yt_dlp))),
             lambda site, name, page: self._check_known(row, site, name, page),
+            leaves_sound=settings.sound != "required",
         )
 
     def _patiently(
@@ -258,60 +292,6 @@ class Downloader:
             video_id = video_id_of(extractor, platform_id, row["url"])
             self._store.check_claim(row["source_key"], video_id)
 
-    def _with_subtitles(self, row: dict[str, Any], url: str, media: Media) -> Media:
-        """The media with the subtitles that it lacks, or with what is against them."""
-        at_hand = self._tracks_at_hand.pop(row["source_key"], None)
-        origin = self._tracks_origin()
-        if media.tracks_origin is None:  # an earlier release took them, all or none
-            media = dataclasses.replace(media, tracks_origin=origin,
-                                        subtitles=without_overlaps(media.subtitles))
-        if media.tracks_origin == origin and KIND not in media.failed_parts:
-            return media
-        if media.tracks_origin != origin:
-            media = dataclasses.replace(media, tracks=[], subtitles=[], failed_parts={})
-        with self._store.work_folder(row["source_key"]) as folder, self._hosts.only_for(KIND):
-            taken = self._take_tracks(row, url, folder, media.tracks, at_hand)
-        parts = {part: said for part, said in media.failed_parts.items() if part != KIND}
-        notes = {name: text for name, text in media.notes.items() if name != "subtitles_error"}
-        if (problem := taken.problem()) is not None:
-            earlier = media.failed_parts.get(KIND, {}).get("attempts", 0)
-            message = problem.message[:MAX_MESSAGE_CHARACTERS]
-            parts[KIND] = {"kind": problem.kind, "message": message, "attempts": earlier + 1,
-                           "at": datetime.now(UTC).isoformat()}
-        media = dataclasses.replace(
-            media, tracks=[*media.tracks, *taken.names], tracks_origin=origin, notes=notes,
-            failed_parts=parts, subtitles=sorted(
-                [*media.subtitles, *taken.lines], key=lambda line: line["language"]))
-        self._store.note(row["source_key"], media)
-        return media
-
-    def _take_tracks(
-        self, row: dict[str, Any], url: str, folder: Path, there: Sequence[str],
-        tracks: Tracks | None,
-    ) -> Taken:
-        from stages.media.ytdlp import find_tracks
-        from stages.media.ytdlp_subtitles import Taken, fetch_track
-
-        taken = Taken()
-        asked = self._asked(row, folder)
-        if tracks is None:
-            try:
-                tracks = self._patiently(url, folder, lambda: find_tracks(url, folder, asked))
-            except RowFailed as problem:
-                taken.problems["the page"] = problem
-                return taken
-        for number, track in enumerate(tracks.found):
-            if track.name in there:
-                continue
-            try:
-                taken.lines += self._patiently(url, folder, lambda: fetch_track(
-                    track, number, folder, asked.options, tracks.cookies, self._hosts,  # noqa: B023 (called at once)
-                    self._patience.backoff_seconds), _RETRIES_OF_A_PART)
-                taken.names.append(track.name)
-            except RowFailed as problem:
-                taken.problems[track.name] = problem
-        return taken
-
     def _section(self, row: dict[str, Any]) -> Section | None:
         """The part of the video that is asked for; None for the whole."""
         settings = self._settings
@@ -331,7 +311,7 @@ class Downloader:
             timeout_seconds=settings.timeout_seconds, user_agent=settings.user_agent,
         )
         options |= {
-            "format": settings.format or "bv*+ba/b",
+            "format": settings.format or self._format(),
             # `res` is the shorter side: at most this, else the smallest above it.
             "format_sort": [f"res:{settings.max_height}" if settings.max_height else "res"],
             # Whole tries are repeated around yt-dlp, where its partial file is gone on with.
@@ -352,24 +332,24 @@ class Downloader:
         asked = [] if section is None else [section.start_seconds, section.end_seconds]
         media = {name: value for name, value in settings.yt_dlp.items() if name not in OPTIONS}
         formerly = [settings.subtitle_languages, _FORMER_LANGUAGES]
+        if settings.sound == "none" and not settings.format:
+            return [origin_of("yt_dlp", url, settings.max_height, "no sound", media, *asked)]
         return [
-            _origin("yt_dlp", url, settings.max_height, settings.format, media, *asked),
-            *(_origin("yt_dlp", url, settings.max_height, settings.format, languages,
+            origin_of("yt_dlp", url, settings.max_height, settings.format, media, *asked),
+            *(origin_of("yt_dlp", url, settings.max_height, settings.format, languages,
                       settings.user_subtitles, settings.automatic_subtitles, settings.yt_dlp,
                       *asked) for languages in formerly)]
 
-    def _tracks_origin(self) -> str:
-        settings = self._settings
-        chosen = {name: value for name, value in settings.yt_dlp.items() if name in OPTIONS}
-        return _origin("subtitles", settings.subtitle_languages, settings.user_subtitles,
-                       settings.automatic_subtitles, settings.translated_subtitles, chosen)
-
-    def _take_in(self, row: dict[str, Any], file: Path, *, sha256: str, **known: Any) -> Media:
+    def _take_in(
+        self, row: dict[str, Any], file: Path, facts: Probe | None = None, *, sha256: str,
+        **known: Any,
+    ) -> Media:
         """Checks a whole file and moves it to where only whole files are."""
         key = row["source_key"]
         media = Media(
-            video_id="", sha256=sha256, size_bytes=file.stat().st_size, probe=self._probe(file),
-            downloaded_at=datetime.now(UTC), decoded_frames=1, **known,
+            video_id="", sha256=sha256, size_bytes=file.stat().st_size,
+            probe=facts or self._probe(file), downloaded_at=datetime.now(UTC), decoded_frames=1,
+            **known,
         )
         try:
             media = self._judged(row, media)
@@ -412,13 +392,3 @@ def _files_of(folder: Path) -> Progress:
         with contextlib.suppress(FileNotFoundError):
             sizes.append(file.stat().st_size)
     return Progress(sum(sizes), max(sizes))
-
-
-def _origin(*parts: Any) -> str:
-    text = json.dumps(parts, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:20]
-
-
-def _sha256(path: Path) -> str:
-    with LargeFile(path) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

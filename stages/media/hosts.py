@@ -160,6 +160,11 @@ class Hosts:
         """What this thread asks for from now on is another try at its file."""
         self._attempt.asked = []
 
+    @property
+    def kind(self) -> str | None:
+        """What this thread asks for, where it is something that a video can do without."""
+        return self._attempt.kind
+
     @contextlib.contextmanager
     def only_for(self, kind: str) -> Iterator[None]:
         """What this thread asks for meanwhile is of a kind that a video can do without."""

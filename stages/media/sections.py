@@ -181,8 +181,9 @@ def widest(spans: list[dict[str, Any]] | None) -> tuple[float, float] | None:
     return min(span["start_seconds"] or 0.0 for span in spans or []), max(ends)
 
 
-def discard(folder: Path) -> None:
-    """Removes a part's files, so that the whole file is begun with nothing."""
+def discard(folder: Path, but: Path | None = None) -> None:
+    """Removes the files of what won't do, so that what is taken instead is begun with nothing."""
     for path in folder.iterdir():
-        with contextlib.suppress(OSError):
-            path.unlink()
+        if path != but:
+            with contextlib.suppress(OSError):
+                path.unlink()

@@ -25,6 +25,7 @@ from typing import Any
 
 from schemas.errors import RowRejected
 from stages.media.probe import Probe
+from stages.media.progress import LargeFile
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,8 @@ class Media:
     section of the video has the time at which it begins, and how long the whole video is.
 
     `tracks` are the subtitles that were taken, asked for as `tracks_origin` says; `failed_parts`
-    has what is missing and why, by its name.
+    has what is missing and why, by its name. `former` are the SHA-256 of the file as it was before
+    sound that came later was put into it, the oldest first.
     """
 
     origin: str
@@ -57,6 +59,7 @@ class Media:
     tracks: list[str] = field(default_factory=list)
     tracks_origin: str | None = None
     failed_parts: dict[str, dict[str, Any]] = field(default_factory=dict)
+    former: list[str] = field(default_factory=list)
 
     @property
     def clock_starts_at_seconds(self) -> float | None:
@@ -128,7 +131,10 @@ class MediaStore:
         return self._place(source_key, media)
 
     def add(self, source_key: str, file: Path, media: Media) -> None:
-        """Takes in a whole file of this dataset's file system, with what is known of it."""
+        """Takes in a whole file of this dataset's file system, with what is known of it.
+
+        One that a `former` file became takes that one's place when it is kept.
+        """
         _sync(file)
         os.replace(file, self._ready_path(source_key, media))
         self.note(source_key, media)
@@ -190,7 +196,7 @@ class MediaStore:
                 ready.unlink(missing_ok=True)
         place = self._place(source_key, media)
         if place == ready:
-            final = self._free_name(media)
+            final = self._name_of_former(media) or self._free_name(media)
             try:
                 os.replace(ready, final)
             except FileNotFoundError:
@@ -211,28 +217,59 @@ class MediaStore:
         return self._ready / f"{source_key}{media.probe.suffix}"
 
     def _names(self, media: Media) -> list[Path]:
-        """Where the video may lie: another rendition of it may have the plain name."""
+        """Where the video may lie: another rendition of it may have the plain name.
+
+        A file that was changed keeps its name.
+        """
+        hashes = [media.sha256, *reversed(media.former)]
         return [self.folder / f"{media.video_id}{media.probe.suffix}",
-                self.folder / f"{media.video_id}.{media.sha256[:12]}{media.probe.suffix}"]
+                *(self.folder / f"{media.video_id}.{one[:12]}{media.probe.suffix}"
+                  for one in hashes)]
 
     def _free_name(self, media: Media) -> Path:
-        plain, with_hash = self._names(media)
+        plain, with_hash, *_ = self._names(media)
         return with_hash if plain.exists() else plain
 
+    def _name_of_former(self, media: Media) -> Path | None:
+        """Where the file lies that this one is to replace."""
+        if not media.former:
+            return None
+        return next((name for name in self._names(media)
+                     if name.is_file() and sha256_of(name) in media.former), None)
+
     def _place(self, source_key: str, media: Media) -> Path | None:
-        plain, with_hash = self._names(media)
-        for path in (self._ready_path(source_key, media), with_hash, plain):
+        plain, *with_hash = self._names(media)
+        for path in (self._ready_path(source_key, media), *with_hash, plain):
             if path.is_file() and path.stat().st_size == media.size_bytes:
                 return path
         return None
+
+
+def note_of(dataset: Path, source_key: str) -> Mapping[str, Any]:
+    """What is noted of a source's file, as it was written; empty where nothing is."""
+    with contextlib.suppress(OSError, ValueError):
+        found = json.loads((dataset / "media" / ".found" / f"{source_key}.json").read_text("utf-8"))
+        if isinstance(found, dict):
+            return found
+    return {}
+
+
+def origin_of(*parts: Any) -> str:
+    """A short name for what was asked for."""
+    text = json.dumps(parts, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:20]
+
+
+def sha256_of(path: Path) -> str:
+    with LargeFile(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _is_same_file(path: Path, media: Media) -> bool:
     try:
         if path.stat().st_size != media.size_bytes:
             return False
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest() == media.sha256
+        return sha256_of(path) == media.sha256
     except FileNotFoundError:
         return False
 

@@ -24,6 +24,7 @@ from stages.media.http import is_challenge, problem_of_status, retry_after_secon
 from stages.media.sections import NoSection, Section, discard
 from stages.media.ytdlp_options import copied_cookies
 from stages.media.ytdlp_requests import only_by_program, polite_yt_dlp
+from stages.media.ytdlp_sound import Sound, picture_alone
 from stages.media.ytdlp_subtitles import Tracks, Wanted, choose_tracks
 
 _BOT_CHECK = re.compile(r"not a bot|anti-?bot|captcha|unusual traffic", re.IGNORECASE)
@@ -176,20 +177,32 @@ def _chain(error: BaseException | None):
 
 
 @dataclass(frozen=True)
+class Page:
+    """What a site says of a video: all of it, and what can be fetched by itself.
+
+    `sound` is None where it lies in one file with the picture, or was fetched with it.
+    """
+
+    info: dict[str, Any]
+    tracks: Tracks
+    sound: Sound | None
+
+
+@dataclass(frozen=True)
 class Video:
     """A downloaded file and what the platform says about it.
 
     `platform_id` is null where the page is of no platform that names its videos. A file that holds
     a section has the time in the video at which it begins, and how long the whole video is. Where
     the site doesn't tell sizes, and there are renditions of lower rates than this one's,
-    `lesser_than` is its rate (kbit/s).
+    `lesser_than` is its rate (kbit/s). `page` has what is still to be fetched.
     """
 
     path: Path
     extractor: str
     platform_id: str | None
     metadata: dict[str, Any]
-    tracks: Tracks = field(default_factory=Tracks)
+    page: Page
     notes: dict[str, str] = field(default_factory=dict)
     starts_at_seconds: float | None = None
     video_seconds: float | None = None
@@ -208,7 +221,10 @@ def _all_are_new(extractor: str, platform_id: str, page: str | None) -> None:
 
 @dataclass(frozen=True)
 class Asked:
-    """What to ask of a site: its options, what is against a video, and which subtitles."""
+    """What to ask of a site: its options, what is against a video, and which subtitles.
+
+    Where it `leaves_sound`, sound in a file of its own is not fetched with the picture.
+    """
 
     options: Mapping[str, Any]
     judge: Judge
@@ -217,6 +233,7 @@ class Asked:
     known: Known = _all_are_new
     section: Section | None = None
     with_media: bool = True
+    leaves_sound: bool = False
 
 
 def download(url: str, folder: Path, asked: Asked) -> Video:
@@ -261,7 +278,8 @@ def _download_section(url: str, folder: Path, asked: Asked, section: Section) ->
 
 
 def _download(url: str, folder: Path, asked: Asked) -> Video:
-    info, tracks = _extract(url, folder, asked)
+    page = _extract(url, folder, asked)
+    info = page.info
     notes: dict[str, str] = {}
     protocol = str(info.get("protocol") or "")
     if asked.section is None and protocol.startswith(("m3u8", "http_dash_segments", "ism", "f4m")):
@@ -279,7 +297,7 @@ def _download(url: str, folder: Path, asked: Asked) -> Video:
         extractor=NO_PLATFORM if platform_id is None else extractor.lower(),
         platform_id=platform_id,
         metadata=_metadata(info),
-        tracks=tracks,
+        page=page,
         notes=notes,
         lesser_than=_rate_of_unknown_size(info),
     )
@@ -296,13 +314,12 @@ def _rate_of_unknown_size(info: Mapping[str, Any]) -> float | None:
     return rate if lesser else None
 
 
-def find_tracks(url: str, folder: Path, asked: Asked) -> Tracks:
-    """The tracks to take of a video whose media is there already."""
-    _, tracks = _extract(url, folder, replace(asked, with_media=False, section=None))
-    return tracks
+def read_page(url: str, folder: Path, asked: Asked) -> Page:
+    """What a site says of a video whose media is there already."""
+    return _extract(url, folder, replace(asked, with_media=False, section=None))
 
 
-def _extract(url: str, folder: Path, asked: Asked) -> tuple[dict[str, Any], Tracks]:
+def _extract(url: str, folder: Path, asked: Asked) -> Page:
     import yt_dlp
 
     hosts, section = asked.hosts, asked.section
@@ -313,7 +330,9 @@ def _extract(url: str, folder: Path, asked: Asked) -> tuple[dict[str, Any], Trac
             hosts.got_through()  # whatever comes of its media
         problem = _decline(info, asked, incomplete) if asked.with_media else None
         if problem is None and not incomplete and asked.with_media:
-            problem = only_by_program(info, downloader)
+            # What is against the sound is found when that is fetched.
+            alone = picture_alone(info, downloader.params) if asked.leaves_sound else None
+            problem = only_by_program(alone or info, downloader)
         if problem is not None:
             declined.append(problem)
         elif section is not None and not incomplete:
@@ -327,11 +346,10 @@ def _extract(url: str, folder: Path, asked: Asked) -> tuple[dict[str, Any], Trac
                **(section.options() if section is not None else {})}
     try:
         with polite_yt_dlp(hosts)(options) as downloader:
+            downloader.leaves_sound = asked.leaves_sound
             info = downloader.extract_info(url, download=asked.with_media)
-            tracks = choose_tracks(info or {}, asked.wanted, downloader)
     except yt_dlp.utils.DownloadError as error:
-        if os.strerror(errno.ENOSPC) in str(error):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder)) from error
+        check_for_room(error, folder)
         raise problem_of(error, log.first_error) from error
     except _MISTAKES as error:
         raise _at_a_loss(error) from error
@@ -341,12 +359,29 @@ def _extract(url: str, folder: Path, asked: Asked) -> tuple[dict[str, Any], Trac
         raise RowFailed("permanent", _clean(log.first_error or "yt-dlp found nothing"))
     if info.get("_type") in ("playlist", "multi_video"):
         entries = [entry for entry in info.get("entries") or [] if entry]
-        if len(entries) == 1 and entries[0].get("requested_downloads"):
-            return entries[0], choose_tracks(entries[0], asked.wanted, downloader)
+        is_read = "requested_downloads" if asked.with_media else "formats"
+        if len(entries) == 1 and entries[0].get(is_read):
+            return _page(entries[0], asked, downloader)
         if len(entries) == 1 and entries[0].get("url") and entries[0]["url"] != url:
             return _extract(entries[0]["url"], folder, asked)
         raise _many(len(entries))
-    return info, tracks
+    return _page(info, asked, downloader)
+
+
+def _page(info: dict[str, Any], asked: Asked, downloader: Any) -> Page:
+    is_missing = downloader.has_left_sound or not asked.with_media
+    try:
+        tracks = choose_tracks(info, asked.wanted, downloader)
+        sound = Sound.of(info, downloader.cookiejar) if is_missing else None
+    except _MISTAKES as error:
+        raise _at_a_loss(error) from error
+    return Page(info, tracks, sound)
+
+
+def check_for_room(error: BaseException, folder: Path) -> None:
+    """OSError where yt-dlp's error is that of a full disk."""
+    if os.strerror(errno.ENOSPC) in str(error):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder)) from error
 
 
 def _many(count: int) -> RowFailed:

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
 from schemas.errors import RowFailed
 from stages.media.ffmpeg_program import give_ffmpeg_to_yt_dlp
-from stages.media.hosts import Hosts
-from stages.media.http import heed, is_answer, take_turn, wait_for_turn
+from stages.media.hosts import Hosts, PassingProblem
+from stages.media.http import (
+    heed,
+    is_answer,
+    is_challenge,
+    problem_of_status,
+    take_turn,
+    wait_for_turn,
+)
 from stages.media.proxies import check_environment
 from stages.media.watch import current
+from stages.media.ytdlp_sound import picture_alone
 
 # The longest page, description or manifest that is read: all of it is in memory.
 _MAX_PAGE_BYTES = 64 << 20
@@ -29,7 +38,12 @@ _OWN = ("HttpFD", "HlsFD", "DashSegmentsFD", "IsmFD", "F4mFD", "MhtmlFD", "Bunny
 
 
 def polite_yt_dlp(hosts: Hosts) -> type:
-    """yt-dlp's class, with requests that take turns, and answers that don't fill the memory."""
+    """yt-dlp's class, with requests that take turns, and answers that don't fill the memory.
+
+    One that `leaves_sound` fetches of picture and sound in two files the picture alone, and says so
+    with `has_left_sound`. One that `stops_when_overloaded` raises PassingProblem where a host says
+    that it is, whatever yt-dlp would do.
+    """
     import yt_dlp
 
     give_ffmpeg_to_yt_dlp()
@@ -40,6 +54,8 @@ def polite_yt_dlp(hosts: Hosts) -> type:
             self._answers: weakref.WeakSet = weakref.WeakSet()
             self._turn = threading.local()
             self._subtitle_bytes: int | None = None
+            self._kind: str | None = None
+            self.leaves_sound = self.has_left_sound = self.stops_when_overloaded = False
             check_environment()
             super().__init__(*args, **kwargs)
 
@@ -51,6 +67,12 @@ def polite_yt_dlp(hosts: Hosts) -> type:
             return super().build_request_director(handlers, preferences)
 
         def urlopen(self, request: Any) -> Any:
+            if self._kind is not None and hosts.kind is None:  # a thread for pieces of a part
+                with hosts.only_for(self._kind):
+                    return self._urlopen(request)
+            return self._urlopen(request)
+
+        def _urlopen(self, request: Any) -> Any:
             from yt_dlp.networking.exceptions import HTTPError, RequestError, TransportError
 
             url = request if isinstance(request, str) else getattr(request, "url", "")
@@ -64,7 +86,12 @@ def polite_yt_dlp(hosts: Hosts) -> type:
                 answer = super().urlopen(request)
             except HTTPError as error:
                 # Many an extractor goes on without what it asked for.
-                heed(hosts, error.status, error.response.url or url, error.response.headers)
+                asked, headers = error.response.url or url, error.response.headers
+                heed(hosts, error.status, asked, headers)
+                if self.stops_when_overloaded and not is_challenge(headers):
+                    problem = problem_of_status(error.status, asked, headers.get("Retry-After"))
+                    if isinstance(problem, PassingProblem) and problem.whole_host:
+                        raise problem from error
                 raise
             except TransportError:
                 raise
@@ -89,11 +116,26 @@ def polite_yt_dlp(hosts: Hosts) -> type:
             return super().process_subtitles(*of_video)
 
         def dl(self, name: Any, info: Any, subtitle: bool = False, test: bool = False) -> Any:
-            self._subtitle_bytes = 0 if subtitle else None
+            self._subtitle_bytes, self._kind = 0 if subtitle else None, hosts.kind
             try:
                 return super().dl(name, info, subtitle, test)
             finally:
-                self._subtitle_bytes = None
+                self._subtitle_bytes = self._kind = None
+
+        def process_info(self, info: dict[str, Any]) -> None:
+            """Leaves sound that lies apart for later: it must not cost the picture anything."""
+            alone = picture_alone(info, self.params) if self.leaves_sound else None
+            if alone is None:
+                super().process_info(info)
+                return
+            fixup = self.params.get("fixup")
+            self.params["fixup"] = "never"  # as when both are fetched: putting together mends it
+            try:
+                super().process_info(alone)
+            finally:
+                self.params["fixup"] = fixup
+            if "filepath" in alone:
+                info["filepath"], self.has_left_sound = alone["filepath"], True
 
         def _ask(self, host: str) -> None:
             """A turn for a request that nobody took one for: it follows a redirect, say."""
@@ -135,6 +177,23 @@ def _read_bounded(read: Callable[..., bytes], amount: int | None = None) -> byte
         if total > _MAX_PAGE_BYTES:
             raise RowFailed("permanent", f"a page of more than {_MAX_PAGE_BYTES >> 20} MB")
     return b"".join(pieces)
+
+
+@contextlib.contextmanager
+def not_waiting(hosts: Hosts, wait_seconds: float) -> Iterator[None]:
+    """Has what a video can do without fail at once where its host is overloaded.
+
+    The host is then asked for no more of that kind: as long as it says, else for `wait_seconds`.
+    """
+    try:
+        yield
+    except PassingProblem as problem:
+        if not problem.whole_host or hosts.kind is None:
+            raise
+        hosts.failed(problem)
+        if problem.retry_after_seconds is None and problem.host:
+            hosts.hold(problem.host, wait_seconds, problem.message)
+        raise RowFailed("transient", problem.message) from problem
 
 
 def only_by_program(info: dict[str, Any], downloader: Any) -> RowFailed | None:

@@ -145,14 +145,10 @@ def fetch_track(
     Raises RowFailed, or PassingProblem where another try may do. What a host asks for that is
     overloaded is not waited for: `retry` asks again.
     """
-    try:
+    from stages.media.ytdlp_requests import not_waiting
+
+    with not_waiting(hosts, wait_seconds):
         data = _data(track, folder / f"track-{number}", options, cookies, hosts)
-    except PassingProblem as problem:
-        if not problem.whole_host:
-            raise
-        if problem.retry_after_seconds is None and problem.host:
-            hosts.hold(problem.host, wait_seconds, problem.message)
-        raise RowFailed("transient", problem.message) from problem
     try:
         spans = parse_subtitles(data, track.source.get("ext") or "", automatic=track.automatic)
     except ValueError as error:

@@ -272,6 +272,18 @@ def test_a_site_that_refuses_the_part_gives_the_whole_file(tmp_path, site, platf
     assert [clip["start_seconds"] for clip in rows("split_clips")] == [5.3, 7.0]
 
 
+def test_a_part_whose_sound_is_refused_gives_the_whole_picture(tmp_path, site, platform):
+    """ffmpeg fetches picture and sound of a part at once, and can't tell which was refused."""
+    platform.offer = "video and sound"
+    site.status("/sound.m4a", 403)
+    _, rows = made(tmp_path, site.url("/home/film1"))
+    [video] = rows("download_videos")
+    whole_for(video, "ffmpeg")
+    assert [(part["part"], part["kind"]) for part in video["failed_parts"]] == [
+        ("sound", "blocked")]
+    assert [clip["start_seconds"] for clip in rows("split_clips")] == [5.3, 7.0]
+
+
 def test_a_site_that_tells_no_length_gives_the_whole_file(tmp_path, site, platform):
     platform.info = {}
     _, rows = made(tmp_path, site.url("/home/film1"))

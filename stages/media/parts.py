@@ -1,0 +1,208 @@
+"""What a video can do without, its subtitles and its sound: each is had or missed by itself.
+
+The media is there by then. What can't be had is a failure of its own part, which `retry` knows;
+asking for it holds back only its own kind of request.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from schemas.errors import MAX_MESSAGE_CHARACTERS, RowFailed
+from stages.media.hosts import Hosts
+from stages.media.isolated import run_isolated
+from stages.media.speech import without_overlaps
+from stages.media.store import Media, MediaStore, origin_of, sha256_of
+from stages.media.weaving import add_sound
+from stages.media.ytdlp_sound import KIND as SOUND
+from stages.media.ytdlp_subtitles import KIND as SUBTITLES
+from stages.media.ytdlp_subtitles import OPTIONS
+
+if TYPE_CHECKING:
+    from stages.download_videos import DownloadVideos
+    from stages.media.ytdlp import Asked, Page
+    from stages.media.ytdlp_sound import Sound
+    from stages.media.ytdlp_subtitles import Taken
+
+# A row does not wait long for a track of subtitles: `retry` asks again.
+_RETRIES_OF_A_TRACK = 1
+
+
+class Parts:
+    """Fetches what a video's media lacks.
+
+    `patiently` calls something again after passing problems: given the URL, the folder that it
+    writes to, what to call, and at most how often again. `asked` says what to ask of a site.
+    """
+
+    def __init__(
+        self, settings: DownloadVideos, store: MediaStore, hosts: Hosts,
+        patiently: Callable[..., Any], asked: Callable[[dict[str, Any], Path], Asked],
+    ) -> None:
+        self._settings = settings
+        self._store = store
+        self._hosts = hosts
+        self._patiently = patiently
+        self._asked = asked
+
+    def complete(
+        self, row: dict[str, Any], url: str, media: Media, page: Page | None
+    ) -> Media:
+        """The media with the parts that it lacked, or with what is against them.
+
+        `page` is there where the media has just been fetched, and the sound been asked for.
+        """
+        reader = _Reader(page)
+        if page is None and SOUND in media.failed_parts:
+            media = self._with_sound(row, url, media, reader)
+        return self._with_subtitles(row, url, media, reader)
+
+    def fetch_sound(
+        self, url: str, folder: Path, asked: Asked, sound: Sound
+    ) -> dict[str, Path]:
+        from stages.media.ytdlp_sound import fetch_sound
+
+        return self._patiently(url, folder, lambda: fetch_sound(
+            sound, folder, asked.options, self._hosts, self._settings.backoff_seconds))
+
+    def put_together(
+        self, url: str, target: Path, asked: Asked, sound: Sound, files: dict[str, Path]
+    ) -> Path:
+        from stages.media.ytdlp_sound import put_together
+
+        # Fetches nothing, but is bounded in size and time like all that is done for a download.
+        return self._patiently(url, target.parent, lambda: put_together(
+            sound, files, target, asked.options, self._hosts), 0)
+
+    def _with_sound(
+        self, row: dict[str, Any], url: str, media: Media, reader: _Reader
+    ) -> Media:
+        """The media with its sound in the same file, whose pictures stay as they are."""
+        key = row["source_key"]
+        is_required = self._settings.sound == "required"
+        file = self._store.file_of(key, media)
+        assert file is not None
+        with self._store.work_folder(key) as folder:
+            try:
+                with contextlib.nullcontext() if is_required else self._hosts.only_for(SOUND):
+                    asked = self._asked(row, folder)
+                    sound = self._read(reader, url, folder, asked).sound
+                    if sound is None:
+                        raise RowFailed("permanent", "the site no longer offers the sound by "
+                                        "itself")
+                    files = self.fetch_sound(url, folder, asked, sound)
+                heard = self.put_together(url, folder / "heard", asked, sound, files)
+                whole = folder / f"whole{media.probe.suffix}"
+                run_isolated(add_sound, file, heard, whole, limits=self._settings.limits)
+            except RowFailed as problem:
+                if is_required:
+                    raise
+                media = dataclasses.replace(media, failed_parts={
+                    **media.failed_parts, SOUND: failure_of(problem, media.failed_parts[SOUND])})
+                self._store.note(key, media)
+                return media
+            media = dataclasses.replace(
+                media, sha256=sha256_of(whole), size_bytes=whole.stat().st_size,
+                former=[*media.former, media.sha256],
+                probe=dataclasses.replace(media.probe, has_audio=True),
+                failed_parts=_without(media.failed_parts, SOUND))
+            self._store.add(key, whole, media)
+        return media
+
+    def _with_subtitles(
+        self, row: dict[str, Any], url: str, media: Media, reader: _Reader
+    ) -> Media:
+        """The media with the subtitles that it lacks, or with what is against them."""
+        origin = self._tracks_origin()
+        if media.tracks_origin is None:  # an earlier release took them, all or none
+            media = dataclasses.replace(media, tracks_origin=origin,
+                                        subtitles=without_overlaps(media.subtitles))
+        if media.tracks_origin == origin and SUBTITLES not in media.failed_parts:
+            return media
+        if media.tracks_origin != origin:
+            media = dataclasses.replace(media, tracks=[], subtitles=[],
+                                        failed_parts=_without(media.failed_parts, SUBTITLES))
+        with self._store.work_folder(row["source_key"]) as folder, (
+                self._hosts.only_for(SUBTITLES)):
+            taken = self._take_tracks(row, url, folder, media.tracks, reader)
+        parts = _without(media.failed_parts, SUBTITLES)
+        notes = {name: text for name, text in media.notes.items() if name != "subtitles_error"}
+        if (problem := taken.problem()) is not None:
+            parts[SUBTITLES] = failure_of(problem, media.failed_parts.get(SUBTITLES))
+        media = dataclasses.replace(
+            media, tracks=[*media.tracks, *taken.names], tracks_origin=origin, notes=notes,
+            failed_parts=parts, subtitles=sorted(
+                [*media.subtitles, *taken.lines], key=lambda line: line["language"]))
+        self._store.note(row["source_key"], media)
+        return media
+
+    def _take_tracks(
+        self, row: dict[str, Any], url: str, folder: Path, there: Sequence[str], reader: _Reader
+    ) -> Taken:
+        from stages.media.ytdlp_subtitles import Taken, fetch_track
+
+        taken = Taken()
+        asked = self._asked(row, folder)
+        try:
+            tracks = self._read(reader, url, folder, asked).tracks
+        except RowFailed as problem:
+            taken.problems["the page"] = problem
+            return taken
+        for number, track in enumerate(tracks.found):
+            if track.name in there:
+                continue
+            try:
+                taken.lines += self._patiently(url, folder, lambda: fetch_track(
+                    track, number, folder, asked.options, tracks.cookies, self._hosts,  # noqa: B023 (called at once)
+                    self._settings.backoff_seconds), _RETRIES_OF_A_TRACK)
+                taken.names.append(track.name)
+            except RowFailed as problem:
+                taken.problems[track.name] = problem
+        return taken
+
+    def _read(self, reader: _Reader, url: str, folder: Path, asked: Asked) -> Page:
+        from stages.media.ytdlp import read_page
+
+        return reader.read(lambda: self._patiently(
+            url, folder, lambda: read_page(url, folder, asked)))
+
+    def _tracks_origin(self) -> str:
+        settings = self._settings
+        chosen = {name: value for name, value in settings.yt_dlp.items() if name in OPTIONS}
+        return origin_of("subtitles", settings.subtitle_languages, settings.user_subtitles,
+                         settings.automatic_subtitles, settings.translated_subtitles, chosen)
+
+
+class _Reader:
+    """A video's page, asked for where something needs it, and once for all that do."""
+
+    def __init__(self, page: Page | None) -> None:
+        self._page = page
+        self._problem: RowFailed | None = None
+
+    def read(self, ask: Callable[[], Page]) -> Page:
+        if self._problem is not None:
+            raise self._problem
+        if self._page is None:
+            try:
+                self._page = ask()
+            except RowFailed as problem:
+                self._problem = problem
+                raise
+        return self._page
+
+
+def failure_of(problem: RowFailed, earlier: dict[str, Any] | None = None) -> dict[str, Any]:
+    """A part's failure as it is noted; one more than the `earlier` one."""
+    return {"kind": problem.kind, "message": problem.message[:MAX_MESSAGE_CHARACTERS],
+            "attempts": (earlier or {}).get("attempts", 0) + 1,
+            "at": datetime.now(UTC).isoformat()}
+
+
+def _without(parts: dict[str, Any], part: str) -> dict[str, Any]:
+    return {name: said for name, said in parts.items() if name != part}
