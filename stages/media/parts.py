@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 from schemas.errors import MAX_MESSAGE_CHARACTERS, RowFailed
 from stages.media.hosts import Hosts
-from stages.media.isolated import run_isolated
 from stages.media.speech import without_overlaps
 from stages.media.store import Media, MediaStore, origin_of, sha256_of
 from stages.media.weaving import add_sound
@@ -98,7 +97,8 @@ class Parts:
                     files = self.fetch_sound(url, folder, asked, sound)
                 heard = self.put_together(url, folder / "heard", asked, sound, files)
                 whole = folder / f"whole{media.probe.suffix}"
-                run_isolated(add_sound, file, heard, whole, limits=self._settings.limits)
+                facts = add_sound(file, media.probe, heard, whole, limits=self._settings.limits,
+                                  bounded=lambda write: self._patiently(url, folder, write, 0))
             except RowFailed as problem:
                 if is_required:
                     raise
@@ -109,7 +109,7 @@ class Parts:
             media = dataclasses.replace(
                 media, sha256=sha256_of(whole), size_bytes=whole.stat().st_size,
                 former=[*media.former, media.sha256],
-                probe=dataclasses.replace(media.probe, has_audio=True),
+                probe=facts,
                 failed_parts=_without(media.failed_parts, SOUND))
             self._store.add(key, whole, media)
         return media

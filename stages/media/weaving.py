@@ -2,76 +2,84 @@
 
 from __future__ import annotations
 
-import heapq
-from collections.abc import Iterator
+import errno
+import os
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
 
 import av
 
 from schemas.errors import RowFailed
 from stages.media.decode import open_container, video_stream
+from stages.media.ffmpeg_program import ffmpeg_program
+from stages.media.isolated import Limits, run_isolated
 from stages.media.opening import packets
+from stages.media.probe import Probe, probe
 
-_FORMATS = {".mkv": "matroska", ".webm": "webm"}
+
+@dataclass(frozen=True)
+class _Pictures:
+    """Where a file's clock starts, and the times of its pictures, with whether they are shown."""
+
+    start_time: int
+    shown: list[tuple[Fraction | None, bool]]
 
 
-def add_sound(source: Path, sound: Path, target: Path) -> None:
-    """Copies the pictures of `source` and the sound of another file into `target`.
+def add_sound(
+    source: Path, facts: Probe, sound: Path, target: Path, *, limits: Limits,
+    bounded: Callable[[Callable[[], None]], None],
+) -> Probe:
+    """Copies the pictures of `source` and the sound of another file into `target`; its facts.
 
     Both begin at the same time, as where they are put together at once; sound before that time is
-    left out, since it would move second 0. RowFailed of kind bad_media where the sound is none,
-    doesn't go into such a file, or a picture's time would be another.
+    left out, since it would move second 0. `bounded` runs what writes the file. RowFailed of kind
+    bad_media where the sound is none, doesn't go into such a file, or a picture would be another
+    or shown at another time.
     """
-    with open_container(source) as reader, open_container(sound) as heard:
-        video = video_stream(reader, source)
-        if not heard.streams.audio:
-            raise RowFailed("bad_media", "what came as sound holds none")
-        starts = Fraction(reader.start_time or 0, av.time_base)
-        later = starts - Fraction(heard.start_time or 0, av.time_base)
-        try:
-            _write(video, heard.streams.audio, starts, later, target)
-        except (av.FFmpegError, ValueError) as error:
-            if isinstance(error, OSError):  # FFmpeg's own does not go from process to process
-                raise OSError(error.errno, error.strerror, str(target)) from None
-            raise RowFailed("bad_media", f"the sound can't be put to the pictures: {error}"
-                            ) from error
-    if _times(source) != _times(target):
-        raise RowFailed("bad_media", "the sound can't be put to the pictures without moving these "
-                        "in time")
+    before = run_isolated(_pictures, source, limits=limits)
+    starts = Fraction(before.start_time, av.time_base)
+    later = starts - run_isolated(_start_of_sound, sound, limits=limits)
+    bounded(lambda: _write(source, sound, target, float(starts), float(later)))
+    found = run_isolated(probe, target, limits=limits)
+    # How long the last picture stays may be rounded.
+    same = replace(found, duration_seconds=facts.duration_seconds, fps=facts.fps,
+                   has_audio=facts.has_audio, suffix=facts.suffix)
+    if same != facts or run_isolated(_pictures, target, limits=limits) != before:
+        raise RowFailed("bad_media", "the sound can't be put to the pictures without changing "
+                        "these")
+    return replace(facts, has_audio=found.has_audio)
 
 
-def _write(video: Any, tracks: Any, starts: Fraction, later: Fraction, target: Path) -> None:
-    # The pictures' times stay, also those before 0; a player need not read to the end first.
-    options = {"avoid_negative_ts": "disabled", "movflags": "+faststart"}
-    form = _FORMATS.get(target.suffix.lower(), "mp4")
-    with av.open(f"file:{target}", "w", format=form, options=options) as writer:
-        copies = {id(stream): writer.add_stream_from_template(stream, opaque=True)
-                  for stream in (video, *tracks)}
-        for _, _, _, packet, stream in heapq.merge(
-                _in_time(0, video, Fraction(0)),
-                *(_in_time(number, track, later) for number, track in enumerate(tracks, 1))):
-            if stream is not video:
-                stamp = packet.pts if packet.dts is None else packet.dts
-                packet.pts = packet.dts = stamp + round(later / packet.time_base)
-                if packet.pts * packet.time_base < starts:
-                    continue
-            packet.stream = copies[id(stream)]
-            writer.mux(packet)
+def _write(source: Path, sound: Path, target: Path, starts: float, later: float) -> None:
+    """As ffmpeg copies, which keeps all that a container says of its streams."""
+    run = subprocess.run(
+        [str(ffmpeg_program()), "-nostdin", "-v", "error", "-y", "-copyts",
+         "-i", f"file:{source}", "-itsoffset", f"{later:.6f}", "-i", f"file:{sound}",
+         "-map", "0:v", "-map", "1:a", "-c", "copy", "-map_metadata", "0",
+         "-bsf:a", f"noise=drop=lt(pts*tb\\,{starts:.6f})",
+         "-avoid_negative_ts", "disabled", "-movflags", "+faststart", f"file:{target}"],
+        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        errors="replace", check=False)
+    if run.returncode == 0:
+        return
+    if os.strerror(errno.ENOSPC) in run.stderr:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target))
+    said = (run.stderr.strip().splitlines() or [f"ffmpeg ended with {run.returncode}"])[-1]
+    raise RowFailed("bad_media", f"the sound can't be put to the pictures: {said}")
 
 
-def _in_time(number: int, stream: Any, later: Fraction) -> Iterator[tuple[Any, ...]]:
-    """The packets of a stream, each with what puts it in its place among the others."""
-    for place, packet in enumerate(packets(stream.container, stream)):
-        stamp = packet.pts if packet.dts is None else packet.dts
-        if packet.size and stamp is not None:
-            yield float(stamp * packet.time_base + later), number, place, packet, stream
-
-
-def _times(path: Path) -> tuple[int | None, list[tuple[Any, ...]]]:
-    """Where a file's clock starts, and the times of its pictures, with whether they are shown."""
+def _pictures(path: Path) -> _Pictures:
     with open_container(path) as container:
-        found = [(None if packet.pts is None else packet.pts * packet.time_base, packet.is_discard)
+        shown = [(None if packet.pts is None else packet.pts * packet.time_base, packet.is_discard)
                  for packet in packets(container, video_stream(container, path)) if packet.size]
-        return container.start_time, found
+        return _Pictures(container.start_time or 0, shown)
+
+
+def _start_of_sound(path: Path) -> Fraction:
+    with open_container(path) as container:
+        if not container.streams.audio:
+            raise RowFailed("bad_media", "what came as sound holds none")
+        return Fraction(container.start_time or 0, av.time_base)
