@@ -157,7 +157,7 @@ def _at_a_loss(error: Exception) -> RowFailed:
 
 
 def _clean(message: str) -> str:
-    message = re.sub(r"\x1b\[[0-9;]*m", "", message)
+    message = re.sub(r"\x1b\[[0-9;]*m|\r", "", message)
     message = message.removeprefix("ERROR: ").removeprefix("[download] Got error: ")
     return re.sub(r"; please report this issue on .*", "", message, flags=re.S).strip()
 
