@@ -96,6 +96,15 @@ def framing_of(stream: VideoStream) -> Framing:
     return Framing(*sides, aspect)
 
 
+def keep_shape(copy: VideoStream, stream: VideoStream) -> None:
+    """Has the copy of a stream in an MP4 say what shape its pixels have.
+
+    Often only the container says so. In Matroska PyAV can't.
+    """
+    if stream.sample_aspect_ratio:
+        copy.codec_context.sample_aspect_ratio = stream.sample_aspect_ratio
+
+
 def _cropping(stream: VideoStream) -> tuple[int, int, int, int]:
     """Pixels left out at the left, right, top and bottom.
 

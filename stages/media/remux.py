@@ -39,6 +39,7 @@ from stages.media.clip_files import (
 )
 from stages.media.decode import bad_media, open_container, video_stream
 from stages.media.forward import numbered, packets_from
+from stages.media.framing import keep_shape
 from stages.media.memory import raise_if_out
 from stages.media.opening import frames, packets
 from stages.media.orientation import Orientation, orientation_of
@@ -220,6 +221,7 @@ def _copy(container: Any, stream: av.VideoStream, sound: Sound | None, plan: _Pl
     try:
         with file.holding(stream.codec_context.codec.canonical_name):
             track = file.output.add_stream_from_template(stream, opaque=True)
+            keep_shape(track, stream)
             if not plan.orientation.is_upright:
                 track.set_display_matrix(plan.orientation.display_matrix)
             beside = file.output.add_stream_from_template(heard, opaque=True) if heard else None

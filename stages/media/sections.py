@@ -21,6 +21,7 @@ import av
 from schemas.errors import RowFailed
 from stages.media.decode import open_container
 from stages.media.extractors import NO_PLATFORM, names_videos
+from stages.media.framing import framing_of, keep_shape
 from stages.media.isolated import Limits, run_isolated
 from stages.media.opening import first_video_stream, packets
 from stages.media.packets import PacketIndex, read_packets
@@ -112,7 +113,7 @@ def rebase(source: Path, target: Path) -> tuple[float, PacketIndex]:
 
     Also gives the copy's index, in the times before.
     Frames that are shown before it can't be decoded, sound before it has no picture: both go.
-    Raises NoSection where a frame's time is not what it was, to the tick.
+    Raises NoSection where a frame's time is not what it was, to the tick, or how it is shown.
     """
     with open_container(source) as reader:
         video = first_video_stream(reader)
@@ -123,6 +124,8 @@ def rebase(source: Path, target: Path) -> tuple[float, PacketIndex]:
         with av.open(f"file:{target}", "w", format=_format_of(target), options=options) as writer:
             copies = {stream.index: writer.add_stream_from_template(stream)
                       for stream in (video, *reader.streams.audio)}
+            keep_shape(copies[video.index], video)
+            shape = framing_of(video)
             first: Fraction | None = None
             for packet in _held_back(reader, video, copies):
                 if first is None:
@@ -141,6 +144,9 @@ def rebase(source: Path, target: Path) -> tuple[float, PacketIndex]:
                 writer.mux(packet)
         if first is None:
             raise NoSection("the part holds no frame")
+    with open_container(target) as written:
+        if framing_of(written.streams.video[0]) != shape:
+            raise NoSection("the shape of the part's pixels was lost when it was written anew")
     begins = float(first)
     index = read_packets(target, begins)
     if [(pts + index.offset_pts) * index.time_base for pts in index.pts] != sorted(shown):

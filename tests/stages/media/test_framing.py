@@ -20,6 +20,7 @@ from schemas import tables
 from stages.media.cut import CutOptions, CutRequest, cut_clips
 from stages.media.framing import framing_of
 from stages.media.probe import probe
+from stages.media.sections import NoSection, rebase
 from tests.scanning import run
 from tests.synthetic import START, STEPS, run_record, write_run, write_shard
 
@@ -150,3 +151,23 @@ def test_pixels_are_made_square_as_players_do(aspect, size, tmp_path):
         with av.open(str(result.path)) as container:
             again = framing_of(container.streams.video[0])
         assert again.size(*STORED) == size
+
+
+def test_copies_keep_the_shape_that_the_container_alone_tells(tmp_path):
+    """Of a clip, and of a section; where that can't be written, the whole video is fetched."""
+    for suffix in (".mp4", ".mkv"):
+        square = render(tmp_path / f"square{suffix}", "-pix_fmt", "yuv420p")
+        path = tmp_path / f"film{suffix}"
+        ffmpeg("-i", square, "-c", "copy", "-aspect", "3:1", path)
+        size = (probe(path).width, probe(path).height)
+        assert size == (288, 96)
+        request = CutRequest("copy", 0.0, END_SECONDS, tmp_path / "copy.mp4")
+        [result] = cut_clips(path, [request], CutOptions("copy"))
+        assert (result.width, result.height) == size
+        if suffix == ".mkv":
+            with pytest.raises(NoSection, match="shape"):
+                rebase(path, tmp_path / "part.mkv")
+        else:
+            rebase(path, tmp_path / "part.mp4")
+            part = probe(tmp_path / "part.mp4")
+            assert (part.width, part.height) == size
