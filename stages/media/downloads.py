@@ -332,7 +332,7 @@ class Downloader:
         asked = [] if section is None else [section.start_seconds, section.end_seconds]
         media = {name: value for name, value in settings.yt_dlp.items() if name not in OPTIONS}
         formerly = [settings.subtitle_languages, _FORMER_LANGUAGES]
-        if settings.sound == "none" and not settings.format:
+        if settings.sound == "none" and not (settings.format or "format" in media):
             return [origin_of("yt_dlp", url, settings.max_height, "no sound", media, *asked)]
         return [
             origin_of("yt_dlp", url, settings.max_height, settings.format, media, *asked),
