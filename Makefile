@@ -43,10 +43,10 @@ format: setup  ## sorts imports and mends what the linter can
 	$(BIN)/ruff check --fix .
 
 docs: setup  ## generates docs/reference/ again
-	$(BIN)/python -m jobs.reference
+	$(BIN)/python -m clipmill.jobs.reference
 
 models: setup  ## trains the demo's models again (about half an hour)
-	$(BIN)/python -m jobs.demo.train_models --output jobs/demo/models
+	$(BIN)/python -m clipmill.jobs.demo.train_models --output jobs/demo/models
 
 bench: setup  ## every benchmark, printed as Markdown
 	$(BIN)/python -m benchmarks.split

@@ -29,10 +29,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.records import write_run
-from pipeline.shards import ShardMetadata, shard_name, shard_path
-from schemas import tables
-from schemas.ids import source_key
+from clipmill.pipeline.dataset.run_records import write_run
+from clipmill.pipeline.dataset.shards import ShardMetadata, shard_name, shard_path
+from clipmill.schemas import tables
+from clipmill.schemas.ids import source_key
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARD_VIDEOS = 64
@@ -234,7 +234,7 @@ COUNT = "SELECT count(*) FROM clips WHERE umt_sim >= 0.35 AND duration_seconds B
 GROUPS = ("SELECT language, count(*), avg(aesthetic), sum(duration_seconds) / 3600 FROM clips "
           "GROUP BY ALL ORDER BY 2 DESC")
 NO_INDEX = f"""
-from pipeline.catalog import open_catalog
+from clipmill.pipeline.catalog.catalog import open_catalog
 import sys
 from pathlib import Path
 with open_catalog(Path(sys.argv[1]), use_index=False, memory_limit="4GB") as catalog:
@@ -247,7 +247,7 @@ rules:
 
 
 def measures(dataset: Path, clips: int, scratch: Path) -> list[Measure]:
-    clipmill = (sys.executable, "-m", "jobs.cli")
+    clipmill = (sys.executable, "-m", "clipmill.jobs.cli")
     data = str(dataset)
     # InternVid takes 10.6M of its 234M clips.
     size = f"clips={max(1, round(clips * 10_647_458 / 234_000_000))}"

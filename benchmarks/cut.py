@@ -26,8 +26,8 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.split import FOOTAGE, ffmpeg_binary
-from stages.media.cut import CutOptions, CutRequest, check_encoder, cut_clips
-from stages.media.packets import read_packets
+from clipmill.stages.media.cutting.cut import CutOptions, CutRequest, check_encoder, cut_clips
+from clipmill.stages.media.read.packets import read_packets
 from tests.numbered import numbers_of, render_numbered
 
 DEFAULT_FILES = ("sam2_dog_catch.mp4", "sintel_trailer_52s.mp4", "slides_talk_123s.mp4")

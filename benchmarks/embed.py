@@ -23,11 +23,11 @@ import cv2
 import numpy as np
 import pyarrow as pa
 
-from schemas.tables import FRAME
-from stages.embed_clips import EmbedClips
-from stages.models.embedders import ClipEmbedder, ImagePreparation
-from stages.models.torch_setup import prepare_torch
-from stages.protocol import Workspace
+from clipmill.schemas.tables import FRAME
+from clipmill.stages.embed_clips import EmbedClips
+from clipmill.stages.models.embedders import ClipEmbedder, ImagePreparation
+from clipmill.stages.models.torch_setup import prepare_torch
+from clipmill.stages.protocol import Workspace
 
 ARCHITECTURE = "ViT-B-32"
 FRAMES_PER_CLIP = 4

@@ -18,10 +18,15 @@ from typing import Any
 import numpy as np
 
 from benchmarks.split import DEFAULT_FILES, FOOTAGE
-from stages.media.isolated import Limits, collect_isolated, end_helpers, run_isolated
-from stages.media.measures import Wanted
-from stages.media.progress import beat
-from stages.media.scan import ScanSettings, scan_video
+from clipmill.stages.media.isolation.isolated import (
+    Limits,
+    collect_isolated,
+    end_helpers,
+    run_isolated,
+)
+from clipmill.stages.media.isolation.progress import beat
+from clipmill.stages.media.read.measures import Wanted
+from clipmill.stages.media.read.scan import ScanSettings, scan_video
 
 _SETTINGS = ScanSettings(False, None, None, True, 384, 90, 2.0, Wanted())
 _made: list[Any] = []

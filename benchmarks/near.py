@@ -23,8 +23,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline.subsets.clusters import assign_clusters
-from pipeline.subsets.near import near_hashes, near_vectors
+from clipmill.pipeline.subsets.clusters import assign_clusters
+from clipmill.pipeline.subsets.near import near_hashes, near_vectors
 
 MIN_COSINE = 0.95
 MAX_DISTANCE = 6

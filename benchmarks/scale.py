@@ -27,8 +27,8 @@ FILMS = 4
 
 def make_films(folder: Path, count: int) -> Path:
     """`count` distinct films in `folder`: a few are rendered, the rest differ by a trailing box."""
-    from jobs.demo.render import render_film
-    from jobs.demo.world import make_world
+    from clipmill.jobs.demo.render import render_film
+    from clipmill.jobs.demo.world import make_world
 
     folder.mkdir(parents=True)
     rendered = []
@@ -58,7 +58,7 @@ def tree_megabytes(process: psutil.Process) -> float:
 
 def peak_of_run(films: Path, dataset: Path, engine: str) -> tuple[float, float]:
     """Peak megabytes of the process tree, and seconds, of one run."""
-    command = [sys.executable, "-m", "jobs.cli", "run", "demo", "--dataset", str(dataset),
+    command = [sys.executable, "-m", "clipmill.jobs.cli", "run", "demo", "--dataset", str(dataset),
                "--sources", str(films), "--engine", engine, "--until", "embed_clips",
                "--set", "shard_videos=4"]
     started = time.monotonic()

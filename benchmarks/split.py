@@ -33,7 +33,7 @@ from pathlib import Path
 import av
 import numpy as np
 
-from stages.media.ffmpeg_program import ffmpeg_program
+from clipmill.stages.media.isolation.ffmpeg_program import ffmpeg_program
 
 ROOT = Path(__file__).resolve().parent.parent
 FOOTAGE = ROOT.parent / "shared" / "videos"
@@ -86,9 +86,9 @@ def scan_and_split(path: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from schemas.tables import SPAN
-    from stages.protocol import Workspace
-    from stages.split_clips import SplitClips
+    from clipmill.schemas.tables import SPAN
+    from clipmill.stages.protocol import Workspace
+    from clipmill.stages.split_clips import SplitClips
 
     scan, split = SplitClips().steps()
     source = pa.table(
@@ -116,7 +116,7 @@ def scan_and_split(path: Path) -> None:
 
 def decode_here() -> None:
     """Has the decode pass run in this process, as if files could do no harm."""
-    from stages import scan_videos
+    from clipmill.stages import scan_videos
 
     def collect(function, path, *args, limits, counted):
         parts, stream = [], function(path, *args)

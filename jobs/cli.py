@@ -9,8 +9,8 @@ from typing import Annotated
 
 import typer
 
-from jobs.commands import choosing, helping, keeping, looking, making
-from jobs.help_pages import Commands
+from clipmill.jobs.commands import choosing, helping, keeping, looking, making
+from clipmill.jobs.help_pages import Commands
 
 app = Commands(
     name="clipmill",
@@ -25,7 +25,7 @@ for commands in (helping, making, looking, choosing, keeping):
 
 def _print_version(asked: bool) -> None:
     if asked:
-        from jobs.versions import code_version
+        from clipmill.pipeline.dataset.versions import code_version
 
         print(f"clipmill {code_version()}")
         raise typer.Exit
@@ -43,10 +43,14 @@ def _common(
 
 def main() -> None:
     """Runs the command; errors are one message on standard error and an exit status."""
-    from jobs.encoding import speak_utf_8
-    from jobs.interrupts import ended_by_signals, interruption_behind, leave_at_once
-    from schemas.errors import ClipmillError, printable
-    from schemas.storage import full_storage
+    from clipmill.jobs.encoding import speak_utf_8
+    from clipmill.pipeline.engine.interrupts import (
+        ended_by_signals,
+        interruption_behind,
+        leave_at_once,
+    )
+    from clipmill.schemas.errors import ClipmillError, printable
+    from clipmill.schemas.storage import full_storage
 
     speak_utf_8(main)
     arguments = [word for word in sys.argv[1:] if word != "--debug"]

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from jobs import completion
+from clipmill.jobs import completion
 
 
 class Engine(enum.StrEnum):

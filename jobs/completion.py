@@ -12,7 +12,7 @@ from typing import Any
 
 import typer
 
-from schemas.errors import ERROR_KINDS, ClipmillError
+from clipmill.schemas.errors import ERROR_KINDS, ClipmillError
 
 Offers = Callable[[typer.Context, str], list[str]]
 
@@ -34,21 +34,21 @@ def _offered(find: Callable[[typer.Context, str], Iterable[str]]) -> Offers:
 @_offered
 def run_recipes(ctx: typer.Context, incomplete: str) -> Iterable[str]:
     """Ready-made recipes of runs; the shell itself adds files."""
-    from jobs.ready_made import names
+    from clipmill.pipeline.recipes.ready_made import names
 
     return names()
 
 
 @_offered
 def subset_recipes(ctx: typer.Context, incomplete: str) -> Iterable[str]:
-    from jobs.ready_made import SUBSET_FOLDER, names
+    from clipmill.pipeline.recipes.ready_made import SUBSET_FOLDER, names
 
     return names(SUBSET_FOLDER)
 
 
 @_offered
 def any_recipes(ctx: typer.Context, incomplete: str) -> Iterable[str]:
-    from jobs.ready_made import FOLDER, SUBSET_FOLDER, names
+    from clipmill.pipeline.recipes.ready_made import FOLDER, SUBSET_FOLDER, names
 
     return [*names(FOLDER), *names(SUBSET_FOLDER)]
 
@@ -67,8 +67,8 @@ def stages(ctx: typer.Context, incomplete: str) -> Iterable[str]:
 @_offered
 def settings(ctx: typer.Context, incomplete: str) -> Iterable[str]:
     """`stage.`, then `stage.setting=`; the only one that is left also with its default."""
-    from pipeline.recipe import Recipe
-    from pipeline.stage_classes import stage_class
+    from clipmill.pipeline.recipes.recipe import Recipe
+    from clipmill.pipeline.recipes.stage_classes import stage_class
 
     known = _stages(ctx)
     label, dot, _ = incomplete.partition(".")
@@ -111,7 +111,7 @@ def run_ids(ctx: typer.Context, incomplete: str) -> Iterable[str]:
 
 @_offered
 def clip_columns(ctx: typer.Context, incomplete: str) -> Iterable[str]:
-    from schemas.views import VIEWS
+    from clipmill.pipeline.catalog.views import VIEWS
 
     return [name for name, _ in VIEWS["clips"]]
 
@@ -133,9 +133,9 @@ def _dataset(ctx: typer.Context) -> Path:
 
 def _stages(ctx: typer.Context) -> dict[str, str]:
     """Label and stage of each entry of the recipe in the command, else the built-in stages."""
-    from jobs.ready_made import names, recipe_path
-    from pipeline.recipe import read_yaml
-    from pipeline.stage_classes import built_in_stage_names
+    from clipmill.pipeline.recipes.ready_made import names, recipe_path
+    from clipmill.pipeline.recipes.recipe import read_yaml
+    from clipmill.pipeline.recipes.stage_classes import built_in_stage_names
 
     given = _given(ctx, "recipe", lambda word: word in names() or word.endswith((".yaml", ".yml")))
     if given is None:

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.markup import escape
 
-from schemas.errors import ClipmillError
-from schemas.words import counted
-from stages.download_videos import DownloadVideos
-from stages.media.ffmpeg_program import ffmpeg_problem, ffmpeg_program
+from clipmill.schemas.errors import ClipmillError
+from clipmill.schemas.words import counted
+from clipmill.stages.download_videos import DownloadVideos
+from clipmill.stages.media.isolation.ffmpeg_program import ffmpeg_problem, ffmpeg_program
 
 if TYPE_CHECKING:
-    from pipeline.recipe import LoadedRecipe
+    from clipmill.pipeline.recipes.recipe import LoadedRecipe
 
 LIBRARIES = {
     "ray": "ray", "yt_dlp": "yt-dlp", "scenedetect": "scenedetect-headless", "decord": "decord",
@@ -59,7 +59,7 @@ def _findings(recipe: str | None) -> Iterator[tuple[str, str | None]]:
 
 
 def _library(module: str) -> tuple[str, str | None]:
-    from stages.models.torch_setup import prepare_torch
+    from clipmill.stages.models.torch_setup import prepare_torch
 
     name = LIBRARIES[module]
     try:
@@ -87,10 +87,10 @@ def _gpu() -> str:
 
 
 def _recipe_findings(recipe: str) -> Iterator[tuple[str, str | None]]:
-    from jobs.preflight import examine_models, problems_of
-    from jobs.ready_made import recipe_path
-    from pipeline.plan import build_plan
-    from pipeline.recipe import load_recipe
+    from clipmill.pipeline.engine.preflight import examine_models, problems_of
+    from clipmill.pipeline.recipes.plan import build_plan
+    from clipmill.pipeline.recipes.ready_made import recipe_path
+    from clipmill.pipeline.recipes.recipe import load_recipe
 
     path = recipe_path(recipe)
     loaded = load_recipe(path)
@@ -111,7 +111,7 @@ def _recipe_findings(recipe: str) -> Iterator[tuple[str, str | None]]:
 
 def _sources(loaded: LoadedRecipe) -> Iterator[tuple[str, str | None]]:
     """What lies where the recipe says that videos come from; lists and sites are not read."""
-    from pipeline.source_files import Finder, describe_passed_over
+    from clipmill.pipeline.ingest.source_files import Finder, describe_passed_over
 
     for spec in loaded.recipe.sources:
         if spec.path is None:

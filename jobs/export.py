@@ -6,10 +6,10 @@ import os
 import sys
 from collections import Counter
 
-from jobs.versions import code_version
-from pipeline.exports.request import ExportRequest
-from pipeline.exports.run import FAILURES, Exported, Watcher, run_export
-from schemas.words import counted, plain_hours
+from clipmill.pipeline.dataset.versions import code_version
+from clipmill.pipeline.exports.request import ExportRequest
+from clipmill.pipeline.exports.run import FAILURES, Exported, Watcher, run_export
+from clipmill.schemas.words import counted, plain_hours
 
 _STEPS = {"select": "select clips", "cut": "cut clips", "render": "render samples",
           "write": "write shards"}

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from pipeline import records
-from pipeline.sources import list_source_shards
-from schemas.words import counted
+from clipmill.pipeline.dataset import run_records as records
+from clipmill.pipeline.ingest.sources import list_source_shards
+from clipmill.schemas.words import counted
 
 _err = Console(stderr=True, highlight=False)
 

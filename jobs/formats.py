@@ -17,8 +17,8 @@ from typing import IO, Any
 
 import pyarrow as pa
 
-from schemas.errors import UsageError, printable
-from schemas.words import counted
+from clipmill.schemas.errors import UsageError, printable
+from clipmill.schemas.words import counted
 
 FORMATS = ("table", "csv", "json", "jsonl", "parquet")
 MAX_TABLE_ROWS = 1000

@@ -9,13 +9,13 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn
 
-from jobs.fixed_shards import say_that_shards_are_fixed
-from jobs.locking import dataset_lock, remove_if_empty
-from pipeline.recipe import SHARD_VIDEOS
-from pipeline.records import check_place
-from pipeline.span_import import ImportReport, import_spans
-from schemas.command_line import shell_word
-from schemas.words import counted
+from clipmill.jobs.fixed_shards import say_that_shards_are_fixed
+from clipmill.pipeline.dataset.locks import dataset_lock, remove_if_empty
+from clipmill.pipeline.dataset.run_records import check_place
+from clipmill.pipeline.ingest.span_import import ImportReport, import_spans
+from clipmill.pipeline.recipes.recipe import SHARD_VIDEOS
+from clipmill.schemas.command_line import shell_word
+from clipmill.schemas.words import counted
 
 
 def import_internvid(

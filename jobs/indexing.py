@@ -7,16 +7,16 @@ from pathlib import Path
 import duckdb
 from rich.console import Console
 
-from schemas.command_line import shell_word
-from schemas.damage import DamagedFile
-from schemas.words import counted
+from clipmill.schemas.command_line import shell_word
+from clipmill.schemas.damage import DamagedFile
+from clipmill.schemas.words import counted
 
 _err = Console(stderr=True, highlight=False)
 
 
 def refresh_index(dataset: Path) -> None:
     """Brings the index up to date; a problem with it is told and spoils no run."""
-    from pipeline.index_writer import update_index
+    from clipmill.pipeline.catalog.index_writer import update_index
 
     try:
         update_index(dataset)
@@ -30,10 +30,10 @@ def refresh_index(dataset: Path) -> None:
 
 def index_dataset(dataset: Path, *, wait: bool = False) -> None:
     """Makes the index of a dataset, or brings it up to date, and says what there is."""
-    from jobs.locking import dataset_lock
-    from pipeline.index_writer import update_index
-    from pipeline.records import require_dataset
-    from schemas.errors import ClipmillError
+    from clipmill.pipeline.catalog.index_writer import update_index
+    from clipmill.pipeline.dataset.locks import dataset_lock
+    from clipmill.pipeline.dataset.run_records import require_dataset
+    from clipmill.schemas.errors import ClipmillError
 
     dataset = require_dataset(dataset).absolute()
     with dataset_lock(dataset, "index", wait=wait):

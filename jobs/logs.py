@@ -14,15 +14,15 @@ from typing import Any
 
 import pyarrow as pa
 
-from jobs.formats import plain, write_rows
-from pipeline.fence import goes_on
-from pipeline.logs import LEVELS, LogFile, log_files, logged_runs, read_line
-from pipeline.output_places import check_output
-from pipeline.records import read_run, require_dataset
-from schemas.damage import DamagedFile
-from schemas.errors import UsageError
-from schemas.folders import LOGS, RUNS
-from schemas.words import counted
+from clipmill.jobs.formats import plain, write_rows
+from clipmill.pipeline.dataset.commit_fence import goes_on
+from clipmill.pipeline.dataset.run_logs import LEVELS, LogFile, log_files, logged_runs, read_line
+from clipmill.pipeline.dataset.run_records import read_run, require_dataset
+from clipmill.pipeline.exports.output_places import check_output
+from clipmill.schemas.damage import DamagedFile
+from clipmill.schemas.errors import UsageError
+from clipmill.schemas.folders import LOGS, RUNS
+from clipmill.schemas.words import counted
 
 POLL_SECONDS = 0.3
 _BATCH_ROWS = 2000

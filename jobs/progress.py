@@ -18,8 +18,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.standstill import Seen
-from schemas.words import plain_time
+from clipmill.pipeline.engine.standstill import Seen
+from clipmill.schemas.words import plain_time
 
 REFRESH_PER_SECOND = 4
 _MOST_BAR_COLUMNS = 40

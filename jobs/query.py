@@ -9,19 +9,19 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jobs.formats import write_rows
-from jobs.interrupts import ended_by_interrupts
-from jobs.reasons import WHEN_TO_RETRY, lines_below
-from pipeline.catalog import Catalog, open_catalog, readable_errors
-from pipeline.list_counts import ListCounts
-from pipeline.output_places import check_output
-from pipeline.records import run_records
-from pipeline.status import status_report
-from schemas import views
-from schemas.command_line import shell_word
-from schemas.errors import ERROR_KINDS, UsageError
-from schemas.sql_text import literal, quoted
-from schemas.words import counted, plain_hours, plain_time
+from clipmill.jobs.formats import write_rows
+from clipmill.jobs.reasons import WHEN_TO_RETRY, lines_below
+from clipmill.pipeline.catalog import views
+from clipmill.pipeline.catalog.catalog import Catalog, open_catalog, readable_errors
+from clipmill.pipeline.dataset.run_records import run_records
+from clipmill.pipeline.engine.interrupts import ended_by_interrupts
+from clipmill.pipeline.exports.output_places import check_output
+from clipmill.pipeline.ingest.list_counts import ListCounts
+from clipmill.pipeline.status import status_report
+from clipmill.schemas.command_line import shell_word
+from clipmill.schemas.errors import ERROR_KINDS, UsageError
+from clipmill.schemas.sql_text import literal, quoted
+from clipmill.schemas.words import counted, plain_hours, plain_time
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -77,7 +77,7 @@ def prompt(
     from prompt_toolkit import PromptSession
     from prompt_toolkit.history import InMemoryHistory
 
-    from schemas.errors import ClipmillError
+    from clipmill.schemas.errors import ClipmillError
 
     # Wrong folders and limits are told at once.
     open_catalog(dataset, allow_external=allow_external, memory_limit=memory_limit).close()
@@ -200,8 +200,8 @@ def _lists_read_again(dataset: Path) -> dict[str, str]:
 
     The recipe is that of the newest run, as `clipmill run` without one takes it.
     """
-    from pipeline.source_rows import list_of
-    from pipeline.source_spec import SourceSpec
+    from clipmill.pipeline.ingest.source_rows import list_of
+    from clipmill.pipeline.ingest.source_spec import SourceSpec
 
     found = {}
     for record in run_records(dataset):

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from schemas.command_line import shell_word
-from schemas.errors import printable
-from schemas.step_tables import EXPANDED_RULE, MENDED_RULE, REMOVED_RULE
-from schemas.words import counted
+from clipmill.schemas.command_line import shell_word
+from clipmill.schemas.errors import printable
+from clipmill.schemas.step_tables import EXPANDED_RULE, MENDED_RULE, REMOVED_RULE
+from clipmill.schemas.words import counted
 
 WHEN_TO_RETRY = {
     "transient": "later may be better",

@@ -1,6 +1,6 @@
 """Writes docs/reference/ from the code: stages, tables and views, the command line.
 
-`python -m jobs.reference` writes the pages; a test fails where they are stale.
+`python -m clipmill.jobs.reference` writes the pages; a test fails where they are stale.
 """
 
 from __future__ import annotations
@@ -17,18 +17,19 @@ import pyarrow as pa
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from jobs.help_pages import default_shown, limits_shown, shown
-from pipeline.recipe import RaySettings, Recipe
-from pipeline.source_spec import SourceSpec
-from pipeline.stage_classes import built_in_stage_names, stage_class
-from schemas import tables, views
-from schemas.errors import ERROR_KINDS
-from schemas.sql_text import duckdb_type
-from schemas.step_tables import STAGE_TABLES
-from stages.protocol import Middle, PerSecond, Stage, Uniform
+from clipmill.jobs.help_pages import default_shown, limits_shown, shown
+from clipmill.pipeline.catalog import views
+from clipmill.pipeline.ingest.source_spec import SourceSpec
+from clipmill.pipeline.recipes.recipe import RaySettings, Recipe
+from clipmill.pipeline.recipes.stage_classes import built_in_stage_names, stage_class
+from clipmill.schemas import tables
+from clipmill.schemas.errors import ERROR_KINDS
+from clipmill.schemas.sql_text import duckdb_type
+from clipmill.schemas.step_tables import STAGE_TABLES
+from clipmill.stages.protocol import Middle, PerSecond, Stage, Uniform
 
 FOLDER = Path(__file__).resolve().parent.parent / "docs" / "reference"
-_MADE = "<!-- Made by `python -m jobs.reference` (`make docs`) from the code. Don't edit. -->\n"
+_MADE = "<!-- Made by `python -m clipmill.jobs.reference` (`make docs`) from the code. Don't edit. -->\n"
 
 
 def _cell(text: object) -> str:
@@ -234,7 +235,7 @@ def tables_page() -> str:
 def cli_page() -> str:
     from typer.main import get_command
 
-    from jobs.cli import app
+    from clipmill.jobs.cli import app
 
     parts = [
         _MADE,

@@ -7,14 +7,14 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from jobs.locking import dataset_lock
-from pipeline.records import check_links, require_dataset
-from pipeline.removal import Purged, find, finish_removals, purge, unfinished
-from pipeline.tombstones import new_tombstone
-from schemas.errors import ClipmillError, UsageError
-from schemas.folders import QUARANTINE
-from schemas.storage import StorageError, writing_to
-from schemas.words import counted
+from clipmill.pipeline.dataset.locks import dataset_lock
+from clipmill.pipeline.dataset.run_records import check_links, require_dataset
+from clipmill.pipeline.dataset.tombstones import new_tombstone
+from clipmill.pipeline.removal.remove import Purged, find, finish_removals, purge, unfinished
+from clipmill.schemas.errors import ClipmillError, UsageError
+from clipmill.schemas.folders import QUARANTINE
+from clipmill.schemas.storage import StorageError, writing_to
+from clipmill.schemas.words import counted
 
 
 def remove(

@@ -16,33 +16,41 @@ from typing import Any
 
 from rich.console import Console
 
-from jobs.fixed_shards import say_that_shards_are_fixed
-from jobs.indexing import refresh_index
-from jobs.interrupts import interruption_behind
-from jobs.locking import Hold, dataset_lock, remove_if_empty, wait_until_free
-from jobs.progress import Progress, saying
-from jobs.ready_made import recipe_path
-from jobs.remove import tell_left
-from jobs.versions import code_version, package_versions
-from pipeline import records
-from pipeline.leftovers import remove_leftovers_of_runs, remove_unfinished_downloads
-from pipeline.locally import run_locally
-from pipeline.logs import DRIVER, LogLimits, RunLog, python_messages
-from pipeline.plan import Plan, ShardList, Step, build_plan, pending
-from pipeline.recipe import LoadedRecipe, load_recipe
-from pipeline.removal import finish_removals
-from pipeline.retry import Unfinished, list_shards, request_retries, unfinished_retries
-from pipeline.sources import ingest, list_source_shards
-from pipeline.standstill import Lookout, Seen
-from schemas.command_line import shell_word, start_a_run
-from schemas.errors import ClipmillError, UsageError
-from schemas.storage import writing_to
-from schemas.words import counted
-from stages.download_videos import DownloadVideos
-from stages.media.guards import ask_hosts_again
-from stages.models.places import ModelPlace
-from stages.models.references import ModelReference
-from stages.protocol import Stage
+from clipmill.jobs.fixed_shards import say_that_shards_are_fixed
+from clipmill.jobs.indexing import refresh_index
+from clipmill.jobs.progress import Progress, saying
+from clipmill.jobs.remove import tell_left
+from clipmill.pipeline.dataset import run_records as records
+from clipmill.pipeline.dataset.leftovers import (
+    remove_leftovers_of_runs,
+    remove_unfinished_downloads,
+)
+from clipmill.pipeline.dataset.locks import Hold, dataset_lock, remove_if_empty, wait_until_free
+from clipmill.pipeline.dataset.run_logs import DRIVER, LogLimits, RunLog, python_messages
+from clipmill.pipeline.dataset.versions import code_version, package_versions
+from clipmill.pipeline.engine.interrupts import interruption_behind
+from clipmill.pipeline.engine.local import run_locally
+from clipmill.pipeline.engine.retry import (
+    Unfinished,
+    list_shards,
+    request_retries,
+    unfinished_retries,
+)
+from clipmill.pipeline.engine.standstill import Lookout, Seen
+from clipmill.pipeline.ingest.sources import ingest, list_source_shards
+from clipmill.pipeline.recipes.plan import Plan, ShardList, Step, build_plan, pending
+from clipmill.pipeline.recipes.ready_made import recipe_path
+from clipmill.pipeline.recipes.recipe import LoadedRecipe, load_recipe
+from clipmill.pipeline.removal.remove import finish_removals
+from clipmill.schemas.command_line import shell_word, start_a_run
+from clipmill.schemas.errors import ClipmillError, UsageError
+from clipmill.schemas.storage import writing_to
+from clipmill.schemas.words import counted
+from clipmill.stages.download_videos import DownloadVideos
+from clipmill.stages.media.fetch.guards import ask_hosts_again
+from clipmill.stages.models.places import ModelPlace
+from clipmill.stages.protocol import Stage
+from clipmill.stages.references import ModelReference
 
 _err = Console(stderr=True, highlight=False)
 _LOGGED_COUNTS = ("kept", "rejected", "failed", "outputs", "shards")
@@ -176,7 +184,7 @@ def _require_sources(loaded: LoadedRecipe, dataset: Path) -> None:
 
 def _check_models(steps: Sequence[Step]) -> Sequence[Step]:
     """The steps, once all that they name is here."""
-    from jobs.preflight import check_models
+    from clipmill.pipeline.engine.preflight import check_models
 
     check_models(steps)
     return steps
@@ -310,7 +318,7 @@ def _engine(
     address = loaded.recipe.ray.address or os.environ.get("RAY_ADDRESS")
     with contextlib.ExitStack() as stack:
         with saying(f"joining the Ray cluster at {address} …" if address else "starting Ray …"):
-            from pipeline.on_ray import cluster, legs_of, run_on_ray
+            from clipmill.pipeline.engine.on_ray import cluster, legs_of, run_on_ray
 
             stack.enter_context(python_messages(log.log))
             machine = stack.enter_context(cluster(loaded.recipe.ray))
@@ -381,7 +389,7 @@ def _stage_record(plan: Plan, label: str, loaded: LoadedRecipe) -> dict[str, Any
 
 def _models(stage: Stage) -> dict[str, dict[str, str | None]]:
     """Every model and data file of a stage by setting: where from, which revision, which bytes."""
-    from stages.models.loading import resolved_revision
+    from clipmill.stages.models.loading import resolved_revision
 
     found = {}
     for setting, value in stage.references().items():
@@ -432,7 +440,7 @@ def dataset_folder(loaded: LoadedRecipe, given: Path | None) -> Path:
 
 def closing_table(dataset: Path) -> None:
     """The state of the dataset, on standard output."""
-    from jobs.query import print_status
+    from clipmill.jobs.query import print_status
 
     print_status(dataset)
     sys.stdout.flush()

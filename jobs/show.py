@@ -16,23 +16,23 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from jobs.formats import write_rows
-from jobs.report.samples import clock
-from jobs.terminal_pictures import Way, show_picture, way_of_terminal, width_in_pixels
-from pipeline.catalog import Catalog, open_catalog, readable_errors
-from pipeline.kept_frames import KeptFrame, Span, kept_frames
-from pipeline.links import clip_link
-from pipeline.output_places import check_output
-from schemas.clocks import FILE_ZERO_SQL
-from schemas.command_line import shell_word
-from schemas.errors import ClipmillError, RowFailed, UsageError, printable
-from schemas.sql_text import literal
-from schemas.words import counted
-from stages.media.cut import CutOptions, CutRequest, cut_clips_isolated
-from stages.media.images import decode_jpeg, fit, png_bytes
-from stages.media.isolated import Limits, collect_isolated
-from stages.media.seek import read_frames
-from stages.protocol import Uniform
+from clipmill.jobs.formats import write_rows
+from clipmill.jobs.report.samples import clock
+from clipmill.jobs.terminal_pictures import Way, show_picture, way_of_terminal, width_in_pixels
+from clipmill.pipeline.catalog.catalog import Catalog, open_catalog, readable_errors
+from clipmill.pipeline.catalog.kept_frames import KeptFrame, Span, kept_frames
+from clipmill.pipeline.catalog.links import clip_link
+from clipmill.pipeline.exports.output_places import check_output
+from clipmill.schemas.clocks import FILE_ZERO_SQL
+from clipmill.schemas.command_line import shell_word
+from clipmill.schemas.errors import ClipmillError, RowFailed, UsageError, printable
+from clipmill.schemas.sql_text import literal
+from clipmill.schemas.words import counted
+from clipmill.stages.media.cutting.cut import CutOptions, CutRequest, cut_clips_isolated
+from clipmill.stages.media.isolation.isolated import Limits, collect_isolated
+from clipmill.stages.media.read.images import decode_jpeg, fit, png_bytes
+from clipmill.stages.media.read.seek import read_frames
+from clipmill.stages.protocol import Uniform
 
 FRAMES = 8
 MOST_FRAMES = 60

@@ -11,18 +11,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jobs.interrupts import interruption_behind, leave_at_once
-from jobs.ready_made import recipe_path
-from jobs.versions import ROOT
-from pipeline.recipe import LoadedRecipe, load_recipe
-from pipeline.stage_classes import class_reference
-from schemas.command_line import shell_word
-from schemas.errors import ClipmillError, UsageError
-from stages.download_videos import DownloadVideos
-from stages.models.references import DataFile
+from clipmill.pipeline.dataset.versions import ROOT
+from clipmill.pipeline.engine.interrupts import interruption_behind, leave_at_once
+from clipmill.pipeline.recipes.ready_made import recipe_path
+from clipmill.pipeline.recipes.recipe import LoadedRecipe, load_recipe
+from clipmill.pipeline.recipes.stage_classes import class_reference
+from clipmill.schemas.command_line import shell_word
+from clipmill.schemas.errors import ClipmillError, UsageError
+from clipmill.stages.download_videos import DownloadVideos
+from clipmill.stages.references import DataFile
 
 if TYPE_CHECKING:
-    from pipeline.ray_jobs import Job
+    from clipmill.pipeline.engine.ray_jobs import Job
 
 PACKAGES = ("schemas", "stages", "pipeline", "jobs")
 CONSTRAINTS = ROOT / "constraints.txt"
@@ -53,9 +53,9 @@ def submit(
     if locked and not CONSTRAINTS.exists():
         raise UsageError("the locked versions come with a checkout of Clipmill, and this is none; "
                          "take what the nodes have with --environment cluster")
-    from pipeline.ray_jobs import submit_job
+    from clipmill.pipeline.engine.ray_jobs import submit_job
 
-    command = ["python", "-m", "jobs.cli", "run", f"recipe/{path.name}", "--dataset", str(where)]
+    command = ["python", "-m", "clipmill.jobs.cli", "run", f"recipe/{path.name}", "--dataset", str(where)]
     for override in (*overrides, *_safe_defaults(loaded)):
         command += ["--set", _absolute_paths(override, loaded)]
     for source in sources:

@@ -7,19 +7,19 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from jobs.formats import plain, write_rows
-from jobs.funnel import print_funnel, print_near
-from jobs.progress import saying
-from jobs.ready_made import SUBSET_FOLDER, described, subset_recipe_path
-from jobs.versions import code_version
-from pipeline.catalog import Catalog, open_catalog, readable_errors
-from pipeline.output_places import check_output
-from pipeline.subsets.card import data_card
-from pipeline.subsets.explain import explain_recipe
-from pipeline.subsets.freeze import check_name, create_subset, load_subset, still_there
-from pipeline.subsets.recipe import SubsetRecipe, load_subset_recipe, predicate_recipe
-from schemas.errors import UsageError, printable
-from schemas.words import counted, plain_hours
+from clipmill.jobs.formats import plain, write_rows
+from clipmill.jobs.funnel import print_funnel, print_near
+from clipmill.jobs.progress import saying
+from clipmill.pipeline.catalog.catalog import Catalog, open_catalog, readable_errors
+from clipmill.pipeline.dataset.versions import code_version
+from clipmill.pipeline.exports.output_places import check_output
+from clipmill.pipeline.recipes.ready_made import SUBSET_FOLDER, described, subset_recipe_path
+from clipmill.pipeline.subsets.card import data_card
+from clipmill.pipeline.subsets.explain import explain_recipe
+from clipmill.pipeline.subsets.freeze import check_name, create_subset, load_subset, still_there
+from clipmill.pipeline.subsets.recipe import SubsetRecipe, load_subset_recipe, predicate_recipe
+from clipmill.schemas.errors import UsageError, printable
+from clipmill.schemas.words import counted, plain_hours
 
 
 def create(

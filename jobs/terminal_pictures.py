@@ -16,7 +16,7 @@ from typing import IO, Literal
 
 import numpy as np
 
-from stages.media.images import png_bytes
+from clipmill.stages.media.read.images import png_bytes
 
 Way = Literal["kitty", "iterm2", "sixel", "blocks"]
 

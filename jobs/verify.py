@@ -13,18 +13,18 @@ from typing import Any
 
 import pyarrow as pa
 
-from jobs.formats import write_rows
-from jobs.locking import dataset_lock
-from jobs.progress import saying
-from pipeline.records import check_links, latest_run, require_dataset
-from pipeline.verify import Report, verify
-from pipeline.verify.findings import Finding, as_text
-from pipeline.verify.repair import Repaired, repair
-from schemas.command_line import shell_word, start_a_run
-from schemas.damage import DamagedFile, what_is_there
-from schemas.errors import ClipmillError
-from schemas.storage import writing_to
-from schemas.words import counted
+from clipmill.jobs.formats import write_rows
+from clipmill.jobs.progress import saying
+from clipmill.pipeline.dataset.locks import dataset_lock
+from clipmill.pipeline.dataset.run_records import check_links, latest_run, require_dataset
+from clipmill.pipeline.verify import Report, verify
+from clipmill.pipeline.verify.findings import Finding, as_text
+from clipmill.pipeline.verify.repair import Repaired, repair
+from clipmill.schemas.command_line import shell_word, start_a_run
+from clipmill.schemas.damage import DamagedFile, what_is_there
+from clipmill.schemas.errors import ClipmillError
+from clipmill.schemas.storage import writing_to
+from clipmill.schemas.words import counted
 
 _COLUMNS = ("severity", "check", "where", "what", "next_step")
 

@@ -7,17 +7,17 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from pipeline.catalog import Catalog, Layout, open_catalog
-from pipeline.fence import last_moved
-from pipeline.index import ShardFiles
-from pipeline.list_counts import kept_counts
-from pipeline.plan import Read
-from pipeline.reasons import reasons
-from pipeline.retry import RETRIES, read_request
-from pipeline.shards import committed_shards, shard_name
-from schemas import views
-from schemas.sql_text import escaped_for_glob, literal, quoted
-from schemas.step_tables import StepTable, kept, outcomes
+from clipmill.pipeline.catalog import views
+from clipmill.pipeline.catalog.catalog import Catalog, Layout, open_catalog
+from clipmill.pipeline.catalog.index import ShardFiles
+from clipmill.pipeline.catalog.reasons import reasons
+from clipmill.pipeline.dataset.commit_fence import last_moved
+from clipmill.pipeline.dataset.shards import committed_shards, shard_name
+from clipmill.pipeline.engine.retry import RETRIES, read_request
+from clipmill.pipeline.ingest.list_counts import kept_counts
+from clipmill.pipeline.recipes.plan import Read
+from clipmill.schemas.sql_text import escaped_for_glob, literal, quoted
+from clipmill.schemas.step_tables import StepTable, kept, outcomes
 
 _RANK = "CASE outcome WHEN 'kept' THEN 0 WHEN 'rejected' THEN 1 ELSE 2 END"
 
@@ -281,7 +281,7 @@ class _Inputs:
 def _upstream(
     layout: Layout, stage: dict[str, Any], entry: dict[str, Any], number: int
 ) -> _Inputs:
-    """As `pipeline/inputs.py` finds them."""
+    """As `pipeline/engine/step_inputs.py` finds them."""
     tables = {table.step: table for table in layout.steps}
     key = entry["key"]
     optional: set[str] = set()

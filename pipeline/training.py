@@ -24,15 +24,15 @@ import pyarrow.compute as pc
 import torch
 from torch.utils.data import Dataset, get_worker_info
 
-from pipeline.catalog import Catalog, open_catalog, readable_errors
-from pipeline.records import require_dataset
-from pipeline.subsets.freeze import FrozenSubset, load_subset
-from schemas.clocks import FILE_ZERO_SQL
-from schemas.command_line import shell_word
-from schemas.errors import ClipmillError, RowFailed, UsageError
-from schemas.sql_text import escaped_for_glob, literal, quoted
-from schemas.words import counted
-from stages.media.seek import FrameReader
+from clipmill.pipeline.catalog.catalog import Catalog, open_catalog, readable_errors
+from clipmill.pipeline.dataset.run_records import require_dataset
+from clipmill.pipeline.subsets.freeze import FrozenSubset, load_subset
+from clipmill.schemas.clocks import FILE_ZERO_SQL
+from clipmill.schemas.command_line import shell_word
+from clipmill.schemas.errors import ClipmillError, RowFailed, UsageError
+from clipmill.schemas.sql_text import escaped_for_glob, literal, quoted
+from clipmill.schemas.words import counted
+from clipmill.stages.media.read.seek import FrameReader
 
 # A frame this little before the clip's start is its first: given spans are in milliseconds.
 _ROUNDING_SECONDS = 0.0006

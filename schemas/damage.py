@@ -15,8 +15,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from schemas.command_line import shell_word
-from schemas.errors import ClipmillError
+from clipmill.schemas.command_line import shell_word
+from clipmill.schemas.errors import ClipmillError
 
 _MAX_REASON_CHARACTERS = 160
 _KINDS = {

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from schemas import tables
-from schemas.damage import check_is_file
-from schemas.sql_text import duckdb_type, escaped_for_glob, literal, null, quoted
+from clipmill.schemas import tables
+from clipmill.schemas.damage import check_is_file
+from clipmill.schemas.sql_text import duckdb_type, escaped_for_glob, literal, null, quoted
 
 Columns = Sequence[tuple[str, pa.DataType]]
 STAGE_TABLES: dict[str, pa.Schema] = {

@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from schemas.errors import ClipmillError
+from clipmill.schemas.errors import ClipmillError
 
 _NEXT_STEP = {
     errno.ENOSPC: "make room and run again, what is there is kept",

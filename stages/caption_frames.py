@@ -10,15 +10,23 @@ from typing import Any, ClassVar, NamedTuple
 import pyarrow as pa
 from pydantic import Field, model_validator
 
-from schemas.errors import RowFailed
-from schemas.tables import CAPTIONS
-from stages.media.sampling import pick_frames
-from stages.models.captioners import Captioner, Picture, open_captioner
-from stages.models.generated_text import fault_of, shortened, tidy
-from stages.models.generation import GeneratingStage, Generation
-from stages.models.prompts import render, variables_of
-from stages.models.references import ModelReference
-from stages.protocol import FramePick, Middle, PerSecond, Rows, Transform, Workspace, resource
+from clipmill.schemas.errors import RowFailed
+from clipmill.schemas.tables import CAPTIONS
+from clipmill.stages.media.read.sampling import pick_frames
+from clipmill.stages.models.captioners import Captioner, Picture, open_captioner
+from clipmill.stages.models.generated_text import fault_of, shortened, tidy
+from clipmill.stages.models.generation import GeneratingStage, Generation
+from clipmill.stages.models.prompts import render, variables_of
+from clipmill.stages.protocol import (
+    FramePick,
+    Middle,
+    PerSecond,
+    Rows,
+    Transform,
+    Workspace,
+    resource,
+)
+from clipmill.stages.references import ModelReference
 
 COARSE = "coarse"
 FINE = "fine"
@@ -287,7 +295,7 @@ def leaders(frames: Sequence[Mapping[str, Any]], threshold: float) -> list[int]:
     """
     if threshold <= 0:
         return list(range(len(frames)))
-    from stages.media.thumbnails import largest_difference, thumbnail
+    from clipmill.stages.media.read.thumbnails import largest_difference, thumbnail
 
     found: list[int] = []
     last = None

@@ -15,15 +15,15 @@ from typing import Any, ClassVar, Literal
 import pyarrow as pa
 from pydantic import Field, field_validator, model_validator
 
-from schemas.errors import ClipmillError, ErrorKind, RowFailed, RowRejected
-from schemas.storage import full_storage
-from schemas.tables import VIDEOS
-from stages.media.downloads import Downloader
-from stages.media.proxies import check_proxy
-from stages.media.reading_stage import ReadingStage
-from stages.media.store import Media, MediaStore
-from stages.models.references import DataFile
-from stages.protocol import Rows, Transform, Workspace, resource
+from clipmill.schemas.errors import ClipmillError, ErrorKind, RowFailed, RowRejected
+from clipmill.schemas.storage import full_storage
+from clipmill.schemas.tables import VIDEOS
+from clipmill.stages.media.fetch.downloads import Downloader
+from clipmill.stages.media.fetch.media_store import Media, MediaStore
+from clipmill.stages.media.fetch.proxies import check_proxy
+from clipmill.stages.protocol import Rows, Transform, Workspace, resource
+from clipmill.stages.reading_stage import ReadingStage
+from clipmill.stages.references import DataFile
 
 
 class DownloadVideos(ReadingStage):
@@ -138,7 +138,7 @@ class DownloadVideos(ReadingStage):
     @classmethod
     def _known_options(cls, value: dict[str, Any]) -> dict[str, Any]:
         if value:
-            from stages.media.ytdlp_options import check_options
+            from clipmill.stages.media.fetch.ytdlp_options import check_options
 
             check_options(value)
         return value
@@ -176,7 +176,7 @@ class DownloadVideos(ReadingStage):
     @model_validator(mode="after")
     def _sections_go_with_the_rest(self) -> DownloadVideos:
         if self.sections:
-            from stages.media.sections import RESERVED
+            from clipmill.stages.media.fetch.sections import RESERVED
 
             for name in RESERVED & set(self.yt_dlp):
                 raise ValueError(f"the yt-dlp option {name!r} is set by `sections`")

@@ -10,10 +10,10 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
-from schemas.tables import EMBEDDINGS
-from stages.models.embedders import ClipEmbedder, EmbedderStage
-from stages.models.vectors import as_column
-from stages.protocol import FramePick, Rows, Transform, Uniform, Workspace
+from clipmill.schemas.tables import EMBEDDINGS
+from clipmill.stages.models.embedders import ClipEmbedder, EmbedderStage
+from clipmill.stages.models.vectors import as_column
+from clipmill.stages.protocol import FramePick, Rows, Transform, Uniform, Workspace
 
 
 class EmbedClips(EmbedderStage):

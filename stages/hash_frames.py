@@ -11,9 +11,9 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
-from schemas.errors import RowFailed
-from schemas.tables import FRAME_HASHES
-from stages.protocol import FramePick, Rows, Stage, Transform, Uniform, Workspace
+from clipmill.schemas.errors import RowFailed
+from clipmill.schemas.tables import FRAME_HASHES
+from clipmill.stages.protocol import FramePick, Rows, Stage, Transform, Uniform, Workspace
 
 HASH_BITS = 64
 _SIDE = 32

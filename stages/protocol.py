@@ -15,13 +15,13 @@ from typing import Any, ClassVar
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field
 
-from schemas.errors import ErrorKind, RowFailed, RowRejected
-from schemas.tables import OUTCOME
-from stages.media.sampling import FramePick as FramePick
-from stages.media.sampling import Middle as Middle
-from stages.media.sampling import PerSecond as PerSecond
-from stages.media.sampling import Uniform as Uniform
-from stages.models.references import DataFile, ModelReference
+from clipmill.schemas.errors import ErrorKind, RowFailed, RowRejected
+from clipmill.schemas.tables import OUTCOME
+from clipmill.stages.media.read.sampling import FramePick as FramePick
+from clipmill.stages.media.read.sampling import Middle as Middle
+from clipmill.stages.media.read.sampling import PerSecond as PerSecond
+from clipmill.stages.media.read.sampling import Uniform as Uniform
+from clipmill.stages.references import DataFile, ModelReference
 
 Transform = Callable[[pa.Table], "pa.Table | dict[str, pa.Table]"]
 """One batch in, one batch out. Every input key is among the output's keys, in any order, and once;

@@ -15,14 +15,14 @@ from typing import Any, ClassVar, Literal
 import pyarrow as pa
 from pydantic import Field
 
-from schemas.clocks import CLOCK_COLUMNS, file_zero_seconds
-from schemas.errors import ErrorKind, RowFailed, RowRejected
-from schemas.tables import FRAMES, SCANS
-from stages.media.isolated import Limits, collect_isolated
-from stages.media.measures import Wanted
-from stages.media.reading_stage import ReadingStage
-from stages.media.scan import ScanSettings, scan_video
-from stages.protocol import Rows, Stage, Transform, Workspace, resource, strict_table
+from clipmill.schemas.clocks import CLOCK_COLUMNS, file_zero_seconds
+from clipmill.schemas.errors import ErrorKind, RowFailed, RowRejected
+from clipmill.schemas.tables import FRAMES, SCANS
+from clipmill.stages.media.isolation.isolated import Limits, collect_isolated
+from clipmill.stages.media.read.measures import Wanted
+from clipmill.stages.media.read.scan import ScanSettings, scan_video
+from clipmill.stages.protocol import Rows, Stage, Transform, Workspace, resource, strict_table
+from clipmill.stages.reading_stage import ReadingStage
 
 
 class ScanVideos(ReadingStage):

@@ -10,14 +10,14 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
-from schemas.errors import ClipmillError
-from schemas.tables import AESTHETIC
-from stages.models.aesthetic_heads import AestheticHead, load_head
-from stages.models.fetching import local_file
-from stages.models.places import note_place
-from stages.models.references import DataFile
-from stages.models.vectors import stored
-from stages.protocol import Rows, Stage, Transform, Workspace
+from clipmill.schemas.errors import ClipmillError
+from clipmill.schemas.tables import AESTHETIC
+from clipmill.stages.media.fetch.data_files import local_file
+from clipmill.stages.models.aesthetic_heads import AestheticHead, load_head
+from clipmill.stages.models.places import note_place
+from clipmill.stages.models.vectors import stored
+from clipmill.stages.protocol import Rows, Stage, Transform, Workspace
+from clipmill.stages.references import DataFile
 
 _OVER_FRAMES = {"max": np.max, "mean": np.mean, "min": np.min}
 

@@ -10,11 +10,11 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
-from schemas.errors import ClipmillError
-from schemas.tables import SIMILARITY
-from stages.models.embedders import ClipEmbedder, EmbedderStage
-from stages.models.vectors import frame_mean, stored
-from stages.protocol import Rows, Stage, Transform, Workspace
+from clipmill.schemas.errors import ClipmillError
+from clipmill.schemas.tables import SIMILARITY
+from clipmill.stages.models.embedders import ClipEmbedder, EmbedderStage
+from clipmill.stages.models.vectors import frame_mean, stored
+from clipmill.stages.protocol import Rows, Stage, Transform, Workspace
 
 
 class ScoreSimilarity(EmbedderStage):

@@ -10,11 +10,11 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
-from schemas.tables import VIDEO_SIMILARITY
-from stages.models.embedders import DType
-from stages.models.references import ModelReference
-from stages.models.video_text import VideoTextModel
-from stages.protocol import FramePick, Rows, Stage, Transform, Uniform, Workspace, resource
+from clipmill.schemas.tables import VIDEO_SIMILARITY
+from clipmill.stages.models.embedders import DType
+from clipmill.stages.models.video_text import VideoTextModel
+from clipmill.stages.protocol import FramePick, Rows, Stage, Transform, Uniform, Workspace, resource
+from clipmill.stages.references import ModelReference
 
 
 class ScoreVideoSimilarity(Stage):

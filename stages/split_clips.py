@@ -17,12 +17,12 @@ from typing import Any, ClassVar, Literal
 import pyarrow as pa
 from pydantic import Field, field_validator, model_validator
 
-from schemas.errors import ErrorKind, RowFailed, RowRejected
-from schemas.ids import clip_id
-from schemas.tables import CLIPS, SHOTS
-from stages.media.reading_stage import ReadingStage
-from stages.protocol import Rows, Stage, Transform, Workspace, resource, strict_table
-from stages.scan_videos import ScanVideos
+from clipmill.schemas.errors import ErrorKind, RowFailed, RowRejected
+from clipmill.schemas.ids import clip_id
+from clipmill.schemas.tables import CLIPS, SHOTS
+from clipmill.stages.protocol import Rows, Stage, Transform, Workspace, resource, strict_table
+from clipmill.stages.reading_stage import ReadingStage
+from clipmill.stages.scan_videos import ScanVideos
 
 Detector = Literal["content", "adaptive", "threshold", "histogram", "hash"]
 _LENGTH_OF_TIME = re.compile(r"(?P<frames>\d+)|(?P<seconds>\d+(\.\d+)?)\s?s?"
@@ -295,7 +295,11 @@ class SplitClips(ReadingStage):
 
     def _cuts(self, row: dict[str, Any]) -> list[int]:
         # Here, because PySceneDetect takes half a second to import.
-        from stages.media.detectors import DEFAULT_THRESHOLDS, DetectorSettings, find_cuts
+        from clipmill.stages.media.read.detectors import (
+            DEFAULT_THRESHOLDS,
+            DetectorSettings,
+            find_cuts,
+        )
 
         threshold = self.threshold
         settings = DetectorSettings(

@@ -10,16 +10,16 @@ from typing import Any, ClassVar
 import pyarrow as pa
 from pydantic import Field, field_validator, model_validator
 
-from schemas.errors import RowFailed
-from schemas.tables import SUMMARIES
-from stages.media.speech import Lines, said_within, speaking_track, with_words
-from stages.models.generated_text import fault_of, shortened, tidy
-from stages.models.generation import GeneratingStage, Generation
-from stages.models.openai_server import Completion
-from stages.models.prompts import render, variables_of
-from stages.models.references import ModelReference
-from stages.models.text_models import TextModel, open_text_model
-from stages.protocol import Rows, Transform, Workspace, resource
+from clipmill.schemas.errors import RowFailed
+from clipmill.schemas.tables import SUMMARIES
+from clipmill.stages.media.read.speech import Lines, said_within, speaking_track, with_words
+from clipmill.stages.models.generated_text import fault_of, shortened, tidy
+from clipmill.stages.models.generation import GeneratingStage, Generation
+from clipmill.stages.models.openai_server import Completion
+from clipmill.stages.models.prompts import render, variables_of
+from clipmill.stages.models.text_models import TextModel, open_text_model
+from clipmill.stages.protocol import Rows, Transform, Workspace, resource
+from clipmill.stages.references import ModelReference
 
 # Which columns a prompt needs for each variable that it may use.
 _READS = {

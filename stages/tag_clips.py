@@ -11,13 +11,13 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field, field_validator
 
-from schemas.errors import ClipmillError, UsageError
-from schemas.tables import TAGS
-from stages.models.embedders import ClipEmbedder, EmbedderStage
-from stages.models.fetching import local_file
-from stages.models.references import DataFile
-from stages.models.vectors import stored, unit
-from stages.protocol import FramePick, Rows, Stage, Transform, Uniform, Workspace
+from clipmill.schemas.errors import ClipmillError, UsageError
+from clipmill.schemas.tables import TAGS
+from clipmill.stages.media.fetch.data_files import local_file
+from clipmill.stages.models.embedders import ClipEmbedder, EmbedderStage
+from clipmill.stages.models.vectors import stored, unit
+from clipmill.stages.protocol import FramePick, Rows, Stage, Transform, Uniform, Workspace
+from clipmill.stages.references import DataFile
 
 SHIPPED_VOCABULARY = Path(__file__).parent / "data" / "tags.txt"
 

@@ -10,8 +10,8 @@ from typing import Any, ClassVar
 import pyarrow as pa
 from pydantic import Field
 
-from schemas.tables import GIVEN_SCORE
-from stages.protocol import Rows, Stage, Transform, Workspace
+from clipmill.schemas.tables import GIVEN_SCORE
+from clipmill.stages.protocol import Rows, Stage, Transform, Workspace
 
 
 class TakeGivenScore(Stage):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,12 @@ for _name in ("COLUMNS", "LINES", "TERMINAL_WIDTH", "FORCE_COLOR", "PY_COLORS", 
               *(f"{kind}_PROXY" for kind in ("HTTP", "HTTPS", "ALL", "NO"))):
     os.environ.pop(_name, None)
     os.environ.pop(_name.lower(), None)
+
+# A script's background jobs start with Ctrl-C ignored, what `nohup` starts with SIGHUP ignored, and
+# both pass it on to all that they start: here each signal does what it does by default.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+for _signal in (signal.SIGHUP, signal.SIGQUIT):
+    signal.signal(_signal, signal.SIG_DFL)
 
 # `make test` says the same of the same tree, however slow the machine: the examples are drawn from
 # a fixed seed, and none is on the clock. `make test-slow` draws others, each time anew.

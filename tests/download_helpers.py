@@ -11,7 +11,7 @@ from pathlib import Path
 import av
 import numpy as np
 
-from stages.download_videos import DownloadVideos
+from clipmill.stages.download_videos import DownloadVideos
 
 
 def make_video(

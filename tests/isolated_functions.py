@@ -12,11 +12,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from schemas.errors import ClipmillError, RowFailed, RowRejected
-from stages.media.progress import beat
+from clipmill.schemas.errors import ClipmillError, RowFailed, RowRejected
+from clipmill.stages.media.isolation.progress import beat
 
 if TYPE_CHECKING:  # else every helper of a test would wait for the decoders
-    from stages.media.cut import CutOptions, CutRequest, CutResult
+    from clipmill.stages.media.cutting.cut import CutOptions, CutRequest, CutResult
 
 
 def whose(path: Path) -> int:
@@ -164,7 +164,7 @@ def cut_and_die(
 
     Notes in a file beside the clips which ones it was asked for.
     """
-    from stages.media.cut import cut_clips
+    from clipmill.stages.media.cutting.cut import cut_clips
 
     folder = requests[0].target.parent
     with open(folder / "asked", "a") as asked:

@@ -20,7 +20,7 @@ from pathlib import Path
 import av
 import numpy as np
 
-from stages.media.encoders import open_encoder
+from clipmill.stages.media.cutting.encoders import open_encoder
 
 SHARED_VIDEOS = Path(__file__).resolve().parents[2] / "shared" / "videos"
 COLOURS = {

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from stages.models.torch_setup import prepare_torch
+from clipmill.stages.models.torch_setup import prepare_torch
 
 prepare_torch()
 # Models this small are slowed down many times by threads that wait for each other.

@@ -8,9 +8,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from schemas.tables import SPAN
-from stages.protocol import Workspace
-from stages.split_clips import SplitClips
+from clipmill.schemas.tables import SPAN
+from clipmill.stages.protocol import Workspace
+from clipmill.stages.split_clips import SplitClips
 
 OUTCOME = ("rejection", "error")
 

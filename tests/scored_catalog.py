@@ -10,8 +10,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from schemas import tables
-from schemas.ids import clip_id, source_key
+from clipmill.schemas import tables
+from clipmill.schemas.ids import clip_id, source_key
 from tests.synthetic import START, write_run, write_shard
 
 HEAD_V2 = "/models/sac+logos+ava1-l14-linearMSE.pth"

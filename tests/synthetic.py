@@ -17,8 +17,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from schemas import tables
-from schemas.ids import clip_id, source_key
+from clipmill.schemas import tables
+from clipmill.schemas.ids import clip_id, source_key
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 WORDS_TABLE = tables.clip_table(("n_words", pa.int32()), ("n_words_reason", pa.string()))

@@ -16,16 +16,16 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
-from jobs.cli import app
-from jobs.run import run
-from jobs.verify import verify_dataset
-from pipeline.catalog import open_catalog
-from pipeline.exports.request import ExportRequest
-from pipeline.exports.run import run_export
-from pipeline.recipe import load_recipe
-from pipeline.training import ClipDataset
-from schemas import tables
-from stages.media.cut import CutOptions
+from clipmill.jobs.cli import app
+from clipmill.jobs.run import run
+from clipmill.jobs.verify import verify_dataset
+from clipmill.pipeline.catalog.catalog import open_catalog
+from clipmill.pipeline.exports.request import ExportRequest
+from clipmill.pipeline.exports.run import run_export
+from clipmill.pipeline.recipes.recipe import load_recipe
+from clipmill.pipeline.training import ClipDataset
+from clipmill.schemas import tables
+from clipmill.stages.media.cutting.cut import CutOptions
 from tests.numbered import number_in, numbers_of, render_numbered
 from tests.synthetic import START, STEPS, run_record, write_run, write_shard
 

@@ -11,11 +11,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from jobs.cli import app
-from jobs.ready_made import SUBSET_FOLDER, names
-from pipeline.catalog import open_catalog
-from pipeline.subsets.recipe import load_subset_recipe
-from pipeline.subsets.scorers import resolve
+from clipmill.jobs.cli import app
+from clipmill.pipeline.catalog.catalog import open_catalog
+from clipmill.pipeline.recipes.ready_made import SUBSET_FOLDER, names
+from clipmill.pipeline.subsets.recipe import load_subset_recipe
+from clipmill.pipeline.subsets.scorers import resolve
 from tests.conftest import Made
 from tests.scored_catalog import aesthetic, build, embeddings, own, random_clips, similarity
 

@@ -14,14 +14,14 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from jobs.run import run
-from pipeline.catalog import open_catalog
-from pipeline.recipe import load_recipe
-from schemas.errors import ClipmillError, UsageError
-from schemas.ids import source_key
-from schemas.tables import SOURCES
-from stages.media.subtitles import parse_subtitles
-from stages.protocol import Workspace
+from clipmill.jobs.run import run
+from clipmill.pipeline.catalog.catalog import open_catalog
+from clipmill.pipeline.recipes.recipe import load_recipe
+from clipmill.schemas.errors import ClipmillError, UsageError
+from clipmill.schemas.ids import source_key
+from clipmill.schemas.tables import SOURCES
+from clipmill.stages.media.read.subtitles import parse_subtitles
+from clipmill.stages.protocol import Workspace
 from tests.download_helpers import add_home, make_video, outcome, stage
 from tests.http_server import serve
 from tests.test_hostile_input import HOSTILE, STEERING, cli, listing
@@ -193,8 +193,8 @@ from contextlib import contextmanager
 
 import pyarrow as pa
 
-from schemas.tables import CLIPS
-from stages.protocol import Rows, Stage, resource
+from clipmill.schemas.tables import CLIPS
+from clipmill.stages.protocol import Rows, Stage, resource
 from tests.test_hostile_input import HOSTILE
 
 
@@ -265,7 +265,7 @@ def test_ids_that_lie_in_a_dataset_all_the_same_lead_nowhere(tmp_path, monkeypat
     """A dataset that somebody else made may hold any."""
     recipe = own_recipe(tmp_path, "{stage: 'own.py:CutHostile'}")
     with monkeypatch.context() as without:
-        without.setattr("pipeline.outputs.is_file_name", lambda text: True)
+        without.setattr("clipmill.pipeline.engine.step_outputs.is_file_name", lambda text: True)
         run(load_recipe(recipe), tmp_path / "dataset")
     for command in ("status", "failures"):
         assert not STEERING.search(cli(command, tmp_path / "dataset"))

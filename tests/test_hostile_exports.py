@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import catalog as catalogs
-from pipeline.catalog import open_catalog
-from schemas.errors import ClipmillError, UsageError
+from clipmill.pipeline.catalog.catalog import catalog as catalogs
+from clipmill.pipeline.catalog.catalog import open_catalog
+from clipmill.schemas.errors import ClipmillError, UsageError
 from tests.pipeline.exports.small_dataset import Small, freeze, write_small, youtube_id
 from tests.test_hostile_input import HOSTILE, SQL, STEERING, cli, listing
 

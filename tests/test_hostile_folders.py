@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from jobs.cli import app
-from jobs.run import run
-from pipeline.recipe import load_recipe
-from schemas.errors import UsageError
+from clipmill.jobs.cli import app
+from clipmill.jobs.run import run
+from clipmill.pipeline.recipes.recipe import load_recipe
+from clipmill.schemas.errors import UsageError
 from tests.download_helpers import make_video
 
 # Beside each lies what it would mean as a pattern.
@@ -100,7 +100,7 @@ def test_every_export_goes_to_a_folder_of_any_name(format_, made, tmp_path, monk
 
 
 def test_training_reads_a_subset_of_a_folder_of_any_name(made, tmp_path):
-    from pipeline.training import ClipDataset
+    from clipmill.pipeline.training import ClipDataset
 
     recipe = tmp_path / "all.yaml"
     recipe.write_text("rules:\n  - where: duration_seconds > 0\n")

@@ -20,12 +20,13 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
-from jobs.cli import app
-from jobs.run import load, run
-from pipeline.catalog import open_catalog
-from pipeline.recipe import load_recipe
-from schemas.errors import ClipmillError, UsageError
-from stages.models.prompts import render, variables_of
+from clipmill.jobs.cli import app
+from clipmill.jobs.run import run
+from clipmill.pipeline.catalog.catalog import open_catalog
+from clipmill.pipeline.recipes.recipe import load_recipe
+from clipmill.pipeline.run import load
+from clipmill.schemas.errors import ClipmillError, UsageError
+from clipmill.stages.models.prompts import render, variables_of
 from tests.download_helpers import make_video
 from tests.parsed_html import elements_of
 from tests.synthetic import build_dataset
@@ -128,7 +129,7 @@ def test_sql_gives_texts_back_and_writes_only_what_it_was_told(sandbox, format_)
 def on_terminal(*arguments: object) -> str:
     """What a command shows where it is on a terminal."""
     reading, writing = pty.openpty()
-    with subprocess.Popen([sys.executable, "-m", "jobs.cli", *map(str, arguments)], cwd=ROOT,
+    with subprocess.Popen([sys.executable, "-m", "clipmill.jobs.cli", *map(str, arguments)], cwd=ROOT,
                           stdout=writing, stderr=writing, stdin=subprocess.DEVNULL,
                           env={**os.environ, "TERM": "dumb", "COLUMNS": "100"}) as process:
         os.close(writing)
@@ -332,7 +333,7 @@ def test_ctrl_c_ends_queries_without_end(small, tmp_path):
     # Also where the tests run in a shell's background, which has Ctrl-C ignored.
     heeding = ("import runpy, signal\n"
                "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-               "runpy.run_module('jobs.cli', run_name='__main__')")
+               "runpy.run_module('clipmill.jobs.cli', run_name='__main__')")
     running = [subprocess.Popen([sys.executable, "-c", heeding, "sql", str(small), query],
                                 stdin=subprocess.DEVNULL,
                                 cwd=ROOT, text=True, stderr=subprocess.PIPE,
@@ -444,10 +445,10 @@ class Planted:
 def test_a_pickle_among_the_weights_does_not_run(what, tmp_path):
     import torch
 
-    from stages.models.aesthetic_heads import load_head
-    from stages.models.embedders import ClipEmbedder
-    from stages.models.references import ModelReference
-    from stages.models.video_text import VideoTextModel
+    from clipmill.stages.models.aesthetic_heads import load_head
+    from clipmill.stages.models.embedders import ClipEmbedder
+    from clipmill.stages.models.video_text import VideoTextModel
+    from clipmill.stages.references import ModelReference
     from tests.tiny_clip import save_tiny_clip
 
     ran = tmp_path / "ran"

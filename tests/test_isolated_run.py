@@ -21,7 +21,7 @@ import sys
 
 if any("isolated_process" in word for word in sys.orig_argv):
     import os, signal
-    from stages.media import scan
+    from clipmill.stages.media.read import scan
 
     def scan_video(path, settings, decode=scan.scan_video):
         frames = decode(path, settings)
@@ -38,7 +38,7 @@ if any("isolated_process" in word for word in sys.orig_argv):
                 bytearray(2 << 30)
 
     scan.scan_video = scan_video
-    scan_video.__module__, scan_video.__qualname__ = "stages.media.scan", "scan_video"
+    scan_video.__module__, scan_video.__qualname__ = "clipmill.stages.media.read.scan", "scan_video"
 """
 ROOT = Path(__file__).parents[1]
 NAMES = ("a good one", "crash", "hang", "hungry", "the last")
@@ -47,7 +47,7 @@ HARMED = {"crash", "hang", "hungry"}
 
 def clipmill(*words: object, harm: Path | None = None) -> None:
     path = [str(ROOT), *([str(harm)] if harm else [])]
-    subprocess.run([sys.executable, "-m", "jobs.cli", *map(str, words)],
+    subprocess.run([sys.executable, "-m", "clipmill.jobs.cli", *map(str, words)],
                    stdin=subprocess.DEVNULL, check=True, timeout=250,
                    env={**os.environ, "PYTHONPATH": os.pathsep.join(path)},
                    stdout=subprocess.DEVNULL)

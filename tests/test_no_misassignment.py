@@ -26,11 +26,11 @@ import pytest
 import yaml
 from safetensors.numpy import load_file, save_file
 
-from jobs.run import run
-from pipeline.catalog import open_catalog
-from pipeline.recipe import load_recipe
-from stages.models.embedders import ClipEmbedder
-from stages.models.references import ModelReference
+from clipmill.jobs.run import run
+from clipmill.pipeline.catalog.catalog import open_catalog
+from clipmill.pipeline.recipes.recipe import load_recipe
+from clipmill.stages.models.embedders import ClipEmbedder
+from clipmill.stages.references import ModelReference
 from tests.tiny_clip import save_tiny_clip
 
 ROOT = Path(__file__).resolve().parent.parent

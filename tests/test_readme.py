@@ -10,12 +10,12 @@ from pathlib import Path
 import yaml
 from typer.testing import CliRunner
 
-from jobs.cli import app
-from jobs.ready_made import recipe_path
-from jobs.run import run
-from pipeline.catalog import open_catalog
-from pipeline.recipe import load_recipe, read_yaml
-from schemas.errors import UsageError
+from clipmill.jobs.cli import app
+from clipmill.jobs.run import run
+from clipmill.pipeline.catalog.catalog import open_catalog
+from clipmill.pipeline.recipes.ready_made import recipe_path
+from clipmill.pipeline.recipes.recipe import load_recipe, read_yaml
+from clipmill.schemas.errors import UsageError
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -76,7 +76,7 @@ def test_the_commands_from_a_catalog_to_training_data_do_what_they_say(made, tmp
         else:
             assert done.exit_code == 0, done.output
     assert (tmp_path / "shards" / "export.json").exists()
-    snippet = block("python", "from pipeline.training import ClipDataset")
+    snippet = block("python", "from clipmill.pipeline.training import ClipDataset")
     assert len(snippet.strip().splitlines()) <= 10
     names: dict = {}
     exec(snippet.replace("num_workers=8", "num_workers=2").replace("range(10)", "range(1)"), names)

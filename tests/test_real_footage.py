@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from jobs.ready_made import recipe_path
-from jobs.run import run
-from pipeline.catalog import open_catalog
-from pipeline.recipe import load_recipe
+from clipmill.jobs.run import run
+from clipmill.pipeline.catalog.catalog import open_catalog
+from clipmill.pipeline.recipes.ready_made import recipe_path
+from clipmill.pipeline.recipes.recipe import load_recipe
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "videos"
 # Short ones and small ones are wanted too.

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from jobs.reference import FOLDER, PAGES
-from pipeline.catalog import open_catalog
+from clipmill.jobs.reference import FOLDER, PAGES
+from clipmill.pipeline.catalog.catalog import open_catalog
 from tests.synthetic import Truth, build_dataset
 
 GUIDE = Path(__file__).resolve().parents[1] / "docs" / "sql.md"

@@ -9,14 +9,14 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from jobs.cli import app
-from jobs.ready_made import recipe_path
-from jobs.run import run
-from jobs.subset import create
-from pipeline.catalog import open_catalog
-from pipeline.recipe import load_recipe
-from pipeline.status import status_report
-from schemas.errors import UsageError
+from clipmill.jobs.cli import app
+from clipmill.jobs.run import run
+from clipmill.jobs.subset import create
+from clipmill.pipeline.catalog.catalog import open_catalog
+from clipmill.pipeline.recipes.ready_made import recipe_path
+from clipmill.pipeline.recipes.recipe import load_recipe
+from clipmill.pipeline.status import status_report
+from clipmill.schemas.errors import UsageError
 from tests.conftest import Made
 
 MOST_DECODED = 1.02

@@ -10,13 +10,13 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from pipeline.inputs import FrameReader, input_table
-from pipeline.plan import Plan, Step, build_plan
-from pipeline.recipe import LoadedRecipe
-from pipeline.stage_classes import built_in_stage_names
-from schemas.errors import RowFailed, RowRejected
-from schemas.tables import OUTCOME
-from stages.protocol import Workspace
+from clipmill.pipeline.engine.step_inputs import FrameReader, input_table
+from clipmill.pipeline.recipes.plan import Plan, Step, build_plan
+from clipmill.pipeline.recipes.recipe import LoadedRecipe
+from clipmill.pipeline.recipes.stage_classes import built_in_stage_names
+from clipmill.schemas.errors import RowFailed, RowRejected
+from clipmill.schemas.tables import OUTCOME
+from clipmill.stages.protocol import Workspace
 from tests.conftest import Made
 
 # Float columns may differ this much between batch sizes: bfloat16 sums depend on the batch.

@@ -11,9 +11,9 @@ import cv2
 import numpy as np
 import pyarrow as pa
 
-from schemas.tables import FRAME
-from stages.models.torch_setup import prepare_torch
-from stages.protocol import Stage, Workspace
+from clipmill.schemas.tables import FRAME
+from clipmill.stages.models.torch_setup import prepare_torch
+from clipmill.stages.protocol import Stage, Workspace
 
 
 def save_tiny_clip(

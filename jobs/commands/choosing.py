@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from jobs import completion
-from jobs.cli_options import (
+from clipmill.jobs import completion
+from clipmill.jobs.cli_options import (
     CardFormat,
     CutStart,
     Dataset,
@@ -27,7 +27,7 @@ from jobs.cli_options import (
     SubsetName,
     SubsetRecipe,
 )
-from jobs.help_pages import Commands
+from clipmill.jobs.help_pages import Commands
 
 app = Commands("Make training data")
 subsets = Commands(help="Subsets: what a recipe would take, and frozen lists of clips.",
@@ -78,8 +78,8 @@ def export(
     memory_limit: MemoryLimit = None,
 ) -> None:
     """Write clips for training; run again, it goes on where it was stopped."""
-    from jobs.export import export as write
-    from pipeline.exports.request import (
+    from clipmill.jobs.export import export as write
+    from clipmill.pipeline.exports.request import (
         ExportRequest,
         cut_options,
         interleaving_options,
@@ -110,7 +110,7 @@ def subset_create(
     memory_limit: MemoryLimit = None,
 ) -> None:
     """Freeze the clips that a recipe or a predicate takes, with all that made the list."""
-    from jobs.subset import create
+    from clipmill.jobs.subset import create
 
     create(dataset, recipe, where=where, name=name, seed=seed, overrides=set_ or [],
            memory_limit=memory_limit)
@@ -121,7 +121,7 @@ def subset_list(
     dataset: Dataset, format_: OutputFormat = Format.table, output: Output = None
 ) -> None:
     """The frozen subsets of a dataset."""
-    from jobs.subset import list_subsets
+    from clipmill.jobs.subset import list_subsets
 
     list_subsets(dataset, format=format_.value, output=output)
 
@@ -135,7 +135,7 @@ def subset_show(
                        ] = CardFormat.markdown,
 ) -> None:
     """The data card of a frozen subset."""
-    from jobs.subset import show
+    from clipmill.jobs.subset import show
 
     show(dataset, name, format=format_.value)
 
@@ -154,7 +154,7 @@ def subset_explain(
     memory_limit: MemoryLimit = None,
 ) -> None:
     """What a recipe or a predicate would take, rule by rule, before anything is frozen."""
-    from jobs.subset import explain
+    from clipmill.jobs.subset import explain
 
     explain(dataset, recipe, where=where, seed=seed, overrides=set_ or [], near=near,
             format=format_.value, memory_limit=memory_limit)
@@ -166,6 +166,6 @@ def subset_recipes(
                     "one of your own from", autocompletion=completion.subset_recipes)] = None,
 ) -> None:
     """Names and purposes of the ready-made subset recipes."""
-    from jobs.subset import recipes as print_recipes
+    from clipmill.jobs.subset import recipes as print_recipes
 
     print_recipes(name)

@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from jobs import completion
-from jobs.help_pages import Commands
+from clipmill.jobs import completion
+from clipmill.jobs.help_pages import Commands
 
 app = Commands("Get started")
 recipes = Commands(help="Ready-made recipes.", no_args_is_help=True)
@@ -17,7 +17,7 @@ app.add_group("recipe", recipes)
 @recipes.command("list")
 def recipe_list() -> None:
     """Names and purposes of the ready-made recipes, of runs and of subsets."""
-    from jobs.ready_made import SUBSET_FOLDER, described
+    from clipmill.pipeline.recipes.ready_made import SUBSET_FOLDER, described
 
     print("For `clipmill run`:", *described(), "", "For `clipmill subset explain` and `create`:",
           *described(SUBSET_FOLDER), sep="\n")
@@ -28,7 +28,7 @@ def recipe_show(name: Annotated[str, typer.Argument(metavar="RECIPE", help="a re
                 "a run's recipe or a subset's, or a YAML file",
                 autocompletion=completion.any_recipes)]) -> None:
     """Print a recipe, to start one of your own from."""
-    from jobs.ready_made import any_recipe_path
+    from clipmill.pipeline.recipes.ready_made import any_recipe_path
 
     print(any_recipe_path(name).read_text("utf-8"), end="")
 
@@ -39,6 +39,6 @@ def doctor(
                       "YAML file", autocompletion=completion.run_recipes)] = None,
 ) -> None:
     """What this machine lacks: libraries, codecs, models of a recipe."""
-    from jobs.doctor import examine
+    from clipmill.jobs.doctor import examine
 
     raise typer.Exit(examine(recipe))

@@ -6,13 +6,13 @@ from typing import Annotated
 
 import typer
 
-from jobs.cli_options import (
+from clipmill.jobs.cli_options import (
     Dataset,
     Format,
     OutputFormat,
     Wait,
 )
-from jobs.help_pages import Commands
+from clipmill.jobs.help_pages import Commands
 
 app = Commands("Keep it sound")
 
@@ -28,7 +28,7 @@ def verify(
     wait: Wait = False,
 ) -> None:
     """Re-read everything; a line for each fault, and exit status 1 where there is one."""
-    from jobs.verify import verify_dataset
+    from clipmill.jobs.verify import verify_dataset
 
     raise typer.Exit(verify_dataset(dataset, repairs=repair, media=media, format=format_.value,
                                     wait=wait))
@@ -47,7 +47,7 @@ def remove(
     wait: Wait = False,
 ) -> None:
     """Take videos out of tables, media and later exports, for good."""
-    from jobs.remove import remove as take_out
+    from clipmill.jobs.remove import remove as take_out
 
     take_out(dataset, videos=video or [], uploaders=uploader or [], reason=reason,
              dry_run=dry_run, wait=wait)
@@ -56,6 +56,6 @@ def remove(
 @app.command()
 def index(dataset: Dataset, wait: Wait = False) -> None:
     """Make the catalog's index by hand; every run brings it up to date at its end."""
-    from jobs.indexing import index_dataset
+    from clipmill.jobs.indexing import index_dataset
 
     index_dataset(dataset, wait=wait)

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from jobs import completion
-from jobs.cli_options import (
+from clipmill.jobs import completion
+from clipmill.jobs.cli_options import (
     Dataset,
     Format,
     Kinds,
@@ -18,7 +18,7 @@ from jobs.cli_options import (
     OutputFormat,
     StatusFormat,
 )
-from jobs.help_pages import Commands
+from clipmill.jobs.help_pages import Commands
 
 app = Commands("Look at it")
 
@@ -30,7 +30,7 @@ def status(
                        ] = StatusFormat.table,
 ) -> None:
     """Per stage: inputs, kept, rejected, failed, pending, seconds, rows per second."""
-    from jobs.query import print_status
+    from clipmill.jobs.query import print_status
 
     print_status(dataset, format_.value)
 
@@ -48,7 +48,7 @@ def show(
     format_: OutputFormat = Format.table,
 ) -> None:
     """Show clips: their rows with captions and scores, their frames, and the span played."""
-    from jobs.show import show as show_clips
+    from clipmill.jobs.show import show as show_clips
 
     show_clips(dataset, clip_ids, frames=frames, format=format_.value, output=output, play=play)
 
@@ -66,7 +66,7 @@ def sql(
     memory_limit: MemoryLimit = None,
 ) -> None:
     """Query the catalog with DuckDB, read-only."""
-    from jobs.query import run_sql
+    from clipmill.jobs.query import run_sql
 
     run_sql(dataset, query, file=file, format=format_.value, output=output,
             allow_external=allow_external, memory_limit=memory_limit)
@@ -82,7 +82,7 @@ def failures(
                     ] = False,
 ) -> None:
     """What failed, why, and how often it was tried."""
-    from jobs.query import print_failures
+    from clipmill.jobs.query import print_failures
 
     print_failures(dataset, kinds=kind or [], format=format_.value, output=output, history=all_)
 
@@ -99,7 +99,7 @@ def report(
     seed: Annotated[int, typer.Option(help="of the clips shown at random")] = 0,
 ) -> None:
     """Write one self-contained page: funnel, distributions, captions, samples, failures."""
-    from jobs.report.page import report_on
+    from clipmill.jobs.report.page import report_on
 
     report_on(dataset, output, subset=subset, sample_count=samples, seed=seed)
 
@@ -117,7 +117,7 @@ def logs(
     output: Output = None,
 ) -> None:
     """What a run's driver and workers wrote, by time: shards, failures, warnings, tracebacks."""
-    from jobs.logs import show_logs
+    from clipmill.jobs.logs import show_logs
 
     show_logs(dataset, run, level=level.value, follow=follow, format=format_.value, output=output)
 
@@ -125,6 +125,6 @@ def logs(
 @app.command()
 def runs(dataset: Dataset, format_: OutputFormat = Format.table, output: Output = None) -> None:
     """The runs so far, with models, prompts and fingerprints."""
-    from jobs.query import print_runs
+    from clipmill.jobs.query import print_runs
 
     print_runs(dataset, format=format_.value, output=output)

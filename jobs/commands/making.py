@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from jobs import completion
-from jobs.cli_options import (
+from clipmill.jobs import completion
+from clipmill.jobs.cli_options import (
     Dataset,
     Engine,
     Environment,
@@ -21,7 +21,7 @@ from jobs.cli_options import (
     Until,
     Wait,
 )
-from jobs.help_pages import Commands
+from clipmill.jobs.help_pages import Commands
 
 app = Commands("Make a dataset")
 
@@ -51,8 +51,9 @@ def run(
 ) -> None:
     """Run what is not done yet; run again, it does only what is missing."""
     _say_that_it_begins("Reading the recipe …")
-    from jobs.run import closing_table, dataset_folder, load
-    from jobs.run import run as execute
+    from clipmill.jobs.run import closing_table
+    from clipmill.jobs.run import run as execute
+    from clipmill.pipeline.run import dataset_folder, load
 
     loaded = load(recipe, dataset, overrides=set_ or [], sources=sources or [],
                   engine=engine.value if engine else None, wait=wait)
@@ -66,10 +67,11 @@ def run(
 def retry(dataset: Dataset, kind: Kinds = None, wait: Wait = False) -> None:
     """Try failed rows again, and only those, with the newest run's recipe."""
     _say_that_it_begins("Looking for failed rows …")
-    from jobs.run import closing_table, load
-    from jobs.run import run as execute
-    from pipeline.records import require_dataset
-    from schemas.errors import ERROR_KINDS, UsageError
+    from clipmill.jobs.run import closing_table
+    from clipmill.jobs.run import run as execute
+    from clipmill.pipeline.dataset.run_records import require_dataset
+    from clipmill.pipeline.run import load
+    from clipmill.schemas.errors import ERROR_KINDS, UsageError
 
     for word in kind or []:
         if word not in ERROR_KINDS:
@@ -95,7 +97,7 @@ def import_(
     wait: Wait = False,
 ) -> None:
     """Take published metadata in, as sources with given spans, captions and scores."""
-    from jobs.importing import import_internvid
+    from clipmill.jobs.importing import import_internvid
 
     import_internvid(dataset, files, shard_videos=shard_videos, limit=limit,
                      exclude_ids=exclude_ids, wait=wait)
@@ -119,7 +121,7 @@ def submit(
     wait: Annotated[bool, typer.Option("--wait", help="follow the logs until it ends")] = False,
 ) -> None:
     """Send the run to a Ray cluster as a job."""
-    from jobs.submit import submit as send
+    from clipmill.jobs.submit import submit as send
 
     send(recipe, address, dataset=dataset, sources=sources or [], overrides=set_ or [],
          until=until, limit=limit, locked=environment is Environment.locked, wait=wait)
@@ -132,6 +134,6 @@ def demo(
 ) -> None:
     """Run the full recipe on a small rendered world, offline, and measure it against the truth."""
     _say_that_it_begins("Making the world …")
-    from jobs.demo.demo import run_demo
+    from clipmill.jobs.demo.demo import run_demo
 
     run_demo(dataset.absolute(), engine=engine.value)

@@ -16,14 +16,14 @@ from urllib.parse import quote
 
 from rich.console import Console
 
-from jobs.demo.measure import Figure, measure
-from jobs.demo.render import render_film, write_duplicate, write_html_page, write_truncated
-from jobs.demo.world import Film, load_truth, make_world, save_truth
-from jobs.ready_made import recipe_path
-from jobs.run import closing_table, run
-from pipeline.recipe import LoadedRecipe, load_recipe
-from schemas.command_line import shell_word
-from schemas.errors import ClipmillError
+from clipmill.jobs.demo.measure import Figure, measure
+from clipmill.jobs.demo.render import render_film, write_duplicate, write_html_page, write_truncated
+from clipmill.jobs.demo.world import Film, load_truth, make_world, save_truth
+from clipmill.jobs.run import closing_table, run
+from clipmill.pipeline.recipes.ready_made import recipe_path
+from clipmill.pipeline.recipes.recipe import LoadedRecipe, load_recipe
+from clipmill.schemas.command_line import shell_word
+from clipmill.schemas.errors import ClipmillError
 
 SEED = 2026
 FILMS = 24

@@ -10,20 +10,20 @@ import cv2
 import numpy as np
 import torch
 
-from jobs.demo import world
-from jobs.demo.prompts import render_summary_prompt
-from jobs.demo.render import render_film
-from jobs.demo.train_text import summarize
-from jobs.demo.train_vision import (
+from clipmill.jobs.demo import world
+from clipmill.jobs.demo.prompts import render_summary_prompt
+from clipmill.jobs.demo.render import render_film
+from clipmill.jobs.demo.train_text import summarize
+from clipmill.jobs.demo.train_vision import (
     caption_images,
     embed_images,
     embed_texts,
     load_aesthetic_head,
     load_clip,
 )
-from jobs.demo.training_data import IMAGE_SIZE, rate_appeal
-from jobs.demo.truth import rank_auc, read_caption
-from jobs.demo.world import BLACK_CAPTION, Film, Shot
+from clipmill.jobs.demo.training_data import IMAGE_SIZE, rate_appeal
+from clipmill.jobs.demo.truth import rank_auc, read_caption
+from clipmill.jobs.demo.world import BLACK_CAPTION, Film, Shot
 
 _JPEG_QUALITY = 90
 _FRAMES_PER_SHOT = 8

@@ -9,10 +9,10 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from jobs.demo.truth import CutCounts, count_cuts, mark_summary, rank_auc, read_caption
-from jobs.demo.world import Film
-from pipeline.catalog import open_catalog
-from stages.models.references import ModelReference
+from clipmill.jobs.demo.truth import CutCounts, count_cuts, mark_summary, rank_auc, read_caption
+from clipmill.jobs.demo.world import Film
+from clipmill.pipeline.catalog.catalog import open_catalog
+from clipmill.stages.references import ModelReference
 
 MODELS = Path(__file__).resolve().parent / "models"
 WRONG_CAPTIONS = 8
@@ -92,7 +92,7 @@ def _captions(videos: dict[str, Film], clips: list[dict]) -> list[Figure]:
 def _similarity(videos: dict[str, Film], clips: list[dict],
                 embeddings: dict[str, np.ndarray]) -> Figure:
     """AUC of each clip's own stored similarity against that of true captions of other shots."""
-    from stages.models.embedders import ClipEmbedder
+    from clipmill.stages.models.embedders import ClipEmbedder
 
     right, wrong = [], []
     subjects = [_subject(videos, clip) for clip in clips]

@@ -9,7 +9,7 @@ import av
 import cv2
 import numpy as np
 
-from jobs.demo.world import (
+from clipmill.jobs.demo.world import (
     BACKGROUNDS,
     COLOURS,
     FRAME_HEIGHT,

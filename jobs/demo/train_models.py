@@ -1,4 +1,4 @@
-"""Trains the demo's models: `python -m jobs.demo.train_models --output jobs/demo/models`.
+"""Trains the demo's models: `python -m clipmill.jobs.demo.train_models --output jobs/demo/models`.
 
 Everything is drawn or written on the spot from one seed, so nothing is downloaded. The captioner
 and the aesthetic head build on the CLIP that lies in the output folder.
@@ -10,11 +10,11 @@ from pathlib import Path
 
 import torch
 
-from jobs.demo import world
-from jobs.demo.evaluate_models import evaluate_models
-from jobs.demo.train_text import train_summarizer
-from jobs.demo.train_vision import train_aesthetic_head, train_captioner, train_clip
-from jobs.demo.training_data import draw_specimens
+from clipmill.jobs.demo import world
+from clipmill.jobs.demo.evaluate_models import evaluate_models
+from clipmill.jobs.demo.train_text import train_summarizer
+from clipmill.jobs.demo.train_vision import train_aesthetic_head, train_captioner, train_clip
+from clipmill.jobs.demo.training_data import draw_specimens
 
 PARTS = ("clip", "captioner", "summarizer", "aesthetic")
 TRAINING_SEED = 20_260

@@ -7,10 +7,10 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
-from jobs.demo import world
-from jobs.demo.training_data import TAG_TEMPLATES, make_summary_pair
-from jobs.demo.training_loop import Schedule, learn, shrink_weights
-from stages.models.torch_setup import prepare_torch
+from clipmill.jobs.demo import world
+from clipmill.jobs.demo.training_data import TAG_TEMPLATES, make_summary_pair
+from clipmill.jobs.demo.training_loop import Schedule, learn, shrink_weights
+from clipmill.stages.models.torch_setup import prepare_torch
 
 prepare_torch()
 

@@ -11,11 +11,11 @@ import torch
 from safetensors.torch import load_file
 from torch.nn import functional
 
-from jobs.demo import world
-from jobs.demo.train_text import make_tokenizer
-from jobs.demo.training_data import IMAGE_SIZE, POSITIONS, TAG_TEMPLATES, Specimens
-from jobs.demo.training_loop import Schedule, learn, save_halved, shrink_weights
-from stages.models.torch_setup import prepare_torch
+from clipmill.jobs.demo import world
+from clipmill.jobs.demo.train_text import make_tokenizer
+from clipmill.jobs.demo.training_data import IMAGE_SIZE, POSITIONS, TAG_TEMPLATES, Specimens
+from clipmill.jobs.demo.training_loop import Schedule, learn, save_halved, shrink_weights
+from clipmill.stages.models.torch_setup import prepare_torch
 
 prepare_torch()
 

@@ -10,10 +10,10 @@ from typing import TypeVar
 import cv2
 import numpy as np
 
-from jobs.demo import world
-from jobs.demo.prompts import render_summary_prompt
-from jobs.demo.render import draw_background, draw_shape
-from jobs.demo.world import (
+from clipmill.jobs.demo import world
+from clipmill.jobs.demo.prompts import render_summary_prompt
+from clipmill.jobs.demo.render import draw_background, draw_shape
+from clipmill.jobs.demo.world import (
     BACKGROUNDS,
     BLACK_CAPTION,
     COLOURS,

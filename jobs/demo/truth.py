@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from jobs.demo.world import COLOURS, MOTION_WORDS, POSITION_WORDS, SHAPES, Film, Shot
+from clipmill.jobs.demo.world import COLOURS, MOTION_WORDS, POSITION_WORDS, SHAPES, Film, Shot
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,9 +9,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-from jobs.report.figures import Bar, Bin, Distribution, Values
-from jobs.report.lettering import fitted, middle_within, text_width
-from jobs.report.numbers import percent, tick
+from clipmill.jobs.report.figures import Bar, Bin, Distribution, Values
+from clipmill.jobs.report.lettering import fitted, middle_within, text_width
+from clipmill.jobs.report.numbers import percent, tick
 
 WIDTH = 360
 HEIGHT = 190

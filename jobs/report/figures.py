@@ -9,8 +9,8 @@ from decimal import Decimal
 
 import duckdb
 
-from jobs.report.published import Share
-from jobs.report.selection import Selection
+from clipmill.jobs.report.published import Share
+from clipmill.jobs.report.selection import Selection
 
 BINS = 30
 _STEPS = (1, 2, 2.5, 5, 10)

@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from jobs.report.samples import shortened
-from pipeline.catalog import Catalog
-from pipeline.subsets.freeze import FrozenSubset
-from schemas.command_line import shell_word
+from clipmill.jobs.report.samples import shortened
+from clipmill.pipeline.catalog.catalog import Catalog
+from clipmill.pipeline.subsets.freeze import FrozenSubset
+from clipmill.schemas.command_line import shell_word
 
 SHOWN_REASONS = 30
 SHOWN_MESSAGES = 20

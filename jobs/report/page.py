@@ -10,19 +10,28 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from jobs.progress import saying
-from jobs.report import charts, figures, numbers, outcomes, provenance, published, samples, words
-from jobs.report.figures import Distribution, Values
-from jobs.report.samples import SIGNS
-from jobs.report.selection import Column, Selection, select
-from pipeline.catalog import Catalog, open_catalog, readable_errors
-from pipeline.output_places import check_output
-from pipeline.records import require_dataset
-from pipeline.shards import commit, temporary_beside
-from pipeline.status import status_report
-from pipeline.subsets.freeze import FrozenSubset, load_subset
-from schemas.errors import ClipmillError, UsageError
-from schemas.words import counted
+from clipmill.jobs.progress import saying
+from clipmill.jobs.report import (
+    charts,
+    figures,
+    numbers,
+    outcomes,
+    provenance,
+    published,
+    samples,
+    words,
+)
+from clipmill.jobs.report.figures import Distribution, Values
+from clipmill.jobs.report.samples import SIGNS
+from clipmill.jobs.report.selection import Column, Selection, select
+from clipmill.pipeline.catalog.catalog import Catalog, open_catalog, readable_errors
+from clipmill.pipeline.dataset.run_records import require_dataset
+from clipmill.pipeline.dataset.shards import commit, temporary_beside
+from clipmill.pipeline.exports.output_places import check_output
+from clipmill.pipeline.status import status_report
+from clipmill.pipeline.subsets.freeze import FrozenSubset, load_subset
+from clipmill.schemas.errors import ClipmillError, UsageError
+from clipmill.schemas.words import counted
 
 TEMPLATES = Path(__file__).with_name("templates")
 _SIZES = 9

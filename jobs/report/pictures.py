@@ -7,9 +7,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pipeline.catalog import Catalog
-from pipeline.kept_frames import Span, kept_frames
-from schemas.errors import RowFailed
+from clipmill.pipeline.catalog.catalog import Catalog
+from clipmill.pipeline.catalog.kept_frames import Span, kept_frames
+from clipmill.schemas.errors import RowFailed
 
 if TYPE_CHECKING:
     import numpy as np
@@ -46,7 +46,7 @@ def make_strips(catalog: Catalog, spans: Iterable[Span]) -> dict[str, Strip]:
 
 
 def _thumbnail(jpeg: bytes) -> np.ndarray | None:
-    from stages.media.images import decode_jpeg, fit
+    from clipmill.stages.media.read.images import decode_jpeg, fit
 
     try:
         image = decode_jpeg(jpeg)
@@ -60,7 +60,7 @@ def _thumbnail(jpeg: bytes) -> np.ndarray | None:
 def _encode(images: list[np.ndarray], seconds: tuple[float, ...]) -> Strip:
     import numpy as np
 
-    from stages.media.keeper import encode_jpeg
+    from clipmill.stages.media.read.frame_selector import encode_jpeg
 
     gap = np.full((FRAME_HEIGHT, GAP, 3), 255, np.uint8)
     parts = [part for image in images for part in (gap, image)][1:]

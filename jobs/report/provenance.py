@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from jobs.report.samples import shortened
-from pipeline.catalog import Layout
-from pipeline.records import run_records
+from clipmill.jobs.report.samples import shortened
+from clipmill.pipeline.catalog.catalog import Layout
+from clipmill.pipeline.dataset.run_records import run_records
 
 SHOWN_RUNS = 10
 _LONGEST_PROMPT = 2000

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pipeline.catalog import Catalog
-from schemas.errors import UsageError
+from clipmill.pipeline.catalog.catalog import Catalog
+from clipmill.schemas.errors import UsageError
 
 CITATION = ("Wang et al., InternVid: A Large-scale Video-Text Dataset for Multimodal Understanding "
             "and Generation, arXiv 2307.06942 v2")
@@ -84,9 +84,9 @@ def comparable_columns(catalog: Catalog) -> dict[str, str]:
 
     A column belongs here only where the run's record says that the paper's scorer made it.
     """
-    from jobs.ready_made import SUBSET_FOLDER, subset_recipe_path
-    from pipeline.subsets.recipe import load_subset_recipe
-    from pipeline.subsets.scorers import resolve
+    from clipmill.pipeline.recipes.ready_made import SUBSET_FOLDER, subset_recipe_path
+    from clipmill.pipeline.subsets.recipe import load_subset_recipe
+    from clipmill.pipeline.subsets.scorers import resolve
 
     found = {}
     for score, name in _RECIPES.items():

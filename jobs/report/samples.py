@@ -10,12 +10,12 @@ from urllib.parse import urlsplit, urlunsplit
 import duckdb
 import pyarrow as pa
 
-from jobs.report.numbers import number
-from jobs.report.pictures import Span, Strip, make_strips
-from jobs.report.selection import Column, Selection, Threshold
-from pipeline.catalog import Catalog
-from pipeline.links import clip_link
-from schemas.sql_text import literal
+from clipmill.jobs.report.numbers import number
+from clipmill.jobs.report.pictures import Span, Strip, make_strips
+from clipmill.jobs.report.selection import Column, Selection, Threshold
+from clipmill.pipeline.catalog.catalog import Catalog
+from clipmill.pipeline.catalog.links import clip_link
+from clipmill.schemas.sql_text import literal
 
 MOST = 60
 DEFAULT = 36

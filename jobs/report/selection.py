@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from jobs.report.words import WORD
-from pipeline.catalog import Catalog
-from pipeline.subsets.expressions import Expressions, is_numeric
-from pipeline.subsets.freeze import FrozenSubset
-from schemas import views
-from schemas.errors import UsageError
-from schemas.sql_text import literal, quoted
+from clipmill.jobs.report.words import WORD
+from clipmill.pipeline.catalog import views
+from clipmill.pipeline.catalog.catalog import Catalog
+from clipmill.pipeline.subsets.expressions import Expressions, is_numeric
+from clipmill.pipeline.subsets.freeze import FrozenSubset
+from clipmill.schemas.errors import UsageError
+from clipmill.schemas.sql_text import literal, quoted
 
 # Numbers of a clip that say where it is, or that its video has.
 _PLACES = {"fps", "start_seconds", "end_seconds", "duration_seconds", "start_frame", "end_frame",

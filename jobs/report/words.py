@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from jobs.report.verbs import count_verbs_listed, verb_forms
-from pipeline.catalog import Catalog
-from schemas.sql_text import literal
+from clipmill.jobs.report.verbs import count_verbs_listed, verb_forms
+from clipmill.pipeline.catalog.catalog import Catalog
+from clipmill.schemas.sql_text import literal
 
 WORD = r"[\p{L}\p{N}]+(?:['’-][\p{L}\p{N}]+)*"
 LONGEST_WORD = 40

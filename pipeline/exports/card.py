@@ -10,10 +10,10 @@ from typing import Any
 import pyarrow as pa
 import yaml
 
-from pipeline.exports.request import ExportRequest, Interleaving
-from pipeline.exports.shards import Shard
-from pipeline.exports.tables import VIDEO
-from schemas.words import counted, plain_hours
+from clipmill.pipeline.exports.request import ExportRequest, Interleaving
+from clipmill.pipeline.exports.shards import Shard
+from clipmill.pipeline.exports.tables import VIDEO
+from clipmill.schemas.words import counted, plain_hours
 
 CARD = "README.md"
 _MOST_LICENCES = 30

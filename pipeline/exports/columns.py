@@ -11,11 +11,11 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from pipeline.catalog import Catalog
-from pipeline.exports.request import ExportRequest
-from schemas.clocks import FILE_ZERO_SQL
-from schemas.errors import UsageError
-from schemas.sql_text import literal, quoted
+from clipmill.pipeline.catalog.catalog import Catalog
+from clipmill.pipeline.exports.request import ExportRequest
+from clipmill.schemas.clocks import FILE_ZERO_SQL
+from clipmill.schemas.errors import UsageError
+from clipmill.schemas.sql_text import literal, quoted
 
 TEXT, PATH, FILE_ZERO, SOUND_BYTES, SUBTITLES, SUBTITLE_WORDS, DROPPED = (
     "_text", "_path", "_file_zero_seconds", "_sound_bytes", "_subtitles", "_subtitle_words",

@@ -15,8 +15,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from pipeline.shards import write_json
-from schemas.errors import ClipmillError, UsageError
+from clipmill.pipeline.dataset.shards import write_json
+from clipmill.schemas.errors import ClipmillError, UsageError
 
 MANIFEST = "export.json"
 WORK = ".work"

@@ -7,13 +7,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.exports.columns import SUBTITLE_WORDS, SUBTITLES, TEXT
-from pipeline.exports.request import ExportRequest
-from pipeline.exports.selection import Unit
-from pipeline.exports.shards import Position, ShardFile
-from pipeline.exports.units import KIND, read_unit
-from pipeline.exports.values import json_text, records
-from stages.media.speech import Lines, is_by_words, speaking_track, with_words, words_within
+from clipmill.pipeline.exports.columns import SUBTITLE_WORDS, SUBTITLES, TEXT
+from clipmill.pipeline.exports.request import ExportRequest
+from clipmill.pipeline.exports.selection import Unit
+from clipmill.pipeline.exports.shards import Position, ShardFile
+from clipmill.pipeline.exports.units import KIND, read_unit
+from clipmill.pipeline.exports.values import json_text, records
+from clipmill.stages.media.read.speech import (
+    Lines,
+    is_by_words,
+    speaking_track,
+    with_words,
+    words_within,
+)
 
 AESTHETIC, UMT = "Aesthetic_Score", "UMT_Score"
 

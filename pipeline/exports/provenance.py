@@ -14,13 +14,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.catalog import Catalog
-from pipeline.exports.request import PERSONAL, ExportRequest
-from pipeline.exports.selection import Unit
-from pipeline.exports.units import read_problems, read_unit
-from pipeline.subsets.candidates import committed
-from pipeline.subsets.freeze import FrozenSubset
-from schemas.views import clip_columns
+from clipmill.pipeline.catalog.catalog import Catalog
+from clipmill.pipeline.catalog.views import clip_columns
+from clipmill.pipeline.exports.request import PERSONAL, ExportRequest
+from clipmill.pipeline.exports.selection import Unit
+from clipmill.pipeline.exports.units import read_problems, read_unit
+from clipmill.pipeline.subsets.candidates import committed
+from clipmill.pipeline.subsets.freeze import FrozenSubset
 
 # Licences of the models that the ready-made recipes name, as their publishers state them.
 _MODEL_LICENCES = {

@@ -14,9 +14,11 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.exports.card import CARD
-from pipeline.exports.request import ExportRequest
-from pipeline.exports.selection import (
+from clipmill.pipeline.dataset.shards import remove_all_leftovers
+from clipmill.pipeline.dataset.tombstones import removed_videos
+from clipmill.pipeline.exports.card import CARD
+from clipmill.pipeline.exports.request import ExportRequest
+from clipmill.pipeline.exports.selection import (
     Gone,
     Unit,
     load_selection,
@@ -24,11 +26,9 @@ from pipeline.exports.selection import (
     read_rows,
     write_gone,
 )
-from pipeline.exports.shards import SHARDS, notes_of
-from pipeline.exports.units import FAILURES, journal_of, media_folder, read_unit, unit_file
-from pipeline.exports.webdataset import INDEX
-from pipeline.shards import remove_all_leftovers
-from pipeline.tombstones import removed_videos
+from clipmill.pipeline.exports.shards import SHARDS, notes_of
+from clipmill.pipeline.exports.units import FAILURES, journal_of, media_folder, read_unit, unit_file
+from clipmill.pipeline.exports.webdataset import INDEX
 
 
 class Removals:

@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from schemas.errors import UsageError
-from stages.media.cut import CutOptions
+from clipmill.schemas.errors import UsageError
+from clipmill.stages.media.cutting.cut import CutOptions
 
 Format = Literal["webdataset", "parquet", "huggingface", "internvid", "csv", "interleaved"]
 Engine = Literal["ray", "local"]

@@ -9,23 +9,25 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from pipeline.catalog import Catalog, open_catalog, readable_errors
-from pipeline.exports import lines, tables, webdataset
-from pipeline.exports.card import CARD, card
-from pipeline.exports.columns import Columns, choose_columns
-from pipeline.exports.folder import ExportFolder, open_folder
-from pipeline.exports.provenance import clips_of, hash_of, provenance, summarise
-from pipeline.exports.removals import Removals
-from pipeline.exports.request import ExportRequest
-from pipeline.exports.samples import SAMPLE_BYTES
-from pipeline.exports.scorers import internvid_scores
-from pipeline.exports.selection import (
+from clipmill.pipeline.catalog.catalog import Catalog, open_catalog, readable_errors
+from clipmill.pipeline.dataset.shards import commit, temporary_beside
+from clipmill.pipeline.exports import lines, tables, webdataset
+from clipmill.pipeline.exports.card import CARD, card
+from clipmill.pipeline.exports.columns import Columns, choose_columns
+from clipmill.pipeline.exports.folder import ExportFolder, open_folder
+from clipmill.pipeline.exports.output_places import check_output
+from clipmill.pipeline.exports.provenance import clips_of, hash_of, provenance, summarise
+from clipmill.pipeline.exports.removals import Removals
+from clipmill.pipeline.exports.request import ExportRequest
+from clipmill.pipeline.exports.samples import SAMPLE_BYTES
+from clipmill.pipeline.exports.scorers import internvid_scores
+from clipmill.pipeline.exports.selection import (
     Selection,
     Unit,
     load_selection,
     select_clips,
 )
-from pipeline.exports.shards import (
+from clipmill.pipeline.exports.shards import (
     SHARDS,
     PackTask,
     Shard,
@@ -35,16 +37,14 @@ from pipeline.exports.shards import (
     roll,
     unit_by_unit,
 )
-from pipeline.exports.units import FAILURES, read_problems, read_unit, work_on_units
-from pipeline.exports.values import json_text
-from pipeline.output_places import check_output
-from pipeline.shards import commit, temporary_beside
-from pipeline.subsets.expressions import Expressions
-from pipeline.subsets.freeze import FrozenSubset, load_subset
-from schemas.command_line import shell_word
-from schemas.errors import ClipmillError, UsageError
-from schemas.words import counted
-from stages.media.cut import check_encoder
+from clipmill.pipeline.exports.units import FAILURES, read_problems, read_unit, work_on_units
+from clipmill.pipeline.exports.values import json_text
+from clipmill.pipeline.subsets.expressions import Expressions
+from clipmill.pipeline.subsets.freeze import FrozenSubset, load_subset
+from clipmill.schemas.command_line import shell_word
+from clipmill.schemas.errors import ClipmillError, UsageError
+from clipmill.schemas.words import counted
+from clipmill.stages.media.cutting.cut import check_encoder
 
 
 @dataclass

@@ -6,8 +6,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.exports.columns import TEXT
-from pipeline.exports.values import json_text, records
+from clipmill.pipeline.exports.columns import TEXT
+from clipmill.pipeline.exports.values import json_text, records
 
 JSON, SAMPLE_BYTES = "_json", "_sample_bytes"
 BLOCK = 512

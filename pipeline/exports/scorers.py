@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.catalog import Catalog
-from pipeline.exports.lines import AESTHETIC, UMT
-from schemas.sql_text import quoted
-from schemas.views import clip_columns
+from clipmill.pipeline.catalog.catalog import Catalog
+from clipmill.pipeline.catalog.views import clip_columns
+from clipmill.pipeline.exports.lines import AESTHETIC, UMT
+from clipmill.schemas.sql_text import quoted
 
 GIVEN = "take_given_score"
 # The paper names no head; V2 is what the recipe `internvid` takes, and V1 is another scale.

@@ -20,11 +20,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.catalog import Catalog, readable_errors
-from pipeline.exports.columns import DROPPED, SUBTITLE_WORDS, SUBTITLES, TEXT, Columns
-from pipeline.exports.request import ExportRequest
-from pipeline.shards import shard_name, write_json
-from schemas.sql_text import literal, quoted
+from clipmill.pipeline.catalog.catalog import Catalog, readable_errors
+from clipmill.pipeline.dataset.shards import shard_name, write_json
+from clipmill.pipeline.exports.columns import DROPPED, SUBTITLE_WORDS, SUBTITLES, TEXT, Columns
+from clipmill.pipeline.exports.request import ExportRequest
+from clipmill.schemas.sql_text import literal, quoted
 
 _GONE = "gone.json"
 BATCH_ROWS = 50_000

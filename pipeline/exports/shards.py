@@ -16,14 +16,14 @@ from typing import Any, ClassVar
 
 import pyarrow as pa
 
-from pipeline.exports.folder import WORK
-from pipeline.exports.request import ExportRequest, Format
-from pipeline.exports.selection import Unit
-from pipeline.exports.units import check_own, read_unit
-from pipeline.shards import commit, remove_leftovers, temporary_beside, write_json
-from pipeline.tasks import map_tasks
-from schemas.errors import ClipmillError
-from schemas.storage import full_storage
+from clipmill.pipeline.dataset.shards import commit, remove_leftovers, temporary_beside, write_json
+from clipmill.pipeline.engine.parallel_map import map_tasks
+from clipmill.pipeline.exports.folder import WORK
+from clipmill.pipeline.exports.request import ExportRequest, Format
+from clipmill.pipeline.exports.selection import Unit
+from clipmill.pipeline.exports.units import check_own, read_unit
+from clipmill.schemas.errors import ClipmillError
+from clipmill.schemas.storage import full_storage
 
 SHARDS: dict[Format, str] = {
     "webdataset": "clips", "huggingface": "data/train", "parquet": "clips", "csv": "clips",

@@ -13,11 +13,11 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from pipeline.exports.request import ExportRequest
-from pipeline.exports.selection import Unit
-from pipeline.exports.shards import ShardFile
-from pipeline.exports.units import MEDIA_COLUMNS, read_unit
-from pipeline.exports.values import json_text, json_value, readable_numbers
+from clipmill.pipeline.exports.request import ExportRequest
+from clipmill.pipeline.exports.selection import Unit
+from clipmill.pipeline.exports.shards import ShardFile
+from clipmill.pipeline.exports.units import MEDIA_COLUMNS, read_unit
+from clipmill.pipeline.exports.values import json_text, json_value, readable_numbers
 
 # A part is what a shard grows by: small against the shard, so that it ends near its size.
 PARTS_A_SHARD = 8

@@ -17,17 +17,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.exports.columns import FILE_ZERO, PATH, SOUND_BYTES
-from pipeline.exports.folder import WORK
-from pipeline.exports.request import ExportRequest
-from pipeline.exports.samples import SAMPLE_BYTES, render_samples
-from pipeline.exports.selection import Unit, read_rows
-from pipeline.shards import shard_writer
-from pipeline.tasks import map_tasks
-from schemas.errors import ClipmillError, ErrorKind, RowFailed
-from schemas.ids import file_name
-from schemas.storage import full_storage
-from stages.media.cut import CutRequest, CutResult, cut_clips_isolated
+from clipmill.pipeline.dataset.shards import shard_writer
+from clipmill.pipeline.engine.parallel_map import map_tasks
+from clipmill.pipeline.exports.columns import FILE_ZERO, PATH, SOUND_BYTES
+from clipmill.pipeline.exports.folder import WORK
+from clipmill.pipeline.exports.request import ExportRequest
+from clipmill.pipeline.exports.samples import SAMPLE_BYTES, render_samples
+from clipmill.pipeline.exports.selection import Unit, read_rows
+from clipmill.schemas.errors import ClipmillError, ErrorKind, RowFailed
+from clipmill.schemas.ids import file_name
+from clipmill.schemas.storage import full_storage
+from clipmill.stages.media.cutting.cut import CutRequest, CutResult, cut_clips_isolated
 
 FAILURES = "failures.jsonl"
 KIND, MESSAGE = "_problem_kind", "_problem_message"

@@ -10,12 +10,12 @@ from typing import IO
 
 import pyarrow as pa
 
-from pipeline.exports.columns import TEXT
-from pipeline.exports.request import ExportRequest
-from pipeline.exports.samples import BLOCK, JSON, extension
-from pipeline.exports.shards import Shard
-from pipeline.shards import write_json
-from schemas.ids import file_name
+from clipmill.pipeline.dataset.shards import write_json
+from clipmill.pipeline.exports.columns import TEXT
+from clipmill.pipeline.exports.request import ExportRequest
+from clipmill.pipeline.exports.samples import BLOCK, JSON, extension
+from clipmill.pipeline.exports.shards import Shard
+from clipmill.schemas.ids import file_name
 
 INDEX = "index.json"
 

@@ -27,8 +27,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.subsets.vectors import random_words
-from schemas.errors import UsageError
+from clipmill.pipeline.subsets.vectors import random_words
+from clipmill.schemas.errors import UsageError
 
 LARGEST_BUCKET = 64
 # Up to this many items are one bucket, and every pair of them is compared.

@@ -14,11 +14,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline.catalog import Catalog
-from pipeline.shards import committed_shards
-from pipeline.subsets.expressions import Comparison, Expressions, errors_at, is_numeric
-from pipeline.subsets.recipe import SubsetRecipe
-from pipeline.subsets.rules import (
+from clipmill.pipeline.catalog.catalog import Catalog
+from clipmill.pipeline.dataset.shards import committed_shards
+from clipmill.pipeline.subsets.expressions import Comparison, Expressions, errors_at, is_numeric
+from clipmill.pipeline.subsets.recipe import SubsetRecipe
+from clipmill.pipeline.subsets.rules import (
     Cap,
     Deduplicate,
     Percentile,
@@ -28,9 +28,9 @@ from pipeline.subsets.rules import (
     Stratify,
     Where,
 )
-from pipeline.subsets.scorers import ResolvedScorer
-from schemas.errors import ClipmillError, UsageError
-from schemas.sql_text import quoted
+from clipmill.pipeline.subsets.scorers import ResolvedScorer
+from clipmill.schemas.errors import ClipmillError, UsageError
+from clipmill.schemas.sql_text import quoted
 
 CANDIDATES = "work.candidates"
 ALL = "work.reach_0"

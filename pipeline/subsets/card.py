@@ -9,9 +9,9 @@ from typing import Any
 
 import yaml
 
-from pipeline.subsets.freeze import FrozenSubset
-from schemas.command_line import shell_word
-from schemas.words import counted, plain_hours
+from clipmill.pipeline.subsets.freeze import FrozenSubset
+from clipmill.schemas.command_line import shell_word
+from clipmill.schemas.words import counted, plain_hours
 
 _MOST = 15
 

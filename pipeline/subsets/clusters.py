@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from pipeline.subsets.vectors import VectorStore, clip_vectors, directions, random_words
-from schemas.errors import UsageError
+from clipmill.pipeline.subsets.vectors import VectorStore, clip_vectors, directions, random_words
+from clipmill.schemas.errors import UsageError
 
 # Clips of the sample for each cluster, and the fewest that are taken.
 SAMPLE_PER_CLUSTER = 64

@@ -15,9 +15,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline.subsets import clusters, near
-from pipeline.subsets.candidates import ALL, CANDIDATES, Candidates, RuleColumns
-from pipeline.subsets.rules import (
+from clipmill.pipeline.catalog import views
+from clipmill.pipeline.catalog.views import StepTable
+from clipmill.pipeline.subsets import clusters, near
+from clipmill.pipeline.subsets.candidates import ALL, CANDIDATES, Candidates, RuleColumns
+from clipmill.pipeline.subsets.rules import (
     Balance,
     Cap,
     Deduplicate,
@@ -28,13 +30,11 @@ from pipeline.subsets.rules import (
     Stratify,
     Where,
 )
-from schemas import views
-from schemas.command_line import shell_word
-from schemas.errors import UsageError
-from schemas.scratch import ScratchFolder
-from schemas.sql_text import literal
-from schemas.views import StepTable
-from schemas.words import counted
+from clipmill.schemas.command_line import shell_word
+from clipmill.schemas.errors import UsageError
+from clipmill.schemas.scratch import ScratchFolder
+from clipmill.schemas.sql_text import literal
+from clipmill.schemas.words import counted
 
 
 @dataclass(frozen=True)

@@ -7,15 +7,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline.catalog import Catalog
-from pipeline.subsets.candidates import ALL, CANDIDATES, read_candidates
-from pipeline.subsets.engine import Engine, Outcome, Size, Threshold
-from pipeline.subsets.recipe import SubsetRecipe
-from pipeline.subsets.rules import Percentile, Rule, Where
-from pipeline.subsets.scorers import ResolvedScorer, resolve
-from schemas.command_line import shell_word
-from schemas.errors import UsageError
-from schemas.words import counted
+from clipmill.pipeline.catalog.catalog import Catalog
+from clipmill.pipeline.subsets.candidates import ALL, CANDIDATES, read_candidates
+from clipmill.pipeline.subsets.engine import Engine, Outcome, Size, Threshold
+from clipmill.pipeline.subsets.recipe import SubsetRecipe
+from clipmill.pipeline.subsets.rules import Percentile, Rule, Where
+from clipmill.pipeline.subsets.scorers import ResolvedScorer, resolve
+from clipmill.schemas.command_line import shell_word
+from clipmill.schemas.errors import UsageError
+from clipmill.schemas.words import counted
 
 _OPPOSITE = {">=": "<", ">": "<=", "<=": ">", "<": ">="}
 

@@ -13,9 +13,9 @@ from typing import Any
 
 import duckdb
 
-from pipeline.catalog import Catalog
-from pipeline.typed_sql import HIDING, readable_errors
-from schemas.errors import ClipmillError, UsageError
+from clipmill.pipeline.catalog.catalog import Catalog
+from clipmill.pipeline.catalog.user_sql import HIDING, readable_errors
+from clipmill.schemas.errors import ClipmillError, UsageError
 
 _QUERY_NODES = {"SELECT_NODE", "SET_OPERATION_NODE", "RECURSIVE_CTE_NODE", "CTE_NODE"}
 # Names that SQL reads as functions though they are written like columns.

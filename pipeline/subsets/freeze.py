@@ -26,20 +26,26 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.catalog import Catalog
-from pipeline.shards import write_json
-from pipeline.subsets.candidates import ALL, CANDIDATES, Candidates, committed, read_candidates
-from pipeline.subsets.engine import Engine, Size
-from pipeline.subsets.explain import describe_recipe, require_clips, resolve_scorers
-from pipeline.subsets.recipe import SubsetRecipe
-from pipeline.tombstones import removed_videos
-from schemas import views
-from schemas.command_line import shell_word
-from schemas.damage import check_is_file, read_json, reading
-from schemas.errors import ClipmillError, UsageError
-from schemas.folders import SUBSETS
-from schemas.sql_text import quoted
-from schemas.words import counted
+from clipmill.pipeline.catalog import views
+from clipmill.pipeline.catalog.catalog import Catalog
+from clipmill.pipeline.dataset.shards import write_json
+from clipmill.pipeline.dataset.tombstones import removed_videos
+from clipmill.pipeline.subsets.candidates import (
+    ALL,
+    CANDIDATES,
+    Candidates,
+    committed,
+    read_candidates,
+)
+from clipmill.pipeline.subsets.engine import Engine, Size
+from clipmill.pipeline.subsets.explain import describe_recipe, require_clips, resolve_scorers
+from clipmill.pipeline.subsets.recipe import SubsetRecipe
+from clipmill.schemas.command_line import shell_word
+from clipmill.schemas.damage import check_is_file, read_json, reading
+from clipmill.schemas.errors import ClipmillError, UsageError
+from clipmill.schemas.folders import SUBSETS
+from clipmill.schemas.sql_text import quoted
+from clipmill.schemas.words import counted
 
 FORMAT = 1
 CLIPS_A_FILE = 1_000_000

@@ -20,9 +20,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.subsets.buckets import Nearness, binomial, have_near_before
-from pipeline.subsets.vectors import LENGTH, VectorStore, random_words
-from schemas.errors import UsageError
+from clipmill.pipeline.subsets.buckets import Nearness, binomial, have_near_before
+from clipmill.pipeline.subsets.vectors import LENGTH, VectorStore, random_words
+from clipmill.schemas.errors import UsageError
 
 RECALL = 0.95
 SKETCH_BITS = 256

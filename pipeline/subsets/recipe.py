@@ -15,12 +15,12 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from pipeline.plain_yaml import parse_yaml
-from pipeline.recipe import explain, read_yaml
-from pipeline.subsets.rules import VERBS, Rule, Where
-from pipeline.subsets.scorers import ScorerSpec
-from schemas.errors import UsageError
-from schemas.sql_text import literal
+from clipmill.pipeline.recipes.recipe import explain, read_yaml
+from clipmill.pipeline.recipes.strict_yaml import parse_yaml
+from clipmill.pipeline.subsets.rules import VERBS, Rule, Where
+from clipmill.pipeline.subsets.scorers import ScorerSpec
+from clipmill.schemas.errors import UsageError
+from clipmill.schemas.sql_text import literal
 
 DEFAULT_SEED = 42
 _SEEDS = (0, 2**63 - 1)

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
-from schemas.words import counted
+from clipmill.schemas.words import counted
 
 
 def _as_sql(value: Any) -> Any:

@@ -19,12 +19,12 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from pipeline.catalog import Catalog
-from pipeline.plain_yaml import parse_yaml
-from schemas.command_line import shell_word, start_a_run
-from schemas.errors import UsageError
-from schemas.tables import CLIPS
-from schemas.views import CLIPS_VIDEO_COLUMNS, StepTable, clip_columns
+from clipmill.pipeline.catalog.catalog import Catalog
+from clipmill.pipeline.catalog.views import CLIPS_VIDEO_COLUMNS, StepTable, clip_columns
+from clipmill.pipeline.recipes.strict_yaml import parse_yaml
+from clipmill.schemas.command_line import shell_word, start_a_run
+from clipmill.schemas.errors import UsageError
+from clipmill.schemas.tables import CLIPS
 
 # A stage that only hands on what others computed may stand for any column.
 _HANDS_ON = "take_given_score"

@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from schemas.errors import ClipmillError
+from clipmill.schemas.errors import ClipmillError
 
 LENGTH = 2047
 # Largest absolute number of a frame before and after its length is made 1: sums of squares and of

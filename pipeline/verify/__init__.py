@@ -12,17 +12,17 @@ from pathlib import Path
 
 import duckdb
 
-from pipeline.verify.findings import Book, Finding, Remake, Report
-from pipeline.verify.groups import GroupChecks
-from pipeline.verify.layout import SOURCES_NODE, Node, Survey, check_notes, read_survey
-from pipeline.verify.media import MediaChecks
-from pipeline.verify.removed import check_removed_in_index
-from pipeline.verify.shards import Rows, ShardChecks
-from pipeline.verify.shown import Shown, find_layout
-from pipeline.verify.strays import Names, StrayChecks
-from pipeline.verify.subsets import SubsetChecks, check_index
-from schemas.folders import REMOVED, RUNS
-from schemas.scratch import ScratchFolder
+from clipmill.pipeline.verify.findings import Book, Finding, Remake, Report
+from clipmill.pipeline.verify.groups import GroupChecks
+from clipmill.pipeline.verify.layout import SOURCES_NODE, Node, Survey, check_notes, read_survey
+from clipmill.pipeline.verify.media import MediaChecks
+from clipmill.pipeline.verify.removed import check_removed_in_index
+from clipmill.pipeline.verify.shards import Rows, ShardChecks
+from clipmill.pipeline.verify.shown import Shown, find_layout
+from clipmill.pipeline.verify.strays import Names, StrayChecks
+from clipmill.pipeline.verify.subsets import SubsetChecks, check_index
+from clipmill.schemas.folders import REMOVED, RUNS
+from clipmill.schemas.scratch import ScratchFolder
 
 __all__ = ["Finding", "Report", "verify"]
 

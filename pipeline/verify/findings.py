@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from schemas.command_line import shell_word, start_a_run
+from clipmill.schemas.command_line import shell_word, start_a_run
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 
 import pyarrow as pa
 
-from pipeline.damage import why_damaged
-from pipeline.shards import base_shard, retry_number
-from pipeline.tombstones import Tombstone
-from pipeline.verify.findings import Book, Reopen, SetAside, some
-from pipeline.verify.layout import (
+from clipmill.pipeline.catalog.damaged_files import why_damaged
+from clipmill.pipeline.dataset.shards import base_shard, retry_number
+from clipmill.pipeline.dataset.tombstones import Tombstone
+from clipmill.pipeline.verify.findings import Book, Reopen, SetAside, some
+from clipmill.pipeline.verify.layout import (
     SOURCES_NODE,
     Node,
     Survey,
@@ -23,11 +23,11 @@ from pipeline.verify.layout import (
     is_cache,
     missing_inputs,
 )
-from pipeline.verify.shards import Rows, ShardChecks
-from schemas.command_line import shell_word
-from schemas.folders import SOURCES
-from schemas.ids import CLIP_ID
-from schemas.words import counted
+from clipmill.pipeline.verify.shards import Rows, ShardChecks
+from clipmill.schemas.command_line import shell_word
+from clipmill.schemas.folders import SOURCES
+from clipmill.schemas.ids import CLIP_ID
+from clipmill.schemas.words import counted
 
 Seen = Callable[[dict[Node, dict[str, Rows]]], None]
 
@@ -234,7 +234,7 @@ def _inputs(
 ) -> dict[str, set[str]] | None:
     """The keys that a step is given, each with the shards that bring it.
 
-    As `pipeline/inputs.py` finds them, over the whole group of a base shard. None where the
+    As `pipeline/engine/step_inputs.py` finds them, over the whole group of a base shard. None where the
     records don't tell.
     """
     unit = node.key

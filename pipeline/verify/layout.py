@@ -12,25 +12,25 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.expansion import read_list_entries
-from pipeline.journal import read_journal
-from pipeline.list_counts import FOLDER as COUNTS
-from pipeline.list_counts import read_counts
-from pipeline.plan import Read
-from pipeline.records import read_run
-from pipeline.retry import read_request
-from pipeline.shards import base_shard, is_shard, retry_number, shard_order
-from pipeline.tombstones import Tombstone, tombstones
-from pipeline.verify.findings import Book, SetAside
-from schemas import tables
-from schemas.command_line import shell_word
-from schemas.damage import DamagedFile, read_json, reading
-from schemas.errors import ClipmillError
-from schemas.folders import FRAMES, JOURNAL, QUARANTINE, REMOVED, RETRIES, RUNS, SOURCES
-from schemas.ids import CLIP_ID
-from schemas.step_tables import STAGE_TABLES, StepTable
-from stages.media.exclusions import FILE as EXCLUDED
-from stages.media.exclusions import read_exclusions
+from clipmill.pipeline.dataset.crash_journal import read_journal
+from clipmill.pipeline.dataset.run_records import read_run
+from clipmill.pipeline.dataset.shards import base_shard, is_shard, retry_number, shard_order
+from clipmill.pipeline.dataset.tombstones import Tombstone, tombstones
+from clipmill.pipeline.engine.retry import read_request
+from clipmill.pipeline.ingest.list_counts import FOLDER as COUNTS
+from clipmill.pipeline.ingest.list_counts import read_counts
+from clipmill.pipeline.ingest.playlists import read_list_entries
+from clipmill.pipeline.recipes.plan import Read
+from clipmill.pipeline.verify.findings import Book, SetAside
+from clipmill.schemas import tables
+from clipmill.schemas.command_line import shell_word
+from clipmill.schemas.damage import DamagedFile, read_json, reading
+from clipmill.schemas.errors import ClipmillError
+from clipmill.schemas.folders import FRAMES, JOURNAL, QUARANTINE, REMOVED, RETRIES, RUNS, SOURCES
+from clipmill.schemas.ids import CLIP_ID
+from clipmill.schemas.step_tables import STAGE_TABLES, StepTable
+from clipmill.stages.media.fetch.exclusions import FILE as EXCLUDED
+from clipmill.stages.media.fetch.exclusions import read_exclusions
 
 FURTHER_TABLES = {FRAMES: tables.FRAMES, "shots": tables.SHOTS}
 

@@ -8,17 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.shards import shard_order
-from pipeline.verify.findings import Book, Remake, SetAside
-from pipeline.verify.layout import Node, Survey
-from pipeline.verify.shards import Rows
-from schemas.clocks import CLOCK_COLUMNS, file_zero_seconds
-from schemas.command_line import shell_word
-from schemas.damage import what_is_there
-from schemas.errors import RowFailed
-from stages.media.isolated import Limits, run_isolated
-from stages.media.probe import probe
-from stages.media.store import note_of
+from clipmill.pipeline.dataset.shards import shard_order
+from clipmill.pipeline.verify.findings import Book, Remake, SetAside
+from clipmill.pipeline.verify.layout import Node, Survey
+from clipmill.pipeline.verify.shards import Rows
+from clipmill.schemas.clocks import CLOCK_COLUMNS, file_zero_seconds
+from clipmill.schemas.command_line import shell_word
+from clipmill.schemas.damage import what_is_there
+from clipmill.schemas.errors import RowFailed
+from clipmill.stages.media.fetch.media_store import note_of
+from clipmill.stages.media.isolation.isolated import Limits, run_isolated
+from clipmill.stages.media.read.probe import probe
 
 # As the probe takes a file for whole: so far its length may be off.
 _LENGTH_SECONDS = 1.0

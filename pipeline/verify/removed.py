@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from pipeline.removed_index import videos_in_index
-from pipeline.verify.findings import Book, Reopen, some
-from pipeline.verify.layout import Survey
-from schemas.command_line import shell_word
+from clipmill.pipeline.removal.index import videos_in_index
+from clipmill.pipeline.verify.findings import Book, Reopen, some
+from clipmill.pipeline.verify.layout import Survey
+from clipmill.schemas.command_line import shell_word
 
 
 def check_removed_in_index(survey: Survey, book: Book) -> None:

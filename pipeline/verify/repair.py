@@ -17,11 +17,19 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from pipeline.shards import base_shard, shard_order, write_json
-from pipeline.tombstones import tombstones, write_tombstone
-from pipeline.verify.findings import Book, Finding, Remake, Reopen, Report, SetAside, as_text
-from pipeline.verify.layout import SOURCES_NODE, Node, Survey, read_survey
-from schemas.folders import QUARANTINE, RETRIES, SOURCES
+from clipmill.pipeline.dataset.shards import base_shard, shard_order, write_json
+from clipmill.pipeline.dataset.tombstones import tombstones, write_tombstone
+from clipmill.pipeline.verify.findings import (
+    Book,
+    Finding,
+    Remake,
+    Reopen,
+    Report,
+    SetAside,
+    as_text,
+)
+from clipmill.pipeline.verify.layout import SOURCES_NODE, Node, Survey, read_survey
+from clipmill.schemas.folders import QUARANTINE, RETRIES, SOURCES
 
 
 @dataclass(frozen=True)

@@ -11,14 +11,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.plan import KEY_LEVELS
-from pipeline.shards import SHARD_METADATA_KEY, ShardMetadata, note_outcomes
-from pipeline.verify.findings import Book, SetAside, some
-from pipeline.verify.layout import FURTHER_TABLES, Node, Survey, is_cache
-from schemas.clocks import CLOCK_COLUMNS
-from schemas.damage import DamagedFile, what_is_there
-from schemas.folders import SOURCES
-from schemas.words import counted
+from clipmill.pipeline.dataset.shards import SHARD_METADATA_KEY, ShardMetadata, note_outcomes
+from clipmill.pipeline.recipes.plan import KEY_LEVELS
+from clipmill.pipeline.verify.findings import Book, SetAside, some
+from clipmill.pipeline.verify.layout import FURTHER_TABLES, Node, Survey, is_cache
+from clipmill.schemas.clocks import CLOCK_COLUMNS
+from clipmill.schemas.damage import DamagedFile, what_is_there
+from clipmill.schemas.folders import SOURCES
+from clipmill.schemas.words import counted
 
 _OUTCOME = ("rejection", "error")
 _WANTED = (*KEY_LEVELS, "path", "size_bytes", "sha256", "duration_seconds", *CLOCK_COLUMNS,

@@ -8,15 +8,15 @@ from pathlib import Path
 import duckdb
 import pyarrow as pa
 
-from pipeline.catalog import Layout, read_layout
-from pipeline.shards import shard_name
-from pipeline.verify.findings import Book
-from pipeline.verify.layout import SOURCES_NODE, Survey, narrowed
-from pipeline.verify.shards import ShardChecks
-from schemas import views
-from schemas.errors import ClipmillError
-from schemas.step_tables import StepTable, kept
-from schemas.words import counted
+from clipmill.pipeline.catalog import views
+from clipmill.pipeline.catalog.catalog import Layout, read_layout
+from clipmill.pipeline.dataset.shards import shard_name
+from clipmill.pipeline.verify.findings import Book
+from clipmill.pipeline.verify.layout import SOURCES_NODE, Survey, narrowed
+from clipmill.pipeline.verify.shards import ShardChecks
+from clipmill.schemas.errors import ClipmillError
+from clipmill.schemas.step_tables import StepTable, kept
+from clipmill.schemas.words import counted
 
 _UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, pa.ArrowException)
 

@@ -11,15 +11,15 @@ from pathlib import Path
 import duckdb
 import pyarrow as pa
 
-from pipeline.fence import COMMITS, LOCK
-from pipeline.list_counts import FOLDER as COUNTS
-from pipeline.verify.findings import Book, as_text
-from pipeline.verify.layout import Node, Survey, list_folder
-from pipeline.verify.shards import Rows
-from schemas.damage import DamagedFile, reading, what_is_there
-from schemas.folders import OWN_FOLDERS, REMOVED, RETRIES, RUNS, SOURCES
-from schemas.words import counted
-from stages.media.exclusions import FILE as EXCLUDED
+from clipmill.pipeline.dataset.commit_fence import COMMITS, LOCK
+from clipmill.pipeline.ingest.list_counts import FOLDER as COUNTS
+from clipmill.pipeline.verify.findings import Book, as_text
+from clipmill.pipeline.verify.layout import Node, Survey, list_folder
+from clipmill.pipeline.verify.shards import Rows
+from clipmill.schemas.damage import DamagedFile, reading, what_is_there
+from clipmill.schemas.folders import OWN_FOLDERS, REMOVED, RETRIES, RUNS, SOURCES
+from clipmill.schemas.words import counted
+from clipmill.stages.media.fetch.exclusions import FILE as EXCLUDED
 
 _TEMPORARY = re.compile(r"\..*\.tmp\Z|\..*~[0-9a-f]{8}\Z")
 _SOURCE_FILE = re.compile(r"([0-9a-f]{20})\.")

@@ -14,8 +14,8 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.catalog import Layout
-from pipeline.index import (
+from clipmill.pipeline.catalog.catalog import Layout
+from clipmill.pipeline.catalog.index import (
     Manifest,
     Part,
     ShardFiles,
@@ -24,14 +24,14 @@ from pipeline.index import (
     right_parts,
     tables_read,
 )
-from pipeline.subsets.freeze import id_lines
-from pipeline.verify.findings import Book, some
-from pipeline.verify.layout import Survey
-from schemas.command_line import shell_word
-from schemas.damage import DamagedFile, read_json, what_is_there
-from schemas.folders import INDEX, SUBSETS
-from schemas.sql_text import escaped_for_glob, literal
-from schemas.words import counted
+from clipmill.pipeline.subsets.freeze import id_lines
+from clipmill.pipeline.verify.findings import Book, some
+from clipmill.pipeline.verify.layout import Survey
+from clipmill.schemas.command_line import shell_word
+from clipmill.schemas.damage import DamagedFile, read_json, what_is_there
+from clipmill.schemas.folders import INDEX, SUBSETS
+from clipmill.schemas.sql_text import escaped_for_glob, literal
+from clipmill.schemas.words import counted
 
 _UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, pa.ArrowException,
                duckdb.Error)

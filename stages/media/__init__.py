@@ -1,5 +1,5 @@
 """Pixels and files."""
 
-from stages.media.scenedetect_probe import spare_the_probe
+from clipmill.stages.media.read.scenedetect_probe import spare_the_probe
 
 spare_the_probe()

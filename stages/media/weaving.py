@@ -12,12 +12,12 @@ from pathlib import Path
 
 import av
 
-from schemas.errors import RowFailed
-from stages.media.decode import open_container, video_stream
-from stages.media.ffmpeg_program import ffmpeg_program
-from stages.media.isolated import Limits, run_isolated
-from stages.media.opening import packets
-from stages.media.probe import Probe, probe
+from clipmill.schemas.errors import RowFailed
+from clipmill.stages.media.isolation.ffmpeg_program import ffmpeg_program
+from clipmill.stages.media.isolation.isolated import Limits, run_isolated
+from clipmill.stages.media.read.decode import open_container, video_stream
+from clipmill.stages.media.read.opening import packets
+from clipmill.stages.media.read.probe import Probe, probe
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from schemas.errors import RowFailed
-from stages.media.hosts import Hosts, PassingProblem
+from clipmill.schemas.errors import RowFailed
+from clipmill.stages.media.fetch.host_throttle import Hosts, PassingProblem
 
 KIND = "sound"
 
@@ -67,8 +67,12 @@ def fetch_sound(
     Raises RowFailed, or PassingProblem where another try may do. A host that is overloaded is not
     waited for: `retry` asks again.
     """
-    from stages.media.ytdlp import Log
-    from stages.media.ytdlp_requests import not_waiting, only_by_program, polite_yt_dlp
+    from clipmill.stages.media.fetch.ytdlp import Log
+    from clipmill.stages.media.fetch.ytdlp_requests import (
+        not_waiting,
+        only_by_program,
+        polite_yt_dlp,
+    )
 
     log = Log()
     files = {}
@@ -100,8 +104,8 @@ def put_together(
     suffix; `files` say afterwards where they lie now. Raises RowFailed of kind bad_media where
     ffmpeg can't make anything of them.
     """
-    from stages.media.ytdlp import Log
-    from stages.media.ytdlp_requests import polite_yt_dlp
+    from clipmill.stages.media.fetch.ytdlp import Log
+    from clipmill.stages.media.fetch.ytdlp_requests import polite_yt_dlp
 
     class Merging(polite_yt_dlp(hosts)):  # type: ignore[misc]  (made at run time)
         def dl(self, name: str, info: Mapping[str, Any], *_: Any, **__: Any) -> tuple[bool, bool]:
@@ -137,7 +141,7 @@ def _by_kind(log: Any, folder: Path) -> Iterator[None]:
     """Raises what comes out of yt-dlp as a failure of its kind; a full disk as what it is."""
     import yt_dlp
 
-    from stages.media.ytdlp import check_for_room, problem_of
+    from clipmill.stages.media.fetch.ytdlp import check_for_room, problem_of
 
     try:
         yield

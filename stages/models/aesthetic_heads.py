@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from schemas.errors import ClipmillError, UsageError
+from clipmill.schemas.errors import ClipmillError, UsageError
 
 _LINEAR_LAYERS = (0, 2, 4, 6, 7)
 _RELU_LAYERS = (0, 3, 6, 9, 11)

@@ -21,8 +21,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
-from schemas.errors import ClipmillError, RowFailed
-from stages.models.generation import (
+from clipmill.schemas.errors import ClipmillError, RowFailed
+from clipmill.stages.models.generation import (
     Batches,
     GeneratingStage,
     Generation,
@@ -31,9 +31,9 @@ from stages.models.generation import (
     load_config,
     load_weights,
 )
-from stages.models.openai_server import Message, OpenAIServer
-from stages.models.pixels import PlainPixels
-from stages.models.references import ModelReference
+from clipmill.stages.models.openai_server import Message, OpenAIServer
+from clipmill.stages.models.pixels import PlainPixels
+from clipmill.stages.references import ModelReference
 
 if TYPE_CHECKING:
     import numpy as np
@@ -54,7 +54,7 @@ class Picture:
 
 def frame_of(picture: Picture) -> np.ndarray:
     """The picture's pixels, height × width × 3, RGB; RowFailed `bad_media` where it has none."""
-    from stages.media.images import decode_jpeg
+    from clipmill.stages.media.read.images import decode_jpeg
 
     return decode_jpeg(picture.jpeg)
 
@@ -80,8 +80,8 @@ def open_captioner(
             server.check(setting)
             yield ServerCaptioner(server)
         return
-    from stages.models.loading import local_folder
-    from stages.models.torch_setup import prepare_torch
+    from clipmill.stages.models.loading import local_folder
+    from clipmill.stages.models.torch_setup import prepare_torch
 
     prepare_torch()
     folder = local_folder(reference, setting=setting)

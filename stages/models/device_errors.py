@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from schemas.errors import ClipmillError
+from clipmill.schemas.errors import ClipmillError
 
 # What CUDA's and HIP's runtimes say where, by their manuals, the process must be started anew;
 # lower case. Memory that does not suffice, or a shape that a kernel refuses, is none of these.

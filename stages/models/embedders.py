@@ -16,15 +16,15 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from pydantic import Field
 
-from schemas.errors import ClipmillError, UsageError
-from stages.media.images import FitMode, Interpolation, decode_jpeg, to_batch
-from stages.media.progress import beat
-from stages.models.loading import local_folder
-from stages.models.memory import BatchSize
-from stages.models.published import PAIR, published_weights
-from stages.models.references import ModelReference
-from stages.models.torch_setup import best_device, default_dtype, prepare_torch, say_place
-from stages.protocol import Stage, resource
+from clipmill.schemas.errors import ClipmillError, UsageError
+from clipmill.stages.media.isolation.progress import beat
+from clipmill.stages.media.read.images import FitMode, Interpolation, decode_jpeg, to_batch
+from clipmill.stages.models.loading import local_folder
+from clipmill.stages.models.memory import BatchSize
+from clipmill.stages.models.published import PAIR, published_weights
+from clipmill.stages.models.torch_setup import best_device, default_dtype, prepare_torch, say_place
+from clipmill.stages.protocol import Stage, resource
+from clipmill.stages.references import ModelReference
 
 if TYPE_CHECKING:
     import torch

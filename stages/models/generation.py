@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 from pydantic import Field
 
-from schemas.errors import ClipmillError, RowFailed
-from stages.media.progress import beat
-from stages.models.device_errors import raise_if_broken
-from stages.models.memory import free_memory, is_out_of_memory, out_of_memory
-from stages.models.openai_server import OpenAIServer
-from stages.models.references import ModelReference
-from stages.protocol import Stage, resource
+from clipmill.schemas.errors import ClipmillError, RowFailed
+from clipmill.stages.media.isolation.progress import beat
+from clipmill.stages.models.device_errors import raise_if_broken
+from clipmill.stages.models.memory import free_memory, is_out_of_memory, out_of_memory
+from clipmill.stages.models.openai_server import OpenAIServer
+from clipmill.stages.protocol import Stage, resource
+from clipmill.stages.references import ModelReference
 
 if TYPE_CHECKING:
     import torch
@@ -124,7 +124,7 @@ class Place:
     def of(cls, stage: GeneratingStage, setting: str, folder: Path) -> Place:
         import torch
 
-        from stages.models import torch_setup
+        from clipmill.stages.models import torch_setup
 
         automatic = stage.device == "auto"
         device = torch_setup.best_device() if automatic else torch.device(stage.device)

@@ -10,10 +10,10 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from schemas.errors import ClipmillError, UsageError
-from stages.models.fetching import Unreachable
-from stages.models.published import PAIR, published_weights
-from stages.models.references import ModelReference
+from clipmill.schemas.errors import ClipmillError, UsageError
+from clipmill.stages.media.fetch.data_files import Unreachable
+from clipmill.stages.models.published import PAIR, published_weights
+from clipmill.stages.references import ModelReference
 
 logger = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from schemas.errors import RowFailed
+from clipmill.schemas.errors import RowFailed
 
 if TYPE_CHECKING:
     Compute = Callable[[Sequence[Any], int], Iterable[np.ndarray]]

@@ -15,10 +15,10 @@ from typing import Any
 
 import httpx
 
-from schemas.errors import ClipmillError, ErrorKind, RowFailed
-from stages.media.progress import beat
-from stages.media.proxies import proxies_of_environment
-from stages.models.references import ModelReference
+from clipmill.schemas.errors import ClipmillError, ErrorKind, RowFailed
+from clipmill.stages.media.fetch.proxies import proxies_of_environment
+from clipmill.stages.media.isolation.progress import beat
+from clipmill.stages.references import ModelReference
 
 _LONGEST_WAIT_SECONDS = 60.0
 _CHECK_SECONDS = 10.0

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
-    from stages.media.images import FitMode, Interpolation
+    from clipmill.stages.media.read.images import FitMode, Interpolation
 
 _BICUBIC = 3  # PIL's number
 # Image processors that only resize, crop the middle, scale to 0–1 and normalise.
@@ -61,7 +61,7 @@ class PlainPixels:
         """Frames (height × width × 3, RGB, uint8) as one float tensor, n × 3 × height × width."""
         import torch
 
-        from stages.media.images import to_batch
+        from clipmill.stages.media.read.images import to_batch
 
         return torch.from_numpy(to_batch(
             frames, self.size, self.mean, self.deviation, self.mode, self.interpolation

@@ -8,7 +8,7 @@ from typing import Any
 from jinja2 import StrictUndefined, TemplateError, TemplateSyntaxError, meta
 from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
 
-from schemas.memory import bounded_memory
+from clipmill.schemas.memory import bounded_memory
 
 # A template may make a long prompt, and no more.
 _MOST_BYTES = 2**30

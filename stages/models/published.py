@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from schemas.errors import UsageError
-from stages.models.torch_setup import prepare_torch
+from clipmill.schemas.errors import UsageError
+from clipmill.stages.models.torch_setup import prepare_torch
 
 PAIR = "open_clip:"
 

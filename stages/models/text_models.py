@@ -7,9 +7,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from schemas.errors import ClipmillError, RowFailed
-from stages.models.captioners import has_chat_template, load_processor, without_prompt
-from stages.models.generation import (
+from clipmill.schemas.errors import ClipmillError, RowFailed
+from clipmill.stages.models.captioners import has_chat_template, load_processor, without_prompt
+from clipmill.stages.models.generation import (
     Batches,
     GeneratingStage,
     Generation,
@@ -18,8 +18,8 @@ from stages.models.generation import (
     load_config,
     load_weights,
 )
-from stages.models.openai_server import Completion, Message, OpenAIServer
-from stages.models.references import ModelReference
+from clipmill.stages.models.openai_server import Completion, Message, OpenAIServer
+from clipmill.stages.references import ModelReference
 
 if TYPE_CHECKING:
     import torch
@@ -56,8 +56,8 @@ def open_text_model(
             server.check(setting)
             yield ServerTextModel(server, generation)
         return
-    from stages.models.loading import local_folder
-    from stages.models.torch_setup import prepare_torch
+    from clipmill.stages.models.loading import local_folder
+    from clipmill.stages.models.torch_setup import prepare_torch
 
     prepare_torch()
     folder = local_folder(reference, setting=setting)

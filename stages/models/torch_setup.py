@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stages.models.places import note_place
+from clipmill.stages.models.places import note_place
 
 if TYPE_CHECKING:
     import torch

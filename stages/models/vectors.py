@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 
-from schemas.tables import EMBEDDINGS
+from clipmill.schemas.tables import EMBEDDINGS
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:

@@ -7,13 +7,13 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from schemas.errors import ClipmillError
-from stages.media.images import decode_jpeg, to_batch
-from stages.models.embedders import DType
-from stages.models.loading import local_folder
-from stages.models.memory import BatchSize
-from stages.models.references import ModelReference
-from stages.models.torch_setup import best_device, default_dtype, prepare_torch, say_place
+from clipmill.schemas.errors import ClipmillError
+from clipmill.stages.media.read.images import decode_jpeg, to_batch
+from clipmill.stages.models.embedders import DType
+from clipmill.stages.models.loading import local_folder
+from clipmill.stages.models.memory import BatchSize
+from clipmill.stages.models.torch_setup import best_device, default_dtype, prepare_torch, say_place
+from clipmill.stages.references import ModelReference
 
 # What the published checkpoints say in preprocessor_config.json.
 _MEAN, _STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]

@@ -7,8 +7,8 @@ from contextlib import contextmanager, suppress
 
 import pyarrow as pa
 
-from schemas.errors import RowFailed
-from stages.protocol import Stage, Workspace, resource
+from clipmill.schemas.errors import RowFailed
+from clipmill.stages.protocol import Stage, Workspace, resource
 
 _MUCH_BYTES = 300_000
 _MOST_BYTES = 2_000_000

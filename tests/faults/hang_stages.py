@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import pyarrow as pa
 
-from stages.protocol import Stage, Workspace
+from clipmill.stages.protocol import Stage, Workspace
 
 
 class DieAtOnce(Stage):

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 
 import pyarrow as pa
 
-from stages.protocol import Rows, Stage, Workspace, resource
+from clipmill.stages.protocol import Rows, Stage, Workspace, resource
 
 BLOB_BYTES = 40_000
 

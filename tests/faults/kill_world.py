@@ -16,13 +16,14 @@ from typing import Any
 import pyarrow.parquet as pq
 import yaml
 
-from jobs.run import load, run
-from jobs.verify import is_lock_free
-from pipeline.catalog import open_catalog
-from pipeline.records import run_records
-from pipeline.shards import ShardMetadata, base_shard, is_shard, shard_order
-from pipeline.status import status_report
-from pipeline.verify import verify
+from clipmill.jobs.run import run
+from clipmill.jobs.verify import is_lock_free
+from clipmill.pipeline.catalog.catalog import open_catalog
+from clipmill.pipeline.dataset.run_records import run_records
+from clipmill.pipeline.dataset.shards import ShardMetadata, base_shard, is_shard, shard_order
+from clipmill.pipeline.run import load
+from clipmill.pipeline.status import status_report
+from clipmill.pipeline.verify import verify
 from tests.http_server import File, Site, Trickle
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -50,8 +51,8 @@ class World:
     undisturbed: dict[bool, Tables] = field(default_factory=dict)
 
     def make_films(self) -> None:
-        from jobs.demo.render import render_film
-        from jobs.demo.world import make_world
+        from clipmill.jobs.demo.render import render_film
+        from clipmill.jobs.demo.world import make_world
         from tests.media import Scene, render
 
         urls = []
@@ -109,7 +110,7 @@ def clipmill(*words: object, **details: Any) -> subprocess.CompletedProcess[str]
 
 
 def command(*words: object) -> list[str]:
-    return [sys.executable, "-m", "jobs.cli", *map(str, words)]
+    return [sys.executable, "-m", "clipmill.jobs.cli", *map(str, words)]
 
 
 def environment(**more: str) -> dict[str, str]:

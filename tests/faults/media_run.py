@@ -18,7 +18,7 @@ import numpy as np
 import psutil
 import pyarrow.parquet as pq
 
-from pipeline.catalog import open_catalog
+from clipmill.pipeline.catalog.catalog import open_catalog
 from tests.faults.corpus import KEPT, NO_SOURCE, Case, Facts
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -45,7 +45,7 @@ def clipmill(*words: object, limit_seconds: float) -> Ran:
     """Runs the command in a process of its own; its whole family is watched."""
     began = time.monotonic()
     with subprocess.Popen(
-        [sys.executable, "-m", "jobs.cli", *map(str, words)],
+        [sys.executable, "-m", "clipmill.jobs.cli", *map(str, words)],
         stdin=subprocess.DEVNULL, cwd=ROOT, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, errors="backslashreplace",
     ) as process:

@@ -114,6 +114,7 @@ def corpus(cases, tmp_path_factory) -> tuple[Path, list[Path]]:
     return folder, write(folder, cases)
 
 
+@pytest.mark.slow
 def test_forty_bad_files_of_a_folder_each_end_as_they_may(tmp_path):
     """One run over all; the good files between them have the rows that they have alone."""
     cases = named(all_cases(), SMALL)

@@ -13,10 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from jobs.locking import dataset_lock
-from jobs.run import load, run
-from pipeline.records import run_records
-from schemas.errors import ClipmillError
+from clipmill.jobs.run import run
+from clipmill.pipeline.dataset.locks import dataset_lock
+from clipmill.pipeline.dataset.run_records import run_records
+from clipmill.pipeline.run import load
+from clipmill.schemas.errors import ClipmillError
 from tests.http_server import File, serve
 from tests.media import Scene, cached
 from tests.pipeline.conftest import words  # noqa: F401 (a fixture)

@@ -15,8 +15,8 @@ from urllib.parse import parse_qs, urlsplit
 
 import pyarrow as pa
 
-from schemas import tables
-from stages.protocol import Rows, Stage, Workspace, resource
+from clipmill.schemas import tables
+from clipmill.stages.protocol import Rows, Stage, Workspace, resource
 
 
 def own(schema: pa.Schema, key: str) -> pa.Schema:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import pyarrow as pa
 
-from stages.protocol import Stage, Transform, Workspace, resource
+from clipmill.stages.protocol import Stage, Transform, Workspace, resource
 
 _BY_NAME = "stty sane < /dev/tty;"
 

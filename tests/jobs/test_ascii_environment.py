@@ -19,7 +19,7 @@ def clipmill(*arguments: object) -> subprocess.CompletedProcess:
     environment = {name: value for name, value in os.environ.items()
                    if not name.startswith(("LC_", "LANG", "PYTHONIOENCODING"))}
     return subprocess.run(
-        [sys.executable, "-m", "jobs.cli", *map(str, arguments)],
+        [sys.executable, "-m", "clipmill.jobs.cli", *map(str, arguments)],
         stdin=subprocess.DEVNULL, env=environment | ASCII,
         cwd=Path(__file__).parents[2], capture_output=True, check=False)
 
@@ -49,9 +49,9 @@ def test_records_are_utf_8_whatever_the_environment(tmp_path: Path):
     """Also for a program that calls the pipeline, and that nobody starts anew."""
     program = (
         "import sys; from pathlib import Path\n"
-        "from pipeline.shards import write_json\n"
-        "from pipeline.retry import read_request\n"
-        "from pipeline.stage_classes import built_in_stage_names\n"
+        "from clipmill.pipeline.dataset.shards import write_json\n"
+        "from clipmill.pipeline.engine.retry import read_request\n"
+        "from clipmill.pipeline.recipes.stage_classes import built_in_stage_names\n"
         "path = Path(sys.argv[1])\n"
         "write_json(path, {'step': 'f\\u00fcr', 'fingerprint': 'x', 'keys': ['\\U0001f3ac']})\n"
         "assert read_request(path)['keys'] == ['\\U0001f3ac']\n"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.recipe import load_recipe
+from clipmill.pipeline.recipes.recipe import load_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
 HEAVY = ("torch", "ray", "transformers", "duckdb", "pyarrow", "cv2", "av", "open_clip", "numpy",
@@ -17,7 +17,7 @@ HEAVY = ("torch", "ray", "transformers", "duckdb", "pyarrow", "cv2", "av", "open
 
 
 def clipmill(*words: str, **details) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "-m", "jobs.cli", *words],
+    return subprocess.run([sys.executable, "-m", "clipmill.jobs.cli", *words],
                           stdin=subprocess.DEVNULL, cwd=ROOT, text=True,
                           capture_output=True, check=False, **details)
 
@@ -26,7 +26,7 @@ def test_help_imports_nothing_heavy():
     """`clipmill --help` answers at once because nothing heavy is imported at start-up."""
     said = subprocess.run(
         [sys.executable, "-c", "import sys; sys.argv = ['clipmill', '--help']\n"
-         "from jobs.cli import main\n"
+         "from clipmill.jobs.cli import main\n"
          "try: main()\nexcept SystemExit: pass\n"
          f"print('HEAVY', [m for m in {HEAVY} if m in sys.modules])"],
         stdin=subprocess.DEVNULL, cwd=ROOT, text=True, capture_output=True, check=True)
@@ -45,7 +45,7 @@ def test_help_imports_nothing_heavy():
         (["run", "demo", "--set", "split_clips.treshold=3"],
          ["split_clips", "treshold", "did you mean threshold"]),
         (["run", "demo", "--set", "split_clips.threshold=high"],
-         ["stages.split_clips", "threshold", "'high'"]),
+         ["clipmill.stages.split_clips", "threshold", "'high'"]),
         (["run", "demo", "--set", "threshold"], ["expected label.setting=value"]),
         (["run", "demo", "--until", "export", "--sources", "x.mp4"], ["--until 'export'"]),
         (["status", "no-such-folder"], ["no-such-folder", "does not exist", "clipmill run"]),

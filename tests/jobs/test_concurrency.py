@@ -17,20 +17,21 @@ from pathlib import Path
 import pytest
 import yaml
 
-from jobs.importing import import_internvid
-from jobs.indexing import index_dataset
-from jobs.locking import dataset_lock, remove_if_empty
-from jobs.query import print_status
-from jobs.remove import remove
-from jobs.report.page import report_on
-from jobs.run import load, run
-from jobs.verify import verify_dataset
-from pipeline.catalog import open_catalog
-from pipeline.fence import is_held
-from pipeline.status import status_report
-from pipeline.subsets.freeze import create_subset
-from pipeline.subsets.recipe import load_subset_recipe
-from schemas.errors import ClipmillError
+from clipmill.jobs.importing import import_internvid
+from clipmill.jobs.indexing import index_dataset
+from clipmill.jobs.query import print_status
+from clipmill.jobs.remove import remove
+from clipmill.jobs.report.page import report_on
+from clipmill.jobs.run import run
+from clipmill.jobs.verify import verify_dataset
+from clipmill.pipeline.catalog.catalog import open_catalog
+from clipmill.pipeline.dataset.commit_fence import is_held
+from clipmill.pipeline.dataset.locks import dataset_lock, remove_if_empty
+from clipmill.pipeline.run import load
+from clipmill.pipeline.status import status_report
+from clipmill.pipeline.subsets.freeze import create_subset
+from clipmill.pipeline.subsets.recipe import load_subset_recipe
+from clipmill.schemas.errors import ClipmillError
 
 ROOT = Path(__file__).resolve().parents[2]
 STAGES = {"download_videos": "Download", "split_clips": "Split", "caption_frames": "Caption",
@@ -54,7 +55,7 @@ def recipe(folder: Path, videos: int, **settings: dict) -> Path:
 @contextmanager
 def clipmill(*words: object) -> Iterator[subprocess.Popen[str]]:
     """The command in a process of its own, killed at the end if it is still there."""
-    with subprocess.Popen([sys.executable, "-m", "jobs.cli", *map(str, words)],
+    with subprocess.Popen([sys.executable, "-m", "clipmill.jobs.cli", *map(str, words)],
                           stdin=subprocess.DEVNULL, cwd=ROOT,
                           stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         try:
@@ -137,13 +138,13 @@ def test_the_lock_of_a_dataset_that_was_deleted_meanwhile_is_none(tmp_path, monk
     flock = fcntl.flock
 
     def late(file, how: int) -> None:
-        monkeypatch.setattr("jobs.locking.fcntl.flock", flock)
+        monkeypatch.setattr("clipmill.pipeline.dataset.locks.fcntl.flock", flock)
         remove_if_empty(tmp_path / "dataset")
         (tmp_path / "dataset").mkdir()
         flock(file, how)
 
     (tmp_path / "dataset").mkdir()
-    monkeypatch.setattr("jobs.locking.fcntl.flock", late)
+    monkeypatch.setattr("clipmill.pipeline.dataset.locks.fcntl.flock", late)
     with dataset_lock(tmp_path / "dataset"):
         assert is_held(tmp_path / "dataset")
     assert not is_held(tmp_path / "dataset")

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from jobs.doctor import examine
-from stages.media.ffmpeg_program import ffmpeg_problem, ffmpeg_program
+from clipmill.jobs.doctor import examine
+from clipmill.stages.media.isolation.ffmpeg_program import ffmpeg_problem, ffmpeg_program
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from jobs.cli import main
+from clipmill.jobs.cli import main
 from tests.jobs.test_cli import ROOT, clipmill
 from tests.pipeline.exports.small_dataset import contents, write_small
 
@@ -35,8 +35,8 @@ def test_the_demos_clips_go_to_webdataset_and_back(made, tmp_path):
 # The command; it cuts and does not go on from there, however late it is killed.
 NEVER_DONE = """
 import time
-from jobs.cli import main
-from pipeline.exports import run
+from clipmill.jobs.cli import main
+from clipmill.pipeline.exports import run
 run._write = lambda *asked: time.sleep(600)
 main()
 """

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from jobs.cli import app
-from schemas.errors import UsageError
+from clipmill.jobs.cli import app
+from clipmill.schemas.errors import UsageError
 from tests.synthetic import build_dataset
 
 

@@ -8,8 +8,8 @@ import pytest
 from typer.main import get_command
 from typer.testing import CliRunner
 
-from jobs.cli import app
-from jobs.versions import code_version
+from clipmill.jobs.cli import app
+from clipmill.pipeline.dataset.versions import code_version
 
 
 def commands(command=None, words=()):

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from jobs.cli import app
-from jobs.importing import import_internvid
-from jobs.ready_made import recipe_path
-from jobs.run import run
-from pipeline.catalog import open_catalog
-from pipeline.recipe import load_recipe
-from schemas.errors import ClipmillError
+from clipmill.jobs.cli import app
+from clipmill.jobs.importing import import_internvid
+from clipmill.jobs.run import run
+from clipmill.pipeline.catalog.catalog import open_catalog
+from clipmill.pipeline.recipes.ready_made import recipe_path
+from clipmill.pipeline.recipes.recipe import load_recipe
+from clipmill.schemas.errors import ClipmillError
 from tests.download_helpers import add_extractor
 from tests.http_server import serve
 from tests.jobs.test_cli import clipmill
@@ -126,7 +126,7 @@ def test_an_import_says_that_the_shards_that_are_there_stay(tmp_path, published)
 
 
 def test_an_import_waits_for_no_run_that_is_at_work(tmp_path, published):
-    from jobs.run import dataset_lock
+    from clipmill.pipeline.dataset.locks import dataset_lock
 
     (tmp_path / "dataset").mkdir()
     with dataset_lock(tmp_path / "dataset"), pytest.raises(ClipmillError, match="at work"):

@@ -40,7 +40,10 @@ def test_a_signal_during_a_query_ends_a_command_in_order(sent: signal.Signals):
         assert process.stdout.readline() == "asking\n"
         time.sleep(0.3)  # so that it is in the query; where it is not, less is tried
         process.send_signal(sent)
-        _, said = process.communicate(timeout=60)
+        try:
+            _, said = process.communicate(timeout=60)
+        finally:
+            process.kill()
     assert process.returncode == 128 + sent
     assert "Traceback" not in said
     assert said == "Stopped. What is committed stays; run the same command to go on.\n"

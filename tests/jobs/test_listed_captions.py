@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 
-from pipeline.catalog import open_catalog
+from clipmill.pipeline.catalog.catalog import open_catalog
 from tests.jobs.test_cli import clipmill
 from tests.media import THREE_SHOTS, cached
 

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from jobs import logs
-from pipeline.logs import LogLimits, RunLog, log_files
-from schemas.errors import UsageError
+from clipmill.jobs import logs
+from clipmill.pipeline.dataset.run_logs import LogLimits, RunLog, log_files
+from clipmill.schemas.errors import UsageError
 
 ROOT = Path(__file__).resolve().parents[2]
 START = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -135,8 +135,8 @@ def test_follow_reads_what_another_process_writes_until_it_is_gone(dataset, tmp_
     writer = f'''
 import sys, time
 from pathlib import Path
-from jobs.locking import dataset_lock
-from pipeline.logs import LogLimits, RunLog
+from clipmill.pipeline.dataset.locks import dataset_lock
+from clipmill.pipeline.dataset.run_logs import LogLimits, RunLog
 dataset = Path({str(dataset)!r})
 with dataset_lock(dataset) as hold:
     hold.begin({RUNS[1]!r})
@@ -152,7 +152,7 @@ with dataset_lock(dataset) as hold:
                           stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline() == "ready\n"
         reader = subprocess.Popen(
-            [sys.executable, "-m", "jobs.cli", "logs", str(dataset), "--follow", "--format",
+            [sys.executable, "-m", "clipmill.jobs.cli", "logs", str(dataset), "--follow", "--format",
              "jsonl"], stdin=subprocess.DEVNULL, cwd=ROOT, stdout=subprocess.PIPE, text=True)
         first = [reader.stdout.readline() for _ in range(8)]
         process.stdin.write("go\n")

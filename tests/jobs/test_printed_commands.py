@@ -19,10 +19,10 @@ import click
 import pytest
 import typer
 
-from jobs.cli import app
-from jobs.export import export
-from jobs.subset import create, show
-from pipeline.exports.request import ExportRequest
+from clipmill.jobs.cli import app
+from clipmill.jobs.export import export
+from clipmill.jobs.subset import create, show
+from clipmill.pipeline.exports.request import ExportRequest
 from tests.scored_catalog import aesthetic, build, embeddings, random_clips
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -9,9 +9,9 @@ from collections import Counter
 
 from rich.console import Console
 
-from jobs.progress import Progress
-from pipeline.activity import Beat, Place, Process
-from pipeline.standstill import Seen
+from clipmill.jobs.progress import Progress
+from clipmill.pipeline.engine.activity import Beat, Place, Process
+from clipmill.pipeline.engine.standstill import Seen
 
 
 def console(columns: int = 100, terminal: bool = True) -> Console:

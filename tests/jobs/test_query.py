@@ -22,10 +22,10 @@ from prompt_toolkit.application import create_app_session
 from prompt_toolkit.input import create_pipe_input
 from prompt_toolkit.output import DummyOutput
 
-from jobs import query
-from jobs.formats import plain, write_rows
-from pipeline.status import status_report
-from schemas.errors import UsageError
+from clipmill.jobs import query
+from clipmill.jobs.formats import plain, write_rows
+from clipmill.pipeline.status import status_report
+from clipmill.schemas.errors import UsageError
 from tests.synthetic import Truth, build_dataset
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from jobs.cli import app
-from schemas.errors import UsageError
+from clipmill.jobs.cli import app
+from clipmill.schemas.errors import UsageError
 from tests.media import Scene, render
 
 

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-import jobs
-from jobs.ready_made import names
-from pipeline.plan import build_plan
-from pipeline.recipe import load_recipe
-from schemas.errors import UsageError
-from stages.models.published import published_weights
-from stages.models.references import DataFile, ModelReference
+from clipmill import jobs
+from clipmill.pipeline.recipes.plan import build_plan
+from clipmill.pipeline.recipes.ready_made import names
+from clipmill.pipeline.recipes.recipe import load_recipe
+from clipmill.schemas.errors import UsageError
+from clipmill.stages.models.published import published_weights
+from clipmill.stages.references import DataFile, ModelReference
 
 RECIPES = Path(jobs.__file__).parent / "recipes"
 

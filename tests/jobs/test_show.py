@@ -20,10 +20,10 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from jobs.cli import app
-from jobs.terminal_pictures import show_picture, way_of_terminal
-from pipeline.catalog import open_catalog
-from schemas.errors import ClipmillError, UsageError
+from clipmill.jobs.cli import app
+from clipmill.jobs.terminal_pictures import show_picture, way_of_terminal
+from clipmill.pipeline.catalog.catalog import open_catalog
+from clipmill.schemas.errors import ClipmillError, UsageError
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -215,7 +215,7 @@ def test_on_a_terminal_with_sixels_the_picture_is_shown_in_it(made, clips):
     environment = {name: value for name, value in os.environ.items()
                    if name not in ("COLORTERM", "TERM_PROGRAM", "KITTY_WINDOW_ID", "LC_TERMINAL")}
     with subprocess.Popen(
-        [sys.executable, "-m", "jobs.cli", "show", str(made.dataset), clips[0]["clip_id"]],
+        [sys.executable, "-m", "clipmill.jobs.cli", "show", str(made.dataset), clips[0]["clip_id"]],
         cwd=ROOT, stdin=child, stdout=child, stderr=child, start_new_session=True,
         env={**environment, "TERM": "xterm-256color", "COLUMNS": "100"}) as process:
         os.close(child)

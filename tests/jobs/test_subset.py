@@ -18,11 +18,11 @@ import pytest
 import yaml
 from rich.console import Console
 
-from jobs import funnel, subset
-from pipeline.catalog import open_catalog
-from pipeline.subsets.freeze import load_subset
-from pipeline.tombstones import new_tombstone
-from schemas.errors import ClipmillError, UsageError
+from clipmill.jobs import funnel, subset
+from clipmill.pipeline.catalog.catalog import open_catalog
+from clipmill.pipeline.dataset.tombstones import new_tombstone
+from clipmill.pipeline.subsets.freeze import load_subset
+from clipmill.schemas.errors import ClipmillError, UsageError
 from tests.scored_catalog import aesthetic, build, embeddings, random_clips, similarity
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -213,8 +213,8 @@ def test_a_name_is_a_safe_file_name(explored: Path, recipe: str, name: str):
 KILLED = """
 import sys, time
 from pathlib import Path
-from jobs import subset
-from pipeline.subsets import freeze
+from clipmill.jobs import subset
+from clipmill.pipeline.subsets import freeze
 whole = freeze.write_json
 def slow(path, value):
     print("writing", flush=True)
@@ -326,7 +326,7 @@ def test_the_ready_made_recipes_are_listed_and_printed(capsys):
 def test_the_command_line_passes_everything_on(explored: Path, recipe: str):
     """Exit status 2 and one message for what is wrong; results on standard output."""
     def clipmill(*words: str) -> subprocess.CompletedProcess:
-        return subprocess.run([sys.executable, "-m", "jobs.cli", "subset", *words],
+        return subprocess.run([sys.executable, "-m", "clipmill.jobs.cli", "subset", *words],
                               stdin=subprocess.DEVNULL, cwd=ROOT,
                               capture_output=True, text=True, check=False)
 

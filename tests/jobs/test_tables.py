@@ -8,7 +8,7 @@ import re
 import pyarrow as pa
 import pytest
 
-from jobs.formats import write_rows
+from clipmill.jobs.formats import write_rows
 
 IDS = ["file-94a302560869bdd74ef8-6083-9750", "youtube-dQw4w9WgXcQ-120000-124500"]
 LONG = "a red square moves from side to side, and then it stays where it is for a while"

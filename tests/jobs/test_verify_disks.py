@@ -9,13 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from jobs.cli import app
-from jobs.ready_made import recipe_path
-from jobs.run import load, run
-from jobs.verify import is_lock_free
-from pipeline.recipe import load_recipe
-from pipeline.verify import verify
-from schemas.errors import ClipmillError, RowFailed
+from clipmill.jobs.cli import app
+from clipmill.jobs.run import run
+from clipmill.jobs.verify import is_lock_free
+from clipmill.pipeline.recipes.ready_made import recipe_path
+from clipmill.pipeline.recipes.recipe import load_recipe
+from clipmill.pipeline.run import load
+from clipmill.pipeline.verify import verify
+from clipmill.schemas.errors import ClipmillError, RowFailed
 from tests.conftest import Made
 
 
@@ -77,7 +78,7 @@ def test_what_may_not_be_moved_is_one_message(dataset: Path, monkeypatch, capsys
         raise PermissionError(errno.EPERM, os.strerror(errno.EPERM), str(source), None,
                               str(target))
 
-    monkeypatch.setattr("pipeline.verify.repair.os.replace", refuse)
+    monkeypatch.setattr("clipmill.pipeline.verify.repair.os.replace", refuse)
     with pytest.raises(ClipmillError, match=r"cannot write to .*: Operation not permitted"):
         app(["verify", str(dataset), "--repair"], standalone_mode=False)
 
@@ -126,7 +127,7 @@ def test_a_helper_that_is_killed_says_nothing_of_a_file(dataset: Path, monkeypat
     def killed(*arguments, **more):
         raise RowFailed("crash", "takes its decoder's process down: SIGKILL")
 
-    monkeypatch.setattr("pipeline.verify.media.run_isolated", killed)
+    monkeypatch.setattr("clipmill.pipeline.verify.media.run_isolated", killed)
     report = verify(dataset, is_free=is_lock_free)
     assert report.faults == []
     assert {note.check for note in report.notes} == {"media_duration"}

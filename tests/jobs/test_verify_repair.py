@@ -15,18 +15,20 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from jobs.cli import app
-from jobs.ready_made import recipe_path
-from jobs.run import dataset_lock, load, run
-from jobs.subset import create
-from jobs.verify import is_lock_free, verify_dataset
-from pipeline.recipe import load_recipe
-from pipeline.removal import finish_removals
-from pipeline.runner import Worker
-from pipeline.shards import ShardMetadata
-from pipeline.tombstones import new_tombstone
-from pipeline.verify import repair, verify
-from schemas.errors import ClipmillError
+from clipmill.jobs.cli import app
+from clipmill.jobs.run import run
+from clipmill.jobs.subset import create
+from clipmill.jobs.verify import is_lock_free, verify_dataset
+from clipmill.pipeline.dataset.locks import dataset_lock
+from clipmill.pipeline.dataset.shards import ShardMetadata
+from clipmill.pipeline.dataset.tombstones import new_tombstone
+from clipmill.pipeline.engine.runner import Worker
+from clipmill.pipeline.recipes.ready_made import recipe_path
+from clipmill.pipeline.recipes.recipe import load_recipe
+from clipmill.pipeline.removal.remove import finish_removals
+from clipmill.pipeline.run import load
+from clipmill.pipeline.verify import repair, verify
+from clipmill.schemas.errors import ClipmillError
 from tests.conftest import Made
 from tests.pipeline.conftest import words  # noqa: F401 (a fixture)
 

@@ -7,7 +7,7 @@ from importlib import metadata
 
 import torch
 
-from pipeline.catalog import open_catalog
+from clipmill.pipeline.catalog.catalog import open_catalog
 
 NAMES = ("numpy", "open_clip_torch", "timm", "tokenizers", "torch", "transformers")
 

@@ -7,8 +7,8 @@ from urllib.parse import urlsplit
 
 import pyarrow as pa
 
-from stages.models.generation import Batches
-from stages.protocol import Rows, Stage, Workspace, resource
+from clipmill.stages.models.generation import Batches
+from clipmill.stages.protocol import Rows, Stage, Workspace, resource
 from tests.pipeline.own_stages import asked
 
 _broken = False

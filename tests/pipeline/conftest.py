@@ -12,10 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from jobs.run import run
-from pipeline.plan import build_plan
-from pipeline.recipe import load_recipe
-from pipeline.shards import ShardMetadata, committed_shards, shard_path
+from clipmill.jobs.run import run
+from clipmill.pipeline.dataset.shards import ShardMetadata, committed_shards, shard_path
+from clipmill.pipeline.recipes.plan import build_plan
+from clipmill.pipeline.recipes.recipe import load_recipe
 
 OWN = Path(__file__).parent / "own_stages.py"
 STAGES = {

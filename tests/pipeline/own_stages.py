@@ -14,8 +14,8 @@ from urllib.parse import parse_qs, urlsplit
 
 import pyarrow as pa
 
-from schemas.errors import RowFailed
-from stages.protocol import Rows, Stage, Workspace, resource
+from clipmill.schemas.errors import RowFailed
+from clipmill.stages.protocol import Rows, Stage, Workspace, resource
 
 
 def asked(url: str) -> dict[str, str]:

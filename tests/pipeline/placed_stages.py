@@ -7,9 +7,9 @@ from contextlib import contextmanager
 
 import pyarrow as pa
 
-from stages.models.places import note_place
-from stages.models.references import DataFile
-from stages.protocol import Rows, Stage, Workspace
+from clipmill.stages.models.places import note_place
+from clipmill.stages.protocol import Rows, Stage, Workspace
+from clipmill.stages.references import DataFile
 
 
 class WeighWords(Stage):

@@ -1,4 +1,4 @@
-"""What the tests of `pipeline.tasks` run: other processes import it from here."""
+"""What the tests of `clipmill.pipeline.engine.parallel_map` run: other processes import it from here."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import signal
 import time
 from pathlib import Path
 
-from schemas.errors import ClipmillError, RowFailed
+from clipmill.schemas.errors import ClipmillError, RowFailed
 
 
 def work(folder: Path, item: str) -> str:

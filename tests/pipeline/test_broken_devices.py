@@ -9,11 +9,11 @@ import pytest
 import torch
 import yaml
 
-from jobs.run import run
-from pipeline.recipe import load_recipe
-from schemas.errors import RowFailed
-from stages.models.device_errors import DeviceBroken, raise_if_broken
-from stages.models.generation import Batches
+from clipmill.jobs.run import run
+from clipmill.pipeline.recipes.recipe import load_recipe
+from clipmill.schemas.errors import RowFailed
+from clipmill.stages.models.device_errors import DeviceBroken, raise_if_broken
+from clipmill.stages.models.generation import Batches
 from tests.faults.kill_world import clipmill
 
 HERE = Path(__file__).parent

@@ -13,11 +13,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.catalog import open_catalog
-from pipeline.status import status_report
-from schemas import tables, views
-from schemas.errors import UsageError
-from schemas.sql_text import duckdb_type
+from clipmill.pipeline.catalog import views
+from clipmill.pipeline.catalog.catalog import open_catalog
+from clipmill.pipeline.status import status_report
+from clipmill.schemas import tables
+from clipmill.schemas.errors import UsageError
+from clipmill.schemas.sql_text import duckdb_type
 from tests.synthetic import (
     START,
     STEPS,

@@ -12,17 +12,18 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from jobs.locking import dataset_lock
-from jobs.run import load, run
-from pipeline import fence
-from pipeline.fence import RunIsOver
-from pipeline.plan import Plan, build_plan
-from pipeline.records import latest_run, run_records
-from pipeline.retry import list_shards
-from pipeline.runner import Worker
-from pipeline.shards import ShardMetadata
-from pipeline.sources import list_source_shards
-from schemas.errors import ClipmillError
+from clipmill.jobs.run import run
+from clipmill.pipeline.dataset import commit_fence as fence
+from clipmill.pipeline.dataset.commit_fence import RunIsOver
+from clipmill.pipeline.dataset.locks import dataset_lock
+from clipmill.pipeline.dataset.run_records import latest_run, run_records
+from clipmill.pipeline.dataset.shards import ShardMetadata
+from clipmill.pipeline.engine.retry import list_shards
+from clipmill.pipeline.engine.runner import Worker
+from clipmill.pipeline.ingest.sources import list_source_shards
+from clipmill.pipeline.recipes.plan import Plan, build_plan
+from clipmill.pipeline.run import load
+from clipmill.schemas.errors import ClipmillError
 
 TWO = Path(__file__).with_name("two_tables.py")
 
@@ -142,7 +143,7 @@ def test_a_commit_that_is_cut_off_shows_no_marker_without_its_tables(signing, mo
     with dataset_lock(signing.dataset) as hold:
         hold.begin("one")
         worker = signing.worker("one")
-        monkeypatch.setattr("pipeline.shards.os.replace", replace)
+        monkeypatch.setattr("clipmill.pipeline.dataset.shards.os.replace", replace)
         with contextlib.suppress(KeyboardInterrupt):
             worker.run("000000")
         monkeypatch.undo()

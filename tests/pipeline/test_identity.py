@@ -7,9 +7,9 @@ from collections import defaultdict
 
 import pytest
 
-from pipeline.links import clip_link
-from pipeline.platforms import identify
-from stages.media.extractors import video_id_of
+from clipmill.pipeline.catalog.links import clip_link
+from clipmill.pipeline.ingest.platforms import identify
+from clipmill.stages.media.fetch.extractors import video_id_of
 
 
 @pytest.mark.parametrize("urls", [

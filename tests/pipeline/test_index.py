@@ -12,11 +12,11 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.catalog import open_catalog
-from pipeline.index import INDEX
-from pipeline.index_writer import update_index
-from schemas.errors import UsageError
-from schemas.tables import SUMMARIES
+from clipmill.pipeline.catalog.catalog import open_catalog
+from clipmill.pipeline.catalog.index import INDEX
+from clipmill.pipeline.catalog.index_writer import update_index
+from clipmill.schemas.errors import UsageError
+from clipmill.schemas.tables import SUMMARIES
 from tests.conftest import Made
 from tests.synthetic import STEPS, Truth, build_dataset, write_shard
 

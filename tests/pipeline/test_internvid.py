@@ -11,13 +11,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import span_import
-from pipeline.shards import committed_shards, shard_path
-from pipeline.sources import SourceSpec, ingest
-from pipeline.span_import import ImportReport, import_spans
-from pipeline.tombstones import new_tombstone
-from schemas.errors import UsageError
-from schemas.tables import SOURCES
+from clipmill.pipeline.dataset.shards import committed_shards, shard_path
+from clipmill.pipeline.dataset.tombstones import new_tombstone
+from clipmill.pipeline.ingest import span_import
+from clipmill.pipeline.ingest.sources import SourceSpec, ingest
+from clipmill.pipeline.ingest.span_import import ImportReport, import_spans
+from clipmill.schemas.errors import UsageError
+from clipmill.schemas.tables import SOURCES
 
 ID = "-1Ab_cdEfgh"
 OTHER = "bbbbbbbbbbb"
@@ -168,7 +168,7 @@ def test_rows_of_a_video_meet_wherever_they_stand_and_whatever_the_blocks(tmp_pa
         want[name].append(at / 10)
         lines.append(line(name, str(at / 10), str(at / 10 + 1), f"row {at}"))
     path = write(tmp_path, *lines)
-    monkeypatch.setattr("pipeline.internvid._BLOCK_BYTES", 1000)
+    monkeypatch.setattr("clipmill.pipeline.ingest.internvid._BLOCK_BYTES", 1000)
     monkeypatch.setattr(span_import, "_BATCH_ROWS", 7)
     take(tmp_path / "dataset", path, shard_videos=7)
     found = kept(tmp_path / "dataset")
@@ -314,7 +314,7 @@ def test_a_file_of_another_kind_is_refused_before_anything_is_written(
 
 
 def test_a_file_that_breaks_off_later_writes_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr("pipeline.internvid._BLOCK_BYTES", 1000)
+    monkeypatch.setattr("clipmill.pipeline.ingest.internvid._BLOCK_BYTES", 1000)
     rng = random.Random(3)
     lines = [line(caption="".join(rng.choices("abcdefghij", k=90)), start=str(at), end=str(at + 1))
              for at in range(500)]

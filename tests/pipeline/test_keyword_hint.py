@@ -5,9 +5,9 @@ from __future__ import annotations
 import duckdb
 import pytest
 
-from pipeline.typed_sql import KEYWORD_COLUMNS, readable_errors
-from schemas import views
-from schemas.errors import UsageError
+from clipmill.pipeline.catalog import views
+from clipmill.pipeline.catalog.user_sql import KEYWORD_COLUMNS, readable_errors
+from clipmill.schemas.errors import UsageError
 
 HINT = '\nAT is a keyword of SQL: the column `at` is written "at", in double quotes'
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline.plan import build_plan
-from pipeline.recipe import load_recipe
-from schemas.errors import UsageError
-from schemas.folders import OWN_FOLDERS, RESERVED_LABELS
+from clipmill.pipeline.recipes.plan import build_plan
+from clipmill.pipeline.recipes.recipe import load_recipe
+from clipmill.schemas.errors import UsageError
+from clipmill.schemas.folders import OWN_FOLDERS, RESERVED_LABELS
 
 OWN = Path(__file__).parent / "own_stages.py"
 

@@ -8,9 +8,9 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from jobs.cli import app
-from pipeline.recipe import load_recipe
-from schemas.errors import UsageError
+from clipmill.jobs.cli import app
+from clipmill.pipeline.recipes.recipe import load_recipe
+from clipmill.schemas.errors import UsageError
 
 
 @pytest.mark.parametrize(("setting", "said"), [

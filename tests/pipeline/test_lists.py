@@ -15,16 +15,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.shards import shard_path
-from pipeline.sources import (
+from clipmill.pipeline.dataset.shards import shard_path
+from clipmill.pipeline.ingest.sources import (
     IngestReport,
     SourceSpec,
     ingest,
     list_source_shards,
     source_from_argument,
 )
-from schemas.errors import UsageError
-from schemas.tables import SOURCES
+from clipmill.schemas.errors import UsageError
+from clipmill.schemas.tables import SOURCES
 
 SITE = "https://a.example/"
 
@@ -290,8 +290,8 @@ def test_several_captions_are_all_kept_and_the_first_is_the_caption(tmp_path):
 
 
 def test_rows_meet_over_lists_of_one_ingest_in_the_order_of_the_lists(tmp_path, monkeypatch):
-    monkeypatch.setattr("pipeline.source_gathering._MOST_BYTES_IN_MEMORY", 1)
-    monkeypatch.setattr("pipeline.source_gathering._BATCH_ROWS", 3)
+    monkeypatch.setattr("clipmill.pipeline.ingest.source_gathering._MOST_BYTES_IN_MEMORY", 1)
+    monkeypatch.setattr("clipmill.pipeline.ingest.source_gathering._BATCH_ROWS", 3)
     for name, first in (("a.csv", 0), ("b.csv", 1)):
         lines = [f"{SITE}{at},{at * 10 + first},{at * 10 + first + 1},{name} {at}"
                  for at in range(7)]

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.logs import (
+from clipmill.pipeline.dataset.run_logs import (
     MAX_TRACEBACK_CHARACTERS,
     LogLimits,
     RunLog,
@@ -25,8 +25,8 @@ from pipeline.logs import (
     read_line,
     worker_name,
 )
-from schemas.errors import MAX_MESSAGE_CHARACTERS
-from schemas.storage import StorageError
+from clipmill.schemas.errors import MAX_MESSAGE_CHARACTERS
+from clipmill.schemas.storage import StorageError
 from tests.pipeline.conftest import STAGES
 
 WIDE = LogLimits(2**20, 2**23)
@@ -34,7 +34,7 @@ NOISY = '''
 import logging, warnings
 from contextlib import contextmanager
 import pyarrow as pa
-from stages.protocol import Stage, Workspace
+from clipmill.stages.protocol import Stage, Workspace
 
 class Noisy(Stage):
     name = "noisy"
@@ -104,7 +104,7 @@ def test_a_run_that_stops_logs_why(words, monkeypatch):
     def full(*given, **named):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("pipeline.runner._Writers.finish", full)
+    monkeypatch.setattr("clipmill.pipeline.engine.runner._Writers.finish", full)
     with pytest.raises(StorageError, match="No space"):
         data.run()
     lines = lines_of(data.dataset)
@@ -280,7 +280,7 @@ def test_ten_thousand_lines_cost_less_than_a_few_seconds(tmp_path):
 
 
 def test_what_yt_dlp_says_is_logged_and_not_printed(tmp_path, capsys, monkeypatch):
-    from stages.media.ytdlp import Log
+    from clipmill.stages.media.fetch.ytdlp import Log
 
     monkeypatch.setattr(logging.getLogger(), "handlers", [])
     ears = Log()

@@ -12,18 +12,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jobs import query
-from jobs.report.outcomes import failures as failures_of_the_report
-from jobs.run import load, run
-from jobs.verify import is_lock_free
-from pipeline.catalog import open_catalog
-from pipeline.recipe import load_recipe
-from pipeline.shards import shard_path
-from pipeline.sources import SourceSpec, ingest, list_source_shards
-from pipeline.span_import import import_spans
-from pipeline.status import status_report
-from pipeline.verify import verify
-from schemas.tables import SOURCES
+from clipmill.jobs import query
+from clipmill.jobs.report.outcomes import failures as failures_of_the_report
+from clipmill.jobs.run import run
+from clipmill.jobs.verify import is_lock_free
+from clipmill.pipeline.catalog.catalog import open_catalog
+from clipmill.pipeline.dataset.shards import shard_path
+from clipmill.pipeline.ingest.sources import SourceSpec, ingest, list_source_shards
+from clipmill.pipeline.ingest.span_import import import_spans
+from clipmill.pipeline.recipes.recipe import load_recipe
+from clipmill.pipeline.run import load
+from clipmill.pipeline.status import status_report
+from clipmill.pipeline.verify import verify
+from clipmill.schemas.tables import SOURCES
 from tests.http_server import Busy, serve
 
 BAD = "http://[::1"

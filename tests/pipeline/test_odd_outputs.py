@@ -10,19 +10,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from jobs.run import run
-from pipeline.catalog import open_catalog
-from pipeline.recipe import LoadedRecipe
-from pipeline.shards import ShardMetadata, ShardWriter, shard_path
-from pipeline.status import status_report
-from pipeline.verify import verify
-from pipeline.verify.repair import repair
+from clipmill.jobs.run import run
+from clipmill.pipeline.catalog.catalog import open_catalog
+from clipmill.pipeline.dataset.shards import ShardMetadata, ShardWriter, shard_path
+from clipmill.pipeline.recipes.recipe import LoadedRecipe
+from clipmill.pipeline.status import status_report
+from clipmill.pipeline.verify import verify
+from clipmill.pipeline.verify.repair import repair
 
 SCORERS = '''
 from contextlib import contextmanager
 from pathlib import Path
 import pyarrow as pa
-from stages.protocol import Rows, Stage, resource
+from clipmill.stages.protocol import Rows, Stage, resource
 
 class Rate(Stage):
     """The scores that `scores_file` has, by the number at the end of the clip's id."""
@@ -76,7 +76,7 @@ DOUBLERS = '''
 from contextlib import contextmanager
 from pathlib import Path
 import pyarrow as pa
-from stages.protocol import Rows, Stage, resource
+from clipmill.stages.protocol import Rows, Stage, resource
 
 class SayTwice(Stage):
     """Two rows for the clips that `odd_file` names."""

@@ -7,10 +7,10 @@ import pickle
 import pytest
 from ray.exceptions import RayTaskError
 
-from pipeline.on_ray import _reason
-from pipeline.ray_noise import FRAME, NOISE
-from schemas.errors import ClipmillError, UsageError
-from schemas.storage import StorageError
+from clipmill.pipeline.engine.on_ray import _reason
+from clipmill.pipeline.engine.ray_noise import FRAME, NOISE
+from clipmill.schemas.errors import ClipmillError, UsageError
+from clipmill.schemas.storage import StorageError
 
 
 @pytest.mark.parametrize("kind", [ClipmillError, UsageError, StorageError])

@@ -9,11 +9,11 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from jobs.run import run
-from pipeline.catalog import open_catalog
-from pipeline.recipe import load_recipe
-from pipeline.records import RecordOfThisRun, read_run, run_records
-from stages.models.places import ModelPlace
+from clipmill.jobs.run import run
+from clipmill.pipeline.catalog.catalog import open_catalog
+from clipmill.pipeline.dataset.run_records import RecordOfThisRun, read_run, run_records
+from clipmill.pipeline.recipes.recipe import load_recipe
+from clipmill.stages.models.places import ModelPlace
 
 HERE = Path(__file__).parent
 ON_CPU = [{"device": "cpu", "dtype": "float32"}]

@@ -17,13 +17,14 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from jobs.ready_made import recipe_path
-from jobs.run import load, run
-from pipeline.catalog import open_catalog
-from pipeline.recipe import load_recipe
-from pipeline.records import latest_run
-from pipeline.status import status_report
-from stages.models.text_models import LocalTextModel
+from clipmill.jobs.run import run
+from clipmill.pipeline.catalog.catalog import open_catalog
+from clipmill.pipeline.dataset.run_records import latest_run
+from clipmill.pipeline.recipes.ready_made import recipe_path
+from clipmill.pipeline.recipes.recipe import load_recipe
+from clipmill.pipeline.run import load
+from clipmill.pipeline.status import status_report
+from clipmill.stages.models.text_models import LocalTextModel
 from tests.conftest import Made
 from tests.openai_stand_in import StandIn, openai_server, text_of
 
@@ -33,9 +34,9 @@ POISON = '''
 import importlib.abc, importlib.util, os, sys
 
 MOST = {
-    "stages.models.captioners": ("Blip", "generate", lambda x: len(x["pixel_values"]), 2),
-    "stages.models.embedders": ("ClipEmbedder", "embed_batch", len, 3),
-    "stages.models.text_models": ("LocalTextModel", "_compute", lambda x: len(x["input_ids"]), 1),
+    "clipmill.stages.models.captioners": ("Blip", "generate", lambda x: len(x["pixel_values"]), 2),
+    "clipmill.stages.models.embedders": ("ClipEmbedder", "embed_batch", len, 3),
+    "clipmill.stages.models.text_models": ("LocalTextModel", "_compute", lambda x: len(x["input_ids"]), 1),
 }
 
 
@@ -134,7 +135,7 @@ def poisoned_run(dataset: Path, folder: Path, engine: str) -> list[list[str]]:
     environment = {**os.environ, "POISON_LOG": str(log),
                    "PYTHONPATH": f"{folder / 'poison'}{os.pathsep}{ROOT}"}
     done = subprocess.run(
-        [sys.executable, "-m", "jobs.cli", "run", "--dataset", str(dataset), "--engine", engine],
+        [sys.executable, "-m", "clipmill.jobs.cli", "run", "--dataset", str(dataset), "--engine", engine],
         stdin=subprocess.DEVNULL,
         cwd=folder, env=environment, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.plan import Step
-from pipeline.pools import Machine, plan_legs
-from schemas.errors import ClipmillError
-from stages.protocol import Stage
+from clipmill.pipeline.engine.pools import Machine, plan_legs
+from clipmill.pipeline.recipes.plan import Step
+from clipmill.schemas.errors import ClipmillError
+from clipmill.stages.protocol import Stage
 
 
 class Some(Stage):

@@ -14,8 +14,8 @@ import pytest
 import ray
 from aiohttp import web
 
-from pipeline.ray_jobs import Job, job_server, submit_job
-from schemas.errors import ClipmillError, UsageError
+from clipmill.pipeline.engine.ray_jobs import Job, job_server, submit_job
+from clipmill.schemas.errors import ClipmillError, UsageError
 
 
 class JobServer:

@@ -7,18 +7,18 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.catalog import open_catalog
-from pipeline.shards import ShardMetadata, ShardWriter, shard_path
-from pipeline.status import status_report
-from pipeline.verify import verify
-from pipeline.verify.repair import repair
-from schemas.errors import UsageError
+from clipmill.pipeline.catalog.catalog import open_catalog
+from clipmill.pipeline.dataset.shards import ShardMetadata, ShardWriter, shard_path
+from clipmill.pipeline.status import status_report
+from clipmill.pipeline.verify import verify
+from clipmill.pipeline.verify.repair import repair
+from clipmill.schemas.errors import UsageError
 
 STAGES = '''
 from contextlib import contextmanager
 from pathlib import Path
 import pyarrow as pa
-from stages.protocol import Rows, Stage, resource
+from clipmill.stages.protocol import Rows, Stage, resource
 
 class HearVideo(Stage):
     """One text a video; the videos named in `down_file` fail."""
@@ -224,7 +224,7 @@ def test_a_stage_that_reads_rows_which_its_keys_do_not_name_is_refused(heard, ke
     own = data.folder / "lost.py"
     own.write_text(f"""
 import pyarrow as pa
-from stages.protocol import Stage
+from clipmill.stages.protocol import Stage
 
 class Lost(Stage):
     name = "lost"

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.plan import build_plan
-from pipeline.recipe import LoadedRecipe, load_recipe
-from schemas.errors import UsageError
+from clipmill.pipeline.recipes.plan import build_plan
+from clipmill.pipeline.recipes.recipe import LoadedRecipe, load_recipe
+from clipmill.schemas.errors import UsageError
 from tests.pipeline.conftest import OWN
 
 

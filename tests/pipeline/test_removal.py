@@ -10,20 +10,22 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from jobs.remove import remove
-from jobs.run import dataset_lock, run
-from pipeline import removal
-from pipeline.catalog import open_catalog
-from pipeline.index_writer import update_index
-from pipeline.recipe import load_recipe
-from pipeline.removal import table_folders
-from pipeline.shards import ShardMetadata
-from pipeline.span_import import import_spans
-from pipeline.status import status_report
-from pipeline.tombstones import tombstones
-from schemas import tables, views
-from schemas.errors import ClipmillError, UsageError
-from schemas.ids import source_key
+from clipmill.jobs.remove import remove
+from clipmill.jobs.run import run
+from clipmill.pipeline.catalog import views
+from clipmill.pipeline.catalog.catalog import open_catalog
+from clipmill.pipeline.catalog.index_writer import update_index
+from clipmill.pipeline.dataset.locks import dataset_lock
+from clipmill.pipeline.dataset.shards import ShardMetadata
+from clipmill.pipeline.dataset.tombstones import tombstones
+from clipmill.pipeline.ingest.span_import import import_spans
+from clipmill.pipeline.recipes.recipe import load_recipe
+from clipmill.pipeline.removal.remove import remove as removal
+from clipmill.pipeline.removal.remove import table_folders
+from clipmill.pipeline.status import status_report
+from clipmill.schemas import tables
+from clipmill.schemas.errors import ClipmillError, UsageError
+from clipmill.schemas.ids import source_key
 from tests.conftest import Made
 from tests.synthetic import Truth, build_dataset, write_shard
 

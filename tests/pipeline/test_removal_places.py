@@ -9,15 +9,16 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from jobs.remove import remove
-from pipeline import removal, shards
-from pipeline.catalog import open_catalog
-from pipeline.index_writer import update_index
-from pipeline.subsets.freeze import create_subset, subset_names
-from pipeline.subsets.recipe import load_subset_recipe
-from pipeline.tombstones import tombstones
-from pipeline.verify import verify
-from schemas.errors import ClipmillError
+from clipmill.jobs.remove import remove
+from clipmill.pipeline.catalog.catalog import open_catalog
+from clipmill.pipeline.catalog.index_writer import update_index
+from clipmill.pipeline.dataset import shards
+from clipmill.pipeline.dataset.tombstones import tombstones
+from clipmill.pipeline.removal.remove import remove as removal
+from clipmill.pipeline.subsets.freeze import create_subset, subset_names
+from clipmill.pipeline.subsets.recipe import load_subset_recipe
+from clipmill.pipeline.verify import verify
+from clipmill.schemas.errors import ClipmillError
 from tests.pipeline.exports.small_dataset import freeze, write_small, youtube_id
 
 VIDEO, OTHER = f"youtube-{youtube_id(0)}", f"youtube-{youtube_id(2)}"
@@ -158,7 +159,7 @@ def test_the_index_holds_nothing_of_a_video_from_before_the_removal_is_done(data
 
 def test_verify_finds_a_removed_video_in_the_index(dataset: Path, tmp_path: Path):
     """And its repair opens the removal again, which then finishes."""
-    from pipeline.verify.repair import repair
+    from clipmill.pipeline.verify.repair import repair
 
     (kept,) = (dataset / "index").glob("*/clips-*.parquet")
     copied = kept.read_bytes()

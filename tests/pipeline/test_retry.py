@@ -7,19 +7,20 @@ from pathlib import Path
 
 import pytest
 
-from jobs import query
-from jobs.run import load, run
-from jobs.verify import verify_dataset
-from pipeline.catalog import open_catalog
-from pipeline.logs import log_files, logged_runs
-from pipeline.status import status_report
+from clipmill.jobs import query
+from clipmill.jobs.run import run
+from clipmill.jobs.verify import verify_dataset
+from clipmill.pipeline.catalog.catalog import open_catalog
+from clipmill.pipeline.dataset.run_logs import log_files, logged_runs
+from clipmill.pipeline.run import load
+from clipmill.pipeline.status import status_report
 
 MOODY = '''
 from contextlib import contextmanager
 from pathlib import Path
 import pyarrow as pa
-from schemas.errors import RowFailed
-from stages.protocol import Rows, Stage, Workspace, resource
+from clipmill.schemas.errors import RowFailed
+from clipmill.stages.protocol import Rows, Stage, Workspace, resource
 
 class Guess(Stage):
     """Works without a word; where it gets one it does what `mood_file` says."""
@@ -63,7 +64,7 @@ class Killed(BaseException):
 
 def killed_half_way(monkeypatch: pytest.MonkeyPatch, after: int, act) -> None:
     """Runs `act` with a worker that dies when it has committed so many shards."""
-    from pipeline import runner
+    from clipmill.pipeline.engine import runner
 
     done = [0]
     finish = runner._Writers.finish

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from jobs.run import load, run
-from pipeline.logs import log_files, logged_runs
-from schemas.errors import ClipmillError, UsageError
+from clipmill.jobs.run import run
+from clipmill.pipeline.dataset.run_logs import log_files, logged_runs
+from clipmill.pipeline.run import load
+from clipmill.schemas.errors import ClipmillError, UsageError
 from tests.pipeline.conftest import OWN, STAGES
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -183,7 +184,7 @@ def test_the_local_engine_gets_past_a_row_that_kills_the_process(words, tmp_path
     """Two runs die at the row, the third writes it as a crash and goes on."""
     data = words("a", "k?kill=cut", "b")
     data.loaded()
-    command = [sys.executable, "-m", "jobs.cli", "run", str(tmp_path / "words.yaml"), "--engine",
+    command = [sys.executable, "-m", "clipmill.jobs.cli", "run", str(tmp_path / "words.yaml"), "--engine",
                "local", "--dataset", str(data.dataset)]
     codes = [subprocess.run(command,
                             stdin=subprocess.DEVNULL, cwd=ROOT, capture_output=True, check=False,
@@ -229,7 +230,7 @@ def test_a_stage_that_reads_what_nobody_writes_is_refused(words):
     with pytest.raises(UsageError, match="until 'nope'"):
         data.run(until="nope")
     loaded.stages.pop("name_words")
-    from pipeline.plan import build_plan
+    from clipmill.pipeline.recipes.plan import build_plan
 
     with pytest.raises(UsageError, match=r"count_letters reads name_words\.word"):
         build_plan(loaded)

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from jobs.cli import main
-from jobs.doctor import examine
-from pipeline.recipe import load_recipe
-from pipeline.sources import IngestReport, SourceSpec, ingest, list_source_shards
-from schemas.errors import UsageError
+from clipmill.jobs.cli import main
+from clipmill.jobs.doctor import examine
+from clipmill.pipeline.ingest.sources import IngestReport, SourceSpec, ingest, list_source_shards
+from clipmill.pipeline.recipes.recipe import load_recipe
+from clipmill.schemas.errors import UsageError
 from tests.download_helpers import make_video
 from tests.faults.corpus import film
 from tests.pipeline.test_sources import read

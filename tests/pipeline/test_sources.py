@@ -16,12 +16,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from pipeline.platforms import identify
-from pipeline.shards import shard_path
-from pipeline.sources import SourceSpec, ingest, list_source_shards, source_from_argument
-from schemas.errors import UsageError
-from schemas.ids import source_key
-from schemas.tables import SOURCES
+from clipmill.pipeline.dataset.shards import shard_path
+from clipmill.pipeline.ingest.platforms import identify
+from clipmill.pipeline.ingest.sources import (
+    SourceSpec,
+    ingest,
+    list_source_shards,
+    source_from_argument,
+)
+from clipmill.schemas.errors import UsageError
+from clipmill.schemas.ids import source_key
+from clipmill.schemas.tables import SOURCES
 from tests.http_server import Busy, File, serve
 
 YOUTUBE = "https://www.youtube.com/watch?v="

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.activity import Activity, Beat, Finding, Place, Process, look_at
-from pipeline.standstill import Lookout, Standstills
+from clipmill.pipeline.engine.activity import Activity, Beat, Finding, Place, Process, look_at
+from clipmill.pipeline.engine.standstill import Lookout, Standstills
 
 HERE = Place("split_clips", "000003", "at", ("v-1", "v-2"))
 OPENING = Place("caption_frames", "000003", "opens its models")
@@ -181,6 +181,6 @@ def test_the_local_engine_names_a_row_at_which_it_stands_still(words, capfd):
 @pytest.fixture(autouse=True)
 def _no_listener():
     yield
-    from stages.media import progress
+    from clipmill.stages.media.isolation import progress
 
     progress.listen(None)

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from jobs.submit import submit as jobs_submit
-from schemas.errors import UsageError
+from clipmill.jobs.submit import submit as jobs_submit
+from clipmill.schemas.errors import UsageError
 
 ROOT = Path(__file__).resolve().parents[2]
 RAY = Path(sys.executable).parent / "ray"
@@ -78,7 +78,7 @@ def wait_for(port: int, head: subprocess.Popen) -> None:
 def submit(words, address: str, environment: dict[str, str], *more: str):
     words.loaded()
     return subprocess.run(
-        [sys.executable, "-m", "jobs.cli", "submit", str(words.folder / "words.yaml"),
+        [sys.executable, "-m", "clipmill.jobs.cli", "submit", str(words.folder / "words.yaml"),
          "--address", address, "--dataset", str(words.dataset), "--wait", *more],
         stdin=subprocess.DEVNULL,
         cwd=ROOT, env=environment, text=True, capture_output=True, check=False, timeout=280)
@@ -133,7 +133,7 @@ def rows_of(data, label: str) -> list[dict]:
 @pytest.fixture
 def sent(monkeypatch) -> list[str]:
     """What would be run on the cluster, word by word."""
-    import pipeline.ray_jobs
+    import clipmill.pipeline.engine.ray_jobs
 
     class Job:
         id = "job-1"
@@ -145,7 +145,7 @@ def sent(monkeypatch) -> list[str]:
         words.extend(shlex.split(command))
         return Job()
 
-    monkeypatch.setattr(pipeline.ray_jobs, "submit_job", submit_job)
+    monkeypatch.setattr(clipmill.pipeline.engine.ray_jobs, "submit_job", submit_job)
     return words
 
 

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import tasks
-from pipeline.recipe import RaySettings
-from pipeline.tasks import map_tasks
-from schemas.errors import ClipmillError
+from clipmill.pipeline.engine import parallel_map as tasks
+from clipmill.pipeline.engine.parallel_map import map_tasks
+from clipmill.pipeline.recipes.recipe import RaySettings
+from clipmill.schemas.errors import ClipmillError
 from tests.pipeline.task_work import work
 
 
@@ -42,7 +42,7 @@ def processes(request, monkeypatch) -> str:
 @pytest.fixture(scope="module")
 def ray_cluster():
     """One cluster for all tests here: starting one takes seconds."""
-    from pipeline.on_ray import cluster
+    from clipmill.pipeline.engine.on_ray import cluster
 
     with cluster(RaySettings(num_cpus=2)):
         yield
@@ -105,7 +105,7 @@ SCRIPT = """
 import sys, time
 from functools import partial
 from pathlib import Path
-from pipeline import tasks
+from clipmill.pipeline.engine import parallel_map as tasks
 from tests.pipeline.task_work import work
 
 if __name__ == "__main__":

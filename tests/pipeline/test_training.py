@@ -17,12 +17,12 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from pipeline import training
-from pipeline.catalog import open_catalog
-from pipeline.training import ClipDataset
-from schemas import tables
-from schemas.errors import ClipmillError, UsageError
-from schemas.ids import clip_id
+from clipmill.pipeline import training
+from clipmill.pipeline.catalog.catalog import open_catalog
+from clipmill.pipeline.training import ClipDataset
+from clipmill.schemas import tables
+from clipmill.schemas.errors import ClipmillError, UsageError
+from clipmill.schemas.ids import clip_id
 from tests.numbered import number_in, render_numbered
 from tests.synthetic import START, STEPS, run_record, write_run, write_shard
 

@@ -13,17 +13,22 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from jobs.run import dataset_lock
-from jobs.verify import is_lock_free
-from pipeline.index_writer import update_index
-from pipeline.removal import finish_removals
-from pipeline.shards import SHARD_METADATA_KEY
-from pipeline.source_shards import write_sources
-from pipeline.tombstones import Tombstone, new_tombstone, tombstones, write_tombstone
-from pipeline.verify import Report, verify
-from pipeline.verify.repair import repair
-from schemas import tables
-from schemas.ids import source_key
+from clipmill.jobs.verify import is_lock_free
+from clipmill.pipeline.catalog.index_writer import update_index
+from clipmill.pipeline.dataset.locks import dataset_lock
+from clipmill.pipeline.dataset.shards import SHARD_METADATA_KEY
+from clipmill.pipeline.dataset.tombstones import (
+    Tombstone,
+    new_tombstone,
+    tombstones,
+    write_tombstone,
+)
+from clipmill.pipeline.ingest.source_shards import write_sources
+from clipmill.pipeline.removal.remove import finish_removals
+from clipmill.pipeline.verify import Report, verify
+from clipmill.pipeline.verify.repair import repair
+from clipmill.schemas import tables
+from clipmill.schemas.ids import source_key
 from tests.synthetic import STEPS, UPSTREAM, build_dataset, write_shard
 
 Plant = Callable[[Path], None]

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.cluster_probe import ClusterLost, ClusterProbe
-from pipeline.pools import Pool
-from pipeline.watchdog import (
+from clipmill.pipeline.engine.cluster_probe import ClusterLost, ClusterProbe
+from clipmill.pipeline.engine.pools import Pool
+from clipmill.pipeline.engine.run_health import (
     SILENT_SECONDS,
     STARTS_ALLOWED,
     STARVED_SECONDS,
@@ -160,7 +160,7 @@ def keep_checking(probe: ClusterProbe, seconds: float) -> None:
 
 
 def test_a_cluster_that_never_answers_is_not_waited_for(monkeypatch):
-    monkeypatch.setattr("pipeline.cluster_probe.ANSWER_SECONDS", 0.2)
+    monkeypatch.setattr("clipmill.pipeline.engine.cluster_probe.ANSWER_SECONDS", 0.2)
     stuck = threading.Event()
     probe = ClusterProbe(watchdog(pool("caption_frames")), lambda: stuck.wait(60) and None,
                   lambda: stuck.wait(60) and None, lambda label, counts: None)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from stages.protocol import Stage, Workspace, resource
+from clipmill.stages.protocol import Stage, Workspace, resource
 
 
 class SignWords(Stage):

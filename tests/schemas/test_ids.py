@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from schemas.ids import clip_id, content_video_id, platform_video_id, safe_id, source_key
+from clipmill.schemas.ids import clip_id, content_video_id, platform_video_id, safe_id, source_key
 
 SAFE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*\Z")
 

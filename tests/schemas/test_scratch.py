@@ -10,7 +10,7 @@ from pathlib import Path
 from tests.synthetic import build_dataset
 
 ROOT = Path(__file__).resolve().parents[2]
-HOLDER = ("from schemas.scratch import ScratchFolder\n"
+HOLDER = ("from clipmill.schemas.scratch import ScratchFolder\n"
           "folder = ScratchFolder('sql')\n"
           "(folder.path / 'duckdb_temp').write_bytes(bytes(1000))\n"
           "print(folder.path, flush=True)\n"
@@ -32,7 +32,7 @@ def test_the_next_command_removes_what_a_killed_one_left_and_nothing_else(tmp_pa
         assert killed.is_dir()
         (temporary / "clipmill-sql-mine").mkdir()  # without a lock: not one of ours
         (temporary / "clipmill-sql-link").symlink_to(dataset)
-        subprocess.run([sys.executable, "-m", "jobs.cli", "sql", str(dataset), "FROM clips"],
+        subprocess.run([sys.executable, "-m", "clipmill.jobs.cli", "sql", str(dataset), "FROM clips"],
                        stdin=subprocess.DEVNULL,
                        env=environment, cwd=ROOT, check=True, capture_output=True)
         left = {path.name for path in temporary.glob("clipmill-*")}

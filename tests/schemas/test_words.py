@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from schemas.words import counted, plain_hours, plain_time
+from clipmill.schemas.words import counted, plain_hours, plain_time
 
 
 @pytest.mark.parametrize(("number", "word", "said"), [

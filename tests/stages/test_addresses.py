@@ -6,7 +6,7 @@ import ipaddress
 
 import pytest
 
-from stages.media.addresses import is_private
+from clipmill.stages.media.fetch.addresses import is_private
 
 PRIVATE_IPV4 = [
     "0.0.0.0", "0.1.2.3", "10.0.0.1", "100.64.0.1", "100.100.100.200", "127.0.0.1",

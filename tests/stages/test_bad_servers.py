@@ -22,12 +22,13 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from schemas.ids import source_key
-from schemas.tables import SOURCES
-from stages.media import addresses, hosts
-from stages.media.addresses import is_private
-from stages.media.hosts import Hosts, Manners, PassingProblem
-from stages.protocol import Workspace
+from clipmill.schemas.ids import source_key
+from clipmill.schemas.tables import SOURCES
+from clipmill.stages.media.fetch import addresses
+from clipmill.stages.media.fetch import host_throttle as hosts
+from clipmill.stages.media.fetch.addresses import is_private
+from clipmill.stages.media.fetch.host_throttle import Hosts, Manners, PassingProblem
+from clipmill.stages.protocol import Workspace
 from tests.download_helpers import assert_distance, make_video, outcome, stage
 from tests.http_server import (
     Broken,

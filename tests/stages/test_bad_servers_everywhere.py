@@ -14,14 +14,14 @@ import psutil
 import pyarrow as pa
 import pytest
 
-from pipeline import expansion
-from pipeline.source_spec import SourceSpec
-from pipeline.sources import ingest
-from schemas.ids import source_key
-from schemas.tables import SOURCES
-from stages.media import ytdlp_requests
-from stages.media.watch import Watch
-from stages.protocol import Workspace
+from clipmill.pipeline.ingest import playlists as expansion
+from clipmill.pipeline.ingest.source_spec import SourceSpec
+from clipmill.pipeline.ingest.sources import ingest
+from clipmill.schemas.ids import source_key
+from clipmill.schemas.tables import SOURCES
+from clipmill.stages.media.fetch import ytdlp_requests
+from clipmill.stages.media.fetch.watch import Watch
+from clipmill.stages.protocol import Workspace
 from tests.download_helpers import add_extractor, assert_distance, make_video, outcome, stage
 from tests.http_server import Endless, File, Hang, Redirect, Trickle, serve
 
@@ -346,7 +346,7 @@ def test_ffmpeg_does_not_outlive_a_worker_that_is_killed(tmp_path, site):
 
 def test_programs_are_forgotten_once_they_have_ended(tmp_path, site, platform):
     """So that a number that another process has later is not taken for theirs."""
-    from stages.media import children
+    from clipmill.stages.media.isolation import children
 
     site.file("/v.mp4", VIDEO)
     download(tmp_path, {"url": site.url("/home/film1"), **PART}, sections=True, retries=0)

@@ -10,13 +10,19 @@ import pyarrow as pa
 import pytest
 import yaml
 
-from pipeline.catalog import open_catalog
-from schemas.ids import source_key
-from schemas.tables import SOURCES
-from stages.media.hosts import BotCheck, Hosts, LeftAlone, Manners, PassingProblem
-from stages.media.http import Patience, patiently
-from stages.media.ytdlp import problem_of
-from stages.protocol import Workspace
+from clipmill.pipeline.catalog.catalog import open_catalog
+from clipmill.schemas.ids import source_key
+from clipmill.schemas.tables import SOURCES
+from clipmill.stages.media.fetch.host_throttle import (
+    BotCheck,
+    Hosts,
+    LeftAlone,
+    Manners,
+    PassingProblem,
+)
+from clipmill.stages.media.fetch.http import Patience, patiently
+from clipmill.stages.media.fetch.ytdlp import problem_of
+from clipmill.stages.protocol import Workspace
 from tests.download_helpers import add_extractor, make_video, outcome, stage
 from tests.http_server import File, serve
 
@@ -362,8 +368,8 @@ def test_only_words_about_bots_make_a_bot_check(message, kind, is_check):
 @pytest.mark.parametrize("way", ["retry", "a killed run's successor"])
 def test_whoever_comes_next_is_asked_for_at_once(tmp_path, site, platform, way):
     """With new cookies, say; what the site did to the last run is no reason to fail these rows."""
-    from jobs.run import run
-    from pipeline.recipe import load_recipe
+    from clipmill.jobs.run import run
+    from clipmill.pipeline.recipes.recipe import load_recipe
 
     (tmp_path / "urls.txt").write_text("\n".join(homes(site, *range(9))) + "\n")
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({"sources": ["urls.txt"], "stages": {

@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from schemas.errors import RowFailed
-from schemas.tables import CAPTIONS, FRAME, TAG
-from stages.caption_frames import CaptionFrames, leaders
-from stages.protocol import Middle, PerSecond, Workspace
+from clipmill.schemas.errors import RowFailed
+from clipmill.schemas.tables import CAPTIONS, FRAME, TAG
+from clipmill.stages.caption_frames import CaptionFrames, leaders
+from clipmill.stages.protocol import Middle, PerSecond, Workspace
 from tests.openai_stand_in import openai_server, picture_of, text_of
 
 BITS = 12

@@ -7,14 +7,15 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from jobs.reasons import lines_below
-from jobs.run import load, run
-from jobs.verify import verify_dataset
-from pipeline.catalog import open_catalog
-from pipeline.status import status_report
-from schemas.ids import source_key
-from schemas.tables import SOURCES
-from stages.protocol import Workspace
+from clipmill.jobs.reasons import lines_below
+from clipmill.jobs.run import run
+from clipmill.jobs.verify import verify_dataset
+from clipmill.pipeline.catalog.catalog import open_catalog
+from clipmill.pipeline.run import load
+from clipmill.pipeline.status import status_report
+from clipmill.schemas.ids import source_key
+from clipmill.schemas.tables import SOURCES
+from clipmill.stages.protocol import Workspace
 from tests.download_helpers import make_video, outcome, stage
 from tests.http_server import Busy, File, Hang
 
@@ -132,7 +133,7 @@ stages:
 HEAR = '''
 from contextlib import contextmanager
 import pyarrow as pa
-from stages.protocol import Rows, Stage
+from clipmill.stages.protocol import Rows, Stage
 
 class Hear(Stage):
     name = "hear"

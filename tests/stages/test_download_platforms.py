@@ -7,13 +7,13 @@ import json
 import pyarrow as pa
 import pytest
 
-from schemas.errors import ClipmillError, RowFailed
-from schemas.ids import source_key
-from schemas.tables import SOURCES
-from stages.media.http import PassingProblem
-from stages.media.subtitles import parse_subtitles, seconds_of
-from stages.media.ytdlp import problem_of
-from stages.protocol import Workspace
+from clipmill.schemas.errors import ClipmillError, RowFailed
+from clipmill.schemas.ids import source_key
+from clipmill.schemas.tables import SOURCES
+from clipmill.stages.media.fetch.http import PassingProblem
+from clipmill.stages.media.fetch.ytdlp import problem_of
+from clipmill.stages.media.read.subtitles import parse_subtitles, seconds_of
+from clipmill.stages.protocol import Workspace
 from tests.download_helpers import make_audio, make_video, outcome, stage
 
 VTT = """WEBVTT

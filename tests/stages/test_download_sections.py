@@ -19,20 +19,20 @@ import pytest
 from PIL import Image
 from pydantic import ValidationError
 
-from jobs.locking import dataset_lock
-from pipeline.inputs import FrameReader
-from pipeline.plan import ShardList, build_plan
-from pipeline.recipe import LoadedRecipe, Recipe
-from pipeline.runner import Worker
-from pipeline.source_shards import NewShards
-from schemas.errors import UsageError
-from schemas.ids import source_key
-from schemas.tables import SOURCES
-from stages.download_videos import DownloadVideos
-from stages.media.isolated import Limits
-from stages.media.sections import NoSection, Section
-from stages.protocol import PerSecond
-from stages.split_clips import SplitClips
+from clipmill.pipeline.dataset.locks import dataset_lock
+from clipmill.pipeline.engine.runner import Worker
+from clipmill.pipeline.engine.step_inputs import FrameReader
+from clipmill.pipeline.ingest.source_shards import NewShards
+from clipmill.pipeline.recipes.plan import ShardList, build_plan
+from clipmill.pipeline.recipes.recipe import LoadedRecipe, Recipe
+from clipmill.schemas.errors import UsageError
+from clipmill.schemas.ids import source_key
+from clipmill.schemas.tables import SOURCES
+from clipmill.stages.download_videos import DownloadVideos
+from clipmill.stages.media.fetch.sections import NoSection, Section
+from clipmill.stages.media.isolation.isolated import Limits
+from clipmill.stages.protocol import PerSecond
+from clipmill.stages.split_clips import SplitClips
 from tests.download_helpers import add_extractor, outcome
 from tests.http_server import Busy, File, serve
 
@@ -333,7 +333,7 @@ def test_sections_that_were_fetched_are_not_fetched_again(tmp_path, site, platfo
     # Another rule, hence another fingerprint, over the same source: nothing new is fetched.
     stage = DownloadVideos(min_duration_seconds=9, min_height=None, sections=True,
                            section_padding_seconds=0.5)
-    from stages.protocol import Workspace
+    from clipmill.stages.protocol import Workspace
 
     row = {"source_key": source_key(url), "url": url, "extractor": "home", "spans": [
         {"start_seconds": start, "end_seconds": end} for start, end in SPANS]}
@@ -381,7 +381,7 @@ def test_no_other_ffmpeg_than_the_set_ups_is_started(
         (programs / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{programs}{os.pathsep}{os.environ['PATH']}")
     platform.offer = offer
-    subprocess.run([sys.executable, "-c", "import stages.media.detectors"], check=True,
+    subprocess.run([sys.executable, "-c", "import clipmill.stages.media.read.detectors"], check=True,
                    cwd=Path(__file__).parents[2], stdin=subprocess.DEVNULL, timeout=120)
     with ThreadPoolExecutor(1) as threads:
         for sections in (True, False):

@@ -8,11 +8,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from schemas.errors import RowFailed
-from stages.embed_clips import EmbedClips
-from stages.media.sampling import target_seconds
-from stages.models.vectors import as_column, frame_mean, stored, unit
-from stages.protocol import Uniform
+from clipmill.schemas.errors import RowFailed
+from clipmill.stages.embed_clips import EmbedClips
+from clipmill.stages.media.read.sampling import target_seconds
+from clipmill.stages.models.vectors import as_column, frame_mean, stored, unit
+from clipmill.stages.protocol import Uniform
 from tests.tiny_clip import clips_with_frames, save_tiny_clip, transformed
 
 

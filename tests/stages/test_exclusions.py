@@ -7,20 +7,20 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from jobs.cli import app
-from pipeline.source_spec import SourceSpec
-from pipeline.sources import ingest
-from schemas.damage import DamagedFile
-from schemas.ids import source_key
-from stages.media.exclusions import Exclusions
-from stages.protocol import Workspace
+from clipmill.jobs.cli import app
+from clipmill.pipeline.ingest.source_spec import SourceSpec
+from clipmill.pipeline.ingest.sources import ingest
+from clipmill.schemas.damage import DamagedFile
+from clipmill.schemas.ids import source_key
+from clipmill.stages.media.fetch.exclusions import Exclusions
+from clipmill.stages.protocol import Workspace
 from tests.download_helpers import make_video, outcome, stage
 
 
 def bring(dataset: Path, urls: list[str]) -> list[dict]:
     import pyarrow as pa
 
-    from schemas.tables import SOURCES
+    from clipmill.schemas.tables import SOURCES
 
     rows = pa.Table.from_pylist([{"source_key": source_key(url), "url": url, "extractor": "home"}
                                  for url in urls], SOURCES)

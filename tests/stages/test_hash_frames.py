@@ -9,10 +9,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipeline.catalog import open_catalog
-from pipeline.recipe import load_recipe
-from schemas.tables import FRAME
-from stages.hash_frames import HASH_BITS, HashFrames, perceptual_hash
+from clipmill.pipeline.catalog.catalog import open_catalog
+from clipmill.pipeline.recipes.recipe import load_recipe
+from clipmill.schemas.tables import FRAME
+from clipmill.stages.hash_frames import HASH_BITS, HashFrames, perceptual_hash
 from tests.media import SHARED_VIDEOS
 from tests.tiny_clip import clips_with_frames, transformed
 
@@ -169,8 +169,8 @@ def transcode(source, target, *, height: int, crf: int, skip_frames: int = 0,
                     reason="the real footage is not beside this checkout")
 def test_copies_of_real_films_are_found_and_different_films_are_not(tmp_path) -> None:
     """Coded again, in other sizes, trimmed and brighter; through a run and near_hashes."""
-    from jobs.run import run
-    from pipeline.subsets.near import near_hashes
+    from clipmill.jobs.run import run
+    from clipmill.pipeline.subsets.near import near_hashes
 
     films = tmp_path / "films"
     films.mkdir()

@@ -13,13 +13,13 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from schemas.errors import RowFailed
-from schemas.ids import source_key
-from schemas.tables import SOURCES
-from stages.media.cookies import cookie_jar
-from stages.media.hosts import Hosts
-from stages.media.http import retry_after_seconds, take_turn
-from stages.protocol import Workspace
+from clipmill.schemas.errors import RowFailed
+from clipmill.schemas.ids import source_key
+from clipmill.schemas.tables import SOURCES
+from clipmill.stages.media.fetch.cookies import cookie_jar
+from clipmill.stages.media.fetch.host_throttle import Hosts
+from clipmill.stages.media.fetch.http import retry_after_seconds, take_turn
+from clipmill.stages.protocol import Workspace
 from tests.download_helpers import make_video, outcome, stage
 from tests.http_server import serve
 

@@ -13,21 +13,21 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from schemas.errors import ClipmillError, RowFailed
-from schemas.tables import FRAME, TEXT_AT
-from stages.caption_frames import CaptionFrames
-from stages.embed_clips import EmbedClips
-from stages.models.captioners import Blip
-from stages.models.embedders import ClipEmbedder
-from stages.models.generated_text import LONGEST_CHARACTERS
-from stages.models.openai_server import Completion, Message, OpenAIServer
-from stages.models.references import DataFile, ModelReference
-from stages.models.text_models import LocalTextModel
-from stages.models.vectors import as_column, unit
-from stages.score_aesthetic import ScoreAesthetic
-from stages.score_similarity import ScoreSimilarity
-from stages.summarize_captions import SummarizeCaptions
-from stages.tag_clips import TagClips
+from clipmill.schemas.errors import ClipmillError, RowFailed
+from clipmill.schemas.tables import FRAME, TEXT_AT
+from clipmill.stages.caption_frames import CaptionFrames
+from clipmill.stages.embed_clips import EmbedClips
+from clipmill.stages.models.captioners import Blip
+from clipmill.stages.models.embedders import ClipEmbedder
+from clipmill.stages.models.generated_text import LONGEST_CHARACTERS
+from clipmill.stages.models.openai_server import Completion, Message, OpenAIServer
+from clipmill.stages.models.text_models import LocalTextModel
+from clipmill.stages.models.vectors import as_column, unit
+from clipmill.stages.references import DataFile, ModelReference
+from clipmill.stages.score_aesthetic import ScoreAesthetic
+from clipmill.stages.score_similarity import ScoreSimilarity
+from clipmill.stages.summarize_captions import SummarizeCaptions
+from clipmill.stages.tag_clips import TagClips
 from tests.models_factory import tiny_model
 from tests.openai_stand_in import StandIn, completion, openai_server, text_of
 from tests.tiny_clip import clips_with_frames, frame_jpeg, save_tiny_clip, transformed
@@ -128,7 +128,7 @@ def test_what_nobody_sees_is_taken_out_of_a_good_text(tmp_path):
 
 def test_a_text_of_the_greatest_length_is_judged_soon():
     """No piece of it comes twice, so that every length of a piece is tried."""
-    from stages.models.generated_text import fault_of
+    from clipmill.stages.models.generated_text import fault_of
 
     started = time.monotonic()
     assert fault_of(BOOK[:LONGEST_CHARACTERS]) is None
@@ -437,7 +437,7 @@ def test_a_server_that_is_gone_costs_a_few_tries_and_is_found_again(tmp_path):
         stand_in.always = 503
         stage = stage.model_copy(update={"model": ModelReference(server=stand_in.url,
                                                                  model="tiny")})
-        from stages.protocol import Workspace
+        from clipmill.stages.protocol import Workspace
 
         with stage.open(Workspace(tmp_path, tmp_path)) as transform:
             rows = transform(to_summarise(names)).to_pylist()

@@ -17,21 +17,21 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from jobs.cli import main
-from jobs.preflight import examine_models
-from pipeline.plan import Step
-from pipeline.recipe import load_recipe
-from pipeline.source_spec import SourceSpec
-from pipeline.sources import ingest
-from schemas.errors import ClipmillError, UsageError
-from schemas.ids import source_key
-from schemas.tables import SOURCES
-from stages.caption_frames import CaptionFrames
-from stages.media import downloads
-from stages.media.partial import Partial
-from stages.models.openai_server import OpenAIServer
-from stages.models.references import ModelReference
-from stages.protocol import Workspace
+from clipmill.jobs.cli import main
+from clipmill.pipeline.engine.preflight import examine_models
+from clipmill.pipeline.ingest.source_spec import SourceSpec
+from clipmill.pipeline.ingest.sources import ingest
+from clipmill.pipeline.recipes.plan import Step
+from clipmill.pipeline.recipes.recipe import load_recipe
+from clipmill.schemas.errors import ClipmillError, UsageError
+from clipmill.schemas.ids import source_key
+from clipmill.schemas.tables import SOURCES
+from clipmill.stages.caption_frames import CaptionFrames
+from clipmill.stages.media.fetch import downloads
+from clipmill.stages.media.fetch.resumable_file import Partial
+from clipmill.stages.models.openai_server import OpenAIServer
+from clipmill.stages.protocol import Workspace
+from clipmill.stages.references import ModelReference
 from tests.download_helpers import make_video, outcome, stage
 from tests.http_server import serve
 
@@ -189,7 +189,7 @@ def test_proxies_of_the_environment_are_told_before_a_server_is_asked(monkeypatc
 
 def test_an_address_of_the_hub_that_cannot_be_one_is_told():
     """In a process of its own, for the library reads it once."""
-    code = "from stages.models import loading; loading.hub_folder('a/b', None, setting='x.model')"
+    code = "from clipmill.stages.models import loading; loading.hub_folder('a/b', None, setting='x.model')"
     done = subprocess.run([sys.executable, "-c", code],
                           stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,
                           env={**os.environ, "HF_ENDPOINT": "http://[::1"})

@@ -16,16 +16,22 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from pipeline.catalog import open_catalog
-from pipeline.source_spec import SourceSpec
-from pipeline.sources import ingest
-from schemas.errors import RowFailed
-from schemas.ids import source_key
-from schemas.tables import SOURCES
-from stages.media.hosts import Hosts, LeftAlone, Manners, PassingProblem, ask_again
-from stages.media.http import Patience, patiently
-from stages.media.ytdlp import problem_of
-from stages.protocol import Workspace
+from clipmill.pipeline.catalog.catalog import open_catalog
+from clipmill.pipeline.ingest.source_spec import SourceSpec
+from clipmill.pipeline.ingest.sources import ingest
+from clipmill.schemas.errors import RowFailed
+from clipmill.schemas.ids import source_key
+from clipmill.schemas.tables import SOURCES
+from clipmill.stages.media.fetch.host_throttle import (
+    Hosts,
+    LeftAlone,
+    Manners,
+    PassingProblem,
+    ask_again,
+)
+from clipmill.stages.media.fetch.http import Patience, patiently
+from clipmill.stages.media.fetch.ytdlp import problem_of
+from clipmill.stages.protocol import Workspace
 from tests.download_helpers import add_extractor, make_video, outcome, stage
 from tests.http_server import Busy, Redirect, serve
 
@@ -213,8 +219,8 @@ def test_the_host_of_a_wrapped_error_is_the_one_that_answered():
 
 def test_the_next_run_tries_such_a_host_with_one_request(tmp_path, site):
     """A day may be a mistake. While it stands, a retry costs one request; then all come."""
-    from jobs.run import run
-    from pipeline.recipe import load_recipe
+    from clipmill.jobs.run import run
+    from clipmill.pipeline.recipes.recipe import load_recipe
 
     urls = overloaded(site, 6, retry_after=DAY)
     (tmp_path / "urls.txt").write_text("\n".join(urls) + "\n")

@@ -7,8 +7,8 @@ import cv2
 import numpy as np
 import pytest
 
-from stages.media import measures
-from stages.protocol import Workspace
+from clipmill.stages.media.read import measures
+from clipmill.stages.protocol import Workspace
 from tests.media import THREE_SHOTS, Scene, cached, render
 from tests.scanning import run, scan
 

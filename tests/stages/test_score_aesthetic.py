@@ -10,10 +10,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from schemas.errors import ClipmillError, UsageError
-from stages.models.aesthetic_heads import load_head
-from stages.models.vectors import as_column, unit
-from stages.score_aesthetic import ScoreAesthetic
+from clipmill.schemas.errors import ClipmillError, UsageError
+from clipmill.stages.models.aesthetic_heads import load_head
+from clipmill.stages.models.vectors import as_column, unit
+from clipmill.stages.score_aesthetic import ScoreAesthetic
 from tests.tiny_clip import transformed
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"

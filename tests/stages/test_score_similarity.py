@@ -10,11 +10,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
-from schemas.errors import ClipmillError
-from schemas.tables import TEXT_AT
-from stages.embed_clips import EmbedClips
-from stages.models.vectors import as_column, unit
-from stages.score_similarity import ScoreSimilarity
+from clipmill.schemas.errors import ClipmillError
+from clipmill.schemas.tables import TEXT_AT
+from clipmill.stages.embed_clips import EmbedClips
+from clipmill.stages.models.vectors import as_column, unit
+from clipmill.stages.score_similarity import ScoreSimilarity
 from tests.tiny_clip import save_tiny_clip, transformed
 
 

@@ -10,11 +10,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from schemas.errors import ClipmillError
-from stages.models.torch_setup import prepare_torch
-from stages.models.video_text import VideoTextModel
-from stages.protocol import Uniform
-from stages.score_video_similarity import ScoreVideoSimilarity
+from clipmill.schemas.errors import ClipmillError
+from clipmill.stages.models.torch_setup import prepare_torch
+from clipmill.stages.models.video_text import VideoTextModel
+from clipmill.stages.protocol import Uniform
+from clipmill.stages.score_video_similarity import ScoreVideoSimilarity
 from tests.tiny_clip import clips_with_frames, transformed
 
 CLIPS = {f"clip-{i}": [10 * i + j for j in range(4)] for i in range(5)}
@@ -68,7 +68,7 @@ def test_every_clip_has_the_model_s_own_cosine_with_its_own_text(model, tmp_path
     import torch
     from transformers import AutoTokenizer, XCLIPModel
 
-    from stages.media.images import decode_jpeg, to_batch
+    from clipmill.stages.media.read.images import decode_jpeg, to_batch
 
     texts = ["a red circle moves left", "a dog", "a circle moves right fast", "dog dog",
              "red " * 40]

@@ -13,16 +13,17 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from jobs.reasons import lines_below
-from jobs.run import load, run
-from jobs.verify import verify_dataset
-from pipeline.catalog import open_catalog
-from pipeline.status import status_report
-from schemas.ids import content_video_id, source_key
-from schemas.tables import SOURCES
-from stages.media.ffmpeg_program import ffmpeg_program
-from stages.media.store import sha256_of
-from stages.protocol import Workspace
+from clipmill.jobs.reasons import lines_below
+from clipmill.jobs.run import run
+from clipmill.jobs.verify import verify_dataset
+from clipmill.pipeline.catalog.catalog import open_catalog
+from clipmill.pipeline.run import load
+from clipmill.pipeline.status import status_report
+from clipmill.schemas.ids import content_video_id, source_key
+from clipmill.schemas.tables import SOURCES
+from clipmill.stages.media.fetch.media_store import sha256_of
+from clipmill.stages.media.isolation.ffmpeg_program import ffmpeg_program
+from clipmill.stages.protocol import Workspace
 from tests.download_helpers import outcome, stage
 from tests.http_server import Broken, Busy, Endless, File
 

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from pipeline.recipe import load_recipe
-from stages.protocol import Workspace
-from stages.split_clips import SplitClips
+from clipmill.pipeline.recipes.recipe import load_recipe
+from clipmill.stages.protocol import Workspace
+from clipmill.stages.split_clips import SplitClips
 from tests.media import SHARED_VIDEOS, THREE_SHOTS, Scene, cached, cuts_of
 from tests.scanning import run, scan, split
 

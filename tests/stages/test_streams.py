@@ -12,9 +12,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from schemas.ids import source_key
-from schemas.tables import SOURCES
-from stages.protocol import Workspace
+from clipmill.schemas.ids import source_key
+from clipmill.schemas.tables import SOURCES
+from clipmill.stages.protocol import Workspace
 from tests.download_helpers import outcome, stage
 from tests.http_server import serve
 from tests.media import COLOURS

@@ -10,13 +10,13 @@ import pyarrow as pa
 import pytest
 from pydantic import ValidationError
 
-from schemas.errors import RowFailed
-from schemas.tables import SUBTITLE, SUMMARIES, TAG, TEXT_AT
-from stages.models.generation import Generation
-from stages.models.openai_server import Completion
-from stages.models.text_models import open_text_model
-from stages.protocol import Workspace
-from stages.summarize_captions import PROMPT_VARIABLES, SummarizeCaptions, spoken, spread
+from clipmill.schemas.errors import RowFailed
+from clipmill.schemas.tables import SUBTITLE, SUMMARIES, TAG, TEXT_AT
+from clipmill.stages.models.generation import Generation
+from clipmill.stages.models.openai_server import Completion
+from clipmill.stages.models.text_models import open_text_model
+from clipmill.stages.protocol import Workspace
+from clipmill.stages.summarize_captions import PROMPT_VARIABLES, SummarizeCaptions, spoken, spread
 from tests.openai_stand_in import completion, openai_server, text_of
 
 INPUT = pa.schema([

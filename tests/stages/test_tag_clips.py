@@ -8,11 +8,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from schemas.errors import ClipmillError, UsageError
-from stages.embed_clips import EmbedClips
-from stages.models.embedders import ClipEmbedder
-from stages.models.vectors import as_column, stored, unit
-from stages.tag_clips import SHIPPED_VOCABULARY, TagClips, read_vocabulary
+from clipmill.schemas.errors import ClipmillError, UsageError
+from clipmill.stages.embed_clips import EmbedClips
+from clipmill.stages.models.embedders import ClipEmbedder
+from clipmill.stages.models.vectors import as_column, stored, unit
+from clipmill.stages.tag_clips import SHIPPED_VOCABULARY, TagClips, read_vocabulary
 from tests.tiny_clip import clips_with_frames, save_tiny_clip, transformed
 
 TAGS = ["dog", "cat", "a red circle", "waterfall"]

@@ -9,8 +9,8 @@ import pyarrow as pa
 import pytest
 from pydantic import ValidationError
 
-from schemas.tables import CLIPS, VIDEOS
-from stages.take_given_score import TakeGivenScore
+from clipmill.schemas.tables import CLIPS, VIDEOS
+from clipmill.stages.take_given_score import TakeGivenScore
 from tests.tiny_clip import transformed
 
 SPAN = {"start_seconds": 10.0, "end_seconds": 14.5, "caption": "a dog", "extra": []}

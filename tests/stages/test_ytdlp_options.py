@@ -10,16 +10,16 @@ import pyarrow as pa
 import pytest
 from pydantic import ValidationError
 
-from jobs.cli import main
-from jobs.submit import submit
-from pipeline.recipe import load_recipe
-from pipeline.sources import SourceSpec, ingest
-from schemas.errors import UsageError
-from schemas.ids import source_key
-from schemas.tables import SOURCES
-from stages.download_videos import DownloadVideos
-from stages.media.ytdlp_options import ALLOWED, REFUSED, known_options
-from stages.protocol import Workspace
+from clipmill.jobs.cli import main
+from clipmill.jobs.submit import submit
+from clipmill.pipeline.ingest.sources import SourceSpec, ingest
+from clipmill.pipeline.recipes.recipe import load_recipe
+from clipmill.schemas.errors import UsageError
+from clipmill.schemas.ids import source_key
+from clipmill.schemas.tables import SOURCES
+from clipmill.stages.download_videos import DownloadVideos
+from clipmill.stages.media.fetch.ytdlp_options import ALLOWED, REFUSED, known_options
+from clipmill.stages.protocol import Workspace
 from tests.download_helpers import make_video, outcome, stage
 from tests.http_server import serve
 
@@ -86,7 +86,7 @@ def test_set_and_submit_refuse_it_as_well(tmp_path, site):
 
 def test_a_dataset_whose_run_had_them_is_refused_too(tmp_path, site):
     """What a run recorded is read as a recipe is."""
-    from pipeline.recipe import LoadedRecipe
+    from clipmill.pipeline.recipes.recipe import LoadedRecipe
 
     recipe = write_recipe(tmp_path, {}, {"url": site.url("/watch")})
     record = load_recipe(recipe).record()
@@ -151,7 +151,7 @@ def test_every_option_of_yt_dlp_is_allowed_or_refused_with_its_reason():
 
 def test_an_option_that_nobody_has_looked_at_is_refused(monkeypatch):
     known = known_options() | {"run_this"}
-    monkeypatch.setattr("stages.media.ytdlp_options.known_options", lambda: known)
+    monkeypatch.setattr("clipmill.stages.media.fetch.ytdlp_options.known_options", lambda: known)
     with pytest.raises(ValidationError, match="'run_this' can't be set in a recipe"):
         DownloadVideos(yt_dlp={"run_this": "x"})
 
@@ -215,7 +215,7 @@ def test_what_yaml_has_no_type_for_is_made_of_text(tmp_path):
     from yt_dlp import YoutubeDL
     from yt_dlp.networking.impersonate import ImpersonateTarget
 
-    from stages.media.ytdlp_options import given_options
+    from clipmill.stages.media.fetch.ytdlp_options import given_options
 
     given = given_options({"impersonate": "chrome-116", "cookiesfrombrowser": "firefox",
                            "js_runtimes": {"node": {}}}, tmp_path)

@@ -17,7 +17,8 @@ def demo(dataset: Path) -> subprocess.CompletedProcess:
                           cwd=ROOT, text=True, capture_output=True, check=False, timeout=280)
 
 
-# Each of the two runs has its own limit.
+# Each of the two runs has its own limit. CI says `make demo` itself.
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_the_demo_reaches_its_targets_and_does_nothing_twice(tmp_path):
     dataset = tmp_path / "demo"

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from jobs.demo import evaluate_models, world
-from jobs.demo.render import draw_background, draw_shape
-from stages.models.torch_setup import prepare_torch
+from clipmill.jobs.demo import evaluate_models, world
+from clipmill.jobs.demo.render import draw_background, draw_shape
+from clipmill.stages.models.torch_setup import prepare_torch
 
 prepare_torch()
 

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from scenedetect import ContentDetector, detect
 
-from jobs.demo.render import render_film, write_duplicate, write_html_page, write_truncated
-from jobs.demo.truth import count_cuts, mark_summary, rank_auc, read_caption
-from jobs.demo.world import (
+from clipmill.jobs.demo.render import render_film, write_duplicate, write_html_page, write_truncated
+from clipmill.jobs.demo.truth import count_cuts, mark_summary, rank_auc, read_caption
+from clipmill.jobs.demo.world import (
     BLACK_CAPTION,
     COLOURS,
     FRAME_HEIGHT,

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from jobs.report import charts
-from jobs.report.figures import Bin, Distribution
-from jobs.report.lettering import fitted, text_width
+from clipmill.jobs.report import charts
+from clipmill.jobs.report.figures import Bin, Distribution
+from clipmill.jobs.report.lettering import fitted, text_width
 
 LONG = "largest change of luma between neighbouring frames, in grey levels of 8 bits"
 

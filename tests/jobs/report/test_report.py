@@ -10,14 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jobs.report.numbers import number, percent
-from jobs.report.page import write_report
-from pipeline.catalog import open_catalog
-from pipeline.status import status_report
-from pipeline.subsets.freeze import create_subset
-from pipeline.subsets.recipe import load_subset_recipe
-from schemas import tables
-from schemas.errors import UsageError
+from clipmill.jobs.report.numbers import number, percent
+from clipmill.jobs.report.page import write_report
+from clipmill.pipeline.catalog.catalog import open_catalog
+from clipmill.pipeline.status import status_report
+from clipmill.pipeline.subsets.freeze import create_subset
+from clipmill.pipeline.subsets.recipe import load_subset_recipe
+from clipmill.schemas import tables
+from clipmill.schemas.errors import UsageError
 from tests.jobs.report.parsed_page import Element, numbers, parse, stage_rows
 from tests.scored_catalog import Clip, aesthetic, build, given, own, random_clips, similarity
 from tests.synthetic import STEPS, build_dataset, write_shard

@@ -18,10 +18,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.exports.request import ExportRequest
-from pipeline.exports.run import Exported, run_export
-from schemas import tables
-from schemas.ids import clip_id
+from clipmill.pipeline.exports.request import ExportRequest
+from clipmill.pipeline.exports.run import Exported, run_export
+from clipmill.schemas import tables
+from clipmill.schemas.ids import clip_id
 from tests.media import THREE_SHOTS, cached
 from tests.synthetic import START, run_record, write_run, write_shard
 

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from jobs.logs import show_logs
-from jobs.query import run_sql
-from jobs.report.page import write_report
-from jobs.subset import list_subsets
-from pipeline.exports import folder
-from pipeline.status import status_report
-from schemas.errors import ClipmillError, UsageError
+from clipmill.jobs.logs import show_logs
+from clipmill.jobs.query import run_sql
+from clipmill.jobs.report.page import write_report
+from clipmill.jobs.subset import list_subsets
+from clipmill.pipeline.exports import folder
+from clipmill.pipeline.status import status_report
+from clipmill.schemas.errors import ClipmillError, UsageError
 from tests.pipeline.exports.small_dataset import Small, contents, export, write_small
 
 
@@ -114,7 +114,7 @@ def test_a_lock_that_its_holder_has_deleted_is_none(small, tmp_path, monkeypatch
     monkeypatch.setattr(folder.os, "open", slow)
     with folder.open_folder(out):
         assert len(opened) == 2
-        code = ("import sys; from pathlib import Path; from pipeline.exports import folder\n"
+        code = ("import sys; from pathlib import Path; from clipmill.pipeline.exports import folder\n"
                 "with folder.open_folder(Path(sys.argv[1])): pass")
         other = subprocess.run([sys.executable, "-c", code, str(out)],
                                stdin=subprocess.DEVNULL, capture_output=True,

@@ -15,9 +15,9 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from pipeline.exports.request import Interleaving, cut_options
-from pipeline.exports.samples import member_bytes
-from schemas.errors import UsageError
+from clipmill.pipeline.exports.request import Interleaving, cut_options
+from clipmill.pipeline.exports.samples import member_bytes
+from clipmill.schemas.errors import UsageError
 from tests.pipeline.exports.small_dataset import (
     COLOURS,
     SPANS,

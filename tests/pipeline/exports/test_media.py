@@ -13,12 +13,12 @@ import av
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.exports import units
-from pipeline.exports.request import Interleaving, cut_options
-from pipeline.task_results import TaskResult
-from schemas.errors import ClipmillError, RowFailed
-from schemas.tables import SCANS
-from stages.media.cut import CutRequest, CutResult, cut_clips
+from clipmill.pipeline.engine.task_results import TaskResult
+from clipmill.pipeline.exports import units
+from clipmill.pipeline.exports.request import Interleaving, cut_options
+from clipmill.schemas.errors import ClipmillError, RowFailed
+from clipmill.schemas.tables import SCANS
+from clipmill.stages.media.cutting.cut import CutRequest, CutResult, cut_clips
 from tests.media import THREE_SHOTS, cached
 from tests.pipeline.exports.small_dataset import (
     PLANTED,

@@ -13,12 +13,12 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from jobs.remove import remove
-from pipeline.exports import run, selection, units
-from pipeline.exports.folder import read_manifest
-from pipeline.exports.request import ExportRequest, Interleaving, cut_options
-from pipeline.exports.run import Exported, Watcher, run_export
-from schemas.errors import ClipmillError, UsageError
+from clipmill.jobs.remove import remove
+from clipmill.pipeline.exports import run, selection, units
+from clipmill.pipeline.exports.folder import read_manifest
+from clipmill.pipeline.exports.request import ExportRequest, Interleaving, cut_options
+from clipmill.pipeline.exports.run import Exported, Watcher, run_export
+from clipmill.schemas.errors import ClipmillError, UsageError
 from tests.pipeline.exports.small_dataset import (
     Small,
     contents,

@@ -7,8 +7,8 @@ import hashlib
 import numpy as np
 import pytest
 
-from pipeline.subsets.clusters import assign_clusters
-from schemas.errors import UsageError
+from clipmill.pipeline.subsets.clusters import assign_clusters
+from clipmill.schemas.errors import UsageError
 from tests.pipeline.subsets.near_rows import (
     EMBEDDINGS,
     MACHINES,

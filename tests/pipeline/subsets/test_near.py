@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pipeline.subsets import near
-from pipeline.subsets.near import near_hashes, near_vectors
-from schemas.errors import ClipmillError, UsageError
+from clipmill.pipeline.subsets import near
+from clipmill.pipeline.subsets.near import near_hashes, near_vectors
+from clipmill.schemas.errors import ClipmillError, UsageError
 from tests.pipeline.subsets.near_rows import (
     EMBEDDINGS,
     MACHINES,
@@ -141,7 +141,7 @@ def test_a_dataset_that_looks_all_alike_is_no_hindrance(tmp_path):
 
 PROGRAM = """
 import sys, tempfile, pathlib
-from pipeline.subsets.near import near_vectors
+from clipmill.pipeline.subsets.near import near_vectors
 from tests.pipeline.subsets.near_rows import vector_rows
 from tests.pipeline.subsets.test_near import with_pairs
 import hashlib

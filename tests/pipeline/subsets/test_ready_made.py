@@ -21,12 +21,17 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from jobs.ready_made import SUBSET_FOLDER, names, recipe_path, subset_recipe_path
-from pipeline.catalog import open_catalog
-from pipeline.recipe import load_recipe
-from pipeline.subsets.freeze import create_subset
-from pipeline.subsets.recipe import load_subset_recipe
-from schemas.errors import UsageError
+from clipmill.pipeline.catalog.catalog import open_catalog
+from clipmill.pipeline.recipes.ready_made import (
+    SUBSET_FOLDER,
+    names,
+    recipe_path,
+    subset_recipe_path,
+)
+from clipmill.pipeline.recipes.recipe import load_recipe
+from clipmill.pipeline.subsets.freeze import create_subset
+from clipmill.pipeline.subsets.recipe import load_subset_recipe
+from clipmill.schemas.errors import UsageError
 from tests.scored_catalog import (
     HEAD_V1,
     Clip,
@@ -296,7 +301,7 @@ def test_another_scorer_in_its_column_is_refused_with_the_command(case, tmp_path
 
 def test_a_refusal_is_wrong_use_on_the_command_line(tmp_path):
     build(tmp_path, random_clips(5, CASES[0].columns), CASES[0].another)
-    done = subprocess.run([sys.executable, "-m", "jobs.cli", "subset", "create", str(tmp_path),
+    done = subprocess.run([sys.executable, "-m", "clipmill.jobs.cli", "subset", "create", str(tmp_path),
                            "internvid-aes"],
                            stdin=subprocess.DEVNULL, cwd=ROOT, text=True, capture_output=True,
                            check=False)

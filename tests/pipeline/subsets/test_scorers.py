@@ -10,9 +10,9 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from pipeline.catalog import open_catalog
-from pipeline.subsets.scorers import ResolvedScorer, ScorerSpec, resolve
-from schemas.errors import UsageError
+from clipmill.pipeline.catalog.catalog import open_catalog
+from clipmill.pipeline.subsets.scorers import ResolvedScorer, ScorerSpec, resolve
+from clipmill.schemas.errors import UsageError
 from tests.scored_catalog import (
     HEAD_V1,
     Made,

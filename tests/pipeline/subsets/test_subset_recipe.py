@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.subsets.recipe import load_subset_recipe
-from schemas.errors import UsageError
+from clipmill.pipeline.subsets.recipe import load_subset_recipe
+from clipmill.schemas.errors import UsageError
 
 
 def load(folder: Path, text: str, name: str = "mine", **details):

@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[3]
 # Says the numbers of two programs, of which `first` is the first to be entrusted, and is killed.
 OWNER = """
 import os, signal, subprocess, sys, time
-from stages.media import children
+from clipmill.stages.media.isolation import children
 
 first, second = (subprocess.Popen(["sleep", "300"], stdin=subprocess.DEVNULL,
                                   stdout=subprocess.DEVNULL)

@@ -13,9 +13,9 @@ import av
 import numpy as np
 import pytest
 
-from schemas.errors import ClipmillError, UsageError
-from stages.media import clip_files, cut, encoders, reencode
-from stages.media.cut import (
+from clipmill.schemas.errors import ClipmillError, UsageError
+from clipmill.stages.media.cutting import clip_files, cut, encoders, reencode
+from clipmill.stages.media.cutting.cut import (
     CutOptions,
     CutRequest,
     check_encoder,
@@ -403,7 +403,7 @@ FOOTAGE = sorted(path for path in SHARED_VIDEOS.glob("*") if path.suffix in (
 
 
 def _grey(path: Path) -> list[tuple[float, np.ndarray]]:
-    from stages.media.decode import open_container, video_stream
+    from clipmill.stages.media.read.decode import open_container, video_stream
 
     with open_container(path) as container:
         stream = video_stream(container, path)

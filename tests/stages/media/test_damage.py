@@ -11,8 +11,8 @@ import av
 import imageio_ffmpeg
 import pytest
 
-from stages.media import decode
-from stages.media.cut import CutOptions, CutRequest, CutResult, cut_clips
+from clipmill.stages.media.cutting.cut import CutOptions, CutRequest, CutResult, cut_clips
+from clipmill.stages.media.read import decode
 from tests.numbered import numbers_of, render_numbered
 from tests.scanning import run
 

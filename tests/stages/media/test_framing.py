@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.training import ClipDataset
-from schemas import tables
-from stages.media.cut import CutOptions, CutRequest, cut_clips
-from stages.media.framing import framing_of
-from stages.media.probe import probe
-from stages.media.sections import NoSection, rebase
+from clipmill.pipeline.training import ClipDataset
+from clipmill.schemas import tables
+from clipmill.stages.media.cutting.cut import CutOptions, CutRequest, cut_clips
+from clipmill.stages.media.fetch.sections import NoSection, rebase
+from clipmill.stages.media.read.framing import framing_of
+from clipmill.stages.media.read.probe import probe
 from tests.scanning import run
 from tests.synthetic import START, STEPS, run_record, write_run, write_shard
 

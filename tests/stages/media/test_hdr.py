@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jobs.run import run as run_recipe
-from pipeline.catalog import open_catalog
-from pipeline.recipe import load_recipe
-from pipeline.training import ClipDataset
-from stages.media.cut import CutOptions, CutRequest, cut_clips
-from stages.media.hdr import ToneMap
+from clipmill.jobs.run import run as run_recipe
+from clipmill.pipeline.catalog.catalog import open_catalog
+from clipmill.pipeline.recipes.recipe import load_recipe
+from clipmill.pipeline.training import ClipDataset
+from clipmill.stages.media.cutting.cut import CutOptions, CutRequest, cut_clips
+from clipmill.stages.media.read.hdr import ToneMap
 from tests.scanning import run
 
 SIZE = (160, 96)

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from schemas.errors import RowFailed
-from stages.media.images import decode_jpeg, fit, to_batch
+from clipmill.schemas.errors import RowFailed
+from clipmill.stages.media.read.images import decode_jpeg, fit, to_batch
 
 
 def picture(height: int, width: int) -> np.ndarray:

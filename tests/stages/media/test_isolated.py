@@ -17,9 +17,14 @@ from pathlib import Path
 import psutil
 import pytest
 
-from schemas.errors import ClipmillError, RowFailed, RowRejected
-from stages.media import isolated
-from stages.media.isolated import Limits, collect_isolated, run_isolated, stream_isolated
+from clipmill.schemas.errors import ClipmillError, RowFailed, RowRejected
+from clipmill.stages.media.isolation import isolated
+from clipmill.stages.media.isolation.isolated import (
+    Limits,
+    collect_isolated,
+    run_isolated,
+    stream_isolated,
+)
 from tests import isolated_functions as harm
 
 FILE = Path("film.mp4")
@@ -39,7 +44,7 @@ def helpers() -> list[psutil.Process]:
     found = []
     for process in psutil.Process().children():
         with contextlib.suppress(psutil.Error):  # another test's, that has just ended
-            if "stages.media.isolated_process" in process.cmdline():
+            if "clipmill.stages.media.isolation.isolated_process" in process.cmdline():
                 found.append(process)
     return found
 
@@ -64,16 +69,16 @@ def test_one_helper_serves_many_calls():
 
 
 def test_decoders_are_all_that_a_helper_imports(tmp_path):
-    from stages.media.probe import probe
+    from clipmill.stages.media.read.probe import probe
 
     with pytest.raises(RowFailed):
         run_isolated(probe, tmp_path / "none.mp4", limits=LIMITS)
     for name in ("scan", "seek", "cut", "sections"):
-        run_isolated(harm.load, FILE, f"stages.media.{name}", limits=LIMITS)
+        run_isolated(harm.load, FILE, f"clipmill.stages.media.{name}", limits=LIMITS)
     loaded = set(run_isolated(harm.modules, FILE, limits=LIMITS))
     assert "av" in loaded
     assert not loaded & {"torch", "ray", "duckdb", "transformers", "pydantic", "pyarrow",
-                         "stages.models", "stages.protocol", "pipeline", "jobs"}
+                         "clipmill.stages.models", "clipmill.stages.protocol", "pipeline", "jobs"}
 
 
 
@@ -271,7 +276,7 @@ def test_a_forked_process_has_helpers_of_its_own():
 _PARENT = """
 import signal, sys
 from pathlib import Path
-from stages.media.isolated import Limits, run_isolated
+from clipmill.stages.media.isolation.isolated import Limits, run_isolated
 from tests import isolated_functions as harm
 # Whoever started the tests in the background had them ignore it.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -6,9 +6,9 @@ import itertools
 
 import av
 
-from stages.media.forward import Forward
-from stages.media.labels import place_of, put_place
-from stages.media.packets import read_packets
+from clipmill.stages.media.read.forward import Forward
+from clipmill.stages.media.read.labels import place_of, put_place
+from clipmill.stages.media.read.packets import read_packets
 from tests.numbered import render_numbered
 
 

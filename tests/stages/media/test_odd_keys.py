@@ -10,13 +10,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipeline.training import ClipDataset
-from schemas import tables
-from schemas.ids import clip_id
-from stages.media import seek
-from stages.media.cut import CutOptions, CutRequest, cut_clips
-from stages.media.decode import FastVideo
-from stages.protocol import PerSecond
+from clipmill.pipeline.training import ClipDataset
+from clipmill.schemas import tables
+from clipmill.schemas.ids import clip_id
+from clipmill.stages.media.cutting.cut import CutOptions, CutRequest, cut_clips
+from clipmill.stages.media.read import seek
+from clipmill.stages.media.read.decode import FastVideo
+from clipmill.stages.protocol import PerSecond
 from tests.numbered import frames_of, number_in
 from tests.odd_keys import FILES, READ_BY_DECORD, render_odd
 from tests.scanning import run

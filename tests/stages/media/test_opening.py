@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from schemas.errors import RowFailed
-from stages.media import isolated
-from stages.media.decode import open_container
-from stages.media.isolated import Limits, collect_isolated, run_isolated
-from stages.media.measures import Wanted
-from stages.media.probe import probe
-from stages.media.scan import ScanSettings, scan_video
+from clipmill.schemas.errors import RowFailed
+from clipmill.stages.media.isolation import isolated
+from clipmill.stages.media.isolation.isolated import Limits, collect_isolated, run_isolated
+from clipmill.stages.media.read.decode import open_container
+from clipmill.stages.media.read.measures import Wanted
+from clipmill.stages.media.read.probe import probe
+from clipmill.stages.media.read.scan import ScanSettings, scan_video
 from tests import isolated_functions
 from tests.huge import huge_h264
 from tests.media import Scene, cached, render
@@ -66,7 +66,7 @@ def peak_bytes(function, path: Path, *args: object, message: str) -> int:
     """The most memory that a fresh helper held while it failed with `message`."""
     isolated.end_helpers()
     limits = Limits(60, 120, 2 << 30)
-    run_isolated(isolated_functions.load, path, "stages.media.scan", limits=limits)
+    run_isolated(isolated_functions.load, path, "clipmill.stages.media.read.scan", limits=limits)
     with pytest.raises(RowFailed, match=message) as caught:
         collect_isolated(function, path, *args, limits=limits)
     assert caught.value.kind == "bad_media"

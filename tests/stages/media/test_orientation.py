@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.training import ClipDataset
-from schemas import tables
-from schemas.ids import clip_id
-from stages.media.cut import CutOptions, CutRequest, cut_clips
-from stages.media.probe import probe
-from stages.protocol import Workspace
+from clipmill.pipeline.training import ClipDataset
+from clipmill.schemas import tables
+from clipmill.schemas.ids import clip_id
+from clipmill.stages.media.cutting.cut import CutOptions, CutRequest, cut_clips
+from clipmill.stages.media.read.probe import probe
+from clipmill.stages.protocol import Workspace
 from tests.numbered import render_numbered
 from tests.scanning import run, scan
 from tests.synthetic import START, STEPS, run_record, write_run, write_shard

@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 import pytest
 
-from stages.media.scaling import SmallImages, small_size
+from clipmill.stages.media.read.scaling import SmallImages, small_size
 from tests.faults.corpus import remuxed, rendered
 from tests.faults.corpus_odd import moved
 from tests.scanning import run

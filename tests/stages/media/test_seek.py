@@ -6,8 +6,8 @@ import cv2
 import numpy as np
 import pytest
 
-from stages.media import seek
-from stages.protocol import Middle, PerSecond, Uniform
+from clipmill.stages.media.read import seek
+from clipmill.stages.protocol import Middle, PerSecond, Uniform
 from tests.media import SHARED_VIDEOS, cached
 from tests.scanning import run
 

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from stages.media.speech import said_within, speaking_track
+from clipmill.stages.media.read.speech import said_within, speaking_track
 
 
 def line(start, end, text, language="en", automatic=False, words=None):

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from stages.media.subtitles import decoded, parse_subtitles
+from clipmill.stages.media.read.subtitles import decoded, parse_subtitles
 
 
 def lines(text: str, kind: str, **how) -> list[tuple[float, float, str]]:

@@ -8,9 +8,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from stages.media import watch
-from stages.media.hosts import PassingProblem
-from stages.media.watch import Limits, Progress, Watch
+from clipmill.stages.media.fetch import watch
+from clipmill.stages.media.fetch.host_throttle import PassingProblem
+from clipmill.stages.media.fetch.watch import Limits, Progress, Watch
 
 LIMITS = Limits(min_bytes_per_second=1000, window_seconds=0.4)
 

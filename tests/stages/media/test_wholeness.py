@@ -10,9 +10,9 @@ import av
 import pyarrow as pa
 import pytest
 
-from schemas.ids import source_key
-from schemas.tables import SOURCES
-from stages.protocol import Workspace
+from clipmill.schemas.ids import source_key
+from clipmill.schemas.tables import SOURCES
+from clipmill.stages.protocol import Workspace
 from tests.download_helpers import outcome, stage
 from tests.faults.corpus import film, remuxed, rendered
 from tests.faults.corpus_bytes import box

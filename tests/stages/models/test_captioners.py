@@ -12,11 +12,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from schemas.errors import ClipmillError, RowFailed
-from stages.models.captioners import Picture, open_captioner
-from stages.models.generation import Batches, GeneratingStage, Generation
-from stages.models.pixels import PlainPixels
-from stages.models.references import ModelReference
+from clipmill.schemas.errors import ClipmillError, RowFailed
+from clipmill.stages.models.captioners import Picture, open_captioner
+from clipmill.stages.models.generation import Batches, GeneratingStage, Generation
+from clipmill.stages.models.pixels import PlainPixels
+from clipmill.stages.references import ModelReference
 from tests.models_factory import hf, tiny_model
 
 FAMILIES = {

@@ -7,9 +7,9 @@ import hashlib
 import pytest
 from pydantic import ValidationError
 
-from schemas.errors import ClipmillError
-from stages.models.fetching import Unreachable, cache_folder, local_file
-from stages.models.references import DataFile
+from clipmill.schemas.errors import ClipmillError
+from clipmill.stages.media.fetch.data_files import Unreachable, cache_folder, local_file
+from clipmill.stages.references import DataFile
 from tests.http_server import File, serve
 
 DATA = b"weights of a head"

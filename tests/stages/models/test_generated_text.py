@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.models.generated_text import fault_of, tidy
-from stages.models.prompts import render, variables_of
+from clipmill.stages.models.generated_text import fault_of, tidy
+from clipmill.stages.models.prompts import render, variables_of
 
 
 @pytest.mark.parametrize("text", [

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import pytest
 
-from schemas.errors import UsageError
-from stages.models.loading import local_folder, resolved_revision
-from stages.models.references import ModelReference
+from clipmill.schemas.errors import UsageError
+from clipmill.stages.models.loading import local_folder, resolved_revision
+from clipmill.stages.references import ModelReference
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -28,8 +28,8 @@ def _ask(hub_url: str, home: Path, code: str, **environment: str) -> str:
     own = {name: value for name, value in os.environ.items()
            if not name.startswith(("HF_", "HUGGINGFACE_", "TRANSFORMERS_"))}
     done = subprocess.run(
-        [sys.executable, "-c", "from stages.models.loading import *\n"
-         "from schemas.errors import *\n"
+        [sys.executable, "-c", "from clipmill.stages.models.loading import *\n"
+         "from clipmill.schemas.errors import *\n"
          "def ref(text): return ModelReference.model_validate(text)\n" + code],
         stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=200, check=False,
         env={**own, "HF_ENDPOINT": hub_url, "HF_HOME": str(home),
@@ -151,7 +151,7 @@ def test_a_hub_that_never_answers_is_given_up_soon(tmp_path) -> None:
         silent.listen(8)
         started = time.monotonic()
         out = _ask(f"http://127.0.0.1:{silent.getsockname()[1]}", tmp_path,
-                   "import stages.models.loading as loading\n"
+                   "import clipmill.stages.models.loading as loading\n"
                    "loading._HUB_TIMEOUT_SECONDS = 1.0\n" + REFUSED.format(model="org/model"))
     assert "could not be had from the Hugging Face hub: timed out" in out
     assert time.monotonic() - started < 100

@@ -6,9 +6,9 @@ import threading
 
 import pytest
 
-from schemas.errors import ClipmillError, RowFailed
-from stages.models.openai_server import Completion, Message, OpenAIServer
-from stages.models.references import ModelReference
+from clipmill.schemas.errors import ClipmillError, RowFailed
+from clipmill.stages.models.openai_server import Completion, Message, OpenAIServer
+from clipmill.stages.references import ModelReference
 from tests.http_server import refusing_address
 from tests.openai_stand_in import completion, openai_server, picture_of, text_of
 

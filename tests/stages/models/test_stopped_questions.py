@@ -15,8 +15,8 @@ from contextlib import contextmanager, suppress
 import pytest
 import yaml
 
-from stages.models.openai_server import Message, OpenAIServer
-from stages.models.references import ModelReference
+from clipmill.stages.models.openai_server import Message, OpenAIServer
+from clipmill.stages.references import ModelReference
 from tests.faults.kill_world import ROOT, clipmill, command, environment
 from tests.media import Scene, cached
 from tests.openai_stand_in import openai_server, text_of

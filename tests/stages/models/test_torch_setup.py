@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from stages.models.torch_setup import (
+from clipmill.stages.models.torch_setup import (
     best_device,
     cpu_has_bf16,
     default_dtype,
@@ -29,7 +29,7 @@ def _run(code: str) -> str:
 def test_a_fresh_process_imports_torchvision_and_open_clip() -> None:
     """Called twice, as two stages of one worker do."""
     out = _run(
-        "from stages.models.torch_setup import prepare_torch\n"
+        "from clipmill.stages.models.torch_setup import prepare_torch\n"
         "prepare_torch(); prepare_torch()\n"
         "import torchvision.transforms, open_clip\n"
         "print(len(open_clip.list_models()) > 10)"
@@ -54,7 +54,7 @@ def test_only_the_known_error_is_repaired(tmp_path, message: str, repaired: bool
     (package / "half.py").write_text("")
     out = _run(
         f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
-        "from stages.models.torch_setup import prepare_torch\n"
+        "from clipmill.stages.models.torch_setup import prepare_torch\n"
         "try:\n    prepare_torch()\nexcept RuntimeError as error:\n    print(error)\n"
         "else:\n    import torchvision; print(torchvision.whole)"
     )
@@ -65,7 +65,7 @@ def test_a_torchvision_that_loads_is_left_alone(tmp_path) -> None:
     (tmp_path / "torchvision.py").write_text("whole = True\n")
     out = _run(
         f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
-        "from stages.models import torch_setup\n"
+        "from clipmill.stages.models import torch_setup\n"
         "torch_setup.prepare_torch()\n"
         "import torchvision; print(torchvision.whole, torch_setup._library, 'torch' in sys.modules)"
     )

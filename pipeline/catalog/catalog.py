@@ -1,0 +1,464 @@
+"""The catalog: DuckDB views over the committed shards of a dataset, and the door to query them.
+
+Views are over the fingerprints that the newest run record names; nothing is written to the
+dataset, and no shard is opened before a query needs it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from clipmill.pipeline.catalog import problem_views, views
+from clipmill.pipeline.catalog.damaged_files import damage_behind
+from clipmill.pipeline.catalog.index import Coverage, find_coverage
+from clipmill.pipeline.catalog.user_sql import readable_errors, reading_statement
+from clipmill.pipeline.dataset.run_records import latest_run, require_dataset, run_records
+from clipmill.pipeline.dataset.shards import is_shard, list_shards_in
+from clipmill.pipeline.dataset.tombstones import Tombstone, tombstones
+from clipmill.schemas import tables
+from clipmill.schemas.damage import DamagedFile, read_json, reading
+from clipmill.schemas.errors import UsageError
+from clipmill.schemas.folders import INDEX, SUBSETS
+from clipmill.schemas.memory import bounded_memory
+from clipmill.schemas.scratch import ScratchFolder
+from clipmill.schemas.sql_text import escaped_for_glob, literal, quoted
+from clipmill.schemas.step_tables import STAGE_TABLES, StepTable, raw_view
+
+_UNITS = {"bytes": 1, **{f"{letter}iB": 2 ** (10 * power)
+                         for power, letter in enumerate("KMGTP", 1)}}
+# What Python and Arrow take for rows on their way out.
+_BESIDE_DUCKDB = 2**30
+DEFAULT_MEMORY_LIMIT = "50%"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The tables that the newest run made, as they lie on disk now."""
+
+    dataset: Path
+    record: dict[str, Any] | None
+    ingest: StepTable
+    steps: tuple[StepTable, ...]
+    shots: StepTable | None
+    frames: StepTable | None
+    removals: tuple[Tombstone, ...] = ()
+
+    @property
+    def folders(self) -> list[str]:
+        """Every folder that a view reads."""
+        found = [self.ingest, *self.steps, self.shots, self.frames]
+        return [str(self.dataset / INDEX),
+                *(table.folder for table in found if table is not None and table.folder)]
+
+
+def read_layout(dataset: Path) -> Layout:
+    """Finds the current tables; a dataset without a run has sources at most."""
+    dataset = dataset.absolute()
+    record = latest_run(dataset)
+    removals = tuple(tombstones(dataset))
+    ingest = _table(dataset / "sources", "ingest", "ingest", "ingest", tables.SOURCES,
+                    bool(removals))
+    steps: list[StepTable] = []
+    extra: dict[str, StepTable] = {}
+    for stage in record["stages"] if record else ():
+        for step in stage["steps"]:
+            label = step["step"]
+            name = stage["name"] if label == stage["stage"] else label
+            folders = {"frames": tables.FRAMES, "shots": tables.SHOTS}
+            for table, place in step["tables"].items():
+                if table == label:
+                    folder = dataset / place
+                    schema = STAGE_TABLES.get(name) or _found_schema(folder, step)
+                    steps.append(_table(folder, label, stage["stage"], name, schema,
+                                        bool(removals), score=stage.get("score")))
+                elif table in folders:
+                    extra[table] = _table(dataset / place, table, stage["stage"], table,
+                                          folders[table], bool(removals))
+    return Layout(dataset, record, ingest, tuple(steps), extra.get("shots"), extra.get("frames"),
+                  removals)
+
+
+def _table(
+    folder: Path, step: str, stage: str, name: str, schema: pa.Schema, removed: bool,
+    score: str | None = None,
+) -> StepTable:
+    shards, odd = list_shards_in(folder)
+    retries = tuple(sorted(shard for shard in shards if ".retry" in shard))
+    return StepTable(step, stage, name, schema.names[0], schema,
+                     str(folder) if shards else None, retries, score, removed=removed, odd=odd)
+
+
+def _found_schema(folder: Path, step: dict[str, Any]) -> pa.Schema:
+    """The schema of a stage of one's own, which only its files know; text where there is none."""
+    if folder.is_dir():
+        with os.scandir(folder) as entries:
+            # The newest file has the most columns, because schemas only grow.
+            newest = sorted(((entry.stat().st_mtime_ns, entry.path) for entry in entries
+                             if entry.name.endswith(".parquet") and entry.is_file()
+                             and is_shard(entry.name.removesuffix(".parquet"))), reverse=True)
+        for _, path in newest:
+            # A damaged one is told of where it is queried.
+            with contextlib.suppress(DamagedFile), reading(Path(path)):
+                return pq.read_schema(path).remove_metadata()
+    names = [name for name in step["schema_columns"] if name not in {"rejection", "error"}]
+    return pa.schema([*((name, pa.string()) for name in names), *tables.OUTCOME])
+
+
+class Catalog:
+    """An open catalog; a context manager.
+
+    `execute` is for the program's own SQL. `ask` is for SQL that someone typed: one statement
+    that only reads, and errors that say where they are.
+    """
+
+    def __init__(self, layout: Layout, connection: duckdb.DuckDBPyConnection,
+                 spill: ScratchFolder, use_index: bool) -> None:
+        self.layout = layout
+        self.connection = connection
+        self._spill = spill
+        self._missing = _view_queries(layout)
+        self._kept_back: dict[str, DamagedFile] = {}
+        self._has_doubled: bool | None = None
+        self._known = {*self._missing, "removed"}
+        self._uses_index = use_index
+
+    def __enter__(self) -> Catalog:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        """Closes it; an error that a damaged file is behind comes out as DamagedFile."""
+        self.close()
+        if isinstance(error, Exception):
+            found = self._view_kept_back(error) or damage_behind(error, self.layout.dataset)
+            if found is not None:
+                raise found from error
+
+    def close(self) -> None:
+        self.connection.close()
+        if "_parser" in vars(self):
+            self._parser.close()
+        self._spill.remove()
+
+    def execute(self, query: str, parameters: object = None) -> duckdb.DuckDBPyConnection:
+        self._create_views_for(query)
+        return self.connection.execute(query, parameters)
+
+    def ask(self, query: str) -> pa.RecordBatchReader:
+        """The rows of one reading statement, streamed.
+
+        Raises UsageError for a statement that does more than read or that DuckDB refuses, and
+        ClipmillError where the machine or a file is to blame. Errors may come while reading, too:
+        read inside `with readable_errors()`.
+        """
+        with readable_errors(query):
+            query = reading_statement(self.connection, query)
+            self._create_views_for(query)
+            # A cursor of its own: a result that is still being read blocks its connection.
+            cursor = self.connection.cursor()
+            try:
+                return cursor.sql(query).to_arrow_reader()
+            except (duckdb.BinderException, duckdb.CatalogException):
+                cursor.execute(query)  # fails likewise, but says where in the text
+                raise
+
+    @contextmanager
+    def bounded(self) -> Iterator[None]:
+        """Bounds this process's memory while SQL runs that someone else may have written.
+
+        DuckDB's own limit holds for tables and sorts, not for every text that a function makes. A
+        system without this bound (macOS) goes on without it.
+        """
+        rows = self.connection.execute("SELECT current_setting('memory_limit')").fetchall()
+        number, _, unit = str(rows[0][0]).partition(" ")
+        limit = int(float(number) * _UNITS[unit])
+        with bounded_memory(limit + limit // 2 + _BESIDE_DUCKDB):
+            yield
+
+    def _create_what_can_be(self) -> None:
+        """All views but those that damage keeps from being made: they may not be meant."""
+        for name in list(self._missing):
+            try:
+                self._create(name)
+            except DamagedFile as error:
+                self._kept_back[name.rpartition(".")[2]] = error
+
+    def _view_kept_back(self, error: BaseException | None) -> DamagedFile | None:
+        """The damage that kept the view from being made which DuckDB says is not there."""
+        while error is not None:
+            if isinstance(error, duckdb.CatalogException) and (
+                    missing := re.search(r"with name (\w+) does not exist", str(error))):
+                return self._kept_back.get(missing[1])
+            error = error.__cause__
+        return None
+
+    def _create_views_for(self, query: str) -> None:
+        """Creates the views that a query names.
+
+        DuckDB binds a view when it is created, which lists the folders under it: for thousands
+        of shards and all views together that would take longer than most queries.
+        """
+        try:
+            found = self._parser.get_table_names(query, qualified=True)
+        except duckdb.Error:
+            found = set()
+        named = {name.removeprefix("memory.").removeprefix("main.") for name in found}
+        # What lists tables, or names what is no table of ours, may be about any of them.
+        if not named or not named <= self._known:
+            self._create_what_can_be()
+        for name in named:
+            self._create(name)
+
+    @cached_property
+    def _parser(self) -> duckdb.DuckDBPyConnection:
+        """A connection with nothing in it: where a view exists, DuckDB goes into what it reads."""
+        return duckdb.connect(":memory:", config={"threads": 1})
+
+    def _create(self, name: str) -> None:
+        make_query = self._missing.get(name)
+        if make_query is None:
+            return
+        self._make_view(name, make_query)
+        del self._missing[name]
+
+    def _make_view(self, name: str, make_query: Callable[[], str]) -> None:
+        if name in _TABLES:
+            columns, rows = _TABLES[name]
+            _create_table(self.connection, name, columns, rows(self.layout.dataset))
+            return
+        for used in _USES.get(name, ()):
+            self._create(used)
+        place = ".".join(map(quoted, name.split(".", 1)))
+        if name in _WIDE and self._coverage is not None:
+            try:
+                query = self._put_together(self._coverage, name)
+                self.connection.execute(f"CREATE VIEW {place} AS {query}")
+                return
+            except duckdb.InterruptException:
+                raise
+            except duckdb.Error:
+                pass  # a damaged index: the tables have everything
+        self.connection.execute(f"CREATE VIEW {place} AS {make_query()}")
+
+    @cached_property
+    def _coverage(self) -> Coverage | None:
+        """What of the index holds; looked at when the first view needs it."""
+        if not self._uses_index:
+            return None
+        layout = self.layout
+        return find_coverage(layout.dataset, layout.steps,
+                             [stone.name for stone in layout.removals])
+
+    def _put_together(self, coverage: Coverage, name: str) -> str:
+        """A wide view of stored rows and, for shards that the index does not cover, joins."""
+        files = coverage.files(name)
+        held = self.connection.execute(
+            f"DESCRIBE SELECT * EXCLUDE (_base) FROM "
+            f"read_parquet({literal(escaped_for_glob(files[0]))}, hive_partitioning=false)")
+        columns = [column for column, *_ in held.fetchall()]
+        parts = [views.stored_rows(columns, files, hide_removed=coverage.hide_removed)]
+        if coverage.live is not None:
+            parts.append(views.once(_WIDE[name](coverage.live), keep_groups=True))
+        doubled = "internal.doubled" if coverage.may_double and self._find_doubled() else None
+        return views.put_together(columns, parts, doubled)
+
+    def _find_doubled(self) -> bool:
+        """Makes the table of videos that stand in a group of shards after their first one."""
+        if self._has_doubled is None:
+            coverage = self._coverage
+            parts = [views.stored_rows(["video_id"], coverage.files("videos"),
+                                       hide_removed=coverage.hide_removed)]
+            if coverage.live is not None:
+                parts.append(views.video_groups(coverage.live))
+            self.connection.execute(
+                f"CREATE OR REPLACE TABLE internal.doubled AS {views.doubled_groups(parts)}")
+            found = self.connection.execute("SELECT count(*) FROM internal.doubled").fetchone()
+            self._has_doubled = found[0] > 0
+        return self._has_doubled
+
+
+def open_catalog(
+    dataset: Path,
+    *,
+    allow_external: bool = False,
+    memory_limit: str | None = None,
+    threads: int | None = None,
+    use_index: bool = True,
+) -> Catalog:
+    """Opens the views of a dataset, in whatever state it is.
+
+    Unless `allow_external`, queries reach the dataset's current tables and nothing else: no other
+    files, no network, no extensions. `memory_limit` is DuckDB's, e.g. `2GB`; by default half of
+    the machine's memory. Without `use_index` all rows come from the tables themselves.
+    """
+    layout = read_layout(require_dataset(dataset))
+    spill = ScratchFolder("sql")
+    config: dict[str, Any] = {
+        "temp_directory": str(spill.path),
+        "python_enable_replacements": False,
+        "autoload_known_extensions": allow_external,
+        "autoinstall_known_extensions": allow_external,
+        "allow_persistent_secrets": allow_external,
+    }
+    if threads is not None:
+        config["threads"] = threads
+    try:
+        connection = duckdb.connect(":memory:", config=config)
+        _limit_memory(connection, memory_limit)
+        connection.execute("SET GLOBAL TimeZone = 'UTC'")
+        connection.execute("CREATE SCHEMA internal")
+        _create_table(connection, "removed", views.REMOVED_VIEW, _removed_rows(layout.removals))
+        keys = {key for stone in layout.removals for key in stone.source_keys}
+        _create_table(connection, "internal.removed_sources", [("source_key", pa.string())],
+                      [{"source_key": key} for key in sorted(keys)])
+        connection.execute("CREATE SCHEMA steps")
+        if not allow_external:
+            # The patterns are checked as they are written, and the files that they lead to.
+            subsets = [folder for _, folder in _subset_folders(layout.dataset)]
+            allowed = {name for folder in (*layout.folders, *subsets)
+                       for name in (folder, escaped_for_glob(folder))}
+            folders = ", ".join(map(literal, sorted(allowed)))
+            connection.execute(f"SET allowed_directories = [{folders}]")
+            connection.execute("SET enable_external_access = false")
+        connection.execute("SET lock_configuration = true")
+    except BaseException:
+        spill.remove()
+        raise
+    return Catalog(layout, connection, spill, use_index)
+
+
+def _limit_memory(connection: duckdb.DuckDBPyConnection, limit: str | None) -> None:
+    try:
+        connection.execute(f"SET memory_limit = {literal(limit or DEFAULT_MEMORY_LIMIT)}")
+    except duckdb.Error as error:
+        raise UsageError(f"--memory-limit {limit}: expected a size such as 4GB or 500MB, or a "
+                         "share of the machine's memory such as 50%") from error
+
+
+_WIDE: dict[str, Callable[[Sequence[StepTable]], str]] = {
+    "clips": views.clip_rows,
+    "videos": views.video_rows,
+}
+
+
+def _view_queries(layout: Layout) -> dict[str, Callable[[], str]]:
+    """What makes the SQL of every view, by name; one that uses another comes after it."""
+    steps = layout.steps
+    return {
+        "sources": lambda: views.plain_view(layout.ingest, views.SOURCES_VIEW),
+        "videos": lambda: views.once(views.video_rows(steps)),
+        "clips": lambda: views.once(views.clip_rows(steps)),
+        "internal.problems": lambda: problem_views.problems_view((layout.ingest, *steps)),
+        "rejections": lambda: problem_views.REJECTIONS_SQL,
+        "failures_all": lambda: problem_views.FAILURES_ALL_SQL,
+        "failures": lambda: problem_views.FAILURES_SQL,
+        "shots": lambda: views.plain_view(layout.shots, views.SHOTS_VIEW),
+        "frames_index": lambda: views.plain_view(layout.frames, views.FRAMES_INDEX_VIEW),
+        "embeddings": lambda: views.embeddings_view(steps),
+        "subset_clips": lambda: views.subset_clips_view(_subset_folders(layout.dataset)),
+        **{f"steps.{step.step}": partial(raw_view, step) for step in steps},
+        # Made from records: one that can't be read keeps no other table from being asked.
+        **dict.fromkeys(_TABLES, str),
+    }
+
+
+_USES = {
+    "internal.problems": ("sources",),
+    "rejections": ("internal.problems",),
+    "failures_all": ("internal.problems",),
+    "failures": ("failures_all",),
+}
+
+
+def _create_table(
+    connection: duckdb.DuckDBPyConnection, name: str, columns: views.Columns,
+    rows: list[dict[str, Any]],
+) -> None:
+    data = pa.Table.from_pylist(rows, schema=pa.schema(list(columns)))
+    connection.register("given_rows", data)
+    connection.execute(f"CREATE TABLE {name} AS SELECT * FROM given_rows")
+    connection.unregister("given_rows")
+
+
+def _run_rows(dataset: Path) -> list[dict[str, Any]]:
+    return [
+        {
+            "run_id": record["run_id"],
+            "started_at": _time(record["started_at"]),
+            "finished_at": _time(record["finished_at"]),
+            "recipe": record["recipe_name"],
+            "code_version": record["code_version"],
+            "engine": record["engine"],
+            "stages": [_run_stage(stage) for stage in record["stages"]],
+            "state": record["state"],
+            "recipe_resolved": json.dumps(record["recipe"], ensure_ascii=False),
+            "versions": list((record.get("versions") or {}).items()),
+        }
+        for record in run_records(dataset)
+    ]
+
+
+def _run_stage(stage: dict[str, Any]) -> dict[str, Any]:
+    steps = [{"step": step["step"], "fingerprint": step["fingerprint"]} for step in stage["steps"]]
+    places = stage.get("places") or {}
+    return {
+        "stage": stage["stage"],
+        "name": stage["name"],
+        "fingerprint": steps[-1]["fingerprint"] if steps else None,
+        "steps": steps,
+        "score": stage["score"],
+        "models": [{"setting": name, **model, "places": places.get(name)}
+                   for name, model in stage["models"].items()],
+        "prompts": list(stage["prompts"].items()),
+        "settings": json.dumps(stage["settings"], ensure_ascii=False),
+    }
+
+
+def _subset_folders(dataset: Path) -> list[tuple[str, str]]:
+    """Name and folder of every frozen subset; one in the making has a name with a dot."""
+    found = sorted((dataset / SUBSETS).glob("[!.]*/subset.json"))
+    return [(path.parent.name, str(path.parent)) for path in found
+            if (path.parent / "clips-000000.parquet").exists()]
+
+
+def _subset_rows(dataset: Path) -> list[dict[str, Any]]:
+    rows = []
+    for path in sorted((dataset / SUBSETS).glob("[!.]*/subset.json")):
+        values = read_json(path)
+        row = {name: values.get(name) for name, _ in views.SUBSETS_VIEW}
+        with reading(path):
+            rows.append({**row, "name": row["name"] or path.parent.name,
+                         "created_at": _time(row["created_at"])})
+            pa.Table.from_pylist(rows[-1:], pa.schema(list(views.SUBSETS_VIEW)))
+    return rows
+
+
+_TABLES: dict[str, tuple[views.Columns, Callable[[Path], list[dict[str, Any]]]]] = {
+    "runs": (views.RUNS_VIEW, _run_rows),
+    "subsets": (views.SUBSETS_VIEW, _subset_rows),
+}
+
+
+def _removed_rows(removals: Sequence[Tombstone]) -> list[dict[str, Any]]:
+    """One row a video; of one that was removed again, the last removal."""
+    rows = {video: {"video_id": video, "reason": stone.reason, "at": stone.at}
+            for stone in removals for video in stone.videos}
+    return list(rows.values())
+
+
+def _time(text: str | None) -> Any:
+    from datetime import datetime
+
+    return None if text is None else datetime.fromisoformat(text)

@@ -1,0 +1,229 @@
+"""Makes the index that `pipeline/catalog/index.py` reads: part by part, in bounded memory.
+
+Only one writer is at work on a dataset at a time (whoever calls holds the dataset's lock). A file
+is never changed or named anew, and the files that a manifest no longer names stay until the next
+time, for those who have opened the catalog meanwhile.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from clipmill.pipeline.catalog import views
+from clipmill.pipeline.catalog.catalog import Catalog, open_catalog
+from clipmill.pipeline.catalog.index import (
+    Manifest,
+    Part,
+    ShardFiles,
+    StoredFile,
+    can_be_indexed,
+    folder_times,
+    index_folder,
+    right_parts,
+    tables_read,
+)
+from clipmill.pipeline.dataset.shards import (
+    commit,
+    shard_name,
+    shard_path,
+    temporary_beside,
+    write_json,
+)
+from clipmill.schemas.damage import reading
+from clipmill.schemas.folders import INDEX
+from clipmill.schemas.sql_text import escaped_for_glob, literal
+
+PART_CLIPS = 250_000
+PART_GROUPS = 2_000
+MEMORY_LIMIT = "2GB"
+# A folder's time of change is trusted from this long after it, so that two changes can't share it.
+_SETTLED_SECONDS = 0.1
+_MAKERS = {"clips": views.clip_rows, "videos": views.video_rows}
+
+
+@dataclass(frozen=True)
+class IndexReport:
+    """What was done: parts there are now, how many of them are new, and the clips in all."""
+
+    n_parts: int
+    n_new: int
+    n_clips: int
+
+
+def update_index(
+    dataset: Path, *, part_clips: int = PART_CLIPS, memory_limit: str = MEMORY_LIMIT,
+    keep_former: bool = True,
+) -> IndexReport | None:
+    """Brings the index up to date; None where there is nothing to index yet.
+
+    The caller holds the dataset's lock. Where it is killed, the parts that are whole stay. Without
+    `keep_former` files that were in use until now go at once, too: they may hold what was removed.
+    """
+    with open_catalog(dataset, allow_external=True, memory_limit=memory_limit,
+                      use_index=False) as catalog:
+        steps = catalog.layout.steps
+        if not can_be_indexed(steps) :
+            if not keep_former:
+                drop_index(dataset)
+            return None
+        report = _Writer(catalog, part_clips, keep_former).write()
+    if report is None and not keep_former:
+        drop_index(dataset)
+    return report
+
+
+def drop_index(dataset: Path) -> None:
+    """Deletes the whole index: nothing of it is needed."""
+    shutil.rmtree(dataset / INDEX, ignore_errors=True)
+
+
+class _Writer:
+    """One bringing up to date."""
+
+    def __init__(self, catalog: Catalog, part_clips: int, keep_former: bool) -> None:
+        self._keep_former = keep_former
+        layout = catalog.layout
+        self._catalog = catalog
+        self._steps = layout.steps
+        self._tables = tables_read(layout.steps)
+        self._dataset = layout.dataset
+        self._part_clips = part_clips
+        self._folder = index_folder(layout.dataset, layout.steps)
+        self._files = ShardFiles(self._tables)
+        self._removed = frozenset(stone.name for stone in layout.removals if stone.purged_at)
+
+    def write(self) -> IndexReport | None:
+        before = Manifest.read(self._folder)
+        kept = self._still_right(before)
+        todo = sorted(set(self._files.states).difference(*(part.bases for part in kept)), key=int)
+        if todo:
+            # Small parts are made again together with what is new, so that their number stays low.
+            small = [part for part in kept if part.n_clips < self._part_clips // 2]
+            kept = [part for part in kept if part not in small]
+            todo = sorted({*todo, *(base for part in small for base in part.bases)}, key=int)
+        self._folder.mkdir(parents=True, exist_ok=True)
+        made: list[Part] = []
+        number = self._free_number()
+        groups = list(self._groups(todo))
+        for bases in groups:
+            part = self._make(bases, number + len(made))
+            if part is None:
+                return None
+            made.append(part)
+            if len(made) < len(groups):
+                self._commit(Manifest((*kept, *made), removed=self._removed))
+        parts = (*kept, *made)
+        manifest = Manifest(parts, self._settled_times(), self._count_doubled(parts),
+                            self._removed)
+        if manifest != before:
+            self._commit(manifest)
+        if manifest != before or not self._keep_former:
+            self._sweep(before if self._keep_former else None, manifest)
+        return IndexReport(len(parts), len(made), sum(part.n_clips for part in parts))
+
+    def _still_right(self, before: Manifest | None) -> list[Part]:
+        if before is None:
+            return []
+        parts = right_parts(before.parts, self._files.states)
+        return [part for part in parts if all(file.is_whole(self._folder) for file in part.files)]
+
+    def _groups(self, bases: Sequence[str]) -> Iterator[list[str]]:
+        """Whole base shards in order, as many as make one part."""
+        split = views.primary(self._steps, "split_clips")
+        shards = self._files.by_table[split.step]
+        group: list[str] = []
+        clips = 0
+        for base in bases:
+            rows = sum(_rows_in(shard_path(Path(split.folder), name))
+                       for name in shards.get(base, ()))
+            if group and (clips + rows > self._part_clips or len(group) >= PART_GROUPS):
+                yield group
+                group, clips = [], 0
+            group.append(base)
+            clips += rows
+        if group:
+            yield group
+
+    def _make(self, bases: list[str], number: int) -> Part | None:
+        """The rows of some base shards as new files; None where a file can't hold their types."""
+        steps = self._files.only(bases, self._steps)
+        files = {}
+        for name, rows in _MAKERS.items():
+            path = self._folder / f"{name}-{shard_name(number)}.parquet"
+            if not self._write_rows(views.once(rows(steps), keep_groups=True), path):
+                return None
+            files[name] = StoredFile.of(path)
+        n_clips = pq.read_metadata(self._folder / files["clips"].name).num_rows
+        states = self._files.states
+        return Part(files["clips"], files["videos"], n_clips,
+                    {base: states[base] for base in bases})
+
+    def _write_rows(self, query: str, path: Path) -> bool:
+        connection = self._catalog.connection
+        temporary = temporary_beside(path)
+        try:
+            connection.execute(f"COPY ({query}) TO {literal(str(temporary))} "
+                               "(FORMAT parquet, COMPRESSION zstd, COMPRESSION_LEVEL 1)")
+            written = connection.execute(
+                f"DESCRIBE FROM read_parquet({literal(escaped_for_glob(str(temporary)))}, "
+                "hive_partitioning=false)").fetchall()
+            if written != connection.execute(f"DESCRIBE {query}").fetchall():
+                return False
+            commit(temporary, path)
+            return True
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def _count_doubled(self, parts: Sequence[Part]) -> int:
+        if not parts:
+            return 0
+        files = [str(self._folder / part.videos.name) for part in parts]
+        pairs = views.stored_rows(["video_id"], files, hide_removed=False)
+        (found,) = self._catalog.connection.execute(
+            f"SELECT count(*) FROM ({views.doubled_groups([pairs])})").fetchone()
+        return found
+
+    def _settled_times(self) -> dict[str, int]:
+        """The folders' times of change, once the next change can't have the same one."""
+        times = folder_times(self._dataset, self._tables)
+        if all(at % 1_000_000_000 == 0 for at in times.values()):
+            return {}  # none, or whole seconds are counted: nothing can be told from them
+        left = _SETTLED_SECONDS - (time.time() - max(times.values()) / 1e9)
+        if 0 < left <= _SETTLED_SECONDS:
+            time.sleep(left)
+        return times
+
+    def _commit(self, manifest: Manifest) -> None:
+        write_json(self._folder / "manifest.json", manifest.record())
+
+    def _free_number(self) -> int:
+        found = [int(path.stem.partition("-")[2]) for path in self._folder.glob("*-*.parquet")
+                 if path.stem.partition("-")[2].isdigit()]
+        return max(found, default=-1) + 1
+
+    def _sweep(self, before: Manifest | None, now: Manifest) -> None:
+        """Deletes files that neither the last manifest names nor the one before it."""
+        wanted = {file.name for manifest in (before, now) if manifest is not None
+                  for part in manifest.parts for file in part.files}
+        for path in self._folder.iterdir():
+            if path.name not in wanted and path.name != "manifest.json":
+                if path.is_dir():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink()
+        if before is not None or not self._keep_former:
+            # The index of other columns, from before this one was begun.
+            for path in self._folder.parent.iterdir():
+                if path != self._folder:
+                    shutil.rmtree(path, ignore_errors=True)
+
+
+def _rows_in(path: Path) -> int:
+    with reading(path):
+        return pq.read_metadata(path).num_rows

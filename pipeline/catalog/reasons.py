@@ -1,0 +1,60 @@
+"""Why rows were rejected or failed, counted by rule and by kind."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any
+
+from clipmill.pipeline.catalog.catalog import Catalog
+
+# A rule's detail where it compared a value with a setting: `180 < 360`.
+_COMPARED = re.compile(r"(-?\d+(?:\.(\d+))?) ([<>]) -?[\d.]+")
+
+
+def reasons(catalog: Catalog) -> dict[str, list[dict[str, Any]]]:
+    """`rejections` by rule and `failures` by kind, the commonest first.
+
+    Of a rule that compares, `detail` is of the row furthest from the limit, and `keep` the setting
+    that would keep every row, as `--set` takes it. Of failures, `message` is the commonest of so
+    many `messages`; `parts` of them are of kept rows, and so in no stage's `failed`.
+    """
+    # The number before the sign, so that the furthest row comes first.
+    number = r"TRY_CAST(regexp_extract(detail, '^(-?[0-9.]+) [<>] ', 1) AS DOUBLE)"
+    rows = catalog.execute(
+        f"SELECT rule, count(*) AS n, arg_min(detail, CASE WHEN detail LIKE '% > %' "
+        f"THEN -{number} ELSE {number} END), min(detail) FROM rejections GROUP BY rule "
+        "ORDER BY n DESC, rule").fetchall()
+    settings = _settings(catalog)
+    rejections = []
+    for rule, count, furthest, example in rows:
+        detail = furthest or example or ""
+        rejections.append({"rule": rule, "count": count, "detail": detail,
+                           "keep": _kept_by(settings.get(rule), detail)})
+    rows = catalog.execute(
+        "SELECT kind, count(*) AS n, mode(message), count(DISTINCT message), "
+        "count(*) FILTER (stage <> 'ingest'), count(*) FILTER (contains(stage, '.')) "
+        "FROM failures GROUP BY kind "
+        "ORDER BY n DESC, kind").fetchall()
+    names = ("kind", "count", "message", "messages", "can_be_retried", "parts")
+    return {"rejections": rejections,
+            "failures": [dict(zip(names, row, strict=True)) for row in rows]}
+
+
+def _settings(catalog: Catalog) -> dict[str, str]:
+    """The setting's place in the newest run's recipe, by the name that rules have for it."""
+    record = catalog.layout.record
+    return {f"{stage['name']}.{setting}": f"{stage['stage']}.{setting}"
+            for stage in (record["stages"] if record else ()) for setting in stage["settings"]}
+
+
+def _kept_by(setting: str | None, detail: str) -> str | None:
+    """`label.setting=value` with the nearest value that keeps the row of this detail."""
+    found = _COMPARED.fullmatch(detail)
+    if setting is None or found is None:
+        return None
+    # What is shown with two decimals was rounded to them: one less, towards keeping.
+    decimals = max(len(found[2] or "") - 1, 0)
+    nearest = math.floor if found[3] == "<" else math.ceil
+    value = nearest(float(found[1]) * 10**decimals) / 10**decimals
+    return f"{setting}={value:g}" if value > 0 else f"{setting}=null"

@@ -1,0 +1,182 @@
+"""SQL that someone typed: that it only reads, and what DuckDB's errors mean for who typed it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import duckdb
+
+from clipmill.pipeline.catalog import views
+from clipmill.schemas.errors import ClipmillError, UsageError
+
+_QUERY_NODES = {"SELECT_NODE", "SET_OPERATION_NODE", "RECURSIVE_CTE_NODE", "CTE_NODE"}
+_EXPLAIN = re.compile(
+    r"(?P<comments>(?:\s*--[^\n]*\n|\s*/\*.*?\*/)*)\s*explain(?P<analyze>\s+analyze)?\s*"
+    r"(?P<options>\(\s*(?:analyze|format)\b[\w\s,]*\))?(?P<query>.*)", re.I | re.S)
+_CHANGING = frozenset(("copy", "insert", "update", "delete", "merge", "truncate"))
+_ALLOWED = ("allowed are SELECT, FROM, WITH, DESCRIBE, SHOW, SUMMARIZE, PIVOT and EXPLAIN of "
+            "these. To keep a result, use --output FILE")
+HIDING = frozenset((
+    "query", "query_table", "json_execute_serialized_sql", "register_external_resource",
+    "register_external_resource_type", "create_external_resource", "destroy_external_resource",
+    "deregister_external_resource",
+))
+"""Functions that run SQL, or a function, which stands in a text: it could write, unseen."""
+
+KEYWORD_COLUMNS = frozenset(("at",))
+"""Columns of the views that SQL doesn't take for names where they are not quoted."""
+
+
+def reading_statement(connection: duckdb.DuckDBPyConnection, query: str) -> str:
+    """The text to run for one statement that only reads.
+
+    Run that text and not the one that was typed: of EXPLAIN it is put together anew from the query
+    that was checked. Raises UsageError for any other statement.
+    """
+    statements = duckdb.extract_statements(query)
+    if not statements:
+        raise UsageError("the query is empty; try: SELECT * FROM clips LIMIT 5")
+    if len(statements) > 1:
+        raise UsageError(f"{len(statements)} statements were given; give one at a time")
+    try:
+        kind = statements[0].type
+    except ValueError as error:  # a statement that DuckDB's Python has no name for
+        raise UsageError(f"the catalog is read-only; {_ALLOWED}") from error
+    # DuckDB makes several statements of a PIVOT whose columns it has to find out first, and of an
+    # EXPLAIN of one.
+    explain = _EXPLAIN.fullmatch(query)
+    if (explain and kind in (duckdb.StatementType.EXPLAIN, duckdb.StatementType.MULTI)
+            and _is_empty(explain["comments"])):
+        inner = reading_statement(connection, explain["query"])
+        return f"EXPLAIN{explain['analyze'] or ''} {explain['options'] or ''} {inner}"
+    if kind == duckdb.StatementType.EXPLAIN:
+        raise UsageError("EXPLAIN is taken as EXPLAIN [ANALYZE] [(options)] SELECT …, without "
+                         "comments between these words")
+    if kind == duckdb.StatementType.MULTI:
+        # Such a statement can't be had as a tree, and DuckDB's parser takes more for a space or
+        # the end of a comment than one would guess: no such word may stand anywhere in it.
+        words = set(re.findall(r"[a-z_]+", query.lower(), re.A))
+        if found := sorted(words & (HIDING | _CHANGING)):
+            raise UsageError(f"a PIVOT that finds out its columns can't be checked where the word "
+                             f"{found[0]} stands in it; name them: PIVOT … ON column IN (…)")
+        return query
+    if kind != duckdb.StatementType.SELECT:
+        raise UsageError(f"the catalog is read-only, and this is {kind.name}; {_ALLOWED}")
+    tree = json.loads(connection.execute("SELECT json_serialize_sql(?)", [query]).fetchall()[0][0])
+    nodes = [] if tree["error"] else list(_dictionaries(tree))
+    names = (str(node.get("function_name", "")).lower() for node in nodes)
+    if found := next((name for name in names if name in HIDING), None):
+        raise UsageError(f"{found}() runs what stands in a text, which could be anything; "
+                         "write that SQL itself")
+    if not nodes or not all(node["type"] in _QUERY_NODES for node in nodes if "cte_map" in node):
+        raise UsageError(f"the catalog is read-only, and this is a WITH clause that writes; "
+                         f"{_ALLOWED}")
+    return query
+
+
+def _is_empty(text: str) -> bool:
+    """Whether DuckDB, too, takes all of it for comments."""
+    try:
+        return not duckdb.extract_statements(text)
+    except duckdb.Error:
+        return False
+
+
+def _dictionaries(value: Any) -> Iterator[dict[str, Any]]:
+    pending = [value]
+    while pending:
+        item = pending.pop()
+        if isinstance(item, dict):
+            yield item
+            pending.extend(item.values())
+        elif isinstance(item, list):
+            pending.extend(item)
+
+
+@contextmanager
+def readable_errors(query: str = "") -> Iterator[None]:
+    """DuckDB's errors as ours: the user's with status 2, the machine's with status 1.
+
+    Of a `query` that can't be parsed it is said whether a column's name is to blame.
+    """
+    try:
+        yield
+    except duckdb.PermissionException as error:
+        raise UsageError(f"{_first_part(error)}\nA query reads the dataset's tables only; "
+                         "--allow-external lets it read other files and the network") from error
+    except duckdb.OutOfMemoryException as error:
+        raise ClipmillError(_out_of_memory(_first_part(error))) from error
+    except MemoryError as error:
+        raise ClipmillError(_out_of_memory("its rows could not be held")) from error
+    except OverflowError as error:
+        raise UsageError(f"a date, time or interval lies beyond what can be shown ({error}); write "
+                         "CAST(… AS VARCHAR)") from error
+    except RuntimeError as error:
+        # What a Ctrl-C is told as in the middle of some queries.
+        if "interrupted" in str(error).lower():
+            raise KeyboardInterrupt from error
+        raise
+    except OSError as error:
+        # What goes wrong while Arrow reads rows comes as one, but without a number.
+        if error.errno is not None:
+            raise
+        said = _first_part(error)
+        if "Out of Memory" in said:
+            raise ClipmillError(_out_of_memory(said)) from error
+        raise ClipmillError(f"the query could not be completed: {said}") from error
+    except (duckdb.IOException, duckdb.InternalException, duckdb.FatalException) as error:
+        raise ClipmillError(f"the query could not be completed: {_first_part(error)}") from error
+    except duckdb.CatalogException as error:
+        known = ", ".join(views.VIEWS)
+        raise UsageError(f"{error}\nViews: {known}; and steps.<step>, see SHOW ALL TABLES"
+                         ) from error
+    except duckdb.ParserException as error:
+        raise UsageError(f"{error}{_keyword_hint(query)}") from error
+    except duckdb.Error as error:
+        raise UsageError(f"{error}{hint_at_quotes(error)}") from error
+
+
+def hint_at_quotes(error: Exception) -> str:
+    """What to write where text was put in double quotes, which SQL takes for a column's name."""
+    said, _, line = str(error).partition("\nLINE ")
+    found = re.search(r'(?:column|table) (?:with name )?"(.+?)"', said)
+    if found is None or f'"{found[1]}"' not in line:
+        return ""
+    return (f"\nIf {found[1]!r} is text, write it in single quotes; double quotes are for names of "
+            "columns. In a shell: \"… = 'text'\"")
+
+
+def _keyword_hint(query: str) -> str:
+    """What to write in place of a column that SQL takes for a keyword, where that is the mistake.
+
+    It is where the query can be parsed once those words are quoted.
+    """
+    text, mended, end = query.encode(), b"", 0
+    found = set()
+    for start, _ in duckdb.tokenize(query):
+        word = re.match(rb"\w+", text[start:])
+        if word is not None and (name := word[0].decode().lower()) in KEYWORD_COLUMNS:
+            found.add(name)
+            mended += text[end:start] + b'"' + word[0] + b'"'
+            end = start + len(word[0])
+    try:
+        duckdb.extract_statements((mended + text[end:]).decode())
+    except duckdb.Error:
+        return ""
+    return "".join(f'\n{name.upper()} is a keyword of SQL: the column `{name}` is written '
+                   f'"{name}", in double quotes' for name in sorted(found))
+
+
+def _out_of_memory(reason: str) -> str:
+    # DuckDB goes on with settings that cannot be set here.
+    reason = reason.partition("\n")[0].removeprefix("Out of Memory Error: ")
+    return (f"the query needs more memory than it may take ({reason}); ask for less at a time, or "
+            "allow more with --memory-limit, e.g. --memory-limit 8GB")
+
+
+def _first_part(error: Exception) -> str:
+    return str(error).partition("\n\nStack Trace")[0]

@@ -1,0 +1,420 @@
+"""The catalog's views as SQL text, made from what a dataset has on disk.
+
+A view names its columns here once: their types make the typed nulls where a recipe has no such
+stage, and the reference page. `pipeline/catalog/catalog.py` finds the files and runs the SQL.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import pyarrow as pa
+
+from clipmill.schemas import tables
+from clipmill.schemas.sql_text import escaped_for_glob, literal, null, quoted
+from clipmill.schemas.step_tables import (
+    NOT_AMONG_REMOVED,
+    Columns,
+    StepTable,
+    empty,
+    kept,
+    newest,
+)
+
+TIME = pa.timestamp("us", tz="UTC")
+
+CLIPS_VIEW: Columns = (
+    ("clip_id", pa.string()),
+    ("video_id", pa.string()),
+    ("start_seconds", pa.float64()),
+    ("end_seconds", pa.float64()),
+    ("duration_seconds", pa.float64()),
+    ("start_frame", pa.int64()),
+    ("end_frame", pa.int64()),
+    ("fps", pa.float64()),
+    ("width", pa.int32()),
+    ("height", pa.int32()),
+    ("caption", pa.string()),
+    ("caption_coarse", pa.string()),
+    ("captions_fine", pa.list_(tables.TEXT_AT)),
+    ("tags", pa.list_(tables.TAG)),
+    ("similarity", pa.float32()),
+    ("aesthetic", pa.float32()),
+    ("motion", pa.float32()),
+    ("sharpness", pa.float32()),
+    ("brightness", pa.float32()),
+)
+"""What every dataset's `clips` begins with; scorers and own stages follow, then these:"""
+CLIPS_VIDEO_COLUMNS: Columns = tuple(
+    (name, pa.string()) for name in ("url", "title", "language", "category", "query")
+)
+# And last what else split_clips says of a clip.
+CLIPS_SPLIT_COLUMNS: Columns = tuple(
+    (name, tables.CLIPS.field(name).type)
+    for name in ("motion_max", "shot", "caption_given", "extra", "tone_mapped", "captions_given",
+                 "corrupt_frames")
+)
+VIDEOS_VIEW: Columns = tuple(
+    (name, tables.VIDEOS.field(name).type)
+    for name in (
+        "video_id", "url", "extractor", "source_id", "title", "description", "uploader",
+        "license", "language", "category", "query", "duration_seconds", "width", "height", "fps",
+        "codec", "has_audio", "size_bytes", "sha256", "path", "downloaded_at", "subtitles",
+        "tags", "caption_given", "spans", "extra", "starts_at_seconds", "subtitle_words",
+        "clock_starts_at_seconds", "pixel_format", "color_transfer", "color_primaries",
+        "captions_given",
+    )
+)
+# What the decode pass says of a video in `videos`.
+_CORRUPT = "corrupt_frames"
+_PLACE: Columns = (("url", pa.string()), ("video_id", pa.string()), ("shard", pa.string()))
+REJECTIONS_VIEW: Columns = (
+    ("stage", pa.string()),
+    ("key", pa.string()),
+    ("rule", pa.string()),
+    ("detail", pa.string()),
+    *_PLACE,
+)
+_FAILURE: Columns = (
+    ("stage", pa.string()),
+    ("key", pa.string()),
+    ("kind", pa.string()),
+    ("message", pa.string()),
+    ("attempts", pa.int32()),
+    ("at", TIME),
+    *_PLACE,
+)
+FAILURES_VIEW: Columns = (*_FAILURE, ("first_message", pa.string()), ("first_at", TIME))
+FAILURES_ALL_VIEW: Columns = (*_FAILURE, ("resolved", pa.bool_()))
+SHOTS_VIEW: Columns = tuple((field.name, field.type) for field in tables.SHOTS)
+FRAMES_INDEX_VIEW: Columns = tuple(
+    (field.name, field.type) for field in tables.FRAMES if field.name != "jpeg"
+)
+SOURCES_VIEW: Columns = tuple((field.name, field.type) for field in tables.SOURCES)
+EMBEDDINGS_VIEW: Columns = (
+    ("clip_id", pa.string()),
+    ("stage", pa.string()),
+    ("embeddings", pa.list_(pa.list_(pa.float32()))),
+    ("embedding_seconds", pa.list_(pa.float64())),
+)
+_RUN_STEP = pa.struct([("step", pa.string()), ("fingerprint", pa.string())])
+_RUN_PLACE = pa.struct([("device", pa.string()), ("dtype", pa.string())])
+_RUN_MODEL = pa.struct(
+    [
+        *((name, pa.string()) for name in ("setting", "reference", "revision", "identity")),
+        # Where the run's workers opened it; null where it had nothing to do, or is a server.
+        ("places", pa.list_(_RUN_PLACE)),
+    ]
+)
+RUN_STAGE = pa.struct(
+    [
+        ("stage", pa.string()),
+        ("name", pa.string()),
+        ("fingerprint", pa.string()),
+        ("steps", pa.list_(_RUN_STEP)),
+        ("score", pa.string()),
+        ("models", pa.list_(_RUN_MODEL)),
+        ("prompts", pa.map_(pa.string(), pa.string())),
+        ("settings", pa.string()),
+    ]
+)
+RUNS_VIEW: Columns = (
+    ("run_id", pa.string()),
+    ("started_at", TIME),
+    ("finished_at", TIME),
+    ("recipe", pa.string()),
+    ("code_version", pa.string()),
+    ("engine", pa.string()),
+    ("stages", pa.list_(RUN_STAGE)),
+    ("state", pa.string()),
+    ("recipe_resolved", pa.string()),
+    ("versions", pa.map_(pa.string(), pa.string())),
+)
+SUBSETS_VIEW: Columns = (
+    ("name", pa.string()),
+    ("recipe", pa.string()),
+    ("created_at", TIME),
+    ("n_clips", pa.int64()),
+    ("n_videos", pa.int64()),
+    ("hours", pa.float64()),
+    ("snapshot", pa.string()),
+)
+SUBSET_CLIPS_VIEW: Columns = (
+    ("name", pa.string()),
+    ("clip_id", pa.string()),
+    ("video_id", pa.string()),
+)
+REMOVED_VIEW: Columns = (("video_id", pa.string()), ("reason", pa.string()), ("at", TIME))
+VIEWS: dict[str, Columns] = {
+    "clips": (*CLIPS_VIEW, *CLIPS_VIDEO_COLUMNS, *CLIPS_SPLIT_COLUMNS),
+    "videos": VIDEOS_VIEW,
+    "rejections": REJECTIONS_VIEW,
+    "failures": FAILURES_VIEW,
+    "failures_all": FAILURES_ALL_VIEW,
+    "runs": RUNS_VIEW,
+    "subsets": SUBSETS_VIEW,
+    "subset_clips": SUBSET_CLIPS_VIEW,
+    "shots": SHOTS_VIEW,
+    "frames_index": FRAMES_INDEX_VIEW,
+    "sources": SOURCES_VIEW,
+    "embeddings": EMBEDDINGS_VIEW,
+    "removed": REMOVED_VIEW,
+}
+# Which column of the clips view comes from which built-in step.
+_CLIP_SOURCES = {
+    "summarize_captions": ("caption",),
+    "caption_frames": ("caption_coarse", "captions_fine"),
+    "tag_clips": ("tags",),
+    "score_similarity": ("similarity", "similarity_coarse", "similarity_fine"),
+    "score_aesthetic": ("aesthetic",),
+}
+
+
+@dataclass(frozen=True)
+class _Joined:
+    """One column of a wide view: its name there, and where it comes from."""
+
+    name: str
+    table: StepTable
+    column: str
+
+
+def primary(steps: Iterable[StepTable], name: str) -> StepTable | None:
+    """The step that stands for a built-in stage in the views.
+
+    That is the one labelled as the stage is named; a stage that is no scorer may have any label
+    if it is the only one.
+    """
+    found = [step for step in steps if step.name == name]
+    named = [step for step in found if step.is_primary]
+    if named:
+        return named[0]
+    return found[0] if len(found) == 1 and found[0].score is None else None
+
+
+def _provided(steps: Sequence[StepTable], level: str, promised: Columns) -> list[_Joined]:
+    """Which step gives which column of a view, promised ones first, then the further ones."""
+    names = {name for name, _ in promised}
+    found: dict[str, _Joined] = {}
+    further: list[_Joined] = []
+    taken: set[str] = set()
+    roles = {name: primary(steps, name) for name in _CLIP_SOURCES} if level == "clip_id" else {}
+    for name, step in roles.items():
+        if step is not None:
+            taken.add(step.step)
+            found.update((column, _Joined(column, step, column)) for column in _CLIP_SOURCES[name])
+    base = {"download_videos", "scan_videos", "split_clips", "embed_clips"}
+    used = names | {name for name, _ in (*CLIPS_VIDEO_COLUMNS, *CLIPS_SPLIT_COLUMNS)}
+    for step in steps:
+        if step.key != level or step.step in taken or step.name in base:
+            continue
+        renamed = step.stage != step.name
+        for field in step.own_columns:
+            column = field.name
+            if step.is_built_in and step.score not in (None, column):
+                continue  # as with the promised scorers, the score alone is shown
+            if renamed and column == step.score:
+                shown = step.stage
+            elif not renamed and column in names and column not in found and not step.is_built_in:
+                # A stage of one's own in the place of a built-in one that the recipe lacks.
+                if column in {c for cs in _CLIP_SOURCES.values() for c in cs}:
+                    found[column] = _Joined(column, step, column)
+                    continue
+                shown = f"{step.stage}_{column}"
+            else:
+                shown = f"{step.stage}_{column}" if renamed or column in used else column
+            used.add(shown)
+            further.append(_Joined(shown, step, column))
+    return [*found.values(), *further]
+
+
+def clip_columns(steps: Sequence[StepTable]) -> dict[str, tuple[StepTable, str]]:
+    """By name the columns of `clips` that a stage over clips made: its table, and the name there.
+
+    What split_clips says of a clip and what is known of its video are not among them.
+    """
+    return {column.name: (column.table, column.column)
+            for column in _provided(steps, "clip_id", CLIPS_VIEW)}
+
+
+def tables_of_wide_views(steps: Sequence[StepTable]) -> set[str]:
+    """The steps whose tables `clips` and `videos` are made of."""
+    makers = [primary(steps, name) for name in ("download_videos", "split_clips")]
+    joined = [*_provided(steps, "clip_id", CLIPS_VIEW), *_provided(steps, "video_id", VIDEOS_VIEW)]
+    return {table.step for table in (*makers, *(column.table for column in joined))
+            if table is not None}
+
+
+def _beside(table: StepTable, key: str, names: Iterable[str], alias: str) -> str:
+    """A join that adds a table's columns to `base`: by key, within one group of shards."""
+    # `base` has no removed videos, so what is joined to it need not be searched for them.
+    rows = kept(replace(table, removed=False), dict.fromkeys([key, *names]))
+    return (
+        f" LEFT JOIN ({rows}) AS {alias} ON {alias}.{key} = base.{key} "
+        f"AND {alias}._base = base._base"
+    )
+
+
+def _wide(base: str, key: str, columns: list[tuple[str, str]], joined: list[_Joined]) -> str:
+    """`base` with the tables that `joined` names beside it, by `key`."""
+    steps = list({column.table.step: column.table for column in joined}.values())
+    parts = []
+    for number, step in enumerate(steps):
+        names = [column.column for column in joined if column.table.step == step.step]
+        parts.append(_beside(step, key, names, f"t{number}"))
+    picked = ", ".join(f"{expression} AS {quoted(name)}" for name, expression in columns)
+    return f"SELECT {picked} FROM ({base}) AS base" + "".join(parts)
+
+
+def video_rows(steps: Sequence[StepTable]) -> str:
+    """The rows of `videos` with `_base` and `_first`, the first group of shards with the video.
+
+    Two sources may have led to the same video; within a group the first of them counts.
+    """
+    download = primary(steps, "download_videos")
+    further = _provided(steps, "video_id", VIDEOS_VIEW)
+    scanned = primary(steps, "scan_videos")
+    if (scanned is not None and _CORRUPT in scanned.schema.names
+            and all(column.name != _CORRUPT for column in further)):
+        further.append(_Joined(_CORRUPT, scanned, _CORRUPT))
+    if download is None:
+        return empty((*VIDEOS_VIEW, *((c.name, c.table.schema.field(c.column).type)
+                                      for c in further), *_GROUPS))
+    names = [name for name, _ in VIDEOS_VIEW]
+    rows = (
+        f"SELECT *, min(_base) OVER (PARTITION BY video_id) AS _first FROM "
+        f"({kept(download, ['source_key', *names])}) QUALIFY row_number() OVER "
+        "(PARTITION BY video_id, _base ORDER BY _retry, source_key) = 1"
+    )
+    columns = [(name, f"base.{quoted(name)}") for name in names]
+    groups = [(name, f"base.{name}") for name, _ in _GROUPS]
+    return _wide(rows, "video_id", columns + _expressions(further) + groups, further)
+
+
+_GROUPS: Columns = (("_base", pa.int64()), ("_first", pa.int64()))
+
+
+def once(rows: str, *, keep_groups: bool = False) -> str:
+    """The view that `video_rows` or `clip_rows` make: each video, and its clips, once.
+
+    With `keep_groups`, `_base` is kept.
+    """
+    hidden = "_first" if keep_groups else "_base, _first"
+    return f"SELECT * EXCLUDE ({hidden}) FROM ({rows}) WHERE _first IS NULL OR _first = _base"
+
+
+def video_groups(steps: Sequence[StepTable]) -> str:
+    """`video_id` and `_base` of the videos that were kept."""
+    download = primary(steps, "download_videos")
+    if download is None:
+        return empty((("video_id", pa.string()), _GROUPS[0]))
+    return f"SELECT video_id, _base FROM ({kept(download, ['source_key', 'video_id'])})"
+
+
+def doubled_groups(parts: Sequence[str]) -> str:
+    """Of such pairs those whose video has an earlier group, too."""
+    pairs = " UNION ALL ".join(parts)
+    firsts = "SELECT video_id, min(_base) AS _first FROM pairs GROUP BY video_id"
+    return (f"WITH pairs AS MATERIALIZED ({pairs}) SELECT DISTINCT video_id, _base FROM pairs "
+            f"JOIN ({firsts}) USING (video_id) WHERE _base > _first")
+
+
+def _expressions(joined: list[_Joined]) -> list[tuple[str, str]]:
+    numbers = {step: n for n, step in enumerate(dict.fromkeys(c.table.step for c in joined))}
+    return [(c.name, f"t{numbers[c.table.step]}.{quoted(c.column)}") for c in joined]
+
+
+def clip_rows(steps: Sequence[StepTable]) -> str:
+    """The rows of `clips`: a clip's span, what each stage found, its video's name and place.
+
+    With `_base` and `_first`, as in `video_rows`.
+    """
+    split = primary(steps, "split_clips")
+    joined = _provided(steps, "clip_id", CLIPS_VIEW)
+    given = dict(_expressions(joined))
+    promised = [name for name, _ in CLIPS_VIEW]
+    further = [column.name for column in joined if column.name not in promised]
+    if split is None:
+        fields = [(c.name, c.table.schema.field(c.column).type) for c in joined
+                  if c.name in further]
+        return empty((*CLIPS_VIEW, *fields, *CLIPS_VIDEO_COLUMNS, *CLIPS_SPLIT_COLUMNS, *_GROUPS))
+    columns = []
+    last = [(name, f"base.{quoted(name)}" if name in split.schema.names else null(kind))
+            for name, kind in CLIPS_SPLIT_COLUMNS]
+    own = [name for name in [*promised, *(name for name, _ in last)] if name in split.schema.names]
+    for name, kind in CLIPS_VIEW:
+        if name in own:
+            columns.append((name, f"base.{quoted(name)}"))
+        else:
+            columns.append((name, given.get(name, null(kind))))
+    columns += [(name, given[name]) for name in further]
+    download = primary(steps, "download_videos")
+    if download is None:
+        columns += [(name, null(kind)) for name, kind in CLIPS_VIDEO_COLUMNS] + last
+        columns += [("_base", "base._base"), ("_first", null(pa.int64()))]
+        return _wide(kept(split, own), "clip_id", columns, joined)
+    names = [name for name, _ in CLIPS_VIDEO_COLUMNS]
+    columns += [(name, f"v.{quoted(name)}") for name in names] + last
+    columns += [("_base", "base._base"), ("_first", "v._first")]
+    query = _wide(kept(split, own), "clip_id", columns, joined)
+    picked = ", ".join(f"arg_min_null({quoted(name)}, (_base, _retry, source_key)) "
+                       f"AS {quoted(name)}" for name in names)
+    rows = kept(download, ["source_key", "video_id", *names])
+    videos = f"SELECT video_id, min(_base) AS _first, {picked} FROM ({rows}) GROUP BY video_id"
+    return f"{query} LEFT JOIN ({videos}) AS v ON v.video_id = base.video_id"
+
+
+def stored_rows(columns: Sequence[str], files: Sequence[str], *, hide_removed: bool) -> str:
+    """Rows of a view that were stored in files, with their `_base`."""
+    picked = ", ".join(map(quoted, columns))
+    listed = ", ".join(literal(escaped_for_glob(file)) for file in files)
+    condition = f" WHERE coalesce(video_id {NOT_AMONG_REMOVED}, true)" if hide_removed else ""
+    return (f"SELECT {picked}, _base FROM read_parquet([{listed}], hive_partitioning=false)"
+            f"{condition}")
+
+
+def put_together(columns: Sequence[str], parts: Sequence[str], doubled: str | None) -> str:
+    """A view of rows from several places; `doubled` names a table of groups that don't count."""
+    picked = ", ".join(map(quoted, columns))
+    rows = " UNION ALL ".join(f"SELECT {picked}, _base FROM ({part})" for part in parts)
+    without = f" ANTI JOIN {doubled} USING (video_id, _base)" if doubled else ""
+    return f"SELECT {picked} FROM ({rows}){without}"
+
+
+def _union(parts: list[str], columns: Columns) -> str:
+    names = ", ".join(quoted(name) for name, _ in columns)
+    if not parts:
+        return empty(columns)
+    return f"SELECT {names} FROM (" + " UNION ALL ".join(parts) + ")"
+
+
+def embeddings_view(steps: Sequence[StepTable]) -> str:
+    parts = [
+        f"SELECT clip_id, {literal(step.stage)} AS stage, embeddings, embedding_seconds "
+        f"FROM ({kept(step, ['clip_id', 'embeddings', 'embedding_seconds'])})"
+        for step in steps
+        if step.name == "embed_clips"
+    ]
+    return _union(parts, EMBEDDINGS_VIEW)
+
+
+def plain_view(table: StepTable | None, columns: Columns) -> str:
+    """Columns of a table as it lies there; of a key in several shards the newest rows."""
+    if table is None:
+        return empty(columns)
+    names = [name for name, _ in columns]
+    picked = ", ".join(map(quoted, names))
+    return f"SELECT {picked} FROM ({newest(table, names, kept_only=False)})"
+
+
+def subset_clips_view(folders: Iterable[tuple[str, str]]) -> str:
+    """The clips of the frozen subsets, given as (name, folder)."""
+    columns = ", ".join(f"{quoted(name)}" for name, _ in SUBSET_CLIPS_VIEW[1:])
+    parts = [
+        f"SELECT {literal(name)} AS name, {columns} FROM "
+        f"read_parquet({literal(escaped_for_glob(folder) + '/clips-*.parquet')}, "
+        "hive_partitioning=false)"
+        for name, folder in folders
+    ]
+    return _union(parts, SUBSET_CLIPS_VIEW)

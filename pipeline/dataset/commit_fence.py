@@ -1,0 +1,132 @@
+"""Who may commit to a dataset: workers of the run that holds its lock, and nobody else.
+
+A driver that is killed frees the lock at once, while its workers may live on for seconds. So a
+worker begins a shard, and commits it, only while the lock still names its run:
+
+    .lock       held by the command at work; says who that is, and which run it is at
+    .commits    held for the moment of one commit
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from clipmill.schemas.damage import what_is_there
+from clipmill.schemas.errors import ClipmillError
+
+LOCK = ".lock"
+COMMITS = ".commits"
+# A commit is a few renames: who takes longer has been stopped, or its node is gone.
+_PATIENCE_SECONDS = 40.0
+_LONGEST_PAUSE_SECONDS = 0.05
+
+
+class RunIsOver(ClipmillError):
+    """The dataset's lock names another run, or none: this one must write nothing more."""
+
+
+@dataclass(frozen=True)
+class Fence:
+    """Lets the workers of one run commit for as long as the run goes on."""
+
+    dataset: Path
+    run_id: str
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Nobody else commits meanwhile. Raises RunIsOver where the run is."""
+        with _one_at_a_time(self.dataset):
+            self.check()
+            yield
+
+    def check(self) -> None:
+        """Raises RunIsOver where the run is, so that nothing is begun for nobody."""
+        now = holder(self.dataset).get("run_id")
+        if now != self.run_id:
+            whose = f"run {now}" if now else "no run"
+            raise RunIsOver(f"run {self.run_id} is over: the lock of {self.dataset} is held for "
+                            f"{whose} now")
+
+
+def shut_out_others(dataset: Path) -> None:
+    """Returns when a commit that an earlier run had begun is done.
+
+    The caller holds the lock, and its file names no other run any more: so no other follows.
+    """
+    with _one_at_a_time(dataset):
+        pass
+
+
+def holder(dataset: Path) -> dict[str, Any]:
+    """What the command at work says of itself; nothing where there is none."""
+    if what_is_there(dataset / LOCK):
+        return {}
+    try:
+        value = json.loads((dataset / LOCK).read_text("utf-8"))
+    except (FileNotFoundError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def is_held(dataset: Path) -> bool:
+    """Whether some command is writing to the dataset now."""
+    try:
+        if what_is_there(dataset / LOCK):
+            return False  # nobody can lock it, and a named pipe would be waited for
+        with open(dataset / LOCK, encoding="utf-8") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def goes_on(dataset: Path, run_id: str) -> bool:
+    """Whether a run is at work now; a record that says so may be of one that was killed."""
+    return is_held(dataset) and holder(dataset).get("run_id") == run_id
+
+
+def last_moved(dataset: Path) -> float | None:
+    """When the command at work last came forward, as seconds since 1970; None without one."""
+    if not is_held(dataset):
+        return None
+    try:
+        return (dataset / LOCK).stat().st_mtime
+    except OSError:
+        return None
+
+
+def check_lock_file(path: Path) -> None:
+    """ClipmillError where something else than a file is in a lock's place."""
+    if there := what_is_there(path):
+        raise ClipmillError(f"{path} is {there}, where Clipmill keeps a file to lock; delete it or "
+                            "move it away, and do the same again")
+
+
+@contextlib.contextmanager
+def _one_at_a_time(dataset: Path) -> Iterator[None]:
+    path = dataset / COMMITS
+    check_lock_file(path)
+    with open(path, "a", encoding="utf-8") as file:
+        pause, until = 0.001, time.monotonic() + _PATIENCE_SECONDS
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as error:
+                if time.monotonic() > until:
+                    raise ClipmillError(
+                        f"{path} has been locked for {_PATIENCE_SECONDS:.0f} s: some process of "
+                        "an earlier run stands still in the middle of a commit; end it (or the "
+                        "node that it is on), and run again") from error
+            time.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+        yield

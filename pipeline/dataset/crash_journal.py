@@ -1,0 +1,21 @@
+"""Crash journals: which rows of a shard a worker had begun, and how often, when it died."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from clipmill.schemas.damage import read_json, reading
+
+
+def read_journal(path: Path) -> tuple[str, dict[str, int]]:
+    """The run that wrote a journal, and by key how often a row was begun and not finished.
+
+    DamagedFile where it is none.
+    """
+    value = read_json(path)
+    with reading(path):
+        run_id, started = value["run_id"], value["started"]
+        if not isinstance(run_id, str) or not all(
+                type(times) is int and times >= 0 for times in started.values()):
+            raise TypeError("it does not say how often its rows were begun")
+    return run_id, started

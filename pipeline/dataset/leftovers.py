@@ -1,0 +1,85 @@
+"""Removes what runs that were killed left behind; for the one that holds the dataset's lock."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from clipmill.schemas.folders import REMOVED, RETRIES, RUNS
+
+# Half a file of our own making: `.000003~1f2e3d4c.tmp`.
+_HALF_A_FILE = re.compile(r"\..*~[0-9a-f]{8}\.tmp\Z")
+_HALF_A_NOTE = re.compile(r"[0-9a-f]{20}\.[0-9a-f]{8}\.tmp\Z")
+_HALF_A_CLAIM = re.compile(r"\.[0-9a-f]{20}\.[0-9a-f]{8}\Z")
+_OF_NO_RUN = frozenset(("media", "logs", "quarantine", "subsets", "index", ".scratch"))
+
+
+def remove_leftovers_of_runs(dataset: Path) -> None:
+    """Half-written files and work folders, wherever a run writes.
+
+    Downloads on their way stay: the run goes on with them. What cannot be removed stays, too, and
+    `verify` tells of it.
+    """
+    for name in _listed(dataset):
+        folder = dataset / name
+        if name in _OF_NO_RUN or not folder.is_dir():
+            continue
+        _remove(folder, _HALF_A_FILE)
+        if name not in (RUNS, RETRIES, REMOVED, "journal"):
+            for inner in _listed(folder):  # one of each fingerprint; of sources, their lists
+                if (folder / inner).is_dir():
+                    _remove(folder / inner, _HALF_A_FILE)
+    for name in _listed(dataset / ".scratch"):
+        shutil.rmtree(dataset / ".scratch" / name, ignore_errors=True)
+    media = dataset / "media"
+    _remove(media / ".found", _HALF_A_NOTE)
+    for rules in _listed(media / ".claims"):
+        _remove(media / ".claims" / rules, _HALF_A_CLAIM)
+
+
+def remove_unfinished_downloads(dataset: Path) -> None:
+    """What is in the work folder of downloads; for a run that has none left to do."""
+    work = dataset / "media" / ".work"
+    for name in _listed(work):
+        with _not_at_work(work / name) as is_free:
+            if is_free:
+                shutil.rmtree(work / name, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _not_at_work(folder: Path) -> Iterator[bool]:
+    """Whether nobody has the lock of a download; taken, so that nobody does meanwhile."""
+    try:
+        handle = os.open(folder / ".lock", os.O_RDWR)
+    except OSError:
+        yield True
+        return
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield True
+    except BlockingIOError:
+        yield False
+    except OSError:
+        yield True
+    finally:
+        os.close(handle)
+
+
+def _listed(folder: Path) -> list[str]:
+    try:
+        return sorted(os.listdir(folder))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def _remove(folder: Path, names: re.Pattern[str]) -> None:
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
+        for entry in entries:
+            if names.match(entry.name):
+                with contextlib.suppress(OSError):
+                    Path(entry.path).unlink()

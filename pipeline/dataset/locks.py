@@ -1,0 +1,158 @@
+"""The dataset's lock: one command at a time writes to a dataset; reading needs none."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO
+
+from clipmill.pipeline.dataset.commit_fence import COMMITS, LOCK, check_lock_file, shut_out_others
+from clipmill.schemas.errors import ClipmillError
+from clipmill.schemas.storage import writing_to
+
+POLL_SECONDS = 0.3
+_TRIES = 5
+_TRY_AGAIN_SECONDS = 0.04
+_NOTE_SECONDS = 1.0
+
+
+class Hold:
+    """The lock in hand: says in its file who has it and, once there is one, for which run.
+
+    `former_was_killed`: whoever had it before did not come to take their words out again.
+    """
+
+    def __init__(self, file: IO[str], command: str) -> None:
+        self._file = file
+        self._noted = 0.0
+        self.former_was_killed = os.fstat(file.fileno()).st_size > 0
+        self._said = {
+            "command": command, "pid": os.getpid(), "host": socket.gethostname(),
+            "since": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        self._say()
+
+    def begin(self, run_id: str) -> None:
+        """From now on workers of this run may commit, and those of no other."""
+        self._say(run_id=run_id)
+
+    def moved(self) -> None:
+        """Work went on just now, for `status`; the file's time says when it last did."""
+        if time.monotonic() - self._noted >= _NOTE_SECONDS:
+            self._noted = time.monotonic()
+            with contextlib.suppress(OSError):
+                os.utime(self._file.fileno())
+
+    def _say(self, **more: str) -> None:
+        data = json.dumps({**self._said, **more}).encode()
+        # Past Python's buffer, which would be tried again, and fail again, when it is closed.
+        os.pwrite(self._file.fileno(), data, 0)
+        os.ftruncate(self._file.fileno(), len(data))
+
+
+@contextlib.contextmanager
+def dataset_lock(dataset: Path, command: str = "run", *, wait: bool = False) -> Iterator[Hold]:
+    """Holds the lock; the kernel lets it go when its holder dies, however it dies.
+
+    Raises ClipmillError that says who holds it, unless told to `wait` until they are done.
+    """
+    with _taken(dataset, wait) as file:
+        with writing_to(dataset):
+            hold = Hold(file, command)
+            shut_out_others(dataset)
+        try:
+            yield hold
+        finally:
+            with contextlib.suppress(OSError):  # whoever comes next must not read of us
+                file.truncate(0)
+
+
+def wait_until_free(dataset: Path) -> None:
+    """Returns when nobody holds the lock, at once where there is none."""
+    if (dataset / LOCK).exists():
+        with _taken(dataset, wait=True):
+            pass
+
+
+@contextlib.contextmanager
+def _taken(dataset: Path, wait: bool) -> Iterator[IO[str]]:
+    path = dataset / LOCK
+    said = False
+    tries_left = _TRIES
+    while True:
+        try:
+            check_lock_file(path)
+            with writing_to(dataset):
+                file = open(path, "r+", opener=_opened,  # noqa: SIM115 (closed below, in every turn)
+                            encoding="utf-8")
+        except OSError as error:
+            raise ClipmillError(f"cannot write to {dataset}: {error.strerror}") from error
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                tries_left -= 1
+                if tries_left > 0:
+                    # Somebody who asks whether it is held has it for a moment, too.
+                    time.sleep(_TRY_AGAIN_SECONDS)
+                    continue
+                holder = _holder(file)
+                if not wait:
+                    raise ClipmillError(
+                        f"another command is at work on {dataset}{holder}; wait until it is done "
+                        "(--wait does), or stop it") from error
+                if not said:
+                    print(f"Another command is at work on {dataset}{holder}; waiting until it is "
+                          "done.", file=sys.stderr)
+                    said = True
+                time.sleep(POLL_SECONDS)
+                continue
+            except OSError as error:
+                raise ClipmillError(
+                    f"{path} cannot be locked ({error.strerror}): the file system must support "
+                    "flock, for two runs would spoil each other's work") from error
+            # A run that failed at once may have deleted its new dataset, lock and all.
+            if _is_still(path, file):
+                yield file
+                return
+
+
+def _opened(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_CREAT, 0o666)
+
+
+def _is_still(path: Path, file: IO[str]) -> bool:
+    try:
+        there = path.stat()
+    except FileNotFoundError:
+        return False
+    return os.path.samestat(there, os.fstat(file.fileno()))
+
+
+def _holder(file: IO[str]) -> str:
+    """Who has the lock, for a message; nothing where they have not said so yet."""
+    file.seek(0)
+    try:
+        found = json.loads(file.read())
+        since = datetime.fromisoformat(found["since"])
+        return (f": `clipmill {found['command']}`, process {found['pid']} on {found['host']}, "
+                f"since {since:%Y-%m-%d %H:%M:%S} UTC")
+    except (ValueError, KeyError, TypeError):
+        return ""
+
+
+def remove_if_empty(dataset: Path) -> None:
+    """A mistyped source should leave no folder behind."""
+    for name in (COMMITS, LOCK):
+        (dataset / name).unlink(missing_ok=True)
+    for folder in (dataset / ".scratch", dataset):
+        with contextlib.suppress(OSError):
+            folder.rmdir()

@@ -1,0 +1,198 @@
+"""Run records: one JSON file a run, which says what the run's tables were made with."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import threading
+from collections.abc import Collection, Iterable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from clipmill.pipeline.dataset.commit_fence import goes_on
+from clipmill.pipeline.dataset.shards import write_json
+from clipmill.schemas.command_line import shell_word, start_a_run
+from clipmill.schemas.damage import DamagedFile, read_json, reading
+from clipmill.schemas.errors import ClipmillError, UsageError, storable
+from clipmill.schemas.folders import RUNS
+from clipmill.stages.models.places import ModelPlace
+
+KILLED = "killed"
+
+
+def write_run(dataset: Path, record: dict[str, Any]) -> None:
+    write_json(dataset / RUNS / f"{record['run_id']}.json", record)
+
+
+class RecordOfThisRun:
+    """The record of the run that goes on, on disk from the beginning; used from any thread."""
+
+    def __init__(self, dataset: Path, record: dict[str, Any]) -> None:
+        self._dataset, self._record = dataset, record
+        self.run_id: str = record["run_id"]
+        self._lock = threading.Lock()
+        self._is_finished = False
+        write_run(dataset, record)
+
+    def add_places(self, label: str, places: Iterable[ModelPlace]) -> None:
+        """Where workers opened models of a stage; it stays known if this process is killed."""
+        with self._lock:
+            if self._is_finished or not self._has_new(label, places):
+                return
+            # What can't be written now is written at the end.
+            with contextlib.suppress(OSError, DamagedFile):
+                write_run(self._dataset, self._record)
+
+    def _has_new(self, label: str, places: Iterable[ModelPlace]) -> bool:
+        """Whether a place was not among the record's yet, where all are then."""
+        stage = next(stage for stage in self._record["stages"] if stage["stage"] == label)
+        models, is_new = stage["models"], False
+        for place in sorted(places):
+            entry = {"device": place.device, "dtype": place.dtype}
+            # What two settings name is opened once.
+            for name in (name for name in models if models[name] == models.get(place.setting)):
+                known = stage.setdefault("places", {}).setdefault(name, [])
+                if entry not in known:
+                    known.append(entry)
+                    is_new = True
+        return is_new
+
+    def finish(self, state: str) -> None:
+        with self._lock:
+            self._is_finished = True
+            write_run(self._dataset, {**self._record, "state": state,
+                                      "finished_at": datetime.now(UTC).isoformat()})
+
+
+def run_records(dataset: Path) -> list[dict[str, Any]]:
+    """All runs, oldest first; run ids sort by the time they started."""
+    return [_as_it_is(dataset, read_run(path)) for path in _paths(dataset)]
+
+
+def latest_run(dataset: Path) -> dict[str, Any] | None:
+    """The newest run: its fingerprints are the current ones."""
+    paths = _paths(dataset)
+    return _as_it_is(dataset, read_run(paths[-1])) if paths else None
+
+
+def read_run(path: Path) -> dict[str, Any]:
+    """The record of a run; DamagedFile where it is none, or that of another run."""
+    record = read_json(path)
+    with reading(path):
+        _check(record, path.stem)
+    return record
+
+
+def _check(record: dict[str, Any], run_id: str) -> None:
+    """KeyError and the like where what every run's record has is not in this one."""
+    if record["run_id"] != run_id:
+        raise ValueError("it is the record of another run")
+    texts = ("state", "started_at", "recipe_name", "code_version", "engine")
+    if not all(isinstance(record[name], str) for name in texts):
+        raise TypeError(f"not all of {', '.join(texts)} are texts")
+    for at in (record["started_at"], record["finished_at"]):
+        if at is not None:
+            datetime.fromisoformat(at)
+    if not isinstance(record["recipe"], dict):
+        raise TypeError("its recipe is no mapping")
+    for stage in record["stages"]:
+        if not {"stage", "name", "reads", "settings", "models", "prompts", "score"} <= set(stage):
+            raise KeyError("what a stage is made with")
+        for step in stage["steps"]:
+            if not {"step", "key", "fingerprint", "upstream", "tables",
+                    "schema_columns"} <= set(step):
+                raise KeyError("what a step is made from")
+
+
+def note_killed_runs(dataset: Path) -> bool:
+    """Records of the runs before this one that no longer go on; the caller holds the lock.
+
+    True if there are any: such runs leave files behind.
+    """
+    killed = False
+    for path in _paths(dataset):
+        # Told by its text first: there may be thousands, and nearly all are done.
+        # One that can't be read is left to `verify`: this run needs the newest at most.
+        with contextlib.suppress(DamagedFile):
+            with reading(path):
+                text = path.read_text("utf-8")
+            if '"state": "running"' in text:
+                write_run(dataset, {**read_run(path), "state": KILLED})
+                killed = True
+    return killed
+
+
+def _paths(dataset: Path) -> list[Path]:
+    return sorted((dataset / RUNS).glob("[!.]*.json"))
+
+
+def _as_it_is(dataset: Path, record: dict[str, Any]) -> dict[str, Any]:
+    """The record; one that says its run goes on, and that was killed, says so."""
+    if record.get("state") == "running" and not goes_on(dataset, record["run_id"]):
+        return {**record, "state": KILLED}
+    return record
+
+
+def check_place(dataset: Path) -> None:
+    """UsageError where no catalog could be opened on `dataset`, whatever is in it."""
+    place = str(dataset.absolute())
+    if "\\" in place:
+        raise UsageError(f"{dataset}: DuckDB, which reads the tables, takes a backslash in a "
+                         "folder's name for a separator; give the dataset another place")
+    try:
+        place.encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(f"{storable(str(dataset))}: the folder's name is not UTF-8, so that no "
+                         "table can be read there; give the dataset another place") from error
+
+
+def check_links(dataset: Path, *, without: Collection[str] = ()) -> None:
+    """ClipmillError where a part of the dataset is a link whose disk is not mounted.
+
+    What lies there must not be taken for lost. Logs are written where that can be done, and an
+    index is made again.
+    """
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        for path in sorted(dataset.iterdir()):
+            if (path.is_symlink() and path.name not in (*without, "logs", "index")
+                    and not path.exists()):
+                raise ClipmillError(f"{path} is a link to {path.readlink()}, which is not there; "
+                                    "mount its disk, or delete the link if that is lost for good")
+
+
+def _is_dataset(folder: Path) -> bool:
+    return (folder / RUNS).is_dir() or (folder / "sources").is_dir()
+
+
+def _dataset_names(folder: Path) -> list[str]:
+    try:
+        return sorted(place.name for place in folder.iterdir() if _is_dataset(place))
+    except OSError:
+        return []
+
+
+def _datasets_in(folder: Path) -> str:
+    """The datasets in a folder as a hint, where there are some."""
+    names = _dataset_names(folder)
+    shown = ", ".join(shell_word(folder / name) for name in names[:5])
+    return f"; there {'is' if len(names) == 1 else 'are'} {shown}" if names else ""
+
+
+def require_dataset(dataset: Path) -> Path:
+    """`dataset` if it is one, else a usage error that says what to do."""
+    check_place(dataset)
+    make = f"to make one, {start_a_run(dataset)}"
+    if dataset.is_file():
+        raise UsageError(f"{dataset} is a file, and a dataset is a folder, which `clipmill run` "
+                         f"makes{_datasets_in(dataset.parent)}")
+    if not dataset.is_dir():
+        near = difflib.get_close_matches(dataset.name, _dataset_names(dataset.parent), n=1)
+        hint = f"did you mean {shell_word(dataset.parent / near[0])}? " if near else ""
+        raise UsageError(f"no dataset at {dataset}: the folder does not exist; {hint}{make}")
+    if not _is_dataset(dataset):
+        inner = _datasets_in(dataset)
+        raise UsageError(f"{dataset} is not a Clipmill dataset (it has no runs/ folder)"
+                         f"{inner or f'; {make}'}")
+    check_links(dataset, without=("media",))  # tables can be asked without it
+    return dataset

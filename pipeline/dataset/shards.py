@@ -1,0 +1,255 @@
+"""Where shards lie, how one is committed, and what its footer says.
+
+A shard is done when its file exists under its final name. Files are written under a name that
+starts with a dot and renamed, so a reader or a killed run never sees half a shard.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import uuid
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from clipmill.schemas.damage import check_is_file, reading
+
+SHARD_METADATA_KEY = b"clipmill"
+_SHARD = re.compile(r"(\d{6,})(?:\.retry(\d+))?\Z")
+
+
+def shard_name(number: int) -> str:
+    return f"{number:06d}"
+
+
+def base_shard(shard: str) -> str:
+    """`000007` for `000007` and for every retry of it."""
+    return shard.partition(".")[0]
+
+
+def retry_number(shard: str) -> int:
+    """0 for a first shard, 1 for `….retry1`, and so on."""
+    match = _SHARD.match(shard)
+    return int(match[2] or 0) if match else 0
+
+
+def shard_order(shard: str) -> tuple[str, int]:
+    """Sort key: by base, then by retry."""
+    return base_shard(shard), retry_number(shard)
+
+
+def is_shard(name: str) -> bool:
+    """Whether a file's name, without its suffix, is that of a shard."""
+    return _SHARD.match(name) is not None
+
+
+def shard_path(folder: Path, shard: str) -> Path:
+    return folder / f"{shard}.parquet"
+
+
+def committed_shards(folder: Path) -> list[str]:
+    """Names of the whole shards in a folder, in order; none where there is no folder.
+
+    Raises DamagedFile where something that is no file bears the name of a shard.
+    """
+    names, odd = list_shards_in(folder)
+    if odd is not None:
+        check_is_file(odd)
+    return sorted(names, key=shard_order)
+
+
+def list_shards_in(folder: Path) -> tuple[list[str], Path | None]:
+    """Names of shards in no order, and what bears such a name and is no file, if anything does.
+
+    There may be a hundred thousand of them; what kind an entry is of, the listing tells.
+    """
+    names: list[str] = []
+    odd = None
+    with contextlib.suppress(FileNotFoundError), os.scandir(folder) as entries:
+        for entry in entries:
+            shard = entry.name.removesuffix(".parquet")
+            if shard == entry.name or _SHARD.match(shard) is None:
+                continue
+            if entry.is_file():
+                names.append(shard)
+            elif os.path.lexists(entry.path):  # and has not just been replaced or removed
+                odd = Path(entry.path)
+    return names, odd
+
+
+def existing(folder: Path, shards: Sequence[str]) -> list[str]:
+    """Those of a few shards that are committed in a folder; the folder is not listed."""
+    return [shard for shard in shards if shard_path(folder, shard).exists()]
+
+
+@dataclass(frozen=True)
+class ShardMetadata:
+    """What a shard's footer records; counts are of keys, `outputs` of kept rows."""
+
+    stage: str
+    step: str
+    shard: str
+    fingerprint: str
+    run_id: str
+    inputs: int = 0
+    kept: int = 0
+    rejected: int = 0
+    failed: int = 0
+    outputs: int = 0
+    seconds: float = 0.0
+    decoded_frames: int = 0
+    source_frames: int = 0
+
+    def encode(self) -> dict[bytes, bytes]:
+        return {SHARD_METADATA_KEY: json.dumps(asdict(self)).encode()}
+
+    @classmethod
+    def read(cls, path: Path) -> ShardMetadata:
+        with reading(path):
+            found = pq.read_metadata(path).metadata or {}
+            values = json.loads(found.get(SHARD_METADATA_KEY, b"{}"))
+            known = {field.name for field in fields(cls)}
+            return cls(**{name: value for name, value in values.items() if name in known})
+
+
+def note_outcomes(
+    keys: Sequence[str], rejected: Sequence[bool], failed: Sequence[bool], outcome: dict[str, str]
+) -> int:
+    """Notes what became of each key of a step's rows; gives how many rows are kept.
+
+    A key with a failed row is failed; with any kept row, else, it is kept. This is what footers
+    count and what inputs = kept + rejected + failed is held to.
+    """
+    kept = 0
+    for key, was_rejected, was_failed in zip(keys, rejected, failed, strict=True):
+        if was_failed:
+            outcome[key] = "failed"
+        elif was_rejected:
+            outcome.setdefault(key, "rejected")
+        else:
+            kept += 1
+            if outcome.get(key) != "failed":
+                outcome[key] = "kept"
+    return kept
+
+
+def temporary_beside(path: Path) -> Path:
+    """A fresh name in the same folder that no reader lists."""
+    return path.with_name(f".{path.stem}~{uuid.uuid4().hex[:8]}.tmp")
+
+
+def remove_leftovers(path: Path) -> None:
+    """Removes what writers of this very file left behind when they were killed."""
+    _remove(path.parent.glob(f".{path.stem}~*.tmp"))
+
+
+def remove_all_leftovers(folder: Path) -> None:
+    """Removes what killed writers left in a folder that nobody else writes to now."""
+    _remove(folder.glob(".*~*.tmp"))
+
+
+def _remove(leftovers: Iterable[Path]) -> None:
+    for leftover in leftovers:
+        leftover.unlink(missing_ok=True)
+
+
+def commit(temporary: Path, path: Path) -> None:
+    """Makes a whole file visible under its final name, durably."""
+    _sync(temporary)
+    os.replace(temporary, path)
+
+
+def _sync(path: Path) -> None:
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+
+
+@contextlib.contextmanager
+def shard_writer(
+    path: Path, schema: pa.Schema, *, clean: bool = True
+) -> Iterator[ShardWriter]:
+    """Writes one shard; it is committed by `finish`, and removed if that was not reached."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    writer = ShardWriter(path, schema, clean=clean)
+    try:
+        yield writer
+    finally:
+        writer.discard()
+
+
+class ShardWriter:
+    """A Parquet file in the making: one row group a `write`, visible only after `finish`.
+
+    `clean` looks for what killed writers left behind, which lists the folder.
+    """
+
+    def __init__(self, path: Path, schema: pa.Schema, *, clean: bool = True) -> None:
+        self._path = path
+        if clean:
+            remove_leftovers(path)  # one worker at a time is at a shard
+        self._temporary = temporary_beside(path)
+        self._schema = schema
+        try:
+            # Checksums of pages tell `verify` of flipped bits that decompress to something.
+            self._writer = pq.ParquetWriter(self._temporary, schema, compression="zstd",
+                                            write_page_checksum=True)
+        except BaseException:
+            self._temporary.unlink(missing_ok=True)
+            raise
+        self._open = True
+
+    @property
+    def path(self) -> Path:
+        return self._path
+
+    def write(self, table: pa.Table) -> None:
+        if table.num_rows:
+            self._writer.write_table(table.cast(self._schema), row_group_size=table.num_rows)
+
+    def seal(self, metadata: ShardMetadata | None = None) -> None:
+        """Brings the whole file to the disk, under its temporary name still."""
+        if metadata is not None:
+            self._writer.add_key_value_metadata(metadata.encode())
+        self._writer.close()
+        _sync(self._temporary)
+
+    def show(self) -> None:
+        """Makes a sealed file visible, in place of one that may be there."""
+        os.replace(self._temporary, self._path)
+        self._open = False
+
+    def finish(self, metadata: ShardMetadata | None = None) -> None:
+        self.seal(metadata)
+        self.show()
+
+    def discard(self) -> None:
+        """Drops what was written if it was never made visible."""
+        if self._open:
+            self._open = False
+            with contextlib.suppress(Exception):  # the reason of the first error matters
+                self._writer.close()
+            # Where this can't be done either, the next run does it.
+            with contextlib.suppress(OSError):
+                self._temporary.unlink()
+
+
+def write_json(path: Path, value: object) -> None:
+    """Writes a small JSON file atomically; DamagedFile where a folder is in its place."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = temporary_beside(path)
+    try:
+        temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False, default=str) + "\n",
+                             "utf-8")
+        commit(temporary, path)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        if isinstance(error, IsADirectoryError):
+            check_is_file(path)
+        raise

@@ -1,0 +1,180 @@
+"""What a worker is at: noted by the worker, read from another thread or another process.
+
+A process that is stopped, or that is stuck inside a library, answers no questions. So the note
+also lies in memory that others can read through /proc, where the system has that.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import threading
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from clipmill.stages.media.isolation import progress
+
+Doing = Literal["reads its input", "opens its models", "at", "commits"]
+_MOST_NOTE_BYTES = 1 << 20
+
+STATES = {"R": "running", "S": "sleeping", "D": "waiting for a disk", "T": "stopped",
+          "t": "stopped by a debugger", "Z": "dead", "X": "dead"}
+"""What the system says of a process, in words."""
+STOPPED = ("T", "t")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where in a run a worker is; `keys` are the rows of its batch."""
+
+    step: str
+    shard: str
+    doing: Doing
+    keys: tuple[str, ...] = ()
+
+    def describe(self) -> str:
+        if not self.keys:
+            return f"{self.doing} (shard {self.shard})"
+        more = f" and {len(self.keys) - 1} more" if len(self.keys) > 1 else ""
+        return f"{self.doing} {self.keys[0]}{more} (shard {self.shard})"
+
+
+class Activity:
+    """A worker's own note of what it is at, and a count that goes up as it comes forward."""
+
+    def __init__(self) -> None:
+        self.place: Place | None = None
+        self.moves = 0
+        self.note: int | None = None
+        """The number of the open file that holds the note; None where there is none."""
+        if hasattr(os, "memfd_create"):
+            with contextlib.suppress(OSError):
+                self.note = os.memfd_create("clipmill-activity", os.MFD_CLOEXEC)
+        progress.listen(self.beat)
+
+    def at(self, step: str, shard: str, doing: Doing, keys: tuple[str, ...] = ()) -> None:
+        self._set(Place(step, shard, doing, keys))
+
+    def rest(self) -> None:
+        """Nothing is to be done just now."""
+        self._set(None)
+
+    def beat(self, decoded_frames: int | None = None) -> None:
+        self.moves += 1
+
+    def close(self) -> None:
+        progress.listen(None)
+        if self.note is not None:
+            os.close(self.note)
+            self.note = None
+
+    def _set(self, place: Place | None) -> None:
+        self.place = place
+        self.moves += 1
+        if self.note is not None:
+            # The end of a longer one before it may follow; the line's end tells.
+            text = json.dumps(place and asdict(place)) + "\n"
+            with contextlib.suppress(OSError):
+                os.pwrite(self.note, text.encode(), 0)
+
+
+@dataclass(frozen=True)
+class Process:
+    """A worker's process, told from a later one with its number by when it began."""
+
+    pid: int
+    began: int
+    note: int | None = None
+
+    @classmethod
+    def own(cls, activity: Activity) -> Process:
+        return cls(os.getpid(), _began(os.getpid()), activity.note)
+
+
+@dataclass(frozen=True)
+class Beat:
+    """A worker says that it lives: of which pool, on which node, how many shards it has done.
+
+    `moves` goes up as it comes forward; `state` is the system's letter for its main thread.
+    """
+
+    pool: int
+    node: str
+    done: int
+    host: str = ""
+    process: Process | None = None
+    moves: int = 0
+    place: Place | None = None
+    state: str | None = None
+
+    @classmethod
+    def of(cls, activity: Activity, pool: int, node: str, done: int) -> Beat:
+        """This process's own."""
+        thread = threading.main_thread().native_id  # which does the work
+        return cls(pool, node, done, socket.gethostname(), Process.own(activity), activity.moves,
+                   activity.place, state_of(os.getpid(), f"/task/{thread}"))
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What the system says of a process; None where it doesn't say."""
+
+    is_gone: bool
+    state: str | None = None
+    place: Place | None = None
+
+
+def look_at(process: Process) -> Finding:
+    """To be asked on the process's own machine."""
+    state = state_of(process.pid)
+    if not _is_there(process) or state in ("Z", "X"):
+        return Finding(is_gone=True)
+    if process.note is None:
+        return Finding(False, state)
+    try:
+        with open(f"/proc/{process.pid}/fd/{process.note}", "rb") as file:
+            line = file.read(_MOST_NOTE_BYTES).partition(b"\n")[0]
+        told = json.loads(line)
+        place = Place(**told) if told else None
+    except (OSError, ValueError, TypeError):
+        return Finding(False, state)
+    return Finding(False, state, place and replace(place, keys=tuple(place.keys)))
+
+
+def end(process: Process) -> None:
+    """Kills it, on its own machine, whatever it is doing; nothing where it has ended."""
+    if _is_there(process):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process.pid, signal.SIGKILL)
+
+
+def _is_there(process: Process) -> bool:
+    try:
+        os.kill(process.pid, 0)
+    except ProcessLookupError:
+        return False
+    return _began(process.pid) == process.began
+
+
+def state_of(pid: int, task: str = "") -> str | None:
+    """The system's letter for it; None where it has ended or the system doesn't say."""
+    words = _stat(pid, task)
+    return words[0] if words else None
+
+
+def _began(pid: int) -> int:
+    """When it began, in the system's count; 0 where the system doesn't say."""
+    words = _stat(pid)
+    return int(words[19]) if words else 0
+
+
+def _stat(pid: int, task: str = "") -> list[str]:
+    try:
+        text = Path(f"/proc/{pid}{task}/stat").read_text("utf-8", "replace")
+    except OSError:
+        return []
+    return text.rpartition(")")[2].split()

@@ -1,0 +1,139 @@
+"""Asks a cluster how it is, in threads that may get no answer, and has a watchdog judge."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable
+
+from clipmill.pipeline.engine.activity import Beat
+from clipmill.pipeline.engine.run_health import Node, Watchdog
+from clipmill.pipeline.engine.runner import Report
+from clipmill.pipeline.engine.standstill import Standstills
+from clipmill.schemas.errors import ClipmillError
+
+PROBE_SECONDS = 1.0
+ANSWER_SECONDS = 5.0
+
+
+class ClusterLost(ClipmillError):
+    """The cluster is gone; parts of this process still wait for it."""
+
+    leaves_threads = True
+    is_whole = False
+    """Whether the cluster can still be asked to end what the run has started."""
+
+
+class WorkersLost(ClusterLost):
+    """The cluster is there, and has no place for the run's workers any more."""
+
+    is_whole = True
+
+
+class ClusterProbe:
+    """Feeds a watchdog for as long as a leg runs.
+
+    `nodes` gives the nodes alive, and the socket of this machine's own one; `take` what workers
+    have reported since, by stage, and the last beat of each. Both may raise, or never return.
+    """
+
+    def __init__(
+        self, watchdog: Watchdog, nodes: Callable[[], tuple[Iterable[Node], str | None]],
+        take: Callable[[], tuple[dict[str, Counter], dict[str, Beat]]], report: Report,
+        standstills: Standstills | None = None,
+    ) -> None:
+        self._watchdog = watchdog
+        self._nodes, self._take, self._report = nodes, take, report
+        self._standstills = standstills
+        self._lock = threading.Lock()
+        self._socket: str | None = None
+        self._refusals = 0
+        self._stopping = threading.Event()
+        self._hearing = threading.Thread(target=self._hear, daemon=True)
+        self._asking = threading.Thread(target=self._ask, daemon=True)
+        self._asking.start()
+        self._hearing.start()
+        if standstills is not None:
+            threading.Thread(target=standstills.go_on, args=(self._stopping,), daemon=True).start()
+
+    def check(self) -> None:
+        """Raises ClusterLost where the run can't go on."""
+        if self._refusals > 1:
+            raise _machine_lost()
+        now = time.monotonic()
+        with self._lock:
+            problem, is_silent = self._watchdog.problem(now), self._watchdog.is_unanswered(now)
+        if problem:
+            raise (ClusterLost if is_silent else WorkersLost)(problem)
+
+    def check_cluster(self) -> None:
+        """Raises ClusterLost where the cluster is gone, after an error that may come of that."""
+        if self._socket is not None and _refuses(self._socket):
+            raise _machine_lost()
+        answered = threading.Event()
+
+        def ask() -> None:
+            with contextlib.suppress(Exception):
+                self._nodes()
+                answered.set()
+
+        threading.Thread(target=ask, daemon=True).start()
+        if not answered.wait(ANSWER_SECONDS):
+            raise ClusterLost("the Ray cluster does not answer any more: its head is gone, or "
+                              "cannot be reached; start it again, then run again")
+
+    def stop(self) -> None:
+        """Passes on what was reported last; does not wait for a cluster that does not answer."""
+        self._stopping.set()
+        self._hearing.join(ANSWER_SECONDS)
+        self._asking.join(ANSWER_SECONDS)
+
+    def _ask(self) -> None:
+        while True:
+            with contextlib.suppress(Exception):
+                alive, self._socket = self._nodes()
+                with self._lock:
+                    self._watchdog.saw_nodes(alive, time.monotonic())
+            if self._stopping.wait(PROBE_SECONDS):
+                return
+
+    def _hear(self) -> None:
+        while True:
+            if self._socket is not None:
+                self._refusals = self._refusals + 1 if _refuses(self._socket) else 0
+            self._deliver()
+            if self._stopping.wait(PROBE_SECONDS):
+                self._deliver()
+                return
+
+    def _deliver(self) -> None:
+        with contextlib.suppress(Exception):  # progress is a courtesy
+            counts, beats = self._take()
+            now = time.monotonic()
+            with self._lock:
+                self._watchdog.heard(beats, now)
+            if self._standstills is not None:
+                self._standstills.heard(beats, now)
+            for label, found in counts.items():
+                self._report(label, found)
+
+
+def _refuses(path: str) -> bool:
+    """Whether nobody listens at a socket any more."""
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            probe.settimeout(ANSWER_SECONDS)
+            probe.connect(path)
+    except (ConnectionRefusedError, FileNotFoundError):
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def _machine_lost() -> ClusterLost:
+    return ClusterLost("this machine's Ray process (the raylet, with its object store) is gone: "
+                       "the system may have run out of memory; run again")

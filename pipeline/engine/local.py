@@ -1,0 +1,55 @@
+"""The local engine: every shard through every step in this process, for debugging."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from clipmill.pipeline.dataset.run_logs import LogLimits
+from clipmill.pipeline.engine.activity import Activity, Beat, Finding
+from clipmill.pipeline.engine.runner import Report, Worker
+from clipmill.pipeline.engine.standstill import Lookout, Standstills
+from clipmill.pipeline.recipes.plan import Plan, ShardList, Step, pending
+from clipmill.stages.media.isolation.terminal import null_input
+
+_LOOK_SECONDS = 1.0
+
+
+def run_locally(
+    plan: Plan, steps: tuple[Step, ...], shards: ShardList, dataset: Path, run_id: str,
+    report: Report, log_limits: LogLimits, lookout: Lookout,
+) -> None:
+    """Runs what is pending, shard by shard; returns when all is committed."""
+    todo = pending(plan, steps, shards, dataset)
+    names = sorted({shard for missing in todo.values() for shard in missing})
+    with null_input():
+        worker = Worker(plan, steps, dataset, run_id, shards, report, log_limits=log_limits)
+        try:
+            with _looked_after(worker.activity, lookout):
+                for shard in names:
+                    worker.run(shard)
+        finally:
+            worker.close()
+
+
+@contextlib.contextmanager
+def _looked_after(activity: Activity, lookout: Lookout) -> Iterator[None]:
+    """Has a thread name a row at which this process stands still; it goes on waiting."""
+    standstills = Standstills(lookout, lambda beat: Finding(False, beat.state, activity.place))
+    stopping = threading.Event()
+
+    def look() -> None:
+        while not stopping.wait(_LOOK_SECONDS):
+            standstills.heard({"this one": Beat.of(activity, 0, "", 0)}, time.monotonic())
+            standstills.check()
+
+    thread = threading.Thread(target=look, name="lookout", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stopping.set()
+        thread.join()

@@ -1,0 +1,458 @@
+"""The Ray engine: shard names stream through pools of workers.
+
+Ray moves names, storage moves data: a row of the Ray dataset is one shard's name, and the worker
+commits the shard itself. An actor that dies is replaced by Ray and its shard is run again; the
+crash journal ends that for a row which kills every worker.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import queue
+import signal
+import socket
+import threading
+import time
+import uuid
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+# Threads may still ask when the connection is closed: that must not open another one.
+os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
+
+import ray
+from ray.data import ActorPoolStrategy, DataContext
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from clipmill.pipeline.dataset.run_logs import LogLimits
+from clipmill.pipeline.dataset.shards import ShardMetadata, shard_path
+from clipmill.pipeline.engine.activity import Activity, Beat, Finding, Place, Process, end, look_at
+from clipmill.pipeline.engine.cluster_probe import ANSWER_SECONDS, ClusterLost, ClusterProbe
+from clipmill.pipeline.engine.pools import Leg, Machine, Pool, plan_legs
+from clipmill.pipeline.engine.ray_noise import without_noise
+from clipmill.pipeline.engine.run_health import BEAT_SECONDS, Node, Tasks, Watchdog
+from clipmill.pipeline.engine.runner import Report, Worker, blame
+from clipmill.pipeline.engine.standstill import Lookout, Standstills
+from clipmill.pipeline.engine.task_results import MAX_DEATHS, TaskResult, attempt_in_a_worker, died
+from clipmill.pipeline.recipes.plan import Plan, ShardList, Step, pending
+from clipmill.pipeline.recipes.recipe import RaySettings
+from clipmill.schemas.errors import ClipmillError
+from clipmill.stages.media.isolation.terminal import leave_terminal, null_input
+from clipmill.stages.models.device_errors import DeviceBroken
+
+POLL_SECONDS = 0.5
+_SHUTDOWN_SECONDS = 30.0
+_CONNECT_SECONDS = 10.0
+_NODE_ANSWER_SECONDS = 60.0  # a process may have to be started there first
+_FOOTERS_READ = 20
+# From here on Ray Data tells of its own settings, in the text of whatever a worker raised.
+_RAYS_OWN_WORDS = "\nFailed to apply UDF transform"
+_MAX_REASON_CHARACTERS = 600
+
+
+@contextlib.contextmanager
+def cluster(settings: RaySettings) -> Iterator[Machine]:
+    """Joins the cluster that the settings or the environment name, or starts one in here."""
+    mine = not ray.is_initialized()
+    if mine:
+        # Ray's remarks on its own doings would drown ours; its errors still come as exceptions.
+        logging.getLogger("ray").setLevel(logging.ERROR)
+        logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+        address = settings.address or os.environ.get("RAY_ADDRESS")
+        started: dict[str, Any] = {"address": address} if address else {
+            "address": "local",  # without, Ray would join any cluster that it finds here
+            "num_cpus": settings.num_cpus,
+            "object_store_memory": settings.object_store_megabytes * 2**20,
+            "include_dashboard": False,
+        }
+        # The root of the packages: workers must import them where Clipmill is not installed.
+        root = str(Path(__file__).resolve().parent.parent)
+        paths = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+        place = address or "this machine"
+        if address:
+            _check_reachable(address)
+        try:
+            # Ray's processes and its workers inherit what they are started with.
+            with _own_sigterm(), null_input():
+                ray.init(logging_level=logging.ERROR, log_to_driver=True,
+                         runtime_env={"env_vars": {"PYTHONPATH": paths, "PYTHONUTF8": "1"}},
+                         **started)
+        except Exception as error:  # that it took too long is a bare Exception
+            raise ClipmillError(f"Ray could not be started on {place}: {error}") from error
+    try:
+        have = ray.cluster_resources()
+        yield Machine(have.get("CPU", 0), have.get("GPU", 0))
+    except ClusterLost as error:
+        if mine and error.is_whole:
+            _shut_down()
+        raise
+    except BaseException:
+        if mine:
+            _shut_down()
+        raise
+    if mine and not _shut_down():
+        raise ClusterLost(f"Ray did not end within {_SHUTDOWN_SECONDS:.0f} s; all is committed, "
+                          "and running again does what is left")
+
+
+def _check_reachable(address: str) -> None:
+    """ClipmillError where nobody listens at `host:port`: Ray would go on trying for minutes."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not colon or not port.isdecimal():
+        return  # `auto` or the like
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _CONNECT_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise ClipmillError(
+            f"Ray could not be started on {address}: nobody answers there ({error}); start the "
+            "cluster, or name another with ray.address or RAY_ADDRESS") from error
+
+
+@contextlib.contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """Keeps this program's way to be ended: Ray puts one in place that ends without a word."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before if before is not None else signal.SIG_DFL)
+
+
+def _shut_down() -> bool:
+    """Ends the connection, and a cluster of our own; False where that does not come to an end."""
+    thread = threading.Thread(target=ray.shutdown, daemon=True)
+    thread.start()
+    thread.join(_SHUTDOWN_SECONDS)
+    return not thread.is_alive()
+
+
+@ray.remote(num_cpus=0, max_restarts=-1)
+class _Tally:
+    """Collects what the workers report until the driver asks."""
+
+    def __init__(self) -> None:
+        self._counts: dict[str, Counter] = {}
+        self._beats: dict[str, Beat] = {}
+
+    def add(self, label: str, counts: Counter) -> None:
+        self._counts.setdefault(label, Counter()).update(counts)
+
+    def beat(self, worker: str, beat: Beat) -> None:
+        self._beats[worker] = beat
+
+    def take(self) -> tuple[dict[str, Counter], dict[str, Beat]]:
+        found, self._counts, self._beats = (self._counts, self._beats), {}, {}
+        return found
+
+
+class _Heart:
+    """Says from a thread of its own that a worker lives, whatever the worker is at."""
+
+    def __init__(self, tally: Any, pool: int, activity: Activity) -> None:
+        self._tally, self._pool, self._activity = tally, pool, activity
+        self._name = uuid.uuid4().hex
+        self._node = ray.get_runtime_context().get_node_id()
+        self.done = 0
+        threading.Thread(target=self._go_on, daemon=True).start()
+
+    def _go_on(self) -> None:
+        while True:
+            with contextlib.suppress(Exception):  # what collects them may be starting anew
+                self._tally.beat.remote(self._name, Beat.of(
+                    self._activity, self._pool, self._node, self.done))
+            time.sleep(BEAT_SECONDS)
+
+
+class _ShardRunner:
+    """What an actor of a pool holds: one worker over the pool's steps."""
+
+    def __init__(self, plan: dict, labels: list[str], pool: int, dataset: str, run_id: str,
+                 shards: ShardList, tally: Any, gpus: float, log_limits: LogLimits) -> None:
+        # A cluster may have been started from a terminal, and stages import what starts programs.
+        leave_terminal()
+        # Before anything that may take the process down: it is to be counted then.
+        activity = Activity()
+        self._heart = _Heart(tally, pool, activity)
+        if not gpus:
+            # Whatever Ray's version makes of an actor without GPUs: it must not take one.
+            os.environ["CUDA_VISIBLE_DEVICES"] = ""
+        whole = Plan.from_spec(plan)
+        steps = tuple(whole.by_label[label] for label in labels)
+        self._worker = Worker(
+            whole, steps, Path(dataset), run_id, shards,
+            tally.add.remote,
+            # A whole run that is killed and started again is no crash of the row it was at.
+            journal_over_runs=False,
+            log_limits=log_limits, activity=activity,
+        )
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        for shard in batch["shard"]:
+            try:
+                self._worker.run(str(shard))
+            except DeviceBroken:
+                os._exit(1)  # Ray puts another one in this one's place
+            self._heart.done += 1
+        return batch
+
+
+def run_on_ray(
+    plan: Plan, steps: tuple[Step, ...], shards: ShardList, dataset: Path, run_id: str,
+    report: Report, machine: Machine, log_limits: LogLimits, lookout: Lookout,
+) -> None:
+    """Runs what is pending, leg by leg; returns when all is committed.
+
+    Raises ClipmillError where a stage can't go on at all (a model that does not load, say).
+    """
+    for leg in legs_of(plan, steps, shards, dataset, machine):
+        labels = [step.label for pool in leg for step in pool.steps]
+        todo = pending(plan, [plan.by_label[label] for label in labels], shards, dataset)
+        names = sorted({shard for missing in todo.values() for shard in missing})
+        if names:
+            _run_leg(plan, leg, names, shards, dataset, run_id, report, log_limits, lookout)
+
+
+def legs_of(plan: Plan, steps: tuple[Step, ...], shards: ShardList, dataset: Path,
+            machine: Machine) -> tuple[Leg, ...]:
+    """The legs of what is pending; steps with nothing to do take no workers."""
+    todo = pending(plan, steps, shards, dataset)
+    busy = tuple(step for step in steps if todo[step.label])
+    most = max((len(missing) for missing in todo.values()), default=0)
+    return plan_legs(busy, machine, most) if busy else ()
+
+
+def _run_leg(plan: Plan, leg: Leg, names: list[str], shards: ShardList, dataset: Path,
+             run_id: str, report: Report, log_limits: LogLimits, lookout: Lookout) -> None:
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.raise_original_map_exception = True  # Ray's own around it loses it on the way
+    here = ray.get_runtime_context().get_node_id()
+    # Beside the driver: with that node the run is over anyway.
+    tally = _Tally.options(
+        scheduling_strategy=NodeAffinitySchedulingStrategy(here, soft=True)).remote()
+    stream = ray.data.from_items([{"shard": name} for name in names],
+                                 override_num_blocks=len(names))
+    spec = plan.spec()
+    for number, pool in enumerate(leg):
+        stream = _through(stream, number, pool, spec, dataset, run_id, shards, tally, log_limits)
+    watchdog = Watchdog(leg, _rows_a_shard(dataset, names), time.monotonic())
+
+    def end_worker(beat: Beat) -> None:
+        watchdog.ended(beat.pool)
+        _on_its_node(end, beat, here)
+
+    def blame_rows(place: Place) -> None:
+        blame(plan, dataset, run_id, place.step, place.shard, place.keys)
+
+    standstills = Standstills(lookout, lambda beat: _look(beat, here), end_worker, blame_rows)
+    probe = ClusterProbe(watchdog, lambda: _nodes(here), lambda: _take(tally), report, standstills)
+    with without_noise():
+        for _ in _watched(stream.iter_batches(batch_size=1, prefetch_batches=0), probe):
+            pass
+
+
+def _watched(items: Iterable[Any], probe: ClusterProbe) -> Iterator[Any]:
+    """The items, which come by way of Ray; ClusterLost where they can't come any more."""
+    flow = _Flow(items)
+    try:
+        while True:
+            probe.check()
+            with contextlib.suppress(queue.Empty):
+                if (item := flow.came.get(timeout=POLL_SECONDS)) is _END:
+                    break
+                yield item
+        if flow.error is not None:
+            own = _own(flow.error)
+            if own is None:
+                probe.check_cluster()
+            raise own or _reason(flow.error) from flow.error
+    finally:
+        probe.stop()
+
+
+def _rows_a_shard(dataset: Path, names: Sequence[str]) -> int:
+    """The rows of a large shard; a few tell, for all of a dataset are of about one size."""
+    paths = [shard_path(dataset / "sources", name) for name in names[:_FOOTERS_READ]]
+    return max((ShardMetadata.read(path).inputs for path in paths if path.exists()), default=1)
+
+
+def _nodes(here: str) -> tuple[list[Node], str | None]:
+    """The nodes that are alive, and the socket of the one that this process is on."""
+    found = ray.nodes()
+    alive = [Node(node["NodeID"], node["Resources"].get("CPU", 0),
+                  node["Resources"].get("GPU", 0)) for node in found if node["Alive"]]
+    return alive, next((node.get("RayletSocketName") for node in found
+                        if node["NodeID"] == here), None)
+
+
+def _look(beat: Beat, here: str) -> Finding:
+    if beat.node not in {node.id for node in _nodes(here)[0]}:
+        return Finding(is_gone=True)
+    return _on_its_node(look_at, beat, here)
+
+
+def _on_its_node(function: Callable[[Process], Any], beat: Beat, here: str) -> Any:
+    """The function of a worker's process, where that is."""
+    if beat.node == here:
+        return function(beat.process)
+    there = NodeAffinitySchedulingStrategy(beat.node, soft=False)
+    task = ray.remote(function).options(num_cpus=0, max_retries=0, scheduling_strategy=there)
+    return ray.get(task.remote(beat.process), timeout=_NODE_ANSWER_SECONDS)
+
+
+def _take(tally: Any) -> tuple[dict[str, Counter], dict[str, Beat]]:
+    return ray.get(tally.take.remote(), timeout=ANSWER_SECONDS)
+
+
+_END = object()
+
+
+class _Flow:
+    """Goes through items in a thread of its own: the main one must be free to give them up."""
+
+    def __init__(self, items: Iterable[Any]) -> None:
+        self.came: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self.error: BaseException | None = None
+        self._items = items
+        threading.Thread(target=self._go_on, daemon=True).start()
+
+    def _go_on(self) -> None:
+        try:
+            for item in self._items:
+                self.came.put(item)
+        except BaseException as error:  # noqa: BLE001 (raised again where it is waited for)
+            self.error = error
+        finally:
+            self.came.put(_END)
+
+
+def _through(stream: Any, number: int, pool: Pool, spec: dict, dataset: Path, run_id: str,
+             shards: ShardList, tally: Any, log_limits: LogLimits) -> Any:
+    # Ray names the operator and its actors after the class.
+    named = type(pool.names, (_ShardRunner,), {})
+    return stream.map_batches(
+        named,
+        fn_constructor_args=(spec, [step.label for step in pool.steps], number, str(dataset),
+                             run_id, shards, tally, pool.gpus, log_limits),
+        batch_size=1,
+        batch_format="numpy",
+        compute=ActorPoolStrategy(size=pool.workers),
+        num_cpus=pool.cpus,
+        num_gpus=pool.gpus,
+    )
+
+
+def map_on_ray(
+    function: Callable[[Any], Any], items: Sequence[Any], cpus: float, settings: RaySettings
+) -> Iterator[TaskResult]:
+    """The Ray side of `clipmill.pipeline.engine.parallel_map.map_tasks`. Raises ClusterLost where nobody can work."""
+    with cluster(settings) as machine:
+        here = ray.get_runtime_context().get_node_id()
+        largest = max((node.cpus for node in _nodes(here)[0]), default=0)
+        # More than any node has would wait forever.
+        each = min(cpus, largest) or cpus
+        watchdog = Watchdog((Tasks(each),), 1, time.monotonic())
+        tasks = _TaskFlow(function, items, each, machine)
+        probe = ClusterProbe(watchdog, lambda: _nodes(here), lambda: ({}, {}), lambda *_: None)
+        try:
+            with without_noise():
+                yield from _watched(tasks.results(probe), probe)
+        except ClusterLost:
+            raise  # what is left there can't be asked to end
+        except BaseException:
+            tasks.end()
+            raise
+
+
+class _TaskFlow:
+    """Hands items over as tasks, some ahead of those that are at work."""
+
+    def __init__(self, function: Callable[[Any], Any], items: Sequence[Any], cpus: float,
+                 machine: Machine) -> None:
+        # Deaths are counted here: of a worker that the memory monitor ends, Ray would count none.
+        self._task = ray.remote(attempt_in_a_worker).options(num_cpus=cpus, max_retries=0)
+        self._function = ray.put(ray.cloudpickle.dumps(function))
+        # A few more than can run, so that no processor waits for the next one to be handed over.
+        at_once = int(machine.cpus // cpus)
+        self._ahead = 2 + at_once + at_once // 2
+        self._todo = deque(enumerate(items))
+        self._deaths: Counter[int] = Counter()
+        self._leaving, self._ended = threading.Event(), threading.Event()
+
+    def end(self) -> None:
+        """Ends what is at work, for whoever goes through the results no further."""
+        self._leaving.set()
+        self._ended.wait(ANSWER_SECONDS)
+
+    def results(self, probe: ClusterProbe) -> Iterator[TaskResult]:
+        """As they come; `probe` is asked whether the cluster is to blame for deaths."""
+        running: dict[Any, tuple[int, Any]] = {}
+        try:
+            while (self._todo or running) and not self._leaving.is_set():
+                while self._todo and len(running) < self._ahead:
+                    number, item = self._todo.popleft()
+                    running[self._task.remote(self._function, item)] = (number, item)
+                ready, _ = ray.wait(list(running), num_returns=1, timeout=POLL_SECONDS)
+                for reference in ready:
+                    result = self._result(reference, *running.pop(reference), probe)
+                    if result is not None:
+                        yield result
+        finally:
+            for reference in running:
+                ray.cancel(reference, force=True)
+            self._ended.set()
+
+    def _result(
+        self, reference: Any, number: int, item: Any, probe: ClusterProbe
+    ) -> TaskResult | None:
+        """None where its process died and it is to be tried again."""
+        try:
+            return TaskResult(item, *ray.get(reference))
+        except ray.exceptions.RayTaskError as error:
+            raise _reason(error) from None
+        except ray.exceptions.RayError as error:
+            # A node that goes away is no item's doing.
+            self._deaths[number] += not isinstance(error, ray.exceptions.NodeDiedError)
+            if self._deaths[number] < MAX_DEATHS:
+                self._todo.append((number, item))
+                return None
+            probe.check_cluster()  # with which everything dies: no item is to blame
+            return TaskResult(item, problem=died(_how_it_died(error)))
+
+
+def _how_it_died(error: Exception) -> str:
+    if isinstance(error, ray.exceptions.OutOfMemoryError):
+        return "because the node ran out of memory"
+    return f"as Ray says: {str(error).strip().splitlines()[0]}"
+
+
+def _own(error: BaseException | None) -> ClipmillError | None:
+    """The clear error that a worker raised, out of what Ray wrapped around it."""
+    while error is not None:
+        # Ray's wrapper is of the error's class, too, and its text is the whole traceback.
+        if isinstance(error, ClipmillError) and not isinstance(error,
+                                                               ray.exceptions.RayTaskError):
+            said = str(error.args[0]) if error.args else str(error)
+            return type(error)(said.partition(_RAYS_OWN_WORDS)[0])
+        error = getattr(error, "cause", None) or error.__cause__
+    return None
+
+
+def _reason(error: BaseException) -> ClipmillError:
+    """The clear error that a worker raised, else one with the end of what was raised."""
+    if own := _own(error):
+        return own
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    shown = " ".join(lines)
+    if len(shown) > _MAX_REASON_CHARACTERS:
+        # Of a traceback the end says most.
+        shown = f"{lines[0]} … {' '.join(lines)[-_MAX_REASON_CHARACTERS:]}"
+    return ClipmillError(f"the run stopped in a Ray worker: {type(error).__name__}: {shown}")

@@ -1,0 +1,153 @@
+"""Fits a plan's steps to a machine: which steps share a process, how many workers each pool has,
+and which pools run at once.
+
+Steps that follow each other and want the same kind of machine share a process (one import of
+torch, one GPU). Where the pools don't all fit at once they run in legs, one after the other; a
+step that does not fit the machine at all is refused before anything starts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from clipmill.pipeline.recipes.plan import Step
+from clipmill.schemas.errors import ClipmillError
+from clipmill.schemas.words import counted
+from clipmill.stages.protocol import Stage
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a cluster has in all."""
+
+    cpus: float
+    gpus: float
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Workers that each run the same steps in one process."""
+
+    steps: tuple[Step, ...]
+    workers: int
+
+    @property
+    def cpus(self) -> float:
+        """CPUs of one worker: its steps run one after the other."""
+        return max(step.stage.resources.cpus for step in self.steps)
+
+    @property
+    def gpus(self) -> float:
+        """GPUs of one worker: models of all its steps are loaded at once."""
+        return _gpus(self.steps)
+
+    @property
+    def names(self) -> str:
+        return ", ".join(dict.fromkeys(step.label for step in self.steps))
+
+    def describe(self) -> str:
+        gpus = f", {self.gpus:g} GPU" if self.gpus else ""
+        return f"{counted(self.workers, 'worker')} × {self.cpus:g} CPU{gpus}: {self.names}"
+
+
+Leg = tuple[Pool, ...]
+
+
+def _gpus(steps: tuple[Step, ...]) -> float:
+    return sum(step.stage.resources.gpus for step in steps)
+
+
+def _kind(stage: Stage) -> str:
+    """What sort of work a stage is: it decides which neighbours may share a process."""
+    if stage.key == "source_key":
+        return "fetch"
+    if stage.resources.gpus:
+        return "gpu"
+    return "models" if stage.key == "clip_id" else "decode"
+
+
+def plan_legs(steps: tuple[Step, ...], machine: Machine, n_shards: int) -> tuple[Leg, ...]:
+    """Pools by leg. `n_shards` bounds the workers: more than shards would stand idle.
+
+    Raises ClipmillError where one step alone asks for more than the machine has.
+    """
+    for step in steps:
+        need = step.stage.resources
+        if need.cpus > machine.cpus or need.gpus > machine.gpus:
+            what, setting = (("gpus", need.gpus) if need.gpus > machine.gpus
+                             else ("cpus", need.cpus))
+            have = machine.gpus if what == "gpus" else machine.cpus
+            raise ClipmillError(
+                f"stage {step.stage_label} asks for {setting:g} {what} a worker, but this machine "
+                f"has {have:g}; set {step.stage_label}.{what} to at most {have:g}"
+            )
+    groups = _by_kind(steps)
+    # One CPU a pool is the least; with fewer CPUs than pools, neighbours without GPUs join.
+    while len(groups) > 1 and sum(_cpus(group) for group in groups) > machine.cpus:
+        joined = _join_cheapest(groups)
+        if joined is None:
+            break
+        groups = joined
+    legs: list[list[tuple[Step, ...]]] = [[]]
+    for group in groups:
+        if legs[-1] and not _fits([*legs[-1], group], machine):
+            legs.append([])
+        legs[-1].append(group)
+    return tuple(_with_workers(leg, machine, n_shards) for leg in legs)
+
+
+def _by_kind(steps: tuple[Step, ...]) -> list[tuple[Step, ...]]:
+    groups: list[list[Step]] = []
+    for step in steps:
+        last = groups[-1] if groups else None
+        same = last is not None and (
+            last[-1].stage_label == step.stage_label
+            or (_kind(last[-1].stage) == _kind(step.stage)
+                and last[-1].stage.workers == step.stage.workers
+                and _gpus((*last, step)) <= 1)
+        )
+        if same and last is not None:
+            last.append(step)
+        else:
+            groups.append([step])
+    return [tuple(group) for group in groups]
+
+
+def _cpus(group: tuple[Step, ...]) -> float:
+    return max(step.stage.resources.cpus for step in group)
+
+
+def _fits(groups: list[tuple[Step, ...]], machine: Machine) -> bool:
+    return (sum(map(_cpus, groups)) <= machine.cpus
+            and sum(map(_gpus, groups)) <= machine.gpus)
+
+
+def _join_cheapest(groups: list[tuple[Step, ...]]) -> list[tuple[Step, ...]] | None:
+    """Joins the first two neighbours that load no GPU together; None where there are none."""
+    for i in range(len(groups) - 1):
+        together = (*groups[i], *groups[i + 1])
+        if not _gpus(together):
+            return [*groups[:i], together, *groups[i + 2:]]
+    return None
+
+
+def _with_workers(groups: list[tuple[Step, ...]], machine: Machine, n_shards: int) -> Leg:
+    """One worker a pool, then one more for each pool in turn while the machine has room."""
+    workers = [1] * len(groups)
+
+    def used(what: str) -> float:
+        return sum(n * (_cpus(g) if what == "cpus" else _gpus(g))
+                   for n, g in zip(workers, groups, strict=True))
+
+    grown = True
+    while grown:
+        grown = False
+        for i, group in enumerate(groups):
+            asked = [s.stage.workers for s in group if s.stage.workers is not None]
+            limit = min([max(1, n_shards), *([max(asked)] if asked else [])])
+            fits = (used("cpus") + _cpus(group) <= machine.cpus
+                    and used("gpus") + _gpus(group) <= machine.gpus)
+            if workers[i] < limit and fits:
+                workers[i] += 1
+                grown = True
+    return tuple(Pool(group, n) for group, n in zip(groups, workers, strict=True))

@@ -1,0 +1,142 @@
+"""What a recipe needs and this machine may lack: said before a run starts, not hours into it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from clipmill.pipeline.recipes.plan import Step
+from clipmill.schemas.command_line import shell_word
+from clipmill.schemas.errors import ClipmillError, UsageError
+from clipmill.stages.media.fetch.data_files import Unreachable, how_to_fetch, local_file
+from clipmill.stages.references import DataFile, ModelReference
+
+SERVER_TIMEOUT_SECONDS = 5.0
+_NOT_HERE = "not on this machine, and where it can be fetched from does not answer"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One model or data file that a step names, and why it can't be had (None where it can).
+
+    `reason` is set where nobody answered at the place it comes from.
+    """
+
+    setting: str
+    reference: ModelReference | DataFile
+    problem: str | None = None
+    reason: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.setting}: {self.reference}"
+
+
+def check_models(steps: Iterable[Step]) -> None:
+    """Fetches what is not here yet and raises ClipmillError with everything that can't be had."""
+    if problems := problems_of(list(examine_models(steps))):
+        raise ClipmillError("\n".join(problems))
+
+
+def problems_of(findings: list[Finding]) -> list[str]:
+    """What to say about findings: all that nobody answered for is one message."""
+    said = [one.problem for one in findings if one.problem and one.reason is None]
+    unreachable = [one for one in findings if one.reason is not None]
+    return said if not unreachable else [*said, _without_network(unreachable)]
+
+
+def examine_models(steps: Iterable[Step]) -> Iterator[Finding]:
+    """Every model and data file that steps name, fetched where it can be.
+
+    The hub is asked no more once it did not answer: each time would take seconds.
+    """
+    away: dict[str, str] = {}  # why, by place
+    for step in steps:
+        for name, value in step.stage.references().items():
+            setting = f"{step.stage_label}.{name}"
+            try:
+                _get(value, setting, away)
+            except Unreachable as error:
+                away.setdefault(_place(value), error.reason)
+                yield Finding(setting, value, f"{setting}: {_NOT_HERE}", error.reason)
+            except (ClipmillError, UsageError) as error:
+                yield Finding(setting, value, str(error))
+            else:
+                yield Finding(setting, value)
+
+
+def _get(value: ModelReference | DataFile, setting: str, away: dict[str, str]) -> None:
+    from clipmill.stages.models.loading import (
+        cached_folder,
+        hub_folder,
+        local_folder,
+        repository_of,
+    )
+
+    if isinstance(value, DataFile):
+        if not local_file(value, setting=setting).is_file():
+            raise UsageError(f"{setting}: there is no file {value.path}; set it with "
+                             f"--set {setting}=/path/to/file")
+    elif value.server:
+        _ask_server(value.server, setting)
+    elif value.hub:
+        repository = repository_of(value.hub)
+        if (reason := away.get(_place(value))) is None:
+            hub_folder(repository, value.revision, setting=setting)
+        elif cached_folder(repository, value.revision) is None:
+            raise Unreachable(f"{setting}: {_NOT_HERE}", reason)
+    else:
+        local_folder(value, setting=setting)
+
+
+def _place(value: ModelReference | DataFile) -> str:
+    return str(value) if isinstance(value, DataFile) else "the Hugging Face hub"
+
+
+def _without_network(findings: list[Finding]) -> str:
+    """One message for all that would have to be fetched: what, how, and what goes without."""
+    from clipmill.pipeline.recipes.ready_made import names_without_downloads
+    from clipmill.stages.models.loading import repository_of
+
+    commands: dict[str, None] = {}
+    overrides = []
+    for one in findings:
+        if isinstance(one.reference, DataFile):
+            command, override = how_to_fetch(one.reference, one.setting)
+        else:
+            repository = repository_of(str(one.reference.hub))
+            folder = shell_word(f"./models/{Path(repository).name}")
+            revision = (f" --revision {shell_word(one.reference.revision)}"
+                        if one.reference.revision else "")
+            command = f"hf download {shell_word(repository)}{revision} --local-dir {folder}"
+            override = f"--set {one.setting}={folder}"
+        commands[command] = None
+        overrides.append(override)
+    places = dict.fromkeys(f"{_place(one.reference)} does not answer ({one.reason})"
+                           for one in findings)
+    return "\n".join([
+        f"what {', '.join(one.setting for one in findings)} need is not on this machine, and it "
+        "can't be fetched now:",
+        *(f"  {place}" for place in places),
+        "Where there is a network, these fetch it:",
+        *(f"  {command}" for command in commands),
+        "Then add to the command:",
+        f"  {' '.join(overrides)}",
+        f"Recipes that fetch nothing: {', '.join(names_without_downloads())}.",
+    ])
+
+
+def _ask_server(url: str, setting: str) -> None:
+    import httpx
+
+    from clipmill.stages.media.fetch.proxies import proxies_of_environment
+
+    try:
+        # Any answer will do, also one that asks for a key: somebody is there.
+        with proxies_of_environment():
+            client = httpx.Client(timeout=SERVER_TIMEOUT_SECONDS)
+        with client:
+            client.get(f"{url.rstrip('/')}/models")
+    except httpx.HTTPError as error:
+        raise ClipmillError(f"{setting}: no server answers at {url}: {error}; start it, or point "
+                            f"--set {setting}= to another") from error

@@ -1,0 +1,201 @@
+"""A Ray cluster's job server: hands a command to it and follows what the job prints."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any, TextIO
+from urllib.parse import urlsplit
+
+import aiohttp
+from ray.exceptions import RayError
+from ray.job_submission import JobSubmissionClient
+
+from clipmill.schemas.errors import ClipmillError, UsageError
+
+_ANSWER_SECONDS = (5.0, 30.0)  # to connect, and to answer
+# A job that printed nothing for so long is asked about; a connection may be dead and not say so.
+_QUIET_SECONDS = 10.0
+_AGAIN_SECONDS = 1.0
+# Each of these, where one is set, counts for Ray more than the address that it is given.
+_ADDRESSES_OF_ENVIRONMENT = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
+_TROUBLE = (RayError, aiohttp.ClientError, OSError, RuntimeError, ValueError, TypeError,
+            LookupError)
+
+
+class _Client(JobSubmissionClient):
+    """Ray's, which would wait without end for a head that no longer answers."""
+
+    def _do_request(self, method: str, endpoint: str, **given: Any) -> Any:
+        return super()._do_request(method, endpoint, timeout=_ANSWER_SECONDS, **given)
+
+
+class _NoAnswer(Exception):
+    """The job server can't be asked just now, because of the error that this comes from."""
+
+
+class Job:
+    """A job that was handed to a cluster's job server."""
+
+    def __init__(self, client: JobSubmissionClient, job_id: str, address: str) -> None:
+        self._client = client
+        self.address = address
+        self._state: str | None = None
+        self.id = job_id
+
+    def follow(self, output: TextIO, *, patience_seconds: float = 60.0) -> str:
+        """Copies the job's log to `output`, as it grows, until the job ends; gives its last state.
+
+        A connection that breaks is made again, and the log goes on where it was. Raises
+        ClipmillError where the job server doesn't answer for `patience_seconds`, or has lost the
+        job.
+        """
+        return asyncio.run(self._follow(output, patience_seconds))
+
+    async def _follow(self, output: TextIO, patience_seconds: float) -> str:
+        written = 0
+        lost_at: float | None = None
+        while True:
+            try:
+                if lost_at is not None:
+                    self._state = await self._ask_state()
+                passed = 0  # a new connection sends the log from its beginning
+                async for text in self._log():
+                    new = text[max(0, written - passed):]
+                    passed += len(text)
+                    written = max(written, passed)
+                    output.write(new)
+                    output.flush()
+                    lost_at = None
+                state = self._state or await self._ask_state()
+            except _NoAnswer as problem:
+                lost_at = lost_at or time.monotonic()
+                if time.monotonic() - lost_at >= patience_seconds:
+                    raise self._lost(problem.__cause__) from problem
+            else:
+                if state is not None:
+                    return state
+                lost_at = None
+            await asyncio.sleep(_AGAIN_SECONDS)
+
+    async def _log(self) -> AsyncIterator[str]:
+        """The log from its beginning, until the server ends it or the job has ended."""
+        stream = self._client.tail_job_logs(self.id)
+        coming = asyncio.ensure_future(anext(stream, None))
+        try:
+            while True:
+                done, _ = await asyncio.wait({coming}, timeout=_QUIET_SECONDS)
+                if done:
+                    try:
+                        text = coming.result()
+                    except _TROUBLE as error:
+                        raise _NoAnswer from error
+                    if text is None:
+                        return
+                    yield text
+                    coming = asyncio.ensure_future(anext(stream, None))
+                elif self._state is not None:
+                    return  # it had ended before, and nothing has come since
+                else:
+                    self._state = await self._ask_state()
+        finally:
+            coming.cancel()
+            with contextlib.suppress(*_TROUBLE, asyncio.CancelledError):
+                await coming
+            await stream.aclose()
+
+    async def _ask_state(self) -> str | None:
+        """The state that the job ended in; None where it goes on."""
+        try:
+            state = await asyncio.to_thread(self._client.get_job_status, self.id)
+        except _TROUBLE as error:
+            if isinstance(error, RuntimeError) and "status code 404" in str(error):
+                raise ClipmillError(
+                    f"the job server at {self.address} no longer knows job {self.id}: its head "
+                    "was started again, and the job ended with the one before; submit it again, "
+                    "and it does what is missing") from error
+            raise _NoAnswer from error
+        return str(state.value) if state.is_terminal() else None
+
+    def _lost(self, error: BaseException | None) -> ClipmillError:
+        return ClipmillError(
+            f"the job server at {self.address} no longer answers: {_first_words(error)}; the job "
+            f"may go on: once it answers, `ray job logs --address {self.address} --follow "
+            f"{self.id}` shows what it prints")
+
+    def message(self) -> str:
+        """What the cluster says about how the job ended."""
+        try:
+            return str(self._client.get_job_info(self.id).message or "no message")
+        except _TROUBLE as error:
+            return f"no message ({_first_words(error)})"
+
+
+def submit_job(address: str, command: str, folder: Path, constraints: Path | None) -> Job:
+    """Hands `command` to the job server at `address`, with `folder` as its working directory.
+
+    `constraints` names the pinned versions that the job's environment is made of; None takes
+    what the nodes have. Raises ClipmillError where the server can't be reached or refuses,
+    UsageError where `address` is not one of a job server.
+    """
+    url = job_server(address)
+    environment: dict[str, Any] = {"working_dir": str(folder),
+                                   "env_vars": {"PYTHONUNBUFFERED": "1"}}
+    if constraints is not None:
+        pins = [line for line in constraints.read_text("utf-8").splitlines()
+                if line and not line.startswith(("#", "-"))]
+        environment["pip"] = {"packages": pins, "pip_check": False}
+    try:
+        with _address_of_command_line():
+            client = _Client(url)
+        return Job(client, client.submit_job(entrypoint=command, runtime_env=environment), url)
+    except _TROUBLE as error:
+        raise ClipmillError(f"the job server at {url} did not take the job: "
+                            f"{_first_words(error)}; {_advice(error)}") from error
+
+
+def job_server(address: str) -> str:
+    """A job server's URL: `http://` is put before a host and port that come without.
+
+    Raises UsageError where it can't be one.
+    """
+    url = (address if "://" in address else f"http://{address}").rstrip("/")
+    try:
+        parts = urlsplit(url)
+        is_one = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        is_one = False
+    if not is_one:
+        raise UsageError(f"--address {address!r} is not a job server's; give the dashboard's, e.g. "
+                         "--address http://head:8265")
+    return url
+
+
+@contextlib.contextmanager
+def _address_of_command_line() -> Iterator[None]:
+    """Keeps Ray from taking another address than it is given."""
+    kept = {name: os.environ.pop(name) for name in _ADDRESSES_OF_ENVIRONMENT
+            if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(kept)
+
+
+def _advice(error: Exception) -> str:
+    said = str(error)
+    if said.startswith(("Authentication required", "Authentication failed")):
+        return ("this cluster asks for a token: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH "
+                "to a file with the token that the head was started with")
+    return ("is it the dashboard's address (port 8265 by default), and is its head running? "
+            "`ray start --head --dashboard-host=0.0.0.0` starts one")
+
+
+def _first_words(error: BaseException | None) -> str:
+    """The error's first line; Ray adds pages of advice for its own command line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0].rstrip(".:") if lines else type(error).__name__

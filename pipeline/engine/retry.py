@@ -1,0 +1,136 @@
+"""Retries: a small new shard with just the failed keys, at the step where they failed."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from clipmill.pipeline.dataset.shards import (
+    base_shard,
+    committed_shards,
+    is_shard,
+    retry_number,
+    shard_order,
+    shard_path,
+    write_json,
+)
+from clipmill.pipeline.recipes.plan import Plan, ShardList, Step, request_is_current
+from clipmill.schemas.damage import read_json, reading
+from clipmill.schemas.folders import RETRIES
+
+
+def list_shards(dataset: Path, first: Sequence[str]) -> ShardList:
+    """The dataset's shards: those that ingest made, and the retries that were asked for."""
+    return ShardList(tuple(first), read_requests(dataset))
+
+
+def read_requests(dataset: Path) -> dict[str, dict[str, Any]]:
+    """What was asked to be tried again, by the shard that it makes."""
+    return {path.stem: read_request(path)
+            for path in sorted((dataset / RETRIES).glob("[!.]*.json"))}
+
+
+def read_request(path: Path) -> dict[str, Any]:
+    """A retry's request; DamagedFile where it is none."""
+    request = read_json(path)
+    with reading(path):
+        if not (is_shard(path.stem) and retry_number(path.stem)):
+            raise ValueError("its name is not that of a retry shard")
+        keys, asked_at = request["keys"], request.get("asked_at")  # older requests have no time
+        if not isinstance(keys, list) or not all(isinstance(text, str) for text in (
+                request["step"], request["fingerprint"], *keys)):
+            raise TypeError("its step, fingerprint and keys are not all texts")
+        if asked_at is not None:
+            datetime.fromisoformat(asked_at)
+    return request
+
+
+def current_failures(step: Step, dataset: Path) -> dict[str, dict[str, list[dict[str, Any]]]]:
+    """Per base shard: the keys whose newest outcome at this step is an error, with that error.
+
+    The errors of a kept row are those of the parts that it lacks, each with its `part`.
+    """
+    folder = step.folder(dataset)
+    found: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    for shard in sorted(committed_shards(folder), key=shard_order):
+        failed = found.setdefault(base_shard(shard), {})
+        path = shard_path(folder, shard)
+        with reading(path):
+            file = pq.ParquetFile(path)
+            parts = {"failed_parts"} & set(file.schema_arrow.names)
+            rows = file.read(columns=[step.stage.key, "error", *parts]).to_pylist()
+        for row in rows:
+            key = row[step.stage.key]
+            if row["error"] is not None:
+                failed[key] = [row["error"]]
+            elif row.get("failed_parts"):
+                failed[key] = row["failed_parts"]
+            else:
+                failed.pop(key, None)
+    return {shard: failed for shard, failed in found.items() if failed}
+
+
+@dataclass(frozen=True)
+class Unfinished:
+    """Retries that were asked for and not done: how many shards, and since when."""
+
+    shards: int = 0
+    asked_at: datetime | None = None
+
+    def __bool__(self) -> bool:
+        return self.shards > 0
+
+    def has_tried(self, error: dict[str, Any]) -> bool:
+        """Whether a row failed after these retries were asked for: as part of them, that is."""
+        return (self.asked_at is not None and error["at"] is not None
+                and error["at"] >= self.asked_at)
+
+
+def unfinished_retries(plan: Plan, dataset: Path, shards: ShardList) -> Unfinished:
+    """What an earlier `retry` was stopped before: running what is pending finishes it."""
+    found = [request for name, request in shards.retries.items()
+             if request_is_current(plan, request)
+             and not shard_path(plan.by_label[request["step"]].folder(dataset), name).exists()]
+    times = [datetime.fromisoformat(request["asked_at"]) for request in found
+             if "asked_at" in request]  # older requests have none
+    return Unfinished(len(found), min(times, default=None))
+
+
+def request_retries(
+    plan: Plan, dataset: Path, shards: ShardList, kinds: Sequence[str],
+    finished: Unfinished = Unfinished(),
+) -> dict[str, int]:
+    """Writes a retry shard for every group with failures of `kinds` (all kinds when empty).
+
+    Rows that were tried as part of a retry `finished` just now are left to the next. Gives the
+    number of keys to try again by stage, or by part of one. The caller runs what is then pending.
+    """
+    asked: dict[str, int] = {}
+    taken: dict[str, int] = {}
+    for name in shards.retries:
+        taken[base_shard(name)] = max(taken.get(base_shard(name), 0), retry_number(name))
+    asked_at = datetime.now(UTC).isoformat()
+    for step in plan.steps:
+        for base, failed in current_failures(step, dataset).items():
+            again = {key: found for key, errors in sorted(failed.items())
+                     if (found := [error for error in errors
+                                   if (not kinds or error["kind"] in kinds)
+                                   and not finished.has_tried(error)])}
+            if not again:
+                continue
+            taken[base] = taken.get(base, 0) + 1
+            write_json(dataset / RETRIES / f"{base}.retry{taken[base]}.json", {
+                "step": step.label, "fingerprint": step.fingerprint, "keys": list(again),
+                "asked_at": asked_at,
+            })
+            for error in itertools.chain.from_iterable(again.values()):
+                part = error.get("part")
+                name = step.stage_label if part is None else f"{step.stage_label}.{part}"
+                asked[name] = asked.get(name, 0) + 1
+    return asked

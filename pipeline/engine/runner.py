@@ -1,0 +1,463 @@
+"""Runs steps over shards: the same code in every engine.
+
+A step's shard is committed only when every input key came out as kept, rejected or failed. A
+batch that raises is done again row by row, so one bad row costs that row only. Rows of a fragile
+stage are noted in a journal before they start: one that took its worker down twice is written as
+a crash, and the shard goes on. A row that breaks its worker's GPU counts as one that took it down.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import time
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from clipmill.pipeline.dataset.commit_fence import Fence
+from clipmill.pipeline.dataset.crash_journal import read_journal
+from clipmill.pipeline.dataset.run_logs import (
+    NO_LOGS,
+    LogLimits,
+    RunLog,
+    ShardLog,
+    python_messages,
+    worker_name,
+)
+from clipmill.pipeline.dataset.shards import (
+    ShardMetadata,
+    ShardWriter,
+    existing,
+    note_outcomes,
+    shard_path,
+    write_json,
+)
+from clipmill.pipeline.dataset.tombstones import new_tombstone, removed_videos
+from clipmill.pipeline.engine.activity import Activity
+from clipmill.pipeline.engine.step_inputs import FrameReader, input_table, kept_rows
+from clipmill.pipeline.engine.step_outputs import complete, failed_rows, made_before
+from clipmill.pipeline.recipes.plan import Plan, ShardList, Step
+from clipmill.schemas.damage import DamagedFile, reading
+from clipmill.schemas.errors import ClipmillError, RowFailed, RowRejected
+from clipmill.schemas.folders import JOURNAL
+from clipmill.schemas.ids import clip_seconds
+from clipmill.schemas.step_tables import REMOVED_RULE
+from clipmill.schemas.storage import full_storage, writing_to
+from clipmill.schemas.words import counted
+from clipmill.stages.models.device_errors import DeviceBroken, raise_if_broken
+from clipmill.stages.models.places import noted_places
+from clipmill.stages.protocol import Transform, Workspace
+
+Report = Callable[[str, Counter], None]
+"""Called with a stage's label and how many keys were kept, rejected, failed, and `shards` done.
+
+A ModelPlace counts how often workers opened a model there.
+"""
+
+CRASHES_ALLOWED = 2
+
+
+@dataclass
+class Worker:
+    """Runs some consecutive steps in one process; models are opened once and kept."""
+
+    plan: Plan
+    steps: tuple[Step, ...]
+    dataset: Path
+    run_id: str
+    shards: ShardList
+    report: Report = lambda label, counts: None
+    journal_over_runs: bool = True
+    log_limits: LogLimits = NO_LOGS
+    activity: Activity = field(default_factory=Activity)
+    _open: dict[str, tuple[Transform, Workspace]] = field(default_factory=dict)
+    _stack: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
+
+    def __post_init__(self) -> None:
+        labels = [step.label for step in self.steps]
+        self._fence = Fence(self.dataset, self.run_id)
+        self._log = RunLog(self.dataset, self.run_id, worker_name(labels), self.log_limits)
+        self._log.write("worker_start", "steps: " + ", ".join(labels))
+        self._stack.enter_context(python_messages(self._log))
+
+    def run(self, shard: str) -> None:
+        """All steps of this worker over one shard; what is committed already is left alone."""
+        for step in self.steps:
+            path = shard_path(step.folder(self.dataset), shard)
+            if not path.exists() and self.shards.passes(self.plan, step, shard):
+                self._run_step(step, shard, path)
+        if self.plan.drop_frames:
+            self._drop_frames(shard)
+        self.activity.rest()
+
+    def close(self) -> None:
+        self._open.clear()
+        self._stack.close()
+        self._log.write("worker_end")
+        self.activity.close()
+
+    def _transform(self, step: Step, shard: str) -> tuple[Transform, Workspace]:
+        if step.label not in self._open:
+            self.activity.at(step.label, shard, "opens its models")
+            scratch = self.dataset / ".scratch" / f"{step.label}-{uuid.uuid4().hex[:8]}"
+            workspace = Workspace(self.dataset, scratch)
+            started = time.monotonic()
+            with noted_places() as places:
+                transform = self._stack.enter_context(step.stage.open(workspace))
+            self._log.write("stage_open", step=step.label,
+                            seconds=round(time.monotonic() - started, 3))
+            if places:
+                self.report(step.stage_label, Counter(places))
+            self._open[step.label] = (transform, workspace)
+        return self._open[step.label]
+
+    def _run_step(self, step: Step, shard: str, path: Path) -> None:
+        log = ShardLog(self._log, step.label, shard)
+        try:
+            with writing_to(self.dataset):
+                log.end(self._commit_step(step, shard, path, log))
+        except BaseException as error:
+            log.stopped(error)
+            raise
+
+    def _commit_step(self, step: Step, shard: str, path: Path, log: ShardLog) -> Counter:
+        """One step over one shard; gives its counts."""
+        started = time.monotonic()
+        self.activity.at(step.label, shard, "reads its input")
+        request = self.shards.retries.get(shard)
+        only = set(request["keys"]) if request and request["step"] == step.label else None
+        group = self.shards.group(shard)
+        rows = input_table(self.plan, step, self.dataset, shard, group, only_keys=only)
+        counts: Counter = Counter(inputs=rows.num_rows)
+        log.start(rows.num_rows)
+        self.report(step.stage_label, _begun(self.plan, step, rows.num_rows))
+        with contextlib.ExitStack() as stack:
+            writers = _Writers(stack, step, self.dataset, shard, self._fence)
+            decoded = 0
+            if rows.num_rows:
+                transform, workspace = self._transform(step, shard)
+                workspace.scratch.mkdir(parents=True, exist_ok=True)
+                stack.callback(shutil.rmtree, workspace.scratch, ignore_errors=True)
+                before = workspace.decoded_frames
+                frames = FrameReader(self.plan, self.dataset, group) if step.stage.frames else None
+                attempts = _earlier_attempts(step, self.dataset, group)
+                made = made_before(step, self.dataset, group, rows[step.stage.key].to_pylist())
+                for batch, output in self._batches(step, shard, rows, transform, frames, log):
+                    tables = complete(step, batch, output, attempts, made)
+                    tables[step.label] = self._without_removed(step, tables[step.label])
+                    tally = _tally(step, tables[step.label])
+                    counts.update(tally)
+                    counts["source_frames"] += _sum(tables[step.label], "source_frames")
+                    writers.write(tables)
+                    if tally["failed"]:
+                        failed = tables[step.label].select([step.stage.key, "error"])
+                        log.failures(step.stage.key, failed.to_pylist())
+                    self.report(step.stage_label, Counter(
+                        _reported(step, tally, tables[step.label]),
+                        share=batch.num_rows / rows.num_rows))
+                decoded = workspace.decoded_frames - before
+                if frames is not None:
+                    decoded += frames.decoded_frames
+            done = counts["kept"] + counts["rejected"] + counts["failed"]
+            if done != counts["inputs"]:
+                raise AssertionError(f"{step.label}/{shard}: {counts['inputs']} inputs, but "
+                                     f"{done} kept, rejected or failed")
+            self.activity.at(step.label, shard, "commits")
+            writers.finish(ShardMetadata(
+                step.stage_label, step.label, shard, step.fingerprint, self.run_id,
+                counts["inputs"], counts["kept"], counts["rejected"], counts["failed"],
+                counts["outputs"], round(time.monotonic() - started, 3), decoded,
+                counts["source_frames"],
+            ))
+        journal = _journal(step, self.dataset, shard)
+        if not journal.is_dir():  # of which `verify` tells
+            journal.unlink(missing_ok=True)
+        if step.label == step.stage_label:
+            self.report(step.stage_label, Counter(shards=1))
+        return counts
+
+    def _without_removed(self, step: Step, table: pa.Table) -> pa.Table:
+        """Rejects videos that were removed from the dataset and come again from other sources."""
+        names = table.column_names
+        if step.stage.key != "source_key" or "video_id" not in names:
+            return table
+        removed = removed_videos(self.dataset)
+        if not removed:
+            return table
+        rows = table.to_pylist()
+        again: dict[str, list[str]] = {}
+        for at, row in enumerate(rows):
+            if (video := row["video_id"]) in removed:
+                again.setdefault(video, []).append(row["source_key"])
+                rows[at] = {"source_key": row["source_key"],
+                            "rejection": {"rule": REMOVED_RULE, "detail": removed[video]}}
+        if not again:
+            return table
+        # Its file and what the source said of it go with the removals at the end of the run.
+        new_tombstone(self.dataset, again, "came again from another source")
+        return pa.Table.from_pylist(rows, schema=table.schema)
+
+    def _batches(
+        self, step: Step, shard: str, rows: pa.Table, transform: Transform,
+        frames: FrameReader | None, log: ShardLog,
+    ) -> Iterator[tuple[pa.Table, dict[str, pa.Table]]]:
+        """Every batch of a shard with its output tables, failures included."""
+        stage, key = step.stage, step.stage.key
+
+        def doing(batch: pa.Table) -> None:
+            self.activity.at(step.label, shard, "at", tuple(batch[key].to_pylist()))
+
+        journal = _journal(step, self.dataset, shard)
+        seen = _started_before(journal, None if self.journal_over_runs else self.run_id)
+        if not stage.fragile and not seen:
+            for start in range(0, rows.num_rows, stage.batch_rows):
+                batch = rows.slice(start, stage.batch_rows)
+                try:
+                    yield from _batch(step, batch, transform, frames, log, self.dataset, doing)
+                except DeviceBroken:
+                    # Which of them did it comes out when each is done alone, in a new process.
+                    write_json(journal, {"run_id": self.run_id,
+                                         "started": dict.fromkeys(batch[key].to_pylist(), 1)})
+                    raise
+            return
+        for row in range(rows.num_rows):
+            batch = rows.slice(row, 1)
+            name = batch[key][0].as_py()
+            if seen.get(name, 0) >= CRASHES_ALLOWED:
+                deaths = counted(seen[name], "time")
+                error = RowFailed("crash", f"its worker died {deaths} while it was at this row; "
+                                  "retry the failures of kind crash to try it again")
+                yield batch, {step.label: failed_rows(step, [name], error)}
+                continue
+            died = seen.get(name, 0)
+            seen[name] = died + 1
+            write_json(journal, {"run_id": self.run_id, "started": seen})
+            try:
+                yield from _batch(step, batch, transform, frames, log, self.dataset, doing)
+            except DeviceBroken:
+                raise
+            except BaseException:
+                # The run was stopped, or can't go on: this process lives, so the row took it
+                # nowhere. That the disk is full, say, is told by what is raised.
+                seen[name] = died
+                with contextlib.suppress(OSError):
+                    write_json(journal, {"run_id": self.run_id, "started": seen})
+                raise
+            del seen[name]
+            write_json(journal, {"run_id": self.run_id, "started": seen})
+
+    def _drop_frames(self, shard: str) -> None:
+        maker = self.plan.frames_step()
+        if maker is None:
+            return
+        users = [step for step in self.plan.steps if step.stage.frames]
+        if all(shard_path(step.folder(self.dataset), shard).exists() for step in users):
+            shard_path(maker.folder(self.dataset, "frames"), shard).unlink(missing_ok=True)
+
+
+class _Writers:
+    """The files of one step's shard, which appear together: the step's own table is the marker.
+
+    The first one to commit a shard stands. Of two writers (the worker of a run that was killed
+    may live on for a while) the other one's files are dropped, all of them: tables of two writers
+    might not fit each other.
+    """
+
+    def __init__(self, stack: contextlib.ExitStack, step: Step, dataset: Path, shard: str,
+                 fence: Fence) -> None:
+        self._label = step.label
+        self._fence = fence
+        schemas = {**step.stage.more_tables, step.label: step.stage.table_schema}
+        fence.check()
+        self._writers: dict[str, ShardWriter] = {}
+        for table, schema in schemas.items():
+            folder = step.folder(dataset, table)
+            folder.mkdir(parents=True, exist_ok=True)
+            # What lies there under a temporary name may be another writer's who is at work; what
+            # a killed one left is removed at the run's end.
+            writer = ShardWriter(shard_path(folder, shard), schema, clean=False)
+            stack.callback(writer.discard)
+            self._writers[table] = writer
+
+    def write(self, tables: dict[str, pa.Table]) -> None:
+        for name, table in tables.items():
+            self._writers[name].write(table)
+
+    def finish(self, metadata: ShardMetadata) -> None:
+        marker = self._writers[self._label]
+        further = [writer for name, writer in self._writers.items() if name != self._label]
+        for writer in further:
+            writer.seal()
+        marker.seal(metadata)
+        with self._fence.held():
+            if marker.path.exists():
+                return
+            for writer in further:
+                writer.show()
+            marker.show()
+
+
+def _batch(
+    step: Step, batch: pa.Table, transform: Transform, frames: FrameReader | None, log: ShardLog,
+    dataset: Path, doing: Callable[[pa.Table], None],
+) -> Iterator[tuple[pa.Table, dict[str, pa.Table]]]:
+    """One batch done; where it raises, each of its rows done alone. `doing` gets each."""
+    doing(batch)
+    shown, failed = batch, {}
+    if frames is not None:
+        shown, failed = frames.attach(batch, step.stage.frames)
+        if failed:
+            good = [row for row in range(batch.num_rows) if row not in failed]
+            for row, error in failed.items():
+                name = batch[step.stage.key][row].as_py()
+                yield batch.slice(row, 1), {step.label: failed_rows(step, [name], error)}
+            batch, shown = batch.take(good), shown.take(good)
+    if not batch.num_rows:
+        return
+    try:
+        yield batch, _named(step, transform(shown))
+    except ClipmillError:
+        raise  # nothing that another row could make good
+    except Exception as error:  # noqa: BLE001 (any exception of a stage is a row's failure)
+        _raise_if_full(error, dataset)
+        raise_if_broken(error)
+        names = [batch[step.stage.key][0].as_py()]
+        if not isinstance(error, RowFailed | RowRejected):
+            # Of a batch it is no failure yet: its rows are done alone.
+            log.raised("exception", error, names[0] if batch.num_rows == 1 else None)
+        if batch.num_rows == 1:
+            yield batch, {step.label: failed_rows(step, names, _as_outcome(step, error))}
+            return
+        for row in range(batch.num_rows):
+            one, shown_one = batch.slice(row, 1), shown.slice(row, 1)
+            doing(one)
+            try:
+                output = _named(step, transform(shown_one))
+            except ClipmillError:
+                raise
+            except Exception as problem:  # noqa: BLE001 (see above)
+                _raise_if_full(problem, dataset)
+                raise_if_broken(problem)
+                names = [one[step.stage.key][0].as_py()]
+                if not isinstance(problem, RowFailed | RowRejected):
+                    log.raised("exception", problem, names[0])
+                output = {step.label: failed_rows(step, names, _as_outcome(step, problem))}
+            yield one, output
+
+
+def _raise_if_full(error: Exception, dataset: Path) -> None:
+    """No row is to blame for a full disk: the next one would fail of it just so."""
+    if (full := full_storage(error, dataset)) is not None:
+        raise full from error
+
+
+def _named(step: Step, output: pa.Table | dict[str, pa.Table]) -> dict[str, pa.Table]:
+    """The output by table; a stage names its own table by its name, on disk it is the label."""
+    if isinstance(output, pa.Table):
+        return {step.label: output}
+    return {step.label if name == step.stage.name else name: table
+            for name, table in output.items()}
+
+
+def _as_outcome(step: Step, error: Exception) -> RowFailed | RowRejected:
+    if isinstance(error, RowFailed | RowRejected):
+        return error
+    kind = "model" if isinstance(error, MemoryError) else step.stage.error_kind
+    return RowFailed(kind, f"{type(error).__name__}: {error}")
+
+
+def _tally(step: Step, table: pa.Table) -> Counter:
+    outcome: dict[str, str] = {}
+    outputs = note_outcomes(
+        table[step.stage.key].to_pylist(), table["rejection"].is_valid().to_pylist(),
+        table["error"].is_valid().to_pylist(), outcome)
+    tally = Counter(outcome.values())
+    tally["outputs"] = outputs
+    return tally
+
+
+def _begun(plan: Plan, step: Step, inputs: int) -> Counter:
+    """What progress shows of a shard that begins: a stage's first step tells how many rows come.
+
+    A `share` of 1 is all of one step's shard.
+    """
+    first = next(one for one in plan.steps if one.stage_label == step.stage_label)
+    begun = Counter(begun=1, inputs=inputs) if step.label == first.label else Counter()
+    if not inputs:
+        begun["share"] = 1
+    return begun
+
+
+def _reported(step: Step, tally: Counter, table: pa.Table) -> Counter:
+    """What progress shows: of a stage's inner steps only what does not reach the last one."""
+    if step.label != step.stage_label:
+        return Counter(rejected=tally["rejected"], failed=tally["failed"])
+    return Counter(tally, seconds=_seconds_of_video(table))
+
+
+def _seconds_of_video(table: pa.Table) -> float:
+    """How long the videos or clips of the kept rows are, where the table or their ids say it."""
+    rows = kept_rows(table)
+    if "duration_seconds" in rows.column_names:
+        return pc.sum(rows["duration_seconds"]).as_py() or 0.0
+    if "clip_id" in rows.column_names:
+        return sum(clip_seconds(key) for key in rows["clip_id"].to_pylist())
+    return 0.0
+
+
+def _sum(table: pa.Table, column: str) -> int:
+    if column not in table.column_names:
+        return 0
+    return sum(value or 0 for value in table[column].to_pylist())
+
+
+def _earlier_attempts(step: Step, dataset: Path, group: list[str]) -> dict[str, int]:
+    """How often each failed key of the shard's group was tried before."""
+    found: dict[str, int] = {}
+    folder = step.folder(dataset)
+    for name in existing(folder, group):
+        path = shard_path(folder, name)
+        with reading(path):
+            rows = pq.read_table(path, columns=[step.stage.key, "error"]).to_pylist()
+        for row in rows:
+            if row["error"] is not None:
+                key = row[step.stage.key]
+                found[key] = max(found.get(key, 0), row["error"]["attempts"] or 1)
+    return found
+
+
+def _journal(step: Step, dataset: Path, shard: str) -> Path:
+    return dataset / JOURNAL / f"{step.label}-{step.fingerprint}-{shard}.json"
+
+
+def blame(
+    plan: Plan, dataset: Path, run_id: str, label: str, shard: str, keys: Sequence[str]
+) -> None:
+    """Notes that a worker is ended while it is at these rows, as if they had taken it down.
+
+    Rows of a journal are noted there already, before they start. Others are done one by one then.
+    """
+    journal = _journal(plan.by_label[label], dataset, shard)
+    started = _started_before(journal, run_id)
+    if not any(key in started for key in keys):
+        write_json(journal, {"run_id": run_id, "started": {**started, **dict.fromkeys(keys, 1)}})
+
+
+def _started_before(path: Path, run_id: str | None) -> dict[str, int]:
+    """Rows that were started and not finished, with how often; of one run only if it is given.
+
+    A journal that can't be read counts as none: a row that kills its worker is then found out by
+    two more deaths, where any other reading would give rows up that nothing is wrong with.
+    """
+    try:
+        of_run, started = read_journal(path)
+    except (FileNotFoundError, DamagedFile):
+        return {}
+    return started if run_id in (None, of_run) else {}

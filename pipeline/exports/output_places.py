@@ -1,0 +1,47 @@
+"""Where a command may write what was asked for: anywhere but among a dataset's own files."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from clipmill.schemas.errors import UsageError
+from clipmill.schemas.folders import OWN_FOLDERS
+
+
+def check_output(dataset: Path, output: Path | None) -> None:
+    """UsageError where `--output` is a place at which the dataset keeps, or will keep, its own."""
+    if output is None:
+        return
+    from clipmill.pipeline.removal.media import MEDIA
+
+    # As it is written and where it leads to: `media/` may be a link to another disk.
+    for place in (Path(os.path.normpath(output.absolute())), Path(os.path.realpath(output))):
+        for root in (dataset.absolute(), Path(os.path.realpath(dataset))):
+            inner = _inside(place, Path(os.path.normpath(root)))
+            if inner is not None and (not inner or _is_own(root, inner[0])):
+                what = f"{inner[0]} there" if inner else "that folder itself"
+                raise UsageError(f"--output {output}: this is within the dataset {dataset}, which "
+                                 f"keeps its own files in {what}; give a place outside of it")
+        if _inside(place, Path(os.path.realpath(dataset / MEDIA))) is not None:
+            raise UsageError(f"--output {output}: the dataset {dataset} keeps its media there; "
+                             "give another place")
+
+
+def _inside(place: Path, folder: Path) -> tuple[str, ...] | None:
+    return place.relative_to(folder).parts if place.is_relative_to(folder) else None
+
+
+def _is_own(dataset: Path, name: str) -> bool:
+    # Here, because most commands are given no output and should not wait for these.
+    from clipmill.pipeline.dataset.commit_fence import COMMITS, LOCK
+    from clipmill.pipeline.dataset.shards import committed_shards
+    from clipmill.pipeline.recipes.stage_classes import built_in_stage_names
+
+    own = (*OWN_FOLDERS, LOCK, COMMITS, ".scratch", *built_in_stage_names())
+    if name in own:
+        return True
+    folder = dataset / name
+    # The tables of a stage of one's own, or further ones of a stage.
+    return folder.is_dir() and any(inner.is_dir() and committed_shards(inner)
+                                   for inner in folder.iterdir())

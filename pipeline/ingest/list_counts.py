@@ -1,0 +1,102 @@
+"""What became of the lines and rows of each list, kept with the dataset for `status`."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from clipmill.pipeline.dataset.shards import write_json
+from clipmill.pipeline.ingest.source_rows import ListNote
+from clipmill.schemas.damage import read_json, reading
+from clipmill.schemas.words import counted
+
+FOLDER = ".counts"
+"""In the folder of a dataset's sources."""
+
+
+@dataclass(frozen=True)
+class ListCounts:
+    """`lines` = header + blank + comments + row_lines; rows = sources + gathered + rejected +
+    failed + left_out.
+
+    `lines` is null for a file without lines (Parquet, one JSON value). `known` of the rows were in
+    the dataset before; `left_out` were beyond the limit.
+    """
+
+    name: str
+    lines: int | None
+    header: int
+    blank: int
+    comments: int
+    row_lines: int
+    rows: int
+    sources: int
+    gathered: int
+    rejected: int
+    failed: int
+    left_out: int
+    known: int
+    said: tuple[tuple[str, str], ...] = ()
+
+    @classmethod
+    def of(cls, note: ListNote, became: Mapping[str, int]) -> ListCounts:
+        """The counts of a list that was read to its end."""
+        counts = note.reading.counts
+        return cls(
+            note.name, note.reading.lines, counts.header, counts.blank, counts.comments,
+            counts.row_lines, counts.rows, became.get("sources", 0), became.get("gathered", 0),
+            became.get("rejected", 0), became.get("failed", 0), became.get("left out", 0),
+            became.get("known", 0), tuple(note.said))
+
+    @property
+    def adds_up(self) -> bool:
+        """Whether each line, and each row, is in one count."""
+        rows = self.sources + self.gathered + self.rejected + self.failed + self.left_out
+        lines = self.header + self.blank + self.comments + self.row_lines
+        return self.rows == rows and self.lines in (None, lines)
+
+    def describe(self) -> str:
+        """One line for people."""
+        rows = counted(self.rows, "row")
+        if self.lines is None:
+            text = f"{self.name}: {rows}"
+        else:
+            lines = counted(self.row_lines, "line")
+            row_lines = "" if self.row_lines == self.rows else f" on {lines}"
+            parts = [f"{count:,} {word}" for count, word in (
+                (self.header, "of the header"), (self.blank, "blank"),
+                (self.comments, "of comments")) if count]
+            lines = counted(self.lines, "line")
+            text = f"{self.name}: {lines} = {' + '.join([*parts, rows + row_lines])}"
+        parts = [f"{count:,} {word}" for count, word in (
+            (self.gathered, "gathered into them"), (self.rejected, "rejected"),
+            (self.failed, "failed"), (self.left_out, "left out by the limit")) if count]
+        if self.sources:
+            parts.insert(0, counted(self.sources, "source"))
+        text += f"; {rows} = {' + '.join(parts) or '0'}"
+        said = ", ".join(f"{columns} as {what}" for columns, what in self.said)
+        return f"{text}; read {said}." if said else f"{text}."
+
+
+def keep_counts(sources: Path, lists: Iterable[ListCounts]) -> None:
+    """Notes the counts in the folder of a dataset's sources, those of the last reading of each."""
+    for counts in lists:
+        name = hashlib.sha256(counts.name.encode()).hexdigest()[:20]
+        write_json(sources / FOLDER / f"{name}.json", asdict(counts))
+
+
+def read_counts(path: Path) -> ListCounts:
+    """Reads one note; DamagedFile where it holds something else."""
+    value: Any = read_json(path)
+    with reading(path):
+        said = tuple((str(one), str(other)) for one, other in value.pop("said"))
+        return ListCounts(**value, said=said)
+
+
+def kept_counts(sources: Path) -> list[ListCounts]:
+    """The counts of all lists that were ever read, by their names."""
+    found = [read_counts(path) for path in (sources / FOLDER).glob("[0-9a-f]*.json")]
+    return sorted(found, key=lambda counts: counts.name)

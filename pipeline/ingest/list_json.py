@@ -1,0 +1,103 @@
+"""Rows of a list that is written in JSON: a line each, or all in one value."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from clipmill.pipeline.ingest.list_records import Counts
+from clipmill.pipeline.ingest.list_text import TextLines
+from clipmill.schemas.errors import UsageError
+
+MOST_JSON_BYTES = 2 << 30
+"""A file with one value is held in memory as a whole."""
+
+Value = tuple[str, Any, str | None]
+"""The place of a row, what stands there, and why it can't be read."""
+
+
+def lines_of_json(path: Path, lines: TextLines, counts: Counts) -> Iterator[Value]:
+    """The values of a file with one a line."""
+    for number, line, problem in lines:
+        place = f"{path}:{number}"
+        if not line.strip():
+            counts.blank += 1
+            continue
+        if counts.rows == 0 and line.rstrip() == "[":
+            raise UsageError(f"{path} is one JSON array, and not JSON lines; call it .json")
+        counts.rows += 1
+        counts.row_lines += 1
+        if problem is not None:
+            yield place, None, problem
+            continue
+        try:
+            yield place, json.loads(line), None
+        except (ValueError, RecursionError) as error:
+            yield place, None, f"not valid JSON: {error}"
+
+
+def rows_of_json(path: Path, text: str, counts: Counts) -> Iterator[Value] | None:
+    """The rows of one JSON value; None where the text is JSON lines.
+
+    Taken are an array, an object with one array of objects in it, one with `videos` and
+    `sentences` (MSR-VTT), one that gives an object for each id, and an object that is a row.
+    """
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        try:
+            json.loads(text.lstrip().partition("\n")[0])
+        except (ValueError, RecursionError):
+            raise UsageError(f"{path} is not valid JSON: {error}") from error
+        return None
+    if isinstance(value, dict) and "\n" not in text.strip():
+        tables = _tables(value)
+        if not tables and not _is_by_id(value):
+            return None  # the only one of some JSON lines
+    return _counted(path, value, counts)
+
+
+def _counted(path: Path, value: Any, counts: Counts) -> Iterator[Value]:
+    for number, row in enumerate(_rows(value), 1):
+        counts.rows += 1
+        yield f"{path}:row {number}", row, None
+
+
+def _rows(value: Any) -> Iterator[Any]:
+    if isinstance(value, list):
+        yield from value
+    elif isinstance(value, dict):
+        tables = _tables(value)
+        if {"videos", "sentences"} <= tables.keys():
+            yield from _with_sentences(tables["videos"], tables["sentences"])
+        elif len(tables) == 1:
+            yield from next(iter(tables.values()))
+        elif _is_by_id(value):
+            for name, row in value.items():
+                yield {"video_id": name, **row}
+        else:
+            yield value
+    else:
+        yield value
+
+
+def _tables(value: dict[str, Any]) -> dict[str, list[Any]]:
+    return {name: rows for name, rows in value.items()
+            if isinstance(rows, list) and rows and all(isinstance(row, dict) for row in rows)}
+
+
+def _is_by_id(value: dict[str, Any]) -> bool:
+    return bool(value) and all(isinstance(row, dict) for row in value.values())
+
+
+def _with_sentences(videos: list[Any], sentences: list[Any]) -> Iterator[dict[str, Any]]:
+    """Videos with their captions, which stand in a table of their own."""
+    captions: dict[Any, list[Any]] = {}
+    for row in sentences:
+        captions.setdefault(row.get("video_id"), []).append(row.get("caption"))
+    for row in videos:
+        yield row | {"captions": captions.pop(row.get("video_id"), None)}
+    for name, found in captions.items():
+        yield {"video_id": name, "captions": found}

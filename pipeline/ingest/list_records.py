@@ -1,0 +1,348 @@
+"""Records of delimited text, read strictly: a bad one costs its own lines, never those after it.
+
+A quote that opens a cell and is not closed would take all rows up to the next quote for one cell.
+So a cell goes on over several lines only where it is closed, where the record then has the header's
+number of cells, and where the lines inside are not rows by themselves.
+"""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import re
+import sys
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from clipmill.pipeline.ingest.list_text import Line
+from clipmill.schemas.words import counted
+from clipmill.stages.media.read.suffixes import MEDIA_SUFFIXES
+
+csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
+
+DELIMITER_NAMES = {",": "comma", ";": "semicolon", "\t": "tab", "|": "pipe"}
+_MOST_INNER_LINES = 100_000
+_MOST_INNER_CHARACTERS = 64 << 20
+_ENOUGH_INNER_LINES = 8
+"""So many lines inside a cell tell whether most of them are rows."""
+_FIRST_LINES = 200
+_MOST_LINES_OF_A_CELL = 200
+_SAMPLE_LINES = 50_000
+_SAMPLE_CHARACTERS = 8 << 20
+_TRIES = 20
+_ENOUGH_WITH_COMMAS = 3
+
+Record = tuple[int, list[str] | None, str | None]
+"""The number of a record's first line, its cells, and why it can't be taken."""
+
+
+@dataclass(slots=True)
+class Counts:
+    """Lines by what they are; those of the rows are `row_lines`, for a row may have several."""
+
+    header: int = 0
+    blank: int = 0
+    comments: int = 0
+    rows: int = 0
+    row_lines: int = 0
+
+
+class Ahead:
+    """Lines that can be looked at before they are taken."""
+
+    def __init__(self, lines: Iterable[Line]) -> None:
+        self._lines = iter(lines)
+        self._seen: deque[Line] = deque()
+
+    def __iter__(self) -> Iterator[Line]:
+        while True:
+            while self._seen:
+                yield self._seen.popleft()
+            for line in self._lines:
+                yield line
+                if self._seen:
+                    break
+            else:
+                return
+
+    def peek(self) -> Iterator[Line]:
+        """The lines to come, none of which is taken."""
+        at = 0
+        while True:
+            if at == len(self._seen):
+                line = next(self._lines, None)
+                if line is None:
+                    return
+                self._seen.append(line)
+            yield self._seen[at]
+            at += 1
+
+    def give_back(self, line: Line) -> None:
+        """Puts a line that was taken before those to come."""
+        self._seen.appendleft(line)
+
+    def drop(self, count: int) -> None:
+        for _ in range(count):
+            self._seen.popleft()
+
+
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """How the cells of a line are told apart; without `quoted` a quote is a character like any."""
+
+    delimiter: str
+    quoted: bool = True
+    spaced: bool = False
+    """Whether a space follows each delimiter."""
+
+    def cells(self, text: str) -> list[str]:
+        """The cells of one record; csv.Error where they can't be told."""
+        if not self.quoted or '"' not in text:
+            return text.split(self.delimiter)
+        lines = [f"{line}\n" for line in text.split("\n")]
+        reader = csv.reader(lines, delimiter=self.delimiter, strict=True,
+                            skipinitialspace=self.spaced)
+        found = next(reader)
+        if reader.line_num != len(lines):
+            raise csv.Error("the record ends before its last line")
+        return found
+
+    @staticmethod
+    def is_open(error: csv.Error) -> bool:
+        """Whether a record was only not at its end."""
+        return "unexpected end of data" in str(error)
+
+
+class Records:
+    """The records after the header. `width` is the header's number of cells; `at`, the cell that
+    names the source, tells rows from lines of text inside a quoted cell.
+    """
+
+    def __init__(self, lines: Ahead, dialect: Dialect, header: Sequence[str], at: int,
+                 counts: Counts, header_text: str) -> None:
+        self._lines = lines
+        self._dialect = dialect
+        self._header = [name.strip() for name in header]
+        self._header_text = header_text
+        self._width = len(header)
+        self._at = at
+        self._counts = counts
+        self._all_quoted = header_text.count('"') == 2 * len(header)
+        self._kinds = self._learned()
+        self._budget = _MOST_INNER_LINES
+
+    def __iter__(self) -> Iterator[Record]:
+        counts, width = self._counts, self._width
+        delimiter, quoted = self._dialect.delimiter, self._dialect.quoted
+        for number, text, problem in self._lines:
+            if problem is not None:
+                yield self._bad(number, problem)
+            elif not text or text.isspace():
+                counts.blank += 1
+            elif quoted and '"' in text:
+                yield from self._with_quotes(number, text)
+            else:
+                cells = text.split(delimiter)
+                if len(cells) != width or not cells[0] or text == self._header_text:
+                    yield from self._fitted(number, cells, 1)
+                else:
+                    counts.rows += 1
+                    counts.row_lines += 1
+                    yield number, cells, None
+
+    def _learned(self) -> set[str]:
+        """What the cells that name sources look like, in the first rows without quotes."""
+        found = set()
+        for _, text, problem in itertools.islice(self._lines.peek(), _FIRST_LINES):
+            cells = text.split(self._dialect.delimiter)
+            if problem is None and '"' not in text and self._misfit(cells) is None:
+                found.add(_kind(cells[self._at]))
+        return found - {"", "text"} or {"url", *MEDIA_SUFFIXES}
+
+    def _bad(self, number: int, problem: str, lines: int = 1) -> Record:
+        self._counts.rows += 1
+        self._counts.row_lines += lines
+        return number, None, problem
+
+    def _fitted(self, number: int, cells: list[str], lines: int) -> Iterator[Record]:
+        """Judges cells that may not be what the header has."""
+        if not any(cell.strip() for cell in cells):
+            self._counts.blank += lines
+            return
+        problem = self._misfit(cells)
+        if problem is not None and len(cells) == 1 and cells[0].startswith("#"):
+            self._counts.comments += lines
+        elif problem is not None:
+            yield self._bad(number, problem, lines)
+        elif [cell.strip() for cell in cells] == self._header:
+            self._counts.header += lines  # of lists that were put one after the other
+        else:
+            self._counts.rows += 1
+            self._counts.row_lines += lines
+            yield number, cells, None
+
+    def _misfit(self, cells: list[str]) -> str | None:
+        """What is wrong with the number of cells; empty ones at the end are cut off."""
+        while len(cells) > self._width and not cells[-1].strip():
+            cells.pop()
+        if len(cells) == self._width:
+            return None
+        name = DELIMITER_NAMES.get(self._dialect.delimiter, "delimiter")
+        count = f"{counted(len(cells), 'cell')} under a header of {self._width}"
+        if len(cells) > self._width:
+            return f"{count}; is there a {name} without quotes around it?"
+        return f"{count}; was the line cut off, or broken in two?"
+
+    def _with_quotes(self, number: int, text: str) -> Iterator[Record]:
+        try:
+            cells = self._dialect.cells(text)
+        except csv.Error as error:
+            if self._dialect.is_open(error):
+                yield from self._open(number, text)
+            else:
+                yield self._bad(number, 'a quote stands inside a quoted cell; it is written twice '
+                                'there: ""')
+            return
+        yield from self._fitted(number, cells, 1)
+
+    def _open(self, number: int, text: str) -> Iterator[Record]:
+        """A record whose last cell is still open at the end of its first line."""
+        inner: list[Line] = []
+        rows = texts = characters = tries = 0
+        # In a cell that really goes on, the line that opens it may name no source yet.
+        may_be_row = self._names_source(text)
+        odd = text.count('"') & 1
+        cells: list[str] | None = None
+        for line in self._lines.peek():
+            inner.append(line)
+            characters += len(line[1])
+            if line[1].strip():
+                texts += 1
+                rows += self._is_row(line[1])
+            if (len(inner) > min(_MOST_INNER_LINES, self._budget)
+                    or characters > _MOST_INNER_CHARACTERS
+                    or (may_be_row and texts >= _ENOUGH_INNER_LINES and rows * 2 > texts)):
+                break
+            if '"' not in line[1]:
+                continue
+            odd ^= line[1].count('"') & 1
+            tries += 1
+            if odd and tries > _TRIES:
+                continue
+            try:
+                cells = self._dialect.cells("\n".join([text, *(other[1] for other in inner)]))
+            except csv.Error as error:
+                if self._dialect.is_open(error):
+                    continue
+            break
+        if cells is None or (may_be_row and rows * 2 > texts):
+            # Lines that were looked at in vain are not looked at so again and again.
+            self._budget = max(100, self._budget - len(inner))
+            yield self._bad(number, "a quote opens a cell that is not closed; a quote that belongs "
+                            'to the text is written twice, in a cell in quotes: """like this"""')
+            return
+        self._lines.drop(len(inner))
+        unsound = next((line for line in inner if line[2] is not None), None)
+        if unsound is not None:
+            yield self._bad(number, f"line {unsound[0]}: {unsound[2]}", 1 + len(inner))
+        else:
+            yield from self._fitted(number, cells, 1 + len(inner))
+
+    def _is_row(self, text: str) -> bool:
+        """Whether a line inside a quoted cell looks like a row of the list by itself."""
+        if self._all_quoted and not text.startswith('"'):
+            return False
+        try:
+            cells = self._dialect.cells(text)
+        except csv.Error:
+            cells = text.split(self._dialect.delimiter)
+        fits = self._misfit(cells) is None
+        kind = _kind(cells[self._at]) if self._at < len(cells) else ""
+        # A row that is bad in another way is a row, where it surely names a source.
+        return kind in self._kinds and (fits or (len(cells) > 1 and kind != "word"))
+
+    def _names_source(self, text: str) -> bool:
+        cells = text.split(self._dialect.delimiter)
+        if len(cells) == self._width and _kind(cells[self._at]) in self._kinds:
+            return True
+        return any(_kind(cell) in self._kinds - {"word"} for cell in cells)
+
+
+def _kind(locator: str) -> str:
+    """What a cell that names a source looks like: a URL, a kind of file, one word, or text."""
+    locator = locator.strip().strip('"')
+    if "://" in locator:
+        return "url"
+    if not locator:
+        return ""
+    match = re.search(r"\.([A-Za-z][A-Za-z0-9]{1,4})$", locator)
+    if match is not None:
+        return match[0].lower()
+    return "text" if re.search(r"\s", locator) else "word"
+
+
+def writer_quotes(lines: Ahead, dialect: Dialect, header: str) -> bool:
+    """Whether the writer of a list with tabs put cells with quotes, tabs or line ends into quotes.
+
+    Many programs write such lists without any quoting, and a quote is then part of the text. It is
+    told by the cells: in a list with quoting each quote is doubled, inside a cell in quotes.
+    """
+    quoted = Dialect(dialect.delimiter, True, dialect.spaced)
+    width = len(header.split(dialect.delimiter))
+    if header.startswith('"'):
+        return True
+    sample = []
+    characters = 0
+    for _, text, _problem in itertools.islice(lines.peek(), _SAMPLE_LINES):
+        characters += len(text)
+        sample.append(text)
+        if characters > _SAMPLE_CHARACTERS:
+            break
+    says_yes = says_no = with_commas = skip = 0
+    for at, text in enumerate(sample):
+        if skip or '"' not in text:
+            skip = max(0, skip - 1)
+            continue
+        cells = text.split(dialect.delimiter)
+        fits = len(cells) == width
+        try:
+            parsed = quoted.cells(text)
+        except csv.Error as error:
+            if quoted.is_open(error):
+                skip = _lines_inside(quoted, sample[at : at + _MOST_LINES_OF_A_CELL], width)
+            says_yes += skip > 0
+            says_no += fits and not skip
+            continue
+        inside = [cell[1:-1] for cell in cells if len(cell) > 1 and cell[0] == cell[-1] == '"']
+        if any('"' in cell and not cell.startswith('"') for cell in cells) or len(parsed) != width:
+            says_no += fits
+        elif not fits or any('""' in cell for cell in inside):
+            says_yes += 1
+        elif all("," in cell for cell in inside):
+            with_commas += 1  # some programs put these in quotes
+        else:
+            says_no += 1
+    if says_yes == says_no == 0 and with_commas >= _ENOUGH_WITH_COMMAS:
+        return not any("," in cell and not cell.startswith('"')
+                       for text in sample for cell in text.split(dialect.delimiter))
+    return says_yes > 0 and says_yes >= says_no
+
+
+def _lines_inside(dialect: Dialect, lines: Sequence[str], width: int) -> int:
+    """How many lines after the first belong to its last cell; 0 where it is not closed so."""
+    rows = 0
+    for count, line in enumerate(lines[1:], 1):
+        rows += len(line.split(dialect.delimiter)) == width
+        if '"' not in line:
+            continue
+        try:
+            cells = dialect.cells("\n".join(lines[: count + 1]))
+        except csv.Error as error:
+            if dialect.is_open(error):
+                continue
+            return 0
+        # The last of them may look like a row: what comes after the cell stands in it.
+        return count if len(cells) == width and rows <= max(1, count // 2) and (
+            rows == 0 or len(lines[0].split(dialect.delimiter)) < width) else 0
+    return 0

@@ -1,0 +1,208 @@
+"""Reads a list's lines as text: what it is packed and written in, and which lines are not sound."""
+
+from __future__ import annotations
+
+import bz2
+import codecs
+import gzip
+import lzma
+import re
+import zlib
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import IO, Any
+
+from clipmill.schemas.errors import UsageError
+
+PACKED_SUFFIXES = (".gz", ".bz2", ".xz", ".zst")
+_BLOCK_BYTES = 1 << 20
+_LONGEST_LINE_BYTES = 256 << 20
+_BYTE_ORDER_MARKS = (
+    (codecs.BOM_UTF8, "utf-8"),
+    (codecs.BOM_UTF32_LE, "utf-32-le"),  # begins as UTF-16's does
+    (codecs.BOM_UTF32_BE, "utf-32-be"),
+    (codecs.BOM_UTF16_LE, "utf-16-le"),
+    (codecs.BOM_UTF16_BE, "utf-16-be"),
+)
+# A byte that can't be decoded becomes this and the byte's value: half of a surrogate pair, which no
+# sound text holds.
+_MARK = 0xDC00
+_ADVICE = ("Where the whole list is written in something else, set that: `encoding: cp1252` "
+           "(latin-1, gbk, …) of the source in the recipe, or --set encoding=cp1252")
+_MARKS = re.compile("[\udc00-\udcff]")
+
+Line = tuple[int, str, str | None]
+"""A line's number, its text without its end, and why it can't be taken (None where it can)."""
+
+
+def _mark(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeDecodeError):
+        raise error
+    raw = error.object[error.start : error.end]
+    return "".join(chr(_MARK + byte) for byte in raw), error.end
+
+
+codecs.register_error("clipmill.mark", _mark)
+
+
+def check_encoding(name: str) -> str:
+    """The name itself; ValueError where Python knows no such encoding of text."""
+    try:
+        b"a".decode(name)
+    except (LookupError, UnicodeError):
+        known = "utf-8, utf-16-le, cp1252, latin-1, gbk, shift_jis, euc-kr"
+        raise ValueError(f"the encoding {name!r} is not known; for instance: {known}") from None
+    return name
+
+
+def unpacked(raw: IO[bytes]) -> IO[bytes]:
+    """A file's bytes, unpacked where their first ones say gzip, bzip2, xz or Zstandard."""
+    head = raw.read(6)
+    raw.seek(0)
+    if head[:2] == b"\x1f\x8b":
+        return gzip.GzipFile(fileobj=raw)
+    if head[:3] == b"BZh":
+        return bz2.BZ2File(raw)
+    if head == b"\xfd7zXZ\x00":
+        return lzma.LZMAFile(raw)
+    if head[:4] == b"\x28\xb5\x2f\xfd":
+        import pyarrow as pa
+
+        return pa.CompressedInputStream(pa.PythonFile(raw, mode="r"), "zstd")
+    return raw
+
+
+class TextLines:
+    """The lines of a file, whatever ends them; `lines` counts them as they are read.
+
+    A byte order mark says how the file is written, else `encoding`, else it is UTF-8. A line with
+    bytes that can't be that comes with its problem. Where that is most of the lines, UsageError
+    is raised at the end: then the file is written in something else.
+    """
+
+    def __init__(self, path: Path, encoding: str | None = None) -> None:
+        self.lines = 0
+        self._path = path
+        self._given = encoding
+        self._encoding = encoding or "utf-8"
+        self._unsound = 0
+
+    def __iter__(self) -> Iterator[Line]:
+        try:
+            yield from self._lines()
+        except (EOFError, zlib.error, lzma.LZMAError) as error:
+            raise UsageError(f"cannot read {self._path}: {error}; it was cut off, or is not what "
+                             "it is packed as") from error
+        except OSError as error:
+            raise UsageError(f"cannot read {self._path}: {error.strerror or error}") from error
+        if self._unsound * 2 > self.lines:
+            raise UsageError(
+                f"{self._path}: {self._unsound:,} of {self.lines:,} lines are not "
+                f"{self._encoding.upper()}. {_ADVICE}")
+
+    def text(self) -> str:
+        """The whole file; UsageError where any of it is not sound."""
+        found = []
+        for number, line, problem in self:
+            if problem is not None:
+                raise UsageError(f"{self._path}:{number}: {problem}")
+            found.append(line)
+        return "\n".join(found)
+
+    def _lines(self) -> Iterator[Line]:
+        number = 0
+        for block in self._blocks():
+            lines = block.split("\n")
+            lines.pop()
+            self.lines += len(lines)
+            if block.isascii() and "\0" not in block:
+                for line in lines:
+                    number += 1
+                    yield number, line, None
+                continue
+            is_odd = _MARKS.search(block) is not None or "\0" in block or "\ufeff" in block
+            for line in lines:
+                number += 1
+                if is_odd:
+                    # A mark begins a file, and so a line where files were put together.
+                    yield number, line.lstrip("\ufeff"), self._problem(line)
+                else:
+                    yield number, line, None
+
+    def _problem(self, line: str) -> str | None:
+        match = _MARKS.search(line)
+        if match is not None:
+            self._unsound += 1
+            value = ord(match[0]) - _MARK
+            before = len(line[: match.start()].encode(self._encoding))
+            near = repr(_MARKS.sub("\ufffd", line[max(0, match.start() - 20) : match.end() + 10]))
+            return (f"not {self._encoding.upper()}: byte {before + 1} of the line is 0x{value:02x} "
+                    f"({near}). {_ADVICE}")
+        if "\0" in line:
+            return "NUL bytes in the line: was the file cut off while it was written?"
+        return None
+
+    def _blocks(self) -> Iterator[str]:
+        """Pieces of the text in which each line ends with a line feed, the last one too."""
+        rest = ""
+        with ExitStack() as stack:
+            raw = stack.enter_context(open(self._path, "rb"))
+            file = unpacked(raw)
+            if file is not raw:
+                stack.enter_context(file)
+            data = file.read(_BLOCK_BYTES)
+            data = data[self._read_mark(data) :]
+            self._check_head(data)
+            decode: Any = codecs.getincrementaldecoder(self._encoding)("clipmill.mark").decode
+            is_last = False
+            while not is_last:
+                following = file.read(_BLOCK_BYTES)
+                is_last = not following
+                text = rest + decode(data, is_last)
+                data = following
+                if not is_last and text.endswith("\r"):
+                    text, held = text[:-1], "\r"  # a line feed may follow
+                else:
+                    held = ""
+                if "\r" in text:
+                    text = text.replace("\r\n", "\n").replace("\r", "\n")
+                cut = text.rfind("\n") + 1
+                rest = text[cut:] + held
+                if cut:
+                    yield text[:cut]
+                elif len(rest) > _LONGEST_LINE_BYTES:
+                    raise UsageError(f"{self._path} has a line of over "
+                                     f"{_LONGEST_LINE_BYTES >> 20} MiB; is it a list?")
+        if rest:
+            yield rest + "\n"
+
+    def _read_mark(self, head: bytes) -> int:
+        """Takes the encoding from a byte order mark; how many bytes that is."""
+        for mark, encoding in _BYTE_ORDER_MARKS:
+            if head.startswith(mark):
+                self._encoding = encoding
+                return len(mark)
+        return 0
+
+    def _check_head(self, head: bytes) -> None:
+        """UTF-16 without a mark: half of the bytes of most text are NUL."""
+        head = head[:1000]
+        if self._given is None and self._encoding == "utf-8":
+            for odd, name in ((1, "utf-16-le"), (0, "utf-16-be")):
+                if len(head) > 3 and head[odd::2].count(0) > len(head) // 4:
+                    raise UsageError(f"{self._path} seems to be UTF-16 without a byte order mark: "
+                                     f"set `encoding: {name}` for it in the recipe, or "
+                                     f"--set encoding={name}")
+
+
+def list_suffix(path: Path) -> str:
+    """What a list's name ends in, in lower case, without what it is packed as: `.csv`."""
+    name = path.name.lower()
+    for packed in PACKED_SUFFIXES:
+        name = name.removesuffix(packed)
+    return Path(name).suffix
+
+
+def is_packed(path: Path) -> bool:
+    return path.name.lower().endswith(PACKED_SUFFIXES)

@@ -1,0 +1,137 @@
+"""Playlists, channels and searches to the videos that they list; answers are kept on disk."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import itertools
+import json
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from clipmill.pipeline.dataset.shards import write_json
+from clipmill.pipeline.ingest.platforms import identify
+from clipmill.pipeline.ingest.source_spec import SourceSpec
+from clipmill.schemas.damage import DamagedFile, read_json, reading
+from clipmill.schemas.errors import RowFailed
+
+if TYPE_CHECKING:
+    from clipmill.stages.download_videos import DownloadVideos
+    from clipmill.stages.media.fetch.host_throttle import Hosts
+
+# What a site without end is stopped at: no list that is known is longer.
+MAX_ENTRIES = 200_000
+# A channel lists its tabs, and a tab its videos.
+_MAX_DEPTH = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One video of a list."""
+
+    url: str
+    title: str | None = None
+
+
+def read_list_entries(path: Path) -> list[Entry]:
+    """What a list was found to hold; DamagedFile where the note of it is none."""
+    value = read_json(path)
+    with reading(path):
+        entries = [Entry(**entry) for entry in value["entries"]]
+        if not all(isinstance(entry.url, str) for entry in entries):
+            raise TypeError("not all of its entries have a URL")
+    return entries
+
+
+class Expander:
+    """Asks yt-dlp for lists; what was answered once is kept with the dataset's sources.
+
+    The bounds on time and speed, the private addresses and the turns at hosts are those of
+    `downloads`, which stands for its own defaults where it is None.
+    """
+
+    def __init__(self, dataset: Path, downloads: DownloadVideos | None = None) -> None:
+        self._dataset = dataset
+        self._folder = dataset / "sources" / ".lists"
+        self._downloads = downloads
+
+    @functools.cached_property
+    def _settings(self) -> DownloadVideos:
+        from clipmill.stages.download_videos import DownloadVideos
+
+        return self._downloads or DownloadVideos()
+
+    @functools.cached_property
+    def _hosts(self) -> Hosts:
+        from clipmill.stages.media.fetch.guards import hosts_of
+
+        return hosts_of(self._settings, self._dataset)
+
+    def expand(self, url: str, spec: SourceSpec, results: int | None) -> list[Entry]:
+        """The videos of a list in its order, or the one video that the URL is.
+
+        Raises RowFailed where the list can't be had; nothing is kept then.
+        """
+        asked = json.dumps([url, results, spec.yt_dlp], sort_keys=True, default=str)
+        path = self._folder / (hashlib.sha256(asked.encode()).hexdigest()[:20] + ".json")
+        if path.is_file() and not spec.refresh:
+            # Of a damaged one the list is asked for again: the sources know theirs by their keys.
+            with contextlib.suppress(DamagedFile):
+                return read_list_entries(path)
+        entries = list(itertools.islice(self._walk(url, spec, results, 1),
+                                        results or MAX_ENTRIES + 1))
+        if results is None and len(entries) > MAX_ENTRIES:
+            raise RowFailed("permanent", f"more than {MAX_ENTRIES:,} entries; say with `results` "
+                            "how many to take")
+        write_json(path, {"url": url, "results": results,
+                          "entries": [{"url": e.url, "title": e.title} for e in entries]})
+        return entries
+
+    def _walk(
+        self, url: str, spec: SourceSpec, results: int | None, depth: int
+    ) -> Iterator[Entry]:
+        from clipmill.stages.media.fetch.guards import limits_of
+        from clipmill.stages.media.fetch.http import Patience, patiently
+        from clipmill.stages.media.fetch.ytdlp import base_options, expand_list
+        from clipmill.stages.media.fetch.ytdlp_options import given_options
+
+        settings = self._settings
+        self._hosts.begin_row()
+        with tempfile.TemporaryDirectory() as scratch:
+            options = base_options(Path(scratch), timeout_seconds=settings.timeout_seconds)
+            options |= given_options(spec.yt_dlp, Path(scratch))
+            found: list[dict[str, Any]] = patiently(
+                lambda: expand_list(url, options, results or MAX_ENTRIES + 1, self._hosts),
+                host=urlsplit(url).hostname or url, hosts=self._hosts,
+                patience=Patience(spec.retries, settings.backoff_seconds,
+                                  settings.max_backoff_seconds),
+                limits=limits_of(settings, spec.yt_dlp.get("proxy")),
+            )
+        if len(found) == 1 and found[0].get("webpage_url") == url:
+            yield Entry(url, found[0].get("title"))  # it was one video and no list
+            return
+        for entry in found:
+            link = _link(entry, url)
+            if self._is_list(link) and link != url and depth < _MAX_DEPTH:
+                yield from self._walk(link, spec, results, depth + 1)
+            else:
+                yield Entry(link, entry.get("title"))
+
+    def _is_list(self, link: str) -> bool:
+        try:
+            return identify(link).is_list
+        except ValueError:
+            return False
+
+
+def _link(entry: dict[str, Any], listed_at: str) -> str:
+    """What to download an entry by: its page, or its file where its page is the list's."""
+    page, link = entry.get("webpage_url"), entry.get("url")
+    if entry.get("_type") in ("url", "url_transparent") or (page == listed_at and link):
+        return link or page or ""
+    return page or link or ""

@@ -1,0 +1,96 @@
+"""Which files of a folder or a pattern are sources; what is passed over is counted by its kind."""
+
+# A folder may hold a million files, and path objects cost more than all the rest.
+# ruff: noqa: PTH100, PTH111, PTH112, PTH114, PTH118, PTH207
+from __future__ import annotations
+
+import glob
+import os
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+
+from clipmill.schemas.words import counted
+from clipmill.stages.media.read.suffixes import MEDIA_SUFFIXES, has_media_head, suffix_of
+
+ALL_SUFFIXES = "all"
+"""In place of suffixes: every file is taken, whatever it is called."""
+WITHOUT_SUFFIX = "without a suffix"
+FOLDER = "folder"
+LINK = "link to a folder"
+_KINDS_SHOWN = 6
+
+
+class Finder:
+    """Lists files that are taken; counts in `passed_over` those that are not.
+
+    Files are taken by their suffix, those without one by their first bytes. `more_suffixes` are
+    taken, too. Hidden files and folders are left alone. `unreadable` folders stand there with why.
+    """
+
+    def __init__(self, more_suffixes: Collection[str] = ()) -> None:
+        self.passed_over: Counter[str] = Counter()
+        self.unreadable: list[tuple[str, str]] = []
+        self._takes_all = ALL_SUFFIXES in more_suffixes
+        self._suffixes = MEDIA_SUFFIXES | frozenset(more_suffixes)
+
+    def in_folder(self, folder: Path) -> Iterator[str]:
+        """Files below a folder in the order of their paths."""
+        for parent, folders, files in os.walk(folder, onerror=self._note_unreadable):
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            self.passed_over[LINK] += sum(os.path.islink(os.path.join(parent, name))
+                                          for name in folders)
+            for name in sorted(files):
+                if not name.startswith(".") and self.takes(os.path.join(parent, name)):
+                    yield os.path.join(parent, name)
+
+    def of_pattern(self, base: Path, pattern: str) -> Iterator[str]:
+        """Files that a pattern names; a suffix that it spells out is taken.
+
+        It is read from the folder `base`, whose own name is never a pattern.
+        """
+        spelt_out = suffix_of(pattern)
+        whole = os.path.join(glob.escape(str(base)), os.path.expanduser(pattern))
+        for name in sorted(glob.glob(whole, recursive=True)):
+            path = os.path.abspath(name)
+            if os.path.isdir(path):
+                # `**` gives the folders, too, and all that is in them.
+                self.passed_over[FOLDER] += "**" not in pattern
+            elif spelt_out == (suffix_of(path) or None) or self.takes(path):
+                yield path
+
+    def takes(self, path: str) -> bool:
+        """Whether a file is a source; else it is counted."""
+        suffix = suffix_of(path)
+        if self._takes_all or suffix in self._suffixes:
+            return True
+        if not suffix and ("" in self._suffixes or has_media_head(path)):
+            return True
+        self.passed_over[suffix or WITHOUT_SUFFIX] += 1
+        return False
+
+    def _note_unreadable(self, error: OSError) -> None:
+        self.unreadable.append((str(error.filename), error.strerror or str(error)))
+
+
+def describe_passed_over(passed_over: Mapping[str, int]) -> str:
+    """`3 files passed over: 2 .jpg, 1 .txt; …takes them`, or nothing."""
+    counts = Counter({kind: count for kind, count in passed_over.items() if count})
+    links, folders = counts.pop(LINK, 0), counts.pop(FOLDER, 0)
+    parts = []
+    if total := counts.total():
+        common = counts.most_common()
+        shown = [f"{count:,} {kind}" for kind, count in common[:_KINDS_SHOWN]]
+        if len(common) > _KINDS_SHOWN:
+            shown.append(f"{sum(count for _, count in common[_KINDS_SHOWN:]):,} others")
+        takes = ",".join(kind for kind, _ in common[:_KINDS_SHOWN] if kind != WITHOUT_SUFFIX)
+        value = takes if takes and WITHOUT_SUFFIX not in counts else ALL_SUFFIXES
+        them = "it" if total == 1 else "them"
+        parts.append(f"{counted(total, 'file')} passed over: {', '.join(shown)}; "
+                     f"`--set take_suffixes={value}` takes {them}")
+    if links:
+        parts.append(f"{counted(links, 'link')} to folders not followed")
+    if folders:
+        parts.append(f"{counted(folders, 'folder')} not looked into; `**` in a pattern "
+                     "means all that is below")
+    return "; ".join(parts)

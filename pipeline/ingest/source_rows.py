@@ -1,0 +1,359 @@
+"""Rows of input understood: which source each one names, with which time stamps and columns."""
+
+# A list may have a million rows, and path objects cost more than all the rest; `abspath` is meant,
+# because a link is a name of its own.
+# ruff: noqa: PTH100, PTH122
+from __future__ import annotations
+
+import functools
+import glob
+import os
+from collections.abc import Callable, Collection, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from clipmill.pipeline.ingest.given_spans import Roles, given, roles_of, text_of
+from clipmill.pipeline.ingest.list_text import list_suffix
+from clipmill.pipeline.ingest.locators import YOUTUBE, url_or_path
+from clipmill.pipeline.ingest.platforms import Identity, identify, looks_like_url
+from clipmill.pipeline.ingest.playlists import Expander
+from clipmill.pipeline.ingest.source_files import ALL_SUFFIXES, Finder
+from clipmill.pipeline.ingest.source_lists import (
+    LIST_SUFFIXES,
+    QUERY_COLUMNS,
+    YOUTUBE_COLUMNS,
+    ListFile,
+    ListRow,
+    Reading,
+    clean,
+    word_of,
+)
+from clipmill.pipeline.ingest.source_spec import SourceSpec
+from clipmill.schemas.errors import RowFailed, UsageError
+from clipmill.schemas.ids import source_key
+from clipmill.schemas.step_tables import EXPANDED_RULE
+from clipmill.schemas.words import counted
+from clipmill.stages.media.read.suffixes import MEDIA_SUFFIXES, has_media_head
+
+DEFAULT_SEARCH_RESULTS = 20
+_SEARCHES_AT_A_TIME = 4
+
+
+@dataclass(slots=True)
+class Source:
+    """One row of input, understood; `problem` where it can't become a source.
+
+    `locator` names what the row means, the same for all spellings. `is_list` marks a playlist or
+    channel; `again` a row that is written although the dataset has its key; `listed_in` is the list
+    or folder that it stands in. `row_of` is the number of the list whose row it is: of a row that
+    lists several videos, only the first has it. `captions` are all, where the row gives several.
+    """
+
+    place: str
+    locator: str = ""
+    url: str | None = None
+    path: str | None = None
+    extractor: str | None = None
+    platform_id: str | None = None
+    video_id: str | None = None
+    title: str | None = None
+    category: str | None = None
+    language: str | None = None
+    query: str | None = None
+    caption: str | None = None
+    extra: dict[str, str] | None = None
+    spans: list[dict[str, Any]] | None = None
+    problem: RowFailed | None = None
+    rejection: dict[str, str] | None = None
+    is_list: bool = False
+    again: bool = False
+    listed_in: str | None = None
+    captions: list[str] | None = None
+    row_of: int | None = None
+
+
+@dataclass(slots=True)
+class ListNote:
+    """What was read of one list, and which of its columns were taken for what."""
+
+    name: str
+    reading: Reading
+    said: dict[tuple[str, str], None] = field(default_factory=dict)
+
+
+def list_of(spec: SourceSpec, folder: Path) -> str | None:
+    """What names a list, a folder or a pattern in every run; None for what is none.
+
+    Relative paths are read from `folder`.
+    """
+    text = spec.path or spec.search_file
+    return None if text is None else clean(str(_absolute(text, folder)))
+
+
+def _absolute(text: str, folder: Path) -> Path:
+    return Path(os.path.abspath(folder / Path(text).expanduser()))
+
+
+class Reader:
+    """Turns the recipe's items into rows, expanding what lists videos elsewhere."""
+
+    def __init__(
+        self, base_folder: Path, expander: Expander, has_failed: Callable[[str], bool],
+        is_full: Callable[[], bool], take_suffixes: Collection[str] = (),
+    ) -> None:
+        self.finder = Finder(take_suffixes)
+        self._base = base_folder
+        self._expander = expander
+        self._has_failed = has_failed
+        self._is_full = is_full
+        self.lists: list[ListNote] = []
+
+    def rows(self, spec: SourceSpec) -> Iterator[Source]:
+        listed_in = list_of(spec, self._base)
+        for source in self._rows(spec):
+            source.listed_in = listed_in
+            yield source
+
+    def _rows(self, spec: SourceSpec) -> Iterator[Source]:
+        if spec.path is not None:
+            yield from self._of_path(spec, spec.path)
+        elif spec.url is not None:
+            yield from self._of_row(spec, ListRow("recipe", spec.url), self._base, ask=True)
+        else:
+            yield from self._of_searches(spec)
+
+    def _of_path(self, spec: SourceSpec, text: str) -> Iterator[Source]:
+        path = self._absolute(text)
+        if path.is_dir():
+            yield from map(_of_file, self.finder.in_folder(path))
+            while self.finder.unreadable:
+                yield _of_unreadable(*self.finder.unreadable.pop())
+        elif path.is_file() and list_suffix(path) in LIST_SUFFIXES:
+            yield from self._of_list(spec, path)
+        elif path.is_file() and (has_media_head(str(path)) or self.finder.takes(str(path))):
+            yield _of_file(str(path))
+        elif path.is_file():
+            suffix = path.suffix or ALL_SUFFIXES
+            raise UsageError(f"sources: {path} is neither a list ({', '.join(LIST_SUFFIXES)}) nor, "
+                             f"by its name and first bytes, a video; `--set take_suffixes={suffix}`"
+                             " takes it as one")
+        elif glob.has_magic(text):
+            yield from map(_of_file, self.finder.of_pattern(self._base, text))
+        else:
+            raise UsageError(f"sources: there is no {path}")
+
+    def _note(self, path: Path) -> tuple[int, ListNote]:
+        note = ListNote(clean(str(path)), Reading(path))
+        self.lists.append(note)
+        return len(self.lists) - 1, note
+
+    def _of_list(self, spec: SourceSpec, path: Path) -> Iterator[Source]:
+        number, note = self._note(path)
+        by_names: dict[tuple[str, ...], Roles] = {}
+        platform = spec.platform
+        for row in _list_file(spec, path).read(reading=note.reading):
+            names = tuple(row.columns)
+            roles = by_names.get(names)
+            if roles is None:
+                roles = by_names[names] = _roles(
+                    spec, path, names, note.reading.column, is_first=not by_names)
+                note.said.update(dict.fromkeys(roles.said()))
+                if word_of(note.reading.column or "") in YOUTUBE_COLUMNS:
+                    platform = YOUTUBE
+            found = self._of_row(spec, row, path.parent, roles=roles, platform=platform)
+            for at, source in enumerate(found):
+                source.row_of = number if at == 0 else None
+                yield source
+
+    def _absolute(self, text: str) -> Path:
+        return _absolute(text, self._base)
+
+    def _of_row(
+        self, spec: SourceSpec, row: ListRow, folder: Path, *, ask: bool = False,
+        roles: Roles = Roles(), platform: str | None = None,  # noqa: B008  it is frozen
+    ) -> Iterator[Source]:
+        """The source of a row, or those that the row's playlist lists.
+
+        With `ask`, a page of a site whose URLs don't tell lists from videos is asked which it is.
+        """
+        source = _understand(row, folder, roles, platform or spec.platform)
+        source.category = source.category or spec.category
+        source.language = source.language or spec.language
+        if source.problem is not None or source.path is not None or source.url is None:
+            yield source
+            return
+        unsure = ask and source.platform_id is None and (
+            os.path.splitext(urlsplit(source.url).path)[1].lower() not in MEDIA_SUFFIXES)
+        if not source.is_list and not unsure:
+            yield source
+            return
+        yield from self._expanded(spec, source, spec.results)
+
+    def _expanded(self, spec: SourceSpec, source: Source, results: int | None) -> list[Source]:
+        listed = f"list {results or 'all'} {source.url}"
+        try:
+            entries = self._expander.expand(source.url or "", spec, results)
+        except RowFailed as problem:
+            source.locator = listed
+            source.problem = RowFailed(problem.kind, f"could not be listed: {problem.message}")
+            return [source]
+        if not entries:
+            source.locator = listed
+            source.problem = RowFailed("permanent", f"{source.url} lists no videos")
+            return [source]
+        found = []
+        for entry in entries:
+            one = _understand(ListRow(source.place, entry.url or None), self._base, Roles(), None)
+            one.is_list = False
+            for name in ("category", "language", "query", "extra"):
+                setattr(one, name, getattr(source, name))
+            one.title = clean(entry.title) if entry.title else None
+            found.append(one)
+        found[0].row_of = source.row_of
+        if self._has_failed(source_key(listed)):
+            # It failed in an earlier run: a newer row with its key says what came of it.
+            source.locator, source.again = listed, True
+            source.rejection = {"rule": EXPANDED_RULE,
+                                "detail": f"now listed: {counted(len(entries), 'video')}"}
+            found.append(source)
+        return found
+
+    def _of_searches(self, spec: SourceSpec) -> Iterator[Source]:
+        results = spec.results or DEFAULT_SEARCH_RESULTS
+        terms = self._terms(spec)
+        pool = ThreadPoolExecutor(_SEARCHES_AT_A_TIME)
+        try:
+            while not self._is_full() and (some := list(islice(terms, _SEARCHES_AT_A_TIME))):
+                for found in pool.map(lambda source: self._expanded(spec, source, results)
+                                      if source.problem is None else [source], some):
+                    yield from found
+        finally:
+            # A run that is stopped waits for no site that does not answer.
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    def _terms(self, spec: SourceSpec) -> Iterator[Source]:
+        rows: Iterator[ListRow] = (ListRow("recipe", clean(term)) for term in spec.search or [])
+        number = None
+        if spec.search_file is not None:
+            path = self._absolute(spec.search_file)
+            number, note = self._note(path)
+            rows = _list_file(spec, path).read(QUERY_COLUMNS, note.reading)
+        results = spec.results or DEFAULT_SEARCH_RESULTS
+        for row in rows:
+            source = Source(row.place, row_of=number)
+            roles = roles_of(tuple(row.columns), spec.model_copy(update={"span_columns": []}))
+            _take_columns(source, row, roles)
+            if row.problem or not row.locator:
+                source.problem = RowFailed(
+                    "permanent", f"{row.place}: {row.problem or 'no search term'}")
+                source.locator = f"row {row.place}"
+            else:
+                source.query = row.locator
+                source.url = f"{spec.search_engine}{results}:{row.locator}"
+            source.category = source.category or spec.category
+            source.language = source.language or spec.language
+            yield source
+
+
+def _list_file(spec: SourceSpec, path: Path) -> ListFile:
+    return ListFile(path, spec.url_column, spec.encoding,
+                    None if spec.columns is None else tuple(spec.columns))
+
+
+def _roles(spec: SourceSpec, path: Path, names: tuple[str, ...], locator: str | None, *,
+           is_first: bool) -> Roles:
+    named = [*(spec.span_columns or ()), *([spec.caption_column] if spec.caption_column else ())]
+    missing = [name for name in named if name not in names]
+    if missing and names and is_first:
+        raise UsageError(f"{path} has no column {missing[0]!r}; its other columns: "
+                         f"{', '.join(names)}")
+    return roles_of(names, spec, locator)
+
+
+def _of_unreadable(folder: str, why: str) -> Source:
+    shown = clean(folder)
+    return Source(shown, f"folder {folder!r}", problem=RowFailed(
+        "permanent", f"the folder {shown} can't be read: {why}; what is in it is not listed"))
+
+
+def _of_file(path: str) -> Source:
+    source = Source(path)
+    _set_path(source, path)
+    return source
+
+
+def _set_path(source: Source, path: str) -> None:
+    try:
+        path.encode("utf-8")
+    except UnicodeEncodeError:
+        shown = clean(path)
+        source.locator = f"file {path!r}"
+        source.problem = RowFailed("permanent", f"the name of {shown!r} is not UTF-8; rename it")
+        return
+    source.path = source.url = source.locator = path
+
+
+def _understand(row: ListRow, folder: Path, roles: Roles, platform: str | None) -> Source:
+    """The source that a row names; paths are read from `folder`."""
+    source = Source(row.place)
+    if row.problem is not None or row.locator is None:
+        source.locator = f"row {row.place}"
+        reason = row.problem or "no URL or path in this row"
+        source.problem = RowFailed("permanent", f"{row.place}: {reason}")
+        return source
+    try:
+        named = _take_locator(source, row.locator, folder, platform)
+        if row.columns:
+            _take_columns(source, row, roles)
+        if named is not None and source.spans is None:
+            source.spans = [{"start_seconds": named[0], "end_seconds": named[1],
+                             "caption": source.caption, "extra": source.extra,
+                             "captions": source.captions}]
+            source.caption = source.captions = source.extra = None
+    except ValueError as error:
+        source.locator = f"row {row.place} {row.locator}"
+        source.problem = RowFailed("permanent", f"{row.place}: {row.locator}: {error}")
+    return source
+
+
+def _take_locator(
+    source: Source, text: str, folder: Path, platform: str | None
+) -> tuple[float, float] | None:
+    """Fills in what a URL or a path names; gives the span that a URL names (`#t=10,20`)."""
+    text = url_or_path(text, str(folder), platform)
+    if not looks_like_url(text):
+        _set_path(source, text)
+        return None
+    identity = _identity(text)
+    source.url = text
+    source.locator = identity.locator
+    source.extractor = identity.extractor
+    source.platform_id = identity.platform_id
+    source.is_list = identity.is_list
+    return identity.span
+
+
+@functools.lru_cache(4096)
+def _identity(url: str) -> Identity:
+    """What a URL names; the clips of one video mostly stand together."""
+    return identify(url)
+
+
+def _take_columns(source: Source, row: ListRow, roles: Roles) -> None:
+    """Fills in what the row's columns say; ValueError where its times can't be read.
+
+    What a row with time stamps says about itself holds for its spans, not for the video.
+    """
+    for name, word in roles.of_the_video.items():
+        setattr(source, word, text_of(row.columns[name]))
+    if source.video_id is not None and source.video_id == source.platform_id:
+        source.video_id = None  # no id of the user's own
+    found = given(row.columns, roles)
+    source.spans, source.extra = found.spans, found.extra
+    if found.captions:
+        source.caption = found.captions[0]
+        source.captions = found.captions if len(found.captions) > 1 else None

@@ -1,0 +1,112 @@
+"""What a recipe says about one place that videos come from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from clipmill.pipeline.ingest.list_text import check_encoding
+from clipmill.pipeline.ingest.locators import bare, url_without_scheme
+from clipmill.pipeline.ingest.platforms import looks_like_url
+
+PLACES = ("path", "url", "search", "search_file")
+
+
+class SourceSpec(BaseModel):
+    """One item of `sources:`; exactly one of `path`, `url`, `search`, `search_file` is set."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    path: str | None = Field(
+        None, description="a list (.csv .tsv .txt .json .jsonl .ndjson .parquet, also packed: .gz "
+        ".bz2 .xz .zst), a folder (searched through), a glob, or one media file; relative to the "
+        "recipe's file")
+    url: str | None = Field(
+        None, description="one video, playlist or channel, as yt-dlp knows it")
+    search: list[str] | None = Field(None, description="search terms", min_length=1)
+    search_file: str | None = Field(
+        None, description="a list of search terms, one a line or in a column")
+    url_column: str | None = Field(
+        None, description="column of the list that holds the URL, path or search term; the first "
+        "usual name (url, path, video, …) when not set")
+    caption_column: str | None = Field(
+        None, description="column of the list that holds the caption; the first usual name "
+        "(caption, captions, sentence, text, …) when not set")
+    span_columns: list[str] | None = Field(
+        None, max_length=2, description="columns of the list that say which part of the video a "
+        "row is about: start and end, or one with both; the usual names (start_seconds and "
+        "end_seconds, timestamp, …) when not set, none with []")
+    columns: list[str] | None = Field(
+        None, min_length=1, description="names of a .csv's or .tsv's columns where its first line "
+        "is a row")
+    encoding: str | None = Field(
+        None, description="what the list is written in, as Python calls it (cp1252, gbk, …); "
+        "UTF-8, or what its byte order mark says, when not set")
+    platform: Literal["youtube"] | None = Field(
+        None, description="whose ids the list holds in place of URLs")
+    results: int | None = Field(
+        None, ge=1, description="most results of a search term (20 when not set), or most "
+        "entries of a playlist or channel (all when not set)")
+    search_engine: str = Field(
+        "ytsearch", pattern=r"^[a-z]+search[a-z]*$",
+        description="where to search, as yt-dlp calls it")
+    category: str | None = Field(None, description="category of all sources that name none")
+    language: str | None = Field(None, description="language of all sources that name none")
+    refresh: bool = Field(
+        False, description="ask for playlists, channels and searches again on every run; by "
+        "default an answer is kept with the dataset")
+    retries: int = Field(3, ge=0, description="further tries of a playlist, channel or search")
+    yt_dlp: dict[str, Any] = Field(
+        {}, description="options of yt-dlp's Python API for playlists, channels and searches, "
+        "of those that a recipe may set (docs/sources.md)")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_text(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            text = bare(value)
+            return {"url": text} if looks_like_url(text) else {"path": value}
+        return value
+
+    @field_validator("encoding")
+    @classmethod
+    def _known_encoding(cls, value: str | None) -> str | None:
+        return None if value is None else check_encoding(value)
+
+    @field_validator("search", mode="before")
+    @classmethod
+    def _one_term(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
+    @field_validator("yt_dlp")
+    @classmethod
+    def _known_options(cls, value: dict[str, Any]) -> dict[str, Any]:
+        if value:
+            from clipmill.stages.media.fetch.ytdlp_options import check_options
+
+            check_options(value)
+        return value
+
+    @model_validator(mode="after")
+    def _one_place(self) -> SourceSpec:
+        given = [name for name in PLACES if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(f"a source needs exactly one of: {', '.join(PLACES)} "
+                             f"(given: {', '.join(given) or 'none'})")
+        return self
+
+
+def source_from_argument(text: str) -> SourceSpec:
+    """The source that `--sources PATH_OR_URL` names; a path is read from the working folder."""
+    plain = bare(text)
+    if plain.lower().startswith("file://"):
+        plain = plain[len("file://") :]
+    elif looks_like_url(plain):
+        return SourceSpec(url=plain)
+    elif url := url_without_scheme(plain, str(Path.cwd())):
+        return SourceSpec(url=url)
+    elif Path(text).expanduser().exists():
+        plain = text
+    return SourceSpec(path=str(Path(plain).expanduser().absolute()))

@@ -1,0 +1,491 @@
+"""Takes published rows, one a clip, into a dataset's sources: one source a video with its spans.
+
+A video's rows lie anywhere in files of any size, so DuckDB sorts them by video, on disk where
+memory doesn't suffice, and the shards are written as the sorted rows come.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import shutil
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from clipmill.pipeline.catalog.damaged_files import damage_named
+from clipmill.pipeline.dataset.shards import committed_shards, shard_path
+from clipmill.pipeline.dataset.tombstones import removed_videos
+from clipmill.pipeline.ingest.internvid import PublishedRows, ReportBytes, open_published
+from clipmill.pipeline.ingest.locators import WATCH_URL
+from clipmill.pipeline.ingest.platforms import identify
+from clipmill.pipeline.ingest.source_lists import clean
+from clipmill.pipeline.ingest.source_rows import Source
+from clipmill.pipeline.ingest.source_shards import (
+    NewShards,
+    known_sources,
+    mended,
+    sources_table,
+    write_sources,
+)
+from clipmill.pipeline.ingest.sources import excluded_ids, exclusion
+from clipmill.pipeline.ingest.together import Together
+from clipmill.pipeline.removal.remove import table_folders
+from clipmill.schemas.damage import reading
+from clipmill.schemas.errors import ClipmillError, RowFailed
+from clipmill.schemas.ids import source_key
+from clipmill.schemas.sql_text import escaped_for_glob, literal
+from clipmill.schemas.tables import SOURCES, SPAN
+from clipmill.stages.media.fetch.exclusions import write_exclusions
+
+MEMORY = "1GB"
+"""What DuckDB may take before it sorts on disk."""
+
+_BATCH_ROWS = 100_000
+_FAILURES_A_SHARD = 1000
+_NEW, _BAD, _KNOWN = range(3)
+_REMOVED = "removed"
+_OF_SPANS = ["start_seconds", "end_seconds", "caption", "extra"]
+
+
+@dataclass
+class ImportReport:
+    """What became of the rows: `rows` = kept + rejected + failed + known + not_taken + removed.
+
+    Known rows are in the dataset already, those of removed videos never again; those not taken are
+    further spans of videos that stages have worked on, whose spans are fixed. Of `limit`, only
+    rows of the videos taken are counted.
+    """
+
+    rows: int = 0
+    kept: int = 0
+    rejected: int = 0
+    failed: int = 0
+    known: int = 0
+    not_taken: int = 0
+    removed: int = 0
+    new_videos: int = 0
+    grown_videos: int = 0
+    shards: list[str] = field(default_factory=list)
+
+
+def import_spans(
+    dataset: Path,
+    files: Sequence[Path],
+    *,
+    shard_videos: int,
+    limit: int | None = None,
+    exclude_ids: Path | None = None,
+    report_bytes: ReportBytes | None = None,
+) -> ImportReport:
+    """Adds the videos that published rows name, and the spans of videos not yet worked on.
+
+    `limit` takes the first so many videos, with all their rows. Raises UsageError where a file
+    can't be read, before anything is written.
+    """
+    scratch = dataset / ".scratch" / f"import-{uuid.uuid4().hex[:8]}"
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(damage_named(dataset))
+        config = {"memory_limit": MEMORY, "preserve_insertion_order": False,
+                  "temp_directory": str(scratch), "autoload_known_extensions": False}
+        connection = stack.enter_context(duckdb.connect(":memory:", config=config))
+        published = [open_published(connection, path) for path in files]
+        excluded = excluded_ids(exclude_ids)
+        if exclude_ids is not None:
+            write_exclusions(dataset, excluded)
+        _remove_leftovers(scratch)
+        stack.callback(shutil.rmtree, scratch, ignore_errors=True)
+        rows = PublishedRows(connection, published, report_bytes)
+        if limit is not None:
+            _note_first_videos(connection, rows, limit)
+        reader = _sorted_rows(connection, rows, dataset / "sources", limit)
+        taken = _Import(dataset, files, [file.place for file in published], excluded, shard_videos)
+        for batch in reader:
+            taken.take(pa.Table.from_batches([batch]))
+        return taken.finish()
+
+
+def _remove_leftovers(scratch: Path) -> None:
+    """What a killed import sorted on disk; one is at work on a dataset at a time."""
+    for folder in scratch.parent.glob("import-*"):
+        shutil.rmtree(folder, ignore_errors=True)
+    scratch.mkdir(parents=True)
+
+
+def _note_first_videos(
+    connection: duckdb.DuckDBPyConnection, rows: PublishedRows, limit: int
+) -> None:
+    """Makes the table `wanted` of the videos that the files name first."""
+    first: dict[str, None] = {}
+    connection.execute("SET threads = 1; SET preserve_insertion_order = true")
+    for batch in _stream(connection, rows, f"SELECT id FROM ({rows.sql}) WHERE problem IS NULL"):
+        for name in batch["id"].to_pylist():
+            first[name] = None
+            if len(first) == limit:
+                break
+        if len(first) == limit:
+            break
+    connection.execute("RESET threads; SET preserve_insertion_order = false")
+    connection.register("wanted", pa.table({"id": pa.array(list(first), pa.string())}))
+
+
+def _stream(
+    connection: duckdb.DuckDBPyConnection, rows: PublishedRows, query: str
+) -> Iterator[pa.RecordBatch]:
+    """Batches of a query over the published rows, read from their beginning."""
+    rows.rewind()
+    try:
+        yield from connection.sql(query).to_arrow_reader(_BATCH_ROWS)
+    except duckdb.Error as error:
+        rows.check()
+        raise ClipmillError("the rows could not be read and sorted: "
+                            f"{str(error).partition(chr(10))[0]}") from error
+
+
+def _sorted_rows(
+    connection: duckdb.DuckDBPyConnection, rows: PublishedRows, folder: Path, limit: int | None
+) -> Iterator[pa.RecordBatch]:
+    """All rows, those of one video together in time order: new ones, bad ones, known ones."""
+    known = "SELECT NULL::VARCHAR AS id, NULL::VARCHAR AS shard WHERE false"
+    if committed_shards(folder):
+        shards = literal(f"{escaped_for_glob(str(folder.absolute()))}/*.parquet")
+        known = (
+            r"SELECT platform_id AS id, min(regexp_extract(filename, '(\d+)\.parquet$', 1)) "
+            f"AS shard FROM read_parquet({shards}, filename = true, union_by_name = true) "
+            "WHERE extractor = 'youtube' AND rejection.rule IS DISTINCT FROM 'sources.duplicate' "
+            "GROUP BY platform_id"
+        )
+    # Sorted behind the shards, whose names are digits.
+    removed = [video.removeprefix("youtube-") for video in removed_videos(folder.parent)
+               if video.startswith("youtube-")]
+    connection.register("removed", pa.table({"id": pa.array(removed, pa.string())}))
+    known += f" UNION ALL SELECT id, {literal(_REMOVED)} FROM removed"
+    only = "" if limit is None else "WHERE problem IS NOT NULL OR id IN (SELECT id FROM wanted)"
+    return _stream(connection, rows, f"""
+        SELECT r.*, k.shard, CASE WHEN problem IS NOT NULL THEN {_BAD}
+            WHEN k.shard IS NULL THEN {_NEW} ELSE {_KNOWN} END AS kind
+        FROM (SELECT * FROM ({rows.sql}) {only}) AS r
+        LEFT JOIN (SELECT id, max(shard) AS shard FROM ({known}) GROUP BY id) AS k
+            ON k.id = r.id AND r.problem IS NULL
+        ORDER BY kind, shard, if(problem IS NULL, r.id, NULL),
+            if(problem IS NULL, start_seconds, NULL), if(problem IS NULL, end_seconds, NULL),
+            file, "row" """)
+
+
+def _starts(table: pa.Table, *columns: str) -> np.ndarray:
+    """Indexes of the rows that differ from the one before in some of the columns."""
+    if not table.num_rows:
+        return np.zeros(0, np.int64)
+    differs = np.zeros(table.num_rows, bool)
+    differs[0] = True
+    for name in columns:
+        values = table[name].combine_chunks()
+        changed = pc.not_equal(values.slice(1), values.slice(0, len(values) - 1))
+        differs[1:] |= pc.fill_null(changed, False).to_numpy(zero_copy_only=False)
+    return np.flatnonzero(differs)
+
+
+class _Import:
+    """Takes sorted rows in, cut anywhere, and writes shards as soon as they are full."""
+
+    def __init__(
+        self, dataset: Path, files: Sequence[Path], places: Sequence[Callable[[int], str]],
+        excluded: set[str], shard_videos: int,
+    ) -> None:
+        self._dataset = dataset
+        self._folder = dataset / "sources"
+        self._lists = [clean(str(path.absolute())) for path in files]
+        self._places = places
+        self._excluded = excluded
+        self._shard_videos = shard_videos
+        self._report = ImportReport()
+        self._shards = NewShards(self._folder)
+        self._known_failures = known_sources(self._folder).failures
+        self._bad: set[str] = set()
+        self._begun: set[str] | None = None
+        self._waiting: pa.Table | None = None
+        self._last_grown: str | None = None
+
+    def take(self, table: pa.Table) -> None:
+        """The next rows. A video may go on in the ones after."""
+        self._report.rows += table.num_rows
+        kinds = table["kind"].combine_chunks()
+        for kind, take in ((_NEW, self._take_new), (_BAD, self._take_bad),
+                           (_KNOWN, self._take_known)):
+            part = table.filter(pc.equal(kinds, kind))
+            if not part.num_rows:
+                continue
+            if kind != _NEW:
+                self._write_new(None, everything=True)  # there are no more new videos
+            take(part)
+
+    def finish(self) -> ImportReport:
+        """Writes what doesn't fill a shard, and says what became of all rows."""
+        self._write_new(None, everything=True)
+        # Of whatever limit, all bad rows of the files were seen.
+        ended = [(key, mended()) for key, listed_in in self._known_failures.items()
+                 if listed_in in self._lists and key not in self._bad]
+        for at in range(0, len(ended), _FAILURES_A_SHARD):
+            self._shards.commit(sources_table(ended[at : at + _FAILURES_A_SHARD]))
+        self._report.shards = self._shards.names
+        return self._report
+
+    # New videos
+
+    def _take_new(self, table: pa.Table) -> None:
+        self._write_new(table, everything=False)
+
+    def _write_new(self, table: pa.Table | None, *, everything: bool) -> None:
+        """Writes the shards that are full, or everything; the other rows wait."""
+        parts = [part for part in (self._waiting, table) if part is not None]
+        self._waiting = None
+        if not parts:
+            return
+        rows = _Videos(pa.concat_tables(parts).combine_chunks(), self._places, self._excluded)
+        kept = np.cumsum(rows.is_kept)
+        # A shard ends before the video that would be one too many, so the last one always waits.
+        first, whole = 0, 0
+        while whole + self._shard_videos < (kept[-1] if len(kept) else 0):
+            whole += self._shard_videos
+            last = int(np.searchsorted(kept, whole, "right"))
+            self._commit(rows, first, last)
+            first = last
+        if everything:
+            self._commit(rows, first, len(kept))
+        else:
+            self._waiting = rows.raw_from(first)
+
+    def _commit(self, rows: _Videos, first: int, last: int) -> None:
+        self._shards.commit(rows.sources(first, last))
+        kept, rejected = rows.count(first, last)
+        self._report.kept += kept
+        self._report.rejected += rejected
+        self._report.new_videos += int(rows.is_kept[first:last].sum())
+
+    # Rows that can't be taken
+
+    def _take_bad(self, table: pa.Table) -> None:
+        found = []
+        for row in table.select(["file", "row", "id", "problem"]).to_pylist():
+            place = self._places[row["file"]](row["row"])
+            source = Source(place, locator=f"row {place}", listed_in=self._lists[row["file"]])
+            source.problem = RowFailed("permanent", f"{place}: {row['problem']}")
+            found.append((source_key(source.locator), source))
+        self._bad.update(key for key, _ in found)
+        new = [(key, source) for key, source in found if key not in self._known_failures]
+        self._report.known += len(found) - len(new)
+        self._report.failed += len(new)
+        for at in range(0, len(new), _FAILURES_A_SHARD):
+            self._shards.commit(sources_table(new[at : at + _FAILURES_A_SHARD]))
+
+    # Videos that the dataset has
+
+    def _take_known(self, table: pa.Table) -> None:
+        edges = [*_starts(table, "shard"), table.num_rows]
+        for first, last in itertools.pairwise(edges):
+            shard = table["shard"][int(first)].as_py()
+            if shard == _REMOVED:
+                self._report.removed += int(last - first)
+            else:
+                self._grow(shard, table.slice(first, last - first))
+
+    def _grow(self, shard: str, rows: pa.Table) -> None:
+        """Adds spans to known videos of a shard, unless a stage has worked on it already."""
+        path = shard_path(self._folder, shard)
+        with reading(path):
+            stored = pq.read_table(path, schema=SOURCES,
+                                   columns=["platform_id", "spans", "rejection", "error"])
+        can_grow = pc.and_(pc.is_null(stored["rejection"]), pc.is_null(stored["error"]))
+        held: dict[str, tuple[int, Together]] = {}
+        there: dict[str, Together] = {}
+        for at, (name, spans, grows) in enumerate(zip(
+                stored["platform_id"].to_pylist(), stored["spans"].to_pylist(),
+                can_grow.to_pylist(), strict=True)):
+            if grows and spans and name is not None and shard not in self._begun_shards():
+                held[name] = (at, Together(_said(spans)))
+            there.setdefault(name, Together(_said(None))).take(_said(spans))
+        grown: dict[str, None] = {}
+        for row in rows.select(["id", *_OF_SPANS]).to_pylist():
+            name = row.pop("id")
+            said = _said([row | {"captions": None}])
+            if there[name].lacking(said) == ([], []):
+                self._report.known += 1
+            elif name in held:
+                there[name].take(said)
+                held[name][1].take(said)
+                grown[name] = None
+                self._report.kept += 1
+            else:
+                self._report.not_taken += 1
+        if not grown:
+            return
+        spans = stored["spans"].to_pylist()
+        for name in grown:
+            at, together = held[name]
+            spans[at] = together.row()["spans"]
+        with reading(path):
+            table = pq.read_table(path, schema=SOURCES)
+        place = SOURCES.get_field_index("spans")
+        column = pa.array(spans, SOURCES.field("spans").type)
+        write_sources(self._folder, shard, table.set_column(place, SOURCES.field("spans"), column))
+        # The last video of some rows may be the first one of the next.
+        self._report.grown_videos += len(grown) - (self._last_grown in grown)
+        self._last_grown = list(grown)[-1]
+
+    def _begun_shards(self) -> set[str]:
+        """Shards that some stage has committed: what hangs on their sources is made."""
+        if self._begun is None:
+            self._begun = {shard for folder in table_folders(self._dataset)
+                           for shard in committed_shards(folder)}
+        return self._begun
+
+
+def _said(spans: list[dict[str, Any]] | None) -> dict[str, Any]:
+    """A row of sources that says nothing but spans."""
+    return dict.fromkeys(SOURCES.names) | {"spans": spans}
+
+
+class _Videos:
+    """New rows, sorted by video and time, as rows of `sources`: videos, then repeated spans."""
+
+    def __init__(self, rows: pa.Table, places: Sequence[Callable[[int], str]],
+                 excluded: set[str]) -> None:
+        self._rows = rows
+        self._places = places
+        self._starts = _starts(rows, "id")
+        ids = rows["id"].take(pa.array(self._starts)).to_pylist()
+        self._sources = [_source(name, excluded) for name in ids]
+        self.is_kept = np.array([source.rejection is None for source in self._sources], bool)
+        is_first = np.zeros(rows.num_rows, bool)
+        is_first[_starts(rows, "id", "start_seconds", "end_seconds")] = True
+        self._is_first = is_first
+        self._is_gathered, self._captions = _further_captions(rows, is_first)
+
+    def raw_from(self, video: int) -> pa.Table:
+        """The rows of this video and of all after it, as they came."""
+        return self._rows.slice(self._edge(video))
+
+    def _edge(self, video: int) -> int:
+        return int(self._starts[video]) if video < len(self._starts) else self._rows.num_rows
+
+    def count(self, first: int, last: int) -> tuple[int, int]:
+        """Rows of the videos `[first, last)` that are kept, and rejected."""
+        owner = self._owners(first, last)
+        begin, end = self._edge(first), self._edge(last)
+        taken = self._is_first[begin:end] | self._is_gathered[begin:end]
+        kept = int((self.is_kept[owner] & taken).sum())
+        return kept, len(owner) - kept
+
+    def _within(self, first: int, last: int) -> np.ndarray:
+        return self._is_first[self._edge(first) : self._edge(last)]
+
+    def _owners(self, first: int, last: int) -> np.ndarray:
+        """The video of each row of the videos `[first, last)`."""
+        begin, end = self._edge(first), self._edge(last)
+        return np.searchsorted(self._starts, np.arange(begin, end), "right") - 1
+
+    def sources(self, first: int, last: int) -> pa.Table:
+        """Rows of `sources` for the videos `[first, last)`."""
+        begin = self._edge(first)
+        rows = self._rows.slice(begin, self._edge(last) - begin)
+        is_first, owner = self._within(first, last), self._owners(first, last)
+        keys = [source_key(source.locator) for source in self._sources[first:last]]
+        bounds = np.searchsorted(owner[is_first], np.arange(first, last + 1))
+        captions = {row - begin: said for row, said in self._captions.items()
+                    if begin <= row < begin + rows.num_rows}
+        videos = _table(keys, self._sources[first:last],
+                        _spans(rows, is_first, bounds, captions))
+        is_repeat = ~is_first & ~self._is_gathered[begin : begin + rows.num_rows]
+        at = np.flatnonzero(is_repeat)
+        if not len(at):
+            return videos
+        repeats = self._repeats(rows, at, is_first, owner[at] - first, keys, first)
+        spans = _spans(rows, is_repeat, np.arange(len(at) + 1), {})
+        table = _table([key for key, _ in repeats], [source for _, source in repeats], spans)
+        return pa.concat_tables([videos, table])
+
+    def _repeats(self, rows: pa.Table, at: np.ndarray, is_first: np.ndarray, owner: np.ndarray,
+                 keys: Sequence[str], first: int) -> list[tuple[str, Source]]:
+        """Keys and rejections of the rows `at`, whose spans a row before them has."""
+        shown = np.maximum.accumulate(np.where(is_first, np.arange(len(is_first)), 0))[at]
+        places = [self._place(rows, row) for row in at]
+        firsts = [self._place(rows, row) for row in shown]
+        numbers: dict[int, int] = {}
+        found = []
+        for place, where, video in zip(places, firsts, owner.tolist(), strict=True):
+            number = numbers[video] = numbers.get(video, 0) + 1
+            source = _source(self._sources[first + video].platform_id, set())
+            source.rejection = {
+                "rule": "sources.duplicate",
+                "detail": f"{place}: the same span as {where}, key {keys[video]}",
+            }
+            found.append((source_key(f"{source.locator}\0repeat {number}"), source))
+        return found
+
+    def _place(self, rows: pa.Table, at: int) -> str:
+        return self._places[rows["file"][int(at)].as_py()](rows["row"][int(at)].as_py())
+
+
+def _source(youtube_id: str, excluded: set[str]) -> Source:
+    url = f"{WATCH_URL}{youtube_id}"
+    identity = identify(url)
+    source = Source("", identity.locator, url, extractor=identity.extractor,
+                    platform_id=identity.platform_id)
+    source.rejection = exclusion(source, excluded) if excluded else None
+    return source
+
+
+def _further_captions(
+    rows: pa.Table, is_first: np.ndarray
+) -> tuple[np.ndarray, dict[int, list[str]]]:
+    """Which rows give a further caption of a span, and all captions of such spans by first row."""
+    is_gathered = np.zeros(len(is_first), bool)
+    found: dict[int, list[str]] = {}
+    shown = np.maximum.accumulate(np.where(is_first, np.arange(len(is_first)), 0))
+    captions = rows["caption"]
+    for row in np.flatnonzero(~is_first).tolist():
+        first, text = int(shown[row]), captions[row].as_py()
+        if first not in found:
+            one = captions[first].as_py()
+            found[first] = [] if one is None else [one]
+        if text is not None and text not in found[first]:
+            found[first].append(text)
+            is_gathered[row] = True
+    return is_gathered, found
+
+
+def _spans(rows: pa.Table, picked: np.ndarray, bounds: np.ndarray,
+           captions: dict[int, list[str]]) -> pa.Array:
+    """The picked rows as lists of spans; list `i` holds those from `bounds[i]` on.
+
+    `captions` are all captions of the span of a row, where it may have several.
+    """
+    at = np.flatnonzero(picked)
+    table = rows.select(_OF_SPANS).take(pa.array(at))
+    several: list[list[str] | None] = [None] * len(at)
+    if captions:
+        first = table["caption"].to_pylist()
+        for place, row in enumerate(at.tolist()):
+            said = captions.get(row) or ()
+            first[place] = said[0] if said else first[place]
+            several[place] = list(said) if len(said) > 1 else None
+        table = table.set_column(2, "caption", pa.array(first, pa.string()))
+    table = table.append_column("captions", pa.array(several, pa.list_(pa.string())))
+    table = table.combine_chunks()
+    columns = [table[field.name].combine_chunks().cast(field.type) for field in SPAN]
+    return pa.ListArray.from_arrays(pa.array(bounds, pa.int32()),
+                                    pa.StructArray.from_arrays(columns, fields=list(SPAN)))
+
+
+def _table(keys: list[str], sources: Sequence[Source], spans: pa.Array) -> pa.Table:
+    table = sources_table(zip(keys, sources, strict=True))
+    place = SOURCES.get_field_index("spans")
+    return table.set_column(place, SOURCES.field("spans"), spans.cast(SOURCES.field("spans").type))

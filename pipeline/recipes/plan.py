@@ -1,0 +1,281 @@
+"""The plan: which steps a recipe runs as, what each one's place on disk is, what is pending."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from clipmill.pipeline.dataset.shards import base_shard, committed_shards, shard_order
+from clipmill.pipeline.recipes.recipe import LoadedRecipe
+from clipmill.pipeline.recipes.stage_classes import class_reference, stage_class
+from clipmill.schemas.errors import UsageError
+from clipmill.schemas.folders import RESERVED_LABELS, SOURCES
+from clipmill.stages.protocol import Stage
+
+_LONGEST_LABEL = 60  # it is part of the names of temporary files, too
+KEY_LEVELS = ("source_key", "video_id", "clip_id")
+
+
+@dataclass(frozen=True)
+class Read:
+    """One column that a step reads: from which step's table, under which name it is shown."""
+
+    label: str
+    column: str
+    shown_as: str
+    optional: bool
+
+    @classmethod
+    def parse(cls, text: str) -> Read:
+        place, _, alias = text.partition(" as ")
+        optional = place.endswith("?") or alias.endswith("?")
+        label, dot, column = place.rstrip("?").partition(".")
+        if not dot:
+            raise UsageError(f"reads {text!r}: expected `<label>.<column>`")
+        return cls(label, column, alias.rstrip("?") or column, optional)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of the plan; plain data but for `stage`, which `spec` can be made into again."""
+
+    label: str
+    stage_label: str
+    stage: Stage
+    fingerprint: str
+    reads: tuple[Read, ...]
+    upstream: tuple[str, ...]
+
+    def folder(self, dataset: Path, table: str | None = None) -> Path:
+        """Where this step's shards lie; `table` names one of its further tables."""
+        return dataset / (table or self.label) / self.fingerprint
+
+    def spec(self) -> dict[str, Any]:
+        """What another process needs to make this step again (without hashing weights again)."""
+        return {
+            "label": self.label,
+            "stage_label": self.stage_label,
+            "class": class_reference(self.stage),
+            "settings": self.stage.model_dump(),
+            "fingerprint": self.fingerprint,
+            "upstream": list(self.upstream),
+        }
+
+    @classmethod
+    def from_spec(cls, spec: dict[str, Any]) -> Step:
+        stage = stage_class(spec["class"], Path("/")).model_validate(spec["settings"])
+        return cls(spec["label"], spec["stage_label"], stage, spec["fingerprint"],
+                   tuple(Read.parse(text) for text in stage.reads), tuple(spec["upstream"]))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All steps of a recipe in the order in which a shard passes through them."""
+
+    steps: tuple[Step, ...]
+    drop_frames: bool = False
+    by_label: dict[str, Step] = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "by_label", {step.label: step for step in self.steps})
+
+    def until(self, stage_label: str | None) -> tuple[Step, ...]:
+        """The steps up to and with a stage of the recipe."""
+        if stage_label is None:
+            return self.steps
+        labels = [step.stage_label for step in self.steps]
+        if stage_label not in labels:
+            raise UsageError(f"--until {stage_label!r}: the recipe has no such stage; its stages: "
+                             f"{', '.join(dict.fromkeys(labels))}")
+        last = max(i for i, label in enumerate(labels) if label == stage_label)
+        return self.steps[: last + 1]
+
+    def frames_step(self) -> Step | None:
+        return next((step for step in self.steps if "frames" in step.stage.more_tables), None)
+
+    def downstream(self, label: str) -> set[str]:
+        """Labels of a step and of all that hangs on it."""
+        reached = {label}
+        for step in self.steps:
+            if reached & set(step.upstream):
+                reached.add(step.label)
+        return reached
+
+    def spec(self) -> dict[str, Any]:
+        return {"steps": [step.spec() for step in self.steps], "drop_frames": self.drop_frames}
+
+    @classmethod
+    def from_spec(cls, spec: dict[str, Any]) -> Plan:
+        return cls(tuple(Step.from_spec(step) for step in spec["steps"]), spec["drop_frames"])
+
+
+def build_plan(loaded: LoadedRecipe) -> Plan:
+    """Orders, checks and fingerprints the steps of a recipe."""
+    steps: list[Step] = []
+    for stage_label, stage in loaded.stages.items():
+        for part in stage.steps():
+            label = stage_label if part is stage or part.name == stage.name else part.name
+            _check_label(label, stage_label, steps)
+            steps.append(_step(label, stage_label, part, steps))
+    _check_levels(steps)
+    return Plan(tuple(steps), loaded.recipe.drop_frames)
+
+
+def _check_label(label: str, stage_label: str, before: Sequence[Step]) -> None:
+    """UsageError for a name that a folder of the dataset, or another table in it, has."""
+    # Some file systems take names that differ in case for one.
+    taken = {name.lower() for step in before for name in (step.label, *step.stage.more_tables)}
+    if label.lower() in taken:
+        raise UsageError(f"stages.{stage_label}: the name {label!r} is already taken")
+    if label.lower() in RESERVED_LABELS:
+        raise UsageError(f"stages.{stage_label}: a stage can't be called {label!r}: the dataset "
+                         "has that name for something else; write `my_"
+                         f"{label.lower()}: {{stage: …}}`")
+    if len(label) > _LONGEST_LABEL:
+        raise UsageError(f"stages.{stage_label[:40]}…: a label has {_LONGEST_LABEL} characters at "
+                         "most: it is the name of a folder")
+
+
+def _step(label: str, stage_label: str, stage: Stage, before: list[Step]) -> Step:
+    known = {step.label: step for step in before}
+    try:
+        stage.check_upstream({step.label: step.stage for step in before})
+    except ValueError as error:
+        raise UsageError(f"stages.{stage_label}: {error}") from error
+    reads = []
+    for read in map(Read.parse, stage.reads):
+        if read.label == SOURCES or read.label in known:
+            if read.label in known:
+                _check_column(known[read.label], read, stage_label)
+            reads.append(read)
+        elif not read.optional:
+            raise UsageError(
+                f"stages.{stage_label} reads {read.label}.{read.column}, but no stage "
+                f"{read.label!r} stands before it in the recipe"
+            )
+    shown = [read.shown_as for read in reads]
+    if doubled := {name for name in shown if shown.count(name) > 1}:
+        raise UsageError(f"stages.{stage_label} reads two columns named {sorted(doubled)}")
+    upstream = dict.fromkeys(read.label for read in reads if read.label != SOURCES)
+    if stage.key == "clip_id":
+        # Every clip-level stage stands on the clips, whether or not it reads a column of theirs.
+        base = next((s for s in before if "clip_id" in s.stage.table_schema.names), None)
+        if base is None:
+            raise UsageError(f"stages.{stage_label} works on clips, but no stage before it makes "
+                             "them; put split_clips first")
+        upstream = {base.label: None, **upstream}
+    if stage.frames:
+        maker = next((s for s in before if "frames" in s.stage.more_tables), None)
+        if maker is not None:
+            upstream[maker.label] = None
+    inputs = {name: known[name].fingerprint for name in upstream}
+    return Step(label, stage_label, stage, fingerprint(stage, inputs), tuple(reads),
+                tuple(upstream))
+
+
+def _check_column(step: Step, read: Read, stage_label: str) -> None:
+    names = step.stage.table_schema.names
+    if read.column not in names:
+        raise UsageError(f"stages.{stage_label} reads {read.label}.{read.column}, but "
+                         f"{read.label} writes only: {', '.join(names)}")
+
+
+def _check_levels(steps: list[Step]) -> None:
+    makers = [s for s in steps if "clip_id" in s.stage.table_schema.names
+              and s.stage.key != "clip_id"]
+    if len(makers) > 1:
+        raise UsageError(f"two stages make clips ({makers[0].label} and {makers[1].label}); a "
+                         "dataset has one set of clips")
+    for step in steps:
+        if step.stage.key not in KEY_LEVELS:
+            raise UsageError(f"stages.{step.stage_label}: key {step.stage.key!r} is unknown; "
+                             f"allowed: {', '.join(KEY_LEVELS)}")
+    # A source's own video_id is known of some platforms only, and before anything is fetched.
+    columns = {SOURCES: {"source_key"},
+               **{step.label: set(step.stage.table_schema.names) for step in steps}}
+    for step in steps:
+        _check_rows_are_found(step, columns)
+
+
+def _check_rows_are_found(step: Step, columns: dict[str, set[str]]) -> None:
+    """UsageError where the step's keys say nothing of which rows it reads from a table."""
+    key = step.stage.key
+    known_by = {key, "video_id"} if key == "clip_id" else {key}
+    for read in step.reads:
+        if not known_by & columns[read.label]:
+            raise UsageError(
+                f"stages.{step.stage_label} reads {read.label}.{read.column}, but works by {key}, "
+                f"and the rows of {read.label} are told by no {' or '.join(sorted(known_by))}; "
+                "read from a stage whose rows are, e.g. download_videos for what is known of a "
+                "source")
+    if not any(key in columns[label] for label in step.upstream or (SOURCES,)):
+        raise UsageError(f"stages.{step.stage_label} works by {key}, but reads from no stage whose "
+                         "rows have it; have it read a column of one that stands before it")
+
+
+def fingerprint(stage: Stage, inputs: dict[str, str]) -> str:
+    """16 hex digits over what decides a step's output: itself, its settings, its inputs."""
+    payload = {
+        "name": stage.name,
+        "version": stage.version,
+        "identity": stage.identity(),
+        "prompts": stage.prompts(),
+        "inputs": inputs,
+    }
+    text = json.dumps(payload, sort_keys=True, default=str, ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class ShardList:
+    """The shards of a dataset: the first ones, and retries with the step where each begins."""
+
+    first: tuple[str, ...]
+    retries: dict[str, dict[str, Any]]
+
+    def passes(self, plan: Plan, step: Step, shard: str) -> bool:
+        """Whether a shard passes through a step: a retry begins where its rows failed."""
+        request = self.retries.get(shard)
+        if request is None:
+            return True
+        return request_is_current(plan, request) and step.label in plan.downstream(request["step"])
+
+    def group(self, shard: str) -> list[str]:
+        """The first shard and its retries so far, oldest first.
+
+        A number may be missing: a retry whose request was damaged was set aside.
+        """
+        base = base_shard(shard)
+        return [base, *self._retries_of.get(base, ())]
+
+    @functools.cached_property
+    def _retries_of(self) -> dict[str, list[str]]:
+        found: dict[str, list[str]] = {}
+        for name in sorted(self.retries, key=shard_order):
+            found.setdefault(base_shard(name), []).append(name)
+        return found
+
+    def relevant(self, plan: Plan, step: Step) -> list[str]:
+        """All shards that pass through a step, in order."""
+        retries = [shard for shard in self.retries if self.passes(plan, step, shard)]
+        return sorted([*self.first, *retries], key=shard_order)
+
+
+def request_is_current(plan: Plan, request: dict[str, Any]) -> bool:
+    step = plan.by_label.get(request["step"])
+    return step is not None and step.fingerprint == request["fingerprint"]
+
+
+def pending(plan: Plan, steps: Iterable[Step], shards: ShardList, dataset: Path
+            ) -> dict[str, list[str]]:
+    """Per step: the shards that it has still to do, in order."""
+    found = {}
+    for step in steps:
+        done = set(committed_shards(step.folder(dataset)))
+        found[step.label] = [s for s in shards.relevant(plan, step) if s not in done]
+    return found

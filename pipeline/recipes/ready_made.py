@@ -1,0 +1,93 @@
+"""Ready-made recipes, of runs and of subsets: the YAML files beside this module."""
+
+from __future__ import annotations
+
+import difflib
+import shutil
+import sys
+import textwrap
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from clipmill.schemas.errors import UsageError
+
+if TYPE_CHECKING:
+    from clipmill.stages.references import DataFile, ModelReference
+
+FOLDER = Path(__file__).resolve().parent / "recipes"
+SUBSET_FOLDER = Path(__file__).resolve().parent / "subset_recipes"
+
+
+def names(folder: Path = FOLDER) -> list[str]:
+    return sorted(path.stem for path in folder.glob("*.yaml"))
+
+
+def recipe_path(argument: str) -> Path:
+    """The file that a RECIPE argument means: a ready-made name, or a file.
+
+    Raises UsageError with the names where it is neither.
+    """
+    return _path(argument, FOLDER, "recipe", "`clipmill recipe list` describes them")
+
+
+def subset_recipe_path(argument: str) -> Path:
+    """The same for a subset recipe."""
+    return _path(argument, SUBSET_FOLDER, "subset recipe",
+                 "`clipmill subset recipes` describes them")
+
+
+def any_recipe_path(argument: str) -> Path:
+    """A recipe of either kind, by name, or a file."""
+    return subset_recipe_path(argument) if argument in names(SUBSET_FOLDER) else recipe_path(
+        argument)
+
+
+def names_without_downloads() -> list[str]:
+    """Recipes of runs whose models, if they name any, come with Clipmill."""
+    from clipmill.pipeline.recipes.recipe import load_recipe
+    from clipmill.stages.references import DataFile
+
+    def comes_along(value: ModelReference | DataFile) -> bool:
+        return bool(value.path if isinstance(value, DataFile) else value.folder)
+
+    return [name for name in names()
+            if all(comes_along(value)
+                   for stage in load_recipe(FOLDER / f"{name}.yaml").stages.values()
+                   for value in stage.references().values())]
+
+
+def described(folder: Path = FOLDER) -> list[str]:
+    """A recipe's name, and what it is for: a line each, on a terminal wrapped next to the name."""
+    from clipmill.pipeline.recipes.recipe import read_yaml
+
+    width = max(map(len, names(folder)), default=0)
+    lines = []
+    for name in names(folder):
+        given = read_yaml(folder / f"{name}.yaml", expected="a recipe")
+        mark = "" if given.get("verified", True) else " (unverified)"
+        lines.append(_wrapped(f"{name:{width}}  ", f"{given.get('description', '')}{mark}"))
+    return lines
+
+
+def _wrapped(name: str, text: str) -> str:
+    if not sys.stdout.isatty():
+        return name + text
+    columns = max(shutil.get_terminal_size().columns, len(name) + 20)
+    return textwrap.fill(text, columns, initial_indent=name, subsequent_indent=" " * len(name))
+
+
+def _path(argument: str, folder: Path, kind: str, hint: str) -> Path:
+    known = names(folder)
+    if argument in known:
+        return folder / f"{argument}.yaml"
+    path = Path(argument).expanduser()
+    if path.is_file():
+        return path
+    if argument in {*names(FOLDER), *names(SUBSET_FOLDER)}:
+        other = "clipmill run" if folder == SUBSET_FOLDER else "clipmill subset create"
+        raise UsageError(f"{argument} is a recipe for `{other}`, not a {kind}; `clipmill recipe "
+                         f"show {argument}` prints it")
+    near = difflib.get_close_matches(argument, known, n=1)
+    guess = f"did you mean {near[0]}? " if near else ""
+    raise UsageError(f"no {kind} {argument!r}: there is no such file, and the ready-made ones are "
+                     f"{', '.join(known)}; {guess}{hint}")

@@ -1,0 +1,111 @@
+"""Finds the class behind a stage's name, built in or the user's own.
+
+A built-in stage `verb_noun` is the class with that name in `stages/verb_noun.py`: adding one is
+adding a file. The user's own is named `file.py:Class` or `package.module:Class`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import hashlib
+import importlib
+import importlib.util
+import pkgutil
+import sys
+from pathlib import Path
+from types import ModuleType
+
+from clipmill import stages
+from clipmill.schemas.errors import UsageError
+from clipmill.stages.protocol import Stage
+
+
+@functools.cache
+def built_in_stage_names() -> tuple[str, ...]:
+    """Names of the modules in `stages/` that hold a stage of their own name."""
+    modules = [module.name for module in pkgutil.iter_modules(stages.__path__)
+               if not module.ispkg and module.name != "protocol"]
+    return tuple(sorted(name for name in modules
+                        if f'"{name}"' in (Path(stages.__path__[0]) / f"{name}.py").read_text(
+                            "utf-8")))
+
+
+def stage_class(name: str, folder: Path) -> type[Stage]:
+    """The class for a recipe's `stage:` word; files are looked up from the recipe's folder.
+
+    Raises UsageError with the near names where there is none.
+    """
+    if ":" in name or name.endswith(".py"):
+        return _own_stage(name, folder)
+    if name not in built_in_stage_names():
+        near = difflib.get_close_matches(name, built_in_stage_names(), n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise UsageError(f"unknown stage {name!r}; {hint}built-in stages: "
+                         f"{', '.join(built_in_stage_names())}; one of your own is named "
+                         "`file.py:Class` or `package.module:Class`")
+    return _class_in(importlib.import_module(f"stages.{name}"), name=name)
+
+
+def _own_stage(name: str, folder: Path) -> type[Stage]:
+    place, _, class_name = name.partition(":")
+    if place.endswith(".py"):
+        try:
+            path = (folder / place).resolve()
+            is_there = path.is_file()
+        except (OSError, ValueError) as error:
+            raise UsageError(f"stage {name!r}: no name of a file: {error}") from error
+        if not is_there:
+            raise UsageError(f"stage {name!r}: no file {path}")
+        module = _module_from_file(path)
+    else:
+        try:
+            module = importlib.import_module(place)
+        except Exception as error:
+            raise UsageError(f"stage {name!r}: cannot import {place}: {error}") from error
+    return _class_in(module, class_name=class_name or None, where=name)
+
+
+def _module_from_file(path: Path) -> ModuleType:
+    # One module a file, whatever its name collides with.
+    module_name = "clipmill_own_" + hashlib.sha256(str(path).encode()).hexdigest()[:12]
+    if module_name in sys.modules:
+        return sys.modules[module_name]
+    spec = importlib.util.spec_from_file_location(module_name, path)
+    assert spec is not None  # a .py file always has a spec and a loader
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module_name] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[module_name]
+        raise UsageError(f"{path} cannot be imported: {type(error).__name__}: {error}") from error
+    return module
+
+
+def _class_in(
+    module: ModuleType, *, name: str | None = None, class_name: str | None = None, where: str = ""
+) -> type[Stage]:
+    found = [value for value in vars(module).values()
+             if isinstance(value, type) and issubclass(value, Stage) and value is not Stage
+             and value.__module__ == module.__name__]
+    if name is not None:
+        found = [value for value in found if value.name == name]
+    elif class_name is not None:
+        found = [value for value in found if value.__name__ == class_name]
+    if len(found) != 1:
+        have = ", ".join(value.__name__ for value in found) or "none"
+        place = getattr(module, "__file__", module.__name__)
+        raise UsageError(f"stage {where or name!r}: expected one Stage class in {place}, found: "
+                         f"{have}; name it as `file.py:Class`")
+    return found[0]
+
+
+def class_reference(stage: Stage) -> str:
+    """A word from which another process finds this stage's class again."""
+    cls = type(stage)
+    module = sys.modules[cls.__module__]
+    if cls.__module__.startswith("clipmill_own_"):
+        return f"{module.__file__}:{cls.__name__}"
+    return f"{cls.__module__}:{cls.__name__}"

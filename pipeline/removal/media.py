@@ -1,0 +1,100 @@
+"""Files of removed videos: which of them are the dataset's own, also behind symbolic links.
+
+`media/` may be a link to another disk, and so may folders in it: what lies there by its name is
+the dataset's. Of a single file that is a link, only what it leads to within `media/` is; what lies
+elsewhere may be anybody's, and is left and told.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from clipmill.pipeline.removal.rewriting import Selection
+from clipmill.schemas.folders import MEDIA
+
+
+@dataclass
+class OwnFiles:
+    """What is to be deleted, each once, and what has to be left, with the place that named it."""
+
+    delete: list[Path] = field(default_factory=list)
+    left: dict[Path, str] = field(default_factory=dict)
+    referenced: int = 0
+    """Local files outside the dataset that were named by their own paths."""
+
+
+def own_files(dataset: Path, named: set[str], selection: Selection) -> OwnFiles:
+    """Looks for all of the removed videos' files; `named` are the paths that tables give."""
+    found = OwnFiles()
+    media = dataset / MEDIA
+    places = set()
+    for path in named:
+        # By the name alone: where links lead is no matter of whose it is.
+        inner = Path(os.path.normpath(path))
+        if inner.is_absolute():
+            found.referenced += 1
+        elif len(inner.parts) > 1 and inner.parts[0] == MEDIA:
+            places.add(dataset / inner)
+        elif os.path.lexists(dataset / inner):
+            found.left[dataset / inner] = path
+    # By name, too: after a killed removal the tables no longer say where they lie.
+    places.update(_by_name(media, selection))
+    there = sorted(place for place in places if os.path.lexists(place))
+    found.delete += there
+    for link in [place for place in there if place.is_symlink()]:
+        target = Path(os.path.realpath(link))
+        if not os.path.lexists(target) or target in found.delete:
+            continue
+        if _is_theirs(media, target, places):
+            found.delete.append(target)
+        else:
+            found.left[target] = link.relative_to(dataset).as_posix()
+    return found
+
+
+def _by_name(media: Path, selection: Selection) -> Iterator[Path]:
+    if not media.is_dir():
+        return
+    for path in media.iterdir():
+        if path.name.partition(".")[0] in selection.videos:
+            yield path
+    for key in selection.source_keys:
+        yield media / ".work" / key
+        yield media / ".found" / f"{key}.json"
+        yield from (media / ".ready").glob(f"{key}.*")
+    for rules in (media / ".claims").glob("*"):
+        yield from (rules / video for video in selection.videos)
+
+
+def _is_theirs(media: Path, target: Path, places: set[Path]) -> bool:
+    """Whether what a link leads to is within `media/` and no other video's as well."""
+    real = Path(os.path.realpath(media))
+    if real not in target.parents:
+        return False
+    inside = media / target.relative_to(real)
+    if inside in places:
+        return True
+    if inside.parent == media or inside.relative_to(media).parts[0].startswith("."):
+        return False  # another video's file, or a note
+    with os.scandir(media) as entries:
+        return not any(entry.is_symlink() and media / entry.name not in places
+                       and Path(os.path.realpath(entry.path)) == target for entry in entries)
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a file, or of all files in a folder; a link's own are few."""
+    if path.is_dir() and not path.is_symlink():
+        return sum(file.lstat().st_size for file in path.rglob("*") if not file.is_dir())
+    return path.lstat().st_size
+
+
+def delete(path: Path) -> None:
+    """Deletes a file, a folder, or a link and not what it leads to."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

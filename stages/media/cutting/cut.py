@@ -1,0 +1,125 @@
+"""Cuts clips out of a video file, each into a file of its own that is whole or not there.
+
+`copy` takes the compressed pictures as they are, so a clip can only begin at a key frame: it
+begins early, and the true span is recorded. `exact` encodes anew: the clip holds the frames whose
+presentation time lies inside the span, and no others.
+
+Every file is written under a temporary name beside its target, opened and checked, and renamed.
+"""
+
+from __future__ import annotations
+
+import functools
+import glob
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+from clipmill.schemas.errors import ClipmillError, RowFailed
+from clipmill.stages.media.cutting.clip_files import CutOptions, CutRequest, CutResult
+from clipmill.stages.media.cutting.encoders import find_encoder
+from clipmill.stages.media.cutting.reencode import encode_clips
+from clipmill.stages.media.cutting.remux import copy_clips
+from clipmill.stages.media.isolation.isolated import Limits, stream_isolated
+from clipmill.stages.media.read.decode import offset_pts, open_container, video_stream
+
+__all__ = [
+    "CUT_LIMITS", "CutOptions", "CutRequest", "CutResult", "check_encoder", "cut_clips",
+    "cut_clips_isolated",
+]
+
+# What adding a clock of hours leaves right of a time in seconds.
+_DIGITS = 9
+
+CUT_LIMITS = Limits(memory_limit_bytes=8 << 30)
+"""Twice what eight open encoders of 4K clips were seen to hold, with one thread each."""
+
+
+def check_encoder(options: CutOptions) -> str:
+    """The encoder that `exact` will use, tried out on a few frames.
+
+    Raises UsageError where the options don't fit it, ClipmillError where none works here.
+    """
+    return find_encoder(options.encoder, options.crf, options.preset).name
+
+
+def cut_clips(
+    source: Path, requests: Sequence[CutRequest], options: CutOptions, *,
+    starts_at_seconds: float = 0.0, is_sound: bool = False,
+) -> Iterator[CutResult]:
+    """Cuts clips of one file; gives one result a request, as they are ready.
+
+    Times are the source video's; `starts_at_seconds` is the file's time 0 in it, which may be
+    before the video's start. `is_sound` says that the whole file was decoded before, and without an
+    error. A clip that can't be cut is a result with a problem; so are all clips
+    of a file that can't be read. Raises ClipmillError where no clip could be written at all (full
+    disk, no encoder).
+    """
+    left = {request.clip_id: None for request in requests}
+    if len(left) < len(requests):
+        raise ValueError("clip_id of the requests must be distinct")
+    cut = (functools.partial(copy_clips, is_sound=is_sound) if options.media == "copy"
+           else encode_clips)
+    try:
+        zero = _in_ticks(source, starts_at_seconds) if starts_at_seconds else 0.0
+        shifted = [replace(request, start_seconds=request.start_seconds - zero,
+                           end_seconds=request.end_seconds - zero) for request in requests]
+        for result in cut(source.absolute(), shifted, options):
+            del left[result.clip_id]
+            if not zero or result.start_seconds is None or result.end_seconds is None:
+                yield result
+            else:
+                yield replace(result, start_seconds=round(result.start_seconds + zero, _DIGITS),
+                              end_seconds=round(result.end_seconds + zero, _DIGITS))
+    except ClipmillError:
+        raise
+    except RowFailed as problem:
+        # The file as a whole can't be read: that is every clip's problem.
+        for clip_id in left:
+            yield CutResult(clip_id, problem=problem)
+
+
+def _in_ticks(source: Path, seconds: float) -> float:
+    """`seconds` in whole units of the time base, as the other readers of a video count them."""
+    with open_container(source) as container:
+        time_base = Fraction(video_stream(container, source).time_base)
+        return float(offset_pts(seconds, time_base) * time_base)
+
+
+def cut_clips_isolated(
+    source: Path, requests: Sequence[CutRequest], options: CutOptions, *,
+    starts_at_seconds: float = 0.0, is_sound: bool = False, limits: Limits = CUT_LIMITS,
+) -> Iterator[CutResult]:
+    """As `cut_clips`, in a helper process: what takes that down costs this file's clips only.
+
+    Clips that were cut before it died stay; the others are asked for once more.
+    """
+    left = {request.clip_id: request for request in requests}
+
+    def arguments() -> tuple[Any, ...]:
+        return list(left.values()), options, starts_at_seconds, is_sound
+
+    try:
+        for result in stream_isolated(_cut_in_helper, source, arguments, limits=limits):
+            del left[result.clip_id]
+            yield result
+    except RowFailed as problem:
+        for clip_id, request in left.items():
+            _discard_parts(request.target)
+            yield CutResult(clip_id, problem=problem)
+
+
+def _cut_in_helper(
+    source: Path, requests: Sequence[CutRequest], options: CutOptions, starts_at_seconds: float,
+    is_sound: bool,
+) -> Iterator[CutResult]:
+    yield from cut_clips(source, requests, options, starts_at_seconds=starts_at_seconds,
+                         is_sound=is_sound)
+
+
+def _discard_parts(target: Path) -> None:
+    """Removes what a killed process wrote of a clip."""
+    for part in target.parent.glob(f".{glob.escape(target.stem)}.*.part"):
+        part.unlink(missing_ok=True)

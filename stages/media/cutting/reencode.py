@@ -1,0 +1,364 @@
+"""Cuts clips by encoding anew: a clip holds the frames whose time lies in the span, no others.
+
+Clips that overlap or lie close together come out of one forward pass: a new seek is made only
+where a later key frame saves decoding. Frames keep their distances (variable frame rates stay
+variable), stand upright, and are made 8-bit 4:2:0 of even sides, which every H.264 decoder takes:
+an odd last column or row is cut off.
+"""
+
+from __future__ import annotations
+
+import bisect
+import contextlib
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import av.video.frame
+import av.video.reformatter
+import numpy as np
+from av.stream import Discard
+
+from clipmill.schemas.errors import RowFailed
+from clipmill.schemas.words import counted
+from clipmill.stages.media.cutting.clip_files import (
+    ROUNDING_SECONDS,
+    ClipFile,
+    CutOptions,
+    CutRequest,
+    CutResult,
+    check_reach,
+    exact_seconds,
+    nothing_inside,
+)
+from clipmill.stages.media.cutting.encoders import VideoEncoder, find_encoder, open_encoder
+from clipmill.stages.media.read.decode import bad_media
+from clipmill.stages.media.read.forward import Forward
+from clipmill.stages.media.read.framing import Cropper, framing_of
+from clipmill.stages.media.read.hdr import ToneMap, tone_map_of
+from clipmill.stages.media.read.orientation import Orientation, orientation_of
+from clipmill.stages.media.read.packets import PacketIndex, read_packets
+from clipmill.stages.media.read.sound import Sound, aac_track
+
+MAX_OPEN_CLIPS = 8  # encoders of overlapping clips that are open at once: each holds memory
+_OPEN_PIXELS = MAX_OPEN_CLIPS * 4096 * 2304  # and more of it the larger its pictures are
+_BT709 = 1
+
+
+class _Wanted:
+    """One request as frames of the file: numbers `first` up to `last`, exclusive."""
+
+    def __init__(self, request: CutRequest, index: PacketIndex) -> None:
+        self.request = request
+        check_reach(request, index.end_seconds)
+        frames = index.within(request.start_seconds - ROUNDING_SECONDS,
+                              request.end_seconds - ROUNDING_SECONDS)
+        if not frames:
+            raise nothing_inside(request.start_seconds, request.end_seconds, index.seconds(0),
+                                 index.end_seconds)
+        self.first, self.last = frames.start, frames.stop
+        self.first_pts = index.pts[self.first]
+        self.last_pts = index.pts[self.last - 1]
+        self.end_seconds = min(request.end_seconds, index.end_seconds)
+        if self.last < index.n_frames:
+            after = index.seconds(self.last)
+            if abs(after - request.end_seconds) <= ROUNDING_SECONDS:
+                self.end_seconds = after
+        self.key = index.entry_before(self.first).first_number
+
+
+def encode_clips(
+    source: Path, requests: Sequence[CutRequest], options: CutOptions
+) -> Iterator[CutResult]:
+    """Cuts clips of one file exactly; times are the file's own."""
+    encoder = find_encoder(options.encoder, options.crf, options.preset)
+    index = read_packets(source)
+    wanted = []
+    for request in requests:
+        try:
+            wanted.append(_Wanted(request, index))
+        except RowFailed as problem:
+            yield CutResult(request.clip_id, problem=problem)
+    with contextlib.ExitStack() as stack:
+        sound = stack.enter_context(Sound(source)) if options.audio else None
+        open_at_once = max(1, min(MAX_OPEN_CLIPS, _OPEN_PIXELS // max(1, index.pixels)))
+        for clips in passes(wanted, open_at_once):
+            yield from _Pass(source, index, clips, options, encoder, sound).run()
+
+
+def passes(wanted: Sequence[Any], open_at_once: int) -> Iterator[list[Any]]:
+    """Groups of clips that are decoded in one go, in the order of their beginnings.
+
+    A clip joins the pass before it unless a key frame lies between them, from which decoding can
+    begin anew, or too many clips of that pass are open where it begins.
+    """
+    left = sorted(wanted, key=lambda clip: (clip.first, clip.last))
+    while left:
+        group: list[Any] = []
+        later: list[Any] = []
+        for clip in left:
+            end = max((other.last for other in group), default=None)
+            open_then = sum(other.last > clip.first for other in group)
+            if (end is not None and (clip.key >= end or later)) or open_then >= open_at_once:
+                later.append(clip)
+            else:
+                group.append(clip)
+        yield group
+        left = later
+
+
+class _Pass:
+    """One run of the decoder over the clips of a group."""
+
+    def __init__(self, source: Path, index: PacketIndex, clips: list[_Wanted],
+                 options: CutOptions, encoder: VideoEncoder, sound: Sound | None) -> None:
+        self._source = source
+        self._index = index
+        self._clips = clips
+        self._options = options
+        self._encoder = encoder
+        self._sound = sound
+        self._pictures: _Pictures | None = None
+
+    def run(self) -> Iterator[CutResult]:
+        waiting = list(self._clips)
+        active: list[_Writing] = []
+        forward = Forward(self._source, self._index, self._prepare)
+        try:
+            with contextlib.closing(self._frames(forward)) as frames:
+                for frame in frames:
+                    while waiting and waiting[0].first_pts <= frame.pts:
+                        active.append(_Writing(waiting.pop(0), self._encoder, self._options,
+                                               self._sound, self._index))
+                    for writing in [w for w in active if w.clip.last_pts < frame.pts]:
+                        active.remove(writing)
+                        yield writing.finish(forward.first_error)
+                    if active:
+                        assert self._pictures is not None  # the decoder has been prepared
+                        picture = self._pictures(frame)
+                        for writing in active:
+                            writing.take(picture, self._pictures)
+                    elif not waiting:
+                        break
+            while active:
+                yield active.pop(0).finish(forward.first_error)
+            for clip in waiting:
+                reason = f" ({forward.first_error})" if forward.first_error else ""
+                yield CutResult(clip.request.clip_id, problem=bad_media(
+                    self._source, f"gives no frame from {clip.request.start_seconds:.3f} s on"
+                    f"{reason}"))
+        finally:
+            for writing in active:
+                writing.discard()
+
+    def _prepare(self, stream: av.VideoStream) -> None:
+        for other in stream.container.streams:
+            if other.index != stream.index:
+                other.discard = Discard.all
+        stream.codec_context.thread_count = self._options.threads
+        stream.thread_type = "FRAME"
+        self._pictures = _Pictures(stream, self._options.short_side, self._encoder.pixels)
+
+    def _frames(self, forward: Forward) -> Iterator[av.VideoFrame]:
+        """Frames in time order from the group's first one on, or a little before it."""
+        last = None
+        for number, frame in forward.frames(self._clips[0].first):
+            frame.pts = self._index.pts[number]
+            if last is not None and frame.pts <= last:
+                frame.pts = last + self._index.usual_pts  # time must advance, as in the decode pass
+            last = frame.pts
+            yield frame
+
+
+class _Pictures:
+    """Makes what is encoded of decoded frames: upright, of one even size, 8 bit, tone-mapped."""
+
+    def __init__(self, stream: av.VideoStream, short_side: int | None, pixels: str) -> None:
+        self.stream = stream
+        self.size: tuple[int, int] | None = None
+        self._short_side = short_side
+        self._pixels = pixels
+        self._orientation = Orientation()
+        self._tone_map: ToneMap | None = None
+        self._scaler = av.video.reformatter.VideoReformatter()
+        self._cropped = Cropper(framing_of(stream))
+        self._converter = av.video.reformatter.VideoReformatter()
+
+    def __call__(self, frame: av.VideoFrame) -> av.VideoFrame:
+        frame = self._cropped(frame)
+        if self.size is None:
+            self._orientation = orientation_of(frame)
+            self._tone_map = tone_map_of(frame)
+            self.size = self._size_of(frame)
+        rgb = frame.format.is_rgb
+        width, height = self._orientation.shown(*self.size)
+        # Cut off by a pixel where that makes it even, scaled where more is asked for.
+        crops = 0 <= frame.width - width <= 1 and 0 <= frame.height - height <= 1
+        across, down = (frame.width, frame.height) if crops else (width, height)
+        if self._tone_map is not None:
+            made = self._ordinary(frame, across, down)
+        else:
+            made = self._scaler.reformat(
+                frame, across, down, format="yuv420p", interpolation="AREA",
+                dst_colorspace="ITU709" if rgb else None, dst_color_range="MPEG", threads=1)
+        if not self._orientation.is_upright or (made.width, made.height) != (width, height):
+            made = self._planes(made, width, height)
+        if self._pixels != "yuv420p":
+            made = made.reformat(format=self._pixels, threads=1)
+        made.pts, made.time_base = frame.pts, frame.time_base
+        # Else the encoder would repeat the kinds of frames that the source has.
+        made.pict_type = av.video.frame.PictureType.NONE
+        return made
+
+    def _ordinary(self, frame: av.VideoFrame, width: int, height: int) -> av.VideoFrame:
+        """A frame of high dynamic range in 8 bits of BT.709."""
+        assert self._tone_map is not None
+        deep = self._scaler.reformat(frame, width, height, format="bgr48le", interpolation="AREA",
+                                     threads=1)
+        image = av.VideoFrame.from_ndarray(self._tone_map(deep.to_ndarray()), "bgr24")
+        made = self._converter.reformat(image, format="yuv420p", dst_colorspace="ITU709",
+                                        dst_color_range="MPEG", threads=1)
+        made.colorspace = made.color_primaries = made.color_trc = _BT709
+        return made
+
+    def _size_of(self, frame: av.VideoFrame) -> tuple[int, int]:
+        width, height = frame.width, frame.height
+        if self._short_side and min(width, height) > self._short_side:
+            factor = self._short_side / min(width, height)
+            width, height = round(width * factor / 2) * 2, round(height * factor / 2) * 2
+        width, height = max(2, width // 2 * 2), max(2, height // 2 * 2)
+        return self._orientation.shown(width, height)
+
+    def _planes(self, frame: av.VideoFrame, width: int, height: int) -> av.VideoFrame:
+        """The frame's upper left `width` × `height` pixels, turned upright."""
+        parts = []
+        for plane, share in zip(frame.planes, (1, 2, 2), strict=True):
+            rows = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)
+            part = rows[: height // share, : width // share]
+            parts.append(self._orientation.upright(part).reshape(-1))
+        assert self.size is not None
+        across, down = self.size
+        made = av.VideoFrame.from_ndarray(
+            np.concatenate(parts).reshape(down * 3 // 2, across), "yuv420p")
+        made.colorspace, made.color_range = frame.colorspace, frame.color_range
+        made.color_primaries, made.color_trc = frame.color_primaries, frame.color_trc
+        return made
+
+    def aspect(self) -> Fraction | None:
+        """How wide a pixel of the output is shown, where that is not square."""
+        ratio = self.stream.sample_aspect_ratio
+        if not ratio or ratio == 1:
+            return None
+        return 1 / Fraction(ratio) if self._orientation.swaps_sides else Fraction(ratio)
+
+
+class _Writing:
+    """One clip on its way into its file. A problem of its own is kept until it is asked for."""
+
+    def __init__(self, clip: _Wanted, encoder: VideoEncoder, options: CutOptions,
+                 sound: Sound | None, index: PacketIndex) -> None:
+        self.clip = clip
+        self._encoder = encoder
+        self._options = options
+        self._sound = sound
+        self._index = index
+        self._stamps: list[int] = []
+        self._track: av.VideoStream | None = None
+        self._durations: dict[int, int] = {}
+        self._problem: RowFailed | None = None
+        self._file: ClipFile | None = None
+
+    def take(self, picture: av.VideoFrame, pictures: _Pictures) -> None:
+        if self._problem is not None:
+            return
+        try:
+            if self._track is None:
+                self._open(picture, pictures)
+            assert self._file is not None
+            assert self._track is not None
+            stamp = picture.pts
+            self._stamps.append(stamp)
+            # Other clips take the same picture: the encoder makes its own copy of the fields.
+            picture.pts = stamp - self._stamps[0]
+            with self._file.writing():
+                packets = self._track.encode(picture)
+            picture.pts = stamp
+            self._mux(packets)
+        except RowFailed as problem:
+            self._problem = problem
+            self.discard()
+
+    def _open(self, picture: av.VideoFrame, pictures: _Pictures) -> None:
+        self._file = ClipFile(self.clip.request.target, ".mp4")
+        output = self._file.output
+        rate = pictures.stream.average_rate or pictures.stream.guessed_rate or Fraction(25)
+        with self._file.writing():
+            track = self._encoder.add_stream(
+                output, (picture.width, picture.height), Fraction(rate),
+                Fraction(self._index.time_base), self._options.threads)
+            context = track.codec_context
+            context.color_range = picture.color_range
+            context.colorspace = picture.colorspace
+            context.color_primaries = picture.color_primaries
+            context.color_trc = picture.color_trc
+            if (aspect := pictures.aspect()) is not None:
+                context.sample_aspect_ratio = aspect
+            open_encoder(track)
+            sound = self._sound
+            beside = aac_track(output, sound.stream) if sound and sound.stream else None
+            if beside is not None:
+                assert sound is not None
+                start = exact_seconds(picture.pts, self._index.time_base)
+                for packet in sound.encoded(beside, start, self.clip.end_seconds):
+                    output.mux(packet)
+        self._track = track
+
+    def _mux(self, packets: Sequence[av.Packet]) -> None:
+        assert self._file is not None
+        for packet in packets:
+            number = packet.pts + self._stamps[0]
+            packet.duration = self._duration(number)
+            with self._file.writing():
+                self._file.output.mux(packet)
+
+    def _duration(self, stamp: int) -> int:
+        """How long the frame is shown, by the next one of the file or by the clip's end."""
+        index = self._index
+        if stamp >= self.clip.last_pts:
+            return max(1, round(self.clip.end_seconds / index.time_base) - stamp)
+        after = index.pts[bisect.bisect_right(index.pts, stamp)]
+        return max(1, after - stamp)
+
+    def finish(self, error: str | None) -> CutResult:
+        """Ends the clip; `error` is what the decoder complained of on the way, if it did."""
+        clip = self.clip
+        try:
+            if self._problem is not None:
+                raise self._problem
+            expected = clip.last - clip.first
+            if error and len(self._stamps) < expected:
+                raise RowFailed("bad_media", f"of the clip's {counted(expected, 'frame')} "
+                                f"{len(self._stamps):,} can be decoded ({error})")
+            if self._file is None or self._track is None:
+                raise RowFailed("bad_media", "no frame of the clip can be decoded")
+            with self._file.writing():
+                packets = self._track.encode(None)
+            self._mux(packets)
+            first = self._stamps[0]
+            base = self._index.time_base
+            start = exact_seconds(first, base)
+            times = [exact_seconds(stamp - first, base) for stamp in self._stamps]
+            facts = self._file.publish(times, clip.end_seconds - start)
+            return CutResult(clip.request.clip_id, start_seconds=start,
+                             end_seconds=clip.end_seconds, n_frames=len(times), **facts)
+        except RowFailed as problem:
+            return CutResult(clip.request.clip_id, problem=problem)
+        finally:
+            self.discard()
+
+    def discard(self) -> None:
+        if self._file is not None:
+            self._file.discard()
+

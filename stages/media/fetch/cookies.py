@@ -1,0 +1,42 @@
+"""Cookies for requests: the user's, and those that servers set, as far as they can be sent."""
+
+from __future__ import annotations
+
+import http.cookiejar
+from pathlib import Path
+from typing import Any
+
+from clipmill.schemas.errors import UsageError
+
+
+class _Sendable(http.cookiejar.DefaultCookiePolicy):
+    """Takes no cookie that would make every further request to its host impossible."""
+
+    def set_ok(self, cookie: http.cookiejar.Cookie, request: Any) -> bool:
+        return _is_sendable(cookie) and super().set_ok(cookie, request)
+
+
+def cookie_jar(file: Path | None) -> http.cookiejar.CookieJar:
+    """A jar with the cookies of `file`, where one is given."""
+    if file is None:
+        return http.cookiejar.CookieJar(_Sendable())
+    if not file.is_file():
+        raise UsageError(f"download_videos.cookies_file: {file} is no file")
+    from yt_dlp.cookies import YoutubeDLCookieJar
+
+    jar = YoutubeDLCookieJar(str(file))
+    try:
+        jar.load()
+    except (OSError, UnicodeError) as error:  # http.cookiejar's LoadError is an OSError
+        raise UsageError(f"download_videos.cookies_file: {file} is not in Netscape format: "
+                         f"{error}") from error
+    for cookie in list(jar):
+        if not _is_sendable(cookie):
+            jar.clear(cookie.domain, cookie.path, cookie.name)
+    jar.set_policy(_Sendable())
+    return jar
+
+
+def _is_sendable(cookie: http.cookiejar.Cookie) -> bool:
+    text = f"{cookie.name}{cookie.value or ''}{cookie.path}"
+    return text.isascii() and text.isprintable()

@@ -1,0 +1,119 @@
+"""Data files: those of this machine, and those that are fetched once and then lie in a cache."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+import uuid
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from clipmill.schemas.command_line import shell_word
+from clipmill.schemas.errors import ClipmillError
+from clipmill.stages.references import DataFile, file_sha256
+
+if TYPE_CHECKING:
+    import httpx
+
+_TIMEOUT_SECONDS = 20.0
+_ATTEMPTS = 3
+_MOST_REASON_CHARACTERS = 200
+
+
+class Unreachable(ClipmillError):
+    """Something could not be fetched because nobody answered there."""
+
+    def __init__(self, message: str, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+def cache_folder() -> Path:
+    """Where fetched files lie, by their SHA-256."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "clipmill" / "files"
+
+
+def local_file(file: DataFile, *, setting: str) -> Path:
+    """Where a data file lies on this machine, fetched where it comes from the web and is not here.
+
+    `setting` is named in errors, as `<stage>.<setting>`. A path is given back as it is, whether
+    there is a file or not. Raises ClipmillError where a file can't be had (Unreachable where
+    nobody answers), or is not the one whose checksum the recipe gives.
+    """
+    if file.url is None:
+        return Path(str(file.path))
+    place = cache_folder() / str(file.sha256) / file.name
+    try:
+        if place.is_file() and file_sha256(place) == file.sha256:
+            return place
+        place.parent.mkdir(parents=True, exist_ok=True)
+        partial = place.with_name(f".{uuid.uuid4().hex}.part")
+        try:
+            _fetch(file, partial, setting)
+            os.replace(partial, place)
+        finally:
+            partial.unlink(missing_ok=True)
+    except OSError as error:
+        raise ClipmillError(f"{setting}: {file.url} can't be kept in {cache_folder()}: "
+                            f"{error.strerror or error}; make room or set XDG_CACHE_HOME to "
+                            "another folder") from error
+    return place
+
+
+def how_to_fetch(file: DataFile, setting: str) -> tuple[str, str]:
+    """The command that brings a file from the web here, and the option that then names it."""
+    own = shell_word(f"./{file.name}")
+    return f"curl --location --output {own} {shell_word(str(file.url))}", f"--set {setting}={own}"
+
+
+def _fetch(file: DataFile, target: Path, setting: str) -> None:
+    """Writes the file to `target`; raises where it isn't the one that is meant."""
+    import httpx
+    from huggingface_hub import constants
+
+    from clipmill.stages.media.fetch.proxies import proxies_of_environment
+
+    if constants.HF_HUB_OFFLINE:
+        reason = "HF_HUB_OFFLINE is set"
+        raise Unreachable(_explain(file, setting, reason), reason)
+    with proxies_of_environment():
+        client = httpx.Client(timeout=_TIMEOUT_SECONDS, follow_redirects=True)
+    with client:
+        for attempt in range(1, _ATTEMPTS + 1):
+            try:
+                digest, kind = _stream(client, str(file.url), target)
+                break
+            except httpx.HTTPStatusError as error:
+                status = error.response.status_code
+                if attempt == _ATTEMPTS or (status < 500 and status != 429):
+                    raise ClipmillError(_explain(file, setting, f"HTTP {status}")) from error
+            except httpx.TransportError as error:
+                if attempt == _ATTEMPTS or isinstance(error, httpx.ConnectError):
+                    reason = str(error) or type(error).__name__
+                    raise Unreachable(_explain(file, setting, reason), reason) from error
+            time.sleep(attempt)
+    if digest != file.sha256:
+        raise ClipmillError(
+            f"{setting}: {file.url} gave another file than is meant: {target.stat().st_size:,} "
+            f"bytes of {kind} with SHA-256 {digest}, not {file.sha256}; it was changed there, or "
+            f"something on the way answered in its place. Nothing is kept of it. If the new one "
+            f"is wanted: --set {setting}={shell_word(f'{file.url}#sha256={digest}')}")
+
+
+def _stream(client: httpx.Client, url: str, target: Path) -> tuple[str, str]:
+    """Writes what a URL gives to a file; its SHA-256 and its media type."""
+    digest = hashlib.sha256()
+    with client.stream("GET", url) as answer, open(target, "wb") as output:
+        answer.raise_for_status()
+        for piece in answer.iter_bytes():
+            digest.update(piece)
+            output.write(piece)
+        return digest.hexdigest(), answer.headers.get("Content-Type") or "an unknown kind"
+
+
+def _explain(file: DataFile, setting: str, reason: str) -> str:
+    command, override = how_to_fetch(file, setting)
+    return (f"{setting}: {file.name} could not be fetched from {file.url}: "
+            f"{reason[:_MOST_REASON_CHARACTERS]}\nWhere that can be reached, `{command}` fetches "
+            f"it; then add {override}")

@@ -1,0 +1,394 @@
+"""Brings one source's file in: by reference, by HTTP, or by yt-dlp."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from clipmill.schemas.errors import RowFailed, RowRejected
+from clipmill.schemas.ids import content_video_id, safe_id
+from clipmill.stages.media.fetch.cookies import cookie_jar
+from clipmill.stages.media.fetch.data_files import local_file
+from clipmill.stages.media.fetch.exclusions import RULE as EXCLUDED_RULE
+from clipmill.stages.media.fetch.exclusions import Exclusions, names_of
+from clipmill.stages.media.fetch.extractors import video_id_of
+from clipmill.stages.media.fetch.guards import hosts_of, limits_of
+from clipmill.stages.media.fetch.http import (
+    MAX_REDIRECTS,
+    NotAMediaFile,
+    Patience,
+    Result,
+    fetch,
+    host_of,
+    patiently,
+    polite,
+)
+from clipmill.stages.media.fetch.media_store import Media, MediaStore, origin_of, sha256_of
+from clipmill.stages.media.fetch.proxies import proxies_of_environment
+from clipmill.stages.media.fetch.sections import Section, discard, widest
+from clipmill.stages.media.fetch.watch import Progress
+from clipmill.stages.media.fetch.ytdlp_subtitles import OPTIONS
+from clipmill.stages.media.isolation.isolated import run_isolated
+from clipmill.stages.media.isolation.progress import LargeFile
+from clipmill.stages.media.parts import Parts, failure_of
+from clipmill.stages.media.read.probe import Probe, probe
+from clipmill.stages.media.read.suffixes import MEDIA_SUFFIXES
+from clipmill.stages.media.ytdlp_sound import KIND as SOUND
+from clipmill.stages.references import file_sha256
+
+if TYPE_CHECKING:
+    from clipmill.stages.download_videos import DownloadVideos
+    from clipmill.stages.media.fetch.ytdlp import Asked, Page, Video
+    from clipmill.stages.media.ytdlp_sound import Sound
+
+# What `subtitle_languages` was when nobody set it.
+_FORMER_LANGUAGES = ["en", "en-.*", ".*-orig"]
+
+_COPIED_BYTES = 1 << 20
+
+
+class Downloader:
+    """What the threads of one worker share: connections, and the turn-taking at each host."""
+
+    def __init__(self, settings: DownloadVideos, store: MediaStore) -> None:
+        self._settings = settings
+        self._store = store
+        self._hosts = hosts_of(settings, store.folder.parent)
+        self._limits = limits_of(settings, settings.proxy)
+        self._patience = Patience(settings.retries, settings.backoff_seconds,
+                                  settings.max_backoff_seconds)
+        self._excluded = Exclusions(store.folder.parent)
+        self._parts = Parts(settings, store, self._hosts, self._patiently, self._asked)
+        self._pages: dict[str, Page] = {}
+        self._cookies = local_file(settings.cookies_file, setting="download_videos.cookies_file"
+                                   ) if settings.cookies_file else None
+        self._client = self._open_client()
+
+    def __enter__(self) -> Downloader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._client.close()
+
+    def _open_client(self):
+        import httpx
+
+        settings = self._settings
+        jar = cookie_jar(self._cookies)
+        headers = {"User-Agent": settings.user_agent} if settings.user_agent else {}
+        with proxies_of_environment():  # the recipe's own was looked at when that was read
+            return httpx.Client(
+                cookies=jar, proxy=settings.proxy, headers=headers, follow_redirects=True,
+                max_redirects=MAX_REDIRECTS, timeout=settings.timeout_seconds,
+                event_hooks=polite(self._hosts),
+                # A connection that another download has made could not be cut off for this one.
+                limits=httpx.Limits(max_keepalive_connections=0),
+            )
+
+    def bring(self, row: dict[str, Any]) -> Media:
+        """The source's whole, checked file; raises RowRejected or RowFailed."""
+        if row["path"] is not None:
+            return self._local(row, Path(row["path"]))
+        try:
+            return self._remote(row, row["url"])
+        except OSError as error:
+            # The network's errors have become others by now.
+            raise _failing_disk(f"{self._store.folder} cannot be written", error) from error
+
+    def _remote(self, row: dict[str, Any], url: str) -> Media:
+        self._hosts.begin_row()
+        host_of(url)
+        parts = urlsplit(url)
+        direct = PurePosixPath(parts.path).suffix.lower() in MEDIA_SUFFIXES
+        origin, *former = self._yt_dlp_origins(row, url)
+        is_of_page = self._store.found(row["source_key"], origin, *former) is not None
+        if row["extractor"] is None and parts.scheme in ("http", "https") and not is_of_page:
+            with contextlib.suppress(NotAMediaFile):
+                return self._reuse_or(row, origin_of("http", url),
+                                      lambda: self._by_http(row, url, page_is_bad_media=direct))
+        media = self._reuse_or(row, origin, lambda: self._by_yt_dlp(row, url, origin), former)
+        return self._parts.complete(row, url, media, self._pages.pop(row["source_key"], None))
+
+    def _reuse_or(
+        self, row: dict[str, Any], origin: str, bring: Callable[[], Media],
+        former: Sequence[str] = (),
+    ) -> Media:
+        """What an earlier run brought in from the same origin, else what `bring` gives."""
+        key = row["source_key"]
+        known = self._store.found(key, origin, *former)
+        if known is not None:
+            self._check_known(row, known.extractor, known.platform_id)
+            self._settings.judge(known.duration_seconds, known.probe.short_side)
+            self._store.check_claim(key, known.video_id)
+            if (file := self._store.file_of(key, known)) is not None:
+                return self._up_to_date(key, known, file)
+        return bring()
+
+    def _up_to_date(self, key: str, known: Media, file: Path) -> Media:
+        """What is known of a file, with what an older version did not note of it."""
+        if known.probe.clock_starts_at_seconds is not None:
+            return known
+        known = dataclasses.replace(known, probe=dataclasses.replace(
+            self._probe(file), suffix=known.probe.suffix))
+        self._store.note(key, known)
+        return dataclasses.replace(known, decoded_frames=1)
+
+    def _local(self, row: dict[str, Any], path: Path) -> Media:
+        try:
+            status = path.stat()
+            if not path.is_file():
+                raise RowFailed("permanent", f"not a file: {path}")
+            if not status.st_size:
+                # Nor is anything of /proc read, which may fail or never end.
+                raise RowFailed("bad_media", f"an empty file: {path}")
+            if self._settings.copy_local_files:
+                origin = origin_of("copy", str(path), status.st_size, status.st_mtime_ns)
+                return self._reuse_or(row, origin, lambda: self._copy(row, path, origin))
+            media = self._judged(row, Media(
+                origin="", video_id="", sha256=file_sha256(path), size_bytes=status.st_size,
+                probe=self._probe(path), referenced=str(path), decoded_frames=1,
+            ))
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise RowFailed("permanent", f"no such file: {path}") from error
+        except PermissionError as error:
+            raise RowFailed("permanent", f"not allowed to read {path}") from error
+        except OSError as error:
+            if error.errno in (errno.ELOOP, errno.ENAMETOOLONG):
+                raise RowFailed("permanent", f"not a file: {path}: {error.strerror}") from error
+            raise _failing_disk(f"{path} cannot be read", error) from error
+        except ValueError as error:
+            raise RowFailed("permanent", f"not a path: {path!r}: {error}") from error
+        return media
+
+    def _copy(self, row: dict[str, Any], path: Path, origin: str) -> Media:
+        with self._store.work_folder(row["source_key"]) as folder:
+            file = folder / f"copy{path.suffix}"
+            with LargeFile(path) as source, open(file, "wb") as copy:
+                shutil.copyfileobj(source, copy, _COPIED_BYTES)
+            return self._take_in(row, file, origin=origin, sha256=sha256_of(file))
+
+    def _by_http(self, row: dict[str, Any], url: str, *, page_is_bad_media: bool) -> Media:
+        with self._store.work_folder(row["source_key"], go_on=True) as folder:
+            suffix = PurePosixPath(urlsplit(url).path).suffix.lower()
+            name = "download" + (suffix if suffix in MEDIA_SUFFIXES else "")
+            fetched = fetch(
+                self._client, url, folder / name, hosts=self._hosts, patience=self._patience,
+                limits=self._limits,
+                rate_limit_bytes_per_second=self._settings.rate_limit_bytes_per_second,
+                page_is_bad_media=page_is_bad_media,
+            )
+            notes = {}
+            if self._section(row) is not None:
+                notes["section_refused"] = "a directly linked file is taken as a whole"
+            return self._take_in(row, fetched.path, origin=origin_of("http", url),
+                                 sha256=fetched.sha256, notes=notes)
+
+    def _by_yt_dlp(self, row: dict[str, Any], url: str, origin: str) -> Media:
+        from clipmill.stages.media.fetch.ytdlp import download
+
+        with self._store.work_folder(row["source_key"]) as folder:
+            asked = self._asked(row, folder)
+
+            def bring(options: Mapping[str, Any]) -> Video:
+                # A section notes what became of it: each try has one of its own.
+                return self._patiently(url, folder, lambda: download(
+                    url, folder, dataclasses.replace(asked, options=options,
+                                                     section=self._section(row))))
+
+            video = bring(asked.options)
+            while self._is_too_large(video):
+                # A playlist without sizes: which rendition is within max_height, the file tells.
+                discard(folder)
+                video = bring({**asked.options,
+                               "format": self._format(f"[tbr<{video.lesser_than}]")})
+            file, facts, missing = video.path, None, {}
+            if video.page.sound is not None:
+                file, facts, missing = self._with_its_sound(url, folder, asked, video)
+            media = self._take_in(
+                row, file, facts, origin=origin, sha256=sha256_of(file),
+                extractor=video.extractor, platform_id=video.platform_id,
+                metadata=video.metadata, notes=video.notes, tracks_origin="",
+                starts_at_seconds=video.starts_at_seconds, video_seconds=video.video_seconds,
+                failed_parts=missing,
+            )
+            self._pages[row["source_key"]] = video.page
+            return media
+
+    def _with_its_sound(
+        self, url: str, folder: Path, asked: Asked, video: Video
+    ) -> tuple[Path, Probe, dict[str, Any]]:
+        """Picture and sound in one file, or the picture alone; and what was against the sound."""
+        sound = video.page.sound
+        assert sound is not None
+        files = {sound.picture_id: video.path}
+        missing: dict[str, Any] = {}
+        try:
+            with self._hosts.only_for(SOUND):
+                files |= self._parts.fetch_sound(url, folder, asked, sound)
+            return (*self._put_together(url, folder / "with_sound", asked, sound, files), missing)
+        except RowFailed as problem:
+            missing = {SOUND: failure_of(problem)}
+        files = {sound.picture_id: files[sound.picture_id]}
+        discard(folder, but=files[sound.picture_id])  # what came of the sound may be without end
+        return (*self._put_together(url, folder / "picture", asked, sound, files), missing)
+
+    def _put_together(
+        self, url: str, target: Path, asked: Asked, sound: Sound, files: dict[str, Path]
+    ) -> tuple[Path, Probe]:
+        file = self._parts.put_together(url, target, asked, sound, files)
+        return file, self._probe(file)
+
+    def _format(self, bound: str = "") -> str:
+        """yt-dlp's choice of what to fetch: the best picture within a bound, and sound to it."""
+        apart = "" if self._settings.sound == "none" else "+ba"
+        return f"bv*{bound}{apart}/b{bound}"
+
+    def _is_too_large(self, video: Video) -> bool:
+        """Whether a rendition of unknown size is above max_height, and there are lesser ones."""
+        most = self._settings.max_height
+        return (video.lesser_than is not None and most is not None and not self._settings.format
+                and self._probe(video.path).short_side > most)
+
+    def _asked(self, row: dict[str, Any], folder: Path) -> Asked:
+        from clipmill.stages.media.fetch.ytdlp import Asked
+        from clipmill.stages.media.fetch.ytdlp_subtitles import OPTIONS, Wanted
+
+        settings = self._settings
+        return Asked(
+            self._yt_dlp_options(folder), settings.judge, self._hosts,
+            Wanted(settings.subtitle_languages, settings.user_subtitles,
+                   settings.automatic_subtitles, settings.translated_subtitles, row["language"],
+                   chosen_by_yt_dlp=bool(OPTIONS & set(settings.yt_dlp))),
+            lambda site, name, page: self._check_known(row, site, name, page),
+            leaves_sound=settings.sound != "required",
+        )
+
+    def _patiently(
+        self, url: str, folder: Path, attempt: Callable[[], Result], most_retries: int | None = None
+    ) -> Result:
+        patience = self._patience
+        if most_retries is not None:
+            patience = dataclasses.replace(patience, retries=min(patience.retries, most_retries))
+        return patiently(
+            attempt, host=urlsplit(url).hostname or url, hosts=self._hosts, patience=patience,
+            limits=self._limits, measure=lambda: _files_of(folder))
+
+    def _check_known(
+        self, row: dict[str, Any], extractor: str | None, platform_id: str | None,
+        page: str | None = None,
+    ) -> None:
+        """RowRejected for a video that is left out, or that another source has."""
+        found = self._excluded.find(names_of(extractor, platform_id, page, row["url"]))
+        if found is not None:
+            raise RowRejected(EXCLUDED_RULE, f"known id {found}")
+        if extractor and platform_id and not row["video_id"]:
+            video_id = video_id_of(extractor, platform_id, row["url"])
+            self._store.check_claim(row["source_key"], video_id)
+
+    def _section(self, row: dict[str, Any]) -> Section | None:
+        """The part of the video that is asked for; None for the whole."""
+        settings = self._settings
+        reach = widest(row["spans"]) if settings.sections else None
+        if reach is None:
+            return None
+        return Section(*reach, settings.section_padding_seconds, settings.timeout_seconds,
+                       is_identified=bool(row["video_id"]), reading=settings.limits)
+
+    def _yt_dlp_options(self, folder: Path) -> dict[str, Any]:
+        from clipmill.stages.media.fetch.ytdlp import base_options
+        from clipmill.stages.media.fetch.ytdlp_options import given_options
+
+        settings = self._settings
+        options = base_options(
+            folder, cookies_file=self._cookies, proxy=settings.proxy,
+            timeout_seconds=settings.timeout_seconds, user_agent=settings.user_agent,
+        )
+        options |= {
+            "format": settings.format or self._format(),
+            # `res` is the shorter side: at most this, else the smallest above it.
+            "format_sort": [f"res:{settings.max_height}" if settings.max_height else "res"],
+            # Whole tries are repeated around yt-dlp, where its partial file is gone on with.
+            "retries": 0, "extractor_retries": 0, "fragment_retries": settings.retries,
+            "skip_unavailable_fragments": False, "continuedl": True,
+        }
+        if settings.rate_limit_bytes_per_second is not None:
+            options["ratelimit"] = settings.rate_limit_bytes_per_second
+        return options | given_options(settings.yt_dlp, folder)
+
+    def _yt_dlp_origins(self, row: dict[str, Any], url: str) -> list[str]:
+        """What names the bytes that are asked for, and what earlier releases named them by.
+
+        Those counted the subtitles in: the file is the same with others.
+        """
+        settings = self._settings
+        section = self._section(row)
+        asked = [] if section is None else [section.start_seconds, section.end_seconds]
+        media = {name: value for name, value in settings.yt_dlp.items() if name not in OPTIONS}
+        formerly = [settings.subtitle_languages, _FORMER_LANGUAGES]
+        if settings.sound == "none" and not (settings.format or "format" in media):
+            return [origin_of("yt_dlp", url, settings.max_height, "no sound", media, *asked)]
+        return [
+            origin_of("yt_dlp", url, settings.max_height, settings.format, media, *asked),
+            *(origin_of("yt_dlp", url, settings.max_height, settings.format, languages,
+                      settings.user_subtitles, settings.automatic_subtitles, settings.yt_dlp,
+                      *asked) for languages in formerly)]
+
+    def _take_in(
+        self, row: dict[str, Any], file: Path, facts: Probe | None = None, *, sha256: str,
+        **known: Any,
+    ) -> Media:
+        """Checks a whole file and moves it to where only whole files are."""
+        key = row["source_key"]
+        media = Media(
+            video_id="", sha256=sha256, size_bytes=file.stat().st_size,
+            probe=facts or self._probe(file), downloaded_at=datetime.now(UTC), decoded_frames=1,
+            **known,
+        )
+        try:
+            media = self._judged(row, media)
+        except RowRejected:
+            self._store.note(key, _with_id(row, media))
+            raise
+        self._store.add(key, file, media)
+        return media
+
+    def _probe(self, file: Path) -> Probe:
+        return run_isolated(probe, file, limits=self._settings.limits)
+
+    def _judged(self, row: dict[str, Any], media: Media) -> Media:
+        self._settings.judge(media.duration_seconds, media.probe.short_side)
+        return _with_id(row, media)
+
+
+def _failing_disk(what: str, error: OSError) -> RowFailed:
+    """A full disk is told from its cause, and stops the run."""
+    where = f" ({error.filename})" if error.filename else ""
+    return RowFailed("transient", f"{what}{where}: {error.strerror or error}; see to the disk or "
+                     "share, then retry the failures of kind transient")
+
+
+def _with_id(row: dict[str, Any], media: Media) -> Media:
+    """The same media under its id: the user's, else the platform's, else its bytes'."""
+    if row["video_id"]:
+        video_id = safe_id(row["video_id"])
+    elif media.extractor and media.platform_id:
+        video_id = video_id_of(media.extractor, media.platform_id, row["url"])
+    else:
+        video_id = content_video_id(media.sha256)
+    return dataclasses.replace(media, video_id=video_id)
+
+
+def _files_of(folder: Path) -> Progress:
+    """What lies in a folder while somebody else writes to it."""
+    sizes = [0]
+    for file in folder.iterdir() if folder.is_dir() else ():
+        with contextlib.suppress(FileNotFoundError):
+            sizes.append(file.stat().st_size)
+    return Progress(sum(sizes), max(sizes))

@@ -1,0 +1,54 @@
+"""What yt-dlp's extractors say of the ids that they give."""
+
+from __future__ import annotations
+
+import re
+from pathlib import PurePosixPath
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+from clipmill.schemas.ids import platform_video_id
+from clipmill.stages.media.read.suffixes import MEDIA_SUFFIXES
+
+NO_PLATFORM = "generic"
+"""The extractor of addresses that belong to no site that yt-dlp knows."""
+
+
+def names_videos(extractor_key: str) -> bool:
+    """Whether the ids are a site's own; those of players found in any page are not unique."""
+    from yt_dlp.extractor import get_info_extractor
+
+    if extractor_key.lower() == NO_PLATFORM:
+        return False
+    try:
+        return bool(get_info_extractor(extractor_key)._VALID_URL)
+    except KeyError:
+        return True  # a plugin's extractor is made for some site
+
+
+_PART = re.compile(r"p|part|img_index|item|files?|filename|path|preview", re.IGNORECASE)
+
+
+def video_id_of(extractor: str, platform_id: str, url: str) -> str:
+    """The id of a platform's video, with the part of a page or folder that only the URL tells."""
+    parts = [value for value in _parts_of(url)
+             if not re.search(rf"(?<![A-Za-z0-9]){re.escape(value)}\Z|p{re.escape(value)}\Z",
+                              platform_id)]
+    if extractor.lower() == "youtube" or not parts:
+        return platform_video_id(extractor, platform_id)
+    return platform_video_id(extractor, "_".join([platform_id, *parts]))
+
+
+def is_part(url: str) -> bool:
+    """Whether a URL names one of several videos of a page or folder."""
+    return bool(_parts_of(url))
+
+
+def _parts_of(url: str) -> list[str]:
+    """What names one of several pictures on a page, or one file of a folder."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return []
+    found = [value for key, value in sorted(parse_qsl(parts.query)) if _PART.fullmatch(key)]
+    name = PurePosixPath(unquote(parts.path)).name
+    return [*found, name] if PurePosixPath(name).suffix.lower() in MEDIA_SUFFIXES else found

@@ -1,0 +1,41 @@
+"""What the settings of downloads mean for all that is asked of the network, lists included."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from clipmill.stages.media.fetch.addresses import proxy_addresses
+from clipmill.stages.media.fetch.host_throttle import Hosts, Manners, ask_again
+from clipmill.stages.media.fetch.watch import Limits
+
+if TYPE_CHECKING:
+    from clipmill.stages.download_videos import DownloadVideos
+
+
+def hosts_of(settings: DownloadVideos, dataset: Path) -> Hosts:
+    """The turns at hosts that all workers of a dataset share."""
+    return Hosts(
+        Manners(settings.sleep_seconds, settings.host_problems, settings.host_pause_seconds,
+                settings.max_backoff_seconds, settings.host_gone_seconds),
+        _folder(dataset))
+
+
+def ask_hosts_again(dataset: Path) -> None:
+    """For a run that begins: no host is left alone for what it did to an earlier one."""
+    if _folder(dataset).is_dir():
+        ask_again(_folder(dataset))
+
+
+def _folder(dataset: Path) -> Path:
+    return dataset / "media" / ".hosts"
+
+
+def limits_of(settings: DownloadVideos, proxy: str | None) -> Limits:
+    """The bounds on one video or one list."""
+    least, most = settings.min_bytes_per_second, settings.rate_limit_bytes_per_second
+    if least is not None and most is not None:
+        least = min(least, most // 2)  # what is slow by our own doing is not held against it
+    return Limits(
+        settings.max_bytes, least, settings.min_speed_seconds, settings.max_download_seconds,
+        proxy_addresses(proxy) if settings.private_addresses == "refuse" else None)

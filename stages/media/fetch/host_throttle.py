@@ -1,0 +1,517 @@
+"""Taking turns at hosts, over all threads and workers that share a folder.
+
+    <folder>/<hash of the host>.json     when the host may be asked next, and what it last did
+
+What is asked for besides the media, such as subtitles, has states of its own: a host that refuses
+those is asked for media as before.
+
+A host is asked no more often than every `sleep_seconds`. After a number of passing problems or
+bot checks in a row nobody asks it for a while; then one request goes as a probe, and the others
+wait for what comes of it. A host that asks for a pause itself (Retry-After) gets it, up to a day.
+What has to be known for that lies in one small file a host, changed under an exclusive lock, so it
+holds wherever the folder is seen. Times are those of the machines' clocks: a clock that is wrong by
+more than any pause can be is taken for no pause.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+from clipmill.schemas.errors import RowFailed
+from clipmill.stages.media.isolation import progress
+
+# A waiting request looks this often whether the host's state has changed.
+_LOOK_SECONDS = 0.5
+# What the file systems say that have no flock.
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL,
+             errno.EBADF)
+# A lease is held for one read and write; one that stays as it is for so long has no holder.
+_LEASE_SECONDS = 10.0
+# What a server that asks for more is believed.
+_LONGEST_HOLD_SECONDS = 24 * 3600.0
+
+
+class PassingProblem(Exception):
+    """Something that may be over in a while; `whole_host` where the host itself is overloaded.
+
+    `host` is the one that said so, where that is known.
+    """
+
+    def __init__(
+        self, message: str, *, retry_after_seconds: float | None = None, whole_host: bool = False,
+        host: str | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.retry_after_seconds = retry_after_seconds
+        self.whole_host = whole_host
+        self.host = host
+
+
+class BotCheck(RowFailed):
+    """A site took the request for a bot's, as it will take the next ones from here.
+
+    `host` is the one that did, where that is known.
+    """
+
+    def __init__(self, message: str, host: str | None = None) -> None:
+        super().__init__("blocked", message)
+        self.host = host
+
+    def __reduce__(self):
+        return type(self), (self.message, self.host)
+
+
+class LeftAlone(RowFailed):
+    """The host was not asked, after what it did to others."""
+
+
+@dataclass
+class _State:
+    """What is known of one host. Times are seconds since 1970; 0 means never.
+
+    `problems` are of one kind, passing ones or bot checks. `opened_at` is when it was last decided
+    to leave it alone, `alone_since` when first since it was last known to be well. `hold_said` is
+    with what words it asked to be left alone until `held_until`; `is_hold_old` where an earlier run
+    was told that.
+    """
+
+    host: str = ""
+    next_at: float = 0.0
+    held_until: float = 0.0
+    hold_said: str = ""
+    is_hold_old: bool = False
+    problems: int = 0
+    last_problem: str = ""
+    is_bot_check: bool = False
+    opened_at: float = 0.0
+    open_until: float = 0.0
+    alone_since: float = 0.0
+
+    def close(self) -> None:
+        """It need not be left alone any more."""
+        self.opened_at = self.open_until = self.alone_since = 0.0
+
+    def forget(self) -> None:
+        """It is well, or may be."""
+        self.close()
+        self.problems, self.is_bot_check = 0, False
+
+
+@dataclass(frozen=True)
+class Manners:
+    """How hosts are treated.
+
+    `sleep_seconds` is the least time between two requests to a host. After `problems` passing
+    problems or bot checks in a row (None: never) a host is left alone for `pause_seconds`; a row
+    waits at most `patience_seconds`, over all its tries, for that, and not at all where probes
+    have failed for `gone_seconds` (None: it always waits). Nor does it wait for a host that asked
+    for a pause of which more than `patience_seconds` are left.
+    """
+
+    sleep_seconds: float = 0.0
+    problems: int | None = None
+    pause_seconds: float = 60.0
+    patience_seconds: float = 120.0
+    gone_seconds: float | None = None
+
+
+class _Attempt(threading.local):
+    """What a thread is at: the hosts that it has asked and when, and what its row may and waited.
+
+    `kind` is of requests for what a video can do without, None for all others; `refusing` are the
+    hosts that refused this row some of it: another part may be had all the same. `probes` are the
+    hosts that are left alone and that the row may try all the same.
+    """
+
+    def __init__(self) -> None:
+        self.kind: str | None = None
+        self.refusing: set[str] = set()
+        self.asked: list[tuple[str, float]] = []
+        self.probes: set[str] = set()
+        self.waited_seconds = 0.0
+
+
+class Hosts:
+    """The turns at every host; shared through `folder`, or this object's own without one."""
+
+    def __init__(self, manners: Manners | None = None, folder: Path | None = None) -> None:
+        self._manners = manners or Manners()
+        self._states = _Own() if folder is None else _Shared(folder)
+        self._attempt = _Attempt()
+
+    def begin_row(self) -> None:
+        """What this thread asks for from now on is for another row."""
+        self._attempt.waited_seconds = 0.0
+        self._attempt.probes = set()
+
+    def begin_attempt(self) -> None:
+        """What this thread asks for from now on is another try at its file."""
+        self._attempt.asked = []
+
+    @property
+    def kind(self) -> str | None:
+        """What this thread asks for, where it is something that a video can do without."""
+        return self._attempt.kind
+
+    @contextlib.contextmanager
+    def only_for(self, kind: str) -> Iterator[None]:
+        """What this thread asks for meanwhile is of a kind that a video can do without."""
+        attempt = self._attempt
+        attempt.kind, attempt.refusing = kind, set()
+        try:
+            yield
+        finally:
+            attempt.kind = None
+
+    def wait(self, host: str) -> None:
+        """Sleeps until it is this request's turn at `host`.
+
+        Raises LeftAlone where the host is left alone for too long; at once for what a video can do
+        without.
+        """
+        named = self._name(host)
+        if named != _normal(host) and named not in self._attempt.refusing:
+            self._wait(named, 0.0)
+        self._wait(_normal(host), self._manners.patience_seconds)
+        self._attempt.asked.append((named, time.time()))
+
+    def _name(self, host: str) -> str:
+        """The host, as one of its own for what is asked for besides the media."""
+        kind = self._attempt.kind
+        return _normal(host) if kind is None else f"{_normal(host)} ({kind})"
+
+    def _wait(self, host: str, patience_seconds: float) -> None:
+        attempt = self._attempt
+        while pause := self._try_turn(host, attempt.probes, patience_seconds):
+            seconds = min(pause.seconds, _LOOK_SECONDS)
+            if pause.left_alone is not None:
+                if pause.is_final or attempt.waited_seconds >= patience_seconds:
+                    raise pause.left_alone
+                attempt.waited_seconds += seconds
+            progress.pause(seconds)
+
+    def hold(self, host: str, seconds: float, said: str) -> None:
+        """Nobody asks `host` for the next `seconds`, a day at most; `said` are its words."""
+        host = self._name(host)
+        if self._attempt.kind is not None:
+            self._attempt.refusing.add(host)
+        with self._states.change(host) as state:
+            until = time.time() + min(seconds, _LONGEST_HOLD_SECONDS)
+            if until > state.held_until:
+                state.held_until, state.hold_said = until, said[:300]
+                state.is_hold_old = False
+
+    def answered(self, host: str) -> None:
+        """The host gave a proper answer, whatever comes of it: the others need not wait longer.
+
+        After bot checks that says nothing: those come as pages like any other.
+        """
+        host = self._name(host)
+        if self._manners.problems is None or not self._states.knows(host):
+            return
+        with self._states.change(host) as state:
+            if state.opened_at and not state.is_bot_check:
+                state.close()
+                state.problems = self._manners.problems - 1
+
+    def succeeded(self, *, with_a_page: bool = False) -> None:
+        """The attempt has come to where all hosts that it asked are known to be well.
+
+        A page may be a bot check, so after bot checks it says nothing. Nor does a file that was
+        asked for before them.
+        """
+        for host, asked_at in self._asked_first():
+            if self._states.knows(host):
+                with self._states.change(host) as state:
+                    if not (state.is_bot_check and (with_a_page or asked_at < state.opened_at)):
+                        state.forget()
+
+    def got_through(self) -> None:
+        """The hosts that were asked give out videos: they don't take this one for a bot's."""
+        for host, asked_at in self._asked_first():
+            if self._states.knows(host):
+                with self._states.change(host) as state:
+                    if state.is_bot_check and asked_at >= state.opened_at:
+                        state.forget()
+
+    def failed(self, problem: PassingProblem | BotCheck) -> None:
+        """The attempt ended with a passing problem of the host that it asked last.
+
+        Or with a bot check, of the host that it names, or that was asked most.
+        """
+        asked = self._attempt.asked
+        if not asked or self._manners.problems is None:
+            return
+        is_bot_check = isinstance(problem, BotCheck)
+        if is_bot_check:
+            host = _who_checked([one for one, _ in asked], problem.host)
+            asked_at = dict(self._asked_first())[host]
+        else:
+            host, asked_at = asked[-1]
+        with self._states.change(host) as state:
+            if asked_at < state.opened_at:
+                return  # asked before it was left alone: that is known by now
+            if state.is_bot_check != is_bot_check and not state.opened_at:
+                state.problems = 0
+            state.problems += 1
+            if is_bot_check or not (state.opened_at and state.is_bot_check):
+                state.last_problem, state.is_bot_check = problem.message[:300], is_bot_check
+            if state.problems >= self._manners.problems:
+                state.opened_at = time.time()
+                state.open_until = state.opened_at + self._manners.pause_seconds
+                state.alone_since = state.alone_since or state.opened_at
+        self._attempt.probes.discard(host)
+
+    def _asked_first(self) -> list[tuple[str, float]]:
+        """Each host of the attempt, and when it was first asked."""
+        return list(dict(reversed(self._attempt.asked)).items())
+
+    def last_asked(self, otherwise: str) -> str:
+        asked = self._attempt.asked
+        return asked[-1][0] if asked else _normal(otherwise)
+
+    def _try_turn(
+        self, host: str, probes: set[str], patience_seconds: float
+    ) -> _Pause | None:
+        """What to wait before asking for a turn again; None where the request may be made now.
+
+        `probes` are the hosts that are left alone and that this row may try all the same.
+        """
+        sleep, pause = self._manners.sleep_seconds, self._manners.pause_seconds
+        if not sleep and not self._states.knows(host):
+            return None
+        with self._states.change(host) as state:
+            now = time.time()
+            state.next_at = _believable(state.next_at, now, sleep)
+            state.held_until = _believable(state.held_until, now, _LONGEST_HOLD_SECONDS)
+            state.open_until = _believable(state.open_until, now, pause)
+            if state.held_until - now > patience_seconds:
+                if not state.is_hold_old:
+                    return _Pause(state.held_until - now, _asked_to_wait(state), is_final=True)
+                # Whether that still holds is found out by one row.
+                state.held_until, state.is_hold_old = 0.0, False
+                state.opened_at = state.alone_since = now
+            asked_again_at = max(state.next_at, state.held_until)
+            if state.open_until > now and host not in probes:
+                return _Pause(max(asked_again_at, state.open_until) - now, _left_alone(state),
+                              self._is_gone(state))
+            if asked_again_at > now:
+                return _Pause(asked_again_at - now)
+            if state.opened_at and self._manners.problems is not None and host not in probes:
+                # This row is the probe; the others wait for what it finds.
+                probes.add(host)
+                if now - state.open_until > pause:
+                    state.alone_since = now  # nobody has asked: what was known is out of date
+                state.open_until = now + pause
+            state.next_at = now + sleep
+            return None
+
+    def _is_gone(self, state: _State) -> bool:
+        gone = self._manners.gone_seconds
+        return gone is not None and state.opened_at - state.alone_since >= gone
+
+
+def _who_checked(asked: list[str], known: str | None) -> str:
+    """Of the hosts of an attempt, in order, the one that took it for a bot's.
+
+    The site is asked most: what leads to it, or an interface of its, is asked less.
+    """
+    host = _normal(known or "")
+    return host if host in asked else max(reversed(asked), key=asked.count)
+
+
+@dataclass(frozen=True)
+class _Pause:
+    """`left_alone` is what to say where a row waits no longer; `is_final`: none waits at all."""
+
+    seconds: float
+    left_alone: LeftAlone | None = None
+    is_final: bool = False
+
+
+def _normal(host: str) -> str:
+    return host.lower().rstrip(".")
+
+
+def _believable(at: float, now: float, longest: float) -> float:
+    """A time that lies no further ahead than it can, whatever another machine's clock says."""
+    return at if at <= now + longest + 1.0 else 0.0
+
+
+def _left_alone(state: _State) -> LeftAlone:
+    until = time.strftime("%H:%M:%S UTC", time.gmtime(state.open_until))
+    said = f"{state.host} is left alone until {until}, "
+    if not state.problems:
+        return LeftAlone("transient", f"{said}while one row tries it: it had asked for a longer "
+                         f"pause ({state.hold_said})")
+    what = "bot checks" if state.is_bot_check else "passing problems"
+    return LeftAlone("blocked" if state.is_bot_check else "transient",
+                     f"{said}after {state.problems} {what} in a row, the last: "
+                     f"{state.last_problem}")
+
+
+def _asked_to_wait(state: _State) -> LeftAlone:
+    return LeftAlone("transient", f"{state.host} was not asked: {state.hold_said}; "
+                     + _until_when("it", state.held_until))
+
+
+def asked_for_too_long(host: str, seconds: float) -> str:
+    """What to do about a host that asks for such a pause, longer than a row waits."""
+    return _until_when(host, time.time() + min(seconds, _LONGEST_HOLD_SECONDS))
+
+
+def _until_when(host: str, held_until: float) -> str:
+    until = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(held_until))
+    return (f"{host} asks to be left alone until {until}, longer than "
+            "download_videos.max_backoff_seconds; after that retry the failures of kind transient "
+            "(for a list: `clipmill run`)")
+
+
+def ask_again(folder: Path) -> None:
+    """Has hosts that were left alone be asked again, with no regard to what they did.
+
+    For a run that begins: its cookies, its proxy or the day may be others. A pause that a host
+    asked for stands where rows would wait for it; else one row tries the host, for it may have been
+    a mistake.
+    """
+    shared = _Shared(folder)
+    for path in folder.glob("*.json"):
+        known = _parse(path.read_bytes(), "")
+        if (known.problems or known.held_until) and shared.knows(known.host):
+            with shared.change(known.host) as state:
+                state.forget()
+                state.is_hold_old = True
+
+
+class _Own:
+    """States in memory, for one process."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._states: dict[str, _State] = {}
+
+    def knows(self, host: str) -> bool:
+        return host in self._states
+
+    @contextlib.contextmanager
+    def change(self, host: str) -> Iterator[_State]:
+        with self._lock:
+            yield self._states.setdefault(host, _State(host))
+
+
+class _Shared:
+    """States in files of a folder that several workers see."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._flock = True
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def knows(self, host: str) -> bool:
+        return self._path(host).exists()
+
+    @contextlib.contextmanager
+    def change(self, host: str) -> Iterator[_State]:
+        """The host's state, changed by nobody else meanwhile; written back where it is another."""
+        path = self._path(host)
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            with self._locked(handle, path):
+                before = os.pread(handle, 65536, 0)
+                state = _parse(before, host)
+                yield state
+                after = json.dumps(asdict(state)).encode()
+                if after != before:
+                    os.ftruncate(handle, 0)
+                    os.pwrite(handle, after, 0)
+        finally:
+            os.close(handle)
+
+    def _path(self, host: str) -> Path:
+        return self._folder / f"{hashlib.sha256(host.encode()).hexdigest()[:24]}.json"
+
+    @contextlib.contextmanager
+    def _locked(self, handle: int, path: Path) -> Iterator[None]:
+        if self._flock:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX)
+            except OSError as error:
+                if error.errno not in _NO_LOCKS:
+                    raise
+                self._flock = False
+            else:
+                yield  # closing the file lets the lock go
+                return
+        with _lease(path.with_suffix(".lease")):
+            yield
+
+
+def _parse(text: bytes, host: str) -> _State:
+    """A state as it was written; a new one where a killed writer left half of it."""
+    try:
+        value = json.loads(text)
+        known = {field.name: value[field.name] for field in fields(_State)}
+        state = _State(**known)
+        if all(type(getattr(state, field.name)) in (type(field.default), int)
+               for field in fields(_State)):
+            return state
+    except (ValueError, KeyError, TypeError):
+        pass
+    return _State(host)
+
+
+@contextlib.contextmanager
+def _lease(path: Path) -> Iterator[None]:
+    """Exclusive use by whoever made the file `path`; a dead holder's is taken away."""
+    token = uuid.uuid4().hex.encode()
+    seen, since = b"", time.monotonic()
+    while True:
+        try:
+            handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+        except FileExistsError:
+            holder = _read(path)
+            if holder != seen:
+                seen, since = holder, time.monotonic()
+            elif time.monotonic() - since > _LEASE_SECONDS:
+                _take_away(path, holder)
+            time.sleep(0.01)
+            continue
+        try:
+            os.write(handle, token)
+        finally:
+            os.close(handle)
+        break
+    try:
+        yield
+    finally:
+        if _read(path) == token:
+            path.unlink(missing_ok=True)
+
+
+def _take_away(path: Path, holder: bytes) -> None:
+    aside = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}")
+    with contextlib.suppress(FileNotFoundError):
+        path.rename(aside)
+        if _read(aside) != holder:  # another waiter was quicker, and this is its lease
+            with contextlib.suppress(FileExistsError):
+                os.link(aside, path)
+        aside.unlink(missing_ok=True)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return b""

@@ -1,0 +1,317 @@
+"""The dataset's `media/` folder: whole files only, one a video, each claimed by one source.
+
+    media/<video_id>.<ext>                 videos
+    media/.work/<source_key>/              a download on its way
+    media/.hosts/                          turns at hosts, see stages/media/fetch/host_throttle.py
+    media/.ready/<source_key>.<ext>        whole and checked, not yet claimed
+    media/.found/<source_key>.json         what was found out about a source's file
+    media/.claims/<settings>/<video_id>    key and URL of the source that has this video
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from clipmill.schemas.errors import RowRejected
+from clipmill.stages.media.isolation.progress import LargeFile
+from clipmill.stages.media.read.probe import Probe
+
+
+@dataclass(frozen=True)
+class Media:
+    """One whole video file and all that is known of it.
+
+    `origin` says which bytes were asked for: a file found under another origin is not reused.
+    `referenced` is the absolute path of a local file that stays where it is. A file that holds a
+    section of the video has the time at which it begins, and how long the whole video is.
+
+    `tracks` are the subtitles that were taken, asked for as `tracks_origin` says; `failed_parts`
+    has what is missing and why, by its name. `former` are the SHA-256 of the file as it was before
+    sound that came later was put into it, the oldest first.
+    """
+
+    origin: str
+    video_id: str
+    sha256: str
+    size_bytes: int
+    probe: Probe
+    extractor: str | None = None
+    platform_id: str | None = None
+    metadata: dict[str, Any] = field(default_factory=dict)
+    subtitles: list[dict[str, Any]] = field(default_factory=list)
+    notes: dict[str, str] = field(default_factory=dict)
+    downloaded_at: datetime | None = None
+    referenced: str | None = None
+    decoded_frames: int = 0
+    starts_at_seconds: float | None = None
+    video_seconds: float | None = None
+    tracks: list[str] = field(default_factory=list)
+    tracks_origin: str | None = None
+    failed_parts: dict[str, dict[str, Any]] = field(default_factory=dict)
+    former: list[str] = field(default_factory=list)
+
+    @property
+    def clock_starts_at_seconds(self) -> float | None:
+        """The file's time stamp at its start; a section's was made 0."""
+        return self.probe.clock_starts_at_seconds if self.starts_at_seconds is None else 0.0
+
+    @property
+    def duration_seconds(self) -> float:
+        """How long the whole video is."""
+        return self.video_seconds or self.probe.duration_seconds
+
+
+class MediaStore:
+    """Files and notes of one dataset; `settings` are those that decide which videos are kept."""
+
+    def __init__(self, dataset: Path, settings: Mapping[str, Any]) -> None:
+        self._dataset = dataset
+        self.folder = dataset / "media"
+        # Another set of rules keeps other videos, so of two equal files another may be the first.
+        rules = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
+        self._claims = self.folder / ".claims" / rules.hexdigest()[:12]
+        self._ready = self.folder / ".ready"
+        self._found = self.folder / ".found"
+        for folder in (self._claims, self._ready, self._found):
+            folder.mkdir(parents=True, exist_ok=True)
+
+    @contextlib.contextmanager
+    def work_folder(self, source_key: str, *, go_on: bool = False) -> Iterator[Path]:
+        """A folder for a download, used by nobody else; gone afterwards.
+
+        What a killed run left is thrown away, or, to `go_on` with it, still there.
+        """
+        folder = self.folder / ".work" / source_key
+        try:
+            lock = _hold(folder)
+        except BlockingIOError:
+            # Another worker has this very source: it was given up for dead, and lives.
+            folder, lock = folder.with_name(f"{source_key}.{uuid.uuid4().hex[:8]}"), None
+        if lock is None or not go_on:
+            _empty(folder)
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+            if lock is not None:
+                os.close(lock)
+
+    def found(self, source_key: str, origin: str, *former: str) -> Media | None:
+        """What an earlier run found out about a source, if it asked for the same bytes.
+
+        `former` are what earlier releases called the same origin.
+        """
+        try:
+            value = json.loads((self._found / f"{source_key}.json").read_text("utf-8"))
+        except (FileNotFoundError, json.JSONDecodeError):
+            return None
+        if value.pop("origin") not in (origin, *former):
+            return None
+        at = value.pop("downloaded_at")
+        media = Media(origin, probe=Probe(**value.pop("probe")),
+                      downloaded_at=datetime.fromisoformat(at) if at else None, **value)
+        if (media.starts_at_seconds is not None
+                and media.probe.clock_starts_at_seconds is None):
+            return None  # older versions counted a section's times from the whole file's time 0
+        return media
+
+    def file_of(self, source_key: str, media: Media) -> Path | None:
+        """Where the file of a source lies that was brought in before; None where it doesn't."""
+        return self._place(source_key, media)
+
+    def add(self, source_key: str, file: Path, media: Media) -> None:
+        """Takes in a whole file of this dataset's file system, with what is known of it.
+
+        One that a `former` file became takes that one's place when it is kept.
+        """
+        _sync(file)
+        os.replace(file, self._ready_path(source_key, media))
+        self.note(source_key, media)
+
+    def note(self, source_key: str, media: Media) -> None:
+        """Writes down what is known of a source's file."""
+        value = asdict(media)
+        value.update(decoded_frames=0, referenced=None)
+        value["downloaded_at"] = media.downloaded_at.isoformat() if media.downloaded_at else None
+        path = self._found / f"{source_key}.json"
+        temporary = path.with_suffix(f".{uuid.uuid4().hex[:8]}.tmp")
+        try:
+            temporary.write_text(json.dumps(value), "utf-8")
+            _sync(temporary)
+            os.replace(temporary, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+            raise
+
+    def check_claim(self, source_key: str, video_id: str) -> None:
+        """RowRejected where another source has this video already."""
+        with contextlib.suppress(FileNotFoundError):
+            self._compare(source_key, self._claims / video_id, video_id)
+
+    def keep(self, source_key: str, url: str, media: Media) -> str:
+        """The path to store for the video; RowRejected where another source has it already.
+
+        Holds across threads, processes and runs: the first to make the claim file has the video.
+        """
+        claim = self._claims / media.video_id
+        # Linked in under its name with its content, so that no one reads a claim half written.
+        own = claim.with_name(f".{source_key}.{uuid.uuid4().hex[:8]}")
+        try:
+            own.write_text(f"{source_key}\n{url}", "utf-8")
+            os.link(own, claim)
+        except FileExistsError:
+            try:
+                self._compare(source_key, claim, media.video_id)
+            except RowRejected:
+                self._ready_path(source_key, media).unlink(missing_ok=True)
+                raise
+        finally:
+            with contextlib.suppress(OSError):  # read-only by now, say: another error says so
+                own.unlink()
+        if media.referenced is not None:
+            return media.referenced
+        return self._settled(source_key, media).relative_to(self._dataset).as_posix()
+
+    def _settled(self, source_key: str, media: Media) -> Path:
+        """The video's file under its final name.
+
+        Whoever else has this very source (a worker that was given up for dead, and lives) may
+        have taken the file there at any time.
+        """
+        ready = self._ready_path(source_key, media)
+        for name in self._names(media):
+            if ready.is_file() and _is_same_file(name, media):
+                ready.unlink(missing_ok=True)
+        place = self._place(source_key, media)
+        if place == ready:
+            final = self._name_of_former(media) or self._free_name(media)
+            try:
+                os.replace(ready, final)
+            except FileNotFoundError:
+                place = self._place(source_key, media)
+            else:
+                return final
+        if place is None:
+            raise FileNotFoundError(f"media/{media.video_id} vanished while it was at work")
+        return place
+
+    def _compare(self, source_key: str, claim: Path, video_id: str) -> None:
+        holder, _, url = claim.read_text("utf-8").partition("\n")
+        if holder != source_key:
+            raise RowRejected("download_videos.duplicate", f"{video_id} is there already, from "
+                              f"{url} (source {holder})")
+
+    def _ready_path(self, source_key: str, media: Media) -> Path:
+        return self._ready / f"{source_key}{media.probe.suffix}"
+
+    def _names(self, media: Media) -> list[Path]:
+        """Where the video may lie: another rendition of it may have the plain name.
+
+        A file that was changed keeps its name.
+        """
+        hashes = [media.sha256, *reversed(media.former)]
+        return [self.folder / f"{media.video_id}{media.probe.suffix}",
+                *(self.folder / f"{media.video_id}.{one[:12]}{media.probe.suffix}"
+                  for one in hashes)]
+
+    def _free_name(self, media: Media) -> Path:
+        plain, with_hash, *_ = self._names(media)
+        return with_hash if plain.exists() else plain
+
+    def _name_of_former(self, media: Media) -> Path | None:
+        """Where the file lies that this one is to replace."""
+        if not media.former:
+            return None
+        return next((name for name in self._names(media)
+                     if name.is_file() and sha256_of(name) in media.former), None)
+
+    def _place(self, source_key: str, media: Media) -> Path | None:
+        plain, *with_hash = self._names(media)
+        for path in (self._ready_path(source_key, media), *with_hash, plain):
+            if path.is_file() and path.stat().st_size == media.size_bytes:
+                return path
+        return None
+
+
+def note_of(dataset: Path, source_key: str) -> Mapping[str, Any]:
+    """What is noted of a source's file, as it was written; empty where nothing is."""
+    with contextlib.suppress(OSError, ValueError):
+        found = json.loads((dataset / "media" / ".found" / f"{source_key}.json").read_text("utf-8"))
+        if isinstance(found, dict):
+            return found
+    return {}
+
+
+def origin_of(*parts: Any) -> str:
+    """A short name for what was asked for."""
+    text = json.dumps(parts, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:20]
+
+
+def sha256_of(path: Path) -> str:
+    with LargeFile(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _is_same_file(path: Path, media: Media) -> bool:
+    try:
+        if path.stat().st_size != media.size_bytes:
+            return False
+        return sha256_of(path) == media.sha256
+    except FileNotFoundError:
+        return False
+
+
+_LOCK_NAME = ".lock"
+
+
+def _hold(folder: Path) -> int | None:
+    """An exclusive lock on a folder until the descriptor is closed; None where there are no locks.
+
+    Raises BlockingIOError where somebody else has it.
+    """
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            descriptor = os.open(folder / _LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o644)
+        except FileNotFoundError:
+            continue  # its last user has just removed it
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if (folder / _LOCK_NAME).stat().st_ino == os.fstat(descriptor).st_ino:
+                return descriptor
+        except FileNotFoundError:
+            pass
+        except BlockingIOError:
+            os.close(descriptor)
+            raise
+        except OSError:
+            os.close(descriptor)
+            return None
+        os.close(descriptor)
+
+
+def _empty(folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for entry in folder.iterdir():
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry, ignore_errors=True)
+        elif entry.name != _LOCK_NAME:
+            entry.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())

@@ -1,0 +1,459 @@
+"""yt-dlp behind one door: its options, its errors by kind, one video, one list.
+
+yt-dlp is imported when it is first needed: most of the program does without.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from clipmill.schemas.errors import ErrorKind, RowFailed, RowRejected, storable
+from clipmill.schemas.words import counted
+from clipmill.stages.media.fetch.extractors import NO_PLATFORM, names_videos
+from clipmill.stages.media.fetch.host_throttle import BotCheck, Hosts, LeftAlone, PassingProblem
+from clipmill.stages.media.fetch.http import is_challenge, problem_of_status, retry_after_seconds
+from clipmill.stages.media.fetch.sections import NoSection, Section, discard
+from clipmill.stages.media.fetch.ytdlp_options import copied_cookies
+from clipmill.stages.media.fetch.ytdlp_requests import only_by_program, polite_yt_dlp
+from clipmill.stages.media.fetch.ytdlp_subtitles import Tracks, Wanted, choose_tracks
+from clipmill.stages.media.isolation.ffmpeg_program import ffmpeg_program
+from clipmill.stages.media.ytdlp_sound import Sound, picture_alone
+
+_BOT_CHECK = re.compile(r"not a bot|anti-?bot|captcha|unusual traffic", re.IGNORECASE)
+# The first pattern that the message holds decides; the site's words, as yt-dlp hands them on.
+_KINDS: tuple[tuple[str, ErrorKind], ...] = (
+    (rf"{_BOT_CHECK.pattern}|robots", "blocked"),
+    (r"private video|video is private|has been removed|been deleted|been terminated|no longer "
+     r"available|does not exist|copyright", "permanent"),
+    (r"your country|your location|geo.?restrict|geo.?block", "permanent"),
+    (r"drm", "permanent"),
+    (r"sign in|log ?in|--cookies|cookies|members.only|join this channel|account|password"
+     r"|age.restricted|confirm your age|premium|subscri", "blocked"),
+    (r"premieres in|will begin in|is live|not yet|offline|try again later|rate.limit"
+     r"|too many requests", "transient"),
+    (r"timed? ?out|connection (reset|refused|aborted|closed)|temporary failure|name or service"
+     r"|unreachable|incomplete ?read|bytes read|did not get any data blocks|more expected"
+     r"|remote end closed", "transient"),
+    (r"certificate", "permanent"),
+    (r"unsupported url|no video formats|requested format is not available|not available"
+     r"|unavailable", "permanent"),
+)
+_KINDS_COMPILED = tuple((re.compile(pattern, re.IGNORECASE), kind) for pattern, kind in _KINDS)
+
+
+_logger = logging.getLogger("clipmill.yt_dlp")
+_logger.setLevel(logging.INFO)  # below what Python shows by itself
+
+
+class Log:
+    """Keeps the first error; yt-dlp would print it. What it says goes to the run's log."""
+
+    def __init__(self) -> None:
+        self.first_error: str | None = None
+
+    def debug(self, message: str) -> None:
+        """Progress and details, which nobody reads here."""
+
+    info = debug
+
+    def warning(self, message: str) -> None:
+        _logger.info("%s", message)
+
+    def error(self, message: str) -> None:
+        _logger.info("%s", message)
+        self.first_error = self.first_error or message
+
+# What comes out of an extractor that takes a page for another than it is.
+_MISTAKES = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError)
+
+
+def base_options(
+    scratch: Path,
+    *,
+    cookies_file: Path | None = None,
+    proxy: str | None = None,
+    timeout_seconds: float | None = None,
+    user_agent: str | None = None,
+) -> dict[str, Any]:
+    """Options that every use here has in common; `scratch` is a folder for this call alone."""
+    options: dict[str, Any] = {
+        "quiet": True, "no_warnings": True, "noprogress": True, "no_color": True,
+        "ffmpeg_location": ffmpeg_program(),
+    }
+    if cookies_file is not None:
+        options["cookiefile"] = copied_cookies(cookies_file, scratch)
+    if proxy is not None:
+        options["proxy"] = proxy
+    if timeout_seconds is not None:
+        options["socket_timeout"] = timeout_seconds
+    if user_agent is not None:
+        options["http_headers"] = {"User-Agent": user_agent}
+    return options
+
+
+def problem_of(error: BaseException, first_error: str | None) -> RowFailed | PassingProblem:
+    """A yt-dlp error as a failure of the right kind, with the first message that there was."""
+    from yt_dlp.networking.exceptions import (
+        CertificateVerifyError,
+        HTTPError,
+        TransportError,
+    )
+    from yt_dlp.utils import ContentTooShortError, GeoRestrictedError, UnsupportedError
+
+    message = _clean(first_error or str(error))
+    # Ours lie behind what yt-dlp made of them.
+    for cause in _chain(error):
+        if isinstance(cause, RowFailed | PassingProblem):
+            return cause
+    for cause in _chain(error):
+        if isinstance(cause, GeoRestrictedError | UnsupportedError | CertificateVerifyError):
+            return RowFailed("permanent", message)
+        if isinstance(cause, HTTPError):
+            if is_challenge(cause.response.headers):
+                return BotCheck(message, urlsplit(cause.response.url or "").hostname)
+            after = cause.response.headers.get("Retry-After")
+            found = problem_of_status(cause.status, cause.response.url, after)
+            if isinstance(found, PassingProblem):
+                return PassingProblem(message, retry_after_seconds=retry_after_seconds(after),
+                                      whole_host=found.whole_host, host=found.host)
+            # The site's own words, where there are any, tell a private video from a bot check.
+            return _failed(_kind_of(message) or found.kind, message)
+        if isinstance(cause, TransportError | ContentTooShortError | TimeoutError):
+            return PassingProblem(message)
+    status = re.search(r"HTTP Error (\d{3})", message)
+    if status:
+        found = problem_of_status(int(status[1]), "")
+        return (PassingProblem(message, whole_host=found.whole_host)
+                if isinstance(found, PassingProblem) else _failed(found.kind, message))
+    kind = _kind_of(message) or "permanent"
+    return PassingProblem(message) if kind == "transient" else _failed(kind, message)
+
+
+def _failed(kind: ErrorKind, message: str) -> RowFailed:
+    return BotCheck(message) if _BOT_CHECK.search(_words(message)) else RowFailed(kind, message)
+
+
+def _kind_of(message: str) -> ErrorKind | None:
+    words = _words(message)
+    return next((kind for pattern, kind in _KINDS_COMPILED if pattern.search(words)), None)
+
+
+def _words(message: str) -> str:
+    """A message without the video's id and without addresses, whatever those are called."""
+    return re.sub(r"\A\[[^\]]*\] \S+: |https?://\S+", "", message)
+
+
+def _at_a_loss(error: Exception) -> RowFailed:
+    return RowFailed("permanent", "yt-dlp is at a loss with what the page says "
+                     f"({type(error).__name__}: {error}); a newer one may not be")
+
+
+def _clean(message: str) -> str:
+    message = re.sub(r"\x1b\[[0-9;]*m|\r", "", message)
+    message = message.removeprefix("ERROR: ").removeprefix("[download] Got error: ")
+    return re.sub(r"; please report this issue on .*", "", message, flags=re.S).strip()
+
+
+def _chain(error: BaseException | None):
+    """An error and all that it came from, the way yt-dlp keeps them."""
+    seen: list[BaseException] = []
+    todo = [error]
+    while todo:
+        one = todo.pop(0)
+        if not isinstance(one, BaseException) or one in seen:
+            continue
+        seen.append(one)
+        todo += [getattr(one, "cause", None), (getattr(one, "exc_info", None) or [None] * 2)[1],
+                 one.__cause__, one.__context__]
+    return seen
+
+
+@dataclass(frozen=True)
+class Page:
+    """What a site says of a video: all of it, and what can be fetched by itself.
+
+    `sound` is None where it lies in one file with the picture, or was fetched with it.
+    """
+
+    info: dict[str, Any]
+    tracks: Tracks
+    sound: Sound | None
+
+
+@dataclass(frozen=True)
+class Video:
+    """A downloaded file and what the platform says about it.
+
+    `platform_id` is null where the page is of no platform that names its videos. A file that holds
+    a section has the time in the video at which it begins, and how long the whole video is. Where
+    the site doesn't tell sizes, and there are renditions of lower rates than this one's,
+    `lesser_than` is its rate (kbit/s). `page` has what is still to be fetched.
+    """
+
+    path: Path
+    extractor: str
+    platform_id: str | None
+    metadata: dict[str, Any]
+    page: Page
+    notes: dict[str, str] = field(default_factory=dict)
+    starts_at_seconds: float | None = None
+    video_seconds: float | None = None
+    lesser_than: float | None = None
+
+
+Judge = Callable[[float | None, int | None], None]
+"""Raises RowRejected for a duration in seconds and a short side, either None where unknown."""
+Known = Callable[[str, str, str | None], None]
+"""Raises RowRejected for a site's name, its id of a video and the address of the video's page."""
+
+
+def _all_are_new(extractor: str, platform_id: str, page: str | None) -> None:
+    """For videos of which nobody asks whether they are known."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What to ask of a site: its options, what is against a video, and which subtitles.
+
+    Where it `leaves_sound`, sound in a file of its own is not fetched with the picture.
+    """
+
+    options: Mapping[str, Any]
+    judge: Judge
+    hosts: Hosts
+    wanted: Wanted = field(default_factory=lambda: Wanted(()))
+    known: Known = _all_are_new
+    section: Section | None = None
+    with_media: bool = True
+    leaves_sound: bool = False
+
+
+def download(url: str, folder: Path, asked: Asked) -> Video:
+    """One video by yt-dlp into `folder`; what is against it is found before it is downloaded.
+
+    Of a section only that part is fetched, or the whole where it can't be had for certain.
+    Raises RowRejected, RowFailed, or PassingProblem where another try may do.
+    """
+    if asked.section is None:
+        return _download(url, folder, asked)
+    try:
+        return _download_section(url, folder, asked, asked.section)
+    except NoSection as error:
+        discard(folder)
+        video = _download(url, folder, replace(asked, section=None))
+        return replace(video, notes={**video.notes, "section_refused": str(error)})
+
+
+def _download_section(url: str, folder: Path, asked: Asked, section: Section) -> Video:
+    """The part where it can be had; the whole file where the part would be no less.
+
+    Raises NoSection where only the part could not be had.
+    """
+    try:
+        video = _download(url, folder, asked)
+    except (BotCheck, LeftAlone):
+        raise  # the whole would fare no better
+    except (RowFailed, PassingProblem) as problem:
+        if section.is_asked:
+            raise NoSection(str(problem) or "ffmpeg could not fetch the part") from problem
+        raise
+    if section.refused is not None:
+        return replace(video, notes={**video.notes, "section_refused": section.refused})
+    if not section.is_asked:
+        return video
+    whole_suffix = video.path.suffix.lower()
+    target = folder / f"section{whole_suffix if whole_suffix in ('.mkv', '.webm') else '.mp4'}"
+    begins = section.take(video.path, target)
+    video.path.unlink()
+    return replace(video, path=target, starts_at_seconds=begins,
+                   video_seconds=section.video_seconds)
+
+
+def _download(url: str, folder: Path, asked: Asked) -> Video:
+    page = _extract(url, folder, asked)
+    info = page.info
+    notes: dict[str, str] = {}
+    protocol = str(info.get("protocol") or "")
+    if asked.section is None and protocol.startswith(("m3u8", "http_dash_segments", "ism", "f4m")):
+        notes["protocol"] = protocol
+    files = [Path(item["filepath"]) for item in info.get("requested_downloads") or []]
+    if len(files) != 1 or not files[0].is_file():
+        raise RowFailed("permanent", f"yt-dlp gave {counted(len(files), 'file')} for {url}, "
+                        "not one")
+    extractor = str(info.get("extractor_key") or NO_PLATFORM)
+    platform_id = None
+    if info.get("id") and names_videos(extractor):
+        platform_id = storable(str(info["id"]))
+    return Video(
+        path=files[0],
+        extractor=NO_PLATFORM if platform_id is None else extractor.lower(),
+        platform_id=platform_id,
+        metadata=_metadata(info),
+        page=page,
+        notes=notes,
+        lesser_than=_rate_of_unknown_size(info),
+    )
+
+
+def _rate_of_unknown_size(info: Mapping[str, Any]) -> float | None:
+    """The rate of the video taken, where its size isn't told and lower rates are there."""
+    taken = next(iter(info.get("requested_formats") or ()), info)
+    rate = taken.get("tbr")
+    if rate is None or None not in (taken.get("width"), taken.get("height")):
+        return None
+    lesser = any((one.get("tbr") or rate) < rate for one in info.get("formats") or ()
+                 if one.get("vcodec") != "none")
+    return rate if lesser else None
+
+
+def read_page(url: str, folder: Path, asked: Asked) -> Page:
+    """What a site says of a video whose media is there already."""
+    return _extract(url, folder, replace(asked, with_media=False, section=None))
+
+
+def _extract(url: str, folder: Path, asked: Asked) -> Page:
+    import yt_dlp
+
+    hosts, section = asked.hosts, asked.section
+    declined: list[RowRejected | RowFailed] = []
+
+    def decide(info: dict[str, Any], *, incomplete: bool) -> str | None:
+        if not incomplete:
+            hosts.got_through()  # whatever comes of its media
+        problem = _decline(info, asked, incomplete) if asked.with_media else None
+        if problem is None and not incomplete and asked.with_media:
+            # What is against the sound is found when that is fetched.
+            alone = picture_alone(info, downloader.params) if asked.leaves_sound else None
+            problem = only_by_program(alone or info, downloader)
+        if problem is not None:
+            declined.append(problem)
+        elif section is not None and not incomplete:
+            section.prepare(info, downloader)
+        return None if problem is None else str(problem)
+
+    log = Log()
+    place = str(folder).replace("%", "%%") + "/video.%(ext)s"
+    options = {**asked.wanted.options(), **asked.options, "logger": log, "match_filter": decide,
+               "noplaylist": True, "extract_flat": "in_playlist", "outtmpl": {"default": place},
+               **(section.options() if section is not None else {})}
+    try:
+        with polite_yt_dlp(hosts)(options) as downloader:
+            downloader.leaves_sound = asked.leaves_sound
+            info = downloader.extract_info(url, download=asked.with_media)
+    except yt_dlp.utils.DownloadError as error:
+        check_for_room(error, folder)
+        raise problem_of(error, log.first_error) from error
+    except _MISTAKES as error:
+        raise _at_a_loss(error) from error
+    if declined:
+        raise declined[0]
+    if info is None:
+        raise RowFailed("permanent", _clean(log.first_error or "yt-dlp found nothing"))
+    if info.get("_type") in ("playlist", "multi_video"):
+        entries = [entry for entry in info.get("entries") or [] if entry]
+        is_read = "requested_downloads" if asked.with_media else "formats"
+        if len(entries) == 1 and entries[0].get(is_read):
+            return _page(entries[0], asked, downloader)
+        if len(entries) == 1 and entries[0].get("url") and entries[0]["url"] != url:
+            return _extract(entries[0]["url"], folder, asked)
+        raise _many(len(entries))
+    return _page(info, asked, downloader)
+
+
+def _page(info: dict[str, Any], asked: Asked, downloader: Any) -> Page:
+    is_missing = downloader.has_left_sound or not asked.with_media
+    try:
+        tracks = choose_tracks(info, asked.wanted, downloader)
+        sound = Sound.of(info, downloader.cookiejar) if is_missing else None
+    except _MISTAKES as error:
+        raise _at_a_loss(error) from error
+    return Page(info, tracks, sound)
+
+
+def check_for_room(error: BaseException, folder: Path) -> None:
+    """OSError where yt-dlp's error is that of a full disk."""
+    if os.strerror(errno.ENOSPC) in str(error):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder)) from error
+
+
+def _many(count: int) -> RowFailed:
+    return RowFailed("permanent", f"the page holds {counted(count, 'video')}, not one; give it as "
+                     "a source of its own (`url:` in the recipe) and it is expanded")
+
+
+def _decline(
+    info: dict[str, Any], asked: Asked, incomplete: bool
+) -> RowRejected | RowFailed | None:
+    if (info.get("n_entries") or 1) > 1:
+        return _many(info["n_entries"])
+    if info.get("is_live") or info.get("live_status") in ("is_live", "is_upcoming"):
+        return RowFailed("transient", "the video is live or not yet shown; try again when over")
+    sides = [info.get("width"), info.get("height")]
+    # Only one side known says nothing about which is the shorter.
+    short_side = None if incomplete or None in sides else min(sides)
+    extractor = str(info.get("extractor_key") or NO_PLATFORM)
+    try:
+        if info.get("id") and names_videos(extractor):
+            asked.known(extractor.lower(), storable(str(info["id"])), info.get("webpage_url"))
+        asked.judge(info.get("duration"), short_side)
+    except RowRejected as problem:
+        return problem
+    return None
+
+
+def _metadata(info: Mapping[str, Any]) -> dict[str, Any]:
+    """What a site says, as text or not at all: an extractor hands on what stands in the page."""
+    return {
+        "title": _text(info.get("title")),
+        "description": _text(info.get("description")),
+        "uploader": _text(info.get("uploader")) or _text(info.get("channel")),
+        "tags": _texts(info.get("tags")) or None,
+        "license": _text(info.get("license")),
+        "language": _text(info.get("language")),
+        "category": next(iter(_texts(info.get("categories"))), None),
+    }
+
+
+def _text(value: Any) -> str | None:
+    if isinstance(value, bool | None) or not isinstance(value, str | int | float):
+        return None
+    return storable(str(value))
+
+
+def _texts(value: Any) -> list[str]:
+    values = value if isinstance(value, list | tuple | set) else [value]
+    return [text for one in values if (text := _text(one)) is not None]
+
+
+def expand_list(
+    url: str, options: Mapping[str, Any], results: int, hosts: Hosts
+) -> list[dict[str, Any]]:
+    """The entries of a playlist, channel or search, or the one video that `url` is.
+
+    Nothing is asked about the single entries. Raises RowFailed or PassingProblem.
+    """
+    import yt_dlp
+
+    log = Log()
+    asked = {**options, "logger": log, "extract_flat": "in_playlist", "skip_download": True,
+             "noplaylist": False, "playlistend": results}
+    try:
+        with polite_yt_dlp(hosts)(asked) as downloader:
+            info = downloader.sanitize_info(downloader.extract_info(url, download=False))
+    except yt_dlp.utils.DownloadError as error:
+        raise problem_of(error, log.first_error) from error
+    except _MISTAKES as error:
+        raise _at_a_loss(error) from error
+    if not info:
+        raise RowFailed("permanent", _clean(log.first_error or "yt-dlp found nothing"))
+    if info.get("_type") in ("playlist", "multi_video"):
+        return [entry for entry in info.get("entries") or [] if entry][:results]
+    return [info]

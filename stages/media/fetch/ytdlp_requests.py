@@ -1,0 +1,218 @@
+"""What yt-dlp asks the network for: in turns, in bounds, and by nothing that can't be watched."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any
+from urllib.parse import urlsplit
+
+from clipmill.schemas.errors import RowFailed
+from clipmill.stages.media.fetch.host_throttle import Hosts, PassingProblem
+from clipmill.stages.media.fetch.http import (
+    heed,
+    is_answer,
+    is_challenge,
+    problem_of_status,
+    take_turn,
+    wait_for_turn,
+)
+from clipmill.stages.media.fetch.proxies import check_environment
+from clipmill.stages.media.fetch.watch import current
+from clipmill.stages.media.isolation.ffmpeg_program import give_ffmpeg_to_yt_dlp
+from clipmill.stages.media.ytdlp_sound import picture_alone
+
+# The longest page, description or manifest that is read: all of it is in memory.
+_MAX_PAGE_BYTES = 64 << 20
+MAX_SUBTITLE_BYTES = 16 << 20
+_NETWORK_SCHEMES = ("http", "https", "ftp", "ftps", "rtmp", "rtmps", "rtsp", "mms", "ws", "wss")
+# yt-dlp's ways to make requests whose connections Python makes.
+_SEEN = ("Urllib", "Requests", "Websockets")
+# What makes it leave a part to ffmpeg.
+_OF_A_PART = ("section_start", "section_end")
+# yt-dlp's downloaders that make their connections in this process.
+_OWN = ("HttpFD", "HlsFD", "DashSegmentsFD", "IsmFD", "F4mFD", "MhtmlFD", "BunnyCdnFD", "SoopVodFD")
+
+
+def polite_yt_dlp(hosts: Hosts) -> type:
+    """yt-dlp's class, with requests that take turns, and answers that don't fill the memory.
+
+    One that `leaves_sound` fetches of picture and sound in two files the picture alone, and says so
+    with `has_left_sound`. One that `stops_when_overloaded` raises PassingProblem where a host says
+    that it is, whatever yt-dlp would do.
+    """
+    import yt_dlp
+
+    give_ffmpeg_to_yt_dlp()
+
+    class Polite(yt_dlp.YoutubeDL):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            self._asking = 0
+            self._answers: weakref.WeakSet = weakref.WeakSet()
+            self._turn = threading.local()
+            self._subtitle_bytes: int | None = None
+            self._kind: str | None = None
+            self.leaves_sound = self.has_left_sound = self.stops_when_overloaded = False
+            check_environment()
+            super().__init__(*args, **kwargs)
+
+        def build_request_director(self, handlers: Any, preferences: Any = None) -> Any:
+            watch = current()
+            if watch is not None and watch.refuses_addresses:
+                # Others make connections that can't be seen from Python.
+                handlers = [one for one in handlers if one.RH_KEY in _SEEN]
+            return super().build_request_director(handlers, preferences)
+
+        def urlopen(self, request: Any) -> Any:
+            if self._kind is not None and hosts.kind is None:  # a thread for pieces of a part
+                with hosts.only_for(self._kind):
+                    return self._urlopen(request)
+            return self._urlopen(request)
+
+        def _urlopen(self, request: Any) -> Any:
+            from yt_dlp.networking.exceptions import HTTPError, RequestError, TransportError
+
+            url = request if isinstance(request, str) else getattr(request, "url", "")
+            watch = current()
+            if watch is not None:
+                watch.is_receiving, watch.asking = self._is_receiving, self._ask
+            take_turn(hosts, url)
+            self._turn.is_taken = True
+            self._asking += 1
+            try:
+                answer = super().urlopen(request)
+            except HTTPError as error:
+                # Many an extractor goes on without what it asked for.
+                asked, headers = error.response.url or url, error.response.headers
+                heed(hosts, error.status, asked, headers)
+                if self.stops_when_overloaded and not is_challenge(headers):
+                    problem = problem_of_status(error.status, asked, headers.get("Retry-After"))
+                    if isinstance(problem, PassingProblem) and problem.whole_host:
+                        raise problem from error
+                raise
+            except TransportError:
+                raise
+            except (ValueError, RequestError) as error:
+                # It could not be sent: a redirect led to what is no host, say.
+                raise RowFailed("permanent", f"{url[:200]!r}, or where it leads, cannot be asked "
+                                f"for: {error}") from error
+            finally:
+                self._asking -= 1
+                self._turn.is_taken = False
+            self._answers.add(answer)
+            if is_answer(answer.status):
+                hosts.answered(urlsplit(answer.url or url).hostname or "")
+            answer.read = functools.partial(self._read, answer.read)
+            return answer
+
+        def process_subtitles(self, *_: Any) -> None:
+            """Leaves them for later: they must not cost the media anything."""
+
+        def choose_subtitles(self, *of_video: Any) -> dict[str, Any] | None:
+            """The tracks that yt-dlp's own options ask for."""
+            return super().process_subtitles(*of_video)
+
+        def dl(self, name: Any, info: Any, subtitle: bool = False, test: bool = False) -> Any:
+            self._subtitle_bytes, self._kind = 0 if subtitle else None, hosts.kind
+            try:
+                return super().dl(name, info, subtitle, test)
+            finally:
+                self._subtitle_bytes = self._kind = None
+
+        def process_info(self, info: dict[str, Any]) -> None:
+            """Leaves sound that lies apart for later: it must not cost the picture anything."""
+            alone = picture_alone(info, self.params) if self.leaves_sound else None
+            if alone is None:
+                super().process_info(info)
+                return
+            fixup = self.params.get("fixup")
+            self.params["fixup"] = "never"  # as when both are fetched: putting together mends it
+            try:
+                super().process_info(alone)
+            finally:
+                self.params["fixup"] = fixup
+            if "filepath" in alone:
+                info["filepath"], self.has_left_sound = alone["filepath"], True
+
+        def _ask(self, host: str) -> None:
+            """A turn for a request that nobody took one for: it follows a redirect, say."""
+            from yt_dlp.networking.exceptions import TransportError
+
+            if getattr(self._turn, "is_taken", False):
+                self._turn.is_taken = False
+                return
+            if before := hosts.last_asked(""):
+                hosts.answered(before)
+            try:
+                wait_for_turn(hosts, host)
+            except RowFailed as problem:
+                # Anything else makes yt-dlp try the same with another library.
+                raise TransportError(cause=problem) from problem
+
+        def _read(self, read: Callable[..., bytes], amount: int | None = None) -> bytes:
+            piece = _read_bounded(read, amount)
+            if self._subtitle_bytes is not None:
+                self._subtitle_bytes += len(piece)
+                if self._subtitle_bytes > MAX_SUBTITLE_BYTES:
+                    # To yt-dlp this is one of the errors that cost the subtitles only.
+                    raise OSError(f"subtitles of more than {MAX_SUBTITLE_BYTES >> 20} MB")
+            return piece
+
+        def _is_receiving(self) -> bool:
+            return self._asking > 0 or any(not answer.closed for answer in list(self._answers))
+
+    return Polite
+
+
+def _read_bounded(read: Callable[..., bytes], amount: int | None = None) -> bytes:
+    if amount is not None and amount >= 0:
+        return read(amount)
+    pieces, total = [], 0
+    while piece := read(1 << 20):
+        pieces.append(piece)
+        total += len(piece)
+        if total > _MAX_PAGE_BYTES:
+            raise RowFailed("permanent", f"a page of more than {_MAX_PAGE_BYTES >> 20} MB")
+    return b"".join(pieces)
+
+
+@contextlib.contextmanager
+def not_waiting(hosts: Hosts, wait_seconds: float) -> Iterator[None]:
+    """Has what a video can do without fail at once where its host is overloaded.
+
+    The host is then asked for no more of that kind: as long as it says, else for `wait_seconds`.
+    """
+    try:
+        yield
+    except PassingProblem as problem:
+        if not problem.whole_host or hosts.kind is None:
+            raise
+        hosts.failed(problem)
+        if problem.retry_after_seconds is None and problem.host:
+            hosts.hold(problem.host, wait_seconds, problem.message)
+        raise RowFailed("transient", problem.message) from problem
+
+
+def only_by_program(info: dict[str, Any], downloader: Any) -> RowFailed | None:
+    """What is against a download that a program makes, which connects by itself."""
+    from yt_dlp.downloader import get_suitable_downloader
+
+    watch = current()
+    for one in info.get("requested_formats") or [info]:
+        fetcher = get_suitable_downloader(
+            {**one, **{name: info[name] for name in _OF_A_PART if name in info}}, downloader.params)
+        if fetcher is not None and fetcher.__name__ in _OWN:
+            continue
+        scheme = str(one.get("url")).partition(":")[0].lower()
+        if scheme not in _NETWORK_SCHEMES:
+            # ffmpeg would open a file of this machine, or another of its inputs.
+            return RowFailed("permanent", f"the site names what is no address on the network: "
+                             f"{str(one.get('url'))[:200]}")
+        if watch is not None and watch.refuses_addresses:
+            return RowFailed(
+                "permanent", f"fetched over {one.get('protocol')} by a program, which can't be "
+                "kept from private addresses; download_videos.private_addresses=allow lets it")
+    return None

@@ -1,0 +1,191 @@
+"""Subtitles by yt-dlp, track by track: which to take, and each one by itself.
+
+The media is there by then. A track that can't be had costs nothing else, and a site that refuses
+tracks is asked for no more of them for a while, but for media as before.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from clipmill.schemas.errors import RowFailed, storable
+from clipmill.stages.media.fetch.host_throttle import Hosts, PassingProblem
+from clipmill.stages.media.read.speech import own_language, same_language
+from clipmill.stages.media.read.subtitles import FORMATS, decoded, parse_subtitles
+
+OPTIONS = frozenset(("writesubtitles", "writeautomaticsub", "allsubtitles", "subtitleslangs",
+                     "subtitlesformat"))
+"""yt-dlp's own options for subtitles; where a recipe sets one, yt-dlp chooses."""
+KIND = "subtitles"
+OWN = "own"
+_ORIGINAL = "-orig"
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Which tracks of a video to take; `language` is the video's, where that is known."""
+
+    languages: Sequence[str]
+    people: bool = True
+    automatic: bool = True
+    translated: bool = False
+    language: str | None = None
+    chosen_by_yt_dlp: bool = False
+
+    def options(self) -> dict[str, Any]:
+        """What has yt-dlp's extractors look for tracks; they are chosen here."""
+        return {
+            "writesubtitles": self.people and bool(self.languages),
+            "writeautomaticsub": self.automatic and bool(self.languages),
+            "subtitleslangs": list(self.languages),
+            "subtitlesformat": "/".join(FORMATS),
+        }
+
+
+@dataclass(frozen=True)
+class Track:
+    """One track that a site offers; `source` is yt-dlp's description of where it lies."""
+
+    language: str
+    automatic: bool
+    source: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        return f"{self.language} (automatic)" if self.automatic else self.language
+
+
+@dataclass(frozen=True)
+class Tracks:
+    """The tracks to take of one video, and with which cookies."""
+
+    found: Sequence[Track] = ()
+    cookies: Any = None
+
+
+@dataclass
+class Taken:
+    """The lines of tracks that came, the names of those, and what was against the others."""
+
+    lines: list[dict[str, Any]] = field(default_factory=list)
+    names: list[str] = field(default_factory=list)
+    problems: dict[str, RowFailed] = field(default_factory=dict)
+
+    def problem(self) -> RowFailed | None:
+        """All that was against tracks as one failure; one that may pass decides its kind."""
+        if not self.problems:
+            return None
+        kinds = [problem.kind for problem in self.problems.values()]
+        kind = "transient" if "transient" in kinds else kinds[0]
+        return RowFailed(kind, "; ".join(f"{name}: {problem.message}"
+                                         for name, problem in self.problems.items()))
+
+
+def choose_tracks(info: Mapping[str, Any], wanted: Wanted, downloader: Any) -> Tracks:
+    """The tracks to take of what a site offers for a video."""
+    by_people, automatic = info.get("subtitles") or {}, info.get("automatic_captions") or {}
+    if wanted.chosen_by_yt_dlp:
+        chosen = downloader.choose_subtitles(info.get("id"), by_people, automatic) or {}
+        return Tracks([_track(language, language not in by_people, [source], info)
+                       for language, source in sorted(chosen.items())], downloader.cookiejar)
+    own = own_language(wanted.language or info.get("language"), automatic)
+    found = []
+    if wanted.people:
+        found += [_track(code, False, formats, info) for code, formats in sorted(by_people.items())
+                  if formats and _matches(code, wanted.languages, own)]
+    if wanted.automatic:
+        spoken = _spoken(list(automatic), list(by_people), own)
+        for code, formats in sorted(automatic.items()):
+            if formats and (code in spoken or wanted.translated) and (
+                    _matches(code, wanted.languages, own)):
+                found.append(_track(code, True, formats, info))
+    # The one that is needed most comes first, for a site may refuse the others.
+    found.sort(key=lambda track: (not same_language(track.language, own), track.automatic))
+    return Tracks(found, downloader.cookiejar)
+
+
+def _spoken(automatic: list[str], by_people: list[str], own: str | None) -> list[str]:
+    """The automatic tracks in the language spoken: what is not a translation of them."""
+    originals = [code for code in automatic if code.endswith(_ORIGINAL)]
+    if originals:
+        return [code for code in originals if same_language(code, own)] or originals
+    names = {*automatic, *by_people}
+    plain = [code for code in automatic if code.partition("-")[2] not in names]
+    if own is None:
+        return plain
+    exact = [code for code in plain if code.lower() == own.lower()]
+    return exact or [code for code in plain if same_language(code, own)]
+
+
+def _matches(code: str, patterns: Sequence[str], own: str | None) -> bool:
+    return any(re.fullmatch(pattern, code) or (pattern == OWN and (
+        same_language(code, own) or code.endswith(_ORIGINAL))) for pattern in patterns)
+
+
+def _track(
+    language: str, automatic: bool, formats: Sequence[Mapping[str, Any]], info: Mapping[str, Any]
+) -> Track:
+    ranked = [one for kind in FORMATS for one in reversed(formats) if one.get("ext") == kind]
+    source = dict(ranked[0] if ranked else formats[-1])
+    if source.get("http_headers") is None:
+        source["http_headers"] = info.get("http_headers") or {}
+    return Track(language, automatic, source)
+
+
+def fetch_track(
+    track: Track, number: int, folder: Path, options: Mapping[str, Any], cookies: Any,
+    hosts: Hosts, wait_seconds: float,
+) -> list[dict[str, Any]]:
+    """The lines of one track, as dicts of SUBTITLE with their `words`.
+
+    Raises RowFailed, or PassingProblem where another try may do. What a host asks for that is
+    overloaded is not waited for: `retry` asks again.
+    """
+    from clipmill.stages.media.fetch.ytdlp_requests import not_waiting
+
+    with not_waiting(hosts, wait_seconds):
+        data = _data(track, folder / f"track-{number}", options, cookies, hosts)
+    try:
+        spans = parse_subtitles(data, track.source.get("ext") or "", automatic=track.automatic)
+    except ValueError as error:
+        raise RowFailed("bad_media", str(error)) from error
+    return [{"start_seconds": span.start_seconds, "end_seconds": span.end_seconds,
+             "text": storable(span.text), "language": storable(track.language),
+             "automatic": track.automatic,
+             "words": [{"seconds": word.seconds, "text": storable(word.text)}
+                       for word in span.words] or None} for span in spans]
+
+
+def _data(
+    track: Track, path: Path, options: Mapping[str, Any], cookies: Any, hosts: Hosts
+) -> str:
+    if isinstance(track.source.get("data"), str):
+        return track.source["data"]
+    import yt_dlp
+
+    from clipmill.stages.media.fetch.ytdlp import Log, problem_of
+    from clipmill.stages.media.fetch.ytdlp_requests import only_by_program, polite_yt_dlp
+
+    log = Log()
+    # A part that is refused is not asked for again at once.
+    asked = {**options, "logger": log, "fragment_retries": 0}
+    try:
+        with polite_yt_dlp(hosts)(asked) as downloader:
+            if cookies is not None:
+                downloader.cookiejar = cookies
+            source = dict(track.source)
+            if (problem := only_by_program(source, downloader)) is not None:
+                raise problem
+            downloader.dl(str(path), source, subtitle=True)
+        return decoded(path.read_bytes())
+    except (RowFailed, PassingProblem):
+        raise
+    except FileNotFoundError as error:
+        raise RowFailed("permanent", log.first_error or "the site gave no file") from error
+    except (yt_dlp.utils.YoutubeDLError, OSError, ValueError, LookupError, TypeError,
+            AttributeError) as error:
+        raise problem_of(error, log.first_error) from error

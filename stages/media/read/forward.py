@@ -1,0 +1,167 @@
+"""Decodes a video forward from the last place from which the frames that are wanted come right.
+
+Where that is stands in the packet index. The decoder is given the packets from that very one on,
+wherever a seek has landed, and each frame is known by the packet that it came from, so neither the
+demuxer's seeking nor time stamps that are missing or doubled can put a frame in another's place.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import av
+from av.container import InputContainer
+from av.video.stream import VideoStream
+
+from clipmill.stages.media.read.damage import Damaged, be_alone, be_strict, decoded
+from clipmill.stages.media.read.decode import open_container, video_stream
+from clipmill.stages.media.read.labels import place_of, put_place
+from clipmill.stages.media.read.opening import packets, passing_over
+from clipmill.stages.media.read.packets import Entry, PacketIndex
+
+# How far before an entry to seek, where seeking by its time stamp overshoots.
+_BACK_SECONDS = (0, 1, 4, 16, 3600)
+# A decoder that starts late is given so many earlier entries, each twice as far back.
+_TRIES = 4
+
+
+class Forward:
+    """One decoding run over frames of a file; ask it afterwards how it went.
+
+    `decoded_frames` counts what the decoder gave, `first_error` is what it complained of first.
+    """
+
+    def __init__(
+        self, path: Path, index: PacketIndex, prepare: Callable[[VideoStream], None] | None = None
+    ) -> None:
+        self._path = path
+        self._index = index
+        self._prepare = prepare
+        self._numbers = {place: number for number, place in enumerate(index.places)}
+        self._closed = {entry.place for entry in index.entries} if index.counts else ()
+        self.decoded_frames = 0
+        self.first_error: str | None = None
+
+    def frames(self, first: int) -> Iterator[tuple[int, av.VideoFrame]]:
+        """Frames with their numbers, as decoded, from frame `first` or one before it on."""
+        for entry in self._entries(first):
+            found = self._from_entry(entry)
+            begun = next(found, None)
+            if begun is None:
+                continue
+            is_confirmed = entry.is_proven or (
+                begun[0] == entry.first_number and begun[1].key_frame)
+            if entry == self._index.beginning or (is_confirmed and begun[0] <= first):
+                yield begun
+                yield from found
+                return
+            found.close()
+
+    def _entries(self, first: int) -> Iterator[Entry]:
+        """The entries to try, the latest one first."""
+        number, back = first, 1
+        for _ in range(_TRIES):
+            entry = self._index.entry_before(number)
+            yield entry
+            if entry == self._index.beginning:
+                return
+            number, back = max(0, entry.first_number - back), back * 2
+            if not entry.first_number:
+                break
+        yield self._index.beginning
+
+    def _from_entry(self, entry: Entry) -> Iterator[tuple[int, av.VideoFrame]]:
+        given: set[int] = set()
+        for strictly in (True, False):
+            try:
+                for number, frame in self._run(entry, strictly):
+                    # What is shown before it may be broken, where the decoder gives it at all.
+                    if number >= entry.first_number and number not in given:
+                        given.add(number)
+                        yield number, frame
+                return
+            except Damaged as damage:
+                self._complain(str(damage))
+
+    def _run(self, entry: Entry, strictly: bool) -> Iterator[tuple[int, av.VideoFrame]]:
+        with open_container(self._path) as container:
+            stream = self._set_up(container, strictly)
+            if (found := packets_from(container, stream, entry)) is not None:
+                yield from self._decoded(found, strictly)
+                return
+        with open_container(self._path) as container:
+            stream = self._set_up(container, strictly)
+            yield from self._decoded(numbered(packets(container, stream)), strictly)
+
+    def _set_up(self, container: InputContainer, strictly: bool) -> VideoStream:
+        stream = video_stream(container, self._path)
+        stream.codec_context.copy_opaque = True
+        if self._prepare is not None:
+            self._prepare(stream)
+        if strictly:
+            be_strict(stream)
+        else:
+            be_alone(stream)
+        return stream
+
+    def _decoded(
+        self, found: Iterator[tuple[int | None, av.Packet]], strictly: bool
+    ) -> Iterator[tuple[int, av.VideoFrame]]:
+        number = None
+        for frame in decoded(_labelled(found), self._complain, strictly=strictly):
+            self.decoded_frames += 1
+            place = place_of(frame)
+            if number is None or not self._index.counts or place in self._closed:
+                number = self._numbers.get(place)
+            else:
+                number += 1
+            if number is not None and number < self._index.n_frames:
+                yield number, frame
+
+    def _complain(self, error: str) -> None:
+        self.first_error = self.first_error or error
+
+
+def _labelled(found: Iterable[tuple[int | None, av.Packet]]) -> Iterator[av.Packet]:
+    """The packets with their places on them, which their frames then bear."""
+    for place, packet in found:
+        put_place(packet, place)
+        yield packet
+
+
+def packets_from(
+    container: InputContainer, stream: VideoStream, entry: Entry
+) -> Iterator[tuple[int | None, av.Packet]] | None:
+    """The packets from an entry on, each with its place among those of the stream.
+
+    None where they can't be had by seeking; then the opened file has to be read from its start.
+    """
+    if entry.mark is None:
+        return None
+    for back in _BACK_SECONDS:
+        found = packets(container, stream)
+        with passing_over():
+            container.seek(entry.pts - round(back / stream.time_base), stream=stream)
+            for packet in found:
+                if entry.mark.is_of(packet):
+                    return numbered(itertools.chain([packet], found), entry.place)
+                if packet.is_keyframe and packet.pts is not None and packet.pts > entry.pts:
+                    break
+    return None
+
+
+def numbered(
+    found: Iterable[av.Packet], place: int = 0
+) -> Iterator[tuple[int | None, av.Packet]]:
+    """Packets with their places, the first of which has the place given.
+
+    Those that the index leaves out, like the empty ones at a file's end, have none.
+    """
+    for packet in found:
+        if packet.size and (packet.pts is not None or packet.dts is not None):
+            yield place, packet
+            place += 1
+        else:
+            yield None, packet

@@ -1,0 +1,151 @@
+"""Chooses, while a video is being decoded, which frames are kept for the stages below.
+
+The choice must serve clips that are not known yet, and any split that is made later, so it hangs
+on nothing but the pictures. The video is seen as *takes*: a new one begins where the content
+score reaches `TAKE_SCORE`, but never within `TAKE_SECONDS` of the last beginning. In each take
+
+* the first frame is kept, then one every 1/8 second;
+* whenever more than `HELD` frames are waiting, every second one is let go and the distance
+  doubles, so a take of any length has 8 to 16 evenly spread frames as soon as it has so many;
+* the distance never grows beyond `1 / frames_per_second`. From there on frames are final.
+
+A distance is an upper bound as long as the source has frames that dense, hence with the default
+of two frames a second every clip of half a second or more holds a kept frame, wherever it begins.
+
+Frames wait as the decoder left them and only those that stay are scaled and encoded, in a thread
+of their own. What waits is bounded by `HELD` frames and `WAITING_BYTES`; larger ones are scaled
+at once.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from clipmill.stages.media.read.decode import Picture
+
+TAKE_SCORE = 15.0
+TAKE_SECONDS = 0.5
+FIRST_DISTANCE_SECONDS = 0.125
+HELD = 16
+WAITING_BYTES = 64 * 1024 * 1024
+
+_JOBS_WAITING = 8
+
+
+@dataclass
+class _Held:
+    number: int
+    seconds: float
+    image: Callable[[tuple[int, int]], np.ndarray]
+
+
+def encode_jpeg(image: np.ndarray, quality: int) -> bytes:
+    """`image` (BGR) as JPEG bytes; `quality` runs from 1 to 100."""
+    done, data = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])
+    if not done:
+        raise ValueError(f"an image of shape {image.shape} cannot be encoded as JPEG")
+    return data.tobytes()
+
+
+class FrameKeeper:
+    """Is shown every picture of one video in order; `ready`, then `finish` give the kept frames.
+
+    `frame_size` is the size of kept frames (width, height) once the first picture has come.
+    """
+
+    def __init__(self, frames_per_second: float, quality: int) -> None:
+        self._longest = 1.0 / frames_per_second
+        self._quality = quality
+        self._held: list[_Held] = []
+        self._jobs: deque[tuple[int, float, Future[bytes]]] = deque()
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="jpeg")
+        self._distance = self._first_distance
+        self._take_began: float | None = None
+        self._kept_at = 0.0
+        self._before: float | None = None
+
+    @property
+    def _first_distance(self) -> float:
+        return min(FIRST_DISTANCE_SECONDS, self._longest)
+
+    def __enter__(self) -> FrameKeeper:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def add(self, picture: Picture, size: tuple[int, int], score: float, begins: bool) -> None:
+        """Keeps the picture or not; `begins` forces a new take, whatever the content score."""
+        seconds = picture.seconds
+        step = 0.0 if self._before is None else seconds - self._before
+        self._before = seconds
+        began = self._take_began
+        if (
+            begins
+            or began is None
+            or (score >= TAKE_SCORE and seconds - began >= TAKE_SECONDS)
+        ):
+            self._settle(size)
+            self._distance = self._first_distance
+            self._take_began = seconds
+        elif seconds + step - self._kept_at <= self._distance * (1 + 1e-6):
+            # The next frame will still be near enough, if frames keep coming at this pace.
+            return
+        self._kept_at = seconds
+        self._hold(picture, size)
+
+    def _hold(self, picture: Picture, size: tuple[int, int]) -> None:
+        image = picture.full
+        if picture.held_bytes * HELD > WAITING_BYTES:
+            scaled = image(size)
+            image = lambda _, scaled=scaled: scaled  # noqa: E731  same shape as Picture.full
+        self._held.append(_Held(picture.number, picture.seconds, image))
+        if self._distance >= self._longest:
+            self._settle(size)
+        elif len(self._held) > HELD:
+            times = [held.seconds for held in self._held[::2]]
+            widest = max(after - before for before, after in itertools.pairwise(times))
+            if max(widest, self._distance * 2) <= self._longest * (1 + 1e-6):
+                del self._held[1::2]
+                self._distance *= 2
+            else:
+                # Thinning once more would go too far; what is held stays.
+                self._distance = self._longest
+                self._settle(size)
+
+    def _settle(self, size: tuple[int, int]) -> None:
+        """Frames that nothing can thin out any more go to be encoded."""
+        for held in self._held:
+            if len(self._jobs) >= _JOBS_WAITING:
+                # Bounds the full frames that wait for the encoder.
+                self._jobs[-_JOBS_WAITING][2].result()
+            job = self._pool.submit(
+                lambda held=held: encode_jpeg(held.image(size), self._quality)
+            )
+            self._jobs.append((held.number, held.seconds, job))
+        self._held = []
+
+    def ready(self) -> Iterator[dict[str, object]]:
+        """Kept frames that are encoded and were not given yet, in time order, as FRAME columns.
+
+        Those are frame_number, seconds and jpeg.
+        """
+        while self._jobs and self._jobs[0][2].done():
+            yield self._first_job()
+
+    def finish(self, size: tuple[int, int]) -> Iterator[dict[str, object]]:
+        """All kept frames that were not given yet."""
+        self._settle(size)
+        while self._jobs:
+            yield self._first_job()
+
+    def _first_job(self) -> dict[str, object]:
+        number, seconds, job = self._jobs.popleft()
+        return {"frame_number": number, "seconds": seconds, "jpeg": job.result()}

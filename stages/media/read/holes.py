@@ -1,0 +1,75 @@
+"""Finds times of a file in which neither a picture nor a sound is there: parts that never came.
+
+A stream that lost a piece, or had an advertisement put in, leaves a time without frames. So does a
+screen recording in which nothing moved, and there the picture before it is what was to be seen.
+What tells them apart is the sound, which goes on behind a still picture, and not over a hole.
+"""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+from collections.abc import Sequence
+from fractions import Fraction
+from pathlib import Path
+
+from clipmill.stages.media.read.decode import VideoFacts
+from clipmill.stages.media.read.opening import open_media, packets, passing_over
+
+# Times without a frame are looked at from so long on, and so many times the usual distance.
+_LEAST_SECONDS = 0.5
+_LEAST_FRAMES = 5
+# Sound may reach so far into a hole, or lie in it for so much of its time.
+_SOUND_SHARE = 0.25
+
+
+def find_holes(
+    path: Path, facts: VideoFacts, seconds: Sequence[float], *, in_pieces: bool = False
+) -> list[tuple[float, float]]:
+    """Pairs of times, each from where the last frame is over to where the next one begins.
+
+    `seconds` are the times of all frames. Without any sound gaps are no evidence, except of a
+    video that was sent `in_pieces`, whose pieces lie without a gap.
+    """
+    gaps = _gaps(seconds)
+    if not gaps:
+        return []
+    sounds = _sounds(path, facts)
+    if not sounds:
+        return gaps if in_pieces else []
+    return [(start, end) for start, end in gaps
+            if _covered(sounds, start, end) <= _SOUND_SHARE * (end - start)]
+
+
+def _gaps(seconds: Sequence[float]) -> list[tuple[float, float]]:
+    distances = [after - at for at, after in itertools.pairwise(seconds)]
+    if not distances:
+        return []
+    usual = statistics.median(distances)
+    least = max(_LEAST_SECONDS, _LEAST_FRAMES * usual)
+    return [(seconds[i] + usual, seconds[i + 1]) for i, distance in enumerate(distances)
+            if distance > least]
+
+
+def _sounds(path: Path, facts: VideoFacts) -> list[tuple[float, float]]:
+    """When packets of sound begin and end, in the video's time."""
+    stamps: dict[int, list[tuple[Fraction, Fraction]]] = {}
+    with open_media(path) as container, passing_over():
+        streams = list(container.streams.audio)
+        for packet in packets(container, *streams) if streams else ():
+            if packet.size and packet.pts is not None:
+                stamps.setdefault(packet.stream_index, []).append(
+                    (packet.pts * packet.time_base, (packet.duration or 0) * packet.time_base))
+    found = []
+    for stream in stamps.values():
+        # MP4 has the packet before a hole last until the next one: no packet is so much longer.
+        usual = statistics.median_low(
+            [length or after - at for (at, length), (after, _) in itertools.pairwise(stream)]
+            or [Fraction(1, 50)])
+        found += [(at, at + min(length or usual, 2 * usual)) for at, length in stream]
+    return [(facts.seconds(round(begin / facts.time_base)),
+             facts.seconds(round(end / facts.time_base))) for begin, end in found]
+
+
+def _covered(sounds: Sequence[tuple[float, float]], start: float, end: float) -> float:
+    return sum(max(0.0, min(last, end) - max(first, start)) for first, last in sounds)

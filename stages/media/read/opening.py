@@ -1,0 +1,133 @@
+"""Opens files from outside: only formats that are media by themselves, never other files by name.
+
+A playlist, a list to be joined, a description of a session are "media" to FFmpeg, and make it open
+whatever they name. Here they are refused, like pictures of a size that no video has.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import av
+from av.container import InputContainer
+from av.stream import Stream
+from av.video.stream import VideoStream
+
+from clipmill.stages.media.isolation.memory import raise_if_out
+from clipmill.stages.media.isolation.progress import beat
+from clipmill.stages.media.read.kinds import READ_FORMATS, what_it_is
+
+MAX_PIXELS = 8192 * 8192
+"""Pictures with more pixels are not decoded; 8K video has half as many."""
+
+_VIDEO_FORMATS = (
+    "mov", "matroska", "webm", "mpegts", "mpeg", "mpegvideo", "avi", "flv", "live_flv", "kux",
+    "asf", "asf_o", "ogg", "mxf", "gxf", "nut", "rm", "dv", "wtv", "nsv", "nuv", "swf", "dhav",
+    "ivf", "obu", "av1", "yuv4mpegpipe", "h261", "h263", "h264", "hevc", "vvc", "evc", "m4v", "vc1",
+    "vc1test", "mjpeg", "mjpeg_2000", "dirac", "cavsvideo", "avs2", "avs3", "dnxhd", "smjpeg",
+    "ipmovie", "ifv", "pva", "ty", "lxf", "cine", "roq", "bink", "smk", "flic", "vivo", "gif",
+    "apng", "apv",
+)
+# Read so far only that it can be said what they are: sound, or one picture.
+_OTHER_FORMATS = (
+    "mp3", "aac", "ac3", "eac3", "ac4", "wav", "w64", "flac", "aiff", "amr", "amrnb", "amrwb",
+    "caf", "dts", "dtshd", "wv", "ape", "tta", "au", "truehd", "mlp", "loas", "oma", "iamf",
+)
+_PICTURE_MARK = "_pipe"  # formats of one picture, each named by its codec
+
+
+class NotOpened(Exception):
+    """The file is none that is read here; the text says why."""
+
+
+def open_media(path: Path, **options: str) -> InputContainer:
+    """The opened file; NotOpened where it is no media file. Its text does not name the file.
+
+    `options` are FFmpeg's, of the format.
+    """
+    try:
+        # The protocol by name, so that no name of a file is taken for an address. It is the only
+        # one allowed, and no allowed format opens a second file.
+        return av.open(f"file:{path}", metadata_errors="replace", options={
+            "protocol_whitelist": "file",
+            "format_whitelist": ",".join((*_VIDEO_FORMATS, *_OTHER_FORMATS, *_pictures())),
+            "max_pixels": str(MAX_PIXELS), **options,
+        })
+    except av.FFmpegError as error:
+        raise_if_out(error)
+        text = what_it_is(path)
+        if text is None:
+            text = (f"of no format that is read here, or broken ({error.strerror}); read are "
+                    f"{READ_FORMATS}")
+        raise NotOpened(text) from error
+    except (OSError, ValueError) as error:
+        raise NotOpened(str(error)) from error
+
+
+def first_video_stream(container: InputContainer) -> VideoStream | None:
+    """The stream that all stages take: the first one that is no cover picture.
+
+    Its decoder refuses pictures of more than MAX_PIXELS, whatever the header says.
+    """
+    for stream in container.streams.video:
+        if not stream.disposition & av.stream.Disposition.attached_pic:
+            if stream.codec_context is not None:
+                stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
+            return stream
+    return None
+
+
+def from_its_start(container: InputContainer, seconds: float) -> float:
+    """A duration that a container declares, counted from its first time stamp.
+
+    Matroska's and FLV's are counted from 0 by FFmpeg's muxers, and from the first frame by others:
+    where both can be meant, it is the shorter.
+    """
+    start = (container.start_time or 0) / av.time_base
+    if container.format.name.startswith(("matroska", "flv")) and 0 < start < seconds:
+        return seconds - start
+    return seconds
+
+
+def too_large(stream: VideoStream) -> str | None:
+    """What is wrong with the size that a stream declares; None where nothing is."""
+    width, height = stream.codec_context.width, stream.codec_context.height
+    if width * height <= MAX_PIXELS:
+        return None
+    return f"declares pictures of {width}×{height}; at most {MAX_PIXELS:,} pixels are decoded"
+
+
+def packets(container: InputContainer, *streams: Stream) -> Iterator[av.Packet]:
+    """The packets of these streams, or of all, in the file's order; empty ones at the end."""
+    found = container.demux(*streams)
+    while True:
+        try:
+            packet = next(found)
+        except StopIteration:
+            return
+        except IndexError:
+            # A stream began on the way that PyAV has no object for; the others are all read.
+            return
+        beat()
+        yield packet
+
+
+def frames(container: InputContainer, stream: VideoStream) -> Iterator[av.VideoFrame]:
+    """The decoded pictures of a stream, as they come out of its packets."""
+    for packet in packets(container, stream):
+        yield from packet.decode()
+
+
+@contextlib.contextmanager
+def passing_over() -> Iterator[None]:
+    """What FFmpeg finds broken is passed over; that there is no memory is said."""
+    try:
+        yield
+    except av.FFmpegError as error:
+        raise_if_out(error)
+
+
+def _pictures() -> list[str]:
+    return sorted(name for name in av.formats_available if name.endswith(_PICTURE_MARK))

@@ -1,0 +1,328 @@
+"""The time stamps of a file's frames, and where decoding may begin, read without decoding."""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import av
+
+from clipmill.stages.media.isolation.memory import raise_if_out
+from clipmill.stages.media.read.decode import (
+    ASTRAY_SECONDS,
+    ASTRAY_SHARE,
+    bad_media,
+    goes_back,
+    offset_pts,
+    open_container,
+    video_stream,
+)
+from clipmill.stages.media.read.entries import (
+    Kind,
+    PacketReader,
+    Start,
+    packet_reader,
+    tells_no_order,
+)
+from clipmill.stages.media.read.opening import packets
+
+# Codecs store frames so far from where they are shown.
+_REORDERED_FRAMES = 16
+# What decord reads rightly when all else fits: tried on files of each kind.
+_DECORD_CODECS = frozenset(("h264", "hevc", "vp8", "vp9", "mjpeg", "prores", "dnxhd"))
+
+
+@dataclass(frozen=True)
+class Mark:
+    """What a packet is known again by when the file is read from another place."""
+
+    pts: int | None
+    dts: int | None
+    size: int
+    position: int | None
+
+    @classmethod
+    def of(cls, packet: av.Packet) -> Mark:
+        position = packet.pos if packet.pos is not None and packet.pos >= 0 else None
+        return cls(packet.pts, packet.dts, packet.size, position)
+
+    def is_of(self, packet: av.Packet) -> bool:
+        other = Mark.of(packet)
+        if self.size != other.size:
+            return False
+        # Some demuxers make up time stamps, which come out otherwise after a seek.
+        if self.position is not None and other.position is not None:
+            return self.position == other.position
+        return (self.pts, self.pts or self.dts) == (other.pts, other.pts or other.dts)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A packet with which decoding may begin.
+
+    `place` is its place among the video packets of the file. From it on, pictures are right from
+    number `first_number` on. `is_proven` says whether the packet's own bytes tell so; else the
+    decoder must call its first picture a key picture. `pts` is where to seek.
+    """
+
+    place: int
+    first_number: int
+    pts: int
+    mark: Mark | None
+    is_proven: bool = True
+    is_own: bool = True
+
+
+@dataclass(frozen=True)
+class PacketIndex:
+    """One entry a frame, in presentation order, of the stream that `video_stream` picks.
+
+    Codecs with hidden frames have more packets than frames, where these are not told apart:
+    `n_frames` is then an upper bound.
+    Time stamps are the file's; seconds are the video's, `offset_pts` later (see schemas/clocks.py).
+    `places` says which of the file's video packets holds each frame, and `entries`
+    where decoding may begin, in the order of time. `is_plain` says that a reader which counts
+    frames from key frame to key frame counts right. `pixels` is how large the header says that a
+    picture is, `usual_pts` how far frames lie apart at the nominal frame rate,
+    `stamps` the time stamps of all packets in the order of the file. Where it `counts`, the file
+    does not tell in which order pictures are shown (see `tells_no_order`).
+    """
+
+    time_base: Fraction
+    start_pts: int
+    pts: list[int]
+    places: list[int]
+    entries: list[Entry]
+    end_pts: int
+    is_plain: bool
+    offset_pts: int = 0
+    pixels: int = 0
+    usual_pts: int = 1
+    stamps: Sequence[int] = ()
+    counts: bool = False
+
+    @property
+    def n_frames(self) -> int:
+        return len(self.pts)
+
+    def seconds(self, number: int) -> float:
+        return float((self.pts[number] + self.offset_pts) * self.time_base)
+
+    @property
+    def end_seconds(self) -> float:
+        return float((self.end_pts + self.offset_pts) * self.time_base)
+
+    def entry_before(self, number: int) -> Entry:
+        """The last place in the file from which decoding gives the right frame `number`."""
+        at = bisect.bisect_right(self.entries, number, key=lambda entry: entry.first_number)
+        for entry in reversed(self.entries[:at]):
+            if entry.place <= self.places[number]:
+                return entry
+        return self.beginning
+
+    @property
+    def beginning(self) -> Entry:
+        """The beginning of the file, from which all is right that can be decoded at all."""
+        return Entry(0, 0, self.start_pts, None)
+
+    @property
+    def key_numbers(self) -> list[int]:
+        """The frames that decoding can begin with."""
+        return [entry.first_number for entry in self.entries if entry.is_own]
+
+    def nearest_pts(self, pts: int) -> int:
+        """The time stamp of the file that is nearest to `pts`."""
+        at = bisect.bisect_left(self.pts, pts)
+        near = self.pts[max(0, at - 1) : at + 1]
+        return min(near, key=lambda candidate: abs(candidate - pts))
+
+    def within(self, start_seconds: float, end_seconds: float) -> range:
+        """Numbers of the frames shown from `start_seconds` on and before `end_seconds`."""
+        numbers = range(self.n_frames)
+        return range(
+            bisect.bisect_left(numbers, start_seconds, key=self.seconds),
+            bisect.bisect_left(numbers, end_seconds, key=self.seconds),
+        )
+
+
+@dataclass
+class _Key:
+    place: int
+    start: Start
+    mark: Mark
+    # How many reference pictures must follow, and where the last of them lies.
+    awaited: int = 0
+    right_from: int | None = None
+
+
+class _Reading:
+    """What is taken down of each packet of a stream while the file is read through."""
+
+    def __init__(self, reader: PacketReader, *, cut_off: bool, counts: bool) -> None:
+        self.reader = reader
+        self._cut_off = cut_off
+        self._counts = counts
+        self._awaiting: list[_Key] = []
+        self.stamps: list[int] = []
+        self.durations: list[int] = []
+        self.hidden: set[int] = set()
+        self.keys: list[_Key] = []
+        self.is_stamped = True
+        self.flags_closed_only = True
+
+    def add(self, packet: av.Packet) -> None:
+        place = len(self.stamps)
+        stamp = packet.dts if packet.pts is None or self._counts else packet.pts
+        self.is_stamped &= packet.pts is not None
+        self.stamps.append(stamp)
+        self.durations.append(packet.duration or 0)
+        first = self.keys[0] if self.keys else None
+        leads = first is not None and first.place == 0 and stamp < self.stamps[0]
+        if (packet.is_discard and self._cut_off) or not self.reader.is_shown(packet):
+            self.hidden.add(place)
+        if not (packet.is_keyframe or self._awaiting or leads):
+            return
+        data = bytes(packet)
+        if leads and first.start.kind in _LOSING and self.reader.needs_earlier(data):
+            self.hidden.add(place)
+        if self._awaiting and self.reader.is_reference(data):
+            for key in self._awaiting:
+                key.awaited -= 1
+                key.right_from = None if key.awaited else place
+            self._awaiting = [key for key in self._awaiting if key.awaited]
+        if packet.is_keyframe:
+            self._add_key(place, self.reader.start(data), Mark.of(packet))
+
+    def _add_key(self, place: int, start: Start, mark: Mark) -> None:
+        self.flags_closed_only &= start.kind is Kind.CLOSED
+        if start.kind is Kind.NONE:
+            return
+        key = _Key(place, start, mark, start.after_references)
+        if key.awaited:
+            self._awaiting.append(key)
+        else:
+            key.right_from = place
+        self.keys.append(key)
+
+    def hide_what_begins_unsound(self) -> None:
+        """Hides what decoders keep back where a file begins with pictures that mend by and by."""
+        first = self.keys[0] if self.keys else None
+        if first is None or first.place or first.start.kind is not Kind.GRADUAL:
+            return
+        if first.right_from is not None:
+            right = self.stamps[first.right_from]
+            self.hidden.update(place for place, stamp in enumerate(self.stamps) if stamp < right)
+
+
+# With a key frame of these kinds at the file's beginning, what is shown before it is lost.
+_LOSING = (Kind.OPEN, Kind.GRADUAL)
+
+
+def read_packets(
+    path: Path, starts_at_seconds: float | None = None, *, cut_off: bool = True
+) -> PacketIndex:
+    """The index of a file; RowFailed (`bad_media`) where a time does not name one frame.
+
+    That is a file without video packets, or with time stamps that begin anew on the way.
+    `starts_at_seconds` is the file's time 0 in the video, null where it is 0. Frames that an edit
+    list cuts off are left out, but for `cut_off=False`.
+    """
+    with open_container(path) as container:
+        stream = video_stream(container, path)
+        codec = stream.codec_context
+        counts = tells_no_order(container, stream)
+        reading = _Reading(packet_reader(codec.codec.canonical_name, codec.extradata),
+                           cut_off=cut_off, counts=counts)
+        try:
+            for packet in packets(container, stream):
+                if packet.size and (packet.pts is not None or packet.dts is not None):
+                    reading.add(packet)
+        except av.FFmpegError as error:
+            raise_if_out(error)
+            if not reading.stamps:
+                raise bad_media(path, f"cannot be read ({error})") from error
+        stamps = reading.stamps
+        reading.hide_what_begins_unsound()
+        places = [place for place in range(len(stamps)) if place not in reading.hidden]
+        if not places:
+            raise bad_media(path, "has no video packets")
+        time_base = Fraction(stream.time_base.numerator, stream.time_base.denominator)
+        rate = stream.average_rate or stream.guessed_rate or Fraction(25)
+        usual = max(1, round(1 / (Fraction(rate.numerator, rate.denominator) * time_base)))
+        _check_order(path, [stamps[place] for place in places], time_base, usual)
+        places.sort(key=stamps.__getitem__)
+        pts = [stamps[place] for place in places]
+        entries = [_entry(key, reading, pts) for key in reading.keys
+                   if key.right_from is not None
+                   and (key.start.kind is Kind.CLOSED or not counts)]
+        last = places[-1]
+        best = container.streams.best("video")
+        return PacketIndex(
+            time_base=time_base,
+            start_pts=stream.start_time or 0,
+            pts=pts,
+            places=places,
+            entries=sorted(entries, key=lambda entry: (entry.first_number, entry.place)),
+            end_pts=stamps[last] + (reading.durations[last] or usual),
+            is_plain=(
+                codec.codec.canonical_name in _DECORD_CODECS
+                and best is not None and best.index == stream.index
+                and container.format.name.startswith(("mov,", "matroska,"))
+                and _groups_are_apart(reading, places)),
+            offset_pts=offset_pts(starts_at_seconds, time_base),
+            pixels=codec.width * codec.height,
+            usual_pts=usual,
+            stamps=stamps,
+            counts=counts,
+        )
+
+
+def _entry(key: _Key, reading: _Reading, pts: list[int]) -> Entry:
+    assert key.right_from is not None
+    stamps = reading.stamps
+    own = bisect.bisect_left(pts, stamps[key.place])
+    first = max(own, bisect.bisect_left(pts, stamps[key.right_from])) + key.start.after_shown
+    return Entry(key.place, first, stamps[key.place], key.mark,
+                 is_proven=key.start.kind is not Kind.UNPROVEN,
+                 is_own=first == own and key.place not in reading.hidden)
+
+
+def _groups_are_apart(reading: _Reading, places: list[int]) -> bool:
+    """Whether frames can be counted from any packet that is flagged as a key frame.
+
+    So they can where nothing that lies before it is shown after it or is needed there, nothing
+    that lies after it is shown before it, and each packet gives one frame with a time of its own.
+    """
+    reader = reading.reader
+    if (reading.hidden or not reading.is_stamped or not reading.flags_closed_only
+            or not reading.keys or reading.keys[0].place):
+        return False
+    if not reader.has_whole_frames or not (reader.says_order or places == sorted(places)):
+        return False
+    if len(set(reading.stamps)) < len(places):
+        return False
+    keys = {key.place for key in reading.keys}
+    latest = -1
+    for number, place in enumerate(places):
+        # All that lies before a key frame has been shown when it is.
+        if place in keys and (place != number or latest != number - 1):
+            return False
+        latest = max(latest, place)
+    return True
+
+
+def _check_order(path: Path, stamps: list[int], time_base: Fraction, usual: int) -> None:
+    """Fails where the packets of more than a few frames lie behind far later ones."""
+    allowed = max(round(Fraction(ASTRAY_SECONDS) / time_base), _REORDERED_FRAMES * usual)
+    latest = stamps[0]
+    astray, first = 0, None
+    for stamp in stamps:
+        if latest - stamp > allowed:
+            astray += 1
+            first = first or (float(stamp * time_base), float(latest * time_base))
+        latest = max(latest, stamp)
+    if first is not None and astray > max(1.0, ASTRAY_SHARE * len(stamps)):
+        raise goes_back(path, *first)

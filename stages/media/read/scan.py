@@ -1,0 +1,121 @@
+"""The decode pass over one file: its kept frames as they come, then its statistics.
+
+Runs in a helper process (see `isolated`), so it imports nothing that decoding does not need.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+
+from clipmill.stages.media.isolation.progress import beat
+from clipmill.stages.media.read import measures
+from clipmill.stages.media.read.decode import DecodedVideo, FastVideo
+from clipmill.stages.media.read.exact import ExactVideo
+from clipmill.stages.media.read.frame_selector import FrameKeeper
+from clipmill.stages.media.read.holes import find_holes
+from clipmill.stages.media.read.measures import Measures, Wanted
+from clipmill.stages.media.read.seek import SpannedVideo
+
+
+@dataclass(frozen=True)
+class ScanSettings:
+    """How a file is read and what is kept of it; see the settings of scan_videos.
+
+    `spans` are the pairs of seconds to read, None for all; `starts_at_seconds` is the file's time
+    0 in the video; `in_pieces` says that it was fetched as pieces of a stream.
+    """
+
+    exact: bool
+    spans: Sequence[tuple[float | None, float | None]] | None
+    starts_at_seconds: float | None
+    keep_frames: bool
+    frame_short_side: int
+    frame_quality: int
+    frames_per_second: float
+    wanted: Wanted
+    in_pieces: bool = False
+
+
+def scan_video(
+    path: Path, settings: ScanSettings
+) -> Generator[dict[str, Any], None, dict[str, Any]]:
+    """Gives the kept frames as columns of FRAME, then returns the columns of SCANS.
+
+    Raises RowFailed (`bad_media`) where the file can't be decoded, and wherever it breaks off.
+    """
+    # Small images are not worth a thread pool, and the decoder has the cores.
+    cv2.setNumThreads(1)
+    video = _opened(path, settings)
+    taken = Measures(settings.wanted)
+    numbers: list[int] = []
+    seconds: list[float] = []
+    positions: list[float] = []
+    size = (0, 0)
+    try:
+        with FrameKeeper(settings.frames_per_second, settings.frame_quality) as keeper:
+            for picture in video.pictures():
+                beat(video.decoded_frames)
+                begins = not numbers or picture.number != numbers[-1] + 1
+                if begins:
+                    taken.interrupt()
+                    assert video.facts is not None
+                    size = video.facts.frame_size(settings.frame_short_side)
+                score = taken.add(picture.small)
+                if settings.keep_frames:
+                    keeper.add(picture, size, score, begins)
+                    yield from keeper.ready()
+                numbers.append(picture.number)
+                seconds.append(picture.seconds)
+                positions.append(float(picture.position_microseconds))
+            yield from keeper.finish(size)
+    finally:
+        beat(video.decoded_frames)
+    columns = _columns(video, taken, numbers, seconds, positions)
+    if settings.spans is None:
+        found = find_holes(path, video.facts, seconds, in_pieces=settings.in_pieces)
+        columns["holes"] = [{"start_seconds": a, "end_seconds": b} for a, b in found] or None
+    return columns
+
+
+def _opened(path: Path, settings: ScanSettings) -> DecodedVideo:
+    if settings.spans is not None:
+        return SpannedVideo(path, settings.spans, settings.starts_at_seconds)
+    kind = ExactVideo if settings.exact else FastVideo
+    return kind(path, settings.starts_at_seconds)
+
+
+def _columns(
+    video: DecodedVideo,
+    taken: Measures,
+    numbers: list[int],
+    seconds: list[float],
+    positions: list[float],
+) -> dict[str, Any]:
+    facts = video.facts
+    assert facts is not None
+    statistics = dict(taken.statistics)
+    statistics[measures.POSITION] = positions
+    rate = facts.frame_rate
+    statistics[measures.FRAME_RATE] = [float(rate.numerator), float(rate.denominator)]
+    return {
+        "width": facts.width,
+        "height": facts.height,
+        "fps": float(rate),
+        "source_frames": video.source_frames,
+        "decoded_frames": video.decoded_frames,
+        "end_seconds": video.end_seconds,
+        "frame_numbers": numbers,
+        "seconds": seconds,
+        "statistics": list(statistics.items()),
+        "motion": taken.motion,
+        "sharpness": taken.sharpness,
+        "brightness": taken.brightness,
+        "tone_mapped": facts.tone_map is not None,
+        "corrupt_seconds": video.corrupt_seconds,
+        "corrupt_frames": None if video.corrupt_seconds is None else len(video.corrupt_seconds),
+    }

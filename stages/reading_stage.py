@@ -1,0 +1,31 @@
+"""What the stages that read files from outside have in common: what one file may cost."""
+
+from __future__ import annotations
+
+from clipmill.stages.media.isolation.isolated import (
+    LEAST_MEMORY_BYTES,
+    MEMORY_LIMIT_BYTES,
+    STALL_SECONDS,
+    TIME_LIMIT_SECONDS,
+    Limits,
+)
+from clipmill.stages.protocol import Stage, resource
+
+
+class ReadingStage(Stage):
+    """Reads each file in a process of its own, within `limits`."""
+
+    stall_seconds: float = resource(
+        STALL_SECONDS, gt=0, description="a file whose reading gives no frame or packet for so "
+        "long is a failure of kind crash")
+    time_limit_seconds: float = resource(
+        TIME_LIMIT_SECONDS, gt=0, description="most time for reading one file")
+    memory_limit_bytes: int = resource(
+        MEMORY_LIMIT_BYTES, ge=LEAST_MEMORY_BYTES, description="most memory for reading one file, "
+        "in a process of its own; needs Linux")
+
+    @property
+    def limits(self) -> Limits:
+        """What reading one file may cost, under the names that users set it by."""
+        return Limits(self.stall_seconds, self.time_limit_seconds, self.memory_limit_bytes,
+                      settings_of=self.name)

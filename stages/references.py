@@ -1,0 +1,197 @@
+"""Model references: where a model comes from, and what it is.
+
+A reference names a model in one of these ways, in a recipe as one string or as a mapping:
+
+    Salesforce/blip-image-captioning-base@main     a hub id, with or without a revision
+    ./models/captioner                             a folder (relative to the recipe's file)
+    package:jobs/demo/models/captioner             a folder that a Python package brings
+    http://127.0.0.1:8000/v1#qwen2.5-vl            a model behind an OpenAI-compatible server
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.util
+import re
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from pydantic import BaseModel, ConfigDict, model_validator
+
+from clipmill.stages.media.isolation.progress import LargeFile
+
+# What is read from a model's folder for its identity: all that could change its output.
+_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
+PACKAGE = "package:"
+_WEB = ("http://", "https://")
+_CONFIG = (".json", ".txt", ".model", ".jinja", ".tiktoken")
+
+
+@functools.lru_cache(maxsize=4096)
+def _file_sha256(path: str, size: int, modified: int) -> str:
+    with LargeFile(Path(path)) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes; remembered while size and time of the file stay."""
+    status = path.stat()
+    return _file_sha256(str(path), status.st_size, status.st_mtime_ns)
+
+
+def folder_sha256(folder: Path) -> str:
+    """SHA-256 over names and bytes of weights, configuration and tokenizer files of a folder."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path.suffix in _WEIGHTS + _CONFIG:
+            digest.update(f"{path.relative_to(folder).as_posix()}\0{file_sha256(path)}\n".encode())
+    return digest.hexdigest()
+
+
+def packaged_path(text: str) -> Path:
+    """The path that `package:NAME/…` means: data that an installed Python package brings.
+
+    ValueError where there is no such package here.
+    """
+    name, _, rest = text.removeprefix(PACKAGE).partition("/")
+    spec = importlib.util.find_spec(name) if name.isidentifier() else None
+    folder = next(iter(spec.submodule_search_locations or ()), None) if spec else None
+    if folder is None or not rest:
+        raise ValueError(f"{text}: expected package:NAME/path of an installed Python package")
+    return Path(folder, rest)
+
+
+class DataFile(BaseModel):
+    """A file of settings (a vocabulary, a head's weights) that counts by its content.
+
+    Either `path` is set, or `url` with the file's `sha256`; as text `URL#sha256=HEX`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    path: str | None = None
+    url: str | None = None
+    sha256: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_text(cls, value: Any) -> Any:
+        if not isinstance(value, str | Path):
+            return value
+        text = str(value)
+        if text.startswith(PACKAGE):
+            return {"path": str(packaged_path(text))}
+        if text.startswith(_WEB):
+            url, _, digest = text.partition("#sha256=")
+            return {"url": url, "sha256": digest or None}
+        return {"path": text}
+
+    @model_validator(mode="after")
+    def _one_place(self) -> DataFile:
+        if (self.path is None) == (self.url is None):
+            raise ValueError("a file needs a path or a url")
+        if self.url is not None:
+            if not self.url.startswith(_WEB) or not self.name:
+                raise ValueError(f"{self.url}: expected the URL of a file, with http or https")
+            if not re.fullmatch(r"[0-9a-f]{64}", self.sha256 or ""):
+                raise ValueError(
+                    "a file from the web needs its SHA-256, so that the same bytes are meant "
+                    f"everywhere: {self.url}#sha256=… (64 digits, as `sha256sum` prints them)")
+        return self
+
+    def __str__(self) -> str:
+        return str(self.path if self.url is None else self.url)
+
+    @property
+    def name(self) -> str:
+        """The file's own name, without a folder."""
+        return Path(unquote(urlsplit(self.url).path) if self.url else str(self.path)).name
+
+    def identity(self) -> str:
+        if self.url is not None:
+            return f"sha256:{self.sha256}"
+        path = Path(str(self.path))
+        return "sha256:" + file_sha256(path) if path.is_file() else "missing:" + path.name
+
+    def relative_to(self, folder: Path) -> DataFile:
+        """The same file with its path read from `folder` where it is relative."""
+        if self.path is None:
+            return self
+        return DataFile(path=str((folder / self.path).resolve()))
+
+
+def _check_server(url: str) -> None:
+    """ValueError where nothing could be asked at this address, whoever listens."""
+    import httpx
+
+    example = "e.g. http://127.0.0.1:8000/v1#name"
+    try:
+        parsed = httpx.URL(url)
+    except httpx.InvalidURL as error:
+        raise ValueError(f"the server's address is no URL: {error}; {example}") from error
+    labels = parsed.host.removesuffix(".").split(".")
+    if (parsed.scheme not in ("http", "https") or not all(0 < len(one) <= 63 for one in labels)
+            or not 0 < (parsed.port or 1) < 65536):
+        raise ValueError(f"the server's address is none that could be asked: {url}; {example}")
+
+
+class ModelReference(BaseModel):
+    """Exactly one of `hub`, `folder` and `server` is set; `model` names the server's model."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    hub: str | None = None
+    revision: str | None = None
+    folder: str | None = None
+    server: str | None = None
+    model: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_text(cls, value: Any) -> Any:
+        if isinstance(value, Path):
+            return {"folder": str(value)}
+        if not isinstance(value, str):
+            return value
+        if value.startswith(_WEB):
+            url, _, model = value.partition("#")
+            return {"server": url, "model": model or None}
+        if value.startswith(PACKAGE):
+            return {"folder": str(packaged_path(value))}
+        if value.startswith((".", "/", "~")):
+            return {"folder": str(Path(value).expanduser())}
+        name, _, revision = value.partition("@")
+        return {"hub": name, "revision": revision or None}
+
+    @model_validator(mode="after")
+    def _one_place(self) -> ModelReference:
+        if sum(place is not None for place in (self.hub, self.folder, self.server)) != 1:
+            raise ValueError("a model reference needs exactly one of: hub, folder, server")
+        if self.server:
+            _check_server(self.server)
+            if not self.model:
+                raise ValueError("a server needs the model's name, e.g. "
+                                 "http://127.0.0.1:8000/v1#name")
+        return self
+
+    def __str__(self) -> str:
+        if self.server:
+            return f"{self.server}#{self.model}"
+        if self.folder:
+            return self.folder
+        return f"{self.hub}@{self.revision}" if self.revision else str(self.hub)
+
+    def relative_to(self, folder: Path) -> ModelReference:
+        """The same model with a relative folder read from `folder`."""
+        if self.folder is None:
+            return self
+        return self.model_copy(update={"folder": str((folder / self.folder).resolve())})
+
+    def identity(self) -> str:
+        """What the results depend on: bytes for a folder, name and revision for the rest."""
+        if self.folder:
+            path = Path(self.folder)
+            return "sha256:" + folder_sha256(path) if path.is_dir() else "missing:" + path.name
+        if self.server:
+            return f"{self.server}#{self.model}"
+        return f"{self.hub}@{self.revision or 'main'}"
