@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 # Extra arguments for pip, e.g. an index with CPU-only builds of PyTorch.
 PIP_ARGS ?=
 STAMP := $(VENV)/.clipmill-setup
+# What the wheel holds: its packages do not lie in the tree as they are imported.
+UNPACKED := build/unpacked
 # Tests wait for servers, limits and processes about as long as they compute.
 TEST_WORKERS ?= 3
 
@@ -35,9 +37,12 @@ test-slow: setup  ## the tests that take minutes: every real file, both engines;
 test-faults: setup  ## kills, full disks and broken media, at random (half an hour)
 	$(BIN)/python -m pytest -m faults
 
-check: setup  ## linters and the import rules
+check: setup  ## linters, and the import rules of what is installed
 	$(BIN)/ruff check .
-	$(BIN)/lint-imports
+	rm -rf build
+	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir build/wheel .
+	$(BIN)/python -m zipfile -e build/wheel/clipmill-*.whl $(UNPACKED)
+	cd $(UNPACKED) && $(CURDIR)/$(BIN)/lint-imports --config $(CURDIR)/pyproject.toml
 
 format: setup  ## sorts imports and mends what the linter can
 	$(BIN)/ruff check --fix .

@@ -9,9 +9,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn
 
-from clipmill.jobs.fixed_shards import say_that_shards_are_fixed
 from clipmill.pipeline.dataset.locks import dataset_lock, remove_if_empty
 from clipmill.pipeline.dataset.run_records import check_place
+from clipmill.pipeline.ingest.sources import fixed_shards_note
 from clipmill.pipeline.ingest.span_import import ImportReport, import_spans
 from clipmill.pipeline.recipes.recipe import SHARD_VIDEOS
 from clipmill.schemas.command_line import shell_word
@@ -38,7 +38,9 @@ def import_internvid(
     try:
         with dataset_lock(dataset, "import", wait=wait):
             if shard_videos is not None:
-                say_that_shards_are_fixed(dataset, shard_videos, "--shard-videos", by_hand=True)
+                note = fixed_shards_note(dataset, shard_videos, "--shard-videos", by_hand=True)
+                if note is not None:
+                    Console(stderr=True, highlight=False).print(note, soft_wrap=True)
             with _progress(files, passes=1 if limit is None else 2) as report:
                 found = import_spans(
                     dataset, files, shard_videos=shard_videos or SHARD_VIDEOS, limit=limit,

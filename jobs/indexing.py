@@ -1,31 +1,13 @@
-"""`clipmill index`, and the same at the end of every run."""
+"""`clipmill index`: the clips and videos joined once, for quicker queries."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import duckdb
-from rich.console import Console
 
 from clipmill.schemas.command_line import shell_word
-from clipmill.schemas.damage import DamagedFile
 from clipmill.schemas.words import counted
-
-_err = Console(stderr=True, highlight=False)
-
-
-def refresh_index(dataset: Path) -> None:
-    """Brings the index up to date; a problem with it is told and spoils no run."""
-    from clipmill.pipeline.catalog.index_writer import update_index
-
-    try:
-        update_index(dataset)
-    except (OSError, duckdb.Error, DamagedFile) as error:
-        if isinstance(error, DamagedFile) and not error.where.startswith("index/"):
-            raise  # then more than the index can't be made
-        _err.print(f"The index of the catalog could not be made ({error}); queries work without "
-                   f"it, and take longer. `clipmill index {shell_word(dataset)}` tries again.",
-                   markup=False)
 
 
 def index_dataset(dataset: Path, *, wait: bool = False) -> None:

@@ -29,7 +29,8 @@ from clipmill.schemas.step_tables import STAGE_TABLES
 from clipmill.stages.protocol import Middle, PerSecond, Stage, Uniform
 
 FOLDER = Path(__file__).resolve().parent.parent / "docs" / "reference"
-_MADE = "<!-- Made by `python -m clipmill.jobs.reference` (`make docs`) from the code. Don't edit. -->\n"
+_MADE = ("<!-- Made by `python -m clipmill.jobs.reference` (`make docs`) from the code. "
+         "Don't edit. -->\n")
 
 
 def _cell(text: object) -> str:

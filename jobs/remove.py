@@ -10,7 +10,14 @@ from pathlib import Path
 from clipmill.pipeline.dataset.locks import dataset_lock
 from clipmill.pipeline.dataset.run_records import check_links, require_dataset
 from clipmill.pipeline.dataset.tombstones import new_tombstone
-from clipmill.pipeline.removal.remove import Purged, find, finish_removals, purge, unfinished
+from clipmill.pipeline.removal.remove import (
+    Purged,
+    find,
+    finish_removals,
+    left_notes,
+    purge,
+    unfinished,
+)
 from clipmill.schemas.errors import ClipmillError, UsageError
 from clipmill.schemas.folders import QUARANTINE
 from clipmill.schemas.storage import StorageError, writing_to
@@ -93,9 +100,8 @@ def _held_all_the_same(dataset: Path) -> Iterator[None]:
 
 def tell_left(purged: Purged | None) -> None:
     """Names on standard error the files that a removal may not delete."""
-    for path, place in ({} if purged is None else purged.left).items():
-        print(f"Not deleted: {path}, which {place} led to. It is not within media/, or not these "
-              "videos' alone; delete it yourself where it is nobody else's.", file=sys.stderr)
+    for note in left_notes(purged):
+        print(note, file=sys.stderr)
 
 
 def _describe(purged: Purged | None) -> None:

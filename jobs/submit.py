@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import clipmill
+from clipmill import jobs, pipeline, schemas, stages
 from clipmill.pipeline.dataset.versions import ROOT
 from clipmill.pipeline.engine.interrupts import interruption_behind, leave_at_once
 from clipmill.pipeline.recipes.ready_made import recipe_path
@@ -24,7 +26,6 @@ from clipmill.stages.references import DataFile
 if TYPE_CHECKING:
     from clipmill.pipeline.engine.ray_jobs import Job
 
-PACKAGES = ("schemas", "stages", "pipeline", "jobs")
 CONSTRAINTS = ROOT / "constraints.txt"
 
 
@@ -55,7 +56,8 @@ def submit(
                          "take what the nodes have with --environment cluster")
     from clipmill.pipeline.engine.ray_jobs import submit_job
 
-    command = ["python", "-m", "clipmill.jobs.cli", "run", f"recipe/{path.name}", "--dataset", str(where)]
+    command = ["python", "-m", "clipmill.jobs.cli", "run", f"recipe/{path.name}",
+               "--dataset", str(where)]
     for override in (*overrides, *_safe_defaults(loaded)):
         command += ["--set", _absolute_paths(override, loaded)]
     for source in sources:
@@ -107,9 +109,9 @@ def _safe_defaults(loaded: LoadedRecipe) -> list[str]:
 
 def _stage_working_directory(folder: Path, path: Path, loaded: LoadedRecipe) -> None:
     """What travels: Clipmill's packages, the recipe, and the files beside it that it names."""
-    for package in PACKAGES:
-        shutil.copytree(ROOT / package, folder / package,
-                        ignore=shutil.ignore_patterns("__pycache__"))
+    for package in (clipmill, jobs, pipeline, schemas, stages):
+        shutil.copytree(package.__path__[0], folder.joinpath(*package.__name__.split(".")),
+                        ignore=shutil.ignore_patterns("__pycache__"), dirs_exist_ok=True)
     (folder / "recipe").mkdir()
     shutil.copy(path, folder / "recipe" / path.name)
     for named in _files_beside(path.resolve().parent, loaded):

@@ -4,7 +4,7 @@ A reference names a model in one of these ways, in a recipe as one string or as 
 
     Salesforce/blip-image-captioning-base@main     a hub id, with or without a revision
     ./models/captioner                             a folder (relative to the recipe's file)
-    package:jobs/demo/models/captioner             a folder that a Python package brings
+    package:clipmill.jobs/demo/models/captioner    a folder that a Python package brings
     http://127.0.0.1:8000/v1#qwen2.5-vl            a model behind an OpenAI-compatible server
 """
 
@@ -56,7 +56,12 @@ def packaged_path(text: str) -> Path:
     ValueError where there is no such package here.
     """
     name, _, rest = text.removeprefix(PACKAGE).partition("/")
-    spec = importlib.util.find_spec(name) if name.isidentifier() else None
+    if name == "jobs":
+        name = "clipmill.jobs"  # so named in recipes for releases before 0.2
+    try:
+        spec = importlib.util.find_spec(name) if name.replace(".", "").isidentifier() else None
+    except ModuleNotFoundError:  # of the package that it would be in
+        spec = None
     folder = next(iter(spec.submodule_search_locations or ()), None) if spec else None
     if folder is None or not rest:
         raise ValueError(f"{text}: expected package:NAME/path of an installed Python package")

@@ -48,12 +48,12 @@ class Made:
 @pytest.fixture(scope="session")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     """The demo's recipe over two of its films, run in this process."""
-    from jobs.demo.render import render_film
-    from jobs.demo.world import make_world
-    from jobs.ready_made import recipe_path
-    from jobs.run import run
-    from pipeline.plan import build_plan
-    from pipeline.recipe import load_recipe
+    from clipmill.jobs.demo.render import render_film
+    from clipmill.jobs.demo.world import make_world
+    from clipmill.jobs.run import run
+    from clipmill.pipeline.recipes.plan import build_plan
+    from clipmill.pipeline.recipes.ready_made import recipe_path
+    from clipmill.pipeline.recipes.recipe import load_recipe
 
     folder = tmp_path_factory.mktemp("made")
     (folder / "films").mkdir()

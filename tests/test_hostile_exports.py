@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from clipmill.pipeline.catalog.catalog import catalog as catalogs
+from clipmill.pipeline.catalog import catalog as catalogs
 from clipmill.pipeline.catalog.catalog import open_catalog
 from clipmill.schemas.errors import ClipmillError, UsageError
 from tests.pipeline.exports.small_dataset import Small, freeze, write_small, youtube_id

@@ -129,8 +129,8 @@ def test_sql_gives_texts_back_and_writes_only_what_it_was_told(sandbox, format_)
 def on_terminal(*arguments: object) -> str:
     """What a command shows where it is on a terminal."""
     reading, writing = pty.openpty()
-    with subprocess.Popen([sys.executable, "-m", "clipmill.jobs.cli", *map(str, arguments)], cwd=ROOT,
-                          stdout=writing, stderr=writing, stdin=subprocess.DEVNULL,
+    with subprocess.Popen([sys.executable, "-m", "clipmill.jobs.cli", *map(str, arguments)],
+                          cwd=ROOT, stdout=writing, stderr=writing, stdin=subprocess.DEVNULL,
                           env={**os.environ, "TERM": "dumb", "COLUMNS": "100"}) as process:
         os.close(writing)
         shown = b""

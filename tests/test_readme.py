@@ -76,7 +76,7 @@ def test_the_commands_from_a_catalog_to_training_data_do_what_they_say(made, tmp
         else:
             assert done.exit_code == 0, done.output
     assert (tmp_path / "shards" / "export.json").exists()
-    snippet = block("python", "from clipmill.pipeline.training import ClipDataset")
+    snippet = block("python", "from clipmill import ClipDataset")
     assert len(snippet.strip().splitlines()) <= 10
     names: dict = {}
     exec(snippet.replace("num_workers=8", "num_workers=2").replace("range(10)", "range(1)"), names)

@@ -174,6 +174,16 @@ class Catalog:
                 cursor.execute(query)  # fails likewise, but says where in the text
                 raise
 
+    def relation(self, query: str) -> duckdb.DuckDBPyRelation:
+        """The rows of one reading statement as a relation, which is run when it is read.
+
+        Raises as `ask` does.
+        """
+        with readable_errors(query):
+            query = reading_statement(self.connection, query)
+            self._create_views_for(query)
+            return self.connection.cursor().sql(query)
+
     @contextmanager
     def bounded(self) -> Iterator[None]:
         """Bounds this process's memory while SQL runs that someone else may have written.

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import duckdb
 import pyarrow.parquet as pq
 
 from clipmill.pipeline.catalog import views
@@ -35,7 +36,8 @@ from clipmill.pipeline.dataset.shards import (
     temporary_beside,
     write_json,
 )
-from clipmill.schemas.damage import reading
+from clipmill.schemas.command_line import shell_word
+from clipmill.schemas.damage import DamagedFile, reading
 from clipmill.schemas.folders import INDEX
 from clipmill.schemas.sql_text import escaped_for_glob, literal
 
@@ -81,6 +83,18 @@ def update_index(
 def drop_index(dataset: Path) -> None:
     """Deletes the whole index: nothing of it is needed."""
     shutil.rmtree(dataset / INDEX, ignore_errors=True)
+
+
+def index_problem(dataset: Path) -> str | None:
+    """Brings the index up to date; what to say where that can't be done, which spoils no run."""
+    try:
+        update_index(dataset)
+    except (OSError, duckdb.Error, DamagedFile) as error:
+        if isinstance(error, DamagedFile) and not error.where.startswith("index/"):
+            raise  # then more than the index can't be made
+        return (f"The index of the catalog could not be made ({error}); queries work without it, "
+                f"and take longer. `clipmill index {shell_word(dataset)}` tries again.")
+    return None
 
 
 class _Writer:

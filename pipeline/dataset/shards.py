@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from clipmill.schemas.damage import check_is_file, reading
+from clipmill.schemas.folders import OWN_FOLDERS
 
 SHARD_METADATA_KEY = b"clipmill"
 _SHARD = re.compile(r"(\d{6,})(?:\.retry(\d+))?\Z")
@@ -253,3 +254,13 @@ def write_json(path: Path, value: object) -> None:
         if isinstance(error, IsADirectoryError):
             check_is_file(path)
         raise
+
+
+def table_folders(dataset: Path) -> list[Path]:
+    """The folders of all steps' tables, of every fingerprint, that hold shards."""
+    return sorted(
+        folder
+        for label in dataset.iterdir()
+        if label.is_dir() and label.name not in OWN_FOLDERS and label.name[0] != "."
+        for folder in label.iterdir() if folder.is_dir() and committed_shards(folder)
+    )

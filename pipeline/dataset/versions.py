@@ -8,7 +8,10 @@ import subprocess
 from importlib import metadata
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+from clipmill import pipeline
+
+ROOT = Path(pipeline.__path__[0]).resolve().parent
+"""The checkout, where Clipmill is installed from one."""
 # Those whose version may change what a run does.
 _PACKAGES = ("av", "decord", "duckdb", "huggingface_hub", "imageio-ffmpeg", "numpy",
              "open_clip_torch", "opencv-python-headless", "pyarrow", "ray", "safetensors",

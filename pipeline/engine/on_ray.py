@@ -353,7 +353,7 @@ def _through(stream: Any, number: int, pool: Pool, spec: dict, dataset: Path, ru
 def map_on_ray(
     function: Callable[[Any], Any], items: Sequence[Any], cpus: float, settings: RaySettings
 ) -> Iterator[TaskResult]:
-    """The Ray side of `clipmill.pipeline.engine.parallel_map.map_tasks`. Raises ClusterLost where nobody can work."""
+    """The Ray side of `parallel_map.py`. Raises ClusterLost where nobody can work."""
     with cluster(settings) as machine:
         here = ray.get_runtime_context().get_node_id()
         largest = max((node.cpus for node in _nodes(here)[0]), default=0)

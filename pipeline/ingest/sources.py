@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from clipmill.pipeline.dataset.run_records import latest_run
 from clipmill.pipeline.dataset.shards import committed_shards
 from clipmill.pipeline.dataset.tombstones import removed_sources, removed_videos
 from clipmill.pipeline.ingest.list_counts import ListCounts, keep_counts
@@ -47,6 +48,23 @@ if TYPE_CHECKING:
     from clipmill.stages.download_videos import DownloadVideos
 
 __all__ = ["IngestReport", "SourceSpec", "ingest", "list_source_shards", "source_from_argument"]
+
+
+def fixed_shards_note(
+    dataset: Path, asked: int, setting: str = "shard_videos", *, by_hand: bool = False
+) -> str | None:
+    """What to say where sources stay in the shards that they are in, and others are asked for.
+
+    Where no run says how the shards were made, only who asks `by_hand` is answered.
+    """
+    latest, there = latest_run(dataset), len(list_source_shards(dataset))
+    before = latest["recipe"].get("shard_videos") if latest else None
+    if not there or asked == before or (before is None and not by_hand):
+        return None
+    was = "" if before is None else f", and was {before}"
+    return (f"{setting} is {asked} now{was}: {counted(there, 'shard')} of sources that are "
+            "there stay as they are, which can't be changed; it holds for new sources. For "
+            "other shards make another dataset.")
 
 
 @dataclass(frozen=True)

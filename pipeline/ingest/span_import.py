@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from clipmill.pipeline.catalog.damaged_files import damage_named
-from clipmill.pipeline.dataset.shards import committed_shards, shard_path
+from clipmill.pipeline.dataset.shards import committed_shards, shard_path, table_folders
 from clipmill.pipeline.dataset.tombstones import removed_videos
 from clipmill.pipeline.ingest.internvid import PublishedRows, ReportBytes, open_published
 from clipmill.pipeline.ingest.locators import WATCH_URL
@@ -38,7 +38,6 @@ from clipmill.pipeline.ingest.source_shards import (
 )
 from clipmill.pipeline.ingest.sources import excluded_ids, exclusion
 from clipmill.pipeline.ingest.together import Together
-from clipmill.pipeline.removal.remove import table_folders
 from clipmill.schemas.damage import reading
 from clipmill.schemas.errors import ClipmillError, RowFailed
 from clipmill.schemas.ids import source_key

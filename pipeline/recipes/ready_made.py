@@ -1,4 +1,4 @@
-"""Ready-made recipes, of runs and of subsets: the YAML files beside this module."""
+"""Ready-made recipes, of runs and of subsets: the YAML files in `jobs/`."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import difflib
 import shutil
 import sys
 import textwrap
+from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,8 +15,9 @@ from clipmill.schemas.errors import UsageError
 if TYPE_CHECKING:
     from clipmill.stages.references import DataFile, ModelReference
 
-FOLDER = Path(__file__).resolve().parent / "recipes"
-SUBSET_FOLDER = Path(__file__).resolve().parent / "subset_recipes"
+_FILES = Path(str(files("clipmill.jobs")))
+FOLDER = _FILES / "recipes"
+SUBSET_FOLDER = _FILES / "subset_recipes"
 
 
 def names(folder: Path = FOLDER) -> list[str]:

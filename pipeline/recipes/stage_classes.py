@@ -12,6 +12,7 @@ import hashlib
 import importlib
 import importlib.util
 import pkgutil
+import re
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -19,6 +20,11 @@ from types import ModuleType
 from clipmill import stages
 from clipmill.schemas.errors import UsageError
 from clipmill.stages.protocol import Stage
+
+# How run records of releases before 0.2 name the class of a built-in stage.
+_BUILT_IN_BEFORE = re.compile(r"stages\.(\w+):\w+")
+# The names at the top of those releases, which own stages imported.
+_MODULES_BEFORE = ("stages", "schemas", "pipeline", "jobs")
 
 
 @functools.cache
@@ -36,6 +42,8 @@ def stage_class(name: str, folder: Path) -> type[Stage]:
 
     Raises UsageError with the near names where there is none.
     """
+    if (before := _BUILT_IN_BEFORE.fullmatch(name)) is not None:
+        name = before[1]
     if ":" in name or name.endswith(".py"):
         return _own_stage(name, folder)
     if name not in built_in_stage_names():
@@ -44,7 +52,7 @@ def stage_class(name: str, folder: Path) -> type[Stage]:
         raise UsageError(f"unknown stage {name!r}; {hint}built-in stages: "
                          f"{', '.join(built_in_stage_names())}; one of your own is named "
                          "`file.py:Class` or `package.module:Class`")
-    return _class_in(importlib.import_module(f"stages.{name}"), name=name)
+    return _class_in(importlib.import_module(f"clipmill.stages.{name}"), name=name)
 
 
 def _own_stage(name: str, folder: Path) -> type[Stage]:
@@ -62,7 +70,8 @@ def _own_stage(name: str, folder: Path) -> type[Stage]:
         try:
             module = importlib.import_module(place)
         except Exception as error:
-            raise UsageError(f"stage {name!r}: cannot import {place}: {error}") from error
+            raise UsageError(f"stage {name!r}: cannot import {place}: {error}"
+                             f"{_import_line_now(error)}") from error
     return _class_in(module, class_name=class_name or None, where=name)
 
 
@@ -80,8 +89,19 @@ def _module_from_file(path: Path) -> ModuleType:
         spec.loader.exec_module(module)
     except Exception as error:
         del sys.modules[module_name]
-        raise UsageError(f"{path} cannot be imported: {type(error).__name__}: {error}") from error
+        raise UsageError(f"{path} cannot be imported: {type(error).__name__}: {error}"
+                         f"{_import_line_now(error)}") from error
     return module
+
+
+def _import_line_now(error: Exception) -> str:
+    """What to write where a stage imports from where earlier releases had these names."""
+    missing = error.name if isinstance(error, ModuleNotFoundError) else None
+    if missing is None or missing.partition(".")[0] not in _MODULES_BEFORE:
+        return ""
+    if missing in ("stages", "stages.protocol"):
+        return "; since 0.2 the line is: from clipmill import Stage"
+    return f"; since 0.2 it is clipmill.{missing}, and clipmill itself has the public names"
 
 
 def _class_in(
@@ -105,6 +125,8 @@ def _class_in(
 def class_reference(stage: Stage) -> str:
     """A word from which another process finds this stage's class again."""
     cls = type(stage)
+    if cls.__module__ == f"{stages.__name__}.{cls.name}":
+        return cls.name
     module = sys.modules[cls.__module__]
     if cls.__module__.startswith("clipmill_own_"):
         return f"{module.__file__}:{cls.__name__}"

@@ -1,9 +1,9 @@
 """Takes videos out of a dataset for good: tables of all fingerprints, media, notes, index.
 
-The tombstone comes first (`pipeline/dataset/tombstones.py`) and holds from then on; what follows may be
-killed anywhere and is done again by the next `remove` or `run`. Only the groups of shards that
-hold a removed video are rewritten, each file by renaming. Of a removed source one row stays, with
-its key and the rejection `removed`, so that it is accounted for and not taken again.
+The tombstone comes first (`pipeline/dataset/tombstones.py`) and holds from then on; what follows
+may be killed anywhere and is done again by the next `remove` or `run`. Only the groups of shards
+that hold a removed video are rewritten, each file by renaming. Of a removed source one row stays,
+with its key and the rejection `removed`, so that it is accounted for and not taken again.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from clipmill.pipeline.dataset.shards import (
     committed_shards,
     shard_name,
     shard_path,
+    table_folders,
     write_json,
 )
 from clipmill.pipeline.dataset.tombstones import Tombstone, tombstones, write_tombstone
@@ -39,7 +40,7 @@ from clipmill.pipeline.removal.rewriting import Selection, matching_rows, rewrit
 from clipmill.schemas import tables
 from clipmill.schemas.damage import check_is_file, read_json, reading
 from clipmill.schemas.errors import UsageError
-from clipmill.schemas.folders import JOURNAL, OWN_FOLDERS, RETRIES, SOURCES
+from clipmill.schemas.folders import JOURNAL, RETRIES, SOURCES
 from clipmill.schemas.ids import platform_video_id, source_key
 from clipmill.schemas.sql_text import escaped_for_glob, literal
 from clipmill.schemas.step_tables import StepTable, scan
@@ -190,18 +191,15 @@ def _step(folder: Path, schema: pa.Schema) -> StepTable:
     return StepTable(folder.name, folder.name, folder.name, "source_key", schema, str(folder))
 
 
-def table_folders(dataset: Path) -> list[Path]:
-    """The folders of all steps' tables, of every fingerprint, that hold shards."""
-    return sorted(
-        folder
-        for label in dataset.iterdir()
-        if label.is_dir() and label.name not in OWN_FOLDERS and label.name[0] != "."
-        for folder in label.iterdir() if folder.is_dir() and committed_shards(folder)
-    )
-
-
 def unfinished(dataset: Path) -> list[Tombstone]:
     return [stone for stone in tombstones(dataset) if stone.purged_at is None]
+
+
+def left_notes(purged: Purged | None) -> list[str]:
+    """The files that a removal may not delete, a sentence each."""
+    return [f"Not deleted: {path}, which {place} led to. It is not within media/, or not these "
+            "videos' alone; delete it yourself where it is nobody else's."
+            for path, place in ({} if purged is None else purged.left).items()]
 
 
 def finish_removals(dataset: Path) -> Purged | None:

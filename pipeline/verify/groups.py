@@ -234,8 +234,8 @@ def _inputs(
 ) -> dict[str, set[str]] | None:
     """The keys that a step is given, each with the shards that bring it.
 
-    As `pipeline/engine/step_inputs.py` finds them, over the whole group of a base shard. None where the
-    records don't tell.
+    As `pipeline/engine/step_inputs.py` finds them, over the whole group of a base shard. None where
+    the records don't tell.
     """
     unit = node.key
     tables: dict[str, dict[str, Rows]] = {}

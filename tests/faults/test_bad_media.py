@@ -262,7 +262,7 @@ def wrong_clip(
     path: Path, row: dict, facts: Facts, begins: float, media: str, may_miss: int
 ) -> list[str]:
     """What is not right of a cut clip."""
-    from stages.media.orientation import orientation_of
+    from clipmill.stages.media.read.orientation import orientation_of
 
     wrong = []
     with av.open(str(path)) as container:
@@ -289,7 +289,7 @@ def test_odd_pictures_go_through_all_stages_of_the_demo(cases, corpus, tmp_path)
                      "download_videos.min_duration_seconds=null", "--set",
                      "download_videos.min_height=null", limit_seconds=290)
     found = check("whole demo recipe", folder, some, tmp_path / "dataset", ran)
-    from pipeline.catalog import open_catalog
+    from clipmill.pipeline.catalog.catalog import open_catalog
 
     with open_catalog(tmp_path / "dataset") as catalog:
         clips = catalog.ask("SELECT * FROM clips").read_all().to_pylist()

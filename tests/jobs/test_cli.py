@@ -45,7 +45,7 @@ def test_help_imports_nothing_heavy():
         (["run", "demo", "--set", "split_clips.treshold=3"],
          ["split_clips", "treshold", "did you mean threshold"]),
         (["run", "demo", "--set", "split_clips.threshold=high"],
-         ["clipmill.stages.split_clips", "threshold", "'high'"]),
+         ["stages.split_clips", "threshold", "'high'"]),
         (["run", "demo", "--set", "threshold"], ["expected label.setting=value"]),
         (["run", "demo", "--until", "export", "--sources", "x.mp4"], ["--until 'export'"]),
         (["status", "no-such-folder"], ["no-such-folder", "does not exist", "clipmill run"]),

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-import clipmill.jobs.cli
+from clipmill.jobs.cli import main
 from tests.media import Scene, render
 
 FILES = {
@@ -149,7 +149,7 @@ def call(*arguments: object) -> int:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["clipmill", *map(str, arguments)])
         try:
-            clipmill.jobs.cli.main()
+            main()
         except SystemExit as ended:
             return int(ended.code or 0)
     return 0

@@ -15,8 +15,8 @@ import pytest
 COMMAND = """
 import sys
 import duckdb
-import jobs.cli
-import jobs.query
+import clipmill.jobs.cli
+import clipmill.jobs.query
 
 def ask(*_):
     connection = duckdb.connect(config={"threads": 1})
@@ -25,9 +25,9 @@ def ask(*_):
         connection.execute("CREATE OR REPLACE TABLE t AS SELECT hash(i) AS h "
                            "FROM range(20000000) AS r(i)")
 
-jobs.query.print_status = ask
+clipmill.jobs.query.print_status = ask
 sys.argv = ["clipmill", "status", "anything"]
-jobs.cli.main()
+clipmill.jobs.cli.main()
 """
 
 

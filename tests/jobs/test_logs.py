@@ -152,8 +152,9 @@ with dataset_lock(dataset) as hold:
                           stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline() == "ready\n"
         reader = subprocess.Popen(
-            [sys.executable, "-m", "clipmill.jobs.cli", "logs", str(dataset), "--follow", "--format",
-             "jsonl"], stdin=subprocess.DEVNULL, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+            [sys.executable, "-m", "clipmill.jobs.cli", "logs", str(dataset), "--follow",
+             "--format", "jsonl"], stdin=subprocess.DEVNULL, cwd=ROOT, stdout=subprocess.PIPE,
+            text=True)
         first = [reader.stdout.readline() for _ in range(8)]
         process.stdin.write("go\n")
         process.stdin.flush()

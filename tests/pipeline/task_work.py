@@ -1,4 +1,4 @@
-"""What the tests of `clipmill.pipeline.engine.parallel_map` run: other processes import it from here."""
+"""What the tests of parallel_map run: other processes import it from here."""
 
 from __future__ import annotations
 

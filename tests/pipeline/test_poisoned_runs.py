@@ -36,7 +36,8 @@ import importlib.abc, importlib.util, os, sys
 MOST = {
     "clipmill.stages.models.captioners": ("Blip", "generate", lambda x: len(x["pixel_values"]), 2),
     "clipmill.stages.models.embedders": ("ClipEmbedder", "embed_batch", len, 3),
-    "clipmill.stages.models.text_models": ("LocalTextModel", "_compute", lambda x: len(x["input_ids"]), 1),
+    "clipmill.stages.models.text_models": (
+        "LocalTextModel", "_compute", lambda x: len(x["input_ids"]), 1),
 }
 
 
@@ -135,7 +136,8 @@ def poisoned_run(dataset: Path, folder: Path, engine: str) -> list[list[str]]:
     environment = {**os.environ, "POISON_LOG": str(log),
                    "PYTHONPATH": f"{folder / 'poison'}{os.pathsep}{ROOT}"}
     done = subprocess.run(
-        [sys.executable, "-m", "clipmill.jobs.cli", "run", "--dataset", str(dataset), "--engine", engine],
+        [sys.executable, "-m", "clipmill.jobs.cli", "run", "--dataset", str(dataset),
+         "--engine", engine],
         stdin=subprocess.DEVNULL,
         cwd=folder, env=environment, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr

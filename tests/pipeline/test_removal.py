@@ -16,12 +16,11 @@ from clipmill.pipeline.catalog import views
 from clipmill.pipeline.catalog.catalog import open_catalog
 from clipmill.pipeline.catalog.index_writer import update_index
 from clipmill.pipeline.dataset.locks import dataset_lock
-from clipmill.pipeline.dataset.shards import ShardMetadata
+from clipmill.pipeline.dataset.shards import ShardMetadata, table_folders
 from clipmill.pipeline.dataset.tombstones import tombstones
 from clipmill.pipeline.ingest.span_import import import_spans
 from clipmill.pipeline.recipes.recipe import load_recipe
-from clipmill.pipeline.removal.remove import remove as removal
-from clipmill.pipeline.removal.remove import table_folders
+from clipmill.pipeline.removal import remove as removal
 from clipmill.pipeline.status import status_report
 from clipmill.schemas import tables
 from clipmill.schemas.errors import ClipmillError, UsageError

@@ -184,8 +184,8 @@ def test_the_local_engine_gets_past_a_row_that_kills_the_process(words, tmp_path
     """Two runs die at the row, the third writes it as a crash and goes on."""
     data = words("a", "k?kill=cut", "b")
     data.loaded()
-    command = [sys.executable, "-m", "clipmill.jobs.cli", "run", str(tmp_path / "words.yaml"), "--engine",
-               "local", "--dataset", str(data.dataset)]
+    command = [sys.executable, "-m", "clipmill.jobs.cli", "run", str(tmp_path / "words.yaml"),
+               "--engine", "local", "--dataset", str(data.dataset)]
     codes = [subprocess.run(command,
                             stdin=subprocess.DEVNULL, cwd=ROOT, capture_output=True, check=False,
                             env={**os.environ, "PYTHONPATH": str(ROOT)}).returncode

@@ -32,8 +32,8 @@ def test_the_next_command_removes_what_a_killed_one_left_and_nothing_else(tmp_pa
         assert killed.is_dir()
         (temporary / "clipmill-sql-mine").mkdir()  # without a lock: not one of ours
         (temporary / "clipmill-sql-link").symlink_to(dataset)
-        subprocess.run([sys.executable, "-m", "clipmill.jobs.cli", "sql", str(dataset), "FROM clips"],
-                       stdin=subprocess.DEVNULL,
+        subprocess.run([sys.executable, "-m", "clipmill.jobs.cli", "sql", str(dataset),
+                        "FROM clips"], stdin=subprocess.DEVNULL,
                        env=environment, cwd=ROOT, check=True, capture_output=True)
         left = {path.name for path in temporary.glob("clipmill-*")}
         assert left == {living.name, "clipmill-sql-mine", "clipmill-sql-link"}

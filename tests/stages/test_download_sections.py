@@ -381,8 +381,8 @@ def test_no_other_ffmpeg_than_the_set_ups_is_started(
         (programs / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{programs}{os.pathsep}{os.environ['PATH']}")
     platform.offer = offer
-    subprocess.run([sys.executable, "-c", "import clipmill.stages.media.read.detectors"], check=True,
-                   cwd=Path(__file__).parents[2], stdin=subprocess.DEVNULL, timeout=120)
+    subprocess.run([sys.executable, "-c", "import clipmill.stages.media.read.detectors"],
+                   check=True, cwd=Path(__file__).parents[2], stdin=subprocess.DEVNULL, timeout=120)
     with ThreadPoolExecutor(1) as threads:
         for sections in (True, False):
             _, rows = threads.submit(made, tmp_path / str(sections), site.url("/home/film1"),

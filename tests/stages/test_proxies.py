@@ -189,7 +189,8 @@ def test_proxies_of_the_environment_are_told_before_a_server_is_asked(monkeypatc
 
 def test_an_address_of_the_hub_that_cannot_be_one_is_told():
     """In a process of its own, for the library reads it once."""
-    code = "from clipmill.stages.models import loading; loading.hub_folder('a/b', None, setting='x.model')"
+    code = ("from clipmill.stages.models import loading\n"
+            "loading.hub_folder('a/b', None, setting='x.model')")
     done = subprocess.run([sys.executable, "-c", code],
                           stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,
                           env={**os.environ, "HF_ENDPOINT": "http://[::1"})

@@ -301,10 +301,11 @@ def test_a_kill_while_sound_is_put_in_leaves_all_whole(tmp_path, site, platform,
     def killed(*_):
         raise Killed
 
-    for moment in ("media.store.MediaStore.note", "media.store.MediaStore.keep",
+    for moment in ("media.fetch.media_store.MediaStore.note",
+                   "media.fetch.media_store.MediaStore.keep",
                    "download_videos._columns"):
         with monkeypatch.context() as patch:
-            patch.setattr(f"stages.{moment}", killed)
+            patch.setattr(f"clipmill.stages.{moment}", killed)
             with pytest.raises(Killed):
                 dataset.run(retry_kinds=[])
         assert verify_dataset(dataset.path) == 0

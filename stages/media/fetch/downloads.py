@@ -31,22 +31,22 @@ from clipmill.stages.media.fetch.http import (
     polite,
 )
 from clipmill.stages.media.fetch.media_store import Media, MediaStore, origin_of, sha256_of
+from clipmill.stages.media.fetch.optional_parts import Parts, failure_of
 from clipmill.stages.media.fetch.proxies import proxies_of_environment
 from clipmill.stages.media.fetch.sections import Section, discard, widest
 from clipmill.stages.media.fetch.watch import Progress
+from clipmill.stages.media.fetch.ytdlp_sound import KIND as SOUND
 from clipmill.stages.media.fetch.ytdlp_subtitles import OPTIONS
 from clipmill.stages.media.isolation.isolated import run_isolated
 from clipmill.stages.media.isolation.progress import LargeFile
-from clipmill.stages.media.parts import Parts, failure_of
 from clipmill.stages.media.read.probe import Probe, probe
 from clipmill.stages.media.read.suffixes import MEDIA_SUFFIXES
-from clipmill.stages.media.ytdlp_sound import KIND as SOUND
 from clipmill.stages.references import file_sha256
 
 if TYPE_CHECKING:
     from clipmill.stages.download_videos import DownloadVideos
     from clipmill.stages.media.fetch.ytdlp import Asked, Page, Video
-    from clipmill.stages.media.ytdlp_sound import Sound
+    from clipmill.stages.media.fetch.ytdlp_sound import Sound
 
 # What `subtitle_languages` was when nobody set it.
 _FORMER_LANGUAGES = ["en", "en-.*", ".*-orig"]

@@ -23,9 +23,9 @@ from clipmill.stages.media.fetch.http import is_challenge, problem_of_status, re
 from clipmill.stages.media.fetch.sections import NoSection, Section, discard
 from clipmill.stages.media.fetch.ytdlp_options import copied_cookies
 from clipmill.stages.media.fetch.ytdlp_requests import only_by_program, polite_yt_dlp
+from clipmill.stages.media.fetch.ytdlp_sound import Sound, picture_alone
 from clipmill.stages.media.fetch.ytdlp_subtitles import Tracks, Wanted, choose_tracks
 from clipmill.stages.media.isolation.ffmpeg_program import ffmpeg_program
-from clipmill.stages.media.ytdlp_sound import Sound, picture_alone
 
 _BOT_CHECK = re.compile(r"not a bot|anti-?bot|captcha|unusual traffic", re.IGNORECASE)
 # The first pattern that the message holds decides; the site's words, as yt-dlp hands them on.

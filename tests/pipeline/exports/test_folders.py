@@ -114,7 +114,8 @@ def test_a_lock_that_its_holder_has_deleted_is_none(small, tmp_path, monkeypatch
     monkeypatch.setattr(folder.os, "open", slow)
     with folder.open_folder(out):
         assert len(opened) == 2
-        code = ("import sys; from pathlib import Path; from clipmill.pipeline.exports import folder\n"
+        code = ("import sys; from pathlib import Path\n"
+                "from clipmill.pipeline.exports import folder\n"
                 "with folder.open_folder(Path(sys.argv[1])): pass")
         other = subprocess.run([sys.executable, "-c", code, str(out)],
                                stdin=subprocess.DEVNULL, capture_output=True,

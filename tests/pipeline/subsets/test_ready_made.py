@@ -301,8 +301,8 @@ def test_another_scorer_in_its_column_is_refused_with_the_command(case, tmp_path
 
 def test_a_refusal_is_wrong_use_on_the_command_line(tmp_path):
     build(tmp_path, random_clips(5, CASES[0].columns), CASES[0].another)
-    done = subprocess.run([sys.executable, "-m", "clipmill.jobs.cli", "subset", "create", str(tmp_path),
-                           "internvid-aes"],
+    done = subprocess.run([sys.executable, "-m", "clipmill.jobs.cli", "subset", "create",
+                           str(tmp_path), "internvid-aes"],
                            stdin=subprocess.DEVNULL, cwd=ROOT, text=True, capture_output=True,
                            check=False)
     assert done.returncode == 2

@@ -73,12 +73,13 @@ def test_decoders_are_all_that_a_helper_imports(tmp_path):
 
     with pytest.raises(RowFailed):
         run_isolated(probe, tmp_path / "none.mp4", limits=LIMITS)
-    for name in ("scan", "seek", "cut", "sections"):
+    for name in ("read.scan", "read.seek", "cutting.cut", "fetch.sections"):
         run_isolated(harm.load, FILE, f"clipmill.stages.media.{name}", limits=LIMITS)
     loaded = set(run_isolated(harm.modules, FILE, limits=LIMITS))
     assert "av" in loaded
     assert not loaded & {"torch", "ray", "duckdb", "transformers", "pydantic", "pyarrow",
-                         "clipmill.stages.models", "clipmill.stages.protocol", "pipeline", "jobs"}
+                         "clipmill.stages.models", "clipmill.stages.protocol",
+                         "clipmill.pipeline", "clipmill.jobs"}
 
 
 

@@ -16,17 +16,17 @@ from typing import TYPE_CHECKING, Any
 from clipmill.schemas.errors import MAX_MESSAGE_CHARACTERS, RowFailed
 from clipmill.stages.media.fetch.host_throttle import Hosts
 from clipmill.stages.media.fetch.media_store import Media, MediaStore, origin_of, sha256_of
+from clipmill.stages.media.fetch.sound_muxing import add_sound
+from clipmill.stages.media.fetch.ytdlp_sound import KIND as SOUND
 from clipmill.stages.media.fetch.ytdlp_subtitles import KIND as SUBTITLES
 from clipmill.stages.media.fetch.ytdlp_subtitles import OPTIONS
 from clipmill.stages.media.read.speech import without_overlaps
-from clipmill.stages.media.weaving import add_sound
-from clipmill.stages.media.ytdlp_sound import KIND as SOUND
 
 if TYPE_CHECKING:
     from clipmill.stages.download_videos import DownloadVideos
     from clipmill.stages.media.fetch.ytdlp import Asked, Page
+    from clipmill.stages.media.fetch.ytdlp_sound import Sound
     from clipmill.stages.media.fetch.ytdlp_subtitles import Taken
-    from clipmill.stages.media.ytdlp_sound import Sound
 
 # A row does not wait long for a track of subtitles: `retry` asks again.
 _RETRIES_OF_A_TRACK = 1
@@ -64,7 +64,7 @@ class Parts:
     def fetch_sound(
         self, url: str, folder: Path, asked: Asked, sound: Sound
     ) -> dict[str, Path]:
-        from clipmill.stages.media.ytdlp_sound import fetch_sound
+        from clipmill.stages.media.fetch.ytdlp_sound import fetch_sound
 
         return self._patiently(url, folder, lambda: fetch_sound(
             sound, folder, asked.options, self._hosts, self._settings.backoff_seconds))
@@ -72,7 +72,7 @@ class Parts:
     def put_together(
         self, url: str, target: Path, asked: Asked, sound: Sound, files: dict[str, Path]
     ) -> Path:
-        from clipmill.stages.media.ytdlp_sound import put_together
+        from clipmill.stages.media.fetch.ytdlp_sound import put_together
 
         # Fetches nothing, but is bounded in size and time like all that is done for a download.
         return self._patiently(url, target.parent, lambda: put_together(

@@ -1,0 +1,73 @@
+"""A dataset that release 0.1 made: all that people do with theirs goes on with it.
+
+`files/dataset_of_0.1.tar.xz` holds it. Its recipe: four URLs on loopback (two films of 9 and 5 s,
+160×120, flat colours with a square that moves; one of 0.5 s; one file of rubbish), download_videos,
+split_clips, tag_clips, embed_clips, score_aesthetic (the demo's models), hash_frames; then
+`subset create --where "aesthetic > 0" --name all`. `@CHECKOUT@` and `@FOLDER@` stand for paths.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+
+FORMER = Path(__file__).parent / "files" / "dataset_of_0.1.tar.xz"
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def former(tmp_path: Path) -> Path:
+    with tarfile.open(FORMER) as tar:
+        tar.extractall(tmp_path, filter="data")
+    for path in (tmp_path / "dataset").rglob("*.json*"):
+        if path.parent.name == "runs" or "logs" in path.parts:
+            text = path.read_text("utf-8")
+            path.write_text(text.replace("@CHECKOUT@", str(ROOT)).replace(
+                "@FOLDER@", str(tmp_path)), "utf-8")
+    return tmp_path / "dataset"
+
+
+def clipmill(*words: object) -> subprocess.CompletedProcess:
+    done = subprocess.run([sys.executable, "-m", "clipmill.jobs.cli", *map(str, words)],
+                          stdin=subprocess.DEVNULL, text=True, capture_output=True, check=False,
+                          timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def test_its_clips_are_what_they_were(former: Path):
+    rows = clipmill("sql", former, "SELECT clip_id, video_id, start_seconds, aesthetic, tags "
+                    "FROM clips ORDER BY clip_id", "--format", "json").stdout
+    assert json.loads(rows) == json.loads((former.parent / "clips.json").read_text())
+
+
+def test_nothing_is_wrong_with_it(former: Path):
+    assert "nothing wrong" in clipmill("verify", former).stderr
+
+
+def test_its_status_adds_up(former: Path):
+    stages = json.loads(clipmill("status", former, "--format", "json").stdout)["stages"]
+    by_name = {stage["stage"]: stage for stage in stages}
+    counts = [by_name["download_videos"][name]
+              for name in ("inputs", "kept", "rejected", "failed", "pending")]
+    assert counts == [4, 2, 1, 1, 0]
+    assert by_name["score_aesthetic"]["kept"] == 5
+
+
+def test_a_run_has_nothing_to_do_and_then_does_what_a_setting_asks_for(former: Path):
+    assert "Nothing to do" in clipmill("run", "--dataset", former).stderr
+    done = clipmill("run", "--dataset", former, "--set", "split_clips.threshold=30")
+    assert "Done in" in done.stderr
+    totals = json.loads(clipmill("status", former, "--format", "json").stdout)["totals"]
+    assert totals["decoded_frames"] == 142  # as before: no video was opened again
+
+
+def test_its_subset_is_exported(former: Path):
+    clipmill("export", former, "--subset", "all", "--format", "parquet", "--output",
+             former.parent / "out")
+    assert list((former.parent / "out").glob("*.parquet"))
