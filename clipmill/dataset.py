@@ -1,0 +1,329 @@
+"""A dataset from Python: what it holds, what became of its inputs, subsets, exports."""
+
+from __future__ import annotations
+
+import contextlib
+import html
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from clipmill.pipeline.catalog.catalog import Catalog, open_catalog, readable_errors
+from clipmill.pipeline.catalog.kept_frames import Span
+from clipmill.pipeline.dataset.run_records import require_dataset
+from clipmill.pipeline.dataset.versions import code_version
+from clipmill.pipeline.exports.request import (
+    Documents,
+    Engine,
+    ExportRequest,
+    Format,
+    cut_options,
+    interleaving_options,
+    size_in_bytes,
+)
+from clipmill.pipeline.exports.run import run_export
+from clipmill.pipeline.recipes.ready_made import SUBSET_FOLDER, subset_recipe_path
+from clipmill.pipeline.status import status_report
+from clipmill.pipeline.subsets.card import data_card
+from clipmill.pipeline.subsets.explain import explain_recipe
+from clipmill.pipeline.subsets.freeze import (
+    FrozenSubset,
+    create_subset,
+    load_subset,
+    still_there,
+    subset_names,
+)
+from clipmill.pipeline.subsets.recipe import SubsetRecipe, load_subset_recipe, predicate_recipe
+from clipmill.schemas.errors import ERROR_KINDS, UsageError
+from clipmill.schemas.sql_text import literal
+
+if TYPE_CHECKING:
+    import duckdb
+    import pyarrow as pa
+
+    from clipmill.pipeline.training import ClipDataset
+
+_SHOWN_CLIPS = 20
+
+
+def open_dataset(path: str | os.PathLike[str]) -> Dataset:
+    """Opens a dataset; UsageError where there is none."""
+    return Dataset(path)
+
+
+class Dataset:
+    """A dataset's folder, opened for queries; a context manager.
+
+    What runs add meanwhile, also those of other processes, is seen by the next query.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = require_dataset(Path(path).expanduser()).absolute()
+        self._catalogs: list[Catalog] = []
+        self._seen: object = None
+
+    def __repr__(self) -> str:
+        return f"clipmill.open({str(self.path)!r})"
+
+    def __enter__(self) -> Dataset:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes all queries' connections."""
+        while self._catalogs:
+            self._catalogs.pop().close()
+        self._seen = None
+
+    # What it holds
+
+    def sql(self, query: str) -> duckdb.DuckDBPyRelation:
+        """The rows of one reading statement, lazily: `.df()`, `.arrow()`, `.pl()`, `.show()`.
+
+        Views: `clips`, `videos`, `rejections`, `failures`, `runs`, `subsets` and more, see
+        docs/reference/tables.md. Raises UsageError for SQL that does more than read.
+        """
+        return self._catalog().relation(query)
+
+    def clips(
+        self, where: str | None = None, *, limit: int | None = _SHOWN_CLIPS,
+        sample_seed: int | None = None,
+    ) -> Clips:
+        """Clips that fulfil a SQL condition, with pictures in a notebook.
+
+        In the order of their videos and times, or, with `sample_seed`, at random.
+        """
+        order = "video_id, start_seconds, clip_id" if sample_seed is None else (
+            f"hash(clip_id || {literal(str(sample_seed))}), clip_id")
+        query = "SELECT * FROM clips" + (f" WHERE ({where}\n)" if where else "") + (
+            f" ORDER BY {order}") + ("" if limit is None else f" LIMIT {int(limit)}")
+        with readable_errors():
+            return Clips(self, self.sql(query).to_arrow_table())
+
+    def status(self) -> dict[str, Any]:
+        """Per stage the inputs, kept, rejected, failed and pending rows; as `status --format json`.
+        """
+        return status_report(self.path)
+
+    def failures(self, kind: str | None = None) -> duckdb.DuckDBPyRelation:
+        """What failed and why: `stage, key, kind, message, attempts, at`."""
+        if kind is not None and kind not in ERROR_KINDS:
+            raise UsageError(f"kind={kind!r}: allowed: {', '.join(ERROR_KINDS)}")
+        condition = "" if kind is None else f" WHERE kind = {literal(kind)}"
+        return self.sql(f"SELECT * FROM failures{condition} ORDER BY stage, key")
+
+    def report(
+        self, output: str | os.PathLike[str] | None = None, *, subset: str | None = None,
+    ) -> Path:
+        """Writes one self-contained HTML page about the dataset or a subset; gives its path."""
+        from clipmill.jobs.report.page import write_report
+
+        path = Path(output) if output is not None else Path(f"{self.path.name}-report.html")
+        write_report(self.path, path, subset=subset)
+        return path
+
+    # Choosing
+
+    @property
+    def subsets(self) -> list[str]:
+        """The names of the frozen subsets."""
+        return subset_names(self.path)
+
+    def subset(
+        self, recipe: str | None = None, *, where: str | None = None, name: str | None = None,
+        seed: int | None = None, **parameters: Any,
+    ) -> Subset:
+        """A frozen subset: one that is there, by its name alone, else a new one.
+
+        `recipe` is a ready-made name or a YAML file, `where` a SQL condition in place of one, and
+        `parameters` are the recipe's, e.g. `clips=10_000`. The same recipe, seed and parameters
+        over the same clips give the same subset.
+        """
+        alone = where is None and name is None and seed is None and not parameters
+        if recipe is not None and alone and recipe in self.subsets:
+            return Subset(self, load_subset(self.path, recipe))
+        loaded = _subset_recipe(recipe, where, seed, parameters)
+        catalog = self._catalog()
+        with readable_errors(), catalog.bounded():
+            frozen, _ = create_subset(catalog, loaded, name=name or loaded.name,
+                                      code_version=code_version())
+        return Subset(self, frozen)
+
+    def explain(
+        self, recipe: str | None = None, *, where: str | None = None, seed: int | None = None,
+        **parameters: Any,
+    ) -> dict[str, Any]:
+        """What a subset recipe would keep, rule by rule; nothing is frozen."""
+        loaded = _subset_recipe(recipe, where, seed, parameters)
+        catalog = self._catalog()
+        with readable_errors(), catalog.bounded():
+            return explain_recipe(catalog, loaded).plain()
+
+    def export(
+        self, output: str | os.PathLike[str], format: Format = "webdataset", *,
+        subset: str | None = None, where: str | None = None,
+        media: Literal["none", "copy", "exact"] = "none", audio: bool = True,
+        caption: str = "caption", keep_uncaptioned: bool | None = None, redact: bool = False,
+        shard_size: str = "1GB", engine: Engine | None = None,
+        start: Literal["before", "nearest"] | None = None, encoder: str | None = None,
+        crf: int | None = None, preset: str | None = None, short_side: int | None = None,
+        documents: Documents | None = None, drop: float | None = None, seed: int | None = None,
+    ) -> dict[str, Any]:
+        """Writes clips for training, as `clipmill export` does; gives the manifest.
+
+        Called again after it was stopped, it goes on.
+        """
+        done = run_export(ExportRequest(
+            self.path, Path(output).expanduser().absolute(), format, subset=subset, where=where,
+            redact=redact, shard_bytes=size_in_bytes(shard_size, "shard_size"), caption=caption,
+            uncaptioned=keep_uncaptioned,
+            interleaving=interleaving_options(format, documents, drop, seed),
+            cut=cut_options(media, audio=audio, start=start, encoder=encoder, crf=crf,
+                            preset=preset, short_side=short_side),
+            engine=engine,
+        ), code_version=code_version())
+        return done.manifest
+
+    def training(self, subset: str | None = None, where: str | None = None, **options: Any
+                 ) -> ClipDataset:
+        """A PyTorch dataset that decodes the clips' frames; options as of `clipmill.ClipDataset`.
+        """
+        from clipmill.pipeline.training import ClipDataset
+
+        return ClipDataset(self.path, subset, where, **options)
+
+    # The catalog
+
+    def _catalog(self) -> Catalog:
+        """The catalog as of now. One that rows may still be read from stays open."""
+        state = _state_of(self.path)
+        if not self._catalogs or state != self._seen:
+            self._catalogs.append(open_catalog(self.path))
+            self._seen = state
+        return self._catalogs[-1]
+
+
+@dataclass(frozen=True)
+class Subset:
+    """A frozen list of clips with all that it was chosen by."""
+
+    dataset: Dataset
+    frozen: FrozenSubset
+
+    @property
+    def name(self) -> str:
+        return self.frozen.name
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 over the ids of its clips."""
+        return self.frozen.info["hash"]
+
+    @property
+    def info(self) -> Mapping[str, Any]:
+        """Its record: recipe, seed, scorers, funnel, counts, hours."""
+        return self.frozen.info
+
+    def __len__(self) -> int:
+        return self.frozen.info["n_clips"]
+
+    def __repr__(self) -> str:
+        return f"<subset {self.name!r}: {len(self):,} clips, {self.hash[:19]}…>"
+
+    def card(self) -> str:
+        """Its data card, as Markdown."""
+        return data_card(self.frozen, still_there(self.dataset._catalog(), self.frozen),
+                         SUBSET_FOLDER)
+
+    def _repr_markdown_(self) -> str:
+        return self.card()
+
+    def export(
+        self, output: str | os.PathLike[str], format: Format = "webdataset", **options: Any
+    ) -> dict[str, Any]:
+        """Writes its clips for training; options as of `Dataset.export`."""
+        return self.dataset.export(output, format, subset=self.name, **options)
+
+    def training(self, **options: Any) -> ClipDataset:
+        """A PyTorch dataset of its clips; options as of `clipmill.ClipDataset`."""
+        return self.dataset.training(self.name, **options)
+
+
+class Clips(Sequence[dict[str, Any]]):
+    """Some clips: a sequence of rows, a table, and pictures in a notebook."""
+
+    def __init__(self, dataset: Dataset, table: pa.Table) -> None:
+        self._dataset = dataset
+        self.table = table
+        """The rows, with all columns of the view `clips`."""
+
+    def __len__(self) -> int:
+        return self.table.num_rows
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return Clips(self._dataset, self.table.take(list(range(*index.indices(len(self))))))
+        if not -len(self) <= index < len(self):
+            raise IndexError(index)
+        return self.table.slice(index % len(self), 1).to_pylist()[0]
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return iter(self.table.to_pylist())
+
+    def __repr__(self) -> str:
+        return f"<{len(self)} clips of {self._dataset!r}>"
+
+    def df(self) -> Any:
+        """A pandas DataFrame."""
+        return self.table.to_pandas()
+
+    def _repr_html_(self) -> str:
+        from clipmill.jobs.report.pictures import make_strips
+
+        rows = list(self)
+        spans = [Span(row["clip_id"], row["video_id"], row["start_seconds"], row["end_seconds"])
+                 for row in rows]
+        catalog = self._dataset._catalog()
+        strips = make_strips(catalog, spans)
+        cells = []
+        for row in rows:
+            strip = strips.get(row["clip_id"])
+            picture = "no frames kept" if strip is None else (
+                f'<img alt="" width="{strip.width}" height="{strip.height}" '
+                f'src="data:image/jpeg;base64,{strip.data}">')
+            scores = ", ".join(f"{name} {row[name]:.3g}" for name in
+                               ("similarity", "aesthetic", "motion")
+                               if isinstance(row.get(name), int | float))
+            text = html.escape(str(row.get("caption") or ""))
+            cells.append(
+                f"<tr><td>{picture}</td><td style='text-align:left'>{text}<br>"
+                f"<small>{html.escape(scores)}<br><code>{html.escape(row['clip_id'])}</code>, "
+                f"{row['end_seconds'] - row['start_seconds']:.3g} s</small></td></tr>")
+        return f"<table>{''.join(cells)}</table>"
+
+
+def _subset_recipe(
+    recipe: str | None, where: str | None, seed: int | None, parameters: Mapping[str, Any]
+) -> SubsetRecipe:
+    if (recipe is None) == (where is None):
+        raise UsageError("give a recipe's name or file, or a condition with where=; one of both")
+    if where is not None:
+        if parameters:
+            raise UsageError(f"{next(iter(parameters))}: a condition has no parameters")
+        return predicate_recipe(where, seed=seed)
+    assert recipe is not None  # one of the two is there
+    return load_subset_recipe(subset_recipe_path(recipe), seed=seed, ready_made=SUBSET_FOLDER,
+                              overrides=[f"{name}={value}" for name, value in parameters.items()])
+
+
+def _state_of(dataset: Path) -> object:
+    """What changes where a run, a removal or a subset changes what the views show."""
+    found: list[object] = []
+    for name in ("runs", "subsets", "removed", "index", "sources"):
+        with contextlib.suppress(OSError):
+            found.append((name, (dataset / name).stat().st_mtime_ns))
+    return found

@@ -1,0 +1,150 @@
+"""Runs of recipes from Python."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from clipmill.dataset import Dataset
+from clipmill.pipeline import run as runs
+from clipmill.pipeline.engine.standstill import Seen
+from clipmill.schemas.errors import ERROR_KINDS, UsageError
+
+_log = logging.getLogger("clipmill.run")
+_PathLike = str | os.PathLike[str]
+
+
+@dataclass(frozen=True)
+class StageProgress:
+    """How far a stage has come in this run. Rows are counted since the run began."""
+
+    stage: str
+    kept: int
+    rejected: int
+    failed: int
+    shards_done: int
+    shards_to_do: int
+    video_seconds: float
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run came to. `stages` are those of `Dataset.status()`, over all runs."""
+
+    dataset: Dataset
+    did_anything: bool
+    messages: tuple[str, ...] = field(repr=False)
+    stages: Sequence[Mapping[str, Any]] = field(repr=False)
+
+    def __getitem__(self, stage: str) -> Mapping[str, Any]:
+        """The counts of one stage: inputs, kept, rejected, failed, pending."""
+        for found in self.stages:
+            if found["stage"] == stage:
+                return found
+        raise KeyError(stage)
+
+
+def run(
+    recipe: _PathLike | None = None,
+    *,
+    sources: _PathLike | Sequence[_PathLike] | None = None,
+    dataset: _PathLike | None = None,
+    settings: Mapping[str, Any] | None = None,
+    engine: str | None = None,
+    until: str | None = None,
+    limit: int | None = None,
+    wait: bool = False,
+    progress: Callable[[StageProgress], None] | None = None,
+) -> RunResult:
+    """Runs what is not done yet of a recipe, as `clipmill run` does.
+
+    recipe: a ready-made name or a YAML file; without one, that of the dataset's newest run.
+    sources: lists, folders, patterns, files or URLs in place of the recipe's.
+    settings: by `label.setting`, e.g. `{"split_clips.threshold": 35}`.
+    progress: called in this process, from any thread, each time a stage has done some rows.
+
+    Messages go to the logger `clipmill.run`. Raises ClipmillError where the run can't go on; what
+    is committed stays, and the same call goes on there.
+    """
+    given = [sources] if isinstance(sources, str | os.PathLike) else list(sources or ())
+    folder = None if dataset is None else Path(dataset)
+    loaded = runs.load(
+        None if recipe is None else os.fspath(recipe), folder, sources=[*map(os.fspath, given)],
+        overrides=[f"{name}={json.dumps(_plain(value))}"
+                   for name, value in (settings or {}).items()],
+        engine=engine, wait=wait)
+    watcher = _Watcher(progress)
+    place = runs.dataset_folder(loaded, folder)
+    did = runs.run(loaded, place, until=until, limit=limit, wait=wait, watcher=watcher,
+                   take_sources=recipe is not None or bool(given))
+    return _result(place, did, watcher)
+
+
+def retry(
+    dataset: _PathLike | Dataset, kinds: Sequence[str] = (), *, wait: bool = False,
+    progress: Callable[[StageProgress], None] | None = None,
+) -> RunResult:
+    """Tries failed rows again, of the `kinds` given or of all, and only those."""
+    for kind in kinds:
+        if kind not in ERROR_KINDS:
+            raise UsageError(f"kinds: {kind!r}; allowed: {', '.join(ERROR_KINDS)}")
+    place = dataset.path if isinstance(dataset, Dataset) else Path(dataset).absolute()
+    watcher = _Watcher(progress)
+    did = runs.run(runs.load(None, place, wait=wait), place, retry_kinds=list(kinds), wait=wait,
+                   watcher=watcher)
+    return _result(place, did, watcher)
+
+
+def _result(place: Path, did: bool, watcher: _Watcher) -> RunResult:
+    found = Dataset(place)
+    return RunResult(found, did, tuple(watcher.messages), tuple(found.status()["stages"]))
+
+
+def _plain(value: Any) -> Any:
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+
+class _Watcher(runs.Watcher):
+    def __init__(self, progress: Callable[[StageProgress], None] | None) -> None:
+        self.messages: list[str] = []
+        self._progress = progress
+
+    def say(self, text: str) -> None:
+        self.messages.append(text)
+        _log.info("%s", text)
+
+    @contextmanager
+    def progress(
+        self, todo: Mapping[str, Sequence[int]], line_seconds: float
+    ) -> Iterator[runs.Progress]:
+        yield _Counts({label: steps[-1] for label, steps in todo.items()}, self._progress)
+
+
+class _Counts:
+    def __init__(
+        self, to_do: Mapping[str, int], progress: Callable[[StageProgress], None] | None
+    ) -> None:
+        self._to_do = to_do
+        self._counts: dict[str, Counter] = {}
+        self._progress = progress
+
+    def report(self, label: str, counts: Counter) -> None:
+        known = self._counts.setdefault(label, Counter())
+        known.update(counts)
+        if self._progress is not None:
+            self._progress(StageProgress(
+                label, known["kept"], known["rejected"], known["failed"], known["shards"],
+                self._to_do.get(label, 0), float(known["seconds"])))
+
+    def show(self, workers: Sequence[Seen]) -> None:
+        """Nobody is shown what each worker does."""
+
+    def say(self, message: str) -> None:
+        _log.warning("%s", message)

@@ -1,0 +1,84 @@
+"""What a run is made with, as its record says: recipe, versions, models and fingerprints."""
+
+from __future__ import annotations
+
+import platform
+import uuid
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from clipmill.pipeline.dataset.versions import code_version, package_versions
+from clipmill.pipeline.recipes.plan import Plan, ShardList, Step
+from clipmill.pipeline.recipes.recipe import LoadedRecipe
+from clipmill.stages.models.loading import resolved_revision
+from clipmill.stages.protocol import Stage
+from clipmill.stages.references import ModelReference
+
+
+def new_record(
+    loaded: LoadedRecipe, plan: Plan, steps: tuple[Step, ...], shards: ShardList
+) -> dict[str, Any]:
+    """What a run was made with; how far it was to go tells `verify` what must be there."""
+    now = datetime.now(UTC)
+    return {
+        "run_id": f"{now:%Y%m%dT%H%M%S%f}-{uuid.uuid4().hex[:6]}",
+        "started_at": now.isoformat(),
+        "finished_at": None,
+        "state": "running",
+        "recipe_name": loaded.name,
+        "recipe": loaded.record(),
+        "code_version": code_version(),
+        "versions": {"python": platform.python_version(), "system": platform.platform(),
+                     **package_versions()},
+        "engine": loaded.recipe.engine,
+        "until": None if len(steps) == len(plan.steps) else steps[-1].stage_label,
+        "last_shard": shards.first[-1] if shards.first else None,
+        "stages": [_stage_record(plan, label, loaded) for label in loaded.stages],
+    }
+
+
+def _stage_record(plan: Plan, label: str, loaded: LoadedRecipe) -> dict[str, Any]:
+    stage = loaded.stages[label]
+    steps = [step for step in plan.steps if step.stage_label == label]
+    return {
+        "stage": label,
+        "name": stage.name,
+        "key": stage.key,
+        "steps": [
+            {
+                "step": step.label,
+                "key": step.stage.key,
+                "fingerprint": step.fingerprint,
+                "upstream": list(step.upstream),
+                "tables": {
+                    table: str(step.folder(Path(), table))
+                    for table in (step.label, *step.stage.more_tables)
+                },
+                "schema_columns": step.stage.table_schema.names,
+            }
+            for step in steps
+        ],
+        "score": stage.score,
+        "reads": list(stage.reads),
+        "settings": stage.model_dump(mode="json"),
+        "models": _models(stage),
+        "prompts": stage.prompts(),
+    }
+
+
+def _models(stage: Stage) -> dict[str, dict[str, str | None]]:
+    """Every model and data file of a stage by setting: where from, which revision, which bytes."""
+    found = {}
+    for setting, value in stage.references().items():
+        if isinstance(value, ModelReference):
+            place, revision = str(value), resolved_revision(value) or value.revision
+        else:
+            place, revision = str(value), None
+        found[setting] = {"reference": place, "revision": revision, "identity": value.identity()}
+    return found
+
+
+def fingerprints(record: dict[str, Any]) -> dict[str, str]:
+    return {step["step"]: step["fingerprint"]
+            for stage in record["stages"] for step in stage["steps"]}

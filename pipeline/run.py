@@ -1,0 +1,376 @@
+"""Runs recipes: takes sources in, runs the stages that are not done, tries failed rows again."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+from clipmill.pipeline.catalog.index_writer import index_problem
+from clipmill.pipeline.dataset import run_records as records
+from clipmill.pipeline.dataset.leftovers import (
+    remove_leftovers_of_runs,
+    remove_unfinished_downloads,
+)
+from clipmill.pipeline.dataset.locks import Hold, dataset_lock, remove_if_empty, wait_until_free
+from clipmill.pipeline.dataset.run_logs import python_messages
+from clipmill.pipeline.engine.driver_log import DriverLog
+from clipmill.pipeline.engine.interrupts import interruption_behind
+from clipmill.pipeline.engine.local import run_locally
+from clipmill.pipeline.engine.new_record import fingerprints, new_record
+from clipmill.pipeline.engine.preflight import check_models
+from clipmill.pipeline.engine.retry import (
+    Unfinished,
+    list_shards,
+    request_retries,
+    unfinished_retries,
+)
+from clipmill.pipeline.engine.standstill import Lookout, Seen
+from clipmill.pipeline.ingest.sources import fixed_shards_note, ingest, list_source_shards
+from clipmill.pipeline.recipes.plan import ShardList, Step, build_plan, pending
+from clipmill.pipeline.recipes.ready_made import recipe_path
+from clipmill.pipeline.recipes.recipe import LoadedRecipe, load_recipe
+from clipmill.pipeline.removal.remove import finish_removals, left_notes
+from clipmill.schemas.command_line import shell_word, start_a_run
+from clipmill.schemas.errors import ClipmillError, UsageError
+from clipmill.schemas.storage import writing_to
+from clipmill.schemas.words import counted
+from clipmill.stages.download_videos import DownloadVideos
+from clipmill.stages.media.fetch.guards import ask_hosts_again
+from clipmill.stages.models.places import ModelPlace
+
+# Workers report every two seconds what they are doing.
+_MOVED_SECONDS = 3.0
+
+
+class Progress(Protocol):
+    """Takes in what a run's workers report. All methods are called from any thread."""
+
+    def report(self, label: str, counts: Counter) -> None:
+        """What was added to a stage's counts: inputs, kept, rejected, failed, shards, seconds."""
+
+    def show(self, workers: Sequence[Seen]) -> None:
+        """What each worker is doing now."""
+
+    def say(self, message: str) -> None:
+        """A warning, of a worker that reports nothing for instance."""
+
+
+class Watcher:
+    """Follows a run. This one says nothing; others override what they want to show."""
+
+    def say(self, text: str) -> None:
+        """One or several sentences about what was done, or will be."""
+
+    def busy(self, text: str) -> AbstractContextManager[object]:
+        """Says what takes a moment, while it does."""
+        return contextlib.nullcontext()
+
+    @contextmanager
+    def progress(
+        self, todo: Mapping[str, Sequence[int]], line_seconds: float
+    ) -> Iterator[Progress]:
+        """Opens the progress of all stages.
+
+        `todo` gives by stage, in order, the shards that each of its steps has still to do.
+        """
+        yield _Silent()
+
+
+class _Silent:
+    def report(self, label: str, counts: Counter) -> None: ...
+
+    def show(self, workers: Sequence[Seen]) -> None: ...
+
+    def say(self, message: str) -> None: ...
+
+
+def run(
+    loaded: LoadedRecipe,
+    dataset: Path,
+    *,
+    until: str | None = None,
+    limit: int | None = None,
+    retry_kinds: Sequence[str] | None = None,
+    take_sources: bool = True,
+    wait: bool = False,
+    watcher: Watcher | None = None,
+) -> bool:
+    """Brings a dataset to where the recipe says; True if there was anything to do.
+
+    `retry_kinds` (an empty list means all) asks for failed rows to be tried again first. Without
+    `take_sources` the recipe's sources are not read: the dataset's are what there is.
+    Raises ClipmillError where the run can't go on, and, unless told to `wait`, where another
+    command is at work on the dataset; what is committed stays.
+    """
+    if limit is not None and not take_sources:
+        raise UsageError("--limit is about sources, and none are taken; name some with --sources")
+    this = _Run(loaded, dataset, until, watcher or Watcher())
+    records.check_place(dataset)
+    is_new = not dataset.exists()
+    is_retry = retry_kinds is not None
+    if not list_source_shards(dataset) and not is_retry and take_sources:
+        this.require_sources()
+        this.check_models(this.steps)  # nothing is written where something is missing
+    with contextlib.ExitStack() as stack:
+        # Where nothing can be written, the error says that, whatever it came from.
+        stack.enter_context(writing_to(dataset))
+        dataset.mkdir(parents=True, exist_ok=True)
+        records.check_links(dataset)
+        hold = stack.enter_context(
+            dataset_lock(dataset, "retry" if is_retry else "run", wait=wait))
+        this.clear_up(hold)
+        ask_hosts_again(dataset)
+        this.finish_removals()
+        if retry_kinds is not None:
+            if not this.retry(hold, retry_kinds):
+                return False
+            did = True
+        else:
+            if (note := fixed_shards_note(dataset, loaded.recipe.shard_videos)) is not None:
+                this.watcher.say(note)
+            this.check_models_of(this.pending())
+            said = None
+            if take_sources:
+                try:
+                    said = this.ingest(limit)
+                except UsageError:
+                    if is_new:
+                        remove_if_empty(dataset)
+                    raise
+            did = this.bring_up_to_date(hold, said)
+        this.finish_removals()  # of videos that came again
+        if (problem := index_problem(dataset)) is not None:
+            this.watcher.say(problem)
+        return did
+
+
+class _Run:
+    """One run of a recipe over a dataset: its steps, and who follows it."""
+
+    def __init__(
+        self, loaded: LoadedRecipe, dataset: Path, until: str | None, watcher: Watcher
+    ) -> None:
+        self.loaded = loaded
+        self.dataset = dataset
+        self.watcher = watcher
+        self.plan = build_plan(loaded)
+        self.steps = self.plan.until(until)
+        self._checked: set[str] = set()
+
+    def shards(self) -> ShardList:
+        return list_shards(self.dataset, list_source_shards(self.dataset))
+
+    def pending(self, shards: ShardList | None = None) -> dict[str, list[str]]:
+        """The shards that each step has still to do."""
+        return pending(self.plan, self.steps, shards or self.shards(), self.dataset)
+
+    # Before anything is written
+
+    def require_sources(self) -> None:
+        if not self.loaded.recipe.sources and not list_source_shards(self.dataset):
+            raise UsageError(f"recipe {self.loaded.name} names no sources; give some with "
+                             "--sources PATH_OR_URL or `sources:` in the recipe")
+
+    def check_models(self, steps: Sequence[Step]) -> None:
+        """ClipmillError where something that these steps name can't be had; asked once a step."""
+        check_models([step for step in steps if step.label not in self._checked])
+        self._checked |= {step.label for step in steps}
+
+    def check_models_of(self, todo: Mapping[str, Sequence[str]]) -> None:
+        self.check_models([step for step in self.steps if todo[step.label]])
+
+    # What other commands left
+
+    def clear_up(self, hold: Hold) -> None:
+        """After a run that was not ended in order: says so in its record, removes what it left."""
+        latest = records.latest_run(self.dataset)
+        if hold.former_was_killed or (latest is not None and latest["state"] != "done"):
+            records.note_killed_runs(self.dataset)
+            remove_leftovers_of_runs(self.dataset)
+
+    def finish_removals(self) -> None:
+        for note in left_notes(finish_removals(self.dataset)):
+            self.watcher.say(note)
+
+    def clear_up_after(self) -> None:
+        if self.plan.steps == self.steps:
+            remove_unfinished_downloads(self.dataset)
+
+    # The work
+
+    def ingest(self, limit: int | None) -> str | None:
+        """Takes the recipe's sources in; says what came of them."""
+        self.require_sources()
+        recipe = self.loaded.recipe
+        if not recipe.sources:
+            return None
+        report = ingest(
+            self.dataset, recipe.sources, shard_videos=recipe.shard_videos,
+            exclude_ids=recipe.exclude_ids, limit=limit, base_folder=self.loaded.folder,
+            take_suffixes=recipe.take_suffixes, encoding=recipe.encoding,
+            platform=recipe.platform,
+            downloads=next((stage for stage in self.loaded.stages.values()
+                            if isinstance(stage, DownloadVideos)), None),
+        )
+        said = "\n".join(filter(None, (report.describe_lists(), report.describe())))
+        self.watcher.say(said)
+        return said
+
+    def retry(self, hold: Hold, kinds: Sequence[str]) -> bool:
+        """Tries failed rows again; what an earlier retry has begun and not done comes first."""
+        shards = self.shards()
+        begun = unfinished_retries(self.plan, self.dataset, shards)
+        if begun:
+            said = (f"Finishing {counted(begun.shards, 'shard')} of an earlier "
+                    "retry that was stopped.")
+            self.watcher.say(said)
+            self.bring_up_to_date(hold, said)
+        asked = request_retries(self.plan, self.dataset, shards, kinds, begun or Unfinished())
+        if not asked:
+            wanted = f" of kind {', '.join(kinds)}" if kinds else ""
+            self.watcher.say(
+                f"Nothing more to retry: no failures{wanted} from before that retry." if begun
+                else f"Nothing to retry: no failures{wanted} at any stage. For rows that failed "
+                     f"at ingest, `clipmill failures {shell_word(self.dataset)}` says what helps.")
+            return bool(begun)
+        said = "\n".join(f"Trying {counted(keys, 'failed row')} of {stage} again."
+                         for stage, keys in asked.items())
+        self.watcher.say(said)
+        return self.bring_up_to_date(hold, said)
+
+    def bring_up_to_date(self, hold: Hold, before: str | None) -> bool:
+        """Runs what is pending; `before` says for the log what was done just now, before it."""
+        shards = self.shards()
+        todo = self.pending(shards)
+        record = new_record(self.loaded, self.plan, self.steps, shards)
+        if not any(todo.values()):
+            self.clear_up_after()
+            latest = records.latest_run(self.dataset)
+            if latest is None or fingerprints(latest) != fingerprints(record):
+                # The recipe went back to tables made earlier: the views must show those again.
+                records.write_run(self.dataset, {**record, "state": "done",
+                                                 "finished_at": record["started_at"]})
+            self.watcher.say("Nothing to do: every shard of every stage is committed. --sources "
+                             "adds sources, --set changes a setting.")
+            return False
+        self.check_models_of(todo)
+        # Made again: now that the models are here, their revisions are known.
+        record = new_record(self.loaded, self.plan, self.steps, shards)
+        hold.begin(record["run_id"])
+        kept_record = records.RecordOfThisRun(self.dataset, record)
+        log = DriverLog(self.loaded, self.dataset, record, todo, before)
+        try:
+            self._run_engine(shards, kept_record, todo, log, hold)
+            left = sum(map(len, self.pending(shards).values()))
+            if left:
+                raise ClipmillError(f"{counted(left, 'shard')} of steps not committed; run again "
+                                    "to go on")
+        except BaseException as error:
+            # Also where the closed terminal's own error came of it.
+            state = "stopped" if interruption_behind(error) else "failed"
+            with contextlib.suppress(OSError):  # a full disk may be what stopped the run
+                kept_record.finish(state)
+            log.end(state, error)
+            raise
+        # Of workers that died meanwhile, and of those of an earlier run that have died since.
+        remove_leftovers_of_runs(self.dataset)
+        self.clear_up_after()
+        kept_record.finish("done")
+        log.end("done")
+        self.watcher.say(f"Done in {log.seconds:.0f} s.")
+        return True
+
+    def _run_engine(
+        self, shards: ShardList, record: records.RecordOfThisRun, todo: dict[str, list[str]],
+        log: DriverLog, hold: Hold,
+    ) -> None:
+        recipe = self.loaded.recipe
+        shown: dict[str, list[int]] = {}
+        for step in self.steps:
+            shown.setdefault(step.stage_label, []).append(len(todo[step.label]))
+
+        def report(label: str, counts: Counter) -> None:
+            hold.moved()
+            progress.report(label, counts)
+            log.report(label, counts)
+            record.add_places(label, [name for name in counts if isinstance(name, ModelPlace)])
+
+        def show(workers: Sequence[Seen]) -> None:
+            if any(worker.still_seconds < _MOVED_SECONDS for worker in workers):
+                hold.moved()
+            progress.show(workers)
+
+        def say(message: str, about: Mapping[str, Any]) -> None:
+            progress.say(message)
+            log.stands(message, about)
+
+        def tell(lines: Sequence[str]) -> None:
+            self.watcher.say("\n".join(lines))
+            log.plan(lines)
+
+        lookout = Lookout(recipe.stall_seconds, show, say)
+        watched = self.watcher.progress(shown, recipe.progress_seconds)
+        if recipe.engine == "local":
+            tell(["Plan: every stage in this process, shard by shard."])
+            with watched as progress:
+                run_locally(self.plan, self.steps, shards, self.dataset, record.run_id, report,
+                            log.limits, lookout)
+            return
+        address = recipe.ray.address or os.environ.get("RAY_ADDRESS")
+        with contextlib.ExitStack() as stack:
+            with self.watcher.busy(f"joining the Ray cluster at {address} …" if address
+                                   else "starting Ray …"):
+                from clipmill.pipeline.engine.on_ray import cluster, legs_of, run_on_ray
+
+                stack.enter_context(python_messages(log.log))
+                machine = stack.enter_context(cluster(recipe.ray))
+            legs = legs_of(self.plan, self.steps, shards, self.dataset, machine)
+            gpus = f" and {machine.gpus:g} GPUs" if machine.gpus else ""
+            lines = [f"Plan for {machine.cpus:g} CPUs{gpus}:"]
+            for number, leg in enumerate(legs, 1):
+                lines += [f"  leg {number}: {pool.describe()}" if len(legs) > 1
+                          else f"  {pool.describe()}" for pool in leg]
+            if machine.gpus and not any(step.stage.gpus for step in self.steps):
+                lines.append(f"  No stage asks for one of the {machine.gpus:g} GPUs; give those "
+                             "with models one, e.g. --set caption_frames.gpus=1")
+            tell(lines)
+            with watched as progress:
+                run_on_ray(self.plan, self.steps, shards, self.dataset, record.run_id, report,
+                           machine, log.limits, lookout)
+
+
+def load(
+    recipe: str | None, dataset: Path | None, *, overrides: Sequence[str] = (),
+    sources: Sequence[str] = (), engine: str | None = None, wait: bool = False,
+) -> LoadedRecipe:
+    """The recipe that a RECIPE argument means; without one, that of the dataset's newest run.
+
+    Told to `wait`, it is the newest once the command that is at work on the dataset is done.
+    """
+    if recipe is not None:
+        return load_recipe(recipe_path(recipe), overrides=overrides, sources=sources,
+                           engine=engine)
+    if dataset is None:
+        raise UsageError("name a RECIPE (`clipmill recipe list`), or with --dataset a dataset "
+                         "whose newest run's recipe is taken")
+    records.require_dataset(dataset)
+    if wait:
+        wait_until_free(dataset)
+    record = records.latest_run(dataset)
+    if record is None:
+        raise UsageError(f"{dataset} has no run yet; {start_a_run(dataset)}")
+    return LoadedRecipe.from_record(record["recipe"], overrides, sources=sources, engine=engine)
+
+
+def dataset_folder(loaded: LoadedRecipe, given: Path | None) -> Path:
+    """Where the dataset lies: what the caller says, else the recipe, else a name here."""
+    if given is not None:
+        return given.expanduser().absolute()
+    if loaded.recipe.dataset:
+        return Path(loaded.recipe.dataset).expanduser().absolute()
+    return (Path.cwd() / f"{loaded.name}-dataset").absolute()

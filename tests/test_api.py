@@ -1,0 +1,158 @@
+"""The Python interface: what `import clipmill` gives does what the commands do."""
+
+from __future__ import annotations
+
+import ast
+import json
+import logging
+import shutil
+from pathlib import Path
+
+import pytest
+
+import clipmill
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def dataset(made, tmp_path: Path) -> Path:
+    """The small dataset, to be changed."""
+    return Path(shutil.copytree(made.dataset, tmp_path / "dataset", symlinks=True))
+
+
+def test_sql_gives_relations_that_other_libraries_read(made):
+    with clipmill.open(made.dataset) as opened:
+        found = opened.sql("SELECT clip_id, similarity FROM clips ORDER BY similarity DESC")
+        frame = found.df()
+        assert list(frame.columns) == ["clip_id", "similarity"]
+        assert found.to_arrow_table().num_rows == len(frame) > 0
+        assert frame["similarity"].is_monotonic_decreasing
+
+
+@pytest.mark.parametrize(("query", "said"), [
+    ("DROP TABLE clips", "only"),
+    ("SELECT no_such FROM clips", "no_such"),
+    ("SELECT * FROM '/etc/passwd'", "passwd"),
+])
+def test_sql_that_does_more_than_read_is_refused(made, query, said):
+    with clipmill.open(made.dataset) as opened, pytest.raises(clipmill.ClipmillError, match=said):
+        opened.sql(query).fetchall()
+
+
+def test_where_there_is_no_dataset_the_error_says_so(tmp_path):
+    with pytest.raises(clipmill.UsageError, match="does not exist"):
+        clipmill.open(tmp_path / "none")
+
+
+def test_clips_are_rows_and_pictures(made):
+    with clipmill.open(made.dataset) as opened:
+        clips = opened.clips("aesthetic > 0", limit=3)
+        assert len(clips) == len(list(clips)) == 3
+        assert clips[0] == next(iter(clips))
+        assert clips[-1] == next(iter(clips[2:]))
+        assert clips[0]["caption"]
+        shown = clips._repr_html_()
+        assert shown.count("<img") == shown.count("data:image/jpeg;base64,") == 3
+        assert len(clips.df()) == 3
+        assert opened.clips("false")._repr_html_() == "<table></table>"
+
+
+def test_a_sample_is_the_same_for_the_same_seed(made):
+    with clipmill.open(made.dataset) as opened:
+        def ids(seed):
+            return [clip["clip_id"] for clip in opened.clips(limit=5, sample_seed=seed)]
+
+        assert ids(1) == ids(1) != ids(2)
+
+
+def test_status_and_failures_are_those_of_the_commands(made):
+    with clipmill.open(made.dataset) as opened:
+        stages = {stage["stage"]: stage for stage in opened.status()["stages"]}
+        assert stages["download_videos"]["kept"] == len(made.films)
+        assert opened.failures().fetchall() == []
+        with pytest.raises(clipmill.UsageError, match="allowed: "):
+            opened.failures("weather")
+
+
+def test_a_subset_is_frozen_found_again_and_exported(dataset, tmp_path):
+    with clipmill.open(dataset) as opened:
+        subset = opened.subset(where="aesthetic > 0", name="good", seed=7)
+        assert opened.subsets == ["good"]
+        assert opened.subset("good").hash == subset.hash
+        assert len(subset) == subset.info["n_clips"]
+        assert "good" in subset.card()
+        assert opened.sql("SELECT name FROM subsets").fetchall() == [("good",)]
+        manifest = subset.export(tmp_path / "out", "parquet")
+        assert manifest["counts"]["exported"] == len(subset)
+        found = opened.explain(where="aesthetic > 0")
+        assert found["funnel"]
+        with pytest.raises(clipmill.UsageError, match="one of both"):
+            opened.subset()
+    random = clipmill.open(dataset).subset("internvid-random", seed=1, clips=2)
+    assert (len(random), random.info["seed"]) == (2, 1)
+
+
+def test_a_report_is_a_page(made, tmp_path):
+    page = clipmill.open(made.dataset).report(tmp_path / "report.html")
+    assert page.read_text("utf-8").startswith("<!doctype html>")
+
+
+def test_a_run_gives_counts_tells_its_progress_and_then_has_nothing_to_do(
+    made, tmp_path, caplog, capfd
+):
+    films = made.dataset.parent / "films"
+    seen: list[clipmill.StageProgress] = []
+    asked = {"sources": films, "dataset": tmp_path / "new", "engine": "local",
+             "settings": {"split_clips.threshold": 30}}
+    with caplog.at_level(logging.INFO, "clipmill.run"):
+        result = clipmill.run("timestamps-only", progress=seen.append, **asked)
+    assert result.did_anything
+    assert result["download_videos"]["kept"] == len(made.films)
+    assert {"download_videos", "split_clips"} <= {one.stage for one in seen}
+    assert max(one.kept for one in seen if one.stage == "download_videos") == len(made.films)
+    assert any("Done in" in message for message in result.messages)
+    assert any("Done in" in record.message for record in caplog.records)
+    assert capfd.readouterr() == ("", "")
+    assert not clipmill.run("timestamps-only", **asked).did_anything
+    assert not clipmill.run(dataset=tmp_path / "new").did_anything
+    clips = result.dataset.sql("SELECT count(*) FROM clips").fetchall()
+    more = clipmill.run(dataset=tmp_path / "new", settings={"split_clips.threshold": 90},
+                        engine="local")
+    assert more.did_anything
+    assert result.dataset.sql("SELECT count(*) FROM clips").fetchall() != clips  # seen at once
+
+
+def test_a_retry_tries_what_failed(tmp_path):
+    (tmp_path / "videos").mkdir()
+    (tmp_path / "videos" / "bad.mp4").write_bytes(b"no video" * 100)
+    result = clipmill.run("timestamps-only", sources=tmp_path / "videos",
+                          dataset=tmp_path / "new", engine="local")
+    assert result["download_videos"]["failed"] == 1
+    again = clipmill.retry(result.dataset, ["bad_media"])
+    [(attempts,)] = again.dataset.sql("SELECT attempts FROM failures").fetchall()
+    assert attempts == 2
+    assert not clipmill.retry(tmp_path / "new", ["transient"]).did_anything
+    with pytest.raises(clipmill.UsageError, match="allowed"):
+        clipmill.retry(tmp_path / "new", ["weather"])
+
+
+def cells_of(notebook: Path) -> list[str]:
+    cells = json.loads(notebook.read_text("utf-8"))["cells"]
+    return ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+
+
+def test_the_notebook_runs(dataset, tmp_path, monkeypatch):
+    """Each cell as a notebook runs it; what its last line gives is shown."""
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    shown = []
+    for source in cells_of(ROOT / "docs" / "explore.ipynb"):
+        tree = ast.parse(source.replace('"demo-dataset"', repr(str(dataset))))
+        last = tree.body.pop() if isinstance(tree.body[-1], ast.Expr) else None
+        exec(compile(tree, "cell", "exec"), names)
+        if last is not None:
+            value = eval(compile(ast.Expression(last.value), "cell", "eval"), names)
+            show = getattr(value, "_repr_html_", None) or (lambda value=value: repr(value))
+            shown.append(show() or repr(value))
+    assert any("<img" in one for one in shown)
