@@ -26,7 +26,8 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.split import FOOTAGE, ffmpeg_binary
-from clipmill.stages.media.cutting.cut import CutOptions, CutRequest, check_encoder, cut_clips
+from clipmill.stages.media.cutting.cut import check_encoder, cut_clips
+from clipmill.stages.media.cutting.requests import CutOptions, CutRequest
 from clipmill.stages.media.read.packets import read_packets
 from tests.numbered import numbers_of, render_numbered
 

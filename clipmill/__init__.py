@@ -71,7 +71,10 @@ def __getattr__(name: str) -> Any:
         return open_dataset
     if name not in _PLACES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"clipmill.{_PLACES[name]}"), name)
+    from clipmill.schemas.extras import extras_explained
+
+    with extras_explained("train" if name == "ClipDataset" else None):
+        return getattr(importlib.import_module(f"clipmill.{_PLACES[name]}"), name)
 
 
 def __dir__() -> list[str]:

@@ -37,6 +37,7 @@ from clipmill.pipeline.subsets.freeze import (
 )
 from clipmill.pipeline.subsets.recipe import SubsetRecipe, load_subset_recipe, predicate_recipe
 from clipmill.schemas.errors import ERROR_KINDS, UsageError
+from clipmill.schemas.extras import extras_explained
 from clipmill.schemas.sql_text import literal
 
 if TYPE_CHECKING:
@@ -177,7 +178,7 @@ class Dataset:
 
         Called again after it was stopped, it goes on.
         """
-        done = run_export(ExportRequest(
+        request = ExportRequest(
             self.path, Path(output).expanduser().absolute(), format, subset=subset, where=where,
             redact=redact, shard_bytes=size_in_bytes(shard_size, "shard_size"), caption=caption,
             uncaptioned=keep_uncaptioned,
@@ -185,14 +186,16 @@ class Dataset:
             cut=cut_options(media, audio=audio, start=start, encoder=encoder, crf=crf,
                             preset=preset, short_side=short_side),
             engine=engine,
-        ), code_version=code_version())
-        return done.manifest
+        )
+        with extras_explained():
+            return run_export(request, code_version=code_version()).manifest
 
     def training(self, subset: str | None = None, where: str | None = None, **options: Any
                  ) -> ClipDataset:
         """A PyTorch dataset that decodes the clips' frames; options as of `clipmill.ClipDataset`.
         """
-        from clipmill.pipeline.training import ClipDataset
+        with extras_explained("train"):
+            from clipmill.pipeline.training import ClipDataset
 
         return ClipDataset(self.path, subset, where, **options)
 

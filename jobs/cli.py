@@ -50,6 +50,7 @@ def main() -> None:
         leave_at_once,
     )
     from clipmill.schemas.errors import ClipmillError, printable
+    from clipmill.schemas.extras import missing_extra
     from clipmill.schemas.storage import full_storage
 
     speak_utf_8(main)
@@ -70,6 +71,12 @@ def main() -> None:
         if error.leaves_threads:
             leave_at_once(error.exit_status)
         sys.exit(error.exit_status)
+    except ModuleNotFoundError as error:
+        said = missing_extra(error)
+        if debug or said is None:
+            raise
+        print(f"Error: {said}", file=sys.stderr)
+        sys.exit(1)
     except BrokenPipeError:
         # The reader of a pipe went away (`| head`): no error of ours.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

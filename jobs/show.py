@@ -28,7 +28,8 @@ from clipmill.schemas.command_line import shell_word
 from clipmill.schemas.errors import ClipmillError, RowFailed, UsageError, printable
 from clipmill.schemas.sql_text import literal
 from clipmill.schemas.words import counted
-from clipmill.stages.media.cutting.cut import CutOptions, CutRequest, cut_clips_isolated
+from clipmill.stages.media.cutting.cut import cut_clips_isolated
+from clipmill.stages.media.cutting.requests import CutOptions, CutRequest
 from clipmill.stages.media.isolation.isolated import Limits, collect_isolated
 from clipmill.stages.media.read.images import decode_jpeg, fit, png_bytes
 from clipmill.stages.media.read.seek import read_frames

@@ -16,7 +16,7 @@ from clipmill.schemas.errors import ClipmillError, RowFailed, RowRejected
 from clipmill.stages.media.isolation.progress import beat
 
 if TYPE_CHECKING:  # else every helper of a test would wait for the decoders
-    from clipmill.stages.media.cutting.cut import CutOptions, CutRequest, CutResult
+    from clipmill.stages.media.cutting.requests import CutOptions, CutRequest, CutResult
 
 
 def whose(path: Path) -> int:

@@ -25,7 +25,7 @@ from clipmill.pipeline.exports.run import run_export
 from clipmill.pipeline.recipes.recipe import load_recipe
 from clipmill.pipeline.training import ClipDataset
 from clipmill.schemas import tables
-from clipmill.stages.media.cutting.cut import CutOptions
+from clipmill.stages.media.cutting.requests import CutOptions
 from tests.numbered import number_in, numbers_of, render_numbered
 from tests.synthetic import START, STEPS, run_record, write_run, write_shard
 

@@ -60,7 +60,7 @@ def _thumbnail(jpeg: bytes) -> np.ndarray | None:
 def _encode(images: list[np.ndarray], seconds: tuple[float, ...]) -> Strip:
     import numpy as np
 
-    from clipmill.stages.media.read.frame_selector import encode_jpeg
+    from clipmill.stages.media.read.images import encode_jpeg
 
     gap = np.full((FRAME_HEIGHT, GAP, 3), 255, np.uint8)
     parts = [part for image in images for part in (gap, image)][1:]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from clipmill.schemas.errors import UsageError
-from clipmill.stages.media.cutting.cut import CutOptions
+from clipmill.stages.media.cutting.requests import CutOptions
 
 Format = Literal["webdataset", "parquet", "huggingface", "internvid", "csv", "interleaved"]
 Engine = Literal["ray", "local"]

@@ -44,7 +44,6 @@ from clipmill.pipeline.subsets.freeze import FrozenSubset, load_subset
 from clipmill.schemas.command_line import shell_word
 from clipmill.schemas.errors import ClipmillError, UsageError
 from clipmill.schemas.words import counted
-from clipmill.stages.media.cutting.cut import check_encoder
 
 
 @dataclass
@@ -79,6 +78,9 @@ def run_export(
     """
     watcher = watcher or Watcher()
     check_output(request.dataset, request.output)
+    if request.cut is not None:
+        # Here, so that a missing decoder is reported before anything is begun.
+        from clipmill.stages.media.cutting.cut import check_encoder
     if request.cut is not None and request.cut.media == "exact":
         # Settled before anything is begun, and the same on every worker.
         request = replace(request, cut=replace(request.cut, encoder=check_encoder(request.cut)))

@@ -27,7 +27,7 @@ from clipmill.pipeline.exports.selection import Unit, read_rows
 from clipmill.schemas.errors import ClipmillError, ErrorKind, RowFailed
 from clipmill.schemas.ids import file_name
 from clipmill.schemas.storage import full_storage
-from clipmill.stages.media.cutting.cut import CutRequest, CutResult, cut_clips_isolated
+from clipmill.stages.media.cutting.requests import CutRequest, CutResult
 
 FAILURES = "failures.jsonl"
 KIND, MESSAGE = "_problem_kind", "_problem_message"
@@ -214,6 +214,9 @@ def _cut_video(
     request: ExportRequest, video: str, facts: dict[str, Any], wanted: list[CutRequest]
 ) -> Iterator[CutResult]:
     """One result a wanted clip, whatever happens short of the end of the process."""
+    # Exports without media need no decoder.
+    from clipmill.stages.media.cutting.cut import cut_clips_isolated
+
     assert request.cut is not None  # only then there is something to cut
     left = {one.clip_id: one for one in wanted}
     source = None if facts[PATH] is None else request.dataset / facts[PATH]

@@ -1,4 +1,4 @@
-"""What is asked of a cut, what comes of it, and the file between them: whole, or not there."""
+"""The file of a clip while it is cut: whole in the end, or not there."""
 
 from __future__ import annotations
 
@@ -7,21 +7,19 @@ import errno
 import glob
 import uuid
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import av
 
 from clipmill.schemas.errors import ClipmillError, RowFailed
 from clipmill.schemas.words import counted
+from clipmill.stages.media.cutting.requests import CutRequest
 from clipmill.stages.media.isolation.memory import raise_if_out
 from clipmill.stages.media.read.framing import framing_of
 from clipmill.stages.media.read.opening import packets
 from clipmill.stages.media.read.orientation import orientation_of
-
-Media = Literal["copy", "exact"]
 
 ROUNDING_SECONDS = 0.0006
 """Published spans are rounded to milliseconds: a frame this little before one's start is its
@@ -34,60 +32,6 @@ _BEYOND_SECONDS = 0.2
 _WRITING_FAILS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOENT,
                   errno.EIO, errno.EFBIG, errno.ENOTDIR}
 _FORMAT_OF_SUFFIX = {".mp4": "mp4", ".webm": "webm", ".mkv": "matroska"}
-
-
-@dataclass(frozen=True)
-class CutRequest:
-    """One clip to cut; `target` ends in `.mp4`, and its folder exists."""
-
-    clip_id: str
-    start_seconds: float
-    end_seconds: float
-    target: Path
-
-
-@dataclass(frozen=True)
-class CutOptions:
-    """How clips are cut.
-
-    `start` is for `copy`: the key frame at or before the clip's start, or the nearest one, which
-    may leave out the clip's beginning. The rest but `audio` is for `exact`: `encoder`, `crf` and
-    `preset` are FFmpeg's (None: what `check_encoder` finds, and its usual quality), `short_side`
-    scales down to so many pixels at most, `threads` is how many decoding and encoding may use
-    (0: all).
-    """
-
-    media: Media = "copy"
-    audio: bool = True
-    start: Literal["before", "nearest"] = "before"
-    encoder: str | None = None
-    crf: int | None = None
-    preset: str | None = None
-    short_side: int | None = None
-    threads: int = 1
-
-
-@dataclass(frozen=True)
-class CutResult:
-    """What became of a request: `path` is the file that is there now, or `problem` says why not.
-
-    `decoded_frames` counts the pictures that were decoded to check the clip.
-    `path` is the target; with `copy`, where mp4 can't hold the codecs, its suffix is `.webm` or
-    `.mkv`. `start_seconds` and `end_seconds` are what the file truly shows, in the source's time.
-    Width and height are as displayed.
-    """
-
-    clip_id: str
-    path: Path | None = None
-    start_seconds: float | None = None
-    end_seconds: float | None = None
-    n_frames: int | None = None
-    width: int | None = None
-    height: int | None = None
-    has_audio: bool | None = None
-    size_bytes: int | None = None
-    decoded_frames: int = 0
-    problem: RowFailed | None = None
 
 
 class ClipFile:

@@ -18,17 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from clipmill.schemas.errors import ClipmillError, RowFailed
-from clipmill.stages.media.cutting.clip_files import CutOptions, CutRequest, CutResult
 from clipmill.stages.media.cutting.encoders import find_encoder
 from clipmill.stages.media.cutting.reencode import encode_clips
 from clipmill.stages.media.cutting.remux import copy_clips
+from clipmill.stages.media.cutting.requests import CutOptions, CutRequest, CutResult
 from clipmill.stages.media.isolation.isolated import Limits, stream_isolated
 from clipmill.stages.media.read.decode import offset_pts, open_container, video_stream
-
-__all__ = [
-    "CUT_LIMITS", "CutOptions", "CutRequest", "CutResult", "check_encoder", "cut_clips",
-    "cut_clips_isolated",
-]
 
 # What adding a clock of hours leaves right of a time in seconds.
 _DIGITS = 9

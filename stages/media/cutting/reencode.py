@@ -26,14 +26,12 @@ from clipmill.schemas.words import counted
 from clipmill.stages.media.cutting.clip_files import (
     ROUNDING_SECONDS,
     ClipFile,
-    CutOptions,
-    CutRequest,
-    CutResult,
     check_reach,
     exact_seconds,
     nothing_inside,
 )
 from clipmill.stages.media.cutting.encoders import VideoEncoder, find_encoder, open_encoder
+from clipmill.stages.media.cutting.requests import CutOptions, CutRequest, CutResult
 from clipmill.stages.media.read.decode import bad_media
 from clipmill.stages.media.read.forward import Forward
 from clipmill.stages.media.read.framing import Cropper, framing_of

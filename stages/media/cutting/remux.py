@@ -30,13 +30,11 @@ from clipmill.schemas.words import counted
 from clipmill.stages.media.cutting.clip_files import (
     ROUNDING_SECONDS,
     ClipFile,
-    CutOptions,
-    CutRequest,
-    CutResult,
     check_reach,
     exact_seconds,
     nothing_inside,
 )
+from clipmill.stages.media.cutting.requests import CutOptions, CutRequest, CutResult
 from clipmill.stages.media.isolation.memory import raise_if_out
 from clipmill.stages.media.read.decode import bad_media, open_container, video_stream
 from clipmill.stages.media.read.forward import numbered, packets_from

@@ -25,10 +25,10 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 
 from clipmill.stages.media.read.decode import Picture
+from clipmill.stages.media.read.images import encode_jpeg
 
 TAKE_SCORE = 15.0
 TAKE_SECONDS = 0.5
@@ -44,14 +44,6 @@ class _Held:
     number: int
     seconds: float
     image: Callable[[tuple[int, int]], np.ndarray]
-
-
-def encode_jpeg(image: np.ndarray, quality: int) -> bytes:
-    """`image` (BGR) as JPEG bytes; `quality` runs from 1 to 100."""
-    done, data = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])
-    if not done:
-        raise ValueError(f"an image of shape {image.shape} cannot be encoded as JPEG")
-    return data.tobytes()
 
 
 class FrameKeeper:

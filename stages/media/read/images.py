@@ -26,6 +26,14 @@ _AREA_FROM = 2.0
 _ENLARGE = {"bicubic": cv2.INTER_CUBIC, "bilinear": cv2.INTER_LINEAR}
 
 
+def encode_jpeg(image: np.ndarray, quality: int) -> bytes:
+    """`image` (BGR) as JPEG bytes; `quality` runs from 1 to 100."""
+    done, data = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])
+    if not done:
+        raise ValueError(f"an image of shape {image.shape} cannot be encoded as JPEG")
+    return data.tobytes()
+
+
 def decode_jpeg(data: bytes) -> np.ndarray:
     """An image file's pixels, uint8 RGB of shape (height, width, 3).
 

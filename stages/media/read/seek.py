@@ -30,7 +30,7 @@ from clipmill.stages.media.read.decode import (
     video_stream,
 )
 from clipmill.stages.media.read.forward import Forward
-from clipmill.stages.media.read.frame_selector import encode_jpeg
+from clipmill.stages.media.read.images import encode_jpeg
 from clipmill.stages.media.read.opening import frames
 from clipmill.stages.media.read.packets import PacketIndex, read_packets
 from clipmill.stages.media.read.sampling import FramePick, pick_frames

@@ -16,12 +16,11 @@ import pytest
 from clipmill.schemas.errors import ClipmillError, UsageError
 from clipmill.stages.media.cutting import clip_files, cut, encoders, reencode
 from clipmill.stages.media.cutting.cut import (
-    CutOptions,
-    CutRequest,
     check_encoder,
     cut_clips,
     cut_clips_isolated,
 )
+from clipmill.stages.media.cutting.requests import CutOptions, CutRequest
 from tests import isolated_functions
 from tests.media import SHARED_VIDEOS
 from tests.numbered import bursts_of, frames_of, number_in, numbers_of, render_numbered

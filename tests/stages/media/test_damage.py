@@ -11,7 +11,8 @@ import av
 import imageio_ffmpeg
 import pytest
 
-from clipmill.stages.media.cutting.cut import CutOptions, CutRequest, CutResult, cut_clips
+from clipmill.stages.media.cutting.cut import cut_clips
+from clipmill.stages.media.cutting.requests import CutOptions, CutRequest, CutResult
 from clipmill.stages.media.read import decode
 from tests.numbered import numbers_of, render_numbered
 from tests.scanning import run

@@ -17,7 +17,8 @@ from PIL import Image
 
 from clipmill.pipeline.training import ClipDataset
 from clipmill.schemas import tables
-from clipmill.stages.media.cutting.cut import CutOptions, CutRequest, cut_clips
+from clipmill.stages.media.cutting.cut import cut_clips
+from clipmill.stages.media.cutting.requests import CutOptions, CutRequest
 from clipmill.stages.media.fetch.sections import NoSection, rebase
 from clipmill.stages.media.read.framing import framing_of
 from clipmill.stages.media.read.probe import probe

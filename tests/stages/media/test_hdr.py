@@ -17,7 +17,8 @@ from clipmill.jobs.run import run as run_recipe
 from clipmill.pipeline.catalog.catalog import open_catalog
 from clipmill.pipeline.recipes.recipe import load_recipe
 from clipmill.pipeline.training import ClipDataset
-from clipmill.stages.media.cutting.cut import CutOptions, CutRequest, cut_clips
+from clipmill.stages.media.cutting.cut import cut_clips
+from clipmill.stages.media.cutting.requests import CutOptions, CutRequest
 from clipmill.stages.media.read.hdr import ToneMap
 from tests.scanning import run
 

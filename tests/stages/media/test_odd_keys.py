@@ -13,7 +13,8 @@ import pytest
 from clipmill.pipeline.training import ClipDataset
 from clipmill.schemas import tables
 from clipmill.schemas.ids import clip_id
-from clipmill.stages.media.cutting.cut import CutOptions, CutRequest, cut_clips
+from clipmill.stages.media.cutting.cut import cut_clips
+from clipmill.stages.media.cutting.requests import CutOptions, CutRequest
 from clipmill.stages.media.read import seek
 from clipmill.stages.media.read.decode import FastVideo
 from clipmill.stages.protocol import PerSecond

@@ -15,7 +15,8 @@ from PIL import Image
 from clipmill.pipeline.training import ClipDataset
 from clipmill.schemas import tables
 from clipmill.schemas.ids import clip_id
-from clipmill.stages.media.cutting.cut import CutOptions, CutRequest, cut_clips
+from clipmill.stages.media.cutting.cut import cut_clips
+from clipmill.stages.media.cutting.requests import CutOptions, CutRequest
 from clipmill.stages.media.read.probe import probe
 from clipmill.stages.protocol import Workspace
 from tests.numbered import render_numbered

@@ -1,0 +1,43 @@
+"""Optional dependencies: which extra of the package brings a library that is missing."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+from clipmill.schemas.errors import ClipmillError
+
+_OF_RUN = ("av", "decord", "imageio_ffmpeg", "pysubs2", "ray", "scenedetect", "yt_dlp")
+_OF_MODELS = ("huggingface_hub", "open_clip", "safetensors", "sentencepiece", "tokenizers",
+              "torch", "torchvision", "transformers")
+EXTRAS = {**dict.fromkeys(_OF_RUN, "run"), **dict.fromkeys(_OF_MODELS, "models")}
+"""By the name that is imported; `train` and `all` bring several of them."""
+
+
+@contextlib.contextmanager
+def extras_explained(extra: str | None = None) -> Iterator[None]:
+    """Turns a missing optional library into an error with the line that installs it.
+
+    `extra` is the one to name, where what is done needs more than the library that is missed first.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        said = missing_extra(error, extra)
+        if said is None:
+            raise
+        raise MissingExtra(said) from error
+
+
+class MissingExtra(ClipmillError, ImportError):
+    """An optional dependency is not installed."""
+
+
+def missing_extra(error: ModuleNotFoundError, extra: str | None = None) -> str | None:
+    """What to install, as a sentence; None where the library is none of the optional ones."""
+    library = (error.name or "").partition(".")[0]
+    found = EXTRAS.get(library)
+    if found is None:
+        return None
+    return (f"{library} is needed for this and is not installed: "
+            f"pip install 'clipmill[{extra or found}]'")

@@ -1,0 +1,65 @@
+"""What is asked of a cut, and what comes of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from clipmill.schemas.errors import RowFailed
+
+Media = Literal["copy", "exact"]
+
+
+@dataclass(frozen=True)
+class CutRequest:
+    """One clip to cut; `target` ends in `.mp4`, and its folder exists."""
+
+    clip_id: str
+    start_seconds: float
+    end_seconds: float
+    target: Path
+
+
+@dataclass(frozen=True)
+class CutOptions:
+    """How clips are cut.
+
+    `start` is for `copy`: the key frame at or before the clip's start, or the nearest one, which
+    may leave out the clip's beginning. The rest but `audio` is for `exact`: `encoder`, `crf` and
+    `preset` are FFmpeg's (None: what `check_encoder` finds, and its usual quality), `short_side`
+    scales down to so many pixels at most, `threads` is how many decoding and encoding may use
+    (0: all).
+    """
+
+    media: Media = "copy"
+    audio: bool = True
+    start: Literal["before", "nearest"] = "before"
+    encoder: str | None = None
+    crf: int | None = None
+    preset: str | None = None
+    short_side: int | None = None
+    threads: int = 1
+
+
+@dataclass(frozen=True)
+class CutResult:
+    """What became of a request: `path` is the file that is there now, or `problem` says why not.
+
+    `decoded_frames` counts the pictures that were decoded to check the clip.
+    `path` is the target; with `copy`, where mp4 can't hold the codecs, its suffix is `.webm` or
+    `.mkv`. `start_seconds` and `end_seconds` are what the file truly shows, in the source's time.
+    Width and height are as displayed.
+    """
+
+    clip_id: str
+    path: Path | None = None
+    start_seconds: float | None = None
+    end_seconds: float | None = None
+    n_frames: int | None = None
+    width: int | None = None
+    height: int | None = None
+    has_audio: bool | None = None
+    size_bytes: int | None = None
+    decoded_frames: int = 0
+    problem: RowFailed | None = None

@@ -1,0 +1,88 @@
+"""What works with only a part of the dependencies, and what the rest says."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from clipmill.schemas.extras import EXTRAS
+
+ROOT = Path(__file__).resolve().parents[1]
+WITHOUT = """
+import sys
+
+class Without:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {missing!r}:
+            raise ModuleNotFoundError("No module named " + repr(name), name=name)
+
+sys.meta_path.insert(0, Without())
+{code}
+"""
+
+
+def python(code: str, missing: set[str], folder: Path) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "-c", WITHOUT.format(missing=missing, code=code)],
+                          cwd=folder, stdin=subprocess.DEVNULL, text=True, capture_output=True,
+                          check=False, timeout=120)
+
+
+def clipmill(folder: Path, missing: set[str], *words: object) -> subprocess.CompletedProcess:
+    arguments = ["clipmill", *map(str, words)]
+    return python(f"sys.argv = {arguments!r}\nfrom clipmill.jobs.cli import main\nmain()",
+                  missing, folder)
+
+
+@pytest.mark.parametrize("words", [
+    ("sql", "{}", "SELECT count(*) FROM clips"),
+    ("status", "{}"),
+    ("subset", "explain", "{}", "--where", "aesthetic > 0"),
+    ("export", "{}", "--format", "webdataset", "--output", "out"),
+    ("report", "{}"),
+])
+def test_queries_subsets_exports_and_reports_need_no_extra(made, tmp_path, words):
+    said = clipmill(tmp_path, set(EXTRAS), *(word.format(made.dataset) for word in words))
+    assert said.returncode == 0, said.stderr
+
+
+def test_a_run_without_models_needs_only_its_extra(made, tmp_path):
+    missing = {name for name, extra in EXTRAS.items() if extra != "run"}
+    said = clipmill(tmp_path, missing, "run", "timestamps-only", "--engine", "local", "--dataset",
+                    "new", "--sources", made.dataset.parent / "films")
+    assert said.returncode == 0, said.stderr
+
+
+@pytest.mark.parametrize(("words", "line"), [
+    (("run", "timestamps-only", "--sources", "x.mp4"), "pip install 'clipmill[run]'"),
+    (("verify", "{}"), "pip install 'clipmill[run]'"),
+    (("export", "{}", "--format", "webdataset", "--media", "copy", "--output", "out"),
+     "pip install 'clipmill[run]'"),
+])
+def test_a_command_that_needs_an_extra_says_the_line_that_installs_it(
+    made, tmp_path, words, line
+):
+    said = clipmill(tmp_path, set(EXTRAS), *(word.format(made.dataset) for word in words))
+    assert (said.returncode, line in said.stderr) == (1, True), said.stderr
+    assert "Traceback" not in said.stderr
+
+
+@pytest.mark.parametrize(("code", "line"), [
+    ("clipmill.run", "pip install 'clipmill[run]'"),
+    ("clipmill.ClipDataset", "pip install 'clipmill[train]'"),
+    ("clipmill.open({dataset!r}).training()", "pip install 'clipmill[train]'"),
+    ("clipmill.open({dataset!r}).export('out', 'parquet', media='copy')",
+     "pip install 'clipmill[run]'"),
+])
+def test_so_does_python(made, tmp_path, code, line):
+    said = python("import clipmill\ntry:\n    " + code.format(dataset=str(made.dataset))
+                  + "\nexcept ImportError as error:\n    print(error)", set(EXTRAS), tmp_path)
+    assert line in said.stdout, said.stderr
+
+
+def test_each_extra_is_one_that_the_package_has():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    assert {*EXTRAS.values(), "train", "all"} <= set(project["optional-dependencies"])
