@@ -18,6 +18,7 @@ from clipmill.pipeline.exports import units
 from clipmill.pipeline.exports.request import Interleaving, cut_options
 from clipmill.schemas.errors import ClipmillError, RowFailed
 from clipmill.schemas.tables import SCANS
+from clipmill.stages.media.cutting import cut as cutting
 from clipmill.stages.media.cutting.cut import cut_clips
 from clipmill.stages.media.cutting.requests import CutRequest, CutResult
 from tests.media import THREE_SHOTS, cached
@@ -174,7 +175,7 @@ def _as_text(folder: Path) -> bytes:
 def test_a_worker_that_dies_costs_the_videos_that_it_dies_at(tmp_path, monkeypatch):
     """The others of its unit are exported; the clips of the deadly ones are failed as crash."""
     dataset = write_small(tmp_path / "dataset")
-    monkeypatch.setattr(units, "cut_clips_isolated", _deadly)
+    monkeypatch.setattr(cutting, "cut_clips_isolated", _deadly)
     monkeypatch.setattr(units, "map_tasks", _in_forked_processes)
     done = export(dataset, tmp_path / "out", "webdataset", cut=cut_options("copy"),
                   uncaptioned=True)
@@ -204,7 +205,7 @@ def test_only_files_that_were_decoded_whole_without_an_error_are_called_sound(
         called[requests[0].clip_id] = is_sound
         return cut_clips(source, requests, *rest, is_sound=is_sound, **more)
 
-    monkeypatch.setattr(units, "cut_clips_isolated", cut)
+    monkeypatch.setattr(cutting, "cut_clips_isolated", cut)
     done = export(dataset, tmp_path / "out", "parquet", cut=cut_options("copy"),
                   uncaptioned=True)
     assert done.manifest["counts"]["exported"] == 15
