@@ -31,7 +31,7 @@ test: setup  ## all tests that take seconds
 	$(BIN)/python -m pytest -m 'not slow and not faults' -n $(TEST_WORKERS) --dist worksteal
 
 test-slow: setup  ## the tests that take minutes: every real file, both engines; drawn examples anew
-	$(BIN)/python -m pytest -m 'slow and not faults'
+	$(BIN)/python -m pytest -m 'slow and not faults' -n $(TEST_WORKERS) --dist worksteal
 	$(BIN)/python -m pytest -m 'hypothesis and not slow' --hypothesis-profile=anew
 
 test-faults: setup  ## kills, full disks and broken media, at random (half an hour)
