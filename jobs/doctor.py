@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import os
 import shutil
 import sys
@@ -15,9 +16,8 @@ from rich.console import Console
 from rich.markup import escape
 
 from clipmill.schemas.errors import ClipmillError
+from clipmill.schemas.extras import EXTRAS
 from clipmill.schemas.words import counted
-from clipmill.stages.download_videos import DownloadVideos
-from clipmill.stages.media.isolation.ffmpeg_program import ffmpeg_problem, ffmpeg_program
 
 if TYPE_CHECKING:
     from clipmill.pipeline.recipes.recipe import LoadedRecipe
@@ -27,6 +27,8 @@ LIBRARIES = {
     "av": "av", "cv2": "opencv-python-headless", "pyarrow": "pyarrow", "duckdb": "duckdb",
     "torch": "torch", "transformers": "transformers", "open_clip": "open_clip_torch",
 }
+EXTRAS_OF_RUNS = {name for name in LIBRARIES if EXTRAS.get(name) == "run"}
+EXTRAS_OF_MODELS = {name for name in LIBRARIES if EXTRAS.get(name) == "models"}
 _PROGRAM_NAMES = {"httpie": "http", "quickjs": "qjs"}  # where they differ from yt-dlp's words
 CODECS = ("h264", "hevc", "vp8", "vp9", "av1", "mpeg4", "aac", "opus")
 
@@ -46,22 +48,45 @@ def examine(recipe: str | None) -> int:
 
 def _findings(recipe: str | None) -> Iterator[tuple[str, str | None]]:
     yield f"Python {sys.version.split()[0]}, {os.cpu_count()} CPUs", None
-    yield from map(_library, LIBRARIES)
+    found = {name for name in LIBRARIES if importlib.util.find_spec(name) is not None}
+    runs, computes = found >= EXTRAS_OF_RUNS, found >= EXTRAS_OF_MODELS
+    wants_models = recipe is None or not runs or _names_models(recipe)
+    for name in LIBRARIES:
+        if name in found or wants_models or name not in EXTRAS_OF_MODELS:
+            yield _library(name)
+        else:
+            yield f"{LIBRARIES[name]}: not installed; {recipe} names no model", None
+    if runs:
+        yield from _decoders()
+    if computes:
+        yield _gpu(), None
+    if runs and recipe is not None:
+        yield from _recipe_findings(recipe)
+
+
+def _decoders() -> Iterator[tuple[str, str | None]]:
     import av
 
     for name in CODECS:
         known = name in av.codecs_available
         yield f"decoder {name}", None if known else "PyAV's FFmpeg was built without it"
-    yield _gpu(), None
     yield _ffmpeg()
-    if recipe is not None:
-        yield from _recipe_findings(recipe)
+
+
+def _names_models(recipe: str) -> bool:
+    from clipmill.pipeline.recipes.ready_made import recipe_path
+    from clipmill.pipeline.recipes.recipe import load_recipe
+
+    return any(stage.references() for stage in load_recipe(recipe_path(recipe)).stages.values())
 
 
 def _library(module: str) -> tuple[str, str | None]:
     from clipmill.stages.models.torch_setup import prepare_torch
 
     name = LIBRARIES[module]
+    if importlib.util.find_spec(module) is None:
+        extra = f"clipmill[{EXTRAS[module]}]" if module in EXTRAS else "clipmill"
+        return name, f"not installed: pip install '{extra}'"
     try:
         if module in ("transformers", "open_clip"):
             prepare_torch()
@@ -72,6 +97,8 @@ def _library(module: str) -> tuple[str, str | None]:
 
 
 def _ffmpeg() -> tuple[str, str | None]:
+    from clipmill.stages.media.isolation.ffmpeg_program import ffmpeg_problem, ffmpeg_program
+
     what = "ffmpeg, for merging what yt-dlp fetches and for download_videos.sections"
     problem = ffmpeg_problem()
     return (f"{what}: {ffmpeg_program()}", None) if problem is None else (what, problem)
@@ -134,6 +161,8 @@ def _sources(loaded: LoadedRecipe) -> Iterator[tuple[str, str | None]]:
 
 def _programs(loaded: LoadedRecipe) -> Iterator[tuple[str, str | None]]:
     """Those that the recipe has yt-dlp start; it goes without where they lack."""
+    from clipmill.stages.download_videos import DownloadVideos
+
     for label, stage in loaded.stages.items():
         if not isinstance(stage, DownloadVideos):
             continue

@@ -16,11 +16,18 @@ WITHOUT = """
 import sys
 
 class Without:
+    def __init__(self, finder):
+        self.finder = finder
+
     def find_spec(self, name, path=None, target=None):
         if name.partition(".")[0] in {missing!r}:
-            raise ModuleNotFoundError("No module named " + repr(name), name=name)
+            return None
+        return self.finder.find_spec(name, path, target)
 
-sys.meta_path.insert(0, Without())
+    def __getattr__(self, name):
+        return getattr(self.finder, name)
+
+sys.meta_path[:] = map(Without, sys.meta_path)
 {code}
 """
 
@@ -54,6 +61,18 @@ def test_a_run_without_models_needs_only_its_extra(made, tmp_path):
     said = clipmill(tmp_path, missing, "run", "timestamps-only", "--engine", "local", "--dataset",
                     "new", "--sources", made.dataset.parent / "films")
     assert said.returncode == 0, said.stderr
+
+
+@pytest.mark.parametrize(("missing", "recipe", "status", "lines"), [
+    ("run models", "timestamps-only", 1, ["missing av", "pip install 'clipmill[run]'"]),
+    ("models", "timestamps-only", 0, ["ok      torch: not installed", "decoder h264"]),
+    ("models", "demo", 1, ["missing torch", "pip install 'clipmill[models]'"]),
+])
+def test_doctor_says_which_extras_a_recipe_needs(tmp_path, missing, recipe, status, lines):
+    names = {name for name, extra in EXTRAS.items() if extra in missing.split()}
+    said = clipmill(tmp_path, names, "doctor", recipe)
+    assert said.returncode == status, said.stdout + said.stderr
+    assert all(line in said.stdout for line in lines), said.stdout
 
 
 @pytest.mark.parametrize(("words", "line"), [
