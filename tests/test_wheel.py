@@ -80,6 +80,18 @@ def test_it_runs_in_a_folder_that_has_packages_of_the_parts_names(wheel: Path, t
     assert "list.csv gives no sources" in said.stderr
 
 
+def test_workers_of_ray_import_it_there_too(wheel: Path, tmp_path: Path, made):
+    for part in PARTS[1:]:
+        (tmp_path / f"{part}.py").write_text("raise ImportError('a stranger')\n")
+    films = made.dataset.parent / "films"
+    said = python("import clipmill\n"
+                  f"result = clipmill.run('timestamps-only', sources={str(films)!r}, "
+                  "dataset='d', settings={'ray.num_cpus': 2})\n"
+                  "print(clipmill.__path__[0], result['split_clips']['kept'])", wheel, tmp_path)
+    assert said.returncode == 0, said.stderr
+    assert said.stdout.split() == [str(wheel / "clipmill"), str(len(made.films))]
+
+
 def test_importing_it_loads_nothing_heavy(wheel: Path, tmp_path: Path):
     said = python("import sys, clipmill; print(sorted(name for name in "
                   "('torch', 'ray', 'pyarrow', 'duckdb', 'av') if name in sys.modules))\n"

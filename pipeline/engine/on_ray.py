@@ -28,6 +28,7 @@ import ray
 from ray.data import ActorPoolStrategy, DataContext
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+import clipmill
 from clipmill.pipeline.dataset.run_logs import LogLimits
 from clipmill.pipeline.dataset.shards import ShardMetadata, shard_path
 from clipmill.pipeline.engine.activity import Activity, Beat, Finding, Place, Process, end, look_at
@@ -69,8 +70,8 @@ def cluster(settings: RaySettings) -> Iterator[Machine]:
             "object_store_memory": settings.object_store_megabytes * 2**20,
             "include_dashboard": False,
         }
-        # The root of the packages: workers must import them where Clipmill is not installed.
-        root = str(Path(__file__).resolve().parent.parent)
+        # Where the package lies: workers must import it where Clipmill is not installed.
+        root = str(Path(clipmill.__path__[0]).resolve().parent)
         paths = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
         place = address or "this machine"
         if address:
