@@ -16,6 +16,7 @@ import numpy as np
 
 from tests.faults.corpus import (
     BAD,
+    CORRUPT,
     CRASH,
     KEPT,
     TOO_LONG,
@@ -51,17 +52,24 @@ def families() -> Iterator[Family]:
 
 
 def declared_sizes() -> Family:
-    """The pictures' size counts, not what headers around them say."""
+    """The pictures' number of lines or columns counts, not what headers around them say.
+
+    The shape that a container gives them counts, as in players: the longer side grows to it.
+    """
     family = Family("declared sizes")
     tkhd, stsd = "moov/trak/tkhd", "moov/trak/mdia/minf/stbl/stsd"
+    # What the track's and the sample entry's size make of 160 by 96 pixels.
+    shown = {7680: ((171, 96), (160, 102)), 16384: ((160, 160), (267, 96)),
+             65535: ((160, 160), (267, 96))}
     for number, (width, height) in enumerate(((7680, 4320), (16384, 16384), (65535, 65535))):
+        of_track, of_entry = shown[width]
         word = f"{width}x{height}"
         data = film("mp4", 210 + number)
         family.add(f"mp4 track of {word}", put(data, box(data, tkhd).content + 76, struct.pack(
-            ">II", width << 16, height << 16)), KEPT, facts=Facts())
+            ">II", width << 16, height << 16)), KEPT, facts=Facts(size=of_track))
         data = film("mp4", 213 + number)
         family.add(f"mp4 sample entry of {word}", put(data, box(data, stsd).content + 8 + 32,
-                   struct.pack(">HH", width, height)), KEPT, facts=Facts())
+                   struct.pack(">HH", width, height)), KEPT, facts=Facts(size=of_entry))
         both = struct.pack(">HH", width, height)
         data = rendered(".mkv", 216 + number, size=(320, 300))  # two bytes each
         data = put_after(data, b"\xb0\x82", both[:2])
@@ -81,8 +89,9 @@ def declared_sizes() -> Family:
             suffix=".avi")
         family.add(f"avi of {word}", put_after(
             film("avi", 228 + number), b"strf", struct.pack("<ii", width, height), skip=8), KEPT,
-            BAD, suffix=".avi", facts=Facts(  # two pictures may be taken for a frame's fields
-                frames=None, size=None, shots=None, corner=None))
+            BAD, CORRUPT, suffix=".avi",
+            # Two pictures may be taken for a frame's fields.
+            facts=Facts(frames=None, size=None, shots=None, corner=None))
         data = rendered(".avi", 231 + number, codec="rawvideo", pixels="bgr24", ticks=1,
                         seconds=0.4)
         family.add(f"raw avi of {word}", put_after(data, b"strf", struct.pack(
