@@ -66,7 +66,8 @@ def _type_words(kind: Any) -> str:
     if kind in names:
         return names[kind]
     plain = {"ModelReference": "model reference", "DataFile": "file", "SourceSpec": "entries"}
-    return plain.get(kind.__name__, kind.__name__)
+    name: str = kind.__name__
+    return plain.get(name, name)
 
 
 def _limits(info: FieldInfo) -> str:
@@ -166,16 +167,16 @@ def _marked(fields: Mapping[str, FieldInfo]) -> dict[str, FieldInfo]:
 
 def _stage_parts(cls: type[Stage], common: Mapping[str, FieldInfo]) -> Iterable[str]:
     doc = (cls.__doc__ or "").strip()
-    if doc and not doc.startswith(Stage.__doc__.strip()[:20]):
+    if doc and not doc.startswith((Stage.__doc__ or "").strip()[:20]):
         yield "\n".join(line.strip() for line in doc.splitlines()) + "\n"
     if cls.name == "scan_videos":
         yield "An inner step of `split_clips`: its settings come from there.\n"
     # What a stage reads may hang on its settings: these are the reads of the defaults.
     stage = cls.model_construct()
-    reads = ", ".join(f"`{read}`" for read in stage.reads) or "nothing but its key"
+    reads = ", ".join(f"`{read}`" for read in stage.columns_read()) or "nothing but its key"
     yield f"- key: `{cls.key}`, version {cls.version}\n- reads: {reads}"
-    if stage.frames:
-        yield f"- frames of each clip: {', '.join(map(_pick, stage.frames))}"
+    if stage.frames_picked():
+        yield f"- frames of each clip: {', '.join(map(_pick, stage.frames_picked()))}"
     if cls.score:
         yield f"- score: `{cls.score}`"
     yield (f"- a failure that names no kind is `{cls.error_kind}`"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
@@ -122,14 +122,12 @@ class CaptionFrames(GeneratingStage):
                 )
         return self
 
-    @property
-    def reads(self) -> tuple[str, ...]:
+    def columns_read(self) -> tuple[str, ...]:
         """Tags only where they guide: otherwise new tags would make old captions stale."""
         spans = ("split_clips.start_seconds", "split_clips.end_seconds")
         return (*spans, "tag_clips.tags?") if self.guide_with_tags else spans
 
-    @property
-    def frames(self) -> tuple[FramePick, ...]:
+    def frames_picked(self) -> tuple[FramePick, ...]:
         return (*[Middle()] * self.coarse, *[self._fine_pick] * self.fine)
 
     @property
@@ -186,7 +184,7 @@ class CaptionFrames(GeneratingStage):
     def transform(self, table: pa.Table, captioners: Mapping[str, Captioner]) -> pa.Table:
         """One row a clip; captioners by scale. Pictures of all clips share the model's batches."""
         clips = [self._look_at(row) for row in table.to_pylist()]
-        texts: dict[Ticket, str | RowFailed] = {}
+        texts: dict[Hashable, str | RowFailed] = {}
         for scale, generation in ((COARSE, self._generation), (FINE, self._fine_generation)):
             pictures = [picture for clip in clips for picture in clip.pictures[scale]]
             if pictures:
@@ -258,7 +256,7 @@ class _Clip:
         for pictures in self.pictures.values():
             pictures.clear()
 
-    def write(self, rows: Rows, texts: Mapping[Ticket, str | RowFailed]) -> None:
+    def write(self, rows: Rows, texts: Mapping[Hashable, str | RowFailed]) -> None:
         if self.failure is not None:
             rows.record(self.clip_id, self.failure)
             return
@@ -275,7 +273,7 @@ class _Clip:
             rows.record(self.clip_id, failure)
 
 
-def usable(ticket: Ticket, texts: Mapping[Ticket, str | RowFailed]) -> str:
+def usable(ticket: Ticket, texts: Mapping[Hashable, str | RowFailed]) -> str:
     """The tidied text of a ticket; RowFailed where there is none that can be used."""
     text = texts[ticket]
     where = f"{ticket.scale} caption at {ticket.seconds:.3f} s"

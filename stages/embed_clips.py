@@ -27,8 +27,7 @@ class EmbedClips(EmbedderStage):
 
     frames_per_clip: int = Field(4, ge=1, description="frames of each clip that are embedded")
 
-    @property
-    def frames(self) -> tuple[FramePick, ...]:
+    def frames_picked(self) -> tuple[FramePick, ...]:
         return (Uniform(self.frames_per_clip),)
 
     @contextmanager

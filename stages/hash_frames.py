@@ -50,8 +50,7 @@ class HashFrames(Stage):
         "standard deviation is flat and gets no hash"
     )
 
-    @property
-    def frames(self) -> tuple[FramePick, ...]:
+    def frames_picked(self) -> tuple[FramePick, ...]:
         return (Uniform(self.frames_per_clip),)
 
     @contextmanager

@@ -84,10 +84,12 @@ class Stage(BaseModel):
       version  bump it when the same input would give other output
       key      the input column that names one unit of work: source_key, video_id or clip_id
       reads    columns, as `<label>.<column>`; one that ends in `?` may be missing or null,
-               any other makes this stage see only rows that were kept there
+               any other makes this stage see only rows that were kept there; where that depends
+               on settings, `columns_read` is overridden
       writes   the Arrow schema of its own columns; the key and the outcome are added where missing
       frames   which of a clip's kept frames it wants, as a column `frames` (FRAME structs in time
-               order, the union over all picks)
+               order, the union over all picks); where that depends on settings, `frames_picked`
+               is overridden
       score    the column that is this stage's score, if it is a scorer; where it is not finite it
                is stored as null, and `<score>_reason` says so if that is declared, else the row
                is a failure
@@ -122,6 +124,14 @@ class Stage(BaseModel):
     def open(self, workspace: Workspace) -> AbstractContextManager[Transform]:
         """Loads models, yields the transform, lets them go."""
         raise NotImplementedError
+
+    def columns_read(self) -> tuple[str, ...]:
+        """The columns that this stage reads, with its settings; written as `reads` is."""
+        return self.reads
+
+    def frames_picked(self) -> tuple[FramePick, ...]:
+        """The kept frames of each clip that this stage wants, with its settings."""
+        return self.frames
 
     def steps(self) -> tuple[Stage, ...]:
         """The steps that this stage runs as; the last one is the stage itself."""

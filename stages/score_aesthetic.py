@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -19,7 +19,9 @@ from clipmill.stages.models.vectors import stored
 from clipmill.stages.protocol import Rows, Stage, Transform, Workspace
 from clipmill.stages.references import DataFile
 
-_OVER_FRAMES = {"max": np.max, "mean": np.mean, "min": np.min}
+_OVER_FRAMES: dict[str, Callable[[np.ndarray], Any]] = {
+    "max": np.max, "mean": np.mean, "min": np.min,
+}
 
 
 class ScoreAesthetic(Stage):
@@ -45,8 +47,7 @@ class ScoreAesthetic(Stage):
         "max", description="how the frames' scores become the clip's; InternVid takes max"
     )
 
-    @property
-    def reads(self) -> tuple[str, ...]:
+    def columns_read(self) -> tuple[str, ...]:
         return (f"{self.embeddings}.embeddings",)
 
     @contextmanager

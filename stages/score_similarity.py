@@ -50,8 +50,7 @@ class ScoreSimilarity(EmbedderStage):
         description="label of the caption_frames that similarity_coarse and similarity_fine are of",
     )
 
-    @property
-    def reads(self) -> tuple[str, ...]:
+    def columns_read(self) -> tuple[str, ...]:
         return (
             f"{self.embeddings}.embeddings",
             f"{self.caption}? as text",

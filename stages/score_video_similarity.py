@@ -49,12 +49,10 @@ class ScoreVideoSimilarity(Stage):
         "not suffice"
     )
 
-    @property
-    def reads(self) -> tuple[str, ...]:
+    def columns_read(self) -> tuple[str, ...]:
         return (f"{self.caption}? as text",)
 
-    @property
-    def frames(self) -> tuple[FramePick, ...]:
+    def frames_picked(self) -> tuple[FramePick, ...]:
         return (Uniform(self.frames_per_clip),)
 
     @contextmanager

@@ -104,8 +104,7 @@ class SummarizeCaptions(GeneratingStage):
     def _variables(self) -> frozenset[str]:
         return variables_of(self.prompt, PROMPT_VARIABLES)
 
-    @property
-    def reads(self) -> tuple[str, ...]:
+    def columns_read(self) -> tuple[str, ...]:
         """Only what the prompt uses: otherwise new tags would make old summaries stale."""
         needed = [read for name in PROMPT_VARIABLES if name in self._variables
                   for read in _READS[name]]

@@ -68,12 +68,10 @@ class TagClips(EmbedderStage):
             raise ValueError(f"the template {lacking[0]!r} lacks {{tag}}")
         return value
 
-    @property
-    def reads(self) -> tuple[str, ...]:
+    def columns_read(self) -> tuple[str, ...]:
         return (f"{self.embeddings}.embeddings",) if self.embeddings else ()
 
-    @property
-    def frames(self) -> tuple[FramePick, ...]:
+    def frames_picked(self) -> tuple[FramePick, ...]:
         return () if self.embeddings else (Uniform(self.frames_per_clip),)
 
     def prompts(self) -> dict[str, str]:
@@ -135,7 +133,9 @@ class TagClips(EmbedderStage):
         if self.scores == "softmax":
             logits = scale * (cosines - cosines.max(axis=1, keepdims=True))
             cosines = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
-        return cosines.mean(axis=0) if self.over_frames == "mean" else cosines.max(axis=0)
+        scores: np.ndarray = (
+            cosines.mean(axis=0) if self.over_frames == "mean" else cosines.max(axis=0))
+        return scores
 
     def _best(self, tags: list[str], scores: np.ndarray) -> list[dict[str, Any]]:
         # A stable order, so that equal scores keep the vocabulary's.

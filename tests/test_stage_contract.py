@@ -56,8 +56,9 @@ every_step = pytest.mark.parametrize("step", LABELS, indirect=True)
 def inputs(made: Made, step: Step) -> pa.Table:
     plan: Plan = made.plan
     rows = input_table(plan, step, made.dataset, SHARD, [SHARD])
-    if step.stage.frames:
-        rows, failed = FrameReader(plan, made.dataset, [SHARD]).attach(rows, step.stage.frames)
+    if step.stage.frames_picked():
+        rows, failed = FrameReader(plan, made.dataset, [SHARD]).attach(
+            rows, step.stage.frames_picked())
         assert not failed
     return rows
 

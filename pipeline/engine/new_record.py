@@ -60,7 +60,7 @@ def _stage_record(plan: Plan, label: str, loaded: LoadedRecipe) -> dict[str, Any
             for step in steps
         ],
         "score": stage.score,
-        "reads": list(stage.reads),
+        "reads": list(stage.columns_read()),
         "settings": stage.model_dump(mode="json"),
         "models": _models(stage),
         "prompts": stage.prompts(),

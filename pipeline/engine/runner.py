@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -55,7 +56,7 @@ from clipmill.stages.models.device_errors import DeviceBroken, raise_if_broken
 from clipmill.stages.models.places import noted_places
 from clipmill.stages.protocol import Transform, Workspace
 
-Report = Callable[[str, Counter], None]
+Report = Callable[[str, Counter[Any]], None]
 """Called with a stage's label and how many keys were kept, rejected, failed, and `shards` done.
 
 A ModelPlace counts how often workers opened a model there.
@@ -127,7 +128,7 @@ class Worker:
             log.stopped(error)
             raise
 
-    def _commit_step(self, step: Step, shard: str, path: Path, log: ShardLog) -> Counter:
+    def _commit_step(self, step: Step, shard: str, path: Path, log: ShardLog) -> Counter[str]:
         """One step over one shard; gives its counts."""
         started = time.monotonic()
         self.activity.at(step.label, shard, "reads its input")
@@ -135,7 +136,7 @@ class Worker:
         only = set(request["keys"]) if request and request["step"] == step.label else None
         group = self.shards.group(shard)
         rows = input_table(self.plan, step, self.dataset, shard, group, only_keys=only)
-        counts: Counter = Counter(inputs=rows.num_rows)
+        counts: Counter[str] = Counter(inputs=rows.num_rows)
         log.start(rows.num_rows)
         self.report(step.stage_label, _begun(self.plan, step, rows.num_rows))
         with contextlib.ExitStack() as stack:
@@ -146,7 +147,9 @@ class Worker:
                 workspace.scratch.mkdir(parents=True, exist_ok=True)
                 stack.callback(shutil.rmtree, workspace.scratch, ignore_errors=True)
                 before = workspace.decoded_frames
-                frames = FrameReader(self.plan, self.dataset, group) if step.stage.frames else None
+                frames = None
+                if step.stage.frames_picked():
+                    frames = FrameReader(self.plan, self.dataset, group)
                 attempts = _earlier_attempts(step, self.dataset, group)
                 made = made_before(step, self.dataset, group, rows[step.stage.key].to_pylist())
                 for batch, output in self._batches(step, shard, rows, transform, frames, log):
@@ -159,9 +162,9 @@ class Worker:
                     if tally["failed"]:
                         failed = tables[step.label].select([step.stage.key, "error"])
                         log.failures(step.stage.key, failed.to_pylist())
-                    self.report(step.stage_label, Counter(
-                        _reported(step, tally, tables[step.label]),
-                        share=batch.num_rows / rows.num_rows))
+                    progress = _reported(step, tally, tables[step.label])
+                    progress["share"] = batch.num_rows / rows.num_rows
+                    self.report(step.stage_label, progress)
                 decoded = workspace.decoded_frames - before
                 if frames is not None:
                     decoded += frames.decoded_frames
@@ -257,7 +260,7 @@ class Worker:
         maker = self.plan.frames_step()
         if maker is None:
             return
-        users = [step for step in self.plan.steps if step.stage.frames]
+        users = [step for step in self.plan.steps if step.stage.frames_picked()]
         if all(shard_path(step.folder(self.dataset), shard).exists() for step in users):
             shard_path(maker.folder(self.dataset, "frames"), shard).unlink(missing_ok=True)
 
@@ -310,9 +313,10 @@ def _batch(
 ) -> Iterator[tuple[pa.Table, dict[str, pa.Table]]]:
     """One batch done; where it raises, each of its rows done alone. `doing` gets each."""
     doing(batch)
-    shown, failed = batch, {}
+    shown: pa.Table = batch
+    failed: dict[int, RowFailed] = {}
     if frames is not None:
-        shown, failed = frames.attach(batch, step.stage.frames)
+        shown, failed = frames.attach(batch, step.stage.frames_picked())
         if failed:
             good = [row for row in range(batch.num_rows) if row not in failed]
             for row, error in failed.items():
@@ -373,7 +377,7 @@ def _as_outcome(step: Step, error: Exception) -> RowFailed | RowRejected:
     return RowFailed(kind, f"{type(error).__name__}: {error}")
 
 
-def _tally(step: Step, table: pa.Table) -> Counter:
+def _tally(step: Step, table: pa.Table) -> Counter[str]:
     outcome: dict[str, str] = {}
     outputs = note_outcomes(
         table[step.stage.key].to_pylist(), table["rejection"].is_valid().to_pylist(),
@@ -383,7 +387,7 @@ def _tally(step: Step, table: pa.Table) -> Counter:
     return tally
 
 
-def _begun(plan: Plan, step: Step, inputs: int) -> Counter:
+def _begun(plan: Plan, step: Step, inputs: int) -> Counter[str]:
     """What progress shows of a shard that begins: a stage's first step tells how many rows come.
 
     A `share` of 1 is all of one step's shard.
@@ -395,11 +399,13 @@ def _begun(plan: Plan, step: Step, inputs: int) -> Counter:
     return begun
 
 
-def _reported(step: Step, tally: Counter, table: pa.Table) -> Counter:
+def _reported(step: Step, tally: Counter[str], table: pa.Table) -> Any:
     """What progress shows: of a stage's inner steps only what does not reach the last one."""
     if step.label != step.stage_label:
         return Counter(rejected=tally["rejected"], failed=tally["failed"])
-    return Counter(tally, seconds=_seconds_of_video(table))
+    shown: Any = Counter(tally)  # of seconds there are parts, which Counter's types don't know
+    shown["seconds"] = _seconds_of_video(table)
+    return shown
 
 
 def _seconds_of_video(table: pa.Table) -> float:

@@ -25,7 +25,7 @@ from clipmill.schemas.errors import RowFailed
 from clipmill.schemas.folders import SOURCES
 from clipmill.schemas.tables import FRAME
 from clipmill.schemas.tables import SOURCES as SOURCES_SCHEMA
-from clipmill.stages.media.read.sampling import pick_frames
+from clipmill.stages.media.read.sampling import FramePick, pick_frames
 
 
 def step_schema(plan: Plan, label: str) -> pa.Schema:
@@ -74,7 +74,8 @@ def _load(plan: Plan, dataset: Path, label: str, shard: str, group: Sequence[str
     folder, schema = step_folder(plan, dataset, label), step_schema(plan, label)
     wanted = list(dict.fromkeys([key, unit, *columns, "rejection", "error"]))
     wanted = [name for name in wanted if name in schema.names]
-    parts, new_keys = [], []
+    parts: list[pa.Table] = []
+    new_keys: list[str] = []
     for name in existing(folder, group):
         part = kept_rows(read_shard(folder, name, schema, wanted))
         if name == shard:
@@ -91,7 +92,7 @@ def _changed(before: Sequence[pa.Table], part: pa.Table, key: str) -> list[str]:
 
     So a retry for a part of a video, its subtitles say, goes on only where that part is read.
     """
-    keys = part[key].to_pylist()
+    keys: list[str] = part[key].to_pylist()
     known: dict[str, list[dict[str, Any]]] = {}
     for table in before:
         found: dict[str, list[dict[str, Any]]] = {}
@@ -124,7 +125,7 @@ def input_table(
     and `_end_seconds` are added.
     """
     unit = step.stage.key
-    reads_of: dict[str, list] = {}
+    reads_of: dict[str, list[Any]] = {}
     for label in step.upstream or (SOURCES,):
         reads_of.setdefault(label, [])
     for read in step.reads:
@@ -132,7 +133,8 @@ def input_table(
     required = {label for label, reads in reads_of.items()
                 if not reads or any(not read.optional for read in reads)}
     # What the frame reader needs of the clips.
-    extra = ["video_id", *(["start_seconds", "end_seconds"] if step.stage.frames else [])]
+    span = ["start_seconds", "end_seconds"] if step.stage.frames_picked() else []
+    extra = ["video_id", *span]
     joined = {
         label: _load(plan, dataset, label, shard, group, _join_key(step_schema(plan, label), unit),
                      [read.column for read in reads] + extra, unit)
@@ -158,7 +160,7 @@ def input_table(
         rows = part.table.take(pa.array([part.index.get(key) for key in look_up], pa.int64()))
         for read in reads:
             columns[read.shown_as] = rows[read.column]
-    if step.stage.frames:
+    if step.stage.frames_picked():
         columns["_video_id"] = pa.array(videos, pa.string())
         columns["_start_seconds"] = base_rows["start_seconds"]
         columns["_end_seconds"] = base_rows["end_seconds"]
@@ -240,7 +242,9 @@ class FrameReader:
                 found[row["video_id"]] = (row["path"], file_zero_seconds(row))
         return found
 
-    def attach(self, batch: pa.Table, picks: tuple) -> tuple[pa.Table, dict[int, RowFailed]]:
+    def attach(
+        self, batch: pa.Table, picks: tuple[FramePick, ...]
+    ) -> tuple[pa.Table, dict[int, RowFailed]]:
         """`batch` with its `frames` column; rows whose video can't be read again, by index.
 
         The batch carries `_video_id`, `_start_seconds` and `_end_seconds`.
@@ -248,7 +252,7 @@ class FrameReader:
         videos = batch["_video_id"].to_pylist()
         starts = batch["_start_seconds"].to_pylist()
         ends = batch["_end_seconds"].to_pylist()
-        frames: list[list[dict]] = [[] for _ in videos]
+        frames: list[list[dict[str, Any]]] = [[] for _ in videos]
         failed: dict[int, RowFailed] = {}
         for video, rows in _runs(videos):
             spans = [(starts[row], ends[row]) for row in rows]
@@ -266,7 +270,9 @@ class FrameReader:
         plain = batch.drop_columns(["_video_id", "_start_seconds", "_end_seconds"])
         return plain.append_column("frames", column), failed
 
-    def _kept(self, video: str, spans: list, picks: tuple) -> list[list[dict]]:
+    def _kept(
+        self, video: str, spans: list[tuple[float, float]], picks: tuple[FramePick, ...]
+    ) -> list[list[dict[str, Any]]]:
         if self._cached is None or self._cached[0] != video:
             path, file, group = self._groups[video]
             with reading(path):
@@ -277,7 +283,9 @@ class FrameReader:
                 .to_pylist()
                 for start, end in spans]
 
-    def _again(self, video: str, spans: list, picks: tuple) -> list[list[dict]]:
+    def _again(
+        self, video: str, spans: list[tuple[float, float]], picks: tuple[FramePick, ...]
+    ) -> list[list[dict[str, Any]]]:
         from clipmill.stages.media.isolation.isolated import Limits, collect_isolated
         from clipmill.stages.media.read.seek import by_span, read_frames
 

@@ -70,7 +70,8 @@ class Step:
     def from_spec(cls, spec: dict[str, Any]) -> Step:
         stage = stage_class(spec["class"], Path("/")).model_validate(spec["settings"])
         return cls(spec["label"], spec["stage_label"], stage, spec["fingerprint"],
-                   tuple(Read.parse(text) for text in stage.reads), tuple(spec["upstream"]))
+                   tuple(Read.parse(text) for text in stage.columns_read()),
+                   tuple(spec["upstream"]))
 
 
 @dataclass(frozen=True)
@@ -148,7 +149,7 @@ def _step(label: str, stage_label: str, stage: Stage, before: list[Step]) -> Ste
     except ValueError as error:
         raise UsageError(f"stages.{stage_label}: {error}") from error
     reads = []
-    for read in map(Read.parse, stage.reads):
+    for read in map(Read.parse, stage.columns_read()):
         if read.label == SOURCES or read.label in known:
             if read.label in known:
                 _check_column(known[read.label], read, stage_label)
@@ -169,7 +170,7 @@ def _step(label: str, stage_label: str, stage: Stage, before: list[Step]) -> Ste
             raise UsageError(f"stages.{stage_label} works on clips, but no stage before it makes "
                              "them; put split_clips first")
         upstream = {base.label: None, **upstream}
-    if stage.frames:
+    if stage.frames_picked():
         maker = next((s for s in before if "frames" in s.stage.more_tables), None)
         if maker is not None:
             upstream[maker.label] = None

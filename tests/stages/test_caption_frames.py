@@ -105,9 +105,9 @@ def test_each_scale_gets_its_own_frames():
     assert found["caption_coarse"] == "number 14"
     assert [fine["text"] for fine in found["captions_fine"]] == [
         "number 4", "number 14", "number 24"]
-    assert stage().frames == (Middle(), PerSecond(1.0, 8))
-    assert stage(coarse=False).frames == (PerSecond(1.0, 8),)
-    assert stage(fine=False).frames == (Middle(),)
+    assert stage().frames_picked() == (Middle(), PerSecond(1.0, 8))
+    assert stage(coarse=False).frames_picked() == (PerSecond(1.0, 8),)
+    assert stage(fine=False).frames_picked() == (Middle(),)
 
 
 @pytest.mark.parametrize(("scale", "empty"), [
@@ -191,7 +191,7 @@ def test_a_frame_that_cannot_be_decoded_is_bad_media():
 def test_tags_guide_the_fine_captions_of_their_own_clip():
     template = "seen: {{ tags|join(', ') }}{% if not tags %}nothing{% endif %}"
     guided = stage(guide_with_tags=True, fine_prompt=template, prompt="coarse")
-    assert "tag_clips.tags?" in guided.reads
+    assert "tag_clips.tags?" in guided.columns_read()
     reader = Reader()
     captioned(guided, [
         clip("a", 0, tags=[{"tag": "dog", "score": 0.5}, {"tag": "beach", "score": 0.4}]),
@@ -201,7 +201,7 @@ def test_tags_guide_the_fine_captions_of_their_own_clip():
              ((picture.ticket, picture.prompt) for picture in reader.asked)}
     assert asked == {("a", "coarse"): "coarse", ("a", "fine"): "seen: dog, beach",
                      ("b", "coarse"): "coarse", ("b", "fine"): "seen: nothing"}
-    assert "tag_clips.tags?" not in stage().reads
+    assert "tag_clips.tags?" not in stage().columns_read()
 
 
 @pytest.mark.parametrize(("fields", "words"), [

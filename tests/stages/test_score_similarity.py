@@ -139,7 +139,7 @@ def test_a_model_other_than_the_embeddings_is_refused(model, tmp_path) -> None:
 def test_labels_are_settings(model) -> None:
     stage = ScoreSimilarity(model=model, embeddings="big", caption="split_clips.caption_given",
                             captions="blip")
-    assert stage.reads == ("big.embeddings", "split_clips.caption_given? as text",
+    assert stage.columns_read() == ("big.embeddings", "split_clips.caption_given? as text",
                            "blip.caption_coarse?", "blip.captions_fine?")
     with pytest.raises(ValueError, match="caption"):
         ScoreSimilarity(caption="no_column")

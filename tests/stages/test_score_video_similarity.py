@@ -114,7 +114,7 @@ def test_no_caption_is_null_with_a_reason_and_no_frame_a_failure(model, tmp_path
     assert rows["good"]["video_similarity"] is not None
     without = transformed(stage, tmp_path, clips_with_frames({"x": [1]}))
     assert without[0]["video_similarity_reason"]
-    assert stage.frames == (Uniform(8),)
+    assert stage.frames_picked() == (Uniform(8),)
 
 
 def test_weights_that_are_not_finite_leave_null_and_a_reason(model, tmp_path) -> None:

@@ -101,10 +101,11 @@ def test_the_default_prompt_leaves_out_what_is_not_there():
 
 
 def test_only_what_the_prompt_uses_is_read():
-    assert stage(prompt="{{ coarse }}").reads == ("caption_frames.caption_coarse",)
-    assert stage(prompt="{{ title }} {{ tags }}").reads == (
+    assert stage(prompt="{{ coarse }}").columns_read() == ("caption_frames.caption_coarse",)
+    assert stage(prompt="{{ title }} {{ tags }}").columns_read() == (
         "tag_clips.tags?", "download_videos.title?")
-    everything = stage(prompt="".join("{{" + name + "}}" for name in PROMPT_VARIABLES)).reads
+    prompt = "".join("{{" + name + "}}" for name in PROMPT_VARIABLES)
+    everything = stage(prompt=prompt).columns_read()
     assert len(everything) == len(set(everything)) == 9
 
 

@@ -91,8 +91,8 @@ def test_stored_embeddings_give_the_same_tags_without_any_frame(settings, model,
     embedded = transformed(EmbedClips(model=model, dtype="float32"), tmp_path, batch)
     vectors = [np.asarray(row["embeddings"]) for row in embedded]
     stage = TagClips(**settings, embeddings="embed_clips")
-    assert stage.frames == ()
-    assert stage.reads == ("embed_clips.embeddings",)
+    assert stage.frames_picked() == ()
+    assert stage.columns_read() == ("embed_clips.embeddings",)
     batch_of_vectors = pa.table({"clip_id": list(CLIPS), "embeddings": as_column(vectors)})
     again = tags_of(transformed(stage, tmp_path, batch_of_vectors))
     expected = tags_of(transformed(TagClips(**settings), tmp_path, batch))

@@ -1,0 +1,50 @@
+"""What a stage reads and which frames it wants: declared for all settings, or a method's answer."""
+
+from typing import ClassVar
+
+import pyarrow as pa
+
+from clipmill.stages.protocol import Middle, Stage, Uniform
+
+
+class CountWords(Stage):
+    name: ClassVar[str] = "count_words"
+    reads: ClassVar[tuple[str, ...]] = ("caption_frames.caption_coarse",)
+    frames: ClassVar[tuple[Middle, ...]] = (Middle(),)
+    writes: ClassVar[pa.Schema] = pa.schema([("words", pa.int64())])
+
+
+class CountSome(CountWords):
+    column: str = "caption_coarse"
+    frames_per_clip: int = 2
+
+    def columns_read(self) -> tuple[str, ...]:
+        return (f"caption_frames.{self.column}",)
+
+    def frames_picked(self) -> tuple[Uniform, ...]:
+        return (Uniform(self.frames_per_clip),)
+
+
+class CountByProperty(CountWords):
+    """As stages were written before there were methods to override."""
+
+    column: str = "caption_coarse"
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return (f"summarize_captions.{self.column}",)
+
+
+def test_class_variables_are_the_answer_of_all_settings():
+    assert CountWords().columns_read() == ("caption_frames.caption_coarse",)
+    assert CountWords().frames_picked() == (Middle(),)
+
+
+def test_methods_answer_by_the_settings():
+    stage = CountSome(column="captions_fine", frames_per_clip=3)
+    assert stage.columns_read() == ("caption_frames.captions_fine",)
+    assert stage.frames_picked() == (Uniform(3),)
+
+
+def test_a_property_still_answers():
+    assert CountByProperty(column="caption").columns_read() == ("summarize_captions.caption",)
