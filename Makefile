@@ -37,12 +37,14 @@ test-slow: setup  ## the tests that take minutes: every real file, both engines;
 test-faults: setup  ## kills, full disks and broken media, at random (half an hour)
 	$(BIN)/python -m pytest -m faults
 
-check: setup  ## linters, and the import rules of what is installed
+check: setup  ## linters, and the types and import rules of what is installed
 	$(BIN)/ruff check .
 	rm -rf build
 	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir build/wheel .
 	$(BIN)/python -m zipfile -e build/wheel/clipmill-*.whl $(UNPACKED)
 	cd $(UNPACKED) && $(CURDIR)/$(BIN)/lint-imports --config $(CURDIR)/pyproject.toml
+	cd $(UNPACKED) && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml \
+	  --cache-dir $(CURDIR)/.mypy_cache -p clipmill
 
 format: setup  ## sorts imports and mends what the linter can
 	$(BIN)/ruff check --fix .

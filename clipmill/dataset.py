@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from clipmill.pipeline.catalog.catalog import Catalog, open_catalog, readable_errors
+from clipmill.pipeline.catalog.catalog import Catalog, open_catalog
 from clipmill.pipeline.catalog.kept_frames import Span
+from clipmill.pipeline.catalog.user_sql import readable_errors
 from clipmill.pipeline.dataset.run_records import require_dataset
 from clipmill.pipeline.dataset.versions import code_version
 from clipmill.pipeline.exports.request import (
@@ -224,7 +225,7 @@ class Subset:
     @property
     def hash(self) -> str:
         """SHA-256 over the ids of its clips."""
-        return self.frozen.info["hash"]
+        return str(self.frozen.info["hash"])
 
     @property
     def info(self) -> Mapping[str, Any]:
@@ -232,7 +233,7 @@ class Subset:
         return self.frozen.info
 
     def __len__(self) -> int:
-        return self.frozen.info["n_clips"]
+        return int(self.frozen.info["n_clips"])
 
     def __repr__(self) -> str:
         return f"<subset {self.name!r}: {len(self):,} clips, {self.hash[:19]}…>"
@@ -265,7 +266,7 @@ class Clips(Sequence[dict[str, Any]]):
         """The rows, with all columns of the view `clips`."""
 
     def __len__(self) -> int:
-        return self.table.num_rows
+        return int(self.table.num_rows)
 
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):

@@ -76,7 +76,8 @@ def run(
     given = [sources] if isinstance(sources, str | os.PathLike) else list(sources or ())
     folder = None if dataset is None else Path(dataset)
     loaded = runs.load(
-        None if recipe is None else os.fspath(recipe), folder, sources=[*map(os.fspath, given)],
+        None if recipe is None else os.fspath(recipe), folder,
+        sources=[os.fspath(source) for source in given],
         overrides=[f"{name}={json.dumps(_plain(value))}"
                    for name, value in (settings or {}).items()],
         engine=engine, wait=wait)
@@ -132,10 +133,10 @@ class _Counts:
         self, to_do: Mapping[str, int], progress: Callable[[StageProgress], None] | None
     ) -> None:
         self._to_do = to_do
-        self._counts: dict[str, Counter] = {}
+        self._counts: dict[str, Counter[Any]] = {}
         self._progress = progress
 
-    def report(self, label: str, counts: Counter) -> None:
+    def report(self, label: str, counts: Counter[Any]) -> None:
         known = self._counts.setdefault(label, Counter())
         known.update(counts)
         if self._progress is not None:

@@ -5,11 +5,16 @@ from __future__ import annotations
 import os
 import sys
 from collections import Counter
+from typing import TYPE_CHECKING
 
 from clipmill.pipeline.dataset.versions import code_version
 from clipmill.pipeline.exports.request import ExportRequest
-from clipmill.pipeline.exports.run import FAILURES, Exported, Watcher, run_export
+from clipmill.pipeline.exports.run import Exported, Watcher, run_export
+from clipmill.pipeline.exports.units import FAILURES
 from clipmill.schemas.words import counted, plain_hours
+
+if TYPE_CHECKING:
+    from rich.progress import TaskID
 
 _STEPS = {"select": "select clips", "cut": "cut clips", "render": "render samples",
           "write": "write shards"}
@@ -83,8 +88,8 @@ class _Shown:
             TextColumn("clips"), TimeElapsedColumn(), TextColumn("{task.fields[failed]}"),
             console=self._console, transient=True, disable=not self._console.is_terminal,
         )
-        self._failed: Counter = Counter()
-        self._current = None
+        self._failed: Counter[TaskID] = Counter()
+        self._current: TaskID | None = None
 
     def __enter__(self) -> _Shown:
         self._progress.start()

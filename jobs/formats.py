@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import pyarrow as pa
 
@@ -139,7 +139,7 @@ def _print_table(rows: pa.RecordBatchReader, file: IO[str]) -> None:
 
     on_terminal = file.isatty()
     console = Console(file=file, highlight=False)
-    records = []
+    records: list[list[str]] = []
     more = False
     for record in _records(rows):
         if len(records) == MAX_TABLE_ROWS:
@@ -259,7 +259,8 @@ class _Terminal(io.TextIOBase):
 @contextmanager
 def _text(output: Path | None) -> Iterator[IO[str]]:
     if output is None:
-        yield _Terminal(sys.stdout) if sys.stdout.isatty() else sys.stdout
+        # Written to only, which both can do.
+        yield cast("IO[str]", _Terminal(sys.stdout)) if sys.stdout.isatty() else sys.stdout
         return
     with _replacing(output) as temporary, open(temporary, "w", encoding="utf-8", newline="") as f:
         yield f

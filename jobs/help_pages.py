@@ -22,7 +22,7 @@ class Commands(typer.Typer):
                          **details)
         self._heading = heading
 
-    def command(self, name: str | None = None, **details: Any) -> Callable:
+    def command(self, name: str | None = None, **details: Any) -> Callable[..., Any]:
         return super().command(name, cls=Command, rich_help_panel=self._heading, **details)
 
     def add_group(self, name: str, group: typer.Typer) -> None:
@@ -30,7 +30,10 @@ class Commands(typer.Typer):
 
 
 class _Page:
-    """What commands and groups of commands show alike."""
+    """What commands and groups of commands show alike; mixed into typer's classes of them."""
+
+    get_params: Callable[[Any], list[Any]]
+    options_metavar: str | None
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
         given = [shown(param) for param in self.get_params(ctx)
@@ -122,7 +125,7 @@ def default_shown(param: Any) -> str:
     if value is None or value is False or callable(value) or value == []:
         return ""
     if param.param_type_name == "option" and param.is_flag:
-        return max(param.opts, key=len)
+        return str(max(param.opts, key=len))
     return str(getattr(value, "value", value))
 
 

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -36,7 +37,7 @@ class _Stage:
 
     shards: int
     step_shards: int
-    counts: Counter = field(default_factory=Counter)
+    counts: Counter[Any] = field(default_factory=Counter)
     began: float | None = None
     last: float = 0.0
 
@@ -118,7 +119,7 @@ class Progress:
         if self._console.is_terminal:
             self._live.stop()
 
-    def report(self, label: str, counts: Counter) -> None:
+    def report(self, label: str, counts: Counter[Any]) -> None:
         """What the runner calls, from any thread."""
         now = time.monotonic()
         with self._lock:

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from clipmill.jobs.formats import write_rows
 from clipmill.jobs.reasons import WHEN_TO_RETRY, lines_below
 from clipmill.pipeline.catalog import views
-from clipmill.pipeline.catalog.catalog import Catalog, open_catalog, readable_errors
+from clipmill.pipeline.catalog.catalog import Catalog, open_catalog
+from clipmill.pipeline.catalog.user_sql import readable_errors
 from clipmill.pipeline.dataset.run_records import run_records
 from clipmill.pipeline.engine.interrupts import ended_by_interrupts
 from clipmill.pipeline.exports.output_places import check_output

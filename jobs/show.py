@@ -19,9 +19,10 @@ from rich.text import Text
 from clipmill.jobs.formats import write_rows
 from clipmill.jobs.report.samples import clock
 from clipmill.jobs.terminal_pictures import Way, show_picture, way_of_terminal, width_in_pixels
-from clipmill.pipeline.catalog.catalog import Catalog, open_catalog, readable_errors
+from clipmill.pipeline.catalog.catalog import Catalog, open_catalog
 from clipmill.pipeline.catalog.kept_frames import KeptFrame, Span, kept_frames
 from clipmill.pipeline.catalog.links import clip_link
+from clipmill.pipeline.catalog.user_sql import readable_errors
 from clipmill.pipeline.exports.output_places import check_output
 from clipmill.schemas.clocks import FILE_ZERO_SQL
 from clipmill.schemas.command_line import shell_word

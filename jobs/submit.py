@@ -136,7 +136,8 @@ def _files_beside(folder: Path, loaded: LoadedRecipe) -> list[Path]:
             named.append(Path(place))
     if loaded.recipe.exclude_ids is not None and loaded.recipe.exclude_ids.path is not None:
         named.append(Path(loaded.recipe.exclude_ids.path))
-    named += [folder / item.path for item in loaded.recipe.sources if getattr(item, "path", None)]
+    named += [folder / path for item in loaded.recipe.sources
+              if (path := getattr(item, "path", None))]
     return [path for path in dict.fromkeys(named)
             if path.is_relative_to(folder) and path.exists() and path.suffix != ".mp4"]
 

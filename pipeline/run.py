@@ -50,7 +50,7 @@ _MOVED_SECONDS = 3.0
 class Progress(Protocol):
     """Takes in what a run's workers report. All methods are called from any thread."""
 
-    def report(self, label: str, counts: Counter) -> None:
+    def report(self, label: str, counts: Counter[Any]) -> None:
         """What was added to a stage's counts: inputs, kept, rejected, failed, shards, seconds."""
 
     def show(self, workers: Sequence[Seen]) -> None:
@@ -82,7 +82,7 @@ class Watcher:
 
 
 class _Silent:
-    def report(self, label: str, counts: Counter) -> None: ...
+    def report(self, label: str, counts: Counter[Any]) -> None: ...
 
     def show(self, workers: Sequence[Seen]) -> None: ...
 
@@ -294,7 +294,7 @@ class _Run:
         for step in self.steps:
             shown.setdefault(step.stage_label, []).append(len(todo[step.label]))
 
-        def report(label: str, counts: Counter) -> None:
+        def report(label: str, counts: Counter[Any]) -> None:
             hold.moved()
             progress.report(label, counts)
             log.report(label, counts)

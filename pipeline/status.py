@@ -13,9 +13,10 @@ from clipmill.pipeline.catalog.index import ShardFiles
 from clipmill.pipeline.catalog.reasons import reasons
 from clipmill.pipeline.dataset.commit_fence import last_moved
 from clipmill.pipeline.dataset.shards import committed_shards, shard_name
-from clipmill.pipeline.engine.retry import RETRIES, read_request
+from clipmill.pipeline.engine.retry import read_request
 from clipmill.pipeline.ingest.list_counts import kept_counts
 from clipmill.pipeline.recipes.plan import Read
+from clipmill.schemas.folders import RETRIES
 from clipmill.schemas.sql_text import escaped_for_glob, literal, quoted
 from clipmill.schemas.step_tables import StepTable, kept, outcomes
 
@@ -98,19 +99,19 @@ def _totals(catalog: Catalog, footers: dict[tuple[str, str], _Footers]) -> dict[
     # The clips themselves, without the captions and scores that the view joins to them.
     makers = [table for table in catalog.layout.steps
               if table.name in ("download_videos", "split_clips")]
-    clips, hours = catalog.connection.execute(
+    ((clips, hours),) = catalog.connection.execute(
         "SELECT count(*), coalesce(sum(duration_seconds), 0) / 3600 "
         f"FROM ({views.once(views.clip_rows(makers))})"
-    ).fetchone()
-    (videos,) = catalog.execute("SELECT count(*) FROM videos").fetchone()
+    ).fetchall()
+    ((videos,),) = catalog.execute("SELECT count(*) FROM videos").fetchall()
     scan = views.primary(catalog.layout.steps, "scan_videos")
     source_frames = 0
     if scan is not None:
         rows = kept(scan, ["video_id", "source_frames"])
-        (source_frames,) = catalog.connection.execute(
+        ((source_frames,),) = catalog.connection.execute(
             "SELECT coalesce(sum(frames), 0)::BIGINT FROM (SELECT max(source_frames) AS frames "
             f"FROM ({rows}) GROUP BY video_id)"
-        ).fetchone()
+        ).fetchall()
     return {
         "videos": videos,
         "clips": clips,
@@ -304,6 +305,7 @@ def _upstream(
 
 def _shards(layout: Layout, stage: dict[str, Any]) -> tuple[int, int]:
     """Shards committed by the stage's last step, and all that will pass through it."""
+    assert layout.record is not None  # the stage is one of its
     steps = {entry["step"]: entry for every in layout.record["stages"] for entry in every["steps"]}
     folders = {table.step: table.folder for table in layout.steps}
     last = stage["steps"][-1]["step"]
@@ -313,7 +315,8 @@ def _shards(layout: Layout, stage: dict[str, Any]) -> tuple[int, int]:
             if label in steps and label not in above:
                 above.add(label)
                 open_.append(label)
-    done = set(committed_shards(Path(folders[last]))) if folders[last] else set()
+    folder = folders[last]
+    done = set(committed_shards(Path(folder))) if folder else set()
     total = done | set(committed_shards(layout.dataset / "sources"))
     for path in (layout.dataset / RETRIES).glob("[!.]*.json"):
         request = read_request(path)

@@ -24,7 +24,8 @@ import pyarrow.compute as pc
 import torch
 from torch.utils.data import Dataset, get_worker_info
 
-from clipmill.pipeline.catalog.catalog import Catalog, open_catalog, readable_errors
+from clipmill.pipeline.catalog.catalog import Catalog, open_catalog
+from clipmill.pipeline.catalog.user_sql import readable_errors
 from clipmill.pipeline.dataset.run_records import require_dataset
 from clipmill.pipeline.subsets.freeze import FrozenSubset, load_subset
 from clipmill.schemas.clocks import FILE_ZERO_SQL
@@ -45,7 +46,7 @@ _inherited: list[Any] = []
 _log = logging.getLogger("clipmill.training")
 
 
-class ClipDataset(Dataset):
+class ClipDataset(Dataset[dict[str, Any]]):
     """Clips of a dataset as tensors: `{video, caption, clip_id, start_seconds, end_seconds,
     frame_seconds}`.
 
@@ -102,6 +103,7 @@ class ClipDataset(Dataset):
         self.readers = readers
         self._dataset = require_dataset(Path(dataset)).absolute()
         self._has_captions = caption is not None
+        self._rows: pa.Table | None = None
         # Seen by workers of any kind, also those that live on from epoch to epoch.
         self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
         self._substituted = torch.zeros(_SLOTS, dtype=torch.int64).share_memory_()
@@ -164,14 +166,14 @@ class ClipDataset(Dataset):
         return self._rows
 
     def __len__(self) -> int:
-        return self._table().num_rows
+        return int(self._table().num_rows)
 
     def row(self, index: int) -> dict[str, Any]:
         """What is known of a clip, without decoding anything."""
         if not 0 <= index < len(self):
             raise IndexError(f"{index} of {len(self)} clips")
-        (row,) = self._table().slice(index, 1).to_pylist()
-        return row
+        found: list[dict[str, Any]] = self._table().slice(index, 1).to_pylist()
+        return found[0]
 
     # -- samples ------------------------------------------------------------------------------
 
@@ -232,7 +234,7 @@ class ClipDataset(Dataset):
             raise RowFailed("bad_media", f"{video.path} has no frame in {start:.3f}–{end:.3f} s")
         # A frame's own time is often wanted: rounding must not make that the frame before.
         shown = np.searchsorted(video.seconds, wanted + _SMALLEST_SECONDS, side="right") - 1
-        return np.clip(shown, first, last - 1)
+        return np.asarray(np.clip(shown, first, last - 1))
 
     # -- open videos --------------------------------------------------------------------------
 
@@ -251,7 +253,7 @@ class ClipDataset(Dataset):
         return video
 
     def _forget_open_files(self) -> None:
-        self._rows: pa.Table | None = None
+        self._rows = None
         self._videos: OrderedDict[str, _Video] = OrderedDict()
         self._process = os.getpid()
 

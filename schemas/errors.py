@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 ErrorKind = Literal["permanent", "transient", "blocked", "bad_media", "model", "crash"]
 """The closed list of failure kinds.
@@ -37,7 +37,7 @@ class RowFailed(Exception):
         self.message = storable(message)
         super().__init__(self.message)
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.kind, self.message)
 
 
@@ -49,7 +49,7 @@ class RowRejected(Exception):
         self.detail = storable(detail)
         super().__init__(f"{rule}: {self.detail}")
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.rule, self.detail)
 
 

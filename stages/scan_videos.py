@@ -90,7 +90,9 @@ class ScanVideos(ReadingStage):
             kept += [{"video_id": row["video_id"], **frame} for frame in frames]
         return {self.name: rows.table(), "frames": strict_table(kept, FRAMES)}
 
-    def _scan(self, row: dict[str, Any], workspace: Workspace) -> tuple[list[dict], dict]:
+    def _scan(
+        self, row: dict[str, Any], workspace: Workspace
+    ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         path, spans = workspace.resolve(row["path"]), row["spans"]
         _require(path)
         if self.spans == "require" and not spans:

@@ -90,11 +90,11 @@ def export(
         dataset.absolute(), output.absolute(), format_.value, subset=subset, where=where,
         redact=redact, shard_bytes=size_in_bytes(shard_size, "--shard-size"), caption=caption,
         uncaptioned=keep_uncaptioned,
-        interleaving=interleaving_options(format_.value, documents and documents.value, drop,
-                                          seed),
-        cut=cut_options(media.value, audio=audio, start=start and start.value, encoder=encoder,
-                        crf=crf, preset=preset, short_side=short_side),
-        engine=engine and engine.value,
+        interleaving=interleaving_options(format_.value, documents.value if documents else None,
+                                          drop, seed),
+        cut=cut_options(media.value, audio=audio, start=start.value if start else None,
+                        encoder=encoder, crf=crf, preset=preset, short_side=short_side),
+        engine=engine.value if engine else None,
     ), memory_limit=memory_limit)
 
 

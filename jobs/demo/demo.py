@@ -7,10 +7,10 @@ import functools
 import http.server
 import random
 import shutil
-import socket
 import sys
 import threading
 from collections.abc import Iterator
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import quote
 
@@ -126,7 +126,7 @@ def _server(world: Path) -> http.server.ThreadingHTTPServer:
     return server
 
 
-def _listing(world: Path, films: list[Film], server: socket.socket) -> Path:
+def _listing(world: Path, films: list[Film], server: ThreadingHTTPServer) -> Path:
     port = server.server_address[1]
     names = [f"{film.name}.mp4" for film in films]
     for position, broken in enumerate(BROKEN, 1):

@@ -141,6 +141,7 @@ def _prepare(picture: np.ndarray) -> np.ndarray:
     quality = [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY]
     packed = cv2.imencode(".jpg", picture, quality)[1]
     unpacked = cv2.imdecode(packed, cv2.IMREAD_COLOR)
+    assert unpacked is not None  # it was packed just now
     return cv2.resize(unpacked, (IMAGE_SIZE, IMAGE_SIZE), interpolation=cv2.INTER_AREA)
 
 
@@ -175,7 +176,7 @@ def _correlate(models: Path, embeddings: np.ndarray, appeal: list[float]) -> flo
 
 
 def _unit(vector: np.ndarray) -> np.ndarray:
-    return vector / np.linalg.norm(vector)
+    return np.asarray(vector / np.linalg.norm(vector))
 
 
 def _share(outcomes: Iterable[bool]) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -40,8 +41,9 @@ def measure(dataset: Path, films: Sequence[Film], broken: dict[str, str]) -> lis
     """Cuts, captions, similarity and accounting against the truth."""
     by_name = {film.name: film for film in films}
     with open_catalog(dataset) as catalog:
-        def ask(query: str) -> list[dict]:
-            return catalog.ask(query).read_all().to_pylist()
+        def ask(query: str) -> list[dict[str, Any]]:
+            rows: list[dict[str, Any]] = catalog.ask(query).read_all().to_pylist()
+            return rows
 
         videos = {row["video_id"]: by_name[_file(row["url"])]
                   for row in ask("SELECT video_id, url FROM videos")}
@@ -69,7 +71,7 @@ def _file(url: str) -> str:
     return PurePosixPath(urlsplit(url).path).stem
 
 
-def _cuts(videos: dict[str, Film], shots: list[dict]) -> list[Figure]:
+def _cuts(videos: dict[str, Film], shots: list[dict[str, Any]]) -> list[Figure]:
     counts = CutCounts()
     for video, film in videos.items():
         # The first shot's start is no cut.
@@ -79,7 +81,7 @@ def _cuts(videos: dict[str, Film], shots: list[dict]) -> list[Figure]:
             _share("hard cuts: recall", counts.recall, 0.98)]
 
 
-def _captions(videos: dict[str, Film], clips: list[dict]) -> list[Figure]:
+def _captions(videos: dict[str, Film], clips: list[dict[str, Any]]) -> list[Figure]:
     marks = [mark_summary(videos[c["video_id"]], c["start_seconds"], c["end_seconds"],
                           c["caption"] or "") for c in clips]
     return [
@@ -89,7 +91,7 @@ def _captions(videos: dict[str, Film], clips: list[dict]) -> list[Figure]:
     ]
 
 
-def _similarity(videos: dict[str, Film], clips: list[dict],
+def _similarity(videos: dict[str, Film], clips: list[dict[str, Any]],
                 embeddings: dict[str, np.ndarray]) -> Figure:
     """AUC of each clip's own stored similarity against that of true captions of other shots."""
     from clipmill.stages.models.embedders import ClipEmbedder
@@ -112,13 +114,13 @@ def _similarity(videos: dict[str, Film], clips: list[dict],
     return _share("similarity: right above wrong captions (AUC)", rank_auc(right, wrong), 0.95)
 
 
-def _subject(videos: dict[str, Film], clip: dict) -> tuple[str, str]:
+def _subject(videos: dict[str, Film], clip: dict[str, Any]) -> tuple[str, str]:
     film = videos[clip["video_id"]]
     shot = film.shot_overlapping(clip["start_seconds"], clip["end_seconds"])
     return shot.colour, shot.object
 
 
-def _misassigned(videos: dict[str, Film], clips: list[dict]) -> int:
+def _misassigned(videos: dict[str, Film], clips: list[dict[str, Any]]) -> int:
     """Clips whose captions all agree on a subject that is not theirs but another clip's.
 
     A captioner's slip is one caption among many; a whole row on the wrong clip agrees with itself.
@@ -132,8 +134,8 @@ def _misassigned(videos: dict[str, Film], clips: list[dict]) -> int:
     return wrong
 
 
-def _accounting(by_name: dict[str, Film], videos: dict[str, Film], sources: list[dict],
-                ended: list[dict], broken: dict[str, str]) -> Figure:
+def _accounting(by_name: dict[str, Film], videos: dict[str, Film], sources: list[dict[str, Any]],
+                ended: list[dict[str, Any]], broken: dict[str, str]) -> Figure:
     """Every source is a kept film, or ended as it had to."""
     endings = {row["key"]: row["ending"] for row in ended}
     kept = {film.name for film in videos.values()}

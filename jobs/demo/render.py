@@ -33,6 +33,7 @@ def draw_background(
     across = np.linspace(0, 1, width, dtype=np.float32)[None, :].repeat(height, axis=0)
     down = np.linspace(0, 1, height, dtype=np.float32)[:, None].repeat(width, axis=1)
     rng = np.random.default_rng(pattern_seed)
+    relief: np.ndarray
     if pattern == "gradient":
         relief = (down if rng.random() < 0.5 else across) * 2 - 1
     elif pattern == "stripes":
@@ -46,7 +47,8 @@ def draw_background(
         relief = np.zeros((height, width), dtype=np.float32)
     strength = np.float32(rng.uniform(0.06, 0.14))
     picture = np.array(BACKGROUNDS[name], dtype=np.float32) * (1 + strength * relief[..., None])
-    return np.clip(picture, 0, 255).astype(np.uint8)
+    shown: np.ndarray = np.clip(picture, 0, 255)
+    return shown.astype(np.uint8)
 
 
 def _make_outlines() -> dict[str, np.ndarray]:

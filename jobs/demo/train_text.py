@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -65,7 +66,8 @@ def train_summarizer(folder: Path, seed: int) -> None:
     torch.manual_seed(seed)
     tokenizer = make_tokenizer(with_start=False)
     end = tokenizer.eos_token_id
-    config = T5Config(
+    make: Any = T5Config  # its types know none of what all configurations take
+    config = make(
         vocab_size=len(tokenizer),
         d_model=96,
         d_kv=24,
@@ -88,9 +90,10 @@ def train_summarizer(folder: Path, seed: int) -> None:
         prompts = tokenizer([prompt for prompt, _ in pairs], return_tensors="pt", padding=True)
         labels = tokenizer([text for _, text in pairs], return_tensors="pt", padding=True).input_ids
         labels[labels == tokenizer.pad_token_id] = -100
-        return model(
+        loss: torch.Tensor = model(
             input_ids=prompts.input_ids, attention_mask=prompts.attention_mask, labels=labels
         ).loss
+        return loss
 
     learn("summarizer", model, loss_of_batch, SCHEDULE)
     model.generation_config.max_new_tokens = 24
@@ -110,7 +113,8 @@ def _make_batches(seed: int) -> Iterator[list[tuple[str, str]]]:
             yield pairs[number * rows : (number + 1) * rows]
 
 
-def load_summarizer(folder: Path) -> tuple[T5ForConditionalGeneration, PreTrainedTokenizerFast]:
+def load_summarizer(folder: Path) -> tuple[Any, Any]:
+    """The model, and its tokenizer; transformers' types of both are too narrow for what they do."""
     model = T5ForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
     return model.eval(), AutoTokenizer.from_pretrained(folder)
 

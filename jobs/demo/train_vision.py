@@ -5,6 +5,7 @@ The captioner starts from CLIP's vision tower, so that seeing is learnt once.
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,7 +40,7 @@ _TEXT_WIDTH, _TEXT_LAYERS, _TEXT_HEADS = 96, 2, 3
 _EMBEDDING = 128
 
 
-def clip_config(vocabulary_size: int) -> dict:
+def clip_config(vocabulary_size: int) -> dict[str, Any]:
     """The content of `open_clip_config.json`."""
     return {
         "model_cfg": {
@@ -219,18 +220,20 @@ def train_clip(folder: Path, specimens: Specimens, seed: int) -> None:
         labels = [truth[rows] for truth in truths]
         pixels = to_pixels(specimens.images[rows])
         logits, asked = model(pixels, tokens[texts], covered[rows], labels)
-        return _spread_over_true(logits, true) + _spread_over_true(logits.T, true.T) + asked
+        loss: torch.Tensor = (
+            _spread_over_true(logits, true) + _spread_over_true(logits.T, true.T) + asked)
+        return loss
 
     learn("clip", model, loss_of_batch, CLIP_SCHEDULE)
     save_halved(model.clip.state_dict(), folder / "open_clip_model.safetensors")
 
 
-def load_clip(folder: Path) -> torch.nn.Module:
+def load_clip(folder: Path) -> Any:
     model, _, _ = open_clip.create_model_and_transforms(f"local-dir:{folder}")
     return model.eval()
 
 
-def make_captioner(clip: torch.nn.Module) -> tuple[BlipForConditionalGeneration, BlipProcessor]:
+def make_captioner(clip: Any) -> tuple[BlipForConditionalGeneration, BlipProcessor]:
     """A BLIP whose vision tower is CLIP's and whose text decoder has learnt nothing yet."""
     tokenizer = make_tokenizer(with_start=True)
     config = BlipConfig(
@@ -269,7 +272,7 @@ def make_captioner(clip: torch.nn.Module) -> tuple[BlipForConditionalGeneration,
     return model, processor
 
 
-def _copy_vision_tower(source: torch.nn.Module, target: torch.nn.Module) -> None:
+def _copy_vision_tower(source: Any, target: torch.nn.Module) -> None:
     """The same transformer under other names; open_clip's patches have no bias."""
     weights = {
         "embeddings.class_embedding": source.class_embedding[None, None],
@@ -308,12 +311,13 @@ def train_captioner(folder: Path, clip_folder: Path, specimens: Specimens, seed:
     def loss_of_batch(step: int) -> torch.Tensor:
         rows = rng.integers(len(specimens.images), size=CAPTIONER_SCHEDULE.batch_rows)
         words = tokens.input_ids[rows]
-        return model(
+        loss: torch.Tensor = model(
             pixel_values=to_pixels(specimens.images[rows]),
             input_ids=words,
             attention_mask=tokens.attention_mask[rows],
             labels=words.masked_fill(words == pad, -100),
         ).loss
+        return loss
 
     learn("captioner", model, loss_of_batch, CAPTIONER_SCHEDULE)
     model.generation_config.max_new_tokens = 16
@@ -353,7 +357,7 @@ def train_aesthetic_head(path: Path, clip_folder: Path, specimens: Specimens, se
 
 
 @torch.inference_mode()
-def embed_images(clip: torch.nn.Module, images: np.ndarray) -> torch.Tensor:
+def embed_images(clip: Any, images: np.ndarray) -> torch.Tensor:
     """Unit-length embeddings of uint8 images `[n, 3, side, side]`."""
     parts = [
         clip.encode_image(to_pixels(images[start : start + 256]), normalize=True)
@@ -363,9 +367,10 @@ def embed_images(clip: torch.nn.Module, images: np.ndarray) -> torch.Tensor:
 
 
 @torch.inference_mode()
-def embed_texts(clip: torch.nn.Module, clip_folder: Path, texts: list[str]) -> torch.Tensor:
+def embed_texts(clip: Any, clip_folder: Path, texts: list[str]) -> torch.Tensor:
     tokens = open_clip.get_tokenizer(f"local-dir:{clip_folder}")(texts)
-    return clip.encode_text(tokens, normalize=True)
+    embedded: torch.Tensor = clip.encode_text(tokens, normalize=True)
+    return embedded
 
 
 @torch.inference_mode()

@@ -78,7 +78,7 @@ def rate_appeal(x: float, y: float, size: float) -> float:
     """1 to 10, half for the shape's size and half for how near to the middle it is."""
     off_centre = min(1.0, (((x - 0.5) / 0.34) ** 2 + ((y - 0.5) / 0.3) ** 2) ** 0.5)
     largeness = min(1.0, max(0.0, (size - 0.35) / 0.11))
-    return 1 + 4.5 * largeness + 4.5 * (1 - off_centre)
+    return float(1 + 4.5 * largeness + 4.5 * (1 - off_centre))
 
 
 def draw_specimens(seed: int, n: int) -> Specimens:
@@ -145,7 +145,9 @@ def _wear(rng: np.random.Generator, picture: np.ndarray) -> np.ndarray:
     if rng.random() < 0.5:
         quality = int(rng.integers(40, 96))
         packed = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
-        picture = cv2.imdecode(packed, cv2.IMREAD_COLOR)
+        unpacked = cv2.imdecode(packed, cv2.IMREAD_COLOR)
+        assert unpacked is not None  # it was packed just now
+        picture = unpacked
     interpolation = _INTERPOLATIONS[int(rng.choice(3, p=(0.6, 0.2, 0.2)))]
     worn = cv2.resize(picture, (IMAGE_SIZE, IMAGE_SIZE), interpolation=interpolation)
     tint = rng.normal(1, 0.02, size=3) * rng.normal(1, 0.03)

@@ -5,7 +5,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from clipmill.jobs.demo.world import COLOURS, MOTION_WORDS, POSITION_WORDS, SHAPES, Film, Shot
+from clipmill.jobs.demo.world import (
+    COLOURS,
+    MOTION_WORDS,
+    POSITION_WORDS,
+    SHAPES,
+    Film,
+    Motion,
+    Shot,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,9 +87,11 @@ def _only(names: Sequence[str]) -> str | None:
     return names[0] if len(names) == 1 else None
 
 
-def _longest(names: Sequence[str]) -> str | None:
+def _longest(names: Sequence[Motion]) -> Motion | None:
     """"moves up and down" also holds "moves up"; the longer one is what is said."""
-    return max(names, key=lambda name: len(MOTION_WORDS[name])) if names else None
+    if not names:
+        return None
+    return max(names, key=lambda name: len(MOTION_WORDS[name]))
 
 
 @dataclass(frozen=True, slots=True)

@@ -254,7 +254,9 @@ def _make_film(rng: np.random.Generator, name: str) -> Film:
         transition_in: Transition = (
             "start" if index == 0 else "fade" if index == fade_into else "cut"
         )
-        following = "end" if index + 1 == n_shots else "fade" if index + 1 == fade_into else "cut"
+        following: Transition | Literal["end"] = (
+            "end" if index + 1 == n_shots else "fade" if index + 1 == fade_into else "cut"
+        )
         shot = _make_shot(rng, start_frame, transition_in, following, shots[-1:])
         shots.append(shot)
         start_frame = shot.end_frame

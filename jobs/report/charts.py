@@ -105,10 +105,12 @@ def histogram(
     """None where there is no value to draw."""
     if not found.whole or not found.bins:
         return None
-    inner = [one for one in found.bins if one.low is not None and one.high is not None]
-    step = inner[0].high - inner[0].low
-    low = inner[0].low - (step if found.bins[0].low is None else 0)
-    high = inner[-1].high + (step if found.bins[-1].high is None else 0)
+    inner = [(one.low, one.high) for one in found.bins
+             if one.low is not None and one.high is not None]
+    first, last = inner[0][0], inner[-1][1]
+    step = inner[0][1] - first
+    low = first - (step if found.bins[0].low is None else 0)
+    high = last + (step if found.bins[-1].high is None else 0)
     right, bottom = WIDTH - _RIGHT, HEIGHT - _BOTTOM
     plot_width, plot_height = right - _LEFT, bottom - _TOP
 
@@ -126,8 +128,8 @@ def histogram(
 
     bars, points = [], [f"{_LEFT},{bottom}"]
     for one in found.bins:
-        start = one.low if one.low is not None else inner[0].low - step
-        end = one.high if one.high is not None else inner[-1].high + step
+        start = one.low if one.low is not None else first - step
+        end = one.high if one.high is not None else last + step
         share = _share(one.count, found.values)
         left, width = x(start), x(end) - x(start)
         gap = min(1.0, width / 4)
@@ -230,7 +232,7 @@ def _share(count: int, of: int) -> float:
 
 def _round_step(span: float, parts: int) -> float:
     """A round number that goes into `span` about `parts` times."""
-    power = 10 ** math.floor(math.log10(span / parts))
+    power: float = 10 ** math.floor(math.log10(span / parts))
     return next(step * power for step in (1, 2, 5, 10) if span / (step * power) <= parts)
 
 

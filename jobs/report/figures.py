@@ -91,8 +91,8 @@ def distribution(
     width, first, last = _edges(spread, whole_numbers)
     # A quotient may fall just below the edge that its value is: 0.3 belongs to the bin that begins
     # at 0.3, and so does the float nearest to 0.3, as `score >= 0.3` has it in SQL.
-    kind = connection.execute(f"SELECT {column} FROM {table} LIMIT 0").description[0][1]
-    kind = "FLOAT" if str(kind) == "FLOAT" else "DOUBLE"
+    stored = connection.execute(f"SELECT {column} FROM {table} LIMIT 0").description[0][1]
+    kind = "FLOAT" if str(stored) == "FLOAT" else "DOUBLE"
     size = repr(float(width))
     place = f"floor(round({column}::DOUBLE / {size}, 9))"
     exact = f"({place} + ({column}::{kind} >= (({place} + 1) * {size})::{kind})::INTEGER)::BIGINT"

@@ -24,7 +24,8 @@ from clipmill.jobs.report import (
 from clipmill.jobs.report.figures import Distribution, Values
 from clipmill.jobs.report.samples import SIGNS
 from clipmill.jobs.report.selection import Column, Selection, select
-from clipmill.pipeline.catalog.catalog import Catalog, open_catalog, readable_errors
+from clipmill.pipeline.catalog.catalog import Catalog, open_catalog
+from clipmill.pipeline.catalog.user_sql import readable_errors
 from clipmill.pipeline.dataset.run_records import require_dataset
 from clipmill.pipeline.dataset.shards import commit, temporary_beside
 from clipmill.pipeline.exports.output_places import check_output

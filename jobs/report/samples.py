@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
@@ -11,9 +11,10 @@ import duckdb
 import pyarrow as pa
 
 from clipmill.jobs.report.numbers import number
-from clipmill.jobs.report.pictures import Span, Strip, make_strips
+from clipmill.jobs.report.pictures import Strip, make_strips
 from clipmill.jobs.report.selection import Column, Selection, Threshold
 from clipmill.pipeline.catalog.catalog import Catalog
+from clipmill.pipeline.catalog.kept_frames import Span
 from clipmill.pipeline.catalog.links import clip_link
 from clipmill.schemas.sql_text import literal
 
@@ -76,8 +77,9 @@ def sample_groups(
 ) -> list[Group]:
     """At most `samples` clips, half of them at random where there are others to show."""
     connection = catalog.connection
-    edges: list[Threshold] | list[Column]
-    edges = selection.thresholds if selection.subset else _scores(connection, selection)
+    edges: Sequence[Threshold | Column] = selection.thresholds
+    if not selection.subset:
+        edges = _scores(connection, selection)
     edges = edges[: samples // 2 // _LEAST_A_GROUP]
     at_edges = samples // 2 if edges else 0
     wanted = [_at_random(connection, selection, samples - at_edges, seed)]

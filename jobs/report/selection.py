@@ -84,7 +84,9 @@ class Selection:
 def select(catalog: Catalog, subset: FrozenSubset | None) -> Selection:
     """Fills the temporary tables."""
     thresholds: list[Threshold] = []
-    relation, expressions, roles = "memory.main.clips", [], {}
+    relation = "memory.main.clips"
+    expressions: list[str] = []
+    roles: dict[str, str] = {}
     if subset is not None:
         roles, seen = _as_seen(catalog, subset)
         relation = f"({seen}) AS clips"

@@ -35,7 +35,7 @@ from clipmill.schemas.folders import INDEX, SUBSETS
 from clipmill.schemas.memory import bounded_memory
 from clipmill.schemas.scratch import ScratchFolder
 from clipmill.schemas.sql_text import escaped_for_glob, literal, quoted
-from clipmill.schemas.step_tables import STAGE_TABLES, StepTable, raw_view
+from clipmill.schemas.step_tables import STAGE_TABLES, Columns, StepTable, raw_view
 
 _UNITS = {"bytes": 1, **{f"{letter}iB": 2 ** (10 * power)
                          for power, letter in enumerate("KMGTP", 1)}}
@@ -288,14 +288,15 @@ class Catalog:
         """Makes the table of videos that stand in a group of shards after their first one."""
         if self._has_doubled is None:
             coverage = self._coverage
+            assert coverage is not None  # only asked where a part of the views is put together
             parts = [views.stored_rows(["video_id"], coverage.files("videos"),
                                        hide_removed=coverage.hide_removed)]
             if coverage.live is not None:
                 parts.append(views.video_groups(coverage.live))
             self.connection.execute(
                 f"CREATE OR REPLACE TABLE internal.doubled AS {views.doubled_groups(parts)}")
-            found = self.connection.execute("SELECT count(*) FROM internal.doubled").fetchone()
-            self._has_doubled = found[0] > 0
+            found = self.connection.execute("SELECT count(*) FROM internal.doubled").fetchall()
+            self._has_doubled = found[0][0] > 0
         return self._has_doubled
 
 
@@ -393,7 +394,7 @@ _USES = {
 
 
 def _create_table(
-    connection: duckdb.DuckDBPyConnection, name: str, columns: views.Columns,
+    connection: duckdb.DuckDBPyConnection, name: str, columns: Columns,
     rows: list[dict[str, Any]],
 ) -> None:
     data = pa.Table.from_pylist(rows, schema=pa.schema(list(columns)))
@@ -455,7 +456,7 @@ def _subset_rows(dataset: Path) -> list[dict[str, Any]]:
     return rows
 
 
-_TABLES: dict[str, tuple[views.Columns, Callable[[Path], list[dict[str, Any]]]]] = {
+_TABLES: dict[str, tuple[Columns, Callable[[Path], list[dict[str, Any]]]]] = {
     "runs": (views.RUNS_VIEW, _run_rows),
     "subsets": (views.SUBSETS_VIEW, _subset_rows),
 }

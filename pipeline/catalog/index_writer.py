@@ -150,11 +150,14 @@ class _Writer:
     def _groups(self, bases: Sequence[str]) -> Iterator[list[str]]:
         """Whole base shards in order, as many as make one part."""
         split = views.primary(self._steps, "split_clips")
+        assert split is not None  # the index is made only where there are clips
+        assert split.folder is not None
+        folder = Path(split.folder)
         shards = self._files.by_table[split.step]
         group: list[str] = []
         clips = 0
         for base in bases:
-            rows = sum(_rows_in(shard_path(Path(split.folder), name))
+            rows = sum(_rows_in(shard_path(folder, name))
                        for name in shards.get(base, ()))
             if group and (clips + rows > self._part_clips or len(group) >= PART_GROUPS):
                 yield group
@@ -199,9 +202,9 @@ class _Writer:
             return 0
         files = [str(self._folder / part.videos.name) for part in parts]
         pairs = views.stored_rows(["video_id"], files, hide_removed=False)
-        (found,) = self._catalog.connection.execute(
-            f"SELECT count(*) FROM ({views.doubled_groups([pairs])})").fetchone()
-        return found
+        ((found,),) = self._catalog.connection.execute(
+            f"SELECT count(*) FROM ({views.doubled_groups([pairs])})").fetchall()
+        return int(found)
 
     def _settled_times(self) -> dict[str, int]:
         """The folders' times of change, once the next change can't have the same one."""
@@ -240,4 +243,4 @@ class _Writer:
 
 def _rows_in(path: Path) -> int:
     with reading(path):
-        return pq.read_metadata(path).num_rows
+        return int(pq.read_metadata(path).num_rows)

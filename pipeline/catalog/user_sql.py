@@ -68,9 +68,9 @@ def reading_statement(connection: duckdb.DuckDBPyConnection, query: str) -> str:
         raise UsageError(f"the catalog is read-only, and this is {kind.name}; {_ALLOWED}")
     tree = json.loads(connection.execute("SELECT json_serialize_sql(?)", [query]).fetchall()[0][0])
     nodes = [] if tree["error"] else list(_dictionaries(tree))
-    names = (str(node.get("function_name", "")).lower() for node in nodes)
-    if found := next((name for name in names if name in HIDING), None):
-        raise UsageError(f"{found}() runs what stands in a text, which could be anything; "
+    names = [str(node.get("function_name", "")).lower() for node in nodes]
+    if hiding := next((name for name in names if name in HIDING), None):
+        raise UsageError(f"{hiding}() runs what stands in a text, which could be anything; "
                          "write that SQL itself")
     if not nodes or not all(node["type"] in _QUERY_NODES for node in nodes if "cte_map" in node):
         raise UsageError(f"the catalog is read-only, and this is a WITH clause that writes; "

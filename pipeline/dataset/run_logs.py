@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from clipmill.pipeline.dataset.shards import temporary_beside
 from clipmill.schemas.errors import MAX_MESSAGE_CHARACTERS
@@ -157,8 +157,8 @@ def _blocks(lines: Sequence[bytes]) -> Iterator[bytes]:
 def _cut(text: Any, most: int) -> str | None:
     if text is None:
         return None
-    text = str(text)
-    return text if len(text) <= most else text[: most - 1] + "…"
+    whole = str(text)
+    return whole if len(whole) <= most else whole[: most - 1] + "…"
 
 
 def bounded_traceback(error: BaseException) -> str:
@@ -187,11 +187,12 @@ def python_messages(log: RunLog) -> Iterator[None]:
     root = logging.getLogger()
     shown = warnings.showwarning
 
-    def show(message: Any, category: Any, filename: str, lineno: int, *details: Any) -> None:
+    def show(message: Warning | str, category: type[Warning], filename: str, lineno: int,
+             file: TextIO | None = None, line: str | None = None) -> None:
         with contextlib.suppress(Exception):
             log.write("warning", f"{category.__name__}: {message}", level="warning",
                       logger=f"{filename}:{lineno}")
-        shown(message, category, filename, lineno, *details)
+        shown(message, category, filename, lineno, file, line)
 
     root.addHandler(handler)
     warnings.showwarning = show
@@ -297,7 +298,7 @@ class ShardLog:
 
     def __init__(self, log: RunLog, step: str, shard: str, tracebacks: int = 20) -> None:
         self._log = log
-        self._where = {"step": step, "shard": shard}
+        self._where: dict[str, Any] = {"step": step, "shard": shard}
         self._tracebacks_left = tracebacks
         self._started = time.monotonic()
 
@@ -325,5 +326,5 @@ class ShardLog:
             self._tracebacks_left -= 1
             self._log.raised(event, error, level="warning", key=key, **self._where)
 
-    def _seconds(self) -> dict[str, float]:
+    def _seconds(self) -> dict[str, Any]:
         return {"seconds": round(time.monotonic() - self._started, 3)}

@@ -7,7 +7,7 @@ whether or not the shards have been rewritten yet. `purged_at` says when they we
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -34,7 +34,7 @@ class Tombstone:
 
 
 def new_tombstone(
-    dataset: Path, videos: dict[str, Iterable[str]], reason: str | None
+    dataset: Path, videos: Mapping[str, Iterable[str]], reason: str | None
 ) -> Tombstone:
     """Writes a tombstone; from now on nothing shows these videos."""
     now = datetime.now(UTC)

@@ -8,6 +8,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
+from typing import Any
 
 from clipmill.pipeline.engine.activity import Beat
 from clipmill.pipeline.engine.run_health import Node, Watchdog
@@ -42,7 +43,7 @@ class ClusterProbe:
 
     def __init__(
         self, watchdog: Watchdog, nodes: Callable[[], tuple[Iterable[Node], str | None]],
-        take: Callable[[], tuple[dict[str, Counter], dict[str, Beat]]], report: Report,
+        take: Callable[[], tuple[dict[str, Counter[Any]], dict[str, Beat]]], report: Report,
         standstills: Standstills | None = None,
     ) -> None:
         self._watchdog = watchdog

@@ -23,7 +23,7 @@ class DriverLog:
         self.limits = LogLimits.of(recipe.log_file_megabytes, recipe.log_megabytes)
         self.log = RunLog(dataset, record["run_id"], DRIVER, self.limits)
         self._started = time.monotonic()
-        self._counts: dict[str, Counter] = {}
+        self._counts: dict[str, Counter[Any]] = {}
         versions = {"clipmill": record["code_version"], **record["versions"]}
         self.log.write("run_start", f"recipe {loaded.name}, engine {recipe.engine}",
                        versions=versions)
@@ -41,7 +41,7 @@ class DriverLog:
         for line in lines:
             self.log.write("plan", line.strip())
 
-    def report(self, label: str, counts: Counter) -> None:
+    def report(self, label: str, counts: Counter[Any]) -> None:
         self._counts.setdefault(label, Counter()).update(
             {name: number for name, number in counts.items() if name in _LOGGED_COUNTS})
 

@@ -102,7 +102,7 @@ def ended_by_interrupts(grace_seconds: float = GRACE_SECONDS) -> Iterator[None]:
                 pass
         except TimeoutError:
             with contextlib.suppress(OSError):  # of a terminal that is closed
-                os.write(sys.__stderr__.fileno(), b"Stopped.\n")
+                os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, b"Stopped.\n")
             os._exit(128 + max(stop))
 
     thread = threading.Thread(target=watch, name="interrupts", daemon=True)

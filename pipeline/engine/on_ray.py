@@ -139,16 +139,16 @@ class _Tally:
     """Collects what the workers report until the driver asks."""
 
     def __init__(self) -> None:
-        self._counts: dict[str, Counter] = {}
+        self._counts: dict[str, Counter[Any]] = {}
         self._beats: dict[str, Beat] = {}
 
-    def add(self, label: str, counts: Counter) -> None:
+    def add(self, label: str, counts: Counter[Any]) -> None:
         self._counts.setdefault(label, Counter()).update(counts)
 
     def beat(self, worker: str, beat: Beat) -> None:
         self._beats[worker] = beat
 
-    def take(self) -> tuple[dict[str, Counter], dict[str, Beat]]:
+    def take(self) -> tuple[dict[str, Counter[Any]], dict[str, Beat]]:
         found, self._counts, self._beats = (self._counts, self._beats), {}, {}
         return found
 
@@ -174,8 +174,9 @@ class _Heart:
 class _ShardRunner:
     """What an actor of a pool holds: one worker over the pool's steps."""
 
-    def __init__(self, plan: dict, labels: list[str], pool: int, dataset: str, run_id: str,
-                 shards: ShardList, tally: Any, gpus: float, log_limits: LogLimits) -> None:
+    def __init__(self, plan: dict[str, Any], labels: list[str], pool: int, dataset: str,
+                 run_id: str, shards: ShardList, tally: Any, gpus: float,
+                 log_limits: LogLimits) -> None:
         # A cluster may have been started from a terminal, and stages import what starts programs.
         leave_terminal()
         # Before anything that may take the process down: it is to be counted then.
@@ -237,7 +238,8 @@ def _run_leg(plan: Plan, leg: Leg, names: list[str], shards: ShardList, dataset:
     context.raise_original_map_exception = True  # Ray's own around it loses it on the way
     here = ray.get_runtime_context().get_node_id()
     # Beside the driver: with that node the run is over anyway.
-    tally = _Tally.options(
+    actor: Any = _Tally  # `ray.remote` has made a class of actors of it
+    tally = actor.options(
         scheduling_strategy=NodeAffinitySchedulingStrategy(here, soft=True)).remote()
     stream = ray.data.from_items([{"shard": name} for name in names],
                                  override_num_blocks=len(names))
@@ -297,20 +299,25 @@ def _nodes(here: str) -> tuple[list[Node], str | None]:
 def _look(beat: Beat, here: str) -> Finding:
     if beat.node not in {node.id for node in _nodes(here)[0]}:
         return Finding(is_gone=True)
-    return _on_its_node(look_at, beat, here)
+    finding: Finding = _on_its_node(look_at, beat, here)
+    return finding
 
 
 def _on_its_node(function: Callable[[Process], Any], beat: Beat, here: str) -> Any:
     """The function of a worker's process, where that is."""
+    process = beat.process
+    assert process is not None  # every worker tells of its own
     if beat.node == here:
-        return function(beat.process)
+        return function(process)
     there = NodeAffinitySchedulingStrategy(beat.node, soft=False)
     task = ray.remote(function).options(num_cpus=0, max_retries=0, scheduling_strategy=there)
-    return ray.get(task.remote(beat.process), timeout=_NODE_ANSWER_SECONDS)
+    return ray.get(task.remote(process), timeout=_NODE_ANSWER_SECONDS)
 
 
-def _take(tally: Any) -> tuple[dict[str, Counter], dict[str, Beat]]:
-    return ray.get(tally.take.remote(), timeout=ANSWER_SECONDS)
+def _take(tally: Any) -> tuple[dict[str, Counter[Any]], dict[str, Beat]]:
+    taken: tuple[dict[str, Counter[Any]], dict[str, Beat]] = ray.get(
+        tally.take.remote(), timeout=ANSWER_SECONDS)
+    return taken
 
 
 _END = object()
@@ -335,7 +342,7 @@ class _Flow:
             self.came.put(_END)
 
 
-def _through(stream: Any, number: int, pool: Pool, spec: dict, dataset: Path, run_id: str,
+def _through(stream: Any, number: int, pool: Pool, spec: dict[str, Any], dataset: Path, run_id: str,
              shards: ShardList, tally: Any, log_limits: LogLimits) -> Any:
     # Ray names the operator and its actors after the class.
     named = type(pool.names, (_ShardRunner,), {})
@@ -353,7 +360,7 @@ def _through(stream: Any, number: int, pool: Pool, spec: dict, dataset: Path, ru
 
 def map_on_ray(
     function: Callable[[Any], Any], items: Sequence[Any], cpus: float, settings: RaySettings
-) -> Iterator[TaskResult]:
+) -> Iterator[TaskResult[Any, Any]]:
     """The Ray side of `parallel_map.py`. Raises ClusterLost where nobody can work."""
     with cluster(settings) as machine:
         here = ray.get_runtime_context().get_node_id()
@@ -393,7 +400,7 @@ class _TaskFlow:
         self._leaving.set()
         self._ended.wait(ANSWER_SECONDS)
 
-    def results(self, probe: ClusterProbe) -> Iterator[TaskResult]:
+    def results(self, probe: ClusterProbe) -> Iterator[TaskResult[Any, Any]]:
         """As they come; `probe` is asked whether the cluster is to blame for deaths."""
         running: dict[Any, tuple[int, Any]] = {}
         try:
@@ -413,7 +420,7 @@ class _TaskFlow:
 
     def _result(
         self, reference: Any, number: int, item: Any, probe: ClusterProbe
-    ) -> TaskResult | None:
+    ) -> TaskResult[Any, Any] | None:
         """None where its process died and it is to be tried again."""
         try:
             return TaskResult(item, *ray.get(reference))

@@ -84,7 +84,8 @@ class Job:
 
     async def _log(self) -> AsyncIterator[str]:
         """The log from its beginning, until the server ends it or the job has ended."""
-        stream = self._client.tail_job_logs(self.id)
+        # An asynchronous generator, which Ray's types don't say.
+        stream: Any = self._client.tail_job_logs(self.id)
         coming = asyncio.ensure_future(anext(stream, None))
         try:
             while True:

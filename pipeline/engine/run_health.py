@@ -12,8 +12,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from clipmill.pipeline.engine.activity import Beat
-from clipmill.pipeline.engine.pools import Leg, Pool
+from clipmill.pipeline.engine.pools import Pool
 from clipmill.pipeline.engine.standstill import SILENT_SECONDS
+from clipmill.pipeline.recipes.plan import Step
 from clipmill.schemas.words import counted
 
 BEAT_SECONDS = 2.0
@@ -43,14 +44,14 @@ class Tasks:
     gpus: float = 0.0
     workers: int = 0
     names: str = "this command"
-    steps: tuple = ()
+    steps: tuple[Step, ...] = ()
 
 
 @dataclass
 class Watchdog:
     """What is known of one leg's workers, or of tasks; times are monotonic seconds."""
 
-    leg: Leg | tuple[Tasks]
+    leg: Sequence[Pool | Tasks]
     rows_a_shard: int
     began: float
     _nodes: dict[str, Node] = field(default_factory=dict)

@@ -6,14 +6,13 @@ import os
 from pathlib import Path
 
 from clipmill.schemas.errors import UsageError
-from clipmill.schemas.folders import OWN_FOLDERS
+from clipmill.schemas.folders import MEDIA, OWN_FOLDERS
 
 
 def check_output(dataset: Path, output: Path | None) -> None:
     """UsageError where `--output` is a place at which the dataset keeps, or will keep, its own."""
     if output is None:
         return
-    from clipmill.pipeline.removal.media import MEDIA
 
     # As it is written and where it leads to: `media/` may be a link to another disk.
     for place in (Path(os.path.normpath(output.absolute())), Path(os.path.realpath(output))):

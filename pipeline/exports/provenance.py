@@ -110,9 +110,9 @@ class Summary:
     clips: int = 0
     videos: int = 0
     milliseconds: int = 0
-    licences: Counter = field(default_factory=Counter)
-    sites: Counter = field(default_factory=Counter)
-    failed: Counter = field(default_factory=Counter)
+    licences: Counter[str] = field(default_factory=Counter)
+    sites: Counter[str] = field(default_factory=Counter)
+    failed: Counter[str] = field(default_factory=Counter)
 
     @property
     def hours(self) -> float:
@@ -129,7 +129,7 @@ class Summary:
         return _sorted(self.failed)
 
 
-def _sorted(counts: Counter) -> dict[str, int]:
+def _sorted(counts: Counter[str]) -> dict[str, int]:
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
 

@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from clipmill.pipeline.catalog.catalog import Catalog, open_catalog, readable_errors
+from clipmill.pipeline.catalog.catalog import Catalog, open_catalog
+from clipmill.pipeline.catalog.user_sql import readable_errors
 from clipmill.pipeline.dataset.shards import commit, temporary_beside
 from clipmill.pipeline.exports import lines, tables, webdataset
 from clipmill.pipeline.exports.card import CARD, card

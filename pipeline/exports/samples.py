@@ -30,7 +30,8 @@ def render_samples(rows: pa.Table) -> pa.Table:
     shown = [name for name in rows.column_names if not name.startswith("_")]
     texts, sizes = [], []
     for row, caption in zip(records(rows.select(shown)), rows[TEXT].to_pylist(), strict=True):
-        key, path, size = row["clip_id"], row.get("media_path"), row.get("media_bytes")
+        key, path = row["clip_id"], row.get("media_path")
+        size: Any = row.get("media_bytes")  # of every file that has been cut
         text = json_text(_sample(row, caption, scores))  # takes the row apart
         members = [(f"{key}.txt", len((caption or "").encode())),
                    (f"{key}.json", len(text.encode()))]

@@ -20,7 +20,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from clipmill.pipeline.catalog.catalog import Catalog, readable_errors
+from clipmill.pipeline.catalog.catalog import Catalog
+from clipmill.pipeline.catalog.user_sql import readable_errors
 from clipmill.pipeline.dataset.shards import shard_name, write_json
 from clipmill.pipeline.exports.columns import DROPPED, SUBTITLE_WORDS, SUBTITLES, TEXT, Columns
 from clipmill.pipeline.exports.request import ExportRequest
@@ -137,7 +138,7 @@ def select_clips(
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    left_out: Counter = Counter()
+    left_out: Counter[str] = Counter()
     facts = _Facts(_reader(catalog, _facts_query(columns)))
     filtered = _filtered(_reader(catalog, _clips_query(request, columns)), request, left_out)
     groups: list[list[int]] = []
@@ -173,7 +174,7 @@ def select_clips(
 
 
 def _without_those_gone(
-    catalog: Catalog, request: ExportRequest, seen: int, left_out: Counter
+    catalog: Catalog, request: ExportRequest, seen: int, left_out: Counter[str]
 ) -> int:
     """All clips that were asked for; counts those of which the query gave nothing, by reason.
 
@@ -223,7 +224,7 @@ def _reader(catalog: Catalog, query: str) -> pa.RecordBatchReader:
 
 
 def _filtered(
-    reader: pa.RecordBatchReader, request: ExportRequest, left_out: Counter
+    reader: pa.RecordBatchReader, request: ExportRequest, left_out: Counter[str]
 ) -> Iterator[pa.Table]:
     """The rows with a text, where one is needed, that chance leaves in."""
     while True:
@@ -244,7 +245,7 @@ def _filtered(
             yield batch
 
 
-def _without_others(rows: pa.Table, request: ExportRequest, left_out: Counter) -> pa.Table:
+def _without_others(rows: pa.Table, request: ExportRequest, left_out: Counter[str]) -> pa.Table:
     """InternVid's format has room for videos of YouTube only."""
     if request.format != "internvid":
         return rows

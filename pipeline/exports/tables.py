@@ -68,7 +68,8 @@ class ParquetFile(ShardFile):
 
     def room_for(self, part: pa.Table) -> bool:
         footer = (self._groups + 2) * part.num_columns * FOOTER_BYTES_A_COLUMN
-        return self._file.tell() + part.nbytes + footer <= self.request.shard_bytes
+        size: int = self._file.tell() + part.nbytes + footer
+        return size <= self.request.shard_bytes
 
     def add(self, part: pa.Table) -> None:
         if self._writer is None:
@@ -119,7 +120,8 @@ def _csv(table: pa.Table, *, header: bool) -> bytes:
     sink = pa.BufferOutputStream()
     options = pyarrow.csv.WriteOptions(include_header=header, quoting_style="needed")
     pyarrow.csv.write_csv(table, sink, options)
-    return sink.getvalue().to_pybytes()
+    written: bytes = sink.getvalue().to_pybytes()
+    return written
 
 
 def _flat(table: pa.Table) -> pa.Table:

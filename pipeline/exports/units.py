@@ -107,6 +107,7 @@ def work_on_units(
         with closing(map_tasks(work_on_unit, todo, engine=request.engine_or_default)) as results:
             for result in results:
                 if result.problem is None:
+                    assert result.value is not None
                     report(*result.value)
                 elif left:
                     again.append(result.item)
@@ -141,7 +142,7 @@ def _work_on_unit(task: UnitTask) -> tuple[int, int]:
     if request.cut is not None:
         cuts = {result.clip_id: result for result in _cut(task, rows)}
         ids = rows["clip_id"].to_pylist()
-        problems = {clip: cuts[clip].problem for clip in ids if cuts[clip].problem is not None}
+        problems = {clip: problem for clip in ids if (problem := cuts[clip].problem) is not None}
         rows = _with_media(rows, [cuts[clip] for clip in ids], request.output)
     return _commit(task, rows, problems)
 

@@ -6,7 +6,7 @@ import io
 import tarfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import pyarrow as pa
 
@@ -37,7 +37,7 @@ def write_tar(request: ExportRequest, path: Path, tables: Iterable[pa.Table]) ->
                 _add_sample(request, tar, row)
 
 
-def _add_sample(request: ExportRequest, tar: tarfile.TarFile, row: dict) -> None:
+def _add_sample(request: ExportRequest, tar: tarfile.TarFile, row: dict[str, Any]) -> None:
     # A clip's id holds no dot, at which WebDataset would end the key.
     key = file_name(row["clip_id"])
     media = row.get("media_path")

@@ -290,7 +290,7 @@ def _extras(others: Mapping[str, Any], count: int, is_list: bool) -> Iterator[An
         if isinstance(found, list) and len(found) == count:
             listed[name] = found
     for at in range(count):
-        yield _texts(others | {name: found[at] for name, found in listed.items()}
+        yield _texts({**others} | {name: found[at] for name, found in listed.items()}
                      if listed else others)
 
 

@@ -7,12 +7,13 @@ file has 234 million rows in 45 GB, so nothing here holds more than a few blocks
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import io
 import json
 import os
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -99,9 +100,8 @@ def _parquet(connection: duckdb.DuckDBPyConnection, path: Path) -> PublishedFile
 def _json_lines(path: Path) -> PublishedFile:
     names: dict[str, None] = {}
     rows = 0
-    lines = _Lines(path, None).batches()
-    batch = next(lines, None)
-    lines.close()
+    with contextlib.closing(_Lines(path, None).batches()) as lines:
+        batch = next(lines, None)
     sample = batch["line"].slice(0, _SAMPLE_ROWS).to_pylist() if batch is not None else []
     for number, line in enumerate(sample):
         if number == 0 and line.startswith("["):
@@ -238,7 +238,7 @@ class _Lines:
         self._path = path
         self._report = report
 
-    def batches(self) -> Iterator[pa.RecordBatch]:
+    def batches(self) -> Generator[pa.RecordBatch, None, None]:
         first = 1
         for block in self._blocks():
             ends = np.flatnonzero(np.frombuffer(block, np.uint8) == ord("\n")) + 1

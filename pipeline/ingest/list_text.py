@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 from clipmill.schemas.errors import UsageError
 
@@ -61,7 +61,7 @@ def unpacked(raw: IO[bytes]) -> IO[bytes]:
     head = raw.read(6)
     raw.seek(0)
     if head[:2] == b"\x1f\x8b":
-        return gzip.GzipFile(fileobj=raw)
+        return cast("IO[bytes]", gzip.GzipFile(fileobj=raw))
     if head[:3] == b"BZh":
         return bz2.BZ2File(raw)
     if head == b"\xfd7zXZ\x00":
@@ -69,7 +69,8 @@ def unpacked(raw: IO[bytes]) -> IO[bytes]:
     if head[:4] == b"\x28\xb5\x2f\xfd":
         import pyarrow as pa
 
-        return pa.CompressedInputStream(pa.PythonFile(raw, mode="r"), "zstd")
+        return cast(
+            "IO[bytes]", pa.CompressedInputStream(pa.PythonFile(raw, mode="r"), "zstd"))
     return raw
 
 

@@ -6,18 +6,20 @@ become a path that nobody has, and fail much later as a file that is not there.
 
 from __future__ import annotations
 
-# A list may have a million rows, and path objects cost more than all the rest; `abspath` is meant,
-# because a link is a name of its own.
-# ruff: noqa: PTH100, PTH118, PTH122
 import functools
 import os
 import re
+
+# A list may have a million rows, and path objects cost more than all the rest; `abspath` is meant,
+# because a link is a name of its own.
+# ruff: noqa: PTH100, PTH118, PTH122
+from typing import Literal
 from urllib.parse import unquote, urlsplit
 
 from clipmill.pipeline.ingest.platforms import identify, looks_like_url
 from clipmill.stages.media.read.suffixes import MEDIA_SUFFIXES
 
-YOUTUBE = "youtube"
+YOUTUBE: Literal["youtube"] = "youtube"
 YOUTUBE_ID = re.compile(r"[A-Za-z0-9_-]{11}")
 WATCH_URL = "https://www.youtube.com/watch?v="
 

@@ -187,9 +187,9 @@ def _candidates(host: str) -> tuple[Any, ...]:
     for label in labels[:-1]:
         if label in _COMMON_LABELS:
             continue
-        sets = [index.get(word, frozenset()) for word in label.split("-") if word]
+        sets = [index.get(word, set()) for word in label.split("-") if word]
         if sets:
-            found |= frozenset.intersection(*map(frozenset, sets))
+            found |= set.intersection(*sets)
     return tuple(extractors[number] for number in sorted(found))
 
 

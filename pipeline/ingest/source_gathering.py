@@ -145,7 +145,7 @@ class Gathering:
         Of `failures`, those that no row names are ended.
         """
         self._put_away()
-        config = {"memory_limit": _MEMORY, "temp_directory": str(self._scratch),
+        config: dict[str, Any] = {"memory_limit": _MEMORY, "temp_directory": str(self._scratch),
                   "autoload_known_extensions": False}
         with duckdb.connect(":memory:", config=config) as connection:
             yield from self._new(connection, failures)

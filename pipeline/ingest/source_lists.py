@@ -231,8 +231,8 @@ def _holds_bytes(kind: Any) -> bool:
         return any(_holds_bytes(each.type) for each in kind)
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):
         return _holds_bytes(kind.value_type)
-    return (pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
-            or pa.types.is_fixed_size_binary(kind))
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+                or pa.types.is_fixed_size_binary(kind))
 
 
 def _rows_of_batch(batch: Any) -> Iterator[tuple[dict[str, Any], str | None]]:

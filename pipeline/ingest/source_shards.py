@@ -73,7 +73,7 @@ def _outcomes(table: pa.Table) -> dict[str, int]:
 
 def _last_position(shard: Path) -> int:
     with reading(shard):
-        return pc.max(pq.read_table(shard, columns=["position"])["position"]).as_py()
+        return int(pc.max(pq.read_table(shard, columns=["position"])["position"]).as_py())
 
 
 def sources_table(rows: Iterable[tuple[str, Source]]) -> pa.Table:

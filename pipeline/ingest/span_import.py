@@ -93,7 +93,7 @@ def import_spans(
     scratch = dataset / ".scratch" / f"import-{uuid.uuid4().hex[:8]}"
     with contextlib.ExitStack() as stack:
         stack.enter_context(damage_named(dataset))
-        config = {"memory_limit": MEMORY, "preserve_insertion_order": False,
+        config: dict[str, Any] = {"memory_limit": MEMORY, "preserve_insertion_order": False,
                   "temp_directory": str(scratch), "autoload_known_extensions": False}
         connection = stack.enter_context(duckdb.connect(":memory:", config=config))
         published = [open_published(connection, path) for path in files]
@@ -430,7 +430,8 @@ class _Videos:
         return found
 
     def _place(self, rows: pa.Table, at: int) -> str:
-        return self._places[rows["file"][int(at)].as_py()](rows["row"][int(at)].as_py())
+        place_of = self._places[rows["file"][int(at)].as_py()]
+        return str(place_of(rows["row"][int(at)].as_py()))
 
 
 def _source(youtube_id: str, excluded: set[str]) -> Source:

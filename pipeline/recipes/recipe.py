@@ -231,6 +231,7 @@ def _apply(config: dict[str, Any], overrides: Sequence[str], where: str) -> set[
                                  f"{keys[0]!r}; {_near(keys[0], known)}{add}")
             target = config
         else:
+            assert stages is not None  # the label is among them
             target = stages
         for key in keys[:-1]:
             if target.get(key) is None:

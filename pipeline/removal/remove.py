@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import pyarrow as pa
@@ -182,7 +183,7 @@ class _Sources:
             "SELECT DISTINCT _base FROM rows WHERE source_key IN (FROM keys) "
             "OR video_id IN (FROM ids) ORDER BY 1", [])]
 
-    def _ask(self, query: str, parameters: list[str]) -> list[tuple]:
+    def _ask(self, query: str, parameters: list[str]) -> list[tuple[Any, ...]]:
         with damage_named(self._dataset):
             return self._connection.execute(query, parameters).fetchall()
 
@@ -276,7 +277,8 @@ def _by_level(folders: Iterable[Path]) -> list[Path]:
 
 def _columns(path: Path) -> list[str]:
     with reading(path):
-        return pq.read_schema(path).names
+        names: list[str] = pq.read_schema(path).names
+        return names
 
 
 def _media_paths(files: Iterable[tuple[Path, str]], selection: Selection) -> set[str]:
@@ -335,9 +337,9 @@ def subsets_with(dataset: Path, videos: Iterable[str]) -> dict[str, int]:
         with damage_named(dataset), duckdb.connect(":memory:") as connection:
             for file in path.parent.glob("clips-*.parquet"):
                 check_is_file(file)
-            (count,) = connection.execute(
+            ((count,),) = connection.execute(
                 f"SELECT count(*) FROM read_parquet({literal(files)}) WHERE video_id IN "
-                "(SELECT unnest(?))", [wanted]).fetchone()
+                "(SELECT unnest(?))", [wanted]).fetchall()
         if count:
             found[path.parent.name] = count
     return dict(found)

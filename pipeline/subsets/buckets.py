@@ -196,7 +196,7 @@ class _Search:
             self._compare(items[members[close]], own_best[close])
 
     def _may_be_near(self, one: np.ndarray, other: np.ndarray) -> np.ndarray:
-        return np.bitwise_count(one ^ other) <= self.near.most[0]
+        return np.asarray(np.bitwise_count(one ^ other) <= self.near.most[0])
 
     def _compare(self, one: np.ndarray, other: np.ndarray) -> None:
         """Marks the later owner of each pair of items that are near."""

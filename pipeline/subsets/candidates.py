@@ -133,7 +133,8 @@ def committed(catalog: Catalog) -> dict[str, list[str]]:
 def _with_roles(catalog: Catalog, scorers: Mapping[str, ResolvedScorer]) -> str:
     """`clips` with each scorer's column under the name that the rules know it by."""
     columns = [name for name, *_ in catalog.execute("SELECT * FROM clips LIMIT 0").description]
-    replaced, added = [], []
+    replaced: list[str] = []
+    added: list[str] = []
     for role, scorer in scorers.items():
         if scorer.column != role:
             (replaced if role in columns else added).append(

@@ -64,7 +64,7 @@ def _mixed(n: int, seed: int) -> np.ndarray:
     # The finaliser of SplitMix64: every bit of the result hangs on every bit of the number.
     mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return mixed ^ (mixed >> np.uint64(31))
+    return np.asarray(mixed ^ (mixed >> np.uint64(31)))
 
 
 def _centres(vectors: np.ndarray, clusters: int, seed: int) -> np.ndarray:
@@ -93,7 +93,8 @@ def _first_centres(vectors: np.ndarray, clusters: int, seed: int) -> np.ndarray:
     squares = np.einsum("ij,ij->i", pool, pool).astype(np.int64)
     n_candidates = 1 + clusters.bit_length() // 2
     picks = random_words(f"centres {seed}", clusters * n_candidates)
-    distances, centres = np.ones(len(pool), np.int64), []
+    distances = np.ones(len(pool), np.int64)
+    centres: list[np.ndarray] = []
     for own_picks in picks.reshape(clusters, n_candidates):
         running = np.cumsum(distances)
         if not running[-1]:

@@ -15,8 +15,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from clipmill.pipeline.catalog import views
-from clipmill.pipeline.catalog.views import StepTable
 from clipmill.pipeline.subsets import clusters, near
 from clipmill.pipeline.subsets.candidates import ALL, CANDIDATES, Candidates, RuleColumns
 from clipmill.pipeline.subsets.rules import (
@@ -34,6 +32,7 @@ from clipmill.schemas.command_line import shell_word
 from clipmill.schemas.errors import UsageError
 from clipmill.schemas.scratch import ScratchFolder
 from clipmill.schemas.sql_text import literal
+from clipmill.schemas.step_tables import StepTable, kept
 from clipmill.schemas.words import counted
 
 
@@ -345,11 +344,11 @@ class Engine:
         """
         self._connection.execute(
             "CREATE OR REPLACE TABLE work.placed AS SELECT clip_id, any_value(rank) AS rank, "
-            f"min(_base) AS _base FROM work.ranked JOIN ({views.kept(step, ['clip_id'])}) "
+            f"min(_base) AS _base FROM work.ranked JOIN ({kept(step, ['clip_id'])}) "
             "USING (clip_id) GROUP BY clip_id")
         # A cursor of its own: a result that is being read blocks its connection.
         return self._connection.cursor().sql(
-            f"SELECT p.rank, k.{column} FROM ({views.kept(step, ['clip_id', column])}) AS k "
+            f"SELECT p.rank, k.{column} FROM ({kept(step, ['clip_id', column])}) AS k "
             "JOIN work.placed AS p ON p.clip_id = k.clip_id AND p._base = k._base "
             f"WHERE k.{column} IS NOT NULL"
         ).to_arrow_reader(4096)
@@ -419,7 +418,7 @@ def equal(sizes: np.ndarray, wanted: int) -> np.ndarray:
             low = middle
         else:
             high = middle - 1
-    shares = np.minimum(sizes, low)
+    shares: np.ndarray = np.minimum(sizes, low)
     larger = np.flatnonzero(sizes > low)
     shares[larger[: wanted - int(shares.sum())]] += 1
     return shares

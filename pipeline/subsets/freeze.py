@@ -26,7 +26,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from clipmill.pipeline.catalog import views
 from clipmill.pipeline.catalog.catalog import Catalog
 from clipmill.pipeline.dataset.shards import write_json
 from clipmill.pipeline.dataset.tombstones import removed_videos
@@ -45,6 +44,7 @@ from clipmill.schemas.damage import check_is_file, read_json, reading
 from clipmill.schemas.errors import ClipmillError, UsageError
 from clipmill.schemas.folders import SUBSETS
 from clipmill.schemas.sql_text import quoted
+from clipmill.schemas.step_tables import StepTable, kept
 from clipmill.schemas.words import counted
 
 FORMAT = 1
@@ -307,9 +307,9 @@ def snapshot_of(catalog: Catalog, candidates: Candidates, whole: Size) -> dict[s
     }
 
 
-def _kept_rows(catalog: Catalog, step: views.StepTable) -> int:
-    kept = views.kept(step, [step.key])
-    (count,) = catalog.connection.execute(f"SELECT count(*) FROM ({kept})").fetchall()[0]
+def _kept_rows(catalog: Catalog, step: StepTable) -> int:
+    rows = kept(step, [step.key])
+    (count,) = catalog.connection.execute(f"SELECT count(*) FROM ({rows})").fetchall()[0]
     return int(count)
 
 

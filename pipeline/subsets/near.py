@@ -158,11 +158,11 @@ class _Cosines:
                     piece @ own.T, _squares(piece)[:, None], _squares(own)[None])
 
     def _enough(self, products: np.ndarray, ones: np.ndarray, others: np.ndarray) -> np.ndarray:
-        return products >= self._min_cosine * np.sqrt(ones * others)
+        return np.asarray(products >= self._min_cosine * np.sqrt(ones * others))
 
 
 def _squares(vectors: np.ndarray) -> np.ndarray:
-    return np.einsum("ij,ij->i", vectors, vectors).astype(np.float64)
+    return np.asarray(np.einsum("ij,ij->i", vectors, vectors), np.float64)
 
 
 def _sketched(cosines: _Cosines, min_cosine: float) -> tuple[np.ndarray, Nearness]:
@@ -199,7 +199,7 @@ def _planes(width: int) -> np.ndarray:
     Products with the difference of two vectors stay below 2**24 up to 260,000 numbers.
     """
     coins = random_words(f"planes {width}", width * SKETCH_BITS // 4).view("<u2")
-    return np.bitwise_count(coins).astype(np.float32).reshape(width, SKETCH_BITS) - 8
+    return np.asarray(np.bitwise_count(coins), np.float32).reshape(width, SKETCH_BITS) - 8
 
 
 def near_hashes(
@@ -284,4 +284,4 @@ class _HashedClips:
                 match = np.bitwise_count(one ^ other) <= max_distance
                 match &= has_one & (j < self.counts[later])
                 best[j + 1] = np.maximum(np.maximum(before[j + 1], best[j]), before[j] + match)
-        return best[-1]
+        return np.asarray(best[-1])

@@ -20,10 +20,11 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from clipmill.pipeline.catalog.catalog import Catalog
-from clipmill.pipeline.catalog.views import CLIPS_VIDEO_COLUMNS, StepTable, clip_columns
+from clipmill.pipeline.catalog.views import CLIPS_VIDEO_COLUMNS, clip_columns
 from clipmill.pipeline.recipes.strict_yaml import parse_yaml
 from clipmill.schemas.command_line import shell_word, start_a_run
 from clipmill.schemas.errors import UsageError
+from clipmill.schemas.step_tables import StepTable
 from clipmill.schemas.tables import CLIPS
 
 # A stage that only hands on what others computed may stand for any column.

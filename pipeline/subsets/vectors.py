@@ -41,7 +41,7 @@ def directions(rows: np.ndarray, length: float = LENGTH) -> np.ndarray:
                                      where=peaks > 0))
     lengths = np.sqrt(np.einsum("ij,ij->i", whole, whole))[:, None]
     factors = np.divide(length, lengths, out=np.zeros_like(lengths), where=lengths > 0)
-    return np.rint(whole * factors)
+    return np.asarray(np.rint(whole * factors))
 
 
 def clip_vectors(
@@ -119,7 +119,7 @@ class VectorStore:
             for some, vectors in clip_vectors(rows, wanted):
                 self.width = vectors.shape[1]
                 ranks.append(some)
-                file.write(np.ascontiguousarray(vectors))
+                file.write(np.ascontiguousarray(vectors).data)
         self.ranks = np.concatenate(ranks) if ranks else np.empty(0, np.int64)
         if len(np.unique(self.ranks)) != len(self.ranks):
             raise ValueError("a rank stands on several rows")
@@ -131,7 +131,7 @@ class VectorStore:
 
     def take(self, places: np.ndarray) -> np.ndarray:
         """The vectors at some places, as integers in float32."""
-        return self._numbers[places].astype(np.float32)
+        return np.asarray(self._numbers[places], np.float32)
 
     def chunks(self) -> Iterator[tuple[slice, np.ndarray]]:
         """All vectors in pieces, as integers in float32."""

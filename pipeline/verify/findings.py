@@ -60,7 +60,7 @@ class Report:
     dataset: str
     faults: list[Finding] = field(default_factory=list)
     notes: list[Finding] = field(default_factory=list)
-    checked: Counter = field(default_factory=Counter)
+    checked: Counter[str] = field(default_factory=Counter)
     pending: int = 0
     others: list[str] = field(default_factory=list)
     is_running: bool = False

@@ -273,5 +273,6 @@ def _inputs(
             if label in node.required:
                 given = {key: shards for key, shards in given.items() if videos.get(key) in known}
             for key, bringing in given.items():
-                bringing.update(known.get(videos.get(key), ()))
+                if key in videos:
+                    bringing.update(known.get(videos[key], ()))
     return given

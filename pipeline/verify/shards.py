@@ -6,6 +6,7 @@ import json
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -239,7 +240,7 @@ def _kept(table: pa.Table) -> pa.Table:
     return table.filter(pc.invert(gone)).select(names)
 
 
-def _footer_problems(node: Node, shard: str, values: dict, table: pa.Table) -> list[str]:
+def _footer_problems(node: Node, shard: str, values: dict[str, Any], table: pa.Table) -> list[str]:
     problems = [
         f"it says {name} {values.get(name)!r}, the place {wanted!r}"
         for name, wanted in (("step", node.label), ("shard", shard),
@@ -255,7 +256,7 @@ def _footer_problems(node: Node, shard: str, values: dict, table: pa.Table) -> l
     for name, number in counted.items():
         if values.get(name) != number:
             problems.append(f"it says {values.get(name)} {name}, the rows {number}")
-    said = [values.get(name) for name in ("kept", "rejected", "failed")]
+    said: list[Any] = [values.get(name) for name in ("kept", "rejected", "failed")]
     if all(isinstance(number, int) for number in said) and values.get("inputs") != sum(said):
         problems.append(f"{values.get('inputs')} inputs are not {said[0]} kept + {said[1]} "
                         f"rejected + {said[2]} failed")

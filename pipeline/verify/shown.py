@@ -60,8 +60,9 @@ class Shown:
             place = Path(table.folder).relative_to(layout.dataset).as_posix()
             return narrowed(table, whole.get(place, ()))
 
-        makers = [only_whole(table) for name in ("download_videos", "split_clips")
-                  if (table := views.primary(layout.steps, name)) is not None]
+        primaries = [views.primary(layout.steps, name)
+                     for name in ("download_videos", "split_clips")]
+        makers = [only_whole(table) for table in primaries if table is not None]
         self._sources = only_whole(layout.ingest)
         self._split = views.primary(makers, "split_clips")
         if self._split is not None:

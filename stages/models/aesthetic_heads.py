@@ -32,7 +32,7 @@ class AestheticHead:
     @property
     def dimensions(self) -> int:
         """How long the embeddings are that it scores."""
-        return self.layers[0][0].shape[1]
+        return int(self.layers[0][0].shape[1])
 
     def __call__(self, embeddings: np.ndarray) -> np.ndarray:
         """Scores of embeddings of length 1, of shape (n, dimensions)."""

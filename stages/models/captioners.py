@@ -186,9 +186,10 @@ class Family:
         with torch.inference_mode():
             inputs = {name: self._moved(value) for name, value in inputs.items()}
             output = self.model.generate(**inputs, **self.options(), **generation.arguments())
-        return self._decoder.batch_decode(
+        texts: list[str] = self._decoder.batch_decode(
             self.new_tokens(output, inputs), skip_special_tokens=True
         )
+        return texts
 
     def options(self) -> dict[str, Any]:
         """Arguments of `generate` that belong to the model, not to the settings."""
@@ -223,7 +224,8 @@ class _OnePicture(Family):
         frames = [frame_of(picture) for picture in pictures]
         if self._plain is not None:
             return self._plain.batch(frames)
-        return self._images(frames, return_tensors="pt")["pixel_values"]
+        pixels: torch.Tensor = self._images(frames, return_tensors="pt")["pixel_values"]
+        return pixels
 
     def prompt_ids(self, prompt: str) -> list[int]:
         """The tokens that stand before the generated ones."""

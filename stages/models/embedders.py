@@ -126,7 +126,8 @@ class ClipEmbedder:
     @property
     def image_model(self) -> Callable[[torch.Tensor], torch.Tensor]:
         """The image tower: pixels of the model's dtype and device in, raw features out."""
-        return self._model.encode_image
+        tower: Callable[[torch.Tensor], torch.Tensor] = self._model.encode_image
+        return tower
 
     def embed_images(self, jpegs: Sequence[bytes]) -> np.ndarray:
         """Embeddings of JPEG images, in their order, of shape (n, d).
@@ -144,6 +145,7 @@ class ClipEmbedder:
         pieces = [jpegs[start: start + size] for start in range(0, len(jpegs), size)]
         threads = torch.get_num_threads() if self.device.type == "cpu" else 1
         with ThreadPoolExecutor(threads, thread_name_prefix="prepare-images") as pool:
+            batches: Iterator[np.ndarray]
             if threads > 1:
                 batches = (self.prepare.in_parallel(pool, threads, piece) for piece in pieces)
             else:

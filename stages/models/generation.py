@@ -6,6 +6,7 @@ import pickle
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
@@ -240,7 +241,7 @@ class Batches(Generic[Item, Prepared, Result]):
         results: list[Result | RowFailed] = []
         while len(results) < len(batch):
             piece = batch[len(results): len(results) + self.size]
-            results += self._attempt(piece, lambda piece=piece: self._prepare(piece))
+            results += self._attempt(piece, partial(self._prepare, piece))
         return results
 
     def _attempt(
@@ -248,7 +249,7 @@ class Batches(Generic[Item, Prepared, Result]):
     ) -> list[Result | RowFailed]:
         beat()
         try:
-            found = list(self._compute(prepared()))
+            found: list[Result | RowFailed] = [*self._compute(prepared())]
             if len(found) != len(batch):
                 raise RuntimeError(f"{len(batch)} inputs gave {len(found)} outputs")
             return found
@@ -267,5 +268,5 @@ class Batches(Generic[Item, Prepared, Result]):
             return self._pieces(batch)
         return [
             result for item in batch
-            for result in self._attempt([item], lambda item=item: self._prepare([item]))
+            for result in self._attempt([item], partial(self._prepare, [item]))
         ]

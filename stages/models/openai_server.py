@@ -232,7 +232,8 @@ class OpenAIServer:
             with proxies_of_environment():
                 self._own.line = _Line(httpx.Client(verify=self._tls), self._closing)
             self._lines.append(self._own.line)
-        return self._own.line
+        line: _Line = self._own.line
+        return line
 
     def _refusal(self, answer: httpx.Response, content: bytes) -> Exception:
         status = answer.status_code

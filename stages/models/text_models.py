@@ -134,7 +134,7 @@ class LocalTextModel:
         if not found:
             return None
         # A decoder has prompt and answer in the one context.
-        return min(found) - (0 if self._encoder_decoder else self._generation.max_new_tokens)
+        return int(min(found)) - (0 if self._encoder_decoder else self._generation.max_new_tokens)
 
     def count_tokens(self, prompt: str) -> int:
         return len(self._ids(prompt))
@@ -192,7 +192,8 @@ def _auto_class(config: Any, folder: Path, setting: str) -> Any:
         classes = [transformers.AutoModelForSeq2SeqLM]
     remote = getattr(config, "auto_map", None) or {}
     for auto_class in classes:
-        if type(config) in auto_class._model_mapping or auto_class.__name__ in remote:
+        known: Any = auto_class._model_mapping  # set in all but the common base
+        if type(config) in known or auto_class.__name__ in remote:
             return auto_class
     raise ClipmillError(
         f"{setting}: {folder} is a {type(config).__name__.removesuffix('Config')}, which is no "

@@ -14,7 +14,9 @@ def unit(vectors: np.ndarray) -> np.ndarray:
     """Vectors scaled to length 1 along the last axis, as float64; a zero vector stays zero."""
     vectors = np.asarray(vectors, np.float64)
     lengths = np.linalg.norm(vectors, axis=-1, keepdims=True)
-    return np.divide(vectors, lengths, out=np.zeros_like(vectors), where=lengths != 0)
+    scaled: np.ndarray = np.divide(
+        vectors, lengths, out=np.zeros_like(vectors), where=lengths != 0)
+    return scaled
 
 
 def stored(column: pa.ChunkedArray | pa.Array) -> list[np.ndarray]:

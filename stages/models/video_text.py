@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -40,8 +41,8 @@ class VideoTextModel:
             kind = json.loads((folder / "config.json").read_text("utf-8")).get("model_type")
             if kind != "xclip":
                 raise ValueError(f"its model_type is {kind!r}, not 'xclip'")
-            model = XCLIPModel.from_pretrained(folder, dtype=self._dtype, local_files_only=True,
-                                               weights_only=True)
+            model: Any = XCLIPModel.from_pretrained(
+                folder, dtype=self._dtype, local_files_only=True, weights_only=True)
             self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
             place = folder / "preprocessor_config.json"
             self._images = json.loads(place.read_text("utf-8")) if place.is_file() else {}

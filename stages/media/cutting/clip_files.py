@@ -18,7 +18,7 @@ from clipmill.schemas.words import counted
 from clipmill.stages.media.cutting.requests import CutRequest
 from clipmill.stages.media.isolation.memory import raise_if_out
 from clipmill.stages.media.read.framing import framing_of
-from clipmill.stages.media.read.opening import packets
+from clipmill.stages.media.read.opening import packets, time_base_of
 from clipmill.stages.media.read.orientation import orientation_of
 
 ROUNDING_SECONDS = 0.0006
@@ -107,7 +107,7 @@ class ClipFile:
                 context.thread_count = threads if decode else 1
                 if decode:
                     context.options = {"skip_loop_filter": "all"}  # only times are looked at
-                first, times, tick = None, [], float(stream.time_base)
+                first, times, tick = None, [], float(time_base_of(stream))
                 n_decoded = 0
                 for packet in packets(container, stream):
                     decoded = packet.decode() if decode or first is None else ()
@@ -115,10 +115,10 @@ class ClipFile:
                     first = first or next(iter(decoded), None)
                     if decode:
                         times += [float(frame.pts * frame.time_base) for frame in decoded
-                                  if frame.pts is not None]
+                                  if frame.pts is not None and frame.time_base is not None]
                     elif packet.size and packet.pts is not None:
                         times.append(float(packet.pts * packet.time_base))
-                length = stream.duration and float(stream.duration * stream.time_base)
+                length = stream.duration and float(stream.duration * time_base_of(stream))
                 has_audio = bool(container.streams.audio)
                 framing = framing_of(stream)
         except (av.FFmpegError, IndexError) as error:

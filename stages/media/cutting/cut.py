@@ -11,9 +11,8 @@ from __future__ import annotations
 
 import functools
 import glob
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import replace
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from clipmill.stages.media.cutting.remux import copy_clips
 from clipmill.stages.media.cutting.requests import CutOptions, CutRequest, CutResult
 from clipmill.stages.media.isolation.isolated import Limits, stream_isolated
 from clipmill.stages.media.read.decode import offset_pts, open_container, video_stream
+from clipmill.stages.media.read.opening import time_base_of
 
 # What adding a clock of hours leaves right of a time in seconds.
 _DIGITS = 9
@@ -79,7 +79,7 @@ def cut_clips(
 def _in_ticks(source: Path, seconds: float) -> float:
     """`seconds` in whole units of the time base, as the other readers of a video count them."""
     with open_container(source) as container:
-        time_base = Fraction(video_stream(container, source).time_base)
+        time_base = time_base_of(video_stream(container, source))
         return float(offset_pts(seconds, time_base) * time_base)
 
 
@@ -109,7 +109,7 @@ def cut_clips_isolated(
 def _cut_in_helper(
     source: Path, requests: Sequence[CutRequest], options: CutOptions, starts_at_seconds: float,
     is_sound: bool,
-) -> Iterator[CutResult]:
+) -> Generator[CutResult, None, None]:
     yield from cut_clips(source, requests, options, starts_at_seconds=starts_at_seconds,
                          is_sound=is_sound)
 

@@ -70,6 +70,7 @@ class VideoEncoder:
     ) -> av.VideoStream:
         """A stream of `output` that this encoder fills; `rate` is only a hint."""
         stream = output.add_stream(self.name, rate=rate, options=dict(self.options))
+        assert isinstance(stream, av.VideoStream)  # as all encoders that are named here make
         stream.width, stream.height = size
         stream.pix_fmt = self.pixels
         stream.time_base = time_base
@@ -195,7 +196,7 @@ def _try(encoder: VideoEncoder) -> str | None:
                 output.mux(stream.encode(frame))
             output.mux(stream.encode())
         memory.seek(0)
-        with av.open(memory) as container:
+        with av.open(memory, "r") as container:
             count = sum(1 for _ in container.decode(video=0))
     except (av.FFmpegError, ValueError, RuntimeError) as error:
         return str(getattr(error, "strerror", None) or error)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import bisect
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ import av.video.frame
 import av.video.reformatter
 import numpy as np
 from av.stream import Discard
+from av.video.reformatter import Colorspace
 
 from clipmill.schemas.errors import RowFailed
 from clipmill.schemas.words import counted
@@ -126,11 +127,11 @@ class _Pass:
         forward = Forward(self._source, self._index, self._prepare)
         try:
             with contextlib.closing(self._frames(forward)) as frames:
-                for frame in frames:
-                    while waiting and waiting[0].first_pts <= frame.pts:
+                for pts, frame in frames:
+                    while waiting and waiting[0].first_pts <= pts:
                         active.append(_Writing(waiting.pop(0), self._encoder, self._options,
                                                self._sound, self._index))
-                    for writing in [w for w in active if w.clip.last_pts < frame.pts]:
+                    for writing in [w for w in active if w.clip.last_pts < pts]:
                         active.remove(writing)
                         yield writing.finish(forward.first_error)
                     if active:
@@ -159,15 +160,15 @@ class _Pass:
         stream.thread_type = "FRAME"
         self._pictures = _Pictures(stream, self._options.short_side, self._encoder.pixels)
 
-    def _frames(self, forward: Forward) -> Iterator[av.VideoFrame]:
-        """Frames in time order from the group's first one on, or a little before it."""
+    def _frames(self, forward: Forward) -> Generator[tuple[int, av.VideoFrame], None, None]:
+        """Frames in time order from the group's first one on, or a little before it, by stamp."""
         last = None
         for number, frame in forward.frames(self._clips[0].first):
-            frame.pts = self._index.pts[number]
-            if last is not None and frame.pts <= last:
-                frame.pts = last + self._index.usual_pts  # time must advance, as in the decode pass
-            last = frame.pts
-            yield frame
+            pts = self._index.pts[number]
+            if last is not None and pts <= last:
+                pts = last + self._index.usual_pts  # time must advance, as in the decode pass
+            frame.pts = last = pts
+            yield pts, frame
 
 
 class _Pictures:
@@ -200,7 +201,8 @@ class _Pictures:
         else:
             made = self._scaler.reformat(
                 frame, across, down, format="yuv420p", interpolation="AREA",
-                dst_colorspace="ITU709" if rgb else None, dst_color_range="MPEG", threads=1)
+                dst_colorspace=Colorspace.ITU709 if rgb else None, dst_color_range="MPEG",
+                threads=1)
         if not self._orientation.is_upright or (made.width, made.height) != (width, height):
             made = self._planes(made, width, height)
         if self._pixels != "yuv420p":
@@ -216,7 +218,7 @@ class _Pictures:
         deep = self._scaler.reformat(frame, width, height, format="bgr48le", interpolation="AREA",
                                      threads=1)
         image = av.VideoFrame.from_ndarray(self._tone_map(deep.to_ndarray()), "bgr24")
-        made = self._converter.reformat(image, format="yuv420p", dst_colorspace="ITU709",
+        made = self._converter.reformat(image, format="yuv420p", dst_colorspace=Colorspace.ITU709,
                                         dst_color_range="MPEG", threads=1)
         made.colorspace = made.color_primaries = made.color_trc = _BT709
         return made
@@ -233,7 +235,7 @@ class _Pictures:
         """The frame's upper left `width` × `height` pixels, turned upright."""
         parts = []
         for plane, share in zip(frame.planes, (1, 2, 2), strict=True):
-            rows = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)
+            rows = np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size)
             part = rows[: height // share, : width // share]
             parts.append(self._orientation.upright(part).reshape(-1))
         assert self.size is not None
@@ -277,6 +279,7 @@ class _Writing:
             assert self._file is not None
             assert self._track is not None
             stamp = picture.pts
+            assert stamp is not None  # each picture has got one
             self._stamps.append(stamp)
             # Other clips take the same picture: the encoder makes its own copy of the fields.
             picture.pts = stamp - self._stamps[0]
@@ -308,14 +311,16 @@ class _Writing:
             beside = aac_track(output, sound.stream) if sound and sound.stream else None
             if beside is not None:
                 assert sound is not None
+                assert picture.pts is not None
                 start = exact_seconds(picture.pts, self._index.time_base)
                 for packet in sound.encoded(beside, start, self.clip.end_seconds):
                     output.mux(packet)
         self._track = track
 
-    def _mux(self, packets: Sequence[av.Packet]) -> None:
+    def _mux(self, packets: Sequence[av.Packet[Any]]) -> None:
         assert self._file is not None
         for packet in packets:
+            assert packet.pts is not None  # encoders give each packet its picture's
             number = packet.pts + self._stamps[0]
             packet.duration = self._duration(number)
             with self._file.writing():

@@ -228,13 +228,14 @@ def _copy(container: Any, stream: av.VideoStream, sound: Sound | None, plan: _Pl
             assert sound is not None
             for packet in sound.inside(start_seconds, end_seconds):
                 shift = round(start_seconds / packet.time_base)
+                assert packet.pts is not None  # those without one are not given
                 packet.pts -= shift
                 packet.dts = packet.pts
                 _write(file, packet, beside)
         left = dict(span.dts)
         for place, packet in _from_entry(container, stream, plan, span.entry):
             dts = None if place is None else left.pop(place, None)
-            if dts is not None:
+            if place is not None and dts is not None:
                 packet.pts = plan.index.stamps[place] - begin
                 packet.dts = dts - begin
                 _write(file, packet, track)
@@ -269,7 +270,7 @@ def _codecs_of(form: str) -> frozenset[str]:
 
 def _from_entry(
     container: Any, stream: av.VideoStream, plan: _Plan, entry: Entry
-) -> Iterator[tuple[int | None, av.Packet]]:
+) -> Iterator[tuple[int | None, av.Packet[Any]]]:
     """The packets from an entry on with their places."""
     if (found := packets_from(container, stream, entry)) is not None:
         yield from found
@@ -278,7 +279,7 @@ def _from_entry(
         yield from numbered(packets(again, video_stream(again, plan.path)))
 
 
-def _write(file: ClipFile, packet: av.Packet, track: Any) -> None:
+def _write(file: ClipFile, packet: av.Packet[Any], track: Any) -> None:
     packet.stream = track
     with file.writing():
         file.output.mux(packet)

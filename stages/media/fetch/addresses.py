@@ -88,11 +88,11 @@ def proxy_addresses(proxy: str | None) -> frozenset[tuple[str, int]]:
     by_environment = [url for scheme, url in urllib.request.getproxies().items() if scheme != "no"]
     for url in [proxy, *by_environment]:
         try:
-            parts = urlsplit(url if "://" in (url or "") else f"http://{url or ''}")
+            parts = urlsplit(url if url and "://" in url else f"http://{url or ''}")
             port = parts.port or {"https": 443, "http": 80}.get(parts.scheme, 1080)
             entries = socket.getaddrinfo(parts.hostname, port, type=socket.SOCK_STREAM) \
                 if url and parts.hostname else []
         except (ValueError, OSError):
             continue  # no URL, or a host that is not there: the request itself will say so
-        found.update((entry[4][0], entry[4][1]) for entry in entries)
+        found.update((str(entry[4][0]), int(entry[4][1])) for entry in entries)
     return frozenset(found)

@@ -34,7 +34,8 @@ def cookie_jar(file: Path | None) -> http.cookiejar.CookieJar:
         if not _is_sendable(cookie):
             jar.clear(cookie.domain, cookie.path, cookie.name)
     jar.set_policy(_Sendable())
-    return jar
+    plain: http.cookiejar.CookieJar = jar
+    return plain
 
 
 def _is_sendable(cookie: http.cookiejar.Cookie) -> bool:

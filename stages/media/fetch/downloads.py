@@ -44,6 +44,8 @@ from clipmill.stages.media.read.suffixes import MEDIA_SUFFIXES
 from clipmill.stages.references import file_sha256
 
 if TYPE_CHECKING:
+    import httpx
+
     from clipmill.stages.download_videos import DownloadVideos
     from clipmill.stages.media.fetch.ytdlp import Asked, Page, Video
     from clipmill.stages.media.fetch.ytdlp_sound import Sound
@@ -77,7 +79,7 @@ class Downloader:
     def __exit__(self, *_: object) -> None:
         self._client.close()
 
-    def _open_client(self):
+    def _open_client(self) -> httpx.Client:
         import httpx
 
         settings = self._settings

@@ -65,7 +65,7 @@ def read_exclusions(path: Path) -> np.ndarray:
     import numpy as np
 
     with reading(path):
-        hashes = np.load(path, mmap_mode="r", allow_pickle=False)
+        hashes: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
         if hashes.dtype != np.uint64 or hashes.ndim != 1:
             raise ValueError("it does not hold hashes")
     return hashes

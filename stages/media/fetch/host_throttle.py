@@ -27,6 +27,7 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from clipmill.schemas.errors import RowFailed
 from clipmill.stages.media.isolation import progress
@@ -69,7 +70,7 @@ class BotCheck(RowFailed):
         super().__init__("blocked", message)
         self.host = host
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.message, self.host)
 
 

@@ -134,13 +134,12 @@ def rebase(source: Path, target: Path) -> tuple[float, PacketIndex]:
                     first = packet.pts * Fraction(packet.time_base)
                 if packet.pts is None or packet.pts * packet.time_base < first:
                     continue
-                index = packet.stream_index
-                if index == video.index:
+                if packet.stream_index == video.index:
                     shown.append(packet.pts * Fraction(packet.time_base))
                 shift = round(first / Fraction(packet.time_base))
                 packet.pts -= shift
                 packet.dts = None if packet.dts is None else packet.dts - shift
-                packet.stream = copies[index]
+                packet.stream = copies[packet.stream_index]
                 writer.mux(packet)
         if first is None:
             raise NoSection("the part holds no frame")
@@ -158,9 +157,9 @@ def rebase(source: Path, target: Path) -> tuple[float, PacketIndex]:
 
 def _held_back(
     reader: av.container.InputContainer, video: av.VideoStream, copies: Mapping[int, Any]
-) -> Iterator[av.Packet]:
+) -> Iterator[av.Packet[Any]]:
     """The packets of the copied streams; sound that comes before the first picture waits for it."""
-    waiting: list[av.Packet] | None = []
+    waiting: list[av.Packet[Any]] | None = []
     for packet in packets(reader, *(reader.streams[index] for index in copies)):
         if packet.size == 0:
             continue

@@ -88,7 +88,7 @@ class Watch:
         self._done = threading.Event()
         self._lock = threading.Lock()
         self._sockets: list[tuple[int, int]] = []
-        self._children: weakref.WeakSet[subprocess.Popen] = weakref.WeakSet()
+        self._children: weakref.WeakSet[subprocess.Popen[bytes]] = weakref.WeakSet()
         self._numbers: set[int] = set()
         self._problem: PassingProblem | RowFailed | None = None
         self._refused: str | None = None
@@ -182,7 +182,7 @@ class Watch:
             if host:
                 self.asking(host)
 
-    def started(self, child: subprocess.Popen) -> None:
+    def started(self, child: subprocess.Popen[bytes]) -> None:
         self._children.add(child)
         self._numbers.add(child.pid)
         children.add(child.pid)
@@ -275,7 +275,8 @@ def _asked_host(connection: http.client.HTTPConnection, target: str) -> str:
     named = None
     with contextlib.suppress(ValueError):
         named = urlsplit(target).hostname if _URL.match(target) else None
-    return named or connection._tunnel_host or connection.host
+    tunnelled: str | None = connection._tunnel_host  # type: ignore[attr-defined]  # not public
+    return named or tunnelled or connection.host
 
 
 _install_lock = threading.Lock()
@@ -300,7 +301,7 @@ def _install() -> None:
             watch = current()
             return connect_ex(self, address if watch is None else watch.connecting(self, address))
 
-        def watched_popen(self: subprocess.Popen, *args: Any, **kwargs: Any) -> None:
+        def watched_popen(self: subprocess.Popen[bytes], *args: Any, **kwargs: Any) -> None:
             watch = current()
             if watch is not None:
                 watch.starting(kwargs.get("args", args[0] if args else ()))
@@ -324,9 +325,15 @@ def _install() -> None:
                     _current.watch = watch
                     run()
 
-                self.run = run_watched
+                self.run = run_watched  # type: ignore[method-assign]  # for this thread only
             start(self)
 
-        socket.socket.connect, socket.socket.connect_ex = watched_connect, watched_connect_ex
-        subprocess.Popen.__init__, threading.Thread.start = watched_popen, watched_start
-        http.client.HTTPConnection.putrequest = watched_put_request
+        replaced: list[tuple[Any, str, Callable[..., Any]]] = [
+            (socket.socket, "connect", watched_connect),
+            (socket.socket, "connect_ex", watched_connect_ex),
+            (subprocess.Popen, "__init__", watched_popen),
+            (threading.Thread, "start", watched_start),
+            (http.client.HTTPConnection, "putrequest", watched_put_request),
+        ]
+        for owner, name, watched in replaced:
+            setattr(owner, name, watched)

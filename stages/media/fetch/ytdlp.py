@@ -162,7 +162,7 @@ def _clean(message: str) -> str:
     return re.sub(r"; please report this issue on .*", "", message, flags=re.S).strip()
 
 
-def _chain(error: BaseException | None):
+def _chain(error: BaseException | None) -> list[BaseException]:
     """An error and all that it came from, the way yt-dlp keeps them."""
     seen: list[BaseException] = []
     todo = [error]
@@ -396,9 +396,9 @@ def _decline(
         return _many(info["n_entries"])
     if info.get("is_live") or info.get("live_status") in ("is_live", "is_upcoming"):
         return RowFailed("transient", "the video is live or not yet shown; try again when over")
-    sides = [info.get("width"), info.get("height")]
+    sides = [side for side in (info.get("width"), info.get("height")) if side is not None]
     # Only one side known says nothing about which is the shorter.
-    short_side = None if incomplete or None in sides else min(sides)
+    short_side = min(sides) if len(sides) == 2 and not incomplete else None
     extractor = str(info.get("extractor_key") or NO_PLATFORM)
     try:
         if info.get("id") and names_videos(extractor):

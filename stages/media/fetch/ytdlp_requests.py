@@ -51,7 +51,7 @@ def polite_yt_dlp(hosts: Hosts) -> type:
     class Polite(yt_dlp.YoutubeDL):
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             self._asking = 0
-            self._answers: weakref.WeakSet = weakref.WeakSet()
+            self._answers: weakref.WeakSet[Any] = weakref.WeakSet()
             self._turn = threading.local()
             self._subtitle_bytes: int | None = None
             self._kind: str | None = None
@@ -113,7 +113,8 @@ def polite_yt_dlp(hosts: Hosts) -> type:
 
         def choose_subtitles(self, *of_video: Any) -> dict[str, Any] | None:
             """The tracks that yt-dlp's own options ask for."""
-            return super().process_subtitles(*of_video)
+            chosen: dict[str, Any] | None = super().process_subtitles(*of_video)
+            return chosen
 
         def dl(self, name: Any, info: Any, subtitle: bool = False, test: bool = False) -> Any:
             self._subtitle_bytes, self._kind = 0 if subtitle else None, hosts.kind

@@ -163,8 +163,9 @@ def fetch_track(
 def _data(
     track: Track, path: Path, options: Mapping[str, Any], cookies: Any, hosts: Hosts
 ) -> str:
-    if isinstance(track.source.get("data"), str):
-        return track.source["data"]
+    given = track.source.get("data")
+    if isinstance(given, str):
+        return given
     import yt_dlp
 
     from clipmill.stages.media.fetch.ytdlp import Log, problem_of

@@ -44,7 +44,7 @@ for number, at in running.items():
 
 _lock = threading.Lock()
 _running: set[int] = set()
-_keeper: subprocess.Popen | None = None
+_keeper: subprocess.Popen[bytes] | None = None
 
 
 def add(number: int) -> None:
@@ -80,7 +80,7 @@ def _say(line: str) -> None:
             _write(_keeper, f"+{number}")
 
 
-def _write(keeper: subprocess.Popen, line: str) -> None:
+def _write(keeper: subprocess.Popen[bytes], line: str) -> None:
     assert keeper.stdin is not None
     os.write(keeper.stdin.fileno(), f"{line}\n".encode())
 

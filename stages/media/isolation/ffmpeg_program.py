@@ -17,7 +17,7 @@ def ffmpeg_program() -> str | None:
     import imageio_ffmpeg
 
     try:
-        return imageio_ffmpeg.get_ffmpeg_exe()
+        return str(imageio_ffmpeg.get_ffmpeg_exe())
     except RuntimeError:
         return None
 

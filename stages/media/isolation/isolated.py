@@ -23,7 +23,7 @@ import time
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from clipmill.schemas.errors import ClipmillError, RowFailed, printable
 from clipmill.stages.media.isolation.isolated_process import HEADER
@@ -43,6 +43,9 @@ _TAIL_BYTES = 4000
 _LINE_CHARACTERS = 200
 _MOST_IDLE = 4
 
+Part = TypeVar("Part")
+Value = TypeVar("Value")
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -58,7 +61,9 @@ class Limits:
     settings_of: str | None = None
 
 
-def run_isolated(function: Callable[..., Any], path: Path, /, *args: Any, limits: Limits) -> Any:
+def run_isolated(
+    function: Callable[..., Value], path: Path, /, *args: Any, limits: Limits
+) -> Value:
     """`function(path, *args)` in a helper process; gives its value, raises what it raises.
 
     The function is one of a module, not of a test's or a script's `__main__`; it, the arguments
@@ -66,19 +71,20 @@ def run_isolated(function: Callable[..., Any], path: Path, /, *args: Any, limits
     that it reads. Where the helper dies, once more in a fresh one; then, or at once where a limit
     is passed, RowFailed of kind `crash`. Threads may call at once.
     """
-    return collect_isolated(function, path, *args, limits=limits)[1]
+    no_parts = cast("Callable[..., Generator[Any, None, Value]]", function)
+    return collect_isolated(no_parts, path, *args, limits=limits)[1]
 
 
 def collect_isolated(
-    function: Callable[..., Generator[Any, None, Any]], path: Path, /, *args: Any, limits: Limits,
-    counted: Callable[[int], None] = lambda frames: None,
-) -> tuple[list[Any], Any]:
+    function: Callable[..., Generator[Part, None, Value]], path: Path, /, *args: Any,
+    limits: Limits, counted: Callable[[int], None] = lambda frames: None,
+) -> tuple[list[Part], Value]:
     """As `run_isolated` for a generator function: what it yields, and its value.
 
     What it yields is sent as it comes, so the helper needn't hold it. `counted` is told how many
     frames each try decoded, failed ones included.
     """
-    parts: list[Any] = []
+    parts: list[Part] = []
 
     def arguments() -> tuple[Any, ...]:
         parts.clear()  # of a try that failed
@@ -93,9 +99,10 @@ def collect_isolated(
 
 
 def stream_isolated(
-    function: Callable[..., Any], path: Path, arguments: Callable[[], tuple[Any, ...]], *,
+    function: Callable[..., Generator[Part, None, Value]], path: Path,
+    arguments: Callable[[], tuple[Any, ...]], *,
     limits: Limits, counted: Callable[[int], None] = lambda frames: None,
-) -> Generator[Any, None, Any]:
+) -> Generator[Part, None, Value]:
     """As `collect_isolated`, but gives what the function yields as it comes.
 
     `arguments` is asked before each try, so that a second one can ask for the rest only. Leaving
@@ -159,9 +166,9 @@ def _raise(limits: Limits, setting: str) -> str:
 
 
 def _try(
-    function: Callable[..., Any], arguments: tuple[Any, ...], limits: Limits, ends: float,
-    fresh: bool, counted: Callable[[int], None],
-) -> Generator[Any, None, Any]:
+    function: Callable[..., Generator[Part, None, Value]], arguments: tuple[Any, ...],
+    limits: Limits, ends: float, fresh: bool, counted: Callable[[int], None],
+) -> Generator[Part, None, Value]:
     """One call in one helper, which is kept for others only where it came to its end."""
     request = pickle.dumps(
         (function, arguments, limits.stall_seconds, limits.memory_limit_bytes),
@@ -186,7 +193,8 @@ def _try(
                 continue
             is_spent = told[1] or kind == "memory"
             if kind == "done":
-                return pickle.loads(told[2])
+                value: Value = pickle.loads(told[2])
+                return value
             if kind == "memory":
                 raise _NoMemory(told[2], helper.is_fresh)
             _, _, error, trace = told
@@ -288,7 +296,7 @@ class _Helper:
             return None
         try:
             with memoryview(self._buffer) as view, view[HEADER.size : end] as data:
-                message = pickle.loads(data)
+                message: tuple[Any, ...] = pickle.loads(data)
         except Exception as error:  # whatever pickle makes of rubbish
             raise _Died(f"with an answer that can't be read ({type(error).__name__})") from error
         del self._buffer[:end]

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import inspect
 import os
 import pickle
 import resource
@@ -161,8 +160,8 @@ def _serve(channel: _Channel, request: bytes) -> None:
         channel.send("began")
         _limit_memory(memory_limit_bytes, most)
         progress.listen(beats)
-        value = function(*arguments)
-        if inspect.isgenerator(value):
+        value: Any = function(*arguments)
+        if isinstance(value, Generator):
             value = _send_parts(channel, value)
         answer = pickle.dumps(value, pickle.HIGHEST_PROTOCOL)
         ending: tuple[Any, ...] = ("done", answer)

@@ -40,7 +40,7 @@ class LargeFile(io.FileIO):
         beat()
         return super().readinto(buffer)
 
-    def read(self, size: int = -1) -> bytes:
+    def read(self, size: int | None = -1) -> bytes:
         beat()
         return super().read(size)
 

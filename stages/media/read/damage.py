@@ -8,6 +8,7 @@ with one thread, which conceals what it can, and passes over the frames that wer
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import av
 from av.video.stream import VideoStream
@@ -30,7 +31,7 @@ def be_alone(stream: VideoStream) -> None:
 
 
 def decoded(
-    found: Iterator[av.Packet], complain: Callable[[str], None], *, strictly: bool
+    found: Iterator[av.Packet[Any]], complain: Callable[[str], None], *, strictly: bool
 ) -> Iterator[av.VideoFrame]:
     """The frames of every packet that decodes; a damaged packet costs its own frames only.
 

@@ -13,14 +13,16 @@ are taken as they are stored.
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import os
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -38,6 +40,7 @@ from clipmill.stages.media.read.opening import (
     from_its_start,
     open_media,
     packets,
+    time_base_of,
     too_large,
 )
 from clipmill.stages.media.read.orientation import Orientation, orientation_of
@@ -179,7 +182,7 @@ def read_facts(
     rate = stream.average_rate or stream.guessed_rate or Fraction(25)
     # Through a float, as the number reaches PySceneDetect from OpenCV.
     frame_rate = framerate_to_fraction(float(rate))
-    time_base = Fraction(stream.time_base.numerator, stream.time_base.denominator)
+    time_base = time_base_of(stream)
     orientation = orientation_of(first)
     framing = framing or framing_of(stream)
     width, height = orientation.shown(*framing.size(first.width, first.height))
@@ -195,7 +198,7 @@ def declared_seconds(
 ) -> float | None:
     """How long the header says that the video lasts, or None where it says nothing."""
     if stream.duration:
-        return float(stream.duration * stream.time_base)
+        return float(stream.duration * time_base_of(stream))
     if not container.duration:
         return None
     return from_its_start(container, container.duration / av.time_base)
@@ -282,7 +285,7 @@ class DecodedVideo:
             raise item
         self._check_end()
 
-    def _frames(self) -> Iterator[Picture]:
+    def _frames(self) -> Generator[Picture, None, None]:
         raise NotImplementedError
 
     def _check_end(self) -> None:
@@ -342,7 +345,7 @@ class FastVideo(DecodedVideo):
         self._first_pts: int | None = None
         self._is_damaged = False
 
-    def _frames(self) -> Iterator[Picture]:
+    def _frames(self) -> Generator[Picture, None, None]:
         with open_container(self.path) as container:
             stream = video_stream(container, self.path)
             # Before there are decoding threads, which must not find PyAV's log open.
@@ -377,7 +380,7 @@ class FastVideo(DecodedVideo):
                     position_microseconds=facts.position_microseconds(pts),
                     duration_seconds=facts.duration_seconds(frame.duration or usual),
                     small=small(frame),
-                    full=lambda size, frame=frame: self._kept(frame, size),
+                    full=functools.partial(self._kept, frame),
                     held_bytes=sum(plane.buffer_size for plane in frame.planes),
                 )
                 given = number + 1
@@ -434,7 +437,8 @@ class FastVideo(DecodedVideo):
             self.decoded_frames += 1
             self._sound_frames += not frame.is_corrupt
             place = place_of(frame)
-            self._waiting.pop(place, None)
+            if place is not None:
+                self._waiting.pop(place, None)
             if has_fields or place is None:
                 self._waiting.clear()
             if order is not None:
@@ -442,8 +446,8 @@ class FastVideo(DecodedVideo):
             yield frame
 
     def _labelled(
-        self, found: Iterator[av.Packet], reader: PacketReader, order: _Order | None
-    ) -> Iterator[av.Packet]:
+        self, found: Iterator[av.Packet[Any]], reader: PacketReader, order: _Order | None
+    ) -> Iterator[av.Packet[Any]]:
         """The packets, counted, each with its place on it, which its frame then bears."""
         for place, packet in enumerate(found):
             stamp = packet.dts if packet.pts is None or order is not None else packet.pts
@@ -465,4 +469,5 @@ class FastVideo(DecodedVideo):
             assert self.facts is not None
             self._kept_images.make = KeptImages(
                 size, self.facts.orientation, self.facts.tone_map, self.facts.framing)
-        return self._kept_images.make(frame)
+        made: np.ndarray = self._kept_images.make(frame)
+        return made

@@ -6,10 +6,10 @@ so thresholds, windows and length filters act as in its command.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from scenedetect.common import FrameTimecode, Timecode
@@ -58,13 +58,18 @@ class _KeptScores:
     What stands for the image is the row of components (hue, saturation, luma, edges).
     """
 
+    # PySceneDetect's own; what was the last image is only whether there was one.
+    _last_frame: Any
+    _weights: Sequence[float]
+
     def _calculate_frame_score(self, timecode: FrameTimecode, frame_img: np.ndarray) -> float:
         if not self._last_frame:
             self._last_frame = True
             return 0.0
-        return sum(
+        score: float = sum(
             component * weight for component, weight in zip(frame_img, self._weights, strict=True)
         ) / sum(abs(weight) for weight in self._weights)
+        return score
 
 
 class _Content(_KeptScores, ContentDetector):
@@ -78,6 +83,8 @@ class _Adaptive(_KeptScores, AdaptiveDetector):
 class _Histogram(HistogramDetector):
     """What stands for the image is the kept correlation with the frame before."""
 
+    _last_cut: FrameTimecode | None
+
     def process_frame(self, timecode: FrameTimecode, frame_img: float) -> list[FrameTimecode]:
         if self._last_cut is None:
             self._last_cut = timecode
@@ -90,6 +97,8 @@ class _Histogram(HistogramDetector):
 
 class _Hash(HashDetector):
     """What stands for the image is the kept distance from the frame before."""
+
+    _last_scene_cut: FrameTimecode | None
 
     def process_frame(self, timecode: FrameTimecode, frame_img: float) -> list[FrameTimecode]:
         if self._last_scene_cut is None:
@@ -131,7 +140,9 @@ def _index_of(cut: FrameTimecode, exact: Mapping[int, int], numbers: Sequence[in
     return int(np.searchsorted(numbers, cut.frame_num))
 
 
-def _rows(settings: DetectorSettings, statistics: Mapping[str, Sequence[float]]):
+def _rows(
+    settings: DetectorSettings, statistics: Mapping[str, Sequence[float]]
+) -> Iterable[Any]:
     match settings.detector:
         case "content" | "adaptive":
             edges = statistics.get(measures.EDGES)
@@ -146,7 +157,7 @@ def _rows(settings: DetectorSettings, statistics: Mapping[str, Sequence[float]])
             return statistics[measures.HASH]
 
 
-def _build(settings: DetectorSettings, rate: Fraction):
+def _build(settings: DetectorSettings, rate: Fraction) -> Any:
     # As the command does it: a length becomes a number of frames at the nominal frame rate.
     min_scene_len = FrameTimecode(settings.min_scene_len, rate).frame_num
     weights = ContentDetector.Components(*settings.weights)

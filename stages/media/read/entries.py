@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
-from typing import Protocol
+from typing import Any, Protocol
 
 from av import Packet
 from av.container import InputContainer
@@ -65,7 +65,7 @@ class PacketReader(Protocol):
     def is_reference(self, packet: bytes) -> bool:
         """Whether other pictures may need this one."""
 
-    def is_shown(self, packet: Packet) -> bool:
+    def is_shown(self, packet: Packet[Any]) -> bool:
         """Whether a picture comes of the packet."""
 
     def needs_earlier(self, packet: bytes) -> bool:
@@ -104,7 +104,7 @@ class _Other:
     def is_reference(self, packet: bytes) -> bool:
         return True
 
-    def is_shown(self, packet: Packet) -> bool:
+    def is_shown(self, packet: Packet[Any]) -> bool:
         return True
 
     def needs_earlier(self, packet: bytes) -> bool:
@@ -124,7 +124,7 @@ class _Vp8(_Other):
     def start(self, packet: bytes) -> Start:
         return NONE if packet[0] & 1 else CLOSED
 
-    def is_shown(self, packet: Packet) -> bool:
+    def is_shown(self, packet: Packet[Any]) -> bool:
         return bool(memoryview(packet)[0] >> 4 & 1)
 
 
@@ -137,7 +137,7 @@ class _Vp9(_Other):
             return NONE
         return CLOSED if bits.read(1) else UNPROVEN
 
-    def is_shown(self, packet: Packet) -> bool:
+    def is_shown(self, packet: Packet[Any]) -> bool:
         content = memoryview(packet)
         if content[-1] & 0xE0 == 0xC0:
             return True  # several frames in one packet: the last one is shown
@@ -189,7 +189,7 @@ class _Nal:
                 yield at + 3, end
             at = following
 
-    def is_shown(self, packet: Packet) -> bool:
+    def is_shown(self, packet: Packet[Any]) -> bool:
         return True
 
 

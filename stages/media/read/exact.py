@@ -10,8 +10,10 @@ stream is read then, as `scenedetect --backend pyav` would.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import functools
+from collections.abc import Generator, Iterator
 from dataclasses import replace
+from typing import Any
 
 import av
 import cv2
@@ -37,7 +39,7 @@ from clipmill.stages.media.read.scaling import SMALL_SIDE
 class ExactVideo(DecodedVideo):
     """Decodes with PySceneDetect's stream and scales with PySceneDetect's factor."""
 
-    def _frames(self) -> Iterator[Picture]:
+    def _frames(self) -> Generator[Picture, None, None]:
         try:
             yield from self._pictures()
         except av.FFmpegError as error:
@@ -99,7 +101,7 @@ class ExactVideo(DecodedVideo):
         yield from self._read(stream, index, header)
 
     def _read(
-        self, stream, index: PacketIndex, header: VideoFacts, *, turned_by: int = 0
+        self, stream: Any, index: PacketIndex, header: VideoFacts, *, turned_by: int = 0
     ) -> Iterator[Picture]:
         """The stream's pictures, which it has turned clockwise by so many quarters already."""
         from scenedetect.scene_manager import compute_downscale_factor
@@ -135,7 +137,7 @@ class ExactVideo(DecodedVideo):
                 position_microseconds=round(position.seconds * 1_000_000),
                 duration_seconds=self._duration(index, pts),
                 small=_downscaled(frame, factor),
-                full=lambda size, frame=frame: self._full(frame, turned_by, size),
+                full=functools.partial(self._full, frame, turned_by),
                 held_bytes=frame.nbytes,
             )
 

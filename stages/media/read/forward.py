@@ -8,8 +8,9 @@ demuxer's seeking nor time stamps that are missing or doubled can put a frame in
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import av
 from av.container import InputContainer
@@ -18,7 +19,7 @@ from av.video.stream import VideoStream
 from clipmill.stages.media.read.damage import Damaged, be_alone, be_strict, decoded
 from clipmill.stages.media.read.decode import open_container, video_stream
 from clipmill.stages.media.read.labels import place_of, put_place
-from clipmill.stages.media.read.opening import packets, passing_over
+from clipmill.stages.media.read.opening import packets, passing_over, time_base_of
 from clipmill.stages.media.read.packets import Entry, PacketIndex
 
 # How far before an entry to seek, where seeking by its time stamp overshoots.
@@ -72,7 +73,7 @@ class Forward:
                 break
         yield self._index.beginning
 
-    def _from_entry(self, entry: Entry) -> Iterator[tuple[int, av.VideoFrame]]:
+    def _from_entry(self, entry: Entry) -> Generator[tuple[int, av.VideoFrame], None, None]:
         given: set[int] = set()
         for strictly in (True, False):
             try:
@@ -107,14 +108,14 @@ class Forward:
         return stream
 
     def _decoded(
-        self, found: Iterator[tuple[int | None, av.Packet]], strictly: bool
+        self, found: Iterator[tuple[int | None, av.Packet[Any]]], strictly: bool
     ) -> Iterator[tuple[int, av.VideoFrame]]:
         number = None
         for frame in decoded(_labelled(found), self._complain, strictly=strictly):
             self.decoded_frames += 1
             place = place_of(frame)
             if number is None or not self._index.counts or place in self._closed:
-                number = self._numbers.get(place)
+                number = None if place is None else self._numbers.get(place)
             else:
                 number += 1
             if number is not None and number < self._index.n_frames:
@@ -124,7 +125,7 @@ class Forward:
         self.first_error = self.first_error or error
 
 
-def _labelled(found: Iterable[tuple[int | None, av.Packet]]) -> Iterator[av.Packet]:
+def _labelled(found: Iterable[tuple[int | None, av.Packet[Any]]]) -> Iterator[av.Packet[Any]]:
     """The packets with their places on them, which their frames then bear."""
     for place, packet in found:
         put_place(packet, place)
@@ -133,7 +134,7 @@ def _labelled(found: Iterable[tuple[int | None, av.Packet]]) -> Iterator[av.Pack
 
 def packets_from(
     container: InputContainer, stream: VideoStream, entry: Entry
-) -> Iterator[tuple[int | None, av.Packet]] | None:
+) -> Iterator[tuple[int | None, av.Packet[Any]]] | None:
     """The packets from an entry on, each with its place among those of the stream.
 
     None where they can't be had by seeking; then the opened file has to be read from its start.
@@ -143,7 +144,7 @@ def packets_from(
     for back in _BACK_SECONDS:
         found = packets(container, stream)
         with passing_over():
-            container.seek(entry.pts - round(back / stream.time_base), stream=stream)
+            container.seek(entry.pts - round(back / time_base_of(stream)), stream=stream)
             for packet in found:
                 if entry.mark.is_of(packet):
                     return numbered(itertools.chain([packet], found), entry.place)
@@ -153,8 +154,8 @@ def packets_from(
 
 
 def numbered(
-    found: Iterable[av.Packet], place: int = 0
-) -> Iterator[tuple[int | None, av.Packet]]:
+    found: Iterable[av.Packet[Any]], place: int = 0
+) -> Iterator[tuple[int | None, av.Packet[Any]]]:
     """Packets with their places, the first of which has the place given.
 
     Those that the index leaves out, like the empty ones at a file's end, have none.

@@ -46,6 +46,10 @@ class _Held:
     image: Callable[[tuple[int, int]], np.ndarray]
 
 
+def _encoded(held: _Held, size: tuple[int, int], quality: int) -> bytes:
+    return encode_jpeg(held.image(size), quality)
+
+
 class FrameKeeper:
     """Is shown every picture of one video in order; `ready`, then `finish` give the kept frames.
 
@@ -97,7 +101,7 @@ class FrameKeeper:
         image = picture.full
         if picture.held_bytes * HELD > WAITING_BYTES:
             scaled = image(size)
-            image = lambda _, scaled=scaled: scaled  # noqa: E731  same shape as Picture.full
+            image = lambda _: scaled  # noqa: E731  same shape as Picture.full
         self._held.append(_Held(picture.number, picture.seconds, image))
         if self._distance >= self._longest:
             self._settle(size)
@@ -118,9 +122,7 @@ class FrameKeeper:
             if len(self._jobs) >= _JOBS_WAITING:
                 # Bounds the full frames that wait for the encoder.
                 self._jobs[-_JOBS_WAITING][2].result()
-            job = self._pool.submit(
-                lambda held=held: encode_jpeg(held.image(size), self._quality)
-            )
+            job = self._pool.submit(_encoded, held, size, self._quality)
             self._jobs.append((held.number, held.seconds, job))
         self._held = []
 

@@ -10,6 +10,7 @@ import re
 import threading
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Any
 
 import av
 import av.filter
@@ -114,7 +115,8 @@ def _cropping(stream: VideoStream) -> tuple[int, int, int, int]:
         level = av.logging.get_level()
         av.logging.set_level(av.logging.INFO)
         try:
-            text = stream.container.dumps_format()
+            container: Any = stream.container  # the method is not among PyAV's types
+            text = container.dumps_format()
         finally:
             av.logging.set_level(level)
     marks = list(_STREAM.finditer(text))

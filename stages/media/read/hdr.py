@@ -11,11 +11,14 @@ from __future__ import annotations
 import functools
 import struct
 from dataclasses import dataclass
+from typing import Any
 
 import av
 import cv2
 import numpy as np
 from av.sidedata.sidedata import Type
+
+from clipmill.stages.media.read.orientation import side_data
 
 # The numbers that H.273 and FFmpeg have for transfers and primaries.
 _PQ, _HLG, _BT2020 = 16, 18, 9
@@ -50,10 +53,12 @@ class ToneMap:
             light = cv2.transform(light, np.array(_TO_BT709, np.float32)[::-1, ::-1])
         # All colours of a pixel by the same factor, so that its hue stays.
         blue, green, red = cv2.split(light)
-        brightest = cv2.max(cv2.max(cv2.max(blue, green), red), 1e-6)
+        least: Any = 1e-6  # a number is as good as an image, which OpenCV's types don't say
+        brightest = cv2.max(cv2.max(cv2.max(blue, green), red), least)
         light *= (_rolled_off(brightest, self.peak_nits / _WHITE_NITS) / brightest)[..., None]
         roots = cv2.sqrt(np.clip(light, 0.0, 1.0))
-        return _codes()[(roots * _STEPS + 0.5).astype(np.uint16)]
+        codes: np.ndarray = _codes()[(roots * _STEPS + 0.5).astype(np.uint16)]
+        return codes
 
 
 # As `ffprobe` prints them; what a file doesn't say has no name.
@@ -87,13 +92,13 @@ def tone_map_of(frame: av.VideoFrame) -> ToneMap | None:
 def _peak_nits(frame: av.VideoFrame) -> float:
     """The brightest light of the film as its metadata has it: its own, else its screen's."""
     peak = 0.0
-    level = frame.side_data.get(Type.CONTENT_LIGHT_LEVEL)
+    level = side_data(frame, Type.CONTENT_LIGHT_LEVEL)
     if level is not None:
-        (peak,) = struct.unpack_from("=I", bytes(level))
-    screen = frame.side_data.get(Type.MASTERING_DISPLAY_METADATA)
+        (peak,) = struct.unpack_from("=I", level)
+    screen = side_data(frame, Type.MASTERING_DISPLAY_METADATA)
     if not peak and screen is not None:
         # After the primaries, the white point and the darkest light; one fraction each.
-        *_, above, below, _, has_light = struct.unpack_from("=24i", bytes(screen))
+        *_, above, below, _, has_light = struct.unpack_from("=24i", screen)
         peak = above / below if has_light and below else 0.0
     return min(max(peak or _USUAL_PEAK_NITS, _WHITE_NITS), _PQ_PEAK_NITS)
 
@@ -121,7 +126,7 @@ def _codes() -> np.ndarray:
 def _rolled_off(light: np.ndarray, peak: float) -> np.ndarray:
     """`light` up to `peak` as light up to 1."""
     if peak <= 1:
-        return np.minimum(light, 1)
+        return np.asarray(np.minimum(light, 1))
     a = -(_KNEE**2) * (peak - 1) / (_KNEE**2 - 2 * _KNEE + peak)
     b = (_KNEE**2 - 2 * _KNEE * peak + peak) / (peak - 1)
     factor = (b**2 + 2 * b * _KNEE + _KNEE**2) / (b - a)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import av
 
 
-def put_place(packet: av.Packet, place: int | None) -> None:
+def put_place(packet: av.Packet[Any], place: int | None) -> None:
     """Labels a packet; its decoder must have `copy_opaque` set."""
     # In a tuple of its own, for PyAV knows a label by its address in memory. Equal small numbers
     # share one, and the first packet to end would take the label off all others.
     packet.opaque = None if place is None else (place,)
 
 
-def place_of(frame: av.VideoFrame | av.Packet) -> int | None:
+def place_of(frame: av.VideoFrame | av.Packet[Any]) -> int | None:
     """The place of the packet that a frame came from; None where it had none."""
-    return None if frame.opaque is None else frame.opaque[0]
+    label: Any = frame.opaque
+    return None if label is None else label[0]

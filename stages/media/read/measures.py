@@ -8,6 +8,7 @@ and so do the OpenCV calls here, only faster.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
@@ -51,7 +52,7 @@ class Measures:
         self.sharpness: list[float] = []
         self.brightness: list[float] = []
         self._before: dict[str, np.ndarray] = {}
-        self._edge_finder = None
+        self._edge_finder: Any = None  # made when it is needed
 
     def interrupt(self) -> None:
         """Says that the next image does not follow the last one, so nothing is compared."""
@@ -90,7 +91,7 @@ class Measures:
         if self._wanted.histogram_bins:
             self._add_histogram(small, before)
         if self._wanted.hash_size:
-            self._add_hash(small, before)
+            self._add_hash(small, before, self._wanted.hash_size)
         return score
 
     def _add_edges(self, hsv: np.ndarray, before: dict[str, np.ndarray], pixels: int) -> None:
@@ -114,10 +115,9 @@ class Measures:
         self.statistics[HISTOGRAM].append(alike)
         self._before["histogram"] = histogram
 
-    def _add_hash(self, small: np.ndarray, before: dict[str, np.ndarray]) -> None:
+    def _add_hash(self, small: np.ndarray, before: dict[str, np.ndarray], size: int) -> None:
         from scenedetect.detectors import HashDetector
 
-        size = self._wanted.hash_size
         bits = HashDetector.hash_frame(small, size, self._wanted.hash_lowpass)
         differing = np.count_nonzero(bits != before["hash"]) if before else 0
         self.statistics[HASH].append(differing / float(size * size))

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 from av.container import InputContainer
@@ -91,6 +93,12 @@ def from_its_start(container: InputContainer, seconds: float) -> float:
     return seconds
 
 
+def time_base_of(stream: Stream) -> Fraction:
+    """The unit of a stream's time stamps, in seconds; demuxers set one for every stream."""
+    assert stream.time_base is not None
+    return Fraction(stream.time_base)
+
+
 def too_large(stream: VideoStream) -> str | None:
     """What is wrong with the size that a stream declares; None where nothing is."""
     width, height = stream.codec_context.width, stream.codec_context.height
@@ -99,7 +107,7 @@ def too_large(stream: VideoStream) -> str | None:
     return f"declares pictures of {width}×{height}; at most {MAX_PIXELS:,} pixels are decoded"
 
 
-def packets(container: InputContainer, *streams: Stream) -> Iterator[av.Packet]:
+def packets(container: InputContainer, *streams: Stream) -> Iterator[av.Packet[Any]]:
     """The packets of these streams, or of all, in the file's order; empty ones at the end."""
     found = container.demux(*streams)
     while True:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import struct
 from dataclasses import dataclass
+from typing import Any
 
 import av
 import cv2
@@ -65,13 +66,20 @@ _ALL = [Orientation(quarters, mirrored)
         for mirrored, quarters in itertools.product((False, True), range(4))]
 
 
+def side_data(frame: av.VideoFrame, kind: Type) -> bytes | None:
+    """What goes with a frame of one kind; None where nothing does."""
+    all_kinds: Any = frame.side_data  # PyAV declares a dictionary of one kind
+    data = all_kinds.get(kind)
+    return None if data is None else bytes(data)
+
+
 def orientation_of(frame: av.VideoFrame) -> Orientation:
     """How a decoded frame is displayed, by the display matrix of its file or its own.
 
     A matrix that turns by anything but quarters stands for the nearest of the eight.
     """
-    data = frame.side_data.get(Type.DISPLAYMATRIX)
-    if data is None or len(raw := bytes(data)) < _MATRIX.size:
+    raw = side_data(frame, Type.DISPLAYMATRIX)
+    if raw is None or len(raw) < _MATRIX.size:
         return Orientation()
     found = _MATRIX.unpack(raw[: _MATRIX.size])
     given = np.array([[found[_ACROSS_X], found[_DOWN_X]], [found[_ACROSS_Y], found[_DOWN_Y]]],

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 
@@ -27,7 +28,7 @@ from clipmill.stages.media.read.entries import (
     packet_reader,
     tells_no_order,
 )
-from clipmill.stages.media.read.opening import packets
+from clipmill.stages.media.read.opening import packets, time_base_of
 
 # Codecs store frames so far from where they are shown.
 _REORDERED_FRAMES = 16
@@ -45,11 +46,11 @@ class Mark:
     position: int | None
 
     @classmethod
-    def of(cls, packet: av.Packet) -> Mark:
+    def of(cls, packet: av.Packet[Any]) -> Mark:
         position = packet.pos if packet.pos is not None and packet.pos >= 0 else None
         return cls(packet.pts, packet.dts, packet.size, position)
 
-    def is_of(self, packet: av.Packet) -> bool:
+    def is_of(self, packet: av.Packet[Any]) -> bool:
         other = Mark.of(packet)
         if self.size != other.size:
             return False
@@ -173,20 +174,23 @@ class _Reading:
         self.is_stamped = True
         self.flags_closed_only = True
 
-    def add(self, packet: av.Packet) -> None:
+    def add(self, packet: av.Packet[Any]) -> None:
+        stamps = (packet.dts, packet.pts) if self._counts else (packet.pts, packet.dts)
+        stamp = stamps[1] if stamps[0] is None else stamps[0]
+        if stamp is None:
+            return  # nothing says when it is shown
         place = len(self.stamps)
-        stamp = packet.dts if packet.pts is None or self._counts else packet.pts
         self.is_stamped &= packet.pts is not None
         self.stamps.append(stamp)
         self.durations.append(packet.duration or 0)
         first = self.keys[0] if self.keys else None
-        leads = first is not None and first.place == 0 and stamp < self.stamps[0]
+        led = first if first and first.place == 0 and stamp < self.stamps[0] else None
         if (packet.is_discard and self._cut_off) or not self.reader.is_shown(packet):
             self.hidden.add(place)
-        if not (packet.is_keyframe or self._awaiting or leads):
+        if not (packet.is_keyframe or self._awaiting or led):
             return
         data = bytes(packet)
-        if leads and first.start.kind in _LOSING and self.reader.needs_earlier(data):
+        if led and led.start.kind in _LOSING and self.reader.needs_earlier(data):
             self.hidden.add(place)
         if self._awaiting and self.reader.is_reference(data):
             for key in self._awaiting:
@@ -238,7 +242,7 @@ def read_packets(
                            cut_off=cut_off, counts=counts)
         try:
             for packet in packets(container, stream):
-                if packet.size and (packet.pts is not None or packet.dts is not None):
+                if packet.size:
                     reading.add(packet)
         except av.FFmpegError as error:
             raise_if_out(error)
@@ -249,7 +253,7 @@ def read_packets(
         places = [place for place in range(len(stamps)) if place not in reading.hidden]
         if not places:
             raise bad_media(path, "has no video packets")
-        time_base = Fraction(stream.time_base.numerator, stream.time_base.denominator)
+        time_base = time_base_of(stream)
         rate = stream.average_rate or stream.guessed_rate or Fraction(25)
         usual = max(1, round(1 / (Fraction(rate.numerator, rate.denominator) * time_base)))
         _check_order(path, [stamps[place] for place in places], time_base, usual)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import av
 from av.container import InputContainer
@@ -175,7 +176,7 @@ class _FirstFrame:
                             + (f": {self._error}" if self._error else ""))
         return self.size
 
-    def look(self, packet: av.Packet) -> None:
+    def look(self, packet: av.Packet[Any]) -> None:
         try:
             frames = self._stream.decode(packet)
         except av.FFmpegError as error:
@@ -209,7 +210,7 @@ class _Walk:
         self._end_of_any: float | None = None
         self._lost = 0
 
-    def take(self, packet: av.Packet) -> None:
+    def take(self, packet: av.Packet[Any]) -> None:
         if packet.size == 0:
             return
         is_video = packet.stream_index == self._stream.index

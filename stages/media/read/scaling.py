@@ -91,7 +91,7 @@ def _bgr_view(frame: av.VideoFrame) -> np.ndarray:
     """The pixels of a bgr24 frame where they are: copying large frames costs real time."""
     plane = frame.planes[0]
     shape, strides = (frame.height, frame.width, 3), (plane.line_size, 3, 1)
-    return np.ndarray(shape, np.uint8, np.frombuffer(plane, np.uint8), 0, strides)
+    return np.ndarray(shape, np.uint8, memoryview(plane), 0, strides)
 
 
 def _every(
@@ -102,7 +102,7 @@ def _every(
 
 def _pixels(plane: av.video.plane.VideoPlane) -> np.ndarray:
     """A view of an 8-bit plane, without the padding of its lines."""
-    lines = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)
+    lines: np.ndarray = np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size)
     return lines[: plane.height, : plane.width]
 
 

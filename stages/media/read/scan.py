@@ -76,7 +76,7 @@ def scan_video(
     finally:
         beat(video.decoded_frames)
     columns = _columns(video, taken, numbers, seconds, positions)
-    if settings.spans is None:
+    if settings.spans is None and video.facts is not None:
         found = find_holes(path, video.facts, seconds, in_pieces=settings.in_pieces)
         columns["holes"] = [{"start_seconds": a, "end_seconds": b} for a, b in found] or None
     return columns

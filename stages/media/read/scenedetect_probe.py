@@ -8,6 +8,7 @@ background.
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 from clipmill.stages.media.isolation.ffmpeg_program import ffmpeg_program
 
@@ -18,7 +19,8 @@ class _BeforeTheProbe:
     @staticmethod
     def find_spec(name: str, *_: object) -> None:
         if name == "scenedetect.output.video":
-            sys.modules["scenedetect.platform"].get_ffmpeg_path = ffmpeg_program
+            platform: Any = sys.modules["scenedetect.platform"]
+            platform.get_ffmpeg_path = ffmpeg_program
 
 
 def spare_the_probe() -> None:

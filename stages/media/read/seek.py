@@ -10,6 +10,7 @@ in either case, so they agree with those of a full scan. Frames are upright in e
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -206,7 +207,7 @@ class SpannedVideo(DecodedVideo):
     def source_frames(self) -> int:
         return self._index.n_frames if self._index else 0
 
-    def _frames(self) -> Iterator[Picture]:
+    def _frames(self) -> Generator[Picture, None, None]:
         reader = FrameReader(self.path, self.starts_at_seconds)
         self._index = reader.index
         self.facts = reader.facts
@@ -230,7 +231,7 @@ class SpannedVideo(DecodedVideo):
                 position_microseconds=self.facts.position_microseconds(pts),
                 duration_seconds=0.0,
                 small=small,
-                full=lambda size, image=image: _resized(image, size),
+                full=functools.partial(_resized, image),
                 held_bytes=image.nbytes,
             )
         self.decoded_frames = reader.decoded_frames

@@ -6,13 +6,14 @@ import contextlib
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
 from av.stream import Discard
 
 from clipmill.stages.media.read.decode import open_container
-from clipmill.stages.media.read.opening import packets, passing_over
+from clipmill.stages.media.read.opening import packets, passing_over, time_base_of
 
 # Decoders need a little of what comes before, and seeking is not exact.
 _RUN_UP_SECONDS = 0.5
@@ -31,9 +32,10 @@ class Sound:
 
     def __init__(self, path: Path) -> None:
         self._container = open_container(path)
-        stream = self._container.streams.best("audio")
-        usable = stream is not None and stream.codec_context is not None
-        self.stream = stream if usable else None
+        best = self._container.streams.best("audio")
+        self.stream: av.AudioStream | None = None
+        if isinstance(best, av.AudioStream) and best.codec_context is not None:
+            self.stream = best
         for other in self._container.streams:
             if self.stream is None or other.index != self.stream.index:
                 other.discard = Discard.all
@@ -44,13 +46,15 @@ class Sound:
     def __exit__(self, *details: object) -> None:
         self._container.close()
 
-    def packets(self, start_seconds: float, end_seconds: float) -> Iterator[av.Packet]:
+    def packets(
+        self, start_seconds: float, end_seconds: float
+    ) -> Iterator[av.Packet[av.AudioStream]]:
         """Packets that begin inside the span, after some that come before it (to decode)."""
         stream = self.stream
         if stream is None:
             return
         with passing_over():
-            position = (start_seconds - _RUN_UP_SECONDS) / stream.time_base
+            position = (start_seconds - _RUN_UP_SECONDS) / time_base_of(stream)
             self._container.seek(int(position), stream=stream)
         with passing_over():
             for packet in packets(self._container, stream):
@@ -59,15 +63,15 @@ class Sound:
                         return
                     yield packet
 
-    def inside(self, start_seconds: float, end_seconds: float) -> Iterator[av.Packet]:
+    def inside(self, start_seconds: float, end_seconds: float) -> Iterator[av.Packet[Any]]:
         """Packets that begin inside the span."""
         for packet in self.packets(start_seconds, end_seconds):
-            if float(packet.pts * packet.time_base) >= start_seconds:
+            if packet.pts is not None and float(packet.pts * packet.time_base) >= start_seconds:
                 yield packet
 
     def encoded(
         self, track: av.AudioStream, start_seconds: float, end_seconds: float
-    ) -> Iterator[av.Packet]:
+    ) -> Iterator[av.Packet[Any]]:
         """The span's samples, encoded for `track`, whose time 0 is the span's start."""
         context = track.codec_context
         resampler = av.AudioResampler(format="fltp", layout=context.layout, rate=context.rate)
@@ -78,7 +82,7 @@ class Sound:
         for packet in self.packets(start_seconds, end_seconds):
             with contextlib.suppress(av.InvalidDataError):
                 for frame in packet.decode():
-                    if frame.pts is None:
+                    if frame.pts is None or frame.time_base is None:
                         continue
                     began = float(frame.pts * frame.time_base) - start_seconds
                     for samples in _resampled(resampler, frame):
@@ -116,7 +120,7 @@ class _Writer:
         channels = track.codec_context.layout.nb_channels
         self._waiting = np.zeros((channels, 0), np.float32)
 
-    def take(self, began: int, samples: np.ndarray) -> Iterator[av.Packet]:
+    def take(self, began: int, samples: np.ndarray) -> Iterator[av.Packet[Any]]:
         """`samples` that begin at sample `began` of the clip."""
         # Before the first sample there is nothing that it could be continuous with.
         jitter = self._jitter if self._at else 0
@@ -129,13 +133,13 @@ class _Writer:
             samples = samples[:, self._at - began :]
         yield from self._add(samples[:, : max(0, self._length - self._at)])
 
-    def end(self) -> Iterator[av.Packet]:
+    def end(self) -> Iterator[av.Packet[Any]]:
         if self._waiting.shape[1]:
             yield from self._send(self._waiting)
         if self._sent:
             yield from self._track.encode(None)
 
-    def _add(self, samples: np.ndarray) -> Iterator[av.Packet]:
+    def _add(self, samples: np.ndarray) -> Iterator[av.Packet[Any]]:
         self._at += samples.shape[1]
         waiting = np.concatenate([self._waiting, samples], axis=1)
         size = self._track.codec_context.frame_size or 1024
@@ -144,7 +148,7 @@ class _Writer:
             waiting = waiting[:, size:]
         self._waiting = waiting
 
-    def _send(self, samples: np.ndarray) -> Iterator[av.Packet]:
+    def _send(self, samples: np.ndarray) -> Iterator[av.Packet[Any]]:
         context = self._track.codec_context
         frame = av.AudioFrame.from_ndarray(
             np.ascontiguousarray(samples), format="fltp", layout=context.layout.name)
