@@ -1,4 +1,4 @@
-"""The front door: `clipmill`. Thin on purpose; heavy imports wait until a command needs them."""
+"""The `clipmill` command. Thin on purpose; heavy imports wait until a command needs them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from clipmill.jobs.help_pages import Commands
 
 app = Commands(
     name="clipmill",
-    help="Video sources in, a queryable video–text dataset out.",
+    help="Turns video sources into a queryable video–text dataset.",
     no_args_is_help=True,
     epilog="\b\nFirst steps:\n  clipmill demo\n  clipmill run timestamps-only --sources videos/\n"
            "  clipmill run --help",

@@ -1,4 +1,4 @@
-"""The words that several commands of the command line share: their arguments, options, values."""
+"""Arguments, options and values shared by several commands."""
 
 from __future__ import annotations
 
@@ -104,19 +104,19 @@ RecipeArgument = Annotated[
 ]
 Sources = Annotated[
     list[str] | None,
-    typer.Option("--sources", metavar="PATH", help="list, folder, glob, video file or URL to take "
-                 "in place of the recipe's sources; may be given several times"),
+    typer.Option("--sources", metavar="PATH", help="list, folder, glob, video file or URL to use "
+                 "instead of the recipe's sources; repeatable"),
 ]
 Set = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="A.B=VALUE", help="change a setting, e.g. "
                  "split_clips.threshold=35, or add a stage: LABEL.stage=NAME with its settings; "
-                 "may be given several times", autocompletion=completion.settings),
+                 "repeatable", autocompletion=completion.settings),
 ]
 Kinds = Annotated[
     list[str] | None,
     typer.Option("--kind", metavar="K", help="only failures of this kind: permanent, transient, "
-                 "blocked, bad_media, model or crash; may be given several times",
+                 "blocked, bad_media, model or crash; repeatable",
                  autocompletion=completion.failure_kinds),
 ]
 SubsetRecipe = Annotated[
@@ -124,27 +124,27 @@ SubsetRecipe = Annotated[
                                autocompletion=completion.subset_recipes)
 ]
 Predicate = Annotated[
-    str | None, typer.Option("--where", metavar="SQL", help="in place of a recipe: only clips for "
+    str | None, typer.Option("--where", metavar="SQL", help="instead of a recipe: only clips for "
                              "which this is true, e.g. \"similarity > 0.3\"")
 ]
 Parameters = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="NAME=VALUE", help="set a parameter of the recipe, or take a "
-                 "column as it is with scorers.COLUMN=any; may be given several times"),
+    typer.Option("--set", metavar="NAME=VALUE", help="set a parameter of the recipe, or accept "
+                 "any scorer for a column with scorers.COLUMN=any; repeatable"),
 ]
-Seed = Annotated[int | None, typer.Option(min=0, help="of all that is random; by default the "
+Seed = Annotated[int | None, typer.Option(min=0, help="random seed; by default the "
                                           "recipe's")]
 MemoryLimit = Annotated[
-    str | None, typer.Option("--memory-limit", metavar="SIZE", help="memory that DuckDB may take "
-                             "before it writes to disk, e.g. 4GB; by default half of the machine's")
+    str | None, typer.Option("--memory-limit", metavar="SIZE", help="memory that DuckDB may use "
+                             "before it spills to disk, e.g. 4GB; by default half of the machine's")
 ]
 Wait = Annotated[
-    bool, typer.Option("--wait", help="where another command is at work on the dataset, wait until "
-                       "it is done; by default that is an error")
+    bool, typer.Option("--wait", help="if another command is using the dataset, wait until it is "
+                       "done instead of failing")
 ]
 OutputFormat = Annotated[Format, typer.Option("--format", help="how rows are printed")]
 Output = Annotated[
-    Path | None, typer.Option("--output", help="write to this file, not to standard output")
+    Path | None, typer.Option("--output", help="write to this file instead of standard output")
 ]
 Until = Annotated[
     str | None, typer.Option(metavar="STAGE", help="stop after this stage",

@@ -127,7 +127,7 @@ def _given(ctx: typer.Context, name: str, fits: Callable[[str], bool]) -> str | 
 def _dataset(ctx: typer.Context) -> Path:
     given = _given(ctx, "dataset", lambda word: Path(word).expanduser().is_dir())
     if given is None:
-        raise ValueError("no dataset stands in the command yet")
+        raise ValueError("the command has no dataset yet")
     return Path(given).expanduser()
 
 

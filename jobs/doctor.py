@@ -99,7 +99,7 @@ def _library(module: str) -> tuple[str, str | None]:
 def _ffmpeg() -> tuple[str, str | None]:
     from clipmill.stages.media.isolation.ffmpeg_program import ffmpeg_problem, ffmpeg_program
 
-    what = "ffmpeg, for merging what yt-dlp fetches and for download_videos.sections"
+    what = "ffmpeg, for merging yt-dlp downloads and for download_videos.sections"
     problem = ffmpeg_problem()
     return (f"{what}: {ffmpeg_program()}", None) if problem is None else (what, problem)
 
@@ -133,7 +133,7 @@ def _recipe_findings(recipe: str) -> Iterator[tuple[str, str | None]]:
     for one in findings:
         yield str(one), one.problem if one.reason is None else "not on this machine; see below"
     if unreachable := [one for one in findings if one.reason is not None]:
-        yield "what the recipe fetches", "\n        ".join(problems_of(unreachable)[0].split("\n"))
+        yield "files to download", "\n        ".join(problems_of(unreachable)[0].split("\n"))
 
 
 def _sources(loaded: LoadedRecipe) -> Iterator[tuple[str, str | None]]:
@@ -152,9 +152,9 @@ def _sources(loaded: LoadedRecipe) -> Iterator[tuple[str, str | None]]:
             finder.of_pattern(loaded.folder, spec.path))
         count = sum(1 for _ in found)
         passed_over = describe_passed_over(finder.passed_over)
-        what = f"source {spec.path}: {counted(count, 'file')} to take"
+        what = f"source {spec.path}: {counted(count, 'file')} to use"
         yield (f"{what}; {passed_over}" if passed_over else what), (
-            None if count else "nothing is there that looks like a video")
+            None if count else "it contains nothing that looks like a video")
         for folder, why in finder.unreadable:
             yield f"folder {folder}", f"can't be read: {why}"
 
@@ -173,5 +173,5 @@ def _programs(loaded: LoadedRecipe) -> Iterator[tuple[str, str | None]]:
             if name in ("native", "ffmpeg"):
                 continue
             program = _PROGRAM_NAMES.get(name, name)
-            yield f"{program}, which {label}.yt_dlp names", None if shutil.which(program) else (
-                "PATH has no such program; install it, or leave it out of the recipe")
+            yield f"{program}, named by {label}.yt_dlp", None if shutil.which(program) else (
+                "there is no such program on PATH; install it, or remove it from the recipe")

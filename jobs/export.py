@@ -31,7 +31,7 @@ def export(request: ExportRequest, *, memory_limit: str | None = None) -> None:
 def _say(request: ExportRequest, done: Exported) -> None:
     manifest = done.manifest
     if done.was_finished:
-        print(f"{request.output} holds this export already, whole: nothing to do.")
+        print(f"{request.output} already contains this export, complete: nothing to do.")
     for note in manifest["notes"]:
         print(note, file=sys.stderr)
     counts = manifest["counts"]
@@ -49,7 +49,7 @@ def _say(request: ExportRequest, done: Exported) -> None:
           f"{plain_hours(manifest['hours'])}, in {request.output}")
     if counts["left_out"].get("no caption"):
         print(f"Clips without {request.caption} are left out of this format; --keep-uncaptioned "
-              "keeps them, --caption COLUMN takes another text.", file=sys.stderr)
+              "keeps them, --caption COLUMN uses another text.", file=sys.stderr)
     if failed:
         print(f"What failed and why: {request.output / FAILURES}", file=sys.stderr)
 

@@ -37,7 +37,7 @@ def write_rows(rows: pa.RecordBatchReader, format: str, output: Path | None = No
         raise UsageError(f"--format {format}: allowed: {', '.join(FORMATS)}")
     if format == "parquet":
         if output is None and sys.stdout.isatty():
-            raise UsageError("Parquet is no text for a terminal; add --output FILE")
+            raise UsageError("Parquet can't be shown on a terminal; add --output FILE")
         with _binary(output) as file:
             _write_parquet(rows, file)
         return
@@ -155,7 +155,7 @@ def _print_table(rows: pa.RecordBatchReader, file: IO[str]) -> None:
         _print_blocks(console, names, records)
     said = counted(len(records), "row")
     if more:
-        said = f"the first {said}; --format csv or --output FILE gives all"
+        said = f"the first {said}; --format csv or --output FILE gives all of them"
     print(f"({said})", file=sys.stderr)
 
 
@@ -279,7 +279,7 @@ def _binary(output: Path | None) -> Iterator[IO[bytes]]:
 def _replacing(output: Path) -> Iterator[Path]:
     """A temporary file that becomes `output` when all went well."""
     if not output.parent.is_dir() or output.is_dir():
-        raise UsageError(f"--output {output}: give a file in a folder that exists")
+        raise UsageError(f"--output {output}: give a file in an existing folder")
     temporary = output.with_name(f".{output.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         yield temporary

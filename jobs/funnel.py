@@ -27,8 +27,8 @@ def print_funnel(
     console = _console()
     _print_head(console, recipe)
     alone = any("alone" in rule for rule in rules)
-    names = ["clips", "of all", "videos", "hours", "took", "by null"]
-    names += ["alone takes"] if alone else []
+    names = ["clips", "of all", "videos", "hours", "removed", "missing value"]
+    names += ["removes alone"] if alone else []
     lines = [[*_size(catalog, catalog), "", ""] + ([""] if alone else [])]
     for rule in rules:
         lines.append([
@@ -60,7 +60,7 @@ def print_funnel(
         for note in rule["notes"]:
             console.print(Text(f"  Note: {_shown(note)}", style="yellow"))
         if not rule["remaining"]["clips"] and rule["took"]["clips"]:
-            console.print(Text("  This rule takes the last clips: the subset would be empty.",
+            console.print(Text("  This rule removes the last clips: the subset would be empty.",
                                style="bold red"))
     console.print()
 
@@ -73,13 +73,13 @@ def _print_head(console: Console, recipe: Mapping[str, Any]) -> None:
     if recipe["source"]:
         console.print(Text(f"source: {_shown(recipe['source'])}", style="dim"))
     if not recipe["verified"]:
-        console.print(Text("unverified: not all of it stands in the publication itself",
+        console.print(Text("unverified: the publication itself doesn't state all of it",
                            style="yellow"))
     values = [f"{name}={value}" for name, value in recipe["parameters"].items()]
     console.print(Text(", ".join([f"seed {recipe['seed']}", *values]), style="dim"))
     for role, scorer in recipe["scorers"].items():
         made = f" of {scorer['label']}" if scorer["label"] else ""
-        checked = ("taken without a check" if scorer["waived"]
+        checked = ("accepted without a check" if scorer["waived"]
                    else f"checked to be {_shown(scorer['name'])}")
         console.print(Text(f"{role}: column {scorer['column']}{made}, {checked}",
                            style="yellow" if scorer["waived"] else "dim"))

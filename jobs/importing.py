@@ -60,7 +60,7 @@ def describe(report: ImportReport, limit: int | None) -> Iterator[str]:
     """What became of the rows, in lines for people; the numbers add up."""
     parts = [f"{report.kept:,} kept", f"{report.rejected:,} rejected", f"{report.failed:,} failed"]
     if report.known:
-        parts.append(f"{report.known:,} known before")
+        parts.append(f"{report.known:,} already known")
     if report.not_taken:
         parts.append(f"{report.not_taken:,} not taken")
     if report.removed:
@@ -72,9 +72,9 @@ def describe(report: ImportReport, limit: int | None) -> Iterator[str]:
     yield (f"Videos: {report.new_videos:,} new in {shards}{grown}." if report.shards or grown
            else "Nothing new.")
     if report.not_taken:
-        yield ("Not taken are further clips of videos that a run has worked on, or that were "
-               "listed as a whole: their clips are fixed. Import all files into a new dataset, "
-               "before its first run, to have them.")
+        yield ("Not taken: more clips of videos that a run has worked on, or that were "
+               "listed as a whole; their clips are fixed. To include them, import all files into a "
+               "new dataset before its first run.")
 
 
 @contextlib.contextmanager

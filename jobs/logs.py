@@ -51,7 +51,7 @@ def show_logs(
     require_dataset(dataset)
     check_output(dataset, output)
     if follow and (format not in ("table", "jsonl") or output is not None):
-        raise UsageError("--follow prints lines as they come: with --format table or jsonl, and "
+        raise UsageError("--follow prints lines as they arrive: with --format table or jsonl, and "
                          "without --output")
     run_id = _run(dataset, run)
     shown = LEVELS[LEVELS.index(level):]
@@ -68,8 +68,8 @@ def show_logs(
             write_rows(_reader(lines), format, output)
     if damaged[0]:
         sys.stdout.flush()
-        print(f"{counted(damaged[0], 'damaged line')} left out, of a process "
-              "that was killed or a disk that was full.", file=sys.stderr)
+        print(f"{counted(damaged[0], 'damaged line')} skipped, from a process "
+              "that was killed or a full disk.", file=sys.stderr)
 
 
 def _run(dataset: Path, asked: str | None) -> str:
@@ -82,7 +82,7 @@ def _run(dataset: Path, asked: str | None) -> str:
     found = [run for run in runs if run == asked] or [
         run for run in runs if asked and run.startswith(asked)]
     if len(found) != 1:
-        what = "several runs' ids begin so" if found else "no run of that id has logs"
+        what = "several runs have ids with this prefix" if found else "no run with this id has logs"
         near = ", ".join((found or runs)[-5:])
         raise UsageError(f"--run {asked}: {what}; {'they are' if found else 'the newest'}: {near}")
     return found[0]

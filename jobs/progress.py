@@ -155,7 +155,7 @@ class Progress:
                 for label, stage in self._stages.items() if stage.began is not None]
             workers = [f"{worker.step} {worker.describe()}" for worker in _worst_first(
                 self._workers)[:_MOST_WORKERS]]
-            parts = [*(stages or ["no row done yet"]), *workers, self._still(now)]
+            parts = [*(stages or ["no rows done yet"]), *workers, self._still(now)]
         return f"[{_clock(now - self._began)}] " + " | ".join(filter(None, parts))
 
     def _screen(self) -> RenderableType:
@@ -188,7 +188,7 @@ class Progress:
 
     def _still(self, now: float) -> str:
         still = now - self._moved
-        return f"nothing has moved for {plain_time(still)}" if still >= _STILL_SECONDS else ""
+        return f"no progress for {plain_time(still)}" if still >= _STILL_SECONDS else ""
 
 
 def _worst_first(workers: Sequence[Seen]) -> list[Seen]:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 HELP = """Type a query and end it with a semicolon, for example
   SELECT clip_id, caption, similarity FROM clips ORDER BY similarity DESC LIMIT 5;
-.tables  the views and their columns' names    .help  this    .quit (or Ctrl-D)  ends"""
+.tables  the views and their columns    .help  this help    .quit (or Ctrl-D)  ends"""
 
 
 def run_sql(
@@ -47,7 +47,7 @@ def run_sql(
         raise UsageError("give a query or --file, not both")
     if file is not None:
         if not file.is_file():
-            raise UsageError(f"--file {file}: there is no such file")
+            raise UsageError(f"--file {file}: no such file")
         query = file.read_text(encoding="utf-8")
     if query is None and not sys.stdin.isatty():
         query = sys.stdin.read()
@@ -83,7 +83,7 @@ def prompt(
     # Wrong folders and limits are told at once.
     open_catalog(dataset, allow_external=allow_external, memory_limit=memory_limit).close()
     session: PromptSession[str] = PromptSession(history=InMemoryHistory())
-    print(f"{dataset}: .help helps, .tables shows what there is, Ctrl-D ends.", file=sys.stderr)
+    print(f"{dataset}: .help for help, .tables for the views, Ctrl-D to end.", file=sys.stderr)
     lines: list[str] = []
     while True:
         try:
@@ -191,8 +191,8 @@ def _about_ingest(command: str | None, count: int) -> str:
     """What helps rows that never became sources: there is nothing of them that could be retried."""
     some = counted(count, "row")
     if command is not None:
-        return f"{command}  # once it is mended: {some} of it gave no source"
-    return (f"# {some} of ingest's gave no source, which no retry changes: mend the list, or wait "
+        return f"{command}  # after fixing the list: {some} of it gave no source"
+    return (f"# {some} failed at ingest, which no retry changes: fix the list, or wait "
             "for its site, then run its recipe or its import again as before")
 
 
@@ -260,7 +260,7 @@ def _print_status(report: dict[str, Any], console: Console) -> None:
     if report["moved_at"] is not None:
         moved = datetime.fromisoformat(report["moved_at"])
         still = max(0.0, (datetime.now(UTC) - moved).total_seconds())
-        console.print(f"a command is at work; something last moved {plain_time(still)} ago, at "
+        console.print(f"a command is running; last progress {plain_time(still)} ago, at "
                       f"{moved:%Y-%m-%d %H:%M:%S} UTC", soft_wrap=True)
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 0, 0, 1))
     table.add_column("stage", no_wrap=True)

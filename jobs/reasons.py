@@ -11,11 +11,11 @@ from clipmill.schemas.step_tables import EXPANDED_RULE, MENDED_RULE, REMOVED_RUL
 from clipmill.schemas.words import counted
 
 WHEN_TO_RETRY = {
-    "transient": "later may be better",
-    "blocked": "first give cookies, a proxy or another user_agent, or wait",
-    "permanent": "once the source is there again",
-    "bad_media": "once the file has been mended",
-    "model": "once the model has been changed, or has room",
+    "transient": "later",
+    "blocked": "after adding cookies, a proxy or another user_agent, or waiting",
+    "permanent": "once the source is available again",
+    "bad_media": "once the file has been replaced",
+    "model": "once the model has been changed, or has more memory",
     "crash": "with more memory or time",
 }
 """What has to be otherwise before failures of a kind are worth another try."""
@@ -24,7 +24,7 @@ _OF_NO_SETTING = {
     "sources.duplicate": "duplicate source",
     "download_videos.duplicate": "duplicate video",
     EXPANDED_RULE: "expanded list",
-    MENDED_RULE: "mended row",
+    MENDED_RULE: "fixed row",
     REMOVED_RULE: "removed video",
 }
 _LONGEST_MESSAGE = 100
@@ -38,7 +38,7 @@ def lines_below(report: dict[str, Any]) -> Iterator[str]:
     waiting = [f"{counted(stage['pending'], 'row')} at {stage['stage']}"
                for stage in report["stages"] if stage["pending"]]
     if waiting:
-        yield f"Not done yet: {', '.join(waiting)}. This goes on:"
+        yield f"Not done yet: {', '.join(waiting)}. To continue:"
         yield f"  clipmill run --dataset {dataset}"
 
 
@@ -59,7 +59,7 @@ def _rejected(report: dict[str, Any], dataset: str) -> Iterator[str]:
     if settings:
         kept = sum(one["count"] for one in found if one["keep"])
         some = f"{kept:,} of them" if kept < total else "it" if total == 1 else "them"
-        yield (f"To keep {some} (the stage and those after it run again, nothing is fetched "
+        yield (f"To keep {some} (the stage and later ones run again, nothing is downloaded "
                "twice):")
         yield "  " + " ".join([f"clipmill run --dataset {dataset}",
                                *(f"--set {setting}" for setting in settings)])

@@ -50,14 +50,14 @@ def remove(
         if not dry_run:
             begun = unfinished(dataset)
             if begun:
-                print(f"Finishing {counted(len(begun), 'removal')} that had "
-                      "been stopped:")
+                print(f"Finishing {counted(len(begun), 'removal')} interrupted "
+                      "earlier:")
                 left |= _finish(dataset)
         found = find(dataset, videos, uploaders)
         for video in sorted(found.removed_before):
-            print(f"{video} was removed before.")
+            print(f"{video} was already removed.")
         if dry_run and found.videos:
-            print("Nothing is changed (--dry-run). This would go:")
+            print("Nothing is changed (--dry-run). This would be removed:")
             planned = purge(dataset, found.videos, when=datetime.now(UTC), dry_run=True)
             _describe(planned)
             tell_left(planned)
@@ -66,12 +66,12 @@ def remove(
             new_tombstone(dataset, found.videos, reason)
             left |= _finish(dataset)
             if (dataset / QUARANTINE).is_dir():
-                print(f"What `verify --repair` set aside in {dataset / QUARANTINE} is not looked "
-                      "into; delete it where it may hold these videos.")
+                print(f"Files that `verify --repair` set aside in {dataset / QUARANTINE} are not "
+                      "checked; delete that folder if it may contain these videos.")
     if left:
         files = counted(len(left), "file")
         raise ClipmillError(f"the videos are out of the dataset, but {files} of theirs outside "
-                            "media/, named above, had to be left; see to them by hand")
+                            "media/, named above, could not be deleted; check them yourself")
 
 
 def _finish(dataset: Path) -> dict[Path, str]:
@@ -86,8 +86,8 @@ def _finish(dataset: Path) -> dict[Path, str]:
 @contextlib.contextmanager
 def _held_all_the_same(dataset: Path) -> Iterator[None]:
     """Says of what can't be written now what becomes of the removal."""
-    holds = ("The removal holds all the same: nothing shows these videos; the next `clipmill "
-             "remove` or `clipmill run` takes out what is left of them")
+    holds = ("The removal is in force anyway: nothing shows these videos; the next `clipmill "
+             "remove` or `clipmill run` deletes the rest")
     try:
         with writing_to(dataset):
             yield
@@ -114,11 +114,11 @@ def _describe(purged: Purged | None) -> None:
     print(f"{counted(purged.files, 'file')} of media and notes, {_size(purged.bytes)}.")
     if purged.referenced:
         print(f"{counted(purged.referenced, 'local file')} outside the dataset "
-              f"{'is' if purged.referenced == 1 else 'are'} referenced only, and left alone.")
+              f"{'is' if purged.referenced == 1 else 'are'} only referenced, and left alone.")
     for name, clips in purged.subsets.items():
-        print(f"Frozen subset {name} holds {counted(clips, 'clip')} of them: its list of ids stays "
-              "as it is, and what is shown or exported from now on leaves them out. Exports made "
-              "before have to be made again.")
+        print(f"Frozen subset {name} contains {counted(clips, 'clip')} of them: its list of ids "
+              "stays the same, and anything shown or exported from now on leaves them out. Make "
+              "earlier exports again.")
 
 
 def _size(n_bytes: int) -> str:

@@ -108,10 +108,10 @@ def _check_png(dataset: Path, output: Path | None) -> None:
         return
     check_output(dataset, output)
     if output.suffix.lower() != ".png" or output.is_dir():
-        raise UsageError(f"--output {output}: give a file's name that ends in .png; --format json "
+        raise UsageError(f"--output {output}: give a file name that ends in .png; --format json "
                          "prints the row")
     if not output.parent.is_dir():
-        raise UsageError(f"--output {output}: there is no folder {output.parent}; make it first")
+        raise UsageError(f"--output {output}: no folder {output.parent}; create it first")
 
 
 def _rows(catalog: Catalog, ids: Sequence[str]) -> list[dict[str, Any]]:
@@ -139,12 +139,12 @@ def _media(catalog: Catalog, videos: Iterable[str]) -> dict[str, _Media]:
     rows = catalog.execute(
         f"SELECT video_id, path, {FILE_ZERO_SQL} FROM videos "
         f"WHERE video_id IN ({', '.join('?' for _ in names)})", names).fetchall()
-    found = {video: _Media(Path(), 0.0, f"the dataset keeps no file of {video}")
+    found = {video: _Media(Path(), 0.0, f"the dataset has no file for {video}")
              for video in names}
     for video, path, file_zero in rows:
         if path is not None:
             place = catalog.layout.dataset / path
-            problem = None if place.is_file() else f"the file of {video} is not there: {place}"
+            problem = None if place.is_file() else f"the file of {video} is missing: {place}"
             found[video] = _Media(place, file_zero, problem)
     return found
 
@@ -163,7 +163,7 @@ def _strips(
             continue
         file = media[span.video_id]
         if file.problem is not None:
-            problems[span.clip_id] = f"no frames are kept, and {file.problem}"
+            problems[span.clip_id] = f"its frames were not kept, and {file.problem}"
             continue
         try:
             strips[span.clip_id] = _decoded(_read(file, span, count))
@@ -171,7 +171,7 @@ def _strips(
             problems[span.clip_id] = error.message
         if not strips.get(span.clip_id):
             strips.pop(span.clip_id, None)
-            problems.setdefault(span.clip_id, "no frame of it can be decoded")
+            problems.setdefault(span.clip_id, "none of its frames can be decoded")
     return strips, problems
 
 
@@ -228,7 +228,7 @@ def _print_strip(
             with tempfile.NamedTemporaryFile(prefix="clipmill-", suffix=".png",
                                              delete=False) as file:
                 file.write(png_bytes(_side_by_side(images)))
-            print(f"This terminal shows no pictures; the frames are in {file.name}")
+            print(f"This terminal can't show pictures; the frames are in {file.name}")
         return
     columns = Console().width
     in_a_row = max(1, min(len(images), columns // _COLUMNS_A_FRAME))
@@ -298,7 +298,7 @@ def _play(row: Mapping[str, Any], media: _Media) -> str | None:
     if _opened(result.path):
         print(f"Playing {result.path}", file=sys.stderr)
     else:
-        print(f"There is nothing here that opens videos; play {result.path}", file=sys.stderr)
+        print(f"Found no program to open videos; play {result.path}", file=sys.stderr)
     return None
 
 

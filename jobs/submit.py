@@ -52,8 +52,8 @@ def submit(
         raise UsageError("submit needs the dataset's absolute path on storage that every node "
                          "mounts: --dataset /shared/NAME")
     if locked and not CONSTRAINTS.exists():
-        raise UsageError("the locked versions come with a checkout of Clipmill, and this is none; "
-                         "take what the nodes have with --environment cluster")
+        raise UsageError("the locked versions come with a checkout of Clipmill, which this is not; "
+                         "use the nodes' own versions with --environment cluster")
     from clipmill.pipeline.engine.ray_jobs import submit_job
 
     command = ["python", "-m", "clipmill.jobs.cli", "run", f"recipe/{path.name}",
@@ -77,7 +77,7 @@ def submit(
         try:
             state = job.follow(sys.stdout)
         except KeyboardInterrupt as leaving:
-            print(f"The job goes on. {_how_to_look(job, where)} To end it: "
+            print(f"The job continues. {_how_to_look(job, where)} To stop it: "
                   f"`ray job stop --address {job.address} {job.id}`.", file=sys.stderr, flush=True)
             leave_at_once(128 + (interruption_behind(leaving) or signal.SIGINT))
     if state != "SUCCEEDED":
@@ -85,7 +85,7 @@ def submit(
 
 
 def _how_to_look(job: Job, dataset: Path) -> str:
-    return (f"Follow it with `ray job logs --address {job.address} --follow {job.id}`; look at the "
+    return (f"Follow it with `ray job logs --address {job.address} --follow {job.id}`; inspect the "
             f"dataset with `clipmill status {shell_word(dataset)}`.")
 
 
@@ -101,8 +101,8 @@ def _safe_defaults(loaded: LoadedRecipe) -> list[str]:
         setting = f"{label}.private_addresses"
         if stage.sections or stage.yt_dlp.get("external_downloader"):
             raise UsageError(
-                f"submit refuses private addresses, and {label} fetches with a program that can't "
-                f"be kept from them; say --set {setting}=allow where the URLs can be trusted")
+                f"submit refuses private addresses, but {label} downloads with a program that "
+                f"can't be kept from them; add --set {setting}=allow if you trust the URLs")
         found.append(f"{setting}=refuse")
     return found
 

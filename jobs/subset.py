@@ -41,7 +41,7 @@ def create(
                                        on_step=say)
     info = subset.info
     if not is_new:
-        print(f"The subset {name!r} is there already, with the same clips and rules: nothing to "
+        print(f"The subset {name!r} already exists, with the same clips and rules: nothing to "
               "do.")
     else:
         print_funnel(info, info["catalog"], info["funnel"])
@@ -115,7 +115,7 @@ def _load(
                          ', e.g. --where "aesthetic > 5"'))
     if where is not None:
         if overrides:
-            raise UsageError(f"--set {overrides[0]}: a predicate has no parameters; write the "
+            raise UsageError(f"--set {overrides[0]}: a predicate has no parameters; put the "
                              "value into --where")
         return predicate_recipe(where, seed=seed)
     assert recipe is not None  # one of the two is there

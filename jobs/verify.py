@@ -54,8 +54,8 @@ def verify_dataset(
         try:
             report = verify(dataset, shown_as=str(dataset), media=media, is_free=is_free, say=say)
         except PermissionError as error:
-            raise ClipmillError(f"not allowed to read {error.filename}; verify as the user whose "
-                                "dataset it is") from error
+            raise ClipmillError(f"not allowed to read {error.filename}; run verify as the owner of "
+                                "the dataset") from error
         repaired = None
         if repairs and report.faults:
             say("setting aside")
@@ -145,16 +145,16 @@ def _summary(report: Report, *, media: bool) -> str:
         parts.append(counted(checked["subsets"], "subset"))
     if checked["index_files"]:
         parts.append(f"{counted(checked['index_files'], 'file')} of the index")
-    found = counted(len(report.faults), "fault") if report.faults else "nothing wrong"
+    found = counted(len(report.faults), "fault") if report.faults else "no faults"
     lines = [f"Checked {', '.join(parts)}: {found}."]
     if report.is_running:
-        lines.append("Another command is at work on it: what is not done yet was passed over.")
+        lines.append("Another command is using the dataset: unfinished work was skipped.")
     elif report.pending:
         lines.append(f"{counted(report.pending, 'shard')} of steps not done yet; "
-                     f"`clipmill run --dataset {shell_word(report.dataset)}` goes on.")
+                     f"`clipmill run --dataset {shell_word(report.dataset)}` continues.")
     if report.others:
         names = ", ".join(report.others[:5]) + (", …" if len(report.others) > 5 else "")
-        lines.append(f"No part of the dataset, and left alone: {names}")
+        lines.append(f"Not part of the dataset, left alone: {names}")
     return "\n".join("".join(c if c.isprintable() else "\ufffd" for c in line) for line in lines)
 
 
@@ -172,15 +172,15 @@ def _repaired(dataset: Path, repaired: Repaired) -> str:
         # `dataset` as it was given: the folder is absolute.
         place = dataset / repaired.folder.parent.name / repaired.folder.name
         lines.append(f"Set aside in {place}: {counted(len(repaired.moved), 'file')} (why.json says "
-                     "why). Nothing was deleted; delete the folder when all is well again.")
+                     "why). Nothing was deleted; delete the folder once all is well.")
     if repaired.reopened:
-        lines.append(f"{counted(repaired.reopened, 'removal')} opened again: the next run carries "
+        lines.append(f"{counted(repaired.reopened, 'removal')} reopened: the next run carries "
                      f"{'it' if repaired.reopened == 1 else 'them'} out.")
     if repaired.needs_sources:
         again = (f"`clipmill run --dataset {shell_word(dataset)}` takes them again" if
                  _names_sources(dataset) else start_a_run(dataset))
-        lines.append("Sources that were imported are to be imported again; of the others: "
-                     f"{again}. That makes the rest, too.")
+        lines.append("Import imported sources again; for the others: "
+                     f"{again}. That also makes the rest.")
     elif repaired.awaited or repaired.reopened:
         lines.append(f"`clipmill run --dataset {shell_word(dataset)}` makes it again.")
     if repaired.left:

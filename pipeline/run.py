@@ -108,7 +108,8 @@ def run(
     command is at work on the dataset; what is committed stays.
     """
     if limit is not None and not take_sources:
-        raise UsageError("--limit is about sources, and none are taken; name some with --sources")
+        raise UsageError("--limit is about sources, and there are none to add; name some with "
+                         "--sources")
     this = _Run(loaded, dataset, until, watcher or Watcher())
     records.check_place(dataset)
     is_new = not dataset.exists()
@@ -226,8 +227,8 @@ class _Run:
         shards = self.shards()
         begun = unfinished_retries(self.plan, self.dataset, shards)
         if begun:
-            said = (f"Finishing {counted(begun.shards, 'shard')} of an earlier "
-                    "retry that was stopped.")
+            said = (f"Finishing {counted(begun.shards, 'shard')} of an earlier,  "
+                    "interrupted retry.")
             self.watcher.say(said)
             self.bring_up_to_date(hold, said)
         asked = request_retries(self.plan, self.dataset, shards, kinds, begun or Unfinished())
@@ -238,7 +239,7 @@ class _Run:
                 else f"Nothing to retry: no failures{wanted} at any stage. For rows that failed "
                      f"at ingest, `clipmill failures {shell_word(self.dataset)}` says what helps.")
             return bool(begun)
-        said = "\n".join(f"Trying {counted(keys, 'failed row')} of {stage} again."
+        said = "\n".join(f"Retrying {counted(keys, 'failed row')} of {stage}."
                          for stage, keys in asked.items())
         self.watcher.say(said)
         return self.bring_up_to_date(hold, said)
@@ -269,7 +270,7 @@ class _Run:
             left = sum(map(len, self.pending(shards).values()))
             if left:
                 raise ClipmillError(f"{counted(left, 'shard')} of steps not committed; run again "
-                                    "to go on")
+                                    "to continue")
         except BaseException as error:
             # Also where the closed terminal's own error came of it.
             state = "stopped" if interruption_behind(error) else "failed"
@@ -333,11 +334,11 @@ class _Run:
             gpus = f" and {machine.gpus:g} GPUs" if machine.gpus else ""
             lines = [f"Plan for {machine.cpus:g} CPUs{gpus}:"]
             for number, leg in enumerate(legs, 1):
-                lines += [f"  leg {number}: {pool.describe()}" if len(legs) > 1
+                lines += [f"  phase {number}:  {pool.describe()}" if len(legs) > 1
                           else f"  {pool.describe()}" for pool in leg]
             if machine.gpus and not any(step.stage.gpus for step in self.steps):
-                lines.append(f"  No stage asks for one of the {machine.gpus:g} GPUs; give those "
-                             "with models one, e.g. --set caption_frames.gpus=1")
+                lines.append(f"  No stage asks for any of the {machine.gpus:g} GPUs; give the "
+                             "stages with models one, e.g. --set caption_frames.gpus=1")
             tell(lines)
             with watched as progress:
                 run_on_ray(self.plan, self.steps, shards, self.dataset, record.run_id, report,
@@ -357,7 +358,7 @@ def load(
                            engine=engine)
     if dataset is None:
         raise UsageError("name a RECIPE (`clipmill recipe list`), or with --dataset a dataset "
-                         "whose newest run's recipe is taken")
+                         "whose newest run's recipe should be used")
     records.require_dataset(dataset)
     if wait:
         wait_until_free(dataset)

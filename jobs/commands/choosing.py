@@ -1,4 +1,4 @@
-"""Commands that choose clips and write them for training."""
+"""Commands that select clips and write them for training."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from clipmill.jobs.cli_options import (
 from clipmill.jobs.help_pages import Commands
 
 app = Commands("Make training data")
-subsets = Commands(help="Subsets: what a recipe would take, and frozen lists of clips.",
+subsets = Commands(help="Subsets: frozen lists of clips, and what a recipe would keep.",
                       no_args_is_help=True)
 app.add_group("subset", subsets)
 
@@ -38,46 +38,46 @@ app.add_group("subset", subsets)
 @app.command()
 def export(
     dataset: Dataset,
-    format_: Annotated[ExportFormat, typer.Option("--format", help="what the files are")],
-    output: Annotated[Path, typer.Option(metavar="DIR", help="a new or empty folder, or that of "
-                      "the same export, to go on with it")],
+    format_: Annotated[ExportFormat, typer.Option("--format", help="the file format")],
+    output: Annotated[Path, typer.Option(metavar="DIR", help="a new or empty folder, or the "
+                      "folder of the same export, to resume it")],
     subset: SubsetName = None,
     where: Annotated[str | None, typer.Option(metavar="SQL", help="only clips for which this is "
                      "true, e.g. \"similarity > 0.3\"")] = None,
-    media: Annotated[Media, typer.Option(help="none; copy: cut at key frames, without encoding "
-                     "again; exact: encoded again, right to the frame")] = Media.none,
-    redact: Annotated[bool, typer.Option("--redact", help="leave out titles, descriptions and "
-                      "names of uploaders, and addresses that tell them")] = False,
-    shard_size: Annotated[str, typer.Option(metavar="SIZE", help="how large a file may get")
+    media: Annotated[Media, typer.Option(help="none; copy: cut at key frames, without "
+                     "re-encoding; exact: re-encoded, frame-accurate")] = Media.none,
+    redact: Annotated[bool, typer.Option("--redact", help="leave out titles, descriptions, "
+                      "uploader names, and addresses that reveal them")] = False,
+    shard_size: Annotated[str, typer.Option(metavar="SIZE", help="maximum size of a file")
                           ] = "1GB",
-    caption: Annotated[str, typer.Option(metavar="COLUMN", help="the text of a clip, a column of "
-                       "clips", autocompletion=completion.clip_columns)] = "caption",
+    caption: Annotated[str, typer.Option(metavar="COLUMN", help="the column of clips that holds "
+                       "the text", autocompletion=completion.clip_columns)] = "caption",
     keep_uncaptioned: Annotated[bool | None, typer.Option(
-        "--keep-uncaptioned/--drop-uncaptioned", help="whether clips without that text stay; by "
-        "default in parquet and csv only")] = None,
-    documents: Annotated[Documents | None, typer.Option(help="interleaved: a, a video's clips and "
-                         "captions; b, also what is said; c, as b, two videos together; by "
+        "--keep-uncaptioned/--drop-uncaptioned", help="whether to keep clips without that text; by "
+        "default only parquet and csv do")] = None,
+    documents: Annotated[Documents | None, typer.Option(help="interleaved: a: a video's clips and "
+                         "captions; b: also what is said; c: as b, two videos per document; by "
                          "default a")] = None,
     drop: Annotated[float | None, typer.Option(metavar="SHARE", help="interleaved: the share of "
                     "clips left out at random; by default 0.3")] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="interleaved: of that choice; by default "
+    seed: Annotated[int | None, typer.Option(min=0, help="interleaved: seed of --drop; by default "
                                              "42")] = None,
-    start: Annotated[CutStart | None, typer.Option(help="copy: which key frame a clip begins at; "
-                                                   "by default the one before")] = None,
-    encoder: Annotated[str | None, typer.Option(metavar="NAME", help="exact: FFmpeg's name of an "
-                       "encoder; by default the best H.264 one there is")] = None,
-    crf: Annotated[int | None, typer.Option(help="exact: the encoder's quality, lower is better")
+    start: Annotated[CutStart | None, typer.Option(help="copy: the key frame at which a clip "
+                                                   "begins; by default the one before")] = None,
+    encoder: Annotated[str | None, typer.Option(metavar="NAME", help="exact: FFmpeg's name of the "
+                       "encoder; by default the best available for H.264")] = None,
+    crf: Annotated[int | None, typer.Option(help="exact: the encoder's quality; lower is better")
                    ] = None,
     preset: Annotated[str | None, typer.Option(metavar="NAME", help="exact: the encoder's preset")
                       ] = None,
-    short_side: Annotated[int | None, typer.Option(metavar="PIXELS", help="exact: scale down to "
-                          "this at most")] = None,
+    short_side: Annotated[int | None, typer.Option(metavar="PIXELS", help="exact: scale the short "
+                          "side down to at most this")] = None,
     audio: Annotated[bool, typer.Option("--audio/--no-audio", help="keep the sound")] = True,
-    engine: Annotated[Engine | None, typer.Option(help="where clips are cut; by default ray, and "
-                      "local where there is nothing to cut")] = None,
+    engine: Annotated[Engine | None, typer.Option(help="where clips are cut; by default ray, or "
+                      "local if there is nothing to cut")] = None,
     memory_limit: MemoryLimit = None,
 ) -> None:
-    """Write clips for training; run again, it goes on where it was stopped."""
+    """Write clips for training; run again to resume an interrupted export."""
     from clipmill.jobs.export import export as write
     from clipmill.pipeline.exports.request import (
         ExportRequest,
@@ -109,7 +109,7 @@ def subset_create(
     set_: Parameters = None,
     memory_limit: MemoryLimit = None,
 ) -> None:
-    """Freeze the clips that a recipe or a predicate takes, with all that made the list."""
+    """Freeze the clips that a recipe or a predicate selects, with everything that defines them."""
     from clipmill.jobs.subset import create
 
     create(dataset, recipe, where=where, name=name, seed=seed, overrides=set_ or [],
@@ -120,7 +120,7 @@ def subset_create(
 def subset_list(
     dataset: Dataset, format_: OutputFormat = Format.table, output: Output = None
 ) -> None:
-    """The frozen subsets of a dataset."""
+    """List the frozen subsets of a dataset."""
     from clipmill.jobs.subset import list_subsets
 
     list_subsets(dataset, format=format_.value, output=output)
@@ -131,10 +131,10 @@ def subset_show(
     dataset: Dataset,
     name: Annotated[str, typer.Argument(metavar="NAME", help="the subset's name",
                                         autocompletion=completion.subset_names)],
-    format_: Annotated[CardFormat, typer.Option("--format", help="how it is printed")
+    format_: Annotated[CardFormat, typer.Option("--format", help="output format")
                        ] = CardFormat.markdown,
 ) -> None:
-    """The data card of a frozen subset."""
+    """Print the data card of a frozen subset."""
     from clipmill.jobs.subset import show
 
     show(dataset, name, format=format_.value)
@@ -149,11 +149,11 @@ def subset_explain(
     set_: Parameters = None,
     near: Annotated[int, typer.Option(metavar="K", min=0, max=100, help="clips to show on each "
                     "side of a threshold")] = 3,
-    format_: Annotated[StatusFormat, typer.Option("--format", help="how it is printed")
+    format_: Annotated[StatusFormat, typer.Option("--format", help="output format")
                        ] = StatusFormat.table,
     memory_limit: MemoryLimit = None,
 ) -> None:
-    """What a recipe or a predicate would take, rule by rule, before anything is frozen."""
+    """Show what a recipe or a predicate would keep, rule by rule, without freezing anything."""
     from clipmill.jobs.subset import explain
 
     explain(dataset, recipe, where=where, seed=seed, overrides=set_ or [], near=near,
@@ -162,10 +162,10 @@ def subset_explain(
 
 @subsets.command("recipes")
 def subset_recipes(
-    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="print this one, to start "
-                    "one of your own from", autocompletion=completion.subset_recipes)] = None,
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="print this recipe, as a "
+                    "start for your own", autocompletion=completion.subset_recipes)] = None,
 ) -> None:
-    """Names and purposes of the ready-made subset recipes."""
+    """List the ready-made subset recipes, or print one."""
     from clipmill.jobs.subset import recipes as print_recipes
 
     print_recipes(name)

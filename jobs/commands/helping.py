@@ -1,4 +1,4 @@
-"""Commands that say what there is to run, and what this machine lacks for it."""
+"""Commands that list the recipes and check what this machine lacks for them."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from clipmill.jobs import completion
 from clipmill.jobs.help_pages import Commands
 
 app = Commands("Get started")
-recipes = Commands(help="Ready-made recipes.", no_args_is_help=True)
+recipes = Commands(help="List and print ready-made recipes.", no_args_is_help=True)
 app.add_group("recipe", recipes)
 
 
 @recipes.command("list")
 def recipe_list() -> None:
-    """Names and purposes of the ready-made recipes, of runs and of subsets."""
+    """List the ready-made recipes, for runs and for subsets."""
     from clipmill.pipeline.recipes.ready_made import SUBSET_FOLDER, described
 
     print("For `clipmill run`:", *described(), "", "For `clipmill subset explain` and `create`:",
@@ -24,10 +24,10 @@ def recipe_list() -> None:
 
 
 @recipes.command("show")
-def recipe_show(name: Annotated[str, typer.Argument(metavar="RECIPE", help="a ready-made name, of "
-                "a run's recipe or a subset's, or a YAML file",
+def recipe_show(name: Annotated[str, typer.Argument(metavar="RECIPE", help="a ready-made run or "
+                "subset recipe, or a YAML file",
                 autocompletion=completion.any_recipes)]) -> None:
-    """Print a recipe, to start one of your own from."""
+    """Print a recipe, as a start for your own."""
     from clipmill.pipeline.recipes.ready_made import any_recipe_path
 
     print(any_recipe_path(name).read_text("utf-8"), end="")
@@ -38,7 +38,7 @@ def doctor(
     recipe: Annotated[str | None, typer.Argument(metavar="[RECIPE]", help="a ready-made name or a "
                       "YAML file", autocompletion=completion.run_recipes)] = None,
 ) -> None:
-    """What this machine lacks: libraries, codecs, models of a recipe."""
+    """Check what this machine lacks for a recipe: libraries, codecs, models."""
     from clipmill.jobs.doctor import examine
 
     raise typer.Exit(examine(recipe))

@@ -1,4 +1,4 @@
-"""Commands that keep a dataset sound."""
+"""Commands that check, repair and clean a dataset."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from clipmill.jobs.cli_options import (
 )
 from clipmill.jobs.help_pages import Commands
 
-app = Commands("Keep it sound")
+app = Commands("Maintain a dataset")
 
 
 @app.command()
 def verify(
     dataset: Dataset,
     repair: Annotated[bool, typer.Option("--repair", help="set aside in DATASET/quarantine what is "
-                      "broken and can be made again; `clipmill run` then makes it")] = False,
-    media: Annotated[bool, typer.Option("--media/--no-media", help="read the videos' files, too: "
+                      "broken and can be made again; `clipmill run` then makes it again")] = False,
+    media: Annotated[bool, typer.Option("--media/--no-media", help="also read the video files: "
                      "checksums and lengths")] = True,
     format_: OutputFormat = Format.table,
     wait: Wait = False,
 ) -> None:
-    """Re-read everything; a line for each fault, and exit status 1 where there is one."""
+    """Re-read everything; print one line per fault, and exit with status 1 if there are any."""
     from clipmill.jobs.verify import verify_dataset
 
     raise typer.Exit(verify_dataset(dataset, repairs=repair, media=media, format=format_.value,
@@ -37,16 +37,16 @@ def verify(
 @app.command()
 def remove(
     dataset: Dataset,
-    video: Annotated[list[str] | None, typer.Option("--video", metavar="ID", help="a video_id; may "
-                     "be given several times")] = None,
+    video: Annotated[list[str] | None, typer.Option("--video", metavar="ID", help="a video_id; "
+                     "repeatable")] = None,
     uploader: Annotated[list[str] | None, typer.Option("--uploader", metavar="NAME", help="all "
-                        "videos of this uploader that the dataset has; may be given several "
-                        "times")] = None,
+                        "videos of this uploader in the dataset; "
+                        "repeatable")] = None,
     reason: Annotated[str | None, typer.Option(help="a note, kept in the view `removed`")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="only say what would go")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="show what would be removed")] = False,
     wait: Wait = False,
 ) -> None:
-    """Take videos out of tables, media and later exports, for good."""
+    """Remove videos from tables, media and later exports, for good."""
     from clipmill.jobs.remove import remove as take_out
 
     take_out(dataset, videos=video or [], uploaders=uploader or [], reason=reason,
@@ -55,7 +55,7 @@ def remove(
 
 @app.command()
 def index(dataset: Dataset, wait: Wait = False) -> None:
-    """Make the catalog's index by hand; every run brings it up to date at its end."""
+    """Build the catalog's index by hand; every run updates it at its end."""
     from clipmill.jobs.indexing import index_dataset
 
     index_dataset(dataset, wait=wait)

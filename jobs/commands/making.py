@@ -27,7 +27,7 @@ app = Commands("Make a dataset")
 
 
 def _say_that_it_begins(what: str) -> None:
-    """At once, on a terminal: what a run imports takes seconds where the disk is slow."""
+    """Printed immediately, on a terminal: a run's imports take seconds on a slow disk."""
     if sys.stderr.isatty():
         print(what, file=sys.stderr, flush=True)
 
@@ -35,21 +35,21 @@ def _say_that_it_begins(what: str) -> None:
 @app.command()
 def run(
     recipe: Annotated[str | None, typer.Argument(metavar="[RECIPE]", help="a ready-made name or a "
-                      "YAML file; by default the recipe of the --dataset's newest run, whose "
-                      "sources are not looked at again",
+                      "YAML file; by default the recipe of the newest run of --dataset, without "
+                      "looking at its sources again",
                       autocompletion=completion.run_recipes)] = None,
     dataset: Annotated[Path | None, typer.Option(help="the dataset's folder; by default the "
-                       "recipe's, else NAME-dataset here")] = None,
+                       "recipe's, otherwise NAME-dataset here")] = None,
     sources: Sources = None,
-    engine: Annotated[Engine | None, typer.Option(help="where stages run; by default as the "
-                      "recipe says, else ray")] = None,
+    engine: Annotated[Engine | None, typer.Option(help="where stages run; by default as in the "
+                      "recipe, otherwise ray")] = None,
     set_: Set = None,
     until: Until = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="take at most this many sources")
+    limit: Annotated[int | None, typer.Option(min=1, help="use at most this many sources")
                      ] = None,
     wait: Wait = False,
 ) -> None:
-    """Run what is not done yet; run again, it does only what is missing."""
+    """Run what is not done yet. Running again does only what is missing."""
     _say_that_it_begins("Reading the recipe …")
     from clipmill.jobs.run import closing_table
     from clipmill.jobs.run import run as execute
@@ -65,7 +65,7 @@ def run(
 
 @app.command()
 def retry(dataset: Dataset, kind: Kinds = None, wait: Wait = False) -> None:
-    """Try failed rows again, and only those, with the newest run's recipe."""
+    """Retry failed rows, and only those, with the newest run's recipe."""
     _say_that_it_begins("Looking for failed rows …")
     from clipmill.jobs.run import closing_table
     from clipmill.jobs.run import run as execute
@@ -85,18 +85,18 @@ def retry(dataset: Dataset, kind: Kinds = None, wait: Wait = False) -> None:
 def import_(
     dataset: Dataset,
     files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="JSON lines, also "
-                     "gzipped, or Parquet; give all files of a dataset at once")],
-    format_: Annotated[ImportFormat, typer.Option("--format", help="whose metadata it is")],
-    limit: Annotated[int | None, typer.Option(min=1, help="take the first so many videos, with "
+                     "gzipped, or Parquet; pass all files of a dataset at once")],
+    format_: Annotated[ImportFormat, typer.Option("--format", help="the format of the metadata")],
+    limit: Annotated[int | None, typer.Option(min=1, help="take only this many videos, with "
                      "all their clips")] = None,
     shard_videos: Annotated[int | None, typer.Option(min=1, max=1_000_000, help="videos per "
-                            "shard, the unit of work, for shards that are new: 16 when not set; "
-                            "take more for millions of videos")] = None,
-    exclude_ids: Annotated[Path | None, typer.Option(metavar="FILE", help="known ids, one a line, "
-                           "which are rejected")] = None,
+                            "shard, the unit of work, for new shards; 16 if not set; "
+                            "use more for millions of videos")] = None,
+    exclude_ids: Annotated[Path | None, typer.Option(metavar="FILE", help="known ids to reject, "
+                           "one per line")] = None,
     wait: Wait = False,
 ) -> None:
-    """Take published metadata in, as sources with given spans, captions and scores."""
+    """Import published metadata as sources with given spans, captions and scores."""
     from clipmill.jobs.importing import import_internvid
 
     import_internvid(dataset, files, shard_videos=shard_videos, limit=limit,
@@ -108,19 +108,19 @@ def submit(
     recipe: RecipeArgument,
     address: Annotated[str, typer.Option(help="the cluster's job server, e.g. "
                        "http://head:8265")],
-    dataset: Annotated[Path | None, typer.Option(help="the dataset's folder, absolute, on storage "
-                       "that every node mounts")] = None,
+    dataset: Annotated[Path | None, typer.Option(help="absolute path of the dataset's folder, on "
+                       "storage that every node mounts")] = None,
     sources: Sources = None,
     set_: Set = None,
     until: Until = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="take at most this many sources")
+    limit: Annotated[int | None, typer.Option(min=1, help="use at most this many sources")
                      ] = None,
     environment: Annotated[Environment, typer.Option(help="locked: the versions that this "
                            "release was tested with; cluster: what the nodes have installed")
                            ] = Environment.locked,
-    wait: Annotated[bool, typer.Option("--wait", help="follow the logs until it ends")] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="follow the log until the job ends")] = False,
 ) -> None:
-    """Send the run to a Ray cluster as a job."""
+    """Submit the run to a Ray cluster as a job."""
     from clipmill.jobs.submit import submit as send
 
     send(recipe, address, dataset=dataset, sources=sources or [], overrides=set_ or [],

@@ -91,7 +91,7 @@ def _render(world: Path) -> list[Film]:
     render_film(Film("too_short", films[1].shots[:1]), served / "too_short.mp4")
     # The truth is written last: it says that the world is whole.
     save_truth(films, truth)
-    _err.print(f"Rendered {FILMS} films and {len(BROKEN) - 1} broken files into {served}.")
+    _err.print(f"Rendered {FILMS} films and {len(BROKEN) - 1} broken files to {served}.")
     return films
 
 
@@ -113,9 +113,9 @@ def _server(world: Path) -> http.server.ThreadingHTTPServer:
         try:
             return at(port)
         except OSError as error:
-            raise ClipmillError(f"the demo's films are listed under port {port} of this machine, "
-                                f"which another program uses now ({error}); stop that program, or "
-                                "take another folder with --dataset") from error
+            raise ClipmillError(f"the demo's films are listed under port {port}, which "
+                                f"another program is using now ({error}); stop that program, or "
+                                "use another folder with --dataset") from error
     for port in random.sample(_QUIET_PORTS, 20):
         with contextlib.suppress(OSError):
             server = at(port)
@@ -159,7 +159,7 @@ def _run(loaded: LoadedRecipe, dataset: Path, server: http.server.ThreadingHTTPS
 def _print(dataset: Path, figures: list[Figure]) -> None:
     from rich.table import Table
 
-    table = Table(title="Measured against the world's truth", title_justify="left", box=None,
+    table = Table(title="Measured against the world's ground truth", title_justify="left", box=None,
                   pad_edge=False, header_style="bold")
     for column in ("what", "measured", "target", ""):
         table.add_column(column, justify="right" if column in ("measured", "target") else "left")
@@ -169,8 +169,8 @@ def _print(dataset: Path, figures: list[Figure]) -> None:
     _out.print(table)
     _out.print(
         "\nThe captioner, summariser, CLIP and aesthetic head of this demo were trained on this "
-        "world of\nmoving shapes and know nothing else: on any other video what they say means "
-        "nothing. Take the\nrecipes `small-cpu` or `internvid` for real ones.\n\nWorth trying:"
+        "world of\nmoving shapes and know nothing else: on any other video their output is "
+        "meaningless. For real\nvideos use the recipes `small-cpu` or `internvid`.\n\nTry next:"
     )
     for query in QUERIES:
         _out.print(f"  {_command()} sql {_shown(dataset)} \"{query}\"")

@@ -59,10 +59,10 @@ def measure(dataset: Path, films: Sequence[Film], broken: dict[str, str]) -> lis
         *_cuts(videos, shots),
         *_captions(videos, clips),
         _similarity(videos, clips, embeddings),
-        _count("clips without every caption and score",
+        _count("clips that lack a caption or score",
                sum(None in (c["caption"], c["caption_coarse"], c["similarity"], c["aesthetic"])
                    or not c["captions_fine"] for c in clips), 0),
-        _count("clips that carry another clip's captions", _misassigned(videos, clips), 0),
+        _count("clips with another clip's captions", _misassigned(videos, clips), 0),
         _accounting(by_name, videos, sources, ended, broken),
     ]
 
@@ -111,7 +111,7 @@ def _similarity(videos: dict[str, Film], clips: list[dict[str, Any]],
         others = [i for i, other in enumerate(subjects) if other != subject]
         for i in rng.choice(others, size=min(WRONG_CAPTIONS, len(others)), replace=False):
             wrong.append(float(mean @ texts[i]))
-    return _share("similarity: right above wrong captions (AUC)", rank_auc(right, wrong), 0.95)
+    return _share("similarity: right vs. wrong captions (AUC)", rank_auc(right, wrong), 0.95)
 
 
 def _subject(videos: dict[str, Film], clip: dict[str, Any]) -> tuple[str, str]:
@@ -147,4 +147,4 @@ def _accounting(by_name: dict[str, Film], videos: dict[str, Film], sources: list
         else:
             good += endings.get(source["source_key"]) == broken[f"{name}.mp4"]
     wanted = len(by_name) + len(broken)
-    return _count("sources that ended as they had to", good, wanted)
+    return _count("sources with the expected outcome", good, wanted)

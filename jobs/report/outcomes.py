@@ -146,18 +146,18 @@ def failures(catalog: Catalog, dataset: Path) -> Failures:
     shown = [Failure(stage, kind, count, shortened(message, 300) or "(no message)", attempts or 0)
              for stage, kind, count, message, attempts in rows[:SHOWN_MESSAGES]]
     place = shell_word(dataset)
-    commands = [(f"clipmill failures {place}", "lists every one, with what helps")] if rows else []
+    commands = [(f"clipmill failures {place}", "lists them all, with remedies")] if rows else []
     # What failed at ingest never became a row of a stage: `failures` says what helps.
     tried: dict[str, int] = {}
     for stage, kind, count, *_ in rows:
         if stage != "ingest":
             tried[kind] = tried.get(kind, 0) + count
     commands += [(f"clipmill retry {place} --kind {kind}",
-                  f"tries the {count:,} {kind} again, and only those")
+                  f"retries the {count:,} {kind} failures, and only those")
                  for kind, count in sorted(tried.items()) if kind in ("transient", "blocked")]
     if tried:
-        commands.append((f"clipmill retry {place}", "tries all of them again" if tried == kinds
-                         else "tries all of them again but those of ingest"))
+        commands.append((f"clipmill retry {place}", "retries all of them" if tried == kinds
+                         else "retries all of them except those of ingest"))
     ordered = sorted(kinds.items(), key=lambda item: (-item[1], item[0]))
     more = sum(row[2] for row in rows[SHOWN_MESSAGES:])
     return Failures(sum(kinds.values()), ordered, shown, more, commands)
@@ -167,7 +167,7 @@ def subset_funnel(subset: FrozenSubset) -> list[RuleStep]:
     """The rules of a subset's recipe with what each left, from its file; the catalog first."""
     whole = (subset.info.get("catalog") or {})
     most = whole.get("clips") or 1
-    steps = [RuleStep(0, "the catalog when it was frozen", "", whole.get("clips", 0),
+    steps = [RuleStep(0, "the catalog at that time", "", whole.get("clips", 0),
                       whole.get("videos", 0), whole.get("hours", 0.0), 0, 0, 100.0, [])]
     for rule in subset.info.get("funnel") or ():
         left, took = rule["remaining"], rule["took"]

@@ -70,7 +70,7 @@ def write_report(
         raise UsageError(f"--output {output}: this is a folder; name a file in it, "
                          f"e.g. {output / 'report.html'}")
     if not output.parent.is_dir():
-        raise UsageError(f"--output {output}: there is no folder {output.parent}; make it first")
+        raise UsageError(f"--output {output}: no folder {output.parent}; create it first")
     if not 0 <= sample_count <= samples.MOST:
         raise UsageError(f"--samples {sample_count}: give a number from 0 to {samples.MOST}")
     frozen = load_subset(require_dataset(dataset), subset) if subset is not None else None
@@ -112,11 +112,11 @@ def _selected(catalog: Catalog, subset: FrozenSubset | None) -> Selection:
     except duckdb.PermissionException as error:
         said = str(error).partition("\n")[0]
         raise UsageError(f"a rule of the subset asks for more than the dataset's tables: {said}; "
-                         "without --subset its rules are not asked") from error
+                         "without --subset its rules are not evaluated") from error
     except (MemoryError, duckdb.OutOfMemoryException) as error:
-        hint = ("; without --subset its rules are not asked" if subset is not None else
-                "; a machine with more of it may do")
-        raise ClipmillError("the report needs more memory than it may take to look through the "
+        hint = ("; without --subset its rules are not evaluated" if subset is not None else
+                "; a machine with more memory may succeed")
+        raise ClipmillError("the report needs more memory than allowed to read through the "
                             f"clips{hint}") from error
 
 

@@ -89,7 +89,7 @@ def _reference(model: Mapping[str, Any]) -> str:
 
 def _settings(stage: Mapping[str, Any]) -> list[tuple[str, str]]:
     left_out = {*_HOW_FAST, *stage["models"], *stage["prompts"]}
-    return [(str(name), "(set, and not shown here)" if name in _PRIVATE
+    return [(str(name), "(set, but not shown here)" if name in _PRIVATE
              else shortened(_text(value), _LONGEST_SETTING) or "(empty)")
             for name, value in stage["settings"].items()
             if name not in left_out and value not in (None, [], {})]

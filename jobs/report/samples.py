@@ -122,7 +122,7 @@ def _at_random(
     rows = connection.execute(
         f"SELECT clip_id FROM report_clips WHERE {selection.chosen} "
         f"ORDER BY {_by_chance(seed)}, clip_id LIMIT {count}").fetchall()
-    return _Wanted("At random", f"Every clip is as likely as another; seed {seed}.",
+    return _Wanted("At random", f"Every clip is equally likely; seed {seed}.",
                    [(clip, None) for (clip,) in rows])
 
 
@@ -150,8 +150,8 @@ def _at_threshold(
             missing = "; none is in the subset" if said == _IN else "; there are none beyond it"
     return _Wanted(
         f"{threshold.column} {SIGNS[threshold.operator]} {number(threshold.value)}",
-        f"The clips nearest to this threshold of rule {threshold.rule} ({threshold.says}): those "
-        f"in the subset, and those that it keeps out{missing}.", clips)
+        f"The clips nearest to this threshold of rule {threshold.rule} ({threshold.says}), both in "
+        f"the subset and left out of it{missing}.", clips)
 
 
 def _at_ends(connection: duckdb.DuckDBPyConnection, column: Column, count: int) -> _Wanted:

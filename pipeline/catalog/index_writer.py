@@ -92,8 +92,8 @@ def index_problem(dataset: Path) -> str | None:
     except (OSError, duckdb.Error, DamagedFile) as error:
         if isinstance(error, DamagedFile) and not error.where.startswith("index/"):
             raise  # then more than the index can't be made
-        return (f"The index of the catalog could not be made ({error}); queries work without it, "
-                f"and take longer. `clipmill index {shell_word(dataset)}` tries again.")
+        return (f"The index of the catalog could not be built ({error}); queries work without it, "
+                f"but take longer. `clipmill index {shell_word(dataset)}` tries again.")
     return None
 
 

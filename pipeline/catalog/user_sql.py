@@ -41,7 +41,7 @@ def reading_statement(connection: duckdb.DuckDBPyConnection, query: str) -> str:
     if not statements:
         raise UsageError("the query is empty; try: SELECT * FROM clips LIMIT 5")
     if len(statements) > 1:
-        raise UsageError(f"{len(statements)} statements were given; give one at a time")
+        raise UsageError(f"expected one statement, found {len(statements)}")
     try:
         kind = statements[0].type
     except ValueError as error:  # a statement that DuckDB's Python has no name for
@@ -54,26 +54,26 @@ def reading_statement(connection: duckdb.DuckDBPyConnection, query: str) -> str:
         inner = reading_statement(connection, explain["query"])
         return f"EXPLAIN{explain['analyze'] or ''} {explain['options'] or ''} {inner}"
     if kind == duckdb.StatementType.EXPLAIN:
-        raise UsageError("EXPLAIN is taken as EXPLAIN [ANALYZE] [(options)] SELECT …, without "
-                         "comments between these words")
+        raise UsageError("EXPLAIN must be written as EXPLAIN [ANALYZE] [(options)] SELECT …, "
+                         "without comments between these words")
     if kind == duckdb.StatementType.MULTI:
         # Such a statement can't be had as a tree, and DuckDB's parser takes more for a space or
         # the end of a comment than one would guess: no such word may stand anywhere in it.
         words = set(re.findall(r"[a-z_]+", query.lower(), re.A))
         if found := sorted(words & (HIDING | _CHANGING)):
-            raise UsageError(f"a PIVOT that finds out its columns can't be checked where the word "
-                             f"{found[0]} stands in it; name them: PIVOT … ON column IN (…)")
+            raise UsageError(f"a PIVOT that discovers its columns can't be checked if it contains "
+                             f"the word {found[0]}; name them: PIVOT … ON column IN (…)")
         return query
     if kind != duckdb.StatementType.SELECT:
-        raise UsageError(f"the catalog is read-only, and this is {kind.name}; {_ALLOWED}")
+        raise UsageError(f"the catalog is read-only, but this is {kind.name}; {_ALLOWED}")
     tree = json.loads(connection.execute("SELECT json_serialize_sql(?)", [query]).fetchall()[0][0])
     nodes = [] if tree["error"] else list(_dictionaries(tree))
     names = [str(node.get("function_name", "")).lower() for node in nodes]
     if hiding := next((name for name in names if name in HIDING), None):
-        raise UsageError(f"{hiding}() runs what stands in a text, which could be anything; "
-                         "write that SQL itself")
+        raise UsageError(f"{hiding}() runs SQL given as text, which could do anything; "
+                         "write that SQL directly")
     if not nodes or not all(node["type"] in _QUERY_NODES for node in nodes if "cte_map" in node):
-        raise UsageError(f"the catalog is read-only, and this is a WITH clause that writes; "
+        raise UsageError(f"the catalog is read-only, but this WITH clause writes; "
                          f"{_ALLOWED}")
     return query
 
@@ -106,15 +106,15 @@ def readable_errors(query: str = "") -> Iterator[None]:
     try:
         yield
     except duckdb.PermissionException as error:
-        raise UsageError(f"{_first_part(error)}\nA query reads the dataset's tables only; "
+        raise UsageError(f"{_first_part(error)}\nA query can only read the dataset's tables; "
                          "--allow-external lets it read other files and the network") from error
     except duckdb.OutOfMemoryException as error:
         raise ClipmillError(_out_of_memory(_first_part(error))) from error
     except MemoryError as error:
         raise ClipmillError(_out_of_memory("its rows could not be held")) from error
     except OverflowError as error:
-        raise UsageError(f"a date, time or interval lies beyond what can be shown ({error}); write "
-                         "CAST(… AS VARCHAR)") from error
+        raise UsageError(f"a date, time or interval is outside the range that can be shown "
+                         f"({error}); write CAST(… AS VARCHAR)") from error
     except RuntimeError as error:
         # What a Ctrl-C is told as in the middle of some queries.
         if "interrupted" in str(error).lower():
@@ -146,8 +146,8 @@ def hint_at_quotes(error: Exception) -> str:
     found = re.search(r'(?:column|table) (?:with name )?"(.+?)"', said)
     if found is None or f'"{found[1]}"' not in line:
         return ""
-    return (f"\nIf {found[1]!r} is text, write it in single quotes; double quotes are for names of "
-            "columns. In a shell: \"… = 'text'\"")
+    return (f"\nIf {found[1]!r} is text, write it in single quotes; double quotes are for column "
+            "names. In a shell: \"… = 'text'\"")
 
 
 def _keyword_hint(query: str) -> str:
@@ -167,14 +167,14 @@ def _keyword_hint(query: str) -> str:
         duckdb.extract_statements((mended + text[end:]).decode())
     except duckdb.Error:
         return ""
-    return "".join(f'\n{name.upper()} is a keyword of SQL: the column `{name}` is written '
+    return "".join(f'\n{name.upper()} is an SQL keyword: write the column `{name}` as '
                    f'"{name}", in double quotes' for name in sorted(found))
 
 
 def _out_of_memory(reason: str) -> str:
     # DuckDB goes on with settings that cannot be set here.
     reason = reason.partition("\n")[0].removeprefix("Out of Memory Error: ")
-    return (f"the query needs more memory than it may take ({reason}); ask for less at a time, or "
+    return (f"the query needs more memory than allowed ({reason}); read less at a time, or "
             "allow more with --memory-limit, e.g. --memory-limit 8GB")
 
 

@@ -51,8 +51,8 @@ class Fence:
         now = holder(self.dataset).get("run_id")
         if now != self.run_id:
             whose = f"run {now}" if now else "no run"
-            raise RunIsOver(f"run {self.run_id} is over: the lock of {self.dataset} is held for "
-                            f"{whose} now")
+            raise RunIsOver(f"run {self.run_id} is over: the lock of {self.dataset} is now held "
+                            f"for {whose}")
 
 
 def shut_out_others(dataset: Path) -> None:
@@ -107,8 +107,8 @@ def last_moved(dataset: Path) -> float | None:
 def check_lock_file(path: Path) -> None:
     """ClipmillError where something else than a file is in a lock's place."""
     if there := what_is_there(path):
-        raise ClipmillError(f"{path} is {there}, where Clipmill keeps a file to lock; delete it or "
-                            "move it away, and do the same again")
+        raise ClipmillError(f"{path} is {there}, but Clipmill needs a lock file there; delete or "
+                            "move it, and run the command again")
 
 
 @contextlib.contextmanager
@@ -124,9 +124,9 @@ def _one_at_a_time(dataset: Path) -> Iterator[None]:
             except BlockingIOError as error:
                 if time.monotonic() > until:
                     raise ClipmillError(
-                        f"{path} has been locked for {_PATIENCE_SECONDS:.0f} s: some process of "
-                        "an earlier run stands still in the middle of a commit; end it (or the "
-                        "node that it is on), and run again") from error
+                        f"{path} has been locked for {_PATIENCE_SECONDS:.0f} s: a process of "
+                        "an earlier run hangs in the middle of a commit; kill it (or the "
+                        "node that it runs on), and run again") from error
             time.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
         yield

@@ -107,10 +107,10 @@ def _taken(dataset: Path, wait: bool) -> Iterator[IO[str]]:
                 holder = _holder(file)
                 if not wait:
                     raise ClipmillError(
-                        f"another command is at work on {dataset}{holder}; wait until it is done "
+                        f"another command is using {dataset}{holder}; wait until it is done "
                         "(--wait does), or stop it") from error
                 if not said:
-                    print(f"Another command is at work on {dataset}{holder}; waiting until it is "
+                    print(f"Another command is using {dataset}{holder}; waiting until it is "
                           "done.", file=sys.stderr)
                     said = True
                 time.sleep(POLL_SECONDS)
@@ -118,7 +118,7 @@ def _taken(dataset: Path, wait: bool) -> Iterator[IO[str]]:
             except OSError as error:
                 raise ClipmillError(
                     f"{path} cannot be locked ({error.strerror}): the file system must support "
-                    "flock, for two runs would spoil each other's work") from error
+                    "flock, because two runs would corrupt each other's work") from error
             # A run that failed at once may have deleted its new dataset, lock and all.
             if _is_still(path, file):
                 yield file

@@ -95,7 +95,7 @@ def _check(record: dict[str, Any], run_id: str) -> None:
         if at is not None:
             datetime.fromisoformat(at)
     if not isinstance(record["recipe"], dict):
-        raise TypeError("its recipe is no mapping")
+        raise TypeError("its recipe is not a mapping")
     for stage in record["stages"]:
         if not {"stage", "name", "reads", "settings", "models", "prompts", "score"} <= set(stage):
             raise KeyError("what a stage is made with")
@@ -138,13 +138,13 @@ def check_place(dataset: Path) -> None:
     """UsageError where no catalog could be opened on `dataset`, whatever is in it."""
     place = str(dataset.absolute())
     if "\\" in place:
-        raise UsageError(f"{dataset}: DuckDB, which reads the tables, takes a backslash in a "
-                         "folder's name for a separator; give the dataset another place")
+        raise UsageError(f"{dataset}: DuckDB, which reads the tables, treats a backslash in a "
+                         "folder name as a separator; move the dataset elsewhere")
     try:
         place.encode()
     except UnicodeEncodeError as error:
-        raise UsageError(f"{storable(str(dataset))}: the folder's name is not UTF-8, so that no "
-                         "table can be read there; give the dataset another place") from error
+        raise UsageError(f"{storable(str(dataset))}: the folder's name is not UTF-8, so no "
+                         "table there can be read; move the dataset elsewhere") from error
 
 
 def check_links(dataset: Path, *, without: Collection[str] = ()) -> None:
@@ -157,8 +157,9 @@ def check_links(dataset: Path, *, without: Collection[str] = ()) -> None:
         for path in sorted(dataset.iterdir()):
             if (path.is_symlink() and path.name not in (*without, "logs", "index")
                     and not path.exists()):
-                raise ClipmillError(f"{path} is a link to {path.readlink()}, which is not there; "
-                                    "mount its disk, or delete the link if that is lost for good")
+                raise ClipmillError(f"{path} is a link to {path.readlink()}, which doesn't exist; "
+                                    "mount its disk, or delete the link if the data is lost for "
+                                    "good")
 
 
 def _is_dataset(folder: Path) -> bool:
@@ -184,7 +185,7 @@ def require_dataset(dataset: Path) -> Path:
     check_place(dataset)
     make = f"to make one, {start_a_run(dataset)}"
     if dataset.is_file():
-        raise UsageError(f"{dataset} is a file, and a dataset is a folder, which `clipmill run` "
+        raise UsageError(f"{dataset} is a file, but a dataset is a folder, which `clipmill run` "
                          f"makes{_datasets_in(dataset.parent)}")
     if not dataset.is_dir():
         near = difflib.get_close_matches(dataset.name, _dataset_names(dataset.parent), n=1)

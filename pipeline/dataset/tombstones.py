@@ -73,8 +73,8 @@ def _read(path: Path) -> Tombstone:
                 datetime.fromisoformat(purged) if purged else None,
             )
     except DamagedFile as error:
-        raise ClipmillError(f"{path} says what was removed from the dataset, and can't be read "
-                            f"({error.reason}); put it right, or delete it and remove those "
+        raise ClipmillError(f"{path} records what was removed from the dataset, and can't be read "
+                            f"({error.reason}); fix it, or delete it and remove those "
                             "videos again") from error
 
 

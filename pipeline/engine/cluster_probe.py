@@ -83,8 +83,8 @@ class ClusterProbe:
 
         threading.Thread(target=ask, daemon=True).start()
         if not answered.wait(ANSWER_SECONDS):
-            raise ClusterLost("the Ray cluster does not answer any more: its head is gone, or "
-                              "cannot be reached; start it again, then run again")
+            raise ClusterLost("the Ray cluster no longer answers: its head is gone or "
+                              "unreachable; restart it, then run again")
 
     def stop(self) -> None:
         """Passes on what was reported last; does not wait for a cluster that does not answer."""

@@ -96,8 +96,8 @@ def cluster(settings: RaySettings) -> Iterator[Machine]:
             _shut_down()
         raise
     if mine and not _shut_down():
-        raise ClusterLost(f"Ray did not end within {_SHUTDOWN_SECONDS:.0f} s; all is committed, "
-                          "and running again does what is left")
+        raise ClusterLost(f"Ray did not shut down within {_SHUTDOWN_SECONDS:.0f} s; all work is "
+                          "committed, and running again does the rest")
 
 
 def _check_reachable(address: str) -> None:
@@ -109,8 +109,8 @@ def _check_reachable(address: str) -> None:
         socket.create_connection((host.strip("[]"), int(port)), _CONNECT_SECONDS).close()
     except (OSError, OverflowError) as error:
         raise ClipmillError(
-            f"Ray could not be started on {address}: nobody answers there ({error}); start the "
-            "cluster, or name another with ray.address or RAY_ADDRESS") from error
+            f"Ray could not be started on {address}: nothing answers there ({error}); start the "
+            "cluster, or set another address with ray.address or RAY_ADDRESS") from error
 
 
 @contextlib.contextmanager
@@ -439,7 +439,7 @@ class _TaskFlow:
 def _how_it_died(error: Exception) -> str:
     if isinstance(error, ray.exceptions.OutOfMemoryError):
         return "because the node ran out of memory"
-    return f"as Ray says: {str(error).strip().splitlines()[0]}"
+    return f"according to Ray: {str(error).strip().splitlines()[0]}"
 
 
 def _own(error: BaseException | None) -> ClipmillError | None:

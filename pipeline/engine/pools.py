@@ -78,8 +78,8 @@ def plan_legs(steps: tuple[Step, ...], machine: Machine, n_shards: int) -> tuple
                              else ("cpus", need.cpus))
             have = machine.gpus if what == "gpus" else machine.cpus
             raise ClipmillError(
-                f"stage {step.stage_label} asks for {setting:g} {what} a worker, but this machine "
-                f"has {have:g}; set {step.stage_label}.{what} to at most {have:g}"
+                f"stage {step.stage_label} asks for {setting:g} {what} per worker, but this "
+                f"machine has {have:g}; set {step.stage_label}.{what} to at most {have:g}"
             )
     groups = _by_kind(steps)
     # One CPU a pool is the least; with fewer CPUs than pools, neighbours without GPUs join.

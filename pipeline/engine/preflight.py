@@ -13,7 +13,7 @@ from clipmill.stages.media.fetch.data_files import Unreachable, how_to_fetch, lo
 from clipmill.stages.references import DataFile, ModelReference
 
 SERVER_TIMEOUT_SECONDS = 5.0
-_NOT_HERE = "not on this machine, and where it can be fetched from does not answer"
+_NOT_HERE = "not on this machine, and its download site does not answer"
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def _get(value: ModelReference | DataFile, setting: str, away: dict[str, str]) -
 
     if isinstance(value, DataFile):
         if not local_file(value, setting=setting).is_file():
-            raise UsageError(f"{setting}: there is no file {value.path}; set it with "
+            raise UsageError(f"{setting}: no file {value.path}; set it with "
                              f"--set {setting}=/path/to/file")
     elif value.server:
         _ask_server(value.server, setting)
@@ -115,14 +115,14 @@ def _without_network(findings: list[Finding]) -> str:
     places = dict.fromkeys(f"{_place(one.reference)} does not answer ({one.reason})"
                            for one in findings)
     return "\n".join([
-        f"what {', '.join(one.setting for one in findings)} need is not on this machine, and it "
-        "can't be fetched now:",
+        f"files for {', '.join(one.setting for one in findings)} are not on this machine, and "
+        "can't be downloaded now:",
         *(f"  {place}" for place in places),
-        "Where there is a network, these fetch it:",
+        "On a network, these commands download them:",
         *(f"  {command}" for command in commands),
-        "Then add to the command:",
+        "Then add this to the command:",
         f"  {' '.join(overrides)}",
-        f"Recipes that fetch nothing: {', '.join(names_without_downloads())}.",
+        f"Recipes that download no models: {', '.join(names_without_downloads())}.",
     ])
 
 

@@ -117,7 +117,7 @@ class Job:
             if isinstance(error, RuntimeError) and "status code 404" in str(error):
                 raise ClipmillError(
                     f"the job server at {self.address} no longer knows job {self.id}: its head "
-                    "was started again, and the job ended with the one before; submit it again, "
+                    "was restarted, and the job ended with the previous one; submit it again, "
                     "and it does what is missing") from error
             raise _NoAnswer from error
         return str(state.value) if state.is_terminal() else None
@@ -125,8 +125,8 @@ class Job:
     def _lost(self, error: BaseException | None) -> ClipmillError:
         return ClipmillError(
             f"the job server at {self.address} no longer answers: {_first_words(error)}; the job "
-            f"may go on: once it answers, `ray job logs --address {self.address} --follow "
-            f"{self.id}` shows what it prints")
+            f"may still be running: once it answers, `ray job logs --address {self.address} "
+            f"--follow {self.id}` shows what it prints")
 
     def message(self) -> str:
         """What the cluster says about how the job ended."""
@@ -155,7 +155,7 @@ def submit_job(address: str, command: str, folder: Path, constraints: Path | Non
             client = _Client(url)
         return Job(client, client.submit_job(entrypoint=command, runtime_env=environment), url)
     except _TROUBLE as error:
-        raise ClipmillError(f"the job server at {url} did not take the job: "
+        raise ClipmillError(f"the job server at {url} did not accept the job: "
                             f"{_first_words(error)}; {_advice(error)}") from error
 
 
@@ -171,8 +171,8 @@ def job_server(address: str) -> str:
     except ValueError:
         is_one = False
     if not is_one:
-        raise UsageError(f"--address {address!r} is not a job server's; give the dashboard's, e.g. "
-                         "--address http://head:8265")
+        raise UsageError(f"--address {address!r} is not the address of a job server; give the "
+                         "dashboard's, e.g. --address http://head:8265")
     return url
 
 
@@ -190,7 +190,7 @@ def _address_of_command_line() -> Iterator[None]:
 def _advice(error: Exception) -> str:
     said = str(error)
     if said.startswith(("Authentication required", "Authentication failed")):
-        return ("this cluster asks for a token: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH "
+        return ("this cluster requires a token: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH "
                 "to a file with the token that the head was started with")
     return ("is it the dashboard's address (port 8265 by default), and is its head running? "
             "`ray start --head --dashboard-host=0.0.0.0` starts one")

@@ -204,7 +204,7 @@ class Worker:
         if not again:
             return table
         # Its file and what the source said of it go with the removals at the end of the run.
-        new_tombstone(self.dataset, again, "came again from another source")
+        new_tombstone(self.dataset, again, "came back from another source")
         return pa.Table.from_pylist(rows, schema=table.schema)
 
     def _batches(
@@ -235,7 +235,7 @@ class Worker:
             name = batch[key][0].as_py()
             if seen.get(name, 0) >= CRASHES_ALLOWED:
                 deaths = counted(seen[name], "time")
-                error = RowFailed("crash", f"its worker died {deaths} while it was at this row; "
+                error = RowFailed("crash", f"its worker died {deaths} while processing this row; "
                                   "retry the failures of kind crash to try it again")
                 yield batch, {step.label: failed_rows(step, [name], error)}
                 continue

@@ -50,8 +50,8 @@ class Seen:
         if self.is_standing or self.is_silent:
             if self.state is not None:
                 said.append(f"{STATES.get(self.state, 'in state')} ({self.state})")
-            said.append(f"nothing new for {plain_time(self.still_seconds)}")
-        said.append(self.place.describe() if self.place else "at no row")
+            said.append(f"no progress for {plain_time(self.still_seconds)}")
+        said.append(self.place.describe() if self.place else "not processing a row")
         return f"worker {self.pid} on {self.beat.host}: {', '.join(said)}"
 
 
@@ -161,7 +161,7 @@ class Standstills:
             seen = self._seen(known)
         if seen.is_standing and not known.named:
             known.named = True
-            self._say(f"{seen.step or 'a stage'} stands still: {seen.describe()}"
+            self._say(f"{seen.step or 'a stage'} makes no progress: {seen.describe()}"
                       f"{self._what_next(seen)}", seen)
         elif seen.is_standing and known.ended is None and (
                 seen.still_seconds >= 2 * self.lookout.stall_seconds):
@@ -171,9 +171,9 @@ class Standstills:
         if self.end is None:
             return ""
         if not _may_end(seen):
-            return "; it is at no row, so it is left alone"
-        return (f"; it is ended after another {plain_time(self.lookout.stall_seconds)} without "
-                "news (stall_seconds)")
+            return "; it is not processing a row, so it is left alone"
+        return (f"; it will be killed after another {plain_time(self.lookout.stall_seconds)} "
+                "without progress (stall_seconds)")
 
     def _end(self, known: _Known, seen: Seen) -> None:
         if self.end is None or not _may_end(seen):
@@ -181,11 +181,11 @@ class Standstills:
         what = ""
         if seen.place is not None and seen.place.keys:
             self.blame(seen.place)
-            what = "; a row at which that happens twice is a crash"
+            what = "; a row at which this happens twice is a crash"
         known.ended = self._clock
         with contextlib.suppress(Exception):  # its node may be gone, and with it the worker
             self.end(known.beat)
-        self._say(f"{seen.step or 'a stage'}: ended {seen.describe()}{what}", seen)
+        self._say(f"{seen.step or 'a stage'}: killed {seen.describe()}{what}", seen)
 
     def _say(self, message: str, seen: Seen) -> None:
         place = seen.place

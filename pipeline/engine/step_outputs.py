@@ -70,25 +70,25 @@ def complete(
     missing_columns = [name for name in schema.names if name not in table.column_names]
     if missing_columns or set(table.column_names) - set(schema.names):
         raise ClipmillError(
-            f"stage {step.stage_label} gave the columns {table.column_names}, but it declares "
-            f"{schema.names}; give exactly those"
+            f"stage {step.stage_label} returned the columns {table.column_names}, but it declares "
+            f"{schema.names}; return exactly those"
         )
     table = table.select(schema.names).cast(schema)
     asked = batch[key].to_pylist()
     given = set(table[key].to_pylist())
     if strangers := given - set(asked):
-        raise ClipmillError(f"stage {step.stage_label} gave rows for keys that it was not asked "
-                            f"for, e.g. {sorted(strangers, key=str)[0]!r}")
+        raise ClipmillError(f"stage {step.stage_label} returned rows for keys that it was not "
+                            f"given, e.g. {sorted(strangers, key=str)[0]!r}")
     if lost := [name for name in asked if name not in given]:
-        error = RowFailed(step.stage.error_kind, "the stage gave no row for this key")
+        error = RowFailed(step.stage.error_kind, "the stage returned no row for this key")
         table = pa.concat_tables([table, failed_rows(step, lost, error)])
     for name in {"video_id", "clip_id"} & set(schema.names) - {key}:
         for made_id in table[name].drop_null().unique().to_pylist():
             if not is_file_name(made_id):
                 raise ClipmillError(
-                    f"stage {step.stage_label} made the {name} {made_id[:100]!r}, and files are "
-                    "named by it: it is letters, digits, _ and -, no dash in front, at most 200; "
-                    "see schemas/ids.py for how to make one")
+                    f"stage {step.stage_label} made the {name} {made_id[:100]!r}, but files are "
+                    "named after it: only letters, digits, _ and -, no dash at the start, at most "
+                    "200; see schemas/ids.py for how to make one")
     table = _with_finite_scores(step, table)
     doubled = dict(_doubled_clips(table, key, asked, made) if makes_clips(step)
                    else _doubled_keys(table, key))
@@ -119,7 +119,7 @@ def _with_failures(step: Step, table: pa.Table, kind: ErrorKind,
 def _doubled_keys(table: pa.Table, key: str) -> Iterator[tuple[str, str]]:
     for name, rows in Counter(table[key].to_pylist()).items():
         if rows > 1:
-            yield name, f"the stage gave {rows} rows for this key, where it gives one"
+            yield name, f"the stage returned {rows} rows for this key; expected one"
 
 
 def _doubled_clips(
@@ -135,7 +135,7 @@ def _doubled_clips(
         if rows > 1:
             yield name, f"the stage made the clip {clip} {rows} times"
         elif both := made.intersection(own):
-            yield name, f"the stage made the clip {min(both)}, which another {key} has already"
+            yield name, f"the stage made the clip {min(both)}, which another {key} already has"
         else:
             made.update(own)
 
@@ -162,7 +162,7 @@ def _with_finite_scores(step: Step, table: pa.Table) -> pa.Table:
     else:
         rows = table.filter(kept_odd)
         problems = {key: f"{score} is {value}: {NOT_FINITE}, and the stage has no column {reason} "
-                         "to say so beside a null"
+                         "to say so next to a null"
                     for key, value in zip(rows[step.stage.key].to_pylist(),
                                           rows[score].to_pylist(), strict=True)}
     finite = pc.if_else(odd, pa.scalar(None, table[score].type), table[score])

@@ -78,32 +78,32 @@ def card(
         _about(request, manifest),
         "## Counts\n\n" + _counts(manifest),
         "## Columns\n\n" + _columns(request, schema, manifest),
-        "## Where it comes from\n\n" + _provenance(manifest),
+        "## Provenance\n\n" + _provenance(manifest),
         "## Licences\n\n" + _licences(manifest),
-        "## To make it again\n\n" + _again(request, manifest),
+        "## How to make it again\n\n" + _again(request, manifest),
     ]
     return "\n\n".join(parts) + "\n"
 
 
 def _about(request: ExportRequest, manifest: Mapping[str, Any]) -> str:
     media = {
-        None: "The videos are not part of it: a clip is a span of the video at `url`.",
-        "copy": "The column `video` holds each clip's file, cut at key frames without encoding it "
-                "again; `media_start_seconds` and `media_end_seconds` say what it truly shows.",
-        "exact": "The column `video` holds each clip's file, encoded again so that it holds the "
-                 "frames of its span and no others.",
+        None: "The videos are not included: a clip is a span of the video at `url`.",
+        "copy": "The column `video` holds each clip's file, cut at key frames without re-encoding; "
+                "`media_start_seconds` and `media_end_seconds` say what it actually shows.",
+        "exact": "The column `video` holds each clip's file, re-encoded so that it holds exactly "
+                 "the frames of its span.",
     }[request.cut.media if request.cut else None]
     said = (f"{counted(manifest['counts']['exported'], 'video clip')} with captions and scores, of "
             f"{counted(manifest['videos'], 'video')}, {plain_hours(manifest['hours'])}. {media}")
     if request.redact:
-        said += (" Titles, descriptions and names of uploaders were left out, and addresses that "
-                 "tell them.")
+        said += (" Titles, descriptions, uploader names and addresses that reveal them were left "
+                 "out.")
     return said
 
 
 def _counts(manifest: Mapping[str, Any]) -> str:
     counts = manifest["counts"]
-    rows = [("clips asked for", counts["clips"]), ("in this dataset", counts["exported"])]
+    rows = [("clips selected", counts["clips"]), ("in this dataset", counts["exported"])]
     rows += [(f"left out: {reason}", count) for reason, count in counts["left_out"].items()]
     rows += [(f"failed: {kind}", count) for kind, count in counts["failed"].items()]
     return _table(("", "clips"), [(name, f"{count:,}") for name, count in rows])
@@ -119,7 +119,7 @@ def _columns(request: ExportRequest, schema: pa.Schema, manifest: Mapping[str, A
                      "" if stage is None else _maker(stage)))
     text = _table(("column", "type", "made by"), rows)
     return (f"{text}\n\nSeconds are presentation time in the source video. A score that could not "
-            "be made is null. Scores of two scorers stand on two scales. The text that was "
+            "be computed is null. Scores of two scorers are on different scales. The text "
             f"required of each clip is {_code(request.caption)}.")
 
 
@@ -147,8 +147,8 @@ def _provenance(manifest: Mapping[str, Any]) -> str:
     lines += [
         f"- subset {_text(subset['name'])}: recipe {_text(subset['recipe'])}"
         + (f", from {_text(subset['source'])}" if subset["source"] else "")
-        + ("" if subset["verified"] in (True, None) else " (unverified: known from a secondary "
-           "source only)"),
+        + ("" if subset["verified"] in (True, None) else " (unverified: known only from a "
+           "secondary source)"),
         f"- frozen {str(subset['created_at'])[:10]} with seed {subset['seed']}: "
         f"{counted(subset['n_clips'], 'clip')} of {counted(subset['n_videos'], 'video')}",
         f"- hash over the sorted clip ids: `{subset['hash']}`",
@@ -161,7 +161,7 @@ def _provenance(manifest: Mapping[str, Any]) -> str:
         lines.append("- its rules:\n\n" + "\n".join(f"      {line}"
                                                       for line in rules.rstrip().split("\n")))
     else:
-        lines.append("- its rules ask for what was left out here, so they are not shown")
+        lines.append("- its rules refer to what was left out here, so they are not shown")
     return "\n".join(lines)
 
 
@@ -171,13 +171,13 @@ def _licences(manifest: Mapping[str, Any]) -> str:
     if len(counts) > _MOST_LICENCES:
         rest = sum(count for _, count in counts[_MOST_LICENCES:])
         rows.append((f"{len(counts) - _MOST_LICENCES} further ones", f"{rest:,}"))
-    parts = ["What the sites say of the videos. Each video stays under the terms of its owner and "
-             "its site; having it here grants no right to it.",
+    parts = ["As stated by the sites. Each video remains under the terms of its owner and "
+             "its site; including it here grants no right to it.",
              _table(("licence", "videos"), rows)]
     models = {(_model(model), model["licence"]) for stage in manifest["provenance"]["stages"]
               for model in stage["models"].values()}
     if models:
-        parts += ["The models that made captions and scores have licences of their own:",
+        parts += ["The models that made captions and scores have their own licences:",
                   _table(("model", "licence"),
                          [(name, licence or "see where it was published")
                           for name, licence in sorted(models, key=str)])]
@@ -204,12 +204,12 @@ def _again(request: ExportRequest, manifest: Mapping[str, Any]) -> str:
     words += ["--redact"] if request.redact else []
     words += ["--keep-uncaptioned" if asked["uncaptioned"] else "--drop-uncaptioned"]
     words += ["--shard-size", str(asked["shard_size"])]
-    before = "with the dataset as it was"
+    before = "with the dataset in the same state"
     if asked["subset"] is not None:
         before = ("with the frozen subset of that hash (`clipmill subset create` makes the same "
                   "one from the same recipe, seed and catalog)")
     lacks = "" if is_shown else " The predicate of `--where` is left out here; add it."
-    return (f"In the folder that the dataset lies in, {before}:\n\n```sh\n{shlex.join(words)}\n```"
+    return (f"In the folder that contains the dataset, {before}:\n\n```sh\n{shlex.join(words)}\n```"
             f"{lacks}")
 
 

@@ -113,9 +113,9 @@ def _check_caption(caption: str, there: Mapping[str, str]) -> None:
         return
     near = difflib.get_close_matches(caption, texts, n=1)
     hint = f"did you mean {near[0]}? " if near else ""
-    what = "is no text" if caption in there else "is no column of clips"
+    what = "is not text" if caption in there else "is not a column of clips"
     fitting = [name for name in texts if "caption" in name]
-    raise UsageError(f"--caption {caption}: this {what}; {hint}columns to take captions from: "
+    raise UsageError(f"--caption {caption}: this {what}; {hint}text columns: "
                      f"{', '.join(fitting)}, or any other column of text")
 
 

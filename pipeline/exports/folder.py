@@ -94,12 +94,12 @@ class ExportFolder:
         for name, value in wanted["asked"].items():
             if there["asked"].get(name) != value:
                 different.append(f"--{name.replace('_', '-')} was "
-                                 f"{there['asked'].get(name)!r} and is {value!r}")
+                                 f"{there['asked'].get(name)!r} and is now {value!r}")
         if not different and there["asked"] != wanted["asked"]:
-            different.append("other options were given")
+            different.append("different options were given")
         if different:
-            raise UsageError(f"{self.path} holds another export: {'; '.join(different)}. Give "
-                             "another --output, or delete that folder")
+            raise UsageError(f"{self.path} contains a different export: {'; '.join(different)}. "
+                             "Give another --output, or delete that folder")
         now, then = dict(wanted["clips_of"]), dict(there["clips_of"])
         if not self.is_finished:
             # What was removed since is left out of what is not finished yet.
@@ -108,8 +108,8 @@ class ExportFolder:
         if then != now:
             begun = "was finished" if self.is_finished else "began"
             raise UsageError(
-                f"{self.path} holds an export of the dataset or subset as it was when that export "
-                f"{begun}, and it has changed since. Give another --output, or delete that "
+                f"{self.path} contains an export of the dataset or subset in the state when that "
+                f"export {begun}, and it has changed since. Give another --output, or delete that "
                 "folder; a frozen subset (`clipmill subset create`) stays the same while the "
                 "dataset grows")
 
@@ -149,8 +149,8 @@ def _check_free(path: Path, manifest: Mapping[str, Any] | None) -> None:
                     if not name.startswith(f".{Path(MANIFEST).stem}~")
                     and not (name == WORK and _is_ours(path / WORK)))
     if others:
-        raise UsageError(f"--output {path}: the folder is not empty ({_some(others)}) and holds "
-                         "no export to go on with; give a new or empty folder")
+        raise UsageError(f"--output {path}: the folder is not empty ({_some(others)}) and contains "
+                         "no export to resume; give a new or empty folder")
 
 
 def _is_ours(work: Path) -> bool:
@@ -210,9 +210,9 @@ def read_manifest(path: Path) -> dict[str, Any] | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except ValueError as error:
-        raise UsageError(f"{path / MANIFEST} is no manifest of an export: {error}; give another "
-                         "--output") from error
+        raise UsageError(f"{path / MANIFEST} is not the manifest of an export: {error}; give "
+                         "another --output") from error
     if not isinstance(found, dict) or found.get("clipmill_export") != VERSION:
-        raise UsageError(f"{path / MANIFEST} is not of an export of this version; give another "
+        raise UsageError(f"{path / MANIFEST} belongs to an export of another version; give another "
                          "--output")
     return found

@@ -19,9 +19,9 @@ def check_output(dataset: Path, output: Path | None) -> None:
         for root in (dataset.absolute(), Path(os.path.realpath(dataset))):
             inner = _inside(place, Path(os.path.normpath(root)))
             if inner is not None and (not inner or _is_own(root, inner[0])):
-                what = f"{inner[0]} there" if inner else "that folder itself"
-                raise UsageError(f"--output {output}: this is within the dataset {dataset}, which "
-                                 f"keeps its own files in {what}; give a place outside of it")
+                what = f"{inner[0]} there" if inner else "the folder itself"
+                raise UsageError(f"--output {output}: this is inside the dataset {dataset}, which "
+                                 f"keeps its own files in {what}; give a place outside it")
         if _inside(place, Path(os.path.realpath(dataset / MEDIA))) is not None:
             raise UsageError(f"--output {output}: the dataset {dataset} keeps its media there; "
                              "give another place")

@@ -35,7 +35,7 @@ def size_in_bytes(text: str, option: str) -> int:
         raise UsageError(f"{option} {text!r}: expected a size such as 1GB, 500MB or 2GiB")
     size = int(float(match[1]) * _UNITS[match[2].lower()])
     if size < SMALLEST_SHARD_BYTES:
-        raise UsageError(f"{option} {text}: shards this small are mostly headers; the smallest is "
+        raise UsageError(f"{option} {text}: shards this small are mostly headers; the minimum is "
                          f"{SMALLEST_SHARD_BYTES // 1000}kB")
     return size
 
@@ -69,8 +69,8 @@ class ExportRequest:
 
     def __post_init__(self) -> None:
         if self.format == "internvid" and self.cut is not None:
-            raise UsageError("--format internvid is metadata alone: its columns have no place for "
-                             "a file; leave --media out, or take --format webdataset, parquet or "
+            raise UsageError("--format internvid is metadata only: its columns have no place for "
+                             "a file; omit --media, or use --format webdataset, parquet or "
                              "huggingface")
 
     @property
@@ -122,13 +122,13 @@ def interleaving_options(
              (("--documents", documents), ("--drop", drop), ("--seed", seed)) if value is not None]
     if given and format_ != "interleaved":
         raise UsageError(f"{', '.join(given)}: only --format interleaved makes documents; with "
-                         f"--format {format_} this would change nothing")
+                         f"--format {format_} this would have no effect")
     usual = Interleaving()
     made = Interleaving(documents or usual.documents, usual.drop if drop is None else drop,
                         usual.seed if seed is None else seed)
     if not 0 <= made.drop < 1:
-        raise UsageError(f"--drop {drop}: allowed: from 0 to below 1, the share of clips that "
-                         "documents leave out")
+        raise UsageError(f"--drop {drop}: allowed: from 0 to below 1, the share of clips to "
+                         "leave out of documents")
     return made
 
 
@@ -146,13 +146,13 @@ def cut_options(
     of_exact = {"--encoder": encoder, "--crf": crf, "--preset": preset, "--short-side": short_side}
     given = [name for name, value in of_exact.items() if value is not None]
     if media != "exact" and given:
-        raise UsageError(f"{', '.join(given)}: only --media exact encodes anew; with --media "
-                         f"{media} this would change nothing")
+        raise UsageError(f"{', '.join(given)}: only --media exact re-encodes; with --media "
+                         f"{media} this would have no effect")
     if media != "copy" and start is not None:
-        raise UsageError("--start goes with --media copy, where a clip can only begin at a key "
-                         f"frame; with --media {media} this would change nothing")
+        raise UsageError("--start requires --media copy, where a clip can only begin at a key "
+                         f"frame; with --media {media} this would have no effect")
     if media == "none":
         if not audio:
-            raise UsageError("--no-audio goes with --media copy or exact")
+            raise UsageError("--no-audio requires --media copy or exact")
         return None
     return CutOptions(media, audio, start or "before", encoder, crf, preset, short_side)

@@ -107,8 +107,8 @@ def _check_where(catalog: Catalog, request: ExportRequest) -> None:
     with catalog.bounded():  # what is constant in it is worked out here already
         kind = Expressions(catalog).type_of(request.where, "--where")
     if kind != "BOOLEAN":
-        raise UsageError(f"--where {request.where!r} is a {kind}; expected something that is true "
-                         "or false, such as: similarity > 0.3")
+        raise UsageError(f"--where {request.where!r} is a {kind}; expected a condition that is "
+                         "true or false, such as: similarity > 0.3")
 
 
 def _select(
@@ -196,13 +196,13 @@ def _ways_out(request: ExportRequest) -> dict[str, str]:
     """By reason why clips were left out, what would let them in."""
     dataset = shell_word(request.dataset)
     return {
-        "no caption": "--keep-uncaptioned keeps clips without a caption, --caption COLUMN takes "
+        "no caption": "--keep-uncaptioned keeps clips without a caption, --caption COLUMN uses "
                       "another text",
         "where": f"`clipmill subset explain {dataset} --where {shell_word(request.where or '')}` "
                  "shows the clips nearest to it",
-        "not in the catalog": "the catalog shows what the newest run made: run the recipe again "
-                              "that made the subset's clips, or freeze the subset again",
-        "not from YouTube": "--format internvid holds videos from YouTube only: take webdataset, "
+        "not in the catalog": "the catalog shows what the newest run made: run the recipe that "
+                              "made the subset's clips again, or freeze the subset again",
+        "not from YouTube": "--format internvid only holds videos from YouTube: use webdataset, "
                             "parquet or csv",
         "dropped at random": "--drop 0 leaves none out at random",
     }

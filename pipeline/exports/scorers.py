@@ -81,5 +81,5 @@ def _note(name: str, column: str | None, others: list[str]) -> str | None:
     if column is not None:
         return f"{name} is the column {column}"
     wanted = "UMT-SIM" if name == UMT else "LAION's aesthetic predictor V2, the largest over frames"
-    instead = f"; {', '.join(others)} is another scorer's, on another scale" if others else ""
+    instead = f"; {', '.join(others)} comes from another scorer, on another scale" if others else ""
     return f"{name} is null: the catalog has no score by {wanted}{instead}"

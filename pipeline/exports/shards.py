@@ -220,7 +220,8 @@ def pack(tasks: Sequence[PackTask], report: Callable[[int], None]) -> list[Shard
             for result in results:
                 if result.problem is not None:
                     raise ClipmillError(f"{result.item.name} could not be written: "
-                                        f"{result.problem.message}; run the same command to go on")
+                                        f"{result.problem.message}; run the same command to "
+                                        "continue")
                 report(_items(result.item))
     return [Shard(task.name, _items(task), (task.request.output / task.name).stat().st_size)
             for task in tasks]

@@ -130,8 +130,8 @@ def work_on_unit(task: UnitTask) -> tuple[int, int]:
     except Exception as error:
         if (full := full_storage(error, task.request.output)) is not None:
             raise full from error
-        raise ClipmillError(f"{task.request.output}: clips could not be worked on: "
-                            f"{type(error).__name__}: {error}; run the same command to go on"
+        raise ClipmillError(f"{task.request.output}: clips could not be processed: "
+                            f"{type(error).__name__}: {error}; run the same command to continue"
                             ) from error
 
 
@@ -223,11 +223,11 @@ def _cut_video(
     source = None if facts[PATH] is None else request.dataset / facts[PATH]
     kind: ErrorKind = "permanent"
     if source is None:
-        reason = f"the dataset keeps no file of {video}"
+        reason = f"the dataset has no file for {video}"
     elif not source.is_file():
         reason = f"the file of {video} is no longer there"
     else:
-        kind, reason = "crash", f"{video}: the cutter gave no result"
+        kind, reason = "crash", f"{video}: cutting gave no result"
         try:
             for result in cut_clips_isolated(source, wanted, request.cut,
                                              starts_at_seconds=facts[FILE_ZERO],

@@ -105,8 +105,8 @@ def _json_lines(path: Path) -> PublishedFile:
     sample = batch["line"].slice(0, _SAMPLE_ROWS).to_pylist() if batch is not None else []
     for number, line in enumerate(sample):
         if number == 0 and line.startswith("["):
-            raise UsageError(f"{path} is one JSON array; InternVid's files are JSON lines (bring "
-                             "it to that form with `jq -c '.[]'`)")
+            raise UsageError(f"{path} is one JSON array; InternVid's files are JSON lines (convert "
+                             "it with `jq -c '.[]'`)")
         try:
             value = json.loads(line)
         except (ValueError, RecursionError):
@@ -116,7 +116,7 @@ def _json_lines(path: Path) -> PublishedFile:
             names.update(dict.fromkeys(value))
     if not rows:
         raise UsageError(f"{path} is not InternVid's metadata: none of its first lines is a JSON "
-                         "object, and it is no Parquet file")
+                         "object, and it is not a Parquet file")
     columns, score = _choose(path, list(names))
     return PublishedFile(path, False, columns, score)
 
@@ -129,7 +129,7 @@ def _choose(path: Path, names: Sequence[str]) -> tuple[dict[str, str], str | Non
     if missing:
         raise UsageError(f"{path} is not InternVid's metadata: it has no column "
                          f"{', '.join(missing)}. Its columns: {', '.join(names) or 'none'}. Other "
-                         "lists are the --sources of a run")
+                         "lists go to the --sources of a run")
     if SCORE.lower() in by_lower:
         return columns, by_lower[SCORE.lower()]
     return columns, next((name for name in names if name.lower() in _OTHER_NAMES_OF_SCORE), None)
@@ -216,7 +216,7 @@ def _columns(number: int, row: str, readable: str, picked: dict[str, str], extra
 
 _UNREADABLE_TIME = "'{} {} is neither seconds nor HH:MM:SS.mmm'"
 _PROBLEM = f"""CASE
-    WHEN NOT readable THEN 'not valid JSON, or no object with each key once'
+    WHEN NOT readable THEN 'not valid JSON, or not an object with distinct keys'
     WHEN id IS NULL THEN 'no {YOUTUBE_ID} in this row'
     WHEN NOT regexp_full_match(id, '[A-Za-z0-9_-]{{11}}')
         THEN format('{YOUTUBE_ID} {{}} is not 11 letters, digits, _ or -', left(id, 100))
@@ -266,7 +266,7 @@ class _Lines:
                         yield _as_utf8(data[:cut])
                     elif len(rest) > _LONGEST_LINE_BYTES:
                         raise UsageError(f"{self._path} has a line of over "
-                                         f"{_LONGEST_LINE_BYTES >> 20} MiB; JSON lines are wanted")
+                                         f"{_LONGEST_LINE_BYTES >> 20} MiB; expected JSON lines")
                 if rest:
                     yield _as_utf8(rest + b"\n")
         except (OSError, EOFError, zlib.error) as error:

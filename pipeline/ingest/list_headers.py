@@ -68,7 +68,7 @@ def read_header(
         if len(cells) > 1:
             raise UsageError(
                 f"{path} has no header: its first line is a row. Name its {len(cells)} columns, "
-                "with a first line such as url,caption or with `columns: [url, caption]` of the "
+                "with a first line such as url,caption or with `columns: [url, caption]` on the "
                 "source in the recipe")
         lines.give_back(line)
         return ["url"], dialect, ""
@@ -106,5 +106,5 @@ def _named(path: Path, cells: list[str]) -> list[str]:
     names = [cell or f"column_{at}" for at, cell in enumerate(cells, 1)]
     if len(set(names)) != len(names) and any(cells):
         twice = next(name for name in names if names.count(name) > 1)
-        raise UsageError(f"{path}: the column {twice!r} is there twice")
+        raise UsageError(f"{path}: the column {twice!r} appears twice")
     return names if any(cells) else []

@@ -26,7 +26,7 @@ def lines_of_json(path: Path, lines: TextLines, counts: Counts) -> Iterator[Valu
             counts.blank += 1
             continue
         if counts.rows == 0 and line.rstrip() == "[":
-            raise UsageError(f"{path} is one JSON array, and not JSON lines; call it .json")
+            raise UsageError(f"{path} is one JSON array, not JSON lines; rename it to .json")
         counts.rows += 1
         counts.row_lines += 1
         if problem is not None:

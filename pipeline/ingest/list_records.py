@@ -192,7 +192,7 @@ class Records:
         count = f"{counted(len(cells), 'cell')} under a header of {self._width}"
         if len(cells) > self._width:
             return f"{count}; is there a {name} without quotes around it?"
-        return f"{count}; was the line cut off, or broken in two?"
+        return f"{count}; was the line truncated or split?"
 
     def _with_quotes(self, number: int, text: str) -> Iterator[Record]:
         try:
@@ -201,7 +201,7 @@ class Records:
             if self._dialect.is_open(error):
                 yield from self._open(number, text)
             else:
-                yield self._bad(number, 'a quote stands inside a quoted cell; it is written twice '
+                yield self._bad(number, 'a quoted cell contains a quote; write it twice '
                                 'there: ""')
             return
         yield from self._fitted(number, cells, 1)
@@ -239,8 +239,8 @@ class Records:
         if cells is None or (may_be_row and rows * 2 > texts):
             # Lines that were looked at in vain are not looked at so again and again.
             self._budget = max(100, self._budget - len(inner))
-            yield self._bad(number, "a quote opens a cell that is not closed; a quote that belongs "
-                            'to the text is written twice, in a cell in quotes: """like this"""')
+            yield self._bad(number, "a quoted cell is never closed; a quote that belongs "
+                            'to the text is written twice, inside a quoted cell: """like this"""')
             return
         self._lines.drop(len(inner))
         unsound = next((line for line in inner if line[2] is not None), None)

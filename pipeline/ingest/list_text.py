@@ -28,8 +28,8 @@ _BYTE_ORDER_MARKS = (
 # A byte that can't be decoded becomes this and the byte's value: half of a surrogate pair, which no
 # sound text holds.
 _MARK = 0xDC00
-_ADVICE = ("Where the whole list is written in something else, set that: `encoding: cp1252` "
-           "(latin-1, gbk, …) of the source in the recipe, or --set encoding=cp1252")
+_ADVICE = ("If the whole list is in another encoding, set it: `encoding: cp1252` "
+           "(latin-1, gbk, …) on the source in the recipe, or --set encoding=cp1252")
 _MARKS = re.compile("[\udc00-\udcff]")
 
 Line = tuple[int, str, str | None]
@@ -52,7 +52,7 @@ def check_encoding(name: str) -> str:
         b"a".decode(name)
     except (LookupError, UnicodeError):
         known = "utf-8, utf-16-le, cp1252, latin-1, gbk, shift_jis, euc-kr"
-        raise ValueError(f"the encoding {name!r} is not known; for instance: {known}") from None
+        raise ValueError(f"the encoding {name!r} is not known; for example: {known}") from None
     return name
 
 
@@ -93,8 +93,8 @@ class TextLines:
         try:
             yield from self._lines()
         except (EOFError, zlib.error, lzma.LZMAError) as error:
-            raise UsageError(f"cannot read {self._path}: {error}; it was cut off, or is not what "
-                             "it is packed as") from error
+            raise UsageError(f"cannot read {self._path}: {error}; it is truncated, or not in the "
+                             "compression that its name says") from error
         except OSError as error:
             raise UsageError(f"cannot read {self._path}: {error.strerror or error}") from error
         if self._unsound * 2 > self.lines:
@@ -141,7 +141,7 @@ class TextLines:
             return (f"not {self._encoding.upper()}: byte {before + 1} of the line is 0x{value:02x} "
                     f"({near}). {_ADVICE}")
         if "\0" in line:
-            return "NUL bytes in the line: was the file cut off while it was written?"
+            return "NUL bytes in the line: was the file truncated while being written?"
         return None
 
     def _blocks(self) -> Iterator[str]:

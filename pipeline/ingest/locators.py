@@ -84,7 +84,7 @@ def url_or_path(text: str, folder: str, platform: str | None = None) -> str:
         if text.lower().startswith("file://"):
             return _path(unquote(urlsplit(text).path), folder)
         if re.search(r"\s\S*://", text):
-            raise ValueError("several URLs in one place; give each a line")
+            raise ValueError("several URLs in one place; put each on its own line")
         return text
     if platform == YOUTUBE and YOUTUBE_ID.fullmatch(text):
         return WATCH_URL + text
@@ -156,14 +156,14 @@ def _is_no_path(text: str, folder: str) -> bool:
 def _refusal(text: str) -> str:
     host = text.partition("/")[0]
     if "://" in text:
-        return "there is other text before the URL; give the URL alone"
+        return "there is other text before the URL; give only the URL"
     if _MISSPELT.match(text):
         return "a misspelt URL? It begins with https://"
     if _DRIVE.match(text):
-        return "a path of Windows; give it as this machine has it"
+        return "a Windows path; give the path on this machine"
     if YOUTUBE_ID.fullmatch(text):
-        return ("neither a URL nor a file that is there. Ids of YouTube are taken with `platform: "
-                "youtube` of the source in the recipe, or --set platform=youtube")
+        return ("neither a URL nor an existing file. For YouTube ids, set `platform: "
+                "youtube` on the source in the recipe, or --set platform=youtube")
     if "/" in text and _HOST.fullmatch(host):
         return f"no scheme: write https://{text} for a URL, ./{text} for a file"
-    return "neither a URL (with https:// before it) nor a file that is there"
+    return "neither a URL (which starts with https://) nor an existing file"

@@ -68,7 +68,7 @@ def identify(url: str) -> Identity:
         raise ValueError("control characters in the URL")
     parts = urlsplit(url)
     if parts.scheme.lower() not in _SCHEMES:
-        raise ValueError(f"the scheme {parts.scheme!r} is not known; allowed: "
+        raise ValueError(f"the scheme {parts.scheme!r} is not supported; allowed: "
                          f"{', '.join(_SCHEMES)}, file")
     if not parts.hostname:
         raise ValueError("the URL has no host")

@@ -86,8 +86,8 @@ class Expander:
         entries = list(itertools.islice(self._walk(url, spec, results, 1),
                                         results or MAX_ENTRIES + 1))
         if results is None and len(entries) > MAX_ENTRIES:
-            raise RowFailed("permanent", f"more than {MAX_ENTRIES:,} entries; say with `results` "
-                            "how many to take")
+            raise RowFailed("permanent", f"more than {MAX_ENTRIES:,} entries; limit them with "
+                            "`results`")
         write_json(path, {"url": url, "results": results,
                           "entries": [{"url": e.url, "title": e.title} for e in entries]})
         return entries

@@ -91,6 +91,6 @@ def describe_passed_over(passed_over: Mapping[str, int]) -> str:
     if links:
         parts.append(f"{counted(links, 'link')} to folders not followed")
     if folders:
-        parts.append(f"{counted(folders, 'folder')} not looked into; `**` in a pattern "
-                     "means all that is below")
+        parts.append(f"{counted(folders, 'folder')} not searched; use `**` in a pattern "
+                     "for everything below")
     return "; ".join(parts)

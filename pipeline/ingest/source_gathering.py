@@ -325,7 +325,7 @@ def _late(row: dict[str, Any]) -> dict[str, Any] | None:
         "rejection": {
             "rule": FIXED_RULE,
             "detail": f"{row['place']}: {count} more ({shown}) of {row['url']}, key "
-                      f"{row['source_key']}, which was taken in before: its spans and captions are "
-                      "fixed. A new dataset made of all lists has them",
+                      f"{row['source_key']}, which is already known: its spans and captions are "
+                      "fixed. To use them, make a new dataset from all lists",
         },
     }

@@ -81,7 +81,7 @@ class ListFile:
             raise UsageError(f"{self.path}: a list of sources is one of {', '.join(LIST_SUFFIXES)}")
         if self.names is not None and suffix not in (".csv", ".tsv"):
             raise UsageError(f"{self.path}: `columns` names the columns of a .csv or .tsv without "
-                             f"a header; a {suffix} list has none or says them itself")
+                             f"a header; a {suffix} list has none, or names them itself")
         try:
             yield from readers[suffix](candidates, reading or Reading(self.path))
         except OSError as error:
@@ -89,7 +89,7 @@ class ListFile:
 
     def _txt(self, _: Sequence[str], reading: Reading) -> Iterator[ListRow]:
         if self.column is not None:
-            raise UsageError(f"{self.path}: a .txt list has one entry a line and no column "
+            raise UsageError(f"{self.path}: a .txt list has one entry per line and no column "
                              f"{self.column!r}")
         lines, counts = TextLines(self.path, self.encoding), reading.counts
         for number, line, problem in lines:
@@ -135,7 +135,7 @@ class ListFile:
         """One JSON value with all rows in it, or JSON lines under another name."""
         if self.path.stat().st_size > MOST_JSON_BYTES:
             raise UsageError(f"{self.path} is one JSON value of over {MOST_JSON_BYTES >> 20} MiB; "
-                             "make JSON lines of it: jq -c '.[]' FILE.json > FILE.jsonl")
+                             "convert it to JSON lines: jq -c '.[]' FILE.json > FILE.jsonl")
         text = TextLines(self.path, self.encoding).text()
         values = rows_of_json(self.path, text, reading.counts)
         if values is None:
@@ -205,8 +205,8 @@ class ListFile:
             near = difflib.get_close_matches(self.column, present, n=1)
             hint = f"did you mean {near[0]!r}? " if near else ""
             raise UsageError(f"{self.path} has no column {self.column!r}; {hint}its columns: {has}")
-        raise UsageError(f"{self.path}: none of the columns {', '.join(candidates)} is there; name "
-                         f"the one to take (`url_column`). Its columns: {has}")
+        raise UsageError(f"{self.path}: none of the columns {', '.join(candidates)} exists; name "
+                         f"the one to use (`url_column`). Its columns: {has}")
 
 
 def find_column(

@@ -140,11 +140,11 @@ class Reader:
             suffix = path.suffix or ALL_SUFFIXES
             raise UsageError(f"sources: {path} is neither a list ({', '.join(LIST_SUFFIXES)}) nor, "
                              f"by its name and first bytes, a video; `--set take_suffixes={suffix}`"
-                             " takes it as one")
+                             " treats it as one")
         elif glob.has_magic(text):
             yield from map(_of_file, self.finder.of_pattern(self._base, text))
         else:
-            raise UsageError(f"sources: there is no {path}")
+            raise UsageError(f"sources: {path} does not exist")
 
     def _note(self, path: Path) -> tuple[int, ListNote]:
         note = ListNote(clean(str(path)), Reading(path))
@@ -277,7 +277,7 @@ def _roles(spec: SourceSpec, path: Path, names: tuple[str, ...], locator: str | 
 def _of_unreadable(folder: str, why: str) -> Source:
     shown = clean(folder)
     return Source(shown, f"folder {folder!r}", problem=RowFailed(
-        "permanent", f"the folder {shown} can't be read: {why}; what is in it is not listed"))
+        "permanent", f"the folder {shown} can't be read: {why}; its contents are not listed"))
 
 
 def _of_file(path: str) -> Source:

@@ -168,4 +168,4 @@ def _note_failures(table: pa.Table, failures: dict[str, str | None]) -> None:
 def mended() -> Source:
     """What ends an earlier failure, under its key: its list was read, and had no such row."""
     return Source("", again=True, rejection={
-        "rule": MENDED_RULE, "detail": "the list no longer has this row as it was"})
+        "rule": MENDED_RULE, "detail": "the list no longer has this row in the same form"})

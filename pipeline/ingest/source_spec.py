@@ -20,47 +20,47 @@ class SourceSpec(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     path: str | None = Field(
-        None, description="a list (.csv .tsv .txt .json .jsonl .ndjson .parquet, also packed: .gz "
-        ".bz2 .xz .zst), a folder (searched through), a glob, or one media file; relative to the "
-        "recipe's file")
+        None, description="a list (.csv .tsv .txt .json .jsonl .ndjson .parquet, optionally "
+        "compressed: .gz .bz2 .xz .zst), a folder (searched recursively), a glob, or one media "
+        "file; relative to the recipe's file")
     url: str | None = Field(
-        None, description="one video, playlist or channel, as yt-dlp knows it")
+        None, description="one video, playlist or channel, as supported by yt-dlp")
     search: list[str] | None = Field(None, description="search terms", min_length=1)
     search_file: str | None = Field(
-        None, description="a list of search terms, one a line or in a column")
+        None, description="a list of search terms, one per line or in a column")
     url_column: str | None = Field(
-        None, description="column of the list that holds the URL, path or search term; the first "
-        "usual name (url, path, video, …) when not set")
+        None, description="column of the list that holds the URL, path or search term; by default "
+        "the first usual name (url, path, video, …)")
     caption_column: str | None = Field(
-        None, description="column of the list that holds the caption; the first usual name "
-        "(caption, captions, sentence, text, …) when not set")
+        None, description="column of the list that holds the caption; by default the first usual "
+        "name (caption, captions, sentence, text, …)")
     span_columns: list[str] | None = Field(
-        None, max_length=2, description="columns of the list that say which part of the video a "
-        "row is about: start and end, or one with both; the usual names (start_seconds and "
-        "end_seconds, timestamp, …) when not set, none with []")
+        None, max_length=2, description="columns of the list that give the part of the video that "
+        "a row describes: start and end, or one with both; by default the usual names "
+        "(start_seconds and end_seconds, timestamp, …); none with []")
     columns: list[str] | None = Field(
-        None, min_length=1, description="names of a .csv's or .tsv's columns where its first line "
+        None, min_length=1, description="column names of a .csv or .tsv whose first line "
         "is a row")
     encoding: str | None = Field(
-        None, description="what the list is written in, as Python calls it (cp1252, gbk, …); "
-        "UTF-8, or what its byte order mark says, when not set")
+        None, description="encoding of the list, by its Python name (cp1252, gbk, …); "
+        "by default UTF-8, or what its byte order mark says")
     platform: Literal["youtube"] | None = Field(
-        None, description="whose ids the list holds in place of URLs")
+        None, description="platform whose ids the list holds instead of URLs")
     results: int | None = Field(
-        None, ge=1, description="most results of a search term (20 when not set), or most "
-        "entries of a playlist or channel (all when not set)")
+        None, ge=1, description="maximum number of results per search term (20 by default), or of "
+        "entries of a playlist or channel (all by default)")
     search_engine: str = Field(
         "ytsearch", pattern=r"^[a-z]+search[a-z]*$",
-        description="where to search, as yt-dlp calls it")
-    category: str | None = Field(None, description="category of all sources that name none")
-    language: str | None = Field(None, description="language of all sources that name none")
+        description="yt-dlp's prefix for where to search")
+    category: str | None = Field(None, description="category of all sources without one")
+    language: str | None = Field(None, description="language of all sources without one")
     refresh: bool = Field(
-        False, description="ask for playlists, channels and searches again on every run; by "
-        "default an answer is kept with the dataset")
-    retries: int = Field(3, ge=0, description="further tries of a playlist, channel or search")
+        False, description="request playlists, channels and searches again on every run; by "
+        "default the answer is kept with the dataset")
+    retries: int = Field(3, ge=0, description="retries for a playlist, channel or search")
     yt_dlp: dict[str, Any] = Field(
         {}, description="options of yt-dlp's Python API for playlists, channels and searches, "
-        "of those that a recipe may set (docs/sources.md)")
+        "limited to those that a recipe may set (docs/sources.md)")
 
     @model_validator(mode="before")
     @classmethod

@@ -62,9 +62,9 @@ def fixed_shards_note(
     if not there or asked == before or (before is None and not by_hand):
         return None
     was = "" if before is None else f", and was {before}"
-    return (f"{setting} is {asked} now{was}: {counted(there, 'shard')} of sources that are "
-            "there stay as they are, which can't be changed; it holds for new sources. For "
-            "other shards make another dataset.")
+    return (f"{setting} is now {asked}{was}: the existing {counted(there, 'shard')} of sources "
+            "can't be changed and stay as they are; the new value applies to new sources. For "
+            "other shards, make another dataset.")
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class IngestReport:
         else:
             more = [f"{count} {word}" for count, word in (
                 (self.rejected - self.ended, "rejected"), (self.failed, "failed"),
-                (self.known, "known before"), (self.ended, "no failure any more"),
+                (self.known, "already known"), (self.ended, f"failure{'' if self.ended == 1 else 's'} resolved"),
                 (self.gathered, f"row{'' if self.gathered == 1 else 's'} gathered into them"),
             ) if count]
             shards = counted(len(self.shards), "shard")
@@ -104,7 +104,7 @@ class IngestReport:
         if self.changed_spans:
             text += (f"; {self.changed_spans} known source"
                      f"{' was' if self.changed_spans == 1 else 's were'} given other spans or "
-                     "captions, which are not taken (sources are fixed at their first ingest; the "
+                     "captions, which are ignored (sources are fixed at their first ingest; the "
                      "rejections sources.fixed name them)")
         if passed_over := describe_passed_over(self.passed_over):
             text += f"; {passed_over}"

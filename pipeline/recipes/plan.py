@@ -134,12 +134,12 @@ def _check_label(label: str, stage_label: str, before: Sequence[Step]) -> None:
     if label.lower() in taken:
         raise UsageError(f"stages.{stage_label}: the name {label!r} is already taken")
     if label.lower() in RESERVED_LABELS:
-        raise UsageError(f"stages.{stage_label}: a stage can't be called {label!r}: the dataset "
-                         "has that name for something else; write `my_"
+        raise UsageError(f"stages.{stage_label}: a stage can't be named {label!r}: the dataset "
+                         "uses that name for something else; write `my_"
                          f"{label.lower()}: {{stage: …}}`")
     if len(label) > _LONGEST_LABEL:
-        raise UsageError(f"stages.{stage_label[:40]}…: a label has {_LONGEST_LABEL} characters at "
-                         "most: it is the name of a folder")
+        raise UsageError(f"stages.{stage_label[:40]}…: a label has at most {_LONGEST_LABEL} "
+                         "characters, because it is a folder name")
 
 
 def _step(label: str, stage_label: str, stage: Stage, before: list[Step]) -> Step:
@@ -157,7 +157,7 @@ def _step(label: str, stage_label: str, stage: Stage, before: list[Step]) -> Ste
         elif not read.optional:
             raise UsageError(
                 f"stages.{stage_label} reads {read.label}.{read.column}, but no stage "
-                f"{read.label!r} stands before it in the recipe"
+                f"{read.label!r} comes before it in the recipe"
             )
     shown = [read.shown_as for read in reads]
     if doubled := {name for name in shown if shown.count(name) > 1}:
@@ -210,13 +210,13 @@ def _check_rows_are_found(step: Step, columns: dict[str, set[str]]) -> None:
     for read in step.reads:
         if not known_by & columns[read.label]:
             raise UsageError(
-                f"stages.{step.stage_label} reads {read.label}.{read.column}, but works by {key}, "
-                f"and the rows of {read.label} are told by no {' or '.join(sorted(known_by))}; "
-                "read from a stage whose rows are, e.g. download_videos for what is known of a "
-                "source")
+                f"stages.{step.stage_label} reads {read.label}.{read.column}, but its key is "
+                f"{key}, and rows of {read.label} can't be matched by "
+                f"{' or '.join(sorted(known_by))}; read from a stage whose rows can, e.g. "
+                "download_videos for facts about a source")
     if not any(key in columns[label] for label in step.upstream or (SOURCES,)):
-        raise UsageError(f"stages.{step.stage_label} works by {key}, but reads from no stage whose "
-                         "rows have it; have it read a column of one that stands before it")
+        raise UsageError(f"stages.{step.stage_label} has the key {key}, but reads from no stage "
+                         "whose rows have it; have it read a column of an earlier stage that does")
 
 
 def fingerprint(stage: Stage, inputs: dict[str, str]) -> str:

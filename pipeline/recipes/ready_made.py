@@ -91,5 +91,5 @@ def _path(argument: str, folder: Path, kind: str, hint: str) -> Path:
                          f"show {argument}` prints it")
     near = difflib.get_close_matches(argument, known, n=1)
     guess = f"did you mean {near[0]}? " if near else ""
-    raise UsageError(f"no {kind} {argument!r}: there is no such file, and the ready-made ones are "
+    raise UsageError(f"no {kind} {argument!r}: no such file, and the ready-made ones are "
                      f"{', '.join(known)}; {guess}{hint}")

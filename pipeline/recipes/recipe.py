@@ -30,7 +30,7 @@ class RaySettings(BaseModel):
     """How the Ray engine uses the cluster; none of this changes results."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    address: str | None = Field(None, description="cluster to join; a local one when not set")
+    address: str | None = Field(None, description="cluster to join; by default a local one")
     num_cpus: int | None = Field(
         None, ge=1, le=100_000, description="CPUs of a local cluster; all by default"
     )
@@ -45,44 +45,46 @@ class Recipe(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    description: str = Field("", description="what this recipe is for")
-    dataset: str | None = Field(None, description="the dataset's folder; --dataset wins")
+    description: str = Field("", description="the purpose of this recipe")
+    dataset: str | None = Field(None, description="the dataset's folder; --dataset overrides it")
     sources: list[SourceSpec] = Field(default_factory=list, description="where videos come from")
     shard_videos: int = Field(
         SHARD_VIDEOS, ge=1, le=MOST_SHARD_VIDEOS,
-        description="videos a shard, fixed when first ingested",
+        description="videos per shard, fixed at the first ingest",
     )
     take_suffixes: tuple[str, ...] = Field(
-        (), description="further endings (`.dat`) of files that are taken from folders and "
-        "patterns, also in one text (`.dat,.bin`); `all` takes every file"
+        (), description="more file endings (`.dat`) to treat as videos in folders and "
+        "patterns, optionally as one string (`.dat,.bin`); `all` takes every file"
     )
     encoding: str | None = Field(
-        None, description="what lists are written in whose source sets no `encoding`"
+        None, description="encoding of lists whose source sets no `encoding`"
     )
     platform: Literal["youtube"] | None = Field(
-        None, description="whose ids lists hold in place of URLs, where a source sets no `platform`"
+        None, description="platform whose ids lists hold instead of URLs, if a source sets no "
+                          "`platform`"
     )
     exclude_ids: DataFile | None = Field(
-        None, description="a file of known video ids, one a line, which are rejected at ingest"
+        None, description="a file of known video ids, one per line, which are rejected at ingest"
     )
     engine: Literal["ray", "local"] = Field("ray", description="where the stages run")
     drop_frames: bool = Field(
-        False, description="delete a shard's kept frames when all that need them are committed"
+        False, description="delete a shard's kept frames once all stages that need them are "
+                           "committed"
     )
     log_megabytes: int = Field(
         256, ge=0, le=100_000_000,
-        description="all logs of a run together; the oldest go first, 0 keeps none"
+        description="size of all logs of a run together; the oldest are deleted first, 0 keeps none"
     )
     log_file_megabytes: int = Field(
         8, ge=1, le=100_000_000,
-        description="a worker's log before it is set aside and a new file begun"
+        description="size of a worker's log at which it is rotated"
     )
     stall_seconds: float = Field(
-        600.0, ge=0, description="a worker that reports nothing new for so long is named, and "
-        "ended after as long again; 0 waits for ever"
+        600.0, ge=0, description="a worker that reports no progress for this long is named, and "
+        "killed after the same time again; 0 waits for ever"
     )
     progress_seconds: float = Field(
-        30.0, ge=0, description="how often a run says how far it is, when its standard error is "
+        30.0, ge=0, description="how often a run reports its progress when standard error is "
         "a pipe or a file; 0 for never"
     )
     ray: RaySettings = Field(default_factory=RaySettings, description="the cluster")
@@ -98,7 +100,7 @@ class Recipe(BaseModel):
     def _with_dots(cls, value: Any) -> Any:
         given = value.split(",") if isinstance(value, str) else value
         if not isinstance(given, list | tuple) or not all(isinstance(one, str) for one in given):
-            raise ValueError("is endings of file names, such as .dat,.bin, or `all`")
+            raise ValueError("expected file endings, such as .dat,.bin, or `all`")
         words = [one.strip().lower() for one in given if one.strip()]
         return tuple(one if one == ALL_SUFFIXES else f".{one.lstrip('*.')}" for one in words)
 
@@ -247,7 +249,7 @@ def _apply(config: dict[str, Any], overrides: Sequence[str], where: str) -> set[
 def _check_numbers(value: Any, place: str, where: str) -> None:
     """UsageError for a whole number that no table and no system takes, whatever setting it is."""
     if isinstance(value, int) and abs(value) > _LARGEST_NUMBER:
-        raise UsageError(f"{where}: {place}: a whole number is at most {_LARGEST_NUMBER:,}")
+        raise UsageError(f"{where}: {place}: whole numbers may be at most {_LARGEST_NUMBER:,}")
     items = value.items() if isinstance(value, Mapping) else (
         enumerate(value) if isinstance(value, list) else ())
     for name, item in items:

@@ -50,7 +50,7 @@ def stage_class(name: str, folder: Path) -> type[Stage]:
         near = difflib.get_close_matches(name, built_in_stage_names(), n=1)
         hint = f"did you mean {near[0]}? " if near else ""
         raise UsageError(f"unknown stage {name!r}; {hint}built-in stages: "
-                         f"{', '.join(built_in_stage_names())}; one of your own is named "
+                         f"{', '.join(built_in_stage_names())}; name your own stage "
                          "`file.py:Class` or `package.module:Class`")
     return _class_in(importlib.import_module(f"clipmill.stages.{name}"), name=name)
 
@@ -62,7 +62,7 @@ def _own_stage(name: str, folder: Path) -> type[Stage]:
             path = (folder / place).resolve()
             is_there = path.is_file()
         except (OSError, ValueError) as error:
-            raise UsageError(f"stage {name!r}: no name of a file: {error}") from error
+            raise UsageError(f"stage {name!r}: not a file name: {error}") from error
         if not is_there:
             raise UsageError(f"stage {name!r}: no file {path}")
         module = _module_from_file(path)

@@ -42,7 +42,7 @@ class _StrictLoader(yaml.SafeLoader):
         node = super().get_single_node()
         if node is not None and _values_in(node, {}) > _MOST_VALUES:
             raise ConstructorError(
-                None, None, f"its aliases (*name) stand for more than {_MOST_VALUES:,} values",
+                None, None, f"its aliases (*name) expand to more than {_MOST_VALUES:,} values",
                 node.start_mark
             )
         return node
@@ -50,8 +50,8 @@ class _StrictLoader(yaml.SafeLoader):
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         kind = node.tag.removeprefix("tag:yaml.org,2002:")
         if kind not in _KINDS:
-            raise ConstructorError(None, None, f"the tag {node.tag!r} is not read here: expected "
-                                   "texts, numbers, lists and mappings", node.start_mark)
+            raise ConstructorError(None, None, f"the tag {node.tag!r} is not supported here: "
+                                   "expected texts, numbers, lists and mappings", node.start_mark)
         if isinstance(node, yaml.ScalarNode) and kind != "str" and (
                 len(node.value) > _MOST_CHARACTERS):
             raise ConstructorError(None, None, f"{_shown(node)} is too long", node.start_mark)
@@ -68,13 +68,13 @@ class _StrictLoader(yaml.SafeLoader):
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         if not isinstance(node, yaml.MappingNode):
-            raise ConstructorError(None, None, f"{_shown(node)} is no mapping", node.start_mark)
+            raise ConstructorError(None, None, f"{_shown(node)} is not a mapping", node.start_mark)
         seen = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
             if isinstance(key, list | dict):
-                raise ConstructorError(None, None, f"a key {_shown(key_node)} is no key: give a "
-                                       "text in its place", key_node.start_mark)
+                raise ConstructorError(None, None, f"{_shown(key_node)} can't be a key: use "
+                                       "text instead", key_node.start_mark)
             if key in seen:
                 raise ConstructorError(
                     None, None, f"the key {key!r} is given twice", key_node.start_mark

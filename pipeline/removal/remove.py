@@ -90,8 +90,8 @@ def find(dataset: Path, videos: Iterable[str], uploaders: Iterable[str]) -> Foun
         for uploader in dict.fromkeys(uploaders):
             ids = sources.videos_of(uploader)
             if not ids:
-                raise UsageError(f"--uploader {uploader}: no video of the dataset is by them; "
-                                 f"{sources.near('uploader', uploader)}")
+                raise UsageError(f"--uploader {uploader}: no video of the dataset is by this "
+                                 f"uploader; {sources.near('uploader', uploader)}")
             found.videos.update((video, set()) for video in ids)
         for video, key in sources.keys_of(found.videos):
             found.videos[video].add(key)
@@ -162,8 +162,8 @@ class _Sources:
             f"ORDER BY s DESC, name LIMIT {_NEAR}", [value, value])
         what = "videos" if column == "video_id" else "uploaders"
         if not rows:
-            return f"it knows no {what} yet"
-        return f"near ones: {', '.join(name for name, _ in rows)}"
+            return f"it has no {what} yet"
+        return f"similar:  {', '.join(name for name, _ in rows)}"
 
     def keys_of(self, videos: Iterable[str]) -> list[tuple[str, str]]:
         """Pairs of video and source key, repeats of the same source included."""
@@ -198,8 +198,8 @@ def unfinished(dataset: Path) -> list[Tombstone]:
 
 def left_notes(purged: Purged | None) -> list[str]:
     """The files that a removal may not delete, a sentence each."""
-    return [f"Not deleted: {path}, which {place} led to. It is not within media/, or not these "
-            "videos' alone; delete it yourself where it is nobody else's."
+    return [f"Not deleted: {path}, the target of the link {place}. It is outside media/, or "
+            "belongs to other videos too; delete it yourself if nothing else needs it."
             for path, place in ({} if purged is None else purged.left).items()]
 
 

@@ -83,7 +83,7 @@ def test_while_a_run_is_at_work_whoever_else_writes_is_told_who_it_is(tmp_path, 
             out, err = second.communicate(timeout=60)
         assert second.returncode == 1
         assert out == ""
-        assert re.search(rf"^Error: another command is at work on {re.escape(str(dataset))}: "
+        assert re.search(rf"^Error: another command is using {re.escape(str(dataset))}: "
                          rf"`clipmill run`, process {holder.pid} on \S+, since "
                          r"20\d\d-\d\d-\d\d \d\d:\d\d:\d\d UTC; wait until it is done \(--wait "
                          r"does\), or stop it$", err, re.M), err
@@ -123,7 +123,7 @@ def test_with_wait_the_second_goes_on_when_the_first_is_done(tmp_path):
         until(lambda: list((dataset / "runs").glob("*.json")) if dataset.exists() else False)
         with clipmill("retry", dataset, "--wait") as second:
             said = second.stderr.readline()
-            assert said.startswith(f"Another command is at work on {dataset}: `clipmill run`, "
+            assert said.startswith(f"Another command is using {dataset}: `clipmill run`, "
                                    f"process {first.pid} on ")
             assert said.endswith("waiting until it is done.\n")
             assert first.poll() is None

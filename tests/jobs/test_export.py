@@ -71,7 +71,7 @@ def test_a_killed_export_goes_on_and_ends_like_another(tmp_path, other_engine):
             assert first[name] == second[name], name
     third = clipmill(*words, "--output", str(tmp_path / "a"))
     assert third.returncode == 0
-    assert "holds this export already, whole: nothing to do" in third.stdout
+    assert "already contains this export, complete: nothing to do" in third.stdout
 
 
 def test_failed_rows_are_reported_and_not_fatal(tmp_path):
@@ -110,7 +110,7 @@ def test_what_is_left_out_is_said(tmp_path):
 @pytest.mark.parametrize(("words", "parts"), [
     (["--format", "parquet", "--shard-size", "big"], ["--shard-size 'big'", "1GB"]),
     (["--format", "parquet", "--shard-size", "1kB"], ["10kB"]),
-    (["--format", "internvid", "--media", "copy"], ["metadata alone"]),
+    (["--format", "internvid", "--media", "copy"], ["metadata only"]),
     (["--format", "csv", "--documents", "b", "--seed", "3"], ["--documents, --seed",
                                                              "interleaved"]),
     (["--format", "interleaved", "--drop", "1"], ["--drop 1", "below 1"]),

@@ -38,8 +38,8 @@ def test_help_reads_well_at_80_columns(words):
 def test_every_command_stands_under_a_heading():
     said = CliRunner().invoke(app, ["--help"]).output
     assert "\nCommands:" not in said
-    for heading in ("Get started", "Make a dataset", "Look at it", "Make training data",
-                    "Keep it sound"):
+    for heading in ("Get started", "Make a dataset", "Explore a dataset", "Make training data",
+                    "Maintain a dataset"):
         assert f"\n{heading}:\n" in said
     for words, _ in commands():
         if len(words) == 1:

@@ -102,7 +102,7 @@ def test_wrong_use_of_import_is_one_message_and_leaves_no_folder(tmp_path):
     done = clipmill("import", str(dataset), str(wrong), "--format", "internvid")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == (f"Error: {wrong} is not InternVid's metadata: none of its first lines "
-                           "is a JSON object, and it is no Parquet file\n")
+                           "is a JSON object, and it is not a Parquet file\n")
     assert not dataset.exists()
 
 
@@ -121,7 +121,7 @@ def test_an_import_says_that_the_shards_that_are_there_stay(tmp_path, published)
     assert said("--shard-videos", "2") == ""
     words[2] = str(more)
     assert said() == ""
-    assert "--shard-videos is 1 now: 3 shards of sources that are there stay as they are" in said(
+    assert "--shard-videos is now 1: the existing 3 shards of sources can't be changed" in said(
         "--shard-videos", "1")
 
 
@@ -129,5 +129,6 @@ def test_an_import_waits_for_no_run_that_is_at_work(tmp_path, published):
     from clipmill.pipeline.dataset.locks import dataset_lock
 
     (tmp_path / "dataset").mkdir()
-    with dataset_lock(tmp_path / "dataset"), pytest.raises(ClipmillError, match="at work"):
+    with dataset_lock(tmp_path / "dataset"), pytest.raises(ClipmillError, match="another command "
+                                                                                "is using"):
         import_internvid(tmp_path / "dataset", [published], shard_videos=2)

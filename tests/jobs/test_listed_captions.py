@@ -45,7 +45,7 @@ def test_all_captions_of_a_clip_are_in_the_views_and_the_list_is_accounted_for(t
     assert others
     assert all(row[2:] == ("one", ["one", "two"]) for row in others)
     assert videos == [("one", ["one", "two"]), (None, None)]
-    assert "list.csv:6: a quote opens a cell" in message
+    assert "list.csv:6: a quoted cell is never closed" in message
     [counts] = json.loads(clipmill("status", str(dataset), "--format", "json").stdout)["lists"]
     names = ("lines", "sources", "gathered", "failed")
     assert [counts[name] for name in names] == [6, 2, 2, 1]

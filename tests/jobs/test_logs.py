@@ -74,9 +74,9 @@ def test_a_level_is_this_and_what_is_worse(dataset, capsys):
 def test_a_run_is_named_by_the_beginning_of_its_id(dataset, capsys):
     assert messages(capsys, dataset, "20260101") == ["the first run"]
     assert messages(capsys, dataset, RUNS[0]) == ["the first run"]
-    with pytest.raises(UsageError, match="several runs' ids begin so"):
+    with pytest.raises(UsageError, match="several runs have ids with this prefix"):
         logs.show_logs(dataset, "2026")
-    with pytest.raises(UsageError, match=f"no run of that id has logs; the newest: {RUNS[0]}"):
+    with pytest.raises(UsageError, match=f"no run with this id has logs; the newest: {RUNS[0]}"):
         logs.show_logs(dataset, "1999")
 
 
@@ -126,7 +126,7 @@ def test_follow_ends_at_once_for_a_run_that_is_over(dataset, capsys):
     record_that_runs(dataset)
     logs.show_logs(dataset, follow=True)
     assert len(capsys.readouterr().out.splitlines()) == 11
-    with pytest.raises(UsageError, match="--follow prints lines as they come"):
+    with pytest.raises(UsageError, match="--follow prints lines as they arrive"):
         logs.show_logs(dataset, follow=True, format="csv")
 
 

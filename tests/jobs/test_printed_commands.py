@@ -142,7 +142,7 @@ def test_a_data_card_makes_the_same_subset_again(dataset, tmp_path, capsys, kind
     show(dataset, f"{kind}-1")
     said = pasted(capsys.readouterr().out, tmp_path)
     assert said.returncode == 0, said.stderr
-    assert "there already, with the same clips and rules" in said.stdout
+    assert "already exists, with the same clips and rules" in said.stdout
 
 
 def test_the_card_of_an_export_makes_it_again(dataset, tmp_path):

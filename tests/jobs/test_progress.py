@@ -73,7 +73,7 @@ def test_a_worker_that_stands_still_comes_first():
     progress = Progress({"split_clips": [2]}, console=to)
     progress.show([worker() for _ in range(40)] + [worker(700, is_standing=True)])
     lines = [line for line in screen(progress, to).splitlines() if "4321" in line]
-    assert "stopped (T), nothing new for 12 min, at file-1" in lines[0]
+    assert "stopped (T), no progress for 12 min, at file-1" in lines[0]
     assert "and 33 more workers" in to.file.getvalue()
 
 

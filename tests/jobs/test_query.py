@@ -89,7 +89,7 @@ def test_a_file_is_written_whole_or_not_at_all(truth: Truth, tmp_path: Path, cap
     query.run_sql(truth.path, TWO, format="csv", output=target)
     assert len(target.read_text().splitlines()) == 3
     assert os.listdir(tmp_path) == ["out.csv"]
-    with pytest.raises(UsageError, match="folder that exists"):
+    with pytest.raises(UsageError, match="existing folder"):
         query.run_sql(truth.path, TWO, format="csv", output=tmp_path / "no" / "out.csv")
 
 

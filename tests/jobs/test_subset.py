@@ -135,11 +135,11 @@ def test_80_columns_are_enough(explored: Path, recipe: str, capsys, monkeypatch,
     shown = capsys.readouterr().out
     lines = [line.rstrip() for line in shown.splitlines()]
     assert max(map(len, lines)) <= columns
-    assert any("alone takes" in line for line in lines)
+    assert any("removes alone" in line for line in lines)
     assert "unverified" in shown
     assert sum("──────" in line for line in lines) == 3
     assert any("stays" in line and "a dog runs" in line for line in lines)
-    head = next(line for line in lines if "alone takes" in line)
+    head = next(line for line in lines if "removes alone" in line)
     numbers = lines[lines.index("the catalog") + 1]
     ends = [found.end() for found in re.finditer(r"\S+", numbers)]
     assert ends[3] == head.index("hours") + len("hours")
@@ -149,7 +149,7 @@ def test_a_rule_that_takes_everything_is_named(dataset: Path, recipe: str, capsy
     """`explain` shows it, `create` refuses, and nothing is left behind."""
     subset.explain(dataset, recipe, overrides=["longest=2.0001"])
     said = capsys.readouterr().out
-    assert "This rule takes the last clips" in said
+    assert "This rule removes the last clips" in said
     with pytest.raises(UsageError, match=r"mine.yaml: rule 1 \(where\) takes the last 300 clips"):
         subset.create(dataset, recipe, overrides=["longest=2.0001"])
     assert not list((dataset / "subsets").glob("mine*"))
@@ -188,7 +188,7 @@ def test_the_same_again_is_no_error_another_is(dataset: Path, recipe: str, capsy
     subset.create(dataset, recipe)
     before = times(dataset)
     subset.create(dataset, recipe)
-    assert "there already, with the same clips and rules" in capsys.readouterr().out
+    assert "already exists, with the same clips and rules" in capsys.readouterr().out
     with pytest.raises(UsageError, match=r"other clips and another seed.*--name"):
         subset.create(dataset, recipe, seed=1)
     assert times(dataset) == before

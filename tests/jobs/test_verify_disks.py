@@ -90,7 +90,7 @@ def test_media_whose_disk_is_not_mounted_are_not_lost(dataset: Path, command, ca
     (dataset.parent / "disk").rename(dataset.parent / "away")
     before = files_of(dataset)
     place = ["--dataset", dataset] if command == ["run"] else [dataset]
-    with pytest.raises(ClipmillError, match=r"media is a link to .*not there; mount its disk"):
+    with pytest.raises(ClipmillError, match=r"media is a link to .*doesn't exist; mount its disk"):
         app([str(word) for word in (*command, *place)], standalone_mode=False)
     assert files_of(dataset) - before <= {".lock"}
     assert clipmill("sql", dataset, "SELECT count(*) FROM clips") == 0  # tables need no media

@@ -132,7 +132,7 @@ def test_what_runs_have_made_is_whole(made: Made, filmed: Path, capsys):
         said = capsys.readouterr()
         assert said.out == ""
         assert "2 media files" in said.err
-        assert "nothing wrong" in said.err
+        assert "no faults" in said.err
 
 
 def without_its_end(dataset: Path) -> list[tuple[str, str]]:
@@ -405,7 +405,7 @@ def test_a_run_that_goes_on_meanwhile_is_not_taken_for_damage(words, monkeypatch
 
 
 def test_repair_waits_for_no_run(dataset: Path):
-    with dataset_lock(dataset), pytest.raises(ClipmillError, match="at work"):
+    with dataset_lock(dataset), pytest.raises(ClipmillError, match="another command is using"):
         app(["verify", str(dataset), "--repair"], standalone_mode=False)
 
 

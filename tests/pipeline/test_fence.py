@@ -88,9 +88,9 @@ def test_a_worker_of_a_run_that_is_over_begins_nothing(signing):
         hold.begin("first")
         worker = signing.worker("first")
         hold.begin("second")
-        with pytest.raises(RunIsOver, match="is held for run second now"):
+        with pytest.raises(RunIsOver, match="is now held for run second"):
             worker.run("000000")
-    with pytest.raises(RunIsOver, match="is held for no run now"):
+    with pytest.raises(RunIsOver, match="is now held for no run"):
         worker.run("000000")
     assert not list(signing.dataset.glob("signed/*/*"))
 
@@ -177,7 +177,7 @@ def test_a_commit_that_stands_still_is_told(signing, monkeypatch):
             os._exit(0)  # whatever happens: these tests go on in the other process
     try:
         os.read(reading, 1)
-        with (pytest.raises(ClipmillError, match="stands still in the middle of a commit"),
+        with (pytest.raises(ClipmillError, match="hangs in the middle of a commit"),
               dataset_lock(signing.dataset)):
             pass
     finally:

@@ -126,8 +126,8 @@ def test_single_floats_of_parquet_are_written_as_short_as_they_are(tmp_path):
 
 BAD = [
     ("nonsense", "not valid JSON"),
-    ('["x"]', "not valid JSON, or no object"),
-    ('{"YoutubeID": "a", "YoutubeID": "b"}', "each key once"),
+    ('["x"]', "not valid JSON, or not an object"),
+    ('{"YoutubeID": "a", "YoutubeID": "b"}', "distinct keys"),
     ('{"Start_timestamp": "00:00:01.500"}', "no YoutubeID"),
     (line("short"), "YoutubeID short is not 11"),
     (line("has spaces "), "is not 11"),
@@ -297,7 +297,7 @@ def test_a_limit_takes_the_first_videos_with_all_their_rows(tmp_path):
 @pytest.mark.parametrize(("name", "content", "words"), [
     ("a.jsonl", b'[{"YoutubeID": "x"}]', "one JSON array"),
     ("a.jsonl", b'{"url": "x"}\n', "no column YoutubeID, Start_timestamp, End_timestamp"),
-    ("a.csv", b"YoutubeID,Start_timestamp\n", "no Parquet file"),
+    ("a.csv", b"YoutubeID,Start_timestamp\n", "not a Parquet file"),
     ("a.jsonl", b"", "none of its first lines"),
     ("a.parquet", b"PAR1nonsense", "not a readable Parquet file"),
     ("a.jsonl.gz", gzip.compress(line().encode() * 9, mtime=0)[:60], "cannot read"),

@@ -9,7 +9,7 @@ from clipmill.pipeline.catalog import views
 from clipmill.pipeline.catalog.user_sql import KEYWORD_COLUMNS, readable_errors
 from clipmill.schemas.errors import UsageError
 
-HINT = '\nAT is a keyword of SQL: the column `at` is written "at", in double quotes'
+HINT = '\nAT is an SQL keyword: write the column `at` as "at", in double quotes'
 
 
 def said_about(query: str) -> str:
@@ -32,7 +32,7 @@ def test_the_column_is_to_blame(query):
     "SELECT key FROM failures WHERE message LIKE 'at %' ORDER key",
 ])
 def test_the_mistake_is_another(query):
-    assert "is a keyword" not in said_about(query)
+    assert "is an SQL keyword" not in said_about(query)
 
 
 def test_all_such_columns_are_known():

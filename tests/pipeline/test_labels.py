@@ -28,7 +28,7 @@ def planned(folder: Path, *labels: str, **more: dict):
 
 @pytest.mark.parametrize("label", [*sorted(RESERVED_LABELS), "Runs", "LOGS"])
 def test_a_name_of_the_datasets_own_is_refused(tmp_path, label):
-    with pytest.raises(UsageError, match=rf"stages\.{label}: a stage can't be called '{label}'"):
+    with pytest.raises(UsageError, match=rf"stages\.{label}: a stage can't be named '{label}'"):
         planned(tmp_path, label)
 
 

@@ -14,10 +14,11 @@ from clipmill.schemas.errors import UsageError
 
 
 @pytest.mark.parametrize(("setting", "said"), [
-    (f"shard_videos=1{'0' * 300}", "a whole number is at most 9,223,372,036,854,775,807"),
-    (f"split_clips.batch_rows=1{'0' * 30}", "a whole number is at most 9,223,372,036,854,775,807"),
+    (f"shard_videos=1{'0' * 300}", "whole numbers may be at most 9,223,372,036,854,775,807"),
+    (f"split_clips.batch_rows=1{'0' * 30}", "whole numbers may be at most "
+                                            "9,223,372,036,854,775,807"),
     (f"download_videos.max_bytes=-1{'0' * 30}",
-     "a whole number is at most 9,223,372,036,854,775,807"),
+     "whole numbers may be at most 9,223,372,036,854,775,807"),
     ("shard_videos=1000001", "shard_videos: Input should be less than or equal to 1000000"),
     ("ray.num_cpus=1000000", "ray.num_cpus: Input should be less than or equal to 100000"),
     ("log_megabytes=1000000000", "log_megabytes: Input should be less than or equal to 100000000"),

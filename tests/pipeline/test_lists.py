@@ -63,7 +63,7 @@ def test_a_stray_quote_costs_its_own_row(tmp_path, delimiter, last):
     bad = 2 if last == '"seven' else 1
     assert (report.kept, report.failed, report.lists[0].rows) == (8 - bad, bad, 8)
     errors = [row["error"]["message"] for row in rows if row["error"]]
-    assert "a.csv:3: a quote opens a cell" in errors[0]
+    assert "a.csv:3: a quoted cell is never closed" in errors[0]
     assert kept(rows, "title")[:5] == ["plain", "three", "four", "five", "six"]
 
 
@@ -249,7 +249,7 @@ def test_a_url_is_taken_out_of_what_stands_around_it(tmp_path, monkeypatch, text
 @pytest.mark.parametrize(("text", "missing"), [
     ("dQw4w9WgXcQ", "platform: youtube"), ("a.example.org/1.mp4", "write https://a.example.org/1"),
     (f"see {SITE}1", "other text before the URL"), (f"{SITE}1 {SITE}2", "several URLs"),
-    ("https:/a.example/1.mp4", "begins with https://"), (r"C:\films\a.mp4", "path of Windows"),
+    ("https:/a.example/1.mp4", "begins with https://"), (r"C:\films\a.mp4", "a Windows path"),
     ("some words", "neither a URL"),
 ])
 def test_what_is_no_url_and_no_file_is_refused_with_what_is_missing(tmp_path, text, missing):

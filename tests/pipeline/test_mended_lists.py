@@ -82,8 +82,8 @@ def test_a_mended_row_ends_its_failure_and_stays_in_the_history(tmp_path):
     [message] = standing(dataset)
     assert f"{path}:3: {BAD}" in message
     report = take(dataset, write(path, "/v/a.mp4", "/v/b.mp4"))
-    assert report.describe() == ("Sources: 1 new in 1 shard, 1 known before, "
-                                 "1 no failure any more.")
+    assert report.describe() == ("Sources: 1 new in 1 shard, 1 already known, "
+                                 "1 failure resolved.")
     assert standing(dataset) == []
     assert ask(dataset, "SELECT message, resolved FROM failures_all") == [(message, True)]
     assert ask(dataset, "SELECT rule FROM rejections") == [("sources.mended",)]
@@ -269,7 +269,7 @@ def test_of_rows_that_are_no_sources_the_command_reads_the_list_again(mixed, cap
     path = mixed.parent / "it's a list.csv"
     command = f"clipmill run --dataset '{mixed}' --sources {shlex.quote(str(path))}"
     assert {row["retry"] for row in rows if row["stage"] == "ingest"} == {command}
-    assert said[1:] == [f"{command}  # once it is mended: 6 rows of it gave no source"]
+    assert said[1:] == [f"{command}  # after fixing the list: 6 rows of it gave no source"]
     rows, said = said_by(capsys, mixed, kinds=["transient"])
     assert (rows, said) == ([], [])
     write(path, *[str(path.parent / f"{at}.mp4") for at in range(5)])
@@ -292,7 +292,7 @@ def test_where_the_lists_settings_matter_no_command_is_made_up(tmp_path, capsys)
     run(load_recipe(tmp_path / "recipe.yaml"), tmp_path / "d")
     rows, said = said_by(capsys, tmp_path / "d")
     assert [row["retry"] for row in rows if row["stage"] == "ingest"] == [None]
-    assert said[1].startswith("# 1 row of ingest's gave no source, which no retry changes: mend")
+    assert said[1].startswith("# 1 row failed at ingest, which no retry changes: fix")
     query.print_failures(tmp_path / "d")
     assert str(path) in capsys.readouterr().out
 
@@ -301,15 +301,15 @@ def test_the_report_promises_no_retry_of_rows_that_are_no_sources(mixed, tmp_pat
     with open_catalog(mixed) as catalog:
         found = failures_of_the_report(catalog, mixed)
     assert found.commands == [
-        (f"clipmill failures '{mixed}'", "lists every one, with what helps"),
-        (f"clipmill retry '{mixed}'", "tries all of them again but those of ingest")]
+        (f"clipmill failures '{mixed}'", "lists them all, with remedies"),
+        (f"clipmill retry '{mixed}'", "retries all of them except those of ingest")]
     (tmp_path / "recipe.yaml").write_text("engine: local\nstages: {download_videos: }\n")
     path = write(tmp_path / "only bad.csv", BAD)
     run(load_recipe(tmp_path / "recipe.yaml", sources=[str(path)]), tmp_path / "d")
     with open_catalog(tmp_path / "d") as catalog:
         found = failures_of_the_report(catalog, tmp_path / "d")
     assert found.commands == [(f"clipmill failures '{tmp_path / 'd'}'".replace("'", ""),
-                               "lists every one, with what helps")]
+                               "lists them all, with remedies")]
 
 
 def test_a_run_of_bad_rows_alone_can_be_mended(tmp_path, capsys):

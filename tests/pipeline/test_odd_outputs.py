@@ -181,7 +181,7 @@ def test_a_score_that_is_not_finite_is_a_failure_that_says_so(words, told):
                "error IS NULL") == [("v-a-6",)]
     failures = ask(data.dataset, "SELECT key, kind, message, attempts FROM failures ORDER BY key")
     ending = ": the score is not finite, and the stage has no column quality_reason to say so " \
-             "beside a null"
+             "next to a null"
     assert failures == [(f"v-a-{number}", "model", f"quality is {value}{ending}", 1)
                         for number, value in enumerate(("nan", "inf", "-inf", "inf"))]
     assert faults(data.dataset) == []
@@ -255,7 +255,7 @@ def test_a_key_that_is_given_twice_is_a_failure(words, told, batch_rows):
     data.run(*settings)
     assert counts(data.dataset, "say_twice") == (3, 0, 2)
     assert ask(data.dataset, "SELECT key, kind, message FROM failures ORDER BY key") == [
-        (clip, "model", "the stage gave 2 rows for this key, where it gives one")
+        (clip, "model", "the stage returned 2 rows for this key; expected one")
         for clip in ("v-a-1", "v-b-0")]
     assert ask(data.dataset, "SELECT clip_id FROM steps.say_twice WHERE error IS NULL "
                "ORDER BY ALL") == [("v-a-0",), ("v-a-2",), ("v-b-1",)]

@@ -29,7 +29,7 @@ NO_VALUES = [
     ("a: " + "9" * 5000, 1, "is too long"), ("\n\na: 0x" + "f" * 9000, 3, "is too long"),
     ("a: 1" + ":59" * 3000, 1, "is too long"), ("a: 1." + "9" * 5000, 1, "is too long"),
     ("a: 1\na: 2", 2, "the key 'a' is given twice"), ("a: !!python/name:os.system", 1, "tag"),
-    ("a: &x {b: *x}", 1, "aliases"), ("a: [", 1, "expected"), ("a: !!map x", 1, "is no mapping"),
+    ("a: &x {b: *x}", 1, "aliases"), ("a: [", 1, "expected"), ("a: !!map x", 1, "is not a mapping"),
     ("a: !!set {b, c}", 1, "tag"), ("a: !!seq x", 1, "expected a sequence"),
 ]
 VALUES = [(text, line, said) for text, line, said in NO_VALUES if "\n" not in text]

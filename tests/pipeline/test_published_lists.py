@@ -153,7 +153,7 @@ def test_vidgen_1m(tmp_path):
     assert kept(rows, "path") == [str(tmp_path / f"{name}.mp4") for name in names[:2]]
     assert kept(rows, "caption") == ["clip 0", "clip 1"]
     assert report.failed == 1
-    assert "nor a file that is there" in rows[2]["error"]["message"]
+    assert "nor an existing file" in rows[2]["error"]["message"]
 
 
 @pytest.mark.parametrize("header", ["time_start,time_end", "start_sec,end_sec", "begin,end",

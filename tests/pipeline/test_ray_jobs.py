@@ -168,7 +168,7 @@ def test_a_server_that_is_not_a_job_server_is_said(tmp_path):
         async def answer(self, request: web.Request) -> web.StreamResponse:
             return web.Response(text="<html>hello</html>", content_type="text/html")
 
-    with serving(Web([])) as server, pytest.raises(ClipmillError, match="did not take the job"):
+    with serving(Web([])) as server, pytest.raises(ClipmillError, match="did not accept the job"):
         sent(server, tmp_path)
 
 
@@ -176,7 +176,7 @@ def test_a_port_where_nobody_answers_is_said(tmp_path):
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{nobody.getsockname()[1]}"
-        with pytest.raises(ClipmillError, match=rf"http://{address} did not take the job.*8265"):
+        with pytest.raises(ClipmillError, match=rf"http://{address} did not accept the job.*8265"):
             submit_job(address, "true", tmp_path, None)
 
 

@@ -206,17 +206,17 @@ def test_clips_that_an_earlier_version_lost_are_found_and_made_by_a_repair(heard
 
 @pytest.mark.parametrize(("key", "reads", "said"), [
     ("clip_id", ["cut_words.start_seconds", "sources.url"],
-     "reads sources.url, but works by clip_id, and the rows of sources are told by no clip_id or "
-     "video_id"),
-    ("clip_id", ["sources.url?"], "reads sources.url, but works by clip_id"),
+     "reads sources.url, but its key is clip_id, and rows of sources can't be matched by clip_id "
+     "or video_id"),
+    ("clip_id", ["sources.url?"], "reads sources.url, but its key is clip_id"),
     ("video_id", ["fetch_words.url", "name_words.word?"],
-     "reads name_words.word, but works by video_id, and the rows of name_words are told by no "
+     "reads name_words.word, but its key is video_id, and rows of name_words can't be matched by "
      "video_id"),
     ("source_key", ["fetch_words.url", "hear_video.heard"],
-     "reads hear_video.heard, but works by source_key"),
-    ("video_id", ["sources.url"], "reads sources.url, but works by video_id"),
-    ("video_id", [], "works by video_id, but reads from no stage whose rows have it"),
-    ("video_id", ["nothing.there?"], "works by video_id, but reads from no stage"),
+     "reads hear_video.heard, but its key is source_key"),
+    ("video_id", ["sources.url"], "reads sources.url, but its key is video_id"),
+    ("video_id", [], "has the key video_id, but reads from no stage whose rows have it"),
+    ("video_id", ["nothing.there?"], "has the key video_id, but reads from no stage"),
 ])
 def test_a_stage_that_reads_rows_which_its_keys_do_not_name_is_refused(heard, key, reads, said):
     """Before, it was given no row at all, or null for each, or the run ended with a traceback."""

@@ -158,7 +158,7 @@ def test_a_dry_run_changes_nothing(dataset: Path, capsys):
     before = tree()
     remove(dataset, videos=[VIDEO], dry_run=True)
     assert tree() == before
-    planned = capsys.readouterr().out.partition("would go:\n")[2]
+    planned = capsys.readouterr().out.partition("would be removed:\n")[2]
     remove(dataset, videos=[VIDEO])
     assert capsys.readouterr().out == planned
 
@@ -208,7 +208,7 @@ def test_wrong_names_change_nothing_and_name_near_ones(dataset: Path):
     """One wrong name among right ones stops the whole removal."""
     with pytest.raises(UsageError, match=r"no such video; near ones: .*generic-v2"):
         remove(dataset, videos=[VIDEO, "generic-v22x"])
-    with pytest.raises(UsageError, match="no video of the dataset is by them"):
+    with pytest.raises(UsageError, match="no video of the dataset is by this uploader"):
         remove(dataset, uploaders=["Nobody"])
     with pytest.raises(UsageError, match="--video ID or --uploader NAME"):
         remove(dataset)
@@ -219,11 +219,11 @@ def test_removing_twice_is_said(dataset: Path, capsys):
     remove(dataset, videos=[VIDEO])
     capsys.readouterr()
     remove(dataset, videos=[VIDEO])
-    assert capsys.readouterr().out == f"{VIDEO} was removed before.\n"
+    assert capsys.readouterr().out == f"{VIDEO} was already removed.\n"
 
 
 def test_a_dataset_at_work_is_left_alone(dataset: Path):
-    with (dataset_lock(dataset), pytest.raises(ClipmillError, match="at work")):
+    with (dataset_lock(dataset), pytest.raises(ClipmillError, match="another command is using")):
         remove(dataset, videos=[VIDEO])
 
 
@@ -231,7 +231,7 @@ def test_a_tombstone_that_cannot_be_read_is_told(dataset: Path):
     """Passing over it would show what was removed."""
     (dataset / "removed").mkdir()
     (dataset / "removed" / "x.json").write_text("{}")
-    with pytest.raises(ClipmillError, match=r"x\.json says what was removed"):
+    with pytest.raises(ClipmillError, match=r"x\.json records what was removed"):
         open_catalog(dataset)
 
 

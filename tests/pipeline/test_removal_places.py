@@ -109,7 +109,7 @@ def test_what_a_link_leads_to_is_left_where_it_may_be_somebody_elses(
     if whose == "shared":
         (dataset / "media" / f"{OTHER}.mp4").unlink()
         (dataset / "media" / f"{OTHER}.mp4").symlink_to(target)
-    with pytest.raises(ClipmillError, match=r"1 file of theirs .* had to be left"):
+    with pytest.raises(ClipmillError, match=r"1 file of theirs .* could not be deleted"):
         remove(dataset, videos=[VIDEO])
     assert target.read_bytes() == b"mine"
     assert not os.path.lexists(link)
@@ -118,7 +118,7 @@ def test_what_a_link_leads_to_is_left_where_it_may_be_somebody_elses(
     assert "1 video from 1 source, with 3 clips" in said.out
     assert all(stone.purged_at for stone in tombstones(dataset))
     remove(dataset, videos=[VIDEO])  # nothing more to do
-    assert capsys.readouterr().out == f"{VIDEO} was removed before.\n"
+    assert capsys.readouterr().out == f"{VIDEO} was already removed.\n"
 
 
 def test_an_index_of_no_tables_is_no_error(dataset: Path):
@@ -196,11 +196,11 @@ def test_a_shard_that_cannot_be_written_is_one_error_and_is_finished_later(
     said = str(error.value)
     assert said.startswith(f"cannot write to {dataset / 'split_clips' / 'c1'}: "
                            f"{os.strerror(number)};")
-    assert "The removal holds all the same" in said
+    assert "The removal is in force anyway" in said
     monkeypatch.undo()
     assert [stone.purged_at for stone in tombstones(dataset)] == [None]
     remove(dataset, videos=[VIDEO])
-    assert "Finishing 1 removal that had been stopped" in capsys.readouterr().out
+    assert "Finishing 1 removal interrupted earlier" in capsys.readouterr().out
     assert all(stone.purged_at for stone in tombstones(dataset))
     assert not any(VIDEO in pq.read_table(path)["video_id"].to_pylist()
                    for path in (dataset / "split_clips").rglob("*.parquet"))

@@ -94,7 +94,7 @@ def test_a_retry_that_was_killed_is_finished_by_retry(words, tmp_path, monkeypat
     assert data.run(setting, retry_kinds=["model"])
     assert ask(data.dataset, attempts) == [("v-a-1", 2), ("v-b-1", 2), ("v-c-1", 2)]
     said = capsys.readouterr().err
-    assert "Finishing 1 shard of an earlier retry that was stopped." in said
+    assert "Finishing 1 shard of an earlier, interrupted retry." in said
     assert "no failures of kind model from before that retry" in said
     assert ask(data.dataset, "SELECT attempts FROM failures WHERE kind = 'bad_media'") == [(1,)]
 

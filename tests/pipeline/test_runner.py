@@ -220,7 +220,7 @@ def test_a_second_run_at_the_same_time_is_refused(words):
     data.run()
     with open(data.dataset / ".lock") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        with pytest.raises(ClipmillError, match="another command is at work"):
+        with pytest.raises(ClipmillError, match="another command is using"):
             data.run()
 
 

@@ -75,7 +75,7 @@ def test_a_pattern_takes_the_suffix_that_it_names(tmp_path):
     found, report = take(tmp_path, "films/*")
     assert [Path(name).name for name in found] == ["c.mp4"]
     assert "2 files passed over: 1 .dat, 1 .srt" in report.describe()
-    assert "1 folder not looked into" in report.describe()
+    assert "1 folder not searched" in report.describe()
 
 
 def test_a_single_file_is_known_by_its_name_or_its_bytes(tmp_path):
@@ -147,7 +147,7 @@ def test_suffixes_may_be_written_as_people_do(tmp_path, written, meant):
     (tmp_path / "run.yaml").write_text(f"take_suffixes: {written}\n{RECIPE}")
     assert load_recipe(tmp_path / "run.yaml").recipe.take_suffixes == meant
     (tmp_path / "run.yaml").write_text(f"take_suffixes: 5\n{RECIPE}")
-    with pytest.raises(UsageError, match=r"take_suffixes: is endings of file names"):
+    with pytest.raises(UsageError, match=r"take_suffixes: expected file endings"):
         load_recipe(tmp_path / "run.yaml")
 
 
@@ -157,6 +157,6 @@ def test_doctor_says_what_lies_in_the_folders_of_a_recipe(tmp_path, capsys):
     (tmp_path / "run.yaml").write_text(text)
     assert examine(str(tmp_path / "run.yaml")) == 1
     said = " ".join(capsys.readouterr().out.split())
-    assert ("source films: 1 file to take; 1 file passed over: 1 .jpg; "
+    assert ("source films: 1 file to use; 1 file passed over: 1 .jpg; "
             "`--set take_suffixes=.jpg` takes it") in said
-    assert "source none/*.mp4: 0 files to take nothing is there that looks like a video" in said
+    assert "source none/*.mp4: 0 files to use it contains nothing that looks like a video" in said

@@ -47,8 +47,8 @@ def test_a_worker_that_reports_nothing_new_is_named_once_then_ended():
     assert workers.said == []
     workers.go_on(3, beat(1))
     assert workers.said == [
-        "split_clips stands still: worker 1 on host7: sleeping (S), nothing new for 10 min, at "
-        "v-1 and 1 more (shard 000003); it is ended after another 10 min without news "
+        "split_clips makes no progress: worker 1 on host7: sleeping (S), no progress for 10 min, "
+        "at v-1 and 1 more (shard 000003); it will be killed after another 10 min without progress "
         "(stall_seconds)"]
     assert workers.shown[0].is_standing
     workers.go_on(590, beat(1))
@@ -81,7 +81,7 @@ def test_a_stopped_worker_is_known_by_the_note_that_it_left():
     workers.go_on(5, beat(1, place=OPENING))
     workers.findings[1] = Finding(False, "T", HERE)
     workers.go_on(1250)
-    assert "stopped (T), nothing new for 10 min, at v-1 and 1 more" in workers.said[0]
+    assert "stopped (T), no progress for 10 min, at v-1 and 1 more" in workers.said[0]
     assert workers.blamed == [HERE]
     assert workers.ended == [1]
 
@@ -90,7 +90,7 @@ def test_a_model_that_loads_for_long_is_named_and_left_alone():
     workers = Workers()
     workers.go_on(3000, beat(1, place=OPENING))
     assert len(workers.said) == 1
-    assert workers.said[0].endswith("; it is at no row, so it is left alone")
+    assert workers.said[0].endswith("; it is not processing a row, so it is left alone")
     assert workers.ended == []
     workers.go_on(50, beat(1, place=OPENING, state="T"))
     assert workers.ended == [1]

@@ -331,7 +331,8 @@ def test_the_subset_says_how_many_clips_are_gone(scored, tmp_path):
                               "AND duration_seconds > 2")
     gone.unlink()
     root = report(dataset, tmp_path / "page.html", subset="chosen")
-    assert root.one("p", class_="warning").text.startswith(f"{lost} clips of the subset are not")
+    assert root.one("p", class_="warning").text.startswith(
+        f"{lost} clips of the subset are no longer")
 
 
 def test_what_is_there_is_replaced_and_a_missing_folder_is_a_usage_error(scored, tmp_path):
@@ -339,7 +340,7 @@ def test_what_is_there_is_replaced_and_a_missing_folder_is_a_usage_error(scored,
     page.write_text("before")
     report(scored, page)
     assert [path.name for path in tmp_path.iterdir()] == ["page.html"]
-    with pytest.raises(UsageError, match=r"no folder .*missing; make it first"):
+    with pytest.raises(UsageError, match=r"no folder .*missing; create it first"):
         write_report(scored, tmp_path / "missing" / "page.html")
     with pytest.raises(UsageError, match="this is a folder"):
         write_report(scored, tmp_path)

@@ -228,7 +228,7 @@ def test_the_card_says_what_it_is_and_where_it_comes_from(small, tmp_path):
     info = yaml.safe_load(head)["dataset_info"]
     hash_ = json.loads((dataset.path / "subsets/mine/subset.json").read_text())["hash"]
     assert info["splits"][0]["num_examples"] == 4
-    assert "| clips asked for | 5 |" in text
+    assert "| clips selected | 5 |" in text
     assert "| left out: no caption | 1 |" in text
     assert "| `aesthetic` | `float` | `score_aesthetic`: `sac+logos+ava1-l14-linearMSE.pth` |" in (
         text)
@@ -413,5 +413,5 @@ def test_tables_name_the_clips_files_and_their_true_spans(small, tmp_path):
 
 
 def test_internvid_takes_no_media(small, tmp_path):
-    with pytest.raises(UsageError, match="metadata alone"):
+    with pytest.raises(UsageError, match="metadata only"):
         export(small, tmp_path / "out", "internvid", cut=COPY)

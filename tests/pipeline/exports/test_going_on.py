@@ -126,7 +126,7 @@ def test_a_folder_with_anything_else_is_refused(small, tmp_path):
         export(small, out, "parquet")
     assert contents(out) == {"thesis.tex": b"mine"}
     (out / "export.json").write_text("[]")
-    with pytest.raises(UsageError, match="not of an export of this version"):
+    with pytest.raises(UsageError, match="belongs to an export of another version"):
         export(small, out, "parquet")
     with pytest.raises(UsageError, match="this is a file"):
         export(small, out / "thesis.tex", "parquet")
@@ -177,7 +177,7 @@ def test_a_subset_is_exported_and_a_predicate_narrows_it(small, tmp_path):
 
 @pytest.mark.parametrize(("where", "said"), [
     ("similarty > 3", "similarity"),
-    ("similarity", "is a FLOAT; expected something that is true or false"),
+    ("similarity", "is a FLOAT; expected a condition that is true or false"),
     ("similarity > ", "--where"),
     ("1=1) UNION ALL SELECT * FROM clips WHERE (1=1", "--where"),
     ("caption IN (SELECT content FROM read_text('/etc/passwd'))", "--where"),
