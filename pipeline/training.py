@@ -86,14 +86,14 @@ class ClipDataset(Dataset[dict[str, Any]]):
         scratch: str | Path | None = None,
     ) -> None:
         if sampling not in ("uniform", "random"):
-            raise UsageError(f"sampling={sampling!r}: it is 'uniform' or 'random'")
+            raise UsageError(f"sampling={sampling!r}: expected 'uniform' or 'random'")
         if on_error not in ("raise", "substitute"):
-            raise UsageError(f"on_error={on_error!r}: it is 'raise' or 'substitute'")
+            raise UsageError(f"on_error={on_error!r}: expected 'raise' or 'substitute'")
         sides = () if size is None else (size, size) if isinstance(size, int) else tuple(size)
         if len(sides) not in (0, 2) or min(frames, readers, *sides) < 1:
-            raise UsageError("frames, readers and both sides of size are 1 at least")
+            raise UsageError("frames, readers and both sides of size must be at least 1")
         if seed < 0:
-            raise UsageError(f"seed={seed}: it is 0 at least")
+            raise UsageError(f"seed={seed}: must be at least 0")
         self.frames = frames
         self.sampling = sampling
         self.size: tuple[int, ...] = sides
@@ -119,7 +119,7 @@ class ClipDataset(Dataset[dict[str, Any]]):
         counts = ", ".join(f"{count} {reason}" for reason, count in self.left_out.items() if count)
         asked = " and ".join(filter(None, [subset and f"subset {subset}",
                                            where and f"where={where!r}"]))
-        return counts or (f"none fits {asked}" if asked else
+        return counts or (f"none matches {asked}" if asked else
                           f"{self._dataset} has none yet; see `clipmill status "
                           f"{shell_word(self._dataset)}`")
 
@@ -160,8 +160,9 @@ class ClipDataset(Dataset[dict[str, Any]]):
                 self._rows = pa.ipc.open_file(pa.memory_map(self._rows_path)).read_all()
             except FileNotFoundError as error:
                 raise ClipmillError(
-                    f"{self._rows_path}: the dataset's rows are gone; they are removed with the "
-                    "ClipDataset that made them, so keep that one, and make one on each machine"
+                    f"{self._rows_path}: the dataset's rows are gone; they are removed together "
+                    "with the ClipDataset that made them, so keep it alive, and make one on each "
+                    "machine"
                 ) from error
         return self._rows
 
@@ -198,7 +199,7 @@ class ClipDataset(Dataset[dict[str, Any]]):
                 if self.on_error == "raise":
                     raise ClipmillError(
                         f"clip {row['clip_id']}: {problem.message} "
-                        "(ClipDataset(on_error='substitute') goes on with another clip)"
+                        "(ClipDataset(on_error='substitute') continues with another clip)"
                     ) from problem
                 self._count(row, problem)
             row = self.row(int(chance.integers(len(self))))

@@ -9,7 +9,7 @@ from pathlib import Path
 def start_a_run(dataset: Path | str) -> str:
     """What to do where only the user can know which recipe is meant."""
     return (f"`clipmill run` a recipe with --dataset {shell_word(dataset)} (`clipmill recipe list` "
-            "names the ready-made ones)")
+            "lists the ready-made ones)")
 
 
 def shell_word(path: Path | str) -> str:

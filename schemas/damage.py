@@ -64,15 +64,15 @@ def _next_step(dataset: Path, where: str) -> str:
         name = rest.partition("/")[0]
         return (f"delete {dataset / first / name} and freeze the subset again by its recipe")
     if first == "removed":
-        return "put the file right by hand, or delete it and remove those videos again"
+        return "fix the file by hand, or delete it and remove those videos again"
     if first == "runs":
         return (f"{sets_aside}, and a run with the same recipe and --dataset {shown} writes one "
                 "again")
     if first == "retries":
-        return f"{sets_aside}, and `clipmill retry {shown}` asks again"
+        return f"{sets_aside}, and `clipmill retry {shown}` requests it again"
     if first == "sources":
-        return (f"{sets_aside} with what was made from it, and a run with its recipe and "
-                f"--dataset {shown} takes it in again")
+        return (f"{sets_aside} with everything made from it, and a run with its recipe and "
+                f"--dataset {shown} adds it again")
     return f"{sets_aside}, and `clipmill run --dataset {shown}` makes it again"
 
 
@@ -84,12 +84,12 @@ def what_is_there(path: Path) -> str | None:
     try:
         mode = path.stat().st_mode
     except (FileNotFoundError, NotADirectoryError):
-        return "a link to nothing" if path.is_symlink() else None
+        return "a dangling link" if path.is_symlink() else None
     except OSError as error:
         if error.errno == errno.ELOOP:
             return "a link to itself"
         raise
-    return None if stat.S_ISREG(mode) else _KINDS.get(stat.S_IFMT(mode), "no file")
+    return None if stat.S_ISREG(mode) else _KINDS.get(stat.S_IFMT(mode), "not a file")
 
 
 def check_is_file(path: Path) -> None:
@@ -125,7 +125,7 @@ def reason_of(error: Exception) -> str:
     if isinstance(error, UnicodeDecodeError):
         return "it is not UTF-8 text"
     if isinstance(error, json.JSONDecodeError):
-        return f"it is no JSON: {error}"
+        return f"it is not JSON: {error}"
     if isinstance(error, RecursionError):
         return "it is nested too deeply"
     if isinstance(error, KeyError):
@@ -143,5 +143,5 @@ def read_json(path: Path) -> dict[str, Any]:
     with reading(path):
         value = json.loads(path.read_text("utf-8"))
         if not isinstance(value, dict):
-            raise TypeError(f"it holds no object, but {type(value).__name__}")
+            raise TypeError(f"expected an object, found {type(value).__name__}")
         return value

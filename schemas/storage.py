@@ -11,15 +11,15 @@ from pathlib import Path
 from clipmill.schemas.errors import ClipmillError
 
 _NEXT_STEP = {
-    errno.ENOSPC: "make room and run again, what is there is kept",
-    errno.EDQUOT: "make room and run again, what is there is kept",
-    errno.EROFS: "make it writable and run again, what is there is kept",
-    errno.EFBIG: "let files grow larger there (`ulimit -f`, the file system's limit) and run "
-    "again, what is there is kept",
+    errno.ENOSPC: "free some space and run again; what is there is kept",
+    errno.EDQUOT: "free some space and run again; what is there is kept",
+    errno.EROFS: "make it writable and run again; what is there is kept",
+    errno.EFBIG: "allow larger files there (`ulimit -f`, the file system's limit) and run "
+    "again; what is there is kept",
 }
 _NOT_ALLOWED = {
-    errno.EACCES: "as the user whose dataset it is, run again; what is there is kept",
-    errno.EPERM: "as the user whose dataset it is, run again; what is there is kept",
+    errno.EACCES: "run again as the owner of the dataset; what is there is kept",
+    errno.EPERM: "run again as the owner of the dataset; what is there is kept",
 }
 
 

@@ -55,59 +55,62 @@ class CaptionFrames(GeneratingStage):
         description="captioner: hub id, folder, or server",
     )
     fine_model: ModelReference | None = Field(
-        None, description="captioner of the fine captions; the same as model when not set"
+        None, description="captioner for the fine captions; by default the same as model"
     )
     coarse: bool = Field(True, description="caption the frame in the middle of the clip")
     fine: bool = Field(True, description="caption frames along the clip, in time order")
     prompt: str | None = Field(
         None,
-        description="what the captioner is told; how it is used depends on the kind of model "
+        description="prompt for the captioner; its effect depends on the kind of model "
         "(see docs/captioning.md)",
     )
     fine_prompt: str | None = Field(
         None,
-        description="the same for fine captions; prompt when not set. With guide_with_tags it is a "
-        "Jinja template with the variable tags (list of texts)",
+        description="prompt for fine captions; by default the same as prompt. With "
+        "guide_with_tags, a Jinja template with the variable tags (list of texts)",
     )
     guide_with_tags: bool = Field(
-        False, description="fill the tags of tag_clips into fine_prompt, a template, for each clip"
+        False, description="render fine_prompt, a template, with the tags of tag_clips for each "
+                           "clip"
     )
     max_new_tokens: int = Field(60, ge=1, description="longest caption, in tokens")
     min_new_tokens: int = Field(0, ge=0, description="shortest caption, in tokens")
     num_beams: int = Field(1, ge=1, description="beams of the beam search; 1 is greedy")
     no_repeat_ngram_size: int = Field(
-        0, ge=0, description="no run of this many tokens comes twice in a caption; 0 is no rule"
+        0, ge=0, description="no run of this many tokens occurs twice in a caption; 0 turns this "
+                             "off"
     )
     fine_max_new_tokens: int | None = Field(
-        None, ge=1, description="max_new_tokens of fine captions, where different"
+        None, ge=1, description="max_new_tokens for fine captions, if different"
     )
     fine_min_new_tokens: int | None = Field(
-        None, ge=0, description="min_new_tokens of fine captions, where different"
+        None, ge=0, description="min_new_tokens for fine captions, if different"
     )
     fine_num_beams: int | None = Field(
-        None, ge=1, description="num_beams of fine captions, where different"
+        None, ge=1, description="num_beams for fine captions, if different"
     )
     fine_frames_per_second: float = Field(
-        1.0, gt=0, description="frames a second of the clip that get a fine caption"
+        1.0, gt=0, description="frames per second of the clip that get a fine caption"
     )
     fine_at_least: int = Field(
-        8, ge=1, description="frames that get a fine caption in short clips too, as far as kept"
+        8, ge=1, description="minimum number of frames with a fine caption, even in short clips, "
+                             "if that many were kept"
     )
     skip_similar: float = Field(
         4.0, ge=0, le=255,
-        description="a frame is not captioned again while no cell of its 16 × 16 thumbnail differs "
-        "by more than this (levels of 0–255) from the last captioned one, whose text it gets; "
+        description="a frame is not captioned again if no cell of its 16 × 16 thumbnail differs by "
+        "more than this (levels of 0–255) from the last captioned one, whose text it then gets; "
         "0 captions every frame",
     )
     batch_images: int = resource(
-        16, ge=1, description="pictures that go through the model at a time; halved when memory "
-        "does not suffice"
+        16, ge=1, description="pictures per model call; halved when memory "
+        "runs out"
     )
 
     @model_validator(mode="after")
     def _check(self) -> CaptionFrames:
         if not (self.coarse or self.fine):
-            raise ValueError("coarse and fine are both off, which leaves nothing to caption")
+            raise ValueError("coarse and fine are both off, so there is nothing to caption")
         if self.coarse:
             self.check_server(self.model, self._generation)
         if self.fine:
@@ -199,7 +202,7 @@ class CaptionFrames(GeneratingStage):
         clip = _Clip(row["clip_id"])
         frames = row["frames"] or []
         if not frames:
-            clip.failure = RowFailed("bad_media", "no frame of this clip was kept or could be read")
+            clip.failure = RowFailed("bad_media", "no frame of this clip was kept or can be read")
             return clip
         try:
             seconds = [frame["seconds"] for frame in frames]
@@ -215,7 +218,7 @@ class CaptionFrames(GeneratingStage):
 
     def _add_coarse(self, clip: _Clip, chosen: Sequence[Mapping[str, Any]]) -> None:
         if not chosen:
-            raise RowFailed("bad_media", "none of this clip's frames lies within its span")
+            raise RowFailed("bad_media", "none of this clip's frames is within its span")
         ticket = Ticket(clip.clip_id, COARSE, chosen[0]["seconds"])
         clip.coarse = ticket
         clip.pictures[COARSE].append(Picture(ticket, chosen[0]["jpeg"], self.prompt))
@@ -224,7 +227,7 @@ class CaptionFrames(GeneratingStage):
         self, clip: _Clip, chosen: Sequence[Mapping[str, Any]], prompt: str | None
     ) -> None:
         if not chosen:
-            raise RowFailed("bad_media", "none of this clip's frames lies within its span")
+            raise RowFailed("bad_media", "none of this clip's frames is within its span")
         for frame, leader in zip(chosen, leaders(chosen, self.skip_similar), strict=True):
             ticket = Ticket(clip.clip_id, FINE, chosen[leader]["seconds"])
             clip.fine.append((frame["seconds"], ticket))

@@ -48,91 +48,91 @@ class DownloadVideos(ReadingStage):
     error_kind: ClassVar[ErrorKind] = "transient"
 
     min_duration_seconds: float | None = Field(
-        10.0, ge=0, description="shorter videos are rejected; null switches the rule off")
+        10.0, ge=0, description="shorter videos are rejected; null turns the rule off")
     max_duration_seconds: float | None = Field(
-        1800.0, gt=0, description="longer videos are rejected; null switches the rule off")
+        1800.0, gt=0, description="longer videos are rejected; null turns the rule off")
     min_height: int | None = Field(
         360, ge=1, description="videos whose shorter displayed side has fewer pixels are "
-        "rejected; null switches the rule off")
+        "rejected; null turns the rule off")
     max_height: int | None = Field(
-        720, ge=1, description="where a site offers several renditions, the best one whose "
-        "shorter side has at most this many pixels is taken, else the smallest; a local or "
-        "directly linked file stays as it is; null takes the best there is")
+        720, ge=1, description="if a site offers several renditions, the best one whose "
+        "shorter side has at most this many pixels is taken, otherwise the smallest; a local or "
+        "directly linked file stays as it is; null takes the best available")
     format: str | None = Field(
-        None, description="yt-dlp's format selection in place of max_height's, e.g. `b[ext=mp4]`; "
-        "it also says whether sound is asked for")
+        None, description="yt-dlp's format selection instead of max_height's, e.g. `b[ext=mp4]`; "
+        "it also decides whether sound is requested")
     sound: Literal["wanted", "required", "none"] = Field(
-        "wanted", description="of videos whose picture and sound are fetched in two files: "
-        "`wanted` keeps the video without its sound where that can't be had, and `retry` asks for "
-        "the sound alone; `required` fails it; `none` asks for no such sound, unless `format` does")
+        "wanted", description="for videos whose picture and sound are separate files: `wanted` "
+        "keeps the video without its sound if that can't be fetched, and `retry` requests only the "
+        "sound; `required` fails the video; `none` requests no such sound, unless `format` does")
     subtitle_languages: list[str] = Field(
         ["own", "en", "en-.*"], description="languages of subtitles: patterns that must match the "
         "whole code, and `own` for the language spoken in the video; [] for none")
-    user_subtitles: bool = Field(True, description="take subtitles that people made")
+    user_subtitles: bool = Field(True, description="fetch human-written subtitles")
     automatic_subtitles: bool = Field(
-        True, description="take subtitles that the platform made of the sound, in the language "
+        True, description="fetch the platform's automatic subtitles, in the language "
         "spoken")
     translated_subtitles: bool = Field(
-        False, description="take the platform's machine translations, too (`en-es` …), of the "
-        "languages asked for")
+        False, description="also fetch the platform's machine translations (`en-es` …) into the "
+        "requested languages")
     sections: bool = Field(
-        False, description="of a platform's video with given spans fetch only the part that they "
-        "lie in, where its times are certain; else the whole")
+        False, description="for a platform's video with given spans, fetch only the part that "
+        "contains them, if its times are certain; otherwise the whole video")
     section_padding_seconds: float = Field(
-        2.0, ge=0, description="what is fetched before and after the spans of a section; it always "
-        "begins with the key frame before")
+        2.0, ge=0, description="seconds to fetch before and after the spans of a section; it "
+        "always begins at the key frame before")
     copy_local_files: bool = Field(
-        False, description="copy local files into the dataset in place of referencing them")
+        False, description="copy local files into the dataset instead of referencing them")
     yt_dlp: dict[str, Any] = Field(
-        {}, description="further options of yt-dlp's Python API, of those that a recipe may set "
-        "(docs/sources.md)")
+        {}, description="other options of yt-dlp's Python API, limited to those that a recipe may "
+        "set (docs/sources.md)")
 
     cookies_file: DataFile | None = resource(
-        None, description="cookies in Netscape format, for sites that want a login")
+        None, description="cookies in Netscape format, for sites that require a login")
     proxy: str | None = resource(None, description="URL of a proxy, e.g. `socks5://host:1080`")
     user_agent: str | None = resource(
-        None, description="what to be known as; each library's own when not set")
+        None, description="User-Agent header; by default each library's own")
     private_addresses: Literal["allow", "refuse"] = resource(
         "allow", description="whether URLs may lead to addresses of this machine, its network or "
-        "its cloud's metadata; `clipmill submit` sets `refuse` where the recipe sets nothing. "
-        "Behind a proxy it is the proxy that connects, and this can't be checked")
+        "its cloud's metadata; `clipmill submit` sets `refuse` if the recipe sets nothing. "
+        "Behind a proxy, the proxy connects, and this can't be checked")
     sleep_seconds: float = resource(
-        0.0, ge=0, description="least time between two requests to the same host, by all workers "
-        "of the dataset together")
+        0.0, ge=0, description="minimum time between two requests to the same host, across all "
+        "workers of the dataset")
     host_problems: int | None = resource(
-        10, ge=1, description="passing problems or bot checks of a host in a row, over all "
-        "workers, after which it is left alone for a while; null never leaves one alone")
+        10, ge=1, description="temporary problems or bot checks of a host in a row, across all "
+        "workers, after which it is left alone for a while; null never leaves a host alone")
     host_pause_seconds: float = resource(
         60.0, gt=0, description="how long such a host is left alone before one request tries it "
-        "again; a row waits at most max_backoff_seconds for it")
+        "again; a row waits at most max_backoff_seconds for this")
     host_gone_seconds: float | None = resource(
-        1800.0, gt=0, description="a host that gave no good answer since it was first left alone "
-        "so long ago is waited for no more: its rows fail at once, but for one that tries it "
-        "every host_pause_seconds; null has each row wait")
+        1800.0, gt=0, description="once a host has given no good answer for this long since it was "
+        "first left alone, rows no longer wait for it: they fail at once, except for one that "
+        "tries it every host_pause_seconds; null makes each row wait")
     max_bytes: int | None = resource(
-        20_000_000_000, ge=1, description="largest file; more is a failure. null for no bound")
+        20_000_000_000, ge=1, description="largest file; more is a failure. null for no limit")
     min_bytes_per_second: int | None = resource(
         1000, ge=1, description="a download that is slower than this over min_speed_seconds is "
-        "broken off and counts as a passing problem; a rate_limit_bytes_per_second below twice "
-        "that lowers it to half of itself. null for no bound")
+        "aborted and counts as a temporary problem; a rate_limit_bytes_per_second below twice "
+        "this value lowers it to half of that limit. null for no limit")
     min_speed_seconds: float = resource(
         60.0, gt=0, description="time over which min_bytes_per_second is measured")
     max_download_seconds: float | None = resource(
-        6 * 3600.0, gt=0, description="most time for one video over all tries, pauses left out; "
-        "null for no bound")
+        6 * 3600.0, gt=0, description="maximum time for one video over all attempts, without "
+        "pauses; null for no limit")
     rate_limit_bytes_per_second: int | None = resource(
-        None, ge=1, description="most bytes a second of one download")
-    retries: int = resource(5, ge=0, description="further tries after a passing problem")
+        None, ge=1, description="maximum bytes per second of one download")
+    retries: int = resource(5, ge=0, description="retries after a temporary problem")
     backoff_seconds: float = resource(
-        2.0, ge=0, description="pause before the first further try; it doubles each time")
+        2.0, ge=0, description="pause before the first retry; it doubles each time")
     max_backoff_seconds: float = resource(
-        120.0, ge=0, description="longest pause; a host that asks for more is not asked "
-        "until that is over, and its rows fail")
+        120.0, ge=0, description="longest pause; a host that asks for more is not contacted "
+        "until that time is over, and its rows fail")
     timeout_seconds: float = resource(
         30.0, gt=0, description="longest silence of a server before it counts as a problem")
-    concurrency: int = resource(4, ge=1, description="downloads at a time in one worker")
-    batch_rows: int = resource(16, ge=1, description="rows given to the stage at a time")
-    cpus: float = resource(0.5, gt=0, description="CPUs that one worker takes")
+    concurrency: int = resource(4, ge=1, description="parallel downloads in one worker")
+    batch_rows: int = resource(16, ge=1, description="rows passed to the stage at a time")
+    cpus: float = resource(0.5, gt=0, description="CPUs per worker")
 
     @field_validator("yt_dlp")
     @classmethod
@@ -154,7 +154,7 @@ class DownloadVideos(ReadingStage):
     @classmethod
     def _can_be_sent(cls, value: str | None) -> str | None:
         if value is not None and not (value.isascii() and value.isprintable()):
-            raise ValueError("a header takes printable ASCII characters only")
+            raise ValueError("a header may contain only printable ASCII characters")
         return value
 
     @model_validator(mode="after")
@@ -169,8 +169,9 @@ class DownloadVideos(ReadingStage):
     @model_validator(mode="after")
     def _addresses_can_be_checked(self) -> DownloadVideos:
         if self.private_addresses == "refuse" and self.yt_dlp.get("external_downloader"):
-            raise ValueError("yt_dlp.external_downloader connects by itself and can't be kept from "
-                             "private addresses: leave it out, or set private_addresses=allow")
+            raise ValueError("yt_dlp.external_downloader makes its own connections and can't be "
+                             "kept from private addresses: remove it, or set "
+                             "private_addresses=allow")
         return self
 
     @model_validator(mode="after")
@@ -181,12 +182,12 @@ class DownloadVideos(ReadingStage):
             for name in RESERVED & set(self.yt_dlp):
                 raise ValueError(f"the yt-dlp option {name!r} is set by `sections`")
             if (self.proxy or "").lower().startswith("socks"):
-                raise ValueError("ffmpeg, which fetches sections, knows no SOCKS proxies; take an "
-                                 "HTTP proxy, or switch `sections` off")
+                raise ValueError("ffmpeg, which fetches sections, doesn't support SOCKS proxies; "
+                                 "use an HTTP proxy, or turn `sections` off")
             if self.private_addresses == "refuse":
                 raise ValueError("ffmpeg, which fetches sections, can't be kept from private "
-                                 "addresses; switch `sections` off, or set "
-                                 "private_addresses=allow where the URLs can be trusted")
+                                 "addresses; turn `sections` off, or set "
+                                 "private_addresses=allow if you trust the URLs")
         return self
 
     def judge(self, duration_seconds: float | None, short_side: int | None) -> None:

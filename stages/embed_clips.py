@@ -25,7 +25,7 @@ class EmbedClips(EmbedderStage):
     name: ClassVar[str] = "embed_clips"
     writes: ClassVar[pa.Schema] = EMBEDDINGS
 
-    frames_per_clip: int = Field(4, ge=1, description="frames of each clip that are embedded")
+    frames_per_clip: int = Field(4, ge=1, description="frames to embed per clip")
 
     def frames_picked(self) -> tuple[FramePick, ...]:
         return (Uniform(self.frames_per_clip),)
@@ -47,7 +47,7 @@ class EmbedClips(EmbedderStage):
         for key, clip, end in zip(keys, frames, ends, strict=True):
             own = everything[end - len(clip or ()): end]
             if not clip:
-                failed.fail(key, "bad_media", "no frame of this clip could be read")
+                failed.fail(key, "bad_media", "no frame of this clip can be read")
             elif not np.isfinite(own).all():
                 failed.fail(key, "model", f"{self.model} gave an embedding that is not finite")
             else:

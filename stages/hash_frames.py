@@ -44,10 +44,10 @@ class HashFrames(Stage):
     name: ClassVar[str] = "hash_frames"
     writes: ClassVar[pa.Schema] = FRAME_HASHES
 
-    frames_per_clip: int = Field(4, ge=1, le=64, description="frames of each clip that are hashed")
+    frames_per_clip: int = Field(4, ge=1, le=64, description="frames to hash per clip")
     min_contrast: float = Field(
         4.0, ge=0, description="grey levels of 0–255: a frame whose 32 × 32 averages have a lower "
-        "standard deviation is flat and gets no hash"
+        "standard deviation counts as flat and gets no hash"
     )
 
     def frames_picked(self) -> tuple[FramePick, ...]:
@@ -68,12 +68,12 @@ class HashFrames(Stage):
 
     def _hash(self, row: dict[str, Any], rows: Rows) -> None:
         if not row["frames"]:
-            raise RowFailed("bad_media", "no frame of this clip could be read")
+            raise RowFailed("bad_media", "no frame of this clip can be read")
         hashes = [perceptual_hash(frame["jpeg"], self.min_contrast) for frame in row["frames"]]
         reason = None
         if all(found is None for found in hashes):
             what = "its only frame is" if len(hashes) == 1 else f"all {len(hashes)} frames are"
-            reason = f"{what} flat: nothing could be compared"
+            reason = f"{what} flat: nothing to compare"
         rows.keep(row["clip_id"], frame_hashes=None if reason else hashes,
                   frame_hashes_reason=reason)
 

@@ -110,11 +110,11 @@ class Stage(BaseModel):
     error_kind: ClassVar[ErrorKind] = "model"
     fragile: ClassVar[bool] = False
 
-    batch_rows: int = resource(64, ge=1, description="rows given to the stage at a time")
-    cpus: float = resource(1.0, gt=0, description="CPUs that one worker takes")
-    gpus: float = resource(0.0, ge=0, description="GPUs (or a fraction) that one worker takes")
+    batch_rows: int = resource(64, ge=1, description="rows passed to the stage at a time")
+    cpus: float = resource(1.0, gt=0, description="CPUs per worker")
+    gpus: float = resource(0.0, ge=0, description="GPUs (or a fraction) per worker")
     workers: int | None = resource(
-        None, ge=1, description="workers of this stage; as many as fit when not set"
+        None, ge=1, description="workers of this stage; by default as many as fit"
     )
 
     @property

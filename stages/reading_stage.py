@@ -16,13 +16,13 @@ class ReadingStage(Stage):
     """Reads each file in a process of its own, within `limits`."""
 
     stall_seconds: float = resource(
-        STALL_SECONDS, gt=0, description="a file whose reading gives no frame or packet for so "
+        STALL_SECONDS, gt=0, description="a file whose reading yields no frame or packet for this "
         "long is a failure of kind crash")
     time_limit_seconds: float = resource(
-        TIME_LIMIT_SECONDS, gt=0, description="most time for reading one file")
+        TIME_LIMIT_SECONDS, gt=0, description="maximum time for reading one file")
     memory_limit_bytes: int = resource(
-        MEMORY_LIMIT_BYTES, ge=LEAST_MEMORY_BYTES, description="most memory for reading one file, "
-        "in a process of its own; needs Linux")
+        MEMORY_LIMIT_BYTES, ge=LEAST_MEMORY_BYTES, description="maximum memory for reading one "
+        "file, in a separate process; needs Linux")
 
     @property
     def limits(self) -> Limits:

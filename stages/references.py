@@ -101,7 +101,7 @@ class DataFile(BaseModel):
                 raise ValueError(f"{self.url}: expected the URL of a file, with http or https")
             if not re.fullmatch(r"[0-9a-f]{64}", self.sha256 or ""):
                 raise ValueError(
-                    "a file from the web needs its SHA-256, so that the same bytes are meant "
+                    "a file from the web needs its SHA-256, so that it is the same file "
                     f"everywhere: {self.url}#sha256=… (64 digits, as `sha256sum` prints them)")
         return self
 
@@ -134,11 +134,11 @@ def _check_server(url: str) -> None:
     try:
         parsed = httpx.URL(url)
     except httpx.InvalidURL as error:
-        raise ValueError(f"the server's address is no URL: {error}; {example}") from error
+        raise ValueError(f"the server's address is not a URL: {error}; {example}") from error
     labels = parsed.host.removesuffix(".").split(".")
     if (parsed.scheme not in ("http", "https") or not all(0 < len(one) <= 63 for one in labels)
             or not 0 < (parsed.port or 1) < 65536):
-        raise ValueError(f"the server's address is none that could be asked: {url}; {example}")
+        raise ValueError(f"the server's address is not usable: {url}; {example}")
 
 
 class ModelReference(BaseModel):

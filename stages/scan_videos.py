@@ -53,25 +53,25 @@ class ScanVideos(ReadingStage):
     spans: Literal["use", "ignore", "require"] = Field(
         "use", description="whether given spans decide what is decoded"
     )
-    keep_frames: bool = Field(True, description="keep frames for the stages below")
+    keep_frames: bool = Field(True, description="keep frames for later stages")
     frame_short_side: int = Field(384, ge=16, description="short side of kept frames, pixels")
     frame_quality: int = Field(90, ge=1, le=100, description="JPEG quality of kept frames")
     frames_per_second: float = Field(
-        2.0, gt=0, le=8, description="kept frames a second that a long shot never falls below"
+        2.0, gt=0, le=8, description="minimum kept frames per second in a long shot"
     )
     edges: bool = Field(False, description="keep edge differences")
     kernel_size: int | None = Field(None, ge=3, description="size that edges are widened to")
     histogram_bins: int | None = Field(None, ge=1, le=256, description="keep histogram changes")
     hash_size: int | None = Field(None, ge=1, le=256, description="keep hash distances")
     hash_lowpass: int | None = Field(None, ge=1, le=256, description="low-pass factor of hashes")
-    cpus: float = resource(1.0, gt=0, description="CPUs that one worker takes")
-    batch_rows: int = resource(1, ge=1, description="videos given to the stage at a time")
+    cpus: float = resource(1.0, gt=0, description="CPUs per worker")
+    batch_rows: int = resource(1, ge=1, description="videos passed to the stage at a time")
 
     def check_upstream(self, before: Mapping[str, Stage]) -> None:
         download = before.get("download_videos")
         if self.spans == "ignore" and getattr(download, "sections", False):
-            raise ValueError("boundaries must be auto or given where download_videos.sections is "
-                             "on: of the videos only the given spans are there")
+            raise ValueError("boundaries must be auto or given if download_videos.sections is "
+                             "on: only the given spans of the videos are there")
 
     @contextmanager
     def open(self, workspace: Workspace) -> Iterator[Transform]:
@@ -132,5 +132,5 @@ def _require(path: Path) -> None:
     except OSError as error:
         problem = error.strerror
     if problem:
-        raise RowFailed("transient", f"{path}: {problem}; mount the disk that it is on, or put the "
+        raise RowFailed("transient", f"{path}: {problem}; mount its disk, or put the "
                         "file back, then retry the failures of kind transient")

@@ -44,7 +44,7 @@ class ScoreAesthetic(Stage):
         "embed_clips", description="label of the embed_clips whose embeddings are scored"
     )
     over_frames: Literal["max", "mean", "min"] = Field(
-        "max", description="how the frames' scores become the clip's; InternVid takes max"
+        "max", description="how the frames' scores become the clip's; InternVid uses max"
     )
 
     def columns_read(self) -> tuple[str, ...]:
@@ -72,7 +72,7 @@ class ScoreAesthetic(Stage):
             raise ClipmillError(
                 f"score_aesthetic: the head {self.head.name} scores embeddings of "
                 f"{head.dimensions} numbers, those of {self.embeddings} have {frames.shape[1]}; "
-                "set embed_clips.model to the model that the head was trained on, or take the head "
+                "set embed_clips.model to the model that the head was trained on, or use the head "
                 "of that model (512: ViT-B/32 and B/16, 768: ViT-L/14)"
             )
         with np.errstate(all="ignore"):

@@ -33,12 +33,12 @@ class ScoreSimilarity(EmbedderStage):
     score: ClassVar[str | None] = "similarity"
 
     embeddings: str = Field(
-        "embed_clips", description="label of the embed_clips whose embeddings are compared; its "
-        "model must be this one"
+        "embed_clips", description="label of the embed_clips whose embeddings are compared; it "
+        "must use the same model"
     )
     caption: str = Field(
         "summarize_captions.caption", pattern=r"^\w+\.\w+$",
-        description="label.column of the text that similarity is of",
+        description="label.column of the text for similarity",
     )
     over_frames: Literal["direction", "cosine"] = Field(
         "direction",
@@ -47,7 +47,7 @@ class ScoreSimilarity(EmbedderStage):
     )
     captions: str = Field(
         "caption_frames", pattern=r"^\w+$",
-        description="label of the caption_frames that similarity_coarse and similarity_fine are of",
+        description="label of the caption_frames for similarity_coarse and similarity_fine",
     )
 
     def columns_read(self) -> tuple[str, ...]:

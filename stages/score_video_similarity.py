@@ -33,20 +33,20 @@ class ScoreVideoSimilarity(Stage):
     )
     caption: str = Field(
         "summarize_captions.caption", pattern=r"^\w+\.\w+$",
-        description="label.column of the text that is compared",
+        description="label.column of the text to compare",
     )
     frames_per_clip: int = Field(
-        8, ge=1, description="frames of each clip that are taken; the model shows itself evenly "
-        "spread ones where it wants another number"
+        8, ge=1, description="frames to use per clip; if the model takes another number, "
+        "evenly spread ones are used"
     )
     dtype: DType = Field(
         "auto",
-        description="number format of the model; auto is bfloat16 where the CPU or GPU has "
-        "instructions for it, else float32",
+        description="number format of the model; auto is bfloat16 if the CPU or GPU has "
+        "instructions for it, otherwise float32",
     )
     batch_clips: int = resource(
-        8, ge=1, description="clips that go through the model at a time; halved when memory does "
-        "not suffice"
+        8, ge=1, description="clips per model call; halved when memory "
+        "runs out"
     )
 
     def columns_read(self) -> tuple[str, ...]:
@@ -76,7 +76,7 @@ class ScoreVideoSimilarity(Stage):
 
     def _can_be_scored(self, row: dict[str, Any], rows: Rows) -> bool:
         if not row["frames"]:
-            rows.fail(row["clip_id"], "bad_media", "no frame of this clip could be read")
+            rows.fail(row["clip_id"], "bad_media", "no frame of this clip can be read")
         elif not (row.get("text") or "").strip():
             rows.keep(row["clip_id"], video_similarity_reason=f"the clip has no {self.caption}")
         else:

@@ -86,15 +86,15 @@ class SplitClips(ReadingStage):
     boundaries: Literal["auto", "detect", "given", "whole"] = Field(
         "auto",
         description="where shots come from: detected cuts, the source's given spans, the whole "
-        "video as one; auto: given spans where the source has them, else detected cuts",
+        "video as one; auto: given spans if the source has them, otherwise detected cuts",
     )
     detector: Detector = Field("content", description="PySceneDetect's detector")
     threshold: float | None = Field(
         None,
         ge=0,
         le=255,
-        description="the detector's threshold; its default when not set: content 27, adaptive 3, "
-        "threshold 12, histogram 0.2, hash 0.35. At most 255, of histogram and hash 1",
+        description="the detector's threshold; by default content 27, adaptive 3, "
+        "threshold 12, histogram 0.2, hash 0.35. At most 255, or 1 for histogram and hash",
     )
     min_scene_len: str = Field(
         "0.6s",
@@ -102,67 +102,68 @@ class SplitClips(ReadingStage):
         "`0.6`) or `HH:MM:SS.nnn`",
     )
     filter_mode: Literal["merge", "suppress"] = Field(
-        "merge", description="content: what becomes of cuts closer than min_scene_len"
+        "merge", description="content: what to do with cuts closer than min_scene_len"
     )
     weights: tuple[float, float, float, float] = Field(
         (1.0, 1.0, 1.0, 0.0),
         description="content, adaptive: weights of hue, saturation, luma and edge differences",
     )
-    luma_only: bool = Field(False, description="content, adaptive: compare luma alone")
+    luma_only: bool = Field(False, description="content, adaptive: compare only luma")
     kernel_size: int | None = Field(
         None, ge=3, description="content, adaptive: size that edges are widened to, odd, pixels"
     )
     window_width: int = Field(
-        2, ge=1, description="adaptive: frames before and after that are averaged"
+        2, ge=1, description="adaptive: number of frames before and after to average"
     )
     min_content_val: float = Field(
-        15.0, ge=0, le=255, description="adaptive: content score below which there is no cut"
+        15.0, ge=0, le=255, description="adaptive: minimum content score of a cut"
     )
     fade_bias: float = Field(
-        0.0, ge=-1, le=1, description="threshold: place of the cut in a fade, -1 first, 1 last"
+        0.0, ge=-1, le=1, description="threshold: position of the cut in a fade, -1 first, 1 last"
     )
     add_final_scene: bool = Field(
-        True, description="threshold: cut where the video ends in a fade-out"
+        True, description="threshold: cut if the video ends in a fade-out"
     )
     min_out_length: str = Field(
-        "0.1s", description="threshold: shortest faded-out time that counts, as min_scene_len"
+        "0.1s", description="threshold: shortest faded-out time that counts, in the form of "
+                            "min_scene_len"
     )
     bins: int = Field(128, ge=1, le=256, description="histogram: bins")
     size: int = Field(8, ge=1, le=256, description="hash: side of the hash")
     lowpass: int = Field(2, ge=1, le=256, description="hash: how much high frequency is dropped")
     exact: bool = Field(
         False,
-        description="cuts equal those of PySceneDetect's own command to the frame; slower",
+        description="make cuts equal to those of PySceneDetect's own command, to the frame; slower",
     )
     min_clip_seconds: float = Field(0.5, ge=0, description="shortest clip, seconds")
     max_clip_seconds: float | None = Field(
         None, gt=0, description="longest clip, seconds; longer ones are cut into equal parts"
     )
     max_hold_seconds: float | None = Field(
-        None, gt=0, description="a picture that stays longer ends its shot after so long, seconds; "
-        "null lets pictures stay, as in screen recordings. A time in which neither picture nor "
-        "sound is there ends a shot in any case"
+        None, gt=0, description="a picture that stays longer than this ends its shot, seconds; "
+        "null lets pictures stay, as in screen recordings. A period with neither picture nor "
+        "sound always ends a shot"
     )
     max_corrupt_share: float = Field(
         0.1, ge=0, le=1, description="largest share of a clip's pictures that may be damaged or "
-        "lost, as those of a broken or encrypted file are; not known in exact mode"
+        "lost, as in a broken or encrypted file; not known in exact mode"
     )
     trim_start_seconds: float = Field(0.0, ge=0, description="cut off each shot's start, seconds")
     trim_end_seconds: float = Field(0.0, ge=0, description="cut off each shot's end, seconds")
     keep_frames: bool = Field(
-        True, description="keep frames for the stages below; without them those stages seek in "
+        True, description="keep frames for later stages; without them those stages seek in "
         "the videos"
     )
     frame_short_side: int = Field(384, ge=16, description="short side of kept frames, pixels")
     frame_quality: int = Field(90, ge=1, le=100, description="JPEG quality of kept frames")
     frames_per_second: float = Field(
-        2.0, gt=0, le=8, description="kept frames a second that a long shot never falls below"
+        2.0, gt=0, le=8, description="minimum kept frames per second in a long shot"
     )
-    scan_cpus: float = resource(1.0, gt=0, description="CPUs that one decoding worker takes")
+    scan_cpus: float = resource(1.0, gt=0, description="CPUs per decoding worker")
     scan_workers: int | None = resource(
-        None, ge=1, description="decoding workers; as many as fit when not set"
+        None, ge=1, description="decoding workers; by default as many as fit"
     )
-    batch_rows: int = resource(8, ge=1, description="videos given to the stage at a time")
+    batch_rows: int = resource(8, ge=1, description="videos passed to the stage at a time")
 
     @field_validator("min_scene_len", "min_out_length", mode="before")
     @classmethod
@@ -172,7 +173,7 @@ class SplitClips(ReadingStage):
             value = str(value)
         found = _LENGTH_OF_TIME.fullmatch(value.strip()) if isinstance(value, str) else None
         if found is None:
-            raise ValueError("is frames (15), seconds (0.6s) or HH:MM:SS.nnn")
+            raise ValueError("expected frames (15), seconds (0.6s) or HH:MM:SS.nnn")
         if found["seconds"]:
             return f"{found['seconds']}s"
         return found[0]
@@ -181,13 +182,13 @@ class SplitClips(ReadingStage):
     @classmethod
     def _check_odd(cls, value: int | None) -> int | None:
         if value is not None and value % 2 == 0:
-            raise ValueError("is an odd number of pixels")
+            raise ValueError("expected an odd number of pixels")
         return value
 
     @model_validator(mode="after")
     def _check_together(self) -> SplitClips:
         if not any(self.weights) or not all(map(math.isfinite, self.weights)):
-            raise ValueError("weights: numbers, of which at least one is not 0")
+            raise ValueError("weights: expected numbers, at least one of them not 0")
         if self.threshold is not None and self.threshold > _MOST[self.detector]:
             raise ValueError(f"threshold of {self.detector}: at most {_MOST[self.detector]:g}, "
                              f"not {self.threshold:g}")

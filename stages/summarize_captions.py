@@ -68,23 +68,24 @@ class SummarizeCaptions(GeneratingStage):
         DEFAULT_PROMPT,
         description="Jinja template with the variables coarse (text), fine (list of texts), "
         "fine_at (list of {seconds, text}, seconds from the clip's start), tags (list of texts), "
-        "title (text) and subtitles (text spoken in the clip); what it does not use is not read",
+        "title (text) and subtitles (text spoken in the clip); only what it uses is read",
     )
     max_new_tokens: int = Field(120, ge=1, description="longest answer, in tokens")
     min_new_tokens: int = Field(0, ge=0, description="shortest answer, in tokens")
     num_beams: int = Field(1, ge=1, description="beams of the beam search; 1 is greedy")
     no_repeat_ngram_size: int = Field(
-        0, ge=0, description="no run of this many tokens comes twice in an answer; 0 is no rule"
+        0, ge=0, description="no run of this many tokens occurs twice in an answer; 0 turns this "
+                             "off"
     )
     max_prompt_tokens: int | None = Field(
         None, ge=1,
-        description="longer prompts get fewer fine captions and subtitles, evenly thinned; what "
-        "the model's context holds when not set (no limit for a server; there a token is counted "
+        description="longer prompts get fewer fine captions and subtitles, evenly thinned; by "
+        "default the model's context (no limit for a server; there a token is counted "
         "as 4 characters)",
     )
     batch_texts: int = resource(
-        16, ge=1, description="prompts that go through the model at a time; halved when memory "
-        "does not suffice"
+        16, ge=1, description="prompts per model call; halved when memory "
+        "runs out"
     )
 
     @field_validator("prompt")

@@ -34,26 +34,26 @@ class TagClips(EmbedderStage):
     writes: ClassVar[pa.Schema] = TAGS
 
     vocabulary: DataFile | None = Field(
-        None, description="file of tags, one a line; the general one that is shipped "
-        "(stages/data/tags.txt) when not set"
+        None, description="file of tags, one per line; by default the general list that is "
+        "included (stages/data/tags.txt)"
     )
     templates: tuple[str, ...] = Field(
         ("a photo of {tag}.",), min_length=1,
-        description="texts that stand for a tag; {tag} is filled in",
+        description="texts that represent a tag; {tag} is replaced by it",
     )
-    top_k: int = Field(8, ge=1, description="most tags a clip gets")
+    top_k: int = Field(8, ge=1, description="maximum number of tags per clip")
     min_score: float = Field(
-        0.05, description="tags below this score are left out; set it anew with scores: cosine, "
+        0.05, description="tags below this score are left out; adjust it for scores: cosine,  "
         "where CLIP gives 0.15–0.35"
     )
-    scores: Literal["softmax", "cosine"] = Field("softmax", description="what a score is")
+    scores: Literal["softmax", "cosine"] = Field("softmax", description="the kind of score")
     over_frames: Literal["mean", "max"] = Field(
         "mean", description="how the scores of a clip's frames become the clip's"
     )
-    frames_per_clip: int = Field(4, ge=1, description="frames of each clip that are looked at")
+    frames_per_clip: int = Field(4, ge=1, description="frames to use per clip")
     embeddings: str | None = Field(
-        None, description="label of an embed_clips before this one with the same model, whose "
-        "embeddings are used, so that no frame is embedded twice"
+        None, description="label of an earlier embed_clips with the same model, whose "
+        "embeddings are reused, so that no frame is embedded twice"
     )
 
     @field_validator("templates", mode="before")
@@ -98,7 +98,7 @@ class TagClips(EmbedderStage):
             clips = self._frame_vectors(batch, embedder)
             for key, frames in zip(batch["clip_id"].to_pylist(), clips, strict=True):
                 if not len(frames):
-                    rows.fail(key, "bad_media", "no frame of this clip could be read")
+                    rows.fail(key, "bad_media", "no frame of this clip can be read")
                     continue
                 if frames.shape[1] != vectors.shape[1]:
                     raise ClipmillError(
@@ -150,9 +150,9 @@ def read_vocabulary(path: Path) -> list[str]:
         lines = path.read_text("utf-8-sig").splitlines()
     except OSError as error:
         raise UsageError(f"tag_clips.vocabulary: cannot read {path}: {error.strerror}; it should "
-                         "be a text file of one tag a line") from error
+                         "be a text file with one tag per line") from error
     tags = [line.partition("#")[0].strip() for line in lines]
     found = list(dict.fromkeys(tag for tag in tags if tag))
     if not found:
-        raise UsageError(f"tag_clips.vocabulary: {path} holds no tags; write one a line")
+        raise UsageError(f"tag_clips.vocabulary: {path} contains no tags; write one per line")
     return found

@@ -32,10 +32,10 @@ class TakeGivenScore(Stage):
     score: ClassVar[str | None] = "given_score"
 
     column: str = Field(
-        min_length=1, description="the source's name of the score, a key of the clip's `extra`"
+        min_length=1, description="the source's name for the score, a key of the clip's `extra`"
     )
     scorer: str = Field(
-        min_length=1, description="who computed it, in words that subset recipes ask for: UMT-SIM"
+        min_length=1, description="who computed it, in the words that subset recipes use: UMT-SIM"
     )
     tolerance_seconds: float = Field(
         0.5, ge=0, description="how far from the given span a clip may begin or end"

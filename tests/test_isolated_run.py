@@ -99,12 +99,12 @@ def test_a_decoder_that_is_taken_down_costs_its_own_video_only(engine, tmp_path)
         place, _, messages[name] = failed["error"]["message"].partition(": ")
         assert place == str(films / f"{name}.mp4")
     assert messages == {
-        "crash": "takes its decoder's process down: it ended twice, the last time by signal 11 "
+        "crash": "crashes its decoder's process:  it ended twice, the last time by signal 11 "
                  "(SIGSEGV); look at it with `ffprobe` or fetch it again",
-        "hang": "nothing came forward for 10 s while it was read; raise split_clips.stall_seconds "
-                "if the file deserves more; look at it with `ffprobe` or fetch it again",
+        "hang": "reading made no progress for 10 s; raise split_clips.stall_seconds "
+                "if the file needs more; look at it with `ffprobe` or fetch it again",
         "hungry": "takes more than 536,870,912 bytes of memory to read (MemoryError); raise "
-                  "split_clips.memory_limit_bytes if the file deserves more; look at it with "
+                  "split_clips.memory_limit_bytes if the file needs more; look at it with "
                   "`ffprobe` or fetch it again",
     }
 

@@ -94,7 +94,8 @@ class IngestReport:
         else:
             more = [f"{count} {word}" for count, word in (
                 (self.rejected - self.ended, "rejected"), (self.failed, "failed"),
-                (self.known, "already known"), (self.ended, f"failure{'' if self.ended == 1 else 's'} resolved"),
+                (self.known, "already known"),
+                (self.ended, f"failure{'' if self.ended == 1 else 's'} resolved"),
                 (self.gathered, f"row{'' if self.gathered == 1 else 's'} gathered into them"),
             ) if count]
             shards = counted(len(self.shards), "shard")

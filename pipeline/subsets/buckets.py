@@ -114,8 +114,8 @@ class _Search:
         if evenly is None:
             raise UsageError(
                 f"{self.near.threshold} is too wide for {self.n_items:,} candidates: "
-                f"{MOST_TABLES} passes would find less than {recall:.0%} of such pairs; take a "
-                "narrower one, or put rules that leave fewer clips before it"
+                f"{MOST_TABLES} passes would find less than {recall:.0%} of such pairs; use a "
+                "narrower one, or add rules before it that leave fewer clips"
             )
         crowded = tables_needed(self.near, self.bits, self._table(0), recall) or MOST_TABLES
         for number in range(1, min(crowded, _MOST_FOR_CROWDS * evenly)):

@@ -154,8 +154,8 @@ def _rule_columns(
     if isinstance(body, Where):
         kind = checker.type_of(body.expression, place)
         if kind not in ("BOOLEAN", '"NULL"'):
-            raise UsageError(f"{place}: a predicate is true or false, and this is a {kind}: "
-                             f"{body.expression}" + (
+            raise UsageError(f"{place}: expected a condition that is true or false, but this is a "
+                             f"{kind}: {body.expression}" + (
                                  " (in a shell, put it in quotes: < and > redirect)"
                                  if body.expression.isidentifier() else ""))
         values.append(wanted.add(f"CAST(({body.expression}\n) AS BOOLEAN)", place))
@@ -200,7 +200,7 @@ def _number(expression: str, checker: Expressions, place: str) -> str:
     """A numeric expression; not-a-number counts as no value."""
     kind = checker.type_of(expression, place)
     if not is_numeric(kind):
-        raise UsageError(f"{place}: expected a number, and {expression} is a {kind}")
+        raise UsageError(f"{place}: expected a number, but {expression} is a {kind}")
     if kind in ("FLOAT", "DOUBLE"):
         return f"if(isnan({expression}\n), NULL, {expression}\n)"
     return f"({expression}\n)"

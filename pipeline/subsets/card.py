@@ -28,11 +28,11 @@ def data_card(
         _head(info),
         "## How it was chosen\n\n" + _funnel(info),
         *_scorers(info),
-        "## What is in it\n\n" + "\n\n".join(
+        "## Contents\n\n" + "\n\n".join(
             [_counts(name, info["counts"][name]) for name in info["counts"]]),
-        "## Its numbers\n\n" + _distributions(info["distributions"]),
-        "## Since then\n\n" + _since(info, since),
-        "## To make it again\n\n" + _again(subset, ready_made),
+        "## Distributions\n\n" + _distributions(info["distributions"]),
+        "## Changes since\n\n" + _since(info, since),
+        "## How to make it again\n\n" + _again(subset, ready_made),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -50,7 +50,7 @@ def _head(info: Mapping[str, Any]) -> str:
     if info["source"]:
         lines.append(f"- source of the recipe: {_text(info['source'])}")
     if not info["verified"]:
-        lines.append("- unverified: not all of the recipe stands in the publication itself")
+        lines.append("- unverified: the publication itself doesn't state all of the recipe")
     if info["parameters"]:
         lines.append("- parameters: " + ", ".join(
             f"{name} = {value}" for name, value in info["parameters"].items()))
@@ -74,15 +74,15 @@ def _funnel(info: Mapping[str, Any]) -> str:
         rows.append([rule["number"], f"{named}{rule['verb']} {_code(rule['says'])}",
                      *_size(rule["remaining"]), f"{rule['took']['clips']:,}",
                      f"{rule['took']['because_null']:,}"])
-    table = _table(["", "rule", "clips", "videos", "hours", "took", "of these null"], rows)
+    table = _table(["", "rule", "clips", "videos", "hours", "removed", "missing value"], rows)
     found = [f"- rule {rule['number']}: {_code(one['column'])} {one['operator']} {one['value']:.6g}"
              for rule in info["funnel"] for one in rule["thresholds"]]
     notes = [f"- rule {rule['number']}: {_text(note)}"
              for rule in info["funnel"] for note in rule["notes"]]
     if found:
-        table += "\n\nThresholds that came of it:\n\n" + "\n".join(found)
+        table += "\n\nResulting thresholds:\n\n" + "\n".join(found)
     if notes:
-        table += "\n\nTo note:\n\n" + "\n".join(notes)
+        table += "\n\nNotes:\n\n" + "\n".join(notes)
     return table
 
 
@@ -90,7 +90,7 @@ def _scorers(info: Mapping[str, Any]) -> list[str]:
     lines = []
     for role, scorer in info["scorers"].items():
         if scorer["waived"]:
-            checked = "taken as it is: nobody checked that it is the recipe's scorer"
+            checked = "accepted without a check that it is the recipe's scorer"
         else:
             checked = f"checked to be {scorer['name']}"
         made = [f"column {_code(scorer['column'])}"]
@@ -119,7 +119,7 @@ def _distributions(found: Mapping[str, Mapping[str, Any]]) -> str:
     names = ["min", "p05", "p25", "median", "p75", "p95", "max"]
     rows = [[name, f"{values['clips']:,}", *(f"{values[key]:.4g}" for key in names)]
             for name, values in found.items()]
-    return _table(["", "clips with it", *names], rows)
+    return _table(["", "clips with a value", *names], rows)
 
 
 def _since(info: Mapping[str, Any], since: Mapping[str, Any]) -> str:
@@ -131,8 +131,8 @@ def _since(info: Mapping[str, Any], since: Mapping[str, Any]) -> str:
         lines.append(f"- {since['not_in_catalog']:,} of its clips are no longer in the catalog, "
                      "which shows what the newest run made")
     if since["changed_steps"]:
-        lines.append("- the catalog has been made anew at: " + ", ".join(since["changed_steps"]))
-    return "\n".join(lines) or "All of its clips are in the catalog, made as they were then."
+        lines.append("- these steps have been run again:  " + ", ".join(since["changed_steps"]))
+    return "\n".join(lines) or "All of its clips are in the catalog, unchanged."
 
 
 def _again(subset: FrozenSubset, ready_made: Path | None) -> str:
@@ -156,10 +156,11 @@ def _again(subset: FrozenSubset, ready_made: Path | None) -> str:
     files = [f"`{file['name']}`:\n\n{_fenced(file['text'])}" for file in info["recipe_files"]]
     return (
         f"{_fenced(command, 'sh')}\n\n"
-        "On the same catalog that gives the same hash, and so nothing to do. The recipe, as it "
+        "On the same catalog this gives the same hash, and so there is nothing to do. The recipe, "
+        "as written:\n\n"
         "was:\n\n"
         + "\n\n".join(files)
-        + "\n\nIts rules with every parameter in its place:\n\n"
+        + "\n\nIts rules with all parameters filled in:\n\n"
         + _fenced(yaml.safe_dump({"rules": info["rules"]}, sort_keys=False, allow_unicode=True,
                                  width=90))
     )

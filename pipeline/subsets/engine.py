@@ -213,7 +213,7 @@ class Engine:
         if not missing:
             return []
         return [f"no clip that reaches the rule has {body.per} {' or '.join(map(repr, missing))}; "
-                f"there are: {', '.join(there[:20])}"]
+                f"available:  {', '.join(there[:20])}"]
 
     def _sample(self, rule: Rule, columns: RuleColumns, source: str, target: str,
                 outcome: Outcome) -> None:
@@ -226,9 +226,9 @@ class Engine:
             (wrong,) = self._one(f"SELECT count(*) FROM {source} WHERE {columns.values[0]} <= 0 "
                                  f"OR isinf({columns.values[0]})")
             if wrong:
-                raise UsageError(f"a weight is a positive number, and {body.weight} is not for "
-                                 f"{counted(wrong, 'clip')}; put a `where` rule before it, or use "
-                                 "greatest()")
+                raise UsageError(f"a weight must be a positive number, but {body.weight} is not "
+                                 f"for {counted(wrong, 'clip')}; put a `where` rule before it, or "
+                                 "use greatest()")
             (n,) = self._one(f"SELECT count({columns.values[0]}) FROM {source}")
             outcome.nulls = outcome.before.clips - n
             reach = f"(SELECT * FROM {source} WHERE {columns.values[0]} IS NOT NULL)"
@@ -238,7 +238,7 @@ class Engine:
             weight = " * of_video"
         wanted = body.clips if body.clips is not None else round(Fraction(str(body.fraction)) * n)
         if body.clips is not None and body.clips >= n:
-            outcome.notes.append(f"{counted(body.clips, 'clip')} asked for, {n:,} "
+            outcome.notes.append(f"{counted(body.clips, 'clip')} requested, {n:,} "
                                  f"reach{'es' if n == 1 else ''} the rule: all stay")
         # Efraimidis and Spirakis: the n smallest of -ln(u) / weight are a weighted sample without
         # replacement; with equal weights the smallest u do.
@@ -266,7 +266,8 @@ class Engine:
 
     def _note_all(self, wanted: int, there: int, outcome: Outcome) -> None:
         if wanted >= there:
-            outcome.notes.append(f"{counted(wanted, 'clip')} asked for, {there:,} there: all stay")
+            outcome.notes.append(f"{counted(wanted, 'clip')} requested, {there:,} available: all "
+                                 "stay")
 
     def _register_shares(self, shares: np.ndarray) -> None:
         self._connection.register("given_shares", pa.table(
@@ -360,10 +361,10 @@ class Engine:
         labels = [step.step for step in there]
         found = [step for step in there if label in (None, step.step)]
         if not there:
-            raise UsageError(f"the dataset has nothing from {stage}; add it with `clipmill run "
+            raise UsageError(f"the dataset has no {stage}; add it with `clipmill run "
                              f"--dataset {shell_word(layout.dataset)} --set {stage}.stage={stage}`")
         if not found:
-            raise UsageError(f"the dataset has no step {label!r}; there are: {', '.join(labels)}")
+            raise UsageError(f"the dataset has no step {label!r}; available:  {', '.join(labels)}")
         if len(found) > 1:
             raise UsageError(f"the dataset has {stage} more than once; name one with "
                              f"`embeddings:`, of {', '.join(labels)}")

@@ -206,6 +206,6 @@ def require_clips(
             found = "; ".join(f"{one.column} {one.operator} {one.value:g}"
                               for one in outcome.thresholds)
             raise UsageError(
-                f"{outcome.rule.place} takes the last {counted(outcome.before.clips, 'clip')}"
+                f"{outcome.rule.place} removes the last {counted(outcome.before.clips, 'clip')}"
                 f"{null}: {found or outcome.rule.describe()}. The subset would be empty; see "
                 "`clipmill subset explain`")

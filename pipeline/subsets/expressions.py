@@ -78,7 +78,7 @@ class Expressions:
         with errors_at(place):
             columns = self._catalog.execute(query).description
         if len(columns) != 1:
-            raise UsageError(f"{place}: {text!r} stands for {len(columns)} columns; expected one")
+            raise UsageError(f"{place}: {text!r} expands to {len(columns)} columns; expected one")
         return str(columns[0][1])
 
     def order(self, text: str, place: str) -> list[OrderTerm]:
@@ -87,7 +87,7 @@ class Expressions:
         modifiers = select["modifiers"]
         kinds = [modifier["type"] for modifier in modifiers]
         if kinds != ["ORDER_MODIFIER"] or not _is_bare({**select, "modifiers": []}):
-            raise UsageError(f"{place}: {text!r} is no order; expected something like "
+            raise UsageError(f"{place}: {text!r} is not an order; expected something like "
                              "`similarity DESC`")
         terms = []
         for term in modifiers[0]["orders"]:
@@ -128,7 +128,7 @@ class Expressions:
     def _tree(self, text: str, place: str) -> dict[str, Any]:
         select = self._select(f"SELECT {text}\n", place)
         if not _is_bare(select):
-            raise UsageError(f"{place}: {text!r} is more than one expression; a rule takes one, "
+            raise UsageError(f"{place}: {text!r} is more than one expression; a rule needs one, "
                              "without FROM, AS or a comma outside parentheses")
         tree: dict[str, Any] = select["select_list"][0]
         self._check_looks_at_one_clip(tree, place)
@@ -139,24 +139,24 @@ class Expressions:
             name = str(node.get("function_name", "")).lower()
             if node.get("class") == "WINDOW" or name in self._aggregates:
                 raise UsageError(
-                    f"{place}: {name}() looks at other clips than the one in question; use a "
+                    f"{place}: {name}() uses clips other than the one in question; use a "
                     "percentile, cap or quota rule, or a subquery such as "
                     "(SELECT avg(similarity) FROM clips)"
                 )
             if name in _MULTIPLYING:
-                raise UsageError(f"{place}: {name}() makes several rows of one clip; use a list "
+                raise UsageError(f"{place}: {name}() makes several rows from one clip; use a list "
                                  "function such as list_contains or list_filter")
 
     def _select(self, query: str, place: str) -> dict[str, Any]:
         with errors_at(place):
             count = len(duckdb.extract_statements(query))
         if count != 1:
-            raise UsageError(f"{place}: {count} statements stand where one expression is expected")
+            raise UsageError(f"{place}: expected one expression, found {count} statements")
         (text,) = self._catalog.connection.execute("SELECT json_serialize_sql(?)", [query]
                                                    ).fetchall()[0]
         found = json.loads(text)
         if found["error"]:
-            raise UsageError(f"{place}: only expressions that read are allowed here: "
+            raise UsageError(f"{place}: only read-only expressions are allowed here:  "
                              f"{found['error_message']}")
         self._check(found, place)
         node: dict[str, Any] = found["statements"][0]["node"]
@@ -169,10 +169,10 @@ class Expressions:
             if "cte_map" in node and node["type"] not in _QUERY_NODES:
                 raise UsageError(f"{place}: a WITH clause that writes is not allowed")
             if node.get("sample"):
-                raise UsageError(f"{place}: SAMPLE would give other clips each time; use a "
+                raise UsageError(f"{place}: SAMPLE would give different clips each time; use a "
                                  "`sample` rule, which has a seed")
             if node.get("class") == "PARAMETER":
-                raise UsageError(f"{place}: `?` stands for nothing here; declare a parameter and "
+                raise UsageError(f"{place}: `?` has no meaning here; declare a parameter and "
                                  "write $name")
             name = str(node.get("function_name", "")).lower()
             if name in _HIDING:
@@ -182,8 +182,9 @@ class Expressions:
                 name = column[0].lower()
             if name in self._changing or name in _CLOCKS:
                 raise UsageError(
-                    f"{place}: {name} may say something else each time, and the same recipe must "
-                    "give the same clips; use a parameter with --set, or a `sample` rule for chance"
+                    f"{place}: {name} may give a different result each time, but the same recipe "
+                    "must give the same clips; use a parameter with --set, or a `sample` rule for "
+                    "randomness"
                 )
 
     def _text(self, node: dict[str, Any]) -> str:

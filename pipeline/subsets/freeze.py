@@ -55,8 +55,9 @@ CLIPS_SCHEMA = pa.schema([
     pa.field("position", pa.int64(), nullable=False),
 ])
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}\Z")
-_DIFFERENT = (("hash", "other clips"), ("rules", "other rules"), ("seed", "another seed"),
-              ("scorers", "other scorers"))
+_DIFFERENT = (("hash", "different clips"), ("rules", "different rules"), ("seed", "a different "
+                                                                                  "seed"),
+              ("scorers", "different scorers"))
 
 
 @dataclass(frozen=True)
@@ -79,8 +80,8 @@ def load_subset(dataset: Path, name: str) -> FrozenSubset:
     if name not in names:
         near = difflib.get_close_matches(name, names, n=1)
         hint = f"did you mean {near[0]}? " if near else ""
-        known = f"there are: {', '.join(names)}" if names else (
-            "`clipmill subset recipes` names the ready-made ones, e.g. `clipmill subset create "
+        known = f"available:  {', '.join(names)}" if names else (
+            "`clipmill subset recipes` lists the ready-made ones, e.g. `clipmill subset create "
             f"{shell_word(dataset)} internvid-random`")
         raise UsageError(f"{dataset} has no subset {name!r}; {hint}{known}")
     folder = dataset / SUBSETS / name
@@ -103,8 +104,8 @@ def subset_names(dataset: Path) -> list[str]:
 def check_name(name: str) -> str:
     """The name where it is safe as a folder's, else UsageError."""
     if not _NAME.match(name):
-        raise UsageError(f"--name {name!r}: a subset's name is up to 80 letters, digits, dots, "
-                         "dashes and underscores, and begins with a letter or digit")
+        raise UsageError(f"--name {name!r}: a subset name has up to 80 letters, digits, dots, "
+                         "dashes and underscores, and starts with a letter or digit")
     return name
 
 
@@ -181,15 +182,15 @@ def _check_none_was_removed(dataset: Path, connection: Any, name: str) -> None:
                                   "(SELECT unnest(?::VARCHAR[]))", [removed]).fetchone()
     if clips:
         raise ClipmillError(f"{counted(clips, 'clip')} of the subset {name!r} belong to videos "
-                            "that were removed from the dataset while it was being made; run the "
-                            "same command again, it leaves them out")
+                            "that were removed from the dataset while it was being created; run "
+                            "the same command again, which leaves them out")
 
 
 def _same_or_refuse(there: FrozenSubset, made: Mapping[str, Any]) -> FrozenSubset:
     different = [said for key, said in _DIFFERENT if there.info[key] != made[key]]
     if different:
         raise UsageError(
-            f"a subset {there.name!r} is there already, with {' and '.join(different)} "
+            f"a subset {there.name!r} already exists, with {' and '.join(different)} "
             f"({counted(there.info['n_clips'], 'clip')}, made {there.info['created_at'][:16]}); "
             f"give this one another name with --name, or delete {there.folder} first")
     return there
@@ -208,7 +209,7 @@ def _making(dataset: Path, name: str) -> Iterator[Path]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise ClipmillError(f"another process is making the subset {name!r} of {dataset}; "
+            raise ClipmillError(f"another process is creating the subset {name!r} of {dataset}; "
                                 "wait until it is done") from error
         for left in place.glob(f".{name}~*.tmp"):  # of one that was killed
             shutil.rmtree(left, ignore_errors=True)

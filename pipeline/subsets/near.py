@@ -52,8 +52,8 @@ def near_vectors(
     `min_cosine` is too low for so many.
     """
     if not 0 < min_cosine <= 1:
-        raise UsageError(f"min_cosine: {min_cosine} is no cosine that near-duplicates could have; "
-                         "give one above 0 and up to 1, such as 0.95")
+        raise UsageError(f"min_cosine: {min_cosine} is not a possible cosine of near-duplicates; "
+                         "give a value above 0 and up to 1, such as 0.95")
     with tempfile.TemporaryDirectory(dir=scratch) as folder:
         store = VectorStore(rows, Path(folder) / "vectors")
         _check_ranks(store.ranks, n)
@@ -218,7 +218,7 @@ def near_hashes(
     """
     if not 0 <= max_distance < HASH_BITS // 2:
         raise UsageError(f"max_distance: {max_distance} is not from 0 to {HASH_BITS // 2 - 1}; "
-                         "hashes of frames that have nothing in common differ in about 32 bits")
+                         "hashes of unrelated frames differ in about 32 bits")
     clips = _HashedClips(rows)
     _check_ranks(clips.ranks, n)
     hashes, owners = clips.items()

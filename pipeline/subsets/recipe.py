@@ -42,21 +42,23 @@ class SubsetFile(BaseModel):
     description: str | None = Field(None, description="what the subset is, in one line")
     source: str | None = Field(None, description="where the recipe was published, in words")
     verified: bool | None = Field(
-        None, description="false where not all of it was read in the publication itself"
+        None, description="false if the publication itself doesn't state all of it"
     )
     extends: str | None = Field(
-        None, description="a ready-made recipe, or a file relative to this one; keys here win"
+        None, description="a ready-made recipe, or a file relative to this one; keys given here "
+                          "override it"
     )
     parameters: dict[str, Any] = Field(
-        default_factory=dict, description="values that rules use as $name; --set name=value wins"
+        default_factory=dict, description="values that rules use as $name; --set name=value "
+                                          "overrides them"
     )
     seed: int | None = Field(None, ge=_SEEDS[0], le=_SEEDS[1], strict=True,
-                             description="of everything random; --seed wins")
+                             description="random seed; --seed overrides it")
     scorers: dict[str, ScorerSpec | Literal["any"]] = Field(
-        default_factory=dict, description="column as the rules name it: what must have made it"
+        default_factory=dict, description="column name used in the rules: what must have made it"
     )
     rules_before: list[dict[str, Any]] = Field(
-        default_factory=list, description="rules in front of the inherited ones"
+        default_factory=list, description="rules before the inherited ones"
     )
     rules: list[dict[str, Any]] = Field(default_factory=list, description="rules, in order")
 
@@ -168,7 +170,7 @@ def _read_chain(path: Path, ready_made: Path | None) -> list[tuple[Path, SubsetF
     while True:
         if path.resolve() in seen:
             names = [file.name for file in seen[seen.index(path.resolve()):]]
-            raise UsageError(f"{path}: `extends` goes round in a circle: "
+            raise UsageError(f"{path}: `extends` is circular:  "
                              f"{' → '.join([*names, path.name])}")
         seen.append(path.resolve())
         given = _read(path)
@@ -198,8 +200,8 @@ def _extended(path: Path, word: str, ready_made: Path | None) -> Path:
     file = path.parent / Path(word).expanduser()
     if file.is_file():
         return file
-    raise UsageError(f"{path}: extends: {word!r} is no file beside it, and no ready-made recipe; "
-                     f"{near(word, names)}")
+    raise UsageError(f"{path}: extends: {word!r} is neither a file next to it nor a ready-made "
+                     f"recipe; {near(word, names)}")
 
 
 def near(word: str, known: Sequence[str]) -> str:
@@ -218,14 +220,14 @@ def _parameter(value: Any, place: str) -> Any:
     if isinstance(value, str) and _NUMBER_WITH_EXPONENT.match(value):
         value = float(value)  # YAML 1.1 takes 1e-6 for text
     if isinstance(value, float) and not math.isfinite(value):
-        raise UsageError(f"{place}: {value} is no number that a rule can use")
+        raise UsageError(f"{place}: {value} is not a number that a rule can use")
     if isinstance(value, list):
         value = [_parameter(item, place) for item in value]
         kinds = {_kind(item) for item in value}
         if len(kinds) > 1 or kinds & {"a list", "a mapping", "nothing"}:
             hint = (": YAML reads yes, no, on and off as true and false; put them in quotes"
                     if "true or false" in kinds else "")
-            raise UsageError(f"{place}: a list holds values of one kind, not "
+            raise UsageError(f"{place}: a list must hold values of one kind, not "
                              f"{' and '.join(sorted(kinds))}{hint}")
     return value
 
@@ -251,15 +253,15 @@ def _apply(
         role = name.removeprefix("scorers.")
         if role != name:
             if role not in scorers:
-                raise UsageError(f"--set {override!r}: {path.name} asks for no scorer of {role!r}; "
-                                 f"{near(role, list(scorers))}")
+                raise UsageError(f"--set {override!r}: {path.name} requires no scorer for "
+                                 f"{role!r}; {near(role, list(scorers))}")
             if text != "any":
-                raise UsageError(f"--set {override!r}: expected scorers.{role}=any, which takes "
-                                 "the column as it is")
+                raise UsageError(f"--set {override!r}: expected scorers.{role}=any, which accepts "
+                                 "the column whatever made it")
             scorers[role] = "any"
             continue
         if name not in parameters:
-            hint = "; the seed is given with --seed" if name == "seed" else ""
+            hint = "; use --seed for the seed" if name == "seed" else ""
             raise UsageError(f"--set {override!r}: {path.name} has no parameter {name!r}; "
                              f"{near(name, list(parameters))}{hint}")
         value = _parameter(parse_yaml(text, f"--set {override!r}: the value"),
@@ -282,7 +284,7 @@ class _Parameters:
 
     def _value(self, name: str, place: str) -> Any:
         if name not in self._values:
-            raise UsageError(f"{place}: ${name} is no parameter of the recipe; "
+            raise UsageError(f"{place}: ${name} is not a parameter of the recipe; "
                              f"{near(name, list(self._values))}")
         self.used.add(name)
         return self._values[name]
@@ -321,7 +323,7 @@ def sql_value(value: Any, place: str = "") -> str:
         return literal(value)
     if isinstance(value, list):
         return f"[{', '.join(map(sql_value, value))}]"
-    raise UsageError(f"{place} is {_kind(value)}, which SQL can't hold")
+    raise UsageError(f"{place} is {_kind(value)}, which SQL can't represent")
 
 
 def _rule(number: int, file: str, given: dict[str, Any], parameters: _Parameters) -> Rule:
@@ -333,7 +335,7 @@ def _rule(number: int, file: str, given: dict[str, Any], parameters: _Parameters
             raise UsageError(f"{place}: unknown rule {unknown!r}; "
                              f"{near(str(unknown), list(VERBS))}")
         said = f"has {' and '.join(verbs)}" if verbs else "has none"
-        raise UsageError(f"{place}: a rule is one mapping with one verb, and this one {said}; "
+        raise UsageError(f"{place}: a rule is one mapping with one verb, but this one {said}; "
                          f"verbs: {', '.join(VERBS)}")
     verb = verbs[0]
     name = given.get("name")

@@ -80,7 +80,7 @@ class Percentile(Body):
             raise ValueError("give one of top, bottom and between"
                              + (f", not {' and '.join(given)}" if given else ""))
         if self.between is not None and self.between[0] >= self.between[1]:
-            raise ValueError(f"between: the first number must be the smaller one, not "
+            raise ValueError(f"between: the first number must be smaller than the second, not "
                              f"{self.between[0]:g} and {self.between[1]:g}")
         return self
 
@@ -233,7 +233,7 @@ class Deduplicate(Body):
                "embedding": {"min_cosine", "embeddings"}}
         for name in ("max_distance", "min_cosine", "embeddings"):
             if getattr(self, name) is not None and name not in own[self.by]:
-                raise ValueError(f"{name} does not go with by: {self.by}")
+                raise ValueError(f"{name} can't be combined with by:  {self.by}")
         for name in own[self.by] - {"embeddings"}:
             if getattr(self, name) is None:
                 raise ValueError(f"by: {self.by} needs {name}")

@@ -67,10 +67,11 @@ class Accepted(Made):
 
     stage: str | None = Field(None, description="name of the stage, whatever its label")
     column: str | None = Field(
-        None, description="column of `clips`, made by a stage of one's own or by take_given_score"
+        None, description="column of `clips`, made by a custom stage or by take_given_score"
     )
     upstream: dict[str, Made] = Field(
-        default_factory=dict, description="name of a stage that it reads from: how that is set"
+        default_factory=dict, description="name of a stage that it reads from: its expected "
+                                          "settings"
     )
 
     @model_validator(mode="after")
@@ -84,14 +85,14 @@ class ScorerSpec(BaseModel):
     """What a column of the rules must be."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    name: str = Field(description="the scorer, as people call it")
+    name: str = Field(description="the scorer's usual name")
     means: str = Field("", description="what the number is: unit, frames, direction")
-    accepts: list[Accepted] = Field(min_length=1, description="any one of these fits")
+    accepts: list[Accepted] = Field(min_length=1, description="any one of these is accepted")
     add: dict[str, dict[str, Any]] = Field(
         default_factory=dict, description="label: settings of the stages to add to the run's "
         "recipe, the scorer last; `stage:` names the stage where the label doesn't"
     )
-    note: str = Field("", description="what else a person must know to add it")
+    note: str = Field("", description="what else the user must know to add it")
 
     @field_validator("add", mode="before")
     @classmethod
@@ -124,7 +125,7 @@ class ResolvedScorer:
         made = "not a score of any stage"
         if self.label is not None and self.stage is not None:
             made = _made_by(self.label, self.stage, self.models, self.settings)
-        return f"{self.column}: {made}" + (", taken without a check" if self.waived else "")
+        return f"{self.column}: {made}" + (", accepted without a check" if self.waived else "")
 
     def record(self) -> dict[str, Any]:
         """Plain data, for a subset's provenance."""
@@ -242,8 +243,8 @@ class _Stages:
     def taken(self, role: str, recipe: str) -> ResolvedScorer:
         """The column as it is, whatever made it."""
         if role not in self._made and role not in self._others:
-            raise UsageError(f"{recipe}: scorers.{role}=any takes the column {role!r} as it is, "
-                             f"and `clips` has none; columns from scorers and further stages: "
+            raise UsageError(f"{recipe}: scorers.{role}=any accepts the column {role!r} as it is, "
+                             f"but `clips` has none; columns from scorers and other stages: "
                              f"{', '.join(self._made) or 'none'}")
         return self.resolved(role, role, "any", waived=True)
 
@@ -280,7 +281,7 @@ def _ways_out(missing: Mapping[str, ScorerSpec], stages: _Stages) -> list[str]:
             ] if command else []
     if present := [role for role in missing if stages.record_of(role) is not None]:
         waivers = " ".join(f"--set scorers.{role}=any" for role in present)
-        notes.append("To take a column as it is all the same, and have the subset's record say "
+        notes.append("To accept a column without this check, and have the subset's record say "
                      f"so: {waivers}")
     return [*ways, *own, *notes]
 
@@ -291,7 +292,7 @@ def _instead(role: str, spec: ScorerSpec, stages: _Stages) -> str:
         return "the catalog has no such column"
     reasons = min((stages.mismatches(role, accepted) for accepted in spec.accepts),
                   key=lambda found: ("made by" in found[0], len(found)))
-    return f"the catalog has there {stages.said(role)}: {'; '.join(reasons)}"
+    return f"the catalog's column comes from {stages.said(role)}:  {'; '.join(reasons)}"
 
 
 class _Command:

@@ -92,9 +92,10 @@ def _frames(column: pa.Array) -> tuple[np.ndarray, np.ndarray]:
 
 def _mixed(one: int, other: int) -> ClipmillError:
     return ClipmillError(
-        f"embeddings of {one} and of {other} numbers stand side by side and cannot be compared; "
-        "name the step to take them from with `embeddings:`, and see with `SELECT stage, "
-        "len(embeddings[1]) AS numbers, count(*) FROM embeddings GROUP BY ALL` which steps differ"
+        f"embeddings of {one} and of {other} numbers are mixed and cannot be compared; name "
+        "the step to use with `embeddings:`; `SELECT stage, "
+        "len(embeddings[1]) AS numbers, count(*) FROM embeddings GROUP BY ALL` shows which steps "
+        "differ"
     )
 
 

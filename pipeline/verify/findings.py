@@ -96,7 +96,7 @@ class Book:
         *more: Remedy, at_rest: bool = False,
     ) -> None:
         """A fault of a shard that can be made again."""
-        self.fault(check, where, what, f"{self.repair} with what was made from it, then "
+        self.fault(check, where, what, f"{self.repair} with everything made from it, then "
                    f"{self._makes_again(label)}", Remake(label, fingerprint, shard), *more,
                    at_rest=at_rest)
 

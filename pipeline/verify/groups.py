@@ -91,7 +91,7 @@ class GroupChecks:
                  for table in node.tables for shard in survey.group(node, base, table)]
         if any(SOURCES_NODE.id in node.inputs for node, _ in files):
             self.book.remake("missing", f"{SOURCES}/{base}.parquet",
-                             f"is not there, but {counted(len(files), 'shard')} made from it "
+                             f"is missing, but {counted(len(files), 'shard')} made from it "
                              f"{'is' if len(files) == 1 else 'are'}", SOURCES, "", base)
             return False
         for _, file in files:
@@ -118,11 +118,11 @@ class GroupChecks:
             users = [child.label for child in below if shard in survey.shards(child)
                      and node in missing_inputs(survey, child, shard)]
             if users:
-                book.remake("missing", node.file(shard), f"is not there, but {users[0]} was made "
+                book.remake("missing", node.file(shard), f"is missing, but {users[0]} was made "
                             "from it", node.label, node.fingerprint, shard)
                 broken.add(node)
             elif survey.must_have(node, shard):
-                book.remake("missing", node.file(shard), "is not there, but the newest run says "
+                book.remake("missing", node.file(shard), "is missing, but the newest run says "
                             "that it is done", node.label, node.fingerprint, shard, at_rest=True)
             elif node.id in survey.current:
                 self.pending[node.id] += 1
@@ -151,10 +151,10 @@ class GroupChecks:
                 continue
             where = node.file(shard, table)
             if not is_cache(table):
-                book.remake("missing", where, f"is not there, but {node.file(shard)} is",
+                book.remake("missing", where, f"is missing, but {node.file(shard)} exists",
                             node.label, node.fingerprint, shard)
             elif node.id in survey.current and not frames_are_dropped(survey.newest):
-                book.note("frames", where, "is not there: stages that want frames read them from "
+                book.note("frames", where, "is missing: stages that need frames read them from "
                           "the video again")
 
     def _check_removed(self, found: dict[Node, dict[str, Rows]]) -> None:
@@ -178,7 +178,7 @@ class GroupChecks:
         stones = [stone for stone in self.survey.removals
                   if any(_belongs(stone, key) for key in left)]
         done = [stone for stone in stones if stone.purged_at is not None]
-        what = f"still has rows of what was removed: {some(left)}"
+        what = f"still has rows of removed videos: {some(left)}"
         video = next((video for stone in stones for video in stone.videos), "ID")
         finish = (f"{book.again} or `clipmill remove {shell_word(book.dataset)} --video {video}` "
                   "finishes the removal")
@@ -186,8 +186,8 @@ class GroupChecks:
             book.fault("removal", node.file(shard), what, finish, at_rest=True)
         else:
             book.fault("removal", node.file(shard), what,
-                       f"`clipmill verify {shell_word(book.dataset)} --repair` opens the removal "
-                       f"again; then {finish}",
+                       f"`clipmill verify {shell_word(book.dataset)} --repair` reopens the "
+                       f"removal; then {finish}",
                        *(Reopen(stone.name) for stone in done), at_rest=True)
 
     def _check_keys(self, node: Node, found: dict[Node, dict[str, Rows]]) -> bool:

@@ -265,7 +265,7 @@ def read_survey(dataset: Path, book: Book) -> Survey:
         except (DamagedFile, OSError) as error:
             records_known = False
             _unreadable(book, dataset, path, error, "the run's record",
-                        "a run with the same recipe writes one again")
+                        "a run with the same recipe writes a new one")
             continue
         records[path.stem], newest = record, record
         nodes.update((node.id, node) for node in found)
@@ -320,9 +320,9 @@ def check_notes(dataset: Path, book: Book) -> None:
     sources = dataset / SOURCES
     for paths, read, what, then in (
         (_json_files(dataset / JOURNAL), read_journal, "the journal of a worker",
-         "a row that kills its worker is then found out anew"),
+         "a row that kills its worker is then identified again"),
         (_json_files(sources / ".lists"), read_list_entries, "what a list was found to hold",
-         "the next run that names the list asks for it again"),
+         "the next run that names the list requests it again"),
         (_json_files(sources / COUNTS), read_counts, "what became of a list's rows",
          "the next run that names the list counts them again"),
         ([sources / EXCLUDED], read_exclusions, "the file of known ids",
@@ -347,7 +347,7 @@ def _requests(dataset: Path, book: Book) -> tuple[dict[str, dict[str, Any]], dic
             found[path.stem] = {**request, "asked_at": request.get("asked_at")}
         except (DamagedFile, OSError) as error:
             _unreadable(book, dataset, path, error, "the retry's request",
-                        f"`clipmill retry {shell_word(book.dataset)}` asks again")
+                        f"`clipmill retry {shell_word(book.dataset)}` requests it again")
     return found, times
 
 
@@ -356,7 +356,7 @@ def _removals(dataset: Path, book: Book) -> tuple[list[Tombstone], bool]:
         return tombstones(dataset), True
     except (ClipmillError, OSError) as error:
         # Never set aside: that would bring back what was removed.
-        book.fault("removal", REMOVED, str(error), "put the file right by hand")
+        book.fault("removal", REMOVED, str(error), "fix the file by hand")
         return [], False
 
 

@@ -76,7 +76,7 @@ class MediaChecks:
                 if not self._told:
                     self._told = True
                     self.book.fault(
-                        "media_missing", "media", "the folder is empty, as where a disk is not "
+                        "media_missing", "media", "the folder is empty, as if its disk is not "
                         "mounted", "mount its disk; if its files are lost for good, delete the "
                         "empty folder and verify again", at_rest=True)
                 continue
@@ -147,12 +147,12 @@ class MediaChecks:
                 # The helper was killed or ran out of what it may take: that says nothing of the
                 # file, whose bytes are those that were taken in.
                 self.book.note("media_duration", videos[0].row["path"],
-                               f"how long it is could not be checked: {error.message}",
-                               "verify again when the machine has more room")
+                               f"its length could not be checked: {error.message}",
+                               "verify again when the machine has more memory or space")
                 return
             # Its bytes are those that were taken in, so the row says what was never so.
             for video in videos:
-                self._bad_row("media_duration", video, f"is no whole video: {error.message}")
+                self._bad_row("media_duration", video, f"is not a complete video: {error.message}")
             return
         found = facts.duration_seconds
         for video in videos:

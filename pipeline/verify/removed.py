@@ -20,7 +20,7 @@ def check_removed_in_index(survey: Survey, book: Book) -> None:
     for path, videos in videos_in_index(survey.dataset, wanted):
         stones = [stone for stone in done if not videos.isdisjoint(stone.videos)]
         book.fault("removal", path.relative_to(survey.dataset).as_posix(),
-                   f"still has rows of what was removed: {some(videos)}",
-                   f"`clipmill verify {shell_word(book.dataset)} --repair` opens the removal "
-                   f"again; then {book.again} finishes it",
+                   f"still has rows of removed videos: {some(videos)}",
+                   f"`clipmill verify {shell_word(book.dataset)} --repair` reopens the removal; "
+                   f"then {book.again} finishes it",
                    *(Reopen(stone.name) for stone in stones), at_rest=True)

@@ -81,12 +81,12 @@ class ShardChecks:
         try:
             if there := what_is_there(path):
                 # Not opened: a named pipe would be waited for without end.
-                self._bad(node, where, shard, "unreadable", f"is {there}, and no file", table)
+                self._bad(node, where, shard, "unreadable", f"is {there}, not a file", table)
                 return None
             found = read_whole(path, columns)
         except FileNotFoundError:
             # It was there when the folder was listed: a run or a removal is at work.
-            self._bad(node, where, shard, "missing", "went while it was looked at", table,
+            self._bad(node, where, shard, "missing", "disappeared while being read", table,
                       at_rest=True)
             return None
         except (pa.ArrowException, OSError, ValueError) as error:
@@ -167,7 +167,7 @@ class ShardChecks:
         found = metadata.get(SHARD_METADATA_KEY)
         problems: list[str] = []
         if found is None:
-            problems.append("it says nothing of its stage and counts")
+            problems.append("it lacks its stage and counts")
         else:
             try:
                 values = json.loads(found)

@@ -97,9 +97,9 @@ class StrayChecks:
 
     def _stray(self, where: str) -> None:
         if _TEMPORARY.match(Path(where).name):
-            self.book.stray("temporary", where, "was left behind by something that was killed")
+            self.book.stray("temporary", where, "was left behind by a killed process")
         else:
-            self.book.stray("orphan", where, "is no file of a run")
+            self.book.stray("orphan", where, "is not a file of a run")
 
     def _top(self) -> None:
         dataset = self.survey.dataset
@@ -125,7 +125,7 @@ class StrayChecks:
 
     def _lock(self, path: Path) -> None:
         if there := what_is_there(path):
-            self.book.fault("orphan", path.name, f"is {there}, where a file to lock is kept",
+            self.book.fault("orphan", path.name, f"is {there}, in the place of a lock file",
                             "delete it or move it away; until then no command can write to the "
                             "dataset")
 
@@ -136,10 +136,10 @@ class StrayChecks:
             return
         if self.survey.records_known:
             shards = f" ({counted(len(found.shards), 'shard')})" if found.shards else ""
-            self.book.stray("orphan", place, f"no run's record names it{shards}")
+            self.book.stray("orphan", place, f"no run record names it{shards}")
         else:
-            self.book.note("orphan", place, "no run's record that can be read names it",
-                           "put the records right, or run the recipe that it is of again")
+            self.book.note("orphan", place, "no readable run record names it",
+                           "fix the records, or run its recipe again")
 
     def _lists(self) -> None:
         for notes in (".lists", COUNTS):
@@ -185,7 +185,7 @@ class StrayChecks:
             is_wanted = not self.media_known and name not in unknown and "." not in name
             if not is_wanted and self.is_free(folder / name / ".lock"):
                 self.book.stray("temporary", f"media/.work/{name}",
-                                "is what a download that was killed left")
+                                "was left behind by a killed download")
 
     def _unnamed_media(self, where: str) -> None:
         path = self.survey.dataset / where
@@ -204,9 +204,10 @@ class StrayChecks:
             for name, key in sorted(keys.items()):
                 if name.endswith(".tmp"):
                     self.book.stray("temporary", f"{place}/{name}",
-                                    "was left behind by something that was killed")
+                                    "was left behind by a killed process")
                 elif key in unknown and self.sources_known:
-                    self.book.stray("orphan", f"{place}/{name}", "is of no source of the dataset")
+                    self.book.stray("orphan", f"{place}/{name}", "belongs to no source of the "
+                                                                 "dataset")
 
     def _claims(self, folder: Path, place: str) -> None:
         for names in _in_chunks(folder):
@@ -214,7 +215,7 @@ class StrayChecks:
             for name in names:
                 if name.startswith("."):
                     self.book.stray("temporary", f"{place}/{name}",
-                                    "was left behind by something that was killed")
+                                    "was left behind by a killed process")
                     continue
                 try:
                     with reading(folder / name):

@@ -53,7 +53,7 @@ class SubsetChecks:
             where = path.parent.relative_to(self.survey.dataset).as_posix()
             try:
                 if odd := _no_files(path.parent):
-                    self._tell(where, f"has what is no file: {some(odd)}")
+                    self._tell(where, f"contains something that is not a file: {some(odd)}")
                     continue
                 info = read_json(path)
                 problems = self._problems(path.parent, info)
@@ -69,7 +69,7 @@ class SubsetChecks:
             self._check_ids(path.parent, where, info)
 
     def _tell(self, where: str, what: str) -> None:
-        self.book.fault("subset", where, what, "delete the folder and freeze the subset again by "
+        self.book.fault("subset", where, what, "delete the folder and freeze the subset again with "
                         "its recipe, which is in subset.json")
 
     def _problems(self, folder: Path, info: dict[str, Any]) -> list[str]:
@@ -100,9 +100,9 @@ class SubsetChecks:
         if rows != info["n_clips"]:
             problems.append(f"has {counted(rows, 'clip')}, subset.json says {info['n_clips']:,}")
         if f"sha256:{digest.hexdigest()}" != info["hash"]:
-            problems.append("the hash over its ids is not the recorded one")
+            problems.append("the hash over its ids differs from the recorded one")
         if not is_ordered:
-            problems.append("its ids are not in order, each once")
+            problems.append("its ids are not sorted and distinct")
         return problems + self._snapshot_problems(folder, info)
 
     def _snapshot_problems(self, folder: Path, info: dict[str, Any]) -> list[str]:
@@ -121,14 +121,14 @@ class SubsetChecks:
         }, sort_keys=True)
         made = hashlib.sha256(text.encode()).hexdigest()[:16]
         if not made == seen["id"] == info["snapshot"]:
-            problems.append("what it says of the catalog that it was made from does not give its "
+            problems.append("what it records about its catalog doesn't match its "
                             f"snapshot {info['snapshot']}")
         return problems
 
     def _check_ids(self, folder: Path, where: str, info: dict[str, Any]) -> None:
         """Whether the catalog still has its clips."""
         if self.clips is None:
-            self.book.note("subset", where, "its ids were not looked up: tables of clips are "
+            self.book.note("subset", where, "its ids were not checked: tables of clips are "
                            "damaged or not done yet")
             return
         files = literal(f"{escaped_for_glob(str(folder))}/clips-*.parquet")
@@ -153,7 +153,7 @@ class SubsetChecks:
             self.book.note("subset", where, f"{what}: {some(changed)} changed since")
         else:
             self.book.fault("subset", where, f"{what}, though no step changed: e.g. {example}",
-                            f"{self.book.again} makes what is missing; where it has nothing to "
+                            f"{self.book.again} makes what is missing; if there is nothing to "
                             "do, freeze the subset again")
 
 
@@ -167,27 +167,27 @@ def check_index(survey: Survey, layout: Layout, book: Book) -> None:
     root = survey.dataset / INDEX
     if not root.is_dir():
         return
-    again = f"`clipmill index {shell_word(book.dataset)}` makes it anew"
+    again = f"`clipmill index {shell_word(book.dataset)}` rebuilds it"
     wanted = index_folder(survey.dataset, layout.steps)
     for folder in sorted(root.iterdir()):
         where = folder.relative_to(survey.dataset).as_posix()
         if folder != wanted:
-            book.note("index", where, "is of other tables than the newest run's", again,
+            book.note("index", where, "covers other tables than the newest run's", again,
                       at_rest=True)
             continue
         if there := what_is_there(folder / "manifest.json"):
-            book.stray("index", f"{where}/manifest.json", f"is {there}, and no file")
+            book.stray("index", f"{where}/manifest.json", f"is {there}, not a file")
             continue
         manifest = Manifest.read(folder)
         if manifest is None:
-            book.note("index", where, "has no manifest that can be read; queries do without it",
+            book.note("index", where, "has no readable manifest; queries ignore it",
                       again, at_rest=True)
             continue
         whole = [part for part in manifest.parts
                  if all(file.is_whole(folder) for file in part.files)]
         if len(whole) < len(manifest.parts):
             book.note("index", where, f"{counted(len(manifest.parts) - len(whole), 'part')} of "
-                      f"{len(manifest.parts)} damaged; queries do without", again, at_rest=True)
+                      f"{len(manifest.parts)} damaged; queries ignore them", again, at_rest=True)
         _check_parts(folder, where, [file.name for part in whole for file in part.files], book)
         _check_coverage(survey, layout, book, where, whole)
 
@@ -208,11 +208,11 @@ def _check_coverage(
     is_trusted = coverage is not None and coverage.live is None
     if is_trusted and not any(fault.remedies for fault in book.report.faults):
         # Files are only ever replaced by renaming, which the folder's time tells; not these.
-        book.stray("index", f"{where}/manifest.json", "queries go by it, but shards were changed "
+        book.stray("index", f"{where}/manifest.json", "queries rely on it, but shards were changed "
                    "in place since it was made")
     elif not is_trusted:
         book.note("index", where, "does not cover all shards; queries read the tables for the "
-                  "rest", f"`clipmill index {shell_word(book.dataset)}` makes it anew",
+                  "rest", f"`clipmill index {shell_word(book.dataset)}` rebuilds it",
                   at_rest=True)
 
 

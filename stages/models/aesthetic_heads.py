@@ -50,7 +50,7 @@ def load_head(path: Path) -> AestheticHead:
     Raises UsageError where there is no such file, ClipmillError where it holds no known head.
     """
     if not path.is_file():
-        raise UsageError(f"score_aesthetic.head: there is no file {path}; {_WHERE}; point to it "
+        raise UsageError(f"score_aesthetic.head: no file {path}; {_WHERE}; point to it "
                          "with --set score_aesthetic.head=/path/to/file")
     try:
         state = _read(path)
@@ -69,8 +69,8 @@ def load_head(path: Path) -> AestheticHead:
     # Pickles and safetensors that are malformed raise many kinds of errors.
     except Exception as error:
         raise ClipmillError(
-            f"score_aesthetic.head: {path} is no aesthetic head: expected `weight` and `bias` of "
-            "one linear layer, or the `layers.*` of LAION's V2 heads "
+            f"score_aesthetic.head: {path} is not an aesthetic head: expected `weight` and `bias` "
+            "of one linear layer, or the `layers.*` of LAION's V2 heads "
             f"({type(error).__name__}: {error})"
         ) from error
 

@@ -276,8 +276,8 @@ class VisionEncoderDecoder(_OnePicture):
 
     def check_prompt(self, prompt: str | None) -> None:
         if prompt:
-            raise ClipmillError(f"{self.setting}: this model (VisionEncoderDecoder) takes no "
-                                "prompt; leave prompt and fine_prompt away")
+            raise ClipmillError(f"{self.setting}: this model (VisionEncoderDecoder) doesn't "
+                                "support a prompt; remove prompt and fine_prompt")
 
     def group(self, picture: Picture) -> int:
         return 0

@@ -30,7 +30,7 @@ def raise_if_broken(error: BaseException) -> None:
     if isinstance(error, RuntimeError) and any(sign in text for sign in _SIGNS) and any(
             runtime in text for runtime in _RUNTIMES):
         raise DeviceBroken(
-            f"the GPU's context is broken, so it does no more work in this process: "
-            f"{said.partition(chr(10))[0]}. Run the same command to go on: the rows of the batch "
-            "are then tried one by one, and one that breaks it again becomes a failure of kind "
-            "crash") from error
+            f"the GPU's context is broken, so this process can't use it any more: "
+            f"{said.partition(chr(10))[0]}. Run the same command to continue: the rows of the "
+            "batch are then tried one by one, and one that breaks it again becomes a failure of "
+            "kind crash") from error

@@ -234,8 +234,8 @@ def _load(reference: ModelReference, setting: str, *, with_tokenizer: bool) -> t
         else:
             if not (folder / "open_clip_config.json").is_file():
                 raise UsageError(
-                    f"{setting}: {reference} holds no open_clip_config.json; models are read in "
-                    "open_clip's form, such as open_clip:ViT-B-32/openai or a repository of "
+                    f"{setting}: {reference} contains no open_clip_config.json; models must be in "
+                    "open_clip's format, such as open_clip:ViT-B-32/openai or a repository of "
                     "timm or laion"
                 )
             name, options = f"local-dir:{folder}", {}
@@ -266,12 +266,12 @@ class EmbedderStage(Stage):
     )
     dtype: DType = Field(
         "auto",
-        description="number format of the model; auto is bfloat16 where the CPU or GPU has "
-        "instructions for it, else float32",
+        description="number format of the model; auto is bfloat16 if the CPU or GPU has "
+        "instructions for it, otherwise float32",
     )
     batch_images: int = resource(
-        32, ge=1, description="images that go through the model at a time; halved when memory "
-        "does not suffice"
+        32, ge=1, description="images per model call; halved when memory "
+        "runs out"
     )
 
     def load(self, *towers: Tower) -> ClipEmbedder:

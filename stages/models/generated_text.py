@@ -56,9 +56,9 @@ def fault_of(text: str) -> str | None:
         return (f"the text has {len(text):,} characters, more than {LONGEST_CHARACTERS:,}: "
                 f"{shortened(text)}")
     if _NO_CHARACTER.search(text):
-        return f"the text holds bytes that are no characters: {shortened(text)}"
+        return f"the text contains bytes that are not characters: {shortened(text)}"
     if not any(character.isalnum() for character in text):
-        return f"the text has no word in it: {shortened(text)}"
+        return f"the text contains no word: {shortened(text)}"
     if repeated := _repetition(text):
         return f"the text repeats {shortened(repeated, 40)}: {shortened(text)}"
     return None

@@ -63,33 +63,33 @@ class GeneratingStage(Stage):
 
     dtype: DType = Field(
         "auto",
-        description="number format of the weights; auto is bfloat16 where the CPU or GPU has "
-        "instructions for it, else float32",
+        description="number format of the weights; auto is bfloat16 if the CPU or GPU has "
+        "instructions for it, otherwise float32",
     )
     device: str = resource("auto", description="auto, cpu, cuda or cuda:N")
     trust_remote_code: bool = Field(
         False,
-        description="run the Python code that lies in the model's folder; only for authors whom "
-        "you trust (from the hub no code is fetched)",
+        description="run the Python code in the model's folder; only for authors whom "
+        "you trust (no code is fetched from the hub)",
     )
     server_concurrency: int = resource(
-        8, ge=1, description="requests that are under way at a time, when the model is a server"
+        8, ge=1, description="parallel requests when the model is a server"
     )
     server_timeout_seconds: float = resource(
-        120.0, gt=0, description="longest wait for one answer of a server"
+        120.0, gt=0, description="maximum time to wait for one answer of a server"
     )
     server_retries: int = resource(
-        4, ge=0, description="further tries after 429, 5xx, a timeout or a lost connection"
+        4, ge=0, description="retries after 429, 5xx, a timeout or a lost connection"
     )
     server_first_wait_seconds: float = resource(
-        1.0, ge=0, description="wait before the first further try; doubled for each one after it"
+        1.0, ge=0, description="wait before the first retry; doubled for each further one"
     )
     server_key_variable: str = resource(
         "OPENAI_API_KEY", description="environment variable that holds the server's API key"
     )
     server_options: dict[str, Any] = Field(
         default_factory=dict,
-        description="further fields of each request; null takes a default away (temperature: null)",
+        description="additional fields of each request; null removes a default (temperature: null)",
     )
 
     @staticmethod
@@ -98,7 +98,7 @@ class GeneratingStage(Stage):
         if reference.server and generation != Generation(generation.max_new_tokens):
             raise ValueError(
                 f"{reference} is a server, and OpenAI's protocol has no num_beams, min_new_tokens "
-                "or no_repeat_ngram_size; give what the server knows in server_options"
+                "or no_repeat_ngram_size; use server_options for what the server supports"
             )
 
     def server(self, reference: ModelReference) -> OpenAIServer:
@@ -149,7 +149,7 @@ def load_config(folder: Path, what: str, *, trust_remote_code: bool) -> Any:
     except (OSError, ValueError, KeyError) as error:
         hint = ""
         if "trust_remote_code" in str(error):
-            hint = "; it brings code of its own, which is run only with trust_remote_code: true"
+            hint = "; it includes its own code, which runs only with trust_remote_code: true"
         raise ClipmillError(f"{what}: {folder} cannot be read as a model of transformers"
                             f"{hint}: {error}") from error
 
@@ -170,14 +170,14 @@ def load_weights(
         model.to(place.device).eval()
     except pickle.UnpicklingError as error:
         raise ClipmillError(
-            f"{what}: {folder} holds a pickle with more in it than weights, which may run code "
-            "when it is read; use the model's safetensors"
+            f"{what}: {folder} contains a pickle with more than weights, which may run code "
+            "when it is loaded; use the model's safetensors"
         ) from error
     except (OSError, ValueError, KeyError, RuntimeError, MemoryError) as error:
         if is_out_of_memory(error):
             raise ClipmillError(
                 f"{what}: there is not enough memory to load {folder} on {place.device} as "
-                f"{place.dtype}; take a smaller model or fewer workers: {error}"
+                f"{place.dtype}; use a smaller model or fewer workers: {error}"
             ) from error
         raise ClipmillError(f"{what}: {folder} cannot be loaded: {error}") from error
     # Poolers are for classification: published captioners often come without theirs.

@@ -42,7 +42,7 @@ def local_folder(reference: ModelReference, *, setting: str) -> Path:
     if reference.folder:
         folder = Path(reference.folder)
         if not folder.is_dir():
-            raise UsageError(f"{setting}: there is no folder {folder}; it should hold a model's "
+            raise UsageError(f"{setting}: no folder {folder}; it should contain a model's "
                              "configuration and weights (safetensors)")
         return folder
     return hub_folder(
@@ -55,8 +55,8 @@ def hub_folder(repository: str, revision: str | None, *, setting: str) -> Path:
     try:
         from huggingface_hub import HfApi, snapshot_download
     except ValueError as error:  # it reads its address as it is imported
-        raise ClipmillError(f"{setting}: $HF_ENDPOINT ({os.environ.get('HF_ENDPOINT')}) is no "
-                            f"URL: {error}; mend or unset it") from error
+        raise ClipmillError(f"{setting}: $HF_ENDPOINT ({os.environ.get('HF_ENDPOINT')}) is not a "
+                            f"URL: {error}; fix or unset it") from error
     if _is_commit(revision) and (folder := cached_folder(repository, revision)):
         return folder
     try:
@@ -68,7 +68,7 @@ def hub_folder(repository: str, revision: str | None, *, setting: str) -> Path:
     # Whatever stopped it (name look-up, proxy, HTTP status, disk) is told with what to do.
     except Exception as error:
         if folder := cached_folder(repository, revision):
-            logger.warning("%s is taken from the hub's cache: %s", repository, error)
+            logger.warning("%s is loaded from the hub's cache: %s", repository, error)
             return folder
         said = _explain(repository, revision, setting, error)
         if _nobody_answers(error):
@@ -147,7 +147,7 @@ def _weights_among(names: Sequence[str]) -> list[str]:
 def _wanted(names: Sequence[str]) -> list[str]:
     chosen = _weights_among(names)
     if not chosen:
-        raise FileNotFoundError("it holds no weights as safetensors or .bin")
+        raise FileNotFoundError("it contains no weights as safetensors or .bin")
     return [*chosen, *(name for name in names if "/" not in name
                        and any(fnmatch.fnmatch(name, pattern) for pattern in _CONFIGURATION))]
 
@@ -163,7 +163,7 @@ def _explain(repository: str, revision: str | None, setting: str, error: Excepti
     folder = "./models/" + repository.rpartition("/")[2]
     offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
     return (
-        f"{setting}: the model {name} could not be had from the Hugging Face hub{offline}: {reason}"
-        f"\nWhere the hub can be reached, `hf download {repository} --local-dir {folder}` fetches "
-        f"it; then point the setting to that folder: --set {setting}={folder}"
+        f"{setting}: the model {name} could not be fetched from the Hugging Face hub{offline}: "
+        f"{reason}\nOn a machine that can reach the hub, `hf download {repository} --local-dir "
+        f"{folder}` gets it; then point the setting to that folder: --set {setting}={folder}"
     )

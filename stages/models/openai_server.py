@@ -92,8 +92,8 @@ class OpenAIServer:
     def _authorization(self) -> dict[str, str]:
         key = os.environ.get(self.key_variable, "").strip()
         if not key.isascii() or not key.isprintable():
-            raise ClipmillError(f"${self.key_variable} holds no API key that could be sent: it has "
-                                "characters outside of ASCII, or control characters")
+            raise ClipmillError(f"${self.key_variable} holds no valid API key: it contains "
+                                "non-ASCII or control characters")
         return {"Authorization": f"Bearer {key}"} if key else {}
 
     def __enter__(self) -> OpenAIServer:
@@ -131,7 +131,7 @@ class OpenAIServer:
         def one(message: Message) -> Completion | RowFailed:
             if self._is_gone():
                 return RowFailed("transient", f"{self._url} left the last {self._unanswered} "
-                                 "questions without an answer, so it was not asked")
+                                 "requests without an answer, so it was not contacted")
             return self._answer(message, max_new_tokens, self.retries)
 
         first: list[Completion | RowFailed] = []
@@ -177,7 +177,8 @@ class OpenAIServer:
         body = {name: value for name, value in body.items() if value is not None}
         for attempt in range(retries + 1):
             if self._closing.is_set():
-                raise RowFailed("transient", f"{self._url} was not waited for: the run was stopped")
+                raise RowFailed("transient", f"no longer waiting for {self._url}: the run was "
+                                             "stopped")
             try:
                 return self._post(body)
             except _TryAgain as problem:
@@ -185,7 +186,7 @@ class OpenAIServer:
             if attempt < retries:
                 self._wait(attempt, last.after_seconds)
         times = "once" if retries == 0 else f"{retries + 1} times"
-        raise RowFailed(last.kind, f"{last} (asked {times})")
+        raise RowFailed(last.kind, f"{last} (tried {times})")
 
     def _wait(self, attempt: int, after_seconds: float | None) -> None:
         # Spread out, so that many workers do not come back at the same moment.
@@ -257,12 +258,13 @@ class OpenAIServer:
         ) as error:
             said = content[:200].decode("utf-8", "replace")
             raise _TryAgain(
-                "model", f"{self._url} answered with something that is no chat completion: {said!r}"
+                "model", f"{self._url} answered with something that is not a chat completion: "
+                         f"{said!r}"
             ) from error
         if reason == "content_filter":
             raise RowFailed("model", f"{self._url} filtered its answer")
         if not isinstance(text, str | None):
-            raise RowFailed("model", f"{self._url} answered with content that is no text")
+            raise RowFailed("model", f"{self._url} answered with content that is not text")
         return Completion(text or "", complete=reason != "length")
 
 

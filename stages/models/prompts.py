@@ -21,7 +21,7 @@ class _Environment(ImmutableSandboxedEnvironment):
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         if operator == "**":
-            raise SecurityError("** is not allowed: its result may take for ever")
+            raise SecurityError("** is not allowed: computing it may take for ever")
         return super().call_binop(context, operator, left, right)
 
 
@@ -58,4 +58,4 @@ def render(template: str, values: Mapping[str, Any]) -> str:
         RecursionError,
     ) as error:
         said = str(error) or type(error).__name__
-        raise ValueError(f"the prompt template cannot be filled in: {said}") from error
+        raise ValueError(f"the prompt template cannot be rendered: {said}") from error

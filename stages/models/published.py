@@ -39,7 +39,7 @@ def published_weights(hub: str) -> PublishedWeights:
     place = found.get("hf_hub", "")
     if not place:
         raise UsageError(f"{hub}: these weights are not on the hub; save the model with "
-                         "open_clip_config.json in a folder and name the folder")
+                         "open_clip_config.json in a folder and give that folder")
     preprocessing = {key: found[key] for key in ("mean", "std", "interpolation", "resize_mode")
                      if found.get(key) is not None}
     return PublishedWeights(architecture, "/".join(place.split("/")[:2]),

@@ -196,6 +196,6 @@ def _auto_class(config: Any, folder: Path, setting: str) -> Any:
         if type(config) in known or auto_class.__name__ in remote:
             return auto_class
     raise ClipmillError(
-        f"{setting}: {folder} is a {type(config).__name__.removesuffix('Config')}, which is no "
+        f"{setting}: {folder} is a {type(config).__name__.removesuffix('Config')}, which is not a "
         "language model that transformers can generate with"
     )

@@ -110,7 +110,8 @@ def test_a_model_that_cannot_be_had_is_said_before_anything_starts(tmp_path):
     assert "curl --location --output ./sa_0_4_vit_b_32_linear.pth https://raw." in done.stderr
     assert f"--set caption_frames.model=./models/{blip} " in done.stderr
     assert "--set score_aesthetic.head=./sa_0_4_vit_b_32_linear.pth" in done.stderr
-    assert "Recipes that download no models: demo, internvid-metadata, timestamps-only." in done.stderr
+    assert ("Recipes that download no models: demo, internvid-metadata, timestamps-only."
+            in done.stderr)
     assert done.stderr.count("does not answer") == 2  # the hub, and where the head lies
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "dataset").exists()

@@ -174,7 +174,7 @@ with open({str(dataset / 'subsets' / '.all.lock')!r}, "a") as file:
                           stdout=subprocess.PIPE) as other:
         assert other.stdout.readline() == "held\n"
         with (open_catalog(dataset) as catalog,
-              pytest.raises(ClipmillError, match="another process is making the subset 'all'")):
+              pytest.raises(ClipmillError, match="another process is creating the subset 'all'")):
             create_subset(catalog, loaded, name="all", code_version="1")
         os.kill(other.pid, signal.SIGKILL)
         other.wait()

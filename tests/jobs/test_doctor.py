@@ -39,7 +39,7 @@ def test_nothing_on_path_is_needed(tmp_path, monkeypatch, capsys):
 def test_an_ffmpeg_that_cannot_be_started_is_said(tmp_path, other_ffmpeg):
     assert ffmpeg_problem() is None
     other_ffmpeg(tmp_path / "ffmpeg")
-    assert "set IMAGEIO_FFMPEG_EXE to one that can" in ffmpeg_problem()
+    assert "set IMAGEIO_FFMPEG_EXE to one that works" in ffmpeg_problem()
 
 
 def test_programs_that_a_recipe_names_are_looked_for(tmp_path, monkeypatch, capsys):

@@ -98,7 +98,7 @@ def test_where_the_file_is_gone_the_row_is_still_shown(
     clip_id = clips[0]["clip_id"]
     assert clip_id in clipmill("show", without_frames, clip_id).stdout
     for words in (["--output", tmp_path / "strip.png"], ["--open"]):
-        with pytest.raises(ClipmillError, match=r"the file of .* is not there"):
+        with pytest.raises(ClipmillError, match=r"the file of .* is missing"):
             clipmill("show", without_frames, clip_id, *words)
     assert not (tmp_path / "strip.png").exists()
 

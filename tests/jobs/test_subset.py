@@ -150,7 +150,7 @@ def test_a_rule_that_takes_everything_is_named(dataset: Path, recipe: str, capsy
     subset.explain(dataset, recipe, overrides=["longest=2.0001"])
     said = capsys.readouterr().out
     assert "This rule removes the last clips" in said
-    with pytest.raises(UsageError, match=r"mine.yaml: rule 1 \(where\) takes the last 300 clips"):
+    with pytest.raises(UsageError, match=r"mine.yaml: rule 1 \(where\) removes the last 300 clips"):
         subset.create(dataset, recipe, overrides=["longest=2.0001"])
     assert not list((dataset / "subsets").glob("mine*"))
 

@@ -125,7 +125,7 @@ def test_an_empty_media_folder_is_one_fault_that_nothing_is_set_aside_for(datase
 
 def test_a_helper_that_is_killed_says_nothing_of_a_file(dataset: Path, monkeypatch):
     def killed(*arguments, **more):
-        raise RowFailed("crash", "takes its decoder's process down: SIGKILL")
+        raise RowFailed("crash", "crashes its decoder's process: SIGKILL")
 
     monkeypatch.setattr("clipmill.pipeline.verify.media.run_isolated", killed)
     report = verify(dataset, is_free=is_lock_free)

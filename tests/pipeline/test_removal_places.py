@@ -168,7 +168,7 @@ def test_verify_finds_a_removed_video_in_the_index(dataset: Path, tmp_path: Path
     report = verify(dataset, media=False, is_free=lambda path: True)
     found = [fault for fault in report.faults if fault.check == "removal"]
     assert [fault.where for fault in found] == [kept.relative_to(dataset).as_posix()]
-    assert "still has rows of what was removed: " + VIDEO in found[0].what
+    assert "still has rows of removed videos: " + VIDEO in found[0].what
     report.faults = found  # the tables have no sources, which is no matter here
     repair(dataset, report)
     assert [stone.purged_at for stone in tombstones(dataset)] == [None]

@@ -349,7 +349,7 @@ def test_rows_of_removed_videos_are_told_until_they_are_gone(dataset: Path):
     write_tombstone(dataset, Tombstone(stone.name, stone.at, None, stone.videos,
                                        datetime.now(UTC)))
     report = check(dataset)
-    assert all("opens the removal again" in fault.next_step for fault in report.faults)
+    assert all("reopens the removal" in fault.next_step for fault in report.faults)
     finish(dataset, report)
     assert check(dataset).faults == []
 

@@ -183,7 +183,7 @@ def test_a_sites_words_decide_the_kind(tmp_path, site, platform, message, kind):
 
 def test_a_full_disk_stops_the_run_under_yt_dlp_too(tmp_path, site, platform):
     platform.info = {"error": OSError(28, "No space left on device")}
-    with pytest.raises(ClipmillError, match="make room"):
+    with pytest.raises(ClipmillError, match="free some space"):
         watch(tmp_path, site, retries=0)
 
 

@@ -350,7 +350,7 @@ def test_sections_are_off_unless_asked_for_and_leave_fingerprints_alone():
 
 @pytest.mark.parametrize(("settings", "words"), [
     ({"yt_dlp": {"download_ranges": None}}, "is set by `sections`"),
-    ({"proxy": "socks5://127.0.0.1:1"}, "no SOCKS"),
+    ({"proxy": "socks5://127.0.0.1:1"}, "support SOCKS"),
 ])
 def test_what_does_not_go_with_sections_is_refused(settings, words):
     with pytest.raises(ValidationError, match=words):

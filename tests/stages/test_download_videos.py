@@ -554,7 +554,7 @@ def test_a_full_disk_stops_the_run_and_not_a_row(tmp_path, site, monkeypatch):
         raise OSError(28, os.strerror(28))
 
     monkeypatch.setattr(MediaStore, "add", full)
-    with pytest.raises(ClipmillError, match="make room"):
+    with pytest.raises(ClipmillError, match="free some space"):
         download(tmp_path, site.file("/a.mp4", VIDEO))
 
 

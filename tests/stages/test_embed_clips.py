@@ -66,7 +66,7 @@ def test_a_frame_that_is_no_image_is_bad_media(stage, tmp_path) -> None:
     broken = batch["frames"].to_pylist()
     broken[0][0]["jpeg"] = b"no image"
     batch = batch.set_column(1, "frames", pa.array(broken, batch.schema.field("frames").type))
-    with pytest.raises(RowFailed, match="no image") as caught:
+    with pytest.raises(RowFailed, match="not an image") as caught:
         transformed(stage, tmp_path, batch)
     assert caught.value.kind == "bad_media"
 

@@ -40,7 +40,7 @@ def test_a_video_whose_disk_is_gone_is_tried_again_when_it_is_back(tmp_path):
     run()
     (failure,) = failures()
     assert (failure["stage"], failure["kind"]) == ("split_clips", "transient")
-    assert failure["message"].startswith(f"{disk / 'film.mp4'}: no such file; mount the disk")
+    assert failure["message"].startswith(f"{disk / 'film.mp4'}: no such file; mount its disk")
     unmounted.rename(disk)
     retried = clipmill("retry", dataset, "--kind", "transient")
     assert retried.returncode == 0, retried.stderr

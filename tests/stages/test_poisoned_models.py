@@ -78,9 +78,9 @@ BOOK = " ".join(f"{word:x}" for word in NOISE.integers(0, 2**40, 100_000))
     [
         ("", "the text is empty"),
         (" \n\t\x00\x1b", "the text is empty"),
-        ("…!?", "no word in it"),
-        ("a dog \ud800 runs", "no characters"),
-        ("a dog \ufffd\ufffd runs", "no characters"),
+        ("…!?", "contains no word"),
+        ("a dog \ud800 runs", "not characters"),
+        ("a dog \ufffd\ufffd runs", "not characters"),
         ("dog " * 50_000, "characters, more than 20,000"),
         (BOOK, "characters, more than 20,000"),
         ("<think>" * 150_000, "the text is empty"),

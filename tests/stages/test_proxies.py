@@ -69,7 +69,7 @@ def test_the_command_says_so_without_a_traceback(tmp_path, capsys, monkeypatch):
     with pytest.raises(SystemExit) as ended:
         main()
     assert ended.value.code == 2
-    assert "download_videos: proxy: is no URL of a proxy" in capsys.readouterr().err
+    assert "download_videos: proxy: is not the URL of a proxy" in capsys.readouterr().err
     assert not (tmp_path / "dataset").exists()
 
 
@@ -98,13 +98,13 @@ def one_row(tmp_path, row, **settings):
 @pytest.mark.parametrize("name", ["http_proxy", "no_proxy"])
 def test_proxies_of_the_environment_are_told_before_a_download(tmp_path, monkeypatch, name):
     monkeypatch.setenv(name, "http://[::1")
-    with pytest.raises(UsageError, match=r"HTTP_PROXY.*mend or unset them"):
+    with pytest.raises(UsageError, match=r"HTTP_PROXY.*fix or unset them"):
         one_row(tmp_path, {"url": "http://127.0.0.1:9/a.mp4"})
 
 
 def test_proxies_of_the_environment_are_told_before_a_list_is_asked_for(tmp_path, monkeypatch):
     monkeypatch.setenv("http_proxy", "http://[::1")
-    with pytest.raises(UsageError, match="mend or unset them"):
+    with pytest.raises(UsageError, match="fix or unset them"):
         ingest(tmp_path, [SourceSpec(url="http://127.0.0.1:9/list")], shard_videos=10,
                downloads=stage())
 
@@ -122,7 +122,7 @@ def test_a_mistake_of_an_extractor_costs_its_list_alone(tmp_path, monkeypatch):
            downloads=stage())
     [row] = pq.read_table(tmp_path / "sources").to_pylist()
     assert outcome(row) == "permanent"
-    assert "yt-dlp is at a loss" in row["error"]["message"]
+    assert "yt-dlp can't handle this page" in row["error"]["message"]
 
 
 # A proxy that is there
@@ -180,11 +180,11 @@ def test_a_server_that_cannot_be_one_is_told_when_the_recipe_is_read(server):
 def test_proxies_of_the_environment_are_told_before_a_server_is_asked(monkeypatch):
     monkeypatch.setenv("http_proxy", "http://[::1")
     reference = ModelReference.model_validate("http://127.0.0.1:9/v1#name")
-    with OpenAIServer(reference) as server, pytest.raises(ClipmillError, match="mend or unset"):
+    with OpenAIServer(reference) as server, pytest.raises(ClipmillError, match="fix or unset"):
         server.check("caption_frames.model")
     step = Step("caption_frames", "caption_frames", CaptionFrames(model=reference), "", (), ())
     [found] = examine_models([step])
-    assert "mend or unset them" in found.problem
+    assert "fix or unset them" in found.problem
 
 
 def test_an_address_of_the_hub_that_cannot_be_one_is_told():
@@ -194,7 +194,7 @@ def test_an_address_of_the_hub_that_cannot_be_one_is_told():
     done = subprocess.run([sys.executable, "-c", code],
                           stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,
                           env={**os.environ, "HF_ENDPOINT": "http://[::1"})
-    assert "ClipmillError: x.model: $HF_ENDPOINT (http://[::1) is no URL" in done.stderr
+    assert "ClipmillError: x.model: $HF_ENDPOINT (http://[::1) is not a URL" in done.stderr
 
 
 # Disks that fail

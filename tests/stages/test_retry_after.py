@@ -81,7 +81,7 @@ def test_a_long_pause_is_told_to_all_rows_of_the_host(tmp_path, site, status, re
         assert "download_videos.max_backoff_seconds" in message
         assert NEXT_STEP in message
     assert "Retry-After: 3600 s" in rows[0]["error"]["message"]
-    assert all("127.0.0.1 was not asked" in row["error"]["message"] for row in rows[1:])
+    assert all("127.0.0.1 was not contacted" in row["error"]["message"] for row in rows[1:])
 
 
 def test_a_long_pause_is_told_to_all_processes(tmp_path, site):
@@ -126,7 +126,7 @@ def test_the_host_that_asked_is_held_and_not_the_one_that_leads_there(tmp_path, 
         rows = download(tmp_path, [led, site.file("/b.mp4", make_video()), led + "?again", busy],
                         concurrency=1)
     assert [outcome(row) for row in rows] == ["transient", "kept", "transient", "transient"]
-    assert "127.0.0.3 was not asked" in rows[2]["error"]["message"]
+    assert "127.0.0.3 was not contacted" in rows[2]["error"]["message"]
     assert len(other.log) == 1
 
 
@@ -256,7 +256,7 @@ def turns(folder: Path, **manners) -> Hosts:
 
 def test_one_row_tries_a_host_that_was_held_and_the_others_hear_of_it(tmp_path):
     turns(tmp_path).hold("a.test", 86_400, "HTTP 429 from a.test")
-    with pytest.raises(LeftAlone, match="was not asked: HTTP 429"):
+    with pytest.raises(LeftAlone, match="was not contacted: HTTP 429"):
         turns(tmp_path).wait("a.test")
     ask_again(tmp_path)
     probe, other = turns(tmp_path), turns(tmp_path)
@@ -275,7 +275,7 @@ def test_a_host_that_still_asks_for_its_pause_is_held_again(tmp_path):
     probe.wait("a.test")
     probe.hold("a.test", 7200, "HTTP 503")
     for one in (probe, turns(tmp_path)):
-        with pytest.raises(LeftAlone, match="was not asked: HTTP 503"):
+        with pytest.raises(LeftAlone, match="was not contacted: HTTP 503"):
             one.wait("a.test")
 
 

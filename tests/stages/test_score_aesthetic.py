@@ -174,7 +174,7 @@ def test_what_is_no_head_is_refused(tmp_path) -> None:
     wide = tmp_path / "wide.pth"
     torch.save({"weight": torch.zeros(2, 8), "bias": torch.zeros(2)}, wide)
     for path in (other, garbage, wide):
-        with pytest.raises(ClipmillError, match="is no aesthetic head"):
+        with pytest.raises(ClipmillError, match="is not an aesthetic head"):
             load_head(path)
 
 

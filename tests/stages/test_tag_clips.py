@@ -123,7 +123,7 @@ def test_a_clip_without_frames_fails(settings, tmp_path) -> None:
 def test_vocabularies_are_read_once_each_without_comments(settings, tmp_path) -> None:
     assert read_vocabulary(tmp_path / "tags.txt") == TAGS
     (tmp_path / "none.txt").write_text("# nothing\n\n")
-    for path, message in [(tmp_path / "none.txt", "holds no tags"), (tmp_path / "no", "cannot")]:
+    for path, message in [(tmp_path / "none.txt", "contains no tags"), (tmp_path / "no", "cannot")]:
         with pytest.raises(UsageError, match=message):
             read_vocabulary(path)
 

@@ -118,10 +118,10 @@ def _find(name: str | None, crf: int | None, preset: str | None) -> VideoEncoder
     if problem is None:
         return encoder
     given = ", ".join(f"{key}={value}" for key, value in encoder.options) or "no options"
-    step = "leave --crf and --preset out" if crf is not None or preset else (
-        "leave --encoder out to take the first H.264 encoder that works, or use --media copy")
-    raise ClipmillError(f"the encoder {encoder.name} does not work here with {given}: {problem}; "
-                        f"{step}")
+    step = "omit --crf and --preset" if crf is not None or preset else (
+        "omit --encoder to use the first H.264 encoder that works, or use --media copy")
+    raise ClipmillError(f"the encoder {encoder.name} does not work on this machine with {given}: "
+                        f"{problem}; {step}")
 
 
 @functools.cache
@@ -135,9 +135,9 @@ def _first_that_works() -> str:
             return name
         problems.append(f"{name}: {problem}")
     raise ClipmillError(
-        "no H.264 encoder works here:\n  " + "\n  ".join(problems) + "\nPyAV's wheels from PyPI "
-        "carry libx264 (pip install --force-reinstall --only-binary :all: av); another codec "
-        "can be named, e.g. --encoder libvpx-vp9 or --encoder mpeg4; --media copy needs none")
+        "no H.264 encoder works on this machine:\n  " + "\n  ".join(problems) + "\nPyAV's wheels "
+        "from PyPI include libx264 (pip install --force-reinstall --only-binary :all: av); you can "
+        "name another codec, e.g. --encoder libvpx-vp9 or --encoder mpeg4; --media copy needs none")
 
 
 def _configured(name: str, crf: int | None, preset: str | None) -> VideoEncoder:
@@ -145,8 +145,8 @@ def _configured(name: str, crf: int | None, preset: str | None) -> VideoEncoder:
         context = av.CodecContext.create(name, "w")
     except (av.codec.codec.UnknownCodecError, ValueError) as error:
         known = ", ".join(n for n in H264_ENCODERS if n in av.codec.codecs_available)
-        raise UsageError(f"--encoder: FFmpeg in PyAV has no encoder {name!r}; H.264 encoders that "
-                         f"it knows: {known or 'none'}") from error
+        raise UsageError(f"--encoder: FFmpeg in PyAV has no encoder {name!r}; its H.264 encoders: "
+                         f"{known or 'none'}") from error
     if context.type != "video":
         raise UsageError(f"--encoder: {name} encodes {context.type}, not video")
     knobs = _KNOBS.get(name, _Knobs())
@@ -154,13 +154,13 @@ def _configured(name: str, crf: int | None, preset: str | None) -> VideoEncoder:
         raise UsageError(f"--crf: {crf} is not between 0 (best) and {MAX_CRF}")
     options = dict(knobs.further)
     if crf is not None and knobs.quality is None:
-        raise UsageError(f"--crf: {name} has no constant quality; leave --crf out, or choose one "
+        raise UsageError(f"--crf: {name} has no constant quality; omit --crf, or choose one "
                          f"of {', '.join(known for known, k in _KNOBS.items() if k.quality)}")
     if knobs.quality:
         options[knobs.quality] = str(knobs.usual if crf is None else crf)
     known_options = {option.name for option in context.supported_options.private}
     if preset is not None and "preset" not in known_options:
-        raise UsageError(f"--preset: {name} has no presets; leave it out")
+        raise UsageError(f"--preset: {name} has no presets; omit it")
     if preset or knobs.preset:
         options["preset"] = preset or str(knobs.preset)
     taken = {form.name for form in context.codec.video_formats or ()}

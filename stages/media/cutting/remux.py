@@ -70,8 +70,8 @@ class _Plan:
         # In the copy everything is shown that is there.
         self.index = read_packets(path, cut_off=False)
         if self.index.counts:
-            raise RowFailed("bad_media", f"{path}: does not tell when its pictures are shown, as a "
-                            "copy would have to; export with --media exact")
+            raise RowFailed("bad_media", f"{path}: does not say when its pictures are shown, which "
+                            "a copy needs; export with --media exact")
         self.orientation = self._orientation(path)
         self.time_base = self.index.time_base
         self._numbers = {place: number for number, place in enumerate(self.index.places)}
@@ -206,7 +206,7 @@ def _copied(container: Any, stream: av.VideoStream, sound: Sound | None, plan: _
 
 def no_start(path: Path) -> RowFailed:
     """The failure of a file that no clip can be copied out of."""
-    return RowFailed("bad_media", f"{path}: has no key frame that a copy could begin with; export "
+    return RowFailed("bad_media", f"{path}: has no key frame at which a copy could begin; export "
                      "with --media exact")
 
 

@@ -21,7 +21,7 @@ def cookie_jar(file: Path | None) -> http.cookiejar.CookieJar:
     if file is None:
         return http.cookiejar.CookieJar(_Sendable())
     if not file.is_file():
-        raise UsageError(f"download_videos.cookies_file: {file} is no file")
+        raise UsageError(f"download_videos.cookies_file: {file} is not a file")
     from yt_dlp.cookies import YoutubeDLCookieJar
 
     jar = YoutubeDLCookieJar(str(file))

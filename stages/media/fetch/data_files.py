@@ -55,8 +55,8 @@ def local_file(file: DataFile, *, setting: str) -> Path:
         finally:
             partial.unlink(missing_ok=True)
     except OSError as error:
-        raise ClipmillError(f"{setting}: {file.url} can't be kept in {cache_folder()}: "
-                            f"{error.strerror or error}; make room or set XDG_CACHE_HOME to "
+        raise ClipmillError(f"{setting}: {file.url} can't be stored in {cache_folder()}:  "
+                            f"{error.strerror or error}; free some space or set XDG_CACHE_HOME to "
                             "another folder") from error
     return place
 
@@ -95,10 +95,10 @@ def _fetch(file: DataFile, target: Path, setting: str) -> None:
             time.sleep(attempt)
     if digest != file.sha256:
         raise ClipmillError(
-            f"{setting}: {file.url} gave another file than is meant: {target.stat().st_size:,} "
-            f"bytes of {kind} with SHA-256 {digest}, not {file.sha256}; it was changed there, or "
-            f"something on the way answered in its place. Nothing is kept of it. If the new one "
-            f"is wanted: --set {setting}={shell_word(f'{file.url}#sha256={digest}')}")
+            f"{setting}: {file.url} returned a different file: {target.stat().st_size:,} "
+            f"bytes of {kind} with SHA-256 {digest}, not {file.sha256}; either it changed, or "
+            f"something on the way answered instead. The file was discarded. To use the new one: "
+            f"--set {setting}={shell_word(f'{file.url}#sha256={digest}')}")
 
 
 def _stream(client: httpx.Client, url: str, target: Path) -> tuple[str, str]:
@@ -115,5 +115,5 @@ def _stream(client: httpx.Client, url: str, target: Path) -> tuple[str, str]:
 def _explain(file: DataFile, setting: str, reason: str) -> str:
     command, override = how_to_fetch(file, setting)
     return (f"{setting}: {file.name} could not be fetched from {file.url}: "
-            f"{reason[:_MOST_REASON_CHARACTERS]}\nWhere that can be reached, `{command}` fetches "
-            f"it; then add {override}")
+            f"{reason[:_MOST_REASON_CHARACTERS]}\nOn a machine that can reach it, `{command}` "
+            f"downloads it; then add {override}")

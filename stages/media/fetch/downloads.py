@@ -372,7 +372,7 @@ class Downloader:
 def _failing_disk(what: str, error: OSError) -> RowFailed:
     """A full disk is told from its cause, and stops the run."""
     where = f" ({error.filename})" if error.filename else ""
-    return RowFailed("transient", f"{what}{where}: {error.strerror or error}; see to the disk or "
+    return RowFailed("transient", f"{what}{where}: {error.strerror or error}; check the disk or "
                      "share, then retry the failures of kind transient")
 
 

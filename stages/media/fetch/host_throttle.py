@@ -357,14 +357,14 @@ def _left_alone(state: _State) -> LeftAlone:
     if not state.problems:
         return LeftAlone("transient", f"{said}while one row tries it: it had asked for a longer "
                          f"pause ({state.hold_said})")
-    what = "bot checks" if state.is_bot_check else "passing problems"
+    what = "bot checks" if state.is_bot_check else "temporary problems"
     return LeftAlone("blocked" if state.is_bot_check else "transient",
                      f"{said}after {state.problems} {what} in a row, the last: "
                      f"{state.last_problem}")
 
 
 def _asked_to_wait(state: _State) -> LeftAlone:
-    return LeftAlone("transient", f"{state.host} was not asked: {state.hold_said}; "
+    return LeftAlone("transient", f"{state.host} was not contacted:  {state.hold_said}; "
                      + _until_when("it", state.held_until))
 
 
@@ -376,7 +376,7 @@ def asked_for_too_long(host: str, seconds: float) -> str:
 def _until_when(host: str, held_until: float) -> str:
     until = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(held_until))
     return (f"{host} asks to be left alone until {until}, longer than "
-            "download_videos.max_backoff_seconds; after that retry the failures of kind transient "
+            "download_videos.max_backoff_seconds; after that, retry the failures of kind transient "
             "(for a list: `clipmill run`)")
 
 

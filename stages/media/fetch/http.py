@@ -163,8 +163,8 @@ def check_name(host: str) -> None:
     """RowFailed for what no resolver takes as a name, which Python says in words of its codec."""
     labels = host.removesuffix(".").split(".")
     if len(host) > _MOST_NAME_CHARACTERS or not all(0 < len(one) <= 63 for one in labels):
-        raise RowFailed("permanent", f"{host[:100]!r} can't be the name of a host: it has 1 to 63 "
-                        f"characters between two dots, and {_MOST_NAME_CHARACTERS} in all")
+        raise RowFailed("permanent", f"{host[:100]!r} can't be a host name: it needs 1 to 63 "
+                        f"characters between dots, and at most {_MOST_NAME_CHARACTERS} in all")
 
 
 def heed(hosts: Hosts, status: int, url: str, headers: Mapping[str, str]) -> None:
@@ -264,7 +264,7 @@ def fetch(
     try:
         host = httpx.URL(url).host
     except httpx.InvalidURL as error:
-        raise RowFailed("permanent", f"not a URL that can be asked for: {error}") from error
+        raise RowFailed("permanent", f"not a URL that can be requested: {error}") from error
     limits = limits or Limits()
     try:
         with Partial(path, url) as partial:
@@ -304,7 +304,7 @@ class _Transfer:
         except httpx.TooManyRedirects as error:
             raise RowFailed("permanent", f"more than {MAX_REDIRECTS} redirects") from error
         except (httpx.UnsupportedProtocol, httpx.InvalidURL, UnicodeError) as error:
-            raise RowFailed("permanent", f"cannot be asked for over HTTP: {error}") from error
+            raise RowFailed("permanent", f"cannot be requested over HTTP: {error}") from error
         except httpx.TransportError as error:
             raise self._of_transport(error) from error
         if partial.total is not None and partial.received != partial.total:
@@ -320,14 +320,14 @@ class _Transfer:
                     and now in (None, partial.validator) and not _encoding(response)):
                 return
             partial.restart()
-            raise PassingProblem("the server resumed another file, or at another place, than it "
-                                 "was asked to")
+            raise PassingProblem("the server resumed a different file, or at a different place, "
+                                 "than requested")
         if response.status_code == 416:
             partial.restart()
             raise PassingProblem("the server could not resume the file")
         if is_challenge(response.headers):
             raise BotCheck(f"HTTP {response.status_code} from {response.url.host}: Cloudflare asks "
-                           "for a proof that this is no bot: cookies, a proxy or another user "
+                           "for proof that this is not a bot: cookies, a proxy or another user "
                            "agent may help", response.url.host)
         if response.status_code != 200:
             raise problem_of_status(response.status_code, str(response.url),
@@ -341,7 +341,7 @@ class _Transfer:
         encoding = _encoding(response)
         if encoding not in ("", *UNPACKED):
             raise RowFailed("bad_media", f"the server sent the file compressed as {encoding!r}, "
-                            "which it was not asked to")
+                            "which was not requested")
         length = response.headers.get("content-length", "")
         partial.total = int(length) if length.isdecimal() and not encoding else None
         if self.max_bytes is not None and (partial.total or 0) > self.max_bytes:
@@ -379,13 +379,13 @@ class _Transfer:
     def _of_transport(self, error: httpx.TransportError) -> RowFailed | PassingProblem:
         for cause in _causes(error):
             if isinstance(cause, httpx.InvalidURL):
-                return RowFailed("permanent", f"the server redirects to what is no URL: {cause}")
+                return RowFailed("permanent", f"the server redirects to an invalid URL: {cause}")
             if isinstance(cause, ssl.SSLCertVerificationError):
                 return RowFailed("permanent", "the server's TLS certificate is not trusted: "
                                  f"{cause.verify_message}")
             if (isinstance(cause, ssl.SSLError) and isinstance(error, httpx.ConnectError)
                     and not isinstance(cause, ssl.SSLEOFError | ssl.SSLZeroReturnError)):
-                return RowFailed("permanent", "the server speaks no TLS that is known here: "
+                return RowFailed("permanent", "the server supports no known version of TLS: "
                                  f"{cause}")
         received = self.partial.received
         if isinstance(error, httpx.TimeoutException):

@@ -204,7 +204,7 @@ class MediaStore:
             else:
                 return final
         if place is None:
-            raise FileNotFoundError(f"media/{media.video_id} vanished while it was at work")
+            raise FileNotFoundError(f"media/{media.video_id} vanished while in use")
         return place
 
     def _compare(self, source_key: str, claim: Path, video_id: str) -> None:

@@ -28,7 +28,7 @@ def check_proxy(proxy: str) -> None:
     _check(proxy, _SCHEMES)
     if proxy.lower().startswith("socks") and importlib.util.find_spec("socksio") is None:
         raise ValueError("SOCKS needs a package that is not installed: `pip install socksio`, or "
-                         "take an HTTP proxy")
+                         "use an HTTP proxy")
 
 
 def _check(proxy: str, schemes: tuple[str, ...]) -> None:
@@ -38,9 +38,9 @@ def _check(proxy: str, schemes: tuple[str, ...]) -> None:
     try:
         url = httpx.URL(proxy)
     except httpx.InvalidURL as error:
-        raise ValueError(f"is no URL of a proxy: {error}; {example}") from error
+        raise ValueError(f"is not the URL of a proxy:  {error}; {example}") from error
     if url.scheme not in schemes:
-        raise ValueError(f"the scheme {url.scheme!r} of a proxy is not known; allowed: "
+        raise ValueError(f"the proxy scheme {url.scheme!r} is not supported; allowed: "
                          f"{', '.join(schemes)}; {example}")
     try:
         check_name(url.host)
@@ -73,4 +73,4 @@ def check_environment() -> None:
 
 def _wrong_environment(error: Exception) -> UsageError:
     return UsageError("the proxies of the environment can't be used (HTTP_PROXY, HTTPS_PROXY, "
-                      f"ALL_PROXY, NO_PROXY, in either case): {error}; mend or unset them")
+                      f"ALL_PROXY, NO_PROXY, in either case): {error}; fix or unset them")

@@ -127,7 +127,7 @@ def unpacked(chunks: Iterator[bytes], encoding: str) -> Iterator[bytes]:
                 grown += len(piece)
                 if grown > max(packed * _MOST_GROWTH, _GROWTH_COUNTS_FROM_BYTES):
                     raise RowFailed("bad_media", f"the compressed answer grew from {packed} to "
-                                    f"more than {grown} bytes: that is no video")
+                                    f"more than {grown} bytes: that is not a video")
                 if piece:
                     yield piece
     except zlib.error as error:

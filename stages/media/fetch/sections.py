@@ -66,7 +66,7 @@ class Section:
     def _ranges(self, info: Mapping[str, Any], downloader: Any) -> Iterator[dict[str, Any]]:
         self.video_seconds = info.get("duration")
         if not self.is_identified and not _is_platform(info):
-            self.refused = "the video has no id of its own: it would be known by the part's bytes"
+            self.refused = "the video has no id: it would be identified by the part's bytes"
         elif not self.video_seconds:
             self.refused = "the site does not say how long the video is"
         elif self.start_seconds > 0 or self.end_seconds < self.video_seconds:
@@ -91,7 +91,7 @@ class Section:
         try:
             begins, written = run_isolated(rebase, source, target, limits=self.reading)
         except (av.FFmpegError, OSError, ValueError, OverflowError, RowFailed) as error:
-            raise NoSection(f"the part can't be written anew: {error}") from error
+            raise NoSection(f"the part can't be rewritten: {error}") from error
         if written.seconds(0) > max(self.first_seconds, _first_frame_reach(self)):
             raise NoSection(f"the part begins at {written.seconds(0):.3f} s")
         if written.end_seconds < self.last_seconds - _ROUNDING_SECONDS:
@@ -118,7 +118,7 @@ def rebase(source: Path, target: Path) -> tuple[float, PacketIndex]:
     with open_container(source) as reader:
         video = first_video_stream(reader)
         if video is None:
-            raise NoSection("the part holds no video")
+            raise NoSection("the part contains no video")
         shown: list[Fraction] = []
         options = {"avoid_negative_ts": "disabled"}
         with av.open(f"file:{target}", "w", format=_format_of(target), options=options) as writer:
@@ -142,14 +142,14 @@ def rebase(source: Path, target: Path) -> tuple[float, PacketIndex]:
                 packet.stream = copies[packet.stream_index]
                 writer.mux(packet)
         if first is None:
-            raise NoSection("the part holds no frame")
+            raise NoSection("the part contains no frame")
     with open_container(target) as written:
         if framing_of(written.streams.video[0]) != shape:
-            raise NoSection("the shape of the part's pixels was lost when it was written anew")
+            raise NoSection("the shape of the part's pixels was lost when it was rewritten")
     begins = float(first)
     index = read_packets(target, begins)
     if [(pts + index.offset_pts) * index.time_base for pts in index.pts] != sorted(shown):
-        raise NoSection("the part's time stamps changed when it was written anew")
+        raise NoSection("the part's timestamps changed when it was rewritten")
     if not index.entries or index.entries[0].first_number:
         raise NoSection("the part does not begin with a picture that needs no others")
     return begins, index

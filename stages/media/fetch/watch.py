@@ -175,9 +175,9 @@ class Watch:
         words = arguments.split() if isinstance(arguments, str) else list(map(str, arguments))
         addresses = [word for word in words if _URL.match(word)]
         if self.refuses_addresses and addresses:
-            raise RowFailed("permanent", f"{words[0]} would connect by itself and can't be kept "
-                            "from private addresses; download_videos.private_addresses=allow "
-                            "lets it")
+            raise RowFailed("permanent", f"{words[0]} would make its own connection and can't be "
+                            "kept from private addresses; download_videos.private_addresses=allow "
+                            "allows it")
         for host in dict.fromkeys(urlsplit(address).hostname for address in addresses):
             if host:
                 self.asking(host)

@@ -152,8 +152,8 @@ def _words(message: str) -> str:
 
 
 def _at_a_loss(error: Exception) -> RowFailed:
-    return RowFailed("permanent", "yt-dlp is at a loss with what the page says "
-                     f"({type(error).__name__}: {error}); a newer one may not be")
+    return RowFailed("permanent", "yt-dlp can't handle this page "
+                     f"({type(error).__name__}: {error}); a newer version may")
 
 
 def _clean(message: str) -> str:
@@ -385,8 +385,8 @@ def check_for_room(error: BaseException, folder: Path) -> None:
 
 
 def _many(count: int) -> RowFailed:
-    return RowFailed("permanent", f"the page holds {counted(count, 'video')}, not one; give it as "
-                     "a source of its own (`url:` in the recipe) and it is expanded")
+    return RowFailed("permanent", f"the page holds {counted(count, 'video')}, not one; list it as "
+                     "a separate source (`url:` in the recipe) to expand it")
 
 
 def _decline(
@@ -395,7 +395,8 @@ def _decline(
     if (info.get("n_entries") or 1) > 1:
         return _many(info["n_entries"])
     if info.get("is_live") or info.get("live_status") in ("is_live", "is_upcoming"):
-        return RowFailed("transient", "the video is live or not yet shown; try again when over")
+        return RowFailed("transient", "the video is live or not yet published; try again when it "
+                                      "is over")
     sides = [side for side in (info.get("width"), info.get("height")) if side is not None]
     # Only one side known says nothing about which is the shorter.
     short_side = min(sides) if len(sides) == 2 and not incomplete else None

@@ -49,15 +49,15 @@ ALLOWED = frozenset((
 
 _PROGRAMS = "it can start programs"
 _FILES = "it reads or writes other files"
-_PRINTS = "it prints, and standard output has results alone"
-_NO_USE = "it is of no use here"
+_PRINTS = "it prints, but standard output is for results only"
+_NO_USE = "it has no effect here"
 _OURS = "is set by Clipmill itself"
 _SECTIONS = "is set by `sections`"
 REFUSED: dict[str, str] = {
     **dict.fromkeys((
         "postprocessors", "postprocessor_args", "external_downloader_args", "netrc_cmd",
         "ffmpeg_location", "bidi_workaround"), _PROGRAMS),
-    "remote_components": "it runs code from the network; install the package yt-dlp-ejs in place",
+    "remote_components": "it runs code from the network; install the package yt-dlp-ejs instead",
     "enable_file_urls": "it lets a site read files of this machine",
     **dict.fromkeys((
         "print_to_file", "write_pages", "load_pages", "writedescription", "writeinfojson",
@@ -106,8 +106,8 @@ def check_options(options: Mapping[str, Any]) -> None:
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise ValueError(f"yt-dlp has no option {name!r}{hint} (names as in its Python API)")
         if name not in ALLOWED:
-            raise ValueError(f"the yt-dlp option {name!r} can't be set in a recipe: it is not "
-                             "known here what it may do")
+            raise ValueError(f"the yt-dlp option {name!r} can't be set in a recipe: its effects "
+                             "are not known")
         if value is not None and (check := _CHECKS.get(name)) is not None:
             check(value)
 
@@ -117,8 +117,9 @@ def _is_known_downloader(value: Any) -> None:
     names = value.values() if isinstance(value, Mapping) else [value]
     for name in names:
         if name not in _DOWNLOADERS:
-            raise ValueError(f"external_downloader: {name!r} is none of {', '.join(_DOWNLOADERS)}; "
-                             "it is a name, and what is found by it in PATH is started")
+            raise ValueError(f"external_downloader: {name!r} is not one of "
+                             f"{', '.join(_DOWNLOADERS)}; give a name, and the program of that "
+                             "name on PATH is started")
 
 
 def _is_known_runtime(value: Any) -> None:
@@ -126,10 +127,10 @@ def _is_known_runtime(value: Any) -> None:
         raise ValueError("js_runtimes: expected a mapping such as {node: {}}")
     for name, settings in value.items():
         if name not in _RUNTIMES:
-            raise ValueError(f"js_runtimes: {name!r} is none of {', '.join(_RUNTIMES)}")
+            raise ValueError(f"js_runtimes: {name!r} is not one of {', '.join(_RUNTIMES)}")
         if settings:
-            raise ValueError(f"js_runtimes.{name}: a recipe can't say which program that is; write "
-                             f"{{{name}: {{}}}}, and what is found by this name in PATH is started")
+            raise ValueError(f"js_runtimes.{name}: a recipe can't choose the program; write "
+                             f"{{{name}: {{}}}}, and the program of that name on PATH is started")
 
 
 def _is_for_extractors(value: Any) -> None:
@@ -139,13 +140,13 @@ def _is_for_extractors(value: Any) -> None:
                          "{youtube: {player_client: [tv]}}")
     for name in value:
         if not re.fullmatch(r"\w+", str(name)) and str(name).lower() not in _HELPERS:
-            raise ValueError(f"extractor_args.{name}: it can start programs or take code from the "
+            raise ValueError(f"extractor_args.{name}: it can start programs or load code from the "
                              "network, so it can't be set in a recipe")
 
 
 def _is_off(value: Any) -> None:
     if value is not False:
-        raise ValueError("cachedir: false alone can be set in a recipe: another folder would be "
+        raise ValueError("cachedir: a recipe can only set it to false: another folder would be "
                          "written to")
 
 

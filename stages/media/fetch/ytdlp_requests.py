@@ -97,8 +97,8 @@ def polite_yt_dlp(hosts: Hosts) -> type:
                 raise
             except (ValueError, RequestError) as error:
                 # It could not be sent: a redirect led to what is no host, say.
-                raise RowFailed("permanent", f"{url[:200]!r}, or where it leads, cannot be asked "
-                                f"for: {error}") from error
+                raise RowFailed("permanent", f"{url[:200]!r}, or its target, cannot be "
+                                f"requested: {error}") from error
             finally:
                 self._asking -= 1
                 self._turn.is_taken = False
@@ -210,10 +210,10 @@ def only_by_program(info: dict[str, Any], downloader: Any) -> RowFailed | None:
         scheme = str(one.get("url")).partition(":")[0].lower()
         if scheme not in _NETWORK_SCHEMES:
             # ffmpeg would open a file of this machine, or another of its inputs.
-            return RowFailed("permanent", f"the site names what is no address on the network: "
+            return RowFailed("permanent", f"the site names an invalid network address: "
                              f"{str(one.get('url'))[:200]}")
         if watch is not None and watch.refuses_addresses:
             return RowFailed(
                 "permanent", f"fetched over {one.get('protocol')} by a program, which can't be "
-                "kept from private addresses; download_videos.private_addresses=allow lets it")
+                "kept from private addresses; download_videos.private_addresses=allow allows it")
     return None

@@ -26,13 +26,13 @@ def ffmpeg_problem() -> str | None:
     """Why no ffmpeg can be started; None where one can."""
     program = ffmpeg_program()
     if program is None:
-        return ("imageio-ffmpeg has none for this kind of machine; install ffmpeg, or set "
-                "IMAGEIO_FFMPEG_EXE to one")
+        return ("imageio-ffmpeg has no ffmpeg for this kind of machine; install ffmpeg, or set "
+                "IMAGEIO_FFMPEG_EXE to its path")
     try:
         subprocess.run([program, "-version"], stdin=subprocess.DEVNULL, capture_output=True,
                        check=True, timeout=60)
     except (OSError, subprocess.SubprocessError) as error:
-        return f"{program} can't be started ({error}); set IMAGEIO_FFMPEG_EXE to one that can"
+        return f"{program} can't be started ({error}); set IMAGEIO_FFMPEG_EXE to one that works"
     return None
 
 

@@ -116,7 +116,7 @@ def stream_isolated(
         except _Died as died:
             deaths += 1
             if deaths > 1:
-                raise _crash(path, "takes its decoder's process down: it ended twice, the last "
+                raise _crash(path, "crashes its decoder's process: it ended twice, the last "
                              f"time {died}") from None
         except _NoMemory as problem:
             if fresh or problem.was_fresh:
@@ -124,8 +124,8 @@ def stream_isolated(
                              f"to read ({problem}); {_raise(limits, 'memory_limit_bytes')}"
                              ) from None
         except _Stalled:
-            raise _crash(path, f"nothing came forward for {limits.stall_seconds:g} s while it was "
-                         f"read; {_raise(limits, 'stall_seconds')}") from None
+            raise _crash(path, f"reading made no progress for {limits.stall_seconds:g} s; "
+                         f"{_raise(limits, 'stall_seconds')}") from None
         except _OutOfTime:
             raise _crash(path, f"was not read in {limits.time_limit_seconds:g} s; "
                          f"{_raise(limits, 'time_limit_seconds')}") from None
@@ -162,7 +162,7 @@ def _crash(path: Path, what: str) -> RowFailed:
 def _raise(limits: Limits, setting: str) -> str:
     if limits.settings_of is None:
         return f"the limit is fixed here ({setting})"
-    return f"raise {limits.settings_of}.{setting} if the file deserves more"
+    return f"raise {limits.settings_of}.{setting} if the file needs more"
 
 
 def _try(

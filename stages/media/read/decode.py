@@ -149,8 +149,8 @@ def video_stream(container: av.container.InputContainer, path: Path) -> av.Video
 
 def goes_back(path: Path, seconds: float, before: float) -> RowFailed:
     """The failure of a file in which a time names several frames."""
-    return bad_media(path, f"has time stamps that go back: {seconds:.2f} s comes after "
-                     f"{before:.2f} s, so times in it mean two things; join its parts anew, or "
+    return bad_media(path, f"has decreasing timestamps: {seconds:.2f} s comes after "
+                     f"{before:.2f} s, so its times are ambiguous; join its parts again, or "
                      "remux it with `ffmpeg -fflags +genpts`")
 
 

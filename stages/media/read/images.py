@@ -43,7 +43,7 @@ def decode_jpeg(data: bytes) -> np.ndarray:
     if data:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
     if image is None:
-        raise RowFailed("bad_media", f"a kept frame of {len(data or b'')} bytes is no image")
+        raise RowFailed("bad_media", f"a kept frame of {len(data or b'')} bytes is not an image")
     return image
 
 

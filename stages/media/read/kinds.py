@@ -16,9 +16,9 @@ READ_FORMATS = ("MP4/MOV/3GP, Matroska/WebM, MPEG-TS, MPEG-PS/VOB, AVI, FLV, ASF
 _HEAD_BYTES = 4096
 _TEXTS = (  # by what the text begins with, in any case
     (r"#EXTM3U", "an HLS playlist (M3U8), which names other files: give its URL, and yt-dlp "
-     "fetches what it names"),
+     "fetches them"),
     (r"(<\?xml[^>]*>\s*)?(<!--.*?-->\s*)?<MPD\b", "a DASH manifest (MPD), which names other files: "
-     "give its URL, and yt-dlp fetches what it names"),
+     "give its URL, and yt-dlp fetches them"),
     (r"(<\?xml[^>]*>\s*)?<SmoothStreamingMedia\b", "a Smooth Streaming manifest, which names other "
      "files"),
     (r"ffconcat version", "an ffconcat list, which names other files: give those"),
@@ -68,14 +68,15 @@ def what_it_is(path: Path) -> str | None:
     if not size:
         return "an empty file"
     if head[:4] == b"RIFF":
-        return {b"WEBP": "a picture (WebP)", b"AVI ": "AVI, but broken or cut off"}.get(head[8:12])
+        return {b"WEBP": "a picture (WebP)", b"AVI ": "AVI, but broken or "
+                                                      "truncated"}.get(head[8:12])
     found = next((what for mark, what in _HEADS if head.startswith(mark)), None)
     if (container := next((n for mark, n in _CONTAINERS if head.startswith(mark)), None)):
-        return f"{container}, but broken or cut off"
+        return f"{container}, but broken or truncated"
     if found is None and head[4:8] in _BOXES:
         found = _of_boxes(path, size)
     if found is None and not head.strip(b"\0") and _is_zeros(path):
-        found = "nothing but zeros, as of a download that was never finished"
+        found = "nothing but zeros, like a download that was never finished"
     if found is None and (text := _text(head)) is not None:
         found = next((what for pattern, what in _TEXTS
                       if re.match(pattern, text, re.IGNORECASE | re.DOTALL)), "a text")
@@ -120,8 +121,8 @@ def _of_boxes(path: Path, size: int) -> str | None:
     if b"moof" in names:
         return ("pieces of a fragmented MP4 without their header: put the initialization segment "
                 "before them (`cat init.mp4 piece.m4s > whole.mp4`)")
-    cut = "it was cut off before its index (moov)" if at > size else "its index (moov) is missing"
-    return f"an MP4 that can't be read, for {cut}: its recording or download was not finished"
+    cut = "it is truncated before its index (moov)" if at > size else "its index (moov) is missing"
+    return f"an MP4 that can't be read, because {cut}: its recording or download was not finished"
 
 
 def encryption_of(path: Path) -> str | None:

@@ -61,7 +61,7 @@ def open_media(path: Path, **options: str) -> InputContainer:
         raise_if_out(error)
         text = what_it_is(path)
         if text is None:
-            text = (f"of no format that is read here, or broken ({error.strerror}); read are "
+            text = (f"in an unsupported format, or broken ({error.strerror}); supported are "
                     f"{READ_FORMATS}")
         raise NotOpened(text) from error
     except (OSError, ValueError) as error:

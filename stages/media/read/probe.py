@@ -113,7 +113,7 @@ def _probe(container: InputContainer, path: Path) -> Probe:
         raise RowFailed("bad_media", f"the video is encrypted ({scheme}), and there is no key; get "
                         "a copy without DRM")
     if stream.codec_context is None:
-        raise RowFailed("bad_media", "the video is of a codec that FFmpeg does not know")
+        raise RowFailed("bad_media", "the video's codec is not supported by FFmpeg")
     if problem := too_large(stream):
         raise RowFailed("bad_media", f"the video {problem}")
     stream.codec_context.thread_count = 1  # one frame is wanted, not a queue of them
@@ -191,7 +191,7 @@ class _FirstFrame:
         if frame.is_corrupt and frame.width * frame.height > _LARGE_PIXELS:
             if self._broken >= _LARGE_TRIES:
                 raise RowFailed("bad_media", f"declares pictures of {frame.width}×{frame.height}, "
-                                f"but the first {_LARGE_TRIES} that the decoder gives are broken")
+                                f"but the first {_LARGE_TRIES} decoded ones are broken")
             return
         self.colours = colours_of(frame)
         self.size = orientation_of(frame).shown(
@@ -250,14 +250,14 @@ class _Walk:
         does not, for many say too much.
         """
         if not self._packets:
-            raise RowFailed("bad_media", "the video stream is declared, but has no frame; the "
+            raise RowFailed("bad_media", "the video stream is declared, but has no frames; the "
                             "recording or download ended before its first one")
         format_name = container.format.name
         # Where transport streams were joined, the first packet counts as corrupt; where a file was
         # cut off, the last one is.
         if self._lost > max(1, _MISSING_SHARE * self._packets):
-            raise RowFailed("bad_media", f"damaged: of {self._packets} frames {self._lost} are not "
-                            "there in full")
+            raise RowFailed("bad_media", f"damaged: {self._lost} of {self._packets} frames are not "
+                            "complete")
         if format_name.startswith("mov,"):
             self._check_samples(path)
             return
@@ -293,8 +293,8 @@ class _Walk:
             cut += entry.pos + entry.size > size
             empty += entry.size == 0  # some recorders' word for a frame that is shown again
         if cut > allowed:
-            raise RowFailed("bad_media", f"truncated: {declared - cut} of {declared} declared "
-                            "frames are there")
+            raise RowFailed("bad_media", f"truncated: only {declared - cut} of {declared} declared "
+                            "frames are present")
         # Those that an edit list leaves out are declared, too.
         if declared - empty - self._packets > allowed:
             stored = _stored_packets(path, self._stream.index)

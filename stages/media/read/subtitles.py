@@ -119,7 +119,8 @@ def _cues_of(text: str, kind: str) -> Iterator[_Cue]:
     elif kind in _PYSUBS2:
         yield from _by_pysubs2(text, _PYSUBS2[kind])
     else:
-        raise ValueError(f"subtitles of format {kind!r} are not read; {', '.join(FORMATS)} are")
+        raise ValueError(f"subtitles of format {kind!r} are not supported; {', '.join(FORMATS)} "
+                         "are")
 
 
 def _timed_lines(text: str, *, is_vtt: bool) -> Iterator[tuple[float, float, list[str]]]:

@@ -208,7 +208,7 @@ def test_the_caption_may_be_another_column(small, tmp_path):
     assert done.manifest["counts"]["left_out"] == {"not from YouTube": 6}
     with pytest.raises(UsageError, match=r"did you mean caption_coarse"):
         export(small, tmp_path / "b", "internvid", caption="caption_corse")
-    with pytest.raises(UsageError, match=r"captions_fine: this is no text"):
+    with pytest.raises(UsageError, match=r"captions_fine: this is not text"):
         export(small, tmp_path / "b", "internvid", caption="captions_fine")
 
 

@@ -236,4 +236,4 @@ def test_a_full_disk_is_told_in_plain_words(small, tmp_path, monkeypatch):
             with pytest.raises(ClipmillError) as error:
                 export(small, tmp_path / name, "webdataset")
         assert str(error.value).startswith(f"cannot write to {tmp_path / name}: File too large; "
-                                           "let files grow larger")
+                                           "allow larger files")

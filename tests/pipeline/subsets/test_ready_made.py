@@ -295,7 +295,7 @@ def test_another_scorer_in_its_column_is_refused_with_the_command(case, tmp_path
         frozen(tmp_path, case.recipe)
     message = str(caught.value)
     assert f"{case.recipe} was made for " in message
-    assert "the catalog has there " in message
+    assert "the catalog's column comes from " in message
     assert case.command in message
 
 

@@ -202,7 +202,7 @@ def test_any_takes_the_column_as_it_is(tmp_path):
     found = resolved(tmp_path, *made, aesthetic="any", motion="any")
     assert found["aesthetic"].waived
     assert found["aesthetic"].models["head"]["reference"] == HEAD_V1
-    assert "taken without a check" in found["aesthetic"].describe()
+    assert "accepted without a check" in found["aesthetic"].describe()
     # What splitting says of a clip is a column like any other.
     assert (found["motion"].column, found["motion"].stage) == ("motion", None)
     message = refused(tmp_path, *made, similarity="any")

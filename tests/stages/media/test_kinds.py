@@ -80,15 +80,15 @@ WORDS = {
     "picture": (b"\xff\xd8\xff\xe0" + bytes(500), ".mp4", "a picture (JPEG)"),
     "zeros": (bytes(70_000), ".mp4", "nothing but zeros"),
     "empty": (b"", ".mp4", "an empty file"),
-    "noise": (random.Random(1).randbytes(9000), ".mp4", "of no format that is read here"),
+    "noise": (random.Random(1).randbytes(9000), ".mp4", "in an unsupported format"),
     "header of a Matroska": (b"\x1aE\xdf\xa3" + bytes(60), ".mkv", "Matroska or WebM, but broken"),
     "mp4 without an index": (without_index, ".mp4", "its index (moov) is missing"),
-    "mp4 cut off before it": (lambda: without_index()[:-400], ".mp4", "cut off before its index"),
+    "mp4 cut off before it": (lambda: without_index()[:-400], ".mp4", "truncated before its index"),
     "pieces alone": (fragments_alone, ".mp4", "pieces of a fragmented MP4 without their header"),
     "no packets": (no_packets, ".mov", "declared, but has no frame"),
     "song": (lambda: sound_and_cover(".mp4"), ".mp4", "holds sound and a cover picture"),
     "encrypted": (encrypted, ".mp4", "encrypted (cenc)"),
-    "unknown codec": (unknown_codec, ".mp4", "codec that FFmpeg does not know"),
+    "unknown codec": (unknown_codec, ".mp4", "codec is not supported by FFmpeg"),
 }
 
 

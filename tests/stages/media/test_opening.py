@@ -80,7 +80,7 @@ def test_a_claim_of_huge_pictures_costs_no_memory(suffix, tmp_path):
     """Above 8192 × 8192 nothing is decoded; 8K that nothing proves is decoded three times."""
     usual = peak_bytes(probe, tmp_path / "none.mp4", message="not a readable media file")
     for side, message, more in ((12288, "declares pictures of 12288×12288; at most", 80 << 20),
-                                (8192, "but the first 3 that the decoder gives are broken",
+                                (8192, "but the first 3 decoded ones are broken",
                                  400 << 20)):
         huge_h264(tmp_path / f"{side}{suffix}", side, side)
         assert peak_bytes(probe, tmp_path / f"{side}{suffix}", message=message) < usual + more

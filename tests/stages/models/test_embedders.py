@@ -180,5 +180,5 @@ def test_a_folder_without_weights_is_refused(folder, tmp_path) -> None:
 
 def test_a_model_in_another_form_is_told_apart(tmp_path) -> None:
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(UsageError, match=r"holds no open_clip_config\.json"):
+    with pytest.raises(UsageError, match=r"contains no open_clip_config\.json"):
         load(tmp_path)

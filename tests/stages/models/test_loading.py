@@ -141,7 +141,7 @@ REFUSED = ("try:\n    local_folder(ref({model!r}), setting='embed_clips.model')\
 
 def test_an_unknown_model_is_named_with_the_way_out(hub, tmp_path) -> None:
     out = _ask(hub[0], tmp_path, REFUSED.format(model="org/other@v1"))
-    assert "embed_clips.model: the model org/other@v1 could not be had" in out
+    assert "embed_clips.model: the model org/other@v1 could not be fetched" in out
     assert "--set embed_clips.model=./models/other" in out
 
 
@@ -153,7 +153,7 @@ def test_a_hub_that_never_answers_is_given_up_soon(tmp_path) -> None:
         out = _ask(f"http://127.0.0.1:{silent.getsockname()[1]}", tmp_path,
                    "import clipmill.stages.models.loading as loading\n"
                    "loading._HUB_TIMEOUT_SECONDS = 1.0\n" + REFUSED.format(model="org/model"))
-    assert "could not be had from the Hugging Face hub: timed out" in out
+    assert "could not be fetched from the Hugging Face hub: timed out" in out
     assert time.monotonic() - started < 100
 
 
