@@ -13,6 +13,7 @@ import os
 import queue
 import signal
 import socket
+import sys
 import threading
 import time
 import uuid
@@ -28,7 +29,6 @@ import ray
 from ray.data import ActorPoolStrategy, DataContext
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-import clipmill
 from clipmill.pipeline.dataset.run_logs import LogLimits
 from clipmill.pipeline.dataset.shards import ShardMetadata, shard_path
 from clipmill.pipeline.engine.activity import Activity, Beat, Finding, Place, Process, end, look_at
@@ -71,7 +71,7 @@ def cluster(settings: RaySettings) -> Iterator[Machine]:
             "include_dashboard": False,
         }
         # Where the package lies: workers must import it where Clipmill is not installed.
-        root = str(Path(clipmill.__path__[0]).resolve().parent)
+        root = str(Path(sys.modules["clipmill"].__path__[0]).resolve().parent)
         paths = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
         place = address or "this machine"
         if address:

@@ -210,7 +210,8 @@ class Downloader:
                 discard(folder)
                 video = bring({**asked.options,
                                "format": self._format(f"[tbr<{video.lesser_than}]")})
-            file, facts, missing = video.path, None, {}
+            file, facts = video.path, None
+            missing: dict[str, dict[str, Any]] = {}
             if video.page.sound is not None:
                 file, facts, missing = self._with_its_sound(url, folder, asked, video)
             media = self._take_in(

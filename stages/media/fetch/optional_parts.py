@@ -66,8 +66,9 @@ class Parts:
     ) -> dict[str, Path]:
         from clipmill.stages.media.fetch.ytdlp_sound import fetch_sound
 
-        return self._patiently(url, folder, lambda: fetch_sound(
+        files: dict[str, Path] = self._patiently(url, folder, lambda: fetch_sound(
             sound, folder, asked.options, self._hosts, self._settings.backoff_seconds))
+        return files
 
     def put_together(
         self, url: str, target: Path, asked: Asked, sound: Sound, files: dict[str, Path]
@@ -75,8 +76,9 @@ class Parts:
         from clipmill.stages.media.fetch.ytdlp_sound import put_together
 
         # Fetches nothing, but is bounded in size and time like all that is done for a download.
-        return self._patiently(url, target.parent, lambda: put_together(
+        path: Path = self._patiently(url, target.parent, lambda: put_together(
             sound, files, target, asked.options, self._hosts), 0)
+        return path
 
     def _with_sound(
         self, row: dict[str, Any], url: str, media: Media, reader: _Reader

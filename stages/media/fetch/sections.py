@@ -122,9 +122,11 @@ def rebase(source: Path, target: Path) -> tuple[float, PacketIndex]:
         shown: list[Fraction] = []
         options = {"avoid_negative_ts": "disabled"}
         with av.open(f"file:{target}", "w", format=_format_of(target), options=options) as writer:
-            copies = {stream.index: writer.add_stream_from_template(stream)
-                      for stream in (video, *reader.streams.audio)}
-            keep_shape(copies[video.index], video)
+            picture = writer.add_stream_from_template(video)
+            keep_shape(picture, video)
+            copies: dict[int, av.stream.Stream] = {video.index: picture}
+            for stream in reader.streams.audio:
+                copies[stream.index] = writer.add_stream_from_template(stream)
             shape = framing_of(video)
             first: Fraction | None = None
             for packet in _held_back(reader, video, copies):

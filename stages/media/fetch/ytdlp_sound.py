@@ -41,7 +41,8 @@ class Sound:
 def _picture(info: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """The one format with pictures and no sound, where formats of sound are chosen with it."""
     formats = info.get("requested_formats") or []
-    pictures = [one for one in formats if one.get("vcodec") != "none"]
+    pictures: list[Mapping[str, Any]] = [
+        one for one in formats if one.get("vcodec") != "none"]
     if len(pictures) != 1 or len(formats) < 2 or pictures[0].get("acodec") != "none":
         return None
     return pictures[0]
@@ -83,7 +84,7 @@ def fetch_sound(
             downloader.cookiejar = sound.cookies
         for number, one in enumerate(sound.formats):
             source = {name: value for name, value in sound.info.items()
-                      if name not in ("requested_formats", "requested_downloads")} | one
+                      if name not in ("requested_formats", "requested_downloads")} | dict(one)
             if (problem := only_by_program(source, downloader)) is not None:
                 raise problem
             # The same name in each try, so that one goes on where the last broke off.
@@ -107,7 +108,9 @@ def put_together(
     from clipmill.stages.media.fetch.ytdlp import Log
     from clipmill.stages.media.fetch.ytdlp_requests import polite_yt_dlp
 
-    class Merging(polite_yt_dlp(hosts)):  # type: ignore[misc]  (made at run time)
+    polite = polite_yt_dlp(hosts)
+
+    class Merging(polite):  # type: ignore[misc, valid-type]  # made at run time
         def dl(self, name: str, info: Mapping[str, Any], *_: Any, **__: Any) -> tuple[bool, bool]:
             """Hands on what is there."""
             key = str(info["format_id"])
