@@ -12,6 +12,7 @@ from clipmill.pipeline.catalog.catalog import Catalog, Layout, open_catalog
 from clipmill.pipeline.catalog.index import ShardFiles
 from clipmill.pipeline.catalog.reasons import reasons
 from clipmill.pipeline.dataset.commit_fence import last_moved
+from clipmill.pipeline.dataset.run_records import StageRecord, StepRecord
 from clipmill.pipeline.dataset.shards import committed_shards, shard_name
 from clipmill.pipeline.engine.retry import read_request
 from clipmill.pipeline.ingest.list_counts import kept_counts
@@ -122,7 +123,7 @@ def _totals(catalog: Catalog, footers: dict[tuple[str, str], _Footers]) -> dict[
 
 
 def _stage(
-    catalog: Catalog, stage: dict[str, Any], footers: dict[tuple[str, str], _Footers],
+    catalog: Catalog, stage: StageRecord, footers: dict[tuple[str, str], _Footers],
     doubled: bool,
 ) -> dict[str, Any]:
     layout = catalog.layout
@@ -184,7 +185,7 @@ def _by_outcome(rows: list[tuple[int, int]]) -> dict[str, int]:
 
 
 def _missing(
-    catalog: Catalog, stage: dict[str, Any], steps: list[StepTable], doubled: bool
+    catalog: Catalog, stage: StageRecord, steps: list[StepTable], doubled: bool
 ) -> tuple[int, int]:
     """Keys with no outcome yet: those that wait for a shard, and those lost from a done one."""
     pending = lost = 0
@@ -280,7 +281,7 @@ class _Inputs:
 
 
 def _upstream(
-    layout: Layout, stage: dict[str, Any], entry: dict[str, Any], number: int
+    layout: Layout, stage: StageRecord, entry: StepRecord, number: int
 ) -> _Inputs:
     """As `pipeline/engine/step_inputs.py` finds them."""
     tables = {table.step: table for table in layout.steps}
@@ -303,7 +304,7 @@ def _upstream(
                     if table is of_keys[0] or table.step not in optional], of_videos)
 
 
-def _shards(layout: Layout, stage: dict[str, Any]) -> tuple[int, int]:
+def _shards(layout: Layout, stage: StageRecord) -> tuple[int, int]:
     """Shards committed by the stage's last step, and all that will pass through it."""
     assert layout.record is not None  # the stage is one of its
     steps = {entry["step"]: entry for every in layout.record["stages"] for entry in every["steps"]}

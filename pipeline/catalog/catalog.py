@@ -25,7 +25,14 @@ from clipmill.pipeline.catalog import problem_views, views
 from clipmill.pipeline.catalog.damaged_files import damage_behind
 from clipmill.pipeline.catalog.index import Coverage, find_coverage
 from clipmill.pipeline.catalog.user_sql import readable_errors, reading_statement
-from clipmill.pipeline.dataset.run_records import latest_run, require_dataset, run_records
+from clipmill.pipeline.dataset.run_records import (
+    RunRecord,
+    StageRecord,
+    StepRecord,
+    latest_run,
+    require_dataset,
+    run_records,
+)
 from clipmill.pipeline.dataset.shards import is_shard, list_shards_in
 from clipmill.pipeline.dataset.tombstones import Tombstone, tombstones
 from clipmill.schemas import tables
@@ -49,7 +56,7 @@ class Layout:
     """The tables that the newest run made, as they lie on disk now."""
 
     dataset: Path
-    record: dict[str, Any] | None
+    record: RunRecord | None
     ingest: StepTable
     steps: tuple[StepTable, ...]
     shots: StepTable | None
@@ -101,7 +108,7 @@ def _table(
                      str(folder) if shards else None, retries, score, removed=removed, odd=odd)
 
 
-def _found_schema(folder: Path, step: dict[str, Any]) -> pa.Schema:
+def _found_schema(folder: Path, step: StepRecord) -> pa.Schema:
     """The schema of a stage of one's own, which only its files know; text where there is none."""
     if folder.is_dir():
         with os.scandir(folder) as entries:
@@ -421,7 +428,7 @@ def _run_rows(dataset: Path) -> list[dict[str, Any]]:
     ]
 
 
-def _run_stage(stage: dict[str, Any]) -> dict[str, Any]:
+def _run_stage(stage: StageRecord) -> dict[str, Any]:
     steps = [{"step": step["step"], "fingerprint": step["fingerprint"]} for step in stage["steps"]]
     places = stage.get("places") or {}
     return {

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Collection, Iterable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict, cast
 
 from clipmill.pipeline.dataset.commit_fence import goes_on
 from clipmill.pipeline.dataset.shards import write_json
@@ -21,14 +21,75 @@ from clipmill.stages.models.places import ModelPlace
 KILLED = "killed"
 
 
-def write_run(dataset: Path, record: dict[str, Any]) -> None:
+class StepRecord(TypedDict):
+    """One step of a stage: what it was made from, and where its tables lie in the dataset."""
+
+    step: str
+    key: str
+    fingerprint: str
+    upstream: list[str]
+    tables: dict[str, str]
+    schema_columns: list[str]
+
+
+class ModelRecord(TypedDict):
+    """A model or data file of a stage: where from, which revision, which bytes."""
+
+    reference: str
+    revision: str | None
+    identity: str
+
+
+class PlaceRecord(TypedDict):
+    """Where workers opened a model."""
+
+    device: str
+    dtype: str
+
+
+class StageRecord(TypedDict):
+    """One stage of a run; `stage` is its label in the recipe, `name` its class's word.
+
+    `models`, `prompts` and `places` are by setting.
+    """
+
+    stage: str
+    name: str
+    key: str
+    steps: list[StepRecord]
+    score: str | None
+    reads: list[str]
+    settings: dict[str, Any]
+    models: dict[str, ModelRecord]
+    prompts: dict[str, str]
+    places: NotRequired[dict[str, list[PlaceRecord]]]
+
+
+class RunRecord(TypedDict):
+    """What a run's file in `runs/` holds; what may be missing came with later versions."""
+
+    run_id: str
+    started_at: str
+    finished_at: str | None
+    state: str
+    recipe_name: str
+    recipe: dict[str, Any]
+    code_version: str
+    versions: NotRequired[dict[str, str]]
+    engine: str
+    until: NotRequired[str | None]
+    last_shard: NotRequired[str | None]
+    stages: list[StageRecord]
+
+
+def write_run(dataset: Path, record: RunRecord) -> None:
     write_json(dataset / RUNS / f"{record['run_id']}.json", record)
 
 
 class RecordOfThisRun:
     """The record of the run that goes on, on disk from the beginning; used from any thread."""
 
-    def __init__(self, dataset: Path, record: dict[str, Any]) -> None:
+    def __init__(self, dataset: Path, record: RunRecord) -> None:
         self._dataset, self._record = dataset, record
         self.run_id: str = record["run_id"]
         self._lock = threading.Lock()
@@ -49,7 +110,7 @@ class RecordOfThisRun:
         stage = next(stage for stage in self._record["stages"] if stage["stage"] == label)
         models, is_new = stage["models"], False
         for place in sorted(places):
-            entry = {"device": place.device, "dtype": place.dtype}
+            entry: PlaceRecord = {"device": place.device, "dtype": place.dtype}
             # What two settings name is opened once.
             for name in (name for name in models if models[name] == models.get(place.setting)):
                 known = stage.setdefault("places", {}).setdefault(name, [])
@@ -65,23 +126,23 @@ class RecordOfThisRun:
                                       "finished_at": datetime.now(UTC).isoformat()})
 
 
-def run_records(dataset: Path) -> list[dict[str, Any]]:
+def run_records(dataset: Path) -> list[RunRecord]:
     """All runs, oldest first; run ids sort by the time they started."""
     return [_as_it_is(dataset, read_run(path)) for path in _paths(dataset)]
 
 
-def latest_run(dataset: Path) -> dict[str, Any] | None:
+def latest_run(dataset: Path) -> RunRecord | None:
     """The newest run: its fingerprints are the current ones."""
     paths = _paths(dataset)
     return _as_it_is(dataset, read_run(paths[-1])) if paths else None
 
 
-def read_run(path: Path) -> dict[str, Any]:
+def read_run(path: Path) -> RunRecord:
     """The record of a run; DamagedFile where it is none, or that of another run."""
     record = read_json(path)
     with reading(path):
         _check(record, path.stem)
-    return record
+    return cast("RunRecord", record)
 
 
 def _check(record: dict[str, Any], run_id: str) -> None:
@@ -127,7 +188,7 @@ def _paths(dataset: Path) -> list[Path]:
     return sorted((dataset / RUNS).glob("[!.]*.json"))
 
 
-def _as_it_is(dataset: Path, record: dict[str, Any]) -> dict[str, Any]:
+def _as_it_is(dataset: Path, record: RunRecord) -> RunRecord:
     """The record; one that says its run goes on, and that was killed, says so."""
     if record.get("state") == "running" and not goes_on(dataset, record["run_id"]):
         return {**record, "state": KILLED}

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from clipmill.pipeline.dataset.run_logs import DRIVER, LogLimits, RunLog
+from clipmill.pipeline.dataset.run_records import RunRecord
 from clipmill.pipeline.recipes.recipe import LoadedRecipe
 
 _LOGGED_COUNTS = ("kept", "rejected", "failed", "outputs", "shards")
@@ -17,7 +18,7 @@ _LOGGED_COUNTS = ("kept", "rejected", "failed", "outputs", "shards")
 class DriverLog:
     """What the driver writes to the run's log, and the counts that it ends with."""
 
-    def __init__(self, loaded: LoadedRecipe, dataset: Path, record: dict[str, Any],
+    def __init__(self, loaded: LoadedRecipe, dataset: Path, record: RunRecord,
                  todo: dict[str, list[str]], before: str | None) -> None:
         recipe = loaded.recipe
         self.limits = LogLimits.of(recipe.log_file_megabytes, recipe.log_megabytes)

@@ -6,8 +6,8 @@ import platform
 import uuid
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
+from clipmill.pipeline.dataset.run_records import ModelRecord, RunRecord, StageRecord
 from clipmill.pipeline.dataset.versions import code_version, package_versions
 from clipmill.pipeline.recipes.plan import Plan, ShardList, Step
 from clipmill.pipeline.recipes.recipe import LoadedRecipe
@@ -18,7 +18,7 @@ from clipmill.stages.references import ModelReference
 
 def new_record(
     loaded: LoadedRecipe, plan: Plan, steps: tuple[Step, ...], shards: ShardList
-) -> dict[str, Any]:
+) -> RunRecord:
     """What a run was made with; how far it was to go tells `verify` what must be there."""
     now = datetime.now(UTC)
     return {
@@ -38,7 +38,7 @@ def new_record(
     }
 
 
-def _stage_record(plan: Plan, label: str, loaded: LoadedRecipe) -> dict[str, Any]:
+def _stage_record(plan: Plan, label: str, loaded: LoadedRecipe) -> StageRecord:
     stage = loaded.stages[label]
     steps = [step for step in plan.steps if step.stage_label == label]
     return {
@@ -67,9 +67,9 @@ def _stage_record(plan: Plan, label: str, loaded: LoadedRecipe) -> dict[str, Any
     }
 
 
-def _models(stage: Stage) -> dict[str, dict[str, str | None]]:
+def _models(stage: Stage) -> dict[str, ModelRecord]:
     """Every model and data file of a stage by setting: where from, which revision, which bytes."""
-    found = {}
+    found: dict[str, ModelRecord] = {}
     for setting, value in stage.references().items():
         if isinstance(value, ModelReference):
             place, revision = str(value), resolved_revision(value) or value.revision
@@ -79,6 +79,6 @@ def _models(stage: Stage) -> dict[str, dict[str, str | None]]:
     return found
 
 
-def fingerprints(record: dict[str, Any]) -> dict[str, str]:
+def fingerprints(record: RunRecord) -> dict[str, str]:
     return {step["step"]: step["fingerprint"]
             for stage in record["stages"] for step in stage["steps"]}

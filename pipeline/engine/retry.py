@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pyarrow.parquet as pq
 
@@ -20,7 +20,7 @@ from clipmill.pipeline.dataset.shards import (
     shard_path,
     write_json,
 )
-from clipmill.pipeline.recipes.plan import Plan, ShardList, Step, request_is_current
+from clipmill.pipeline.recipes.plan import Plan, RetryRequest, ShardList, Step, request_is_current
 from clipmill.schemas.damage import read_json, reading
 from clipmill.schemas.folders import RETRIES
 
@@ -30,13 +30,13 @@ def list_shards(dataset: Path, first: Sequence[str]) -> ShardList:
     return ShardList(tuple(first), read_requests(dataset))
 
 
-def read_requests(dataset: Path) -> dict[str, dict[str, Any]]:
+def read_requests(dataset: Path) -> dict[str, RetryRequest]:
     """What was asked to be tried again, by the shard that it makes."""
     return {path.stem: read_request(path)
             for path in sorted((dataset / RETRIES).glob("[!.]*.json"))}
 
 
-def read_request(path: Path) -> dict[str, Any]:
+def read_request(path: Path) -> RetryRequest:
     """A retry's request; DamagedFile where it is none."""
     request = read_json(path)
     with reading(path):
@@ -48,7 +48,7 @@ def read_request(path: Path) -> dict[str, Any]:
             raise TypeError("its step, fingerprint and keys are not all texts")
         if asked_at is not None:
             datetime.fromisoformat(asked_at)
-    return request
+    return cast("RetryRequest", request)
 
 
 def current_failures(step: Step, dataset: Path) -> dict[str, dict[str, list[dict[str, Any]]]]:
@@ -97,8 +97,8 @@ def unfinished_retries(plan: Plan, dataset: Path, shards: ShardList) -> Unfinish
     found = [request for name, request in shards.retries.items()
              if request_is_current(plan, request)
              and not shard_path(plan.by_label[request["step"]].folder(dataset), name).exists()]
-    times = [datetime.fromisoformat(request["asked_at"]) for request in found
-             if "asked_at" in request]  # older requests have none
+    times = [datetime.fromisoformat(asked_at) for request in found
+             if (asked_at := request.get("asked_at")) is not None]
     return Unfinished(len(found), min(times, default=None))
 
 

@@ -6,7 +6,7 @@ import fnmatch
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 
 from clipmill.pipeline.catalog.catalog import Catalog
 from clipmill.pipeline.catalog.views import clip_columns
+from clipmill.pipeline.dataset.run_records import StageRecord
 from clipmill.pipeline.exports.request import PERSONAL, ExportRequest
 from clipmill.pipeline.exports.selection import Unit
 from clipmill.pipeline.exports.units import read_problems, read_unit
@@ -86,7 +87,7 @@ def provenance(catalog: Catalog, request: ExportRequest, subset: FrozenSubset | 
     return found
 
 
-def _stage(stage: Mapping[str, Any], columns: Sequence[str]) -> dict[str, Any]:
+def _stage(stage: StageRecord, columns: Sequence[str]) -> dict[str, Any]:
     models = {}
     for setting, model in stage["models"].items():
         reference = str(model["reference"])

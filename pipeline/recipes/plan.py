@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 from clipmill.pipeline.dataset.shards import base_shard, committed_shards, shard_order
 from clipmill.pipeline.recipes.recipe import LoadedRecipe
@@ -232,12 +232,21 @@ def fingerprint(stage: Stage, inputs: dict[str, str]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+class RetryRequest(TypedDict):
+    """What was asked to be tried again: keys that failed at a step; older requests have no time."""
+
+    step: str
+    fingerprint: str
+    keys: list[str]
+    asked_at: NotRequired[str | None]
+
+
 @dataclass(frozen=True)
 class ShardList:
     """The shards of a dataset: the first ones, and retries with the step where each begins."""
 
     first: tuple[str, ...]
-    retries: dict[str, dict[str, Any]]
+    retries: dict[str, RetryRequest]
 
     def passes(self, plan: Plan, step: Step, shard: str) -> bool:
         """Whether a shard passes through a step: a retry begins where its rows failed."""
@@ -267,7 +276,7 @@ class ShardList:
         return sorted([*self.first, *retries], key=shard_order)
 
 
-def request_is_current(plan: Plan, request: dict[str, Any]) -> bool:
+def request_is_current(plan: Plan, request: RetryRequest) -> bool:
     step = plan.by_label.get(request["step"])
     return step is not None and step.fingerprint == request["fingerprint"]
 

@@ -301,9 +301,9 @@ def _clean_notes(dataset: Path, selection: Selection) -> None:
     forget(dataset, selection.has_key)
     for path in (dataset / RETRIES).glob("[!.]*.json"):
         request = read_request(path)
-        kept = [key for key in request["keys"] if not selection.has_key(key)]
-        if len(kept) != len(request["keys"]):
-            write_json(path, {**request, "keys": kept})
+        keys = [key for key in request["keys"] if not selection.has_key(key)]
+        if len(keys) != len(request["keys"]):
+            write_json(path, {**request, "keys": keys})
     for path in (dataset / JOURNAL).glob("[!.]*.json"):
         run_id, begun = read_journal(path)
         started = {key: n for key, n in begun.items() if not selection.has_key(key)}

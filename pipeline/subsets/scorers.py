@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from clipmill.pipeline.catalog.catalog import Catalog
 from clipmill.pipeline.catalog.views import CLIPS_VIDEO_COLUMNS, clip_columns
+from clipmill.pipeline.dataset.run_records import ModelRecord, StageRecord
 from clipmill.pipeline.recipes.strict_yaml import parse_yaml
 from clipmill.schemas.command_line import shell_word, start_a_run
 from clipmill.schemas.errors import UsageError
@@ -116,7 +117,7 @@ class ResolvedScorer:
     label: str | None = None
     stage: str | None = None
     fingerprint: str | None = None
-    models: dict[str, dict[str, Any]] = field(default_factory=dict)
+    models: dict[str, ModelRecord] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
     upstream: dict[str, dict[str, Any]] = field(default_factory=dict)
 
@@ -170,7 +171,7 @@ class _Stages:
             raise UsageError(f"{layout.dataset} has no run yet, and so no scores; "
                              f"{start_a_run(layout.dataset)}")
         self.dataset = layout.dataset
-        self.records: list[dict[str, Any]] = layout.record["stages"]
+        self.records: list[StageRecord] = layout.record["stages"]
         self._made: dict[str, tuple[StepTable, str]] = clip_columns(layout.steps)
         self._others = {*CLIPS.names, *(name for name, _ in CLIPS_VIDEO_COLUMNS)}
 
@@ -178,7 +179,7 @@ class _Stages:
         """The columns that stages made, the one that is called as the role first."""
         return sorted(self._made, key=lambda name: name != role)
 
-    def record_of(self, column: str) -> dict[str, Any] | None:
+    def record_of(self, column: str) -> StageRecord | None:
         """The run's record of the stage that made a column."""
         if column not in self._made:
             return None
@@ -191,7 +192,7 @@ class _Stages:
         assert record is not None  # only columns that stages made are asked about
         return _made_by(record["stage"], record["name"], record["models"], record["settings"])
 
-    def upstream(self, record: Mapping[str, Any]) -> list[dict[str, Any]]:
+    def upstream(self, record: StageRecord) -> list[StageRecord]:
         """The records of the stages that a stage reads from."""
         labels = {label for step in record["steps"] for label in step["upstream"]}
         return [other for other in self.records

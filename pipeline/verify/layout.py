@@ -8,19 +8,18 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from sys import intern
-from typing import Any
 
 import pyarrow as pa
 
 from clipmill.pipeline.dataset.crash_journal import read_journal
-from clipmill.pipeline.dataset.run_records import read_run
+from clipmill.pipeline.dataset.run_records import RunRecord, read_run
 from clipmill.pipeline.dataset.shards import base_shard, is_shard, retry_number, shard_order
 from clipmill.pipeline.dataset.tombstones import Tombstone, tombstones
 from clipmill.pipeline.engine.retry import read_request
 from clipmill.pipeline.ingest.list_counts import FOLDER as COUNTS
 from clipmill.pipeline.ingest.list_counts import read_counts
 from clipmill.pipeline.ingest.playlists import read_list_entries
-from clipmill.pipeline.recipes.plan import Read
+from clipmill.pipeline.recipes.plan import Read, RetryRequest
 from clipmill.pipeline.verify.findings import Book, SetAside
 from clipmill.schemas import tables
 from clipmill.schemas.command_line import shell_word
@@ -77,7 +76,7 @@ SOURCES_NODE = Node(SOURCES, "", SOURCES, SOURCES, "source_key", (SOURCES,),
                     tuple(tables.SOURCES.names), (), frozenset())
 
 
-def nodes_of(record: dict[str, Any]) -> list[Node]:
+def nodes_of(record: RunRecord) -> list[Node]:
     """The steps of one record in order; KeyError and the like where it is no such record."""
     prints = {step["step"]: step["fingerprint"]
               for stage in record["stages"] for step in stage["steps"]}
@@ -117,11 +116,11 @@ class Survey:
     """A dataset's records, requests and files as they were found when verify began."""
 
     dataset: Path
-    records: dict[str, dict[str, Any]]
-    newest: dict[str, Any] | None
+    records: dict[str, RunRecord]
+    newest: RunRecord | None
     newest_changed_at: float
     nodes: dict[tuple[str, str], Node]
-    requests: dict[str, dict[str, Any]]
+    requests: dict[str, RetryRequest]
     request_times: dict[str, float]
     removals: list[Tombstone]
     removals_known: bool
@@ -244,7 +243,7 @@ class Survey:
         return True
 
     def _was_asked_before_the_run(self, shard: str) -> bool:
-        asked_at = self.requests[shard]["asked_at"]
+        asked_at = self.requests[shard].get("asked_at")
         if asked_at is None:  # an older request: the file tells
             return self.request_times[shard] <= self.newest_changed_at
         return self.newest is not None and asked_at <= self.newest["started_at"]
@@ -252,7 +251,7 @@ class Survey:
 
 def read_survey(dataset: Path, book: Book) -> Survey:
     """Reads records and lists folders; what can't be read is a fault in the book."""
-    records: dict[str, dict[str, Any]] = {}
+    records: dict[str, RunRecord] = {}
     nodes: dict[tuple[str, str], Node] = {}
     declared: dict[tuple[str, str, str], tuple[str, ...]] = {}
     newest, changed_at, records_known = None, 0.0, True
@@ -337,14 +336,14 @@ def check_notes(dataset: Path, book: Book) -> None:
                 _unreadable(book, dataset, path, error, what, then)
 
 
-def _requests(dataset: Path, book: Book) -> tuple[dict[str, dict[str, Any]], dict[str, float]]:
-    found: dict[str, dict[str, Any]] = {}
+def _requests(dataset: Path, book: Book) -> tuple[dict[str, RetryRequest], dict[str, float]]:
+    found: dict[str, RetryRequest] = {}
     times: dict[str, float] = {}
     for path in _json_files(dataset / RETRIES):
         try:
             request = read_request(path)
             times[path.stem] = path.stat().st_mtime
-            found[path.stem] = {**request, "asked_at": request.get("asked_at")}
+            found[path.stem] = request
         except (DamagedFile, OSError) as error:
             _unreadable(book, dataset, path, error, "the retry's request",
                         f"`clipmill retry {shell_word(book.dataset)}` requests it again")
@@ -362,7 +361,7 @@ def _removals(dataset: Path, book: Book) -> tuple[list[Tombstone], bool]:
 
 def _read_quarantine(survey: Survey) -> None:
     """What repairs since the newest run have set aside is waited for, not missing."""
-    since = (survey.newest or {}).get("started_at") or ""
+    since = survey.newest["started_at"] if survey.newest else ""
     for path in sorted((survey.dataset / QUARANTINE).glob("*/why.json")):
         try:
             record = read_json(path)
@@ -392,9 +391,8 @@ def is_cache(table: str) -> bool:
     return table == FRAMES
 
 
-def frames_are_dropped(record: dict[str, Any] | None) -> bool:
-    recipe = (record or {}).get("recipe")
-    return isinstance(recipe, dict) and bool(recipe.get("drop_frames"))
+def frames_are_dropped(record: RunRecord | None) -> bool:
+    return record is not None and bool(record["recipe"].get("drop_frames"))
 
 
 def narrowed(table: StepTable, shards: Iterable[str]) -> StepTable:
