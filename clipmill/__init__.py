@@ -1,4 +1,4 @@
-"""Clipmill: video sources in, a queryable video–text dataset out.
+"""Clipmill turns video sources into a queryable video–text dataset.
 
     import clipmill
 
@@ -38,7 +38,7 @@ __all__ = [
     "Subset", "Uniform", "UsageError", "Workspace", "open", "resource", "retry", "run",
 ]
 
-# Imported when first used: `import clipmill` takes milliseconds, and needs only what is used.
+# Imported on first use: `import clipmill` takes milliseconds and needs only what is used.
 _PLACES = {
     "ClipDataset": "pipeline.training",
     "ClipmillError": "schemas.errors",

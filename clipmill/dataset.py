@@ -1,4 +1,4 @@
-"""A dataset from Python: what it holds, what became of its inputs, subsets, exports."""
+"""The public `Dataset`: queries, outcomes, subsets and exports from Python."""
 
 from __future__ import annotations
 
@@ -51,14 +51,14 @@ _SHOWN_CLIPS = 20
 
 
 def open_dataset(path: str | os.PathLike[str]) -> Dataset:
-    """Opens a dataset; UsageError where there is none."""
+    """Opens a dataset; raises UsageError if there is none."""
     return Dataset(path)
 
 
 class Dataset:
     """A dataset's folder, opened for queries; a context manager.
 
-    What runs add meanwhile, also those of other processes, is seen by the next query.
+    Each query sees what runs have added by then, including those of other processes.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -84,10 +84,10 @@ class Dataset:
     # What it holds
 
     def sql(self, query: str) -> duckdb.DuckDBPyRelation:
-        """The rows of one reading statement, lazily: `.df()`, `.arrow()`, `.pl()`, `.show()`.
+        """The rows of one read-only statement, lazily: `.df()`, `.arrow()`, `.pl()`, `.show()`.
 
         Views: `clips`, `videos`, `rejections`, `failures`, `runs`, `subsets` and more, see
-        docs/reference/tables.md. Raises UsageError for SQL that does more than read.
+        docs/reference/tables.md. Raises UsageError for SQL that is not read-only.
         """
         return self._catalog().relation(query)
 
@@ -95,9 +95,9 @@ class Dataset:
         self, where: str | None = None, *, limit: int | None = _SHOWN_CLIPS,
         sample_seed: int | None = None,
     ) -> Clips:
-        """Clips that fulfil a SQL condition, with pictures in a notebook.
+        """Clips that match an SQL condition, with pictures in a notebook.
 
-        In the order of their videos and times, or, with `sample_seed`, at random.
+        Ordered by video and time, or at random with `sample_seed`.
         """
         order = "video_id, start_seconds, clip_id" if sample_seed is None else (
             f"hash(clip_id || {literal(str(sample_seed))}), clip_id")
@@ -107,7 +107,7 @@ class Dataset:
             return Clips(self, self.sql(query).to_arrow_table())
 
     def status(self) -> dict[str, Any]:
-        """Per stage the inputs, kept, rejected, failed and pending rows; as `status --format json`.
+        """Inputs, kept, rejected, failed and pending rows per stage; as `status --format json`.
         """
         return status_report(self.path)
 
@@ -139,9 +139,9 @@ class Dataset:
         self, recipe: str | None = None, *, where: str | None = None, name: str | None = None,
         seed: int | None = None, **parameters: Any,
     ) -> Subset:
-        """A frozen subset: one that is there, by its name alone, else a new one.
+        """A frozen subset: an existing one, by its name alone, or else a new one.
 
-        `recipe` is a ready-made name or a YAML file, `where` a SQL condition in place of one, and
+        `recipe` is a ready-made name or a YAML file, `where` an SQL condition instead of one, and
         `parameters` are the recipe's, e.g. `clips=10_000`. The same recipe, seed and parameters
         over the same clips give the same subset.
         """
@@ -175,9 +175,9 @@ class Dataset:
         crf: int | None = None, preset: str | None = None, short_side: int | None = None,
         documents: Documents | None = None, drop: float | None = None, seed: int | None = None,
     ) -> dict[str, Any]:
-        """Writes clips for training, as `clipmill export` does; gives the manifest.
+        """Writes clips for training, as `clipmill export` does; returns the manifest.
 
-        Called again after it was stopped, it goes on.
+        Call it again after an interruption to continue.
         """
         request = ExportRequest(
             self.path, Path(output).expanduser().absolute(), format, subset=subset, where=where,
@@ -193,7 +193,7 @@ class Dataset:
 
     def training(self, subset: str | None = None, where: str | None = None, **options: Any
                  ) -> ClipDataset:
-        """A PyTorch dataset that decodes the clips' frames; options as of `clipmill.ClipDataset`.
+        """A PyTorch dataset that decodes the clips' frames; same options as `clipmill.ClipDataset`.
         """
         with extras_explained("train"):
             from clipmill.pipeline.training import ClipDataset
@@ -203,7 +203,7 @@ class Dataset:
     # The catalog
 
     def _catalog(self) -> Catalog:
-        """The catalog as of now. One that rows may still be read from stays open."""
+        """The current catalog. A catalog from which rows may still be read stays open."""
         state = _state_of(self.path)
         if not self._catalogs or state != self._seen:
             self._catalogs.append(open_catalog(self.path))
@@ -213,7 +213,7 @@ class Dataset:
 
 @dataclass(frozen=True)
 class Subset:
-    """A frozen list of clips with all that it was chosen by."""
+    """A frozen list of clips, with everything that determined the choice."""
 
     dataset: Dataset
     frozen: FrozenSubset
@@ -249,11 +249,11 @@ class Subset:
     def export(
         self, output: str | os.PathLike[str], format: Format = "webdataset", **options: Any
     ) -> dict[str, Any]:
-        """Writes its clips for training; options as of `Dataset.export`."""
+        """Writes its clips for training; same options as `Dataset.export`."""
         return self.dataset.export(output, format, subset=self.name, **options)
 
     def training(self, **options: Any) -> ClipDataset:
-        """A PyTorch dataset of its clips; options as of `clipmill.ClipDataset`."""
+        """A PyTorch dataset of its clips; same options as `clipmill.ClipDataset`."""
         return self.dataset.training(self.name, **options)
 
 
@@ -319,13 +319,13 @@ def _subset_recipe(
         if parameters:
             raise UsageError(f"{next(iter(parameters))}: a condition has no parameters")
         return predicate_recipe(where, seed=seed)
-    assert recipe is not None  # one of the two is there
+    assert recipe is not None  # one of the two is given
     return load_subset_recipe(subset_recipe_path(recipe), seed=seed, ready_made=SUBSET_FOLDER,
                               overrides=[f"{name}={value}" for name, value in parameters.items()])
 
 
 def _state_of(dataset: Path) -> object:
-    """What changes where a run, a removal or a subset changes what the views show."""
+    """A value that changes when a run, a removal or a subset changes what the views show."""
     found: list[object] = []
     for name in ("runs", "subsets", "removed", "index", "sources"):
         with contextlib.suppress(OSError):

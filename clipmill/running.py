@@ -36,7 +36,7 @@ class StageProgress:
 
 @dataclass(frozen=True)
 class RunResult:
-    """What a run came to. `stages` are those of `Dataset.status()`, over all runs."""
+    """The result of a run. `stages` are those of `Dataset.status()`, over all runs."""
 
     dataset: Dataset
     did_anything: bool
@@ -63,15 +63,15 @@ def run(
     wait: bool = False,
     progress: Callable[[StageProgress], None] | None = None,
 ) -> RunResult:
-    """Runs what is not done yet of a recipe, as `clipmill run` does.
+    """Does what is not done yet of a recipe, like `clipmill run`.
 
     recipe: a ready-made name or a YAML file; without one, that of the dataset's newest run.
-    sources: lists, folders, patterns, files or URLs in place of the recipe's.
+    sources: lists, folders, patterns, files or URLs instead of the recipe's.
     settings: by `label.setting`, e.g. `{"split_clips.threshold": 35}`.
-    progress: called in this process, from any thread, each time a stage has done some rows.
+    progress: called in this process, from any thread, each time a stage has processed some rows.
 
-    Messages go to the logger `clipmill.run`. Raises ClipmillError where the run can't go on; what
-    is committed stays, and the same call goes on there.
+    Messages go to the logger `clipmill.run`. Raises ClipmillError if the run can't continue; what
+    is committed stays, and the same call continues from there.
     """
     given = [sources] if isinstance(sources, str | os.PathLike) else list(sources or ())
     folder = None if dataset is None else Path(dataset)
@@ -92,7 +92,7 @@ def retry(
     dataset: _PathLike | Dataset, kinds: Sequence[str] = (), *, wait: bool = False,
     progress: Callable[[StageProgress], None] | None = None,
 ) -> RunResult:
-    """Tries failed rows again, of the `kinds` given or of all, and only those."""
+    """Retries failed rows, of the given `kinds` or of all, and only those."""
     for kind in kinds:
         if kind not in ERROR_KINDS:
             raise UsageError(f"kinds: {kind!r}; allowed: {', '.join(ERROR_KINDS)}")

@@ -38,7 +38,7 @@ def _common(
     debug: Annotated[bool, typer.Option("--debug", help="show tracebacks of errors; may stand "
                      "anywhere in the command")] = False,
 ) -> None:
-    pass  # main() has taken it already, wherever it stood
+    pass  # main() has already handled it, wherever it was written
 
 
 def main() -> None:
@@ -78,14 +78,14 @@ def main() -> None:
         print(f"Error: {said}", file=sys.stderr)
         sys.exit(1)
     except BrokenPipeError:
-        # The reader of a pipe went away (`| head`): no error of ours.
+        # The reader of a pipe has exited (`| head`): not our error.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     except BaseException as leaving:
         stopped = interruption_behind(leaving)
         if stopped is None:
             raise
-        with contextlib.suppress(OSError):  # of a terminal that is closed
+        with contextlib.suppress(OSError):  # the terminal may be closed
             print("Stopped. What is committed stays; run the same command to go on.",
                   file=sys.stderr, flush=True)
         leave_at_once(128 + stopped)

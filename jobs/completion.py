@@ -1,6 +1,6 @@
-"""What the shell offers after Tab, for words that typer can't know.
+"""Shell completion for values that typer can't know.
 
-A completion runs at each Tab and must not fail: what can't be read offers nothing.
+A completion runs at each Tab and must not fail: anything unreadable offers nothing.
 """
 
 from __future__ import annotations
@@ -60,13 +60,13 @@ def failure_kinds(ctx: typer.Context, incomplete: str) -> Iterable[str]:
 
 @_offered
 def stages(ctx: typer.Context, incomplete: str) -> Iterable[str]:
-    """The labels of the recipe that stands in the command."""
+    """The labels of the recipe named in the command."""
     return _stages(ctx)
 
 
 @_offered
 def settings(ctx: typer.Context, incomplete: str) -> Iterable[str]:
-    """`stage.`, then `stage.setting=`; the only one that is left also with its default."""
+    """`stage.`, then `stage.setting=`; the last remaining one also with its default."""
     from clipmill.pipeline.recipes.recipe import Recipe
     from clipmill.pipeline.recipes.stage_classes import stage_class
 
@@ -84,7 +84,7 @@ def settings(ctx: typer.Context, incomplete: str) -> Iterable[str]:
     fields = stage_class(known[label], Path()).model_fields
     left = {f"{label}.{name}=": info.default for name, info in fields.items()
             if f"{label}.{name}=".startswith(incomplete)}
-    # Bash puts a space behind the only offer: a second one keeps it at the value.
+    # Bash adds a space after a single suggestion: a second one prevents that.
     return [*left, *(f"{word}{_yaml(default)}" for word, default in left.items()
                      if len(left) == 1)]
 
@@ -99,7 +99,7 @@ def _yaml(value: Any) -> str:
 
 @_offered
 def subset_names(ctx: typer.Context, incomplete: str) -> Iterable[str]:
-    """The frozen subsets of the dataset that stands in the command."""
+    """The frozen subsets of the dataset named in the command."""
     folder = _dataset(ctx) / "subsets"
     return sorted(place.name for place in folder.iterdir() if not place.name.startswith("."))
 
@@ -117,7 +117,7 @@ def clip_columns(ctx: typer.Context, incomplete: str) -> Iterable[str]:
 
 
 def _given(ctx: typer.Context, name: str, fits: Callable[[str], bool]) -> str | None:
-    """An argument of the command; where an option still lacks its value, typer hasn't named it."""
+    """An argument of the command; typer hasn't named it if an option still lacks its value."""
     named: Any = ctx.params.get(name)
     if named is not None:
         return str(named)

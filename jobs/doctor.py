@@ -1,4 +1,4 @@
-"""`clipmill doctor`: what this machine has, and what it lacks for a recipe."""
+"""`clipmill doctor`: checks this machine for what a recipe needs."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ LIBRARIES = {
 }
 EXTRAS_OF_RUNS = {name for name in LIBRARIES if EXTRAS.get(name) == "run"}
 EXTRAS_OF_MODELS = {name for name in LIBRARIES if EXTRAS.get(name) == "models"}
-_PROGRAM_NAMES = {"httpie": "http", "quickjs": "qjs"}  # where they differ from yt-dlp's words
+_PROGRAM_NAMES = {"httpie": "http", "quickjs": "qjs"}  # if they differ from yt-dlp's names
 CODECS = ("h264", "hevc", "vp8", "vp9", "av1", "mpeg4", "aac", "opus")
 
 
 def examine(recipe: str | None) -> int:
-    """Prints a line a finding; the exit status is 1 where something is missing."""
+    """Prints one line per finding; the exit status is 1 if something is missing."""
     console = Console(highlight=False)
     missing = 0
     for what, problem in _findings(recipe):
@@ -137,7 +137,7 @@ def _recipe_findings(recipe: str) -> Iterator[tuple[str, str | None]]:
 
 
 def _sources(loaded: LoadedRecipe) -> Iterator[tuple[str, str | None]]:
-    """What lies where the recipe says that videos come from; lists and sites are not read."""
+    """The files that a recipe's sources match; lists and sites are not read."""
     from clipmill.pipeline.ingest.source_files import Finder, describe_passed_over
 
     for spec in loaded.recipe.sources:
@@ -160,7 +160,7 @@ def _sources(loaded: LoadedRecipe) -> Iterator[tuple[str, str | None]]:
 
 
 def _programs(loaded: LoadedRecipe) -> Iterator[tuple[str, str | None]]:
-    """Those that the recipe has yt-dlp start; it goes without where they lack."""
+    """Programs that the recipe lets yt-dlp start; it does without missing ones."""
     from clipmill.stages.download_videos import DownloadVideos
 
     for label, stage in loaded.stages.items():

@@ -1,4 +1,4 @@
-"""UTF-8 everywhere: what names of files, titles and what is printed are read and written in."""
+"""Makes UTF-8 the encoding of file names, titles and output."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ from collections.abc import Callable
 
 
 def speak_utf_8(program: Callable[[], None]) -> None:
-    """Starts this program anew in UTF-8 where the environment has Python take all for ASCII.
+    """Restarts this program in UTF-8 if the environment makes Python use ASCII.
 
-    Then neither a file's name nor a title could be read or printed that is no plain English, and
-    nothing that runs in a process of its own would do better. Nothing happens where `program` is
-    only called by another one.
+    Otherwise no file name or title with non-ASCII characters could be read or printed, and
+    subprocesses would do no better. Does nothing if `program` is only called by another one.
     """
     is_own = getattr(sys.modules["__main__"], program.__name__, None) is program
     if sys.getfilesystemencoding() in ("ascii", "us-ascii") and is_own:

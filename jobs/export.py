@@ -21,7 +21,7 @@ _STEPS = {"select": "select clips", "cut": "cut clips", "render": "render sample
 
 
 def export(request: ExportRequest, *, memory_limit: str | None = None) -> None:
-    """Exports, and says on standard output what became of the clips."""
+    """Exports, and reports on standard output what became of the clips."""
     with _Shown() as shown:
         done = run_export(request, code_version=code_version(), memory_limit=memory_limit,
                           watcher=Watcher(shown.begin, shown.step))
@@ -69,7 +69,7 @@ def _size(size: float) -> str:
 
 
 class _Shown:
-    """Progress on standard error while that is a terminal."""
+    """Progress on standard error if that is a terminal."""
 
     def __init__(self) -> None:
         from rich.console import Console
@@ -81,7 +81,7 @@ class _Shown:
             TimeElapsedColumn,
         )
 
-        # A door of its own to the terminal: the Ray engine filters what else goes to stderr.
+        # A separate handle to the terminal: the Ray engine filters everything else on stderr.
         self._console = Console(file=os.fdopen(os.dup(2), "w"))
         self._progress = Progress(
             TextColumn("{task.description:14}"), BarColumn(bar_width=24), MofNCompleteColumn(),

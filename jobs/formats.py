@@ -1,4 +1,4 @@
-"""One way to print rows, in every format that the command line offers."""
+"""Prints rows in every format that the command line offers."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ _NULL = "∅"
 
 
 def write_rows(rows: pa.RecordBatchReader, format: str, output: Path | None = None) -> None:
-    """Writes rows to standard output, or whole or not at all to a file.
+    """Writes rows to standard output, or atomically to a file.
 
-    Text that is long is shortened in a table on a terminal only.
+    Long text is only shortened in a table on a terminal.
     """
     if format not in FORMATS:
         raise UsageError(f"--format {format}: allowed: {', '.join(FORMATS)}")
@@ -52,7 +52,7 @@ def write_rows(rows: pa.RecordBatchReader, format: str, output: Path | None = No
 
 
 def plain(value: Any) -> Any:
-    """A value as JSON can hold it: no NaN, times in ISO 8601, bytes in hexadecimal."""
+    """A value in JSON form: no NaN, times in ISO 8601, bytes in hexadecimal."""
     if value is None or isinstance(value, bool | int | str):
         return value
     if isinstance(value, float):
@@ -247,7 +247,7 @@ def _print_blocks(console: Any, names: list[str], records: list[list[str]]) -> N
 
 
 class _Terminal(io.TextIOBase):
-    """What is written, without what would steer the terminal: in a pipe it stays as it is."""
+    """The text without characters that could control the terminal; unchanged in a pipe."""
 
     def __init__(self, file: IO[str]) -> None:
         self._file = file
@@ -277,7 +277,7 @@ def _binary(output: Path | None) -> Iterator[IO[bytes]]:
 
 @contextmanager
 def _replacing(output: Path) -> Iterator[Path]:
-    """A temporary file that becomes `output` when all went well."""
+    """A temporary file that becomes `output` if all goes well."""
     if not output.parent.is_dir() or output.is_dir():
         raise UsageError(f"--output {output}: give a file in an existing folder")
     temporary = output.with_name(f".{output.name}.{uuid.uuid4().hex[:8]}.tmp")

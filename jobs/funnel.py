@@ -1,4 +1,4 @@
-"""How a recipe's funnel, and the clips at its thresholds, look in a terminal."""
+"""Shows a recipe's funnel, and the clips at its thresholds, in a terminal."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ def _console() -> Console:
 def print_funnel(
     recipe: Mapping[str, Any], catalog: Mapping[str, Any], rules: Sequence[Mapping[str, Any]]
 ) -> None:
-    """What a recipe is, and rule by rule what remains of the catalog.
+    """Prints what a recipe is, and rule by rule what remains of the catalog.
 
-    A rule's text has a line of its own, so that the numbers below stay in columns.
+    A rule's text is on a separate line, so that the numbers below stay in columns.
     """
     console = _console()
     _print_head(console, recipe)
@@ -133,6 +133,6 @@ def _add_clips(table: Table, clips: Sequence[Mapping[str, Any]], without: str) -
 
 
 def _shown(value: Any) -> str:
-    """One line, without what could steer the terminal."""
+    """One line, without characters that could control the terminal."""
     line = "".join(c if c.isprintable() else " " for c in str(value))
     return " ".join(line.split())

@@ -1,4 +1,4 @@
-"""How `--help` looks: it reads well at 80 columns, and shows commands in groups."""
+"""Formats `--help`: readable at 80 columns, with commands in groups."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typer.core import TyperCommand, TyperGroup
 
 
 class Commands(typer.Typer):
-    """Commands that stand under one heading of `clipmill --help`."""
+    """Commands under one heading of `clipmill --help`."""
 
     def __init__(self, heading: str | None = None, **details: Any) -> None:
         super().__init__(cls=Group, rich_markup_mode=None, pretty_exceptions_enable=False,
@@ -30,7 +30,7 @@ class Commands(typer.Typer):
 
 
 class _Page:
-    """What commands and groups of commands show alike; mixed into typer's classes of them."""
+    """Formatting shared by commands and groups of commands."""
 
     get_params: Callable[[Any], list[Any]]
     options_metavar: str | None
@@ -64,7 +64,7 @@ class Command(_Page, TyperCommand):
             raise
 
     def _about_quotes(self, args: list[str]) -> str:
-        """What the shell made of a text without quotes: words, and of `*` the files' names."""
+        """A hint for text without quotes: the shell makes several words of it, and expands `*`."""
         last = [param for param in self.params if param.param_type_name == "argument"][-1:]
         if (last and last[0].name in ("query", "where")) or "--where" in args:
             return '; put the SQL in quotes, e.g. "SELECT count(*) FROM clips"'
@@ -72,7 +72,7 @@ class Command(_Page, TyperCommand):
 
 
 def _said_plainly(error: BadParameter) -> str:
-    """Without pydantic's words, and with the value that may be meant."""
+    """The message without pydantic's prefix, with the value that may be meant."""
     message = error.message.removeprefix("Value error, ")
     kind = getattr(getattr(error.param, "type_descriptor", None), "annotation", None)
     if isinstance(kind, type) and issubclass(kind, enum.Enum):
@@ -91,7 +91,7 @@ class Group(_Page, TyperGroup):
         return [*super().collect_usage_pieces(ctx), self.subcommand_metavar]
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
-        # The commands first: they are what a person looks for.
+        # The commands first: they are what users look for.
         under: dict[str, list[tuple[str, str]]] = {}
         longest = max(map(len, self.commands), default=0)
         for name, command in self.commands.items():
@@ -120,7 +120,7 @@ def shown(param: Any, *, both: bool = False) -> str:
 
 
 def default_shown(param: Any) -> str:
-    """A parameter's default as it is typed; empty where leaving it out says it already."""
+    """A parameter's default as it is typed; empty if omitting it already says so."""
     value = param.default
     if value is None or value is False or callable(value) or value == []:
         return ""
@@ -130,7 +130,7 @@ def default_shown(param: Any) -> str:
 
 
 def limits_shown(param: Any) -> str:
-    """The range that a number must lie in, in words; empty where any will do."""
+    """The allowed range of a number, in words; empty if any number is allowed."""
     least, most = getattr(param, "min", None), getattr(param, "max", None)
     if least is not None and most is not None:
         return f"{least} to {most}"

@@ -1,4 +1,4 @@
-"""`clipmill import`: published metadata becomes a dataset's sources."""
+"""`clipmill import`: turns published metadata into a dataset's sources."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ def import_internvid(
     exclude_ids: Path | None = None,
     wait: bool = False,
 ) -> None:
-    """Takes InternVid's published rows in, and prints what became of each.
+    """Imports InternVid's published rows, and prints what became of each.
 
-    `shard_videos` is how many videos a shard holds, where it is asked for.
+    `shard_videos` is the number of videos per shard, if given.
     """
     dataset = dataset.expanduser().absolute()
     check_place(dataset)
@@ -57,7 +57,7 @@ def import_internvid(
 
 
 def describe(report: ImportReport, limit: int | None) -> Iterator[str]:
-    """What became of the rows, in lines for people; the numbers add up."""
+    """What became of the rows, in readable lines; the numbers add up."""
     parts = [f"{report.kept:,} kept", f"{report.rejected:,} rejected", f"{report.failed:,} failed"]
     if report.known:
         parts.append(f"{report.known:,} already known")
@@ -79,7 +79,7 @@ def describe(report: ImportReport, limit: int | None) -> Iterator[str]:
 
 @contextlib.contextmanager
 def _progress(files: Sequence[Path], passes: int) -> Iterator[Callable[[int], None]]:
-    """Bytes read, on standard error; silent where that is no terminal."""
+    """Bytes read, on standard error; silent if that is not a terminal."""
     total = passes * sum(path.stat().st_size for path in files if path.is_file())
     console = Console(stderr=True)
     with Progress(TextColumn("reading"), BarColumn(), DownloadColumn(), TimeElapsedColumn(),

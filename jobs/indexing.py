@@ -1,4 +1,4 @@
-"""`clipmill index`: the clips and videos joined once, for quicker queries."""
+"""`clipmill index`: joins clips and videos once, for faster queries."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from clipmill.schemas.words import counted
 
 
 def index_dataset(dataset: Path, *, wait: bool = False) -> None:
-    """Makes the index of a dataset, or brings it up to date, and says what there is."""
+    """Builds or updates a dataset's index, and reports on it."""
     from clipmill.pipeline.catalog.index_writer import update_index
     from clipmill.pipeline.dataset.locks import dataset_lock
     from clipmill.pipeline.dataset.run_records import require_dataset

@@ -1,4 +1,4 @@
-"""`clipmill logs`: what a run's processes wrote, brought together by time."""
+"""`clipmill logs`: merges what a run's processes logged, by time."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def _lines(paths: list[Path], damaged: list[int]) -> Iterator[Line]:
         try:
             file = open(path, "rb")  # noqa: SIM115 (closed below)
         except FileNotFoundError:
-            continue  # set aside or deleted since it was listed
+            continue  # rotated or deleted since it was listed
         with file:
             for line in file:
                 found = read_line(line)
@@ -116,7 +116,7 @@ def _follow(dataset: Path, run_id: str, shown: tuple[str, ...], text: Callable[[
     read: dict[tuple[int, int], int] = {}
     try:
         while True:
-            goes_on = _goes_on(dataset, run_id)  # asked first: what it wrote last is read below
+            goes_on = _goes_on(dataset, run_id)  # checked first: its last lines are read below
             for line in sorted(_new_of_all(dataset, run_id, read, damaged),
                                key=lambda line: line["time"]):
                 if line.get("level") in shown:
@@ -139,10 +139,10 @@ def _goes_on(dataset: Path, run_id: str) -> bool:
 
 def _new_of_all(dataset: Path, run_id: str, read: dict[tuple[int, int], int],
                 damaged: list[int]) -> list[Line]:
-    """What all files have got; of no worker a line without those that it wrote before it.
+    """New lines of all files; no line of a worker comes before its earlier ones.
 
-    A file may be set aside between the listing and the reading: what is read under its name is
-    then newer than what it held, so the files are looked at again until none has come.
+    A file may be rotated between the listing and the reading: what is read under its name is
+    then newer than its old content, so the files are read again until there is nothing new.
     """
     found: list[Line] = []
     files: list[LogFile] = []
@@ -153,7 +153,7 @@ def _new_of_all(dataset: Path, run_id: str, read: dict[tuple[int, int], int],
 
 
 def _new_lines(path: Path, read: dict[tuple[int, int], int], damaged: list[int]) -> Iterator[Line]:
-    """Whole lines that a file has got; a file is known again when it is set aside."""
+    """New whole lines of a file; a rotated file is recognised."""
     try:
         with open(path, "rb") as file:
             state = path.stat()
@@ -171,7 +171,7 @@ def _new_lines(path: Path, read: dict[tuple[int, int], int], damaged: list[int])
 
 
 def _text(line: Line) -> str:
-    """A line for people: what happened, where, and what was said of it."""
+    """A readable line: what happened, where, and the message."""
     at = line["time"][:23].replace("T", " ")
     parts = [at, f"{line.get('level', ''):7}", f"{line.get('event', ''):12}"]
     parts += [str(line[name]) for name in ("step", "shard", "key", "kind") if line.get(name)]
@@ -197,7 +197,7 @@ def _json(line: Line) -> str:
 
 
 def _harmless(text: str) -> str:
-    """What a message from the network holds must not steer the terminal."""
+    """Removes what could control the terminal from a message from the network."""
     return "".join(c if c.isprintable() else " " for c in text)
 
 

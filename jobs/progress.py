@@ -1,4 +1,4 @@
-"""Progress on standard error: bars on a terminal, elsewhere a line now and then."""
+"""Progress on standard error: bars on a terminal, otherwise a line now and then."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ REFRESH_PER_SECOND = 4
 _MOST_BAR_COLUMNS = 40
 _MOST_WORKERS = 8
 _LINES_AROUND = 3
-# A shorter standstill is nothing to speak of: stages report by the batch.
+# A shorter pause is normal: stages report by the batch.
 _STILL_SECONDS = 30.0
 _NO_FIGURE = "–"
 
@@ -88,7 +88,7 @@ class _Stage:
 class Progress:
     """Bars with rows, hours of video, rate and time left by stage, and what each worker is at.
 
-    In a pipe or a file the same stands in a line every `line_seconds`; 0 for none.
+    In a pipe or a file, the same information is printed every `line_seconds`; 0 for never.
     """
 
     def __init__(
@@ -100,7 +100,7 @@ class Progress:
         self._workers: Sequence[Seen] = ()
         self._lock = threading.Lock()
         self._began = self._moved = time.monotonic()
-        # A door of its own to the terminal: the Ray engine filters what else goes to stderr.
+        # A separate handle to the terminal: the Ray engine filters everything else on stderr.
         self._console = console or Console(file=os.fdopen(os.dup(2), "w"), highlight=False)
         self._live = Live(get_renderable=self._screen, console=self._console,
                           refresh_per_second=REFRESH_PER_SECOND, transient=True)
@@ -204,7 +204,7 @@ def _clock(seconds: float) -> str:
 
 @contextmanager
 def saying(first: str = "starting") -> Iterator[Callable[[str], None]]:
-    """What is being done, on standard error while that is a terminal."""
+    """Shows what is being done, on standard error if that is a terminal."""
     if not sys.stderr.isatty():
         yield lambda said: None
         return

@@ -1,4 +1,4 @@
-"""What the dataset says about itself: `sql`, `status`, `failures` and `runs`."""
+"""Commands that query a dataset: `sql`, `status`, `failures` and `runs`."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def run_sql(
     allow_external: bool = False,
     memory_limit: str | None = None,
 ) -> None:
-    """Answers one query; without one it reads it from a pipe, or asks on a terminal."""
+    """Answers one query; without one, reads it from a pipe or prompts on a terminal."""
     if query is not None and file is not None:
         raise UsageError("give a query or --file, not both")
     if file is not None:
@@ -71,16 +71,16 @@ def prompt(
     dataset: Path, *, format: str = "table", allow_external: bool = False,
     memory_limit: str | None = None,
 ) -> None:
-    """Asks for queries until the end of input; an error does not end it.
+    """Prompts for queries until the end of input; an error does not end it.
 
-    Each query sees the dataset as it is then, so a run may go on meanwhile.
+    Each query sees the current dataset, so a run may be active.
     """
     from prompt_toolkit import PromptSession
     from prompt_toolkit.history import InMemoryHistory
 
     from clipmill.schemas.errors import ClipmillError
 
-    # Wrong folders and limits are told at once.
+    # Wrong folders and limits are reported at once.
     open_catalog(dataset, allow_external=allow_external, memory_limit=memory_limit).close()
     session: PromptSession[str] = PromptSession(history=InMemoryHistory())
     print(f"{dataset}: .help for help, .tables for the views, Ctrl-D to end.", file=sys.stderr)
@@ -135,11 +135,11 @@ def print_failures(
     output: Path | None = None,
     history: bool = False,
 ) -> None:
-    """The failures that stand, newest first within a stage; with `history` all there ever were.
+    """The current failures, newest first within a stage; with `history` all failures ever.
 
-    A table shows the columns to read; the other formats give all of them, and the command that
-    tries a row again, null where no command can. What helps is said on standard error: of a row
-    that a stage failed at a retry, of one that never became a source its list, mended and read
+    A table shows the readable columns; the other formats give all of them, and the command that
+    retries a row, null if no command can. Remedies go to standard error: for a row
+    that a stage failed, a retry; for one that never became a source, its list, fixed and read
     again.
     """
     for kind in kinds:
@@ -153,7 +153,7 @@ def print_failures(
     if history:
         columns = f"f.*, if(resolved, NULL, {retry}) AS retry"
     if format == "table":
-        # What there is room for; a source is better known by its address than by its hash.
+        # The columns that fit; a source's address is more telling than its hash.
         columns = ("stage, kind, attempts, coalesce(if(video_id IS NULL, url, key), "
                    "listed.listed_in) AS what, ")
         columns += ("message, resolved" if history else
@@ -179,7 +179,7 @@ def print_failures(
             f"SELECT again, count(*) FROM failures AS f LEFT JOIN ({listed}) AS l "
             f"ON l.source_key = f.key WHERE {condition} AND f.stage = 'ingest' "
             "GROUP BY again ORDER BY again").fetchall()
-    sys.stdout.flush()  # the rows before the commands, where both go to one place
+    sys.stdout.flush()  # the rows before the commands, if both go to the same place
     for kind, count in standing:
         print(f"{command}{kind}  # tries {'it' if count == 1 else f'these {count:,}'} again; "
               f"{WHEN_TO_RETRY[kind]}", file=sys.stderr)
@@ -188,7 +188,7 @@ def print_failures(
 
 
 def _about_ingest(command: str | None, count: int) -> str:
-    """What helps rows that never became sources: there is nothing of them that could be retried."""
+    """Remedies for rows that never became sources: there is nothing to retry."""
     some = counted(count, "row")
     if command is not None:
         return f"{command}  # after fixing the list: {some} of it gave no source"
@@ -197,9 +197,9 @@ def _about_ingest(command: str | None, count: int) -> str:
 
 
 def _lists_read_again(dataset: Path) -> dict[str, str]:
-    """The command that reads a list again, for lists that some run was given without settings.
+    """The command that reads a list again, if a run was given the list without settings.
 
-    The recipe is that of the newest run, as `clipmill run` without one takes it.
+    The recipe is that of the newest run, which `clipmill run` uses without one.
     """
     from clipmill.pipeline.ingest.source_rows import list_of
     from clipmill.pipeline.ingest.source_spec import SourceSpec
@@ -282,7 +282,7 @@ def _print_status(report: dict[str, Any], console: Console) -> None:
         )
     for counts in report["lists"]:
         console.print(ListCounts(**counts).describe(), markup=False, soft_wrap=True)
-    # A number that is cut is worse than a line that the terminal wraps.
+    # A truncated number is worse than a line that the terminal wraps.
     console.width = max(console.width, console.measure(table).maximum)
     console.print(table)
     totals = report["totals"]
@@ -303,6 +303,6 @@ def _print_status(report: dict[str, Any], console: Console) -> None:
     elif report["stages"] and not any(stage["pending"] for stage in report["stages"]):
         console.print("Every input is kept, rejected or failed, at every stage.")
     for line in lines_below(report):
-        # A command stays one line, so that it can be copied.
+        # A command stays on one line, so that it can be copied.
         console.print(line, markup=False,
                       soft_wrap=line.startswith("  ") or not console.is_terminal)

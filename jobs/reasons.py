@@ -1,4 +1,4 @@
-"""What `run`, `retry` and `status` say below their table: reasons, and the commands that help."""
+"""The lines below the tables of `run`, `retry` and `status`: reasons, and commands that help."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ WHEN_TO_RETRY = {
     "model": "once the model has been changed, or has more memory",
     "crash": "with more memory or time",
 }
-"""What has to be otherwise before failures of a kind are worth another try."""
+"""What must change before failures of a kind are worth retrying."""
 
 _OF_NO_SETTING = {
     "sources.duplicate": "duplicate source",

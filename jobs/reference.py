@@ -1,6 +1,6 @@
-"""Writes docs/reference/ from the code: stages, tables and views, the command line.
+"""Generates docs/reference/ from the code: stages, tables and views, the command line.
 
-`python -m clipmill.jobs.reference` writes the pages; a test fails where they are stale.
+`python -m clipmill.jobs.reference` writes the pages; a test fails if they are stale.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def _table(head: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
 
 
 def _type_words(kind: Any) -> str:
-    """A setting's type as a user would say it."""
+    """A setting's type in a user's words."""
     origin, inner = get_origin(kind), get_args(kind)
     if origin is typing.Annotated:
         return _type_words(inner[0])
@@ -153,7 +153,7 @@ def stages_page() -> str:
 
 
 def _marked(fields: Mapping[str, FieldInfo]) -> dict[str, FieldInfo]:
-    """Settings with ◦ before the description of those that do not change the result."""
+    """Settings, with ◦ before the description of those that do not change the result."""
     found = {}
     for name, info in fields.items():
         extra = info.json_schema_extra
@@ -171,7 +171,7 @@ def _stage_parts(cls: type[Stage], common: Mapping[str, FieldInfo]) -> Iterable[
         yield "\n".join(line.strip() for line in doc.splitlines()) + "\n"
     if cls.name == "scan_videos":
         yield "An inner step of `split_clips`: it takes its settings from there.\n"
-    # What a stage reads may hang on its settings: these are the reads of the defaults.
+    # What a stage reads may depend on its settings: these are the reads with the defaults.
     stage = cls.model_construct()
     reads = ", ".join(f"`{read}`" for read in stage.columns_read()) or "only its key"
     yield f"- key: `{cls.key}`, version {cls.version}\n- reads: {reads}"
@@ -197,7 +197,7 @@ def _pick(pick: object) -> str:
         return "the middle one"
     if isinstance(pick, Uniform):
         return f"{pick.count} evenly spaced"
-    assert isinstance(pick, PerSecond)  # the three kinds of picks that there are
+    assert isinstance(pick, PerSecond)  # the only three kinds of picks
     return f"{pick.rate:g} per second, at least {pick.at_least}"
 
 

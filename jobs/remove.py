@@ -1,4 +1,4 @@
-"""`clipmill remove`: takes videos out of a dataset, for good."""
+"""`clipmill remove`: removes videos from a dataset, for good."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ def remove(
     dry_run: bool = False,
     wait: bool = False,
 ) -> None:
-    """Removes videos by id or by uploader and says what went; a dry run only says what would.
+    """Removes videos by id or uploader and reports it; a dry run only shows what would go.
 
-    Raises UsageError where the dataset has no such video or uploader, before anything is done;
-    ClipmillError where something could not be deleted.
+    Raises UsageError if the dataset has no such video or uploader, before anything is done;
+    ClipmillError if something could not be deleted.
     """
     from datetime import UTC, datetime
 
@@ -75,7 +75,7 @@ def remove(
 
 
 def _finish(dataset: Path) -> dict[Path, str]:
-    """Carries out what is not yet, and says what went; returns what had to be left."""
+    """Carries out pending removals and reports them; returns what had to be left."""
     with _held_all_the_same(dataset):
         purged = finish_removals(dataset)
     _describe(purged)
@@ -85,7 +85,7 @@ def _finish(dataset: Path) -> dict[Path, str]:
 
 @contextlib.contextmanager
 def _held_all_the_same(dataset: Path) -> Iterator[None]:
-    """Says of what can't be written now what becomes of the removal."""
+    """Adds to a write error what becomes of the removal."""
     holds = ("The removal is in force anyway: nothing shows these videos; the next `clipmill "
              "remove` or `clipmill run` deletes the rest")
     try:
@@ -105,7 +105,7 @@ def tell_left(purged: Purged | None) -> None:
 
 
 def _describe(purged: Purged | None) -> None:
-    """What went, in lines for people."""
+    """What was removed, in readable lines."""
     if purged is None:
         return
     print(f"{counted(purged.videos, 'video')} from {counted(purged.sources, 'source')}, with "

@@ -1,4 +1,4 @@
-"""`clipmill run` and `clipmill retry` as a terminal shows them."""
+"""`clipmill run` and `clipmill retry`, shown on a terminal."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _err = Console(stderr=True, highlight=False)
 
 
 class TerminalWatcher(runs.Watcher):
-    """Writes what a run says, and its progress, to standard error."""
+    """Writes a run's messages and progress to standard error."""
 
     def say(self, text: str) -> None:
         _err.print(text, markup=False, soft_wrap=True)

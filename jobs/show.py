@@ -1,4 +1,4 @@
-"""`clipmill show`: a clip's row, a strip of its frames, and the span played."""
+"""`clipmill show`: prints a clip's row, a strip of its frames, and plays the span."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ _PLAYER_SECONDS = 2.0
 
 @dataclass(frozen=True)
 class _Media:
-    """A video's file; `problem` says why there is none to read."""
+    """A video's file; `problem` says why it can't be read."""
 
     path: Path
     starts_at_seconds: float
@@ -64,10 +64,10 @@ def show(
     output: Path | None = None,
     play: bool = False,
 ) -> None:
-    """Shows clips on standard output; with `output` their frames go to a PNG file, a row a clip.
+    """Shows clips on standard output; with `output`, their frames go to a PNG file, a row per clip.
 
-    Frames are the kept ones, else decoded from the video's file. Raises UsageError for ids that
-    the dataset doesn't have, ClipmillError where frames or a cut were asked for and can't be made.
+    Uses the kept frames, or else decodes them from the video's file. Raises UsageError for ids that
+    the dataset doesn't have, ClipmillError if requested frames or cuts can't be made.
     """
     _check_png(dataset, output)
     ids = list(dict.fromkeys(clip_ids))
@@ -115,7 +115,7 @@ def _check_png(dataset: Path, output: Path | None) -> None:
 
 
 def _rows(catalog: Catalog, ids: Sequence[str]) -> list[dict[str, Any]]:
-    """The clips' rows in the order of the ids; UsageError with near ids for unknown ones."""
+    """The clips' rows in the order of the ids; UsageError with similar ids for unknown ones."""
     found = catalog.execute(
         f"SELECT * FROM clips WHERE clip_id IN ({', '.join('?' for _ in ids)})", list(ids))
     names = [name for name, *_ in found.description]
@@ -152,7 +152,7 @@ def _media(catalog: Catalog, videos: Iterable[str]) -> dict[str, _Media]:
 def _strips(
     catalog: Catalog, rows: Sequence[Mapping[str, Any]], media: Mapping[str, _Media], count: int
 ) -> tuple[dict[str, list[np.ndarray]], dict[str, str]]:
-    """Frames by clip, and why there are none of others."""
+    """Frames by clip, and the reason for clips without any."""
     spans = [Span(row["clip_id"], row["video_id"], row["start_seconds"], row["end_seconds"])
              for row in rows]
     images = {clip_id: _decoded(frames) for clip_id, frames in kept_frames(catalog, spans, count)}
@@ -242,7 +242,7 @@ def _print_strip(
 
 
 def _print_row(row: Mapping[str, Any]) -> None:
-    """All that is known of the clip, a line each."""
+    """All that is known about the clip, one line each."""
     console = Console(highlight=False)
     if not console.is_terminal:
         console = Console(highlight=False, width=200)
@@ -265,7 +265,7 @@ def _print_row(row: Mapping[str, Any]) -> None:
 
 
 def _said(name: str, value: Any) -> str | None:
-    """A value for people; None where there is none, empty where nobody could read it."""
+    """A readable value; None if there is none, empty if nobody could read it."""
     if value is None or value == []:
         return None
     if isinstance(value, list) and isinstance(value[0], int | float):
@@ -284,7 +284,7 @@ def _line(value: Any) -> str:
 
 
 def _play(row: Mapping[str, Any], media: _Media) -> str | None:
-    """Cuts the span to a temporary file and opens it; gives the problem where that can't be."""
+    """Cuts the span to a temporary file and opens it; returns the problem if that fails."""
     if media.problem is not None:
         return f"--open: {media.problem}"
     folder = Path(tempfile.mkdtemp(prefix="clipmill-"))
@@ -303,7 +303,7 @@ def _play(row: Mapping[str, Any], media: _Media) -> str | None:
 
 
 def _opened(path: Path) -> bool:
-    """Hands the file to the desktop's player; False where there is none."""
+    """Hands the file to the desktop's player; False if there is none."""
     if sys.platform == "win32":
         os.startfile(path)
         return True

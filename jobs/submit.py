@@ -1,4 +1,4 @@
-"""`clipmill submit`: the same run as a job on a Ray cluster, through its job server."""
+"""`clipmill submit`: runs a recipe as a job on a Ray cluster, through its job server."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ def submit(
     locked: bool,
     wait: bool,
 ) -> None:
-    """Checks the recipe here, sends it with this code to the cluster, and prints the job's id.
+    """Checks the recipe here, sends it to the cluster with this code, and prints the job's id.
 
-    With `wait` the job's log follows on standard output, and a job that fails is exit status 1.
+    With `wait`, the job's log follows on standard output, and a failed job is exit status 1.
     """
     path = recipe_path(recipe)
     loaded = load_recipe(path, overrides=overrides, sources=sources, engine="ray")
@@ -90,9 +90,9 @@ def _how_to_look(job: Job, dataset: Path) -> str:
 
 
 def _safe_defaults(loaded: LoadedRecipe) -> list[str]:
-    """What a cluster's network wants where the recipe says nothing: lists of URLs are strangers'.
+    """Safe settings for a cluster's network, because lists of URLs may be a stranger's.
 
-    UsageError where the recipe needs what that rules out.
+    Raises UsageError if the recipe needs what they rule out.
     """
     found = []
     for label, stage in loaded.stages.items():
@@ -108,7 +108,7 @@ def _safe_defaults(loaded: LoadedRecipe) -> list[str]:
 
 
 def _stage_working_directory(folder: Path, path: Path, loaded: LoadedRecipe) -> None:
-    """What travels: Clipmill's packages, the recipe, and the files beside it that it names."""
+    """Copies what the job needs: Clipmill's packages, the recipe, and the local files it names."""
     for package in (clipmill, jobs, pipeline, schemas, stages):
         shutil.copytree(package.__path__[0], folder.joinpath(*package.__name__.split(".")),
                         ignore=shutil.ignore_patterns("__pycache__"), dirs_exist_ok=True)
@@ -143,6 +143,6 @@ def _files_beside(folder: Path, loaded: LoadedRecipe) -> list[Path]:
 
 
 def _absolute_paths(override: str, loaded: LoadedRecipe) -> str:
-    """An override whose path is meant from here, as it is meant there: absolute."""
+    """An override with a relative path made absolute, as meant here."""
     name, _, value = override.partition("=")
     return f"{name}={Path(value).absolute()}" if value.startswith(("./", "../")) else override

@@ -1,4 +1,4 @@
-"""`clipmill subset`: what a recipe would take, frozen subsets, and what there is."""
+"""`clipmill subset`: explains recipes, freezes subsets, and lists both."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def explain(
     format: str = "table",
     memory_limit: str | None = None,
 ) -> None:
-    """Prints what a recipe would take, rule by rule; freezes nothing."""
+    """Prints what a recipe would keep, rule by rule; freezes nothing."""
     if format not in ("table", "json"):
         raise UsageError(f"--format {format}: allowed: table, json")
     loaded = _load(recipe, where, overrides, seed)
@@ -108,7 +108,7 @@ def recipes(name: str | None) -> None:
 def _load(
     recipe: str | None, where: str | None, overrides: Sequence[str], seed: int | None
 ) -> SubsetRecipe:
-    """What is to be chosen by: a recipe, or a predicate in its place."""
+    """What to select by: a recipe, or a predicate instead."""
     if (recipe is None) == (where is None):
         raise UsageError("give a RECIPE (`clipmill subset recipes` lists the ready-made ones), or "
                          "a predicate with --where" + (", not both" if where else
@@ -118,7 +118,7 @@ def _load(
             raise UsageError(f"--set {overrides[0]}: a predicate has no parameters; put the "
                              "value into --where")
         return predicate_recipe(where, seed=seed)
-    assert recipe is not None  # one of the two is there
+    assert recipe is not None  # one of the two is given
     return load_subset_recipe(subset_recipe_path(recipe), overrides=overrides, seed=seed,
                               ready_made=SUBSET_FOLDER)
 

@@ -1,4 +1,4 @@
-"""Pictures in a terminal, by the best way that it understands.
+"""Shows pictures in a terminal, by the best method that it supports.
 
 kitty's protocol, iTerm2's, and sixels show pixels; other terminals with 24-bit colour show two
 pixels per character, as half blocks.
@@ -31,7 +31,7 @@ def way_of_terminal(file: IO[str], environment: Mapping[str, str] = os.environ) 
     if not file.isatty() or environment.get("TERM", "dumb") == "dumb":
         return None
     term, program = environment.get("TERM", ""), environment.get("TERM_PROGRAM", "")
-    multiplexed = term.startswith(("screen", "tmux"))  # these swallow what they don't know
+    multiplexed = term.startswith(("screen", "tmux"))  # these drop what they don't support
     if not multiplexed:
         if "KITTY_WINDOW_ID" in environment or "kitty" in term or "ghostty" in (
                 f"{term} {program.lower()}"):

@@ -1,4 +1,4 @@
-"""`clipmill verify`: what is wrong with a dataset, line by line, and what can be done about it."""
+"""`clipmill verify`: prints what is wrong with a dataset, line by line, and the remedies."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ def verify_dataset(
     format: str = "table",
     wait: bool = False,
 ) -> int:
-    """Verifies a dataset and says what was found; gives the exit status.
+    """Verifies a dataset and prints the findings; returns the exit status.
 
     With `repairs`, what can be made again is set aside under the dataset's lock, and the status is
-    1 only where something is left that this could not put right.
+    1 only if something remains that this could not repair.
     """
     require_dataset(dataset)
     if media:
@@ -48,7 +48,7 @@ def verify_dataset(
     lock = (dataset_lock(dataset, "verify --repair", wait=wait) if repairs
             else contextlib.nullcontext())
     with lock, saying() as say:
-        # Whoever holds the lock is this process: its own would be found held.
+        # This process holds the lock itself, so it would look taken.
         is_free: Callable[[Path], bool] = is_lock_free if not repairs else (
             lambda path: path.name == ".lock" or is_lock_free(path))
         try:
@@ -71,7 +71,7 @@ def verify_dataset(
 
 
 def is_lock_free(path: Path) -> bool:
-    """Whether nobody holds the lock on a file; the kernel lets it go when its holder dies."""
+    """Whether nobody holds the lock on a file; the kernel releases it when its holder dies."""
     try:
         if what_is_there(path):
             return True  # nobody can lock it, and a named pipe would be waited for
@@ -80,7 +80,7 @@ def is_lock_free(path: Path) -> bool:
     except BlockingIOError:
         return False
     except OSError:
-        pass  # there is none, or nobody can lock here
+        pass  # it does not exist, or locks are not supported here
     return True
 
 
@@ -159,7 +159,7 @@ def _summary(report: Report, *, media: bool) -> str:
 
 
 def _names_sources(dataset: Path) -> bool:
-    """Whether a run without a recipe would take sources: those of the newest one's."""
+    """Whether a run without a recipe would add sources: those of the newest run's recipe."""
     with contextlib.suppress(DamagedFile):
         record = latest_run(dataset)
         return record is not None and bool(record["recipe"]["sources"])

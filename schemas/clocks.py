@@ -1,4 +1,4 @@
-"""Where a file's own clock stands in its video, from what the `videos` table says of it.
+"""Converts between a file's own clock and the time in its video.
 
 Second 0 of a video is where players begin: the container's start time. `clock_starts_at_seconds`
 is the time stamp that the file has there. It is null in rows of older versions, whose times are

@@ -1,4 +1,4 @@
-"""Files of a dataset that can't be read as what they are: one error, with the next step.
+"""Reports files of a dataset that can't be read as one error, with the next step.
 
 Whatever reads a file that Clipmill wrote does so inside `reading(path)`, or with `read_json`.
 """
@@ -23,12 +23,12 @@ _KINDS = {
     stat.S_IFDIR: "a folder", stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket",
     stat.S_IFCHR: "a device", stat.S_IFBLK: "a device",
 }
-# What the system says of a place that holds no readable file. Other numbers are no damage.
+# What the system reports for a place without a readable file. Other errors are not damage.
 _OF_THE_FILE = frozenset((errno.EIO, errno.EISDIR, errno.ENXIO, errno.ELOOP, errno.EBADMSG))
 
 
 class DamagedFile(ClipmillError):
-    """A file of a dataset is not what it was written as."""
+    """A file of a dataset is damaged or not what it should be."""
 
     reason = ""
     where = ""
@@ -36,7 +36,7 @@ class DamagedFile(ClipmillError):
 
 
 def damaged(path: Path, reason: str) -> DamagedFile:
-    """The error for a file of a dataset: which one, why, and what puts it right."""
+    """The error for a file of a dataset: which one, why, and how to fix it."""
     dataset = dataset_of(path)
     if dataset is None:
         error = DamagedFile(f"{path} is damaged ({reason})")
@@ -77,9 +77,9 @@ def _next_step(dataset: Path, where: str) -> str:
 
 
 def what_is_there(path: Path) -> str | None:
-    """What is at a path in place of a file, in words; None where it is a file, or nothing is.
+    """What is at a path instead of a file, in words; None if it is a file or does not exist.
 
-    To be asked before a file is opened: a named pipe would be waited for without end.
+    Check this before opening a file: opening a named pipe would block for ever.
     """
     try:
         mode = path.stat().st_mode
@@ -93,28 +93,28 @@ def what_is_there(path: Path) -> str | None:
 
 
 def check_is_file(path: Path) -> None:
-    """DamagedFile where something else than a file is at `path`."""
+    """Raises DamagedFile if something other than a file is at `path`."""
     if there := what_is_there(path):
         raise damaged(path, f"it is {there}")
 
 
 @contextlib.contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Has whatever is wrong with a file's content told as DamagedFile.
+    """Turns any problem with a file's content into DamagedFile.
 
-    For code that only reads and parses that file. That it is not there, or may not be read, comes
-    as it is.
+    For code that only reads and parses that file. Errors because it is missing or may not be read
+    are passed on.
     """
     check_is_file(path)
     try:
         yield
-    except (MemoryError, pa.ArrowCancelled):  # no word about the file
+    except (MemoryError, pa.ArrowCancelled):  # says nothing about the file
         raise
     except (pa.ArrowException, ValueError, LookupError, TypeError, AttributeError,
             RecursionError) as error:
         raise damaged(path, reason_of(error)) from error
     except OSError as error:
-        # Without a number it is Arrow's word for bytes that it can't make out.
+        # Without an errno it is Arrow's error for bytes that it can't parse.
         if error.errno is not None and error.errno not in _OF_THE_FILE:
             raise
         raise damaged(path, reason_of(error)) from error
@@ -139,7 +139,7 @@ def reason_of(error: Exception) -> str:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a small JSON file; DamagedFile where there is none in it."""
+    """The object in a small JSON file; DamagedFile if it has none."""
     with reading(path):
         value = json.loads(path.read_text("utf-8"))
         if not isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""What can go wrong, by name: failures and rejections of rows, and errors of the whole command."""
+"""Names of everything that can go wrong: failures and rejections of rows, errors of commands."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ ErrorKind = Literal["permanent", "transient", "blocked", "bad_media", "model", "
 
 permanent: private, deleted, geo-blocked, 404 · transient: 429, 5xx, timeout, reset ·
 blocked: bot check, cookies needed, robots · bad_media: not a video, truncated, undecodable ·
-model: out of memory, empty or repeating output · crash: took its worker down or ran out of time.
+model: out of memory, empty or repeating output · crash: killed its worker or ran out of time.
 """
 
 ERROR_KINDS: tuple[str, ...] = get_args(ErrorKind)
@@ -18,17 +18,17 @@ MAX_MESSAGE_CHARACTERS = 2000
 
 
 def storable(text: str) -> str:
-    """The text with what no table can hold (half a surrogate pair) as an escape."""
+    """The text with an escape for what no table can hold (half a surrogate pair)."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def printable(text: str) -> str:
-    """The text with what would steer a terminal as spaces; lines and tabs stay."""
+    """The text with spaces for what could control a terminal; lines and tabs stay."""
     return "".join(c if c.isprintable() or c in "\n\t" else " " for c in text)
 
 
 class RowFailed(Exception):
-    """One row could not be done; the runner writes it as a failure row of this kind."""
+    """One row could not be processed; the runner writes it as a failure row of this kind."""
 
     def __init__(self, kind: ErrorKind, message: str) -> None:
         if kind not in ERROR_KINDS:
@@ -42,7 +42,7 @@ class RowFailed(Exception):
 
 
 class RowRejected(Exception):
-    """A rule was at work on this row; `rule` is `<stage>.<setting>`, as the user would set it."""
+    """A rule rejected this row; `rule` is `<stage>.<setting>`, as the user would set it."""
 
     def __init__(self, rule: str, detail: str) -> None:
         self.rule = rule
@@ -54,9 +54,9 @@ class RowRejected(Exception):
 
 
 class ClipmillError(Exception):
-    """The command cannot be completed (exit status 1). The message is shown as it is.
+    """The command cannot be completed (exit status 1). The message is shown unchanged.
 
-    `leaves_threads`: some of the process may still be at work, and is not to be waited for.
+    `leaves_threads`: parts of the process may still be running and must not be waited for.
     """
 
     exit_status = 1

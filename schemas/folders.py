@@ -1,4 +1,4 @@
-"""Every name that something may have at the top of a dataset's folder, but for stages' tables."""
+"""Names of everything at the top of a dataset's folder, except stages' tables."""
 
 from __future__ import annotations
 
@@ -21,4 +21,4 @@ FRAMES = "frames"
 SHOTS = "shots"
 INGEST = "ingest"
 RESERVED_LABELS = OWN_FOLDERS | {FRAMES, SHOTS, INGEST}
-"""What no stage can be called: its tables would lie among others, or its rows pass for theirs."""
+"""Names that no stage can have: its tables would mix with others, or its rows with theirs."""

@@ -16,19 +16,19 @@ def _hash(text: str) -> str:
 
 
 def safe_id(text: str) -> str:
-    """`text` itself where it is safe as a file name, else a hash of it (20 hex digits)."""
+    """`text` itself if it is safe as a file name, otherwise a hash of it (20 hex digits)."""
     if _SAFE.match(text) and not text.startswith("-"):
         return text
     return "h" + _hash(text)
 
 
 def is_file_name(text: str) -> bool:
-    """Whether an id may stand in a path as it is, with a suffix behind it."""
+    """Whether an id may be used in a path unchanged, followed by a suffix."""
     return _FILE_NAME.match(text) is not None
 
 
 def file_name(text: str) -> str:
-    """An id as the name of a file: ids that are made here are that already."""
+    """An id as a file name; ids made here already are."""
     return text if is_file_name(text) else "h" + _hash(text)
 
 
@@ -60,7 +60,7 @@ def clip_id(video_id: str, start_seconds: float, end_seconds: float) -> str:
 
 
 def clip_seconds(clip_id: str) -> float:
-    """How long the clip is, as its id says; 0 where it is an id of another kind."""
+    """The clip's length according to its id; 0 for an id of another kind."""
     found = CLIP_ID.match(clip_id)
     if found is None:
         return 0.0

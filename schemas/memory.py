@@ -1,4 +1,4 @@
-"""How much memory a process may take."""
+"""Limits how much memory a process may take."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def bounded_memory(more_bytes: int) -> Iterator[None]:
-    """Lets this process take so many bytes more than it has; beyond, allocations fail.
+    """Lets this process take this many more bytes than it has now; beyond, allocations fail.
 
-    Where the system doesn't say what the process has, nothing is bounded.
+    Has no effect if the system doesn't report what the process has.
     """
     try:
         status = Path("/proc/self/status").read_text("utf-8")

@@ -1,4 +1,4 @@
-"""Folders for what does not fit into memory, in the system's folder for temporary files.
+"""Temporary folders for what does not fit into memory.
 
 A process that is killed can't remove its own. The next one that makes such a folder does: each is
 locked as long as its process lives.
@@ -28,7 +28,7 @@ class ScratchFolder:
             self._lock = os.open(self.path / _LOCK, os.O_RDWR | os.O_CREAT, 0o600)
             if _takes(self._lock):
                 return
-            # Another process took it for abandoned in this very moment, and removes it.
+            # Another process just found it unlocked, treats it as abandoned and removes it.
             os.close(self._lock)
             self._folder.cleanup()
 
@@ -51,14 +51,14 @@ def _takes(lock: int) -> bool:
     except BlockingIOError:
         return False
     except OSError:
-        return True  # no locks here: then nobody takes a folder for abandoned either
+        return True  # no locks here: then no folder is treated as abandoned either
     return True
 
 
 def _remove_abandoned() -> None:
     """Removes this user's folders whose lock nobody holds."""
     for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*-*"):
-        # Whatever goes wrong here is no reason not to go on.
+        # Nothing that goes wrong here is a reason to stop.
         with contextlib.suppress(OSError):
             if folder.is_symlink() or folder.stat().st_uid != os.getuid():
                 continue

@@ -1,4 +1,4 @@
-"""Names, texts and types as DuckDB's SQL writes them."""
+"""Writes names, texts and types in DuckDB's SQL."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A step's table on disk, and the SQL that reads its rows: all, the kept ones, the newest ones."""
+"""A step's table on disk, and SQL that reads its rows: all, the kept or the newest ones."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ STAGE_TABLES: dict[str, pa.Schema] = {
     "take_given_score": tables.GIVEN_SCORE,
     "hash_frames": tables.FRAME_HASHES,
 }
-"""The built-in steps by name; a step that is not here belongs to a stage of the user's own."""
+"""The built-in steps by name; a step that is not listed belongs to a custom stage."""
 CLIP_ID_PATTERN = r"^(.*)-m?\d+-m?\d+$"
 
 
@@ -35,11 +35,11 @@ CLIP_ID_PATTERN = r"^(.*)-m?\d+-m?\d+$"
 class StepTable:
     """One step's table on disk, or a further table of it.
 
-    `folder` holds its shards, None where none is committed; `retries` names the retry shards among
-    them, for which keys may stand in several files. `shards` narrows the table to some of them.
+    `folder` holds its shards, None if none is committed; `retries` names the retry shards among
+    them, for which keys may be in several files. `shards` narrows the table to some of them.
     `removed` says that videos were removed from the dataset, whose rows are not to be seen. `odd`
-    is a path in the folder that bears a shard's name and is no file: DuckDB would pass over a
-    folder, and wait for a named pipe without end.
+    is a path in the folder with a shard's name that is not a file: DuckDB would skip a
+    folder, and block on a named pipe.
     """
 
     step: str
@@ -69,7 +69,7 @@ class StepTable:
 
     @property
     def is_primary(self) -> bool:
-        """Whether it is labelled as its stage is named; another label is a further scorer, say."""
+        """Whether its label is its stage's name; another label is, for example, a second scorer."""
         return self.stage == self.name or self.name == self.step
 
 
@@ -131,7 +131,7 @@ def _files(table: StepTable, retries_only: bool) -> str | None:
 def _not_removed(table: StepTable) -> tuple[list[str], str]:
     """Columns that must be read to leave out removed videos, and the condition.
 
-    What is left of a removed source once its shard has been rewritten is seen: it is a rejection
+    The one remaining row of a removed source is included: it is a rejection
     with nothing but its key, and so the source is still accounted for.
     """
     if not table.removed:
@@ -158,7 +158,7 @@ NOT_AMONG_REMOVED = "NOT IN (SELECT video_id FROM main.removed)"
 REMOVED_RULE = "removed"
 EXPANDED_RULE = "sources.expanded"
 MENDED_RULE = "sources.mended"
-"""With these two a later ingest says that a failed row of sources is none any more."""
+"""Rules with which a later ingest marks a failed row of sources as resolved."""
 _OUTCOME = ("rejection", "error")
 
 

@@ -1,4 +1,4 @@
-"""Tells that nothing can be written any more from errors that are a row's own."""
+"""Distinguishes write errors of the whole dataset from errors of single rows."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ _NOT_ALLOWED = {
 
 
 class StorageError(ClipmillError):
-    """The dataset cannot be written any more."""
+    """The dataset can no longer be written."""
 
     leaves_threads = True
 
 
 def full_storage(error: BaseException | None, place: Path | None) -> ClipmillError | None:
-    """What to say where a full or read-only disk is behind an error; None where it is not.
+    """The error to raise if a full or read-only disk is behind an error; otherwise None.
 
-    `place` is named where the error names no file; None where nobody knows. A stage may have
+    `place` is named if the error names no file. A stage may have
     wrapped the error, so its causes are looked at as well.
     """
     seen = 0
@@ -46,9 +46,9 @@ def full_storage(error: BaseException | None, place: Path | None) -> ClipmillErr
 
 @contextlib.contextmanager
 def writing_to(place: Path) -> Iterator[None]:
-    """Has what keeps a dataset from being written told in one message with the next step.
+    """Reports whatever keeps a dataset from being written in one message with the next step.
 
-    For code that reads and writes nothing but the dataset: here a refusal is the folder's, too.
+    For code that only reads and writes the dataset: here a refusal is the folder's, too.
     """
     try:
         yield
@@ -62,7 +62,7 @@ def writing_to(place: Path) -> Iterator[None]:
 def _cannot_write(
     error: BaseException, number: int, place: Path | None, next_step: str
 ) -> ClipmillError:
-    # Of a copy the second one is where it was to go.
+    # For a copy, the second one is the destination.
     name = getattr(error, "filename2", None) or getattr(error, "filename", None)
     if isinstance(name, str | os.PathLike) and Path(name).is_absolute():
         place = Path(name).parent

@@ -1,4 +1,4 @@
-"""caption_frames: a text about the middle frame, and texts about frames along the clip."""
+"""caption_frames: captions the middle frame, and frames along the clip."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ FINE = "fine"
 
 
 class Ticket(NamedTuple):
-    """Whose picture it is: a clip of the batch, a caption scale, a time."""
+    """What a picture belongs to: a clip of the batch, a caption scale, a time."""
 
     clip_id: str
     scale: str
@@ -43,8 +43,8 @@ class Ticket(NamedTuple):
 class CaptionFrames(GeneratingStage):
     """Captions of frames, by an image captioner.
 
-    A text that is empty, has no word in it or goes round in circles makes its clip a failure of
-    kind `model`; so does a picture that the model cannot take.
+    A text that is empty, contains no word or repeats itself makes its clip a failure of
+    kind `model`; so does a picture that the model can't process.
     """
 
     name: ClassVar[str] = "caption_frames"
@@ -126,7 +126,7 @@ class CaptionFrames(GeneratingStage):
         return self
 
     def columns_read(self) -> tuple[str, ...]:
-        """Tags only where they guide: otherwise new tags would make old captions stale."""
+        """Tags only if they guide captions: otherwise new tags would make old captions stale."""
         spans = ("split_clips.start_seconds", "split_clips.end_seconds")
         return (*spans, "tag_clips.tags?") if self.guide_with_tags else spans
 
@@ -185,7 +185,7 @@ class CaptionFrames(GeneratingStage):
             yield FINE, setting, self.fine_model or self.model, self._fine_prompt
 
     def transform(self, table: pa.Table, captioners: Mapping[str, Captioner]) -> pa.Table:
-        """One row a clip; captioners by scale. Pictures of all clips share the model's batches."""
+        """One row per clip; captioners by scale. Pictures of all clips share model batches."""
         clips = [self._look_at(row) for row in table.to_pylist()]
         texts: dict[Hashable, str | RowFailed] = {}
         for scale, generation in ((COARSE, self._generation), (FINE, self._fine_generation)):
@@ -198,7 +198,7 @@ class CaptionFrames(GeneratingStage):
         return rows.table()
 
     def _look_at(self, row: Mapping[str, Any]) -> _Clip:
-        """Which of a clip's frames are to be captioned, and whose text the others get."""
+        """Which of a clip's frames to caption, and whose text the others get."""
         clip = _Clip(row["clip_id"])
         frames = row["frames"] or []
         if not frames:
@@ -246,7 +246,7 @@ class CaptionFrames(GeneratingStage):
 
 @dataclass
 class _Clip:
-    """What is asked about one clip, and under which tickets."""
+    """The questions about one clip, and their tickets."""
 
     clip_id: str
     coarse: Ticket | None = None
@@ -277,7 +277,7 @@ class _Clip:
 
 
 def usable(ticket: Ticket, texts: Mapping[Hashable, str | RowFailed]) -> str:
-    """The tidied text of a ticket; RowFailed where there is none that can be used."""
+    """The tidied text of a ticket; RowFailed if it can't be used."""
     text = texts[ticket]
     where = f"{ticket.scale} caption at {ticket.seconds:.3f} s"
     if isinstance(text, RowFailed):
@@ -290,9 +290,9 @@ def usable(ticket: Ticket, texts: Mapping[Hashable, str | RowFailed]) -> str:
 
 
 def leaders(frames: Sequence[Mapping[str, Any]], threshold: float) -> list[int]:
-    """For each frame the index of the frame whose caption it gets, its own where it has changed.
+    """For each frame the index of the frame whose caption it gets: its own if it has changed.
 
-    Compared is with the last captioned frame, so that slow change adds up until it counts.
+    Each frame is compared with the last captioned one, so that slow changes add up.
     """
     if threshold <= 0:
         return list(range(len(frames)))

@@ -1,7 +1,7 @@
-"""Brings every source's video into the dataset's folder, or says in a row why not.
+"""Downloads every source's video into the dataset's folder, or records why not.
 
-A file appears under its name in `media/` only when it is whole. What was found out about it is
-noted beside it, so that a run that was killed, or one with other rules, fetches nothing twice.
+A file appears under its name in `media/` only when it is complete. Findings about it are noted
+next to it, so that a run that was killed, or one with other rules, downloads nothing twice.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from clipmill.stages.references import DataFile
 
 
 class DownloadVideos(ReadingStage):
-    """Downloads, checks and identifies videos; local files are referenced where they lie.
+    """Downloads, checks and identifies videos; local files are referenced in place.
 
-    The four rules hold for every source. Height means the shorter side as displayed, so that a
+    The four rules apply to every source. Height means the shorter side as displayed, so a
     portrait video counts by its width.
     """
 
     name: ClassVar[str] = "download_videos"
-    # 2: a header's claims are no longer taken for truncation; lines of automatic subtitles end;
+    # 2: a header's claims alone no longer count as truncation; lines of automatic subtitles end;
     # the container's start time is second 0 of the video.
     version: ClassVar[int] = 2
     key: ClassVar[str] = "source_key"
@@ -191,7 +191,7 @@ class DownloadVideos(ReadingStage):
         return self
 
     def judge(self, duration_seconds: float | None, short_side: int | None) -> None:
-        """Raises RowRejected where a rule is against the video; None is not judged."""
+        """Raises RowRejected if a rule rejects the video; None is not judged."""
         if duration_seconds is not None:
             low, high = self.min_duration_seconds, self.max_duration_seconds
             if low is not None and duration_seconds < low:
@@ -253,7 +253,7 @@ class DownloadVideos(ReadingStage):
             raise
         except Exception as error:
             if (full := full_storage(error, store.folder)) is not None:
-                raise full from error  # the next source would fail of it just so
+                raise full from error  # the next source would fail the same way
             if isinstance(error, RowFailed | RowRejected):
                 out.record(key, error)
             else:
@@ -263,7 +263,7 @@ class DownloadVideos(ReadingStage):
 
 
 def _columns(row: dict[str, Any], media: Media, path: str) -> dict[str, Any]:
-    """The video's row: what the user gave goes before what the platform says."""
+    """The video's row: what the user gave takes precedence over what the platform says."""
     said = media.metadata
     return {
         "video_id": media.video_id,

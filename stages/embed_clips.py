@@ -19,7 +19,7 @@ from clipmill.stages.protocol import FramePick, Rows, Transform, Uniform, Worksp
 class EmbedClips(EmbedderStage):
     """Embeddings of length 1 of frames at the middles of equal parts of the clip, as half floats.
 
-    A clip of which fewer frames were kept has fewer embeddings; one without any is a failure.
+    A clip with fewer kept frames has fewer embeddings; one without any is a failure.
     """
 
     name: ClassVar[str] = "embed_clips"

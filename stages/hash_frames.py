@@ -1,4 +1,4 @@
-"""hash_frames: perceptual hashes of evenly spread frames of each clip, to find copies by."""
+"""hash_frames: perceptual hashes of evenly spread frames of each clip, for finding copies."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ class HashFrames(Stage):
     """64-bit hashes of frames at the middles of equal parts of the clip, in time order.
 
     A frame in grey, averaged to 32 × 32, is transformed to frequencies (DCT); the hash says which
-    of the 64 lowest, but for the constant one, lie above their median. Another encoder, size or
-    brightness changes few bits; frames that have nothing in common differ in about 32. A flat
-    frame, black or of one colour, shows nothing that could be compared: its bits would be noise,
-    or alike for all black frames, so it has null in the place of a hash. `subset` recipes compare
+    of the 64 lowest, except for the constant one, are above their median. Another encoder, size or
+    brightness changes few bits; unrelated frames differ in about 32. A flat
+    frame, black or of one colour, shows nothing to compare: its bits would be noise,
+    or alike for all black frames, so it has null instead of a hash. `subset` recipes compare
     the hashes with `deduplicate: {by: frames}`.
     """
 
@@ -79,7 +79,7 @@ class HashFrames(Stage):
 
 
 def perceptual_hash(jpeg: bytes, min_contrast: float) -> int | None:
-    """The hash of an image, None where it is flat; RowFailed `bad_media` where it is none."""
+    """The hash of an image, None if it is flat; RowFailed `bad_media` if it can't be decoded."""
     # Half of the size is read straight from the JPEG's coefficients.
     grey = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_REDUCED_GRAYSCALE_2
                         ) if jpeg else None

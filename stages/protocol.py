@@ -1,7 +1,7 @@
-"""What a stage is: a frozen, picklable description of one step over the rows of one shard.
+"""Defines a stage: a frozen, picklable description of one step over the rows of one shard.
 
-A stage says what it computes, never where. The runner shows it a table with its key and the
-columns that it reads, and takes back a table with its key and the columns that it writes.
+A stage says what it computes, never where. The runner passes it a table with its key and the
+columns that it reads, and gets back a table with its key and the columns that it writes.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from clipmill.stages.media.read.sampling import Uniform as Uniform
 from clipmill.stages.references import DataFile, ModelReference
 
 Transform = Callable[[pa.Table], "pa.Table | dict[str, pa.Table]"]
-"""One batch in, one batch out. Every input key is among the output's keys, in any order, and once;
-a stage that makes clips gives a row for each of them. A stage that writes several tables gives a
-dict by table name."""
+"""One batch in, one batch out. Every input key is in the output exactly once, in any order;
+a stage that makes clips returns a row for each of them. A stage that writes several tables returns
+a dict by table name."""
 
 
 @dataclass(frozen=True)
 class Resources:
-    """What one worker of a stage takes from the machine."""
+    """What one worker of a stage needs from the machine."""
 
     cpus: float = 1.0
     gpus: float = 0.0
@@ -40,7 +40,7 @@ class Resources:
 
 @dataclass
 class Workspace:
-    """Where a stage may write, and where it counts what it decoded.
+    """Where a stage may write, and where it counts decoded frames.
 
     `dataset` is the dataset's folder; downloaded media goes to `media` inside it; `scratch` is
     emptied when the shard is done. Paths stored in tables are relative to `dataset` where they
@@ -56,7 +56,7 @@ class Workspace:
         return self.dataset / "media"
 
     def resolve(self, path: str) -> Path:
-        """The file that a stored `path` means on this machine."""
+        """The file on this machine for a stored `path`."""
         return Path(path) if Path(path).is_absolute() else self.dataset / path
 
 
@@ -66,7 +66,7 @@ def resource(default: Any, **details: Any) -> Any:
 
 
 def _identity(value: Any) -> Any:
-    """What a setting's value means for the result: models and files count by their content."""
+    """A setting's value as it affects the result: models and files count by their content."""
     if isinstance(value, ModelReference | DataFile):
         return value.identity()
     if isinstance(value, list | tuple):
@@ -80,9 +80,9 @@ class Stage(BaseModel):
     """Base of all stages; the fields of a subclass are its settings in the recipe.
 
     Class attributes of a stage:
-      name     verb_noun: the file, the recipe's word, the folder on disk
+      name     verb_noun: the file, the name in recipes, the folder on disk
       version  bump it when the same input would give other output
-      key      the input column that names one unit of work: source_key, video_id or clip_id
+      key      the input column that identifies one unit of work: source_key, video_id or clip_id
       reads    columns, as `<label>.<column>`; one that ends in `?` may be missing or null,
                any other makes this stage see only rows that were kept there; where that depends
                on settings, `columns_read` is overridden
@@ -93,8 +93,8 @@ class Stage(BaseModel):
       score    the column that is this stage's score, if it is a scorer; where it is not finite it
                is stored as null, and `<score>_reason` says so if that is declared, else the row
                is a failure
-      error_kind  what an exception that names no kind is recorded as
-      fragile  its rows may take the worker down: they run one by one, journalled
+      error_kind  the kind recorded for an exception that names none
+      fragile  its rows may crash the worker: they run one by one, with a journal
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
@@ -122,7 +122,7 @@ class Stage(BaseModel):
         return Resources(cpus=self.cpus, gpus=self.gpus, batch_rows=self.batch_rows)
 
     def open(self, workspace: Workspace) -> AbstractContextManager[Transform]:
-        """Loads models, yields the transform, lets them go."""
+        """Loads models, yields the transform, releases them."""
         raise NotImplementedError
 
     def columns_read(self) -> tuple[str, ...]:
@@ -138,7 +138,7 @@ class Stage(BaseModel):
         return (self,)
 
     def check_upstream(self, before: Mapping[str, Stage]) -> None:
-        """ValueError where this stage doesn't go with those before it in the recipe, by label."""
+        """ValueError if this stage doesn't go with those before it in the recipe, by label."""
 
     def references(self) -> dict[str, ModelReference | DataFile]:
         """Every model and data file that the settings name, by setting."""
@@ -195,7 +195,7 @@ class Rows:
         self._add({self._key: key, "error": error, **columns})
 
     def record(self, key: str, problem: RowFailed | RowRejected, **columns: Any) -> None:
-        """Adds what a raised exception says."""
+        """Adds the outcome for a raised exception."""
         if isinstance(problem, RowRejected):
             self.reject(key, problem.rule, problem.detail, **columns)
         else:
@@ -204,7 +204,7 @@ class Rows:
     def _add(self, row: dict[str, Any]) -> None:
         unknown = set(row) - set(self._schema.names)
         if unknown:
-            # from_pylist would drop a misspelt column without a word.
+            # from_pylist would drop a misspelt column silently.
             raise ValueError(f"columns that the table does not declare: {sorted(unknown)}")
         self._rows.append(row)
 

@@ -1,4 +1,4 @@
-"""What the stages that read files from outside have in common: what one file may cost."""
+"""Shared by stages that read untrusted files: limits for one file."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from clipmill.stages.protocol import Stage, resource
 
 
 class ReadingStage(Stage):
-    """Reads each file in a process of its own, within `limits`."""
+    """Reads each file in a separate process, within `limits`."""
 
     stall_seconds: float = resource(
         STALL_SECONDS, gt=0, description="a file whose reading yields no frame or packet for this "
@@ -26,6 +26,6 @@ class ReadingStage(Stage):
 
     @property
     def limits(self) -> Limits:
-        """What reading one file may cost, under the names that users set it by."""
+        """The limits for reading one file, under the names of their settings."""
         return Limits(self.stall_seconds, self.time_limit_seconds, self.memory_limit_bytes,
                       settings_of=self.name)

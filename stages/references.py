@@ -1,10 +1,10 @@
-"""Model references: where a model comes from, and what it is.
+"""Model references: where a model comes from, and its identity.
 
 A reference names a model in one of these ways, in a recipe as one string or as a mapping:
 
     Salesforce/blip-image-captioning-base@main     a hub id, with or without a revision
     ./models/captioner                             a folder (relative to the recipe's file)
-    package:clipmill.jobs/demo/models/captioner    a folder that a Python package brings
+    package:clipmill.jobs/demo/models/captioner    a folder in an installed Python package
     http://127.0.0.1:8000/v1#qwen2.5-vl            a model behind an OpenAI-compatible server
 """
 
@@ -51,9 +51,9 @@ def folder_sha256(folder: Path) -> str:
 
 
 def packaged_path(text: str) -> Path:
-    """The path that `package:NAME/…` means: data that an installed Python package brings.
+    """The path that `package:NAME/…` means: data in an installed Python package.
 
-    ValueError where there is no such package here.
+    ValueError if there is no such package here.
     """
     name, _, rest = text.removeprefix(PACKAGE).partition("/")
     if name == "jobs":
@@ -127,7 +127,7 @@ class DataFile(BaseModel):
 
 
 def _check_server(url: str) -> None:
-    """ValueError where nothing could be asked at this address, whoever listens."""
+    """ValueError if no request could be sent to this address."""
     import httpx
 
     example = "e.g. http://127.0.0.1:8000/v1#name"

@@ -1,7 +1,7 @@
 """The one decode pass: reads a video once and keeps frames and statistics of it.
 
 Users set it through split_clips, which runs it as its first step. It knows nothing of thresholds
-or clip lengths, so its work stands when those change.
+or clip lengths, so its results stay valid when those change.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from clipmill.stages.reading_stage import ReadingStage
 class ScanVideos(ReadingStage):
     """Decodes a video and keeps, per frame, what split_clips needs.
 
-    A video with given spans is read only inside them, unless `spans` is `ignore`; one without
-    is rejected where `spans` is `require`.
+    A video with given spans is read only inside them, unless `spans` is `ignore`; a video without
+    spans is rejected if `spans` is `require`.
     """
 
     name: ClassVar[str] = "scan_videos"
@@ -46,7 +46,7 @@ class ScanVideos(ReadingStage):
     writes: ClassVar[pa.Schema] = SCANS
     more_tables: ClassVar[dict[str, pa.Schema]] = {"frames": FRAMES}
     error_kind: ClassVar[ErrorKind] = "bad_media"
-    # The decoder has a process of its own; this is for what else may happen to the worker.
+    # The decoder has a separate process; this is for what else may happen to the worker.
     fragile: ClassVar[bool] = True
 
     exact: bool = Field(False, description="read and scale exactly as PySceneDetect's command")
@@ -126,7 +126,7 @@ class ScanVideos(ReadingStage):
 
 
 def _require(path: Path) -> None:
-    """RowFailed where the file is not to be had now: the disk that it is on may come back."""
+    """RowFailed if the file is not available now: its disk may come back."""
     try:
         problem = None if path.is_file() else "no such file"
     except OSError as error:

@@ -25,11 +25,11 @@ _OVER_FRAMES: dict[str, Callable[[np.ndarray], Any]] = {
 
 
 class ScoreAesthetic(Stage):
-    """The head's score of each embedded frame, then one number a clip.
+    """The head's score of each embedded frame, then one number per clip.
 
     The embeddings must be those of the model that the head was trained on (OpenAI's CLIP of the
     size in the head's name, for LAION's). Scores of V1 and V2 heads are not comparable: give a
-    second scorer a label of its own.
+    second scorer its own label.
     """
 
     name: ClassVar[str] = "score_aesthetic"

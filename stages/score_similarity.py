@@ -59,7 +59,7 @@ class ScoreSimilarity(EmbedderStage):
         )
 
     def check_upstream(self, before: Mapping[str, Stage]) -> None:
-        """ValueError where the embeddings are those of another model."""
+        """ValueError if the embeddings are those of another model."""
         self.same_model(self.embeddings, before)
 
     @contextmanager

@@ -1,4 +1,4 @@
-"""Splits videos into clips: finds the cuts, then applies the rules of length.
+"""Splits videos into clips: finds the cuts, then applies the length rules.
 
 Runs as two steps. scan_videos decodes each video once and keeps frames and statistics; this one
 runs PySceneDetect's detectors over the statistics, and so never opens a video.
@@ -50,7 +50,7 @@ class Part:
 class SplitClips(ReadingStage):
     """Cuts every video into clips and measures each clip.
 
-    PySceneDetect's settings bear its names. `motion` is the mean and `motion_max` the largest
+    PySceneDetect's settings keep their names. `motion` is the mean and `motion_max` the largest
     absolute difference of luma between neighbouring frames of the clip (0 to 255), `sharpness`
     the mean variance of luma's Laplacian, `brightness` mean luma (0 to 255), all on frames
     scaled to a long side of 256 pixels. `corrupt_frames` counts pictures of the clip that were
@@ -58,7 +58,7 @@ class SplitClips(ReadingStage):
     """
 
     name: ClassVar[str] = "split_clips"
-    # 2: shots end where nothing is there; clips of mostly corrupt pictures are dropped.
+    # 2: shots end at holes; clips of mostly corrupt pictures are dropped.
     version: ClassVar[int] = 2
     key: ClassVar[str] = "video_id"
     reads: ClassVar[tuple[str, ...]] = (
@@ -319,7 +319,7 @@ class SplitClips(ReadingStage):
         return find_cuts(settings, row["statistics"])
 
     def _clips(self, shot: Part, seconds: Sequence[float]) -> list[Part]:
-        """The clips of a shot; a piece that a rule drops is given with the rule."""
+        """The clips of a shot; a piece that a rule drops is returned with the rule."""
         if shot.rule:
             return [shot]
         part = self._trimmed(shot, seconds)
@@ -408,7 +408,7 @@ def _given_shot(row: dict[str, Any], span: dict[str, Any]) -> Part:
 
 
 def _without_repeats(video_id: str, clips: list[list[Part]]) -> list[list[Part]]:
-    """Spans that were given twice give one clip: a clip's id is its time."""
+    """Spans that were given twice give one clip, because a clip's id is its time."""
     seen: set[str] = set()
     result = []
     for parts in clips:

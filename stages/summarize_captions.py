@@ -1,4 +1,4 @@
-"""summarize_captions: one caption for the clip, merged from what the captioners said."""
+"""summarize_captions: merges the captions of a clip into one."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ It may contain: {{ tags|join(', ') }}.
 class SummarizeCaptions(GeneratingStage):
     """The clip's caption, by a language model.
 
-    An answer that is empty, was cut off at max_new_tokens or goes round in circles is a failure
-    of kind `model`. No other caption is ever put in its place.
+    An answer that is empty, was cut off at max_new_tokens or repeats itself is a failure
+    of kind `model`. No other caption ever replaces it.
     """
 
     name: ClassVar[str] = "summarize_captions"
@@ -106,7 +106,7 @@ class SummarizeCaptions(GeneratingStage):
         return variables_of(self.prompt, PROMPT_VARIABLES)
 
     def columns_read(self) -> tuple[str, ...]:
-        """Only what the prompt uses: otherwise new tags would make old summaries stale."""
+        """Reads only what the prompt uses: otherwise new tags would make old summaries stale."""
         needed = [read for name in PROMPT_VARIABLES if name in self._variables
                   for read in _READS[name]]
         return tuple(dict.fromkeys(needed))

@@ -23,7 +23,7 @@ SHIPPED_VOCABULARY = Path(__file__).parent / "data" / "tags.txt"
 
 
 class TagClips(EmbedderStage):
-    """Tags with scores, best first, from a vocabulary of one tag a line (`#` starts a comment).
+    """Tags with scores, best first, from a vocabulary with one tag per line (`#` starts a comment).
 
     A frame's score for a tag is the cosine of their embeddings (scores: cosine), or the softmax
     of these over the whole vocabulary at the model's own temperature, so that a frame's scores sum
@@ -82,7 +82,7 @@ class TagClips(EmbedderStage):
         return super().identity() if self.vocabulary else {**super().identity(), **shipped}
 
     def check_upstream(self, before: Mapping[str, Stage]) -> None:
-        """ValueError where the embeddings that it reads are those of another model."""
+        """ValueError if the embeddings that it reads are those of another model."""
         if self.embeddings:
             self.same_model(self.embeddings, before)
 

@@ -1,4 +1,4 @@
-"""take_given_score: a published score that came with a clip's span, as a score of its own."""
+"""take_given_score: uses a published score that came with a clip's span."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from clipmill.stages.protocol import Rows, Stage, Transform, Workspace
 
 
 class TakeGivenScore(Stage):
-    """The number that the source gives with a span, such as InternVid's UMT_Score, as it is.
+    """The number that the source gives with a span, such as InternVid's UMT_Score, unchanged.
 
     It was computed on that span, so a clip that begins or ends elsewhere (a part of a long span,
-    or one that the video ends before) has none. Give each given score a label of its own.
+    or one that the video ends before) has none. Give each given score its own label.
     """
 
     name: ClassVar[str] = "take_given_score"

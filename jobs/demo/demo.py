@@ -1,4 +1,4 @@
-"""`clipmill demo`: the main job on a small rendered world, offline, measured against the truth."""
+"""`clipmill demo`: runs the full pipeline on a small rendered world and measures the result."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ _err = Console(stderr=True, highlight=False)
 def run_demo(dataset: Path, *, engine: str) -> None:
     """Renders the world once, runs the recipe, prints what was measured.
 
-    Raises ClipmillError where a figure misses its target.
+    Raises ClipmillError if a figure misses its target.
     """
     world = dataset / "world"
     films = _render(world)
@@ -89,7 +89,7 @@ def _render(world: Path) -> list[Film]:
     write_html_page(served / "page.mp4")
     write_duplicate(first, served / "again.mp4")
     render_film(Film("too_short", films[1].shots[:1]), served / "too_short.mp4")
-    # The truth is written last: it says that the world is whole.
+    # The truth is written last: it marks the world as complete.
     save_truth(films, truth)
     _err.print(f"Rendered {FILMS} films and {len(BROKEN) - 1} broken files to {served}.")
     return films
@@ -131,7 +131,7 @@ def _listing(world: Path, films: list[Film], server: ThreadingHTTPServer) -> Pat
     names = [f"{film.name}.mp4" for film in films]
     for position, broken in enumerate(BROKEN, 1):
         names.insert(min(len(names), 5 * position), broken)
-    # The same bytes twice in one shard: which of the two is kept is then the first, always.
+    # The same bytes twice in one shard: then the first one is always the one kept.
     names.remove("again.mp4")
     names.insert(1, "again.mp4")
     listing = world / "films.csv"
@@ -185,7 +185,7 @@ def _command() -> str:
 
 
 def _shown(dataset: Path) -> str:
-    """The folder as a person here would type it."""
+    """The folder as a user here would type it."""
     try:
         return str(dataset.relative_to(Path.cwd()))
     except ValueError:

@@ -1,4 +1,4 @@
-"""What a run over the demo's world got right, read from its catalog alone."""
+"""Measures what a run over the demo's world got right, from its catalog alone."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def _misassigned(videos: dict[str, Film], clips: list[dict[str, Any]]) -> int:
 
 def _accounting(by_name: dict[str, Film], videos: dict[str, Film], sources: list[dict[str, Any]],
                 ended: list[dict[str, Any]], broken: dict[str, str]) -> Figure:
-    """Every source is a kept film, or ended as it had to."""
+    """Every source is a kept film, or has its expected outcome."""
     endings = {row["key"]: row["ending"] for row in ended}
     kept = {film.name for film in videos.values()}
     good = 0

@@ -1,4 +1,4 @@
-"""Trains the demo's three models that look: CLIP, the captioner and the aesthetic head.
+"""Trains the demo's three vision models: CLIP, the captioner and the aesthetic head.
 
 The captioner starts from CLIP's vision tower, so that seeing is learnt once.
 """

@@ -1,4 +1,4 @@
-"""What the demo's models learn from: drawn frames with their truth, and prompts with summaries.
+"""Training data for the demo's models: drawn frames with their truth, prompts with summaries.
 
 Frames are drawn at the size that the models see, by the code that draws the films, then worn as a
 video and a JPEG would wear them; nothing is encoded or read from disk.

@@ -1,4 +1,4 @@
-"""Measures what a pipeline said about the demo's films against what is true of them."""
+"""Compares a pipeline's results on the demo's films with the ground truth."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""The demo's small world: what is in every film, before a pixel of it is drawn.
+"""The demo's small world: a description of every film, before any pixel is drawn.
 
 A film is a row of shots. A shot shows one coloured shape that keeps to one motion over one
 background. Everything that is measured later (cuts, captions, motions) is derived from these
@@ -98,7 +98,7 @@ class Shot:
     size: float
     """Height of the shape as a share of the frame's height."""
     drift: float
-    """How far the shape's line of motion lies beside the middle, as a share of the frame."""
+    """Distance of the shape's line of motion from the middle, as a share of the frame."""
     background: str
     pattern: str
     pattern_seed: int

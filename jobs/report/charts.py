@@ -1,4 +1,4 @@
-"""Geometry of the charts: numbers in, places in a drawing of WIDTH units out.
+"""Geometry of the charts: turns numbers into positions in a drawing of WIDTH units.
 
 The templates draw what is computed here, so that all text is escaped in one place. Drawings are
 as wide as a card on a phone, so that their text is never scaled below what can be read.
@@ -34,7 +34,7 @@ class Tick:
 
 @dataclass(frozen=True)
 class Box:
-    """A bar with what it stands for."""
+    """A bar with its meaning."""
 
     x: float
     y: float
@@ -102,7 +102,7 @@ def histogram(
     found: Distribution, *, x_label: str, noun: str, with_catalog: bool,
     thresholds: list[tuple[str, float]] | None = None,
 ) -> Histogram | None:
-    """None where there is no value to draw."""
+    """None if there is no value to draw."""
     if not found.whole or not found.bins:
         return None
     inner = [(one.low, one.high) for one in found.bins
@@ -141,7 +141,7 @@ def histogram(
         points += [f"{left},{top}", f"{x(end)},{top}"]
     points.append(f"{right},{bottom}")
     x_step = _round_step(high - low, 6)
-    # A bar of one whole number stands over its number.
+    # A bar of one whole number is centred over its number.
     middle = 0.5 if found.whole_numbers and step == 1 else 0.0
     if middle:
         x_step = math.ceil(x_step)

@@ -1,4 +1,4 @@
-"""Distributions, counted by DuckDB from the tables that `selection` made."""
+"""Distributions, counted by DuckDB from the tables of `selection`."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ def shares(
     connection: duckdb.DuckDBPyConnection, selection: Selection, table: str, column: str,
     intervals: Sequence[Share], *, published: bool = True,
 ) -> Values:
-    """How many values lie in given intervals; `published` sets InternVid's shares beside them."""
+    """How many values are in the given intervals; `published` are InternVid's shares of them."""
     parts = []
     for interval in intervals:
         condition = _condition(column, interval)
@@ -170,7 +170,7 @@ def _condition(column: str, interval: Share) -> str:
 def texts(
     connection: duckdb.DuckDBPyConnection, selection: Selection, table: str, column: str
 ) -> Values:
-    """The commonest values of a text, the rest under "other"."""
+    """The most common values of a text, the rest under "other"."""
     chosen = selection.chosen
     rows = connection.execute(
         f"SELECT {column}, count(*) FILTER ({chosen}) AS n, count(*) AS every FROM {table} "
@@ -190,7 +190,7 @@ def texts(
 def switches(
     connection: duckdb.DuckDBPyConnection, selection: Selection, table: str, column: str
 ) -> Values:
-    """True and false of a column that is one or the other."""
+    """True and false counts of a boolean column."""
     chosen = selection.chosen
     yes, all_yes, no, all_no, rows = connection.execute(
         f"SELECT count(*) FILTER ({column} AND {chosen}), count(*) FILTER ({column}), "

@@ -1,4 +1,4 @@
-"""How wide text in a chart is, so that none of it is cut off at the drawing's edge.
+"""Estimates the width of text in a chart, so that none is cut off at the drawing's edge.
 
 A page is drawn with whatever font there is. Widths here are those of a wide one (DejaVu Sans).
 """

@@ -1,4 +1,4 @@
-"""Numbers as the page writes them."""
+"""Formats numbers for the page."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def number(value: Any) -> str:
-    """A value with about three digits that count; whole numbers whole, with separators."""
+    """A value with about three significant digits; whole numbers with separators."""
     if value is None:
         return "–"
     if isinstance(value, bool):
@@ -28,7 +28,7 @@ def number(value: Any) -> str:
 
 
 def percent(part: float, whole: float) -> str:
-    """A share: whole per cents, more exactly where it is small."""
+    """A share: whole per cents, more precise if it is small."""
     if not whole:
         return "–"
     share = 100 * part / whole

@@ -1,4 +1,4 @@
-"""What became of every input: the funnel with its reasons, failures, and a subset's rules."""
+"""What became of every input: the funnel with reasons, failures, and a subset's rules."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Failure:
 
 @dataclass(frozen=True)
 class Failures:
-    """All failures, and the commonest of them."""
+    """All failures, and the most common of them."""
 
     total: int
     kinds: list[tuple[str, int]]
@@ -68,7 +68,7 @@ class Failures:
     more: int
     """Failures that the messages shown do not cover."""
     commands: list[tuple[str, str]]
-    """What to type, and what it does."""
+    """Commands to type, with their effect."""
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ def shots_without_clips(catalog: Catalog) -> list[tuple[str, int]]:
 
 
 def failures(catalog: Catalog, dataset: Path) -> Failures:
-    """Failures that stand, by kind and by what they say."""
+    """Current failures, by kind and message."""
     same = "message"
     for pattern, word in _SAME_MESSAGE:
         same = f"regexp_replace({same}, '{pattern}', '{word}', 'g')"
@@ -147,7 +147,7 @@ def failures(catalog: Catalog, dataset: Path) -> Failures:
              for stage, kind, count, message, attempts in rows[:SHOWN_MESSAGES]]
     place = shell_word(dataset)
     commands = [(f"clipmill failures {place}", "lists them all, with remedies")] if rows else []
-    # What failed at ingest never became a row of a stage: `failures` says what helps.
+    # What failed at ingest never became a row of a stage: `failures` has remedies.
     tried: dict[str, int] = {}
     for stage, kind, count, *_ in rows:
         if stage != "ingest":

@@ -1,4 +1,4 @@
-"""The door: asks the catalog, draws the page, and writes it as one file."""
+"""Entry point of the report: queries the catalog, draws the page, and writes it as one file."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ _MEASURES = {
 
 @dataclass(frozen=True)
 class Card:
-    """One figure: what is drawn, and what is said under it."""
+    """One figure: what is drawn, and the caption below it."""
 
     id: str
     title: str
@@ -103,7 +103,7 @@ def report_on(dataset: Path, output: Path | None, **wanted: Any) -> None:
 
 
 def _selected(catalog: Catalog, subset: FrozenSubset | None) -> Selection:
-    """The clips, asked what the subset's rules say of each; these are whoever's made the subset."""
+    """The clips, evaluated against the subset's rules, which may be anyone's."""
     import duckdb
 
     try:
@@ -141,7 +141,7 @@ def _context(
     runs, run_count = provenance.runs_made(catalog.layout)
     comparable = published.comparable_columns(catalog) if catalog.layout.record else {}
     cards = _cards(catalog, selection, comparable)
-    # The paper's scores are missed where they are missing; of others a line is enough.
+    # Missing scores of the paper get a figure anyway; for others a line is enough.
     empty = [card.title for card in cards if card.id.startswith("column-")
              and not card.histogram and card.title not in published.SCORES]
     on_step("choosing samples")
@@ -181,7 +181,7 @@ def _context(
 def _cards(
     catalog: Catalog, selection: Selection, comparable: dict[str, str]
 ) -> list[Card]:
-    """The paper's plots in its order, then what this dataset has further."""
+    """The paper's plots in its order, then further columns of this dataset."""
     cards = [
         _source_durations(catalog, selection),
         _drawn(catalog, selection, "clip-durations", "Clip durations", "clips", "report_clips",
@@ -265,7 +265,7 @@ def _parts(values: Values | None) -> list[Values]:
 
 
 def _cloud(commonest: list[tuple[str, int]]) -> list[tuple[str, int, int]]:
-    """(word, uses, size from 1 to _SIZES) in the order of the alphabet; area goes with use."""
+    """(word, uses, size from 1 to _SIZES), alphabetically; area is proportional to use."""
     if not commonest:
         return []
     most, least = commonest[0][1] ** 0.5, commonest[-1][1] ** 0.5
@@ -275,7 +275,7 @@ def _cloud(commonest: list[tuple[str, int]]) -> list[tuple[str, int, int]]:
 
 
 def render(context: dict[str, Any]) -> str:
-    """The page as text. Its policy lets nothing run and nothing load but what is inside it."""
+    """The page as text. Its policy lets nothing run, and nothing load that is not inside it."""
     import jinja2
 
     environment = jinja2.Environment(

@@ -1,4 +1,4 @@
-"""What the dataset was made with: the newest run's stages, and the runs before it."""
+"""How the dataset was made: the newest run's stages, and the runs before it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from clipmill.pipeline.dataset.run_records import run_records
 SHOWN_RUNS = 10
 _LONGEST_PROMPT = 2000
 _LONGEST_SETTING = 300
-# A report is passed on: what may hold an account's secrets is named and not shown.
+# Reports are shared: settings that may hold an account's secrets are named, not shown.
 _PRIVATE = {"cookies_file", "proxy", "yt_dlp", "user_agent"}
 _ACCOUNT = re.compile(r"(?<=://)[^/\s@]+@")
 _HOW_FAST = {"cpus", "gpus", "workers", "batch_rows", "batch_images", "scan_cpus", "scan_workers",
@@ -35,7 +35,7 @@ class StageMade:
     """(setting, reference with revision, identity of the weights)."""
     prompts: list[tuple[str, str]]
     settings: list[tuple[str, str]]
-    """Settings with a value, without what only says how fast a stage may work."""
+    """Settings with a value, without those that only affect a stage's speed."""
 
 
 @dataclass(frozen=True)

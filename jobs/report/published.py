@@ -1,7 +1,7 @@
-"""InternVid's published figures, and whether a column of this dataset stands on their scale.
+"""InternVid's published figures, and which columns of this dataset are on their scale.
 
 From the paper's text and figures (arXiv 2307.06942, version 2). Shares are per cent; a last bin
-that the paper leaves open is what remains to 100.
+that the paper leaves open is the remainder to 100.
 """
 
 from __future__ import annotations
@@ -80,9 +80,9 @@ SCORERS = {"similarity": "UMT-SIM", "aesthetic": "LAION's aesthetic predictor, l
 
 
 def comparable_columns(catalog: Catalog) -> dict[str, str]:
-    """Columns of `clips` on InternVid's scale, with the score that they are: similarity, aesthetic.
+    """Columns of `clips` on InternVid's scale, with their score: similarity, aesthetic.
 
-    A column belongs here only where the run's record says that the paper's scorer made it.
+    A column belongs here only if the run's record says that the paper's scorer made it.
     """
     from clipmill.pipeline.recipes.ready_made import SUBSET_FOLDER, subset_recipe_path
     from clipmill.pipeline.subsets.recipe import load_subset_recipe

@@ -1,4 +1,4 @@
-"""Which clips are shown: at random, and on both sides of thresholds or at the ends of scores."""
+"""Selects the sample clips: at random, and near thresholds or at the ends of scores."""
 
 from __future__ import annotations
 

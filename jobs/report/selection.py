@@ -1,7 +1,7 @@
-"""The clips of a report as narrow temporary tables that every figure is counted from.
+"""The clips of a report as narrow temporary tables from which every figure is counted.
 
-`report_clips` has one row a clip: its id, whether it belongs to the subset, and numbers; the view
-`clips` is read once for it. `report_videos` has one row a video.
+`report_clips` has one row per clip: its id, whether it belongs to the subset, and numbers; the view
+`clips` is read once for it. `report_videos` has one row per video.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Selection:
     thresholds: list[Threshold]
     subset: FrozenSubset | None
     gone: int
-    """Clips of the subset that the catalog has no more."""
+    """Clips of the subset that are no longer in the catalog."""
 
     @property
     def chosen(self) -> str:
@@ -95,7 +95,7 @@ def select(catalog: Catalog, subset: FrozenSubset | None) -> Selection:
         for n, (number, says, column, operator, value, sql) in enumerate(found):
             expressions.append(f"TRY(CAST(({sql}) AS DOUBLE)) AS t{n}")
             reached = " AND ".join(f"p{m}" for m in passes if m < number) or "true"
-            # By the name that the column has in `clips`, not by the role that it plays.
+            # By the column's name in `clips`, not by its role.
             thresholds.append(Threshold(number, says, roles.get(column, column), operator, value,
                                         f"t{n}", reached))
     columns, left_out = _columns(catalog, roles)
@@ -162,8 +162,8 @@ def _rules(
 ) -> tuple[list[tuple[int, str, str, str, float, str]], dict[int, str]]:
     """The thresholds of the subset's rules, and each rule on single clips as a condition.
 
-    The SQL comes from the subset's file: what is more than an expression over `clips`, or does
-    not fit the clips any more, is left out.
+    The SQL comes from the subset's file: anything that is not an expression over `clips`, or no
+    longer fits the clips, is left out.
     """
     catalog.execute("SELECT 1 FROM clips LIMIT 0")
     connection = catalog.connection

@@ -18,11 +18,11 @@ _MORE_DOUBLING = {"begin", "control", "equip", "occur", "quit", "quiz", "transfe
 
 @dataclass(frozen=True)
 class Form:
-    """One form of a verb. `counts` says where it is taken for a verb.
+    """One form of a verb. `counts` says where it counts as a verb.
 
     free: anywhere but after a determiner · after_be: after a form of "be" · after_taker: after a
     word that takes a base form, such as "to" · before_object: before a word that seldom stands
-    behind a noun, such as "the" or "into".
+    after a noun, such as "the" or "into".
     """
 
     form: str

@@ -1,4 +1,4 @@
-"""What the captions say: words, lengths and verbs, counted in one pass of DuckDB.
+"""Counts words, lengths and verbs of the captions in one pass of DuckDB.
 
 A word is a run of letters or digits, with apostrophes and hyphens inside it; text that is written
 without spaces counts as one word.
@@ -42,7 +42,7 @@ class Words:
     distinct_words: int = 0
     commonest: list[tuple[str, int]] = field(default_factory=list)
     verbs: list[tuple[str, int]] = field(default_factory=list)
-    """The commonest verbs with their counts."""
+    """The most common verbs with their counts."""
     distinct_verbs: int = 0
     verb_uses: int = 0
     verbs_listed: int = 0
@@ -53,7 +53,7 @@ def count_words(catalog: Catalog, captions: str) -> Words:
     connection = catalog.connection
     tokens = (f"SELECT regexp_extract_all(lower(caption), {literal(WORD)}) AS tokens "
               f"FROM ({captions}) WHERE caption IS NOT NULL")
-    # Lists unnest side by side: each word comes with the one before it and the one behind it.
+    # Lists unnest side by side: each word comes with the one before it and the one after it.
     pairs = ("SELECT unnest(tokens) AS word, unnest(list_concat([''], tokens)) AS previous, "
              f"unnest(list_append(tokens[2:], '')) AS next FROM ({tokens})")
     connection.execute(
@@ -78,7 +78,7 @@ def count_words(catalog: Catalog, captions: str) -> Words:
 
 
 def _verbs(catalog: Catalog) -> list[tuple[str, int]]:
-    """Verbs by base form with how often they are used, the commonest first."""
+    """Verbs by base form with their number of uses, the most common first."""
     forms = verb_forms()
     catalog.connection.register("report_forms", pa.table({
         name: [getattr(form, name) for form in forms] for name in ("form", "lemma", "counts")}))
@@ -95,7 +95,7 @@ def _verbs(catalog: Catalog) -> list[tuple[str, int]]:
 
 
 def count_tags(catalog: Catalog, tags: str) -> list[tuple[str, int]]:
-    """The commonest tags of a relation with one column, `tags`, with the clips that carry each."""
+    """The most common tags of a relation with one column, `tags`, with their clips."""
     catalog.execute("SELECT 1 FROM clips LIMIT 0")
     return catalog.connection.execute(
         "SELECT tag[:200], count(*) AS n FROM (SELECT unnest(list_distinct(list_transform(tags, "

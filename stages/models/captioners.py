@@ -1,13 +1,13 @@
-"""Captioners: a picture and a prompt in, a text out, whatever kind of model is behind it.
+"""Captioners: turn a picture and a prompt into a text, whatever kind of model is behind them.
 
 The kind is chosen by the class of the model's configuration. What the prompt means depends on it:
 
-    BLIP                   the beginning of the caption, which the model goes on from
+    BLIP                   the beginning of the caption, which the model continues
     BLIP-2                 text before the caption ("Question: … Answer:"), or nothing
     Florence-2             a task: <CAPTION>, <DETAILED_CAPTION>, <MORE_DETAILED_CAPTION>, <OCR>
-    VisionEncoderDecoder   takes no prompt
-    with a chat template   what the user says beside the picture
-    any other              text that the model's own processor puts beside the picture
+    VisionEncoderDecoder   no prompt supported
+    with a chat template   the user's message that accompanies the picture
+    any other              text that the model's own processor combines with the picture
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Captioner(Protocol):
     """Gives a text or a failure for each ticket."""
 
     def check_prompt(self, prompt: str | None) -> None:
-        """Raises ClipmillError where the model cannot take the prompt."""
+        """Raises ClipmillError if the model can't use the prompt."""
 
     def describe(
         self, pictures: Sequence[Picture], generation: Generation
@@ -74,7 +74,7 @@ class Captioner(Protocol):
 def open_captioner(
     reference: ModelReference, stage: GeneratingStage, setting: str, batch_images: int
 ) -> Iterator[Captioner]:
-    """The captioner behind a reference; `setting` is the name that errors call it by."""
+    """The captioner for a reference; errors name `setting`."""
     if reference.server:
         with stage.server(reference) as server:
             server.check(setting)
@@ -155,11 +155,11 @@ class Family:
         )
         if self.tokenizer.pad_token_id is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
-        # One of its own for the outputs: the thread that prepares the next batch uses the other,
+        # A separate one for the outputs: the thread that prepares the next batch uses the other,
         # and a tokenizer refuses to be used by two threads at a time ("Already borrowed").
         self._decoder = copy.deepcopy(self.tokenizer)
         if not config.is_encoder_decoder:
-            # A text that goes on from its prompt must not have padding in between.
+            # A text that continues its prompt must not have padding in between.
             self.tokenizer.padding_side = "left"
 
     def load_processors(self, folder: Path, trust: bool) -> None:
@@ -177,7 +177,7 @@ class Family:
         return 0
 
     def prepare(self, pictures: Sequence[Picture]) -> dict[str, Any]:
-        """The model's inputs for a batch, on the CPU; runs in a thread beside the model."""
+        """The model's inputs for a batch, on the CPU; runs in a thread parallel to the model."""
         raise NotImplementedError
 
     def generate(self, inputs: Mapping[str, Any], generation: Generation) -> list[str]:

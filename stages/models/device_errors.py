@@ -1,10 +1,10 @@
-"""Errors after which a GPU does nothing more for the process: no other row would fare better."""
+"""Errors after which a GPU is unusable for the process, so no other row would succeed."""
 
 from __future__ import annotations
 
 from clipmill.schemas.errors import ClipmillError
 
-# What CUDA's and HIP's runtimes say where, by their manuals, the process must be started anew;
+# What CUDA's and HIP's runtimes say where, by their manuals, the process must be restarted;
 # lower case. Memory that does not suffice, or a shape that a kernel refuses, is none of these.
 _SIGNS = (
     "device-side assert", "illegal memory access", "illegal address", "misaligned address",
@@ -15,7 +15,7 @@ _RUNTIMES = ("cuda", "hip", "cublas", "cudnn", "nccl", "acceleratorerror")
 
 
 class DeviceBroken(ClipmillError):
-    """A model's device does no more work in this process; another process may go on.
+    """A model's device is unusable in this process; another process may succeed.
 
     Its threads are not waited for: freeing what the device holds may end the process.
     """
@@ -24,7 +24,7 @@ class DeviceBroken(ClipmillError):
 
 
 def raise_if_broken(error: BaseException) -> None:
-    """Raises DeviceBroken where an exception says that the device works no more."""
+    """Raises DeviceBroken if an exception means that the device is unusable."""
     said = f"{type(error).__name__}: {error}"
     text = said.lower()
     if isinstance(error, RuntimeError) and any(sign in text for sign in _SIGNS) and any(

@@ -125,14 +125,14 @@ class ClipEmbedder:
 
     @property
     def image_model(self) -> Callable[[torch.Tensor], torch.Tensor]:
-        """The image tower: pixels of the model's dtype and device in, raw features out."""
+        """The image tower: takes pixels of the model's dtype and device, returns raw features."""
         tower: Callable[[torch.Tensor], torch.Tensor] = self._model.encode_image
         return tower
 
     def embed_images(self, jpegs: Sequence[bytes]) -> np.ndarray:
         """Embeddings of JPEG images, in their order, of shape (n, d).
 
-        Beside a GPU the next batches are decoded and resized while the model works on this one.
+        On a GPU the next batches are decoded and resized while the model works on this one.
         A model that computes on several cores waits for the slowest of them, and would for the
         one that prepares: there all of them prepare a batch together, then compute.
         """
@@ -201,7 +201,7 @@ def _ahead(
 
 
 def _unit_rows(features: torch.Tensor) -> np.ndarray:
-    """Rows of length 1; one without a direction (all zeros) is NaN, for it is no embedding."""
+    """Rows of length 1; one without a direction (all zeros) is NaN: it is not an embedding."""
     import torch
 
     features = features.float()
@@ -279,7 +279,7 @@ class EmbedderStage(Stage):
                             dtype=self.dtype, batch_images=self.batch_images)
 
     def same_model(self, label: str, before: Mapping[str, Stage]) -> None:
-        """ValueError where the embeddings of stage `label` come from another model than this."""
+        """ValueError if the embeddings of stage `label` come from another model than this one."""
         other = before.get(label)
         if isinstance(other, EmbedderStage) and other.model.identity() != self.model.identity():
             raise ValueError(

@@ -1,4 +1,4 @@
-"""What a generated text must be to stand in the dataset: tidy, not empty, not going in circles."""
+"""Checks generated texts: they must be tidy, not empty, and not repetitive."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ _NO_CHARACTER = re.compile("[\ud800-\udfff\ufffd]")
 
 
 def tidy(text: str) -> str:
-    """Without thinking blocks (also one that never ended), white space collapsed, nothing unseen.
+    """Removes thinking blocks, even unfinished ones, and invisible characters; collapses spaces.
 
-    A character that the end cut in two goes: the last token of a text may be a part of one.
+    A truncated last character is dropped: the last token of a text may be a part of one.
     """
     text = _UNSEEN.sub("", _without_thinking(text)).rstrip("\ufffd")
     return " ".join(text.split())
@@ -70,7 +70,7 @@ def shortened(text: str, most: int = 120) -> str:
 
 
 def _repetition(text: str) -> str | None:
-    """The piece that a text says over and over.
+    """The piece that a text repeats over and over.
 
     A word may come three times in a row in good prose ("very, very, very"), six words may not come
     twice.

@@ -1,4 +1,4 @@
-"""What caption_frames and summarize_captions share: settings, loading, batches that fit."""
+"""Shared by caption_frames and summarize_captions: settings, loading, batches that fit."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ DType = Literal["auto", "float32", "bfloat16", "float16"]
 
 @dataclass(frozen=True)
 class Generation:
-    """How a text is made; nothing is ever sampled, so the same input gives the same text."""
+    """How a text is generated; nothing is ever sampled, so the same input gives the same text."""
 
     max_new_tokens: int
     min_new_tokens: int = 0
@@ -94,7 +94,7 @@ class GeneratingStage(Stage):
 
     @staticmethod
     def check_server(reference: ModelReference, generation: Generation) -> None:
-        """ValueError where a server would silently not get what the settings say."""
+        """ValueError if a server would silently ignore settings."""
         if reference.server and generation != Generation(generation.max_new_tokens):
             raise ValueError(
                 f"{reference} is a server, and OpenAI's protocol has no num_beams, min_new_tokens "
@@ -116,7 +116,7 @@ class GeneratingStage(Stage):
 
 @dataclass(frozen=True)
 class Place:
-    """Where a model runs and in which numbers."""
+    """The device and number format of a model."""
 
     device: torch.device
     dtype: torch.dtype
@@ -136,7 +136,7 @@ class Place:
 
 
 def load_config(folder: Path, what: str, *, trust_remote_code: bool) -> Any:
-    """The model's configuration; ClipmillError where the folder holds none that can be read."""
+    """The model's configuration; ClipmillError if the folder has no readable one."""
     import transformers
 
     # Its warnings are for people who write models; what matters here is raised.
@@ -159,8 +159,8 @@ def load_weights(
 ) -> Any:
     """The model on its device, ready to generate without sampling.
 
-    Only safetensors, or pickles read as weights only. Raises ClipmillError where weights are
-    missing: transformers would fill them with random numbers and go on.
+    Only safetensors, or pickles read as weights only. Raises ClipmillError if weights are
+    missing: transformers would fill them with random numbers and continue.
     """
     try:
         model, loaded = auto_class.from_pretrained(
@@ -202,7 +202,7 @@ def chat_options(template: Any) -> dict[str, bool]:
 
 
 class Batches(Generic[Item, Prepared, Result]):
-    """Runs items through a model in batches, preparing one while the one before it is computed.
+    """Runs items through a model in batches, preparing one while the previous one is computed.
 
     Where memory does not suffice the size is halved, for good. Any other exception costs only the
     item that causes it: its batch is done again one by one. DeviceBroken where none can be.

@@ -1,4 +1,4 @@
-"""From a model reference to a folder of files on this machine."""
+"""Turns a model reference into a local folder of files."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _HUB_TIMEOUT_SECONDS = 10.0
 
 
 def local_folder(reference: ModelReference, *, setting: str) -> Path:
-    """The folder that holds a model's files, fetched from the hub where they are not here yet.
+    """The folder that holds a model's files, fetched from the hub if they are not here yet.
 
     `setting` is named in errors, as `<stage>.<setting>`. An unreachable hub is given up within
     seconds; what is already in its cache is then used. Raises UsageError where a local folder
@@ -65,7 +65,7 @@ def hub_folder(repository: str, revision: str | None, *, setting: str) -> Path:
         return Path(snapshot_download(
             repository, revision=revision, allow_patterns=_wanted(names)
         ))
-    # Whatever stopped it (name look-up, proxy, HTTP status, disk) is told with what to do.
+    # Whatever stopped it (name look-up, proxy, HTTP status, disk) is reported with what to do.
     except Exception as error:
         if folder := cached_folder(repository, revision):
             logger.warning("%s is loaded from the hub's cache: %s", repository, error)
@@ -92,7 +92,7 @@ def _nobody_answers(error: BaseException | None) -> bool:
 
 
 def resolved_revision(reference: ModelReference) -> str | None:
-    """The commit of a hub model as it lies in the cache; None for other places or none there."""
+    """The commit of a hub model in the cache; None for other places or if it is not there."""
     if not reference.hub:
         return None
     folder = _snapshot(repository_of(reference.hub), reference.revision)

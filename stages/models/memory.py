@@ -1,4 +1,4 @@
-"""Where memory does not suffice: telling that apart, and halving batches until it does."""
+"""Detects lack of memory, and halves batches until they fit."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _SIGNS = ("out of memory", "not enough memory", "can't allocate memory", "cannot
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception says that the GPU's or the machine's memory did not suffice."""
+    """Whether an exception means that the GPU's or the machine's memory ran out."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
     text = str(error).lower()
@@ -27,7 +27,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def out_of_memory(error: BaseException) -> RowFailed:
-    """What a row becomes for which memory does not suffice even alone."""
+    """The failure of a row that does not fit into memory even alone."""
     return RowFailed("model", f"out of memory: {type(error).__name__}: {error}")
 
 
@@ -41,7 +41,7 @@ def free_memory() -> None:
 
 
 class BatchSize:
-    """How many items go through a model at a time: halved, for good, where memory doesn't suffice.
+    """How many items go through a model at a time: halved, for good, if memory runs out.
 
     For models whose results are rows of an array and that take items in their order.
     """

@@ -1,4 +1,4 @@
-"""Chat completions from a server that speaks OpenAI's protocol (vLLM, SGLang, llama.cpp, …)."""
+"""Requests chat completions from a server with OpenAI's protocol (vLLM, SGLang, llama.cpp, …)."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _BEAT_SECONDS = 1.0
 
 @dataclass(frozen=True)
 class Completion:
-    """What the model said. `complete` is false where it was cut off at the token limit."""
+    """What the model said. `complete` is false if it was cut off at the token limit."""
 
     text: str
     complete: bool = True
@@ -41,7 +41,7 @@ class Completion:
 
 @dataclass(frozen=True)
 class Message:
-    """One question: a text, and a JPEG picture or none."""
+    """One request: a text, and optionally a JPEG picture."""
 
     text: str
     jpeg: bytes | None = None
@@ -109,7 +109,7 @@ class OpenAIServer:
             line.client.close()
 
     def check(self, setting: str) -> None:
-        """Raises ClipmillError where nothing answers at the server's address.
+        """Raises ClipmillError if nothing answers at the server's address.
 
         Any answer will do: not every server lists its models, and a wrong key shows in each row.
         """

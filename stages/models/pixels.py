@@ -1,4 +1,4 @@
-"""Pixels for a model without its own image processor, where what that does is plain."""
+"""Prepares pixels for a model without its own image processor, where that is simple."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where models compute and in which numbers, for the record of the run that opens them."""
+"""Records on which devices and in which number formats a run's models compute."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def noted_places() -> Iterator[list[ModelPlace]]:
 
 
 def note_place(setting: str, device: str, dtype: str) -> None:
-    """Says where a model computes; `setting` is `<stage>.<setting>`."""
+    """Records where a model computes; `setting` is `<stage>.<setting>`."""
     found = _noting.get()
     if found is not None:
         found.append(ModelPlace(setting.rpartition(".")[2], device, dtype))

@@ -1,4 +1,4 @@
-"""Language models: a prompt in, a text out, from transformers or from a server."""
+"""Language models: turn a prompt into a text, with transformers or a server."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def open_text_model(
     generation: Generation,
     batch_texts: int,
 ) -> Iterator[TextModel]:
-    """The language model behind a reference; `setting` is the name that errors call it by."""
+    """The language model for a reference; errors name `setting`."""
     if reference.server:
         with stage.server(reference) as server:
             server.check(setting)

@@ -1,4 +1,4 @@
-"""What every process needs before it uses torch: a torchvision that imports, a device, a dtype."""
+"""Prepares a process for torch: a torchvision that imports, a device, a dtype."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _library: torch.library.Library | None = None
 def prepare_torch() -> None:
     """Makes `import torchvision` work; call it before open_clip or transformers are imported.
 
-    PyPI's torchvision wheel holds operators compiled for CUDA. Beside a CPU build of torch they
+    PyPI's torchvision wheel holds operators compiled for CUDA. With a CPU build of torch they
     cannot be loaded, and the import then fails over an operator of object detection that nothing
     here calls, taking open_clip and the model classes of transformers with it. The schemas of the
     missing operators are declared in its place, without any code behind them. Where torchvision
@@ -66,7 +66,7 @@ def best_device() -> torch.device:
 
 
 def say_place(setting: str, folder: object, device: torch.device, dtype: torch.dtype) -> None:
-    """Puts into the run's log and its record where a model computes, and in which numbers."""
+    """Records in the run's log and record where a model computes, and in which number format."""
     import torch
 
     name = f" ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else ""

@@ -1,4 +1,4 @@
-"""Stored embeddings as arrays, and what is computed from them."""
+"""Reads stored embeddings as arrays, and computes with them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The file of a clip while it is cut: whole in the end, or not there."""
+"""The file that a clip is written to: complete, or not there."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _FORMAT_OF_SUFFIX = {".mp4": "mp4", ".webm": "webm", ".mkv": "matroska"}
 
 
 class ClipFile:
-    """A clip's file while it is being written, under a temporary name beside its target."""
+    """A clip's file while it is being written, under a temporary name next to its target."""
 
     def __init__(self, target: Path, suffix: str) -> None:
         self.target = target.with_suffix(suffix).absolute()
@@ -46,14 +46,14 @@ class ClipFile:
         self._part = folder / f".{self.target.name}.{uuid.uuid4().hex[:8]}.part"
         options = {"movflags": "+faststart"} if suffix == ".mp4" else {}
         with self.writing():
-            # The protocol by name: no file name is taken for an address or an option. Tracks are
+            # With an explicit protocol, no file name is treated as an address or option. Tracks are
             # interleaved however long one of them has to wait.
             self.output = av.open(f"file:{self._part}", "w", format=_FORMAT_OF_SUFFIX[suffix],
                                   options={**options, "max_interleave_delta": "0"})
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
-        """Errors of writing: the disk's end the command, others are this clip's."""
+        """Errors of writing: a full disk ends the command, others concern this clip only."""
         try:
             yield
         except (av.FFmpegError, OSError) as error:
@@ -78,7 +78,7 @@ class ClipFile:
                             "with --media exact") from problem
 
     def discard(self) -> None:
-        """Leaves nothing behind; harmless after `publish`."""
+        """Deletes the unfinished file; harmless after `publish`."""
         with contextlib.suppress(av.FFmpegError, OSError, ValueError):
             self.output.close()
         self._part.unlink(missing_ok=True)

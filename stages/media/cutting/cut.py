@@ -1,7 +1,7 @@
-"""Cuts clips out of a video file, each into a file of its own that is whole or not there.
+"""Cuts clips out of a video file, each into a separate file that is complete or not there.
 
 `copy` takes the compressed pictures as they are, so a clip can only begin at a key frame: it
-begins early, and the true span is recorded. `exact` encodes anew: the clip holds the frames whose
+begins early, and the true span is recorded. `exact` re-encodes: the clip holds the frames whose
 presentation time lies inside the span, and no others.
 
 Every file is written under a temporary name beside its target, opened and checked, and renamed.
@@ -25,17 +25,17 @@ from clipmill.stages.media.isolation.isolated import Limits, stream_isolated
 from clipmill.stages.media.read.decode import offset_pts, open_container, video_stream
 from clipmill.stages.media.read.opening import time_base_of
 
-# What adding a clock of hours leaves right of a time in seconds.
+# The precision that remains of a time in seconds after adding hours to it.
 _DIGITS = 9
 
 CUT_LIMITS = Limits(memory_limit_bytes=8 << 30)
-"""Twice what eight open encoders of 4K clips were seen to hold, with one thread each."""
+"""Twice what eight open encoders of 4K clips were measured to hold, with one thread each."""
 
 
 def check_encoder(options: CutOptions) -> str:
     """The encoder that `exact` will use, tried out on a few frames.
 
-    Raises UsageError where the options don't fit it, ClipmillError where none works here.
+    Raises UsageError if the options don't fit it, ClipmillError if none works here.
     """
     return find_encoder(options.encoder, options.crf, options.preset).name
 
@@ -44,7 +44,7 @@ def cut_clips(
     source: Path, requests: Sequence[CutRequest], options: CutOptions, *,
     starts_at_seconds: float = 0.0, is_sound: bool = False,
 ) -> Iterator[CutResult]:
-    """Cuts clips of one file; gives one result a request, as they are ready.
+    """Cuts clips of one file; yields one result per request, as they are ready.
 
     Times are the source video's; `starts_at_seconds` is the file's time 0 in it, which may be
     before the video's start. `is_sound` says that the whole file was decoded before, and without an
@@ -87,9 +87,9 @@ def cut_clips_isolated(
     source: Path, requests: Sequence[CutRequest], options: CutOptions, *,
     starts_at_seconds: float = 0.0, is_sound: bool = False, limits: Limits = CUT_LIMITS,
 ) -> Iterator[CutResult]:
-    """As `cut_clips`, in a helper process: what takes that down costs this file's clips only.
+    """Like `cut_clips`, in a helper process: a crash costs only this file's clips.
 
-    Clips that were cut before it died stay; the others are asked for once more.
+    Clips that were cut before a crash stay; the others are requested once more.
     """
     left = {request.clip_id: request for request in requests}
 

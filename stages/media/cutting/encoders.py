@@ -1,4 +1,4 @@
-"""Which video encoder works here, found out by encoding a few frames with it.
+"""Finds a video encoder that works here, by encoding a few frames with it.
 
 That an encoder is listed says little: hardware encoders are compiled in where there is no such
 hardware, and data-centre GPUs (A100, H100) have none. The order of `H264_ENCODERS` is: x264 first,
@@ -35,7 +35,7 @@ _PROBE_SIZE = (640, 360)  # above every hardware encoder's minimum
 
 @dataclass(frozen=True)
 class _Knobs:
-    """How an encoder is told its quality: `quality` names the option that `crf` goes to."""
+    """How an encoder's quality is set: `quality` names the option that gets `crf`."""
 
     quality: str | None = None
     usual: int | None = None
@@ -105,7 +105,7 @@ def open_encoder(stream: av.VideoStream) -> None:
 def find_encoder(name: str | None, crf: int | None, preset: str | None) -> VideoEncoder:
     """The encoder `name`, or the first H.264 encoder that works here.
 
-    Raises UsageError for a name, quality or preset that can't be, and ClipmillError where no
+    Raises UsageError for an impossible name, quality or preset, and ClipmillError if no
     encoder works.
     """
     return _find(name, crf, preset)
@@ -169,7 +169,7 @@ def _configured(name: str, crf: int | None, preset: str | None) -> VideoEncoder:
 
 
 def try_encoder(encoder: VideoEncoder) -> str | None:
-    """Why `encoder` does not work here, or None: a few frames are encoded and decoded again."""
+    """Why `encoder` does not work here, or None; a few frames are encoded and decoded again."""
     before = av.logging.get_level()
     av.logging.set_level(av.logging.ERROR)
     try:

@@ -1,4 +1,4 @@
-"""Cuts clips by encoding anew: a clip holds the frames whose time lies in the span, no others.
+"""Cuts clips by re-encoding: a clip holds exactly the frames whose time is in the span.
 
 Clips that overlap or lie close together come out of one forward pass: a new seek is made only
 where a later key frame saves decoding. Frames keep their distances (variable frame rates stay
@@ -88,10 +88,10 @@ def encode_clips(
 
 
 def passes(wanted: Sequence[Any], open_at_once: int) -> Iterator[list[Any]]:
-    """Groups of clips that are decoded in one go, in the order of their beginnings.
+    """Groups of clips that are decoded in one pass, in the order of their starts.
 
     A clip joins the pass before it unless a key frame lies between them, from which decoding can
-    begin anew, or too many clips of that pass are open where it begins.
+    restart, or too many clips of that pass are open where it begins.
     """
     left = sorted(wanted, key=lambda clip: (clip.first, clip.last))
     while left:
@@ -172,7 +172,7 @@ class _Pass:
 
 
 class _Pictures:
-    """Makes what is encoded of decoded frames: upright, of one even size, 8 bit, tone-mapped."""
+    """Prepares decoded frames for encoding: upright, of one even size, 8 bit, tone-mapped."""
 
     def __init__(self, stream: av.VideoStream, short_side: int | None, pixels: str) -> None:
         self.stream = stream
@@ -255,7 +255,7 @@ class _Pictures:
 
 
 class _Writing:
-    """One clip on its way into its file. A problem of its own is kept until it is asked for."""
+    """One clip being written to its file. Its own problem is kept until it is asked for."""
 
     def __init__(self, clip: _Wanted, encoder: VideoEncoder, options: CutOptions,
                  sound: Sound | None, index: PacketIndex) -> None:
@@ -335,7 +335,7 @@ class _Writing:
         return max(1, after - stamp)
 
     def finish(self, error: str | None) -> CutResult:
-        """Ends the clip; `error` is what the decoder complained of on the way, if it did."""
+        """Ends the clip; `error` is the decoder's complaint, if there was one."""
         clip = self.clip
         try:
             if self._problem is not None:

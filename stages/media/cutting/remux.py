@@ -1,4 +1,4 @@
-"""Cuts clips by copying packets: quick, lossless, and only from key frame on.
+"""Cuts clips by copying packets: fast, lossless, and only from a key frame on.
 
 A clip is the packets from a key frame up to the last one that a frame of the span needs. The key
 frame is one from which a decoder gives right pictures at once, whatever the container flags. Frames
@@ -82,7 +82,7 @@ class _Plan:
 
     @staticmethod
     def _orientation(path: Path) -> Orientation:
-        # Opened anew: not every file can be sought back to where it begins.
+        # Reopened: not every file can be sought back to where it begins.
         with open_container(path) as container:
             stream = video_stream(container, path)
             stream.codec_context.thread_count = 1
@@ -150,7 +150,7 @@ class _Plan:
 def _decoding_times(pts: list[int]) -> list[int]:
     """Decoding times for pictures in the order of the file.
 
-    Made anew, because Matroska stores none and leaves the first ones after a seek unknown: the
+    Recomputed, because Matroska stores none and leaves the first ones after a seek unknown: the
     sorted time stamps, all early enough that no picture is shown before it is decoded. They
     advance where two pictures have the same time, too.
     """

@@ -1,4 +1,4 @@
-"""What is asked of a cut, and what comes of it."""
+"""Requests and results of cutting."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class CutOptions:
 
 @dataclass(frozen=True)
 class CutResult:
-    """What became of a request: `path` is the file that is there now, or `problem` says why not.
+    """The result of a request: `path` is the finished file, or `problem` says why there is none.
 
     `decoded_frames` counts the pictures that were decoded to check the clip.
     `path` is the target; with `copy`, where mp4 can't hold the codecs, its suffix is `.webm` or

@@ -1,7 +1,7 @@
-"""Addresses that a stranger's URL must not lead to: this machine, its network, its cloud's data.
+"""Refuses addresses that a stranger's URL must not reach: this machine, its network, its cloud.
 
-What counts is the address that a socket is connected to, after the name was resolved and after
-every redirect, so a name that resolves to something else the second time gains nothing.
+The address that a socket connects to is checked, after name resolution and every redirect, so a
+every redirect, so a name that resolves to something else the second time doesn't get around it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import urllib.request
 from typing import Any
 from urllib.parse import urlsplit
 
-# What is no public address, by IANA's registries of special-purpose and multicast addresses.
+# Non-public addresses, by IANA's registries of special-purpose and multicast addresses.
 # Python's `is_global` knows some of it, and other parts in other patch versions.
 _NOT_PUBLIC = tuple(ipaddress.IPv4Network(network) for network in (
     "0.0.0.0/8",  # this network
@@ -47,11 +47,11 @@ _LEADS_TO_IPV4 = tuple(ipaddress.IPv6Network(network) for network in (
 
 
 class PrivateAddress(OSError):
-    """A connection that was not made, because the address is a private one."""
+    """A connection was not made, because the address is private."""
 
 
 def is_private(address: str) -> bool:
-    """Whether an IP address is no public one, also where IPv6 wraps an IPv4 address."""
+    """Whether an IP address is not public, even if IPv6 wraps an IPv4 address."""
     ip = ipaddress.ip_address(address.partition("%")[0])
     inner = ip if isinstance(ip, ipaddress.IPv4Address) else _wrapped(ip)
     if inner is not None:
@@ -66,7 +66,7 @@ def _wrapped(ip: ipaddress.IPv6Address) -> ipaddress.IPv4Address | None:
 
 
 def check_address(sock: socket.socket, address: Any, allowed: frozenset[tuple[str, int]]) -> Any:
-    """The address to connect `sock` to, as numbers; PrivateAddress where it is a private one.
+    """The numeric address to connect `sock` to; raises PrivateAddress if it is private.
 
     `allowed` are addresses and ports that may be private: those of proxies.
     """

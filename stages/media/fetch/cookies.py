@@ -1,4 +1,4 @@
-"""Cookies for requests: the user's, and those that servers set, as far as they can be sent."""
+"""Cookies for requests: the user's, and those that servers set, if they can be sent."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from clipmill.schemas.errors import UsageError
 
 
 class _Sendable(http.cookiejar.DefaultCookiePolicy):
-    """Takes no cookie that would make every further request to its host impossible."""
+    """Drops cookies that would make every further request to their host impossible."""
 
     def set_ok(self, cookie: http.cookiejar.Cookie, request: Any) -> bool:
         return _is_sendable(cookie) and super().set_ok(cookie, request)

@@ -1,4 +1,4 @@
-"""Data files: those of this machine, and those that are fetched once and then lie in a cache."""
+"""Finds data files: local ones, and remote ones, which are downloaded once into a cache."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _MOST_REASON_CHARACTERS = 200
 
 
 class Unreachable(ClipmillError):
-    """Something could not be fetched because nobody answered there."""
+    """Something could not be fetched because its server doesn't answer."""
 
     def __init__(self, message: str, reason: str) -> None:
         super().__init__(message)
@@ -30,16 +30,16 @@ class Unreachable(ClipmillError):
 
 
 def cache_folder() -> Path:
-    """Where fetched files lie, by their SHA-256."""
+    """Folder of downloaded files, named by their SHA-256."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "clipmill" / "files"
 
 
 def local_file(file: DataFile, *, setting: str) -> Path:
-    """Where a data file lies on this machine, fetched where it comes from the web and is not here.
+    """The local path of a data file, downloaded if necessary.
 
-    `setting` is named in errors, as `<stage>.<setting>`. A path is given back as it is, whether
-    there is a file or not. Raises ClipmillError where a file can't be had (Unreachable where
-    nobody answers), or is not the one whose checksum the recipe gives.
+    `setting` is named in errors, as `<stage>.<setting>`. A path is returned unchanged, whether
+    the file exists or not. Raises ClipmillError if a file can't be fetched (Unreachable if its
+    server doesn't answer), or doesn't match the recipe's checksum.
     """
     if file.url is None:
         return Path(str(file.path))
@@ -62,13 +62,13 @@ def local_file(file: DataFile, *, setting: str) -> Path:
 
 
 def how_to_fetch(file: DataFile, setting: str) -> tuple[str, str]:
-    """The command that brings a file from the web here, and the option that then names it."""
+    """The command that downloads a file here, and the option that then names it."""
     own = shell_word(f"./{file.name}")
     return f"curl --location --output {own} {shell_word(str(file.url))}", f"--set {setting}={own}"
 
 
 def _fetch(file: DataFile, target: Path, setting: str) -> None:
-    """Writes the file to `target`; raises where it isn't the one that is meant."""
+    """Writes the file to `target`; raises if it isn't the expected one."""
     import httpx
     from huggingface_hub import constants
 

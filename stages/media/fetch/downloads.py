@@ -1,4 +1,4 @@
-"""Brings one source's file in: by reference, by HTTP, or by yt-dlp."""
+"""Obtains one source's file: by reference, by HTTP, or by yt-dlp."""
 
 from __future__ import annotations
 
@@ -50,14 +50,14 @@ if TYPE_CHECKING:
     from clipmill.stages.media.fetch.ytdlp import Asked, Page, Video
     from clipmill.stages.media.fetch.ytdlp_sound import Sound
 
-# What `subtitle_languages` was when nobody set it.
+# The former default of `subtitle_languages`.
 _FORMER_LANGUAGES = ["en", "en-.*", ".*-orig"]
 
 _COPIED_BYTES = 1 << 20
 
 
 class Downloader:
-    """What the threads of one worker share: connections, and the turn-taking at each host."""
+    """What the threads of one worker share: connections, and request spacing per host."""
 
     def __init__(self, settings: DownloadVideos, store: MediaStore) -> None:
         self._settings = settings
@@ -95,7 +95,7 @@ class Downloader:
             )
 
     def bring(self, row: dict[str, Any]) -> Media:
-        """The source's whole, checked file; raises RowRejected or RowFailed."""
+        """The source's complete, checked file; raises RowRejected or RowFailed."""
         if row["path"] is not None:
             return self._local(row, Path(row["path"]))
         try:
@@ -122,7 +122,7 @@ class Downloader:
         self, row: dict[str, Any], origin: str, bring: Callable[[], Media],
         former: Sequence[str] = (),
     ) -> Media:
-        """What an earlier run brought in from the same origin, else what `bring` gives."""
+        """What an earlier run fetched from the same origin, or else the result of `bring`."""
         key = row["source_key"]
         known = self._store.found(key, origin, *former)
         if known is not None:
@@ -199,7 +199,7 @@ class Downloader:
             asked = self._asked(row, folder)
 
             def bring(options: Mapping[str, Any]) -> Video:
-                # A section notes what became of it: each try has one of its own.
+                # A section records its outcome: each try has its own.
                 return self._patiently(url, folder, lambda: download(
                     url, folder, dataclasses.replace(asked, options=options,
                                                      section=self._section(row))))
@@ -287,7 +287,7 @@ class Downloader:
         self, row: dict[str, Any], extractor: str | None, platform_id: str | None,
         page: str | None = None,
     ) -> None:
-        """RowRejected for a video that is left out, or that another source has."""
+        """Raises RowRejected for an excluded video, or one that another source already has."""
         found = self._excluded.find(names_of(extractor, platform_id, page, row["url"]))
         if found is not None:
             raise RowRejected(EXCLUDED_RULE, f"known id {found}")
@@ -296,7 +296,7 @@ class Downloader:
             self._store.check_claim(row["source_key"], video_id)
 
     def _section(self, row: dict[str, Any]) -> Section | None:
-        """The part of the video that is asked for; None for the whole."""
+        """The part of the video to download; None for the whole."""
         settings = self._settings
         reach = widest(row["spans"]) if settings.sections else None
         if reach is None:
@@ -317,7 +317,7 @@ class Downloader:
             "format": settings.format or self._format(),
             # `res` is the shorter side: at most this, else the smallest above it.
             "format_sort": [f"res:{settings.max_height}" if settings.max_height else "res"],
-            # Whole tries are repeated around yt-dlp, where its partial file is gone on with.
+            # Whole tries are repeated around yt-dlp, which resumes its partial file.
             "retries": 0, "extractor_retries": 0, "fragment_retries": settings.retries,
             "skip_unavailable_fragments": False, "continuedl": True,
         }
@@ -326,7 +326,7 @@ class Downloader:
         return options | given_options(settings.yt_dlp, folder)
 
     def _yt_dlp_origins(self, row: dict[str, Any], url: str) -> list[str]:
-        """What names the bytes that are asked for, and what earlier releases named them by.
+        """Identifies the bytes to fetch; also what earlier releases identified them by.
 
         Those counted the subtitles in: the file is the same with others.
         """
@@ -347,7 +347,7 @@ class Downloader:
         self, row: dict[str, Any], file: Path, facts: Probe | None = None, *, sha256: str,
         **known: Any,
     ) -> Media:
-        """Checks a whole file and moves it to where only whole files are."""
+        """Checks a complete file and moves it to where only complete files are."""
         key = row["source_key"]
         media = Media(
             video_id="", sha256=sha256, size_bytes=file.stat().st_size,
@@ -371,7 +371,7 @@ class Downloader:
 
 
 def _failing_disk(what: str, error: OSError) -> RowFailed:
-    """A full disk is told from its cause, and stops the run."""
+    """Recognises a full disk by its cause; it stops the run."""
     where = f" ({error.filename})" if error.filename else ""
     return RowFailed("transient", f"{what}{where}: {error.strerror or error}; check the disk or "
                      "share, then retry the failures of kind transient")

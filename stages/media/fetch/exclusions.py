@@ -1,8 +1,8 @@
-"""Known ids that a dataset leaves out, kept with it so that downloads can compare once more.
+"""Known ids that a dataset leaves out, stored with it so that downloads can check again.
 
-    sources/.excluded.npy    hashes of names, sorted: 8 bytes each, and read where they lie
+    sources/.excluded.npy    hashes of names, sorted: 8 bytes each, memory-mapped
 
-Of many URLs only the site tells which video they show.
+For many URLs only the site knows which video they show.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ FILE = ".excluded.npy"
 def names_of(
     extractor: str | None, platform_id: str | None, *others: str | None
 ) -> list[str]:
-    """All names that may stand in a list of known ids for one video."""
+    """All names under which a list of known ids may list one video."""
     found = [other for other in others if other]
     if platform_id:
         found.append(platform_id)
@@ -38,7 +38,7 @@ def names_of(
 
 
 def write_exclusions(dataset: Path, names: Iterable[str]) -> None:
-    """Keeps these names with the dataset, in place of those before."""
+    """Stores these names with the dataset, replacing earlier ones."""
     import numpy as np
 
     path = dataset / "sources" / FILE

@@ -1,4 +1,4 @@
-"""What yt-dlp's extractors say of the ids that they give."""
+"""Interprets the ids that yt-dlp's extractors return."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ NO_PLATFORM = "generic"
 
 
 def names_videos(extractor_key: str) -> bool:
-    """Whether the ids are a site's own; those of players found in any page are not unique."""
+    """Whether the ids are the site's; ids of players found in arbitrary pages are not unique."""
     from yt_dlp.extractor import get_info_extractor
 
     if extractor_key.lower() == NO_PLATFORM:

@@ -1,4 +1,4 @@
-"""What the settings of downloads mean for all that is asked of the network, lists included."""
+"""Applies the download settings to all network requests, including those for lists."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def hosts_of(settings: DownloadVideos, dataset: Path) -> Hosts:
-    """The turns at hosts that all workers of a dataset share."""
+    """Request spacing at hosts, shared by all workers of a dataset."""
     return Hosts(
         Manners(settings.sleep_seconds, settings.host_problems, settings.host_pause_seconds,
                 settings.max_backoff_seconds, settings.host_gone_seconds),
@@ -22,7 +22,7 @@ def hosts_of(settings: DownloadVideos, dataset: Path) -> Hosts:
 
 
 def ask_hosts_again(dataset: Path) -> None:
-    """For a run that begins: no host is left alone for what it did to an earlier one."""
+    """For a new run: no host is left alone because of an earlier run."""
     if _folder(dataset).is_dir():
         ask_again(_folder(dataset))
 
@@ -32,10 +32,10 @@ def _folder(dataset: Path) -> Path:
 
 
 def limits_of(settings: DownloadVideos, proxy: str | None) -> Limits:
-    """The bounds on one video or one list."""
+    """The limits for one video or one list."""
     least, most = settings.min_bytes_per_second, settings.rate_limit_bytes_per_second
     if least is not None and most is not None:
-        least = min(least, most // 2)  # what is slow by our own doing is not held against it
+        least = min(least, most // 2)  # our own rate limit must not count as slowness
     return Limits(
         settings.max_bytes, least, settings.min_speed_seconds, settings.max_download_seconds,
         proxy_addresses(proxy) if settings.private_addresses == "refuse" else None)

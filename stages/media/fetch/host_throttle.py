@@ -1,16 +1,16 @@
-"""Taking turns at hosts, over all threads and workers that share a folder.
+"""Spaces requests per host, across all threads and workers that share a folder.
 
-    <folder>/<hash of the host>.json     when the host may be asked next, and what it last did
+    <folder>/<hash of the host>.json     when the host may be contacted next, and its last answer
 
-What is asked for besides the media, such as subtitles, has states of its own: a host that refuses
-those is asked for media as before.
+Requests for things other than media, such as subtitles, have separate states: a host that refuses
+those still gets requests for media.
 
-A host is asked no more often than every `sleep_seconds`. After a number of passing problems or
-bot checks in a row nobody asks it for a while; then one request goes as a probe, and the others
-wait for what comes of it. A host that asks for a pause itself (Retry-After) gets it, up to a day.
-What has to be known for that lies in one small file a host, changed under an exclusive lock, so it
-holds wherever the folder is seen. Times are those of the machines' clocks: a clock that is wrong by
-more than any pause can be is taken for no pause.
+A host is contacted at most once every `sleep_seconds`. After a number of temporary problems or
+bot checks in a row nobody contacts it for a while; then one request goes as a probe, and the others
+wait for its result. A host that requests a pause itself (Retry-After) gets it, up to a day.
+The state is one small file per host, changed under an exclusive lock, so it
+applies wherever the folder is visible. Times are those of the machines' clocks: timestamps beyond
+the longest possible pause are ignored (clock skew).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from clipmill.stages.media.isolation import progress
 
 # A waiting request looks this often whether the host's state has changed.
 _LOOK_SECONDS = 0.5
-# What the file systems say that have no flock.
+# Errors of file systems without flock.
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL,
              errno.EBADF)
 # A lease is held for one read and write; one that stays as it is for so long has no holder.
@@ -44,9 +44,9 @@ _LONGEST_HOLD_SECONDS = 24 * 3600.0
 
 
 class PassingProblem(Exception):
-    """Something that may be over in a while; `whole_host` where the host itself is overloaded.
+    """A problem that may be temporary; `whole_host` if the host itself is overloaded.
 
-    `host` is the one that said so, where that is known.
+    `host` is the host that reported it, if known.
     """
 
     def __init__(
@@ -61,9 +61,9 @@ class PassingProblem(Exception):
 
 
 class BotCheck(RowFailed):
-    """A site took the request for a bot's, as it will take the next ones from here.
+    """A site treated the request as a bot's, and will treat further ones from here the same way.
 
-    `host` is the one that did, where that is known.
+    `host` is the host that did, if known.
     """
 
     def __init__(self, message: str, host: str | None = None) -> None:
@@ -75,17 +75,17 @@ class BotCheck(RowFailed):
 
 
 class LeftAlone(RowFailed):
-    """The host was not asked, after what it did to others."""
+    """The host was not contacted because of how it answered other requests."""
 
 
 @dataclass
 class _State:
-    """What is known of one host. Times are seconds since 1970; 0 means never.
+    """What is known about one host. Times are seconds since 1970; 0 means never.
 
-    `problems` are of one kind, passing ones or bot checks. `opened_at` is when it was last decided
-    to leave it alone, `alone_since` when first since it was last known to be well. `hold_said` is
-    with what words it asked to be left alone until `held_until`; `is_hold_old` where an earlier run
-    was told that.
+    `problems` are of one kind, temporary ones or bot checks. `opened_at` is when the decision to
+    leave it alone was last made, `alone_since` when it was first made since the host last worked.
+    `hold_said` is the host's wording when it asked to be left alone until `held_until`;
+    `is_hold_old` if an earlier run received it.
     """
 
     host: str = ""
@@ -101,20 +101,20 @@ class _State:
     alone_since: float = 0.0
 
     def close(self) -> None:
-        """It need not be left alone any more."""
+        """Whether it no longer needs to be left alone."""
         self.opened_at = self.open_until = self.alone_since = 0.0
 
     def forget(self) -> None:
-        """It is well, or may be."""
+        """Whether it works, or may work."""
         self.close()
         self.problems, self.is_bot_check = 0, False
 
 
 @dataclass(frozen=True)
 class Manners:
-    """How hosts are treated.
+    """Settings for how hosts are treated.
 
-    `sleep_seconds` is the least time between two requests to a host. After `problems` passing
+    `sleep_seconds` is the minimum time between two requests to a host. After `problems` temporary
     problems or bot checks in a row (None: never) a host is left alone for `pause_seconds`; a row
     waits at most `patience_seconds`, over all its tries, for that, and not at all where probes
     have failed for `gone_seconds` (None: it always waits). Nor does it wait for a host that asked
@@ -129,11 +129,11 @@ class Manners:
 
 
 class _Attempt(threading.local):
-    """What a thread is at: the hosts that it has asked and when, and what its row may and waited.
+    """A thread's current attempt: the hosts that it has contacted and when, and its row's waits.
 
-    `kind` is of requests for what a video can do without, None for all others; `refusing` are the
-    hosts that refused this row some of it: another part may be had all the same. `probes` are the
-    hosts that are left alone and that the row may try all the same.
+    `kind` is for requests for optional parts of a video, None for all others; `refusing` are the
+    hosts that refused this row one of them: other parts may still be available. `probes` are
+    hosts that are left alone but that the row may still try.
     """
 
     def __init__(self) -> None:
@@ -145,7 +145,7 @@ class _Attempt(threading.local):
 
 
 class Hosts:
-    """The turns at every host; shared through `folder`, or this object's own without one."""
+    """Request spacing for every host; shared through `folder`, or only this object's."""
 
     def __init__(self, manners: Manners | None = None, folder: Path | None = None) -> None:
         self._manners = manners or Manners()
@@ -153,12 +153,12 @@ class Hosts:
         self._attempt = _Attempt()
 
     def begin_row(self) -> None:
-        """What this thread asks for from now on is for another row."""
+        """From now on this thread makes requests for another row."""
         self._attempt.waited_seconds = 0.0
         self._attempt.probes = set()
 
     def begin_attempt(self) -> None:
-        """What this thread asks for from now on is another try at its file."""
+        """From now on this thread makes requests for another try at its file."""
         self._attempt.asked = []
 
     @property
@@ -168,7 +168,7 @@ class Hosts:
 
     @contextlib.contextmanager
     def only_for(self, kind: str) -> Iterator[None]:
-        """What this thread asks for meanwhile is of a kind that a video can do without."""
+        """Inside, this thread makes requests for an optional part of a video."""
         attempt = self._attempt
         attempt.kind, attempt.refusing = kind, set()
         try:
@@ -177,10 +177,10 @@ class Hosts:
             attempt.kind = None
 
     def wait(self, host: str) -> None:
-        """Sleeps until it is this request's turn at `host`.
+        """Sleeps until this request may be sent to `host`.
 
-        Raises LeftAlone where the host is left alone for too long; at once for what a video can do
-        without.
+        Raises LeftAlone if the host is left alone for too long; at once for an optional
+        part.
         """
         named = self._name(host)
         if named != _normal(host) and named not in self._attempt.refusing:
@@ -189,7 +189,7 @@ class Hosts:
         self._attempt.asked.append((named, time.time()))
 
     def _name(self, host: str) -> str:
-        """The host, as one of its own for what is asked for besides the media."""
+        """The host's name, distinct for requests other than for media."""
         kind = self._attempt.kind
         return _normal(host) if kind is None else f"{_normal(host)} ({kind})"
 
@@ -204,7 +204,7 @@ class Hosts:
             progress.pause(seconds)
 
     def hold(self, host: str, seconds: float, said: str) -> None:
-        """Nobody asks `host` for the next `seconds`, a day at most; `said` are its words."""
+        """Nobody contacts `host` for the next `seconds`, at most a day; `said` is its wording."""
         host = self._name(host)
         if self._attempt.kind is not None:
             self._attempt.refusing.add(host)
@@ -215,9 +215,9 @@ class Hosts:
                 state.is_hold_old = False
 
     def answered(self, host: str) -> None:
-        """The host gave a proper answer, whatever comes of it: the others need not wait longer.
+        """The host gave a proper answer, whatever its content: the others need not wait longer.
 
-        After bot checks that says nothing: those come as pages like any other.
+        After bot checks this proves nothing, because those come as pages like any other.
         """
         host = self._name(host)
         if self._manners.problems is None or not self._states.knows(host):
@@ -228,10 +228,10 @@ class Hosts:
                 state.problems = self._manners.problems - 1
 
     def succeeded(self, *, with_a_page: bool = False) -> None:
-        """The attempt has come to where all hosts that it asked are known to be well.
+        """The attempt has reached a point at which all hosts that it contacted are known to work.
 
-        A page may be a bot check, so after bot checks it says nothing. Nor does a file that was
-        asked for before them.
+        A page may be a bot check, so after bot checks it proves nothing. Nor does a file that was
+        requested before them.
         """
         for host, asked_at in self._asked_first():
             if self._states.knows(host):
@@ -240,7 +240,7 @@ class Hosts:
                         state.forget()
 
     def got_through(self) -> None:
-        """The hosts that were asked give out videos: they don't take this one for a bot's."""
+        """The contacted hosts deliver videos: they don't treat this one as a bot's."""
         for host, asked_at in self._asked_first():
             if self._states.knows(host):
                 with self._states.change(host) as state:
@@ -248,9 +248,9 @@ class Hosts:
                         state.forget()
 
     def failed(self, problem: PassingProblem | BotCheck) -> None:
-        """The attempt ended with a passing problem of the host that it asked last.
+        """The attempt ended with a temporary problem of the host that it contacted last.
 
-        Or with a bot check, of the host that it names, or that was asked most.
+        Or with a bot check, by the host that it names, or that was contacted most.
         """
         asked = self._attempt.asked
         if not asked or self._manners.problems is None:
@@ -263,7 +263,7 @@ class Hosts:
             host, asked_at = asked[-1]
         with self._states.change(host) as state:
             if asked_at < state.opened_at:
-                return  # asked before it was left alone: that is known by now
+                return  # contacted before it was left alone: known by now
             if state.is_bot_check != is_bot_check and not state.opened_at:
                 state.problems = 0
             state.problems += 1
@@ -276,7 +276,7 @@ class Hosts:
         self._attempt.probes.discard(host)
 
     def _asked_first(self) -> list[tuple[str, float]]:
-        """Each host of the attempt, and when it was first asked."""
+        """Each host of the attempt, and when it was first contacted."""
         return list(dict(reversed(self._attempt.asked)).items())
 
     def last_asked(self, otherwise: str) -> str:
@@ -286,9 +286,9 @@ class Hosts:
     def _try_turn(
         self, host: str, probes: set[str], patience_seconds: float
     ) -> _Pause | None:
-        """What to wait before asking for a turn again; None where the request may be made now.
+        """How long to wait before checking again; None if the request may be made now.
 
-        `probes` are the hosts that are left alone and that this row may try all the same.
+        `probes` are hosts that are left alone but that this row may still try.
         """
         sleep, pause = self._manners.sleep_seconds, self._manners.pause_seconds
         if not sleep and not self._states.knows(host):
@@ -314,7 +314,7 @@ class Hosts:
                 # This row is the probe; the others wait for what it finds.
                 probes.add(host)
                 if now - state.open_until > pause:
-                    state.alone_since = now  # nobody has asked: what was known is out of date
+                    state.alone_since = now  # nobody has asked since: the state is out of date
                 state.open_until = now + pause
             state.next_at = now + sleep
             return None
@@ -325,9 +325,9 @@ class Hosts:
 
 
 def _who_checked(asked: list[str], known: str | None) -> str:
-    """Of the hosts of an attempt, in order, the one that took it for a bot's.
+    """Of an attempt's hosts, in order, the one that treated it as a bot.
 
-    The site is asked most: what leads to it, or an interface of its, is asked less.
+    The site is contacted most: hosts that lead to it, or its APIs, are contacted less.
     """
     host = _normal(known or "")
     return host if host in asked else max(reversed(asked), key=asked.count)
@@ -335,7 +335,7 @@ def _who_checked(asked: list[str], known: str | None) -> str:
 
 @dataclass(frozen=True)
 class _Pause:
-    """`left_alone` is what to say where a row waits no longer; `is_final`: none waits at all."""
+    """`left_alone` is the error for a row that no longer waits; `is_final`: no row waits."""
 
     seconds: float
     left_alone: LeftAlone | None = None
@@ -347,7 +347,7 @@ def _normal(host: str) -> str:
 
 
 def _believable(at: float, now: float, longest: float) -> float:
-    """A time that lies no further ahead than it can, whatever another machine's clock says."""
+    """A time no further ahead than possible, whatever another machine's clock says."""
     return at if at <= now + longest + 1.0 else 0.0
 
 
@@ -369,7 +369,7 @@ def _asked_to_wait(state: _State) -> LeftAlone:
 
 
 def asked_for_too_long(host: str, seconds: float) -> str:
-    """What to do about a host that asks for such a pause, longer than a row waits."""
+    """What to do about a host that requests a pause longer than a row waits."""
     return _until_when(host, time.time() + min(seconds, _LONGEST_HOLD_SECONDS))
 
 
@@ -381,11 +381,11 @@ def _until_when(host: str, held_until: float) -> str:
 
 
 def ask_again(folder: Path) -> None:
-    """Has hosts that were left alone be asked again, with no regard to what they did.
+    """Lets hosts that were left alone be contacted again, whatever they answered.
 
-    For a run that begins: its cookies, its proxy or the day may be others. A pause that a host
-    asked for stands where rows would wait for it; else one row tries the host, for it may have been
-    a mistake.
+    For a new run: its cookies, its proxy or the day may have changed. A pause that a host
+    requested stays in force if rows would wait for it; otherwise one row tries the host, because it
+    may have been a mistake.
     """
     shared = _Shared(folder)
     for path in folder.glob("*.json"):
@@ -413,7 +413,7 @@ class _Own:
 
 
 class _Shared:
-    """States in files of a folder that several workers see."""
+    """States in files of a folder shared by several workers."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -425,7 +425,7 @@ class _Shared:
 
     @contextlib.contextmanager
     def change(self, host: str) -> Iterator[_State]:
-        """The host's state, changed by nobody else meanwhile; written back where it is another."""
+        """The host's state, exclusively locked; written back if it changed."""
         path = self._path(host)
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
@@ -460,7 +460,7 @@ class _Shared:
 
 
 def _parse(text: bytes, host: str) -> _State:
-    """A state as it was written; a new one where a killed writer left half of it."""
+    """A state as it was written; a new one if a killed writer left half of it."""
     try:
         value = json.loads(text)
         known = {field.name: value[field.name] for field in fields(_State)}
@@ -475,7 +475,7 @@ def _parse(text: bytes, host: str) -> _State:
 
 @contextlib.contextmanager
 def _lease(path: Path) -> Iterator[None]:
-    """Exclusive use by whoever made the file `path`; a dead holder's is taken away."""
+    """Exclusive use by whoever created the file `path`; a dead holder's file is removed."""
     token = uuid.uuid4().hex.encode()
     seen, since = b"", time.monotonic()
     while True:

@@ -1,8 +1,8 @@
-"""Fetches one file over HTTP: resumed where the server allows it, whole or not at all.
+"""Downloads one file over HTTP: resumed if the server allows it, complete or not at all.
 
-Every attempt that fails for a passing reason is made again after a pause that doubles. A host
+Every attempt that fails for a temporary reason is repeated after a pause that doubles. A host
 that says it is overloaded (429, 503) makes all workers wait, others only the thread that asked.
-One that asks for a longer pause than a row waits is asked by nobody until that is over.
+One that requests a longer pause than a row waits is contacted by nobody until that is over.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _BUSY = (408, 425, 429)
 # The host as a whole, not what was asked for.
 _OVERLOADED = (429, 503)
 _MOST_NAME_CHARACTERS = 253
-# What is longer is no pause any more, and may be no number.
+# Anything longer is not a pause any more, and may not be a number.
 _LONGEST_RETRY_AFTER_SECONDS = 1e10
 _PAGE_TYPES = ("text/", "application/xhtml", "application/json", "application/xml")
 _PLAYLIST_STARTS = (b"#extm3u", b"ffconcat")
@@ -55,7 +55,7 @@ class NotAMediaFile(Exception):
 
 @dataclass(frozen=True)
 class Patience:
-    """How often and how long a passing problem is waited out."""
+    """How often and how long a temporary problem is waited out."""
 
     retries: int = 5
     backoff_seconds: float = 2.0
@@ -70,9 +70,9 @@ def patiently(
     attempt: Callable[[], Result], *, host: str, hosts: Hosts, patience: Patience,
     limits: Limits | None = None, measure: Callable[[], Progress] = nothing_measured,
 ) -> Result:
-    """What `attempt` gives; a RowFailed of kind transient when the last PassingProblem was it.
+    """The result of `attempt`; RowFailed of kind transient if its last error was a PassingProblem.
 
-    The attempt waits for its turn at each host that it asks; `host` is blamed where it asked none.
+    The attempt waits for its turn at each host; `host` is blamed if it contacted none.
     """
     first: PassingProblem | None = None
     spent_seconds = 0.0
@@ -135,16 +135,16 @@ def _watched(attempt: Callable[[], Result], watch: Watch) -> Result:
 
 
 def take_turn(hosts: Hosts, url: str) -> None:
-    """Waits until the host of `url` may be asked; RowFailed where that can't be a host."""
+    """Waits until the host of `url` may be contacted; RowFailed for an impossible host."""
     if host := host_of(url):
         wait_for_turn(hosts, host)
 
 
 def host_of(url: str) -> str | None:
-    """RowFailed where `url` can't be asked for: its host or its port can't be one."""
+    """Raises RowFailed if `url` has an impossible host or port."""
     try:
         parts = urlsplit(url)
-        host, _ = parts.hostname, parts.port  # a port that is none raises
+        host, _ = parts.hostname, parts.port  # raises for an invalid port
         if host and not host.isascii():
             httpx.URL(url)  # looks for its spelling on the network
     except (ValueError, httpx.InvalidURL) as error:
@@ -160,7 +160,7 @@ def wait_for_turn(hosts: Hosts, host: str) -> None:
 
 
 def check_name(host: str) -> None:
-    """RowFailed for what no resolver takes as a name, which Python says in words of its codec."""
+    """Raises RowFailed for an invalid host name, which Python reports in terms of its codec."""
     labels = host.removesuffix(".").split(".")
     if len(host) > _MOST_NAME_CHARACTERS or not all(0 < len(one) <= 63 for one in labels):
         raise RowFailed("permanent", f"{host[:100]!r} can't be a host name: it needs 1 to 63 "
@@ -168,7 +168,7 @@ def check_name(host: str) -> None:
 
 
 def heed(hosts: Hosts, status: int, url: str, headers: Mapping[str, str]) -> None:
-    """Has everybody wait for a host that asks for it, whatever becomes of the answer."""
+    """Makes everybody wait for a host that asks for it, whatever becomes of the answer."""
     if status in _OVERLOADED and not is_challenge(headers):
         seconds = retry_after_seconds(headers.get("Retry-After"))
         if seconds is not None and (host := urlsplit(url).hostname):
@@ -176,18 +176,18 @@ def heed(hosts: Hosts, status: int, url: str, headers: Mapping[str, str]) -> Non
 
 
 def _own_wait() -> contextlib.AbstractContextManager[None]:
-    """A wait of our own making, which the server is not blamed for."""
+    """A wait of our own making, for which the server is not blamed."""
     watch = current()
     return watch.waiting() if watch is not None else contextlib.nullcontext()
 
 
 def is_answer(status: int) -> bool:
-    """Whether a status shows that the host is well, whatever it thinks of the request."""
+    """Whether a status shows that the host works, whatever it thinks of the request."""
     return status < 500 and status not in _BUSY
 
 
 def polite(hosts: Hosts) -> dict[str, list[Callable[..., None]]]:
-    """Hooks of an httpx client by which each of its requests, redirected ones too, takes turns."""
+    """Hooks of an httpx client that make each request, including redirects, wait its turn."""
     def asking(request: httpx.Request) -> None:
         if not request.url.host:
             raise RowFailed("permanent", f"a URL without a host: {request.url}")
@@ -201,14 +201,14 @@ def polite(hosts: Hosts) -> dict[str, list[Callable[..., None]]]:
 
 
 def is_challenge(headers: Mapping[str, str]) -> bool:
-    """Whether Cloudflare asks for a proof that no bot is asking, whatever the status says."""
+    """Whether Cloudflare asks for proof that this is not a bot, whatever the status says."""
     return headers.get("cf-mitigated") == "challenge"
 
 
 def problem_of_status(
     status: int, url: str, retry_after: str | None = None
 ) -> RowFailed | PassingProblem:
-    """What an HTTP status that is no success means."""
+    """The error for an unsuccessful HTTP status."""
     host = urlsplit(url).hostname
     message = f"HTTP {status} from {host}"
     if status in (401, 403, 407):
@@ -236,7 +236,7 @@ def retry_after_seconds(value: str | None) -> float | None:
 
 @dataclass(frozen=True)
 class Fetched:
-    """A whole file, under a temporary name still, with what its bytes were on the way."""
+    """A complete file, still under a temporary name, with facts about its transfer."""
 
     path: Path
     sha256: str
@@ -255,10 +255,10 @@ def fetch(
     rate_limit_bytes_per_second: int | None = None,
     page_is_bad_media: bool = False,
 ) -> Fetched:
-    """Writes the body at `url` to `path`, and leaves no `path` behind where that fails.
+    """Writes the body at `url` to `path`, and leaves no `path` behind if that fails.
 
-    What a killed process left at `path` is gone on with, if the server still has the same version
-    of the file. Raises RowFailed with its kind; NotAMediaFile where the answer is a page or a
+    A partial file left by a killed process is resumed if the server still has the same version
+    of the file. Raises RowFailed with its kind; NotAMediaFile if the answer is a page or a
     manifest (with `page_is_bad_media`, a page is a failure of kind bad_media).
     """
     try:
@@ -283,7 +283,7 @@ def fetch(
 
 @dataclass
 class _Transfer:
-    """One file on its way, over as many connections as it takes."""
+    """One file being downloaded, over as many connections as it takes."""
 
     client: httpx.Client
     url: str
@@ -399,9 +399,9 @@ def _encoding(response: httpx.Response) -> str:
 
 
 def _validator(response: httpx.Response) -> str | None:
-    """What names the version of the file for sure: a strong ETag, else the time of its change.
+    """What identifies the version of the file for certain: a strong ETag, or its modification time.
 
-    None where it could not be sent back.
+    None if it could not be sent back.
     """
     etag = response.headers.get("etag", "")
     found = etag if etag and not etag.startswith("W/") else response.headers.get("last-modified")

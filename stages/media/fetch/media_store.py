@@ -1,4 +1,4 @@
-"""The dataset's `media/` folder: whole files only, one a video, each claimed by one source.
+"""The dataset's `media/` folder: complete files only, one per video, each claimed by one source.
 
     media/<video_id>.<ext>                 videos
     media/.work/<source_key>/              a download on its way
@@ -30,7 +30,7 @@ from clipmill.stages.media.read.probe import Probe
 
 @dataclass(frozen=True)
 class Media:
-    """One whole video file and all that is known of it.
+    """One complete video file and all that is known about it.
 
     `origin` says which bytes were asked for: a file found under another origin is not reused.
     `referenced` is the absolute path of a local file that stays where it is. A file that holds a
@@ -88,15 +88,15 @@ class MediaStore:
 
     @contextlib.contextmanager
     def work_folder(self, source_key: str, *, go_on: bool = False) -> Iterator[Path]:
-        """A folder for a download, used by nobody else; gone afterwards.
+        """A folder for a download, used by nobody else and deleted afterwards.
 
-        What a killed run left is thrown away, or, to `go_on` with it, still there.
+        What a killed run left there is deleted, or kept if `go_on` is set.
         """
         folder = self.folder / ".work" / source_key
         try:
             lock = _hold(folder)
         except BlockingIOError:
-            # Another worker has this very source: it was given up for dead, and lives.
+            # Another worker still has this source: it was presumed dead, but lives.
             folder, lock = folder.with_name(f"{source_key}.{uuid.uuid4().hex[:8]}"), None
         if lock is None or not go_on:
             _empty(folder)
@@ -108,7 +108,7 @@ class MediaStore:
                 os.close(lock)
 
     def found(self, source_key: str, origin: str, *former: str) -> Media | None:
-        """What an earlier run found out about a source, if it asked for the same bytes.
+        """What an earlier run found out about a source, if it requested the same bytes.
 
         `former` are what earlier releases called the same origin.
         """
@@ -127,13 +127,13 @@ class MediaStore:
         return media
 
     def file_of(self, source_key: str, media: Media) -> Path | None:
-        """Where the file of a source lies that was brought in before; None where it doesn't."""
+        """Where the file of a source is that was fetched before; None if it isn't there."""
         return self._place(source_key, media)
 
     def add(self, source_key: str, file: Path, media: Media) -> None:
-        """Takes in a whole file of this dataset's file system, with what is known of it.
+        """Stores a complete file from this dataset's file system, with what is known about it.
 
-        One that a `former` file became takes that one's place when it is kept.
+        A file that was made from a `former` one replaces that one when it is kept.
         """
         _sync(file)
         os.replace(file, self._ready_path(source_key, media))
@@ -156,14 +156,14 @@ class MediaStore:
             raise
 
     def check_claim(self, source_key: str, video_id: str) -> None:
-        """RowRejected where another source has this video already."""
+        """Raises RowRejected if another source already has this video."""
         with contextlib.suppress(FileNotFoundError):
             self._compare(source_key, self._claims / video_id, video_id)
 
     def keep(self, source_key: str, url: str, media: Media) -> str:
-        """The path to store for the video; RowRejected where another source has it already.
+        """The path to store the video at; RowRejected if another source already has it.
 
-        Holds across threads, processes and runs: the first to make the claim file has the video.
+        Holds across threads, processes and runs: the first to create the claim file has the video.
         """
         claim = self._claims / media.video_id
         # Linked in under its name with its content, so that no one reads a claim half written.
@@ -187,8 +187,8 @@ class MediaStore:
     def _settled(self, source_key: str, media: Media) -> Path:
         """The video's file under its final name.
 
-        Whoever else has this very source (a worker that was given up for dead, and lives) may
-        have taken the file there at any time.
+        Another worker that has this very source (presumed dead, but alive) may
+        have moved the file there at any time.
         """
         ready = self._ready_path(source_key, media)
         for name in self._names(media):
@@ -278,9 +278,9 @@ _LOCK_NAME = ".lock"
 
 
 def _hold(folder: Path) -> int | None:
-    """An exclusive lock on a folder until the descriptor is closed; None where there are no locks.
+    """An exclusive lock on a folder until the descriptor is closed; None if locks aren't supported.
 
-    Raises BlockingIOError where somebody else has it.
+    Raises BlockingIOError if someone else has it.
     """
     while True:
         folder.mkdir(parents=True, exist_ok=True)

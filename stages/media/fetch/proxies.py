@@ -1,4 +1,4 @@
-"""Proxies that can't be one: told when a recipe is read, or when the environment is made use of."""
+"""Reports unusable proxies when a recipe is read, or when the environment's are used."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _OF_YT_DLP = (*_SCHEMES, "socks4", "socks4a", "socks")
 
 
 def check_yt_dlp_proxy(proxy: object) -> None:
-    """ValueError where yt-dlp could not go through it; an empty one is none at all."""
+    """ValueError if yt-dlp can't use the proxy; an empty one means none."""
     if not isinstance(proxy, str):
         raise ValueError(f"proxy: expected a URL, not {proxy!r}")
     if proxy:
@@ -24,7 +24,7 @@ def check_yt_dlp_proxy(proxy: object) -> None:
 
 
 def check_proxy(proxy: str) -> None:
-    """ValueError where nothing here could go through `proxy`."""
+    """ValueError if nothing here can use `proxy`."""
     _check(proxy, _SCHEMES)
     if proxy.lower().startswith("socks") and importlib.util.find_spec("socksio") is None:
         raise ValueError("SOCKS needs a package that is not installed: `pip install socksio`, or "
@@ -62,7 +62,7 @@ def proxies_of_environment() -> Iterator[None]:
 
 
 def check_environment() -> None:
-    """UsageError for proxies of the environment that no library could make sense of."""
+    """UsageError for proxies of the environment that no library could use."""
     for name, proxy in urllib.request.getproxies().items():
         try:
             if name != "no":

@@ -1,4 +1,4 @@
-"""A file on its way: what of it is there for certain, also for a process that comes after a kill.
+"""A partly downloaded file: records what is certainly on disk, so that a later process can resume.
 
     download.mp4        the bytes so far
     download.mp4.json   how many of them are on disk, and of which version of the file
@@ -24,8 +24,8 @@ UNPACKED = ("gzip", "x-gzip", "deflate")
 
 _NOTE_EVERY_SECONDS = 2.0
 _CHUNK_BYTES = 1 << 20
-# Video hardly shrinks when it is compressed. What grows so much more, once it is of some size, is
-# no video but made to fill the disk.
+# Video hardly shrinks under compression. Data that expands this much beyond a certain size is
+# not a video but meant to fill the disk.
 _MOST_GROWTH = 50
 _GROWTH_COUNTS_FROM_BYTES = 10_000_000
 
@@ -67,7 +67,7 @@ class Partial:
             self._write_note()
 
     def restart(self) -> None:
-        """Nothing of what is there counts."""
+        """Discards what is there."""
         self._note.unlink(missing_ok=True)
         self._file.seek(0)
         self._file.truncate()
@@ -80,7 +80,7 @@ class Partial:
         os.fsync(self._file.fileno())
 
     def _take_up(self) -> None:
-        """Goes on with what an earlier process noted; begins anew where that can't be trusted."""
+        """Resumes from what an earlier process recorded; starts again if that can't be trusted."""
         note = {}
         with contextlib.suppress(FileNotFoundError, ValueError):
             note = json.loads(self._note.read_text("utf-8"))
@@ -110,11 +110,11 @@ class Partial:
 
 
 def unpacked(chunks: Iterator[bytes], encoding: str) -> Iterator[bytes]:
-    """The bytes themselves, a bounded piece at a time; RowFailed where they grow beyond belief."""
+    """The decompressed bytes, in bounded pieces; RowFailed if they grow implausibly."""
     if not encoding:
         yield from chunks
         return
-    # 32 more than the window: gzip's or zlib's own header is told by itself.
+    # 32 more than the window: detects gzip's or zlib's header automatically.
     inflater = zlib.decompressobj(zlib.MAX_WBITS | 32)
     packed = grown = 0
     try:

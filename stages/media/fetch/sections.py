@@ -1,4 +1,4 @@
-"""Downloads of a part of a video: what is asked for, and where in the video the part begins.
+"""Downloads part of a video, and determines where in the video the part begins.
 
 ffmpeg cuts at key frames, so a part begins before the time that was asked for. Left to itself it
 counts the part's times from the first frame that was asked for and hides the others, by up to a
@@ -34,12 +34,12 @@ _ROUNDING_SECONDS = 0.001
 
 
 class NoSection(Exception):
-    """The part can't be had, or not for certain; the whole file will do."""
+    """The part is not available, or not certain; the whole file will do."""
 
 
 @dataclass
 class Section:
-    """The part of a video that its spans, from `first_seconds` to `last_seconds`, lie in."""
+    """The part of a video that contains its spans, from `first_seconds` to `last_seconds`."""
 
     first_seconds: float
     last_seconds: float
@@ -86,7 +86,7 @@ class Section:
     def take(self, source: Path, target: Path) -> float:
         """Writes the downloaded part so that it begins at 0; gives its beginning in the video.
 
-        Raises NoSection where the time stamps leave a doubt.
+        Raises NoSection if the timestamps are in doubt.
         """
         try:
             begins, written = run_isolated(rebase, source, target, limits=self.reading)

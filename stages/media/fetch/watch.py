@@ -1,8 +1,8 @@
-"""Bounds on one attempt at a download, whichever library makes it: time, speed, size, addresses.
+"""Limits one download attempt, whichever library makes it: time, speed, size, addresses.
 
-A timeout of a library bounds one silence, so a server that sends a byte now and then holds a
-connection for ever. Here whatever the attempt's threads connect or start is known, and cut off
-when a bound is passed. For that `socket.socket.connect`, `subprocess.Popen`, `Thread.start`
+A library's timeout only limits a single silence, so a server that sends a byte now and then holds a
+connection for ever. Here everything that the attempt's threads connect or start is known, and cut
+off when a limit is exceeded. For that `socket.socket.connect`, `subprocess.Popen`, `Thread.start`
 and `HTTPConnection.putrequest` ask, once this module was used, whether the calling thread is
 watched; for all others they are what they were.
 """
@@ -36,7 +36,7 @@ _URL = re.compile(r"[a-z][a-z0-9+.-]+://")
 
 @dataclass(frozen=True)
 class Limits:
-    """What one download may take; None is no bound.
+    """Limits for one download; None is no limit.
 
     `allowed` are the only private addresses that may be connected to; None allows all of them.
     """
@@ -74,7 +74,7 @@ def _unwatched() -> Iterator[None]:
 
 
 class Watch:
-    """One attempt; `spent_seconds` were used by those before it.
+    """One attempt; earlier ones used `spent_seconds`.
 
     As a context it watches this thread and those that it starts; `check` then says what was wrong.
     """
@@ -98,7 +98,7 @@ class Watch:
         self.asking: Callable[[str], None] = lambda host: None
         """Called for each request that Python's own HTTP client is about to make, by its host."""
         self.is_receiving: Callable[[], bool] = lambda: True
-        """Whether it is for the network that the attempt waits; asked before it is called slow."""
+        """Whether the attempt is waiting for the network; checked before it is called slow."""
 
     def __enter__(self) -> Watch:
         _install()
@@ -124,7 +124,7 @@ class Watch:
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
-        """A wait for one's turn, which counts neither as slow nor as long; then a request."""
+        """Waits for a turn, which counts neither as slow nor as long; then a request follows."""
         began = time.monotonic()
         with self._lock:
             self._waiting += 1
@@ -142,7 +142,7 @@ class Watch:
         return time.monotonic() - self._began_at - self._waited_seconds
 
     def check(self, error: Exception | None = None) -> None:
-        """Raises what the attempt was cut off for; after an `error`, also what was refused."""
+        """Raises the reason why the attempt was cut off; after an `error`, also refusals."""
         if self._problem is not None:
             raise self._problem from error
         # What came faster than anybody looked.
@@ -171,7 +171,7 @@ class Watch:
         return address
 
     def starting(self, arguments: Any) -> None:
-        """Raises RowFailed where a program is to fetch by itself what it must not."""
+        """Raises RowFailed if a program would fetch something that it must not."""
         words = arguments.split() if isinstance(arguments, str) else list(map(str, arguments))
         addresses = [word for word in words if _URL.match(word)]
         if self.refuses_addresses and addresses:
@@ -190,7 +190,7 @@ class Watch:
             child.kill()
 
     def _look(self) -> None:
-        """The thread that looks after the bounds."""
+        """The thread that enforces the limits."""
         limits = self._limits
         step = min(_LONGEST_STEP_SECONDS, limits.window_seconds / 4)
         # Seconds in which this process ran: one that was stopped, or whose machine stood still,

@@ -1,6 +1,6 @@
-"""yt-dlp behind one door: its options, its errors by kind, one video, one list.
+"""Wraps yt-dlp: its options, its errors by kind, one video, one list.
 
-yt-dlp is imported when it is first needed: most of the program does without.
+yt-dlp is imported on first use: most of the program doesn't need it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from clipmill.stages.media.fetch.ytdlp_subtitles import Tracks, Wanted, choose_t
 from clipmill.stages.media.isolation.ffmpeg_program import ffmpeg_program
 
 _BOT_CHECK = re.compile(r"not a bot|anti-?bot|captcha|unusual traffic", re.IGNORECASE)
-# The first pattern that the message holds decides; the site's words, as yt-dlp hands them on.
+# The first pattern that the message holds decides; the site's words, as yt-dlp passes them on.
 _KINDS: tuple[tuple[str, ErrorKind], ...] = (
     (rf"{_BOT_CHECK.pattern}|robots", "blocked"),
     (r"private video|video is private|has been removed|been deleted|been terminated|no longer "
@@ -54,7 +54,7 @@ _logger.setLevel(logging.INFO)  # below what Python shows by itself
 
 
 class Log:
-    """Keeps the first error; yt-dlp would print it. What it says goes to the run's log."""
+    """Keeps the first error; yt-dlp would print it. Its messages go to the run's log."""
 
     def __init__(self) -> None:
         self.first_error: str | None = None
@@ -71,7 +71,7 @@ class Log:
         _logger.info("%s", message)
         self.first_error = self.first_error or message
 
-# What comes out of an extractor that takes a page for another than it is.
+# Errors of an extractor that misinterprets a page.
 _MISTAKES = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError)
 
 
@@ -83,7 +83,7 @@ def base_options(
     timeout_seconds: float | None = None,
     user_agent: str | None = None,
 ) -> dict[str, Any]:
-    """Options that every use here has in common; `scratch` is a folder for this call alone."""
+    """Options common to every use here; `scratch` is a folder for this call only."""
     options: dict[str, Any] = {
         "quiet": True, "no_warnings": True, "noprogress": True, "no_color": True,
         "ffmpeg_location": ffmpeg_program(),
@@ -100,7 +100,7 @@ def base_options(
 
 
 def problem_of(error: BaseException, first_error: str | None) -> RowFailed | PassingProblem:
-    """A yt-dlp error as a failure of the right kind, with the first message that there was."""
+    """A yt-dlp error as a failure of the right kind, with the first message."""
     from yt_dlp.networking.exceptions import (
         CertificateVerifyError,
         HTTPError,
@@ -124,7 +124,7 @@ def problem_of(error: BaseException, first_error: str | None) -> RowFailed | Pas
             if isinstance(found, PassingProblem):
                 return PassingProblem(message, retry_after_seconds=retry_after_seconds(after),
                                       whole_host=found.whole_host, host=found.host)
-            # The site's own words, where there are any, tell a private video from a bot check.
+            # The site's own words, if any, distinguish a private video from a bot check.
             return _failed(_kind_of(message) or found.kind, message)
         if isinstance(cause, TransportError | ContentTooShortError | TimeoutError):
             return PassingProblem(message)
@@ -216,14 +216,14 @@ Known = Callable[[str, str, str | None], None]
 
 
 def _all_are_new(extractor: str, platform_id: str, page: str | None) -> None:
-    """For videos of which nobody asks whether they are known."""
+    """For videos that are not checked against known ones."""
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What to ask of a site: its options, what is against a video, and which subtitles.
+    """What to request from a site: options, the checks of a video, and which subtitles.
 
-    Where it `leaves_sound`, sound in a file of its own is not fetched with the picture.
+    With `leaves_sound`, sound that is a separate file is not fetched with the picture.
     """
 
     options: Mapping[str, Any]
@@ -237,7 +237,7 @@ class Asked:
 
 
 def download(url: str, folder: Path, asked: Asked) -> Video:
-    """One video by yt-dlp into `folder`; what is against it is found before it is downloaded.
+    """Downloads one video with yt-dlp into `folder`; rejections are found before the download.
 
     Of a section only that part is fetched, or the whole where it can't be had for certain.
     Raises RowRejected, RowFailed, or PassingProblem where another try may do.
@@ -253,9 +253,9 @@ def download(url: str, folder: Path, asked: Asked) -> Video:
 
 
 def _download_section(url: str, folder: Path, asked: Asked, section: Section) -> Video:
-    """The part where it can be had; the whole file where the part would be no less.
+    """The part if possible; the whole file if the part would not be smaller.
 
-    Raises NoSection where only the part could not be had.
+    Raises NoSection if only the part is not available.
     """
     try:
         video = _download(url, folder, asked)
@@ -411,7 +411,7 @@ def _decline(
 
 
 def _metadata(info: Mapping[str, Any]) -> dict[str, Any]:
-    """What a site says, as text or not at all: an extractor hands on what stands in the page."""
+    """What a site says, as text or not at all: extractors pass on whatever the page contains."""
     return {
         "title": _text(info.get("title")),
         "description": _text(info.get("description")),

@@ -1,4 +1,4 @@
-"""Which of yt-dlp's options a recipe may set.
+"""Defines which yt-dlp options a recipe may set.
 
 A recipe is plain data that may come from anybody, and yt-dlp has options that run shell commands,
 start programs by their path, or write files anywhere. So a recipe may set what is listed here and
@@ -88,13 +88,13 @@ REFUSED: dict[str, str] = {
 
 _DOWNLOADERS = ("native", "ffmpeg", "aria2c", "axel", "curl", "httpie", "wget")
 _RUNTIMES = ("deno", "node", "bun", "quickjs")
-# `youtube-ejs` takes scripts from where it is told, and helpers for tokens (`youtubepot-…`) may be
-# programs; those here are asked over the network or have nothing to start.
+# `youtube-ejs` loads scripts from a configurable place, and helpers for tokens (`youtubepot-…`) may
+# be programs; those here are asked over the network or have nothing to start.
 _HELPERS = ("youtubepot-webpo", "youtubepot-bgutilhttp")
 
 
 def check_options(options: Mapping[str, Any]) -> None:
-    """ValueError where a recipe can't set an option, or yt-dlp has none of that name."""
+    """ValueError if a recipe can't set an option, or yt-dlp has none of that name."""
     for name, value in options.items():
         if name not in ALLOWED and name in REFUSED:
             why = REFUSED[name]

@@ -1,4 +1,4 @@
-"""What yt-dlp asks the network for: in turns, in bounds, and by nothing that can't be watched."""
+"""Controls yt-dlp's network requests: spaced, limited, and never by an unwatched program."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def polite_yt_dlp(hosts: Hosts) -> type:
             try:
                 answer = super().urlopen(request)
             except HTTPError as error:
-                # Many an extractor goes on without what it asked for.
+                # Many extractors continue without what they requested.
                 asked, headers = error.response.url or url, error.response.headers
                 heed(hosts, error.status, asked, headers)
                 if self.stops_when_overloaded and not is_challenge(headers):
@@ -96,7 +96,7 @@ def polite_yt_dlp(hosts: Hosts) -> type:
             except TransportError:
                 raise
             except (ValueError, RequestError) as error:
-                # It could not be sent: a redirect led to what is no host, say.
+                # It could not be sent: a redirect may have led to an invalid host.
                 raise RowFailed("permanent", f"{url[:200]!r}, or its target, cannot be "
                                 f"requested: {error}") from error
             finally:
@@ -139,7 +139,7 @@ def polite_yt_dlp(hosts: Hosts) -> type:
                 info["filepath"], self.has_left_sound = alone["filepath"], True
 
         def _ask(self, host: str) -> None:
-            """A turn for a request that nobody took one for: it follows a redirect, say."""
+            """Waits for a turn for a request that has none yet: it may follow a redirect."""
             from yt_dlp.networking.exceptions import TransportError
 
             if getattr(self._turn, "is_taken", False):

@@ -1,7 +1,7 @@
-"""Subtitles by yt-dlp, track by track: which to take, and each one by itself.
+"""Fetches subtitles with yt-dlp: chooses the tracks, and fetches each one separately.
 
-The media is there by then. A track that can't be had costs nothing else, and a site that refuses
-tracks is asked for no more of them for a while, but for media as before.
+The media is there by then. A missing track costs nothing else, and a site that refuses
+tracks gets no requests for them for a while, but still for media.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from clipmill.stages.media.read.subtitles import FORMATS, decoded, parse_subtitl
 
 OPTIONS = frozenset(("writesubtitles", "writeautomaticsub", "allsubtitles", "subtitleslangs",
                      "subtitlesformat"))
-"""yt-dlp's own options for subtitles; where a recipe sets one, yt-dlp chooses."""
+"""yt-dlp's own subtitle options; if a recipe sets one, yt-dlp chooses."""
 KIND = "subtitles"
 OWN = "own"
 _ORIGINAL = "-orig"
@@ -37,7 +37,7 @@ class Wanted:
     chosen_by_yt_dlp: bool = False
 
     def options(self) -> dict[str, Any]:
-        """What has yt-dlp's extractors look for tracks; they are chosen here."""
+        """Makes yt-dlp's extractors look for tracks; they are chosen here."""
         return {
             "writesubtitles": self.people and bool(self.languages),
             "writeautomaticsub": self.automatic and bool(self.languages),
@@ -76,7 +76,7 @@ class Taken:
     problems: dict[str, RowFailed] = field(default_factory=dict)
 
     def problem(self) -> RowFailed | None:
-        """All that was against tracks as one failure; one that may pass decides its kind."""
+        """All problems with tracks as one failure; a temporary one decides its kind."""
         if not self.problems:
             return None
         kinds = [problem.kind for problem in self.problems.values()]

@@ -1,8 +1,8 @@
-"""Programs that end with this process, however it ends: also by SIGKILL or for lack of memory.
+"""Ends child programs with this process, however it ends: even by SIGKILL or lack of memory.
 
-A small process beside this one reads from a pipe which of them run. The pipe ends when this
-process does, and then what still runs is killed. A process that got a dead one's number is told
-from it by the time of its start.
+A small process next to this one reads from a pipe which of them are running. The pipe ends when
+this process does, and then it kills what is still running. A process that reused a dead one's
+number is recognised by the time of its start.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ _keeper: subprocess.Popen[bytes] | None = None
 
 
 def add(number: int) -> None:
-    """From now on process `number`, a child of this one, is killed when this one is gone."""
+    """From now on process `number`, a child of this one, is killed when this process ends."""
     with _lock:
         _running.add(number)
         _say(f"+{number}")

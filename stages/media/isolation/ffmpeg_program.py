@@ -1,7 +1,7 @@
-"""The ffmpeg that the set-up brings, for whoever starts one as a program.
+"""Finds the ffmpeg that is installed with Clipmill, for code that runs it as a program.
 
-It comes with imageio-ffmpeg, without an ffprobe. So that a run does the same on every machine, one
-that PATH may have is not looked at; `IMAGEIO_FFMPEG_EXE` names another for those who want it.
+It comes with imageio-ffmpeg, without ffprobe. So that runs behave the same on every machine, an
+ffmpeg on PATH is ignored; set `IMAGEIO_FFMPEG_EXE` to use another one.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import subprocess
 
 @functools.cache
 def ffmpeg_program() -> str | None:
-    """Its path; None where the package has none for this kind of machine, nor PATH has one."""
+    """Its path; None if the package has none for this kind of machine and PATH has none."""
     import imageio_ffmpeg
 
     try:
@@ -23,7 +23,7 @@ def ffmpeg_program() -> str | None:
 
 
 def ffmpeg_problem() -> str | None:
-    """Why no ffmpeg can be started; None where one can."""
+    """Why no ffmpeg can be started; None if one can."""
     program = ffmpeg_program()
     if program is None:
         return ("imageio-ffmpeg has no ffmpeg for this kind of machine; install ffmpeg, or set "
@@ -37,7 +37,7 @@ def ffmpeg_problem() -> str | None:
 
 
 def give_ffmpeg_to_yt_dlp() -> None:
-    """Has all of yt-dlp find the set-up's ffmpeg.
+    """Makes all of yt-dlp find the installed ffmpeg.
 
     The option `ffmpeg_location` is for merging alone: its downloaders ask a context variable, which
     only yt-dlp's command line sets, and each thread has another context. So it is the variable's

@@ -1,9 +1,9 @@
-"""Reads files from outside in a process of its own, which may crash, hang or eat memory there.
+"""Reads untrusted files in a separate process, which may crash, hang or exhaust its memory.
 
-Decoders are made for honest files. What a broken one does to them costs this file only: the
-process is killed at its limits, and what is left is one failure of kind `crash`.
+Decoders are written for well-formed files. Whatever a broken file does to them costs this file
+only: the process is killed at its limits, and the result is one failure of kind `crash`.
 
-A helper process is started when none is idle, is used again for the next file, and ends with the
+A helper process is started when none is idle, is reused for the next file, and ends with the
 process that started it. It imports decoders and nothing heavy: no torch, no Ray, no database.
 """
 
@@ -33,7 +33,7 @@ STALL_SECONDS = 300.0
 TIME_LIMIT_SECONDS = 6 * 3600.0
 MEMORY_LIMIT_BYTES = 4 << 30
 LEAST_MEMORY_BYTES = 256 << 20
-"""Below this the decoders' libraries alone don't fit."""
+"""Below this, the decoders' libraries alone don't fit."""
 
 # A helper that was asked must begin in this time, whatever the limits of the file are.
 _START_SECONDS = 120.0
@@ -49,9 +49,9 @@ Value = TypeVar("Value")
 
 @dataclass(frozen=True)
 class Limits:
-    """What one file may cost: time without a sign of progress, time in all, the helper's memory.
+    """Limits for one file: time without progress, time in all, the helper's memory.
 
-    A sign of progress is a packet, a frame, a part of the result. Memory is what RLIMIT_DATA
+    Progress is a packet, a frame, a part of the result. Memory is what RLIMIT_DATA
     counts. `settings_of` is the stage whose settings they are, for messages.
     """
 
@@ -64,10 +64,10 @@ class Limits:
 def run_isolated(
     function: Callable[..., Value], path: Path, /, *args: Any, limits: Limits
 ) -> Value:
-    """`function(path, *args)` in a helper process; gives its value, raises what it raises.
+    """Runs `function(path, *args)` in a helper process; returns its value, raises its exceptions.
 
     The function is one of a module, not of a test's or a script's `__main__`; it, the arguments
-    and the value are pickled. It calls `progress.beat` where it comes forward. `path` is the file
+    and the value are pickled. It calls `progress.beat` as it makes progress. `path` is the file
     that it reads. Where the helper dies, once more in a fresh one; then, or at once where a limit
     is passed, RowFailed of kind `crash`. Threads may call at once.
     """
@@ -79,7 +79,7 @@ def collect_isolated(
     function: Callable[..., Generator[Part, None, Value]], path: Path, /, *args: Any,
     limits: Limits, counted: Callable[[int], None] = lambda frames: None,
 ) -> tuple[list[Part], Value]:
-    """As `run_isolated` for a generator function: what it yields, and its value.
+    """Like `run_isolated` for a generator function: returns what it yields, and its value.
 
     What it yields is sent as it comes, so the helper needn't hold it. `counted` is told how many
     frames each try decoded, failed ones included.
@@ -138,7 +138,7 @@ def end_helpers() -> None:
 
 
 class _Died(Exception):
-    """The helper ended before its answer came; the text says how."""
+    """The helper ended before its answer arrived; the text says how."""
 
 
 class _NoMemory(Exception):
@@ -169,7 +169,7 @@ def _try(
     function: Callable[..., Generator[Part, None, Value]], arguments: tuple[Any, ...],
     limits: Limits, ends: float, fresh: bool, counted: Callable[[int], None],
 ) -> Generator[Part, None, Value]:
-    """One call in one helper, which is kept for others only where it came to its end."""
+    """One call in one helper, which is reused only if it came to its end."""
     request = pickle.dumps(
         (function, arguments, limits.stall_seconds, limits.memory_limit_bytes),
         pickle.HIGHEST_PROTOCOL)
@@ -210,7 +210,7 @@ def _try(
 
 
 def _begun(request: bytes, fresh: bool) -> _Helper:
-    """A helper that has read the request. That none starts is no fault of the file."""
+    """A helper that has read the request. If none starts, that is not the file's fault."""
     starts = 0
     while True:
         helper = _idle.take(fresh)
@@ -275,7 +275,7 @@ class _Helper:
             raise _Died(self._ended()) from None
 
     def receive(self, seconds: float) -> tuple[Any, ...] | None:
-        """The next message, or None where none came in that time."""
+        """The next message, or None if none arrives in time."""
         ends = time.monotonic() + seconds
         while (message := self._whole_message()) is None:
             left = ends - time.monotonic()
@@ -383,7 +383,7 @@ class _Idle:
             helper.kill()
 
     def forget(self) -> None:
-        """For a forked process: the helpers are its parent's."""
+        """For a forked process: the helpers belong to its parent."""
         helpers, self._helpers, self._lock = self._helpers, [], threading.Lock()
         for helper in helpers:
             helper.let_go()

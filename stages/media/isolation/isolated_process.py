@@ -1,6 +1,6 @@
-"""The helper process in which files from outside are read (see `isolated`): runs what it is asked.
+"""The helper process that reads untrusted files (see `isolated`): runs what it is asked to.
 
-It holds no data but the file at hand, so it may be killed at any moment. It ends with the process
+It holds no data but the current file, so it may be killed at any moment. It ends with the process
 that started it, however that one ends and whatever this one is doing then.
 """
 
@@ -31,7 +31,7 @@ HEADER = struct.Struct("!Q")
 """Every message is its length in bytes, then a pickle of so many bytes."""
 
 MOST_IDLE_BYTES = 512 << 20
-"""A helper that still holds more than this after a call is not used again."""
+"""A helper that still holds more than this after a call is not reused."""
 
 _BEATS_SECONDS = 1.0
 _LIBRARY_STACK_BYTES = 1 << 20  # twice what macOS gives them
@@ -73,7 +73,7 @@ class _Channel:
 
 
 class _Beats:
-    """Passes beats on, as rarely as serves, and remembers how many frames were decoded."""
+    """Forwards beats, as rarely as useful, and remembers how many frames were decoded."""
 
     def __init__(self, channel: _Channel, stall_seconds: float) -> None:
         self._channel = channel
@@ -126,7 +126,7 @@ def _give_small_stacks() -> None:
 
 
 def _end_with_starter() -> None:
-    """Ends this process when the pipe at standard input is closed, even by a dead process.
+    """Ends this process when the pipe at standard input is closed, even by a dying process.
 
     Standard input is the null device from then on: programs started here shall not read the pipe.
     """
@@ -183,7 +183,7 @@ def _limit_memory(limit_bytes: int, most: int) -> None:
 
 
 def _data_bytes() -> int:
-    """What RLIMIT_DATA counts, 0 where the system doesn't say."""
+    """What RLIMIT_DATA counts, 0 if the system doesn't report it."""
     try:
         status = Path("/proc/self/status").read_text("utf-8")
     except OSError:
@@ -202,7 +202,7 @@ def _send_parts(channel: _Channel, parts: Generator[Any, None, Any]) -> Any:
 
 
 def _is_memory(error: BaseException | None) -> bool:
-    """Whether an exception, or one that led to it, says that there was no memory.
+    """Whether an exception, or one that led to it, means that memory ran out.
 
     FFmpeg's own is no proof; see `memory.raise_if_out`.
     """

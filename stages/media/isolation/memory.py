@@ -1,4 +1,4 @@
-"""Tells a process that is out of memory from a file that asks for absurdly much of it."""
+"""Distinguishes a process that is out of memory from a file that asks for too much of it."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ _BYTES = 64 << 20  # where nothing is limited
 
 
 def raise_if_out(error: BaseException) -> None:
-    """MemoryError where an error says that there is no memory, and there is indeed little left.
+    """Raises MemoryError if an error says so and there is indeed little memory left.
 
-    FFmpeg says the same of a size in a damaged header that no memory would be enough for: that
-    is the file's fault, and this does nothing. Memory that could still be had tells them apart.
+    FFmpeg reports the same for an absurd size in a damaged header: that is the file's fault, and
+    this does nothing. The memory still available distinguishes the two.
     """
     if not isinstance(error, MemoryError):
         return

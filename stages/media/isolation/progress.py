@@ -1,4 +1,4 @@
-"""Reports that work goes on: from a helper process to its worker, and from a worker to the run."""
+"""Reports progress from a helper process to its worker, and from a worker to the run."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ _listener: Callable[[int | None], None] | None = None
 
 
 def beat(decoded_frames: int | None = None) -> None:
-    """Reports a step forward: a packet was read, a frame decoded, a token generated.
+    """Reports a step: a packet was read, a frame decoded, a token generated.
 
-    `decoded_frames` is how many frames of the file were decoded so far, where that is counted.
-    A call costs next to nothing. Without one for `stall_seconds` a worker counts as standing still.
+    `decoded_frames` is how many frames of the file were decoded so far, if counted.
+    A call costs next to nothing. Without one for `stall_seconds` a worker counts as hanging.
     """
     if _listener is not None:
         _listener(decoded_frames)
 
 
 def pause(seconds: float) -> None:
-    """Sleeps on purpose (for a host's next turn, say), and reports that meanwhile."""
+    """Sleeps on purpose (for a host's next turn, for example), and reports that meanwhile."""
     end = time.monotonic() + seconds
     while True:
         beat()
@@ -34,7 +34,7 @@ def pause(seconds: float) -> None:
 
 
 class LargeFile(io.FileIO):
-    """A file opened for reading that reports as it is read: to hash or copy one may take long."""
+    """A file opened for reading that reports progress: hashing or copying it may take long."""
 
     def readinto(self, buffer: Any) -> int:
         beat()
@@ -46,6 +46,6 @@ class LargeFile(io.FileIO):
 
 
 def listen(listener: Callable[[int | None], None] | None) -> None:
-    """Who hears the beats from now on; None for nobody."""
+    """Sets who receives the beats from now on; None for nobody."""
     global _listener
     _listener = listener

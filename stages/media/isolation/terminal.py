@@ -1,8 +1,8 @@
-"""Keeps the terminal for the command that was typed into it.
+"""Reserves the terminal for the command that was typed into it.
 
 A shell runs a command in the terminal's foreground group, and Ray puts each worker in a group of
 its own. Where a program of such a group touches the terminal, as ffmpeg does that has it as
-standard input, the system stops the whole group, and the worker stands still for good.
+standard input, the system stops the whole group, and the worker hangs for good.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def null_input() -> Iterator[None]:
 
 
 def leave_terminal() -> None:
-    """Takes this process from its terminal for good; for one that no shell has started.
+    """Detaches this process from its terminal for good; for one that no shell has started.
 
     Its standard input becomes the null device. It and the programs that it starts have no
     controlling terminal from now on: none can ask a question there or be stopped by it.

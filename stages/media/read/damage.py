@@ -1,4 +1,4 @@
-"""Decodes files that may be damaged, with the same result on every machine.
+"""Decodes possibly damaged files with the same result on every machine.
 
 What a decoder makes of a damaged picture, and which ones it drops, depends on how many threads it
 has. So it is made to stop at the first error that it sees; whoever reads the file then begins again
@@ -17,16 +17,16 @@ from clipmill.stages.media.isolation.memory import raise_if_out
 
 
 class Damaged(Exception):
-    """The decoder has found an error, or given a picture that it calls corrupt."""
+    """The decoder has found an error, or returned a picture marked as corrupt."""
 
 
 def be_strict(stream: VideoStream) -> None:
-    """Has the decoder stop at errors; to be called before it is first used."""
+    """Makes the decoder stop at errors; call it before its first use."""
     stream.codec_context.options = {**stream.codec_context.options, "err_detect": "explode"}
 
 
 def be_alone(stream: VideoStream) -> None:
-    """Has one thread decode."""
+    """Makes one thread decode."""
     stream.codec_context.thread_count = 1
 
 

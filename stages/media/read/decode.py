@@ -1,4 +1,4 @@
-"""Reads a video from start to end, once, frame by frame, with its true time stamps.
+"""Reads a video once from start to end, frame by frame, with its true timestamps.
 
 Two ways give the same kind of `Picture`:
 
@@ -6,8 +6,8 @@ Two ways give the same kind of `Picture`:
 * `exact.ExactVideo` takes frames from PySceneDetect's own stream, so that decoder, conversion and
   scaling are those of its command by construction.
 
-Both read the first video stream that is no cover picture, as PySceneDetect does. Interlaced frames
-are taken as they are stored.
+Both read the first video stream that is not a cover picture, as PySceneDetect does. Interlaced
+frames are used as they are stored.
 """
 
 from __future__ import annotations
@@ -60,7 +60,8 @@ _DECODERS_MOST_THREADS = 16  # FFmpeg's own limit
 # A frame's time may be so far from its own time stamp, beyond that for such a share of frames.
 ASTRAY_SECONDS = 0.5
 ASTRAY_SHARE = 0.02
-# Of a file's packets so many must give a sound frame; codecs with hidden frames give half.
+# At least this share of a file's packets must give an intact frame; codecs with hidden frames give
+# half.
 _SOUND_SHARE = 1 / 3
 
 
@@ -82,7 +83,7 @@ class VideoFacts:
 
     @property
     def is_shown_as_decoded(self) -> bool:
-        """Whether a decoder's pictures need no more than another size."""
+        """Whether a decoder's pictures only need another size."""
         return (self.orientation.is_upright and self.tone_map is None
                 and not self.framing.crops)
 
@@ -131,12 +132,12 @@ class Picture:
 
 
 def bad_media(path: Path, what: str) -> RowFailed:
-    """The failure of a file that cannot be decoded, naming the file and what to do."""
+    """The failure of a file that can't be decoded, with its name and what to do."""
     return RowFailed("bad_media", f"{path}: {what}; look at it with `ffprobe` or fetch it again")
 
 
 def video_stream(container: av.container.InputContainer, path: Path) -> av.VideoStream:
-    """The first video stream that is no cover picture."""
+    """The first video stream that is not a cover picture."""
     stream = first_video_stream(container)
     if stream is None:
         raise bad_media(path, f"has no video stream; it holds {what_it_holds(container)}")
@@ -148,14 +149,14 @@ def video_stream(container: av.container.InputContainer, path: Path) -> av.Video
 
 
 def goes_back(path: Path, seconds: float, before: float) -> RowFailed:
-    """The failure of a file in which a time names several frames."""
+    """The failure of a file in which one time names several frames."""
     return bad_media(path, f"has decreasing timestamps: {seconds:.2f} s comes after "
                      f"{before:.2f} s, so its times are ambiguous; join its parts again, or "
                      "remux it with `ffmpeg -fflags +genpts`")
 
 
 def open_container(path: Path) -> av.container.InputContainer:
-    """The opened file; a file that is no media is a `bad_media` failure."""
+    """The opened file; RowFailed `bad_media` for a file that is not media."""
     try:
         return open_media(path)
     except NotOpened as problem:
@@ -174,7 +175,7 @@ def read_facts(
     container: av.container.InputContainer, path: Path, first: av.VideoFrame,
     starts_at_seconds: float | None = None, framing: Framing | None = None,
 ) -> VideoFacts:
-    """The facts of an opened file whose first frame is decoded: only frames know how they stand."""
+    """The facts of an opened file whose first frame is decoded: only frames know their rotation."""
     # Imported here: it costs half a second, and only workers that decode need it.
     from scenedetect.common import framerate_to_fraction
 
@@ -196,7 +197,7 @@ def read_facts(
 def declared_seconds(
     container: av.container.InputContainer, stream: av.VideoStream
 ) -> float | None:
-    """How long the header says that the video lasts, or None where it says nothing."""
+    """The duration in the header, or None if it has none."""
     if stream.duration:
         return float(stream.duration * time_base_of(stream))
     if not container.duration:
@@ -205,7 +206,7 @@ def declared_seconds(
 
 
 def _threads(stream: av.VideoStream) -> int:
-    """How many threads may decode; 0 where it is the decoder's choice.
+    """How many threads may decode; 0 lets the decoder choose.
 
     Each thread holds pictures, which for a huge size that a header only claims comes to gigabytes.
     """

@@ -1,4 +1,4 @@
-"""PySceneDetect's detectors, run over kept statistics instead of pixels.
+"""Runs PySceneDetect's detectors over kept statistics instead of pixels.
 
 The classes are PySceneDetect's own; only the part that looks at pixels is replaced by a look-up,
 so thresholds, windows and length filters act as in its command.

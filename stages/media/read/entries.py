@@ -1,4 +1,4 @@
-"""Tells from a key packet's own bytes whether decoding may begin there, and what is right then.
+"""Determines from a key packet's own bytes whether decoding can start there.
 
 A container's key flag says little: files without a table of key frames flag every packet, and
 recovery points of H.264 are flagged though pictures come right only frames later.

@@ -1,4 +1,4 @@
-"""Frames as PySceneDetect's own command reads them, with the container's time stamps put back.
+"""Reads frames exactly as PySceneDetect's command does, with the container's timestamps restored.
 
 The command opens a file with OpenCV and shows its detectors times counted from the first frame.
 OpenCV computes them from the container's time stamps, so these can be had back exactly. Where

@@ -1,4 +1,4 @@
-"""Decodes a video forward from the last place from which the frames that are wanted come right.
+"""Decodes a video forward from the last place that gives the wanted frames correctly.
 
 Where that is stands in the packet index. The decoder is given the packets from that very one on,
 wherever a seek has landed, and each frame is known by the packet that it came from, so neither the

@@ -1,7 +1,7 @@
-"""Chooses, while a video is being decoded, which frames are kept for the stages below.
+"""Chooses, during decoding, which frames are kept for later stages.
 
-The choice must serve clips that are not known yet, and any split that is made later, so it hangs
-on nothing but the pictures. The video is seen as *takes*: a new one begins where the content
+The choice must serve clips that are not known yet, and any split that is made later, so it depends
+only on the pictures. The video is seen as *takes*: a new one begins where the content
 score reaches `TAKE_SCORE`, but never within `TAKE_SECONDS` of the last beginning. In each take
 
 * the first frame is kept, then one every 1/8 second;
@@ -78,7 +78,7 @@ class FrameKeeper:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def add(self, picture: Picture, size: tuple[int, int], score: float, begins: bool) -> None:
-        """Keeps the picture or not; `begins` forces a new take, whatever the content score."""
+        """Keeps the picture or drops it; `begins` forces a new take, whatever the content score."""
         seconds = picture.seconds
         step = 0.0 if self._before is None else seconds - self._before
         self._before = seconds

@@ -1,4 +1,4 @@
-"""Which part of a stored picture is shown, and with which proportions.
+"""Determines which part of a stored picture is shown, and its proportions.
 
 A container may leave out borders (MOV's `clap`, Matroska's `PixelCrop…`), which no decoder does,
 and have pixels that are not square (DVD, DV, HDV).

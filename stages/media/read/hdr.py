@@ -1,6 +1,6 @@
-"""Brings high dynamic range down to what models and ordinary screens expect: BT.709, 8 bits.
+"""Tone-maps high dynamic range to what models and ordinary screens expect: BT.709, 8 bits.
 
-Pictures of HDR10 (PQ) and HLG that are taken for ordinary ones look grey and flat. Here their
+HDR10 (PQ) and HLG pictures that are treated as ordinary ones look grey and flat. Here their
 codes become light again, in BT.709's primaries. What is darker than 30 nits stays as it is, 100
 nits is about the white of an ordinary screen, and what is brighter is rolled off up to the film's
 peak: a Möbius curve, as in FFmpeg's `zscale=npl=100` and `tonemap=mobius`.

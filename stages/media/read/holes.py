@@ -1,8 +1,8 @@
-"""Finds times of a file in which neither a picture nor a sound is there: parts that never came.
+"""Finds times of a file with neither picture nor sound: parts that were never received.
 
-A stream that lost a piece, or had an advertisement put in, leaves a time without frames. So does a
-screen recording in which nothing moved, and there the picture before it is what was to be seen.
-What tells them apart is the sound, which goes on behind a still picture, and not over a hole.
+A stream that lost a piece, or had an advertisement inserted, leaves a time without frames. So does
+a screen recording in which nothing moved, but there the previous picture is what the viewer saw.
+The sound distinguishes the two: it continues over a still picture, but not over a hole.
 """
 
 from __future__ import annotations

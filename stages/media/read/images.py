@@ -1,4 +1,4 @@
-"""JPEG bytes to model input, by OpenCV: about twice as fast as PIL on one core."""
+"""Converts JPEG bytes to model input with OpenCV: about twice as fast as PIL on one core."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def encode_jpeg(image: np.ndarray, quality: int) -> bytes:
 def decode_jpeg(data: bytes) -> np.ndarray:
     """An image file's pixels, uint8 RGB of shape (height, width, 3).
 
-    Raises RowFailed (bad_media) where the bytes are no image.
+    Raises RowFailed (bad_media) if the bytes are not an image.
     """
     image = None
     if data:

@@ -1,4 +1,4 @@
-"""Names what a file is that is not a video, so that nobody has to look at it with other tools."""
+"""Says what a file is that is not a video, so that nobody needs other tools to find out."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ _SCHEMES = (b"cenc", b"cbcs", b"cens", b"cbc1", b"piff")
 
 
 def what_it_is(path: Path) -> str | None:
-    """In a few words what a file is by its first bytes; None where they tell nothing."""
+    """A short description of a file by its first bytes; None if they are not known."""
     try:
         with open(path, "rb") as file:
             head = file.read(_HEAD_BYTES)
@@ -101,7 +101,7 @@ def _text(head: bytes) -> str | None:
 
 
 def _of_boxes(path: Path, size: int) -> str | None:
-    """What is missing of an MP4 file that can't be opened."""
+    """What is missing from an MP4 file that can't be opened."""
     names, at = [], 0
     with open(path, "rb") as file:
         while at + 8 <= size:

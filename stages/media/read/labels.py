@@ -1,4 +1,4 @@
-"""Puts a packet's place in its stream on the packet, for the frame that comes of it to bear."""
+"""Labels packets with their place in the stream, so that their frames carry it."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import av
 
 def put_place(packet: av.Packet[Any], place: int | None) -> None:
     """Labels a packet; its decoder must have `copy_opaque` set."""
-    # In a tuple of its own, for PyAV knows a label by its address in memory. Equal small numbers
-    # share one, and the first packet to end would take the label off all others.
+    # In a separate tuple, because PyAV identifies a label by its address in memory. Equal small
+    # numbers share one, and the first packet to end would take the label off all others.
     packet.opaque = None if place is None else (place,)
 
 

@@ -1,4 +1,4 @@
-"""The numbers that are kept of every frame: what detectors compare, and how the picture is.
+"""Measures every frame: what detectors compare, and statistics of the picture.
 
 All of them are made of the small image (see `scaling.small_size`), so that videos of any size are
 measured alike. PySceneDetect's arithmetic is followed to the last bit: it averages whole numbers,

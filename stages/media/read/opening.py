@@ -1,4 +1,4 @@
-"""Opens files from outside: only formats that are media by themselves, never other files by name.
+"""Opens untrusted files: only formats that are media themselves, never other files by name.
 
 A playlist, a list to be joined, a description of a session are "media" to FFmpeg, and make it open
 whatever they name. Here they are refused, like pictures of a size that no video has.
@@ -41,16 +41,16 @@ _PICTURE_MARK = "_pipe"  # formats of one picture, each named by its codec
 
 
 class NotOpened(Exception):
-    """The file is none that is read here; the text says why."""
+    """The file is in an unsupported format; the text says why."""
 
 
 def open_media(path: Path, **options: str) -> InputContainer:
-    """The opened file; NotOpened where it is no media file. Its text does not name the file.
+    """The opened file; NotOpened if it is not a media file. The error text does not name the file.
 
     `options` are FFmpeg's, of the format.
     """
     try:
-        # The protocol by name, so that no name of a file is taken for an address. It is the only
+        # The protocol by name, so that no file name is treated as an address. It is the only
         # one allowed, and no allowed format opens a second file.
         return av.open(f"file:{path}", metadata_errors="replace", options={
             "protocol_whitelist": "file",
@@ -69,7 +69,7 @@ def open_media(path: Path, **options: str) -> InputContainer:
 
 
 def first_video_stream(container: InputContainer) -> VideoStream | None:
-    """The stream that all stages take: the first one that is no cover picture.
+    """The stream that all stages use: the first one that is not a cover picture.
 
     Its decoder refuses pictures of more than MAX_PIXELS, whatever the header says.
     """
@@ -100,7 +100,7 @@ def time_base_of(stream: Stream) -> Fraction:
 
 
 def too_large(stream: VideoStream) -> str | None:
-    """What is wrong with the size that a stream declares; None where nothing is."""
+    """What is wrong with the size that a stream declares; None if nothing is."""
     width, height = stream.codec_context.width, stream.codec_context.height
     if width * height <= MAX_PIXELS:
         return None

@@ -1,4 +1,4 @@
-"""How the pictures of a file must be turned and mirrored to be seen as they were meant."""
+"""How a file's pictures must be rotated and mirrored for display."""
 
 from __future__ import annotations
 

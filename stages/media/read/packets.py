@@ -1,4 +1,4 @@
-"""The time stamps of a file's frames, and where decoding may begin, read without decoding."""
+"""Reads the timestamps of a file's frames, and where decoding may start, without decoding."""
 
 from __future__ import annotations
 
@@ -230,7 +230,7 @@ def read_packets(
 ) -> PacketIndex:
     """The index of a file; RowFailed (`bad_media`) where a time does not name one frame.
 
-    That is a file without video packets, or with time stamps that begin anew on the way.
+    That is a file without video packets, or with timestamps that restart midway.
     `starts_at_seconds` is the file's time 0 in the video, null where it is 0. Frames that an edit
     list cuts off are left out, but for `cut_off=False`.
     """

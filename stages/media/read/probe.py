@@ -1,6 +1,6 @@
-"""What a media file holds, found out by reading its packets: nothing declared is believed.
+"""Determines what a media file contains by reading its packets, trusting no declaration.
 
-One frame is decoded, because only a decoded frame tells the rotation it is shown with.
+One frame is decoded, because only a decoded frame knows its rotation.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ _LARGE_TRIES = 3
 # Where a container declares its end, the packets must come this near to it.
 _MISSING_SECONDS = 1.0
 _MISSING_SHARE = 0.02
-# So many frames may be missing where a file is known to be cut off: the one that was cut through,
+# So many frames may be missing if a file is known to be truncated: the one that was cut through,
 # and those that are shown before it and stored behind it.
 _MISSING_FRAMES = 2
 # Formats in which FFmpeg takes the length from the last packets, or guesses it from the bit rate.
@@ -87,7 +87,7 @@ class Probe:
 
 
 def probe(path: Path) -> Probe:
-    """Reads every packet of a file; RowFailed of kind bad_media where it is no whole video."""
+    """Reads every packet of a file; RowFailed of kind bad_media if it is not a complete video."""
     try:
         with open_media(path) as container:
             return _probe(container, path)
@@ -146,7 +146,7 @@ def _probe(container: InputContainer, path: Path) -> Probe:
 
 
 def check_whole(path: Path) -> None:
-    """Fails a file that ends before its container does, by its packets: nothing is decoded."""
+    """Fails a file that ends before its container says, by its packets: nothing is decoded."""
     with open_media(path) as container:
         stream = first_video_stream(container)
         if stream is None:

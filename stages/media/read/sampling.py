@@ -1,4 +1,4 @@
-"""Which frames of a clip a stage gets: pure arithmetic on time stamps."""
+"""Chooses which frames of a clip a stage gets: pure arithmetic on timestamps."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Uniform:
 
 @dataclass(frozen=True)
 class PerSecond:
-    """Frames at `rate` a second, and never fewer than `at_least`."""
+    """Frames at `rate` per second, and never fewer than `at_least`."""
 
     rate: float
     at_least: int = 1

@@ -1,4 +1,4 @@
-"""Makes images of decoded frames: small ones that are measured, and those that are kept."""
+"""Scales decoded frames: small images to measure, and the kept ones."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from clipmill.stages.media.read.orientation import Orientation
 SMALL_SIDE = 256
 """Longest side of the image that statistics are made of, in pixels: PySceneDetect's own choice."""
 
-# The cores are busy decoding: more threads a frame cost more to wake than they scale.
+# The cores are busy decoding: more threads per frame cost more to wake than they scale.
 _SCALER_THREADS = 1
 
 

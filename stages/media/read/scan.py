@@ -1,4 +1,4 @@
-"""The decode pass over one file: its kept frames as they come, then its statistics.
+"""The decode pass over one file: yields its kept frames, then returns its statistics.
 
 Runs in a helper process (see `isolated`), so it imports nothing that decoding does not need.
 """
@@ -46,7 +46,7 @@ def scan_video(
 ) -> Generator[dict[str, Any], None, dict[str, Any]]:
     """Gives the kept frames as columns of FRAME, then returns the columns of SCANS.
 
-    Raises RowFailed (`bad_media`) where the file can't be decoded, and wherever it breaks off.
+    Raises RowFailed (`bad_media`) if the file can't be decoded, at any point.
     """
     # Small images are not worth a thread pool, and the decoder has the cores.
     cv2.setNumThreads(1)

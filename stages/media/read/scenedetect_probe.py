@@ -1,4 +1,4 @@
-"""Keeps PySceneDetect from starting programs while it is imported.
+"""Keeps PySceneDetect from starting programs on import.
 
 Its module for cutting, which nothing here uses, tries `ffmpeg` then. That would be one of PATH's
 in every worker, and one that touches the terminal stops the worker that a shell has in the

@@ -1,7 +1,7 @@
-"""Reads only parts of a video: given spans, and frames that were kept once and are gone.
+"""Reads only parts of a video: given spans, and kept frames that are gone.
 
-decord's seeking reader does the work where it is known to count right: it takes every packet that
-is flagged as a key frame for one, and counts from there. `PacketIndex.is_plain` says where that
+decord's seeking reader does the work where it is known to count right: it treats every packet that
+is flagged as a key frame as one, and counts from there. `PacketIndex.is_plain` says where that
 holds, and decord's own index must say the same as the container. Everything else is read with
 PyAV (`forward`), as are codecs that decord was built without (AV1), and turned or high dynamic
 range pictures, which it leaves as they are stored. Frame numbers and times come from the container

@@ -1,4 +1,4 @@
-"""The sound of a clip: read on its own, because files interleave it with the pictures loosely."""
+"""Reads a clip's sound separately, because files interleave it loosely with the pictures."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from clipmill.stages.media.read.opening import packets, passing_over, time_base_
 
 # Decoders need a little of what comes before, and seeking is not exact.
 _RUN_UP_SECONDS = 0.5
-# Time stamps in milliseconds jitter: a smaller gap than this is none.
+# Time stamps in milliseconds jitter: smaller gaps are ignored.
 _JITTER_SECONDS = 0.02
 _AAC_RATES = (96000, 88200, 64000, 48000, 44100, 32000, 24000, 22050, 16000, 12000, 11025, 8000)
 _LAYOUTS = ("mono", "stereo", "3.0", "4.0", "5.0", "5.1", "7.1")
@@ -27,7 +27,7 @@ _BITS_PER_CHANNEL = 96_000
 class Sound:
     """The best sound track of a file, opened once for all clips of it; a context manager.
 
-    `stream` is None where there is none that can be decoded.
+    `stream` is None if there is none that can be decoded.
     """
 
     def __init__(self, path: Path) -> None:

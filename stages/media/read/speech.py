@@ -1,4 +1,4 @@
-"""What is said in a clip, from the subtitles of its video: which track speaks, and which words."""
+"""What is said in a clip, from its video's subtitles: which track is used, and which words."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def with_words(subtitles: Lines | None, words: Sequence[Any] | None) -> list[dic
 def speaking_track(subtitles: Lines, language: str | None) -> list[Mapping[str, Any]]:
     """The lines of the one track that speaks for a video, in time order.
 
-    People's tracks come before automatic ones; among those the video's own language before English
-    before any other. Where `language` does not say it, an automatic track may.
+    Human-written tracks come before automatic ones; among those the video's own language before
+    English before any other. If `language` does not say it, an automatic track may.
     """
     codes = {(bool(line["automatic"]), line["language"] or "") for line in subtitles
              if (line["text"] or "").strip()}

@@ -1,7 +1,7 @@
-"""Subtitle files to lines with their times: WebVTT, SubRip, json3 of YouTube, TTML, ASS and SAMI.
+"""Parses subtitle files to timed lines: WebVTT, SubRip, YouTube's json3, TTML, ASS and SAMI.
 
 ASS and SAMI are read by pysubs2. WebVTT and SubRip are read here: pysubs2 and webvtt-py lose the
-times of words, take comments for cues, or drop what stands between `<` and `>` in a text.
+times of words, treat comments as cues, or drop what stands between `<` and `>` in a text.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""File names, and first bytes, that are taken for videos."""
+"""File names, and first bytes, that are treated as videos."""
 
 from __future__ import annotations
 

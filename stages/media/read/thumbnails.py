@@ -1,4 +1,4 @@
-"""Thumbnails of frames, to tell whether anything in a picture has changed."""
+"""Thumbnails of frames, to detect whether anything in a picture has changed."""
 
 from __future__ import annotations
 

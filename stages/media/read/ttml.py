@@ -1,4 +1,4 @@
-"""TTML (also DFXP, IMSC, EBU-TT) to texts with their times, those in frames and ticks too."""
+"""Parses TTML (also DFXP, IMSC, EBU-TT) to timed texts, including times in frames and ticks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tells by a container's own sizes whether bytes are missing at the end of a file.
+"""Detects from a container's own sizes whether bytes are missing at the end of a file.
 
 What a header says about length is often wrong, and what is wrong with it differs: an AVI counts
 frames that were never shown, a recorder writes the length that it planned. How many bytes belong to
@@ -27,7 +27,7 @@ _FLV_TAGS = (8, 9, 18)  # sound, video, metadata
 def is_cut_off(path: Path, format_name: str) -> bool | None:
     """Whether a file ends before its container does, or has something else there.
 
-    None where that can't be told. `format_name` is FFmpeg's; MP4 has an index to go by.
+    None if that is unknown. `format_name` is FFmpeg's; MP4 has an index to go by.
     """
     read = next((read for word, read in _READERS.items() if format_name.startswith(word)), None)
     if read is None:
