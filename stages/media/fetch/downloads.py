@@ -34,6 +34,7 @@ from clipmill.stages.media.fetch.media_store import Media, MediaStore, origin_of
 from clipmill.stages.media.fetch.optional_parts import Parts, failure_of
 from clipmill.stages.media.fetch.proxies import proxies_of_environment
 from clipmill.stages.media.fetch.sections import Section, discard, widest
+from clipmill.stages.media.fetch.settings import DownloadSettings
 from clipmill.stages.media.fetch.watch import Progress
 from clipmill.stages.media.fetch.ytdlp_sound import KIND as SOUND
 from clipmill.stages.media.fetch.ytdlp_subtitles import OPTIONS
@@ -46,7 +47,6 @@ from clipmill.stages.references import file_sha256
 if TYPE_CHECKING:
     import httpx
 
-    from clipmill.stages.download_videos import DownloadVideos
     from clipmill.stages.media.fetch.ytdlp import Asked, Page, Video
     from clipmill.stages.media.fetch.ytdlp_sound import Sound
 
@@ -59,7 +59,7 @@ _COPIED_BYTES = 1 << 20
 class Downloader:
     """What the threads of one worker share: connections, and request spacing per host."""
 
-    def __init__(self, settings: DownloadVideos, store: MediaStore) -> None:
+    def __init__(self, settings: DownloadSettings, store: MediaStore) -> None:
         self._settings = settings
         self._store = store
         self._hosts = hosts_of(settings, store.folder.parent)

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from clipmill.stages.media.fetch.addresses import proxy_addresses
 from clipmill.stages.media.fetch.host_throttle import Hosts, Manners, ask_again
+from clipmill.stages.media.fetch.settings import DownloadSettings
 from clipmill.stages.media.fetch.watch import Limits
 
-if TYPE_CHECKING:
-    from clipmill.stages.download_videos import DownloadVideos
 
-
-def hosts_of(settings: DownloadVideos, dataset: Path) -> Hosts:
+def hosts_of(settings: DownloadSettings, dataset: Path) -> Hosts:
     """Request spacing at hosts, shared by all workers of a dataset."""
     return Hosts(
         Manners(settings.sleep_seconds, settings.host_problems, settings.host_pause_seconds,
@@ -31,7 +28,7 @@ def _folder(dataset: Path) -> Path:
     return dataset / "media" / ".hosts"
 
 
-def limits_of(settings: DownloadVideos, proxy: str | None) -> Limits:
+def limits_of(settings: DownloadSettings, proxy: str | None) -> Limits:
     """The limits for one video or one list."""
     least, most = settings.min_bytes_per_second, settings.rate_limit_bytes_per_second
     if least is not None and most is not None:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from clipmill.schemas.errors import MAX_MESSAGE_CHARACTERS, RowFailed
 from clipmill.stages.media.fetch.host_throttle import Hosts
 from clipmill.stages.media.fetch.media_store import Media, MediaStore, origin_of, sha256_of
+from clipmill.stages.media.fetch.settings import DownloadSettings
 from clipmill.stages.media.fetch.sound_muxing import add_sound
 from clipmill.stages.media.fetch.ytdlp_sound import KIND as SOUND
 from clipmill.stages.media.fetch.ytdlp_subtitles import KIND as SUBTITLES
@@ -23,7 +24,6 @@ from clipmill.stages.media.fetch.ytdlp_subtitles import OPTIONS
 from clipmill.stages.media.read.speech import without_overlaps
 
 if TYPE_CHECKING:
-    from clipmill.stages.download_videos import DownloadVideos
     from clipmill.stages.media.fetch.ytdlp import Asked, Page
     from clipmill.stages.media.fetch.ytdlp_sound import Sound
     from clipmill.stages.media.fetch.ytdlp_subtitles import Taken
@@ -40,7 +40,7 @@ class Parts:
     """
 
     def __init__(
-        self, settings: DownloadVideos, store: MediaStore, hosts: Hosts,
+        self, settings: DownloadSettings, store: MediaStore, hosts: Hosts,
         patiently: Callable[..., Any], asked: Callable[[dict[str, Any], Path], Asked],
     ) -> None:
         self._settings = settings
