@@ -280,7 +280,7 @@ def test_ten_thousand_lines_cost_less_than_a_few_seconds(tmp_path):
 
 
 def test_what_yt_dlp_says_is_logged_and_not_printed(tmp_path, capsys, monkeypatch):
-    from clipmill.stages.media.fetch.ytdlp import Log
+    from clipmill.stages.media.fetch.ytdlp_errors import Log
 
     monkeypatch.setattr(logging.getLogger(), "handlers", [])
     ears = Log()

@@ -11,7 +11,7 @@ from clipmill.schemas.errors import ClipmillError, RowFailed
 from clipmill.schemas.ids import source_key
 from clipmill.schemas.tables import SOURCES
 from clipmill.stages.media.fetch.http import PassingProblem
-from clipmill.stages.media.fetch.ytdlp import problem_of
+from clipmill.stages.media.fetch.ytdlp_errors import problem_of
 from clipmill.stages.media.read.subtitles import parse_subtitles, seconds_of
 from clipmill.stages.protocol import Workspace
 from tests.download_helpers import make_audio, make_video, outcome, stage

@@ -30,7 +30,7 @@ from clipmill.stages.media.fetch.host_throttle import (
     ask_again,
 )
 from clipmill.stages.media.fetch.http import Patience, patiently
-from clipmill.stages.media.fetch.ytdlp import problem_of
+from clipmill.stages.media.fetch.ytdlp_errors import problem_of
 from clipmill.stages.protocol import Workspace
 from tests.download_helpers import add_extractor, make_video, outcome, stage
 from tests.http_server import Busy, Redirect, serve

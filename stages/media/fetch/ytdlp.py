@@ -5,71 +5,22 @@ yt-dlp is imported on first use: most of the program doesn't need it.
 
 from __future__ import annotations
 
-import errno
-import logging
-import os
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
-from clipmill.schemas.errors import ErrorKind, RowFailed, RowRejected, storable
+from clipmill.schemas.errors import RowFailed, RowRejected, storable
 from clipmill.schemas.words import counted
 from clipmill.stages.media.fetch.extractors import NO_PLATFORM, names_videos
 from clipmill.stages.media.fetch.host_throttle import BotCheck, Hosts, LeftAlone, PassingProblem
-from clipmill.stages.media.fetch.http import is_challenge, problem_of_status, retry_after_seconds
 from clipmill.stages.media.fetch.sections import NoSection, Section, discard
+from clipmill.stages.media.fetch.ytdlp_errors import Log, check_for_room, clean, problem_of
 from clipmill.stages.media.fetch.ytdlp_options import copied_cookies
 from clipmill.stages.media.fetch.ytdlp_requests import only_by_program, polite_yt_dlp
 from clipmill.stages.media.fetch.ytdlp_sound import Sound, picture_alone
 from clipmill.stages.media.fetch.ytdlp_subtitles import Tracks, Wanted, choose_tracks
 from clipmill.stages.media.isolation.ffmpeg_program import ffmpeg_program
-
-_BOT_CHECK = re.compile(r"not a bot|anti-?bot|captcha|unusual traffic", re.IGNORECASE)
-# The first pattern that the message holds decides; the site's words, as yt-dlp passes them on.
-_KINDS: tuple[tuple[str, ErrorKind], ...] = (
-    (rf"{_BOT_CHECK.pattern}|robots", "blocked"),
-    (r"private video|video is private|has been removed|been deleted|been terminated|no longer "
-     r"available|does not exist|copyright", "permanent"),
-    (r"your country|your location|geo.?restrict|geo.?block", "permanent"),
-    (r"drm", "permanent"),
-    (r"sign in|log ?in|--cookies|cookies|members.only|join this channel|account|password"
-     r"|age.restricted|confirm your age|premium|subscri", "blocked"),
-    (r"premieres in|will begin in|is live|not yet|offline|try again later|rate.limit"
-     r"|too many requests", "transient"),
-    (r"timed? ?out|connection (reset|refused|aborted|closed)|temporary failure|name or service"
-     r"|unreachable|incomplete ?read|bytes read|did not get any data blocks|more expected"
-     r"|remote end closed", "transient"),
-    (r"certificate", "permanent"),
-    (r"unsupported url|no video formats|requested format is not available|not available"
-     r"|unavailable", "permanent"),
-)
-_KINDS_COMPILED = tuple((re.compile(pattern, re.IGNORECASE), kind) for pattern, kind in _KINDS)
-
-
-_logger = logging.getLogger("clipmill.yt_dlp")
-_logger.setLevel(logging.INFO)  # below what Python shows by itself
-
-
-class Log:
-    """Keeps the first error; yt-dlp would print it. Its messages go to the run's log."""
-
-    def __init__(self) -> None:
-        self.first_error: str | None = None
-
-    def debug(self, message: str) -> None:
-        """Progress and details, which nobody reads here."""
-
-    info = debug
-
-    def warning(self, message: str) -> None:
-        _logger.info("%s", message)
-
-    def error(self, message: str) -> None:
-        _logger.info("%s", message)
-        self.first_error = self.first_error or message
 
 # Errors of an extractor that misinterprets a page.
 _MISTAKES = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError)
@@ -99,81 +50,9 @@ def base_options(
     return options
 
 
-def problem_of(error: BaseException, first_error: str | None) -> RowFailed | PassingProblem:
-    """A yt-dlp error as a failure of the right kind, with the first message."""
-    from yt_dlp.networking.exceptions import (
-        CertificateVerifyError,
-        HTTPError,
-        TransportError,
-    )
-    from yt_dlp.utils import ContentTooShortError, GeoRestrictedError, UnsupportedError
-
-    message = _clean(first_error or str(error))
-    # Ours lie behind what yt-dlp made of them.
-    for cause in _chain(error):
-        if isinstance(cause, RowFailed | PassingProblem):
-            return cause
-    for cause in _chain(error):
-        if isinstance(cause, GeoRestrictedError | UnsupportedError | CertificateVerifyError):
-            return RowFailed("permanent", message)
-        if isinstance(cause, HTTPError):
-            if is_challenge(cause.response.headers):
-                return BotCheck(message, urlsplit(cause.response.url or "").hostname)
-            after = cause.response.headers.get("Retry-After")
-            found = problem_of_status(cause.status, cause.response.url, after)
-            if isinstance(found, PassingProblem):
-                return PassingProblem(message, retry_after_seconds=retry_after_seconds(after),
-                                      whole_host=found.whole_host, host=found.host)
-            # The site's own words, if any, distinguish a private video from a bot check.
-            return _failed(_kind_of(message) or found.kind, message)
-        if isinstance(cause, TransportError | ContentTooShortError | TimeoutError):
-            return PassingProblem(message)
-    status = re.search(r"HTTP Error (\d{3})", message)
-    if status:
-        found = problem_of_status(int(status[1]), "")
-        return (PassingProblem(message, whole_host=found.whole_host)
-                if isinstance(found, PassingProblem) else _failed(found.kind, message))
-    kind = _kind_of(message) or "permanent"
-    return PassingProblem(message) if kind == "transient" else _failed(kind, message)
-
-
-def _failed(kind: ErrorKind, message: str) -> RowFailed:
-    return BotCheck(message) if _BOT_CHECK.search(_words(message)) else RowFailed(kind, message)
-
-
-def _kind_of(message: str) -> ErrorKind | None:
-    words = _words(message)
-    return next((kind for pattern, kind in _KINDS_COMPILED if pattern.search(words)), None)
-
-
-def _words(message: str) -> str:
-    """A message without the video's id and without addresses, whatever those are called."""
-    return re.sub(r"\A\[[^\]]*\] \S+: |https?://\S+", "", message)
-
-
 def _at_a_loss(error: Exception) -> RowFailed:
     return RowFailed("permanent", "yt-dlp can't handle this page "
                      f"({type(error).__name__}: {error}); a newer version may")
-
-
-def _clean(message: str) -> str:
-    message = re.sub(r"\x1b\[[0-9;]*m|\r", "", message)
-    message = message.removeprefix("ERROR: ").removeprefix("[download] Got error: ")
-    return re.sub(r"; please report this issue on .*", "", message, flags=re.S).strip()
-
-
-def _chain(error: BaseException | None) -> list[BaseException]:
-    """An error and all that it came from, the way yt-dlp keeps them."""
-    seen: list[BaseException] = []
-    todo = [error]
-    while todo:
-        one = todo.pop(0)
-        if not isinstance(one, BaseException) or one in seen:
-            continue
-        seen.append(one)
-        todo += [getattr(one, "cause", None), (getattr(one, "exc_info", None) or [None] * 2)[1],
-                 one.__cause__, one.__context__]
-    return seen
 
 
 @dataclass(frozen=True)
@@ -356,7 +235,7 @@ def _extract(url: str, folder: Path, asked: Asked) -> Page:
     if declined:
         raise declined[0]
     if info is None:
-        raise RowFailed("permanent", _clean(log.first_error or "yt-dlp found nothing"))
+        raise RowFailed("permanent", clean(log.first_error or "yt-dlp found nothing"))
     if info.get("_type") in ("playlist", "multi_video"):
         entries = [entry for entry in info.get("entries") or [] if entry]
         is_read = "requested_downloads" if asked.with_media else "formats"
@@ -376,12 +255,6 @@ def _page(info: dict[str, Any], asked: Asked, downloader: Any) -> Page:
     except _MISTAKES as error:
         raise _at_a_loss(error) from error
     return Page(info, tracks, sound)
-
-
-def check_for_room(error: BaseException, folder: Path) -> None:
-    """OSError where yt-dlp's error is that of a full disk."""
-    if os.strerror(errno.ENOSPC) in str(error):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder)) from error
 
 
 def _many(count: int) -> RowFailed:
@@ -454,7 +327,7 @@ def expand_list(
     except _MISTAKES as error:
         raise _at_a_loss(error) from error
     if not info:
-        raise RowFailed("permanent", _clean(log.first_error or "yt-dlp found nothing"))
+        raise RowFailed("permanent", clean(log.first_error or "yt-dlp found nothing"))
     if info.get("_type") in ("playlist", "multi_video"):
         return [entry for entry in info.get("entries") or [] if entry][:results]
     return [info]

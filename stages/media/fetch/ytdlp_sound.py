@@ -15,6 +15,7 @@ from typing import Any
 
 from clipmill.schemas.errors import RowFailed
 from clipmill.stages.media.fetch.host_throttle import Hosts, PassingProblem
+from clipmill.stages.media.fetch.ytdlp_errors import Log, check_for_room, problem_of
 
 KIND = "sound"
 
@@ -68,7 +69,6 @@ def fetch_sound(
     Raises RowFailed, or PassingProblem where another try may do. A host that is overloaded is not
     waited for: `retry` asks again.
     """
-    from clipmill.stages.media.fetch.ytdlp import Log
     from clipmill.stages.media.fetch.ytdlp_requests import (
         not_waiting,
         only_by_program,
@@ -105,7 +105,6 @@ def put_together(
     suffix; `files` say afterwards where they lie now. Raises RowFailed of kind bad_media where
     ffmpeg can't make anything of them.
     """
-    from clipmill.stages.media.fetch.ytdlp import Log
     from clipmill.stages.media.fetch.ytdlp_requests import polite_yt_dlp
 
     polite = polite_yt_dlp(hosts)
@@ -144,7 +143,6 @@ def _by_kind(log: Any, folder: Path) -> Iterator[None]:
     """Raises what comes out of yt-dlp as a failure of its kind; a full disk as what it is."""
     import yt_dlp
 
-    from clipmill.stages.media.fetch.ytdlp import check_for_room, problem_of
 
     try:
         yield

@@ -14,6 +14,7 @@ from typing import Any
 
 from clipmill.schemas.errors import RowFailed, storable
 from clipmill.stages.media.fetch.host_throttle import Hosts, PassingProblem
+from clipmill.stages.media.fetch.ytdlp_errors import Log, problem_of
 from clipmill.stages.media.read.speech import own_language, same_language
 from clipmill.stages.media.read.subtitles import FORMATS, decoded, parse_subtitles
 
@@ -168,7 +169,6 @@ def _data(
         return given
     import yt_dlp
 
-    from clipmill.stages.media.fetch.ytdlp import Log, problem_of
     from clipmill.stages.media.fetch.ytdlp_requests import only_by_program, polite_yt_dlp
 
     log = Log()
