@@ -16,9 +16,10 @@ from clipmill.stages.media.fetch.extractors import NO_PLATFORM, names_videos
 from clipmill.stages.media.fetch.host_throttle import BotCheck, Hosts, LeftAlone, PassingProblem
 from clipmill.stages.media.fetch.sections import NoSection, Section, discard
 from clipmill.stages.media.fetch.ytdlp_errors import Log, check_for_room, clean, problem_of
+from clipmill.stages.media.fetch.ytdlp_formats import picture_alone
 from clipmill.stages.media.fetch.ytdlp_options import copied_cookies
 from clipmill.stages.media.fetch.ytdlp_requests import only_by_program, polite_yt_dlp
-from clipmill.stages.media.fetch.ytdlp_sound import Sound, picture_alone
+from clipmill.stages.media.fetch.ytdlp_sound import Sound
 from clipmill.stages.media.fetch.ytdlp_subtitles import Tracks, Wanted, choose_tracks
 from clipmill.stages.media.isolation.ffmpeg_program import ffmpeg_program
 

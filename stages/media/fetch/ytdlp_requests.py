@@ -22,7 +22,7 @@ from clipmill.stages.media.fetch.http import (
 )
 from clipmill.stages.media.fetch.proxies import check_environment
 from clipmill.stages.media.fetch.watch import current
-from clipmill.stages.media.fetch.ytdlp_sound import picture_alone
+from clipmill.stages.media.fetch.ytdlp_formats import picture_alone
 from clipmill.stages.media.isolation.ffmpeg_program import give_ffmpeg_to_yt_dlp
 
 # The longest page, description or manifest that is read: all of it is in memory.

@@ -16,6 +16,7 @@ from typing import Any
 from clipmill.schemas.errors import RowFailed
 from clipmill.stages.media.fetch.host_throttle import Hosts, PassingProblem
 from clipmill.stages.media.fetch.ytdlp_errors import Log, check_for_room, problem_of
+from clipmill.stages.media.fetch.ytdlp_formats import picture_of
 
 KIND = "sound"
 
@@ -32,33 +33,11 @@ class Sound:
     @classmethod
     def of(cls, info: Mapping[str, Any], cookies: Any) -> Sound | None:
         """The sound of a video whose picture and sound were chosen apart; else None."""
-        picture = _picture(info)
+        picture = picture_of(info)
         if picture is None:
             return None
         formats = [one for one in info["requested_formats"] if one is not picture]
         return cls(info, formats, str(picture["format_id"]), cookies)
-
-
-def _picture(info: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """The one format with pictures and no sound, where formats of sound are chosen with it."""
-    formats = info.get("requested_formats") or []
-    pictures: list[Mapping[str, Any]] = [
-        one for one in formats if one.get("vcodec") != "none"]
-    if len(pictures) != 1 or len(formats) < 2 or pictures[0].get("acodec") != "none":
-        return None
-    return pictures[0]
-
-
-def picture_alone(info: Mapping[str, Any], params: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What yt-dlp downloads in place of picture and sound; None where those come in one.
-
-    Of a part of a video ffmpeg fetches both.
-    """
-    picture = _picture(info)
-    if picture is None or params.get("allow_unplayable_formats") or "section_end" in info:
-        return None
-    return {**{name: value for name, value in info.items() if name != "requested_formats"},
-            **picture}
 
 
 def fetch_sound(

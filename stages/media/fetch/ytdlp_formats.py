@@ -1,0 +1,28 @@
+"""The formats that yt-dlp chose for a video: whether picture and sound are separate files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def picture_of(info: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The one format with pictures and no sound, where formats of sound are chosen with it."""
+    formats = info.get("requested_formats") or []
+    pictures: list[Mapping[str, Any]] = [
+        one for one in formats if one.get("vcodec") != "none"]
+    if len(pictures) != 1 or len(formats) < 2 or pictures[0].get("acodec") != "none":
+        return None
+    return pictures[0]
+
+
+def picture_alone(info: Mapping[str, Any], params: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What yt-dlp downloads in place of picture and sound; None where those come in one.
+
+    Of a part of a video ffmpeg fetches both.
+    """
+    picture = picture_of(info)
+    if picture is None or params.get("allow_unplayable_formats") or "section_end" in info:
+        return None
+    return {**{name: value for name, value in info.items() if name != "requested_formats"},
+            **picture}
