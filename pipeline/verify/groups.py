@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import pyarrow as pa
 
@@ -225,7 +226,7 @@ def _belongs(stone: Tombstone, key: str) -> bool:
             or (clip is not None and clip[1] in stone.videos))
 
 
-def _column(table: pa.Table, name: str) -> list[str]:
+def _column(table: pa.Table, name: str) -> list[Any]:
     return table[name].to_pylist() if name in table.column_names else []
 
 
