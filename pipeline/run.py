@@ -1,4 +1,4 @@
-"""Runs recipes: takes sources in, runs the stages that are not done, tries failed rows again."""
+"""Runs recipes: adds sources, runs the stages that are not done, retries failed rows."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ _MOVED_SECONDS = 3.0
 
 
 class Progress(Protocol):
-    """Takes in what a run's workers report. All methods are called from any thread."""
+    """Receives what a run's workers report. All methods are called from any thread."""
 
     def report(self, label: str, counts: Counter[Any]) -> None:
         """What was added to a stage's counts: inputs, kept, rejected, failed, shards, seconds."""
@@ -57,17 +57,17 @@ class Progress(Protocol):
         """What each worker is doing now."""
 
     def say(self, message: str) -> None:
-        """A warning, of a worker that reports nothing for instance."""
+        """A warning, for example about a worker that makes no progress."""
 
 
 class Watcher:
-    """Follows a run. This one says nothing; others override what they want to show."""
+    """Follows a run. This one is silent; subclasses override what they want to show."""
 
     def say(self, text: str) -> None:
         """One or several sentences about what was done, or will be."""
 
     def busy(self, text: str) -> AbstractContextManager[object]:
-        """Says what takes a moment, while it does."""
+        """Announces something that takes a moment."""
         return contextlib.nullcontext()
 
     @contextmanager
@@ -100,12 +100,12 @@ def run(
     wait: bool = False,
     watcher: Watcher | None = None,
 ) -> bool:
-    """Brings a dataset to where the recipe says; True if there was anything to do.
+    """Brings a dataset to the state that the recipe describes; True if there was anything to do.
 
     `retry_kinds` (an empty list means all) asks for failed rows to be tried again first. Without
-    `take_sources` the recipe's sources are not read: the dataset's are what there is.
-    Raises ClipmillError where the run can't go on, and, unless told to `wait`, where another
-    command is at work on the dataset; what is committed stays.
+    `take_sources` the recipe's sources are not read: the dataset's existing ones are used.
+    Raises ClipmillError if the run can't continue, and, unless `wait` is set, if another
+    command is using the dataset; what is committed stays.
     """
     if limit is not None and not take_sources:
         raise UsageError("--limit is about sources, and there are none to add; name some with "
@@ -116,9 +116,9 @@ def run(
     is_retry = retry_kinds is not None
     if not list_source_shards(dataset) and not is_retry and take_sources:
         this.require_sources()
-        this.check_models(this.steps)  # nothing is written where something is missing
+        this.check_models(this.steps)  # nothing is written if something is missing
     with contextlib.ExitStack() as stack:
-        # Where nothing can be written, the error says that, whatever it came from.
+        # If nothing can be written, the error says so, whatever caused it.
         stack.enter_context(writing_to(dataset))
         dataset.mkdir(parents=True, exist_ok=True)
         records.check_links(dataset)
@@ -144,7 +144,7 @@ def run(
                         remove_if_empty(dataset)
                     raise
             did = this.bring_up_to_date(hold, said)
-        this.finish_removals()  # of videos that came again
+        this.finish_removals()  # of videos that came back
         if (problem := index_problem(dataset)) is not None:
             this.watcher.say(problem)
         return did
@@ -178,7 +178,7 @@ class _Run:
                              "--sources PATH_OR_URL or `sources:` in the recipe")
 
     def check_models(self, steps: Sequence[Step]) -> None:
-        """ClipmillError where something that these steps name can't be had; asked once a step."""
+        """ClipmillError if something that these steps name is unavailable; once per step."""
         check_models([step for step in steps if step.label not in self._checked])
         self._checked |= {step.label for step in steps}
 
@@ -188,7 +188,7 @@ class _Run:
     # What other commands left
 
     def clear_up(self, hold: Hold) -> None:
-        """After a run that was not ended in order: says so in its record, removes what it left."""
+        """After a run that did not end cleanly: marks its record, removes what it left."""
         latest = records.latest_run(self.dataset)
         if hold.former_was_killed or (latest is not None and latest["state"] != "done"):
             records.note_killed_runs(self.dataset)
@@ -205,7 +205,7 @@ class _Run:
     # The work
 
     def ingest(self, limit: int | None) -> str | None:
-        """Takes the recipe's sources in; says what came of them."""
+        """Adds the recipe's sources, and reports on them."""
         self.require_sources()
         recipe = self.loaded.recipe
         if not recipe.sources:
@@ -223,7 +223,7 @@ class _Run:
         return said
 
     def retry(self, hold: Hold, kinds: Sequence[str]) -> bool:
-        """Tries failed rows again; what an earlier retry has begun and not done comes first."""
+        """Retries failed rows; unfinished work of an earlier retry comes first."""
         shards = self.shards()
         begun = unfinished_retries(self.plan, self.dataset, shards)
         if begun:
@@ -349,9 +349,9 @@ def load(
     recipe: str | None, dataset: Path | None, *, overrides: Sequence[str] = (),
     sources: Sequence[str] = (), engine: str | None = None, wait: bool = False,
 ) -> LoadedRecipe:
-    """The recipe that a RECIPE argument means; without one, that of the dataset's newest run.
+    """The recipe for a RECIPE argument; without one, that of the dataset's newest run.
 
-    Told to `wait`, it is the newest once the command that is at work on the dataset is done.
+    With `wait`, it is the newest once the command that uses the dataset is done.
     """
     if recipe is not None:
         return load_recipe(recipe_path(recipe), overrides=overrides, sources=sources,
@@ -369,7 +369,7 @@ def load(
 
 
 def dataset_folder(loaded: LoadedRecipe, given: Path | None) -> Path:
-    """Where the dataset lies: what the caller says, else the recipe, else a name here."""
+    """The dataset's folder: the caller's, otherwise the recipe's, otherwise a name here."""
     if given is not None:
         return given.expanduser().absolute()
     if loaded.recipe.dataset:

@@ -1,4 +1,4 @@
-"""What became of every key at every stage, counted from the tables themselves."""
+"""Counts what became of every key at every stage, from the tables themselves."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def _run(layout: Layout) -> dict[str, Any] | None:
 
 
 def _moved_at(dataset: Path) -> str | None:
-    """When the command that is at work now last came forward; null where none is."""
+    """When the running command last made progress; null if there is none."""
     moved = last_moved(dataset)
     return None if moved is None else datetime.fromtimestamp(moved, UTC).isoformat(
         timespec="seconds")
@@ -187,7 +187,7 @@ def _by_outcome(rows: list[tuple[int, int]]) -> dict[str, int]:
 def _missing(
     catalog: Catalog, stage: StageRecord, steps: list[StepTable], doubled: bool
 ) -> tuple[int, int]:
-    """Keys with no outcome yet: those that wait for a shard, and those lost from a done one."""
+    """Keys without an outcome yet: those waiting for a shard, and those lost from a done one."""
     pending = lost = 0
     for number, (step, entry) in enumerate(zip(steps, stage["steps"], strict=True)):
         inputs = _upstream(catalog.layout, stage, entry, number)
@@ -243,7 +243,7 @@ def _missing(
 
 
 def _has_doubled_videos(catalog: Catalog) -> bool:
-    """Whether two sources led to one video, so that its clips stand in two groups of shards."""
+    """Whether two sources led to one video, so that its clips are in two groups of shards."""
     query = views.doubled_groups([views.video_groups(catalog.layout.steps)])
     return catalog.connection.execute(f"SELECT 1 FROM ({query}) LIMIT 1").fetchone() is not None
 

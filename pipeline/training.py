@@ -1,8 +1,8 @@
 """A PyTorch dataset that decodes frames straight from the source videos, by time span.
 
 No clip is cut for it: the rows come from the catalog once, and each worker opens the videos that
-it needs with decord, or with PyAV where decord does not count frames right. The rows lie in a file
-of their own that all workers map into memory, so ten million clips cost a worker next to nothing;
+it needs with decord, or with PyAV if decord does not count frames correctly. The rows are in a
+separate file that all workers map into memory, so ten million clips cost a worker next to nothing;
 no database connection and no open video crosses into another process.
 """
 
@@ -53,7 +53,7 @@ class ClipDataset(Dataset[dict[str, Any]]):
     `video` is uint8 of shape (frames, 3, height, width), or what `transform` makes of that;
     `frame_seconds` are the presentation times of the frames, in the source video's time.
 
-    subset: the name of a frozen subset; all clips where there is none.
+    subset: the name of a frozen subset; by default all clips.
     where: a further condition in SQL over the columns of `clips`.
     sampling: "uniform" takes the frame shown in the middle of each of `frames` equal parts of the
         clip, "random" one at a random time of each part, another in every epoch (`set_epoch`).
@@ -64,7 +64,7 @@ class ClipDataset(Dataset[dict[str, Any]]):
     on_error: "raise" ends the iteration at a video that can't be read; "substitute" takes another
         clip, drawn by seed, epoch and index, logs it, and counts it in `n_substituted`.
     readers: how many videos a worker keeps open.
-    scratch: where the file of rows goes (by default a temporary folder); about 200 bytes a clip.
+    scratch: where the file of rows goes (by default a temporary folder); about 200 bytes per clip.
 
     `left_out` says how many clips are not among these, and why.
     """
@@ -128,8 +128,8 @@ class ClipDataset(Dataset[dict[str, Any]]):
     def _write_rows(
         self, frozen: FrozenSubset | None, where: str | None, caption: str | None
     ) -> dict[str, int]:
-        """Writes the clips' rows in the order of their videos; gives what was left out."""
-        # Nothing that is asked here comes from elsewhere: the subset's own files are to be read.
+        """Writes the clips' rows in the order of their videos; returns what was left out."""
+        # Nothing that is queried here comes from elsewhere: the subset's own files are to be read.
         with open_catalog(self._dataset, allow_external=True) as catalog:
             query = _rows_query(catalog, frozen, where, caption)
             found = with_file = kept = 0
@@ -170,7 +170,7 @@ class ClipDataset(Dataset[dict[str, Any]]):
         return int(self._table().num_rows)
 
     def row(self, index: int) -> dict[str, Any]:
-        """What is known of a clip, without decoding anything."""
+        """What is known about a clip, without decoding anything."""
         if not 0 <= index < len(self):
             raise IndexError(f"{index} of {len(self)} clips")
         found: list[dict[str, Any]] = self._table().slice(index, 1).to_pylist()
@@ -191,7 +191,7 @@ class ClipDataset(Dataset[dict[str, Any]]):
         index = index + len(self) if index < 0 else index
         row = self.row(index)
         for attempt in range(_MAX_SUBSTITUTES + 1):
-            # The random times hang on the place that was asked for, not on the worker.
+            # The random times depend on the requested index, not on the worker.
             chance = np.random.default_rng([self.seed, int(self._epoch[0]), index, attempt])
             try:
                 return self._sample(row, chance)
@@ -284,7 +284,7 @@ class _Video:
         self.seconds = pts * index.time_base.numerator / index.time_base.denominator
 
     def images(self, numbers: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
-        """RGB frames (k, 3, height, width); a number may stand there more than once."""
+        """RGB frames (k, 3, height, width); a number may occur more than once."""
         wanted = np.unique(numbers)
         width, height = self._reader.facts.width, self._reader.facts.height
         down, across = size or (height, width)
@@ -311,7 +311,7 @@ def _rows_query(
                          "columns with text: " + ", ".join(
                              name for name, kind in types.items() if kind == "VARCHAR"))
     text = "NULL" if caption is None else f"c.{quoted(caption)}"
-    # A line of its own, so that a comment at the condition's end ends there.
+    # A separate line, so that a comment at the condition's end ends there.
     clips = "clips" if where is None else f"(SELECT * FROM clips WHERE ({where}\n))"
     chosen = ""
     if frozen is not None:

@@ -1,4 +1,4 @@
-"""The catalog: DuckDB views over the committed shards of a dataset, and the door to query them.
+"""The catalog: DuckDB views over the committed shards of a dataset, and queries on them.
 
 Views are over the fingerprints that the newest run record names; nothing is written to the
 dataset, and no shard is opened before a query needs it.
@@ -46,7 +46,7 @@ from clipmill.schemas.step_tables import STAGE_TABLES, Columns, StepTable, raw_v
 
 _UNITS = {"bytes": 1, **{f"{letter}iB": 2 ** (10 * power)
                          for power, letter in enumerate("KMGTP", 1)}}
-# What Python and Arrow take for rows on their way out.
+# Memory that Python and Arrow need for rows being returned.
 _BESIDE_DUCKDB = 2**30
 DEFAULT_MEMORY_LIMIT = "50%"
 
@@ -109,7 +109,7 @@ def _table(
 
 
 def _found_schema(folder: Path, step: StepRecord) -> pa.Schema:
-    """The schema of a stage of one's own, which only its files know; text where there is none."""
+    """The schema of a custom stage, which only its files have; text if there are none."""
     if folder.is_dir():
         with os.scandir(folder) as entries:
             # The newest file has the most columns, because schemas only grow.
@@ -117,7 +117,7 @@ def _found_schema(folder: Path, step: StepRecord) -> pa.Schema:
                              if entry.name.endswith(".parquet") and entry.is_file()
                              and is_shard(entry.name.removesuffix(".parquet"))), reverse=True)
         for _, path in newest:
-            # A damaged one is told of where it is queried.
+            # A damaged one is reported when it is queried.
             with contextlib.suppress(DamagedFile), reading(Path(path)):
                 return pq.read_schema(path).remove_metadata()
     names = [name for name in step["schema_columns"] if name not in {"rejection", "error"}]
@@ -127,8 +127,8 @@ def _found_schema(folder: Path, step: StepRecord) -> pa.Schema:
 class Catalog:
     """An open catalog; a context manager.
 
-    `execute` is for the program's own SQL. `ask` is for SQL that someone typed: one statement
-    that only reads, and errors that say where they are.
+    `execute` is for the program's own SQL. `ask` is for user SQL: one read-only statement, and
+    errors that say where they are.
     """
 
     def __init__(self, layout: Layout, connection: duckdb.DuckDBPyConnection,
@@ -146,7 +146,7 @@ class Catalog:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        """Closes it; an error that a damaged file is behind comes out as DamagedFile."""
+        """Closes it; an error caused by a damaged file is raised as DamagedFile."""
         self.close()
         if isinstance(error, Exception):
             found = self._view_kept_back(error) or damage_behind(error, self.layout.dataset)
@@ -164,16 +164,16 @@ class Catalog:
         return self.connection.execute(query, parameters)
 
     def ask(self, query: str) -> pa.RecordBatchReader:
-        """The rows of one reading statement, streamed.
+        """The rows of one read-only statement, streamed.
 
-        Raises UsageError for a statement that does more than read or that DuckDB refuses, and
-        ClipmillError where the machine or a file is to blame. Errors may come while reading, too:
+        Raises UsageError for a statement that is not read-only or that DuckDB refuses, and
+        ClipmillError if the machine or a file is to blame. Errors may come while reading, too:
         read inside `with readable_errors()`.
         """
         with readable_errors(query):
             query = reading_statement(self.connection, query)
             self._create_views_for(query)
-            # A cursor of its own: a result that is still being read blocks its connection.
+            # A separate cursor: a result that is still being read blocks its connection.
             cursor = self.connection.cursor()
             try:
                 return cursor.sql(query).to_arrow_reader()
@@ -182,9 +182,9 @@ class Catalog:
                 raise
 
     def relation(self, query: str) -> duckdb.DuckDBPyRelation:
-        """The rows of one reading statement as a relation, which is run when it is read.
+        """The rows of one read-only statement as a relation, which runs when it is read.
 
-        Raises as `ask` does.
+        Raises the same errors as `ask`.
         """
         with readable_errors(query):
             query = reading_statement(self.connection, query)
@@ -193,10 +193,10 @@ class Catalog:
 
     @contextmanager
     def bounded(self) -> Iterator[None]:
-        """Bounds this process's memory while SQL runs that someone else may have written.
+        """Limits this process's memory while SQL runs that someone else may have written.
 
         DuckDB's own limit holds for tables and sorts, not for every text that a function makes. A
-        system without this bound (macOS) goes on without it.
+        system without this bound (macOS) continues without it.
         """
         rows = self.connection.execute("SELECT current_setting('memory_limit')").fetchall()
         number, _, unit = str(rows[0][0]).partition(" ")
@@ -205,7 +205,7 @@ class Catalog:
             yield
 
     def _create_what_can_be(self) -> None:
-        """All views but those that damage keeps from being made: they may not be meant."""
+        """All views except those that damage keeps from being made: they may not be needed."""
         for name in list(self._missing):
             try:
                 self._create(name)
@@ -213,7 +213,7 @@ class Catalog:
                 self._kept_back[name.rpartition(".")[2]] = error
 
     def _view_kept_back(self, error: BaseException | None) -> DamagedFile | None:
-        """The damage that kept the view from being made which DuckDB says is not there."""
+        """The damage because of which a view that DuckDB reports as missing could not be made."""
         while error is not None:
             if isinstance(error, duckdb.CatalogException) and (
                     missing := re.search(r"with name (\w+) does not exist", str(error))):
@@ -232,7 +232,7 @@ class Catalog:
         except duckdb.Error:
             found = set()
         named = {name.removeprefix("memory.").removeprefix("main.") for name in found}
-        # What lists tables, or names what is no table of ours, may be about any of them.
+        # A statement that lists tables, or names an unknown one, may be about any of them.
         if not named or not named <= self._known:
             self._create_what_can_be()
         for name in named:
@@ -240,7 +240,7 @@ class Catalog:
 
     @cached_property
     def _parser(self) -> duckdb.DuckDBPyConnection:
-        """A connection with nothing in it: where a view exists, DuckDB goes into what it reads."""
+        """An empty connection: where a view exists, DuckDB inspects what it reads."""
         return duckdb.connect(":memory:", config={"threads": 1})
 
     def _create(self, name: str) -> None:
@@ -271,7 +271,7 @@ class Catalog:
 
     @cached_property
     def _coverage(self) -> Coverage | None:
-        """What of the index holds; looked at when the first view needs it."""
+        """The usable part of the index; checked when the first view needs it."""
         if not self._uses_index:
             return None
         layout = self.layout
@@ -292,7 +292,7 @@ class Catalog:
         return views.put_together(columns, parts, doubled)
 
     def _find_doubled(self) -> bool:
-        """Makes the table of videos that stand in a group of shards after their first one."""
+        """Makes the table of videos that are in another group of shards after their first one."""
         if self._has_doubled is None:
             coverage = self._coverage
             assert coverage is not None  # only asked where a part of the views is put together
@@ -315,9 +315,9 @@ def open_catalog(
     threads: int | None = None,
     use_index: bool = True,
 ) -> Catalog:
-    """Opens the views of a dataset, in whatever state it is.
+    """Opens the views of a dataset, whatever its state.
 
-    Unless `allow_external`, queries reach the dataset's current tables and nothing else: no other
+    Unless `allow_external`, queries can only reach the dataset's current tables: no other
     files, no network, no extensions. `memory_limit` is DuckDB's, e.g. `2GB`; by default half of
     the machine's memory. Without `use_index` all rows come from the tables themselves.
     """
@@ -372,7 +372,7 @@ _WIDE: dict[str, Callable[[Sequence[StepTable]], str]] = {
 
 
 def _view_queries(layout: Layout) -> dict[str, Callable[[], str]]:
-    """What makes the SQL of every view, by name; one that uses another comes after it."""
+    """The SQL of every view, by name; a view that uses another comes after it."""
     steps = layout.steps
     return {
         "sources": lambda: views.plain_view(layout.ingest, views.SOURCES_VIEW),
@@ -387,7 +387,7 @@ def _view_queries(layout: Layout) -> dict[str, Callable[[], str]]:
         "embeddings": lambda: views.embeddings_view(steps),
         "subset_clips": lambda: views.subset_clips_view(_subset_folders(layout.dataset)),
         **{f"steps.{step.step}": partial(raw_view, step) for step in steps},
-        # Made from records: one that can't be read keeps no other table from being asked.
+        # Made from records: an unreadable record must not block queries of other tables.
         **dict.fromkeys(_TABLES, str),
     }
 
@@ -445,7 +445,7 @@ def _run_stage(stage: StageRecord) -> dict[str, Any]:
 
 
 def _subset_folders(dataset: Path) -> list[tuple[str, str]]:
-    """Name and folder of every frozen subset; one in the making has a name with a dot."""
+    """Name and folder of every frozen subset; the name of an unfinished one has a dot."""
     found = sorted((dataset / SUBSETS).glob("[!.]*/subset.json"))
     return [(path.parent.name, str(path.parent)) for path in found
             if (path.parent / "clips-000000.parquet").exists()]
@@ -470,7 +470,7 @@ _TABLES: dict[str, tuple[Columns, Callable[[Path], list[dict[str, Any]]]]] = {
 
 
 def _removed_rows(removals: Sequence[Tombstone]) -> list[dict[str, Any]]:
-    """One row a video; of one that was removed again, the last removal."""
+    """One row per video; if it was removed again, the last removal."""
     rows = {video: {"video_id": video, "reason": stone.reason, "at": stone.at}
             for stone in removals for video in stone.videos}
     return list(rows.values())

@@ -1,4 +1,4 @@
-"""Which file of a dataset is to blame for an error of DuckDB's: it does not always say so."""
+"""Finds the damaged file behind a DuckDB error, which does not always name it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _NO_TABLES = frozenset(("media", "quarantine", "logs"))
 
 @contextlib.contextmanager
 def damage_named(dataset: Path) -> Iterator[None]:
-    """Has errors of DuckDB's that a damaged file of the dataset is behind told as DamagedFile."""
+    """Raises DuckDB errors that are caused by a damaged file of the dataset as DamagedFile."""
     try:
         yield
     except Exception as error:
@@ -33,15 +33,15 @@ def damage_named(dataset: Path) -> Iterator[None]:
 
 
 def damage_behind(error: BaseException | None, dataset: Path) -> ClipmillError | None:
-    """What to say where a damaged file is behind an error; None where none is.
+    """The error to raise if a damaged file is behind an error; None if none is.
 
-    An error that came of what a user typed stays theirs: a file is only blamed where it can't be
-    read, or where DuckDB says of it that it could not.
+    An error caused by what a user typed stays theirs: a file is only blamed if it can't be
+    read, or if DuckDB reports that it could not read it.
     """
     seen = 0
     while error is not None and seen < 20:
         if isinstance(error, DamagedFile):
-            return None  # told already
+            return None  # already reported
         if isinstance(error, duckdb.Error | pa.ArrowException) or (
                 isinstance(error, OSError) and error.errno is None):
             return _blamed(error, dataset.absolute())
@@ -57,7 +57,7 @@ def _blamed(error: Exception, dataset: Path) -> ClipmillError | None:
             continue
         reason = why_damaged(path)
         if reason is None and any(word in said for word in _READING):
-            # Arrow takes text that is no UTF-8, for one.
+            # Arrow accepts text that is not UTF-8, for example.
             reason = said[match.end():].strip("\"': ").partition("\n")[0] or said
         if reason is not None:
             return damaged(path, reason)
@@ -68,7 +68,7 @@ def _blamed(error: Exception, dataset: Path) -> ClipmillError | None:
 
 
 def why_damaged(path: Path) -> str | None:
-    """What is wrong with a Parquet file; None where it can be read to its end."""
+    """What is wrong with a Parquet file; None if it can be read to its end."""
     try:
         with reading(path), pq.ParquetFile(path, page_checksum_verification=True) as file:
             for group in range(file.num_row_groups):
@@ -81,7 +81,7 @@ def why_damaged(path: Path) -> str | None:
 
 
 def _searched(dataset: Path, reason: str) -> ClipmillError | None:
-    """The first damaged file; footers are looked at first, which is quick."""
+    """The first damaged file; footers are checked first, which is fast."""
     until = time.monotonic() + _SEARCH_SECONDS
     for look in (_why_footer, why_damaged):
         for path in _table_files(dataset):

@@ -1,14 +1,14 @@
 """The index: the rows of the `clips` and `videos` views, joined once and kept in wide files.
 
     index/<columns>/manifest.json         what there is, and what it was made from
-    index/<columns>/clips-000003.parquet  rows of some whole groups of shards, `_base` beside them
+    index/<columns>/clips-000003.parquet  rows of some whole groups of shards, with `_base`
     index/<columns>/videos-000003.parquet
 
-It holds nothing that the tables do not: the whole folder may be deleted at any time. A part counts
+It holds nothing that the tables don't: the whole folder may be deleted at any time. A part counts
 only while the shard files that it was made from are there unchanged, and no further ones of the
-same groups; what no part covers comes from the tables themselves. `<columns>` is a hash over the
-SQL that makes the rows, so a view with other columns, or from other tables, has an index of its
-own. `pipeline/catalog/index_writer.py` makes it.
+same groups; what no part covers comes from the tables directly. `<columns>` is a hash over the
+SQL that makes the rows, so a view with other columns, or from other tables, has a separate
+index. `pipeline/catalog/index_writer.py` builds it.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _FILE = re.compile(r"(clips|videos)-\d{6,}\.parquet\Z")
 
 @dataclass(frozen=True)
 class StoredFile:
-    """A file of the index; size and end tell whether it is the one that was written."""
+    """A file of the index; size and end identify what was written."""
 
     name: str
     size_bytes: int
@@ -58,7 +58,7 @@ class StoredFile:
 
 def _size_and_tail(path: Path) -> tuple[int, int]:
     if what_is_there(path):
-        raise OSError("no file")  # a named pipe would be waited for
+        raise OSError("no file")  # a named pipe would block
     with open(path, "rb") as file:
         size = file.seek(0, os.SEEK_END)
         file.seek(max(0, size - _TAIL_BYTES))
@@ -92,8 +92,8 @@ class Part:
 class Manifest:
     """What an index holds.
 
-    `folders` has the time of the last change of each table's folder when all parts were found to
-    be right; `doubled` is how many videos stand in several groups, None where it is not known;
+    `folders` has each table folder's time of last change when all parts were found valid;
+    `doubled` is how many videos are in several groups, None if unknown;
     `removed` names the removals that were carried out before the parts were made.
     """
 
@@ -108,7 +108,7 @@ class Manifest:
 
     @classmethod
     def read(cls, folder: Path) -> Manifest | None:
-        """The manifest in a folder; None where there is none that can be used."""
+        """The manifest in a folder; None if there is no usable one."""
         try:
             value = read_json(folder / "manifest.json")
             if value["version"] != _VERSION:
@@ -123,7 +123,7 @@ class Manifest:
 
 
 def tables_read(steps: Sequence[StepTable]) -> list[StepTable]:
-    """The tables of which rows of the stored views are made."""
+    """The tables from which rows of the stored views are made."""
     names = views.tables_of_wide_views(steps)
     return [step for step in steps if step.step in names]
 
@@ -216,9 +216,9 @@ def folder_times(dataset: Path, tables: Sequence[StepTable]) -> dict[str, int]:
 
 @dataclass(frozen=True)
 class Coverage:
-    """How the views come together now: parts of the index, and tables narrowed to the rest.
+    """How the views are composed now: parts of the index, and tables narrowed to the rest.
 
-    `live` is None where the parts cover everything. `may_double` says that a video may stand in
+    `live` is None if the parts cover everything. `may_double` says that a video may be in
     several of the places; `hide_removed` that parts may hold removed videos.
     """
 
@@ -235,7 +235,7 @@ class Coverage:
 def find_coverage(
     dataset: Path, steps: Sequence[StepTable], removals: Iterable[str]
 ) -> Coverage | None:
-    """What of a dataset's index holds now; None where it is of no use.
+    """The valid part of a dataset's index; None if it is of no use.
 
     `removals` are the names of all tombstones.
     """
@@ -266,6 +266,6 @@ def find_coverage(
 
 
 def right_parts(parts: Iterable[Part], states: dict[str, str]) -> tuple[Part, ...]:
-    """Those of the parts whose shards are all as they were."""
+    """Those parts whose shards are all unchanged."""
     return tuple(part for part in parts
                  if all(states.get(base) == state for base, state in part.bases.items()))

@@ -1,7 +1,7 @@
-"""Makes the index that `pipeline/catalog/index.py` reads: part by part, in bounded memory.
+"""Builds the index that `pipeline/catalog/index.py` reads: part by part, in bounded memory.
 
-Only one writer is at work on a dataset at a time (whoever calls holds the dataset's lock). A file
-is never changed or named anew, and the files that a manifest no longer names stay until the next
+Only one writer works on a dataset at a time (the caller holds the dataset's lock). A file
+is never changed or renamed, and files that a manifest no longer names stay until the next
 time, for those who have opened the catalog meanwhile.
 """
 
@@ -62,10 +62,10 @@ def update_index(
     dataset: Path, *, part_clips: int = PART_CLIPS, memory_limit: str = MEMORY_LIMIT,
     keep_former: bool = True,
 ) -> IndexReport | None:
-    """Brings the index up to date; None where there is nothing to index yet.
+    """Updates the index; None if there is nothing to index yet.
 
-    The caller holds the dataset's lock. Where it is killed, the parts that are whole stay. Without
-    `keep_former` files that were in use until now go at once, too: they may hold what was removed.
+    The caller holds the dataset's lock. If it is killed, complete parts stay. Without
+    `keep_former`, files that were in use until now are deleted at once: they may hold removed rows.
     """
     with open_catalog(dataset, allow_external=True, memory_limit=memory_limit,
                       use_index=False) as catalog:
@@ -81,24 +81,24 @@ def update_index(
 
 
 def drop_index(dataset: Path) -> None:
-    """Deletes the whole index: nothing of it is needed."""
+    """Deletes the whole index: none of it is needed."""
     shutil.rmtree(dataset / INDEX, ignore_errors=True)
 
 
 def index_problem(dataset: Path) -> str | None:
-    """Brings the index up to date; what to say where that can't be done, which spoils no run."""
+    """Updates the index; returns a message if that fails, which does not fail the run."""
     try:
         update_index(dataset)
     except (OSError, duckdb.Error, DamagedFile) as error:
         if isinstance(error, DamagedFile) and not error.where.startswith("index/"):
-            raise  # then more than the index can't be made
+            raise  # then more is wrong than the index
         return (f"The index of the catalog could not be built ({error}); queries work without it, "
                 f"but take longer. `clipmill index {shell_word(dataset)}` tries again.")
     return None
 
 
 class _Writer:
-    """One bringing up to date."""
+    """One update of the index."""
 
     def __init__(self, catalog: Catalog, part_clips: int, keep_former: bool) -> None:
         self._keep_former = keep_former
@@ -168,7 +168,7 @@ class _Writer:
             yield group
 
     def _make(self, bases: list[str], number: int) -> Part | None:
-        """The rows of some base shards as new files; None where a file can't hold their types."""
+        """The rows of some base shards as new files; None if a file can't hold their types."""
         steps = self._files.only(bases, self._steps)
         files = {}
         for name, rows in _MAKERS.items():
@@ -210,7 +210,7 @@ class _Writer:
         """The folders' times of change, once the next change can't have the same one."""
         times = folder_times(self._dataset, self._tables)
         if all(at % 1_000_000_000 == 0 for at in times.values()):
-            return {}  # none, or whole seconds are counted: nothing can be told from them
+            return {}  # none, or in whole seconds: useless for this
         left = _SETTLED_SECONDS - (time.time() - max(times.values()) / 1e9)
         if 0 < left <= _SETTLED_SECONDS:
             time.sleep(left)
@@ -225,7 +225,7 @@ class _Writer:
         return max(found, default=-1) + 1
 
     def _sweep(self, before: Manifest | None, now: Manifest) -> None:
-        """Deletes files that neither the last manifest names nor the one before it."""
+        """Deletes files that neither the last manifest nor the one before it names."""
         wanted = {file.name for manifest in (before, now) if manifest is not None
                   for part in manifest.parts for file in part.files}
         for path in self._folder.iterdir():
@@ -235,7 +235,7 @@ class _Writer:
                 else:
                     path.unlink()
         if before is not None or not self._keep_former:
-            # The index of other columns, from before this one was begun.
+            # The index of other columns, older than this one.
             for path in self._folder.parent.iterdir():
                 if path != self._folder:
                     shutil.rmtree(path, ignore_errors=True)

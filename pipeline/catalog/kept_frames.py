@@ -1,4 +1,4 @@
-"""Kept frames of some clips: few rows, read from files of perhaps many gigabytes."""
+"""Reads kept frames of a few clips from files of perhaps many gigabytes."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def kept_frames(
     for video_id, files in _files(catalog, Path(frames.folder), list(by_video)).items():
         left = by_video[video_id]
         for file in files:
-            # Frames are a cache: a damaged file is as one that is gone.
+            # Frames are a cache: a damaged file counts as missing.
             with contextlib.suppress(DamagedFile):
                 for group in _groups(file, video_id):
                     for span in list(left.values()):

@@ -21,9 +21,9 @@ _TIME_FRAGMENT = re.compile(r"(?:^|&)t=(?:npt:)?[\d:.hms,]*")
 def clip_link(
     url: str | None, start_seconds: float | None, end_seconds: float | None
 ) -> str | None:
-    """The address of a video at a clip: `&t=12s` at YouTube, `#t=12.5,16` where no form is known.
+    """The address of a video at a clip: `&t=12s` for YouTube, `#t=12.5,16` for unknown sites.
 
-    What is not an address on the web comes back as it is.
+    Anything that is not a web address is returned unchanged.
     """
     if url is None or start_seconds is None:
         return url

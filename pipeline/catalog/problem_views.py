@@ -1,6 +1,6 @@
-"""The views of what was not kept, as SQL text: rejections, failures, and failed parts of kept rows.
+"""SQL of the views of rows not kept: rejections, failures, and failed parts of kept rows.
 
-Their columns stand in `pipeline/catalog/views.py` with those of all views.
+Their columns are in `pipeline/catalog/views.py` with those of all views.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from clipmill.schemas.step_tables import (
 
 
 def _problems(table: StepTable) -> str:
-    """Rows of a step that were not kept; `resolved` where a newer shard has the key again.
+    """Rows of a step that were not kept; `resolved` if a newer shard has the key again.
 
-    A failure is resolved by any newer outcome that is no failure, a rejection by any at all, or
-    by a kept row beside it; and both where another shard kept the key (see `outcomes`). At ingest
+    A failure is resolved by any newer outcome that is not a failure, a rejection by any at all, or
+    by another kept row; and both where another shard kept the key (see `outcomes`). At ingest
     a later shard resolves what it has again.
     """
     key = quoted(table.key)

@@ -1,4 +1,4 @@
-"""Why rows were rejected or failed, counted by rule and by kind."""
+"""Counts why rows were rejected or failed, by rule and by kind."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ _COMPARED = re.compile(r"(-?\d+(?:\.(\d+))?) ([<>]) -?[\d.]+")
 
 
 def reasons(catalog: Catalog) -> dict[str, list[dict[str, Any]]]:
-    """`rejections` by rule and `failures` by kind, the commonest first.
+    """`rejections` by rule and `failures` by kind, the most common first.
 
-    Of a rule that compares, `detail` is of the row furthest from the limit, and `keep` the setting
-    that would keep every row, as `--set` takes it. Of failures, `message` is the commonest of so
-    many `messages`; `parts` of them are of kept rows, and so in no stage's `failed`.
+    For a rule that compares, `detail` is of the row furthest from the limit, and `keep` the setting
+    that would keep every row, in the form of `--set`. For failures, `message` is the most common of
+    that many `messages`; `parts` of them are of kept rows, and so in no stage's `failed`.
     """
     # The number before the sign, so that the furthest row comes first.
     number = r"TRY_CAST(regexp_extract(detail, '^(-?[0-9.]+) [<>] ', 1) AS DOUBLE)"

@@ -1,4 +1,4 @@
-"""SQL that someone typed: that it only reads, and what DuckDB's errors mean for who typed it."""
+"""Checks that user SQL is read-only and explains DuckDB's errors."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ HIDING = frozenset((
     "register_external_resource_type", "create_external_resource", "destroy_external_resource",
     "deregister_external_resource",
 ))
-"""Functions that run SQL, or a function, which stands in a text: it could write, unseen."""
+"""Functions that run SQL, or a function, given as text: it could write, unseen."""
 
 KEYWORD_COLUMNS = frozenset(("at",))
-"""Columns of the views that SQL doesn't take for names where they are not quoted."""
+"""Columns of the views that SQL doesn't accept as names unless they are quoted."""
 
 
 def reading_statement(connection: duckdb.DuckDBPyConnection, query: str) -> str:
-    """The text to run for one statement that only reads.
+    """The text to run for one read-only statement.
 
-    Run that text and not the one that was typed: of EXPLAIN it is put together anew from the query
+    Run that text and not the typed one: for EXPLAIN it is rebuilt from the query
     that was checked. Raises UsageError for any other statement.
     """
     statements = duckdb.extract_statements(query)
@@ -46,7 +46,7 @@ def reading_statement(connection: duckdb.DuckDBPyConnection, query: str) -> str:
         kind = statements[0].type
     except ValueError as error:  # a statement that DuckDB's Python has no name for
         raise UsageError(f"the catalog is read-only; {_ALLOWED}") from error
-    # DuckDB makes several statements of a PIVOT whose columns it has to find out first, and of an
+    # DuckDB makes several statements of a PIVOT whose columns it must discover first, and of an
     # EXPLAIN of one.
     explain = _EXPLAIN.fullmatch(query)
     if (explain and kind in (duckdb.StatementType.EXPLAIN, duckdb.StatementType.MULTI)
@@ -57,8 +57,8 @@ def reading_statement(connection: duckdb.DuckDBPyConnection, query: str) -> str:
         raise UsageError("EXPLAIN must be written as EXPLAIN [ANALYZE] [(options)] SELECT …, "
                          "without comments between these words")
     if kind == duckdb.StatementType.MULTI:
-        # Such a statement can't be had as a tree, and DuckDB's parser takes more for a space or
-        # the end of a comment than one would guess: no such word may stand anywhere in it.
+        # Such a statement has no tree, and DuckDB's parser accepts more as a space or
+        # the end of a comment than one would guess: no such word may occur anywhere in it.
         words = set(re.findall(r"[a-z_]+", query.lower(), re.A))
         if found := sorted(words & (HIDING | _CHANGING)):
             raise UsageError(f"a PIVOT that discovers its columns can't be checked if it contains "
@@ -79,7 +79,7 @@ def reading_statement(connection: duckdb.DuckDBPyConnection, query: str) -> str:
 
 
 def _is_empty(text: str) -> bool:
-    """Whether DuckDB, too, takes all of it for comments."""
+    """Whether DuckDB also treats all of it as comments."""
     try:
         return not duckdb.extract_statements(text)
     except duckdb.Error:
@@ -99,9 +99,9 @@ def _dictionaries(value: Any) -> Iterator[dict[str, Any]]:
 
 @contextmanager
 def readable_errors(query: str = "") -> Iterator[None]:
-    """DuckDB's errors as ours: the user's with status 2, the machine's with status 1.
+    """Raises DuckDB's errors as ours: the user's with status 2, the machine's with status 1.
 
-    Of a `query` that can't be parsed it is said whether a column's name is to blame.
+    For a `query` that can't be parsed, it says whether a column's name is to blame.
     """
     try:
         yield
@@ -116,7 +116,7 @@ def readable_errors(query: str = "") -> Iterator[None]:
         raise UsageError(f"a date, time or interval is outside the range that can be shown "
                          f"({error}); write CAST(… AS VARCHAR)") from error
     except RuntimeError as error:
-        # What a Ctrl-C is told as in the middle of some queries.
+        # How a Ctrl-C is reported in the middle of some queries.
         if "interrupted" in str(error).lower():
             raise KeyboardInterrupt from error
         raise
@@ -141,7 +141,7 @@ def readable_errors(query: str = "") -> Iterator[None]:
 
 
 def hint_at_quotes(error: Exception) -> str:
-    """What to write where text was put in double quotes, which SQL takes for a column's name."""
+    """A hint for text in double quotes, which SQL reads as a column name."""
     said, _, line = str(error).partition("\nLINE ")
     found = re.search(r'(?:column|table) (?:with name )?"(.+?)"', said)
     if found is None or f'"{found[1]}"' not in line:
@@ -151,9 +151,9 @@ def hint_at_quotes(error: Exception) -> str:
 
 
 def _keyword_hint(query: str) -> str:
-    """What to write in place of a column that SQL takes for a keyword, where that is the mistake.
+    """A hint for a column name that is an SQL keyword, if that is the mistake.
 
-    It is where the query can be parsed once those words are quoted.
+    It is if the query can be parsed once those words are quoted.
     """
     text, mended, end = query.encode(), b"", 0
     found = set()
@@ -172,7 +172,7 @@ def _keyword_hint(query: str) -> str:
 
 
 def _out_of_memory(reason: str) -> str:
-    # DuckDB goes on with settings that cannot be set here.
+    # DuckDB continues with settings that cannot be set here.
     reason = reason.partition("\n")[0].removeprefix("Out of Memory Error: ")
     return (f"the query needs more memory than allowed ({reason}); read less at a time, or "
             "allow more with --memory-limit, e.g. --memory-limit 8GB")

@@ -1,4 +1,4 @@
-"""The catalog's views as SQL text, made from what a dataset has on disk.
+"""SQL of the catalog's views, generated from what a dataset has on disk.
 
 A view names its columns here once: their types make the typed nulls where a recipe has no such
 stage, and the reference page. `pipeline/catalog/catalog.py` finds the files and runs the SQL.
@@ -45,7 +45,7 @@ CLIPS_VIEW: Columns = (
     ("sharpness", pa.float32()),
     ("brightness", pa.float32()),
 )
-"""What every dataset's `clips` begins with; scorers and own stages follow, then these:"""
+"""What every dataset's `clips` begins with; scorers and custom stages follow, then these:"""
 CLIPS_VIDEO_COLUMNS: Columns = tuple(
     (name, pa.string()) for name in ("url", "title", "language", "category", "query")
 )
@@ -181,7 +181,7 @@ class _Joined:
 
 
 def primary(steps: Iterable[StepTable], name: str) -> StepTable | None:
-    """The step that stands for a built-in stage in the views.
+    """The step that represents a built-in stage in the views.
 
     That is the one labelled as the stage is named; a stage that is no scorer may have any label
     if it is the only one.
@@ -217,7 +217,7 @@ def _provided(steps: Sequence[StepTable], level: str, promised: Columns) -> list
             if renamed and column == step.score:
                 shown = step.stage
             elif not renamed and column in names and column not in found and not step.is_built_in:
-                # A stage of one's own in the place of a built-in one that the recipe lacks.
+                # A custom stage in the place of a built-in one that the recipe lacks.
                 if column in {c for cs in _CLIP_SOURCES.values() for c in cs}:
                     found[column] = _Joined(column, step, column)
                     continue
@@ -257,7 +257,7 @@ def _beside(table: StepTable, key: str, names: Iterable[str], alias: str) -> str
 
 
 def _wide(base: str, key: str, columns: list[tuple[str, str]], joined: list[_Joined]) -> str:
-    """`base` with the tables that `joined` names beside it, by `key`."""
+    """`base` joined with the tables that `joined` names, by `key`."""
     steps = list({column.table.step: column.table for column in joined}.values())
     parts = []
     for number, step in enumerate(steps):
@@ -313,7 +313,7 @@ def video_groups(steps: Sequence[StepTable]) -> str:
 
 
 def doubled_groups(parts: Sequence[str]) -> str:
-    """Of such pairs those whose video has an earlier group, too."""
+    """Of these pairs, those whose video is in an earlier group, too."""
     pairs = " UNION ALL ".join(parts)
     firsts = "SELECT video_id, min(_base) AS _first FROM pairs GROUP BY video_id"
     return (f"WITH pairs AS MATERIALIZED ({pairs}) SELECT DISTINCT video_id, _base FROM pairs "
@@ -400,7 +400,7 @@ def embeddings_view(steps: Sequence[StepTable]) -> str:
 
 
 def plain_view(table: StepTable | None, columns: Columns) -> str:
-    """Columns of a table as it lies there; of a key in several shards the newest rows."""
+    """Columns of a stored table; for a key in several shards, the newest rows."""
     if table is None:
         return empty(columns)
     names = [name for name, _ in columns]

@@ -1,9 +1,9 @@
-"""Who may commit to a dataset: workers of the run that holds its lock, and nobody else.
+"""Decides who may commit to a dataset: only workers of the run that holds its lock.
 
 A driver that is killed frees the lock at once, while its workers may live on for seconds. So a
 worker begins a shard, and commits it, only while the lock still names its run:
 
-    .lock       held by the command at work; says who that is, and which run it is at
+    .lock       held by the running command; names it and its run
     .commits    held for the moment of one commit
 """
 
@@ -29,25 +29,25 @@ _LONGEST_PAUSE_SECONDS = 0.05
 
 
 class RunIsOver(ClipmillError):
-    """The dataset's lock names another run, or none: this one must write nothing more."""
+    """The dataset's lock names another run, or none: this one must not write any more."""
 
 
 @dataclass(frozen=True)
 class Fence:
-    """Lets the workers of one run commit for as long as the run goes on."""
+    """Lets the workers of one run commit for as long as the run lasts."""
 
     dataset: Path
     run_id: str
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """Nobody else commits meanwhile. Raises RunIsOver where the run is."""
+        """Nobody else commits meanwhile. Raises RunIsOver if the run is over."""
         with _one_at_a_time(self.dataset):
             self.check()
             yield
 
     def check(self) -> None:
-        """Raises RunIsOver where the run is, so that nothing is begun for nobody."""
+        """Raises RunIsOver if the run is over, so that no work is started in vain."""
         now = holder(self.dataset).get("run_id")
         if now != self.run_id:
             whose = f"run {now}" if now else "no run"
@@ -56,7 +56,7 @@ class Fence:
 
 
 def shut_out_others(dataset: Path) -> None:
-    """Returns when a commit that an earlier run had begun is done.
+    """Returns when a commit begun by an earlier run is done.
 
     The caller holds the lock, and its file names no other run any more: so no other follows.
     """
@@ -65,7 +65,7 @@ def shut_out_others(dataset: Path) -> None:
 
 
 def holder(dataset: Path) -> dict[str, Any]:
-    """What the command at work says of itself; nothing where there is none."""
+    """What the running command recorded about itself; nothing if there is none."""
     if what_is_there(dataset / LOCK):
         return {}
     try:
@@ -79,7 +79,7 @@ def is_held(dataset: Path) -> bool:
     """Whether some command is writing to the dataset now."""
     try:
         if what_is_there(dataset / LOCK):
-            return False  # nobody can lock it, and a named pipe would be waited for
+            return False  # nobody can lock it, and a named pipe would block
         with open(dataset / LOCK, encoding="utf-8") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -90,12 +90,12 @@ def is_held(dataset: Path) -> bool:
 
 
 def goes_on(dataset: Path, run_id: str) -> bool:
-    """Whether a run is at work now; a record that says so may be of one that was killed."""
+    """Whether a run is active; a record that says so may be of a killed one."""
     return is_held(dataset) and holder(dataset).get("run_id") == run_id
 
 
 def last_moved(dataset: Path) -> float | None:
-    """When the command at work last came forward, as seconds since 1970; None without one."""
+    """When the running command last made progress, as seconds since 1970; None without one."""
     if not is_held(dataset):
         return None
     try:
@@ -105,7 +105,7 @@ def last_moved(dataset: Path) -> float | None:
 
 
 def check_lock_file(path: Path) -> None:
-    """ClipmillError where something else than a file is in a lock's place."""
+    """ClipmillError if something other than a file is in a lock's place."""
     if there := what_is_there(path):
         raise ClipmillError(f"{path} is {there}, but Clipmill needs a lock file there; delete or "
                             "move it, and run the command again")

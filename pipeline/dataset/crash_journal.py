@@ -1,4 +1,4 @@
-"""Crash journals: which rows of a shard a worker had begun, and how often, when it died."""
+"""Crash journals: which rows of a shard a worker had started, and how often, when it died."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from clipmill.schemas.damage import read_json, reading
 def read_journal(path: Path) -> tuple[str, dict[str, int]]:
     """The run that wrote a journal, and by key how often a row was begun and not finished.
 
-    DamagedFile where it is none.
+    DamagedFile if it is not a journal.
     """
     value = read_json(path)
     with reading(path):

@@ -1,4 +1,4 @@
-"""Removes what runs that were killed left behind; for the one that holds the dataset's lock."""
+"""Removes what killed runs left behind; for the holder of the dataset's lock."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ _OF_NO_RUN = frozenset(("media", "logs", "quarantine", "subsets", "index", ".scr
 def remove_leftovers_of_runs(dataset: Path) -> None:
     """Half-written files and work folders, wherever a run writes.
 
-    Downloads on their way stay: the run goes on with them. What cannot be removed stays, too, and
-    `verify` tells of it.
+    Unfinished downloads stay: the run resumes them. What cannot be removed stays, too, and
+    `verify` reports it.
     """
     for name in _listed(dataset):
         folder = dataset / name
@@ -43,7 +43,7 @@ def remove_leftovers_of_runs(dataset: Path) -> None:
 
 
 def remove_unfinished_downloads(dataset: Path) -> None:
-    """What is in the work folder of downloads; for a run that has none left to do."""
+    """The contents of the downloads' work folder; for a run that has none left to do."""
     work = dataset / "media" / ".work"
     for name in _listed(work):
         with _not_at_work(work / name) as is_free:

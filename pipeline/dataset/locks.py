@@ -25,9 +25,9 @@ _NOTE_SECONDS = 1.0
 
 
 class Hold:
-    """The lock in hand: says in its file who has it and, once there is one, for which run.
+    """The held lock: its file says who holds it and, once there is one, for which run.
 
-    `former_was_killed`: whoever had it before did not come to take their words out again.
+    `former_was_killed`: the previous holder did not get to clear the file.
     """
 
     def __init__(self, file: IO[str], command: str) -> None:
@@ -41,11 +41,11 @@ class Hold:
         self._say()
 
     def begin(self, run_id: str) -> None:
-        """From now on workers of this run may commit, and those of no other."""
+        """From now on only workers of this run may commit."""
         self._say(run_id=run_id)
 
     def moved(self) -> None:
-        """Work went on just now, for `status`; the file's time says when it last did."""
+        """Records progress just now, for `status`; the file's time says when it was."""
         if time.monotonic() - self._noted >= _NOTE_SECONDS:
             self._noted = time.monotonic()
             with contextlib.suppress(OSError):
@@ -60,9 +60,9 @@ class Hold:
 
 @contextlib.contextmanager
 def dataset_lock(dataset: Path, command: str = "run", *, wait: bool = False) -> Iterator[Hold]:
-    """Holds the lock; the kernel lets it go when its holder dies, however it dies.
+    """Holds the lock; the kernel releases it when its holder dies, however it dies.
 
-    Raises ClipmillError that says who holds it, unless told to `wait` until they are done.
+    Raises ClipmillError that names the holder, unless `wait` is set.
     """
     with _taken(dataset, wait) as file:
         with writing_to(dataset):
@@ -76,7 +76,7 @@ def dataset_lock(dataset: Path, command: str = "run", *, wait: bool = False) -> 
 
 
 def wait_until_free(dataset: Path) -> None:
-    """Returns when nobody holds the lock, at once where there is none."""
+    """Returns when nobody holds the lock; at once if there is none."""
     if (dataset / LOCK).exists():
         with _taken(dataset, wait=True):
             pass
@@ -101,7 +101,7 @@ def _taken(dataset: Path, wait: bool) -> Iterator[IO[str]]:
             except BlockingIOError as error:
                 tries_left -= 1
                 if tries_left > 0:
-                    # Somebody who asks whether it is held has it for a moment, too.
+                    # Checking whether it is held also takes it for a moment.
                     time.sleep(_TRY_AGAIN_SECONDS)
                     continue
                 holder = _holder(file)
@@ -138,7 +138,7 @@ def _is_still(path: Path, file: IO[str]) -> bool:
 
 
 def _holder(file: IO[str]) -> str:
-    """Who has the lock, for a message; nothing where they have not said so yet."""
+    """Who has the lock, for a message; nothing if they have not recorded it yet."""
     file.seek(0)
     try:
         found = json.loads(file.read())

@@ -1,9 +1,9 @@
-"""What a run tells of itself: JSON lines in the dataset's folder, one file a process.
+"""Logs of a run: JSON lines in the dataset's folder, one file per process.
 
-`logs/<run_id>/driver.jsonl` is the driver's, every worker has one beside it. A line is appended
-whole by one write, and the file is opened for each: so a file that was set aside, or deleted to
-keep the run below its limit, is no loss but its own. Logs are a courtesy: where one can't be
-written the run goes on without.
+`logs/<run_id>/driver.jsonl` is the driver's; every worker has one next to it. A line is appended
+whole by one write, and the file is opened for each: so rotating a file, or deleting one to
+keep the run below its limit, loses nothing else. Logs are optional: if one can't be
+written, the run continues without it.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _FILE = re.compile(r"(?P<worker>.+?)(?:\.(?P<number>\d+))?\.jsonl\Z")
 
 @dataclass(frozen=True)
 class LogLimits:
-    """How large a process's file may get before it is set aside, and all files of a run."""
+    """Maximum size of a process's file before it is rotated, and of all files of a run."""
 
     file_bytes: int
     run_bytes: int
@@ -74,7 +74,7 @@ class RunLog:
 
     def line(self, event: str, message: str | None = None, *, level: str = "info",
              **fields: Any) -> bytes:
-        """One line; what has no end in sight is cut."""
+        """One line; unbounded values are truncated."""
         found = {"time": datetime.now(UTC).isoformat(timespec="microseconds"), "level": level,
                  "event": event, "message": _cut(message, MAX_MESSAGE_CHARACTERS), **fields,
                  **self._always}
@@ -119,7 +119,7 @@ class RunLog:
             self._keep_below_limit()
 
     def _keep_below_limit(self) -> None:
-        """Deletes the oldest files of the run, those set aside first; never the driver's."""
+        """Deletes the oldest files of the run, rotated ones first; never the driver's."""
         found = []
         for entry in os.scandir(self._folder):
             if entry.name.endswith(".jsonl"):
@@ -179,7 +179,7 @@ def worker_name(labels: Sequence[str]) -> str:
 
 @contextlib.contextmanager
 def python_messages(log: RunLog) -> Iterator[None]:
-    """Has what libraries log, from warnings on, and Python's warnings written to the log, too.
+    """Also writes what libraries log, from warnings on, and Python's warnings to the log.
 
     They still go where they went before.
     """
@@ -205,7 +205,7 @@ def python_messages(log: RunLog) -> Iterator[None]:
 
 
 class _Handler(logging.Handler):
-    """Writes records to a run's log; with no other handler they are shown as without this one."""
+    """Writes records to a run's log; without another handler they are also shown as usual."""
 
     def __init__(self, log: RunLog) -> None:
         super().__init__(logging.INFO)
@@ -281,7 +281,7 @@ def _is_sound(line: dict[str, Any]) -> bool:
 
 
 def forget(dataset: Path, is_meant: Callable[[str], bool]) -> None:
-    """Takes the lines about keys out of all runs' logs; nobody else writes to them now."""
+    """Deletes the lines about keys from all runs' logs; nobody else writes to them now."""
     for run_id in logged_runs(dataset):
         for file in log_files(dataset, run_id):
             lines = file.path.read_bytes().splitlines(keepends=True)
@@ -294,7 +294,7 @@ def forget(dataset: Path, is_meant: Callable[[str], bool]) -> None:
 
 
 class ShardLog:
-    """What a worker writes of one step's shard: its start, its failures and its end."""
+    """Logs one step's shard for a worker: its start, its failures and its end."""
 
     def __init__(self, log: RunLog, step: str, shard: str, tracebacks: int = 20) -> None:
         self._log = log

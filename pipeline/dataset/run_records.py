@@ -1,4 +1,4 @@
-"""Run records: one JSON file a run, which says what the run's tables were made with."""
+"""Run records: one JSON file per run, which says what the run's tables were made with."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def write_run(dataset: Path, record: RunRecord) -> None:
 
 
 class RecordOfThisRun:
-    """The record of the run that goes on, on disk from the beginning; used from any thread."""
+    """The record of the current run, on disk from the start; used from any thread."""
 
     def __init__(self, dataset: Path, record: RunRecord) -> None:
         self._dataset, self._record = dataset, record
@@ -97,7 +97,7 @@ class RecordOfThisRun:
         write_run(dataset, record)
 
     def add_places(self, label: str, places: Iterable[ModelPlace]) -> None:
-        """Where workers opened models of a stage; it stays known if this process is killed."""
+        """Where workers loaded models of a stage; kept even if this process is killed."""
         with self._lock:
             if self._is_finished or not self._has_new(label, places):
                 return
@@ -106,7 +106,7 @@ class RecordOfThisRun:
                 write_run(self._dataset, self._record)
 
     def _has_new(self, label: str, places: Iterable[ModelPlace]) -> bool:
-        """Whether a place was not among the record's yet, where all are then."""
+        """Whether a place is new to the record, which then has all of them."""
         stage = next(stage for stage in self._record["stages"] if stage["stage"] == label)
         models, is_new = stage["models"], False
         for place in sorted(places):
@@ -138,7 +138,7 @@ def latest_run(dataset: Path) -> RunRecord | None:
 
 
 def read_run(path: Path) -> RunRecord:
-    """The record of a run; DamagedFile where it is none, or that of another run."""
+    """The record of a run; DamagedFile if it is not a record, or belongs to another run."""
     record = read_json(path)
     with reading(path):
         _check(record, path.stem)
@@ -146,7 +146,7 @@ def read_run(path: Path) -> RunRecord:
 
 
 def _check(record: dict[str, Any], run_id: str) -> None:
-    """KeyError and the like where what every run's record has is not in this one."""
+    """KeyError and the like if something that every run record has is missing."""
     if record["run_id"] != run_id:
         raise ValueError("it is the record of another run")
     texts = ("state", "started_at", "recipe_name", "code_version", "engine")
@@ -167,13 +167,13 @@ def _check(record: dict[str, Any], run_id: str) -> None:
 
 
 def note_killed_runs(dataset: Path) -> bool:
-    """Records of the runs before this one that no longer go on; the caller holds the lock.
+    """Records of earlier runs that are no longer active; the caller holds the lock.
 
     True if there are any: such runs leave files behind.
     """
     killed = False
     for path in _paths(dataset):
-        # Told by its text first: there may be thousands, and nearly all are done.
+        # Checked by its text first: there may be thousands, and nearly all are done.
         # One that can't be read is left to `verify`: this run needs the newest at most.
         with contextlib.suppress(DamagedFile):
             with reading(path):
@@ -196,7 +196,7 @@ def _as_it_is(dataset: Path, record: RunRecord) -> RunRecord:
 
 
 def check_place(dataset: Path) -> None:
-    """UsageError where no catalog could be opened on `dataset`, whatever is in it."""
+    """UsageError if no catalog could be opened on `dataset`, whatever is in it."""
     place = str(dataset.absolute())
     if "\\" in place:
         raise UsageError(f"{dataset}: DuckDB, which reads the tables, treats a backslash in a "
@@ -209,9 +209,9 @@ def check_place(dataset: Path) -> None:
 
 
 def check_links(dataset: Path, *, without: Collection[str] = ()) -> None:
-    """ClipmillError where a part of the dataset is a link whose disk is not mounted.
+    """ClipmillError if a part of the dataset is a link whose disk is not mounted.
 
-    What lies there must not be taken for lost. Logs are written where that can be done, and an
+    Its contents must not be treated as lost. Logs are written where possible, and an
     index is made again.
     """
     with contextlib.suppress(FileNotFoundError, NotADirectoryError):
@@ -235,14 +235,14 @@ def _dataset_names(folder: Path) -> list[str]:
 
 
 def _datasets_in(folder: Path) -> str:
-    """The datasets in a folder as a hint, where there are some."""
+    """The datasets in a folder as a hint, if there are any."""
     names = _dataset_names(folder)
     shown = ", ".join(shell_word(folder / name) for name in names[:5])
     return f"; there {'is' if len(names) == 1 else 'are'} {shown}" if names else ""
 
 
 def require_dataset(dataset: Path) -> Path:
-    """`dataset` if it is one, else a usage error that says what to do."""
+    """`dataset` if it is one, otherwise a usage error that says what to do."""
     check_place(dataset)
     make = f"to make one, {start_a_run(dataset)}"
     if dataset.is_file():
@@ -256,5 +256,5 @@ def require_dataset(dataset: Path) -> Path:
         inner = _datasets_in(dataset)
         raise UsageError(f"{dataset} is not a Clipmill dataset (it has no runs/ folder)"
                          f"{inner or f'; {make}'}")
-    check_links(dataset, without=("media",))  # tables can be asked without it
+    check_links(dataset, without=("media",))  # tables can be queried without it
     return dataset

@@ -1,4 +1,4 @@
-"""Where shards lie, how one is committed, and what its footer says.
+"""Where shards are stored, how one is committed, and what its footer says.
 
 A shard is done when its file exists under its final name. Files are written under a name that
 starts with a dot and renamed, so a reader or a killed run never sees half a shard.
@@ -55,9 +55,9 @@ def shard_path(folder: Path, shard: str) -> Path:
 
 
 def committed_shards(folder: Path) -> list[str]:
-    """Names of the whole shards in a folder, in order; none where there is no folder.
+    """Names of the complete shards in a folder, in order; none if there is no folder.
 
-    Raises DamagedFile where something that is no file bears the name of a shard.
+    Raises DamagedFile if something that is not a file has the name of a shard.
     """
     names, odd = list_shards_in(folder)
     if odd is not None:
@@ -66,9 +66,9 @@ def committed_shards(folder: Path) -> list[str]:
 
 
 def list_shards_in(folder: Path) -> tuple[list[str], Path | None]:
-    """Names of shards in no order, and what bears such a name and is no file, if anything does.
+    """Unordered names of shards, and one such name that is not a file, if any.
 
-    There may be a hundred thousand of them; what kind an entry is of, the listing tells.
+    There may be a hundred thousand of them; the listing knows each entry's kind.
     """
     names: list[str] = []
     odd = None
@@ -91,7 +91,7 @@ def existing(folder: Path, shards: Sequence[str]) -> list[str]:
 
 @dataclass(frozen=True)
 class ShardMetadata:
-    """What a shard's footer records; counts are of keys, `outputs` of kept rows."""
+    """Contents of a shard's footer; counts are of keys, `outputs` of kept rows."""
 
     stage: str
     step: str
@@ -122,7 +122,7 @@ class ShardMetadata:
 def note_outcomes(
     keys: Sequence[str], rejected: Sequence[bool], failed: Sequence[bool], outcome: dict[str, str]
 ) -> int:
-    """Notes what became of each key of a step's rows; gives how many rows are kept.
+    """Records the outcome of each key of a step's rows; returns how many rows are kept.
 
     A key with a failed row is failed; with any kept row, else, it is kept. This is what footers
     count and what inputs = kept + rejected + failed is held to.
@@ -146,7 +146,7 @@ def temporary_beside(path: Path) -> Path:
 
 
 def remove_leftovers(path: Path) -> None:
-    """Removes what writers of this very file left behind when they were killed."""
+    """Removes what killed writers of this file left behind."""
     _remove(path.parent.glob(f".{path.stem}~*.tmp"))
 
 
@@ -175,7 +175,7 @@ def _sync(path: Path) -> None:
 def shard_writer(
     path: Path, schema: pa.Schema, *, clean: bool = True
 ) -> Iterator[ShardWriter]:
-    """Writes one shard; it is committed by `finish`, and removed if that was not reached."""
+    """Writes one shard; it is committed by `finish`, and removed if that is not reached."""
     path.parent.mkdir(parents=True, exist_ok=True)
     writer = ShardWriter(path, schema, clean=clean)
     try:
@@ -185,9 +185,9 @@ def shard_writer(
 
 
 class ShardWriter:
-    """A Parquet file in the making: one row group a `write`, visible only after `finish`.
+    """A Parquet file being written: one row group per `write`, visible only after `finish`.
 
-    `clean` looks for what killed writers left behind, which lists the folder.
+    `clean` removes what killed writers left behind, which lists the folder.
     """
 
     def __init__(self, path: Path, schema: pa.Schema, *, clean: bool = True) -> None:
@@ -197,7 +197,7 @@ class ShardWriter:
         self._temporary = temporary_beside(path)
         self._schema = schema
         try:
-            # Checksums of pages tell `verify` of flipped bits that decompress to something.
+            # Page checksums let `verify` find flipped bits that still decompress.
             self._writer = pq.ParquetWriter(self._temporary, schema, compression="zstd",
                                             write_page_checksum=True)
         except BaseException:
@@ -214,7 +214,7 @@ class ShardWriter:
             self._writer.write_table(table.cast(self._schema), row_group_size=table.num_rows)
 
     def seal(self, metadata: ShardMetadata | None = None) -> None:
-        """Brings the whole file to the disk, under its temporary name still."""
+        """Flushes the whole file to the disk, still under its temporary name."""
         if metadata is not None:
             self._writer.add_key_value_metadata(metadata.encode())
         self._writer.close()

@@ -1,7 +1,7 @@
-"""What was removed from a dataset: `removed/<time>-<hex>.json`, one file a removal.
+"""Records of removals from a dataset: `removed/<time>-<hex>.json`, one file per removal.
 
-A tombstone holds from the moment it is written: views, ingest and runs leave out what it names,
-whether or not the shards have been rewritten yet. `purged_at` says when they were.
+A tombstone is in force from the moment it is written: views, ingest and runs leave out what it
+names, whether or not the shards have been rewritten yet. `purged_at` says when they were.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def write_tombstone(dataset: Path, stone: Tombstone) -> None:
 def tombstones(dataset: Path) -> list[Tombstone]:
     """All removals, oldest first.
 
-    Raises ClipmillError for a file that can't be read: passing over it would show what was removed.
+    Raises ClipmillError for an unreadable file: skipping it would show removed videos.
     """
     return [_read(path) for path in sorted((dataset / REMOVED).glob("[!.]*.json"))]
 

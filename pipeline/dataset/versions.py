@@ -1,4 +1,4 @@
-"""Which code made a run: the package's version, and the commit where it runs from a checkout."""
+"""Versions of the code that made a run: the package's, and the commit in a checkout."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What a worker is at: noted by the worker, read from another thread or another process.
+"""What a worker is doing: noted by the worker, read from another thread or process.
 
-A process that is stopped, or that is stuck inside a library, answers no questions. So the note
-also lies in memory that others can read through /proc, where the system has that.
+A process that is stopped, or stuck inside a library, can't answer. So the note
+also lies in memory that others can read through /proc, where the system supports it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _MOST_NOTE_BYTES = 1 << 20
 
 STATES = {"R": "running", "S": "sleeping", "D": "waiting for a disk", "T": "stopped",
           "t": "stopped by a debugger", "Z": "dead", "X": "dead"}
-"""What the system says of a process, in words."""
+"""The system's state of a process, in words."""
 STOPPED = ("T", "t")
 
 
@@ -44,13 +44,13 @@ class Place:
 
 
 class Activity:
-    """A worker's own note of what it is at, and a count that goes up as it comes forward."""
+    """A worker's note of what it is doing, and a count that increases with its progress."""
 
     def __init__(self) -> None:
         self.place: Place | None = None
         self.moves = 0
         self.note: int | None = None
-        """The number of the open file that holds the note; None where there is none."""
+        """The number of the open file that holds the note; None if there is none."""
         if hasattr(os, "memfd_create"):
             with contextlib.suppress(OSError):
                 self.note = os.memfd_create("clipmill-activity", os.MFD_CLOEXEC)
@@ -76,7 +76,7 @@ class Activity:
         self.place = place
         self.moves += 1
         if self.note is not None:
-            # The end of a longer one before it may follow; the line's end tells.
+            # The end of a longer one before it may follow; the line's end marks it.
             text = json.dumps(place and asdict(place)) + "\n"
             with contextlib.suppress(OSError):
                 os.pwrite(self.note, text.encode(), 0)
@@ -84,7 +84,7 @@ class Activity:
 
 @dataclass(frozen=True)
 class Process:
-    """A worker's process, told from a later one with its number by when it began."""
+    """A worker's process, distinguished from a later one with its number by its start time."""
 
     pid: int
     began: int
@@ -97,9 +97,9 @@ class Process:
 
 @dataclass(frozen=True)
 class Beat:
-    """A worker says that it lives: of which pool, on which node, how many shards it has done.
+    """A worker's sign of life: its pool, its node, how many shards it has done.
 
-    `moves` goes up as it comes forward; `state` is the system's letter for its main thread.
+    `moves` increases with its progress; `state` is the system's letter for its main thread.
     """
 
     pool: int
@@ -121,7 +121,7 @@ class Beat:
 
 @dataclass(frozen=True)
 class Finding:
-    """What the system says of a process; None where it doesn't say."""
+    """The system's description of a process; None if it has none."""
 
     is_gone: bool
     state: str | None = None
@@ -129,7 +129,7 @@ class Finding:
 
 
 def look_at(process: Process) -> Finding:
-    """To be asked on the process's own machine."""
+    """Call this on the process's own machine."""
     state = state_of(process.pid)
     if not _is_there(process) or state in ("Z", "X"):
         return Finding(is_gone=True)
@@ -146,7 +146,7 @@ def look_at(process: Process) -> Finding:
 
 
 def end(process: Process) -> None:
-    """Kills it, on its own machine, whatever it is doing; nothing where it has ended."""
+    """Kills it, on its own machine, whatever it is doing; does nothing if it has ended."""
     if _is_there(process):
         with contextlib.suppress(ProcessLookupError):
             os.kill(process.pid, signal.SIGKILL)
@@ -161,13 +161,13 @@ def _is_there(process: Process) -> bool:
 
 
 def state_of(pid: int, task: str = "") -> str | None:
-    """The system's letter for it; None where it has ended or the system doesn't say."""
+    """The system's letter for it; None if it has ended or the system doesn't say."""
     words = _stat(pid, task)
     return words[0] if words else None
 
 
 def _began(pid: int) -> int:
-    """When it began, in the system's count; 0 where the system doesn't say."""
+    """When it started, in the system's count; 0 if the system doesn't say."""
     words = _stat(pid)
     return int(words[19]) if words else 0
 

@@ -1,4 +1,4 @@
-"""Asks a cluster how it is, in threads that may get no answer, and has a watchdog judge."""
+"""Polls a cluster's health in threads that may get no answer, for a watchdog to judge."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ class ClusterLost(ClipmillError):
 
 
 class WorkersLost(ClusterLost):
-    """The cluster is there, and has no place for the run's workers any more."""
+    """The cluster is there, but no longer has room for the run's workers."""
 
     is_whole = True
 
 
 class ClusterProbe:
-    """Feeds a watchdog for as long as a leg runs.
+    """Feeds a watchdog for the duration of a phase.
 
     `nodes` gives the nodes alive, and the socket of this machine's own one; `take` what workers
     have reported since, by stage, and the last beat of each. Both may raise, or never return.
@@ -61,7 +61,7 @@ class ClusterProbe:
             threading.Thread(target=standstills.go_on, args=(self._stopping,), daemon=True).start()
 
     def check(self) -> None:
-        """Raises ClusterLost where the run can't go on."""
+        """Raises ClusterLost if the run can't continue."""
         if self._refusals > 1:
             raise _machine_lost()
         now = time.monotonic()
@@ -71,7 +71,7 @@ class ClusterProbe:
             raise (ClusterLost if is_silent else WorkersLost)(problem)
 
     def check_cluster(self) -> None:
-        """Raises ClusterLost where the cluster is gone, after an error that may come of that."""
+        """Raises ClusterLost if the cluster is gone, after an error that may be due to that."""
         if self._socket is not None and _refuses(self._socket):
             raise _machine_lost()
         answered = threading.Event()
@@ -123,7 +123,7 @@ class ClusterProbe:
 
 
 def _refuses(path: str) -> bool:
-    """Whether nobody listens at a socket any more."""
+    """Whether nothing listens at a socket any more."""
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
             probe.settimeout(ANSWER_SECONDS)

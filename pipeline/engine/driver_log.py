@@ -16,7 +16,7 @@ _LOGGED_COUNTS = ("kept", "rejected", "failed", "outputs", "shards")
 
 
 class DriverLog:
-    """What the driver writes to the run's log, and the counts that it ends with."""
+    """The driver's entries in the run's log, and its final counts."""
 
     def __init__(self, loaded: LoadedRecipe, dataset: Path, record: RunRecord,
                  todo: dict[str, list[str]], before: str | None) -> None:

@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and SIGHUP: what ends a command in order, also in the middle of a query."""
+"""Ctrl-C, SIGTERM and SIGHUP: end a command cleanly, even in the middle of a query."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ _came: signal.Signals | None = None
 class _Terminated(KeyboardInterrupt):
     """What clusters send before they kill, and terminals when they close.
 
-    It ends a command in order, as Ctrl-C does.
+    It ends a command cleanly, like Ctrl-C.
     """
 
 
 @contextlib.contextmanager
 def ended_by_signals() -> Iterator[None]:
-    """Has SIGTERM and SIGHUP raise a KeyboardInterrupt; for the main thread.
+    """Makes SIGTERM and SIGHUP raise a KeyboardInterrupt; for the main thread.
 
-    One that is ignored stays so: `nohup` lets a command go on without its terminal.
+    An ignored signal stays ignored: `nohup` lets a command continue without its terminal.
     """
     global _came
     _came = None
@@ -49,7 +49,7 @@ def _terminate(number: int, _: object) -> None:
 
 
 def interruption_behind(leaving: BaseException | None) -> signal.Signals | None:
-    """The signal that a command was left for; None where it was left for something else.
+    """The signal that ended a command; None if something else did.
 
     Typer makes an exit of an interruption, and DuckDB, in the middle of a query, an error.
     """
@@ -61,7 +61,7 @@ def interruption_behind(leaving: BaseException | None) -> signal.Signals | None:
 
 
 def leave_at_once(status: int) -> NoReturn:
-    """Without waiting for threads that are at a download, or at a cluster that is gone."""
+    """Exits without waiting for threads that are downloading, or use a lost cluster."""
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError):
             stream.flush()
@@ -77,11 +77,11 @@ def _is_of_a_query(error: BaseException) -> bool:
 
 @contextlib.contextmanager
 def ended_by_interrupts(grace_seconds: float = GRACE_SECONDS) -> Iterator[None]:
-    """Ends the process where Ctrl-C or another signal does not end the query inside.
+    """Ends the process if Ctrl-C or another signal does not end the query inside.
 
-    DuckDB looks up between its tasks, if at all, and a recursive query may be one task that goes
-    on for ever; it then waits for that task, and Python with it. Nothing is lost: a query only
-    reads.
+    DuckDB checks for signals between its tasks, if at all, and a recursive query may be one task
+    that runs for ever; it then waits for that task, and Python with it. Nothing is lost: queries
+    only read.
     """
     if threading.current_thread() is not threading.main_thread():
         yield  # signals are the main thread's

@@ -1,4 +1,4 @@
-"""The local engine: every shard through every step in this process, for debugging."""
+"""The local engine: runs every shard through every step in this process, for debugging."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def run_locally(
 
 @contextlib.contextmanager
 def _looked_after(activity: Activity, lookout: Lookout) -> Iterator[None]:
-    """Has a thread name a row at which this process stands still; it goes on waiting."""
+    """Lets a thread name a row at which this process hangs; it keeps waiting."""
     standstills = Standstills(lookout, lambda beat: Finding(False, beat.state, activity.place))
     stopping = threading.Event()
 

@@ -1,4 +1,4 @@
-"""What a run is made with, as its record says: recipe, versions, models and fingerprints."""
+"""Builds a run's record: recipe, versions, models and fingerprints."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from clipmill.stages.references import ModelReference
 def new_record(
     loaded: LoadedRecipe, plan: Plan, steps: tuple[Step, ...], shards: ShardList
 ) -> RunRecord:
-    """What a run was made with; how far it was to go tells `verify` what must be there."""
+    """What a run was made with; its intended extent tells `verify` what must be there."""
     now = datetime.now(UTC)
     return {
         "run_id": f"{now:%Y%m%dT%H%M%S%f}-{uuid.uuid4().hex[:6]}",

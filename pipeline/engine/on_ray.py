@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-# Threads may still ask when the connection is closed: that must not open another one.
+# Threads may still make calls when the connection is closed: that must not open another one.
 os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
 
 import ray
@@ -50,14 +50,14 @@ _SHUTDOWN_SECONDS = 30.0
 _CONNECT_SECONDS = 10.0
 _NODE_ANSWER_SECONDS = 60.0  # a process may have to be started there first
 _FOOTERS_READ = 20
-# From here on Ray Data tells of its own settings, in the text of whatever a worker raised.
+# From here on, Ray Data describes its own settings, in the text of whatever a worker raised.
 _RAYS_OWN_WORDS = "\nFailed to apply UDF transform"
 _MAX_REASON_CHARACTERS = 600
 
 
 @contextlib.contextmanager
 def cluster(settings: RaySettings) -> Iterator[Machine]:
-    """Joins the cluster that the settings or the environment name, or starts one in here."""
+    """Joins the cluster that the settings or the environment name, or starts one here."""
     mine = not ray.is_initialized()
     if mine:
         # Ray's remarks on its own doings would drown ours; its errors still come as exceptions.
@@ -101,7 +101,7 @@ def cluster(settings: RaySettings) -> Iterator[Machine]:
 
 
 def _check_reachable(address: str) -> None:
-    """ClipmillError where nobody listens at `host:port`: Ray would go on trying for minutes."""
+    """ClipmillError if nothing listens at `host:port`: Ray would keep trying for minutes."""
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     if not colon or not port.isdecimal():
         return  # `auto` or the like
@@ -115,7 +115,7 @@ def _check_reachable(address: str) -> None:
 
 @contextlib.contextmanager
 def _own_sigterm() -> Iterator[None]:
-    """Keeps this program's way to be ended: Ray puts one in place that ends without a word."""
+    """Keeps this program's signal handler: Ray installs one that exits silently."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -127,7 +127,7 @@ def _own_sigterm() -> Iterator[None]:
 
 
 def _shut_down() -> bool:
-    """Ends the connection, and a cluster of our own; False where that does not come to an end."""
+    """Ends the connection, and our own cluster; False if that does not finish."""
     thread = threading.Thread(target=ray.shutdown, daemon=True)
     thread.start()
     thread.join(_SHUTDOWN_SECONDS)
@@ -154,7 +154,7 @@ class _Tally:
 
 
 class _Heart:
-    """Says from a thread of its own that a worker lives, whatever the worker is at."""
+    """Reports from a separate thread that a worker is alive, whatever it is doing."""
 
     def __init__(self, tally: Any, pool: int, activity: Activity) -> None:
         self._tally, self._pool, self._activity = tally, pool, activity
@@ -172,7 +172,7 @@ class _Heart:
 
 
 class _ShardRunner:
-    """What an actor of a pool holds: one worker over the pool's steps."""
+    """The contents of an actor of a pool: one worker over the pool's steps."""
 
     def __init__(self, plan: dict[str, Any], labels: list[str], pool: int, dataset: str,
                  run_id: str, shards: ShardList, tally: Any, gpus: float,
@@ -190,7 +190,7 @@ class _ShardRunner:
         self._worker = Worker(
             whole, steps, Path(dataset), run_id, shards,
             tally.add.remote,
-            # A whole run that is killed and started again is no crash of the row it was at.
+            # Killing and restarting a whole run does not count as a crash of its current row.
             journal_over_runs=False,
             log_limits=log_limits, activity=activity,
         )
@@ -209,9 +209,9 @@ def run_on_ray(
     plan: Plan, steps: tuple[Step, ...], shards: ShardList, dataset: Path, run_id: str,
     report: Report, machine: Machine, log_limits: LogLimits, lookout: Lookout,
 ) -> None:
-    """Runs what is pending, leg by leg; returns when all is committed.
+    """Runs what is pending, phase by phase; returns when all is committed.
 
-    Raises ClipmillError where a stage can't go on at all (a model that does not load, say).
+    Raises ClipmillError if a stage can't continue at all (for example, a model does not load).
     """
     for leg in legs_of(plan, steps, shards, dataset, machine):
         labels = [step.label for pool in leg for step in pool.steps]
@@ -223,7 +223,7 @@ def run_on_ray(
 
 def legs_of(plan: Plan, steps: tuple[Step, ...], shards: ShardList, dataset: Path,
             machine: Machine) -> tuple[Leg, ...]:
-    """The legs of what is pending; steps with nothing to do take no workers."""
+    """The phases of what is pending; steps with nothing to do take no workers."""
     todo = pending(plan, steps, shards, dataset)
     busy = tuple(step for step in steps if todo[step.label])
     most = max((len(missing) for missing in todo.values()), default=0)
@@ -237,7 +237,7 @@ def _run_leg(plan: Plan, leg: Leg, names: list[str], shards: ShardList, dataset:
     context.print_on_execution_start = False
     context.raise_original_map_exception = True  # Ray's own around it loses it on the way
     here = ray.get_runtime_context().get_node_id()
-    # Beside the driver: with that node the run is over anyway.
+    # On the driver's node: if that is lost, the run is over anyway.
     actor: Any = _Tally  # `ray.remote` has made a class of actors of it
     tally = actor.options(
         scheduling_strategy=NodeAffinitySchedulingStrategy(here, soft=True)).remote()
@@ -263,7 +263,7 @@ def _run_leg(plan: Plan, leg: Leg, names: list[str], shards: ShardList, dataset:
 
 
 def _watched(items: Iterable[Any], probe: ClusterProbe) -> Iterator[Any]:
-    """The items, which come by way of Ray; ClusterLost where they can't come any more."""
+    """The items, passed through Ray; ClusterLost if no more can come."""
     flow = _Flow(items)
     try:
         while True:
@@ -324,7 +324,7 @@ _END = object()
 
 
 class _Flow:
-    """Goes through items in a thread of its own: the main one must be free to give them up."""
+    """Iterates over items in a separate thread: the main one must be free to give them up."""
 
     def __init__(self, items: Iterable[Any]) -> None:
         self.came: queue.SimpleQueue[Any] = queue.SimpleQueue()
@@ -361,7 +361,7 @@ def _through(stream: Any, number: int, pool: Pool, spec: dict[str, Any], dataset
 def map_on_ray(
     function: Callable[[Any], Any], items: Sequence[Any], cpus: float, settings: RaySettings
 ) -> Iterator[TaskResult[Any, Any]]:
-    """The Ray side of `parallel_map.py`. Raises ClusterLost where nobody can work."""
+    """The Ray side of `parallel_map.py`. Raises ClusterLost if nobody can work."""
     with cluster(settings) as machine:
         here = ray.get_runtime_context().get_node_id()
         largest = max((node.cpus for node in _nodes(here)[0]), default=0)
@@ -385,7 +385,7 @@ class _TaskFlow:
 
     def __init__(self, function: Callable[[Any], Any], items: Sequence[Any], cpus: float,
                  machine: Machine) -> None:
-        # Deaths are counted here: of a worker that the memory monitor ends, Ray would count none.
+        # Deaths are counted here: Ray does not count workers killed by the memory monitor.
         self._task = ray.remote(attempt_in_a_worker).options(num_cpus=cpus, max_retries=0)
         self._function = ray.put(ray.cloudpickle.dumps(function))
         # A few more than can run, so that no processor waits for the next one to be handed over.
@@ -396,7 +396,7 @@ class _TaskFlow:
         self._leaving, self._ended = threading.Event(), threading.Event()
 
     def end(self) -> None:
-        """Ends what is at work, for whoever goes through the results no further."""
+        """Stops the running tasks, when nobody needs the results any more."""
         self._leaving.set()
         self._ended.wait(ANSWER_SECONDS)
 
@@ -421,7 +421,7 @@ class _TaskFlow:
     def _result(
         self, reference: Any, number: int, item: Any, probe: ClusterProbe
     ) -> TaskResult[Any, Any] | None:
-        """None where its process died and it is to be tried again."""
+        """None if its process died and it is to be tried again."""
         try:
             return TaskResult(item, *ray.get(reference))
         except ray.exceptions.RayTaskError as error:
@@ -443,7 +443,7 @@ def _how_it_died(error: Exception) -> str:
 
 
 def _own(error: BaseException | None) -> ClipmillError | None:
-    """The clear error that a worker raised, out of what Ray wrapped around it."""
+    """The clear error that a worker raised, extracted from Ray's wrapper."""
     while error is not None:
         # Ray's wrapper is of the error's class, too, and its text is the whole traceback.
         if isinstance(error, ClipmillError) and not isinstance(error,
@@ -455,7 +455,7 @@ def _own(error: BaseException | None) -> ClipmillError | None:
 
 
 def _reason(error: BaseException) -> ClipmillError:
-    """The clear error that a worker raised, else one with the end of what was raised."""
+    """The clear error that a worker raised, otherwise one with the end of the traceback."""
     if own := _own(error):
         return own
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]

@@ -31,9 +31,9 @@ def map_tasks(
     cpus: float = 1.0,
     ray: RaySettings | None = None,
 ) -> Generator[TaskResult[T, R], None, None]:
-    """`function` of every item, as they finish; function and items are pickled.
+    """`function` of every item, in the order they finish; function and items are pickled.
 
-    `cpus` is what one task takes. A ClipmillError in a task ends all (the disk is full, say) and
+    `cpus` is what one task needs. A ClipmillError in a task ends everything (a full disk, say) and
     is raised here; any other exception is that item's problem, and so is a process that died on
     it twice. Leaving the iteration, by Ctrl-C too, ends what is still running.
     """
@@ -61,7 +61,7 @@ def _usable_cpus() -> int:
 
 
 class _Process:
-    """A process that does one item at a time, so that it is known what it died on."""
+    """A process that handles one item at a time, so that the item it died on is known."""
 
     def __init__(self, function: Callable[[Any], Any]) -> None:
         # Spawned: a forked one would share open files and threads' locks with this process.
@@ -80,7 +80,7 @@ class _Process:
             self.connection.send(item)
 
     def receive(self) -> tuple[Any, RowFailed | None]:
-        """The answer; EOFError where the process is dead."""
+        """The answer; EOFError if the process is dead."""
         try:
             kind, *answer = self.connection.recv()
         except (OSError, pickle.UnpicklingError) as error:

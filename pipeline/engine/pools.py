@@ -1,8 +1,8 @@
 """Fits a plan's steps to a machine: which steps share a process, how many workers each pool has,
 and which pools run at once.
 
-Steps that follow each other and want the same kind of machine share a process (one import of
-torch, one GPU). Where the pools don't all fit at once they run in legs, one after the other; a
+Consecutive steps that need the same kind of machine share a process (one import of
+torch, one GPU). If the pools don't all fit at once, they run in phases, one after the other; a
 step that does not fit the machine at all is refused before anything starts.
 """
 
@@ -58,7 +58,7 @@ def _gpus(steps: tuple[Step, ...]) -> float:
 
 
 def _kind(stage: Stage) -> str:
-    """What sort of work a stage is: it decides which neighbours may share a process."""
+    """The kind of work of a stage: it decides which neighbours may share a process."""
     if stage.key == "source_key":
         return "fetch"
     if stage.resources.gpus:
@@ -67,9 +67,9 @@ def _kind(stage: Stage) -> str:
 
 
 def plan_legs(steps: tuple[Step, ...], machine: Machine, n_shards: int) -> tuple[Leg, ...]:
-    """Pools by leg. `n_shards` bounds the workers: more than shards would stand idle.
+    """Pools by phase. `n_shards` bounds the workers: more than shards would be idle.
 
-    Raises ClipmillError where one step alone asks for more than the machine has.
+    Raises ClipmillError if a single step asks for more than the machine has.
     """
     for step in steps:
         need = step.stage.resources
@@ -82,7 +82,7 @@ def plan_legs(steps: tuple[Step, ...], machine: Machine, n_shards: int) -> tuple
                 f"machine has {have:g}; set {step.stage_label}.{what} to at most {have:g}"
             )
     groups = _by_kind(steps)
-    # One CPU a pool is the least; with fewer CPUs than pools, neighbours without GPUs join.
+    # One CPU per pool is the minimum; with fewer CPUs than pools, neighbours without GPUs join.
     while len(groups) > 1 and sum(_cpus(group) for group in groups) > machine.cpus:
         joined = _join_cheapest(groups)
         if joined is None:
@@ -123,7 +123,7 @@ def _fits(groups: list[tuple[Step, ...]], machine: Machine) -> bool:
 
 
 def _join_cheapest(groups: list[tuple[Step, ...]]) -> list[tuple[Step, ...]] | None:
-    """Joins the first two neighbours that load no GPU together; None where there are none."""
+    """Joins the first two neighbours that load no GPU together; None if there are none."""
     for i in range(len(groups) - 1):
         together = (*groups[i], *groups[i + 1])
         if not _gpus(together):
@@ -132,7 +132,7 @@ def _join_cheapest(groups: list[tuple[Step, ...]]) -> list[tuple[Step, ...]] | N
 
 
 def _with_workers(groups: list[tuple[Step, ...]], machine: Machine, n_shards: int) -> Leg:
-    """One worker a pool, then one more for each pool in turn while the machine has room."""
+    """One worker per pool, then one more for each pool in turn while the machine has room."""
     workers = [1] * len(groups)
 
     def used(what: str) -> float:

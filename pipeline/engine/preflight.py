@@ -1,4 +1,4 @@
-"""What a recipe needs and this machine may lack: said before a run starts, not hours into it."""
+"""Checks before a run starts that this machine has, or can fetch, what a recipe needs."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ _NOT_HERE = "not on this machine, and its download site does not answer"
 
 @dataclass(frozen=True)
 class Finding:
-    """One model or data file that a step names, and why it can't be had (None where it can).
+    """One model or data file that a step names, and why it is unavailable (None if it is there).
 
-    `reason` is set where nobody answered at the place it comes from.
+    `reason` is set if its server did not answer.
     """
 
     setting: str
@@ -33,22 +33,22 @@ class Finding:
 
 
 def check_models(steps: Iterable[Step]) -> None:
-    """Fetches what is not here yet and raises ClipmillError with everything that can't be had."""
+    """Fetches what is missing and raises ClipmillError listing everything that can't be fetched."""
     if problems := problems_of(list(examine_models(steps))):
         raise ClipmillError("\n".join(problems))
 
 
 def problems_of(findings: list[Finding]) -> list[str]:
-    """What to say about findings: all that nobody answered for is one message."""
+    """Messages about findings: everything from unreachable servers is one message."""
     said = [one.problem for one in findings if one.problem and one.reason is None]
     unreachable = [one for one in findings if one.reason is not None]
     return said if not unreachable else [*said, _without_network(unreachable)]
 
 
 def examine_models(steps: Iterable[Step]) -> Iterator[Finding]:
-    """Every model and data file that steps name, fetched where it can be.
+    """Every model and data file that steps name, fetched if possible.
 
-    The hub is asked no more once it did not answer: each time would take seconds.
+    The hub is not contacted again once it did not answer: each time would take seconds.
     """
     away: dict[str, str] = {}  # why, by place
     for step in steps:
@@ -94,7 +94,7 @@ def _place(value: ModelReference | DataFile) -> str:
 
 
 def _without_network(findings: list[Finding]) -> str:
-    """One message for all that would have to be fetched: what, how, and what goes without."""
+    """One message for everything to fetch: what, how, and which recipes need nothing."""
     from clipmill.pipeline.recipes.ready_made import names_without_downloads
     from clipmill.stages.models.loading import repository_of
 
@@ -132,7 +132,7 @@ def _ask_server(url: str, setting: str) -> None:
     from clipmill.stages.media.fetch.proxies import proxies_of_environment
 
     try:
-        # Any answer will do, also one that asks for a key: somebody is there.
+        # Any answer will do, even one that asks for a key: the server is there.
         with proxies_of_environment():
             client = httpx.Client(timeout=SERVER_TIMEOUT_SECONDS)
         with client:

@@ -1,4 +1,4 @@
-"""A Ray cluster's job server: hands a command to it and follows what the job prints."""
+"""Submits a command to a Ray cluster's job server and follows what the job prints."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ray.job_submission import JobSubmissionClient
 from clipmill.schemas.errors import ClipmillError, UsageError
 
 _ANSWER_SECONDS = (5.0, 30.0)  # to connect, and to answer
-# A job that printed nothing for so long is asked about; a connection may be dead and not say so.
+# After this silence the job's state is checked; a connection may be dead without notice.
 _QUIET_SECONDS = 10.0
 _AGAIN_SECONDS = 1.0
 # Each of these, where one is set, counts for Ray more than the address that it is given.
@@ -28,7 +28,7 @@ _TROUBLE = (RayError, aiohttp.ClientError, OSError, RuntimeError, ValueError, Ty
 
 
 class _Client(JobSubmissionClient):
-    """Ray's, which would wait without end for a head that no longer answers."""
+    """Ray's client, which would wait for ever for a head that no longer answers."""
 
     def _do_request(self, method: str, endpoint: str, **given: Any) -> Any:
         return super()._do_request(method, endpoint, timeout=_ANSWER_SECONDS, **given)
@@ -39,7 +39,7 @@ class _NoAnswer(Exception):
 
 
 class Job:
-    """A job that was handed to a cluster's job server."""
+    """A job that was submitted to a cluster's job server."""
 
     def __init__(self, client: JobSubmissionClient, job_id: str, address: str) -> None:
         self._client = client
@@ -110,7 +110,7 @@ class Job:
             await stream.aclose()
 
     async def _ask_state(self) -> str | None:
-        """The state that the job ended in; None where it goes on."""
+        """The state in which the job ended; None if it is still running."""
         try:
             state = await asyncio.to_thread(self._client.get_job_status, self.id)
         except _TROUBLE as error:
@@ -137,7 +137,7 @@ class Job:
 
 
 def submit_job(address: str, command: str, folder: Path, constraints: Path | None) -> Job:
-    """Hands `command` to the job server at `address`, with `folder` as its working directory.
+    """Submits `command` to the job server at `address`, with `folder` as its working directory.
 
     `constraints` names the pinned versions that the job's environment is made of; None takes
     what the nodes have. Raises ClipmillError where the server can't be reached or refuses,

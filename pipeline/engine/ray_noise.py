@@ -1,4 +1,4 @@
-"""Keeps what Ray's C++ says of itself off standard error, where it would drown the run's words."""
+"""Keeps messages of Ray's C++ about itself off standard error, where they would drown ours."""
 
 from __future__ import annotations
 

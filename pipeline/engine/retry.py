@@ -26,7 +26,7 @@ from clipmill.schemas.folders import RETRIES
 
 
 def list_shards(dataset: Path, first: Sequence[str]) -> ShardList:
-    """The dataset's shards: those that ingest made, and the retries that were asked for."""
+    """The dataset's shards: those made by ingest, and the requested retries."""
     return ShardList(tuple(first), read_requests(dataset))
 
 
@@ -37,7 +37,7 @@ def read_requests(dataset: Path) -> dict[str, RetryRequest]:
 
 
 def read_request(path: Path) -> RetryRequest:
-    """A retry's request; DamagedFile where it is none."""
+    """A retry's request; DamagedFile if it is not one."""
     request = read_json(path)
     with reading(path):
         if not (is_shard(path.stem) and retry_number(path.stem)):
@@ -78,7 +78,7 @@ def current_failures(step: Step, dataset: Path) -> dict[str, dict[str, list[dict
 
 @dataclass(frozen=True)
 class Unfinished:
-    """Retries that were asked for and not done: how many shards, and since when."""
+    """Retries that were requested but not done: how many shards, and since when."""
 
     shards: int = 0
     asked_at: datetime | None = None
@@ -93,7 +93,7 @@ class Unfinished:
 
 
 def unfinished_retries(plan: Plan, dataset: Path, shards: ShardList) -> Unfinished:
-    """What an earlier `retry` was stopped before: running what is pending finishes it."""
+    """What an interrupted `retry` still had to do: running what is pending finishes it."""
     found = [request for name, request in shards.retries.items()
              if request_is_current(plan, request)
              and not shard_path(plan.by_label[request["step"]].folder(dataset), name).exists()]

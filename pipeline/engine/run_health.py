@@ -1,7 +1,7 @@
-"""Tells a run that can't go on from one that takes its time, by what a cluster says of itself.
+"""Distinguishes a run that can't continue from a slow one, by what a cluster reports.
 
-Knows nothing of Ray: the engine reports which nodes there are, and which workers say that they
-live. A slow stage is no hang, nor is a model that loads for minutes: what counts is that nobody
+Knows nothing of Ray: the engine reports which nodes exist, and which workers report that they are
+alive. A slow stage is not a hang, nor is a model that loads for minutes: what counts is that nobody
 is there to do the work, and nobody can come.
 """
 
@@ -18,13 +18,13 @@ from clipmill.pipeline.recipes.plan import Step
 from clipmill.schemas.words import counted
 
 BEAT_SECONDS = 2.0
-"""How often a worker says that it lives."""
+"""How often a worker reports that it is alive."""
 STARVED_SECONDS = 20.0
-"""A pool without a worker, and without a place for one, for so long ends the run."""
+"""A pool without a worker, and without room for one, for this long ends the run."""
 UNANSWERED_SECONDS = 30.0
-"""A cluster that answers nothing for so long is gone. Ray itself ends the process at 60 s."""
+"""A cluster that doesn't answer for this long is gone. Ray itself ends the process at 60 s."""
 STARTS_ALLOWED = 8
-"""So many workers of one pool may start before a shard has to be done."""
+"""How many workers of one pool may start before a shard has to be done."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Node:
 
 @dataclass(frozen=True)
 class Tasks:
-    """Work without workers of its own, which needs room for one task; stands for a pool."""
+    """Work without dedicated workers, which needs room for one task; it represents a pool."""
 
     cpus: float
     gpus: float = 0.0
@@ -49,7 +49,7 @@ class Tasks:
 
 @dataclass
 class Watchdog:
-    """What is known of one leg's workers, or of tasks; times are monotonic seconds."""
+    """State of one phase's workers, or of tasks; times are monotonic seconds."""
 
     leg: Sequence[Pool | Tasks]
     rows_a_shard: int
@@ -73,7 +73,7 @@ class Watchdog:
         self._nodes = found
 
     def heard(self, beats: Mapping[str, Beat], now: float) -> None:
-        """The latest of each worker that said something since it was asked last."""
+        """The latest report of each worker that reported since the last call."""
         for worker, beat in beats.items():
             before = self._beats.get(worker)
             if before is None:
@@ -84,14 +84,14 @@ class Watchdog:
             self._heard[worker] = now
 
     def ended(self, pool: int) -> None:
-        """A worker was ended for standing still: the next one is no sign that they die."""
+        """A worker was killed because it hung: the next start is not a sign that they die."""
         self._starts[pool] -= 1
 
     def is_unanswered(self, now: float) -> bool:
         return now - self._answered > UNANSWERED_SECONDS
 
     def problem(self, now: float) -> str | None:
-        """Why the run can't go on; None where it can, as far as is known."""
+        """Why the run can't continue; None if it can, as far as is known."""
         if self.is_unanswered(now):
             return (f"the Ray cluster has not answered for {now - self._answered:.0f} s: its head "
                     "is gone or unreachable; restart it, then run again")

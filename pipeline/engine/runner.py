@@ -1,9 +1,9 @@
 """Runs steps over shards: the same code in every engine.
 
 A step's shard is committed only when every input key came out as kept, rejected or failed. A
-batch that raises is done again row by row, so one bad row costs that row only. Rows of a fragile
-stage are noted in a journal before they start: one that took its worker down twice is written as
-a crash, and the shard goes on. A row that breaks its worker's GPU counts as one that took it down.
+batch that raises is processed again row by row, so one bad row costs that row only. Rows of a
+fragile stage are noted in a journal before they start: one that crashed its worker twice is written
+as a crash, and the shard continues. A row that breaks its worker's GPU counts as crashing it.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ class Worker:
         self._stack.enter_context(python_messages(self._log))
 
     def run(self, shard: str) -> None:
-        """All steps of this worker over one shard; what is committed already is left alone."""
+        """All steps of this worker over one shard; what is already committed is left alone."""
         for step in self.steps:
             path = shard_path(step.folder(self.dataset), shard)
             if not path.exists() and self.shards.passes(self.plan, step, shard):
@@ -129,7 +129,7 @@ class Worker:
             raise
 
     def _commit_step(self, step: Step, shard: str, path: Path, log: ShardLog) -> Counter[str]:
-        """One step over one shard; gives its counts."""
+        """One step over one shard; returns its counts."""
         started = time.monotonic()
         self.activity.at(step.label, shard, "reads its input")
         request = self.shards.retries.get(shard)
@@ -180,14 +180,14 @@ class Worker:
                 counts["source_frames"],
             ))
         journal = _journal(step, self.dataset, shard)
-        if not journal.is_dir():  # of which `verify` tells
+        if not journal.is_dir():  # which `verify` reports
             journal.unlink(missing_ok=True)
         if step.label == step.stage_label:
             self.report(step.stage_label, Counter(shards=1))
         return counts
 
     def _without_removed(self, step: Step, table: pa.Table) -> pa.Table:
-        """Rejects videos that were removed from the dataset and come again from other sources."""
+        """Rejects videos that were removed from the dataset and come back from other sources."""
         names = table.column_names
         if step.stage.key != "source_key" or "video_id" not in names:
             return table
@@ -268,8 +268,8 @@ class Worker:
 class _Writers:
     """The files of one step's shard, which appear together: the step's own table is the marker.
 
-    The first one to commit a shard stands. Of two writers (the worker of a run that was killed
-    may live on for a while) the other one's files are dropped, all of them: tables of two writers
+    The first one to commit a shard wins. Of two writers (the worker of a killed run
+    may survive for a while) the other one's files are dropped, all of them: tables of two writers
     might not fit each other.
     """
 
@@ -311,7 +311,7 @@ def _batch(
     step: Step, batch: pa.Table, transform: Transform, frames: FrameReader | None, log: ShardLog,
     dataset: Path, doing: Callable[[pa.Table], None],
 ) -> Iterator[tuple[pa.Table, dict[str, pa.Table]]]:
-    """One batch done; where it raises, each of its rows done alone. `doing` gets each."""
+    """One batch processed; if it raises, each of its rows alone. `doing` gets each."""
     doing(batch)
     shown: pa.Table = batch
     failed: dict[int, RowFailed] = {}
@@ -328,13 +328,13 @@ def _batch(
     try:
         yield batch, _named(step, transform(shown))
     except ClipmillError:
-        raise  # nothing that another row could make good
+        raise  # nothing that another row could fix
     except Exception as error:  # noqa: BLE001 (any exception of a stage is a row's failure)
         _raise_if_full(error, dataset)
         raise_if_broken(error)
         names = [batch[step.stage.key][0].as_py()]
         if not isinstance(error, RowFailed | RowRejected):
-            # Of a batch it is no failure yet: its rows are done alone.
+            # For a batch it is not a failure yet: its rows are tried alone.
             log.raised("exception", error, names[0] if batch.num_rows == 1 else None)
         if batch.num_rows == 1:
             yield batch, {step.label: failed_rows(step, names, _as_outcome(step, error))}
@@ -357,7 +357,7 @@ def _batch(
 
 
 def _raise_if_full(error: Exception, dataset: Path) -> None:
-    """No row is to blame for a full disk: the next one would fail of it just so."""
+    """No row is to blame for a full disk: the next one would fail the same way."""
     if (full := full_storage(error, dataset)) is not None:
         raise full from error
 
@@ -388,7 +388,7 @@ def _tally(step: Step, table: pa.Table) -> Counter[str]:
 
 
 def _begun(plan: Plan, step: Step, inputs: int) -> Counter[str]:
-    """What progress shows of a shard that begins: a stage's first step tells how many rows come.
+    """Progress for a shard that starts: a stage's first step knows how many rows come.
 
     A `share` of 1 is all of one step's shard.
     """
@@ -400,7 +400,7 @@ def _begun(plan: Plan, step: Step, inputs: int) -> Counter[str]:
 
 
 def _reported(step: Step, tally: Counter[str], table: pa.Table) -> Any:
-    """What progress shows: of a stage's inner steps only what does not reach the last one."""
+    """Progress to show: of a stage's inner steps only what does not reach the last one."""
     if step.label != step.stage_label:
         return Counter(rejected=tally["rejected"], failed=tally["failed"])
     shown: Any = Counter(tally)  # of seconds there are parts, which Counter's types don't know
@@ -446,7 +446,7 @@ def _journal(step: Step, dataset: Path, shard: str) -> Path:
 def blame(
     plan: Plan, dataset: Path, run_id: str, label: str, shard: str, keys: Sequence[str]
 ) -> None:
-    """Notes that a worker is ended while it is at these rows, as if they had taken it down.
+    """Notes that a worker is killed while processing these rows, as if they had crashed it.
 
     Rows of a journal are noted there already, before they start. Others are done one by one then.
     """
@@ -459,8 +459,8 @@ def blame(
 def _started_before(path: Path, run_id: str | None) -> dict[str, int]:
     """Rows that were started and not finished, with how often; of one run only if it is given.
 
-    A journal that can't be read counts as none: a row that kills its worker is then found out by
-    two more deaths, where any other reading would give rows up that nothing is wrong with.
+    An unreadable journal counts as empty: a row that kills its worker is then identified by
+    two more deaths, while any other reading would give up innocent rows.
     """
     try:
         of_run, started = read_journal(path)

@@ -1,6 +1,6 @@
-"""Notices workers that report nothing new: names them, then ends them.
+"""Detects workers that make no progress: names them, then kills them.
 
-A worker that is ended counts as one that its row took down: the crash journal gives such a row up.
+A killed worker counts as one that its row crashed: the crash journal gives such a row up.
 Knows nothing of Ray: the engine says what it heard of its workers, and how to look at a process.
 """
 
@@ -18,7 +18,7 @@ from clipmill.schemas.words import plain_time
 
 STALL_SECONDS = 600.0
 SILENT_SECONDS = 12.0
-"""A worker that said nothing for so long may be dead or stopped; its place counts as free."""
+"""A worker silent for this long may be dead or stopped; its place counts as free."""
 
 _LOOK_SECONDS = 1.0
 _LOOK_AGAIN_SECONDS = 10.0
@@ -27,7 +27,7 @@ _LONGEST_STEP_SECONDS = 5.0
 
 @dataclass(frozen=True)
 class Seen:
-    """What is known of a worker; `still_seconds` is how long it has reported nothing new."""
+    """State of a worker; `still_seconds` is how long it has made no progress."""
 
     beat: Beat
     place: Place | None
@@ -45,7 +45,7 @@ class Seen:
         return self.beat.process.pid if self.beat.process is not None else 0
 
     def describe(self) -> str:
-        """E.g. `worker 4321 on host7: stopped (T), nothing new for 60 s, at v-1 (shard 000003)`."""
+        """E.g. `worker 4321 on host7: stopped (T), no progress for 60 s, at v-1 (shard 000003)`."""
         said = []
         if self.is_standing or self.is_silent:
             if self.state is not None:
@@ -57,9 +57,9 @@ class Seen:
 
 @dataclass(frozen=True)
 class Lookout:
-    """How long a worker may report nothing new (0: for ever), and who hears about the workers.
+    """How long a worker may make no progress (0: for ever), and who is informed.
 
-    `show` gets what all are at, time and again. `say` gets a message on one that stands still, and
+    `show` repeatedly gets what all are doing. `say` gets a message about one that hangs, and
     what it is about: `worker_pid`, `node`, `state`, and of its place `step`, `shard` and `key`.
     """
 
@@ -84,7 +84,7 @@ class Standstills:
     """The workers of a run. Time counts only while they could be heard.
 
     `look` and `end` act on a beat's process, on its node, and may take long or raise; without
-    `end` a worker that stands still is named and left alone. `blame` notes the rows of a place.
+    `end` a worker that hangs is named and left alone. `blame` notes the rows of a place.
     """
 
     lookout: Lookout
@@ -97,7 +97,7 @@ class Standstills:
     _last: float | None = None
 
     def heard(self, beats: Mapping[str, Beat], now: float) -> None:
-        """The latest of each worker that said something since; `now` is monotonic."""
+        """The latest report of each worker that reported since; `now` is monotonic."""
         with self._lock:
             # This process may have been stopped for hours, while its workers were not.
             step = 0.0 if self._last is None else min(now - self._last, _LONGEST_STEP_SECONDS)
@@ -112,19 +112,19 @@ class Standstills:
                 known.beat, known.heard = beat, self._clock
 
     def seen(self) -> list[Seen]:
-        """Every worker that has something to do, or that no longer speaks."""
+        """Every worker that has something to do, or that is silent."""
         with self._lock:
             return [self._seen(known) for known in self._known.values()
                     if known.beat.place is not None or self._is_silent(known)]
 
     def go_on(self, stopping: threading.Event) -> None:
-        """Looks after the workers until told to stop; for a thread of its own."""
+        """Monitors the workers until told to stop; runs in a separate thread."""
         while not stopping.wait(_LOOK_SECONDS):
             with contextlib.suppress(OSError, ClipmillError):  # the disk is full, say: later, then
                 self.check()
 
     def check(self) -> None:
-        """Looks at whoever may stand still, and does what is due."""
+        """Checks workers that may hang, and does what is due."""
         with self._lock:
             suspects = [(worker, known) for worker, known in self._known.items()
                         if self._is_suspect(known)]

@@ -1,8 +1,8 @@
-"""Brings one step's input rows together for one shard: keys, joined columns, kept frames.
+"""Assembles one step's input rows for one shard: keys, joined columns, kept frames.
 
 Which keys: those that every required upstream step kept, and that at least one upstream file of
 this very shard brings; a file of videos brings all their clips. So a retry shard holds just the
-rows that are new or known better in it, wherever in the recipe it began; where a key stands in
+rows that are new or known better in it, wherever in the recipe it began; if a key is in
 several shards of a group, the newest counts.
 """
 
@@ -108,7 +108,7 @@ def _changed(before: Sequence[pa.Table], part: pa.Table, key: str) -> list[str]:
 
 
 def _join_key(schema: pa.Schema, unit: str) -> str:
-    """The column by which rows of a table are looked up for a unit."""
+    """The column by which a unit's rows are looked up in a table."""
     if unit in schema.names:
         return unit
     return "video_id" if "video_id" in schema.names else "source_key"
@@ -177,7 +177,7 @@ def _todo(joined: dict[str, _Joined], at_unit: list[str], required: set[str], ba
 
 def _whose_video_is_kept(keys: list[str], joined: dict[str, _Joined], required: set[str],
                          base: str) -> list[str]:
-    """Without the clips of videos that a required stage at the level of videos has not kept."""
+    """Without the clips of videos that a required video-level stage has not kept."""
     if not required:
         return keys
     videos = joined[base].table["video_id"].to_pylist()
@@ -199,9 +199,9 @@ def _brought(keys: list[str], joined: dict[str, _Joined], at_unit: list[str],
 
 
 class FrameReader:
-    """Gives clips their kept frames, a row group (one video) at a time, in shard order.
+    """Adds kept frames to clips, a row group (one video) at a time, in shard order.
 
-    Where a video's frames are gone they are read from the video again by seeking.
+    If a video's frames are gone they are read from the video again by seeking.
     """
 
     def __init__(self, plan: Plan, dataset: Path, group: Sequence[str]) -> None:

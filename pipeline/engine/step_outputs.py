@@ -1,7 +1,7 @@
-"""Makes what a stage gave for a batch into rows that can be committed.
+"""Turns what a stage returned for a batch into rows that can be committed.
 
-Every key has its outcome; a key that the stage lost or gave twice, or a score that is none, is
-told as a failure or, where the stage has a column for it, as a reason.
+Every key has its outcome; a key that the stage lost or returned twice, or an invalid score, is
+recorded as a failure or, if the stage has a column for it, as a reason.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ def failed_rows(step: Step, keys: list[str], problem: RowFailed | RowRejected) -
 
 def _with_failures(step: Step, table: pa.Table, kind: ErrorKind,
                    problems: Mapping[str, str]) -> pa.Table:
-    """The table with one failed row for each key in `problems`, in place of all of its rows."""
+    """The table with one failed row for each key in `problems`, instead of all of its rows."""
     if not problems:
         return table
     key = step.stage.key
@@ -143,8 +143,8 @@ def _doubled_clips(
 def _with_finite_scores(step: Step, table: pa.Table) -> pa.Table:
     """The table without scores that are NaN or infinite.
 
-    They are null, with a reason where the stage has a column for it, `<score>_reason`. A kept row
-    of a stage that has none is a failure, so that it is told why there is no score.
+    They become null, with a reason if the stage has a column for it, `<score>_reason`. A kept row
+    of a stage that has none is a failure, so that the reason for the missing score is known.
     """
     score = step.stage.score
     if score not in table.column_names or not pa.types.is_floating(table[score].type):

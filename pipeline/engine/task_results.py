@@ -1,4 +1,4 @@
-"""What became of one task's item, said alike on every engine."""
+"""The result of one task's item, in the same form on every engine."""
 
 from __future__ import annotations
 
@@ -48,5 +48,5 @@ def attempt_in_a_worker(pickled: bytes, item: Any) -> tuple[Any, RowFailed | Non
 
 
 def died(how: str) -> RowFailed:
-    """The problem of an item that takes its process down."""
+    """The problem of an item that crashes its process."""
     return RowFailed("crash", f"its process died {MAX_DEATHS} times, last {how}")

@@ -1,4 +1,4 @@
-"""The card of a Hugging Face dataset: a README whose head `datasets` reads."""
+"""The card of a Hugging Face dataset: a README whose header `datasets` reads."""
 
 from __future__ import annotations
 

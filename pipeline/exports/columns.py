@@ -1,4 +1,4 @@
-"""Which columns an export has, where they come from, and which of them `--redact` leaves out.
+"""Defines an export's columns, where they come from, and which of them `--redact` leaves out.
 
 A clip's row is made of columns of the `clips` view and of facts of its video, which are joined to
 it by position in sorted streams. Names that begin with an underscore serve the work only.
@@ -22,7 +22,7 @@ TEXT, PATH, FILE_ZERO, SOUND_BYTES, SUBTITLES, SUBTITLE_WORDS, DROPPED = (
     "_dropped",
 )
 SPAN = ("clip_id", "video_id", "start_seconds", "end_seconds", "duration_seconds")
-# Facts of the video under the names that they have in an export; the first five stand in `clips`.
+# Facts of the video under the names that they have in an export; the first five are in `clips`.
 _FACTS = {
     "url": "url", "title": "title", "language": "language", "category": "category",
     "query": "query", "extractor": "extractor", "source_id": "source_id", "license": "license",
@@ -38,7 +38,7 @@ REDACTED = ("title", "description", "uploader", "extra")
 
 @dataclass(frozen=True)
 class Columns:
-    """SQL expressions by name: of `clips`, and of `videos` beside `video_id`."""
+    """SQL expressions by name: over `clips`, and over `videos` joined by `video_id`."""
 
     clips: Mapping[str, str]
     facts: Mapping[str, str]
@@ -49,7 +49,7 @@ class Columns:
 def choose_columns(
     catalog: Catalog, request: ExportRequest, scores: Mapping[str, str]
 ) -> Columns:
-    """The columns for a format; UsageError where the caption is no text column of `clips`.
+    """The columns for a format; UsageError if the caption is not a text column of `clips`.
 
     `scores` gives SQL over `clips` of further columns, by name (InternVid's two).
     """
@@ -120,14 +120,14 @@ def _check_caption(caption: str, there: Mapping[str, str]) -> None:
 
 
 def _expression(name: str, kind: str, request: ExportRequest) -> str:
-    # Hugging Face's `datasets` knows no maps.
+    # Hugging Face's `datasets` doesn't support maps.
     if request.format == "huggingface" and kind.startswith("MAP("):
         return f"map_entries({quoted(name)})"
     return quoted(name)
 
 
 def _address_without_names() -> str:
-    """The URL where it is one of the web and doesn't tell the title or the uploader.
+    """The URL if it is a web address and doesn't reveal the title or the uploader.
 
     A local file's address is a path of somebody's machine, often with their name in it.
     """

@@ -1,7 +1,7 @@
-"""The export's folder: whose it is, what has been done in it, and what lies there in the end.
+"""The export's folder: who owns it, what has been done, and what it finally contains.
 
-    export.json     what was asked and of what, written first; with counts and files at the end
-    .work/          rows, units and notes of an export on its way; gone when it is finished
+    export.json     the request and its source, written first; with counts and files at the end
+    .work/          rows, units and notes of an unfinished export; gone when it is finished
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ WORK = ".work"
 VERSION = 1
 _LOCK = "lock"
 _OURS = frozenset((_LOCK, "token", "rows", ".rows.tmp", "units", "cut", "shards"))
-"""All that an export writes into its `.work/`."""
+"""Everything that an export writes into its `.work/`."""
 _TRIES = 5
 
 
@@ -43,7 +43,7 @@ class ExportFolder:
         return self.manifest is not None and self.manifest["state"] == "finished"
 
     def begin(self, asked: Mapping[str, Any], clips_of: Mapping[str, Any]) -> None:
-        """Claims the folder for this export, which may be one that is gone on with.
+        """Claims the folder for this export, which may be a resumed one.
 
         `clips_of` names what the clips are taken from, by hash. Raises UsageError where the
         folder holds another export.
@@ -56,9 +56,9 @@ class ExportFolder:
         write_json(self.path / MANIFEST, self.manifest)
 
     def finish(self, found: Mapping[str, Any], *, removed: str) -> None:
-        """Writes the last manifest and drops what only served the work.
+        """Writes the final manifest and deletes what only served the work.
 
-        `removed` is the hash of what the dataset has removed by now, where that is of account.
+        `removed` is the hash of what the dataset has removed by now, if that matters.
         """
         assert self.manifest is not None  # begin() made it
         clips_of = dict(self.manifest["clips_of"])
@@ -70,7 +70,7 @@ class ExportFolder:
         self.clean()
 
     def abandon(self) -> None:
-        """Gives the folder up, as if nothing had been begun."""
+        """Gives up the folder, as if nothing had been started."""
         (self.path / MANIFEST).unlink(missing_ok=True)
         self.manifest = None
 
@@ -116,7 +116,7 @@ class ExportFolder:
 
 @contextlib.contextmanager
 def open_folder(path: Path) -> Iterator[ExportFolder]:
-    """The folder to export into: new, or of an export that was begun.
+    """The folder to export into: new, or of an unfinished export.
 
     Raises UsageError for a folder with anything else in it, ClipmillError while another process
     exports there.
@@ -140,7 +140,7 @@ def open_folder(path: Path) -> Iterator[ExportFolder]:
 
 
 def _check_free(path: Path, manifest: Mapping[str, Any] | None) -> None:
-    """UsageError where there is anything else than an export, or what a killed start left."""
+    """UsageError if there is anything but an export, or the leftovers of a killed start."""
     if path.exists() and not path.is_dir():
         raise UsageError(f"--output {path}: this is a file; give a folder")
     if manifest is not None or not path.is_dir():
@@ -154,7 +154,7 @@ def _check_free(path: Path, manifest: Mapping[str, Any] | None) -> None:
 
 
 def _is_ours(work: Path) -> bool:
-    """Whether a `.work/` that no manifest stands beside is of an export that was just begun."""
+    """Whether a `.work/` without a manifest belongs to an export that was just started."""
     if not work.is_dir():
         return False
     names = set(os.listdir(work))
@@ -167,7 +167,7 @@ def _some(names: Sequence[str]) -> str:
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[IO[str]]:
-    """Makes the folder where it is not there, and holds its lock."""
+    """Creates the folder if it doesn't exist, and holds its lock."""
     lock = path / WORK / _LOCK
     for _ in range(_TRIES):
         try:
@@ -204,7 +204,7 @@ def _is_still(path: Path, file: IO[str]) -> bool:
 
 
 def read_manifest(path: Path) -> dict[str, Any] | None:
-    """What an export says of itself; None where there is none."""
+    """An export's own record; None if there is none."""
     try:
         found = json.loads((path / MANIFEST).read_text("utf-8"))
     except (FileNotFoundError, NotADirectoryError):

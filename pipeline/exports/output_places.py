@@ -1,4 +1,4 @@
-"""Where a command may write what was asked for: anywhere but among a dataset's own files."""
+"""Checks where a command may write its output: anywhere but among a dataset's own files."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from clipmill.schemas.folders import MEDIA, OWN_FOLDERS
 
 
 def check_output(dataset: Path, output: Path | None) -> None:
-    """UsageError where `--output` is a place at which the dataset keeps, or will keep, its own."""
+    """UsageError if `--output` is a place where the dataset keeps, or will keep, its own files."""
     if output is None:
         return
 
@@ -41,6 +41,6 @@ def _is_own(dataset: Path, name: str) -> bool:
     if name in own:
         return True
     folder = dataset / name
-    # The tables of a stage of one's own, or further ones of a stage.
+    # The tables of a custom stage, or further ones of a stage.
     return folder.is_dir() and any(inner.is_dir() and committed_shards(inner)
                                    for inner in folder.iterdir())

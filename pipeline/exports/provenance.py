@@ -1,4 +1,4 @@
-"""Where an export's clips come from and what made their columns, as its manifest and card say."""
+"""Provenance of an export's clips and columns, for its manifest and card."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ def clips_of(catalog: Catalog, request: ExportRequest, subset: FrozenSubset | No
              ) -> dict[str, Any]:
     """What the clips are taken from, by hash: the frozen subset, or the catalog as it is.
 
-    Beside the catalog stands what was removed from it, for that may change while an export is on
-    its way.
+    Removals are recorded alongside the catalog, because they may change while an export is
+    running.
     """
     if subset is not None:
         return {"subset": subset.info["hash"]}
@@ -92,7 +92,7 @@ def _stage(stage: StageRecord, columns: Sequence[str]) -> dict[str, Any]:
     for setting, model in stage["models"].items():
         reference = str(model["reference"])
         models[setting] = {
-            # Of a local file the name: its folder is of this machine.
+            # For a local file only the name: its folder is private to this machine.
             "model": Path(reference).name if Path(reference).is_absolute() else reference,
             "revision": model["revision"],
             "identity": model["identity"],
@@ -120,7 +120,7 @@ class Summary:
         return self.milliseconds / 3_600_000
 
     def plain(self) -> dict[str, Any]:
-        """What the manifest says beside the counts of clips."""
+        """The manifest's contents other than the counts of clips."""
         return {"videos": self.videos, "hours": round(self.hours, 6),
                 "licences": _sorted(self.licences), "sites": _sorted(self.sites)}
 

@@ -1,4 +1,4 @@
-"""What is removed from the dataset while an export is on its way: it is left out, and counted.
+"""Handles removals from the dataset during an export: leaves the clips out, and counts them.
 
 Shards are numbered and filled in order, so one that held a removed clip changes all that follow:
 they are made again, from units of work of which only those that lost clips are done again.
@@ -32,9 +32,9 @@ from clipmill.pipeline.exports.webdataset import INDEX
 
 
 class Removals:
-    """Looks at the dataset's tombstones, anew each time; for when no worker is at work.
+    """Reads the dataset's tombstones each time it is called; for when no worker is active.
 
-    `known` are all videos that were removed when it looked last.
+    `known` are all videos that were removed when it last looked.
     """
 
     def __init__(self, request: ExportRequest, rows: Path) -> None:

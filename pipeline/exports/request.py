@@ -1,4 +1,4 @@
-"""What an export is asked to be, checked as far as that needs no dataset."""
+"""The request of an export, validated as far as possible without the dataset."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SMALLEST_SHARD_BYTES = 10_000
 # These are read sample by sample with a text beside each clip; the tables are read by column.
 _NEED_A_TEXT = {"webdataset", "huggingface", "internvid", "interleaved"}
 PERSONAL = re.compile(r"\b(title|description|uploader|extra|url)\b", re.I)
-"""Names of columns that tell who made a video, within a rule or a predicate."""
+"""Column names in a rule or a predicate that reveal who made a video."""
 
 
 def size_in_bytes(text: str, option: str) -> int:
@@ -51,7 +51,7 @@ class Interleaving:
 
 @dataclass(frozen=True)
 class ExportRequest:
-    """What is asked for; everything but the folders, the engine and the workers decides the
+    """The request; everything but the folders, the engine and the workers determines the
     bytes of the result."""
 
     dataset: Path
@@ -75,7 +75,7 @@ class ExportRequest:
 
     @property
     def keeps_uncaptioned(self) -> bool:
-        """Whether clips without a text stay."""
+        """Whether to keep clips without a text."""
         if self.uncaptioned is not None:
             return self.uncaptioned
         return self.format not in _NEED_A_TEXT
@@ -91,9 +91,9 @@ class ExportRequest:
         return self.cut is not None or self.format == "webdataset"
 
     def asked(self) -> dict[str, Any]:
-        """What decides the result, as the manifest holds it.
+        """What determines the result, as stored in the manifest.
 
-        The dataset is not among it: an export may be handed on, and a path says who made it.
+        The dataset is not included: an export may be shared, and a path reveals who made it.
         """
         asked: dict[str, Any] = {
             "format": self.format, "subset": self.subset, "where": self._shown_where(),
@@ -108,7 +108,7 @@ class ExportRequest:
         return asked
 
     def _shown_where(self) -> str | None:
-        """`--where` as it may be handed on: it may ask for what --redact leaves out."""
+        """`--where` in a form that may be shared: it may refer to what --redact leaves out."""
         if self.where is None or not (self.redact and PERSONAL.search(self.where)):
             return self.where
         return "not shown: sha256:" + hashlib.sha256(self.where.encode()).hexdigest()
@@ -117,7 +117,7 @@ class ExportRequest:
 def interleaving_options(
     format_: Format, documents: Documents | None, drop: float | None, seed: int | None
 ) -> Interleaving:
-    """How documents are made; UsageError where an option would change nothing or is no share."""
+    """How documents are made; UsageError if an option has no effect or is not a share."""
     given = [name for name, value in
              (("--documents", documents), ("--drop", drop), ("--seed", seed)) if value is not None]
     if given and format_ != "interleaved":
@@ -142,7 +142,7 @@ def cut_options(
     preset: str | None = None,
     short_side: int | None = None,
 ) -> CutOptions | None:
-    """How media is cut, None for none at all; UsageError where an option would change nothing."""
+    """How media is cut, None for none at all; UsageError if an option has no effect."""
     of_exact = {"--encoder": encoder, "--crf": crf, "--preset": preset, "--short-side": short_side}
     given = [name for name, value in of_exact.items() if value is not None]
     if media != "exact" and given:

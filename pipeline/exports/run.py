@@ -1,4 +1,4 @@
-"""One export from start to end, or from where it was stopped."""
+"""Runs one export from start to end, or from where it was interrupted."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ from clipmill.schemas.words import counted
 
 @dataclass
 class Watcher:
-    """What an export tells while it goes on; any of it may be left out."""
+    """Callbacks of a running export; any of them may be omitted."""
 
     begin: Callable[[str, int | None], None] = lambda step, clips: None
     step: Callable[[int, int], None] = lambda clips, failed: None
@@ -72,10 +72,10 @@ def run_export(
     watcher: Watcher | None = None,
     memory_limit: str | None = None,
 ) -> Exported:
-    """Exports, goes on with an export that was stopped, or does nothing where it is finished.
+    """Exports, resumes an interrupted export, or does nothing if it is finished.
 
-    Raises UsageError for a folder with something else in it, and for clips, columns or options
-    that there are not; ClipmillError where the machine lacks what is needed.
+    Raises UsageError for a folder with other contents, and for clips, columns or options
+    that don't exist; ClipmillError if the machine lacks what is needed.
     """
     watcher = watcher or Watcher()
     check_output(request.dataset, request.output)
@@ -134,7 +134,7 @@ def _finish(
     request: ExportRequest, columns: Columns, folder: ExportFolder, selection: Selection,
     code_version: str, watcher: Watcher,
 ) -> Exported:
-    """Makes the files; over again, as far as need be, where videos were removed meanwhile.
+    """Makes the files; repeats what is necessary if videos were removed meanwhile.
 
     Looked for is that between the steps, when no worker is at work any more that could write of
     them later, and last when all is there but the word that the export is finished.
@@ -193,7 +193,7 @@ def _check_there_is_something(
 
 
 def _ways_out(request: ExportRequest) -> dict[str, str]:
-    """By reason why clips were left out, what would let them in."""
+    """By reason why clips were left out, how to include them."""
     dataset = shell_word(request.dataset)
     return {
         "no caption": "--keep-uncaptioned keeps clips without a caption, --caption COLUMN uses "
@@ -267,7 +267,7 @@ def _write_beside(
     request: ExportRequest, units: Sequence[Unit], shards: Sequence[Shard], shown: Sequence[str],
     folder: ExportFolder, found: dict[str, Any],
 ) -> None:
-    """What stands beside the shards: failures, an index, a card."""
+    """The files next to the shards: failures, an index, a card."""
     if request.cut is not None:
         path = request.output / FAILURES
         temporary = temporary_beside(path)

@@ -1,4 +1,4 @@
-"""Which columns may stand as InternVid's own scores.
+"""Determines which columns may be exported as InternVid's own scores.
 
 `UMT_Score` is UMT-SIM's and `Aesthetic_Score` the LAION predictor's, the largest over frames. The
 numbers of another scorer are on another scale, so they are not written under these names.
@@ -24,14 +24,14 @@ LAION_V2 = "*sac+logos+ava1-l14-linearMSE*"
 
 @dataclass(frozen=True)
 class InternVidScores:
-    """SQL over `clips` of the two columns, and what is to be said of them."""
+    """SQL over `clips` of the two columns, and messages about them."""
 
     columns: dict[str, str]
     notes: tuple[str, ...]
 
 
 def internvid_scores(catalog: Catalog) -> InternVidScores:
-    """The columns of the catalog's that are InternVid's scores; null where there is none."""
+    """The catalog's columns that are InternVid's scores; null if there is none."""
     found: dict[str, str] = {}
     others: dict[str, list[str]] = {AESTHETIC: [], UMT: []}
     for column, stage in _scores(catalog):

@@ -1,6 +1,6 @@
-"""The clips of an export: their rows sorted by video and time, pinned in files, in units.
+"""Selects the clips of an export: rows sorted by video and time, pinned in files, in units.
 
-Pinned, because an export may be stopped and gone on with while the dataset grows. A unit is a run
+Pinned, because an export may be interrupted and resumed while the dataset grows. A unit is a run
 of rows that holds whole videos, so that whoever works on it opens each video once.
 """
 
@@ -53,7 +53,7 @@ class Unit:
 
 @dataclass(frozen=True)
 class Selection:
-    """What was selected: clips that were asked for, those left out by reason, the rest in units."""
+    """The selection: clips requested, those left out by reason, the rest in units."""
 
     clips: int
     left_out: dict[str, int]
@@ -130,9 +130,9 @@ def select_clips(
     beside: Mapping[str, Any],
     on_rows: Callable[[int], None] = lambda rows: None,
 ) -> Selection:
-    """Pins the rows of the clips that are asked for in `folder`, which appears whole.
+    """Pins the rows of the selected clips in `folder`, which appears atomically.
 
-    `beside` is kept with them. Memory stays bounded: rows come sorted from DuckDB, which spills,
+    `beside` is stored with them. Memory stays bounded: rows come sorted from DuckDB, which spills,
     and are joined with the facts of their videos as both streams pass by.
     """
     temporary = folder.with_name(f".{folder.name}.tmp")
@@ -176,7 +176,7 @@ def select_clips(
 def _without_those_gone(
     catalog: Catalog, request: ExportRequest, seen: int, left_out: Counter[str]
 ) -> int:
-    """All clips that were asked for; counts those of which the query gave nothing, by reason.
+    """All requested clips; counts those that the query did not return, by reason.
 
     `seen` is how many it gave. A run or removal may have changed the numbers since, so they are
     never less than nothing.
@@ -226,7 +226,7 @@ def _reader(catalog: Catalog, query: str) -> pa.RecordBatchReader:
 def _filtered(
     reader: pa.RecordBatchReader, request: ExportRequest, left_out: Counter[str]
 ) -> Iterator[pa.Table]:
-    """The rows with a text, where one is needed, that chance leaves in."""
+    """The rows with a text, if one is needed, that random dropping keeps."""
     while True:
         with readable_errors():  # of --where, for one
             batch = next(reader, None)
@@ -246,7 +246,7 @@ def _filtered(
 
 
 def _without_others(rows: pa.Table, request: ExportRequest, left_out: Counter[str]) -> pa.Table:
-    """InternVid's format has room for videos of YouTube only."""
+    """Keeps videos of YouTube only, as InternVid's format requires."""
     if request.format != "internvid":
         return rows
     known = pc.and_kleene(pc.equal(pc.utf8_lower(rows["extractor"]), "youtube"),

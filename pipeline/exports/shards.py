@@ -1,4 +1,4 @@
-"""Shards of an export: files of about the wished size, numbered without gaps.
+"""Writes shards of an export: files of about the requested size, numbered without gaps.
 
 `roll` writes them one after the other where only writing tells how large they get; `pack` plans
 them beforehand, where sizes are known, and writes them in parallel.
@@ -42,7 +42,7 @@ class Shard:
 
 
 class ShardFile(ABC):
-    """A file in the making under a temporary name; `suffix` ends its final one."""
+    """A file being written under a temporary name; `suffix` ends its final one."""
 
     suffix: ClassVar[str]
 
@@ -73,7 +73,7 @@ def roll(
 ) -> list[Shard]:
     """Writes all parts, in order, into shards; a part is never split.
 
-    Goes on after the last shard that is whole: beside it lies a note of where the next begins.
+    Continues after the last complete shard: a note next to it says where the next begins.
     """
     notes = notes_of(request)
     name = SHARDS[request.format]

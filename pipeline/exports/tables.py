@@ -1,4 +1,4 @@
-"""Tables: Parquet, and CSV with nested columns as JSON text."""
+"""Writes tables: Parquet, and CSV with nested columns as JSON text."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Work on one unit of clips: cuts their media and renders their samples, on any machine.
+"""Processes one unit of clips: cuts their media and renders their samples, on any machine.
 
-What came of a unit is one Parquet file, its rows with further columns; it is there when the unit
+The result of a unit is one Parquet file, its rows with further columns; it exists when the unit
 is done. A clip that can't be cut keeps its row, with a problem.
 """
 
@@ -41,7 +41,7 @@ MEDIA_COLUMNS = pa.schema([
     ("media_has_audio", pa.bool_()),
     ("media_bytes", pa.int64()),
 ])
-"""What an export says of a clip's file. Its span is what the file truly shows."""
+"""An export's columns about a clip's file. Its span is what the file actually shows."""
 
 # A video whose worker died in it is tried once more; then its clips are failures.
 DEATHS_A_VIDEO = 2
@@ -52,7 +52,7 @@ ROUNDS = 6
 
 @dataclass(frozen=True)
 class UnitTask:
-    """One unit to work on; `token` is this process's, so that a user's stop is no crash."""
+    """One unit to work on; `token` is this process's, so that a user's stop is not a crash."""
 
     request: ExportRequest
     unit: Unit
@@ -73,7 +73,7 @@ def read_unit(
     request: ExportRequest, unit: Unit, columns: Sequence[str] | None = None, *,
     failed: bool = False,
 ) -> pa.Table:
-    """The rows of a unit with what the work on it added; with `failed` also those that failed."""
+    """The rows of a unit with the results; with `failed` also those that failed."""
     if not request.has_units:
         return read_rows(request.output / WORK / "rows", unit, columns)
     wanted = None if columns is None else [*columns, KIND]
@@ -97,7 +97,7 @@ def work_on_units(
     token: str,
     report: Callable[[int, int], None],
 ) -> None:
-    """Works on those units that are not done; `report` gets clips done and failed."""
+    """Processes the units that are not done; `report` gets clips done and failed."""
     _token_file(request).write_text(token, "utf-8")
     todo = [UnitTask(request, unit, token) for unit in units
             if not unit_file(request.output, unit).exists()]
@@ -119,7 +119,7 @@ def work_on_units(
 
 
 def work_on_unit(task: UnitTask) -> tuple[int, int]:
-    """Commits what came of a unit; returns how many clips it has, and how many of them failed.
+    """Commits the result of a unit; returns how many clips it has, and how many of them failed.
 
     What is wrong with a clip or video is a failed row, so what goes wrong else ends the export.
     """
@@ -166,7 +166,7 @@ def _commit(task: UnitTask, rows: pa.Table, problems: dict[str, RowFailed]) -> t
 
 
 def _give_up(task: UnitTask, problem: RowFailed) -> tuple[int, int]:
-    """Counts all clips of a unit that couldn't be worked on at all as failed."""
+    """Counts all clips of a unit that couldn't be processed at all as failed."""
     rows = read_rows(task.request.output / WORK / "rows", task.unit)
     ids = rows["clip_id"].to_pylist()
     if task.request.cut is not None:
@@ -201,7 +201,7 @@ def _token_file(request: ExportRequest) -> Path:
 
 
 def check_own(request: ExportRequest, token: str) -> None:
-    """Ends a worker that outlived its export: another one may be at this very work by now."""
+    """Ends a worker that outlived its export: another one may be doing this work by now."""
     if _token_file(request).read_text("utf-8") != token:
         raise ClipmillError(f"{request.output}: another export has taken over")
 
@@ -245,7 +245,7 @@ def _cut_video(
 
 
 def _is_sound(source: Path, facts: dict[str, Any]) -> bool:
-    """Whether the file was decoded without an error, and has not got another size since."""
+    """Whether the file was decoded without an error, and its size has not changed since."""
     size = facts.get(SOUND_BYTES)
     return size is not None and source.stat().st_size == size
 

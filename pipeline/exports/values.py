@@ -1,4 +1,4 @@
-"""Rows as text formats hold them: shortest decimals, no NaN, maps as objects."""
+"""Converts rows for text formats: shortest decimals, no NaN, maps as objects."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""What a list's columns say of parts of a video: their times, their captions, in published forms.
+"""Interprets a list's columns about parts of a video: times and captions, in published forms.
 
-Lists name a clip a row (`start`, `end`), or all clips of a video in one cell
+Lists have one clip per row (`start`, `end`), or all clips of a video in one cell
 (`[['0:00:02.0', '0:00:08.5'], …]`). Cells are read as data and never run as code.
 """
 
@@ -51,7 +51,7 @@ class Roles:
     of_times: tuple[str, ...] = ()
 
     def said(self) -> list[tuple[str, str]]:
-        """Columns that were taken for something by a usual name, and for what."""
+        """Columns that were recognised by a usual name, and as what."""
         found = []
         if self.start or self.end:
             names = [name for name in (self.start, self.end) if name]
@@ -66,7 +66,7 @@ class Roles:
 
 @dataclass(slots=True)
 class Given:
-    """What a row says: spans with their own captions, or captions of the whole video."""
+    """What a row says: spans with their captions, or captions of the whole video."""
 
     spans: list[Span] | None = None
     captions: list[str] = field(default_factory=list)
@@ -74,7 +74,7 @@ class Given:
 
 
 def roles_of(names: Sequence[str], spec: SourceSpec, locator: str | None = None) -> Roles:
-    """What the columns of a list mean, by the recipe's words or by their usual names.
+    """The meaning of a list's columns, by the recipe or by their usual names.
 
     `names` are those without the column of the `locator`.
     """
@@ -106,7 +106,7 @@ def roles_of(names: Sequence[str], spec: SourceSpec, locator: str | None = None)
 
 
 def given(columns: Mapping[str, Any], roles: Roles) -> Given:
-    """What a row gives; ValueError where its times or captions can't be what they say."""
+    """What a row gives; ValueError if its times or captions are invalid."""
     times, is_list = _times(columns, roles)
     captions = _captions(columns.get(roles.captions) if roles.captions else None)
     names = roles.others if times is not None else (*roles.others, *roles.of_times)
@@ -128,7 +128,7 @@ def given(columns: Mapping[str, Any], roles: Roles) -> Given:
 def _times(
     columns: Mapping[str, Any], roles: Roles
 ) -> tuple[list[tuple[float, float]] | None, bool]:
-    """The row's spans, None where it has none, and whether a list of them was given."""
+    """The row's spans, None if it has none, and whether a list of them was given."""
     if roles.spans is not None:
         name = roles.spans
         found = _pairs(name, columns.get(name), roles.spans_were_named)
@@ -186,7 +186,7 @@ def seconds_of(name: str, value: Any) -> float:
 
 
 def _pairs(name: str, value: Any, must_be: bool) -> tuple[list[tuple[Any, Any]], bool] | None:
-    """The pairs of times in a cell; None where it holds something else, a date for instance."""
+    """The pairs of times in a cell; None if it holds something else, such as a date."""
     value = _listed(value)
     if value is None:
         return None
@@ -225,7 +225,7 @@ def _pairs(name: str, value: Any, must_be: bool) -> tuple[list[tuple[Any, Any]],
 
 
 def _listed(value: Any) -> Any:
-    """A cell as a list where it is one or is written as one; None where it is empty."""
+    """A cell as a list if it is one or is written as one; None if it is empty."""
     if value is None or value != value:  # NaN is how data frames write a missing cell
         return None
     if isinstance(value, tuple):
@@ -242,7 +242,7 @@ def _listed(value: Any) -> Any:
 
 
 def _literal(text: str) -> list[Any] | None:
-    """The list that a text writes out, as JSON or Python does; None where it does not."""
+    """The list that a text spells out, in JSON or Python notation; None if it does not."""
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
@@ -300,7 +300,7 @@ def _texts(columns: Mapping[str, Any]) -> dict[str, str] | None:
 
 
 def text_of(value: Any) -> str | None:
-    """A cell as text; None where it is empty."""
+    """A cell as text; None if it is empty."""
     if isinstance(value, str):
         return clean(value).strip() or None
     if value is None or value != value:

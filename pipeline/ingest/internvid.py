@@ -66,12 +66,12 @@ class PublishedFile:
     others: tuple[str, ...] = ()
 
     def place(self, row: int) -> str:
-        """Where a row stands, for messages."""
+        """The place of a row, for messages."""
         return f"{self.path}:row {row}" if self.is_parquet else f"{self.path}:{row}"
 
 
 def open_published(connection: duckdb.DuckDBPyConnection, path: Path) -> PublishedFile:
-    """Looks at a file's beginning; UsageError where it is not InternVid's."""
+    """Checks a file's beginning; UsageError if it is not InternVid's."""
     path = Path(os.path.abspath(path.expanduser()))  # noqa: PTH100  a link is a name of its own
     try:
         with open(path, "rb") as file:
@@ -165,7 +165,7 @@ class PublishedRows:
                 self._connection.register(f"lines_{number}", reader)
 
     def check(self) -> None:
-        """Raises what went wrong while a file was read, which DuckDB only hints at."""
+        """Raises the error of reading a file, which DuckDB only hints at."""
         if self._error is not None:
             raise self._error
 
@@ -232,7 +232,7 @@ _PROBLEM = f"""CASE
 
 
 class _Lines:
-    """The lines of a file, plain or gzipped, in blocks; a line that is no UTF-8 is mended."""
+    """The lines of a file, plain or gzipped, in blocks; invalid UTF-8 is repaired."""
 
     def __init__(self, path: Path, report: ReportBytes | None) -> None:
         self._path = path

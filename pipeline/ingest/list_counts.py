@@ -1,4 +1,4 @@
-"""What became of the lines and rows of each list, kept with the dataset for `status`."""
+"""Counts of each list's lines and rows, kept with the dataset for `status`."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class ListCounts:
         return self.rows == rows and self.lines in (None, lines)
 
     def describe(self) -> str:
-        """One line for people."""
+        """One readable line."""
         rows = counted(self.rows, "row")
         if self.lines is None:
             text = f"{self.name}: {rows}"
@@ -89,7 +89,7 @@ def keep_counts(sources: Path, lists: Iterable[ListCounts]) -> None:
 
 
 def read_counts(path: Path) -> ListCounts:
-    """Reads one note; DamagedFile where it holds something else."""
+    """Reads one note; DamagedFile if it is not one."""
     value: Any = read_json(path)
     with reading(path):
         said = tuple((str(one), str(other)) for one, other in value.pop("said"))

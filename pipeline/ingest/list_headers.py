@@ -1,4 +1,4 @@
-"""The header of a CSV or TSV: which line it is, what tells its cells apart, what they are named."""
+"""Finds the header of a CSV or TSV: its line, its delimiter, its column names."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def read_header(
 
 
 def _best(text: str, order: Sequence[str], has_column: HasColumn) -> Dialect:
-    """The delimiter under which the line has the column, else the one that is most often there."""
+    """The delimiter under which the line has the column, otherwise the most frequent one."""
     def rank(dialect: Dialect) -> tuple[bool, int]:
         cells = _cells(dialect, text)
         return has_column(cells), len(cells)
@@ -102,7 +102,7 @@ def _cells(dialect: Dialect, text: str) -> list[str]:
 
 
 def _named(path: Path, cells: list[str]) -> list[str]:
-    """Names for all columns; a column without one is called by its number."""
+    """Names for all columns; a column without one is named by its number."""
     names = [cell or f"column_{at}" for at, cell in enumerate(cells, 1)]
     if len(set(names)) != len(names) and any(cells):
         twice = next(name for name in names if names.count(name) > 1)

@@ -1,4 +1,4 @@
-"""Rows of a list that is written in JSON: a line each, or all in one value."""
+"""Reads rows of a list written in JSON: one per line, or all in one value."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ MOST_JSON_BYTES = 2 << 30
 """A file with one value is held in memory as a whole."""
 
 Value = tuple[str, Any, str | None]
-"""The place of a row, what stands there, and why it can't be read."""
+"""The place of a row, its value, and why it can't be read."""
 
 
 def lines_of_json(path: Path, lines: TextLines, counts: Counts) -> Iterator[Value]:
-    """The values of a file with one a line."""
+    """The values of a file with one per line."""
     for number, line, problem in lines:
         place = f"{path}:{number}"
         if not line.strip():
@@ -93,7 +93,7 @@ def _is_by_id(value: dict[str, Any]) -> bool:
 
 
 def _with_sentences(videos: list[Any], sentences: list[Any]) -> Iterator[dict[str, Any]]:
-    """Videos with their captions, which stand in a table of their own."""
+    """Videos with their captions, which are in a separate table."""
     captions: dict[Any, list[Any]] = {}
     for row in sentences:
         captions.setdefault(row.get("video_id"), []).append(row.get("caption"))

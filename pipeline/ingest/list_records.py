@@ -1,8 +1,8 @@
-"""Records of delimited text, read strictly: a bad one costs its own lines, never those after it.
+"""Reads records of delimited text strictly: a bad one costs its own lines, never later ones.
 
 A quote that opens a cell and is not closed would take all rows up to the next quote for one cell.
-So a cell goes on over several lines only where it is closed, where the record then has the header's
-number of cells, and where the lines inside are not rows by themselves.
+So a cell may span several lines only if it is closed, if the record then has the header's
+number of cells, and if the lines inside are not valid rows themselves.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _TRIES = 20
 _ENOUGH_WITH_COMMAS = 3
 
 Record = tuple[int, list[str] | None, str | None]
-"""The number of a record's first line, its cells, and why it can't be taken."""
+"""The number of a record's first line, its cells, and why it is rejected."""
 
 
 @dataclass(slots=True)
@@ -49,7 +49,7 @@ class Counts:
 
 
 class Ahead:
-    """Lines that can be looked at before they are taken."""
+    """Lines that can be inspected before they are consumed."""
 
     def __init__(self, lines: Iterable[Line]) -> None:
         self._lines = iter(lines)
@@ -89,7 +89,7 @@ class Ahead:
 
 @dataclass(frozen=True, slots=True)
 class Dialect:
-    """How the cells of a line are told apart; without `quoted` a quote is a character like any."""
+    """How a line is split into cells; without `quoted` a quote is an ordinary character."""
 
     delimiter: str
     quoted: bool = True
@@ -110,7 +110,7 @@ class Dialect:
 
     @staticmethod
     def is_open(error: csv.Error) -> bool:
-        """Whether a record was only not at its end."""
+        """Whether a record was only incomplete."""
         return "unexpected end of data" in str(error)
 
 
@@ -176,7 +176,7 @@ class Records:
         elif problem is not None:
             yield self._bad(number, problem, lines)
         elif [cell.strip() for cell in cells] == self._header:
-            self._counts.header += lines  # of lists that were put one after the other
+            self._counts.header += lines  # of concatenated lists
         else:
             self._counts.rows += 1
             self._counts.row_lines += lines
@@ -237,7 +237,7 @@ class Records:
                     continue
             break
         if cells is None or (may_be_row and rows * 2 > texts):
-            # Lines that were looked at in vain are not looked at so again and again.
+            # Lines that were inspected in vain are not inspected again and again.
             self._budget = max(100, self._budget - len(inner))
             yield self._bad(number, "a quoted cell is never closed; a quote that belongs "
                             'to the text is written twice, inside a quoted cell: """like this"""')
@@ -285,8 +285,8 @@ def _kind(locator: str) -> str:
 def writer_quotes(lines: Ahead, dialect: Dialect, header: str) -> bool:
     """Whether the writer of a list with tabs put cells with quotes, tabs or line ends into quotes.
 
-    Many programs write such lists without any quoting, and a quote is then part of the text. It is
-    told by the cells: in a list with quoting each quote is doubled, inside a cell in quotes.
+    Many programs write such lists without any quoting, and a quote is then part of the text. This
+    is visible in the cells: in a list with quoting each quote is doubled, inside a cell in quotes.
     """
     quoted = Dialect(dialect.delimiter, True, dialect.spaced)
     width = len(header.split(dialect.delimiter))

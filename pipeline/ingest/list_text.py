@@ -1,4 +1,4 @@
-"""Reads a list's lines as text: what it is packed and written in, and which lines are not sound."""
+"""Reads a list's lines as text: decompresses, decodes, and reports invalid lines."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _ADVICE = ("If the whole list is in another encoding, set it: `encoding: cp1252`
 _MARKS = re.compile("[\udc00-\udcff]")
 
 Line = tuple[int, str, str | None]
-"""A line's number, its text without its end, and why it can't be taken (None where it can)."""
+"""A line's number, its text without its end, and why it is invalid (None if it is not)."""
 
 
 def _mark(error: UnicodeError) -> tuple[str, int]:
@@ -47,7 +47,7 @@ codecs.register_error("clipmill.mark", _mark)
 
 
 def check_encoding(name: str) -> str:
-    """The name itself; ValueError where Python knows no such encoding of text."""
+    """The name itself; ValueError if Python has no such text encoding."""
     try:
         b"a".decode(name)
     except (LookupError, UnicodeError):
@@ -57,7 +57,7 @@ def check_encoding(name: str) -> str:
 
 
 def unpacked(raw: IO[bytes]) -> IO[bytes]:
-    """A file's bytes, unpacked where their first ones say gzip, bzip2, xz or Zstandard."""
+    """A file's bytes, decompressed if the first ones indicate gzip, bzip2, xz or Zstandard."""
     head = raw.read(6)
     raw.seek(0)
     if head[:2] == b"\x1f\x8b":
@@ -103,7 +103,7 @@ class TextLines:
                 f"{self._encoding.upper()}. {_ADVICE}")
 
     def text(self) -> str:
-        """The whole file; UsageError where any of it is not sound."""
+        """The whole file; UsageError if any of it is invalid."""
         found = []
         for number, line, problem in self:
             if problem is not None:

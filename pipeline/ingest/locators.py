@@ -1,7 +1,7 @@
-"""What a person wrote to name a video, as a URL or a path: without quotes, brackets and the like.
+"""Parses how a person names a video: a URL or a path, without quotes, brackets and the like.
 
-Taken is what can mean nothing else. All other text is refused, with what is missing: it would only
-become a path that nobody has, and fail much later as a file that is not there.
+Only unambiguous text is accepted. All other text is refused, with what is missing: it would only
+become a nonexistent path, and fail much later as a missing file.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def _without_invisible(url: str) -> str:
 
 
 def url_or_path(text: str, folder: str, platform: str | None = None) -> str:
-    """The URL that a text means, else the absolute path; ValueError where it is neither.
+    """The URL that a text means, otherwise the absolute path; ValueError if it is neither.
 
     Paths are read from `folder`. With `platform`, its ids alone are taken too.
     """
@@ -128,7 +128,7 @@ def _is_known(url: str) -> bool:
 def _path(text: str, folder: str) -> str:
     path = os.path.abspath(os.path.join(folder, text))
     if os.path.splitext(path)[1].lower() in MEDIA_SUFFIXES and not _is_no_path(text, folder):
-        return path  # which may be there later
+        return path  # which may exist later
     if os.path.lexists(path):
         return path
     for suffix in _suffixes():

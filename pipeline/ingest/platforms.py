@@ -1,4 +1,4 @@
-"""Which platform's video a URL names, told from the URL alone.
+"""Identifies the platform's video that a URL names, from the URL alone.
 
 yt-dlp's extractors know the forms of URLs of some 1700 sites. Trying them all takes milliseconds
 a URL, so the ones that can be meant are looked up by the words of the host's name first. What is
@@ -61,7 +61,7 @@ def looks_like_url(text: str) -> bool:
 
 
 def identify(url: str) -> Identity:
-    """What a URL names; ValueError where it is no URL that anything here can fetch."""
+    """What a URL names; ValueError if it is not a URL that can be fetched here."""
     if _SEARCH.match(url):
         return Identity(url, is_list=True)
     if _CONTROL.search(url):
@@ -77,7 +77,7 @@ def identify(url: str) -> Identity:
 
 
 def _span(fragment: str) -> tuple[float, float] | None:
-    """What `#t=10,20` names of a video; None where a fragment names no part with an end."""
+    """The part of a video that `#t=10,20` names; None if a fragment names no part with an end."""
     match = _MOMENT.search(fragment)
     if match is None or match[2] is None:
         return None
@@ -141,7 +141,7 @@ def _identity(extractor: Any, url: str, parts: SplitResult) -> Identity:
 
 
 def _rest(parts: SplitResult, behind: str, name: str, *, is_sure: bool) -> list[str]:
-    """What a URL says besides the id, which may tell apart the videos of one page or folder."""
+    """What a URL says besides the id, which may distinguish videos of one page or folder."""
     found = []
     tail = re.split(r"[?#]", behind, maxsplit=1)[0].strip("/") if behind[:1] != "?" else ""
     # Behind an id that is one for sure most sites take any words.

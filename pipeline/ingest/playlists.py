@@ -1,4 +1,4 @@
-"""Playlists, channels and searches to the videos that they list; answers are kept on disk."""
+"""Expands playlists, channels and searches to their videos; answers are kept on disk."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Entry:
 
 
 def read_list_entries(path: Path) -> list[Entry]:
-    """What a list was found to hold; DamagedFile where the note of it is none."""
+    """What a list was found to contain; DamagedFile if the note of it is invalid."""
     value = read_json(path)
     with reading(path):
         entries = [Entry(**entry) for entry in value["entries"]]
@@ -49,10 +49,10 @@ def read_list_entries(path: Path) -> list[Entry]:
 
 
 class Expander:
-    """Asks yt-dlp for lists; what was answered once is kept with the dataset's sources.
+    """Requests lists through yt-dlp; an answer is kept with the dataset's sources.
 
-    The bounds on time and speed, the private addresses and the turns at hosts are those of
-    `downloads`, which stands for its own defaults where it is None.
+    The limits on time and speed, the private addresses and the request spacing are those of
+    `downloads`, or its defaults if it is None.
     """
 
     def __init__(self, dataset: Path, downloads: DownloadVideos | None = None) -> None:
@@ -75,12 +75,13 @@ class Expander:
     def expand(self, url: str, spec: SourceSpec, results: int | None) -> list[Entry]:
         """The videos of a list in its order, or the one video that the URL is.
 
-        Raises RowFailed where the list can't be had; nothing is kept then.
+        Raises RowFailed if the list can't be fetched; nothing is kept then.
         """
         asked = json.dumps([url, results, spec.yt_dlp], sort_keys=True, default=str)
         path = self._folder / (hashlib.sha256(asked.encode()).hexdigest()[:20] + ".json")
         if path.is_file() and not spec.refresh:
-            # Of a damaged one the list is asked for again: the sources know theirs by their keys.
+            # If the note is damaged, the list is requested again: the sources know theirs by their
+            # keys.
             with contextlib.suppress(DamagedFile):
                 return read_list_entries(path)
         entries = list(itertools.islice(self._walk(url, spec, results, 1),
@@ -113,7 +114,7 @@ class Expander:
                 limits=limits_of(settings, spec.yt_dlp.get("proxy")),
             )
         if len(found) == 1 and found[0].get("webpage_url") == url:
-            yield Entry(url, found[0].get("title"))  # it was one video and no list
+            yield Entry(url, found[0].get("title"))  # it was one video, not a list
             return
         for entry in found:
             link = _link(entry, url)

@@ -1,4 +1,4 @@
-"""Which files of a folder or a pattern are sources; what is passed over is counted by its kind."""
+"""Selects the files of a folder or a pattern that are sources; counts the others by kind."""
 
 # A folder may hold a million files, and path objects cost more than all the rest.
 # ruff: noqa: PTH100, PTH111, PTH112, PTH114, PTH118, PTH207
@@ -14,7 +14,7 @@ from clipmill.schemas.words import counted
 from clipmill.stages.media.read.suffixes import MEDIA_SUFFIXES, has_media_head, suffix_of
 
 ALL_SUFFIXES = "all"
-"""In place of suffixes: every file is taken, whatever it is called."""
+"""Instead of suffixes: every file is taken, whatever its name."""
 WITHOUT_SUFFIX = "without a suffix"
 FOLDER = "folder"
 LINK = "link to a folder"
@@ -22,7 +22,7 @@ _KINDS_SHOWN = 6
 
 
 class Finder:
-    """Lists files that are taken; counts in `passed_over` those that are not.
+    """Lists files that are taken; counts the others in `passed_over`.
 
     Files are taken by their suffix, those without one by their first bytes. `more_suffixes` are
     taken, too. Hidden files and folders are left alone. `unreadable` folders stand there with why.
@@ -35,7 +35,7 @@ class Finder:
         self._suffixes = MEDIA_SUFFIXES | frozenset(more_suffixes)
 
     def in_folder(self, folder: Path) -> Iterator[str]:
-        """Files below a folder in the order of their paths."""
+        """Files below a folder, in the order of their paths."""
         for parent, folders, files in os.walk(folder, onerror=self._note_unreadable):
             folders[:] = sorted(name for name in folders if not name.startswith("."))
             self.passed_over[LINK] += sum(os.path.islink(os.path.join(parent, name))
@@ -45,7 +45,7 @@ class Finder:
                     yield os.path.join(parent, name)
 
     def of_pattern(self, base: Path, pattern: str) -> Iterator[str]:
-        """Files that a pattern names; a suffix that it spells out is taken.
+        """Files that a pattern names; a suffix that it spells out is accepted.
 
         It is read from the folder `base`, whose own name is never a pattern.
         """
@@ -60,7 +60,7 @@ class Finder:
                 yield path
 
     def takes(self, path: str) -> bool:
-        """Whether a file is a source; else it is counted."""
+        """Whether a file is a source; otherwise it is counted."""
         suffix = suffix_of(path)
         if self._takes_all or suffix in self._suffixes:
             return True

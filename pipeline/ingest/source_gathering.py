@@ -1,7 +1,7 @@
-"""Brings the rows of one source together: its spans and captions, from wherever they are listed.
+"""Merges the rows of one source: its spans and captions, wherever they are listed.
 
 Rows of a source lie anywhere in lists of any size. They are kept as Arrow tables, on disk from some
-size on, and DuckDB finds the sources with several rows; only those are put together row by row.
+size on, and DuckDB finds the sources with several rows; only those are merged row by row.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ class Rows:
 
 
 class Gathering:
-    """Takes all rows in, then gives each source once, in the order in which it was first named."""
+    """Takes in all rows, then yields each source once, in the order in which it was first named."""
 
     def __init__(self, dataset: Path, known: KnownSources) -> None:
         self.counts: dict[int | None, Counter[str]] = {}
@@ -238,7 +238,7 @@ class Gathering:
                 continue
             # The repeat has a key of its own, the same each time the same list is read.
             own_key = source_key(f"{row['locator']}\0repeat {number}")
-            if _is_removed(first):  # nothing but the keys is left of it
+            if _is_removed(first):  # only its keys remain
                 kept = {name: row[name] for name in _HELPERS.names}
                 kept["rejection"] = first["rejection"]
             else:
@@ -291,7 +291,7 @@ class Gathering:
     def _ended(
         self, connection: duckdb.DuckDBPyConnection, failures: Iterable[str]
     ) -> Iterator[pa.Table]:
-        """What ends earlier failures that are not listed any more."""
+        """Rows that resolve earlier failures that are no longer listed."""
         connection.register("failures", pa.table({"key": pa.array(list(failures), pa.string())}))
         found = connection.execute("SELECT key FROM failures ANTI JOIN listed "
                                    "ON key = source_key").fetchall()

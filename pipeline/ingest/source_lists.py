@@ -29,7 +29,7 @@ _PARQUET_ROWS = 4096
 
 @dataclass(frozen=True, slots=True)
 class ListRow:
-    """One row of a list: `locator` is its URL, path or search term, null where it gives none.
+    """One row of a list: `locator` is its URL, path or search term, null if it has none.
 
     `place` is `<file>:<line>`; `problem` says why the row as such can't be read.
     """
@@ -42,7 +42,7 @@ class ListRow:
 
 @dataclass(slots=True)
 class Reading:
-    """What was found in one list: `lines` = header + blank + comments + row_lines.
+    """Counts of one list: `lines` = header + blank + comments + row_lines.
 
     A file without lines (Parquet, one JSON value) has rows only. `column` is where the locators
     stand, None in a list without columns.
@@ -71,7 +71,7 @@ class ListFile:
     ) -> Iterator[ListRow]:
         """The rows; the locator is in `column`, else in the first of `candidates`.
 
-        Raises UsageError where the file can't be read or has no such column.
+        Raises UsageError if the file can't be read or has no such column.
         """
         readers = {".csv": self._csv, ".tsv": self._csv, ".txt": self._txt,
                    ".jsonl": self._json_lines, ".ndjson": self._json_lines, ".json": self._json,
@@ -132,7 +132,7 @@ class ListFile:
         reading.lines = lines.lines
 
     def _json(self, candidates: Sequence[str], reading: Reading) -> Iterator[ListRow]:
-        """One JSON value with all rows in it, or JSON lines under another name."""
+        """One JSON value with all rows in it, or JSON lines with another name."""
         if self.path.stat().st_size > MOST_JSON_BYTES:
             raise UsageError(f"{self.path} is one JSON value of over {MOST_JSON_BYTES >> 20} MiB; "
                              "convert it to JSON lines: jq -c '.[]' FILE.json > FILE.jsonl")
@@ -181,7 +181,7 @@ class ListFile:
         with file:
             schema = file.schema_arrow
             chosen = reading.column = self._choose(schema.names, candidates)
-            # The bytes of videos and pictures are no words about them.
+            # The bytes of videos and pictures are not descriptions.
             wanted = [each.name for each in schema
                       if each.name == chosen or not _holds_bytes(each.type)]
             number = 0
@@ -238,7 +238,7 @@ def _holds_bytes(kind: Any) -> bool:
 def _rows_of_batch(batch: Any) -> Iterator[tuple[dict[str, Any], str | None]]:
     try:
         rows = batch.to_pylist()
-    except UnicodeDecodeError:  # of text, nobody checks it when it is written
+    except UnicodeDecodeError:  # text is not validated when it is written
         for at in range(batch.num_rows):
             try:
                 yield batch.slice(at, 1).to_pylist()[0], None
@@ -256,7 +256,7 @@ def _text(value: Any) -> str | None:
 
 
 def clean(text: str) -> str:
-    """The text with what no table can hold (half of a surrogate pair) replaced."""
+    """The text with a replacement for what no table can hold (half of a surrogate pair)."""
     if text.isascii():
         return text
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")

@@ -1,4 +1,4 @@
-"""Rows of input understood: which source each one names, with which time stamps and columns."""
+"""Interprets rows of input: the source that each one names, its timestamps and columns."""
 
 # A list may have a million rows, and path objects cost more than all the rest; `abspath` is meant,
 # because a link is a name of its own.
@@ -45,7 +45,7 @@ _SEARCHES_AT_A_TIME = 4
 
 @dataclass(slots=True)
 class Source:
-    """One row of input, understood; `problem` where it can't become a source.
+    """One interpreted row of input; `problem` if it can't become a source.
 
     `locator` names what the row means, the same for all spellings. `is_list` marks a playlist or
     channel; `again` a row that is written although the dataset has its key; `listed_in` is the list
@@ -78,7 +78,7 @@ class Source:
 
 @dataclass(slots=True)
 class ListNote:
-    """What was read of one list, and which of its columns were taken for what."""
+    """What was read from one list, and how its columns were interpreted."""
 
     name: str
     reading: Reading
@@ -86,7 +86,7 @@ class ListNote:
 
 
 def list_of(spec: SourceSpec, folder: Path) -> str | None:
-    """What names a list, a folder or a pattern in every run; None for what is none.
+    """The name of a list, a folder or a pattern in every run; None for anything else.
 
     Relative paths are read from `folder`.
     """
@@ -99,7 +99,7 @@ def _absolute(text: str, folder: Path) -> Path:
 
 
 class Reader:
-    """Turns the recipe's items into rows, expanding what lists videos elsewhere."""
+    """Turns the recipe's items into rows, expanding lists of videos on sites."""
 
     def __init__(
         self, base_folder: Path, expander: Expander, has_failed: Callable[[str], bool],
@@ -232,7 +232,7 @@ class Reader:
                                       if source.problem is None else [source], some):
                     yield from found
         finally:
-            # A run that is stopped waits for no site that does not answer.
+            # A stopped run does not wait for a site that does not answer.
             pool.shutdown(wait=False, cancel_futures=True)
 
     def _terms(self, spec: SourceSpec) -> Iterator[Source]:
@@ -339,19 +339,19 @@ def _take_locator(
 
 @functools.lru_cache(4096)
 def _identity(url: str) -> Identity:
-    """What a URL names; the clips of one video mostly stand together."""
+    """What a URL names; the clips of one video are mostly consecutive."""
     return identify(url)
 
 
 def _take_columns(source: Source, row: ListRow, roles: Roles) -> None:
-    """Fills in what the row's columns say; ValueError where its times can't be read.
+    """Fills in the row's columns; ValueError if its times can't be read.
 
     What a row with time stamps says about itself holds for its spans, not for the video.
     """
     for name, word in roles.of_the_video.items():
         setattr(source, word, text_of(row.columns[name]))
     if source.video_id is not None and source.video_id == source.platform_id:
-        source.video_id = None  # no id of the user's own
+        source.video_id = None  # no id given by the user
     found = given(row.columns, roles)
     source.spans, source.extra = found.spans, found.extra
     if found.captions:

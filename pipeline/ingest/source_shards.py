@@ -1,4 +1,4 @@
-"""The shards of the `sources` table: rows made of sources, written, and read again."""
+"""Reads and writes the shards of the `sources` table."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from clipmill.schemas.tables import SOURCES
 
 _OF_FAILURES = ["source_key", "listed_in", "rejection", "error"]
 KEPT, REJECTED, FAILED = range(3)
-"""What became of a source."""
+"""The outcome of a source."""
 
 
 class NewShards:
@@ -57,7 +57,7 @@ class NewShards:
 
 
 def write_sources(folder: Path, name: str, table: pa.Table) -> None:
-    """Commits one shard of sources; one that is there already is replaced as a whole."""
+    """Commits one shard of sources; an existing one is replaced as a whole."""
     counts = _outcomes(table)
     with shard_writer(shard_path(folder, name), SOURCES, clean=False) as writer:
         writer.write(table.select(SOURCES.names))
@@ -130,7 +130,7 @@ class KnownSources:
 
 
 def known_sources(folder: Path) -> KnownSources:
-    """Reads all shards; of a key that stands there twice, the later row counts."""
+    """Reads all shards; for a key that occurs twice, the later row counts."""
     tables = [pa.table({"key": pa.array([], pa.string()), "state": pa.array([], pa.int8()),
                         "shard": pa.array([], pa.string())})]
     failures: dict[str, str | None] = {}
@@ -166,6 +166,6 @@ def _note_failures(table: pa.Table, failures: dict[str, str | None]) -> None:
 
 
 def mended() -> Source:
-    """What ends an earlier failure, under its key: its list was read, and had no such row."""
+    """Resolves an earlier failure, under its key: its list no longer has such a row."""
     return Source("", again=True, rejection={
         "rule": MENDED_RULE, "detail": "the list no longer has this row in the same form"})

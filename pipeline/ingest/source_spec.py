@@ -1,4 +1,4 @@
-"""What a recipe says about one place that videos come from."""
+"""The recipe's description of one place that videos come from."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Ingest: the recipe's sources as rows of the `sources` table, in shards that are fixed once.
+"""Ingest: turns the recipe's sources into rows of the `sources` table, in fixed shards.
 
 Every row of the input becomes a source to download, a rejection (a duplicate, a known id) or a
-failure; a source that the dataset has already is left as it is.
+failure; a source that the dataset already has is left unchanged.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ __all__ = ["IngestReport", "SourceSpec", "ingest", "list_source_shards", "source
 def fixed_shards_note(
     dataset: Path, asked: int, setting: str = "shard_videos", *, by_hand: bool = False
 ) -> str | None:
-    """What to say where sources stay in the shards that they are in, and others are asked for.
+    """The message if sources stay in their shards although another size is requested.
 
     Where no run says how the shards were made, only who asks `by_hand` is answered.
     """
@@ -88,7 +88,7 @@ class IngestReport:
     passed_over: Mapping[str, int] = field(default_factory=dict)
 
     def describe(self) -> str:
-        """One line for people."""
+        """One readable line."""
         if not self.shards:
             text = f"Sources: nothing new, {self.known} known"
         else:
@@ -112,7 +112,7 @@ class IngestReport:
         return text + "."
 
     def describe_lists(self) -> str:
-        """A line for each list: what its lines were, and what became of its rows."""
+        """A line for each list: its lines, and what became of its rows."""
         return "\n".join(counts.describe() for counts in self.lists)
 
 
@@ -141,7 +141,7 @@ def ingest(
     lists videos elsewhere is asked with the care that `downloads` is set to. `encoding` and
     `platform` hold for sources that set none. Files of folders and patterns are taken where they
     look like videos or end in one of `take_suffixes`.
-    Raises UsageError where an input can't be read or gives nothing.
+    Raises UsageError if an input can't be read or gives nothing.
     """
     folder, base = dataset / "sources", base_folder or Path.cwd()
     known = known_sources(folder)
@@ -251,7 +251,7 @@ def exclusion(source: Source, excluded: set[str]) -> dict[str, str] | None:
 
 
 def excluded_ids(given: DataFile | Path | str | None) -> set[str]:
-    """Known ids: one a line, as bare ids, `<extractor>-<id>`, yt-dlp's archive lines or URLs."""
+    """Known ids: one per line, as bare ids, `<extractor>-<id>`, yt-dlp's archive lines or URLs."""
     if given is None:
         return set()
     path = local_file(given, setting="exclude_ids") if isinstance(given, DataFile) else Path(given)

@@ -1,4 +1,4 @@
-"""Takes published rows, one a clip, into a dataset's sources: one source a video with its spans.
+"""Imports published rows, one per clip, into a dataset's sources: one per video with its spans.
 
 A video's rows lie anywhere in files of any size, so DuckDB sorts them by video, on disk where
 memory doesn't suffice, and the shards are written as the sorted rows come.
@@ -46,7 +46,7 @@ from clipmill.schemas.tables import SOURCES, SPAN
 from clipmill.stages.media.fetch.exclusions import write_exclusions
 
 MEMORY = "1GB"
-"""What DuckDB may take before it sorts on disk."""
+"""What DuckDB may use before it sorts on disk."""
 
 _BATCH_ROWS = 100_000
 _FAILURES_A_SHARD = 1000
@@ -113,7 +113,7 @@ def import_spans(
 
 
 def _remove_leftovers(scratch: Path) -> None:
-    """What a killed import sorted on disk; one is at work on a dataset at a time."""
+    """Where an import sorts on disk; only one at a time works on a dataset."""
     for folder in scratch.parent.glob("import-*"):
         shutil.rmtree(folder, ignore_errors=True)
     scratch.mkdir(parents=True)
@@ -340,7 +340,7 @@ class _Import:
         self._last_grown = list(grown)[-1]
 
     def _begun_shards(self) -> set[str]:
-        """Shards that some stage has committed: what hangs on their sources is made."""
+        """Shards that some stage has committed: results that depend on their sources exist."""
         if self._begun is None:
             self._begun = {shard for folder in table_folders(self._dataset)
                            for shard in committed_shards(folder)}

@@ -1,4 +1,4 @@
-"""One source made of several rows: their spans, the captions of each, what else they say."""
+"""Merges several rows into one source: their spans, the captions of each, and other values."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def captions_of(said: Row) -> list[str]:
 
 
 class Together:
-    """A row of sources that takes in what further rows of the same source say."""
+    """A row of sources that absorbs further rows of the same source."""
 
     def __init__(self, row: Row) -> None:
         self._row = row
@@ -29,7 +29,7 @@ class Together:
             self._take_span(span)
 
     def take(self, other: Row) -> bool:
-        """Adds another row; False, and nothing is added, where it says nothing new."""
+        """Adds another row; False, and nothing is added, if it contains nothing new."""
         spans, captions = self.lacking(other)
         if not spans and not captions:
             return False

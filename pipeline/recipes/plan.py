@@ -1,4 +1,4 @@
-"""The plan: which steps a recipe runs as, what each one's place on disk is, what is pending."""
+"""The plan: a recipe's steps, each one's place on disk, and what is pending."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Step:
         return dataset / (table or self.label) / self.fingerprint
 
     def spec(self) -> dict[str, Any]:
-        """What another process needs to make this step again (without hashing weights again)."""
+        """What another process needs to recreate this step (without hashing weights again)."""
         return {
             "label": self.label,
             "stage_label": self.stage_label,
@@ -100,7 +100,7 @@ class Plan:
         return next((step for step in self.steps if "frames" in step.stage.more_tables), None)
 
     def downstream(self, label: str) -> set[str]:
-        """Labels of a step and of all that hangs on it."""
+        """Labels of a step and of everything that depends on it."""
         reached = {label}
         for step in self.steps:
             if reached & set(step.upstream):
@@ -128,8 +128,8 @@ def build_plan(loaded: LoadedRecipe) -> Plan:
 
 
 def _check_label(label: str, stage_label: str, before: Sequence[Step]) -> None:
-    """UsageError for a name that a folder of the dataset, or another table in it, has."""
-    # Some file systems take names that differ in case for one.
+    """UsageError for a name that a folder of the dataset, or another table in it, already has."""
+    # On some file systems, names that differ only in case are the same.
     taken = {name.lower() for step in before for name in (step.label, *step.stage.more_tables)}
     if label.lower() in taken:
         raise UsageError(f"stages.{stage_label}: the name {label!r} is already taken")
@@ -164,7 +164,7 @@ def _step(label: str, stage_label: str, stage: Stage, before: list[Step]) -> Ste
         raise UsageError(f"stages.{stage_label} reads two columns named {sorted(doubled)}")
     upstream = dict.fromkeys(read.label for read in reads if read.label != SOURCES)
     if stage.key == "clip_id":
-        # Every clip-level stage stands on the clips, whether or not it reads a column of theirs.
+        # Every clip-level stage depends on the clips, whether or not it reads one of their columns.
         base = next((s for s in before if "clip_id" in s.stage.table_schema.names), None)
         if base is None:
             raise UsageError(f"stages.{stage_label} works on clips, but no stage before it makes "
@@ -204,7 +204,7 @@ def _check_levels(steps: list[Step]) -> None:
 
 
 def _check_rows_are_found(step: Step, columns: dict[str, set[str]]) -> None:
-    """UsageError where the step's keys say nothing of which rows it reads from a table."""
+    """UsageError if the rows that the step reads from a table can't be matched to its keys."""
     key = step.stage.key
     known_by = {key, "video_id"} if key == "clip_id" else {key}
     for read in step.reads:
@@ -220,7 +220,7 @@ def _check_rows_are_found(step: Step, columns: dict[str, set[str]]) -> None:
 
 
 def fingerprint(stage: Stage, inputs: dict[str, str]) -> str:
-    """16 hex digits over what decides a step's output: itself, its settings, its inputs."""
+    """16 hex digits over what determines a step's output: itself, its settings, its inputs."""
     payload = {
         "name": stage.name,
         "version": stage.version,

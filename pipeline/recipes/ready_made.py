@@ -27,7 +27,7 @@ def names(folder: Path = FOLDER) -> list[str]:
 def recipe_path(argument: str) -> Path:
     """The file that a RECIPE argument means: a ready-made name, or a file.
 
-    Raises UsageError with the names where it is neither.
+    Raises UsageError with the names if it is neither.
     """
     return _path(argument, FOLDER, "recipe", "`clipmill recipe list` describes them")
 
@@ -45,7 +45,7 @@ def any_recipe_path(argument: str) -> Path:
 
 
 def names_without_downloads() -> list[str]:
-    """Recipes of runs whose models, if they name any, come with Clipmill."""
+    """Run recipes whose models, if they name any, come with Clipmill."""
     from clipmill.pipeline.recipes.recipe import load_recipe
     from clipmill.stages.references import DataFile
 
@@ -59,7 +59,7 @@ def names_without_downloads() -> list[str]:
 
 
 def described(folder: Path = FOLDER) -> list[str]:
-    """A recipe's name, and what it is for: a line each, on a terminal wrapped next to the name."""
+    """A recipe's name and purpose: one line each, wrapped on a terminal."""
     from clipmill.pipeline.recipes.recipe import read_yaml
 
     width = max(map(len, names(folder)), default=0)

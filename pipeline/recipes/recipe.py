@@ -1,4 +1,4 @@
-"""Recipes: the YAML that a run executes, read as plain data and checked before anything starts."""
+"""Recipes: the YAML that a run executes, read as plain data and validated at the start."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from clipmill.stages.references import DataFile, ModelReference
 _LARGEST_NUMBER = 2**63 - 1
 SHARD_VIDEOS = 16
 MOST_SHARD_VIDEOS = 1_000_000
-"""A shard is held in memory, and is what is done again where a worker dies."""
+"""A shard is held in memory, and is repeated when a worker dies."""
 
 
 class RaySettings(BaseModel):
@@ -128,7 +128,7 @@ class LoadedRecipe:
 
 
     def record(self) -> dict[str, Any]:
-        """Everything that is needed to run this again: plain data, all paths absolute."""
+        """Everything needed to run this again: plain data, all paths absolute."""
         stages = {
             label: {"stage": class_reference(stage), **stage.model_dump(mode="json")}
             for label, stage in self.stages.items()
@@ -140,7 +140,7 @@ class LoadedRecipe:
     def from_record(
         cls, record: dict[str, Any], overrides: Sequence[str] = (), **top_level: Any
     ) -> LoadedRecipe:
-        """The recipe of a run's record, changed as `load_recipe` changes a file's."""
+        """The recipe in a run's record, overridden as `load_recipe` overrides a file's."""
         config = {key: value for key, value in record.items() if key not in ("name", "folder")}
         where = f"the recipe of the run of {record['name']}"
         folder = Path(record["folder"])
@@ -149,7 +149,7 @@ class LoadedRecipe:
 
 
 def read_yaml(path: Path, expected: str = "stages") -> dict[str, Any]:
-    """A YAML file as a dict; UsageError with file and line where it is not one.
+    """A YAML file as a dict; UsageError with file and line if it is invalid.
 
     `expected` is the key that such a file has at its top level, for the error.
     """
@@ -247,7 +247,7 @@ def _apply(config: dict[str, Any], overrides: Sequence[str], where: str) -> set[
 
 
 def _check_numbers(value: Any, place: str, where: str) -> None:
-    """UsageError for a whole number that no table and no system takes, whatever setting it is."""
+    """UsageError for a whole number too large for any table or system, whatever the setting."""
     if isinstance(value, int) and abs(value) > _LARGEST_NUMBER:
         raise UsageError(f"{where}: {place}: whole numbers may be at most {_LARGEST_NUMBER:,}")
     items = value.items() if isinstance(value, Mapping) else (
@@ -291,7 +291,7 @@ def _near(word: str, known: Sequence[str]) -> str:
 
 
 def explain(error: ValidationError, model: type[BaseModel], where: str) -> str:
-    """A pydantic error as one line a problem: place, what is wrong, what is allowed."""
+    """A pydantic error, one line per problem: place, what is wrong, what is allowed."""
     lines = []
     for problem in error.errors(include_url=False):
         place = ".".join(str(part) for part in problem["loc"])

@@ -1,7 +1,7 @@
-"""Finds the class behind a stage's name, built in or the user's own.
+"""Finds the class for a stage's name, built in or custom.
 
 A built-in stage `verb_noun` is the class with that name in `stages/verb_noun.py`: adding one is
-adding a file. The user's own is named `file.py:Class` or `package.module:Class`.
+adding a file. A custom stage is named `file.py:Class` or `package.module:Class`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _MODULES_BEFORE = ("stages", "schemas", "pipeline", "jobs")
 
 @functools.cache
 def built_in_stage_names() -> tuple[str, ...]:
-    """Names of the modules in `stages/` that hold a stage of their own name."""
+    """Names of the modules in `stages/` that contain a stage of that name."""
     modules = [module.name for module in pkgutil.iter_modules(stages.__path__)
                if not module.ispkg and module.name != "protocol"]
     return tuple(sorted(name for name in modules
@@ -40,7 +40,7 @@ def built_in_stage_names() -> tuple[str, ...]:
 def stage_class(name: str, folder: Path) -> type[Stage]:
     """The class for a recipe's `stage:` word; files are looked up from the recipe's folder.
 
-    Raises UsageError with the near names where there is none.
+    Raises UsageError with similar names if there is none.
     """
     if (before := _BUILT_IN_BEFORE.fullmatch(name)) is not None:
         name = before[1]
@@ -95,7 +95,7 @@ def _module_from_file(path: Path) -> ModuleType:
 
 
 def _import_line_now(error: Exception) -> str:
-    """What to write where a stage imports from where earlier releases had these names."""
+    """A hint for a stage that imports from where earlier releases had these names."""
     missing = error.name if isinstance(error, ModuleNotFoundError) else None
     if missing is None or missing.partition(".")[0] not in _MODULES_BEFORE:
         return ""
@@ -123,7 +123,7 @@ def _class_in(
 
 
 def class_reference(stage: Stage) -> str:
-    """A word from which another process finds this stage's class again."""
+    """A string by which another process finds this stage's class again."""
     cls = type(stage)
     if cls.__module__ == f"{stages.__name__}.{cls.name}":
         return cls.name

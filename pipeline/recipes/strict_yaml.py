@@ -1,4 +1,4 @@
-"""YAML as plain data: texts, numbers, times, lists and mappings, and nothing else."""
+"""Reads YAML as plain data: texts, numbers, times, lists and mappings, and nothing else."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from yaml.constructor import ConstructorError
 
 from clipmill.schemas.errors import UsageError
 
-# Aliases may stand for a value many times, but not for more than anybody would write.
+# Aliases may repeat a value many times, but not more than anybody would write.
 _MOST_VALUES = 100_000
 # Of a number or a time: longer ones take Python long to read, and to write in an error.
 _MOST_CHARACTERS = 400
@@ -18,7 +18,7 @@ _KINDS = ("null", "bool", "int", "float", "timestamp", "str", "seq", "map")
 
 
 def parse_yaml(text: str, where: str) -> Any:
-    """The value that a text means. UsageError that says `where` and in which line it is wrong."""
+    """The value of a text. UsageError that names `where` and the line of the error."""
     try:
         return yaml.load(text, Loader=_StrictLoader)
     except yaml.YAMLError as error:

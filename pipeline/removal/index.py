@@ -1,4 +1,4 @@
-"""Rows of removed videos in the index's files, which hold copies of the tables' rows."""
+"""Finds rows of removed videos in the index's files, which hold copies of the tables' rows."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ def videos_in_index(dataset: Path, videos: Iterable[str]) -> Iterator[tuple[Path
 
 
 def drop_from_index(dataset: Path, videos: Iterable[str]) -> None:
-    """Deletes the files of the index that hold these videos, or that can't tell.
+    """Deletes the index files that hold these videos, or can't be checked.
 
-    A part that lacks a file counts no more: queries read the tables for it, and the next bringing
-    up to date makes it again. The caller holds the dataset's lock.
+    A part with a missing file no longer counts: queries read the tables instead, and the next
+    update rebuilds it. The caller holds the dataset's lock.
     """
     wanted = pa.array(sorted(videos), pa.string())
     for path in _files(dataset):
@@ -36,13 +36,13 @@ def drop_from_index(dataset: Path, videos: Iterable[str]) -> None:
 
 
 def _files(dataset: Path) -> list[Path]:
-    """All files of the index but the manifests, those that a killed writer left among them."""
+    """All files of the index except the manifests, including those left by a killed writer."""
     return sorted(path for path in (dataset / INDEX).glob("*/*")
                   if path.name != _MANIFEST and (path.is_symlink() or not path.is_dir()))
 
 
 def _videos_in(path: Path, wanted: pa.Array) -> set[str] | None:
-    """Those of the videos that a file holds; None where it can't be read."""
+    """Those of the videos that a file holds; None if it can't be read."""
     if what_is_there(path):
         return None
     found: set[str] = set()

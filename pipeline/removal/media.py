@@ -1,8 +1,8 @@
-"""Files of removed videos: which of them are the dataset's own, also behind symbolic links.
+"""Finds files of removed videos: which of them belong to the dataset, even behind symlinks.
 
 `media/` may be a link to another disk, and so may folders in it: what lies there by its name is
 the dataset's. Of a single file that is a link, only what it leads to within `media/` is; what lies
-elsewhere may be anybody's, and is left and told.
+elsewhere may be anybody's, and is left and reported.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def own_files(dataset: Path, named: set[str], selection: Selection) -> OwnFiles:
     media = dataset / MEDIA
     places = set()
     for path in named:
-        # By the name alone: where links lead is no matter of whose it is.
+        # By the name alone: the target of a link doesn't decide ownership.
         inner = Path(os.path.normpath(path))
         if inner.is_absolute():
             found.referenced += 1
@@ -71,7 +71,7 @@ def _by_name(media: Path, selection: Selection) -> Iterator[Path]:
 
 
 def _is_theirs(media: Path, target: Path, places: set[Path]) -> bool:
-    """Whether what a link leads to is within `media/` and no other video's as well."""
+    """Whether a link's target is inside `media/` and belongs to no other video."""
     real = Path(os.path.realpath(media))
     if real not in target.parents:
         return False
@@ -93,7 +93,7 @@ def size_of(path: Path) -> int:
 
 
 def delete(path: Path) -> None:
-    """Deletes a file, a folder, or a link and not what it leads to."""
+    """Deletes a file, a folder, or a link but not its target."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:

@@ -1,4 +1,4 @@
-"""Takes videos out of a dataset for good: tables of all fingerprints, media, notes, index.
+"""Removes videos from a dataset for good: tables of all fingerprints, media, notes, index.
 
 The tombstone comes first (`pipeline/dataset/tombstones.py`) and holds from then on; what follows
 may be killed anywhere and is done again by the next `remove` or `run`. Only the groups of shards
@@ -59,7 +59,7 @@ class Found:
 
 @dataclass
 class Purged:
-    """What was (or, of a dry run, would be) taken away, in counts."""
+    """What was (or, in a dry run, would be) removed, in counts."""
 
     videos: int = 0
     sources: int = 0
@@ -70,12 +70,12 @@ class Purged:
     bytes: int = 0
     referenced: int = 0
     left: dict[Path, str] = field(default_factory=dict)
-    """Files that may be somebody else's, and the places in the dataset that named them."""
+    """Files that may belong to others, and the places in the dataset that named them."""
     subsets: dict[str, int] = field(default_factory=dict)
 
 
 def find(dataset: Path, videos: Iterable[str], uploaders: Iterable[str]) -> Found:
-    """The videos that are meant; UsageError with near names for what the dataset doesn't have."""
+    """The matching videos; UsageError with similar names for what the dataset doesn't have."""
     before = {video for stone in tombstones(dataset) for video in stone.videos}
     found = Found()
     with _Sources(dataset) as sources:
@@ -197,14 +197,14 @@ def unfinished(dataset: Path) -> list[Tombstone]:
 
 
 def left_notes(purged: Purged | None) -> list[str]:
-    """The files that a removal may not delete, a sentence each."""
+    """The files that a removal may not delete, one sentence each."""
     return [f"Not deleted: {path}, the target of the link {place}. It is outside media/, or "
             "belongs to other videos too; delete it yourself if nothing else needs it."
             for path, place in ({} if purged is None else purged.left).items()]
 
 
 def finish_removals(dataset: Path) -> Purged | None:
-    """Carries out the removals that are not yet; None where there are none.
+    """Carries out pending removals; None if there are none.
 
     The caller holds the dataset's lock.
     """
@@ -229,7 +229,7 @@ def finish_removals(dataset: Path) -> Purged | None:
 def purge(
     dataset: Path, videos: dict[str, set[str]], *, when: datetime, dry_run: bool = False
 ) -> Purged:
-    """Takes the videos out of tables, media and notes, or only counts what would go."""
+    """Removes the videos from tables, media and notes, or only counts what would be removed."""
     selection = Selection(frozenset(videos), frozenset().union(*videos.values()),
                           f"{when:%Y-%m-%d %H:%M:%S} UTC")
     done = Purged(videos=len(videos), sources=len(selection.source_keys))
@@ -297,7 +297,7 @@ def _media_paths(files: Iterable[tuple[Path, str]], selection: Selection) -> set
 
 
 def _clean_notes(dataset: Path, selection: Selection) -> None:
-    """Takes the keys out of retries that were asked for, journals, logs, and stored listings."""
+    """Removes the keys from requested retries, journals, logs, and stored listings."""
     forget(dataset, selection.has_key)
     for path in (dataset / RETRIES).glob("[!.]*.json"):
         request = read_request(path)

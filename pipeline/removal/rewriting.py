@@ -26,7 +26,7 @@ _STAYS = frozenset(("source_key", "position", "rejection"))
 
 @dataclass(frozen=True)
 class Selection:
-    """What goes: videos by id, sources by key; `when` is what the rows that stay say."""
+    """What to remove: videos by id, sources by key; `when` is the text of the remaining rows."""
 
     videos: frozenset[str]
     source_keys: frozenset[str]
@@ -83,7 +83,7 @@ def _is_emptied(table: pa.Table) -> pa.ChunkedArray:
 
 
 def rewrite_shard(path: Path, selection: Selection) -> None:
-    """Writes a shard anew, row group by row group, with counts in its footer that add up."""
+    """Rewrites a shard, row group by row group, with matching counts in its footer."""
     with reading(path):
         file = pq.ParquetFile(path)
     schema = file.schema_arrow

@@ -1,1 +1,1 @@
-"""Subsets: recipes of SQL rules over `clips`, what they would take, and frozen lists of clips."""
+"""Subsets: recipes of SQL rules over `clips`, what they would keep, and frozen lists of clips."""

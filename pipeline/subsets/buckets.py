@@ -1,4 +1,4 @@
-"""Which items have a near one before them, by locality-sensitive hashing: never all pairs.
+"""Finds items with a near one before them, by locality-sensitive hashing: never all pairs.
 
 An item is a sketch of some bits; near items differ in few of them. A table sorts all items by 32
 of the bits, picked for it at random; items that agree in the first `depth` of these share a
@@ -89,7 +89,7 @@ def have_near_before(
     sketches: np.ndarray, owners: np.ndarray, near: Nearness, verify: Verify, recall: float,
     gone: np.ndarray,
 ) -> None:
-    """Marks in `gone` which owners have a near one before them; those marked are not asked again.
+    """Marks in `gone` which owners have a near one before them; marked ones are skipped.
 
     `sketches` has shape (words, items), uint64; `owners` ascends and says whose each item is.
     UsageError where the threshold is too wide for the number of items.

@@ -1,4 +1,4 @@
-"""The clips that a recipe chooses from, read once: one narrow row a clip, as the rules need it.
+"""Reads the clips that a recipe chooses from, once: one narrow row per clip, as the rules need it.
 
 All SQL of a recipe runs in this one query over `clips`, so that every rule sees the same
 snapshot while a run may go on writing, and captions are read only where a rule names them and
@@ -68,7 +68,7 @@ class Candidates:
 
 
 class _Columns:
-    """Expressions to compute once a clip, each under a short name."""
+    """Expressions to compute once per clip, each under a short name."""
 
     def __init__(self) -> None:
         self.by_sql: dict[str, str] = {}
@@ -116,7 +116,7 @@ def read_candidates(
 
 @contextmanager
 def _shown_as_clips(connection: Any, made: str) -> Iterator[None]:
-    """Something that stands in the place of the `clips` view; names of temp are looked up first."""
+    """A temporary replacement of the `clips` view; temp names are looked up first."""
     connection.execute(f"CREATE {made}")
     try:
         yield

@@ -19,7 +19,7 @@ _MOST = 15
 def data_card(
     subset: FrozenSubset, since: Mapping[str, Any], ready_made: Path | None = None
 ) -> str:
-    """What a subset is, how it was made, and what has become of its clips (`still_there`).
+    """Describes a subset, how it was made, and what has become of its clips (`still_there`).
 
     `ready_made` is the folder of recipes that a command may name without a path.
     """
@@ -151,7 +151,7 @@ def _again(subset: FrozenSubset, ready_made: Path | None) -> str:
         words += ["--set", override]
     command = shlex.join(words)
     if written:
-        # In a folder of its own, so that no file of that name is overwritten.
+        # In a separate folder, so that no file of that name is overwritten.
         command = "\n".join(['(cd "$(mktemp -d)"', *written, f"{command})"])
     files = [f"`{file['name']}`:\n\n{_fenced(file['text'])}" for file in info["recipe_files"]]
     return (
@@ -167,7 +167,7 @@ def _again(subset: FrozenSubset, ready_made: Path | None) -> str:
 
 
 def _to_write(info: Mapping[str, Any], ready_made: Path | None) -> list[str]:
-    """Shell commands that write the recipe's files; none where it is ready-made, and as it was."""
+    """Shell commands that write the recipe's files; none if it is ready-made and unchanged."""
     files = info["recipe_files"]
     if info.get("where") or (ready_made is not None and all(
             _holds(ready_made / file["name"], file["text"]) for file in files)):

@@ -1,4 +1,4 @@
-"""Clusters of clips by their embeddings: spherical k-means in integers.
+"""Clusters clips by their embeddings: spherical k-means in integers.
 
 scikit-learn's k-means is not used: its sums, and so its clusters, change with the number of
 threads. Here vectors and centres are integers (see `pipeline/subsets/vectors.py`), so that every
@@ -61,7 +61,7 @@ def assign_clusters(
 def _mixed(n: int, seed: int) -> np.ndarray:
     """A number for each rank, no two alike, in an order that is random but for the seed."""
     mixed = np.arange(n, dtype=np.uint64) + random_words(f"sample {seed}", 1)[0]
-    # The finaliser of SplitMix64: every bit of the result hangs on every bit of the number.
+    # The finaliser of SplitMix64: every bit of the result depends on every bit of the number.
     mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return np.asarray(mixed ^ (mixed >> np.uint64(31)))
@@ -78,7 +78,7 @@ def _centres(vectors: np.ndarray, clusters: int, seed: int) -> np.ndarray:
         before = labels
         sums = _sums(vectors, labels, len(centres))
         moved = directions(sums).astype(np.float32)
-        # An empty cluster, or one whose members cancel out, begins anew at the vector that fits
+        # An empty cluster, or one whose members cancel out, restarts at the vector that fits
         # its own centre worst; of equally bad ones the first.
         lost = np.flatnonzero(~moved.any(axis=1))
         moved[lost] = vectors[np.argsort(products, kind="stable")[: len(lost)]]
@@ -101,7 +101,7 @@ def _first_centres(vectors: np.ndarray, clusters: int, seed: int) -> np.ndarray:
             break  # every vector of the pool is a centre
         candidates = np.searchsorted(running, own_picks % np.uint64(running[-1]), side="right")
         products = (pool @ pool[candidates].T).astype(np.int64)
-        # The squares of the distances, exact: zero for equal vectors alone.
+        # The squares of the distances, exact: zero only for equal vectors.
         away = squares[:, None] + squares[candidates] - 2 * products
         if centres:
             away = np.minimum(away, distances[:, None])

@@ -1,4 +1,4 @@
-"""The rules at work: from the clips that reach a rule to those that stay, as SQL over numbers.
+"""Applies the rules: from the clips that reach a rule to those that stay, as SQL over numbers.
 
 Nothing depends on the order of rows, on threads or on the machine: ranks and draws are ordered by
 numbers that come from clip ids, quantiles are exact, and sums are over whole milliseconds.
@@ -54,7 +54,7 @@ class Size:
 
 @dataclass(frozen=True)
 class Threshold:
-    """A number that a clip's value is held against: `column operator value`."""
+    """A number with which a clip's value is compared: `column operator value`."""
 
     column: str
     operator: str
@@ -63,13 +63,13 @@ class Threshold:
 
 @dataclass
 class Outcome:
-    """What a rule did."""
+    """The result of a rule."""
 
     rule: Rule
     before: Size
     after: Size
     nulls: int = 0
-    """How many of the clips that it took went because a value was null."""
+    """How many of the removed clips were removed because a value was null."""
     thresholds: list[Threshold] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -178,7 +178,7 @@ class Engine:
             if lowest > highest or not 1 <= rank <= n:
                 conditions.append("false")
             elif (rank > 1 if operator == ">=" else rank < n):
-                # Half a rank below the one meant: no rounding can lead to a neighbour.
+                # Half a rank below the one meant: rounding can't select a neighbour.
                 wanted = f"quantile_disc({value}, {(rank - 0.5) / n!r})"
                 conditions.append(f"{value} {operator} (SELECT {wanted} FROM {source})")
                 found = self._one(f"SELECT CAST({wanted} AS DOUBLE) FROM {source}")[0]
@@ -274,7 +274,7 @@ class Engine:
             {"_group": np.arange(len(shares), dtype=np.int64), "_share": shares}))
 
     def _draw_shares(self, grouped: str, chance: str, target: str) -> None:
-        """Of each `_group` as many as its share says, at random."""
+        """As many of each `_group` as its share says, at random."""
         self._keep(
             target,
             "SELECT * FROM (SELECT g.*, _share, row_number() OVER "
@@ -347,7 +347,7 @@ class Engine:
             "CREATE OR REPLACE TABLE work.placed AS SELECT clip_id, any_value(rank) AS rank, "
             f"min(_base) AS _base FROM work.ranked JOIN ({kept(step, ['clip_id'])}) "
             "USING (clip_id) GROUP BY clip_id")
-        # A cursor of its own: a result that is being read blocks its connection.
+        # A separate cursor: a result that is being read blocks its connection.
         return self._connection.cursor().sql(
             f"SELECT p.rank, k.{column} FROM ({kept(step, ['clip_id', column])}) AS k "
             "JOIN work.placed AS p ON p.clip_id = k.clip_id AND p._base = k._base "

@@ -1,4 +1,4 @@
-"""What a recipe would do, before anything is frozen: a funnel, and the clips at each threshold."""
+"""Shows what a recipe would do before freezing: a funnel, and the clips at each threshold."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _OPPOSITE = {">=": "<", ">": "<=", "<=": ">", "<": ">="}
 
 @dataclass(frozen=True)
 class NearClip:
-    """A clip beside a threshold."""
+    """A clip near a threshold."""
 
     clip_id: str
     value: float
@@ -98,7 +98,7 @@ def describe_recipe(
 
 
 def resolve_scorers(catalog: Catalog, recipe: SubsetRecipe) -> Mapping[str, ResolvedScorer]:
-    """The columns that play the recipe's roles; a recipe without any asks for no run."""
+    """The columns for the recipe's scorers; a recipe without any needs no run."""
     return resolve(recipe.scorers, catalog, recipe=recipe.name) if recipe.scorers else {}
 
 
@@ -111,7 +111,7 @@ def explain_recipe(
 ) -> Explanation:
     """Applies a recipe without freezing anything.
 
-    `near` clips are shown on each side of a threshold. `on_step` hears what is being done.
+    `near` clips are shown on each side of a threshold. `on_step` is called with what is being done.
     """
     scorers = resolve_scorers(catalog, recipe)
     on_step("reading the clips")
@@ -196,7 +196,7 @@ def _add_captions(catalog: Catalog, found: list[Neighbourhood]) -> None:
 def require_clips(
     outcomes: list[Outcome], whole: Size, recipe: SubsetRecipe, dataset: Path
 ) -> None:
-    """Raises UsageError where a recipe leaves nothing, with the rule that took the last clips."""
+    """Raises UsageError if a recipe keeps nothing, with the rule that removed the last clips."""
     if not whole.clips:
         raise UsageError(f"{recipe.name}: the catalog has no clips yet; see "
                          f"`clipmill status {shell_word(dataset)}`")

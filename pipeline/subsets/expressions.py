@@ -1,4 +1,4 @@
-"""The SQL inside a recipe: one expression that only reads, and that always says the same.
+"""Checks the SQL inside a recipe: one read-only, deterministic expression.
 
 DuckDB parses it; what is refused is refused on the parsed tree, never on the text.
 """
@@ -71,7 +71,7 @@ class Expressions:
         self._aggregates = {name for (name,) in rows}
 
     def type_of(self, text: str, place: str) -> str:
-        """The DuckDB type of an expression that is safe to run; UsageError where it is not one."""
+        """The DuckDB type of an expression that is safe to run; UsageError if it is not one."""
         self._tree(text, place)
         # The expression stands first, so that DuckDB's pointer to a mistake is easy to follow.
         query = f"SELECT {text}\nFROM clips LIMIT 0"

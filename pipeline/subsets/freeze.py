@@ -1,4 +1,4 @@
-"""Frozen subsets: lists of clips that can be cited, with all that is needed to make them again.
+"""Frozen subsets: lists of clips that can be cited, with everything needed to recreate them.
 
 `DATASET/subsets/<name>/` appears whole, by one rename, or not at all. It holds `subset.json` and
 `clips-NNNNNN.parquet` with `clip_id, video_id, position`, in the order of the ids.
@@ -75,7 +75,7 @@ class FrozenSubset:
 
 
 def load_subset(dataset: Path, name: str) -> FrozenSubset:
-    """A frozen subset by name; UsageError with near names where there is none."""
+    """A frozen subset by name; UsageError with similar names if there is none."""
     names = subset_names(dataset)
     if name not in names:
         near = difflib.get_close_matches(name, names, n=1)
@@ -102,7 +102,7 @@ def subset_names(dataset: Path) -> list[str]:
 
 
 def check_name(name: str) -> str:
-    """The name where it is safe as a folder's, else UsageError."""
+    """The name if it is safe as a folder name, otherwise UsageError."""
     if not _NAME.match(name):
         raise UsageError(f"--name {name!r}: a subset name has up to 80 letters, digits, dots, "
                          "dashes and underscores, and starts with a letter or digit")
@@ -117,9 +117,9 @@ def create_subset(
     code_version: str,
     on_step: Callable[[str], None] = lambda said: None,
 ) -> tuple[FrozenSubset, bool]:
-    """Freezes a recipe's clips; False where the very same subset was there already.
+    """Freezes a recipe's clips; False if the very same subset already existed.
 
-    Raises UsageError where the name is taken by another subset, or no clip is left.
+    Raises UsageError if the name is taken by another subset, or no clip remains.
     """
     dataset = catalog.layout.dataset
     check_name(name)

@@ -1,8 +1,8 @@
-"""Near-duplicates: clips that go because one that ranks before them shows nearly the same.
+"""Near-duplicates: removes clips if one that ranks before them shows nearly the same.
 
-A clip goes when any clip before it is near, also where that one goes itself. So whether a clip
-goes hangs on pairs alone, not on the order in which they are looked at; of a chain of clips, each
-near only to the next, the first one stays.
+A clip is removed when any clip before it is near, even if that one is removed too. So whether a
+clip is removed depends on pairs alone, not on the order in which they are checked; of a chain of
+clips, each near only to the next, the first one stays.
 
 Pairs come from the buckets of `pipeline/subsets/buckets.py`, whose formula says which share of
 them is found, and each is verified. What is found is the same on every machine: see
@@ -184,7 +184,7 @@ def _sketched(cosines: _Cosines, min_cosine: float) -> tuple[np.ndarray, Nearnes
         sketches[:, numbers] = np.packbits(sides, axis=1, bitorder="little").view("<u8").T
     squared = float(_squares(mean[None])[0]) / LENGTH**2
     centred = (min_cosine - squared) / (1 - squared) if squared < min_cosine else 0.0
-    # In whole thousandths, upwards, so that it doesn't hang on a C library's last digit.
+    # In whole thousandths, upwards, so that it doesn't depend on a C library's last digit.
     share = math.ceil(1000 * math.acos(centred) / math.pi - 1e-6) / 1000
     most = tuple(
         math.floor(bits * share + _LEEWAY * math.sqrt(bits * share * (1 - share)))

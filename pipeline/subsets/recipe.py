@@ -1,4 +1,4 @@
-"""Subset recipes: YAML with SQL inside, read as plain data and checked before any clip is."""
+"""Subset recipes: YAML with SQL inside, read as plain data and checked before any clip is read."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class SubsetRecipe:
     texts: tuple[tuple[str, str], ...] = field(repr=False, default=())
     """(file name, YAML as written) of the recipe and of what it extends."""
     where: str | None = None
-    """The predicate that stands in place of a file, as it was given."""
+    """The predicate given instead of a file."""
 
     @property
     def extends(self) -> list[str]:
@@ -268,7 +268,7 @@ def _apply(
                            f"--set {override!r}")
         expected = parameters[name]
         if isinstance(expected, str) and _kind(value) in ("a number", "true or false", "nothing"):
-            value = text  # what looks like a number is text where text is wanted
+            value = text  # what looks like a number is text where text is expected
         if expected is not None and _kind(value) != _kind(expected):
             raise UsageError(f"--set {override!r}: {name} is {_kind(expected)} "
                              f"({expected!r} by default), not {_kind(value)}")

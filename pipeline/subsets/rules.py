@@ -1,4 +1,4 @@
-"""The rules of a subset recipe: what each verb takes, checked as plain data.
+"""The rules of a subset recipe: the values of each verb, checked as plain data.
 
 A rule is one mapping with one verb and, if wanted, a `name`. What it does to clips is in
 `engine.py`; here it is only read.
@@ -36,7 +36,7 @@ Share = Annotated[float, BeforeValidator(_no_switch), Field(gt=0, le=1)]
 
 
 class Body(BaseModel):
-    """What stands behind a verb."""
+    """The value of a verb."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -104,9 +104,9 @@ class Percentile(Body):
 
 
 class Cap(Body):
-    """Keeps at most so many clips of each group: the first ones in the order `by`, else any.
+    """Keeps at most this many clips of each group: the first ones in the order `by`, or any.
 
-    Clips whose group is null go.
+    Clips whose group is null are removed.
     """
 
     per: Sql
@@ -121,8 +121,8 @@ class Cap(Body):
 class Quota(Body):
     """A cap that may differ by group: `{en: 1000, "*": 100}`, with `*` for every other group.
 
-    Groups that are not named go where there is no `*`. Clips whose group is null go, unless the
-    mapping names `null`.
+    Groups that are not named are removed if there is no `*`. Clips whose group is null are removed,
+    unless the mapping names `null`.
     """
 
     per: Sql
@@ -182,7 +182,7 @@ class Sample(Body):
 
 
 class Stratify(Body):
-    """Draws so many clips in all from groups: as large as they are, or as equal as can be.
+    """Draws this many clips in total from groups: proportionally, or as equally as possible.
 
     Null is a group like any other.
     """
@@ -201,9 +201,9 @@ class Stratify(Body):
 
 
 class Balance(Body):
-    """Draws so many clips in all, as equal a share of each cluster of embeddings as there is.
+    """Draws this many clips in total, as equal a share of each cluster of embeddings as possible.
 
-    Clips without an embedding go.
+    Clips without an embedding are removed.
     """
 
     clusters: Annotated[int, BeforeValidator(_no_switch), Field(ge=2)]
@@ -215,7 +215,7 @@ class Balance(Body):
 
 
 class Deduplicate(Body):
-    """Of clips that are alike keeps the first in the order `prefer`.
+    """Keeps the first of similar clips in the order `prefer`.
 
     `bytes`: same file (SHA-256) and span. `frames`: perceptual hashes within `max_distance` bits.
     `embedding`: cosine of at least `min_cosine`. A clip that lacks what is compared stays.

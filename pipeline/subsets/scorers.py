@@ -1,6 +1,6 @@
-"""Which scorer a subset recipe was made for, and whether the catalog has that one.
+"""Checks whether the catalog has the scorer that a subset recipe was made for.
 
-Scores of two scorers stand on two scales, so a threshold goes with the scorer that it was
+Scores of two scorers are on two scales, so a threshold goes with the scorer that it was
 published for: the stage, its models, its settings, and those of the stages that it reads from.
 """
 
@@ -50,7 +50,7 @@ class Made(BaseModel):
     settings: dict[str, Any] = Field(default_factory=dict, description="setting: pattern")
 
     def mismatches(self, record: Mapping[str, Any]) -> list[str]:
-        """What of a stage's run record doesn't fit, in words; none where all does."""
+        """What in a stage's run record doesn't fit, in words; empty if all does."""
         found = []
         for setting, pattern in self.models.items():
             model = record["models"].get(setting)
@@ -64,7 +64,7 @@ class Made(BaseModel):
 
 
 class Accepted(Made):
-    """One scorer that fits: the stage, or the column where any stage may have made it."""
+    """One accepted scorer: the stage, or the column if any stage may have made it."""
 
     stage: str | None = Field(None, description="name of the stage, whatever its label")
     column: str | None = Field(
@@ -105,9 +105,9 @@ class ScorerSpec(BaseModel):
 
 @dataclass(frozen=True)
 class ResolvedScorer:
-    """The column of `clips` that plays a role in the rules, and what made it.
+    """The column of `clips` that a scorer of the rules uses, and what made it.
 
-    `label` is None where no stage over clips made the column. `waived` says that nobody checked.
+    `label` is None where no stage over clips made the column. `waived`: the check was skipped.
     """
 
     role: str
@@ -136,7 +136,7 @@ class ResolvedScorer:
 def resolve(
     scorers: Mapping[str, ScorerSpec | Literal["any"]], catalog: Catalog, *, recipe: str
 ) -> dict[str, ResolvedScorer]:
-    """Finds for each role the column of `clips` that is what the recipe was made for.
+    """Finds for each scorer the column of `clips` that the recipe was made for.
 
     A role whose own column doesn't fit is played by any other that does. Raises UsageError that
     names, for every role without one, the scorer, what the catalog has instead, and the command
@@ -203,7 +203,7 @@ class _Stages:
         return [name for name, (table, column) in self._made.items() if table.score == column]
 
     def mismatches(self, column: str, accepted: Accepted) -> list[str]:
-        """Why a column is not the scorer that is accepted, in words; none where it is."""
+        """Why a column is not the accepted scorer, in words; empty if it is."""
         record = self.record_of(column)
         assert record is not None  # only columns that stages made are asked about
         table, own_name = self._made[column]
@@ -264,7 +264,7 @@ def _refusal(recipe: str, missing: Mapping[str, ScorerSpec], stages: _Stages) ->
 
 
 def _ways_out(missing: Mapping[str, ScorerSpec], stages: _Stages) -> list[str]:
-    """The commands that add what is missing, and what a person must know about it."""
+    """The commands that add what is missing, and what the user must know about it."""
     command, own, notes = _Command(stages), [], []
     for role, spec in missing.items():
         if any(stages.mismatches(column, accepted) == [_NOT_YET]
@@ -410,7 +410,7 @@ def _value(value: Any) -> str:
 
 
 def _words(pattern: Any, most: int | None = None) -> str:
-    """A pattern for people: at most so many of its choices, no hash where there is a name."""
+    """A readable pattern: a limited number of its choices, no hash if there is a name."""
     patterns = pattern if isinstance(pattern, list) else [pattern]
     said = [str(one).strip("*") for one in patterns if not str(one).startswith("sha256:")]
     return " or ".join((said or list(map(str, patterns)))[:most])

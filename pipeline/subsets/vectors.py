@@ -143,5 +143,5 @@ class VectorStore:
 
 
 def random_words(name: str, count: int) -> np.ndarray:
-    """`count` 64-bit numbers that hang on `name` alone, the same with any version of NumPy."""
+    """`count` 64-bit numbers that depend only on `name`, the same with any version of NumPy."""
     return np.frombuffer(hashlib.shake_256(name.encode()).digest(8 * count), "<u8")

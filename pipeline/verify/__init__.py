@@ -1,4 +1,4 @@
-"""Re-reads a dataset from end to end and tells what is wrong with it.
+"""Re-reads a dataset from end to end and reports what is wrong with it.
 
 One base shard at a time goes through all tables, so memory holds one group of shards, not the
 dataset. What a run that goes on meanwhile has not done yet is pending, not missing.
@@ -42,7 +42,7 @@ def verify(
     is_free: Callable[[Path], bool],
     say: Callable[[str], None] = lambda said: None,
 ) -> Report:
-    """Checks a dataset. `is_free` tells of a lock file whether nobody holds it.
+    """Checks a dataset. `is_free` says whether nobody holds a lock file.
 
     `shown_as` names the dataset in next steps. Without `media`, files of videos are not opened.
     """
@@ -75,7 +75,7 @@ def _names(folder: Path) -> set[str]:
 
 
 def _newest_record(dataset: Path) -> tuple[str, int] | None:
-    """Tells whether a run began or ended meanwhile."""
+    """Whether a run began or ended meanwhile."""
     paths = sorted((dataset / RUNS).glob("[!.]*.json"))
     return (paths[-1].name, os.lstat(paths[-1]).st_mtime_ns) if paths else None
 

@@ -1,4 +1,4 @@
-"""What verify says: one finding a fault, with what would put it right."""
+"""Findings of verify: one per fault, with its remedy."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class SetAside:
 
 @dataclass(frozen=True)
 class Reopen:
-    """A removal that said it was carried out, and was not."""
+    """A removal that claimed to be finished, but was not."""
 
     tombstone: str
 
@@ -40,9 +40,9 @@ Remedy = Remake | SetAside | Reopen
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing found. `where` is relative to the dataset; `remedies` are what repair does.
+    """One finding. `where` is relative to the dataset; `remedies` are what repair does.
 
-    What only a dataset at rest must not have is `at_rest`: while a run is at work it is no fault.
+    What only a dataset at rest must not have is `at_rest`: during a run it is not a fault.
     """
 
     check: str
@@ -67,7 +67,7 @@ class Report:
 
 
 class Book:
-    """Collects findings, with the next steps in the words of the command line."""
+    """Collects findings, with next steps in terms of the command line."""
 
     def __init__(self, dataset: str) -> None:
         self.report = Report(dataset)
@@ -107,11 +107,11 @@ class Book:
         return f"{self.again} makes it again"
 
     def stray(self, check: str, where: str, what: str) -> None:
-        """A file or folder that is no part of the dataset."""
+        """A file or folder that does not belong to the dataset."""
         self.fault(check, where, what, self.repair, SetAside((where,)), at_rest=True)
 
     def drop_what_is_at_work(self) -> None:
-        """While a run goes on, what it has not finished is not broken."""
+        """During a run, what it has not finished is not broken."""
         self.report.faults = [f for f in self.report.faults if not f.at_rest]
         self.report.notes = [f for f in self.report.notes if not f.at_rest]
 

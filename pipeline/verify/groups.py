@@ -1,4 +1,4 @@
-"""One base shard through all tables: what is missing, lost, or came from nowhere.
+"""Checks one base shard through all tables: what is missing, lost, or of unknown origin.
 
 Only the shards of one base are held in memory at a time: that is how the stages see them, too.
 """
@@ -35,7 +35,7 @@ Seen = Callable[[dict[Node, dict[str, Rows]]], None]
 
 @dataclass
 class GroupChecks:
-    """Goes through the base shards; `seen` is given the rows of each in turn.
+    """Iterates over the base shards; `seen` is given the rows of each in turn.
 
     `pending` counts by step the shards that the newest run has still to do.
     """

@@ -1,4 +1,4 @@
-"""What a dataset should hold by its run records, and the files that it has."""
+"""What a dataset should contain by its run records, and the files that it has."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ FURTHER_TABLES = {FRAMES: tables.FRAMES, "shots": tables.SHOTS}
 
 @dataclass(frozen=True)
 class Node:
-    """One step with one fingerprint, as the newest record that names it has it.
+    """One step with one fingerprint, as the newest record that names it describes it.
 
     `inputs` are the steps before it with their fingerprints, `required` those of them that a key
     must have been kept in; of no inputs, the sources are the input. `score` is its score's column.
@@ -77,7 +77,7 @@ SOURCES_NODE = Node(SOURCES, "", SOURCES, SOURCES, "source_key", (SOURCES,),
 
 
 def nodes_of(record: RunRecord) -> list[Node]:
-    """The steps of one record in order; KeyError and the like where it is no such record."""
+    """The steps of one record in order; KeyError and the like if it is not such a record."""
     prints = {step["step"]: step["fingerprint"]
               for stage in record["stages"] for step in stage["steps"]}
     found = []
@@ -105,7 +105,7 @@ def nodes_of(record: RunRecord) -> list[Node]:
 
 @dataclass
 class Folder:
-    """The shards in one folder, and names that are none."""
+    """The shards in one folder, and names that are not shards."""
 
     shards: set[str] = field(default_factory=set)
     others: list[str] = field(default_factory=list)
@@ -172,7 +172,7 @@ class Survey:
         return found
 
     def below(self, name: tuple[str, str]) -> list[Node]:
-        """The steps that hang on one, in order, without itself."""
+        """The steps that depend on one, in order, without itself."""
         if name not in self._below:
             self._below[name] = self._find_below(name)
         return self._below[name]
@@ -210,7 +210,7 @@ class Survey:
         return sorted(found, key=int)
 
     def begins_at(self, shard: str) -> tuple[str, str] | None:
-        """The step at which a retry begins; None for one that nobody asked for."""
+        """The step at which a retry begins; None for one that nobody requested."""
         request = self.requests.get(shard)
         return (request["step"], request["fingerprint"]) if request else None
 
@@ -250,7 +250,7 @@ class Survey:
 
 
 def read_survey(dataset: Path, book: Book) -> Survey:
-    """Reads records and lists folders; what can't be read is a fault in the book."""
+    """Reads records and lists folders; anything unreadable is a fault in the book."""
     records: dict[str, RunRecord] = {}
     nodes: dict[tuple[str, str], Node] = {}
     declared: dict[tuple[str, str, str], tuple[str, ...]] = {}
@@ -275,7 +275,8 @@ def read_survey(dataset: Path, book: Book) -> Survey:
     survey = Survey(dataset, records, newest, changed_at, nodes, requests, times, removals,
                     removals_known, records_known, set(), declared=declared)
     _read_quarantine(survey)
-    # What hangs on another is listed before it: so during a run nothing seems to lack its input.
+    # A step that depends on another is listed before it: so during a run nothing seems to lack its
+    # input.
     for node in reversed(survey.ordered):
         for table in reversed(node.tables):
             survey.folders[node.place(table)] = list_folder(dataset / node.place(table))
@@ -360,7 +361,7 @@ def _removals(dataset: Path, book: Book) -> tuple[list[Tombstone], bool]:
 
 
 def _read_quarantine(survey: Survey) -> None:
-    """What repairs since the newest run have set aside is waited for, not missing."""
+    """What repairs since the newest run have set aside is pending, not missing."""
     since = survey.newest["started_at"] if survey.newest else ""
     for path in sorted((survey.dataset / QUARANTINE).glob("*/why.json")):
         try:

@@ -1,4 +1,4 @@
-"""Media files against the rows of the videos table: bytes, length, and the spans of clips."""
+"""Checks media files against the rows of the videos table: bytes, length, spans of clips."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class _Video:
 
 @dataclass
 class MediaChecks:
-    """Checks the files of a base shard's videos; `say` is told what is read."""
+    """Checks the files of a base shard's videos; `say` is called with what is read."""
 
     survey: Survey
     book: Book
@@ -90,7 +90,7 @@ class MediaChecks:
         book.report.checked["media"] += 1
         try:
             if there := what_is_there(whole):
-                # Not opened: a named pipe would be waited for without end.
+                # Not opened: a named pipe would block for ever.
                 self._bad_file("media_size", stored, f"the file of {video_id} is {there}", videos)
                 return
             size = whole.stat().st_size

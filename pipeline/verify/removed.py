@@ -1,4 +1,4 @@
-"""Whether the index still has what was removed: its files are copies of the tables' rows."""
+"""Checks whether the index still has removed rows: its files are copies of the tables' rows."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from clipmill.schemas.command_line import shell_word
 
 
 def check_removed_in_index(survey: Survey, book: Book) -> None:
-    """A fault for each file of the index with removed videos, whatever it is the index of.
+    """A fault for each index file with removed videos, whatever it is the index of.
 
-    Only removals that are done are looked at: one that is not finishes the index, too.
+    Only finished removals are checked: an unfinished one will finish the index, too.
     """
     done = [stone for stone in survey.removals if stone.purged_at is not None]
     if not done:

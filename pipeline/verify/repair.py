@@ -3,7 +3,7 @@
     quarantine/<time>/why.json     what was found, what was moved, what a run is to make again
     quarantine/<time>/…            the files, under the paths that they had in the dataset
 
-`why.json` is written before the first file is moved, so that a repair which was killed can be told
+`why.json` is written before the first file is moved, so that a killed repair can be distinguished
 from a loss; the next one moves the rest.
 """
 
@@ -91,7 +91,7 @@ def repair(dataset: Path, report: Report) -> Repaired:
 
 
 def _made_from(survey: Survey, remedy: Remake) -> Iterator[tuple[Node, str]]:
-    """A shard, and those of its base from it on in all steps that hang on its step."""
+    """A shard, and those of its base from it on in all steps that depend on its step."""
     name = (remedy.label, remedy.fingerprint)
     node = SOURCES_NODE if remedy.label == SOURCES else survey.nodes[name]
     yield node, remedy.shard

@@ -1,4 +1,4 @@
-"""One file of a table: every byte of it read, its schema, its footer, its keys."""
+"""Checks one file of a table: every byte of it, its schema, its footer, its keys."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Rows:
 
 @dataclass
 class ShardChecks:
-    """Checks files one by one; remembers what types the columns of stages of one's own have."""
+    """Checks files one by one; remembers the column types of custom stages."""
 
     survey: Survey
     book: Book
@@ -45,7 +45,7 @@ class ShardChecks:
         default_factory=lambda: defaultdict(lambda: defaultdict(list)))
 
     def own_table(self, node: Node, shard: str) -> Rows | None:
-        """The shard of a step's own table; None where it can't be gone by."""
+        """The shard of a step's own table; None if it is unusable."""
         where = node.file(shard)
         score = [node.score] if node.score is not None else []
         read = self._read(node, where, shard, [node.key, *_WANTED, *_OUTCOME, *score])
@@ -61,7 +61,7 @@ class ShardChecks:
         return Rows(set(table[node.key].to_pylist()), _kept(table))
 
     def further_table(self, node: Node, table: str, shard: str) -> set[str] | None:
-        """The videos in a shard of a further table of a step; None where it can't be gone by."""
+        """The videos in a shard of a further table of a step; None if it is unusable."""
         where = node.file(shard, table)
         read = self._read(node, where, shard, ["video_id"], table)
         if read is None:
@@ -80,7 +80,7 @@ class ShardChecks:
         path = self.survey.dataset / where
         try:
             if there := what_is_there(path):
-                # Not opened: a named pipe would be waited for without end.
+                # Not opened: a named pipe would block for ever.
                 self._bad(node, where, shard, "unreadable", f"is {there}, not a file", table)
                 return None
             found = read_whole(path, columns)
@@ -146,7 +146,7 @@ class ShardChecks:
         return self.survey.declared.get((run_id, *node.id), node.columns)
 
     def finish(self) -> None:
-        """Columns of stages of one's own, whose types only the other shards tell."""
+        """Checks columns of custom stages, whose types are known only from the other shards."""
         for (place, column), kinds in self._types.items():
             if len(kinds) < 2:
                 continue

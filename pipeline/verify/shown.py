@@ -1,4 +1,4 @@
-"""What the catalog's views show over all base shards: keys that they would show twice."""
+"""Finds keys that the catalog's views would show twice, over all base shards."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, pa.Arro
 
 
 def find_layout(dataset: Path) -> Layout | None:
-    """The catalog's tables; None where records are damaged, which is told elsewhere."""
+    """The catalog's tables; None if records are damaged, which is reported elsewhere."""
     try:
         return read_layout(dataset)
     except (ClipmillError, *_UNREADABLE):

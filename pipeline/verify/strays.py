@@ -1,4 +1,4 @@
-"""Files that no run needs: temporary ones, stray names, tables and media that nothing names."""
+"""Finds files that no run needs: temporary ones, stray names, unnamed tables and media."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Names:
     def without(self, table: str, names: Iterable[str]) -> set[str]:
         """Those of the names that are not in the table."""
         found = set(names)
-        # Tables hold text: they have named nothing that is none.
+        # Tables hold text: they can't name anything else.
         no_text = {name for name in found if as_text(name) != name}
         given = pa.table({"name": pa.array(found - no_text, pa.string())})
         if not given.num_rows:
@@ -65,13 +65,13 @@ class Names:
 
 @dataclass
 class StrayChecks:
-    """Looks at every name in the dataset's folder, once the tables have been read."""
+    """Checks every name in the dataset's folder, once the tables have been read."""
 
     survey: Survey
     book: Book
     names: Names
     is_free: Callable[[Path], bool]
-    """Whether nobody holds the lock that a file stands for."""
+    """Whether nobody holds a lock file's lock."""
     sources_known: bool = True
     """Whether all shards of sources could be read."""
     media_known: bool = True
@@ -130,7 +130,7 @@ class StrayChecks:
                             "dataset")
 
     def _unknown_table(self, place: str, *, is_table: bool) -> None:
-        """A folder beside or in a table's folder that no record names."""
+        """A folder next to or in a table's folder that no record names."""
         found = list_folder(self.survey.dataset / place)
         if not is_table and not found.shards:
             return
@@ -178,7 +178,7 @@ class StrayChecks:
             self._claims(media / ".claims" / rules, f"media/.claims/{rules}")
 
     def _work(self, folder: Path) -> None:
-        """What downloads that were killed left; a run that has still to do them goes on with it."""
+        """Leftovers of killed downloads; a run that still has to do them resumes them."""
         names = _listed(folder)
         unknown = self.names.without("named_sources", {name.partition(".")[0] for name in names})
         for name in names:
@@ -195,7 +195,7 @@ class StrayChecks:
             self.book.stray("orphan", where, "no table names it")
 
     def _notes(self, folder: Path, place: str) -> None:
-        """Files that bear the key of a source."""
+        """Files named by the key of a source."""
         for names in _in_chunks(folder):
             keys = {name: match[1] for name in names if (match := _SOURCE_FILE.match(name))}
             for name in sorted(set(names) - set(keys)):

@@ -1,4 +1,4 @@
-"""Frozen subsets against what they say of themselves, and the index against the tables."""
+"""Checks frozen subsets against their records, and the index against the tables."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, pa.Arro
 
 @dataclass
 class SubsetChecks:
-    """Subsets cannot be made again of themselves, so nothing of them is set aside."""
+    """Checks subsets. They can't be recreated from themselves, so none of them is set aside."""
 
     survey: Survey
     book: Book
@@ -158,12 +158,12 @@ class SubsetChecks:
 
 
 def _no_files(folder: Path) -> list[str]:
-    """What in a subset's folder is something else than a file, and is not to be opened."""
+    """Anything in a subset's folder that is not a file, and must not be opened."""
     return [path.name for path in folder.iterdir() if what_is_there(path)]
 
 
 def check_index(survey: Survey, layout: Layout, book: Book) -> None:
-    """The index holds nothing of its own: what is stale is a note, what breaks queries a fault."""
+    """The index holds no data of its own: stale is a note, breaking queries is a fault."""
     root = survey.dataset / INDEX
     if not root.is_dir():
         return
@@ -202,7 +202,7 @@ def _check_coverage(
         coverage = find_coverage(survey.dataset, layout.steps,
                                  [stone.name for stone in survey.removals])
     except (FileNotFoundError, DamagedFile):
-        return  # a run is at work, or a shard is no file, which is told elsewhere
+        return  # a run is active, or a shard is not a file, which is reported elsewhere
     if not rest:
         return
     is_trusted = coverage is not None and coverage.live is None
@@ -223,7 +223,7 @@ def _check_parts(folder: Path, where: str, names: Sequence[str], book: Book) -> 
                 for group in range(file.num_row_groups):
                     file.read_row_group(group)
         except FileNotFoundError:
-            continue  # a run is making the index anew
+            continue  # a run is rebuilding the index
         except (pa.ArrowException, OSError) as error:
             book.stray("index", f"{where}/{name}", "is damaged, and queries read it "
                        f"({str(error).strip().splitlines()[0]})")
