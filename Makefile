@@ -1,4 +1,4 @@
-# Everything that a person or CI runs has a word here. `make setup` is implied by all others.
+# Everything that a developer or CI runs is a target here. All other targets imply `make setup`.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -12,10 +12,10 @@ TEST_WORKERS ?= 3
 
 .PHONY: setup demo test test-slow test-faults check format docs lock models bench clean help
 
-help:  ## what there is
+help:  ## lists the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-setup: $(STAMP)  ## a virtual environment with the locked versions
+setup: $(STAMP)  ## creates a virtual environment with the locked versions
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Clipmill needs Python 3.11 or newer; say make PYTHON=python3.11 ...")'
@@ -24,20 +24,20 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet $(PIP_ARGS) --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
-demo: setup  ## the main job on a small rendered world, offline, into demo-dataset/
+demo: setup  ## runs the full pipeline on a small rendered world, offline, into demo-dataset/
 	$(BIN)/clipmill demo
 
-test: setup  ## all tests that take seconds
+test: setup  ## runs all tests that take seconds
 	$(BIN)/python -m pytest -m 'not slow and not faults' -n $(TEST_WORKERS) --dist worksteal
 
-test-slow: setup  ## the tests that take minutes: every real file, both engines; drawn examples anew
+test-slow: setup  ## runs tests that take minutes: every real file, both engines, new random examples
 	$(BIN)/python -m pytest -m 'slow and not faults' -n $(TEST_WORKERS) --dist worksteal
 	$(BIN)/python -m pytest -m 'hypothesis and not slow' --hypothesis-profile=anew
 
-test-faults: setup  ## kills, full disks and broken media, at random (half an hour)
+test-faults: setup  ## runs kills, full disks and broken media, at random (half an hour)
 	$(BIN)/python -m pytest -m faults
 
-check: setup  ## linters, and the types and import rules of what is installed
+check: setup  ## runs linters, and checks the types and import rules of what is installed
 	$(BIN)/ruff check .
 	rm -rf build
 	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir build/wheel .
@@ -46,16 +46,16 @@ check: setup  ## linters, and the types and import rules of what is installed
 	cd $(UNPACKED) && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml \
 	  --cache-dir $(CURDIR)/.mypy_cache -p clipmill
 
-format: setup  ## sorts imports and mends what the linter can
+format: setup  ## sorts imports and fixes what the linter can
 	$(BIN)/ruff check --fix .
 
-docs: setup  ## generates docs/reference/ again
+docs: setup  ## regenerates docs/reference/
 	$(BIN)/python -m clipmill.jobs.reference
 
 models: setup  ## trains the demo's models again (about half an hour)
 	$(BIN)/python -m clipmill.jobs.demo.train_models --output jobs/demo/models
 
-bench: setup  ## every benchmark, printed as Markdown
+bench: setup  ## runs every benchmark, printed as Markdown
 	$(BIN)/python -m benchmarks.split
 	$(BIN)/python -m benchmarks.isolation
 	$(BIN)/python -m benchmarks.embed

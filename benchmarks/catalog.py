@@ -3,8 +3,8 @@
     python -m benchmarks.catalog [--clips 1000000] [--folder DIR] [--only index count …]
 
 Writes real tables with the distributions that InternVid publishes (durations, similarity,
-aesthetics, lengths of captions; clips a video are skewed), 64 videos a shard, without media. Then
-each command runs in a process of its own. A folder that holds the dataset already is used again.
+aesthetics, lengths of captions; clips per video are skewed), 64 videos per shard, without media.
+Then each command runs in a separate process. A folder that already holds the dataset is reused.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ SHARD_VIDEOS = 64
 CLIPS_A_VIDEO = 33  # 234M clips of 7.1M videos
 FINE_CAPTIONS = 4
 COPIES = 0.03
-"""The share of clips that look like one of another video, as their frames' hashes have it."""
+"""The share of clips that look like a clip of another video, by their frames' hashes."""
 FINGERPRINT = "0123456789abcdef"
 STEPS: dict[str, tuple[str, pa.Schema, list[str]]] = {
-    # label: name of the stage, table, what it hangs on
+    # label: name of the stage, table, what it depends on
     "download_videos": ("download_videos", tables.VIDEOS, []),
     "scan_videos": ("split_clips", tables.SCANS, ["download_videos"]),
     "split_clips": ("split_clips", tables.CLIPS, ["scan_videos"]),
@@ -256,7 +256,7 @@ def measures(dataset: Path, clips: int, scratch: Path) -> list[Measure]:
     create = (*clipmill, "subset", "create", data)
     return [
         Measure("no-index", "filtered count, no index", (sys.executable, "-c", NO_INDEX, data)),
-        Measure("index", "`index`, from nothing", (*clipmill, "index", data)),
+        Measure("index", "`index`, from scratch", (*clipmill, "index", data)),
         Measure("open", "`sql`: count of all clips", (
             *clipmill, "sql", data, "SELECT count(*) FROM clips")),
         Measure("count", "`sql`: filtered count", (*clipmill, "sql", data, COUNT)),
@@ -314,7 +314,7 @@ def main() -> None:
         made = json.loads((dataset / "made.json").read_text())
         print(f"{made['clips']:,} clips, {made['shards']:,} shards, "
               f"{made['shards'] * (len(STEPS) + 1):,} files\n")
-        print("| | seconds | of processors | peak MB |\n|---|---|---|---|")
+        print("| | seconds | processor seconds | peak MB |\n|---|---|---|---|")
         for one in measures(dataset.absolute(), made["clips"], Path(temporary)):
             if given.only and one.name not in given.only:
                 continue

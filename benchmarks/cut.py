@@ -1,4 +1,4 @@
-"""How fast and how exactly clips are cut, beside one ffmpeg command a clip.
+"""Measures how fast and how exactly clips are cut, compared with one ffmpeg command per clip.
 
     python -m benchmarks.cut [FILE ...] [--repeats 3] [--clips 12]
 
@@ -7,7 +7,7 @@ From each file clips of 2.5 s are cut that begin between key frames, in five way
   copy          ours, no encoding, of a file that the decode pass found to be sound
   unknown       the same of a file of which nothing is known: each clip is decoded
   ffmpeg copy   `ffmpeg -ss START -i FILE -t SECONDS -c copy OUT`, one a clip
-  exact         ours, encoded anew (libx264 veryfast, crf 22, all cores)
+  exact         ours, re-encoded (libx264 veryfast, crf 22, all cores)
   ffmpeg        `ffmpeg -ss START -i FILE -t SECONDS -c:v libx264 …`, the same settings
 
 Printed are median seconds, and the ratios of wall time. Then the same is done with footage whose
@@ -128,7 +128,7 @@ def main() -> None:
     files = options.files or [FOOTAGE / name for name in DEFAULT_FILES]
     if missing := [str(path) for path in files if not path.is_file()]:
         parser.error(f"no such file: {', '.join(missing)}; name video files to measure")
-    check_encoder(CutOptions("exact"))  # tried once a process, so outside of what is measured
+    check_encoder(CutOptions("exact"))  # tested once per process, so outside of what is measured
     heads = [*WAYS, *(f"{a} / {b}" for a, b in PAIRS)]
     print(f"{'seconds':26}" + "".join(f"{head:>20}" for head in heads))
     for path in files:

@@ -1,4 +1,4 @@
-"""How much of the bare model's speed embed_clips reaches, and what preprocessing costs.
+"""Measures how much of the bare model's speed embed_clips reaches, and preprocessing costs.
 
     python -m benchmarks.embed
 

@@ -1,4 +1,4 @@
-"""What it costs to decode in a helper process: its start, and handing over what it made.
+"""Measures the cost of decoding in a helper process: its start, and the transfer of results.
 
     python -m benchmarks.isolation [FILE] [--repeats 9]
 

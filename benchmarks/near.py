@@ -42,7 +42,7 @@ def main() -> None:
     parser.add_argument("--dimensions", type=int, default=256)
     parser.add_argument("--clusters", type=int, default=100)
     arguments = parser.parse_args()
-    print(f"\nmin_cosine {MIN_COSINE}, {arguments.dimensions} numbers a clip; max_distance "
+    print(f"\nmin_cosine {MIN_COSINE}, {arguments.dimensions} numbers per clip; max_distance "
           f"{MAX_DISTANCE}, 4 hashes a clip; {arguments.clusters} clusters\n")
     print("| clips | by embedding, s | growth | recall | all pairs, s | ratio | by hashes, s | "
           "recall | clusters, s |\n|---|---|---|---|---|---|---|---|---|")
@@ -117,7 +117,7 @@ def vectors(rng: np.random.Generator, d: int) -> np.ndarray:
 
 
 def frames(rows: np.ndarray) -> pa.Array:
-    """One frame a clip."""
+    """One frame per clip."""
     m, d = rows.shape
     inner = pa.ListArray.from_arrays(np.arange(0, m * d + 1, d, dtype=np.int32),
                                      pa.array(rows.reshape(-1)))

@@ -1,4 +1,4 @@
-"""Does a run's memory grow with the number of videos? Peak memory of runs over 20 and 200.
+"""Measures whether a run's memory grows with the number of videos: peaks for 20 and 200.
 
     python benchmarks/scale.py [--videos 20 200] [--engine local|ray]
 

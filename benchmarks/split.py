@@ -1,12 +1,12 @@
-"""How fast split_clips is, beside PySceneDetect's command and bare decoding.
+"""Measures how fast split_clips is, compared with PySceneDetect's command and bare decoding.
 
     python -m benchmarks.split [FILE ...] [--repeats 5] [--seconds 120]
 
-Each file is first made longer by joining it to itself (packets are copied, not encoded anew).
+Each file is first made longer by joining it to itself (packets are copied, not re-encoded).
 Then these processes take turns on it:
 
   ours         scan and split: cuts, kept frames and statistics, committed as Parquet
-  bare         the same, decoded in that process and not in a helper process of its own
+  bare         the same, decoded in that process and not in a helper process
   scenedetect  `scenedetect -q -i FILE detect-content`: cuts only
   ffmpeg       `ffmpeg -i FILE -f null -`: decoding only
 
@@ -15,7 +15,7 @@ worker for many videos, so how long Python takes to start says nothing about it.
 
 Printed are relative speeds, where more than 1 means that the first is faster: from the
 median wall time, and from the median processor time, which a busy machine disturbs less. Without
-files, real footage beside the checkout is used.
+files, real footage next to the checkout is used.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def lengthen(source: Path, target: Path, seconds: float) -> None:
 
 
 def shorten(source: Path, target: Path) -> None:
-    """Writes only the first few packets: what is left of a process's time is its start."""
+    """Writes only the first few packets: what remains of a process's time is its start."""
     _join(source, target, 1, packets=4)
 
 

@@ -174,4 +174,4 @@ def _programs(loaded: LoadedRecipe) -> Iterator[tuple[str, str | None]]:
                 continue
             program = _PROGRAM_NAMES.get(name, name)
             yield f"{program}, named by {label}.yt_dlp", None if shutil.which(program) else (
-                "there is no such program on PATH; install it, or remove it from the recipe")
+                "not found on PATH; install it, or remove it from the recipe")

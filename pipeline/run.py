@@ -108,7 +108,7 @@ def run(
     command is using the dataset; what is committed stays.
     """
     if limit is not None and not take_sources:
-        raise UsageError("--limit is about sources, and there are none to add; name some with "
+        raise UsageError("--limit is about sources, and none are being added; name some with "
                          "--sources")
     this = _Run(loaded, dataset, until, watcher or Watcher())
     records.check_place(dataset)

@@ -155,7 +155,7 @@ def _outcome_counts(
 ) -> dict[str, int]:
     """Distinct keys by outcome; of inner steps, what did not reach the last one.
 
-    `doubled` says that a clip may stand in two groups of shards.
+    `doubled` says that a clip may be in two groups of shards.
     """
     if len(steps) == 1 and steps[0].key == "clip_id" and not doubled:
         # Then no key has to be looked for in the other groups.

@@ -226,7 +226,7 @@ def is_ingest(table: StepTable) -> bool:
 def again_at_ingest(table: StepTable) -> str:
     """`key, newest`: keys of failures that an ingest ended, and the last shard that has them.
 
-    There a row may come again with its key: it failed, was mended, and failed anew.
+    There a row may come again with its key: it failed, was fixed, and failed again.
     """
     rules = ", ".join(map(literal, (EXPANDED_RULE, MENDED_RULE)))
     key = quoted(table.key)
@@ -237,7 +237,7 @@ def again_at_ingest(table: StepTable) -> str:
 
 
 def retried_outcomes(table: StepTable) -> str:
-    """The `outcomes` of keys that stand in a retry."""
+    """The `outcomes` of keys that are in a retry."""
     key = quoted(table.key)
     rows = (f"SELECT * FROM ({scan(table, [table.key, *_OUTCOME])}) SEMI JOIN ({_retried(table)}) "
             f"ON {key} = _key AND _base = _group")

@@ -49,7 +49,7 @@ TAG = pa.struct([("tag", pa.string()), ("score", pa.float32())])
 # What ingest writes. `url` is what the user gave (a URL, or a path in its absolute form);
 # `path` is set for local files; `extractor` and `platform_id` where a platform's URL names its
 # video without asking the network; `spans` where the user gave time stamps. `listed_in` is set for
-# failures: the list, folder or pattern that they stand in, null for what the recipe itself names.
+# failures: the list, folder or pattern that they are in, null for what the recipe itself names.
 # `captions` are all captions of the whole video where several were given, `caption` is the first.
 SOURCES = pa.schema(
     [
@@ -73,7 +73,7 @@ SOURCES = pa.schema(
     ]
 )
 
-# What download_videos writes, one row a source. `path` is relative to the dataset for downloaded
+# What download_videos writes, one row per source. `path` is relative to the dataset for downloaded
 # files and absolute for referenced ones. Width and height are as displayed.
 # All times, in all tables, are the video's, whose second 0 is the container's start time, as in
 # players and `ffmpeg -ss`. `clock_starts_at_seconds` is the file's own time stamp there (0 for most
@@ -126,9 +126,9 @@ VIDEOS = pa.schema(
     ]
 )
 
-# What the decode pass of split_clips writes, one row a video. The lists run parallel: one entry a
-# decoded frame, in presentation order. `frame_numbers` count from the file's first frame. `holes`
-# are times in which neither a picture nor a sound is there, null where there are none.
+# What the decode pass of split_clips writes, one row per video. The lists run parallel: one entry
+# per decoded frame, in presentation order. `frame_numbers` count from the file's first frame.
+# `holes` are times in which neither a picture nor a sound is there, null where there are none.
 # Detector statistics are doubles so that cuts made from them equal cuts made from the pixels.
 # `tone_mapped`: kept frames show ordinary dynamic range, the video has a high one.
 # `corrupt_seconds` are the times of pictures that were decoded with errors, or are lost, and
@@ -211,7 +211,7 @@ CLIPS = pa.schema(
 
 
 def clip_table(*fields: pa.Field | tuple[str, pa.DataType]) -> pa.Schema:
-    """The schema of a table with one row a clip: key, the given columns, outcome."""
+    """The schema of a table with one row per clip: key, the given columns, outcome."""
     return pa.schema([pa.field("clip_id", pa.string(), nullable=False), *fields, *OUTCOME])
 
 

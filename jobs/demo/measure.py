@@ -74,7 +74,7 @@ def _file(url: str) -> str:
 def _cuts(videos: dict[str, Film], shots: list[dict[str, Any]]) -> list[Figure]:
     counts = CutCounts()
     for video, film in videos.items():
-        # The first shot's start is no cut.
+        # The first shot's start is not a cut.
         found = [s["start_frame"] for s in shots if s["video_id"] == video and s["start_frame"]]
         counts += count_cuts(film, found)
     return [_share("hard cuts: precision", counts.precision, 0.98),

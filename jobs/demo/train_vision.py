@@ -145,7 +145,7 @@ def _spread_over_true(logits: torch.Tensor, true: torch.Tensor) -> torch.Tensor:
 
 
 class _ClipWithQuestions(torch.nn.Module):
-    """CLIP, with plain questions that its sight is trained on beside the contrast.
+    """CLIP, with simple questions that its vision is trained on in addition to the contrast.
 
     Contrast alone learns shapes slowly. So the embedding, and every patch that the shape covers,
     must also tell colour, shape and position, and every patch whether the shape covers it. The

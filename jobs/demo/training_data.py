@@ -161,7 +161,7 @@ def make_summary_pair(rng: np.random.Generator) -> tuple[str, str]:
     frames = _pick_frames(rng, shot)
     fine = [_misread(rng, shot.caption_at(frame)) for frame in frames]
     if rng.random() < 0.15:
-        # The end of a neighbouring shot, where a cut was placed beside the truth.
+        # The end of a neighbouring shot, where a cut was placed next to the true one.
         fine.insert(0 if rng.random() < 0.5 else len(fine), stranger.caption_at(0))
     if rng.random() < 0.3:
         fine = [text for at, text in enumerate(fine) if at == 0 or text != fine[at - 1]]

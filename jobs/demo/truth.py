@@ -72,7 +72,7 @@ class Reading:
 
 
 def read_caption(text: str) -> Reading:
-    """Reads a caption of this world, whatever else stands in it."""
+    """Reads a caption of this world, whatever else it contains."""
     words = text.lower().replace(".", " ").replace(",", " ").split()
     line = f" {' '.join(words)} "
     return Reading(

@@ -52,7 +52,7 @@ class RunMade:
 
 
 def stages_made(layout: Layout) -> list[StageMade]:
-    """The stages of the newest run; none where there was no run."""
+    """The stages of the newest run; none if there was no run."""
     record = layout.record
     if record is None:
         return []

@@ -37,7 +37,7 @@ class Sample:
     title: str | None
     link: str | None
     place: str | None
-    """Where the video is from, where that is no link."""
+    """Where the video is from, if that is not a link."""
     caption: str | None
     coarse: str | None
     fine: list[tuple[float, str]]
@@ -220,7 +220,7 @@ def _without_repeats(captions: Iterable[Mapping[str, Any] | None]) -> list[tuple
 
 
 def shortened(text: str | None, characters: int = _LONGEST_TEXT) -> str | None:
-    """The text on one line, cut where it is too long; None where there is none."""
+    """The text on one line, shortened if it is too long; None if there is none."""
     if text is None or not text.strip():
         return None
     words = " ".join(text[: 4 * characters].split())

@@ -57,7 +57,7 @@ class Selection:
 
     columns: list[Column]
     left_out: list[str]
-    """Columns that there was no room for."""
+    """Columns that did not fit."""
     thresholds: list[Threshold]
     subset: FrozenSubset | None
     gone: int
@@ -145,7 +145,7 @@ def _columns(catalog: Catalog, roles: Mapping[str, str]) -> tuple[list[Column], 
             continue
         value = quoted(_own(name) if name in roles else name)
         whole = number and kind.partition("(")[0] not in ("FLOAT", "DOUBLE", "DECIMAL")
-        if kind in ("FLOAT", "DOUBLE"):  # what is no number to plot counts as none
+        if kind in ("FLOAT", "DOUBLE"):  # a value that can't be plotted counts as missing
             value = f"if(isfinite({value}), {value}, NULL)"
         elif number and not whole:
             value = f"{value}::DOUBLE"

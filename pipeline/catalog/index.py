@@ -194,7 +194,7 @@ class ShardFiles:
 
 
 def _shards_in(folder: str | None) -> list[tuple[str, os.DirEntry[str]]]:
-    """Names and entries of the shards in a folder; DamagedFile where one is no file."""
+    """Names and entries of the shards in a folder; DamagedFile if one is not a file."""
     if folder is None:
         return []
     with os.scandir(folder) as entries:

@@ -6,7 +6,7 @@ import re
 from urllib.parse import SplitResult, parse_qsl, urlencode, urlsplit
 
 # The site's own parameter for the second to begin at, by the end of the host's name; `#` in front
-# of it where it stands in the fragment.
+# of it if it is in the fragment.
 _FORMS = {
     "youtube.com": "t={}s", "youtu.be": "t={}s", "youtube-nocookie.com": "start={}",
     "vimeo.com": "#t={}s", "dailymotion.com": "start={}", "dai.ly": "start={}",

@@ -183,7 +183,7 @@ class _Joined:
 def primary(steps: Iterable[StepTable], name: str) -> StepTable | None:
     """The step that represents a built-in stage in the views.
 
-    That is the one labelled as the stage is named; a stage that is no scorer may have any label
+    That is the one labelled as the stage is named; a stage that is not a scorer may have any label
     if it is the only one.
     """
     found = [step for step in steps if step.name == name]

@@ -189,7 +189,7 @@ def _paths(dataset: Path) -> list[Path]:
 
 
 def _as_it_is(dataset: Path, record: RunRecord) -> RunRecord:
-    """The record; one that says its run goes on, and that was killed, says so."""
+    """The record; an active-looking one of a killed run is marked as killed."""
     if record.get("state") == "running" and not goes_on(dataset, record["run_id"]):
         return {**record, "state": KILLED}
     return record

@@ -165,7 +165,7 @@ class _Heart:
 
     def _go_on(self) -> None:
         while True:
-            with contextlib.suppress(Exception):  # what collects them may be starting anew
+            with contextlib.suppress(Exception):  # the collector may be restarting
                 self._tally.beat.remote(self._name, Beat.of(
                     self._activity, self._pool, self._node, self.done))
             time.sleep(BEAT_SECONDS)
@@ -427,7 +427,7 @@ class _TaskFlow:
         except ray.exceptions.RayTaskError as error:
             raise _reason(error) from None
         except ray.exceptions.RayError as error:
-            # A node that goes away is no item's doing.
+            # No item is to blame for a lost node.
             self._deaths[number] += not isinstance(error, ray.exceptions.NodeDiedError)
             if self._deaths[number] < MAX_DEATHS:
                 self._todo.append((number, item))

@@ -248,7 +248,7 @@ class Worker:
                 raise
             except BaseException:
                 # The run was stopped, or can't go on: this process lives, so the row took it
-                # nowhere. That the disk is full, say, is told by what is raised.
+                # nowhere. A full disk, for example, is reported by the exception.
                 seen[name] = died
                 with contextlib.suppress(OSError):
                     write_json(journal, {"run_id": self.run_id, "started": seen})

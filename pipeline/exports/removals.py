@@ -74,7 +74,7 @@ class Removals:
         return pc.sum(pc.is_in(ids, pa.array(sorted(videos), pa.string()))).as_py() or 0
 
     def _drop_shards(self) -> None:
-        """Deletes the shards, and what stands beside them; before them the notes, which say that
+        """Deletes the shards, and the files next to them; before them the notes, which say that
         they are there."""
         request = self._request
         shutil.rmtree(notes_of(request), ignore_errors=True)

@@ -22,7 +22,7 @@ _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12,
           "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]i?|)b?\Z", re.I)
 SMALLEST_SHARD_BYTES = 10_000
-# These are read sample by sample with a text beside each clip; the tables are read by column.
+# These are read sample by sample with a text for each clip; the tables are read by column.
 _NEED_A_TEXT = {"webdataset", "huggingface", "internvid", "interleaved"}
 PERSONAL = re.compile(r"\b(title|description|uploader|extra|url)\b", re.I)
 """Column names in a rule or a predicate that reveal who made a video."""

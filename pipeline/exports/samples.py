@@ -23,7 +23,7 @@ _MEDIA = ("media_frames", "media_width", "media_height", "media_has_audio", "med
 
 def render_samples(rows: pa.Table) -> pa.Table:
     """The rows with each one's JSON text, and the bytes that its sample takes in a tar file."""
-    # Whatever number a scorer made is a score; the rest of what stages found stands beside it.
+    # Whatever number a scorer made is a score; the other results of stages are stored next to it.
     scores = [field.name for field in rows.schema if pa.types.is_floating(field.type)
               and field.name not in (*_SPAN, *_VIDEO, "duration_seconds")
               and not field.name.startswith(("media_", "_"))]

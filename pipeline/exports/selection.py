@@ -257,7 +257,7 @@ def _without_others(rows: pa.Table, request: ExportRequest, left_out: Counter[st
 
 
 class _Facts:
-    """The facts of videos, in order of their ids, laid beside sorted rows of clips."""
+    """The facts of videos, in order of their ids, joined to sorted rows of clips."""
 
     def __init__(self, reader: pa.RecordBatchReader) -> None:
         self._reader = reader

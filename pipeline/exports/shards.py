@@ -53,7 +53,7 @@ class ShardFile(ABC):
 
     @abstractmethod
     def room_for(self, part: Any) -> bool:
-        """Whether the shard stays within its size with this part, as far as can be told."""
+        """Whether the shard stays within its size with this part, as far as is known."""
 
     @abstractmethod
     def add(self, part: Any) -> None: ...

@@ -103,7 +103,7 @@ def work_on_units(
             if not unit_file(request.output, unit).exists()]
     for left in reversed(range(ROUNDS)):
         again = []
-        # Closed before anything that is raised here is told: until then Ray's noise is filtered.
+        # Closed before any exception from here is reported: until then Ray's noise is filtered.
         with closing(map_tasks(work_on_unit, todo, engine=request.engine_or_default)) as results:
             for result in results:
                 if result.problem is None:

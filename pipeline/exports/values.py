@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 
 def readable_numbers(table: pa.Table) -> pa.Table:
-    """The table with its floats as doubles that print short, and null for what is no number.
+    """The table with its floats as doubles that print short, and null for non-numbers.
 
     A single-precision 0.3 is 0.30000001192092896 as a double; its shortest text is 0.3.
     """

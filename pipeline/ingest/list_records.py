@@ -97,7 +97,7 @@ class Dialect:
     """Whether a space follows each delimiter."""
 
     def cells(self, text: str) -> list[str]:
-        """The cells of one record; csv.Error where they can't be told."""
+        """The cells of one record; csv.Error if they can't be split."""
         if not self.quoted or '"' not in text:
             return text.split(self.delimiter)
         lines = [f"{line}\n" for line in text.split("\n")]
@@ -342,7 +342,7 @@ def _lines_inside(dialect: Dialect, lines: Sequence[str], width: int) -> int:
             if dialect.is_open(error):
                 continue
             return 0
-        # The last of them may look like a row: what comes after the cell stands in it.
+        # The last of them may look like a row: it contains what comes after the cell.
         return count if len(cells) == width and rows <= max(1, count // 2) and (
             rows == 0 or len(lines[0].split(dialect.delimiter)) < width) else 0
     return 0

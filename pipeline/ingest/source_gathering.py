@@ -236,7 +236,7 @@ class Gathering:
                 self.count(row["row_of"], "gathered")
                 self.gathered_rows += 1
                 continue
-            # The repeat has a key of its own, the same each time the same list is read.
+            # The repeat has its own key, the same each time the same list is read.
             own_key = source_key(f"{row['locator']}\0repeat {number}")
             if _is_removed(first):  # only its keys remain
                 kept = {name: row[name] for name in _HELPERS.names}

@@ -1,7 +1,7 @@
 """Interprets rows of input: the source that each one names, its timestamps and columns."""
 
 # A list may have a million rows, and path objects cost more than all the rest; `abspath` is meant,
-# because a link is a name of its own.
+# because a link counts under its own name.
 # ruff: noqa: PTH100, PTH122
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Source:
 
     `locator` names what the row means, the same for all spellings. `is_list` marks a playlist or
     channel; `again` a row that is written although the dataset has its key; `listed_in` is the list
-    or folder that it stands in. `row_of` is the number of the list whose row it is: of a row that
+    or folder that it is in. `row_of` is the number of the list whose row it is: of a row that
     lists several videos, only the first has it. `captions` are all, where the row gives several.
     """
 

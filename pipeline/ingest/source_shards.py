@@ -122,7 +122,7 @@ def in_order(spans: list[dict[str, Any]] | None) -> list[dict[str, Any]] | None:
 class KnownSources:
     """The sources that a dataset has: `key`, `state` and `shard`, in the order of writing.
 
-    `failures` are those that stand, with the lists that they stand in.
+    `failures` are the current ones, with the lists that they are in.
     """
 
     table: pa.Table

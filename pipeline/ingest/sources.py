@@ -256,7 +256,7 @@ def excluded_ids(given: DataFile | Path | str | None) -> set[str]:
         return set()
     path = local_file(given, setting="exclude_ids") if isinstance(given, DataFile) else Path(given)
     if not path.is_file():
-        raise UsageError(f"exclude_ids: there is no file {path}")
+        raise UsageError(f"exclude_ids: no file {path}")
     found = set()
     for row in ListFile(path).read(("video_id", "id", "youtubeid", "url")):
         if row.problem is not None:

@@ -6,7 +6,7 @@ bucket, and only they are compared. `depth` grows with the logarithm of the numb
 bucket holds about as many whatever that number is. One that holds more than LARGEST_BUCKET has
 its members compared with its best one and is split by the table's next bit, and so on; where the
 32 bits are used up, each member is compared with LARGEST_BUCKET - 1 of those before it. So a table
-costs at most a constant for each item, beside the sorting, and there are as many tables as the
+costs at most a constant for each item, apart from the sorting, and there are as many tables as the
 wanted recall takes, whatever the number of items but for `depth`.
 
 Recall, for a pair that is just near enough: it differs in h of B bits with probability w(h). A

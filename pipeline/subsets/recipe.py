@@ -26,7 +26,7 @@ DEFAULT_SEED = 42
 _SEEDS = (0, 2**63 - 1)
 _WHOLE = re.compile(r"\$(\w+)\Z")
 _NUMBER_WITH_EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+\Z")
-# A parameter in SQL, and before it what may hold a dollar sign that is none.
+# A parameter in SQL, and before it text that may hold other dollar signs.
 _IN_SQL = re.compile(
     r"[eE]'(?:[^'\\]|\\.|'')*'|'(?:[^']|'')*'|\"(?:[^\"]|\"\")*\"|--[^\n]*|/\*.*?\*/"
     r"|\$(?P<tag>\w*)\$.*?\$(?P=tag)\$|\$(?P<name>\w+)",

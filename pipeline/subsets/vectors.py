@@ -110,7 +110,7 @@ def _means(frames: np.ndarray, parents: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 
 class VectorStore:
-    """Vectors on disk in the order in which they came, `ranks` beside them in memory."""
+    """Vectors on disk in their original order, with their `ranks` in memory."""
 
     def __init__(
         self, rows: pa.RecordBatchReader, path: Path, wanted: np.ndarray | None = None

@@ -79,7 +79,7 @@ class GroupChecks:
         return SOURCES_NODE if name == SOURCES_NODE.id else self.survey.nodes.get(name)
 
     def _has_sources(self, base: str) -> bool:
-        """Whether the base is one of the sources'; else its files are told here."""
+        """Whether the base is one of the sources'; otherwise its files are reported here."""
         survey = self.survey
         if base in survey.shards(SOURCES_NODE):
             return True

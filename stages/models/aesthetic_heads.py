@@ -47,7 +47,7 @@ class AestheticHead:
 def load_head(path: Path) -> AestheticHead:
     """A head from a `.pth` or `.safetensors` file, in float64, folded where that is exact.
 
-    Raises UsageError where there is no such file, ClipmillError where it holds no known head.
+    Raises UsageError if the file doesn't exist, ClipmillError if it holds no known head.
     """
     if not path.is_file():
         raise UsageError(f"score_aesthetic.head: no file {path}; {_WHERE}; point to it "

@@ -350,7 +350,7 @@ def family_of(config: Any, folder: Path) -> type[Family]:
 
 
 def has_chat_template(folder: Path) -> bool:
-    """Whether a model's folder holds a chat template, in any of the places it may stand in."""
+    """Whether a model's folder holds a chat template, in any of its possible places."""
     if any((folder / name).exists() for name in ("chat_template.jinja", "chat_template.json")):
         return True
     return any(

@@ -58,7 +58,7 @@ class Message:
 class OpenAIServer:
     """Asks one model behind a server, several questions at a time, each until it is answered.
 
-    `key_variable` names the environment variable that holds the API key, so that no key stands in
+    `key_variable` names the environment variable that holds the API key, so that no key is in
     a recipe or in a run's record. `options` are added to every request; an option that is None
     takes a default one away (some models refuse `temperature`).
 

@@ -69,7 +69,7 @@ def _row(name: str, lines: Sequence[Line]) -> list[object]:
 
 
 
-_ENGINES = {"local": "one process", "ray": "a Ray cluster of its own",
+_ENGINES = {"local": "one process", "ray": "its own Ray cluster",
             "cluster": "two nodes, joined"}
 _TARGETS = {"driver": "SIGKILL: driver", "sigterm": "SIGTERM: driver", "worker": "SIGKILL: worker",
             "helper": "SIGKILL: child process", "head": "SIGKILL: head (raylet or GCS)",

@@ -4,7 +4,7 @@
 begins early, and the true span is recorded. `exact` re-encodes: the clip holds the frames whose
 presentation time lies inside the span, and no others.
 
-Every file is written under a temporary name beside its target, opened and checked, and renamed.
+Every file is written under a temporary name next to its target, opened and checked, and renamed.
 """
 
 from __future__ import annotations

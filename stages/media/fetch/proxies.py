@@ -47,7 +47,7 @@ def _check(proxy: str, schemes: tuple[str, ...]) -> None:
     except RowFailed as error:
         raise ValueError(f"{error}; {example}") from error
     if not 0 < (1 if url.port is None else url.port) < 65536:
-        raise ValueError(f"there is no port {url.port}; {example}")
+        raise ValueError(f"invalid port {url.port}; {example}")
 
 
 @contextlib.contextmanager

@@ -81,7 +81,7 @@ def collect_isolated(
 ) -> tuple[list[Part], Value]:
     """Like `run_isolated` for a generator function: returns what it yields, and its value.
 
-    What it yields is sent as it comes, so the helper needn't hold it. `counted` is told how many
+    What it yields is sent as it comes, so the helper needn't hold it. `counted` gets how many
     frames each try decoded, failed ones included.
     """
     parts: list[Part] = []
@@ -247,7 +247,7 @@ class _Helper:
         with theirs:
             try:
                 self._process = subprocess.Popen(
-                    # -P: no file of the working folder is taken for a module.
+                    # -P: no file of the working folder is imported as a module.
                     [sys.executable, "-P", "-m", "clipmill.stages.media.isolation.isolated_process",
                      str(theirs.fileno())],
                     stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,

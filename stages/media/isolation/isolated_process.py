@@ -166,7 +166,7 @@ def _serve(channel: _Channel, request: bytes) -> None:
         answer = pickle.dumps(value, pickle.HIGHEST_PROTOCOL)
         ending: tuple[Any, ...] = ("done", answer)
     except BaseException as error:  # noqa: BLE001  it is raised where it was asked for
-        # Else there might be no memory to say that there is none.
+        # Otherwise there might be no memory left to report that it ran out.
         resource.setrlimit(resource.RLIMIT_DATA, (most, most))
         ending = ("memory", _text(error)) if _is_memory(error) else ("raised", *_sendable(error))
     finally:
@@ -204,7 +204,7 @@ def _send_parts(channel: _Channel, parts: Generator[Any, None, Any]) -> Any:
 def _is_memory(error: BaseException | None) -> bool:
     """Whether an exception, or one that led to it, means that memory ran out.
 
-    FFmpeg's own is no proof; see `memory.raise_if_out`.
+    FFmpeg's own error is not a proof; see `memory.raise_if_out`.
     """
     seen: set[int] = set()
     while error is not None and id(error) not in seen:

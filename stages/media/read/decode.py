@@ -248,7 +248,7 @@ class DecodedVideo:
         return self._given_frames
 
     def pictures(self) -> Iterator[Picture]:
-        """Every frame in presentation order. Decoding and scaling run in a thread of their own."""
+        """Every frame in presentation order. Decoding and scaling run in a separate thread."""
         ahead: queue.Queue[list[Picture] | BaseException | None] = queue.Queue(_BATCHES_AHEAD)
         stop = threading.Event()
 

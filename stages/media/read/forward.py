@@ -1,6 +1,6 @@
 """Decodes a video forward from the last place that gives the wanted frames correctly.
 
-Where that is stands in the packet index. The decoder is given the packets from that very one on,
+The packet index says where that is. The decoder is given the packets from that very one on,
 wherever a seek has landed, and each frame is known by the packet that it came from, so neither the
 demuxer's seeking nor time stamps that are missing or doubled can put a frame in another's place.
 """

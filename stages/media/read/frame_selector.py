@@ -10,7 +10,7 @@ score reaches `TAKE_SCORE`, but never within `TAKE_SECONDS` of the last beginnin
 * the distance never grows beyond `1 / frames_per_second`. From there on frames are final.
 
 A distance is an upper bound as long as the source has frames that dense, hence with the default
-of two frames a second every clip of half a second or more holds a kept frame, wherever it begins.
+of two frames per second every clip of half a second or more holds a kept frame, wherever it begins.
 
 Frames wait as the decoder left them and only those that stay are scaled and encoded, in a thread
 of their own. What waits is bounded by `HELD` frames and `WAITING_BYTES`; larger ones are scaled

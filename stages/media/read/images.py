@@ -15,7 +15,7 @@ from clipmill.schemas.errors import RowFailed
 FitMode = Literal["crop", "squash", "pad"]
 Interpolation = Literal["bicubic", "bilinear"]
 
-# How far beside a crop a place is looked for where pixels meet, and how exactly they must.
+# How far from a crop to look for a place where pixels meet, and how exactly they must.
 _SEARCHED = 24
 _PIXEL_OFF = 0.05
 
@@ -154,7 +154,7 @@ def _resize(
     shrinks = height * width < image.shape[0] * image.shape[1]
     least, most = sorted((image.shape[0] / height, image.shape[1] / width))
     if interpolation == "bicubic" and least > 1 and most <= _AREA_FROM:
-        # Averaging areas is slow where they are no whole pixels. A slight blur, as strong as the
+        # Averaging areas is slow where they are not whole pixels. A slight blur, as strong as the
         # image shrinks, before a cubic sample comes as near to PIL's antialiased bicubic.
         side = np.float32(_BLUR * (most - _BLUR_FROM))
         kernel = np.array([side, 1 - 2 * side, side], np.float32)

@@ -55,7 +55,7 @@ class Measures:
         self._edge_finder: Any = None  # made when it is needed
 
     def interrupt(self) -> None:
-        """Says that the next image does not follow the last one, so nothing is compared."""
+        """Marks that the next image does not follow the last one, so nothing is compared."""
         self._before = {}
 
     def add(self, small: np.ndarray) -> float:
@@ -108,7 +108,7 @@ class Measures:
         from scenedetect.detectors import HistogramDetector
 
         histogram = HistogramDetector.calculate_histogram(small, bins=self._wanted.histogram_bins)
-        # A frame without one before it is taken for equal to it: correlation 1.
+        # A frame without one before it counts as equal to it: correlation 1.
         alike = (
             cv2.compareHist(before["histogram"], histogram, cv2.HISTCMP_CORREL) if before else 1.0
         )

@@ -130,7 +130,7 @@ def frames(container: InputContainer, stream: VideoStream) -> Iterator[av.VideoF
 
 @contextlib.contextmanager
 def passing_over() -> Iterator[None]:
-    """What FFmpeg finds broken is passed over; that there is no memory is said."""
+    """Skips what FFmpeg finds broken; raises if there is no memory."""
     try:
         yield
     except av.FFmpegError as error:

@@ -298,7 +298,7 @@ def _groups_are_apart(reading: _Reading, places: list[int]) -> bool:
     """Whether frames can be counted from any packet that is flagged as a key frame.
 
     So they can where nothing that lies before it is shown after it or is needed there, nothing
-    that lies after it is shown before it, and each packet gives one frame with a time of its own.
+    that lies after it is shown before it, and each packet gives one frame with its own time.
     """
     reader = reading.reader
     if (reading.hidden or not reading.is_stamped or not reading.flags_closed_only

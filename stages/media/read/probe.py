@@ -96,7 +96,7 @@ def probe(path: Path) -> Probe:
     except av.FFmpegError as error:
         raise RowFailed("bad_media", f"not a readable media file: {error.strerror}") from error
     except (ArithmeticError, AttributeError, LookupError, ValueError) as error:
-        # PyAV's, of headers that make no sense: a time base of 1/0, a stream that is none.
+        # PyAV's, of headers that make no sense: a time base of 1/0, an invalid stream.
         raise RowFailed("bad_media", f"not a readable media file: {error}") from error
 
 

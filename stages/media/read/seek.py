@@ -255,7 +255,7 @@ def read_frames(
     quality: int,
     starts_at_seconds: float | None = None,
 ) -> Generator[dict[str, Any], None, tuple[list[list[int]], int]]:
-    """Gives the frames that `picks` ask for in any span, decoded anew, with the columns of FRAME.
+    """Decodes again the frames that `picks` ask for in any span, with the columns of FRAME.
 
     Returns the numbers of each span's frames, in time order (`by_span` puts the frames in their
     place), and how many frames were decoded. A span is `(start_seconds, end_seconds, picks)`; only

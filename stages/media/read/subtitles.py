@@ -163,7 +163,7 @@ def _without_name(cue: tuple[float, float, list[str]]) -> tuple[float, float, li
 
 
 def _pieces(line: str) -> _Line:
-    """A line of WebVTT or SubRip without its markup, in pieces where times stand in it."""
+    """A line of WebVTT or SubRip without its markup, in pieces if it contains times."""
     parts = _INLINE_TIME.split(_READINGS.sub("", line))
     groups = _INLINE_TIME.groups + 1
     pieces: _Line = [(None, parts[0])]

@@ -13,7 +13,7 @@ SIDE = 16
 
 
 def thumbnail(jpeg: bytes) -> np.ndarray:
-    """The JPEG's mean colours in SIDE × SIDE cells; RowFailed `bad_media` where it is none."""
+    """The JPEG's mean colours in SIDE × SIDE cells; RowFailed `bad_media` if undecodable."""
     import cv2
     import numpy as np
 

@@ -124,7 +124,7 @@ def _chunks_are_sound(file: BinaryIO, at: int, end: int) -> bool:
 
 
 def _flv(file: BinaryIO, size: int) -> bool | None:
-    """By the size that stands in its metadata, and whether it ends with a whole tag."""
+    """By the size in its metadata, and whether it ends with a whole tag."""
     head = file.read(_HEAD_BYTES)
     mark = b"\x00\x08filesize\x00"
     at = head.find(mark)
