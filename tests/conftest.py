@@ -28,7 +28,7 @@ for _signal in (signal.SIGHUP, signal.SIGQUIT):
     signal.signal(_signal, signal.SIG_DFL)
 
 # `make test` says the same of the same tree, however slow the machine: the examples are drawn from
-# a fixed seed, and none is on the clock. `make test-slow` draws others, each time anew.
+# a fixed seed, and none is on the clock. `make test-slow` draws new ones each time.
 settings.register_profile("same", deadline=None, derandomize=True,
                           suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("anew", settings.get_profile("same"), derandomize=False, print_blob=True)

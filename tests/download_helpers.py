@@ -18,7 +18,7 @@ def make_video(
     seconds: float = 2.0, size: tuple[int, int] = (64, 48), *, seed: int = 0,
     container: str = "mp4", codec: str = "mpeg4", rotation: int = 0, options: dict | None = None,
 ) -> bytes:
-    """A small video of noise, so that it has some weight; 10 frames a second."""
+    """A small video of noise, so that it has some weight; 10 frames per second."""
     with tempfile.NamedTemporaryFile() as file:
         write_video(file.name, seconds, size, seed, container, codec, rotation, options or {})
         return Path(file.name).read_bytes()

@@ -80,7 +80,7 @@ def stop_itself(path: Path, pid_file: Path | None = None) -> None:
 
 
 def work_on(path: Path, seconds: float) -> str:
-    """Takes long, but comes forward."""
+    """Takes long, but makes progress."""
     ends = time.monotonic() + seconds
     while time.monotonic() < ends:
         time.sleep(0.01)
@@ -125,7 +125,7 @@ def print_rubbish(path: Path) -> str:
 
 
 def write_rubbish_to_every_file(path: Path) -> None:
-    """As a stray pointer might: the socket gets what is no message."""
+    """As a stray pointer might: the socket gets an invalid message."""
     for number in range(3, 64):
         try:
             os.write(number, b"\0\0\0\0\0\0\0\5hello")
@@ -162,7 +162,7 @@ def cut_and_die(
 ) -> Iterator[CutResult]:
     """Cuts as it should and dies at `c2`: in the middle of its file, and once if `once` is there.
 
-    Notes in a file beside the clips which ones it was asked for.
+    Notes in a file next to the clips which ones it was asked for.
     """
     from clipmill.stages.media.cutting.cut import cut_clips
 

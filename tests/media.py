@@ -51,7 +51,8 @@ def draw(scene: Scene, number: int, count: int, size: tuple[int, int]) -> np.nda
     image[:] = COLOURS[scene.colour]
     left = (10 + number * scene.speed) % max(1, width - width // 8)
     image[height // 4 : height // 2, left : left + width // 8] = (250, 250, 250)
-    # The upper left is always brighter, so that a turned picture is told from an upright one.
+    # The upper left is always brighter, so that a rotated picture can be distinguished from an
+    # upright one.
     image[: height // 8, : width // 4] += 40
     if scene.fade:
         image *= min(1.0, 2 * number / count, 2 * (count - 1 - number) / count)

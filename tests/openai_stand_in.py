@@ -1,4 +1,4 @@
-"""A loopback server that speaks enough of OpenAI's protocol, and misbehaves as it is told."""
+"""A loopback server that speaks enough of OpenAI's protocol, and misbehaves on request."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ class Made:
     settings: Mapping[str, Any] = field(default_factory=dict)
     models: Mapping[str, str] = field(default_factory=dict)
     reads: str = ""
-    """Label of a stage that it reads from, beside split_clips."""
+    """Label of a stage that it reads from, besides split_clips."""
 
     @property
     def schema(self) -> pa.Schema:

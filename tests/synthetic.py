@@ -238,7 +238,7 @@ def _video_row(key: str, video: str, g: int) -> dict[str, Any]:
 def build_dataset(
     path: Path, *, shards: int = 3, videos: int = 8, clips: int = 4, embed: bool = True
 ) -> Truth:
-    """Writes a dataset of `shards` × `videos` sources with `clips` clips a video.
+    """Writes a dataset of `shards` × `videos` sources with `clips` clips per video.
 
     Of every 14 sources two fail to download: one of them comes on retry, one never does. One in
     7 is rejected, one in 11 can't be decoded, one in 13 gives no clip. Of every 34 clips two
@@ -382,7 +382,7 @@ def _add_clip(
 
 
 def _write_side_tables(path: Path, writer: _Writer) -> None:
-    """The shots and frames that lie beside the clips; two frames a video are enough."""
+    """The shots and frames that go with the clips; two frames per video are enough."""
     for (step, shard), rows in writer.rows.items():
         if step == "split_clips":
             found = [row for row in rows if row.get("clip_id")]

@@ -1,4 +1,4 @@
-"""What docs/subsets.md shows works as it stands there, and its table names what is shipped."""
+"""Everything in docs/subsets.md works as shown, and its table names what is shipped."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_its_recipes_load_and_find_their_scorers(tmp_path, beginning):
 @pytest.mark.slow
 def test_its_stage_measures_flow_under_the_label_that_recipes_name(
         made: Made, tmp_path, monkeypatch, capsys):
-    """The printed command, typed as it stands; in a film of moving shapes something flows."""
+    """The printed command, typed as shown; in a film of moving shapes something flows."""
     shutil.copytree(made.dataset, tmp_path / "my-dataset")
     (tmp_path / "measure_flow.py").write_text(block("python", "# measure_flow.py"))
     monkeypatch.chdir(tmp_path)

@@ -1,4 +1,4 @@
-"""A dataset that release 0.1 made: all that people do with theirs goes on with it.
+"""A dataset made by release 0.1: everything that people do with theirs still works.
 
 `files/dataset_of_0.1.tar.xz` holds it. Its recipe: four URLs on loopback (two films of 9 and 5 s,
 160×120, flat colours with a square that moves; one of 0.5 s; one file of rubbish), download_videos,

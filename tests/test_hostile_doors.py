@@ -175,7 +175,7 @@ def test_published_metadata_stays_a_text(tmp_path):
                                 ).fetchall()
         assert len(found) == len(rows)
         kept = [row for row in found if row[3] is None]
-        # Half a surrogate pair is no JSON to DuckDB: that row says so.
+        # Half a surrogate pair is not JSON to DuckDB: that row reports it.
         assert len(kept) == len(HOSTILE) - 1
         captions = {row[2][0]["caption"] for row in kept}
     assert HOSTILE[3] in captions
@@ -252,7 +252,7 @@ def own_recipe(folder: Path, cut: str) -> Path:
 
 
 def test_an_id_that_is_no_name_of_a_file_ends_the_run(tmp_path):
-    """A mistake of the stage's, which its author is told: no row is to blame."""
+    """A mistake of the stage's, reported to its author: no row is to blame."""
     recipe = own_recipe(tmp_path, "{stage: 'own.py:CutHostile'}")
     with pytest.raises(ClipmillError, match=r"made the clip_id '.*letters, digits") as caught:
         run(load_recipe(recipe), tmp_path / "dataset")

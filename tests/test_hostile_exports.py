@@ -15,7 +15,7 @@ from clipmill.schemas.errors import ClipmillError, UsageError
 from tests.pipeline.exports.small_dataset import Small, freeze, write_small, youtube_id
 from tests.test_hostile_input import HOSTILE, SQL, STEERING, cli, listing
 
-# As a table holds them: half a surrogate pair is no text to Arrow.
+# As a table holds them: half a surrogate pair is not text to Arrow.
 TEXTS = tuple(text.encode("utf-8", "replace").decode() for text in HOSTILE)
 # Texts that a query could not be answered from without gigabytes.
 BOMB = "length(printf('%2000000000d', width)) > 5"
@@ -47,7 +47,7 @@ def hostile(tmp_path_factory) -> Small:
 
 
 def test_internvids_lines_hold_texts_and_give_them_back(hostile, tmp_path):
-    """Every caption goes out and comes in as it was; an id that is none of YouTube's stays."""
+    """Every caption goes out and comes in as it was; an id that isn't YouTube's stays."""
     dataset = hostile.path
     before = listing(dataset.parent)
     said = cli("export", dataset, "--format", "internvid", "--output", tmp_path / "out")
@@ -130,7 +130,7 @@ def subset_with(dataset: Path, name: str, *predicates: str) -> None:
 
 
 def test_a_subset_s_rules_in_a_report_neither_write_nor_reach_anything_else(tmp_path):
-    """A rule that is no expression is left out; what is found while it is asked is told."""
+    """A rule that is not an expression is left out; errors while evaluating it are reported."""
     small = write_small(tmp_path / "dataset", 2)
     queries = [text.format(inside=small.path / "split_clips" / "c1") for text in REACHING]
     subset_with(small.path, "hidden", *(inside(query) for query in queries[:5]),

@@ -113,7 +113,7 @@ def test_training_reads_a_subset_of_a_folder_of_any_name(made, tmp_path):
 
 
 def test_a_run_finds_its_sources_beside_a_recipe_of_any_name(tmp_path, monkeypatch):
-    """Globs of a recipe are relative to its folder, whose own name is no pattern."""
+    """Globs of a recipe are relative to its folder, whose own name is not a pattern."""
     name = next(iter(NAMES))
     place = tmp_path / name
     place.mkdir()

@@ -481,6 +481,6 @@ def test_other_programs_get_lists_of_arguments():
              for package in ("jobs", "pipeline", "stages", "schemas")
              for path in (ROOT / package).rglob("*.py")
              for line in path.read_text("utf-8").splitlines() if calls.search(line)]
-    # This program itself, anew, with its own arguments as a list.
+    # This program itself, restarted, with its own arguments as a list.
     assert found == ["jobs/encoding.py: os.execve(sys.executable, [sys.executable, "
                      "*sys.orig_argv[1:]],"]

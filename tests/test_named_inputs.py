@@ -1,4 +1,4 @@
-"""Every program that this project starts is told what its standard input is: never a terminal."""
+"""Every program that this project starts gets a named standard input: never a terminal."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ FOLDERS = ("schemas", "stages", "pipeline", "jobs", "benchmarks", "tests")
 _ASYNC = {"create_subprocess_exec", "create_subprocess_shell"}
 _TAKE_INPUT = {"subprocess": {"run", "Popen", "call", "check_call", "check_output"},
                "asyncio": _ASYNC, "asyncio.subprocess": _ASYNC}
-# What can't be told: these hand on this process's own.
+# What can't be determined: these hand on this process's own.
 _HAND_ON = {"os": {"system", "popen", "posix_spawn", "posix_spawnp"} | {
     f"spawn{how}" for how in ("l", "le", "lp", "lpe", "v", "ve", "vp", "vpe")},
     "subprocess": {"getoutput", "getstatusoutput"}, "pty": {"spawn"}}

@@ -24,7 +24,7 @@ _by_engine: dict[str, list] = {}
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.timeout(1500),
-    pytest.mark.skipif(not SHARED.is_dir(), reason="the real footage is not beside this checkout"),
+    pytest.mark.skipif(not SHARED.is_dir(), reason="the real footage is not next to this checkout"),
 ]
 
 

@@ -154,7 +154,7 @@ rules:
 
 
 def test_the_command_that_a_refused_subset_prints_adds_just_its_scorer(dataset, tmp_path, capsys):
-    """Typed as it stands, it makes the missing scores and no more, and the subset goes through."""
+    """Typed as shown, it makes the missing scores and no more, and the subset goes through."""
     recipe = tmp_path / "dark.yaml"
     recipe.write_text(DARK.format(models=recipe_path("demo").parent.parent / "demo" / "models"))
 

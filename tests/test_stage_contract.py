@@ -31,7 +31,7 @@ LABELS = ("download_videos", "scan_videos", "split_clips", "tag_clips", "caption
 # Stages that the demo's recipe lacks and that go with what it makes.
 ADDED = ("take_given_score.stage=take_given_score", "take_given_score.column=UMT_Score",
          "take_given_score.scorer=UMT-SIM")
-# Stages that no run of the demo's models can show; each has a test file of its own.
+# Stages that no run of the demo's models can show; each has its own test file.
 ELSEWHERE: set[str] = {"score_video_similarity"}
 
 

@@ -1,4 +1,4 @@
-"""Commands typed into an interactive shell on a terminal of its own, as a person does.
+"""Commands typed into an interactive shell on a separate terminal, as a person does.
 
 Job control is on, so what only a person at a terminal meets is met: a background group that
 touches the terminal is stopped.
@@ -100,7 +100,7 @@ class Shell:
         self._look()
 
     def _look(self) -> None:
-        """Notes who holds the terminal; once is no proof, it may be about to start a program."""
+        """Notes who holds the terminal; once is not a proof, it may be about to start a program."""
         holding = {}
         for pid, told in self._processes().items():
             if str(self._pid) in told.split()[:2]:

@@ -1,7 +1,7 @@
 """The corpus of bad and odd media: what each file is, and how it may end, said beforehand.
 
-Everything is made anew, by the seed in its name, from footage that PyAV renders; the same corpus
-comes out each time. `all_cases` lists it, `write` makes a folder of it.
+Everything is made from scratch, by the seed in its name, from footage that PyAV renders; the same
+corpus comes out each time. `all_cases` lists it, `write` makes a folder of it.
 """
 
 from __future__ import annotations

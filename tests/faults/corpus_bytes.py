@@ -104,7 +104,7 @@ def regions(data: bytes, container: str) -> dict[str, tuple[int, int]]:
         movi, index = data.index(b"movi"), data.rindex(b"idx1")
         return {"header": (0, movi), "index": (index, len(data)), "payload": (movi, index)}
     assert container == "mpegts"
-    # There is no index: the tables of the stream are repeated, and every packet has its header.
+    # It has no index: the tables of the stream are repeated, and every packet has its header.
     return {"header": (0, 3 * 188), "index": (3 * 188, 5 * 188), "payload": (5 * 188, len(data))}
 
 

@@ -125,7 +125,7 @@ def put_together() -> Family:
         # Readers take the first one, some go on into the second.
         family.add(f"{kind} twice", film(kind, 33) + film(kind, 34), KEPT, BAD,
                    suffix=KINDS[kind][0])
-    # A stream without a header: both parts are the video. Where its time stamps begin anew, a
+    # A stream without a header: both parts are the video. If its timestamps restart, a
     # time no longer names a frame, and clips are times.
     family.add("ts twice", film("ts", 33) + film("ts", 34), BAD, suffix=".ts")
     family.add("ts and the same again, later", film("ts", 35) + remuxed(

@@ -1,4 +1,4 @@
-"""Names that hurt, and entries of a folder that are no plain files."""
+"""Difficult names, and folder entries that are not plain files."""
 
 from __future__ import annotations
 

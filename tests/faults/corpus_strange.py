@@ -1,4 +1,4 @@
-"""Files that lie about themselves, hold no video, or are no media at all."""
+"""Files that lie about themselves, contain no video, or are not media at all."""
 
 from __future__ import annotations
 
@@ -179,7 +179,7 @@ def declared_lengths() -> Family:
 
 
 def one_frame() -> Family:
-    """One picture is a video of one frame's length, which is no clip."""
+    """One picture is a video of one frame's length, which is not a clip."""
     family = Family("one frame")
     for number, (suffix, settings) in enumerate((
         (".mp4", {}), (".mkv", {}), (".webm", {"codec": "libvpx-vp9"}),

@@ -1,4 +1,4 @@
-"""A Ray cluster of two nodes on this machine, in a process of its own: `kill_cluster.py CPUS`.
+"""A Ray cluster of two nodes on this machine, in a separate process: `kill_cluster.py CPUS`.
 
 Says its address and the processes of its nodes as one line of JSON, and ends at end of input.
 """

@@ -1,6 +1,6 @@
 """Harms a run at random moments, runs again until done, and compares what it made.
 
-A plan is drawn from a seed: where the run goes on (in one process, on a Ray cluster of its own, on
+A plan is drawn from a seed: where the run goes on (in one process, on its own Ray cluster, on
 a cluster of two nodes that it joins), and one to three harms, each after so many shards and a
 moment more. Harms that are left when a run has ended are for the next.
 """
@@ -39,7 +39,7 @@ from tests.faults.summary import log_cases
 POOL_STEPS = 5
 """Tables that a shard goes through: sources are there before."""
 ENDS_WITHIN_SECONDS = 60.0
-"""A run that can't go on says so within a minute of the harm."""
+"""A run that can't continue reports it within a minute of the fault."""
 RUN_SECONDS = 240.0
 """No run takes longer, with harms from which it goes on."""
 DISK_MEGABYTES = 48
@@ -103,7 +103,7 @@ class Told:
 
 
 class Cluster:
-    """Two nodes in a process of their own."""
+    """Two nodes in a separate process."""
 
     def __init__(self, cpus: int = 3) -> None:
         # On a busy machine Ray's own patience with a start may run out.
@@ -341,7 +341,7 @@ class Case:
 
     def _fill(self, process: subprocess.Popen) -> bool:
         if not os.path.ismount(self.disk):
-            # Where nothing can be mounted, files that may not grow stand in for the full disk.
+            # Where nothing can be mounted, a file size limit replaces the full disk.
             with contextlib.suppress(psutil.NoSuchProcess):
                 whole = psutil.Process(process.pid)
                 for each in (whole, *whole.children(recursive=True)):

@@ -38,7 +38,7 @@ Tables = dict[tuple[str, str, str], list[dict[str, Any]]]
 
 
 def paced(path: Path) -> Trickle:
-    """The file at a pace that lets a kill land in mid-download; it can be gone on with."""
+    """The file at a pace that lets a kill land in mid-download; it can be resumed."""
     return Trickle(File(path.read_bytes()), _PIECE_BYTES, _PIECE_PAUSE_SECONDS)
 
 

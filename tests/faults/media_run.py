@@ -42,7 +42,7 @@ class Ran:
 
 
 def clipmill(*words: object, limit_seconds: float) -> Ran:
-    """Runs the command in a process of its own; its whole family is watched."""
+    """Runs the command in a separate process; its whole family is watched."""
     began = time.monotonic()
     with subprocess.Popen(
         [sys.executable, "-m", "clipmill.jobs.cli", *map(str, words)],
@@ -239,7 +239,7 @@ def wrong_picture(image: np.ndarray, seconds: float, facts: Facts) -> list[str]:
     """What is not right of a picture (RGB) of so many seconds after the first one."""
     wrong = []
     if facts.shots is not None:
-        # A frame beside a cut may belong to either shot.
+        # A frame next to a cut may belong to either shot.
         right = {[c for at, c in facts.shots if seconds + off >= at or at == 0][-1]
                  for off in (-facts.slack_seconds, 0.01, facts.slack_seconds)}
         ground = np.median(image.reshape(-1, 3), axis=0)

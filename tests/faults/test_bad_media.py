@@ -30,7 +30,7 @@ from tests.faults.summary import log_cases
 
 MEMORY_BYTES = 400 << 20
 """What files that lie about their size may cost beyond what sound ones do, in one process: a few
-pictures of 7680x4320, which the decoder makes before it can be told that they are none."""
+pictures of 7680x4320, which the decoder makes before they turn out not to be pictures."""
 MOST_MEMORY_BYTES = 800 << 20
 """The same for pictures of 8192x8192, the largest that are decoded, of 100 MB each."""
 
@@ -268,7 +268,7 @@ def wrong_clip(
     with av.open(str(path)) as container:
         frames = list(container.decode(video=0))
     if len(frames) != row["media_frames"]:
-        wrong.append(f"{len(frames)} frames, not the {row['media_frames']} that are told")
+        wrong.append(f"{len(frames)} frames, not the {row['media_frames']} that are reported")
     missing = row["end_frame"] - row["start_frame"] - len(frames)
     if media == "exact" and abs(missing) > may_miss:
         wrong.append(f"{len(frames)} frames, not {row['end_frame'] - row['start_frame']}")

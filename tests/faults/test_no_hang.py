@@ -100,7 +100,7 @@ def test_a_cluster_that_is_not_there_ends_the_run(tmp_path):
     ("node", None, 120),
 ])
 def test_an_export_whose_cluster_is_lost_ends_and_can_go_on(tmp_path, victim, said, seconds):
-    """With half of its nodes it gets done; with the head gone it says so, and blames no clip."""
+    """With half of its nodes it gets done; with the head gone it says that, and blames no clip."""
     write_small(tmp_path / "dataset", 300)
     words = ["export", tmp_path / "dataset", "--format", "webdataset", "--media", "exact",
              "--shard-size", "300kB"]

@@ -46,7 +46,7 @@ def test_names_and_titles_beyond_ascii_go_through_a_run_and_a_query(tmp_path: Pa
 
 
 def test_records_are_utf_8_whatever_the_environment(tmp_path: Path):
-    """Also for a program that calls the pipeline, and that nobody starts anew."""
+    """Also for a program that calls the pipeline, and that nobody restarts."""
     program = (
         "import sys; from pathlib import Path\n"
         "from clipmill.pipeline.dataset.shards import write_json\n"

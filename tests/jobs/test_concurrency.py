@@ -54,7 +54,7 @@ def recipe(folder: Path, videos: int, **settings: dict) -> Path:
 
 @contextmanager
 def clipmill(*words: object) -> Iterator[subprocess.Popen[str]]:
-    """The command in a process of its own, killed at the end if it is still there."""
+    """The command in a separate process, killed at the end if it is still there."""
     with subprocess.Popen([sys.executable, "-m", "clipmill.jobs.cli", *map(str, words)],
                           stdin=subprocess.DEVNULL, cwd=ROOT,
                           stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:

@@ -41,7 +41,7 @@ FILES = {
 }
 LEFT_TO_JUDGE = {"removal", "subset", "subset_clips"}
 LOCKS = {"lock", "commits"}
-# Made anew by the commands before, or told of when they are read: a log's lines, say.
+# Rebuilt by the commands before, or reported when they are read: a log's lines, say.
 PASSED_OVER = {"manifest", "index", "log", *LOCKS}
 
 
@@ -132,7 +132,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def clipmill(capfd, monkeypatch) -> Callable[..., tuple[int, str]]:
     """Runs a command as the program does; its exit status and all that it says.
 
-    Whatever is no clear error comes out of `main` as it is, and so fails the test.
+    Anything but a clear error comes out of `main` as it is, and so fails the test.
     """
     monkeypatch.setenv("COLUMNS", "1000")
 
@@ -161,7 +161,7 @@ def file_of(dataset: Path, kind: str) -> Path:
 
 
 def rows_of(dataset: Path) -> dict[str, list[str]]:
-    """All rows of all tables that are no cache; of sources not the place in the list."""
+    """All rows of all tables except caches; of sources not the place in the list."""
     found: dict[str, list[str]] = {}
     for path in sorted(dataset.rglob("[!.]*.parquet")):
         parts = path.relative_to(dataset).parts
@@ -170,7 +170,7 @@ def rows_of(dataset: Path) -> dict[str, list[str]]:
                 repr({name: value for name, value in row.items()
                       if name not in ("downloaded_at", "position", "error")})
                 for row in pq.read_table(path).to_pylist())
-    # A source that is taken again fails again, in a shard of its own and no retry.
+    # A source that is taken again fails again, in a separate shard, not a retry.
     return {name: sorted(set(rows)) for name, rows in found.items()}
 
 
@@ -216,7 +216,7 @@ def check(whole: Path, folder: Path, kind: str, harm: Callable[[Path], None], cl
         assert status in (0, 1) or wrong_use, (name, status, said)
         assert "Traceback" not in said
         if status == 1:
-            # A subset is told of by its folder, the removals together.
+            # A subset is reported by its folder, the removals together.
             named = {where, "subsets/long"} if kind.startswith("subset") else {where}
             assert any(place in said for place in named), (name, said)
             assert "clipmill verify" in said or kind in LEFT_TO_JUDGE | LOCKS, (name, said)

@@ -1,4 +1,4 @@
-"""A terminal that closes ends a run in order, and leaves one alone that was told to go on."""
+"""A closing terminal ends a run cleanly, except one that was told to continue."""
 
 from __future__ import annotations
 

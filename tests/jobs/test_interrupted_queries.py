@@ -1,4 +1,4 @@
-"""A signal in the middle of a query: DuckDB makes an error of its own of it."""
+"""A signal in the middle of a query: DuckDB turns it into its own error."""
 
 from __future__ import annotations
 

@@ -104,7 +104,7 @@ def test_other_formats_hold_every_field(dataset, capsys, tmp_path):
 
 
 def test_damaged_lines_are_counted_and_left_out(dataset, capsys):
-    """A process was killed in the middle of a line; somebody wrote what is no log."""
+    """A process was killed in the middle of a line; somebody wrote something that is not a log."""
     path = dataset / "logs" / RUNS[1] / "w.1.jsonl"
     path.write_text(path.read_text() + '{"time": "2026-01-02T03:04\n[1]\n\n' + line(3.5, "x")[:-9])
     logs.show_logs(dataset)

@@ -1,7 +1,7 @@
 """Every command that the program prints can be pasted: none has a placeholder or a wrong word.
 
-All texts in the code and in the docs are looked through; what stands in a data card is pasted into
-a shell.
+All texts in the code and in the docs are checked; the commands of a data card are pasted into a
+shell.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from tests.scored_catalog import aesthetic, build, embeddings, random_clips
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("jobs", "pipeline", "stages", "schemas")
 VALUE = "0"  # stands for what is filled in
-# In a text a command stands between backquotes, on a line of its own, or after a colon.
+# In a text a command is between backquotes, on a separate line, or after a colon.
 IN_TEXT = re.compile(r"`(clipmill [^`]+)`|^\s+(clipmill .+)$|: (clipmill .+)$", re.M)
 COMMAND = typer.main.get_command(app)
 

@@ -17,7 +17,7 @@ from tests.media import Scene, render
 
 @pytest.fixture(scope="module")
 def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two films that are too short, two that are too low, one to keep, and one that is no film."""
+    """Two films that are too short, two that are too low, one to keep, and one non-film."""
     folder = tmp_path_factory.mktemp("films")
     for name, seconds, size in (("short", 3.204, (480, 360)), ("shorter", 2.6, (480, 360)),
                                 ("low", 12, (320, 180)), ("lower", 12, (160, 120)),
@@ -60,7 +60,7 @@ def test_a_run_says_why_rows_went_and_how_to_keep_them(films: Path, tmp_path: Pa
 
 
 def test_what_is_not_done_yet_is_not_called_accounted_for(films: Path, tmp_path: Path):
-    """After half a run the status says what waits and what goes on with it."""
+    """After half a run the status says what waits and how to continue."""
     said = clipmill("run", "timestamps-only", "--dataset", tmp_path / "data", "--sources",
                     films / "good.mp4", "--engine", "local", "--until", "download_videos")
     assert "Every input" not in said

@@ -189,7 +189,7 @@ def test_the_same_again_is_no_error_another_is(dataset: Path, recipe: str, capsy
     before = times(dataset)
     subset.create(dataset, recipe)
     assert "already exists, with the same clips and rules" in capsys.readouterr().out
-    with pytest.raises(UsageError, match=r"other clips and another seed.*--name"):
+    with pytest.raises(UsageError, match=r"different clips and a different seed.*--name"):
         subset.create(dataset, recipe, seed=1)
     assert times(dataset) == before
     subset.create(dataset, recipe, seed=1, name="second.try")
@@ -226,7 +226,7 @@ subset.create(Path(sys.argv[1]), sys.argv[2])
 
 
 def test_a_killed_create_leaves_nothing_that_counts(dataset: Path, recipe: str):
-    """The next one clears what it left; two at once are told of each other."""
+    """The next one clears what it left; two at once learn of each other."""
     child = subprocess.Popen([sys.executable, "-c", KILLED, str(dataset), recipe],
                              stdin=subprocess.DEVNULL, cwd=ROOT,
                              stdout=subprocess.PIPE, text=True)
@@ -272,7 +272,7 @@ def test_the_data_card_says_what_it_is_and_how_to_make_it(dataset: Path, recipe:
 
 
 def test_the_card_says_what_has_changed_since(dataset: Path, recipe: str, capsys):
-    """Clips that the newest run no longer shows, and steps that were made anew."""
+    """Clips that the newest run no longer shows, and steps that were run again."""
     subset.create(dataset, recipe)
     record = json.loads((dataset / "runs/r1.json").read_text())
     split = next(stage for stage in record["stages"] if stage["stage"] == "split_clips")

@@ -125,7 +125,7 @@ def shard_of(dataset: Path, video: Path) -> str:
 
 
 def test_what_runs_have_made_is_whole(made: Made, filmed: Path, capsys):
-    """Exit status 0, no line on standard output, and counts of what was read beside it."""
+    """Exit status 0, no line on standard output, and counts of what was read on standard error."""
     for dataset in (made.dataset, filmed):
         capsys.readouterr()
         assert clipmill("verify", dataset) == 0

@@ -65,7 +65,7 @@ def test_views_begin_with_the_promised_columns(truth: Truth, view: str):
 
 
 def test_clips_end_with_scorers_own_columns_and_the_video(truth: Truth):
-    """A second scorer stands under its label; a stage of one's own under its columns' names."""
+    """A second scorer appears under its label; a custom stage under its columns' names."""
     further = columns(truth.path, "clips")[len(PROMISED["clips"].split()):]
     assert further == ["similarity_coarse", "similarity_fine", "aesthetic_v1", "n_words",
                        "n_words_reason", "url", "title", "language", "category", "query",
@@ -121,7 +121,7 @@ def test_rejections_name_rule_and_place(truth: Truth):
 
 
 def test_a_key_in_several_shards_counts_with_its_newest_kept_row(truth: Truth, tmp_path: Path):
-    """A retry that captions a clip anew, better informed, replaces the first caption."""
+    """A retry that captions a clip again, better informed, replaces the first caption."""
     dataset = _copy(truth, tmp_path)
     clip = "generic-v0-0-1000"
     write_shard(dataset, "summarize_captions", "m1", "000000.retry9",
@@ -265,7 +265,7 @@ def test_odd_folder_names(tmp_path: Path):
 
 
 def test_temporary_files_are_never_read(truth: Truth):
-    """The synthetic dataset has one that is no Parquet at all."""
+    """The synthetic dataset has one that is not Parquet at all."""
     assert list((truth.path / "split_clips" / "c1").glob(".*.tmp"))
     assert len(ask(truth.path, "SELECT * FROM clips")) == truth.clips
 
@@ -437,7 +437,7 @@ def test_missing_shards_are_pending(truth: Truth, tmp_path: Path):
 
 
 def test_a_requested_retry_is_a_shard_to_come(truth: Truth, tmp_path: Path):
-    """It adds to the total of its stage and of those that hang on it, and of no other."""
+    """It adds to the total of its stage and of those that depend on it, and of no other."""
     dataset = _copy(truth, tmp_path)
     (dataset / "retries").mkdir()
     (dataset / "retries" / "000000.retry7.json").write_text(json.dumps(

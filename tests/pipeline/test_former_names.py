@@ -29,7 +29,7 @@ def test_the_demos_models_are_found_by_their_older_name():
 
 
 def own_stage(folder: Path, first_lines: str) -> subprocess.CompletedProcess:
-    """`clipmill doctor` over a recipe with a stage of one's own, elsewhere than in the checkout."""
+    """`clipmill doctor` over a recipe with a custom stage, elsewhere than in the checkout."""
     (folder / "own.py").write_text(
         f"{first_lines}\nimport pyarrow as pa\n"
         "class Own(Stage):\n    name = 'own'\n    reads = ('split_clips.video_id',)\n"

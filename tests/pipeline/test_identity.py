@@ -50,7 +50,7 @@ def test_a_media_fragment_is_a_span(fragment, span):
 
 
 def test_no_id_is_claimed_that_yt_dlps_own_examples_contradict():
-    """Of the URLs in its extractors' tests: where an id is told, it is the one they give."""
+    """Of the URLs in its extractors' tests: if an id is known, it is the one they give."""
     from yt_dlp.extractor import gen_extractor_classes
 
     seen, told, wrong = 0, 0, []

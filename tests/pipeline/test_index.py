@@ -52,7 +52,7 @@ def rows_of(dataset: Path, *, use_index: bool) -> dict[str, Any]:
 
 
 def parts_read(dataset: Path) -> tuple[int, bool]:
-    """How many parts of the index the view reads, and whether it reads tables beside them."""
+    """How many parts of the index the view reads, and whether it also reads tables."""
     with open_catalog(dataset, threads=1) as catalog:
         plan = "".join(row[1] for row in catalog.execute(
             "EXPLAIN SELECT similarity, caption FROM clips").fetchall())

@@ -56,7 +56,7 @@ def test_the_table_of_another_stage_is_refused(tmp_path):
 
 
 def test_what_a_run_makes_is_known(words):
-    """Each folder of a dataset is one of its own or a stage's table."""
+    """Each folder of a dataset is the dataset's own or a stage's table."""
     data = words("a?clips=2", "x?fail=cut")
     data.run()
     found = {path.name for path in data.dataset.iterdir() if path.is_dir()}

@@ -93,7 +93,7 @@ def test_what_a_writer_quoted_comes_back_whole(tmp_path_factory, titles, mark, f
     out = io.StringIO()
     writer = csv.writer(out, delimiter=mark, lineterminator="\n", quoting=quoting)
     names = ["url", "one", "two"] if first else ["one", "two", "url"]
-    # So that it can be told how the file is written: a cell that needs its quotes.
+    # So that the file's quoting can be detected: a cell that needs its quotes.
     titles = [*[('say ""', "x")] * (3 * len(titles)), *titles]
     writer.writerow(names)
     for at, (one, two) in enumerate(titles):

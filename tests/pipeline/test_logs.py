@@ -92,7 +92,7 @@ def test_a_run_logs_its_plan_every_shard_every_failure_and_its_end(words):
     assert set(failed) == {("cut_words", "v-b"), ("name_words", "v-e-1")}
     assert failed["cut_words", "v-b"]["kind"] == "bad_media"
     assert "cannot be cut" in failed["cut_words", "v-b"]["message"]
-    (raised,) = events(lines, "exception")  # the other one is no surprise: the stage said so
+    (raised,) = events(lines, "exception")  # the other one is expected: the stage declared it
     assert raised["key"] == "v-b"
     assert "own_stages.py" in raised["traceback"]
 
@@ -135,7 +135,7 @@ def test_what_libraries_say_inside_workers_is_logged(words, tmp_path):
 
 
 def test_messages_go_where_they_went_before_too(tmp_path, capsys, monkeypatch):
-    """Without a handler of its own, Python prints warnings and worse to standard error."""
+    """Without its own handler, Python prints warnings and worse to standard error."""
     monkeypatch.setattr(logging.getLogger(), "handlers", [])
     log = RunLog(tmp_path, "r", "w", WIDE)
     with python_messages(log), warnings.catch_warnings(record=True) as caught:

@@ -1,4 +1,4 @@
-"""What failed in a list is no failure once the list is read without it; its history stays."""
+"""A list's failure is resolved once the list is read without it; its history stays."""
 
 from __future__ import annotations
 
@@ -237,7 +237,7 @@ def test_what_stands_is_what_each_list_held_when_it_was_last_read(tmp_path_facto
 
 @pytest.fixture
 def mixed(tmp_path) -> Path:
-    """6 rows of lists that are no sources, 5 sources that are not there: all are `permanent`."""
+    """6 rows of lists that are not sources, 5 missing sources: all are `permanent`."""
     (tmp_path / "recipe.yaml").write_text("engine: local\nstages: {download_videos: }\n")
     path = write(tmp_path / "it's a list.csv", *[f"{BAD}{at}" for at in range(6)],
                  *[str(tmp_path / f"{at}.mp4") for at in range(5)])
@@ -284,7 +284,7 @@ def test_of_rows_that_are_no_sources_the_command_reads_the_list_again(mixed, cap
 
 
 def test_where_the_lists_settings_matter_no_command_is_made_up(tmp_path, capsys):
-    """A recipe's item with a column of its own, say: `--sources` would read it otherwise."""
+    """A recipe's item with its own column, for example: `--sources` would read it otherwise."""
     path = tmp_path / "l.csv"
     path.write_text(f"where\n{BAD}\n/v/a.mp4\n")
     (tmp_path / "recipe.yaml").write_text(

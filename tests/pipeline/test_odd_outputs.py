@@ -1,4 +1,4 @@
-"""What becomes of rows that a stage of one's own gives and that can't be taken as they are."""
+"""Unacceptable rows that a custom stage returns, and what becomes of them."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class RateAndSay(Rate):
         return {**columns, "quality_reason": pa.array(map(reasons.get, scores), pa.string())}
 
 class RateRows(Rate):
-    """Rejects and fails with the odd score beside it."""
+    """Rejects and fails together with the odd score."""
     name = "rate_rows"
 
     @contextmanager
@@ -95,7 +95,7 @@ class SayTwice(Stage):
         yield transform
 
 class Hear(Stage):
-    """Fails while `odd_file` says so."""
+    """Fails as long as `odd_file` asks for it."""
     name = "hear"
     key = "video_id"
     reads = ("fetch_words.url",)
@@ -136,7 +136,7 @@ class CutOdd(Stage):
 
 @pytest.fixture
 def told(tmp_path: Path) -> Path:
-    """A file by which the stages are told what to give."""
+    """A file that tells the stages what to return."""
     (tmp_path / "scorers.py").write_text(SCORERS)
     (tmp_path / "doublers.py").write_text(DOUBLERS)
     return tmp_path / "told"
@@ -166,7 +166,7 @@ def only(loaded: LoadedRecipe, *labels: str) -> LoadedRecipe:
 
 
 def test_a_score_that_is_not_finite_is_a_failure_that_says_so(words, told):
-    """No threshold sees it, a retry tries it again, and the clips beside it have their scores.
+    """No threshold sees it, a retry tries it again, and the other clips have their scores.
 
     1e300 is finite in 64 bits and not as it is stored.
     """

@@ -21,7 +21,7 @@ ON_CPU = [{"device": "cpu", "dtype": "float32"}]
 
 @pytest.fixture
 def recipe(tmp_path: Path) -> Path:
-    """Two settings name one file, which is opened once; a third one is a file of its own."""
+    """Two settings name one file, which is opened once; a third one is a separate file."""
     (tmp_path / "urls.txt").write_text("https://a.test/\nhttps://b.test/\nhttps://c.test/\n")
     (tmp_path / "head.bin").write_bytes(b"weights")
     path = tmp_path / "words.yaml"

@@ -1,4 +1,4 @@
-"""YAML that is no recipe is one error that says where; no text ends in anything else."""
+"""YAML that is not a recipe is one error with its place; no text ends in anything else."""
 
 from __future__ import annotations
 

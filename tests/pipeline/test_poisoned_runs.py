@@ -29,7 +29,7 @@ from tests.conftest import Made
 from tests.openai_stand_in import StandIn, openai_server, text_of
 
 ROOT = Path(__file__).resolve().parents[2]
-# Whatever a worker opened when it began: in a run of several workers each learns it anew.
+# Whatever a worker opened when it began: in a run of several workers each learns it again.
 POISON = '''
 import importlib.abc, importlib.util, os, sys
 

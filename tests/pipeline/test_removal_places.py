@@ -32,7 +32,7 @@ def _own_file(step: str, row: dict[str, Any]) -> None:
 
 @pytest.fixture
 def dataset(tmp_path: Path) -> Path:
-    """Each video has a file and notes of its own, and there is an index."""
+    """Each video has its own file and notes, and there is an index."""
     path = write_small(tmp_path / "dataset", change=_own_file).path
     (path / "media" / "film.mp4").unlink()
     for name in (f"{VIDEO}.mp4", f"{OTHER}.mp4", f".found/{KEY}.json", f".claims/0a/{VIDEO}",
@@ -142,7 +142,7 @@ class Killed(BaseException):
 
 
 def test_the_index_holds_nothing_of_a_video_from_before_the_removal_is_done(dataset, monkeypatch):
-    """Killed before the index is made anew, nothing of the video is left in it."""
+    """Killed before the index is rebuilt, nothing of the video is left in it."""
     def killed(*_: Any, **__: Any) -> None:
         raise Killed
 

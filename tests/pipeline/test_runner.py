@@ -130,7 +130,7 @@ def test_retry_does_the_failed_keys_and_what_hangs_on_them(words, tmp_path):
     assert data.shards("name_words") == ["000000", "000000.retry1", "000000.retry2"]
     letters = [row["clip_id"] for row in data.table("count_letters")]
     assert sorted(letters) == sorted({row["clip_id"] for row in data.table("cut_words")})
-    # A stage that did without the word the first time does the row again, now that there is one.
+    # A stage that did without the word the first time does the row again, now that it has one.
     guesses = {row["clip_id"]: row["guess"] for row in data.table("guess_words")}
     assert guesses["v-e-1"] == "clip v-e-1"
     assert not data.run(setting, retry_kinds=[])
@@ -168,7 +168,7 @@ def test_a_row_that_kills_its_worker_twice_is_quarantined(words):
         "v-k": "crash"}
     assert {row["video_id"] for row in rows if not row["error"]} == {"v-a", "v-b", "v-c"}
     assert len(data.table("count_letters")) == 6
-    # Every worker has a log beside the driver's: those that died, and those that came after.
+    # Every worker has a log next to the driver's: those that died, and those that came after.
     (run,) = logged_runs(data.dataset)
     files = log_files(data.dataset, run)
     lines = [json.loads(line) for file in files for line in file.path.read_text().splitlines()]

@@ -56,7 +56,7 @@ def test_a_worker_that_reports_nothing_new_is_named_once_then_ended():
     workers.go_on(20, beat(1))
     assert workers.ended == [1]
     assert workers.blamed == [HERE]
-    assert workers.said[1].startswith("split_clips: ended worker 1 on host7: sleeping (S)")
+    assert workers.said[1].startswith("split_clips: killed worker 1 on host7: sleeping (S)")
 
 
 def test_whoever_reports_is_left_alone_however_long_it_takes():
@@ -156,7 +156,7 @@ def test_on_ray_a_stopped_worker_costs_its_own_row(words):
         (line["step"], line["shard"], line["key"], line["state"]) for line in lines}
     assert all(line["worker_pid"] and line["node"] and line["level"] == "warning"
                for line in lines)
-    assert any("ended worker" in line["message"] for line in lines)
+    assert any("killed worker" in line["message"] for line in lines)
 
 
 @pytest.mark.slow
@@ -174,7 +174,7 @@ def test_the_local_engine_names_a_row_at_which_it_stands_still(words, capfd):
     data.run("stall_seconds=0.5")
     (line,) = log_lines(data.dataset)
     assert (line["step"], line["shard"]) == ("name_words", "000000")
-    assert "name_words stands still" in capfd.readouterr().err
+    assert "name_words makes no progress" in capfd.readouterr().err
     assert not [row for row in data.table("name_words") if row["error"]]
 
 

@@ -271,7 +271,7 @@ def test_pickling_takes_no_rows_along_and_the_rows_go_with_their_maker(numbered,
         ({"caption": "duration_seconds"}, "DOUBLE, not text"),
         ({"where": "similarty > 0.2"}, "similarity"),
         ({"where": "similarity >"}, "syntax error"),
-        ({"where": "duration_seconds > 1000"}, "none fits where="),
+        ({"where": "duration_seconds > 1000"}, "none matches where="),
         ({"where": "start_frame = 33"}, "5 without a caption"),
     ],
 )

@@ -206,7 +206,7 @@ PLANTS: dict[str, tuple[Plant, list[tuple[str, str]]]] = {
     "a column is of another type": (lambda d: cast(file(d, "score_aesthetic"), "aesthetic",
                                                    pa.float64()),
                                     [("schema", "score_aesthetic/a1/000001.parquet")]),
-    "of another type in a stage of one's own": (
+    "of another type in a custom stage": (
         lambda d: cast(file(d, "count_words"), "n_words", pa.int64()),
         [("schema", "count_words/w1/000001.parquet")]),
     "a column too many": (

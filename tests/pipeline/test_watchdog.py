@@ -1,4 +1,4 @@
-"""The watchdog: a run that can't go on is told from one that takes its time."""
+"""The watchdog: a run that can't continue is distinguished from a slow one."""
 
 from __future__ import annotations
 

@@ -17,5 +17,5 @@ def site():
 
 @pytest.fixture
 def platform(monkeypatch):
-    """A platform that yt-dlp knows by an extractor of its own."""
+    """A platform that yt-dlp knows by its own extractor."""
     return add_home(monkeypatch.setattr)

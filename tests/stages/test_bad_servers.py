@@ -51,7 +51,7 @@ HASTY = {"min_bytes_per_second": 5_000, "min_speed_seconds": 0.4, "timeout_secon
 #   -subj /CN=localhost -keyout key -out certificate; cat key certificate > self_signed.pem
 SELF_SIGNED = Path(__file__).parents[1] / "files" / "self_signed.pem"
 
-# Each worker is a process of its own, forked from one that has done nothing but the imports.
+# Each worker is a separate process, forked from one that has done nothing but the imports.
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload([__name__])
 
@@ -423,7 +423,7 @@ def test_a_proxy_may_have_a_private_address(tmp_path, site):
 
 
 def work(dataset: Path, urls: list[str], settings: dict) -> None:
-    """One worker of a cluster, as another process; its outcomes go to a file of its own."""
+    """One worker of a cluster, as another process; its outcomes go to a separate file."""
     rows = download_only(dataset, urls, settings)
     (dataset / f"worker-{os.getpid()}.json").write_text(json.dumps(rows))
 

@@ -273,7 +273,7 @@ class Mark:
 
 
 def fetchers(url: str) -> list[psutil.Process]:
-    """Processes that were told this address, wherever they stand."""
+    """Processes that were told this address, wherever they are."""
     found = []
     for process in psutil.process_iter(["cmdline", "status"]):
         if process.info["status"] != psutil.STATUS_ZOMBIE and url in (
@@ -345,7 +345,7 @@ def test_ffmpeg_does_not_outlive_a_worker_that_is_killed(tmp_path, site):
 
 
 def test_programs_are_forgotten_once_they_have_ended(tmp_path, site, platform):
-    """So that a number that another process has later is not taken for theirs."""
+    """So that a number that another process has later is not mistaken for theirs."""
     from clipmill.stages.media.isolation import children
 
     site.file("/v.mp4", VIDEO)
@@ -357,7 +357,7 @@ def test_programs_are_forgotten_once_they_have_ended(tmp_path, site, platform):
 def test_a_site_does_not_make_ffmpeg_read_a_file_of_this_machine(
     tmp_path, site, platform, address, monkeypatch
 ):
-    """It is not even started for what is no address on the network."""
+    """It is not even started for something that is not a network address."""
     started, starting = [], Watch.starting
 
     def noted(self, arguments):

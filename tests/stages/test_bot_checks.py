@@ -1,4 +1,4 @@
-"""Sites that take us for a bot, and hosts that stay away: asked less and less, and said so."""
+"""Sites that treat us as a bot, and hosts that stay away: fewer and fewer requests, reported."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tests.http_server import File, serve
 
 SAID = "Sign in to confirm you\u2019re not a bot. Use --cookies for the authentication"
 # Nothing is waited for, so that a row is asked for or fails at once; no pause ends in a test that
-# sets none of its own.
+# sets none itself.
 HASTY = {"host_problems": 3, "host_pause_seconds": 600.0, "max_backoff_seconds": 0.0,
          "concurrency": 1}
 
@@ -230,7 +230,7 @@ def test_media_that_never_comes_is_the_hosts_problem_though_it_gives_out_videos(
 
 
 def turns(folder: Path, **manners) -> Hosts:
-    """With pauses that no test sees the end of, unless it says so."""
+    """With pauses longer than any test, unless it sets them."""
     return Hosts(Manners(**{"problems": 1, "pause_seconds": 600.0, "patience_seconds": 0.0,
                             **manners}), folder)
 
@@ -367,7 +367,7 @@ def test_only_words_about_bots_make_a_bot_check(message, kind, is_check):
 
 @pytest.mark.parametrize("way", ["retry", "a killed run's successor"])
 def test_whoever_comes_next_is_asked_for_at_once(tmp_path, site, platform, way):
-    """With new cookies, say; what the site did to the last run is no reason to fail these rows."""
+    """With new cookies, say; what the site did to the last run doesn't fail these rows."""
     from clipmill.jobs.run import run
     from clipmill.pipeline.recipes.recipe import load_recipe
 

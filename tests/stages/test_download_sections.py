@@ -372,7 +372,7 @@ def test_no_other_ffmpeg_than_the_set_ups_is_started(
 ):
     """For parts, their merging, their probing and their cuts; nor where PySceneDetect is imported.
 
-    In a thread, which has a context of its own, and in the helper processes.
+    In a thread, which has its own context, and in the helper processes.
     """
     programs, started = tmp_path / "programs", tmp_path / "started"
     programs.mkdir()

@@ -132,7 +132,7 @@ def test_what_the_user_said_about_a_source_is_carried_along(tmp_path, site):
         "T", "C", "de", "Q", "noise")
     assert row["spans"] == [span]
     assert row["extra"] == [("colour", "red")]
-    # An id that is no file name is hashed.
+    # An id that is not a file name is hashed.
     assert row["video_id"].startswith("h")
     assert media_files(tmp_path) == [f"{row['video_id']}.mp4"]
 
@@ -571,7 +571,7 @@ def test_a_page_with_a_video_goes_through_yt_dlp(tmp_path, site):
     [row] = download(tmp_path, site.page("/watch", page("/files/v.mp4")))
     assert outcome(row) == "kept", row
     assert row["extractor"] == "generic"
-    # The generic reader's id is no platform's: two sites may both have a page `watch`.
+    # The generic reader's id is not a platform's: two sites may both have a page `watch`.
     assert (row["source_id"], row["video_id"]) == (None, content_video_id(row["sha256"]))
     assert row["title"].startswith("A film & more")
     assert (tmp_path / row["path"]).read_bytes() == VIDEO

@@ -166,7 +166,7 @@ def transcode(source, target, *, height: int, crf: int, skip_frames: int = 0,
 
 @pytest.mark.slow
 @pytest.mark.skipif(not SHARED_VIDEOS.is_dir(),
-                    reason="the real footage is not beside this checkout")
+                    reason="the real footage is not next to this checkout")
 def test_copies_of_real_films_are_found_and_different_films_are_not(tmp_path) -> None:
     """Coded again, in other sizes, trimmed and brighter; through a run and near_hashes."""
     from clipmill.jobs.run import run

@@ -418,7 +418,7 @@ def test_each_misdeed_of_a_server_has_its_kind_within_its_time(misdeed, kind):
 
 
 def test_a_server_s_wait_is_kept_to_within_reason():
-    """Retry-After is obeyed; a day, no number or a number that is none is not."""
+    """Retry-After is obeyed, but not a day, a missing number or an invalid one."""
     for said, least in (("1", 1.0), ("nan", 0.0), ("-5", 0.0),
                         ("Wed, 21 Oct 2015 07:28:00 GMT", 0.0)):
         with openai_server(text_of, 429) as stand_in, asking(stand_in, retries=1) as server:

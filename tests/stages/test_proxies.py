@@ -188,7 +188,7 @@ def test_proxies_of_the_environment_are_told_before_a_server_is_asked(monkeypatc
 
 
 def test_an_address_of_the_hub_that_cannot_be_one_is_told():
-    """In a process of its own, for the library reads it once."""
+    """In a separate process, because the library reads it once."""
     code = ("from clipmill.stages.models import loading\n"
             "loading.hub_folder('a/b', None, setting='x.model')")
     done = subprocess.run([sys.executable, "-c", code],

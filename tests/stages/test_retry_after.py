@@ -57,7 +57,7 @@ def download(dataset: Path, urls: list[str], extractor: str | None = None, **set
 
 
 def work(dataset: Path, urls: list[str], settings: dict) -> None:
-    """What a worker process does; its rows go to a file of its own."""
+    """What a worker process does; its rows go to a separate file."""
     rows = download(dataset, urls, **settings)
     (dataset / f"worker-{source_key(urls[0])}.json").write_text(
         json.dumps([[outcome(row), row["error"]["message"]] for row in rows]))

@@ -20,7 +20,7 @@ from tests.scanning import run, scan, split
 
 FADES = (Scene("red", 1.6, fade=True), Scene("blue", 1.6, fade=True), Scene("green", 1.6))
 needs_footage = pytest.mark.skipif(
-    not SHARED_VIDEOS.is_dir(), reason="real footage is not beside this checkout"
+    not SHARED_VIDEOS.is_dir(), reason="real footage is not next to this checkout"
 )
 # OpenCV's wheel does not decode AV1, so the command needs its other backend there.
 AV1 = {"llama_drama_30s_vfr.webm", "tears_of_steel_room_17s_av1.webm"}
@@ -323,7 +323,7 @@ LENGTHS = [  # of at most 40 frames at 25 a second, and of one more
 
 @pytest.mark.parametrize("detector", ["content", "adaptive", "histogram", "hash"])
 def test_a_whole_number_is_frames_and_any_other_seconds(detector, tmp_path):
-    """The second of three shots has 40 frames; what is closer than min_scene_len is no cut."""
+    """The second of three shots has 40 frames; what is closer than min_scene_len is not a cut."""
     path, _ = cached()
     workspace = Workspace(tmp_path, tmp_path)
     scanned = scan(path, workspace, detector=detector)

@@ -24,7 +24,7 @@ RATE = 25
 
 
 def render(path: Path, colours: str, size=(96, 54), sound: bool = True, **options: str) -> None:
-    """A second of each colour (`-` is no picture at all), with a tone over all of it."""
+    """A second of each colour (`-` for no picture at all), with a tone over all of it."""
     with av.open(str(path), "w", options=options,
                  format="hls" if path.suffix == ".m3u8" else None) as output:
         codec = "libvpx-vp9" if path.suffix == ".webm" else "libx264"
@@ -148,7 +148,7 @@ def test_a_piece_that_never_came_is_in_no_clip(tmp_path, site, sound, boundaries
 
 
 def test_the_gap_behind_an_advertisement_is_in_no_clip(tmp_path, site):
-    """Its time stamps begin anew, and those of the film go on as if it had lasted longer."""
+    """Its timestamps restart, and those of the film continue as if it had lasted longer."""
     film = pieces(site, "film", stream("red red red red red", 54))
     advert = pieces(site, "advert", stream("blue blue", 54))
     lines = [line for piece in film[:2] for line in piece] + ["#EXT-X-DISCONTINUITY"]

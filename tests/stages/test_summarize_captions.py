@@ -1,4 +1,4 @@
-"""summarize_captions: what the prompt holds, what is taken for an answer, what is a failure."""
+"""summarize_captions: what the prompt holds, what counts as an answer, what is a failure."""
 
 from __future__ import annotations
 
@@ -204,7 +204,7 @@ def test_an_answer_depends_on_its_prompt_alone(name, num_beams):
 
 
 def test_an_answer_that_ends_is_complete(tmp_path):
-    """One that ends before the limit, beside one that does not: each is told for what it is."""
+    """One that ends before the limit, next to one that does not: each is recognised."""
     from tests.models_factory import tiny_model
 
     def answers(folder):
@@ -258,7 +258,7 @@ def test_whole_stage_over_tiny_models_repeats_itself(tmp_path):
         with whole.open(Workspace(tmp_path, tmp_path)) as transform:
             first, second = transform(rows), transform(rows)
         assert first == second
-        # Random weights do not know when to stop, and that is told.
+        # Random weights do not know when to stop, and that is reported.
         assert {row["error"]["kind"] for row in first.to_pylist() if row["error"]} <= {"model"}
         assert all("cut off" in row["error"]["message"] for row in first.to_pylist()
                    if row["error"])

@@ -213,7 +213,7 @@ def test_the_caption_may_be_another_column(small, tmp_path):
 
 
 def test_odd_numbers_are_null_in_text(tmp_path):
-    """NaN and infinity are no JSON; no reader should stumble over them."""
+    """NaN and infinity are not JSON; no reader should stumble over them."""
     def change(step: str, row: dict[str, Any]) -> None:
         if step == "score_similarity":
             row["similarity"] = float("nan")

@@ -219,7 +219,7 @@ def test_an_export_of_nothing_but_what_was_removed_is_given_up(small, tmp_path):
 
 
 def test_a_removal_after_the_end_is_another_export(small, tmp_path):
-    """Of the whole catalog; nobody is told that what holds it is all done."""
+    """Of the whole catalog; no export that contains it is reported as done."""
     export(small, tmp_path / "out", "parquet")
     remove(small.path, videos=[f"youtube-{GONE}"])
     with pytest.raises(UsageError, match="has changed since"):

@@ -249,7 +249,7 @@ def test_shares_add_up(wanted: int):
 
 
 def test_the_same_file_and_span_counts_once(tmp_path: Path):
-    """Two addresses may have led to the same bytes; unknown bytes are no duplicates."""
+    """Two addresses may have led to the same bytes; unknown bytes are not duplicates."""
     clips = [Clip("generic-a", 0, 2), Clip("generic-b", 0, 2), Clip("generic-b", 2, 4),
              Clip("generic-c", 0, 2), Clip("generic-d", 0, 2)]
     for number, clip in enumerate(clips):
@@ -378,8 +378,8 @@ def test_threads_shards_and_their_order_change_nothing(clips, tmp_path: Path):
     ({"where": "random() > 0.5"}, ["random", "a different result each time"]),
     ({"where": "current_date > '2020-01-01'"}, ["current_date", "a different result each time"]),
     ({"where": "clip_id IN (SELECT clip_id FROM clips USING SAMPLE 5)"}, ["`sample` rule"]),
-    ({"where": "row_number() OVER () < 5"}, ["other clips"]),
-    ({"where": "similarity > avg(similarity)"}, ["avg()", "other clips"]),
+    ({"where": "row_number() OVER () < 5"}, ["clips other than"]),
+    ({"where": "similarity > avg(similarity)"}, ["avg()", "clips other than"]),
     ({"where": "unnest(tags).score > 1"}, ["unnest()"]),
     ({"where": "similarity > ?"}, ["$name"]),
     ({"where": "clip_id = (WITH x AS (DELETE FROM runs RETURNING 1) SELECT 'a')"}, ["rule 1"]),
@@ -414,7 +414,7 @@ def test_an_expression_may_end_in_a_comment(catalog, clips, tmp_path: Path):
 
 
 def test_what_is_written_meanwhile_is_not_seen(clips, tmp_path: Path):
-    """All rules see the clips that were there when reading began, and the record says so."""
+    """All rules see the clips that existed when reading began, and the record notes it."""
     moving = build(tmp_path / "moving", clips, [embeddings(), similarity(), aesthetic()], shards=2)
     more = build(tmp_path / "more", [Clip("generic-new", 0, 5, values={
         "similarity": 0.4, "aesthetic": 7.0})], [embeddings(), similarity(), aesthetic()], shards=1)

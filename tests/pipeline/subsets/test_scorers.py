@@ -81,7 +81,7 @@ def test_the_scorer_that_a_recipe_was_made_for_is_taken(tmp_path):
 
 
 def test_it_is_found_under_another_column_too(tmp_path):
-    """The role's own column is another scorer, but the catalog has the right one beside it."""
+    """The role's own column is another scorer, but the catalog also has the right one."""
     found = resolved(tmp_path, embeddings(), aesthetic(head=HEAD_V1),
                      aesthetic("pretty", column="other"), aesthetic=spec(V2_MAX))["aesthetic"]
     assert (found.column, found.label) == ("pretty", "pretty")

@@ -70,7 +70,7 @@ children.drop(second.pid)""",
     """if (forked := os.fork()) == 0:
     os.closerange(0, 3); time.sleep(40); os._exit(0)
 """,
-    # It was told of another, which it was told to forget, too.
+    # Another process was registered, and unregistered again.
     "children.add(second.pid); children.drop(second.pid)",
 ], ids=["keeper killed", "forked", "dropped"])
 def test_what_is_entrusted_ends_with_its_owner_and_nothing_else_does(between):

@@ -125,7 +125,7 @@ def test_a_copied_clip_holds_what_its_recorded_span_says(name, sources, tmp_path
         assert numbers[0] <= first
         assert first - numbers[0] <= keys + 6
         assert numbers[-1] >= last - 1
-        assert numbers[-1] - last < 4, "no more than a picture that others hang on stays in"
+        assert numbers[-1] - last < 4, "no more than a picture that others depend on stays in"
         check_times(result.path, times, numbers)
         assert result.has_audio == ("audio" in SOURCES[name])
     assert leftovers(tmp_path) == []
@@ -134,7 +134,7 @@ def test_a_copied_clip_holds_what_its_recorded_span_says(name, sources, tmp_path
 @pytest.mark.parametrize("name", [name for name in SOURCES if "audio" in SOURCES[name]])
 @pytest.mark.parametrize(("media", "slack"), [("exact", 0.004), ("copy", 0.03)])
 def test_sound_stays_with_the_pictures(name, media, slack, sources, tmp_path):
-    """Exact to a few samples when encoded anew, to a packet when copied."""
+    """Exact to a few samples when re-encoded, to a packet when copied."""
     source, times = sources[name]
     heard = bursts_of(source)
     requests = requests_of(times, [(5, 110)], tmp_path)
@@ -362,7 +362,7 @@ def test_an_encoder_that_cannot_be_used_is_refused_before_anything_is_cut(option
 
 def test_encoders_are_tried_in_turn_until_one_really_encodes(monkeypatch):
     """One that is listed but has no hardware behind it is passed over; where none is left, the
-    reasons are told."""
+    reasons are reported."""
     monkeypatch.setattr(encoders, "H264_ENCODERS", ("libnothing", "libvpx", "libx264"))
     for cached in (encoders._find, encoders._first_that_works):
         monkeypatch.setattr(encoders, cached.__name__, cached.__wrapped__)
@@ -413,7 +413,7 @@ def _grey(path: Path) -> list[tuple[float, np.ndarray]]:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not FOOTAGE, reason="the real footage is not beside this checkout")
+@pytest.mark.skipif(not FOOTAGE, reason="the real footage is not next to this checkout")
 @pytest.mark.parametrize("source", FOOTAGE, ids=lambda path: path.stem)
 def test_real_footage_is_cut_to_the_frame(source, tmp_path):
     """First and last frame are those of the span: every picture is nearer to its own frame of the

@@ -136,7 +136,7 @@ def test_bright_light_is_rolled_off_and_keeps_its_order_and_its_hue():
         assert np.abs(mapped - mapped[:, :1]).max() <= 1
         assert mapped[0].tolist() == [0, 0, 0]
         assert mapped[-1].min() >= 254
-    # 100, 300 and 1000 nits of PQ are told apart.
+    # 100, 300 and 1000 nits of PQ are distinguished.
     nits = np.array([[[33297] * 3, [40808] * 3, [49268] * 3]], np.uint16)
     white, bright, peak = ToneMap(False, True, 1000.0)(nits)[0, :, 0].tolist()
     assert 200 < white < bright - 10 < peak - 10

@@ -1,4 +1,4 @@
-"""What is no video is called what it is, with the next step where there is one."""
+"""A file that is not a video is named for what it is, with the next step if there is one."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def fragments_alone() -> bytes:
 
 
 def no_packets() -> bytes:
-    """A header of a camera's file, with a track of time codes beside the pictures'."""
+    """A header of a camera's file, with a time code track next to the pictures'."""
     data = remuxed(film("mp4"), ".mov", options=_FRAGMENTS)
     return data[: box(data, "moof").start]
 

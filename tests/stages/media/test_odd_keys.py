@@ -143,7 +143,7 @@ def test_cut_clips_show_what_is_promised_of_them(name, media, folder, tmp_path):
     """Every picture of a clip is the source's at its time; a copy begins no later than asked."""
     path = render_odd(name, folder)
     if media == "copy" and name in NOT_COPIED:
-        pytest.skip("there is no clean start, no container for the codec, or no time")
+        pytest.skip("it has no clean start, no container for the codec, or no time")
     truth = numbers_at(path)
     times = list(truth)
     firsts = [0, *(int(len(times) * share) for share in (0.25, 0.4, 0.6))]
@@ -170,7 +170,7 @@ def test_cut_clips_show_what_is_promised_of_them(name, media, folder, tmp_path):
 
 
 def test_a_file_without_any_clean_start_is_not_copied(folder, tmp_path):
-    """A recording of a stream that never begins anew: bad media, with what to do."""
+    """A recording of a stream that never restarts: bad media, with what to do."""
     path = render_odd("x264_refresh_part.ts", folder)
     times = list(numbers_at(path))
     requests = [CutRequest("c", times[5], times[20], tmp_path / "c.mp4")]

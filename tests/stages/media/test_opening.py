@@ -46,7 +46,7 @@ def lists(tmp_path) -> Path:
 
 @pytest.mark.parametrize("name", LISTS)
 def test_a_file_that_names_other_files_is_no_media(name, lists):
-    """They lie beside it and are whole, so that only the format can be what is refused."""
+    """They are next to it and complete, so that only the format can be what is refused."""
     assert probe(lists / "film.ts").height == 180
     for read in (probe, open_container):
         with pytest.raises(RowFailed, match=r"not a readable media|cannot be opened") as caught:
@@ -56,7 +56,7 @@ def test_a_file_that_names_other_files_is_no_media(name, lists):
 
 @pytest.mark.parametrize("name", ["http:film.mp4", "concat:a|b.mp4", "%03d.mp4", "-i.mp4"])
 def test_no_name_of_a_file_is_an_address_or_a_pattern(name, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)  # an absolute path could be taken for nothing else
+    monkeypatch.chdir(tmp_path)  # an absolute path could be nothing else
     render(tmp_path / "film.mp4", [Scene("red", 1.0)])
     (tmp_path / "film.mp4").rename(tmp_path / name)
     assert probe(Path(name)).height == 180

@@ -68,7 +68,7 @@ def test_only_the_frames_from_the_key_frame_on_are_counted():
 def test_what_decord_cannot_read_is_read_by_pyav():
     path = SHARED_VIDEOS / "llama_drama_30s_vfr.webm"
     if not path.exists():
-        pytest.skip("real footage is not beside this checkout")
+        pytest.skip("real footage is not next to this checkout")
 
     found, decoded = read_again(path, [(10.0, 12.0, [Uniform(4)])], short_side=90, quality=80)
 

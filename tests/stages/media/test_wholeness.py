@@ -61,7 +61,7 @@ def mp4_of_longer_headers() -> bytes:
 
 
 def mp4_with_empty_samples() -> bytes:
-    """Of recorders that say so of a frame that is shown again; here it is the last ten."""
+    """As some recorders write for a repeated frame; here it is the last ten."""
     data = film("mp4")
     return put(data, box(data, "moov/trak/mdia/minf/stbl/stsz").content + 12 + 4 * 40, bytes(40))
 

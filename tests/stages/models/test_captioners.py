@@ -82,7 +82,7 @@ def test_bfloat16_gives_texts_too(name):
 
 
 def test_prompts_of_one_length_share_a_batch(monkeypatch):
-    """Tags give each clip a prompt of its own; eight pictures of two lengths take two batches."""
+    """Tags give each clip its own prompt; eight pictures of two lengths take two batches."""
     with captioner(tiny_model("blip")) as opened:
         generate, sizes = opened._family.generate, []
 

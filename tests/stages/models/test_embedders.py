@@ -172,7 +172,7 @@ def test_a_published_pair_is_loaded_with_its_own_activation(folder, tmp_path, mo
 
 
 def test_a_folder_without_weights_is_refused(folder, tmp_path) -> None:
-    """open_clip would go on with random weights."""
+    """open_clip would continue with random weights."""
     (tmp_path / "open_clip_config.json").write_text((folder / "open_clip_config.json").read_text())
     with pytest.raises(ClipmillError, match=r"embed_clips\.model.*cannot be loaded"):
         load(tmp_path)

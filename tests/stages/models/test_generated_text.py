@@ -1,4 +1,4 @@
-"""What is taken for a usable text, and what a prompt template may do."""
+"""Which texts count as usable, and what a prompt template may do."""
 
 from __future__ import annotations
 

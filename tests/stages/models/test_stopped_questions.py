@@ -99,7 +99,7 @@ def test_leaving_does_not_wait_for_a_handshake():
 @pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
 def test_a_run_whose_model_server_hangs_is_stopped_at_once(how, tmp_path):
-    """And goes on with the next run."""
+    """And continues with the next run."""
     film = cached((Scene("red", 2.0), Scene("blue", 2.0)), size=(320, 240), rate=10)[0]
     with openai_server(lambda request: "a dog runs") as stand_in:
         stand_in.always = "hang"

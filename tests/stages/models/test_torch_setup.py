@@ -42,7 +42,7 @@ def test_a_fresh_process_imports_torchvision_and_open_clip() -> None:
     [("operator torchvision::nms does not exist", True), ("something else is wrong", False)],
 )
 def test_only_the_known_error_is_repaired(tmp_path, message: str, repaired: bool) -> None:
-    """A package that fails like the mismatched wheel is imported anew; another error is shown."""
+    """A package that fails like the mismatched wheel is imported again; another error is shown."""
     package = tmp_path / "torchvision"
     package.mkdir()
     (package / "__init__.py").write_text(
