@@ -86,7 +86,7 @@ def main() -> None:
         if stopped is None:
             raise
         with contextlib.suppress(OSError):  # the terminal may be closed
-            print("Stopped. What is committed stays; run the same command to go on.",
+            print("Stopped. What is committed stays; run the same command to continue.",
                   file=sys.stderr, flush=True)
         leave_at_once(128 + stopped)
 

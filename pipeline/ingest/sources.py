@@ -61,10 +61,10 @@ def fixed_shards_note(
     before = latest["recipe"].get("shard_videos") if latest else None
     if not there or asked == before or (before is None and not by_hand):
         return None
-    was = "" if before is None else f", and was {before}"
-    return (f"{setting} is now {asked}{was}: the existing {counted(there, 'shard')} of sources "
-            "can't be changed and stay as they are; the new value applies to new sources. For "
-            "other shards, make another dataset.")
+    was = "" if before is None else f" (was {before})"
+    return (f"{setting} is now {asked}{was}: it applies to new sources only, because "
+            f"{counted(there, 'existing shard')} of sources can't be changed. For other shards, "
+            "make another dataset.")
 
 
 @dataclass(frozen=True)

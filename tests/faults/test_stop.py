@@ -63,7 +63,8 @@ def test_a_run_that_is_stopped_ends_at_once_and_in_order(tmp_path, how, where):
             _, said = process.communicate(timeout=60)
             assert time.monotonic() - stopped < 30
         assert process.returncode == 128 + how
-        assert said.endswith("Stopped. What is committed stays; run the same command to go on.\n")
+        assert said.endswith(
+            "Stopped. What is committed stays; run the same command to continue.\n")
         assert "Traceback" not in said
         (record,) = [json.loads(file.read_text()) for file in (dataset / "runs").glob("*.json")]
         assert record["state"] == "stopped"
@@ -93,5 +94,5 @@ def test_an_export_on_ray_that_is_stopped_says_so(tmp_path):
         os.kill(process.pid, signal.SIGINT)
         _, said = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert said.endswith("Stopped. What is committed stays; run the same command to go on.\n")
+    assert said.endswith("Stopped. What is committed stays; run the same command to continue.\n")
     assert "Traceback" not in said

@@ -54,8 +54,8 @@ def test_programs_that_a_recipe_names_are_looked_for(tmp_path, monkeypatch, caps
     monkeypatch.setenv("PATH", str(programs))
     assert examine(str(recipe)) == 1
     lines = capsys.readouterr().out.splitlines()
-    assert "ok      qjs, which download_videos.yt_dlp names" in lines
-    assert "missing aria2c, which download_videos.yt_dlp names" in lines
+    assert "ok      qjs, named by download_videos.yt_dlp" in lines
+    assert "missing aria2c, named by download_videos.yt_dlp" in lines
 
 
 def test_what_cannot_be_fetched_is_said_once(tmp_path, monkeypatch, capsys):

@@ -75,7 +75,7 @@ def test_a_hangup_sent_to_a_run_says_stopped(tmp_path):
         process.send_signal(signal.SIGHUP)
         _, said = process.communicate(timeout=30)
     assert process.returncode == 128 + signal.SIGHUP
-    assert said.endswith("Stopped. What is committed stays; run the same command to go on.\n")
+    assert said.endswith("Stopped. What is committed stays; run the same command to continue.\n")
     assert "Traceback" not in said
     assert state_of(dataset) == "stopped"
 

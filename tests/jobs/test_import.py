@@ -121,7 +121,7 @@ def test_an_import_says_that_the_shards_that_are_there_stay(tmp_path, published)
     assert said("--shard-videos", "2") == ""
     words[2] = str(more)
     assert said() == ""
-    assert "--shard-videos is now 1: the existing 3 shards of sources can't be changed" in said(
+    assert "--shard-videos is now 1: it applies to new sources only" in said(
         "--shard-videos", "1")
 
 

@@ -46,4 +46,4 @@ def test_a_signal_during_a_query_ends_a_command_in_order(sent: signal.Signals):
             process.kill()
     assert process.returncode == 128 + sent
     assert "Traceback" not in said
-    assert said == "Stopped. What is committed stays; run the same command to go on.\n"
+    assert said == "Stopped. What is committed stays; run the same command to continue.\n"

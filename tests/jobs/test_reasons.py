@@ -77,7 +77,7 @@ def test_what_can_not_be_done_names_its_way_out(films: Path, tmp_path: Path, mon
              "--engine", "local"]
     clipmill(*words)
     again = CliRunner().invoke(app, [*map(str, words), "--set", "shard_videos=4"])
-    assert "shard_videos is 4 now, and was 16: 1 shard of sources" in again.output
+    assert "shard_videos is now 4 (was 16): it applies to new sources only" in again.output
     assert "Nothing to do" in again.output
     out = tmp_path / "out"
     asked = ["export", str(dataset), "--format", "webdataset", "--output", str(out)]

@@ -260,7 +260,7 @@ def test_what_is_promised_is_what_a_retry_tries(mixed, capsys):
     assert said[0].startswith(f"{retry}  # tries these 5 again; ")
     assert not any(line.startswith("clipmill retry") for line in said[1:])
     assert run(load(None, mixed), mixed, retry_kinds=["permanent"])
-    assert "Trying 5 failed rows of download_videos again." in capsys.readouterr().err
+    assert "Retrying 5 failed rows of download_videos." in capsys.readouterr().err
 
 
 def test_of_rows_that_are_no_sources_the_command_reads_the_list_again(mixed, capsys):

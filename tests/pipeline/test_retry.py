@@ -105,7 +105,7 @@ def test_a_retry_that_was_killed_is_finished_by_retry(words, tmp_path, monkeypat
     assert data.run(setting, retry_kinds=["bad_media"])
     said = capsys.readouterr().err
     assert "Finishing" in said
-    assert "Trying 1 failed row of cut_words again." in said
+    assert "Retrying 1 failed row of cut_words." in said
     assert ask(data.dataset, "SELECT key, attempts FROM failures ORDER BY key") == [
         ("v-a-1", 3), ("v-x", 2)]
     assert data.run(setting, retry_kinds=["model"])
@@ -152,7 +152,7 @@ def test_a_row_that_was_kept_stays_kept_when_a_retry_goes_wrong(words, tmp_path,
     if mood == "fail":
         moods.write_text("")
         assert data.run(*settings, retry_kinds=["transient"])
-        assert "Trying 1 failed row of guess again." in capsys.readouterr().err
+        assert "Retrying 1 failed row of guess." in capsys.readouterr().err
         assert counts(data.dataset, "guess") == (5, 0, 0)
         rows = ask(data.dataset, "SELECT guess FROM steps.guess WHERE clip_id = 'v-a-1' "
                    "AND error IS NULL ORDER BY shard")
@@ -215,7 +215,7 @@ def test_a_retry_has_a_log_of_its_own(words):
     runs = logged_runs(data.dataset)
     assert len(runs) == 2
     (driver,) = [file for file in log_files(data.dataset, runs[1]) if file.worker == "driver"]
-    assert "Trying 1 failed row of name_words again." in driver.path.read_text()
+    assert "Retrying 1 failed row of name_words." in driver.path.read_text()
 
 
 def test_a_retry_whose_request_was_damaged_hides_no_later_one(words, tmp_path):

@@ -179,7 +179,7 @@ def test_retry_knows_the_failures_of_parts(tmp_path, site, platform, capsys):
     assert next(lines_below(before)).startswith("1 failed (1 part of kept rows): 1 transient")
     assert not go(retry_kinds=["permanent"])
     assert go(retry_kinds=["transient"])
-    assert "Trying 1 failed row of download_videos.subtitles again." in " ".join(
+    assert "Retrying 1 failed row of download_videos.subtitles." in " ".join(
         capsys.readouterr().err.split())
     assert ask("SELECT * FROM failures") == []
     assert ask("SELECT resolved FROM failures_all") == [(True,)]

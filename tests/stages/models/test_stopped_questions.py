@@ -123,7 +123,8 @@ def test_a_run_whose_model_server_hangs_is_stopped_at_once(how, tmp_path):
             _, said = process.communicate(timeout=90)
             assert time.monotonic() - began < 10
         assert process.returncode == 128 + how
-        assert said.endswith("Stopped. What is committed stays; run the same command to go on.\n")
+        assert said.endswith(
+            "Stopped. What is committed stays; run the same command to continue.\n")
         assert len(stand_in.requests) == before
         (record,) = [json.loads(file.read_text()) for file in (dataset / "runs").glob("*.json")]
         assert record["state"] == "stopped"
