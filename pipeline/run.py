@@ -227,7 +227,7 @@ class _Run:
         shards = self.shards()
         begun = unfinished_retries(self.plan, self.dataset, shards)
         if begun:
-            said = (f"Finishing {counted(begun.shards, 'shard')} of an earlier,  "
+            said = (f"Finishing {counted(begun.shards, 'shard')} of an earlier, "
                     "interrupted retry.")
             self.watcher.say(said)
             self.bring_up_to_date(hold, said)
@@ -334,7 +334,7 @@ class _Run:
             gpus = f" and {machine.gpus:g} GPUs" if machine.gpus else ""
             lines = [f"Plan for {machine.cpus:g} CPUs{gpus}:"]
             for number, leg in enumerate(legs, 1):
-                lines += [f"  phase {number}:  {pool.describe()}" if len(legs) > 1
+                lines += [f"  phase {number}: {pool.describe()}" if len(legs) > 1
                           else f"  {pool.describe()}" for pool in leg]
             if machine.gpus and not any(step.stage.gpus for step in self.steps):
                 lines.append(f"  No stage asks for any of the {machine.gpus:g} GPUs; give the "

@@ -43,7 +43,7 @@ class TagClips(EmbedderStage):
     )
     top_k: int = Field(8, ge=1, description="maximum number of tags per clip")
     min_score: float = Field(
-        0.05, description="tags below this score are left out; adjust it for scores: cosine,  "
+        0.05, description="tags below this score are left out; adjust it for scores: cosine, "
         "where CLIP gives 0.15–0.35"
     )
     scores: Literal["softmax", "cosine"] = Field("softmax", description="the kind of score")

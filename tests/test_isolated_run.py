@@ -99,7 +99,7 @@ def test_a_decoder_that_is_taken_down_costs_its_own_video_only(engine, tmp_path)
         place, _, messages[name] = failed["error"]["message"].partition(": ")
         assert place == str(films / f"{name}.mp4")
     assert messages == {
-        "crash": "crashes its decoder's process:  it ended twice, the last time by signal 11 "
+        "crash": "crashes its decoder's process: it ended twice, the last time by signal 11 "
                  "(SIGSEGV); look at it with `ffprobe` or fetch it again",
         "hang": "reading made no progress for 10 s; raise split_clips.stall_seconds "
                 "if the file needs more; look at it with `ffprobe` or fetch it again",

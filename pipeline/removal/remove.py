@@ -163,7 +163,7 @@ class _Sources:
         what = "videos" if column == "video_id" else "uploaders"
         if not rows:
             return f"it has no {what} yet"
-        return f"similar:  {', '.join(name for name, _ in rows)}"
+        return f"similar: {', '.join(name for name, _ in rows)}"
 
     def keys_of(self, videos: Iterable[str]) -> list[tuple[str, str]]:
         """Pairs of video and source key, repeats of the same source included."""

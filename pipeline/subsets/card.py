@@ -131,7 +131,7 @@ def _since(info: Mapping[str, Any], since: Mapping[str, Any]) -> str:
         lines.append(f"- {since['not_in_catalog']:,} of its clips are no longer in the catalog, "
                      "which shows what the newest run made")
     if since["changed_steps"]:
-        lines.append("- these steps have been run again:  " + ", ".join(since["changed_steps"]))
+        lines.append("- these steps have been run again: " + ", ".join(since["changed_steps"]))
     return "\n".join(lines) or "All of its clips are in the catalog, unchanged."
 
 

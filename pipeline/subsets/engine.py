@@ -213,7 +213,7 @@ class Engine:
         if not missing:
             return []
         return [f"no clip that reaches the rule has {body.per} {' or '.join(map(repr, missing))}; "
-                f"available:  {', '.join(there[:20])}"]
+                f"available: {', '.join(there[:20])}"]
 
     def _sample(self, rule: Rule, columns: RuleColumns, source: str, target: str,
                 outcome: Outcome) -> None:
@@ -364,7 +364,7 @@ class Engine:
             raise UsageError(f"the dataset has no {stage}; add it with `clipmill run "
                              f"--dataset {shell_word(layout.dataset)} --set {stage}.stage={stage}`")
         if not found:
-            raise UsageError(f"the dataset has no step {label!r}; available:  {', '.join(labels)}")
+            raise UsageError(f"the dataset has no step {label!r}; available: {', '.join(labels)}")
         if len(found) > 1:
             raise UsageError(f"the dataset has {stage} more than once; name one with "
                              f"`embeddings:`, of {', '.join(labels)}")

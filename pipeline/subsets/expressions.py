@@ -156,7 +156,7 @@ class Expressions:
                                                    ).fetchall()[0]
         found = json.loads(text)
         if found["error"]:
-            raise UsageError(f"{place}: only read-only expressions are allowed here:  "
+            raise UsageError(f"{place}: only read-only expressions are allowed here: "
                              f"{found['error_message']}")
         self._check(found, place)
         node: dict[str, Any] = found["statements"][0]["node"]

@@ -80,7 +80,7 @@ def load_subset(dataset: Path, name: str) -> FrozenSubset:
     if name not in names:
         near = difflib.get_close_matches(name, names, n=1)
         hint = f"did you mean {near[0]}? " if near else ""
-        known = f"available:  {', '.join(names)}" if names else (
+        known = f"available: {', '.join(names)}" if names else (
             "`clipmill subset recipes` lists the ready-made ones, e.g. `clipmill subset create "
             f"{shell_word(dataset)} internvid-random`")
         raise UsageError(f"{dataset} has no subset {name!r}; {hint}{known}")

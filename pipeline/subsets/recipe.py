@@ -170,7 +170,7 @@ def _read_chain(path: Path, ready_made: Path | None) -> list[tuple[Path, SubsetF
     while True:
         if path.resolve() in seen:
             names = [file.name for file in seen[seen.index(path.resolve()):]]
-            raise UsageError(f"{path}: `extends` is circular:  "
+            raise UsageError(f"{path}: `extends` is circular: "
                              f"{' → '.join([*names, path.name])}")
         seen.append(path.resolve())
         given = _read(path)

@@ -233,7 +233,7 @@ class Deduplicate(Body):
                "embedding": {"min_cosine", "embeddings"}}
         for name in ("max_distance", "min_cosine", "embeddings"):
             if getattr(self, name) is not None and name not in own[self.by]:
-                raise ValueError(f"{name} can't be combined with by:  {self.by}")
+                raise ValueError(f"{name} can't be combined with by: {self.by}")
         for name in own[self.by] - {"embeddings"}:
             if getattr(self, name) is None:
                 raise ValueError(f"by: {self.by} needs {name}")

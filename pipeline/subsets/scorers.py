@@ -293,7 +293,7 @@ def _instead(role: str, spec: ScorerSpec, stages: _Stages) -> str:
         return "the catalog has no such column"
     reasons = min((stages.mismatches(role, accepted) for accepted in spec.accepts),
                   key=lambda found: ("made by" in found[0], len(found)))
-    return f"the catalog's column comes from {stages.said(role)}:  {'; '.join(reasons)}"
+    return f"the catalog's column comes from {stages.said(role)}: {'; '.join(reasons)}"
 
 
 class _Command:

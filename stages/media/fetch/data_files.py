@@ -55,7 +55,7 @@ def local_file(file: DataFile, *, setting: str) -> Path:
         finally:
             partial.unlink(missing_ok=True)
     except OSError as error:
-        raise ClipmillError(f"{setting}: {file.url} can't be stored in {cache_folder()}:  "
+        raise ClipmillError(f"{setting}: {file.url} can't be stored in {cache_folder()}: "
                             f"{error.strerror or error}; free some space or set XDG_CACHE_HOME to "
                             "another folder") from error
     return place

@@ -364,7 +364,7 @@ def _left_alone(state: _State) -> LeftAlone:
 
 
 def _asked_to_wait(state: _State) -> LeftAlone:
-    return LeftAlone("transient", f"{state.host} was not contacted:  {state.hold_said}; "
+    return LeftAlone("transient", f"{state.host} was not contacted: {state.hold_said}; "
                      + _until_when("it", state.held_until))
 
 

@@ -38,7 +38,7 @@ def _check(proxy: str, schemes: tuple[str, ...]) -> None:
     try:
         url = httpx.URL(proxy)
     except httpx.InvalidURL as error:
-        raise ValueError(f"is not the URL of a proxy:  {error}; {example}") from error
+        raise ValueError(f"is not the URL of a proxy: {error}; {example}") from error
     if url.scheme not in schemes:
         raise ValueError(f"the proxy scheme {url.scheme!r} is not supported; allowed: "
                          f"{', '.join(schemes)}; {example}")
