@@ -151,7 +151,8 @@ class _Writer:
         """Whole base shards in order, as many as make one part."""
         split = views.primary(self._steps, "split_clips")
         assert split is not None  # the index is made only where there are clips
-        assert split.folder is not None
+        if split.folder is None:
+            return  # no shard of it is there
         folder = Path(split.folder)
         shards = self._files.by_table[split.step]
         group: list[str] = []

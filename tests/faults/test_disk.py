@@ -92,7 +92,7 @@ def films() -> list[Path]:
 RULES = {"min_duration_seconds": 1, "min_height": None, "retries": 0}
 
 
-def refuses(loaded, dataset: Path, text: str = "No space left on device; make room") -> None:
+def refuses(loaded, dataset: Path, text: str = "No space left on device; free some space") -> None:
     with pytest.raises(ClipmillError, match=f"cannot write to {dataset}.*{text}") as caught:
         run(loaded, dataset)
     assert caught.value.exit_status == 1
@@ -175,7 +175,8 @@ def test_a_lock_that_cannot_be_written_is_told(disk):
     """The first thing that a command writes to a dataset."""
     dataset = disk.folder / "dataset"
     dataset.mkdir()
-    with (disk.full(), pytest.raises(ClipmillError, match="No space left on device; make room"),
+    told = "No space left on device; free some space"
+    with (disk.full(), pytest.raises(ClipmillError, match=told),
           dataset_lock(dataset)):
         pass
     with dataset_lock(dataset):

@@ -137,7 +137,7 @@ def test_a_removed_video_is_seen_nowhere_and_all_else_is_as_it_was(dataset: Path
         assert catalog._coverage.hide_removed is False
     said = capsys.readouterr().out
     assert "1 video from 2 sources, with 4 clips" in said
-    assert "Frozen subset mine holds 1 clip" in said
+    assert "Frozen subset mine contains 1 clip" in said
 
 
 def test_media_and_notes_go_and_others_stay(dataset: Path):
@@ -206,7 +206,7 @@ def test_videos_of_an_uploader_go_together(dataset: Path):
 
 def test_wrong_names_change_nothing_and_name_near_ones(dataset: Path):
     """One wrong name among right ones stops the whole removal."""
-    with pytest.raises(UsageError, match=r"no such video; near ones: .*generic-v2"):
+    with pytest.raises(UsageError, match=r"no such video; similar: .*generic-v2"):
         remove(dataset, videos=[VIDEO, "generic-v22x"])
     with pytest.raises(UsageError, match="no video of the dataset is by this uploader"):
         remove(dataset, uploaders=["Nobody"])

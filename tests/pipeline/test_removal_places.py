@@ -114,7 +114,7 @@ def test_what_a_link_leads_to_is_left_where_it_may_be_somebody_elses(
     assert target.read_bytes() == b"mine"
     assert not os.path.lexists(link)
     said = capsys.readouterr()
-    assert f"Not deleted: {target}, which media/{VIDEO}.mp4 led to" in said.err
+    assert f"Not deleted: {target}, the target of the link media/{VIDEO}.mp4" in said.err
     assert "1 video from 1 source, with 3 clips" in said.out
     assert all(stone.purged_at for stone in tombstones(dataset))
     remove(dataset, videos=[VIDEO])  # nothing more to do
@@ -215,7 +215,7 @@ def test_a_subset_that_is_frozen_while_a_removal_is_at_work_is_named(dataset, mo
     rewrite = removal.rewrite_shard
     monkeypatch.setattr(removal, "rewrite_shard", rewrite_and_freeze)
     remove(dataset, videos=[VIDEO])
-    assert "Frozen subset mine holds 1 clip of them" in capsys.readouterr().out
+    assert "Frozen subset mine contains 1 clip of them" in capsys.readouterr().out
 
 
 def test_a_subset_is_not_frozen_with_what_was_removed_meanwhile(dataset: Path, tmp_path: Path):
