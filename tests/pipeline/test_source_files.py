@@ -82,7 +82,7 @@ def test_a_single_file_is_known_by_its_name_or_its_bytes(tmp_path):
     [wanted] = put(tmp_path, "film.dat", data=film("mkv"))
     assert take(tmp_path, "film.dat")[0] == [wanted]
     put(tmp_path, "other.dat", data=b"no video")
-    with pytest.raises(UsageError, match=r"`--set take_suffixes=\.dat` takes it"):
+    with pytest.raises(UsageError, match=r"`--set take_suffixes=\.dat` treats it as one"):
         take(tmp_path, "other.dat")
     assert take(tmp_path, "other.dat", ".dat")[0] == [str(tmp_path / "other.dat")]
 
