@@ -301,7 +301,7 @@ def test_a_folder_in_place_of_the_lock_is_named_with_what_to_do(whole, tmp_path,
     status, said = clipmill("run", "--dataset", dataset)
     assert status == 1
     assert f"{dataset / '.lock'} is a folder" in said
-    assert "delete it or move it away" in said
+    assert "delete or move it" in said
 
 
 @pytest.mark.slow

@@ -110,7 +110,7 @@ def test_damaged_lines_are_counted_and_left_out(dataset, capsys):
     logs.show_logs(dataset)
     out, err = capsys.readouterr()
     assert len(out.splitlines()) == 11
-    assert err.startswith("4 damaged lines left out")
+    assert err.startswith("4 damaged lines skipped")
 
 
 def test_a_dataset_without_logs_is_told_so(tmp_path):
