@@ -151,9 +151,7 @@ class _Writer:
         """Whole base shards in order, as many as make one part."""
         split = views.primary(self._steps, "split_clips")
         assert split is not None  # the index is made only where there are clips
-        if split.folder is None:
-            return  # no shard of it is there
-        folder = Path(split.folder)
+        folder = Path(split.folder or "")  # without shards nothing is looked for in it
         shards = self._files.by_table[split.step]
         group: list[str] = []
         clips = 0
