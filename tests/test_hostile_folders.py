@@ -136,6 +136,6 @@ def test_a_folder_that_the_catalog_cannot_read_is_refused_before_work_is_done(na
     recipe = tmp_path / "r.yaml"
     recipe.write_text("sources: [v.mp4]\nengine: local\nstages: {download_videos: {}}\n")
     for dataset in (tmp_path / name, tmp_path / name / "inside"):
-        with pytest.raises(UsageError, match="another place"):
+        with pytest.raises(UsageError, match="move the dataset elsewhere"):
             run(load_recipe(recipe), dataset)
         assert not dataset.exists()

@@ -77,7 +77,7 @@ def test_an_export_that_came_between_is_seen(small, tmp_path, monkeypatch):
 
     real = os.open
     monkeypatch.setattr(folder.os, "open", slow)
-    with pytest.raises(UsageError, match="--format was 'csv' and is 'parquet'"):
+    with pytest.raises(UsageError, match="--format was 'csv' and is now 'parquet'"):
         export(small, out, "parquet")
     assert set(contents(out)) == {"clips-000000.csv", "export.json"}
 

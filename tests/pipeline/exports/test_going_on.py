@@ -102,9 +102,9 @@ def test_a_finished_export_is_left_alone(small, tmp_path):
 
 def test_another_export_is_refused_and_says_what_differs(small, tmp_path):
     export(small, tmp_path / "out", "parquet")
-    with pytest.raises(UsageError, match=r"--redact was False and is True"):
+    with pytest.raises(UsageError, match=r"--redact was False and is now True"):
         export(small, tmp_path / "out", "parquet", redact=True)
-    with pytest.raises(UsageError, match=r"--format was 'parquet' and is 'csv'"):
+    with pytest.raises(UsageError, match=r"--format was 'parquet' and is now 'csv'"):
         export(small, tmp_path / "out", "csv")
 
 
