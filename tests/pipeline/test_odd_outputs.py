@@ -278,7 +278,7 @@ def test_a_clip_that_is_made_twice_costs_the_video_that_makes_it_again(words, to
     assert counts(data.dataset, "cut_odd") == (2, 0, 2)
     assert ask(data.dataset, "SELECT key, kind, message FROM failures ORDER BY key") == [
         ("v-b", "bad_media", "the stage made the clip b-1 2 times"),
-        ("v-c", "bad_media", "the stage made the clip a-2, which another video_id has already")]
+        ("v-c", "bad_media", "the stage made the clip a-2, which another video_id already has")]
     assert ask(data.dataset, "SELECT video_id, clip_id FROM steps.cut_odd WHERE error IS NULL "
                "ORDER BY ALL") == [("v-a", "a-1"), ("v-a", "a-2"), ("v-a", "a-3"), ("v-d", "b-1"),
                                    ("v-d", "c-1")]

@@ -271,8 +271,8 @@ def test_retry_asks_for_the_sound_and_nothing_is_decoded_again(tmp_path, site, p
         ("download_videos.sound", "blocked", 2)]
     assert dataset.run(retry_kinds=["blocked"])
     said = " ".join(capsys.readouterr().err.split())
-    assert "Trying 1 failed row of download_videos.subtitles again." in said
-    assert "Trying 1 failed row of download_videos.sound again." in said
+    assert "Retrying 1 failed row of download_videos.subtitles." in said
+    assert "Retrying 1 failed row of download_videos.sound." in said
     assert dataset.ask("SELECT * FROM failures") == []
     assert dataset.ask("SELECT has_audio FROM videos") == [(True,)]
     assert len(site.asked(piece)) == 3
