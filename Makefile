@@ -8,7 +8,7 @@ STAMP := $(VENV)/.clipmill-setup
 # What the wheel holds: its packages do not lie in the tree as they are imported.
 UNPACKED := build/unpacked
 # Tests wait for servers, limits and processes about as long as they compute.
-TEST_WORKERS ?= 3
+TEST_WORKERS ?= 4
 
 .PHONY: setup demo test test-slow test-faults check format docs lock models bench clean help
 

@@ -199,6 +199,7 @@ def look(dataset: Path) -> tuple[int, int, int, int]:
     return (videos, *(sum(row[n] for row in rows) for n in (1, 3, 4)))
 
 
+@pytest.mark.slow
 def test_readers_see_whole_shards_and_counts_that_only_grow(tmp_path, capsys):
     """Queries, status and reports go on while a run and then a retry write in another process."""
     dataset, mend, looks = tmp_path / "dataset", tmp_path / "mended", tmp_path / "looks"

@@ -29,14 +29,15 @@ def test_the_demos_models_are_found_by_their_older_name():
 
 
 def own_stage(folder: Path, first_lines: str) -> subprocess.CompletedProcess:
-    """`clipmill doctor` over a recipe with a custom stage, elsewhere than in the checkout."""
+    """`clipmill run` of a recipe with a custom stage, outside the checkout, without sources."""
     (folder / "own.py").write_text(
         f"{first_lines}\nimport pyarrow as pa\n"
         "class Own(Stage):\n    name = 'own'\n    reads = ('split_clips.video_id',)\n"
         "    writes = pa.schema([('words', pa.string())])\n")
     (folder / "own.yaml").write_text(
         "stages:\n  download_videos:\n  split_clips:\n  own: {stage: 'own.py:Own'}\n")
-    return subprocess.run([sys.executable, "-m", "clipmill.jobs.cli", "doctor", "own.yaml"],
+    return subprocess.run([sys.executable, "-m", "clipmill.jobs.cli", "run", "own.yaml",
+                           "--dataset", "d"],
                           cwd=folder, stdin=subprocess.DEVNULL, text=True, capture_output=True,
                           check=False, timeout=60)
 
@@ -55,4 +56,4 @@ def test_a_stage_that_imports_from_where_the_names_were_is_told_the_line(tmp_pat
 def test_a_package_of_the_users_own_may_have_such_a_name(tmp_path):
     (tmp_path / "schemas.py").write_text("WORDS = 3\n")
     said = own_stage(tmp_path, "from clipmill import Stage\nfrom schemas import WORDS")
-    assert said.returncode == 0, said.stderr
+    assert "names no sources" in said.stderr  # the stage was loaded by then

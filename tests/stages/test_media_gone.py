@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import shutil
 
+import pytest
 import yaml
 
 from tests.faults.kill_world import clipmill
 from tests.media import Scene, cached
 
 
+@pytest.mark.slow
 def test_a_video_whose_disk_is_gone_is_tried_again_when_it_is_back(tmp_path):
     """The failure is a passing one, and its message says what helps."""
     film = cached((Scene("red", 2.0), Scene("blue", 2.0)), size=(320, 240), rate=10)[0]

@@ -75,7 +75,7 @@ def peak_bytes(function, path: Path, *args: object, message: str) -> int:
     return int(status.partition("VmHWM:")[2].split()[0]) * 1024
 
 
-@pytest.mark.parametrize("suffix", [".h264", ".ts"])
+@pytest.mark.parametrize("suffix", [".h264", pytest.param(".ts", marks=pytest.mark.slow)])
 def test_a_claim_of_huge_pictures_costs_no_memory(suffix, tmp_path):
     """Above 8192 × 8192 nothing is decoded; 8K that nothing proves is decoded three times."""
     usual = peak_bytes(probe, tmp_path / "none.mp4", message="not a readable media file")
