@@ -27,8 +27,8 @@ LIBRARIES = {
     "av": "av", "cv2": "opencv-python-headless", "pyarrow": "pyarrow", "duckdb": "duckdb",
     "torch": "torch", "transformers": "transformers", "open_clip": "open_clip_torch",
 }
-EXTRAS_OF_RUNS = {name for name in LIBRARIES if EXTRAS.get(name) == "run"}
-EXTRAS_OF_MODELS = {name for name in LIBRARIES if EXTRAS.get(name) == "models"}
+_OF_RUNS = {name for name in LIBRARIES if EXTRAS.get(name) == "run"}
+_OF_MODELS = {name for name in LIBRARIES if EXTRAS.get(name) == "models"}
 _PROGRAM_NAMES = {"httpie": "http", "quickjs": "qjs"}  # if they differ from yt-dlp's names
 CODECS = ("h264", "hevc", "vp8", "vp9", "av1", "mpeg4", "aac", "opus")
 
@@ -49,10 +49,10 @@ def examine(recipe: str | None) -> int:
 def _findings(recipe: str | None) -> Iterator[tuple[str, str | None]]:
     yield f"Python {sys.version.split()[0]}, {os.cpu_count()} CPUs", None
     found = {name for name in LIBRARIES if importlib.util.find_spec(name) is not None}
-    runs, computes = found >= EXTRAS_OF_RUNS, found >= EXTRAS_OF_MODELS
+    runs, computes = found >= _OF_RUNS, found >= _OF_MODELS
     wants_models = recipe is None or not runs or _names_models(recipe)
     for name in LIBRARIES:
-        if name in found or wants_models or name not in EXTRAS_OF_MODELS:
+        if name in found or wants_models or name not in _OF_MODELS:
             yield _library(name)
         else:
             yield f"{LIBRARIES[name]}: not installed; {recipe} names no model", None

@@ -16,9 +16,9 @@ EXTRAS = {**dict.fromkeys(_OF_RUN, "run"), **dict.fromkeys(_OF_MODELS, "models")
 
 @contextlib.contextmanager
 def extras_explained(extra: str | None = None) -> Iterator[None]:
-    """Turns a missing optional library into an error with the line that installs it.
+    """Turns a missing optional library into an error with the command that installs it.
 
-    `extra` is the one to name, where what is done needs more than the library that is missed first.
+    `extra` is the extra to name if more is needed than the first missing library.
     """
     try:
         yield
@@ -34,7 +34,7 @@ class MissingExtra(ClipmillError, ImportError):
 
 
 def missing_extra(error: ModuleNotFoundError, extra: str | None = None) -> str | None:
-    """What to install, as a sentence; None where the library is none of the optional ones."""
+    """What to install, as a sentence; None if the library is not an optional one."""
     library = (error.name or "").partition(".")[0]
     found = EXTRAS.get(library)
     if found is None:

@@ -227,7 +227,7 @@ class Downloader:
     def _with_its_sound(
         self, url: str, folder: Path, asked: Asked, video: Video
     ) -> tuple[Path, Probe, dict[str, Any]]:
-        """Picture and sound in one file, or the picture alone; and what was against the sound."""
+        """Picture and sound in one file, or the picture alone with the sound's failure."""
         sound = video.page.sound
         assert sound is not None
         files = {sound.picture_id: video.path}
@@ -239,7 +239,7 @@ class Downloader:
         except RowFailed as problem:
             missing = {SOUND: failure_of(problem)}
         files = {sound.picture_id: files[sound.picture_id]}
-        discard(folder, but=files[sound.picture_id])  # what came of the sound may be without end
+        discard(folder, but=files[sound.picture_id])  # an endless sound may have filled it
         return (*self._put_together(url, folder / "picture", asked, sound, files), missing)
 
     def _put_together(
@@ -249,7 +249,7 @@ class Downloader:
         return file, self._probe(file)
 
     def _format(self, bound: str = "") -> str:
-        """yt-dlp's choice of what to fetch: the best picture within a bound, and sound to it."""
+        """A format selection for yt-dlp: the best picture within `bound`, and its sound."""
         apart = "" if self._settings.sound == "none" else "+ba"
         return f"bv*{bound}{apart}/b{bound}"
 

@@ -1,7 +1,7 @@
-"""What a video can do without, its subtitles and its sound: each is had or missed by itself.
+"""Fetches the optional parts of a video, its subtitles and its sound, independently of each other.
 
-The media is there by then. What can't be had is a failure of its own part, which `retry` knows;
-asking for it holds back only its own kind of request.
+The media is complete by then. A part that can't be fetched is a failure of its own, which `retry`
+tries again; refused requests for it pause only requests of the same kind.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ if TYPE_CHECKING:
     from clipmill.stages.media.fetch.ytdlp_sound import Sound
     from clipmill.stages.media.fetch.ytdlp_subtitles import Taken
 
-# A row does not wait long for a track of subtitles: `retry` asks again.
+# A row doesn't wait long for a subtitle track: `retry` requests it again.
 _RETRIES_OF_A_TRACK = 1
 
 
 class Parts:
-    """Fetches what a video's media lacks.
+    """Fetches the missing parts of a video.
 
-    `patiently` calls something again after passing problems: given the URL, the folder that it
-    writes to, what to call, and at most how often again. `asked` says what to ask of a site.
+    `patiently` retries a function after temporary problems; it takes the URL, the folder that the
+    function writes to, the function, and the most retries. `asked` gives the request to a site.
     """
 
     def __init__(
@@ -52,9 +52,9 @@ class Parts:
     def complete(
         self, row: dict[str, Any], url: str, media: Media, page: Page | None
     ) -> Media:
-        """The media with the parts that it lacked, or with what is against them.
+        """The media with its missing parts, or with the reasons why they are missing.
 
-        `page` is there where the media has just been fetched, and the sound been asked for.
+        `page` is given if the media, and so its sound, was requested just now.
         """
         reader = _Reader(page)
         if page is None and SOUND in media.failed_parts:
@@ -75,7 +75,7 @@ class Parts:
     ) -> Path:
         from clipmill.stages.media.fetch.ytdlp_sound import put_together
 
-        # Fetches nothing, but is bounded in size and time like all that is done for a download.
+        # Fetches nothing, but is limited in size and time like every part of a download.
         path: Path = self._patiently(url, target.parent, lambda: put_together(
             sound, files, target, asked.options, self._hosts), 0)
         return path
@@ -83,7 +83,7 @@ class Parts:
     def _with_sound(
         self, row: dict[str, Any], url: str, media: Media, reader: _Reader
     ) -> Media:
-        """The media with its sound in the same file, whose pictures stay as they are."""
+        """The media with its sound in the same file; the pictures don't change."""
         key = row["source_key"]
         is_required = self._settings.sound == "required"
         file = self._store.file_of(key, media)
@@ -94,8 +94,8 @@ class Parts:
                     asked = self._asked(row, folder)
                     sound = self._read(reader, url, folder, asked).sound
                     if sound is None:
-                        raise RowFailed("permanent", "the site no longer offers the sound by "
-                                        "itself")
+                        raise RowFailed("permanent", "the site no longer offers the sound as a "
+                                        "separate file")
                     files = self.fetch_sound(url, folder, asked, sound)
                 heard = self.put_together(url, folder / "heard", asked, sound, files)
                 whole = folder / f"whole{media.probe.suffix}"
@@ -119,7 +119,7 @@ class Parts:
     def _with_subtitles(
         self, row: dict[str, Any], url: str, media: Media, reader: _Reader
     ) -> Media:
-        """The media with the subtitles that it lacks, or with what is against them."""
+        """The media with its missing subtitles, or with the reasons why they are missing."""
         origin = self._tracks_origin()
         if media.tracks_origin is None:  # an earlier release took them, all or none
             media = dataclasses.replace(media, tracks_origin=origin,
@@ -181,7 +181,7 @@ class Parts:
 
 
 class _Reader:
-    """A video's page, asked for where something needs it, and once for all that do."""
+    """A video's page, requested when a part first needs it, and only once."""
 
     def __init__(self, page: Page | None) -> None:
         self._page = page
@@ -200,7 +200,7 @@ class _Reader:
 
 
 def failure_of(problem: RowFailed, earlier: dict[str, Any] | None = None) -> dict[str, Any]:
-    """A part's failure as it is noted; one more than the `earlier` one."""
+    """A part's failure as it is stored, with one attempt more than the `earlier` one."""
     return {"kind": problem.kind, "message": problem.message[:MAX_MESSAGE_CHARACTERS],
             "attempts": (earlier or {}).get("attempts", 0) + 1,
             "at": datetime.now(UTC).isoformat()}

@@ -1,4 +1,4 @@
-"""Puts sound that came later into a file of pictures, which stay as they are to the tick."""
+"""Adds sound to a video file; the pictures and their times stay the same, to the tick."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from clipmill.stages.media.read.probe import Probe, probe
 
 @dataclass(frozen=True)
 class _Pictures:
-    """Where a file's clock starts, and the times of its pictures, with whether they are shown."""
+    """Where a file's clock starts, and each picture's time and whether it is discarded."""
 
     start_time: int
     shown: list[tuple[Fraction | None, bool]]
@@ -32,29 +32,28 @@ def add_sound(
     source: Path, facts: Probe, sound: Path, target: Path, *, limits: Limits,
     bounded: Callable[[Callable[[], None]], None],
 ) -> Probe:
-    """Copies the pictures of `source` and the sound of another file into `target`; its facts.
+    """Copies the pictures of `source` and the sound of another file into `target`.
 
-    Both begin at the same time, as where they are put together at once; sound before that time is
-    left out, since it would move second 0. `bounded` runs what writes the file. RowFailed of kind
-    bad_media where the sound is none, doesn't go into such a file, or a picture would be another
-    or shown at another time.
+    Returns what is known of the new file. Both begin at the same time, as if they had been merged
+    at once; sound before that time is left out, since it would move second 0. `bounded` runs the
+    function that writes the file. Raises RowFailed of kind bad_media if there is no sound, if it
+    doesn't fit into such a file, or if a picture or its time would change.
     """
     before = run_isolated(_pictures, source, limits=limits)
     starts = Fraction(before.start_time, av.time_base)
     later = starts - run_isolated(_start_of_sound, sound, limits=limits)
     bounded(lambda: _write(source, sound, target, float(starts), float(later)))
     found = run_isolated(probe, target, limits=limits)
-    # How long the last picture stays may be rounded.
+    # The last picture's duration may be rounded.
     same = replace(found, duration_seconds=facts.duration_seconds, fps=facts.fps,
                    has_audio=facts.has_audio, suffix=facts.suffix)
     if same != facts or run_isolated(_pictures, target, limits=limits) != before:
-        raise RowFailed("bad_media", "the sound can't be put to the pictures without changing "
-                        "these")
+        raise RowFailed("bad_media", "the sound can't be added without changing the pictures")
     return replace(facts, has_audio=found.has_audio)
 
 
 def _write(source: Path, sound: Path, target: Path, starts: float, later: float) -> None:
-    """As ffmpeg copies, which keeps all that a container says of its streams."""
+    """Copies with ffmpeg, which keeps everything that a container states about its streams."""
     run = subprocess.run(
         [str(ffmpeg_program()), "-nostdin", "-v", "error", "-y", "-copyts",
          "-i", f"file:{source}", "-itsoffset", f"{later:.6f}", "-i", f"file:{sound}",
@@ -68,7 +67,7 @@ def _write(source: Path, sound: Path, target: Path, starts: float, later: float)
     if os.strerror(errno.ENOSPC) in run.stderr:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target))
     said = (run.stderr.strip().splitlines() or [f"ffmpeg ended with {run.returncode}"])[-1]
-    raise RowFailed("bad_media", f"the sound can't be put to the pictures: {said}")
+    raise RowFailed("bad_media", f"the sound can't be added: {said}")
 
 
 def _pictures(path: Path) -> _Pictures:
@@ -81,5 +80,5 @@ def _pictures(path: Path) -> _Pictures:
 def _start_of_sound(path: Path) -> Fraction:
     with open_container(path) as container:
         if not container.streams.audio:
-            raise RowFailed("bad_media", "what came as sound holds none")
+            raise RowFailed("bad_media", "the sound's file contains no sound")
         return Fraction(container.start_time or 0, av.time_base)

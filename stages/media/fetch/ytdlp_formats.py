@@ -7,7 +7,7 @@ from typing import Any
 
 
 def picture_of(info: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """The one format with pictures and no sound, where formats of sound are chosen with it."""
+    """The format with pictures and no sound, if separate formats for sound were chosen too."""
     formats = info.get("requested_formats") or []
     pictures: list[Mapping[str, Any]] = [
         one for one in formats if one.get("vcodec") != "none"]
@@ -17,9 +17,9 @@ def picture_of(info: Mapping[str, Any]) -> Mapping[str, Any] | None:
 
 
 def picture_alone(info: Mapping[str, Any], params: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What yt-dlp downloads in place of picture and sound; None where those come in one.
+    """The picture's format as yt-dlp's info; None if picture and sound are one file.
 
-    Of a part of a video ffmpeg fetches both.
+    ffmpeg fetches both at once for a part of a video, so that gives None, too.
     """
     picture = picture_of(info)
     if picture is None or params.get("allow_unplayable_formats") or "section_end" in info:

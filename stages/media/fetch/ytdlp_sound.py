@@ -1,7 +1,8 @@
-"""Sound by yt-dlp, where it lies apart from the picture: fetched after it, by itself.
+"""Downloads sound with yt-dlp where it is a separate file, after the picture.
 
-The picture is there by then, and all stages see that. Sound that can't be had costs nothing else,
-and a site that refuses it is asked for no more of it for a while, but for pictures as before.
+The picture is complete by then, and it is what all stages need. Sound that can't be fetched costs
+nothing else: a site that refuses it gets no more requests for sound for a while, but pictures are
+requested as before.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ KIND = "sound"
 
 @dataclass(frozen=True)
 class Sound:
-    """The sound that goes with a picture: `formats` of `info`, which is yt-dlp's of both."""
+    """The sound of a picture: its `formats`, and yt-dlp's `info` about both."""
 
     info: Mapping[str, Any]
     formats: Sequence[Mapping[str, Any]]
@@ -32,7 +33,7 @@ class Sound:
 
     @classmethod
     def of(cls, info: Mapping[str, Any], cookies: Any) -> Sound | None:
-        """The sound of a video whose picture and sound were chosen apart; else None."""
+        """The sound of a video if it is a separate format, else None."""
         picture = picture_of(info)
         if picture is None:
             return None
@@ -43,10 +44,10 @@ class Sound:
 def fetch_sound(
     sound: Sound, folder: Path, options: Mapping[str, Any], hosts: Hosts, wait_seconds: float,
 ) -> dict[str, Path]:
-    """The files of the sound, by the ids of their formats.
+    """Downloads the sound; returns its files by format id.
 
-    Raises RowFailed, or PassingProblem where another try may do. A host that is overloaded is not
-    waited for: `retry` asks again.
+    Raises RowFailed, or PassingProblem if another attempt may succeed. It doesn't wait for an
+    overloaded host: `retry` requests the sound again.
     """
     from clipmill.stages.media.fetch.ytdlp_requests import (
         not_waiting,
@@ -66,7 +67,7 @@ def fetch_sound(
                       if name not in ("requested_formats", "requested_downloads")} | dict(one)
             if (problem := only_by_program(source, downloader)) is not None:
                 raise problem
-            # The same name in each try, so that one goes on where the last broke off.
+            # The same name in each attempt, so that one resumes the last.
             path = folder / f"sound-{number}"
             downloader.dl(str(path), source)
             if not path.is_file():
@@ -78,11 +79,11 @@ def fetch_sound(
 def put_together(
     sound: Sound, files: dict[str, Path], target: Path, options: Mapping[str, Any], hosts: Hosts
 ) -> Path:
-    """Makes one file of those that came, as yt-dlp does of picture and sound.
+    """Merges the downloaded files into one, as yt-dlp merges picture and sound.
 
-    Its container is the one that both go into, also where only one is there. `target` has no
-    suffix; `files` say afterwards where they lie now. Raises RowFailed of kind bad_media where
-    ffmpeg can't make anything of them.
+    The container is the one for both, even if only one is there. `target` has no suffix; `files`
+    gives the files' new places afterwards. Raises RowFailed of kind bad_media if ffmpeg can't
+    merge them.
     """
     from clipmill.stages.media.fetch.ytdlp_requests import polite_yt_dlp
 
@@ -90,7 +91,7 @@ def put_together(
 
     class Merging(polite):  # type: ignore[misc, valid-type]  # made at run time
         def dl(self, name: str, info: Mapping[str, Any], *_: Any, **__: Any) -> tuple[bool, bool]:
-            """Hands on what is there."""
+            """Moves the file that is there already."""
             key = str(info["format_id"])
             os.replace(files[key], name)
             files[key] = Path(name)
@@ -98,7 +99,7 @@ def put_together(
 
     log = Log()
     place = str(target).replace("%", "%%") + ".%(ext)s"
-    # The files stay: where they don't go together, the picture does alone.
+    # The files stay: if they can't be merged, the picture is used alone.
     ours = {"logger": log, "outtmpl": {"default": place}, "keepvideo": True}
     info = {name: value for name, value in sound.info.items() if name != "requested_downloads"}
     info["requested_formats"] = [one for one in sound.info["requested_formats"]
@@ -119,9 +120,8 @@ def put_together(
 
 @contextlib.contextmanager
 def _by_kind(log: Any, folder: Path) -> Iterator[None]:
-    """Raises what comes out of yt-dlp as a failure of its kind; a full disk as what it is."""
+    """Turns yt-dlp's errors into failures of the right kind; a full disk stays one."""
     import yt_dlp
-
 
     try:
         yield
