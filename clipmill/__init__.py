@@ -16,8 +16,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from clipmill.dataset import Clips, Dataset, Subset
-    from clipmill.dataset import open_dataset as open
+    from clipmill.dataset import Clips, Dataset, Subset, open
     from clipmill.pipeline.training import ClipDataset
     from clipmill.running import RunResult, StageProgress, retry, run
     from clipmill.schemas.errors import ClipmillError, RowFailed, RowRejected, UsageError
@@ -58,6 +57,7 @@ _PLACES = {
     "Uniform": "stages.protocol",
     "UsageError": "schemas.errors",
     "Workspace": "stages.protocol",
+    "open": "dataset",
     "resource": "stages.protocol",
     "retry": "running",
     "run": "running",
@@ -65,10 +65,6 @@ _PLACES = {
 
 
 def __getattr__(name: str) -> Any:
-    if name == "open":
-        from clipmill.dataset import open_dataset
-
-        return open_dataset
     if name not in _PLACES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from clipmill.schemas.extras import extras_explained

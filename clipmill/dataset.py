@@ -25,6 +25,7 @@ from clipmill.pipeline.exports.request import (
     size_in_bytes,
 )
 from clipmill.pipeline.exports.run import run_export
+from clipmill.pipeline.recipes.overrides import as_overrides
 from clipmill.pipeline.recipes.ready_made import SUBSET_FOLDER, subset_recipe_path
 from clipmill.pipeline.status import status_report
 from clipmill.pipeline.subsets.card import data_card
@@ -50,7 +51,7 @@ if TYPE_CHECKING:
 _SHOWN_CLIPS = 20
 
 
-def open_dataset(path: str | os.PathLike[str]) -> Dataset:
+def open(path: str | os.PathLike[str]) -> Dataset:
     """Opens a dataset; raises UsageError if there is none."""
     return Dataset(path)
 
@@ -321,7 +322,7 @@ def _subset_recipe(
         return predicate_recipe(where, seed=seed)
     assert recipe is not None  # one of the two is given
     return load_subset_recipe(subset_recipe_path(recipe), seed=seed, ready_made=SUBSET_FOLDER,
-                              overrides=[f"{name}={value}" for name, value in parameters.items()])
+                              overrides=as_overrides(parameters))
 
 
 def _state_of(dataset: Path) -> object:

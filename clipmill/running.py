@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from collections import Counter
@@ -15,6 +14,7 @@ from typing import Any
 from clipmill.dataset import Dataset
 from clipmill.pipeline import run as runs
 from clipmill.pipeline.engine.standstill import Seen
+from clipmill.pipeline.recipes.overrides import as_overrides
 from clipmill.schemas.errors import ERROR_KINDS, UsageError
 
 _log = logging.getLogger("clipmill.run")
@@ -74,13 +74,11 @@ def run(
     is committed stays, and the same call continues from there.
     """
     given = [sources] if isinstance(sources, str | os.PathLike) else list(sources or ())
-    folder = None if dataset is None else Path(dataset)
+    folder = None if dataset is None else Path(dataset).expanduser()
     loaded = runs.load(
         None if recipe is None else os.fspath(recipe), folder,
         sources=[os.fspath(source) for source in given],
-        overrides=[f"{name}={json.dumps(_plain(value))}"
-                   for name, value in (settings or {}).items()],
-        engine=engine, wait=wait)
+        overrides=as_overrides(settings or {}), engine=engine, wait=wait)
     watcher = _Watcher(progress)
     place = runs.dataset_folder(loaded, folder)
     did = runs.run(loaded, place, until=until, limit=limit, wait=wait, watcher=watcher,
@@ -96,7 +94,7 @@ def retry(
     for kind in kinds:
         if kind not in ERROR_KINDS:
             raise UsageError(f"kinds: {kind!r}; allowed: {', '.join(ERROR_KINDS)}")
-    place = dataset.path if isinstance(dataset, Dataset) else Path(dataset).absolute()
+    place = dataset.path if isinstance(dataset, Dataset) else Path(dataset).expanduser().absolute()
     watcher = _Watcher(progress)
     did = runs.run(runs.load(None, place, wait=wait), place, retry_kinds=list(kinds), wait=wait,
                    watcher=watcher)
@@ -106,10 +104,6 @@ def retry(
 def _result(place: Path, did: bool, watcher: _Watcher) -> RunResult:
     found = Dataset(place)
     return RunResult(found, did, tuple(watcher.messages), tuple(found.status()["stages"]))
-
-
-def _plain(value: Any) -> Any:
-    return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
 class _Watcher(runs.Watcher):

@@ -13,12 +13,12 @@ import os
 import queue
 import signal
 import socket
-import sys
 import threading
 import time
 import uuid
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +71,7 @@ def cluster(settings: RaySettings) -> Iterator[Machine]:
             "include_dashboard": False,
         }
         # Where the package lies: workers must import it where Clipmill is not installed.
-        root = str(Path(sys.modules["clipmill"].__path__[0]).resolve().parent)
+        root = str(Path(str(files("clipmill"))).resolve().parent)
         paths = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
         place = address or "this machine"
         if address:

@@ -80,11 +80,13 @@ def run_export(
     watcher = watcher or Watcher()
     check_output(request.dataset, request.output)
     if request.cut is not None:
-        # Here, so that a missing decoder is reported before anything is begun.
+        # Exports without media need no decoder; others report a missing one before they begin.
         from clipmill.stages.media.cutting.cut import check_encoder
-    if request.cut is not None and request.cut.media == "exact":
-        # Settled before anything is begun, and the same on every worker.
-        request = replace(request, cut=replace(request.cut, encoder=check_encoder(request.cut)))
+
+        if request.cut.media == "exact":
+            # Settled before anything is begun, and the same on every worker.
+            request = replace(
+                request, cut=replace(request.cut, encoder=check_encoder(request.cut)))
     subset = None if request.subset is None else load_subset(request.dataset, request.subset)
     with readable_errors(), open_catalog(request.dataset, memory_limit=memory_limit) as catalog:
         scores = internvid_scores(catalog) if request.format == "internvid" else None
