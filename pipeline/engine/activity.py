@@ -49,6 +49,8 @@ class Activity:
     def __init__(self) -> None:
         self.place: Place | None = None
         self.moves = 0
+        self.thread: int | None = None
+        """The system's number of the thread that does the work; Ray's workers use one of a pool."""
         self.note: int | None = None
         """The number of the open file that holds the note; None if there is none."""
         if hasattr(os, "memfd_create"):
@@ -74,6 +76,7 @@ class Activity:
 
     def _set(self, place: Place | None) -> None:
         self.place = place
+        self.thread = threading.get_native_id()
         self.moves += 1
         if self.note is not None:
             # The end of a longer one before it may follow; the line's end marks it.
@@ -89,17 +92,19 @@ class Process:
     pid: int
     began: int
     note: int | None = None
+    thread: int | None = None
+    """The one that does the work."""
 
     @classmethod
     def own(cls, activity: Activity) -> Process:
-        return cls(os.getpid(), _began(os.getpid()), activity.note)
+        return cls(os.getpid(), _began(os.getpid()), activity.note, activity.thread)
 
 
 @dataclass(frozen=True)
 class Beat:
     """A worker's sign of life: its pool, its node, how many shards it has done.
 
-    `moves` increases with its progress; `state` is the system's letter for its main thread.
+    `moves` increases with its progress; `state` is the system's letter for the thread that works.
     """
 
     pool: int
@@ -114,9 +119,9 @@ class Beat:
     @classmethod
     def of(cls, activity: Activity, pool: int, node: str, done: int) -> Beat:
         """This process's own."""
-        thread = threading.main_thread().native_id  # which does the work
-        return cls(pool, node, done, socket.gethostname(), Process.own(activity), activity.moves,
-                   activity.place, state_of(os.getpid(), f"/task/{thread}"))
+        process = Process.own(activity)
+        return cls(pool, node, done, socket.gethostname(), process, activity.moves,
+                   activity.place, state_of(process))
 
 
 @dataclass(frozen=True)
@@ -130,7 +135,7 @@ class Finding:
 
 def look_at(process: Process) -> Finding:
     """Call this on the process's own machine."""
-    state = state_of(process.pid)
+    state = state_of(process)
     if not _is_there(process) or state in ("Z", "X"):
         return Finding(is_gone=True)
     if process.note is None:
@@ -160,9 +165,10 @@ def _is_there(process: Process) -> bool:
     return _began(process.pid) == process.began
 
 
-def state_of(pid: int, task: str = "") -> str | None:
+def state_of(process: Process) -> str | None:
     """The system's letter for it; None if it has ended or the system doesn't say."""
-    words = _stat(pid, task)
+    words = _stat(process.pid, f"/task/{process.thread}") if process.thread else []
+    words = words or _stat(process.pid)
     return words[0] if words else None
 
 

@@ -110,6 +110,7 @@ class NameWords(Stage):
                                  strict=True):
                 if asked(url).get("stand") == "name" and clip.endswith("-1"):
                     os.kill(os.getpid(), signal.SIGSTOP)
+                    time.sleep(1000)  # another thread may take the signal, and take its time
                 if asked(url).get("stand") == "until_named":
                     until_named(workspace.dataset)
                 bad = asked(url).get("fail") == "name" and clip.endswith("-1")

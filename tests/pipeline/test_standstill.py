@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
+from threading import Event, Thread
 
 import pytest
 
@@ -129,6 +131,30 @@ def test_an_activity_can_be_read_from_outside():
         assert activity.moves > moves
         assert look_at(Process(process.pid, process.began + 1)).is_gone
     finally:
+        activity.close()
+
+
+def test_the_state_told_is_that_of_the_thread_that_works():
+    """Ray's workers work in a thread of a pool, while their main thread sleeps."""
+    activity, there, done = Activity(), Event(), Event()
+
+    def work() -> None:
+        activity.at("split_clips", "000003", "at", ("v-1",))
+        there.set()
+        done.wait()
+
+    worker = Thread(target=work)
+    worker.start()
+    try:
+        there.wait()
+        deadline = time.monotonic() + 60
+        while Beat.of(activity, 0, "node", 0).state != "S":
+            assert time.monotonic() < deadline
+        activity.at("split_clips", "000003", "at", ("v-2",))
+        assert Beat.of(activity, 0, "node", 0).state == "R"
+    finally:
+        done.set()
+        worker.join()
         activity.close()
 
 
