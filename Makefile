@@ -39,6 +39,7 @@ test-faults: setup  ## runs kills, full disks and broken media, at random (half 
 
 check: setup  ## runs linters, and checks the types and import rules of what is installed
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check --quiet .
 	rm -rf build
 	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir build/wheel .
 	$(BIN)/python -m zipfile -e build/wheel/clipmill-*.whl $(UNPACKED)
@@ -46,8 +47,9 @@ check: setup  ## runs linters, and checks the types and import rules of what is 
 	cd $(UNPACKED) && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml \
 	  --cache-dir $(CURDIR)/.mypy_cache -p clipmill
 
-format: setup  ## sorts imports and fixes what the linter can
+format: setup  ## formats the code, sorts imports and fixes what the linter can
 	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
 
 docs: setup  ## regenerates docs/reference/
 	$(BIN)/python -m clipmill.jobs.reference

@@ -58,8 +58,10 @@ def requests_for(path: Path, folder: Path, clips: int) -> list[CutRequest]:
 
 def ours(media: str, *, is_sound: bool = False) -> Callable[[Path, list[CutRequest]], list[Path]]:
     def cut(path: Path, requests: list[CutRequest]) -> list[Path]:
-        found = {r.clip_id: r for r in cut_clips(path, requests, CutOptions(media, threads=0),
-                                                    is_sound=is_sound)}
+        found = {
+            r.clip_id: r
+            for r in cut_clips(path, requests, CutOptions(media, threads=0), is_sound=is_sound)
+        }
         if problems := [r.problem for r in found.values() if r.problem]:
             raise problems[0]
         return [found[request.clip_id].path for request in requests]
@@ -74,9 +76,22 @@ def ffmpeg(*codecs: str) -> Callable[[Path, list[CutRequest]], list[Path]]:
         for request in requests:
             seconds = request.end_seconds - request.start_seconds
             subprocess.run(
-                [ffmpeg_binary(), "-y", "-ss", f"{request.start_seconds - zero:.6f}",
-                 "-i", str(path), "-t", f"{seconds:.6f}", *codecs, str(request.target)],
-                check=True, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+                [
+                    ffmpeg_binary(),
+                    "-y",
+                    "-ss",
+                    f"{request.start_seconds - zero:.6f}",
+                    "-i",
+                    str(path),
+                    "-t",
+                    f"{seconds:.6f}",
+                    *codecs,
+                    str(request.target),
+                ],
+                check=True,
+                stdin=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )
         return [request.target for request in requests]
 
     return cut
@@ -89,8 +104,13 @@ def _start_of(path: Path) -> float:
         return (container.start_time or 0) / av.time_base
 
 
-CUTS = {"copy": ours("copy", is_sound=True), "unknown": ours("copy"),
-        "ffmpeg copy": ffmpeg("-c", "copy"), "exact": ours("exact"), "ffmpeg": ffmpeg(*ENCODING)}
+CUTS = {
+    "copy": ours("copy", is_sound=True),
+    "unknown": ours("copy"),
+    "ffmpeg copy": ffmpeg("-c", "copy"),
+    "exact": ours("exact"),
+    "ffmpeg": ffmpeg(*ENCODING),
+}
 
 
 def measure(path: Path, clips: int, repeats: int) -> dict[str, float]:
@@ -133,8 +153,12 @@ def main() -> None:
     print(f"{'seconds':26}" + "".join(f"{head:>20}" for head in heads))
     for path in files:
         seconds = measure(path, options.clips, options.repeats)
-        print(f"{path.name:26}" + "".join(f"{seconds[way]:20.2f}" for way in WAYS)
-              + "".join(f"{seconds[a] / seconds[b]:20.2f}" for a, b in PAIRS), flush=True)
+        print(
+            f"{path.name:26}"
+            + "".join(f"{seconds[way]:20.2f}" for way in WAYS)
+            + "".join(f"{seconds[a] / seconds[b]:20.2f}" for a, b in PAIRS),
+            flush=True,
+        )
     print(f"\n{'frames off (first, in all)':26}" + "".join(f"{way:>20}" for way in WAYS))
     with tempfile.TemporaryDirectory() as folder:
         for name, settings in NUMBERED.items():

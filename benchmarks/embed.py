@@ -60,8 +60,9 @@ def save_model(folder: Path) -> Path:
 def picture(seed: int, height: int, width: int) -> bytes:
     """A JPEG with about the detail of film: coarse shapes and grain."""
     rng = np.random.default_rng(seed)
-    coarse = cv2.resize(rng.integers(0, 256, (9, 16, 3), np.uint8), (width, height),
-                        interpolation=cv2.INTER_CUBIC)
+    coarse = cv2.resize(
+        rng.integers(0, 256, (9, 16, 3), np.uint8), (width, height), interpolation=cv2.INTER_CUBIC
+    )
     grain = cv2.resize(rng.normal(0, 12, (height // 2, width // 2, 3)), (width, height))
     image = (coarse + grain).clip(0, 255).astype(np.uint8)
     return cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 90])[1].tobytes()
@@ -69,16 +70,22 @@ def picture(seed: int, height: int, width: int) -> bytes:
 
 def against_the_bare_model(stage: EmbedClips, clips: int, rounds: int) -> None:
     jpegs = [picture(seed, 384, 682) for seed in range(clips * FRAMES_PER_CLIP)]
-    frames = [{"frame_number": i, "seconds": float(i), "jpeg": data}
-              for i, data in enumerate(jpegs)]
-    batch = pa.table({
-        "clip_id": [f"clip-{i}" for i in range(clips)],
-        "frames": pa.array([frames[i * FRAMES_PER_CLIP: (i + 1) * FRAMES_PER_CLIP]
-                            for i in range(clips)], pa.list_(FRAME)),
-    })
+    frames = [
+        {"frame_number": i, "seconds": float(i), "jpeg": data} for i, data in enumerate(jpegs)
+    ]
+    batch = pa.table(
+        {
+            "clip_id": [f"clip-{i}" for i in range(clips)],
+            "frames": pa.array(
+                [frames[i * FRAMES_PER_CLIP : (i + 1) * FRAMES_PER_CLIP] for i in range(clips)],
+                pa.list_(FRAME),
+            ),
+        }
+    )
     embedder = stage.load("image")
     bare = bare_loop(embedder, jpegs)
     with stage.open(Workspace(Path(), Path())) as transform:
+
         def staged() -> object:
             return transform(batch)
 
@@ -86,13 +93,18 @@ def against_the_bare_model(stage: EmbedClips, clips: int, rounds: int) -> None:
         times = [(seconds(bare), seconds(staged)) for _ in range(rounds)]
     n = len(jpegs)
     ratio = statistics.median(b / s for b, s in times)
-    print(f"\n{ARCHITECTURE}, {embedder.dtype}, {embedder.device}, batches of "
-          f"{embedder.batch_images}, {n} JPEG frames of 682 × 384, {rounds} rounds\n")
+    print(
+        f"\n{ARCHITECTURE}, {embedder.dtype}, {embedder.device}, batches of "
+        f"{embedder.batch_images}, {n} JPEG frames of 682 × 384, {rounds} rounds\n"
+    )
     print("| | images/s | of the bare model |\n|---|---|---|")
-    print(f"| bare model on ready tensors | {n / statistics.median(b for b, _ in times):.0f} "
-          "| 1.00 |")
-    print(f"| embed_clips, JPEG to half floats | {n / statistics.median(s for _, s in times):.0f} "
-          f"| {ratio:.2f} |")
+    print(
+        f"| bare model on ready tensors | {n / statistics.median(b for b, _ in times):.0f} | 1.00 |"
+    )
+    print(
+        f"| embed_clips, JPEG to half floats | {n / statistics.median(s for _, s in times):.0f} "
+        f"| {ratio:.2f} |"
+    )
     share = cpu_seconds(lambda: embedder.prepare(jpegs)) / cpu_seconds(bare)
     print(f"\nDecoding and resizing take {share:.0%} of the CPU time that the model takes.")
 
@@ -102,8 +114,10 @@ def bare_loop(embedder: ClipEmbedder, jpegs: list[bytes]) -> Callable[[], object
     import torch
 
     size = embedder.batch_images
-    tensors = [torch.from_numpy(embedder.prepare(jpegs[i: i + size])).to(
-        embedder.device, embedder.dtype) for i in range(0, len(jpegs), size)]
+    tensors = [
+        torch.from_numpy(embedder.prepare(jpegs[i : i + size])).to(embedder.device, embedder.dtype)
+        for i in range(0, len(jpegs), size)
+    ]
     model = embedder.image_model
 
     def run() -> object:
@@ -133,8 +147,9 @@ def preprocessing(prepare: ImagePreparation, rounds: int) -> None:
 
         by_pil(), by_opencv()
         times = [(seconds(by_pil), seconds(by_opencv)) for _ in range(rounds)]
-        pil, opencv = (len(jpegs) / statistics.median(column)
-                       for column in zip(*times, strict=True))
+        pil, opencv = (
+            len(jpegs) / statistics.median(column) for column in zip(*times, strict=True)
+        )
         ratio = statistics.median(p / o for p, o in times)
         print(f"| {width} × {height} | {pil:.0f} | {opencv:.0f} | {ratio:.1f} |")
     cv2.setNumThreads(threads)

@@ -40,8 +40,11 @@ def decode(path: Path) -> tuple[float, int, int]:
             parts.append(next(scan))
         except StopIteration as end:
             _made[:] = parts, end.value
-            return (time.perf_counter() - began, len(end.value["seconds"]),
-                    sum(len(part["jpeg"]) for part in parts))
+            return (
+                time.perf_counter() - began,
+                len(end.value["seconds"]),
+                sum(len(part["jpeg"]) for part in parts),
+            )
 
 
 def hand_over(path: Path) -> Iterator[dict[str, Any]]:
@@ -74,8 +77,10 @@ def main() -> None:
     over = float(np.median(overs))
     print("| start, s | decoding, s | frames | kept MB | handing over, s | of decoding |")
     print("|---|---|---|---|---|---|")
-    print(f"| {np.median(starts):.2f} | {seconds:.1f} | {frames} | {kept / 1e6:.1f} | {over:.3f} "
-          f"| {over / seconds:.2%} |")
+    print(
+        f"| {np.median(starts):.2f} | {seconds:.1f} | {frames} | {kept / 1e6:.1f} | {over:.3f} "
+        f"| {over / seconds:.2%} |"
+    )
 
 
 def nothing(path: Path) -> None:

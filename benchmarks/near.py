@@ -36,16 +36,24 @@ ALL_PAIRS_ROWS = 10_000
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--clips", type=int, nargs="+",
-                        default=[50_000, 100_000, 200_000, 400_000],
-                        help=f"numbers of clips, multiples of {BATCH}")
+    parser.add_argument(
+        "--clips",
+        type=int,
+        nargs="+",
+        default=[50_000, 100_000, 200_000, 400_000],
+        help=f"numbers of clips, multiples of {BATCH}",
+    )
     parser.add_argument("--dimensions", type=int, default=256)
     parser.add_argument("--clusters", type=int, default=100)
     arguments = parser.parse_args()
-    print(f"\nmin_cosine {MIN_COSINE}, {arguments.dimensions} numbers per clip; max_distance "
-          f"{MAX_DISTANCE}, 4 hashes a clip; {arguments.clusters} clusters\n")
-    print("| clips | by embedding, s | growth | recall | all pairs, s | ratio | by hashes, s | "
-          "recall | clusters, s |\n|---|---|---|---|---|---|---|---|---|")
+    print(
+        f"\nmin_cosine {MIN_COSINE}, {arguments.dimensions} numbers per clip; max_distance "
+        f"{MAX_DISTANCE}, 4 hashes a clip; {arguments.clusters} clusters\n"
+    )
+    print(
+        "| clips | by embedding, s | growth | recall | all pairs, s | ratio | by hashes, s | "
+        "recall | clusters, s |\n|---|---|---|---|---|---|---|---|---|"
+    )
     before: tuple[int, float] | None = None
     for n in arguments.clips:
         before = measure(n, arguments.dimensions, arguments.clusters, before)
@@ -53,26 +61,42 @@ def main() -> None:
     print(f"\nPeak memory: {peak:.0f} MB")
 
 
-def measure(n: int, d: int, clusters: int, before: tuple[int, float] | None
-            ) -> tuple[int, float]:
+def measure(n: int, d: int, clusters: int, before: tuple[int, float] | None) -> tuple[int, float]:
     ranks = np.random.default_rng(n).permutation(n)
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
         made = cpu_seconds(lambda: [0 for _ in vector_rows(n, d, ranks)])[0]
-        by_vectors, gone = cpu_seconds(lambda: near_vectors(
-            vector_rows(n, d, ranks), n, min_cosine=MIN_COSINE, scratch=scratch))
+        by_vectors, gone = cpu_seconds(
+            lambda: near_vectors(
+                vector_rows(n, d, ranks), n, min_cosine=MIN_COSINE, scratch=scratch
+            )
+        )
         by_vectors -= made
         all_pairs = all_pairs_seconds(n, d, ranks)
         made_hashes = cpu_seconds(lambda: [0 for _ in hash_rows(n, ranks)])[0]
-        by_hashes, gone_hashes = cpu_seconds(lambda: near_hashes(
-            hash_rows(n, ranks), n, max_distance=MAX_DISTANCE))
-        in_clusters = cpu_seconds(lambda: assign_clusters(
-            vector_rows(n, d, ranks), n, clusters=clusters, seed=1, scratch=scratch,
-            reread=lambda: vector_rows(n, d, ranks)))[0] - 2 * made
+        by_hashes, gone_hashes = cpu_seconds(
+            lambda: near_hashes(hash_rows(n, ranks), n, max_distance=MAX_DISTANCE)
+        )
+        in_clusters = (
+            cpu_seconds(
+                lambda: assign_clusters(
+                    vector_rows(n, d, ranks),
+                    n,
+                    clusters=clusters,
+                    seed=1,
+                    scratch=scratch,
+                    reread=lambda: vector_rows(n, d, ranks),
+                )
+            )[0]
+            - 2 * made
+        )
     growth = f"{by_vectors / before[1]:.2f} ({n / before[0]:.2g}×)" if before else ""
-    print(f"| {n:,} | {by_vectors:.1f} | {growth} | {recall(gone, ranks):.3f} | {all_pairs:.1f} | "
-          f"{all_pairs / by_vectors:.1f} | {by_hashes - made_hashes:.1f} | "
-          f"{recall(gone_hashes, ranks):.3f} | {in_clusters:.1f} |", flush=True)
+    print(
+        f"| {n:,} | {by_vectors:.1f} | {growth} | {recall(gone, ranks):.3f} | {all_pairs:.1f} | "
+        f"{all_pairs / by_vectors:.1f} | {by_hashes - made_hashes:.1f} | "
+        f"{recall(gone_hashes, ranks):.3f} | {in_clusters:.1f} |",
+        flush=True,
+    )
     return n, by_vectors
 
 
@@ -88,14 +112,21 @@ def vector_rows(n: int, d: int, ranks: np.ndarray) -> pa.RecordBatchReader:
     return batches(n, ranks, "embeddings", kind, lambda rng: frames(vectors(rng, d)))
 
 
-def batches(n: int, ranks: np.ndarray, column: str, kind: pa.DataType,
-            make: Callable[[np.random.Generator], pa.Array]) -> pa.RecordBatchReader:
+def batches(
+    n: int,
+    ranks: np.ndarray,
+    column: str,
+    kind: pa.DataType,
+    make: Callable[[np.random.Generator], pa.Array],
+) -> pa.RecordBatchReader:
     schema = pa.schema([("rank", pa.int64()), (column, kind)])
 
     def made() -> Iterator[pa.RecordBatch]:
         for start in range(0, n, BATCH):
-            yield pa.record_batch([pa.array(ranks[start: start + BATCH]),
-                                   make(np.random.default_rng(start))], schema=schema)
+            yield pa.record_batch(
+                [pa.array(ranks[start : start + BATCH]), make(np.random.default_rng(start))],
+                schema=schema,
+            )
 
     return pa.RecordBatchReader.from_batches(schema, made())
 
@@ -119,8 +150,9 @@ def vectors(rng: np.random.Generator, d: int) -> np.ndarray:
 def frames(rows: np.ndarray) -> pa.Array:
     """One frame per clip."""
     m, d = rows.shape
-    inner = pa.ListArray.from_arrays(np.arange(0, m * d + 1, d, dtype=np.int32),
-                                     pa.array(rows.reshape(-1)))
+    inner = pa.ListArray.from_arrays(
+        np.arange(0, m * d + 1, d, dtype=np.int32), pa.array(rows.reshape(-1))
+    )
     return pa.ListArray.from_arrays(np.arange(m + 1, dtype=np.int32), inner)
 
 
@@ -131,8 +163,9 @@ def hash_rows(n: int, ranks: np.ndarray) -> pa.RecordBatchReader:
         for _ in range(MAX_DISTANCE):
             copies ^= np.uint64(1) << rng.integers(0, 64, copies.shape, dtype=np.uint64)
         hashes[-PLANTED:] = copies
-        return pa.ListArray.from_arrays(np.arange(0, 4 * BATCH + 1, 4, dtype=np.int32),
-                                        pa.array(hashes.reshape(-1)))
+        return pa.ListArray.from_arrays(
+            np.arange(0, 4 * BATCH + 1, 4, dtype=np.int32), pa.array(hashes.reshape(-1))
+        )
 
     return batches(n, ranks, "frame_hashes", pa.list_(pa.uint64()), make)
 
@@ -140,13 +173,16 @@ def hash_rows(n: int, ranks: np.ndarray) -> pa.RecordBatchReader:
 def all_pairs_seconds(n: int, d: int, ranks: np.ndarray) -> float:
     """What comparing each vector with all before it takes: so many rows with all, scaled up."""
     some = min(n, ALL_PAIRS_ROWS)
-    everything = np.concatenate([
-        batch["embeddings"].flatten().flatten().to_numpy().reshape(-1, d)
-        for batch in vector_rows(n, d, ranks)])
+    everything = np.concatenate(
+        [
+            batch["embeddings"].flatten().flatten().to_numpy().reshape(-1, d)
+            for batch in vector_rows(n, d, ranks)
+        ]
+    )
 
     def compare() -> None:
         for start in range(0, some, 500):
-            products = everything[start: start + 500] @ everything.T
+            products = everything[start : start + 500] @ everything.T
             (products >= MIN_COSINE).any(axis=1)
 
     # Of the products of each with each, half would do.

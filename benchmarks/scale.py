@@ -58,13 +58,31 @@ def tree_megabytes(process: psutil.Process) -> float:
 
 def peak_of_run(films: Path, dataset: Path, engine: str) -> tuple[float, float]:
     """Peak megabytes of the process tree, and seconds, of one run."""
-    command = [sys.executable, "-m", "clipmill.jobs.cli", "run", "demo", "--dataset", str(dataset),
-               "--sources", str(films), "--engine", engine, "--until", "embed_clips",
-               "--set", "shard_videos=4"]
+    command = [
+        sys.executable,
+        "-m",
+        "clipmill.jobs.cli",
+        "run",
+        "demo",
+        "--dataset",
+        str(dataset),
+        "--sources",
+        str(films),
+        "--engine",
+        engine,
+        "--until",
+        "embed_clips",
+        "--set",
+        "shard_videos=4",
+    ]
     started = time.monotonic()
-    process = subprocess.Popen(command,
-                               stdin=subprocess.DEVNULL, cwd=ROOT, stdout=subprocess.DEVNULL,
-                               env={**os.environ, "PYTHONPATH": str(ROOT)})
+    process = subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
     peak, stop = 0.0, threading.Event()
 
     def watch() -> None:
@@ -97,8 +115,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="clipmill-scale-") as folder:
         for count in arguments.videos:
             films = make_films(Path(folder) / f"films-{count}", count)
-            peak, seconds = peak_of_run(films, Path(folder) / f"dataset-{count}",
-                                        arguments.engine)
+            peak, seconds = peak_of_run(films, Path(folder) / f"dataset-{count}", arguments.engine)
             first = first or peak
             print(f"| {count} | {peak:.0f} | {seconds:.0f} | {peak / first:.2f} |", flush=True)
 

@@ -143,7 +143,13 @@ def commands(path: Path) -> dict[str, list[str]]:
         "ours": [sys.executable, "-m", "benchmarks.split", "--scan", str(path)],
         "bare": [sys.executable, "-m", "benchmarks.split", "--in-process", "--scan", str(path)],
         "scenedetect": [
-            sys.executable, "-m", "scenedetect", "-q", "-i", str(path), "detect-content",
+            sys.executable,
+            "-m",
+            "scenedetect",
+            "-q",
+            "-i",
+            str(path),
+            "detect-content",
         ],
         "ffmpeg": [ffmpeg_binary(), "-v", "error", "-i", str(path), "-f", "null", "-"],
     }
@@ -156,9 +162,9 @@ def measure(path: Path, repeats: int) -> dict[str, np.ndarray]:
     for _ in range(repeats):
         for name, command in commands(path).items():
             began, used = time.perf_counter(), processor_seconds()
-            subprocess.run(command,
-                           stdin=subprocess.DEVNULL, check=True, cwd=ROOT,
-                           stdout=subprocess.DEVNULL)
+            subprocess.run(
+                command, stdin=subprocess.DEVNULL, check=True, cwd=ROOT, stdout=subprocess.DEVNULL
+            )
             spent = time.perf_counter() - began, processor_seconds() - used
             taken.setdefault(name, []).append(spent)
     return {name: np.median(spent, axis=0) for name, spent in taken.items()}
@@ -176,8 +182,11 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5, help="turns of each command")
     parser.add_argument("--seconds", type=float, default=120, help="footage to make of a file")
     parser.add_argument("--scan", type=Path, help="only scan and split this file, once")
-    parser.add_argument("--in-process", action="store_true",
-                        help="with --scan: decode in this process, not in one of its own")
+    parser.add_argument(
+        "--in-process",
+        action="store_true",
+        help="with --scan: decode in this process, not in one of its own",
+    )
     options = parser.parse_args()
     if options.scan:
         if options.in_process:

@@ -32,9 +32,28 @@ if TYPE_CHECKING:
     from clipmill.stages.references import DataFile, ModelReference
 
 __all__ = [
-    "ClipDataset", "ClipmillError", "Clips", "DataFile", "Dataset", "Middle", "ModelReference",
-    "PerSecond", "RowFailed", "RowRejected", "Rows", "RunResult", "Stage", "StageProgress",
-    "Subset", "Uniform", "UsageError", "Workspace", "open", "resource", "retry", "run",
+    "ClipDataset",
+    "ClipmillError",
+    "Clips",
+    "DataFile",
+    "Dataset",
+    "Middle",
+    "ModelReference",
+    "PerSecond",
+    "RowFailed",
+    "RowRejected",
+    "Rows",
+    "RunResult",
+    "Stage",
+    "StageProgress",
+    "Subset",
+    "Uniform",
+    "UsageError",
+    "Workspace",
+    "open",
+    "resource",
+    "retry",
+    "run",
 ]
 
 # Imported on first use: `import clipmill` takes milliseconds and needs only what is used.

@@ -93,23 +93,32 @@ class Dataset:
         return self._catalog().relation(query)
 
     def clips(
-        self, where: str | None = None, *, limit: int | None = _SHOWN_CLIPS,
+        self,
+        where: str | None = None,
+        *,
+        limit: int | None = _SHOWN_CLIPS,
         sample_seed: int | None = None,
     ) -> Clips:
         """Clips that match an SQL condition, with pictures in a notebook.
 
         Ordered by video and time, or at random with `sample_seed`.
         """
-        order = "video_id, start_seconds, clip_id" if sample_seed is None else (
-            f"hash(clip_id || {literal(str(sample_seed))}), clip_id")
-        query = "SELECT * FROM clips" + (f" WHERE ({where}\n)" if where else "") + (
-            f" ORDER BY {order}") + ("" if limit is None else f" LIMIT {int(limit)}")
+        order = (
+            "video_id, start_seconds, clip_id"
+            if sample_seed is None
+            else (f"hash(clip_id || {literal(str(sample_seed))}), clip_id")
+        )
+        query = (
+            "SELECT * FROM clips"
+            + (f" WHERE ({where}\n)" if where else "")
+            + (f" ORDER BY {order}")
+            + ("" if limit is None else f" LIMIT {int(limit)}")
+        )
         with readable_errors():
             return Clips(self, self.sql(query).to_arrow_table())
 
     def status(self) -> dict[str, Any]:
-        """Inputs, kept, rejected, failed and pending rows per stage; as `status --format json`.
-        """
+        """Inputs, kept, rejected, failed and pending rows per stage; as `status --format json`."""
         return status_report(self.path)
 
     def failures(self, kind: str | None = None) -> duckdb.DuckDBPyRelation:
@@ -120,7 +129,7 @@ class Dataset:
         return self.sql(f"SELECT * FROM failures{condition} ORDER BY stage, key")
 
     def report(
-        self, output: str | os.PathLike[str] | None = None, *, subset: str | None = None,
+        self, output: str | os.PathLike[str] | None = None, *, subset: str | None = None
     ) -> Path:
         """Writes one self-contained HTML page about the dataset or a subset; gives its path."""
         from clipmill.jobs.report.page import write_report
@@ -137,8 +146,13 @@ class Dataset:
         return subset_names(self.path)
 
     def subset(
-        self, recipe: str | None = None, *, where: str | None = None, name: str | None = None,
-        seed: int | None = None, **parameters: Any,
+        self,
+        recipe: str | None = None,
+        *,
+        where: str | None = None,
+        name: str | None = None,
+        seed: int | None = None,
+        **parameters: Any,
     ) -> Subset:
         """A frozen subset: an existing one, by its name alone, or else a new one.
 
@@ -152,12 +166,17 @@ class Dataset:
         loaded = _subset_recipe(recipe, where, seed, parameters)
         catalog = self._catalog()
         with readable_errors(), catalog.bounded():
-            frozen, _ = create_subset(catalog, loaded, name=name or loaded.name,
-                                      code_version=code_version())
+            frozen, _ = create_subset(
+                catalog, loaded, name=name or loaded.name, code_version=code_version()
+            )
         return Subset(self, frozen)
 
     def explain(
-        self, recipe: str | None = None, *, where: str | None = None, seed: int | None = None,
+        self,
+        recipe: str | None = None,
+        *,
+        where: str | None = None,
+        seed: int | None = None,
         **parameters: Any,
     ) -> dict[str, Any]:
         """What a subset recipe would keep, rule by rule; nothing is frozen."""
@@ -167,35 +186,61 @@ class Dataset:
             return explain_recipe(catalog, loaded).plain()
 
     def export(
-        self, output: str | os.PathLike[str], format: Format = "webdataset", *,
-        subset: str | None = None, where: str | None = None,
-        media: Literal["none", "copy", "exact"] = "none", audio: bool = True,
-        caption: str = "caption", keep_uncaptioned: bool | None = None, redact: bool = False,
-        shard_size: str = "1GB", engine: Engine | None = None,
-        start: Literal["before", "nearest"] | None = None, encoder: str | None = None,
-        crf: int | None = None, preset: str | None = None, short_side: int | None = None,
-        documents: Documents | None = None, drop: float | None = None, seed: int | None = None,
+        self,
+        output: str | os.PathLike[str],
+        format: Format = "webdataset",
+        *,
+        subset: str | None = None,
+        where: str | None = None,
+        media: Literal["none", "copy", "exact"] = "none",
+        audio: bool = True,
+        caption: str = "caption",
+        keep_uncaptioned: bool | None = None,
+        redact: bool = False,
+        shard_size: str = "1GB",
+        engine: Engine | None = None,
+        start: Literal["before", "nearest"] | None = None,
+        encoder: str | None = None,
+        crf: int | None = None,
+        preset: str | None = None,
+        short_side: int | None = None,
+        documents: Documents | None = None,
+        drop: float | None = None,
+        seed: int | None = None,
     ) -> dict[str, Any]:
         """Writes clips for training, as `clipmill export` does; returns the manifest.
 
         Call it again after an interruption to continue.
         """
         request = ExportRequest(
-            self.path, Path(output).expanduser().absolute(), format, subset=subset, where=where,
-            redact=redact, shard_bytes=size_in_bytes(shard_size, "shard_size"), caption=caption,
+            self.path,
+            Path(output).expanduser().absolute(),
+            format,
+            subset=subset,
+            where=where,
+            redact=redact,
+            shard_bytes=size_in_bytes(shard_size, "shard_size"),
+            caption=caption,
             uncaptioned=keep_uncaptioned,
             interleaving=interleaving_options(format, documents, drop, seed),
-            cut=cut_options(media, audio=audio, start=start, encoder=encoder, crf=crf,
-                            preset=preset, short_side=short_side),
+            cut=cut_options(
+                media,
+                audio=audio,
+                start=start,
+                encoder=encoder,
+                crf=crf,
+                preset=preset,
+                short_side=short_side,
+            ),
             engine=engine,
         )
         with extras_explained():
             return run_export(request, code_version=code_version()).manifest
 
-    def training(self, subset: str | None = None, where: str | None = None, **options: Any
-                 ) -> ClipDataset:
-        """A PyTorch dataset that decodes the clips' frames; same options as `clipmill.ClipDataset`.
-        """
+    def training(
+        self, subset: str | None = None, where: str | None = None, **options: Any
+    ) -> ClipDataset:
+        """A PyTorch dataset that decodes the clips' frames; options as `clipmill.ClipDataset`."""
         with extras_explained("train"):
             from clipmill.pipeline.training import ClipDataset
 
@@ -241,8 +286,9 @@ class Subset:
 
     def card(self) -> str:
         """Its data card, as Markdown."""
-        return data_card(self.frozen, still_there(self.dataset._catalog(), self.frozen),
-                         SUBSET_FOLDER)
+        return data_card(
+            self.frozen, still_there(self.dataset._catalog(), self.frozen), SUBSET_FOLDER
+        )
 
     def _repr_markdown_(self) -> str:
         return self.card()
@@ -290,24 +336,34 @@ class Clips(Sequence[dict[str, Any]]):
         from clipmill.jobs.report.pictures import make_strips
 
         rows = list(self)
-        spans = [Span(row["clip_id"], row["video_id"], row["start_seconds"], row["end_seconds"])
-                 for row in rows]
+        spans = [
+            Span(row["clip_id"], row["video_id"], row["start_seconds"], row["end_seconds"])
+            for row in rows
+        ]
         catalog = self._dataset._catalog()
         strips = make_strips(catalog, spans)
         cells = []
         for row in rows:
             strip = strips.get(row["clip_id"])
-            picture = "no frames kept" if strip is None else (
-                f'<img alt="" width="{strip.width}" height="{strip.height}" '
-                f'src="data:image/jpeg;base64,{strip.data}">')
-            scores = ", ".join(f"{name} {row[name]:.3g}" for name in
-                               ("similarity", "aesthetic", "motion")
-                               if isinstance(row.get(name), int | float))
+            picture = (
+                "no frames kept"
+                if strip is None
+                else (
+                    f'<img alt="" width="{strip.width}" height="{strip.height}" '
+                    f'src="data:image/jpeg;base64,{strip.data}">'
+                )
+            )
+            scores = ", ".join(
+                f"{name} {row[name]:.3g}"
+                for name in ("similarity", "aesthetic", "motion")
+                if isinstance(row.get(name), int | float)
+            )
             text = html.escape(str(row.get("caption") or ""))
             cells.append(
                 f"<tr><td>{picture}</td><td style='text-align:left'>{text}<br>"
                 f"<small>{html.escape(scores)}<br><code>{html.escape(row['clip_id'])}</code>, "
-                f"{row['end_seconds'] - row['start_seconds']:.3g} s</small></td></tr>")
+                f"{row['end_seconds'] - row['start_seconds']:.3g} s</small></td></tr>"
+            )
         return f"<table>{''.join(cells)}</table>"
 
 
@@ -321,8 +377,12 @@ def _subset_recipe(
             raise UsageError(f"{next(iter(parameters))}: a condition has no parameters")
         return predicate_recipe(where, seed=seed)
     assert recipe is not None  # one of the two is given
-    return load_subset_recipe(subset_recipe_path(recipe), seed=seed, ready_made=SUBSET_FOLDER,
-                              overrides=as_overrides(parameters))
+    return load_subset_recipe(
+        subset_recipe_path(recipe),
+        seed=seed,
+        ready_made=SUBSET_FOLDER,
+        overrides=as_overrides(parameters),
+    )
 
 
 def _state_of(dataset: Path) -> object:

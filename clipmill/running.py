@@ -76,18 +76,32 @@ def run(
     given = [sources] if isinstance(sources, str | os.PathLike) else list(sources or ())
     folder = None if dataset is None else Path(dataset).expanduser()
     loaded = runs.load(
-        None if recipe is None else os.fspath(recipe), folder,
+        None if recipe is None else os.fspath(recipe),
+        folder,
         sources=[os.fspath(source) for source in given],
-        overrides=as_overrides(settings or {}), engine=engine, wait=wait)
+        overrides=as_overrides(settings or {}),
+        engine=engine,
+        wait=wait,
+    )
     watcher = _Watcher(progress)
     place = runs.dataset_folder(loaded, folder)
-    did = runs.run(loaded, place, until=until, limit=limit, wait=wait, watcher=watcher,
-                   take_sources=recipe is not None or bool(given))
+    did = runs.run(
+        loaded,
+        place,
+        until=until,
+        limit=limit,
+        wait=wait,
+        watcher=watcher,
+        take_sources=recipe is not None or bool(given),
+    )
     return _result(place, did, watcher)
 
 
 def retry(
-    dataset: _PathLike | Dataset, kinds: Sequence[str] = (), *, wait: bool = False,
+    dataset: _PathLike | Dataset,
+    kinds: Sequence[str] = (),
+    *,
+    wait: bool = False,
     progress: Callable[[StageProgress], None] | None = None,
 ) -> RunResult:
     """Retries failed rows, of the given `kinds` or of all, and only those."""
@@ -96,8 +110,13 @@ def retry(
             raise UsageError(f"kinds: {kind!r}; allowed: {', '.join(ERROR_KINDS)}")
     place = dataset.path if isinstance(dataset, Dataset) else Path(dataset).expanduser().absolute()
     watcher = _Watcher(progress)
-    did = runs.run(runs.load(None, place, wait=wait), place, retry_kinds=list(kinds), wait=wait,
-                   watcher=watcher)
+    did = runs.run(
+        runs.load(None, place, wait=wait),
+        place,
+        retry_kinds=list(kinds),
+        wait=wait,
+        watcher=watcher,
+    )
     return _result(place, did, watcher)
 
 
@@ -134,9 +153,17 @@ class _Counts:
         known = self._counts.setdefault(label, Counter())
         known.update(counts)
         if self._progress is not None:
-            self._progress(StageProgress(
-                label, known["kept"], known["rejected"], known["failed"], known["shards"],
-                self._to_do.get(label, 0), float(known["seconds"])))
+            self._progress(
+                StageProgress(
+                    label,
+                    known["kept"],
+                    known["rejected"],
+                    known["failed"],
+                    known["shards"],
+                    self._to_do.get(label, 0),
+                    float(known["seconds"]),
+                )
+            )
 
     def show(self, workers: Sequence[Seen]) -> None:
         """Nobody is shown what each worker does."""

@@ -17,7 +17,7 @@ app = Commands(
     help="Turns video sources into a queryable video–text dataset.",
     no_args_is_help=True,
     epilog="\b\nFirst steps:\n  clipmill demo\n  clipmill run timestamps-only --sources videos/\n"
-           "  clipmill run --help",
+    "  clipmill run --help",
 )
 for commands in (helping, making, looking, choosing, keeping):
     app.add_typer(commands.app)
@@ -33,10 +33,16 @@ def _print_version(asked: bool) -> None:
 
 @app.callback()
 def _common(
-    version: Annotated[bool, typer.Option("--version", help="print the version", is_eager=True,
-                                          callback=_print_version)] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="show tracebacks of errors; may stand "
-                     "anywhere in the command")] = False,
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="print the version", is_eager=True, callback=_print_version),
+    ] = False,
+    debug: Annotated[
+        bool,
+        typer.Option(
+            "--debug", help="show tracebacks of errors; may stand anywhere in the command"
+        ),
+    ] = False,
 ) -> None:
     pass  # main() has already handled it, wherever it was written
 
@@ -86,8 +92,11 @@ def main() -> None:
         if stopped is None:
             raise
         with contextlib.suppress(OSError):  # the terminal may be closed
-            print("Stopped. What is committed stays; run the same command to continue.",
-                  file=sys.stderr, flush=True)
+            print(
+                "Stopped. What is committed stays; run the same command to continue.",
+                file=sys.stderr,
+                flush=True,
+            )
         leave_at_once(128 + stopped)
 
 

@@ -99,58 +99,99 @@ class Environment(enum.StrEnum):
 
 Dataset = Annotated[Path, typer.Argument(metavar="DATASET", help="the dataset's folder")]
 RecipeArgument = Annotated[
-    str, typer.Argument(metavar="RECIPE", help="a ready-made name or a YAML file",
-                        autocompletion=completion.run_recipes)
+    str,
+    typer.Argument(
+        metavar="RECIPE",
+        help="a ready-made name or a YAML file",
+        autocompletion=completion.run_recipes,
+    ),
 ]
 Sources = Annotated[
     list[str] | None,
-    typer.Option("--sources", metavar="PATH", help="list, folder, glob, video file or URL to use "
-                 "instead of the recipe's sources; repeatable"),
+    typer.Option(
+        "--sources",
+        metavar="PATH",
+        help="list, folder, glob, video file or URL to use "
+        "instead of the recipe's sources; repeatable",
+    ),
 ]
 Set = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="A.B=VALUE", help="change a setting, e.g. "
-                 "split_clips.threshold=35, or add a stage: LABEL.stage=NAME with its settings; "
-                 "repeatable", autocompletion=completion.settings),
+    typer.Option(
+        "--set",
+        metavar="A.B=VALUE",
+        help="change a setting, e.g. "
+        "split_clips.threshold=35, or add a stage: LABEL.stage=NAME with its settings; "
+        "repeatable",
+        autocompletion=completion.settings,
+    ),
 ]
 Kinds = Annotated[
     list[str] | None,
-    typer.Option("--kind", metavar="K", help="only failures of this kind: permanent, transient, "
-                 "blocked, bad_media, model or crash; repeatable",
-                 autocompletion=completion.failure_kinds),
+    typer.Option(
+        "--kind",
+        metavar="K",
+        help="only failures of this kind: permanent, transient, "
+        "blocked, bad_media, model or crash; repeatable",
+        autocompletion=completion.failure_kinds,
+    ),
 ]
 SubsetRecipe = Annotated[
-    str | None, typer.Argument(metavar="[RECIPE]", help="a ready-made subset recipe or a YAML file",
-                               autocompletion=completion.subset_recipes)
+    str | None,
+    typer.Argument(
+        metavar="[RECIPE]",
+        help="a ready-made subset recipe or a YAML file",
+        autocompletion=completion.subset_recipes,
+    ),
 ]
 Predicate = Annotated[
-    str | None, typer.Option("--where", metavar="SQL", help="instead of a recipe: only clips for "
-                             "which this is true, e.g. \"similarity > 0.3\"")
+    str | None,
+    typer.Option(
+        "--where",
+        metavar="SQL",
+        help='instead of a recipe: only clips for which this is true, e.g. "similarity > 0.3"',
+    ),
 ]
 Parameters = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="NAME=VALUE", help="set a parameter of the recipe, or accept "
-                 "any scorer for a column with scorers.COLUMN=any; repeatable"),
+    typer.Option(
+        "--set",
+        metavar="NAME=VALUE",
+        help="set a parameter of the recipe, or accept "
+        "any scorer for a column with scorers.COLUMN=any; repeatable",
+    ),
 ]
-Seed = Annotated[int | None, typer.Option(min=0, help="random seed; by default the "
-                                          "recipe's")]
+Seed = Annotated[int | None, typer.Option(min=0, help="random seed; by default the recipe's")]
 MemoryLimit = Annotated[
-    str | None, typer.Option("--memory-limit", metavar="SIZE", help="memory that DuckDB may use "
-                             "before it spills to disk, e.g. 4GB; by default half of the machine's")
+    str | None,
+    typer.Option(
+        "--memory-limit",
+        metavar="SIZE",
+        help="memory that DuckDB may use "
+        "before it spills to disk, e.g. 4GB; by default half of the machine's",
+    ),
 ]
 Wait = Annotated[
-    bool, typer.Option("--wait", help="if another command is using the dataset, wait until it is "
-                       "done instead of failing")
+    bool,
+    typer.Option(
+        "--wait",
+        help="if another command is using the dataset, wait until it is done instead of failing",
+    ),
 ]
 OutputFormat = Annotated[Format, typer.Option("--format", help="how rows are printed")]
 Output = Annotated[
     Path | None, typer.Option("--output", help="write to this file instead of standard output")
 ]
 Until = Annotated[
-    str | None, typer.Option(metavar="STAGE", help="stop after this stage",
-                             autocompletion=completion.stages)
+    str | None,
+    typer.Option(metavar="STAGE", help="stop after this stage", autocompletion=completion.stages),
 ]
 SubsetName = Annotated[
-    str | None, typer.Option("--subset", metavar="NAME", help="a frozen subset; by default all "
-                             "clips", autocompletion=completion.subset_names)
+    str | None,
+    typer.Option(
+        "--subset",
+        metavar="NAME",
+        help="a frozen subset; by default all clips",
+        autocompletion=completion.subset_names,
+    ),
 ]

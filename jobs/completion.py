@@ -74,19 +74,24 @@ def settings(ctx: typer.Context, incomplete: str) -> Iterable[str]:
     label, dot, _ = incomplete.partition(".")
     if not dot:
         labels = [name for name in known if name.startswith(label)]
-        tops = [f"{name}=" for name, info in Recipe.model_fields.items()
-                if name not in ("stages", "ray") and name.startswith(label)]
+        tops = [
+            f"{name}="
+            for name, info in Recipe.model_fields.items()
+            if name not in ("stages", "ray") and name.startswith(label)
+        ]
         if len(labels) != 1 or tops:
             return [*(f"{name}." for name in labels), *tops]
         label = labels[0]
     if label not in known:
         return []
     fields = stage_class(known[label], Path()).model_fields
-    left = {f"{label}.{name}=": info.default for name, info in fields.items()
-            if f"{label}.{name}=".startswith(incomplete)}
+    left = {
+        f"{label}.{name}=": info.default
+        for name, info in fields.items()
+        if f"{label}.{name}=".startswith(incomplete)
+    }
     # Bash adds a space after a single suggestion: a second one prevents that.
-    return [*left, *(f"{word}{_yaml(default)}" for word, default in left.items()
-                     if len(left) == 1)]
+    return [*left, *(f"{word}{_yaml(default)}" for word, default in left.items() if len(left) == 1)]
 
 
 def _yaml(value: Any) -> str:

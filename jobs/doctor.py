@@ -23,9 +23,17 @@ if TYPE_CHECKING:
     from clipmill.pipeline.recipes.recipe import LoadedRecipe
 
 LIBRARIES = {
-    "ray": "ray", "yt_dlp": "yt-dlp", "scenedetect": "scenedetect-headless", "decord": "decord",
-    "av": "av", "cv2": "opencv-python-headless", "pyarrow": "pyarrow", "duckdb": "duckdb",
-    "torch": "torch", "transformers": "transformers", "open_clip": "open_clip_torch",
+    "ray": "ray",
+    "yt_dlp": "yt-dlp",
+    "scenedetect": "scenedetect-headless",
+    "decord": "decord",
+    "av": "av",
+    "cv2": "opencv-python-headless",
+    "pyarrow": "pyarrow",
+    "duckdb": "duckdb",
+    "torch": "torch",
+    "transformers": "transformers",
+    "open_clip": "open_clip_torch",
 }
 _OF_RUNS = {name for name in LIBRARIES if EXTRAS.get(name) == "run"}
 _OF_MODELS = {name for name in LIBRARIES if EXTRAS.get(name) == "models"}
@@ -148,13 +156,18 @@ def _sources(loaded: LoadedRecipe) -> Iterator[tuple[str, str | None]]:
         if path.is_file():
             yield f"source {spec.path}: a file", None
             continue
-        found = finder.in_folder(path) if path.is_dir() else (
-            finder.of_pattern(loaded.folder, spec.path))
+        found = (
+            finder.in_folder(path)
+            if path.is_dir()
+            else (finder.of_pattern(loaded.folder, spec.path))
+        )
         count = sum(1 for _ in found)
         passed_over = describe_passed_over(finder.passed_over)
         what = f"source {spec.path}: {counted(count, 'file')} to use"
-        yield (f"{what}; {passed_over}" if passed_over else what), (
-            None if count else "it contains nothing that looks like a video")
+        yield (
+            (f"{what}; {passed_over}" if passed_over else what),
+            (None if count else "it contains nothing that looks like a video"),
+        )
         for folder, why in finder.unreadable:
             yield f"folder {folder}", f"can't be read: {why}"
 
@@ -167,11 +180,17 @@ def _programs(loaded: LoadedRecipe) -> Iterator[tuple[str, str | None]]:
         if not isinstance(stage, DownloadVideos):
             continue
         wanted = stage.yt_dlp.get("external_downloader") or {}
-        names = [*(wanted.values() if isinstance(wanted, Mapping) else [wanted]),
-                 *(stage.yt_dlp.get("js_runtimes") or {})]
+        names = [
+            *(wanted.values() if isinstance(wanted, Mapping) else [wanted]),
+            *(stage.yt_dlp.get("js_runtimes") or {}),
+        ]
         for name in dict.fromkeys(names):
             if name in ("native", "ffmpeg"):
                 continue
             program = _PROGRAM_NAMES.get(name, name)
-            yield f"{program}, named by {label}.yt_dlp", None if shutil.which(program) else (
-                "not found on PATH; install it, or remove it from the recipe")
+            yield (
+                f"{program}, named by {label}.yt_dlp",
+                None
+                if shutil.which(program)
+                else ("not found on PATH; install it, or remove it from the recipe"),
+            )

@@ -15,5 +15,6 @@ def speak_utf_8(program: Callable[[], None]) -> None:
     """
     is_own = getattr(sys.modules["__main__"], program.__name__, None) is program
     if sys.getfilesystemencoding() in ("ascii", "us-ascii") and is_own:
-        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]],
-                  {**os.environ, "PYTHONUTF8": "1"})
+        os.execve(
+            sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, "PYTHONUTF8": "1"}
+        )

@@ -16,15 +16,23 @@ from clipmill.schemas.words import counted, plain_hours
 if TYPE_CHECKING:
     from rich.progress import TaskID
 
-_STEPS = {"select": "select clips", "cut": "cut clips", "render": "render samples",
-          "write": "write shards"}
+_STEPS = {
+    "select": "select clips",
+    "cut": "cut clips",
+    "render": "render samples",
+    "write": "write shards",
+}
 
 
 def export(request: ExportRequest, *, memory_limit: str | None = None) -> None:
     """Exports, and reports on standard output what became of the clips."""
     with _Shown() as shown:
-        done = run_export(request, code_version=code_version(), memory_limit=memory_limit,
-                          watcher=Watcher(shown.begin, shown.step))
+        done = run_export(
+            request,
+            code_version=code_version(),
+            memory_limit=memory_limit,
+            watcher=Watcher(shown.begin, shown.step),
+        )
     _say(request, done)
 
 
@@ -37,19 +45,26 @@ def _say(request: ExportRequest, done: Exported) -> None:
     counts = manifest["counts"]
     failed = sum(counts["failed"].values())
     left_out = sum(counts["left_out"].values())
-    print(f"{counted(counts['clips'], 'clip')}: {counts['exported']:,} exported, "
-          f"{left_out:,} left out{_reasons(counts['left_out'])}, "
-          f"{failed:,} failed{_reasons(counts['failed'])}")
+    print(
+        f"{counted(counts['clips'], 'clip')}: {counts['exported']:,} exported, "
+        f"{left_out:,} left out{_reasons(counts['left_out'])}, "
+        f"{failed:,} failed{_reasons(counts['failed'])}"
+    )
     files = manifest["files"]
     size = sum(file["size_bytes"] for file in files)
     shards = counted(len(files), "file")
     if request.format == "interleaved":
         shards += f" of {counted(sum(file['items'] for file in files), 'document')}"
-    print(f"{shards}, {_size(size)}, of {counted(manifest['videos'], 'video')} and "
-          f"{plain_hours(manifest['hours'])}, in {request.output}")
+    print(
+        f"{shards}, {_size(size)}, of {counted(manifest['videos'], 'video')} and "
+        f"{plain_hours(manifest['hours'])}, in {request.output}"
+    )
     if counts["left_out"].get("no caption"):
-        print(f"Clips without {request.caption} are left out of this format; --keep-uncaptioned "
-              "keeps them, --caption COLUMN uses another text.", file=sys.stderr)
+        print(
+            f"Clips without {request.caption} are left out of this format; --keep-uncaptioned "
+            "keeps them, --caption COLUMN uses another text.",
+            file=sys.stderr,
+        )
     if failed:
         print(f"What failed and why: {request.output / FAILURES}", file=sys.stderr)
 
@@ -84,9 +99,15 @@ class _Shown:
         # A separate handle to the terminal: the Ray engine filters everything else on stderr.
         self._console = Console(file=os.fdopen(os.dup(2), "w"))
         self._progress = Progress(
-            TextColumn("{task.description:14}"), BarColumn(bar_width=24), MofNCompleteColumn(),
-            TextColumn("clips"), TimeElapsedColumn(), TextColumn("{task.fields[failed]}"),
-            console=self._console, transient=True, disable=not self._console.is_terminal,
+            TextColumn("{task.description:14}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("clips"),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[failed]}"),
+            console=self._console,
+            transient=True,
+            disable=not self._console.is_terminal,
         )
         self._failed: Counter[TaskID] = Counter()
         self._current: TaskID | None = None
@@ -106,7 +127,6 @@ class _Shown:
             return
         self._failed[self._current] += failed
         count = self._failed[self._current]
-        self._progress.update(self._current, advance=clips,
-                              failed=f"{count:,} failed" if count else "")
-
-
+        self._progress.update(
+            self._current, advance=clips, failed=f"{count:,} failed" if count else ""
+        )

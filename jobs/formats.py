@@ -45,7 +45,10 @@ def write_rows(rows: pa.RecordBatchReader, format: str, output: Path | None = No
         _print_table(rows, sys.stdout)
         return
     writers: dict[str, Callable[[pa.RecordBatchReader, IO[str]], None]] = {
-        "csv": _write_csv, "json": _write_json, "jsonl": _write_jsonl, "table": _print_table,
+        "csv": _write_csv,
+        "json": _write_json,
+        "jsonl": _write_jsonl,
+        "table": _print_table,
     }
     with _text(output) as file:
         writers[format](rows, file)
@@ -120,8 +123,9 @@ def _write_json(rows: pa.RecordBatchReader, file: IO[str]) -> None:
     names = rows.schema.names
     separator = "[\n"
     for record in _records(rows):
-        file.write(separator + json.dumps(dict(zip(names, record, strict=True)),
-                                          ensure_ascii=False))
+        file.write(
+            separator + json.dumps(dict(zip(names, record, strict=True)), ensure_ascii=False)
+        )
         separator = ",\n"
     file.write("[]\n" if separator == "[\n" else "\n]\n")
 
@@ -175,8 +179,10 @@ def _cell(value: Any, shorten: bool) -> str:
 
 def _fits(names: list[str], records: list[list[str]], width: int) -> bool:
     """Whether a grid would leave every column wide enough to read its words."""
-    longest = [max([len(name), *(min(len(record[i]), 24) for record in records)])
-               for i, name in enumerate(names)]
+    longest = [
+        max([len(name), *(min(len(record[i]), 24) for record in records)])
+        for i, name in enumerate(names)
+    ]
     return sum(max(_NARROWEST_COLUMN, min(size, 16)) + 2 for size in longest) <= width
 
 
@@ -187,12 +193,17 @@ def _print_grid(
     from rich.text import Text
 
     table = Table(box=None, pad_edge=False, header_style="bold")
-    numbers = [pa.types.is_integer(field.type) or pa.types.is_floating(field.type)
-               or pa.types.is_decimal(field.type) for field in schema]
+    numbers = [
+        pa.types.is_integer(field.type)
+        or pa.types.is_floating(field.type)
+        or pa.types.is_decimal(field.type)
+        for field in schema
+    ]
     narrowed = _narrowed(names, records, numbers, console.width)
     for name, number, width in zip(names, numbers, narrowed, strict=True):
-        table.add_column(Text(name), justify="right" if number else "left", overflow="fold",
-                         max_width=width)
+        table.add_column(
+            Text(name), justify="right" if number else "left", overflow="fold", max_width=width
+        )
     for record in records:
         table.add_row(*map(Text, record))
     console.print(table)
@@ -202,14 +213,18 @@ def _narrowed(
     names: list[str], records: list[list[str]], numbers: list[bool], room: int
 ) -> list[int | None]:
     """How wide texts may be, so that ids stay in one line: an id in two can't be copied."""
-    widths = [max([len(name), *(len(record[i]) for record in records)])
-              for i, name in enumerate(names)]
+    widths = [
+        max([len(name), *(len(record[i]) for record in records)]) for i, name in enumerate(names)
+    ]
     gaps = 2 * (len(names) - 1)
     texts = {i for i, number in enumerate(numbers) if not number and not names[i].endswith("_id")}
     left = room - gaps - sum(width for i, width in enumerate(widths) if i not in texts)
     narrowed: list[int | None] = [None] * len(names)
-    if (sum(widths) + gaps <= room or not any(name.endswith("_id") for name in names)
-            or left < _NARROWEST_TEXT * len(texts)):
+    if (
+        sum(widths) + gaps <= room
+        or not any(name.endswith("_id") for name in names)
+        or left < _NARROWEST_TEXT * len(texts)
+    ):
         return narrowed
     # Short texts take what they need, the others share the rest.
     while texts:

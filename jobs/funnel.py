@@ -31,12 +31,14 @@ def print_funnel(
     names += ["removes alone"] if alone else []
     lines = [[*_size(catalog, catalog), "", ""] + ([""] if alone else [])]
     for rule in rules:
-        lines.append([
-            *_size(rule["remaining"], catalog),
-            f"{rule['took']['clips']:,}",
-            f"{rule['took']['because_null']:,}",
-            *([f"{rule['alone']['takes']['clips']:,}"] if alone else []),
-        ])
+        lines.append(
+            [
+                *_size(rule["remaining"], catalog),
+                f"{rule['took']['clips']:,}",
+                f"{rule['took']['because_null']:,}",
+                *([f"{rule['alone']['takes']['clips']:,}"] if alone else []),
+            ]
+        )
     widths = [max(len(line[i]) for line in (names, *lines)) for i in range(len(names))]
 
     def row(cells: Sequence[str], style: str = "") -> None:
@@ -52,16 +54,22 @@ def print_funnel(
             title.append(f"{_shown(rule['name'])}: ", style="cyan")
         title.append(_shown(rule["says"]), style="default not bold")
         console.print(title)
-        found = [f"{_shown(one['column'])} {one['operator']} {one['value']:.6g}"
-                 for one in rule["thresholds"]]
+        found = [
+            f"{_shown(one['column'])} {one['operator']} {one['value']:.6g}"
+            for one in rule["thresholds"]
+        ]
         if rule["verb"] == "percentile" and found:
             console.print(Text("  that is " + " and ".join(found), style="dim"))
         row(line)
         for note in rule["notes"]:
             console.print(Text(f"  Note: {_shown(note)}", style="yellow"))
         if not rule["remaining"]["clips"] and rule["took"]["clips"]:
-            console.print(Text("  This rule removes the last clips: the subset would be empty.",
-                               style="bold red"))
+            console.print(
+                Text(
+                    "  This rule removes the last clips: the subset would be empty.",
+                    style="bold red",
+                )
+            )
     console.print()
 
 
@@ -73,16 +81,24 @@ def _print_head(console: Console, recipe: Mapping[str, Any]) -> None:
     if recipe["source"]:
         console.print(Text(f"source: {_shown(recipe['source'])}", style="dim"))
     if not recipe["verified"]:
-        console.print(Text("unverified: the publication itself doesn't state all of it",
-                           style="yellow"))
+        console.print(
+            Text("unverified: the publication itself doesn't state all of it", style="yellow")
+        )
     values = [f"{name}={value}" for name, value in recipe["parameters"].items()]
     console.print(Text(", ".join([f"seed {recipe['seed']}", *values]), style="dim"))
     for role, scorer in recipe["scorers"].items():
         made = f" of {scorer['label']}" if scorer["label"] else ""
-        checked = ("accepted without a check" if scorer["waived"]
-                   else f"checked to be {_shown(scorer['name'])}")
-        console.print(Text(f"{role}: column {scorer['column']}{made}, {checked}",
-                           style="yellow" if scorer["waived"] else "dim"))
+        checked = (
+            "accepted without a check"
+            if scorer["waived"]
+            else f"checked to be {_shown(scorer['name'])}"
+        )
+        console.print(
+            Text(
+                f"{role}: column {scorer['column']}{made}, {checked}",
+                style="yellow" if scorer["waived"] else "dim",
+            )
+        )
     console.print()
 
 
@@ -126,8 +142,9 @@ def _add_clips(table: Table, clips: Sequence[Mapping[str, Any]], without: str) -
     for clip in clips:
         word = Text("stays", style="green") if clip["stays"] else Text("goes", style="red")
         caption = "∅" if clip["caption"] is None else _shown(clip["caption"])
-        table.add_row(Text(f"{clip['value']:.6g}"), word, Text(clip["clip_id"]),
-                      Text(caption, style="dim"))
+        table.add_row(
+            Text(f"{clip['value']:.6g}"), word, Text(clip["clip_id"]), Text(caption, style="dim")
+        )
     if not clips:
         table.add_row("", "", Text(without, style="dim"), "")
 

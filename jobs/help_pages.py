@@ -18,8 +18,9 @@ class Commands(typer.Typer):
     """Commands under one heading of `clipmill --help`."""
 
     def __init__(self, heading: str | None = None, **details: Any) -> None:
-        super().__init__(cls=Group, rich_markup_mode=None, pretty_exceptions_enable=False,
-                         **details)
+        super().__init__(
+            cls=Group, rich_markup_mode=None, pretty_exceptions_enable=False, **details
+        )
         self._heading = heading
 
     def command(self, name: str | None = None, **details: Any) -> Callable[..., Any]:
@@ -36,14 +37,18 @@ class _Page:
     options_metavar: str | None
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
-        given = [shown(param) for param in self.get_params(ctx)
-                 if param.param_type_name == "argument"]
+        given = [
+            shown(param) for param in self.get_params(ctx) if param.param_type_name == "argument"
+        ]
         return [*given, self.options_metavar] if self.options_metavar else given
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         for kind, title in (("argument", "Arguments"), ("option", "Options")):
-            rows = [(shown(param, both=True), _explained(param)) for param in self.get_params(ctx)
-                    if param.param_type_name == kind and not getattr(param, "hidden", False)]
+            rows = [
+                (shown(param, both=True), _explained(param))
+                for param in self.get_params(ctx)
+                if param.param_type_name == kind and not getattr(param, "hidden", False)
+            ]
             if rows:
                 with formatter.section(title):
                     formatter.write_dl(rows)
@@ -141,8 +146,11 @@ def limits_shown(param: Any) -> str:
 
 def _explained(param: Any) -> str:
     default = default_shown(param)
-    more = ["required" if param.required and param.param_type_name == "option" else "",
-            limits_shown(param), f"default: {default}" if default else ""]
+    more = [
+        "required" if param.required and param.param_type_name == "option" else "",
+        limits_shown(param),
+        f"default: {default}" if default else "",
+    ]
     noted = "; ".join(filter(None, more))
     text = param.help or ""
     if text.startswith("Show this message"):  # the help option's own words, in the house's style

@@ -43,8 +43,12 @@ def import_internvid(
                     Console(stderr=True, highlight=False).print(note, soft_wrap=True)
             with _progress(files, passes=1 if limit is None else 2) as report:
                 found = import_spans(
-                    dataset, files, shard_videos=shard_videos or SHARD_VIDEOS, limit=limit,
-                    exclude_ids=exclude_ids, report_bytes=report,
+                    dataset,
+                    files,
+                    shard_videos=shard_videos or SHARD_VIDEOS,
+                    limit=limit,
+                    exclude_ids=exclude_ids,
+                    report_bytes=report,
                 )
     except BaseException:
         if is_new:
@@ -69,12 +73,17 @@ def describe(report: ImportReport, limit: int | None) -> Iterator[str]:
     yield f"Rows{of}: {report.rows:,} = {' + '.join(parts)}."
     shards = counted(len(report.shards), "shard")
     grown = f", {report.grown_videos:,} known ones with more clips" if report.grown_videos else ""
-    yield (f"Videos: {report.new_videos:,} new in {shards}{grown}." if report.shards or grown
-           else "Nothing new.")
+    yield (
+        f"Videos: {report.new_videos:,} new in {shards}{grown}."
+        if report.shards or grown
+        else "Nothing new."
+    )
     if report.not_taken:
-        yield ("Not taken: more clips of videos that a run has worked on, or that were "
-               "listed as a whole; their clips are fixed. To include them, import all files into a "
-               "new dataset before its first run.")
+        yield (
+            "Not taken: more clips of videos that a run has worked on, or that were "
+            "listed as a whole; their clips are fixed. To include them, import all files into a "
+            "new dataset before its first run."
+        )
 
 
 @contextlib.contextmanager
@@ -82,7 +91,14 @@ def _progress(files: Sequence[Path], passes: int) -> Iterator[Callable[[int], No
     """Bytes read, on standard error; silent if that is not a terminal."""
     total = passes * sum(path.stat().st_size for path in files if path.is_file())
     console = Console(stderr=True)
-    with Progress(TextColumn("reading"), BarColumn(), DownloadColumn(), TimeElapsedColumn(),
-                  console=console, transient=True, disable=not console.is_terminal) as progress:
+    with Progress(
+        TextColumn("reading"),
+        BarColumn(),
+        DownloadColumn(),
+        TimeElapsedColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    ) as progress:
         task = progress.add_task("reading", total=total)
         yield lambda count: progress.advance(task, count)

@@ -24,9 +24,13 @@ def index_dataset(dataset: Path, *, wait: bool = False) -> None:
         except (OSError, duckdb.Error) as error:
             raise ClipmillError(f"the index could not be made: {error}") from error
     if report is None:
-        print("Nothing to index: the newest run has no videos split into clips, or a column has a "
-              "type that can't be stored. Queries read the tables directly; see `clipmill status "
-              f"{shell_word(dataset)}`.")
+        print(
+            "Nothing to index: the newest run has no videos split into clips, or a column has a "
+            "type that can't be stored. Queries read the tables directly; see `clipmill status "
+            f"{shell_word(dataset)}`."
+        )
         return
-    print(f"{counted(report.n_clips, 'clip')} in {counted(report.n_parts, 'part')}, "
-          f"{report.n_new:,} built now.")
+    print(
+        f"{counted(report.n_clips, 'clip')} in {counted(report.n_parts, 'part')}, "
+        f"{report.n_new:,} built now."
+    )

@@ -26,15 +26,28 @@ from clipmill.schemas.words import counted
 
 POLL_SECONDS = 0.3
 _BATCH_ROWS = 2000
-_COLUMNS = pa.schema([
-    ("time", pa.timestamp("us", tz="UTC")), ("level", pa.string()), ("event", pa.string()),
-    ("run_id", pa.string()), ("worker", pa.string()), ("step", pa.string()),
-    ("shard", pa.string()), ("key", pa.string()), ("kind", pa.string()),
-    ("message", pa.string()), ("attempts", pa.int64()), ("seconds", pa.float64()),
-    ("counts", pa.map_(pa.string(), pa.int64())), ("logger", pa.string()),
-    ("traceback", pa.string()), ("versions", pa.map_(pa.string(), pa.string())),
-    ("host", pa.string()), ("pid", pa.int64()),
-])
+_COLUMNS = pa.schema(
+    [
+        ("time", pa.timestamp("us", tz="UTC")),
+        ("level", pa.string()),
+        ("event", pa.string()),
+        ("run_id", pa.string()),
+        ("worker", pa.string()),
+        ("step", pa.string()),
+        ("shard", pa.string()),
+        ("key", pa.string()),
+        ("kind", pa.string()),
+        ("message", pa.string()),
+        ("attempts", pa.int64()),
+        ("seconds", pa.float64()),
+        ("counts", pa.map_(pa.string(), pa.int64())),
+        ("logger", pa.string()),
+        ("traceback", pa.string()),
+        ("versions", pa.map_(pa.string(), pa.string())),
+        ("host", pa.string()),
+        ("pid", pa.int64()),
+    ]
+)
 Line = dict[str, Any]
 
 
@@ -51,16 +64,21 @@ def show_logs(
     require_dataset(dataset)
     check_output(dataset, output)
     if follow and (format not in ("table", "jsonl") or output is not None):
-        raise UsageError("--follow prints lines as they arrive: with --format table or jsonl, and "
-                         "without --output")
+        raise UsageError(
+            "--follow prints lines as they arrive: with --format table or jsonl, and "
+            "without --output"
+        )
     run_id = _run(dataset, run)
-    shown = LEVELS[LEVELS.index(level):]
+    shown = LEVELS[LEVELS.index(level) :]
     damaged = [0]
     if follow:
         _follow(dataset, run_id, shown, _text if format == "table" else _json, damaged)
     else:
-        lines = (line for line in merged(log_files(dataset, run_id), damaged)
-                 if line.get("level") in shown)
+        lines = (
+            line
+            for line in merged(log_files(dataset, run_id), damaged)
+            if line.get("level") in shown
+        )
         if format == "table" and output is None:
             for line in lines:
                 print(_text(line))
@@ -68,19 +86,25 @@ def show_logs(
             write_rows(_reader(lines), format, output)
     if damaged[0]:
         sys.stdout.flush()
-        print(f"{counted(damaged[0], 'damaged line')} skipped, from a process "
-              "that was killed or a full disk.", file=sys.stderr)
+        print(
+            f"{counted(damaged[0], 'damaged line')} skipped, from a process "
+            "that was killed or a full disk.",
+            file=sys.stderr,
+        )
 
 
 def _run(dataset: Path, asked: str | None) -> str:
     runs = logged_runs(dataset)
     if not runs:
-        raise UsageError(f"{dataset} has no logs yet: runs write them to {dataset / LOGS}, unless "
-                         "their recipe says log_megabytes: 0")
+        raise UsageError(
+            f"{dataset} has no logs yet: runs write them to {dataset / LOGS}, unless "
+            "their recipe says log_megabytes: 0"
+        )
     if asked is None:
         return runs[-1]
     found = [run for run in runs if run == asked] or [
-        run for run in runs if asked and run.startswith(asked)]
+        run for run in runs if asked and run.startswith(asked)
+    ]
     if len(found) != 1:
         what = "several runs have ids with this prefix" if found else "no run with this id has logs"
         near = ", ".join((found or runs)[-5:])
@@ -110,15 +134,21 @@ def _lines(paths: list[Path], damaged: list[int]) -> Iterator[Line]:
                     yield found
 
 
-def _follow(dataset: Path, run_id: str, shown: tuple[str, ...], text: Callable[[Line], str],
-            damaged: list[int]) -> None:
+def _follow(
+    dataset: Path,
+    run_id: str,
+    shown: tuple[str, ...],
+    text: Callable[[Line], str],
+    damaged: list[int],
+) -> None:
     """Prints lines until the run has ended, or its process is gone."""
     read: dict[tuple[int, int], int] = {}
     try:
         while True:
             goes_on = _goes_on(dataset, run_id)  # checked first: its last lines are read below
-            for line in sorted(_new_of_all(dataset, run_id, read, damaged),
-                               key=lambda line: line["time"]):
+            for line in sorted(
+                _new_of_all(dataset, run_id, read, damaged), key=lambda line: line["time"]
+            ):
                 if line.get("level") in shown:
                     print(text(line))
             sys.stdout.flush()
@@ -137,8 +167,9 @@ def _goes_on(dataset: Path, run_id: str) -> bool:
     return record["state"] == "running" and goes_on(dataset, run_id)
 
 
-def _new_of_all(dataset: Path, run_id: str, read: dict[tuple[int, int], int],
-                damaged: list[int]) -> list[Line]:
+def _new_of_all(
+    dataset: Path, run_id: str, read: dict[tuple[int, int], int], damaged: list[int]
+) -> list[Line]:
     """New lines of all files; no line of a worker comes before its earlier ones.
 
     A file may be rotated between the listing and the reading: what is read under its name is

@@ -92,7 +92,10 @@ class Progress:
     """
 
     def __init__(
-        self, todo: Mapping[str, Sequence[int]], *, line_seconds: float = 30.0,
+        self,
+        todo: Mapping[str, Sequence[int]],
+        *,
+        line_seconds: float = 30.0,
         console: Console | None = None,
     ) -> None:
         """`todo` gives by stage, in order, the shards that each of its steps has still to do."""
@@ -102,8 +105,12 @@ class Progress:
         self._began = self._moved = time.monotonic()
         # A separate handle to the terminal: the Ray engine filters everything else on stderr.
         self._console = console or Console(file=os.fdopen(os.dup(2), "w"), highlight=False)
-        self._live = Live(get_renderable=self._screen, console=self._console,
-                          refresh_per_second=REFRESH_PER_SECOND, transient=True)
+        self._live = Live(
+            get_renderable=self._screen,
+            console=self._console,
+            refresh_per_second=REFRESH_PER_SECOND,
+            transient=True,
+        )
         self._line_seconds = line_seconds
         self._leaving = threading.Event()
 
@@ -152,21 +159,32 @@ class Progress:
                 f"{label} {stage.shown_rows()} rows ({100 * stage.done:.0f}%), "
                 f"{stage.shown_hours()}, {stage.shown_rate()}, {stage.shown_left(now)} left, "
                 f"{stage.counts['rejected']} rejected, {stage.counts['failed']} failed"
-                for label, stage in self._stages.items() if stage.began is not None]
-            workers = [f"{worker.step} {worker.describe()}" for worker in _worst_first(
-                self._workers)[:_MOST_WORKERS]]
+                for label, stage in self._stages.items()
+                if stage.began is not None
+            ]
+            workers = [
+                f"{worker.step} {worker.describe()}"
+                for worker in _worst_first(self._workers)[:_MOST_WORKERS]
+            ]
             parts = [*(stages or ["no rows done yet"]), *workers, self._still(now)]
         return f"[{_clock(now - self._began)}] " + " | ".join(filter(None, parts))
 
     def _screen(self) -> RenderableType:
         now = time.monotonic()
         with self._lock:
-            room = max(1, min(_MOST_WORKERS,
-                              self._console.height - len(self._stages) - _LINES_AROUND))
+            room = max(
+                1, min(_MOST_WORKERS, self._console.height - len(self._stages) - _LINES_AROUND)
+            )
             workers = _worst_first(self._workers)
-            lines = [Text(f"{worker.step} {worker.describe()}", no_wrap=True, overflow="ellipsis",
-                          style="bold red" if worker.is_standing else "dim")
-                     for worker in workers[:room]]
+            lines = [
+                Text(
+                    f"{worker.step} {worker.describe()}",
+                    no_wrap=True,
+                    overflow="ellipsis",
+                    style="bold red" if worker.is_standing else "dim",
+                )
+                for worker in workers[:room]
+            ]
             if len(workers) > room:
                 lines.append(Text(f"and {len(workers) - room} more workers", style="dim"))
             below = [f"{_clock(now - self._began)} so far", self._still(now)]
@@ -181,9 +199,15 @@ class Progress:
         for label, stage in self._stages.items():
             failed = stage.counts["failed"]
             table.add_row(
-                label, ProgressBar(total=1.0, completed=stage.done), stage.shown_rows(),
-                stage.shown_hours(), stage.shown_rate(), stage.shown_left(now),
-                f"{stage.counts['rejected']:,}", Text(f"{failed:,}", "red" if failed else ""))
+                label,
+                ProgressBar(total=1.0, completed=stage.done),
+                stage.shown_rows(),
+                stage.shown_hours(),
+                stage.shown_rate(),
+                stage.shown_left(now),
+                f"{stage.counts['rejected']:,}",
+                Text(f"{failed:,}", "red" if failed else ""),
+            )
         return table
 
     def _still(self, now: float) -> str:

@@ -68,7 +68,10 @@ def answer(catalog: Catalog, query: str, format: str, output: Path | None = None
 
 
 def prompt(
-    dataset: Path, *, format: str = "table", allow_external: bool = False,
+    dataset: Path,
+    *,
+    format: str = "table",
+    allow_external: bool = False,
     memory_limit: str | None = None,
 ) -> None:
     """Prompts for queries until the end of input; an error does not end it.
@@ -105,8 +108,9 @@ def prompt(
             continue
         query, lines = "\n".join(lines), []
         try:
-            with open_catalog(dataset, allow_external=allow_external,
-                              memory_limit=memory_limit) as catalog:
+            with open_catalog(
+                dataset, allow_external=allow_external, memory_limit=memory_limit
+            ) as catalog:
                 answer(catalog, query, format)
         except ClipmillError as error:
             print(f"Error: {error}", file=sys.stderr)
@@ -154,11 +158,16 @@ def print_failures(
         columns = f"f.*, if(resolved, NULL, {retry}) AS retry"
     if format == "table":
         # The columns that fit; a source's address is more telling than its hash.
-        columns = ("stage, kind, attempts, coalesce(if(video_id IS NULL, url, key), "
-                   "listed.listed_in) AS what, ")
-        columns += ("message, resolved" if history else
-                    "message || if(first_message <> message, ' (at first: ' || first_message || "
-                    "')', '') AS message")
+        columns = (
+            "stage, kind, attempts, coalesce(if(video_id IS NULL, url, key), "
+            "listed.listed_in) AS what, "
+        )
+        columns += (
+            "message, resolved"
+            if history
+            else "message || if(first_message <> message, ' (at first: ' || first_message || "
+            "')', '') AS message"
+        )
     with open_catalog(dataset) as catalog:
         lists = _lists_read_again(dataset)
         again = " ".join(f"WHEN {literal(place)} THEN {literal(by)}" for place, by in lists.items())
@@ -171,18 +180,26 @@ def print_failures(
             catalog,
             f"SELECT {columns} FROM {'failures_all' if history else 'failures'} AS f "
             f"LEFT JOIN ({listed}) AS listed ON f.stage = 'ingest' AND listed.source_key = f.key "
-            f'WHERE {condition} ORDER BY stage, "at" DESC, key', format, output)
+            f'WHERE {condition} ORDER BY stage, "at" DESC, key',
+            format,
+            output,
+        )
         standing = catalog.execute(
             f"SELECT kind, count(*) FROM failures WHERE {condition} AND stage <> 'ingest' "
-            "GROUP BY kind ORDER BY kind").fetchall()
+            "GROUP BY kind ORDER BY kind"
+        ).fetchall()
         unread = catalog.execute(
             f"SELECT again, count(*) FROM failures AS f LEFT JOIN ({listed}) AS l "
             f"ON l.source_key = f.key WHERE {condition} AND f.stage = 'ingest' "
-            "GROUP BY again ORDER BY again").fetchall()
+            "GROUP BY again ORDER BY again"
+        ).fetchall()
     sys.stdout.flush()  # the rows before the commands, if both go to the same place
     for kind, count in standing:
-        print(f"{command}{kind}  # tries {'it' if count == 1 else f'these {count:,}'} again; "
-              f"{WHEN_TO_RETRY[kind]}", file=sys.stderr)
+        print(
+            f"{command}{kind}  # tries {'it' if count == 1 else f'these {count:,}'} again; "
+            f"{WHEN_TO_RETRY[kind]}",
+            file=sys.stderr,
+        )
     for by, count in unread:
         print(_about_ingest(by, count), file=sys.stderr)
 
@@ -192,8 +209,10 @@ def _about_ingest(command: str | None, count: int) -> str:
     some = counted(count, "row")
     if command is not None:
         return f"{command}  # after fixing the list: {some} of it gave no source"
-    return (f"# {some} failed at ingest, which no retry changes: fix the list, or wait "
-            "for its site, then run its recipe or its import again as before")
+    return (
+        f"# {some} failed at ingest, which no retry changes: fix the list, or wait "
+        "for its site, then run its recipe or its import again as before"
+    )
 
 
 def _lists_read_again(dataset: Path) -> dict[str, str]:
@@ -214,8 +233,9 @@ def _lists_read_again(dataset: Path) -> dict[str, str]:
             plain = alone.model_dump(mode="json")
             place = list_of(alone, Path(recipe["folder"]))
             if place is not None and all(plain.get(name) == item[name] for name in item):
-                found[place] = (f"clipmill run --dataset {shell_word(dataset)} --sources "
-                                f"{shell_word(place)}")
+                found[place] = (
+                    f"clipmill run --dataset {shell_word(dataset)} --sources {shell_word(place)}"
+                )
     return found
 
 
@@ -260,16 +280,26 @@ def _print_status(report: dict[str, Any], console: Console) -> None:
     if report["moved_at"] is not None:
         moved = datetime.fromisoformat(report["moved_at"])
         still = max(0.0, (datetime.now(UTC) - moved).total_seconds())
-        console.print(f"a command is running; last progress {plain_time(still)} ago, at "
-                      f"{moved:%Y-%m-%d %H:%M:%S} UTC", soft_wrap=True)
+        console.print(
+            f"a command is running; last progress {plain_time(still)} ago, at "
+            f"{moved:%Y-%m-%d %H:%M:%S} UTC",
+            soft_wrap=True,
+        )
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 0, 0, 1))
     table.add_column("stage", no_wrap=True)
     for name in ("inputs", "kept", "rejected", "failed", "pending", "shards", "seconds", "rows/s"):
         table.add_column(name, justify="right", no_wrap=True)
     ingest = report["ingest"]
     columns = ("inputs", "kept", "rejected", "failed")
-    table.add_row("ingest", *(str(ingest[name]) for name in columns), "", str(ingest["shards"]),
-                  "", "", style="dim")
+    table.add_row(
+        "ingest",
+        *(str(ingest[name]) for name in columns),
+        "",
+        str(ingest["shards"]),
+        "",
+        "",
+        style="dim",
+    )
     for stage in report["stages"]:
         rate = stage["rows_per_second"]
         table.add_row(
@@ -286,23 +316,29 @@ def _print_status(report: dict[str, Any], console: Console) -> None:
     console.width = max(console.width, console.measure(table).maximum)
     console.print(table)
     totals = report["totals"]
-    console.print(f"{counted(totals['videos'], 'video')}, {counted(totals['clips'], 'clip')}, "
-                  f"{plain_hours(totals['hours'])}")
+    console.print(
+        f"{counted(totals['videos'], 'video')}, {counted(totals['clips'], 'clip')}, "
+        f"{plain_hours(totals['hours'])}"
+    )
     if totals["source_frames"]:
         ratio = totals["decoded_frames"] / totals["source_frames"]
-        console.print(f"{counted(totals['decoded_frames'], 'frame')} decoded for "
-                      f"{counted(totals['source_frames'], 'frame')} of source video: {ratio:.3f}")
+        console.print(
+            f"{counted(totals['decoded_frames'], 'frame')} decoded for "
+            f"{counted(totals['source_frames'], 'frame')} of source video: {ratio:.3f}"
+        )
     wrong = [stage for stage in report["stages"] if not stage["accounted"]]
     if wrong:
         for stage in wrong:
             console.print(
                 f"ACCOUNTING IS BROKEN at {stage['stage']}: {stage['inputs']} inputs, but "
                 f"{stage['kept']} kept + {stage['rejected']} rejected + {stage['failed']} failed; "
-                f"{counted(stage['lost'], 'key')} without an outcome.", style="bold red",
+                f"{counted(stage['lost'], 'key')} without an outcome.",
+                style="bold red",
             )
     elif report["stages"] and not any(stage["pending"] for stage in report["stages"]):
         console.print("Every input is kept, rejected or failed, at every stage.")
     for line in lines_below(report):
         # A command stays on one line, so that it can be copied.
-        console.print(line, markup=False,
-                      soft_wrap=line.startswith("  ") or not console.is_terminal)
+        console.print(
+            line, markup=False, soft_wrap=line.startswith("  ") or not console.is_terminal
+        )

@@ -35,8 +35,11 @@ def lines_below(report: dict[str, Any]) -> Iterator[str]:
     dataset = shell_word(report["dataset"])
     yield from _rejected(report, dataset)
     yield from _failed(report, dataset)
-    waiting = [f"{counted(stage['pending'], 'row')} at {stage['stage']}"
-               for stage in report["stages"] if stage["pending"]]
+    waiting = [
+        f"{counted(stage['pending'], 'row')} at {stage['stage']}"
+        for stage in report["stages"]
+        if stage["pending"]
+    ]
     if waiting:
         yield f"Not done yet: {', '.join(waiting)}. To continue:"
         yield f"  clipmill run --dataset {dataset}"
@@ -51,33 +54,40 @@ def _rejected(report: dict[str, Any], dataset: str) -> Iterator[str]:
         if one["rule"] in _OF_NO_SETTING:
             parts.append(counted(one["count"], _OF_NO_SETTING[one["rule"]]))
         else:
-            parts.append(f"{one['count']:,} by {one['rule'].rpartition('.')[2]} "
-                         f"({_line(one['detail'])})")
+            parts.append(
+                f"{one['count']:,} by {one['rule'].rpartition('.')[2]} ({_line(one['detail'])})"
+            )
     total = sum(one["count"] for one in found)
     yield f"{total:,} rejected: {', '.join(parts)}."
     settings = [one["keep"] for one in found if one["keep"]]
     if settings:
         kept = sum(one["count"] for one in found if one["keep"])
         some = f"{kept:,} of them" if kept < total else "it" if total == 1 else "them"
-        yield (f"To keep {some} (the stage and later ones run again, nothing is downloaded "
-               "twice):")
-        yield "  " + " ".join([f"clipmill run --dataset {dataset}",
-                               *(f"--set {setting}" for setting in settings)])
+        yield (f"To keep {some} (the stage and later ones run again, nothing is downloaded twice):")
+        yield "  " + " ".join(
+            [f"clipmill run --dataset {dataset}", *(f"--set {setting}" for setting in settings)]
+        )
 
 
 def _failed(report: dict[str, Any], dataset: str) -> Iterator[str]:
     found = report["failures"]
     if not found:
         return
-    parts = [f"{one['count']:,} {one['kind']} ({'e.g. ' if one['messages'] > 1 else ''}"
-             f"{_line(one['message'])})" for one in found]
+    parts = [
+        f"{one['count']:,} {one['kind']} ({'e.g. ' if one['messages'] > 1 else ''}"
+        f"{_line(one['message'])})"
+        for one in found
+    ]
     total = sum(one["count"] for one in found)
     of_kept = sum(one["parts"] for one in found)
     some = f" ({counted(of_kept, 'part')} of kept rows)" if of_kept else ""
     yield f"{total:,} failed{some}: {', '.join(parts)}."
     commands = [(f"clipmill failures {dataset}", f"lists {'it' if total == 1 else 'them'}")]
-    commands += [(f"clipmill retry {dataset} --kind {one['kind']}", WHEN_TO_RETRY[one["kind"]])
-                 for one in found if one["can_be_retried"]]
+    commands += [
+        (f"clipmill retry {dataset} --kind {one['kind']}", WHEN_TO_RETRY[one["kind"]])
+        for one in found
+        if one["can_be_retried"]
+    ]
     longest = max(len(command) for command, _ in commands)
     for command, says in commands:
         yield f"  {command:{longest}}  # {says}"
@@ -85,4 +95,4 @@ def _failed(report: dict[str, Any], dataset: str) -> Iterator[str]:
 
 def _line(text: str | None) -> str:
     line = " ".join(printable(text or "?").split())
-    return line if len(line) <= _LONGEST_MESSAGE else f"{line[:_LONGEST_MESSAGE - 1]}…"
+    return line if len(line) <= _LONGEST_MESSAGE else f"{line[: _LONGEST_MESSAGE - 1]}…"

@@ -43,15 +43,15 @@ def remove(
     dataset = require_dataset(dataset).absolute()
     check_links(dataset)
     if not videos and not uploaders:
-        raise UsageError("say what to remove: --video ID or --uploader NAME, as the view `videos` "
-                         "has them")
+        raise UsageError(
+            "say what to remove: --video ID or --uploader NAME, as the view `videos` has them"
+        )
     left: dict[Path, str] = {}
     with writing_to(dataset), dataset_lock(dataset, "remove", wait=wait):
         if not dry_run:
             begun = unfinished(dataset)
             if begun:
-                print(f"Finishing {counted(len(begun), 'removal')} interrupted "
-                      "earlier:")
+                print(f"Finishing {counted(len(begun), 'removal')} interrupted earlier:")
                 left |= _finish(dataset)
         found = find(dataset, videos, uploaders)
         for video in sorted(found.removed_before):
@@ -66,12 +66,16 @@ def remove(
             new_tombstone(dataset, found.videos, reason)
             left |= _finish(dataset)
             if (dataset / QUARANTINE).is_dir():
-                print(f"Files that `verify --repair` set aside in {dataset / QUARANTINE} are not "
-                      "checked; delete that folder if it may contain these videos.")
+                print(
+                    f"Files that `verify --repair` set aside in {dataset / QUARANTINE} are not "
+                    "checked; delete that folder if it may contain these videos."
+                )
     if left:
         files = counted(len(left), "file")
-        raise ClipmillError(f"the videos are out of the dataset, but {files} of theirs outside "
-                            "media/, named above, could not be deleted; check them yourself")
+        raise ClipmillError(
+            f"the videos are out of the dataset, but {files} of theirs outside "
+            "media/, named above, could not be deleted; check them yourself"
+        )
 
 
 def _finish(dataset: Path) -> dict[Path, str]:
@@ -86,8 +90,10 @@ def _finish(dataset: Path) -> dict[Path, str]:
 @contextlib.contextmanager
 def _held_all_the_same(dataset: Path) -> Iterator[None]:
     """Adds to a write error what becomes of the removal."""
-    holds = ("The removal is in force anyway: nothing shows these videos; the next `clipmill "
-             "remove` or `clipmill run` deletes the rest")
+    holds = (
+        "The removal is in force anyway: nothing shows these videos; the next `clipmill "
+        "remove` or `clipmill run` deletes the rest"
+    )
     try:
         with writing_to(dataset):
             yield
@@ -108,17 +114,23 @@ def _describe(purged: Purged | None) -> None:
     """What was removed, in readable lines."""
     if purged is None:
         return
-    print(f"{counted(purged.videos, 'video')} from {counted(purged.sources, 'source')}, with "
-          f"{counted(purged.clips, 'clip')}: {counted(purged.rows, 'row')} of "
-          f"{counted(purged.shards, 'shard')}.")
+    print(
+        f"{counted(purged.videos, 'video')} from {counted(purged.sources, 'source')}, with "
+        f"{counted(purged.clips, 'clip')}: {counted(purged.rows, 'row')} of "
+        f"{counted(purged.shards, 'shard')}."
+    )
     print(f"{counted(purged.files, 'file')} of media and notes, {_size(purged.bytes)}.")
     if purged.referenced:
-        print(f"{counted(purged.referenced, 'local file')} outside the dataset "
-              f"{'is' if purged.referenced == 1 else 'are'} only referenced, and left alone.")
+        print(
+            f"{counted(purged.referenced, 'local file')} outside the dataset "
+            f"{'is' if purged.referenced == 1 else 'are'} only referenced, and left alone."
+        )
     for name, clips in purged.subsets.items():
-        print(f"Frozen subset {name} contains {counted(clips, 'clip')} of them: its list of ids "
-              "stays the same, and anything shown or exported from now on leaves them out. Make "
-              "earlier exports again.")
+        print(
+            f"Frozen subset {name} contains {counted(clips, 'clip')} of them: its list of ids "
+            "stays the same, and anything shown or exported from now on leaves them out. Make "
+            "earlier exports again."
+        )
 
 
 def _size(n_bytes: int) -> str:

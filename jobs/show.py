@@ -75,8 +75,13 @@ def show(
         rows = _rows(catalog, ids)
         if format != "table":
             wanted = ", ".join(map(literal, ids))
-            write_rows(catalog.ask(f"SELECT * FROM clips WHERE clip_id IN ({wanted}) ORDER BY "
-                                   f"list_position([{wanted}], clip_id)"), format)
+            write_rows(
+                catalog.ask(
+                    f"SELECT * FROM clips WHERE clip_id IN ({wanted}) ORDER BY "
+                    f"list_position([{wanted}], clip_id)"
+                ),
+                format,
+            )
         media = _media(catalog, {row["video_id"] for row in rows})
         way = way_of_terminal(sys.stdout) if format == "table" else None
         pictured = output is not None or (format == "table" and sys.stdout.isatty())
@@ -93,12 +98,15 @@ def show(
     if output is not None:
         failed = [f"{clip_id}: {problem}" for clip_id, problem in problems.items()]
         if strips:
-            _write_png(output, [_side_by_side(strips[row["clip_id"]]) for row in rows
-                                if row["clip_id"] in strips])
+            _write_png(
+                output,
+                [_side_by_side(strips[row["clip_id"]]) for row in rows if row["clip_id"] in strips],
+            )
             print(f"{output}: the frames of {counted(len(strips), 'clip')}", file=sys.stderr)
     if play:
-        failed += [problem for row in rows
-                   if (problem := _play(row, media[row["video_id"]])) is not None]
+        failed += [
+            problem for row in rows if (problem := _play(row, media[row["video_id"]])) is not None
+        ]
     if failed:
         raise ClipmillError("\n".join(dict.fromkeys(failed)))
 
@@ -108,8 +116,9 @@ def _check_png(dataset: Path, output: Path | None) -> None:
         return
     check_output(dataset, output)
     if output.suffix.lower() != ".png" or output.is_dir():
-        raise UsageError(f"--output {output}: give a file name that ends in .png; --format json "
-                         "prints the row")
+        raise UsageError(
+            f"--output {output}: give a file name that ends in .png; --format json prints the row"
+        )
     if not output.parent.is_dir():
         raise UsageError(f"--output {output}: no folder {output.parent}; create it first")
 
@@ -117,18 +126,24 @@ def _check_png(dataset: Path, output: Path | None) -> None:
 def _rows(catalog: Catalog, ids: Sequence[str]) -> list[dict[str, Any]]:
     """The clips' rows in the order of the ids; UsageError with similar ids for unknown ones."""
     found = catalog.execute(
-        f"SELECT * FROM clips WHERE clip_id IN ({', '.join('?' for _ in ids)})", list(ids))
+        f"SELECT * FROM clips WHERE clip_id IN ({', '.join('?' for _ in ids)})", list(ids)
+    )
     names = [name for name, *_ in found.description]
-    rows = {row[names.index("clip_id")]: dict(zip(names, row, strict=True))
-            for row in found.fetchall()}
+    rows = {
+        row[names.index("clip_id")]: dict(zip(names, row, strict=True)) for row in found.fetchall()
+    }
     missing = [clip_id for clip_id in ids if clip_id not in rows]
     if missing:
         near = catalog.execute(
             "SELECT clip_id FROM clips ORDER BY jaro_winkler_similarity(clip_id, ?) DESC, clip_id "
-            "LIMIT 3", [missing[0]]).fetchall()
-        hint = (f"did you mean {', '.join(clip_id for clip_id, in near)}?" if near
-                else "it has no clips yet; see `clipmill status "
-                f"{shell_word(catalog.layout.dataset)}`")
+            "LIMIT 3",
+            [missing[0]],
+        ).fetchall()
+        hint = (
+            f"did you mean {', '.join(clip_id for (clip_id,) in near)}?"
+            if near
+            else f"it has no clips yet; see `clipmill status {shell_word(catalog.layout.dataset)}`"
+        )
         also = f" (nor {len(missing) - 1:,} of the others)" if len(missing) > 1 else ""
         raise UsageError(f"the dataset has no clip {printable(missing[0])!r}{also}; {hint}")
     return [rows[clip_id] for clip_id in ids]
@@ -138,9 +153,10 @@ def _media(catalog: Catalog, videos: Iterable[str]) -> dict[str, _Media]:
     names = sorted(videos)
     rows = catalog.execute(
         f"SELECT video_id, path, {FILE_ZERO_SQL} FROM videos "
-        f"WHERE video_id IN ({', '.join('?' for _ in names)})", names).fetchall()
-    found = {video: _Media(Path(), 0.0, f"the dataset has no file for {video}")
-             for video in names}
+        f"WHERE video_id IN ({', '.join('?' for _ in names)})",
+        names,
+    ).fetchall()
+    found = {video: _Media(Path(), 0.0, f"the dataset has no file for {video}") for video in names}
     for video, path, file_zero in rows:
         if path is not None:
             place = catalog.layout.dataset / path
@@ -153,8 +169,10 @@ def _strips(
     catalog: Catalog, rows: Sequence[Mapping[str, Any]], media: Mapping[str, _Media], count: int
 ) -> tuple[dict[str, list[np.ndarray]], dict[str, str]]:
     """Frames by clip, and the reason for clips without any."""
-    spans = [Span(row["clip_id"], row["video_id"], row["start_seconds"], row["end_seconds"])
-             for row in rows]
+    spans = [
+        Span(row["clip_id"], row["video_id"], row["start_seconds"], row["end_seconds"])
+        for row in rows
+    ]
     images = {clip_id: _decoded(frames) for clip_id, frames in kept_frames(catalog, spans, count)}
     strips = {clip_id: found for clip_id, found in images.items() if found}
     problems = {}
@@ -177,8 +195,15 @@ def _strips(
 
 def _read(file: _Media, span: Span, count: int) -> list[KeptFrame]:
     asked = [(span.start_seconds, span.end_seconds, (Uniform(count),))]
-    frames, _ = collect_isolated(read_frames, file.path, asked, _FRAME_HEIGHT, _QUALITY,
-                                 file.starts_at_seconds, limits=Limits())
+    frames, _ = collect_isolated(
+        read_frames,
+        file.path,
+        asked,
+        _FRAME_HEIGHT,
+        _QUALITY,
+        file.starts_at_seconds,
+        limits=Limits(),
+    )
     return [KeptFrame(frame["seconds"], frame["jpeg"]) for frame in frames]
 
 
@@ -191,8 +216,9 @@ def _decoded(frames: Iterable[KeptFrame]) -> list[np.ndarray]:
         except RowFailed:
             continue
         height, width = image.shape[:2]
-        images.append(fit(image, (_FRAME_HEIGHT, max(1, round(_FRAME_HEIGHT * width / height))),
-                          "squash"))
+        images.append(
+            fit(image, (_FRAME_HEIGHT, max(1, round(_FRAME_HEIGHT * width / height))), "squash")
+        )
     return images
 
 
@@ -203,8 +229,10 @@ def _side_by_side(images: Sequence[np.ndarray]) -> np.ndarray:
 
 def _below(strips: Sequence[np.ndarray]) -> np.ndarray:
     width = max(strip.shape[1] for strip in strips)
-    padded = [np.pad(strip, ((0, _GAP if n else 0), (0, width - strip.shape[1]), (0, 0)))
-              for n, strip in zip(reversed(range(len(strips))), strips, strict=True)]
+    padded = [
+        np.pad(strip, ((0, _GAP if n else 0), (0, width - strip.shape[1]), (0, 0)))
+        for n, strip in zip(reversed(range(len(strips))), strips, strict=True)
+    ]
     return np.concatenate(padded)
 
 
@@ -216,8 +244,11 @@ def _write_png(output: Path, strips: Sequence[np.ndarray]) -> None:
 
 
 def _print_strip(
-    clip_id: str, strips: Mapping[str, list[np.ndarray]], problems: Mapping[str, str],
-    way: Way | None, output: Path | None,
+    clip_id: str,
+    strips: Mapping[str, list[np.ndarray]],
+    problems: Mapping[str, str],
+    way: Way | None,
+    output: Path | None,
 ) -> None:
     if clip_id in problems:
         print(printable(f"No picture: {problems[clip_id]}."))
@@ -225,15 +256,17 @@ def _print_strip(
     images = strips[clip_id]
     if way is None:
         if output is None:
-            with tempfile.NamedTemporaryFile(prefix="clipmill-", suffix=".png",
-                                             delete=False) as file:
+            with tempfile.NamedTemporaryFile(
+                prefix="clipmill-", suffix=".png", delete=False
+            ) as file:
                 file.write(png_bytes(_side_by_side(images)))
             print(f"This terminal can't show pictures; the frames are in {file.name}")
         return
     columns = Console().width
     in_a_row = max(1, min(len(images), columns // _COLUMNS_A_FRAME))
-    picture = _below([_side_by_side(images[at:at + in_a_row])
-                      for at in range(0, len(images), in_a_row)])
+    picture = _below(
+        [_side_by_side(images[at : at + in_a_row]) for at in range(0, len(images), in_a_row)]
+    )
     height, width = picture.shape[:2]
     most = width_in_pixels(way, columns)
     if width > most:
@@ -247,8 +280,11 @@ def _print_row(row: Mapping[str, Any]) -> None:
     if not console.is_terminal:
         console = Console(highlight=False, width=200)
     span = f"{clock(row['start_seconds'])}–{clock(row['end_seconds'])}"
-    console.print(Text(row["clip_id"], style="bold"),
-                  Text(f"{span}, {row['duration_seconds']:.3g} s"), soft_wrap=True)
+    console.print(
+        Text(row["clip_id"], style="bold"),
+        Text(f"{span}, {row['duration_seconds']:.3g} s"),
+        soft_wrap=True,
+    )
     table = Table.grid(padding=(0, 2, 0, 0))
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
@@ -288,10 +324,15 @@ def _play(row: Mapping[str, Any], media: _Media) -> str | None:
     if media.problem is not None:
         return f"--open: {media.problem}"
     folder = Path(tempfile.mkdtemp(prefix="clipmill-"))
-    request = CutRequest(row["clip_id"], row["start_seconds"], row["end_seconds"],
-                         folder / "clip.mp4")
-    (result,) = cut_clips_isolated(media.path, [request], CutOptions(media="exact", threads=0),
-                                   starts_at_seconds=media.starts_at_seconds)
+    request = CutRequest(
+        row["clip_id"], row["start_seconds"], row["end_seconds"], folder / "clip.mp4"
+    )
+    (result,) = cut_clips_isolated(
+        media.path,
+        [request],
+        CutOptions(media="exact", threads=0),
+        starts_at_seconds=media.starts_at_seconds,
+    )
     if result.problem is not None or result.path is None:
         folder.rmdir()
         return f"--open: {row['clip_id']}: {result.problem.message if result.problem else '?'}"
@@ -309,9 +350,13 @@ def _opened(path: Path) -> bool:
         return True
     command = "open" if sys.platform == "darwin" else "xdg-open"
     try:
-        player = subprocess.Popen([command, str(path)], stdin=subprocess.DEVNULL,
-                                  stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-                                  start_new_session=True)
+        player = subprocess.Popen(
+            [command, str(path)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
     except OSError:
         return False
     try:

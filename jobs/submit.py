@@ -49,15 +49,26 @@ def submit(
     loaded = load_recipe(path, overrides=overrides, sources=sources, engine="ray")
     where = dataset or (Path(loaded.recipe.dataset) if loaded.recipe.dataset else None)
     if where is None or not where.is_absolute():
-        raise UsageError("submit needs the dataset's absolute path on storage that every node "
-                         "mounts: --dataset /shared/NAME")
+        raise UsageError(
+            "submit needs the dataset's absolute path on storage that every node "
+            "mounts: --dataset /shared/NAME"
+        )
     if locked and not CONSTRAINTS.exists():
-        raise UsageError("the locked versions come with a checkout of Clipmill, which this is not; "
-                         "use the nodes' own versions with --environment cluster")
+        raise UsageError(
+            "the locked versions come with a checkout of Clipmill, which this is not; "
+            "use the nodes' own versions with --environment cluster"
+        )
     from clipmill.pipeline.engine.ray_jobs import submit_job
 
-    command = ["python", "-m", "clipmill.jobs.cli", "run", f"recipe/{path.name}",
-               "--dataset", str(where)]
+    command = [
+        "python",
+        "-m",
+        "clipmill.jobs.cli",
+        "run",
+        f"recipe/{path.name}",
+        "--dataset",
+        str(where),
+    ]
     for override in (*overrides, *_safe_defaults(loaded)):
         command += ["--set", _absolute_paths(override, loaded)]
     for source in sources:
@@ -68,8 +79,9 @@ def submit(
         command += ["--limit", str(limit)]
     with tempfile.TemporaryDirectory(prefix="clipmill-submit-") as folder:
         _stage_working_directory(Path(folder), path, loaded)
-        job = submit_job(address, shlex.join(command), Path(folder),
-                         CONSTRAINTS if locked else None)
+        job = submit_job(
+            address, shlex.join(command), Path(folder), CONSTRAINTS if locked else None
+        )
         print(job.id, flush=True)
         if not wait:
             print(f"Sent. {_how_to_look(job, where)}", file=sys.stderr)
@@ -77,16 +89,22 @@ def submit(
         try:
             state = job.follow(sys.stdout)
         except KeyboardInterrupt as leaving:
-            print(f"The job continues. {_how_to_look(job, where)} To stop it: "
-                  f"`ray job stop --address {job.address} {job.id}`.", file=sys.stderr, flush=True)
+            print(
+                f"The job continues. {_how_to_look(job, where)} To stop it: "
+                f"`ray job stop --address {job.address} {job.id}`.",
+                file=sys.stderr,
+                flush=True,
+            )
             leave_at_once(128 + (interruption_behind(leaving) or signal.SIGINT))
     if state != "SUCCEEDED":
         raise ClipmillError(f"job {job.id} ended as {state}: {job.message()}")
 
 
 def _how_to_look(job: Job, dataset: Path) -> str:
-    return (f"Follow it with `ray job logs --address {job.address} --follow {job.id}`; inspect the "
-            f"dataset with `clipmill status {shell_word(dataset)}`.")
+    return (
+        f"Follow it with `ray job logs --address {job.address} --follow {job.id}`; inspect the "
+        f"dataset with `clipmill status {shell_word(dataset)}`."
+    )
 
 
 def _safe_defaults(loaded: LoadedRecipe) -> list[str]:
@@ -102,7 +120,8 @@ def _safe_defaults(loaded: LoadedRecipe) -> list[str]:
         if stage.sections or stage.yt_dlp.get("external_downloader"):
             raise UsageError(
                 f"submit refuses private addresses, but {label} downloads with a program that "
-                f"can't be kept from them; add --set {setting}=allow if you trust the URLs")
+                f"can't be kept from them; add --set {setting}=allow if you trust the URLs"
+            )
         found.append(f"{setting}=refuse")
     return found
 
@@ -110,8 +129,12 @@ def _safe_defaults(loaded: LoadedRecipe) -> list[str]:
 def _stage_working_directory(folder: Path, path: Path, loaded: LoadedRecipe) -> None:
     """Copies what the job needs: Clipmill's packages, the recipe, and the local files it names."""
     for package in (clipmill, jobs, pipeline, schemas, stages):
-        shutil.copytree(package.__path__[0], folder.joinpath(*package.__name__.split(".")),
-                        ignore=shutil.ignore_patterns("__pycache__"), dirs_exist_ok=True)
+        shutil.copytree(
+            package.__path__[0],
+            folder.joinpath(*package.__name__.split(".")),
+            ignore=shutil.ignore_patterns("__pycache__"),
+            dirs_exist_ok=True,
+        )
     (folder / "recipe").mkdir()
     shutil.copy(path, folder / "recipe" / path.name)
     for named in _files_beside(path.resolve().parent, loaded):
@@ -136,10 +159,14 @@ def _files_beside(folder: Path, loaded: LoadedRecipe) -> list[Path]:
             named.append(Path(place))
     if loaded.recipe.exclude_ids is not None and loaded.recipe.exclude_ids.path is not None:
         named.append(Path(loaded.recipe.exclude_ids.path))
-    named += [folder / path for item in loaded.recipe.sources
-              if (path := getattr(item, "path", None))]
-    return [path for path in dict.fromkeys(named)
-            if path.is_relative_to(folder) and path.exists() and path.suffix != ".mp4"]
+    named += [
+        folder / path for item in loaded.recipe.sources if (path := getattr(item, "path", None))
+    ]
+    return [
+        path
+        for path in dict.fromkeys(named)
+        if path.is_relative_to(folder) and path.exists() and path.suffix != ".mp4"
+    ]
 
 
 def _absolute_paths(override: str, loaded: LoadedRecipe) -> str:

@@ -37,16 +37,18 @@ def create(
     loaded = _load(recipe, where, overrides, seed)
     name = check_name(name if name is not None else loaded.name)
     with _catalog(dataset, memory_limit) as catalog, saying() as say, readable_errors():
-        subset, is_new = create_subset(catalog, loaded, name=name, code_version=code_version(),
-                                       on_step=say)
+        subset, is_new = create_subset(
+            catalog, loaded, name=name, code_version=code_version(), on_step=say
+        )
     info = subset.info
     if not is_new:
-        print(f"The subset {name!r} already exists, with the same clips and rules: nothing to "
-              "do.")
+        print(f"The subset {name!r} already exists, with the same clips and rules: nothing to do.")
     else:
         print_funnel(info, info["catalog"], info["funnel"])
-    print(f"{name}: {counted(info['n_clips'], 'clip')} of {counted(info['n_videos'], 'video')}, "
-          f"{plain_hours(info['hours'])}, in {subset.folder}\n{info['hash']}")
+    print(
+        f"{name}: {counted(info['n_clips'], 'clip')} of {counted(info['n_videos'], 'video')}, "
+        f"{plain_hours(info['hours'])}, in {subset.folder}\n{info['hash']}"
+    )
 
 
 def explain(
@@ -78,8 +80,10 @@ def list_subsets(dataset: Path, *, format: str = "table", output: Path | None = 
     check_output(dataset, output)
     columns = "*"
     if format == "table":
-        columns = ("name, recipe, strftime(created_at, '%Y-%m-%d %H:%M') AS created_at, n_clips, "
-                   "n_videos, round(hours, 2) AS hours")
+        columns = (
+            "name, recipe, strftime(created_at, '%Y-%m-%d %H:%M') AS created_at, n_clips, "
+            "n_videos, round(hours, 2) AS hours"
+        )
     with open_catalog(dataset) as catalog:
         rows = catalog.ask(f"SELECT {columns} FROM subsets ORDER BY subsets.created_at, name")
         with readable_errors():
@@ -110,17 +114,21 @@ def _load(
 ) -> SubsetRecipe:
     """What to select by: a recipe, or a predicate instead."""
     if (recipe is None) == (where is None):
-        raise UsageError("give a RECIPE (`clipmill subset recipes` lists the ready-made ones), or "
-                         "a predicate with --where" + (", not both" if where else
-                         ', e.g. --where "aesthetic > 5"'))
+        raise UsageError(
+            "give a RECIPE (`clipmill subset recipes` lists the ready-made ones), or "
+            "a predicate with --where"
+            + (", not both" if where else ', e.g. --where "aesthetic > 5"')
+        )
     if where is not None:
         if overrides:
-            raise UsageError(f"--set {overrides[0]}: a predicate has no parameters; put the "
-                             "value into --where")
+            raise UsageError(
+                f"--set {overrides[0]}: a predicate has no parameters; put the value into --where"
+            )
         return predicate_recipe(where, seed=seed)
     assert recipe is not None  # one of the two is given
-    return load_subset_recipe(subset_recipe_path(recipe), overrides=overrides, seed=seed,
-                              ready_made=SUBSET_FOLDER)
+    return load_subset_recipe(
+        subset_recipe_path(recipe), overrides=overrides, seed=seed, ready_made=SUBSET_FOLDER
+    )
 
 
 @contextmanager

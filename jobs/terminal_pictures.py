@@ -33,8 +33,11 @@ def way_of_terminal(file: IO[str], environment: Mapping[str, str] = os.environ) 
     term, program = environment.get("TERM", ""), environment.get("TERM_PROGRAM", "")
     multiplexed = term.startswith(("screen", "tmux"))  # these drop what they don't support
     if not multiplexed:
-        if "KITTY_WINDOW_ID" in environment or "kitty" in term or "ghostty" in (
-                f"{term} {program.lower()}"):
+        if (
+            "KITTY_WINDOW_ID" in environment
+            or "kitty" in term
+            or "ghostty" in (f"{term} {program.lower()}")
+        ):
             return "kitty"
         if program in ("iTerm.app", "WezTerm") or environment.get("LC_TERMINAL") == "iTerm2":
             return "iterm2"
@@ -65,7 +68,7 @@ def _kitty(image: np.ndarray) -> Iterator[str]:
         more = int(at + _CHUNK < len(data))
         # Quiet (q=2): no answer is wanted on standard input.
         keys = f"a=T,f=100,q=2,m={more}" if at == 0 else f"m={more}"
-        yield f"\x1b_G{keys};{data[at:at + _CHUNK]}\x1b\\"
+        yield f"\x1b_G{keys};{data[at : at + _CHUNK]}\x1b\\"
 
 
 def _iterm2(image: np.ndarray) -> Iterator[str]:
@@ -80,7 +83,8 @@ def _blocks(image: np.ndarray) -> Iterator[str]:
     for number, (upper, lower) in enumerate(zip(image[::2], image[1::2], strict=True)):
         line = "".join(
             f"\x1b[38;2;{r};{g};{b};48;2;{r2};{g2};{b2}m▀"
-            for (r, g, b), (r2, g2, b2) in zip(upper.tolist(), lower.tolist(), strict=True))
+            for (r, g, b), (r2, g2, b2) in zip(upper.tolist(), lower.tolist(), strict=True)
+        )
         yield f"{chr(10) if number else ''}{line}\x1b[0m"
 
 
@@ -94,7 +98,7 @@ def _sixel(image: np.ndarray) -> Iterator[str]:
         percent = ";".join(str(100 * step // (_STEPS - 1)) for step in (red, green, blue))
         yield f"#{colour};2;{percent}"
     for top in range(0, height, 6):
-        band = colours[top:top + 6]
+        band = colours[top : top + 6]
         bits = (1 << np.arange(len(band)))[:, None]
         for colour in np.unique(band).tolist():
             column = ((band == colour) * bits).sum(axis=0)
@@ -124,8 +128,7 @@ def _knows_sixels() -> bool:
         sys.stdout.write("\x1b[c")
         sys.stdout.flush()
         answer = b""
-        while not answer.endswith(b"c") and select.select(
-                [descriptor], [], [], _ANSWER_SECONDS)[0]:
+        while not answer.endswith(b"c") and select.select([descriptor], [], [], _ANSWER_SECONDS)[0]:
             answer += os.read(descriptor, 64)
     attributes = answer.decode("ascii", "replace").partition("\x1b[?")[2].rstrip("c").split(";")
     return "4" in attributes[1:]

@@ -45,17 +45,22 @@ def verify_dataset(
     require_dataset(dataset)
     if media:
         check_links(dataset)
-    lock = (dataset_lock(dataset, "verify --repair", wait=wait) if repairs
-            else contextlib.nullcontext())
+    lock = (
+        dataset_lock(dataset, "verify --repair", wait=wait) if repairs else contextlib.nullcontext()
+    )
     with lock, saying() as say:
         # This process holds the lock itself, so it would look taken.
-        is_free: Callable[[Path], bool] = is_lock_free if not repairs else (
-            lambda path: path.name == ".lock" or is_lock_free(path))
+        is_free: Callable[[Path], bool] = (
+            is_lock_free
+            if not repairs
+            else (lambda path: path.name == ".lock" or is_lock_free(path))
+        )
         try:
             report = verify(dataset, shown_as=str(dataset), media=media, is_free=is_free, say=say)
         except PermissionError as error:
-            raise ClipmillError(f"not allowed to read {error.filename}; run verify as the owner of "
-                                "the dataset") from error
+            raise ClipmillError(
+                f"not allowed to read {error.filename}; run verify as the owner of the dataset"
+            ) from error
         repaired = None
         if repairs and report.faults:
             say("setting aside")
@@ -85,20 +90,33 @@ def is_lock_free(path: Path) -> bool:
 
 
 def _print(report: Report, repaired: Repaired | None, format: str) -> None:
-    found = [*(("fault", finding) for finding in report.faults),
-             *(("note", finding) for finding in report.notes)]
+    found = [
+        *(("fault", finding) for finding in report.faults),
+        *(("note", finding) for finding in report.notes),
+    ]
     if format == "json":
         print(json.dumps(_plain(report, repaired), indent=1, ensure_ascii=False))
     elif format == "table":
         for severity, finding in found:
             print(_line(severity, finding))
     else:
-        rows = [(severity, finding.check, as_text(finding.where), as_text(finding.what),
-                 as_text(finding.next_step))
-                for severity, finding in found]
+        rows = [
+            (
+                severity,
+                finding.check,
+                as_text(finding.where),
+                as_text(finding.what),
+                as_text(finding.next_step),
+            )
+            for severity, finding in found
+        ]
         columns = list(zip(*rows, strict=True)) if rows else [()] * len(_COLUMNS)
-        table = pa.table({name: pa.array(column, pa.string())
-                          for name, column in zip(_COLUMNS, columns, strict=True)})
+        table = pa.table(
+            {
+                name: pa.array(column, pa.string())
+                for name, column in zip(_COLUMNS, columns, strict=True)
+            }
+        )
         write_rows(table.to_reader(), format)
 
 
@@ -112,8 +130,9 @@ def _line(severity: str, finding: Finding) -> str:
 
 def _plain(report: Report, repaired: Repaired | None) -> dict[str, Any]:
     def plain(findings: list[Finding]) -> list[dict[str, Any]]:
-        return [{name: as_text(asdict(finding)[name]) for name in _COLUMNS[1:]}
-                for finding in findings]
+        return [
+            {name: as_text(asdict(finding)[name]) for name in _COLUMNS[1:]} for finding in findings
+        ]
 
     found: dict[str, Any] = {
         "dataset": report.dataset,
@@ -137,10 +156,15 @@ def _plain(report: Report, repaired: Repaired | None) -> dict[str, Any]:
 
 def _summary(report: Report, *, media: bool) -> str:
     checked = report.checked
-    parts = [counted(checked["runs"], "run record"), counted(checked["shards"], "shard") + " with "
-             + counted(checked["rows"], "row")]
-    parts.append(f"{counted(checked['media'], 'media file')} with {checked['media_bytes']:,} bytes"
-                 if media else "no media files (--no-media)")
+    parts = [
+        counted(checked["runs"], "run record"),
+        counted(checked["shards"], "shard") + " with " + counted(checked["rows"], "row"),
+    ]
+    parts.append(
+        f"{counted(checked['media'], 'media file')} with {checked['media_bytes']:,} bytes"
+        if media
+        else "no media files (--no-media)"
+    )
     if checked["subsets"]:
         parts.append(counted(checked["subsets"], "subset"))
     if checked["index_files"]:
@@ -150,8 +174,10 @@ def _summary(report: Report, *, media: bool) -> str:
     if report.is_running:
         lines.append("Another command is using the dataset: unfinished work was skipped.")
     elif report.pending:
-        lines.append(f"{counted(report.pending, 'shard')} of steps not done yet; "
-                     f"`clipmill run --dataset {shell_word(report.dataset)}` continues.")
+        lines.append(
+            f"{counted(report.pending, 'shard')} of steps not done yet; "
+            f"`clipmill run --dataset {shell_word(report.dataset)}` continues."
+        )
     if report.others:
         names = ", ".join(report.others[:5]) + (", …" if len(report.others) > 5 else "")
         lines.append(f"Not part of the dataset, left alone: {names}")
@@ -171,19 +197,29 @@ def _repaired(dataset: Path, repaired: Repaired) -> str:
     if repaired.folder is not None:
         # `dataset` as it was given: the folder is absolute.
         place = dataset / repaired.folder.parent.name / repaired.folder.name
-        lines.append(f"Set aside in {place}: {counted(len(repaired.moved), 'file')} (why.json says "
-                     "why). Nothing was deleted; delete the folder once all is well.")
+        lines.append(
+            f"Set aside in {place}: {counted(len(repaired.moved), 'file')} (why.json says "
+            "why). Nothing was deleted; delete the folder once all is well."
+        )
     if repaired.reopened:
-        lines.append(f"{counted(repaired.reopened, 'removal')} reopened: the next run carries "
-                     f"{'it' if repaired.reopened == 1 else 'them'} out.")
+        lines.append(
+            f"{counted(repaired.reopened, 'removal')} reopened: the next run carries "
+            f"{'it' if repaired.reopened == 1 else 'them'} out."
+        )
     if repaired.needs_sources:
-        again = (f"`clipmill run --dataset {shell_word(dataset)}` takes them again" if
-                 _names_sources(dataset) else start_a_run(dataset))
-        lines.append("Import imported sources again; for the others: "
-                     f"{again}. That also makes the rest.")
+        again = (
+            f"`clipmill run --dataset {shell_word(dataset)}` takes them again"
+            if _names_sources(dataset)
+            else start_a_run(dataset)
+        )
+        lines.append(
+            f"Import imported sources again; for the others: {again}. That also makes the rest."
+        )
     elif repaired.awaited or repaired.reopened:
         lines.append(f"`clipmill run --dataset {shell_word(dataset)}` makes it again.")
     if repaired.left:
-        lines.append(f"{counted(len(repaired.left), 'fault')} can't be repaired this way; their "
-                     "next steps are above.")
+        lines.append(
+            f"{counted(len(repaired.left), 'fault')} can't be repaired this way; their "
+            "next steps are above."
+        )
     return "\n".join(lines)

@@ -108,8 +108,9 @@ def run(
     command is using the dataset; what is committed stays.
     """
     if limit is not None and not take_sources:
-        raise UsageError("--limit is about sources, and none are being added; name some with "
-                         "--sources")
+        raise UsageError(
+            "--limit is about sources, and none are being added; name some with --sources"
+        )
     this = _Run(loaded, dataset, until, watcher or Watcher())
     records.check_place(dataset)
     is_new = not dataset.exists()
@@ -122,8 +123,7 @@ def run(
         stack.enter_context(writing_to(dataset))
         dataset.mkdir(parents=True, exist_ok=True)
         records.check_links(dataset)
-        hold = stack.enter_context(
-            dataset_lock(dataset, "retry" if is_retry else "run", wait=wait))
+        hold = stack.enter_context(dataset_lock(dataset, "retry" if is_retry else "run", wait=wait))
         this.clear_up(hold)
         ask_hosts_again(dataset)
         this.finish_removals()
@@ -174,8 +174,10 @@ class _Run:
 
     def require_sources(self) -> None:
         if not self.loaded.recipe.sources and not list_source_shards(self.dataset):
-            raise UsageError(f"recipe {self.loaded.name} names no sources; give some with "
-                             "--sources PATH_OR_URL or `sources:` in the recipe")
+            raise UsageError(
+                f"recipe {self.loaded.name} names no sources; give some with "
+                "--sources PATH_OR_URL or `sources:` in the recipe"
+            )
 
     def check_models(self, steps: Sequence[Step]) -> None:
         """ClipmillError if something that these steps name is unavailable; once per step."""
@@ -211,12 +213,23 @@ class _Run:
         if not recipe.sources:
             return None
         report = ingest(
-            self.dataset, recipe.sources, shard_videos=recipe.shard_videos,
-            exclude_ids=recipe.exclude_ids, limit=limit, base_folder=self.loaded.folder,
-            take_suffixes=recipe.take_suffixes, encoding=recipe.encoding,
+            self.dataset,
+            recipe.sources,
+            shard_videos=recipe.shard_videos,
+            exclude_ids=recipe.exclude_ids,
+            limit=limit,
+            base_folder=self.loaded.folder,
+            take_suffixes=recipe.take_suffixes,
+            encoding=recipe.encoding,
             platform=recipe.platform,
-            downloads=next((stage for stage in self.loaded.stages.values()
-                            if isinstance(stage, DownloadVideos)), None),
+            downloads=next(
+                (
+                    stage
+                    for stage in self.loaded.stages.values()
+                    if isinstance(stage, DownloadVideos)
+                ),
+                None,
+            ),
         )
         said = "\n".join(filter(None, (report.describe_lists(), report.describe())))
         self.watcher.say(said)
@@ -227,20 +240,22 @@ class _Run:
         shards = self.shards()
         begun = unfinished_retries(self.plan, self.dataset, shards)
         if begun:
-            said = (f"Finishing {counted(begun.shards, 'shard')} of an earlier, "
-                    "interrupted retry.")
+            said = f"Finishing {counted(begun.shards, 'shard')} of an earlier, interrupted retry."
             self.watcher.say(said)
             self.bring_up_to_date(hold, said)
         asked = request_retries(self.plan, self.dataset, shards, kinds, begun or Unfinished())
         if not asked:
             wanted = f" of kind {', '.join(kinds)}" if kinds else ""
             self.watcher.say(
-                f"Nothing more to retry: no failures{wanted} from before that retry." if begun
+                f"Nothing more to retry: no failures{wanted} from before that retry."
+                if begun
                 else f"Nothing to retry: no failures{wanted} at any stage. For rows that failed "
-                     f"at ingest, `clipmill failures {shell_word(self.dataset)}` says what helps.")
+                f"at ingest, `clipmill failures {shell_word(self.dataset)}` says what helps."
+            )
             return bool(begun)
-        said = "\n".join(f"Retrying {counted(keys, 'failed row')} of {stage}."
-                         for stage, keys in asked.items())
+        said = "\n".join(
+            f"Retrying {counted(keys, 'failed row')} of {stage}." for stage, keys in asked.items()
+        )
         self.watcher.say(said)
         return self.bring_up_to_date(hold, said)
 
@@ -254,10 +269,13 @@ class _Run:
             latest = records.latest_run(self.dataset)
             if latest is None or fingerprints(latest) != fingerprints(record):
                 # The recipe went back to tables made earlier: the views must show those again.
-                records.write_run(self.dataset, {**record, "state": "done",
-                                                 "finished_at": record["started_at"]})
-            self.watcher.say("Nothing to do: every shard of every stage is committed. --sources "
-                             "adds sources, --set changes a setting.")
+                records.write_run(
+                    self.dataset, {**record, "state": "done", "finished_at": record["started_at"]}
+                )
+            self.watcher.say(
+                "Nothing to do: every shard of every stage is committed. --sources "
+                "adds sources, --set changes a setting."
+            )
             return False
         self.check_models_of(todo)
         # Made again: now that the models are here, their revisions are known.
@@ -269,8 +287,9 @@ class _Run:
             self._run_engine(shards, kept_record, todo, log, hold)
             left = sum(map(len, self.pending(shards).values()))
             if left:
-                raise ClipmillError(f"{counted(left, 'shard')} of steps not committed; run again "
-                                    "to continue")
+                raise ClipmillError(
+                    f"{counted(left, 'shard')} of steps not committed; run again to continue"
+                )
         except BaseException as error:
             # Also where the closed terminal's own error came of it.
             state = "stopped" if interruption_behind(error) else "failed"
@@ -287,8 +306,12 @@ class _Run:
         return True
 
     def _run_engine(
-        self, shards: ShardList, record: records.RecordOfThisRun, todo: dict[str, list[str]],
-        log: DriverLog, hold: Hold,
+        self,
+        shards: ShardList,
+        record: records.RecordOfThisRun,
+        todo: dict[str, list[str]],
+        log: DriverLog,
+        hold: Hold,
     ) -> None:
         recipe = self.loaded.recipe
         shown: dict[str, list[int]] = {}
@@ -319,13 +342,22 @@ class _Run:
         if recipe.engine == "local":
             tell(["Plan: every stage in this process, shard by shard."])
             with watched as progress:
-                run_locally(self.plan, self.steps, shards, self.dataset, record.run_id, report,
-                            log.limits, lookout)
+                run_locally(
+                    self.plan,
+                    self.steps,
+                    shards,
+                    self.dataset,
+                    record.run_id,
+                    report,
+                    log.limits,
+                    lookout,
+                )
             return
         address = recipe.ray.address or os.environ.get("RAY_ADDRESS")
         with contextlib.ExitStack() as stack:
-            with self.watcher.busy(f"joining the Ray cluster at {address} …" if address
-                                   else "starting Ray …"):
+            with self.watcher.busy(
+                f"joining the Ray cluster at {address} …" if address else "starting Ray …"
+            ):
                 from clipmill.pipeline.engine.on_ray import cluster, legs_of, run_on_ray
 
                 stack.enter_context(python_messages(log.log))
@@ -334,31 +366,52 @@ class _Run:
             gpus = f" and {machine.gpus:g} GPUs" if machine.gpus else ""
             lines = [f"Plan for {machine.cpus:g} CPUs{gpus}:"]
             for number, leg in enumerate(legs, 1):
-                lines += [f"  phase {number}: {pool.describe()}" if len(legs) > 1
-                          else f"  {pool.describe()}" for pool in leg]
+                lines += [
+                    f"  phase {number}: {pool.describe()}"
+                    if len(legs) > 1
+                    else f"  {pool.describe()}"
+                    for pool in leg
+                ]
             if machine.gpus and not any(step.stage.gpus for step in self.steps):
-                lines.append(f"  No stage asks for any of the {machine.gpus:g} GPUs; give the "
-                             "stages with models one, e.g. --set caption_frames.gpus=1")
+                lines.append(
+                    f"  No stage asks for any of the {machine.gpus:g} GPUs; give the "
+                    "stages with models one, e.g. --set caption_frames.gpus=1"
+                )
             tell(lines)
             with watched as progress:
-                run_on_ray(self.plan, self.steps, shards, self.dataset, record.run_id, report,
-                           machine, log.limits, lookout)
+                run_on_ray(
+                    self.plan,
+                    self.steps,
+                    shards,
+                    self.dataset,
+                    record.run_id,
+                    report,
+                    machine,
+                    log.limits,
+                    lookout,
+                )
 
 
 def load(
-    recipe: str | None, dataset: Path | None, *, overrides: Sequence[str] = (),
-    sources: Sequence[str] = (), engine: str | None = None, wait: bool = False,
+    recipe: str | None,
+    dataset: Path | None,
+    *,
+    overrides: Sequence[str] = (),
+    sources: Sequence[str] = (),
+    engine: str | None = None,
+    wait: bool = False,
 ) -> LoadedRecipe:
     """The recipe for a RECIPE argument; without one, that of the dataset's newest run.
 
     With `wait`, it is the newest once the command that uses the dataset is done.
     """
     if recipe is not None:
-        return load_recipe(recipe_path(recipe), overrides=overrides, sources=sources,
-                           engine=engine)
+        return load_recipe(recipe_path(recipe), overrides=overrides, sources=sources, engine=engine)
     if dataset is None:
-        raise UsageError("name a RECIPE (`clipmill recipe list`), or with --dataset a dataset "
-                         "whose newest run's recipe should be used")
+        raise UsageError(
+            "name a RECIPE (`clipmill recipe list`), or with --dataset a dataset "
+            "whose newest run's recipe should be used"
+        )
     records.require_dataset(dataset)
     if wait:
         wait_until_free(dataset)

@@ -62,8 +62,9 @@ def _run(layout: Layout) -> dict[str, Any] | None:
 def _moved_at(dataset: Path) -> str | None:
     """When the running command last made progress; null if there is none."""
     moved = last_moved(dataset)
-    return None if moved is None else datetime.fromtimestamp(moved, UTC).isoformat(
-        timespec="seconds")
+    return (
+        None if moved is None else datetime.fromtimestamp(moved, UTC).isoformat(timespec="seconds")
+    )
 
 
 @dataclass(frozen=True)
@@ -98,8 +99,9 @@ def _footers(catalog: Catalog) -> dict[tuple[str, str], _Footers]:
 
 def _totals(catalog: Catalog, footers: dict[tuple[str, str], _Footers]) -> dict[str, Any]:
     # The clips themselves, without the captions and scores that the view joins to them.
-    makers = [table for table in catalog.layout.steps
-              if table.name in ("download_videos", "split_clips")]
+    makers = [
+        table for table in catalog.layout.steps if table.name in ("download_videos", "split_clips")
+    ]
     ((clips, hours),) = catalog.connection.execute(
         "SELECT count(*), coalesce(sum(duration_seconds), 0) / 3600 "
         f"FROM ({views.once(views.clip_rows(makers))})"
@@ -123,16 +125,18 @@ def _totals(catalog: Catalog, footers: dict[tuple[str, str], _Footers]) -> dict[
 
 
 def _stage(
-    catalog: Catalog, stage: StageRecord, footers: dict[tuple[str, str], _Footers],
-    doubled: bool,
+    catalog: Catalog, stage: StageRecord, footers: dict[tuple[str, str], _Footers], doubled: bool
 ) -> dict[str, Any]:
     layout = catalog.layout
     tables = {table.step: table for table in layout.steps}
     steps = [tables[step["step"]] for step in stage["steps"]]
     counts = _outcome_counts(catalog, steps, doubled)
     pending, lost = _missing(catalog, stage, steps, doubled)
-    own = [footers[key] for step in stage["steps"]
-           if (key := (step["step"], step["fingerprint"])) in footers]
+    own = [
+        footers[key]
+        for step in stage["steps"]
+        if (key := (step["step"], step["fingerprint"])) in footers
+    ]
     seconds = round(sum(sums.seconds for sums in own), 3)
     done, total = _shards(layout, stage)
     finished = sum(counts.values())
@@ -150,9 +154,7 @@ def _stage(
     }
 
 
-def _outcome_counts(
-    catalog: Catalog, steps: list[StepTable], doubled: bool
-) -> dict[str, int]:
+def _outcome_counts(catalog: Catalog, steps: list[StepTable], doubled: bool) -> dict[str, int]:
     """Distinct keys by outcome; of inner steps, what did not reach the last one.
 
     `doubled` says that a clip may be in two groups of shards.
@@ -168,8 +170,7 @@ def _outcome_counts(
         inner = number < len(steps) - 1
         condition = "WHERE outcome <> 'kept'" if inner else ""
         parts.append(
-            f"SELECT key, {_RANK} AS rank, {number} AS step FROM ({outcomes(step)}) "
-            f"{condition}"
+            f"SELECT key, {_RANK} AS rank, {number} AS step FROM ({outcomes(step)}) {condition}"
         )
     # The last step that knows a key decides; the best outcome does where it is in two shards.
     rows = catalog.connection.execute(
@@ -202,8 +203,9 @@ def _missing(
                 continue
             every = [step, *before, *of_videos]
             step, *rest = ShardFiles(every).only(  # noqa: PLW2901 (the same step)
-                map(shard_name, bases), every)
-            before, of_videos = rest[:len(before)], rest[len(before):]
+                map(shard_name, bases), every
+            )
+            before, of_videos = rest[: len(before)], rest[len(before) :]
         video = ["video_id"] if of_videos else []
         keys = [
             f"SELECT {', '.join([quoted(step.key) + ' AS key', *columns])}, _base, _retry FROM "
@@ -221,8 +223,9 @@ def _missing(
             f"ON u{n}.video_id = u0.video_id AND u{n}._base = u0._base"
             for n, table in enumerate(of_videos, len(keys))
         )
-        retry = "greatest(" + ", ".join(
-            f"u{n}._retry" for n in range(len(keys) + len(of_videos))) + ")"
+        retry = (
+            "greatest(" + ", ".join(f"u{n}._retry" for n in range(len(keys) + len(of_videos))) + ")"
+        )
         rows = catalog.connection.execute(
             f"""
             SELECT base, retry, count(*) FROM (
@@ -248,25 +251,28 @@ def _has_doubled_videos(catalog: Catalog) -> bool:
     return catalog.connection.execute(f"SELECT 1 FROM ({query}) LIMIT 1").fetchone() is not None
 
 
-def _groups_that_lack_keys(
-    catalog: Catalog, step: StepTable, before: list[StepTable]
-) -> list[int]:
+def _groups_that_lack_keys(catalog: Catalog, step: StepTable, before: list[StepTable]) -> list[int]:
     """The groups of shards in which the step's keys are not just those of one of its inputs.
 
     Sets are compared by count and two sums over hashes: so most groups need no join of keys.
     """
-    def sets(query: str) -> str:
-        return ("SELECT _base, count(*) AS n, bit_xor(hash(key)) AS x, "
-                f"sum(hash(key) & 4294967295) AS s FROM ({query}) GROUP BY _base")
 
-    inputs = [sets(f"SELECT {quoted(step.key)} AS key, _base FROM "
-                   f"({kept(table, [table.key, step.key])})") for table in before]
+    def sets(query: str) -> str:
+        return (
+            "SELECT _base, count(*) AS n, bit_xor(hash(key)) AS x, "
+            f"sum(hash(key) & 4294967295) AS s FROM ({query}) GROUP BY _base"
+        )
+
+    inputs = [
+        sets(f"SELECT {quoted(step.key)} AS key, _base FROM ({kept(table, [table.key, step.key])})")
+        for table in before
+    ]
     rows = catalog.connection.execute(
         f"WITH own AS ({sets(outcomes(step))}), inputs AS ({' UNION ALL '.join(inputs)}) "
         "SELECT _base FROM inputs EXCEPT SELECT i._base FROM inputs AS i JOIN own "
         "USING (_base, n, x, s) ORDER BY 1"
     ).fetchall()
-    return [base for base, in rows]
+    return [base for (base,) in rows]
 
 
 @dataclass(frozen=True)
@@ -280,9 +286,7 @@ class _Inputs:
     of_videos: list[StepTable]
 
 
-def _upstream(
-    layout: Layout, stage: StageRecord, entry: StepRecord, number: int
-) -> _Inputs:
+def _upstream(layout: Layout, stage: StageRecord, entry: StepRecord, number: int) -> _Inputs:
     """As `pipeline/engine/step_inputs.py` finds them."""
     tables = {table.step: table for table in layout.steps}
     key = entry["key"]
@@ -290,18 +294,25 @@ def _upstream(
     if number == len(stage["steps"]) - 1:
         reads = [Read.parse(text) for text in stage["reads"]]
         optional = {read.label for read in reads} - {
-            read.label for read in reads if not read.optional}
+            read.label for read in reads if not read.optional
+        }
     found = [tables[label] for label in entry["upstream"] if label in tables]
     of_keys = [table for table in found if key in table.schema.names]
     if not of_keys:
         return _Inputs([layout.ingest] if key == "source_key" else [], [])
     of_videos = []
     if "video_id" in of_keys[0].schema.names:
-        of_videos = [table for table in found if key not in table.schema.names
-                     and "video_id" in table.schema.names and table.step not in optional]
+        of_videos = [
+            table
+            for table in found
+            if key not in table.schema.names
+            and "video_id" in table.schema.names
+            and table.step not in optional
+        ]
     # The first one is where the keys come from, whatever of it is read.
-    return _Inputs([table for table in of_keys
-                    if table is of_keys[0] or table.step not in optional], of_videos)
+    return _Inputs(
+        [table for table in of_keys if table is of_keys[0] or table.step not in optional], of_videos
+    )
 
 
 def _shards(layout: Layout, stage: StageRecord) -> tuple[int, int]:

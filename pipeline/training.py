@@ -117,11 +117,14 @@ class ClipDataset(Dataset[dict[str, Any]]):
 
     def _reasons(self, subset: str | None, where: str | None) -> str:
         counts = ", ".join(f"{count} {reason}" for reason, count in self.left_out.items() if count)
-        asked = " and ".join(filter(None, [subset and f"subset {subset}",
-                                           where and f"where={where!r}"]))
-        return counts or (f"none matches {asked}" if asked else
-                          f"{self._dataset} has none yet; see `clipmill status "
-                          f"{shell_word(self._dataset)}`")
+        asked = " and ".join(
+            filter(None, [subset and f"subset {subset}", where and f"where={where!r}"])
+        )
+        return counts or (
+            f"none matches {asked}"
+            if asked
+            else f"{self._dataset} has none yet; see `clipmill status {shell_word(self._dataset)}`"
+        )
 
     # -- rows ---------------------------------------------------------------------------------
 
@@ -138,8 +141,11 @@ class ClipDataset(Dataset[dict[str, Any]]):
                 with pa.ipc.new_file(self._rows_path, reader.schema) as output:
                     for batch in reader:
                         files = batch.filter(pc.is_valid(batch["path"]))
-                        texts = files if caption is None else files.filter(
-                            pc.is_valid(files["caption"]))
+                        texts = (
+                            files
+                            if caption is None
+                            else files.filter(pc.is_valid(files["caption"]))
+                        )
                         found += len(batch)
                         with_file += len(files)
                         kept += len(texts)
@@ -203,8 +209,10 @@ class ClipDataset(Dataset[dict[str, Any]]):
                     ) from problem
                 self._count(row, problem)
             row = self.row(int(chance.integers(len(self))))
-        raise ClipmillError(f"{_MAX_SUBSTITUTES + 1} clips in a row can't be read, the last one "
-                            f"{row['clip_id']}: are the videos at {self._dataset}/media?")
+        raise ClipmillError(
+            f"{_MAX_SUBSTITUTES + 1} clips in a row can't be read, the last one "
+            f"{row['clip_id']}: are the videos at {self._dataset}/media?"
+        )
 
     def _sample(self, row: dict[str, Any], chance: np.random.Generator) -> dict[str, Any]:
         video = self._video(row["path"], row["_file_zero"])
@@ -229,8 +237,9 @@ class ClipDataset(Dataset[dict[str, Any]]):
         start, end = row["start_seconds"], row["end_seconds"]
         places = chance.random(self.frames) if self.sampling == "random" else 0.5
         wanted = start + (np.arange(self.frames) + places) * (end - start) / self.frames
-        first, last = np.searchsorted(video.seconds, [start - _ROUNDING_SECONDS,
-                                                      end - _ROUNDING_SECONDS])
+        first, last = np.searchsorted(
+            video.seconds, [start - _ROUNDING_SECONDS, end - _ROUNDING_SECONDS]
+        )
         if first == last:
             raise RowFailed("bad_media", f"{video.path} has no frame in {start:.3f}–{end:.3f} s")
         # A frame's own time is often wanted: rounding must not make that the frame before.
@@ -264,8 +273,11 @@ class ClipDataset(Dataset[dict[str, Any]]):
         _log.warning("clip %s is replaced by another: %s", row["clip_id"], problem.message)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items()
-                if name not in ("_rows", "_videos", "_process", "_end")}
+        return {
+            name: value
+            for name, value in self.__dict__.items()
+            if name not in ("_rows", "_videos", "_process", "_end")
+        }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -296,8 +308,11 @@ class _Video:
             cut = image[top : top + down, left : left + across]
             found[number] = cut[:, :, ::-1].transpose(2, 0, 1)
         if len(found) < len(wanted):
-            raise RowFailed("bad_media", f"{self.path}: of {counted(len(wanted), 'frame')} "
-                            f"only {len(found):,} can be decoded")
+            raise RowFailed(
+                "bad_media",
+                f"{self.path}: of {counted(len(wanted), 'frame')} "
+                f"only {len(found):,} can be decoded",
+            )
         return np.stack([found[number] for number in numbers.tolist()])
 
 
@@ -307,9 +322,11 @@ def _rows_query(
     """The rows of the clips that are asked for, sorted so that a video's clips stand together."""
     types = {name: kind for name, kind, *_ in catalog.execute("DESCRIBE clips").fetchall()}
     if caption is not None and types.get(caption, "VARCHAR") != "VARCHAR":
-        raise UsageError(f"caption={caption!r}: this column holds {types[caption]}, not text; "
-                         "columns with text: " + ", ".join(
-                             name for name, kind in types.items() if kind == "VARCHAR"))
+        raise UsageError(
+            f"caption={caption!r}: this column holds {types[caption]}, not text; "
+            "columns with text: "
+            + ", ".join(name for name, kind in types.items() if kind == "VARCHAR")
+        )
     text = "NULL" if caption is None else f"c.{quoted(caption)}"
     # A separate line, so that a comment at the condition's end ends there.
     clips = "clips" if where is None else f"(SELECT * FROM clips WHERE ({where}\n))"

@@ -8,8 +8,10 @@ from pathlib import Path
 
 def start_a_run(dataset: Path | str) -> str:
     """What to do if only the user can know which recipe is meant."""
-    return (f"`clipmill run` a recipe with --dataset {shell_word(dataset)} (`clipmill recipe list` "
-            "lists the ready-made ones)")
+    return (
+        f"`clipmill run` a recipe with --dataset {shell_word(dataset)} (`clipmill recipe list` "
+        "lists the ready-made ones)"
+    )
 
 
 def shell_word(path: Path | str) -> str:

@@ -20,8 +20,11 @@ from clipmill.schemas.errors import ClipmillError
 
 _MAX_REASON_CHARACTERS = 160
 _KINDS = {
-    stat.S_IFDIR: "a folder", stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket",
-    stat.S_IFCHR: "a device", stat.S_IFBLK: "a device",
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
 }
 # What the system reports for a place without a readable file. Other errors are not damage.
 _OF_THE_FILE = frozenset((errno.EIO, errno.EISDIR, errno.ENXIO, errno.ELOOP, errno.EBADMSG))
@@ -50,8 +53,14 @@ def damaged(path: Path, reason: str) -> DamagedFile:
 
 def dataset_of(path: Path) -> Path | None:
     """The dataset that a file is part of: the next folder above that looks like one."""
-    return next((folder for folder in path.absolute().parents
-                 if (folder / "runs").is_dir() or (folder / "sources").is_dir()), None)
+    return next(
+        (
+            folder
+            for folder in path.absolute().parents
+            if (folder / "runs").is_dir() or (folder / "sources").is_dir()
+        ),
+        None,
+    )
 
 
 def _next_step(dataset: Path, where: str) -> str:
@@ -62,17 +71,20 @@ def _next_step(dataset: Path, where: str) -> str:
     first, _, rest = where.partition("/")
     if first == "subsets":
         name = rest.partition("/")[0]
-        return (f"delete {dataset / first / name} and freeze the subset again by its recipe")
+        return f"delete {dataset / first / name} and freeze the subset again by its recipe"
     if first == "removed":
         return "fix the file by hand, or delete it and remove those videos again"
     if first == "runs":
-        return (f"{sets_aside}, and a run with the same recipe and --dataset {shown} writes one "
-                "again")
+        return (
+            f"{sets_aside}, and a run with the same recipe and --dataset {shown} writes one again"
+        )
     if first == "retries":
         return f"{sets_aside}, and `clipmill retry {shown}` requests it again"
     if first == "sources":
-        return (f"{sets_aside} with everything made from it, and a run with its recipe and "
-                f"--dataset {shown} adds it again")
+        return (
+            f"{sets_aside} with everything made from it, and a run with its recipe and "
+            f"--dataset {shown} adds it again"
+        )
     return f"{sets_aside}, and `clipmill run --dataset {shown}` makes it again"
 
 
@@ -110,8 +122,14 @@ def reading(path: Path) -> Iterator[None]:
         yield
     except (MemoryError, pa.ArrowCancelled):  # says nothing about the file
         raise
-    except (pa.ArrowException, ValueError, LookupError, TypeError, AttributeError,
-            RecursionError) as error:
+    except (
+        pa.ArrowException,
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        RecursionError,
+    ) as error:
         raise damaged(path, reason_of(error)) from error
     except OSError as error:
         # Without an errno it is Arrow's error for bytes that it can't parse.

@@ -8,8 +8,16 @@ from collections.abc import Iterator
 from clipmill.schemas.errors import ClipmillError
 
 _OF_RUN = ("av", "decord", "imageio_ffmpeg", "pysubs2", "ray", "scenedetect", "yt_dlp")
-_OF_MODELS = ("huggingface_hub", "open_clip", "safetensors", "sentencepiece", "tokenizers",
-              "torch", "torchvision", "transformers")
+_OF_MODELS = (
+    "huggingface_hub",
+    "open_clip",
+    "safetensors",
+    "sentencepiece",
+    "tokenizers",
+    "torch",
+    "torchvision",
+    "transformers",
+)
 EXTRAS = {**dict.fromkeys(_OF_RUN, "run"), **dict.fromkeys(_OF_MODELS, "models")}
 """By the name that is imported; `train` and `all` bring several of them."""
 
@@ -39,5 +47,7 @@ def missing_extra(error: ModuleNotFoundError, extra: str | None = None) -> str |
     found = EXTRAS.get(library)
     if found is None:
         return None
-    return (f"{library} is needed for this and is not installed: "
-            f"pip install 'clipmill[{extra or found}]'")
+    return (
+        f"{library} is needed for this and is not installed: "
+        f"pip install 'clipmill[{extra or found}]'"
+    )

@@ -13,8 +13,9 @@ RETRIES = "retries"
 JOURNAL = "journal"
 QUARANTINE = "quarantine"
 
-OWN_FOLDERS = frozenset((SOURCES, MEDIA, RUNS, LOGS, INDEX, SUBSETS, REMOVED, RETRIES, JOURNAL,
-                         QUARANTINE))
+OWN_FOLDERS = frozenset(
+    (SOURCES, MEDIA, RUNS, LOGS, INDEX, SUBSETS, REMOVED, RETRIES, JOURNAL, QUARANTINE)
+)
 """Folders that hold no stage's tables."""
 
 FRAMES = "frames"

@@ -124,8 +124,11 @@ def _files(table: StepTable, retries_only: bool) -> str | None:
     if names is None:
         # A shard's name begins with a digit, a temporary file's with a dot.
         return literal(f"{folder}/[0-9]*.parquet")
-    return "[" + ", ".join(literal(f"{folder}/{name}.parquet") for name in names) + "]" \
-        if names else None
+    return (
+        "[" + ", ".join(literal(f"{folder}/{name}.parquet") for name in names) + "]"
+        if names
+        else None
+    )
 
 
 def _not_removed(table: StepTable) -> tuple[list[str], str]:
@@ -150,7 +153,8 @@ def _not_removed(table: StepTable) -> tuple[list[str], str]:
         needed += ["source_key", "rejection"]
         conditions.append(
             "(source_key NOT IN (SELECT source_key FROM internal.removed_sources) "
-            f"OR coalesce(coalesce(rejection, NULL).rule = {literal(REMOVED_RULE)}, false))")
+            f"OR coalesce(coalesce(rejection, NULL).rule = {literal(REMOVED_RULE)}, false))"
+        )
     return needed, " WHERE " + " AND ".join(conditions) if conditions else ""
 
 
@@ -211,11 +215,15 @@ def outcomes(table: StepTable) -> str:
         rows = _states(table, newest(table, [table.key, *_OUTCOME], kept_only=False))
         if not is_ingest(table):
             return rows
-        return (f"SELECT key, outcome, _base, _retry FROM ({rows}) LEFT JOIN "
-                f"({again_at_ingest(table)}) USING (key) WHERE _base = coalesce(newest, _base)")
+        return (
+            f"SELECT key, outcome, _base, _retry FROM ({rows}) LEFT JOIN "
+            f"({again_at_ingest(table)}) USING (key) WHERE _base = coalesce(newest, _base)"
+        )
     key = quoted(table.key)
-    once = (f"SELECT * FROM ({scan(table, [table.key, *_OUTCOME])}) ANTI JOIN ({_retried(table)}) "
-            f"ON {key} = _key AND _base = _group WHERE _retry = 0")
+    once = (
+        f"SELECT * FROM ({scan(table, [table.key, *_OUTCOME])}) ANTI JOIN ({_retried(table)}) "
+        f"ON {key} = _key AND _base = _group WHERE _retry = 0"
+    )
     return f"{_states(table, once)} UNION ALL {retried_outcomes(table)}"
 
 
@@ -230,25 +238,35 @@ def again_at_ingest(table: StepTable) -> str:
     """
     rules = ", ".join(map(literal, (EXPANDED_RULE, MENDED_RULE)))
     key = quoted(table.key)
-    ended = (f"SELECT {key} FROM ({scan(table, [table.key, 'rejection'])}) "
-             f"WHERE rejection.rule IN ({rules})")
-    return (f"SELECT {key} AS key, max(_base) AS newest FROM ({scan(table, [table.key])}) "
-            f"WHERE {key} IN ({ended}) GROUP BY ALL")
+    ended = (
+        f"SELECT {key} FROM ({scan(table, [table.key, 'rejection'])}) "
+        f"WHERE rejection.rule IN ({rules})"
+    )
+    return (
+        f"SELECT {key} AS key, max(_base) AS newest FROM ({scan(table, [table.key])}) "
+        f"WHERE {key} IN ({ended}) GROUP BY ALL"
+    )
 
 
 def retried_outcomes(table: StepTable) -> str:
     """The `outcomes` of keys that are in a retry."""
     key = quoted(table.key)
-    rows = (f"SELECT * FROM ({scan(table, [table.key, *_OUTCOME])}) SEMI JOIN ({_retried(table)}) "
-            f"ON {key} = _key AND _base = _group")
-    return (f"SELECT key, outcome, _base, _retry FROM ({_states(table, rows)}) "
-            "QUALIFY row_number() OVER (PARTITION BY key, _base "
-            "ORDER BY outcome = 'kept' DESC, _retry DESC) = 1")
+    rows = (
+        f"SELECT * FROM ({scan(table, [table.key, *_OUTCOME])}) SEMI JOIN ({_retried(table)}) "
+        f"ON {key} = _key AND _base = _group"
+    )
+    return (
+        f"SELECT key, outcome, _base, _retry FROM ({_states(table, rows)}) "
+        "QUALIFY row_number() OVER (PARTITION BY key, _base "
+        "ORDER BY outcome = 'kept' DESC, _retry DESC) = 1"
+    )
 
 
 def _retried(table: StepTable) -> str:
-    return (f"SELECT DISTINCT {quoted(table.key)} AS _key, _base AS _group FROM "
-            f"({scan(table, [table.key], retries_only=True)})")
+    return (
+        f"SELECT DISTINCT {quoted(table.key)} AS _key, _base AS _group FROM "
+        f"({scan(table, [table.key], retries_only=True)})"
+    )
 
 
 def _states(table: StepTable, rows: str) -> str:

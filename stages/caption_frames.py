@@ -70,15 +70,16 @@ class CaptionFrames(GeneratingStage):
         "guide_with_tags, a Jinja template with the variable tags (list of texts)",
     )
     guide_with_tags: bool = Field(
-        False, description="render fine_prompt, a template, with the tags of tag_clips for each "
-                           "clip"
+        False,
+        description="render fine_prompt, a template, with the tags of tag_clips for each clip",
     )
     max_new_tokens: int = Field(60, ge=1, description="longest caption, in tokens")
     min_new_tokens: int = Field(0, ge=0, description="shortest caption, in tokens")
     num_beams: int = Field(1, ge=1, description="beams of the beam search; 1 is greedy")
     no_repeat_ngram_size: int = Field(
-        0, ge=0, description="no run of this many tokens occurs twice in a caption; 0 turns this "
-                             "off"
+        0,
+        ge=0,
+        description="no run of this many tokens occurs twice in a caption; 0 turns this off",
     )
     fine_max_new_tokens: int | None = Field(
         None, ge=1, description="max_new_tokens for fine captions, if different"
@@ -93,18 +94,21 @@ class CaptionFrames(GeneratingStage):
         1.0, gt=0, description="frames per second of the clip that get a fine caption"
     )
     fine_at_least: int = Field(
-        8, ge=1, description="minimum number of frames with a fine caption, even in short clips, "
-                             "if that many were kept"
+        8,
+        ge=1,
+        description="minimum number of frames with a fine caption, even in short clips, "
+        "if that many were kept",
     )
     skip_similar: float = Field(
-        4.0, ge=0, le=255,
+        4.0,
+        ge=0,
+        le=255,
         description="a frame is not captioned again if no cell of its 16 × 16 thumbnail differs by "
         "more than this (levels of 0–255) from the last captioned one, whose text it then gets; "
         "0 captions every frame",
     )
     batch_images: int = resource(
-        16, ge=1, description="pictures per model call; halved when memory "
-        "runs out"
+        16, ge=1, description="pictures per model call; halved when memory runs out"
     )
 
     @model_validator(mode="after")
@@ -143,8 +147,9 @@ class CaptionFrames(GeneratingStage):
 
     @property
     def _generation(self) -> Generation:
-        return Generation(self.max_new_tokens, self.min_new_tokens, self.num_beams,
-                          self.no_repeat_ngram_size)
+        return Generation(
+            self.max_new_tokens, self.min_new_tokens, self.num_beams, self.no_repeat_ngram_size
+        )
 
     @property
     def _fine_generation(self) -> Generation:
@@ -159,8 +164,10 @@ class CaptionFrames(GeneratingStage):
         )
 
     def prompts(self) -> dict[str, str]:
-        found = {"prompt": self.prompt if self.coarse else None,
-                 "fine_prompt": self._fine_prompt if self.fine else None}
+        found = {
+            "prompt": self.prompt if self.coarse else None,
+            "fine_prompt": self._fine_prompt if self.fine else None,
+        }
         return {name: text for name, text in found.items() if text is not None}
 
     @contextmanager
@@ -170,9 +177,11 @@ class CaptionFrames(GeneratingStage):
             opened: dict[ModelReference, Captioner] = {}
             for scale, setting, reference, prompt in self._uses():
                 if reference not in opened:
-                    opened[reference] = stack.enter_context(open_captioner(
-                        reference, self, f"caption_frames.{setting}", self.batch_images
-                    ))
+                    opened[reference] = stack.enter_context(
+                        open_captioner(
+                            reference, self, f"caption_frames.{setting}", self.batch_images
+                        )
+                    )
                 captioners[scale] = opened[reference]
                 captioners[scale].check_prompt(prompt)
             yield lambda table: self.transform(table, captioners)
@@ -264,8 +273,9 @@ class _Clip:
             rows.record(self.clip_id, self.failure)
             return
         try:
-            fine = [{"seconds": seconds, "text": usable(ticket, texts)}
-                    for seconds, ticket in self.fine]
+            fine = [
+                {"seconds": seconds, "text": usable(ticket, texts)} for seconds, ticket in self.fine
+            ]
             rows.keep(
                 self.clip_id,
                 caption_coarse=usable(self.coarse, texts) if self.coarse else None,

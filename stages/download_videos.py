@@ -36,9 +36,20 @@ class DownloadVideos(DownloadSettings):
     version: ClassVar[int] = 2
     key: ClassVar[str] = "source_key"
     reads: ClassVar[tuple[str, ...]] = tuple(
-        f"sources.{column}" for column in (
-            "url", "path", "extractor", "video_id", "spans", "title", "category", "language",
-            "query", "caption", "extra", "captions?",
+        f"sources.{column}"
+        for column in (
+            "url",
+            "path",
+            "extractor",
+            "video_id",
+            "spans",
+            "title",
+            "category",
+            "language",
+            "query",
+            "caption",
+            "extra",
+            "captions?",
         )
     )
     writes: ClassVar[pa.Schema] = VIDEOS
@@ -66,8 +77,12 @@ class DownloadVideos(DownloadSettings):
                 pool.shutdown(wait=is_waited_for, cancel_futures=True)
 
     def _transform(
-        self, table: pa.Table, pool: ThreadPoolExecutor, downloader: Downloader,
-        store: MediaStore, workspace: Workspace,
+        self,
+        table: pa.Table,
+        pool: ThreadPoolExecutor,
+        downloader: Downloader,
+        store: MediaStore,
+        workspace: Workspace,
     ) -> pa.Table:
         rows = table.to_pylist()
         running = [pool.submit(downloader.bring, row) for row in rows]
@@ -82,7 +97,11 @@ class DownloadVideos(DownloadSettings):
         return out.table()
 
     def _settle(
-        self, row: dict[str, Any], future: Future[Media], out: Rows, store: MediaStore,
+        self,
+        row: dict[str, Any],
+        future: Future[Media],
+        out: Rows,
+        store: MediaStore,
         workspace: Workspace,
     ) -> None:
         key = row["source_key"]
@@ -130,8 +149,9 @@ def _columns(row: dict[str, Any], media: Media, path: str) -> dict[str, Any]:
         "sha256": media.sha256,
         "path": path,
         "downloaded_at": media.downloaded_at,
-        "subtitles": [{name: line[name] for name in line if name != "words"}
-                      for line in media.subtitles],
+        "subtitles": [
+            {name: line[name] for name in line if name != "words"} for line in media.subtitles
+        ],
         "spans": row["spans"],
         "extra": {**dict(row["extra"] or []), **media.notes},
         "starts_at_seconds": media.starts_at_seconds,
@@ -141,6 +161,8 @@ def _columns(row: dict[str, Any], media: Media, path: str) -> dict[str, Any]:
         "color_transfer": media.probe.color_transfer,
         "color_primaries": media.probe.color_primaries,
         "captions_given": row.get("captions"),
-        "failed_parts": [{"part": part, **failure, "at": datetime.fromisoformat(failure["at"])}
-                         for part, failure in media.failed_parts.items()],
+        "failed_parts": [
+            {"part": part, **failure, "at": datetime.fromisoformat(failure["at"])}
+            for part, failure in media.failed_parts.items()
+        ],
     }

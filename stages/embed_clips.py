@@ -45,7 +45,7 @@ class EmbedClips(EmbedderStage):
         ends = np.cumsum([len(clip or ()) for clip in frames])
         kept, seconds, vectors, failed = [], [], [], Rows(self)
         for key, clip, end in zip(keys, frames, ends, strict=True):
-            own = everything[end - len(clip or ()): end]
+            own = everything[end - len(clip or ()) : end]
             if not clip:
                 failed.fail(key, "bad_media", "no frame of this clip can be read")
             elif not np.isfinite(own).all():
@@ -55,7 +55,10 @@ class EmbedClips(EmbedderStage):
                 seconds.append([frame["seconds"] for frame in clip])
                 vectors.append(own)
         schema = self.table_schema
-        made = {"clip_id": pa.array(kept, pa.string()), "embeddings": as_column(vectors),
-                "embedding_seconds": pa.array(seconds, schema.field("embedding_seconds").type)}
+        made = {
+            "clip_id": pa.array(kept, pa.string()),
+            "embeddings": as_column(vectors),
+            "embedding_seconds": pa.array(seconds, schema.field("embedding_seconds").type),
+        }
         columns = [made[f.name] if f.name in made else pa.nulls(len(kept), f.type) for f in schema]
         return pa.concat_tables([pa.table(columns, schema=schema), failed.table()])

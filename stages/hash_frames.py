@@ -21,9 +21,10 @@ _SIDE = 32
 
 def _lowest_frequencies() -> tuple[np.ndarray, np.ndarray]:
     """Rows and columns of the HASH_BITS lowest frequencies after the constant one, by diagonals."""
-    order = sorted(((y, x) for y in range(_SIDE) for x in range(_SIDE)),
-                   key=lambda at: (at[0] + at[1], at[0]))
-    rows, columns = zip(*order[1: HASH_BITS + 1], strict=True)
+    order = sorted(
+        ((y, x) for y in range(_SIDE) for x in range(_SIDE)), key=lambda at: (at[0] + at[1], at[0])
+    )
+    rows, columns = zip(*order[1 : HASH_BITS + 1], strict=True)
     return np.array(rows), np.array(columns)
 
 
@@ -46,8 +47,10 @@ class HashFrames(Stage):
 
     frames_per_clip: int = Field(4, ge=1, le=64, description="frames to hash per clip")
     min_contrast: float = Field(
-        4.0, ge=0, description="grey levels of 0–255: a frame whose 32 × 32 averages have a lower "
-        "standard deviation counts as flat and gets no hash"
+        4.0,
+        ge=0,
+        description="grey levels of 0–255: a frame whose 32 × 32 averages have a lower "
+        "standard deviation counts as flat and gets no hash",
     )
 
     def frames_picked(self) -> tuple[FramePick, ...]:
@@ -74,15 +77,19 @@ class HashFrames(Stage):
         if all(found is None for found in hashes):
             what = "its only frame is" if len(hashes) == 1 else f"all {len(hashes)} frames are"
             reason = f"{what} flat: nothing to compare"
-        rows.keep(row["clip_id"], frame_hashes=None if reason else hashes,
-                  frame_hashes_reason=reason)
+        rows.keep(
+            row["clip_id"], frame_hashes=None if reason else hashes, frame_hashes_reason=reason
+        )
 
 
 def perceptual_hash(jpeg: bytes, min_contrast: float) -> int | None:
     """The hash of an image, None if it is flat; RowFailed `bad_media` if it can't be decoded."""
     # Half of the size is read straight from the JPEG's coefficients.
-    grey = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_REDUCED_GRAYSCALE_2
-                        ) if jpeg else None
+    grey = (
+        cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_REDUCED_GRAYSCALE_2)
+        if jpeg
+        else None
+    )
     if grey is None:
         raise RowFailed("bad_media", f"a kept frame of {len(jpeg or b'')} bytes cannot be decoded")
     small = cv2.resize(grey, (_SIDE, _SIDE), interpolation=cv2.INTER_AREA).astype(np.float32)

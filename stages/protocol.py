@@ -143,7 +143,8 @@ class Stage(BaseModel):
     def references(self) -> dict[str, ModelReference | DataFile]:
         """Every model and data file that the settings name, by setting."""
         return {
-            name: value for name in type(self).model_fields
+            name: value
+            for name in type(self).model_fields
             if isinstance(value := getattr(self, name), ModelReference | DataFile)
         }
 

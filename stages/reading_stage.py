@@ -16,16 +16,26 @@ class ReadingStage(Stage):
     """Reads each file in a separate process, within `limits`."""
 
     stall_seconds: float = resource(
-        STALL_SECONDS, gt=0, description="a file whose reading yields no frame or packet for this "
-        "long is a failure of kind crash")
+        STALL_SECONDS,
+        gt=0,
+        description="a file whose reading yields no frame or packet for this "
+        "long is a failure of kind crash",
+    )
     time_limit_seconds: float = resource(
-        TIME_LIMIT_SECONDS, gt=0, description="maximum time for reading one file")
+        TIME_LIMIT_SECONDS, gt=0, description="maximum time for reading one file"
+    )
     memory_limit_bytes: int = resource(
-        MEMORY_LIMIT_BYTES, ge=LEAST_MEMORY_BYTES, description="maximum memory for reading one "
-        "file, in a separate process; needs Linux")
+        MEMORY_LIMIT_BYTES,
+        ge=LEAST_MEMORY_BYTES,
+        description="maximum memory for reading one file, in a separate process; needs Linux",
+    )
 
     @property
     def limits(self) -> Limits:
         """The limits for reading one file, under the names of their settings."""
-        return Limits(self.stall_seconds, self.time_limit_seconds, self.memory_limit_bytes,
-                      settings_of=self.name)
+        return Limits(
+            self.stall_seconds,
+            self.time_limit_seconds,
+            self.memory_limit_bytes,
+            settings_of=self.name,
+        )

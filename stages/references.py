@@ -102,7 +102,8 @@ class DataFile(BaseModel):
             if not re.fullmatch(r"[0-9a-f]{64}", self.sha256 or ""):
                 raise ValueError(
                     "a file from the web needs its SHA-256, so that it is the same file "
-                    f"everywhere: {self.url}#sha256=… (64 digits, as `sha256sum` prints them)")
+                    f"everywhere: {self.url}#sha256=… (64 digits, as `sha256sum` prints them)"
+                )
         return self
 
     def __str__(self) -> str:
@@ -136,8 +137,11 @@ def _check_server(url: str) -> None:
     except httpx.InvalidURL as error:
         raise ValueError(f"the server's address is not a URL: {error}; {example}") from error
     labels = parsed.host.removesuffix(".").split(".")
-    if (parsed.scheme not in ("http", "https") or not all(0 < len(one) <= 63 for one in labels)
-            or not 0 < (parsed.port or 1) < 65536):
+    if (
+        parsed.scheme not in ("http", "https")
+        or not all(0 < len(one) <= 63 for one in labels)
+        or not 0 < (parsed.port or 1) < 65536
+    ):
         raise ValueError(f"the server's address is not usable: {url}; {example}")
 
 
@@ -175,8 +179,9 @@ class ModelReference(BaseModel):
         if self.server:
             _check_server(self.server)
             if not self.model:
-                raise ValueError("a server needs the model's name, e.g. "
-                                 "http://127.0.0.1:8000/v1#name")
+                raise ValueError(
+                    "a server needs the model's name, e.g. http://127.0.0.1:8000/v1#name"
+                )
         return self
 
     def __str__(self) -> str:

@@ -40,7 +40,9 @@ class ScanVideos(ReadingStage):
     version: ClassVar[int] = 3
     key: ClassVar[str] = "video_id"
     reads: ClassVar[tuple[str, ...]] = (
-        "download_videos.path", "download_videos.spans", "download_videos.extra?",
+        "download_videos.path",
+        "download_videos.spans",
+        "download_videos.extra?",
         *(f"download_videos.{name}?" for name in CLOCK_COLUMNS),
     )
     writes: ClassVar[pa.Schema] = SCANS
@@ -70,8 +72,10 @@ class ScanVideos(ReadingStage):
     def check_upstream(self, before: Mapping[str, Stage]) -> None:
         download = before.get("download_videos")
         if self.spans == "ignore" and getattr(download, "sections", False):
-            raise ValueError("boundaries must be auto or given if download_videos.sections is "
-                             "on: only the given spans of the videos are there")
+            raise ValueError(
+                "boundaries must be auto or given if download_videos.sections is "
+                "on: only the given spans of the videos are there"
+            )
 
     @contextmanager
     def open(self, workspace: Workspace) -> Iterator[Transform]:
@@ -110,8 +114,7 @@ class ScanVideos(ReadingStage):
             frame_quality=self.frame_quality,
             frames_per_second=self.frames_per_second,
             wanted=Wanted(
-                self.edges, self.kernel_size, self.histogram_bins,
-                self.hash_size, self.hash_lowpass,
+                self.edges, self.kernel_size, self.histogram_bins, self.hash_size, self.hash_lowpass
             ),
         )
 
@@ -132,5 +135,8 @@ def _require(path: Path) -> None:
     except OSError as error:
         problem = error.strerror
     if problem:
-        raise RowFailed("transient", f"{path}: {problem}; mount its disk, or put the "
-                        "file back, then retry the failures of kind transient")
+        raise RowFailed(
+            "transient",
+            f"{path}: {problem}; mount its disk, or put the "
+            "file back, then retry the failures of kind transient",
+        )

@@ -20,7 +20,9 @@ from clipmill.stages.protocol import Rows, Stage, Transform, Workspace
 from clipmill.stages.references import DataFile
 
 _OVER_FRAMES: dict[str, Callable[[np.ndarray], Any]] = {
-    "max": np.max, "mean": np.mean, "min": np.min,
+    "max": np.max,
+    "mean": np.mean,
+    "min": np.min,
 }
 
 

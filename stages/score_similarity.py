@@ -33,11 +33,13 @@ class ScoreSimilarity(EmbedderStage):
     score: ClassVar[str | None] = "similarity"
 
     embeddings: str = Field(
-        "embed_clips", description="label of the embed_clips whose embeddings are compared; it "
-        "must use the same model"
+        "embed_clips",
+        description="label of the embed_clips whose embeddings are compared; it "
+        "must use the same model",
     )
     caption: str = Field(
-        "summarize_captions.caption", pattern=r"^\w+\.\w+$",
+        "summarize_captions.caption",
+        pattern=r"^\w+\.\w+$",
         description="label.column of the text for similarity",
     )
     over_frames: Literal["direction", "cosine"] = Field(
@@ -46,7 +48,8 @@ class ScoreSimilarity(EmbedderStage):
         "the cosine of each (Data-Juicer, UMT-SIM)",
     )
     captions: str = Field(
-        "caption_frames", pattern=r"^\w+$",
+        "caption_frames",
+        pattern=r"^\w+$",
         description="label of the caption_frames for similarity_coarse and similarity_fine",
     )
 
@@ -73,8 +76,15 @@ class ScoreSimilarity(EmbedderStage):
 
     def _scored(self, batch: pa.Table, embedder: ClipEmbedder) -> pa.Table:
         keys = batch["clip_id"].to_pylist()
-        scales = list(zip(*(self._texts(batch, name, len(keys))
-                            for name in ("text", "caption_coarse", "captions_fine")), strict=True))
+        scales = list(
+            zip(
+                *(
+                    self._texts(batch, name, len(keys))
+                    for name in ("text", "caption_coarse", "captions_fine")
+                ),
+                strict=True,
+            )
+        )
         texts = list(dict.fromkeys(text for clip in scales for scale in clip for text in scale))
         vectors = dict(zip(texts, embedder.embed_texts(texts), strict=True))
         rows = Rows(self)
@@ -86,8 +96,13 @@ class ScoreSimilarity(EmbedderStage):
             # A cosine is linear in a frame of length 1: that of the plain mean is the mean of all.
             mean = frames.mean(axis=0) if self.over_frames == "cosine" else frame_mean(frames)
             summary, coarse, fine = (self._cosine(mean, scale, vectors) for scale in clip)
-            rows.keep(key, similarity=summary, similarity_coarse=coarse, similarity_fine=fine,
-                      similarity_reason=self._reason((summary, coarse, fine), clip))
+            rows.keep(
+                key,
+                similarity=summary,
+                similarity_coarse=coarse,
+                similarity_fine=fine,
+                similarity_reason=self._reason((summary, coarse, fine), clip),
+            )
         return rows.table()
 
     @staticmethod
@@ -116,12 +131,13 @@ class ScoreSimilarity(EmbedderStage):
         score = float((towards @ mean).mean())
         return score if np.isfinite(score) else None
 
-    def _reason(
-        self, scores: Sequence[float | None], texts: Sequence[list[str]]
-    ) -> str | None:
+    def _reason(self, scores: Sequence[float | None], texts: Sequence[list[str]]) -> str | None:
         names = ("similarity", "similarity_coarse", "similarity_fine")
-        lost = [name for name, score, scale in zip(names, scores, texts, strict=True)
-                if scale and score is None]
+        lost = [
+            name
+            for name, score, scale in zip(names, scores, texts, strict=True)
+            if scale and score is None
+        ]
         said = [f"{self.model} gave a score that is not finite ({', '.join(lost)})"] if lost else []
         if not texts[0]:
             said.insert(0, f"the clip has no {self.caption}")

@@ -32,12 +32,15 @@ class ScoreVideoSimilarity(Stage):
         description="an X-CLIP model of transformers: hub id or folder",
     )
     caption: str = Field(
-        "summarize_captions.caption", pattern=r"^\w+\.\w+$",
+        "summarize_captions.caption",
+        pattern=r"^\w+\.\w+$",
         description="label.column of the text to compare",
     )
     frames_per_clip: int = Field(
-        8, ge=1, description="frames to use per clip; if the model takes another number, "
-        "evenly spread ones are used"
+        8,
+        ge=1,
+        description="frames to use per clip; if the model takes another number, "
+        "evenly spread ones are used",
     )
     dtype: DType = Field(
         "auto",
@@ -45,8 +48,7 @@ class ScoreVideoSimilarity(Stage):
         "instructions for it, otherwise float32",
     )
     batch_clips: int = resource(
-        8, ge=1, description="clips per model call; halved when memory "
-        "runs out"
+        8, ge=1, description="clips per model call; halved when memory runs out"
     )
 
     def columns_read(self) -> tuple[str, ...]:
@@ -57,19 +59,26 @@ class ScoreVideoSimilarity(Stage):
 
     @contextmanager
     def open(self, workspace: Workspace) -> Iterator[Transform]:
-        model = VideoTextModel(self.model, setting=f"{self.name}.model", dtype=self.dtype,
-                               batch_clips=self.batch_clips)
+        model = VideoTextModel(
+            self.model, setting=f"{self.name}.model", dtype=self.dtype, batch_clips=self.batch_clips
+        )
 
         def transform(batch: pa.Table) -> pa.Table:
             rows = Rows(self)
             ready = [row for row in batch.to_pylist() if self._can_be_scored(row, rows)]
-            scores = model.cosines([[frame["jpeg"] for frame in row["frames"]] for row in ready],
-                                   [row["text"] for row in ready])
+            scores = model.cosines(
+                [[frame["jpeg"] for frame in row["frames"]] for row in ready],
+                [row["text"] for row in ready],
+            )
             for row, score in zip(ready, scores.tolist(), strict=True):
                 finite = bool(np.isfinite(score))
-                rows.keep(row["clip_id"], video_similarity=score if finite else None,
-                          video_similarity_reason=None if finite else
-                          f"{self.model} gave a score that is not finite")
+                rows.keep(
+                    row["clip_id"],
+                    video_similarity=score if finite else None,
+                    video_similarity_reason=None
+                    if finite
+                    else f"{self.model} gave a score that is not finite",
+                )
             return rows.table()
 
         yield transform

@@ -25,8 +25,10 @@ from clipmill.stages.reading_stage import ReadingStage
 from clipmill.stages.scan_videos import ScanVideos
 
 Detector = Literal["content", "adaptive", "threshold", "histogram", "hash"]
-_LENGTH_OF_TIME = re.compile(r"(?P<frames>\d+)|(?P<seconds>\d+(\.\d+)?)\s?s?"
-                             r"|(\d+:)?[0-5]?\d:[0-5]?\d(\.\d+)?")
+_LENGTH_OF_TIME = re.compile(
+    r"(?P<frames>\d+)|(?P<seconds>\d+(\.\d+)?)\s?s?"
+    r"|(\d+:)?[0-5]?\d:[0-5]?\d(\.\d+)?"
+)
 # The largest threshold that each detector's scores can pass.
 _MOST = {"content": 255.0, "adaptive": 255.0, "threshold": 255.0, "histogram": 1.0, "hash": 1.0}
 # What sums of decimal seconds may be off by.
@@ -125,8 +127,8 @@ class SplitClips(ReadingStage):
         True, description="threshold: cut if the video ends in a fade-out"
     )
     min_out_length: str = Field(
-        "0.1s", description="threshold: shortest faded-out time that counts, in the form of "
-                            "min_scene_len"
+        "0.1s",
+        description="threshold: shortest faded-out time that counts, in the form of min_scene_len",
     )
     bins: int = Field(128, ge=1, le=256, description="histogram: bins")
     size: int = Field(8, ge=1, le=256, description="hash: side of the hash")
@@ -140,19 +142,24 @@ class SplitClips(ReadingStage):
         None, gt=0, description="longest clip, seconds; longer ones are cut into equal parts"
     )
     max_hold_seconds: float | None = Field(
-        None, gt=0, description="a picture that stays longer than this ends its shot, seconds; "
+        None,
+        gt=0,
+        description="a picture that stays longer than this ends its shot, seconds; "
         "null lets pictures stay, as in screen recordings. A period with neither picture nor "
-        "sound always ends a shot"
+        "sound always ends a shot",
     )
     max_corrupt_share: float = Field(
-        0.1, ge=0, le=1, description="largest share of a clip's pictures that may be damaged or "
-        "lost, as in a broken or encrypted file; not known in exact mode"
+        0.1,
+        ge=0,
+        le=1,
+        description="largest share of a clip's pictures that may be damaged or "
+        "lost, as in a broken or encrypted file; not known in exact mode",
     )
     trim_start_seconds: float = Field(0.0, ge=0, description="cut off each shot's start, seconds")
     trim_end_seconds: float = Field(0.0, ge=0, description="cut off each shot's end, seconds")
     keep_frames: bool = Field(
-        True, description="keep frames for later stages; without them those stages seek in "
-        "the videos"
+        True,
+        description="keep frames for later stages; without them those stages seek in the videos",
     )
     frame_short_side: int = Field(384, ge=16, description="short side of kept frames, pixels")
     frame_quality: int = Field(90, ge=1, le=100, description="JPEG quality of kept frames")
@@ -190,8 +197,10 @@ class SplitClips(ReadingStage):
         if not any(self.weights) or not all(map(math.isfinite, self.weights)):
             raise ValueError("weights: expected numbers, at least one of them not 0")
         if self.threshold is not None and self.threshold > _MOST[self.detector]:
-            raise ValueError(f"threshold of {self.detector}: at most {_MOST[self.detector]:g}, "
-                             f"not {self.threshold:g}")
+            raise ValueError(
+                f"threshold of {self.detector}: at most {_MOST[self.detector]:g}, "
+                f"not {self.threshold:g}"
+            )
         if self.max_clip_seconds is not None and self.max_clip_seconds < self.min_clip_seconds:
             raise ValueError("max_clip_seconds must not be below min_clip_seconds")
         return self
@@ -258,8 +267,11 @@ class SplitClips(ReadingStage):
                 rules = [part.rule for parts in clips for part in parts if part.rule]
                 rule = max(set(rules), key=rules.count)
                 rows.reject(
-                    row["video_id"], rule, "its only shot gives no clip" if len(shots) == 1
-                    else f"none of {len(shots)} shots gives a clip"
+                    row["video_id"],
+                    rule,
+                    "its only shot gives no clip"
+                    if len(shots) == 1
+                    else f"none of {len(shots)} shots gives a clip",
                 )
         return {self.name: rows.table(), "shots": strict_table(shot_rows, SHOTS)}
 
@@ -277,16 +289,26 @@ class SplitClips(ReadingStage):
         edges = [0, *sorted({*cuts, *(i for i in ends if 0 < i < len(seconds))}), len(seconds)]
         times = [*(seconds[i] for i in edges[:-1]), row["end_seconds"]]
         return [
-            Part(times[i], ends.get(edges[i + 1], times[i + 1]), edges[i], edges[i + 1],
-                 row["caption_given"], captions=row.get("captions_given"))
+            Part(
+                times[i],
+                ends.get(edges[i + 1], times[i + 1]),
+                edges[i],
+                edges[i + 1],
+                row["caption_given"],
+                captions=row.get("captions_given"),
+            )
             for i in range(len(edges) - 1)
         ]
 
     def _early_ends(self, row: dict[str, Any]) -> dict[int, float]:
         """Frames before which there is nothing to be seen, with the time from which on."""
         seconds = row["seconds"]
-        ends = {bisect.bisect_left(seconds, hole["end_seconds"] - _SMALLEST_SECONDS):
-                hole["start_seconds"] for hole in row.get("holes") or ()}
+        ends = {
+            bisect.bisect_left(seconds, hole["end_seconds"] - _SMALLEST_SECONDS): hole[
+                "start_seconds"
+            ]
+            for hole in row.get("holes") or ()
+        }
         if (most := self.max_hold_seconds) is not None:
             after = [*seconds[1:], row["end_seconds"]]
             for number, (at, end) in enumerate(zip(seconds, after, strict=True), 1):
@@ -351,8 +373,9 @@ class SplitClips(ReadingStage):
             lost = sum(seconds not in given for seconds in inside)
             pictures = part.last - part.first + lost
             share = len(inside) / pictures if pictures else 0.0
-            rule = part.rule or ("split_clips.max_corrupt_share"
-                                 if share > self.max_corrupt_share else None)
+            rule = part.rule or (
+                "split_clips.max_corrupt_share" if share > self.max_corrupt_share else None
+            )
             counted.append(replace(part, rule=rule))
         return counted
 
@@ -380,7 +403,10 @@ def _equal_parts(part: Part, count: int, seconds: Sequence[float]) -> list[Part]
     times = [part.start_seconds, *(seconds[e] for e in edges[1:-1]), part.end_seconds]
     return [
         replace(
-            part, start_seconds=times[i], end_seconds=times[i + 1], first=edges[i],
+            part,
+            start_seconds=times[i],
+            end_seconds=times[i + 1],
+            first=edges[i],
             last=edges[i + 1],
         )
         for i in range(len(edges) - 1)
@@ -400,8 +426,12 @@ def _given_shot(row: dict[str, Any], span: dict[str, Any]) -> Part:
         start = seconds[first]
     empty = first >= last
     return Part(
-        end if start is None else start, end, first, last,
-        caption=span["caption"] or row["caption_given"], extra=span["extra"],
+        end if start is None else start,
+        end,
+        first,
+        last,
+        caption=span["caption"] or row["caption_given"],
+        extra=span["extra"],
         captions=span.get("captions") if span["caption"] else row.get("captions_given"),
         rule="split_clips.boundaries" if empty else None,
     )
@@ -463,15 +493,19 @@ def _clip_row(row: dict[str, Any], number: int, part: Part) -> dict[str, Any]:
         "captions_given": part.captions,
         "extra": part.extra,
         "tone_mapped": row.get("tone_mapped"),
-        "corrupt_frames": None if (times := row.get("corrupt_seconds")) is None
+        "corrupt_frames": None
+        if (times := row.get("corrupt_seconds")) is None
         else len(_inside(times, part)),
     }
 
 
 def _inside(times: Sequence[float], part: Part) -> Sequence[float]:
     """Those of the ascending times that lie in the part."""
-    return times[bisect.bisect_left(times, part.start_seconds - _SMALLEST_SECONDS):
-                 bisect.bisect_left(times, part.end_seconds - _SMALLEST_SECONDS)]
+    return times[
+        bisect.bisect_left(times, part.start_seconds - _SMALLEST_SECONDS) : bisect.bisect_left(
+            times, part.end_seconds - _SMALLEST_SECONDS
+        )
+    ]
 
 
 def _mean(values: Sequence[float]) -> float | None:

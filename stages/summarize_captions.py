@@ -28,9 +28,13 @@ _READS = {
     "fine_at": ("caption_frames.captions_fine", "split_clips.start_seconds"),
     "tags": ("tag_clips.tags?",),
     "title": ("download_videos.title?",),
-    "subtitles": ("download_videos.subtitles?", "download_videos.subtitle_words?",
-                  "download_videos.language?", "split_clips.start_seconds",
-                  "split_clips.end_seconds"),
+    "subtitles": (
+        "download_videos.subtitles?",
+        "download_videos.subtitle_words?",
+        "download_videos.language?",
+        "split_clips.start_seconds",
+        "split_clips.end_seconds",
+    ),
 }
 PROMPT_VARIABLES = tuple(_READS)
 
@@ -74,26 +78,29 @@ class SummarizeCaptions(GeneratingStage):
     min_new_tokens: int = Field(0, ge=0, description="shortest answer, in tokens")
     num_beams: int = Field(1, ge=1, description="beams of the beam search; 1 is greedy")
     no_repeat_ngram_size: int = Field(
-        0, ge=0, description="no run of this many tokens occurs twice in an answer; 0 turns this "
-                             "off"
+        0,
+        ge=0,
+        description="no run of this many tokens occurs twice in an answer; 0 turns this off",
     )
     max_prompt_tokens: int | None = Field(
-        None, ge=1,
+        None,
+        ge=1,
         description="longer prompts get fewer fine captions and subtitles, evenly thinned; by "
         "default the model's context (no limit for a server; there a token is counted "
         "as 4 characters)",
     )
     batch_texts: int = resource(
-        16, ge=1, description="prompts per model call; halved when memory "
-        "runs out"
+        16, ge=1, description="prompts per model call; halved when memory runs out"
     )
 
     @field_validator("prompt")
     @classmethod
     def _check_prompt(cls, template: str) -> str:
         if not variables_of(template, PROMPT_VARIABLES):
-            raise ValueError("every clip would get the same prompt: the template uses none of the "
-                             f"variables {', '.join(PROMPT_VARIABLES)}")
+            raise ValueError(
+                "every clip would get the same prompt: the template uses none of the "
+                f"variables {', '.join(PROMPT_VARIABLES)}"
+            )
         return template
 
     @model_validator(mode="after")
@@ -107,8 +114,9 @@ class SummarizeCaptions(GeneratingStage):
 
     def columns_read(self) -> tuple[str, ...]:
         """Reads only what the prompt uses: otherwise new tags would make old summaries stale."""
-        needed = [read for name in PROMPT_VARIABLES if name in self._variables
-                  for read in _READS[name]]
+        needed = [
+            read for name in PROMPT_VARIABLES if name in self._variables for read in _READS[name]
+        ]
         return tuple(dict.fromkeys(needed))
 
     def prompts(self) -> dict[str, str]:
@@ -116,13 +124,15 @@ class SummarizeCaptions(GeneratingStage):
 
     @property
     def _generation(self) -> Generation:
-        return Generation(self.max_new_tokens, self.min_new_tokens, self.num_beams,
-                          self.no_repeat_ngram_size)
+        return Generation(
+            self.max_new_tokens, self.min_new_tokens, self.num_beams, self.no_repeat_ngram_size
+        )
 
     @contextmanager
     def open(self, workspace: Workspace) -> Iterator[Transform]:
-        with open_text_model(self.model, self, "summarize_captions.model", self._generation,
-                             self.batch_texts) as model:
+        with open_text_model(
+            self.model, self, "summarize_captions.model", self._generation, self.batch_texts
+        ) as model:
             yield lambda table: self.transform(table, model)
 
     def transform(self, table: pa.Table, model: TextModel) -> pa.Table:
@@ -158,14 +168,19 @@ class SummarizeCaptions(GeneratingStage):
                 too_many = middle
         if fits:
             return self._render(material.thinned(fits))
-        raise RowFailed("model", f"the prompt takes {model.count_tokens(prompt)} tokens, more than "
-                        f"the {limit} allowed, and still does with a single fine caption")
+        raise RowFailed(
+            "model",
+            f"the prompt takes {model.count_tokens(prompt)} tokens, more than "
+            f"the {limit} allowed, and still does with a single fine caption",
+        )
 
     def _render(self, material: _Material) -> str:
         values = material.values()
         if not any(values[name] for name in self._variables):
-            raise RowFailed("model", "there is nothing to summarise: empty are "
-                            f"{', '.join(sorted(self._variables))}")
+            raise RowFailed(
+                "model",
+                f"there is nothing to summarise: empty are {', '.join(sorted(self._variables))}",
+            )
         try:
             return render(self.prompt, values)
         except ValueError as error:
@@ -176,8 +191,11 @@ class SummarizeCaptions(GeneratingStage):
             raise answer
         text = tidy(answer.text)
         if not answer.complete:
-            raise RowFailed("model", f"the answer was cut off at {self.max_new_tokens} tokens "
-                            f"(max_new_tokens): {shortened(tidy(answer.text) or answer.text)}")
+            raise RowFailed(
+                "model",
+                f"the answer was cut off at {self.max_new_tokens} tokens "
+                f"(max_new_tokens): {shortened(tidy(answer.text) or answer.text)}",
+            )
         if fault := fault_of(text):
             raise RowFailed("model", fault)
         return text
@@ -198,12 +216,19 @@ class _Material:
         start = row.get("start_seconds") or 0.0
         return cls(
             coarse=row.get("caption_coarse") or "",
-            fine=tuple((round(entry["seconds"] - start, 3), entry["text"])
-                       for entry in row.get("captions_fine") or [] if entry["text"]),
+            fine=tuple(
+                (round(entry["seconds"] - start, 3), entry["text"])
+                for entry in row.get("captions_fine") or []
+                if entry["text"]
+            ),
             tags=tuple(entry["tag"] for entry in row.get("tags") or []),
             title=row.get("title") or "",
-            subtitles=spoken(with_words(row.get("subtitles"), row.get("subtitle_words")), start,
-                             row.get("end_seconds"), row.get("language")),
+            subtitles=spoken(
+                with_words(row.get("subtitles"), row.get("subtitle_words")),
+                start,
+                row.get("end_seconds"),
+                row.get("language"),
+            ),
         )
 
     @property
@@ -212,8 +237,13 @@ class _Material:
 
     def thinned(self, lines: int) -> _Material:
         """With at most `lines` fine captions and as many subtitles, evenly spread."""
-        return _Material(self.coarse, spread(self.fine, lines), self.tags, self.title,
-                         spread(self.subtitles, lines))
+        return _Material(
+            self.coarse,
+            spread(self.fine, lines),
+            self.tags,
+            self.title,
+            spread(self.subtitles, lines),
+        )
 
     def values(self) -> dict[str, Any]:
         """The variables of the prompt."""

@@ -34,17 +34,20 @@ class TagClips(EmbedderStage):
     writes: ClassVar[pa.Schema] = TAGS
 
     vocabulary: DataFile | None = Field(
-        None, description="file of tags, one per line; by default the general list that is "
-        "included (stages/data/tags.txt)"
+        None,
+        description="file of tags, one per line; by default the general list that is "
+        "included (stages/data/tags.txt)",
     )
     templates: tuple[str, ...] = Field(
-        ("a photo of {tag}.",), min_length=1,
+        ("a photo of {tag}.",),
+        min_length=1,
         description="texts that represent a tag; {tag} is replaced by it",
     )
     top_k: int = Field(8, ge=1, description="maximum number of tags per clip")
     min_score: float = Field(
-        0.05, description="tags below this score are left out; adjust it for scores: cosine, "
-        "where CLIP gives 0.15–0.35"
+        0.05,
+        description="tags below this score are left out; adjust it for scores: cosine, "
+        "where CLIP gives 0.15–0.35",
     )
     scores: Literal["softmax", "cosine"] = Field("softmax", description="the kind of score")
     over_frames: Literal["mean", "max"] = Field(
@@ -52,8 +55,9 @@ class TagClips(EmbedderStage):
     )
     frames_per_clip: int = Field(4, ge=1, description="frames to use per clip")
     embeddings: str | None = Field(
-        None, description="label of an earlier embed_clips with the same model, whose "
-        "embeddings are reused, so that no frame is embedded twice"
+        None,
+        description="label of an earlier embed_clips with the same model, whose "
+        "embeddings are reused, so that no frame is embedded twice",
     )
 
     @field_validator("templates", mode="before")
@@ -88,8 +92,11 @@ class TagClips(EmbedderStage):
 
     @contextmanager
     def open(self, workspace: Workspace) -> Iterator[Transform]:
-        tags = read_vocabulary(local_file(self.vocabulary, setting="tag_clips.vocabulary")
-                               if self.vocabulary else SHIPPED_VOCABULARY)
+        tags = read_vocabulary(
+            local_file(self.vocabulary, setting="tag_clips.vocabulary")
+            if self.vocabulary
+            else SHIPPED_VOCABULARY
+        )
         embedder = self.load("text") if self.embeddings else self.load("image", "text")
         vectors = self._tag_vectors(tags, embedder)
 
@@ -125,8 +132,10 @@ class TagClips(EmbedderStage):
         frames = [clip or [] for clip in batch["frames"].to_pylist()]
         everything = embedder.embed_images([f["jpeg"] for clip in frames for f in clip])
         ends = np.cumsum([len(clip) for clip in frames])
-        return [everything[end - len(clip): end].astype(np.float64)
-                for clip, end in zip(frames, ends, strict=True)]
+        return [
+            everything[end - len(clip) : end].astype(np.float64)
+            for clip, end in zip(frames, ends, strict=True)
+        ]
 
     def _scores(self, cosines: np.ndarray, scale: float) -> np.ndarray:
         """Scores of the vocabulary, from cosines of shape (frames, tags)."""
@@ -134,14 +143,18 @@ class TagClips(EmbedderStage):
             logits = scale * (cosines - cosines.max(axis=1, keepdims=True))
             cosines = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
         scores: np.ndarray = (
-            cosines.mean(axis=0) if self.over_frames == "mean" else cosines.max(axis=0))
+            cosines.mean(axis=0) if self.over_frames == "mean" else cosines.max(axis=0)
+        )
         return scores
 
     def _best(self, tags: list[str], scores: np.ndarray) -> list[dict[str, Any]]:
         # A stable order, so that equal scores keep the vocabulary's.
         order = np.argsort(-scores, kind="stable")[: self.top_k]
-        return [{"tag": tags[i], "score": float(scores[i])} for i in order
-                if scores[i] >= self.min_score]
+        return [
+            {"tag": tags[i], "score": float(scores[i])}
+            for i in order
+            if scores[i] >= self.min_score
+        ]
 
 
 def read_vocabulary(path: Path) -> list[str]:
@@ -149,8 +162,10 @@ def read_vocabulary(path: Path) -> list[str]:
     try:
         lines = path.read_text("utf-8-sig").splitlines()
     except OSError as error:
-        raise UsageError(f"tag_clips.vocabulary: cannot read {path}: {error.strerror}; it should "
-                         "be a text file with one tag per line") from error
+        raise UsageError(
+            f"tag_clips.vocabulary: cannot read {path}: {error.strerror}; it should "
+            "be a text file with one tag per line"
+        ) from error
     tags = [line.partition("#")[0].strip() for line in lines]
     found = list(dict.fromkeys(tag for tag in tags if tag))
     if not found:

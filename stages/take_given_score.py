@@ -71,4 +71,5 @@ class TakeGivenScore(Stage):
         """Whether the clip is this span; a span without an end goes to the end of the video."""
         start, end = span["start_seconds"] or 0.0, span["end_seconds"]
         return abs(row["start_seconds"] - start) <= self.tolerance_seconds and (
-            end is None or abs(row["end_seconds"] - end) <= self.tolerance_seconds)
+            end is None or abs(row["end_seconds"] - end) <= self.tolerance_seconds
+        )

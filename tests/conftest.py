@@ -15,9 +15,19 @@ FILMS = 2
 
 # Whatever a user or a CI has set: what is printed is the same everywhere, loopback is asked
 # directly, and the only Ray cluster is the tests' own.
-for _name in ("COLUMNS", "LINES", "TERMINAL_WIDTH", "FORCE_COLOR", "PY_COLORS", "CLICOLOR_FORCE",
-              "TTY_COMPATIBLE", "TTY_INTERACTIVE", "GITHUB_ACTIONS", "RAY_ADDRESS",
-              *(f"{kind}_PROXY" for kind in ("HTTP", "HTTPS", "ALL", "NO"))):
+for _name in (
+    "COLUMNS",
+    "LINES",
+    "TERMINAL_WIDTH",
+    "FORCE_COLOR",
+    "PY_COLORS",
+    "CLICOLOR_FORCE",
+    "TTY_COMPATIBLE",
+    "TTY_INTERACTIVE",
+    "GITHUB_ACTIONS",
+    "RAY_ADDRESS",
+    *(f"{kind}_PROXY" for kind in ("HTTP", "HTTPS", "ALL", "NO")),
+):
     os.environ.pop(_name, None)
     os.environ.pop(_name.lower(), None)
 
@@ -29,8 +39,9 @@ for _signal in (signal.SIGHUP, signal.SIGQUIT):
 
 # `make test` says the same of the same tree, however slow the machine: the examples are drawn from
 # a fixed seed, and none is on the clock. `make test-slow` draws new ones each time.
-settings.register_profile("same", deadline=None, derandomize=True,
-                          suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile(
+    "same", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+)
 settings.register_profile("anew", settings.get_profile("same"), derandomize=False, print_blob=True)
 settings.load_profile("same")
 

@@ -15,8 +15,14 @@ from clipmill.stages.download_videos import DownloadVideos
 
 
 def make_video(
-    seconds: float = 2.0, size: tuple[int, int] = (64, 48), *, seed: int = 0,
-    container: str = "mp4", codec: str = "mpeg4", rotation: int = 0, options: dict | None = None,
+    seconds: float = 2.0,
+    size: tuple[int, int] = (64, 48),
+    *,
+    seed: int = 0,
+    container: str = "mp4",
+    codec: str = "mpeg4",
+    rotation: int = 0,
+    options: dict | None = None,
 ) -> bytes:
     """A small video of noise, so that it has some weight; 10 frames per second."""
     with tempfile.NamedTemporaryFile() as file:
@@ -46,7 +52,8 @@ def make_audio() -> bytes:
     with av.open(file, "w", format="mp4") as output:
         stream = output.add_stream("aac", rate=16000)
         frame = av.AudioFrame.from_ndarray(
-            np.zeros((1, 16000), dtype=np.float32), format="fltp", layout="mono")
+            np.zeros((1, 16000), dtype=np.float32), format="fltp", layout="mono"
+        )
         frame.sample_rate = 16000
         output.mux(stream.encode(frame))
         output.mux(stream.encode(None))
@@ -88,10 +95,16 @@ def add_home(put: Callable[..., None]) -> type:
 
 def stage(**settings) -> DownloadVideos:
     """The stage with rules that fit small videos, and no patience."""
-    return DownloadVideos(**{
-        "min_duration_seconds": 1, "min_height": 16, "backoff_seconds": 0.01, "retries": 2,
-        "timeout_seconds": 20, **settings,
-    })
+    return DownloadVideos(
+        **{
+            "min_duration_seconds": 1,
+            "min_height": 16,
+            "backoff_seconds": 0.01,
+            "retries": 2,
+            "timeout_seconds": 20,
+            **settings,
+        }
+    )
 
 
 def outcome(row: dict) -> str:

@@ -1,11 +1,11 @@
 """A web server that misbehaves on request, on loopback, with a log of what it was asked.
 
-    with serve() as server:
-        server.file("/a.mp4", data)                      # answers ranges, with an ETag
-        server.status("/b.mp4", 404)
-        server.script("/c.mp4", Busy(429, retry_after="0"), File(data))
-        download(server.url("/a.mp4"))
-        server.log                                       # [Request("GET", "/a.mp4", None, …)]
+with serve() as server:
+    server.file("/a.mp4", data)                      # answers ranges, with an ETag
+    server.status("/b.mp4", 404)
+    server.script("/c.mp4", Busy(429, retry_after="0"), File(data))
+    download(server.url("/a.mp4"))
+    server.log                                       # [Request("GET", "/a.mp4", None, …)]
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class File:
         tag = f'"{hashlib.sha256(self.data).hexdigest()[:16]}"'
         if handler.headers.get("If-Range") not in (None, tag):
             start = None
-        body = self.data[start or 0:]
+        body = self.data[start or 0 :]
         handler.send_response(200 if start is None else 206)
         handler.send_header("Content-Type", self.content_type)
         handler.send_header("Content-Length", str(len(body)))
@@ -63,7 +63,8 @@ class File:
             handler.send_header("ETag", tag)
         if start is not None:
             handler.send_header(
-                "Content-Range", f"bytes {start}-{len(self.data) - 1}/{len(self.data)}")
+                "Content-Range", f"bytes {start}-{len(self.data) - 1}/{len(self.data)}"
+            )
         handler.end_headers()
         handler.body(body)
 
@@ -209,10 +210,15 @@ class _Handler(BaseHTTPRequestHandler):
     trickle: Trickle | None = None
 
     def do_GET(self) -> None:
-        self.server.log.append(Request(
-            self.command, self.path, self.headers.get("Range"), dict(self.headers),
-            time.monotonic(),
-        ))
+        self.server.log.append(
+            Request(
+                self.command,
+                self.path,
+                self.headers.get("Range"),
+                dict(self.headers),
+                time.monotonic(),
+            )
+        )
         self.cut_after = self.trickle = None
         with contextlib.suppress(ConnectionError, TimeoutError):
             self.server.next_behaviour(self.path.partition("?")[0]).answer(self)
@@ -229,7 +235,8 @@ class _Handler(BaseHTTPRequestHandler):
         if self.trickle is not None:
             for start in range(0, len(data), self.trickle.piece_bytes):
                 self.trickle.sent.append(
-                    self.wfile.write(data[start : start + self.trickle.piece_bytes]))
+                    self.wfile.write(data[start : start + self.trickle.piece_bytes])
+                )
                 if self.server.stopping.wait(self.trickle.pause_seconds):
                     return
             return
@@ -300,8 +307,9 @@ class Site:
 
     def asked(self, path: str, method: str = "GET") -> list[Request]:
         """The requests for one path."""
-        return [request for request in self.log
-                if request.path == path and request.method == method]
+        return [
+            request for request in self.log if request.path == path and request.method == method
+        ]
 
     def url(self, path: str) -> str:
         return self.address + path

@@ -62,8 +62,15 @@ def declared(parameters: bytes, width: int, height: int) -> bytes:
     bits.golomb(), bits.golomb()
     # Frames only, direct inference as it was, no cropping, no usage information.
     flags = bits.fixed(2)
-    return _bytes(head + "".join(map(_golomb, fields)) + gaps + _golomb(width // 16 - 1)
-                  + _golomb(height // 16 - 1) + flags + "00")
+    return _bytes(
+        head
+        + "".join(map(_golomb, fields))
+        + gaps
+        + _golomb(width // 16 - 1)
+        + _golomb(height // 16 - 1)
+        + flags
+        + "00"
+    )
 
 
 def huge_h264(path: Path, width: int, height: int) -> None:

@@ -157,7 +157,10 @@ def many_parts(path: Path, count: int, size: int) -> Iterator[bytes]:
 
 
 def cut_and_die(
-    path: Path, requests: Sequence[CutRequest], options: CutOptions, starts_at_seconds: float,
+    path: Path,
+    requests: Sequence[CutRequest],
+    options: CutOptions,
+    starts_at_seconds: float,
     is_sound: bool,
 ) -> Iterator[CutResult]:
     """Cuts as it should and dies at `c2`: in the middle of its file, and once if `once` is there.
@@ -169,10 +172,12 @@ def cut_and_die(
     folder = requests[0].target.parent
     with open(folder / "asked", "a") as asked:
         asked.write(" ".join(request.clip_id for request in requests) + "\n")
-    for result in cut_clips(path, requests, options, starts_at_seconds=starts_at_seconds,
-                            is_sound=is_sound):
-        if result.clip_id == "c2" and (not (folder / "once").exists()
-                                       or len((folder / "asked").read_text().split("\n")) == 2):
+    for result in cut_clips(
+        path, requests, options, starts_at_seconds=starts_at_seconds, is_sound=is_sound
+    ):
+        if result.clip_id == "c2" and (
+            not (folder / "once").exists() or len((folder / "asked").read_text().split("\n")) == 2
+        ):
             (folder / ".c2.mp4.12345678.part").write_bytes(b"half a clip")
             os.kill(os.getpid(), signal.SIGSEGV)
         yield result

@@ -117,8 +117,11 @@ def render(
         for scene, count in zip(scenes, frame_counts(scenes, rate), strict=True):
             for at in range(count):
                 image = draw(scene, at, count, size)
-                frame = (av.VideoFrame.from_ndarray(image, "rgb24").reformat(format=pixels)
-                         if frame_of is None else frame_of(image))
+                frame = (
+                    av.VideoFrame.from_ndarray(image, "rgb24").reformat(format=pixels)
+                    if frame_of is None
+                    else frame_of(image)
+                )
                 frame.pts, frame.time_base = stamp, time_base
                 times.append(float(stamp * time_base))
                 stamp += ticks * (3 if uneven and number % 3 == 2 else 1)

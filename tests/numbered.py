@@ -69,12 +69,15 @@ def render_numbered(
     """
     time_base = Fraction(1, rate * 512)
     times: list[float] = []
-    given = {"libx264": {"preset": "veryfast", "bf": "3"},
-             "libvpx": {"deadline": "realtime", "cpu-used": "8"},
-             "libvpx-vp9": {"deadline": "realtime", "cpu-used": "8"}}.get(codec, {})
+    given = {
+        "libx264": {"preset": "veryfast", "bf": "3"},
+        "libvpx": {"deadline": "realtime", "cpu-used": "8"},
+        "libvpx-vp9": {"deadline": "realtime", "cpu-used": "8"},
+    }.get(codec, {})
     with av.open(f"file:{path}", "w") as output:
-        stream = output.add_stream(codec, rate=rate, options={
-            "g": str(keyframes), **given, **(options or {})})
+        stream = output.add_stream(
+            codec, rate=rate, options={"g": str(keyframes), **given, **(options or {})}
+        )
         turns = rotation // 90
         stream.width, stream.height = size[::-1] if turns % 2 else size
         stream.pix_fmt = pixels
@@ -92,8 +95,10 @@ def render_numbered(
             image = np.ascontiguousarray(np.rot90(picture(number, size), -turns))
             frame = av.VideoFrame.from_ndarray(image, "rgb24")
             frame = frame.reformat(format=pixels)
-            frame.pts, frame.time_base = stamp // 512 if plain else stamp, (
-                Fraction(1, rate) if plain else time_base)
+            frame.pts, frame.time_base = (
+                stamp // 512 if plain else stamp,
+                (Fraction(1, rate) if plain else time_base),
+            )
             times.append(float(stamp * time_base))
             stamp += 512 * (3 if uneven and number % 3 == 2 else 1)
             output.mux(stream.encode(frame))
@@ -108,8 +113,12 @@ def _add_bursts(output, sound, start_seconds: float, end_seconds: float) -> None
     within = (at / SOUND_RATE) % 1.0
     loud = (within >= BURST_AT) & (within < BURST_AT + BURST_SECONDS)
     samples = (np.sin(at / SOUND_RATE * 2 * np.pi * 1000) * 0.5 * loud).astype(np.float32)
-    resampler = av.AudioResampler(format=sound.codec_context.format, layout="mono",
-                                  rate=SOUND_RATE, frame_size=sound.codec_context.frame_size)
+    resampler = av.AudioResampler(
+        format=sound.codec_context.format,
+        layout="mono",
+        rate=SOUND_RATE,
+        frame_size=sound.codec_context.frame_size,
+    )
     for begin in range(0, len(samples), 1024):
         part = samples[None, begin : begin + 1024]
         frame = av.AudioFrame.from_ndarray(part, format="fltp", layout="mono")

@@ -32,17 +32,33 @@ def _rendered(codec: str, options: dict[str, str] | None = None, **more: Any) ->
 
 def _copied(of: str, *options: str, before: tuple[str, ...] = ()) -> Callable:
     """Another file's packets, through ffmpeg with these options for the output and the input."""
+
     def make(path: Path) -> None:
         source = render_odd(of, path.parent)
-        subprocess.run([imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-y", *before, "-i",
-                        str(source), "-c", "copy", *options, str(path)],
-                       check=True, stdin=subprocess.DEVNULL)
+        subprocess.run(
+            [
+                imageio_ffmpeg.get_ffmpeg_exe(),
+                "-v",
+                "error",
+                "-y",
+                *before,
+                "-i",
+                str(source),
+                "-c",
+                "copy",
+                *options,
+                str(path),
+            ],
+            check=True,
+            stdin=subprocess.DEVNULL,
+        )
 
     return make
 
 
 def _without_key_table(of: str) -> Callable:
     """An mp4 file in which all packets count as key frames."""
+
     def make(path: Path) -> None:
         content = bytearray(render_odd(of, path.parent).read_bytes())
         at = content.index(b"stss")
@@ -68,7 +84,8 @@ FILES: dict[str, Callable[[Path], None]] = {
     "x264_refresh.ts": _rendered("libx264", _REFRESH),
     "x264_refresh_part.ts": _copied("x264_refresh.ts", before=("-ss", "2.5")),
     "x264_refresh_b.mp4": _rendered(
-        "libx264", {"x264-params": "intra-refresh=1:keyint=60:bframes=2"}),
+        "libx264", {"x264-params": "intra-refresh=1:keyint=60:bframes=2"}
+    ),
     "x264_no_key_table.mp4": _without_key_table("x264.mp4"),
     "x264.flv": _rendered("libx264"),
     "x264.avi": _copied("x264.mp4"),
@@ -80,10 +97,10 @@ FILES: dict[str, Callable[[Path], None]] = {
     "x265_open.ts": _copied("x265_open.mp4"),
     "x265_open_edited.mp4": _copied("x265_open.mp4", before=("-ss", "1.5")),
     "x265_leading.mp4": _rendered(
-        "libx265", {"x265-params": "log-level=none:keyint=30:min-keyint=30:open-gop=0:radl=2:"
-                                   "bframes=3"}),
-    "x265_refresh.mp4": _rendered(
-        "libx265", {"x265-params": f"{_X265}:intra-refresh=1:bframes=0"}),
+        "libx265",
+        {"x265-params": "log-level=none:keyint=30:min-keyint=30:open-gop=0:radl=2:bframes=3"},
+    ),
+    "x265_refresh.mp4": _rendered("libx265", {"x265-params": f"{_X265}:intra-refresh=1:bframes=0"}),
     "x265_no_key_table.mp4": _without_key_table("x265.mp4"),
     "vp8.webm": _rendered("libvpx", _ALT_REF),
     "vp9.webm": _rendered("libvpx-vp9", _ALT_REF),
@@ -92,13 +109,24 @@ FILES: dict[str, Callable[[Path], None]] = {
     "flv1.flv": _rendered("flv"),
     "wmv2.asf": _rendered("wmv2"),
     "msmpeg4.avi": _rendered("msmpeg4"),
-    **{f"{codec}.{suffix}": _rendered(codec, _B_FRAMES, keyframes=12)
-       for codec in ("mpeg2video", "mpeg4") for suffix in ("mp4", "mkv", "ts", "avi")},
+    **{
+        f"{codec}.{suffix}": _rendered(codec, _B_FRAMES, keyframes=12)
+        for codec in ("mpeg2video", "mpeg4")
+        for suffix in ("mp4", "mkv", "ts", "avi")
+    },
     "mpeg2video.mpg": _rendered("mpeg2video", _B_FRAMES, keyframes=12),
 }
-READ_BY_DECORD = frozenset((
-    "x264.mp4", "x264_uneven.mkv", "x265.mp4", "x265_refresh.mp4", "vp8.webm", "vp9.webm",
-    "vp9.mp4"))
+READ_BY_DECORD = frozenset(
+    (
+        "x264.mp4",
+        "x264_uneven.mkv",
+        "x265.mp4",
+        "x265_refresh.mp4",
+        "vp8.webm",
+        "vp9.webm",
+        "vp9.mp4",
+    )
+)
 """The files in which decord counts right; all others must go another way."""
 
 

@@ -32,8 +32,11 @@ def text_of(request: dict[str, Any]) -> str:
 
 
 def completion(text: str | None, finish_reason: str = "stop") -> bytes:
-    choice = {"index": 0, "message": {"role": "assistant", "content": text},
-              "finish_reason": finish_reason}
+    choice = {
+        "index": 0,
+        "message": {"role": "assistant", "content": text},
+        "finish_reason": finish_reason,
+    }
     return json.dumps({"object": "chat.completion", "choices": [choice]}).encode()
 
 
@@ -94,8 +97,7 @@ def openai_server(
                 stand_in.most_at_once = max(stand_in.most_at_once, at_once)
                 stand_in.requests.append({"path": self.path, **request})
                 stand_in.headers.append(dict(self.headers))
-                misdeed = (stand_in.misdeeds.pop(0) if stand_in.misdeeds
-                           else stand_in.always)
+                misdeed = stand_in.misdeeds.pop(0) if stand_in.misdeeds else stand_in.always
             text = None
             try:
                 if misdeed is None:

@@ -16,7 +16,8 @@ OUTCOME = ("rejection", "error")
 
 
 def source_table(
-    path: Path | str, spans: Sequence[tuple[float, float]] | None = None,
+    path: Path | str,
+    spans: Sequence[tuple[float, float]] | None = None,
     extra: dict[str, str] | None = None,
 ) -> pa.Table:
     given = None
@@ -66,8 +67,11 @@ def split(
 
 
 def run(
-    path: Path, tmp_path: Path, spans: Sequence[tuple[float, float]] | None = None,
-    extra: dict[str, str] | None = None, **settings: Any,
+    path: Path,
+    tmp_path: Path,
+    spans: Sequence[tuple[float, float]] | None = None,
+    extra: dict[str, str] | None = None,
+    **settings: Any,
 ) -> dict[str, list[dict[str, Any]]]:
     """Both steps; every table as a list of rows."""
     workspace = Workspace(tmp_path, tmp_path)

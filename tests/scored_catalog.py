@@ -32,34 +32,59 @@ class Made:
 
     @property
     def schema(self) -> pa.Schema:
-        built_in = {"score_aesthetic": tables.AESTHETIC, "score_similarity": tables.SIMILARITY,
-                    "take_given_score": tables.GIVEN_SCORE, "embed_clips": tables.EMBEDDINGS,
-                    "score_video_similarity": tables.VIDEO_SIMILARITY}
+        built_in = {
+            "score_aesthetic": tables.AESTHETIC,
+            "score_similarity": tables.SIMILARITY,
+            "take_given_score": tables.GIVEN_SCORE,
+            "embed_clips": tables.EMBEDDINGS,
+            "score_video_similarity": tables.VIDEO_SIMILARITY,
+        }
         return built_in.get(self.stage, tables.clip_table((self.score or "x", pa.float64())))
 
     @property
     def score(self) -> str | None:
-        known = {"score_aesthetic": "aesthetic", "score_similarity": "similarity",
-                 "take_given_score": "given_score", "embed_clips": None,
-                 "score_video_similarity": "video_similarity"}
+        known = {
+            "score_aesthetic": "aesthetic",
+            "score_similarity": "similarity",
+            "take_given_score": "given_score",
+            "embed_clips": None,
+            "score_video_similarity": "video_similarity",
+        }
         return known.get(self.stage, "measured")
 
 
-def embeddings(label: str = "embed_clips", model: str = "open_clip:ViT-L-14/openai",
-               frames: int = 4) -> Made:
-    return Made(label, "embed_clips", settings={"frames_per_clip": frames},
-                models={"model": model})
+def embeddings(
+    label: str = "embed_clips", model: str = "open_clip:ViT-L-14/openai", frames: int = 4
+) -> Made:
+    return Made(label, "embed_clips", settings={"frames_per_clip": frames}, models={"model": model})
 
 
-def aesthetic(label: str = "score_aesthetic", *, head: str = HEAD_V2, over: str = "max",
-              reads: str = "embed_clips", column: str = "aesthetic") -> Made:
-    return Made(label, "score_aesthetic", column, {"over_frames": over, "embeddings": reads},
-                {"head": head}, reads)
+def aesthetic(
+    label: str = "score_aesthetic",
+    *,
+    head: str = HEAD_V2,
+    over: str = "max",
+    reads: str = "embed_clips",
+    column: str = "aesthetic",
+) -> Made:
+    return Made(
+        label,
+        "score_aesthetic",
+        column,
+        {"over_frames": over, "embeddings": reads},
+        {"head": head},
+        reads,
+    )
 
 
-def similarity(label: str = "score_similarity", *, model: str = "open_clip:ViT-L-14/openai",
-               over: str = "direction", reads: str = "embed_clips",
-               column: str = "similarity") -> Made:
+def similarity(
+    label: str = "score_similarity",
+    *,
+    model: str = "open_clip:ViT-L-14/openai",
+    over: str = "direction",
+    reads: str = "embed_clips",
+    column: str = "similarity",
+) -> Made:
     settings = {"over_frames": over, "embeddings": reads, "caption": "summarize_captions.caption"}
     return Made(label, "score_similarity", column, settings, {"model": model}, reads)
 
@@ -94,7 +119,10 @@ class Clip:
 
 
 def random_clips(
-    count: int, columns: Mapping[str, tuple[float, float]], *, seed: int = 5,
+    count: int,
+    columns: Mapping[str, tuple[float, float]],
+    *,
+    seed: int = 5,
     seconds: tuple[float, float] = (1.0, 20.0),
 ) -> list[Clip]:
     """Clips of videos of very different sizes; one value in 9 of each column is missing."""
@@ -104,8 +132,10 @@ def random_clips(
         video, start = f"generic-v{number}", 0.0
         for _ in range(min(draw.choice([1, 1, 2, 3, 5, 12]), count - len(clips))):
             end = round(start + draw.uniform(*seconds), 3)
-            values = {name: None if draw.random() < 1 / 9 else round(draw.uniform(*span), 6)
-                      for name, span in columns.items()}
+            values = {
+                name: None if draw.random() < 1 / 9 else round(draw.uniform(*span), 6)
+                for name, span in columns.items()
+            }
             clips.append(Clip(video, start, end, values=values))
             start = end
         number += 1
@@ -113,42 +143,101 @@ def random_clips(
 
 
 def build(
-    dataset: Path, clips: Sequence[Clip], made: Sequence[Made], *,
-    videos: Mapping[str, Mapping[str, Any]] | None = None, shards: int = 3,
+    dataset: Path,
+    clips: Sequence[Clip],
+    made: Sequence[Made],
+    *,
+    videos: Mapping[str, Mapping[str, Any]] | None = None,
+    shards: int = 3,
 ) -> Path:
     """Writes the dataset; `videos` gives further columns of some videos by id."""
     names = list(dict.fromkeys(clip.video for clip in clips))
     for number in range(shards):
         shard, own_videos = f"{number:06d}", set(names[number::shards])
         here = [clip for clip in clips if clip.video in own_videos]
-        _write(dataset, "download_videos", shard, tables.VIDEOS, [
-            {"source_key": source_key(f"https://media.example/{name}"), "video_id": name,
-             "url": f"https://media.example/{name}", "duration_seconds": 60.0,
-             "width": 1280, "height": 720, "fps": 25.0, **(videos or {}).get(name, {})}
-            for name in names[number::shards]])
-        _write(dataset, "split_clips", shard, tables.CLIPS, [
-            {"video_id": clip.video, "clip_id": clip.id, "start_seconds": clip.start,
-             "end_seconds": clip.end, "duration_seconds": clip.seconds, "fps": 25.0,
-             "width": 1280, "height": 720, "motion": 1.0, "sharpness": 1.0, "brightness": 1.0}
-            for clip in here])
-        _write(dataset, "summarize_captions", shard, tables.SUMMARIES,
-               [{"clip_id": clip.id, "caption": clip.caption} for clip in here])
+        _write(
+            dataset,
+            "download_videos",
+            shard,
+            tables.VIDEOS,
+            [
+                {
+                    "source_key": source_key(f"https://media.example/{name}"),
+                    "video_id": name,
+                    "url": f"https://media.example/{name}",
+                    "duration_seconds": 60.0,
+                    "width": 1280,
+                    "height": 720,
+                    "fps": 25.0,
+                    **(videos or {}).get(name, {}),
+                }
+                for name in names[number::shards]
+            ],
+        )
+        _write(
+            dataset,
+            "split_clips",
+            shard,
+            tables.CLIPS,
+            [
+                {
+                    "video_id": clip.video,
+                    "clip_id": clip.id,
+                    "start_seconds": clip.start,
+                    "end_seconds": clip.end,
+                    "duration_seconds": clip.seconds,
+                    "fps": 25.0,
+                    "width": 1280,
+                    "height": 720,
+                    "motion": 1.0,
+                    "sharpness": 1.0,
+                    "brightness": 1.0,
+                }
+                for clip in here
+            ],
+        )
+        _write(
+            dataset,
+            "summarize_captions",
+            shard,
+            tables.SUMMARIES,
+            [{"clip_id": clip.id, "caption": clip.caption} for clip in here],
+        )
         for stage in made:
-            rows = ([{"clip_id": clip.id, "embeddings": clip.vectors or [[1.0, 0.0]]}
-                     for clip in here] if stage.stage == "embed_clips" else
-                    [{"clip_id": clip.id, stage.score: clip.values[stage.column]}
-                     for clip in here])
+            rows = (
+                [{"clip_id": clip.id, "embeddings": clip.vectors or [[1.0, 0.0]]} for clip in here]
+                if stage.stage == "embed_clips"
+                else [{"clip_id": clip.id, stage.score: clip.values[stage.column]} for clip in here]
+            )
             _write(dataset, stage.label, shard, stage.schema, rows)
-    write_run(dataset, {
-        "run_id": "r1", "started_at": START.isoformat(), "finished_at": START.isoformat(),
-        "recipe": {"stages": {}}, "recipe_name": "built", "code_version": "0", "state": "done",
-        "engine": "local", "stages": [
-            _record(Made("download_videos", "download_videos"), tables.VIDEOS, []),
-            _record(Made("split_clips", "split_clips"), tables.CLIPS, ["download_videos"]),
-            _record(Made("summarize_captions", "summarize_captions"), tables.SUMMARIES,
-                    ["split_clips"]),
-            *(_record(stage, stage.schema, ["split_clips", *([stage.reads] * bool(stage.reads))])
-              for stage in made)]})
+    write_run(
+        dataset,
+        {
+            "run_id": "r1",
+            "started_at": START.isoformat(),
+            "finished_at": START.isoformat(),
+            "recipe": {"stages": {}},
+            "recipe_name": "built",
+            "code_version": "0",
+            "state": "done",
+            "engine": "local",
+            "stages": [
+                _record(Made("download_videos", "download_videos"), tables.VIDEOS, []),
+                _record(Made("split_clips", "split_clips"), tables.CLIPS, ["download_videos"]),
+                _record(
+                    Made("summarize_captions", "summarize_captions"),
+                    tables.SUMMARIES,
+                    ["split_clips"],
+                ),
+                *(
+                    _record(
+                        stage, stage.schema, ["split_clips", *([stage.reads] * bool(stage.reads))]
+                    )
+                    for stage in made
+                ),
+            ],
+        },
+    )
     return dataset
 
 
@@ -157,12 +246,27 @@ def _write(dataset: Path, label: str, shard: str, schema: pa.Schema, rows: list[
 
 
 def _record(stage: Made, schema: pa.Schema, upstream: list[str]) -> dict[str, Any]:
-    step = {"step": stage.label, "key": schema.names[0], "fingerprint": f"{stage.label}-1",
-            "upstream": upstream, "tables": {stage.label: f"{stage.label}/{stage.label}-1"},
-            "schema_columns": schema.names}
-    models = {name: {"reference": place, "revision": None, "identity": f"sha256:{place[-6:]}"}
-              for name, place in stage.models.items()}
+    step = {
+        "step": stage.label,
+        "key": schema.names[0],
+        "fingerprint": f"{stage.label}-1",
+        "upstream": upstream,
+        "tables": {stage.label: f"{stage.label}/{stage.label}-1"},
+        "schema_columns": schema.names,
+    }
+    models = {
+        name: {"reference": place, "revision": None, "identity": f"sha256:{place[-6:]}"}
+        for name, place in stage.models.items()
+    }
     is_scorer = stage.label not in ("download_videos", "split_clips", "summarize_captions")
-    return {"stage": stage.label, "name": stage.stage, "key": schema.names[0], "steps": [step],
-            "score": stage.score if is_scorer else None, "reads": [], "prompts": {},
-            "settings": dict(stage.settings), "models": models}
+    return {
+        "stage": stage.label,
+        "name": stage.stage,
+        "key": schema.names[0],
+        "steps": [step],
+        "score": stage.score if is_scorer else None,
+        "reads": [],
+        "prompts": {},
+        "settings": dict(stage.settings),
+        "models": models,
+    }

@@ -229,8 +229,13 @@ def _video_row(key: str, video: str, g: int) -> dict[str, Any]:
         "path": f"media/{video}.mp4",
         "downloaded_at": START + timedelta(seconds=g),
         "subtitles": [
-            {"start_seconds": 0.0, "end_seconds": 2.0, "text": "Hello", "language": "en",
-             "automatic": g % 2 == 0}
+            {
+                "start_seconds": 0.0,
+                "end_seconds": 2.0,
+                "text": "Hello",
+                "language": "en",
+                "automatic": g % 2 == 0,
+            }
         ],
     }
 
@@ -259,8 +264,12 @@ def build_dataset(
             _add_video(writer, truth, shard, g, clips, embed)
         known = f"https://media.example/known{s}.mp4"
         sources.append(
-            {"source_key": source_key(known), "position": -1, "url": known,
-             "rejection": {"rule": "exclude_ids", "detail": "in known.txt"}}
+            {
+                "source_key": source_key(known),
+                "position": -1,
+                "url": known,
+                "rejection": {"rule": "exclude_ids", "detail": "in known.txt"},
+            }
         )
         truth.counts["ingest"].update(kept=videos, rejected=1)
         (path / "sources").mkdir(parents=True, exist_ok=True)
@@ -311,8 +320,15 @@ def _add_split(
     w.add(
         "scan_videos",
         shard,
-        {"video_id": video, "width": 1280, "height": 720, "fps": 25.0, "source_frames": frames,
-         "decoded_frames": frames, "end_seconds": 60.0 + g},
+        {
+            "video_id": video,
+            "width": 1280,
+            "height": 720,
+            "fps": 25.0,
+            "source_frames": frames,
+            "decoded_frames": frames,
+            "end_seconds": 60.0 + g,
+        },
     )
     truth.source_frames += frames
     truth.decoded_frames += frames
@@ -337,17 +353,33 @@ def _add_clip(
     w.add(
         "split_clips",
         shard,
-        {"video_id": video, "clip_id": clip, "shot": c, "start_seconds": start,
-         "end_seconds": end, "duration_seconds": end - start, "start_frame": round(start * 25),
-         "end_frame": round(end * 25), "fps": 25.0, "width": 1280, "height": 720,
-         "motion": (h % 50) / 10, "motion_max": 5.0, "sharpness": 0.5, "brightness": 0.4},
+        {
+            "video_id": video,
+            "clip_id": clip,
+            "shot": c,
+            "start_seconds": start,
+            "end_seconds": end,
+            "duration_seconds": end - start,
+            "start_frame": round(start * 25),
+            "end_frame": round(end * 25),
+            "fps": 25.0,
+            "width": 1280,
+            "height": 720,
+            "motion": (h % 50) / 10,
+            "motion_max": 5.0,
+            "sharpness": 0.5,
+            "brightness": 0.4,
+        },
     )
     w.add("tag_clips", shard, {"clip_id": clip, "tags": [{"tag": "dog", "score": 0.75}]})
     count["tag_clips"]["kept"] += 1
     if embed:
         vectors = [[1.0, 0.5, -0.25, 0.0], [0.0, 1.0, 0.0, h % 8 / 8]]
-        w.add("embed_clips", shard,
-              {"clip_id": clip, "embeddings": vectors, "embedding_seconds": [start, end]})
+        w.add(
+            "embed_clips",
+            shard,
+            {"clip_id": clip, "embeddings": vectors, "embedding_seconds": [start, end]},
+        )
         count["embed_clips"]["kept"] += 1
         for step, number in (("score_aesthetic", 4 + h % 3), ("aesthetic_v1", 5 + h % 2)):
             w.add(step, shard, {"clip_id": clip, "aesthetic": number})
@@ -362,8 +394,15 @@ def _add_clip(
     w.add(
         "caption_frames",
         shard,
-        {"clip_id": clip, "caption_coarse": f"a dog numbered {h}", "coarse_seconds": start + 0.5,
-         "captions_fine": [{"seconds": start, "text": "a dog"}, {"seconds": end, "text": "runs"}]},
+        {
+            "clip_id": clip,
+            "caption_coarse": f"a dog numbered {h}",
+            "coarse_seconds": start + 0.5,
+            "captions_fine": [
+                {"seconds": start, "text": "a dog"},
+                {"seconds": end, "text": "runs"},
+            ],
+        },
     )
     count["caption_frames"]["kept"] += 1
     w.add("summarize_captions", shard, {"clip_id": clip, "caption": f"A dog, number {h}, runs."})
@@ -375,8 +414,11 @@ def _add_clip(
         w.add(
             "score_similarity",
             shard,
-            {"clip_id": clip, "similarity": None if missing else 0.1 + (h % 30) / 100,
-             "similarity_reason": "the caption has no words" if missing else None},
+            {
+                "clip_id": clip,
+                "similarity": None if missing else 0.1 + (h % 30) / 100,
+                "similarity_reason": "the caption has no words" if missing else None,
+            },
         )
         count["score_similarity"]["kept"] += 1
 
@@ -387,34 +429,62 @@ def _write_side_tables(path: Path, writer: _Writer) -> None:
         if step == "split_clips":
             found = [row for row in rows if row.get("clip_id")]
             shots = [
-                {"video_id": row["video_id"], "shot": row["shot"], "n_clips": 1,
-                 "start_seconds": row["start_seconds"], "end_seconds": row["end_seconds"]}
+                {
+                    "video_id": row["video_id"],
+                    "shot": row["shot"],
+                    "n_clips": 1,
+                    "start_seconds": row["start_seconds"],
+                    "end_seconds": row["end_seconds"],
+                }
                 for row in found
             ]
             write_shard(path, step, STEPS[step][1], shard, shots, tables.SHOTS, table="shots")
         if step == "scan_videos":
             frames = [
-                {"video_id": row["video_id"], "frame_number": n, "seconds": n / 25,
-                 "jpeg": b"\xff\xd8\xff\xd9"}
-                for row in rows if row.get("source_frames") for n in (0, 25)
+                {
+                    "video_id": row["video_id"],
+                    "frame_number": n,
+                    "seconds": n / 25,
+                    "jpeg": b"\xff\xd8\xff\xd9",
+                }
+                for row in rows
+                if row.get("source_frames")
+                for n in (0, 25)
             ]
             write_shard(path, step, STEPS[step][1], shard, frames, tables.FRAMES, table="frames")
 
 
 def _write_stale_run(truth: Truth) -> None:
     """An earlier run with another threshold and one more decode, which no view may show."""
-    stale = {"scan_videos": ("split_clips", "s0", tables.SCANS),
-             "split_clips": ("split_clips", "c0", tables.CLIPS)}
+    stale = {
+        "scan_videos": ("split_clips", "s0", tables.SCANS),
+        "split_clips": ("split_clips", "c0", tables.CLIPS),
+    }
     write_shard(
-        truth.path, "scan_videos", "s0", "000000",
-        [{"video_id": "generic-v0", "source_frames": 10, "decoded_frames": 10}], tables.SCANS,
+        truth.path,
+        "scan_videos",
+        "s0",
+        "000000",
+        [{"video_id": "generic-v0", "source_frames": 10, "decoded_frames": 10}],
+        tables.SCANS,
         stage="split_clips",
     )
     truth.decoded_frames += 10
     write_shard(
-        truth.path, "split_clips", "c0", "000000",
-        [{"video_id": "generic-v0", "clip_id": "generic-v0-0-999", "start_seconds": 0.0,
-          "end_seconds": 0.999, "duration_seconds": 0.999}], tables.CLIPS,
+        truth.path,
+        "split_clips",
+        "c0",
+        "000000",
+        [
+            {
+                "video_id": "generic-v0",
+                "clip_id": "generic-v0-0-999",
+                "start_seconds": 0.0,
+                "end_seconds": 0.999,
+                "duration_seconds": 0.999,
+            }
+        ],
+        tables.CLIPS,
     )
     download = {"download_videos": STEPS["download_videos"]}
     write_run(truth.path, run_record("r1", START, download | stale))

@@ -30,11 +30,14 @@ def test_sql_gives_relations_that_other_libraries_read(made):
         assert frame["similarity"].is_monotonic_decreasing
 
 
-@pytest.mark.parametrize(("query", "said"), [
-    ("DROP TABLE clips", "only"),
-    ("SELECT no_such FROM clips", "no_such"),
-    ("SELECT * FROM '/etc/passwd'", "passwd"),
-])
+@pytest.mark.parametrize(
+    ("query", "said"),
+    [
+        ("DROP TABLE clips", "only"),
+        ("SELECT no_such FROM clips", "no_such"),
+        ("SELECT * FROM '/etc/passwd'", "passwd"),
+    ],
+)
 def test_sql_that_does_more_than_read_is_refused(made, query, said):
     with clipmill.open(made.dataset) as opened, pytest.raises(clipmill.ClipmillError, match=said):
         opened.sql(query).fetchall()
@@ -60,6 +63,7 @@ def test_clips_are_rows_and_pictures(made):
 
 def test_a_sample_is_the_same_for_the_same_seed(made):
     with clipmill.open(made.dataset) as opened:
+
         def ids(seed):
             return [clip["clip_id"] for clip in opened.clips(limit=5, sample_seed=seed)]
 
@@ -103,8 +107,12 @@ def test_a_run_gives_counts_tells_its_progress_and_then_has_nothing_to_do(
 ):
     films = made.dataset.parent / "films"
     seen: list[clipmill.StageProgress] = []
-    asked = {"sources": films, "dataset": tmp_path / "new", "engine": "local",
-             "settings": {"split_clips.threshold": 30}}
+    asked = {
+        "sources": films,
+        "dataset": tmp_path / "new",
+        "engine": "local",
+        "settings": {"split_clips.threshold": 30},
+    }
     with caplog.at_level(logging.INFO, "clipmill.run"):
         result = clipmill.run("timestamps-only", progress=seen.append, **asked)
     assert result.did_anything
@@ -117,8 +125,9 @@ def test_a_run_gives_counts_tells_its_progress_and_then_has_nothing_to_do(
     assert not clipmill.run("timestamps-only", **asked).did_anything
     assert not clipmill.run(dataset=tmp_path / "new").did_anything
     clips = result.dataset.sql("SELECT count(*) FROM clips").fetchall()
-    more = clipmill.run(dataset=tmp_path / "new", settings={"split_clips.threshold": 90},
-                        engine="local")
+    more = clipmill.run(
+        dataset=tmp_path / "new", settings={"split_clips.threshold": 90}, engine="local"
+    )
     assert more.did_anything
     assert result.dataset.sql("SELECT count(*) FROM clips").fetchall() != clips  # seen at once
 
@@ -126,8 +135,9 @@ def test_a_run_gives_counts_tells_its_progress_and_then_has_nothing_to_do(
 def test_a_retry_tries_what_failed(tmp_path):
     (tmp_path / "videos").mkdir()
     (tmp_path / "videos" / "bad.mp4").write_bytes(b"no video" * 100)
-    result = clipmill.run("timestamps-only", sources=tmp_path / "videos",
-                          dataset=tmp_path / "new", engine="local")
+    result = clipmill.run(
+        "timestamps-only", sources=tmp_path / "videos", dataset=tmp_path / "new", engine="local"
+    )
     assert result["download_videos"]["failed"] == 1
     again = clipmill.retry(result.dataset, ["bad_media"])
     [(attempts,)] = again.dataset.sql("SELECT attempts FROM failures").fetchall()

@@ -21,14 +21,27 @@ def machine(tmp_path) -> dict[str, str]:
     for name in ("ffmpeg", "ffprobe", "somebodys-own"):
         (programs / name).write_text("#!/bin/sh\necho started\n")
         (programs / name).chmod(0o755)
-    return {"PATH": f"{programs}{os.pathsep}{os.environ['PATH']}", "HOME": str(home),
-            "HF_HOME": "/elsewhere", "CLIPMILL_CACHE": "/elsewhere", "RAY_ADDRESS": "10.0.0.1:6379",
-            "HTTPS_PROXY": "http://10.0.0.1:3128", "XDG_CACHE_HOME": "/elsewhere"}
+    return {
+        "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}",
+        "HOME": str(home),
+        "HF_HOME": "/elsewhere",
+        "CLIPMILL_CACHE": "/elsewhere",
+        "RAY_ADDRESS": "10.0.0.1:6379",
+        "HTTPS_PROXY": "http://10.0.0.1:3128",
+        "XDG_CACHE_HOME": "/elsewhere",
+    }
 
 
 def alone(machine: dict[str, str], *command: str) -> subprocess.CompletedProcess:
-    return subprocess.run([str(ALONE), *command], env=machine, text=True, capture_output=True,
-                          stdin=subprocess.DEVNULL, check=False, timeout=60)
+    return subprocess.run(
+        [str(ALONE), *command],
+        env=machine,
+        text=True,
+        capture_output=True,
+        stdin=subprocess.DEVNULL,
+        check=False,
+        timeout=60,
+    )
 
 
 @pytest.mark.parametrize("name", ["ffmpeg", "ffprobe", "somebodys-own"])
@@ -48,8 +61,11 @@ def test_what_is_hidden_and_what_is_seen_is_printed(machine, tmp_path):
 
 def test_no_variable_and_no_file_of_the_caller_comes_in(machine):
     said = alone(machine, "sh", "-c", 'env | cut -d= -f1 | sort; ls -A "$HOME"; cd ~ && pwd')
-    names = [name for name in said.stdout.splitlines()[:-1] if name not in ("_", "OLDPWD", "PWD",
-                                                                          "SHLVL")]
+    names = [
+        name
+        for name in said.stdout.splitlines()[:-1]
+        if name not in ("_", "OLDPWD", "PWD", "SHLVL")
+    ]
     assert names == ["CI", "HOME", "LANG", "PATH"]
     home = Path(said.stdout.splitlines()[-1])
     assert home != Path(machine["HOME"])

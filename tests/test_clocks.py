@@ -52,8 +52,12 @@ FILES = {
 
 
 def ffmpeg(*words: str | Path) -> bytes:
-    return subprocess.run([FFMPEG, "-v", "error", "-y", *map(str, words)], check=True,
-                          stdin=subprocess.DEVNULL, capture_output=True).stdout
+    return subprocess.run(
+        [FFMPEG, "-v", "error", "-y", *map(str, words)],
+        check=True,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+    ).stdout
 
 
 class World(NamedTuple):
@@ -78,12 +82,14 @@ def made(folder: Path, files: dict[str, tuple], spans=SPANS) -> World:
         ffmpeg("-i", source, *words, "-c", "copy", folder / name)
         ffmpeg("-i", folder / name, "-c", "copy", folder / f"{name}.again.mp4")
         row = {"path": str(folder / name), "video_id": name.replace(".", "-")}
-        listed += [{**row, "start_seconds": start, "end_seconds": end}
-                   for start, end in spans] or [row]
+        listed += [{**row, "start_seconds": start, "end_seconds": end} for start, end in spans] or [
+            row
+        ]
     (folder / "list.jsonl").write_text("\n".join(map(json.dumps, listed)))
     (folder / "recipe.yaml").write_text(RECIPE)
-    loaded = load_recipe(folder / "recipe.yaml", sources=[str(folder / "list.jsonl")],
-                         engine="local")
+    loaded = load_recipe(
+        folder / "recipe.yaml", sources=[str(folder / "list.jsonl")], engine="local"
+    )
     run(loaded, folder / "dataset")
     return World(folder / "dataset", folder, {name.replace(".", "-"): name for name in files})
 
@@ -99,15 +105,28 @@ def number_of(jpeg: bytes) -> int:
 
 def shown(path: Path, second: float) -> int:
     """The first frame that ffmpeg shows from a second on."""
-    raw = ffmpeg("-i", path, "-ss", second, "-frames:v", 1, "-vf", "scale=200:120,format=gray",
-                 "-f", "rawvideo", "-")
+    raw = ffmpeg(
+        "-i",
+        path,
+        "-ss",
+        second,
+        "-frames:v",
+        1,
+        "-vf",
+        "scale=200:120,format=gray",
+        "-f",
+        "rawvideo",
+        "-",
+    )
     return number_in(np.frombuffer(raw, np.uint8).reshape(120, 200))
 
 
 def test_a_span_shows_what_ffmpeg_shows_and_what_the_mp4_made_of_the_file_shows(world):
     clips = world.rows("SELECT * FROM clips ORDER BY video_id, start_seconds")
-    by_video = {video: list(rows) for video, rows in
-                itertools.groupby(clips, key=lambda clip: clip["video_id"])}
+    by_video = {
+        video: list(rows)
+        for video, rows in itertools.groupby(clips, key=lambda clip: clip["video_id"])
+    }
     assert set(by_video) == set(world.files)
     for video, rows in by_video.items():
         for clip, (start, end) in zip(rows, SPANS, strict=True):
@@ -115,14 +134,18 @@ def test_a_span_shows_what_ffmpeg_shows_and_what_the_mp4_made_of_the_file_shows(
             assert clip["clip_id"] == f"{video}-{start * 1000:.0f}-{end * 1000:.0f}"
             file = world.folder / world.files[video]
             assert (shown(file, start), shown(file, end)) == (
-                clip["start_frame"], clip["end_frame"]), video
+                clip["start_frame"],
+                clip["end_frame"],
+            ), video
         again = file.with_name(f"{file.name}.again.mp4")
         assert shown(again, SPANS[0][0]) == rows[0]["start_frame"], video
 
 
 def test_the_clock_of_each_file_is_said(world):
-    said = {row["video_id"]: row["clock_starts_at_seconds"]
-            for row in world.rows("SELECT video_id, clock_starts_at_seconds FROM videos")}
+    said = {
+        row["video_id"]: row["clock_starts_at_seconds"]
+        for row in world.rows("SELECT video_id, clock_starts_at_seconds FROM videos")
+    }
     assert (said["plain-mp4"], said["late-mkv"]) == (0.0, 4.5)
     assert said["pictures_late-mp4"] == 0.0
     assert 1.3 < said["stream-ts"] < 1.5
@@ -156,10 +179,14 @@ def test_a_clip_that_is_shown_is_read_at_the_same_times(world, tmp_path):
     """Its frames come from the file again, the kept ones being gone."""
     dataset = Path(shutil.copytree(world.dataset, tmp_path / "dataset"))
     shutil.rmtree(dataset / "frames")
-    [clip] = world.rows(f"SELECT * FROM clips WHERE video_id = 'recorder-ts' "
-                        f"AND start_seconds = {SPANS[0][0]}")
-    said = CliRunner().invoke(app, ["show", str(dataset), clip["clip_id"], "--output",
-                                    str(tmp_path / "strip.png")], catch_exceptions=False)
+    [clip] = world.rows(
+        f"SELECT * FROM clips WHERE video_id = 'recorder-ts' AND start_seconds = {SPANS[0][0]}"
+    )
+    said = CliRunner().invoke(
+        app,
+        ["show", str(dataset), clip["clip_id"], "--output", str(tmp_path / "strip.png")],
+        catch_exceptions=False,
+    )
     assert said.exit_code == 0, said.output
     strip = cv2.imread(str(tmp_path / "strip.png"), cv2.IMREAD_GRAYSCALE)
     height = min(strip.shape)
@@ -170,8 +197,10 @@ def test_a_clip_that_is_shown_is_read_at_the_same_times(world, tmp_path):
 @pytest.mark.parametrize("media", ["exact", "copy"])
 def test_exported_clips_show_the_spans_that_their_rows_state(media, world, tmp_path):
     options = CutOptions(media, preset="ultrafast" if media == "exact" else None)
-    run_export(ExportRequest(world.dataset, tmp_path / "out", "parquet", engine="local",
-                             cut=options), code_version="test")
+    run_export(
+        ExportRequest(world.dataset, tmp_path / "out", "parquet", engine="local", cut=options),
+        code_version="test",
+    )
     rows = pq.read_table(next((tmp_path / "out").rglob("*.parquet"))).to_pylist()
     assert len(rows) == len(SPANS) * len(world.files)
     clips = {row["clip_id"]: row for row in world.rows("SELECT * FROM clips")}
@@ -189,8 +218,9 @@ def test_verify_measures_spans_by_the_same_clock(world):
 
 
 def test_clips_between_found_cuts_have_that_clock(tmp_path):
-    found = made(tmp_path / "world", {"stream.ts": (), "late.mkv": ("-output_ts_offset", "4.5")},
-                 spans=())
+    found = made(
+        tmp_path / "world", {"stream.ts": (), "late.mkv": ("-output_ts_offset", "4.5")}, spans=()
+    )
     for clip in found.rows("SELECT DISTINCT ON (video_id) * FROM clips ORDER BY start_seconds"):
         assert 0 <= clip["start_seconds"] < 1.5 / RATE
         assert clip["clip_id"].split("-")[-2] == str(round(clip["start_seconds"] * 1000))
@@ -201,14 +231,39 @@ def test_rows_of_older_versions_keep_the_files_own_time(tmp_path):
     dataset = tmp_path / "dataset"
     (dataset / "media").mkdir(parents=True)
     render_numbered(dataset / "media" / "file-a.mkv", COUNT, start_seconds=4.5)
-    write_shard(dataset, "download_videos", STEPS["download_videos"][1], "000000",
-                [{"source_key": "a", "video_id": "file-a", "path": "media/file-a.mkv"}],
-                tables.VIDEOS)
-    write_shard(dataset, "split_clips", STEPS["split_clips"][1], "000000",
-                [{"video_id": "file-a", "clip_id": "file-a-5500-6500", "start_seconds": 5.5,
-                  "end_seconds": 6.5, "duration_seconds": 1.0}], tables.CLIPS)
-    write_run(dataset, run_record("r1", START, {
-        name: STEPS[name] for name in ("download_videos", "split_clips")}))
+    write_shard(
+        dataset,
+        "download_videos",
+        STEPS["download_videos"][1],
+        "000000",
+        [{"source_key": "a", "video_id": "file-a", "path": "media/file-a.mkv"}],
+        tables.VIDEOS,
+    )
+    write_shard(
+        dataset,
+        "split_clips",
+        STEPS["split_clips"][1],
+        "000000",
+        [
+            {
+                "video_id": "file-a",
+                "clip_id": "file-a-5500-6500",
+                "start_seconds": 5.5,
+                "end_seconds": 6.5,
+                "duration_seconds": 1.0,
+            }
+        ],
+        tables.CLIPS,
+    )
+    write_run(
+        dataset,
+        run_record("r1", START, {name: STEPS[name] for name in ("download_videos", "split_clips")}),
+    )
     sample = ClipDataset(dataset, caption=None, frames=5, size=None)[0]
     assert [number_in(image.permute(1, 2, 0).numpy()) for image in sample["video"]] == [
-        27, 32, 37, 42, 47]
+        27,
+        32,
+        37,
+        42,
+        47,
+    ]

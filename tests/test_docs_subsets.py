@@ -35,8 +35,13 @@ def test_its_recipes_load_and_find_their_scorers(tmp_path, beginning):
     (tmp_path / "mine.yaml").write_text(block("yaml", beginning))
     recipe = load_subset_recipe(tmp_path / "mine.yaml", ready_made=SUBSET_FOLDER)
     columns = dict.fromkeys(("aesthetic", "similarity", "nsfw", "flow_farneback"), (0.0, 1.0))
-    made = [embeddings(model=B32, frames=3), similarity(model=B32, over="cosine"), own("nsfw"),
-            aesthetic(over="max" if "Good" in beginning else "mean"), own("flow_farneback")]
+    made = [
+        embeddings(model=B32, frames=3),
+        similarity(model=B32, over="cosine"),
+        own("nsfw"),
+        aesthetic(over="max" if "Good" in beginning else "mean"),
+        own("flow_farneback"),
+    ]
     build(tmp_path / "dataset", random_clips(3, columns), made, shards=1)
     with open_catalog(tmp_path / "dataset") as catalog:
         assert resolve(recipe.scorers, catalog, recipe="mine").keys() == recipe.scorers.keys()
@@ -44,17 +49,22 @@ def test_its_recipes_load_and_find_their_scorers(tmp_path, beginning):
 
 @pytest.mark.slow
 def test_its_stage_measures_flow_under_the_label_that_recipes_name(
-        made: Made, tmp_path, monkeypatch, capsys):
+    made: Made, tmp_path, monkeypatch, capsys
+):
     """The printed command, typed as shown; in a film of moving shapes something flows."""
     shutil.copytree(made.dataset, tmp_path / "my-dataset")
     (tmp_path / "measure_flow.py").write_text(block("python", "# measure_flow.py"))
     monkeypatch.chdir(tmp_path)
-    (command,) = [line for line in TEXT.splitlines()
-                  if line.startswith("clipmill run") and "measure_flow.py" in line]
+    (command,) = [
+        line
+        for line in TEXT.splitlines()
+        if line.startswith("clipmill run") and "measure_flow.py" in line
+    ]
     app(command.split()[1:], standalone_mode=False)
     with open_catalog(tmp_path / "my-dataset") as catalog:
-        rows = catalog.execute("SELECT flow_farneback, motion FROM clips ORDER BY motion"
-                               ).fetchall()
+        rows = catalog.execute(
+            "SELECT flow_farneback, motion FROM clips ORDER BY motion"
+        ).fetchall()
     flows = [flow for flow, _ in rows]
     assert all(flow is not None and flow >= 0 for flow in flows)
     assert flows[0] < max(flows)
@@ -68,24 +78,27 @@ def test_its_flow_is_opencvs_in_pixels_of_the_video():
     rng = np.random.default_rng(0)
     picture = cv2.GaussianBlur(rng.integers(0, 255, (120, 200), np.uint8), (0, 0), 5)
     picture = cv2.normalize(picture, None, 0, 255, cv2.NORM_MINMAX)
-    frames = [{"jpeg": cv2.imencode(".jpg", np.roll(picture, 4 * i, axis=1))[1].tobytes()}
-              for i in range(3)]
+    frames = [
+        {"jpeg": cv2.imencode(".jpg", np.roll(picture, 4 * i, axis=1))[1].tobytes()}
+        for i in range(3)
+    ]
     with space["MeasureFlow"]().open(None) as transform:
-        (row,) = transform(pa.table({"clip_id": ["a"], "height": [240], "frames": [frames]})
-                           ).to_pylist()
+        (row,) = transform(
+            pa.table({"clip_id": ["a"], "height": [240], "frames": [frames]})
+        ).to_pylist()
     assert row["flow"] == pytest.approx(8, rel=0.15)
 
 
 def test_the_table_names_every_ready_made_recipe_and_its_own_columns():
-    lines = {match[1]: match[0]
-             for match in re.finditer(r"^\| `([a-z0-9-]+)` \|.*$", TEXT, re.M)}
+    lines = {match[1]: match[0] for match in re.finditer(r"^\| `([a-z0-9-]+)` \|.*$", TEXT, re.M)}
     assert set(lines) == set(names(SUBSET_FOLDER))
     for name, line in lines.items():
         recipe = load_subset_recipe(SUBSET_FOLDER / f"{name}.yaml", ready_made=SUBSET_FOLDER)
         assert ("**Unverified**" in line) == (not recipe.verified), name
         asked = {role for role, spec in recipe.scorers.items() if not spec.add}
-        assert asked == set(re.findall(r"`(\w+)`", line.split("own:")[1])
-                            if "own:" in line else ()), name
+        assert asked == set(
+            re.findall(r"`(\w+)`", line.split("own:")[1]) if "own:" in line else ()
+        ), name
 
 
 def test_its_links_lead_somewhere():

@@ -33,24 +33,34 @@ sys.meta_path[:] = map(Without, sys.meta_path)
 
 
 def python(code: str, missing: set[str], folder: Path) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "-c", WITHOUT.format(missing=missing, code=code)],
-                          cwd=folder, stdin=subprocess.DEVNULL, text=True, capture_output=True,
-                          check=False, timeout=120)
+    return subprocess.run(
+        [sys.executable, "-c", WITHOUT.format(missing=missing, code=code)],
+        cwd=folder,
+        stdin=subprocess.DEVNULL,
+        text=True,
+        capture_output=True,
+        check=False,
+        timeout=120,
+    )
 
 
 def clipmill(folder: Path, missing: set[str], *words: object) -> subprocess.CompletedProcess:
     arguments = ["clipmill", *map(str, words)]
-    return python(f"sys.argv = {arguments!r}\nfrom clipmill.jobs.cli import main\nmain()",
-                  missing, folder)
+    return python(
+        f"sys.argv = {arguments!r}\nfrom clipmill.jobs.cli import main\nmain()", missing, folder
+    )
 
 
-@pytest.mark.parametrize("words", [
-    ("sql", "{}", "SELECT count(*) FROM clips"),
-    ("status", "{}"),
-    ("subset", "explain", "{}", "--where", "aesthetic > 0"),
-    ("export", "{}", "--format", "webdataset", "--output", "out"),
-    ("report", "{}"),
-])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("sql", "{}", "SELECT count(*) FROM clips"),
+        ("status", "{}"),
+        ("subset", "explain", "{}", "--where", "aesthetic > 0"),
+        ("export", "{}", "--format", "webdataset", "--output", "out"),
+        ("report", "{}"),
+    ],
+)
 def test_queries_subsets_exports_and_reports_need_no_extra(made, tmp_path, words):
     said = clipmill(tmp_path, set(EXTRAS), *(word.format(made.dataset) for word in words))
     assert said.returncode == 0, said.stderr
@@ -58,16 +68,29 @@ def test_queries_subsets_exports_and_reports_need_no_extra(made, tmp_path, words
 
 def test_a_run_without_models_needs_only_its_extra(made, tmp_path):
     missing = {name for name, extra in EXTRAS.items() if extra != "run"}
-    said = clipmill(tmp_path, missing, "run", "timestamps-only", "--engine", "local", "--dataset",
-                    "new", "--sources", made.dataset.parent / "films")
+    said = clipmill(
+        tmp_path,
+        missing,
+        "run",
+        "timestamps-only",
+        "--engine",
+        "local",
+        "--dataset",
+        "new",
+        "--sources",
+        made.dataset.parent / "films",
+    )
     assert said.returncode == 0, said.stderr
 
 
-@pytest.mark.parametrize(("missing", "recipe", "status", "lines"), [
-    ("run models", "timestamps-only", 1, ["missing av", "pip install 'clipmill[run]'"]),
-    ("models", "timestamps-only", 0, ["ok      torch: not installed", "decoder h264"]),
-    ("models", "demo", 1, ["missing torch", "pip install 'clipmill[models]'"]),
-])
+@pytest.mark.parametrize(
+    ("missing", "recipe", "status", "lines"),
+    [
+        ("run models", "timestamps-only", 1, ["missing av", "pip install 'clipmill[run]'"]),
+        ("models", "timestamps-only", 0, ["ok      torch: not installed", "decoder h264"]),
+        ("models", "demo", 1, ["missing torch", "pip install 'clipmill[models]'"]),
+    ],
+)
 def test_doctor_says_which_extras_a_recipe_needs(tmp_path, missing, recipe, status, lines):
     names = {name for name, extra in EXTRAS.items() if extra in missing.split()}
     said = clipmill(tmp_path, names, "doctor", recipe)
@@ -75,30 +98,43 @@ def test_doctor_says_which_extras_a_recipe_needs(tmp_path, missing, recipe, stat
     assert all(line in said.stdout for line in lines), said.stdout
 
 
-@pytest.mark.parametrize(("words", "line"), [
-    (("run", "timestamps-only", "--sources", "x.mp4"), "pip install 'clipmill[run]'"),
-    (("verify", "{}"), "pip install 'clipmill[run]'"),
-    (("export", "{}", "--format", "webdataset", "--media", "copy", "--output", "out"),
-     "pip install 'clipmill[run]'"),
-])
-def test_a_command_that_needs_an_extra_says_the_line_that_installs_it(
-    made, tmp_path, words, line
-):
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (("run", "timestamps-only", "--sources", "x.mp4"), "pip install 'clipmill[run]'"),
+        (("verify", "{}"), "pip install 'clipmill[run]'"),
+        (
+            ("export", "{}", "--format", "webdataset", "--media", "copy", "--output", "out"),
+            "pip install 'clipmill[run]'",
+        ),
+    ],
+)
+def test_a_command_that_needs_an_extra_says_the_line_that_installs_it(made, tmp_path, words, line):
     said = clipmill(tmp_path, set(EXTRAS), *(word.format(made.dataset) for word in words))
     assert (said.returncode, line in said.stderr) == (1, True), said.stderr
     assert "Traceback" not in said.stderr
 
 
-@pytest.mark.parametrize(("code", "line"), [
-    ("clipmill.run", "pip install 'clipmill[run]'"),
-    ("clipmill.ClipDataset", "pip install 'clipmill[train]'"),
-    ("clipmill.open({dataset!r}).training()", "pip install 'clipmill[train]'"),
-    ("clipmill.open({dataset!r}).export('out', 'parquet', media='copy')",
-     "pip install 'clipmill[run]'"),
-])
+@pytest.mark.parametrize(
+    ("code", "line"),
+    [
+        ("clipmill.run", "pip install 'clipmill[run]'"),
+        ("clipmill.ClipDataset", "pip install 'clipmill[train]'"),
+        ("clipmill.open({dataset!r}).training()", "pip install 'clipmill[train]'"),
+        (
+            "clipmill.open({dataset!r}).export('out', 'parquet', media='copy')",
+            "pip install 'clipmill[run]'",
+        ),
+    ],
+)
 def test_so_does_python(made, tmp_path, code, line):
-    said = python("import clipmill\ntry:\n    " + code.format(dataset=str(made.dataset))
-                  + "\nexcept ImportError as error:\n    print(error)", set(EXTRAS), tmp_path)
+    said = python(
+        "import clipmill\ntry:\n    "
+        + code.format(dataset=str(made.dataset))
+        + "\nexcept ImportError as error:\n    print(error)",
+        set(EXTRAS),
+        tmp_path,
+    )
     assert line in said.stdout, said.stderr
 
 

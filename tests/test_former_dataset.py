@@ -27,22 +27,33 @@ def former(tmp_path: Path) -> Path:
     for path in (tmp_path / "dataset").rglob("*.json*"):
         if path.parent.name == "runs" or "logs" in path.parts:
             text = path.read_text("utf-8")
-            path.write_text(text.replace("@CHECKOUT@", str(ROOT)).replace(
-                "@FOLDER@", str(tmp_path)), "utf-8")
+            path.write_text(
+                text.replace("@CHECKOUT@", str(ROOT)).replace("@FOLDER@", str(tmp_path)), "utf-8"
+            )
     return tmp_path / "dataset"
 
 
 def clipmill(*words: object) -> subprocess.CompletedProcess:
-    done = subprocess.run([sys.executable, "-m", "clipmill.jobs.cli", *map(str, words)],
-                          stdin=subprocess.DEVNULL, text=True, capture_output=True, check=False,
-                          timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-m", "clipmill.jobs.cli", *map(str, words)],
+        stdin=subprocess.DEVNULL,
+        text=True,
+        capture_output=True,
+        check=False,
+        timeout=120,
+    )
     assert done.returncode == 0, done.stderr
     return done
 
 
 def test_its_clips_are_what_they_were(former: Path):
-    rows = clipmill("sql", former, "SELECT clip_id, video_id, start_seconds, aesthetic, tags "
-                    "FROM clips ORDER BY clip_id", "--format", "json").stdout
+    rows = clipmill(
+        "sql",
+        former,
+        "SELECT clip_id, video_id, start_seconds, aesthetic, tags FROM clips ORDER BY clip_id",
+        "--format",
+        "json",
+    ).stdout
     assert json.loads(rows) == json.loads((former.parent / "clips.json").read_text())
 
 
@@ -53,8 +64,10 @@ def test_nothing_is_wrong_with_it(former: Path):
 def test_its_status_adds_up(former: Path):
     stages = json.loads(clipmill("status", former, "--format", "json").stdout)["stages"]
     by_name = {stage["stage"]: stage for stage in stages}
-    counts = [by_name["download_videos"][name]
-              for name in ("inputs", "kept", "rejected", "failed", "pending")]
+    counts = [
+        by_name["download_videos"][name]
+        for name in ("inputs", "kept", "rejected", "failed", "pending")
+    ]
     assert counts == [4, 2, 1, 1, 0]
     assert by_name["score_aesthetic"]["kept"] == 5
 
@@ -68,6 +81,14 @@ def test_a_run_has_nothing_to_do_and_then_does_what_a_setting_asks_for(former: P
 
 
 def test_its_subset_is_exported(former: Path):
-    clipmill("export", former, "--subset", "all", "--format", "parquet", "--output",
-             former.parent / "out")
+    clipmill(
+        "export",
+        former,
+        "--subset",
+        "all",
+        "--format",
+        "parquet",
+        "--output",
+        former.parent / "out",
+    )
     assert list((former.parent / "out").glob("*.parquet"))

@@ -43,7 +43,8 @@ def platform(monkeypatch):
 def watch(dataset: Path, site, count: int, **settings) -> list[dict]:
     urls = [site.url(f"/home/Ab_{number}") for number in range(count)]
     table = pa.Table.from_pylist(
-        [{"source_key": source_key(url), "url": url, "extractor": "home"} for url in urls], SOURCES)
+        [{"source_key": source_key(url), "url": url, "extractor": "home"} for url in urls], SOURCES
+    )
     with stage(**settings).open(Workspace(dataset, dataset / "scratch")) as transform:
         return transform(table).to_pylist()
 
@@ -54,10 +55,22 @@ def test_what_a_platform_says_stays_a_text(tmp_path, site, platform):
         file = site.file(f"/{number}.mp4", make_video(seed=number))
         cue = f"WEBVTT\n\n00:00.100 --> 00:01.000\n{text[:300]}\n"
         platform.infos[f"Ab_{number}"] = {
-            "id": text, "display_id": text, "title": text, "description": text, "uploader": text,
-            "channel": text, "tags": [text, text], "categories": [text], "license": text,
-            "language": text, "playlist": text, "playlist_title": text, "series": text,
-            "extractor_key": "Home", "webpage_url": text, "thumbnail": text,
+            "id": text,
+            "display_id": text,
+            "title": text,
+            "description": text,
+            "uploader": text,
+            "channel": text,
+            "tags": [text, text],
+            "categories": [text],
+            "license": text,
+            "language": text,
+            "playlist": text,
+            "playlist_title": text,
+            "series": text,
+            "extractor_key": "Home",
+            "webpage_url": text,
+            "thumbnail": text,
             "chapters": [{"title": text, "start_time": 0, "end_time": 1}],
             "subtitles": {"en": [{"data": cue, "ext": "vtt"}]},
             "formats": [{"format_id": text, "url": file, "ext": "mp4", "format_note": text}],
@@ -81,13 +94,21 @@ def test_what_a_platform_says_stays_a_text(tmp_path, site, platform):
 
 def test_an_extension_is_no_place(tmp_path, site, platform):
     """yt-dlp puts it into the file's name."""
-    extensions = ["/../../escaped", "mp4/../../../escaped", "sh", "mp4\n", "%(title)s", "",
-                  "x" * 300]
+    extensions = [
+        "/../../escaped",
+        "mp4/../../../escaped",
+        "sh",
+        "mp4\n",
+        "%(title)s",
+        "",
+        "x" * 300,
+    ]
     for number, extension in enumerate(extensions):
         file = site.file(f"/{number}.mp4", make_video(seed=number))
         platform.infos[f"Ab_{number}"] = {
             "formats": [{"format_id": "0", "url": file, "ext": extension}],
-            "subtitles": {"../../en": [{"data": "WEBVTT", "ext": extension}]}}
+            "subtitles": {"../../en": [{"data": "WEBVTT", "ext": extension}]},
+        }
     before = listing(tmp_path)
     rows = watch(tmp_path / "dataset", site, len(extensions), retries=0)
     made = listing(tmp_path) - before
@@ -97,32 +118,47 @@ def test_an_extension_is_no_place(tmp_path, site, platform):
         assert row["path"] is None or re.fullmatch(r"media/home-Ab_\d\.[a-z0-9]{1,8}", row["path"])
 
 
-@pytest.mark.parametrize("value", [
-    7, 1.5, True, ["a", None, {"b": 1}], {"a": [1]}, [[["a"]]], float("nan"), 10**400, b"x", [],
-], ids=str)
+@pytest.mark.parametrize(
+    "value",
+    [7, 1.5, True, ["a", None, {"b": 1}], {"a": [1]}, [[["a"]]], float("nan"), 10**400, b"x", []],
+    ids=str,
+)
 def test_what_is_no_text_is_left_out_or_written_as_one(tmp_path, site, platform, value):
     file = site.file("/0.mp4", make_video())
     platform.infos["Ab_0"] = {
-        "formats": [{"format_id": "0", "url": file, "ext": "mp4"}], "extractor_key": "Home",
-        **dict.fromkeys(("description", "uploader", "tags", "categories", "license", "language"),
-                        value)}
+        "formats": [{"format_id": "0", "url": file, "ext": "mp4"}],
+        "extractor_key": "Home",
+        **dict.fromkeys(
+            ("description", "uploader", "tags", "categories", "license", "language"), value
+        ),
+    }
     [row] = watch(tmp_path, site, 1)
     assert outcome(row) == "kept", row["error"]
     assert row["description"] is None or isinstance(row["description"], str)
 
 
-BAD_JSON3 = ['{"events": [1]}', '{"events": [{"segs": [1]}]}',
-             '{"events": [{"segs": [{"utf8": 5}]}]}',
-             '{"events": [{"dDurationMs": 9, "segs": [{"utf8": "half \\ud83d a pair"}]}]}',
-             '{"events": [{"tStartMs": "x", "segs": []}]}', '{"events": [{"tStartMs": null}]}',
-             '{"events": [{"tStartMs": 1' + "0" * 400 + ', "segs": []}]}', "[" * 100_000, "null"]
+BAD_JSON3 = [
+    '{"events": [1]}',
+    '{"events": [{"segs": [1]}]}',
+    '{"events": [{"segs": [{"utf8": 5}]}]}',
+    '{"events": [{"dDurationMs": 9, "segs": [{"utf8": "half \\ud83d a pair"}]}]}',
+    '{"events": [{"tStartMs": "x", "segs": []}]}',
+    '{"events": [{"tStartMs": null}]}',
+    '{"events": [{"tStartMs": 1' + "0" * 400 + ', "segs": []}]}',
+    "[" * 100_000,
+    "null",
+]
 
 
-@pytest.mark.parametrize(("text", "kind"), [
-    *((text, "json3") for text in BAD_JSON3),
-    ("00:00.000 --> 9999999999999:00:00.000\nx" + "\n", "vtt"),
-    ("9" * 5000 + ":00:00.000 --> 00:01.000\nx", "vtt"),
-], ids=lambda text: text[:30])
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        *((text, "json3") for text in BAD_JSON3),
+        ("00:00.000 --> 9999999999999:00:00.000\nx" + "\n", "vtt"),
+        ("9" * 5000 + ":00:00.000 --> 00:01.000\nx", "vtt"),
+    ],
+    ids=lambda text: text[:30],
+)
 def test_subtitles_that_are_none_are_told_or_left_out(text, kind):
     try:
         spans = parse_subtitles(text, kind)
@@ -136,18 +172,30 @@ def test_a_video_is_kept_when_its_subtitles_are_nonsense(tmp_path, site, platfor
         file = site.file(f"/{number}.mp4", make_video(seed=number))
         platform.infos[f"Ab_{number}"] = {
             "formats": [{"format_id": "0", "url": file, "ext": "mp4"}],
-            "subtitles": {"en": [{"data": text, "ext": "json3"}]}}
+            "subtitles": {"en": [{"data": text, "ext": "json3"}]},
+        }
     rows = watch(tmp_path, site, len(BAD_JSON3))
     assert [outcome(row) for row in rows] == ["kept"] * len(BAD_JSON3), [r["error"] for r in rows]
 
 
-@pytest.mark.parametrize("text", [
-    "WEBVTT\n\n00:00.000 --> 00:01.000\n" + "<" * 2_000_000,
-    "WEBVTT\n\n00:00.000 --> 00:01.000\n" + "{\\" * 1_000_000,
-    "WEBVTT\n\n" + "".join(f"00:0{at}.000 --> 00:09.000\n" + "\n".join(
-        f"line {number}" for number in range(50_000)) + "\n\n" for at in range(2)),
-    "\n" * 2_000_000, "00:00.000 -->" + " " * 1_000_000, "1:" * 1_000_000,
-], ids=["tags", "braces", "lines", "breaks", "spaces", "times"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "WEBVTT\n\n00:00.000 --> 00:01.000\n" + "<" * 2_000_000,
+        "WEBVTT\n\n00:00.000 --> 00:01.000\n" + "{\\" * 1_000_000,
+        "WEBVTT\n\n"
+        + "".join(
+            f"00:0{at}.000 --> 00:09.000\n"
+            + "\n".join(f"line {number}" for number in range(50_000))
+            + "\n\n"
+            for at in range(2)
+        ),
+        "\n" * 2_000_000,
+        "00:00.000 -->" + " " * 1_000_000,
+        "1:" * 1_000_000,
+    ],
+    ids=["tags", "braces", "lines", "breaks", "spaces", "times"],
+)
 def test_subtitles_made_to_take_long_do_not(text):
     began = time.monotonic()
     parse_subtitles(text, "vtt")
@@ -158,29 +206,49 @@ def test_subtitles_made_to_take_long_do_not(text):
 
 
 def test_published_metadata_stays_a_text(tmp_path):
-    rows = [{"YoutubeID": f"{number:03d}-abcDEFg", "Start_timestamp": "00:00:01.000",
-             "End_timestamp": "00:00:02.000", "Caption": text, "Aesthetic_Score": text[:50],
-             "UMT_Score": 0.5, text[:60] or "x": text[:200]} for number, text in enumerate(HOSTILE)]
-    rows += [{"YoutubeID": text, "Start_timestamp": "00:00:01.000",
-              "End_timestamp": "00:00:02.000", "Caption": "a dog"} for text in HOSTILE]
-    rows += [{"YoutubeID": f"9{number:02d}-abcDEFg", "Start_timestamp": text,
-              "End_timestamp": text} for number, text in enumerate(HOSTILE)]
+    rows = [
+        {
+            "YoutubeID": f"{number:03d}-abcDEFg",
+            "Start_timestamp": "00:00:01.000",
+            "End_timestamp": "00:00:02.000",
+            "Caption": text,
+            "Aesthetic_Score": text[:50],
+            "UMT_Score": 0.5,
+            text[:60] or "x": text[:200],
+        }
+        for number, text in enumerate(HOSTILE)
+    ]
+    rows += [
+        {
+            "YoutubeID": text,
+            "Start_timestamp": "00:00:01.000",
+            "End_timestamp": "00:00:02.000",
+            "Caption": "a dog",
+        }
+        for text in HOSTILE
+    ]
+    rows += [
+        {"YoutubeID": f"9{number:02d}-abcDEFg", "Start_timestamp": text, "End_timestamp": text}
+        for number, text in enumerate(HOSTILE)
+    ]
     file = tmp_path / "-l '\";[a]*?{b}%20#\n.jsonl"
     file.write_text("\n".join(map(json.dumps, rows)))
     before = listing(tmp_path)
     cli("import", "--format", "internvid", "--", tmp_path / "dataset", file)
     assert {name for name in listing(tmp_path) - before if not name.startswith("dataset")} == set()
     with open_catalog(tmp_path / "dataset") as catalog:
-        found = catalog.execute("SELECT url, platform_id, spans, error.kind FROM sources"
-                                ).fetchall()
+        found = catalog.execute(
+            "SELECT url, platform_id, spans, error.kind FROM sources"
+        ).fetchall()
         assert len(found) == len(rows)
         kept = [row for row in found if row[3] is None]
         # Half a surrogate pair is not JSON to DuckDB: that row reports it.
         assert len(kept) == len(HOSTILE) - 1
         captions = {row[2][0]["caption"] for row in kept}
     assert HOSTILE[3] in captions
-    assert all(re.fullmatch(r"https://www\.youtube\.com/watch\?v=[\w-]{11}", row[0])
-               for row in kept)
+    assert all(
+        re.fullmatch(r"https://www\.youtube\.com/watch\?v=[\w-]{11}", row[0]) for row in kept
+    )
     shown = cli("failures", tmp_path / "dataset")
     assert not STEERING.search(shown)
 
@@ -188,7 +256,7 @@ def test_published_metadata_stays_a_text(tmp_path):
 # Stages of one's own
 
 
-OWN = '''
+OWN = """
 from contextlib import contextmanager
 
 import pyarrow as pa
@@ -236,7 +304,7 @@ class SayHostile(Stage):
             return rows.table()
 
         yield transform
-'''
+"""
 
 
 def own_recipe(folder: Path, cut: str) -> Path:
@@ -247,7 +315,8 @@ def own_recipe(folder: Path, cut: str) -> Path:
     recipe.write_text(
         "sources: [in]\nengine: local\nstages:\n"
         "  download_videos: {min_duration_seconds: null, min_height: null}\n"
-        f"  split_clips: {cut}\n  summarize_captions: {{stage: 'own.py:SayHostile'}}\n")
+        f"  split_clips: {cut}\n  summarize_captions: {{stage: 'own.py:SayHostile'}}\n"
+    )
     return recipe
 
 
@@ -259,8 +328,7 @@ def test_an_id_that_is_no_name_of_a_file_ends_the_run(tmp_path):
     assert caught.value.exit_status == 1
 
 
-@pytest.mark.parametrize(
-    "format_", ["csv", "webdataset", "interleaved"])
+@pytest.mark.parametrize("format_", ["csv", "webdataset", "interleaved"])
 def test_ids_that_lie_in_a_dataset_all_the_same_lead_nowhere(tmp_path, monkeypatch, format_):
     """A dataset that somebody else made may hold any."""
     recipe = own_recipe(tmp_path, "{stage: 'own.py:CutHostile'}")
@@ -276,8 +344,18 @@ def test_ids_that_lie_in_a_dataset_all_the_same_lead_nowhere(tmp_path, monkeypat
     assert not absolute.exists()
     media = "none" if format_ in ("parquet", "csv") else "copy"
     output = tmp_path / "out"
-    cli("export", tmp_path / "dataset", "--format", format_, "--media", media, "--output", output,
-        "--engine", "local")
+    cli(
+        "export",
+        tmp_path / "dataset",
+        "--format",
+        format_,
+        "--media",
+        media,
+        "--output",
+        output,
+        "--engine",
+        "local",
+    )
     made = listing(tmp_path) - before
     assert {name for name in made if not name.startswith("out")} == set()
     assert not absolute.exists()
@@ -291,8 +369,12 @@ def test_ids_that_lie_in_a_dataset_all_the_same_lead_nowhere(tmp_path, monkeypat
         csv.field_size_limit(2**31 - 1)
         rows = list(csv.DictReader(io.StringIO(path.read_text("utf-8"))))
         assert len(rows) == len(HOSTILE) - 1
-        assert not [value for row in rows for value in row.values()
-                    if re.match(r"[=+@\t\r]|-\D", value) or STEERING.search(value)]
+        assert not [
+            value
+            for row in rows
+            for value in row.values()
+            if re.match(r"[=+@\t\r]|-\D", value) or STEERING.search(value)
+        ]
 
 
 # Names of recipes, labels and settings
@@ -305,13 +387,18 @@ def test_names_in_recipes_are_refused_or_stay_names(tmp_path, text, monkeypatch)
     (tmp_path / "v.mp4").write_bytes(make_video())
     stages = {"download_videos": {"min_duration_seconds": None, "min_height": None}}
     plain = text.encode("utf-8", "replace").decode()
-    cases = [{"sources": ["v.mp4"], "engine": "local", "description": plain,
-              "stages": {**stages, plain: {"stage": "split_clips"}}},
-             {"sources": ["v.mp4"], "engine": "local", "stages": {**stages, plain: {}}},
-             {"sources": ["v.mp4"], "engine": "local",
-              "stages": {"download_videos": {plain: 1}}},
-             {"sources": [plain], "engine": "local", "stages": stages},
-             {"sources": ["v.mp4"], "engine": plain, "stages": stages}]
+    cases = [
+        {
+            "sources": ["v.mp4"],
+            "engine": "local",
+            "description": plain,
+            "stages": {**stages, plain: {"stage": "split_clips"}},
+        },
+        {"sources": ["v.mp4"], "engine": "local", "stages": {**stages, plain: {}}},
+        {"sources": ["v.mp4"], "engine": "local", "stages": {"download_videos": {plain: 1}}},
+        {"sources": [plain], "engine": "local", "stages": stages},
+        {"sources": ["v.mp4"], "engine": plain, "stages": stages},
+    ]
     before = listing(tmp_path)
     for number, value in enumerate(cases):
         recipe = tmp_path / "recipe.yaml"
@@ -320,19 +407,25 @@ def test_names_in_recipes_are_refused_or_stay_names(tmp_path, text, monkeypatch)
             run(load_recipe(recipe), tmp_path / f"d{number}")
     made = {"sources": ["v.mp4"], "engine": "local", "stages": stages}
     recipe.write_text(json.dumps(made))
-    for override in (f"download_videos.{plain}=1", f"{plain}=1",
-                     f"download_videos.user_agent={plain}",
-                     f"download_videos.concurrency={plain}"):
+    for override in (
+        f"download_videos.{plain}=1",
+        f"{plain}=1",
+        f"download_videos.user_agent={plain}",
+        f"download_videos.concurrency={plain}",
+    ):
         with contextlib.suppress(ClipmillError):
             run(load_recipe(recipe, overrides=[override]), tmp_path / "made")
     with pytest.raises(UsageError):
         cli("run", recipe, "--dataset", tmp_path / "made", "--until", plain)
-    for command in (("logs", tmp_path / "made", "--run", plain), ("run", plain),
-                    ("recipe", "show", "--", plain), ("subset", "recipes", "--", plain),
-                    ("subset", "explain", tmp_path / "made", "--", plain),
-                    ("remove", tmp_path / "made", f"--video={plain}"),
-                    ("export", tmp_path / "made", "--format", "csv", "--output", "out",
-                     f"--subset={plain}")):
+    for command in (
+        ("logs", tmp_path / "made", "--run", plain),
+        ("run", plain),
+        ("recipe", "show", "--", plain),
+        ("subset", "recipes", "--", plain),
+        ("subset", "explain", tmp_path / "made", "--", plain),
+        ("remove", tmp_path / "made", f"--video={plain}"),
+        ("export", tmp_path / "made", "--format", "csv", "--output", "out", f"--subset={plain}"),
+    ):
         with pytest.raises((ClipmillError, AssertionError)):
             cli(*command)
     left = {name for name in listing(tmp_path) - before if not name.startswith("made")}

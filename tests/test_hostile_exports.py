@@ -30,20 +30,31 @@ def one_processor(monkeypatch):
 @pytest.fixture(scope="module")
 def hostile(tmp_path_factory) -> Small:
     """Videos of YouTube, each with texts of its own; one more for each text as an id."""
+
     def change(step: str, row: dict) -> None:
-        number = int(row.get("clip_id", row.get("source_key", "")).partition("-")[2][:3] or -1) \
-            if step != "download_videos" else int(row["source_key"][1:])
+        number = (
+            int(row.get("clip_id", row.get("source_key", "")).partition("-")[2][:3] or -1)
+            if step != "download_videos"
+            else int(row["source_key"][1:])
+        )
         text = TEXTS[number // 2 % len(TEXTS)]
         if step == "download_videos":
-            row |= {"title": text, "description": text, "uploader": text, "license": text,
-                    "language": text[:100], "category": text[:500]}
+            row |= {
+                "title": text,
+                "description": text,
+                "uploader": text,
+                "license": text,
+                "language": text[:100],
+                "category": text[:500],
+            }
             if number // 2 >= len(TEXTS):
                 row["source_id"] = f"{youtube_id(number)}\n" if number % 4 else text
         elif step == "summarize_captions":
             row["caption"] = text
 
-    return write_small(tmp_path_factory.mktemp("hostile") / "dataset", 4 * len(TEXTS),
-                       change=change)
+    return write_small(
+        tmp_path_factory.mktemp("hostile") / "dataset", 4 * len(TEXTS), change=change
+    )
 
 
 def test_internvids_lines_hold_texts_and_give_them_back(hostile, tmp_path):
@@ -61,10 +72,12 @@ def test_internvids_lines_hold_texts_and_give_them_back(hostile, tmp_path):
     said += cli("import", "--format", "internvid", tmp_path / "again", file)
     assert not STEERING.search(said)
     with open_catalog(tmp_path / "again") as catalog:
-        rows = catalog.execute("SELECT platform_id, spans FROM sources WHERE error IS NULL "
-                               "AND rejection IS NULL").fetchall()
+        rows = catalog.execute(
+            "SELECT platform_id, spans FROM sources WHERE error IS NULL AND rejection IS NULL"
+        ).fetchall()
     assert {name: {span["caption"] for span in spans} for name, spans in rows} == {
-        youtube_id(2 * number): {text.strip()} for number, text in enumerate(TEXTS)}
+        youtube_id(2 * number): {text.strip()} for number, text in enumerate(TEXTS)
+    }
     assert all(len(spans) == 3 for _, spans in rows)
     assert {path.name for path in tmp_path.iterdir()} == {"out", "again"}
 
@@ -94,25 +107,54 @@ def test_a_predicate_of_an_export_neither_writes_nor_reaches_anything_else(
     """As an expression, and as a text that ends the expression; nothing is begun for it."""
     queries = [text.format(inside=small.path / "split_clips" / "c1") for text in REACHING]
     before = listing(small.path)
-    for where in (*map(inside, queries), *(f"true) FROM clips; {queries[at]}; SELECT (true"
-                                           for at in (0, -2))):
+    for where in (
+        *map(inside, queries),
+        *(f"true) FROM clips; {queries[at]}; SELECT (true" for at in (0, -2)),
+    ):
         with pytest.raises(UsageError):
-            cli("export", small.path, "--format", format_, "--output", tmp_path / "out",
-                "--where", where)
+            cli(
+                "export",
+                small.path,
+                "--format",
+                format_,
+                "--output",
+                tmp_path / "out",
+                "--where",
+                where,
+            )
     with pytest.raises(UsageError):
-        cli("export", small.path, "--format", format_, "--output", tmp_path / "out",
-            "--caption", f"caption\" FROM clips; {queries[-2]}; SELECT \"caption")
+        cli(
+            "export",
+            small.path,
+            "--format",
+            format_,
+            "--output",
+            tmp_path / "out",
+            "--caption",
+            f'caption" FROM clips; {queries[-2]}; SELECT "caption',
+        )
     assert listing(small.path) == before
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("where", [BOMB, "repeat('x', 2000000000 + width) = title",
-                                   "repeat('x', 4000000000) = 'y'"])
+@pytest.mark.parametrize(
+    "where", [BOMB, "repeat('x', 2000000000 + width) = title", "repeat('x', 4000000000) = 'y'"]
+)
 def test_a_predicate_of_an_export_has_a_limit_of_memory(small, tmp_path, where):
     before = resource.getrlimit(resource.RLIMIT_DATA)
     with pytest.raises(ClipmillError, match="--memory-limit"):
-        cli("export", small.path, "--format", "parquet", "--output", tmp_path / "out",
-            "--where", where, "--memory-limit", "200MB")
+        cli(
+            "export",
+            small.path,
+            "--format",
+            "parquet",
+            "--output",
+            tmp_path / "out",
+            "--where",
+            where,
+            "--memory-limit",
+            "200MB",
+        )
     assert resource.getrlimit(resource.RLIMIT_DATA) == before
     # Nothing is begun: another predicate may go there.
     cli("export", small.path, "--format", "parquet", "--output", tmp_path / "out")
@@ -123,9 +165,17 @@ def subset_with(dataset: Path, name: str, *predicates: str) -> None:
     freeze(dataset, name, ["youtube-000-abc_DEF-0-2000"])
     path = dataset / "subsets" / name / "subset.json"
     counts = {"clips": 1, "videos": 1, "seconds": 2.0, "hours": 0.1}
-    rules = [{"number": number, "verb": "where", "says": text, "rule": {"where": text},
-              "remaining": counts, "took": counts}
-             for number, text in enumerate(predicates, start=1)]
+    rules = [
+        {
+            "number": number,
+            "verb": "where",
+            "says": text,
+            "rule": {"where": text},
+            "remaining": counts,
+            "took": counts,
+        }
+        for number, text in enumerate(predicates, start=1)
+    ]
     path.write_text(json.dumps({**json.loads(path.read_text()), "funnel": rules}))
 
 
@@ -133,14 +183,21 @@ def test_a_subset_s_rules_in_a_report_neither_write_nor_reach_anything_else(tmp_
     """A rule that is not an expression is left out; errors while evaluating it are reported."""
     small = write_small(tmp_path / "dataset", 2)
     queries = [text.format(inside=small.path / "split_clips" / "c1") for text in REACHING]
-    subset_with(small.path, "hidden", *(inside(query) for query in queries[:5]),
-                *(f"true) FROM clips; {query}; SELECT (true" for query in queries))
+    subset_with(
+        small.path,
+        "hidden",
+        *(inside(query) for query in queries[:5]),
+        *(f"true) FROM clips; {query}; SELECT (true" for query in queries),
+    )
     subset_with(small.path, "reading", inside(queries[5]))
     before = listing(tmp_path)
     cli("report", small.path, "--subset", "hidden", "--output", tmp_path / "page.html")
     assert listing(tmp_path) - before == {"page.html"}
-    for name, said in (("reading", "more than the dataset's tables.*without --subset"),
-                       (queries[0], "no subset"), ("'; DROP TABLE clips; --", "no subset")):
+    for name, said in (
+        ("reading", "more than the dataset's tables.*without --subset"),
+        (queries[0], "no subset"),
+        ("'; DROP TABLE clips; --", "no subset"),
+    ):
         with pytest.raises(UsageError, match=said):
             cli("report", small.path, f"--subset={name}", "--output", tmp_path / "other.html")
     assert listing(tmp_path) - before == {"page.html"}

@@ -31,8 +31,9 @@ EVERYTHING = "SELECT clip_id, caption, title FROM clips ORDER BY ALL"
 
 def cli(*arguments: object) -> str:
     """What a command prints on standard output; it ends well."""
-    found = CliRunner().invoke(app, [str(argument) for argument in arguments],
-                               catch_exceptions=False)
+    found = CliRunner().invoke(
+        app, [str(argument) for argument in arguments], catch_exceptions=False
+    )
     assert found.exit_code == 0, found.output
     return found.stdout
 
@@ -41,8 +42,9 @@ def rows_of(dataset: str, query: str) -> list[dict]:
     return json.loads(cli("sql", "--format", "json", "--", dataset, query))
 
 
-@pytest.mark.parametrize("name", [
-    next(iter(NAMES)), pytest.param(list(NAMES)[1], marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "name", [next(iter(NAMES)), pytest.param(list(NAMES)[1], marks=pytest.mark.slow)]
+)
 def test_every_command_does_as_well_in_a_folder_of_any_name(name, made, tmp_path, monkeypatch):
     """Also where the name begins with a dash, and its neighbour is what it would match."""
     place = tmp_path / name
@@ -55,8 +57,17 @@ def test_every_command_does_as_well_in_a_folder_of_any_name(name, made, tmp_path
         shutil.copytree(made.dataset / folder, place / NAMES[name] / folder)
     expected = rows_of(str(made.dataset), EVERYTHING)
     assert rows_of(here, EVERYTHING) == expected
-    for view in ("videos", "sources", "embeddings", "frames_index", "shots", "failures_all",
-                 "rejections", "runs", "steps.caption_frames"):
+    for view in (
+        "videos",
+        "sources",
+        "embeddings",
+        "frames_index",
+        "shots",
+        "failures_all",
+        "rejections",
+        "runs",
+        "steps.caption_frames",
+    ):
         counted = f"SELECT count(*) AS n FROM {view}"
         assert rows_of(here, counted) == rows_of(str(made.dataset), counted), view
     for command in ("status", "failures", "runs", "logs", "verify", "index"):
@@ -81,21 +92,42 @@ def test_every_command_does_as_well_in_a_folder_of_any_name(name, made, tmp_path
     assert f"{left}" in cli("subset", "show", "--", here, "all")
 
 
-@pytest.mark.parametrize("format_", [
-    "parquet", "csv", "webdataset", "huggingface", "interleaved"])
+@pytest.mark.parametrize("format_", ["parquet", "csv", "webdataset", "huggingface", "interleaved"])
 def test_every_export_goes_to_a_folder_of_any_name(format_, made, tmp_path, monkeypatch):
     name = next(iter(NAMES))
     (tmp_path / name).mkdir()
     monkeypatch.chdir(tmp_path / name)
     shutil.copytree(made.dataset, f"./{name}")
     media = "copy" if format_ in ("webdataset", "huggingface") else "none"
-    cli("export", "--format", format_, "--output", f"-e{name}", "--media", media,
-        "--engine", "local", "--", f"./{name}")
+    cli(
+        "export",
+        "--format",
+        format_,
+        "--output",
+        f"-e{name}",
+        "--media",
+        media,
+        "--engine",
+        "local",
+        "--",
+        f"./{name}",
+    )
     first = sorted(path.name for path in Path(f"./-e{name}").rglob("*"))
     assert len(first) > 1
     # Gone on with: everything is found again.
-    cli("export", "--format", format_, "--output", f"-e{name}", "--media", media,
-        "--engine", "local", "--", f"./{name}")
+    cli(
+        "export",
+        "--format",
+        format_,
+        "--output",
+        f"-e{name}",
+        "--media",
+        media,
+        "--engine",
+        "local",
+        "--",
+        f"./{name}",
+    )
     assert sorted(path.name for path in Path(f"./-e{name}").rglob("*")) == first
 
 
@@ -120,8 +152,10 @@ def test_a_run_finds_its_sources_beside_a_recipe_of_any_name(tmp_path, monkeypat
     monkeypatch.chdir(place)
     for number in range(2):
         (place / f"-v{number}.mp4").write_bytes(make_video(seed=number))
-    text = ("engine: local\nstages:\n  download_videos: {min_duration_seconds: null, "
-            "min_height: null}\n")
+    text = (
+        "engine: local\nstages:\n  download_videos: {min_duration_seconds: null, "
+        "min_height: null}\n"
+    )
     for number, sources in enumerate(("['*.mp4']", "['.']", "[{path: '-v0.mp4'}, './-v1.mp4']")):
         recipe = place / f"-r{number}[a]*.yaml"
         recipe.write_text(f"sources: {sources}\n{text}")

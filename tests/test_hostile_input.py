@@ -58,8 +58,9 @@ def listing(folder: Path, but: tuple[str, ...] = ()) -> set[str]:
 
 def cli(*arguments: object) -> str:
     """What a command prints, on both streams; it ends well."""
-    found = CliRunner().invoke(app, [str(argument) for argument in arguments],
-                               catch_exceptions=False)
+    found = CliRunner().invoke(
+        app, [str(argument) for argument in arguments], catch_exceptions=False
+    )
     assert found.exit_code == 0, found.output
     return found.output
 
@@ -73,21 +74,37 @@ def sandbox(tmp_path_factory) -> Path:
     for number, text in enumerate(HOSTILE):
         name = f"-{number} '\";<b>$(x)\n.mp4"  # a dash in front, quotes, HTML, a line feed
         (folder / "in" / name).write_bytes(make_video(seed=number))
-        rows.append({"path": f"./{name}", "video_id": f"{text[:60]}{number}", "title": text,
-                     "category": text[:500], "language": text[:80], "caption": f"{text} {number}",
-                     "uploader": text, "start_seconds": 0.2, "end_seconds": 1.6})
+        rows.append(
+            {
+                "path": f"./{name}",
+                "video_id": f"{text[:60]}{number}",
+                "title": text,
+                "category": text[:500],
+                "language": text[:80],
+                "caption": f"{text} {number}",
+                "uploader": text,
+                "start_seconds": 0.2,
+                "end_seconds": 1.6,
+            }
+        )
     with open(folder / "in" / "a.csv", "w", newline="", errors="surrogatepass") as file:
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
         writer.writerows(row for row in rows[:5])
     (folder / "in" / "b.jsonl").write_text("\n".join(map(json.dumps, rows[5:10])))
-    clean = [{key: value.encode("utf-8", "replace").decode() if isinstance(value, str) else value
-              for key, value in row.items()} for row in rows[10:]]
+    clean = [
+        {
+            key: value.encode("utf-8", "replace").decode() if isinstance(value, str) else value
+            for key, value in row.items()
+        }
+        for row in rows[10:]
+    ]
     pq.write_table(pa.Table.from_pylist(clean), folder / "in" / "c.parquet")
     (folder / "recipe.yaml").write_text(
         "sources: [in/a.csv, in/b.jsonl, in/c.parquet]\nengine: local\nstages:\n"
         "  download_videos: {min_duration_seconds: null, min_height: null}\n"
-        "  split_clips: {boundaries: given, min_clip_seconds: 0}\n")
+        "  split_clips: {boundaries: given, min_clip_seconds: 0}\n"
+    )
     before = listing(folder)
     run(load_recipe(folder / "recipe.yaml"), folder / "dataset")
     assert listing(folder, ("dataset",)) == before
@@ -97,8 +114,9 @@ def sandbox(tmp_path_factory) -> Path:
 def test_every_hostile_source_becomes_a_clip_within_the_dataset(sandbox):
     """Each id is its text's where that is safe as a file name, else a hash of it."""
     with open_catalog(sandbox / "dataset") as catalog:
-        rows = catalog.execute("SELECT video_id, clip_id, title, caption_given FROM clips"
-                               ).fetchall()
+        rows = catalog.execute(
+            "SELECT video_id, clip_id, title, caption_given FROM clips"
+        ).fetchall()
         failed = catalog.execute("SELECT kind, message FROM failures").fetchall()
     assert failed == []
     assert len(rows) == len(HOSTILE)
@@ -116,8 +134,15 @@ def test_every_hostile_source_becomes_a_clip_within_the_dataset(sandbox):
 def test_sql_gives_texts_back_and_writes_only_what_it_was_told(sandbox, format_):
     before = listing(sandbox)
     output = sandbox / f"rows.{format_}"
-    cli("sql", sandbox / "dataset", "SELECT clip_id, title FROM clips ORDER BY clip_id",
-        "--format", format_, "--output", output)
+    cli(
+        "sql",
+        sandbox / "dataset",
+        "SELECT clip_id, title FROM clips ORDER BY clip_id",
+        "--format",
+        format_,
+        "--output",
+        output,
+    )
     assert listing(sandbox) == before | {output.name}
     if format_ == "jsonl":
         titles = {json.loads(line)["title"] for line in output.read_text().split("\n") if line}
@@ -129,9 +154,14 @@ def test_sql_gives_texts_back_and_writes_only_what_it_was_told(sandbox, format_)
 def on_terminal(*arguments: object) -> str:
     """What a command shows where it is on a terminal."""
     reading, writing = pty.openpty()
-    with subprocess.Popen([sys.executable, "-m", "clipmill.jobs.cli", *map(str, arguments)],
-                          cwd=ROOT, stdout=writing, stderr=writing, stdin=subprocess.DEVNULL,
-                          env={**os.environ, "TERM": "dumb", "COLUMNS": "100"}) as process:
+    with subprocess.Popen(
+        [sys.executable, "-m", "clipmill.jobs.cli", *map(str, arguments)],
+        cwd=ROOT,
+        stdout=writing,
+        stderr=writing,
+        stdin=subprocess.DEVNULL,
+        env={**os.environ, "TERM": "dumb", "COLUMNS": "100"},
+    ) as process:
         os.close(writing)
         shown = b""
         while True:
@@ -163,13 +193,19 @@ def test_status_failures_and_subsets_show_texts_as_texts(sandbox):
     before = listing(sandbox)
     dataset = sandbox / "dataset"
     recipe = sandbox / "in" / "subset.yaml"
-    recipe.write_text("description: \"<script>x</script> \\e[2J\"\nrules:\n"
-                      "  - where: duration_seconds > 0\n"
-                      "    name: \"</td>\\e[2J $(touch escaped)\"\n")
-    said = [cli("status", dataset), cli("failures", dataset), cli("runs", dataset),
-            cli("subset", "explain", dataset, recipe),
-            cli("subset", "create", dataset, recipe, "--name", "plain"),
-            cli("subset", "show", dataset, "plain")]
+    recipe.write_text(
+        'description: "<script>x</script> \\e[2J"\nrules:\n'
+        "  - where: duration_seconds > 0\n"
+        '    name: "</td>\\e[2J $(touch escaped)"\n'
+    )
+    said = [
+        cli("status", dataset),
+        cli("failures", dataset),
+        cli("runs", dataset),
+        cli("subset", "explain", dataset, recipe),
+        cli("subset", "create", dataset, recipe, "--name", "plain"),
+        cli("subset", "show", dataset, "plain"),
+    ]
     assert not [text for text in said if STEERING.search(text)]
     for name in ("../escaped", "/tmp/escaped", "a/b", ".hidden", "-rf", "x\x00y", "a" * 200, ""):
         with pytest.raises(UsageError, match="--name"):
@@ -181,15 +217,26 @@ def test_status_failures_and_subsets_show_texts_as_texts(sandbox):
     assert made <= {"dataset/subsets"}
 
 
-@pytest.mark.parametrize(
-    "format_", ["parquet", "csv", "webdataset", "huggingface", "interleaved"])
+@pytest.mark.parametrize("format_", ["parquet", "csv", "webdataset", "huggingface", "interleaved"])
 def test_exports_hold_texts_and_only_safe_names(sandbox, format_):
     before = listing(sandbox)
     output = sandbox / "out" / format_
     media = "copy" if format_ in ("webdataset", "huggingface") else "none"
     output.parent.mkdir(exist_ok=True)
-    cli("export", sandbox / "dataset", "--output", output, "--format", format_, "--media", media,
-        "--caption", "caption_given", "--engine", "local")
+    cli(
+        "export",
+        sandbox / "dataset",
+        "--output",
+        output,
+        "--format",
+        format_,
+        "--media",
+        media,
+        "--caption",
+        "caption_given",
+        "--engine",
+        "local",
+    )
     assert {name for name in listing(sandbox) - before if not name.startswith("out")} == set()
     for path in output.rglob("*"):
         assert re.fullmatch(r"[A-Za-z0-9_.-]+", path.name)
@@ -218,13 +265,17 @@ def test_the_report_has_no_element_of_a_text(sandbox):
     cli("report", sandbox / "dataset", "--output", sandbox / "page.html")
     page = (sandbox / "page.html").read_text("utf-8")
     elements = elements_of(page)
-    assert not [tag for tag, attributes in elements
-                if tag == "script" or any(name.startswith("on") for name in attributes)]
+    assert not [
+        tag
+        for tag, attributes in elements
+        if tag == "script" or any(name.startswith("on") for name in attributes)
+    ]
     assert "&lt;script&gt;" in page
     (sandbox / "page.html").unlink()
 
 
 # --- SQL ---
+
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory) -> Path:
@@ -242,17 +293,35 @@ SQL = [
     f"PIVOT (FROM \"Json_Execute_Serialized_Sql\" /**/ (json_serialize_sql('{COPY}'))) ON Count",
     f"FROM query('{COPY}')",
     "FROM query_table('/etc/passwd')",
-    "SELECT getenv('HOME')", "FROM '/etc/passwd'", "FROM read_blob('/etc/passwd')",
-    "FROM sniff_csv('/etc/passwd')", "FROM parquet_metadata('/etc/passwd')",
-    "FROM read_csv('/dev/stdin')", "FROM glob('/etc/*')", "FROM read_text('file:///etc/passwd')",
-    "FROM 's3://bucket/x.parquet'", "FROM 'http://127.0.0.1:9/x.csv'",
-    "EXPORT DATABASE '{inside}'", "IMPORT DATABASE '{inside}'", "ATTACH '{inside}/x.db'",
-    "COPY clips TO '{inside}/evil.parquet'", "CREATE TABLE x AS FROM clips", "LOAD httpfs",
-    "INSTALL httpfs", "SET memory_limit = '1TB'", "RESET memory_limit", "PRAGMA version",
-    "CALL enable_logging()", "FROM enable_logging()", "PREPARE x AS SELECT 1", "USE internal",
+    "SELECT getenv('HOME')",
+    "FROM '/etc/passwd'",
+    "FROM read_blob('/etc/passwd')",
+    "FROM sniff_csv('/etc/passwd')",
+    "FROM parquet_metadata('/etc/passwd')",
+    "FROM read_csv('/dev/stdin')",
+    "FROM glob('/etc/*')",
+    "FROM read_text('file:///etc/passwd')",
+    "FROM 's3://bucket/x.parquet'",
+    "FROM 'http://127.0.0.1:9/x.csv'",
+    "EXPORT DATABASE '{inside}'",
+    "IMPORT DATABASE '{inside}'",
+    "ATTACH '{inside}/x.db'",
+    "COPY clips TO '{inside}/evil.parquet'",
+    "CREATE TABLE x AS FROM clips",
+    "LOAD httpfs",
+    "INSTALL httpfs",
+    "SET memory_limit = '1TB'",
+    "RESET memory_limit",
+    "PRAGMA version",
+    "CALL enable_logging()",
+    "FROM enable_logging()",
+    "PREPARE x AS SELECT 1",
+    "USE internal",
     "FROM register_external_resource_type('a', kind = 'b', create_function = 'c')",
-    *(f"PIVOT (FROM json_execute_serialized_sql{space}(json_serialize_sql('{COPY}'))) ON Count"
-      for space in (" -- \r ", "\u200b", "\u2060", "\ufeff", "/* /* */ */", "\x0b", "\x0c")),
+    *(
+        f"PIVOT (FROM json_execute_serialized_sql{space}(json_serialize_sql('{COPY}'))) ON Count"
+        for space in (" -- \r ", "\u200b", "\u2060", "\ufeff", "/* /* */ */", "\x0b", "\x0c")
+    ),
     f"PIVOT (FROM\u200bquery\u200b('{COPY}')) ON Count",
     f"EXPLAIN ANALYZE PIVOT (FROM query\u200b('{COPY}')) ON Count",
     "WITH x AS (\u200bCOPY (SELECT 1) TO '{inside}/evil.parquet') PIVOT x ON Count",
@@ -303,8 +372,17 @@ def test_a_query_that_takes_all_memory_is_told_its_limit(small, query, tmp_path)
 
     before = resource.getrlimit(resource.RLIMIT_DATA)
     with pytest.raises(ClipmillError, match="--memory-limit"):
-        cli("sql", small, query, "--memory-limit", "200MB", "--format", "csv",
-            "--output", tmp_path / "x.csv")
+        cli(
+            "sql",
+            small,
+            query,
+            "--memory-limit",
+            "200MB",
+            "--format",
+            "csv",
+            "--output",
+            tmp_path / "x.csv",
+        )
     assert resource.getrlimit(resource.RLIMIT_DATA) == before
     assert cli("sql", small, "SELECT count(*) AS n FROM clips", "--memory-limit", "200MB")
 
@@ -331,14 +409,22 @@ FOR_EVER = [
 def test_ctrl_c_ends_queries_without_end(small, tmp_path):
     """Also those from which DuckDB never looks up."""
     # Also where the tests run in a shell's background, which has Ctrl-C ignored.
-    heeding = ("import runpy, signal\n"
-               "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-               "runpy.run_module('clipmill.jobs.cli', run_name='__main__')")
-    running = [subprocess.Popen([sys.executable, "-c", heeding, "sql", str(small), query],
-                                stdin=subprocess.DEVNULL,
-                                cwd=ROOT, text=True, stderr=subprocess.PIPE,
-                                env={**os.environ, "TMPDIR": str(tmp_path)})
-               for query in FOR_EVER]
+    heeding = (
+        "import runpy, signal\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "runpy.run_module('clipmill.jobs.cli', run_name='__main__')"
+    )
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", heeding, "sql", str(small), query],
+            stdin=subprocess.DEVNULL,
+            cwd=ROOT,
+            text=True,
+            stderr=subprocess.PIPE,
+            env={**os.environ, "TMPDIR": str(tmp_path)},
+        )
+        for query in FOR_EVER
+    ]
     try:
         # Each has opened the catalog when it has its folder there.
         while len(list(tmp_path.glob("clipmill-sql-*"))) < len(FOR_EVER):
@@ -356,11 +442,20 @@ def test_ctrl_c_ends_queries_without_end(small, tmp_path):
             process.wait()
 
 
-@pytest.mark.parametrize("query", [
-    "SELECT 'infinity'::TIMESTAMP", "SELECT '200000-01-01'::DATE", "FROM test_all_types()",
-    "CONNECT 'x'", "SELECT 'x'::POINTER", "FROM arrow_scan(1, 2, 3)", "FROM pandas_scan(1)",
-    "FROM enable_profiling(save_location='x')", "FROM duckdb_extensions()",
-])
+@pytest.mark.parametrize(
+    "query",
+    [
+        "SELECT 'infinity'::TIMESTAMP",
+        "SELECT '200000-01-01'::DATE",
+        "FROM test_all_types()",
+        "CONNECT 'x'",
+        "SELECT 'x'::POINTER",
+        "FROM arrow_scan(1, 2, 3)",
+        "FROM pandas_scan(1)",
+        "FROM enable_profiling(save_location='x')",
+        "FROM duckdb_extensions()",
+    ],
+)
 def test_what_cannot_be_asked_or_shown_is_told(small, query):
     with pytest.raises(UsageError):
         cli("sql", small, query, "--format", "jsonl")
@@ -368,19 +463,25 @@ def test_what_cannot_be_asked_or_shown_is_told(small, query):
 
 # --- recipes ---
 
-@pytest.mark.parametrize("text", [
-    "!!python/object/apply:os.system ['touch escaped']",
-    "!!python/name:os.system",
-    "dataset: !!python/object/new:os.system ['touch escaped']",
-    "stages: {caption_frames: {prompt: !!python/object/apply:os.getcwd []}}",
-    "stages: {caption_frames: {model: !include /etc/passwd}}",
-])
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "!!python/object/apply:os.system ['touch escaped']",
+        "!!python/name:os.system",
+        "dataset: !!python/object/new:os.system ['touch escaped']",
+        "stages: {caption_frames: {prompt: !!python/object/apply:os.getcwd []}}",
+        "stages: {caption_frames: {model: !include /etc/passwd}}",
+    ],
+)
 def test_a_recipe_is_plain_data(text, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(text)
-    for read in (lambda: load(str(recipe), tmp_path / "dataset"),
-                 lambda: cli("subset", "explain", tmp_path, recipe)):
+    for read in (
+        lambda: load(str(recipe), tmp_path / "dataset"),
+        lambda: cli("subset", "explain", tmp_path, recipe),
+    ):
         with pytest.raises(UsageError):
             read()
     assert listing(tmp_path) == {"recipe.yaml"}
@@ -392,25 +493,37 @@ def test_a_recipe_of_aliases_that_multiply_is_refused_soon(tmp_path):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("\n".join([*lines, "sources: *a9", "stages: {split_clips: *a9}"]))
     started = time.monotonic()
-    for read in (lambda: load(str(recipe), tmp_path / "dataset"),
-                 lambda: cli("subset", "explain", tmp_path, recipe)):
+    for read in (
+        lambda: load(str(recipe), tmp_path / "dataset"),
+        lambda: cli("subset", "explain", tmp_path, recipe),
+    ):
         with pytest.raises(UsageError):
             read()
     assert time.monotonic() - started < 30
 
 
-@pytest.mark.parametrize("template", [
-    "{{ fine.__class__.__mro__[1].__subclasses__() }}",
-    "{{ cycler.__init__.__globals__.os.system('touch escaped') }}",
-    "{{ ''.__class__ }}", "{{ fine|attr('__class__') }}", "{{ '{0.__class__}'.format(fine) }}",
-    "{{ fine.append(1) }}", "{{ fine.clear() }}", "{{ lipsum.__globals__ }}",
-    "{% for x in range(999999999) %}{% endfor %}", "{{ 9 ** 9 ** 9 ** 9 }}",
-    "{{ 'x' * 100000000000 }}", "{{ 'x'|center(100000000000) }}",
-    "{{ '%100000000000d'|format(1) }}",
-    "{% set x = 'x' * 1000 %}" + "{% set x = x ~ x %}" * 40 + "{{ x }}",
-    "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
-    "{% include '/etc/passwd' %}", "{% import '/etc/passwd' as x %}",
-])
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ fine.__class__.__mro__[1].__subclasses__() }}",
+        "{{ cycler.__init__.__globals__.os.system('touch escaped') }}",
+        "{{ ''.__class__ }}",
+        "{{ fine|attr('__class__') }}",
+        "{{ '{0.__class__}'.format(fine) }}",
+        "{{ fine.append(1) }}",
+        "{{ fine.clear() }}",
+        "{{ lipsum.__globals__ }}",
+        "{% for x in range(999999999) %}{% endfor %}",
+        "{{ 9 ** 9 ** 9 ** 9 }}",
+        "{{ 'x' * 100000000000 }}",
+        "{{ 'x'|center(100000000000) }}",
+        "{{ '%100000000000d'|format(1) }}",
+        "{% set x = 'x' * 1000 %}" + "{% set x = x ~ x %}" * 40 + "{{ x }}",
+        "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+        "{% include '/etc/passwd' %}",
+        "{% import '/etc/passwd' as x %}",
+    ],
+)
 def test_a_prompt_template_reaches_nothing_and_ends(template, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     started = time.monotonic()
@@ -430,6 +543,7 @@ def test_a_template_nested_without_end_is_refused():
 
 
 # --- weights ---
+
 
 class Planted:
     """Runs a command when it is unpickled."""
@@ -453,8 +567,11 @@ def test_a_pickle_among_the_weights_does_not_run(what, tmp_path):
 
     ran = tmp_path / "ran"
     folder = save_tiny_clip(tmp_path / "model")
-    weights = {"aesthetic head": "head.pth", "open_clip": "open_clip_pytorch_model.bin",
-               "x-clip": "pytorch_model.bin"}[what]
+    weights = {
+        "aesthetic head": "head.pth",
+        "open_clip": "open_clip_pytorch_model.bin",
+        "x-clip": "pytorch_model.bin",
+    }[what]
     (folder / "open_clip_model.safetensors").unlink()
     torch.save({"weight": torch.ones(1, 2), "bias": Planted(ran)}, folder / weights)
     (folder / "config.json").write_text('{"model_type": "xclip"}')
@@ -474,13 +591,18 @@ def test_a_pickle_among_the_weights_does_not_run(what, tmp_path):
 
 # --- processes ---
 
+
 def test_other_programs_get_lists_of_arguments():
     """And there are few: nothing that came from outside is handed to one."""
     calls = re.compile(r"os\.(system|popen|exec\w*|spawn\w*)\(|shell\s*=\s*True|getoutput\(")
-    found = [f"{path.relative_to(ROOT)}: {line.strip()}"
-             for package in ("jobs", "pipeline", "stages", "schemas")
-             for path in (ROOT / package).rglob("*.py")
-             for line in path.read_text("utf-8").splitlines() if calls.search(line)]
+    found = [
+        f"{path.relative_to(ROOT)}: {line.strip()}"
+        for package in ("jobs", "pipeline", "stages", "schemas")
+        for path in (ROOT / package).rglob("*.py")
+        for line in path.read_text("utf-8").splitlines()
+        if calls.search(line)
+    ]
     # This program itself, restarted, with its own arguments as a list.
-    assert found == ["jobs/encoding.py: os.execve(sys.executable, [sys.executable, "
-                     "*sys.orig_argv[1:]],"]
+    assert found == [
+        "jobs/encoding.py: os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]],"
+    ]

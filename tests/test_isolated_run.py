@@ -47,10 +47,14 @@ HARMED = {"crash", "hang", "hungry"}
 
 def clipmill(*words: object, harm: Path | None = None) -> None:
     path = [str(ROOT), *([str(harm)] if harm else [])]
-    subprocess.run([sys.executable, "-m", "clipmill.jobs.cli", *map(str, words)],
-                   stdin=subprocess.DEVNULL, check=True, timeout=250,
-                   env={**os.environ, "PYTHONPATH": os.pathsep.join(path)},
-                   stdout=subprocess.DEVNULL)
+    subprocess.run(
+        [sys.executable, "-m", "clipmill.jobs.cli", *map(str, words)],
+        stdin=subprocess.DEVNULL,
+        check=True,
+        timeout=250,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(path)},
+        stdout=subprocess.DEVNULL,
+    )
 
 
 def rows(dataset: Path) -> dict[str, list[dict]]:
@@ -79,10 +83,17 @@ def test_a_decoder_that_is_taken_down_costs_its_own_video_only(engine, tmp_path)
     harm = tmp_path / "harm"
     harm.mkdir()
     (harm / "sitecustomize.py").write_text(_HARM)
-    settings = [word for setting in (
-        "download_videos.min_duration_seconds=0.1", "download_videos.min_height=16",
-        "split_clips.keep_frames=true", "split_clips.stall_seconds=10",
-        f"split_clips.memory_limit_bytes={512 << 20}") for word in ("--set", setting)]
+    settings = [
+        word
+        for setting in (
+            "download_videos.min_duration_seconds=0.1",
+            "download_videos.min_height=16",
+            "split_clips.keep_frames=true",
+            "split_clips.stall_seconds=10",
+            f"split_clips.memory_limit_bytes={512 << 20}",
+        )
+        for word in ("--set", setting)
+    ]
     common = ["--engine", engine, "--sources", films, *settings]
     clipmill("run", "timestamps-only", "--dataset", tmp_path / "harmed", *common, harm=harm)
     clipmill("run", "timestamps-only", "--dataset", tmp_path / "calm", *common)
@@ -100,12 +111,12 @@ def test_a_decoder_that_is_taken_down_costs_its_own_video_only(engine, tmp_path)
         assert place == str(films / f"{name}.mp4")
     assert messages == {
         "crash": "crashes its decoder's process: it ended twice, the last time by signal 11 "
-                 "(SIGSEGV); look at it with `ffprobe` or fetch it again",
+        "(SIGSEGV); look at it with `ffprobe` or fetch it again",
         "hang": "reading made no progress for 10 s; raise split_clips.stall_seconds "
-                "if the file needs more; look at it with `ffprobe` or fetch it again",
+        "if the file needs more; look at it with `ffprobe` or fetch it again",
         "hungry": "takes more than 536,870,912 bytes of memory to read (MemoryError); raise "
-                  "split_clips.memory_limit_bytes if the file needs more; look at it with "
-                  "`ffprobe` or fetch it again",
+        "split_clips.memory_limit_bytes if the file needs more; look at it with "
+        "`ffprobe` or fetch it again",
     }
 
     clipmill("retry", tmp_path / "harmed", "--kind", "crash")

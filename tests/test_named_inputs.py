@@ -11,12 +11,18 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = ("schemas", "stages", "pipeline", "jobs", "benchmarks", "tests")
 _ASYNC = {"create_subprocess_exec", "create_subprocess_shell"}
-_TAKE_INPUT = {"subprocess": {"run", "Popen", "call", "check_call", "check_output"},
-               "asyncio": _ASYNC, "asyncio.subprocess": _ASYNC}
+_TAKE_INPUT = {
+    "subprocess": {"run", "Popen", "call", "check_call", "check_output"},
+    "asyncio": _ASYNC,
+    "asyncio.subprocess": _ASYNC,
+}
 # What can't be determined: these hand on this process's own.
-_HAND_ON = {"os": {"system", "popen", "posix_spawn", "posix_spawnp"} | {
-    f"spawn{how}" for how in ("l", "le", "lp", "lpe", "v", "ve", "vp", "vpe")},
-    "subprocess": {"getoutput", "getstatusoutput"}, "pty": {"spawn"}}
+_HAND_ON = {
+    "os": {"system", "popen", "posix_spawn", "posix_spawnp"}
+    | {f"spawn{how}" for how in ("l", "le", "lp", "lpe", "v", "ve", "vp", "vpe")},
+    "subprocess": {"getoutput", "getstatusoutput"},
+    "pty": {"spawn"},
+}
 
 
 def unnamed(source: str, place: str) -> list[str]:
@@ -34,8 +40,10 @@ def _found(tree: ast.AST) -> Iterator[tuple[int, str]]:
                 name in _TAKE_INPUT.get(module, ()) and not given & {"stdin", "input"}
             ):
                 yield node.lineno, f"{module}.{name}"
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and (
-            "import " in node.value
+        elif (
+            isinstance(node, ast.Constant)
+            and isinstance(node.value, str)
+            and ("import " in node.value)
         ):
             try:
                 inner = ast.parse(node.value)
@@ -67,28 +75,38 @@ def _called(function: ast.expr, names: dict[str, tuple[str, str | None]]) -> tup
 
 
 def test_every_started_program_is_given_a_standard_input():
-    found = [call for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.py"))
-             if path != Path(__file__)
-             for call in unnamed(path.read_text("utf-8"), str(path.relative_to(ROOT)))]
+    found = [
+        call
+        for folder in FOLDERS
+        for path in sorted((ROOT / folder).rglob("*.py"))
+        if path != Path(__file__)
+        for call in unnamed(path.read_text("utf-8"), str(path.relative_to(ROOT)))
+    ]
     assert not found, "\n".join(found)
 
 
-@pytest.mark.parametrize("source", [
-    "import subprocess\nsubprocess.run(['x'])",
-    "import subprocess as s\ns.Popen(['x'], stdout=s.PIPE)",
-    "from subprocess import check_output as out\nout(['x'])",
-    "import os\nos.system('x')",
-    "from asyncio import create_subprocess_exec\ncreate_subprocess_exec('x')",
-    "PROGRAM = 'import subprocess\\nsubprocess.run([1])'",
-])
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import subprocess\nsubprocess.run(['x'])",
+        "import subprocess as s\ns.Popen(['x'], stdout=s.PIPE)",
+        "from subprocess import check_output as out\nout(['x'])",
+        "import os\nos.system('x')",
+        "from asyncio import create_subprocess_exec\ncreate_subprocess_exec('x')",
+        "PROGRAM = 'import subprocess\\nsubprocess.run([1])'",
+    ],
+)
 def test_a_call_that_gives_none_is_found(source):
     assert len(unnamed(source, "here.py")) == 1
 
 
-@pytest.mark.parametrize("source", [
-    "import subprocess\nsubprocess.run(['x'], stdin=subprocess.DEVNULL)",
-    "import subprocess\nsubprocess.run(['x'], input='y')",
-    "import asyncio\nasyncio.run(x())",
-])
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import subprocess\nsubprocess.run(['x'], stdin=subprocess.DEVNULL)",
+        "import subprocess\nsubprocess.run(['x'], input='y')",
+        "import asyncio\nasyncio.run(x())",
+    ],
+)
 def test_a_call_that_gives_one_is_not(source):
     assert unnamed(source, "here.py") == []

@@ -60,14 +60,14 @@ def read(picture: np.ndarray) -> str:
     centres = value.reshape(GRID, 20, GRID, 20)[:, 6:14, :, 6:14].mean(axis=(1, 3))
     bits = "".join("1" if v > (DARK + BRIGHT) / 2 else "0" for v in centres.ravel())
     shot_at, tick_at = VIDEO_BITS, VIDEO_BITS + SHOT_BITS
-    return (f"v{int(bits[:shot_at], 2)} s{int(bits[shot_at:tick_at], 2)} "
-            f"t{int(bits[tick_at:], 2)}")
+    return f"v{int(bits[:shot_at], 2)} s{int(bits[shot_at:tick_at], 2)} t{int(bits[tick_at:], 2)}"
 
 
 def write_video(path: Path, video: int) -> None:
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=FPS, options={"crf": "18",
-                                                                    "preset": "ultrafast"})
+        stream = container.add_stream(
+            "libx264", rate=FPS, options={"crf": "18", "preset": "ultrafast"}
+        )
         stream.width, stream.height, stream.pix_fmt = 640, 360, "yuv420p"
         stream.time_base = Fraction(1, FPS)
         number = 0
@@ -99,10 +99,23 @@ class _Reader(http.server.BaseHTTPRequestHandler):
         parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
         pictures = [part["image_url"]["url"] for part in parts if part["type"] == "image_url"]
         said = [self._read(url) for url in pictures] or [
-            part["text"] for part in parts if part["type"] == "text"]
-        self._answer(200, {"id": "x", "object": "chat.completion", "model": "reader", "choices": [
-            {"index": 0, "finish_reason": "stop",
-             "message": {"role": "assistant", "content": "; ".join(said)}}]})
+            part["text"] for part in parts if part["type"] == "text"
+        ]
+        self._answer(
+            200,
+            {
+                "id": "x",
+                "object": "chat.completion",
+                "model": "reader",
+                "choices": [
+                    {
+                        "index": 0,
+                        "finish_reason": "stop",
+                        "message": {"role": "assistant", "content": "; ".join(said)},
+                    }
+                ],
+            },
+        )
 
     def do_GET(self) -> None:
         self._answer(200, {"object": "list", "data": [{"id": "reader"}]})
@@ -149,8 +162,9 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A CLIP and an aesthetic head with random weights: any two pictures differ to them."""
     folder = tmp_path_factory.mktemp("models")
-    save_tiny_clip(folder / "clip", dimensions=DIMENSIONS, size=64,
-                   preprocessing={"resize_mode": "squash"})
+    save_tiny_clip(
+        folder / "clip", dimensions=DIMENSIONS, size=64, preprocessing={"resize_mode": "squash"}
+    )
     weight = np.random.default_rng(1).normal(size=(1, DIMENSIONS)).astype(np.float32)
     save_file({"weight": weight, "bias": np.array([5.0], np.float32)}, folder / "head.safetensors")
     return folder
@@ -162,7 +176,8 @@ def test_every_caption_embedding_and_score_sits_on_its_own_clip(videos, models, 
     paths = sorted(videos.glob("*.mp4"))
     random.Random(5).shuffle(paths)
     (tmp_path / "videos.csv").write_text(
-        "path,title\n" + "".join(f"{path},{path.stem}\n" for path in paths))
+        "path,title\n" + "".join(f"{path},{path.stem}\n" for path in paths)
+    )
     with reader() as url:
         recipe = {
             "sources": [{"path": "videos.csv", "url_column": "path"}],
@@ -172,14 +187,24 @@ def test_every_caption_embedding_and_score_sits_on_its_own_clip(videos, models, 
             "stages": {
                 "download_videos": {"min_duration_seconds": None, "min_height": None},
                 "split_clips": {"min_scene_len": "6", "min_clip_seconds": 0.5},
-                "caption_frames": {"model": url, "fine_frames_per_second": 4.0,
-                                   "skip_similar": 0, "batch_rows": 4, "batch_images": 5},
-                "summarize_captions": {"model": url, "batch_rows": 3,
-                                       "prompt": "{{ coarse }}; {{ fine | join('; ') }}"},
-                "embed_clips": {"model": str(models / "clip"), "dtype": "float32",
-                                "batch_rows": 5},
-                "score_similarity": {"model": str(models / "clip"), "dtype": "float32",
-                                     "batch_rows": 2},
+                "caption_frames": {
+                    "model": url,
+                    "fine_frames_per_second": 4.0,
+                    "skip_similar": 0,
+                    "batch_rows": 4,
+                    "batch_images": 5,
+                },
+                "summarize_captions": {
+                    "model": url,
+                    "batch_rows": 3,
+                    "prompt": "{{ coarse }}; {{ fine | join('; ') }}",
+                },
+                "embed_clips": {"model": str(models / "clip"), "dtype": "float32", "batch_rows": 5},
+                "score_similarity": {
+                    "model": str(models / "clip"),
+                    "dtype": "float32",
+                    "batch_rows": 2,
+                },
                 "score_aesthetic": {"head": str(models / "head.safetensors")},
             },
         }
@@ -194,16 +219,19 @@ def test_every_caption_embedding_and_score_sits_on_its_own_clip(videos, models, 
 
 
 def check(dataset: Path, models: Path) -> None:
-    embedder = ClipEmbedder(ModelReference(folder=str(models / "clip")), setting="clip",
-                            dtype="float32")
+    embedder = ClipEmbedder(
+        ModelReference(folder=str(models / "clip")), setting="clip", dtype="float32"
+    )
     head = load_file(models / "head.safetensors")
     with open_catalog(dataset) as catalog:
+
         def ask(query: str) -> list[dict]:
             return catalog.ask(query).read_all().to_pylist()
 
         clips = ask("SELECT * FROM clips")
-        titles = {row["video_id"]: int(row["title"]) for row in
-                  ask("SELECT video_id, title FROM videos")}
+        titles = {
+            row["video_id"]: int(row["title"]) for row in ask("SELECT video_id, title FROM videos")
+        }
         stored = ask("SELECT clip_id, embeddings, embedding_seconds FROM embeddings")
         assert ask("SELECT * FROM failures") == []
     assert len(titles) == 8
@@ -214,8 +242,9 @@ def check(dataset: Path, models: Path) -> None:
     for clip in clips:
         video = titles[clip["video_id"]]
         shot = [sum(SHOT_FRAMES[:i]) for i in range(3)].index(clip["start_frame"])
-        ticks = range(clip["start_frame"] // FRAMES_A_TICK,
-                      (clip["end_frame"] - 1) // FRAMES_A_TICK + 1)
+        ticks = range(
+            clip["start_frame"] // FRAMES_A_TICK, (clip["end_frame"] - 1) // FRAMES_A_TICK + 1
+        )
         assert clip["captions_fine"], clip["clip_id"]
         for fine in clip["captions_fine"]:
             tick = round(fine["seconds"] * FPS) // FRAMES_A_TICK
@@ -236,14 +265,17 @@ def check(dataset: Path, models: Path) -> None:
 def check_embeddings(stored: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
     """Half floats of a clip's own frames are the same numbers; of any other clip's they are not."""
     for clip, vectors in stored.items():
-        equal = {other: np.mean(vectors.astype(np.float16) == made.astype(np.float16))
-                 for other, made in expected.items()}
+        equal = {
+            other: np.mean(vectors.astype(np.float16) == made.astype(np.float16))
+            for other, made in expected.items()
+        }
         assert equal.pop(clip) > 0.95
         assert max(equal.values()) < 0.8
 
 
-def expected_vectors(embedder: ClipEmbedder, dataset: Path, embeddings: list[dict]
-                     ) -> dict[str, np.ndarray]:
+def expected_vectors(
+    embedder: ClipEmbedder, dataset: Path, embeddings: list[dict]
+) -> dict[str, np.ndarray]:
     """Per clip: the embeddings of its video's kept frames at the times that its row names.
 
     That those frames are the clip's own is what the captions prove: they are read from them.
@@ -254,6 +286,7 @@ def expected_vectors(embedder: ClipEmbedder, dataset: Path, embeddings: list[dic
             kept[row["video_id"], row["seconds"]] = row["jpeg"]
     return {
         row["clip_id"]: embedder.embed_images(
-            [kept[row["clip_id"].rsplit("-", 2)[0], at] for at in row["embedding_seconds"]])
+            [kept[row["clip_id"].rsplit("-", 2)[0], at] for at in row["embedding_seconds"]]
+        )
         for row in embeddings
     }

@@ -62,8 +62,11 @@ def test_the_commands_from_a_catalog_to_training_data_do_what_they_say(made, tmp
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("RAY_ADDRESS", "")
     commands = block("sh", "clipmill subset explain")
-    run_here = [line.partition("#")[0] for line in commands.splitlines()
-                if "internvid-aes" not in line and "import" not in line]
+    run_here = [
+        line.partition("#")[0]
+        for line in commands.splitlines()
+        if "internvid-aes" not in line and "import" not in line
+    ]
     assert len(run_here) == 4
     for line in run_here:
         words = line.replace("NAME", "'no such uploader'")

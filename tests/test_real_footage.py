@@ -30,13 +30,14 @@ pytestmark = [
 
 @pytest.mark.parametrize("engine", ["ray", "local"])
 def test_every_real_file_is_kept_or_its_reason_named(engine, tmp_path):
-    files = sorted(path for path in SHARED.iterdir() if path.suffix in (
-        ".mp4", ".webm", ".mov", ".ts"))
+    files = sorted(
+        path for path in SHARED.iterdir() if path.suffix in (".mp4", ".webm", ".mov", ".ts")
+    )
     assert len(files) == 18
-    loaded = load_recipe(recipe_path("demo"), overrides=RULES, sources=[str(SHARED)],
-                         engine=engine)
+    loaded = load_recipe(recipe_path("demo"), overrides=RULES, sources=[str(SHARED)], engine=engine)
     run(loaded, tmp_path / "dataset")
     with open_catalog(tmp_path / "dataset") as catalog:
+
         def ask(query: str) -> list[dict]:
             return catalog.ask(query).read_all().to_pylist()
 
@@ -50,12 +51,22 @@ def test_every_real_file_is_kept_or_its_reason_named(engine, tmp_path):
     assert {clip["video_id"] for clip in clips} == {v["video_id"] for v in videos.values()}
     for clip in clips:
         assert clip["start_seconds"] < clip["end_seconds"]
-        for column in ("caption", "caption_coarse", "captions_fine", "tags", "similarity",
-                       "aesthetic", "motion", "sharpness", "brightness"):
+        for column in (
+            "caption",
+            "caption_coarse",
+            "captions_fine",
+            "tags",
+            "similarity",
+            "aesthetic",
+            "motion",
+            "sharpness",
+            "brightness",
+        ):
             assert clip[column] is not None, (clip["clip_id"], column)
     check_cuts(videos, clips)
-    plain = sorted((c["clip_id"], c["start_frame"], c["end_frame"], c["motion"], c["sharpness"])
-                   for c in clips)
+    plain = sorted(
+        (c["clip_id"], c["start_frame"], c["end_frame"], c["motion"], c["sharpness"]) for c in clips
+    )
     assert _by_engine.setdefault("first", plain) == plain
     late = [c for c in clips if c["video_id"] == videos["googlework_short_35s.mp4"]["video_id"]]
     assert min(c["start_seconds"] for c in late) == pytest.approx(0.834, abs=0.001)
@@ -67,11 +78,16 @@ def check_cuts(videos: dict[str, dict], clips: list[dict]) -> None:
     for path in sorted((SHARED / "cuts").glob("*.json")):
         truth = json.loads(path.read_text())
         video = videos[truth["video"]]["video_id"]
-        starts = {(c["start_frame"], round(c["start_seconds"], 2))
-                  for c in clips if c["video_id"] == video}
+        starts = {
+            (c["start_frame"], round(c["start_seconds"], 2))
+            for c in clips
+            if c["video_id"] == video
+        }
         for cut in truth["hard_cuts"]:
             wanted += 1
-            found += any(abs(frame - cut["frame"]) <= 1 and abs(seconds - cut["time_s"]) < 0.06
-                         for frame, seconds in starts)
+            found += any(
+                abs(frame - cut["frame"]) <= 1 and abs(seconds - cut["time_s"]) < 0.06
+                for frame, seconds in starts
+            )
     assert wanted == 51
     assert found >= LEAST_FOUND

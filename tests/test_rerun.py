@@ -57,11 +57,24 @@ def test_nothing_is_done_twice(dataset):
 @pytest.mark.parametrize(
     ("override", "redone"),
     [
-        ("split_clips.threshold=40", {"split_clips", "shots", "tag_clips", "caption_frames",
-                                      "summarize_captions", "embed_clips", "score_similarity",
-                                      "score_aesthetic", "hash_frames"}),
-        ("caption_frames.max_new_tokens=15", {"caption_frames", "summarize_captions",
-                                              "score_similarity"}),
+        (
+            "split_clips.threshold=40",
+            {
+                "split_clips",
+                "shots",
+                "tag_clips",
+                "caption_frames",
+                "summarize_captions",
+                "embed_clips",
+                "score_similarity",
+                "score_aesthetic",
+                "hash_frames",
+            },
+        ),
+        (
+            "caption_frames.max_new_tokens=15",
+            {"caption_frames", "summarize_captions", "score_similarity"},
+        ),
         ("score_aesthetic.over_frames=mean", {"score_aesthetic"}),
     ],
 )
@@ -75,8 +88,11 @@ def test_a_change_redoes_what_hangs_on_it_without_decoding(dataset, override, re
 def test_a_new_threshold_makes_other_clips_from_the_same_scan(dataset):
     def clips() -> list[str]:
         with open_catalog(dataset) as catalog:
-            return catalog.ask("SELECT clip_id FROM clips ORDER BY 1").read_all()[
-                "clip_id"].to_pylist()
+            return (
+                catalog.ask("SELECT clip_id FROM clips ORDER BY 1")
+                .read_all()["clip_id"]
+                .to_pylist()
+            )
 
     before = clips()
     run_again(dataset, "split_clips.threshold=200")
@@ -89,10 +105,14 @@ def test_a_new_threshold_makes_other_clips_from_the_same_scan(dataset):
 
 def test_frames_that_are_gone_are_read_from_the_video_again(dataset):
     """Dropped frames cost a decode, not the run, and the captions come out the same."""
+
     def captions() -> list[dict]:
         with open_catalog(dataset) as catalog:
-            return catalog.ask("SELECT clip_id, caption_coarse FROM clips ORDER BY 1"
-                               ).read_all().to_pylist()
+            return (
+                catalog.ask("SELECT clip_id, caption_coarse FROM clips ORDER BY 1")
+                .read_all()
+                .to_pylist()
+            )
 
     before, decoded = captions(), totals(dataset)["decoded_frames"]
     for path in (dataset / "frames").rglob("*.parquet"):
@@ -105,8 +125,9 @@ def test_frames_that_are_gone_are_read_from_the_video_again(dataset):
 
 def test_dropping_frames_is_a_setting(made, tmp_path):
     films = Path(made.loaded.recipe.sources[0].path)
-    loaded = load_recipe(recipe_path("demo"), sources=[str(films)], engine="local",
-                         overrides=["drop_frames=true"])
+    loaded = load_recipe(
+        recipe_path("demo"), sources=[str(films)], engine="local", overrides=["drop_frames=true"]
+    )
     run(loaded, tmp_path / "dataset")
     assert list((tmp_path / "dataset" / "frames").rglob("*.parquet")) == []
     with open_catalog(tmp_path / "dataset") as catalog:
@@ -123,16 +144,20 @@ def test_every_shard_says_what_it_counted(made):
 def test_without_kept_frames_time_stamps_come_out_the_same(made, tmp_path):
     """The recipe of time stamps keeps no picture and needs no model."""
     films = Path(made.loaded.recipe.sources[0].path)
-    run(load_recipe(recipe_path("timestamps-only"), sources=[str(films)], engine="local"),
-        tmp_path / "dataset")
+    run(
+        load_recipe(recipe_path("timestamps-only"), sources=[str(films)], engine="local"),
+        tmp_path / "dataset",
+    )
     query = "SELECT clip_id, start_frame, end_frame, motion, sharpness FROM clips ORDER BY 1"
     rows = []
     for dataset in (tmp_path / "dataset", made.dataset):
         with open_catalog(dataset) as catalog:
             rows.append(catalog.ask(query).read_all().to_pylist())
     assert rows[0] == rows[1]
-    kept = [pq.read_metadata(path).num_rows
-            for path in (tmp_path / "dataset" / "frames").rglob("*.parquet")]
+    kept = [
+        pq.read_metadata(path).num_rows
+        for path in (tmp_path / "dataset" / "frames").rglob("*.parquet")
+    ]
     assert set(kept) == {0}
 
 

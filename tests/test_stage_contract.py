@@ -25,12 +25,25 @@ TOLERANCE = 0.05
 UNSTABLE = {"downloaded_at", "error"}
 SHARD = "000000"
 
-LABELS = ("download_videos", "scan_videos", "split_clips", "tag_clips", "caption_frames",
-          "summarize_captions", "embed_clips", "score_similarity", "score_aesthetic",
-          "hash_frames", "take_given_score")
+LABELS = (
+    "download_videos",
+    "scan_videos",
+    "split_clips",
+    "tag_clips",
+    "caption_frames",
+    "summarize_captions",
+    "embed_clips",
+    "score_similarity",
+    "score_aesthetic",
+    "hash_frames",
+    "take_given_score",
+)
 # Stages that the demo's recipe lacks and that go with what it makes.
-ADDED = ("take_given_score.stage=take_given_score", "take_given_score.column=UMT_Score",
-         "take_given_score.scorer=UMT-SIM")
+ADDED = (
+    "take_given_score.stage=take_given_score",
+    "take_given_score.column=UMT_Score",
+    "take_given_score.scorer=UMT-SIM",
+)
 # Stages that no run of the demo's models can show; each has its own test file.
 ELSEWHERE: set[str] = {"score_video_similarity"}
 
@@ -58,7 +71,8 @@ def inputs(made: Made, step: Step) -> pa.Table:
     rows = input_table(plan, step, made.dataset, SHARD, [SHARD])
     if step.stage.frames_picked():
         rows, failed = FrameReader(plan, made.dataset, [SHARD]).attach(
-            rows, step.stage.frames_picked())
+            rows, step.stage.frames_picked()
+        )
         assert not failed
     return rows
 
@@ -118,8 +132,10 @@ def test_batch_size_does_not_change_the_rows(made, step, tmp_path):
 
     assert len(whole) == len(singly)
     for one, other in zip(sorted(whole, key=order), sorted(singly, key=order), strict=True):
-        assert same({k: v for k, v in one.items() if k not in UNSTABLE},
-                    {k: v for k, v in other.items() if k not in UNSTABLE}), (one, other)
+        assert same(
+            {k: v for k, v in one.items() if k not in UNSTABLE},
+            {k: v for k, v in other.items() if k not in UNSTABLE},
+        ), (one, other)
 
 
 def same(one: Any, other: Any) -> bool:

@@ -25,9 +25,24 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copytree(ROOT / part, source / part, ignore=MADE)
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
-    subprocess.run([sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps",
-                    "--no-build-isolation", "--wheel-dir", str(source / "wheel"), str(source)],
-                   stdin=subprocess.DEVNULL, check=True, capture_output=True, timeout=120)
+    subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pip",
+            "wheel",
+            "--quiet",
+            "--no-deps",
+            "--no-build-isolation",
+            "--wheel-dir",
+            str(source / "wheel"),
+            str(source),
+        ],
+        stdin=subprocess.DEVNULL,
+        check=True,
+        capture_output=True,
+        timeout=120,
+    )
     [made] = (source / "wheel").iterdir()
     unpacked = source / "unpacked"
     zipfile.ZipFile(made).extractall(unpacked)
@@ -39,9 +54,15 @@ def python(code: str, wheel: Path, folder: Path) -> subprocess.CompletedProcess:
     # -S leaves the checkout's editable install out; the libraries' folder is put back.
     libraries = next(place for place in sys.path if place.endswith("site-packages"))
     return subprocess.run(
-        [sys.executable, "-S", "-c", code], cwd=folder, stdin=subprocess.DEVNULL, text=True,
-        capture_output=True, check=False, timeout=120,
-        env={"PYTHONPATH": f"{wheel}:{libraries}", "PATH": "/usr/bin:/bin", "HOME": str(folder)})
+        [sys.executable, "-S", "-c", code],
+        cwd=folder,
+        stdin=subprocess.DEVNULL,
+        text=True,
+        capture_output=True,
+        check=False,
+        timeout=120,
+        env={"PYTHONPATH": f"{wheel}:{libraries}", "PATH": "/usr/bin:/bin", "HOME": str(folder)},
+    )
 
 
 def test_only_one_name_is_installed(wheel: Path):
@@ -54,13 +75,22 @@ def version() -> str:
 
 
 def test_everything_in_the_tree_is_in_the_wheel(wheel: Path):
-    tracked = subprocess.run(["git", "ls-files", *PARTS], cwd=ROOT, stdin=subprocess.DEVNULL,
-                             text=True, capture_output=True, check=False).stdout.split("\n")
+    tracked = subprocess.run(
+        ["git", "ls-files", *PARTS],
+        cwd=ROOT,
+        stdin=subprocess.DEVNULL,
+        text=True,
+        capture_output=True,
+        check=False,
+    ).stdout.split("\n")
     if not any(tracked):
         pytest.skip("not a git checkout")
     parts = [Path(name) for name in tracked if name]
-    expected = {Path("clipmill", *(part.parts[1:] if part.parts[0] == "clipmill" else part.parts))
-                for part in parts if (ROOT / part).exists()}
+    expected = {
+        Path("clipmill", *(part.parts[1:] if part.parts[0] == "clipmill" else part.parts))
+        for part in parts
+        if (ROOT / part).exists()
+    }
     assert expected <= {path.relative_to(wheel) for path in wheel.rglob("*")}
 
 
@@ -69,13 +99,21 @@ def test_it_runs_in_a_folder_that_has_packages_of_the_parts_names(wheel: Path, t
         (tmp_path / part).mkdir()
         (tmp_path / part / "__init__.py").write_text("raise ImportError('a stranger')\n")
     (tmp_path / "list.csv").write_text("url\n")
-    said = python("import sys; sys.argv = ['clipmill', 'recipe', 'show', 'timestamps-only']\n"
-                  "import clipmill.jobs.cli; clipmill.jobs.cli.main()", wheel, tmp_path)
+    said = python(
+        "import sys; sys.argv = ['clipmill', 'recipe', 'show', 'timestamps-only']\n"
+        "import clipmill.jobs.cli; clipmill.jobs.cli.main()",
+        wheel,
+        tmp_path,
+    )
     assert said.returncode == 0, said.stderr
     assert "split_clips:" in said.stdout
-    said = python("import sys; sys.argv = ['clipmill', 'run', 'timestamps-only', '--sources', "
-                  "'list.csv', '--dataset', 'd', '--engine', 'local']\n"
-                  "import clipmill.jobs.cli; clipmill.jobs.cli.main()", wheel, tmp_path)
+    said = python(
+        "import sys; sys.argv = ['clipmill', 'run', 'timestamps-only', '--sources', "
+        "'list.csv', '--dataset', 'd', '--engine', 'local']\n"
+        "import clipmill.jobs.cli; clipmill.jobs.cli.main()",
+        wheel,
+        tmp_path,
+    )
     assert said.returncode == 2, said.stderr
     assert "list.csv gives no sources" in said.stderr
 
@@ -84,18 +122,26 @@ def test_workers_of_ray_import_it_there_too(wheel: Path, tmp_path: Path, made):
     for part in PARTS[1:]:
         (tmp_path / f"{part}.py").write_text("raise ImportError('a stranger')\n")
     films = made.dataset.parent / "films"
-    said = python("import clipmill\n"
-                  f"result = clipmill.run('timestamps-only', sources={str(films)!r}, "
-                  "dataset='d', settings={'ray.num_cpus': 2})\n"
-                  "print(clipmill.__path__[0], result['split_clips']['kept'])", wheel, tmp_path)
+    said = python(
+        "import clipmill\n"
+        f"result = clipmill.run('timestamps-only', sources={str(films)!r}, "
+        "dataset='d', settings={'ray.num_cpus': 2})\n"
+        "print(clipmill.__path__[0], result['split_clips']['kept'])",
+        wheel,
+        tmp_path,
+    )
     assert said.returncode == 0, said.stderr
     assert said.stdout.split() == [str(wheel / "clipmill"), str(len(made.films))]
 
 
 def test_importing_it_loads_nothing_heavy(wheel: Path, tmp_path: Path):
-    said = python("import sys, clipmill; print(sorted(name for name in "
-                  "('torch', 'ray', 'pyarrow', 'duckdb', 'av') if name in sys.modules))\n"
-                  "print(clipmill.Stage.__name__, clipmill.RowFailed.__name__)", wheel, tmp_path)
+    said = python(
+        "import sys, clipmill; print(sorted(name for name in "
+        "('torch', 'ray', 'pyarrow', 'duckdb', 'av') if name in sys.modules))\n"
+        "print(clipmill.Stage.__name__, clipmill.RowFailed.__name__)",
+        wheel,
+        tmp_path,
+    )
     assert said.stdout.splitlines() == ["[]", "Stage RowFailed"], said.stderr
 
 

@@ -17,7 +17,12 @@ from clipmill.stages.protocol import Stage, Workspace
 
 
 def save_tiny_clip(
-    folder: Path, *, dimensions: int = 24, seed: int = 0, context: int = 16, size: int = 32,
+    folder: Path,
+    *,
+    dimensions: int = 24,
+    seed: int = 0,
+    context: int = 16,
+    size: int = 32,
     preprocessing: dict[str, Any] | None = None,
 ) -> Path:
     """A CLIP with one layer in each tower and CLIP's tokenizer; other seeds, other weights."""
@@ -28,10 +33,20 @@ def save_tiny_clip(
 
     configuration = {
         "embed_dim": dimensions,
-        "vision_cfg": {"image_size": size, "layers": 1, "width": 32, "head_width": 16,
-                       "patch_size": 8},
-        "text_cfg": {"context_length": context, "vocab_size": 49408, "width": 32, "heads": 2,
-                     "layers": 1},
+        "vision_cfg": {
+            "image_size": size,
+            "layers": 1,
+            "width": 32,
+            "head_width": 16,
+            "patch_size": 8,
+        },
+        "text_cfg": {
+            "context_length": context,
+            "vocab_size": 49408,
+            "width": 32,
+            "heads": 2,
+            "layers": 1,
+        },
     }
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -39,7 +54,8 @@ def save_tiny_clip(
     folder.mkdir(parents=True, exist_ok=True)
     save_file(model.state_dict(), folder / "open_clip_model.safetensors")
     (folder / "open_clip_config.json").write_text(
-        json.dumps({"model_cfg": configuration, "preprocess_cfg": preprocessing or {}}))
+        json.dumps({"model_cfg": configuration, "preprocess_cfg": preprocessing or {}})
+    )
     return folder
 
 
@@ -52,8 +68,13 @@ def frame_jpeg(seed: int, height: int = 90, width: int = 160) -> bytes:
 
 def clips_with_frames(seeds: dict[str, Sequence[int]]) -> pa.Table:
     """What a stage that wants frames is shown: clips whose frames are `frame_jpeg` of seeds."""
-    frames = [[{"frame_number": i, "seconds": i / 2, "jpeg": frame_jpeg(seed)}
-               for i, seed in enumerate(clip)] for clip in seeds.values()]
+    frames = [
+        [
+            {"frame_number": i, "seconds": i / 2, "jpeg": frame_jpeg(seed)}
+            for i, seed in enumerate(clip)
+        ]
+        for clip in seeds.values()
+    ]
     return pa.table({"clip_id": list(seeds), "frames": pa.array(frames, pa.list_(FRAME))})
 
 

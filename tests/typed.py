@@ -39,8 +39,11 @@ class Shell:
         self._suspects: dict[int, str] = {}
         self._pid, self._terminal = pty.fork()
         if self._pid == 0:
-            os.execvpe("bash", ["bash", "--norc", "--noprofile", "-i"], environment(
-                TERM="xterm-256color", PS1=_PROMPT, HISTFILE="", **variables))
+            os.execvpe(
+                "bash",
+                ["bash", "--norc", "--noprofile", "-i"],
+                environment(TERM="xterm-256color", PS1=_PROMPT, HISTFILE="", **variables),
+            )
         fcntl.ioctl(self._terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
         self.wait_for(re.escape(_PROMPT), 60)
         self._place = Path(f"/proc/{self._pid}/fd/0").readlink()
@@ -93,8 +96,10 @@ class Shell:
     def _read(self, deadline: float, awaited: str) -> None:
         if time.monotonic() > deadline:
             states = "\n".join(self._processes().values())
-            raise AssertionError(f"{awaited!r} did not come in time; the screen:\n"
-                                 f"{self.screen()[-4000:]}\nand the processes:\n{states}")
+            raise AssertionError(
+                f"{awaited!r} did not come in time; the screen:\n"
+                f"{self.screen()[-4000:]}\nand the processes:\n{states}"
+            )
         if select.select([self._terminal], [], [], 0.2)[0]:
             self._seen += os.read(self._terminal, 65536)
         self._look()
@@ -118,7 +123,8 @@ class Shell:
         for place in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
                 state, parent, _, session = (
-                    place / "stat").read_text().rpartition(")")[2].split()[:4]
+                    (place / "stat").read_text().rpartition(")")[2].split()[:4]
+                )
                 if int(session) == self._pid and state not in "ZX":
                     words = (place / "cmdline").read_bytes().replace(b"\0", b" ").decode()
                     found[int(place.name)] = f"{place.name} {parent} {state} {words[:200]} "

@@ -30,8 +30,9 @@ from clipmill.jobs.cli_options import (
 from clipmill.jobs.help_pages import Commands
 
 app = Commands("Make training data")
-subsets = Commands(help="Subsets: frozen lists of clips, and what a recipe would keep.",
-                      no_args_is_help=True)
+subsets = Commands(
+    help="Subsets: frozen lists of clips, and what a recipe would keep.", no_args_is_help=True
+)
 app.add_group("subset", subsets)
 
 
@@ -39,42 +40,96 @@ app.add_group("subset", subsets)
 def export(
     dataset: Dataset,
     format_: Annotated[ExportFormat, typer.Option("--format", help="the file format")],
-    output: Annotated[Path, typer.Option(metavar="DIR", help="a new or empty folder, or the "
-                      "folder of the same export, to resume it")],
+    output: Annotated[
+        Path,
+        typer.Option(
+            metavar="DIR",
+            help="a new or empty folder, or the folder of the same export, to resume it",
+        ),
+    ],
     subset: SubsetName = None,
-    where: Annotated[str | None, typer.Option(metavar="SQL", help="only clips for which this is "
-                     "true, e.g. \"similarity > 0.3\"")] = None,
-    media: Annotated[Media, typer.Option(help="none; copy: cut at key frames, without "
-                     "re-encoding; exact: re-encoded, frame-accurate")] = Media.none,
-    redact: Annotated[bool, typer.Option("--redact", help="leave out titles, descriptions, "
-                      "uploader names, and addresses that reveal them")] = False,
-    shard_size: Annotated[str, typer.Option(metavar="SIZE", help="maximum size of a file")
-                          ] = "1GB",
-    caption: Annotated[str, typer.Option(metavar="COLUMN", help="the column of clips that holds "
-                       "the text", autocompletion=completion.clip_columns)] = "caption",
-    keep_uncaptioned: Annotated[bool | None, typer.Option(
-        "--keep-uncaptioned/--drop-uncaptioned", help="whether to keep clips without that text; by "
-        "default only parquet and csv do")] = None,
-    documents: Annotated[Documents | None, typer.Option(help="interleaved: a: a video's clips and "
-                         "captions; b: also what is said; c: as b, two videos per document; by "
-                         "default a")] = None,
-    drop: Annotated[float | None, typer.Option(metavar="SHARE", help="interleaved: the share of "
-                    "clips left out at random; by default 0.3")] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="interleaved: seed of --drop; by default "
-                                             "42")] = None,
-    start: Annotated[CutStart | None, typer.Option(help="copy: the key frame at which a clip "
-                                                   "begins; by default the one before")] = None,
-    encoder: Annotated[str | None, typer.Option(metavar="NAME", help="exact: FFmpeg's name of the "
-                       "encoder; by default the best available for H.264")] = None,
-    crf: Annotated[int | None, typer.Option(help="exact: the encoder's quality; lower is better")
-                   ] = None,
-    preset: Annotated[str | None, typer.Option(metavar="NAME", help="exact: the encoder's preset")
-                      ] = None,
-    short_side: Annotated[int | None, typer.Option(metavar="PIXELS", help="exact: scale the short "
-                          "side down to at most this")] = None,
+    where: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SQL", help='only clips for which this is true, e.g. "similarity > 0.3"'
+        ),
+    ] = None,
+    media: Annotated[
+        Media,
+        typer.Option(
+            help="none; copy: cut at key frames, without "
+            "re-encoding; exact: re-encoded, frame-accurate"
+        ),
+    ] = Media.none,
+    redact: Annotated[
+        bool,
+        typer.Option(
+            "--redact",
+            help="leave out titles, descriptions, uploader names, and addresses that reveal them",
+        ),
+    ] = False,
+    shard_size: Annotated[str, typer.Option(metavar="SIZE", help="maximum size of a file")] = "1GB",
+    caption: Annotated[
+        str,
+        typer.Option(
+            metavar="COLUMN",
+            help="the column of clips that holds the text",
+            autocompletion=completion.clip_columns,
+        ),
+    ] = "caption",
+    keep_uncaptioned: Annotated[
+        bool | None,
+        typer.Option(
+            "--keep-uncaptioned/--drop-uncaptioned",
+            help="whether to keep clips without that text; by default only parquet and csv do",
+        ),
+    ] = None,
+    documents: Annotated[
+        Documents | None,
+        typer.Option(
+            help="interleaved: a: a video's clips and "
+            "captions; b: also what is said; c: as b, two videos per document; by "
+            "default a"
+        ),
+    ] = None,
+    drop: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SHARE",
+            help="interleaved: the share of clips left out at random; by default 0.3",
+        ),
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="interleaved: seed of --drop; by default 42")
+    ] = None,
+    start: Annotated[
+        CutStart | None,
+        typer.Option(help="copy: the key frame at which a clip begins; by default the one before"),
+    ] = None,
+    encoder: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="exact: FFmpeg's name of the encoder; by default the best available for H.264",
+        ),
+    ] = None,
+    crf: Annotated[
+        int | None, typer.Option(help="exact: the encoder's quality; lower is better")
+    ] = None,
+    preset: Annotated[
+        str | None, typer.Option(metavar="NAME", help="exact: the encoder's preset")
+    ] = None,
+    short_side: Annotated[
+        int | None,
+        typer.Option(metavar="PIXELS", help="exact: scale the short side down to at most this"),
+    ] = None,
     audio: Annotated[bool, typer.Option("--audio/--no-audio", help="keep the sound")] = True,
-    engine: Annotated[Engine | None, typer.Option(help="where clips are cut; by default ray, or "
-                      "local if there is nothing to cut")] = None,
+    engine: Annotated[
+        Engine | None,
+        typer.Option(
+            help="where clips are cut; by default ray, or local if there is nothing to cut"
+        ),
+    ] = None,
     memory_limit: MemoryLimit = None,
 ) -> None:
     """Write clips for training; run again to resume an interrupted export."""
@@ -86,16 +141,33 @@ def export(
         size_in_bytes,
     )
 
-    write(ExportRequest(
-        dataset.absolute(), output.absolute(), format_.value, subset=subset, where=where,
-        redact=redact, shard_bytes=size_in_bytes(shard_size, "--shard-size"), caption=caption,
-        uncaptioned=keep_uncaptioned,
-        interleaving=interleaving_options(format_.value, documents.value if documents else None,
-                                          drop, seed),
-        cut=cut_options(media.value, audio=audio, start=start.value if start else None,
-                        encoder=encoder, crf=crf, preset=preset, short_side=short_side),
-        engine=engine.value if engine else None,
-    ), memory_limit=memory_limit)
+    write(
+        ExportRequest(
+            dataset.absolute(),
+            output.absolute(),
+            format_.value,
+            subset=subset,
+            where=where,
+            redact=redact,
+            shard_bytes=size_in_bytes(shard_size, "--shard-size"),
+            caption=caption,
+            uncaptioned=keep_uncaptioned,
+            interleaving=interleaving_options(
+                format_.value, documents.value if documents else None, drop, seed
+            ),
+            cut=cut_options(
+                media.value,
+                audio=audio,
+                start=start.value if start else None,
+                encoder=encoder,
+                crf=crf,
+                preset=preset,
+                short_side=short_side,
+            ),
+            engine=engine.value if engine else None,
+        ),
+        memory_limit=memory_limit,
+    )
 
 
 @subsets.command("create")
@@ -103,8 +175,13 @@ def subset_create(
     dataset: Dataset,
     recipe: SubsetRecipe = None,
     where: Predicate = None,
-    name: Annotated[str | None, typer.Option(metavar="N", help="the subset's name; by default the "
-                    "recipe's, or made from the predicate")] = None,
+    name: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N",
+            help="the subset's name; by default the recipe's, or made from the predicate",
+        ),
+    ] = None,
     seed: Seed = None,
     set_: Parameters = None,
     memory_limit: MemoryLimit = None,
@@ -112,8 +189,15 @@ def subset_create(
     """Freeze the clips that a recipe or a predicate selects, with everything that defines them."""
     from clipmill.jobs.subset import create
 
-    create(dataset, recipe, where=where, name=name, seed=seed, overrides=set_ or [],
-           memory_limit=memory_limit)
+    create(
+        dataset,
+        recipe,
+        where=where,
+        name=name,
+        seed=seed,
+        overrides=set_ or [],
+        memory_limit=memory_limit,
+    )
 
 
 @subsets.command("list")
@@ -129,10 +213,15 @@ def subset_list(
 @subsets.command("show")
 def subset_show(
     dataset: Dataset,
-    name: Annotated[str, typer.Argument(metavar="NAME", help="the subset's name",
-                                        autocompletion=completion.subset_names)],
-    format_: Annotated[CardFormat, typer.Option("--format", help="output format")
-                       ] = CardFormat.markdown,
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME", help="the subset's name", autocompletion=completion.subset_names
+        ),
+    ],
+    format_: Annotated[
+        CardFormat, typer.Option("--format", help="output format")
+    ] = CardFormat.markdown,
 ) -> None:
     """Print the data card of a frozen subset."""
     from clipmill.jobs.subset import show
@@ -147,23 +236,40 @@ def subset_explain(
     where: Predicate = None,
     seed: Seed = None,
     set_: Parameters = None,
-    near: Annotated[int, typer.Option(metavar="K", min=0, max=100, help="clips to show on each "
-                    "side of a threshold")] = 3,
-    format_: Annotated[StatusFormat, typer.Option("--format", help="output format")
-                       ] = StatusFormat.table,
+    near: Annotated[
+        int,
+        typer.Option(metavar="K", min=0, max=100, help="clips to show on each side of a threshold"),
+    ] = 3,
+    format_: Annotated[
+        StatusFormat, typer.Option("--format", help="output format")
+    ] = StatusFormat.table,
     memory_limit: MemoryLimit = None,
 ) -> None:
     """Show what a recipe or a predicate would keep, rule by rule, without freezing anything."""
     from clipmill.jobs.subset import explain
 
-    explain(dataset, recipe, where=where, seed=seed, overrides=set_ or [], near=near,
-            format=format_.value, memory_limit=memory_limit)
+    explain(
+        dataset,
+        recipe,
+        where=where,
+        seed=seed,
+        overrides=set_ or [],
+        near=near,
+        format=format_.value,
+        memory_limit=memory_limit,
+    )
 
 
 @subsets.command("recipes")
 def subset_recipes(
-    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="print this recipe, as a "
-                    "start for your own", autocompletion=completion.subset_recipes)] = None,
+    name: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[NAME]",
+            help="print this recipe, as a start for your own",
+            autocompletion=completion.subset_recipes,
+        ),
+    ] = None,
 ) -> None:
     """List the ready-made subset recipes, or print one."""
     from clipmill.jobs.subset import recipes as print_recipes

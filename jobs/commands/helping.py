@@ -19,14 +19,27 @@ def recipe_list() -> None:
     """List the ready-made recipes, for runs and for subsets."""
     from clipmill.pipeline.recipes.ready_made import SUBSET_FOLDER, described
 
-    print("For `clipmill run`:", *described(), "", "For `clipmill subset explain` and `create`:",
-          *described(SUBSET_FOLDER), sep="\n")
+    print(
+        "For `clipmill run`:",
+        *described(),
+        "",
+        "For `clipmill subset explain` and `create`:",
+        *described(SUBSET_FOLDER),
+        sep="\n",
+    )
 
 
 @recipes.command("show")
-def recipe_show(name: Annotated[str, typer.Argument(metavar="RECIPE", help="a ready-made run or "
-                "subset recipe, or a YAML file",
-                autocompletion=completion.any_recipes)]) -> None:
+def recipe_show(
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="RECIPE",
+            help="a ready-made run or subset recipe, or a YAML file",
+            autocompletion=completion.any_recipes,
+        ),
+    ],
+) -> None:
     """Print a recipe, as a start for your own."""
     from clipmill.pipeline.recipes.ready_made import any_recipe_path
 
@@ -35,8 +48,14 @@ def recipe_show(name: Annotated[str, typer.Argument(metavar="RECIPE", help="a re
 
 @app.command()
 def doctor(
-    recipe: Annotated[str | None, typer.Argument(metavar="[RECIPE]", help="a ready-made name or a "
-                      "YAML file", autocompletion=completion.run_recipes)] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[RECIPE]",
+            help="a ready-made name or a YAML file",
+            autocompletion=completion.run_recipes,
+        ),
+    ] = None,
 ) -> None:
     """Check what this machine lacks for a recipe: libraries, codecs, models."""
     from clipmill.jobs.doctor import examine

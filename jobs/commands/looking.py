@@ -26,8 +26,9 @@ app = Commands("Explore a dataset")
 @app.command()
 def status(
     dataset: Dataset,
-    format_: Annotated[StatusFormat, typer.Option("--format", help="output format")
-                       ] = StatusFormat.table,
+    format_: Annotated[
+        StatusFormat, typer.Option("--format", help="output format")
+    ] = StatusFormat.table,
 ) -> None:
     """Show inputs, kept, rejected, failed, pending, seconds, rows per second for each stage."""
     from clipmill.jobs.query import print_status
@@ -38,13 +39,15 @@ def status(
 @app.command()
 def show(
     dataset: Dataset,
-    clip_ids: Annotated[list[str], typer.Argument(metavar="CLIP_ID...", help="as in `clips`")
-                        ],
+    clip_ids: Annotated[list[str], typer.Argument(metavar="CLIP_ID...", help="as in `clips`")],
     frames: Annotated[int, typer.Option(min=1, max=60, help="frames to show per clip")] = 8,
-    output: Annotated[Path | None, typer.Option(metavar="FILE.png", help="write the frames to this "
-                      "picture, one row per clip")] = None,
-    play: Annotated[bool, typer.Option("--open", help="cut the spans to temporary files and play "
-                                       "them")] = False,
+    output: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.png", help="write the frames to this picture, one row per clip"),
+    ] = None,
+    play: Annotated[
+        bool, typer.Option("--open", help="cut the spans to temporary files and play them")
+    ] = False,
     format_: OutputFormat = Format.table,
 ) -> None:
     """Show clips: their rows with captions and scores, their frames, and their spans as video."""
@@ -56,20 +59,28 @@ def show(
 @app.command()
 def sql(
     dataset: Dataset,
-    query: Annotated[str | None, typer.Argument(help="one query; without it, a prompt")
-                     ] = None,
+    query: Annotated[str | None, typer.Argument(help="one query; without it, a prompt")] = None,
     file: Annotated[Path | None, typer.Option(help="read the query from this file")] = None,
     format_: OutputFormat = Format.table,
     output: Output = None,
-    allow_external: Annotated[bool, typer.Option("--allow-external", help="let the query read "
-                              "other files and the network")] = False,
+    allow_external: Annotated[
+        bool,
+        typer.Option("--allow-external", help="let the query read other files and the network"),
+    ] = False,
     memory_limit: MemoryLimit = None,
 ) -> None:
     """Query the catalog with DuckDB, read-only."""
     from clipmill.jobs.query import run_sql
 
-    run_sql(dataset, query, file=file, format=format_.value, output=output,
-            allow_external=allow_external, memory_limit=memory_limit)
+    run_sql(
+        dataset,
+        query,
+        file=file,
+        format=format_.value,
+        output=output,
+        allow_external=allow_external,
+        memory_limit=memory_limit,
+    )
 
 
 @app.command()
@@ -78,8 +89,9 @@ def failures(
     kind: Kinds = None,
     format_: OutputFormat = Format.table,
     output: Output = None,
-    all_: Annotated[bool, typer.Option("--all", help="also failures that a retry resolved")
-                    ] = False,
+    all_: Annotated[
+        bool, typer.Option("--all", help="also failures that a retry resolved")
+    ] = False,
 ) -> None:
     """Show what failed, why, and how often it was tried."""
     from clipmill.jobs.query import print_failures
@@ -90,12 +102,25 @@ def failures(
 @app.command()
 def report(
     dataset: Dataset,
-    output: Annotated[Path | None, typer.Option(metavar="FILE.html", help="where to write the "
-                      "page, replacing an old one; by default DATASET-report.html here")] = None,
-    subset: Annotated[str | None, typer.Option(metavar="NAME", help="a frozen subset to report on, "
-                      "next to the whole catalog", autocompletion=completion.subset_names)] = None,
-    samples: Annotated[int, typer.Option(metavar="N", min=0, max=60, help="show at most this many "
-                       "sample clips")] = 36,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.html",
+            help="where to write the "
+            "page, replacing an old one; by default DATASET-report.html here",
+        ),
+    ] = None,
+    subset: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="a frozen subset to report on, next to the whole catalog",
+            autocompletion=completion.subset_names,
+        ),
+    ] = None,
+    samples: Annotated[
+        int, typer.Option(metavar="N", min=0, max=60, help="show at most this many sample clips")
+    ] = 36,
     seed: Annotated[int, typer.Option(help="seed of the random sample clips")] = 0,
 ) -> None:
     """Write one self-contained page: funnel, distributions, captions, samples, failures."""
@@ -107,12 +132,19 @@ def report(
 @app.command()
 def logs(
     dataset: Dataset,
-    run: Annotated[str | None, typer.Option("--run", metavar="ID", help="this run's id, or a "
-                   "unique prefix of it; by default the newest run",
-                   autocompletion=completion.run_ids)] = None,
+    run: Annotated[
+        str | None,
+        typer.Option(
+            "--run",
+            metavar="ID",
+            help="this run's id, or a unique prefix of it; by default the newest run",
+            autocompletion=completion.run_ids,
+        ),
+    ] = None,
     level: Annotated[LogLevel, typer.Option(help="this level and above")] = LogLevel.info,
-    follow: Annotated[bool, typer.Option("--follow", help="keep printing new lines until the "
-                      "run ends")] = False,
+    follow: Annotated[
+        bool, typer.Option("--follow", help="keep printing new lines until the run ends")
+    ] = False,
     format_: OutputFormat = Format.table,
     output: Output = None,
 ) -> None:

@@ -34,19 +34,30 @@ def _say_that_it_begins(what: str) -> None:
 
 @app.command()
 def run(
-    recipe: Annotated[str | None, typer.Argument(metavar="[RECIPE]", help="a ready-made name or a "
-                      "YAML file; by default the recipe of the newest run of --dataset, without "
-                      "looking at its sources again",
-                      autocompletion=completion.run_recipes)] = None,
-    dataset: Annotated[Path | None, typer.Option(help="the dataset's folder; by default the "
-                       "recipe's, otherwise NAME-dataset here")] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[RECIPE]",
+            help="a ready-made name or a "
+            "YAML file; by default the recipe of the newest run of --dataset, without "
+            "looking at its sources again",
+            autocompletion=completion.run_recipes,
+        ),
+    ] = None,
+    dataset: Annotated[
+        Path | None,
+        typer.Option(
+            help="the dataset's folder; by default the recipe's, otherwise NAME-dataset here"
+        ),
+    ] = None,
     sources: Sources = None,
-    engine: Annotated[Engine | None, typer.Option(help="where stages run; by default as in the "
-                      "recipe, otherwise ray")] = None,
+    engine: Annotated[
+        Engine | None,
+        typer.Option(help="where stages run; by default as in the recipe, otherwise ray"),
+    ] = None,
     set_: Set = None,
     until: Until = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="use at most this many sources")
-                     ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="use at most this many sources")] = None,
     wait: Wait = False,
 ) -> None:
     """Run what is not done yet. Running again does only what is missing."""
@@ -55,11 +66,23 @@ def run(
     from clipmill.jobs.run import run as execute
     from clipmill.pipeline.run import dataset_folder, load
 
-    loaded = load(recipe, dataset, overrides=set_ or [], sources=sources or [],
-                  engine=engine.value if engine else None, wait=wait)
+    loaded = load(
+        recipe,
+        dataset,
+        overrides=set_ or [],
+        sources=sources or [],
+        engine=engine.value if engine else None,
+        wait=wait,
+    )
     folder = dataset_folder(loaded, dataset)
-    execute(loaded, folder, until=until, limit=limit,
-            take_sources=recipe is not None or bool(sources), wait=wait)
+    execute(
+        loaded,
+        folder,
+        until=until,
+        limit=limit,
+        take_sources=recipe is not None or bool(sources),
+        wait=wait,
+    )
     closing_table(folder)
 
 
@@ -76,55 +99,89 @@ def retry(dataset: Dataset, kind: Kinds = None, wait: Wait = False) -> None:
     for word in kind or []:
         if word not in ERROR_KINDS:
             raise UsageError(f"--kind {word}: allowed: {', '.join(ERROR_KINDS)}")
-    execute(load(None, require_dataset(dataset), wait=wait), dataset.absolute(),
-            retry_kinds=kind or [], wait=wait)
+    execute(
+        load(None, require_dataset(dataset), wait=wait),
+        dataset.absolute(),
+        retry_kinds=kind or [],
+        wait=wait,
+    )
     closing_table(dataset)
 
 
 @app.command("import")
 def import_(
     dataset: Dataset,
-    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="JSON lines, also "
-                     "gzipped, or Parquet; pass all files of a dataset at once")],
+    files: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="FILE...",
+            help="JSON lines, also gzipped, or Parquet; pass all files of a dataset at once",
+        ),
+    ],
     format_: Annotated[ImportFormat, typer.Option("--format", help="the format of the metadata")],
-    limit: Annotated[int | None, typer.Option(min=1, help="take only this many videos, with "
-                     "all their clips")] = None,
-    shard_videos: Annotated[int | None, typer.Option(min=1, max=1_000_000, help="videos per "
-                            "shard, the unit of work, for new shards; 16 if not set; "
-                            "use more for millions of videos")] = None,
-    exclude_ids: Annotated[Path | None, typer.Option(metavar="FILE", help="known ids to reject, "
-                           "one per line")] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="take only this many videos, with all their clips")
+    ] = None,
+    shard_videos: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=1_000_000,
+            help="videos per "
+            "shard, the unit of work, for new shards; 16 if not set; "
+            "use more for millions of videos",
+        ),
+    ] = None,
+    exclude_ids: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="known ids to reject, one per line")
+    ] = None,
     wait: Wait = False,
 ) -> None:
     """Import published metadata as sources with given spans, captions and scores."""
     from clipmill.jobs.importing import import_internvid
 
-    import_internvid(dataset, files, shard_videos=shard_videos, limit=limit,
-                     exclude_ids=exclude_ids, wait=wait)
+    import_internvid(
+        dataset, files, shard_videos=shard_videos, limit=limit, exclude_ids=exclude_ids, wait=wait
+    )
 
 
 @app.command()
 def submit(
     recipe: RecipeArgument,
-    address: Annotated[str, typer.Option(help="the cluster's job server, e.g. "
-                       "http://head:8265")],
-    dataset: Annotated[Path | None, typer.Option(help="absolute path of the dataset's folder, on "
-                       "storage that every node mounts")] = None,
+    address: Annotated[str, typer.Option(help="the cluster's job server, e.g. http://head:8265")],
+    dataset: Annotated[
+        Path | None,
+        typer.Option(
+            help="absolute path of the dataset's folder, on storage that every node mounts"
+        ),
+    ] = None,
     sources: Sources = None,
     set_: Set = None,
     until: Until = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="use at most this many sources")
-                     ] = None,
-    environment: Annotated[Environment, typer.Option(help="locked: the versions that this "
-                           "release was tested with; cluster: what the nodes have installed")
-                           ] = Environment.locked,
+    limit: Annotated[int | None, typer.Option(min=1, help="use at most this many sources")] = None,
+    environment: Annotated[
+        Environment,
+        typer.Option(
+            help="locked: the versions that this "
+            "release was tested with; cluster: what the nodes have installed"
+        ),
+    ] = Environment.locked,
     wait: Annotated[bool, typer.Option("--wait", help="follow the log until the job ends")] = False,
 ) -> None:
     """Submit the run to a Ray cluster as a job."""
     from clipmill.jobs.submit import submit as send
 
-    send(recipe, address, dataset=dataset, sources=sources or [], overrides=set_ or [],
-         until=until, limit=limit, locked=environment is Environment.locked, wait=wait)
+    send(
+        recipe,
+        address,
+        dataset=dataset,
+        sources=sources or [],
+        overrides=set_ or [],
+        until=until,
+        limit=limit,
+        locked=environment is Environment.locked,
+        wait=wait,
+    )
 
 
 @app.command()

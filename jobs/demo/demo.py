@@ -69,8 +69,10 @@ def run_demo(dataset: Path, *, engine: str) -> None:
     figures = measure(dataset, films, BROKEN)
     _print(dataset, figures)
     if missed := [figure.name for figure in figures if not figure.reached]:
-        raise ClipmillError(f"the demo missed its targets: {', '.join(missed)}; "
-                            f"`clipmill failures {shell_word(dataset)}` may say why")
+        raise ClipmillError(
+            f"the demo missed its targets: {', '.join(missed)}; "
+            f"`clipmill failures {shell_word(dataset)}` may say why"
+        )
 
 
 def _render(world: Path) -> list[Film]:
@@ -113,9 +115,11 @@ def _server(world: Path) -> http.server.ThreadingHTTPServer:
         try:
             return at(port)
         except OSError as error:
-            raise ClipmillError(f"the demo's films are listed under port {port}, which "
-                                f"another program is using now ({error}); stop that program, or "
-                                "use another folder with --dataset") from error
+            raise ClipmillError(
+                f"the demo's films are listed under port {port}, which "
+                f"another program is using now ({error}); stop that program, or "
+                "use another folder with --dataset"
+            ) from error
     for port in random.sample(_QUIET_PORTS, 20):
         with contextlib.suppress(OSError):
             server = at(port)
@@ -135,8 +139,11 @@ def _listing(world: Path, films: list[Film], server: ThreadingHTTPServer) -> Pat
     names.remove("again.mp4")
     names.insert(1, "again.mp4")
     listing = world / "films.csv"
-    listing.write_text("url,category\n" + "".join(
-        f"http://127.0.0.1:{port}/{quote(name)},shapes\n" for name in names), "utf-8")
+    listing.write_text(
+        "url,category\n"
+        + "".join(f"http://127.0.0.1:{port}/{quote(name)},shapes\n" for name in names),
+        "utf-8",
+    )
     return listing
 
 
@@ -159,8 +166,13 @@ def _run(loaded: LoadedRecipe, dataset: Path, server: http.server.ThreadingHTTPS
 def _print(dataset: Path, figures: list[Figure]) -> None:
     from rich.table import Table
 
-    table = Table(title="Measured against the world's ground truth", title_justify="left", box=None,
-                  pad_edge=False, header_style="bold")
+    table = Table(
+        title="Measured against the world's ground truth",
+        title_justify="left",
+        box=None,
+        pad_edge=False,
+        header_style="bold",
+    )
     for column in ("what", "measured", "target", ""):
         table.add_column(column, justify="right" if column in ("measured", "target") else "left")
     for figure in figures:
@@ -173,9 +185,11 @@ def _print(dataset: Path, figures: list[Figure]) -> None:
         "meaningless. For real\nvideos use the recipes `small-cpu` or `internvid`.\n\nTry next:"
     )
     for query in QUERIES:
-        _out.print(f"  {_command()} sql {_shown(dataset)} \"{query}\"")
-    for words in ("subset explain {} internvid-div --set clips=40",
-                  "report {} --output report.html"):
+        _out.print(f'  {_command()} sql {_shown(dataset)} "{query}"')
+    for words in (
+        "subset explain {} internvid-div --set clips=40",
+        "report {} --output report.html",
+    ):
         _out.print(f"  {_command()} {words.format(_shown(dataset))}")
 
 

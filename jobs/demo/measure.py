@@ -41,27 +41,41 @@ def measure(dataset: Path, films: Sequence[Film], broken: dict[str, str]) -> lis
     """Cuts, captions, similarity and accounting against the truth."""
     by_name = {film.name: film for film in films}
     with open_catalog(dataset) as catalog:
+
         def ask(query: str) -> list[dict[str, Any]]:
             rows: list[dict[str, Any]] = catalog.ask(query).read_all().to_pylist()
             return rows
 
-        videos = {row["video_id"]: by_name[_file(row["url"])]
-                  for row in ask("SELECT video_id, url FROM videos")}
-        clips = ask("SELECT clip_id, video_id, start_seconds, end_seconds, start_frame, caption, "
-                    "caption_coarse, captions_fine, similarity, aesthetic FROM clips")
-        embeddings = {row["clip_id"]: np.array(row["embeddings"], np.float32) for row in
-                      ask("SELECT clip_id, embeddings FROM embeddings")}
+        videos = {
+            row["video_id"]: by_name[_file(row["url"])]
+            for row in ask("SELECT video_id, url FROM videos")
+        }
+        clips = ask(
+            "SELECT clip_id, video_id, start_seconds, end_seconds, start_frame, caption, "
+            "caption_coarse, captions_fine, similarity, aesthetic FROM clips"
+        )
+        embeddings = {
+            row["clip_id"]: np.array(row["embeddings"], np.float32)
+            for row in ask("SELECT clip_id, embeddings FROM embeddings")
+        }
         shots = ask("SELECT video_id, start_frame FROM shots")
-        ended = ask("SELECT key, kind AS ending FROM failures UNION ALL "
-                    "SELECT key, rule FROM rejections")
+        ended = ask(
+            "SELECT key, kind AS ending FROM failures UNION ALL SELECT key, rule FROM rejections"
+        )
         sources = ask("SELECT source_key, url FROM sources")
     return [
         *_cuts(videos, shots),
         *_captions(videos, clips),
         _similarity(videos, clips, embeddings),
-        _count("clips that lack a caption or score",
-               sum(None in (c["caption"], c["caption_coarse"], c["similarity"], c["aesthetic"])
-                   or not c["captions_fine"] for c in clips), 0),
+        _count(
+            "clips that lack a caption or score",
+            sum(
+                None in (c["caption"], c["caption_coarse"], c["similarity"], c["aesthetic"])
+                or not c["captions_fine"]
+                for c in clips
+            ),
+            0,
+        ),
         _count("clips with another clip's captions", _misassigned(videos, clips), 0),
         _accounting(by_name, videos, sources, ended, broken),
     ]
@@ -77,29 +91,38 @@ def _cuts(videos: dict[str, Film], shots: list[dict[str, Any]]) -> list[Figure]:
         # The first shot's start is not a cut.
         found = [s["start_frame"] for s in shots if s["video_id"] == video and s["start_frame"]]
         counts += count_cuts(film, found)
-    return [_share("hard cuts: precision", counts.precision, 0.98),
-            _share("hard cuts: recall", counts.recall, 0.98)]
+    return [
+        _share("hard cuts: precision", counts.precision, 0.98),
+        _share("hard cuts: recall", counts.recall, 0.98),
+    ]
 
 
 def _captions(videos: dict[str, Film], clips: list[dict[str, Any]]) -> list[Figure]:
-    marks = [mark_summary(videos[c["video_id"]], c["start_seconds"], c["end_seconds"],
-                          c["caption"] or "") for c in clips]
+    marks = [
+        mark_summary(
+            videos[c["video_id"]], c["start_seconds"], c["end_seconds"], c["caption"] or ""
+        )
+        for c in clips
+    ]
     return [
-        _share("captions: object and colour right", float(np.mean([m.subject for m in marks])),
-               0.95),
+        _share(
+            "captions: object and colour right", float(np.mean([m.subject for m in marks])), 0.95
+        ),
         _share("captions: motion right", float(np.mean([m.motion for m in marks])), 0.80),
     ]
 
 
-def _similarity(videos: dict[str, Film], clips: list[dict[str, Any]],
-                embeddings: dict[str, np.ndarray]) -> Figure:
+def _similarity(
+    videos: dict[str, Film], clips: list[dict[str, Any]], embeddings: dict[str, np.ndarray]
+) -> Figure:
     """AUC of each clip's own stored similarity against that of true captions of other shots."""
     from clipmill.stages.models.embedders import ClipEmbedder
 
     right, wrong = [], []
     subjects = [_subject(videos, clip) for clip in clips]
-    embedder = ClipEmbedder(ModelReference(folder=str(MODELS / "clip")), setting="demo",
-                            towers=("text",))
+    embedder = ClipEmbedder(
+        ModelReference(folder=str(MODELS / "clip")), setting="demo", towers=("text",)
+    )
     texts = embedder.embed_texts([clip["caption"] or "" for clip in clips])
     rng = np.random.default_rng(0)
     for clip, subject in zip(clips, subjects, strict=True):
@@ -134,8 +157,13 @@ def _misassigned(videos: dict[str, Film], clips: list[dict[str, Any]]) -> int:
     return wrong
 
 
-def _accounting(by_name: dict[str, Film], videos: dict[str, Film], sources: list[dict[str, Any]],
-                ended: list[dict[str, Any]], broken: dict[str, str]) -> Figure:
+def _accounting(
+    by_name: dict[str, Film],
+    videos: dict[str, Film],
+    sources: list[dict[str, Any]],
+    ended: list[dict[str, Any]],
+    broken: dict[str, str],
+) -> Figure:
     """Every source is a kept film, or has its expected outcome."""
     endings = {row["key"]: row["ending"] for row in ended}
     kept = {film.name for film in videos.values()}

@@ -221,7 +221,8 @@ def train_clip(folder: Path, specimens: Specimens, seed: int) -> None:
         pixels = to_pixels(specimens.images[rows])
         logits, asked = model(pixels, tokens[texts], covered[rows], labels)
         loss: torch.Tensor = (
-            _spread_over_true(logits, true) + _spread_over_true(logits.T, true.T) + asked)
+            _spread_over_true(logits, true) + _spread_over_true(logits.T, true.T) + asked
+        )
         return loss
 
     learn("clip", model, loss_of_batch, CLIP_SCHEDULE)
@@ -303,9 +304,7 @@ def train_captioner(folder: Path, clip_folder: Path, specimens: Specimens, seed:
     torch.manual_seed(seed)
     model, processor = make_captioner(load_clip(clip_folder))
     pad = processor.tokenizer.pad_token_id
-    tokens = processor.tokenizer(
-        specimens.captions(), return_tensors="pt", padding=True
-    )
+    tokens = processor.tokenizer(specimens.captions(), return_tensors="pt", padding=True)
     rng = np.random.default_rng(seed)
 
     def loss_of_batch(step: int) -> torch.Tensor:

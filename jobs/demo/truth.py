@@ -40,9 +40,7 @@ class CutCounts:
         return self.found / (self.found + self.missed) if self.found + self.missed else 1.0
 
 
-def count_cuts(
-    film: Film, detected_frames: Iterable[int], tolerance_frames: int = 1
-) -> CutCounts:
+def count_cuts(film: Film, detected_frames: Iterable[int], tolerance_frames: int = 1) -> CutCounts:
     """Compares detections (first frame of each new shot) with the film's hard cuts.
 
     Each true cut is found by at most one detection. Detections inside a gradual transition count
@@ -88,7 +86,7 @@ def _only(names: Sequence[str]) -> str | None:
 
 
 def _longest(names: Sequence[Motion]) -> Motion | None:
-    """"moves up and down" also holds "moves up"; the longer one is what is said."""
+    """ "moves up and down" also holds "moves up"; the longer one is what is said."""
     if not names:
         return None
     return max(names, key=lambda name: len(MOTION_WORDS[name]))

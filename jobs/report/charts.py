@@ -99,14 +99,19 @@ class Rows:
 
 
 def histogram(
-    found: Distribution, *, x_label: str, noun: str, with_catalog: bool,
+    found: Distribution,
+    *,
+    x_label: str,
+    noun: str,
+    with_catalog: bool,
     thresholds: list[tuple[str, float]] | None = None,
 ) -> Histogram | None:
     """None if there is no value to draw."""
     if not found.whole or not found.bins:
         return None
-    inner = [(one.low, one.high) for one in found.bins
-             if one.low is not None and one.high is not None]
+    inner = [
+        (one.low, one.high) for one in found.bins if one.low is not None and one.high is not None
+    ]
     first, last = inner[0][0], inner[-1][1]
     step = inner[0][1] - first
     low = first - (step if found.bins[0].low is None else 0)
@@ -134,9 +139,16 @@ def histogram(
         left, width = x(start), x(end) - x(start)
         gap = min(1.0, width / 4)
         says = f"{interval(one, step, found.whole_numbers)}: {one.count:,} {noun}"
-        bars.append(Box(round(left + gap / 2, 2), y(share), round(width - gap, 2),
-                        round(bottom - y(share), 2), f"{says} ({percent(one.count, found.values)})",
-                        one.low is None or one.high is None))
+        bars.append(
+            Box(
+                round(left + gap / 2, 2),
+                y(share),
+                round(width - gap, 2),
+                round(bottom - y(share), 2),
+                f"{says} ({percent(one.count, found.values)})",
+                one.low is None or one.high is None,
+            )
+        )
         top = y(_share(one.whole, found.whole))
         points += [f"{left},{top}", f"{x(end)},{top}"]
     points.append(f"{right},{bottom}")
@@ -146,10 +158,14 @@ def histogram(
     if middle:
         x_step = math.ceil(x_step)
     first = math.ceil(low / x_step - 1e-9)
-    x_ticks = [_x_tick(x(n * x_step + middle), tick(n * x_step, x_step))
-               for n in range(first, math.floor((high - middle) / x_step + 1e-9) + 1)]
-    y_ticks = [Tick(y(n * y_step), tick(n * y_step, y_step), y(n * y_step))
-               for n in range(round(y_top / y_step) + 1)]
+    x_ticks = [
+        _x_tick(x(n * x_step + middle), tick(n * x_step, x_step))
+        for n in range(first, math.floor((high - middle) / x_step + 1e-9) + 1)
+    ]
+    y_ticks = [
+        Tick(y(n * y_step), tick(n * y_step, y_step), y(n * y_step))
+        for n in range(round(y_top / y_step) + 1)
+    ]
     lines = []
     for text, value in thresholds or ():
         if low <= value <= high:
@@ -158,9 +174,21 @@ def histogram(
             anchor = "start" if text_width(text) <= behind or behind >= before else "end"
             room = behind if anchor == "start" else before
             lines.append(Line(at, fitted(text, room), anchor))
-    return Histogram(WIDTH, HEIGHT, _LEFT, right, _TOP, bottom, fitted(x_label, right),
-                     f"% of {noun}", bars,
-                     " ".join(points) if with_catalog else "", x_ticks, y_ticks, lines)
+    return Histogram(
+        WIDTH,
+        HEIGHT,
+        _LEFT,
+        right,
+        _TOP,
+        bottom,
+        fitted(x_label, right),
+        f"% of {noun}",
+        bars,
+        " ".join(points) if with_catalog else "",
+        x_ticks,
+        y_ticks,
+        lines,
+    )
 
 
 def rows(values: Values, *, noun: str, with_catalog: bool) -> Rows | None:
@@ -178,15 +206,19 @@ def rows(values: Values, *, noun: str, with_catalog: bool) -> Rows | None:
     drawn = []
     for number, bar in enumerate(values.bars):
         share = _share(bar.count, values.total)
-        drawn.append(Row(
-            y=number * height, label=fitted(bar.label, _LABEL - _LABEL_GAP),
-            whole_label=bar.label, width=length(share),
-            text=percent(bar.count, values.total),
-            whole=length(_share(bar.whole, values.whole)) if with_catalog else None,
-            published=None if bar.published is None else length(bar.published),
-            published_text=published_text(bar),
-            says=f"{bar.label}: {bar.count:,} {noun} ({percent(bar.count, values.total)})",
-        ))
+        drawn.append(
+            Row(
+                y=number * height,
+                label=fitted(bar.label, _LABEL - _LABEL_GAP),
+                whole_label=bar.label,
+                width=length(share),
+                text=percent(bar.count, values.total),
+                whole=length(_share(bar.whole, values.whole)) if with_catalog else None,
+                published=None if bar.published is None else length(bar.published),
+                published_text=published_text(bar),
+                says=f"{bar.label}: {bar.count:,} {noun} ({percent(bar.count, values.total)})",
+            )
+        )
     return Rows(WIDTH, len(drawn) * height + 2, _LABEL, drawn)
 
 
@@ -196,10 +228,20 @@ def counted_rows(pairs: list[tuple[str, int]], noun: str) -> Rows | None:
         return None
     most = max(count for _, count in pairs)
     room = WIDTH - _LABEL - 12 - text_width(f"{most:,}")
-    drawn = [Row(number * _ROW, fitted(word, _LABEL - _LABEL_GAP), word,
-                 round(room * count / most, 2), f"{count:,}", None, None, "",
-                 f"{word}: {count:,} {noun}")
-             for number, (word, count) in enumerate(pairs)]
+    drawn = [
+        Row(
+            number * _ROW,
+            fitted(word, _LABEL - _LABEL_GAP),
+            word,
+            round(room * count / most, 2),
+            f"{count:,}",
+            None,
+            None,
+            "",
+            f"{word}: {count:,} {noun}",
+        )
+        for number, (word, count) in enumerate(pairs)
+    ]
     return Rows(WIDTH, len(drawn) * _ROW + 2, _LABEL, drawn)
 
 

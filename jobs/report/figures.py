@@ -68,13 +68,24 @@ class Values:
     distinct: int | None = None
 
 
-_QUANTILES = {"min": 0.0, "low": 0.005, "p05": 0.05, "median": 0.5, "p95": 0.95, "high": 0.995,
-              "max": 1.0}
+_QUANTILES = {
+    "min": 0.0,
+    "low": 0.005,
+    "p05": 0.05,
+    "median": 0.5,
+    "p95": 0.95,
+    "high": 0.995,
+    "max": 1.0,
+}
 
 
 def distribution(
-    connection: duckdb.DuckDBPyConnection, selection: Selection, table: str, column: str,
-    *, whole_numbers: bool = False,
+    connection: duckdb.DuckDBPyConnection,
+    selection: Selection,
+    table: str,
+    column: str,
+    *,
+    whole_numbers: bool = False,
 ) -> Distribution:
     """Counts one number's values; bins are the same for the subset and the catalog."""
     shares = list(_QUANTILES.values())
@@ -83,7 +94,8 @@ def distribution(
         f"SELECT count(*) FILTER ({chosen}), count({column}) FILTER ({chosen}), "
         f"avg({column}) FILTER ({chosen}), "
         f"quantile_disc({column}::DOUBLE, {shares}) FILTER ({chosen}), "
-        f"count({column}), quantile_disc({column}::DOUBLE, {shares}) FROM {table}").fetchall()[0]
+        f"count({column}), quantile_disc({column}::DOUBLE, {shares}) FROM {table}"
+    ).fetchall()[0]
     if not all_values:
         return Distribution(0, rows, 0)
     spread = dict(zip(_QUANTILES, everything, strict=True))
@@ -107,10 +119,15 @@ def distribution(
         if outside and number not in counts:
             continue
         count, whole = counts.get(number, (0, 0))
-        bins.append(Bin(float(number * width) if number >= first else None,
-                        float((number + 1) * width) if number < last else None, count, whole))
-    return Distribution(values, rows - values, all_values, mean, found, bins,
-                        whole_numbers)
+        bins.append(
+            Bin(
+                float(number * width) if number >= first else None,
+                float((number + 1) * width) if number < last else None,
+                count,
+                whole,
+            )
+        )
+    return Distribution(values, rows - values, all_values, mean, found, bins, whole_numbers)
 
 
 def _edges(spread: dict[str, float], whole_numbers: bool) -> tuple[Decimal, int, int]:
@@ -130,8 +147,11 @@ def _edges(spread: dict[str, float], whole_numbers: bool) -> tuple[Decimal, int,
         width = Decimal(1)
     else:
         power = Decimal(10) ** math.floor(math.log10(span / BINS))
-        width = next(Decimal(str(step)) * power for step in _STEPS
-                     if span / float(Decimal(str(step)) * power) <= BINS * 1.1)
+        width = next(
+            Decimal(str(step)) * power
+            for step in _STEPS
+            if span / float(Decimal(str(step)) * power) <= BINS * 1.1
+        )
         if whole_numbers:
             width = Decimal(math.ceil(width))
     first = math.floor(round(low / float(width), 9))
@@ -140,21 +160,36 @@ def _edges(spread: dict[str, float], whole_numbers: bool) -> tuple[Decimal, int,
 
 
 def shares(
-    connection: duckdb.DuckDBPyConnection, selection: Selection, table: str, column: str,
-    intervals: Sequence[Share], *, published: bool = True,
+    connection: duckdb.DuckDBPyConnection,
+    selection: Selection,
+    table: str,
+    column: str,
+    intervals: Sequence[Share],
+    *,
+    published: bool = True,
 ) -> Values:
     """How many values are in the given intervals; `published` are InternVid's shares of them."""
     parts = []
     for interval in intervals:
         condition = _condition(column, interval)
-        parts += [f"count(*) FILTER ({condition} AND {selection.chosen})",
-                  f"count(*) FILTER ({condition})"]
+        parts += [
+            f"count(*) FILTER ({condition} AND {selection.chosen})",
+            f"count(*) FILTER ({condition})",
+        ]
     total, whole, rows, *counts = connection.execute(
         f"SELECT count({column}) FILTER ({selection.chosen}), count({column}), "
-        f"count(*) FILTER ({selection.chosen}), {', '.join(parts)} FROM {table}").fetchall()[0]
-    bars = [Bar(interval.label, counts[2 * n], counts[2 * n + 1],
-                interval.percent if published else None, interval.above)
-            for n, interval in enumerate(intervals)]
+        f"count(*) FILTER ({selection.chosen}), {', '.join(parts)} FROM {table}"
+    ).fetchall()[0]
+    bars = [
+        Bar(
+            interval.label,
+            counts[2 * n],
+            counts[2 * n + 1],
+            interval.percent if published else None,
+            interval.above,
+        )
+        for n, interval in enumerate(intervals)
+    ]
     return Values(bars, total, whole, rows - total)
 
 
@@ -175,11 +210,13 @@ def texts(
     rows = connection.execute(
         f"SELECT {column}, count(*) FILTER ({chosen}) AS n, count(*) AS every FROM {table} "
         f"WHERE {column} IS NOT NULL AND {column} <> '' GROUP BY ALL "
-        f"ORDER BY n DESC, every DESC, {column} LIMIT {SHOWN_VALUES}").fetchall()
+        f"ORDER BY n DESC, every DESC, {column} LIMIT {SHOWN_VALUES}"
+    ).fetchall()
     total, whole, everything, distinct = connection.execute(
         f"SELECT count(*) FILTER ({chosen} AND {column} <> ''), count(*) FILTER ({column} <> ''), "
         f"count(*) FILTER ({chosen}), count(DISTINCT nullif({column}, '')) FILTER ({chosen}) "
-        f"FROM {table}").fetchall()[0]
+        f"FROM {table}"
+    ).fetchall()[0]
     bars = [Bar(name, count, every) for name, count, every in rows if count or every]
     shown, shown_whole = sum(bar.count for bar in bars), sum(bar.whole for bar in bars)
     if shown_whole < whole:
@@ -195,7 +232,11 @@ def switches(
     yes, all_yes, no, all_no, rows = connection.execute(
         f"SELECT count(*) FILTER ({column} AND {chosen}), count(*) FILTER ({column}), "
         f"count(*) FILTER (NOT {column} AND {chosen}), count(*) FILTER (NOT {column}), "
-        f"count(*) FILTER ({chosen}) FROM {table}").fetchall()[0]
-    return Values([Bar("true", yes, all_yes), Bar("false", no, all_no)], yes + no,
-                  all_yes + all_no, rows - yes - no)
-
+        f"count(*) FILTER ({chosen}) FROM {table}"
+    ).fetchall()[0]
+    return Values(
+        [Bar("true", yes, all_yes), Bar("false", no, all_no)],
+        yes + no,
+        all_yes + all_no,
+        rows - yes - no,
+    )

@@ -111,24 +111,34 @@ def funnel(report: dict[str, Any], catalog: Catalog) -> list[Step]:
 
 
 def _counts(found: dict[str, Any]) -> tuple[int, int, int, int, int]:
-    return (found["inputs"], found["kept"], found["rejected"], found["failed"],
-            found.get("pending", 0))
+    return (
+        found["inputs"],
+        found["kept"],
+        found["rejected"],
+        found["failed"],
+        found.get("pending", 0),
+    )
 
 
 def reasons(catalog: Catalog) -> tuple[list[Reason], int]:
     """Rules that rejected, the busiest first, and how many rejections those shown leave out."""
     rows = catalog.execute(
         "SELECT stage, rule, count(*) AS n, min(detail) FROM rejections GROUP BY stage, rule "
-        "ORDER BY n DESC, stage, rule").fetchall()
-    shown = [Reason(stage, shortened(rule, 80) or "?", count, shortened(detail, 160))
-             for stage, rule, count, detail in rows[:SHOWN_REASONS]]
+        "ORDER BY n DESC, stage, rule"
+    ).fetchall()
+    shown = [
+        Reason(stage, shortened(rule, 80) or "?", count, shortened(detail, 160))
+        for stage, rule, count, detail in rows[:SHOWN_REASONS]
+    ]
     return shown, sum(row[2] for row in rows[SHOWN_REASONS:])
 
 
 def shots_without_clips(catalog: Catalog) -> list[tuple[str, int]]:
     """Rules by which shots gave no clip, with how many."""
-    rows = catalog.execute("SELECT rule, count(*) AS n FROM shots WHERE rule IS NOT NULL "
-                           "GROUP BY rule ORDER BY n DESC, rule").fetchall()
+    rows = catalog.execute(
+        "SELECT rule, count(*) AS n FROM shots WHERE rule IS NOT NULL "
+        "GROUP BY rule ORDER BY n DESC, rule"
+    ).fetchall()
     return [(shortened(rule, 80) or "?", count) for rule, count in rows[:SHOWN_REASONS]]
 
 
@@ -139,12 +149,15 @@ def failures(catalog: Catalog, dataset: Path) -> Failures:
         same = f"regexp_replace({same}, '{pattern}', '{word}', 'g')"
     rows = catalog.execute(
         f"SELECT stage, kind, count(*) AS n, min(message), max(attempts) FROM failures "
-        f"GROUP BY stage, kind, {same} ORDER BY n DESC, stage, kind, min(message)").fetchall()
+        f"GROUP BY stage, kind, {same} ORDER BY n DESC, stage, kind, min(message)"
+    ).fetchall()
     kinds: dict[str, int] = {}
     for row in rows:
         kinds[row[1]] = kinds.get(row[1], 0) + row[2]
-    shown = [Failure(stage, kind, count, shortened(message, 300) or "(no message)", attempts or 0)
-             for stage, kind, count, message, attempts in rows[:SHOWN_MESSAGES]]
+    shown = [
+        Failure(stage, kind, count, shortened(message, 300) or "(no message)", attempts or 0)
+        for stage, kind, count, message, attempts in rows[:SHOWN_MESSAGES]
+    ]
     place = shell_word(dataset)
     commands = [(f"clipmill failures {place}", "lists them all, with remedies")] if rows else []
     # What failed at ingest never became a row of a stage: `failures` has remedies.
@@ -152,12 +165,23 @@ def failures(catalog: Catalog, dataset: Path) -> Failures:
     for stage, kind, count, *_ in rows:
         if stage != "ingest":
             tried[kind] = tried.get(kind, 0) + count
-    commands += [(f"clipmill retry {place} --kind {kind}",
-                  f"retries the {count:,} {kind} failures, and only those")
-                 for kind, count in sorted(tried.items()) if kind in ("transient", "blocked")]
+    commands += [
+        (
+            f"clipmill retry {place} --kind {kind}",
+            f"retries the {count:,} {kind} failures, and only those",
+        )
+        for kind, count in sorted(tried.items())
+        if kind in ("transient", "blocked")
+    ]
     if tried:
-        commands.append((f"clipmill retry {place}", "retries all of them" if tried == kinds
-                         else "retries all of them except those of ingest"))
+        commands.append(
+            (
+                f"clipmill retry {place}",
+                "retries all of them"
+                if tried == kinds
+                else "retries all of them except those of ingest",
+            )
+        )
     ordered = sorted(kinds.items(), key=lambda item: (-item[1], item[0]))
     more = sum(row[2] for row in rows[SHOWN_MESSAGES:])
     return Failures(sum(kinds.values()), ordered, shown, more, commands)
@@ -165,17 +189,38 @@ def failures(catalog: Catalog, dataset: Path) -> Failures:
 
 def subset_funnel(subset: FrozenSubset) -> list[RuleStep]:
     """The rules of a subset's recipe with what each left, from its file; the catalog first."""
-    whole = (subset.info.get("catalog") or {})
+    whole = subset.info.get("catalog") or {}
     most = whole.get("clips") or 1
-    steps = [RuleStep(0, "the catalog at that time", "", whole.get("clips", 0),
-                      whole.get("videos", 0), whole.get("hours", 0.0), 0, 0, 100.0, [])]
+    steps = [
+        RuleStep(
+            0,
+            "the catalog at that time",
+            "",
+            whole.get("clips", 0),
+            whole.get("videos", 0),
+            whole.get("hours", 0.0),
+            0,
+            0,
+            100.0,
+            [],
+        )
+    ]
     for rule in subset.info.get("funnel") or ():
         left, took = rule["remaining"], rule["took"]
-        steps.append(RuleStep(
-            rule["number"], _said(rule), rule["verb"], left["clips"], left["videos"],
-            left["hours"], took["clips"], took.get("because_null") or 0,
-            round(100 * left["clips"] / most, 3),
-            [shortened(note, 200) or "" for note in rule.get("notes") or ()]))
+        steps.append(
+            RuleStep(
+                rule["number"],
+                _said(rule),
+                rule["verb"],
+                left["clips"],
+                left["videos"],
+                left["hours"],
+                took["clips"],
+                took.get("because_null") or 0,
+                round(100 * left["clips"] / most, 3),
+                [shortened(note, 200) or "" for note in rule.get("notes") or ()],
+            )
+        )
     return steps
 
 

@@ -60,15 +60,21 @@ class Card:
 
 
 def write_report(
-    dataset: Path, output: Path, *, subset: str | None = None, sample_count: int = samples.DEFAULT,
-    seed: int = 0, on_step: Callable[[str], None] = lambda said: None,
+    dataset: Path,
+    output: Path,
+    *,
+    subset: str | None = None,
+    sample_count: int = samples.DEFAULT,
+    seed: int = 0,
+    on_step: Callable[[str], None] = lambda said: None,
 ) -> tuple[int, int]:
     """Writes the page; returns how many samples it shows and its size in bytes."""
     output = output.expanduser()
     check_output(dataset, output)
     if output.is_dir():
-        raise UsageError(f"--output {output}: this is a folder; name a file in it, "
-                         f"e.g. {output / 'report.html'}")
+        raise UsageError(
+            f"--output {output}: this is a folder; name a file in it, e.g. {output / 'report.html'}"
+        )
     if not output.parent.is_dir():
         raise UsageError(f"--output {output}: no folder {output.parent}; create it first")
     if not 0 <= sample_count <= samples.MOST:
@@ -111,18 +117,29 @@ def _selected(catalog: Catalog, subset: FrozenSubset | None) -> Selection:
             return select(catalog, subset)
     except duckdb.PermissionException as error:
         said = str(error).partition("\n")[0]
-        raise UsageError(f"a rule of the subset asks for more than the dataset's tables: {said}; "
-                         "without --subset its rules are not evaluated") from error
+        raise UsageError(
+            f"a rule of the subset asks for more than the dataset's tables: {said}; "
+            "without --subset its rules are not evaluated"
+        ) from error
     except (MemoryError, duckdb.OutOfMemoryException) as error:
-        hint = ("; without --subset its rules are not evaluated" if subset is not None else
-                "; a machine with more memory may succeed")
-        raise ClipmillError("the report needs more memory than allowed to read through the "
-                            f"clips{hint}") from error
+        hint = (
+            "; without --subset its rules are not evaluated"
+            if subset is not None
+            else "; a machine with more memory may succeed"
+        )
+        raise ClipmillError(
+            f"the report needs more memory than allowed to read through the clips{hint}"
+        ) from error
 
 
 def _context(
-    catalog: Catalog, dataset: Path, status: dict[str, Any], subset: FrozenSubset | None,
-    sample_count: int, seed: int, on_step: Callable[[str], None],
+    catalog: Catalog,
+    dataset: Path,
+    status: dict[str, Any],
+    subset: FrozenSubset | None,
+    sample_count: int,
+    seed: int,
+    on_step: Callable[[str], None],
 ) -> dict[str, Any]:
     """Everything that the template shows."""
     on_step("reading the clips")
@@ -133,17 +150,24 @@ def _context(
     clips, seconds, whole_clips = catalog.connection.execute(
         f"SELECT count(*) FILTER ({selection.chosen}), "
         f"coalesce(sum(duration_seconds) FILTER ({selection.chosen}), 0), count(*) "
-        "FROM report_clips").fetchall()[0]
+        "FROM report_clips"
+    ).fetchall()[0]
     videos, size_bytes, video_seconds = catalog.connection.execute(
         f"SELECT count(*), sum(size_bytes)::BIGINT, coalesce(sum(duration_seconds), 0) "
-        f"FROM report_videos WHERE {selection.chosen}").fetchall()[0]
+        f"FROM report_videos WHERE {selection.chosen}"
+    ).fetchall()[0]
     rejected, rejected_more = outcomes.reasons(catalog)
     runs, run_count = provenance.runs_made(catalog.layout)
     comparable = published.comparable_columns(catalog) if catalog.layout.record else {}
     cards = _cards(catalog, selection, comparable)
     # Missing scores of the paper get a figure anyway; for others a line is enough.
-    empty = [card.title for card in cards if card.id.startswith("column-")
-             and not card.histogram and card.title not in published.SCORES]
+    empty = [
+        card.title
+        for card in cards
+        if card.id.startswith("column-")
+        and not card.histogram
+        and card.title not in published.SCORES
+    ]
     on_step("choosing samples")
     groups = samples.sample_groups(catalog, selection, samples=sample_count, seed=seed)
     return {
@@ -153,42 +177,67 @@ def _context(
         "gone": selection.gone,
         "made_at": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "run": status["run"],
-        "clips": clips, "whole_clips": whole_clips, "clip_seconds": seconds,
-        "videos": videos, "size_bytes": size_bytes, "video_seconds": video_seconds,
+        "clips": clips,
+        "whole_clips": whole_clips,
+        "clip_seconds": seconds,
+        "videos": videos,
+        "size_bytes": size_bytes,
+        "video_seconds": video_seconds,
         "funnel": outcomes.funnel(status, catalog),
-        "reasons": rejected, "reasons_more": rejected_more,
+        "reasons": rejected,
+        "reasons_more": rejected_more,
         "shots": outcomes.shots_without_clips(catalog),
         "rules": outcomes.subset_funnel(subset) if subset else [],
         "failures": outcomes.failures(catalog, dataset),
         "cards": [card for card in cards if card.title not in empty],
         "empty": empty,
         "left_out": selection.left_out,
-        "uncompared": {score: scorer for score, scorer in published.SCORERS.items()
-                       if score not in comparable.values()},
+        "uncompared": {
+            score: scorer
+            for score, scorer in published.SCORERS.items()
+            if score not in comparable.values()
+        },
         "published": published,
         "words": word_counts,
         "cloud": _cloud(word_counts.commonest),
         "verbs": charts.counted_rows(word_counts.verbs, "uses"),
-        "common": charts.counted_rows(word_counts.commonest[:words.SHOWN_VERBS], "uses"),
+        "common": charts.counted_rows(word_counts.commonest[: words.SHOWN_VERBS], "uses"),
         "tags": charts.counted_rows(words.count_tags(catalog, selection.tags()), "clips"),
         "groups": groups,
         "stages": provenance.stages_made(catalog.layout),
-        "runs": runs, "run_count": run_count,
+        "runs": runs,
+        "run_count": run_count,
         "with_catalog": subset is not None,
     }
 
 
-def _cards(
-    catalog: Catalog, selection: Selection, comparable: dict[str, str]
-) -> list[Card]:
+def _cards(catalog: Catalog, selection: Selection, comparable: dict[str, str]) -> list[Card]:
     """The paper's plots in its order, then further columns of this dataset."""
     cards = [
         _source_durations(catalog, selection),
-        _drawn(catalog, selection, "clip-durations", "Clip durations", "clips", "report_clips",
-               "duration_seconds", "seconds",
-               (*published.CLIP_SECONDS_BINS, *published.CLIP_SECONDS)),
-        _drawn(catalog, selection, "caption-words", "Caption lengths", "captions",
-               "report_clips", "caption_words", "words", published.CAPTION_WORDS, whole=True),
+        _drawn(
+            catalog,
+            selection,
+            "clip-durations",
+            "Clip durations",
+            "clips",
+            "report_clips",
+            "duration_seconds",
+            "seconds",
+            (*published.CLIP_SECONDS_BINS, *published.CLIP_SECONDS),
+        ),
+        _drawn(
+            catalog,
+            selection,
+            "caption-words",
+            "Caption lengths",
+            "captions",
+            "report_clips",
+            "caption_words",
+            "words",
+            published.CAPTION_WORDS,
+            whole=True,
+        ),
     ]
     for column in selection.columns:
         if column.is_switch:
@@ -196,38 +245,80 @@ def _cards(
             cards.append(_listed(selection, f"switch-{column.sql}", column.name, "clips", values))
             continue
         score = comparable.get(column.name)
-        cards.append(_drawn(
-            catalog, selection, f"column-{column.sql}", column.name, "clips",
-            "report_clips", column.sql, _MEASURES.get(column.name, column.name),
-            published.SCORES[score] if score else (), whole=column.is_whole, column_made=column))
+        cards.append(
+            _drawn(
+                catalog,
+                selection,
+                f"column-{column.sql}",
+                column.name,
+                "clips",
+                "report_clips",
+                column.sql,
+                _MEASURES.get(column.name, column.name),
+                published.SCORES[score] if score else (),
+                whole=column.is_whole,
+                column_made=column,
+            )
+        )
     for name, title in (("language", "Languages"), ("category", "Categories")):
         values = figures.texts(catalog.connection, selection, "report_videos", name)
         cards.append(_listed(selection, name, title, "videos", values))
-    sides = figures.shares(catalog.connection, selection, "report_videos", "short_side",
-                           published.SHORT_SIDE_PIXELS)
-    cards.append(_listed(selection, "resolution", "Resolution", "videos", sides,
-                         "The shorter side of the picture."))
+    sides = figures.shares(
+        catalog.connection, selection, "report_videos", "short_side", published.SHORT_SIDE_PIXELS
+    )
+    cards.append(
+        _listed(
+            selection,
+            "resolution",
+            "Resolution",
+            "videos",
+            sides,
+            "The shorter side of the picture.",
+        )
+    )
     rates = figures.texts(catalog.connection, selection, "report_videos", "rate")
-    cards.append(_listed(selection, "frame-rates", "Frame rates", "videos", rates,
-                         "Frames per second, rounded."))
+    cards.append(
+        _listed(
+            selection, "frame-rates", "Frame rates", "videos", rates, "Frames per second, rounded."
+        )
+    )
     return cards
 
 
 def _source_durations(catalog: Catalog, selection: Selection) -> Card:
     """In minutes, or in seconds where the videos are short; the paper's bins are in minutes."""
-    (median,) = catalog.connection.execute(
-        "SELECT median(minutes) FROM report_videos").fetchall()[0]
+    (median,) = catalog.connection.execute("SELECT median(minutes) FROM report_videos").fetchall()[
+        0
+    ]
     in_seconds = median is not None and median < 2
     return _drawn(
-        catalog, selection, "source-durations", "Source durations", "videos", "report_videos",
-        "duration_seconds" if in_seconds else "minutes", "seconds" if in_seconds else "minutes",
-        published.SOURCE_DURATION_MINUTES, intervals_of="minutes")
+        catalog,
+        selection,
+        "source-durations",
+        "Source durations",
+        "videos",
+        "report_videos",
+        "duration_seconds" if in_seconds else "minutes",
+        "seconds" if in_seconds else "minutes",
+        published.SOURCE_DURATION_MINUTES,
+        intervals_of="minutes",
+    )
 
 
 def _drawn(
-    catalog: Catalog, selection: Selection, id_: str, title: str, noun: str, table: str,
-    column: str, unit: str, intervals: tuple[published.Share, ...], *, whole: bool = False,
-    column_made: Column | None = None, intervals_of: str | None = None,
+    catalog: Catalog,
+    selection: Selection,
+    id_: str,
+    title: str,
+    noun: str,
+    table: str,
+    column: str,
+    unit: str,
+    intervals: tuple[published.Share, ...],
+    *,
+    whole: bool = False,
+    column_made: Column | None = None,
+    intervals_of: str | None = None,
 ) -> Card:
     connection = catalog.connection
     found = figures.distribution(connection, selection, table, column, whole_numbers=whole)
@@ -235,17 +326,30 @@ def _drawn(
     if intervals:
         values = figures.shares(connection, selection, table, intervals_of or column, intervals)
     name = column_made.name if column_made else column
-    thresholds = [(f"{SIGNS[one.operator]} {numbers.number(one.value)}", one.value)
-                  for one in selection.thresholds if one.column == name]
+    thresholds = [
+        (f"{SIGNS[one.operator]} {numbers.number(one.value)}", one.value)
+        for one in selection.thresholds
+        if one.column == name
+    ]
     with_catalog = selection.subset is not None
     note = f"Made by {column_made.stage}." if column_made and column_made.stage else ""
     return Card(
-        id_, title, noun,
-        charts.histogram(found, x_label=unit, noun=noun, with_catalog=with_catalog,
-                         thresholds=thresholds),
-        [rows for part in _parts(values)
-         if (rows := charts.rows(part, noun=noun, with_catalog=with_catalog))],
-        found, values, unit, note)
+        id_,
+        title,
+        noun,
+        charts.histogram(
+            found, x_label=unit, noun=noun, with_catalog=with_catalog, thresholds=thresholds
+        ),
+        [
+            rows
+            for part in _parts(values)
+            if (rows := charts.rows(part, noun=noun, with_catalog=with_catalog))
+        ],
+        found,
+        values,
+        unit,
+        note,
+    )
 
 
 def _listed(
@@ -270,8 +374,10 @@ def _cloud(commonest: list[tuple[str, int]]) -> list[tuple[str, int, int]]:
         return []
     most, least = commonest[0][1] ** 0.5, commonest[-1][1] ** 0.5
     spread = most - least or 1.0
-    return sorted((word, uses, 1 + round((_SIZES - 1) * (uses ** 0.5 - least) / spread))
-                  for word, uses in commonest)
+    return sorted(
+        (word, uses, 1 + round((_SIZES - 1) * (uses**0.5 - least) / spread))
+        for word, uses in commonest
+    )
 
 
 def render(context: dict[str, Any]) -> str:
@@ -279,14 +385,20 @@ def render(context: dict[str, Any]) -> str:
     import jinja2
 
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True,
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=True,
         undefined=jinja2.StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True)
-    environment.filters.update(number=numbers.number, bytes=numbers.size, hours=numbers.hours,
-                               clock=samples.clock)
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(
+        number=numbers.number, bytes=numbers.size, hours=numbers.hours, clock=samples.clock
+    )
     environment.globals.update(percent=numbers.percent, interval=charts.interval)
     style = (TEMPLATES / "style.css").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode("ascii")
-    policy = (f"default-src 'none'; img-src data:; style-src 'sha256-{digest}'; "
-              "base-uri 'none'; form-action 'none'")
+    policy = (
+        f"default-src 'none'; img-src data:; style-src 'sha256-{digest}'; "
+        "base-uri 'none'; form-action 'none'"
+    )
     return environment.get_template("report.html").render(**context, style=style, policy=policy)

@@ -37,11 +37,13 @@ def make_strips(catalog: Catalog, spans: Iterable[Span]) -> dict[str, Strip]:
     """By clip id the strips of those clips that have kept frames that can be read."""
     strips: dict[str, Strip] = {}
     for clip_id, frames in kept_frames(catalog, spans, FRAMES):
-        images = [(image, frame.seconds) for frame in frames
-                  if (image := _thumbnail(frame.jpeg)) is not None]
+        images = [
+            (image, frame.seconds)
+            for frame in frames
+            if (image := _thumbnail(frame.jpeg)) is not None
+        ]
         if images:
-            strips[clip_id] = _encode([image for image, _ in images],
-                                      tuple(at for _, at in images))
+            strips[clip_id] = _encode([image for image, _ in images], tuple(at for _, at in images))
     return strips
 
 

@@ -19,8 +19,16 @@ _LONGEST_SETTING = 300
 # Reports are shared: settings that may hold an account's secrets are named, not shown.
 _PRIVATE = {"cookies_file", "proxy", "yt_dlp", "user_agent"}
 _ACCOUNT = re.compile(r"(?<=://)[^/\s@]+@")
-_HOW_FAST = {"cpus", "gpus", "workers", "batch_rows", "batch_images", "scan_cpus", "scan_workers",
-             "concurrency"}
+_HOW_FAST = {
+    "cpus",
+    "gpus",
+    "workers",
+    "batch_rows",
+    "batch_images",
+    "scan_cpus",
+    "scan_workers",
+    "concurrency",
+}
 
 
 @dataclass(frozen=True)
@@ -58,11 +66,14 @@ def stages_made(layout: Layout) -> list[StageMade]:
         return []
     return [
         StageMade(
-            stage["stage"], stage["name"],
+            stage["stage"],
+            stage["name"],
             [(step["step"], step["fingerprint"]) for step in stage["steps"]],
             stage.get("score"),
-            [(setting, _reference(model), model.get("identity"))
-             for setting, model in stage["models"].items()],
+            [
+                (setting, _reference(model), model.get("identity"))
+                for setting, model in stage["models"].items()
+            ],
             [(name, _text(text)[:_LONGEST_PROMPT]) for name, text in stage["prompts"].items()],
             _settings(stage),
         )
@@ -74,9 +85,15 @@ def runs_made(layout: Layout) -> tuple[list[RunMade], int]:
     """The newest runs, newest first, and how many there were."""
     records = run_records(layout.dataset)
     shown = [
-        RunMade(record["run_id"], shortened(record["recipe_name"], 80) or "?",
-                _minute(record["started_at"]), _minute(record["finished_at"]), record["state"],
-                record["engine"], record["code_version"])
+        RunMade(
+            record["run_id"],
+            shortened(record["recipe_name"], 80) or "?",
+            _minute(record["started_at"]),
+            _minute(record["finished_at"]),
+            record["state"],
+            record["engine"],
+            record["code_version"],
+        )
         for record in reversed(records[-SHOWN_RUNS:])
     ]
     return shown, len(records)
@@ -89,10 +106,16 @@ def _reference(model: Mapping[str, Any]) -> str:
 
 def _settings(stage: Mapping[str, Any]) -> list[tuple[str, str]]:
     left_out = {*_HOW_FAST, *stage["models"], *stage["prompts"]}
-    return [(str(name), "(set, but not shown here)" if name in _PRIVATE
-             else shortened(_text(value), _LONGEST_SETTING) or "(empty)")
-            for name, value in stage["settings"].items()
-            if name not in left_out and value not in (None, [], {})]
+    return [
+        (
+            str(name),
+            "(set, but not shown here)"
+            if name in _PRIVATE
+            else shortened(_text(value), _LONGEST_SETTING) or "(empty)",
+        )
+        for name, value in stage["settings"].items()
+        if name not in left_out and value not in (None, [], {})
+    ]
 
 
 def _text(value: Any) -> str:

@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from clipmill.pipeline.catalog.catalog import Catalog
 from clipmill.schemas.errors import UsageError
 
-CITATION = ("Wang et al., InternVid: A Large-scale Video-Text Dataset for Multimodal Understanding "
-            "and Generation, arXiv 2307.06942 v2")
+CITATION = (
+    "Wang et al., InternVid: A Large-scale Video-Text Dataset for Multimodal Understanding "
+    "and Generation, arXiv 2307.06942 v2"
+)
 CITATION_URL = "https://arxiv.org/abs/2307.06942"
 
 VIDEOS = "7.1 million"

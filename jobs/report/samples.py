@@ -86,17 +86,31 @@ def sample_groups(
     for place, edge in enumerate(edges):
         # Of 18 clips for 4 thresholds the first two have five.
         n = at_edges // len(edges) + (place < at_edges % len(edges))
-        wanted.append(_at_threshold(connection, edge, n) if isinstance(edge, Threshold)
-                      else _at_ends(connection, edge, n))
+        wanted.append(
+            _at_threshold(connection, edge, n)
+            if isinstance(edge, Threshold)
+            else _at_ends(connection, edge, n)
+        )
     rows = _rows(catalog, sorted({clip for group in wanted for clip, _ in group.clips}))
-    strips = make_strips(catalog, [
-        Span(clip, row["video_id"], row["start_seconds"], row["end_seconds"])
-        for clip, row in rows.items()])
+    strips = make_strips(
+        catalog,
+        [
+            Span(clip, row["video_id"], row["start_seconds"], row["end_seconds"])
+            for clip, row in rows.items()
+        ],
+    )
     return [
-        Group(group.title, group.says,
-              [_sample(rows[clip], strips.get(clip), selection, note)
-               for clip, note in group.clips if clip in rows])
-        for group in wanted if group.clips
+        Group(
+            group.title,
+            group.says,
+            [
+                _sample(rows[clip], strips.get(clip), selection, note)
+                for clip, note in group.clips
+                if clip in rows
+            ],
+        )
+        for group in wanted
+        if group.clips
     ]
 
 
@@ -121,9 +135,13 @@ def _at_random(
 ) -> _Wanted:
     rows = connection.execute(
         f"SELECT clip_id FROM report_clips WHERE {selection.chosen} "
-        f"ORDER BY {_by_chance(seed)}, clip_id LIMIT {count}").fetchall()
-    return _Wanted("At random", f"Every clip is equally likely; seed {seed}.",
-                   [(clip, None) for (clip,) in rows])
+        f"ORDER BY {_by_chance(seed)}, clip_id LIMIT {count}"
+    ).fetchall()
+    return _Wanted(
+        "At random",
+        f"Every clip is equally likely; seed {seed}.",
+        [(clip, None) for (clip,) in rows],
+    )
 
 
 _OPPOSITE = {">=": "<", ">": "<=", "<=": ">", "<": ">="}
@@ -144,29 +162,38 @@ def _at_threshold(
         rows = connection.execute(
             f"SELECT clip_id, {threshold.sql} FROM report_clips "
             f"WHERE {where} AND {threshold.sql} {operator} {threshold.value!r}::DOUBLE "
-            f"ORDER BY {threshold.sql} {direction}, {_by_chance(0)} LIMIT {n}").fetchall()
+            f"ORDER BY {threshold.sql} {direction}, {_by_chance(0)} LIMIT {n}"
+        ).fetchall()
         clips += [(clip, f"{said}: {number(value)}") for clip, value in rows]
         if not rows:
             missing = "; none is in the subset" if said == _IN else "; there are none beyond it"
     return _Wanted(
         f"{threshold.column} {SIGNS[threshold.operator]} {number(threshold.value)}",
         f"The clips nearest to this threshold of rule {threshold.rule} ({threshold.says}), both in "
-        f"the subset and left out of it{missing}.", clips)
+        f"the subset and left out of it{missing}.",
+        clips,
+    )
 
 
 def _at_ends(connection: duckdb.DuckDBPyConnection, column: Column, count: int) -> _Wanted:
     clips: list[tuple[str, str | None]] = []
-    for direction, n, said in (("ASC", count // 2, "lowest"), ("DESC", count - count // 2,
-                                                              "highest")):
+    for direction, n, said in (
+        ("ASC", count // 2, "lowest"),
+        ("DESC", count - count // 2, "highest"),
+    ):
         rows = connection.execute(
             f"SELECT clip_id, {column.sql} FROM report_clips WHERE {column.sql} IS NOT NULL "
-            f"ORDER BY {column.sql} {direction}, {_by_chance(0)} LIMIT {n}").fetchall()
+            f"ORDER BY {column.sql} {direction}, {_by_chance(0)} LIMIT {n}"
+        ).fetchall()
         clips += [(clip, f"{said}: {number(value)}") for clip, value in rows]
     shown: dict[str, str | None] = {}
     for clip, note in clips:  # of few clips one may be both
         shown.setdefault(clip, note)
-    return _Wanted(f"{column.name}: lowest and highest",
-                   f"The ends of {column.name} over all clips.", list(shown.items()))
+    return _Wanted(
+        f"{column.name}: lowest and highest",
+        f"The ends of {column.name} over all clips.",
+        list(shown.items()),
+    )
 
 
 def _rows(catalog: Catalog, clips: list[str]) -> dict[str, dict[str, Any]]:
@@ -175,7 +202,8 @@ def _rows(catalog: Catalog, clips: list[str]) -> dict[str, dict[str, Any]]:
     catalog.connection.register("report_wanted", wanted)
     catalog.execute("SELECT 1 FROM clips LIMIT 0")
     result = catalog.connection.execute(
-        "SELECT * FROM clips SEMI JOIN report_wanted USING (clip_id)")
+        "SELECT * FROM clips SEMI JOIN report_wanted USING (clip_id)"
+    )
     names = [name for name, *_ in result.description]
     rows = [dict(zip(names, row, strict=True)) for row in result.fetchall()]
     catalog.connection.unregister("report_wanted")
@@ -189,8 +217,11 @@ def _sample(
     step = max(1, -(-len(fine) // _FINE_SHOWN))
     link, place = source_of(row["url"])
     link = clip_link(link, row["start_seconds"], row["end_seconds"])
-    scores = [(column.name, number(row[column.name]))
-              for column in selection.columns if row.get(column.name) is not None]
+    scores = [
+        (column.name, number(row[column.name]))
+        for column in selection.columns
+        if row.get(column.name) is not None
+    ]
     return Sample(
         clip_id=row["clip_id"],
         span=f"{clock(row['start_seconds'])}–{clock(row['end_seconds'])}",
@@ -224,7 +255,7 @@ def shortened(text: str | None, characters: int = _LONGEST_TEXT) -> str | None:
     if text is None or not text.strip():
         return None
     words = " ".join(text[: 4 * characters].split())
-    return words if len(words) <= characters else f"{words[:characters - 1]}…"
+    return words if len(words) <= characters else f"{words[: characters - 1]}…"
 
 
 def source_of(url: str | None) -> tuple[str | None, str | None]:

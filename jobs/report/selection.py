@@ -18,8 +18,17 @@ from clipmill.schemas.errors import UsageError
 from clipmill.schemas.sql_text import literal, quoted
 
 # Numbers of a clip that say where it is, or that its video has.
-_PLACES = {"fps", "start_seconds", "end_seconds", "duration_seconds", "start_frame", "end_frame",
-           "shot", "width", "height"}
+_PLACES = {
+    "fps",
+    "start_seconds",
+    "end_seconds",
+    "duration_seconds",
+    "start_frame",
+    "end_frame",
+    "shot",
+    "width",
+    "height",
+}
 _FIRST = ("similarity", "aesthetic")
 _MEASURED = ("motion", "motion_max", "sharpness", "brightness")
 SHOWN_COLUMNS = 20
@@ -96,8 +105,11 @@ def select(catalog: Catalog, subset: FrozenSubset | None) -> Selection:
             expressions.append(f"TRY(CAST(({sql}) AS DOUBLE)) AS t{n}")
             reached = " AND ".join(f"p{m}" for m in passes if m < number) or "true"
             # By the column's name in `clips`, not by its role.
-            thresholds.append(Threshold(number, says, roles.get(column, column), operator, value,
-                                        f"t{n}", reached))
+            thresholds.append(
+                Threshold(
+                    number, says, roles.get(column, column), operator, value, f"t{n}", reached
+                )
+            )
     columns, left_out = _columns(catalog, roles)
     expressions += [f"{column.sql} AS {_name(n)}" for n, column in enumerate(columns)]
     chosen, join = "true", ""
@@ -106,19 +118,30 @@ def select(catalog: Catalog, subset: FrozenSubset | None) -> Selection:
         join = f" LEFT JOIN ({_ids(subset)}) AS s USING (clip_id)"
         catalog.execute("SELECT 1 FROM subset_clips LIMIT 0")
     words = f"len(regexp_extract_all(caption, {literal(WORD)}))"
-    picked = ", ".join(["clip_id", f"{chosen} AS chosen", "duration_seconds",
-                        f"{words} AS caption_words", *expressions])
+    picked = ", ".join(
+        [
+            "clip_id",
+            f"{chosen} AS chosen",
+            "duration_seconds",
+            f"{words} AS caption_words",
+            *expressions,
+        ]
+    )
     catalog.execute("SELECT 1 FROM clips LIMIT 0")
     catalog.connection.execute(
-        f"CREATE TEMP TABLE report_clips AS SELECT {picked} FROM {relation}{join}")
+        f"CREATE TEMP TABLE report_clips AS SELECT {picked} FROM {relation}{join}"
+    )
     _videos(catalog, subset)
     gone = 0
     if subset is not None:
         (there,) = catalog.connection.execute(
-            "SELECT count(*) FROM report_clips WHERE chosen").fetchall()[0]
+            "SELECT count(*) FROM report_clips WHERE chosen"
+        ).fetchall()[0]
         gone = int(subset.info["n_clips"]) - there
-    shown = [Column(column.name, _name(n), column.stage, column.is_whole, column.is_switch)
-             for n, column in enumerate(columns)]
+    shown = [
+        Column(column.name, _name(n), column.stage, column.is_whole, column.is_switch)
+        for n, column in enumerate(columns)
+    ]
     return Selection(shown, left_out, thresholds, subset, gone)
 
 
@@ -179,21 +202,28 @@ def _rules(
                 if rule["verb"] == "where":
                     predicate = rule["rule"]["where"]
                     checker.type_of(predicate, place)
-                    found = [(one.left, one.operator, _number(catalog, one.right), one.left)
-                             for one in checker.comparisons(predicate, place)]
+                    found = [
+                        (one.left, one.operator, _number(catalog, one.right), one.left)
+                        for one in checker.comparisons(predicate, place)
+                    ]
                     passes[number] = f"coalesce(({predicate}\n), false)"
                 else:
-                    found = [(one["column"], one["operator"], float(one["value"]), one["column"])
-                             for one in rule["thresholds"]
-                             if is_numeric(checker.type_of(one["column"], place))]
+                    found = [
+                        (one["column"], one["operator"], float(one["value"]), one["column"])
+                        for one in rule["thresholds"]
+                        if is_numeric(checker.type_of(one["column"], place))
+                    ]
                     if found:
                         passes[number] = " AND ".join(
                             f"coalesce(({sql}) {operator} {value!r}, false)"
-                            for _, operator, value, sql in found)
+                            for _, operator, value, sql in found
+                        )
             except UsageError:
                 continue
-            thresholds += [(number, says, shown.strip('"'), operator, value, sql)
-                           for shown, operator, value, sql in found]
+            thresholds += [
+                (number, says, shown.strip('"'), operator, value, sql)
+                for shown, operator, value, sql in found
+            ]
     finally:
         connection.execute("DROP TABLE temp.clips")
     return thresholds, passes
@@ -211,10 +241,15 @@ def _as_seen(catalog: Catalog, subset: FrozenSubset) -> tuple[dict[str, str], st
     """
     columns = [name for name, *_ in catalog.execute("SELECT * FROM clips LIMIT 0").description]
     scorers = subset.info.get("scorers") or {}
-    roles = {role: scorer["column"] for role, scorer in scorers.items()
-             if scorer["column"] != role and scorer["column"] in columns}
-    picked = [f"{quoted(name)} AS {quoted(_own(name))}" if name in roles else quoted(name)
-              for name in columns]
+    roles = {
+        role: scorer["column"]
+        for role, scorer in scorers.items()
+        if scorer["column"] != role and scorer["column"] in columns
+    }
+    picked = [
+        f"{quoted(name)} AS {quoted(_own(name))}" if name in roles else quoted(name)
+        for name in columns
+    ]
     picked += [f"{quoted(column)} AS {quoted(role)}" for role, column in roles.items()]
     return roles, f"SELECT {', '.join(picked)} FROM memory.main.clips"
 
@@ -228,10 +263,13 @@ def _videos(catalog: Catalog, subset: FrozenSubset | None) -> None:
     chosen, join = "true", ""
     if subset is not None:
         chosen = "s.video_id IS NOT NULL"
-        join = (" LEFT JOIN (SELECT DISTINCT video_id FROM subset_clips "
-                f"WHERE name = {literal(subset.name)}) AS s USING (video_id)")
+        join = (
+            " LEFT JOIN (SELECT DISTINCT video_id FROM subset_clips "
+            f"WHERE name = {literal(subset.name)}) AS s USING (video_id)"
+        )
     catalog.execute(
         f"CREATE TEMP TABLE report_videos AS SELECT {chosen} AS chosen, "
         "duration_seconds / 60 AS minutes, least(width, height) AS short_side, "
         "CAST(round(fps) AS INTEGER)::VARCHAR AS rate, "
-        f"language, category, size_bytes, duration_seconds FROM videos{join}")
+        f"language, category, size_bytes, duration_seconds FROM videos{join}"
+    )

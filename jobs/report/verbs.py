@@ -8,12 +8,25 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-_WORD = re.compile(r"(?P<base>[a-z]+)(?P<marks>(?:-(?:s|ing|ed))*)"
-                   r"(?:=(?P<past>[a-z]+)(?:=(?P<participle>[a-z]+))?)?\Z")
+_WORD = re.compile(
+    r"(?P<base>[a-z]+)(?P<marks>(?:-(?:s|ing|ed))*)"
+    r"(?:=(?P<past>[a-z]+)(?:=(?P<participle>[a-z]+))?)?\Z"
+)
 _SYLLABLE = re.compile(r"[aeiouy]+")
 _DOUBLING = re.compile(r"[^aeiou][aeiouy][bdglmnprt]\Z")
-_MORE_DOUBLING = {"begin", "control", "equip", "occur", "quit", "quiz", "transfer", "unzip",
-                  "backflip", "unpin", "unwrap"}
+_MORE_DOUBLING = {
+    "begin",
+    "control",
+    "equip",
+    "occur",
+    "quit",
+    "quiz",
+    "transfer",
+    "unzip",
+    "backflip",
+    "unpin",
+    "unwrap",
+}
 
 
 @dataclass(frozen=True)
@@ -35,8 +48,9 @@ def verb_forms() -> tuple[Form, ...]:
     """Every form of every verb in the list, each form once: the first verb in the list has it."""
     found: dict[str, Form] = {}
     text = Path(__file__).with_name("verbs.txt").read_text(encoding="utf-8")
-    words = [word for line in text.splitlines() if not line.startswith("#")
-             for word in line.split()]
+    words = [
+        word for line in text.splitlines() if not line.startswith("#") for word in line.split()
+    ]
     forms = [form for word in words for form in _forms(word)]
     # A base form is the surest sign of its own verb: "saw" is to saw, and "found" is past of find.
     for form in sorted(forms, key=lambda form: form.counts == "after_taker"):

@@ -20,17 +20,96 @@ LONGEST_WORD = 40
 SHOWN_WORDS = 200
 SHOWN_VERBS = 30
 
-_DETERMINERS = ("a", "an", "the", "this", "that", "these", "those", "his", "her", "its", "their",
-                "my", "our", "your", "some", "any", "no", "each", "every", "several", "many",
-                "of", "two", "three", "four", "five")
+_DETERMINERS = (
+    "a",
+    "an",
+    "the",
+    "this",
+    "that",
+    "these",
+    "those",
+    "his",
+    "her",
+    "its",
+    "their",
+    "my",
+    "our",
+    "your",
+    "some",
+    "any",
+    "no",
+    "each",
+    "every",
+    "several",
+    "many",
+    "of",
+    "two",
+    "three",
+    "four",
+    "five",
+)
 _BE = ("is", "are", "was", "were", "be", "been", "being")
-_TAKERS = ("to", "can", "could", "will", "would", "should", "must", "may", "might", "not", "they",
-           "we", "who", "people", "men", "women", "children", "kids", "boys", "girls", "players",
-           "dancers", "students", "workers", "friends")
-_FOLLOWERS = ("a", "an", "the", "his", "her", "its", "their", "him", "them", "it", "himself",
-              "herself", "themselves", "to", "into", "onto", "through", "across", "toward",
-              "towards", "past", "around", "down", "up", "over", "away", "off", "out", "back",
-              "along", "still", "together")
+_TAKERS = (
+    "to",
+    "can",
+    "could",
+    "will",
+    "would",
+    "should",
+    "must",
+    "may",
+    "might",
+    "not",
+    "they",
+    "we",
+    "who",
+    "people",
+    "men",
+    "women",
+    "children",
+    "kids",
+    "boys",
+    "girls",
+    "players",
+    "dancers",
+    "students",
+    "workers",
+    "friends",
+)
+_FOLLOWERS = (
+    "a",
+    "an",
+    "the",
+    "his",
+    "her",
+    "its",
+    "their",
+    "him",
+    "them",
+    "it",
+    "himself",
+    "herself",
+    "themselves",
+    "to",
+    "into",
+    "onto",
+    "through",
+    "across",
+    "toward",
+    "towards",
+    "past",
+    "around",
+    "down",
+    "up",
+    "over",
+    "away",
+    "off",
+    "out",
+    "back",
+    "along",
+    "still",
+    "together",
+)
 
 
 @dataclass(frozen=True)
@@ -51,37 +130,58 @@ class Words:
 def count_words(catalog: Catalog, captions: str) -> Words:
     """Counts the words of a relation with one column, `caption`."""
     connection = catalog.connection
-    tokens = (f"SELECT regexp_extract_all(lower(caption), {literal(WORD)}) AS tokens "
-              f"FROM ({captions}) WHERE caption IS NOT NULL")
+    tokens = (
+        f"SELECT regexp_extract_all(lower(caption), {literal(WORD)}) AS tokens "
+        f"FROM ({captions}) WHERE caption IS NOT NULL"
+    )
     # Lists unnest side by side: each word comes with the one before it and the one after it.
-    pairs = ("SELECT unnest(tokens) AS word, unnest(list_concat([''], tokens)) AS previous, "
-             f"unnest(list_append(tokens[2:], '')) AS next FROM ({tokens})")
+    pairs = (
+        "SELECT unnest(tokens) AS word, unnest(list_concat([''], tokens)) AS previous, "
+        f"unnest(list_append(tokens[2:], '')) AS next FROM ({tokens})"
+    )
     connection.execute(
         "CREATE OR REPLACE TEMP TABLE report_words AS SELECT word, count(*) AS uses, "
         f"count(*) FILTER (previous IN {_DETERMINERS}) AS after_determiner, "
         f"count(*) FILTER (previous IN {_BE}) AS after_be, "
         f"count(*) FILTER (previous IN {_TAKERS}) AS after_taker, "
         f"count(*) FILTER (next IN {_FOLLOWERS} AND previous NOT IN {_DETERMINERS}) "
-        f"AS before_object FROM ({pairs}) WHERE word IS NOT NULL GROUP BY word")
+        f"AS before_object FROM ({pairs}) WHERE word IS NOT NULL GROUP BY word"
+    )
     said, distinct = connection.execute(
-        "SELECT coalesce(sum(uses), 0)::BIGINT, count(*) FROM report_words").fetchall()[0]
+        "SELECT coalesce(sum(uses), 0)::BIGINT, count(*) FROM report_words"
+    ).fetchall()[0]
     (number,) = connection.execute(
-        f"SELECT count(*) FROM ({captions}) WHERE caption IS NOT NULL").fetchall()[0]
+        f"SELECT count(*) FROM ({captions}) WHERE caption IS NOT NULL"
+    ).fetchall()[0]
     commonest = connection.execute(
         f"SELECT word[:{LONGEST_WORD}], uses FROM report_words "
         "WHERE NOT list_contains(?, word) AND NOT regexp_full_match(word, '[0-9]+') "
-        f"ORDER BY uses DESC, word LIMIT {SHOWN_WORDS}", [_stop_words()]).fetchall()
+        f"ORDER BY uses DESC, word LIMIT {SHOWN_WORDS}",
+        [_stop_words()],
+    ).fetchall()
     verbs = _verbs(catalog)
     connection.execute("DROP TABLE report_words")
-    return Words(number, said, distinct, commonest, verbs[:SHOWN_VERBS], len(verbs),
-                 sum(uses for _, uses in verbs), count_verbs_listed())
+    return Words(
+        number,
+        said,
+        distinct,
+        commonest,
+        verbs[:SHOWN_VERBS],
+        len(verbs),
+        sum(uses for _, uses in verbs),
+        count_verbs_listed(),
+    )
 
 
 def _verbs(catalog: Catalog) -> list[tuple[str, int]]:
     """Verbs by base form with their number of uses, the most common first."""
     forms = verb_forms()
-    catalog.connection.register("report_forms", pa.table({
-        name: [getattr(form, name) for form in forms] for name in ("form", "lemma", "counts")}))
+    catalog.connection.register(
+        "report_forms",
+        pa.table(
+            {name: [getattr(form, name) for form in forms] for name in ("form", "lemma", "counts")}
+        ),
+    )
     rows = catalog.connection.execute(
         """
         SELECT lemma, sum(CASE counts WHEN 'after_be' THEN after_be
@@ -89,7 +189,8 @@ def _verbs(catalog: Catalog) -> list[tuple[str, int]]:
             ELSE uses - after_determiner END)::BIGINT AS total
         FROM report_words JOIN report_forms ON word = form
         GROUP BY lemma HAVING total > 0 ORDER BY total DESC, lemma
-        """).fetchall()
+        """
+    ).fetchall()
     catalog.connection.unregister("report_forms")
     return rows
 
@@ -100,10 +201,10 @@ def count_tags(catalog: Catalog, tags: str) -> list[tuple[str, int]]:
     return catalog.connection.execute(
         "SELECT tag[:200], count(*) AS n FROM (SELECT unnest(list_distinct(list_transform(tags, "
         f"lambda one: one.tag))) AS tag FROM ({tags})) GROUP BY ALL ORDER BY n DESC, 1 "
-        f"LIMIT {SHOWN_VERBS}").fetchall()
+        f"LIMIT {SHOWN_VERBS}"
+    ).fetchall()
 
 
 def _stop_words() -> list[str]:
     text = Path(__file__).with_name("stop_words.txt").read_text(encoding="utf-8")
-    return [word for line in text.splitlines() if not line.startswith("#")
-            for word in line.split()]
+    return [word for line in text.splitlines() if not line.startswith("#") for word in line.split()]

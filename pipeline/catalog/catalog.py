@@ -44,8 +44,10 @@ from clipmill.schemas.scratch import ScratchFolder
 from clipmill.schemas.sql_text import escaped_for_glob, literal, quoted
 from clipmill.schemas.step_tables import STAGE_TABLES, Columns, StepTable, raw_view
 
-_UNITS = {"bytes": 1, **{f"{letter}iB": 2 ** (10 * power)
-                         for power, letter in enumerate("KMGTP", 1)}}
+_UNITS = {
+    "bytes": 1,
+    **{f"{letter}iB": 2 ** (10 * power) for power, letter in enumerate("KMGTP", 1)},
+}
 # Memory that Python and Arrow need for rows being returned.
 _BESIDE_DUCKDB = 2**30
 DEFAULT_MEMORY_LIMIT = "50%"
@@ -67,8 +69,10 @@ class Layout:
     def folders(self) -> list[str]:
         """Every folder that a view reads."""
         found = [self.ingest, *self.steps, self.shots, self.frames]
-        return [str(self.dataset / INDEX),
-                *(table.folder for table in found if table is not None and table.folder)]
+        return [
+            str(self.dataset / INDEX),
+            *(table.folder for table in found if table is not None and table.folder),
+        ]
 
 
 def read_layout(dataset: Path) -> Layout:
@@ -76,8 +80,9 @@ def read_layout(dataset: Path) -> Layout:
     dataset = dataset.absolute()
     record = latest_run(dataset)
     removals = tuple(tombstones(dataset))
-    ingest = _table(dataset / "sources", "ingest", "ingest", "ingest", tables.SOURCES,
-                    bool(removals))
+    ingest = _table(
+        dataset / "sources", "ingest", "ingest", "ingest", tables.SOURCES, bool(removals)
+    )
     steps: list[StepTable] = []
     extra: dict[str, StepTable] = {}
     for stage in record["stages"] if record else ():
@@ -89,23 +94,54 @@ def read_layout(dataset: Path) -> Layout:
                 if table == label:
                     folder = dataset / place
                     schema = STAGE_TABLES.get(name) or _found_schema(folder, step)
-                    steps.append(_table(folder, label, stage["stage"], name, schema,
-                                        bool(removals), score=stage.get("score")))
+                    steps.append(
+                        _table(
+                            folder,
+                            label,
+                            stage["stage"],
+                            name,
+                            schema,
+                            bool(removals),
+                            score=stage.get("score"),
+                        )
+                    )
                 elif table in folders:
-                    extra[table] = _table(dataset / place, table, stage["stage"], table,
-                                          folders[table], bool(removals))
-    return Layout(dataset, record, ingest, tuple(steps), extra.get("shots"), extra.get("frames"),
-                  removals)
+                    extra[table] = _table(
+                        dataset / place,
+                        table,
+                        stage["stage"],
+                        table,
+                        folders[table],
+                        bool(removals),
+                    )
+    return Layout(
+        dataset, record, ingest, tuple(steps), extra.get("shots"), extra.get("frames"), removals
+    )
 
 
 def _table(
-    folder: Path, step: str, stage: str, name: str, schema: pa.Schema, removed: bool,
+    folder: Path,
+    step: str,
+    stage: str,
+    name: str,
+    schema: pa.Schema,
+    removed: bool,
     score: str | None = None,
 ) -> StepTable:
     shards, odd = list_shards_in(folder)
     retries = tuple(sorted(shard for shard in shards if ".retry" in shard))
-    return StepTable(step, stage, name, schema.names[0], schema,
-                     str(folder) if shards else None, retries, score, removed=removed, odd=odd)
+    return StepTable(
+        step,
+        stage,
+        name,
+        schema.names[0],
+        schema,
+        str(folder) if shards else None,
+        retries,
+        score,
+        removed=removed,
+        odd=odd,
+    )
 
 
 def _found_schema(folder: Path, step: StepRecord) -> pa.Schema:
@@ -113,9 +149,16 @@ def _found_schema(folder: Path, step: StepRecord) -> pa.Schema:
     if folder.is_dir():
         with os.scandir(folder) as entries:
             # The newest file has the most columns, because schemas only grow.
-            newest = sorted(((entry.stat().st_mtime_ns, entry.path) for entry in entries
-                             if entry.name.endswith(".parquet") and entry.is_file()
-                             and is_shard(entry.name.removesuffix(".parquet"))), reverse=True)
+            newest = sorted(
+                (
+                    (entry.stat().st_mtime_ns, entry.path)
+                    for entry in entries
+                    if entry.name.endswith(".parquet")
+                    and entry.is_file()
+                    and is_shard(entry.name.removesuffix(".parquet"))
+                ),
+                reverse=True,
+            )
         for _, path in newest:
             # A damaged one is reported when it is queried.
             with contextlib.suppress(DamagedFile), reading(Path(path)):
@@ -131,8 +174,13 @@ class Catalog:
     errors that say where they are.
     """
 
-    def __init__(self, layout: Layout, connection: duckdb.DuckDBPyConnection,
-                 spill: ScratchFolder, use_index: bool) -> None:
+    def __init__(
+        self,
+        layout: Layout,
+        connection: duckdb.DuckDBPyConnection,
+        spill: ScratchFolder,
+        use_index: bool,
+    ) -> None:
         self.layout = layout
         self.connection = connection
         self._spill = spill
@@ -216,7 +264,8 @@ class Catalog:
         """The damage because of which a view that DuckDB reports as missing could not be made."""
         while error is not None:
             if isinstance(error, duckdb.CatalogException) and (
-                    missing := re.search(r"with name (\w+) does not exist", str(error))):
+                missing := re.search(r"with name (\w+) does not exist", str(error))
+            ):
                 return self._kept_back.get(missing[1])
             error = error.__cause__
         return None
@@ -275,15 +324,17 @@ class Catalog:
         if not self._uses_index:
             return None
         layout = self.layout
-        return find_coverage(layout.dataset, layout.steps,
-                             [stone.name for stone in layout.removals])
+        return find_coverage(
+            layout.dataset, layout.steps, [stone.name for stone in layout.removals]
+        )
 
     def _put_together(self, coverage: Coverage, name: str) -> str:
         """A wide view of stored rows and, for shards that the index does not cover, joins."""
         files = coverage.files(name)
         held = self.connection.execute(
             f"DESCRIBE SELECT * EXCLUDE (_base) FROM "
-            f"read_parquet({literal(escaped_for_glob(files[0]))}, hive_partitioning=false)")
+            f"read_parquet({literal(escaped_for_glob(files[0]))}, hive_partitioning=false)"
+        )
         columns = [column for column, *_ in held.fetchall()]
         parts = [views.stored_rows(columns, files, hide_removed=coverage.hide_removed)]
         if coverage.live is not None:
@@ -296,12 +347,16 @@ class Catalog:
         if self._has_doubled is None:
             coverage = self._coverage
             assert coverage is not None  # only asked where a part of the views is put together
-            parts = [views.stored_rows(["video_id"], coverage.files("videos"),
-                                       hide_removed=coverage.hide_removed)]
+            parts = [
+                views.stored_rows(
+                    ["video_id"], coverage.files("videos"), hide_removed=coverage.hide_removed
+                )
+            ]
             if coverage.live is not None:
                 parts.append(views.video_groups(coverage.live))
             self.connection.execute(
-                f"CREATE OR REPLACE TABLE internal.doubled AS {views.doubled_groups(parts)}")
+                f"CREATE OR REPLACE TABLE internal.doubled AS {views.doubled_groups(parts)}"
+            )
             found = self.connection.execute("SELECT count(*) FROM internal.doubled").fetchall()
             self._has_doubled = found[0][0] > 0
         return self._has_doubled
@@ -339,14 +394,21 @@ def open_catalog(
         connection.execute("CREATE SCHEMA internal")
         _create_table(connection, "removed", views.REMOVED_VIEW, _removed_rows(layout.removals))
         keys = {key for stone in layout.removals for key in stone.source_keys}
-        _create_table(connection, "internal.removed_sources", [("source_key", pa.string())],
-                      [{"source_key": key} for key in sorted(keys)])
+        _create_table(
+            connection,
+            "internal.removed_sources",
+            [("source_key", pa.string())],
+            [{"source_key": key} for key in sorted(keys)],
+        )
         connection.execute("CREATE SCHEMA steps")
         if not allow_external:
             # The patterns are checked as they are written, and the files that they lead to.
             subsets = [folder for _, folder in _subset_folders(layout.dataset)]
-            allowed = {name for folder in (*layout.folders, *subsets)
-                       for name in (folder, escaped_for_glob(folder))}
+            allowed = {
+                name
+                for folder in (*layout.folders, *subsets)
+                for name in (folder, escaped_for_glob(folder))
+            }
             folders = ", ".join(map(literal, sorted(allowed)))
             connection.execute(f"SET allowed_directories = [{folders}]")
             connection.execute("SET enable_external_access = false")
@@ -361,8 +423,10 @@ def _limit_memory(connection: duckdb.DuckDBPyConnection, limit: str | None) -> N
     try:
         connection.execute(f"SET memory_limit = {literal(limit or DEFAULT_MEMORY_LIMIT)}")
     except duckdb.Error as error:
-        raise UsageError(f"--memory-limit {limit}: expected a size such as 4GB or 500MB, or a "
-                         "share of the machine's memory such as 50%") from error
+        raise UsageError(
+            f"--memory-limit {limit}: expected a size such as 4GB or 500MB, or a "
+            "share of the machine's memory such as 50%"
+        ) from error
 
 
 _WIDE: dict[str, Callable[[Sequence[StepTable]], str]] = {
@@ -401,8 +465,7 @@ _USES = {
 
 
 def _create_table(
-    connection: duckdb.DuckDBPyConnection, name: str, columns: Columns,
-    rows: list[dict[str, Any]],
+    connection: duckdb.DuckDBPyConnection, name: str, columns: Columns, rows: list[dict[str, Any]]
 ) -> None:
     data = pa.Table.from_pylist(rows, schema=pa.schema(list(columns)))
     connection.register("given_rows", data)
@@ -437,8 +500,10 @@ def _run_stage(stage: StageRecord) -> dict[str, Any]:
         "fingerprint": steps[-1]["fingerprint"] if steps else None,
         "steps": steps,
         "score": stage["score"],
-        "models": [{"setting": name, **model, "places": places.get(name)}
-                   for name, model in stage["models"].items()],
+        "models": [
+            {"setting": name, **model, "places": places.get(name)}
+            for name, model in stage["models"].items()
+        ],
         "prompts": list(stage["prompts"].items()),
         "settings": json.dumps(stage["settings"], ensure_ascii=False),
     }
@@ -447,8 +512,11 @@ def _run_stage(stage: StageRecord) -> dict[str, Any]:
 def _subset_folders(dataset: Path) -> list[tuple[str, str]]:
     """Name and folder of every frozen subset; the name of an unfinished one has a dot."""
     found = sorted((dataset / SUBSETS).glob("[!.]*/subset.json"))
-    return [(path.parent.name, str(path.parent)) for path in found
-            if (path.parent / "clips-000000.parquet").exists()]
+    return [
+        (path.parent.name, str(path.parent))
+        for path in found
+        if (path.parent / "clips-000000.parquet").exists()
+    ]
 
 
 def _subset_rows(dataset: Path) -> list[dict[str, Any]]:
@@ -457,8 +525,13 @@ def _subset_rows(dataset: Path) -> list[dict[str, Any]]:
         values = read_json(path)
         row = {name: values.get(name) for name, _ in views.SUBSETS_VIEW}
         with reading(path):
-            rows.append({**row, "name": row["name"] or path.parent.name,
-                         "created_at": _time(row["created_at"])})
+            rows.append(
+                {
+                    **row,
+                    "name": row["name"] or path.parent.name,
+                    "created_at": _time(row["created_at"]),
+                }
+            )
             pa.Table.from_pylist(rows[-1:], pa.schema(list(views.SUBSETS_VIEW)))
     return rows
 
@@ -471,8 +544,11 @@ _TABLES: dict[str, tuple[Columns, Callable[[Path], list[dict[str, Any]]]]] = {
 
 def _removed_rows(removals: Sequence[Tombstone]) -> list[dict[str, Any]]:
     """One row per video; if it was removed again, the last removal."""
-    rows = {video: {"video_id": video, "reason": stone.reason, "at": stone.at}
-            for stone in removals for video in stone.videos}
+    rows = {
+        video: {"video_id": video, "reason": stone.reason, "at": stone.at}
+        for stone in removals
+        for video in stone.videos
+    }
     return list(rows.values())
 
 

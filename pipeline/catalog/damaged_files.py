@@ -43,7 +43,8 @@ def damage_behind(error: BaseException | None, dataset: Path) -> ClipmillError |
         if isinstance(error, DamagedFile):
             return None  # already reported
         if isinstance(error, duckdb.Error | pa.ArrowException) or (
-                isinstance(error, OSError) and error.errno is None):
+            isinstance(error, OSError) and error.errno is None
+        ):
             return _blamed(error, dataset.absolute())
         error, seen = error.__cause__ or error.__context__, seen + 1
     return None
@@ -58,7 +59,7 @@ def _blamed(error: Exception, dataset: Path) -> ClipmillError | None:
         reason = why_damaged(path)
         if reason is None and any(word in said for word in _READING):
             # Arrow accepts text that is not UTF-8, for example.
-            reason = said[match.end():].strip("\"': ").partition("\n")[0] or said
+            reason = said[match.end() :].strip("\"': ").partition("\n")[0] or said
         if reason is not None:
             return damaged(path, reason)
     if type(error) is duckdb.Error or isinstance(error, duckdb.SerializationException):
@@ -86,8 +87,10 @@ def _searched(dataset: Path, reason: str) -> ClipmillError | None:
     for look in (_why_footer, why_damaged):
         for path in _table_files(dataset):
             if time.monotonic() > until:
-                return DamagedFile(f"a file of {dataset} is damaged ({reason}); `clipmill verify "
-                                   f"{shell_word(dataset)}` says which one")
+                return DamagedFile(
+                    f"a file of {dataset} is damaged ({reason}); `clipmill verify "
+                    f"{shell_word(dataset)}` says which one"
+                )
             if (found := look(path)) is not None:
                 return damaged(path, found)
     return None

@@ -79,13 +79,21 @@ class Part:
         return self.clips, self.videos
 
     def record(self) -> dict[str, Any]:
-        return {"clips": vars(self.clips), "videos": vars(self.videos), "n_clips": self.n_clips,
-                "bases": self.bases}
+        return {
+            "clips": vars(self.clips),
+            "videos": vars(self.videos),
+            "n_clips": self.n_clips,
+            "bases": self.bases,
+        }
 
     @classmethod
     def from_record(cls, value: dict[str, Any]) -> Part:
-        return cls(StoredFile(**value["clips"]), StoredFile(**value["videos"]),
-                   int(value["n_clips"]), dict(value["bases"]))
+        return cls(
+            StoredFile(**value["clips"]),
+            StoredFile(**value["videos"]),
+            int(value["n_clips"]),
+            dict(value["bases"]),
+        )
 
 
 @dataclass(frozen=True)
@@ -103,8 +111,13 @@ class Manifest:
     removed: frozenset[str] = frozenset()
 
     def record(self) -> dict[str, Any]:
-        return {"version": _VERSION, "parts": [part.record() for part in self.parts],
-                "folders": self.folders, "doubled": self.doubled, "removed": sorted(self.removed)}
+        return {
+            "version": _VERSION,
+            "parts": [part.record() for part in self.parts],
+            "folders": self.folders,
+            "doubled": self.doubled,
+            "removed": sorted(self.removed),
+        }
 
     @classmethod
     def read(cls, folder: Path) -> Manifest | None:
@@ -116,8 +129,12 @@ class Manifest:
             parts = tuple(map(Part.from_record, value["parts"]))
             folders = {str(name): int(at) for name, at in value["folders"].items()}
             doubled = value["doubled"]
-            return cls(parts, folders, None if doubled is None else int(doubled),
-                       frozenset(value["removed"]))
+            return cls(
+                parts,
+                folders,
+                None if doubled is None else int(doubled),
+                frozenset(value["removed"]),
+            )
         except (DamagedFile, OSError, ValueError, KeyError, TypeError, AttributeError):
             return None
 
@@ -129,15 +146,22 @@ def tables_read(steps: Sequence[StepTable]) -> list[StepTable]:
 
 
 def can_be_indexed(steps: Sequence[StepTable]) -> bool:
-    return all(views.primary(steps, name) is not None
-               for name in ("download_videos", "split_clips"))
+    return all(
+        views.primary(steps, name) is not None for name in ("download_videos", "split_clips")
+    )
 
 
 def index_folder(dataset: Path, steps: Sequence[StepTable]) -> Path:
     """Where the index of these tables lies."""
     plain = [
-        replace(step, folder=os.path.relpath(step.folder, dataset) if step.folder else None,
-                retries=(), shards=None, removed=False, odd=None)
+        replace(
+            step,
+            folder=os.path.relpath(step.folder, dataset) if step.folder else None,
+            retries=(),
+            shards=None,
+            removed=False,
+            odd=None,
+        )
         for step in steps
     ]
     text = "\n".join((str(_VERSION), views.clip_rows(plain), views.video_rows(plain)))
@@ -172,9 +196,12 @@ class ShardFiles:
             for name, entry in self._listed[table.step]:
                 found = entry.stat()
                 lines.setdefault(base_shard(name), []).append(
-                    f"{table.step} {name} {found.st_size} {found.st_mtime_ns}")
-        return {base: hashlib.sha256("\n".join(texts).encode()).hexdigest()[:16]
-                for base, texts in sorted(lines.items())}
+                    f"{table.step} {name} {found.st_size} {found.st_mtime_ns}"
+                )
+        return {
+            base: hashlib.sha256("\n".join(texts).encode()).hexdigest()[:16]
+            for base, texts in sorted(lines.items())
+        }
 
     @cached_property
     def _listed(self) -> dict[str, list[tuple[str, os.DirEntry[str]]]]:
@@ -183,8 +210,9 @@ class ShardFiles:
     def only(self, bases: Iterable[str], steps: Sequence[StepTable]) -> list[StepTable]:
         """The steps, with those among `tables` narrowed to some base shards."""
         wanted = list(bases)
-        return [self._narrowed(step, wanted) if step.step in self.by_table else step
-                for step in steps]
+        return [
+            self._narrowed(step, wanted) if step.step in self.by_table else step for step in steps
+        ]
 
     def _narrowed(self, step: StepTable, bases: Sequence[str]) -> StepTable:
         groups = self.by_table[step.step]
@@ -198,10 +226,14 @@ def _shards_in(folder: str | None) -> list[tuple[str, os.DirEntry[str]]]:
     if folder is None:
         return []
     with os.scandir(folder) as entries:
-        found = [(entry.name.removesuffix(".parquet"), entry) for entry in entries
-                 if entry.name.endswith(".parquet")]
-    shards = sorted(((name, entry) for name, entry in found if is_shard(name)),
-                    key=lambda pair: pair[0])
+        found = [
+            (entry.name.removesuffix(".parquet"), entry)
+            for entry in entries
+            if entry.name.endswith(".parquet")
+        ]
+    shards = sorted(
+        ((name, entry) for name, entry in found if is_shard(name)), key=lambda pair: pair[0]
+    )
     for _, entry in shards:
         if not entry.is_file():
             check_is_file(Path(entry.path))
@@ -210,8 +242,11 @@ def _shards_in(folder: str | None) -> list[tuple[str, os.DirEntry[str]]]:
 
 def folder_times(dataset: Path, tables: Sequence[StepTable]) -> dict[str, int]:
     """When each table's folder last changed: a file came, went or was replaced."""
-    return {os.path.relpath(table.folder, dataset): Path(table.folder).stat().st_mtime_ns
-            for table in tables if table.folder}
+    return {
+        os.path.relpath(table.folder, dataset): Path(table.folder).stat().st_mtime_ns
+        for table in tables
+        if table.folder
+    }
 
 
 @dataclass(frozen=True)
@@ -247,10 +282,14 @@ def find_coverage(
         return None
     tables = tables_read(steps)
     hide = not manifest.removed.issuperset(removals)
-    whole = tuple(part for part in manifest.parts
-                  if all(file.is_whole(folder) for file in part.files))
-    if (len(whole) == len(manifest.parts) and manifest.folders
-            and manifest.folders == folder_times(dataset, tables)):
+    whole = tuple(
+        part for part in manifest.parts if all(file.is_whole(folder) for file in part.files)
+    )
+    if (
+        len(whole) == len(manifest.parts)
+        and manifest.folders
+        and manifest.folders == folder_times(dataset, tables)
+    ):
         return Coverage(folder, whole, None, manifest.doubled != 0, hide)
     files = ShardFiles(tables)
     try:
@@ -267,5 +306,8 @@ def find_coverage(
 
 def right_parts(parts: Iterable[Part], states: dict[str, str]) -> tuple[Part, ...]:
     """Those parts whose shards are all unchanged."""
-    return tuple(part for part in parts
-                 if all(states.get(base) == state for base, state in part.bases.items()))
+    return tuple(
+        part
+        for part in parts
+        if all(states.get(base) == state for base, state in part.bases.items())
+    )

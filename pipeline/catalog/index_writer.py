@@ -59,7 +59,10 @@ class IndexReport:
 
 
 def update_index(
-    dataset: Path, *, part_clips: int = PART_CLIPS, memory_limit: str = MEMORY_LIMIT,
+    dataset: Path,
+    *,
+    part_clips: int = PART_CLIPS,
+    memory_limit: str = MEMORY_LIMIT,
     keep_former: bool = True,
 ) -> IndexReport | None:
     """Updates the index; None if there is nothing to index yet.
@@ -67,10 +70,11 @@ def update_index(
     The caller holds the dataset's lock. If it is killed, complete parts stay. Without
     `keep_former`, files that were in use until now are deleted at once: they may hold removed rows.
     """
-    with open_catalog(dataset, allow_external=True, memory_limit=memory_limit,
-                      use_index=False) as catalog:
+    with open_catalog(
+        dataset, allow_external=True, memory_limit=memory_limit, use_index=False
+    ) as catalog:
         steps = catalog.layout.steps
-        if not can_be_indexed(steps) :
+        if not can_be_indexed(steps):
             if not keep_former:
                 drop_index(dataset)
             return None
@@ -92,8 +96,10 @@ def index_problem(dataset: Path) -> str | None:
     except (OSError, duckdb.Error, DamagedFile) as error:
         if isinstance(error, DamagedFile) and not error.where.startswith("index/"):
             raise  # then more is wrong than the index
-        return (f"The index of the catalog could not be built ({error}); queries work without it, "
-                f"but take longer. `clipmill index {shell_word(dataset)}` tries again.")
+        return (
+            f"The index of the catalog could not be built ({error}); queries work without it, "
+            f"but take longer. `clipmill index {shell_word(dataset)}` tries again."
+        )
     return None
 
 
@@ -133,8 +139,7 @@ class _Writer:
             if len(made) < len(groups):
                 self._commit(Manifest((*kept, *made), removed=self._removed))
         parts = (*kept, *made)
-        manifest = Manifest(parts, self._settled_times(), self._count_doubled(parts),
-                            self._removed)
+        manifest = Manifest(parts, self._settled_times(), self._count_doubled(parts), self._removed)
         if manifest != before:
             self._commit(manifest)
         if manifest != before or not self._keep_former:
@@ -156,8 +161,7 @@ class _Writer:
         group: list[str] = []
         clips = 0
         for base in bases:
-            rows = sum(_rows_in(shard_path(folder, name))
-                       for name in shards.get(base, ()))
+            rows = sum(_rows_in(shard_path(folder, name)) for name in shards.get(base, ()))
             if group and (clips + rows > self._part_clips or len(group) >= PART_GROUPS):
                 yield group
                 group, clips = [], 0
@@ -177,18 +181,22 @@ class _Writer:
             files[name] = StoredFile.of(path)
         n_clips = pq.read_metadata(self._folder / files["clips"].name).num_rows
         states = self._files.states
-        return Part(files["clips"], files["videos"], n_clips,
-                    {base: states[base] for base in bases})
+        return Part(
+            files["clips"], files["videos"], n_clips, {base: states[base] for base in bases}
+        )
 
     def _write_rows(self, query: str, path: Path) -> bool:
         connection = self._catalog.connection
         temporary = temporary_beside(path)
         try:
-            connection.execute(f"COPY ({query}) TO {literal(str(temporary))} "
-                               "(FORMAT parquet, COMPRESSION zstd, COMPRESSION_LEVEL 1)")
+            connection.execute(
+                f"COPY ({query}) TO {literal(str(temporary))} "
+                "(FORMAT parquet, COMPRESSION zstd, COMPRESSION_LEVEL 1)"
+            )
             written = connection.execute(
                 f"DESCRIBE FROM read_parquet({literal(escaped_for_glob(str(temporary)))}, "
-                "hive_partitioning=false)").fetchall()
+                "hive_partitioning=false)"
+            ).fetchall()
             if written != connection.execute(f"DESCRIBE {query}").fetchall():
                 return False
             commit(temporary, path)
@@ -202,7 +210,8 @@ class _Writer:
         files = [str(self._folder / part.videos.name) for part in parts]
         pairs = views.stored_rows(["video_id"], files, hide_removed=False)
         ((found,),) = self._catalog.connection.execute(
-            f"SELECT count(*) FROM ({views.doubled_groups([pairs])})").fetchall()
+            f"SELECT count(*) FROM ({views.doubled_groups([pairs])})"
+        ).fetchall()
         return int(found)
 
     def _settled_times(self) -> dict[str, int]:
@@ -219,14 +228,22 @@ class _Writer:
         write_json(self._folder / "manifest.json", manifest.record())
 
     def _free_number(self) -> int:
-        found = [int(path.stem.partition("-")[2]) for path in self._folder.glob("*-*.parquet")
-                 if path.stem.partition("-")[2].isdigit()]
+        found = [
+            int(path.stem.partition("-")[2])
+            for path in self._folder.glob("*-*.parquet")
+            if path.stem.partition("-")[2].isdigit()
+        ]
         return max(found, default=-1) + 1
 
     def _sweep(self, before: Manifest | None, now: Manifest) -> None:
         """Deletes files that neither the last manifest nor the one before it names."""
-        wanted = {file.name for manifest in (before, now) if manifest is not None
-                  for part in manifest.parts for file in part.files}
+        wanted = {
+            file.name
+            for manifest in (before, now)
+            if manifest is not None
+            for part in manifest.parts
+            for file in part.files
+        }
         for path in self._folder.iterdir():
             if path.name not in wanted and path.name != "manifest.json":
                 if path.is_dir():

@@ -67,14 +67,17 @@ def _files(catalog: Catalog, folder: Path, video_ids: list[str]) -> dict[str, li
     split = next(step for step in catalog.layout.steps if step.name == "split_clips")
     rows = catalog.execute(
         f"SELECT DISTINCT video_id, shard FROM steps.{quoted(split.step)} "
-        "WHERE list_contains(?, video_id)", [video_ids]).fetchall()
+        "WHERE list_contains(?, video_id)",
+        [video_ids],
+    ).fetchall()
     by_base: dict[str, list[str]] = {}
     for shard in committed_shards(folder):
         by_base.setdefault(base_shard(shard), []).append(shard)
     found: dict[str, list[Path]] = {}
     for video_id, base in sorted({(video_id, base_shard(shard)) for video_id, shard in rows}):
         found.setdefault(video_id, []).extend(
-            shard_path(folder, shard) for shard in reversed(by_base.get(base, [])))
+            shard_path(folder, shard) for shard in reversed(by_base.get(base, []))
+        )
     return found
 
 
@@ -109,7 +112,8 @@ def _groups(path: Path, video_id: str) -> Iterator[_Group]:
 
 def _picked(group: _Group, video_id: str, span: Span, count: int) -> list[KeptFrame]:
     table = group.read("video_id", "seconds").add_column(
-        0, "row", pa.array(range(group.file.metadata.row_group(group.number).num_rows)))
+        0, "row", pa.array(range(group.file.metadata.row_group(group.number).num_rows))
+    )
     table = table.filter(pc.equal(table["video_id"], video_id)).sort_by("seconds")
     seconds = table["seconds"].to_pylist()
     if not seconds:

@@ -8,11 +8,23 @@ from urllib.parse import SplitResult, parse_qsl, urlencode, urlsplit
 # The site's own parameter for the second to begin at, by the end of the host's name; `#` in front
 # of it if it is in the fragment.
 _FORMS = {
-    "youtube.com": "t={}s", "youtu.be": "t={}s", "youtube-nocookie.com": "start={}",
-    "vimeo.com": "#t={}s", "dailymotion.com": "start={}", "dai.ly": "start={}",
-    "bilibili.com": "t={}", "twitch.tv": "t={}s", "rutube.ru": "t={}", "vk.com": "t={}s",
-    "facebook.com": "t={}", "ted.com": "t={}", "odysee.com": "t={}", "rumble.com": "start={}",
-    "archive.org": "start={}", "streamable.com": "t={}", "nicovideo.jp": "from={}",
+    "youtube.com": "t={}s",
+    "youtu.be": "t={}s",
+    "youtube-nocookie.com": "start={}",
+    "vimeo.com": "#t={}s",
+    "dailymotion.com": "start={}",
+    "dai.ly": "start={}",
+    "bilibili.com": "t={}",
+    "twitch.tv": "t={}s",
+    "rutube.ru": "t={}",
+    "vk.com": "t={}s",
+    "facebook.com": "t={}",
+    "ted.com": "t={}",
+    "odysee.com": "t={}",
+    "rumble.com": "start={}",
+    "archive.org": "start={}",
+    "streamable.com": "t={}",
+    "nicovideo.jp": "from={}",
 }
 _TIMES = ("t", "start", "time_continue", "from", "end")
 _TIME_FRAGMENT = re.compile(r"(?:^|&)t=(?:npt:)?[\d:.hms,]*")
@@ -34,20 +46,28 @@ def clip_link(
         return url
     if parts.scheme.lower() not in ("http", "https") or not host:
         return url
-    form = next((form for name, form in _FORMS.items()
-                 if host == name or host.endswith("." + name)), None)
+    form = next(
+        (form for name, form in _FORMS.items() if host == name or host.endswith("." + name)), None
+    )
     if form is None:
-        return _with_fragment(parts, f"t={_number(start_seconds)}" + (
-            "" if end_seconds is None else f",{_number(end_seconds)}"))
+        return _with_fragment(
+            parts,
+            f"t={_number(start_seconds)}"
+            + ("" if end_seconds is None else f",{_number(end_seconds)}"),
+        )
     own = form.format(int(start_seconds))
     if own.startswith("#"):
         return _with_fragment(parts, own[1:])
     name, _, value = own.partition("=")
-    query = [(key, old) for key, old in parse_qsl(parts.query, keep_blank_values=True)
-             if key not in _TIMES]
+    query = [
+        (key, old)
+        for key, old in parse_qsl(parts.query, keep_blank_values=True)
+        if key not in _TIMES
+    ]
     fragment = _TIME_FRAGMENT.sub("", parts.fragment).strip("&")
-    return parts._replace(query=urlencode([*query, (name, value)], safe=":/,@"),
-                          fragment=fragment).geturl()
+    return parts._replace(
+        query=urlencode([*query, (name, value)], safe=":/,@"), fragment=fragment
+    ).geturl()
 
 
 def _with_fragment(parts: SplitResult, time: str) -> str:

@@ -45,8 +45,10 @@ def _problems(table: StepTable) -> str:
         video = null(pa.string())
     resolved, join = "false", ""
     if table.retried:
-        resolved = ("coalesce(if(error IS NULL, _last, _last_done) > _retry, false) "
-                    "OR coalesce(_kept_in <> _retry, false)")
+        resolved = (
+            "coalesce(if(error IS NULL, _last, _last_done) > _retry, false) "
+            "OR coalesce(_kept_in <> _retry, false)"
+        )
         join = (
             f" LEFT JOIN (SELECT {key} AS _key, _base AS _group, max(_retry) AS _last, "
             "max(_retry) FILTER (error IS NULL) AS _last_done "
@@ -78,18 +80,23 @@ def _failed_parts(table: StepTable) -> str:
     """What kept rows of a step lack, in the columns of `_problems`, as failures of that part."""
     key = quoted(table.key)
     read = [table.key, "video_id", "failed_parts", "rejection", "error"]
-    rows = (f"SELECT {key}, video_id, unnest(failed_parts) AS part, _base, _retry FROM "
-            f"({scan(table, read)}) WHERE error IS NULL AND rejection IS NULL "
-            "AND len(failed_parts) > 0")
+    rows = (
+        f"SELECT {key}, video_id, unnest(failed_parts) AS part, _base, _retry FROM "
+        f"({scan(table, read)}) WHERE error IS NULL AND rejection IS NULL "
+        "AND len(failed_parts) > 0"
+    )
     resolved, join = "false", ""
     if table.retried:
         resolved = "coalesce(_last > p._retry, false)"
-        join = (f" LEFT JOIN (SELECT {key} AS _key, _base AS _group, max(_retry) AS _last FROM "
-                f"({scan(table, [table.key], retries_only=True)}) GROUP BY ALL) "
-                f"ON _key = p.{key} AND _group = p._base")
+        join = (
+            f" LEFT JOIN (SELECT {key} AS _key, _base AS _group, max(_retry) AS _last FROM "
+            f"({scan(table, [table.key], retries_only=True)}) GROUP BY ALL) "
+            f"ON _key = p.{key} AND _group = p._base"
+        )
     source = f"p.{key}" if table.key == "source_key" else null(pa.string())
-    error = ("{'kind': part.kind, 'message': part.message, 'attempts': part.attempts, "
-             "'at': part.\"at\"}")
+    error = (
+        "{'kind': part.kind, 'message': part.message, 'attempts': part.attempts, 'at': part.\"at\"}"
+    )
     return (
         f"SELECT {literal(table.stage + '.')} || part.part AS stage, p.{key} AS key, "
         f"{source} AS source_key, p.video_id, {null(tables.REJECTION)} AS rejection, "
@@ -103,8 +110,10 @@ def problems_view(steps: Sequence[StepTable]) -> str:
     videos = empty((("video_id", pa.string()), ("url", pa.string())))
     if download is not None:
         videos = kept(download, ["source_key", "video_id", "url"])
-    parts = [*map(_problems, steps), *(_failed_parts(table) for table in steps
-                                       if "failed_parts" in table.schema.names)]
+    parts = [
+        *map(_problems, steps),
+        *(_failed_parts(table) for table in steps if "failed_parts" in table.schema.names),
+    ]
     return (
         "SELECT p.stage, p.key, p.rejection, p.error, p.resolved, coalesce(s.url, v.url) AS url, "
         f"p.video_id, p.shard FROM ({' UNION ALL '.join(parts)}) AS p "

@@ -24,28 +24,41 @@ def reasons(catalog: Catalog) -> dict[str, list[dict[str, Any]]]:
     rows = catalog.execute(
         f"SELECT rule, count(*) AS n, arg_min(detail, CASE WHEN detail LIKE '% > %' "
         f"THEN -{number} ELSE {number} END), min(detail) FROM rejections GROUP BY rule "
-        "ORDER BY n DESC, rule").fetchall()
+        "ORDER BY n DESC, rule"
+    ).fetchall()
     settings = _settings(catalog)
     rejections = []
     for rule, count, furthest, example in rows:
         detail = furthest or example or ""
-        rejections.append({"rule": rule, "count": count, "detail": detail,
-                           "keep": _kept_by(settings.get(rule), detail)})
+        rejections.append(
+            {
+                "rule": rule,
+                "count": count,
+                "detail": detail,
+                "keep": _kept_by(settings.get(rule), detail),
+            }
+        )
     rows = catalog.execute(
         "SELECT kind, count(*) AS n, mode(message), count(DISTINCT message), "
         "count(*) FILTER (stage <> 'ingest'), count(*) FILTER (contains(stage, '.')) "
         "FROM failures GROUP BY kind "
-        "ORDER BY n DESC, kind").fetchall()
+        "ORDER BY n DESC, kind"
+    ).fetchall()
     names = ("kind", "count", "message", "messages", "can_be_retried", "parts")
-    return {"rejections": rejections,
-            "failures": [dict(zip(names, row, strict=True)) for row in rows]}
+    return {
+        "rejections": rejections,
+        "failures": [dict(zip(names, row, strict=True)) for row in rows],
+    }
 
 
 def _settings(catalog: Catalog) -> dict[str, str]:
     """The setting's place in the newest run's recipe, by the name that rules have for it."""
     record = catalog.layout.record
-    return {f"{stage['name']}.{setting}": f"{stage['stage']}.{setting}"
-            for stage in (record["stages"] if record else ()) for setting in stage["settings"]}
+    return {
+        f"{stage['name']}.{setting}": f"{stage['stage']}.{setting}"
+        for stage in (record["stages"] if record else ())
+        for setting in stage["settings"]
+    }
 
 
 def _kept_by(setting: str | None, detail: str) -> str | None:

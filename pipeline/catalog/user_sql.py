@@ -16,15 +16,26 @@ from clipmill.schemas.errors import ClipmillError, UsageError
 _QUERY_NODES = {"SELECT_NODE", "SET_OPERATION_NODE", "RECURSIVE_CTE_NODE", "CTE_NODE"}
 _EXPLAIN = re.compile(
     r"(?P<comments>(?:\s*--[^\n]*\n|\s*/\*.*?\*/)*)\s*explain(?P<analyze>\s+analyze)?\s*"
-    r"(?P<options>\(\s*(?:analyze|format)\b[\w\s,]*\))?(?P<query>.*)", re.I | re.S)
+    r"(?P<options>\(\s*(?:analyze|format)\b[\w\s,]*\))?(?P<query>.*)",
+    re.I | re.S,
+)
 _CHANGING = frozenset(("copy", "insert", "update", "delete", "merge", "truncate"))
-_ALLOWED = ("allowed are SELECT, FROM, WITH, DESCRIBE, SHOW, SUMMARIZE, PIVOT and EXPLAIN of "
-            "these. To keep a result, use --output FILE")
-HIDING = frozenset((
-    "query", "query_table", "json_execute_serialized_sql", "register_external_resource",
-    "register_external_resource_type", "create_external_resource", "destroy_external_resource",
-    "deregister_external_resource",
-))
+_ALLOWED = (
+    "allowed are SELECT, FROM, WITH, DESCRIBE, SHOW, SUMMARIZE, PIVOT and EXPLAIN of "
+    "these. To keep a result, use --output FILE"
+)
+HIDING = frozenset(
+    (
+        "query",
+        "query_table",
+        "json_execute_serialized_sql",
+        "register_external_resource",
+        "register_external_resource_type",
+        "create_external_resource",
+        "destroy_external_resource",
+        "deregister_external_resource",
+    )
+)
 """Functions that run SQL, or a function, given as text: it could write, unseen."""
 
 KEYWORD_COLUMNS = frozenset(("at",))
@@ -49,20 +60,27 @@ def reading_statement(connection: duckdb.DuckDBPyConnection, query: str) -> str:
     # DuckDB makes several statements of a PIVOT whose columns it must discover first, and of an
     # EXPLAIN of one.
     explain = _EXPLAIN.fullmatch(query)
-    if (explain and kind in (duckdb.StatementType.EXPLAIN, duckdb.StatementType.MULTI)
-            and _is_empty(explain["comments"])):
+    if (
+        explain
+        and kind in (duckdb.StatementType.EXPLAIN, duckdb.StatementType.MULTI)
+        and _is_empty(explain["comments"])
+    ):
         inner = reading_statement(connection, explain["query"])
         return f"EXPLAIN{explain['analyze'] or ''} {explain['options'] or ''} {inner}"
     if kind == duckdb.StatementType.EXPLAIN:
-        raise UsageError("EXPLAIN must be written as EXPLAIN [ANALYZE] [(options)] SELECT …, "
-                         "without comments between these words")
+        raise UsageError(
+            "EXPLAIN must be written as EXPLAIN [ANALYZE] [(options)] SELECT …, "
+            "without comments between these words"
+        )
     if kind == duckdb.StatementType.MULTI:
         # Such a statement has no tree, and DuckDB's parser accepts more as a space or
         # the end of a comment than one would guess: no such word may occur anywhere in it.
         words = set(re.findall(r"[a-z_]+", query.lower(), re.A))
         if found := sorted(words & (HIDING | _CHANGING)):
-            raise UsageError(f"a PIVOT that discovers its columns can't be checked if it contains "
-                             f"the word {found[0]}; name them: PIVOT … ON column IN (…)")
+            raise UsageError(
+                f"a PIVOT that discovers its columns can't be checked if it contains "
+                f"the word {found[0]}; name them: PIVOT … ON column IN (…)"
+            )
         return query
     if kind != duckdb.StatementType.SELECT:
         raise UsageError(f"the catalog is read-only, but this is {kind.name}; {_ALLOWED}")
@@ -70,11 +88,11 @@ def reading_statement(connection: duckdb.DuckDBPyConnection, query: str) -> str:
     nodes = [] if tree["error"] else list(_dictionaries(tree))
     names = [str(node.get("function_name", "")).lower() for node in nodes]
     if hiding := next((name for name in names if name in HIDING), None):
-        raise UsageError(f"{hiding}() runs SQL given as text, which could do anything; "
-                         "write that SQL directly")
+        raise UsageError(
+            f"{hiding}() runs SQL given as text, which could do anything; write that SQL directly"
+        )
     if not nodes or not all(node["type"] in _QUERY_NODES for node in nodes if "cte_map" in node):
-        raise UsageError(f"the catalog is read-only, but this WITH clause writes; "
-                         f"{_ALLOWED}")
+        raise UsageError(f"the catalog is read-only, but this WITH clause writes; {_ALLOWED}")
     return query
 
 
@@ -106,15 +124,19 @@ def readable_errors(query: str = "") -> Iterator[None]:
     try:
         yield
     except duckdb.PermissionException as error:
-        raise UsageError(f"{_first_part(error)}\nA query can only read the dataset's tables; "
-                         "--allow-external lets it read other files and the network") from error
+        raise UsageError(
+            f"{_first_part(error)}\nA query can only read the dataset's tables; "
+            "--allow-external lets it read other files and the network"
+        ) from error
     except duckdb.OutOfMemoryException as error:
         raise ClipmillError(_out_of_memory(_first_part(error))) from error
     except MemoryError as error:
         raise ClipmillError(_out_of_memory("its rows could not be held")) from error
     except OverflowError as error:
-        raise UsageError(f"a date, time or interval is outside the range that can be shown "
-                         f"({error}); write CAST(… AS VARCHAR)") from error
+        raise UsageError(
+            f"a date, time or interval is outside the range that can be shown "
+            f"({error}); write CAST(… AS VARCHAR)"
+        ) from error
     except RuntimeError as error:
         # How a Ctrl-C is reported in the middle of some queries.
         if "interrupted" in str(error).lower():
@@ -132,8 +154,9 @@ def readable_errors(query: str = "") -> Iterator[None]:
         raise ClipmillError(f"the query could not be completed: {_first_part(error)}") from error
     except duckdb.CatalogException as error:
         known = ", ".join(views.VIEWS)
-        raise UsageError(f"{error}\nViews: {known}; and steps.<step>, see SHOW ALL TABLES"
-                         ) from error
+        raise UsageError(
+            f"{error}\nViews: {known}; and steps.<step>, see SHOW ALL TABLES"
+        ) from error
     except duckdb.ParserException as error:
         raise UsageError(f"{error}{_keyword_hint(query)}") from error
     except duckdb.Error as error:
@@ -146,8 +169,10 @@ def hint_at_quotes(error: Exception) -> str:
     found = re.search(r'(?:column|table) (?:with name )?"(.+?)"', said)
     if found is None or f'"{found[1]}"' not in line:
         return ""
-    return (f"\nIf {found[1]!r} is text, write it in single quotes; double quotes are for column "
-            "names. In a shell: \"… = 'text'\"")
+    return (
+        f"\nIf {found[1]!r} is text, write it in single quotes; double quotes are for column "
+        "names. In a shell: \"… = 'text'\""
+    )
 
 
 def _keyword_hint(query: str) -> str:
@@ -167,15 +192,20 @@ def _keyword_hint(query: str) -> str:
         duckdb.extract_statements((mended + text[end:]).decode())
     except duckdb.Error:
         return ""
-    return "".join(f'\n{name.upper()} is an SQL keyword: write the column `{name}` as '
-                   f'"{name}", in double quotes' for name in sorted(found))
+    return "".join(
+        f"\n{name.upper()} is an SQL keyword: write the column `{name}` as "
+        f'"{name}", in double quotes'
+        for name in sorted(found)
+    )
 
 
 def _out_of_memory(reason: str) -> str:
     # DuckDB continues with settings that cannot be set here.
     reason = reason.partition("\n")[0].removeprefix("Out of Memory Error: ")
-    return (f"the query needs more memory than allowed ({reason}); read less at a time, or "
-            "allow more with --memory-limit, e.g. --memory-limit 8GB")
+    return (
+        f"the query needs more memory than allowed ({reason}); read less at a time, or "
+        "allow more with --memory-limit, e.g. --memory-limit 8GB"
+    )
 
 
 def _first_part(error: Exception) -> str:

@@ -13,14 +13,7 @@ import pyarrow as pa
 
 from clipmill.schemas import tables
 from clipmill.schemas.sql_text import escaped_for_glob, literal, null, quoted
-from clipmill.schemas.step_tables import (
-    NOT_AMONG_REMOVED,
-    Columns,
-    StepTable,
-    empty,
-    kept,
-    newest,
-)
+from clipmill.schemas.step_tables import NOT_AMONG_REMOVED, Columns, StepTable, empty, kept, newest
 
 TIME = pa.timestamp("us", tz="UTC")
 
@@ -52,17 +45,51 @@ CLIPS_VIDEO_COLUMNS: Columns = tuple(
 # And last what else split_clips says of a clip.
 CLIPS_SPLIT_COLUMNS: Columns = tuple(
     (name, tables.CLIPS.field(name).type)
-    for name in ("motion_max", "shot", "caption_given", "extra", "tone_mapped", "captions_given",
-                 "corrupt_frames")
+    for name in (
+        "motion_max",
+        "shot",
+        "caption_given",
+        "extra",
+        "tone_mapped",
+        "captions_given",
+        "corrupt_frames",
+    )
 )
 VIDEOS_VIEW: Columns = tuple(
     (name, tables.VIDEOS.field(name).type)
     for name in (
-        "video_id", "url", "extractor", "source_id", "title", "description", "uploader",
-        "license", "language", "category", "query", "duration_seconds", "width", "height", "fps",
-        "codec", "has_audio", "size_bytes", "sha256", "path", "downloaded_at", "subtitles",
-        "tags", "caption_given", "spans", "extra", "starts_at_seconds", "subtitle_words",
-        "clock_starts_at_seconds", "pixel_format", "color_transfer", "color_primaries",
+        "video_id",
+        "url",
+        "extractor",
+        "source_id",
+        "title",
+        "description",
+        "uploader",
+        "license",
+        "language",
+        "category",
+        "query",
+        "duration_seconds",
+        "width",
+        "height",
+        "fps",
+        "codec",
+        "has_audio",
+        "size_bytes",
+        "sha256",
+        "path",
+        "downloaded_at",
+        "subtitles",
+        "tags",
+        "caption_given",
+        "spans",
+        "extra",
+        "starts_at_seconds",
+        "subtitle_words",
+        "clock_starts_at_seconds",
+        "pixel_format",
+        "color_transfer",
+        "color_primaries",
         "captions_given",
     )
 )
@@ -234,16 +261,19 @@ def clip_columns(steps: Sequence[StepTable]) -> dict[str, tuple[StepTable, str]]
 
     What split_clips says of a clip and what is known of its video are not among them.
     """
-    return {column.name: (column.table, column.column)
-            for column in _provided(steps, "clip_id", CLIPS_VIEW)}
+    return {
+        column.name: (column.table, column.column)
+        for column in _provided(steps, "clip_id", CLIPS_VIEW)
+    }
 
 
 def tables_of_wide_views(steps: Sequence[StepTable]) -> set[str]:
     """The steps whose tables `clips` and `videos` are made of."""
     makers = [primary(steps, name) for name in ("download_videos", "split_clips")]
     joined = [*_provided(steps, "clip_id", CLIPS_VIEW), *_provided(steps, "video_id", VIDEOS_VIEW)]
-    return {table.step for table in (*makers, *(column.table for column in joined))
-            if table is not None}
+    return {
+        table.step for table in (*makers, *(column.table for column in joined)) if table is not None
+    }
 
 
 def _beside(table: StepTable, key: str, names: Iterable[str], alias: str) -> str:
@@ -275,12 +305,20 @@ def video_rows(steps: Sequence[StepTable]) -> str:
     download = primary(steps, "download_videos")
     further = _provided(steps, "video_id", VIDEOS_VIEW)
     scanned = primary(steps, "scan_videos")
-    if (scanned is not None and _CORRUPT in scanned.schema.names
-            and all(column.name != _CORRUPT for column in further)):
+    if (
+        scanned is not None
+        and _CORRUPT in scanned.schema.names
+        and all(column.name != _CORRUPT for column in further)
+    ):
         further.append(_Joined(_CORRUPT, scanned, _CORRUPT))
     if download is None:
-        return empty((*VIDEOS_VIEW, *((c.name, c.table.schema.field(c.column).type)
-                                      for c in further), *_GROUPS))
+        return empty(
+            (
+                *VIDEOS_VIEW,
+                *((c.name, c.table.schema.field(c.column).type) for c in further),
+                *_GROUPS,
+            )
+        )
     names = [name for name, _ in VIDEOS_VIEW]
     rows = (
         f"SELECT *, min(_base) OVER (PARTITION BY video_id) AS _first FROM "
@@ -316,8 +354,10 @@ def doubled_groups(parts: Sequence[str]) -> str:
     """Of these pairs, those whose video is in an earlier group, too."""
     pairs = " UNION ALL ".join(parts)
     firsts = "SELECT video_id, min(_base) AS _first FROM pairs GROUP BY video_id"
-    return (f"WITH pairs AS MATERIALIZED ({pairs}) SELECT DISTINCT video_id, _base FROM pairs "
-            f"JOIN ({firsts}) USING (video_id) WHERE _base > _first")
+    return (
+        f"WITH pairs AS MATERIALIZED ({pairs}) SELECT DISTINCT video_id, _base FROM pairs "
+        f"JOIN ({firsts}) USING (video_id) WHERE _base > _first"
+    )
 
 
 def _expressions(joined: list[_Joined]) -> list[tuple[str, str]]:
@@ -336,12 +376,15 @@ def clip_rows(steps: Sequence[StepTable]) -> str:
     promised = [name for name, _ in CLIPS_VIEW]
     further = [column.name for column in joined if column.name not in promised]
     if split is None:
-        fields = [(c.name, c.table.schema.field(c.column).type) for c in joined
-                  if c.name in further]
+        fields = [
+            (c.name, c.table.schema.field(c.column).type) for c in joined if c.name in further
+        ]
         return empty((*CLIPS_VIEW, *fields, *CLIPS_VIDEO_COLUMNS, *CLIPS_SPLIT_COLUMNS, *_GROUPS))
     columns = []
-    last = [(name, f"base.{quoted(name)}" if name in split.schema.names else null(kind))
-            for name, kind in CLIPS_SPLIT_COLUMNS]
+    last = [
+        (name, f"base.{quoted(name)}" if name in split.schema.names else null(kind))
+        for name, kind in CLIPS_SPLIT_COLUMNS
+    ]
     own = [name for name in [*promised, *(name for name, _ in last)] if name in split.schema.names]
     for name, kind in CLIPS_VIEW:
         if name in own:
@@ -358,8 +401,10 @@ def clip_rows(steps: Sequence[StepTable]) -> str:
     columns += [(name, f"v.{quoted(name)}") for name in names] + last
     columns += [("_base", "base._base"), ("_first", "v._first")]
     query = _wide(kept(split, own), "clip_id", columns, joined)
-    picked = ", ".join(f"arg_min_null({quoted(name)}, (_base, _retry, source_key)) "
-                       f"AS {quoted(name)}" for name in names)
+    picked = ", ".join(
+        f"arg_min_null({quoted(name)}, (_base, _retry, source_key)) AS {quoted(name)}"
+        for name in names
+    )
     rows = kept(download, ["source_key", "video_id", *names])
     videos = f"SELECT video_id, min(_base) AS _first, {picked} FROM ({rows}) GROUP BY video_id"
     return f"{query} LEFT JOIN ({videos}) AS v ON v.video_id = base.video_id"
@@ -370,8 +415,9 @@ def stored_rows(columns: Sequence[str], files: Sequence[str], *, hide_removed: b
     picked = ", ".join(map(quoted, columns))
     listed = ", ".join(literal(escaped_for_glob(file)) for file in files)
     condition = f" WHERE coalesce(video_id {NOT_AMONG_REMOVED}, true)" if hide_removed else ""
-    return (f"SELECT {picked}, _base FROM read_parquet([{listed}], hive_partitioning=false)"
-            f"{condition}")
+    return (
+        f"SELECT {picked}, _base FROM read_parquet([{listed}], hive_partitioning=false){condition}"
+    )
 
 
 def put_together(columns: Sequence[str], parts: Sequence[str], doubled: str | None) -> str:

@@ -51,8 +51,9 @@ class Fence:
         now = holder(self.dataset).get("run_id")
         if now != self.run_id:
             whose = f"run {now}" if now else "no run"
-            raise RunIsOver(f"run {self.run_id} is over: the lock of {self.dataset} is now held "
-                            f"for {whose}")
+            raise RunIsOver(
+                f"run {self.run_id} is over: the lock of {self.dataset} is now held for {whose}"
+            )
 
 
 def shut_out_others(dataset: Path) -> None:
@@ -107,8 +108,10 @@ def last_moved(dataset: Path) -> float | None:
 def check_lock_file(path: Path) -> None:
     """ClipmillError if something other than a file is in a lock's place."""
     if there := what_is_there(path):
-        raise ClipmillError(f"{path} is {there}, but Clipmill needs a lock file there; delete or "
-                            "move it, and run the command again")
+        raise ClipmillError(
+            f"{path} is {there}, but Clipmill needs a lock file there; delete or "
+            "move it, and run the command again"
+        )
 
 
 @contextlib.contextmanager
@@ -126,7 +129,8 @@ def _one_at_a_time(dataset: Path) -> Iterator[None]:
                     raise ClipmillError(
                         f"{path} has been locked for {_PATIENCE_SECONDS:.0f} s: a process of "
                         "an earlier run hangs in the middle of a commit; kill it (or the "
-                        "node that it runs on), and run again") from error
+                        "node that it runs on), and run again"
+                    ) from error
             time.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
         yield

@@ -16,6 +16,7 @@ def read_journal(path: Path) -> tuple[str, dict[str, int]]:
     with reading(path):
         run_id, started = value["run_id"], value["started"]
         if not isinstance(run_id, str) or not all(
-                type(times) is int and times >= 0 for times in started.values()):
+            type(times) is int and times >= 0 for times in started.values()
+        ):
             raise TypeError("it does not say how often its rows were begun")
     return run_id, started

@@ -35,7 +35,9 @@ class Hold:
         self._noted = 0.0
         self.former_was_killed = os.fstat(file.fileno()).st_size > 0
         self._said = {
-            "command": command, "pid": os.getpid(), "host": socket.gethostname(),
+            "command": command,
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
             "since": datetime.now(UTC).isoformat(timespec="seconds"),
         }
         self._say()
@@ -91,8 +93,7 @@ def _taken(dataset: Path, wait: bool) -> Iterator[IO[str]]:
         try:
             check_lock_file(path)
             with writing_to(dataset):
-                file = open(path, "r+", opener=_opened,  # noqa: SIM115 (closed below, in every turn)
-                            encoding="utf-8")
+                file = open(path, "r+", opener=_opened, encoding="utf-8")  # noqa: SIM115 (closed below, in every turn)
         except OSError as error:
             raise ClipmillError(f"cannot write to {dataset}: {error.strerror}") from error
         with file:
@@ -108,17 +109,21 @@ def _taken(dataset: Path, wait: bool) -> Iterator[IO[str]]:
                 if not wait:
                     raise ClipmillError(
                         f"another command is using {dataset}{holder}; wait until it is done "
-                        "(--wait does), or stop it") from error
+                        "(--wait does), or stop it"
+                    ) from error
                 if not said:
-                    print(f"Another command is using {dataset}{holder}; waiting until it is "
-                          "done.", file=sys.stderr)
+                    print(
+                        f"Another command is using {dataset}{holder}; waiting until it is done.",
+                        file=sys.stderr,
+                    )
                     said = True
                 time.sleep(POLL_SECONDS)
                 continue
             except OSError as error:
                 raise ClipmillError(
                     f"{path} cannot be locked ({error.strerror}): the file system must support "
-                    "flock, because two runs would corrupt each other's work") from error
+                    "flock, because two runs would corrupt each other's work"
+                ) from error
             # A run that failed at once may have deleted its new dataset, lock and all.
             if _is_still(path, file):
                 yield file
@@ -143,8 +148,10 @@ def _holder(file: IO[str]) -> str:
     try:
         found = json.loads(file.read())
         since = datetime.fromisoformat(found["since"])
-        return (f": `clipmill {found['command']}`, process {found['pid']} on {found['host']}, "
-                f"since {since:%Y-%m-%d %H:%M:%S} UTC")
+        return (
+            f": `clipmill {found['command']}`, process {found['pid']} on {found['host']}, "
+            f"since {since:%Y-%m-%d %H:%M:%S} UTC"
+        )
     except (ValueError, KeyError, TypeError):
         return ""
 

@@ -61,34 +61,51 @@ class RunLog:
         self._folder = dataset / LOGS / run_id
         self._path = self._folder / f"{worker}.jsonl"
         self._limits = limits
-        self._always = {"run_id": run_id, "worker": worker, "host": socket.gethostname(),
-                        "pid": os.getpid()}
+        self._always = {
+            "run_id": run_id,
+            "worker": worker,
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+        }
         self._lock = threading.RLock()
         self._number = 0
         self._unchecked_bytes = 0
 
-    def write(self, event: str, message: str | None = None, *, level: str = "info",
-              **fields: Any) -> None:
+    def write(
+        self, event: str, message: str | None = None, *, level: str = "info", **fields: Any
+    ) -> None:
         """Appends one line; fields that are None are left out."""
         self.write_all([self.line(event, message, level=level, **fields)])
 
-    def line(self, event: str, message: str | None = None, *, level: str = "info",
-             **fields: Any) -> bytes:
+    def line(
+        self, event: str, message: str | None = None, *, level: str = "info", **fields: Any
+    ) -> bytes:
         """One line; unbounded values are truncated."""
-        found = {"time": datetime.now(UTC).isoformat(timespec="microseconds"), "level": level,
-                 "event": event, "message": _cut(message, MAX_MESSAGE_CHARACTERS), **fields,
-                 **self._always}
+        found = {
+            "time": datetime.now(UTC).isoformat(timespec="microseconds"),
+            "level": level,
+            "event": event,
+            "message": _cut(message, MAX_MESSAGE_CHARACTERS),
+            **fields,
+            **self._always,
+        }
         if "key" in found:
             found["key"] = _cut(found["key"], _MAX_NAME_CHARACTERS)
         plain = {name: value for name, value in found.items() if value is not None}
         # In ASCII: whatever a message holds, it steers no terminal that shows the file.
         return json.dumps(plain, default=str).encode() + b"\n"
 
-    def raised(self, event: str, error: BaseException, *, level: str = "error",
-                  **fields: Any) -> None:
+    def raised(
+        self, event: str, error: BaseException, *, level: str = "error", **fields: Any
+    ) -> None:
         """A line with the error's traceback."""
-        self.write(event, f"{type(error).__name__}: {error}", level=level,
-                   traceback=bounded_traceback(error), **fields)
+        self.write(
+            event,
+            f"{type(error).__name__}: {error}",
+            level=level,
+            traceback=bounded_traceback(error),
+            **fields,
+        )
 
     def write_all(self, lines: Sequence[bytes]) -> None:
         """Appends whole lines; several share a write."""
@@ -167,13 +184,17 @@ def bounded_traceback(error: BaseException) -> str:
     if len(text) <= MAX_TRACEBACK_CHARACTERS:
         return text
     first = MAX_TRACEBACK_CHARACTERS // 4
-    return text[:first] + "\n[…]\n" + text[len(text) - MAX_TRACEBACK_CHARACTERS + first:]
+    return text[:first] + "\n[…]\n" + text[len(text) - MAX_TRACEBACK_CHARACTERS + first :]
 
 
 def worker_name(labels: Sequence[str]) -> str:
     """A name for this process's log, of its first step's label; no two are the same."""
-    parts = (labels[0][:40], socket.gethostname().partition(".")[0][:40], str(os.getpid()),
-             uuid.uuid4().hex[:8])
+    parts = (
+        labels[0][:40],
+        socket.gethostname().partition(".")[0][:40],
+        str(os.getpid()),
+        uuid.uuid4().hex[:8],
+    )
     return "-".join(_UNSAFE.sub("_", part) for part in parts).lstrip(".-")
 
 
@@ -187,11 +208,21 @@ def python_messages(log: RunLog) -> Iterator[None]:
     root = logging.getLogger()
     shown = warnings.showwarning
 
-    def show(message: Warning | str, category: type[Warning], filename: str, lineno: int,
-             file: TextIO | None = None, line: str | None = None) -> None:
+    def show(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
         with contextlib.suppress(Exception):
-            log.write("warning", f"{category.__name__}: {message}", level="warning",
-                      logger=f"{filename}:{lineno}")
+            log.write(
+                "warning",
+                f"{category.__name__}: {message}",
+                level="warning",
+                logger=f"{filename}:{lineno}",
+            )
         shown(message, category, filename, lineno, file, line)
 
     root.addHandler(handler)
@@ -213,13 +244,24 @@ class _Handler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         with contextlib.suppress(Exception):  # a message that can't be formatted stops no run
-            level = ("error" if record.levelno >= logging.ERROR else
-                     "warning" if record.levelno >= logging.WARNING else "info")
+            level = (
+                "error"
+                if record.levelno >= logging.ERROR
+                else "warning"
+                if record.levelno >= logging.WARNING
+                else "info"
+            )
             error = record.exc_info[1] if record.exc_info else None
-            self._log.write("log", record.getMessage(), level=level, logger=record.name,
-                            traceback=bounded_traceback(error) if error else None)
-        others = [other for other in logging.getLogger().handlers
-                  if not isinstance(other, _Handler)]
+            self._log.write(
+                "log",
+                record.getMessage(),
+                level=level,
+                logger=record.name,
+                traceback=bounded_traceback(error) if error else None,
+            )
+        others = [
+            other for other in logging.getLogger().handlers if not isinstance(other, _Handler)
+        ]
         last = logging.lastResort
         if not others and last is not None and record.levelno >= last.level:
             last.handle(record)
@@ -250,10 +292,10 @@ def log_files(dataset: Path, run_id: str) -> list[LogFile]:
         for entry in os.scandir(dataset / LOGS / run_id):
             if (match := _FILE.match(entry.name)) and entry.is_file():
                 number = match["number"]
-                found.append(LogFile(Path(entry.path), match["worker"],
-                                     int(number) if number else None))
-    return sorted(found, key=lambda file: (
-        file.worker, file.number is None, file.number or 0))
+                found.append(
+                    LogFile(Path(entry.path), match["worker"], int(number) if number else None)
+                )
+    return sorted(found, key=lambda file: (file.worker, file.number is None, file.number or 0))
 
 
 def read_line(line: bytes) -> dict[str, Any] | None:
@@ -266,8 +308,14 @@ def read_line(line: bytes) -> dict[str, Any] | None:
 
 
 _KINDS: dict[str, type | tuple[type, ...]] = {
-    "time": str, "message": str, "traceback": str, "counts": dict, "versions": dict,
-    "seconds": (int, float), "attempts": int, "pid": int,
+    "time": str,
+    "message": str,
+    "traceback": str,
+    "counts": dict,
+    "versions": dict,
+    "seconds": (int, float),
+    "attempts": int,
+    "pid": int,
 }
 
 
@@ -285,8 +333,11 @@ def forget(dataset: Path, is_meant: Callable[[str], bool]) -> None:
     for run_id in logged_runs(dataset):
         for file in log_files(dataset, run_id):
             lines = file.path.read_bytes().splitlines(keepends=True)
-            left = [line for line in lines
-                    if (found := read_line(line)) is None or not is_meant(found.get("key") or "")]
+            left = [
+                line
+                for line in lines
+                if (found := read_line(line)) is None or not is_meant(found.get("key") or "")
+            ]
             if len(left) != len(lines):
                 temporary = temporary_beside(file.path)
                 temporary.write_bytes(b"".join(left))
@@ -314,11 +365,21 @@ class ShardLog:
 
     def failures(self, key: str, rows: Sequence[Mapping[str, Any]]) -> None:
         """A line for each of the rows that has an error; `key` is the name of their key."""
-        self._log.write_all([
-            self._log.line("failure", row["error"]["message"], level="error", key=row[key],
-                           kind=row["error"]["kind"], attempts=row["error"]["attempts"],
-                           **self._where)
-            for row in rows if row["error"] is not None])
+        self._log.write_all(
+            [
+                self._log.line(
+                    "failure",
+                    row["error"]["message"],
+                    level="error",
+                    key=row[key],
+                    kind=row["error"]["kind"],
+                    attempts=row["error"]["attempts"],
+                    **self._where,
+                )
+                for row in rows
+                if row["error"] is not None
+            ]
+        )
 
     def raised(self, event: str, error: BaseException, key: str | None = None) -> None:
         """An exception of a stage; after many of one shard its failures' messages must do."""

@@ -122,8 +122,10 @@ class RecordOfThisRun:
     def finish(self, state: str) -> None:
         with self._lock:
             self._is_finished = True
-            write_run(self._dataset, {**self._record, "state": state,
-                                      "finished_at": datetime.now(UTC).isoformat()})
+            write_run(
+                self._dataset,
+                {**self._record, "state": state, "finished_at": datetime.now(UTC).isoformat()},
+            )
 
 
 def run_records(dataset: Path) -> list[RunRecord]:
@@ -161,8 +163,9 @@ def _check(record: dict[str, Any], run_id: str) -> None:
         if not {"stage", "name", "reads", "settings", "models", "prompts", "score"} <= set(stage):
             raise KeyError("what a stage is made with")
         for step in stage["steps"]:
-            if not {"step", "key", "fingerprint", "upstream", "tables",
-                    "schema_columns"} <= set(step):
+            if not {"step", "key", "fingerprint", "upstream", "tables", "schema_columns"} <= set(
+                step
+            ):
                 raise KeyError("what a step is made from")
 
 
@@ -199,13 +202,17 @@ def check_place(dataset: Path) -> None:
     """UsageError if no catalog could be opened on `dataset`, whatever is in it."""
     place = str(dataset.absolute())
     if "\\" in place:
-        raise UsageError(f"{dataset}: DuckDB, which reads the tables, treats a backslash in a "
-                         "folder name as a separator; move the dataset elsewhere")
+        raise UsageError(
+            f"{dataset}: DuckDB, which reads the tables, treats a backslash in a "
+            "folder name as a separator; move the dataset elsewhere"
+        )
     try:
         place.encode()
     except UnicodeEncodeError as error:
-        raise UsageError(f"{storable(str(dataset))}: the folder's name is not UTF-8, so no "
-                         "table there can be read; move the dataset elsewhere") from error
+        raise UsageError(
+            f"{storable(str(dataset))}: the folder's name is not UTF-8, so no "
+            "table there can be read; move the dataset elsewhere"
+        ) from error
 
 
 def check_links(dataset: Path, *, without: Collection[str] = ()) -> None:
@@ -216,11 +223,16 @@ def check_links(dataset: Path, *, without: Collection[str] = ()) -> None:
     """
     with contextlib.suppress(FileNotFoundError, NotADirectoryError):
         for path in sorted(dataset.iterdir()):
-            if (path.is_symlink() and path.name not in (*without, "logs", "index")
-                    and not path.exists()):
-                raise ClipmillError(f"{path} is a link to {path.readlink()}, which doesn't exist; "
-                                    "mount its disk, or delete the link if the data is lost for "
-                                    "good")
+            if (
+                path.is_symlink()
+                and path.name not in (*without, "logs", "index")
+                and not path.exists()
+            ):
+                raise ClipmillError(
+                    f"{path} is a link to {path.readlink()}, which doesn't exist; "
+                    "mount its disk, or delete the link if the data is lost for "
+                    "good"
+                )
 
 
 def _is_dataset(folder: Path) -> bool:
@@ -246,15 +258,18 @@ def require_dataset(dataset: Path) -> Path:
     check_place(dataset)
     make = f"to make one, {start_a_run(dataset)}"
     if dataset.is_file():
-        raise UsageError(f"{dataset} is a file, but a dataset is a folder, which `clipmill run` "
-                         f"makes{_datasets_in(dataset.parent)}")
+        raise UsageError(
+            f"{dataset} is a file, but a dataset is a folder, which `clipmill run` "
+            f"makes{_datasets_in(dataset.parent)}"
+        )
     if not dataset.is_dir():
         near = difflib.get_close_matches(dataset.name, _dataset_names(dataset.parent), n=1)
         hint = f"did you mean {shell_word(dataset.parent / near[0])}? " if near else ""
         raise UsageError(f"no dataset at {dataset}: the folder does not exist; {hint}{make}")
     if not _is_dataset(dataset):
         inner = _datasets_in(dataset)
-        raise UsageError(f"{dataset} is not a Clipmill dataset (it has no runs/ folder)"
-                         f"{inner or f'; {make}'}")
+        raise UsageError(
+            f"{dataset} is not a Clipmill dataset (it has no runs/ folder){inner or f'; {make}'}"
+        )
     check_links(dataset, without=("media",))  # tables can be queried without it
     return dataset

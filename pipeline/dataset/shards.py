@@ -172,9 +172,7 @@ def _sync(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def shard_writer(
-    path: Path, schema: pa.Schema, *, clean: bool = True
-) -> Iterator[ShardWriter]:
+def shard_writer(path: Path, schema: pa.Schema, *, clean: bool = True) -> Iterator[ShardWriter]:
     """Writes one shard; it is committed by `finish`, and removed if that is not reached."""
     path.parent.mkdir(parents=True, exist_ok=True)
     writer = ShardWriter(path, schema, clean=clean)
@@ -198,8 +196,9 @@ class ShardWriter:
         self._schema = schema
         try:
             # Page checksums let `verify` find flipped bits that still decompress.
-            self._writer = pq.ParquetWriter(self._temporary, schema, compression="zstd",
-                                            write_page_checksum=True)
+            self._writer = pq.ParquetWriter(
+                self._temporary, schema, compression="zstd", write_page_checksum=True
+            )
         except BaseException:
             self._temporary.unlink(missing_ok=True)
             raise
@@ -245,8 +244,9 @@ def write_json(path: Path, value: object) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_beside(path)
     try:
-        temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False, default=str) + "\n",
-                             "utf-8")
+        temporary.write_text(
+            json.dumps(value, indent=1, ensure_ascii=False, default=str) + "\n", "utf-8"
+        )
         commit(temporary, path)
     except BaseException as error:
         with contextlib.suppress(OSError):
@@ -262,5 +262,6 @@ def table_folders(dataset: Path) -> list[Path]:
         folder
         for label in dataset.iterdir()
         if label.is_dir() and label.name not in OWN_FOLDERS and label.name[0] != "."
-        for folder in label.iterdir() if folder.is_dir() and committed_shards(folder)
+        for folder in label.iterdir()
+        if folder.is_dir() and committed_shards(folder)
     )

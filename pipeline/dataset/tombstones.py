@@ -38,20 +38,29 @@ def new_tombstone(
 ) -> Tombstone:
     """Writes a tombstone; from now on nothing shows these videos."""
     now = datetime.now(UTC)
-    stone = Tombstone(f"{now:%Y%m%dT%H%M%S%f}-{uuid.uuid4().hex[:6]}", now, reason,
-                      {video: tuple(sorted(keys)) for video, keys in sorted(videos.items())})
+    stone = Tombstone(
+        f"{now:%Y%m%dT%H%M%S%f}-{uuid.uuid4().hex[:6]}",
+        now,
+        reason,
+        {video: tuple(sorted(keys)) for video, keys in sorted(videos.items())},
+    )
     write_tombstone(dataset, stone)
     return stone
 
 
 def write_tombstone(dataset: Path, stone: Tombstone) -> None:
-    write_json(dataset / REMOVED / f"{stone.name}.json", {
-        "at": stone.at.isoformat(),
-        "reason": stone.reason,
-        "purged_at": stone.purged_at.isoformat() if stone.purged_at else None,
-        "videos": [{"video_id": video, "source_keys": list(keys)}
-                   for video, keys in stone.videos.items()],
-    })
+    write_json(
+        dataset / REMOVED / f"{stone.name}.json",
+        {
+            "at": stone.at.isoformat(),
+            "reason": stone.reason,
+            "purged_at": stone.purged_at.isoformat() if stone.purged_at else None,
+            "videos": [
+                {"video_id": video, "source_keys": list(keys)}
+                for video, keys in stone.videos.items()
+            ],
+        },
+    )
 
 
 def tombstones(dataset: Path) -> list[Tombstone]:
@@ -68,23 +77,33 @@ def _read(path: Path) -> Tombstone:
         with reading(path):
             purged = value["purged_at"]
             return Tombstone(
-                path.stem, datetime.fromisoformat(value["at"]), value["reason"],
+                path.stem,
+                datetime.fromisoformat(value["at"]),
+                value["reason"],
                 {video["video_id"]: tuple(video["source_keys"]) for video in value["videos"]},
                 datetime.fromisoformat(purged) if purged else None,
             )
     except DamagedFile as error:
-        raise ClipmillError(f"{path} records what was removed from the dataset, and can't be read "
-                            f"({error.reason}); fix it, or delete it and remove those "
-                            "videos again") from error
+        raise ClipmillError(
+            f"{path} records what was removed from the dataset, and can't be read "
+            f"({error.reason}); fix it, or delete it and remove those "
+            "videos again"
+        ) from error
 
 
 def removed_videos(dataset: Path) -> dict[str, str]:
     """Ids of the removed videos, each with the time of its (last) removal as text."""
-    return {video: f"{stone.at:%Y-%m-%d %H:%M:%S} UTC"
-            for stone in tombstones(dataset) for video in stone.videos}
+    return {
+        video: f"{stone.at:%Y-%m-%d %H:%M:%S} UTC"
+        for stone in tombstones(dataset)
+        for video in stone.videos
+    }
 
 
 def removed_sources(dataset: Path) -> dict[str, str]:
     """Keys of the removed sources, each with the time of its (last) removal as text."""
-    return {key: f"{stone.at:%Y-%m-%d %H:%M:%S} UTC"
-            for stone in tombstones(dataset) for key in stone.source_keys}
+    return {
+        key: f"{stone.at:%Y-%m-%d %H:%M:%S} UTC"
+        for stone in tombstones(dataset)
+        for key in stone.source_keys
+    }

@@ -13,10 +13,27 @@ from clipmill import pipeline
 ROOT = Path(pipeline.__path__[0]).resolve().parent
 """The checkout, where Clipmill is installed from one."""
 # Those whose version may change what a run does.
-_PACKAGES = ("av", "decord", "duckdb", "huggingface_hub", "imageio-ffmpeg", "numpy",
-             "open_clip_torch", "opencv-python-headless", "pyarrow", "ray", "safetensors",
-             "scenedetect-headless", "sentencepiece", "timm", "tokenizers", "torch",
-             "torchvision", "transformers", "yt-dlp")
+_PACKAGES = (
+    "av",
+    "decord",
+    "duckdb",
+    "huggingface_hub",
+    "imageio-ffmpeg",
+    "numpy",
+    "open_clip_torch",
+    "opencv-python-headless",
+    "pyarrow",
+    "ray",
+    "safetensors",
+    "scenedetect-headless",
+    "sentencepiece",
+    "timm",
+    "tokenizers",
+    "torch",
+    "torchvision",
+    "transformers",
+    "yt-dlp",
+)
 
 
 @functools.cache
@@ -31,7 +48,11 @@ def code_version() -> str:
     try:
         said = subprocess.run(
             ["git", "-C", str(ROOT), "describe", "--always", "--dirty=-changed", "--exclude=*"],
-            stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=10, check=True,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
         )
     except (OSError, subprocess.SubprocessError):
         return version

@@ -21,8 +21,15 @@ from clipmill.stages.media.isolation import progress
 Doing = Literal["reads its input", "opens its models", "at", "commits"]
 _MOST_NOTE_BYTES = 1 << 20
 
-STATES = {"R": "running", "S": "sleeping", "D": "waiting for a disk", "T": "stopped",
-          "t": "stopped by a debugger", "Z": "dead", "X": "dead"}
+STATES = {
+    "R": "running",
+    "S": "sleeping",
+    "D": "waiting for a disk",
+    "T": "stopped",
+    "t": "stopped by a debugger",
+    "Z": "dead",
+    "X": "dead",
+}
 """The system's state of a process, in words."""
 STOPPED = ("T", "t")
 
@@ -120,8 +127,16 @@ class Beat:
     def of(cls, activity: Activity, pool: int, node: str, done: int) -> Beat:
         """This process's own."""
         process = Process.own(activity)
-        return cls(pool, node, done, socket.gethostname(), process, activity.moves,
-                   activity.place, state_of(process))
+        return cls(
+            pool,
+            node,
+            done,
+            socket.gethostname(),
+            process,
+            activity.moves,
+            activity.place,
+            state_of(process),
+        )
 
 
 @dataclass(frozen=True)

@@ -42,8 +42,11 @@ class ClusterProbe:
     """
 
     def __init__(
-        self, watchdog: Watchdog, nodes: Callable[[], tuple[Iterable[Node], str | None]],
-        take: Callable[[], tuple[dict[str, Counter[Any]], dict[str, Beat]]], report: Report,
+        self,
+        watchdog: Watchdog,
+        nodes: Callable[[], tuple[Iterable[Node], str | None]],
+        take: Callable[[], tuple[dict[str, Counter[Any]], dict[str, Beat]]],
+        report: Report,
         standstills: Standstills | None = None,
     ) -> None:
         self._watchdog = watchdog
@@ -83,8 +86,10 @@ class ClusterProbe:
 
         threading.Thread(target=ask, daemon=True).start()
         if not answered.wait(ANSWER_SECONDS):
-            raise ClusterLost("the Ray cluster no longer answers: its head is gone or "
-                              "unreachable; restart it, then run again")
+            raise ClusterLost(
+                "the Ray cluster no longer answers: its head is gone or "
+                "unreachable; restart it, then run again"
+            )
 
     def stop(self) -> None:
         """Passes on what was reported last; does not wait for a cluster that does not answer."""
@@ -136,5 +141,7 @@ def _refuses(path: str) -> bool:
 
 
 def _machine_lost() -> ClusterLost:
-    return ClusterLost("this machine's Ray process (the raylet, with its object store) is gone: "
-                       "the system may have run out of memory; run again")
+    return ClusterLost(
+        "this machine's Ray process (the raylet, with its object store) is gone: "
+        "the system may have run out of memory; run again"
+    )

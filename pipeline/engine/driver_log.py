@@ -18,20 +18,30 @@ _LOGGED_COUNTS = ("kept", "rejected", "failed", "outputs", "shards")
 class DriverLog:
     """The driver's entries in the run's log, and its final counts."""
 
-    def __init__(self, loaded: LoadedRecipe, dataset: Path, record: RunRecord,
-                 todo: dict[str, list[str]], before: str | None) -> None:
+    def __init__(
+        self,
+        loaded: LoadedRecipe,
+        dataset: Path,
+        record: RunRecord,
+        todo: dict[str, list[str]],
+        before: str | None,
+    ) -> None:
         recipe = loaded.recipe
         self.limits = LogLimits.of(recipe.log_file_megabytes, recipe.log_megabytes)
         self.log = RunLog(dataset, record["run_id"], DRIVER, self.limits)
         self._started = time.monotonic()
         self._counts: dict[str, Counter[Any]] = {}
         versions = {"clipmill": record["code_version"], **record["versions"]}
-        self.log.write("run_start", f"recipe {loaded.name}, engine {recipe.engine}",
-                       versions=versions)
+        self.log.write(
+            "run_start", f"recipe {loaded.name}, engine {recipe.engine}", versions=versions
+        )
         for line in (before or "").splitlines():
             self.log.write("before", line)
-        self.log.write("pending", "shards to do, by step",
-                       counts={step: len(missing) for step, missing in todo.items() if missing})
+        self.log.write(
+            "pending",
+            "shards to do, by step",
+            counts={step: len(missing) for step, missing in todo.items() if missing},
+        )
 
     @property
     def seconds(self) -> float:
@@ -44,7 +54,8 @@ class DriverLog:
 
     def report(self, label: str, counts: Counter[Any]) -> None:
         self._counts.setdefault(label, Counter()).update(
-            {name: number for name, number in counts.items() if name in _LOGGED_COUNTS})
+            {name: number for name, number in counts.items() if name in _LOGGED_COUNTS}
+        )
 
     def stands(self, message: str, about: Mapping[str, Any]) -> None:
         self.log.write("standstill", message, level="warning", **about)
@@ -54,5 +65,9 @@ class DriverLog:
             self.log.raised("run_error", error)
         for label, counts in self._counts.items():
             self.log.write("stage_counts", step=label, counts=dict(counts))
-        self.log.write("run_end", state, level="info" if state == "done" else "error",
-                       seconds=round(self.seconds, 3))
+        self.log.write(
+            "run_end",
+            state,
+            level="info" if state == "done" else "error",
+            seconds=round(self.seconds, 3),
+        )

@@ -72,7 +72,8 @@ def _is_of_a_query(error: BaseException) -> bool:
     # By its name: whoever is here without a query has not loaded DuckDB, which takes a while.
     kinds = (f"{kind.__module__}.{kind.__name__}" for kind in type(error).__mro__)
     return "_duckdb.InterruptException" in kinds or (
-        type(error) is RuntimeError and str(error) == "Query interrupted")
+        type(error) is RuntimeError and str(error) == "Query interrupted"
+    )
 
 
 @contextlib.contextmanager

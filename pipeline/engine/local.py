@@ -19,8 +19,14 @@ _LOOK_SECONDS = 1.0
 
 
 def run_locally(
-    plan: Plan, steps: tuple[Step, ...], shards: ShardList, dataset: Path, run_id: str,
-    report: Report, log_limits: LogLimits, lookout: Lookout,
+    plan: Plan,
+    steps: tuple[Step, ...],
+    shards: ShardList,
+    dataset: Path,
+    run_id: str,
+    report: Report,
+    log_limits: LogLimits,
+    lookout: Lookout,
 ) -> None:
     """Runs what is pending, shard by shard; returns when all is committed."""
     todo = pending(plan, steps, shards, dataset)

@@ -29,8 +29,11 @@ def new_record(
         "recipe_name": loaded.name,
         "recipe": loaded.record(),
         "code_version": code_version(),
-        "versions": {"python": platform.python_version(), "system": platform.platform(),
-                     **package_versions()},
+        "versions": {
+            "python": platform.python_version(),
+            "system": platform.platform(),
+            **package_versions(),
+        },
         "engine": loaded.recipe.engine,
         "until": None if len(steps) == len(plan.steps) else steps[-1].stage_label,
         "last_shard": shards.first[-1] if shards.first else None,
@@ -80,5 +83,6 @@ def _models(stage: Stage) -> dict[str, ModelRecord]:
 
 
 def fingerprints(record: RunRecord) -> dict[str, str]:
-    return {step["step"]: step["fingerprint"]
-            for stage in record["stages"] for step in stage["steps"]}
+    return {
+        step["step"]: step["fingerprint"] for stage in record["stages"] for step in stage["steps"]
+    }

@@ -64,12 +64,16 @@ def cluster(settings: RaySettings) -> Iterator[Machine]:
         logging.getLogger("ray").setLevel(logging.ERROR)
         logging.getLogger("ray.data").setLevel(logging.CRITICAL)
         address = settings.address or os.environ.get("RAY_ADDRESS")
-        started: dict[str, Any] = {"address": address} if address else {
-            "address": "local",  # without, Ray would join any cluster that it finds here
-            "num_cpus": settings.num_cpus,
-            "object_store_memory": settings.object_store_megabytes * 2**20,
-            "include_dashboard": False,
-        }
+        started: dict[str, Any] = (
+            {"address": address}
+            if address
+            else {
+                "address": "local",  # without, Ray would join any cluster that it finds here
+                "num_cpus": settings.num_cpus,
+                "object_store_memory": settings.object_store_megabytes * 2**20,
+                "include_dashboard": False,
+            }
+        )
         # Where the package lies: workers must import it where Clipmill is not installed.
         root = str(Path(str(files("clipmill"))).resolve().parent)
         paths = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
@@ -79,9 +83,12 @@ def cluster(settings: RaySettings) -> Iterator[Machine]:
         try:
             # Ray's processes and its workers inherit what they are started with.
             with _own_sigterm(), null_input():
-                ray.init(logging_level=logging.ERROR, log_to_driver=True,
-                         runtime_env={"env_vars": {"PYTHONPATH": paths, "PYTHONUTF8": "1"}},
-                         **started)
+                ray.init(
+                    logging_level=logging.ERROR,
+                    log_to_driver=True,
+                    runtime_env={"env_vars": {"PYTHONPATH": paths, "PYTHONUTF8": "1"}},
+                    **started,
+                )
         except Exception as error:  # that it took too long is a bare Exception
             raise ClipmillError(f"Ray could not be started on {place}: {error}") from error
     try:
@@ -96,8 +103,10 @@ def cluster(settings: RaySettings) -> Iterator[Machine]:
             _shut_down()
         raise
     if mine and not _shut_down():
-        raise ClusterLost(f"Ray did not shut down within {_SHUTDOWN_SECONDS:.0f} s; all work is "
-                          "committed, and running again does the rest")
+        raise ClusterLost(
+            f"Ray did not shut down within {_SHUTDOWN_SECONDS:.0f} s; all work is "
+            "committed, and running again does the rest"
+        )
 
 
 def _check_reachable(address: str) -> None:
@@ -110,7 +119,8 @@ def _check_reachable(address: str) -> None:
     except (OSError, OverflowError) as error:
         raise ClipmillError(
             f"Ray could not be started on {address}: nothing answers there ({error}); start the "
-            "cluster, or set another address with ray.address or RAY_ADDRESS") from error
+            "cluster, or set another address with ray.address or RAY_ADDRESS"
+        ) from error
 
 
 @contextlib.contextmanager
@@ -166,17 +176,27 @@ class _Heart:
     def _go_on(self) -> None:
         while True:
             with contextlib.suppress(Exception):  # the collector may be restarting
-                self._tally.beat.remote(self._name, Beat.of(
-                    self._activity, self._pool, self._node, self.done))
+                self._tally.beat.remote(
+                    self._name, Beat.of(self._activity, self._pool, self._node, self.done)
+                )
             time.sleep(BEAT_SECONDS)
 
 
 class _ShardRunner:
     """The contents of an actor of a pool: one worker over the pool's steps."""
 
-    def __init__(self, plan: dict[str, Any], labels: list[str], pool: int, dataset: str,
-                 run_id: str, shards: ShardList, tally: Any, gpus: float,
-                 log_limits: LogLimits) -> None:
+    def __init__(
+        self,
+        plan: dict[str, Any],
+        labels: list[str],
+        pool: int,
+        dataset: str,
+        run_id: str,
+        shards: ShardList,
+        tally: Any,
+        gpus: float,
+        log_limits: LogLimits,
+    ) -> None:
         # A cluster may have been started from a terminal, and stages import what starts programs.
         leave_terminal()
         # Before anything that may take the process down: it is to be counted then.
@@ -188,11 +208,16 @@ class _ShardRunner:
         whole = Plan.from_spec(plan)
         steps = tuple(whole.by_label[label] for label in labels)
         self._worker = Worker(
-            whole, steps, Path(dataset), run_id, shards,
+            whole,
+            steps,
+            Path(dataset),
+            run_id,
+            shards,
             tally.add.remote,
             # Killing and restarting a whole run does not count as a crash of its current row.
             journal_over_runs=False,
-            log_limits=log_limits, activity=activity,
+            log_limits=log_limits,
+            activity=activity,
         )
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
@@ -206,8 +231,15 @@ class _ShardRunner:
 
 
 def run_on_ray(
-    plan: Plan, steps: tuple[Step, ...], shards: ShardList, dataset: Path, run_id: str,
-    report: Report, machine: Machine, log_limits: LogLimits, lookout: Lookout,
+    plan: Plan,
+    steps: tuple[Step, ...],
+    shards: ShardList,
+    dataset: Path,
+    run_id: str,
+    report: Report,
+    machine: Machine,
+    log_limits: LogLimits,
+    lookout: Lookout,
 ) -> None:
     """Runs what is pending, phase by phase; returns when all is committed.
 
@@ -221,8 +253,9 @@ def run_on_ray(
             _run_leg(plan, leg, names, shards, dataset, run_id, report, log_limits, lookout)
 
 
-def legs_of(plan: Plan, steps: tuple[Step, ...], shards: ShardList, dataset: Path,
-            machine: Machine) -> tuple[Leg, ...]:
+def legs_of(
+    plan: Plan, steps: tuple[Step, ...], shards: ShardList, dataset: Path, machine: Machine
+) -> tuple[Leg, ...]:
     """The phases of what is pending; steps with nothing to do take no workers."""
     todo = pending(plan, steps, shards, dataset)
     busy = tuple(step for step in steps if todo[step.label])
@@ -230,8 +263,17 @@ def legs_of(plan: Plan, steps: tuple[Step, ...], shards: ShardList, dataset: Pat
     return plan_legs(busy, machine, most) if busy else ()
 
 
-def _run_leg(plan: Plan, leg: Leg, names: list[str], shards: ShardList, dataset: Path,
-             run_id: str, report: Report, log_limits: LogLimits, lookout: Lookout) -> None:
+def _run_leg(
+    plan: Plan,
+    leg: Leg,
+    names: list[str],
+    shards: ShardList,
+    dataset: Path,
+    run_id: str,
+    report: Report,
+    log_limits: LogLimits,
+    lookout: Lookout,
+) -> None:
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
@@ -240,9 +282,11 @@ def _run_leg(plan: Plan, leg: Leg, names: list[str], shards: ShardList, dataset:
     # On the driver's node: if that is lost, the run is over anyway.
     actor: Any = _Tally  # `ray.remote` has made a class of actors of it
     tally = actor.options(
-        scheduling_strategy=NodeAffinitySchedulingStrategy(here, soft=True)).remote()
-    stream = ray.data.from_items([{"shard": name} for name in names],
-                                 override_num_blocks=len(names))
+        scheduling_strategy=NodeAffinitySchedulingStrategy(here, soft=True)
+    ).remote()
+    stream = ray.data.from_items(
+        [{"shard": name} for name in names], override_num_blocks=len(names)
+    )
     spec = plan.spec()
     for number, pool in enumerate(leg):
         stream = _through(stream, number, pool, spec, dataset, run_id, shards, tally, log_limits)
@@ -290,10 +334,14 @@ def _rows_a_shard(dataset: Path, names: Sequence[str]) -> int:
 def _nodes(here: str) -> tuple[list[Node], str | None]:
     """The nodes that are alive, and the socket of the one that this process is on."""
     found = ray.nodes()
-    alive = [Node(node["NodeID"], node["Resources"].get("CPU", 0),
-                  node["Resources"].get("GPU", 0)) for node in found if node["Alive"]]
-    return alive, next((node.get("RayletSocketName") for node in found
-                        if node["NodeID"] == here), None)
+    alive = [
+        Node(node["NodeID"], node["Resources"].get("CPU", 0), node["Resources"].get("GPU", 0))
+        for node in found
+        if node["Alive"]
+    ]
+    return alive, next(
+        (node.get("RayletSocketName") for node in found if node["NodeID"] == here), None
+    )
 
 
 def _look(beat: Beat, here: str) -> Finding:
@@ -316,7 +364,8 @@ def _on_its_node(function: Callable[[Process], Any], beat: Beat, here: str) -> A
 
 def _take(tally: Any) -> tuple[dict[str, Counter[Any]], dict[str, Beat]]:
     taken: tuple[dict[str, Counter[Any]], dict[str, Beat]] = ray.get(
-        tally.take.remote(), timeout=ANSWER_SECONDS)
+        tally.take.remote(), timeout=ANSWER_SECONDS
+    )
     return taken
 
 
@@ -342,14 +391,32 @@ class _Flow:
             self.came.put(_END)
 
 
-def _through(stream: Any, number: int, pool: Pool, spec: dict[str, Any], dataset: Path, run_id: str,
-             shards: ShardList, tally: Any, log_limits: LogLimits) -> Any:
+def _through(
+    stream: Any,
+    number: int,
+    pool: Pool,
+    spec: dict[str, Any],
+    dataset: Path,
+    run_id: str,
+    shards: ShardList,
+    tally: Any,
+    log_limits: LogLimits,
+) -> Any:
     # Ray names the operator and its actors after the class.
     named = type(pool.names, (_ShardRunner,), {})
     return stream.map_batches(
         named,
-        fn_constructor_args=(spec, [step.label for step in pool.steps], number, str(dataset),
-                             run_id, shards, tally, pool.gpus, log_limits),
+        fn_constructor_args=(
+            spec,
+            [step.label for step in pool.steps],
+            number,
+            str(dataset),
+            run_id,
+            shards,
+            tally,
+            pool.gpus,
+            log_limits,
+        ),
         batch_size=1,
         batch_format="numpy",
         compute=ActorPoolStrategy(size=pool.workers),
@@ -383,8 +450,9 @@ def map_on_ray(
 class _TaskFlow:
     """Hands items over as tasks, some ahead of those that are at work."""
 
-    def __init__(self, function: Callable[[Any], Any], items: Sequence[Any], cpus: float,
-                 machine: Machine) -> None:
+    def __init__(
+        self, function: Callable[[Any], Any], items: Sequence[Any], cpus: float, machine: Machine
+    ) -> None:
         # Deaths are counted here: Ray does not count workers killed by the memory monitor.
         self._task = ray.remote(attempt_in_a_worker).options(num_cpus=cpus, max_retries=0)
         self._function = ray.put(ray.cloudpickle.dumps(function))
@@ -446,8 +514,7 @@ def _own(error: BaseException | None) -> ClipmillError | None:
     """The clear error that a worker raised, extracted from Ray's wrapper."""
     while error is not None:
         # Ray's wrapper is of the error's class, too, and its text is the whole traceback.
-        if isinstance(error, ClipmillError) and not isinstance(error,
-                                                               ray.exceptions.RayTaskError):
+        if isinstance(error, ClipmillError) and not isinstance(error, ray.exceptions.RayTaskError):
             said = str(error.args[0]) if error.args else str(error)
             return type(error)(said.partition(_RAYS_OWN_WORDS)[0])
         error = getattr(error, "cause", None) or error.__cause__

@@ -23,6 +23,7 @@ from clipmill.stages.media.isolation.terminal import leave_terminal, null_input
 T = TypeVar("T")
 R = TypeVar("R")
 
+
 def map_tasks(
     function: Callable[[T], R],
     items: Sequence[T],

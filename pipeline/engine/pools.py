@@ -74,8 +74,7 @@ def plan_legs(steps: tuple[Step, ...], machine: Machine, n_shards: int) -> tuple
     for step in steps:
         need = step.stage.resources
         if need.cpus > machine.cpus or need.gpus > machine.gpus:
-            what, setting = (("gpus", need.gpus) if need.gpus > machine.gpus
-                             else ("cpus", need.cpus))
+            what, setting = ("gpus", need.gpus) if need.gpus > machine.gpus else ("cpus", need.cpus)
             have = machine.gpus if what == "gpus" else machine.cpus
             raise ClipmillError(
                 f"stage {step.stage_label} asks for {setting:g} {what} per worker, but this "
@@ -102,9 +101,11 @@ def _by_kind(steps: tuple[Step, ...]) -> list[tuple[Step, ...]]:
         last = groups[-1] if groups else None
         same = last is not None and (
             last[-1].stage_label == step.stage_label
-            or (_kind(last[-1].stage) == _kind(step.stage)
+            or (
+                _kind(last[-1].stage) == _kind(step.stage)
                 and last[-1].stage.workers == step.stage.workers
-                and _gpus((*last, step)) <= 1)
+                and _gpus((*last, step)) <= 1
+            )
         )
         if same and last is not None:
             last.append(step)
@@ -118,8 +119,7 @@ def _cpus(group: tuple[Step, ...]) -> float:
 
 
 def _fits(groups: list[tuple[Step, ...]], machine: Machine) -> bool:
-    return (sum(map(_cpus, groups)) <= machine.cpus
-            and sum(map(_gpus, groups)) <= machine.gpus)
+    return sum(map(_cpus, groups)) <= machine.cpus and sum(map(_gpus, groups)) <= machine.gpus
 
 
 def _join_cheapest(groups: list[tuple[Step, ...]]) -> list[tuple[Step, ...]] | None:
@@ -127,7 +127,7 @@ def _join_cheapest(groups: list[tuple[Step, ...]]) -> list[tuple[Step, ...]] | N
     for i in range(len(groups) - 1):
         together = (*groups[i], *groups[i + 1])
         if not _gpus(together):
-            return [*groups[:i], together, *groups[i + 2:]]
+            return [*groups[:i], together, *groups[i + 2 :]]
     return None
 
 
@@ -136,8 +136,10 @@ def _with_workers(groups: list[tuple[Step, ...]], machine: Machine, n_shards: in
     workers = [1] * len(groups)
 
     def used(what: str) -> float:
-        return sum(n * (_cpus(g) if what == "cpus" else _gpus(g))
-                   for n, g in zip(workers, groups, strict=True))
+        return sum(
+            n * (_cpus(g) if what == "cpus" else _gpus(g))
+            for n, g in zip(workers, groups, strict=True)
+        )
 
     grown = True
     while grown:
@@ -145,8 +147,10 @@ def _with_workers(groups: list[tuple[Step, ...]], machine: Machine, n_shards: in
         for i, group in enumerate(groups):
             asked = [s.stage.workers for s in group if s.stage.workers is not None]
             limit = min([max(1, n_shards), *([max(asked)] if asked else [])])
-            fits = (used("cpus") + _cpus(group) <= machine.cpus
-                    and used("gpus") + _gpus(group) <= machine.gpus)
+            fits = (
+                used("cpus") + _cpus(group) <= machine.cpus
+                and used("gpus") + _gpus(group) <= machine.gpus
+            )
             if workers[i] < limit and fits:
                 workers[i] += 1
                 grown = True

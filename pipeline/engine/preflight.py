@@ -75,8 +75,9 @@ def _get(value: ModelReference | DataFile, setting: str, away: dict[str, str]) -
 
     if isinstance(value, DataFile):
         if not local_file(value, setting=setting).is_file():
-            raise UsageError(f"{setting}: no file {value.path}; set it with "
-                             f"--set {setting}=/path/to/file")
+            raise UsageError(
+                f"{setting}: no file {value.path}; set it with --set {setting}=/path/to/file"
+            )
     elif value.server:
         _ask_server(value.server, setting)
     elif value.hub:
@@ -106,24 +107,30 @@ def _without_network(findings: list[Finding]) -> str:
         else:
             repository = repository_of(str(one.reference.hub))
             folder = shell_word(f"./models/{Path(repository).name}")
-            revision = (f" --revision {shell_word(one.reference.revision)}"
-                        if one.reference.revision else "")
+            revision = (
+                f" --revision {shell_word(one.reference.revision)}"
+                if one.reference.revision
+                else ""
+            )
             command = f"hf download {shell_word(repository)}{revision} --local-dir {folder}"
             override = f"--set {one.setting}={folder}"
         commands[command] = None
         overrides.append(override)
-    places = dict.fromkeys(f"{_place(one.reference)} does not answer ({one.reason})"
-                           for one in findings)
-    return "\n".join([
-        f"files for {', '.join(one.setting for one in findings)} are not on this machine, and "
-        "can't be downloaded now:",
-        *(f"  {place}" for place in places),
-        "On a network, these commands download them:",
-        *(f"  {command}" for command in commands),
-        "Then add this to the command:",
-        f"  {' '.join(overrides)}",
-        f"Recipes that download no models: {', '.join(names_without_downloads())}.",
-    ])
+    places = dict.fromkeys(
+        f"{_place(one.reference)} does not answer ({one.reason})" for one in findings
+    )
+    return "\n".join(
+        [
+            f"files for {', '.join(one.setting for one in findings)} are not on this machine, and "
+            "can't be downloaded now:",
+            *(f"  {place}" for place in places),
+            "On a network, these commands download them:",
+            *(f"  {command}" for command in commands),
+            "Then add this to the command:",
+            f"  {' '.join(overrides)}",
+            f"Recipes that download no models: {', '.join(names_without_downloads())}.",
+        ]
+    )
 
 
 def _ask_server(url: str, setting: str) -> None:
@@ -138,5 +145,7 @@ def _ask_server(url: str, setting: str) -> None:
         with client:
             client.get(f"{url.rstrip('/')}/models")
     except httpx.HTTPError as error:
-        raise ClipmillError(f"{setting}: no server answers at {url}: {error}; start it, or point "
-                            f"--set {setting}= to another") from error
+        raise ClipmillError(
+            f"{setting}: no server answers at {url}: {error}; start it, or point "
+            f"--set {setting}= to another"
+        ) from error

@@ -23,8 +23,15 @@ _QUIET_SECONDS = 10.0
 _AGAIN_SECONDS = 1.0
 # Each of these, where one is set, counts for Ray more than the address that it is given.
 _ADDRESSES_OF_ENVIRONMENT = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
-_TROUBLE = (RayError, aiohttp.ClientError, OSError, RuntimeError, ValueError, TypeError,
-            LookupError)
+_TROUBLE = (
+    RayError,
+    aiohttp.ClientError,
+    OSError,
+    RuntimeError,
+    ValueError,
+    TypeError,
+    LookupError,
+)
 
 
 class _Client(JobSubmissionClient):
@@ -65,7 +72,7 @@ class Job:
                     self._state = await self._ask_state()
                 passed = 0  # a new connection sends the log from its beginning
                 async for text in self._log():
-                    new = text[max(0, written - passed):]
+                    new = text[max(0, written - passed) :]
                     passed += len(text)
                     written = max(written, passed)
                     output.write(new)
@@ -118,7 +125,8 @@ class Job:
                 raise ClipmillError(
                     f"the job server at {self.address} no longer knows job {self.id}: its head "
                     "was restarted, and the job ended with the previous one; submit it again, "
-                    "and it does what is missing") from error
+                    "and it does what is missing"
+                ) from error
             raise _NoAnswer from error
         return str(state.value) if state.is_terminal() else None
 
@@ -126,7 +134,8 @@ class Job:
         return ClipmillError(
             f"the job server at {self.address} no longer answers: {_first_words(error)}; the job "
             f"may still be running: once it answers, `ray job logs --address {self.address} "
-            f"--follow {self.id}` shows what it prints")
+            f"--follow {self.id}` shows what it prints"
+        )
 
     def message(self) -> str:
         """What the cluster says about how the job ended."""
@@ -144,19 +153,26 @@ def submit_job(address: str, command: str, folder: Path, constraints: Path | Non
     UsageError where `address` is not one of a job server.
     """
     url = job_server(address)
-    environment: dict[str, Any] = {"working_dir": str(folder),
-                                   "env_vars": {"PYTHONUNBUFFERED": "1"}}
+    environment: dict[str, Any] = {
+        "working_dir": str(folder),
+        "env_vars": {"PYTHONUNBUFFERED": "1"},
+    }
     if constraints is not None:
-        pins = [line for line in constraints.read_text("utf-8").splitlines()
-                if line and not line.startswith(("#", "-"))]
+        pins = [
+            line
+            for line in constraints.read_text("utf-8").splitlines()
+            if line and not line.startswith(("#", "-"))
+        ]
         environment["pip"] = {"packages": pins, "pip_check": False}
     try:
         with _address_of_command_line():
             client = _Client(url)
         return Job(client, client.submit_job(entrypoint=command, runtime_env=environment), url)
     except _TROUBLE as error:
-        raise ClipmillError(f"the job server at {url} did not accept the job: "
-                            f"{_first_words(error)}; {_advice(error)}") from error
+        raise ClipmillError(
+            f"the job server at {url} did not accept the job: "
+            f"{_first_words(error)}; {_advice(error)}"
+        ) from error
 
 
 def job_server(address: str) -> str:
@@ -171,16 +187,17 @@ def job_server(address: str) -> str:
     except ValueError:
         is_one = False
     if not is_one:
-        raise UsageError(f"--address {address!r} is not the address of a job server; give the "
-                         "dashboard's, e.g. --address http://head:8265")
+        raise UsageError(
+            f"--address {address!r} is not the address of a job server; give the "
+            "dashboard's, e.g. --address http://head:8265"
+        )
     return url
 
 
 @contextlib.contextmanager
 def _address_of_command_line() -> Iterator[None]:
     """Keeps Ray from taking another address than it is given."""
-    kept = {name: os.environ.pop(name) for name in _ADDRESSES_OF_ENVIRONMENT
-            if name in os.environ}
+    kept = {name: os.environ.pop(name) for name in _ADDRESSES_OF_ENVIRONMENT if name in os.environ}
     try:
         yield
     finally:
@@ -190,10 +207,14 @@ def _address_of_command_line() -> Iterator[None]:
 def _advice(error: Exception) -> str:
     said = str(error)
     if said.startswith(("Authentication required", "Authentication failed")):
-        return ("this cluster requires a token: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH "
-                "to a file with the token that the head was started with")
-    return ("is it the dashboard's address (port 8265 by default), and is its head running? "
-            "`ray start --head --dashboard-host=0.0.0.0` starts one")
+        return (
+            "this cluster requires a token: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH "
+            "to a file with the token that the head was started with"
+        )
+    return (
+        "is it the dashboard's address (port 8265 by default), and is its head running? "
+        "`ray start --head --dashboard-host=0.0.0.0` starts one"
+    )
 
 
 def _first_words(error: BaseException | None) -> str:

@@ -11,8 +11,10 @@ from collections.abc import Iterator
 
 # What Ray's C++ says of its own doings: errors among it, of every actor of Ray Data, whatever one
 # does, and hundreds of them where a node is gone.
-NOISE = re.compile(rb"(?:\x1b\[\d+m|\(.{1,100}? pid=\d+\)|\s)*"
-                    rb"\[[\d :,.T-]+ [IWE] \d+ \d+\] (?:\(\w+\) )?\w+\.cc:\d+: ")
+NOISE = re.compile(
+    rb"(?:\x1b\[\d+m|\(.{1,100}? pid=\d+\)|\s)*"
+    rb"\[[\d :,.T-]+ [IWE] \d+ \d+\] (?:\(\w+\) )?\w+\.cc:\d+: "
+)
 # A frame of a worker's backtrace, of which there are dozens when its node goes away.
 FRAME = re.compile(rb" pid=\d+\b.*\[0x[0-9a-f]+\]")
 

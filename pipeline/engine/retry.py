@@ -32,8 +32,9 @@ def list_shards(dataset: Path, first: Sequence[str]) -> ShardList:
 
 def read_requests(dataset: Path) -> dict[str, RetryRequest]:
     """What was asked to be tried again, by the shard that it makes."""
-    return {path.stem: read_request(path)
-            for path in sorted((dataset / RETRIES).glob("[!.]*.json"))}
+    return {
+        path.stem: read_request(path) for path in sorted((dataset / RETRIES).glob("[!.]*.json"))
+    }
 
 
 def read_request(path: Path) -> RetryRequest:
@@ -43,8 +44,9 @@ def read_request(path: Path) -> RetryRequest:
         if not (is_shard(path.stem) and retry_number(path.stem)):
             raise ValueError("its name is not that of a retry shard")
         keys, asked_at = request["keys"], request.get("asked_at")  # older requests have no time
-        if not isinstance(keys, list) or not all(isinstance(text, str) for text in (
-                request["step"], request["fingerprint"], *keys)):
+        if not isinstance(keys, list) or not all(
+            isinstance(text, str) for text in (request["step"], request["fingerprint"], *keys)
+        ):
             raise TypeError("its step, fingerprint and keys are not all texts")
         if asked_at is not None:
             datetime.fromisoformat(asked_at)
@@ -88,22 +90,32 @@ class Unfinished:
 
     def has_tried(self, error: dict[str, Any]) -> bool:
         """Whether a row failed after these retries were asked for: as part of them, that is."""
-        return (self.asked_at is not None and error["at"] is not None
-                and error["at"] >= self.asked_at)
+        return (
+            self.asked_at is not None and error["at"] is not None and error["at"] >= self.asked_at
+        )
 
 
 def unfinished_retries(plan: Plan, dataset: Path, shards: ShardList) -> Unfinished:
     """What an interrupted `retry` still had to do: running what is pending finishes it."""
-    found = [request for name, request in shards.retries.items()
-             if request_is_current(plan, request)
-             and not shard_path(plan.by_label[request["step"]].folder(dataset), name).exists()]
-    times = [datetime.fromisoformat(asked_at) for request in found
-             if (asked_at := request.get("asked_at")) is not None]
+    found = [
+        request
+        for name, request in shards.retries.items()
+        if request_is_current(plan, request)
+        and not shard_path(plan.by_label[request["step"]].folder(dataset), name).exists()
+    ]
+    times = [
+        datetime.fromisoformat(asked_at)
+        for request in found
+        if (asked_at := request.get("asked_at")) is not None
+    ]
     return Unfinished(len(found), min(times, default=None))
 
 
 def request_retries(
-    plan: Plan, dataset: Path, shards: ShardList, kinds: Sequence[str],
+    plan: Plan,
+    dataset: Path,
+    shards: ShardList,
+    kinds: Sequence[str],
     finished: Unfinished = Unfinished(),
 ) -> dict[str, int]:
     """Writes a retry shard for every group with failures of `kinds` (all kinds when empty).
@@ -118,17 +130,29 @@ def request_retries(
     asked_at = datetime.now(UTC).isoformat()
     for step in plan.steps:
         for base, failed in current_failures(step, dataset).items():
-            again = {key: found for key, errors in sorted(failed.items())
-                     if (found := [error for error in errors
-                                   if (not kinds or error["kind"] in kinds)
-                                   and not finished.has_tried(error)])}
+            again = {
+                key: found
+                for key, errors in sorted(failed.items())
+                if (
+                    found := [
+                        error
+                        for error in errors
+                        if (not kinds or error["kind"] in kinds) and not finished.has_tried(error)
+                    ]
+                )
+            }
             if not again:
                 continue
             taken[base] = taken.get(base, 0) + 1
-            write_json(dataset / RETRIES / f"{base}.retry{taken[base]}.json", {
-                "step": step.label, "fingerprint": step.fingerprint, "keys": list(again),
-                "asked_at": asked_at,
-            })
+            write_json(
+                dataset / RETRIES / f"{base}.retry{taken[base]}.json",
+                {
+                    "step": step.label,
+                    "fingerprint": step.fingerprint,
+                    "keys": list(again),
+                    "asked_at": asked_at,
+                },
+            )
             for error in itertools.chain.from_iterable(again.values()):
                 part = error.get("part")
                 name = step.stage_label if part is None else f"{step.stage_label}.{part}"

@@ -93,22 +93,32 @@ class Watchdog:
     def problem(self, now: float) -> str | None:
         """Why the run can't continue; None if it can, as far as is known."""
         if self.is_unanswered(now):
-            return (f"the Ray cluster has not answered for {now - self._answered:.0f} s: its head "
-                    "is gone or unreachable; restart it, then run again")
+            return (
+                f"the Ray cluster has not answered for {now - self._answered:.0f} s: its head "
+                "is gone or unreachable; restart it, then run again"
+            )
         for number, pool in enumerate(self.leg):
-            allowed = pool.workers + STARTS_ALLOWED + (
-                2 * self.rows_a_shard if any(step.stage.fragile for step in pool.steps) else 0)
+            allowed = (
+                pool.workers
+                + STARTS_ALLOWED
+                + (2 * self.rows_a_shard if any(step.stage.fragile for step in pool.steps) else 0)
+            )
             if self._starts[number] > allowed:
-                return (f"workers of {pool.names} die again and again: {self._starts[number]} "
-                        "have started since one last finished a shard; see the run's log for what "
-                        "they did last, and the system's log for lack of memory")
+                return (
+                    f"workers of {pool.names} die again and again: {self._starts[number]} "
+                    "have started since one last finished a shard; see the run's log for what "
+                    "they did last, and the system's log for lack of memory"
+                )
         return self._starved(now)
 
     def _starved(self, now: float) -> str | None:
         if not self._nodes:
             return None
-        live = [beat for worker, beat in self._beats.items()
-                if now - self._heard[worker] <= SILENT_SECONDS and beat.node in self._nodes]
+        live = [
+            beat
+            for worker, beat in self._beats.items()
+            if now - self._heard[worker] <= SILENT_SECONDS and beat.node in self._nodes
+        ]
         free = {node.id: [node.cpus, node.gpus] for node in self._nodes.values()}
         for beat in live:
             free[beat.node][0] -= self.leg[beat.pool].cpus
@@ -123,12 +133,17 @@ class Watchdog:
 
     def _no_place(self, pool: Pool | Tasks) -> str:
         lost = len(self._lost - self._nodes.keys())
-        why = (f"{counted(lost, 'node')} of the cluster went away" if lost else
-               "the cluster has enough in total, but a worker must fit on one node")
+        why = (
+            f"{counted(lost, 'node')} of the cluster went away"
+            if lost
+            else "the cluster has enough in total, but a worker must fit on one node"
+        )
         gpus = f" and {pool.gpus:g} GPUs" if pool.gpus else ""
-        return (f"no node has room for a worker of {pool.names} ({pool.cpus:g} CPUs{gpus}): "
-                f"{why}; run again to plan for what the cluster has then"
-                + (", or give the stage fewer CPUs" if pool.steps else ""))
+        return (
+            f"no node has room for a worker of {pool.names} ({pool.cpus:g} CPUs{gpus}): "
+            f"{why}; run again to plan for what the cluster has then"
+            + (", or give the stage fewer CPUs" if pool.steps else "")
+        )
 
 
 def _fits(pool: Pool | Tasks, free: Sequence[Sequence[float]]) -> bool:

@@ -112,8 +112,9 @@ class Worker:
             started = time.monotonic()
             with noted_places() as places:
                 transform = self._stack.enter_context(step.stage.open(workspace))
-            self._log.write("stage_open", step=step.label,
-                            seconds=round(time.monotonic() - started, 3))
+            self._log.write(
+                "stage_open", step=step.label, seconds=round(time.monotonic() - started, 3)
+            )
             if places:
                 self.report(step.stage_label, Counter(places))
             self._open[step.label] = (transform, workspace)
@@ -170,15 +171,28 @@ class Worker:
                     decoded += frames.decoded_frames
             done = counts["kept"] + counts["rejected"] + counts["failed"]
             if done != counts["inputs"]:
-                raise AssertionError(f"{step.label}/{shard}: {counts['inputs']} inputs, but "
-                                     f"{done} kept, rejected or failed")
+                raise AssertionError(
+                    f"{step.label}/{shard}: {counts['inputs']} inputs, but "
+                    f"{done} kept, rejected or failed"
+                )
             self.activity.at(step.label, shard, "commits")
-            writers.finish(ShardMetadata(
-                step.stage_label, step.label, shard, step.fingerprint, self.run_id,
-                counts["inputs"], counts["kept"], counts["rejected"], counts["failed"],
-                counts["outputs"], round(time.monotonic() - started, 3), decoded,
-                counts["source_frames"],
-            ))
+            writers.finish(
+                ShardMetadata(
+                    step.stage_label,
+                    step.label,
+                    shard,
+                    step.fingerprint,
+                    self.run_id,
+                    counts["inputs"],
+                    counts["kept"],
+                    counts["rejected"],
+                    counts["failed"],
+                    counts["outputs"],
+                    round(time.monotonic() - started, 3),
+                    decoded,
+                    counts["source_frames"],
+                )
+            )
         journal = _journal(step, self.dataset, shard)
         if not journal.is_dir():  # which `verify` reports
             journal.unlink(missing_ok=True)
@@ -199,8 +213,10 @@ class Worker:
         for at, row in enumerate(rows):
             if (video := row["video_id"]) in removed:
                 again.setdefault(video, []).append(row["source_key"])
-                rows[at] = {"source_key": row["source_key"],
-                            "rejection": {"rule": REMOVED_RULE, "detail": removed[video]}}
+                rows[at] = {
+                    "source_key": row["source_key"],
+                    "rejection": {"rule": REMOVED_RULE, "detail": removed[video]},
+                }
         if not again:
             return table
         # Its file and what the source said of it go with the removals at the end of the run.
@@ -208,8 +224,13 @@ class Worker:
         return pa.Table.from_pylist(rows, schema=table.schema)
 
     def _batches(
-        self, step: Step, shard: str, rows: pa.Table, transform: Transform,
-        frames: FrameReader | None, log: ShardLog,
+        self,
+        step: Step,
+        shard: str,
+        rows: pa.Table,
+        transform: Transform,
+        frames: FrameReader | None,
+        log: ShardLog,
     ) -> Iterator[tuple[pa.Table, dict[str, pa.Table]]]:
         """Every batch of a shard with its output tables, failures included."""
         stage, key = step.stage, step.stage.key
@@ -226,8 +247,13 @@ class Worker:
                     yield from _batch(step, batch, transform, frames, log, self.dataset, doing)
                 except DeviceBroken:
                     # Which of them did it comes out when each is done alone, in a new process.
-                    write_json(journal, {"run_id": self.run_id,
-                                         "started": dict.fromkeys(batch[key].to_pylist(), 1)})
+                    write_json(
+                        journal,
+                        {
+                            "run_id": self.run_id,
+                            "started": dict.fromkeys(batch[key].to_pylist(), 1),
+                        },
+                    )
                     raise
             return
         for row in range(rows.num_rows):
@@ -235,8 +261,11 @@ class Worker:
             name = batch[key][0].as_py()
             if seen.get(name, 0) >= CRASHES_ALLOWED:
                 deaths = counted(seen[name], "time")
-                error = RowFailed("crash", f"its worker died {deaths} while processing this row; "
-                                  "retry the failures of kind crash to try it again")
+                error = RowFailed(
+                    "crash",
+                    f"its worker died {deaths} while processing this row; "
+                    "retry the failures of kind crash to try it again",
+                )
                 yield batch, {step.label: failed_rows(step, [name], error)}
                 continue
             died = seen.get(name, 0)
@@ -273,8 +302,9 @@ class _Writers:
     might not fit each other.
     """
 
-    def __init__(self, stack: contextlib.ExitStack, step: Step, dataset: Path, shard: str,
-                 fence: Fence) -> None:
+    def __init__(
+        self, stack: contextlib.ExitStack, step: Step, dataset: Path, shard: str, fence: Fence
+    ) -> None:
         self._label = step.label
         self._fence = fence
         schemas = {**step.stage.more_tables, step.label: step.stage.table_schema}
@@ -308,8 +338,13 @@ class _Writers:
 
 
 def _batch(
-    step: Step, batch: pa.Table, transform: Transform, frames: FrameReader | None, log: ShardLog,
-    dataset: Path, doing: Callable[[pa.Table], None],
+    step: Step,
+    batch: pa.Table,
+    transform: Transform,
+    frames: FrameReader | None,
+    log: ShardLog,
+    dataset: Path,
+    doing: Callable[[pa.Table], None],
 ) -> Iterator[tuple[pa.Table, dict[str, pa.Table]]]:
     """One batch processed; if it raises, each of its rows alone. `doing` gets each."""
     doing(batch)
@@ -366,8 +401,9 @@ def _named(step: Step, output: pa.Table | dict[str, pa.Table]) -> dict[str, pa.T
     """The output by table; a stage names its own table by its name, on disk it is the label."""
     if isinstance(output, pa.Table):
         return {step.label: output}
-    return {step.label if name == step.stage.name else name: table
-            for name, table in output.items()}
+    return {
+        step.label if name == step.stage.name else name: table for name, table in output.items()
+    }
 
 
 def _as_outcome(step: Step, error: Exception) -> RowFailed | RowRejected:
@@ -380,8 +416,11 @@ def _as_outcome(step: Step, error: Exception) -> RowFailed | RowRejected:
 def _tally(step: Step, table: pa.Table) -> Counter[str]:
     outcome: dict[str, str] = {}
     outputs = note_outcomes(
-        table[step.stage.key].to_pylist(), table["rejection"].is_valid().to_pylist(),
-        table["error"].is_valid().to_pylist(), outcome)
+        table[step.stage.key].to_pylist(),
+        table["rejection"].is_valid().to_pylist(),
+        table["error"].is_valid().to_pylist(),
+        outcome,
+    )
     tally = Counter(outcome.values())
     tally["outputs"] = outputs
     return tally

@@ -114,8 +114,11 @@ class Standstills:
     def seen(self) -> list[Seen]:
         """Every worker that has something to do, or that is silent."""
         with self._lock:
-            return [self._seen(known) for known in self._known.values()
-                    if known.beat.place is not None or self._is_silent(known)]
+            return [
+                self._seen(known)
+                for known in self._known.values()
+                if known.beat.place is not None or self._is_silent(known)
+            ]
 
     def go_on(self, stopping: threading.Event) -> None:
         """Monitors the workers until told to stop; runs in a separate thread."""
@@ -126,8 +129,9 @@ class Standstills:
     def check(self) -> None:
         """Checks workers that may hang, and does what is due."""
         with self._lock:
-            suspects = [(worker, known) for worker, known in self._known.items()
-                        if self._is_suspect(known)]
+            suspects = [
+                (worker, known) for worker, known in self._known.items() if self._is_suspect(known)
+            ]
         for worker, known in suspects:
             self._check(worker, known)
         self.lookout.show(self.seen())
@@ -136,16 +140,19 @@ class Standstills:
         if not self._is_silent(known) and not self._is_standing(known):
             return False
         return known.looked is None or self._clock - known.looked >= min(
-            _LOOK_AGAIN_SECONDS, max(self.lookout.stall_seconds / 4, _LOOK_SECONDS))
+            _LOOK_AGAIN_SECONDS, max(self.lookout.stall_seconds / 4, _LOOK_SECONDS)
+        )
 
     def _is_silent(self, known: _Known) -> bool:
         return self._clock - known.heard > SILENT_SECONDS
 
     def _is_standing(self, known: _Known) -> bool:
         # One that has nothing to do has nothing to report, but that it lives.
-        return bool(self.lookout.stall_seconds) and (
-            known.beat.place is not None or self._is_silent(known)) and (
-            self._clock - known.moved >= self.lookout.stall_seconds)
+        return (
+            bool(self.lookout.stall_seconds)
+            and (known.beat.place is not None or self._is_silent(known))
+            and (self._clock - known.moved >= self.lookout.stall_seconds)
+        )
 
     def _check(self, worker: str, known: _Known) -> None:
         known.looked = self._clock
@@ -161,10 +168,16 @@ class Standstills:
             seen = self._seen(known)
         if seen.is_standing and not known.named:
             known.named = True
-            self._say(f"{seen.step or 'a stage'} makes no progress: {seen.describe()}"
-                      f"{self._what_next(seen)}", seen)
-        elif seen.is_standing and known.ended is None and (
-                seen.still_seconds >= 2 * self.lookout.stall_seconds):
+            self._say(
+                f"{seen.step or 'a stage'} makes no progress: {seen.describe()}"
+                f"{self._what_next(seen)}",
+                seen,
+            )
+        elif (
+            seen.is_standing
+            and known.ended is None
+            and (seen.still_seconds >= 2 * self.lookout.stall_seconds)
+        ):
             self._end(known, seen)
 
     def _what_next(self, seen: Seen) -> str:
@@ -172,8 +185,10 @@ class Standstills:
             return ""
         if not _may_end(seen):
             return "; it is not processing a row, so it is left alone"
-        return (f"; it will be killed after another {plain_time(self.lookout.stall_seconds)} "
-                "without progress (stall_seconds)")
+        return (
+            f"; it will be killed after another {plain_time(self.lookout.stall_seconds)} "
+            "without progress (stall_seconds)"
+        )
 
     def _end(self, known: _Known, seen: Seen) -> None:
         if self.end is None or not _may_end(seen):
@@ -191,8 +206,11 @@ class Standstills:
         place = seen.place
         about = {"worker_pid": seen.pid, "node": seen.beat.host, "state": seen.state}
         if place is not None:
-            about |= {"step": place.step, "shard": place.shard,
-                      "key": place.keys[0] if place.keys else None}
+            about |= {
+                "step": place.step,
+                "shard": place.shard,
+                "key": place.keys[0] if place.keys else None,
+            }
         self.lookout.say(message, about)
 
     def _seen(self, known: _Known) -> Seen:
@@ -200,10 +218,10 @@ class Standstills:
         silent = self._is_silent(known)
         if known.finding is not None:
             # Newer than what a worker said that says nothing any more.
-            place, state = known.finding.place or place, (
-                known.finding.state if silent else state)
-        return Seen(known.beat, place, self._clock - known.moved, state,
-                    self._is_standing(known), silent)
+            place, state = known.finding.place or place, (known.finding.state if silent else state)
+        return Seen(
+            known.beat, place, self._clock - known.moved, state, self._is_standing(known), silent
+        )
 
 
 def _may_end(seen: Seen) -> bool:

@@ -38,9 +38,7 @@ def step_folder(plan: Plan, dataset: Path, label: str) -> Path:
 
 def kept_rows(table: pa.Table) -> pa.Table:
     """The rows with neither a rejection nor an error."""
-    return table.filter(
-        pc.and_(pc.is_null(table["rejection"]), pc.is_null(table["error"]))
-    )
+    return table.filter(pc.and_(pc.is_null(table["rejection"]), pc.is_null(table["error"])))
 
 
 def read_shard(folder: Path, shard: str, schema: pa.Schema, columns: list[str]) -> pa.Table:
@@ -69,8 +67,16 @@ class _Joined:
     new_keys: list[str]
 
 
-def _load(plan: Plan, dataset: Path, label: str, shard: str, group: Sequence[str], key: str,
-          columns: list[str], unit: str) -> _Joined:
+def _load(
+    plan: Plan,
+    dataset: Path,
+    label: str,
+    shard: str,
+    group: Sequence[str],
+    key: str,
+    columns: list[str],
+    unit: str,
+) -> _Joined:
     folder, schema = step_folder(plan, dataset, label), step_schema(plan, label)
     wanted = list(dict.fromkeys([key, unit, *columns, "rejection", "error"]))
     wanted = [name for name in wanted if name in schema.names]
@@ -81,8 +87,11 @@ def _load(plan: Plan, dataset: Path, label: str, shard: str, group: Sequence[str
         if name == shard:
             new_keys = _changed(parts, part, key)
         parts.append(part)
-    table = pa.concat_tables(parts) if parts else pa.schema(
-        [schema.field(name) for name in wanted]).empty_table()
+    table = (
+        pa.concat_tables(parts)
+        if parts
+        else pa.schema([schema.field(name) for name in wanted]).empty_table()
+    )
     keys = table[key].to_pylist()
     return _Joined(table, {k: i for i, k in enumerate(keys)}, new_keys)
 
@@ -115,7 +124,12 @@ def _join_key(schema: pa.Schema, unit: str) -> str:
 
 
 def input_table(
-    plan: Plan, step: Step, dataset: Path, shard: str, group: Sequence[str], *,
+    plan: Plan,
+    step: Step,
+    dataset: Path,
+    shard: str,
+    group: Sequence[str],
+    *,
     only_keys: set[str] | None = None,
 ) -> pa.Table:
     """Input rows of a step for a shard: the key, then the columns that it reads.
@@ -130,14 +144,25 @@ def input_table(
         reads_of.setdefault(label, [])
     for read in step.reads:
         reads_of.setdefault(read.label, []).append(read)
-    required = {label for label, reads in reads_of.items()
-                if not reads or any(not read.optional for read in reads)}
+    required = {
+        label
+        for label, reads in reads_of.items()
+        if not reads or any(not read.optional for read in reads)
+    }
     # What the frame reader needs of the clips.
     span = ["start_seconds", "end_seconds"] if step.stage.frames_picked() else []
     extra = ["video_id", *span]
     joined = {
-        label: _load(plan, dataset, label, shard, group, _join_key(step_schema(plan, label), unit),
-                     [read.column for read in reads] + extra, unit)
+        label: _load(
+            plan,
+            dataset,
+            label,
+            shard,
+            group,
+            _join_key(step_schema(plan, label), unit),
+            [read.column for read in reads] + extra,
+            unit,
+        )
         for label, reads in reads_of.items()
     }
     at_unit = [label for label in joined if unit in step_schema(plan, label).names]
@@ -167,35 +192,41 @@ def input_table(
     return pa.table(columns)
 
 
-def _todo(joined: dict[str, _Joined], at_unit: list[str], required: set[str], base: str,
-          unit: str) -> list[str]:
+def _todo(
+    joined: dict[str, _Joined], at_unit: list[str], required: set[str], base: str, unit: str
+) -> list[str]:
     """Keys that all required upstream steps kept, in the base's order, each once."""
     order = dict.fromkeys(joined[base].table[unit].to_pylist())
     others = [joined[label].index for label in at_unit if label in required and label != base]
     return [key for key in order if key is not None and all(key in index for index in others)]
 
 
-def _whose_video_is_kept(keys: list[str], joined: dict[str, _Joined], required: set[str],
-                         base: str) -> list[str]:
+def _whose_video_is_kept(
+    keys: list[str], joined: dict[str, _Joined], required: set[str], base: str
+) -> list[str]:
     """Without the clips of videos that a required video-level stage has not kept."""
     if not required:
         return keys
     videos = joined[base].table["video_id"].to_pylist()
-    return [key for key in keys
-            if all(videos[joined[base].index[key]] in joined[label].index for label in required)]
+    return [
+        key
+        for key in keys
+        if all(videos[joined[base].index[key]] in joined[label].index for label in required)
+    ]
 
 
-def _brought(keys: list[str], joined: dict[str, _Joined], at_unit: list[str],
-             base: str) -> list[str]:
+def _brought(
+    keys: list[str], joined: dict[str, _Joined], at_unit: list[str], base: str
+) -> list[str]:
     """The keys that this very shard has something new for, if only about their video."""
     new = {key for label in at_unit for key in joined[label].new_keys}
-    new_videos = {video for label in joined.keys() - set(at_unit)
-                  for video in joined[label].new_keys}
+    new_videos = {
+        video for label in joined.keys() - set(at_unit) for video in joined[label].new_keys
+    }
     if not new_videos or "video_id" not in joined[base].table.column_names:
         return [key for key in keys if key in new]
     videos = joined[base].table["video_id"].to_pylist()
-    return [key for key in keys
-            if key in new or videos[joined[base].index[key]] in new_videos]
+    return [key for key in keys if key in new or videos[joined[base].index[key]] in new_videos]
 
 
 class FrameReader:
@@ -227,17 +258,16 @@ class FrameReader:
         plan: Plan, dataset: Path, group: Sequence[str]
     ) -> dict[str, tuple[str, float]]:
         """Each video's file, and the time in the video of the file's time 0."""
-        step = next((s for s in plan.steps if {"video_id", "path"} <= set(
-            s.stage.table_schema.names)), None)
+        step = next(
+            (s for s in plan.steps if {"video_id", "path"} <= set(s.stage.table_schema.names)), None
+        )
         if step is None:
             return {}
         schema = step.stage.table_schema
-        columns = ["video_id", "path",
-                   *(name for name in CLOCK_COLUMNS if name in schema.names)]
+        columns = ["video_id", "path", *(name for name in CLOCK_COLUMNS if name in schema.names)]
         found = {}
         for name in existing(step.folder(dataset), group):
-            table = read_shard(step.folder(dataset), name, schema,
-                               [*columns, "rejection", "error"])
+            table = read_shard(step.folder(dataset), name, schema, [*columns, "rejection", "error"])
             for row in kept_rows(table).select(columns).to_pylist():
                 found[row["video_id"]] = (row["path"], file_zero_seconds(row))
         return found
@@ -279,9 +309,10 @@ class FrameReader:
                 table = file.read_row_group(group, columns=["frame_number", "seconds", "jpeg"])
             self._cached = (video, table["seconds"].to_pylist(), table)
         _, seconds, table = self._cached
-        return [table.take(pa.array(pick_frames(seconds, start, end, picks), pa.int64()))
-                .to_pylist()
-                for start, end in spans]
+        return [
+            table.take(pa.array(pick_frames(seconds, start, end, picks), pa.int64())).to_pylist()
+            for start, end in spans
+        ]
 
     def _again(
         self, video: str, spans: list[tuple[float, float]], picks: tuple[FramePick, ...]
@@ -299,9 +330,14 @@ class FrameReader:
             self.decoded_frames += frames
 
         frames, (wanted, _) = collect_isolated(
-            read_frames, whole, [(start, end, picks) for start, end in spans],
-            getattr(scan, "frame_short_side", 384), getattr(scan, "frame_quality", 90),
-            starts_at_seconds, limits=getattr(scan, "limits", Limits()), counted=count,
+            read_frames,
+            whole,
+            [(start, end, picks) for start, end in spans],
+            getattr(scan, "frame_short_side", 384),
+            getattr(scan, "frame_quality", 90),
+            starts_at_seconds,
+            limits=getattr(scan, "limits", Limits()),
+            counted=count,
         )
         return by_span(frames, wanted)
 

@@ -55,7 +55,10 @@ def made_before(step: Step, dataset: Path, group: Sequence[str], again: Sequence
 
 
 def complete(
-    step: Step, batch: pa.Table, tables: dict[str, pa.Table], attempts: dict[str, int],
+    step: Step,
+    batch: pa.Table,
+    tables: dict[str, pa.Table],
+    attempts: dict[str, int],
     made: set[str],
 ) -> dict[str, pa.Table]:
     """The output with an outcome for each key, and errors with their attempts and time.
@@ -77,8 +80,10 @@ def complete(
     asked = batch[key].to_pylist()
     given = set(table[key].to_pylist())
     if strangers := given - set(asked):
-        raise ClipmillError(f"stage {step.stage_label} returned rows for keys that it was not "
-                            f"given, e.g. {sorted(strangers, key=str)[0]!r}")
+        raise ClipmillError(
+            f"stage {step.stage_label} returned rows for keys that it was not "
+            f"given, e.g. {sorted(strangers, key=str)[0]!r}"
+        )
     if lost := [name for name in asked if name not in given]:
         error = RowFailed(step.stage.error_kind, "the stage returned no row for this key")
         table = pa.concat_tables([table, failed_rows(step, lost, error)])
@@ -88,10 +93,12 @@ def complete(
                 raise ClipmillError(
                     f"stage {step.stage_label} made the {name} {made_id[:100]!r}, but files are "
                     "named after it: only letters, digits, _ and -, no dash at the start, at most "
-                    "200; see schemas/ids.py for how to make one")
+                    "200; see schemas/ids.py for how to make one"
+                )
     table = _with_finite_scores(step, table)
-    doubled = dict(_doubled_clips(table, key, asked, made) if makes_clips(step)
-                   else _doubled_keys(table, key))
+    doubled = dict(
+        _doubled_clips(table, key, asked, made) if makes_clips(step) else _doubled_keys(table, key)
+    )
     table = _with_failures(step, table, step.stage.error_kind, doubled)
     return {**tables, step.label: _stamp(table, key, attempts)}
 
@@ -105,15 +112,23 @@ def failed_rows(step: Step, keys: list[str], problem: RowFailed | RowRejected) -
     return pa.Table.from_pylist(rows, schema=step.stage.table_schema)
 
 
-def _with_failures(step: Step, table: pa.Table, kind: ErrorKind,
-                   problems: Mapping[str, str]) -> pa.Table:
+def _with_failures(
+    step: Step, table: pa.Table, kind: ErrorKind, problems: Mapping[str, str]
+) -> pa.Table:
     """The table with one failed row for each key in `problems`, instead of all of its rows."""
     if not problems:
         return table
     key = step.stage.key
     others = table.filter(pc.invert(pc.is_in(table[key], pa.array(problems, pa.string()))))
-    return pa.concat_tables([others, *(failed_rows(step, [name], RowFailed(kind, message))
-                                       for name, message in problems.items())])
+    return pa.concat_tables(
+        [
+            others,
+            *(
+                failed_rows(step, [name], RowFailed(kind, message))
+                for name, message in problems.items()
+            ),
+        ]
+    )
 
 
 def _doubled_keys(table: pa.Table, key: str) -> Iterator[tuple[str, str]]:
@@ -161,10 +176,13 @@ def _with_finite_scores(step: Step, table: pa.Table) -> pa.Table:
         table = table.set_column(table.column_names.index(reason), table.schema.field(reason), why)
     else:
         rows = table.filter(kept_odd)
-        problems = {key: f"{score} is {value}: {NOT_FINITE}, and the stage has no column {reason} "
-                         "to say so next to a null"
-                    for key, value in zip(rows[step.stage.key].to_pylist(),
-                                          rows[score].to_pylist(), strict=True)}
+        problems = {
+            key: f"{score} is {value}: {NOT_FINITE}, and the stage has no column {reason} "
+            "to say so next to a null"
+            for key, value in zip(
+                rows[step.stage.key].to_pylist(), rows[score].to_pylist(), strict=True
+            )
+        }
     finite = pc.if_else(odd, pa.scalar(None, table[score].type), table[score])
     table = table.set_column(table.column_names.index(score), table.schema.field(score), finite)
     return _with_failures(step, table, "model", problems)
@@ -181,5 +199,4 @@ def _stamp(table: pa.Table, key: str, attempts: dict[str, int]) -> pa.Table:
             error["attempts"] = attempts.get(name, 0) + 1
             error["at"] = now
         errors.append(error)
-    return table.set_column(table.schema.get_field_index("error"), "error",
-                            pa.array(errors, ERROR))
+    return table.set_column(table.schema.get_field_index("error"), "error", pa.array(errors, ERROR))

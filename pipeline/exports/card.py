@@ -17,12 +17,28 @@ from clipmill.schemas.words import counted, plain_hours
 
 CARD = "README.md"
 _MOST_LICENCES = 30
-_SIZES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"),
-          (10**7, "1M<n<10M"), (10**8, "10M<n<100M"), (10**9, "100M<n<1B"))
-_TYPES = {pa.string(): "string", pa.bool_(): "bool", pa.float16(): "float16",
-          pa.float32(): "float32", pa.float64(): "float64", pa.binary(): "binary",
-          pa.large_string(): "large_string", pa.large_binary(): "large_binary",
-          pa.string_view(): "string_view", pa.date32(): "date32", pa.date64(): "date64"}
+_SIZES = (
+    (10**3, "n<1K"),
+    (10**4, "1K<n<10K"),
+    (10**5, "10K<n<100K"),
+    (10**6, "100K<n<1M"),
+    (10**7, "1M<n<10M"),
+    (10**8, "10M<n<100M"),
+    (10**9, "100M<n<1B"),
+)
+_TYPES = {
+    pa.string(): "string",
+    pa.bool_(): "bool",
+    pa.float16(): "float16",
+    pa.float32(): "float32",
+    pa.float64(): "float64",
+    pa.binary(): "binary",
+    pa.large_string(): "large_string",
+    pa.large_binary(): "large_binary",
+    pa.string_view(): "string_view",
+    pa.date32(): "date32",
+    pa.date64(): "date64",
+}
 
 
 def features(schema: pa.Schema) -> list[dict[str, Any]]:
@@ -36,11 +52,11 @@ def _feature(name: str, kind: pa.DataType) -> dict[str, Any]:
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):
         inner = _feature("", kind.value_type)
         # A list of plain values is written short, `list: string`; of lists and structs at length.
-        return {"list": inner["dtype"] if set(inner) == {"dtype"} else
-                inner.get("struct", inner)}
+        return {"list": inner["dtype"] if set(inner) == {"dtype"} else inner.get("struct", inner)}
     if pa.types.is_struct(kind):
-        return {"struct": [{"name": field.name, **_feature(field.name, field.type)}
-                           for field in kind]}
+        return {
+            "struct": [{"name": field.name, **_feature(field.name, field.type)} for field in kind]
+        }
     if pa.types.is_timestamp(kind):
         zone = f", tz={kind.tz}" if kind.tz else ""
         return {"dtype": f"timestamp[{kind.unit}{zone}]"}
@@ -48,10 +64,7 @@ def _feature(name: str, kind: pa.DataType) -> dict[str, Any]:
 
 
 def card(
-    request: ExportRequest,
-    schema: pa.Schema,
-    shards: Sequence[Shard],
-    manifest: Mapping[str, Any],
+    request: ExportRequest, schema: pa.Schema, shards: Sequence[Shard], manifest: Mapping[str, Any]
 ) -> str:
     """The whole README."""
     clips = manifest["counts"]["exported"]
@@ -63,8 +76,9 @@ def card(
         "task_categories": ["text-to-video", "video-classification"],
         "tags": ["video", "video-text"],
         "size_categories": [next((word for most, word in _SIZES if clips < most), "n>1T")],
-        "configs": [{"config_name": "default", "data_files": [
-            {"split": "train", "path": "data/*.parquet"}]}],
+        "configs": [
+            {"config_name": "default", "data_files": [{"split": "train", "path": "data/*.parquet"}]}
+        ],
         "dataset_info": {
             "features": features(schema),
             "splits": [{"name": "train", "num_bytes": size, "num_examples": clips}],
@@ -89,15 +103,18 @@ def _about(request: ExportRequest, manifest: Mapping[str, Any]) -> str:
     media = {
         None: "The videos are not included: a clip is a span of the video at `url`.",
         "copy": "The column `video` holds each clip's file, cut at key frames without re-encoding; "
-                "`media_start_seconds` and `media_end_seconds` say what it actually shows.",
+        "`media_start_seconds` and `media_end_seconds` say what it actually shows.",
         "exact": "The column `video` holds each clip's file, re-encoded so that it holds exactly "
-                 "the frames of its span.",
+        "the frames of its span.",
     }[request.cut.media if request.cut else None]
-    said = (f"{counted(manifest['counts']['exported'], 'video clip')} with captions and scores, of "
-            f"{counted(manifest['videos'], 'video')}, {plain_hours(manifest['hours'])}. {media}")
+    said = (
+        f"{counted(manifest['counts']['exported'], 'video clip')} with captions and scores, of "
+        f"{counted(manifest['videos'], 'video')}, {plain_hours(manifest['hours'])}. {media}"
+    )
     if request.redact:
-        said += (" Titles, descriptions, uploader names and addresses that reveal them were left "
-                 "out.")
+        said += (
+            " Titles, descriptions, uploader names and addresses that reveal them were left out."
+        )
     return said
 
 
@@ -110,17 +127,19 @@ def _counts(manifest: Mapping[str, Any]) -> str:
 
 
 def _columns(request: ExportRequest, schema: pa.Schema, manifest: Mapping[str, Any]) -> str:
-    made = {column: stage for stage in manifest["provenance"]["stages"]
-            for column in stage["columns"]}
+    made = {
+        column: stage for stage in manifest["provenance"]["stages"] for column in stage["columns"]
+    }
     rows = []
     for field in schema:
         stage = made.get(field.name)
-        rows.append((_code(field.name), _code(field.type),
-                     "" if stage is None else _maker(stage)))
+        rows.append((_code(field.name), _code(field.type), "" if stage is None else _maker(stage)))
     text = _table(("column", "type", "made by"), rows)
-    return (f"{text}\n\nSeconds are presentation time in the source video. A score that could not "
-            "be computed is null. Scores of two scorers are on different scales. The text "
-            f"required of each clip is {_code(request.caption)}.")
+    return (
+        f"{text}\n\nSeconds are presentation time in the source video. A score that could not "
+        "be computed is null. Scores of two scorers are on different scales. The text "
+        f"required of each clip is {_code(request.caption)}."
+    )
 
 
 def _maker(stage: Mapping[str, Any]) -> str:
@@ -135,20 +154,26 @@ def _model(model: Mapping[str, Any]) -> str:
 
 def _provenance(manifest: Mapping[str, Any]) -> str:
     made = manifest["provenance"]
-    lines = [f"- clips made by Clipmill {made['code_version']}, recipe {_text(made['recipe'])}, "
-             f"run {made['run_id']}"]
+    lines = [
+        f"- clips made by Clipmill {made['code_version']}, recipe {_text(made['recipe'])}, "
+        f"run {made['run_id']}"
+    ]
     subset = made.get("subset")
     if subset is None:
-        lines.append("- taken from the whole dataset, snapshot "
-                     f"`{manifest['clips_of']['catalog']}`")
+        lines.append(
+            f"- taken from the whole dataset, snapshot `{manifest['clips_of']['catalog']}`"
+        )
         if manifest["asked"]["where"] is not None:
             lines.append("- where " + _code(manifest["asked"]["where"]))
         return "\n".join(lines)
     lines += [
         f"- subset {_text(subset['name'])}: recipe {_text(subset['recipe'])}"
         + (f", from {_text(subset['source'])}" if subset["source"] else "")
-        + ("" if subset["verified"] in (True, None) else " (unverified: known only from a "
-           "secondary source)"),
+        + (
+            ""
+            if subset["verified"] in (True, None)
+            else " (unverified: known only from a secondary source)"
+        ),
         f"- frozen {str(subset['created_at'])[:10]} with seed {subset['seed']}: "
         f"{counted(subset['n_clips'], 'clip')} of {counted(subset['n_videos'], 'video')}",
         f"- hash over the sorted clip ids: `{subset['hash']}`",
@@ -158,8 +183,9 @@ def _provenance(manifest: Mapping[str, Any]) -> str:
         lines.append("- of these, where " + _code(manifest["asked"]["where"]))
     if subset["rules"]:
         rules = yaml.safe_dump(subset["rules"], sort_keys=False, allow_unicode=True)
-        lines.append("- its rules:\n\n" + "\n".join(f"      {line}"
-                                                      for line in rules.rstrip().split("\n")))
+        lines.append(
+            "- its rules:\n\n" + "\n".join(f"      {line}" for line in rules.rstrip().split("\n"))
+        )
     else:
         lines.append("- its rules refer to what was left out here, so they are not shown")
     return "\n".join(lines)
@@ -171,16 +197,27 @@ def _licences(manifest: Mapping[str, Any]) -> str:
     if len(counts) > _MOST_LICENCES:
         rest = sum(count for _, count in counts[_MOST_LICENCES:])
         rows.append((f"{len(counts) - _MOST_LICENCES} further ones", f"{rest:,}"))
-    parts = ["As stated by the sites. Each video remains under the terms of its owner and "
-             "its site; including it here grants no right to it.",
-             _table(("licence", "videos"), rows)]
-    models = {(_model(model), model["licence"]) for stage in manifest["provenance"]["stages"]
-              for model in stage["models"].values()}
+    parts = [
+        "As stated by the sites. Each video remains under the terms of its owner and "
+        "its site; including it here grants no right to it.",
+        _table(("licence", "videos"), rows),
+    ]
+    models = {
+        (_model(model), model["licence"])
+        for stage in manifest["provenance"]["stages"]
+        for model in stage["models"].values()
+    }
     if models:
-        parts += ["The models that made captions and scores have their own licences:",
-                  _table(("model", "licence"),
-                         [(name, licence or "see where it was published")
-                          for name, licence in sorted(models, key=str)])]
+        parts += [
+            "The models that made captions and scores have their own licences:",
+            _table(
+                ("model", "licence"),
+                [
+                    (name, licence or "see where it was published")
+                    for name, licence in sorted(models, key=str)
+                ],
+            ),
+        ]
     return "\n\n".join(parts)
 
 
@@ -189,28 +226,53 @@ def _again(request: ExportRequest, manifest: Mapping[str, Any]) -> str:
     # Names without their folders, which would say whose machine this was.
     names = [request.dataset.absolute().name, request.output.absolute().name]
     dataset, output = (f"./{name}" if name.startswith("-") else name for name in names)
-    words = ["clipmill", "export", dataset, "--format", request.format, "--output", output,
-             "--media", asked["media"], "--caption", asked["caption"]]
+    words = [
+        "clipmill",
+        "export",
+        dataset,
+        "--format",
+        request.format,
+        "--output",
+        output,
+        "--media",
+        asked["media"],
+        "--caption",
+        asked["caption"],
+    ]
     if asked["subset"] is not None:
         words += ["--subset", asked["subset"]]
     is_shown = asked["where"] == request.where
     if request.where is not None and is_shown:
         words += ["--where", request.where]
-    options = {"start": "before", "encoder": None, "crf": None, "preset": None, "short_side": None,
-               **asdict(Interleaving())}
-    words += [word for name, usual in options.items() if asked.get(name, usual) != usual
-              for word in (f"--{name.replace('_', '-')}", str(asked[name]))]
+    options = {
+        "start": "before",
+        "encoder": None,
+        "crf": None,
+        "preset": None,
+        "short_side": None,
+        **asdict(Interleaving()),
+    }
+    words += [
+        word
+        for name, usual in options.items()
+        if asked.get(name, usual) != usual
+        for word in (f"--{name.replace('_', '-')}", str(asked[name]))
+    ]
     words += ["--no-audio"] if asked.get("audio") is False else []
     words += ["--redact"] if request.redact else []
     words += ["--keep-uncaptioned" if asked["uncaptioned"] else "--drop-uncaptioned"]
     words += ["--shard-size", str(asked["shard_size"])]
     before = "with the dataset in the same state"
     if asked["subset"] is not None:
-        before = ("with the frozen subset of that hash (`clipmill subset create` makes the same "
-                  "one from the same recipe, seed and catalog)")
+        before = (
+            "with the frozen subset of that hash (`clipmill subset create` makes the same "
+            "one from the same recipe, seed and catalog)"
+        )
     lacks = "" if is_shown else " The predicate of `--where` is left out here; add it."
-    return (f"In the folder that contains the dataset, {before}:\n\n```sh\n{shlex.join(words)}\n```"
-            f"{lacks}")
+    return (
+        f"In the folder that contains the dataset, {before}:\n\n```sh\n{shlex.join(words)}\n```"
+        f"{lacks}"
+    )
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

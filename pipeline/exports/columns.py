@@ -18,16 +18,30 @@ from clipmill.schemas.errors import UsageError
 from clipmill.schemas.sql_text import literal, quoted
 
 TEXT, PATH, FILE_ZERO, SOUND_BYTES, SUBTITLES, SUBTITLE_WORDS, DROPPED = (
-    "_text", "_path", "_file_zero_seconds", "_sound_bytes", "_subtitles", "_subtitle_words",
+    "_text",
+    "_path",
+    "_file_zero_seconds",
+    "_sound_bytes",
+    "_subtitles",
+    "_subtitle_words",
     "_dropped",
 )
 SPAN = ("clip_id", "video_id", "start_seconds", "end_seconds", "duration_seconds")
 # Facts of the video under the names that they have in an export; the first five are in `clips`.
 _FACTS = {
-    "url": "url", "title": "title", "language": "language", "category": "category",
-    "query": "query", "extractor": "extractor", "source_id": "source_id", "license": "license",
-    "uploader": "uploader", "description": "description",
-    "video_duration_seconds": "duration_seconds", "codec": "codec", "has_audio": "has_audio",
+    "url": "url",
+    "title": "title",
+    "language": "language",
+    "category": "category",
+    "query": "query",
+    "extractor": "extractor",
+    "source_id": "source_id",
+    "license": "license",
+    "uploader": "uploader",
+    "description": "description",
+    "video_duration_seconds": "duration_seconds",
+    "codec": "codec",
+    "has_audio": "has_audio",
     "sha256": "sha256",
 }
 # What every export needs of a video, to count by.
@@ -46,9 +60,7 @@ class Columns:
     """The names that the files have, in order."""
 
 
-def choose_columns(
-    catalog: Catalog, request: ExportRequest, scores: Mapping[str, str]
-) -> Columns:
+def choose_columns(catalog: Catalog, request: ExportRequest, scores: Mapping[str, str]) -> Columns:
     """The columns for a format; UsageError if the caption is not a text column of `clips`.
 
     `scores` gives SQL over `clips` of further columns, by name (InternVid's two).
@@ -63,17 +75,24 @@ def choose_columns(
         clips |= scores
         shown: list[str] = []
     elif request.format == "interleaved":
-        facts = {name: _FACTS[name]
-                 for name in ("url", "title", "language", *_COUNTED, "source_id")}
+        facts = {
+            name: _FACTS[name] for name in ("url", "title", "language", *_COUNTED, "source_id")
+        }
         shown = []
         if request.interleaving.documents != "a":
             facts |= {SUBTITLES: "subtitles", SUBTITLE_WORDS: "subtitle_words"}
     else:
-        clips |= {name: _expression(name, kind, request) for name, kind in there.items()
-                  if name not in facts}
+        clips |= {
+            name: _expression(name, kind, request)
+            for name, kind in there.items()
+            if name not in facts
+        }
         # A scorer may be called as a fact of the video is.
-        facts = {name: column for name, column in facts.items()
-                 if name not in there or name in ("url", "title", "language", "category", "query")}
+        facts = {
+            name: column
+            for name, column in facts.items()
+            if name not in there or name in ("url", "title", "language", "category", "query")
+        }
         shown = [name for name in (*there, *facts) if not name.startswith("_")]
     sql = {name: quoted(column) for name, column in facts.items()}
     if request.cut is not None:
@@ -82,8 +101,11 @@ def choose_columns(
         sql[SOUND_BYTES] = _sound_bytes(_types(catalog, "videos"))
     if request.redact:
         sql = {name: value for name, value in sql.items() if not _PERSONAL.match(name)}
-        clips = {name: value for name, value in clips.items()
-                 if name.startswith("_") or not (_PERSONAL.match(name) or name == "extra")}
+        clips = {
+            name: value
+            for name, value in clips.items()
+            if name.startswith("_") or not (_PERSONAL.match(name) or name == "extra")
+        }
         if "url" in sql:
             sql["url"] = _address_without_names()
     if request.format == "interleaved":
@@ -115,8 +137,10 @@ def _check_caption(caption: str, there: Mapping[str, str]) -> None:
     hint = f"did you mean {near[0]}? " if near else ""
     what = "is not text" if caption in there else "is not a column of clips"
     fitting = [name for name in texts if "caption" in name]
-    raise UsageError(f"--caption {caption}: this {what}; {hint}text columns: "
-                     f"{', '.join(fitting)}, or any other column of text")
+    raise UsageError(
+        f"--caption {caption}: this {what}; {hint}text columns: "
+        f"{', '.join(fitting)}, or any other column of text"
+    )
 
 
 def _expression(name: str, kind: str, request: ExportRequest) -> str:
@@ -142,5 +166,7 @@ def _dropped(request: ExportRequest) -> str:
     """Whether a document leaves the clip out: the same on every machine."""
     seed = literal(f":{request.interleaving.seed}")
     # The upper bits of the hash, as an exact fraction of 2**53.
-    return (f"(md5_number_lower(clip_id || {seed}) >> 11)::DOUBLE / 9007199254740992 "
-            f"< {request.interleaving.drop!r}")
+    return (
+        f"(md5_number_lower(clip_id || {seed}) >> 11)::DOUBLE / 9007199254740992 "
+        f"< {request.interleaving.drop!r}"
+    )

@@ -1,7 +1,7 @@
 """The export's folder: who owns it, what has been done, and what it finally contains.
 
-    export.json     the request and its source, written first; with counts and files at the end
-    .work/          rows, units and notes of an unfinished export; gone when it is finished
+export.json     the request and its source, written first; with counts and files at the end
+.work/          rows, units and notes of an unfinished export; gone when it is finished
 """
 
 from __future__ import annotations
@@ -93,13 +93,17 @@ class ExportFolder:
         different = []
         for name, value in wanted["asked"].items():
             if there["asked"].get(name) != value:
-                different.append(f"--{name.replace('_', '-')} was "
-                                 f"{there['asked'].get(name)!r} and is now {value!r}")
+                different.append(
+                    f"--{name.replace('_', '-')} was "
+                    f"{there['asked'].get(name)!r} and is now {value!r}"
+                )
         if not different and there["asked"] != wanted["asked"]:
             different.append("different options were given")
         if different:
-            raise UsageError(f"{self.path} contains a different export: {'; '.join(different)}. "
-                             "Give another --output, or delete that folder")
+            raise UsageError(
+                f"{self.path} contains a different export: {'; '.join(different)}. "
+                "Give another --output, or delete that folder"
+            )
         now, then = dict(wanted["clips_of"]), dict(there["clips_of"])
         if not self.is_finished:
             # What was removed since is left out of what is not finished yet.
@@ -111,7 +115,8 @@ class ExportFolder:
                 f"{self.path} contains an export of the dataset or subset in the state when that "
                 f"export {begun}, and it has changed since. Give another --output, or delete that "
                 "folder; a frozen subset (`clipmill subset create`) stays the same while the "
-                "dataset grows")
+                "dataset grows"
+            )
 
 
 @contextlib.contextmanager
@@ -145,12 +150,17 @@ def _check_free(path: Path, manifest: Mapping[str, Any] | None) -> None:
         raise UsageError(f"--output {path}: this is a file; give a folder")
     if manifest is not None or not path.is_dir():
         return
-    others = sorted(name for name in os.listdir(path)
-                    if not name.startswith(f".{Path(MANIFEST).stem}~")
-                    and not (name == WORK and _is_ours(path / WORK)))
+    others = sorted(
+        name
+        for name in os.listdir(path)
+        if not name.startswith(f".{Path(MANIFEST).stem}~")
+        and not (name == WORK and _is_ours(path / WORK))
+    )
     if others:
-        raise UsageError(f"--output {path}: the folder is not empty ({_some(others)}) and contains "
-                         "no export to resume; give a new or empty folder")
+        raise UsageError(
+            f"--output {path}: the folder is not empty ({_some(others)}) and contains "
+            "no export to resume; give a new or empty folder"
+        )
 
 
 def _is_ours(work: Path) -> bool:
@@ -183,8 +193,10 @@ def _locked(path: Path) -> Iterator[IO[str]]:
             except BlockingIOError as error:
                 raise _in_use(path) from error
             except OSError as error:
-                raise ClipmillError(f"{lock} cannot be locked ({error.strerror}): the file system "
-                                    "must support flock") from error
+                raise ClipmillError(
+                    f"{lock} cannot be locked ({error.strerror}): the file system "
+                    "must support flock"
+                ) from error
             if _is_still(lock, file):
                 yield file
                 return
@@ -192,8 +204,10 @@ def _locked(path: Path) -> Iterator[IO[str]]:
 
 
 def _in_use(path: Path) -> ClipmillError:
-    return ClipmillError(f"another process is exporting into {path}; wait until it is done, or "
-                         "stop it and run this again")
+    return ClipmillError(
+        f"another process is exporting into {path}; wait until it is done, or "
+        "stop it and run this again"
+    )
 
 
 def _is_still(path: Path, file: IO[str]) -> bool:
@@ -210,9 +224,11 @@ def read_manifest(path: Path) -> dict[str, Any] | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except ValueError as error:
-        raise UsageError(f"{path / MANIFEST} is not the manifest of an export: {error}; give "
-                         "another --output") from error
+        raise UsageError(
+            f"{path / MANIFEST} is not the manifest of an export: {error}; give another --output"
+        ) from error
     if not isinstance(found, dict) or found.get("clipmill_export") != VERSION:
-        raise UsageError(f"{path / MANIFEST} belongs to an export of another version; give another "
-                         "--output")
+        raise UsageError(
+            f"{path / MANIFEST} belongs to an export of another version; give another --output"
+        )
     return found

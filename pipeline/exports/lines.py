@@ -148,8 +148,9 @@ def _spoken(clips: list[dict[str, Any]], track: Lines) -> list[str]:
                 if text := words_within(line, clip["start_seconds"], clip["end_seconds"]):
                     said[at].append(text)
                 continue
-            overlap = (min(clip["end_seconds"], line["end_seconds"])
-                       - max(clip["start_seconds"], line["start_seconds"]))
+            overlap = min(clip["end_seconds"], line["end_seconds"]) - max(
+                clip["start_seconds"], line["start_seconds"]
+            )
             if overlap > longest:
                 best, longest = at, overlap
         text = (line["text"] or "").strip()
@@ -167,15 +168,29 @@ def _document(request: ExportRequest, videos: list[_Video]) -> bytes:
             items.append({"type": "text", "role": "caption", "text": clip[TEXT] or ""})
             if request.interleaving.documents != "a" and speech:
                 items.append({"type": "text", "role": "speech", "text": speech})
-    return json_text({
-        "document_id": "+".join(video.facts["video_id"] for video in videos),
-        "videos": [{name: video.facts[name] for name in named if name in video.facts}
-                   for video in videos],
-        "items": items,
-    }).encode() + b"\n"
+    return (
+        json_text(
+            {
+                "document_id": "+".join(video.facts["video_id"] for video in videos),
+                "videos": [
+                    {name: video.facts[name] for name in named if name in video.facts}
+                    for video in videos
+                ],
+                "items": items,
+            }
+        ).encode()
+        + b"\n"
+    )
 
 
 def _shown(clip: dict[str, Any]) -> dict[str, Any]:
-    names = ("clip_id", "video_id", "start_seconds", "end_seconds", "media_path",
-             "media_start_seconds", "media_end_seconds")
+    names = (
+        "clip_id",
+        "video_id",
+        "start_seconds",
+        "end_seconds",
+        "media_path",
+        "media_start_seconds",
+        "media_end_seconds",
+    )
     return {name: clip[name] for name in names if name in clip}

@@ -20,11 +20,15 @@ def check_output(dataset: Path, output: Path | None) -> None:
             inner = _inside(place, Path(os.path.normpath(root)))
             if inner is not None and (not inner or _is_own(root, inner[0])):
                 what = f"{inner[0]} there" if inner else "the folder itself"
-                raise UsageError(f"--output {output}: this is inside the dataset {dataset}, which "
-                                 f"keeps its own files in {what}; give a place outside it")
+                raise UsageError(
+                    f"--output {output}: this is inside the dataset {dataset}, which "
+                    f"keeps its own files in {what}; give a place outside it"
+                )
         if _inside(place, Path(os.path.realpath(dataset / MEDIA))) is not None:
-            raise UsageError(f"--output {output}: the dataset {dataset} keeps its media there; "
-                             "give another place")
+            raise UsageError(
+                f"--output {output}: the dataset {dataset} keeps its media there; "
+                "give another place"
+            )
 
 
 def _inside(place: Path, folder: Path) -> tuple[str, ...] | None:
@@ -42,5 +46,6 @@ def _is_own(dataset: Path, name: str) -> bool:
         return True
     folder = dataset / name
     # The tables of a custom stage, or further ones of a stage.
-    return folder.is_dir() and any(inner.is_dir() and committed_shards(inner)
-                                   for inner in folder.iterdir())
+    return folder.is_dir() and any(
+        inner.is_dir() and committed_shards(inner) for inner in folder.iterdir()
+    )

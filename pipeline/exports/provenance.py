@@ -32,12 +32,27 @@ _MODEL_LICENCES = {
     "*ava+logos-l14-*": "Apache-2.0",
     "*sa_0_4_vit_*": "MIT",
 }
-_SUBSET_KEYS = ("name", "recipe", "description", "source", "verified", "seed", "parameters",
-                "hash", "snapshot", "created_at", "code_version", "n_clips", "n_videos", "hours")
+_SUBSET_KEYS = (
+    "name",
+    "recipe",
+    "description",
+    "source",
+    "verified",
+    "seed",
+    "parameters",
+    "hash",
+    "snapshot",
+    "created_at",
+    "code_version",
+    "n_clips",
+    "n_videos",
+    "hours",
+)
 
 
-def clips_of(catalog: Catalog, request: ExportRequest, subset: FrozenSubset | None
-             ) -> dict[str, Any]:
+def clips_of(
+    catalog: Catalog, request: ExportRequest, subset: FrozenSubset | None
+) -> dict[str, Any]:
     """What the clips are taken from, by hash: the frozen subset, or the catalog as it is.
 
     Removals are recorded alongside the catalog, because they may change while an export is
@@ -46,8 +61,11 @@ def clips_of(catalog: Catalog, request: ExportRequest, subset: FrozenSubset | No
     if subset is not None:
         return {"subset": subset.info["hash"]}
     record = catalog.layout.record
-    fingerprints = [step["fingerprint"] for stage in (record["stages"] if record else ())
-                    for step in stage["steps"]]
+    fingerprints = [
+        step["fingerprint"]
+        for stage in (record["stages"] if record else ())
+        for step in stage["steps"]
+    ]
     removed = [row[0] for row in catalog.execute("SELECT video_id FROM removed").fetchall()]
     return {"catalog": _hash([fingerprints, committed(catalog)]), "removed": hash_of(removed)}
 
@@ -60,8 +78,9 @@ def _hash(value: Any) -> str:
     return "sha256:" + hashlib.sha256(json.dumps(value).encode()).hexdigest()
 
 
-def provenance(catalog: Catalog, request: ExportRequest, subset: FrozenSubset | None
-               ) -> dict[str, Any]:
+def provenance(
+    catalog: Catalog, request: ExportRequest, subset: FrozenSubset | None
+) -> dict[str, Any]:
     """What made the columns, and how the subset was chosen, without paths of this machine."""
     record = catalog.layout.record
     found: dict[str, Any] = {"recipe": None, "run_id": None, "code_version": None, "stages": []}
@@ -73,8 +92,9 @@ def provenance(catalog: Catalog, request: ExportRequest, subset: FrozenSubset | 
             "recipe": record["recipe_name"],
             "run_id": record["run_id"],
             "code_version": record["code_version"],
-            "stages": [_stage(stage, columns.get(stage["stage"], [])) for stage in
-                       record["stages"]],
+            "stages": [
+                _stage(stage, columns.get(stage["stage"], [])) for stage in record["stages"]
+            ],
         }
     if subset is not None:
         info = subset.info
@@ -96,12 +116,22 @@ def _stage(stage: StageRecord, columns: Sequence[str]) -> dict[str, Any]:
             "model": Path(reference).name if Path(reference).is_absolute() else reference,
             "revision": model["revision"],
             "identity": model["identity"],
-            "licence": next((licence for pattern, licence in _MODEL_LICENCES.items()
-                             if fnmatch.fnmatchcase(reference, pattern)), None),
+            "licence": next(
+                (
+                    licence
+                    for pattern, licence in _MODEL_LICENCES.items()
+                    if fnmatch.fnmatchcase(reference, pattern)
+                ),
+                None,
+            ),
         }
-    return {"stage": stage["stage"], "name": stage["name"],
-            "fingerprint": stage["steps"][-1]["fingerprint"] if stage["steps"] else None,
-            "columns": list(columns), "models": models}
+    return {
+        "stage": stage["stage"],
+        "name": stage["name"],
+        "fingerprint": stage["steps"][-1]["fingerprint"] if stage["steps"] else None,
+        "columns": list(columns),
+        "models": models,
+    }
 
 
 @dataclass
@@ -121,8 +151,12 @@ class Summary:
 
     def plain(self) -> dict[str, Any]:
         """The manifest's contents other than the counts of clips."""
-        return {"videos": self.videos, "hours": round(self.hours, 6),
-                "licences": _sorted(self.licences), "sites": _sorted(self.sites)}
+        return {
+            "videos": self.videos,
+            "hours": round(self.hours, 6),
+            "licences": _sorted(self.licences),
+            "sites": _sorted(self.sites),
+        }
 
     @property
     def failures(self) -> dict[str, int]:

@@ -16,10 +16,24 @@ Engine = Literal["ray", "local"]
 Documents = Literal["a", "b", "c"]
 
 FORMATS: tuple[Format, ...] = (
-    "webdataset", "parquet", "huggingface", "internvid", "csv", "interleaved",
+    "webdataset",
+    "parquet",
+    "huggingface",
+    "internvid",
+    "csv",
+    "interleaved",
 )
-_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12,
-          "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
+_UNITS = {
+    "": 1,
+    "k": 10**3,
+    "m": 10**6,
+    "g": 10**9,
+    "t": 10**12,
+    "ki": 2**10,
+    "mi": 2**20,
+    "gi": 2**30,
+    "ti": 2**40,
+}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]i?|)b?\Z", re.I)
 SMALLEST_SHARD_BYTES = 10_000
 # These are read sample by sample with a text for each clip; the tables are read by column.
@@ -35,8 +49,10 @@ def size_in_bytes(text: str, option: str) -> int:
         raise UsageError(f"{option} {text!r}: expected a size such as 1GB, 500MB or 2GiB")
     size = int(float(match[1]) * _UNITS[match[2].lower()])
     if size < SMALLEST_SHARD_BYTES:
-        raise UsageError(f"{option} {text}: shards this small are mostly headers; the minimum is "
-                         f"{SMALLEST_SHARD_BYTES // 1000}kB")
+        raise UsageError(
+            f"{option} {text}: shards this small are mostly headers; the minimum is "
+            f"{SMALLEST_SHARD_BYTES // 1000}kB"
+        )
     return size
 
 
@@ -69,9 +85,11 @@ class ExportRequest:
 
     def __post_init__(self) -> None:
         if self.format == "internvid" and self.cut is not None:
-            raise UsageError("--format internvid is metadata only: its columns have no place for "
-                             "a file; omit --media, or use --format webdataset, parquet or "
-                             "huggingface")
+            raise UsageError(
+                "--format internvid is metadata only: its columns have no place for "
+                "a file; omit --media, or use --format webdataset, parquet or "
+                "huggingface"
+            )
 
     @property
     def keeps_uncaptioned(self) -> bool:
@@ -96,9 +114,14 @@ class ExportRequest:
         The dataset is not included: an export may be shared, and a path reveals who made it.
         """
         asked: dict[str, Any] = {
-            "format": self.format, "subset": self.subset, "where": self._shown_where(),
-            "media": "none", "redact": self.redact, "shard_size": self.shard_bytes,
-            "caption": self.caption, "uncaptioned": self.keeps_uncaptioned,
+            "format": self.format,
+            "subset": self.subset,
+            "where": self._shown_where(),
+            "media": "none",
+            "redact": self.redact,
+            "shard_size": self.shard_bytes,
+            "caption": self.caption,
+            "uncaptioned": self.keeps_uncaptioned,
         }
         if self.format == "interleaved":
             asked |= asdict(self.interleaving)
@@ -118,17 +141,27 @@ def interleaving_options(
     format_: Format, documents: Documents | None, drop: float | None, seed: int | None
 ) -> Interleaving:
     """How documents are made; UsageError if an option has no effect or is not a share."""
-    given = [name for name, value in
-             (("--documents", documents), ("--drop", drop), ("--seed", seed)) if value is not None]
+    given = [
+        name
+        for name, value in (("--documents", documents), ("--drop", drop), ("--seed", seed))
+        if value is not None
+    ]
     if given and format_ != "interleaved":
-        raise UsageError(f"{', '.join(given)}: only --format interleaved makes documents; with "
-                         f"--format {format_} this would have no effect")
+        raise UsageError(
+            f"{', '.join(given)}: only --format interleaved makes documents; with "
+            f"--format {format_} this would have no effect"
+        )
     usual = Interleaving()
-    made = Interleaving(documents or usual.documents, usual.drop if drop is None else drop,
-                        usual.seed if seed is None else seed)
+    made = Interleaving(
+        documents or usual.documents,
+        usual.drop if drop is None else drop,
+        usual.seed if seed is None else seed,
+    )
     if not 0 <= made.drop < 1:
-        raise UsageError(f"--drop {drop}: allowed: from 0 to below 1, the share of clips to "
-                         "leave out of documents")
+        raise UsageError(
+            f"--drop {drop}: allowed: from 0 to below 1, the share of clips to "
+            "leave out of documents"
+        )
     return made
 
 
@@ -146,11 +179,15 @@ def cut_options(
     of_exact = {"--encoder": encoder, "--crf": crf, "--preset": preset, "--short-side": short_side}
     given = [name for name, value in of_exact.items() if value is not None]
     if media != "exact" and given:
-        raise UsageError(f"{', '.join(given)}: only --media exact re-encodes; with --media "
-                         f"{media} this would have no effect")
+        raise UsageError(
+            f"{', '.join(given)}: only --media exact re-encodes; with --media "
+            f"{media} this would have no effect"
+        )
     if media != "copy" and start is not None:
-        raise UsageError("--start requires --media copy, where a clip can only begin at a key "
-                         f"frame; with --media {media} this would have no effect")
+        raise UsageError(
+            "--start requires --media copy, where a clip can only begin at a key "
+            f"frame; with --media {media} this would have no effect"
+        )
     if media == "none":
         if not audio:
             raise UsageError("--no-audio requires --media copy or exact")

@@ -22,12 +22,7 @@ from clipmill.pipeline.exports.removals import Removals
 from clipmill.pipeline.exports.request import ExportRequest
 from clipmill.pipeline.exports.samples import SAMPLE_BYTES
 from clipmill.pipeline.exports.scorers import internvid_scores
-from clipmill.pipeline.exports.selection import (
-    Selection,
-    Unit,
-    load_selection,
-    select_clips,
-)
+from clipmill.pipeline.exports.selection import Selection, Unit, load_selection, select_clips
 from clipmill.pipeline.exports.shards import (
     SHARDS,
     PackTask,
@@ -85,8 +80,7 @@ def run_export(
 
         if request.cut.media == "exact":
             # Settled before anything is begun, and the same on every worker.
-            request = replace(
-                request, cut=replace(request.cut, encoder=check_encoder(request.cut)))
+            request = replace(request, cut=replace(request.cut, encoder=check_encoder(request.cut)))
     subset = None if request.subset is None else load_subset(request.dataset, request.subset)
     with readable_errors(), open_catalog(request.dataset, memory_limit=memory_limit) as catalog:
         scores = internvid_scores(catalog) if request.format == "internvid" else None
@@ -109,13 +103,20 @@ def _check_where(catalog: Catalog, request: ExportRequest) -> None:
     with catalog.bounded():  # what is constant in it is worked out here already
         kind = Expressions(catalog).type_of(request.where, "--where")
     if kind != "BOOLEAN":
-        raise UsageError(f"--where {request.where!r} is a {kind}; expected a condition that is "
-                         "true or false, such as: similarity > 0.3")
+        raise UsageError(
+            f"--where {request.where!r} is a {kind}; expected a condition that is "
+            "true or false, such as: similarity > 0.3"
+        )
 
 
 def _select(
-    catalog: Catalog, request: ExportRequest, columns: Columns, folder: ExportFolder,
-    subset: FrozenSubset | None, watcher: Watcher, notes: Sequence[str],
+    catalog: Catalog,
+    request: ExportRequest,
+    columns: Columns,
+    folder: ExportFolder,
+    subset: FrozenSubset | None,
+    watcher: Watcher,
+    notes: Sequence[str],
 ) -> Selection:
     rows = folder.work / "rows"
     selection = load_selection(rows)
@@ -124,8 +125,9 @@ def _select(
         found = {"provenance": provenance(catalog, request, subset), "notes": list(notes)}
         try:
             with catalog.bounded():  # --where may be anybody's
-                selection = select_clips(catalog, request, columns, rows, found,
-                                         lambda clips: watcher.step(clips, 0))
+                selection = select_clips(
+                    catalog, request, columns, rows, found, lambda clips: watcher.step(clips, 0)
+                )
         except ClipmillError:
             folder.abandon()  # another --where may go there
             raise
@@ -133,8 +135,12 @@ def _select(
 
 
 def _finish(
-    request: ExportRequest, columns: Columns, folder: ExportFolder, selection: Selection,
-    code_version: str, watcher: Watcher,
+    request: ExportRequest,
+    columns: Columns,
+    folder: ExportFolder,
+    selection: Selection,
+    code_version: str,
+    watcher: Watcher,
 ) -> Exported:
     """Makes the files; repeats what is necessary if videos were removed meanwhile.
 
@@ -161,13 +167,19 @@ def _finish(
         shards = _write(request, selection.units, shown, token, report)
         found = {
             "code_version": code_version,
-            "counts": {"clips": selection.clips, "exported": summary.clips,
-                       "left_out": selection.left_out, "failed": summary.failures},
+            "counts": {
+                "clips": selection.clips,
+                "exported": summary.clips,
+                "left_out": selection.left_out,
+                "failed": summary.failures,
+            },
             **summary.plain(),
             "provenance": pinned["provenance"],
             "notes": pinned["notes"],
-            "files": [{"name": shard.name, "items": shard.items, "size_bytes": shard.size_bytes}
-                      for shard in shards],
+            "files": [
+                {"name": shard.name, "items": shard.items, "size_bytes": shard.size_bytes}
+                for shard in shards
+            ],
         }
         _check_accounts(found["counts"], shards, request)
         _write_beside(request, selection.units, shards, shown, folder, found)
@@ -185,13 +197,21 @@ def _check_there_is_something(
         return
     folder.abandon()
     if not selection.clips:
-        raise UsageError(f"nothing to export: {request.dataset} has no clips yet; see "
-                         f"`clipmill status {shell_word(request.dataset)}`")
+        raise UsageError(
+            f"nothing to export: {request.dataset} has no clips yet; see "
+            f"`clipmill status {shell_word(request.dataset)}`"
+        )
     reasons = "; ".join(f"{count:,} {reason}" for reason, count in selection.left_out.items())
     ways = [way for reason, way in _ways_out(request).items() if reason in selection.left_out]
-    raise UsageError("; ".join([
-        f"nothing to export: of {counted(selection.clips, 'clip')} all are left out"
-        f"{f' ({reasons})' if reasons else ''}", *ways]))
+    raise UsageError(
+        "; ".join(
+            [
+                f"nothing to export: of {counted(selection.clips, 'clip')} all are left out"
+                f"{f' ({reasons})' if reasons else ''}",
+                *ways,
+            ]
+        )
+    )
 
 
 def _ways_out(request: ExportRequest) -> dict[str, str]:
@@ -199,13 +219,13 @@ def _ways_out(request: ExportRequest) -> dict[str, str]:
     dataset = shell_word(request.dataset)
     return {
         "no caption": "--keep-uncaptioned keeps clips without a caption, --caption COLUMN uses "
-                      "another text",
+        "another text",
         "where": f"`clipmill subset explain {dataset} --where {shell_word(request.where or '')}` "
-                 "shows the clips nearest to it",
+        "shows the clips nearest to it",
         "not in the catalog": "the catalog shows what the newest run made: run the recipe that "
-                              "made the subset's clips again, or freeze the subset again",
+        "made the subset's clips again, or freeze the subset again",
         "not from YouTube": "--format internvid only holds videos from YouTube: use webdataset, "
-                            "parquet or csv",
+        "parquet or csv",
         "dropped at random": "--drop 0 leaves none out at random",
     }
 
@@ -214,33 +234,43 @@ def _step(watcher: Watcher, clips: int) -> None:
     watcher.step(clips, 0)
 
 
-def _check_accounts(counts: dict[str, Any], shards: Sequence[Shard], request: ExportRequest
-                    ) -> None:
+def _check_accounts(
+    counts: dict[str, Any], shards: Sequence[Shard], request: ExportRequest
+) -> None:
     parts = (counts["exported"], sum(counts["left_out"].values()), sum(counts["failed"].values()))
     written = sum(shard.items for shard in shards)
     if sum(parts) != counts["clips"] or (
-            request.format != "interleaved" and written != counts["exported"]):
-        raise AssertionError(f"{counts['clips']} clips, but {parts[0]} exported + {parts[1]} left "
-                             f"out + {parts[2]} failed, and {written} in the shards")
+        request.format != "interleaved" and written != counts["exported"]
+    ):
+        raise AssertionError(
+            f"{counts['clips']} clips, but {parts[0]} exported + {parts[1]} left "
+            f"out + {parts[2]} failed, and {written} in the shards"
+        )
 
 
 def _write(
-    request: ExportRequest, units: Sequence[Unit], shown: Sequence[str], token: str,
+    request: ExportRequest,
+    units: Sequence[Unit],
+    shown: Sequence[str],
+    token: str,
     report: Callable[[int], None],
 ) -> list[Shard]:
     """The shards of a format, in order."""
     if request.format == "webdataset":
+
         def fits(items: int, size: int) -> bool:
             return webdataset.fits(request, size)
 
         return _pack(request, units, token, fits, ".tar", webdataset.write_tar, report)
     if request.format == "huggingface" and request.cut is not None:
+
         def room(items: int, size: int) -> bool:
             return tables.fits_with_videos(request, size)
 
         names = tuple(name for name in shown if name != "media_path")
-        return _pack(request, units, token, room, tables.ParquetFile.suffix,
-                     tables.VideoTable(names), report)
+        return _pack(
+            request, units, token, room, tables.ParquetFile.suffix, tables.VideoTable(names), report
+        )
     if request.format == "interleaved":
         return roll(request, lines.LinesFile, lines.documents(request, units, report))
     kinds: dict[str, tuple[type[ShardFile], Callable[[Unit], Iterator[Any]]]] = {
@@ -254,20 +284,29 @@ def _write(
 
 
 def _pack(
-    request: ExportRequest, units: Sequence[Unit], token: str,
-    fits: Callable[[int, int], bool], suffix: str, write: Callable[..., None],
+    request: ExportRequest,
+    units: Sequence[Unit],
+    token: str,
+    fits: Callable[[int, int], bool],
+    suffix: str,
+    write: Callable[..., None],
     report: Callable[[int], None],
 ) -> list[Shard]:
     planned = plan(request, units, SAMPLE_BYTES, fits)
-    tasks = [PackTask(request, token, f"{SHARDS[request.format]}-{number:06d}{suffix}", pieces,
-                      write)
-             for number, pieces in enumerate(planned)]
+    tasks = [
+        PackTask(request, token, f"{SHARDS[request.format]}-{number:06d}{suffix}", pieces, write)
+        for number, pieces in enumerate(planned)
+    ]
     return pack(tasks, report)
 
 
 def _write_beside(
-    request: ExportRequest, units: Sequence[Unit], shards: Sequence[Shard], shown: Sequence[str],
-    folder: ExportFolder, found: dict[str, Any],
+    request: ExportRequest,
+    units: Sequence[Unit],
+    shards: Sequence[Shard],
+    shown: Sequence[str],
+    folder: ExportFolder,
+    found: dict[str, Any],
 ) -> None:
     """The files next to the shards: failures, an index, a card."""
     if request.cut is not None:
@@ -290,5 +329,3 @@ def _write_beside(
         temporary = temporary_beside(path)
         temporary.write_text(text, "utf-8")
         commit(temporary, path)
-
-

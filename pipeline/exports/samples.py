@@ -15,26 +15,48 @@ BLOCK = 512
 LONGEST_NAME = 100
 _SPAN = ("start_seconds", "end_seconds", "start_frame", "end_frame")
 _CAPTIONS = ("caption", "caption_coarse", "captions_fine", "caption_given", "captions_given")
-_VIDEO = ("url", "title", "language", "category", "query", "extractor", "source_id", "license",
-          "uploader", "description", "video_duration_seconds", "fps", "width", "height", "codec",
-          "has_audio", "sha256")
+_VIDEO = (
+    "url",
+    "title",
+    "language",
+    "category",
+    "query",
+    "extractor",
+    "source_id",
+    "license",
+    "uploader",
+    "description",
+    "video_duration_seconds",
+    "fps",
+    "width",
+    "height",
+    "codec",
+    "has_audio",
+    "sha256",
+)
 _MEDIA = ("media_frames", "media_width", "media_height", "media_has_audio", "media_bytes")
 
 
 def render_samples(rows: pa.Table) -> pa.Table:
     """The rows with each one's JSON text, and the bytes that its sample takes in a tar file."""
     # Whatever number a scorer made is a score; the other results of stages are stored next to it.
-    scores = [field.name for field in rows.schema if pa.types.is_floating(field.type)
-              and field.name not in (*_SPAN, *_VIDEO, "duration_seconds")
-              and not field.name.startswith(("media_", "_"))]
+    scores = [
+        field.name
+        for field in rows.schema
+        if pa.types.is_floating(field.type)
+        and field.name not in (*_SPAN, *_VIDEO, "duration_seconds")
+        and not field.name.startswith(("media_", "_"))
+    ]
     shown = [name for name in rows.column_names if not name.startswith("_")]
     texts, sizes = [], []
     for row, caption in zip(records(rows.select(shown)), rows[TEXT].to_pylist(), strict=True):
         key, path = row["clip_id"], row.get("media_path")
         size: Any = row.get("media_bytes")  # of every file that has been cut
         text = json_text(_sample(row, caption, scores))  # takes the row apart
-        members = [(f"{key}.txt", len((caption or "").encode())),
-                   (f"{key}.json", len(text.encode()))]
+        members = [
+            (f"{key}.txt", len((caption or "").encode())),
+            (f"{key}.json", len(text.encode())),
+        ]
         if path is not None:
             members.append((f"{key}.{extension(path)}", size))
         texts.append(text)
@@ -76,6 +98,5 @@ def _sample(row: dict[str, Any], caption: str | None, scores: list[str]) -> dict
     media = {name.removeprefix("media_"): row.pop(name) for name in _MEDIA if name in row}
     if media:
         found["media"] = media
-    found["video"] = {name.removeprefix("video_"): row.pop(name) for name in _VIDEO
-                      if name in row}
+    found["video"] = {name.removeprefix("video_"): row.pop(name) for name in _VIDEO if name in row}
     return found | row

@@ -46,8 +46,10 @@ def internvid_scores(catalog: Catalog) -> InternVidScores:
         elif "similarity" in column:
             others[UMT].append(column)
     notes = [_note(name, found.get(name), others[name]) for name in (AESTHETIC, UMT)]
-    columns = {name: quoted(found[name]) if name in found else "CAST(NULL AS DOUBLE)"
-               for name in (AESTHETIC, UMT)}
+    columns = {
+        name: quoted(found[name]) if name in found else "CAST(NULL AS DOUBLE)"
+        for name in (AESTHETIC, UMT)
+    }
     return InternVidScores(columns, tuple(note for note in notes if note))
 
 
@@ -55,9 +57,11 @@ def _scores(catalog: Catalog) -> list[tuple[str, Mapping[str, Any]]]:
     """Columns that are scores, with the run's record of the stage that made each."""
     record = catalog.layout.record
     stages = {stage["stage"]: stage for stage in record["stages"]} if record else {}
-    return [(name, stages[table.stage])
-            for name, (table, column) in clip_columns(catalog.layout.steps).items()
-            if table.score == column and table.stage in stages]
+    return [
+        (name, stages[table.stage])
+        for name, (table, column) in clip_columns(catalog.layout.steps).items()
+        if table.score == column and table.stage in stages
+    ]
 
 
 def _is_umt(stage: Mapping[str, Any]) -> bool:

@@ -73,8 +73,11 @@ def read_rows(folder: Path, unit: Unit, columns: Sequence[str] | None = None) ->
     gone = read_gone(folder).videos
     with pq.ParquetFile(rows_file(folder, unit)) as file:
         wanted = None if columns is None else list(columns)
-        read = wanted if wanted is None or not gone else list({**dict.fromkeys(wanted),
-                                                               "video_id": None})
+        read = (
+            wanted
+            if wanted is None or not gone
+            else list({**dict.fromkeys(wanted), "video_id": None})
+        )
         table = file.read_row_group(unit.group, columns=read)
     if gone:
         table = table.filter(pc.invert(pc.is_in(table["video_id"], pa.array(sorted(gone)))))
@@ -111,11 +114,17 @@ def load_selection(folder: Path) -> Selection | None:
         found = json.loads((folder / "selection.json").read_text("utf-8"))
     except FileNotFoundError:
         return None
-    pinned = [Unit(file, group, clips) for file, groups in enumerate(found["units"])
-              for group, clips in enumerate(groups)]
+    pinned = [
+        Unit(file, group, clips)
+        for file, groups in enumerate(found["units"])
+        for group, clips in enumerate(groups)
+    ]
     gone = read_gone(folder).clips
-    units = tuple(replace(unit, clips=left) for unit in pinned
-                  if (left := unit.clips - gone.get(unit.place, 0)))
+    units = tuple(
+        replace(unit, clips=left)
+        for unit in pinned
+        if (left := unit.clips - gone.get(unit.place, 0))
+    )
     left_out = dict(found["left_out"])
     if lost := sum(gone.values()):
         left_out["removed"] = left_out.get("removed", 0) + lost
@@ -163,9 +172,10 @@ def select_clips(
     seen = sum(map(sum, groups)) + sum(left_out.values())
     asked = _without_those_gone(catalog, request, seen, left_out)
     counted = {reason: count for reason, count in left_out.items() if count}
-    write_json(temporary / "selection.json",
-               {"clips": asked, "left_out": counted, "units": groups,
-                **beside})
+    write_json(
+        temporary / "selection.json",
+        {"clips": asked, "left_out": counted, "units": groups, **beside},
+    )
     shutil.rmtree(folder, ignore_errors=True)
     temporary.rename(folder)
     found = load_selection(folder)
@@ -189,7 +199,8 @@ def _without_those_gone(
         named = literal(request.subset)
         clips, removed = catalog.execute(
             "SELECT count(*), count(*) FILTER (video_id IN (SELECT video_id FROM removed)) "
-            f"FROM subset_clips WHERE name = {named}").fetchall()[0]
+            f"FROM subset_clips WHERE name = {named}"
+        ).fetchall()[0]
         left_out["removed"] = removed
         left_out["not in the catalog"] = max(0, clips - removed - there)
     return seen + sum(left_out[reason] for reason in ("where", "removed", "not in the catalog"))
@@ -199,16 +210,20 @@ def _members(request: ExportRequest) -> str:
     """A join that leaves a subset's clips."""
     if request.subset is None:
         return ""
-    return (" SEMI JOIN (SELECT clip_id FROM subset_clips "
-            f"WHERE name = {literal(request.subset)}) AS _members USING (clip_id)")
+    return (
+        " SEMI JOIN (SELECT clip_id FROM subset_clips "
+        f"WHERE name = {literal(request.subset)}) AS _members USING (clip_id)"
+    )
 
 
 def _clips_query(request: ExportRequest, columns: Columns) -> str:
     picked = ", ".join(f"{sql} AS {quoted(name)}" for name, sql in columns.clips.items())
     condition = "" if request.where is None else f" WHERE ({request.where}\n)"
     rows = f"SELECT * FROM clips{condition}"
-    return (f"SELECT {picked} FROM ({rows}){_members(request)} "
-            "ORDER BY video_id, start_seconds, clip_id")
+    return (
+        f"SELECT {picked} FROM ({rows}){_members(request)} "
+        "ORDER BY video_id, start_seconds, clip_id"
+    )
 
 
 def _facts_query(columns: Columns) -> str:
@@ -234,8 +249,9 @@ def _filtered(
             return
         batch = pa.Table.from_batches([batch])
         if not request.keeps_uncaptioned:
-            there = pc.fill_null(pc.greater(pc.utf8_length(pc.utf8_trim_whitespace(
-                batch[TEXT])), 0), False)
+            there = pc.fill_null(
+                pc.greater(pc.utf8_length(pc.utf8_trim_whitespace(batch[TEXT])), 0), False
+            )
             left_out["no caption"] += batch.num_rows - (pc.sum(there).as_py() or 0)
             batch = batch.filter(there)
         if DROPPED in batch.column_names:
@@ -249,8 +265,10 @@ def _without_others(rows: pa.Table, request: ExportRequest, left_out: Counter[st
     """Keeps videos of YouTube only, as InternVid's format requires."""
     if request.format != "internvid":
         return rows
-    known = pc.and_kleene(pc.equal(pc.utf8_lower(rows["extractor"]), "youtube"),
-                          pc.match_substring_regex(rows["source_id"], YOUTUBE_ID))
+    known = pc.and_kleene(
+        pc.equal(pc.utf8_lower(rows["extractor"]), "youtube"),
+        pc.match_substring_regex(rows["source_id"], YOUTUBE_ID),
+    )
     known = pc.fill_null(known, False)
     left_out["not from YouTube"] += rows.num_rows - (pc.sum(known).as_py() or 0)
     return rows.filter(known)
@@ -337,4 +355,3 @@ def _ends(starts: np.ndarray, most_clips: int, most_videos: int) -> Iterator[int
         if end - first >= most_clips or videos == most_videos:
             yield end
             first, videos = end, 0
-

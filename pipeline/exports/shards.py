@@ -26,8 +26,12 @@ from clipmill.schemas.errors import ClipmillError
 from clipmill.schemas.storage import full_storage
 
 SHARDS: dict[Format, str] = {
-    "webdataset": "clips", "huggingface": "data/train", "parquet": "clips", "csv": "clips",
-    "internvid": "internvid", "interleaved": "documents",
+    "webdataset": "clips",
+    "huggingface": "data/train",
+    "parquet": "clips",
+    "csv": "clips",
+    "internvid": "internvid",
+    "interleaved": "documents",
 }
 """What the shards of a format are called, before their number."""
 
@@ -87,8 +91,12 @@ def roll(
                 done.append(writer.finish(position))
                 writer = None
             if writer is None:
-                writer = _Rolling(request, kind, f"{name}-{len(done):06d}{kind.suffix}",
-                                  notes / f"{len(done):06d}.json")
+                writer = _Rolling(
+                    request,
+                    kind,
+                    f"{name}-{len(done):06d}{kind.suffix}",
+                    notes / f"{len(done):06d}.json",
+                )
             writer.file.add(part)
         if writer is not None:
             done.append(writer.finish(None))
@@ -104,9 +112,7 @@ def notes_of(request: ExportRequest) -> Path:
 
 
 def unit_by_unit(
-    units: Sequence[Unit],
-    parts: Callable[[Unit], Iterable[Any]],
-    report: Callable[[int], None],
+    units: Sequence[Unit], parts: Callable[[Unit], Iterable[Any]], report: Callable[[int], None]
 ) -> Callable[[Position], Iterator[tuple[Position, Any]]]:
     """The parts of units one after the other, from a position on, as `roll` takes them.
 
@@ -128,8 +134,9 @@ def unit_by_unit(
 class _Rolling:
     """A shard that is being written, with the note that says where the next one begins."""
 
-    def __init__(self, request: ExportRequest, kind: type[ShardFile], name: str,
-                 note: Path) -> None:
+    def __init__(
+        self, request: ExportRequest, kind: type[ShardFile], name: str, note: Path
+    ) -> None:
         self._final = request.output / name
         self._final.parent.mkdir(parents=True, exist_ok=True)
         remove_leftovers(self._final)
@@ -219,12 +226,16 @@ def pack(tasks: Sequence[PackTask], report: Callable[[int], None]) -> list[Shard
         with closing(map_tasks(write_shard, todo, engine=engine)) as results:
             for result in results:
                 if result.problem is not None:
-                    raise ClipmillError(f"{result.item.name} could not be written: "
-                                        f"{result.problem.message}; run the same command to "
-                                        "continue")
+                    raise ClipmillError(
+                        f"{result.item.name} could not be written: "
+                        f"{result.problem.message}; run the same command to "
+                        "continue"
+                    )
                 report(_items(result.item))
-    return [Shard(task.name, _items(task), (task.request.output / task.name).stat().st_size)
-            for task in tasks]
+    return [
+        Shard(task.name, _items(task), (task.request.output / task.name).stat().st_size)
+        for task in tasks
+    ]
 
 
 def _items(task: PackTask) -> int:
@@ -250,7 +261,7 @@ def write_shard(task: PackTask) -> None:
     if task.request.cut is not None:
         for piece in task.pieces:
             paths = read_unit(task.request, piece.unit, ["media_path"])["media_path"]
-            for path in paths[piece.start:piece.stop].to_pylist():
+            for path in paths[piece.start : piece.stop].to_pylist():
                 (task.request.output / path).unlink(missing_ok=True)
 
 

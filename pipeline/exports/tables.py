@@ -28,8 +28,9 @@ VIDEO_GROUP_FOOTER_BYTES = 40_000
 VIDEO = "video"
 VIDEO_TYPE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 # Readers of single files take the column for video by this; the card says it of all columns.
-_VIDEO_METADATA = {b"huggingface": json.dumps(
-    {"info": {"features": {VIDEO: {"_type": "Video"}}}}).encode()}
+_VIDEO_METADATA = {
+    b"huggingface": json.dumps({"info": {"features": {VIDEO: {"_type": "Video"}}}}).encode()
+}
 # Pages are cut by what they hold, so that a hub stores what two versions share only once.
 _CHUNKS = {"min_chunk_size": 256 * 1024, "max_chunk_size": 1024 * 1024, "norm_level": 0}
 # One row group of videos is in memory at once.
@@ -131,12 +132,15 @@ def _flat(table: pa.Table) -> pa.Table:
     for name, column in zip(plain.column_names, plain.columns, strict=True):
         kind = column.type
         if pa.types.is_nested(kind):
-            texts = [None if value is None else json_text(json_value(value, kind))
-                     for value in column.to_pylist()]
+            texts = [
+                None if value is None else json_text(json_value(value, kind))
+                for value in column.to_pylist()
+            ]
             columns.append(pa.array(texts, pa.string()))
         elif pa.types.is_binary(kind):
-            columns.append(pa.array([value and value.hex() for value in column.to_pylist()],
-                                    pa.string()))
+            columns.append(
+                pa.array([value and value.hex() for value in column.to_pylist()], pa.string())
+            )
         elif pa.types.is_string(kind):
             columns.append(_harmless(column, _ID_FORMULA if name in _IDS else _FORMULA))
         else:
@@ -147,8 +151,11 @@ def _flat(table: pa.Table) -> pa.Table:
 def _harmless(column: pa.ChunkedArray, formula: str) -> pa.ChunkedArray:
     """Text without control characters, and with an apostrophe before what reads as a formula."""
     text = pc.replace_substring_regex(column, _CONTROL, " ")
-    return pc.if_else(pc.fill_null(pc.match_substring_regex(text, formula), False),
-                      pc.binary_join_element_wise("'", text, ""), text)
+    return pc.if_else(
+        pc.fill_null(pc.match_substring_regex(text, formula), False),
+        pc.binary_join_element_wise("'", text, ""),
+        text,
+    )
 
 
 def fits_with_videos(request: ExportRequest, size: int) -> bool:
@@ -176,14 +183,22 @@ class VideoTable:
                 for start, stop in _groups(table["media_bytes"].to_pylist()):
                     part = table.slice(start, stop - start)
                     places = part["media_path"].to_pylist()
-                    files = [{"bytes": (request.output / place).read_bytes(),
-                              "path": place.rpartition("/")[2]} for place in places]
+                    files = [
+                        {
+                            "bytes": (request.output / place).read_bytes(),
+                            "path": place.rpartition("/")[2],
+                        }
+                        for place in places
+                    ]
                     whole = part.select(self.columns).add_column(
-                        1, VIDEO, pa.array(files, VIDEO_TYPE))
+                        1, VIDEO, pa.array(files, VIDEO_TYPE)
+                    )
                     if writer is None:
                         writer = stack.enter_context(_video_writer(path, whole.schema))
-                    writer.write_table(whole.replace_schema_metadata(_VIDEO_METADATA),
-                                       row_group_size=whole.num_rows)
+                    writer.write_table(
+                        whole.replace_schema_metadata(_VIDEO_METADATA),
+                        row_group_size=whole.num_rows,
+                    )
 
 
 def _video_writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
@@ -195,10 +210,14 @@ def _video_writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
     videos = [leaf for leaf in leaves if leaf.startswith(f"{VIDEO}.")]
     others = [leaf for leaf in leaves if leaf not in videos]
     writer = pq.ParquetWriter(
-        path, schema.with_metadata(_VIDEO_METADATA), write_page_index=True,
-        use_content_defined_chunking=_CHUNKS, use_dictionary=others,
+        path,
+        schema.with_metadata(_VIDEO_METADATA),
+        write_page_index=True,
+        use_content_defined_chunking=_CHUNKS,
+        use_dictionary=others,
         compression={**dict.fromkeys(others, "zstd"), **dict.fromkeys(videos, "none")},
-        column_encoding=dict.fromkeys(videos, "PLAIN"))
+        column_encoding=dict.fromkeys(videos, "PLAIN"),
+    )
     writer.add_key_value_metadata({"content_defined_chunking": json.dumps(_CHUNKS)})
     return writer
 
@@ -211,8 +230,11 @@ def _leaves(path: str, kind: pa.DataType) -> Iterator[str]:
     elif pa.types.is_map(kind):
         yield from _leaves(f"{path}.key_value.key", kind.key_type)
         yield from _leaves(f"{path}.key_value.value", kind.item_type)
-    elif pa.types.is_list(kind) or pa.types.is_large_list(kind) or (
-            pa.types.is_fixed_size_list(kind)):
+    elif (
+        pa.types.is_list(kind)
+        or pa.types.is_large_list(kind)
+        or (pa.types.is_fixed_size_list(kind))
+    ):
         yield from _leaves(f"{path}.list.element", kind.value_type)
     else:
         yield path

@@ -31,16 +31,18 @@ from clipmill.stages.media.cutting.requests import CutRequest, CutResult
 
 FAILURES = "failures.jsonl"
 KIND, MESSAGE = "_problem_kind", "_problem_message"
-MEDIA_COLUMNS = pa.schema([
-    ("media_path", pa.string()),
-    ("media_start_seconds", pa.float64()),
-    ("media_end_seconds", pa.float64()),
-    ("media_frames", pa.int64()),
-    ("media_width", pa.int32()),
-    ("media_height", pa.int32()),
-    ("media_has_audio", pa.bool_()),
-    ("media_bytes", pa.int64()),
-])
+MEDIA_COLUMNS = pa.schema(
+    [
+        ("media_path", pa.string()),
+        ("media_start_seconds", pa.float64()),
+        ("media_end_seconds", pa.float64()),
+        ("media_frames", pa.int64()),
+        ("media_width", pa.int32()),
+        ("media_height", pa.int32()),
+        ("media_has_audio", pa.bool_()),
+        ("media_bytes", pa.int64()),
+    ]
+)
 """An export's columns about a clip's file. Its span is what the file actually shows."""
 
 # A video whose worker died in it is tried once more; then its clips are failures.
@@ -70,7 +72,10 @@ def media_folder(request: ExportRequest, unit: Unit) -> Path:
 
 
 def read_unit(
-    request: ExportRequest, unit: Unit, columns: Sequence[str] | None = None, *,
+    request: ExportRequest,
+    unit: Unit,
+    columns: Sequence[str] | None = None,
+    *,
     failed: bool = False,
 ) -> pa.Table:
     """The rows of a unit with the results; with `failed` also those that failed."""
@@ -88,19 +93,20 @@ def read_problems(request: ExportRequest, unit: Unit) -> pa.Table:
     names = ["clip_id", "video_id", KIND, MESSAGE]
     table = pq.read_table(unit_file(request.output, unit), columns=names, partitioning=None)
     return table.filter(pc.is_valid(table[KIND])).rename_columns(
-        ["clip_id", "video_id", "kind", "message"])
+        ["clip_id", "video_id", "kind", "message"]
+    )
 
 
 def work_on_units(
-    request: ExportRequest,
-    units: Sequence[Unit],
-    token: str,
-    report: Callable[[int, int], None],
+    request: ExportRequest, units: Sequence[Unit], token: str, report: Callable[[int, int], None]
 ) -> None:
     """Processes the units that are not done; `report` gets clips done and failed."""
     _token_file(request).write_text(token, "utf-8")
-    todo = [UnitTask(request, unit, token) for unit in units
-            if not unit_file(request.output, unit).exists()]
+    todo = [
+        UnitTask(request, unit, token)
+        for unit in units
+        if not unit_file(request.output, unit).exists()
+    ]
     for left in reversed(range(ROUNDS)):
         again = []
         # Closed before any exception from here is reported: until then Ray's noise is filtered.
@@ -130,9 +136,10 @@ def work_on_unit(task: UnitTask) -> tuple[int, int]:
     except Exception as error:
         if (full := full_storage(error, task.request.output)) is not None:
             raise full from error
-        raise ClipmillError(f"{task.request.output}: clips could not be processed: "
-                            f"{type(error).__name__}: {error}; run the same command to continue"
-                            ) from error
+        raise ClipmillError(
+            f"{task.request.output}: clips could not be processed: "
+            f"{type(error).__name__}: {error}; run the same command to continue"
+        ) from error
 
 
 def _work_on_unit(task: UnitTask) -> tuple[int, int]:
@@ -184,11 +191,19 @@ def _cut(task: UnitTask, rows: pa.Table) -> Iterator[CutResult]:
     for video, clips in _by_video(rows):
         check_own(task.request, task.token)
         line = f"{task.token} {video}"
-        requests = [CutRequest(clip["clip_id"], clip["start_seconds"], clip["end_seconds"],
-                               folder / f"{file_name(clip['clip_id'])}.mp4") for clip in clips]
+        requests = [
+            CutRequest(
+                clip["clip_id"],
+                clip["start_seconds"],
+                clip["end_seconds"],
+                folder / f"{file_name(clip['clip_id'])}.mp4",
+            )
+            for clip in clips
+        ]
         if tried.count(line) - tried.count(f"{line} done") >= DEATHS_A_VIDEO:
-            problem = RowFailed("crash", f"the process that cut clips of {video} died "
-                                f"{DEATHS_A_VIDEO} times")
+            problem = RowFailed(
+                "crash", f"the process that cut clips of {video} died {DEATHS_A_VIDEO} times"
+            )
             yield from (CutResult(one.clip_id, problem=problem) for one in requests)
             continue
         _note(journal, line)
@@ -229,9 +244,13 @@ def _cut_video(
     else:
         kind, reason = "crash", f"{video}: cutting gave no result"
         try:
-            for result in cut_clips_isolated(source, wanted, request.cut,
-                                             starts_at_seconds=facts[FILE_ZERO],
-                                             is_sound=_is_sound(source, facts)):
+            for result in cut_clips_isolated(
+                source,
+                wanted,
+                request.cut,
+                starts_at_seconds=facts[FILE_ZERO],
+                is_sound=_is_sound(source, facts),
+            ):
                 if left.pop(result.clip_id, None) is not None:
                     yield _without_path(result, source, video)
         except ClipmillError:
@@ -264,8 +283,7 @@ def _nameless(message: str, source: Path, video: str) -> str:
 
 def _by_video(rows: pa.Table) -> Iterator[tuple[str, list[dict[str, Any]]]]:
     """The clips of each video, in order; rows are sorted by video."""
-    names = ["clip_id", "video_id", "start_seconds", "end_seconds", PATH, FILE_ZERO,
-             SOUND_BYTES]
+    names = ["clip_id", "video_id", "start_seconds", "end_seconds", PATH, FILE_ZERO, SOUND_BYTES]
     clips: list[dict[str, Any]] = []
     # What an earlier version pinned says nothing of how sound the files are.
     there = [name for name in names if name in rows.schema.names]

@@ -34,8 +34,7 @@ def _readable(array: pa.Array) -> pa.Array:
         lengths = pc.fill_null(pc.list_value_length(array), 0)
         ends = pc.cumulative_sum(lengths).to_pylist()
         offsets = pa.array([0, *ends], pa.int32())
-        return pa.ListArray.from_arrays(offsets, _readable(array.flatten()),
-                                        mask=array.is_null())
+        return pa.ListArray.from_arrays(offsets, _readable(array.flatten()), mask=array.is_null())
     if pa.types.is_struct(kind):
         fields = [_readable(field) for field in array.flatten()]
         names = [kind.field(i).name for i in range(kind.num_fields)]
@@ -44,15 +43,17 @@ def _readable(array: pa.Array) -> pa.Array:
 
 
 def _finite(array: pa.Array) -> pa.Array:
-    return pc.if_else(pc.fill_null(pc.is_finite(array), False), array,
-                      pa.scalar(None, pa.float64()))
+    return pc.if_else(
+        pc.fill_null(pc.is_finite(array), False), array, pa.scalar(None, pa.float64())
+    )
 
 
 def records(table: pa.Table) -> Iterator[dict[str, Any]]:
     """Its rows as values that JSON can hold."""
     plain = readable_numbers(table)
-    columns = [[json_value(value, column.type) for value in column.to_pylist()]
-               for column in plain.columns]
+    columns = [
+        [json_value(value, column.type) for value in column.to_pylist()] for column in plain.columns
+    ]
     for values in zip(*columns, strict=True):
         yield dict(zip(plain.column_names, values, strict=True))
 

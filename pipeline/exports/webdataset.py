@@ -57,10 +57,15 @@ def _add(tar: tarfile.TarFile, name: str, size: int, file: IO[bytes]) -> None:
 
 def write_index(request: ExportRequest, shards: Sequence[Shard]) -> None:
     """The shards with their counts and sizes, as webdataset's indexed reader (wids) takes them."""
-    write_json(request.output / INDEX, {
-        "__kind__": "wids-shard-index-v1",
-        "wids_version": 1,
-        "name": request.subset or "clips",
-        "shardlist": [{"url": shard.name, "nsamples": shard.items, "filesize": shard.size_bytes}
-                      for shard in shards],
-    })
+    write_json(
+        request.output / INDEX,
+        {
+            "__kind__": "wids-shard-index-v1",
+            "wids_version": 1,
+            "name": request.subset or "clips",
+            "shardlist": [
+                {"url": shard.name, "nsamples": shard.items, "filesize": shard.size_bytes}
+                for shard in shards
+            ],
+        },
+    )

@@ -18,14 +18,51 @@ from clipmill.pipeline.ingest.source_lists import clean, word_of
 from clipmill.pipeline.ingest.source_spec import SourceSpec
 from clipmill.schemas.words import counted
 
-_STEMS = ("{}_seconds", "{}", "{}_time", "{}time", "time_{}", "{}_timestamp", "{}_sec", "{}_second",
-          "{}_s", "clip_{}", "span_{}", "segment_{}", "t_{}", "{}_ms", "{}_milliseconds")
+_STEMS = (
+    "{}_seconds",
+    "{}",
+    "{}_time",
+    "{}time",
+    "time_{}",
+    "{}_timestamp",
+    "{}_sec",
+    "{}_second",
+    "{}_s",
+    "clip_{}",
+    "span_{}",
+    "segment_{}",
+    "t_{}",
+    "{}_ms",
+    "{}_milliseconds",
+)
 STARTS = tuple(stem.format(word) for word in ("start", "begin") for stem in _STEMS)
 ENDS = tuple(stem.format(word) for word in ("end", "stop") for stem in _STEMS)
-SPANS = ("timestamp", "timestamps", "time_stamp", "time_stamps", "span", "spans", "segment",
-         "segments", "interval", "intervals", "time_range", "time_ranges")
-CAPTIONS = ("caption", "captions", "sentence", "sentences", "dense_caption", "text", "texts",
-            "short_caption", "cap", "caps")
+SPANS = (
+    "timestamp",
+    "timestamps",
+    "time_stamp",
+    "time_stamps",
+    "span",
+    "spans",
+    "segment",
+    "segments",
+    "interval",
+    "intervals",
+    "time_range",
+    "time_ranges",
+)
+CAPTIONS = (
+    "caption",
+    "captions",
+    "sentence",
+    "sentences",
+    "dense_caption",
+    "text",
+    "texts",
+    "short_caption",
+    "cap",
+    "caps",
+)
 _OF_THE_VIDEO = frozenset(("video_id", "title", "category", "language", "query"))
 _PROMISED = frozenset(("start_seconds", "end_seconds", "caption"))
 _CLOCK = re.compile(r"(?:(\d+):)?(\d{1,4}):(\d{1,2}(?:[.,]\d+)?)")
@@ -85,24 +122,34 @@ def roles_of(names: Sequence[str], spec: SourceSpec, locator: str | None = None)
         start, end = (named[0], named[1]) if len(named) == 2 else (None, None)
         spans = named[0] if len(named) == 1 else None
     else:
-        start, end = (next((by_word[word] for word in words if word in by_word), None)
-                      for words in (STARTS, ENDS))
+        start, end = (
+            next((by_word[word] for word in words if word in by_word), None)
+            for words in (STARTS, ENDS)
+        )
         if not (start and end) and not {word_of(name or "") for name in (start, end)} & _PROMISED:
             start = end = None  # a column `end` alone may be anything
         if not (start or end):
             spans = next((by_word[word] for word in SPANS if word in by_word), None)
     captions = spec.caption_column or next(
-        (by_word[word] for word in CAPTIONS if word in by_word), None)
+        (by_word[word] for word in CAPTIONS if word in by_word), None
+    )
     if captions is None and word_of(locator or "") == "contenturl":
         captions = by_word.get("name")  # WebVid's lists
     taken = {start, end, spans, captions}
-    of_the_video = {name: word for word, name in by_word.items()
-                    if word in _OF_THE_VIDEO and name not in taken}
+    of_the_video = {
+        name: word for word, name in by_word.items() if word in _OF_THE_VIDEO and name not in taken
+    }
     return Roles(
-        start, end, spans, captions, of_the_video,
-        word_of(start or "").endswith(("_ms", "_milliseconds")), spec.span_columns is not None,
+        start,
+        end,
+        spans,
+        captions,
+        of_the_video,
+        word_of(start or "").endswith(("_ms", "_milliseconds")),
+        spec.span_columns is not None,
         tuple(name for name in names if name not in taken and name not in of_the_video),
-        tuple(name for name in names if name in (start, end, spans)))
+        tuple(name for name in names if name in (start, end, spans)),
+    )
 
 
 def given(columns: Mapping[str, Any], roles: Roles) -> Given:
@@ -113,13 +160,23 @@ def given(columns: Mapping[str, Any], roles: Roles) -> Given:
     others = {name: columns[name] for name in names}
     if not times:
         return Given(None, _flat(captions), _texts(others))
-    return Given([
-        {"start_seconds": start, "end_seconds": end, "caption": said[0] if said else None,
-         "extra": extra, "captions": said if len(said) > 1 else None}
-        for (start, end), said, extra in zip(
-            times, _shared_out(captions, len(times)), _extras(others, len(times), is_list),
-            strict=True)
-    ])
+    return Given(
+        [
+            {
+                "start_seconds": start,
+                "end_seconds": end,
+                "caption": said[0] if said else None,
+                "extra": extra,
+                "captions": said if len(said) > 1 else None,
+            }
+            for (start, end), said, extra in zip(
+                times,
+                _shared_out(captions, len(times)),
+                _extras(others, len(times), is_list),
+                strict=True,
+            )
+        ]
+    )
 
 
 # Times
@@ -138,8 +195,9 @@ def _times(
         return [_span(name, start, name, end, 1) for start, end in pairs], is_list
     if not (roles.start or roles.end):
         return None, False
-    start, end = (None if name is None else _listed(columns.get(name))
-                  for name in (roles.start, roles.end))
+    start, end = (
+        None if name is None else _listed(columns.get(name)) for name in (roles.start, roles.end)
+    )
     if start is None and end is None:
         return None, False
     first, last = roles.start or "start_seconds", roles.end or "end_seconds"
@@ -148,8 +206,9 @@ def _times(
         starts, ends = (value if isinstance(value, list) else [value] for value in (start, end))
         if len(starts) != len(ends):
             raise ValueError(f"{counted(len(starts), 'time')} in {first} and {len(ends)} in {last}")
-        return [_span(first, one, last, other, scale)
-                for one, other in zip(starts, ends, strict=True)], True
+        return [
+            _span(first, one, last, other, scale) for one, other in zip(starts, ends, strict=True)
+        ], True
     if end is None:
         raise ValueError(f"{first} without {last}")
     return [_span(first, 0 if start is None else start, last, end, scale)], False
@@ -174,8 +233,12 @@ def seconds_of(name: str, value: Any) -> float:
             hours, minutes, rest = match.groups()
             whole, _, fraction = rest.replace(",", ".").partition(".")
             # Whole seconds and the fraction, as elsewhere: so equal times are equal numbers.
-            seconds = (int(hours or 0) * 3600 + int(minutes) * 60 + int(whole)
-                       + float(f"0.{fraction or 0}"))
+            seconds = (
+                int(hours or 0) * 3600
+                + int(minutes) * 60
+                + int(whole)
+                + float(f"0.{fraction or 0}")
+            )
         elif _NUMBER.fullmatch(text):
             seconds = float(text.rstrip("secondSECOND "))
     elif hasattr(value, "total_seconds"):
@@ -194,8 +257,9 @@ def _pairs(name: str, value: Any, must_be: bool) -> tuple[list[tuple[Any, Any]],
     if isinstance(value, str):
         if not value.startswith(("[", "(")):
             parts = _BETWEEN.split(value)
-            if len(parts) == 2 and all(_CLOCK.fullmatch(part) or _NUMBER.fullmatch(part)
-                                       for part in parts):
+            if len(parts) == 2 and all(
+                _CLOCK.fullmatch(part) or _NUMBER.fullmatch(part) for part in parts
+            ):
                 if must_be or seconds_of(name, parts[0]) < seconds_of(name, parts[1]):
                     return [(parts[0], parts[1])], False
                 return None
@@ -213,8 +277,10 @@ def _pairs(name: str, value: Any, must_be: bool) -> tuple[list[tuple[Any, Any]],
         pair = part
         if isinstance(part, dict):
             by_word = {word_of(str(key)): item for key, item in part.items()}
-            pair = [next((by_word[word] for word in words if word in by_word), None)
-                    for words in (STARTS, ENDS)]
+            pair = [
+                next((by_word[word] for word in words if word in by_word), None)
+                for words in (STARTS, ENDS)
+            ]
         if not isinstance(pair, list) or len(pair) != 2:
             raise ValueError(f"{name} {shown!r} is not a list of [start, end]")
         pairs.append((pair[0], pair[1]))
@@ -257,9 +323,16 @@ def _captions(value: Any) -> list[list[str]] | str | None:
     """A cell's captions: one text, or a list of which each entry is one or several."""
     found = _listed(value)
     if isinstance(found, list) and all(
-            isinstance(part, str | list) or part is None for part in found):
-        return [[text for each in (part if isinstance(part, list) else [part])
-                 if (text := text_of(each)) is not None] for part in found]
+        isinstance(part, str | list) or part is None for part in found
+    ):
+        return [
+            [
+                text
+                for each in (part if isinstance(part, list) else [part])
+                if (text := text_of(each)) is not None
+            ]
+            for part in found
+        ]
     return text_of(found)
 
 
@@ -290,8 +363,9 @@ def _extras(others: Mapping[str, Any], count: int, is_list: bool) -> Iterator[An
         if isinstance(found, list) and len(found) == count:
             listed[name] = found
     for at in range(count):
-        yield _texts({**others} | {name: found[at] for name, found in listed.items()}
-                     if listed else others)
+        yield _texts(
+            {**others} | {name: found[at] for name, found in listed.items()} if listed else others
+        )
 
 
 def _texts(columns: Mapping[str, Any]) -> dict[str, str] | None:

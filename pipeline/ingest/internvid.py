@@ -25,7 +25,11 @@ from clipmill.schemas.errors import UsageError
 from clipmill.schemas.sql_text import escaped_for_glob, literal, quoted
 
 YOUTUBE_ID, START, END, CAPTION = NEEDED = (
-    "YoutubeID", "Start_timestamp", "End_timestamp", "Caption")
+    "YoutubeID",
+    "Start_timestamp",
+    "End_timestamp",
+    "Caption",
+)
 SCORE = "UMT_Score"
 _OTHER_NAMES_OF_SCORE = frozenset(("umt-sim", "umt_sim", "umtsim"))
 
@@ -39,8 +43,10 @@ _LINES = pa.schema([("row", pa.int64()), ("line", pa.string())])
 # Quotes a number that is the value of a key, so that its digits stay as they were published. A
 # quote inside a string stands behind a backslash, so no caption can look like this.
 _NUMBER = r"""'([^\\]":\s*)(-?[0-9][0-9.eE+-]*)(\s*[,}])', '\1"\2"\3', 'g'"""
-_TIME = (r"""'^(?:(\d+):)?(\d{1,2}):(\d{1,2})(?:[.,](\d{1,9}))?$'"""
-         ", ['hours', 'minutes', 'seconds', 'fraction']")
+_TIME = (
+    r"""'^(?:(\d+):)?(\d{1,2}):(\d{1,2})(?:[.,](\d{1,9}))?$'"""
+    ", ['hours', 'minutes', 'seconds', 'fraction']"
+)
 # The same times as `seconds_of` gives: whole seconds and the fraction are added as doubles.
 _MACROS = (
     r"CREATE TEMP MACRO stripped(t) AS nullif(trim(t, E' \t\r\n'), '')",
@@ -105,8 +111,10 @@ def _json_lines(path: Path) -> PublishedFile:
     sample = batch["line"].slice(0, _SAMPLE_ROWS).to_pylist() if batch is not None else []
     for number, line in enumerate(sample):
         if number == 0 and line.startswith("["):
-            raise UsageError(f"{path} is one JSON array; InternVid's files are JSON lines (convert "
-                             "it with `jq -c '.[]'`)")
+            raise UsageError(
+                f"{path} is one JSON array; InternVid's files are JSON lines (convert "
+                "it with `jq -c '.[]'`)"
+            )
         try:
             value = json.loads(line)
         except (ValueError, RecursionError):
@@ -115,8 +123,10 @@ def _json_lines(path: Path) -> PublishedFile:
             rows += 1
             names.update(dict.fromkeys(value))
     if not rows:
-        raise UsageError(f"{path} is not InternVid's metadata: none of its first lines is a JSON "
-                         "object, and it is not a Parquet file")
+        raise UsageError(
+            f"{path} is not InternVid's metadata: none of its first lines is a JSON "
+            "object, and it is not a Parquet file"
+        )
     columns, score = _choose(path, list(names))
     return PublishedFile(path, False, columns, score)
 
@@ -127,9 +137,11 @@ def _choose(path: Path, names: Sequence[str]) -> tuple[dict[str, str], str | Non
     columns = {name: by_lower[name.lower()] for name in NEEDED if name.lower() in by_lower}
     missing = [name for name in (YOUTUBE_ID, START, END) if name not in columns]
     if missing:
-        raise UsageError(f"{path} is not InternVid's metadata: it has no column "
-                         f"{', '.join(missing)}. Its columns: {', '.join(names) or 'none'}. Other "
-                         "lists go to the --sources of a run")
+        raise UsageError(
+            f"{path} is not InternVid's metadata: it has no column "
+            f"{', '.join(missing)}. Its columns: {', '.join(names) or 'none'}. Other "
+            "lists go to the --sources of a run"
+        )
     if SCORE.lower() in by_lower:
         return columns, by_lower[SCORE.lower()]
     return columns, next((name for name in names if name.lower() in _OTHER_NAMES_OF_SCORE), None)
@@ -142,8 +154,12 @@ class PublishedRows:
     `extra` (the other published columns as text) and `problem`, null where the row is good.
     """
 
-    def __init__(self, connection: duckdb.DuckDBPyConnection, files: Sequence[PublishedFile],
-                 report: ReportBytes | None = None) -> None:
+    def __init__(
+        self,
+        connection: duckdb.DuckDBPyConnection,
+        files: Sequence[PublishedFile],
+        report: ReportBytes | None = None,
+    ) -> None:
         self._connection = connection
         self._files = files
         self._report = report
@@ -185,28 +201,40 @@ class PublishedRows:
         others = ", ".join(map(literal, (names[YOUTUBE_ID], names.get(CAPTION, CAPTION))))
         kept = f"list_filter(map_entries(m), lambda e: e.key NOT IN ({others}))"
         if file.score not in (None, SCORE):
-            kept = (f"list_transform({kept}, lambda e: {{'key': CASE WHEN e.key = "
-                    f"{literal(file.score)} THEN '{SCORE}' ELSE e.key END, 'value': e.value}})")
-        read = (f'SELECT "row", TRY(regexp_replace(line, {_NUMBER})::JSON::MAP(VARCHAR, VARCHAR)) '
-                f"AS m FROM lines_{number} WHERE stripped(line) IS NOT NULL")
-        return _columns(number, '"row"', "m IS NOT NULL", picked, f"TRY(said({kept}))",
-                        f"({read})")
+            kept = (
+                f"list_transform({kept}, lambda e: {{'key': CASE WHEN e.key = "
+                f"{literal(file.score)} THEN '{SCORE}' ELSE e.key END, 'value': e.value}})"
+            )
+        read = (
+            f'SELECT "row", TRY(regexp_replace(line, {_NUMBER})::JSON::MAP(VARCHAR, VARCHAR)) '
+            f"AS m FROM lines_{number} WHERE stripped(line) IS NOT NULL"
+        )
+        return _columns(number, '"row"', "m IS NOT NULL", picked, f"TRY(said({kept}))", f"({read})")
 
 
 def _parquet_relation(number: int, file: PublishedFile) -> str:
     picked = {name: f"CAST({quoted(column)} AS VARCHAR)" for name, column in file.columns.items()}
     entries = ", ".join(
         f"{{'key': {literal(SCORE if name == file.score else name)}, "
-        f"'value': CAST({quoted(name)} AS VARCHAR)}}" for name in file.others)
+        f"'value': CAST({quoted(name)} AS VARCHAR)}}"
+        for name in file.others
+    )
     place = literal(escaped_for_glob(str(file.path)))
-    return _columns(number, "file_row_number + 1", "true", picked, f"said([{entries}])",
-                    f"read_parquet({place}, file_row_number = true)")
+    return _columns(
+        number,
+        "file_row_number + 1",
+        "true",
+        picked,
+        f"said([{entries}])",
+        f"read_parquet({place}, file_row_number = true)",
+    )
 
 
-def _columns(number: int, row: str, readable: str, picked: dict[str, str], extra: str,
-             source: str) -> str:
+def _columns(
+    number: int, row: str, readable: str, picked: dict[str, str], extra: str, source: str
+) -> str:
     return (
-        f"SELECT {number} AS file, {row} AS \"row\", {readable} AS readable, "
+        f'SELECT {number} AS file, {row} AS "row", {readable} AS readable, '
         f"stripped({picked[YOUTUBE_ID]}) AS id, stripped({picked[START]}) AS start_text, "
         f"stripped({picked[END]}) AS end_text, "
         f"stripped({picked.get(CAPTION, 'NULL::VARCHAR')}) AS caption, {extra} AS extra "
@@ -244,7 +272,8 @@ class _Lines:
             ends = np.flatnonzero(np.frombuffer(block, np.uint8) == ord("\n")) + 1
             offsets = np.concatenate(([0], ends)).astype(np.int32)
             lines = pa.Array.from_buffers(
-                pa.string(), len(ends), [None, pa.py_buffer(offsets), pa.py_buffer(block)])
+                pa.string(), len(ends), [None, pa.py_buffer(offsets), pa.py_buffer(block)]
+            )
             rows = pa.array(np.arange(first, first + len(ends), dtype=np.int64))
             first += len(ends)
             yield pa.record_batch([rows, lines], schema=_LINES)
@@ -265,8 +294,10 @@ class _Lines:
                     if cut:
                         yield _as_utf8(data[:cut])
                     elif len(rest) > _LONGEST_LINE_BYTES:
-                        raise UsageError(f"{self._path} has a line of over "
-                                         f"{_LONGEST_LINE_BYTES >> 20} MiB; expected JSON lines")
+                        raise UsageError(
+                            f"{self._path} has a line of over "
+                            f"{_LONGEST_LINE_BYTES >> 20} MiB; expected JSON lines"
+                        )
                 if rest:
                     yield _as_utf8(rest + b"\n")
         except (OSError, EOFError, zlib.error) as error:

@@ -46,10 +46,21 @@ class ListCounts:
         """The counts of a list that was read to its end."""
         counts = note.reading.counts
         return cls(
-            note.name, note.reading.lines, counts.header, counts.blank, counts.comments,
-            counts.row_lines, counts.rows, became.get("sources", 0), became.get("gathered", 0),
-            became.get("rejected", 0), became.get("failed", 0), became.get("left out", 0),
-            became.get("known", 0), tuple(note.said))
+            note.name,
+            note.reading.lines,
+            counts.header,
+            counts.blank,
+            counts.comments,
+            counts.row_lines,
+            counts.rows,
+            became.get("sources", 0),
+            became.get("gathered", 0),
+            became.get("rejected", 0),
+            became.get("failed", 0),
+            became.get("left out", 0),
+            became.get("known", 0),
+            tuple(note.said),
+        )
 
     @property
     def adds_up(self) -> bool:
@@ -66,14 +77,27 @@ class ListCounts:
         else:
             lines = counted(self.row_lines, "line")
             row_lines = "" if self.row_lines == self.rows else f" on {lines}"
-            parts = [f"{count:,} {word}" for count, word in (
-                (self.header, "of the header"), (self.blank, "blank"),
-                (self.comments, "of comments")) if count]
+            parts = [
+                f"{count:,} {word}"
+                for count, word in (
+                    (self.header, "of the header"),
+                    (self.blank, "blank"),
+                    (self.comments, "of comments"),
+                )
+                if count
+            ]
             lines = counted(self.lines, "line")
             text = f"{self.name}: {lines} = {' + '.join([*parts, rows + row_lines])}"
-        parts = [f"{count:,} {word}" for count, word in (
-            (self.gathered, "gathered into them"), (self.rejected, "rejected"),
-            (self.failed, "failed"), (self.left_out, "left out by the limit")) if count]
+        parts = [
+            f"{count:,} {word}"
+            for count, word in (
+                (self.gathered, "gathered into them"),
+                (self.rejected, "rejected"),
+                (self.failed, "failed"),
+                (self.left_out, "left out by the limit"),
+            )
+            if count
+        ]
         if self.sources:
             parts.insert(0, counted(self.sources, "source"))
         text += f"; {rows} = {' + '.join(parts) or '0'}"

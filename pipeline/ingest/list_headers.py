@@ -18,7 +18,11 @@ HasColumn = Callable[[Sequence[str]], bool]
 
 
 def read_header(
-    path: Path, lines: Ahead, counts: Counts, given: Sequence[str] | None, suffix: str,
+    path: Path,
+    lines: Ahead,
+    counts: Counts,
+    given: Sequence[str] | None,
+    suffix: str,
     has_column: HasColumn,
 ) -> tuple[list[str], Dialect, str]:
     """Takes the lines before the first row: names, dialect, and the header's own text.
@@ -48,8 +52,10 @@ def read_header(
     if given is not None:
         if line is not None:
             lines.give_back(line)
-        dialect = max((_dialect(line[1] if line else "", mark) for mark in order),
-                      key=lambda each: len(_cells(each, line[1] if line else "")) == len(given))
+        dialect = max(
+            (_dialect(line[1] if line else "", mark) for mark in order),
+            key=lambda each: len(_cells(each, line[1] if line else "")) == len(given),
+        )
         return _named(path, list(given)), dialect, ""
     text = line[1] if line is not None else ""
     dialect = _best(text, order, has_column)
@@ -63,13 +69,17 @@ def read_header(
             if line is not None:
                 lines.give_back(line)
             return _named(path, _cells(other, said)), other, said
-    if line is not None and not has_column(cells) and any(
-            _LOOKS_LIKE_A_ROW.fullmatch(cell.strip()) for cell in cells):
+    if (
+        line is not None
+        and not has_column(cells)
+        and any(_LOOKS_LIKE_A_ROW.fullmatch(cell.strip()) for cell in cells)
+    ):
         if len(cells) > 1:
             raise UsageError(
                 f"{path} has no header: its first line is a row. Name its {len(cells)} columns, "
                 "with a first line such as url,caption or with `columns: [url, caption]` on the "
-                "source in the recipe")
+                "source in the recipe"
+            )
         lines.give_back(line)
         return ["url"], dialect, ""
     counts.header += line is not None
@@ -81,6 +91,7 @@ def read_header(
 
 def _best(text: str, order: Sequence[str], has_column: HasColumn) -> Dialect:
     """The delimiter under which the line has the column, otherwise the most frequent one."""
+
     def rank(dialect: Dialect) -> tuple[bool, int]:
         cells = _cells(dialect, text)
         return has_column(cells), len(cells)

@@ -84,8 +84,11 @@ def _rows(value: Any) -> Iterator[Any]:
 
 
 def _tables(value: dict[str, Any]) -> dict[str, list[Any]]:
-    return {name: rows for name, rows in value.items()
-            if isinstance(rows, list) and rows and all(isinstance(row, dict) for row in rows)}
+    return {
+        name: rows
+        for name, rows in value.items()
+        if isinstance(rows, list) and rows and all(isinstance(row, dict) for row in rows)
+    }
 
 
 def _is_by_id(value: dict[str, Any]) -> bool:

@@ -101,8 +101,9 @@ class Dialect:
         if not self.quoted or '"' not in text:
             return text.split(self.delimiter)
         lines = [f"{line}\n" for line in text.split("\n")]
-        reader = csv.reader(lines, delimiter=self.delimiter, strict=True,
-                            skipinitialspace=self.spaced)
+        reader = csv.reader(
+            lines, delimiter=self.delimiter, strict=True, skipinitialspace=self.spaced
+        )
         found = next(reader)
         if reader.line_num != len(lines):
             raise csv.Error("the record ends before its last line")
@@ -119,8 +120,15 @@ class Records:
     names the source, tells rows from lines of text inside a quoted cell.
     """
 
-    def __init__(self, lines: Ahead, dialect: Dialect, header: Sequence[str], at: int,
-                 counts: Counts, header_text: str) -> None:
+    def __init__(
+        self,
+        lines: Ahead,
+        dialect: Dialect,
+        header: Sequence[str],
+        at: int,
+        counts: Counts,
+        header_text: str,
+    ) -> None:
         self._lines = lines
         self._dialect = dialect
         self._header = [name.strip() for name in header]
@@ -201,8 +209,7 @@ class Records:
             if self._dialect.is_open(error):
                 yield from self._open(number, text)
             else:
-                yield self._bad(number, 'a quoted cell contains a quote; write it twice '
-                                'there: ""')
+                yield self._bad(number, 'a quoted cell contains a quote; write it twice there: ""')
             return
         yield from self._fitted(number, cells, 1)
 
@@ -220,9 +227,11 @@ class Records:
             if line[1].strip():
                 texts += 1
                 rows += self._is_row(line[1])
-            if (len(inner) > min(_MOST_INNER_LINES, self._budget)
-                    or characters > _MOST_INNER_CHARACTERS
-                    or (may_be_row and texts >= _ENOUGH_INNER_LINES and rows * 2 > texts)):
+            if (
+                len(inner) > min(_MOST_INNER_LINES, self._budget)
+                or characters > _MOST_INNER_CHARACTERS
+                or (may_be_row and texts >= _ENOUGH_INNER_LINES and rows * 2 > texts)
+            ):
                 break
             if '"' not in line[1]:
                 continue
@@ -239,8 +248,11 @@ class Records:
         if cells is None or (may_be_row and rows * 2 > texts):
             # Lines that were inspected in vain are not inspected again and again.
             self._budget = max(100, self._budget - len(inner))
-            yield self._bad(number, "a quoted cell is never closed; a quote that belongs "
-                            'to the text is written twice, inside a quoted cell: """like this"""')
+            yield self._bad(
+                number,
+                "a quoted cell is never closed; a quote that belongs "
+                'to the text is written twice, inside a quoted cell: """like this"""',
+            )
             return
         self._lines.drop(len(inner))
         unsound = next((line for line in inner if line[2] is not None), None)
@@ -324,8 +336,11 @@ def writer_quotes(lines: Ahead, dialect: Dialect, header: str) -> bool:
         else:
             says_no += 1
     if says_yes == says_no == 0 and with_commas >= _ENOUGH_WITH_COMMAS:
-        return not any("," in cell and not cell.startswith('"')
-                       for text in sample for cell in text.split(dialect.delimiter))
+        return not any(
+            "," in cell and not cell.startswith('"')
+            for text in sample
+            for cell in text.split(dialect.delimiter)
+        )
     return says_yes > 0 and says_yes >= says_no
 
 
@@ -343,6 +358,11 @@ def _lines_inside(dialect: Dialect, lines: Sequence[str], width: int) -> int:
                 continue
             return 0
         # The last of them may look like a row: it contains what comes after the cell.
-        return count if len(cells) == width and rows <= max(1, count // 2) and (
-            rows == 0 or len(lines[0].split(dialect.delimiter)) < width) else 0
+        return (
+            count
+            if len(cells) == width
+            and rows <= max(1, count // 2)
+            and (rows == 0 or len(lines[0].split(dialect.delimiter)) < width)
+            else 0
+        )
     return 0

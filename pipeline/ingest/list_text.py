@@ -28,8 +28,10 @@ _BYTE_ORDER_MARKS = (
 # A byte that can't be decoded becomes this and the byte's value: half of a surrogate pair, which no
 # sound text holds.
 _MARK = 0xDC00
-_ADVICE = ("If the whole list is in another encoding, set it: `encoding: cp1252` "
-           "(latin-1, gbk, …) on the source in the recipe, or --set encoding=cp1252")
+_ADVICE = (
+    "If the whole list is in another encoding, set it: `encoding: cp1252` "
+    "(latin-1, gbk, …) on the source in the recipe, or --set encoding=cp1252"
+)
 _MARKS = re.compile("[\udc00-\udcff]")
 
 Line = tuple[int, str, str | None]
@@ -69,8 +71,7 @@ def unpacked(raw: IO[bytes]) -> IO[bytes]:
     if head[:4] == b"\x28\xb5\x2f\xfd":
         import pyarrow as pa
 
-        return cast(
-            "IO[bytes]", pa.CompressedInputStream(pa.PythonFile(raw, mode="r"), "zstd"))
+        return cast("IO[bytes]", pa.CompressedInputStream(pa.PythonFile(raw, mode="r"), "zstd"))
     return raw
 
 
@@ -93,14 +94,17 @@ class TextLines:
         try:
             yield from self._lines()
         except (EOFError, zlib.error, lzma.LZMAError) as error:
-            raise UsageError(f"cannot read {self._path}: {error}; it is truncated, or not in the "
-                             "compression that its name says") from error
+            raise UsageError(
+                f"cannot read {self._path}: {error}; it is truncated, or not in the "
+                "compression that its name says"
+            ) from error
         except OSError as error:
             raise UsageError(f"cannot read {self._path}: {error.strerror or error}") from error
         if self._unsound * 2 > self.lines:
             raise UsageError(
                 f"{self._path}: {self._unsound:,} of {self.lines:,} lines are not "
-                f"{self._encoding.upper()}. {_ADVICE}")
+                f"{self._encoding.upper()}. {_ADVICE}"
+            )
 
     def text(self) -> str:
         """The whole file; UsageError if any of it is invalid."""
@@ -138,8 +142,10 @@ class TextLines:
             value = ord(match[0]) - _MARK
             before = len(line[: match.start()].encode(self._encoding))
             near = repr(_MARKS.sub("\ufffd", line[max(0, match.start() - 20) : match.end() + 10]))
-            return (f"not {self._encoding.upper()}: byte {before + 1} of the line is 0x{value:02x} "
-                    f"({near}). {_ADVICE}")
+            return (
+                f"not {self._encoding.upper()}: byte {before + 1} of the line is 0x{value:02x} "
+                f"({near}). {_ADVICE}"
+            )
         if "\0" in line:
             return "NUL bytes in the line: was the file truncated while being written?"
         return None
@@ -173,8 +179,10 @@ class TextLines:
                 if cut:
                     yield text[:cut]
                 elif len(rest) > _LONGEST_LINE_BYTES:
-                    raise UsageError(f"{self._path} has a line of over "
-                                     f"{_LONGEST_LINE_BYTES >> 20} MiB; is it a list?")
+                    raise UsageError(
+                        f"{self._path} has a line of over "
+                        f"{_LONGEST_LINE_BYTES >> 20} MiB; is it a list?"
+                    )
         if rest:
             yield rest + "\n"
 
@@ -192,9 +200,11 @@ class TextLines:
         if self._given is None and self._encoding == "utf-8":
             for odd, name in ((1, "utf-16-le"), (0, "utf-16-be")):
                 if len(head) > 3 and head[odd::2].count(0) > len(head) // 4:
-                    raise UsageError(f"{self._path} seems to be UTF-16 without a byte order mark: "
-                                     f"set `encoding: {name}` for it in the recipe, or "
-                                     f"--set encoding={name}")
+                    raise UsageError(
+                        f"{self._path} seems to be UTF-16 without a byte order mark: "
+                        f"set `encoding: {name}` for it in the recipe, or "
+                        f"--set encoding={name}"
+                    )
 
 
 def list_suffix(path: Path) -> str:

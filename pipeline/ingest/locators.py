@@ -30,13 +30,60 @@ _BULLET = re.compile(r"(?:[-*+•]|\d+[.)])\s+(?=\S)")
 _MARKDOWN = re.compile(r"!?\[[^\]]*\]\(\s*<?([^\s<>]+?)>?(?:\s+[\"'(].*)?\s*\)")
 _WRAPPED = re.compile(
     r"""(?:"(?P<a>[^"]+)"|'(?P<b>[^']+)'|<(?P<c>[^<>]+)>|`(?P<d>[^`]+)`|“(?P<e>[^”]+)”"""
-    r"""|‘(?P<f>[^’]+)’|«(?P<g>[^»]+)»|\((?P<h>[^()]+)\)|\[(?P<i>[^\[\]]+)\])[,;.]?""")
+    r"""|‘(?P<f>[^’]+)’|«(?P<g>[^»]+)»|\((?P<h>[^()]+)\)|\[(?P<i>[^\[\]]+)\])[,;.]?"""
+)
 _HOST = re.compile(r"(?:[a-z0-9](?:[a-z0-9-]*[a-z0-9])?\.)+[a-z]{2,}(?::\d+)?", re.I)
 _MISSPELT = re.compile(r"h[tx]{1,3}ps?(?::/?(?!/)|//:?|;//)", re.I)
-_ENDS_OF_HOSTS = frozenset((
-    "com", "org", "net", "edu", "gov", "io", "tv", "co", "info", "me", "eu", "uk", "de", "fr", "es",
-    "it", "nl", "be", "ch", "at", "se", "no", "dk", "fi", "pl", "cz", "ru", "ua", "us", "ca", "mx",
-    "br", "ar", "au", "nz", "jp", "cn", "kr", "tw", "hk", "sg", "in", "id", "th", "vn", "za"))
+_ENDS_OF_HOSTS = frozenset(
+    (
+        "com",
+        "org",
+        "net",
+        "edu",
+        "gov",
+        "io",
+        "tv",
+        "co",
+        "info",
+        "me",
+        "eu",
+        "uk",
+        "de",
+        "fr",
+        "es",
+        "it",
+        "nl",
+        "be",
+        "ch",
+        "at",
+        "se",
+        "no",
+        "dk",
+        "fi",
+        "pl",
+        "cz",
+        "ru",
+        "ua",
+        "us",
+        "ca",
+        "mx",
+        "br",
+        "ar",
+        "au",
+        "nz",
+        "jp",
+        "cn",
+        "kr",
+        "tw",
+        "hk",
+        "sg",
+        "in",
+        "id",
+        "th",
+        "vn",
+        "za",
+    )
+)
 _DRIVE = re.compile(r"[A-Za-z]:\\")
 
 
@@ -60,8 +107,13 @@ def bare(text: str) -> str:
         inner = _AT_THE_ENDS.sub("", inner)
         if looks_like_url(inner):
             return _without_invisible(inner)
-        if not (_WRAPPED.fullmatch(inner) or _MARKDOWN.fullmatch(inner) or _is_on_known_host(inner)
-                or YOUTUBE_ID.fullmatch(inner) or wrapped is not None):
+        if not (
+            _WRAPPED.fullmatch(inner)
+            or _MARKDOWN.fullmatch(inner)
+            or _is_on_known_host(inner)
+            or YOUTUBE_ID.fullmatch(inner)
+            or wrapped is not None
+        ):
             break
         text = inner
     return text
@@ -76,8 +128,12 @@ def url_or_path(text: str, folder: str, platform: str | None = None) -> str:
 
     Paths are read from `folder`. With `platform`, its ids alone are taken too.
     """
-    if text.startswith(("https://", "http://")) and text.isascii() and text.isprintable() and (
-            " " not in text):
+    if (
+        text.startswith(("https://", "http://"))
+        and text.isascii()
+        and text.isprintable()
+        and (" " not in text)
+    ):
         return text  # as nearly all rows of long lists
     given, text = text, bare(text)
     if looks_like_url(text):
@@ -103,7 +159,8 @@ def url_without_scheme(text: str, folder: str) -> str | None:
     if text.startswith("//") and _is_on_known_host(text[2:]):
         return f"https:{text}"
     if _is_on_known_host(text) and not os.path.lexists(
-            os.path.join(folder, re.split(r"[/?#]", text)[0])):
+        os.path.join(folder, re.split(r"[/?#]", text)[0])
+    ):
         return f"https://{text}"
     return None
 
@@ -148,9 +205,12 @@ def _is_no_path(text: str, folder: str) -> bool:
     if "://" in text or _MISSPELT.match(text) or _DRIVE.match(text):
         return True
     host, slash, _ = text.partition("/")
-    return (bool(slash) and _HOST.fullmatch(host) is not None
-            and host.rpartition(".")[2].lower() in _ENDS_OF_HOSTS
-            and not os.path.lexists(os.path.join(folder, host)))
+    return (
+        bool(slash)
+        and _HOST.fullmatch(host) is not None
+        and host.rpartition(".")[2].lower() in _ENDS_OF_HOSTS
+        and not os.path.lexists(os.path.join(folder, host))
+    )
 
 
 def _refusal(text: str) -> str:
@@ -162,8 +222,10 @@ def _refusal(text: str) -> str:
     if _DRIVE.match(text):
         return "a Windows path; give the path on this machine"
     if YOUTUBE_ID.fullmatch(text):
-        return ("neither a URL nor an existing file. For YouTube ids, set `platform: "
-                "youtube` on the source in the recipe, or --set platform=youtube")
+        return (
+            "neither a URL nor an existing file. For YouTube ids, set `platform: "
+            "youtube` on the source in the recipe, or --set platform=youtube"
+        )
     if "/" in text and _HOST.fullmatch(host):
         return f"no scheme: write https://{text} for a URL, ./{text} for a file"
     return "neither a URL (which starts with https://) nor an existing file"

@@ -34,7 +34,9 @@ _TRACKING = re.compile(
     r"utm_\w+|fbclid|gclid|igshid?|igsh|si|feature|ref|ref_src|ref_url|referrer|source|cmp|share"
     r"|sender_\w+|is_from_webapp|is_copy_url|mibextid|rdid|spm_id_from|vd_source|from|from_spmid"
     r"|seid|ab_channel|pp|_r|s|lang|hl|locale|autoplay|muted?|loop|controls|dl"
-    r"|t|start|end|time|time_continue", re.IGNORECASE)
+    r"|t|start|end|time|time_continue",
+    re.IGNORECASE,
+)
 _AT = re.compile(r"(?:^|&)t=[\w:.,]*(?=&|\Z)")
 _MOMENT = re.compile(r"(?:^|&)t=(?:npt:)?([\d:.]+)?(?:,([\d:.]+))?(?=&|\Z)")
 _COMMON_LABELS = frozenset(("www", "m", "com", "org", "net", "co", "gov", "edu", "ac"))
@@ -68,8 +70,9 @@ def identify(url: str) -> Identity:
         raise ValueError("control characters in the URL")
     parts = urlsplit(url)
     if parts.scheme.lower() not in _SCHEMES:
-        raise ValueError(f"the scheme {parts.scheme!r} is not supported; allowed: "
-                         f"{', '.join(_SCHEMES)}, file")
+        raise ValueError(
+            f"the scheme {parts.scheme!r} is not supported; allowed: {', '.join(_SCHEMES)}, file"
+        )
     if not parts.hostname:
         raise ValueError("the URL has no host")
     found = _by_extractor(url, parts) or Identity(normalise(parts))
@@ -131,13 +134,17 @@ def _identity(extractor: Any, url: str, parts: SplitResult) -> Identity:
     match = extractor._match_valid_url(url)
     if not platform_id or not match or len(platform_id) < _LEAST_ID_CHARACTERS:
         return Identity(normalise(parts), name)
-    others = [f" {group}={value}" for group, value in sorted(match.groupdict().items())
-              if value is not None and group != "id"]
+    others = [
+        f" {group}={value}"
+        for group, value in sorted(match.groupdict().items())
+        if value is not None and group != "id"
+    ]
     is_sure = _gives_its_ids(extractor.ie_key())
     if name != "youtube":
-        others += _rest(parts, url[match.end():], name, is_sure=is_sure)
-    return Identity(f"{name} {platform_id}{''.join(others)}", name,
-                    platform_id if is_sure else None)
+        others += _rest(parts, url[match.end() :], name, is_sure=is_sure)
+    return Identity(
+        f"{name} {platform_id}{''.join(others)}", name, platform_id if is_sure else None
+    )
 
 
 def _rest(parts: SplitResult, behind: str, name: str, *, is_sure: bool) -> list[str]:
@@ -147,8 +154,9 @@ def _rest(parts: SplitResult, behind: str, name: str, *, is_sure: bool) -> list[
     # Behind an id that is one for sure most sites take any words.
     if tail and (not is_sure or PurePosixPath(tail).suffix.lower() in MEDIA_SUFFIXES):
         found.append(f" /{tail}")
-    query = sorted((key, value) for key, value in parse_qsl(parts.query)
-                   if not _TRACKING.fullmatch(key))
+    query = sorted(
+        (key, value) for key, value in parse_qsl(parts.query) if not _TRACKING.fullmatch(key)
+    )
     if query:
         found.append(f" ?{urlencode(query)}")
     if kept := _address_behind(parts.fragment):

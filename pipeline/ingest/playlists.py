@@ -84,18 +84,24 @@ class Expander:
             # keys.
             with contextlib.suppress(DamagedFile):
                 return read_list_entries(path)
-        entries = list(itertools.islice(self._walk(url, spec, results, 1),
-                                        results or MAX_ENTRIES + 1))
+        entries = list(
+            itertools.islice(self._walk(url, spec, results, 1), results or MAX_ENTRIES + 1)
+        )
         if results is None and len(entries) > MAX_ENTRIES:
-            raise RowFailed("permanent", f"more than {MAX_ENTRIES:,} entries; limit them with "
-                            "`results`")
-        write_json(path, {"url": url, "results": results,
-                          "entries": [{"url": e.url, "title": e.title} for e in entries]})
+            raise RowFailed(
+                "permanent", f"more than {MAX_ENTRIES:,} entries; limit them with `results`"
+            )
+        write_json(
+            path,
+            {
+                "url": url,
+                "results": results,
+                "entries": [{"url": e.url, "title": e.title} for e in entries],
+            },
+        )
         return entries
 
-    def _walk(
-        self, url: str, spec: SourceSpec, results: int | None, depth: int
-    ) -> Iterator[Entry]:
+    def _walk(self, url: str, spec: SourceSpec, results: int | None, depth: int) -> Iterator[Entry]:
         from clipmill.stages.media.fetch.guards import limits_of
         from clipmill.stages.media.fetch.http import Patience, patiently
         from clipmill.stages.media.fetch.ytdlp import base_options, expand_list
@@ -108,9 +114,11 @@ class Expander:
             options |= given_options(spec.yt_dlp, Path(scratch))
             found: list[dict[str, Any]] = patiently(
                 lambda: expand_list(url, options, results or MAX_ENTRIES + 1, self._hosts),
-                host=urlsplit(url).hostname or url, hosts=self._hosts,
-                patience=Patience(spec.retries, settings.backoff_seconds,
-                                  settings.max_backoff_seconds),
+                host=urlsplit(url).hostname or url,
+                hosts=self._hosts,
+                patience=Patience(
+                    spec.retries, settings.backoff_seconds, settings.max_backoff_seconds
+                ),
                 limits=limits_of(settings, spec.yt_dlp.get("proxy")),
             )
         if len(found) == 1 and found[0].get("webpage_url") == url:

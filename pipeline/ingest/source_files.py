@@ -38,8 +38,9 @@ class Finder:
         """Files below a folder, in the order of their paths."""
         for parent, folders, files in os.walk(folder, onerror=self._note_unreadable):
             folders[:] = sorted(name for name in folders if not name.startswith("."))
-            self.passed_over[LINK] += sum(os.path.islink(os.path.join(parent, name))
-                                          for name in folders)
+            self.passed_over[LINK] += sum(
+                os.path.islink(os.path.join(parent, name)) for name in folders
+            )
             for name in sorted(files):
                 if not name.startswith(".") and self.takes(os.path.join(parent, name)):
                     yield os.path.join(parent, name)
@@ -86,11 +87,14 @@ def describe_passed_over(passed_over: Mapping[str, int]) -> str:
         takes = ",".join(kind for kind, _ in common[:_KINDS_SHOWN] if kind != WITHOUT_SUFFIX)
         value = takes if takes and WITHOUT_SUFFIX not in counts else ALL_SUFFIXES
         them = "it" if total == 1 else "them"
-        parts.append(f"{counted(total, 'file')} passed over: {', '.join(shown)}; "
-                     f"`--set take_suffixes={value}` takes {them}")
+        parts.append(
+            f"{counted(total, 'file')} passed over: {', '.join(shown)}; "
+            f"`--set take_suffixes={value}` takes {them}"
+        )
     if links:
         parts.append(f"{counted(links, 'link')} to folders not followed")
     if folders:
-        parts.append(f"{counted(folders, 'folder')} not searched; use `**` in a pattern "
-                     "for everything below")
+        parts.append(
+            f"{counted(folders, 'folder')} not searched; use `**` in a pattern for everything below"
+        )
     return "; ".join(parts)

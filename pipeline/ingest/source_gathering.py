@@ -48,10 +48,15 @@ FIXED_RULE = "sources.fixed"
 _MEMORY = "512MB"
 _BATCH_ROWS = 10_000
 _MOST_BYTES_IN_MEMORY = 64 << 20
-_HELPERS = pa.schema([
-    ("seq", pa.int64()), ("row_of", pa.int32()), ("again", pa.bool_()), ("place", pa.string()),
-    ("locator", pa.string()),
-])
+_HELPERS = pa.schema(
+    [
+        ("seq", pa.int64()),
+        ("row_of", pa.int32()),
+        ("again", pa.bool_()),
+        ("place", pa.string()),
+        ("locator", pa.string()),
+    ]
+)
 _ROWS = pa.schema([*_HELPERS, *SOURCES])
 
 
@@ -145,8 +150,11 @@ class Gathering:
         Of `failures`, those that no row names are ended.
         """
         self._put_away()
-        config: dict[str, Any] = {"memory_limit": _MEMORY, "temp_directory": str(self._scratch),
-                  "autoload_known_extensions": False}
+        config: dict[str, Any] = {
+            "memory_limit": _MEMORY,
+            "temp_directory": str(self._scratch),
+            "autoload_known_extensions": False,
+        }
         with duckdb.connect(":memory:", config=config) as connection:
             yield from self._new(connection, failures)
 
@@ -155,41 +163,60 @@ class Gathering:
     ) -> Iterator[pa.Table]:
         rows = self._rows.relation(connection, "listed")
         known = self._known.table.append_column(
-            "number", pa.array(range(self._known.table.num_rows), pa.int64()))
+            "number", pa.array(range(self._known.table.num_rows), pa.int64())
+        )
         connection.register("known_rows", known)
         connection.execute(
             "CREATE TEMP TABLE known AS SELECT key, arg_max(state, number) AS state, "
-            "arg_min(shard, number) FILTER (state = 0) AS shard FROM known_rows GROUP BY key")
-        connection.execute(f"CREATE TEMP TABLE several AS SELECT source_key AS key FROM {rows} "
-                           "GROUP BY source_key HAVING count(*) > 1")
+            "arg_min(shard, number) FILTER (state = 0) AS shard FROM known_rows GROUP BY key"
+        )
+        connection.execute(
+            f"CREATE TEMP TABLE several AS SELECT source_key AS key FROM {rows} "
+            "GROUP BY source_key HAVING count(*) > 1"
+        )
         order = ""
         if connection.execute("SELECT 1 FROM several LIMIT 1").fetchall():
             together = Rows(self._scratch / "together.parquet", _ROWS)
             for table in self._put_together(connection, rows):
                 together.append(table)
             others = together.relation(connection, "together")
-            rows = (f"(SELECT * FROM {rows} ANTI JOIN several ON source_key = key "
-                    f"UNION ALL SELECT * FROM {others})")
+            rows = (
+                f"(SELECT * FROM {rows} ANTI JOIN several ON source_key = key "
+                f"UNION ALL SELECT * FROM {others})"
+            )
             order = "ORDER BY seq"
         relisted = Rows(self._scratch / "relisted.parquet", _ROWS)
         reader = connection.sql(
             f"SELECT r.*, k.state AS known_state FROM {rows} AS r LEFT JOIN known AS k "
-            f"ON k.key = r.source_key {order}").to_arrow_reader(_BATCH_ROWS)
+            f"ON k.key = r.source_key {order}"
+        ).to_arrow_reader(_BATCH_ROWS)
         for batch in reader:
             table = pa.Table.from_batches([batch])
             known_states = table["known_state"]
             table = table.select(_ROWS.names).cast(_ROWS)
             became = states(table)
             # What had been mended is a failure again: the newest row counts.
-            again = pc.or_(table["again"], pc.fill_null(pc.and_(
-                pc.equal(became, FAILED), pc.equal(known_states, REJECTED)), False))
+            again = pc.or_(
+                table["again"],
+                pc.fill_null(
+                    pc.and_(pc.equal(became, FAILED), pc.equal(known_states, REJECTED)), False
+                ),
+            )
             is_new = pc.or_(pc.is_null(known_states), again)
             self._count(table, pc.if_else(is_new, became, known_states), is_new)
-            self.ended += pc.sum(pc.equal(pc.struct_field(table["rejection"], "rule"),
-                                          EXPANDED_RULE)).as_py() or 0
+            self.ended += (
+                pc.sum(pc.equal(pc.struct_field(table["rejection"], "rule"), EXPANDED_RULE)).as_py()
+                or 0
+            )
             if pc.any(pc.invert(is_new)).as_py():
-                relisted.append(table.filter(pc.and_(pc.invert(is_new), pc.or_(
-                    pc.is_valid(table["spans"]), pc.is_valid(table["caption"])))))
+                relisted.append(
+                    table.filter(
+                        pc.and_(
+                            pc.invert(is_new),
+                            pc.or_(pc.is_valid(table["spans"]), pc.is_valid(table["caption"])),
+                        )
+                    )
+                )
             fresh = table.filter(is_new)
             if fresh.num_rows:
                 yield fresh.select(SOURCES.names)
@@ -208,14 +235,15 @@ class Gathering:
 
     # Sources with several rows
 
-    def _put_together(
-        self, connection: duckdb.DuckDBPyConnection, rows: str
-    ) -> Iterator[pa.Table]:
-        reader = connection.sql(f"SELECT r.* FROM {rows} AS r SEMI JOIN several "
-                                    "ON source_key = key ORDER BY source_key, seq")
+    def _put_together(self, connection: duckdb.DuckDBPyConnection, rows: str) -> Iterator[pa.Table]:
+        reader = connection.sql(
+            f"SELECT r.* FROM {rows} AS r SEMI JOIN several "
+            "ON source_key = key ORDER BY source_key, seq"
+        )
         batches = reader.to_arrow_reader(_BATCH_ROWS)
         listed = itertools.chain.from_iterable(
-            pa.Table.from_batches([batch]).cast(_ROWS).to_pylist() for batch in batches)
+            pa.Table.from_batches([batch]).cast(_ROWS).to_pylist() for batch in batches
+        )
         out: list[dict[str, Any]] = []
         for key, group in itertools.groupby(listed, lambda row: row["source_key"]):
             out += self._one(key, group)
@@ -242,10 +270,15 @@ class Gathering:
                 kept = {name: row[name] for name in _HELPERS.names}
                 kept["rejection"] = first["rejection"]
             else:
-                kept = row | {"error": None, "listed_in": None, "rejection": {
-                    "rule": DUPLICATE_RULE,
-                    "detail": f"{row['place']}: the same as {first['url'] or first['locator']} "
-                              f"({first['place']}), key {key}"}}
+                kept = row | {
+                    "error": None,
+                    "listed_in": None,
+                    "rejection": {
+                        "rule": DUPLICATE_RULE,
+                        "detail": f"{row['place']}: the same as {first['url'] or first['locator']} "
+                        f"({first['place']}), key {key}",
+                    },
+                }
             found.append(kept | {"source_key": own_key})
         return [together.row(), *found]
 
@@ -258,10 +291,13 @@ class Gathering:
         rows = relisted.relation(connection, "relisted")
         shards = connection.execute(
             f"SELECT DISTINCT shard FROM {rows} JOIN known ON key = source_key "
-            "WHERE shard IS NOT NULL ORDER BY shard").fetchall()
-        said = ("list_transform({0}.spans, lambda s: {{'a': s.start_seconds, 'b': s.end_seconds, "
-                "'c': s.caption, 'd': s.captions}}), {0}.caption, {0}.captions")
-        for shard, in shards:
+            "WHERE shard IS NOT NULL ORDER BY shard"
+        ).fetchall()
+        said = (
+            "list_transform({0}.spans, lambda s: {{'a': s.start_seconds, 'b': s.end_seconds, "
+            "'c': s.caption, 'd': s.captions}}), {0}.caption, {0}.captions"
+        )
+        for (shard,) in shards:
             path = shard_path(self._folder, shard)
             with reading(path):
                 stored = pq.read_table(path, schema=SOURCES, columns=["source_key", *SAID])
@@ -270,10 +306,15 @@ class Gathering:
                 f"SELECT r.*, {{'spans': s.spans, 'caption': s.caption, 'captions': s.captions}} "
                 f"AS stored FROM {rows} AS r JOIN stored AS s USING (source_key) JOIN known AS k "
                 f"ON k.key = r.source_key AND k.shard = {literal(shard)} "
-                f"WHERE ({said.format('r')}) IS DISTINCT FROM ({said.format('s')}) ORDER BY seq")
+                f"WHERE ({said.format('r')}) IS DISTINCT FROM ({said.format('s')}) ORDER BY seq"
+            )
             reader = differ.to_arrow_reader(_BATCH_ROWS)
-            late = [row for batch in reader for each in pa.Table.from_batches([batch]).to_pylist()
-                    if (row := _late(each)) is not None]
+            late = [
+                row
+                for batch in reader
+                for each in pa.Table.from_batches([batch]).to_pylist()
+                if (row := _late(each)) is not None
+            ]
             connection.unregister("stored")
             yield from self._not_known(connection, late)
 
@@ -293,11 +334,12 @@ class Gathering:
     ) -> Iterator[pa.Table]:
         """Rows that resolve earlier failures that are no longer listed."""
         connection.register("failures", pa.table({"key": pa.array(list(failures), pa.string())}))
-        found = connection.execute("SELECT key FROM failures ANTI JOIN listed "
-                                   "ON key = source_key").fetchall()
+        found = connection.execute(
+            "SELECT key FROM failures ANTI JOIN listed ON key = source_key"
+        ).fetchall()
         self.ended += len(found)
         if found:
-            yield sources_table([(key, mended()) for key, in found])
+            yield sources_table([(key, mended()) for (key,) in found])
 
 
 def _is_removed(row: dict[str, Any]) -> bool:
@@ -310,22 +352,30 @@ def _late(row: dict[str, Any]) -> dict[str, Any] | None:
     spans, captions = stored.lacking(row)
     if not spans and not captions:
         return None
-    what = [f"{span['start_seconds']:g} to {span['end_seconds']:g} s"
-            + (f": {', '.join(captions_of(span))}" if captions_of(span) else "")
-            for span in spans] + captions
-    count = " and ".join(counted(len(items), word)
-                         for items, word in ((spans, "span"), (captions, "caption")) if items)
+    what = [
+        f"{span['start_seconds']:g} to {span['end_seconds']:g} s"
+        + (f": {', '.join(captions_of(span))}" if captions_of(span) else "")
+        for span in spans
+    ] + captions
+    count = " and ".join(
+        counted(len(items), word)
+        for items, word in ((spans, "span"), (captions, "caption"))
+        if items
+    )
     shown = "; ".join(what[:3])[:500] + (" …" if len(what) > 3 else "")
     return {
         "source_key": source_key("\0".join([row["locator"], "late", *what])),
-        "url": row["url"], "path": row["path"], "extractor": row["extractor"],
-        "platform_id": row["platform_id"], "spans": in_order(spans) or None,
+        "url": row["url"],
+        "path": row["path"],
+        "extractor": row["extractor"],
+        "platform_id": row["platform_id"],
+        "spans": in_order(spans) or None,
         "caption": captions[0] if captions else None,
         "captions": captions if len(captions) > 1 else None,
         "rejection": {
             "rule": FIXED_RULE,
             "detail": f"{row['place']}: {count} more ({shown}) of {row['url']}, key "
-                      f"{row['source_key']}, which is already known: its spans and captions are "
-                      "fixed. To use them, make a new dataset from all lists",
+            f"{row['source_key']}, which is already known: its spans and captions are "
+            "fixed. To use them, make a new dataset from all lists",
         },
     }

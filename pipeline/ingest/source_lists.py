@@ -17,8 +17,19 @@ from clipmill.schemas.errors import UsageError
 
 LIST_SUFFIXES = (".csv", ".tsv", ".txt", ".jsonl", ".ndjson", ".json", ".parquet")
 URL_COLUMNS = (
-    "url", "path", "video", "video_url", "video_path", "file", "filename", "link", "uri",
-    "contenturl", "file_path", "file_name", "webpage_url",
+    "url",
+    "path",
+    "video",
+    "video_url",
+    "video_path",
+    "file",
+    "filename",
+    "link",
+    "uri",
+    "contenturl",
+    "file_path",
+    "file_name",
+    "webpage_url",
 )
 YOUTUBE_COLUMNS = ("youtube_id", "youtubeid", "ytid", "yt_id")
 ID_COLUMNS = (*YOUTUBE_COLUMNS, "video_id", "videoid", "vid")
@@ -66,22 +77,31 @@ class ListFile:
     names: tuple[str, ...] | None = None
 
     def read(
-        self, candidates: Sequence[str] = (*URL_COLUMNS, *ID_COLUMNS),
+        self,
+        candidates: Sequence[str] = (*URL_COLUMNS, *ID_COLUMNS),
         reading: Reading | None = None,
     ) -> Iterator[ListRow]:
         """The rows; the locator is in `column`, else in the first of `candidates`.
 
         Raises UsageError if the file can't be read or has no such column.
         """
-        readers = {".csv": self._csv, ".tsv": self._csv, ".txt": self._txt,
-                   ".jsonl": self._json_lines, ".ndjson": self._json_lines, ".json": self._json,
-                   ".parquet": self._parquet}
+        readers = {
+            ".csv": self._csv,
+            ".tsv": self._csv,
+            ".txt": self._txt,
+            ".jsonl": self._json_lines,
+            ".ndjson": self._json_lines,
+            ".json": self._json,
+            ".parquet": self._parquet,
+        }
         suffix = list_suffix(self.path)
         if suffix not in readers:
             raise UsageError(f"{self.path}: a list of sources is one of {', '.join(LIST_SUFFIXES)}")
         if self.names is not None and suffix not in (".csv", ".tsv"):
-            raise UsageError(f"{self.path}: `columns` names the columns of a .csv or .tsv without "
-                             f"a header; a {suffix} list has none, or names them itself")
+            raise UsageError(
+                f"{self.path}: `columns` names the columns of a .csv or .tsv without "
+                f"a header; a {suffix} list has none, or names them itself"
+            )
         try:
             yield from readers[suffix](candidates, reading or Reading(self.path))
         except OSError as error:
@@ -89,8 +109,9 @@ class ListFile:
 
     def _txt(self, _: Sequence[str], reading: Reading) -> Iterator[ListRow]:
         if self.column is not None:
-            raise UsageError(f"{self.path}: a .txt list has one entry per line and no column "
-                             f"{self.column!r}")
+            raise UsageError(
+                f"{self.path}: a .txt list has one entry per line and no column {self.column!r}"
+            )
         lines, counts = TextLines(self.path, self.encoding), reading.counts
         for number, line, problem in lines:
             text = line.strip()
@@ -108,14 +129,20 @@ class ListFile:
         lines = TextLines(self.path, self.encoding)
         ahead = Ahead(lines)
         names, dialect, text = read_header(
-            self.path, ahead, reading.counts, self.names, list_suffix(self.path),
-            lambda names: find_column(names, self.column, candidates) is not None)
+            self.path,
+            ahead,
+            reading.counts,
+            self.names,
+            list_suffix(self.path),
+            lambda names: find_column(names, self.column, candidates) is not None,
+        )
         chosen = reading.column = self._choose(names, candidates)
         if dialect.delimiter == "\t" and not writer_quotes(ahead, dialect, text):
             dialect = Dialect("\t", quoted=False)
         start = f"{self.path}:"
-        for number, cells, problem in Records(ahead, dialect, names, names.index(chosen),
-                                              reading.counts, text):
+        for number, cells, problem in Records(
+            ahead, dialect, names, names.index(chosen), reading.counts, text
+        ):
             if cells is None:
                 yield ListRow(f"{start}{number}", None, problem=problem)
             else:
@@ -127,15 +154,18 @@ class ListFile:
 
     def _json_lines(self, candidates: Sequence[str], reading: Reading) -> Iterator[ListRow]:
         lines = TextLines(self.path, self.encoding)
-        yield from self._of_values(lines_of_json(self.path, lines, reading.counts), candidates,
-                                   reading)
+        yield from self._of_values(
+            lines_of_json(self.path, lines, reading.counts), candidates, reading
+        )
         reading.lines = lines.lines
 
     def _json(self, candidates: Sequence[str], reading: Reading) -> Iterator[ListRow]:
         """One JSON value with all rows in it, or JSON lines with another name."""
         if self.path.stat().st_size > MOST_JSON_BYTES:
-            raise UsageError(f"{self.path} is one JSON value of over {MOST_JSON_BYTES >> 20} MiB; "
-                             "convert it to JSON lines: jq -c '.[]' FILE.json > FILE.jsonl")
+            raise UsageError(
+                f"{self.path} is one JSON value of over {MOST_JSON_BYTES >> 20} MiB; "
+                "convert it to JSON lines: jq -c '.[]' FILE.json > FILE.jsonl"
+            )
         text = TextLines(self.path, self.encoding).text()
         values = rows_of_json(self.path, text, reading.counts)
         if values is None:
@@ -143,8 +173,12 @@ class ListFile:
         else:
             yield from self._of_values(values, candidates, reading)
 
-    def _of_values(self, values: Iterator[tuple[str, Any, str | None]],
-                   candidates: Sequence[str], reading: Reading) -> Iterator[ListRow]:
+    def _of_values(
+        self,
+        values: Iterator[tuple[str, Any, str | None]],
+        candidates: Sequence[str],
+        reading: Reading,
+    ) -> Iterator[ListRow]:
         """Objects and strings as rows."""
         found_any, first = False, None
         for place, value, problem in values:
@@ -182,16 +216,18 @@ class ListFile:
             schema = file.schema_arrow
             chosen = reading.column = self._choose(schema.names, candidates)
             # The bytes of videos and pictures are not descriptions.
-            wanted = [each.name for each in schema
-                      if each.name == chosen or not _holds_bytes(each.type)]
+            wanted = [
+                each.name for each in schema if each.name == chosen or not _holds_bytes(each.type)
+            ]
             number = 0
             try:
                 for batch in file.iter_batches(_PARQUET_ROWS, columns=wanted):
                     for row, problem in _rows_of_batch(batch):
                         number += 1
                         reading.counts.rows += 1
-                        yield ListRow(f"{self.path}:row {number}", _text(row.pop(chosen, None)),
-                                      row, problem)
+                        yield ListRow(
+                            f"{self.path}:row {number}", _text(row.pop(chosen, None)), row, problem
+                        )
             except (pa.ArrowException, OSError) as error:
                 raise UsageError(f"cannot read {self.path} after row {number}: {error}") from error
 
@@ -205,8 +241,10 @@ class ListFile:
             near = difflib.get_close_matches(self.column, present, n=1)
             hint = f"did you mean {near[0]!r}? " if near else ""
             raise UsageError(f"{self.path} has no column {self.column!r}; {hint}its columns: {has}")
-        raise UsageError(f"{self.path}: none of the columns {', '.join(candidates)} exists; name "
-                         f"the one to use (`url_column`). Its columns: {has}")
+        raise UsageError(
+            f"{self.path}: none of the columns {', '.join(candidates)} exists; name "
+            f"the one to use (`url_column`). Its columns: {has}"
+        )
 
 
 def find_column(
@@ -231,8 +269,11 @@ def _holds_bytes(kind: Any) -> bool:
         return any(_holds_bytes(each.type) for each in kind)
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):
         return _holds_bytes(kind.value_type)
-    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
-                or pa.types.is_fixed_size_binary(kind))
+    return bool(
+        pa.types.is_binary(kind)
+        or pa.types.is_large_binary(kind)
+        or pa.types.is_fixed_size_binary(kind)
+    )
 
 
 def _rows_of_batch(batch: Any) -> Iterator[tuple[dict[str, Any], str | None]]:

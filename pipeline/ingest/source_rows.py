@@ -102,8 +102,12 @@ class Reader:
     """Turns the recipe's items into rows, expanding lists of videos on sites."""
 
     def __init__(
-        self, base_folder: Path, expander: Expander, has_failed: Callable[[str], bool],
-        is_full: Callable[[], bool], take_suffixes: Collection[str] = (),
+        self,
+        base_folder: Path,
+        expander: Expander,
+        has_failed: Callable[[str], bool],
+        is_full: Callable[[], bool],
+        take_suffixes: Collection[str] = (),
     ) -> None:
         self.finder = Finder(take_suffixes)
         self._base = base_folder
@@ -138,9 +142,11 @@ class Reader:
             yield _of_file(str(path))
         elif path.is_file():
             suffix = path.suffix or ALL_SUFFIXES
-            raise UsageError(f"sources: {path} is neither a list ({', '.join(LIST_SUFFIXES)}) nor, "
-                             f"by its name and first bytes, a video; `--set take_suffixes={suffix}`"
-                             " treats it as one")
+            raise UsageError(
+                f"sources: {path} is neither a list ({', '.join(LIST_SUFFIXES)}) nor, "
+                f"by its name and first bytes, a video; `--set take_suffixes={suffix}`"
+                " treats it as one"
+            )
         elif glob.has_magic(text):
             yield from map(_of_file, self.finder.of_pattern(self._base, text))
         else:
@@ -160,7 +166,8 @@ class Reader:
             roles = by_names.get(names)
             if roles is None:
                 roles = by_names[names] = _roles(
-                    spec, path, names, note.reading.column, is_first=not by_names)
+                    spec, path, names, note.reading.column, is_first=not by_names
+                )
                 note.said.update(dict.fromkeys(roles.said()))
                 if word_of(note.reading.column or "") in YOUTUBE_COLUMNS:
                     platform = YOUTUBE
@@ -173,8 +180,14 @@ class Reader:
         return _absolute(text, self._base)
 
     def _of_row(
-        self, spec: SourceSpec, row: ListRow, folder: Path, *, ask: bool = False,
-        roles: Roles = Roles(), platform: str | None = None,  # noqa: B008  it is frozen
+        self,
+        spec: SourceSpec,
+        row: ListRow,
+        folder: Path,
+        *,
+        ask: bool = False,
+        roles: Roles = Roles(),  # noqa: B008  it is frozen
+        platform: str | None = None,
     ) -> Iterator[Source]:
         """The source of a row, or those that the row's playlist lists.
 
@@ -186,8 +199,11 @@ class Reader:
         if source.problem is not None or source.path is not None or source.url is None:
             yield source
             return
-        unsure = ask and source.platform_id is None and (
-            os.path.splitext(urlsplit(source.url).path)[1].lower() not in MEDIA_SUFFIXES)
+        unsure = (
+            ask
+            and source.platform_id is None
+            and (os.path.splitext(urlsplit(source.url).path)[1].lower() not in MEDIA_SUFFIXES)
+        )
         if not source.is_list and not unsure:
             yield source
             return
@@ -217,8 +233,10 @@ class Reader:
         if self._has_failed(source_key(listed)):
             # It failed in an earlier run: a newer row with its key says what came of it.
             source.locator, source.again = listed, True
-            source.rejection = {"rule": EXPANDED_RULE,
-                                "detail": f"now listed: {counted(len(entries), 'video')}"}
+            source.rejection = {
+                "rule": EXPANDED_RULE,
+                "detail": f"now listed: {counted(len(entries), 'video')}",
+            }
             found.append(source)
         return found
 
@@ -228,8 +246,14 @@ class Reader:
         pool = ThreadPoolExecutor(_SEARCHES_AT_A_TIME)
         try:
             while not self._is_full() and (some := list(islice(terms, _SEARCHES_AT_A_TIME))):
-                for found in pool.map(lambda source: self._expanded(spec, source, results)
-                                      if source.problem is None else [source], some):
+                for found in pool.map(
+                    lambda source: (
+                        self._expanded(spec, source, results)
+                        if source.problem is None
+                        else [source]
+                    ),
+                    some,
+                ):
                     yield from found
         finally:
             # A stopped run does not wait for a site that does not answer.
@@ -249,7 +273,8 @@ class Reader:
             _take_columns(source, row, roles)
             if row.problem or not row.locator:
                 source.problem = RowFailed(
-                    "permanent", f"{row.place}: {row.problem or 'no search term'}")
+                    "permanent", f"{row.place}: {row.problem or 'no search term'}"
+                )
                 source.locator = f"row {row.place}"
             else:
                 source.query = row.locator
@@ -260,24 +285,32 @@ class Reader:
 
 
 def _list_file(spec: SourceSpec, path: Path) -> ListFile:
-    return ListFile(path, spec.url_column, spec.encoding,
-                    None if spec.columns is None else tuple(spec.columns))
+    return ListFile(
+        path, spec.url_column, spec.encoding, None if spec.columns is None else tuple(spec.columns)
+    )
 
 
-def _roles(spec: SourceSpec, path: Path, names: tuple[str, ...], locator: str | None, *,
-           is_first: bool) -> Roles:
+def _roles(
+    spec: SourceSpec, path: Path, names: tuple[str, ...], locator: str | None, *, is_first: bool
+) -> Roles:
     named = [*(spec.span_columns or ()), *([spec.caption_column] if spec.caption_column else ())]
     missing = [name for name in named if name not in names]
     if missing and names and is_first:
-        raise UsageError(f"{path} has no column {missing[0]!r}; its other columns: "
-                         f"{', '.join(names)}")
+        raise UsageError(
+            f"{path} has no column {missing[0]!r}; its other columns: {', '.join(names)}"
+        )
     return roles_of(names, spec, locator)
 
 
 def _of_unreadable(folder: str, why: str) -> Source:
     shown = clean(folder)
-    return Source(shown, f"folder {folder!r}", problem=RowFailed(
-        "permanent", f"the folder {shown} can't be read: {why}; its contents are not listed"))
+    return Source(
+        shown,
+        f"folder {folder!r}",
+        problem=RowFailed(
+            "permanent", f"the folder {shown} can't be read: {why}; its contents are not listed"
+        ),
+    )
 
 
 def _of_file(path: str) -> Source:
@@ -310,9 +343,15 @@ def _understand(row: ListRow, folder: Path, roles: Roles, platform: str | None) 
         if row.columns:
             _take_columns(source, row, roles)
         if named is not None and source.spans is None:
-            source.spans = [{"start_seconds": named[0], "end_seconds": named[1],
-                             "caption": source.caption, "extra": source.extra,
-                             "captions": source.captions}]
+            source.spans = [
+                {
+                    "start_seconds": named[0],
+                    "end_seconds": named[1],
+                    "caption": source.caption,
+                    "extra": source.extra,
+                    "captions": source.captions,
+                }
+            ]
             source.caption = source.captions = source.extra = None
     except ValueError as error:
         source.locator = f"row {row.place} {row.locator}"

@@ -61,8 +61,18 @@ def write_sources(folder: Path, name: str, table: pa.Table) -> None:
     counts = _outcomes(table)
     with shard_writer(shard_path(folder, name), SOURCES, clean=False) as writer:
         writer.write(table.select(SOURCES.names))
-        writer.finish(ShardMetadata("sources", "sources", name, "", "", inputs=table.num_rows,
-                                    outputs=counts["kept"], **counts))
+        writer.finish(
+            ShardMetadata(
+                "sources",
+                "sources",
+                name,
+                "",
+                "",
+                inputs=table.num_rows,
+                outputs=counts["kept"],
+                **counts,
+            )
+        )
 
 
 def _outcomes(table: pa.Table) -> dict[str, int]:
@@ -88,8 +98,12 @@ def _row(key: str, source: Source, now: datetime) -> dict[str, Any]:
         return {"source_key": key, "rejection": source.rejection}
     error = None
     if source.problem is not None:
-        error = {"kind": source.problem.kind, "attempts": 1, "at": now,
-                 "message": source.problem.message[:MAX_MESSAGE_CHARACTERS]}
+        error = {
+            "kind": source.problem.kind,
+            "attempts": 1,
+            "at": now,
+            "message": source.problem.message[:MAX_MESSAGE_CHARACTERS],
+        }
     return {
         "source_key": key,
         "position": None,
@@ -114,8 +128,9 @@ def _row(key: str, source: Source, now: datetime) -> dict[str, Any]:
 def in_order(spans: list[dict[str, Any]] | None) -> list[dict[str, Any]] | None:
     if spans is None:
         return None
-    return sorted(spans, key=lambda span: (span["start_seconds"], span["end_seconds"],
-                                           span["caption"] or ""))
+    return sorted(
+        spans, key=lambda span: (span["start_seconds"], span["end_seconds"], span["caption"] or "")
+    )
 
 
 @dataclass(frozen=True)
@@ -131,32 +146,49 @@ class KnownSources:
 
 def known_sources(folder: Path) -> KnownSources:
     """Reads all shards; for a key that occurs twice, the later row counts."""
-    tables = [pa.table({"key": pa.array([], pa.string()), "state": pa.array([], pa.int8()),
-                        "shard": pa.array([], pa.string())})]
+    tables = [
+        pa.table(
+            {
+                "key": pa.array([], pa.string()),
+                "state": pa.array([], pa.int8()),
+                "shard": pa.array([], pa.string()),
+            }
+        )
+    ]
     failures: dict[str, str | None] = {}
     for shard in committed_shards(folder):
         path = shard_path(folder, shard)
         with reading(path):
             # The schema gives shards of earlier releases the columns that they lack.
             table = pq.read_table(path, schema=SOURCES, columns=_OF_FAILURES)
-        tables.append(pa.table({
-            "key": table["source_key"], "state": states(table),
-            "shard": pa.repeat(shard, table.num_rows)}))
+        tables.append(
+            pa.table(
+                {
+                    "key": table["source_key"],
+                    "state": states(table),
+                    "shard": pa.repeat(shard, table.num_rows),
+                }
+            )
+        )
         _note_failures(table, failures)
     return KnownSources(pa.concat_tables(tables), failures)
 
 
 def states(table: pa.Table) -> pa.ChunkedArray:
     """Of each row of sources: KEPT, REJECTED or FAILED."""
-    found = pc.if_else(pc.is_valid(table["error"]), FAILED,
-                       pc.if_else(pc.is_valid(table["rejection"]), REJECTED, KEPT))
+    found = pc.if_else(
+        pc.is_valid(table["error"]),
+        FAILED,
+        pc.if_else(pc.is_valid(table["rejection"]), REJECTED, KEPT),
+    )
     return found.cast(pa.int8())
 
 
 def _note_failures(table: pa.Table, failures: dict[str, str | None]) -> None:
     """Brings standing failures up to the next shard's rows."""
-    ended = pc.is_in(pc.struct_field(table["rejection"], "rule"),
-                     pa.array([EXPANDED_RULE, MENDED_RULE]))
+    ended = pc.is_in(
+        pc.struct_field(table["rejection"], "rule"), pa.array([EXPANDED_RULE, MENDED_RULE])
+    )
     rows = table.filter(pc.or_(pc.is_valid(table["error"]), ended))
     for row in rows.select(_OF_FAILURES).to_pylist():
         if row["error"] is not None:
@@ -167,5 +199,11 @@ def _note_failures(table: pa.Table, failures: dict[str, str | None]) -> None:
 
 def mended() -> Source:
     """Resolves an earlier failure, under its key: its list no longer has such a row."""
-    return Source("", again=True, rejection={
-        "rule": MENDED_RULE, "detail": "the list no longer has this row in the same form"})
+    return Source(
+        "",
+        again=True,
+        rejection={
+            "rule": MENDED_RULE,
+            "detail": "the list no longer has this row in the same form",
+        },
+    )

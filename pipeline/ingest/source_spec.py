@@ -20,47 +20,70 @@ class SourceSpec(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     path: str | None = Field(
-        None, description="a list (.csv .tsv .txt .json .jsonl .ndjson .parquet, optionally "
+        None,
+        description="a list (.csv .tsv .txt .json .jsonl .ndjson .parquet, optionally "
         "compressed: .gz .bz2 .xz .zst), a folder (searched recursively), a glob, or one media "
-        "file; relative to the recipe's file")
+        "file; relative to the recipe's file",
+    )
     url: str | None = Field(
-        None, description="one video, playlist or channel, as supported by yt-dlp")
+        None, description="one video, playlist or channel, as supported by yt-dlp"
+    )
     search: list[str] | None = Field(None, description="search terms", min_length=1)
     search_file: str | None = Field(
-        None, description="a list of search terms, one per line or in a column")
+        None, description="a list of search terms, one per line or in a column"
+    )
     url_column: str | None = Field(
-        None, description="column of the list that holds the URL, path or search term; by default "
-        "the first usual name (url, path, video, …)")
+        None,
+        description="column of the list that holds the URL, path or search term; by default "
+        "the first usual name (url, path, video, …)",
+    )
     caption_column: str | None = Field(
-        None, description="column of the list that holds the caption; by default the first usual "
-        "name (caption, captions, sentence, text, …)")
+        None,
+        description="column of the list that holds the caption; by default the first usual "
+        "name (caption, captions, sentence, text, …)",
+    )
     span_columns: list[str] | None = Field(
-        None, max_length=2, description="columns of the list that give the part of the video that "
+        None,
+        max_length=2,
+        description="columns of the list that give the part of the video that "
         "a row describes: start and end, or one with both; by default the usual names "
-        "(start_seconds and end_seconds, timestamp, …); none with []")
+        "(start_seconds and end_seconds, timestamp, …); none with []",
+    )
     columns: list[str] | None = Field(
-        None, min_length=1, description="column names of a .csv or .tsv whose first line "
-        "is a row")
+        None, min_length=1, description="column names of a .csv or .tsv whose first line is a row"
+    )
     encoding: str | None = Field(
-        None, description="encoding of the list, by its Python name (cp1252, gbk, …); "
-        "by default UTF-8, or what its byte order mark says")
+        None,
+        description="encoding of the list, by its Python name (cp1252, gbk, …); "
+        "by default UTF-8, or what its byte order mark says",
+    )
     platform: Literal["youtube"] | None = Field(
-        None, description="platform whose ids the list holds instead of URLs")
+        None, description="platform whose ids the list holds instead of URLs"
+    )
     results: int | None = Field(
-        None, ge=1, description="maximum number of results per search term (20 by default), or of "
-        "entries of a playlist or channel (all by default)")
+        None,
+        ge=1,
+        description="maximum number of results per search term (20 by default), or of "
+        "entries of a playlist or channel (all by default)",
+    )
     search_engine: str = Field(
-        "ytsearch", pattern=r"^[a-z]+search[a-z]*$",
-        description="yt-dlp's prefix for where to search")
+        "ytsearch",
+        pattern=r"^[a-z]+search[a-z]*$",
+        description="yt-dlp's prefix for where to search",
+    )
     category: str | None = Field(None, description="category of all sources without one")
     language: str | None = Field(None, description="language of all sources without one")
     refresh: bool = Field(
-        False, description="request playlists, channels and searches again on every run; by "
-        "default the answer is kept with the dataset")
+        False,
+        description="request playlists, channels and searches again on every run; by "
+        "default the answer is kept with the dataset",
+    )
     retries: int = Field(3, ge=0, description="retries for a playlist, channel or search")
     yt_dlp: dict[str, Any] = Field(
-        {}, description="options of yt-dlp's Python API for playlists, channels and searches, "
-        "limited to those that a recipe may set (docs/sources.md)")
+        {},
+        description="options of yt-dlp's Python API for playlists, channels and searches, "
+        "limited to those that a recipe may set (docs/sources.md)",
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -93,8 +116,10 @@ class SourceSpec(BaseModel):
     def _one_place(self) -> SourceSpec:
         given = [name for name in PLACES if getattr(self, name) is not None]
         if len(given) != 1:
-            raise ValueError(f"a source needs exactly one of: {', '.join(PLACES)} "
-                             f"(given: {', '.join(given) or 'none'})")
+            raise ValueError(
+                f"a source needs exactly one of: {', '.join(PLACES)} "
+                f"(given: {', '.join(given) or 'none'})"
+            )
         return self
 
 

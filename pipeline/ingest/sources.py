@@ -62,9 +62,11 @@ def fixed_shards_note(
     if not there or asked == before or (before is None and not by_hand):
         return None
     was = "" if before is None else f" (was {before})"
-    return (f"{setting} is now {asked}{was}: it applies to new sources only, because "
-            f"{counted(there, 'existing shard')} of sources can't be changed. For other shards, "
-            "make another dataset.")
+    return (
+        f"{setting} is now {asked}{was}: it applies to new sources only, because "
+        f"{counted(there, 'existing shard')} of sources can't be changed. For other shards, "
+        "make another dataset."
+    )
 
 
 @dataclass(frozen=True)
@@ -92,21 +94,28 @@ class IngestReport:
         if not self.shards:
             text = f"Sources: nothing new, {self.known} known"
         else:
-            more = [f"{count} {word}" for count, word in (
-                (self.rejected - self.ended, "rejected"), (self.failed, "failed"),
-                (self.known, "already known"),
-                (self.ended, f"failure{'' if self.ended == 1 else 's'} resolved"),
-                (self.gathered, f"row{'' if self.gathered == 1 else 's'} gathered into them"),
-            ) if count]
+            more = [
+                f"{count} {word}"
+                for count, word in (
+                    (self.rejected - self.ended, "rejected"),
+                    (self.failed, "failed"),
+                    (self.known, "already known"),
+                    (self.ended, f"failure{'' if self.ended == 1 else 's'} resolved"),
+                    (self.gathered, f"row{'' if self.gathered == 1 else 's'} gathered into them"),
+                )
+                if count
+            ]
             shards = counted(len(self.shards), "shard")
             text = f"Sources: {self.kept} new in {shards}" + "".join(f", {part}" for part in more)
         if self.over_limit:
             text += f"; {self.over_limit} left out by the limit"
         if self.changed_spans:
-            text += (f"; {self.changed_spans} known source"
-                     f"{' was' if self.changed_spans == 1 else 's were'} given other spans or "
-                     "captions, which are ignored (sources are fixed at their first ingest; the "
-                     "rejections sources.fixed name them)")
+            text += (
+                f"; {self.changed_spans} known source"
+                f"{' was' if self.changed_spans == 1 else 's were'} given other spans or "
+                "captions, which are ignored (sources are fixed at their first ingest; the "
+                "rejections sources.fixed name them)"
+            )
         if passed_over := describe_passed_over(self.passed_over):
             text += f"; {passed_over}"
         return text + "."
@@ -148,12 +157,21 @@ def ingest(
     excluded = excluded_ids(exclude_ids)
     with Gathering(dataset, known) as gathering:
         listing = _Listing(dataset, gathering, known, excluded, limit)
-        reader = Reader(base, Expander(dataset, downloads),
-                        lambda key: key in known.failures, lambda: listing.full, take_suffixes)
+        reader = Reader(
+            base,
+            Expander(dataset, downloads),
+            lambda key: key in known.failures,
+            lambda: listing.full,
+            take_suffixes,
+        )
         read_wholly = set()
         for given in sources:
-            spec = given.model_copy(update={"encoding": given.encoding or encoding,
-                                            "platform": given.platform or platform})
+            spec = given.model_copy(
+                update={
+                    "encoding": given.encoding or encoding,
+                    "platform": given.platform or platform,
+                }
+            )
             before = listing.rows
             for row in reader.rows(spec):
                 listing.add(row)
@@ -162,20 +180,33 @@ def ingest(
                 raise UsageError(f"sources: {_name(spec)} gives no sources; {why}")
             if not (spec.search_file and listing.full):
                 read_wholly.add(list_of(spec, base))
-        ended = [key for key, listed_in in known.failures.items()
-                 if listed_in is not None and listed_in in read_wholly
-                 and key not in listing.failing_over_limit]
+        ended = [
+            key
+            for key, listed_in in known.failures.items()
+            if listed_in is not None
+            and listed_in in read_wholly
+            and key not in listing.failing_over_limit
+        ]
         write_exclusions(dataset, excluded)
         shards = NewShards(folder)
         for table in _shards_of(gathering.gathered(ended), shard_videos):
             shards.commit(table)
-    lists = tuple(ListCounts.of(note, gathering.counts.get(number, {}))
-                  for number, note in enumerate(reader.lists))
+    lists = tuple(
+        ListCounts.of(note, gathering.counts.get(number, {}))
+        for number, note in enumerate(reader.lists)
+    )
     keep_counts(folder, lists)
     return IngestReport(
-        **shards.totals, known=gathering.known, shards=tuple(shards.names),
-        over_limit=listing.over_limit, changed_spans=gathering.fixed, ended=gathering.ended,
-        gathered=gathering.gathered_rows, lists=lists, passed_over=+reader.finder.passed_over)
+        **shards.totals,
+        known=gathering.known,
+        shards=tuple(shards.names),
+        over_limit=listing.over_limit,
+        changed_spans=gathering.fixed,
+        ended=gathering.ended,
+        gathered=gathering.gathered_rows,
+        lists=lists,
+        passed_over=+reader.finder.passed_over,
+    )
 
 
 def _name(spec: SourceSpec) -> str:
@@ -191,8 +222,14 @@ def _hint(spec: SourceSpec) -> str:
 class _Listing:
     """Takes all that is listed in, up to the limit, without what may not come in."""
 
-    def __init__(self, dataset: Path, gathering: Gathering, known: KnownSources,
-                 excluded: set[str], limit: int | None) -> None:
+    def __init__(
+        self,
+        dataset: Path,
+        gathering: Gathering,
+        known: KnownSources,
+        excluded: set[str],
+        limit: int | None,
+    ) -> None:
         self.rows = 0
         self.over_limit = 0
         self.failing_over_limit: set[str] = set()
@@ -203,8 +240,13 @@ class _Listing:
         self._taken = 0
         # Only where there is a limit it must be known here what became of sources before.
         self._seen: set[str] = set()
-        self._became: dict[str, int] = {} if limit is None else dict(zip(
-            *(known.table[name].to_pylist() for name in ("key", "state")), strict=True))
+        self._became: dict[str, int] = (
+            {}
+            if limit is None
+            else dict(
+                zip(*(known.table[name].to_pylist() for name in ("key", "state")), strict=True)
+            )
+        )
 
     @property
     def full(self) -> bool:
@@ -220,8 +262,9 @@ class _Listing:
                 self.failing_over_limit.add(key)
             return
         if source.problem is None and source.rejection is None:
-            source.rejection = (_removal(key, source, self._removed)
-                                or exclusion(source, self._excluded))
+            source.rejection = _removal(key, source, self._removed) or exclusion(
+                source, self._excluded
+            )
         if self._limit is not None and key not in self._seen:
             self._seen.add(key)
             is_kept = source.problem is None and source.rejection is None
@@ -244,8 +287,9 @@ def exclusion(source: Source, excluded: set[str]) -> dict[str, str] | None:
     """The rejection of a source that one of the `excluded` names means."""
     if not excluded:
         return None
-    names = names_of(source.extractor, source.platform_id, source.locator, source.url,
-                     source.video_id)
+    names = names_of(
+        source.extractor, source.platform_id, source.locator, source.url, source.video_id
+    )
     found = sorted(set(names) & excluded)
     return {"rule": EXCLUDED_RULE, "detail": f"known id {found[0]}"} if found else None
 

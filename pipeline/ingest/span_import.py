@@ -93,8 +93,12 @@ def import_spans(
     scratch = dataset / ".scratch" / f"import-{uuid.uuid4().hex[:8]}"
     with contextlib.ExitStack() as stack:
         stack.enter_context(damage_named(dataset))
-        config: dict[str, Any] = {"memory_limit": MEMORY, "preserve_insertion_order": False,
-                  "temp_directory": str(scratch), "autoload_known_extensions": False}
+        config: dict[str, Any] = {
+            "memory_limit": MEMORY,
+            "preserve_insertion_order": False,
+            "temp_directory": str(scratch),
+            "autoload_known_extensions": False,
+        }
         connection = stack.enter_context(duckdb.connect(":memory:", config=config))
         published = [open_published(connection, path) for path in files]
         excluded = excluded_ids(exclude_ids)
@@ -145,8 +149,9 @@ def _stream(
         yield from connection.sql(query).to_arrow_reader(_BATCH_ROWS)
     except duckdb.Error as error:
         rows.check()
-        raise ClipmillError("the rows could not be read and sorted: "
-                            f"{str(error).partition(chr(10))[0]}") from error
+        raise ClipmillError(
+            f"the rows could not be read and sorted: {str(error).partition(chr(10))[0]}"
+        ) from error
 
 
 def _sorted_rows(
@@ -163,12 +168,18 @@ def _sorted_rows(
             "GROUP BY platform_id"
         )
     # Sorted behind the shards, whose names are digits.
-    removed = [video.removeprefix("youtube-") for video in removed_videos(folder.parent)
-               if video.startswith("youtube-")]
+    removed = [
+        video.removeprefix("youtube-")
+        for video in removed_videos(folder.parent)
+        if video.startswith("youtube-")
+    ]
     connection.register("removed", pa.table({"id": pa.array(removed, pa.string())}))
     known += f" UNION ALL SELECT id, {literal(_REMOVED)} FROM removed"
     only = "" if limit is None else "WHERE problem IS NOT NULL OR id IN (SELECT id FROM wanted)"
-    return _stream(connection, rows, f"""
+    return _stream(
+        connection,
+        rows,
+        f"""
         SELECT r.*, k.shard, CASE WHEN problem IS NOT NULL THEN {_BAD}
             WHEN k.shard IS NULL THEN {_NEW} ELSE {_KNOWN} END AS kind
         FROM (SELECT * FROM ({rows.sql}) {only}) AS r
@@ -176,7 +187,8 @@ def _sorted_rows(
             ON k.id = r.id AND r.problem IS NULL
         ORDER BY kind, shard, if(problem IS NULL, r.id, NULL),
             if(problem IS NULL, start_seconds, NULL), if(problem IS NULL, end_seconds, NULL),
-            file, "row" """)
+            file, "row" """,
+    )
 
 
 def _starts(table: pa.Table, *columns: str) -> np.ndarray:
@@ -196,8 +208,12 @@ class _Import:
     """Takes sorted rows in, cut anywhere, and writes shards as soon as they are full."""
 
     def __init__(
-        self, dataset: Path, files: Sequence[Path], places: Sequence[Callable[[int], str]],
-        excluded: set[str], shard_videos: int,
+        self,
+        dataset: Path,
+        files: Sequence[Path],
+        places: Sequence[Callable[[int], str]],
+        excluded: set[str],
+        shard_videos: int,
     ) -> None:
         self._dataset = dataset
         self._folder = dataset / "sources"
@@ -217,8 +233,11 @@ class _Import:
         """The next rows. A video may go on in the ones after."""
         self._report.rows += table.num_rows
         kinds = table["kind"].combine_chunks()
-        for kind, take in ((_NEW, self._take_new), (_BAD, self._take_bad),
-                           (_KNOWN, self._take_known)):
+        for kind, take in (
+            (_NEW, self._take_new),
+            (_BAD, self._take_bad),
+            (_KNOWN, self._take_known),
+        ):
             part = table.filter(pc.equal(kinds, kind))
             if not part.num_rows:
                 continue
@@ -230,8 +249,11 @@ class _Import:
         """Writes what doesn't fill a shard, and says what became of all rows."""
         self._write_new(None, everything=True)
         # Of whatever limit, all bad rows of the files were seen.
-        ended = [(key, mended()) for key, listed_in in self._known_failures.items()
-                 if listed_in in self._lists and key not in self._bad]
+        ended = [
+            (key, mended())
+            for key, listed_in in self._known_failures.items()
+            if listed_in in self._lists and key not in self._bad
+        ]
         for at in range(0, len(ended), _FAILURES_A_SHARD):
             self._shards.commit(sources_table(ended[at : at + _FAILURES_A_SHARD]))
         self._report.shards = self._shards.names
@@ -300,14 +322,20 @@ class _Import:
         """Adds spans to known videos of a shard, unless a stage has worked on it already."""
         path = shard_path(self._folder, shard)
         with reading(path):
-            stored = pq.read_table(path, schema=SOURCES,
-                                   columns=["platform_id", "spans", "rejection", "error"])
+            stored = pq.read_table(
+                path, schema=SOURCES, columns=["platform_id", "spans", "rejection", "error"]
+            )
         can_grow = pc.and_(pc.is_null(stored["rejection"]), pc.is_null(stored["error"]))
         held: dict[str, tuple[int, Together]] = {}
         there: dict[str, Together] = {}
-        for at, (name, spans, grows) in enumerate(zip(
-                stored["platform_id"].to_pylist(), stored["spans"].to_pylist(),
-                can_grow.to_pylist(), strict=True)):
+        for at, (name, spans, grows) in enumerate(
+            zip(
+                stored["platform_id"].to_pylist(),
+                stored["spans"].to_pylist(),
+                can_grow.to_pylist(),
+                strict=True,
+            )
+        ):
             if grows and spans and name is not None and shard not in self._begun_shards():
                 held[name] = (at, Together(_said(spans)))
             there.setdefault(name, Together(_said(None))).take(_said(spans))
@@ -342,8 +370,11 @@ class _Import:
     def _begun_shards(self) -> set[str]:
         """Shards that some stage has committed: results that depend on their sources exist."""
         if self._begun is None:
-            self._begun = {shard for folder in table_folders(self._dataset)
-                           for shard in committed_shards(folder)}
+            self._begun = {
+                shard
+                for folder in table_folders(self._dataset)
+                for shard in committed_shards(folder)
+            }
         return self._begun
 
 
@@ -355,8 +386,9 @@ def _said(spans: list[dict[str, Any]] | None) -> dict[str, Any]:
 class _Videos:
     """New rows, sorted by video and time, as rows of `sources`: videos, then repeated spans."""
 
-    def __init__(self, rows: pa.Table, places: Sequence[Callable[[int], str]],
-                 excluded: set[str]) -> None:
+    def __init__(
+        self, rows: pa.Table, places: Sequence[Callable[[int], str]], excluded: set[str]
+    ) -> None:
         self._rows = rows
         self._places = places
         self._starts = _starts(rows, "id")
@@ -398,10 +430,12 @@ class _Videos:
         is_first, owner = self._within(first, last), self._owners(first, last)
         keys = [source_key(source.locator) for source in self._sources[first:last]]
         bounds = np.searchsorted(owner[is_first], np.arange(first, last + 1))
-        captions = {row - begin: said for row, said in self._captions.items()
-                    if begin <= row < begin + rows.num_rows}
-        videos = _table(keys, self._sources[first:last],
-                        _spans(rows, is_first, bounds, captions))
+        captions = {
+            row - begin: said
+            for row, said in self._captions.items()
+            if begin <= row < begin + rows.num_rows
+        }
+        videos = _table(keys, self._sources[first:last], _spans(rows, is_first, bounds, captions))
         is_repeat = ~is_first & ~self._is_gathered[begin : begin + rows.num_rows]
         at = np.flatnonzero(is_repeat)
         if not len(at):
@@ -411,8 +445,15 @@ class _Videos:
         table = _table([key for key, _ in repeats], [source for _, source in repeats], spans)
         return pa.concat_tables([videos, table])
 
-    def _repeats(self, rows: pa.Table, at: np.ndarray, is_first: np.ndarray, owner: np.ndarray,
-                 keys: Sequence[str], first: int) -> list[tuple[str, Source]]:
+    def _repeats(
+        self,
+        rows: pa.Table,
+        at: np.ndarray,
+        is_first: np.ndarray,
+        owner: np.ndarray,
+        keys: Sequence[str],
+        first: int,
+    ) -> list[tuple[str, Source]]:
         """Keys and rejections of the rows `at`, whose spans a row before them has."""
         shown = np.maximum.accumulate(np.where(is_first, np.arange(len(is_first)), 0))[at]
         places = [self._place(rows, row) for row in at]
@@ -437,8 +478,9 @@ class _Videos:
 def _source(youtube_id: str, excluded: set[str]) -> Source:
     url = f"{WATCH_URL}{youtube_id}"
     identity = identify(url)
-    source = Source("", identity.locator, url, extractor=identity.extractor,
-                    platform_id=identity.platform_id)
+    source = Source(
+        "", identity.locator, url, extractor=identity.extractor, platform_id=identity.platform_id
+    )
     source.rejection = exclusion(source, excluded) if excluded else None
     return source
 
@@ -462,8 +504,9 @@ def _further_captions(
     return is_gathered, found
 
 
-def _spans(rows: pa.Table, picked: np.ndarray, bounds: np.ndarray,
-           captions: dict[int, list[str]]) -> pa.Array:
+def _spans(
+    rows: pa.Table, picked: np.ndarray, bounds: np.ndarray, captions: dict[int, list[str]]
+) -> pa.Array:
     """The picked rows as lists of spans; list `i` holds those from `bounds[i]` on.
 
     `captions` are all captions of the span of a row, where it may have several.
@@ -481,8 +524,9 @@ def _spans(rows: pa.Table, picked: np.ndarray, bounds: np.ndarray,
     table = table.append_column("captions", pa.array(several, pa.list_(pa.string())))
     table = table.combine_chunks()
     columns = [table[field.name].combine_chunks().cast(field.type) for field in SPAN]
-    return pa.ListArray.from_arrays(pa.array(bounds, pa.int32()),
-                                    pa.StructArray.from_arrays(columns, fields=list(SPAN)))
+    return pa.ListArray.from_arrays(
+        pa.array(bounds, pa.int32()), pa.StructArray.from_arrays(columns, fields=list(SPAN))
+    )
 
 
 def _table(keys: list[str], sources: Sequence[Source], spans: pa.Array) -> pa.Table:

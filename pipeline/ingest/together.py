@@ -52,21 +52,30 @@ class Together:
             if have is None:
                 spans.append(span)
             elif fresh := [text for text in captions_of(span) if text not in have[0]]:
-                spans.append(span | {"caption": fresh[0],
-                                     "captions": fresh if len(fresh) > 1 else None})
+                spans.append(
+                    span | {"caption": fresh[0], "captions": fresh if len(fresh) > 1 else None}
+                )
         return spans, [text for text in captions_of(other) if text not in self._captions]
 
     def row(self) -> Row:
         """The row with everything in it."""
         captions = list(self._captions)
-        spans = [{"start_seconds": start, "end_seconds": end,
-                  "caption": next(iter(said), None), "extra": extra or None,
-                  "captions": list(said) if len(said) > 1 else None}
-                 for (start, end), (said, extra) in self._spans.items()]
+        spans = [
+            {
+                "start_seconds": start,
+                "end_seconds": end,
+                "caption": next(iter(said), None),
+                "extra": extra or None,
+                "captions": list(said) if len(said) > 1 else None,
+            }
+            for (start, end), (said, extra) in self._spans.items()
+        ]
         return self._row | {
-            "spans": in_order(spans) or None, "extra": self._extra or None,
+            "spans": in_order(spans) or None,
+            "extra": self._extra or None,
             "caption": captions[0] if captions else None,
-            "captions": captions if len(captions) > 1 else None}
+            "captions": captions if len(captions) > 1 else None,
+        }
 
     def _take_span(self, span: Row) -> None:
         times = (span["start_seconds"], span["end_seconds"])

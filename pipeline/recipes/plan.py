@@ -69,9 +69,14 @@ class Step:
     @classmethod
     def from_spec(cls, spec: dict[str, Any]) -> Step:
         stage = stage_class(spec["class"], Path("/")).model_validate(spec["settings"])
-        return cls(spec["label"], spec["stage_label"], stage, spec["fingerprint"],
-                   tuple(Read.parse(text) for text in stage.columns_read()),
-                   tuple(spec["upstream"]))
+        return cls(
+            spec["label"],
+            spec["stage_label"],
+            stage,
+            spec["fingerprint"],
+            tuple(Read.parse(text) for text in stage.columns_read()),
+            tuple(spec["upstream"]),
+        )
 
 
 @dataclass(frozen=True)
@@ -91,8 +96,10 @@ class Plan:
             return self.steps
         labels = [step.stage_label for step in self.steps]
         if stage_label not in labels:
-            raise UsageError(f"--until {stage_label!r}: the recipe has no such stage; its stages: "
-                             f"{', '.join(dict.fromkeys(labels))}")
+            raise UsageError(
+                f"--until {stage_label!r}: the recipe has no such stage; its stages: "
+                f"{', '.join(dict.fromkeys(labels))}"
+            )
         last = max(i for i, label in enumerate(labels) if label == stage_label)
         return self.steps[: last + 1]
 
@@ -134,12 +141,16 @@ def _check_label(label: str, stage_label: str, before: Sequence[Step]) -> None:
     if label.lower() in taken:
         raise UsageError(f"stages.{stage_label}: the name {label!r} is already taken")
     if label.lower() in RESERVED_LABELS:
-        raise UsageError(f"stages.{stage_label}: a stage can't be named {label!r}: the dataset "
-                         "uses that name for something else; write `my_"
-                         f"{label.lower()}: {{stage: …}}`")
+        raise UsageError(
+            f"stages.{stage_label}: a stage can't be named {label!r}: the dataset "
+            "uses that name for something else; write `my_"
+            f"{label.lower()}: {{stage: …}}`"
+        )
     if len(label) > _LONGEST_LABEL:
-        raise UsageError(f"stages.{stage_label[:40]}…: a label has at most {_LONGEST_LABEL} "
-                         "characters, because it is a folder name")
+        raise UsageError(
+            f"stages.{stage_label[:40]}…: a label has at most {_LONGEST_LABEL} "
+            "characters, because it is a folder name"
+        )
 
 
 def _step(label: str, stage_label: str, stage: Stage, before: list[Step]) -> Step:
@@ -167,38 +178,50 @@ def _step(label: str, stage_label: str, stage: Stage, before: list[Step]) -> Ste
         # Every clip-level stage depends on the clips, whether or not it reads one of their columns.
         base = next((s for s in before if "clip_id" in s.stage.table_schema.names), None)
         if base is None:
-            raise UsageError(f"stages.{stage_label} works on clips, but no stage before it makes "
-                             "them; put split_clips first")
+            raise UsageError(
+                f"stages.{stage_label} works on clips, but no stage before it makes "
+                "them; put split_clips first"
+            )
         upstream = {base.label: None, **upstream}
     if stage.frames_picked():
         maker = next((s for s in before if "frames" in s.stage.more_tables), None)
         if maker is not None:
             upstream[maker.label] = None
     inputs = {name: known[name].fingerprint for name in upstream}
-    return Step(label, stage_label, stage, fingerprint(stage, inputs), tuple(reads),
-                tuple(upstream))
+    return Step(
+        label, stage_label, stage, fingerprint(stage, inputs), tuple(reads), tuple(upstream)
+    )
 
 
 def _check_column(step: Step, read: Read, stage_label: str) -> None:
     names = step.stage.table_schema.names
     if read.column not in names:
-        raise UsageError(f"stages.{stage_label} reads {read.label}.{read.column}, but "
-                         f"{read.label} writes only: {', '.join(names)}")
+        raise UsageError(
+            f"stages.{stage_label} reads {read.label}.{read.column}, but "
+            f"{read.label} writes only: {', '.join(names)}"
+        )
 
 
 def _check_levels(steps: list[Step]) -> None:
-    makers = [s for s in steps if "clip_id" in s.stage.table_schema.names
-              and s.stage.key != "clip_id"]
+    makers = [
+        s for s in steps if "clip_id" in s.stage.table_schema.names and s.stage.key != "clip_id"
+    ]
     if len(makers) > 1:
-        raise UsageError(f"two stages make clips ({makers[0].label} and {makers[1].label}); a "
-                         "dataset has one set of clips")
+        raise UsageError(
+            f"two stages make clips ({makers[0].label} and {makers[1].label}); a "
+            "dataset has one set of clips"
+        )
     for step in steps:
         if step.stage.key not in KEY_LEVELS:
-            raise UsageError(f"stages.{step.stage_label}: key {step.stage.key!r} is unknown; "
-                             f"allowed: {', '.join(KEY_LEVELS)}")
+            raise UsageError(
+                f"stages.{step.stage_label}: key {step.stage.key!r} is unknown; "
+                f"allowed: {', '.join(KEY_LEVELS)}"
+            )
     # A source's own video_id is known of some platforms only, and before anything is fetched.
-    columns = {SOURCES: {"source_key"},
-               **{step.label: set(step.stage.table_schema.names) for step in steps}}
+    columns = {
+        SOURCES: {"source_key"},
+        **{step.label: set(step.stage.table_schema.names) for step in steps},
+    }
     for step in steps:
         _check_rows_are_found(step, columns)
 
@@ -213,10 +236,13 @@ def _check_rows_are_found(step: Step, columns: dict[str, set[str]]) -> None:
                 f"stages.{step.stage_label} reads {read.label}.{read.column}, but its key is "
                 f"{key}, and rows of {read.label} can't be matched by "
                 f"{' or '.join(sorted(known_by))}; read from a stage whose rows can, e.g. "
-                "download_videos for facts about a source")
+                "download_videos for facts about a source"
+            )
     if not any(key in columns[label] for label in step.upstream or (SOURCES,)):
-        raise UsageError(f"stages.{step.stage_label} has the key {key}, but reads from no stage "
-                         "whose rows have it; have it read a column of an earlier stage that does")
+        raise UsageError(
+            f"stages.{step.stage_label} has the key {key}, but reads from no stage "
+            "whose rows have it; have it read a column of an earlier stage that does"
+        )
 
 
 def fingerprint(stage: Stage, inputs: dict[str, str]) -> str:
@@ -281,8 +307,9 @@ def request_is_current(plan: Plan, request: RetryRequest) -> bool:
     return step is not None and step.fingerprint == request["fingerprint"]
 
 
-def pending(plan: Plan, steps: Iterable[Step], shards: ShardList, dataset: Path
-            ) -> dict[str, list[str]]:
+def pending(
+    plan: Plan, steps: Iterable[Step], shards: ShardList, dataset: Path
+) -> dict[str, list[str]]:
     """Per step: the shards that it has still to do, in order."""
     found = {}
     for step in steps:

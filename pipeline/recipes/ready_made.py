@@ -34,14 +34,16 @@ def recipe_path(argument: str) -> Path:
 
 def subset_recipe_path(argument: str) -> Path:
     """The same for a subset recipe."""
-    return _path(argument, SUBSET_FOLDER, "subset recipe",
-                 "`clipmill subset recipes` describes them")
+    return _path(
+        argument, SUBSET_FOLDER, "subset recipe", "`clipmill subset recipes` describes them"
+    )
 
 
 def any_recipe_path(argument: str) -> Path:
     """A recipe of either kind, by name, or a file."""
-    return subset_recipe_path(argument) if argument in names(SUBSET_FOLDER) else recipe_path(
-        argument)
+    return (
+        subset_recipe_path(argument) if argument in names(SUBSET_FOLDER) else recipe_path(argument)
+    )
 
 
 def names_without_downloads() -> list[str]:
@@ -52,10 +54,15 @@ def names_without_downloads() -> list[str]:
     def comes_along(value: ModelReference | DataFile) -> bool:
         return bool(value.path if isinstance(value, DataFile) else value.folder)
 
-    return [name for name in names()
-            if all(comes_along(value)
-                   for stage in load_recipe(FOLDER / f"{name}.yaml").stages.values()
-                   for value in stage.references().values())]
+    return [
+        name
+        for name in names()
+        if all(
+            comes_along(value)
+            for stage in load_recipe(FOLDER / f"{name}.yaml").stages.values()
+            for value in stage.references().values()
+        )
+    ]
 
 
 def described(folder: Path = FOLDER) -> list[str]:
@@ -87,9 +94,13 @@ def _path(argument: str, folder: Path, kind: str, hint: str) -> Path:
         return path
     if argument in {*names(FOLDER), *names(SUBSET_FOLDER)}:
         other = "clipmill run" if folder == SUBSET_FOLDER else "clipmill subset create"
-        raise UsageError(f"{argument} is a recipe for `{other}`, not a {kind}; `clipmill recipe "
-                         f"show {argument}` prints it")
+        raise UsageError(
+            f"{argument} is a recipe for `{other}`, not a {kind}; `clipmill recipe "
+            f"show {argument}` prints it"
+        )
     near = difflib.get_close_matches(argument, known, n=1)
     guess = f"did you mean {near[0]}? " if near else ""
-    raise UsageError(f"no {kind} {argument!r}: no such file, and the ready-made ones are "
-                     f"{', '.join(known)}; {guess}{hint}")
+    raise UsageError(
+        f"no {kind} {argument!r}: no such file, and the ready-made ones are "
+        f"{', '.join(known)}; {guess}{hint}"
+    )

@@ -35,8 +35,10 @@ class RaySettings(BaseModel):
         None, ge=1, le=100_000, description="CPUs of a local cluster; all by default"
     )
     object_store_megabytes: int = Field(
-        256, ge=80, le=100_000_000,
-        description="object store of a local cluster (only shard names pass through)"
+        256,
+        ge=80,
+        le=100_000_000,
+        description="object store of a local cluster (only shard names pass through)",
     )
 
 
@@ -49,43 +51,51 @@ class Recipe(BaseModel):
     dataset: str | None = Field(None, description="the dataset's folder; --dataset overrides it")
     sources: list[SourceSpec] = Field(default_factory=list, description="where videos come from")
     shard_videos: int = Field(
-        SHARD_VIDEOS, ge=1, le=MOST_SHARD_VIDEOS,
+        SHARD_VIDEOS,
+        ge=1,
+        le=MOST_SHARD_VIDEOS,
         description="videos per shard, fixed at the first ingest",
     )
     take_suffixes: tuple[str, ...] = Field(
-        (), description="more file endings (`.dat`) to treat as videos in folders and "
-        "patterns, optionally as one string (`.dat,.bin`); `all` takes every file"
+        (),
+        description="more file endings (`.dat`) to treat as videos in folders and "
+        "patterns, optionally as one string (`.dat,.bin`); `all` takes every file",
     )
     encoding: str | None = Field(
         None, description="encoding of lists whose source sets no `encoding`"
     )
     platform: Literal["youtube"] | None = Field(
-        None, description="platform whose ids lists hold instead of URLs, if a source sets no "
-                          "`platform`"
+        None,
+        description="platform whose ids lists hold instead of URLs, if a source sets no `platform`",
     )
     exclude_ids: DataFile | None = Field(
         None, description="a file of known video ids, one per line, which are rejected at ingest"
     )
     engine: Literal["ray", "local"] = Field("ray", description="where the stages run")
     drop_frames: bool = Field(
-        False, description="delete a shard's kept frames once all stages that need them are "
-                           "committed"
+        False,
+        description="delete a shard's kept frames once all stages that need them are committed",
     )
     log_megabytes: int = Field(
-        256, ge=0, le=100_000_000,
-        description="size of all logs of a run together; the oldest are deleted first, 0 keeps none"
+        256,
+        ge=0,
+        le=100_000_000,
+        description="size of all logs of a run; the oldest are deleted first, 0 keeps none",
     )
     log_file_megabytes: int = Field(
-        8, ge=1, le=100_000_000,
-        description="size of a worker's log at which it is rotated"
+        8, ge=1, le=100_000_000, description="size of a worker's log at which it is rotated"
     )
     stall_seconds: float = Field(
-        600.0, ge=0, description="a worker that reports no progress for this long is named, and "
-        "killed after the same time again; 0 waits for ever"
+        600.0,
+        ge=0,
+        description="a worker that reports no progress for this long is named, and "
+        "killed after the same time again; 0 waits for ever",
     )
     progress_seconds: float = Field(
-        30.0, ge=0, description="how often a run reports its progress when standard error is "
-        "a pipe or a file; 0 for never"
+        30.0,
+        ge=0,
+        description="how often a run reports its progress when standard error is "
+        "a pipe or a file; 0 for never",
     )
     ray: RaySettings = Field(default_factory=RaySettings, description="the cluster")
     stages: dict[str, dict[str, Any]] = Field(description="label: settings, in order")
@@ -125,7 +135,6 @@ class LoadedRecipe:
     folder: Path
     recipe: Recipe
     stages: dict[str, Stage]
-
 
     def record(self) -> dict[str, Any]:
         """Everything needed to run this again: plain data, all paths absolute."""
@@ -181,22 +190,29 @@ def load_recipe(
     of the file's. Values of `top_level` that are not None win over the file.
     """
     folder = path.resolve().parent
-    recipe, stages = _checked(read_yaml(path), overrides, folder, str(path), sources=sources,
-                              **top_level)
+    recipe, stages = _checked(
+        read_yaml(path), overrides, folder, str(path), sources=sources, **top_level
+    )
     return LoadedRecipe(name or path.stem, folder, recipe, stages)
 
 
 def _checked(
-    config: dict[str, Any], overrides: Sequence[str], folder: Path, where: str, *,
-    sources: Sequence[Any] = (), **top_level: Any,
+    config: dict[str, Any],
+    overrides: Sequence[str],
+    folder: Path,
+    where: str,
+    *,
+    sources: Sequence[Any] = (),
+    **top_level: Any,
 ) -> tuple[Recipe, dict[str, Stage]]:
     """The recipe of plain data, with its stages built; `where` names it in errors."""
     config.update({key: value for key, value in top_level.items() if value is not None})
     overridden = _apply(config, overrides, where)
     _check_numbers(config, "", where)
     if sources:
-        config["sources"] = [source_from_argument(given) if isinstance(given, str) else given
-                             for given in sources]
+        config["sources"] = [
+            source_from_argument(given) if isinstance(given, str) else given for given in sources
+        ]
     try:
         recipe = Recipe.model_validate(config)
     except ValidationError as error:
@@ -206,8 +222,10 @@ def _checked(
         recipe = recipe.model_copy(update={"exclude_ids": recipe.exclude_ids.relative_to(base)})
     if not recipe.stages:
         raise UsageError(f"{where}: `stages` is empty; see `clipmill recipe show small-cpu`")
-    return recipe, {label: _build(label, settings, folder, where, overridden)
-                    for label, settings in recipe.stages.items()}
+    return recipe, {
+        label: _build(label, settings, folder, where, overridden)
+        for label, settings in recipe.stages.items()
+    }
 
 
 def _apply(config: dict[str, Any], overrides: Sequence[str], where: str) -> set[tuple[str, ...]]:
@@ -227,10 +245,15 @@ def _apply(config: dict[str, Any], overrides: Sequence[str], where: str) -> set[
         if len(keys) == 1 or keys[0] not in (stages or {}):
             if keys[0] not in Recipe.model_fields or keys[0] == "stages":
                 known = [*(stages or {}), *(k for k in Recipe.model_fields if k != "stages")]
-                add = ("" if len(keys) == 1 else f"; to add a stage under this label, give "
-                       f"--set {keys[0]}.stage=NAME, too")
-                raise UsageError(f"--set {override!r}: {where} has no stage or key "
-                                 f"{keys[0]!r}; {_near(keys[0], known)}{add}")
+                add = (
+                    ""
+                    if len(keys) == 1
+                    else f"; to add a stage under this label, give --set {keys[0]}.stage=NAME, too"
+                )
+                raise UsageError(
+                    f"--set {override!r}: {where} has no stage or key "
+                    f"{keys[0]!r}; {_near(keys[0], known)}{add}"
+                )
             target = config
         else:
             assert stages is not None  # the label is among them
@@ -250,8 +273,11 @@ def _check_numbers(value: Any, place: str, where: str) -> None:
     """UsageError for a whole number too large for any table or system, whatever the setting."""
     if isinstance(value, int) and abs(value) > _LARGEST_NUMBER:
         raise UsageError(f"{where}: {place}: whole numbers may be at most {_LARGEST_NUMBER:,}")
-    items = value.items() if isinstance(value, Mapping) else (
-        enumerate(value) if isinstance(value, list) else ())
+    items = (
+        value.items()
+        if isinstance(value, Mapping)
+        else (enumerate(value) if isinstance(value, list) else ())
+    )
     for name, item in items:
         _check_numbers(item, f"{place}.{name}".removeprefix("."), where)
 
@@ -298,8 +324,9 @@ def explain(error: ValidationError, model: type[BaseModel], where: str) -> str:
         message = problem["msg"].removeprefix("Value error, ")
         if problem["type"] == "extra_forbidden":
             known = list(model.model_fields) if len(problem["loc"]) == 1 else []
-            message = "unknown setting" + (f"; {_near(str(problem['loc'][0]), known)}"
-                                           if known else "")
+            message = "unknown setting" + (
+                f"; {_near(str(problem['loc'][0]), known)}" if known else ""
+            )
         elif problem["type"] != "missing":
             message += f" (given: {problem['input']!r})"
         lines.append(f"{where}: {place}: {message}" if place else f"{where}: {message}")

@@ -30,11 +30,18 @@ _MODULES_BEFORE = ("stages", "schemas", "pipeline", "jobs")
 @functools.cache
 def built_in_stage_names() -> tuple[str, ...]:
     """Names of the modules in `stages/` that contain a stage of that name."""
-    modules = [module.name for module in pkgutil.iter_modules(stages.__path__)
-               if not module.ispkg and module.name != "protocol"]
-    return tuple(sorted(name for name in modules
-                        if f'"{name}"' in (Path(stages.__path__[0]) / f"{name}.py").read_text(
-                            "utf-8")))
+    modules = [
+        module.name
+        for module in pkgutil.iter_modules(stages.__path__)
+        if not module.ispkg and module.name != "protocol"
+    ]
+    return tuple(
+        sorted(
+            name
+            for name in modules
+            if f'"{name}"' in (Path(stages.__path__[0]) / f"{name}.py").read_text("utf-8")
+        )
+    )
 
 
 def stage_class(name: str, folder: Path) -> type[Stage]:
@@ -49,9 +56,11 @@ def stage_class(name: str, folder: Path) -> type[Stage]:
     if name not in built_in_stage_names():
         near = difflib.get_close_matches(name, built_in_stage_names(), n=1)
         hint = f"did you mean {near[0]}? " if near else ""
-        raise UsageError(f"unknown stage {name!r}; {hint}built-in stages: "
-                         f"{', '.join(built_in_stage_names())}; name your own stage "
-                         "`file.py:Class` or `package.module:Class`")
+        raise UsageError(
+            f"unknown stage {name!r}; {hint}built-in stages: "
+            f"{', '.join(built_in_stage_names())}; name your own stage "
+            "`file.py:Class` or `package.module:Class`"
+        )
     return _class_in(importlib.import_module(f"clipmill.stages.{name}"), name=name)
 
 
@@ -70,8 +79,9 @@ def _own_stage(name: str, folder: Path) -> type[Stage]:
         try:
             module = importlib.import_module(place)
         except Exception as error:
-            raise UsageError(f"stage {name!r}: cannot import {place}: {error}"
-                             f"{_import_line_now(error)}") from error
+            raise UsageError(
+                f"stage {name!r}: cannot import {place}: {error}{_import_line_now(error)}"
+            ) from error
     return _class_in(module, class_name=class_name or None, where=name)
 
 
@@ -89,8 +99,9 @@ def _module_from_file(path: Path) -> ModuleType:
         spec.loader.exec_module(module)
     except Exception as error:
         del sys.modules[module_name]
-        raise UsageError(f"{path} cannot be imported: {type(error).__name__}: {error}"
-                         f"{_import_line_now(error)}") from error
+        raise UsageError(
+            f"{path} cannot be imported: {type(error).__name__}: {error}{_import_line_now(error)}"
+        ) from error
     return module
 
 
@@ -107,9 +118,14 @@ def _import_line_now(error: Exception) -> str:
 def _class_in(
     module: ModuleType, *, name: str | None = None, class_name: str | None = None, where: str = ""
 ) -> type[Stage]:
-    found = [value for value in vars(module).values()
-             if isinstance(value, type) and issubclass(value, Stage) and value is not Stage
-             and value.__module__ == module.__name__]
+    found = [
+        value
+        for value in vars(module).values()
+        if isinstance(value, type)
+        and issubclass(value, Stage)
+        and value is not Stage
+        and value.__module__ == module.__name__
+    ]
     if name is not None:
         found = [value for value in found if value.name == name]
     elif class_name is not None:
@@ -117,8 +133,10 @@ def _class_in(
     if len(found) != 1:
         have = ", ".join(value.__name__ for value in found) or "none"
         place = getattr(module, "__file__", module.__name__)
-        raise UsageError(f"stage {where or name!r}: expected one Stage class in {place}, found: "
-                         f"{have}; name it as `file.py:Class`")
+        raise UsageError(
+            f"stage {where or name!r}: expected one Stage class in {place}, found: "
+            f"{have}; name it as `file.py:Class`"
+        )
     return found[0]
 
 

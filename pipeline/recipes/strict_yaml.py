@@ -42,18 +42,28 @@ class _StrictLoader(yaml.SafeLoader):
         node = super().get_single_node()
         if node is not None and _values_in(node, {}) > _MOST_VALUES:
             raise ConstructorError(
-                None, None, f"its aliases (*name) expand to more than {_MOST_VALUES:,} values",
-                node.start_mark
+                None,
+                None,
+                f"its aliases (*name) expand to more than {_MOST_VALUES:,} values",
+                node.start_mark,
             )
         return node
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         kind = node.tag.removeprefix("tag:yaml.org,2002:")
         if kind not in _KINDS:
-            raise ConstructorError(None, None, f"the tag {node.tag!r} is not supported here: "
-                                   "expected texts, numbers, lists and mappings", node.start_mark)
-        if isinstance(node, yaml.ScalarNode) and kind != "str" and (
-                len(node.value) > _MOST_CHARACTERS):
+            raise ConstructorError(
+                None,
+                None,
+                f"the tag {node.tag!r} is not supported here: "
+                "expected texts, numbers, lists and mappings",
+                node.start_mark,
+            )
+        if (
+            isinstance(node, yaml.ScalarNode)
+            and kind != "str"
+            and (len(node.value) > _MOST_CHARACTERS)
+        ):
             raise ConstructorError(None, None, f"{_shown(node)} is too long", node.start_mark)
         if kind in ("int", "float") and ":" in node.value:
             return node.value  # 00:01:30 is a time to everybody, and 90 to YAML 1.1
@@ -63,8 +73,9 @@ class _StrictLoader(yaml.SafeLoader):
             raise
         except Exception as error:  # a day that no month has, say: SafeLoader lets all out
             why = f": {error}" if isinstance(error, ValueError) else ""
-            raise ConstructorError(None, None, f"{_shown(node)} can't be read{why}",
-                                   node.start_mark) from error
+            raise ConstructorError(
+                None, None, f"{_shown(node)} can't be read{why}", node.start_mark
+            ) from error
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         if not isinstance(node, yaml.MappingNode):
@@ -73,8 +84,12 @@ class _StrictLoader(yaml.SafeLoader):
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
             if isinstance(key, list | dict):
-                raise ConstructorError(None, None, f"{_shown(key_node)} can't be a key: use "
-                                       "text instead", key_node.start_mark)
+                raise ConstructorError(
+                    None,
+                    None,
+                    f"{_shown(key_node)} can't be a key: use text instead",
+                    key_node.start_mark,
+                )
             if key in seen:
                 raise ConstructorError(
                     None, None, f"the key {key!r} is given twice", key_node.start_mark
@@ -98,6 +113,8 @@ def _values_in(node: yaml.Node, known: dict[int, float]) -> float:
         known[id(node)] = math.inf
         inner = node.value if isinstance(node, yaml.CollectionNode) else ()
         known[id(node)] = 1 + sum(
-            _values_in(one, known) for item in inner
-            for one in (item if isinstance(item, tuple) else (item,)))
+            _values_in(one, known)
+            for item in inner
+            for one in (item if isinstance(item, tuple) else (item,))
+        )
     return known[id(node)]

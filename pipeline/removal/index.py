@@ -37,8 +37,11 @@ def drop_from_index(dataset: Path, videos: Iterable[str]) -> None:
 
 def _files(dataset: Path) -> list[Path]:
     """All files of the index except the manifests, including those left by a killed writer."""
-    return sorted(path for path in (dataset / INDEX).glob("*/*")
-                  if path.name != _MANIFEST and (path.is_symlink() or not path.is_dir()))
+    return sorted(
+        path
+        for path in (dataset / INDEX).glob("*/*")
+        if path.name != _MANIFEST and (path.is_symlink() or not path.is_dir())
+    )
 
 
 def _videos_in(path: Path, wanted: pa.Array) -> set[str] | None:

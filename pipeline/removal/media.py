@@ -81,8 +81,12 @@ def _is_theirs(media: Path, target: Path, places: set[Path]) -> bool:
     if inside.parent == media or inside.relative_to(media).parts[0].startswith("."):
         return False  # another video's file, or a note
     with os.scandir(media) as entries:
-        return not any(entry.is_symlink() and media / entry.name not in places
-                       and Path(os.path.realpath(entry.path)) == target for entry in entries)
+        return not any(
+            entry.is_symlink()
+            and media / entry.name not in places
+            and Path(os.path.realpath(entry.path)) == target
+            for entry in entries
+        )
 
 
 def size_of(path: Path) -> int:

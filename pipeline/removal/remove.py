@@ -85,13 +85,17 @@ def find(dataset: Path, videos: Iterable[str], uploaders: Iterable[str]) -> Foun
             elif video in before:
                 found.removed_before.add(video)
             else:
-                raise UsageError(f"--video {video}: the dataset has no such video; "
-                                 f"{sources.near('video_id', video)}")
+                raise UsageError(
+                    f"--video {video}: the dataset has no such video; "
+                    f"{sources.near('video_id', video)}"
+                )
         for uploader in dict.fromkeys(uploaders):
             ids = sources.videos_of(uploader)
             if not ids:
-                raise UsageError(f"--uploader {uploader}: no video of the dataset is by this "
-                                 f"uploader; {sources.near('uploader', uploader)}")
+                raise UsageError(
+                    f"--uploader {uploader}: no video of the dataset is by this "
+                    f"uploader; {sources.near('uploader', uploader)}"
+                )
             found.videos.update((video, set()) for video in ids)
         for video, key in sources.keys_of(found.videos):
             found.videos[video].add(key)
@@ -114,24 +118,28 @@ class _Sources:
         parts = []
         if committed_shards(self._dataset / SOURCES):
             table = _step(self._dataset / SOURCES, tables.SOURCES)
-            rows = scan(table, ["source_key", "video_id", "extractor", "platform_id",
-                                      "rejection"])
+            rows = scan(table, ["source_key", "video_id", "extractor", "platform_id", "rejection"])
             parts.append(
                 "SELECT source_key, coalesce(video_id, CASE WHEN platform_id IS NOT NULL AND "
                 "extractor IS NOT NULL THEN platform_video(extractor, platform_id) END) "
-                f"AS video_id, NULL::VARCHAR AS uploader, rejection, _base FROM ({rows})")
+                f"AS video_id, NULL::VARCHAR AS uploader, rejection, _base FROM ({rows})"
+            )
         for folder in table_folders(self._dataset):
             shards = committed_shards(folder)
             names = _columns(shard_path(folder, shards[0]))
             if "source_key" in names and "video_id" in names:
-                rows = scan(_step(folder, tables.VIDEOS),
-                                  ["source_key", "video_id", "uploader", "rejection"])
-                parts.append("SELECT source_key, video_id, uploader, rejection, _base "
-                             f"FROM ({rows})")
+                rows = scan(
+                    _step(folder, tables.VIDEOS),
+                    ["source_key", "video_id", "uploader", "rejection"],
+                )
+                parts.append(
+                    f"SELECT source_key, video_id, uploader, rejection, _base FROM ({rows})"
+                )
         rows = " UNION ALL ".join(parts) or (
             "SELECT NULL::VARCHAR AS source_key, NULL::VARCHAR AS video_id, NULL::VARCHAR AS "
             "uploader, NULL::STRUCT(rule VARCHAR, detail VARCHAR) AS rejection, 0 AS _base "
-            "WHERE false")
+            "WHERE false"
+        )
         with damage_named(self._dataset):
             self._make_rows(rows)
         return self
@@ -142,7 +150,8 @@ class _Sources:
             "WHEN 'download_videos.duplicate' THEN nullif(regexp_extract(rejection.detail, "
             "'^([^ ]+) is there already', 1), '') END) AS video_id, uploader, CASE rejection.rule "
             "WHEN 'sources.duplicate' THEN nullif(regexp_extract(rejection.detail, "
-            f"'key ([0-9a-f]{{20}})$', 1), '') END AS same_as, _base FROM ({rows})")
+            f"'key ([0-9a-f]{{20}})$', 1), '') END AS same_as, _base FROM ({rows})"
+        )
 
     def __exit__(self, *details: object) -> None:
         self._connection.close()
@@ -151,15 +160,22 @@ class _Sources:
         return bool(self._ask(f"SELECT 1 FROM rows WHERE {column} = ? LIMIT 1", [value]))
 
     def videos_of(self, uploader: str) -> list[str]:
-        return [video for video, in self._ask(
-            "SELECT DISTINCT video_id FROM rows WHERE uploader = ? AND video_id IS NOT NULL "
-            "ORDER BY ALL", [uploader])]
+        return [
+            video
+            for (video,) in self._ask(
+                "SELECT DISTINCT video_id FROM rows WHERE uploader = ? AND video_id IS NOT NULL "
+                "ORDER BY ALL",
+                [uploader],
+            )
+        ]
 
     def near(self, column: str, value: str) -> str:
         rows = self._ask(
             f"SELECT DISTINCT {column} AS name, jaro_winkler_similarity(lower({column}), lower(?)) "
             f"+ contains({column}, ?)::INT AS s FROM rows WHERE {column} IS NOT NULL "
-            f"ORDER BY s DESC, name LIMIT {_NEAR}", [value, value])
+            f"ORDER BY s DESC, name LIMIT {_NEAR}",
+            [value, value],
+        )
         what = "videos" if column == "video_id" else "uploaders"
         if not rows:
             return f"it has no {what} yet"
@@ -171,17 +187,26 @@ class _Sources:
         return self._ask(
             "WITH direct AS (SELECT DISTINCT video_id, source_key FROM rows JOIN wanted "
             "USING (video_id)) FROM direct UNION SELECT d.video_id, r.source_key FROM rows AS r "
-            "JOIN direct AS d ON r.same_as = d.source_key", [])
+            "JOIN direct AS d ON r.same_as = d.source_key",
+            [],
+        )
 
     def bases_of(self, selection: Selection) -> list[int]:
         """The groups of shards in which there is something of theirs."""
-        self._connection.register("keys", pa.table(
-            {"source_key": pa.array(selection.source_keys, pa.string())}))
-        self._connection.register("ids", pa.table(
-            {"video_id": pa.array(selection.videos, pa.string())}))
-        return [base for base, in self._ask(
-            "SELECT DISTINCT _base FROM rows WHERE source_key IN (FROM keys) "
-            "OR video_id IN (FROM ids) ORDER BY 1", [])]
+        self._connection.register(
+            "keys", pa.table({"source_key": pa.array(selection.source_keys, pa.string())})
+        )
+        self._connection.register(
+            "ids", pa.table({"video_id": pa.array(selection.videos, pa.string())})
+        )
+        return [
+            base
+            for (base,) in self._ask(
+                "SELECT DISTINCT _base FROM rows WHERE source_key IN (FROM keys) "
+                "OR video_id IN (FROM ids) ORDER BY 1",
+                [],
+            )
+        ]
 
     def _ask(self, query: str, parameters: list[str]) -> list[tuple[Any, ...]]:
         with damage_named(self._dataset):
@@ -198,9 +223,11 @@ def unfinished(dataset: Path) -> list[Tombstone]:
 
 def left_notes(purged: Purged | None) -> list[str]:
     """The files that a removal may not delete, one sentence each."""
-    return [f"Not deleted: {path}, the target of the link {place}. It is outside media/, or "
-            "belongs to other videos too; delete it yourself if nothing else needs it."
-            for path, place in ({} if purged is None else purged.left).items()]
+    return [
+        f"Not deleted: {path}, the target of the link {place}. It is outside media/, or "
+        "belongs to other videos too; delete it yourself if nothing else needs it."
+        for path, place in ({} if purged is None else purged.left).items()
+    ]
 
 
 def finish_removals(dataset: Path) -> Purged | None:
@@ -230,14 +257,19 @@ def purge(
     dataset: Path, videos: dict[str, set[str]], *, when: datetime, dry_run: bool = False
 ) -> Purged:
     """Removes the videos from tables, media and notes, or only counts what would be removed."""
-    selection = Selection(frozenset(videos), frozenset().union(*videos.values()),
-                          f"{when:%Y-%m-%d %H:%M:%S} UTC")
+    selection = Selection(
+        frozenset(videos), frozenset().union(*videos.values()), f"{when:%Y-%m-%d %H:%M:%S} UTC"
+    )
     done = Purged(videos=len(videos), sources=len(selection.source_keys))
     with _Sources(dataset) as sources:
         bases = {shard_name(base) for base in sources.bases_of(selection)}
     folders = [dataset / SOURCES, *_by_level(table_folders(dataset))]
-    files = [(folder, shard) for folder in folders for shard in committed_shards(folder)
-             if base_shard(shard) in bases]
+    files = [
+        (folder, shard)
+        for folder in folders
+        for shard in committed_shards(folder)
+        if base_shard(shard) in bases
+    ]
     paths = _media_paths(files, selection)
     clips: set[str] = set()
     for folder, shard in files:
@@ -311,8 +343,9 @@ def _clean_notes(dataset: Path, selection: Selection) -> None:
             write_json(path, {"run_id": run_id, "started": started})
     for path in (dataset / SOURCES / ".lists").glob("[!.]*.json"):
         entries = read_list_entries(path)
-        kept = [asdict(entry) for entry in entries
-                if _key_of(entry.url) not in selection.source_keys]
+        kept = [
+            asdict(entry) for entry in entries if _key_of(entry.url) not in selection.source_keys
+        ]
         if len(kept) != len(entries):
             write_json(path, {**read_json(path), "entries": kept})
 
@@ -339,7 +372,9 @@ def subsets_with(dataset: Path, videos: Iterable[str]) -> dict[str, int]:
                 check_is_file(file)
             ((count,),) = connection.execute(
                 f"SELECT count(*) FROM read_parquet({literal(files)}) WHERE video_id IN "
-                "(SELECT unnest(?))", [wanted]).fetchall()
+                "(SELECT unnest(?))",
+                [wanted],
+            ).fetchall()
         if count:
             found[path.parent.name] = count
     return dict(found)

@@ -35,8 +35,11 @@ class Selection:
     def has_key(self, key: str) -> bool:
         """Whether the key of a source, a video or a clip is meant."""
         clip = CLIP_ID.match(key)
-        return (key in self.source_keys or key in self.videos
-                or (clip is not None and clip[1] in self.videos))
+        return (
+            key in self.source_keys
+            or key in self.videos
+            or (clip is not None and clip[1] in self.videos)
+        )
 
 
 def _mask(table: pa.Table, selection: Selection) -> pa.ChunkedArray:
@@ -108,15 +111,25 @@ def rewrite_shard(path: Path, selection: Selection) -> None:
             writer.write(rest.replace_schema_metadata(metadata or None))
             if counted is not None:
                 outputs += note_outcomes(
-                    rest[key].to_pylist(), rest["rejection"].is_valid().to_pylist(),
-                    rest["error"].is_valid().to_pylist(), outcome)
+                    rest[key].to_pylist(),
+                    rest["rejection"].is_valid().to_pylist(),
+                    rest["error"].is_valid().to_pylist(),
+                    outcome,
+                )
         if counted is None:
             writer.finish()
             return
         counts = Counter(outcome.values())
-        writer.finish(replace(
-            ShardMetadata.read(path), inputs=len(outcome), kept=counts["kept"],
-            rejected=counts["rejected"], failed=counts["failed"], outputs=outputs))
+        writer.finish(
+            replace(
+                ShardMetadata.read(path),
+                inputs=len(outcome),
+                kept=counts["kept"],
+                rejected=counts["rejected"],
+                failed=counts["failed"],
+                outputs=outputs,
+            )
+        )
 
 
 def _emptied(rows: pa.Table, when: str, seen: set[str]) -> pa.Table:
@@ -147,6 +160,5 @@ def _in_order(before: pa.Table, kept: pa.Table, stubs: pa.Table) -> pa.Table:
     places: dict[str, int] = {}
     for place, key in enumerate(before["source_key"].to_pylist()):
         places.setdefault(key, place)
-    order = sorted(range(both.num_rows),
-                   key=lambda row: places[both["source_key"][row].as_py()])
+    order = sorted(range(both.num_rows), key=lambda row: places[both["source_key"][row].as_py()])
     return both.take(pa.array(order, pa.int64()))

@@ -64,8 +64,7 @@ def binomial(share: float, bits: int) -> dict[int, float]:
     chances = [1.0]
     for _ in range(bits):
         padded = [0.0, *chances, 0.0]
-        chances = [padded[i + 1] * (1 - share) + padded[i] * share
-                   for i in range(len(chances) + 1)]
+        chances = [padded[i + 1] * (1 - share) + padded[i] * share for i in range(len(chances) + 1)]
     return dict(enumerate(chances))
 
 
@@ -86,7 +85,11 @@ def tables_needed(near: Nearness, bits: int, depth: int, recall: float) -> int |
 
 
 def have_near_before(
-    sketches: np.ndarray, owners: np.ndarray, near: Nearness, verify: Verify, recall: float,
+    sketches: np.ndarray,
+    owners: np.ndarray,
+    near: Nearness,
+    verify: Verify,
+    recall: float,
     gone: np.ndarray,
 ) -> None:
     """Marks in `gone` which owners have a near one before them; marked ones are skipped.
@@ -99,8 +102,14 @@ def have_near_before(
 
 
 class _Search:
-    def __init__(self, sketches: np.ndarray, owners: np.ndarray, near: Nearness, verify: Verify,
-                 gone: np.ndarray) -> None:
+    def __init__(
+        self,
+        sketches: np.ndarray,
+        owners: np.ndarray,
+        near: Nearness,
+        verify: Verify,
+        gone: np.ndarray,
+    ) -> None:
         self.sketches, self.owners, self.near, self.verify = sketches, owners, near, verify
         self.gone, self.n_items, self.least_differing = gone, len(owners), 0
         self.bits = _WORD_BITS * len(sketches)
@@ -181,17 +190,18 @@ class _Search:
         shared = np.full(self.n_items, -1, np.int8)
         for start in range(0, self.n_items - 1, _CHUNK):
             stop = min(start + _CHUNK, self.n_items - 1)
-            differing = keys[start:stop] ^ keys[start + 1: stop + 1]
+            differing = keys[start:stop] ^ keys[start + 1 : stop + 1]
             shared[start:stop] = _KEY_BITS - np.frexp(differing.astype(np.float64))[1]
         return shared
 
-    def _compare_with_best(self, first: np.ndarray, items: np.ndarray, at: np.ndarray,
-                           sizes: np.ndarray) -> None:
+    def _compare_with_best(
+        self, first: np.ndarray, items: np.ndarray, at: np.ndarray, sizes: np.ndarray
+    ) -> None:
         """Compares the members of buckets, whose places are `at`, with the best of each."""
         best = np.minimum.reduceat(items[at], np.cumsum(sizes) - sizes)
         bucket = np.repeat(np.arange(len(sizes), dtype=np.uint32), sizes)
         for start in range(0, len(at), _CHUNK):
-            members, own_best = at[start: start + _CHUNK], best[bucket[start: start + _CHUNK]]
+            members, own_best = at[start : start + _CHUNK], best[bucket[start : start + _CHUNK]]
             close = self._may_be_near(first[members], self.sketches[0][own_best])
             self._compare(items[members[close]], own_best[close])
 

@@ -102,8 +102,9 @@ def read_candidates(
     with _shown_as_clips(connection, f"TEMP TABLE clips AS {relation} LIMIT 0"):
         checker = Expressions(catalog)
         for rule in recipe.rules:
-            found.columns[rule.number] = _rule_columns(rule, recipe.seed, checker, wanted,
-                                                       comparisons)
+            found.columns[rule.number] = _rule_columns(
+                rule, recipe.seed, checker, wanted, comparisons
+            )
         names = [name for name, *_ in connection.execute("SELECT * FROM clips").description]
         for name in dict.fromkeys([*_DESCRIBED, *scorers]):
             if name in names and is_numeric(checker.type_of(quoted(name), name)):
@@ -126,8 +127,10 @@ def _shown_as_clips(connection: Any, made: str) -> Iterator[None]:
 
 def committed(catalog: Catalog) -> dict[str, list[str]]:
     """The shards of every step that are whole now."""
-    return {step.step: committed_shards(Path(step.folder)) if step.folder else []
-            for step in catalog.layout.steps}
+    return {
+        step.step: committed_shards(Path(step.folder)) if step.folder else []
+        for step in catalog.layout.steps
+    }
 
 
 def _with_roles(catalog: Catalog, scorers: Mapping[str, ResolvedScorer]) -> str:
@@ -138,7 +141,8 @@ def _with_roles(catalog: Catalog, scorers: Mapping[str, ResolvedScorer]) -> str:
     for role, scorer in scorers.items():
         if scorer.column != role:
             (replaced if role in columns else added).append(
-                f"{quoted(scorer.column)} AS {quoted(role)}")
+                f"{quoted(scorer.column)} AS {quoted(role)}"
+            )
     star = f"* REPLACE ({', '.join(replaced)})" if replaced else "*"
     return f"SELECT {', '.join([star, *added])} FROM memory.main.clips"
 
@@ -154,20 +158,28 @@ def _rule_columns(
     if isinstance(body, Where):
         kind = checker.type_of(body.expression, place)
         if kind not in ("BOOLEAN", '"NULL"'):
-            raise UsageError(f"{place}: expected a condition that is true or false, but this is a "
-                             f"{kind}: {body.expression}" + (
-                                 " (in a shell, put it in quotes: < and > redirect)"
-                                 if body.expression.isidentifier() else ""))
+            raise UsageError(
+                f"{place}: expected a condition that is true or false, but this is a "
+                f"{kind}: {body.expression}"
+                + (
+                    " (in a shell, put it in quotes: < and > redirect)"
+                    if body.expression.isidentifier()
+                    else ""
+                )
+            )
         values.append(wanted.add(f"CAST(({body.expression}\n) AS BOOLEAN)", place))
         if comparisons:
-            compared = [(wanted.add(f"({one.left})", place), one)
-                        for one in checker.comparisons(body.expression, place)]
+            compared = [
+                (wanted.add(f"({one.left})", place), one)
+                for one in checker.comparisons(body.expression, place)
+            ]
     elif isinstance(body, Percentile):
         values.append(wanted.add(_number(body.column, checker, place), place))
     elif isinstance(body, Cap | Quota):
         checker.type_of(body.per, place)
-        values.append("video" if body.per.strip() == "video_id"
-                      else wanted.add(f"({body.per}\n)", place))
+        values.append(
+            "video" if body.per.strip() == "video_id" else wanted.add(f"({body.per}\n)", place)
+        )
         by = body.by
     elif isinstance(body, Sample) and body.weight not in ("uniform", "one_per_video"):
         values.append(wanted.add(f"CAST({_number(body.weight, checker, place)} AS DOUBLE)", place))
@@ -180,8 +192,10 @@ def _rule_columns(
         if body.by == "bytes":
             values.append(wanted.add(_SAME_BYTES, place))
     if by is not None:
-        order = [f"{wanted.add(f'({term.expression})', place)} {term.direction}"
-                 for term in checker.order(by, place)]
+        order = [
+            f"{wanted.add(f'({term.expression})', place)} {term.direction}"
+            for term in checker.order(by, place)
+        ]
     chance = ""
     if not isinstance(body, Where | Percentile):
         # The same number for a clip on every machine, whatever file or thread it comes from.
@@ -190,10 +204,12 @@ def _rule_columns(
 
 
 # Bytes are known by file, and a file's clips by their spans.
-_SAME_BYTES = ("md5_number((SELECT any_value(sha256) FROM videos AS _file WHERE "
-               "_file.video_id = clips.video_id) || ':' || "
-               "CAST(round(start_seconds * 1000) AS BIGINT) || ':' || "
-               "CAST(round(end_seconds * 1000) AS BIGINT))")
+_SAME_BYTES = (
+    "md5_number((SELECT any_value(sha256) FROM videos AS _file WHERE "
+    "_file.video_id = clips.video_id) || ':' || "
+    "CAST(round(start_seconds * 1000) AS BIGINT) || ':' || "
+    "CAST(round(end_seconds * 1000) AS BIGINT))"
+)
 
 
 def _number(expression: str, checker: Expressions, place: str) -> str:
@@ -221,11 +237,14 @@ def _read(candidates: Candidates, wanted: _Columns) -> None:
         _blame(connection, wanted)
         raise
     except ClipmillError as error:
-        raise ClipmillError(f"{error}\nGive it more with --memory-limit, or bring the dataset's "
-                            "index up to date with `clipmill run`") from error
+        raise ClipmillError(
+            f"{error}\nGive it more with --memory-limit, or bring the dataset's "
+            "index up to date with `clipmill run`"
+        ) from error
     # A table's row number is a name for a clip that sorts and joins carry cheaply.
-    connection.execute("CREATE OR REPLACE TABLE work.videos AS "
-                       f"SELECT DISTINCT video_id FROM {CANDIDATES}")
+    connection.execute(
+        f"CREATE OR REPLACE TABLE work.videos AS SELECT DISTINCT video_id FROM {CANDIDATES}"
+    )
     used = dict.fromkeys(name for rule in candidates.columns.values() for name in rule.names())
     own = "".join(f", {name}" for name in used)
     connection.execute(

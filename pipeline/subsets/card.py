@@ -28,8 +28,8 @@ def data_card(
         _head(info),
         "## How it was chosen\n\n" + _funnel(info),
         *_scorers(info),
-        "## Contents\n\n" + "\n\n".join(
-            [_counts(name, info["counts"][name]) for name in info["counts"]]),
+        "## Contents\n\n"
+        + "\n\n".join([_counts(name, info["counts"][name]) for name in info["counts"]]),
         "## Distributions\n\n" + _distributions(info["distributions"]),
         "## Changes since\n\n" + _since(info, since),
         "## How to make it again\n\n" + _again(subset, ready_made),
@@ -52,8 +52,10 @@ def _head(info: Mapping[str, Any]) -> str:
     if not info["verified"]:
         lines.append("- unverified: the publication itself doesn't state all of the recipe")
     if info["parameters"]:
-        lines.append("- parameters: " + ", ".join(
-            f"{name} = {value}" for name, value in info["parameters"].items()))
+        lines.append(
+            "- parameters: "
+            + ", ".join(f"{name} = {value}" for name, value in info["parameters"].items())
+        )
     lines += [
         f"- seed: {info['seed']}",
         f"- hash over the sorted clip ids: `{info['hash']}`",
@@ -71,14 +73,26 @@ def _funnel(info: Mapping[str, Any]) -> str:
     rows = [["", "the catalog", *_size(catalog), "", ""]]
     for rule in info["funnel"]:
         named = f"{_text(rule['name'])}: " if rule["name"] else ""
-        rows.append([rule["number"], f"{named}{rule['verb']} {_code(rule['says'])}",
-                     *_size(rule["remaining"]), f"{rule['took']['clips']:,}",
-                     f"{rule['took']['because_null']:,}"])
+        rows.append(
+            [
+                rule["number"],
+                f"{named}{rule['verb']} {_code(rule['says'])}",
+                *_size(rule["remaining"]),
+                f"{rule['took']['clips']:,}",
+                f"{rule['took']['because_null']:,}",
+            ]
+        )
     table = _table(["", "rule", "clips", "videos", "hours", "removed", "missing value"], rows)
-    found = [f"- rule {rule['number']}: {_code(one['column'])} {one['operator']} {one['value']:.6g}"
-             for rule in info["funnel"] for one in rule["thresholds"]]
-    notes = [f"- rule {rule['number']}: {_text(note)}"
-             for rule in info["funnel"] for note in rule["notes"]]
+    found = [
+        f"- rule {rule['number']}: {_code(one['column'])} {one['operator']} {one['value']:.6g}"
+        for rule in info["funnel"]
+        for one in rule["thresholds"]
+    ]
+    notes = [
+        f"- rule {rule['number']}: {_text(note)}"
+        for rule in info["funnel"]
+        for note in rule["notes"]
+    ]
     if found:
         table += "\n\nResulting thresholds:\n\n" + "\n".join(found)
     if notes:
@@ -96,40 +110,55 @@ def _scorers(info: Mapping[str, Any]) -> list[str]:
         made = [f"column {_code(scorer['column'])}"]
         if scorer["label"]:
             made.append(f"stage {_code(scorer['label'])} (fingerprint {scorer['fingerprint']})")
-        models = [f"  - {setting}: {_text(model['reference'])}"
-                  + (f" @ {model['revision']}" if model.get("revision") else "")
-                  + (f", {_text(model['identity'])}" if model.get("identity") else "")
-                  for setting, model in scorer["models"].items()]
+        models = [
+            f"  - {setting}: {_text(model['reference'])}"
+            + (f" @ {model['revision']}" if model.get("revision") else "")
+            + (f", {_text(model['identity'])}" if model.get("identity") else "")
+            for setting, model in scorer["models"].items()
+        ]
         lines += [f"- {_code(role)}: {', '.join(made)}; {checked}", *models]
     return ["## Scorers\n\n" + "\n".join(lines)] if lines else []
 
 
 def _counts(name: str, counts: Sequence[Mapping[str, Any]]) -> str:
-    rows = [["unknown" if row[name] is None else _text(row[name]), *_size(row)]
-            for row in counts[:_MOST]]
+    rows = [
+        ["unknown" if row[name] is None else _text(row[name]), *_size(row)]
+        for row in counts[:_MOST]
+    ]
     rest = counts[_MOST:]
     if rest:
-        rows.append([f"{len(rest):,} more", f"{sum(row['clips'] for row in rest):,}",
-                     f"{sum(row['videos'] for row in rest):,}",
-                     f"{sum(row['hours'] for row in rest):,.2f}"])
+        rows.append(
+            [
+                f"{len(rest):,} more",
+                f"{sum(row['clips'] for row in rest):,}",
+                f"{sum(row['videos'] for row in rest):,}",
+                f"{sum(row['hours'] for row in rest):,.2f}",
+            ]
+        )
     return _table([name, "clips", "videos", "hours"], rows)
 
 
 def _distributions(found: Mapping[str, Mapping[str, Any]]) -> str:
     names = ["min", "p05", "p25", "median", "p75", "p95", "max"]
-    rows = [[name, f"{values['clips']:,}", *(f"{values[key]:.4g}" for key in names)]
-            for name, values in found.items()]
+    rows = [
+        [name, f"{values['clips']:,}", *(f"{values[key]:.4g}" for key in names)]
+        for name, values in found.items()
+    ]
     return _table(["", "clips with a value", *names], rows)
 
 
 def _since(info: Mapping[str, Any], since: Mapping[str, Any]) -> str:
     lines = []
     if since["removed"]:
-        lines.append(f"- {since['removed']:,} of its clips are of videos that have been removed; "
-                     "exports leave them out")
+        lines.append(
+            f"- {since['removed']:,} of its clips are of videos that have been removed; "
+            "exports leave them out"
+        )
     if since["not_in_catalog"]:
-        lines.append(f"- {since['not_in_catalog']:,} of its clips are no longer in the catalog, "
-                     "which shows what the newest run made")
+        lines.append(
+            f"- {since['not_in_catalog']:,} of its clips are no longer in the catalog, "
+            "which shows what the newest run made"
+        )
     if since["changed_steps"]:
         lines.append("- these steps have been run again: " + ", ".join(since["changed_steps"]))
     return "\n".join(lines) or "All of its clips are in the catalog, unchanged."
@@ -145,8 +174,17 @@ def _again(subset: FrozenSubset, ready_made: Path | None) -> str:
         recipe = [f"./{info['recipe_files'][0]['name']}"]
     else:
         recipe = [Path(info["recipe_files"][0]["name"]).stem]
-    words = ["clipmill", "subset", "create", str(dataset), *recipe, "--name", info["name"],
-             "--seed", str(info["seed"])]
+    words = [
+        "clipmill",
+        "subset",
+        "create",
+        str(dataset),
+        *recipe,
+        "--name",
+        info["name"],
+        "--seed",
+        str(info["seed"]),
+    ]
     for override in info["overrides"]:
         words += ["--set", override]
     command = shlex.join(words)
@@ -161,16 +199,19 @@ def _again(subset: FrozenSubset, ready_made: Path | None) -> str:
         "was:\n\n"
         + "\n\n".join(files)
         + "\n\nIts rules with all parameters filled in:\n\n"
-        + _fenced(yaml.safe_dump({"rules": info["rules"]}, sort_keys=False, allow_unicode=True,
-                                 width=90))
+        + _fenced(
+            yaml.safe_dump({"rules": info["rules"]}, sort_keys=False, allow_unicode=True, width=90)
+        )
     )
 
 
 def _to_write(info: Mapping[str, Any], ready_made: Path | None) -> list[str]:
     """Shell commands that write the recipe's files; none if it is ready-made and unchanged."""
     files = info["recipe_files"]
-    if info.get("where") or (ready_made is not None and all(
-            _holds(ready_made / file["name"], file["text"]) for file in files)):
+    if info.get("where") or (
+        ready_made is not None
+        and all(_holds(ready_made / file["name"], file["text"]) for file in files)
+    ):
         return []
     found = []
     for file in files:
@@ -194,16 +235,22 @@ def _table(names: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     """Aligned, so that it reads as text, too; what begins with a letter stands left."""
     lines = [list(names), *[[str(value) for value in row] for row in rows]]
     widths = [max(3, *(len(line[i]) for line in lines)) for i in range(len(names))]
-    left = [any(line[i][:1].isalpha() or line[i][:1] == "`" for line in lines[1:])
-            for i in range(len(names))]
+    left = [
+        any(line[i][:1].isalpha() or line[i][:1] == "`" for line in lines[1:])
+        for i in range(len(names))
+    ]
 
     def row(cells: Sequence[str]) -> str:
-        padded = (cell.ljust(width) if is_left else cell.rjust(width)
-                  for cell, width, is_left in zip(cells, widths, left, strict=True))
+        padded = (
+            cell.ljust(width) if is_left else cell.rjust(width)
+            for cell, width, is_left in zip(cells, widths, left, strict=True)
+        )
         return f"| {' | '.join(padded)} |"
 
-    rule = "|".join("-" * (width + 2) if is_left else "-" * (width + 1) + ":"
-                    for width, is_left in zip(widths, left, strict=True))
+    rule = "|".join(
+        "-" * (width + 2) if is_left else "-" * (width + 1) + ":"
+        for width, is_left in zip(widths, left, strict=True)
+    )
     return "\n".join([row(lines[0]), f"|{rule}|", *map(row, lines[1:])])
 
 

@@ -31,7 +31,12 @@ _ROWS_AT_A_TIME = 2048
 
 
 def assign_clusters(
-    rows: pa.RecordBatchReader, n: int, *, clusters: int, seed: int, scratch: Path,
+    rows: pa.RecordBatchReader,
+    n: int,
+    *,
+    clusters: int,
+    seed: int,
+    scratch: Path,
     reread: Callable[[], pa.RecordBatchReader],
 ) -> np.ndarray:
     """The cluster of each rank, int32 of shape (n,), from 0 on; -1 without an embedding.
@@ -127,7 +132,7 @@ def _sums(vectors: np.ndarray, labels: np.ndarray, clusters: int) -> np.ndarray:
     order = np.argsort(labels, kind="stable")
     sums = np.zeros((clusters, vectors.shape[1]))
     for start in range(0, len(order), _ROWS_AT_A_TIME):
-        part = order[start: start + _ROWS_AT_A_TIME]
+        part = order[start : start + _ROWS_AT_A_TIME]
         own = labels[part]
         begins = np.flatnonzero(np.diff(own, prepend=-1))
         sums[own[begins]] += np.add.reduceat(vectors[part].astype(np.float64), begins, axis=0)

@@ -108,14 +108,21 @@ class Engine:
 
     def size(self, table: str) -> Size:
         clips, videos, milliseconds = self._one(
-            f"SELECT count(*), count(DISTINCT video), coalesce(sum(ms), 0) FROM {table}")
+            f"SELECT count(*), count(DISTINCT video), coalesce(sum(ms), 0) FROM {table}"
+        )
         return Size(clips, videos, int(milliseconds))
 
     def drop(self, table: str) -> None:
         self._connection.execute(f"DROP TABLE IF EXISTS {table}")
 
-    def apply(self, rule: Rule, source: str, target: str, before: Size | None = None,
-              later: Sequence[Rule] = ()) -> Outcome:
+    def apply(
+        self,
+        rule: Rule,
+        source: str,
+        target: str,
+        before: Size | None = None,
+        later: Sequence[Rule] = (),
+    ) -> Outcome:
         """Makes `target` of the clips of `source` that the rule keeps.
 
         It has the columns that the rules of `later` need, and no others.
@@ -132,8 +139,9 @@ class Engine:
         outcome.after = self.size(target)
         return outcome
 
-    def funnel(self, rules: Sequence[Rule], on_rule: Callable[[Rule], None] = lambda rule: None
-               ) -> Iterator[tuple[Outcome, str, str]]:
+    def funnel(
+        self, rules: Sequence[Rule], on_rule: Callable[[Rule], None] = lambda rule: None
+    ) -> Iterator[tuple[Outcome, str, str]]:
         """The rules in order, each with the table that reached it and the one that it left.
 
         The last table stays; the others go when the next rule is asked for.
@@ -156,16 +164,19 @@ class Engine:
 
     def _keep(self, target: str, query: str) -> None:
         self._connection.execute(
-            f"CREATE OR REPLACE TABLE {target} AS SELECT {self._carried} FROM ({query})")
+            f"CREATE OR REPLACE TABLE {target} AS SELECT {self._carried} FROM ({query})"
+        )
 
-    def _where(self, rule: Rule, columns: RuleColumns, source: str, target: str,
-               outcome: Outcome) -> None:
+    def _where(
+        self, rule: Rule, columns: RuleColumns, source: str, target: str, outcome: Outcome
+    ) -> None:
         (value,) = columns.values
         self._keep(target, f"SELECT * FROM {source} WHERE {value}")
         outcome.nulls = self._one(f"SELECT count(*) FROM {source} WHERE {value} IS NULL")[0]
 
-    def _percentile(self, rule: Rule, columns: RuleColumns, source: str, target: str,
-                    outcome: Outcome) -> None:
+    def _percentile(
+        self, rule: Rule, columns: RuleColumns, source: str, target: str, outcome: Outcome
+    ) -> None:
         body = rule.body
         assert isinstance(body, Percentile)
         (value,) = columns.values
@@ -177,7 +188,7 @@ class Engine:
         for rank, operator in ((lowest, ">="), (highest, "<=")):
             if lowest > highest or not 1 <= rank <= n:
                 conditions.append("false")
-            elif (rank > 1 if operator == ">=" else rank < n):
+            elif rank > 1 if operator == ">=" else rank < n:
                 # Half a rank below the one meant: rounding can't select a neighbour.
                 wanted = f"quantile_disc({value}, {(rank - 0.5) / n!r})"
                 conditions.append(f"{value} {operator} (SELECT {wanted} FROM {source})")
@@ -185,8 +196,9 @@ class Engine:
                 outcome.thresholds.append(Threshold(body.column, operator, found))
         self._keep(target, f"SELECT * FROM {source} WHERE {' AND '.join(conditions)}")
 
-    def _first_per_group(self, rule: Rule, columns: RuleColumns, source: str, target: str,
-                         outcome: Outcome) -> None:
+    def _first_per_group(
+        self, rule: Rule, columns: RuleColumns, source: str, target: str, outcome: Outcome
+    ) -> None:
         body = rule.body
         assert isinstance(body, Cap | Quota)
         (group,) = columns.values
@@ -196,8 +208,10 @@ class Engine:
             limit, takes_null = _limits(group, body.clips)
             outcome.notes += self._unknown_groups(group, body, source)
         order = ", ".join([*columns.order, columns.chance])
-        ranked = (f"SELECT *, row_number() OVER (PARTITION BY {group} ORDER BY {order}) AS _place "
-                  f"FROM {source}" + ("" if takes_null else f" WHERE {group} IS NOT NULL"))
+        ranked = (
+            f"SELECT *, row_number() OVER (PARTITION BY {group} ORDER BY {order}) AS _place "
+            f"FROM {source}" + ("" if takes_null else f" WHERE {group} IS NOT NULL")
+        )
         self._keep(target, f"SELECT * FROM ({ranked}) WHERE _place <= {limit}")
         if not takes_null:
             outcome.nulls = self._one(f"SELECT count(*) FROM {source} WHERE {group} IS NULL")[0]
@@ -207,71 +221,90 @@ class Engine:
         named = [name for name in body.clips if name not in (None, "*")]
         rows = self._connection.execute(
             f"SELECT DISTINCT CAST({group} AS VARCHAR) AS name FROM {source} "
-            f"WHERE {group} IS NOT NULL ORDER BY name LIMIT 1000").fetchall()
+            f"WHERE {group} IS NOT NULL ORDER BY name LIMIT 1000"
+        ).fetchall()
         there = [name for (name,) in rows]
         missing = [name for name in named if name not in there] if len(there) < 1000 else []
         if not missing:
             return []
-        return [f"no clip that reaches the rule has {body.per} {' or '.join(map(repr, missing))}; "
-                f"available: {', '.join(there[:20])}"]
+        return [
+            f"no clip that reaches the rule has {body.per} {' or '.join(map(repr, missing))}; "
+            f"available: {', '.join(there[:20])}"
+        ]
 
-    def _sample(self, rule: Rule, columns: RuleColumns, source: str, target: str,
-                outcome: Outcome) -> None:
+    def _sample(
+        self, rule: Rule, columns: RuleColumns, source: str, target: str, outcome: Outcome
+    ) -> None:
         body = rule.body
         assert isinstance(body, Sample)
         n = outcome.before.clips
         reach, weight = source, ""
         if columns.values:
             weight = f" / {columns.values[0]}"
-            (wrong,) = self._one(f"SELECT count(*) FROM {source} WHERE {columns.values[0]} <= 0 "
-                                 f"OR isinf({columns.values[0]})")
+            (wrong,) = self._one(
+                f"SELECT count(*) FROM {source} WHERE {columns.values[0]} <= 0 "
+                f"OR isinf({columns.values[0]})"
+            )
             if wrong:
-                raise UsageError(f"a weight must be a positive number, but {body.weight} is not "
-                                 f"for {counted(wrong, 'clip')}; put a `where` rule before it, or "
-                                 "use greatest()")
+                raise UsageError(
+                    f"a weight must be a positive number, but {body.weight} is not "
+                    f"for {counted(wrong, 'clip')}; put a `where` rule before it, or "
+                    "use greatest()"
+                )
             (n,) = self._one(f"SELECT count({columns.values[0]}) FROM {source}")
             outcome.nulls = outcome.before.clips - n
             reach = f"(SELECT * FROM {source} WHERE {columns.values[0]} IS NOT NULL)"
         elif body.weight == "one_per_video":
-            reach = (f"(SELECT s.*, of_video FROM {source} AS s JOIN (SELECT video, count(*) AS "
-                     f"of_video FROM {source} GROUP BY video) USING (video))")
+            reach = (
+                f"(SELECT s.*, of_video FROM {source} AS s JOIN (SELECT video, count(*) AS "
+                f"of_video FROM {source} GROUP BY video) USING (video))"
+            )
             weight = " * of_video"
         wanted = body.clips if body.clips is not None else round(Fraction(str(body.fraction)) * n)
         if body.clips is not None and body.clips >= n:
-            outcome.notes.append(f"{counted(body.clips, 'clip')} requested, {n:,} "
-                                 f"reach{'es' if n == 1 else ''} the rule: all stay")
+            outcome.notes.append(
+                f"{counted(body.clips, 'clip')} requested, {n:,} "
+                f"reach{'es' if n == 1 else ''} the rule: all stay"
+            )
         # Efraimidis and Spirakis: the n smallest of -ln(u) / weight are a weighted sample without
         # replacement; with equal weights the smallest u do.
         u = f"((({columns.chance} >> 11) + 0.5) / 9007199254740992)"
         order = f"-ln({u}){weight}, {columns.chance}" if weight else columns.chance
         self._keep(target, f"SELECT * FROM {reach} ORDER BY {order} LIMIT {wanted}")
 
-    def _stratify(self, rule: Rule, columns: RuleColumns, source: str, target: str,
-                  outcome: Outcome) -> None:
+    def _stratify(
+        self, rule: Rule, columns: RuleColumns, source: str, target: str, outcome: Outcome
+    ) -> None:
         body = rule.body
         assert isinstance(body, Stratify)
         names = ", ".join(columns.values)
         order = ", ".join(f"{name} NULLS LAST" for name in columns.values)
         self._connection.execute(
             f"CREATE OR REPLACE TABLE work.strata AS SELECT {names}, count(*) AS n, row_number() "
-            f"OVER (ORDER BY {order}) - 1 AS stratum FROM {source} GROUP BY {names}")
+            f"OVER (ORDER BY {order}) - 1 AS stratum FROM {source} GROUP BY {names}"
+        )
         sizes = self._connection.execute("SELECT n FROM work.strata ORDER BY stratum").fetchnumpy()
         share = proportional if body.allocation == "proportional" else equal
         self._register_shares(share(np.asarray(sizes["n"], dtype=np.int64), body.clips))
         same = " AND ".join(f"s.{name} IS NOT DISTINCT FROM g.{name}" for name in columns.values)
         self._draw_shares(
             f"SELECT s.*, g.stratum AS _group FROM {source} AS s JOIN work.strata AS g ON {same}",
-            columns.chance, target)
+            columns.chance,
+            target,
+        )
         self._note_all(body.clips, outcome.before.clips, outcome)
 
     def _note_all(self, wanted: int, there: int, outcome: Outcome) -> None:
         if wanted >= there:
-            outcome.notes.append(f"{counted(wanted, 'clip')} requested, {there:,} available: all "
-                                 "stay")
+            outcome.notes.append(
+                f"{counted(wanted, 'clip')} requested, {there:,} available: all stay"
+            )
 
     def _register_shares(self, shares: np.ndarray) -> None:
-        self._connection.register("given_shares", pa.table(
-            {"_group": np.arange(len(shares), dtype=np.int64), "_share": shares}))
+        self._connection.register(
+            "given_shares",
+            pa.table({"_group": np.arange(len(shares), dtype=np.int64), "_share": shares}),
+        )
 
     def _draw_shares(self, grouped: str, chance: str, target: str) -> None:
         """As many of each `_group` as its share says, at random."""
@@ -279,41 +312,56 @@ class Engine:
             target,
             "SELECT * FROM (SELECT g.*, _share, row_number() OVER "
             f" (PARTITION BY _group ORDER BY {chance}) AS _place FROM ({grouped}) AS g "
-            "JOIN given_shares USING (_group)) WHERE _place <= _share")
+            "JOIN given_shares USING (_group)) WHERE _place <= _share",
+        )
         self._connection.unregister("given_shares")
 
-    def _balance(self, rule: Rule, columns: RuleColumns, source: str, target: str,
-                 outcome: Outcome) -> None:
+    def _balance(
+        self, rule: Rule, columns: RuleColumns, source: str, target: str, outcome: Outcome
+    ) -> None:
         body = rule.body
         assert isinstance(body, Balance)
         step = self._step("embed_clips", body.embeddings)
         self._rank(source, columns.chance)
         labels = clusters.assign_clusters(
-            self._rows(step, "embeddings"), outcome.before.clips, clusters=body.clusters,
-            seed=self.candidates.seed, scratch=self._scratch.path,
-            reread=lambda: self._rows(step, "embeddings"))
+            self._rows(step, "embeddings"),
+            outcome.before.clips,
+            clusters=body.clusters,
+            seed=self.candidates.seed,
+            scratch=self._scratch.path,
+            reread=lambda: self._rows(step, "embeddings"),
+        )
         outcome.nulls = int((labels < 0).sum())
         sizes = np.bincount(labels[labels >= 0], minlength=body.clusters).astype(np.int64)
         self._register_shares(equal(sizes, body.clips))
-        self._connection.register("given_labels", pa.table(
-            {"rank": np.arange(len(labels), dtype=np.int64), "_group": labels.astype(np.int64)}))
+        self._connection.register(
+            "given_labels",
+            pa.table(
+                {"rank": np.arange(len(labels), dtype=np.int64), "_group": labels.astype(np.int64)}
+            ),
+        )
         self._draw_shares(
             f"SELECT s.*, l._group FROM {source} AS s JOIN work.ranked AS r USING (id) "
-            "JOIN given_labels AS l ON l.rank = r.rank", columns.chance, target)
+            "JOIN given_labels AS l ON l.rank = r.rank",
+            columns.chance,
+            target,
+        )
         self._connection.unregister("given_labels")
         self._note_all(body.clips, outcome.before.clips - outcome.nulls, outcome)
 
-    def _deduplicate(self, rule: Rule, columns: RuleColumns, source: str, target: str,
-                     outcome: Outcome) -> None:
+    def _deduplicate(
+        self, rule: Rule, columns: RuleColumns, source: str, target: str, outcome: Outcome
+    ) -> None:
         body = rule.body
         assert isinstance(body, Deduplicate)
         order = ", ".join([*columns.order, columns.chance])
         if body.by == "bytes":
             (same,) = columns.values
-            ranked = (f"SELECT *, row_number() OVER (PARTITION BY {same} ORDER BY {order}) AS "
-                      f"_place FROM {source}")
-            self._keep(target, f"SELECT * FROM ({ranked}) "
-                               f"WHERE _place = 1 OR {same} IS NULL")
+            ranked = (
+                f"SELECT *, row_number() OVER (PARTITION BY {same} ORDER BY {order}) AS "
+                f"_place FROM {source}"
+            )
+            self._keep(target, f"SELECT * FROM ({ranked}) WHERE _place = 1 OR {same} IS NULL")
             return
         self._rank(source, order)
         n, scratch = outcome.before.clips, self._scratch.path
@@ -324,19 +372,25 @@ class Engine:
         else:
             assert body.min_cosine is not None
             step = self._step("embed_clips", body.embeddings)
-            gone = near.near_vectors(self._rows(step, "embeddings"), n,
-                                     min_cosine=body.min_cosine, scratch=scratch)
-        self._connection.register("given_gone",
-                                  pa.table({"rank": np.asarray(gone, dtype=np.int64)}))
-        self._keep(target, f"SELECT * FROM {source} ANTI JOIN (SELECT id FROM work.ranked "
-                           "SEMI JOIN given_gone USING (rank)) AS g USING (id)")
+            gone = near.near_vectors(
+                self._rows(step, "embeddings"), n, min_cosine=body.min_cosine, scratch=scratch
+            )
+        self._connection.register(
+            "given_gone", pa.table({"rank": np.asarray(gone, dtype=np.int64)})
+        )
+        self._keep(
+            target,
+            f"SELECT * FROM {source} ANTI JOIN (SELECT id FROM work.ranked "
+            "SEMI JOIN given_gone USING (rank)) AS g USING (id)",
+        )
         self._connection.unregister("given_gone")
 
     def _rank(self, source: str, order: str) -> None:
         self._connection.execute(
             "CREATE OR REPLACE TABLE work.ranked AS SELECT s.id, c.clip_id, s.rank FROM "
             f"(SELECT id, row_number() OVER (ORDER BY {order}) - 1 AS rank FROM {source}) AS s "
-            f"JOIN {CANDIDATES} AS c ON c.rowid = s.id")
+            f"JOIN {CANDIDATES} AS c ON c.rowid = s.id"
+        )
 
     def _rows(self, step: StepTable, column: str) -> pa.RecordBatchReader:
         """`rank` and one column of a step, for the ranked clips that have it.
@@ -346,13 +400,18 @@ class Engine:
         self._connection.execute(
             "CREATE OR REPLACE TABLE work.placed AS SELECT clip_id, any_value(rank) AS rank, "
             f"min(_base) AS _base FROM work.ranked JOIN ({kept(step, ['clip_id'])}) "
-            "USING (clip_id) GROUP BY clip_id")
+            "USING (clip_id) GROUP BY clip_id"
+        )
         # A separate cursor: a result that is being read blocks its connection.
-        return self._connection.cursor().sql(
-            f"SELECT p.rank, k.{column} FROM ({kept(step, ['clip_id', column])}) AS k "
-            "JOIN work.placed AS p ON p.clip_id = k.clip_id AND p._base = k._base "
-            f"WHERE k.{column} IS NOT NULL"
-        ).to_arrow_reader(4096)
+        return (
+            self._connection.cursor()
+            .sql(
+                f"SELECT p.rank, k.{column} FROM ({kept(step, ['clip_id', column])}) AS k "
+                "JOIN work.placed AS p ON p.clip_id = k.clip_id AND p._base = k._base "
+                f"WHERE k.{column} IS NOT NULL"
+            )
+            .to_arrow_reader(4096)
+        )
 
     def _step(self, stage: str, label: str | None) -> StepTable:
         """The step that made what a rule compares."""
@@ -361,13 +420,17 @@ class Engine:
         labels = [step.step for step in there]
         found = [step for step in there if label in (None, step.step)]
         if not there:
-            raise UsageError(f"the dataset has no {stage}; add it with `clipmill run "
-                             f"--dataset {shell_word(layout.dataset)} --set {stage}.stage={stage}`")
+            raise UsageError(
+                f"the dataset has no {stage}; add it with `clipmill run "
+                f"--dataset {shell_word(layout.dataset)} --set {stage}.stage={stage}`"
+            )
         if not found:
             raise UsageError(f"the dataset has no step {label!r}; available: {', '.join(labels)}")
         if len(found) > 1:
-            raise UsageError(f"the dataset has {stage} more than once; name one with "
-                             f"`embeddings:`, of {', '.join(labels)}")
+            raise UsageError(
+                f"the dataset has {stage} more than once; name one with "
+                f"`embeddings:`, of {', '.join(labels)}"
+            )
         return found[0]
 
 
@@ -385,8 +448,11 @@ _APPLY = {
 
 def _limits(group: str, clips: dict[str | None, int]) -> tuple[str, bool]:
     """How many clips of each group may stay, as SQL; and whether null is a group, too."""
-    cases = "".join(f" WHEN CAST({group} AS VARCHAR) = {literal(name)} THEN {number}"
-                    for name, number in clips.items() if name not in (None, "*"))
+    cases = "".join(
+        f" WHEN CAST({group} AS VARCHAR) = {literal(name)} THEN {number}"
+        for name, number in clips.items()
+        if name not in (None, "*")
+    )
     rest = clips.get("*", 0)
     null = clips.get(None)
     first = f" WHEN {group} IS NULL THEN {null}" if null is not None else ""

@@ -64,13 +64,20 @@ class Explanation:
         for outcome in self.outcomes:
             number = outcome.rule.number
             alone = self.alone[number]
-            rules.append({
-                **outcome.plain(),
-                "alone": {"takes": {"clips": alone.took, "because_null": alone.nulls},
-                          "leaves": alone.after.plain()},
-                "near": [{key: value for key, value in asdict(one).items() if key != "rule"}
-                         for one in self.near if one.rule == number],
-            })
+            rules.append(
+                {
+                    **outcome.plain(),
+                    "alone": {
+                        "takes": {"clips": alone.took, "because_null": alone.nulls},
+                        "leaves": alone.after.plain(),
+                    },
+                    "near": [
+                        {key: value for key, value in asdict(one).items() if key != "rule"}
+                        for one in self.near
+                        if one.rule == number
+                    ],
+                }
+            )
         return {
             **describe_recipe(self.recipe, self.scorers),
             "catalog": self.catalog.plain(),
@@ -79,9 +86,7 @@ class Explanation:
         }
 
 
-def describe_recipe(
-    recipe: SubsetRecipe, scorers: Mapping[str, ResolvedScorer]
-) -> dict[str, Any]:
+def describe_recipe(recipe: SubsetRecipe, scorers: Mapping[str, ResolvedScorer]) -> dict[str, Any]:
     """What a recipe is, with everything in its place, as plain data."""
     return {
         "recipe": recipe.name,
@@ -147,11 +152,14 @@ def _neighbourhoods(
     columns = engine.candidates.columns[rule.number]
     thresholds: list[tuple[str, str, str, str]] = []  # column, its name for people, operator, SQL
     if isinstance(rule.body, Percentile):
-        thresholds = [(columns.values[0], rule.body.column, one.operator, repr(one.value))
-                      for one in outcome.thresholds]
+        thresholds = [
+            (columns.values[0], rule.body.column, one.operator, repr(one.value))
+            for one in outcome.thresholds
+        ]
     elif isinstance(rule.body, Where):
-        thresholds = [(name, one.left, one.operator, one.right)
-                      for name, one in columns.comparisons]
+        thresholds = [
+            (name, one.left, one.operator, one.right) for name, one in columns.comparisons
+        ]
     connection = engine.candidates.catalog.connection
     found = []
     for column, shown, operator, number in thresholds:
@@ -169,7 +177,8 @@ def _neighbourhoods(
                 f"(SELECT id, {column} AS v {side} AND {column} {reaches} (SELECT {last}(v) FROM "
                 f"(SELECT {column} AS v {side} ORDER BY v {direction} LIMIT {near}))) AS n "
                 f"JOIN {CANDIDATES} AS c ON c.rowid = n.id "
-                f"ORDER BY n.v {direction}, md5_number_lower(c.clip_id) LIMIT {near}").fetchall()
+                f"ORDER BY n.v {direction}, md5_number_lower(c.clip_id) LIMIT {near}"
+            ).fetchall()
             sides.append([NearClip(clip, number, stays, None) for clip, number, stays in rows])
         found.append(Neighbourhood(rule.number, shown, operator, value, *sides))
         if isinstance(rule.body, Where):
@@ -182,15 +191,19 @@ def _add_captions(catalog: Catalog, found: list[Neighbourhood]) -> None:
     if not clips:
         return
     connection = catalog.connection
-    connection.execute("CREATE OR REPLACE TABLE work.shown AS SELECT unnest(?) AS clip_id",
-                       [sorted(clips)])
-    rows = connection.execute("SELECT clip_id, caption FROM clips SEMI JOIN work.shown "
-                              "USING (clip_id)").fetchall()
+    connection.execute(
+        "CREATE OR REPLACE TABLE work.shown AS SELECT unnest(?) AS clip_id", [sorted(clips)]
+    )
+    rows = connection.execute(
+        "SELECT clip_id, caption FROM clips SEMI JOIN work.shown USING (clip_id)"
+    ).fetchall()
     captions = dict(rows)
     for one in found:
         for side in (one.inside, one.outside):
-            side[:] = [NearClip(clip.clip_id, clip.value, clip.stays, captions.get(clip.clip_id))
-                       for clip in side]
+            side[:] = [
+                NearClip(clip.clip_id, clip.value, clip.stays, captions.get(clip.clip_id))
+                for clip in side
+            ]
 
 
 def require_clips(
@@ -198,14 +211,18 @@ def require_clips(
 ) -> None:
     """Raises UsageError if a recipe keeps nothing, with the rule that removed the last clips."""
     if not whole.clips:
-        raise UsageError(f"{recipe.name}: the catalog has no clips yet; see "
-                         f"`clipmill status {shell_word(dataset)}`")
+        raise UsageError(
+            f"{recipe.name}: the catalog has no clips yet; see "
+            f"`clipmill status {shell_word(dataset)}`"
+        )
     for outcome in outcomes:
         if not outcome.after.clips:
-            null = (f", {outcome.nulls:,} of them because a value is null" if outcome.nulls else "")
-            found = "; ".join(f"{one.column} {one.operator} {one.value:g}"
-                              for one in outcome.thresholds)
+            null = f", {outcome.nulls:,} of them because a value is null" if outcome.nulls else ""
+            found = "; ".join(
+                f"{one.column} {one.operator} {one.value:g}" for one in outcome.thresholds
+            )
             raise UsageError(
                 f"{outcome.rule.place} removes the last {counted(outcome.before.clips, 'clip')}"
                 f"{null}: {found or outcome.rule.describe()}. The subset would be empty; see "
-                "`clipmill subset explain`")
+                "`clipmill subset explain`"
+            )

@@ -19,9 +19,19 @@ from clipmill.schemas.errors import ClipmillError, UsageError
 
 _QUERY_NODES = {"SELECT_NODE", "SET_OPERATION_NODE", "RECURSIVE_CTE_NODE", "CTE_NODE"}
 # Names that SQL reads as functions though they are written like columns.
-_CLOCKS = {"current_date", "current_time", "current_timestamp", "localtime", "localtimestamp",
-           "current_user", "session_user", "user", "current_catalog", "current_schema",
-           "current_database"}
+_CLOCKS = {
+    "current_date",
+    "current_time",
+    "current_timestamp",
+    "localtime",
+    "localtimestamp",
+    "current_user",
+    "session_user",
+    "user",
+    "current_catalog",
+    "current_schema",
+    "current_database",
+}
 # Run SQL that is hidden in a text, which nothing here could check.
 _HIDING = HIDING
 _MULTIPLYING = {"unnest", "unlist", "generate_subscripts"}
@@ -33,8 +43,21 @@ _COMPARISONS = {
 }
 _MIRRORED = {">": "<", ">=": "<=", "<": ">", "<=": ">="}
 _DIRECTIONS = {"ASCENDING": "ASC", "DESCENDING": "DESC", "ORDER_DEFAULT": "ASC"}
-NUMERIC = ("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "HUGEINT", "UTINYINT", "USMALLINT",
-           "UINTEGER", "UBIGINT", "UHUGEINT", "FLOAT", "DOUBLE", "DECIMAL")
+NUMERIC = (
+    "TINYINT",
+    "SMALLINT",
+    "INTEGER",
+    "BIGINT",
+    "HUGEINT",
+    "UTINYINT",
+    "USMALLINT",
+    "UINTEGER",
+    "UBIGINT",
+    "UHUGEINT",
+    "FLOAT",
+    "DOUBLE",
+    "DECIMAL",
+)
 
 
 @dataclass(frozen=True)
@@ -87,8 +110,9 @@ class Expressions:
         modifiers = select["modifiers"]
         kinds = [modifier["type"] for modifier in modifiers]
         if kinds != ["ORDER_MODIFIER"] or not _is_bare({**select, "modifiers": []}):
-            raise UsageError(f"{place}: {text!r} is not an order; expected something like "
-                             "`similarity DESC`")
+            raise UsageError(
+                f"{place}: {text!r} is not an order; expected something like `similarity DESC`"
+            )
         terms = []
         for term in modifiers[0]["orders"]:
             nulls = "NULLS FIRST" if term["null_order"] == "NULLS FIRST" else "NULLS LAST"
@@ -110,10 +134,11 @@ class Expressions:
                     pairs = [(node["right"], _MIRRORED[operator], node["left"])]
             else:
                 continue
-            found += [Comparison(self._text(left), operator, self._text(right))
-                      for left, operator, right in pairs
-                      if _is_constant(right) and not _is_constant(left)
-                      and not _has_subquery(left)]
+            found += [
+                Comparison(self._text(left), operator, self._text(right))
+                for left, operator, right in pairs
+                if _is_constant(right) and not _is_constant(left) and not _has_subquery(left)
+            ]
         return [one for one in dict.fromkeys(found) if self._is_number(one, place)]
 
     def _is_number(self, comparison: Comparison, place: str) -> bool:
@@ -128,8 +153,10 @@ class Expressions:
     def _tree(self, text: str, place: str) -> dict[str, Any]:
         select = self._select(f"SELECT {text}\n", place)
         if not _is_bare(select):
-            raise UsageError(f"{place}: {text!r} is more than one expression; a rule needs one, "
-                             "without FROM, AS or a comma outside parentheses")
+            raise UsageError(
+                f"{place}: {text!r} is more than one expression; a rule needs one, "
+                "without FROM, AS or a comma outside parentheses"
+            )
         tree: dict[str, Any] = select["select_list"][0]
         self._check_looks_at_one_clip(tree, place)
         return tree
@@ -144,20 +171,24 @@ class Expressions:
                     "(SELECT avg(similarity) FROM clips)"
                 )
             if name in _MULTIPLYING:
-                raise UsageError(f"{place}: {name}() makes several rows from one clip; use a list "
-                                 "function such as list_contains or list_filter")
+                raise UsageError(
+                    f"{place}: {name}() makes several rows from one clip; use a list "
+                    "function such as list_contains or list_filter"
+                )
 
     def _select(self, query: str, place: str) -> dict[str, Any]:
         with errors_at(place):
             count = len(duckdb.extract_statements(query))
         if count != 1:
             raise UsageError(f"{place}: expected one expression, found {count} statements")
-        (text,) = self._catalog.connection.execute("SELECT json_serialize_sql(?)", [query]
-                                                   ).fetchall()[0]
+        (text,) = self._catalog.connection.execute(
+            "SELECT json_serialize_sql(?)", [query]
+        ).fetchall()[0]
         found = json.loads(text)
         if found["error"]:
-            raise UsageError(f"{place}: only read-only expressions are allowed here: "
-                             f"{found['error_message']}")
+            raise UsageError(
+                f"{place}: only read-only expressions are allowed here: {found['error_message']}"
+            )
         self._check(found, place)
         node: dict[str, Any] = found["statements"][0]["node"]
         if node["type"] != "SELECT_NODE":
@@ -169,11 +200,14 @@ class Expressions:
             if "cte_map" in node and node["type"] not in _QUERY_NODES:
                 raise UsageError(f"{place}: a WITH clause that writes is not allowed")
             if node.get("sample"):
-                raise UsageError(f"{place}: SAMPLE would give different clips each time; use a "
-                                 "`sample` rule, which has a seed")
+                raise UsageError(
+                    f"{place}: SAMPLE would give different clips each time; use a "
+                    "`sample` rule, which has a seed"
+                )
             if node.get("class") == "PARAMETER":
-                raise UsageError(f"{place}: `?` has no meaning here; declare a parameter and "
-                                 "write $name")
+                raise UsageError(
+                    f"{place}: `?` has no meaning here; declare a parameter and write $name"
+                )
             name = str(node.get("function_name", "")).lower()
             if name in _HIDING:
                 raise UsageError(f"{place}: {name}() is not allowed in a recipe")
@@ -190,11 +224,13 @@ class Expressions:
     def _text(self, node: dict[str, Any]) -> str:
         """A part of a tree as SQL again."""
         (template,) = self._catalog.connection.execute(
-            "SELECT json_serialize_sql('SELECT 1')").fetchall()[0]
+            "SELECT json_serialize_sql('SELECT 1')"
+        ).fetchall()[0]
         whole = json.loads(template)
         whole["statements"][0]["node"]["select_list"] = [node]
         (text,) = self._catalog.connection.execute(
-            "SELECT json_deserialize_sql(?)", [json.dumps(whole)]).fetchall()[0]
+            "SELECT json_deserialize_sql(?)", [json.dumps(whole)]
+        ).fetchall()[0]
         return str(text).removeprefix("SELECT ")
 
 
@@ -210,8 +246,10 @@ def errors_at(place: str) -> Iterator[None]:
             try:
                 yield
             except duckdb.PermissionException as error:
-                raise UsageError(f"{str(error).partition(chr(10))[0]}\nA recipe reads the "
-                                 "dataset's views only, no other files and no network") from error
+                raise UsageError(
+                    f"{str(error).partition(chr(10))[0]}\nA recipe reads the "
+                    "dataset's views only, no other files and no network"
+                ) from error
     except ClipmillError as error:
         raise type(error)(f"{place}: {error}") from error
 
@@ -249,5 +287,7 @@ def _has_subquery(tree: dict[str, Any]) -> bool:
 
 
 def _is_constant(tree: dict[str, Any]) -> bool:
-    return not any(node.get("class") in ("COLUMN_REF", "SUBQUERY", "LAMBDA", "LAMBDA_REF")
-                   for node in _dictionaries(tree))
+    return not any(
+        node.get("class") in ("COLUMN_REF", "SUBQUERY", "LAMBDA", "LAMBDA_REF")
+        for node in _dictionaries(tree)
+    )

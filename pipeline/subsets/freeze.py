@@ -49,15 +49,20 @@ from clipmill.schemas.words import counted
 
 FORMAT = 1
 CLIPS_A_FILE = 1_000_000
-CLIPS_SCHEMA = pa.schema([
-    pa.field("clip_id", pa.string(), nullable=False),
-    pa.field("video_id", pa.string(), nullable=False),
-    pa.field("position", pa.int64(), nullable=False),
-])
+CLIPS_SCHEMA = pa.schema(
+    [
+        pa.field("clip_id", pa.string(), nullable=False),
+        pa.field("video_id", pa.string(), nullable=False),
+        pa.field("position", pa.int64(), nullable=False),
+    ]
+)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}\Z")
-_DIFFERENT = (("hash", "different clips"), ("rules", "different rules"), ("seed", "a different "
-                                                                                  "seed"),
-              ("scorers", "different scorers"))
+_DIFFERENT = (
+    ("hash", "different clips"),
+    ("rules", "different rules"),
+    ("seed", "a different seed"),
+    ("scorers", "different scorers"),
+)
 
 
 @dataclass(frozen=True)
@@ -80,16 +85,32 @@ def load_subset(dataset: Path, name: str) -> FrozenSubset:
     if name not in names:
         near = difflib.get_close_matches(name, names, n=1)
         hint = f"did you mean {near[0]}? " if near else ""
-        known = f"available: {', '.join(names)}" if names else (
-            "`clipmill subset recipes` lists the ready-made ones, e.g. `clipmill subset create "
-            f"{shell_word(dataset)} internvid-random`")
+        known = (
+            f"available: {', '.join(names)}"
+            if names
+            else (
+                "`clipmill subset recipes` lists the ready-made ones, e.g. `clipmill subset create "
+                f"{shell_word(dataset)} internvid-random`"
+            )
+        )
         raise UsageError(f"{dataset} has no subset {name!r}; {hint}{known}")
     folder = dataset / SUBSETS / name
     path = folder / "subset.json"
     info = read_json(path)
     with reading(path):
-        wanted = ("name", "created_at", "hash", "snapshot", "n_clips", "n_videos", "hours", "seed",
-                  "rules", "scorers", "catalog")
+        wanted = (
+            "name",
+            "created_at",
+            "hash",
+            "snapshot",
+            "n_clips",
+            "n_videos",
+            "hours",
+            "seed",
+            "rules",
+            "scorers",
+            "catalog",
+        )
         if lacking := [word for word in wanted if word not in info]:
             raise KeyError(", ".join(lacking))
         for entry in info["files"]:
@@ -104,8 +125,10 @@ def subset_names(dataset: Path) -> list[str]:
 def check_name(name: str) -> str:
     """The name if it is safe as a folder name, otherwise UsageError."""
     if not _NAME.match(name):
-        raise UsageError(f"--name {name!r}: a subset name has up to 80 letters, digits, dots, "
-                         "dashes and underscores, and starts with a letter or digit")
+        raise UsageError(
+            f"--name {name!r}: a subset name has up to 80 letters, digits, dots, "
+            "dashes and underscores, and starts with a letter or digit"
+        )
     return name
 
 
@@ -130,8 +153,10 @@ def create_subset(
         with Engine(candidates) as engine:
             whole = engine.size(ALL)
             outcomes, last = [], ALL
-            for outcome, _, target in engine.funnel(recipe.rules, lambda rule: on_step(
-                    f"rule {rule.number} of {len(recipe.rules)}: {rule.verb}")):
+            for outcome, _, target in engine.funnel(
+                recipe.rules,
+                lambda rule: on_step(f"rule {rule.number} of {len(recipe.rules)}: {rule.verb}"),
+            ):
                 outcomes.append(outcome)
                 last = target
                 if not outcome.after.clips:
@@ -140,7 +165,8 @@ def create_subset(
         connection = catalog.connection
         connection.execute(
             "CREATE OR REPLACE TABLE work.chosen AS SELECT c.* FROM "
-            f"{CANDIDATES} AS c SEMI JOIN {last} AS l ON c.rowid = l.id")
+            f"{CANDIDATES} AS c SEMI JOIN {last} AS l ON c.rowid = l.id"
+        )
         files, digest = _write_clips(connection, folder)
         size = outcomes[-1].after
         snapshot = snapshot_of(catalog, candidates, whole)
@@ -178,12 +204,16 @@ def _check_none_was_removed(dataset: Path, connection: Any, name: str) -> None:
     """ClipmillError where a chosen video was removed meanwhile: a removal at work names only the
     subsets that are there."""
     removed = list(removed_videos(dataset))
-    (clips,) = connection.execute("SELECT count(*) FROM work.chosen WHERE video_id IN "
-                                  "(SELECT unnest(?::VARCHAR[]))", [removed]).fetchone()
+    (clips,) = connection.execute(
+        "SELECT count(*) FROM work.chosen WHERE video_id IN (SELECT unnest(?::VARCHAR[]))",
+        [removed],
+    ).fetchone()
     if clips:
-        raise ClipmillError(f"{counted(clips, 'clip')} of the subset {name!r} belong to videos "
-                            "that were removed from the dataset while it was being created; run "
-                            "the same command again, which leaves them out")
+        raise ClipmillError(
+            f"{counted(clips, 'clip')} of the subset {name!r} belong to videos "
+            "that were removed from the dataset while it was being created; run "
+            "the same command again, which leaves them out"
+        )
 
 
 def _same_or_refuse(there: FrozenSubset, made: Mapping[str, Any]) -> FrozenSubset:
@@ -192,7 +222,8 @@ def _same_or_refuse(there: FrozenSubset, made: Mapping[str, Any]) -> FrozenSubse
         raise UsageError(
             f"a subset {there.name!r} already exists, with {' and '.join(different)} "
             f"({counted(there.info['n_clips'], 'clip')}, made {there.info['created_at'][:16]}); "
-            f"give this one another name with --name, or delete {there.folder} first")
+            f"give this one another name with --name, or delete {there.folder} first"
+        )
     return there
 
 
@@ -209,8 +240,10 @@ def _making(dataset: Path, name: str) -> Iterator[Path]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise ClipmillError(f"another process is creating the subset {name!r} of {dataset}; "
-                                "wait until it is done") from error
+            raise ClipmillError(
+                f"another process is creating the subset {name!r} of {dataset}; "
+                "wait until it is done"
+            ) from error
         for left in place.glob(f".{name}~*.tmp"):  # of one that was killed
             shutil.rmtree(left, ignore_errors=True)
         folder = place / f".{name}~{uuid.uuid4().hex[:8]}.tmp"
@@ -232,8 +265,9 @@ def _sync(folder: Path) -> None:
 
 def _write_clips(connection: Any, folder: Path) -> tuple[list[dict[str, Any]], str]:
     """Writes the chosen clips by id; returns the files, and the hash over the ids."""
-    rows = connection.sql("SELECT clip_id, video_id FROM work.chosen ORDER BY clip_id"
-                          ).to_arrow_reader(100_000)
+    rows = connection.sql(
+        "SELECT clip_id, video_id FROM work.chosen ORDER BY clip_id"
+    ).to_arrow_reader(100_000)
     digest = hashlib.sha256()
     files: list[dict[str, Any]] = []
     n = 0
@@ -269,20 +303,22 @@ def _write_clips(connection: Any, folder: Path) -> tuple[list[dict[str, Any]], s
 def id_lines(ids: pa.Array) -> bytes:
     """What a subset's hash is over: each id and a line feed, and no Python object for each."""
     text = pa.large_string()
-    joined = pc.binary_join_element_wise(ids.cast(text), pa.scalar("\n", text),
-                                         pa.scalar("", text))
+    joined = pc.binary_join_element_wise(ids.cast(text), pa.scalar("\n", text), pa.scalar("", text))
     offsets, data = joined.buffers()[1:]
     first, last = joined.offset, joined.offset + len(joined)
     places = memoryview(offsets).cast("q")
-    return memoryview(data)[places[first]:places[last]].tobytes()
+    return memoryview(data)[places[first] : places[last]].tobytes()
 
 
 def snapshot_of(catalog: Catalog, candidates: Candidates, whole: Size) -> dict[str, Any]:
     """What the catalog held: per step its fingerprint, shards and kept rows; and the clips."""
     now = committed(catalog)
     record = catalog.layout.record
-    fingerprints = {step["step"]: step["fingerprint"]
-                    for stage in (record["stages"] if record else ()) for step in stage["steps"]}
+    fingerprints = {
+        step["step"]: step["fingerprint"]
+        for stage in (record["stages"] if record else ())
+        for step in stage["steps"]
+    }
     steps = {}
     for step in catalog.layout.steps:
         shards = candidates.shards[step.step]
@@ -293,9 +329,13 @@ def snapshot_of(catalog: Catalog, candidates: Candidates, whole: Size) -> dict[s
         }
     # Order does not matter to an exclusive or, and no clip stands twice.
     (digest,) = catalog.connection.execute(
-        f"SELECT coalesce(bit_xor(md5_number(clip_id)), 0) FROM {CANDIDATES}").fetchall()[0]
-    seen = {"steps": {name: [step["fingerprint"], step["rows"]] for name, step in steps.items()},
-            "clips": whole.clips, "digest": f"{int(digest):032x}"}
+        f"SELECT coalesce(bit_xor(md5_number(clip_id)), 0) FROM {CANDIDATES}"
+    ).fetchall()[0]
+    seen = {
+        "steps": {name: [step["fingerprint"], step["rows"]] for name, step in steps.items()},
+        "clips": whole.clips,
+        "digest": f"{int(digest):032x}",
+    }
     text = json.dumps(seen, sort_keys=True)
     return {
         "id": hashlib.sha256(text.encode()).hexdigest()[:16],
@@ -323,26 +363,38 @@ def _counts(catalog: Catalog) -> dict[str, list[dict[str, Any]]]:
     connection.execute(
         f"CREATE OR REPLACE TABLE work.by_video AS SELECT * FROM (SELECT video_id, "
         "count(*) AS clips, sum(ms) AS ms FROM work.chosen GROUP BY video_id) "
-        f"LEFT JOIN (SELECT video_id, {columns} FROM videos) USING (video_id)")
+        f"LEFT JOIN (SELECT video_id, {columns} FROM videos) USING (video_id)"
+    )
     counts = {}
     for name in names:
         rows = connection.execute(
             f"SELECT {name}, sum(clips), count(*), sum(ms) FROM work.by_video GROUP BY {name} "
-            f"ORDER BY 2 DESC, {name} NULLS LAST").fetchall()
-        counts[name] = [{name: value, **Size(int(clips), videos, int(ms)).plain()}
-                        for value, clips, videos, ms in rows]
+            f"ORDER BY 2 DESC, {name} NULLS LAST"
+        ).fetchall()
+        counts[name] = [
+            {name: value, **Size(int(clips), videos, int(ms)).plain()}
+            for value, clips, videos, ms in rows
+        ]
     return counts
 
 
 def _distributions(connection: Any, described: Mapping[str, str]) -> dict[str, dict[str, Any]]:
     """Of each number that clips have: how many have it, and its quantiles among those."""
-    shares = {"min": 0.0, "p05": 0.05, "p25": 0.25, "median": 0.5, "p75": 0.75, "p95": 0.95,
-              "max": 1.0}
+    shares = {
+        "min": 0.0,
+        "p05": 0.05,
+        "p25": 0.25,
+        "median": 0.5,
+        "p75": 0.75,
+        "p95": 0.95,
+        "max": 1.0,
+    }
     found = {}
     for name, column in {"duration_seconds": "(ms / 1000)", **described}.items():
         count, values = connection.execute(
             f"SELECT count({column}), quantile_disc(CAST({column} AS DOUBLE), "
-            f"{list(shares.values())}) FROM work.chosen").fetchall()[0]
+            f"{list(shares.values())}) FROM work.chosen"
+        ).fetchall()[0]
         if count:
             found[name] = {"clips": count, **dict(zip(shares, values, strict=True))}
     return found
@@ -353,10 +405,14 @@ def still_there(catalog: Catalog, subset: FrozenSubset) -> dict[str, Any]:
     ids = "(SELECT clip_id, video_id FROM subset_clips WHERE name = $name)"
     gone, removed = catalog.execute(
         f"SELECT count(*), count(*) FILTER (video_id IN (SELECT video_id FROM removed)) FROM {ids} "
-        "ANTI JOIN clips USING (clip_id)", {"name": subset.name}).fetchall()[0]
-    now = {step["step"]: step["fingerprint"]
-           for stage in (catalog.layout.record or {"stages": []})["stages"]
-           for step in stage["steps"]}
+        "ANTI JOIN clips USING (clip_id)",
+        {"name": subset.name},
+    ).fetchall()[0]
+    now = {
+        step["step"]: step["fingerprint"]
+        for stage in (catalog.layout.record or {"stages": []})["stages"]
+        for step in stage["steps"]
+    }
     then = {name: step["fingerprint"] for name, step in subset.info["catalog"]["steps"].items()}
     return {
         "removed": removed,

@@ -38,8 +38,7 @@ _LEEWAY = 3.5
 
 
 def near_vectors(
-    rows: pa.RecordBatchReader, n: int, *, min_cosine: float, scratch: Path,
-    recall: float = RECALL,
+    rows: pa.RecordBatchReader, n: int, *, min_cosine: float, scratch: Path, recall: float = RECALL
 ) -> np.ndarray:
     """Ranks that go, ascending: the cosine with the vector of one before is at least `min_cosine`.
 
@@ -52,8 +51,10 @@ def near_vectors(
     `min_cosine` is too low for so many.
     """
     if not 0 < min_cosine <= 1:
-        raise UsageError(f"min_cosine: {min_cosine} is not a possible cosine of near-duplicates; "
-                         "give a value above 0 and up to 1, such as 0.95")
+        raise UsageError(
+            f"min_cosine: {min_cosine} is not a possible cosine of near-duplicates; "
+            "give a value above 0 and up to 1, such as 0.95"
+        )
     with tempfile.TemporaryDirectory(dir=scratch) as folder:
         store = VectorStore(rows, Path(folder) / "vectors")
         _check_ranks(store.ranks, n)
@@ -70,8 +71,9 @@ def near_vectors(
             near[left] = cosines.have_near_before(left)
         else:
             sketches, nearness = _sketched(cosines, min_cosine)
-            have_near_before(sketches, np.arange(len(distinct)), nearness, cosines.near, recall,
-                             near)
+            have_near_before(
+                sketches, np.arange(len(distinct)), nearness, cosines.near, recall, near
+            )
         gone.append(store.ranks[distinct[near]])
     return np.sort(np.concatenate(gone))
 
@@ -130,8 +132,9 @@ class _Cosines:
             part = slice(start, start + _PAIRS_AT_A_TIME)
             one = self._store.take(self._places[earlier[part]])
             other = self._store.take(self._places[later[part]])
-            found[part] = self._enough(np.einsum("ij,ij->i", one, other), _squares(one),
-                                       _squares(other))
+            found[part] = self._enough(
+                np.einsum("ij,ij->i", one, other), _squares(one), _squares(other)
+            )
         return found
 
     def near_to_any(self, best: np.ndarray) -> np.ndarray:
@@ -153,9 +156,11 @@ class _Cosines:
         own = self._store.take(self._places[some])
         for numbers, vectors in self.chunks():
             for start in range(0, len(numbers), 1024):
-                piece = vectors[start: start + 1024]
-                yield numbers[start: start + 1024], self._enough(
-                    piece @ own.T, _squares(piece)[:, None], _squares(own)[None])
+                piece = vectors[start : start + 1024]
+                yield (
+                    numbers[start : start + 1024],
+                    self._enough(piece @ own.T, _squares(piece)[:, None], _squares(own)[None]),
+                )
 
     def _enough(self, products: np.ndarray, ones: np.ndarray, others: np.ndarray) -> np.ndarray:
         return np.asarray(products >= self._min_cosine * np.sqrt(ones * others))
@@ -217,16 +222,23 @@ def near_hashes(
     `max_distance` bits are found. Memory holds about 80 bytes a hash, nothing lies on disk.
     """
     if not 0 <= max_distance < HASH_BITS // 2:
-        raise UsageError(f"max_distance: {max_distance} is not from 0 to {HASH_BITS // 2 - 1}; "
-                         "hashes of unrelated frames differ in about 32 bits")
+        raise UsageError(
+            f"max_distance: {max_distance} is not from 0 to {HASH_BITS // 2 - 1}; "
+            "hashes of unrelated frames differ in about 32 bits"
+        )
     clips = _HashedClips(rows)
     _check_ranks(clips.ranks, n)
     hashes, owners = clips.items()
-    nearness = Nearness({max_distance: 1.0}, (max_distance,),
-                        f"max_distance: {max_distance}")
+    nearness = Nearness({max_distance: 1.0}, (max_distance,), f"max_distance: {max_distance}")
     near = np.zeros(len(clips.ranks), bool)
-    have_near_before(hashes[None], owners, nearness,
-                     lambda one, other: clips.near(one, other, max_distance), recall, near)
+    have_near_before(
+        hashes[None],
+        owners,
+        nearness,
+        lambda one, other: clips.near(one, other, max_distance),
+        recall,
+        near,
+    )
     return clips.ranks[near]
 
 

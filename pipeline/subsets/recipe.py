@@ -45,15 +45,21 @@ class SubsetFile(BaseModel):
         None, description="false if the publication itself doesn't state all of it"
     )
     extends: str | None = Field(
-        None, description="a ready-made recipe, or a file relative to this one; keys given here "
-                          "override it"
+        None,
+        description="a ready-made recipe, or a file relative to this one; keys given here "
+        "override it",
     )
     parameters: dict[str, Any] = Field(
-        default_factory=dict, description="values that rules use as $name; --set name=value "
-                                          "overrides them"
+        default_factory=dict,
+        description="values that rules use as $name; --set name=value overrides them",
     )
-    seed: int | None = Field(None, ge=_SEEDS[0], le=_SEEDS[1], strict=True,
-                             description="random seed; --seed overrides it")
+    seed: int | None = Field(
+        None,
+        ge=_SEEDS[0],
+        le=_SEEDS[1],
+        strict=True,
+        description="random seed; --seed overrides it",
+    )
     scorers: dict[str, ScorerSpec | Literal["any"]] = Field(
         default_factory=dict, description="column name used in the rules: what must have made it"
     )
@@ -105,20 +111,33 @@ def load_subset_recipe(
     rules: list[tuple[str, dict[str, Any]]] = []
     top: dict[str, Any] = {}
     for file, given in reversed(chain):
-        parameters.update({name: _parameter(value, f"{file.name}: parameters.{name}")
-                           for name, value in given.parameters.items()})
+        parameters.update(
+            {
+                name: _parameter(value, f"{file.name}: parameters.{name}")
+                for name, value in given.parameters.items()
+            }
+        )
         scorers.update(given.scorers)
-        rules = [*((file.name, rule) for rule in given.rules_before), *rules,
-                 *((file.name, rule) for rule in given.rules)]
-        top.update(given.model_dump(include={"description", "source", "verified", "seed"},
-                                    exclude_none=True))
+        rules = [
+            *((file.name, rule) for rule in given.rules_before),
+            *rules,
+            *((file.name, rule) for rule in given.rules),
+        ]
+        top.update(
+            given.model_dump(
+                include={"description", "source", "verified", "seed"}, exclude_none=True
+            )
+        )
     if not rules:
-        raise UsageError(f"{path}: the recipe has no rules; give some in `rules:`, for example "
-                         '`- where: "aesthetic >= 5"`')
+        raise UsageError(
+            f"{path}: the recipe has no rules; give some in `rules:`, for example "
+            '`- where: "aesthetic >= 5"`'
+        )
     _apply(overrides, parameters, scorers, path)
     resolver = _Parameters(parameters)
-    checked = tuple(_rule(number, file, rule, resolver)
-                    for number, (file, rule) in enumerate(rules, 1))
+    checked = tuple(
+        _rule(number, file, rule, resolver) for number, (file, rule) in enumerate(rules, 1)
+    )
     if unused := [name for name in parameters if name not in resolver.used]:
         raise UsageError(f"{path}: parameters.{unused[0]}: no rule uses ${unused[0]}")
     _check_seed(seed)
@@ -143,7 +162,7 @@ def predicate_recipe(where: str, *, seed: int | None = None) -> SubsetRecipe:
     Its name is made from the predicate, so that each predicate has its own.
     """
     if not where.strip():
-        raise UsageError("--where is empty; give a predicate, e.g. --where \"aesthetic > 5\"")
+        raise UsageError('--where is empty; give a predicate, e.g. --where "aesthetic > 5"')
     _check_seed(seed)
     said = re.sub(r"[^A-Za-z0-9.]+", "-", where).strip("-.")[:40].strip("-.")
     digest = hashlib.sha256(where.encode("utf-8", "backslashreplace")).hexdigest()[:6]
@@ -151,9 +170,16 @@ def predicate_recipe(where: str, *, seed: int | None = None) -> SubsetRecipe:
     text = yaml.safe_dump({"rules": [given]}, sort_keys=False, allow_unicode=True, width=90)
     name = f"{said}-{digest}" if said else f"where-{digest}"
     return SubsetRecipe(
-        name=name, path=Path(f"{name}.yaml"), description="", source=None, verified=True,
-        seed=DEFAULT_SEED if seed is None else seed, parameters={}, scorers={},
-        rules=(_rule(1, "--where", given, _Parameters({})),), texts=((f"{name}.yaml", text),),
+        name=name,
+        path=Path(f"{name}.yaml"),
+        description="",
+        source=None,
+        verified=True,
+        seed=DEFAULT_SEED if seed is None else seed,
+        parameters={},
+        scorers={},
+        rules=(_rule(1, "--where", given, _Parameters({})),),
+        texts=((f"{name}.yaml", text),),
         where=where,
     )
 
@@ -169,9 +195,8 @@ def _read_chain(path: Path, ready_made: Path | None) -> list[tuple[Path, SubsetF
     seen: list[Path] = []
     while True:
         if path.resolve() in seen:
-            names = [file.name for file in seen[seen.index(path.resolve()):]]
-            raise UsageError(f"{path}: `extends` is circular: "
-                             f"{' → '.join([*names, path.name])}")
+            names = [file.name for file in seen[seen.index(path.resolve()) :]]
+            raise UsageError(f"{path}: `extends` is circular: {' → '.join([*names, path.name])}")
         seen.append(path.resolve())
         given = _read(path)
         chain.append((path, given))
@@ -183,8 +208,10 @@ def _read_chain(path: Path, ready_made: Path | None) -> list[tuple[Path, SubsetF
 def _read(path: Path) -> SubsetFile:
     config = read_yaml(path, expected="rules")
     if "stages" in config:
-        raise UsageError(f"{path} is a recipe for `clipmill run`; a subset recipe has `rules:`, "
-                         "see `clipmill subset --help`")
+        raise UsageError(
+            f"{path} is a recipe for `clipmill run`; a subset recipe has `rules:`, "
+            "see `clipmill subset --help`"
+        )
     try:
         # A key without a value is left to its default.
         return SubsetFile.model_validate({k: v for k, v in config.items() if v is not None})
@@ -200,8 +227,10 @@ def _extended(path: Path, word: str, ready_made: Path | None) -> Path:
     file = path.parent / Path(word).expanduser()
     if file.is_file():
         return file
-    raise UsageError(f"{path}: extends: {word!r} is neither a file next to it nor a ready-made "
-                     f"recipe; {near(word, names)}")
+    raise UsageError(
+        f"{path}: extends: {word!r} is neither a file next to it nor a ready-made "
+        f"recipe; {near(word, names)}"
+    )
 
 
 def near(word: str, known: Sequence[str]) -> str:
@@ -225,26 +254,38 @@ def _parameter(value: Any, place: str) -> Any:
         value = [_parameter(item, place) for item in value]
         kinds = {_kind(item) for item in value}
         if len(kinds) > 1 or kinds & {"a list", "a mapping", "nothing"}:
-            hint = (": YAML reads yes, no, on and off as true and false; put them in quotes"
-                    if "true or false" in kinds else "")
-            raise UsageError(f"{place}: a list must hold values of one kind, not "
-                             f"{' and '.join(sorted(kinds))}{hint}")
+            hint = (
+                ": YAML reads yes, no, on and off as true and false; put them in quotes"
+                if "true or false" in kinds
+                else ""
+            )
+            raise UsageError(
+                f"{place}: a list must hold values of one kind, not "
+                f"{' and '.join(sorted(kinds))}{hint}"
+            )
     return value
 
 
 def _kind(value: Any) -> str:
     if value is None:
         return "nothing"
-    for kind, name in ((bool, "true or false"), (int | float, "a number"), (str, "text"),
-                       (list, "a list"), (dict, "a mapping")):
+    for kind, name in (
+        (bool, "true or false"),
+        (int | float, "a number"),
+        (str, "text"),
+        (list, "a list"),
+        (dict, "a mapping"),
+    ):
         if isinstance(value, kind):
             return name
     raise TypeError(type(value).__name__)
 
 
 def _apply(
-    overrides: Sequence[str], parameters: dict[str, Any],
-    scorers: dict[str, ScorerSpec | Literal["any"]], path: Path,
+    overrides: Sequence[str],
+    parameters: dict[str, Any],
+    scorers: dict[str, ScorerSpec | Literal["any"]],
+    path: Path,
 ) -> None:
     for override in overrides:
         name, equals, text = override.partition("=")
@@ -253,25 +294,34 @@ def _apply(
         role = name.removeprefix("scorers.")
         if role != name:
             if role not in scorers:
-                raise UsageError(f"--set {override!r}: {path.name} requires no scorer for "
-                                 f"{role!r}; {near(role, list(scorers))}")
+                raise UsageError(
+                    f"--set {override!r}: {path.name} requires no scorer for "
+                    f"{role!r}; {near(role, list(scorers))}"
+                )
             if text != "any":
-                raise UsageError(f"--set {override!r}: expected scorers.{role}=any, which accepts "
-                                 "the column whatever made it")
+                raise UsageError(
+                    f"--set {override!r}: expected scorers.{role}=any, which accepts "
+                    "the column whatever made it"
+                )
             scorers[role] = "any"
             continue
         if name not in parameters:
             hint = "; use --seed for the seed" if name == "seed" else ""
-            raise UsageError(f"--set {override!r}: {path.name} has no parameter {name!r}; "
-                             f"{near(name, list(parameters))}{hint}")
-        value = _parameter(parse_yaml(text, f"--set {override!r}: the value"),
-                           f"--set {override!r}")
+            raise UsageError(
+                f"--set {override!r}: {path.name} has no parameter {name!r}; "
+                f"{near(name, list(parameters))}{hint}"
+            )
+        value = _parameter(
+            parse_yaml(text, f"--set {override!r}: the value"), f"--set {override!r}"
+        )
         expected = parameters[name]
         if isinstance(expected, str) and _kind(value) in ("a number", "true or false", "nothing"):
             value = text  # what looks like a number is text where text is expected
         if expected is not None and _kind(value) != _kind(expected):
-            raise UsageError(f"--set {override!r}: {name} is {_kind(expected)} "
-                             f"({expected!r} by default), not {_kind(value)}")
+            raise UsageError(
+                f"--set {override!r}: {name} is {_kind(expected)} "
+                f"({expected!r} by default), not {_kind(value)}"
+            )
         parameters[name] = value
 
 
@@ -284,8 +334,10 @@ class _Parameters:
 
     def _value(self, name: str, place: str) -> Any:
         if name not in self._values:
-            raise UsageError(f"{place}: ${name} is not a parameter of the recipe; "
-                             f"{near(name, list(self._values))}")
+            raise UsageError(
+                f"{place}: ${name} is not a parameter of the recipe; "
+                f"{near(name, list(self._values))}"
+            )
         self.used.add(name)
         return self._values[name]
 
@@ -332,11 +384,14 @@ def _rule(number: int, file: str, given: dict[str, Any], parameters: _Parameters
     if len(verbs) != 1 or verbs[0] not in VERBS:
         unknown = next((verb for verb in verbs if verb not in VERBS), None)
         if unknown is not None:
-            raise UsageError(f"{place}: unknown rule {unknown!r}; "
-                             f"{near(str(unknown), list(VERBS))}")
+            raise UsageError(
+                f"{place}: unknown rule {unknown!r}; {near(str(unknown), list(VERBS))}"
+            )
         said = f"has {' and '.join(verbs)}" if verbs else "has none"
-        raise UsageError(f"{place}: a rule is one mapping with one verb, but this one {said}; "
-                         f"verbs: {', '.join(VERBS)}")
+        raise UsageError(
+            f"{place}: a rule is one mapping with one verb, but this one {said}; "
+            f"verbs: {', '.join(VERBS)}"
+        )
     verb = verbs[0]
     name = given.get("name")
     if name is not None:

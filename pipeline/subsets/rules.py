@@ -77,11 +77,15 @@ class Percentile(Body):
     def _one_end(self) -> Percentile:
         given = [name for name in ("top", "bottom", "between") if getattr(self, name) is not None]
         if len(given) != 1:
-            raise ValueError("give one of top, bottom and between"
-                             + (f", not {' and '.join(given)}" if given else ""))
+            raise ValueError(
+                "give one of top, bottom and between"
+                + (f", not {' and '.join(given)}" if given else "")
+            )
         if self.between is not None and self.between[0] >= self.between[1]:
-            raise ValueError(f"between: the first number must be smaller than the second, not "
-                             f"{self.between[0]:g} and {self.between[1]:g}")
+            raise ValueError(
+                f"between: the first number must be smaller than the second, not "
+                f"{self.between[0]:g} and {self.between[1]:g}"
+            )
         return self
 
     @property
@@ -138,8 +142,9 @@ class Quota(Body):
             raise ValueError("the mapping names no group")
         for key, number in value.items():
             if isinstance(key, bool):
-                raise ValueError("a group is read as true or false; put its name in quotes, "
-                                 'e.g. "no": 100')
+                raise ValueError(
+                    'a group is read as true or false; put its name in quotes, e.g. "no": 100'
+                )
             _no_switch(number)
         return {key if key is None else str(key): number for key, number in value.items()}
 
@@ -147,15 +152,17 @@ class Quota(Body):
         order = "at random" if self.by is None else f"by {self.by}"
         if isinstance(self.clips, int):
             return f"{self.clips} per {self.per}, {order}"
-        shares = ", ".join(f"{'null' if key is None else key} {number}"
-                           for key, number in self.clips.items())
+        shares = ", ".join(
+            f"{'null' if key is None else key} {number}" for key, number in self.clips.items()
+        )
         return f"per {self.per}: {shares}; {order}"
 
     def plain(self) -> Any:
         value = super().plain()
         if isinstance(self.clips, Mapping):
-            value["clips"] = {"null" if key is None else key: number
-                              for key, number in self.clips.items()}
+            value["clips"] = {
+                "null" if key is None else key: number for key, number in self.clips.items()
+            }
         return value
 
 
@@ -229,8 +236,11 @@ class Deduplicate(Body):
 
     @model_validator(mode="after")
     def _what_belongs(self) -> Deduplicate:
-        own = {"bytes": set(), "frames": {"max_distance"},
-               "embedding": {"min_cosine", "embeddings"}}
+        own = {
+            "bytes": set(),
+            "frames": {"max_distance"},
+            "embedding": {"min_cosine", "embeddings"},
+        }
         for name in ("max_distance", "min_cosine", "embeddings"):
             if getattr(self, name) is not None and name not in own[self.by]:
                 raise ValueError(f"{name} can't be combined with by: {self.by}")

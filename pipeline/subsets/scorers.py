@@ -71,8 +71,8 @@ class Accepted(Made):
         None, description="column of `clips`, made by a custom stage or by take_given_score"
     )
     upstream: dict[str, Made] = Field(
-        default_factory=dict, description="name of a stage that it reads from: its expected "
-                                          "settings"
+        default_factory=dict,
+        description="name of a stage that it reads from: its expected settings",
     )
 
     @model_validator(mode="after")
@@ -90,8 +90,9 @@ class ScorerSpec(BaseModel):
     means: str = Field("", description="what the number is: unit, frames, direction")
     accepts: list[Accepted] = Field(min_length=1, description="any one of these is accepted")
     add: dict[str, dict[str, Any]] = Field(
-        default_factory=dict, description="label: settings of the stages to add to the run's "
-        "recipe, the scorer last; `stage:` names the stage where the label doesn't"
+        default_factory=dict,
+        description="label: settings of the stages to add to the run's "
+        "recipe, the scorer last; `stage:` names the stage where the label doesn't",
     )
     note: str = Field("", description="what else the user must know to add it")
 
@@ -150,9 +151,15 @@ def resolve(
             found[role] = stages.taken(role, recipe)
             continue
         assert isinstance(spec, ScorerSpec)
-        fitting = next((column for accepted in spec.accepts
-                        for column in stages.columns(role)
-                        if not stages.mismatches(column, accepted)), None)
+        fitting = next(
+            (
+                column
+                for accepted in spec.accepts
+                for column in stages.columns(role)
+                if not stages.mismatches(column, accepted)
+            ),
+            None,
+        )
         if fitting is None:
             missing[role] = spec
         else:
@@ -168,8 +175,9 @@ class _Stages:
     def __init__(self, catalog: Catalog) -> None:
         layout = catalog.layout
         if layout.record is None:
-            raise UsageError(f"{layout.dataset} has no run yet, and so no scores; "
-                             f"{start_a_run(layout.dataset)}")
+            raise UsageError(
+                f"{layout.dataset} has no run yet, and so no scores; {start_a_run(layout.dataset)}"
+            )
         self.dataset = layout.dataset
         self.records: list[StageRecord] = layout.record["stages"]
         self._made: dict[str, tuple[StepTable, str]] = clip_columns(layout.steps)
@@ -195,8 +203,9 @@ class _Stages:
     def upstream(self, record: StageRecord) -> list[StageRecord]:
         """The records of the stages that a stage reads from."""
         labels = {label for step in record["steps"] for label in step["upstream"]}
-        return [other for other in self.records
-                if labels & {step["step"] for step in other["steps"]}]
+        return [
+            other for other in self.records if labels & {step["step"] for step in other["steps"]}
+        ]
 
     def scores(self) -> list[str]:
         """The columns that scorers made."""
@@ -222,8 +231,10 @@ class _Stages:
             if not read:
                 found.append(f"it reads from no {name}")
             elif all(made.mismatches(other) for other in read):
-                found += [f"of {read[0]['stage']}, which it reads from, {text}"
-                          for text in made.mismatches(read[0])]
+                found += [
+                    f"of {read[0]['stage']}, which it reads from, {text}"
+                    for text in made.mismatches(read[0])
+                ]
         if not found and table.folder is None:
             found.append(_NOT_YET)
         return found
@@ -233,26 +244,43 @@ class _Stages:
         if record is None:
             return ResolvedScorer(role, column, name, waived)
         return ResolvedScorer(
-            role, column, name, waived, label=record["stage"], stage=record["name"],
-            fingerprint=record["steps"][-1]["fingerprint"], models=record["models"],
+            role,
+            column,
+            name,
+            waived,
+            label=record["stage"],
+            stage=record["name"],
+            fingerprint=record["steps"][-1]["fingerprint"],
+            models=record["models"],
             settings=record["settings"],
-            upstream={other["stage"]: {"stage": other["name"], "models": other["models"],
-                                       "settings": other["settings"]}
-                      for other in self.upstream(record) if other["models"]},
+            upstream={
+                other["stage"]: {
+                    "stage": other["name"],
+                    "models": other["models"],
+                    "settings": other["settings"],
+                }
+                for other in self.upstream(record)
+                if other["models"]
+            },
         )
 
     def taken(self, role: str, recipe: str) -> ResolvedScorer:
         """The column as it is, whatever made it."""
         if role not in self._made and role not in self._others:
-            raise UsageError(f"{recipe}: scorers.{role}=any accepts the column {role!r} as it is, "
-                             f"but `clips` has none; columns from scorers and other stages: "
-                             f"{', '.join(self._made) or 'none'}")
+            raise UsageError(
+                f"{recipe}: scorers.{role}=any accepts the column {role!r} as it is, "
+                f"but `clips` has none; columns from scorers and other stages: "
+                f"{', '.join(self._made) or 'none'}"
+            )
         return self.resolved(role, role, "any", waived=True)
 
 
 def _refusal(recipe: str, missing: Mapping[str, ScorerSpec], stages: _Stages) -> str:
-    said = {role: f"{spec.name}{f' ({spec.means})' if spec.means else ''} in the column `{role}`; "
-                  f"{_instead(role, spec, stages)}" for role, spec in missing.items()}
+    said = {
+        role: f"{spec.name}{f' ({spec.means})' if spec.means else ''} in the column `{role}`; "
+        f"{_instead(role, spec, stages)}"
+        for role, spec in missing.items()
+    }
     if len(said) == 1:
         parts = [f"{recipe} was made for {text}" for text in said.values()]
     else:
@@ -267,23 +295,32 @@ def _ways_out(missing: Mapping[str, ScorerSpec], stages: _Stages) -> list[str]:
     """The commands that add what is missing, and what the user must know about it."""
     command, own, notes = _Command(stages), [], []
     for role, spec in missing.items():
-        if any(stages.mismatches(column, accepted) == [_NOT_YET]
-               for column in stages.columns(role) for accepted in spec.accepts):
+        if any(
+            stages.mismatches(column, accepted) == [_NOT_YET]
+            for column in stages.columns(role)
+            for accepted in spec.accepts
+        ):
             own.append(f"To compute `{role}`:\n  {command.start}")
             continue
         notes += [spec.note] if spec.note else []
         if spec.add:
             command.add(spec.add)
         else:
-            own.append(f"Clipmill has no stage for `{role}`: write one whose score is that number "
-                       f"(docs/stages.md), and add it under that label:\n"
-                       f"  {command.start} --set {role}.stage=./my_stage.py:MyStage")
-    ways = [f"To add {'it' if len(missing) == 1 else 'what Clipmill has stages for'}:\n  {command}"
-            ] if command else []
+            own.append(
+                f"Clipmill has no stage for `{role}`: write one whose score is that number "
+                f"(docs/stages.md), and add it under that label:\n"
+                f"  {command.start} --set {role}.stage=./my_stage.py:MyStage"
+            )
+    ways = (
+        [f"To add {'it' if len(missing) == 1 else 'what Clipmill has stages for'}:\n  {command}"]
+        if command
+        else []
+    )
     if present := [role for role in missing if stages.record_of(role) is not None]:
         waivers = " ".join(f"--set scorers.{role}=any" for role in present)
-        notes.append("To accept a column without this check, and have the subset's record say "
-                     f"so: {waivers}")
+        notes.append(
+            f"To accept a column without this check, and have the subset's record say so: {waivers}"
+        )
     return [*ways, *own, *notes]
 
 
@@ -291,8 +328,10 @@ def _instead(role: str, spec: ScorerSpec, stages: _Stages) -> str:
     """What the catalog has in a role's column, and how it differs from the nearest that fits."""
     if stages.record_of(role) is None:
         return "the catalog has no such column"
-    reasons = min((stages.mismatches(role, accepted) for accepted in spec.accepts),
-                  key=lambda found: ("made by" in found[0], len(found)))
+    reasons = min(
+        (stages.mismatches(role, accepted) for accepted in spec.accepts),
+        key=lambda found: ("made by" in found[0], len(found)),
+    )
     return f"the catalog's column comes from {stages.said(role)}: {'; '.join(reasons)}"
 
 
@@ -311,8 +350,10 @@ class _Command:
         """Adds stages, the last one being the scorer; those before it are taken where they are."""
         called: dict[str, str] = {}
         for number, (label, given) in enumerate(wanted.items(), 1):
-            settings = {name: called.get(value, value) if isinstance(value, str) else value
-                        for name, value in given.items()}
+            settings = {
+                name: called.get(value, value) if isinstance(value, str) else value
+                for name, value in given.items()
+            }
             stage = settings.pop("stage", label)
             same = self._same(stage, settings) if number < len(wanted) else None
             if same is not None:
@@ -328,8 +369,11 @@ class _Command:
             if added == [stage, settings]:
                 return label
         for record in self._stages.records:
-            models = {name: [str(value), f"{value}@*"] for name, value in settings.items()
-                      if name in record["models"]}
+            models = {
+                name: [str(value), f"{value}@*"]
+                for name, value in settings.items()
+                if name in record["models"]
+            }
             others = {name: value for name, value in settings.items() if name not in models}
             made = Made(models=models, settings=others)
             if record["name"] == stage and not made.mismatches(record):
@@ -347,8 +391,10 @@ class _Command:
         words = [self.start]
         for label, stage, settings in self._added:
             given = {"stage": stage, **settings}
-            words += [f"--set {shlex.quote(f'{label}.{name}={_yaml(value)}')}"
-                      for name, value in given.items()]
+            words += [
+                f"--set {shlex.quote(f'{label}.{name}={_yaml(value)}')}"
+                for name, value in given.items()
+            ]
         return " ".join(words)
 
 
@@ -373,8 +419,12 @@ def _made_by(
 def _names(model: Mapping[str, Any]) -> list[str]:
     """All that a model may be known by."""
     reference, revision = model["reference"], model.get("revision")
-    return [reference, *([f"{reference}@{revision}"] if revision else []), Path(reference).name,
-            model["identity"]]
+    return [
+        reference,
+        *([f"{reference}@{revision}"] if revision else []),
+        Path(reference).name,
+        model["identity"],
+    ]
 
 
 def _reference(model: Mapping[str, Any] | None) -> str:
@@ -401,8 +451,9 @@ def _fits(pattern: Any, value: Any) -> bool:
     if bound is None or isinstance(value, bool) or not isinstance(value, int | float):
         return False
     limit = float(bound["number"])
-    return {"<=": value <= limit, ">=": value >= limit, "<": value < limit,
-            ">": value > limit}[bound["sign"]]
+    return {"<=": value <= limit, ">=": value >= limit, "<": value < limit, ">": value > limit}[
+        bound["sign"]
+    ]
 
 
 def _value(value: Any) -> str:

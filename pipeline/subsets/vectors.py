@@ -37,8 +37,7 @@ def directions(rows: np.ndarray, length: float = LENGTH) -> np.ndarray:
     """
     rows = np.asarray(rows, np.float64)
     peaks = np.abs(rows).max(axis=1, initial=0, keepdims=True)
-    whole = np.rint(rows * np.divide(_FRAME_PEAK, peaks, out=np.zeros_like(peaks),
-                                     where=peaks > 0))
+    whole = np.rint(rows * np.divide(_FRAME_PEAK, peaks, out=np.zeros_like(peaks), where=peaks > 0))
     lengths = np.sqrt(np.einsum("ij,ij->i", whole, whole))[:, None]
     factors = np.divide(length, lengths, out=np.zeros_like(lengths), where=lengths > 0)
     return np.asarray(np.rint(whole * factors))
@@ -124,8 +123,11 @@ class VectorStore:
         self.ranks = np.concatenate(ranks) if ranks else np.empty(0, np.int64)
         if len(np.unique(self.ranks)) != len(self.ranks):
             raise ValueError("a rank stands on several rows")
-        self._numbers = np.memmap(path, np.int16, "r", shape=(len(self.ranks), self.width)
-                                  ) if len(self.ranks) else np.empty((0, 0), np.int16)
+        self._numbers = (
+            np.memmap(path, np.int16, "r", shape=(len(self.ranks), self.width))
+            if len(self.ranks)
+            else np.empty((0, 0), np.int16)
+        )
 
     def __len__(self) -> int:
         return len(self.ranks)

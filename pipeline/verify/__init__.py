@@ -26,8 +26,9 @@ from clipmill.schemas.scratch import ScratchFolder
 
 __all__ = ["Finding", "Report", "verify"]
 
-_BY_COMPARING = frozenset(("accounting", "orphan", "missing", "media_missing", "removal", "subset",
-                           "index"))
+_BY_COMPARING = frozenset(
+    ("accounting", "orphan", "missing", "media_missing", "removal", "subset", "index")
+)
 
 MEMORY_LIMIT = "1GB"
 """What DuckDB may take for names over the whole dataset before it writes them to disk."""
@@ -54,13 +55,21 @@ def verify(
     say("listing")
     survey = read_survey(dataset, book)
     check_notes(dataset, book)
-    with ScratchFolder("verify") as spill, duckdb.connect(
-            ":memory:", config={"temp_directory": str(spill.path), "memory_limit": MEMORY_LIMIT,
-                                "threads": THREADS}) as connection:
+    with (
+        ScratchFolder("verify") as spill,
+        duckdb.connect(
+            ":memory:",
+            config={
+                "temp_directory": str(spill.path),
+                "memory_limit": MEMORY_LIMIT,
+                "threads": THREADS,
+            },
+        ) as connection,
+    ):
         connection.execute("SET GLOBAL TimeZone = 'UTC'")
         _check(survey, book, connection, media=media, is_free=is_free, say=say)
     report = book.report
-    report.is_running = (was_running or not is_free(lock) or newest != _newest_record(dataset))
+    report.is_running = was_running or not is_free(lock) or newest != _newest_record(dataset)
     if report.is_running:
         book.drop_what_is_at_work()
     if removals != _names(dataset / REMOVED):
@@ -81,8 +90,13 @@ def _newest_record(dataset: Path) -> tuple[str, int] | None:
 
 
 def _check(
-    survey: Survey, book: Book, connection: duckdb.DuckDBPyConnection, *, media: bool,
-    is_free: Callable[[Path], bool], say: Callable[[str], None],
+    survey: Survey,
+    book: Book,
+    connection: duckdb.DuckDBPyConnection,
+    *,
+    media: bool,
+    is_free: Callable[[Path], bool],
+    say: Callable[[str], None],
 ) -> None:
     names = Names(connection)
     files = MediaChecks(survey, book, say)
@@ -102,16 +116,19 @@ def _check(
     say("names of files")
     sources_known = SOURCES_NODE.id not in open_
     media_known = sources_known and not any(
-        "path" in node.columns and node.id in open_ for node in survey.ordered)
+        "path" in node.columns and node.id in open_ for node in survey.ordered
+    )
     StrayChecks(survey, book, names, is_free, sources_known, media_known).check()
     layout = find_layout(survey.dataset)
     shown = Shown(survey, shards, book, connection, layout)
     say("doubled keys")
     shown.check_doubles()
     say("subsets")
-    has_all_clips = not any(name in open_ for name in survey.current
-                            if "clip_id" not in survey.nodes[name].key
-                            and "video_id" in survey.nodes[name].columns)
+    has_all_clips = not any(
+        name in open_
+        for name in survey.current
+        if "clip_id" not in survey.nodes[name].key and "video_id" in survey.nodes[name].columns
+    )
     SubsetChecks(survey, book, connection, shown.clips if has_all_clips else None).check()
     check_removed_in_index(survey, book)
     if layout is not None:
@@ -121,5 +138,12 @@ def _check(
 
 def _open_steps(book: Book, groups: GroupChecks) -> set[tuple[str, str]]:
     """Steps of which not all is there and right."""
-    return {*groups.pending, *((remedy.label, remedy.fingerprint) for fault in book.report.faults
-                               for remedy in fault.remedies if isinstance(remedy, Remake))}
+    return {
+        *groups.pending,
+        *(
+            (remedy.label, remedy.fingerprint)
+            for fault in book.report.faults
+            for remedy in fault.remedies
+            if isinstance(remedy, Remake)
+        ),
+    }

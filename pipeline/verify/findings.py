@@ -82,28 +82,49 @@ class Book:
         return f"`clipmill run --dataset {shell_word(self.dataset)}`"
 
     def fault(
-        self, check: str, where: str, what: str, next_step: str, *remedies: Remedy,
+        self,
+        check: str,
+        where: str,
+        what: str,
+        next_step: str,
+        *remedies: Remedy,
         at_rest: bool = False,
     ) -> None:
         self.report.faults.append(Finding(check, where, what, next_step, remedies, at_rest))
 
-    def note(self, check: str, where: str, what: str, next_step: str = "", *,
-             at_rest: bool = False) -> None:
+    def note(
+        self, check: str, where: str, what: str, next_step: str = "", *, at_rest: bool = False
+    ) -> None:
         self.report.notes.append(Finding(check, where, what, next_step, (), at_rest))
 
     def remake(
-        self, check: str, where: str, what: str, label: str, fingerprint: str, shard: str,
-        *more: Remedy, at_rest: bool = False,
+        self,
+        check: str,
+        where: str,
+        what: str,
+        label: str,
+        fingerprint: str,
+        shard: str,
+        *more: Remedy,
+        at_rest: bool = False,
     ) -> None:
         """A fault of a shard that can be made again."""
-        self.fault(check, where, what, f"{self.repair} with everything made from it, then "
-                   f"{self._makes_again(label)}", Remake(label, fingerprint, shard), *more,
-                   at_rest=at_rest)
+        self.fault(
+            check,
+            where,
+            what,
+            f"{self.repair} with everything made from it, then {self._makes_again(label)}",
+            Remake(label, fingerprint, shard),
+            *more,
+            at_rest=at_rest,
+        )
 
     def _makes_again(self, label: str) -> str:
         if label == "sources":
-            return ("take these sources again: import them where they were imported, else "
-                    f"{start_a_run(self.dataset)}")
+            return (
+                "take these sources again: import them where they were imported, else "
+                f"{start_a_run(self.dataset)}"
+            )
         return f"{self.again} makes it again"
 
     def stray(self, check: str, where: str, what: str) -> None:

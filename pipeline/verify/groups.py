@@ -70,8 +70,11 @@ class GroupChecks:
             self._check_removed(found)
             for node in survey.ordered:
                 before = {self._node(name) for name in node.inputs}
-                if not broken & ({node} | before) and None not in before and (
-                        not self._check_keys(node, found)):
+                if (
+                    not broken & ({node} | before)
+                    and None not in before
+                    and (not self._check_keys(node, found))
+                ):
                     broken.add(node)  # what was made from it lacks the same keys
         self.seen(found)
 
@@ -88,12 +91,22 @@ class GroupChecks:
                 # Such shards are not gone through here, but the views would read them.
                 if why_damaged(survey.dataset / node.file(shard)) is not None:
                     self.shards.damaged.add((node.place(), shard))
-        files = [(node, node.file(shard, table)) for node in survey.ordered
-                 for table in node.tables for shard in survey.group(node, base, table)]
+        files = [
+            (node, node.file(shard, table))
+            for node in survey.ordered
+            for table in node.tables
+            for shard in survey.group(node, base, table)
+        ]
         if any(SOURCES_NODE.id in node.inputs for node, _ in files):
-            self.book.remake("missing", f"{SOURCES}/{base}.parquet",
-                             f"is missing, but {counted(len(files), 'shard')} made from it "
-                             f"{'is' if len(files) == 1 else 'are'}", SOURCES, "", base)
+            self.book.remake(
+                "missing",
+                f"{SOURCES}/{base}.parquet",
+                f"is missing, but {counted(len(files), 'shard')} made from it "
+                f"{'is' if len(files) == 1 else 'are'}",
+                SOURCES,
+                "",
+                base,
+            )
             return False
         for _, file in files:
             self.book.stray("orphan", file, f"the sources have no shard {base}")
@@ -101,9 +114,14 @@ class GroupChecks:
 
     def _check_request(self, node: Node, shard: str) -> None:
         if retry_number(shard) and not self.survey.passes(node, shard):
-            self.book.remake("orphan", node.file(shard), f"is a retry that "
-                             f"retries/{shard}.json does not ask for", node.label,
-                             node.fingerprint, shard)
+            self.book.remake(
+                "orphan",
+                node.file(shard),
+                f"is a retry that retries/{shard}.json does not ask for",
+                node.label,
+                node.fingerprint,
+                shard,
+            )
 
     def _check_missing(self, node: Node, base: str, broken: set[Node]) -> None:
         survey, book = self.survey, self.book
@@ -111,20 +129,39 @@ class GroupChecks:
             return
         have = survey.shards(node)
         wanted = [base, *sorted(name for name in survey.requests if base_shard(name) == base)]
-        below = [child for child in survey.below(node.id)
-                 if any(name == node.id for name in child.inputs)]
+        below = [
+            child
+            for child in survey.below(node.id)
+            if any(name == node.id for name in child.inputs)
+        ]
         for shard in wanted:
             if shard in have or not survey.passes(node, shard):
                 continue
-            users = [child.label for child in below if shard in survey.shards(child)
-                     and node in missing_inputs(survey, child, shard)]
+            users = [
+                child.label
+                for child in below
+                if shard in survey.shards(child) and node in missing_inputs(survey, child, shard)
+            ]
             if users:
-                book.remake("missing", node.file(shard), f"is missing, but {users[0]} was made "
-                            "from it", node.label, node.fingerprint, shard)
+                book.remake(
+                    "missing",
+                    node.file(shard),
+                    f"is missing, but {users[0]} was made from it",
+                    node.label,
+                    node.fingerprint,
+                    shard,
+                )
                 broken.add(node)
             elif survey.must_have(node, shard):
-                book.remake("missing", node.file(shard), "is missing, but the newest run says "
-                            "that it is done", node.label, node.fingerprint, shard, at_rest=True)
+                book.remake(
+                    "missing",
+                    node.file(shard),
+                    "is missing, but the newest run says that it is done",
+                    node.label,
+                    node.fingerprint,
+                    shard,
+                    at_rest=True,
+                )
             elif node.id in survey.current:
                 self.pending[node.id] += 1
                 book.report.pending += 1
@@ -139,24 +176,41 @@ class GroupChecks:
             kept = own[shard].kept["video_id"].to_pylist()
             known = set(kept) if is_cache(table) else own[shard].keys
             if strangers := videos - known - survey.removed_videos:
-                what = (f"has rows of {counted(len(strangers), 'video')} that {node.file(shard)} "
-                        f"does not have: {some(strangers)}")
+                what = (
+                    f"has rows of {counted(len(strangers), 'video')} that {node.file(shard)} "
+                    f"does not have: {some(strangers)}"
+                )
                 if is_cache(table):
-                    book.fault("orphan", node.file(shard, table), what, book.repair,
-                               SetAside((node.file(shard, table),)))
+                    book.fault(
+                        "orphan",
+                        node.file(shard, table),
+                        what,
+                        book.repair,
+                        SetAside((node.file(shard, table),)),
+                    )
                 else:
-                    book.remake("orphan", node.file(shard, table), what, node.label,
-                                node.fingerprint, shard)
+                    book.remake(
+                        "orphan", node.file(shard, table), what, node.label, node.fingerprint, shard
+                    )
         for shard in own:
             if shard in there:
                 continue
             where = node.file(shard, table)
             if not is_cache(table):
-                book.remake("missing", where, f"is missing, but {node.file(shard)} exists",
-                            node.label, node.fingerprint, shard)
+                book.remake(
+                    "missing",
+                    where,
+                    f"is missing, but {node.file(shard)} exists",
+                    node.label,
+                    node.fingerprint,
+                    shard,
+                )
             elif node.id in survey.current and not frames_are_dropped(survey.newest):
-                book.note("frames", where, "is missing: stages that need frames read them from "
-                          "the video again")
+                book.note(
+                    "frames",
+                    where,
+                    "is missing: stages that need frames read them from the video again",
+                )
 
     def _check_removed(self, found: dict[Node, dict[str, Rows]]) -> None:
         survey = self.survey
@@ -176,20 +230,28 @@ class GroupChecks:
 
     def _tell_removed(self, node: Node, shard: str, left: set[str]) -> None:
         book = self.book
-        stones = [stone for stone in self.survey.removals
-                  if any(_belongs(stone, key) for key in left)]
+        stones = [
+            stone for stone in self.survey.removals if any(_belongs(stone, key) for key in left)
+        ]
         done = [stone for stone in stones if stone.purged_at is not None]
         what = f"still has rows of removed videos: {some(left)}"
         video = next((video for stone in stones for video in stone.videos), "ID")
-        finish = (f"{book.again} or `clipmill remove {shell_word(book.dataset)} --video {video}` "
-                  "finishes the removal")
+        finish = (
+            f"{book.again} or `clipmill remove {shell_word(book.dataset)} --video {video}` "
+            "finishes the removal"
+        )
         if len(done) < len(stones):
             book.fault("removal", node.file(shard), what, finish, at_rest=True)
         else:
-            book.fault("removal", node.file(shard), what,
-                       f"`clipmill verify {shell_word(book.dataset)} --repair` reopens the "
-                       f"removal; then {finish}",
-                       *(Reopen(stone.name) for stone in done), at_rest=True)
+            book.fault(
+                "removal",
+                node.file(shard),
+                what,
+                f"`clipmill verify {shell_word(book.dataset)} --repair` reopens the "
+                f"removal; then {finish}",
+                *(Reopen(stone.name) for stone in done),
+                at_rest=True,
+            )
 
     def _check_keys(self, node: Node, found: dict[Node, dict[str, Rows]]) -> bool:
         """inputs = kept + rejected + failed: the keys that came are the keys that are there."""
@@ -206,24 +268,40 @@ class GroupChecks:
                 lost.setdefault(max(bringing, key=retry_number), []).append(key)
         for shard, keys in lost.items():
             is_right = False
-            book.remake("accounting", node.file(shard), f"{counted(len(keys), 'key')} that it was "
-                        f"given {'is' if len(keys) == 1 else 'are'} neither kept, rejected nor "
-                        f"failed: {some(keys)}", node.label, node.fingerprint, shard)
+            book.remake(
+                "accounting",
+                node.file(shard),
+                f"{counted(len(keys), 'key')} that it was "
+                f"given {'is' if len(keys) == 1 else 'are'} neither kept, rejected nor "
+                f"failed: {some(keys)}",
+                node.label,
+                node.fingerprint,
+                shard,
+            )
         for shard, rows in own.items():
             strangers = {key for key in rows.keys - given.keys() if not survey.is_removed(key)}
             if strangers:
                 is_right = False
                 before = " and ".join(label for label, _ in node.inputs if label in node.required)
-                book.remake("orphan", node.file(shard), f"has {counted(len(strangers), 'key')} "
-                            f"that {before} did not keep: {some(strangers)}", node.label,
-                            node.fingerprint, shard)
+                book.remake(
+                    "orphan",
+                    node.file(shard),
+                    f"has {counted(len(strangers), 'key')} "
+                    f"that {before} did not keep: {some(strangers)}",
+                    node.label,
+                    node.fingerprint,
+                    shard,
+                )
         return is_right
 
 
 def _belongs(stone: Tombstone, key: str) -> bool:
     clip = CLIP_ID.match(key)
-    return (key in stone.videos or key in stone.source_keys
-            or (clip is not None and clip[1] in stone.videos))
+    return (
+        key in stone.videos
+        or key in stone.source_keys
+        or (clip is not None and clip[1] in stone.videos)
+    )
 
 
 def _column(table: pa.Table, name: str) -> list[Any]:

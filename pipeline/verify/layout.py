@@ -72,14 +72,24 @@ class Node:
         return tables.SOURCES if self.label == SOURCES else STAGE_TABLES.get(self.name)
 
 
-SOURCES_NODE = Node(SOURCES, "", SOURCES, SOURCES, "source_key", (SOURCES,),
-                    tuple(tables.SOURCES.names), (), frozenset())
+SOURCES_NODE = Node(
+    SOURCES,
+    "",
+    SOURCES,
+    SOURCES,
+    "source_key",
+    (SOURCES,),
+    tuple(tables.SOURCES.names),
+    (),
+    frozenset(),
+)
 
 
 def nodes_of(record: RunRecord) -> list[Node]:
     """The steps of one record in order; KeyError and the like if it is not such a record."""
-    prints = {step["step"]: step["fingerprint"]
-              for stage in record["stages"] for step in stage["steps"]}
+    prints = {
+        step["step"]: step["fingerprint"] for stage in record["stages"] for step in stage["steps"]
+    }
     found = []
     for stage in record["stages"]:
         for step in stage["steps"]:
@@ -90,16 +100,25 @@ def nodes_of(record: RunRecord) -> list[Node]:
             for read in reads:
                 if read.label in prints or read.label == SOURCES:
                     by_label.setdefault(read.label, []).append(read)
-            required = frozenset(label for label, asked in by_label.items()
-                                 if not asked or any(not read.optional for read in asked))
-            found.append(Node(
-                step["step"], step["fingerprint"], stage["stage"],
-                stage["name"] if step["step"] == stage["stage"] else step["step"], step["key"],
-                tuple(dict.fromkeys((step["step"], *step["tables"]))),
-                tuple(step["schema_columns"]),
-                tuple((label, prints.get(label, "")) for label in by_label), required,
-                stage.get("score") if is_last else None,
-            ))
+            required = frozenset(
+                label
+                for label, asked in by_label.items()
+                if not asked or any(not read.optional for read in asked)
+            )
+            found.append(
+                Node(
+                    step["step"],
+                    step["fingerprint"],
+                    stage["stage"],
+                    stage["name"] if step["step"] == stage["stage"] else step["step"],
+                    step["key"],
+                    tuple(dict.fromkeys((step["step"], *step["tables"]))),
+                    tuple(step["schema_columns"]),
+                    tuple((label, prints.get(label, "")) for label in by_label),
+                    required,
+                    stage.get("score") if is_last else None,
+                )
+            )
     return found
 
 
@@ -133,8 +152,11 @@ class Survey:
     @cached_property
     def current(self) -> set[tuple[str, str]]:
         """The steps of the newest run."""
-        return {(step["step"], step["fingerprint"])
-                for stage in (self.newest or {"stages": []})["stages"] for step in stage["steps"]}
+        return {
+            (step["step"], step["fingerprint"])
+            for stage in (self.newest or {"stages": []})["stages"]
+            for step in stage["steps"]
+        }
 
     @cached_property
     def removed_videos(self) -> set[str]:
@@ -146,8 +168,11 @@ class Survey:
 
     def is_removed(self, key: str) -> bool:
         clip = CLIP_ID.match(key)
-        return (key in self.removed_keys or key in self.removed_videos
-                or (clip is not None and clip[1] in self.removed_videos))
+        return (
+            key in self.removed_keys
+            or key in self.removed_videos
+            or (clip is not None and clip[1] in self.removed_videos)
+        )
 
     @cached_property
     def ordered(self) -> list[Node]:
@@ -234,7 +259,8 @@ class Survey:
                 return False
             labels = [stage["stage"] for stage in record["stages"]]
             if record["until"] in labels and (
-                    labels.index(node.stage) > labels.index(record["until"])):
+                labels.index(node.stage) > labels.index(record["until"])
+            ):
                 return False
         elif not self.shards(node):
             return False  # of an older record it is not known whether it went so far
@@ -263,8 +289,14 @@ def read_survey(dataset: Path, book: Book) -> Survey:
             changed_at = path.stat().st_mtime
         except (DamagedFile, OSError) as error:
             records_known = False
-            _unreadable(book, dataset, path, error, "the run's record",
-                        "a run with the same recipe writes a new one")
+            _unreadable(
+                book,
+                dataset,
+                path,
+                error,
+                "the run's record",
+                "a run with the same recipe writes a new one",
+            )
             continue
         records[path.stem], newest = record, record
         nodes.update((node.id, node) for node in found)
@@ -272,8 +304,20 @@ def read_survey(dataset: Path, book: Book) -> Survey:
         book.report.checked["runs"] += 1
     requests, times = _requests(dataset, book)
     removals, removals_known = _removals(dataset, book)
-    survey = Survey(dataset, records, newest, changed_at, nodes, requests, times, removals,
-                    removals_known, records_known, set(), declared=declared)
+    survey = Survey(
+        dataset,
+        records,
+        newest,
+        changed_at,
+        nodes,
+        requests,
+        times,
+        removals,
+        removals_known,
+        records_known,
+        set(),
+        declared=declared,
+    )
     _read_quarantine(survey)
     # A step that depends on another is listed before it: so during a run nothing seems to lack its
     # input.
@@ -304,12 +348,18 @@ def _json_files(folder: Path) -> list[Path]:
     return sorted(folder.glob("[!.]*.json"))
 
 
-def _unreadable(book: Book, dataset: Path, path: Path, error: Exception, what: str,
-                then: str) -> None:
+def _unreadable(
+    book: Book, dataset: Path, path: Path, error: Exception, what: str, then: str
+) -> None:
     where = path.relative_to(dataset).as_posix()
     why = error.reason if isinstance(error, DamagedFile) else str(error)
-    book.fault("unreadable", where, f"{what} can't be read ({why})", f"{book.repair}; {then}",
-               SetAside((where,)))
+    book.fault(
+        "unreadable",
+        where,
+        f"{what} can't be read ({why})",
+        f"{book.repair}; {then}",
+        SetAside((where,)),
+    )
 
 
 def check_notes(dataset: Path, book: Book) -> None:
@@ -319,14 +369,30 @@ def check_notes(dataset: Path, book: Book) -> None:
     """
     sources = dataset / SOURCES
     for paths, read, what, then in (
-        (_json_files(dataset / JOURNAL), read_journal, "the journal of a worker",
-         "a row that kills its worker is then identified again"),
-        (_json_files(sources / ".lists"), read_list_entries, "what a list was found to hold",
-         "the next run that names the list requests it again"),
-        (_json_files(sources / COUNTS), read_counts, "what became of a list's rows",
-         "the next run that names the list counts them again"),
-        ([sources / EXCLUDED], read_exclusions, "the file of known ids",
-         "a run whose recipe has the same exclude_ids writes it again"),
+        (
+            _json_files(dataset / JOURNAL),
+            read_journal,
+            "the journal of a worker",
+            "a row that kills its worker is then identified again",
+        ),
+        (
+            _json_files(sources / ".lists"),
+            read_list_entries,
+            "what a list was found to hold",
+            "the next run that names the list requests it again",
+        ),
+        (
+            _json_files(sources / COUNTS),
+            read_counts,
+            "what became of a list's rows",
+            "the next run that names the list counts them again",
+        ),
+        (
+            [sources / EXCLUDED],
+            read_exclusions,
+            "the file of known ids",
+            "a run whose recipe has the same exclude_ids writes it again",
+        ),
     ):
         for path in paths:
             try:
@@ -346,8 +412,14 @@ def _requests(dataset: Path, book: Book) -> tuple[dict[str, RetryRequest], dict[
             times[path.stem] = path.stat().st_mtime
             found[path.stem] = request
         except (DamagedFile, OSError) as error:
-            _unreadable(book, dataset, path, error, "the retry's request",
-                        f"`clipmill retry {shell_word(book.dataset)}` requests it again")
+            _unreadable(
+                book,
+                dataset,
+                path,
+                error,
+                "the retry's request",
+                f"`clipmill retry {shell_word(book.dataset)}` requests it again",
+            )
     return found, times
 
 
@@ -399,5 +471,9 @@ def frames_are_dropped(record: RunRecord | None) -> bool:
 def narrowed(table: StepTable, shards: Iterable[str]) -> StepTable:
     """A table of the catalog with just these shards."""
     names = tuple(sorted(shards, key=shard_order))
-    return replace(table, shards=names, folder=table.folder if names else None,
-                   retries=tuple(name for name in names if retry_number(name)))
+    return replace(
+        table,
+        shards=names,
+        folder=table.folder if names else None,
+        retries=tuple(name for name in names if retry_number(name)),
+    )

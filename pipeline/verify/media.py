@@ -76,9 +76,13 @@ class MediaChecks:
                 if not self._told:
                     self._told = True
                     self.book.fault(
-                        "media_missing", "media", "the folder is empty, as if its disk is not "
-                        "mounted", "mount its disk; if its files are lost for good, delete the "
-                        "empty folder and verify again", at_rest=True)
+                        "media_missing",
+                        "media",
+                        "the folder is empty, as if its disk is not mounted",
+                        "mount its disk; if its files are lost for good, delete the "
+                        "empty folder and verify again",
+                        at_rest=True,
+                    )
                 continue
             self.say(f"reading {path}")
             self._check_file(path, videos)
@@ -100,24 +104,38 @@ class MediaChecks:
         except OSError as error:
             what = f"the file of {video_id} can't be read ({error.strerror})"
             if is_outside:
-                book.fault("media_missing", stored, what, "it is outside the dataset: put it "
-                           "back there or mount its disk, or `clipmill remove "
-                           f"{shell_word(book.dataset)} --video {shell_word(video_id)}`",
-                           at_rest=True)
+                book.fault(
+                    "media_missing",
+                    stored,
+                    what,
+                    "it is outside the dataset: put it "
+                    "back there or mount its disk, or `clipmill remove "
+                    f"{shell_word(book.dataset)} --video {shell_word(video_id)}`",
+                    at_rest=True,
+                )
             else:
                 self._bad_file("media_missing", stored, what, videos)
             return
         book.report.checked["media_bytes"] += size
         if digest is None:
             said = videos[0].row["size_bytes"]
-            self._bad_file("media_size", stored, f"the file of {video_id} has {size:,} bytes, "
-                           f"its row says {said if said is None else format(said, ',')}", videos)
+            self._bad_file(
+                "media_size",
+                stored,
+                f"the file of {video_id} has {size:,} bytes, "
+                f"its row says {said if said is None else format(said, ',')}",
+                videos,
+            )
             return
         wrong += [v for v in videos if v not in wrong and (size, digest) not in known[id(v)]]
         if len(wrong) == len(videos):
-            self._bad_file("media_sha256", stored, f"the file of {video_id} has the SHA-256 "
-                           f"{digest[:16]}…, its row says {str(videos[0].row['sha256'])[:16]}…",
-                           videos)
+            self._bad_file(
+                "media_sha256",
+                stored,
+                f"the file of {video_id} has the SHA-256 "
+                f"{digest[:16]}…, its row says {str(videos[0].row['sha256'])[:16]}…",
+                videos,
+            )
             return
         for video in wrong:  # another row says of the same file what it is
             self._bad_row("media_sha256", video, "has another size or SHA-256 than the row says")
@@ -131,9 +149,13 @@ class MediaChecks:
         """
         said = [(video.row["size_bytes"], video.row["sha256"])]
         key = video.row.get("source_key")
-        said += [(other.row["size_bytes"], other.row["sha256"]) for other in all_of_file
-                 if other.row.get("source_key") == key and other.place.node is video.place.node
-                 and shard_order(other.place.shard) > shard_order(video.place.shard)]
+        said += [
+            (other.row["size_bytes"], other.row["sha256"])
+            for other in all_of_file
+            if other.row.get("source_key") == key
+            and other.place.node is video.place.node
+            and shard_order(other.place.shard) > shard_order(video.place.shard)
+        ]
         note = note_of(self.survey.dataset, key) if key else {}
         if video.row["sha256"] in note.get("former", ()):
             said.append((note.get("size_bytes"), note.get("sha256")))
@@ -146,9 +168,12 @@ class MediaChecks:
             if error.kind == "crash":
                 # The helper was killed or ran out of what it may take: that says nothing of the
                 # file, whose bytes are those that were taken in.
-                self.book.note("media_duration", videos[0].row["path"],
-                               f"its length could not be checked: {error.message}",
-                               "verify again when the machine has more memory or space")
+                self.book.note(
+                    "media_duration",
+                    videos[0].row["path"],
+                    f"its length could not be checked: {error.message}",
+                    "verify again when the machine has more memory or space",
+                )
                 return
             # Its bytes are those that were taken in, so the row says what was never so.
             for video in videos:
@@ -160,14 +185,22 @@ class MediaChecks:
             slack = max(_LENGTH_SECONDS, _LENGTH_SHARE * max(said or 0.0, found))
             # Of a section the row says how long the whole video is.
             if said is None or found - said > slack or (begins is None and said - found > slack):
-                self._bad_row("media_duration", video, f"lasts {found:.2f} s, the row says "
-                              f"{said if said is None else format(said, '.2f')} s")
+                self._bad_row(
+                    "media_duration",
+                    video,
+                    f"lasts {found:.2f} s, the row says "
+                    f"{said if said is None else format(said, '.2f')} s",
+                )
                 continue
             last = file_zero_seconds(video.row) + (facts.first_seconds or 0.0) + found
             for place, end in video.clips.items():
                 if end > last + _SPAN_SECONDS:
-                    self._remake("span", place, f"a clip of {video.row['video_id']} ends at "
-                                 f"{end:.2f} s, its file {video.row['path']} at {last:.2f} s")
+                    self._remake(
+                        "span",
+                        place,
+                        f"a clip of {video.row['video_id']} ends at "
+                        f"{end:.2f} s, its file {video.row['path']} at {last:.2f} s",
+                    )
 
     def _bad_file(self, check: str, stored: str, what: str, videos: list[_Video]) -> None:
         """A file that is not the one that was taken in: it goes with the rows that name it."""
@@ -176,12 +209,20 @@ class MediaChecks:
         node = first.place.node
         is_gone = check == "media_missing"  # a removal may be at work
         aside = [] if is_outside or is_gone else [SetAside((stored,))]
-        self.book.remake(check, stored, what, node.label, node.fingerprint, first.place.shard,
-                         *aside, *(video.place.remake for video in rest), at_rest=is_gone)
+        self.book.remake(
+            check,
+            stored,
+            what,
+            node.label,
+            node.fingerprint,
+            first.place.shard,
+            *aside,
+            *(video.place.remake for video in rest),
+            at_rest=is_gone,
+        )
 
     def _bad_row(self, check: str, video: _Video, what: str) -> None:
-        self._remake(check, video.place,
-                     f"{video.row['path']} of {video.row['video_id']} {what}")
+        self._remake(check, video.place, f"{video.row['path']} of {video.row['video_id']} {what}")
 
     def _remake(self, check: str, place: _Place, what: str) -> None:
         node = place.node
@@ -202,13 +243,27 @@ def _videos(found: dict[Node, dict[str, Rows]]) -> list[_Video]:
     for node, shards in found.items():
         for shard, rows in shards.items():
             if {"video_id", "path", "size_bytes", "sha256", "duration_seconds"} <= set(
-                    rows.kept.column_names):
+                rows.kept.column_names
+            ):
                 place = _Place(node, shard)
-                columns = [name for name in ("source_key", "video_id", "path", "size_bytes",
-                                             "sha256", "duration_seconds", *CLOCK_COLUMNS)
-                           if name in rows.kept.column_names]
-                videos += [_Video(place, row, clips.get(row["video_id"], {}))
-                           for row in rows.kept.select(columns).to_pylist() if row["path"]]
+                columns = [
+                    name
+                    for name in (
+                        "source_key",
+                        "video_id",
+                        "path",
+                        "size_bytes",
+                        "sha256",
+                        "duration_seconds",
+                        *CLOCK_COLUMNS,
+                    )
+                    if name in rows.kept.column_names
+                ]
+                videos += [
+                    _Video(place, row, clips.get(row["video_id"], {}))
+                    for row in rows.kept.select(columns).to_pylist()
+                    if row["path"]
+                ]
     return videos
 
 

@@ -19,8 +19,12 @@ def check_removed_in_index(survey: Survey, book: Book) -> None:
     wanted = {video for stone in done for video in stone.videos}
     for path, videos in videos_in_index(survey.dataset, wanted):
         stones = [stone for stone in done if not videos.isdisjoint(stone.videos)]
-        book.fault("removal", path.relative_to(survey.dataset).as_posix(),
-                   f"still has rows of removed videos: {some(videos)}",
-                   f"`clipmill verify {shell_word(book.dataset)} --repair` reopens the removal; "
-                   f"then {book.again} finishes it",
-                   *(Reopen(stone.name) for stone in stones), at_rest=True)
+        book.fault(
+            "removal",
+            path.relative_to(survey.dataset).as_posix(),
+            f"still has rows of removed videos: {some(videos)}",
+            f"`clipmill verify {shell_word(book.dataset)} --repair` reopens the removal; "
+            f"then {book.again} finishes it",
+            *(Reopen(stone.name) for stone in stones),
+            at_rest=True,
+        )

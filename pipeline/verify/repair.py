@@ -67,26 +67,39 @@ def repair(dataset: Path, report: Report) -> Repaired:
                 if node.id in survey.current or node.label == SOURCES:
                     awaited.add(node.file(shard))
             if remedy.label == SOURCES:
-                moved.update((f"{RETRIES}/{name}.json", None) for name in survey.requests
-                             if base_shard(name) == remedy.shard)
+                moved.update(
+                    (f"{RETRIES}/{name}.json", None)
+                    for name in survey.requests
+                    if base_shard(name) == remedy.shard
+                )
         elif isinstance(remedy, SetAside):
             moved.update((path, None) for path in remedy.paths)
     files = [name for name in moved if os.path.lexists(dataset / name)]
     folder = None
     if files or awaited:
         folder = _new_folder(dataset)
-        write_json(folder / "why.json", {
-            "at": datetime.now(UTC).isoformat(),
-            "faults": [{"check": fault.check, "where": as_text(fault.where),
-                        "what": as_text(fault.what)}
-                       for fault in report.faults if fault.remedies],
-            "moved": [as_text(name) for name in files],
-            "awaited": sorted(awaited),
-        })
+        write_json(
+            folder / "why.json",
+            {
+                "at": datetime.now(UTC).isoformat(),
+                "faults": [
+                    {
+                        "check": fault.check,
+                        "where": as_text(fault.where),
+                        "what": as_text(fault.what),
+                    }
+                    for fault in report.faults
+                    if fault.remedies
+                ],
+                "moved": [as_text(name) for name in files],
+                "awaited": sorted(awaited),
+            },
+        )
         for name in files:
             _move(dataset / name, folder / name)
-    reopened = _reopen(dataset, {remedy.tombstone for remedy in remedies
-                                 if isinstance(remedy, Reopen)})
+    reopened = _reopen(
+        dataset, {remedy.tombstone for remedy in remedies if isinstance(remedy, Reopen)}
+    )
     return Repaired(folder, tuple(files), tuple(sorted(awaited)), reopened, left)
 
 

@@ -22,8 +22,16 @@ from clipmill.schemas.folders import SOURCES
 from clipmill.schemas.words import counted
 
 _OUTCOME = ("rejection", "error")
-_WANTED = (*KEY_LEVELS, "path", "size_bytes", "sha256", "duration_seconds", *CLOCK_COLUMNS,
-           "start_seconds", "end_seconds")
+_WANTED = (
+    *KEY_LEVELS,
+    "path",
+    "size_bytes",
+    "sha256",
+    "duration_seconds",
+    *CLOCK_COLUMNS,
+    "start_seconds",
+    "end_seconds",
+)
 
 
 @dataclass
@@ -42,7 +50,8 @@ class ShardChecks:
     book: Book
     damaged: set[tuple[str, str]] = field(default_factory=set)
     _types: dict[tuple[str, str], dict[str, list[str]]] = field(
-        default_factory=lambda: defaultdict(lambda: defaultdict(list)))
+        default_factory=lambda: defaultdict(lambda: defaultdict(list))
+    )
 
     def own_table(self, node: Node, shard: str) -> Rows | None:
         """The shard of a step's own table; None if it is unusable."""
@@ -54,9 +63,11 @@ class ShardChecks:
         schema, metadata, table = read
         if not self._check_schema(node, where, shard, schema, node.schema):
             return None
-        if not (self._check_double(node, where, shard, table)
-                and self._check_footer(node, where, shard, metadata, table)
-                and self._check_scores(node, where, shard, table)):
+        if not (
+            self._check_double(node, where, shard, table)
+            and self._check_footer(node, where, shard, metadata, table)
+            and self._check_scores(node, where, shard, table)
+        ):
             return None  # one fault, not one more in every table that was made from it
         return Rows(set(table[node.key].to_pylist()), _kept(table))
 
@@ -75,7 +86,7 @@ class ShardChecks:
         return (node.place(), shard) not in self.damaged
 
     def _read(
-        self, node: Node, where: str, shard: str, columns: list[str], table: str | None = None,
+        self, node: Node, where: str, shard: str, columns: list[str], table: str | None = None
     ) -> tuple[pa.Schema, dict[bytes, bytes], pa.Table] | None:
         path = self.survey.dataset / where
         try:
@@ -86,8 +97,9 @@ class ShardChecks:
             found = read_whole(path, columns)
         except FileNotFoundError:
             # It was there when the folder was listed: a run or a removal is at work.
-            self._bad(node, where, shard, "missing", "disappeared while being read", table,
-                      at_rest=True)
+            self._bad(
+                node, where, shard, "missing", "disappeared while being read", table, at_rest=True
+            )
             return None
         except (pa.ArrowException, OSError, ValueError) as error:
             said = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -97,19 +109,38 @@ class ShardChecks:
         self.book.report.checked["rows"] += found[2].num_rows
         return found
 
-    def _bad(self, node: Node, where: str, shard: str, check: str, what: str,
-             table: str | None = None, *, at_rest: bool = False) -> None:
+    def _bad(
+        self,
+        node: Node,
+        where: str,
+        shard: str,
+        check: str,
+        what: str,
+        table: str | None = None,
+        *,
+        at_rest: bool = False,
+    ) -> None:
         if table is not None and is_cache(table):
             # Moved on its own: what was made of the frames is as it was.
-            self.book.fault(check, where, what, f"{self.book.repair}; stages then read the "
-                            "frames from the video again", SetAside((where,)), at_rest=at_rest)
+            self.book.fault(
+                check,
+                where,
+                what,
+                f"{self.book.repair}; stages then read the frames from the video again",
+                SetAside((where,)),
+                at_rest=at_rest,
+            )
             return
         self.damaged.add((node.place(), shard))
-        self.book.remake(check, where, what, node.label, node.fingerprint, shard,
-                         at_rest=at_rest)
+        self.book.remake(check, where, what, node.label, node.fingerprint, shard, at_rest=at_rest)
 
     def _check_schema(
-        self, node: Node, where: str, shard: str, found: pa.Schema, declared: pa.Schema | None,
+        self,
+        node: Node,
+        where: str,
+        shard: str,
+        found: pa.Schema,
+        declared: pa.Schema | None,
         table: str | None = None,
     ) -> bool:
         """Whether the columns are those that were declared when the shard was written."""
@@ -117,11 +148,14 @@ class ShardChecks:
         if table is None:
             names = set(self._declared_names(node, where))
             problems += [f"has no column {name}" for name in sorted(names - set(found.names))]
-            problems += [f"has a column {name} that is not declared"
-                         for name in sorted(set(found.names) - names)]
+            problems += [
+                f"has a column {name} that is not declared"
+                for name in sorted(set(found.names) - names)
+            ]
         elif declared is not None:
-            problems += [f"has no column {name}" for name in declared.names
-                         if name not in found.names]
+            problems += [
+                f"has no column {name}" for name in declared.names if name not in found.names
+            ]
         for column in found:
             if declared is not None and column.name in declared.names:
                 wanted = declared.field(column.name).type
@@ -137,8 +171,11 @@ class ShardChecks:
         if node.label == SOURCES:
             # Written by whatever version; all its columns but the key may be missing.
             present = pq.read_schema(self.survey.dataset / where).names
-            return tuple(name for name in node.columns
-                         if name in present or name in ("source_key", *_OUTCOME))
+            return tuple(
+                name
+                for name in node.columns
+                if name in present or name in ("source_key", *_OUTCOME)
+            )
         try:
             run_id = ShardMetadata.read(self.survey.dataset / where).run_id
         except DamagedFile:
@@ -157,9 +194,14 @@ class ShardChecks:
                 label, _, fingerprint = place.partition("/")
                 for shard in shards:
                     self.damaged.add((place, shard))
-                    self.book.remake("schema", f"{place}/{shard}.parquet",
-                                     f"column {column} is {kind}, in other shards {usual}",
-                                     label, fingerprint, shard)
+                    self.book.remake(
+                        "schema",
+                        f"{place}/{shard}.parquet",
+                        f"column {column} is {kind}, in other shards {usual}",
+                        label,
+                        fingerprint,
+                        shard,
+                    )
 
     def _check_footer(
         self, node: Node, where: str, shard: str, metadata: dict[bytes, bytes], table: pa.Table
@@ -176,8 +218,14 @@ class ShardChecks:
                 problems.append(f"it can't be read ({error})")
         if problems:
             self.damaged.add((node.place(), shard))
-            self.book.remake("footer", where, f"the footer is wrong: {'; '.join(problems)}",
-                             node.label, node.fingerprint, shard)
+            self.book.remake(
+                "footer",
+                where,
+                f"the footer is wrong: {'; '.join(problems)}",
+                node.label,
+                node.fingerprint,
+                shard,
+            )
         return not problems
 
     def _check_double(self, node: Node, where: str, shard: str, table: pa.Table) -> bool:
@@ -188,8 +236,14 @@ class ShardChecks:
         double = [key for key, number in counts.items() if number > 1]
         if double:
             self.damaged.add((node.place(), shard))
-            self.book.remake("double", where, f"{counted(len(double), column)} in it more than once"
-                             f": {some(double)}", node.label, node.fingerprint, shard)
+            self.book.remake(
+                "double",
+                where,
+                f"{counted(len(double), column)} in it more than once: {some(double)}",
+                node.label,
+                node.fingerprint,
+                shard,
+            )
         return not double
 
     def _check_scores(self, node: Node, where: str, shard: str, table: pa.Table) -> bool:
@@ -200,9 +254,14 @@ class ShardChecks:
         odd = table.filter(pc.invert(pc.is_finite(table[score])))[node.key].to_pylist()
         if odd:
             self.damaged.add((node.place(), shard))
-            self.book.remake("score", where, f"{score} is NaN or infinite in "
-                             f"{counted(len(odd), 'row')}: {some(odd)}", node.label,
-                             node.fingerprint, shard)
+            self.book.remake(
+                "score",
+                where,
+                f"{score} is NaN or infinite in {counted(len(odd), 'row')}: {some(odd)}",
+                node.label,
+                node.fingerprint,
+                shard,
+            )
         return not odd
 
 
@@ -219,17 +278,22 @@ def read_whole(path: Path, columns: list[str]) -> tuple[pa.Schema, dict[bytes, b
             rows = file.read_row_group(group).select(names)
             for name in _OUTCOME:
                 if name in names:
-                    rows = rows.set_column(rows.schema.get_field_index(name), name,
-                                           pc.is_valid(rows[name]))
+                    rows = rows.set_column(
+                        rows.schema.get_field_index(name), name, pc.is_valid(rows[name])
+                    )
             parts.append(rows)
-        fields = [pa.field(name, pa.bool_()) if name in _OUTCOME else schema.field(name)
-                  for name in names]
+        fields = [
+            pa.field(name, pa.bool_()) if name in _OUTCOME else schema.field(name) for name in names
+        ]
         kept = pa.schema(fields)
-        table = pa.concat_tables([part.cast(kept) for part in parts]) if parts else (
-            kept.empty_table())
+        table = (
+            pa.concat_tables([part.cast(kept) for part in parts]) if parts else (kept.empty_table())
+        )
         if table.num_rows != file.metadata.num_rows:
-            raise ValueError(f"{counted(table.num_rows, 'row')} of the "
-                             f"{file.metadata.num_rows:,} that its footer says")
+            raise ValueError(
+                f"{counted(table.num_rows, 'row')} of the "
+                f"{file.metadata.num_rows:,} that its footer says"
+            )
         return schema, dict(file.metadata.metadata or {}), table
 
 
@@ -243,23 +307,37 @@ def _kept(table: pa.Table) -> pa.Table:
 def _footer_problems(node: Node, shard: str, values: dict[str, Any], table: pa.Table) -> list[str]:
     problems = [
         f"it says {name} {values.get(name)!r}, the place {wanted!r}"
-        for name, wanted in (("step", node.label), ("shard", shard),
-                             ("fingerprint", node.fingerprint))
+        for name, wanted in (
+            ("step", node.label),
+            ("shard", shard),
+            ("fingerprint", node.fingerprint),
+        )
         if values.get(name) != wanted
     ]
     outcome: dict[str, str] = {}
-    outputs = note_outcomes(table[node.key].to_pylist(), table["rejection"].to_pylist(),
-                            table["error"].to_pylist(), outcome)
+    outputs = note_outcomes(
+        table[node.key].to_pylist(),
+        table["rejection"].to_pylist(),
+        table["error"].to_pylist(),
+        outcome,
+    )
     tally = Counter(outcome.values())
-    counted = {"inputs": len(outcome), "kept": tally["kept"], "rejected": tally["rejected"],
-               "failed": tally["failed"], "outputs": outputs}
+    counted = {
+        "inputs": len(outcome),
+        "kept": tally["kept"],
+        "rejected": tally["rejected"],
+        "failed": tally["failed"],
+        "outputs": outputs,
+    }
     for name, number in counted.items():
         if values.get(name) != number:
             problems.append(f"it says {values.get(name)} {name}, the rows {number}")
     said: list[Any] = [values.get(name) for name in ("kept", "rejected", "failed")]
     if all(isinstance(number, int) for number in said) and values.get("inputs") != sum(said):
-        problems.append(f"{values.get('inputs')} inputs are not {said[0]} kept + {said[1]} "
-                        f"rejected + {said[2]} failed")
+        problems.append(
+            f"{values.get('inputs')} inputs are not {said[0]} kept + {said[1]} "
+            f"rejected + {said[2]} failed"
+        )
     return problems
 
 
@@ -269,11 +347,13 @@ def _fits(found: pa.DataType, declared: pa.DataType) -> bool:
         return True
     if pa.types.is_struct(found) and pa.types.is_struct(declared):
         wanted = {member.name: member.type for member in declared}
-        return all(member.name in wanted and _fits(member.type, wanted[member.name])
-                   for member in found)
+        return all(
+            member.name in wanted and _fits(member.type, wanted[member.name]) for member in found
+        )
     if pa.types.is_map(found) and pa.types.is_map(declared):
-        return (_fits(found.key_type, declared.key_type)
-                and _fits(found.item_type, declared.item_type))
+        return _fits(found.key_type, declared.key_type) and _fits(
+            found.item_type, declared.item_type
+        )
     if pa.types.is_list(found) and pa.types.is_list(declared):
         return _fits(found.value_type, declared.value_type)
     return False

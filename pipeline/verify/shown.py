@@ -32,8 +32,14 @@ def find_layout(dataset: Path) -> Layout | None:
 class Shown:
     """The views over those shards that could be read."""
 
-    def __init__(self, survey: Survey, shards: ShardChecks, book: Book,
-                 connection: duckdb.DuckDBPyConnection, layout: Layout | None) -> None:
+    def __init__(
+        self,
+        survey: Survey,
+        shards: ShardChecks,
+        book: Book,
+        connection: duckdb.DuckDBPyConnection,
+        layout: Layout | None,
+    ) -> None:
         self._survey = survey
         self._book = book
         self._connection = connection
@@ -43,16 +49,21 @@ class Shown:
         if layout is None:
             return
         connection.execute("CREATE SCHEMA internal")
-        for table, names in (("removed", "removed_videos"),
-                             ("internal.removed_sources", "removed_keys")):
+        for table, names in (
+            ("removed", "removed_videos"),
+            ("internal.removed_sources", "removed_keys"),
+        ):
             column = "video_id" if table == "removed" else "source_key"
-            connection.register("given_names", pa.table(
-                {column: pa.array(sorted(getattr(survey, names)), pa.string())}))
+            connection.register(
+                "given_names",
+                pa.table({column: pa.array(sorted(getattr(survey, names)), pa.string())}),
+            )
             connection.execute(f"CREATE TABLE {table} AS SELECT * FROM given_names")
             connection.unregister("given_names")
-        whole = {node.place(): [name for name in survey.shards(node)
-                                if shards.is_whole(node, name)]
-                 for node in (SOURCES_NODE, *survey.ordered)}
+        whole = {
+            node.place(): [name for name in survey.shards(node) if shards.is_whole(node, name)]
+            for node in (SOURCES_NODE, *survey.ordered)
+        }
 
         def only_whole(table: StepTable) -> StepTable:
             if table.folder is None:
@@ -60,8 +71,9 @@ class Shown:
             place = Path(table.folder).relative_to(layout.dataset).as_posix()
             return narrowed(table, whole.get(place, ()))
 
-        primaries = [views.primary(layout.steps, name)
-                     for name in ("download_videos", "split_clips")]
+        primaries = [
+            views.primary(layout.steps, name) for name in ("download_videos", "split_clips")
+        ]
         makers = [only_whole(table) for table in primaries if table is not None]
         self._sources = only_whole(layout.ingest)
         self._split = views.primary(makers, "split_clips")
@@ -78,8 +90,9 @@ class Shown:
             rows = kept(replace(self._sources, removed=False), ["source_key"])
             self._tell("source_key", rows, SOURCES_NODE.id)
         if self._split is not None:
-            name = next((name for name in self._survey.current if name[0] == self._split.step),
-                        None)
+            name = next(
+                (name for name in self._survey.current if name[0] == self._split.step), None
+            )
             if name is not None:
                 self._tell("clip_id", str(self._rows), name)
 
@@ -89,10 +102,15 @@ class Shown:
         found = self._connection.execute(
             f"SELECT _base, count(*), min({key}), min(_first) FROM (SELECT {key}, _base, "
             f"min(_base) OVER (PARTITION BY {key}) AS _first FROM (SELECT DISTINCT {key}, _base "
-            f"FROM ({rows}))) WHERE _base > _first GROUP BY _base ORDER BY _base").fetchall()
+            f"FROM ({rows}))) WHERE _base > _first GROUP BY _base ORDER BY _base"
+        ).fetchall()
         for base, number, example, first in found:
             shard = shard_name(base)
             self._book.remake(
-                "double", node.file(shard), f"{counted(number, key)} in it that "
-                f"{shard_name(first)} has, too: e.g. {example!r}", node.label, node.fingerprint,
-                shard)
+                "double",
+                node.file(shard),
+                f"{counted(number, key)} in it that {shard_name(first)} has, too: e.g. {example!r}",
+                node.label,
+                node.fingerprint,
+                shard,
+            )

@@ -53,9 +53,10 @@ class Names:
             return no_text
         self._connection.register("given_names", given)
         rows = self._connection.execute(
-            f"SELECT name FROM given_names ANTI JOIN {table} USING (name)").fetchall()
+            f"SELECT name FROM given_names ANTI JOIN {table} USING (name)"
+        ).fetchall()
         self._connection.unregister("given_names")
-        return no_text | {name for name, in rows}
+        return no_text | {name for (name,) in rows}
 
     def _add(self, table: str, names: Iterable[str]) -> None:
         self._connection.register("given_names", pa.table({"name": pa.array(names, pa.string())}))
@@ -80,11 +81,20 @@ class StrayChecks:
     def check(self) -> None:
         self._top()
         for place, folder in self.survey.folders.items():
-            self._others(place, folder.others,
-                         allowed=(".lists", COUNTS, EXCLUDED) if place == SOURCES else ())
+            self._others(
+                place,
+                folder.others,
+                allowed=(".lists", COUNTS, EXCLUDED) if place == SOURCES else (),
+            )
         for name in (RUNS, REMOVED, RETRIES, "journal"):
-            self._others(name, [entry for entry in _listed(self.survey.dataset / name)
-                                if entry.startswith(".") or not entry.endswith(".json")])
+            self._others(
+                name,
+                [
+                    entry
+                    for entry in _listed(self.survey.dataset / name)
+                    if entry.startswith(".") or not entry.endswith(".json")
+                ],
+            )
         self._lists()
         self._scratch()
         self._subsets()
@@ -125,9 +135,12 @@ class StrayChecks:
 
     def _lock(self, path: Path) -> None:
         if there := what_is_there(path):
-            self.book.fault("orphan", path.name, f"is {there}, in the place of a lock file",
-                            "delete it or move it away; until then no command can write to the "
-                            "dataset")
+            self.book.fault(
+                "orphan",
+                path.name,
+                f"is {there}, in the place of a lock file",
+                "delete it or move it away; until then no command can write to the dataset",
+            )
 
     def _unknown_table(self, place: str, *, is_table: bool) -> None:
         """A folder next to or in a table's folder that no record names."""
@@ -138,14 +151,19 @@ class StrayChecks:
             shards = f" ({counted(len(found.shards), 'shard')})" if found.shards else ""
             self.book.stray("orphan", place, f"no run record names it{shards}")
         else:
-            self.book.note("orphan", place, "no readable run record names it",
-                           "fix the records, or run its recipe again")
+            self.book.note(
+                "orphan",
+                place,
+                "no readable run record names it",
+                "fix the records, or run its recipe again",
+            )
 
     def _lists(self) -> None:
         for notes in (".lists", COUNTS):
             folder = self.survey.dataset / SOURCES / notes
-            self._others(f"{SOURCES}/{notes}", [name for name in _listed(folder)
-                                                if _TEMPORARY.match(name)])
+            self._others(
+                f"{SOURCES}/{notes}", [name for name in _listed(folder) if _TEMPORARY.match(name)]
+            )
 
     def _scratch(self) -> None:
         for name in _listed(self.survey.dataset / ".scratch"):
@@ -184,8 +202,9 @@ class StrayChecks:
         for name in names:
             is_wanted = not self.media_known and name not in unknown and "." not in name
             if not is_wanted and self.is_free(folder / name / ".lock"):
-                self.book.stray("temporary", f"media/.work/{name}",
-                                "was left behind by a killed download")
+                self.book.stray(
+                    "temporary", f"media/.work/{name}", "was left behind by a killed download"
+                )
 
     def _unnamed_media(self, where: str) -> None:
         path = self.survey.dataset / where
@@ -203,19 +222,22 @@ class StrayChecks:
             unknown = self.names.without("named_sources", set(keys.values()))
             for name, key in sorted(keys.items()):
                 if name.endswith(".tmp"):
-                    self.book.stray("temporary", f"{place}/{name}",
-                                    "was left behind by a killed process")
+                    self.book.stray(
+                        "temporary", f"{place}/{name}", "was left behind by a killed process"
+                    )
                 elif key in unknown and self.sources_known:
-                    self.book.stray("orphan", f"{place}/{name}", "belongs to no source of the "
-                                                                 "dataset")
+                    self.book.stray(
+                        "orphan", f"{place}/{name}", "belongs to no source of the dataset"
+                    )
 
     def _claims(self, folder: Path, place: str) -> None:
         for names in _in_chunks(folder):
             holders = {}
             for name in names:
                 if name.startswith("."):
-                    self.book.stray("temporary", f"{place}/{name}",
-                                    "was left behind by a killed process")
+                    self.book.stray(
+                        "temporary", f"{place}/{name}", "was left behind by a killed process"
+                    )
                     continue
                 try:
                     with reading(folder / name):
@@ -226,8 +248,11 @@ class StrayChecks:
             unknown = self.names.without("named_sources", set(holders.values()))
             for name, key in sorted(holders.items()):
                 if key in unknown and self.sources_known:
-                    self.book.stray("orphan", f"{place}/{name}", "holds the video for a source "
-                                    "that the dataset does not have")
+                    self.book.stray(
+                        "orphan",
+                        f"{place}/{name}",
+                        "holds the video for a source that the dataset does not have",
+                    )
 
 
 def _listed(folder: Path) -> list[str]:

@@ -33,8 +33,15 @@ from clipmill.schemas.folders import INDEX, SUBSETS
 from clipmill.schemas.sql_text import escaped_for_glob, literal
 from clipmill.schemas.words import counted
 
-_UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, pa.ArrowException,
-               duckdb.Error)
+_UNREADABLE = (
+    OSError,
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    pa.ArrowException,
+    duckdb.Error,
+)
 
 
 @dataclass
@@ -69,8 +76,13 @@ class SubsetChecks:
             self._check_ids(path.parent, where, info)
 
     def _tell(self, where: str, what: str) -> None:
-        self.book.fault("subset", where, what, "delete the folder and freeze the subset again with "
-                        "its recipe, which is in subset.json")
+        self.book.fault(
+            "subset",
+            where,
+            what,
+            "delete the folder and freeze the subset again with "
+            "its recipe, which is in subset.json",
+        )
 
     def _problems(self, folder: Path, info: dict[str, Any]) -> list[str]:
         problems = []
@@ -90,11 +102,14 @@ class SubsetChecks:
                     rows += batch.num_rows
                     in_file += batch.num_rows
             if in_file != entry["clips"]:
-                problems.append(f"{entry['name']} has {counted(in_file, 'clip')}, subset.json says "
-                                f"{entry['clips']:,}")
+                problems.append(
+                    f"{entry['name']} has {counted(in_file, 'clip')}, subset.json says "
+                    f"{entry['clips']:,}"
+                )
         listed = {entry["name"] for entry in info["files"]}
-        extra = [path.name for path in folder.iterdir() if path.name not in {
-            *listed, "subset.json"}]
+        extra = [
+            path.name for path in folder.iterdir() if path.name not in {*listed, "subset.json"}
+        ]
         if extra:
             problems.append(f"has files that subset.json does not list: {some(extra)}")
         if rows != info["n_clips"]:
@@ -109,52 +124,78 @@ class SubsetChecks:
         problems = []
         files = literal(f"{escaped_for_glob(str(folder))}/clips-*.parquet")
         (videos,) = self.connection.execute(
-            f"SELECT count(DISTINCT video_id) FROM read_parquet({files})").fetchall()[0]
+            f"SELECT count(DISTINCT video_id) FROM read_parquet({files})"
+        ).fetchall()[0]
         if videos != info["n_videos"]:
-            problems.append(f"has {counted(videos, 'video')}, subset.json says "
-                            f"{info['n_videos']:,}")
+            problems.append(
+                f"has {counted(videos, 'video')}, subset.json says {info['n_videos']:,}"
+            )
         seen = info["catalog"]
-        text = json.dumps({
-            "steps": {name: [step["fingerprint"], step["rows"]]
-                      for name, step in seen["steps"].items()},
-            "clips": seen["clips"], "digest": seen["clips_digest"],
-        }, sort_keys=True)
+        text = json.dumps(
+            {
+                "steps": {
+                    name: [step["fingerprint"], step["rows"]]
+                    for name, step in seen["steps"].items()
+                },
+                "clips": seen["clips"],
+                "digest": seen["clips_digest"],
+            },
+            sort_keys=True,
+        )
         made = hashlib.sha256(text.encode()).hexdigest()[:16]
         if not made == seen["id"] == info["snapshot"]:
-            problems.append("what it records about its catalog doesn't match its "
-                            f"snapshot {info['snapshot']}")
+            problems.append(
+                f"what it records about its catalog doesn't match its snapshot {info['snapshot']}"
+            )
         return problems
 
     def _check_ids(self, folder: Path, where: str, info: dict[str, Any]) -> None:
         """Whether the catalog still has its clips."""
         if self.clips is None:
-            self.book.note("subset", where, "its ids were not checked: tables of clips are "
-                           "damaged or not done yet")
+            self.book.note(
+                "subset",
+                where,
+                "its ids were not checked: tables of clips are damaged or not done yet",
+            )
             return
         files = literal(f"{escaped_for_glob(str(folder))}/clips-*.parquet")
-        self.connection.register("removed_videos", pa.table(
-            {"video_id": pa.array(sorted(self.survey.removed_videos), pa.string())}))
+        self.connection.register(
+            "removed_videos",
+            pa.table({"video_id": pa.array(sorted(self.survey.removed_videos), pa.string())}),
+        )
         gone, removed, example = self.connection.execute(
             "SELECT count(*), count(*) FILTER (video_id IN (SELECT video_id FROM removed_videos)),"
             " min(clip_id) FILTER (video_id NOT IN (SELECT video_id FROM removed_videos)) FROM "
-            f"read_parquet({files}) ANTI JOIN ({self.clips}) USING (clip_id)").fetchall()[0]
+            f"read_parquet({files}) ANTI JOIN ({self.clips}) USING (clip_id)"
+        ).fetchall()[0]
         if removed:
-            self.book.note("subset", where, f"{counted(removed, 'clip')} of it "
-                           f"{'was' if removed == 1 else 'were'} removed from the dataset since")
+            self.book.note(
+                "subset",
+                where,
+                f"{counted(removed, 'clip')} of it "
+                f"{'was' if removed == 1 else 'were'} removed from the dataset since",
+            )
         rest = gone - removed
         if not rest:
             return
-        now = {step["step"]: step["fingerprint"] for stage in (
-            self.survey.newest or {"stages": []})["stages"] for step in stage["steps"]}
+        now = {
+            step["step"]: step["fingerprint"]
+            for stage in (self.survey.newest or {"stages": []})["stages"]
+            for step in stage["steps"]
+        }
         then = {name: step["fingerprint"] for name, step in info["catalog"]["steps"].items()}
         changed = sorted(name for name, made in then.items() if now.get(name) != made)
         what = f"{counted(rest, 'clip')} of it {'is' if rest == 1 else 'are'} not in the catalog"
         if changed:
             self.book.note("subset", where, f"{what}: {some(changed)} changed since")
         else:
-            self.book.fault("subset", where, f"{what}, though no step changed: e.g. {example}",
-                            f"{self.book.again} makes what is missing; if there is nothing to "
-                            "do, freeze the subset again")
+            self.book.fault(
+                "subset",
+                where,
+                f"{what}, though no step changed: e.g. {example}",
+                f"{self.book.again} makes what is missing; if there is nothing to "
+                "do, freeze the subset again",
+            )
 
 
 def _no_files(folder: Path) -> list[str]:
@@ -172,22 +213,31 @@ def check_index(survey: Survey, layout: Layout, book: Book) -> None:
     for folder in sorted(root.iterdir()):
         where = folder.relative_to(survey.dataset).as_posix()
         if folder != wanted:
-            book.note("index", where, "covers other tables than the newest run's", again,
-                      at_rest=True)
+            book.note(
+                "index", where, "covers other tables than the newest run's", again, at_rest=True
+            )
             continue
         if there := what_is_there(folder / "manifest.json"):
             book.stray("index", f"{where}/manifest.json", f"is {there}, not a file")
             continue
         manifest = Manifest.read(folder)
         if manifest is None:
-            book.note("index", where, "has no readable manifest; queries ignore it",
-                      again, at_rest=True)
+            book.note(
+                "index", where, "has no readable manifest; queries ignore it", again, at_rest=True
+            )
             continue
-        whole = [part for part in manifest.parts
-                 if all(file.is_whole(folder) for file in part.files)]
+        whole = [
+            part for part in manifest.parts if all(file.is_whole(folder) for file in part.files)
+        ]
         if len(whole) < len(manifest.parts):
-            book.note("index", where, f"{counted(len(manifest.parts) - len(whole), 'part')} of "
-                      f"{len(manifest.parts)} damaged; queries ignore them", again, at_rest=True)
+            book.note(
+                "index",
+                where,
+                f"{counted(len(manifest.parts) - len(whole), 'part')} of "
+                f"{len(manifest.parts)} damaged; queries ignore them",
+                again,
+                at_rest=True,
+            )
         _check_parts(folder, where, [file.name for part in whole for file in part.files], book)
         _check_coverage(survey, layout, book, where, whole)
 
@@ -199,8 +249,9 @@ def _check_coverage(
     try:
         right = right_parts(whole, files.states)
         rest = set(files.states).difference(*(part.bases for part in right))
-        coverage = find_coverage(survey.dataset, layout.steps,
-                                 [stone.name for stone in survey.removals])
+        coverage = find_coverage(
+            survey.dataset, layout.steps, [stone.name for stone in survey.removals]
+        )
     except (FileNotFoundError, DamagedFile):
         return  # a run is active, or a shard is not a file, which is reported elsewhere
     if not rest:
@@ -208,12 +259,19 @@ def _check_coverage(
     is_trusted = coverage is not None and coverage.live is None
     if is_trusted and not any(fault.remedies for fault in book.report.faults):
         # Files are only ever replaced by renaming, which the folder's time tells; not these.
-        book.stray("index", f"{where}/manifest.json", "queries rely on it, but shards were changed "
-                   "in place since it was made")
+        book.stray(
+            "index",
+            f"{where}/manifest.json",
+            "queries rely on it, but shards were changed in place since it was made",
+        )
     elif not is_trusted:
-        book.note("index", where, "does not cover all shards; queries read the tables for the "
-                  "rest", f"`clipmill index {shell_word(book.dataset)}` rebuilds it",
-                  at_rest=True)
+        book.note(
+            "index",
+            where,
+            "does not cover all shards; queries read the tables for the rest",
+            f"`clipmill index {shell_word(book.dataset)}` rebuilds it",
+            at_rest=True,
+        )
 
 
 def _check_parts(folder: Path, where: str, names: Sequence[str], book: Book) -> None:
@@ -225,6 +283,9 @@ def _check_parts(folder: Path, where: str, names: Sequence[str], book: Book) -> 
         except FileNotFoundError:
             continue  # a run is rebuilding the index
         except (pa.ArrowException, OSError) as error:
-            book.stray("index", f"{where}/{name}", "is damaged, and queries read it "
-                       f"({str(error).strip().splitlines()[0]})")
+            book.stray(
+                "index",
+                f"{where}/{name}",
+                f"is damaged, and queries read it ({str(error).strip().splitlines()[0]})",
+            )
         book.report.checked["index_files"] += 1

@@ -50,8 +50,10 @@ def load_head(path: Path) -> AestheticHead:
     Raises UsageError if the file doesn't exist, ClipmillError if it holds no known head.
     """
     if not path.is_file():
-        raise UsageError(f"score_aesthetic.head: no file {path}; {_WHERE}; point to it "
-                         "with --set score_aesthetic.head=/path/to/file")
+        raise UsageError(
+            f"score_aesthetic.head: no file {path}; {_WHERE}; point to it "
+            "with --set score_aesthetic.head=/path/to/file"
+        )
     try:
         state = _read(path)
         if set(state) == {"weight", "bias"}:

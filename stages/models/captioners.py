@@ -150,7 +150,10 @@ class Family:
         self.place = place
         self.load_processors(folder, trust)
         self.model = load_weights(
-            transformers.AutoModelForImageTextToText, folder, setting, place,
+            transformers.AutoModelForImageTextToText,
+            folder,
+            setting,
+            place,
             trust_remote_code=trust,
         )
         if self.tokenizer.pad_token_id is None:
@@ -239,8 +242,11 @@ class _OnePicture(Family):
         import torch
 
         ids = torch.tensor([self.prompt_ids(self.prompt_of(picture)) for picture in pictures])
-        return {"pixel_values": self.pixels(pictures), "input_ids": ids,
-                "attention_mask": torch.ones_like(ids)}
+        return {
+            "pixel_values": self.pixels(pictures),
+            "input_ids": ids,
+            "attention_mask": torch.ones_like(ids),
+        }
 
 
 class Blip(_OnePicture):
@@ -255,7 +261,7 @@ class Blip(_OnePicture):
         return {}
 
     def new_tokens(self, output: torch.Tensor, inputs: Mapping[str, Any]) -> torch.Tensor:
-        return output[:, inputs["input_ids"].shape[1] - 1:]
+        return output[:, inputs["input_ids"].shape[1] - 1 :]
 
 
 class Blip2(_OnePicture):
@@ -276,8 +282,10 @@ class VisionEncoderDecoder(_OnePicture):
 
     def check_prompt(self, prompt: str | None) -> None:
         if prompt:
-            raise ClipmillError(f"{self.setting}: this model (VisionEncoderDecoder) doesn't "
-                                "support a prompt; remove prompt and fine_prompt")
+            raise ClipmillError(
+                f"{self.setting}: this model (VisionEncoderDecoder) doesn't "
+                "support a prompt; remove prompt and fine_prompt"
+            )
 
     def group(self, picture: Picture) -> int:
         return 0
@@ -290,11 +298,14 @@ class Other(Family):
     """Models whose processor takes pictures and plain texts."""
 
     def prepare(self, pictures: Sequence[Picture]) -> dict[str, Any]:
-        return dict(self.processor(
-            images=[frame_of(picture) for picture in pictures],
-            text=[self.prompt_of(picture) for picture in pictures],
-            padding=True, return_tensors="pt",
-        ))
+        return dict(
+            self.processor(
+                images=[frame_of(picture) for picture in pictures],
+                text=[self.prompt_of(picture) for picture in pictures],
+                padding=True,
+                return_tensors="pt",
+            )
+        )
 
 
 class Florence2(Other):
@@ -304,8 +315,10 @@ class Florence2(Other):
 
     def check_prompt(self, prompt: str | None) -> None:
         if prompt is not None and prompt not in FLORENCE_TASKS:
-            raise ClipmillError(f"{self.setting}: the prompt of Florence-2 is one of "
-                                f"{', '.join(FLORENCE_TASKS)}, not {prompt!r}")
+            raise ClipmillError(
+                f"{self.setting}: the prompt of Florence-2 is one of "
+                f"{', '.join(FLORENCE_TASKS)}, not {prompt!r}"
+            )
 
 
 class Chat(Family):
@@ -321,16 +334,28 @@ class Chat(Family):
         from PIL import Image
 
         conversations = [
-            [{"role": "user", "content": [
-                {"type": "image", "image": Image.fromarray(frame_of(picture))},
-                {"type": "text", "text": self.prompt_of(picture)},
-            ]}]
+            [
+                {
+                    "role": "user",
+                    "content": [
+                        {"type": "image", "image": Image.fromarray(frame_of(picture))},
+                        {"type": "text", "text": self.prompt_of(picture)},
+                    ],
+                }
+            ]
             for picture in pictures
         ]
-        return dict(self.processor.apply_chat_template(
-            conversations, add_generation_prompt=True, tokenize=True, return_dict=True,
-            return_tensors="pt", processor_kwargs={"padding": True}, **self._template_options,
-        ))
+        return dict(
+            self.processor.apply_chat_template(
+                conversations,
+                add_generation_prompt=True,
+                tokenize=True,
+                return_dict=True,
+                return_tensors="pt",
+                processor_kwargs={"padding": True},
+                **self._template_options,
+            )
+        )
 
 
 _FAMILIES: dict[str, type[Family]] = {
@@ -354,8 +379,8 @@ def has_chat_template(folder: Path) -> bool:
     if any((folder / name).exists() for name in ("chat_template.jinja", "chat_template.json")):
         return True
     return any(
-        (folder / name).is_file() and "chat_template" in json.loads(
-            (folder / name).read_text("utf-8"))
+        (folder / name).is_file()
+        and "chat_template" in json.loads((folder / name).read_text("utf-8"))
         for name in ("processor_config.json", "tokenizer_config.json")
     )
 

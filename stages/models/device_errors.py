@@ -7,9 +7,17 @@ from clipmill.schemas.errors import ClipmillError
 # What CUDA's and HIP's runtimes say where, by their manuals, the process must be restarted;
 # lower case. Memory that does not suffice, or a shape that a kernel refuses, is none of these.
 _SIGNS = (
-    "device-side assert", "illegal memory access", "illegal address", "misaligned address",
-    "illegal instruction", "invalid program counter", "not supported on global/shared address",
-    "unspecified launch failure", "launch timed out", "hardware stack error", "uncorrectable",
+    "device-side assert",
+    "illegal memory access",
+    "illegal address",
+    "misaligned address",
+    "illegal instruction",
+    "invalid program counter",
+    "not supported on global/shared address",
+    "unspecified launch failure",
+    "launch timed out",
+    "hardware stack error",
+    "uncorrectable",
 )
 _RUNTIMES = ("cuda", "hip", "cublas", "cudnn", "nccl", "acceleratorerror")
 
@@ -27,10 +35,14 @@ def raise_if_broken(error: BaseException) -> None:
     """Raises DeviceBroken if an exception means that the device is unusable."""
     said = f"{type(error).__name__}: {error}"
     text = said.lower()
-    if isinstance(error, RuntimeError) and any(sign in text for sign in _SIGNS) and any(
-            runtime in text for runtime in _RUNTIMES):
+    if (
+        isinstance(error, RuntimeError)
+        and any(sign in text for sign in _SIGNS)
+        and any(runtime in text for runtime in _RUNTIMES)
+    ):
         raise DeviceBroken(
             f"the GPU's context is broken, so this process can't use it any more: "
             f"{said.partition(chr(10))[0]}. Run the same command to continue: the rows of the "
             "batch are then tried one by one, and one that breaks it again becomes a failure of "
-            "kind crash") from error
+            "kind crash"
+        ) from error

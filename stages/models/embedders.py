@@ -62,7 +62,8 @@ class ImagePreparation:
         size = config["size"]
         return cls(
             size=(size, size) if isinstance(size, int) else (int(size[0]), int(size[-1])),
-            mean=tuple(config["mean"]), std=tuple(config["std"]),
+            mean=tuple(config["mean"]),
+            std=tuple(config["std"]),
             mode=_FIT[config.get("resize_mode") or "shortest"],
             interpolation="bilinear" if config.get("interpolation") == "bilinear" else "bicubic",
             fill=int(config.get("fill_color") or 0),
@@ -71,8 +72,9 @@ class ImagePreparation:
     def __call__(self, jpegs: Sequence[bytes], out: np.ndarray | None = None) -> np.ndarray:
         """Float32 of shape (n, 3, height, width), in `out` where it is given."""
         images = [decode_jpeg(data) for data in jpegs]
-        return to_batch(images, self.size, self.mean, self.std, self.mode, self.interpolation,
-                        self.fill, out)
+        return to_batch(
+            images, self.size, self.mean, self.std, self.mode, self.interpolation, self.fill, out
+        )
 
     def in_parallel(
         self, pool: ThreadPoolExecutor, threads: int, jpegs: Sequence[bytes]
@@ -81,8 +83,13 @@ class ImagePreparation:
         batch = np.empty((len(jpegs), 3, *self.size), np.float32)
         share = -(-len(jpegs) // threads)
         starts = range(0, len(jpegs), share)
-        list(pool.map(self, (jpegs[at: at + share] for at in starts),
-                      (batch[at: at + share] for at in starts)))
+        list(
+            pool.map(
+                self,
+                (jpegs[at : at + share] for at in starts),
+                (batch[at : at + share] for at in starts),
+            )
+        )
         return batch
 
 
@@ -142,7 +149,7 @@ class ClipEmbedder:
     def _embedded(self, jpegs: Sequence[bytes], size: int) -> Iterator[np.ndarray]:
         import torch
 
-        pieces = [jpegs[start: start + size] for start in range(0, len(jpegs), size)]
+        pieces = [jpegs[start : start + size] for start in range(0, len(jpegs), size)]
         threads = torch.get_num_threads() if self.device.type == "cpu" else 1
         with ThreadPoolExecutor(threads, thread_name_prefix="prepare-images") as pool:
             batches: Iterator[np.ndarray]
@@ -183,7 +190,7 @@ class ClipEmbedder:
         for start in range(0, len(texts), size):
             beat()
             with torch.inference_mode():
-                tokens = self._tokenize(list(texts[start: start + size])).to(self.device)
+                tokens = self._tokenize(list(texts[start : start + size])).to(self.device)
                 yield _unit_rows(self._model.encode_text(tokens))
 
 
@@ -226,11 +233,14 @@ def _load(reference: ModelReference, setting: str, *, with_tokenizer: bool) -> t
     try:
         if reference.hub and reference.hub.startswith(PAIR):
             published = published_weights(reference.hub)
-            name, options = published.architecture, {
-                "pretrained": str(_weights_file(folder)),
-                "force_quick_gelu": published.quick_gelu,
-                "force_preprocess_cfg": published.preprocessing,
-            }
+            name, options = (
+                published.architecture,
+                {
+                    "pretrained": str(_weights_file(folder)),
+                    "force_quick_gelu": published.quick_gelu,
+                    "force_preprocess_cfg": published.preprocessing,
+                },
+            )
         else:
             if not (folder / "open_clip_config.json").is_file():
                 raise UsageError(
@@ -245,8 +255,10 @@ def _load(reference: ModelReference, setting: str, *, with_tokenizer: bool) -> t
         raise
     # open_clip raises many kinds of errors over a malformed folder.
     except Exception as error:
-        raise ClipmillError(f"{setting}: the model {reference} in {folder} cannot be loaded: "
-                            f"{type(error).__name__}: {error}") from error
+        raise ClipmillError(
+            f"{setting}: the model {reference} in {folder} cannot be loaded: "
+            f"{type(error).__name__}: {error}"
+        ) from error
 
 
 def _weights_file(folder: Path) -> Path:
@@ -270,13 +282,17 @@ class EmbedderStage(Stage):
         "instructions for it, otherwise float32",
     )
     batch_images: int = resource(
-        32, ge=1, description="images per model call; halved when memory "
-        "runs out"
+        32, ge=1, description="images per model call; halved when memory runs out"
     )
 
     def load(self, *towers: Tower) -> ClipEmbedder:
-        return ClipEmbedder(self.model, setting=f"{self.name}.model", towers=towers,
-                            dtype=self.dtype, batch_images=self.batch_images)
+        return ClipEmbedder(
+            self.model,
+            setting=f"{self.name}.model",
+            towers=towers,
+            dtype=self.dtype,
+            batch_images=self.batch_images,
+        )
 
     def same_model(self, label: str, before: Mapping[str, Stage]) -> None:
         """ValueError if the embeddings of stage `label` come from another model than this one."""

@@ -40,7 +40,7 @@ def _without_thinking(text: str) -> str:
                 kept.clear()
             thinking = False
         elif not thinking:
-            kept.append(text[at: tag.start()])
+            kept.append(text[at : tag.start()])
             thinking = True
         at = tag.end()
     if not thinking:
@@ -53,8 +53,10 @@ def fault_of(text: str) -> str | None:
     if not text:
         return "the text is empty"
     if len(text) > LONGEST_CHARACTERS:
-        return (f"the text has {len(text):,} characters, more than {LONGEST_CHARACTERS:,}: "
-                f"{shortened(text)}")
+        return (
+            f"the text has {len(text):,} characters, more than {LONGEST_CHARACTERS:,}: "
+            f"{shortened(text)}"
+        )
     if _NO_CHARACTER.search(text):
         return f"the text contains bytes that are not characters: {shortened(text)}"
     if not any(character.isalnum() for character in text):
@@ -85,7 +87,7 @@ def _repetition(text: str) -> str | None:
         runs = np.diff(ends) - 1
         if (found := np.flatnonzero(runs >= allowed * length)).size:
             last = int(ends[found[0]]) + allowed * length + length
-            return " ".join(words[last - length + 1: last + 1])
+            return " ".join(words[last - length + 1 : last + 1])
     for match in _CHARACTERS_REPEAT.finditer(text):
         if len(match.group()) >= _REPEATED_CHARACTERS:
             return match.group(1)

@@ -42,7 +42,9 @@ class Generation:
     def arguments(self) -> dict[str, Any]:
         """Keyword arguments of transformers' `generate`."""
         wanted: dict[str, Any] = {
-            "max_new_tokens": self.max_new_tokens, "num_beams": self.num_beams, "do_sample": False,
+            "max_new_tokens": self.max_new_tokens,
+            "num_beams": self.num_beams,
+            "do_sample": False,
             "stopping_criteria": [_report],
         }
         if self.min_new_tokens:
@@ -129,8 +131,11 @@ class Place:
 
         automatic = stage.device == "auto"
         device = torch_setup.best_device() if automatic else torch.device(stage.device)
-        dtype = (torch_setup.default_dtype(device) if stage.dtype == "auto"
-                 else getattr(torch, stage.dtype))
+        dtype = (
+            torch_setup.default_dtype(device)
+            if stage.dtype == "auto"
+            else getattr(torch, stage.dtype)
+        )
         torch_setup.say_place(setting, folder, device, dtype)
         return cls(device, dtype)
 
@@ -150,8 +155,9 @@ def load_config(folder: Path, what: str, *, trust_remote_code: bool) -> Any:
         hint = ""
         if "trust_remote_code" in str(error):
             hint = "; it includes its own code, which runs only with trust_remote_code: true"
-        raise ClipmillError(f"{what}: {folder} cannot be read as a model of transformers"
-                            f"{hint}: {error}") from error
+        raise ClipmillError(
+            f"{what}: {folder} cannot be read as a model of transformers{hint}: {error}"
+        ) from error
 
 
 def load_weights(
@@ -164,8 +170,12 @@ def load_weights(
     """
     try:
         model, loaded = auto_class.from_pretrained(
-            folder, dtype=place.dtype, local_files_only=True, weights_only=True,
-            trust_remote_code=trust_remote_code, output_loading_info=True,
+            folder,
+            dtype=place.dtype,
+            local_files_only=True,
+            weights_only=True,
+            trust_remote_code=trust_remote_code,
+            output_loading_info=True,
         )
         model.to(place.device).eval()
     except pickle.UnpicklingError as error:
@@ -191,8 +201,14 @@ def load_weights(
         config = getattr(module, "generation_config", None)
         if config is not None:
             # Left-over sampling settings do nothing without sampling but warn at every call.
-            config.update(do_sample=False, temperature=None, top_p=None, top_k=None,
-                          num_return_sequences=1, max_length=None)
+            config.update(
+                do_sample=False,
+                temperature=None,
+                top_p=None,
+                top_k=None,
+                num_return_sequences=1,
+                max_length=None,
+            )
     return model
 
 
@@ -221,7 +237,7 @@ class Batches(Generic[Item, Prepared, Result]):
     def run(self, groups: Iterable[Sequence[Item]]) -> list[Result | RowFailed]:
         """Results in the order of the items; a batch never takes items of two groups."""
         batches = [
-            group[i: i + self.size] for group in groups for i in range(0, len(group), self.size)
+            group[i : i + self.size] for group in groups for i in range(0, len(group), self.size)
         ]
         results: list[Result | RowFailed] = []
         with ThreadPoolExecutor(1, thread_name_prefix="prepare") as pool:
@@ -240,7 +256,7 @@ class Batches(Generic[Item, Prepared, Result]):
     def _pieces(self, batch: Sequence[Item]) -> list[Result | RowFailed]:
         results: list[Result | RowFailed] = []
         while len(results) < len(batch):
-            piece = batch[len(results): len(results) + self.size]
+            piece = batch[len(results) : len(results) + self.size]
             results += self._attempt(piece, partial(self._prepare, piece))
         return results
 
@@ -256,8 +272,13 @@ class Batches(Generic[Item, Prepared, Result]):
         except Exception as error:  # noqa: BLE001 - whatever a model raises costs its item only
             raise_if_broken(error)
             memory = is_out_of_memory(error)
-            failure = error if isinstance(error, RowFailed) else out_of_memory(
-                error) if memory else RowFailed("model", f"{type(error).__name__}: {error}")
+            failure = (
+                error
+                if isinstance(error, RowFailed)
+                else out_of_memory(error)
+                if memory
+                else RowFailed("model", f"{type(error).__name__}: {error}")
+            )
         # Outside the handler, so that the traceback no longer holds on to the batch's tensors.
         if memory:
             free_memory()
@@ -267,6 +288,7 @@ class Batches(Generic[Item, Prepared, Result]):
             self.size = max(1, len(batch) // 2)
             return self._pieces(batch)
         return [
-            result for item in batch
+            result
+            for item in batch
             for result in self._attempt([item], partial(self._prepare, [item]))
         ]

@@ -37,17 +37,18 @@ def local_folder(reference: ModelReference, *, setting: str) -> Path:
     lacks, ClipmillError where the hub cannot give the model.
     """
     if reference.server:
-        raise UsageError(f"{setting}: {reference} is a server; this setting needs a hub id or a "
-                         "local folder")
+        raise UsageError(
+            f"{setting}: {reference} is a server; this setting needs a hub id or a local folder"
+        )
     if reference.folder:
         folder = Path(reference.folder)
         if not folder.is_dir():
-            raise UsageError(f"{setting}: no folder {folder}; it should contain a model's "
-                             "configuration and weights (safetensors)")
+            raise UsageError(
+                f"{setting}: no folder {folder}; it should contain a model's "
+                "configuration and weights (safetensors)"
+            )
         return folder
-    return hub_folder(
-        repository_of(str(reference.hub)), reference.revision, setting=setting
-    )
+    return hub_folder(repository_of(str(reference.hub)), reference.revision, setting=setting)
 
 
 def hub_folder(repository: str, revision: str | None, *, setting: str) -> Path:
@@ -55,16 +56,16 @@ def hub_folder(repository: str, revision: str | None, *, setting: str) -> Path:
     try:
         from huggingface_hub import HfApi, snapshot_download
     except ValueError as error:  # it reads its address as it is imported
-        raise ClipmillError(f"{setting}: $HF_ENDPOINT ({os.environ.get('HF_ENDPOINT')}) is not a "
-                            f"URL: {error}; fix or unset it") from error
+        raise ClipmillError(
+            f"{setting}: $HF_ENDPOINT ({os.environ.get('HF_ENDPOINT')}) is not a "
+            f"URL: {error}; fix or unset it"
+        ) from error
     if _is_commit(revision) and (folder := cached_folder(repository, revision)):
         return folder
     try:
         found = HfApi().model_info(repository, revision=revision, timeout=_HUB_TIMEOUT_SECONDS)
         names = [file.rfilename for file in found.siblings or ()]
-        return Path(snapshot_download(
-            repository, revision=revision, allow_patterns=_wanted(names)
-        ))
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=_wanted(names)))
     # Whatever stopped it (name look-up, proxy, HTTP status, disk) is reported with what to do.
     except Exception as error:
         if folder := cached_folder(repository, revision):
@@ -84,8 +85,10 @@ def _nobody_answers(error: BaseException | None) -> bool:
     while error is not None:
         if isinstance(error, HfHubHTTPError):
             return error.response is not None and error.response.status_code >= 500
-        if isinstance(error, httpx.TransportError | OfflineModeIsEnabled | TimeoutError
-                      | LocalEntryNotFoundError):
+        if isinstance(
+            error,
+            httpx.TransportError | OfflineModeIsEnabled | TimeoutError | LocalEntryNotFoundError,
+        ):
             return True
         error = error.__cause__ or error.__context__
     return False
@@ -148,8 +151,14 @@ def _wanted(names: Sequence[str]) -> list[str]:
     chosen = _weights_among(names)
     if not chosen:
         raise FileNotFoundError("it contains no weights as safetensors or .bin")
-    return [*chosen, *(name for name in names if "/" not in name
-                       and any(fnmatch.fnmatch(name, pattern) for pattern in _CONFIGURATION))]
+    return [
+        *chosen,
+        *(
+            name
+            for name in names
+            if "/" not in name and any(fnmatch.fnmatch(name, pattern) for pattern in _CONFIGURATION)
+        ),
+    ]
 
 
 def _reason(error: Exception) -> str:

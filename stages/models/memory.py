@@ -14,8 +14,14 @@ if TYPE_CHECKING:
     Compute = Callable[[Sequence[Any], int], Iterable[np.ndarray]]
 
 # What CUDA, its libraries, PyTorch's allocators and Apple's say; lower case.
-_SIGNS = ("out of memory", "not enough memory", "can't allocate memory", "cannot allocate memory",
-          "alloc_failed", "insufficient memory")
+_SIGNS = (
+    "out of memory",
+    "not enough memory",
+    "can't allocate memory",
+    "cannot allocate memory",
+    "alloc_failed",
+    "insufficient memory",
+)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

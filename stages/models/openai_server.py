@@ -92,8 +92,10 @@ class OpenAIServer:
     def _authorization(self) -> dict[str, str]:
         key = os.environ.get(self.key_variable, "").strip()
         if not key.isascii() or not key.isprintable():
-            raise ClipmillError(f"${self.key_variable} holds no valid API key: it contains "
-                                "non-ASCII or control characters")
+            raise ClipmillError(
+                f"${self.key_variable} holds no valid API key: it contains "
+                "non-ASCII or control characters"
+            )
         return {"Authorization": f"Bearer {key}"} if key else {}
 
     def __enter__(self) -> OpenAIServer:
@@ -128,17 +130,21 @@ class OpenAIServer:
         self, messages: Sequence[Message], *, max_new_tokens: int
     ) -> list[Completion | RowFailed]:
         """One answer or failure a message, in the order of the messages."""
+
         def one(message: Message) -> Completion | RowFailed:
             if self._is_gone():
-                return RowFailed("transient", f"{self._url} left the last {self._unanswered} "
-                                 "requests without an answer, so it was not contacted")
+                return RowFailed(
+                    "transient",
+                    f"{self._url} left the last {self._unanswered} "
+                    "requests without an answer, so it was not contacted",
+                )
             return self._answer(message, max_new_tokens, self.retries)
 
         first: list[Completion | RowFailed] = []
         if messages and self._is_gone():
             self._wait(self.retries, None)
             first = [self._answer(messages[0], max_new_tokens, 0)]
-        self._asked = [self._pool.submit(one, message) for message in messages[len(first):]]
+        self._asked = [self._pool.submit(one, message) for message in messages[len(first) :]]
         try:
             waiting = set(self._asked)
             while waiting:
@@ -177,8 +183,9 @@ class OpenAIServer:
         body = {name: value for name, value in body.items() if value is not None}
         for attempt in range(retries + 1):
             if self._closing.is_set():
-                raise RowFailed("transient", f"no longer waiting for {self._url}: the run was "
-                                             "stopped")
+                raise RowFailed(
+                    "transient", f"no longer waiting for {self._url}: the run was stopped"
+                )
             try:
                 return self._post(body)
             except _TryAgain as problem:
@@ -201,12 +208,11 @@ class OpenAIServer:
                 "transient", f"{self._url} did not answer within {self.timeout_seconds:g} s"
             ) from error
         except httpx.HTTPError as error:
-            raise _TryAgain(
-                "transient", f"{self._url}: {type(error).__name__}: {error}"
-            ) from error
+            raise _TryAgain("transient", f"{self._url}: {type(error).__name__}: {error}") from error
         except _TooLong as error:
-            raise _TryAgain("model", f"{self._url} answered with more than {_MOST_BYTES >> 20} MiB"
-                            ) from error
+            raise _TryAgain(
+                "model", f"{self._url} answered with more than {_MOST_BYTES >> 20} MiB"
+            ) from error
         if answer.status_code != 200:
             raise self._refusal(answer, content)
         return self._completion(content)
@@ -216,11 +222,17 @@ class OpenAIServer:
     ) -> tuple[httpx.Response, bytes]:
         """An answer and its body; httpx.HTTPError, or _TooLong, where there is none in time."""
         content = bytearray()
-        with self._line().within(seconds) as line, line.client.stream(
-            method, f"{self._url}/{path}", json=body, headers=self._headers,
-            timeout=httpx.Timeout(seconds, connect=min(_CHECK_SECONDS, seconds)),
-            extensions={"trace": line.watch},
-        ) as answer:
+        with (
+            self._line().within(seconds) as line,
+            line.client.stream(
+                method,
+                f"{self._url}/{path}",
+                json=body,
+                headers=self._headers,
+                timeout=httpx.Timeout(seconds, connect=min(_CHECK_SECONDS, seconds)),
+                extensions={"trace": line.watch},
+            ) as answer,
+        ):
             for part in answer.iter_bytes():
                 content += part
                 if len(content) > _MOST_BYTES:
@@ -253,13 +265,11 @@ class OpenAIServer:
             choice = httpx.Response(200, content=content).json()["choices"][0]
             text = choice["message"]["content"]
             reason = choice.get("finish_reason")
-        except (
-            ValueError, LookupError, TypeError, AttributeError, RecursionError
-        ) as error:
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             said = content[:200].decode("utf-8", "replace")
             raise _TryAgain(
-                "model", f"{self._url} answered with something that is not a chat completion: "
-                         f"{said!r}"
+                "model",
+                f"{self._url} answered with something that is not a chat completion: {said!r}",
             ) from error
         if reason == "content_filter":
             raise RowFailed("model", f"{self._url} filtered its answer")
@@ -336,5 +346,3 @@ def _retry_after(answer: httpx.Response) -> float | None:
         return float(answer.headers.get("Retry-After", ""))
     except ValueError:
         return None
-
-

@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 _BICUBIC = 3  # PIL's number
 # Image processors that only resize, crop the middle, scale to 0–1 and normalise.
 _PLAIN = {
-    "BlipImageProcessor", "CLIPImageProcessor", "DeiTImageProcessor", "SiglipImageProcessor",
+    "BlipImageProcessor",
+    "CLIPImageProcessor",
+    "DeiTImageProcessor",
+    "SiglipImageProcessor",
     "ViTImageProcessor",
 }
 
@@ -51,7 +54,8 @@ class PlainPixels:
             return None
         normalise = processor.do_normalize
         return cls(
-            (height, width), mode,
+            (height, width),
+            mode,
             "bicubic" if processor.resample == _BICUBIC else "bilinear",
             tuple(processor.image_mean) if normalise else (0.0, 0.0, 0.0),
             tuple(processor.image_std) if normalise else (1.0, 1.0, 1.0),
@@ -63,6 +67,6 @@ class PlainPixels:
 
         from clipmill.stages.media.read.images import to_batch
 
-        return torch.from_numpy(to_batch(
-            frames, self.size, self.mean, self.deviation, self.mode, self.interpolation
-        ))
+        return torch.from_numpy(
+            to_batch(frames, self.size, self.mean, self.deviation, self.mode, self.interpolation)
+        )

@@ -54,7 +54,12 @@ def render(template: str, values: Mapping[str, Any]) -> str:
         with bounded_memory(_MOST_BYTES):
             return _ENVIRONMENT.from_string(template).render(values).strip()
     except (
-        TemplateError, TypeError, ValueError, ArithmeticError, LookupError, MemoryError,
+        TemplateError,
+        TypeError,
+        ValueError,
+        ArithmeticError,
+        LookupError,
+        MemoryError,
         RecursionError,
     ) as error:
         said = str(error) or type(error).__name__

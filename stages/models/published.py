@@ -33,14 +33,25 @@ def published_weights(hub: str) -> PublishedWeights:
     tags = open_clip.list_pretrained_tags_by_model(architecture)
     if tag not in tags:
         known = f"its weights: {', '.join(tags)}" if tags else "open_clip has no such architecture"
-        raise UsageError(f"{hub}: expected open_clip:ARCHITECTURE/WEIGHTS, such as "
-                         f"open_clip:ViT-B-32/openai; {known}")
+        raise UsageError(
+            f"{hub}: expected open_clip:ARCHITECTURE/WEIGHTS, such as "
+            f"open_clip:ViT-B-32/openai; {known}"
+        )
     found = open_clip.get_pretrained_cfg(architecture, tag)
     place = found.get("hf_hub", "")
     if not place:
-        raise UsageError(f"{hub}: these weights are not on the hub; save the model with "
-                         "open_clip_config.json in a folder and give that folder")
-    preprocessing = {key: found[key] for key in ("mean", "std", "interpolation", "resize_mode")
-                     if found.get(key) is not None}
-    return PublishedWeights(architecture, "/".join(place.split("/")[:2]),
-                            bool(found.get("quick_gelu", False)), preprocessing)
+        raise UsageError(
+            f"{hub}: these weights are not on the hub; save the model with "
+            "open_clip_config.json in a folder and give that folder"
+        )
+    preprocessing = {
+        key: found[key]
+        for key in ("mean", "std", "interpolation", "resize_mode")
+        if found.get(key) is not None
+    }
+    return PublishedWeights(
+        architecture,
+        "/".join(place.split("/")[:2]),
+        bool(found.get("quick_gelu", False)),
+        preprocessing,
+    )

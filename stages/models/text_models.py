@@ -78,8 +78,9 @@ class ServerTextModel:
         return -(-len(prompt) // _CHARACTERS_PER_TOKEN)
 
     def complete(self, prompts: Sequence[str]) -> list[Completion | RowFailed]:
-        return self._server.ask([Message(prompt) for prompt in prompts],
-                                max_new_tokens=self._generation.max_new_tokens)
+        return self._server.ask(
+            [Message(prompt) for prompt in prompts], max_new_tokens=self._generation.max_new_tokens
+        )
 
 
 class LocalTextModel:
@@ -107,8 +108,13 @@ class LocalTextModel:
             # Some models that also see pictures keep their template with the processor.
             processor = load_processor("AutoProcessor", folder, setting, trust)
             self._tokenizer.chat_template = processor.chat_template
-        self._model = load_weights(_auto_class(config, folder, setting), folder, setting,
-                                   self._place, trust_remote_code=trust)
+        self._model = load_weights(
+            _auto_class(config, folder, setting),
+            folder,
+            setting,
+            self._place,
+            trust_remote_code=trust,
+        )
         self._ends = self._ending_tokens()
         self.longest_prompt = self._longest_prompt(config)
         self._batches = Batches[list[int], dict[str, Any], Completion](
@@ -124,7 +130,8 @@ class LocalTextModel:
     def _longest_prompt(self, config: Any) -> int | None:
         text = config.get_text_config()
         found = [
-            limit for limit in (
+            limit
+            for limit in (
                 getattr(text, "max_position_embeddings", None),
                 getattr(text, "n_positions", None),
                 self._tokenizer.model_max_length,
@@ -151,11 +158,16 @@ class LocalTextModel:
         """The prompt's tokens. Control tokens that a title or subtitle spells out stay text."""
         tokenizer = self._tokenizer
         if self._chat:
-            return list(tokenizer.apply_chat_template(
-                [{"role": "user", "content": prompt}], tokenize=True, add_generation_prompt=True,
-                return_dict=True, sanitize_control_tokens=True,
-                **chat_options(tokenizer.chat_template),
-            )["input_ids"])
+            return list(
+                tokenizer.apply_chat_template(
+                    [{"role": "user", "content": prompt}],
+                    tokenize=True,
+                    add_generation_prompt=True,
+                    return_dict=True,
+                    sanitize_control_tokens=True,
+                    **chat_options(tokenizer.chat_template),
+                )["input_ids"]
+            )
         return list(tokenizer(prompt, split_special_tokens=True)["input_ids"])
 
     def _prepare(self, batch: Sequence[list[int]]) -> dict[str, Any]:
@@ -165,18 +177,20 @@ class LocalTextModel:
         import torch
 
         with torch.inference_mode():
-            moved = {name: value.to(self._place.device) for name, value in inputs.items()
-                     if name in ("input_ids", "attention_mask")}
+            moved = {
+                name: value.to(self._place.device)
+                for name, value in inputs.items()
+                if name in ("input_ids", "attention_mask")
+            }
             output = self._model.generate(
-                **moved, pad_token_id=self._tokenizer.pad_token_id,
-                **self._generation.arguments(),
+                **moved, pad_token_id=self._tokenizer.pad_token_id, **self._generation.arguments()
             )
         # An encoder–decoder's first token starts the decoder; in some models it also ends it.
-        new = output[:, 1:] if self._encoder_decoder else without_prompt(
-            output, moved["input_ids"])
+        new = output[:, 1:] if self._encoder_decoder else without_prompt(output, moved["input_ids"])
         texts = self._tokenizer.batch_decode(new, skip_special_tokens=True)
-        return [Completion(text, self._ended(tokens))
-                for text, tokens in zip(texts, new, strict=True)]
+        return [
+            Completion(text, self._ended(tokens)) for text, tokens in zip(texts, new, strict=True)
+        ]
 
     def _ended(self, tokens: torch.Tensor) -> bool:
         return len(tokens) < self._generation.max_new_tokens or not self._ends.isdisjoint(

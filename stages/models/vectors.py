@@ -14,8 +14,7 @@ def unit(vectors: np.ndarray) -> np.ndarray:
     """Vectors scaled to length 1 along the last axis, as float64; a zero vector stays zero."""
     vectors = np.asarray(vectors, np.float64)
     lengths = np.linalg.norm(vectors, axis=-1, keepdims=True)
-    scaled: np.ndarray = np.divide(
-        vectors, lengths, out=np.zeros_like(vectors), where=lengths != 0)
+    scaled: np.ndarray = np.divide(vectors, lengths, out=np.zeros_like(vectors), where=lengths != 0)
     return scaled
 
 
@@ -40,8 +39,11 @@ def as_column(clips: Sequence[np.ndarray]) -> pa.Array:
     """An `embeddings` column of half floats from one array of shape (frames, d) a clip."""
     frame_type = EMBEDDINGS.field("embeddings").type.value_type
     counts = np.array([len(clip) for clip in clips], np.int64)
-    widths = np.concatenate([np.full(len(clip), clip.shape[1], np.int64) for clip in clips]
-                            ) if clips else np.empty(0, np.int64)
+    widths = (
+        np.concatenate([np.full(len(clip), clip.shape[1], np.int64) for clip in clips])
+        if clips
+        else np.empty(0, np.int64)
+    )
     flat = [np.asarray(clip, np.float16).reshape(-1) for clip in clips]
     values = pa.array(np.concatenate(flat) if flat else np.empty(0, np.float16))
     frames = pa.ListArray.from_arrays(_offsets(widths), values, type=frame_type)

@@ -25,7 +25,11 @@ class VideoTextModel:
     """One loaded X-CLIP; `frames` is how many frames of a clip it wants."""
 
     def __init__(
-        self, reference: ModelReference, *, setting: str, dtype: DType = "auto",
+        self,
+        reference: ModelReference,
+        *,
+        setting: str,
+        dtype: DType = "auto",
         batch_clips: int = 8,
     ) -> None:
         prepare_torch()
@@ -42,14 +46,17 @@ class VideoTextModel:
             if kind != "xclip":
                 raise ValueError(f"its model_type is {kind!r}, not 'xclip'")
             model: Any = XCLIPModel.from_pretrained(
-                folder, dtype=self._dtype, local_files_only=True, weights_only=True)
+                folder, dtype=self._dtype, local_files_only=True, weights_only=True
+            )
             self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
             place = folder / "preprocessor_config.json"
             self._images = json.loads(place.read_text("utf-8")) if place.is_file() else {}
         # A malformed folder raises many kinds of errors.
         except Exception as error:
-            raise ClipmillError(f"{setting}: {reference} in {folder} cannot be loaded as X-CLIP: "
-                                f"{type(error).__name__}: {error}") from error
+            raise ClipmillError(
+                f"{setting}: {reference} in {folder} cannot be loaded as X-CLIP: "
+                f"{type(error).__name__}: {error}"
+            ) from error
         self._model = model.to(self._device).eval()
         vision = model.config.vision_config
         self.frames: int = vision.num_frames
@@ -69,7 +76,7 @@ class VideoTextModel:
         self, pairs: Sequence[tuple[Sequence[bytes], str]], size: int
     ) -> Iterator[np.ndarray]:
         for start in range(0, len(pairs), size):
-            clips, texts = zip(*pairs[start: start + size], strict=True)
+            clips, texts = zip(*pairs[start : start + size], strict=True)
             yield self._batch_of_cosines(clips, texts)
 
     def _batch_of_cosines(
@@ -79,16 +86,25 @@ class VideoTextModel:
 
         shown = [data for clip in clips for data in _spread(clip, self.frames)]
         pixels = to_batch(
-            [decode_jpeg(data) for data in shown], self._size,
-            self._images.get("image_mean", _MEAN), self._images.get("image_std", _STD), "crop",
+            [decode_jpeg(data) for data in shown],
+            self._size,
+            self._images.get("image_mean", _MEAN),
+            self._images.get("image_std", _STD),
+            "crop",
             "bicubic" if self._images.get("resample") == _BICUBIC else "bilinear",
         )
-        tokens = self._tokenizer(list(texts), padding=True, truncation=True,
-                                 max_length=self._context, return_tensors="pt").to(self._device)
+        tokens = self._tokenizer(
+            list(texts),
+            padding=True,
+            truncation=True,
+            max_length=self._context,
+            return_tensors="pt",
+        ).to(self._device)
         with torch.inference_mode():
             videos = torch.from_numpy(pixels).to(self._device, self._dtype)
             found = self._model(
-                input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"],
+                input_ids=tokens["input_ids"],
+                attention_mask=tokens["attention_mask"],
                 pixel_values=videos.view(len(clips), self.frames, *pixels.shape[1:]),
             )
             # X-CLIP fits each text to each video: the own one stands on the diagonal.

@@ -35,8 +35,12 @@ DAMAGED = frozenset((KEPT, BAD, CRASH, TOO_LONG, TOO_SHORT, CORRUPT))
 SIZE = (160, 96)
 RATE = 25
 CORNERS = {0: "upper left", 90: "lower left", 180: "lower right", 270: "upper right"}
-FOUR_SHOTS = ((0.0, COLOURS["red"]), (1.0, COLOURS["blue"]), (2.0, COLOURS["red"]),
-              (3.0, COLOURS["blue"]))
+FOUR_SHOTS = (
+    (0.0, COLOURS["red"]),
+    (1.0, COLOURS["blue"]),
+    (2.0, COLOURS["red"]),
+    (3.0, COLOURS["blue"]),
+)
 """What two films one after the other show."""
 
 
@@ -52,7 +56,9 @@ class Facts:
     seconds: float | None = 2.0
     size: tuple[int, int] | None = SIZE
     shots: tuple[tuple[float, tuple[int, int, int]], ...] | None = (
-        (0.0, COLOURS["red"]), (1.0, COLOURS["blue"]))
+        (0.0, COLOURS["red"]),
+        (1.0, COLOURS["blue"]),
+    )
     corner: str | None = "upper left"
     first_seconds: float | None = None
     slack_seconds: float = 0.05
@@ -82,13 +88,19 @@ class Family:
     cases: list[Case] = field(default_factory=list)
 
     def add(
-        self, name: str, data: bytes | Callable[[Path], None], *allowed: str,
-        facts: Facts | None = None, file: str | None = None, suffix: str = ".mp4",
+        self,
+        name: str,
+        data: bytes | Callable[[Path], None],
+        *allowed: str,
+        facts: Facts | None = None,
+        file: str | None = None,
+        suffix: str = ".mp4",
     ) -> None:
         """Adds a file of these bytes, or one that a function writes."""
         make = data if callable(data) else functools.partial(_write_bytes, data=data)
-        self.cases.append(Case(self.name, name, file or f"{_slug(name)}{suffix}", make,
-                               frozenset(allowed), facts))
+        self.cases.append(
+            Case(self.name, name, file or f"{_slug(name)}{suffix}", make, frozenset(allowed), facts)
+        )
 
 
 def _slug(name: str) -> str:
@@ -103,34 +115,50 @@ def _write_bytes(path: Path, data: bytes) -> None:
 
 _QUIET = {"libx265": {"x265-params": "log-level=none"}}
 # A key frame every ten frames, so that bytes are spread evenly over time.
-_EVEN = {codec: {"g": "10"} for codec in ("libx264", "libx265", "libvpx", "libvpx-vp9",
-                                          "libsvtav1", "mpeg2video", "mpeg4", "flv", "wmv2")}
+_EVEN = {
+    codec: {"g": "10"}
+    for codec in (
+        "libx264",
+        "libx265",
+        "libvpx",
+        "libvpx-vp9",
+        "libsvtav1",
+        "mpeg2video",
+        "mpeg4",
+        "flv",
+        "wmv2",
+    )
+}
 os.environ.setdefault("SVT_LOG", "0")  # its encoder is talkative
-KINDS: Mapping[str, tuple[str, Mapping[str, object]]] = MappingProxyType({
-    "mp4": (".mp4", {}),
-    "mp4 moov first": (".mp4", {"container_options": {"movflags": "+faststart"}}),
-    "mp4 fragmented": (".mp4", {"container_options": {
-        "movflags": "+frag_keyframe+empty_moov+default_base_moof"}}),
-    "mp4 with sound": (".mp4", {"audio": True}),
-    "mov": (".mov", {}),
-    "mkv": (".mkv", {}),
-    "mkv one-way": (".mkv", {"codec_options": {"bf": "0"}}),
-    "mkv live": (".mkv", {"container_options": {"live": "1"}}),
-    "webm": (".webm", {"codec": "libvpx-vp9"}),
-    "webm vp8": (".webm", {"codec": "libvpx"}),
-    "webm av1": (".webm", {"codec": "libsvtav1"}),
-    "mp4 av1": (".mp4", {"codec": "libsvtav1"}),
-    "mp4 hevc": (".mp4", {"codec": "libx265"}),
-    "mp4 mpeg4": (".mp4", {"codec": "mpeg4"}),
-    "ts": (".ts", {"codec": "mpeg2video", "ticks": 1}),
-    "ts h264": (".ts", {}),
-    "mpg": (".mpg", {"codec": "mpeg2video", "ticks": 1}),
-    "avi": (".avi", {"codec": "mjpeg", "pixels": "yuvj420p", "ticks": 1}),
-    "flv": (".flv", {"codec": "flv", "ticks": 1}),
-    "flv h264": (".flv", {}),
-    "wmv": (".wmv", {"codec": "wmv2"}),
-    "3gp": (".3gp", {"codec": "h263", "size": (176, 144)}),
-})
+KINDS: Mapping[str, tuple[str, Mapping[str, object]]] = MappingProxyType(
+    {
+        "mp4": (".mp4", {}),
+        "mp4 moov first": (".mp4", {"container_options": {"movflags": "+faststart"}}),
+        "mp4 fragmented": (
+            ".mp4",
+            {"container_options": {"movflags": "+frag_keyframe+empty_moov+default_base_moof"}},
+        ),
+        "mp4 with sound": (".mp4", {"audio": True}),
+        "mov": (".mov", {}),
+        "mkv": (".mkv", {}),
+        "mkv one-way": (".mkv", {"codec_options": {"bf": "0"}}),
+        "mkv live": (".mkv", {"container_options": {"live": "1"}}),
+        "webm": (".webm", {"codec": "libvpx-vp9"}),
+        "webm vp8": (".webm", {"codec": "libvpx"}),
+        "webm av1": (".webm", {"codec": "libsvtav1"}),
+        "mp4 av1": (".mp4", {"codec": "libsvtav1"}),
+        "mp4 hevc": (".mp4", {"codec": "libx265"}),
+        "mp4 mpeg4": (".mp4", {"codec": "mpeg4"}),
+        "ts": (".ts", {"codec": "mpeg2video", "ticks": 1}),
+        "ts h264": (".ts", {}),
+        "mpg": (".mpg", {"codec": "mpeg2video", "ticks": 1}),
+        "avi": (".avi", {"codec": "mjpeg", "pixels": "yuvj420p", "ticks": 1}),
+        "flv": (".flv", {"codec": "flv", "ticks": 1}),
+        "flv h264": (".flv", {}),
+        "wmv": (".wmv", {"codec": "wmv2"}),
+        "3gp": (".3gp", {"codec": "h263", "size": (176, 144)}),
+    }
+)
 
 
 @functools.cache
@@ -156,14 +184,17 @@ def write_film(path: Path, salt: int = 0, seconds: float = 1.0, **settings: obje
     scenes = two_shots(salt, seconds)
     if settings.pop("frames", None) == 1:
         scenes = (Scene("red", 1 / settings.get("rate", RATE), speed=3 + salt),)
-    return render(path, scenes, **{
-        "size": SIZE, "rate": RATE, **settings, "codec_options": options})
+    return render(
+        path, scenes, **{"size": SIZE, "rate": RATE, **settings, "codec_options": options}
+    )
 
 
 def two_shots(salt: int, seconds: float = 1.0) -> tuple[Scene, Scene]:
     """No two salts below some thousand give the same pictures."""
-    return (Scene("red", seconds, speed=3 + salt % 100),
-            Scene("blue", seconds, speed=3 + salt // 100))
+    return (
+        Scene("red", seconds, speed=3 + salt % 100),
+        Scene("blue", seconds, speed=3 + salt // 100),
+    )
 
 
 def as_it_is(packet: av.Packet, number: int) -> bool:
@@ -172,7 +203,9 @@ def as_it_is(packet: av.Packet, number: int) -> bool:
 
 
 def remuxed(
-    data: bytes, suffix: str, change: Callable[[av.Packet, int], bool] = as_it_is,
+    data: bytes,
+    suffix: str,
+    change: Callable[[av.Packet, int], bool] = as_it_is,
     options: Mapping[str, str] | None = None,
 ) -> bytes:
     """The same packets in another container.
@@ -182,8 +215,10 @@ def remuxed(
     with tempfile.TemporaryDirectory() as folder:
         source, target = Path(folder) / "source", Path(folder) / f"target{suffix}"
         source.write_bytes(data)
-        with av.open(str(source)) as before, av.open(str(target), "w",
-                                                     options=dict(options or {})) as after:
+        with (
+            av.open(str(source)) as before,
+            av.open(str(target), "w", options=dict(options or {})) as after,
+        ):
             streams = {s.index: after.add_stream_from_template(s) for s in before.streams}
             for number, packet in enumerate(before.demux()):
                 if packet.size and change(packet, number):
@@ -196,8 +231,12 @@ def all_cases() -> list[Case]:
     """The whole corpus, always in the same order."""
     from tests.faults import corpus_damage, corpus_names, corpus_odd, corpus_strange
 
-    cases = [case for module in (corpus_damage, corpus_odd, corpus_strange, corpus_names)
-             for family in module.families() for case in family.cases]
+    cases = [
+        case
+        for module in (corpus_damage, corpus_odd, corpus_strange, corpus_names)
+        for family in module.families()
+        for case in family.cases
+    ]
     for what in ("name", "file"):
         names = [getattr(case, what) for case in cases]
         assert len(set(names)) == len(names), [n for n in names if names.count(n) > 1]

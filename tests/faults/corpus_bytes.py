@@ -50,8 +50,9 @@ def with_box(data: bytes, path: str, content: bytes) -> bytes:
     names = path.split("/")
     for depth in range(1, len(names) + 1):
         at = box(data, "/".join(names[:depth])).start
-        changed[at : at + 4] = struct.pack(">I", struct.unpack(">I", changed[at : at + 4])[0]
-                                           + grown)
+        changed[at : at + 4] = struct.pack(
+            ">I", struct.unpack(">I", changed[at : at + 4])[0] + grown
+        )
     return bytes(changed)
 
 
@@ -95,8 +96,11 @@ def regions(data: bytes, container: str) -> dict[str, tuple[int, int]]:
     if container == "mp4":
         moov, mdat = box(data, "moov"), box(data, "mdat")
         stbl = box(data, "moov/trak/mdia/minf/stbl")
-        return {"header": (moov.start, stbl.start), "index": (stbl.start, stbl.end),
-                "payload": (mdat.content, mdat.end)}
+        return {
+            "header": (moov.start, stbl.start),
+            "index": (stbl.start, stbl.end),
+            "payload": (mdat.content, mdat.end),
+        }
     if container == "matroska":
         first, cues = data.index(b"\x1f\x43\xb6\x75"), data.rindex(b"\x1c\x53\xbb\x6b")
         return {"header": (0, first), "index": (cues, len(data)), "payload": (first, cues)}
@@ -156,8 +160,13 @@ def sps_of_size(unit: bytes, width: int, height: int) -> bytes:
     begin = bits.at
     bits.take_ue()
     bits.take_ue()
-    changed = (bits.bits[:begin] + bits.ue(width // 16 - 1) + bits.ue(height // 16 - 1)
-               + bits.bits[bits.at :].rstrip("0")[:-1] + "1")
+    changed = (
+        bits.bits[:begin]
+        + bits.ue(width // 16 - 1)
+        + bits.ue(height // 16 - 1)
+        + bits.bits[bits.at :].rstrip("0")[:-1]
+        + "1"
+    )
     changed += "0" * (-len(changed) % 8)
     plain = int(changed, 2).to_bytes(len(changed) // 8, "big")
     out = bytearray()
@@ -180,8 +189,15 @@ def mp4_of_declared_size(data: bytes, width: int, height: int) -> bytes:
     inner = inner[:6] + struct.pack(">H", len(unit)) + unit + inner[8 + length :]
     grown = len(inner) + 8 - size
     entry = struct.unpack(">I", stsd[8:12])[0]
-    stsd = (stsd[:8] + struct.pack(">I", entry + grown) + stsd[12:at]
-            + struct.pack(">I", len(inner) + 8) + b"avcC" + inner + stsd[at + size :])
+    stsd = (
+        stsd[:8]
+        + struct.pack(">I", entry + grown)
+        + stsd[12:at]
+        + struct.pack(">I", len(inner) + 8)
+        + b"avcC"
+        + inner
+        + stsd[at + size :]
+    )
     return with_box(data, path, stsd)
 
 

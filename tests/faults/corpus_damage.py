@@ -35,8 +35,20 @@ def families() -> Iterator[Family]:
 def truncated() -> Family:
     """What declares its length is found out; MPEG streams and fragments declare nothing."""
     family = Family("truncated")
-    for kind in ("mp4", "mp4 moov first", "mp4 fragmented", "mp4 hevc", "mkv", "webm", "ts",
-                 "ts h264", "avi", "flv h264", "mpg", "wmv"):
+    for kind in (
+        "mp4",
+        "mp4 moov first",
+        "mp4 fragmented",
+        "mp4 hevc",
+        "mkv",
+        "webm",
+        "ts",
+        "ts h264",
+        "avi",
+        "flv h264",
+        "mpg",
+        "wmv",
+    ):
         data = film(kind)
         for tenth in range(1, 10):
             if kind in ("mp4", "mp4 moov first", "mp4 hevc", "avi"):
@@ -46,13 +58,26 @@ def truncated() -> Family:
                 allowed = {BAD} if tenth <= 8 else {BAD, KEPT}
             else:
                 allowed = {BAD, KEPT, TOO_SHORT} if tenth <= 3 else {BAD, KEPT}
-            family.add(f"{kind} cut off at {tenth}/10", data[: len(data) * tenth // 10], *allowed,
-                       facts=_NOT_ALL, suffix=KINDS[kind][0])
+            family.add(
+                f"{kind} cut off at {tenth}/10",
+                data[: len(data) * tenth // 10],
+                *allowed,
+                facts=_NOT_ALL,
+                suffix=KINDS[kind][0],
+            )
     return family
 
 
-FLIPPED = {"mp4": "mp4", "mp4 moov first": "mp4", "mp4 hevc": "mp4", "mp4 av1": "mp4",
-           "mkv": "matroska", "webm": "matroska", "ts": "mpegts", "avi": "avi"}
+FLIPPED = {
+    "mp4": "mp4",
+    "mp4 moov first": "mp4",
+    "mp4 hevc": "mp4",
+    "mp4 av1": "mp4",
+    "mkv": "matroska",
+    "webm": "matroska",
+    "ts": "mpegts",
+    "avi": "avi",
+}
 
 
 def bits_flipped() -> Iterator[Family]:
@@ -64,8 +89,9 @@ def bits_flipped() -> Iterator[Family]:
             for seed in range(SEEDS):
                 count = (1, 2, 4, 16, 64)[seed % 5]
                 name = f"{kind} {region} {count} bits seed {seed}"
-                family.add(name, flipped(data, start, end, count, name), *DAMAGED,
-                           suffix=KINDS[kind][0])
+                family.add(
+                    name, flipped(data, start, end, count, name), *DAMAGED, suffix=KINDS[kind][0]
+                )
         yield family
 
 
@@ -80,9 +106,16 @@ def zeros() -> Family:
             middle = (start + end) // 2
             name = f"{kind} {region} half zeroed"
             # Of a header nothing is left to read; the rest is as with other damage.
-            family.add(name, zeroed(data, start if region == "header" else middle,
-                                    end if region != "header" else middle),
-                       *DAMAGED, suffix=KINDS[kind][0])
+            family.add(
+                name,
+                zeroed(
+                    data,
+                    start if region == "header" else middle,
+                    end if region != "header" else middle,
+                ),
+                *DAMAGED,
+                suffix=KINDS[kind][0],
+            )
     data = film("mp4 moov first", 2)
     mdat = box(data, "mdat")
     family.add("mp4 payload all zeroed", zeroed(data, mdat.content, mdat.end), BAD)
@@ -96,14 +129,30 @@ def zeros() -> Family:
 def wrong_extension() -> Family:
     """What a file is, its bytes say."""
     family = Family("wrong extension")
-    for number, (kind, suffix) in enumerate((
-        ("mp4", ".avi"), ("mp4", ".mkv"), ("mp4", ".ts"), ("mp4 moov first", ".webm"),
-        ("mkv", ".mp4"), ("webm", ".mov"), ("ts", ".mp4"), ("avi", ".mp4"), ("flv h264", ".mp4"),
-        ("wmv", ".mpg"), ("mpg", ".flv"), ("mp4", ".MP4"),
-    )):
+    for number, (kind, suffix) in enumerate(
+        (
+            ("mp4", ".avi"),
+            ("mp4", ".mkv"),
+            ("mp4", ".ts"),
+            ("mp4 moov first", ".webm"),
+            ("mkv", ".mp4"),
+            ("webm", ".mov"),
+            ("ts", ".mp4"),
+            ("avi", ".mp4"),
+            ("flv h264", ".mp4"),
+            ("wmv", ".mpg"),
+            ("mpg", ".flv"),
+            ("mp4", ".MP4"),
+        )
+    ):
         seconds = None if kind == "mpg" else 2.0  # what it declares it makes up
-        family.add(f"{kind} called {suffix}", film(kind, 10 + number), KEPT,
-                   facts=Facts(seconds=seconds), suffix=suffix)
+        family.add(
+            f"{kind} called {suffix}",
+            film(kind, 10 + number),
+            KEPT,
+            facts=Facts(seconds=seconds),
+            suffix=suffix,
+        )
     return family
 
 
@@ -111,26 +160,44 @@ def put_together() -> Family:
     family = Family("appended and concatenated")
     noise = random.Random("noise").randbytes(64 * 1024)
     for kind in ("mp4", "mp4 moov first", "mkv", "webm", "avi"):
-        family.add(f"{kind} with noise behind it", film(kind, 30) + noise, KEPT, BAD,
-                   suffix=KINDS[kind][0], facts=Facts())
+        family.add(
+            f"{kind} with noise behind it",
+            film(kind, 30) + noise,
+            KEPT,
+            BAD,
+            suffix=KINDS[kind][0],
+            facts=Facts(),
+        )
     family.add("ts with noise behind it", film("ts", 30) + noise, KEPT, BAD, suffix=".ts")
-    family.add("mp4 with text behind it", film("mp4", 31) + b"\n<!-- end -->\n", KEPT,
-               facts=Facts())
-    family.add("mkv with zeros behind it", film("mkv", 31) + bytes(5000), KEPT, facts=Facts(),
-               suffix=".mkv")
-    family.add("ts with noise before it", noise[:1000] + film("ts", 32), KEPT, suffix=".ts",
-               facts=Facts())
+    family.add(
+        "mp4 with text behind it", film("mp4", 31) + b"\n<!-- end -->\n", KEPT, facts=Facts()
+    )
+    family.add(
+        "mkv with zeros behind it",
+        film("mkv", 31) + bytes(5000),
+        KEPT,
+        facts=Facts(),
+        suffix=".mkv",
+    )
+    family.add(
+        "ts with noise before it", noise[:1000] + film("ts", 32), KEPT, suffix=".ts", facts=Facts()
+    )
     family.add("mp4 with noise before it", noise[:1000] + film("mp4", 32), BAD)
     for kind in ("mp4", "mkv", "webm", "avi", "flv h264"):
         # Readers take the first one, some go on into the second.
-        family.add(f"{kind} twice", film(kind, 33) + film(kind, 34), KEPT, BAD,
-                   suffix=KINDS[kind][0])
+        family.add(
+            f"{kind} twice", film(kind, 33) + film(kind, 34), KEPT, BAD, suffix=KINDS[kind][0]
+        )
     # A stream without a header: both parts are the video. If its timestamps restart, a
     # time no longer names a frame, and clips are times.
     family.add("ts twice", film("ts", 33) + film("ts", 34), BAD, suffix=".ts")
-    family.add("ts and the same again, later", film("ts", 35) + remuxed(
-        film("ts", 36), ".ts", _later), KEPT, suffix=".ts",
-        facts=Facts(frames=100, seconds=4.0, shots=FOUR_SHOTS))
+    family.add(
+        "ts and the same again, later",
+        film("ts", 35) + remuxed(film("ts", 36), ".ts", _later),
+        KEPT,
+        suffix=".ts",
+        facts=Facts(frames=100, seconds=4.0, shots=FOUR_SHOTS),
+    )
     same = film("mp4", 37)
     family.add("the same bytes, first", same, KEPT, facts=Facts(), file="same-1.mp4")
     family.add("the same bytes, again", same, TWICE, file="same-2.mp4")

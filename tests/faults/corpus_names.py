@@ -53,8 +53,7 @@ def names() -> Family:
     for number, (name, file) in enumerate(NAMES.items()):
         assert len(os.fsencode(file)) <= 255
         family.add(f"name with {name}", film("mp4", 340 + number), KEPT, facts=Facts(), file=file)
-    family.add("name that is no text", film("mp4", 380), GONE,
-               file=os.fsdecode(b"caf\xe9.mp4"))
+    family.add("name that is no text", film("mp4", 380), GONE, file=os.fsdecode(b"caf\xe9.mp4"))
     return family
 
 
@@ -74,8 +73,12 @@ def entries() -> Family:
     # Nothing can be forbidden to root.
     add("not allowed to be read", _locked, KEPT if os.geteuid() == 0 else GONE, facts=Facts())
     add("sparse file of 10 GB", lambda path: _sparse(path, 10**10), BAD)
-    add("film with 1 GB of hole behind it", lambda path: _sparse(path, 10**9, film("mkv", 383)),
-        KEPT, BAD)
+    add(
+        "film with 1 GB of hole behind it",
+        lambda path: _sparse(path, 10**9, film("mkv", 383)),
+        KEPT,
+        BAD,
+    )
     return family
 
 

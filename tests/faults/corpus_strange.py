@@ -59,54 +59,122 @@ def declared_sizes() -> Family:
     family = Family("declared sizes")
     tkhd, stsd = "moov/trak/tkhd", "moov/trak/mdia/minf/stbl/stsd"
     # What the track's and the sample entry's size make of 160 by 96 pixels.
-    shown = {7680: ((171, 96), (160, 102)), 16384: ((160, 160), (267, 96)),
-             65535: ((160, 160), (267, 96))}
+    shown = {
+        7680: ((171, 96), (160, 102)),
+        16384: ((160, 160), (267, 96)),
+        65535: ((160, 160), (267, 96)),
+    }
     for number, (width, height) in enumerate(((7680, 4320), (16384, 16384), (65535, 65535))):
         of_track, of_entry = shown[width]
         word = f"{width}x{height}"
         data = film("mp4", 210 + number)
-        family.add(f"mp4 track of {word}", put(data, box(data, tkhd).content + 76, struct.pack(
-            ">II", width << 16, height << 16)), KEPT, facts=Facts(size=of_track))
+        family.add(
+            f"mp4 track of {word}",
+            put(data, box(data, tkhd).content + 76, struct.pack(">II", width << 16, height << 16)),
+            KEPT,
+            facts=Facts(size=of_track),
+        )
         data = film("mp4", 213 + number)
-        family.add(f"mp4 sample entry of {word}", put(data, box(data, stsd).content + 8 + 32,
-                   struct.pack(">HH", width, height)), KEPT, facts=Facts(size=of_entry))
+        family.add(
+            f"mp4 sample entry of {word}",
+            put(data, box(data, stsd).content + 8 + 32, struct.pack(">HH", width, height)),
+            KEPT,
+            facts=Facts(size=of_entry),
+        )
         both = struct.pack(">HH", width, height)
         data = rendered(".mkv", 216 + number, size=(320, 300))  # two bytes each
         data = put_after(data, b"\xb0\x82", both[:2])
-        family.add(f"mkv of {word}", put_after(data, b"\xba\x82", both[2:]), KEPT, suffix=".mkv",
-                   facts=Facts(size=(320, 300)))
+        family.add(
+            f"mkv of {word}",
+            put_after(data, b"\xba\x82", both[2:]),
+            KEPT,
+            suffix=".mkv",
+            facts=Facts(size=(320, 300)),
+        )
         data = rendered(".mkv", 219 + number, size=(320, 300), codec="ffv1", seconds=0.4)
         data = put_after(data, b"\xb0\x82", both[:2])
         # This codec has its size from the container alone.
-        family.add(f"ffv1 in mkv of {word}", put_after(data, b"\xba\x82", both[2:]), BAD, CRASH,
-                   suffix=".mkv")
+        family.add(
+            f"ffv1 in mkv of {word}",
+            put_after(data, b"\xba\x82", both[2:]),
+            BAD,
+            CRASH,
+            suffix=".mkv",
+        )
         # The pictures themselves claim to be so large, and hold nothing of it.
-        family.add(f"vp9 pictures of {word}", vp9_of_declared_size(
-            film("webm", 222 + number), width, height), BAD, CRASH, suffix=".webm")
-        family.add(f"jpeg pictures of {word}", put_after(
-            film("avi", 225 + number), b"\xff\xc0\x00\x11\x08", struct.pack(
-                ">HH", min(height, 65500), min(width, 65500)), every=True), BAD, CRASH, KEPT,
-            suffix=".avi")
-        family.add(f"avi of {word}", put_after(
-            film("avi", 228 + number), b"strf", struct.pack("<ii", width, height), skip=8), KEPT,
-            BAD, CORRUPT, suffix=".avi",
+        family.add(
+            f"vp9 pictures of {word}",
+            vp9_of_declared_size(film("webm", 222 + number), width, height),
+            BAD,
+            CRASH,
+            suffix=".webm",
+        )
+        family.add(
+            f"jpeg pictures of {word}",
+            put_after(
+                film("avi", 225 + number),
+                b"\xff\xc0\x00\x11\x08",
+                struct.pack(">HH", min(height, 65500), min(width, 65500)),
+                every=True,
+            ),
+            BAD,
+            CRASH,
+            KEPT,
+            suffix=".avi",
+        )
+        family.add(
+            f"avi of {word}",
+            put_after(
+                film("avi", 228 + number), b"strf", struct.pack("<ii", width, height), skip=8
+            ),
+            KEPT,
+            BAD,
+            CORRUPT,
+            suffix=".avi",
             # Two pictures may be taken for a frame's fields.
-            facts=Facts(frames=None, size=None, shots=None, corner=None))
-        data = rendered(".avi", 231 + number, codec="rawvideo", pixels="bgr24", ticks=1,
-                        seconds=0.4)
-        family.add(f"raw avi of {word}", put_after(data, b"strf", struct.pack(
-            "<ii", width, height), skip=8), BAD, CRASH, suffix=".avi")
+            facts=Facts(frames=None, size=None, shots=None, corner=None),
+        )
+        data = rendered(
+            ".avi", 231 + number, codec="rawvideo", pixels="bgr24", ticks=1, seconds=0.4
+        )
+        family.add(
+            f"raw avi of {word}",
+            put_after(data, b"strf", struct.pack("<ii", width, height), skip=8),
+            BAD,
+            CRASH,
+            suffix=".avi",
+        )
     for width, height in ((7680, 4320), (8192, 8192), (16384, 8704), (65520, 65520)):
-        family.add(f"h264 pictures of {width}x{height}", mp4_of_declared_size(
-            film("mp4", 234), width, height), BAD, CRASH, facts=Facts())
-    family.add("mpeg2 pictures of 4080x4080", put_after(
-        film("ts", 235), b"\0\0\1\xb3", bytes.fromhex("ff0ff0"), every=True), KEPT, BAD, CRASH,
-        suffix=".ts")
+        family.add(
+            f"h264 pictures of {width}x{height}",
+            mp4_of_declared_size(film("mp4", 234), width, height),
+            BAD,
+            CRASH,
+            facts=Facts(),
+        )
+    family.add(
+        "mpeg2 pictures of 4080x4080",
+        put_after(film("ts", 235), b"\0\0\1\xb3", bytes.fromhex("ff0ff0"), every=True),
+        KEPT,
+        BAD,
+        CRASH,
+        suffix=".ts",
+    )
     data = film("mp4", 236)
-    family.add("mp4 track of 0x0", put(data, box(data, tkhd).content + 76, bytes(8)), KEPT,
-               facts=Facts())
-    family.add("mkv of 0x0", put_after(put_after(rendered(".mkv", 237, size=(320, 300)),
-               b"\xb0\x82", b"\0\0"), b"\xba\x82", b"\0\0"), KEPT, BAD, suffix=".mkv")
+    family.add(
+        "mp4 track of 0x0", put(data, box(data, tkhd).content + 76, bytes(8)), KEPT, facts=Facts()
+    )
+    family.add(
+        "mkv of 0x0",
+        put_after(
+            put_after(rendered(".mkv", 237, size=(320, 300)), b"\xb0\x82", b"\0\0"),
+            b"\xba\x82",
+            b"\0\0",
+        ),
+        KEPT,
+        BAD,
+        suffix=".mkv",
+    )
     return family
 
 
@@ -123,77 +191,159 @@ def declared_lengths() -> Family:
             data = put(data, at + skip, struct.pack(">I", _HOURS_12 * scale))
         return data
 
-    family.add("mp4 movie of 12 hours", long(film("mp4", next(salts)), mvhd), KEPT, BAD,
-               facts=Facts())
-    family.add("mp4 of 12 hours in all headers", long(film("mp4", next(salts)), mvhd, tkhd, mdhd),
-               KEPT, BAD, facts=Facts())  # its index is whole, and knows better
+    family.add(
+        "mp4 movie of 12 hours", long(film("mp4", next(salts)), mvhd), KEPT, BAD, facts=Facts()
+    )
+    family.add(
+        "mp4 of 12 hours in all headers",
+        long(film("mp4", next(salts)), mvhd, tkhd, mdhd),
+        KEPT,
+        BAD,
+        facts=Facts(),
+    )  # its index is whole, and knows better
     data = long(rendered(".mp4", next(salts), codec_options={"bf": "0"}), mvhd, tkhd, mdhd)
-    family.add("mp4 of 12 hours by its edit list, too", with_box(
-        data, "moov/trak/edts/elst", struct.pack(">IIIiI", 0, 1, _HOURS_12 * 1000, 0, 0x10000)),
-        KEPT, BAD, facts=Facts())
+    family.add(
+        "mp4 of 12 hours by its edit list, too",
+        with_box(
+            data, "moov/trak/edts/elst", struct.pack(">IIIiI", 0, 1, _HOURS_12 * 1000, 0, 0x10000)
+        ),
+        KEPT,
+        BAD,
+        facts=Facts(),
+    )
     stbl = "moov/trak/mdia/minf/stbl/"
-    for name, times in (("mp4 whose frames last 864 s", (1, 50, 864 * 12_800)),
-                        ("mp4 whose last frame lasts 12 hours", (2, 49, 512, 1,
-                                                                 _HOURS_12 * 12_800))):
-        data = without_box(rendered(".mp4", next(salts), codec_options={"bf": "0"}),
-                           "moov/trak/edts")
-        family.add(name, with_box(data, stbl + "stts", struct.pack(
-            f">{len(times) + 1}I", 0, *times)), TOO_LONG)
+    for name, times in (
+        ("mp4 whose frames last 864 s", (1, 50, 864 * 12_800)),
+        ("mp4 whose last frame lasts 12 hours", (2, 49, 512, 1, _HOURS_12 * 12_800)),
+    ):
+        data = without_box(
+            rendered(".mp4", next(salts), codec_options={"bf": "0"}), "moov/trak/edts"
+        )
+        family.add(
+            name,
+            with_box(data, stbl + "stts", struct.pack(f">{len(times) + 1}I", 0, *times)),
+            TOO_LONG,
+        )
     for count in (5_000, 2**31 - 1, 2**32 - 1):
         data = film("mp4", next(salts))
-        family.add(f"mp4 of {count} frames by stsz", put(
-            data, box(data, stbl + "stsz").content + 8, struct.pack(">I", count)), BAD)
+        family.add(
+            f"mp4 of {count} frames by stsz",
+            put(data, box(data, stbl + "stsz").content + 8, struct.pack(">I", count)),
+            BAD,
+        )
         data = film("mp4", next(salts))
         # All of one size that nothing is behind.
-        family.add(f"mp4 of {count} frames of one size", with_box(
-            data, stbl + "stsz", struct.pack(">III", 0, 64, count)), BAD)
+        family.add(
+            f"mp4 of {count} frames of one size",
+            with_box(data, stbl + "stsz", struct.pack(">III", 0, 64, count)),
+            BAD,
+        )
         data = film("mp4", next(salts))
-        family.add(f"mp4 with {count} times by stts", put(
-            data, box(data, stbl + "stts").content + 4, struct.pack(">I", count)), BAD, CRASH,
-            KEPT, TOO_SHORT, TOO_LONG)
+        family.add(
+            f"mp4 with {count} times by stts",
+            put(data, box(data, stbl + "stts").content + 4, struct.pack(">I", count)),
+            BAD,
+            CRASH,
+            KEPT,
+            TOO_SHORT,
+            TOO_LONG,
+        )
     data = film("mp4", next(salts))
-    family.add("mp4 of a frame of 2 GB", put(data, box(data, stbl + "stsz").content + 12,
-               struct.pack(">I", 2**31 - 64)), BAD, CRASH)
+    family.add(
+        "mp4 of a frame of 2 GB",
+        put(data, box(data, stbl + "stsz").content + 12, struct.pack(">I", 2**31 - 64)),
+        BAD,
+        CRASH,
+    )
     data = film("mp4", next(salts))
-    family.add("mp4 with a box of 2^62 bytes", data + struct.pack(">I4sQ", 1, b"free", 2**62), KEPT,
-               facts=Facts())
+    family.add(
+        "mp4 with a box of 2^62 bytes",
+        data + struct.pack(">I4sQ", 1, b"free", 2**62),
+        KEPT,
+        facts=Facts(),
+    )
     duration = b"\x44\x89\x88"
-    family.add("mkv of 12 hours", put_after(film("mkv", next(salts)), duration, struct.pack(
-        ">d", _HOURS_12 * 1000.0)), KEPT, suffix=".mkv", facts=Facts())  # no byte is missing
+    family.add(
+        "mkv of 12 hours",
+        put_after(film("mkv", next(salts)), duration, struct.pack(">d", _HOURS_12 * 1000.0)),
+        KEPT,
+        suffix=".mkv",
+        facts=Facts(),
+    )  # no byte is missing
     for number in (float("nan"), float("inf"), -1.0, 1e300):
-        family.add(f"mkv of {number} s", put_after(film("mkv", next(salts)), duration, struct.pack(
-            ">d", number)), KEPT, BAD, suffix=".mkv")
+        family.add(
+            f"mkv of {number} s",
+            put_after(film("mkv", next(salts)), duration, struct.pack(">d", number)),
+            KEPT,
+            BAD,
+            suffix=".mkv",
+        )
     data = film("flv h264", next(salts))
-    family.add("flv of 12 hours", put_after(data, b"\0\x08duration\0", struct.pack(
-        ">d", float(_HOURS_12))), KEPT, suffix=".flv", facts=Facts())
+    family.add(
+        "flv of 12 hours",
+        put_after(data, b"\0\x08duration\0", struct.pack(">d", float(_HOURS_12))),
+        KEPT,
+        suffix=".flv",
+        facts=Facts(),
+    )
     data = film("avi", next(salts))
-    family.add("avi of 12 hours", put(data, data.index(b"strh") + 8 + 32, struct.pack(
-        "<I", _HOURS_12 * 25)), KEPT, suffix=".avi", facts=Facts())
+    family.add(
+        "avi of 12 hours",
+        put(data, data.index(b"strh") + 8 + 32, struct.pack("<I", _HOURS_12 * 25)),
+        KEPT,
+        suffix=".avi",
+        facts=Facts(),
+    )
     data = film("mkv", next(salts))
-    family.add("mkv with a cluster of 2^40 bytes", put_after(
-        data, b"\x1f\x43\xb6\x75", b"\x01\x00\x01\x00\x00\x00\x00\x00"), *(KEPT, BAD),
-        suffix=".mkv")
-    family.add("mkv with a frame of 1 GB", put_after(
-        data, b"\xa3", b"\x10\x40\x00\x00"), KEPT, BAD, CRASH, suffix=".mkv")
+    family.add(
+        "mkv with a cluster of 2^40 bytes",
+        put_after(data, b"\x1f\x43\xb6\x75", b"\x01\x00\x01\x00\x00\x00\x00\x00"),
+        *(KEPT, BAD),
+        suffix=".mkv",
+    )
+    family.add(
+        "mkv with a frame of 1 GB",
+        put_after(data, b"\xa3", b"\x10\x40\x00\x00"),
+        KEPT,
+        BAD,
+        CRASH,
+        suffix=".mkv",
+    )
     return family
 
 
 def one_frame() -> Family:
     """One picture is a video of one frame's length, which is not a clip."""
     family = Family("one frame")
-    for number, (suffix, settings) in enumerate((
-        (".mp4", {}), (".mkv", {}), (".webm", {"codec": "libvpx-vp9"}),
-        (".avi", {"codec": "mjpeg", "pixels": "yuvj420p", "ticks": 1}),
-        (".ts", {"codec": "mpeg2video", "ticks": 1}),
-    )):
+    for number, (suffix, settings) in enumerate(
+        (
+            (".mp4", {}),
+            (".mkv", {}),
+            (".webm", {"codec": "libvpx-vp9"}),
+            (".avi", {"codec": "mjpeg", "pixels": "yuvj420p", "ticks": 1}),
+            (".ts", {"codec": "mpeg2video", "ticks": 1}),
+        )
+    ):
         data = rendered(suffix, 300 + number, frames=1, **settings)
         # MPEG-2's decoder is not sure of a frame that nothing follows.
-        family.add(f"one frame in {suffix}", data, TOO_SHORT,
-                   *((BAD,) if suffix == ".ts" else ()), suffix=suffix,
-                   facts=Facts(frames=1, seconds=0.04, shots=None))
-    family.add("one frame for 5 s", with_box(
-        rendered(".mp4", 306, frames=1), "moov/trak/mdia/minf/stbl/stts", struct.pack(
-            ">4I", 0, 1, 1, 5 * 12_800)), KEPT, TOO_SHORT)
+        family.add(
+            f"one frame in {suffix}",
+            data,
+            TOO_SHORT,
+            *((BAD,) if suffix == ".ts" else ()),
+            suffix=suffix,
+            facts=Facts(frames=1, seconds=0.04, shots=None),
+        )
+    family.add(
+        "one frame for 5 s",
+        with_box(
+            rendered(".mp4", 306, frames=1),
+            "moov/trak/mdia/minf/stbl/stts",
+            struct.pack(">4I", 0, 1, 1, 5 * 12_800),
+        ),
+        KEPT,
+        TOO_SHORT,
+    )
     return family
 
 
@@ -211,13 +361,24 @@ def stills() -> Family:
             family.add(f"{suffix[1:]} called mkv", data.tobytes() + b" ", BAD, suffix=".mkv")
     still = rendered(".gif", 310, codec="gif", pixels="bgr8", ticks=1, frames=1)
     family.add("gif called mp4", still, BAD, TOO_SHORT)
-    family.add("avif called mp4", rendered(".avif", 311, codec="libsvtav1", frames=1), BAD,
-               TOO_SHORT)
-    family.add("many jpegs in one file", b"".join(cv2.imencode(".jpg", _picture(n))[1].tobytes()
-                                                  for n in range(30)), BAD, KEPT)
-    family.add("jpeg of declared 65500x65500", put_after(
-        cv2.imencode(".jpg", _picture(9))[1].tobytes(), b"\xff\xc0\x00\x11\x08",
-        struct.pack(">HH", 65500, 65500)), BAD)
+    family.add(
+        "avif called mp4", rendered(".avif", 311, codec="libsvtav1", frames=1), BAD, TOO_SHORT
+    )
+    family.add(
+        "many jpegs in one file",
+        b"".join(cv2.imencode(".jpg", _picture(n))[1].tobytes() for n in range(30)),
+        BAD,
+        KEPT,
+    )
+    family.add(
+        "jpeg of declared 65500x65500",
+        put_after(
+            cv2.imencode(".jpg", _picture(9))[1].tobytes(),
+            b"\xff\xc0\x00\x11\x08",
+            struct.pack(">HH", 65500, 65500),
+        ),
+        BAD,
+    )
     return family
 
 
@@ -230,17 +391,32 @@ def sound_only() -> Family:
         out.setframerate(8000)
         out.writeframes(random.Random("tone").randbytes(32_000))
     family.add("wav called mp4", tone.getvalue(), BAD)
-    for codec, suffix, name in (("aac", ".m4a", "m4a"), ("aac", ".aac", "raw aac"),
-                                ("libmp3lame", ".mp3", "mp3"), ("libopus", ".ogg", "ogg"),
-                                ("flac", ".flac", "flac"), ("aac", ".mkv", "mkv"),
-                                ("aac", ".ts", "ts")):
-        family.add(f"{name} of sound called mp4", in_file(suffix, lambda path, codec=codec: _tone(
-            path, codec)), BAD)
-    family.add("sound with a cover picture", in_file(".mp4", lambda path: _tone(
-        path, "aac", cover=True)), BAD)
-    family.add("sound cut off its video", remuxed(
-        film("mp4 with sound", 320), ".mp4", lambda packet, _: packet.stream.type == "audio"),
-        BAD)
+    for codec, suffix, name in (
+        ("aac", ".m4a", "m4a"),
+        ("aac", ".aac", "raw aac"),
+        ("libmp3lame", ".mp3", "mp3"),
+        ("libopus", ".ogg", "ogg"),
+        ("flac", ".flac", "flac"),
+        ("aac", ".mkv", "mkv"),
+        ("aac", ".ts", "ts"),
+    ):
+        family.add(
+            f"{name} of sound called mp4",
+            in_file(suffix, lambda path, codec=codec: _tone(path, codec)),
+            BAD,
+        )
+    family.add(
+        "sound with a cover picture",
+        in_file(".mp4", lambda path: _tone(path, "aac", cover=True)),
+        BAD,
+    )
+    family.add(
+        "sound cut off its video",
+        remuxed(
+            film("mp4 with sound", 320), ".mp4", lambda packet, _: packet.stream.type == "audio"
+        ),
+        BAD,
+    )
     return family
 
 
@@ -277,23 +453,23 @@ def no_media() -> Family:
         "html": "<!DOCTYPE html><html><body>404 not found</body></html>\n",
         "text": "just a text\n" * 100,
         "svg": '<svg xmlns="http://www.w3.org/2000/svg" width="99999" height="99999"><rect '
-               'width="9" height="9"/></svg>',
+        'width="9" height="9"/></svg>',
         "ffconcat": "ffconcat version 1.0\nfile other-film.mp4\n",
         "m3u8": "#EXTM3U\n#EXT-X-TARGETDURATION:4\n#EXTINF:2.0,\nother-film.mp4\n#EXT-X-ENDLIST\n",
         "m3u8 of an address": "#EXTM3U\n#EXT-X-TARGETDURATION:4\n#EXTINF:2.0,\n"
-                              "http://127.0.0.1:9/a.ts\n#EXT-X-ENDLIST\n",
+        "http://127.0.0.1:9/a.ts\n#EXT-X-ENDLIST\n",
         "sdp": "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\n"
-               "m=video 50000 RTP/AVP 96\na=rtpmap:96 H264/90000\n",
+        "m=video 50000 RTP/AVP 96\na=rtpmap:96 H264/90000\n",
         "dash": '<?xml version="1.0"?><MPD xmlns="urn:mpeg:dash:schema:mpd:2011" type="static" '
-                'mediaPresentationDuration="PT2S" profiles="urn:mpeg:dash:profile:isoff-live:2011">'
-                '<Period><AdaptationSet mimeType="video/mp4"><Representation id="1" '
-                'bandwidth="1"><BaseURL>other-film.mp4</BaseURL></Representation></AdaptationSet>'
-                "</Period></MPD>",
+        'mediaPresentationDuration="PT2S" profiles="urn:mpeg:dash:profile:isoff-live:2011">'
+        '<Period><AdaptationSet mimeType="video/mp4"><Representation id="1" '
+        'bandwidth="1"><BaseURL>other-film.mp4</BaseURL></Representation></AdaptationSet>'
+        "</Period></MPD>",
         "rtsp text": "rtsptextRTSP://127.0.0.1:9/x\n",
         "subtitles": "1\n00:00:00,000 --> 00:00:02,000\nHello\n\n",
         "webvtt": "WEBVTT\n\n00:00.000 --> 00:02.000\nHello\n",
         "ass": "[Script Info]\nScriptType: v4.00+\n\n[Events]\nFormat: Start, End, Text\n"
-               "Dialogue: 0:00:00.00,0:00:02.00,Hello\n",
+        "Dialogue: 0:00:00.00,0:00:02.00,Hello\n",
         "json": '{"error": "not found"}\n',
         "ffmetadata": ";FFMETADATA1\ntitle=x\n[CHAPTER]\nSTART=0\nEND=10\n",
         "shell script": "#!/bin/sh\ntouch /tmp/clipmill-was-here\n",
@@ -311,8 +487,9 @@ def no_media() -> Family:
     family.add("ogg header alone", b"OggS" + bytes(200), BAD)
     family.add("ebml header alone", film("mkv", 332)[:60], BAD, suffix=".mkv")
     family.add("riff header alone", film("avi", 332)[:60], BAD, suffix=".avi")
-    family.add("ts sync bytes alone", b"\x47" + bytes(187) + b"\x47\x1f\xff\x10" * 1000, BAD,
-               suffix=".ts")
+    family.add(
+        "ts sync bytes alone", b"\x47" + bytes(187) + b"\x47\x1f\xff\x10" * 1000, BAD, suffix=".ts"
+    )
     return family
 
 
@@ -321,6 +498,13 @@ def fuzzed() -> Family:
     family = Family("found by fuzzing")
     for path in sorted((Path(__file__).parent / "files").iterdir()):
         if not path.name.startswith("decord"):  # those need spans
-            family.add(path.stem.replace("_", " "), path.read_bytes(), BAD, KEPT, TOO_LONG,
-                       TOO_SHORT, suffix=path.suffix)
+            family.add(
+                path.stem.replace("_", " "),
+                path.read_bytes(),
+                BAD,
+                KEPT,
+                TOO_LONG,
+                TOO_SHORT,
+                suffix=path.suffix,
+            )
     return family

@@ -38,8 +38,10 @@ class FillDisk(Stage):
                     raise RowFailed("bad_media", "no such video") from error
             if self.how == "journal":
                 # What is written next is the note that this row is done.
-                with suppress(OSError), (workspace.dataset / "more.bin").open(
-                        "wb", buffering=0) as file:
+                with (
+                    suppress(OSError),
+                    (workspace.dataset / "more.bin").open("wb", buffering=0) as file,
+                ):
                     while file.tell() < _MOST_BYTES and file.write(bytes(4096)):
                         pass
             blob = os.urandom(_MUCH_BYTES) if self.how == "table" else b""

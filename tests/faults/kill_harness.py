@@ -49,8 +49,12 @@ OWN_CLUSTER = ("driver", "worker", "worker", "worker", "full", "readonly", "head
 TWO_NODES = ("driver", "worker", "worker", "node", "node", "head", "full")
 
 # What chance left out of the first thirty, at moments drawn like the others'.
-DRAWN_TOO_SELDOM = {30: ("ray", ["driver", "worker"]), 31: ("cluster", ["head"]),
-                    32: ("ray", ["driver", "driver"]), 33: ("cluster", ["head", "driver"])}
+DRAWN_TOO_SELDOM = {
+    30: ("ray", ["driver", "worker"]),
+    31: ("cluster", ["head"]),
+    32: ("ray", ["driver", "driver"]),
+    33: ("cluster", ["head", "driver"]),
+}
 
 
 @dataclass(frozen=True)
@@ -76,8 +80,18 @@ class Plan:
 def plan_of(seed: int) -> Plan:
     draw = random.Random(seed)
     # By turns, so that any ten seeds have all three.
-    engine = ("local", "ray", "local", "cluster", "ray", "local", "cluster", "local", "ray",
-              "cluster")[seed % 10]
+    engine = (
+        "local",
+        "ray",
+        "local",
+        "cluster",
+        "ray",
+        "local",
+        "cluster",
+        "local",
+        "ray",
+        "cluster",
+    )[seed % 10]
     kinds = {"local": IN_PROCESS, "ray": OWN_CLUSTER, "cluster": TWO_NODES}[engine]
     harms = []
     count = draw.randint(1, 3)
@@ -86,8 +100,14 @@ def plan_of(seed: int) -> Plan:
         engine, given = DRAWN_TOO_SELDOM[seed]
     for number in range(len(given) or count):
         what = given[number] if given else draw.choice(kinds)
-        harms.append(Harm(what, draw.choice((0, 0, 1, 2, 4, 6, 9, 13)), draw.uniform(0, 1.5),
-                          draw.uniform(1, 5)))
+        harms.append(
+            Harm(
+                what,
+                draw.choice((0, 0, 1, 2, 4, 6, 9, 13)),
+                draw.uniform(0, 1.5),
+                draw.uniform(1, 5),
+            )
+        )
     return Plan(engine, draw.random() < 0.25, tuple(harms), node_cpus=draw.choice((5, 5, 3)))
 
 
@@ -110,8 +130,13 @@ class Cluster:
         for _ in range(3):
             self._process = subprocess.Popen(
                 [sys.executable, str(Path(__file__).with_name("kill_cluster.py")), str(cpus)],
-                cwd=ROOT, env=environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                text=True, stderr=subprocess.DEVNULL)
+                cwd=ROOT,
+                env=environment(),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+                stderr=subprocess.DEVNULL,
+            )
             lines = iter(self._process.stdout.readline, "")
             said = next((line for line in lines if line.startswith("{")), None)
             if said is not None:
@@ -191,9 +216,12 @@ class Case:
         check_whole(self.dataset)
 
     def _right_failures(self, right: Any) -> set[tuple[str, str, str]]:
-        return {(label, row[next(iter(row))], row["error"]["kind"])
-                for (label, _, _), rows in right.items() for row in rows
-                if row.get("error") and label != "sources"}
+        return {
+            (label, row[next(iter(row))], row["error"]["kind"])
+            for (label, _, _), rows in right.items()
+            for row in rows
+            if row.get("error") and label != "sources"
+        }
 
     # One run, and what is done to it.
 
@@ -206,17 +234,26 @@ class Case:
             if self._cluster is None:
                 self._cluster = Cluster(self.plan.node_cpus)
             more["RAY_ADDRESS"] = self._cluster.address
-        recipe = self.world.recipe(captions=self.plan.captions,
-                                   pace_seconds=self.plan.pace_seconds)
-        words = ["run", recipe, "--dataset", self.dataset, "--engine",
-                 "local" if self.plan.engine == "local" else "ray"]
+        recipe = self.world.recipe(captions=self.plan.captions, pace_seconds=self.plan.pace_seconds)
+        words = [
+            "run",
+            recipe,
+            "--dataset",
+            self.dataset,
+            "--engine",
+            "local" if self.plan.engine == "local" else "ray",
+        ]
         told = self._folder / f"run{len(self.told.runs)}.txt"
         with open(told, "w") as output:
             process = subprocess.Popen(
                 command(*words),
-                stdin=subprocess.DEVNULL, cwd=ROOT, env=environment(**more), stdout=output,
+                stdin=subprocess.DEVNULL,
+                cwd=ROOT,
+                env=environment(**more),
+                stdout=output,
                 stderr=output,
-                start_new_session=True)
+                start_new_session=True,
+            )
             try:
                 harmed = self._watch(process)
             finally:
@@ -240,8 +277,9 @@ class Case:
             now = time.monotonic()
             assert now - began < RUN_SECONDS, f"a run goes on for ever after {harmed}"
             if last_fatal is not None and harmed[-1] != "readonly":
-                assert now - last_fatal < ENDS_WITHIN_SECONDS, \
+                assert now - last_fatal < ENDS_WITHIN_SECONDS, (
                     f"a run that can't go on does not end after {harmed}"
+                )
             for at, put_right in list(self._restore):
                 if at and now >= at:
                     put_right()
@@ -253,16 +291,22 @@ class Case:
                 if due is not None and now >= due and self._harm(harm, process):
                     self._left.pop(0)
                     harmed.append(harm.what)
-                    self.told.harmed.append({"what": harm.what, "run": len(self.told.runs),
-                                             "after_seconds": round(now - began, 2),
-                                             "shards": self._committed()})
+                    self.told.harmed.append(
+                        {
+                            "what": harm.what,
+                            "run": len(self.told.runs),
+                            "after_seconds": round(now - began, 2),
+                            "shards": self._committed(),
+                        }
+                    )
                     base, due = self._committed(), None
                     if harm.what in FATAL:
                         last_fatal = time.monotonic()
             time.sleep(0.02)
         if last_fatal is not None and harmed[-1] != "readonly":
-            self.told.longest_end_seconds = max(self.told.longest_end_seconds,
-                                                round(time.monotonic() - last_fatal, 2))
+            self.told.longest_end_seconds = max(
+                self.told.longest_end_seconds, round(time.monotonic() - last_fatal, 2)
+            )
         return harmed
 
     def _judge(self, status: int, said: str, harmed: list[str]) -> None:
@@ -304,8 +348,9 @@ class Case:
         with contextlib.suppress(psutil.NoSuchProcess):
             children = psutil.Process(root).children(recursive=True)
             if what in ("head", "node") and self._cluster is not None:
-                pid = self._cluster.pids[self._draw.choice(("gcs", "head")) if what == "head"
-                                         else "node"]
+                pid = self._cluster.pids[
+                    self._draw.choice(("gcs", "head")) if what == "head" else "node"
+                ]
                 self._cluster.whole = False
                 found = [child for child in children if child.pid == pid]
             elif what == "head":
@@ -313,11 +358,19 @@ class Case:
             elif what == "helper":
                 found = children
             else:
-                found = [child for child in children
-                         if child.name().startswith("ray::") and "Agent" not in child.name()]
-            if not found or (what in ("worker", "head", "node")
-                             and not any("MapWorker(" in " ".join(child.cmdline())
-                                         for child in children if child.is_running())):
+                found = [
+                    child
+                    for child in children
+                    if child.name().startswith("ray::") and "Agent" not in child.name()
+                ]
+            if not found or (
+                what in ("worker", "head", "node")
+                and not any(
+                    "MapWorker(" in " ".join(child.cmdline())
+                    for child in children
+                    if child.is_running()
+                )
+            ):
                 return False  # no worker has come up yet
             self._draw.choice(sorted(found, key=lambda child: child.pid)).kill()
             return True
@@ -328,9 +381,15 @@ class Case:
     @contextlib.contextmanager
     def _mounted(self) -> Iterator[None]:
         self.disk.mkdir()
-        if os.geteuid() != 0 or subprocess.run(
+        if (
+            os.geteuid() != 0
+            or subprocess.run(
                 ["mount", "-t", "tmpfs", "-o", f"size={DISK_MEGABYTES}m", "tmpfs", self.disk],
-                stdin=subprocess.DEVNULL, check=False, capture_output=True).returncode:
+                stdin=subprocess.DEVNULL,
+                check=False,
+                capture_output=True,
+            ).returncode
+        ):
             yield
             return
         try:
@@ -367,20 +426,27 @@ class Case:
                         folder.chmod(0o755)
         else:
             # Over the dataset a mount of itself: what is open stays so, nothing more is written.
-            subprocess.run(["mount", "--bind", self.dataset, self.dataset],
-                           stdin=subprocess.DEVNULL, check=True)
+            subprocess.run(
+                ["mount", "--bind", self.dataset, self.dataset],
+                stdin=subprocess.DEVNULL,
+                check=True,
+            )
             self._make_read_only()
 
             def put_right() -> None:
                 subprocess.run(["umount", "-l", self.dataset], stdin=subprocess.DEVNULL, check=True)
+
         self._restore.append((time.monotonic() + seconds, put_right))
         return True
 
     def _make_read_only(self) -> None:
         """The kernel refuses while something is open for writing that was opened through it."""
         until = time.monotonic() + 5
-        while subprocess.run(["mount", "-o", "remount,bind,ro", self.dataset],
-                             stdin=subprocess.DEVNULL, check=time.monotonic() > until).returncode:
+        while subprocess.run(
+            ["mount", "-o", "remount,bind,ro", self.dataset],
+            stdin=subprocess.DEVNULL,
+            check=time.monotonic() > until,
+        ).returncode:
             time.sleep(0.02)
 
     def _put_right(self) -> None:
@@ -390,6 +456,17 @@ class Case:
 
 def note(case: str, plan: Plan, told: Told, seconds: float, ended: str) -> None:
     """A line in the log of faults."""
-    log_cases("kills", [{"case": case, "family": plan.engine, "ended": ended,
-                         "captions": plan.captions, "planned": [harm.what for harm in plan.harms],
-                         "seconds": round(seconds, 1), **asdict(told)}])
+    log_cases(
+        "kills",
+        [
+            {
+                "case": case,
+                "family": plan.engine,
+                "ended": ended,
+                "captions": plan.captions,
+                "planned": [harm.what for harm in plan.harms],
+                "seconds": round(seconds, 1),
+                **asdict(told),
+            }
+        ],
+    )

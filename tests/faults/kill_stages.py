@@ -54,8 +54,9 @@ class CountLetters(Stage):
     def open(self, workspace: Workspace):
         def transform(batch):
             rows = Rows(self)
-            for clip, word in zip(batch["clip_id"].to_pylist(), batch["word"].to_pylist(),
-                                  strict=True):
+            for clip, word in zip(
+                batch["clip_id"].to_pylist(), batch["word"].to_pylist(), strict=True
+            ):
                 time.sleep(self.pace_seconds)
                 if sum(clip.encode()) % 5 == 0:
                     rows.reject(clip, "count_letters.fifth", "as asked")

@@ -73,40 +73,73 @@ class World:
 
     def recipe(self, *, captions: bool, pace_seconds: float) -> Path:
         stages: dict[str, Any] = {
-            "download_videos": {"min_duration_seconds": 3, "min_height": None, "retries": 1,
-                                "backoff_seconds": 0.1, "timeout_seconds": 10, "workers": 1,
-                                "concurrency": 2},
+            "download_videos": {
+                "min_duration_seconds": 3,
+                "min_height": None,
+                "retries": 1,
+                "backoff_seconds": 0.1,
+                "timeout_seconds": 10,
+                "workers": 1,
+                "concurrency": 2,
+            },
             "split_clips": {"threshold": 27, "workers": 1},
-            "describe_clips": {"stage": f"{OWN}:DescribeClips", "pace_seconds": pace_seconds,
-                               "workers": 2},
-            "count_letters": {"stage": f"{OWN}:CountLetters", "pace_seconds": pace_seconds / 4,
-                              "workers": 1},
+            "describe_clips": {
+                "stage": f"{OWN}:DescribeClips",
+                "pace_seconds": pace_seconds,
+                "workers": 2,
+            },
+            "count_letters": {
+                "stage": f"{OWN}:CountLetters",
+                "pace_seconds": pace_seconds / 4,
+                "workers": 1,
+            },
         }
         if captions:
             stages["caption_frames"] = {
-                "model": str(ROOT / "jobs/demo/models/captioner"), "max_new_tokens": 16,
-                "skip_similar": 0, "dtype": "float32", "workers": 1}
+                "model": str(ROOT / "jobs/demo/models/captioner"),
+                "max_new_tokens": 16,
+                "skip_similar": 0,
+                "dtype": "float32",
+                "workers": 1,
+            }
         path = self.folder / f"kills-{'captions' if captions else 'plain'}-{pace_seconds}.yaml"
-        path.write_text(yaml.safe_dump({
-            "sources": [{"path": str(self.folder / "urls.txt")}], "shard_videos": 2,
-            "ray": {"num_cpus": 4}, "stages": stages}, sort_keys=False))
+        path.write_text(
+            yaml.safe_dump(
+                {
+                    "sources": [{"path": str(self.folder / "urls.txt")}],
+                    "shard_videos": 2,
+                    "ray": {"num_cpus": 4},
+                    "stages": stages,
+                },
+                sort_keys=False,
+            )
+        )
         return path
 
     def right(self, captions: bool) -> Tables:
         """The tables of an undisturbed run in one process."""
         if captions not in self.undisturbed:
             dataset = self.folder / f"undisturbed-{captions}"
-            run(load(str(self.recipe(captions=captions, pace_seconds=0.0)), None, engine="local"),
-                dataset)
+            run(
+                load(str(self.recipe(captions=captions, pace_seconds=0.0)), None, engine="local"),
+                dataset,
+            )
             self.undisturbed[captions] = tables_of(dataset)
         return self.undisturbed[captions]
 
 
 def clipmill(*words: object, **details: Any) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command(*words),
-                          stdin=subprocess.DEVNULL, cwd=ROOT, env=environment(),
-                          capture_output=True,
-                          text=True, check=False, timeout=300, **details)
+    return subprocess.run(
+        command(*words),
+        stdin=subprocess.DEVNULL,
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+        **details,
+    )
 
 
 def command(*words: object) -> list[str]:
@@ -145,14 +178,17 @@ def rows_of(path: Path) -> list[dict[str, Any]]:
 def newest(tables: Tables) -> dict[tuple[str, str, str], list[dict[str, Any]]]:
     """Rows by label, fingerprint and base shard; of a key that was retried the newest only."""
     found: dict[tuple[str, str, str], dict[str, list]] = defaultdict(dict)
-    for (label, fingerprint, shard), rows in sorted(tables.items(),
-                                                    key=lambda item: shard_order(item[0][2])):
+    for (label, fingerprint, shard), rows in sorted(
+        tables.items(), key=lambda item: shard_order(item[0][2])
+    ):
         by_key: dict[str, list] = defaultdict(list)
         for row in rows:
             by_key[row[next(iter(row))]].append(row)
         found[label, fingerprint, base_shard(shard)].update(by_key)
-    return {place: [row for key in sorted(by_key) for row in by_key[key]]
-            for place, by_key in found.items()}
+    return {
+        place: [row for key in sorted(by_key) for row in by_key[key]]
+        for place, by_key in found.items()
+    }
 
 
 def check_whole(dataset: Path) -> None:

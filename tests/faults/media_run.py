@@ -46,8 +46,12 @@ def clipmill(*words: object, limit_seconds: float) -> Ran:
     began = time.monotonic()
     with subprocess.Popen(
         [sys.executable, "-m", "clipmill.jobs.cli", *map(str, words)],
-        stdin=subprocess.DEVNULL, cwd=ROOT, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, errors="backslashreplace",
+        stdin=subprocess.DEVNULL,
+        cwd=ROOT,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        errors="backslashreplace",
     ) as process:
         peak = _Peak(process.pid)
         peak.start()
@@ -95,7 +99,11 @@ def _high_water(process: psutil.Process) -> int:
 
 
 def run_recipe(
-    recipe: str, sources: Sequence[Path], dataset: Path, *more: str, engine: str = "local",
+    recipe: str,
+    sources: Sequence[Path],
+    dataset: Path,
+    *more: str,
+    engine: str = "local",
     limit_seconds: float,
 ) -> Ran:
     """`clipmill run` of a recipe's text (or its name) over folders, lists or files."""
@@ -103,8 +111,17 @@ def run_recipe(
         file = dataset.with_suffix(".yaml")
         file.write_text(recipe)
         recipe = str(file)
-    return clipmill("run", recipe, "--dataset", dataset, *(word for path in sources for word in (
-        "--sources", path)), "--engine", engine, *more, limit_seconds=limit_seconds)
+    return clipmill(
+        "run",
+        recipe,
+        "--dataset",
+        dataset,
+        *(word for path in sources for word in ("--sources", path)),
+        "--engine",
+        engine,
+        *more,
+        limit_seconds=limit_seconds,
+    )
 
 
 @dataclass
@@ -122,12 +139,15 @@ class Outcome:
 def outcomes(dataset: Path) -> dict[str, Outcome]:
     """By URL (a local file's path), read from the catalog; asserts that each has one ending."""
     with open_catalog(dataset) as catalog:
+
         def ask(query: str) -> list[dict[str, Any]]:
             return catalog.ask(query).read_all().to_pylist()
 
         sources = ask("SELECT source_key, url, rejection, error FROM sources")
-        steps = [ask(f"SELECT * FROM steps.{step}")
-                 for step in ("download_videos", "scan_videos", "split_clips")]
+        steps = [
+            ask(f"SELECT * FROM steps.{step}")
+            for step in ("download_videos", "scan_videos", "split_clips")
+        ]
     frames: dict[str, list[dict[str, Any]]] = {}
     for shard in sorted((dataset / "frames").glob("*/*.parquet")):
         for row in pq.read_table(shard).to_pylist():
@@ -167,8 +187,11 @@ def _by(rows: Iterable[dict[str, Any]], key: str) -> dict[str, list[dict[str, An
 
 def _ending(rows: list[dict[str, Any]]) -> str:
     endings = {
-        f"failed {row['error']['kind']}" if row["error"]
-        else f"rejected {row['rejection']['rule']}" if row["rejection"] else KEPT
+        f"failed {row['error']['kind']}"
+        if row["error"]
+        else f"rejected {row['rejection']['rule']}"
+        if row["rejection"]
+        else KEPT
         for row in rows
     }
     assert len(endings) == 1, endings
@@ -205,9 +228,11 @@ def wrong_facts(outcome: Outcome, facts: Facts) -> list[str]:
         check("source_frames", scan["source_frames"], facts.frames)
     if facts.seconds is not None:
         frame = max(facts.slack_seconds, 1 / (video["fps"] or 25))
-        for what, length in (("duration", video["duration_seconds"]),
-                             ("scanned length", scan["end_seconds"] - seconds[0]),
-                             ("clips' length", sum(c["duration_seconds"] for c in clips))):
+        for what, length in (
+            ("duration", video["duration_seconds"]),
+            ("scanned length", scan["end_seconds"] - seconds[0]),
+            ("clips' length", sum(c["duration_seconds"] for c in clips)),
+        ):
             if abs(length - facts.seconds) > frame:
                 wrong.append(f"{what} {length:.3f} s, not {facts.seconds:.3f} s")
     if facts.first_seconds is not None and abs(seconds[0] - facts.first_seconds) > 0.05:
@@ -240,12 +265,13 @@ def wrong_picture(image: np.ndarray, seconds: float, facts: Facts) -> list[str]:
     wrong = []
     if facts.shots is not None:
         # A frame next to a cut may belong to either shot.
-        right = {[c for at, c in facts.shots if seconds + off >= at or at == 0][-1]
-                 for off in (-facts.slack_seconds, 0.01, facts.slack_seconds)}
+        right = {
+            [c for at, c in facts.shots if seconds + off >= at or at == 0][-1]
+            for off in (-facts.slack_seconds, 0.01, facts.slack_seconds)
+        }
         ground = np.median(image.reshape(-1, 3), axis=0)
         if all(np.abs(ground - colour).max() > facts.slack_colour for colour in right):
-            wrong.append(f"at {seconds:.2f} s the ground is {ground.tolist()}, not "
-                         f"{sorted(right)}")
+            wrong.append(f"at {seconds:.2f} s the ground is {ground.tolist()}, not {sorted(right)}")
     if facts.corner is not None and bright_corner(image) != facts.corner:
         wrong.append(f"at {seconds:.2f} s the bright corner is {bright_corner(image)}")
     return wrong
@@ -254,15 +280,21 @@ def wrong_picture(image: np.ndarray, seconds: float, facts: Facts) -> list[str]:
 def bright_corner(image: np.ndarray) -> str:
     """Which corner is the brightest."""
     down, across = (max(1, side // 10) for side in image.shape[:2])
-    corners = {"upper left": image[:down, :across], "upper right": image[:down, -across:],
-               "lower left": image[-down:, :across], "lower right": image[-down:, -across:]}
+    corners = {
+        "upper left": image[:down, :across],
+        "upper right": image[:down, -across:],
+        "lower left": image[-down:, :across],
+        "lower right": image[-down:, -across:],
+    }
     return max(corners, key=lambda name: corners[name].mean())
 
 
 def rows_of(outcome: Outcome) -> list[Any]:
     """A source's rows without what a run or a shard is called."""
-    return [{name: value for name, value in row.items() if name not in ("shard", "downloaded_at")}
-            for row in (outcome.video, outcome.scan, *outcome.clips, *outcome.frames)]
+    return [
+        {name: value for name, value in row.items() if name not in ("shard", "downloaded_at")}
+        for row in (outcome.video, outcome.scan, *outcome.clips, *outcome.frames)
+    ]
 
 
 def check_accounting(dataset: Path) -> None:

@@ -23,8 +23,10 @@ Line = dict[str, Any]
 
 def log_path() -> Path:
     """Where fault tests write: what the environment names, else a temporary file."""
-    return Path(os.environ.get(LOG_VARIABLE)
-                or Path(tempfile.gettempdir()) / f"clipmill-faults-{os.getpid()}.jsonl")
+    return Path(
+        os.environ.get(LOG_VARIABLE)
+        or Path(tempfile.gettempdir()) / f"clipmill-faults-{os.getpid()}.jsonl"
+    )
 
 
 def log_cases(part: str, cases: Iterable[Line]) -> None:
@@ -40,8 +42,14 @@ def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
 
 
-MEDIA_ENDINGS = ("kept", "rejected", "failed bad_media", "failed permanent", "failed crash",
-                 "no source")
+MEDIA_ENDINGS = (
+    "kept",
+    "rejected",
+    "failed bad_media",
+    "failed permanent",
+    "failed crash",
+    "no source",
+)
 _FIRST_WAY = "default"
 
 
@@ -50,31 +58,42 @@ def media_tables(lines: Sequence[Line]) -> str:
     parts = []
     first = [line for line in lines if line["way"] == _FIRST_WAY]
     if first:
-        rows = [_row(family, [line for line in first if line["family"] == family])
-                for family in dict.fromkeys(line["family"] for line in first)]
+        rows = [
+            _row(family, [line for line in first if line["family"] == family])
+            for family in dict.fromkeys(line["family"] for line in first)
+        ]
         parts.append(table(["family", "cases", *MEDIA_ENDINGS], [*rows, _row("all", first)]))
     ways = dict.fromkeys(line["way"] for line in lines)
-    parts.append(table(["read how", "cases", *MEDIA_ENDINGS], (
-        _row(way, [line for line in lines if line["way"] == way]) for way in ways)))
+    parts.append(
+        table(
+            ["read how", "cases", *MEDIA_ENDINGS],
+            (_row(way, [line for line in lines if line["way"] == way]) for way in ways),
+        )
+    )
     return "\n\n".join(parts)
 
 
 def _row(name: str, lines: Sequence[Line]) -> list[object]:
-    counts = Counter("rejected" if line["ended"].startswith("rejected") else line["ended"]
-                     for line in lines)
+    counts = Counter(
+        "rejected" if line["ended"].startswith("rejected") else line["ended"] for line in lines
+    )
     unnamed = set(counts) - set(MEDIA_ENDINGS)
     if unnamed:
         raise ValueError(f"{name}: endings without a column: {', '.join(sorted(unnamed))}")
     return [name, len(lines), *(counts[ending] or "" for ending in MEDIA_ENDINGS)]
 
 
-
-_ENGINES = {"local": "one process", "ray": "its own Ray cluster",
-            "cluster": "two nodes, joined"}
-_TARGETS = {"driver": "SIGKILL: driver", "sigterm": "SIGTERM: driver", "worker": "SIGKILL: worker",
-            "helper": "SIGKILL: child process", "head": "SIGKILL: head (raylet or GCS)",
-            "node": "SIGKILL: raylet of the second node", "full": "disk full",
-            "readonly": "read-only for 1 to 5 s"}
+_ENGINES = {"local": "one process", "ray": "its own Ray cluster", "cluster": "two nodes, joined"}
+_TARGETS = {
+    "driver": "SIGKILL: driver",
+    "sigterm": "SIGTERM: driver",
+    "worker": "SIGKILL: worker",
+    "helper": "SIGKILL: child process",
+    "head": "SIGKILL: head (raylet or GCS)",
+    "node": "SIGKILL: raylet of the second node",
+    "full": "disk full",
+    "readonly": "read-only for 1 to 5 s",
+}
 
 
 def kill_tables(lines: Sequence[Line]) -> str:
@@ -83,31 +102,67 @@ def kill_tables(lines: Sequence[Line]) -> str:
     engines = [name for name in _ENGINES if any(line["family"] == name for line in seeds)]
     rows = []
     for target, words in _TARGETS.items():
-        counts = [sum(harm["what"] == target for line in seeds if line["family"] == name
-                      for harm in line["harmed"]) for name in engines]
+        counts = [
+            sum(
+                harm["what"] == target
+                for line in seeds
+                if line["family"] == name
+                for harm in line["harmed"]
+            )
+            for name in engines
+        ]
         if sum(counts):
             rows.append([words, *(count or "" for count in counts), sum(counts)])
-    rows.append(["all harms", *(sum(len(line["harmed"]) for line in seeds
-                                    if line["family"] == name) for name in engines),
-                 sum(len(line["harmed"]) for line in seeds)])
+    rows.append(
+        [
+            "all harms",
+            *(
+                sum(len(line["harmed"]) for line in seeds if line["family"] == name)
+                for name in engines
+            ),
+            sum(len(line["harmed"]) for line in seeds),
+        ]
+    )
     harms = table(["harm", *(_ENGINES[name] for name in engines), "all"], rows)
-    plans = table(["", *(_ENGINES[name] for name in engines), "all"], [
-        _plans("seeds", seeds, engines, len),
-        _plans("tables equal in the end", seeds, engines,
-               lambda found: sum(line["ended"] == "equal" for line in found)),
-        _plans("runs until done (median, most)", seeds, engines, _runs),
-        _plans("rows put right by `retry`", seeds, engines,
-               lambda found: sum(line["retried"] for line in found)),
-        _plans("longest end of a run that couldn't go on", seeds, engines,
-               lambda found: f"{max(line['longest_end_seconds'] for line in found):.0f} s"),
-    ])
+    plans = table(
+        ["", *(_ENGINES[name] for name in engines), "all"],
+        [
+            _plans("seeds", seeds, engines, len),
+            _plans(
+                "tables equal in the end",
+                seeds,
+                engines,
+                lambda found: sum(line["ended"] == "equal" for line in found),
+            ),
+            _plans("runs until done (median, most)", seeds, engines, _runs),
+            _plans(
+                "rows put right by `retry`",
+                seeds,
+                engines,
+                lambda found: sum(line["retried"] for line in found),
+            ),
+            _plans(
+                "longest end of a run that couldn't go on",
+                seeds,
+                engines,
+                lambda found: f"{max(line['longest_end_seconds'] for line in found):.0f} s",
+            ),
+        ],
+    )
     return f"{harms}\n\n{plans}"
 
 
-def _plans(name: str, seeds: Sequence[Line], engines: Sequence[str],
-           count: Callable[[Sequence[Line]], object]) -> list[object]:
-    return [name, *(count([line for line in seeds if line["family"] == engine])
-                    for engine in engines), count(seeds)]
+def _plans(
+    name: str,
+    seeds: Sequence[Line],
+    engines: Sequence[str],
+    count: Callable[[Sequence[Line]], object],
+) -> list[object]:
+    return [
+        name,
+        *(count([line for line in seeds if line["family"] == engine]) for engine in engines),
+        count(seeds),
+    ]
 
 
 def _runs(lines: Sequence[Line]) -> str:

@@ -36,26 +36,62 @@ MOST_MEMORY_BYTES = 800 << 20
 
 # Of every family what has the most to do with another part of the reader.
 SMALL = (
-    "mp4 cut off at 5/10", "mp4 moov first cut off at 9/10", "mkv cut off at 4/10",
-    "ts cut off at 7/10", "webm cut off at 8/10",
-    "mp4 header 4 bits seed 2", "mkv header 16 bits seed 3", "mp4 index 1 bits seed 0",
-    "mp4 hevc payload 16 bits seed 3", "ts payload 64 bits seed 4",
-    "no bytes", "mp4 payload all zeroed", "ts called .mp4", "ts and the same again, later",
+    "mp4 cut off at 5/10",
+    "mp4 moov first cut off at 9/10",
+    "mkv cut off at 4/10",
+    "ts cut off at 7/10",
+    "webm cut off at 8/10",
+    "mp4 header 4 bits seed 2",
+    "mkv header 16 bits seed 3",
+    "mp4 index 1 bits seed 0",
+    "mp4 hevc payload 16 bits seed 3",
+    "ts payload 64 bits seed 4",
+    "no bytes",
+    "mp4 payload all zeroed",
+    "ts called .mp4",
+    "ts and the same again, later",
     "mkv with noise behind it",
-    "16x16", "161x91 libx264 yuv444p", "changing size in ts",
-    "768x432 and then 384x216 in .ts", "turned by 90 in .mp4",
-    "variable in .mkv", "mp4 that begins at 0.4 s", "begins at 1.5 s in .mkv",
-    "ts h264 whose clock wraps", "ts that jumps back by 30 s", "h264 with two-way frames in avi",
-    "mp4 without moov", "10 bit hevc", "alpha in vp9", "interlaced mpeg2", "bt709 full range",
-    "two videos in .mkv", "cover picture first", "ts h264 without its first packet",
-    "vp9 pictures of 65535x65535", "h264 pictures of 7680x4320", "mkv of 12 hours",
-    "one frame in .mp4", "jpg called mp4", "m4a of sound called mp4", "ffconcat called mp4",
-    "name with newline", "name with leading dash", "name with 255 bytes", "fifo", "link to itself",
+    "16x16",
+    "161x91 libx264 yuv444p",
+    "changing size in ts",
+    "768x432 and then 384x216 in .ts",
+    "turned by 90 in .mp4",
+    "variable in .mkv",
+    "mp4 that begins at 0.4 s",
+    "begins at 1.5 s in .mkv",
+    "ts h264 whose clock wraps",
+    "ts that jumps back by 30 s",
+    "h264 with two-way frames in avi",
+    "mp4 without moov",
+    "10 bit hevc",
+    "alpha in vp9",
+    "interlaced mpeg2",
+    "bt709 full range",
+    "two videos in .mkv",
+    "cover picture first",
+    "ts h264 without its first packet",
+    "vp9 pictures of 65535x65535",
+    "h264 pictures of 7680x4320",
+    "mkv of 12 hours",
+    "one frame in .mp4",
+    "jpg called mp4",
+    "m4a of sound called mp4",
+    "ffconcat called mp4",
+    "name with newline",
+    "name with leading dash",
+    "name with 255 bytes",
+    "fifo",
+    "link to itself",
 )
 
 
 def check(
-    way: str, folder: Path, cases: Sequence[Case], dataset: Path, ran: Ran, *,
+    way: str,
+    folder: Path,
+    cases: Sequence[Case],
+    dataset: Path,
+    ran: Ran,
+    *,
     facts_of: Callable[[Case], Facts | None] = lambda case: case.facts,
 ) -> dict[str, Outcome]:
     """Compares what became of the cases with what may become of them; writes the log.
@@ -67,12 +103,21 @@ def check(
     problems, lines = [], []
     for case in cases:
         outcome = outcome_of(case, folder, found)
-        lines.append({"way": way, "family": case.family, "case": case.name,
-                      "ended": outcome.ended, "message": outcome.message[:300]})
+        lines.append(
+            {
+                "way": way,
+                "family": case.family,
+                "case": case.name,
+                "ended": outcome.ended,
+                "message": outcome.message[:300],
+            }
+        )
         facts = facts_of(case)
         if outcome.ended not in case.allowed:
-            problems.append(f"{case.name}: {outcome.ended}, not "
-                            f"{' or '.join(sorted(case.allowed))}: {outcome.message[:300]}")
+            problems.append(
+                f"{case.name}: {outcome.ended}, not "
+                f"{' or '.join(sorted(case.allowed))}: {outcome.message[:300]}"
+            )
         elif outcome.ended == KEPT and facts is not None:
             problems += [f"{case.name}: {w}" for w in wrong_facts(outcome, facts)]
     log_cases("media", lines)
@@ -84,14 +129,18 @@ def check(
 
 
 def check_neighbours(
-    neighbours: Sequence[Path], found: dict[str, Outcome], tmp_path: Path, ran: Ran,
+    neighbours: Sequence[Path],
+    found: dict[str, Outcome],
+    tmp_path: Path,
+    ran: Ran,
     memory_bytes: int,
 ) -> None:
     """Sound files have the rows that they have without bad ones; memory stays near theirs."""
     listing = tmp_path / "neighbours.jsonl"
     listing.write_text("".join(json.dumps({"path": str(path)}) + "\n" for path in neighbours))
-    alone = run_recipe(SPLIT_ONLY.format(shard_videos=32), [listing], tmp_path / "alone",
-                       limit_seconds=120)
+    alone = run_recipe(
+        SPLIT_ONLY.format(shard_videos=32), [listing], tmp_path / "alone", limit_seconds=120
+    )
     assert alone.status == 0, alone.errors
     expected = outcomes(tmp_path / "alone")
     assert len(expected) == len(neighbours)
@@ -120,8 +169,9 @@ def test_forty_bad_files_of_a_folder_each_end_as_they_may(tmp_path):
     cases = named(all_cases(), SMALL)
     folder = tmp_path / "files"
     neighbours = write(folder, cases)
-    ran = run_recipe(SPLIT_ONLY.format(shard_videos=16), [folder], tmp_path / "dataset",
-                     limit_seconds=200)
+    ran = run_recipe(
+        SPLIT_ONLY.format(shard_videos=16), [folder], tmp_path / "dataset", limit_seconds=200
+    )
     found = check("default, small", folder, cases, tmp_path / "dataset", ran)
     check_neighbours(neighbours, found, tmp_path, ran, MEMORY_BYTES)
 
@@ -130,12 +180,14 @@ def test_forty_bad_files_of_a_folder_each_end_as_they_may(tmp_path):
 def test_every_bad_file_ends_as_it_may(cases, corpus, tmp_path):
     folder, neighbours = corpus
     assert len(cases) >= 300
-    ran = run_recipe(SPLIT_ONLY.format(shard_videos=32), [folder], tmp_path / "dataset",
-                     limit_seconds=250)
+    ran = run_recipe(
+        SPLIT_ONLY.format(shard_videos=32), [folder], tmp_path / "dataset", limit_seconds=250
+    )
     found = check("default", folder, cases, tmp_path / "dataset", ran)
     check_neighbours(neighbours, found, tmp_path, ran, MOST_MEMORY_BYTES)
-    again = run_recipe(SPLIT_ONLY.format(shard_videos=32), [folder], tmp_path / "dataset",
-                       limit_seconds=60)
+    again = run_recipe(
+        SPLIT_ONLY.format(shard_videos=32), [folder], tmp_path / "dataset", limit_seconds=60
+    )
     assert "Nothing to do" in again.errors
 
 
@@ -144,21 +196,38 @@ def test_every_bad_file_ends_as_it_may(cases, corpus, tmp_path):
 def test_every_bad_file_ends_as_it_may_in_exact_mode(engine, cases, corpus, tmp_path):
     """Both engines find the same; PySceneDetect's own reader has its own way with some files."""
     folder, _ = corpus
-    ran = run_recipe(SPLIT_ONLY.format(shard_videos=32), [folder], tmp_path / "dataset", "--set",
-                     "split_clips.exact=true", engine=engine, limit_seconds=280)
+    ran = run_recipe(
+        SPLIT_ONLY.format(shard_videos=32),
+        [folder],
+        tmp_path / "dataset",
+        "--set",
+        "split_clips.exact=true",
+        engine=engine,
+        limit_seconds=280,
+    )
     check(f"exact, {engine}", folder, cases, tmp_path / "dataset", ran)
 
 
 def listed(folder: Path, cases: Sequence[Case], tmp_path: Path) -> Path:
     """A list of the cases' files."""
     listing = tmp_path / "list.jsonl"
-    listing.write_text("".join(json.dumps({"path": str(folder / case.file)}) + "\n"
-                               for case in cases))
+    listing.write_text(
+        "".join(json.dumps({"path": str(folder / case.file)}) + "\n" for case in cases)
+    )
     return listing
 
 
-SOUND = ("codecs and containers", "sizes", "rotated", "frame rates", "edit lists", "time stamps",
-         "pixels", "several streams", "wrong extension")
+SOUND = (
+    "codecs and containers",
+    "sizes",
+    "rotated",
+    "frame rates",
+    "edit lists",
+    "time stamps",
+    "pixels",
+    "several streams",
+    "wrong extension",
+)
 """Families whose files must be kept, mostly."""
 
 _MADE_UP_TIMES = ("h264 with two-way frames in avi", "mpg called .flv")
@@ -169,12 +238,19 @@ _MADE_UP_TIMES = ("h264 with two-way frames in avi", "mpg called .flv")
 def sound(cases, corpus, tmp_path_factory) -> tuple[Path, list[Case], dict[str, Outcome]]:
     """The files that must be kept, and their dataset."""
     folder, _ = corpus
-    some = [case for case in cases if case.family in SOUND and case.allowed == {KEPT}
-            and case.facts is not None]
+    some = [
+        case
+        for case in cases
+        if case.family in SOUND and case.allowed == {KEPT} and case.facts is not None
+    ]
     assert len(some) > 60
     place = tmp_path_factory.mktemp("sound")
-    ran = run_recipe(SPLIT_ONLY.format(shard_videos=32), [listed(folder, some, place)],
-                     place / "dataset", limit_seconds=120)
+    ran = run_recipe(
+        SPLIT_ONLY.format(shard_videos=32),
+        [listed(folder, some, place)],
+        place / "dataset",
+        limit_seconds=120,
+    )
     assert ran.status == 0, ran.errors
     found = outcomes(place / "dataset")
     # That each of them is kept is asserted where all files are run.
@@ -195,28 +271,46 @@ def test_given_spans_of_odd_files_hold_the_frames_that_are_shown_then(corpus, so
         seconds = outcome.scan["seconds"]
         begins[case.name] = seconds[0]
         for share, end in ((0.1, 0.35), (0.6, 0.85)):
-            lines.append({"path": str(folder / case.file),
-                          "start_seconds": seconds[int(share * len(seconds))],
-                          "end_seconds": seconds[int(end * len(seconds))]})
+            lines.append(
+                {
+                    "path": str(folder / case.file),
+                    "start_seconds": seconds[int(share * len(seconds))],
+                    "end_seconds": seconds[int(end * len(seconds))],
+                }
+            )
     listing = tmp_path / "list.jsonl"
     listing.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    ran = run_recipe(SPLIT_ONLY.format(shard_videos=32), [listing], tmp_path / "dataset", "--set",
-                     "split_clips.boundaries=given", "--set", "split_clips.min_clip_seconds=0",
-                     limit_seconds=200)
-    found = check("given spans", folder, some, tmp_path / "dataset", ran,
-                  facts_of=lambda case: None)
+    ran = run_recipe(
+        SPLIT_ONLY.format(shard_videos=32),
+        [listing],
+        tmp_path / "dataset",
+        "--set",
+        "split_clips.boundaries=given",
+        "--set",
+        "split_clips.min_clip_seconds=0",
+        limit_seconds=200,
+    )
+    found = check(
+        "given spans", folder, some, tmp_path / "dataset", ran, facts_of=lambda case: None
+    )
     problems = []
     for case in some:
         given, read = (outcome_of(case, folder, each) for each in (found, whole))
         times = read.scan["seconds"]
         slack = 0.13 if case.name in _MADE_UP_TIMES else 0.002
-        off = [n for n, at in zip(given.scan["frame_numbers"], given.scan["seconds"], strict=True)
-               if not 0 <= n < len(times) or abs(times[n] - at) > slack]
+        off = [
+            n
+            for n, at in zip(given.scan["frame_numbers"], given.scan["seconds"], strict=True)
+            if not 0 <= n < len(times) or abs(times[n] - at) > slack
+        ]
         if off and case.facts.frames is not None:
-            problems.append(f"{case.name}: frames {off[:5]} have another time than when read "
-                            "through")
-        problems += [f"{case.name}: {w}" for w in wrong_pictures(
-            given, replace(case.facts, frames=None), begins[case.name])]
+            problems.append(
+                f"{case.name}: frames {off[:5]} have another time than when read through"
+            )
+        problems += [
+            f"{case.name}: {w}"
+            for w in wrong_pictures(given, replace(case.facts, frames=None), begins[case.name])
+        ]
     assert problems == [], "\n".join(problems)
 
 
@@ -227,12 +321,24 @@ def test_clips_cut_out_of_odd_files_show_what_they_should(media, corpus, sound, 
     folder, _ = corpus
     dataset, some, found = sound
     out = tmp_path / "out"
-    ran = clipmill("export", dataset, "--format", "parquet", "--media", media, "--output", out,
-                   "--engine", "local", limit_seconds=280)
+    ran = clipmill(
+        "export",
+        dataset,
+        "--format",
+        "parquet",
+        "--media",
+        media,
+        "--output",
+        out,
+        "--engine",
+        "local",
+        limit_seconds=280,
+    )
     assert ran.status == 0, ran.errors
     failed = (out / "failures.jsonl").read_text() if (out / "failures.jsonl").exists() else ""
-    rows = [row for file in sorted(out.glob("*.parquet"))
-            for row in pq.read_table(file).to_pylist()]
+    rows = [
+        row for file in sorted(out.glob("*.parquet")) for row in pq.read_table(file).to_pylist()
+    ]
     of_video = {outcome_of(case, folder, found).video["video_id"]: case for case in some}
     not_cut = {line["video_id"]: line for line in map(json.loads, failed.splitlines())}
     for video_id, line in not_cut.items():
@@ -243,16 +349,27 @@ def test_clips_cut_out_of_odd_files_show_what_they_should(media, corpus, sound, 
         assert "--media exact" in line["message"], why
     assert len(not_cut) < 10
     assert {row["clip_id"] for row in rows} == {
-        clip["clip_id"] for video_id, case in of_video.items() if video_id not in not_cut
-        for clip in outcome_of(case, folder, found).clips}
+        clip["clip_id"]
+        for video_id, case in of_video.items()
+        if video_id not in not_cut
+        for clip in outcome_of(case, folder, found).clips
+    }
     problems = []
     for row in rows:
         case = of_video[row["video_id"]]
         begins = outcome_of(case, folder, found).scan["seconds"][0]
         try:
-            problems += [f"{case.name}: {w}" for w in wrong_clip(
-                out / row["media_path"], row, case.facts, begins, media,
-                3 if case.name in _MADE_UP_TIMES else 0)]
+            problems += [
+                f"{case.name}: {w}"
+                for w in wrong_clip(
+                    out / row["media_path"],
+                    row,
+                    case.facts,
+                    begins,
+                    media,
+                    3 if case.name in _MADE_UP_TIMES else 0,
+                )
+            ]
         except av.FFmpegError as error:
             problems.append(f"{case.name}: {error}")
     assert problems == [], "\n".join(problems)
@@ -283,11 +400,21 @@ def wrong_clip(
 def test_odd_pictures_go_through_all_stages_of_the_demo(cases, corpus, tmp_path):
     """Captioners, embedders and scorers get pictures of every depth, shape and turn."""
     folder, _ = corpus
-    some = [case for case in cases if case.family in ("pixels", "rotated", "sizes")
-            and case.allowed == {KEPT}]
-    ran = run_recipe("demo", [listed(folder, some, tmp_path)], tmp_path / "dataset", "--set",
-                     "download_videos.min_duration_seconds=null", "--set",
-                     "download_videos.min_height=null", limit_seconds=290)
+    some = [
+        case
+        for case in cases
+        if case.family in ("pixels", "rotated", "sizes") and case.allowed == {KEPT}
+    ]
+    ran = run_recipe(
+        "demo",
+        [listed(folder, some, tmp_path)],
+        tmp_path / "dataset",
+        "--set",
+        "download_videos.min_duration_seconds=null",
+        "--set",
+        "download_videos.min_height=null",
+        limit_seconds=290,
+    )
     found = check("whole demo recipe", folder, some, tmp_path / "dataset", ran)
     from clipmill.pipeline.catalog.catalog import open_catalog
 
@@ -295,8 +422,14 @@ def test_odd_pictures_go_through_all_stages_of_the_demo(cases, corpus, tmp_path)
         clips = catalog.ask("SELECT * FROM clips").read_all().to_pylist()
     assert len(clips) == sum(len(outcome.clips) for outcome in found.values())
     for clip in clips:
-        for column in ("caption", "caption_coarse", "captions_fine", "tags", "similarity",
-                       "aesthetic"):
+        for column in (
+            "caption",
+            "caption_coarse",
+            "captions_fine",
+            "tags",
+            "similarity",
+            "aesthetic",
+        ):
             assert clip[column] is not None, (clip["url"], column)
 
 
@@ -308,17 +441,36 @@ def test_a_file_that_kills_the_decoder_costs_only_itself(name, tmp_path):
     folder = tmp_path / "files"
     (folder / name).write_bytes((Path(__file__).parent / "files" / name).read_bytes())
     neighbour = write(folder, named(all_cases(), ("16x16",)))[0]
-    spans = [{"path": str(path), "start_seconds": start, "end_seconds": start + 0.5}
-             for path in (folder / name, neighbour) for start in (0.2, 1.2)]
+    spans = [
+        {"path": str(path), "start_seconds": start, "end_seconds": start + 0.5}
+        for path in (folder / name, neighbour)
+        for start in (0.2, 1.2)
+    ]
     listing = tmp_path / "list.jsonl"
     listing.write_text("".join(json.dumps(span) + "\n" for span in spans))
-    ran = run_recipe(SPLIT_ONLY.format(shard_videos=4), [listing], tmp_path / "dataset", "--set",
-                     "download_videos.max_duration_seconds=null", limit_seconds=120)
+    ran = run_recipe(
+        SPLIT_ONLY.format(shard_videos=4),
+        [listing],
+        tmp_path / "dataset",
+        "--set",
+        "download_videos.max_duration_seconds=null",
+        limit_seconds=120,
+    )
     assert ran.status == 0, ran.errors
     found = outcomes(tmp_path / "dataset")
     ended = found[str(folder / name)]
-    log_cases("media", [{"way": "given spans", "family": "crashes of decord", "case": name,
-                         "ended": ended.ended, "message": ended.message}])
+    log_cases(
+        "media",
+        [
+            {
+                "way": "given spans",
+                "family": "crashes of decord",
+                "case": name,
+                "ended": ended.ended,
+                "message": ended.message,
+            }
+        ],
+    )
     assert ended.ended == CRASH, ended.message
     assert found[str(neighbour)].ended == KEPT
     assert len(found[str(neighbour)].clips) == 2

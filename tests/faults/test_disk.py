@@ -55,8 +55,9 @@ class Disk:
 
 
 def _mount(*arguments: object) -> None:
-    subprocess.run(["mount", *map(str, arguments)],
-                   stdin=subprocess.DEVNULL, check=True, capture_output=True)
+    subprocess.run(
+        ["mount", *map(str, arguments)], stdin=subprocess.DEVNULL, check=True, capture_output=True
+    )
 
 
 @pytest.fixture
@@ -78,15 +79,20 @@ def recipe(folder: Path, sources: list[str], **stages: dict) -> Path:
 
     (folder / "urls.txt").write_text("\n".join(sources) + "\n")
     path = folder / "disk.yaml"
-    path.write_text(yaml.safe_dump({
-        "sources": ["urls.txt"], "shard_videos": 2, "engine": "local", "stages": stages,
-    }, sort_keys=False))
+    path.write_text(
+        yaml.safe_dump(
+            {"sources": ["urls.txt"], "shard_videos": 2, "engine": "local", "stages": stages},
+            sort_keys=False,
+        )
+    )
     return path
 
 
 def films() -> list[Path]:
-    return [cached((Scene(colour, 3.0),), size=(320, 240), rate=10)[0]
-            for colour in ("red", "blue", "green", "yellow")]
+    return [
+        cached((Scene(colour, 3.0),), size=(320, 240), rate=10)[0]
+        for colour in ("red", "blue", "green", "yellow")
+    ]
 
 
 RULES = {"min_duration_seconds": 1, "min_height": None, "retries": 0}
@@ -119,8 +125,9 @@ def test_a_full_disk_is_no_failure_of_a_download(disk, tmp_path, how, room):
             for number, body in enumerate(data):
                 (tmp_path / f"{number}.mp4").write_bytes(body)
                 sources.append(str(tmp_path / f"{number}.mp4"))
-        path = recipe(tmp_path, sources, download_videos={**RULES,
-                                                          "copy_local_files": how == "copy"})
+        path = recipe(
+            tmp_path, sources, download_videos={**RULES, "copy_local_files": how == "copy"}
+        )
         loaded, dataset = load(str(path), None), disk.folder / "dataset"
         with disk.full(but_bytes=room):
             refuses(loaded, dataset)
@@ -165,8 +172,10 @@ def test_a_read_only_folder_is_told(disk, words, when):  # noqa: F811
             refuses(loaded, dataset, "Read-only file system; make it writable")
     else:
         run(loaded, dataset, until="fetch_words")
-        with (disk.read_only(dataset),
-              pytest.raises(ClipmillError, match="Read-only file system; make it writable")):
+        with (
+            disk.read_only(dataset),
+            pytest.raises(ClipmillError, match="Read-only file system; make it writable"),
+        ):
             run(loaded, dataset)
     assert run(loaded, dataset)
 
@@ -176,8 +185,7 @@ def test_a_lock_that_cannot_be_written_is_told(disk):
     dataset = disk.folder / "dataset"
     dataset.mkdir()
     told = "No space left on device; free some space"
-    with (disk.full(), pytest.raises(ClipmillError, match=told),
-          dataset_lock(dataset)):
+    with disk.full(), pytest.raises(ClipmillError, match=told), dataset_lock(dataset):
         pass
     with dataset_lock(dataset):
         pass
@@ -189,4 +197,3 @@ def test_logs_that_cannot_be_written_stop_nothing(disk, words):  # noqa: F811
     dataset.mkdir()
     (dataset / "logs").write_text("in the way")
     assert run(data.loaded(), dataset)
-

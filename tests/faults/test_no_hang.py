@@ -26,22 +26,46 @@ def ends(tmp_path: Path, seconds: float, stage: dict, ray: dict, **more: str) ->
     The time is counted from when the stages before it were done.
     """
     (tmp_path / "urls.txt").write_text("https://a.test/\nhttps://b.test/\n")
-    (tmp_path / "hang.yaml").write_text(yaml.safe_dump({
-        "sources": ["urls.txt"], "shard_videos": 1, "ray": ray,
-        "stages": {"fetch_words": {"stage": f"{WORDS}:FetchWords"},
-                   "cut_words": {"stage": f"{WORDS}:CutWords"}, "last": stage},
-    }, sort_keys=False))
+    (tmp_path / "hang.yaml").write_text(
+        yaml.safe_dump(
+            {
+                "sources": ["urls.txt"],
+                "shard_videos": 1,
+                "ray": ray,
+                "stages": {
+                    "fetch_words": {"stage": f"{WORDS}:FetchWords"},
+                    "cut_words": {"stage": f"{WORDS}:CutWords"},
+                    "last": stage,
+                },
+            },
+            sort_keys=False,
+        )
+    )
     dataset = tmp_path / "dataset"
     said = tmp_path / "said.txt"
-    with open(said, "w") as output, subprocess.Popen(
+    with (
+        open(said, "w") as output,
+        subprocess.Popen(
             command("run", tmp_path / "hang.yaml", "--dataset", dataset, "--until", "cut_words"),
             stdin=subprocess.DEVNULL,
-            cwd=ROOT, env=environment(**more), stdout=output, stderr=output) as process:
+            cwd=ROOT,
+            env=environment(**more),
+            stdout=output,
+            stderr=output,
+        ) as process,
+    ):
         assert process.wait(200) == 0, said.read_text()
-    with open(said, "w") as output, subprocess.Popen(
+    with (
+        open(said, "w") as output,
+        subprocess.Popen(
             command("run", tmp_path / "hang.yaml", "--dataset", dataset),
-            stdin=subprocess.DEVNULL, cwd=ROOT,
-            env=environment(**more), stdout=output, stderr=output) as process:
+            stdin=subprocess.DEVNULL,
+            cwd=ROOT,
+            env=environment(**more),
+            stdout=output,
+            stderr=output,
+        ) as process,
+    ):
         began = time.monotonic()
         try:
             while "Plan for" not in said.read_text():
@@ -68,8 +92,13 @@ def test_workers_that_fit_no_node_end_the_run(tmp_path):
     """The plan goes by the cluster's six CPUs; each of its two nodes has three."""
     cluster = Cluster()
     try:
-        said = ends(tmp_path, 60, {"stage": f"{STAGES}:DieAtOnce", "cpus": 4.0}, {},
-                    RAY_ADDRESS=cluster.address)
+        said = ends(
+            tmp_path,
+            60,
+            {"stage": f"{STAGES}:DieAtOnce", "cpus": 4.0},
+            {},
+            RAY_ADDRESS=cluster.address,
+        )
     finally:
         cluster.end()
     assert "Error: no node has room for a worker of last (4 CPUs)" in said
@@ -79,13 +108,22 @@ def test_workers_that_fit_no_node_end_the_run(tmp_path):
 @pytest.mark.timeout(600)
 def test_a_cluster_that_is_not_there_ends_the_run(tmp_path):
     (tmp_path / "urls.txt").write_text("https://a.test/\n")
-    (tmp_path / "hang.yaml").write_text(yaml.safe_dump({
-        "sources": ["urls.txt"], "stages": {"fetch_words": {"stage": f"{WORDS}:FetchWords"}}}))
+    (tmp_path / "hang.yaml").write_text(
+        yaml.safe_dump(
+            {"sources": ["urls.txt"], "stages": {"fetch_words": {"stage": f"{WORDS}:FetchWords"}}}
+        )
+    )
     began = time.monotonic()
-    done = subprocess.run(command("run", tmp_path / "hang.yaml", "--dataset", tmp_path / "ds"),
-                          stdin=subprocess.DEVNULL,
-                          cwd=ROOT, env=environment(RAY_ADDRESS="127.0.0.1:1"), text=True,
-                          capture_output=True, timeout=200, check=False)
+    done = subprocess.run(
+        command("run", tmp_path / "hang.yaml", "--dataset", tmp_path / "ds"),
+        stdin=subprocess.DEVNULL,
+        cwd=ROOT,
+        env=environment(RAY_ADDRESS="127.0.0.1:1"),
+        text=True,
+        capture_output=True,
+        timeout=200,
+        check=False,
+    )
     assert done.returncode == 1, done.stderr
     assert "Error: Ray could not be started on 127.0.0.1:1" in done.stderr
     assert time.monotonic() - began < 90
@@ -93,25 +131,42 @@ def test_a_cluster_that_is_not_there_ends_the_run(tmp_path):
 
 @pytest.mark.faults
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize(("victim", "said", "seconds"), [
-    # Workers that it had go on without: either no more come, or the next step finds nobody there.
-    ("gcs", r"^Error: (the Ray cluster has not answered for|Ray could not be started on)", 60),
-    ("head", r"^Error: this machine's Ray process", 30),
-    ("node", None, 120),
-])
+@pytest.mark.parametrize(
+    ("victim", "said", "seconds"),
+    [
+        # Its workers go on without it: either no more come, or the next step finds nobody.
+        ("gcs", r"^Error: (the Ray cluster has not answered for|Ray could not be started on)", 60),
+        ("head", r"^Error: this machine's Ray process", 30),
+        ("node", None, 120),
+    ],
+)
 def test_an_export_whose_cluster_is_lost_ends_and_can_go_on(tmp_path, victim, said, seconds):
     """With half of its nodes it gets done; with the head gone it says that, and blames no clip."""
     write_small(tmp_path / "dataset", 300)
-    words = ["export", tmp_path / "dataset", "--format", "webdataset", "--media", "exact",
-             "--shard-size", "300kB"]
+    words = [
+        "export",
+        tmp_path / "dataset",
+        "--format",
+        "webdataset",
+        "--media",
+        "exact",
+        "--shard-size",
+        "300kB",
+    ]
     cluster, heard = Cluster(), tmp_path / "said.txt"
     units = tmp_path / "a" / ".work" / "units" / "000000"
     try:
-        with open(heard, "w") as output, subprocess.Popen(
+        with (
+            open(heard, "w") as output,
+            subprocess.Popen(
                 command(*words, "--output", tmp_path / "a", "--engine", "ray"),
-                stdin=subprocess.DEVNULL, cwd=ROOT,
-                env=environment(RAY_ADDRESS=cluster.address), stdout=output,
-                stderr=output) as process:
+                stdin=subprocess.DEVNULL,
+                cwd=ROOT,
+                env=environment(RAY_ADDRESS=cluster.address),
+                stdout=output,
+                stderr=output,
+            ) as process,
+        ):
             try:
                 while not list(units.glob("*.parquet")):
                     assert process.poll() is None, heard.read_text()

@@ -23,36 +23,70 @@ OWN = Path(__file__).with_name("kill_stages.py")
 def make_recipe(folder: Path, urls: list[str], pace_seconds: float) -> Path:
     (folder / "urls.txt").write_text("\n".join(urls) + "\n")
     path = folder / "stop.yaml"
-    path.write_text(yaml.safe_dump({
-        "sources": ["urls.txt"], "shard_videos": 1, "engine": "local", "stages": {
-            "download_videos": {"min_duration_seconds": 1, "min_height": None, "retries": 0},
-            "split_clips": {},
-            "describe_clips": {"stage": f"{OWN}:DescribeClips", "pace_seconds": pace_seconds},
-        }}, sort_keys=False))
+    path.write_text(
+        yaml.safe_dump(
+            {
+                "sources": ["urls.txt"],
+                "shard_videos": 1,
+                "engine": "local",
+                "stages": {
+                    "download_videos": {
+                        "min_duration_seconds": 1,
+                        "min_height": None,
+                        "retries": 0,
+                    },
+                    "split_clips": {},
+                    "describe_clips": {
+                        "stage": f"{OWN}:DescribeClips",
+                        "pace_seconds": pace_seconds,
+                    },
+                },
+            },
+            sort_keys=False,
+        )
+    )
     return path
 
 
-@pytest.mark.parametrize(("where", "how"), [
-    ("download", signal.SIGTERM),
-    *(pytest.param(where, how, marks=pytest.mark.faults) for where, how in (
-        ("download", signal.SIGINT), ("stage", signal.SIGTERM), ("stage", signal.SIGINT))),
-])
+@pytest.mark.parametrize(
+    ("where", "how"),
+    [
+        ("download", signal.SIGTERM),
+        *(
+            pytest.param(where, how, marks=pytest.mark.faults)
+            for where, how in (
+                ("download", signal.SIGINT),
+                ("stage", signal.SIGTERM),
+                ("stage", signal.SIGINT),
+            )
+        ),
+    ],
+)
 def test_a_run_that_is_stopped_ends_at_once_and_in_order(tmp_path, how, where):
     """Also in mid-download, whose thread would go on for minutes; and the next run goes on."""
     film = cached((Scene("red", 3.0), Scene("blue", 3.0)), size=(320, 240), rate=10)[0]
     data = film.read_bytes()
     with serve() as site:
-        urls = [site.script("/a.mp4", File(data)), site.script("/b.mp4", Trickle(
-            File(data), 32, 1.0 if where == "download" else 0.0))]
+        urls = [
+            site.script("/a.mp4", File(data)),
+            site.script("/b.mp4", Trickle(File(data), 32, 1.0 if where == "download" else 0.0)),
+        ]
         path = make_recipe(tmp_path, urls, 0.5 if where == "download" else 60.0)
         dataset = tmp_path / "dataset"
-        with subprocess.Popen(command("run", path, "--dataset", dataset),
-                              stdin=subprocess.DEVNULL, cwd=ROOT,
-                              env=environment(), stderr=subprocess.PIPE, text=True) as process:
+        with subprocess.Popen(
+            command("run", path, "--dataset", dataset),
+            stdin=subprocess.DEVNULL,
+            cwd=ROOT,
+            env=environment(),
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as process:
             end = time.monotonic() + 100
-            begun = (lambda: (dataset / "media" / ".work").is_dir()
-                     and len(site.asked("/b.mp4")) > 0) if where == "download" else (
-                lambda: list(dataset.glob(".scratch/describe*/*.bin")))
+            begun = (
+                (lambda: (dataset / "media" / ".work").is_dir() and len(site.asked("/b.mp4")) > 0)
+                if where == "download"
+                else (lambda: list(dataset.glob(".scratch/describe*/*.bin")))
+            )
             while not (dataset.exists() and begun()):
                 assert time.monotonic() < end
                 assert process.poll() is None
@@ -64,7 +98,8 @@ def test_a_run_that_is_stopped_ends_at_once_and_in_order(tmp_path, how, where):
             assert time.monotonic() - stopped < 30
         assert process.returncode == 128 + how
         assert said.endswith(
-            "Stopped. What is committed stays; run the same command to continue.\n")
+            "Stopped. What is committed stays; run the same command to continue.\n"
+        )
         assert "Traceback" not in said
         (record,) = [json.loads(file.read_text()) for file in (dataset / "runs").glob("*.json")]
         assert record["state"] == "stopped"
@@ -79,13 +114,27 @@ def test_a_run_that_is_stopped_ends_at_once_and_in_order(tmp_path, how, where):
 def test_an_export_on_ray_that_is_stopped_says_so(tmp_path):
     """What it says goes to standard error, where else Ray's noise is filtered."""
     write_small(tmp_path / "dataset", 300)
-    words = ["export", tmp_path / "dataset", "--format", "parquet", "--media", "exact",
-             "--output", tmp_path / "out", "--engine", "ray"]
+    words = [
+        "export",
+        tmp_path / "dataset",
+        "--format",
+        "parquet",
+        "--media",
+        "exact",
+        "--output",
+        tmp_path / "out",
+        "--engine",
+        "ray",
+    ]
     units = tmp_path / "out" / ".work" / "units" / "000000"
-    with subprocess.Popen(command(*words),
-                          stdin=subprocess.DEVNULL, cwd=ROOT, env=environment(),
-                          stderr=subprocess.PIPE,
-                          text=True) as process:
+    with subprocess.Popen(
+        command(*words),
+        stdin=subprocess.DEVNULL,
+        cwd=ROOT,
+        env=environment(),
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
         end = time.monotonic() + 100
         while not list(units.glob("*.parquet")):
             assert time.monotonic() < end

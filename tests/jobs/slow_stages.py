@@ -58,8 +58,11 @@ class Download(Slow):
     writes = own(tables.VIDEOS, "source_key")
 
     def row(self, rows: Rows, row: dict) -> None:
-        rows.keep(row["source_key"], url=row["url"],
-                  video_id="generic-" + urlsplit(row["url"]).netloc.partition(".")[0])
+        rows.keep(
+            row["source_key"],
+            url=row["url"],
+            video_id="generic-" + urlsplit(row["url"]).netloc.partition(".")[0],
+        )
 
 
 class Split(Slow):
@@ -72,8 +75,13 @@ class Split(Slow):
 
     def row(self, rows: Rows, row: dict) -> None:
         for n in range(int(parse_qs(urlsplit(row["url"]).query)["clips"][0])):
-            rows.keep(row["video_id"], clip_id=f"{row['video_id']}-{n * 1000}-{n * 1000 + 1000}",
-                      start_seconds=float(n), end_seconds=n + 1.0, duration_seconds=1.0)
+            rows.keep(
+                row["video_id"],
+                clip_id=f"{row['video_id']}-{n * 1000}-{n * 1000 + 1000}",
+                start_seconds=float(n),
+                end_seconds=n + 1.0,
+                duration_seconds=1.0,
+            )
 
 
 class Caption(Slow):

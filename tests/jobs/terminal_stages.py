@@ -26,8 +26,12 @@ class TouchTerminal(Stage):
         def transform(clips: pa.Table) -> pa.Table:
             done = subprocess.run(
                 ["sh", "-c", f"{_BY_NAME if self.by_name else ''} stty sane"],
-                stdin=None, capture_output=True, check=False)  # what this process has
-            return pa.table({"clip_id": clips["clip_id"],
-                             "is_terminal": [not done.returncode] * clips.num_rows})
+                stdin=None,
+                capture_output=True,
+                check=False,
+            )  # what this process has
+            return pa.table(
+                {"clip_id": clips["clip_id"], "is_terminal": [not done.returncode] * clips.num_rows}
+            )
 
         yield transform

@@ -16,12 +16,19 @@ ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 
 
 def clipmill(*arguments: object) -> subprocess.CompletedProcess:
-    environment = {name: value for name, value in os.environ.items()
-                   if not name.startswith(("LC_", "LANG", "PYTHONIOENCODING"))}
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("LC_", "LANG", "PYTHONIOENCODING"))
+    }
     return subprocess.run(
         [sys.executable, "-m", "clipmill.jobs.cli", *map(str, arguments)],
-        stdin=subprocess.DEVNULL, env=environment | ASCII,
-        cwd=Path(__file__).parents[2], capture_output=True, check=False)
+        stdin=subprocess.DEVNULL,
+        env=environment | ASCII,
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        check=False,
+    )
 
 
 def test_names_and_titles_beyond_ascii_go_through_a_run_and_a_query(tmp_path: Path):
@@ -29,17 +36,29 @@ def test_names_and_titles_beyond_ascii_go_through_a_run_and_a_query(tmp_path: Pa
     (home / "Filme").mkdir(parents=True)
     render(home / "Filme" / "Bär 🐻.mp4", [Scene("red", 1.0)], rate=10, size=(96, 64))
     (home / "liste.csv").write_text("path,title\nFilme/Bär 🐻.mp4,Der müde Bär\n", "utf-8")
-    (home / "größe.yaml").write_text(yaml.safe_dump({
-        "description": "für alle", "sources": [{"path": "liste.csv"}], "engine": "local",
-        "stages": {"download_videos": {"min_duration_seconds": None, "min_height": None},
-                   "split_clips": {}}}, allow_unicode=True), "utf-8")
+    (home / "größe.yaml").write_text(
+        yaml.safe_dump(
+            {
+                "description": "für alle",
+                "sources": [{"path": "liste.csv"}],
+                "engine": "local",
+                "stages": {
+                    "download_videos": {"min_duration_seconds": None, "min_height": None},
+                    "split_clips": {},
+                },
+            },
+            allow_unicode=True,
+        ),
+        "utf-8",
+    )
     dataset = home / "Datensatz ü"
     done = clipmill("run", home / "größe.yaml", "--dataset", dataset)
     assert done.returncode == 0, done.stderr.decode()
     again = clipmill("run", "--dataset", dataset)
     assert again.returncode == 0, again.stderr.decode()
-    asked = clipmill("sql", dataset, "SELECT title FROM clips WHERE title LIKE '%müde%'",
-                     "--format", "json")
+    asked = clipmill(
+        "sql", dataset, "SELECT title FROM clips WHERE title LIKE '%müde%'", "--format", "json"
+    )
     assert asked.returncode == 0, asked.stderr.decode()
     assert json.loads(asked.stdout.decode("utf-8")) == [{"title": "Der müde Bär"}]
     assert clipmill("verify", dataset).returncode == 0
@@ -55,10 +74,16 @@ def test_records_are_utf_8_whatever_the_environment(tmp_path: Path):
         "path = Path(sys.argv[1])\n"
         "write_json(path, {'step': 'f\\u00fcr', 'fingerprint': 'x', 'keys': ['\\U0001f3ac']})\n"
         "assert read_request(path)['keys'] == ['\\U0001f3ac']\n"
-        "assert 'split_clips' in built_in_stage_names()\n")
+        "assert 'split_clips' in built_in_stage_names()\n"
+    )
     path = tmp_path / "000000.retry1.json"
-    done = subprocess.run([sys.executable, "-c", program, path],
-                          stdin=subprocess.DEVNULL, env=os.environ | ASCII,
-                          cwd=Path(__file__).parents[2], capture_output=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", program, path],
+        stdin=subprocess.DEVNULL,
+        env=os.environ | ASCII,
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr.decode()
     assert json.loads(path.read_text("utf-8"))["step"] == "für"

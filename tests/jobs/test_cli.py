@@ -12,24 +12,51 @@ import pytest
 from clipmill.pipeline.recipes.recipe import load_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
-HEAVY = ("torch", "ray", "transformers", "duckdb", "pyarrow", "cv2", "av", "open_clip", "numpy",
-         "pydantic", "yt_dlp", "scenedetect")
+HEAVY = (
+    "torch",
+    "ray",
+    "transformers",
+    "duckdb",
+    "pyarrow",
+    "cv2",
+    "av",
+    "open_clip",
+    "numpy",
+    "pydantic",
+    "yt_dlp",
+    "scenedetect",
+)
 
 
 def clipmill(*words: str, **details) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "-m", "clipmill.jobs.cli", *words],
-                          stdin=subprocess.DEVNULL, cwd=ROOT, text=True,
-                          capture_output=True, check=False, **details)
+    return subprocess.run(
+        [sys.executable, "-m", "clipmill.jobs.cli", *words],
+        stdin=subprocess.DEVNULL,
+        cwd=ROOT,
+        text=True,
+        capture_output=True,
+        check=False,
+        **details,
+    )
 
 
 def test_help_imports_nothing_heavy():
     """`clipmill --help` answers at once because nothing heavy is imported at start-up."""
     said = subprocess.run(
-        [sys.executable, "-c", "import sys; sys.argv = ['clipmill', '--help']\n"
-         "from clipmill.jobs.cli import main\n"
-         "try: main()\nexcept SystemExit: pass\n"
-         f"print('HEAVY', [m for m in {HEAVY} if m in sys.modules])"],
-        stdin=subprocess.DEVNULL, cwd=ROOT, text=True, capture_output=True, check=True)
+        [
+            sys.executable,
+            "-c",
+            "import sys; sys.argv = ['clipmill', '--help']\n"
+            "from clipmill.jobs.cli import main\n"
+            "try: main()\nexcept SystemExit: pass\n"
+            f"print('HEAVY', [m for m in {HEAVY} if m in sys.modules])",
+        ],
+        stdin=subprocess.DEVNULL,
+        cwd=ROOT,
+        text=True,
+        capture_output=True,
+        check=True,
+    )
     assert "Usage" in said.stdout
     assert said.stdout.splitlines()[-1] == "HEAVY []"
 
@@ -42,17 +69,23 @@ def test_help_imports_nothing_heavy():
         (["run", "svd"], ["svd is a recipe for `clipmill subset create`"]),
         (["subset", "recipes", "small-cpu"], ["small-cpu is a recipe for `clipmill run`"]),
         (["run", "demo", "--set", "split_clip.threshold=3"], ["did you mean split_clips"]),
-        (["run", "demo", "--set", "split_clips.treshold=3"],
-         ["split_clips", "treshold", "did you mean threshold"]),
-        (["run", "demo", "--set", "split_clips.threshold=high"],
-         ["stages.split_clips", "threshold", "'high'"]),
+        (
+            ["run", "demo", "--set", "split_clips.treshold=3"],
+            ["split_clips", "treshold", "did you mean threshold"],
+        ),
+        (
+            ["run", "demo", "--set", "split_clips.threshold=high"],
+            ["stages.split_clips", "threshold", "'high'"],
+        ),
         (["run", "demo", "--set", "threshold"], ["expected label.setting=value"]),
         (["run", "demo", "--until", "export", "--sources", "x.mp4"], ["--until 'export'"]),
         (["status", "no-such-folder"], ["no-such-folder", "does not exist", "clipmill run"]),
         (["sql", "no-such-folder", "SELECT 1"], ["no-such-folder", "clipmill run"]),
         (["retry", "no-such-folder"], ["no-such-folder"]),
-        (["submit", "demo", "--address", "http://127.0.0.1:1", "--dataset", "relative"],
-         ["absolute path"]),
+        (
+            ["submit", "demo", "--address", "http://127.0.0.1:1", "--dataset", "relative"],
+            ["absolute path"],
+        ),
     ],
 )
 def test_wrong_use_is_one_clear_message_and_status_2(words, parts, tmp_path):
@@ -97,12 +130,27 @@ def test_ready_made_recipes_are_listed_and_load():
 def test_a_model_that_cannot_be_had_is_said_before_anything_starts(tmp_path):
     """Once for all models: which, how to fetch them, and what needs none. Nothing is written."""
     (tmp_path / "list.txt").write_text("https://example.test/a.mp4\n")
-    done = clipmill("run", "small-cpu", "--dataset", str(tmp_path / "dataset"), "--sources",
-                    str(tmp_path / "list.txt"), "--engine", "local", timeout=120,
-                    env={**{name: value for name, value in os.environ.items()
-                            if not name.startswith(("HF_", "HUGGINGFACE_", "TRANSFORMERS_"))},
-                         "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hub"),
-                         "XDG_CACHE_HOME": str(tmp_path / "cache")})
+    done = clipmill(
+        "run",
+        "small-cpu",
+        "--dataset",
+        str(tmp_path / "dataset"),
+        "--sources",
+        str(tmp_path / "list.txt"),
+        "--engine",
+        "local",
+        timeout=120,
+        env={
+            **{
+                name: value
+                for name, value in os.environ.items()
+                if not name.startswith(("HF_", "HUGGINGFACE_", "TRANSFORMERS_"))
+            },
+            "HF_HUB_OFFLINE": "1",
+            "HF_HOME": str(tmp_path / "hub"),
+            "XDG_CACHE_HOME": str(tmp_path / "cache"),
+        },
+    )
     assert done.returncode == 1, done.stderr
     assert "caption_frames.model" in done.stderr
     blip = "blip-image-captioning-base"
@@ -110,8 +158,9 @@ def test_a_model_that_cannot_be_had_is_said_before_anything_starts(tmp_path):
     assert "curl --location --output ./sa_0_4_vit_b_32_linear.pth https://raw." in done.stderr
     assert f"--set caption_frames.model=./models/{blip} " in done.stderr
     assert "--set score_aesthetic.head=./sa_0_4_vit_b_32_linear.pth" in done.stderr
-    assert ("Recipes that download no models: demo, internvid-metadata, timestamps-only."
-            in done.stderr)
+    assert (
+        "Recipes that download no models: demo, internvid-metadata, timestamps-only." in done.stderr
+    )
     assert done.stderr.count("does not answer") == 2  # the hub, and where the head lies
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "dataset").exists()

@@ -26,8 +26,7 @@ EXPECTED = {
     "clipmill ru": {"run", "runs"},
     "clipmill run s": {"small-cpu"},
     "clipmill run timestamps-only --until ": {"download_videos", "split_clips"},
-    "clipmill run timestamps-only --set split_clips.min_clip_s": {
-        "split_clips.min_clip_seconds="},
+    "clipmill run timestamps-only --set split_clips.min_clip_s": {"split_clips.min_clip_seconds="},
     "clipmill retry data --kind b": {"blocked", "bad_media"},
     "clipmill export data --subset ": {"calm", "talks"},
     "clipmill export data --caption caption_c": {"caption_coarse"},
@@ -53,8 +52,15 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def bash(home: Path, script: str, typed: str = "") -> str:
     path = f"{BIN}{os.pathsep}{os.environ['PATH']}"
     environment = {**os.environ, "HOME": str(home), "PATH": path}
-    return subprocess.run(["bash", "--norc", "-c", script], cwd=home, env=environment, input=typed,
-                          text=True, capture_output=True, check=True).stdout
+    return subprocess.run(
+        ["bash", "--norc", "-c", script],
+        cwd=home,
+        env=environment,
+        input=typed,
+        text=True,
+        capture_output=True,
+        check=True,
+    ).stdout
 
 
 def test_bash_completes_what_was_installed(home: Path):

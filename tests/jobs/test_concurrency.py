@@ -34,8 +34,12 @@ from clipmill.pipeline.subsets.recipe import load_subset_recipe
 from clipmill.schemas.errors import ClipmillError
 
 ROOT = Path(__file__).resolve().parents[2]
-STAGES = {"download_videos": "Download", "split_clips": "Split", "caption_frames": "Caption",
-          "summarize_captions": "Summarize"}
+STAGES = {
+    "download_videos": "Download",
+    "split_clips": "Split",
+    "caption_frames": "Caption",
+    "summarize_captions": "Summarize",
+}
 CLIPS = 6
 VIDEOS = 6
 
@@ -45,19 +49,33 @@ def recipe(folder: Path, videos: int, **settings: dict) -> Path:
     urls = [f"https://v{n}.test/?clips={CLIPS}" for n in range(videos)]
     (folder / "urls.txt").write_text("\n".join(urls) + "\n")
     path = folder / "slow.yaml"
-    stages = {label: {"stage": f"{Path(__file__).with_name('slow_stages.py')}:{cls}",
-                      **settings.get(label, {})} for label, cls in STAGES.items()}
-    path.write_text(yaml.safe_dump({"sources": ["urls.txt"], "shard_videos": 1, "engine": "local",
-                                    "stages": stages}, sort_keys=False))
+    stages = {
+        label: {
+            "stage": f"{Path(__file__).with_name('slow_stages.py')}:{cls}",
+            **settings.get(label, {}),
+        }
+        for label, cls in STAGES.items()
+    }
+    path.write_text(
+        yaml.safe_dump(
+            {"sources": ["urls.txt"], "shard_videos": 1, "engine": "local", "stages": stages},
+            sort_keys=False,
+        )
+    )
     return path
 
 
 @contextmanager
 def clipmill(*words: object) -> Iterator[subprocess.Popen[str]]:
     """The command in a separate process, killed at the end if it is still there."""
-    with subprocess.Popen([sys.executable, "-m", "clipmill.jobs.cli", *map(str, words)],
-                          stdin=subprocess.DEVNULL, cwd=ROOT,
-                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        [sys.executable, "-m", "clipmill.jobs.cli", *map(str, words)],
+        stdin=subprocess.DEVNULL,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
         try:
             yield process
         finally:
@@ -83,10 +101,14 @@ def test_while_a_run_is_at_work_whoever_else_writes_is_told_who_it_is(tmp_path, 
             out, err = second.communicate(timeout=60)
         assert second.returncode == 1
         assert out == ""
-        assert re.search(rf"^Error: another command is using {re.escape(str(dataset))}: "
-                         rf"`clipmill run`, process {holder.pid} on \S+, since "
-                         r"20\d\d-\d\d-\d\d \d\d:\d\d:\d\d UTC; wait until it is done \(--wait "
-                         r"does\), or stop it$", err, re.M), err
+        assert re.search(
+            rf"^Error: another command is using {re.escape(str(dataset))}: "
+            rf"`clipmill run`, process {holder.pid} on \S+, since "
+            r"20\d\d-\d\d-\d\d \d\d:\d\d:\d\d UTC; wait until it is done \(--wait "
+            r"does\), or stop it$",
+            err,
+            re.M,
+        ), err
         for other in (
             lambda: run(load(None, dataset), dataset, retry_kinds=[]),
             lambda: remove(dataset, videos=["generic-v0"]),
@@ -123,8 +145,9 @@ def test_with_wait_the_second_goes_on_when_the_first_is_done(tmp_path):
         until(lambda: list((dataset / "runs").glob("*.json")) if dataset.exists() else False)
         with clipmill("retry", dataset, "--wait") as second:
             said = second.stderr.readline()
-            assert said.startswith(f"Another command is using {dataset}: `clipmill run`, "
-                                   f"process {first.pid} on ")
+            assert said.startswith(
+                f"Another command is using {dataset}: `clipmill run`, process {first.pid} on "
+            )
             assert said.endswith("waiting until it is done.\n")
             assert first.poll() is None
             gate.touch()
@@ -153,7 +176,7 @@ def test_the_lock_of_a_dataset_that_was_deleted_meanwhile_is_none(tmp_path, monk
 
 
 def test_a_folder_that_cannot_be_locked_is_told(tmp_path):
-    with (pytest.raises(ClipmillError, match="cannot write to"), dataset_lock(tmp_path / "none")):
+    with pytest.raises(ClipmillError, match="cannot write to"), dataset_lock(tmp_path / "none"):
         pass
 
 
@@ -165,16 +188,19 @@ def test_one_subset_of_a_name_is_made_at_a_time(tmp_path):
     (dataset / "subsets").mkdir()
     holding = f"""
 import fcntl, sys
-with open({str(dataset / 'subsets' / '.all.lock')!r}, "a") as file:
+with open({str(dataset / "subsets" / ".all.lock")!r}, "a") as file:
     fcntl.flock(file, fcntl.LOCK_EX)
     print("held", flush=True)
     sys.stdin.read()
 """
-    with subprocess.Popen([sys.executable, "-c", holding], stdin=subprocess.PIPE, text=True,
-                          stdout=subprocess.PIPE) as other:
+    with subprocess.Popen(
+        [sys.executable, "-c", holding], stdin=subprocess.PIPE, text=True, stdout=subprocess.PIPE
+    ) as other:
         assert other.stdout.readline() == "held\n"
-        with (open_catalog(dataset) as catalog,
-              pytest.raises(ClipmillError, match="another process is creating the subset 'all'")):
+        with (
+            open_catalog(dataset) as catalog,
+            pytest.raises(ClipmillError, match="another process is creating the subset 'all'"),
+        ):
             create_subset(catalog, loaded, name="all", code_version="1")
         os.kill(other.pid, signal.SIGKILL)
         other.wait()
@@ -190,7 +216,8 @@ def look(dataset: Path) -> tuple[int, int, int, int]:
         # A query of its own view each, and the joined one: as someone who looks on would ask.
         rows = catalog.execute(
             "SELECT video_id, count(*), count(DISTINCT clip_id), count(caption_coarse), "
-            "count(caption) FROM clips GROUP BY video_id").fetchall()
+            "count(caption) FROM clips GROUP BY video_id"
+        ).fetchall()
         (videos,) = catalog.execute("SELECT count(*) FROM videos").fetchone()
     for _, clips, distinct, coarse, summaries in rows:
         assert clips == distinct == CLIPS

@@ -87,8 +87,17 @@ def turn_pages(path: Path) -> None:
     path.write_bytes(data)
 
 
-HARMS = [truncate, empty, fill_with_zeros, fill_with_garbage, put_a_folder, put_a_pipe, put_latin_1,
-         put_another_object, turn_pages]
+HARMS = [
+    truncate,
+    empty,
+    fill_with_zeros,
+    fill_with_garbage,
+    put_a_folder,
+    put_a_pipe,
+    put_latin_1,
+    put_another_object,
+    turn_pages,
+]
 
 
 @pytest.fixture(scope="module")
@@ -98,30 +107,67 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     films = folder / "films"
     films.mkdir()
     for number in (0, 1):
-        render(films / f"film{number}.mp4", [Scene("red", 1.0 + number), Scene("blue", 1.0)],
-               rate=10, size=(96, 64))
+        render(
+            films / f"film{number}.mp4",
+            [Scene("red", 1.0 + number), Scene("blue", 1.0)],
+            rate=10,
+            size=(96, 64),
+        )
     (films / "a-bad-one.mp4").write_bytes(b"no film" * 40)
-    (folder / "small.yaml").write_text(yaml.safe_dump({
-        "sources": [{"path": "films"}], "shard_videos": 1, "engine": "local",
-        "stages": {"download_videos": {"min_duration_seconds": None, "min_height": None},
-                   "split_clips": {"keep_frames": True}},
-    }, sort_keys=False), "utf-8")
-    (folder / "long.yaml").write_text(yaml.safe_dump({
-        "description": "d", "source": "nowhere", "verified": False,
-        "rules": [{"where": "duration_seconds > 0.1"}]}), "utf-8")
+    (folder / "small.yaml").write_text(
+        yaml.safe_dump(
+            {
+                "sources": [{"path": "films"}],
+                "shard_videos": 1,
+                "engine": "local",
+                "stages": {
+                    "download_videos": {"min_duration_seconds": None, "min_height": None},
+                    "split_clips": {"keep_frames": True},
+                },
+            },
+            sort_keys=False,
+        ),
+        "utf-8",
+    )
+    (folder / "long.yaml").write_text(
+        yaml.safe_dump(
+            {
+                "description": "d",
+                "source": "nowhere",
+                "verified": False,
+                "rules": [{"where": "duration_seconds > 0.1"}],
+            }
+        ),
+        "utf-8",
+    )
     dataset = folder / "dataset"
-    for arguments in (("run", folder / "small.yaml", "--dataset", dataset), ("retry", dataset),
-                      ("subset", "create", dataset, folder / "long.yaml"), ("verify", dataset)):
+    for arguments in (
+        ("run", folder / "small.yaml", "--dataset", dataset),
+        ("retry", dataset),
+        ("subset", "create", dataset, folder / "long.yaml"),
+        ("verify", dataset),
+    ):
         assert call(*arguments) == 0
     print_ = next((dataset / "download_videos").iterdir()).name
     for place, value in (
         (f"journal/download_videos-{print_}-000001.json", {"run_id": "r", "started": {"k": 1}}),
-        ("sources/.lists/0123456789abcdef0123.json",
-         {"url": "http://x", "results": None, "entries": [{"url": "http://x/1", "title": "Bär"}]}),
-        ("removed/20260101T000000000000-abcdef.json",
-         {"at": "2026-01-01T00:00:00+00:00", "reason": "wünscht es",
-          "purged_at": "2026-01-01T00:00:00+00:00",
-          "videos": [{"video_id": "gone", "source_keys": ["k"]}]}),
+        (
+            "sources/.lists/0123456789abcdef0123.json",
+            {
+                "url": "http://x",
+                "results": None,
+                "entries": [{"url": "http://x/1", "title": "Bär"}],
+            },
+        ),
+        (
+            "removed/20260101T000000000000-abcdef.json",
+            {
+                "at": "2026-01-01T00:00:00+00:00",
+                "reason": "wünscht es",
+                "purged_at": "2026-01-01T00:00:00+00:00",
+                "videos": [{"video_id": "gone", "source_keys": ["k"]}],
+            },
+        ),
     ):
         (dataset / place).parent.mkdir(exist_ok=True)
         (dataset / place).write_text(json.dumps(value, ensure_ascii=False), "utf-8")
@@ -167,9 +213,15 @@ def rows_of(dataset: Path) -> dict[str, list[str]]:
         parts = path.relative_to(dataset).parts
         if parts[0] not in ("index", "quarantine", "frames", "subsets"):
             found.setdefault(parts[0], []).extend(
-                repr({name: value for name, value in row.items()
-                      if name not in ("downloaded_at", "position", "error")})
-                for row in pq.read_table(path).to_pylist())
+                repr(
+                    {
+                        name: value
+                        for name, value in row.items()
+                        if name not in ("downloaded_at", "position", "error")
+                    }
+                )
+                for row in pq.read_table(path).to_pylist()
+            )
     # A source that is taken again fails again, in a separate shard, not a retry.
     return {name: sorted(set(rows)) for name, rows in found.items()}
 
@@ -188,8 +240,16 @@ def commands(dataset: Path) -> dict[str, tuple[object, ...]]:
         "logs": ("logs", dataset),
         "subset list": ("subset", "list", dataset),
         "subset show": ("subset", "show", dataset, "long"),
-        "export": ("export", dataset, "--format", "csv", "--subset", "long", "--output",
-                   dataset.parent / "export"),
+        "export": (
+            "export",
+            dataset,
+            "--format",
+            "csv",
+            "--subset",
+            "long",
+            "--output",
+            dataset.parent / "export",
+        ),
         "remove": ("remove", dataset, "--uploader", "nobody", "--dry-run"),
         "index": ("index", dataset),
         "retry": ("retry", dataset),
@@ -197,8 +257,14 @@ def commands(dataset: Path) -> dict[str, tuple[object, ...]]:
     }
 
 
-def check(whole: Path, folder: Path, kind: str, harm: Callable[[Path], None], clipmill,
-          only: tuple[str, ...] = ()) -> None:
+def check(
+    whole: Path,
+    folder: Path,
+    kind: str,
+    harm: Callable[[Path], None],
+    clipmill,
+    only: tuple[str, ...] = (),
+) -> None:
     dataset = Path(shutil.copytree(whole, folder / "dataset"))
     recipe = yaml.safe_load((whole.parent / "small.yaml").read_text("utf-8"))
     recipe["sources"] = [{"path": str(whole.parent / "films")}]
@@ -229,7 +295,8 @@ def check(whole: Path, folder: Path, kind: str, harm: Callable[[Path], None], cl
     assert status == (1 if is_fault and kind in LEFT_TO_JUDGE else 0), said
     if kind in LEFT_TO_JUDGE:
         shutil.rmtree(dataset / "subsets" / "long") if kind != "removal" else (
-            path.rmdir() if path.is_dir() else path.unlink())
+            path.rmdir() if path.is_dir() else path.unlink()
+        )
     status, said = clipmill("run", folder / "recipe.yaml", "--dataset", dataset)
     assert status == 0, said
     if kind == "request":
@@ -241,16 +308,25 @@ def check(whole: Path, folder: Path, kind: str, harm: Callable[[Path], None], cl
 
 PAIRS = [(kind, harm) for kind in FILES for harm in HARMS]
 # Each harm, and what a run can't do without; `make test-slow` has all pairs.
-SOME = [("clips", truncate), ("newest_run", put_latin_1), ("request", empty),
-        ("journal", fill_with_garbage), ("videos", put_a_pipe), ("retried", put_a_folder),
-        ("scans", turn_pages), ("subset", put_another_object), ("sources", fill_with_zeros)]
+SOME = [
+    ("clips", truncate),
+    ("newest_run", put_latin_1),
+    ("request", empty),
+    ("journal", fill_with_garbage),
+    ("videos", put_a_pipe),
+    ("retried", put_a_folder),
+    ("scans", turn_pages),
+    ("subset", put_another_object),
+    ("sources", fill_with_zeros),
+]
 FEW = ("run", "status", "sql steps", "failures", "retry")
 IDS = {"ids": lambda value: value if isinstance(value, str) else value.__name__}
 
 
 @pytest.mark.parametrize(("kind", "harm"), SOME, **IDS)
 def test_a_damaged_file_is_named_by_every_command_and_mended_by_a_repair_and_a_run(
-        whole, tmp_path, kind, harm, clipmill):
+    whole, tmp_path, kind, harm, clipmill
+):
     check(whole, tmp_path, kind, harm, clipmill, only=FEW)
 
 
@@ -288,8 +364,12 @@ def test_rows_of_a_shard_that_is_no_file_are_not_passed_over(whole, tmp_path, cl
 def test_wrong_sql_stays_wrong_use_beside_damaged_files(whole, tmp_path, clipmill):
     dataset = Path(shutil.copytree(whole, tmp_path / "dataset"))
     truncate(file_of(dataset, "scans"))
-    for query in ("SELECT nothing FROM clips", "SELECT error('no magic bytes')", "SELEC",
-                  "SELECT * FROM no_such_view"):
+    for query in (
+        "SELECT nothing FROM clips",
+        "SELECT error('no magic bytes')",
+        "SELEC",
+        "SELECT * FROM no_such_view",
+    ):
         status, said = clipmill("sql", dataset, query)
         assert status == 2
         assert "damaged" not in said
@@ -311,8 +391,11 @@ def test_a_damaged_shard_is_named_by_workers_of_ray(whole, tmp_path, clipmill):
     damaged = file_of(dataset, "scans")
     truncate(damaged)
     recipe = yaml.safe_load((whole.parent / "small.yaml").read_text("utf-8"))
-    recipe |= {"sources": [{"path": str(whole.parent / "films")}], "engine": "ray",
-               "ray": {"num_cpus": 2}}
+    recipe |= {
+        "sources": [{"path": str(whole.parent / "films")}],
+        "engine": "ray",
+        "ray": {"num_cpus": 2},
+    }
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False), "utf-8")
     status, said = clipmill("run", tmp_path / "recipe.yaml", "--dataset", dataset)
     assert status == 1

@@ -45,9 +45,11 @@ def test_an_ffmpeg_that_cannot_be_started_is_said(tmp_path, other_ffmpeg):
 def test_programs_that_a_recipe_names_are_looked_for(tmp_path, monkeypatch, capsys):
     """yt-dlp goes without one that is not there, and says nothing."""
     recipe = tmp_path / "mine.yaml"
-    recipe.write_text("stages:\n  download_videos:\n    yt_dlp:\n"
-                      "      external_downloader: {m3u8: ffmpeg, http: aria2c}\n"
-                      "      js_runtimes: {quickjs: {}}\n")
+    recipe.write_text(
+        "stages:\n  download_videos:\n    yt_dlp:\n"
+        "      external_downloader: {m3u8: ffmpeg, http: aria2c}\n"
+        "      js_runtimes: {quickjs: {}}\n"
+    )
     programs = tmp_path / "programs"
     programs.mkdir()
     (programs / "qjs").touch(0o755)
@@ -65,9 +67,11 @@ def test_what_cannot_be_fetched_is_said_once(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     recipe = tmp_path / "mine.yaml"
     url = f"https://media.example/head.pth#sha256={'0' * 64}"
-    recipe.write_text("stages:\n  download_videos: {}\n  split_clips: {}\n"
-                      "  embed_clips: {model: example/not-there}\n"
-                      f'  score_aesthetic: {{head: "{url}"}}\n')
+    recipe.write_text(
+        "stages:\n  download_videos: {}\n  split_clips: {}\n"
+        "  embed_clips: {model: example/not-there}\n"
+        f'  score_aesthetic: {{head: "{url}"}}\n'
+    )
     assert examine(str(recipe)) == 1
     out = capsys.readouterr().out
     assert out.count("see below") == 2

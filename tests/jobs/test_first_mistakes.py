@@ -31,22 +31,33 @@ def said(place: Path, *words: str) -> str:
     return done.output
 
 
-@pytest.mark.parametrize(("words", "parts"), [
-    (["status", "PLACE/my-datset"], ["does not exist", "did you mean", "my-dataset?"]),
-    (["status", "PLACE/page.html"], ["is a file", "there is", "my-dataset"]),
-    (["sql", "PLACE", "FROM clips"], ["not a Clipmill dataset", "there is", "my-dataset"]),
-    (["sql", "PLACE/my-dataset", "SELECT", "caption", "FROM", "clips"],
-     ["extra argument", "in quotes"]),
-    (["sql", "PLACE/my-dataset", 'FROM clips WHERE caption = "a dog"'],
-     ["'a dog' is text", "single quotes"]),
-    (["sql", "PLACE/my-dataset", "SELECT captoin FROM clips"], ["captoin", '"caption"']),
-    (["subset", "explain", "PLACE/my-dataset", "--where", 'language = "en us"'],
-     ["--where", "'en us' is text"]),
-    (["subset", "create", "PLACE/my-dataset", "--where", "motion"], ["put it in quotes"]),
-    (["export", "PLACE/my-dataset", "--format", "webdatset", "--output", "PLACE/out"],
-     ["'webdatset' is not one of", "did you mean webdataset?"]),
-    (["stauts", "PLACE/my-dataset"], ["Did you mean 'status'?"]),
-])
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (["status", "PLACE/my-datset"], ["does not exist", "did you mean", "my-dataset?"]),
+        (["status", "PLACE/page.html"], ["is a file", "there is", "my-dataset"]),
+        (["sql", "PLACE", "FROM clips"], ["not a Clipmill dataset", "there is", "my-dataset"]),
+        (
+            ["sql", "PLACE/my-dataset", "SELECT", "caption", "FROM", "clips"],
+            ["extra argument", "in quotes"],
+        ),
+        (
+            ["sql", "PLACE/my-dataset", 'FROM clips WHERE caption = "a dog"'],
+            ["'a dog' is text", "single quotes"],
+        ),
+        (["sql", "PLACE/my-dataset", "SELECT captoin FROM clips"], ["captoin", '"caption"']),
+        (
+            ["subset", "explain", "PLACE/my-dataset", "--where", 'language = "en us"'],
+            ["--where", "'en us' is text"],
+        ),
+        (["subset", "create", "PLACE/my-dataset", "--where", "motion"], ["put it in quotes"]),
+        (
+            ["export", "PLACE/my-dataset", "--format", "webdatset", "--output", "PLACE/out"],
+            ["'webdatset' is not one of", "did you mean webdataset?"],
+        ),
+        (["stauts", "PLACE/my-dataset"], ["Did you mean 'status'?"]),
+    ],
+)
 def test_the_error_names_the_next_step(place: Path, words, parts):
     found = said(place, *words)
     for part in parts:

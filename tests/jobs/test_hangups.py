@@ -28,11 +28,23 @@ os.execv(sys.argv[1], sys.argv[1:])
 def recipe(folder: Path, pace_seconds: float) -> Path:
     film = cached((Scene("red", 2.0), Scene("blue", 2.0)), size=(320, 240), rate=10)[0]
     path = folder / "pace.yaml"
-    path.write_text(yaml.safe_dump({"sources": [str(film)], "engine": "local", "stages": {
-        "download_videos": {"min_duration_seconds": 1, "min_height": None},
-        "split_clips": {},
-        "describe_clips": {"stage": f"{OWN}:DescribeClips", "pace_seconds": pace_seconds},
-    }}, sort_keys=False))
+    path.write_text(
+        yaml.safe_dump(
+            {
+                "sources": [str(film)],
+                "engine": "local",
+                "stages": {
+                    "download_videos": {"min_duration_seconds": 1, "min_height": None},
+                    "split_clips": {},
+                    "describe_clips": {
+                        "stage": f"{OWN}:DescribeClips",
+                        "pace_seconds": pace_seconds,
+                    },
+                },
+            },
+            sort_keys=False,
+        )
+    )
     return path
 
 
@@ -54,9 +66,17 @@ def test_a_run_whose_terminal_is_closed_is_recorded_as_stopped(tmp_path):
     dataset = tmp_path / "dataset"
     ours, theirs = pty.openpty()
     with subprocess.Popen(
-        [sys.executable, "-c", TAKES_TERMINAL,
-         *command("run", recipe(tmp_path, 60.0), "--dataset", dataset)], cwd=ROOT,
-        env=environment(TERM="xterm"), stdin=theirs, stdout=theirs, stderr=theirs,
+        [
+            sys.executable,
+            "-c",
+            TAKES_TERMINAL,
+            *command("run", recipe(tmp_path, 60.0), "--dataset", dataset),
+        ],
+        cwd=ROOT,
+        env=environment(TERM="xterm"),
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
         start_new_session=True,
     ) as process:
         os.close(theirs)
@@ -68,9 +88,14 @@ def test_a_run_whose_terminal_is_closed_is_recorded_as_stopped(tmp_path):
 
 def test_a_hangup_sent_to_a_run_says_stopped(tmp_path):
     dataset = tmp_path / "dataset"
-    with subprocess.Popen(command("run", recipe(tmp_path, 60.0), "--dataset", dataset),
-                          stdin=subprocess.DEVNULL, cwd=ROOT,
-                          env=environment(), stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command("run", recipe(tmp_path, 60.0), "--dataset", dataset),
+        stdin=subprocess.DEVNULL,
+        cwd=ROOT,
+        env=environment(),
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
         until_described(dataset, process)
         process.send_signal(signal.SIGHUP)
         _, said = process.communicate(timeout=30)
@@ -82,9 +107,15 @@ def test_a_hangup_sent_to_a_run_says_stopped(tmp_path):
 
 def test_a_run_under_nohup_goes_on(tmp_path):
     dataset = tmp_path / "dataset"
-    with subprocess.Popen(["nohup", *command("run", recipe(tmp_path, 1.0), "--dataset", dataset)],
-                          cwd=ROOT, env=environment(), stdin=subprocess.DEVNULL,
-                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+    with subprocess.Popen(
+        ["nohup", *command("run", recipe(tmp_path, 1.0), "--dataset", dataset)],
+        cwd=ROOT,
+        env=environment(),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as process:
         until_described(dataset, process)
         process.send_signal(signal.SIGHUP)
         said, _ = process.communicate(timeout=90)

@@ -27,7 +27,8 @@ def test_help_reads_well_at_80_columns(words):
     assert all(len(line) <= 80 for line in done.output.splitlines())
     assert "<" not in done.output
     assert "..." not in done.output.replace("ARGS]...", "").replace("FILE...", "").replace(
-        "CLIP_ID...", "")
+        "CLIP_ID...", ""
+    )
     assert "…" not in done.output
     assert "[[" not in done.output
     options = done.output.partition("\nOptions:\n")[2].partition("\n\n")[0]
@@ -38,8 +39,13 @@ def test_help_reads_well_at_80_columns(words):
 def test_every_command_stands_under_a_heading():
     said = CliRunner().invoke(app, ["--help"]).output
     assert "\nCommands:" not in said
-    for heading in ("Get started", "Make a dataset", "Explore a dataset", "Make training data",
-                    "Maintain a dataset"):
+    for heading in (
+        "Get started",
+        "Make a dataset",
+        "Explore a dataset",
+        "Make training data",
+        "Maintain a dataset",
+    ):
         assert f"\n{heading}:\n" in said
     for words, _ in commands():
         if len(words) == 1:

@@ -31,11 +31,18 @@ CLIPS = [
 
 @pytest.fixture
 def published(tmp_path) -> Path:
-    names = ("YoutubeID", "Start_timestamp", "End_timestamp", "Caption", "Aesthetic_Score",
-             "UMT_Score")
+    names = (
+        "YoutubeID",
+        "Start_timestamp",
+        "End_timestamp",
+        "Caption",
+        "Aesthetic_Score",
+        "UMT_Score",
+    )
     path = tmp_path / "InternVid-10M-FLT.jsonl"
-    path.write_text("".join(json.dumps(dict(zip(names, clip, strict=True))) + "\n"
-                            for clip in CLIPS))
+    path.write_text(
+        "".join(json.dumps(dict(zip(names, clip, strict=True))) + "\n" for clip in CLIPS)
+    )
     return path
 
 
@@ -57,8 +64,14 @@ def site(monkeypatch):
                 name = self._match_id(url)
                 if name == GONE:
                     raise ExtractorError("Private video", expected=True)
-                return {"id": name, "title": f"Title {name}", "ext": "mp4", "width": 320,
-                        "height": 180, "url": server.url(f"/files/{name}.mp4")}
+                return {
+                    "id": name,
+                    "title": f"Title {name}",
+                    "ext": "mp4",
+                    "width": 320,
+                    "height": 180,
+                    "url": server.url(f"/files/{name}.mp4"),
+                }
 
         add_extractor(YoutubeIE, monkeypatch.setattr)
         yield server
@@ -74,21 +87,49 @@ def test_imported_clips_get_their_media_and_keep_their_captions_and_scores(
         "Videos: 3 new in 2 shards.",
         f"Next: clipmill run internvid-metadata --dataset {dataset}",
     ]
-    loaded = load_recipe(recipe_path("internvid-metadata"), engine="local",
-                         overrides=["split_clips.keep_frames=false"])
+    loaded = load_recipe(
+        recipe_path("internvid-metadata"),
+        engine="local",
+        overrides=["split_clips.keep_frames=false"],
+    )
     assert run(loaded, dataset)
     with open_catalog(dataset) as catalog:
         rows = catalog.execute(
             "SELECT clip_id, start_seconds, end_seconds, caption_given, umt_sim, aesthetic_given, "
-            "extra['Start_timestamp'], title FROM clips ORDER BY clip_id").fetchall()
+            "extra['Start_timestamp'], title FROM clips ORDER BY clip_id"
+        ).fetchall()
         failures = catalog.execute("SELECT stage, kind FROM failures").fetchall()
     assert rows == [
-        (f"youtube-{WALK}-2000-5000", 2.0, 5.0, "someone stops", None, 2.5, "00:00:02.000",
-         f"Title {WALK}"),
-        (f"youtube-{WALK}-500-1500", 0.5, 1.5, "someone walks", 0.3125, 4.25, "00:00:00.500",
-         f"Title {WALK}"),
-        (f"youtube-{SWIM}-1000-3200", 1.0, 3.2, "someone swims", 0.375, 5.0, "00:00:01.000",
-         f"Title {SWIM}"),
+        (
+            f"youtube-{WALK}-2000-5000",
+            2.0,
+            5.0,
+            "someone stops",
+            None,
+            2.5,
+            "00:00:02.000",
+            f"Title {WALK}",
+        ),
+        (
+            f"youtube-{WALK}-500-1500",
+            0.5,
+            1.5,
+            "someone walks",
+            0.3125,
+            4.25,
+            "00:00:00.500",
+            f"Title {WALK}",
+        ),
+        (
+            f"youtube-{SWIM}-1000-3200",
+            1.0,
+            3.2,
+            "someone swims",
+            0.375,
+            5.0,
+            "00:00:01.000",
+            f"Title {SWIM}",
+        ),
     ]
     assert failures == [("download_videos", "permanent")]
     assert {request.path for request in site.log} == {f"/files/{WALK}.mp4", f"/files/{SWIM}.mp4"}
@@ -101,8 +142,10 @@ def test_wrong_use_of_import_is_one_message_and_leaves_no_folder(tmp_path):
     dataset = tmp_path / "dataset"
     done = clipmill("import", str(dataset), str(wrong), "--format", "internvid")
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == (f"Error: {wrong} is not InternVid's metadata: none of its first lines "
-                           "is a JSON object, and it is not a Parquet file\n")
+    assert done.stderr == (
+        f"Error: {wrong} is not InternVid's metadata: none of its first lines "
+        "is a JSON object, and it is not a Parquet file\n"
+    )
     assert not dataset.exists()
 
 
@@ -121,14 +164,15 @@ def test_an_import_says_that_the_shards_that_are_there_stay(tmp_path, published)
     assert said("--shard-videos", "2") == ""
     words[2] = str(more)
     assert said() == ""
-    assert "--shard-videos is now 1: it applies to new sources only" in said(
-        "--shard-videos", "1")
+    assert "--shard-videos is now 1: it applies to new sources only" in said("--shard-videos", "1")
 
 
 def test_an_import_waits_for_no_run_that_is_at_work(tmp_path, published):
     from clipmill.pipeline.dataset.locks import dataset_lock
 
     (tmp_path / "dataset").mkdir()
-    with dataset_lock(tmp_path / "dataset"), pytest.raises(ClipmillError, match="another command "
-                                                                                "is using"):
+    with (
+        dataset_lock(tmp_path / "dataset"),
+        pytest.raises(ClipmillError, match="another command is using"),
+    ):
         import_internvid(tmp_path / "dataset", [published], shard_videos=2)

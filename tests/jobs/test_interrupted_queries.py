@@ -34,9 +34,14 @@ clipmill.jobs.cli.main()
 @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_during_a_query_ends_a_command_in_order(sent: signal.Signals):
     root = Path(__file__).parents[2]
-    with subprocess.Popen([sys.executable, "-c", COMMAND],
-                          stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                          stderr=subprocess.PIPE, text=True, cwd=root) as process:
+    with subprocess.Popen(
+        [sys.executable, "-c", COMMAND],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=root,
+    ) as process:
         assert process.stdout.readline() == "asking\n"
         time.sleep(0.3)  # so that it is in the query; where it is not, less is tried
         process.send_signal(sent)

@@ -23,8 +23,22 @@ RUNS = ("20260101T000000000000-aaaaaa", "20260102T000000000000-bbbbbb")
 
 def line(second: float, message: str, level: str = "info", worker: str = "w", **more) -> str:
     at = (START + timedelta(seconds=second)).isoformat(timespec="milliseconds")
-    return json.dumps({"time": at, "level": level, "event": "log", "worker": worker,
-                       "run_id": RUNS[1], "host": "h", "pid": 7, "message": message, **more}) + "\n"
+    return (
+        json.dumps(
+            {
+                "time": at,
+                "level": level,
+                "event": "log",
+                "worker": worker,
+                "run_id": RUNS[1],
+                "host": "h",
+                "pid": 7,
+                "message": message,
+                **more,
+            }
+        )
+        + "\n"
+    )
 
 
 @pytest.fixture
@@ -39,20 +53,40 @@ def dataset(tmp_path: Path) -> Path:
     (place / "w.1.jsonl").write_text(line(1, "one") + line(3, "three", "warning"))
     (place / "w.2.jsonl").write_text(line(4, "four"))
     (place / "w.10.jsonl").write_text(line(5, "five"))
-    (place / "w.jsonl").write_text(line(7, "seven", "error", kind="model", key="v-1",
-                                        traceback="Traceback:\n  here\nValueError: \x1b[31mno"))
+    (place / "w.jsonl").write_text(
+        line(
+            7,
+            "seven",
+            "error",
+            kind="model",
+            key="v-1",
+            traceback="Traceback:\n  here\nValueError: \x1b[31mno",
+        )
+    )
     (place / "driver.jsonl").write_text(
         line(0, "zero", worker="driver", versions={"python": "3.11"})
         + line(2, "two", worker="driver", counts={"kept": 3, "failed": 1}, seconds=1.5)
-        + line(6, "six", worker="driver"))
+        + line(6, "six", worker="driver")
+    )
     return folder
 
 
 def record_that_runs(dataset: Path) -> None:
-    (dataset / "runs" / f"{RUNS[1]}.json").write_text(json.dumps({
-        "run_id": RUNS[1], "state": "running", "started_at": START.isoformat(),
-        "finished_at": None, "recipe_name": "r", "code_version": "1", "engine": "local",
-        "recipe": {}, "stages": []}))
+    (dataset / "runs" / f"{RUNS[1]}.json").write_text(
+        json.dumps(
+            {
+                "run_id": RUNS[1],
+                "state": "running",
+                "started_at": START.isoformat(),
+                "finished_at": None,
+                "recipe_name": "r",
+                "code_version": "1",
+                "engine": "local",
+                "recipe": {},
+                "stages": [],
+            }
+        )
+    )
 
 
 def messages(capsys, dataset: Path, run: str | None = None, **asked) -> list[str]:
@@ -63,7 +97,15 @@ def messages(capsys, dataset: Path, run: str | None = None, **asked) -> list[str
 def test_lines_of_all_workers_come_by_time_and_of_the_newest_run(dataset, capsys):
     """Files that were set aside come before the live one, in the order of their numbers."""
     assert messages(capsys, dataset) == [
-        "zero", "one", "two", "three", "four", "five", "six", "seven"]
+        "zero",
+        "one",
+        "two",
+        "three",
+        "four",
+        "five",
+        "six",
+        "seven",
+    ]
 
 
 def test_a_level_is_this_and_what_is_worse(dataset, capsys):
@@ -132,7 +174,7 @@ def test_follow_ends_at_once_for_a_run_that_is_over(dataset, capsys):
 
 def test_follow_reads_what_another_process_writes_until_it_is_gone(dataset, tmp_path):
     """Each line once, also of a file that is set aside meanwhile."""
-    writer = f'''
+    writer = f"""
 import sys, time
 from pathlib import Path
 from clipmill.pipeline.dataset.locks import dataset_lock
@@ -146,15 +188,32 @@ with dataset_lock(dataset) as hold:
     for number in range(40):
         log.write("failure", f"live {{number}}")
         time.sleep(0.02)
-'''
+"""
     record_that_runs(dataset)
-    with subprocess.Popen([sys.executable, "-c", writer], cwd=ROOT, stdin=subprocess.PIPE,
-                          stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        [sys.executable, "-c", writer],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
         assert process.stdout.readline() == "ready\n"
         reader = subprocess.Popen(
-            [sys.executable, "-m", "clipmill.jobs.cli", "logs", str(dataset), "--follow",
-             "--format", "jsonl"], stdin=subprocess.DEVNULL, cwd=ROOT, stdout=subprocess.PIPE,
-            text=True)
+            [
+                sys.executable,
+                "-m",
+                "clipmill.jobs.cli",
+                "logs",
+                str(dataset),
+                "--follow",
+                "--format",
+                "jsonl",
+            ],
+            stdin=subprocess.DEVNULL,
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
         first = [reader.stdout.readline() for _ in range(8)]
         process.stdin.write("go\n")
         process.stdin.flush()
@@ -166,7 +225,8 @@ with dataset_lock(dataset) as hold:
 
 
 def test_lines_keep_their_order_where_a_file_is_set_aside_between_listing_and_reading(
-        dataset, capsys, monkeypatch):
+    dataset, capsys, monkeypatch
+):
     """What is read under its name then is newer than what it held."""
     log = RunLog(dataset, RUNS[1], "live", LogLimits(3000, 10**7))
     log.write("failure", "live 0")

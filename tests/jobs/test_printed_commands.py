@@ -48,9 +48,13 @@ def texts(path: Path) -> Iterator[tuple[int, str]]:
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
             yield node.lineno, node.value
         if isinstance(node, ast.JoinedStr):
-            yield node.lineno, "".join(
-                str(part.value) if isinstance(part, ast.Constant) else VALUE
-                for part in node.values)
+            yield (
+                node.lineno,
+                "".join(
+                    str(part.value) if isinstance(part, ast.Constant) else VALUE
+                    for part in node.values
+                ),
+            )
 
 
 def in_code() -> Iterator[tuple[str, str]]:
@@ -73,7 +77,7 @@ def in_pages() -> Iterator[tuple[str, str]]:
 def problem_of(line: str) -> str | None:
     """Why a shell or Clipmill would refuse this command."""
     words = shlex.split(line, comments=True)[1:]
-    words = words[:words.index("|")] if "|" in words else words
+    words = words[: words.index("|")] if "|" in words else words
     if placeholders := [word for word in words if re.fullmatch(r"<.*>|[A-Z_]{3,}|…", word)]:
         return f"placeholders: {placeholders}"
     command, path = COMMAND, "clipmill"
@@ -89,8 +93,11 @@ def problem_of(line: str) -> str | None:
         return None  # --help
     except click.UsageError as error:
         # What is filled in may be a whole option, or of another kind than the value here.
-        return None if VALUE in words and isinstance(error, click.BadParameter) else (
-            error.format_message())
+        return (
+            None
+            if VALUE in words and isinstance(error, click.BadParameter)
+            else (error.format_message())
+        )
     return None
 
 
@@ -116,9 +123,16 @@ def test_each_command_is_one_that_there_is(where):
 def pasted(card: str, folder: Path) -> subprocess.CompletedProcess:
     [block] = re.findall(r"```sh\n(.*?)```", card, re.S)
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    return subprocess.run(["bash", "-euc", block], cwd=folder, env={**os.environ, "PATH": path},
-                          text=True, capture_output=True, stdin=subprocess.DEVNULL, check=False,
-                          timeout=120)
+    return subprocess.run(
+        ["bash", "-euc", block],
+        cwd=folder,
+        env={**os.environ, "PATH": path},
+        text=True,
+        capture_output=True,
+        stdin=subprocess.DEVNULL,
+        check=False,
+        timeout=120,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -134,9 +148,11 @@ def test_a_data_card_makes_the_same_subset_again(dataset, tmp_path, capsys, kind
     more = tmp_path / "more.yaml"
     more.write_text(f'extends: "./{own.name}"\nrules:\n- where: duration_seconds > 0\n')
     predicate = "aesthetic > 4 AND caption != 'it''s'"
-    asked = {"ready-made": ("internvid-aes", {"overrides": ["min_aesthetic=4.5"]}),
-             "extending": (str(more), {"overrides": ["least=4.5"]}),
-             "where": (None, {"where": predicate})}[kind]
+    asked = {
+        "ready-made": ("internvid-aes", {"overrides": ["min_aesthetic=4.5"]}),
+        "extending": (str(more), {"overrides": ["least=4.5"]}),
+        "where": (None, {"where": predicate}),
+    }[kind]
     create(dataset, asked[0], name=f"{kind}-1", seed=7, **asked[1])
     capsys.readouterr()
     show(dataset, f"{kind}-1")

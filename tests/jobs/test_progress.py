@@ -15,8 +15,14 @@ from clipmill.pipeline.engine.standstill import Seen
 
 
 def console(columns: int = 100, terminal: bool = True) -> Console:
-    return Console(file=io.StringIO(), force_terminal=terminal, width=columns, height=30,
-                   color_system=None, legacy_windows=False)
+    return Console(
+        file=io.StringIO(),
+        force_terminal=terminal,
+        width=columns,
+        height=30,
+        color_system=None,
+        legacy_windows=False,
+    )
 
 
 def screen(progress: Progress, to: Console) -> str:
@@ -44,8 +50,10 @@ def test_a_bar_a_stage_with_rows_hours_and_what_each_worker_is_at():
     half_done(progress)
     progress.show([worker()])
     shown = screen(progress, to)
-    download, split = (next(line for line in shown.splitlines() if line.startswith(label + " "))
-                       for label in ("download_videos", "split_clips"))
+    download, split = (
+        next(line for line in shown.splitlines() if line.startswith(label + " "))
+        for label in ("download_videos", "split_clips")
+    )
     assert "━" in download
     assert "16/~32" in download
     assert "1.50 h" in download
@@ -79,15 +87,19 @@ def test_a_worker_that_stands_still_comes_first():
 
 def test_in_a_pipe_a_line_says_the_same_now_and_then():
     to = console(terminal=False)
-    with Progress({"download_videos": [2], "split_clips": [2, 2]}, line_seconds=0.05,
-                  console=to) as progress:
+    with Progress(
+        {"download_videos": [2], "split_clips": [2, 2]}, line_seconds=0.05, console=to
+    ) as progress:
         half_done(progress)
         end = time.monotonic() + 60
         while "split_clips" not in to.file.getvalue() and time.monotonic() < end:
             time.sleep(0.01)
     line = next(one for one in to.file.getvalue().splitlines() if "split_clips" in one)
-    assert re.match(r"\[0:00:\d\d\] download_videos 16/~32 rows \(50%\), 1\.50 h, \S+, \S+ left, "
-                    r"4 rejected, 2 failed \| split_clips 0/~20 rows \(25%\), ", line), line
+    assert re.match(
+        r"\[0:00:\d\d\] download_videos 16/~32 rows \(50%\), 1\.50 h, \S+, \S+ left, "
+        r"4 rejected, 2 failed \| split_clips 0/~20 rows \(25%\), ",
+        line,
+    ), line
 
 
 def test_a_short_run_in_a_pipe_says_nothing():

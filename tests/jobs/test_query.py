@@ -44,15 +44,21 @@ def said(capsys: pytest.CaptureFixture[str], dataset: Path, text: str, **details
 
 def test_json_is_a_list_of_rows(truth: Truth, capsys):
     rows = json.loads(said(capsys, truth.path, TWO, format="json"))
-    assert rows[1] == {"clip_id": "generic-v0-2000-3250", "similarity": None,
-                       "tags": [{"tag": "dog", "score": 0.75}], "wide": True}
+    assert rows[1] == {
+        "clip_id": "generic-v0-2000-3250",
+        "similarity": None,
+        "tags": [{"tag": "dog", "score": 0.75}],
+        "wide": True,
+    }
     assert json.loads(said(capsys, truth.path, "FROM clips LIMIT 0", format="json")) == []
 
 
 def test_jsonl_is_a_row_a_line(truth: Truth, capsys):
     lines = said(capsys, truth.path, TWO, format="jsonl").splitlines()
     assert [json.loads(line)["clip_id"] for line in lines] == [
-        "generic-v0-0-1000", "generic-v0-2000-3250"]
+        "generic-v0-0-1000",
+        "generic-v0-2000-3250",
+    ]
 
 
 def test_csv_can_be_read_again(truth: Truth, capsys):
@@ -100,18 +106,28 @@ def test_control_characters_of_a_title_do_not_reach_the_terminal(capsys):
     assert "\x1b" not in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("value", "expected"), [
-    (math.nan, None), (math.inf, None), (Decimal("12"), 12), (Decimal("1.5"), 1.5),
-    (b"\x01\xff", "01ff"), (datetime(2026, 1, 2, tzinfo=UTC), "2026-01-02T00:00:00+00:00"),
-    (timedelta(seconds=90), 90.0), ({"a": [1.0, math.nan]}, {"a": [1.0, None]}), (True, True),
-])
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (math.nan, None),
+        (math.inf, None),
+        (Decimal("12"), 12),
+        (Decimal("1.5"), 1.5),
+        (b"\x01\xff", "01ff"),
+        (datetime(2026, 1, 2, tzinfo=UTC), "2026-01-02T00:00:00+00:00"),
+        (timedelta(seconds=90), 90.0),
+        ({"a": [1.0, math.nan]}, {"a": [1.0, None]}),
+        (True, True),
+    ],
+)
 def test_json_holds_every_value(value: object, expected: object):
     assert plain(value) == expected
     json.dumps(plain(value), allow_nan=False)
 
 
-def test_the_query_may_come_from_a_file_or_a_pipe(truth: Truth, tmp_path: Path, capsys,
-                                                  monkeypatch):
+def test_the_query_may_come_from_a_file_or_a_pipe(
+    truth: Truth, tmp_path: Path, capsys, monkeypatch
+):
     (tmp_path / "q.sql").write_text("-- how many\nSELECT count(*) AS n FROM clips;\n")
     assert said(capsys, truth.path, None, file=tmp_path / "q.sql", format="csv") == "n\n64\n"
     monkeypatch.setattr(sys, "stdin", io.StringIO("SELECT 1 AS one"))
@@ -124,8 +140,9 @@ def test_the_query_may_come_from_a_file_or_a_pipe(truth: Truth, tmp_path: Path, 
 
 def test_the_prompt_goes_on_after_an_error(truth: Truth, capsys):
     """A query ends with a semicolon, maybe lines later; dot commands end with their line."""
-    typed = (".help\n.tables\n.nope\nSELECT nope FROM clips;\n"
-             "SELECT count(*) AS n\nFROM clips;\n.quit\n")
+    typed = (
+        ".help\n.tables\n.nope\nSELECT nope FROM clips;\nSELECT count(*) AS n\nFROM clips;\n.quit\n"
+    )
     with create_pipe_input() as pipe, create_app_session(input=pipe, output=DummyOutput()):
         pipe.send_text(typed)
         query.prompt(truth.path, format="csv")
@@ -172,8 +189,17 @@ def test_status_as_json_has_the_promised_keys(truth: Truth, capsys):
     report = json.loads(capsys.readouterr().out)
     assert {"dataset", "stages", "totals"} <= set(report)
     for stage in report["stages"]:
-        assert {"stage", "inputs", "kept", "rejected", "failed", "pending", "shards_done",
-                "shards_total", "seconds"} <= set(stage)
+        assert {
+            "stage",
+            "inputs",
+            "kept",
+            "rejected",
+            "failed",
+            "pending",
+            "shards_done",
+            "shards_total",
+            "seconds",
+        } <= set(stage)
     assert {"videos", "clips", "hours", "source_frames", "decoded_frames"} <= set(report["totals"])
 
 
@@ -195,9 +221,14 @@ def test_status_shows_accounting_and_its_breach(truth: Truth, tmp_path: Path, ca
 def _on_terminal(code: str, columns: int) -> str:
     """What `code` prints on a terminal of so many columns."""
     ours, theirs = pty.openpty()
-    done = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=theirs, stderr=theirs,
-                            stdin=theirs, env={**os.environ, "COLUMNS": str(columns),
-                                               "TERM": "xterm"})
+    done = subprocess.Popen(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        stdout=theirs,
+        stderr=theirs,
+        stdin=theirs,
+        env={**os.environ, "COLUMNS": str(columns), "TERM": "xterm"},
+    )
     os.close(theirs)
     parts = []
     while True:
@@ -219,7 +250,9 @@ def test_80_columns_are_enough(truth: Truth):
         "from pathlib import Path\nfrom jobs import query\n"
         f"d = Path({str(truth.path)!r})\nquery.print_status(d)\n"
         "query.run_sql(d, 'SELECT * FROM clips LIMIT 1')\n"
-        "query.run_sql(d, \"SELECT repeat('x', 900) AS text\")\n", 80)
+        "query.run_sql(d, \"SELECT repeat('x', 900) AS text\")\n",
+        80,
+    )
     lines = [line.rstrip("\r") for line in shown.splitlines()]
     assert any("inputs kept rejected failed pending shards seconds" in line for line in lines)
     status_rows = [line for line in lines if line.startswith("summarize_captions")]

@@ -19,9 +19,13 @@ from tests.media import Scene, render
 def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two films that are too short, two that are too low, one to keep, and one non-film."""
     folder = tmp_path_factory.mktemp("films")
-    for name, seconds, size in (("short", 3.204, (480, 360)), ("shorter", 2.6, (480, 360)),
-                                ("low", 12, (320, 180)), ("lower", 12, (160, 120)),
-                                ("good", 12, (480, 360))):
+    for name, seconds, size in (
+        ("short", 3.204, (480, 360)),
+        ("shorter", 2.6, (480, 360)),
+        ("low", 12, (320, 180)),
+        ("lower", 12, (160, 120)),
+        ("good", 12, (480, 360)),
+    ):
         render(folder / f"{name}.mp4", [Scene("red", seconds)], rate=5, size=size)
     (folder / "page.mp4").write_text("<html>")
     return folder
@@ -34,17 +38,25 @@ def clipmill(*words: object) -> str:
 
 
 def commands(said: str, word: str) -> list[list[str]]:
-    return [shlex.split(line, comments=True)[1:] for line in said.splitlines()
-            if line.startswith(f"  clipmill {word}")]
+    return [
+        shlex.split(line, comments=True)[1:]
+        for line in said.splitlines()
+        if line.startswith(f"  clipmill {word}")
+    ]
 
 
 def test_a_run_says_why_rows_went_and_how_to_keep_them(films: Path, tmp_path: Path):
     """The command that it prints keeps all that a rule rejected, and `status` says the same."""
     dataset = tmp_path / "a dataset"
-    said = clipmill("run", "timestamps-only", "--dataset", dataset, "--sources", films, "--engine",
-                    "local")
-    assert re.search(r"^4 rejected: 2 by min_duration_seconds \(2\.60 < 10\), "
-                     r"2 by min_height \(120 < 360\)\.$", said, re.M)
+    said = clipmill(
+        "run", "timestamps-only", "--dataset", dataset, "--sources", films, "--engine", "local"
+    )
+    assert re.search(
+        r"^4 rejected: 2 by min_duration_seconds \(2\.60 < 10\), "
+        r"2 by min_height \(120 < 360\)\.$",
+        said,
+        re.M,
+    )
     assert re.search(r"^1 failed: 1 bad_media \(.+\)\.$", said, re.M)
     assert re.search(r"^1 video, 1 clip, 12 s$", said, re.M)
     assert "Every input is kept, rejected or failed" in said
@@ -61,8 +73,18 @@ def test_a_run_says_why_rows_went_and_how_to_keep_them(films: Path, tmp_path: Pa
 
 def test_what_is_not_done_yet_is_not_called_accounted_for(films: Path, tmp_path: Path):
     """After half a run the status says what waits and how to continue."""
-    said = clipmill("run", "timestamps-only", "--dataset", tmp_path / "data", "--sources",
-                    films / "good.mp4", "--engine", "local", "--until", "download_videos")
+    said = clipmill(
+        "run",
+        "timestamps-only",
+        "--dataset",
+        tmp_path / "data",
+        "--sources",
+        films / "good.mp4",
+        "--engine",
+        "local",
+        "--until",
+        "download_videos",
+    )
     assert "Every input" not in said
     assert "Not done yet: 1 row at split_clips." in said
     assert "1 video, 0 clips" in said
@@ -73,8 +95,16 @@ def test_what_is_not_done_yet_is_not_called_accounted_for(films: Path, tmp_path:
 def test_what_can_not_be_done_names_its_way_out(films: Path, tmp_path: Path, monkeypatch):
     """Shards that are fixed, an export of which nothing is left, a report without --output."""
     dataset = tmp_path / "data"
-    words = ["run", "timestamps-only", "--dataset", dataset, "--sources", films / "good.mp4",
-             "--engine", "local"]
+    words = [
+        "run",
+        "timestamps-only",
+        "--dataset",
+        dataset,
+        "--sources",
+        films / "good.mp4",
+        "--engine",
+        "local",
+    ]
     clipmill(*words)
     again = CliRunner().invoke(app, [*map(str, words), "--set", "shard_videos=4"])
     assert "shard_videos is now 4 (was 16): it applies to new sources only" in again.output
@@ -85,8 +115,11 @@ def test_what_can_not_be_done_names_its_way_out(films: Path, tmp_path: Path, mon
         CliRunner().invoke(app, asked, catch_exceptions=False)
     clipmill(*asked, "--keep-uncaptioned")
     with pytest.raises(UsageError, match=r"subset explain .*data --where 'motion > 99'"):
-        CliRunner().invoke(app, [*asked[:-1], f"{out}2", "--keep-uncaptioned", "--where",
-                                 "motion > 99"], catch_exceptions=False)
+        CliRunner().invoke(
+            app,
+            [*asked[:-1], f"{out}2", "--keep-uncaptioned", "--where", "motion > 99"],
+            catch_exceptions=False,
+        )
     monkeypatch.chdir(tmp_path)
     assert clipmill("report", "data").startswith("data-report.html: ")
     assert "</html>" in (tmp_path / "data-report.html").read_text()

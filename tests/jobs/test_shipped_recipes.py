@@ -32,9 +32,12 @@ def test_a_recipe_that_is_shown_means_the_same_wherever_it_is_saved(
 
 def models_of(name: str) -> dict[str, ModelReference]:
     loaded = load_recipe(RECIPES / f"{name}.yaml")
-    return {f"{label}.{setting}": reference for label, stage in loaded.stages.items()
-            for setting, reference in stage.references().items()
-            if isinstance(reference, ModelReference)}
+    return {
+        f"{label}.{setting}": reference
+        for label, stage in loaded.stages.items()
+        for setting, reference in stage.references().items()
+        if isinstance(reference, ModelReference)
+    }
 
 
 @pytest.mark.parametrize("name", ["internvid", "small-cpu"])
@@ -42,8 +45,16 @@ def test_a_recipe_runs_the_whole_main_job(name: str) -> None:
     loaded = load_recipe(RECIPES / f"{name}.yaml")
     plan = build_plan(loaded)
     assert set(loaded.stages) == {
-        "download_videos", "split_clips", "embed_clips", "tag_clips", "caption_frames",
-        "summarize_captions", "score_similarity", "score_aesthetic", "hash_frames"}
+        "download_videos",
+        "split_clips",
+        "embed_clips",
+        "tag_clips",
+        "caption_frames",
+        "summarize_captions",
+        "score_similarity",
+        "score_aesthetic",
+        "hash_frames",
+    }
     assert loaded.recipe.description
     for label in ("tag_clips", "score_similarity", "score_aesthetic"):
         assert "embed_clips" in plan.by_label[label].upstream
@@ -74,7 +85,8 @@ def test_timestamps_need_no_model_and_keep_no_frames() -> None:
 
 
 def test_a_scorer_of_another_model_than_its_embeddings_is_refused_before_the_run() -> None:
-    loaded = load_recipe(RECIPES / "small-cpu.yaml",
-                         overrides=["score_similarity.model=open_clip:ViT-L-14/openai"])
+    loaded = load_recipe(
+        RECIPES / "small-cpu.yaml", overrides=["score_similarity.model=open_clip:ViT-L-14/openai"]
+    )
     with pytest.raises(UsageError, match=r"stages\.score_similarity: .*cannot be compared"):
         build_plan(loaded)

@@ -34,8 +34,9 @@ def ask(dataset: Path, query: str) -> list[dict]:
 
 
 def clipmill(*words: object):
-    return CliRunner().invoke(app, [*map(str, words)], env={"COLUMNS": "200"},
-                              catch_exceptions=False)
+    return CliRunner().invoke(
+        app, [*map(str, words)], env={"COLUMNS": "200"}, catch_exceptions=False
+    )
 
 
 @pytest.fixture(scope="module")
@@ -79,8 +80,10 @@ def test_frames_come_from_the_kept_ones_or_else_from_the_video(
     ids = [clip["clip_id"] for clip in clips]
     pictures = []
     for dataset, name in ((made.dataset, "kept.png"), (without_frames, "decoded.png")):
-        assert clipmill("show", dataset, *ids, "--frames", 5, "--output",
-                        tmp_path / name).exit_code == 0
+        assert (
+            clipmill("show", dataset, *ids, "--frames", 5, "--output", tmp_path / name).exit_code
+            == 0
+        )
         pictures.append(cv2.imread(str(tmp_path / name)).astype(int))
     kept, decoded = pictures
     width = round(180 * clips[0]["width"] / clips[0]["height"])
@@ -89,9 +92,7 @@ def test_frames_come_from_the_kept_ones_or_else_from_the_video(
     assert np.abs(kept[:180] - kept[184:]).mean() > 6
 
 
-def test_where_the_file_is_gone_the_row_is_still_shown(
-    without_frames: Path, clips, tmp_path: Path
-):
+def test_where_the_file_is_gone_the_row_is_still_shown(without_frames: Path, clips, tmp_path: Path):
     shutil.rmtree(without_frames / "index")
     for place in (without_frames / "download_videos").glob("*/*.parquet"):
         _forget_paths(place)
@@ -141,16 +142,22 @@ class Screen(io.StringIO):
         return True
 
 
-@pytest.mark.parametrize(("environment", "way"), [
-    ({"TERM": "xterm-kitty"}, "kitty"),
-    ({"TERM": "xterm-256color", "KITTY_WINDOW_ID": "1"}, "kitty"),
-    ({"TERM": "xterm-256color", "TERM_PROGRAM": "iTerm.app"}, "iterm2"),
-    ({"TERM": "tmux-256color", "TERM_PROGRAM": "iTerm.app", "COLORTERM": "truecolor"}, "blocks"),
-    ({"TERM": "xterm-256color", "COLORTERM": "truecolor"}, "blocks"),
-    ({"TERM": "xterm"}, None),
-    ({"TERM": "dumb", "COLORTERM": "truecolor"}, None),
-    ({}, None),
-])
+@pytest.mark.parametrize(
+    ("environment", "way"),
+    [
+        ({"TERM": "xterm-kitty"}, "kitty"),
+        ({"TERM": "xterm-256color", "KITTY_WINDOW_ID": "1"}, "kitty"),
+        ({"TERM": "xterm-256color", "TERM_PROGRAM": "iTerm.app"}, "iterm2"),
+        (
+            {"TERM": "tmux-256color", "TERM_PROGRAM": "iTerm.app", "COLORTERM": "truecolor"},
+            "blocks",
+        ),
+        ({"TERM": "xterm-256color", "COLORTERM": "truecolor"}, "blocks"),
+        ({"TERM": "xterm"}, None),
+        ({"TERM": "dumb", "COLORTERM": "truecolor"}, None),
+        ({}, None),
+    ],
+)
 def test_the_terminal_is_asked_for_the_best_way_that_it_has(environment, way):
     assert way_of_terminal(Screen(), environment) == way
     assert way_of_terminal(io.StringIO(), environment) is None
@@ -168,8 +175,10 @@ def shown(way: str) -> str:
 
 
 def test_kitty_and_iterm_get_a_png():
-    for way, pattern in (("kitty", r"\x1b_Ga=T,f=100,q=2,m=0;([^\x1b]*)\x1b\\"),
-                         ("iterm2", r"\x1b\]1337;File=inline=1;[^:]*:([^\a]*)\a")):
+    for way, pattern in (
+        ("kitty", r"\x1b_Ga=T,f=100,q=2,m=0;([^\x1b]*)\x1b\\"),
+        ("iterm2", r"\x1b\]1337;File=inline=1;[^:]*:([^\a]*)\a"),
+    ):
         data = base64.b64decode(re.match(pattern, shown(way))[1])
         image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
         assert np.array_equal(image, PICTURE)
@@ -187,8 +196,9 @@ def test_sixels_give_the_picture_again():
     said = shown("sixel").strip()
     head = re.match(r'\x1bPq"1;1;7;5', said)
     palette, image, row, column, colour = {}, np.zeros((6, 7, 3), int), 0, 0, None
-    tokens = re.finditer(r"#(\d+)(?:;2;(\d+);(\d+);(\d+))?|!(\d+)(.)|([?-~])|([$-])",
-                         said[head.end():-2])
+    tokens = re.finditer(
+        r"#(\d+)(?:;2;(\d+);(\d+);(\d+))?|!(\d+)(.)|([?-~])|([$-])", said[head.end() : -2]
+    )
     for token in tokens:
         number, *percent = token.groups()[:4]
         if number and percent[0]:
@@ -204,7 +214,7 @@ def test_sixels_give_the_picture_again():
             count = int(token[5] or 1)
             for bit in range(6):
                 if bits >> bit & 1:
-                    image[row + bit, column:column + count] = colour
+                    image[row + bit, column : column + count] = colour
             column += count
     assert np.array_equal(image[:5], np.rint(PICTURE / 255 * 100))
 
@@ -212,12 +222,20 @@ def test_sixels_give_the_picture_again():
 def test_on_a_terminal_with_sixels_the_picture_is_shown_in_it(made, clips):
     """The terminal is asked what it is, and the answer is not shown."""
     parent, child = pty.openpty()
-    environment = {name: value for name, value in os.environ.items()
-                   if name not in ("COLORTERM", "TERM_PROGRAM", "KITTY_WINDOW_ID", "LC_TERMINAL")}
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in ("COLORTERM", "TERM_PROGRAM", "KITTY_WINDOW_ID", "LC_TERMINAL")
+    }
     with subprocess.Popen(
         [sys.executable, "-m", "clipmill.jobs.cli", "show", str(made.dataset), clips[0]["clip_id"]],
-        cwd=ROOT, stdin=child, stdout=child, stderr=child, start_new_session=True,
-        env={**environment, "TERM": "xterm-256color", "COLUMNS": "100"}) as process:
+        cwd=ROOT,
+        stdin=child,
+        stdout=child,
+        stderr=child,
+        start_new_session=True,
+        env={**environment, "TERM": "xterm-256color", "COLUMNS": "100"},
+    ) as process:
         os.close(child)
         seen, answered = b"", False
         while select.select([parent], [], [], 120)[0]:

@@ -31,8 +31,13 @@ RULES = [
     {"name": "good looking", "percentile": {"column": "aesthetic", "top": 60}},
     {"sample": {"clips": "$clips", "weight": "one_per_video"}},
 ]
-MINE = {"description": "clips to look at", "source": "nowhere", "verified": False,
-        "parameters": {"clips": 50, "longest": 15}, "rules": RULES}
+MINE = {
+    "description": "clips to look at",
+    "source": "nowhere",
+    "verified": False,
+    "parameters": {"clips": 50, "longest": 15},
+    "rules": RULES,
+}
 
 
 @pytest.fixture(scope="module")
@@ -44,11 +49,20 @@ def clips():
 def explored(clips, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A dataset to look at only."""
     names = list(dict.fromkeys(clip.video for clip in clips))
-    videos = {name: {"language": ("en", "de")[i % 2], "license": "cc-by",
-                     "category": "a | b\n# c" if i == 0 else "sport"}
-              for i, name in enumerate(names)}
-    return build(tmp_path_factory.mktemp("subset") / "dataset", clips,
-                 [embeddings(), similarity(), aesthetic()], videos=videos)
+    videos = {
+        name: {
+            "language": ("en", "de")[i % 2],
+            "license": "cc-by",
+            "category": "a | b\n# c" if i == 0 else "sport",
+        }
+        for i, name in enumerate(names)
+    }
+    return build(
+        tmp_path_factory.mktemp("subset") / "dataset",
+        clips,
+        [embeddings(), similarity(), aesthetic()],
+        videos=videos,
+    )
 
 
 @pytest.fixture
@@ -78,17 +92,23 @@ def ask(dataset: Path, query: str) -> list[tuple]:
 def test_the_funnel_says_what_each_rule_leaves_and_takes(explored: Path, recipe: str, capsys):
     """Clips, videos and hours after each rule; nulls apart; and what a rule takes alone."""
     found = explained(capsys, explored, recipe)
-    everything, short = ask(explored, """
+    everything, short = ask(
+        explored,
+        """
         SELECT count(*), count(DISTINCT video_id), round(sum(duration_seconds) / 3600, 3)
         FROM clips UNION ALL
         SELECT count(*), count(DISTINCT video_id), round(sum(duration_seconds) / 3600, 3)
-        FROM clips WHERE duration_seconds BETWEEN 2 AND 15 ORDER BY ALL DESC""")
+        FROM clips WHERE duration_seconds BETWEEN 2 AND 15 ORDER BY ALL DESC""",
+    )
     first, second, third = found["funnel"]
     assert tuple(found["catalog"].values()) == pytest.approx(everything, abs=1e-3)
     assert tuple(first["remaining"].values()) == pytest.approx(short, abs=1e-3)
     assert first["took"] == {"clips": everything[0] - short[0], "because_null": 0}
-    [(nulls, all_nulls)] = ask(explored, "SELECT count(*) FILTER (duration_seconds BETWEEN 2 AND "
-                               "15), count(*) FROM clips WHERE aesthetic IS NULL")
+    [(nulls, all_nulls)] = ask(
+        explored,
+        "SELECT count(*) FILTER (duration_seconds BETWEEN 2 AND "
+        "15), count(*) FROM clips WHERE aesthetic IS NULL",
+    )
     assert second["took"]["because_null"] == nulls
     assert second["alone"]["takes"]["because_null"] == all_nulls
     scored = everything[0] - all_nulls
@@ -108,29 +128,39 @@ def test_the_clips_next_to_each_threshold_are_shown(explored: Path, recipe: str,
     assert (high["operator"], high["value"]) == ("<=", 15)
     seconds = sorted(clip.seconds for clip in clips)
     assert [one["value"] for one in high["inside"]] == pytest.approx(
-        [s for s in seconds if s <= 15][:-3:-1])
+        [s for s in seconds if s <= 15][:-3:-1]
+    )
     assert [one["value"] for one in high["outside"]] == pytest.approx(
-        [s for s in seconds if s > 15][:2])
+        [s for s in seconds if s > 15][:2]
+    )
     assert all(one["stays"] for one in high["inside"])
     assert not any(one["stays"] for one in high["outside"])
     assert high["inside"][0]["caption"] == "a dog runs"
     [percentile] = found["funnel"][1]["near"]
-    reaching = sorted(clip.values["aesthetic"] for clip in clips
-                      if clip.values["aesthetic"] is not None and 2 <= clip.seconds <= 15)
+    reaching = sorted(
+        clip.values["aesthetic"]
+        for clip in clips
+        if clip.values["aesthetic"] is not None and 2 <= clip.seconds <= 15
+    )
     last_out = int(0.4 * len(reaching))
     assert percentile["value"] == pytest.approx(reaching[last_out])
     assert [one["value"] for one in percentile["inside"]] == pytest.approx(
-        reaching[last_out:last_out + 2])
+        reaching[last_out : last_out + 2]
+    )
     assert [one["value"] for one in percentile["outside"]] == pytest.approx(
-        reaching[last_out - 1:last_out - 3:-1])
+        reaching[last_out - 1 : last_out - 3 : -1]
+    )
     assert explained(capsys, explored, recipe, near=0)["funnel"][0]["near"] == []
 
 
 @pytest.mark.parametrize("columns", [80, 100])
 def test_80_columns_are_enough(explored: Path, recipe: str, capsys, monkeypatch, columns: int):
     """No line of numbers is wrapped, and what controls a terminal is not let through."""
-    monkeypatch.setattr(funnel, "_console", lambda: Console(
-        width=columns, force_terminal=True, color_system=None, highlight=False))
+    monkeypatch.setattr(
+        funnel,
+        "_console",
+        lambda: Console(width=columns, force_terminal=True, color_system=None, highlight=False),
+    )
     subset.explain(explored, recipe)
     shown = capsys.readouterr().out
     lines = [line.rstrip() for line in shown.splitlines()]
@@ -174,13 +204,17 @@ def test_a_frozen_subset_is_a_list_with_its_provenance(dataset: Path, recipe: st
     assert info["catalog"]["steps"]["score_aesthetic"]["fingerprint"] == "score_aesthetic-1"
     assert info["catalog"]["steps"]["split_clips"]["rows"] == 300
     assert sum(row["clips"] for row in info["counts"]["language"]) == 50
-    assert info["counts"]["licence"] == [{"licence": "cc-by", "clips": 50,
-                                          "videos": info["n_videos"], "hours": info["hours"]}]
+    assert info["counts"]["licence"] == [
+        {"licence": "cc-by", "clips": 50, "videos": info["n_videos"], "hours": info["hours"]}
+    ]
     assert ask(dataset, "SELECT name, n_clips, snapshot FROM subsets") == [
-        ("mine", 50, info["snapshot"])]
-    assert ask(dataset, "SELECT count(*), min(aesthetic) > 4 FROM clips SEMI JOIN "
-               "(SELECT clip_id FROM subset_clips WHERE name = 'mine') USING (clip_id)"
-               ) == [(50, True)]
+        ("mine", 50, info["snapshot"])
+    ]
+    assert ask(
+        dataset,
+        "SELECT count(*), min(aesthetic) > 4 FROM clips SEMI JOIN "
+        "(SELECT clip_id FROM subset_clips WHERE name = 'mine') USING (clip_id)",
+    ) == [(50, True)]
 
 
 def test_the_same_again_is_no_error_another_is(dataset: Path, recipe: str, capsys):
@@ -197,7 +231,9 @@ def test_the_same_again_is_no_error_another_is(dataset: Path, recipe: str, capsy
     subset.list_subsets(dataset, format="json")
     rows = json.loads(capsys.readouterr().out)
     assert [(row["name"], row["recipe"]) for row in rows] == [
-        ("mine", "mine"), ("second.try", "mine")]
+        ("mine", "mine"),
+        ("second.try", "mine"),
+    ]
 
 
 def times(dataset: Path) -> dict[Path, int]:
@@ -227,9 +263,13 @@ subset.create(Path(sys.argv[1]), sys.argv[2])
 
 def test_a_killed_create_leaves_nothing_that_counts(dataset: Path, recipe: str):
     """The next one clears what it left; two at once learn of each other."""
-    child = subprocess.Popen([sys.executable, "-c", KILLED, str(dataset), recipe],
-                             stdin=subprocess.DEVNULL, cwd=ROOT,
-                             stdout=subprocess.PIPE, text=True)
+    child = subprocess.Popen(
+        [sys.executable, "-c", KILLED, str(dataset), recipe],
+        stdin=subprocess.DEVNULL,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     assert child.stdout.readline() == "writing\n"
     with pytest.raises(ClipmillError, match="another process"):
         subset.create(dataset, recipe)
@@ -268,7 +308,10 @@ def test_the_data_card_says_what_it_is_and_how_to_make_it(dataset: Path, recipe:
     assert any(line.startswith(r"| a \| b # c ") for line in card.splitlines())
     subset.show(dataset, "mine", format="json")
     assert json.loads(capsys.readouterr().out)["since"] == {
-        "removed": 0, "not_in_catalog": 0, "changed_steps": []}
+        "removed": 0,
+        "not_in_catalog": 0,
+        "changed_steps": [],
+    }
 
 
 def test_the_card_says_what_has_changed_since(dataset: Path, recipe: str, capsys):
@@ -292,8 +335,10 @@ def test_the_card_says_what_has_changed_since(dataset: Path, recipe: str, capsys
 def test_the_card_counts_what_was_removed(dataset: Path, recipe: str, capsys):
     """The list stays as it was cited; a new one is made without the removed video."""
     subset.create(dataset, recipe)
-    [(video, clips)] = ask(dataset, "SELECT video_id, count(*) FROM subset_clips GROUP BY ALL "
-                           "ORDER BY 2 DESC, 1 LIMIT 1")
+    [(video, clips)] = ask(
+        dataset,
+        "SELECT video_id, count(*) FROM subset_clips GROUP BY ALL ORDER BY 2 DESC, 1 LIMIT 1",
+    )
     new_tombstone(dataset, {video: []}, "asked for")
     capsys.readouterr()
     subset.show(dataset, "mine", format="json")
@@ -301,8 +346,10 @@ def test_the_card_counts_what_was_removed(dataset: Path, recipe: str, capsys):
     assert since == {"removed": clips, "not_in_catalog": 0, "changed_steps": []}
     assert len(ask(dataset, "SELECT * FROM subset_clips")) == 50
     subset.create(dataset, recipe, name="after")
-    assert ask(dataset, f"SELECT * FROM subset_clips WHERE name = 'after' AND video_id = '{video}'"
-               ) == []
+    assert (
+        ask(dataset, f"SELECT * FROM subset_clips WHERE name = 'after' AND video_id = '{video}'")
+        == []
+    )
 
 
 def test_an_unknown_subset_names_near_ones(dataset: Path, recipe: str):
@@ -325,13 +372,30 @@ def test_the_ready_made_recipes_are_listed_and_printed(capsys):
 
 def test_the_command_line_passes_everything_on(explored: Path, recipe: str):
     """Exit status 2 and one message for what is wrong; results on standard output."""
-    def clipmill(*words: str) -> subprocess.CompletedProcess:
-        return subprocess.run([sys.executable, "-m", "clipmill.jobs.cli", "subset", *words],
-                              stdin=subprocess.DEVNULL, cwd=ROOT,
-                              capture_output=True, text=True, check=False)
 
-    done = clipmill("explain", str(explored), recipe, "--set", "clips=7", "--seed", "3", "--near",
-                    "1", "--format", "json")
+    def clipmill(*words: str) -> subprocess.CompletedProcess:
+        return subprocess.run(
+            [sys.executable, "-m", "clipmill.jobs.cli", "subset", *words],
+            stdin=subprocess.DEVNULL,
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    done = clipmill(
+        "explain",
+        str(explored),
+        recipe,
+        "--set",
+        "clips=7",
+        "--seed",
+        "3",
+        "--near",
+        "1",
+        "--format",
+        "json",
+    )
     assert done.stderr == ""
     found = json.loads(done.stdout)
     assert (found["seed"], found["result"]["clips"]) == (3, 7)
@@ -362,14 +426,17 @@ def test_a_predicate_does_without_a_recipe(dataset: Path, tmp_path: Path, capsys
     assert f"clipmill subset create {dataset} --where" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("recipe", "details", "said"), [
-    (None, {}, "give a RECIPE .* or a predicate with --where"),
-    ("svd", {"where": "true"}, "not both"),
-    (None, {"where": " "}, "--where is empty"),
-    (None, {"where": "motoin > 2"}, "motoin"),
-    (None, {"where": "true; DROP TABLE x"}, "2 statements"),
-    (None, {"where": "aesthetic > 5", "overrides": ["a=1"]}, "a predicate has no parameters"),
-])
+@pytest.mark.parametrize(
+    ("recipe", "details", "said"),
+    [
+        (None, {}, "give a RECIPE .* or a predicate with --where"),
+        ("svd", {"where": "true"}, "not both"),
+        (None, {"where": " "}, "--where is empty"),
+        (None, {"where": "motoin > 2"}, "motoin"),
+        (None, {"where": "true; DROP TABLE x"}, "2 statements"),
+        (None, {"where": "aesthetic > 5", "overrides": ["a=1"]}, "a predicate has no parameters"),
+    ],
+)
 def test_a_predicate_is_checked_like_a_rule(explored: Path, recipe, details, said):
     with pytest.raises(UsageError, match=said):
         subset.explain(explored, recipe, **details)

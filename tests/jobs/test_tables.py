@@ -25,13 +25,19 @@ def test_ids_stay_in_one_line(monkeypatch, columns):
     screen = Screen()
     monkeypatch.setattr("sys.stdout", screen)
     monkeypatch.setenv("COLUMNS", str(columns))
-    table = pa.table({"clip_id": IDS, "caption": [LONG, "short"], "similarity": [0.52, 0.5],
-                      "language": ["en", "de"]})
+    table = pa.table(
+        {
+            "clip_id": IDS,
+            "caption": [LONG, "short"],
+            "similarity": [0.52, 0.5],
+            "language": ["en", "de"],
+        }
+    )
     write_rows(table.to_reader(), "table")
     lines = re.sub(r"\x1b\[[0-9;]*m", "", screen.getvalue()).splitlines()
     for name in IDS:
         assert sum(name in line for line in lines) == 1
     assert all(len(line.rstrip()) <= columns for line in lines)
-    said = " ".join(" ".join(line[len(IDS[0]):] for line in lines).split())
+    said = " ".join(" ".join(line[len(IDS[0]) :] for line in lines).split())
     for word in ("square", "while", "similarity", "language", "en", "0.52"):
         assert word in said

@@ -29,11 +29,19 @@ def splitting(folder: Path, **settings: object) -> str:
     """A run over one film with a stage that touches the terminal."""
     film = cached((Scene("red", 2.0), Scene("blue", 2.0)), size=(320, 240), rate=10)[0]
     recipe = folder / "touching.yaml"
-    recipe.write_text(yaml.safe_dump({"sources": [str(film)], "stages": {
-        "download_videos": {"min_duration_seconds": 1, "min_height": None},
-        "split_clips": {},
-        "touch_terminal": {"stage": f"{STAGE}:TouchTerminal", **settings},
-    }}, sort_keys=False))
+    recipe.write_text(
+        yaml.safe_dump(
+            {
+                "sources": [str(film)],
+                "stages": {
+                    "download_videos": {"min_duration_seconds": 1, "min_height": None},
+                    "split_clips": {},
+                    "touch_terminal": {"stage": f"{STAGE}:TouchTerminal", **settings},
+                },
+            },
+            sort_keys=False,
+        )
+    )
     return typed("run", recipe, "--dataset", folder / "dataset")
 
 
@@ -76,16 +84,36 @@ def test_a_run_on_a_cluster_that_was_started_from_a_terminal_ends(tmp_path):
     """Its workers belong to a process that has the terminal as standard input."""
     port = free_port()
     ray = Path(sys.executable).with_name("ray")
-    with (tempfile.TemporaryDirectory(prefix="ray", dir="/tmp") as short,  # for sockets' names
-          Shell(RAY_AUTH_MODE="disabled") as head, Shell(RAY_AUTH_MODE="disabled") as shell):
-        head.begin(shlex.join(map(str, (
-            ray, "start", "--head", "--block", "--num-cpus=2", f"--port={port}",
-            "--include-dashboard=false", f"--temp-dir={short}", "--disable-usage-stats",
-            f"--dashboard-agent-listen-port={free_port()}",
-            f"--ray-client-server-port={free_port()}", "--object-store-memory=100000000"))))
+    with (
+        tempfile.TemporaryDirectory(prefix="ray", dir="/tmp") as short,  # for sockets' names
+        Shell(RAY_AUTH_MODE="disabled") as head,
+        Shell(RAY_AUTH_MODE="disabled") as shell,
+    ):
+        head.begin(
+            shlex.join(
+                map(
+                    str,
+                    (
+                        ray,
+                        "start",
+                        "--head",
+                        "--block",
+                        "--num-cpus=2",
+                        f"--port={port}",
+                        "--include-dashboard=false",
+                        f"--temp-dir={short}",
+                        "--disable-usage-stats",
+                        f"--dashboard-agent-listen-port={free_port()}",
+                        f"--ray-client-server-port={free_port()}",
+                        "--object-store-memory=100000000",
+                    ),
+                )
+            )
+        )
         head.wait_for("Ray runtime started", 100)
-        status, screen = shell.run(f"{splitting(tmp_path)} --set ray.address=127.0.0.1:{port}",
-                                   SECONDS)
+        status, screen = shell.run(
+            f"{splitting(tmp_path)} --set ray.address=127.0.0.1:{port}", SECONDS
+        )
         assert status == 0, screen
         assert is_terminal(tmp_path / "dataset") == [False, False]
         head.press(CTRL_C)

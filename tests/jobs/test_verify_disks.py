@@ -24,9 +24,12 @@ from tests.conftest import Made
 def filmed(made: Made, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two films copied into a dataset and split into clips."""
     dataset = tmp_path_factory.mktemp("filmed") / "dataset"
-    loaded = load_recipe(recipe_path("timestamps-only"),
-                         sources=[str(made.loaded.recipe.sources[0].path)], engine="local",
-                         overrides=["download_videos.copy_local_files=true"])
+    loaded = load_recipe(
+        recipe_path("timestamps-only"),
+        sources=[str(made.loaded.recipe.sources[0].path)],
+        engine="local",
+        overrides=["download_videos.copy_local_files=true"],
+    )
     run(loaded, dataset)
     return dataset
 
@@ -75,17 +78,18 @@ def test_what_may_not_be_moved_is_one_message(dataset: Path, monkeypatch, capsys
     next((dataset / "media").glob("*.mp4")).write_bytes(b"x")
 
     def refuse(source, target, **more):
-        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM), str(source), None,
-                              str(target))
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM), str(source), None, str(target))
 
     monkeypatch.setattr("clipmill.pipeline.verify.repair.os.replace", refuse)
     with pytest.raises(ClipmillError, match=r"cannot write to .*: Operation not permitted"):
         app(["verify", str(dataset), "--repair"], standalone_mode=False)
 
 
-@pytest.mark.parametrize("command", [
-    ["verify"], ["verify", "--repair"], ["run"], ["retry"], ["remove", "--video", "x"],
-], ids=" ".join)
+@pytest.mark.parametrize(
+    "command",
+    [["verify"], ["verify", "--repair"], ["run"], ["retry"], ["remove", "--video", "x"]],
+    ids=" ".join,
+)
 def test_media_whose_disk_is_not_mounted_are_not_lost(dataset: Path, command, capfd):
     (dataset.parent / "disk").rename(dataset.parent / "away")
     before = files_of(dataset)
@@ -104,8 +108,10 @@ def test_a_folder_of_tables_that_is_not_mounted_is_not_taken_for_empty(dataset: 
     (dataset / "split_clips").symlink_to(dataset.parent / "tables")
     for command in ("sql", "status"):
         with pytest.raises(ClipmillError, match=r"split_clips is a link to .*mount its disk"):
-            app([command, str(dataset), *(["FROM clips"] if command == "sql" else [])],
-                standalone_mode=False)
+            app(
+                [command, str(dataset), *(["FROM clips"] if command == "sql" else [])],
+                standalone_mode=False,
+            )
 
 
 def test_an_empty_media_folder_is_one_fault_that_nothing_is_set_aside_for(dataset: Path):
@@ -114,7 +120,8 @@ def test_an_empty_media_folder_is_one_fault_that_nothing_is_set_aside_for(datase
     (dataset / "media").mkdir()
     found = verify(dataset, is_free=is_lock_free).faults
     assert [(fault.check, fault.where, fault.remedies) for fault in found] == [
-        ("media_missing", "media", ())]
+        ("media_missing", "media", ())
+    ]
     assert clipmill("verify", dataset, "--repair") == 1
     assert not (dataset / "quarantine").exists()
     (dataset / "media").rmdir()

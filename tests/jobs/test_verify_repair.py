@@ -40,13 +40,28 @@ def filmed(made: Made, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two films copied into a dataset and split into clips, a shard each; and a subset."""
     dataset = tmp_path_factory.mktemp("filmed") / "dataset"
     films = made.loaded.recipe.sources[0].path
-    loaded = load_recipe(recipe_path("timestamps-only"), sources=[str(films)], engine="local",
-                         overrides=["download_videos.copy_local_files=true", "shard_videos=1",
-                                    "split_clips.keep_frames=true"])
+    loaded = load_recipe(
+        recipe_path("timestamps-only"),
+        sources=[str(films)],
+        engine="local",
+        overrides=[
+            "download_videos.copy_local_files=true",
+            "shard_videos=1",
+            "split_clips.keep_frames=true",
+        ],
+    )
     run(loaded, dataset)
     recipe = dataset.parent / "longer.yaml"
-    recipe.write_text(yaml.safe_dump({"description": "d", "source": "nowhere", "verified": False,
-                                      "rules": [{"where": "duration_seconds > 0.1"}]}))
+    recipe.write_text(
+        yaml.safe_dump(
+            {
+                "description": "d",
+                "source": "nowhere",
+                "verified": False,
+                "rules": [{"where": "duration_seconds > 0.1"}],
+            }
+        )
+    )
     create(dataset, str(recipe))
     return dataset
 
@@ -76,8 +91,15 @@ def tables_of(dataset: Path) -> dict[str, list[str]]:
         if parts[0] not in NOT_COMPARED:
             rows = pq.read_table(path).to_pylist()
             found.setdefault("/".join(parts[:-1]), []).extend(
-                repr({name: value for name, value in row.items()
-                      if name not in ("downloaded_at", "position", "error")}) for row in rows)
+                repr(
+                    {
+                        name: value
+                        for name, value in row.items()
+                        if name not in ("downloaded_at", "position", "error")
+                    }
+                )
+                for row in rows
+            )
     return {name: sorted(rows) for name, rows in found.items()}
 
 
@@ -110,7 +132,8 @@ def change_rows(path: Path, change) -> None:
     metadata = ShardMetadata.read(path)
     kept = sum(row["rejection"] is None and row["error"] is None for row in rows)
     changed = pa.Table.from_pylist(rows, table.schema).replace_schema_metadata(
-        replace(metadata, outputs=kept).encode())
+        replace(metadata, outputs=kept).encode()
+    )
     pq.write_table(changed, path.with_suffix(".new"))
     path.with_suffix(".new").replace(path)
 
@@ -120,8 +143,11 @@ def media(dataset: Path) -> Path:
 
 
 def shard_of(dataset: Path, video: Path) -> str:
-    return next(path.stem for path in sorted((dataset / "download_videos").glob("*/*.parquet"))
-                if video.stem in pq.read_table(path)["video_id"].to_pylist())
+    return next(
+        path.stem
+        for path in sorted((dataset / "download_videos").glob("*/*.parquet"))
+        if video.stem in pq.read_table(path)["video_id"].to_pylist()
+    )
 
 
 def test_what_runs_have_made_is_whole(made: Made, filmed: Path, capsys):
@@ -157,8 +183,7 @@ def gone(dataset: Path) -> list[tuple[str, str]]:
 
 def with_another_length(dataset: Path) -> list[tuple[str, str]]:
     path = file(dataset, "download_videos", shard_of(dataset, media(dataset)))
-    change_rows(path, lambda rows: rows[0].update(
-        duration_seconds=rows[0]["duration_seconds"] + 5))
+    change_rows(path, lambda rows: rows[0].update(duration_seconds=rows[0]["duration_seconds"] + 5))
     return [("media_duration", place(dataset, path))]
 
 
@@ -195,18 +220,30 @@ def without_all_tables(dataset: Path) -> list[tuple[str, str]]:
     return found
 
 
-@pytest.mark.parametrize("harm", [
-    without_its_end, with_other_bytes, gone, with_another_length, with_a_clip_past_its_end,
-    with_flipped_bytes, without_a_shard, without_shots, without_all_tables,
-], ids=lambda harm: harm.__name__)
+@pytest.mark.parametrize(
+    "harm",
+    [
+        without_its_end,
+        with_other_bytes,
+        gone,
+        with_another_length,
+        with_a_clip_past_its_end,
+        with_flipped_bytes,
+        without_a_shard,
+        without_shots,
+        without_all_tables,
+    ],
+    ids=lambda harm: harm.__name__,
+)
 def test_what_is_damaged_is_set_aside_and_made_again(dataset: Path, harm, capsys):
     """Found by name, moved and not deleted; then the run makes tables equal to those before."""
     before, bytes_before = tables_of(dataset), media(dataset).read_bytes()
     expected = harm(dataset)
     assert sorted(faults(dataset)) == sorted(expected)
     assert clipmill("verify", dataset) == 1
-    files = {path.name: path.read_bytes() for _, where in expected
-             if (path := dataset / where).is_file()}
+    files = {
+        path.name: path.read_bytes() for _, where in expected if (path := dataset / where).is_file()
+    }
     assert clipmill("verify", dataset, "--repair") == 0
     (folder,) = (dataset / "quarantine").iterdir()
     why = json.loads((folder / "why.json").read_text())
@@ -214,8 +251,10 @@ def test_what_is_damaged_is_set_aside_and_made_again(dataset: Path, harm, capsys
     for where in why["moved"]:
         assert (folder / where).is_file()
         assert not (dataset / where).exists()
-    assert all(any(path.read_bytes() == data for path in folder.rglob(name))
-               for name, data in files.items())
+    assert all(
+        any(path.read_bytes() == data for path in folder.rglob(name))
+        for name, data in files.items()
+    )
     assert faults(dataset) == []  # what is waited for is not missing
     capsys.readouterr()
     assert run(load(None, dataset), dataset, take_sources=False)
@@ -227,7 +266,8 @@ def test_what_is_damaged_is_set_aside_and_made_again(dataset: Path, harm, capsys
 
 @pytest.mark.parametrize("after", [0, 1, 3])
 def test_a_repair_that_is_killed_loses_nothing_and_is_finished(
-        dataset: Path, monkeypatch: pytest.MonkeyPatch, after: int):
+    dataset: Path, monkeypatch: pytest.MonkeyPatch, after: int
+):
     before = tables_of(dataset)
     half(file(dataset, "download_videos", "000001"))
     moved = []
@@ -280,7 +320,8 @@ def test_a_scorer_is_made_again_from_what_the_models_gave(made: Made, tmp_path: 
 
 
 def test_a_referenced_file_that_is_gone_is_told_and_nothing_is_set_aside(
-        made: Made, tmp_path: Path, capsys):
+    made: Made, tmp_path: Path, capsys
+):
     """It may be on a disk that is not mounted, and can't be made again."""
     dataset = Path(shutil.copytree(made.dataset, tmp_path / "dataset"))
     path = file(dataset, "download_videos")
@@ -427,7 +468,10 @@ def test_retries_are_whole_and_are_made_again(words, tmp_path: Path, capsys):  #
     (why,) = (made.dataset / "quarantine").glob("*/why.json")
     moved = json.loads(why.read_text())["moved"]
     assert {name.partition("/")[0] for name in moved} == {
-        "name_words", "count_letters", "guess_words"}
+        "name_words",
+        "count_letters",
+        "guess_words",
+    }
     assert all(".retry1" in name for name in moved)
     made.run(setting)
     assert faults(made.dataset) == []

@@ -25,7 +25,8 @@ def compute(urls: list[str]) -> list[str]:
     if _broken:
         raise AcceleratorError(
             "CUDA error: device-side assert triggered\nCUDA kernel errors might be reported "
-            "asynchronously at some other API call.")
+            "asynchronously at some other API call."
+        )
     return [urlsplit(url).netloc for url in urls]
 
 

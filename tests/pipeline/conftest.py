@@ -42,10 +42,17 @@ class Words:
     def loaded(self, *overrides: str, engine: str = "local"):
         (self.folder / "urls.txt").write_text("\n".join(self.urls) + "\n")
         path = self.folder / "words.yaml"
-        path.write_text(yaml.safe_dump({
-            "sources": [{"path": "urls.txt"}], "shard_videos": self.shard_videos,
-            "ray": {"num_cpus": 2}, "stages": STAGES,
-        }, sort_keys=False))
+        path.write_text(
+            yaml.safe_dump(
+                {
+                    "sources": [{"path": "urls.txt"}],
+                    "shard_videos": self.shard_videos,
+                    "ray": {"num_cpus": 2},
+                    "stages": STAGES,
+                },
+                sort_keys=False,
+            )
+        )
         return load_recipe(path, overrides=overrides, engine=engine)
 
     def run(self, *overrides: str, engine: str = "local", **details: Any) -> bool:
@@ -67,12 +74,15 @@ class Words:
 
     def files(self) -> dict[str, float]:
         """Every committed Parquet file with the time of its last change."""
-        return {str(path.relative_to(self.dataset)): path.stat().st_mtime_ns
-                for path in self.dataset.rglob("*.parquet")}
+        return {
+            str(path.relative_to(self.dataset)): path.stat().st_mtime_ns
+            for path in self.dataset.rglob("*.parquet")
+        }
 
     def records(self) -> list[dict]:
-        return [json.loads(path.read_text())
-                for path in sorted((self.dataset / "runs").glob("*.json"))]
+        return [
+            json.loads(path.read_text()) for path in sorted((self.dataset / "runs").glob("*.json"))
+        ]
 
 
 @pytest.fixture

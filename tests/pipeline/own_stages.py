@@ -45,8 +45,9 @@ class FetchWords(Stage):
     def open(self, workspace: Workspace):
         def transform(batch):
             rows = Rows(self)
-            for key, url in zip(*batch.select(["source_key", "url"]).to_pydict().values(),
-                                strict=True):
+            for key, url in zip(
+                *batch.select(["source_key", "url"]).to_pydict().values(), strict=True
+            ):
                 if asked(url).get("reject") == "fetch":
                     rows.reject(key, "fetch_words.rule", "as asked")
                 else:
@@ -62,8 +63,9 @@ class CutWords(Stage):
     name = "cut_words"
     key = "video_id"
     reads = ("fetch_words.url",)
-    writes = pa.schema([("clip_id", pa.string()), ("start_seconds", pa.float64()),
-                        ("end_seconds", pa.float64())])
+    writes = pa.schema(
+        [("clip_id", pa.string()), ("start_seconds", pa.float64()), ("end_seconds", pa.float64())]
+    )
     fragile = True
     error_kind = "bad_media"
     length: float = 1.0
@@ -72,8 +74,9 @@ class CutWords(Stage):
     def open(self, workspace: Workspace):
         def transform(batch):
             rows = Rows(self)
-            for key, url in zip(*batch.select(["video_id", "url"]).to_pydict().values(),
-                                strict=True):
+            for key, url in zip(
+                *batch.select(["video_id", "url"]).to_pydict().values(), strict=True
+            ):
                 want = asked(url)
                 if "kill" in want:
                     os._exit(1)
@@ -84,8 +87,12 @@ class CutWords(Stage):
                 if want.get("lose") == "cut":
                     continue
                 for i in range(int(want.get("clips", 2))):
-                    rows.keep(key, clip_id=f"{key}-{i}", start_seconds=i * self.length,
-                              end_seconds=(i + 1) * self.length)
+                    rows.keep(
+                        key,
+                        clip_id=f"{key}-{i}",
+                        start_seconds=i * self.length,
+                        end_seconds=(i + 1) * self.length,
+                    )
             return rows.table()
 
         yield transform
@@ -106,8 +113,9 @@ class NameWords(Stage):
     def open(self, workspace: Workspace):
         def transform(batch):
             rows = Rows(self)
-            for clip, url in zip(*batch.select(["clip_id", "url"]).to_pydict().values(),
-                                 strict=True):
+            for clip, url in zip(
+                *batch.select(["clip_id", "url"]).to_pydict().values(), strict=True
+            ):
                 if asked(url).get("stand") == "name" and clip.endswith("-1"):
                     os.kill(os.getpid(), signal.SIGSTOP)
                     time.sleep(1000)  # another thread may take the signal, and take its time
@@ -131,10 +139,12 @@ class CountLetters(Stage):
 
     @contextmanager
     def open(self, workspace: Workspace):
-        yield lambda batch: pa.table({
-            "clip_id": batch["clip_id"],
-            "letters": pa.array([len(word) for word in batch["word"].to_pylist()], pa.int32()),
-        })
+        yield lambda batch: pa.table(
+            {
+                "clip_id": batch["clip_id"],
+                "letters": pa.array([len(word) for word in batch["word"].to_pylist()], pa.int32()),
+            }
+        )
 
 
 class GuessWords(Stage):
@@ -146,7 +156,9 @@ class GuessWords(Stage):
 
     @contextmanager
     def open(self, workspace: Workspace):
-        yield lambda batch: pa.table({
-            "clip_id": batch["clip_id"],
-            "guess": pa.array([word or "none" for word in batch["word"].to_pylist()]),
-        })
+        yield lambda batch: pa.table(
+            {
+                "clip_id": batch["clip_id"],
+                "guess": pa.array([word or "none" for word in batch["word"].to_pylist()]),
+            }
+        )

@@ -31,8 +31,9 @@ class WeighWords(Stage):
             rows = Rows(self)
             record = json.loads(max(workspace.dataset.glob("runs/*.json")).read_text())
             known = json.dumps(record["stages"][-1].get("places"))
-            for key, url in zip(*batch.select(["video_id", "url"]).to_pydict().values(),
-                                strict=True):
+            for key, url in zip(
+                *batch.select(["video_id", "url"]).to_pydict().values(), strict=True
+            ):
                 rows.keep(key, weight=len(url), known=known)
             return rows.table()
 

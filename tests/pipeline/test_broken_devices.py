@@ -24,19 +24,33 @@ def recipe(folder: Path, engine: str, *, in_batches: bool, breaking: str) -> Pat
     urls = [f"https://{name}.test/{'?break=1' if name in breaking else ''}" for name in NAMES]
     (folder / "urls.txt").write_text("\n".join(urls) + "\n")
     path = folder / "captions.yaml"
-    path.write_text(yaml.safe_dump({
-        "sources": [{"path": "urls.txt"}], "shard_videos": 8, "engine": engine,
-        "ray": {"num_cpus": 2}, "stages": {
-            "fetch_words": {"stage": f"{HERE / 'own_stages.py'}:FetchWords"},
-            "caption_words": {"stage": f"{HERE / 'broken_stages.py'}:CaptionWords",
-                              "in_batches": in_batches}}}, sort_keys=False))
+    path.write_text(
+        yaml.safe_dump(
+            {
+                "sources": [{"path": "urls.txt"}],
+                "shard_videos": 8,
+                "engine": engine,
+                "ray": {"num_cpus": 2},
+                "stages": {
+                    "fetch_words": {"stage": f"{HERE / 'own_stages.py'}:FetchWords"},
+                    "caption_words": {
+                        "stage": f"{HERE / 'broken_stages.py'}:CaptionWords",
+                        "in_batches": in_batches,
+                    },
+                },
+            },
+            sort_keys=False,
+        )
+    )
     return path
 
 
 def outcomes(dataset: Path) -> dict[str, str]:
     (shard,) = dataset.glob("caption_words/*/*.parquet")
-    return {row["video_id"].removeprefix("v-"): (row["error"] or {}).get("kind") or row["caption"]
-            for row in pq.read_table(shard).to_pylist()}
+    return {
+        row["video_id"].removeprefix("v-"): (row["error"] or {}).get("kind") or row["caption"]
+        for row in pq.read_table(shard).to_pylist()
+    }
 
 
 def test_a_local_run_ends_and_the_same_command_goes_on(tmp_path):
@@ -45,13 +59,12 @@ def test_a_local_run_ends_and_the_same_command_goes_on(tmp_path):
     for _ in range(2):
         ran = clipmill("run", path, "--dataset", dataset)
         assert ran.returncode == 1
-        said = ran.stderr[ran.stderr.index("Error: "):]
+        said = ran.stderr[ran.stderr.index("Error: ") :]
         assert "AcceleratorError: CUDA error: device-side assert triggered. Run the same" in said
         assert "Traceback" not in ran.stderr
     ran = clipmill("run", path, "--dataset", dataset)
     assert ran.returncode == 0, ran.stderr
-    assert outcomes(dataset) == {name: "crash" if name == "b" else f"{name}.test"
-                                 for name in NAMES}
+    assert outcomes(dataset) == {name: "crash" if name == "b" else f"{name}.test" for name in NAMES}
     assert list((dataset / "journal").glob("*")) == []
 
 
@@ -60,15 +73,21 @@ def test_ray_starts_another_worker(tmp_path):
     """The run goes through: the row is tried twice, and the others have their captions."""
     loaded = load_recipe(recipe(tmp_path, "ray", in_batches=False, breaking="b"))
     run(loaded, tmp_path / "d")
-    assert outcomes(tmp_path / "d") == {name: "crash" if name == "b" else f"{name}.test"
-                                        for name in NAMES}
+    assert outcomes(tmp_path / "d") == {
+        name: "crash" if name == "b" else f"{name}.test" for name in NAMES
+    }
 
 
-@pytest.mark.parametrize("said", [
-    "CUDA error: an illegal memory access was encountered", "CUDA error: misaligned address",
-    "CUDA error: unspecified launch failure", "HIP error: an illegal memory access",
-    "CUDA error: uncorrectable ECC error encountered",
-])
+@pytest.mark.parametrize(
+    "said",
+    [
+        "CUDA error: an illegal memory access was encountered",
+        "CUDA error: misaligned address",
+        "CUDA error: unspecified launch failure",
+        "HIP error: an illegal memory access",
+        "CUDA error: uncorrectable ECC error encountered",
+    ],
+)
 def test_errors_that_a_process_does_not_get_past_are_known(said):
     with pytest.raises(DeviceBroken, match=said):
         raise_if_broken(RuntimeError(f"{said}\nSearch for it"))
@@ -76,11 +95,16 @@ def test_errors_that_a_process_does_not_get_past_are_known(said):
         raise_if_broken(torch.AcceleratorError(said))
 
 
-@pytest.mark.parametrize("error", [
-    RuntimeError("CUDA error: out of memory"), RuntimeError("CUDA error: invalid argument"),
-    torch.OutOfMemoryError("CUDA out of memory"), ValueError("an illegal instruction"),
-    RuntimeError("the caption said: illegal instruction"),
-])
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("CUDA error: out of memory"),
+        RuntimeError("CUDA error: invalid argument"),
+        torch.OutOfMemoryError("CUDA out of memory"),
+        ValueError("an illegal instruction"),
+        RuntimeError("the caption said: illegal instruction"),
+    ],
+)
 def test_other_errors_cost_their_row_only(error):
     raise_if_broken(error)
 

@@ -19,15 +19,7 @@ from clipmill.pipeline.status import status_report
 from clipmill.schemas import tables
 from clipmill.schemas.errors import UsageError
 from clipmill.schemas.sql_text import duckdb_type
-from tests.synthetic import (
-    START,
-    STEPS,
-    Truth,
-    build_dataset,
-    run_record,
-    write_run,
-    write_shard,
-)
+from tests.synthetic import START, STEPS, Truth, build_dataset, run_record, write_run, write_shard
 
 PROMISED = {
     "clips": "clip_id video_id start_seconds end_seconds duration_seconds start_frame end_frame "
@@ -66,11 +58,26 @@ def test_views_begin_with_the_promised_columns(truth: Truth, view: str):
 
 def test_clips_end_with_scorers_own_columns_and_the_video(truth: Truth):
     """A second scorer appears under its label; a custom stage under its columns' names."""
-    further = columns(truth.path, "clips")[len(PROMISED["clips"].split()):]
-    assert further == ["similarity_coarse", "similarity_fine", "aesthetic_v1", "n_words",
-                       "n_words_reason", "url", "title", "language", "category", "query",
-                       "motion_max", "shot", "caption_given", "extra", "tone_mapped",
-                       "captions_given", "corrupt_frames"]
+    further = columns(truth.path, "clips")[len(PROMISED["clips"].split()) :]
+    assert further == [
+        "similarity_coarse",
+        "similarity_fine",
+        "aesthetic_v1",
+        "n_words",
+        "n_words_reason",
+        "url",
+        "title",
+        "language",
+        "category",
+        "query",
+        "motion_max",
+        "shot",
+        "caption_given",
+        "extra",
+        "tone_mapped",
+        "captions_given",
+        "corrupt_frames",
+    ]
 
 
 def test_every_clip_stands_once_with_its_own_captions_and_scores(truth: Truth):
@@ -95,18 +102,21 @@ def test_every_clip_stands_once_with_its_own_captions_and_scores(truth: Truth):
 def test_failures_are_the_ones_that_still_stand(truth: Truth):
     """A later success hides a failure; the history keeps it; inner steps count under the stage."""
     rows = ask(truth.path, "SELECT * FROM failures")
-    expected = {stage: counts["failed"] for stage, counts in truth.counts.items()
-                if counts["failed"]}
+    expected = {
+        stage: counts["failed"] for stage, counts in truth.counts.items() if counts["failed"]
+    }
     found = {stage: sum(row["stage"] == stage for row in rows) for stage in expected}
     assert found == expected
     assert len(rows) == sum(expected.values())
     again = [row for row in rows if row["key"] in truth.keys["failed_downloads"]]
     assert [(row["kind"], row["attempts"], row["shard"]) for row in again] == [
-        ("permanent", 2, "000001.retry1")]
+        ("permanent", 2, "000001.retry1")
+    ]
     history = ask(truth.path, "SELECT * FROM failures_all WHERE stage = 'download_videos'")
     assert sum(row["resolved"] for row in history) == len(truth.keys["retried_videos"]) > 0
     assert {row["key"] for row in history if row["resolved"]}.isdisjoint(
-        truth.keys["failed_downloads"])
+        truth.keys["failed_downloads"]
+    )
     assert all(row["url"] for row in rows)
     assert all(row["video_id"] for row in rows if row["stage"] != "download_videos")
 
@@ -117,15 +127,24 @@ def test_rejections_name_rule_and_place(truth: Truth):
     for stage in ("ingest", "download_videos", "split_clips"):
         assert sum(row["stage"] == stage for row in rows) == truth.counts[stage]["rejected"] > 0
     assert {row["rule"] for row in rows} == {
-        "exclude_ids", "download_videos.min_duration_seconds", "split_clips.min_seconds"}
+        "exclude_ids",
+        "download_videos.min_duration_seconds",
+        "split_clips.min_seconds",
+    }
 
 
 def test_a_key_in_several_shards_counts_with_its_newest_kept_row(truth: Truth, tmp_path: Path):
     """A retry that captions a clip again, better informed, replaces the first caption."""
     dataset = _copy(truth, tmp_path)
     clip = "generic-v0-0-1000"
-    write_shard(dataset, "summarize_captions", "m1", "000000.retry9",
-                [{"clip_id": clip, "caption": "the better one"}], tables.SUMMARIES)
+    write_shard(
+        dataset,
+        "summarize_captions",
+        "m1",
+        "000000.retry9",
+        [{"clip_id": clip, "caption": "the better one"}],
+        tables.SUMMARIES,
+    )
     found = ask(dataset, f"SELECT caption FROM clips WHERE clip_id = '{clip}'")
     assert found == [{"caption": "the better one"}]
     stage = _stage(status_report(dataset), "summarize_captions")
@@ -139,8 +158,11 @@ def test_a_video_that_two_sources_led_to_gives_its_clips_once(truth: Truth, tmp_
         if step == "download_videos" or "video_id" in schema.names or "clip_id" in schema.names:
             path = dataset / step / fingerprint / "000000.parquet"
             rows = pq.read_table(path).to_pylist()
-            rows = [row for row in rows if (row.get("video_id") or row.get("clip_id") or "")
-                    .startswith("generic-v0")]
+            rows = [
+                row
+                for row in rows
+                if (row.get("video_id") or row.get("clip_id") or "").startswith("generic-v0")
+            ]
             if step == "download_videos":
                 rows = [{**row, "source_key": "another", "url": "elsewhere"} for row in rows]
             write_shard(dataset, step, fingerprint, "000009", rows, schema, stage=stage)
@@ -152,10 +174,16 @@ def test_a_video_that_two_sources_led_to_gives_its_clips_once(truth: Truth, tmp_
 def test_half_floats_are_read(truth: Truth):
     """Embeddings lie as half floats on disk and are lists of floats in SQL."""
     assert tables.EMBEDDINGS.field("embeddings").type == pa.list_(pa.list_(pa.float16()))
-    (row,) = ask(truth.path, "SELECT stage, embeddings, list_dot_product(embeddings[1], "
-                 "embeddings[1]) AS norm FROM embeddings WHERE clip_id = 'generic-v0-2000-3250'")
-    assert row == {"stage": "embed_clips", "norm": 1.3125,
-                   "embeddings": [[1.0, 0.5, -0.25, 0.0], [0.0, 1.0, 0.0, 0.125]]}
+    (row,) = ask(
+        truth.path,
+        "SELECT stage, embeddings, list_dot_product(embeddings[1], "
+        "embeddings[1]) AS norm FROM embeddings WHERE clip_id = 'generic-v0-2000-3250'",
+    )
+    assert row == {
+        "stage": "embed_clips",
+        "norm": 1.3125,
+        "embeddings": [[1.0, 0.5, -0.25, 0.0], [0.0, 1.0, 0.0, 0.125]],
+    }
 
 
 def test_other_views(truth: Truth):
@@ -163,8 +191,10 @@ def test_other_views(truth: Truth):
     assert ask(truth.path, "SELECT count(*) AS n FROM shots") == [{"n": truth.clips}]
     assert columns(truth.path, "frames_index") == ["video_id", "frame_number", "seconds"]
     assert ask(truth.path, "SELECT count(*) AS n FROM sources") == [{"n": 27}]
-    reasons = ask(truth.path, "SELECT similarity_reason, shard FROM steps.score_similarity "
-                  "WHERE similarity IS NULL")
+    reasons = ask(
+        truth.path,
+        "SELECT similarity_reason, shard FROM steps.score_similarity WHERE similarity IS NULL",
+    )
     assert reasons
     assert {row["similarity_reason"] for row in reasons} == {"the caption has no words"}
 
@@ -176,8 +206,15 @@ def test_runs_tell_models_and_prompts(truth: Truth):
     stage = next(s for s in rows[1]["stages"] if s["stage"] == "summarize_captions")
     assert dict(stage["prompts"]) == {"prompt": "Merge {coarse} and {fine}."}
     assert stage["fingerprint"] == "m1"
-    assert stage["models"] == [{"setting": "model", "reference": "org/writer", "revision": "abc",
-                                "identity": "sha256:12", "places": None}]
+    assert stage["models"] == [
+        {
+            "setting": "model",
+            "reference": "org/writer",
+            "revision": "abc",
+            "identity": "sha256:12",
+            "places": None,
+        }
+    ]
     assert json.loads(rows[1]["recipe_resolved"])["stages"]
 
 
@@ -185,10 +222,12 @@ def test_subsets_are_listed(truth: Truth, tmp_path: Path):
     assert ask(truth.path, "SELECT * FROM subsets") == []
     dataset = _copy(truth, tmp_path)
     (dataset / "subsets" / "best").mkdir(parents=True)
-    (dataset / "subsets" / "best" / "subset.json").write_text(json.dumps(
-        {"recipe": "svd", "created_at": START.isoformat(), "n_clips": 3, "hours": 0.5}))
+    (dataset / "subsets" / "best" / "subset.json").write_text(
+        json.dumps({"recipe": "svd", "created_at": START.isoformat(), "n_clips": 3, "hours": 0.5})
+    )
     assert ask(dataset, "SELECT name, n_clips, created_at FROM subsets") == [
-        {"name": "best", "n_clips": 3, "created_at": START}]
+        {"name": "best", "n_clips": 3, "created_at": START}
+    ]
 
 
 @pytest.mark.parametrize("state", ["no run", "nothing committed", "only split", "own stage only"])
@@ -203,8 +242,12 @@ def test_every_state_has_every_view(truth: Truth, tmp_path: Path, state: str):
         dataset = _copy(truth, tmp_path)
         wanted = {"download_videos", "scan_videos", "split_clips"}
         wanted |= {"count_words"} if state == "own stage only" else set()
-        write_run(dataset, run_record("r3", START + timedelta(days=2),
-                                      {k: v for k, v in STEPS.items() if k in wanted}))
+        write_run(
+            dataset,
+            run_record(
+                "r3", START + timedelta(days=2), {k: v for k, v in STEPS.items() if k in wanted}
+            ),
+        )
     with open_catalog(dataset) as catalog:
         for name, promised in views.VIEWS.items():
             found = catalog.ask(f"DESCRIBE {name}").read_all().to_pylist()
@@ -224,15 +267,23 @@ def test_a_stage_of_ones_own_takes_the_place_that_the_recipe_leaves_empty(
 ):
     """An own captioner's `caption` is the caption where no summary is made."""
     dataset = _copy(truth, tmp_path)
-    steps = {k: v for k, v in STEPS.items() if k in
-             ("download_videos", "scan_videos", "split_clips")}
+    steps = {
+        k: v for k, v in STEPS.items() if k in ("download_videos", "scan_videos", "split_clips")
+    }
     schema = tables.clip_table(("caption", pa.string()), ("mood", pa.string()))
     steps["say_something"] = ("say_something", "y1", schema)
-    write_shard(dataset, "say_something", "y1", "000000",
-                [{"clip_id": "generic-v0-0-1000", "caption": "mine", "mood": "calm"}], schema)
+    write_shard(
+        dataset,
+        "say_something",
+        "y1",
+        "000000",
+        [{"clip_id": "generic-v0-0-1000", "caption": "mine", "mood": "calm"}],
+        schema,
+    )
     write_run(dataset, run_record("r3", START + timedelta(days=2), steps))
     assert ask(dataset, "SELECT clip_id, caption, mood FROM clips WHERE caption IS NOT NULL") == [
-        {"clip_id": "generic-v0-0-1000", "caption": "mine", "mood": "calm"}]
+        {"clip_id": "generic-v0-0-1000", "caption": "mine", "mood": "calm"}
+    ]
 
 
 def test_older_files_may_lack_columns_and_members(truth: Truth, tmp_path: Path):
@@ -240,21 +291,31 @@ def test_older_files_may_lack_columns_and_members(truth: Truth, tmp_path: Path):
     dataset = _copy(truth, tmp_path)
     path = dataset / "download_videos" / "d1" / "000000.parquet"
     table = pq.read_table(path)
-    errors = [None if e is None else {"message": e["message"], "kind": e["kind"]}
-              for e in table["error"].to_pylist()]
+    errors = [
+        None if e is None else {"message": e["message"], "kind": e["kind"]}
+        for e in table["error"].to_pylist()
+    ]
     old = pa.struct([("message", pa.string()), ("kind", pa.string())])
     position = table.schema.get_field_index("error")
     table = table.set_column(position, "error", pa.array(errors, old)).drop_columns(["uploader"])
     pq.write_table(table, path)
-    rows = ask(dataset, "SELECT kind, message, attempts FROM failures_all WHERE shard = '000000' "
-               "AND stage = 'download_videos'")
-    assert rows == [{"kind": "transient", "message": "video number 5 would not work",
-                     "attempts": None}]
-    raw = ask(dataset, "SELECT error.kind AS kind, error.attempts AS attempts FROM "
-              "steps.download_videos WHERE shard = '000000' AND error.kind IS NOT NULL")
+    rows = ask(
+        dataset,
+        "SELECT kind, message, attempts FROM failures_all WHERE shard = '000000' "
+        "AND stage = 'download_videos'",
+    )
+    assert rows == [
+        {"kind": "transient", "message": "video number 5 would not work", "attempts": None}
+    ]
+    raw = ask(
+        dataset,
+        "SELECT error.kind AS kind, error.attempts AS attempts FROM "
+        "steps.download_videos WHERE shard = '000000' AND error.kind IS NOT NULL",
+    )
     assert raw == [{"kind": "transient", "attempts": None}]
-    assert len(ask(dataset, "SELECT uploader FROM videos")) == truth.counts[
-        "download_videos"]["kept"]
+    assert (
+        len(ask(dataset, "SELECT uploader FROM videos")) == truth.counts["download_videos"]["kept"]
+    )
 
 
 def test_odd_folder_names(tmp_path: Path):
@@ -313,14 +374,26 @@ def test_typed_queries_only_read_and_only_here(truth: Truth, query: str):
     assert sorted(path.name for path in inside.iterdir()) == before
 
 
-@pytest.mark.parametrize("query", [
-    "DESCRIBE clips", "SHOW ALL TABLES", "SUMMARIZE videos", "EXPLAIN SELECT 1", "FROM clips",
-    "EXPLAIN ANALYZE SELECT count(*) FROM clips", "WITH a AS (FROM clips) SELECT count(*) FROM a",
-    "PIVOT clips ON width USING count(*) GROUP BY video_id", "-- a note\nVALUES (1);",
-    "SELECT \"at\" FROM failures", "SELECT 'drop; insert' AS text",
-    "EXPLAIN (FORMAT json) SELECT 1", "EXPLAIN (FROM clips)", "EXPLAIN ANALYZE (SELECT 1)",
-    "/* a */ -- b\nEXPLAIN PIVOT clips ON width USING count(*) GROUP BY video_id",
-])
+@pytest.mark.parametrize(
+    "query",
+    [
+        "DESCRIBE clips",
+        "SHOW ALL TABLES",
+        "SUMMARIZE videos",
+        "EXPLAIN SELECT 1",
+        "FROM clips",
+        "EXPLAIN ANALYZE SELECT count(*) FROM clips",
+        "WITH a AS (FROM clips) SELECT count(*) FROM a",
+        "PIVOT clips ON width USING count(*) GROUP BY video_id",
+        "-- a note\nVALUES (1);",
+        'SELECT "at" FROM failures',
+        "SELECT 'drop; insert' AS text",
+        "EXPLAIN (FORMAT json) SELECT 1",
+        "EXPLAIN (FROM clips)",
+        "EXPLAIN ANALYZE (SELECT 1)",
+        "/* a */ -- b\nEXPLAIN PIVOT clips ON width USING count(*) GROUP BY video_id",
+    ],
+)
 def test_all_ways_of_reading_are_allowed(truth: Truth, query: str):
     assert ask(truth.path, query)
 
@@ -328,7 +401,7 @@ def test_all_ways_of_reading_are_allowed(truth: Truth, query: str):
 def test_errors_say_where_and_what_was_meant(truth: Truth):
     with pytest.raises(UsageError) as error:
         ask(truth.path, "SELECT clip_id,\n  simlarity FROM clips")
-    assert 'LINE 2' in str(error.value) or "^" in str(error.value)
+    assert "LINE 2" in str(error.value) or "^" in str(error.value)
     assert '"similarity"' in str(error.value)
     with pytest.raises(UsageError, match="Views: clips, videos"):
         ask(truth.path, "SELECT * FROM klips")
@@ -345,8 +418,10 @@ def test_external_files_where_allowed(truth: Truth, tmp_path: Path):
 
 
 def test_the_memory_limit_holds(truth: Truth):
-    with (open_catalog(truth.path, memory_limit="40MB", threads=1) as catalog,
-          pytest.raises(Exception, match=r"(?i)memory")):
+    with (
+        open_catalog(truth.path, memory_limit="40MB", threads=1) as catalog,
+        pytest.raises(Exception, match=r"(?i)memory"),
+    ):
         catalog.ask("SELECT list(range) FROM range(30000000)").read_all()
 
 
@@ -394,7 +469,8 @@ def test_status_counts_what_was_written(truth: Truth):
     for stage in report["stages"]:
         counts = truth.counts[stage["stage"]]
         assert {n: stage[n] for n in ("kept", "rejected", "failed")} == {
-            n: counts[n] for n in ("kept", "rejected", "failed")}, stage["stage"]
+            n: counts[n] for n in ("kept", "rejected", "failed")
+        }, stage["stage"]
         assert stage["inputs"] == sum(counts.values())
         assert stage["pending"] == 0
         assert stage["accounted"]
@@ -410,8 +486,10 @@ def test_status_counts_what_was_written(truth: Truth):
 
 def test_seconds_are_of_the_current_fingerprints(truth: Truth):
     """The stale run's shards are not counted; both steps of split_clips are."""
-    shards = sum(len(list((truth.path / folder).glob("*.parquet")))
-                 for folder in ("scan_videos/s1", "split_clips/c1"))
+    shards = sum(
+        len(list((truth.path / folder).glob("*.parquet")))
+        for folder in ("scan_videos/s1", "split_clips/c1")
+    )
     assert _stage(status_report(truth.path), "split_clips")["seconds"] == 2.0 * shards
 
 
@@ -430,8 +508,10 @@ def test_missing_shards_are_pending(truth: Truth, tmp_path: Path):
         shard.unlink()
     report = status_report(dataset)
     split = _stage(report, "split_clips")
-    assert split["pending"] == truth.counts["split_clips"]["kept"] + truth.counts[
-        "split_clips"]["rejected"]
+    assert (
+        split["pending"]
+        == truth.counts["split_clips"]["kept"] + truth.counts["split_clips"]["rejected"]
+    )
     assert split["failed"] == truth.counts["split_clips"]["failed"]
     assert _stage(report, "tag_clips")["pending"] == 0
 
@@ -440,11 +520,16 @@ def test_a_requested_retry_is_a_shard_to_come(truth: Truth, tmp_path: Path):
     """It adds to the total of its stage and of those that depend on it, and of no other."""
     dataset = _copy(truth, tmp_path)
     (dataset / "retries").mkdir()
-    (dataset / "retries" / "000000.retry7.json").write_text(json.dumps(
-        {"step": "caption_frames", "fingerprint": "f1", "keys": ["x"]}))
+    (dataset / "retries" / "000000.retry7.json").write_text(
+        json.dumps({"step": "caption_frames", "fingerprint": "f1", "keys": ["x"]})
+    )
     stages = {s["stage"]: s for s in status_report(dataset)["stages"]}
-    for name, open_shards in (("caption_frames", 1), ("score_similarity", 1), ("tag_clips", 0),
-                              ("embed_clips", 0)):
+    for name, open_shards in (
+        ("caption_frames", 1),
+        ("score_similarity", 1),
+        ("tag_clips", 0),
+        ("embed_clips", 0),
+    ):
         stage = stages[name]
         assert stage["shards_total"] - stage["shards_done"] == open_shards, name
 
@@ -462,18 +547,32 @@ def test_a_lost_key_is_told(truth: Truth, tmp_path: Path):
 
 def test_arrow_types_become_the_types_that_duckdb_reads(tmp_path: Path):
     """The type map agrees with DuckDB's own reading of a file."""
-    schema = pa.schema([
-        ("a", pa.int8()), ("b", pa.uint16()), ("c", pa.float16()), ("d", pa.large_string()),
-        ("e", pa.dictionary(pa.int32(), pa.string())), ("f", pa.date32()), ("g", pa.binary()),
-        ("h", pa.timestamp("us")), ("i", pa.timestamp("us", tz="UTC")), ("j", pa.decimal128(9, 2)),
-        ("k", pa.list_(pa.struct([("x y", pa.bool_()), ("z", pa.map_(pa.string(), pa.int64()))]))),
-        ("l", pa.list_(pa.float32(), 3)), ("m", pa.time64("us")),
-    ])
+    schema = pa.schema(
+        [
+            ("a", pa.int8()),
+            ("b", pa.uint16()),
+            ("c", pa.float16()),
+            ("d", pa.large_string()),
+            ("e", pa.dictionary(pa.int32(), pa.string())),
+            ("f", pa.date32()),
+            ("g", pa.binary()),
+            ("h", pa.timestamp("us")),
+            ("i", pa.timestamp("us", tz="UTC")),
+            ("j", pa.decimal128(9, 2)),
+            (
+                "k",
+                pa.list_(pa.struct([("x y", pa.bool_()), ("z", pa.map_(pa.string(), pa.int64()))])),
+            ),
+            ("l", pa.list_(pa.float32(), 3)),
+            ("m", pa.time64("us")),
+        ]
+    )
     pq.write_table(schema.empty_table(), tmp_path / "x.parquet")
     found = duckdb.sql(f"DESCRIBE SELECT * FROM '{tmp_path}/x.parquet'").fetchall()
     plain = [kind.replace('"', "") for _, kind, *_ in found]
-    assert [duckdb_type(field.type).replace('"', "").replace(", ", ",")
-            for field in schema] == [kind.replace(", ", ",") for kind in plain]
+    assert [duckdb_type(field.type).replace('"', "").replace(", ", ",") for field in schema] == [
+        kind.replace(", ", ",") for kind in plain
+    ]
     with pytest.raises(TypeError, match="no DuckDB type"):
         duckdb_type(pa.month_day_nano_interval())
 

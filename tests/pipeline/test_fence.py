@@ -40,8 +40,12 @@ class Signing:
         self.step = self.plan().by_label["signed"]
 
     def plan(self, gate: Path | None = None) -> Plan:
-        loaded = load(self._recipe, None, engine="local", overrides=[
-            f"signed.stage={TWO}:SignWords", *([f"signed.gate={gate}"] if gate else [])])
+        loaded = load(
+            self._recipe,
+            None,
+            engine="local",
+            overrides=[f"signed.stage={TWO}:SignWords", *([f"signed.gate={gate}"] if gate else [])],
+        )
         for label in ("cut_words", "name_words", "count_letters", "guess_words"):
             loaded.stages.pop(label)
         return build_plan(loaded)
@@ -73,8 +77,10 @@ class Signing:
         return sorted(self.dataset.rglob("*.tmp"))
 
     def signatures(self) -> set[str]:
-        tables = [pq.read_table(self.step.folder(self.dataset, name) / "000000.parquet")
-                  for name in ("signed", "seals")]
+        tables = [
+            pq.read_table(self.step.folder(self.dataset, name) / "000000.parquet")
+            for name in ("signed", "seals")
+        ]
         return {value for table in tables for value in table["signature"].to_pylist()}
 
 
@@ -128,8 +134,7 @@ def test_of_two_workers_at_one_shard_the_first_one_stands_with_all_its_tables(si
 
 
 @pytest.mark.parametrize("renames", [0, 1, 2])
-def test_a_commit_that_is_cut_off_shows_no_marker_without_its_tables(signing, monkeypatch,
-                                                                     renames):
+def test_a_commit_that_is_cut_off_shows_no_marker_without_its_tables(signing, monkeypatch, renames):
     """A kill may fall between any two renames."""
     left = [renames]
 
@@ -177,8 +182,10 @@ def test_a_commit_that_stands_still_is_told(signing, monkeypatch):
             os._exit(0)  # whatever happens: these tests go on in the other process
     try:
         os.read(reading, 1)
-        with (pytest.raises(ClipmillError, match="hangs in the middle of a commit"),
-              dataset_lock(signing.dataset)):
+        with (
+            pytest.raises(ClipmillError, match="hangs in the middle of a commit"),
+            dataset_lock(signing.dataset),
+        ):
             pass
     finally:
         os.kill(child, 9)

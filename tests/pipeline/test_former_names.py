@@ -24,7 +24,8 @@ def test_the_import_path_in_an_older_record_is_the_built_in_stage():
 
 def test_the_demos_models_are_found_by_their_older_name():
     assert ModelReference.model_validate("package:jobs/demo/models/clip") == (
-        ModelReference.model_validate("package:clipmill.jobs/demo/models/clip"))
+        ModelReference.model_validate("package:clipmill.jobs/demo/models/clip")
+    )
     assert Path(DataFile.model_validate("package:jobs/demo/models/tags.txt").path).is_file()
 
 
@@ -33,20 +34,33 @@ def own_stage(folder: Path, first_lines: str) -> subprocess.CompletedProcess:
     (folder / "own.py").write_text(
         f"{first_lines}\nimport pyarrow as pa\n"
         "class Own(Stage):\n    name = 'own'\n    reads = ('split_clips.video_id',)\n"
-        "    writes = pa.schema([('words', pa.string())])\n")
+        "    writes = pa.schema([('words', pa.string())])\n"
+    )
     (folder / "own.yaml").write_text(
-        "stages:\n  download_videos:\n  split_clips:\n  own: {stage: 'own.py:Own'}\n")
-    return subprocess.run([sys.executable, "-m", "clipmill.jobs.cli", "run", "own.yaml",
-                           "--dataset", "d"],
-                          cwd=folder, stdin=subprocess.DEVNULL, text=True, capture_output=True,
-                          check=False, timeout=60)
+        "stages:\n  download_videos:\n  split_clips:\n  own: {stage: 'own.py:Own'}\n"
+    )
+    return subprocess.run(
+        [sys.executable, "-m", "clipmill.jobs.cli", "run", "own.yaml", "--dataset", "d"],
+        cwd=folder,
+        stdin=subprocess.DEVNULL,
+        text=True,
+        capture_output=True,
+        check=False,
+        timeout=60,
+    )
 
 
-@pytest.mark.parametrize(("line", "now"), [
-    ("from stages.protocol import Stage", "the line is: from clipmill import Stage"),
-    ("from clipmill import Stage\nfrom schemas.errors import RowFailed", "it is clipmill.schemas"),
-    ("from clipmill import Stage\nimport pipeline.training", "it is clipmill.pipeline"),
-])
+@pytest.mark.parametrize(
+    ("line", "now"),
+    [
+        ("from stages.protocol import Stage", "the line is: from clipmill import Stage"),
+        (
+            "from clipmill import Stage\nfrom schemas.errors import RowFailed",
+            "it is clipmill.schemas",
+        ),
+        ("from clipmill import Stage\nimport pipeline.training", "it is clipmill.pipeline"),
+    ],
+)
 def test_a_stage_that_imports_from_where_the_names_were_is_told_the_line(tmp_path, line, now):
     said = own_stage(tmp_path, line)
     assert (said.returncode, now in said.stderr) == (2, True), said.stderr

@@ -54,8 +54,10 @@ def rows_of(dataset: Path, *, use_index: bool) -> dict[str, Any]:
 def parts_read(dataset: Path) -> tuple[int, bool]:
     """How many parts of the index the view reads, and whether it also reads tables."""
     with open_catalog(dataset, threads=1) as catalog:
-        plan = "".join(row[1] for row in catalog.execute(
-            "EXPLAIN SELECT similarity, caption FROM clips").fetchall())
+        plan = "".join(
+            row[1]
+            for row in catalog.execute("EXPLAIN SELECT similarity, caption FROM clips").fetchall()
+        )
         coverage = catalog._coverage
         if coverage is None:
             assert " Join " in plan
@@ -90,8 +92,14 @@ def test_new_and_changed_shards_come_from_the_tables(dataset: Path):
     """A retry changes one group of shards, a run adds another; the rest stays as stored."""
     whole, _ = parts_read(dataset)
     clip = "generic-v0-0-1000"
-    write_shard(dataset, "summarize_captions", "m1", "000000.retry9",
-                [{"clip_id": clip, "caption": "the better one"}], SUMMARIES)
+    write_shard(
+        dataset,
+        "summarize_captions",
+        "m1",
+        "000000.retry9",
+        [{"clip_id": clip, "caption": "the better one"}],
+        SUMMARIES,
+    )
     assert parts_read(dataset) == (whole - 1, True)
     assert_same(dataset)
     for step, (stage, fingerprint, schema) in STEPS.items():
@@ -128,8 +136,10 @@ def test_a_video_in_two_groups_counts_once(built: Truth, tmp_path: Path, when: s
     for step, (stage, fingerprint, schema) in STEPS.items():
         rows = pq.read_table(dataset / step / fingerprint / "000000.parquet").to_pylist()
         if step == "download_videos":
-            rows = [{**row, "source_key": f"another{n}", "url": "elsewhere"}
-                    for n, row in enumerate(rows)]
+            rows = [
+                {**row, "source_key": f"another{n}", "url": "elsewhere"}
+                for n, row in enumerate(rows)
+            ]
         write_shard(dataset, step, fingerprint, "000020", rows, schema, stage=stage)
     if when != "after":
         update_index(dataset, part_clips=10_000 if when == "before" else CLIPS_A_PART)
@@ -148,8 +158,14 @@ def test_a_rewritten_shard_of_the_same_name_is_noticed(dataset: Path):
     path = dataset / "summarize_captions" / "m1" / "000003.parquet"
     rows = pq.read_table(path).to_pylist()
     path.unlink()
-    write_shard(dataset, "summarize_captions", "m1", "000003",
-                [{**row, "caption": "made again"} for row in rows], SUMMARIES)
+    write_shard(
+        dataset,
+        "summarize_captions",
+        "m1",
+        "000003",
+        [{**row, "caption": "made again"} for row in rows],
+        SUMMARIES,
+    )
     assert parts_read(dataset) == (whole - 1, True)
     assert_same(dataset)
 
@@ -164,8 +180,14 @@ def test_other_columns_have_an_index_of_their_own(dataset: Path):
     update_index(dataset)
     assert parts_read(dataset)[0] == 1
     assert len(list((dataset / INDEX).iterdir())) == 2  # who has the old one open can go on
-    write_shard(dataset, "summarize_captions", "m1", "000000.retry9",
-                [{"clip_id": "x-0-1", "caption": "x"}], SUMMARIES)
+    write_shard(
+        dataset,
+        "summarize_captions",
+        "m1",
+        "000000.retry9",
+        [{"clip_id": "x-0-1", "caption": "x"}],
+        SUMMARIES,
+    )
     update_index(dataset)
     assert len(list((dataset / INDEX).iterdir())) == 1
 
@@ -174,16 +196,31 @@ def test_readers_keep_their_files_for_one_generation(dataset: Path):
     """A catalog that was opened before the index changed can still be read."""
     with open_catalog(dataset) as catalog:
         before = catalog.execute("SELECT count(caption) FROM clips").fetchone()
-        write_shard(dataset, "summarize_captions", "m1", "000001.retry9",
-                    [{"clip_id": "x-0-1", "caption": "x"}], SUMMARIES)
+        write_shard(
+            dataset,
+            "summarize_captions",
+            "m1",
+            "000001.retry9",
+            [{"clip_id": "x-0-1", "caption": "x"}],
+            SUMMARIES,
+        )
         update_index(dataset, part_clips=CLIPS_A_PART)
         assert catalog.execute("SELECT count(caption) FROM clips").fetchone() == before
-    named = {file["name"] for part in json.loads(manifest_of(dataset).read_text())["parts"]
-             for file in (part["clips"], part["videos"])}
+    named = {
+        file["name"]
+        for part in json.loads(manifest_of(dataset).read_text())["parts"]
+        for file in (part["clips"], part["videos"])
+    }
     on_disk = {path.name for path in manifest_of(dataset).parent.glob("*.parquet")}
     assert named < on_disk
-    write_shard(dataset, "summarize_captions", "m1", "000001.retry10",
-                [{"clip_id": "x-0-1", "caption": "x"}], SUMMARIES)
+    write_shard(
+        dataset,
+        "summarize_captions",
+        "m1",
+        "000001.retry10",
+        [{"clip_id": "x-0-1", "caption": "x"}],
+        SUMMARIES,
+    )
     update_index(dataset, part_clips=CLIPS_A_PART)
     assert len(list(manifest_of(dataset).parent.glob("*.parquet"))) < len(named | on_disk) + 4
 
@@ -192,8 +229,14 @@ def test_small_parts_are_put_together(dataset: Path):
     """Many runs that add little don't leave many files."""
     update_index(dataset)  # nothing is new: nothing is made
     before, _ = parts_read(dataset)
-    write_shard(dataset, "summarize_captions", "m1", "000000.retry9",
-                [{"clip_id": "x-0-1", "caption": "x"}], SUMMARIES)
+    write_shard(
+        dataset,
+        "summarize_captions",
+        "m1",
+        "000000.retry9",
+        [{"clip_id": "x-0-1", "caption": "x"}],
+        SUMMARIES,
+    )
     report = update_index(dataset)
     assert (report.n_parts, report.n_new) == (1, 1)
     assert before > 1
@@ -214,13 +257,16 @@ DAMAGES = {
     "no object": lambda index: (index / "manifest.json").write_text("[1]"),
     "another version": lambda index: (index / "manifest.json").write_text('{"version": 99}'),
     "a list for an object": lambda index: (index / "manifest.json").write_text(
-        '{"version": 1, "parts": [[]], "folders": {}, "doubled": 0, "removed": []}'),
+        '{"version": 1, "parts": [[]], "folders": {}, "doubled": 0, "removed": []}'
+    ),
     "truncated part": lambda index: truncate(next(iter(index.glob("clips-*.parquet")))),
     "garbled footer": lambda index: garble(next(iter(index.glob("videos-*.parquet")))),
     "missing part": lambda index: next(iter(index.glob("clips-*.parquet"))).unlink(),
     "all deleted": lambda index: shutil.rmtree(index.parent),
-    "a file in its place": lambda index: (shutil.rmtree(index.parent),
-                                          index.parent.write_text("x")),
+    "a file in its place": lambda index: (
+        shutil.rmtree(index.parent),
+        index.parent.write_text("x"),
+    ),
 }
 
 

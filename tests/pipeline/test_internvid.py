@@ -23,10 +23,22 @@ ID = "-1Ab_cdEfgh"
 OTHER = "bbbbbbbbbbb"
 
 
-def line(youtube_id: str = ID, start: str = "00:00:01.500", end: str = "00:00:04.250",
-         caption: str = "a dog", **more) -> str:
-    return json.dumps({"YoutubeID": youtube_id, "Start_timestamp": start, "End_timestamp": end,
-                       "Caption": caption, **(more or {"Aesthetic_Score": 4.5, "UMT_Score": 0.4})})
+def line(
+    youtube_id: str = ID,
+    start: str = "00:00:01.500",
+    end: str = "00:00:04.250",
+    caption: str = "a dog",
+    **more,
+) -> str:
+    return json.dumps(
+        {
+            "YoutubeID": youtube_id,
+            "Start_timestamp": start,
+            "End_timestamp": end,
+            "Caption": caption,
+            **(more or {"Aesthetic_Score": 4.5, "UMT_Score": 0.4}),
+        }
+    )
 
 
 def write(folder: Path, *lines: str, name: str = "list.jsonl") -> Path:
@@ -38,8 +50,9 @@ def write(folder: Path, *lines: str, name: str = "list.jsonl") -> Path:
 
 def take(dataset: Path, *files: Path, shard_videos: int = 16, **more) -> ImportReport:
     found = import_spans(dataset, files, shard_videos=shard_videos, **more)
-    assert found.rows == (found.kept + found.rejected + found.failed + found.known
-                          + found.not_taken + found.removed)
+    assert found.rows == (
+        found.kept + found.rejected + found.failed + found.known + found.not_taken + found.removed
+    )
     return found
 
 
@@ -59,22 +72,33 @@ def read(dataset: Path) -> list[dict]:
 
 
 def kept(dataset: Path) -> dict[str, dict]:
-    return {row["platform_id"]: row for row in read(dataset)
-            if row["rejection"] is None and row["error"] is None}
+    return {
+        row["platform_id"]: row
+        for row in read(dataset)
+        if row["rejection"] is None and row["error"] is None
+    }
 
 
 def test_a_row_is_a_span_with_its_caption_and_all_columns_as_they_were_written(tmp_path):
-    text = ('{"YoutubeID": "-1Ab_cdEfgh", "Start_timestamp": "00:01:01.500", "End_timestamp": '
-            '"01:00:04.25", "Caption": " a \\"dog\\": 5, caf\\u00e9 ", "Aesthetic_Score": 4.3500, '
-            '"UMT_Score": 1e-05, "more": [1, {"a": 2.50}], "none": null, "nan": NaN}')
+    text = (
+        '{"YoutubeID": "-1Ab_cdEfgh", "Start_timestamp": "00:01:01.500", "End_timestamp": '
+        '"01:00:04.25", "Caption": " a \\"dog\\": 5, caf\\u00e9 ", "Aesthetic_Score": 4.3500, '
+        '"UMT_Score": 1e-05, "more": [1, {"a": 2.50}], "none": null, "nan": NaN}'
+    )
     take(tmp_path, write(tmp_path, text))
     [row] = read(tmp_path)
     [span] = row.pop("spans")
     assert span == {
-        "start_seconds": 61.5, "end_seconds": 3604.25, "caption": 'a "dog": 5, café',
-        "extra": [("Start_timestamp", "00:01:01.500"), ("End_timestamp", "01:00:04.25"),
-                  ("Aesthetic_Score", "4.3500"), ("UMT_Score", "1e-05"),
-                  ("more", '[1,{"a":"2.50"}]')],
+        "start_seconds": 61.5,
+        "end_seconds": 3604.25,
+        "caption": 'a "dog": 5, café',
+        "extra": [
+            ("Start_timestamp", "00:01:01.500"),
+            ("End_timestamp", "01:00:04.25"),
+            ("Aesthetic_Score", "4.3500"),
+            ("UMT_Score", "1e-05"),
+            ("more", '[1,{"a":"2.50"}]'),
+        ],
         "captions": None,
     }
     ingest(tmp_path / "listed", [SourceSpec(url=f"https://youtu.be/{ID}")], shard_videos=1)
@@ -86,22 +110,43 @@ def test_a_row_is_a_span_with_its_caption_and_all_columns_as_they_were_written(t
 
 @pytest.mark.parametrize("kind", ["plain", "gzip", "parquet", "no last newline", "windows"])
 def test_every_kind_of_file_gives_the_same_sources(tmp_path, kind):
-    rows = [json.loads(line(ID, f"00:00:0{at}.000", f"00:00:0{at}.700", f"n {at}",
-                            Aesthetic_Score=at / 3, UMT_Score=at / 7)) for at in range(5)]
+    rows = [
+        json.loads(
+            line(
+                ID,
+                f"00:00:0{at}.000",
+                f"00:00:0{at}.700",
+                f"n {at}",
+                Aesthetic_Score=at / 3,
+                UMT_Score=at / 7,
+            )
+        )
+        for at in range(5)
+    ]
     take(tmp_path / "plain", write(tmp_path, *map(json.dumps, rows)))
     text = "\n".join(map(json.dumps, rows))
     if kind == "parquet":
         path = tmp_path / "[1]*.parquet"
         table = pa.Table.from_pylist(rows).rename_columns(
-            ["YoutubeID", "Start_timestamp", "End_timestamp", "Caption", "Aesthetic_Score",
-             "UMT-SIM"])
+            [
+                "YoutubeID",
+                "Start_timestamp",
+                "End_timestamp",
+                "Caption",
+                "Aesthetic_Score",
+                "UMT-SIM",
+            ]
+        )
         pq.write_table(table, path)
     elif kind == "gzip":
         path = write(tmp_path, *map(json.dumps, rows), name="list.jsonl.gz")
     else:
         path = tmp_path / "other.json"
-        path.write_bytes(text.encode() if kind == "no last newline"
-                         else b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode() + b"\r\n")
+        path.write_bytes(
+            text.encode()
+            if kind == "no last newline"
+            else b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode() + b"\r\n"
+        )
     assert outcomes(take(tmp_path / "other", path)) == (5, 0, 0)
     assert read(tmp_path / "other") == read(tmp_path / "plain")
 
@@ -172,11 +217,13 @@ def test_rows_of_a_video_meet_wherever_they_stand_and_whatever_the_blocks(tmp_pa
     monkeypatch.setattr(span_import, "_BATCH_ROWS", 7)
     take(tmp_path / "dataset", path, shard_videos=7)
     found = kept(tmp_path / "dataset")
-    assert {name: [span["start_seconds"] for span in row["spans"]]
-            for name, row in found.items()} == {name: times for name, times in want.items()
-                                                if times}
-    sizes = [pq.read_metadata(shard_path(tmp_path / "dataset" / "sources", shard)).num_rows
-             for shard in committed_shards(tmp_path / "dataset" / "sources")]
+    assert {
+        name: [span["start_seconds"] for span in row["spans"]] for name, row in found.items()
+    } == {name: times for name, times in want.items() if times}
+    sizes = [
+        pq.read_metadata(shard_path(tmp_path / "dataset" / "sources", shard)).num_rows
+        for shard in committed_shards(tmp_path / "dataset" / "sources")
+    ]
     assert sizes[:-1] == [7] * (len(sizes) - 1)
     assert sum(sizes) == len(found)
 
@@ -189,9 +236,13 @@ def test_the_same_span_again_is_a_rejection_that_names_the_first(tmp_path):
     rows = read(tmp_path / "dataset")
     details = [row["rejection"]["detail"] for row in rows if row["rejection"]]
     assert [detail.partition(",")[0] for detail in details] == [
-        f"{first}:2: the same span as {first}:1", f"{second}:1: the same span as {first}:1"]
+        f"{first}:2: the same span as {first}:1",
+        f"{second}:1: the same span as {first}:1",
+    ]
     assert [span["caption"] for span in kept(tmp_path / "dataset")[ID]["spans"]] == [
-        "a dog", "a dog"]
+        "a dog",
+        "a dog",
+    ]
 
 
 def test_all_captions_of_a_span_are_kept_in_order_over_files_and_imports(tmp_path):
@@ -218,14 +269,20 @@ def test_the_same_files_again_add_nothing(tmp_path):
 
 def test_a_further_file_adds_its_spans_to_known_videos_before_a_run(tmp_path):
     take(tmp_path / "dataset", write(tmp_path, line(), line(OTHER), name="flt.jsonl"))
-    more = write(tmp_path, line(), line(start="00:00:00.000", caption="new"),
-                 line("ccccccccccc"), name="aes.jsonl")
+    more = write(
+        tmp_path,
+        line(),
+        line(start="00:00:00.000", caption="new"),
+        line("ccccccccccc"),
+        name="aes.jsonl",
+    )
     report = take(tmp_path / "dataset", more)
     assert (outcomes(report), report.known, report.grown_videos) == ((2, 0, 0), 1, 1)
     together = tmp_path / "together"
     take(together, tmp_path / "flt.jsonl", more)
-    assert ({name: row["spans"] for name, row in kept(tmp_path / "dataset").items()}
-            == {name: row["spans"] for name, row in kept(together).items()})
+    assert {name: row["spans"] for name, row in kept(tmp_path / "dataset").items()} == {
+        name: row["spans"] for name, row in kept(together).items()
+    }
 
 
 def test_a_known_video_grows_by_more_rows_than_are_read_at_a_time(tmp_path, monkeypatch):
@@ -240,13 +297,17 @@ def test_a_known_video_grows_by_more_rows_than_are_read_at_a_time(tmp_path, monk
 def test_spans_of_videos_that_a_stage_has_worked_on_stay_as_they_are(tmp_path):
     dataset = tmp_path / "dataset"
     take(dataset, write(tmp_path, line(), line(OTHER), name="flt.jsonl"), shard_videos=1)
-    worked_on = next(shard for shard in committed_shards(dataset / "sources")
-                     if read_shard(dataset, shard)[0]["platform_id"] == ID)
+    worked_on = next(
+        shard
+        for shard in committed_shards(dataset / "sources")
+        if read_shard(dataset, shard)[0]["platform_id"] == ID
+    )
     done = dataset / "download_videos" / "0123456789abcdef" / f"{worked_on}.parquet"
     done.parent.mkdir(parents=True)
     done.touch()
-    report = take(dataset, write(tmp_path, line(start="0"), line(OTHER, start="0"),
-                                 name="aes.jsonl"))
+    report = take(
+        dataset, write(tmp_path, line(start="0"), line(OTHER, start="0"), name="aes.jsonl")
+    )
     assert (report.kept, report.not_taken) == (1, 1)
     assert {name: len(row["spans"]) for name, row in kept(dataset).items()} == {ID: 1, OTHER: 2}
 
@@ -265,8 +326,11 @@ def test_a_video_that_was_listed_as_a_whole_stays_whole(tmp_path):
 def test_rows_of_a_removed_video_are_counted_and_never_taken_again(tmp_path):
     path = write(tmp_path, line(), line(start="0"), line(OTHER))
     take(tmp_path / "dataset", path)
-    new_tombstone(tmp_path / "dataset", {f"youtube-{ID}": [kept(tmp_path / "dataset")[ID][
-        "source_key"]]}, "asked for")
+    new_tombstone(
+        tmp_path / "dataset",
+        {f"youtube-{ID}": [kept(tmp_path / "dataset")[ID]["source_key"]]},
+        "asked for",
+    )
     again = take(tmp_path / "dataset", path)
     assert (again.rows, again.known, again.removed) == (3, 1, 2)
     assert again.shards == []
@@ -284,25 +348,36 @@ def test_excluded_ids_are_rejected_with_all_their_rows(tmp_path):
 
 
 def test_a_limit_takes_the_first_videos_with_all_their_rows(tmp_path):
-    path = write(tmp_path, line("zzzzzzzzzzz"), line(OTHER), line(ID),
-                 line("zzzzzzzzzzz", start="0"), line(ID, start="0"))
+    path = write(
+        tmp_path,
+        line("zzzzzzzzzzz"),
+        line(OTHER),
+        line(ID),
+        line("zzzzzzzzzzz", start="0"),
+        line(ID, start="0"),
+    )
     report = take(tmp_path / "dataset", path, limit=2)
     assert (report.rows, report.kept) == (3, 3)
     assert {name: len(row["spans"]) for name, row in kept(tmp_path / "dataset").items()} == {
-        "zzzzzzzzzzz": 2, OTHER: 1}
+        "zzzzzzzzzzz": 2,
+        OTHER: 1,
+    }
 
 
 # Without a time in gzip's header: content is part of the tests' names, which must be the same
 # in every process that collects them.
-@pytest.mark.parametrize(("name", "content", "words"), [
-    ("a.jsonl", b'[{"YoutubeID": "x"}]', "one JSON array"),
-    ("a.jsonl", b'{"url": "x"}\n', "no column YoutubeID, Start_timestamp, End_timestamp"),
-    ("a.csv", b"YoutubeID,Start_timestamp\n", "not a Parquet file"),
-    ("a.jsonl", b"", "none of its first lines"),
-    ("a.parquet", b"PAR1nonsense", "not a readable Parquet file"),
-    ("a.jsonl.gz", gzip.compress(line().encode() * 9, mtime=0)[:60], "cannot read"),
-    ("none/a.jsonl", None, "cannot read"),
-])
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("a.jsonl", b'[{"YoutubeID": "x"}]', "one JSON array"),
+        ("a.jsonl", b'{"url": "x"}\n', "no column YoutubeID, Start_timestamp, End_timestamp"),
+        ("a.csv", b"YoutubeID,Start_timestamp\n", "not a Parquet file"),
+        ("a.jsonl", b"", "none of its first lines"),
+        ("a.parquet", b"PAR1nonsense", "not a readable Parquet file"),
+        ("a.jsonl.gz", gzip.compress(line().encode() * 9, mtime=0)[:60], "cannot read"),
+        ("none/a.jsonl", None, "cannot read"),
+    ],
+)
 def test_a_file_of_another_kind_is_refused_before_anything_is_written(
     tmp_path, name, content, words
 ):
@@ -316,8 +391,10 @@ def test_a_file_of_another_kind_is_refused_before_anything_is_written(
 def test_a_file_that_breaks_off_later_writes_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr("clipmill.pipeline.ingest.internvid._BLOCK_BYTES", 1000)
     rng = random.Random(3)
-    lines = [line(caption="".join(rng.choices("abcdefghij", k=90)), start=str(at), end=str(at + 1))
-             for at in range(500)]
+    lines = [
+        line(caption="".join(rng.choices("abcdefghij", k=90)), start=str(at), end=str(at + 1))
+        for at in range(500)
+    ]
     whole = write(tmp_path, *lines, name="a.jsonl.gz").read_bytes()
     (tmp_path / "a.jsonl.gz").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(UsageError, match=r"cannot read .*a\.jsonl\.gz"):

@@ -18,19 +18,32 @@ def said_about(query: str) -> str:
     return str(raised.value)
 
 
-@pytest.mark.parametrize("query", [
-    "SELECT at FROM failures", "SELECT key, at, kind FROM failures", "SELECT max(AT) FROM failures",
-    "SELECT * FROM failures ORDER BY at", "SELECT 'é', at\nFROM failures WHERE at > '2026'",
-])
+@pytest.mark.parametrize(
+    "query",
+    [
+        "SELECT at FROM failures",
+        "SELECT key, at, kind FROM failures",
+        "SELECT max(AT) FROM failures",
+        "SELECT * FROM failures ORDER BY at",
+        "SELECT 'é', at\nFROM failures WHERE at > '2026'",
+    ],
+)
 def test_the_column_is_to_blame(query):
     assert said_about(query).endswith(HINT)
 
 
-@pytest.mark.parametrize("query", [
-    "SELEC 1", "SELECT key FROM failures WHER x", "SELECT 'at' FROM FROM", "SELECT FROM WHERE",
-    'SELECT "at" FROM failures WHERE', "SELECT at FROM failures WHERE -- at\n",
-    "SELECT key FROM failures WHERE message LIKE 'at %' ORDER key",
-])
+@pytest.mark.parametrize(
+    "query",
+    [
+        "SELEC 1",
+        "SELECT key FROM failures WHER x",
+        "SELECT 'at' FROM FROM",
+        "SELECT FROM WHERE",
+        'SELECT "at" FROM failures WHERE',
+        "SELECT at FROM failures WHERE -- at\n",
+        "SELECT key FROM failures WHERE message LIKE 'at %' ORDER key",
+    ],
+)
 def test_the_mistake_is_another(query):
     assert "is an SQL keyword" not in said_about(query)
 

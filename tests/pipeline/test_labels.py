@@ -17,12 +17,16 @@ OWN = Path(__file__).parent / "own_stages.py"
 
 def planned(folder: Path, *labels: str, **more: dict):
     """A plan of the small stages, the last of which is called by each label."""
-    stages = {"fetch_words": {"stage": f"{OWN}:FetchWords"},
-              "cut_words": {"stage": f"{OWN}:CutWords"}, **more,
-              **{label: {"stage": f"{OWN}:NameWords"} for label in labels}}
+    stages = {
+        "fetch_words": {"stage": f"{OWN}:FetchWords"},
+        "cut_words": {"stage": f"{OWN}:CutWords"},
+        **more,
+        **{label: {"stage": f"{OWN}:NameWords"} for label in labels},
+    }
     path = folder / "words.yaml"
-    path.write_text(yaml.safe_dump({"sources": [{"path": "urls.txt"}], "stages": stages},
-                                   sort_keys=False))
+    path.write_text(
+        yaml.safe_dump({"sources": [{"path": "urls.txt"}], "stages": stages}, sort_keys=False)
+    )
     return build_plan(load_recipe(path))
 
 
@@ -51,8 +55,9 @@ def test_others_are_taken(tmp_path, label):
 
 def test_the_table_of_another_stage_is_refused(tmp_path):
     with pytest.raises(UsageError, match="already taken"):
-        planned(tmp_path, "seals", sign_words={
-            "stage": f"{OWN.parent / 'two_tables.py'}:SignWords"})
+        planned(
+            tmp_path, "seals", sign_words={"stage": f"{OWN.parent / 'two_tables.py'}:SignWords"}
+        )
 
 
 def test_what_a_run_makes_is_known(words):

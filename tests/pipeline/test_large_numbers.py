@@ -13,16 +13,26 @@ from clipmill.pipeline.recipes.recipe import load_recipe
 from clipmill.schemas.errors import UsageError
 
 
-@pytest.mark.parametrize(("setting", "said"), [
-    (f"shard_videos=1{'0' * 300}", "whole numbers may be at most 9,223,372,036,854,775,807"),
-    (f"split_clips.batch_rows=1{'0' * 30}", "whole numbers may be at most "
-                                            "9,223,372,036,854,775,807"),
-    (f"download_videos.max_bytes=-1{'0' * 30}",
-     "whole numbers may be at most 9,223,372,036,854,775,807"),
-    ("shard_videos=1000001", "shard_videos: Input should be less than or equal to 1000000"),
-    ("ray.num_cpus=1000000", "ray.num_cpus: Input should be less than or equal to 100000"),
-    ("log_megabytes=1000000000", "log_megabytes: Input should be less than or equal to 100000000"),
-])
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        (f"shard_videos=1{'0' * 300}", "whole numbers may be at most 9,223,372,036,854,775,807"),
+        (
+            f"split_clips.batch_rows=1{'0' * 30}",
+            "whole numbers may be at most 9,223,372,036,854,775,807",
+        ),
+        (
+            f"download_videos.max_bytes=-1{'0' * 30}",
+            "whole numbers may be at most 9,223,372,036,854,775,807",
+        ),
+        ("shard_videos=1000001", "shard_videos: Input should be less than or equal to 1000000"),
+        ("ray.num_cpus=1000000", "ray.num_cpus: Input should be less than or equal to 100000"),
+        (
+            "log_megabytes=1000000000",
+            "log_megabytes: Input should be less than or equal to 100000000",
+        ),
+    ],
+)
 def test_a_number_beyond_all_use_is_refused(tmp_path: Path, setting: str, said: str):
     path = tmp_path / "r.yaml"
     path.write_text(yaml.safe_dump({"stages": {"download_videos": {}, "split_clips": {}}}), "utf-8")
@@ -37,6 +47,8 @@ def test_a_text_of_many_digits_stays_one(tmp_path: Path):
 
 
 def test_import_bounds_its_shards(tmp_path: Path):
-    done = CliRunner().invoke(app, ["import", str(tmp_path), "f", "--format", "internvid",
-                                    "--shard-videos", f"1{'0' * 300}"])
+    done = CliRunner().invoke(
+        app,
+        ["import", str(tmp_path), "f", "--format", "internvid", "--shard-videos", f"1{'0' * 300}"],
+    )
     assert done.exit_code == 2

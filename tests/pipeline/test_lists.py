@@ -30,15 +30,19 @@ SITE = "https://a.example/"
 
 
 def read(dataset: Path) -> list[dict]:
-    return [row for shard in list_source_shards(dataset)
-            for row in pq.read_table(shard_path(dataset / "sources", shard)).to_pylist()]
+    return [
+        row
+        for shard in list_source_shards(dataset)
+        for row in pq.read_table(shard_path(dataset / "sources", shard)).to_pylist()
+    ]
 
 
 def take(folder: Path, name: str, text: str | bytes, **spec) -> tuple[IngestReport, list[dict]]:
     """What came of a list; all its lines and rows are in one count."""
     (folder / name).write_bytes(text.encode() if isinstance(text, str) else text)
-    report = ingest(folder / "dataset", [SourceSpec(path=name, **spec)], shard_videos=16,
-                    base_folder=folder)
+    report = ingest(
+        folder / "dataset", [SourceSpec(path=name, **spec)], shard_videos=16, base_folder=folder
+    )
     assert all(counts.adds_up for counts in report.lists), report.lists
     return report, read(folder / "dataset")
 
@@ -69,8 +73,9 @@ def test_a_stray_quote_costs_its_own_row(tmp_path, delimiter, last):
 
 def test_the_quote_may_stand_before_the_url_too(tmp_path):
     text = "title,url\n" + "".join(
-        f'{"" if at != 2 else chr(34)}t{at}{"" if at != 5 else chr(34)},{SITE}{at}\n'
-        for at in range(8))
+        f"{'' if at != 2 else chr(34)}t{at}{'' if at != 5 else chr(34)},{SITE}{at}\n"
+        for at in range(8)
+    )
     report, _ = take(tmp_path, "a.csv", text)
     assert (report.kept, report.failed) == (7, 1)
 
@@ -85,8 +90,12 @@ TEXTS = st.text(st.sampled_from('ab ,;"\n\t|'), max_size=12)
 
 
 @settings(max_examples=40)
-@given(st.lists(st.tuples(TEXTS, TEXTS), min_size=1, max_size=6), st.sampled_from([",", ";", "\t"]),
-       st.booleans(), st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL]))
+@given(
+    st.lists(st.tuples(TEXTS, TEXTS), min_size=1, max_size=6),
+    st.sampled_from([",", ";", "\t"]),
+    st.booleans(),
+    st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL]),
+)
 def test_what_a_writer_quoted_comes_back_whole(tmp_path_factory, titles, mark, first, quoting):
     """Cells with quotes, delimiters and line ends, wherever the URL stands."""
     folder = tmp_path_factory.mktemp("list")
@@ -103,31 +112,50 @@ def test_what_a_writer_quoted_comes_back_whole(tmp_path_factory, titles, mark, f
     assert report.failed == 0
     assert [dict(extra or ()) for extra in kept(rows, "extra")] == [
         {name: text.strip() for name, text in (("one", one), ("two", two)) if text.strip()}
-        for one, two in titles]
+        for one, two in titles
+    ]
 
 
 def test_records_without_the_headers_columns_are_failures_with_their_lines(tmp_path):
-    text = (f"url,title\r\n{SITE}1,x\r\n\r\n{SITE}2\r\n{SITE}3,a,b\r\n{SITE}4,broken\r\nin two\r\n"
-            f',\r\n# a note\r\n{SITE}5,"quoted\r\nin two"\r\n{SITE}6,"a "b" c"\r\n{SITE}7,x,\r\n')
+    text = (
+        f"url,title\r\n{SITE}1,x\r\n\r\n{SITE}2\r\n{SITE}3,a,b\r\n{SITE}4,broken\r\nin two\r\n"
+        f',\r\n# a note\r\n{SITE}5,"quoted\r\nin two"\r\n{SITE}6,"a "b" c"\r\n{SITE}7,x,\r\n'
+    )
     report, rows = take(tmp_path, "a.csv", text)
     assert kept(rows) == [SITE + at for at in "1457"]
-    assert [row["error"]["message"].split("a.csv:")[1].partition(":")[0]
-            for row in rows if row["error"]] == ["4", "5", "7", "12"]
+    assert [
+        row["error"]["message"].split("a.csv:")[1].partition(":")[0] for row in rows if row["error"]
+    ] == ["4", "5", "7", "12"]
     [counts] = report.lists
-    assert (counts.lines, counts.header, counts.blank, counts.comments, counts.rows,
-            counts.row_lines) == (13, 1, 2, 1, 8, 9)
-    assert "13 lines = 1 of the header + 2 blank + 1 of comments + 8 rows on 9 lines; 8 rows = " \
-           "4 sources + 4 failed" in report.describe_lists()
+    assert (
+        counts.lines,
+        counts.header,
+        counts.blank,
+        counts.comments,
+        counts.rows,
+        counts.row_lines,
+    ) == (13, 1, 2, 1, 8, 9)
+    assert (
+        "13 lines = 1 of the header + 2 blank + 1 of comments + 8 rows on 9 lines; 8 rows = "
+        "4 sources + 4 failed" in report.describe_lists()
+    )
 
 
 # Forms of files
 
 
-@pytest.mark.parametrize("text", [
-    f"sep=;\nurl;title\n{SITE}1;a,b\n", f"url|title|\n{SITE}1|a,b|\n", f"# made by x\nurl\ttitle\n"
-    f"{SITE}1\ta,b\n", f"# about\n# url; title\n{SITE}1; a,b\n", f"url;title\r{SITE}1;a,b\r",
-    f"\ufeffurl;title\n\ufeff{SITE}1;a,b\nurl;title\n", f"caption, en;url\nx;{SITE}1\n",
-])
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"sep=;\nurl;title\n{SITE}1;a,b\n",
+        f"url|title|\n{SITE}1|a,b|\n",
+        f"# made by x\nurl\ttitle\n{SITE}1\ta,b\n",
+        f"# about\n# url; title\n{SITE}1; a,b\n",
+        f"url;title\r{SITE}1;a,b\r",
+        f"\ufeffurl;title\n\ufeff{SITE}1;a,b\nurl;title\n",
+        f"caption, en;url\nx;{SITE}1\n",
+    ],
+)
 def test_delimiters_headers_and_line_ends_are_told(tmp_path, text):
     report, rows = take(tmp_path, "a.csv", text)
     assert (kept(rows), report.failed) == ([SITE + "1"], 0)
@@ -135,9 +163,16 @@ def test_delimiters_headers_and_line_ends_are_told(tmp_path, text):
         assert kept(rows, "title") == ["a,b"]
 
 
-@pytest.mark.parametrize(("name", "pack"), [
-    ("a.csv.gz", gzip.compress), ("a.csv.bz2", bz2.compress), ("a.csv.xz", lzma.compress),
-    ("a.csv.zst", lambda data: pa.compress(data, "zstd", asbytes=True)), ("a.csv", gzip.compress)])
+@pytest.mark.parametrize(
+    ("name", "pack"),
+    [
+        ("a.csv.gz", gzip.compress),
+        ("a.csv.bz2", bz2.compress),
+        ("a.csv.xz", lzma.compress),
+        ("a.csv.zst", lambda data: pa.compress(data, "zstd", asbytes=True)),
+        ("a.csv", gzip.compress),
+    ],
+)
 def test_packed_lists_are_read(tmp_path, name, pack):
     text = f"url,title\n{SITE}1,x\n".encode()
     if name.endswith(".zst"):
@@ -214,10 +249,15 @@ def test_a_byte_order_mark_says_how_a_list_is_written(tmp_path, encoding):
 def test_nul_bytes_and_text_of_parquet_that_is_no_utf8_cost_their_rows(tmp_path):
     _, rows = take(tmp_path, "a.csv", f"url\n{SITE}1\n\0\0\0\0\n{SITE}2")
     assert (kept(rows), len(rows)) == ([SITE + "1", SITE + "2"], 3)
-    bad = pa.StringArray.from_buffers(2, pa.py_buffer(pa.array([0, 1, 2], pa.int32()).buffers()[1]),
-                                      pa.py_buffer(b"x\xe9"))
-    pq.write_table(pa.table({"url": [SITE + "3", SITE + "4"], "title": bad,
-                             "video_bytes": [b"\xff", b"\xff"]}), tmp_path / "b.parquet")
+    bad = pa.StringArray.from_buffers(
+        2, pa.py_buffer(pa.array([0, 1, 2], pa.int32()).buffers()[1]), pa.py_buffer(b"x\xe9")
+    )
+    pq.write_table(
+        pa.table(
+            {"url": [SITE + "3", SITE + "4"], "title": bad, "video_bytes": [b"\xff", b"\xff"]}
+        ),
+        tmp_path / "b.parquet",
+    )
     _, rows = take(tmp_path, "b.parquet", (tmp_path / "b.parquet").read_bytes())
     assert kept(rows)[2:] == [SITE + "3"]
     assert kept(rows, "extra")[2] is None
@@ -232,26 +272,39 @@ def test_an_encoding_that_does_not_exist_is_wrong_use():
 # What a line names
 
 
-@pytest.mark.parametrize(("text", "url"), [
-    ("youtube.com/watch?v=dQw4w9WgXcQ", "https://youtube.com/watch?v=dQw4w9WgXcQ"),
-    ("youtu.be/dQw4w9WgXcQ", "https://youtu.be/dQw4w9WgXcQ"),
-    ("//www.youtube.com/watch?v=dQw4w9WgXcQ", "https://www.youtube.com/watch?v=dQw4w9WgXcQ"),
-    ("www.a.example/x", "https://www.a.example/x"), (f'"{SITE}x"', SITE + "x"),
-    (f"<{SITE}x>", SITE + "x"), (f"[a video]({SITE}x)", SITE + "x"), (f"- {SITE}x", SITE + "x"),
-    (f"\u200b\u00a0{SITE}x\u200d\ufeff", SITE + "x"), (f"‘{SITE}x’,", SITE + "x"),
-])
+@pytest.mark.parametrize(
+    ("text", "url"),
+    [
+        ("youtube.com/watch?v=dQw4w9WgXcQ", "https://youtube.com/watch?v=dQw4w9WgXcQ"),
+        ("youtu.be/dQw4w9WgXcQ", "https://youtu.be/dQw4w9WgXcQ"),
+        ("//www.youtube.com/watch?v=dQw4w9WgXcQ", "https://www.youtube.com/watch?v=dQw4w9WgXcQ"),
+        ("www.a.example/x", "https://www.a.example/x"),
+        (f'"{SITE}x"', SITE + "x"),
+        (f"<{SITE}x>", SITE + "x"),
+        (f"[a video]({SITE}x)", SITE + "x"),
+        (f"- {SITE}x", SITE + "x"),
+        (f"\u200b\u00a0{SITE}x\u200d\ufeff", SITE + "x"),
+        (f"‘{SITE}x’,", SITE + "x"),
+    ],
+)
 def test_a_url_is_taken_out_of_what_stands_around_it(tmp_path, monkeypatch, text, url):
     monkeypatch.chdir(tmp_path)
     assert kept(take(tmp_path, "a.txt", text)[1]) == [url]
     assert source_from_argument(text).url == url
 
 
-@pytest.mark.parametrize(("text", "missing"), [
-    ("dQw4w9WgXcQ", "platform: youtube"), ("a.example.org/1.mp4", "write https://a.example.org/1"),
-    (f"see {SITE}1", "other text before the URL"), (f"{SITE}1 {SITE}2", "several URLs"),
-    ("https:/a.example/1.mp4", "begins with https://"), (r"C:\films\a.mp4", "a Windows path"),
-    ("some words", "neither a URL"),
-])
+@pytest.mark.parametrize(
+    ("text", "missing"),
+    [
+        ("dQw4w9WgXcQ", "platform: youtube"),
+        ("a.example.org/1.mp4", "write https://a.example.org/1"),
+        (f"see {SITE}1", "other text before the URL"),
+        (f"{SITE}1 {SITE}2", "several URLs"),
+        ("https:/a.example/1.mp4", "begins with https://"),
+        (r"C:\films\a.mp4", "a Windows path"),
+        ("some words", "neither a URL"),
+    ],
+)
 def test_what_is_no_url_and_no_file_is_refused_with_what_is_missing(tmp_path, text, missing):
     report, rows = take(tmp_path, "a.txt", text + "\nfilms/there-later.mp4\n")
     assert (report.kept, report.failed) == (1, 1)
@@ -260,8 +313,9 @@ def test_what_is_no_url_and_no_file_is_refused_with_what_is_missing(tmp_path, te
 
 def test_ids_and_names_without_a_suffix(tmp_path):
     (tmp_path / "vid-Scene-0001.mp4").touch()
-    _, rows = take(tmp_path, "a.csv", "video_id,x\ndQw4w9WgXcQ,1\nvid-Scene-0001,2\n",
-                   platform="youtube")
+    _, rows = take(
+        tmp_path, "a.csv", "video_id,x\ndQw4w9WgXcQ,1\nvid-Scene-0001,2\n", platform="youtube"
+    )
     assert kept(rows, "platform_id") == ["dQw4w9WgXcQ", None]
     assert kept(rows, "path") == [None, str(tmp_path / "vid-Scene-0001.mp4")]
     _, rows = take(tmp_path, "b.csv", "youtube_id\naaaaaaaaaaa\n")
@@ -272,17 +326,23 @@ def test_ids_and_names_without_a_suffix(tmp_path):
 
 
 def said(row: dict) -> list[tuple]:
-    return [(span["start_seconds"], span["end_seconds"], span["captions"] or span["caption"])
-            for span in row["spans"]]
+    return [
+        (span["start_seconds"], span["end_seconds"], span["captions"] or span["caption"])
+        for span in row["spans"]
+    ]
 
 
 def test_several_captions_are_all_kept_and_the_first_is_the_caption(tmp_path):
-    text = (f"url,caption\n{SITE}1,a cat\n{SITE}2,a car\n{SITE}1,a kitten\n{SITE}1,a cat\n"
-            f"{SITE}1,an animal\n")
+    text = (
+        f"url,caption\n{SITE}1,a cat\n{SITE}2,a car\n{SITE}1,a kitten\n{SITE}1,a cat\n"
+        f"{SITE}1,an animal\n"
+    )
     report, rows = take(tmp_path, "a.csv", text)
     assert (report.kept, report.gathered, report.rejected) == (2, 2, 1)
     assert [(row["caption"], row["captions"]) for row in rows[:2]] == [
-        ("a cat", ["a cat", "a kitten", "an animal"]), ("a car", None)]
+        ("a cat", ["a cat", "a kitten", "an animal"]),
+        ("a car", None),
+    ]
     [counts] = report.lists
     assert (counts.sources, counts.gathered, counts.rejected) == (2, 2, 1)
     again, rows_after = take(tmp_path, "a.csv", text)
@@ -293,16 +353,22 @@ def test_rows_meet_over_lists_of_one_ingest_in_the_order_of_the_lists(tmp_path, 
     monkeypatch.setattr("clipmill.pipeline.ingest.source_gathering._MOST_BYTES_IN_MEMORY", 1)
     monkeypatch.setattr("clipmill.pipeline.ingest.source_gathering._BATCH_ROWS", 3)
     for name, first in (("a.csv", 0), ("b.csv", 1)):
-        lines = [f"{SITE}{at},{at * 10 + first},{at * 10 + first + 1},{name} {at}"
-                 for at in range(7)]
+        lines = [
+            f"{SITE}{at},{at * 10 + first},{at * 10 + first + 1},{name} {at}" for at in range(7)
+        ]
         (tmp_path / name).write_text("url,start,end,caption\n" + "\n".join(lines))
-    report = ingest(tmp_path / "dataset", [SourceSpec(path="a.csv"), SourceSpec(path="b.csv")],
-                    shard_videos=3, base_folder=tmp_path)
+    report = ingest(
+        tmp_path / "dataset",
+        [SourceSpec(path="a.csv"), SourceSpec(path="b.csv")],
+        shard_videos=3,
+        base_folder=tmp_path,
+    )
     rows = read(tmp_path / "dataset")
     assert (report.kept, report.gathered, len(report.shards)) == (7, 7, 3)
     assert [said(row) for row in rows] == [
         [(at * 10, at * 10 + 1, f"a.csv {at}"), (at * 10 + 1, at * 10 + 2, f"b.csv {at}")]
-        for at in range(7)]
+        for at in range(7)
+    ]
     assert not (tmp_path / "dataset" / ".scratch").exists()
 
 
@@ -321,8 +387,9 @@ def test_what_a_later_list_adds_to_a_known_source_is_a_rejection_that_says_so(tm
 
 def test_the_columns_may_be_named(tmp_path):
     text = f"url,a,b,caption,text\n{SITE}1,1000,00:00:02.5,x,y\n"
-    _, rows = take(tmp_path, "a.csv", text.replace("1000", "1"), span_columns=["a", "b"],
-                   caption_column="text")
+    _, rows = take(
+        tmp_path, "a.csv", text.replace("1000", "1"), span_columns=["a", "b"], caption_column="text"
+    )
     assert said(rows[0]) == [(1, 2.5, "y")]
     _, rows = take(tmp_path, "b.csv", f"url,start,end\n{SITE}2,monday,friday\n", span_columns=[])
     assert dict(rows[-1]["extra"]) == {"start": "monday", "end": "friday"}
@@ -330,12 +397,16 @@ def test_the_columns_may_be_named(tmp_path):
         take(tmp_path, "c.csv", text, span_columns=["from", "b"])
 
 
-@pytest.mark.parametrize(("cells", "message"), [
-    ("\"[['0:01', '0:02'], ['0:03', '0:04']]\",\"['a']\"", "2 spans and 1 caption"),
-    ("\"[__import__('os').getcwd()]\",a", "not a list of [start, end]"),
-    ("\"[['0:02', '0:01']]\",a", "empty or negative"), ("\"[[1, 2, 3]]\",a", "not a list of"),
-    ("\"" + "[" * 500 + "\",a", "not a list of"),
-])
+@pytest.mark.parametrize(
+    ("cells", "message"),
+    [
+        ("\"[['0:01', '0:02'], ['0:03', '0:04']]\",\"['a']\"", "2 spans and 1 caption"),
+        ("\"[__import__('os').getcwd()]\",a", "not a list of [start, end]"),
+        ("\"[['0:02', '0:01']]\",a", "empty or negative"),
+        ('"[[1, 2, 3]]",a', "not a list of"),
+        ('"' + "[" * 500 + '",a', "not a list of"),
+    ],
+)
 def test_spans_that_cannot_be_meant_are_failures(tmp_path, cells, message):
     report, rows = take(tmp_path, "a.csv", f"url,timestamp,caption\n{SITE}1,{cells}\n")
     assert report.failed == 1
@@ -356,8 +427,11 @@ def test_shards_of_earlier_releases_have_no_captions_and_are_read(tmp_path):
     table, footer = pq.read_table(path), dict(pq.read_metadata(path).metadata)
     footer.pop(b"ARROW:schema")
     [spans] = table["spans"].to_pylist()
-    old = pa.list_(pa.struct([field for field in SOURCES.field("spans").type.value_type
-                              if field.name != "captions"]))
+    old = pa.list_(
+        pa.struct(
+            [field for field in SOURCES.field("spans").type.value_type if field.name != "captions"]
+        )
+    )
     spans = [{name: value for name, value in span.items() if name != "captions"} for span in spans]
     table = table.set_column(table.schema.get_field_index("spans"), "spans", pa.array([spans], old))
     pq.write_table(table.drop_columns(["captions"]).replace_schema_metadata(footer), path)

@@ -30,7 +30,7 @@ from clipmill.schemas.storage import StorageError
 from tests.pipeline.conftest import STAGES
 
 WIDE = LogLimits(2**20, 2**23)
-NOISY = '''
+NOISY = """
 import logging, warnings
 from contextlib import contextmanager
 import pyarrow as pa
@@ -50,7 +50,7 @@ class Noisy(Stage):
                 raise KeyError("no such word")
             return batch.select(["clip_id"]).append_column("said", batch["clip_id"])
         yield transform
-'''
+"""
 
 
 def lines_of(dataset: Path, run_id: str | None = None) -> list[dict]:
@@ -202,8 +202,11 @@ def test_a_file_is_set_aside_when_it_is_full_and_the_oldest_go_at_the_run_limit(
     assert total > limits.run_bytes // 2
     busy = [file for file in files if file.worker == "busy"]
     assert [file.number for file in busy][-1] is None
-    numbers = [int(line["message"].split()[1]) for file in busy
-               for line in map(json.loads, file.path.read_text().splitlines())]
+    numbers = [
+        int(line["message"].split()[1])
+        for file in busy
+        for line in map(json.loads, file.path.read_text().splitlines())
+    ]
     # The newest are there without a gap, and the driver's line is never given up.
     assert numbers == list(range(numbers[0], 3000))
     assert "first of all" in (tmp_path / "logs/r/driver.jsonl").read_text()
@@ -267,8 +270,15 @@ def test_names_of_workers_are_safe_and_differ():
 def test_a_line_that_is_no_log_line_is_known_as_damaged():
     whole = json.dumps({"time": "2026-01-02T03:04:05.678+00:00", "event": "x"}).encode()
     assert read_line(whole)
-    for bad in (whole[:-3], b"", b"[]", b'{"time": 5}', b'{"time": "late"}', b"\xff\xfe",
-                b'{"time": "2026-01-02T03:04:05", "counts": 3}'):
+    for bad in (
+        whole[:-3],
+        b"",
+        b"[]",
+        b'{"time": 5}',
+        b'{"time": "late"}',
+        b"\xff\xfe",
+        b'{"time": "2026-01-02T03:04:05", "counts": 3}',
+    ):
         assert read_line(bad) is None
 
 
@@ -289,7 +299,9 @@ def test_what_yt_dlp_says_is_logged_and_not_printed(tmp_path, capsys, monkeypatc
         ears.warning("the format is unusual")
         ears.error("ERROR: gone")
     assert [(line["logger"], line["message"]) for line in lines_of(tmp_path)] == [
-        ("clipmill.yt_dlp", "the format is unusual"), ("clipmill.yt_dlp", "ERROR: gone")]
+        ("clipmill.yt_dlp", "the format is unusual"),
+        ("clipmill.yt_dlp", "ERROR: gone"),
+    ]
     assert capsys.readouterr().err == ""
 
 

@@ -42,8 +42,10 @@ def write(path: Path, *rows: str) -> Path:
 
 
 def take(dataset: Path, *sources: Path | dict, **more):
-    specs = [SourceSpec(path=str(given)) if isinstance(given, Path)
-             else SourceSpec.model_validate(given) for given in sources]
+    specs = [
+        SourceSpec(path=str(given)) if isinstance(given, Path) else SourceSpec.model_validate(given)
+        for given in sources
+    ]
     return ingest(dataset, specs, shard_videos=4, **more)
 
 
@@ -55,15 +57,21 @@ def ask(dataset: Path, text: str) -> list[tuple]:
 def standing(dataset: Path) -> list[str]:
     """The messages of what failed at ingest and stands; counts and all views agree on it."""
     with open_catalog(dataset) as catalog:
+
         def ask(text: str) -> list[tuple]:
             return catalog.execute(text).fetchall()
 
-        rows = [message for message, in ask(
-            "SELECT message FROM failures WHERE stage = 'ingest' ORDER BY message")]
+        rows = [
+            message
+            for (message,) in ask(
+                "SELECT message FROM failures WHERE stage = 'ingest' ORDER BY message"
+            )
+        ]
         [[keys]] = ask("SELECT count(DISTINCT source_key) FROM sources")
         [[rejected]] = ask("SELECT count(*) FROM rejections WHERE stage = 'ingest'")
-        [[unresolved]] = ask("SELECT count(*) FROM failures_all WHERE stage = 'ingest' "
-                             "AND NOT resolved")
+        [[unresolved]] = ask(
+            "SELECT count(*) FROM failures_all WHERE stage = 'ingest' AND NOT resolved"
+        )
         both = ask("SELECT key FROM failures INTERSECT SELECT key FROM rejections")
     counts = status_report(dataset)["ingest"]
     assert counts["inputs"] == counts["kept"] + counts["rejected"] + counts["failed"] == keys
@@ -82,8 +90,7 @@ def test_a_mended_row_ends_its_failure_and_stays_in_the_history(tmp_path):
     [message] = standing(dataset)
     assert f"{path}:3: {BAD}" in message
     report = take(dataset, write(path, "/v/a.mp4", "/v/b.mp4"))
-    assert report.describe() == ("Sources: 1 new in 1 shard, 1 already known, "
-                                 "1 failure resolved.")
+    assert report.describe() == ("Sources: 1 new in 1 shard, 1 already known, 1 failure resolved.")
     assert standing(dataset) == []
     assert ask(dataset, "SELECT message, resolved FROM failures_all") == [(message, True)]
     assert ask(dataset, "SELECT rule FROM rejections") == [("sources.mended",)]
@@ -149,9 +156,12 @@ def test_a_playlist_that_answers_now_or_is_listed_no_more_ends_its_failure(tmp_p
     for url in good, bad:
         take(dataset, {"url": url, "retries": 0})
     assert len(standing(dataset)) == 2
-    site.page("/feed.xml", '<?xml version="1.0"?><rss version="2.0"><channel><title>f</title>'
-              f'<item><title>a</title><link>{site.url("/a.html")}</link></item></channel></rss>',
-              "application/rss+xml")
+    site.page(
+        "/feed.xml",
+        '<?xml version="1.0"?><rss version="2.0"><channel><title>f</title>'
+        f"<item><title>a</title><link>{site.url('/a.html')}</link></item></channel></rss>",
+        "application/rss+xml",
+    )
     take(dataset, {"url": good, "retries": 0})
     [message] = standing(dataset)
     assert "404" in message
@@ -175,8 +185,14 @@ def test_a_file_that_got_another_name_ends_its_failure(tmp_path):
 
 def test_an_imported_file_that_was_mended_ends_its_failures(tmp_path):
     def line(name: str) -> str:
-        return json.dumps({"YoutubeID": name, "Start_timestamp": "00:00:01.000",
-                           "End_timestamp": "00:00:02.000", "Caption": "c"})
+        return json.dumps(
+            {
+                "YoutubeID": name,
+                "Start_timestamp": "00:00:01.000",
+                "End_timestamp": "00:00:02.000",
+                "Caption": "c",
+            }
+        )
 
     dataset, path = tmp_path / "dataset", tmp_path / "l.jsonl"
     path.write_text("\n".join([line("aaaaaaaaaaa"), "nonsense", "more"]))
@@ -186,7 +202,12 @@ def test_an_imported_file_that_was_mended_ends_its_failures(tmp_path):
     path.write_text("\n".join([line("aaaaaaaaaaa"), line("bbbbbbbbbbb"), "more"]))
     report = import_spans(dataset, [path], shard_videos=4)
     assert (report.rows, report.kept, report.rejected, report.failed, report.known) == (
-        3, 1, 0, 0, 2)
+        3,
+        1,
+        0,
+        0,
+        2,
+    )
     assert len(standing(dataset)) == 1
     path.write_text("\n".join([line("aaaaaaaaaaa"), "nonsense"]))
     assert import_spans(dataset, [path], shard_videos=4).failed == 1
@@ -202,22 +223,34 @@ def test_shards_of_earlier_releases_are_read_as_they_are(tmp_path):
     table, footer = pq.read_table(file), dict(pq.read_metadata(file).metadata)
     assert table.schema.equals(SOURCES)
     footer.pop(b"ARROW:schema")
-    pq.write_table(table.drop_columns(["listed_in"]).replace_schema_metadata(footer), file,
-                   write_page_checksum=True)
+    pq.write_table(
+        table.drop_columns(["listed_in"]).replace_schema_metadata(footer),
+        file,
+        write_page_checksum=True,
+    )
     assert len(standing(dataset)) == 1
     take(dataset, write(path, "/v/a.mp4", "/v/b.mp4"))
     assert len(standing(dataset)) == 1
-    assert [row["url"] for row in pa.concat_tables(
-        [pq.read_table(shard_path(dataset / "sources", name), schema=SOURCES)
-         for name in list_source_shards(dataset)]).to_pylist()] == [
-             "/v/a.mp4", None, "/v/b.mp4"]
+    assert [
+        row["url"]
+        for row in pa.concat_tables(
+            [
+                pq.read_table(shard_path(dataset / "sources", name), schema=SOURCES)
+                for name in list_source_shards(dataset)
+            ]
+        ).to_pylist()
+    ] == ["/v/a.mp4", None, "/v/b.mp4"]
     assert faults(dataset) == []
 
 
-ROWS = st.lists(st.sampled_from(["/v/a.mp4", "/v/b.mp4", BAD, "http://[::2", '"1,2",3']),
-                max_size=3).map(lambda rows: ["/v/0.mp4", *rows])
-STEPS = st.lists(st.dictionaries(st.sampled_from(["one.csv", "two.csv"]), ROWS, min_size=1),
-                 min_size=1, max_size=5)
+ROWS = st.lists(
+    st.sampled_from(["/v/a.mp4", "/v/b.mp4", BAD, "http://[::2", '"1,2",3']), max_size=3
+).map(lambda rows: ["/v/0.mp4", *rows])
+STEPS = st.lists(
+    st.dictionaries(st.sampled_from(["one.csv", "two.csv"]), ROWS, min_size=1),
+    min_size=1,
+    max_size=5,
+)
 
 
 @settings(max_examples=6)
@@ -239,8 +272,11 @@ def test_what_stands_is_what_each_list_held_when_it_was_last_read(tmp_path_facto
 def mixed(tmp_path) -> Path:
     """6 rows of lists that are not sources, 5 missing sources: all are `permanent`."""
     (tmp_path / "recipe.yaml").write_text("engine: local\nstages: {download_videos: }\n")
-    path = write(tmp_path / "it's a list.csv", *[f"{BAD}{at}" for at in range(6)],
-                 *[str(tmp_path / f"{at}.mp4") for at in range(5)])
+    path = write(
+        tmp_path / "it's a list.csv",
+        *[f"{BAD}{at}" for at in range(6)],
+        *[str(tmp_path / f"{at}.mp4") for at in range(5)],
+    )
     run(load_recipe(tmp_path / "recipe.yaml", sources=[str(path)]), tmp_path / "data set")
     return tmp_path / "data set"
 
@@ -280,7 +316,8 @@ def test_of_rows_that_are_no_sources_the_command_reads_the_list_again(mixed, cap
     assert len(said) == 1
     rows, _ = said_by(capsys, mixed, history=True)
     assert {(row["resolved"], row["retry"]) for row in rows if row["stage"] == "ingest"} == {
-        (True, None)}
+        (True, None)
+    }
 
 
 def test_where_the_lists_settings_matter_no_command_is_made_up(tmp_path, capsys):
@@ -288,7 +325,8 @@ def test_where_the_lists_settings_matter_no_command_is_made_up(tmp_path, capsys)
     path = tmp_path / "l.csv"
     path.write_text(f"where\n{BAD}\n/v/a.mp4\n")
     (tmp_path / "recipe.yaml").write_text(
-        "engine: local\nsources: {path: l.csv, url_column: where}\nstages: {download_videos: }\n")
+        "engine: local\nsources: {path: l.csv, url_column: where}\nstages: {download_videos: }\n"
+    )
     run(load_recipe(tmp_path / "recipe.yaml"), tmp_path / "d")
     rows, said = said_by(capsys, tmp_path / "d")
     assert [row["retry"] for row in rows if row["stage"] == "ingest"] == [None]
@@ -302,14 +340,16 @@ def test_the_report_promises_no_retry_of_rows_that_are_no_sources(mixed, tmp_pat
         found = failures_of_the_report(catalog, mixed)
     assert found.commands == [
         (f"clipmill failures '{mixed}'", "lists them all, with remedies"),
-        (f"clipmill retry '{mixed}'", "retries all of them except those of ingest")]
+        (f"clipmill retry '{mixed}'", "retries all of them except those of ingest"),
+    ]
     (tmp_path / "recipe.yaml").write_text("engine: local\nstages: {download_videos: }\n")
     path = write(tmp_path / "only bad.csv", BAD)
     run(load_recipe(tmp_path / "recipe.yaml", sources=[str(path)]), tmp_path / "d")
     with open_catalog(tmp_path / "d") as catalog:
         found = failures_of_the_report(catalog, tmp_path / "d")
-    assert found.commands == [(f"clipmill failures '{tmp_path / 'd'}'".replace("'", ""),
-                               "lists them all, with remedies")]
+    assert found.commands == [
+        (f"clipmill failures '{tmp_path / 'd'}'".replace("'", ""), "lists them all, with remedies")
+    ]
 
 
 def test_a_run_of_bad_rows_alone_can_be_mended(tmp_path, capsys):

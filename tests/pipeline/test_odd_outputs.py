@@ -155,8 +155,10 @@ def counts(dataset: Path, stage: str) -> tuple[int, int, int]:
 
 
 def faults(dataset: Path) -> list[str]:
-    return [f"{fault.check} {fault.where}: {fault.what}"
-            for fault in verify(dataset, is_free=lambda path: True).faults]
+    return [
+        f"{fault.check} {fault.where}: {fault.what}"
+        for fault in verify(dataset, is_free=lambda path: True).faults
+    ]
 
 
 def only(loaded: LoadedRecipe, *labels: str) -> LoadedRecipe:
@@ -177,13 +179,18 @@ def test_a_score_that_is_not_finite_is_a_failure_that_says_so(words, told):
     assert counts(data.dataset, "rate") == (3, 0, 4)
     assert ask(data.dataset, "SELECT clip_id FROM steps.rate WHERE quality > 0.8") == [("v-a-5",)]
     assert ask(data.dataset, "SELECT clip_id FROM steps.rate WHERE quality < 0.8") == [("v-a-4",)]
-    assert ask(data.dataset, "SELECT clip_id FROM steps.rate WHERE quality IS NULL AND "
-               "error IS NULL") == [("v-a-6",)]
+    assert ask(
+        data.dataset, "SELECT clip_id FROM steps.rate WHERE quality IS NULL AND error IS NULL"
+    ) == [("v-a-6",)]
     failures = ask(data.dataset, "SELECT key, kind, message, attempts FROM failures ORDER BY key")
-    ending = ": the score is not finite, and the stage has no column quality_reason to say so " \
-             "next to a null"
-    assert failures == [(f"v-a-{number}", "model", f"quality is {value}{ending}", 1)
-                        for number, value in enumerate(("nan", "inf", "-inf", "inf"))]
+    ending = (
+        ": the score is not finite, and the stage has no column quality_reason to say so "
+        "next to a null"
+    )
+    assert failures == [
+        (f"v-a-{number}", "model", f"quality is {value}{ending}", 1)
+        for number, value in enumerate(("nan", "inf", "-inf", "inf"))
+    ]
     assert faults(data.dataset) == []
     told.write_text("nan 0.1 0.2 0.3 9 9 9")
     assert data.run(*settings, retry_kinds=["model"])
@@ -195,18 +202,27 @@ def test_a_score_that_is_not_finite_is_a_failure_that_says_so(words, told):
 def test_a_stage_with_a_column_for_the_reason_keeps_the_row(words, told):
     """As the built-in scorers do: the score is null, and a reason of the stage's own stays."""
     label = "my_rating"  # another label than the stage's name
-    settings = (f"{label}.stage={told.parent / 'scorers.py'}:RateAndSay",
-                f"{label}.scores_file={told}")
+    settings = (
+        f"{label}.stage={told.parent / 'scorers.py'}:RateAndSay",
+        f"{label}.scores_file={told}",
+    )
     told.write_text("nan inf -inf 1e300 0.5 none")
     data = words("a?clips=6")
     data.run(*settings)
     assert counts(data.dataset, label) == (6, 0, 0)
-    assert ask(data.dataset, "SELECT quality, quality_reason FROM steps.my_rating "
-               "ORDER BY clip_id") == [
-        (None, "the score is not finite"), (None, "the score is not finite"), (None, "log of 0"),
-        (None, "the score is not finite"), (0.5, None), (None, "no frames")]
+    assert ask(
+        data.dataset, "SELECT quality, quality_reason FROM steps.my_rating ORDER BY clip_id"
+    ) == [
+        (None, "the score is not finite"),
+        (None, "the score is not finite"),
+        (None, "log of 0"),
+        (None, "the score is not finite"),
+        (0.5, None),
+        (None, "no frames"),
+    ]
     assert ask(data.dataset, "SELECT count(*) FROM steps.my_rating WHERE remark = clip_id") == [
-        (6,)]
+        (6,)
+    ]
     assert faults(data.dataset) == []
 
 
@@ -214,8 +230,10 @@ def test_rows_that_were_not_kept_have_no_odd_score_either(words, told):
     data = words("a?clips=2")
     data.run(f"rate_rows.stage={told.parent / 'scorers.py'}:RateRows")
     assert counts(data.dataset, "rate_rows") == (0, 1, 1)
-    assert ask(data.dataset, "SELECT quality, rejection.rule, error.kind FROM steps.rate_rows "
-               "ORDER BY clip_id") == [(None, "rate_rows.rule", None), (None, None, "transient")]
+    assert ask(
+        data.dataset,
+        "SELECT quality, rejection.rule, error.kind FROM steps.rate_rows ORDER BY clip_id",
+    ) == [(None, "rate_rows.rule", None), (None, None, "transient")]
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
@@ -228,8 +246,9 @@ def test_verify_finds_such_a_score_of_an_earlier_version(words, told, value):
     (folder,) = (data.dataset / "rate").iterdir()
     path = shard_path(folder, "000000")
     said, table = ShardMetadata.read(path), pq.read_table(path).replace_schema_metadata()
-    table = table.set_column(1, table.schema.field("quality"),
-                             pa.array([0.25, value, None], pa.float32()))
+    table = table.set_column(
+        1, table.schema.field("quality"), pa.array([0.25, value, None], pa.float32())
+    )
     path.unlink()
     writer = ShardWriter(path, table.schema)
     writer.write(table)
@@ -237,7 +256,8 @@ def test_verify_finds_such_a_score_of_an_earlier_version(words, told, value):
     writer.show()
     found = verify(data.dataset, is_free=lambda path: True)
     assert [f"{fault.check} {fault.what}" for fault in found.faults] == [
-        "score quality is NaN or infinite in 1 row: v-a-1"]
+        "score quality is NaN or infinite in 1 row: v-a-1"
+    ]
     repair(data.dataset, found)
     told.write_text(f"0.25 {value} none")
     data.run(*settings)
@@ -248,17 +268,22 @@ def test_verify_finds_such_a_score_of_an_earlier_version(words, told, value):
 @pytest.mark.parametrize("batch_rows", [1, 3, 64])
 def test_a_key_that_is_given_twice_is_a_failure(words, told, batch_rows):
     """Which of its rows is right nobody knows; as with a key that is lost, a retry tries again."""
-    settings = (f"say_twice.stage={told.parent / 'doublers.py'}:SayTwice",
-                f"say_twice.odd_file={told}", f"say_twice.batch_rows={batch_rows}")
+    settings = (
+        f"say_twice.stage={told.parent / 'doublers.py'}:SayTwice",
+        f"say_twice.odd_file={told}",
+        f"say_twice.batch_rows={batch_rows}",
+    )
     told.write_text("v-a-1 v-b-0")
     data = words("a?clips=3", "b")
     data.run(*settings)
     assert counts(data.dataset, "say_twice") == (3, 0, 2)
     assert ask(data.dataset, "SELECT key, kind, message FROM failures ORDER BY key") == [
         (clip, "model", "the stage returned 2 rows for this key; expected one")
-        for clip in ("v-a-1", "v-b-0")]
-    assert ask(data.dataset, "SELECT clip_id FROM steps.say_twice WHERE error IS NULL "
-               "ORDER BY ALL") == [("v-a-0",), ("v-a-2",), ("v-b-1",)]
+        for clip in ("v-a-1", "v-b-0")
+    ]
+    assert ask(
+        data.dataset, "SELECT clip_id FROM steps.say_twice WHERE error IS NULL ORDER BY ALL"
+    ) == [("v-a-0",), ("v-a-2",), ("v-b-1",)]
     assert faults(data.dataset) == []
     told.write_text("")
     assert data.run(*settings, retry_kinds=["model"])
@@ -269,8 +294,11 @@ def test_a_key_that_is_given_twice_is_a_failure(words, told, batch_rows):
 @pytest.mark.parametrize("batch_rows", [1, 2, 64])
 def test_a_clip_that_is_made_twice_costs_the_video_that_makes_it_again(words, told, batch_rows):
     """Many clips of a video are as it should be; the same one twice in a shard is not."""
-    settings = (f"cut_odd.stage={told.parent / 'doublers.py'}:CutOdd",
-                f"cut_odd.odd_file={told}", f"cut_odd.batch_rows={batch_rows}")
+    settings = (
+        f"cut_odd.stage={told.parent / 'doublers.py'}:CutOdd",
+        f"cut_odd.odd_file={told}",
+        f"cut_odd.batch_rows={batch_rows}",
+    )
     told.write_text("v-a=a-1,a-2,a-3 v-b=b-1,b-2,b-1 v-c=c-1,a-2 v-d=c-1,b-1")
     data = words("a", "b", "c", "d", shard_videos=4)
     loaded = only(data.loaded(*settings), "cut_odd")
@@ -278,10 +306,11 @@ def test_a_clip_that_is_made_twice_costs_the_video_that_makes_it_again(words, to
     assert counts(data.dataset, "cut_odd") == (2, 0, 2)
     assert ask(data.dataset, "SELECT key, kind, message FROM failures ORDER BY key") == [
         ("v-b", "bad_media", "the stage made the clip b-1 2 times"),
-        ("v-c", "bad_media", "the stage made the clip a-2, which another video_id already has")]
-    assert ask(data.dataset, "SELECT video_id, clip_id FROM steps.cut_odd WHERE error IS NULL "
-               "ORDER BY ALL") == [("v-a", "a-1"), ("v-a", "a-2"), ("v-a", "a-3"), ("v-d", "b-1"),
-                                   ("v-d", "c-1")]
+        ("v-c", "bad_media", "the stage made the clip a-2, which another video_id already has"),
+    ]
+    assert ask(
+        data.dataset, "SELECT video_id, clip_id FROM steps.cut_odd WHERE error IS NULL ORDER BY ALL"
+    ) == [("v-a", "a-1"), ("v-a", "a-2"), ("v-a", "a-3"), ("v-d", "b-1"), ("v-d", "c-1")]
     assert faults(data.dataset) == []
     # Tried again, the one has clips of its own, the other still has one that is v-a's.
     told.write_text("v-b=b-2,b-3 v-c=c-2,a-2")
@@ -293,8 +322,11 @@ def test_a_clip_that_is_made_twice_costs_the_video_that_makes_it_again(words, to
 
 def test_a_video_that_is_cut_again_makes_its_clips_again(words, told):
     """A retry of what it did without brings it once more: its own clips are not another's."""
-    settings = [f"{label}.{setting}" for label, name in (("cut_odd", "CutOdd"), ("hear", "Hear"))
-                for setting in (f"stage={told.parent / 'doublers.py'}:{name}", f"odd_file={told}")]
+    settings = [
+        f"{label}.{setting}"
+        for label, name in (("cut_odd", "CutOdd"), ("hear", "Hear"))
+        for setting in (f"stage={told.parent / 'doublers.py'}:{name}", f"odd_file={told}")
+    ]
     told.write_text("v-a=a-1,a-2 v-b=b-1 deaf=yes")
     data = words("a", "b")
     loaded = only(data.loaded(*settings), "hear", "cut_odd")
@@ -303,8 +335,8 @@ def test_a_video_that_is_cut_again_makes_its_clips_again(words, told):
     told.write_text("v-a=a-1,a-2 v-b=b-1")
     assert run(loaded, data.dataset, retry_kinds=["transient"])
     assert counts(data.dataset, "cut_odd") == (2, 0, 0)
-    assert ask(data.dataset, "SELECT shard, clip_id FROM steps.cut_odd WHERE error IS NULL "
-               "ORDER BY ALL") == [
-        (shard, clip) for shard in ("000000", "000000.retry1") for clip in ("a-1", "a-2", "b-1")]
+    assert ask(
+        data.dataset, "SELECT shard, clip_id FROM steps.cut_odd WHERE error IS NULL ORDER BY ALL"
+    ) == [(shard, clip) for shard in ("000000", "000000.retry1") for clip in ("a-1", "a-2", "b-1")]
     assert ask(data.dataset, "SELECT * FROM failures_all WHERE stage = 'cut_odd'") == []
     assert faults(data.dataset) == []

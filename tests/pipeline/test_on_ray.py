@@ -30,19 +30,24 @@ def test_what_nobody_foresaw_is_told_in_bounds():
     assert len(str(found)) < 1000
 
 
-@pytest.mark.parametrize("line", [
-    b"[2026-11-21 16:36:00,415 E 30811 30977] task_manager.cc:1545: Failed to push error\n",
-    b"\x1b[36m(MapWorker pid=6831)\x1b[0m [2026-11-21 16:36:00,415 E 1 2] a_b.cc:15: x\n",
-    b"[2026-11-21 16:36:00,415 E 30811 30977] actor.cc:9: has constructor arguments\n",
-])
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"[2026-11-21 16:36:00,415 E 30811 30977] task_manager.cc:1545: Failed to push error\n",
+        b"\x1b[36m(MapWorker pid=6831)\x1b[0m [2026-11-21 16:36:00,415 E 1 2] a_b.cc:15: x\n",
+        b"[2026-11-21 16:36:00,415 E 30811 30977] actor.cc:9: has constructor arguments\n",
+    ],
+)
 def test_remarks_of_rays_core_are_left_out(line):
     assert NOISE.match(line)
 
 
 def test_frames_of_a_workers_backtrace_are_left_out_and_nothing_else():
     assert FRAME.search(b"\x1b[36m(MapWorker(x) pid=6831)\x1b[0m /a/_raylet.so(+0xb1) [0x7f6e]\n")
-    for line in (b"Error: cannot write to /data: No space left on device\n",
-                 b"(MapWorker(x) pid=6831) Loading weights [100%]\n",
-                 b"[2026-11-21 16:36:00,415 C 1 2] core_worker.cc:1: check failed\n"):
+    for line in (
+        b"Error: cannot write to /data: No space left on device\n",
+        b"(MapWorker(x) pid=6831) Loading weights [100%]\n",
+        b"[2026-11-21 16:36:00,415 C 1 2] core_worker.cc:1: check failed\n",
+    ):
         assert not NOISE.match(line)
         assert not FRAME.search(line)

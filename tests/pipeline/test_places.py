@@ -25,11 +25,24 @@ def recipe(tmp_path: Path) -> Path:
     (tmp_path / "urls.txt").write_text("https://a.test/\nhttps://b.test/\nhttps://c.test/\n")
     (tmp_path / "head.bin").write_bytes(b"weights")
     path = tmp_path / "words.yaml"
-    path.write_text(yaml.safe_dump({
-        "sources": [{"path": "urls.txt"}], "shard_videos": 1, "ray": {"num_cpus": 2}, "stages": {
-            "fetch_words": {"stage": f"{HERE / 'own_stages.py'}:FetchWords"},
-            "weigh_words": {"stage": f"{HERE / 'placed_stages.py'}:WeighWords",
-                            "head": "head.bin", "other_head": "head.bin"}}}, sort_keys=False))
+    path.write_text(
+        yaml.safe_dump(
+            {
+                "sources": [{"path": "urls.txt"}],
+                "shard_videos": 1,
+                "ray": {"num_cpus": 2},
+                "stages": {
+                    "fetch_words": {"stage": f"{HERE / 'own_stages.py'}:FetchWords"},
+                    "weigh_words": {
+                        "stage": f"{HERE / 'placed_stages.py'}:WeighWords",
+                        "head": "head.bin",
+                        "other_head": "head.bin",
+                    },
+                },
+            },
+            sort_keys=False,
+        )
+    )
     return path
 
 
@@ -41,8 +54,10 @@ def test_the_record_of_a_run_says_where_models_were_opened(recipe, tmp_path, eng
     run(load_recipe(recipe, engine="local", overrides=["weigh_words.dtype=bfloat16"]), dataset)
     run(load_recipe(recipe, engine="local"), dataset)  # back to the tables of the first one
     with open_catalog(dataset) as catalog:
-        rows = catalog.execute("SELECT s.models FROM (SELECT started_at, unnest(stages) AS s FROM "
-                               "runs) WHERE s.stage = 'weigh_words' ORDER BY started_at").fetchall()
+        rows = catalog.execute(
+            "SELECT s.models FROM (SELECT started_at, unnest(stages) AS s FROM "
+            "runs) WHERE s.stage = 'weigh_words' ORDER BY started_at"
+        ).fetchall()
     places = [[model["places"] for model in models] for (models,) in rows]
     assert places == [[ON_CPU] * 2, [[{"device": "cpu", "dtype": "bfloat16"}]] * 2, [None] * 2]
     assert {record["state"] for record in run_records(dataset)} == {"done"}

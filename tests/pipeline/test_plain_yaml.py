@@ -21,16 +21,26 @@ ROOT = Path(__file__).resolve().parents[2]
 SUBSET = 'parameters: {p: 1, q: text}\nrules:\n- where: "aesthetic > $p AND caption <> $q"\n'
 RUN = "stages:\n  download_videos: {}\n"
 NO_VALUES = [
-    ("? [a, b]\n: 1", 1, "a list"), ("? {a: b}\n: 1", 1, "a mapping"),
+    ("? [a, b]\n: 1", 1, "a list"),
+    ("? {a: b}\n: 1", 1, "a mapping"),
     ("a: 1\nb: 2001-99-99", 2, "month must be in 1..12"),
-    ("a: 2001-01-01 00:00:00+99:99", 1, "can't be read"), ("a: !!int x", 1, "can't be read"),
-    ("a: !!bool x", 1, "can't be read"), ("a: !!timestamp x", 1, "can't be read"),
-    ("a: !!float x", 1, "can't be read"), ("a: 0x_", 1, "can't be read"),
-    ("a: " + "9" * 5000, 1, "is too long"), ("\n\na: 0x" + "f" * 9000, 3, "is too long"),
-    ("a: 1" + ":59" * 3000, 1, "is too long"), ("a: 1." + "9" * 5000, 1, "is too long"),
-    ("a: 1\na: 2", 2, "the key 'a' is given twice"), ("a: !!python/name:os.system", 1, "tag"),
-    ("a: &x {b: *x}", 1, "aliases"), ("a: [", 1, "expected"), ("a: !!map x", 1, "is not a mapping"),
-    ("a: !!set {b, c}", 1, "tag"), ("a: !!seq x", 1, "expected a sequence"),
+    ("a: 2001-01-01 00:00:00+99:99", 1, "can't be read"),
+    ("a: !!int x", 1, "can't be read"),
+    ("a: !!bool x", 1, "can't be read"),
+    ("a: !!timestamp x", 1, "can't be read"),
+    ("a: !!float x", 1, "can't be read"),
+    ("a: 0x_", 1, "can't be read"),
+    ("a: " + "9" * 5000, 1, "is too long"),
+    ("\n\na: 0x" + "f" * 9000, 3, "is too long"),
+    ("a: 1" + ":59" * 3000, 1, "is too long"),
+    ("a: 1." + "9" * 5000, 1, "is too long"),
+    ("a: 1\na: 2", 2, "the key 'a' is given twice"),
+    ("a: !!python/name:os.system", 1, "tag"),
+    ("a: &x {b: *x}", 1, "aliases"),
+    ("a: [", 1, "expected"),
+    ("a: !!map x", 1, "is not a mapping"),
+    ("a: !!set {b, c}", 1, "tag"),
+    ("a: !!seq x", 1, "expected a sequence"),
 ]
 VALUES = [(text, line, said) for text, line, said in NO_VALUES if "\n" not in text]
 
@@ -50,10 +60,18 @@ def test_yaml_that_cannot_be_meant_is_told_with_its_line(tmp_path, text, line, s
 
 
 @pytest.mark.parametrize("key", ["1", "null", "true", "on", "2001-01-01", "1.5", ".nan", "~"])
-@pytest.mark.parametrize("text", ["{}: x", "stages: {{{}: {{}}}}", "rules: [{{{}: 1}}]",
-                                  "stages: {{download_videos: {{{}: 1}}}}", "scorers: {{{}: any}}",
-                                  "sources: {{{}: 1}}\nstages: {{split_clips: }}",
-                                  "ray: {{{}: 1}}"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{}: x",
+        "stages: {{{}: {{}}}}",
+        "rules: [{{{}: 1}}]",
+        "stages: {{download_videos: {{{}: 1}}}}",
+        "scorers: {{{}: any}}",
+        "sources: {{{}: 1}}\nstages: {{split_clips: }}",
+        "ray: {{{}: 1}}",
+    ],
+)
 def test_a_key_that_is_no_text_is_refused_where_names_stand(tmp_path, text, key):
     path = tmp_path / "recipe.yaml"
     path.write_text(text.format(key))
@@ -63,8 +81,18 @@ def test_a_key_that_is_no_text_is_refused_where_names_stand(tmp_path, text, key)
         assert str(path) in str(refused.value)
 
 
-@pytest.mark.parametrize("text", ["? [a, b]\n: 1", "a: 2001-99-99", "a: " + "9" * 5000, "1: x",
-                                  "[" * 5000, "null: x", "stages: {a: {stage: ':x'}}"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "? [a, b]\n: 1",
+        "a: 2001-99-99",
+        "a: " + "9" * 5000,
+        "1: x",
+        "[" * 5000,
+        "null: x",
+        "stages: {a: {stage: ':x'}}",
+    ],
+)
 @pytest.mark.parametrize("words", [["run"], ["doctor"], ["subset", "explain"]])
 def test_the_command_ends_with_2_and_one_message(tmp_path, monkeypatch, capsys, text, words):
     path = tmp_path / "recipe.yaml"
@@ -80,17 +108,26 @@ def test_the_command_ends_with_2_and_one_message(tmp_path, monkeypatch, capsys, 
     assert "Traceback" not in said
 
 
-@pytest.mark.parametrize(("value", "said"), [
-    *((text.partition(": ")[2] if text.startswith("a: ") else "{" + text + "}", said)
-      for text, _, said in VALUES if not text.startswith("?") and "given" not in said),
-    ("{[a]: 1}", "a list"), ("{? {a: b} : 1}", "a mapping"), ("[" * 5000, "nested too deeply"),
-])
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        *(
+            (text.partition(": ")[2] if text.startswith("a: ") else "{" + text + "}", said)
+            for text, _, said in VALUES
+            if not text.startswith("?") and "given" not in said
+        ),
+        ("{[a]: 1}", "a list"),
+        ("{? {a: b} : 1}", "a mapping"),
+        ("[" * 5000, "nested too deeply"),
+    ],
+)
 def test_set_refuses_it_as_well(tmp_path, value, said):
     (tmp_path / "run.yaml").write_text(RUN)
     (tmp_path / "subset.yaml").write_text(SUBSET)
     for override, load, name in (
         (f"download_videos.min_height={value}", load_recipe, "run"),
-        (f"dataset={value}", load_recipe, "run"), (f"p={value}", load_subset_recipe, "subset"),
+        (f"dataset={value}", load_recipe, "run"),
+        (f"p={value}", load_subset_recipe, "subset"),
     ):
         with pytest.raises(UsageError) as refused:
             load(tmp_path / f"{name}.yaml", overrides=[override])
@@ -99,10 +136,25 @@ def test_set_refuses_it_as_well(tmp_path, value, said):
         assert said in str(refused.value)
 
 
-@pytest.mark.parametrize("word", [
-    ":x", "..a:b", ".:x", "a..b:x", "sys:x", "this-is:x", "a\0.py", "a\0:b", "x" * 5000 + ".py",
-    "json:JSONDecoder", "builtins:", "\ud800.py", "-:x", "tests.pipeline.no_such:x",
-])
+@pytest.mark.parametrize(
+    "word",
+    [
+        ":x",
+        "..a:b",
+        ".:x",
+        "a..b:x",
+        "sys:x",
+        "this-is:x",
+        "a\0.py",
+        "a\0:b",
+        "x" * 5000 + ".py",
+        "json:JSONDecoder",
+        "builtins:",
+        "\ud800.py",
+        "-:x",
+        "tests.pipeline.no_such:x",
+    ],
+)
 def test_a_stage_word_that_names_no_stage_is_refused(tmp_path, word):
     with pytest.raises(UsageError, match="stage "):
         stage_class(word, tmp_path)
@@ -110,31 +162,112 @@ def test_a_stage_word_that_names_no_stage_is_refused(tmp_path, word):
 
 def test_what_recipes_hold_is_read_as_before():
     """All that are shipped, and plain values of every kind."""
-    for path in (*(ROOT / "jobs" / "recipes").glob("*.yaml"),
-                 *(ROOT / "jobs" / "subset_recipes").glob("*.yaml")):
+    for path in (
+        *(ROOT / "jobs" / "recipes").glob("*.yaml"),
+        *(ROOT / "jobs" / "subset_recipes").glob("*.yaml"),
+    ):
         assert read_yaml(path) == yaml.safe_load(path.read_text("utf-8"))
-    text = ("{a: [1, -2.5, true, null, 2001-02-03, .inf], 'on': &x {'1': 0x1f}, b: *x, "
-            f"c: '{'1' * 5000}', d: {'9' * 300}}}")
+    text = (
+        "{a: [1, -2.5, true, null, 2001-02-03, .inf], 'on': &x {'1': 0x1f}, b: *x, "
+        f"c: '{'1' * 5000}', d: {'9' * 300}}}"
+    )
     assert parse_yaml(text, "here") == yaml.safe_load(text)
 
 
 # Whatever else a file may hold
 
 SCALARS = st.one_of(
-    st.text(max_size=12), st.integers(), st.floats(), st.booleans(), st.none(), st.dates(),
-    st.sampled_from(["2001-99-99", "9" * 5000, "0x" + "f" * 5000, "!!int x", "!!set {a, b}", "<<",
-                     "=", "&a", "*a", "? a", "!!python/object:x", "1:2:3", "~", "\"\\ud800\"",
-                     "!!binary x", "!!omap [a: 1]", "!!pairs [a: 1]", "!!timestamp 1", "%TAG"]),
+    st.text(max_size=12),
+    st.integers(),
+    st.floats(),
+    st.booleans(),
+    st.none(),
+    st.dates(),
+    st.sampled_from(
+        [
+            "2001-99-99",
+            "9" * 5000,
+            "0x" + "f" * 5000,
+            "!!int x",
+            "!!set {a, b}",
+            "<<",
+            "=",
+            "&a",
+            "*a",
+            "? a",
+            "!!python/object:x",
+            "1:2:3",
+            "~",
+            '"\\ud800"',
+            "!!binary x",
+            "!!omap [a: 1]",
+            "!!pairs [a: 1]",
+            "!!timestamp 1",
+            "%TAG",
+        ]
+    ),
 )
-PLAIN = st.recursive(SCALARS, lambda inner: st.one_of(
-    st.lists(inner, max_size=3), st.dictionaries(st.one_of(st.text(max_size=8), SCALARS), inner,
-                                                 max_size=3)), max_leaves=8)
-PIECES = st.lists(st.sampled_from([
-    "a", "stages", ": ", ":\n", "\n", "\n  ", "- ", "? ", "[", "]", "{", "}", ", ", "&x ", "*x ",
-    "!!int ", "!!set ", "!!map ", "!!null ", "!!timestamp ", "!x ", "|\n", ">-\n", "'", '"', "\\",
-    "#", "%YAML 1.1\n", "---\n", "...\n", "<<", "2001-99-99", "1:2", "0x", "\t", "\x85", "\ufeff",
-    "\x00", "é", "1e9", ".nan", "null", "~", "download_videos", "rules", "where",
-]), max_size=25).map("".join)
+PLAIN = st.recursive(
+    SCALARS,
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3),
+        st.dictionaries(st.one_of(st.text(max_size=8), SCALARS), inner, max_size=3),
+    ),
+    max_leaves=8,
+)
+PIECES = st.lists(
+    st.sampled_from(
+        [
+            "a",
+            "stages",
+            ": ",
+            ":\n",
+            "\n",
+            "\n  ",
+            "- ",
+            "? ",
+            "[",
+            "]",
+            "{",
+            "}",
+            ", ",
+            "&x ",
+            "*x ",
+            "!!int ",
+            "!!set ",
+            "!!map ",
+            "!!null ",
+            "!!timestamp ",
+            "!x ",
+            "|\n",
+            ">-\n",
+            "'",
+            '"',
+            "\\",
+            "#",
+            "%YAML 1.1\n",
+            "---\n",
+            "...\n",
+            "<<",
+            "2001-99-99",
+            "1:2",
+            "0x",
+            "\t",
+            "\x85",
+            "\ufeff",
+            "\x00",
+            "é",
+            "1e9",
+            ".nan",
+            "null",
+            "~",
+            "download_videos",
+            "rules",
+            "where",
+        ]
+    ),
+    max_size=25,
+).map("".join)
 
 
 def shown(value: object) -> str:
@@ -161,14 +294,36 @@ def test_any_text_is_a_recipe_or_a_clear_error(tmp_path_factory, text):
 
 
 @settings(max_examples=60)
-@given(top=st.dictionaries(st.sampled_from(
-           ["dataset", "sources", "shard_videos", "exclude_ids", "engine", "ray", "description"]),
-           PLAIN, max_size=2),
-       label=st.one_of(st.sampled_from(["download_videos", "split_clips"]), st.text(max_size=5)),
-       word=st.one_of(st.sampled_from([*built_in_stage_names(), "a.py:B", ":B"]), PLAIN),
-       settings_=st.dictionaries(st.one_of(st.text(max_size=5), st.sampled_from(
-           ["yt_dlp", "min_height", "format", "model", "boundaries", "proxy", "prompt", "device"])),
-           PLAIN, max_size=3))
+@given(
+    top=st.dictionaries(
+        st.sampled_from(
+            ["dataset", "sources", "shard_videos", "exclude_ids", "engine", "ray", "description"]
+        ),
+        PLAIN,
+        max_size=2,
+    ),
+    label=st.one_of(st.sampled_from(["download_videos", "split_clips"]), st.text(max_size=5)),
+    word=st.one_of(st.sampled_from([*built_in_stage_names(), "a.py:B", ":B"]), PLAIN),
+    settings_=st.dictionaries(
+        st.one_of(
+            st.text(max_size=5),
+            st.sampled_from(
+                [
+                    "yt_dlp",
+                    "min_height",
+                    "format",
+                    "model",
+                    "boundaries",
+                    "proxy",
+                    "prompt",
+                    "device",
+                ]
+            ),
+        ),
+        PLAIN,
+        max_size=3,
+    ),
+)
 def test_any_values_at_a_recipes_places_are_a_recipe_or_a_clear_error(
     tmp_path_factory, top, label, word, settings_
 ):

@@ -30,7 +30,7 @@ from tests.openai_stand_in import StandIn, openai_server, text_of
 
 ROOT = Path(__file__).resolve().parents[2]
 # Whatever a worker opened when it began: in a run of several workers each learns it again.
-POISON = '''
+POISON = """
 import importlib.abc, importlib.util, os, sys
 
 MOST = {
@@ -76,9 +76,15 @@ class Poisoned(importlib.abc.MetaPathFinder):
 
 
 sys.meta_path.insert(0, Poisoned())
-'''
-BY_MODELS = ("tag_clips", "caption_frames", "summarize_captions", "embed_clips",
-             "score_similarity", "score_aesthetic")
+"""
+BY_MODELS = (
+    "tag_clips",
+    "caption_frames",
+    "summarize_captions",
+    "embed_clips",
+    "score_similarity",
+    "score_aesthetic",
+)
 
 
 @pytest.fixture
@@ -103,16 +109,23 @@ def rows(dataset: Path, label: str) -> list[dict]:
 def assert_same(dataset: Path, expected: Path) -> None:
     """What models made is what they make where there is memory enough."""
     assert clips(dataset, "clip_id, caption, caption_coarse") == clips(
-        expected, "clip_id, caption, caption_coarse")
+        expected, "clip_id, caption, caption_coarse"
+    )
     for found, wanted in zip(clips(dataset, "tags"), clips(expected, "tags"), strict=True):
         assert [tag["tag"] for tag in found["tags"]] == [tag["tag"] for tag in wanted["tags"]]
         # In batches of another size the last bits may be others, on some processors.
         assert [tag["score"] for tag in found["tags"]] == pytest.approx(
-            [tag["score"] for tag in wanted["tags"]], abs=2e-2)
-    for label, column in (("embed_clips", "embeddings"), ("score_similarity", "similarity"),
-                          ("score_aesthetic", "aesthetic")):
-        found, wanted = (np.array([row[column] for row in rows(place, label)], float)
-                         for place in (dataset, expected))
+            [tag["score"] for tag in wanted["tags"]], abs=2e-2
+        )
+    for label, column in (
+        ("embed_clips", "embeddings"),
+        ("score_similarity", "similarity"),
+        ("score_aesthetic", "aesthetic"),
+    ):
+        found, wanted = (
+            np.array([row[column] for row in rows(place, label)], float)
+            for place in (dataset, expected)
+        )
         np.testing.assert_allclose(found, wanted, atol=2e-2)
 
 
@@ -133,30 +146,46 @@ def poisoned_run(dataset: Path, folder: Path, engine: str) -> list[list[str]]:
     (folder / "poison").mkdir()
     (folder / "poison" / "sitecustomize.py").write_text(POISON)
     log = folder / "sizes.log"
-    environment = {**os.environ, "POISON_LOG": str(log),
-                   "PYTHONPATH": f"{folder / 'poison'}{os.pathsep}{ROOT}"}
+    environment = {
+        **os.environ,
+        "POISON_LOG": str(log),
+        "PYTHONPATH": f"{folder / 'poison'}{os.pathsep}{ROOT}",
+    }
     done = subprocess.run(
-        [sys.executable, "-m", "clipmill.jobs.cli", "run", "--dataset", str(dataset),
-         "--engine", engine],
+        [
+            sys.executable,
+            "-m",
+            "clipmill.jobs.cli",
+            "run",
+            "--dataset",
+            str(dataset),
+            "--engine",
+            engine,
+        ],
         stdin=subprocess.DEVNULL,
-        cwd=folder, env=environment, capture_output=True, text=True, timeout=240, check=False)
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     return [line.split() for line in log.read_text().splitlines()]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ["local", "ray"])
-def test_a_run_without_memory_for_its_batches_makes_the_same_rows(
-    engine, made, dataset, tmp_path
-):
+def test_a_run_without_memory_for_its_batches_makes_the_same_rows(engine, made, dataset, tmp_path):
     """Each worker halves until it fits, and stays there; nothing fails."""
     seen = poisoned_run(dataset, tmp_path, engine)
     assert_same(dataset, made.dataset)
     assert_sane(dataset)
     for method, most in (("generate", 2), ("embed_batch", 3), ("_compute", 1)):
         for process in {number for number, name, _ in seen if name == method}:
-            sizes = [int(size) for number, name, size in seen
-                     if (number, name) == (process, method)]
+            sizes = [
+                int(size) for number, name, size in seen if (number, name) == (process, method)
+            ]
             too_large = [size for size in sizes if size > most]
             assert too_large, "the limit was never met"
             # Tags and embeddings share a class, and each halves for itself, once.
@@ -181,7 +210,8 @@ def test_what_fits_at_no_size_fails_and_is_made_good_by_a_retry(made, dataset, m
     assert all(stage["accounted"] and not stage["pending"] for stage in report.values())
     with open_catalog(dataset) as catalog:
         [(kind, message)] = catalog.execute(
-            "SELECT DISTINCT kind, message FROM failures").fetchall()
+            "SELECT DISTINCT kind, message FROM failures"
+        ).fetchall()
     assert kind == "model"
     assert "out of memory" in message
     run(load(None, dataset), dataset, retry_kinds=["model"])
@@ -236,10 +266,16 @@ def kept_port() -> Iterator[int]:
 def test_a_server_that_dies_in_mid_run_and_comes_back(made, dataset, kept_port):
     """The rows it did not answer are transient; a retry makes all of them good, in the views."""
     with dying_server(answers=3, port=kept_port) as stand_in:
-        recipe = load_recipe(recipe_path("demo"), engine="local", overrides=[
-            f"summarize_captions.model={stand_in.url}#tiny",
-            "summarize_captions.server_concurrency=1", "summarize_captions.server_retries=1",
-            "summarize_captions.server_first_wait_seconds=0.05"])
+        recipe = load_recipe(
+            recipe_path("demo"),
+            engine="local",
+            overrides=[
+                f"summarize_captions.model={stand_in.url}#tiny",
+                "summarize_captions.server_concurrency=1",
+                "summarize_captions.server_retries=1",
+                "summarize_captions.server_first_wait_seconds=0.05",
+            ],
+        )
         run(recipe, dataset)
     n_clips = len(clips(made.dataset))
     said = clips(dataset, "clip_id, caption, similarity")
@@ -251,8 +287,11 @@ def test_a_server_that_dies_in_mid_run_and_comes_back(made, dataset, kept_port):
     assert all(stage["accounted"] and not stage["pending"] for stage in report.values())
     assert latest_run(dataset)["state"] == "done"
     with open_catalog(dataset) as catalog:
-        assert set(catalog.execute("SELECT kind FROM failures WHERE stage = 'summarize_captions'"
-                                   ).fetchall()) == {("transient",)}
+        assert set(
+            catalog.execute(
+                "SELECT kind FROM failures WHERE stage = 'summarize_captions'"
+            ).fetchall()
+        ) == {("transient",)}
     with openai_server(say, port=kept_port) as stand_in:
         run(load(None, dataset), dataset, retry_kinds=["transient"])
         # Only those that had failed were asked again; one more looked whether it is there.
@@ -263,6 +302,7 @@ def test_a_server_that_dies_in_mid_run_and_comes_back(made, dataset, kept_port):
     assert {row["clip_id"]: row["caption"] for row in again if row["clip_id"] in kept} == kept
     with open_catalog(dataset) as catalog:
         assert catalog.execute("SELECT count(*) FROM failures").fetchone() == (0,)
-        counted = catalog.execute("SELECT count(*), bool_and(resolved) FROM failures_all"
-                                  ).fetchone()
+        counted = catalog.execute(
+            "SELECT count(*), bool_and(resolved) FROM failures_all"
+        ).fetchone()
     assert counted == (len(failed), True)

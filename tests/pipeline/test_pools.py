@@ -37,23 +37,26 @@ def step(label: str, cls=Some, **resources) -> Step:
 
 
 def recipe(**model) -> tuple[Step, ...]:
-    return (step("fetch", Fetch), step("decode", Decode), step("caption", **model),
-            step("embed", **model))
+    return (
+        step("fetch", Fetch),
+        step("decode", Decode),
+        step("caption", **model),
+        step("embed", **model),
+    )
 
 
 def shape(legs) -> list[list[tuple[str, int]]]:
-    return [[("+".join(s.label for s in pool.steps), pool.workers) for pool in leg]
-            for leg in legs]
+    return [[("+".join(s.label for s in pool.steps), pool.workers) for pool in leg] for leg in legs]
 
 
 def test_two_cores_get_a_pool_for_fetching_and_decoding_and_one_for_models():
     assert shape(plan_legs(recipe(), Machine(2, 0), 10)) == [
-        [("fetch+decode", 1), ("caption+embed", 1)]]
+        [("fetch+decode", 1), ("caption+embed", 1)]
+    ]
 
 
 def test_one_core_runs_everything_in_one_process():
-    assert shape(plan_legs(recipe(), Machine(1, 0), 10)) == [
-        [("fetch+decode+caption+embed", 1)]]
+    assert shape(plan_legs(recipe(), Machine(1, 0), 10)) == [[("fetch+decode+caption+embed", 1)]]
 
 
 def test_a_larger_machine_gets_more_workers_of_each():
@@ -67,8 +70,9 @@ def test_no_more_workers_than_shards():
 
 
 def test_a_fixed_number_of_workers_is_kept():
-    (leg,) = plan_legs((step("fetch", Fetch, workers=2), step("decode", Decode)),
-                       Machine(8, 0), 100)
+    (leg,) = plan_legs(
+        (step("fetch", Fetch, workers=2), step("decode", Decode)), Machine(8, 0), 100
+    )
     assert shape([leg]) == [[("fetch", 2), ("decode", 6)]]
 
 
@@ -90,10 +94,18 @@ def test_a_stage_that_cannot_fit_is_refused_with_the_setting_to_change():
 
 
 @given(
-    st.lists(st.tuples(st.sampled_from([Fetch, Decode, Some]),
-                       st.sampled_from([0.25, 0.5, 1.0, 2.0]),
-                       st.sampled_from([0.0, 0.25, 0.5, 1.0, 2.0])), min_size=1, max_size=8),
-    st.integers(2, 64), st.integers(2, 8), st.integers(1, 50),
+    st.lists(
+        st.tuples(
+            st.sampled_from([Fetch, Decode, Some]),
+            st.sampled_from([0.25, 0.5, 1.0, 2.0]),
+            st.sampled_from([0.0, 0.25, 0.5, 1.0, 2.0]),
+        ),
+        min_size=1,
+        max_size=8,
+    ),
+    st.integers(2, 64),
+    st.integers(2, 8),
+    st.integers(1, 50),
 )
 def test_every_leg_fits_the_machine_and_every_step_runs_once(stages, cpus, gpus, n_shards):
     steps = tuple(step(f"s{i}", cls, cpus=c, gpus=g) for i, (cls, c, g) in enumerate(stages))

@@ -20,11 +20,11 @@ def read_as(report) -> str:
 
 
 def test_panda_70m(tmp_path):
-    text = f'''videoID,url,timestamp,caption,matching_score,desirable_filtering,shot_boundary_detection
+    text = f"""videoID,url,timestamp,caption,matching_score,desirable_filtering,shot_boundary_detection
 {ONE},{WATCH}{ONE},"[['0:00:02.000', '0:00:08.500'], ['0:01:05.250', '1:00:00.000']]","['A ball.', ""It's a cube.""]","[0.44, 0.51]","['desirable', '0_low_desirable_score']","[[['0:00:02.000', '0:00:08.500']], [['0:01:05.250', '1:00:00.000']]]"
 {TWO},{WATCH}{TWO},"[['0:00:01.000', '0:00:03.000']]","['A cone.']",[0.43],['desirable'],"[[['0:00:01.000', '0:00:03.000']]]"
 {THREE},{WATCH}{THREE},"[['0:00:01.000', '0:00:03.000']]","['One.', 'Two.']",[0.4],['desirable'],[]
-'''
+"""
     report, rows = take(tmp_path, "panda.csv", text)
     assert said(rows[0]) == [(2, 8.5, "A ball."), (65.25, 3600, "It's a cube.")]
     assert [dict(span["extra"])["matching_score"] for span in rows[0]["spans"]] == ["0.44", "0.51"]
@@ -34,11 +34,11 @@ def test_panda_70m(tmp_path):
 
 
 def test_internvid_csv(tmp_path):
-    text = f'''YoutubeID,Start_timestamp,End_timestamp,Caption,Aesthetic_Score,UMT_Score
+    text = f"""YoutubeID,Start_timestamp,End_timestamp,Caption,Aesthetic_Score,UMT_Score
 {ONE},00:00:01.000,00:00:04.250,A ball.,4.5,0.41
 {ONE},00:00:05.000,00:00:09.000,A cube.,4.1,0.38
 {TWO},00:00:05.000,00:00:09.000,A cone.,3.9,0.35
-'''
+"""
     report, rows = take(tmp_path, "internvid.csv", text)
     assert kept(rows, "platform_id") == [ONE, TWO]
     assert said(rows[0]) == [(1, 4.25, "A ball."), (5, 9, "A cube.")]
@@ -47,11 +47,11 @@ def test_internvid_csv(tmp_path):
 
 
 def test_koala_36m(tmp_path):
-    text = f'''videoID,url,timestamp,caption,clarity_score,aesthetic_score,motion_score
+    text = f"""videoID,url,timestamp,caption,clarity_score,aesthetic_score,motion_score
 {ONE}_0,{WATCH}{ONE},"['0:00:01.001', '0:00:07.507']",A diver.,0.9,5.3,22.0
 {ONE}_1,{WATCH}{ONE},"['0:00:07.507', '0:00:12.012']",A shark.,0.8,5.1,3.9
 {TWO}_0,{WATCH}{TWO},"['0:00:00.000', '0:00:05.005']",A truck.,0.9,4.9,23.8
-'''
+"""
     report, rows = take(tmp_path, "koala.csv", text)
     assert said(rows[0]) == [(1.001, 7.507, "A diver."), (7.507, 12.012, "A shark.")]
     assert [dict(span["extra"])["videoID"] for span in rows[0]["spans"]] == [f"{ONE}_0", f"{ONE}_1"]
@@ -59,24 +59,27 @@ def test_koala_36m(tmp_path):
 
 
 def test_openvid_1m(tmp_path):
-    text = '''video,caption,aesthetic score,motion score,temporal consistency score,camera motion,frame,fps,seconds
+    text = """video,caption,aesthetic score,motion score,temporal consistency score,camera motion,frame,fps,seconds
 celebv_a_0.mp4,A woman speaks.,5.1,3.2,0.99,static,100,24.0,4.1
 celebv_a_1.mp4,"She, again.",4.9,2.0,0.98,pan_left,120,24.0,5.0
 celebv_b_0.mp4,A man.,4.8,1.0,0.97,static,96,24.0,4.0
-'''
+"""
     _, rows = take(tmp_path, "OpenVid-1M.csv", text)
     assert [Path(path).name for path in kept(rows, "path")] == [
-        "celebv_a_0.mp4", "celebv_a_1.mp4", "celebv_b_0.mp4"]
+        "celebv_a_0.mp4",
+        "celebv_a_1.mp4",
+        "celebv_b_0.mp4",
+    ]
     assert kept(rows, "caption")[1] == "She, again."
     assert dict(rows[0]["extra"])["seconds"] == "4.1"
 
 
 def test_miradata(tmp_path):
-    text = f'''clip_id,source,video_url,video_id,width,height,fps,seconds,timestamp,frame_number,framestamp,file_path,short_caption,dense_caption
+    text = f"""clip_id,source,video_url,video_id,width,height,fps,seconds,timestamp,frame_number,framestamp,file_path,short_caption,dense_caption
 1.0,youtube gaming,{WATCH}{ONE},{ONE},1280,720,30.0,60.0,"['00:00:10.000', '00:01:10.000']",1800,"[300, 2100]",video_clip/1.0.mp4,Short.,Dense.
 1.1,youtube gaming,{WATCH}{ONE},{ONE},1280,720,30.0,60.0,"['00:02:10.000', '00:03:10.000']",1800,"[3900, 5700]",video_clip/1.1.mp4,Short 2.,Dense 2.
 2.0,youtube city,{WATCH}{TWO},{TWO},1280,720,30.0,60.0,"['00:00:00.000', '00:01:00.000']",1800,"[0, 1800]",video_clip/2.0.mp4,Short 3.,Dense 3.
-'''
+"""
     report, rows = take(tmp_path, "miradata.csv", text)
     assert said(rows[0]) == [(10, 70, "Dense."), (130, 190, "Dense 2.")]
     assert kept(rows, "video_id") == [None, None]
@@ -88,19 +91,47 @@ def test_miradata(tmp_path):
 def test_msr_vtt(tmp_path):
     value = {
         "info": {"version": "1.0"},
-        "videos": [{"category": 9, "url": WATCH + ONE, "video_id": "video0", "start time": 137.72,
-                    "end time": 149.44, "split": "train", "id": 0},
-                   {"category": 16, "url": WATCH + ONE, "video_id": "video1", "start time": 184.33,
-                    "end time": 199.31, "split": "train", "id": 1},
-                   {"category": 9, "url": WATCH + TWO, "video_id": "video2", "start time": 1.0,
-                    "end time": 11.0, "split": "test", "id": 2}],
-        "sentences": [{"caption": "a car is shown", "video_id": "video0", "sen_id": 0},
-                      {"caption": "a man drives", "video_id": "video0", "sen_id": 1},
-                      {"caption": "a dog", "video_id": "video2", "sen_id": 2}]}
+        "videos": [
+            {
+                "category": 9,
+                "url": WATCH + ONE,
+                "video_id": "video0",
+                "start time": 137.72,
+                "end time": 149.44,
+                "split": "train",
+                "id": 0,
+            },
+            {
+                "category": 16,
+                "url": WATCH + ONE,
+                "video_id": "video1",
+                "start time": 184.33,
+                "end time": 199.31,
+                "split": "train",
+                "id": 1,
+            },
+            {
+                "category": 9,
+                "url": WATCH + TWO,
+                "video_id": "video2",
+                "start time": 1.0,
+                "end time": 11.0,
+                "split": "test",
+                "id": 2,
+            },
+        ],
+        "sentences": [
+            {"caption": "a car is shown", "video_id": "video0", "sen_id": 0},
+            {"caption": "a man drives", "video_id": "video0", "sen_id": 1},
+            {"caption": "a dog", "video_id": "video2", "sen_id": 2},
+        ],
+    }
     report, rows = take(tmp_path, "train_val_videodatainfo.json", json.dumps(value))
     assert (report.kept, report.gathered) == (2, 1)
-    assert said(rows[0]) == [(137.72, 149.44, ["a car is shown", "a man drives"]),
-                             (184.33, 199.31, None)]
+    assert said(rows[0]) == [
+        (137.72, 149.44, ["a car is shown", "a man drives"]),
+        (184.33, 199.31, None),
+    ]
     assert [dict(span["extra"])["video_id"] for span in rows[0]["spans"]] == ["video0", "video1"]
     assert kept(rows, "video_id") == [None, "video2"]
 
@@ -115,32 +146,36 @@ def test_msr_vtt_by_rows(tmp_path):
 
 
 def test_webvid(tmp_path):
-    text = '''videoid,contentUrl,duration,page_dir,name
+    text = """videoid,contentUrl,duration,page_dir,name
 21179416,https://ak.picdn.example/21179416/preview/stock.mp4,PT00H00M11S,006001_006050,Aerial shot winter forest
 5629184,https://ak.picdn.example/5629184/preview/stock.mp4,PT00H00M29S,071501_071550,"Senior couple, looking"
 1063125190,https://ak.picdn.example/1063125190/preview/stock.mp4,PT00H00M15S,103751_103800,A beautiful cookie
-'''
+"""
     report, rows = take(tmp_path, "results_2M_val.csv", text)
     assert kept(rows, "caption") == [
-        "Aerial shot winter forest", "Senior couple, looking", "A beautiful cookie"]
+        "Aerial shot winter forest",
+        "Senior couple, looking",
+        "A beautiful cookie",
+    ]
     assert dict(rows[0]["extra"])["videoid"] == "21179416"
     assert read_as(report) == "`name` as captions."
 
 
 def test_howto100m(tmp_path):
-    text = f'''video_id,category_1,category_2,rank,task_id
+    text = f"""video_id,category_1,category_2,rank,task_id
 {ONE},Cars & Other Vehicles,Motorcycles,27,52907
 {TWO},Cars & Other Vehicles,Motorcycles,35,109057
 {ONE},Hobbies and Crafts,Crafts,34,119814
-'''
+"""
     report, rows = take(tmp_path, "HowTo100M_v1.csv", text, platform="youtube")
     assert kept(rows, "platform_id") == [ONE, TWO]
     assert report.rejected == 1  # the same video for another task
-    words = {ONE: {"start": [0.5, 2.0], "end": [2.0, 4.5], "text": ["first", "then"]},
-             THREE: {"start": [1], "end": [2], "text": ["only"]}}
+    words = {
+        ONE: {"start": [0.5, 2.0], "end": [2.0, 4.5], "text": ["first", "then"]},
+        THREE: {"start": [1], "end": [2], "text": ["only"]},
+    }
     (tmp_path / "captions").mkdir()
-    _, rows = take(tmp_path / "captions", "raw_caption.json", json.dumps(words),
-                   platform="youtube")
+    _, rows = take(tmp_path / "captions", "raw_caption.json", json.dumps(words), platform="youtube")
     assert said(rows[0]) == [(0.5, 2, "first"), (2, 4.5, "then")]
 
 
@@ -156,8 +191,16 @@ def test_vidgen_1m(tmp_path):
     assert "nor an existing file" in rows[2]["error"]["message"]
 
 
-@pytest.mark.parametrize("header", ["time_start,time_end", "start_sec,end_sec", "begin,end",
-                                    "Start Time,End Time", "start_ms,end_ms"])
+@pytest.mark.parametrize(
+    "header",
+    [
+        "time_start,time_end",
+        "start_sec,end_sec",
+        "begin,end",
+        "Start Time,End Time",
+        "start_ms,end_ms",
+    ],
+)
 def test_other_names_of_times(tmp_path, header):
     scale = 1000 if "ms" in header else 1
     text = f"video_url,{header},sentence\n{WATCH}{ONE},{2 * scale},{4 * scale},x\n"

@@ -24,8 +24,13 @@ class JobServer:
     `cuts` are how many pieces each connection sends before it is cut; the last ones send all.
     """
 
-    def __init__(self, pieces: list[str], cuts: list[int] | None = None, state: str = "SUCCEEDED",
-                 asked_for_token: bool = False) -> None:
+    def __init__(
+        self,
+        pieces: list[str],
+        cuts: list[int] | None = None,
+        state: str = "SUCCEEDED",
+        asked_for_token: bool = False,
+    ) -> None:
         self.pieces, self.cuts, self.state = pieces, cuts or [], state
         self.asked_for_token = asked_for_token
         self.asked: list[str] = []
@@ -38,8 +43,14 @@ class JobServer:
         if self.asked_for_token:
             return web.Response(status=401, text="Unauthorized: Missing authentication token")
         if request.path == "/api/version":
-            return web.json_response({"version": "4", "ray_version": ray.__version__,
-                                      "ray_commit": "x", "session_name": "s"})
+            return web.json_response(
+                {
+                    "version": "4",
+                    "ray_version": ray.__version__,
+                    "ray_commit": "x",
+                    "session_name": "s",
+                }
+            )
         if request.path.startswith("/api/packages/"):
             return web.Response()
         if request.path == "/api/jobs/":
@@ -49,9 +60,15 @@ class JobServer:
         if request.path.endswith("/logs/tail"):
             return await self._send_log(request)
         has_ended = not self.cuts
-        return web.json_response({
-            "type": "SUBMISSION", "submission_id": "job-1", "entrypoint": "x",
-            "status": self.state if has_ended else "RUNNING", "message": "as it is"})
+        return web.json_response(
+            {
+                "type": "SUBMISSION",
+                "submission_id": "job-1",
+                "entrypoint": "x",
+                "status": self.state if has_ended else "RUNNING",
+                "message": "as it is",
+            }
+        )
 
     async def _send_log(self, request: web.Request) -> web.StreamResponse:
         until = self.cuts.pop(0) if self.cuts else None
@@ -143,8 +160,12 @@ def test_a_closed_output_is_not_taken_for_a_head_that_is_gone(tmp_path):
 
 def test_a_cluster_that_asks_for_a_token_is_said_without_a_traceback(tmp_path, monkeypatch):
     monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
-    with serving(JobServer([], asked_for_token=True)) as server, pytest.raises(
-            ClipmillError, match=r"RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH") as raised:
+    with (
+        serving(JobServer([], asked_for_token=True)) as server,
+        pytest.raises(
+            ClipmillError, match=r"RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH"
+        ) as raised,
+    ):
         sent(server, tmp_path)
     assert len(str(raised.value).splitlines()) == 1
 
@@ -181,8 +202,19 @@ def test_a_port_where_nobody_answers_is_said(tmp_path):
             submit_job(address, "true", tmp_path, None)
 
 
-@pytest.mark.parametrize("address", ["ray://head:10001", "auto://x", "http://", "head:port", ":80",
-                                     "", "http://[::1", "head:99999"])
+@pytest.mark.parametrize(
+    "address",
+    [
+        "ray://head:10001",
+        "auto://x",
+        "http://",
+        "head:port",
+        ":80",
+        "",
+        "http://[::1",
+        "head:99999",
+    ],
+)
 def test_what_cannot_be_a_job_server_is_refused(address):
     with pytest.raises(UsageError, match=r"--address http://head:8265"):
         job_server(address)

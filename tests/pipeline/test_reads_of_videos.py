@@ -59,8 +59,12 @@ FollowIt = copier("follow_it", "need_it.needed as heard", "followed")
 MayUseClips = copier("may_use_clips", "hear_video.heard", "beside")
 MayUseClips.reads = ("cut_words.start_seconds?", "hear_video.heard")
 '''
-READERS = {"need_it": "needed", "may_use_it": "used", "follow_it": "followed",
-           "may_use_clips": "beside"}
+READERS = {
+    "need_it": "needed",
+    "may_use_it": "used",
+    "follow_it": "followed",
+    "may_use_clips": "beside",
+}
 
 
 @pytest.fixture
@@ -81,7 +85,8 @@ def clips(dataset: Path, column: str) -> dict[str, str | None]:
     with open_catalog(dataset) as catalog:
         rows = catalog.execute(
             f"SELECT clip_id, arg_max_null({column}, shard) FROM steps.{label} "
-            "WHERE error IS NULL GROUP BY clip_id").fetchall()
+            "WHERE error IS NULL GROUP BY clip_id"
+        ).fetchall()
     return dict(rows)
 
 
@@ -106,7 +111,11 @@ def test_a_retry_of_a_video_brings_its_clips_to_all_that_read_it(heard):
     data.run(*settings)
     before = stages(data.dataset)
     assert {label: before[label]["inputs"] for label in READERS} == {
-        "need_it": 4, "may_use_it": 6, "follow_it": 4, "may_use_clips": 4}
+        "need_it": 4,
+        "may_use_it": 6,
+        "follow_it": 4,
+        "may_use_clips": 4,
+    }
     assert {stage["pending"] for stage in before.values()} == {0}
     assert clips(data.dataset, "needed") == WITHOUT_B
     assert clips(data.dataset, "used") == {**ALL, "v-b-0": None, "v-b-1": None}
@@ -117,8 +126,9 @@ def test_a_retry_of_a_video_brings_its_clips_to_all_that_read_it(heard):
     for column in READERS.values():
         assert clips(data.dataset, column) == ALL, column
     after = stages(data.dataset)
-    assert {(after[label]["inputs"], after[label]["kept"], after[label]["pending"])
-            for label in READERS} == {(6, 6, 0)}
+    assert {
+        (after[label]["inputs"], after[label]["kept"], after[label]["pending"]) for label in READERS
+    } == {(6, 6, 0)}
     with open_catalog(data.dataset) as catalog:
         assert catalog.execute("SELECT count(*) FROM failures").fetchone() == (0,)
     assert faults(data.dataset) == []
@@ -187,8 +197,23 @@ def test_clips_that_an_earlier_version_lost_are_found_and_made_by_a_repair(heard
         said, schema = ShardMetadata.read(path), pq.read_schema(path).remove_metadata()
         path.unlink()
         writer = ShardWriter(path, schema)
-        writer.seal(ShardMetadata(said.stage, said.step, said.shard, said.fingerprint, said.run_id,
-                                  0, 0, 0, 0, 0, 0.0, 0, 0))
+        writer.seal(
+            ShardMetadata(
+                said.stage,
+                said.step,
+                said.shard,
+                said.fingerprint,
+                said.run_id,
+                0,
+                0,
+                0,
+                0,
+                0,
+                0.0,
+                0,
+                0,
+            )
+        )
         writer.show()
     report = {stage["stage"]: stage for stage in status_report(data.dataset)["stages"]}
     assert report["need_it"]["lost"] == report["may_use_clips"]["lost"] == 2
@@ -204,20 +229,32 @@ def test_clips_that_an_earlier_version_lost_are_found_and_made_by_a_repair(heard
     assert faults(data.dataset) == []
 
 
-@pytest.mark.parametrize(("key", "reads", "said"), [
-    ("clip_id", ["cut_words.start_seconds", "sources.url"],
-     "reads sources.url, but its key is clip_id, and rows of sources can't be matched by clip_id "
-     "or video_id"),
-    ("clip_id", ["sources.url?"], "reads sources.url, but its key is clip_id"),
-    ("video_id", ["fetch_words.url", "name_words.word?"],
-     "reads name_words.word, but its key is video_id, and rows of name_words can't be matched by "
-     "video_id"),
-    ("source_key", ["fetch_words.url", "hear_video.heard"],
-     "reads hear_video.heard, but its key is source_key"),
-    ("video_id", ["sources.url"], "reads sources.url, but its key is video_id"),
-    ("video_id", [], "has the key video_id, but reads from no stage whose rows have it"),
-    ("video_id", ["nothing.there?"], "has the key video_id, but reads from no stage"),
-])
+@pytest.mark.parametrize(
+    ("key", "reads", "said"),
+    [
+        (
+            "clip_id",
+            ["cut_words.start_seconds", "sources.url"],
+            "reads sources.url, but its key is clip_id, and rows of sources can't be matched "
+            "by clip_id or video_id",
+        ),
+        ("clip_id", ["sources.url?"], "reads sources.url, but its key is clip_id"),
+        (
+            "video_id",
+            ["fetch_words.url", "name_words.word?"],
+            "reads name_words.word, but its key is video_id, and rows of name_words can't be "
+            "matched by video_id",
+        ),
+        (
+            "source_key",
+            ["fetch_words.url", "hear_video.heard"],
+            "reads hear_video.heard, but its key is source_key",
+        ),
+        ("video_id", ["sources.url"], "reads sources.url, but its key is video_id"),
+        ("video_id", [], "has the key video_id, but reads from no stage whose rows have it"),
+        ("video_id", ["nothing.there?"], "has the key video_id, but reads from no stage"),
+    ],
+)
 def test_a_stage_that_reads_rows_which_its_keys_do_not_name_is_refused(heard, key, reads, said):
     """Before, it was given no row at all, or null for each, or the run ended with a traceback."""
     data, settings, _ = heard

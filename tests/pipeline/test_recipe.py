@@ -77,8 +77,11 @@ def test_a_recorded_recipe_is_the_same_recipe(tmp_path):
 
 def test_fingerprints_follow_the_bytes_of_a_model_not_its_place(tmp_path):
     def fingerprint(folder: str) -> str:
-        loaded = load(tmp_path, "stages: {download_videos: {}, split_clips: {}, "
-                      f"caption_frames: {{model: ./{folder}}}}}")
+        loaded = load(
+            tmp_path,
+            "stages: {download_videos: {}, split_clips: {}, "
+            f"caption_frames: {{model: ./{folder}}}}}",
+        )
         return build_plan(loaded).by_label["caption_frames"].fingerprint
 
     for name, weights in (("a", b"1"), ("b", b"1"), ("c", b"2")):
@@ -90,9 +93,15 @@ def test_fingerprints_follow_the_bytes_of_a_model_not_its_place(tmp_path):
 def test_only_settings_that_read_pixels_change_the_decode(tmp_path):
     """A new threshold makes another split of the same scan."""
     text = "stages: {download_videos: {}, split_clips: {}}"
-    plans = [build_plan(load(tmp_path, text, *overrides)).by_label for overrides in (
-        [], ["split_clips.threshold=35"], ["split_clips.min_clip_seconds=2"],
-        ["split_clips.frame_quality=80"])]
+    plans = [
+        build_plan(load(tmp_path, text, *overrides)).by_label
+        for overrides in (
+            [],
+            ["split_clips.threshold=35"],
+            ["split_clips.min_clip_seconds=2"],
+            ["split_clips.frame_quality=80"],
+        )
+    ]
     scans = [plan["scan_videos"].fingerprint for plan in plans]
     splits = [plan["split_clips"].fingerprint for plan in plans]
     assert scans[0] == scans[1] == scans[2] != scans[3]
@@ -108,10 +117,15 @@ def test_set_adds_a_stage_at_the_end_of_a_recipe(tmp_path, monkeypatch):
     here.mkdir()
     monkeypatch.chdir(here)
     (here / "own_stages.py").write_text(OWN.read_text())
-    loaded = load(tmp_path, BASE, "dark.over_frames=min", "dark.stage=score_aesthetic",
-                  "dark.head=./v1.pth", "words.stage=./own_stages.py:CountLetters")
-    assert list(loaded.stages) == ["download_videos", "split_clips", "embed_clips", "dark",
-                                   "words"]
+    loaded = load(
+        tmp_path,
+        BASE,
+        "dark.over_frames=min",
+        "dark.stage=score_aesthetic",
+        "dark.head=./v1.pth",
+        "words.stage=./own_stages.py:CountLetters",
+    )
+    assert list(loaded.stages) == ["download_videos", "split_clips", "embed_clips", "dark", "words"]
     assert loaded.stages["dark"].head.path == str(here / "v1.pth")
     assert loaded.stages["dark"].over_frames == "min"
     assert loaded.stages["embed_clips"].model.folder == str(tmp_path / "models/a")
@@ -121,12 +135,14 @@ def test_set_adds_a_stage_at_the_end_of_a_recipe(tmp_path, monkeypatch):
 def test_a_recorded_recipe_takes_a_further_stage(tmp_path):
     """What was there keeps its fingerprint, so that only the new stage has work to do."""
     loaded = load(tmp_path, BASE)
-    more = LoadedRecipe.from_record(loaded.record(), ["dark.stage=score_aesthetic",
-                                                      "dark.head=./v1.pth"])
+    more = LoadedRecipe.from_record(
+        loaded.record(), ["dark.stage=score_aesthetic", "dark.head=./v1.pth"]
+    )
     assert more.name == loaded.name
     before, after = build_plan(loaded).by_label, build_plan(more).by_label
     assert {label: step.fingerprint for label, step in before.items()} == {
-        label: step.fingerprint for label, step in after.items() if label != "dark"}
+        label: step.fingerprint for label, step in after.items() if label != "dark"
+    }
     assert after["dark"].upstream == ("split_clips", "embed_clips")
 
 

@@ -39,30 +39,48 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Truth:
     dataset = truth.path
     path = dataset / "download_videos" / "d1" / "000001.parquet"
     rows = pq.read_table(path).to_pylist()
-    rows.append({"source_key": "b" * 20, "rejection": {
-        "rule": "download_videos.duplicate",
-        "detail": f"{VIDEO} is there already, from https://media.example/1.mp4 (source {KEY})"}})
+    rows.append(
+        {
+            "source_key": "b" * 20,
+            "rejection": {
+                "rule": "download_videos.duplicate",
+                "detail": f"{VIDEO} is there already, from https://media.example/1.mp4 "
+                f"(source {KEY})",
+            },
+        }
+    )
     write_shard(dataset, "download_videos", "d1", "000001", rows, tables.VIDEOS)
     sources = dataset / "sources" / "000001.parquet"
     table = pq.read_table(sources)
     rows = [*table.to_pylist(), {"source_key": "b" * 20, "url": "https://mirror.example/one.mp4"}]
     pq.write_table(pa.Table.from_pylist(rows, tables.SOURCES), sources)
     media = dataset / "media"
-    for name in (f"{VIDEO}.mp4", f"{VIDEO}.0123456789ab.mp4", "generic-v10.mp4",
-                 f".found/{KEY}.json", f".ready/{KEY}.mp4", f".work/{KEY}/part.mp4",
-                 f".claims/0a/{VIDEO}", ".claims/0a/generic-v10"):
+    for name in (
+        f"{VIDEO}.mp4",
+        f"{VIDEO}.0123456789ab.mp4",
+        "generic-v10.mp4",
+        f".found/{KEY}.json",
+        f".ready/{KEY}.mp4",
+        f".work/{KEY}/part.mp4",
+        f".claims/0a/{VIDEO}",
+        ".claims/0a/generic-v10",
+    ):
         (media / name).parent.mkdir(parents=True, exist_ok=True)
         (media / name).write_bytes(b"x" * 1000)
     subset = dataset / "subsets" / "mine"
     subset.mkdir(parents=True)
     clips = [f"{VIDEO}-0-1000", "generic-v0-0-1000"]
-    pq.write_table(pa.table({"clip_id": clips, "video_id": [VIDEO, "generic-v0"],
-                             "position": [1, 2]}), subset / "clips-000000.parquet")
-    (subset / "subset.json").write_text(json.dumps(
-        {"name": "mine", "created_at": "2026-01-01T00:00:00+00:00", "n_clips": 2}))
+    pq.write_table(
+        pa.table({"clip_id": clips, "video_id": [VIDEO, "generic-v0"], "position": [1, 2]}),
+        subset / "clips-000000.parquet",
+    )
+    (subset / "subset.json").write_text(
+        json.dumps({"name": "mine", "created_at": "2026-01-01T00:00:00+00:00", "n_clips": 2})
+    )
     (dataset / "retries").mkdir()
-    (dataset / "retries" / "000000.retry7.json").write_text(json.dumps(
-        {"step": "caption_frames", "fingerprint": "old", "keys": clips}))
+    (dataset / "retries" / "000000.retry7.json").write_text(
+        json.dumps({"step": "caption_frames", "fingerprint": "old", "keys": clips})
+    )
     update_index(dataset)
     return truth
 
@@ -86,16 +104,20 @@ def everything(dataset: Path) -> dict[str, list[str]]:
 def texts_on_disk(dataset: Path) -> str:
     """All that the tables, the index and the notes hold, of every fingerprint, as text."""
     files = [path for path in dataset.rglob("*.parquet") if "subsets" not in path.parts]
-    notes = [path for path in dataset.rglob("*.json")
-             if not {"subsets", "removed"} & set(path.parts)]
+    notes = [
+        path for path in dataset.rglob("*.json") if not {"subsets", "removed"} & set(path.parts)
+    ]
     return "".join(repr(pq.read_table(path).to_pylist()) for path in files) + "".join(
-        path.read_text() for path in notes)
+        path.read_text() for path in notes
+    )
 
 
 def shows(text: str) -> bool:
     """Whether something of the video is there; other ids begin like it."""
-    return any(name in text for name in (f"{VIDEO}'", f"{VIDEO}-", "/1.mp4'", "Film 1'",
-                                         "mirror.example", f"{VIDEO} "))
+    return any(
+        name in text
+        for name in (f"{VIDEO}'", f"{VIDEO}-", "/1.mp4'", "Film 1'", "mirror.example", f"{VIDEO} ")
+    )
 
 
 def assert_accounted(dataset: Path) -> None:
@@ -129,11 +151,13 @@ def test_a_removed_video_is_seen_nowhere_and_all_else_is_as_it_was(dataset: Path
     assert_accounted(dataset)
     with open_catalog(dataset) as catalog:
         assert catalog.ask("SELECT video_id, reason FROM removed").read_all().to_pylist() == [
-            {"video_id": VIDEO, "reason": "the author asked"}]
+            {"video_id": VIDEO, "reason": "the author asked"}
+        ]
         rules = catalog.ask("SELECT stage, key FROM rejections WHERE rule = 'removed' ORDER BY ALL")
         keys = [(row["stage"], row["key"]) for row in rules.read_all().to_pylist()]
-        assert keys == sorted((stage, key) for stage in ("ingest", "download_videos")
-                              for key in (KEY, "b" * 20))
+        assert keys == sorted(
+            (stage, key) for stage in ("ingest", "download_videos") for key in (KEY, "b" * 20)
+        )
         assert catalog._coverage.hide_removed is False
     said = capsys.readouterr().out
     assert "1 video from 2 sources, with 4 clips" in said
@@ -142,8 +166,11 @@ def test_a_removed_video_is_seen_nowhere_and_all_else_is_as_it_was(dataset: Path
 
 def test_media_and_notes_go_and_others_stay(dataset: Path):
     remove(dataset, videos=[VIDEO])
-    left = {path.relative_to(dataset / "media").as_posix()
-            for path in (dataset / "media").rglob("*") if path.is_file()}
+    left = {
+        path.relative_to(dataset / "media").as_posix()
+        for path in (dataset / "media").rglob("*")
+        if path.is_file()
+    }
     assert left == {"generic-v10.mp4", ".claims/0a/generic-v10"}
     request = json.loads((dataset / "retries" / "000000.retry7.json").read_text())
     assert request["keys"] == ["generic-v0-0-1000"]
@@ -151,9 +178,11 @@ def test_media_and_notes_go_and_others_stay(dataset: Path):
 
 def test_a_dry_run_changes_nothing(dataset: Path, capsys):
     def tree() -> dict[str, tuple[int, int]]:
-        return {str(path): (path.stat().st_size, path.stat().st_mtime_ns)
-                for path in dataset.rglob("*")
-                if path.is_file() and path.name not in (".lock", ".commits")}
+        return {
+            str(path): (path.stat().st_size, path.stat().st_mtime_ns)
+            for path in dataset.rglob("*")
+            if path.is_file() and path.name not in (".lock", ".commits")
+        }
 
     before = tree()
     remove(dataset, videos=[VIDEO], dry_run=True)
@@ -223,7 +252,7 @@ def test_removing_twice_is_said(dataset: Path, capsys):
 
 
 def test_a_dataset_at_work_is_left_alone(dataset: Path):
-    with (dataset_lock(dataset), pytest.raises(ClipmillError, match="another command is using")):
+    with dataset_lock(dataset), pytest.raises(ClipmillError, match="another command is using"):
         remove(dataset, videos=[VIDEO])
 
 
@@ -250,14 +279,18 @@ def test_a_removed_video_is_not_taken_again(made: Made, tmp_path: Path):
     other = tmp_path / "other"
     other.mkdir()
     shutil.copy(path, other / f"again-{title}")
-    again = load_recipe(made.loaded.folder / f"{made.loaded.name}.yaml",
-                        sources=[str(films), str(other)], engine="local")
+    again = load_recipe(
+        made.loaded.folder / f"{made.loaded.name}.yaml",
+        sources=[str(films), str(other)],
+        engine="local",
+    )
     run(again, dataset)
     assert_accounted(dataset)
     assert "again-" not in texts_on_disk(dataset).replace(str(other), "")
     with open_catalog(dataset) as catalog:
-        rows = catalog.execute("SELECT count(*), count(*) FILTER (video_id = ?) FROM clips",
-                               [video]).fetchone()
+        rows = catalog.execute(
+            "SELECT count(*), count(*) FILTER (video_id = ?) FROM clips", [video]
+        ).fetchone()
         rejected = catalog.execute(
             "SELECT stage, count(*) FROM rejections WHERE rule = 'removed' GROUP BY 1 ORDER BY 1"
         ).fetchall()
@@ -268,9 +301,17 @@ def test_a_removed_video_is_not_taken_again(made: Made, tmp_path: Path):
 
 def test_published_rows_of_a_removed_video_are_not_imported(tmp_path: Path):
     """Nor when they are imported again, after its source was emptied."""
-    rows = [{"YoutubeID": name, "Start_timestamp": "00:00:01.000", "Caption": "a dog",
-             "End_timestamp": "00:00:03.500", "Aesthetic_Score": 4.5, "UMT_Score": 0.4}
-            for name in ("abcdefghijk", "lmnopqrstuv")]
+    rows = [
+        {
+            "YoutubeID": name,
+            "Start_timestamp": "00:00:01.000",
+            "Caption": "a dog",
+            "End_timestamp": "00:00:03.500",
+            "Aesthetic_Score": 4.5,
+            "UMT_Score": 0.4,
+        }
+        for name in ("abcdefghijk", "lmnopqrstuv")
+    ]
     listed = tmp_path / "rows.jsonl"
     listed.write_text("".join(json.dumps(row) + "\n" for row in rows))
     dataset = tmp_path / "dataset"

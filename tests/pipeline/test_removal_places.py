@@ -35,8 +35,14 @@ def dataset(tmp_path: Path) -> Path:
     """Each video has its own file and notes, and there is an index."""
     path = write_small(tmp_path / "dataset", change=_own_file).path
     (path / "media" / "film.mp4").unlink()
-    for name in (f"{VIDEO}.mp4", f"{OTHER}.mp4", f".found/{KEY}.json", f".claims/0a/{VIDEO}",
-                 f".work/{KEY}/part.mp4", ".found/k002.json"):
+    for name in (
+        f"{VIDEO}.mp4",
+        f"{OTHER}.mp4",
+        f".found/{KEY}.json",
+        f".claims/0a/{VIDEO}",
+        f".work/{KEY}/part.mp4",
+        ".found/k002.json",
+    ):
         (path / "media" / name).parent.mkdir(parents=True, exist_ok=True)
         (path / "media" / name).write_bytes(b"x" * 1000)
     update_index(path)
@@ -44,13 +50,18 @@ def dataset(tmp_path: Path) -> Path:
 
 
 def files(folder: Path) -> set[str]:
-    return {path.relative_to(folder).as_posix() for path in folder.rglob("*")
-            if os.path.lexists(path) and not path.is_dir()}
+    return {
+        path.relative_to(folder).as_posix()
+        for path in folder.rglob("*")
+        if os.path.lexists(path) and not path.is_dir()
+    }
 
 
 def index_shows(dataset: Path, video: str) -> bool:
-    return any(video in pq.read_table(path)["video_id"].to_pylist()
-               for path in (dataset / "index").rglob("*.parquet"))
+    return any(
+        video in pq.read_table(path)["video_id"].to_pylist()
+        for path in (dataset / "index").rglob("*.parquet")
+    )
 
 
 OTHERS = {f"{OTHER}.mp4", ".found/k002.json"}
@@ -100,9 +111,11 @@ def test_what_a_link_leads_to_is_left_where_it_may_be_somebody_elses(
     """The link goes, the file stays, and the command names it and ends with an error."""
     link = dataset / "media" / f"{VIDEO}.mp4"
     link.unlink()
-    target = {"outside": tmp_path / "film.mp4",
-              "another video's": dataset / "media" / f"{OTHER}.mp4",
-              "shared": dataset / "media" / "store" / "a.mp4"}[whose]
+    target = {
+        "outside": tmp_path / "film.mp4",
+        "another video's": dataset / "media" / f"{OTHER}.mp4",
+        "shared": dataset / "media" / "store" / "a.mp4",
+    }[whose]
     target.parent.mkdir(exist_ok=True)
     target.write_bytes(b"mine")
     link.symlink_to(target)
@@ -143,6 +156,7 @@ class Killed(BaseException):
 
 def test_the_index_holds_nothing_of_a_video_from_before_the_removal_is_done(dataset, monkeypatch):
     """Killed before the index is rebuilt, nothing of the video is left in it."""
+
     def killed(*_: Any, **__: Any) -> None:
         raise Killed
 
@@ -183,6 +197,7 @@ def test_a_shard_that_cannot_be_written_is_one_error_and_is_finished_later(
     dataset: Path, monkeypatch, capsys, number: int
 ):
     """EPERM, EACCES, ENOSPC or EROFS: the message says that the removal holds."""
+
     def refused(source: Path, target: Path) -> None:
         if "split_clips" in str(target):
             raise OSError(number, os.strerror(number), str(source), None, str(target))
@@ -194,16 +209,19 @@ def test_a_shard_that_cannot_be_written_is_one_error_and_is_finished_later(
         remove(dataset, videos=[VIDEO])
     assert error.value.exit_status == 1
     said = str(error.value)
-    assert said.startswith(f"cannot write to {dataset / 'split_clips' / 'c1'}: "
-                           f"{os.strerror(number)};")
+    assert said.startswith(
+        f"cannot write to {dataset / 'split_clips' / 'c1'}: {os.strerror(number)};"
+    )
     assert "The removal is in force anyway" in said
     monkeypatch.undo()
     assert [stone.purged_at for stone in tombstones(dataset)] == [None]
     remove(dataset, videos=[VIDEO])
     assert "Finishing 1 removal interrupted earlier" in capsys.readouterr().out
     assert all(stone.purged_at for stone in tombstones(dataset))
-    assert not any(VIDEO in pq.read_table(path)["video_id"].to_pylist()
-                   for path in (dataset / "split_clips").rglob("*.parquet"))
+    assert not any(
+        VIDEO in pq.read_table(path)["video_id"].to_pylist()
+        for path in (dataset / "split_clips").rglob("*.parquet")
+    )
 
 
 def test_a_subset_that_is_frozen_while_a_removal_is_at_work_is_named(dataset, monkeypatch, capsys):
@@ -220,18 +238,23 @@ def test_a_subset_that_is_frozen_while_a_removal_is_at_work_is_named(dataset, mo
 
 def test_a_subset_is_not_frozen_with_what_was_removed_meanwhile(dataset: Path, tmp_path: Path):
     """For the removal has looked for subsets by then; made again, it has none of it."""
+
     def say(step: str) -> None:
         if step == "writing the clips":
             remove(dataset, videos=[VIDEO])
 
     recipe = tmp_path / "mine.yaml"
     recipe.write_text("rules: [{where: duration_seconds > 0}]\n")
-    with (open_catalog(dataset) as catalog,
-          pytest.raises(ClipmillError, match=r"3 clips of the subset 'mine' .*command again")):
-        create_subset(catalog, load_subset_recipe(recipe), name="mine", code_version="1",
-                      on_step=say)
+    with (
+        open_catalog(dataset) as catalog,
+        pytest.raises(ClipmillError, match=r"3 clips of the subset 'mine' .*command again"),
+    ):
+        create_subset(
+            catalog, load_subset_recipe(recipe), name="mine", code_version="1", on_step=say
+        )
     assert subset_names(dataset) == []
     with open_catalog(dataset) as catalog:
-        subset, _ = create_subset(catalog, load_subset_recipe(recipe), name="mine",
-                                  code_version="1")
+        subset, _ = create_subset(
+            catalog, load_subset_recipe(recipe), name="mine", code_version="1"
+        )
     assert subset.info["n_clips"] == 9

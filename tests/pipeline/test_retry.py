@@ -107,7 +107,9 @@ def test_a_retry_that_was_killed_is_finished_by_retry(words, tmp_path, monkeypat
     assert "Finishing" in said
     assert "Retrying 1 failed row of cut_words." in said
     assert ask(data.dataset, "SELECT key, attempts FROM failures ORDER BY key") == [
-        ("v-a-1", 3), ("v-x", 2)]
+        ("v-a-1", 3),
+        ("v-x", 2),
+    ]
     assert data.run(setting, retry_kinds=["model"])
     assert ask(data.dataset, "SELECT key FROM failures") == [("v-x",)]
     assert not data.run(setting)
@@ -117,10 +119,15 @@ def test_requests_from_before_they_had_a_time_are_finished_too(words, tmp_path):
     data = words("a?fail=name")
     data.run()
     (data.dataset / "retries").mkdir()
-    fingerprint = next(step["fingerprint"] for stage in data.records()[0]["stages"]
-                       for step in stage["steps"] if step["step"] == "name_words")
-    (data.dataset / "retries" / "000000.retry1.json").write_text(json.dumps(
-        {"step": "name_words", "fingerprint": fingerprint, "keys": ["v-a-1"]}))
+    fingerprint = next(
+        step["fingerprint"]
+        for stage in data.records()[0]["stages"]
+        for step in stage["steps"]
+        if step["step"] == "name_words"
+    )
+    (data.dataset / "retries" / "000000.retry1.json").write_text(
+        json.dumps({"step": "name_words", "fingerprint": fingerprint, "keys": ["v-a-1"]})
+    )
     assert data.run(retry_kinds=[])
     assert data.shards("name_words") == ["000000", "000000.retry1", "000000.retry2"]
 
@@ -135,8 +142,11 @@ def test_a_row_that_was_kept_stays_kept_when_a_retry_goes_wrong(words, tmp_path,
     (tmp_path / "moody.py").write_text(MOODY)
     mend, moods = tmp_path / "mended", tmp_path / "mood"
     moods.write_text(mood)
-    settings = (f"name_words.mend_file={mend}", f"guess.stage={tmp_path / 'moody.py'}:Guess",
-                f"guess.mood_file={moods}")
+    settings = (
+        f"name_words.mend_file={mend}",
+        f"guess.stage={tmp_path / 'moody.py'}:Guess",
+        f"guess.mood_file={moods}",
+    )
     data = words("a?fail=name&clips=3", "b")
     data.run(*settings)
     assert counts(data.dataset, "guess") == (5, 0, 0)
@@ -146,16 +156,20 @@ def test_a_row_that_was_kept_stays_kept_when_a_retry_goes_wrong(words, tmp_path,
     assert counts(data.dataset, "guess") == (5, 0, 0)
     assert ask(data.dataset, "SELECT * FROM failures") == []
     assert ask(data.dataset, "SELECT * FROM rejections") == []
-    history = ask(data.dataset, "SELECT key, kind, resolved FROM failures_all "
-                  "WHERE stage = 'guess'")
+    history = ask(
+        data.dataset, "SELECT key, kind, resolved FROM failures_all WHERE stage = 'guess'"
+    )
     assert history == ([("v-a-1", "transient", True)] if mood == "fail" else [])
     if mood == "fail":
         moods.write_text("")
         assert data.run(*settings, retry_kinds=["transient"])
         assert "Retrying 1 failed row of guess." in capsys.readouterr().err
         assert counts(data.dataset, "guess") == (5, 0, 0)
-        rows = ask(data.dataset, "SELECT guess FROM steps.guess WHERE clip_id = 'v-a-1' "
-                   "AND error IS NULL ORDER BY shard")
+        rows = ask(
+            data.dataset,
+            "SELECT guess FROM steps.guess WHERE clip_id = 'v-a-1' "
+            "AND error IS NULL ORDER BY shard",
+        )
         assert rows == [("none",), ("clip v-a-1",)]
 
 
@@ -186,7 +200,9 @@ def test_the_first_message_stays_when_a_retry_fails_otherwise(words, tmp_path, c
     assert "still nothing for v-a-1 (at first: no word for v-a-1)" in out
     query.print_failures(data.dataset, format="json", history=True)
     assert [(row["message"], row["resolved"]) for row in json.loads(capsys.readouterr().out)] == [
-        ("still nothing for v-a-1", False), ("no word for v-a-1", False)]
+        ("still nothing for v-a-1", False),
+        ("no word for v-a-1", False),
+    ]
 
 
 def test_commands_to_retry_fit_the_kinds_shown(words, capsys, tmp_path):
@@ -199,7 +215,9 @@ def test_commands_to_retry_fit_the_kinds_shown(words, capsys, tmp_path):
     query.print_failures(data.dataset)
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("clipmill")]
     assert [line.partition("  #")[0].rpartition("--kind ")[2] for line in lines] == [
-        "bad_media", "model"]
+        "bad_media",
+        "model",
+    ]
     assert "tries these 2 again" in lines[0]
     assert "'\"'\"'s here" in lines[0]
     query.print_failures(data.dataset, kinds=["model"])
@@ -232,7 +250,9 @@ def test_a_retry_whose_request_was_damaged_hides_no_later_one(words, tmp_path):
     mend.touch()
     assert data.run(setting, retry_kinds=["model"])
     assert [path.stem for path in sorted((data.dataset / "retries").iterdir())] == [
-        "000000.retry2", "000000.retry3"]
+        "000000.retry2",
+        "000000.retry3",
+    ]
     assert ask(data.dataset, "SELECT key FROM failures") == [("v-b",)]
     assert ask(data.dataset, "SELECT count(*) FROM clips WHERE word IS NULL") == [(0,)]
     counts(data.dataset, "count_letters")

@@ -21,8 +21,9 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def outcomes(rows: list[dict]) -> Counter:
-    return Counter("failed" if row["error"] else "rejected" if row["rejection"] else "kept"
-                   for row in rows)
+    return Counter(
+        "failed" if row["error"] else "rejected" if row["rejection"] else "kept" for row in rows
+    )
 
 
 def test_every_input_is_kept_rejected_or_failed(words):
@@ -33,7 +34,9 @@ def test_every_input_is_kept_rejected_or_failed(words):
     cut = data.table("cut_words")
     assert outcomes(cut) == {"kept": 7, "failed": 2}
     assert {row["video_id"]: row["error"]["kind"] for row in cut if row["error"]} == {
-        "v-c": "bad_media", "v-d": "bad_media"}
+        "v-c": "bad_media",
+        "v-d": "bad_media",
+    }
     assert outcomes(data.table("name_words")) == {"kept": 6, "failed": 1}
     assert outcomes(data.table("count_letters")) == {"kept": 6}
     for label in STAGES:
@@ -56,7 +59,10 @@ def test_one_bad_row_costs_that_row_only(words):
     data = words("e?fail=name&clips=3")
     data.run()
     assert {row["clip_id"]: bool(row["error"]) for row in data.table("name_words")} == {
-        "v-e-0": False, "v-e-1": True, "v-e-2": False}
+        "v-e-0": False,
+        "v-e-1": True,
+        "v-e-2": False,
+    }
 
 
 def test_a_second_run_does_nothing(words):
@@ -75,8 +81,9 @@ def test_a_changed_setting_redoes_what_hangs_on_it_and_nothing_else(words):
     assert data.run("name_words.prefix=part")
     made = {name.split("/")[0] for name in data.files().keys() - before.keys()}
     assert made == {"name_words", "count_letters", "guess_words"}
-    assert {row["word"].split()[0] for row in data.table("name_words", "name_words.prefix=part")
-            } == {"part"}
+    assert {
+        row["word"].split()[0] for row in data.table("name_words", "name_words.prefix=part")
+    } == {"part"}
     after = data.files()
     # Going back finds the old tables again, and makes them the current ones.
     assert not data.run()
@@ -118,8 +125,7 @@ def test_retry_does_the_failed_keys_and_what_hangs_on_them(words, tmp_path):
     data.run(setting)
     before = data.files()
     assert data.run(setting, retry_kinds=["model"])
-    failed_again = [row["error"]["attempts"] for row in data.table("name_words")
-                    if row["error"]]
+    failed_again = [row["error"]["attempts"] for row in data.table("name_words") if row["error"]]
     assert failed_again == [1, 1, 2, 2]
     mend.touch()
     assert not data.run(setting, retry_kinds=["transient"])
@@ -165,7 +171,8 @@ def test_a_row_that_kills_its_worker_twice_is_quarantined(words):
     data.run(engine="ray")
     rows = data.table("cut_words")
     assert {row["video_id"]: row["error"]["kind"] for row in rows if row["error"]} == {
-        "v-k": "crash"}
+        "v-k": "crash"
+    }
     assert {row["video_id"] for row in rows if not row["error"]} == {"v-a", "v-b", "v-c"}
     assert len(data.table("count_letters")) == 6
     # Every worker has a log next to the driver's: those that died, and those that came after.
@@ -174,31 +181,55 @@ def test_a_row_that_kills_its_worker_twice_is_quarantined(words):
     lines = [json.loads(line) for file in files for line in file.path.read_text().splitlines()]
     assert len(files) >= 4
     assert [(line["kind"], line["key"]) for line in lines if line["event"] == "failure"] == [
-        ("crash", "v-k")]
+        ("crash", "v-k")
+    ]
     assert {line["step"] for line in lines if line["event"] == "shard_end"} == set(STAGES)
-    assert {line["step"]: line["counts"].get("failed") for line in lines
-            if line["event"] == "stage_counts"}["cut_words"] == 1
+    assert {
+        line["step"]: line["counts"].get("failed")
+        for line in lines
+        if line["event"] == "stage_counts"
+    }["cut_words"] == 1
 
 
 def test_the_local_engine_gets_past_a_row_that_kills_the_process(words, tmp_path):
     """Two runs die at the row, the third writes it as a crash and goes on."""
     data = words("a", "k?kill=cut", "b")
     data.loaded()
-    command = [sys.executable, "-m", "clipmill.jobs.cli", "run", str(tmp_path / "words.yaml"),
-               "--engine", "local", "--dataset", str(data.dataset)]
-    codes = [subprocess.run(command,
-                            stdin=subprocess.DEVNULL, cwd=ROOT, capture_output=True, check=False,
-                            env={**os.environ, "PYTHONPATH": str(ROOT)}).returncode
-             for _ in range(3)]
+    command = [
+        sys.executable,
+        "-m",
+        "clipmill.jobs.cli",
+        "run",
+        str(tmp_path / "words.yaml"),
+        "--engine",
+        "local",
+        "--dataset",
+        str(data.dataset),
+    ]
+    codes = [
+        subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            cwd=ROOT,
+            capture_output=True,
+            check=False,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+        ).returncode
+        for _ in range(3)
+    ]
     assert codes == [1, 1, 0]
     rows = data.table("cut_words")
     assert {row["video_id"]: (row["error"] or {}).get("kind") for row in rows} == {
-        "v-a": None, "v-k": "crash", "v-b": None}
+        "v-a": None,
+        "v-k": "crash",
+        "v-b": None,
+    }
     assert len(list(data.dataset.rglob("*.tmp"))) == 0
 
 
 def test_a_run_that_is_stopped_at_a_row_does_not_count_against_it(words, monkeypatch):
     """However often: only a process that died may have died of the row."""
+
     def stopped(status: int) -> None:
         raise KeyboardInterrupt
 
@@ -210,7 +241,9 @@ def test_a_run_that_is_stopped_at_a_row_does_not_count_against_it(words, monkeyp
     monkeypatch.setattr("os._exit", lambda status: None)
     data.run()
     assert {row["video_id"]: row["error"] for row in data.table("cut_words")} == {
-        "v-a": None, "v-k": None}
+        "v-a": None,
+        "v-k": None,
+    }
 
 
 def test_a_second_run_at_the_same_time_is_refused(words):
@@ -242,8 +275,9 @@ def test_a_run_without_a_recipe_takes_the_newest_one_and_leaves_sources_alone(wo
     data.run()
     before = data.files()
     (data.folder / "urls.txt").write_text("https://new.test/?clips=9\n")
-    loaded = load(None, data.dataset, overrides=[f"more.stage={OWN}:NameWords",
-                                                 "more.prefix=again"])
+    loaded = load(
+        None, data.dataset, overrides=[f"more.stage={OWN}:NameWords", "more.prefix=again"]
+    )
     assert loaded.recipe.sources
     assert run(loaded, data.dataset, take_sources=False)
     made = {name.split("/")[0] for name in set(data.files()) - set(before)}

@@ -32,8 +32,13 @@ def put(folder: Path, *names: str, data: bytes = b"") -> list[str]:
 
 def take(folder: Path, path: str, *suffixes: str) -> tuple[list[str], IngestReport]:
     dataset = folder / f"dataset{len(list(folder.iterdir()))}"
-    report = ingest(dataset, [SourceSpec(path=path)], shard_videos=99, base_folder=folder,
-                    take_suffixes=suffixes)
+    report = ingest(
+        dataset,
+        [SourceSpec(path=path)],
+        shard_videos=99,
+        base_folder=folder,
+        take_suffixes=suffixes,
+    )
     return sorted(row["url"] for row in read(dataset)), report
 
 
@@ -46,8 +51,9 @@ def test_what_archives_hold_is_taken(tmp_path):
 
 @pytest.mark.parametrize("kind", ["mp4", "mkv", "webm", "ts", "mpg", "avi", "flv", "wmv"])
 def test_a_file_without_a_suffix_is_known_by_its_first_bytes(tmp_path, kind):
-    wanted = put(tmp_path, "films/a film", "films/2019.07.14", "films/Film No. 5",
-                 data=film(kind)[:4096])
+    wanted = put(
+        tmp_path, "films/a film", "films/2019.07.14", "films/Film No. 5", data=film(kind)[:4096]
+    )
     put(tmp_path, "films/README", data=b"These are films.")
     found, report = take(tmp_path, "films")
     assert found == sorted(wanted)
@@ -55,13 +61,18 @@ def test_a_file_without_a_suffix_is_known_by_its_first_bytes(tmp_path, kind):
 
 
 def test_what_is_passed_over_is_counted_by_kind(tmp_path):
-    put(tmp_path, "films/a.mp4", *(f"films/{n}.JPG" for n in range(9)),
-        *(f"films/b/{n}.txt" for n in range(3)))
+    put(
+        tmp_path,
+        "films/a.mp4",
+        *(f"films/{n}.JPG" for n in range(9)),
+        *(f"films/b/{n}.txt" for n in range(3)),
+    )
     for path in ("films", "films/**", "films/**/*"):
         found, report = take(tmp_path, path)
         assert found == [str(tmp_path / "films" / "a.mp4")]
-        assert report.describe().endswith("; 12 files passed over: 9 .jpg, 3 .txt; "
-                                          "`--set take_suffixes=.jpg,.txt` takes them.")
+        assert report.describe().endswith(
+            "; 12 files passed over: 9 .jpg, 3 .txt; `--set take_suffixes=.jpg,.txt` takes them."
+        )
         found, report = take(tmp_path, path, ".jpg", ".txt")
         assert len(found) == 13
         assert "passed over" not in report.describe()
@@ -89,8 +100,11 @@ def test_a_single_file_is_known_by_its_name_or_its_bytes(tmp_path):
 
 def test_where_nothing_is_taken_it_is_said_what_is_there(tmp_path):
     put(tmp_path, "films/a.jpg", "films/b")
-    with pytest.raises(UsageError, match=r"2 files passed over: 1 \.jpg, 1 without a suffix; "
-                                         "`--set take_suffixes=all` takes them"):
+    with pytest.raises(
+        UsageError,
+        match=r"2 files passed over: 1 \.jpg, 1 without a suffix; "
+        "`--set take_suffixes=all` takes them",
+    ):
         take(tmp_path, "films")
     assert len(take(tmp_path, "films", "all")[0]) == 2
 
@@ -114,8 +128,9 @@ def test_a_folder_that_cannot_be_read_is_a_failure_row(tmp_path, monkeypatch):
         return scandir(path)
 
     monkeypatch.setattr(os, "scandir", locked)
-    report = ingest(tmp_path / "dataset", [SourceSpec(path="films")], shard_videos=9,
-                    base_folder=tmp_path)
+    report = ingest(
+        tmp_path / "dataset", [SourceSpec(path="films")], shard_videos=9, base_folder=tmp_path
+    )
     assert (report.kept, report.failed) == (1, 1)
     [failed] = [row for row in read(tmp_path / "dataset") if row["error"]]
     assert "locked can't be read: Permission denied" in failed["error"]["message"]
@@ -125,8 +140,15 @@ def test_the_command_says_it_and_its_hint_runs(tmp_path, monkeypatch, capsys):
     put(tmp_path, "films/a.mp4", data=make_video())
     put(tmp_path, "films/b.dat", data=make_video(seed=1))
     (tmp_path / "run.yaml").write_text(RECIPE)
-    words = ["clipmill", "run", str(tmp_path / "run.yaml"), "--engine", "local", "--dataset",
-             str(tmp_path / "dataset")]
+    words = [
+        "clipmill",
+        "run",
+        str(tmp_path / "run.yaml"),
+        "--engine",
+        "local",
+        "--dataset",
+        str(tmp_path / "dataset"),
+    ]
 
     def ran(*more: str) -> str:
         monkeypatch.setattr("sys.argv", [*words, *more])
@@ -140,9 +162,10 @@ def test_the_command_says_it_and_its_hint_runs(tmp_path, monkeypatch, capsys):
     assert len(list_source_shards(tmp_path / "dataset")) == 2
 
 
-@pytest.mark.parametrize(("written", "meant"), [
-    (".dat,.bin", (".dat", ".bin")), ("[dat, '*.BIN']", (".dat", ".bin")), ("all", ("all",)),
-])
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [(".dat,.bin", (".dat", ".bin")), ("[dat, '*.BIN']", (".dat", ".bin")), ("all", ("all",))],
+)
 def test_suffixes_may_be_written_as_people_do(tmp_path, written, meant):
     (tmp_path / "run.yaml").write_text(f"take_suffixes: {written}\n{RECIPE}")
     assert load_recipe(tmp_path / "run.yaml").recipe.take_suffixes == meant
@@ -157,6 +180,8 @@ def test_doctor_says_what_lies_in_the_folders_of_a_recipe(tmp_path, capsys):
     (tmp_path / "run.yaml").write_text(text)
     assert examine(str(tmp_path / "run.yaml")) == 1
     said = " ".join(capsys.readouterr().out.split())
-    assert ("source films: 1 file to use; 1 file passed over: 1 .jpg; "
-            "`--set take_suffixes=.jpg` takes it") in said
+    assert (
+        "source films: 1 file to use; 1 file passed over: 1 .jpg; "
+        "`--set take_suffixes=.jpg` takes it"
+    ) in said
     assert "source none/*.mp4: 0 files to use it contains nothing that looks like a video" in said

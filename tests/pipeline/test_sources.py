@@ -74,10 +74,26 @@ def urls(rows: list[dict]) -> list[str]:
 # Kinds of lists
 
 RECORDS = [
-    {"url": "https://a.example/1.mp4", "category": "sport", "language": "en", "query": "juggling",
-     "caption": "a man juggles", "title": "One", "video_id": "v1", "licence": "CC-BY"},
-    {"url": "https://a.example/2.mp4", "category": "", "language": "", "query": "",
-     "caption": "", "title": "", "video_id": "", "licence": ""},
+    {
+        "url": "https://a.example/1.mp4",
+        "category": "sport",
+        "language": "en",
+        "query": "juggling",
+        "caption": "a man juggles",
+        "title": "One",
+        "video_id": "v1",
+        "licence": "CC-BY",
+    },
+    {
+        "url": "https://a.example/2.mp4",
+        "category": "",
+        "language": "",
+        "query": "",
+        "caption": "",
+        "title": "",
+        "video_id": "",
+        "licence": "",
+    },
 ]
 
 
@@ -93,26 +109,56 @@ def as_parquet(folder: Path) -> bytes:
     return path.read_bytes()
 
 
-@pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.jsonl", "a.parquet", "semicolons.csv",
-                                  "bom.csv", "utf16.csv", "UPPER.CSV"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "a.csv",
+        "a.tsv",
+        "a.jsonl",
+        "a.parquet",
+        "semicolons.csv",
+        "bom.csv",
+        "utf16.csv",
+        "UPPER.CSV",
+    ],
+)
 def test_all_kinds_of_lists_give_the_same_rows(tmp_path, name):
     text = {
-        "a.csv": as_csv(), "UPPER.CSV": as_csv(), "a.tsv": as_csv("\t"),
-        "semicolons.csv": as_csv(";"), "bom.csv": b"\xef\xbb\xbf" + as_csv().encode(),
-        "utf16.csv": as_csv().encode("utf-16"), "a.parquet": as_parquet(tmp_path),
+        "a.csv": as_csv(),
+        "UPPER.CSV": as_csv(),
+        "a.tsv": as_csv("\t"),
+        "semicolons.csv": as_csv(";"),
+        "bom.csv": b"\xef\xbb\xbf" + as_csv().encode(),
+        "utf16.csv": as_csv().encode("utf-16"),
+        "a.parquet": as_parquet(tmp_path),
         "a.jsonl": "\n".join(map(json.dumps, RECORDS)),
     }[name]
     first, second = take(tmp_path, write(tmp_path, name, text))
     assert first == {
-        "source_key": source_key("https://a.example/1.mp4"), "position": 0,
-        "url": "https://a.example/1.mp4", "path": None, "extractor": None, "platform_id": None,
-        "video_id": "v1", "spans": None, "title": "One", "category": "sport", "language": "en",
-        "query": "juggling", "caption": "a man juggles", "extra": [("licence", "CC-BY")],
-        "listed_in": None, "captions": None,
-        "rejection": None, "error": None,
+        "source_key": source_key("https://a.example/1.mp4"),
+        "position": 0,
+        "url": "https://a.example/1.mp4",
+        "path": None,
+        "extractor": None,
+        "platform_id": None,
+        "video_id": "v1",
+        "spans": None,
+        "title": "One",
+        "category": "sport",
+        "language": "en",
+        "query": "juggling",
+        "caption": "a man juggles",
+        "extra": [("licence", "CC-BY")],
+        "listed_in": None,
+        "captions": None,
+        "rejection": None,
+        "error": None,
     }
     assert {name for name, value in second.items() if value is not None} == {
-        "source_key", "position", "url"}
+        "source_key",
+        "position",
+        "url",
+    }
 
 
 def test_a_text_list_has_one_source_a_line(tmp_path):
@@ -148,14 +194,16 @@ def test_a_folder_is_searched_through(tmp_path):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
     assert urls(take(tmp_path, {"path": "films"})) == [
-        str(tmp_path / "films" / name) for name in ("b.mp4", "a/c.WEBM")]
+        str(tmp_path / "films" / name) for name in ("b.mp4", "a/c.WEBM")
+    ]
 
 
 def test_globs_and_single_files(tmp_path):
     for name in ("b.mp4", "a.mp4", "c.mov"):
         (tmp_path / name).touch()
     assert urls(take(tmp_path, {"path": "*.mp4"}, {"path": "c.mov"})) == [
-        str(tmp_path / name) for name in ("a.mp4", "b.mp4", "c.mov")]
+        str(tmp_path / name) for name in ("a.mp4", "b.mp4", "c.mov")
+    ]
 
 
 def test_a_name_that_is_not_utf8_is_a_failure_row(tmp_path):
@@ -174,29 +222,53 @@ def test_a_name_that_is_not_utf8_is_a_failure_row(tmp_path):
 
 
 def test_rows_of_one_source_become_its_spans_in_order(tmp_path):
-    text = ("url,start_seconds,end_seconds,caption,score\n"
-            "https://a.example/1.mp4,00:01:05.250,00:01:10.5,later,2\n"
-            "https://a.example/2.mp4,,,whole,3\n"
-            "https://A.EXAMPLE:443/1.mp4,1.5,3,earlier,1\n")
+    text = (
+        "url,start_seconds,end_seconds,caption,score\n"
+        "https://a.example/1.mp4,00:01:05.250,00:01:10.5,later,2\n"
+        "https://a.example/2.mp4,,,whole,3\n"
+        "https://A.EXAMPLE:443/1.mp4,1.5,3,earlier,1\n"
+    )
     first, second = take(tmp_path, write(tmp_path, "a.csv", text))
     assert first["spans"] == [
-        {"start_seconds": 1.5, "end_seconds": 3.0, "caption": "earlier", "extra": [("score", "1")],
-         "captions": None},
-        {"start_seconds": 65.25, "end_seconds": 70.5, "caption": "later",
-         "extra": [("score", "2")], "captions": None},
+        {
+            "start_seconds": 1.5,
+            "end_seconds": 3.0,
+            "caption": "earlier",
+            "extra": [("score", "1")],
+            "captions": None,
+        },
+        {
+            "start_seconds": 65.25,
+            "end_seconds": 70.5,
+            "caption": "later",
+            "extra": [("score", "2")],
+            "captions": None,
+        },
     ]
     assert (first["caption"], first["extra"]) == (None, None)
-    assert (second["spans"], second["caption"], second["extra"]) == (None, "whole",
-                                                                     [("score", "3")])
+    assert (second["spans"], second["caption"], second["extra"]) == (
+        None,
+        "whole",
+        [("score", "3")],
+    )
 
 
-@pytest.mark.parametrize(("start", "end", "message"), [
-    ("5", "3", "empty or negative"), ("-1", "3", "empty or negative"), ("soon", "3", "start_sec"),
-    ("1", "", "without end"), ("1", "nan", "end_seconds"), ("1", "inf", "end_seconds"),
-])
+@pytest.mark.parametrize(
+    ("start", "end", "message"),
+    [
+        ("5", "3", "empty or negative"),
+        ("-1", "3", "empty or negative"),
+        ("soon", "3", "start_sec"),
+        ("1", "", "without end"),
+        ("1", "nan", "end_seconds"),
+        ("1", "inf", "end_seconds"),
+    ],
+)
 def test_a_span_that_cannot_be_meant_is_a_failure_row(tmp_path, start, end, message):
-    text = (f"url,start_seconds,end_seconds\nhttps://a.example/1,{start},{end}\n"
-            "https://a.example/2,1,2\n")
+    text = (
+        f"url,start_seconds,end_seconds\nhttps://a.example/1,{start},{end}\n"
+        "https://a.example/2,1,2\n"
+    )
     rows = take(tmp_path, write(tmp_path, "a.csv", text))
     assert rows[0]["error"]["kind"] == "permanent"
     assert message in rows[0]["error"]["message"]
@@ -204,8 +276,13 @@ def test_a_span_that_cannot_be_meant_is_a_failure_row(tmp_path, start, end, mess
     assert urls(rows) == ["https://a.example/2"]
 
 
-@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 5000), st.integers(1, 5000)),
-                min_size=1, max_size=25))
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 3), st.integers(0, 5000), st.integers(1, 5000)),
+        min_size=1,
+        max_size=25,
+    )
+)
 @settings(max_examples=25)
 def test_no_span_is_lost_and_none_is_there_twice(tmp_path_factory, listed):
     folder = tmp_path_factory.mktemp("spans")
@@ -216,8 +293,10 @@ def test_no_span_is_lost_and_none_is_there_twice(tmp_path_factory, listed):
         lines.append(f"{url},{start / 100},{(start + length) / 100}")
         wanted.setdefault(url, set()).add((start / 100, (start + length) / 100))
     rows = take(folder, write(folder, "a.csv", "\n".join(lines)))
-    found = {row["url"]: [(s["start_seconds"], s["end_seconds"]) for s in row["spans"]]
-             for row in kept(rows)}
+    found = {
+        row["url"]: [(s["start_seconds"], s["end_seconds"]) for s in row["spans"]]
+        for row in kept(rows)
+    }
     assert {url: set(spans) for url, spans in found.items()} == wanted
     assert all(spans == sorted(set(spans)) for spans in found.values())
     repeats = len(listed) - sum(map(len, wanted.values()))
@@ -251,16 +330,19 @@ def test_a_url_that_cannot_be_fetched_is_a_failure_row(tmp_path, url):
     assert url in row["error"]["message"]
 
 
-@pytest.mark.parametrize(("name", "text", "column", "message"), [
-    ("a.csv", "link2,title\nx,y\n", None, "link2, title"),
-    ("a.csv", "video_link,title\nx,y\n", "video_lnk", "did you mean 'video_link'"),
-    ("a.csv", "url,url\nx,y\n", None, "twice"),
-    ("a.csv", "", None, "columns"),
-    ("a.txt", "x\n", "url", "no column"),
-    ("a.txt", "\n# nothing\n", None, "gives no sources"),
-    ("a.parquet", "no parquet", None, "not a Parquet file"),
-    ("a.xlsx", "x", None, ".csv"),
-])
+@pytest.mark.parametrize(
+    ("name", "text", "column", "message"),
+    [
+        ("a.csv", "link2,title\nx,y\n", None, "link2, title"),
+        ("a.csv", "video_link,title\nx,y\n", "video_lnk", "did you mean 'video_link'"),
+        ("a.csv", "url,url\nx,y\n", None, "twice"),
+        ("a.csv", "", None, "columns"),
+        ("a.txt", "x\n", "url", "no column"),
+        ("a.txt", "\n# nothing\n", None, "gives no sources"),
+        ("a.parquet", "no parquet", None, "not a Parquet file"),
+        ("a.xlsx", "x", None, ".csv"),
+    ],
+)
 def test_bad_input_is_wrong_use_and_names_the_file(tmp_path, name, text, column, message):
     spec = write(tmp_path, name, text) | {"url_column": column}
     with pytest.raises(UsageError, match=message) as error:
@@ -276,10 +358,17 @@ def test_nothing_there_is_wrong_use(tmp_path):
             take(tmp_path, {"path": path})
 
 
-@pytest.mark.parametrize("spec", [
-    {}, {"path": "a", "url": "b"}, {"search": []}, {"path": "a", "colum": "x"},
-    {"path": "a", "results": 0}, {"url": "u", "yt_dlp": {"nosuch": 1}},
-])
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {},
+        {"path": "a", "url": "b"},
+        {"search": []},
+        {"path": "a", "colum": "x"},
+        {"path": "a", "results": 0},
+        {"url": "u", "yt_dlp": {"nosuch": 1}},
+    ],
+)
 def test_a_source_names_exactly_one_place(spec):
     with pytest.raises(ValidationError):
         SourceSpec.model_validate(spec)
@@ -297,8 +386,14 @@ def test_arguments_of_the_command_line(tmp_path, monkeypatch):
 
 
 def test_a_source_that_is_listed_twice_is_taken_once(tmp_path):
-    text = "\n".join([YOUTUBE + "dQw4w9WgXcQ", "https://a.example/1.mp4",
-                      "https://youtu.be/dQw4w9WgXcQ?t=4", "https://A.example:443/1.mp4#t=5"])
+    text = "\n".join(
+        [
+            YOUTUBE + "dQw4w9WgXcQ",
+            "https://a.example/1.mp4",
+            "https://youtu.be/dQw4w9WgXcQ?t=4",
+            "https://A.example:443/1.mp4#t=5",
+        ]
+    )
     rows = take(tmp_path, write(tmp_path, "a.txt", text))
     assert urls(rows) == [YOUTUBE + "dQw4w9WgXcQ", "https://a.example/1.mp4"]
     for row, first in zip(rows[2:], rows[:2], strict=True):
@@ -307,10 +402,15 @@ def test_a_source_that_is_listed_twice_is_taken_once(tmp_path):
         assert first["source_key"] in row["rejection"]["detail"]
 
 
-@pytest.mark.parametrize("known", [
-    "dQw4w9WgXcQ", "youtube-dQw4w9WgXcQ", "youtube dQw4w9WgXcQ",
-    "https://m.youtube.com/watch?feature=x&v=dQw4w9WgXcQ",
-])
+@pytest.mark.parametrize(
+    "known",
+    [
+        "dQw4w9WgXcQ",
+        "youtube-dQw4w9WgXcQ",
+        "youtube dQw4w9WgXcQ",
+        "https://m.youtube.com/watch?feature=x&v=dQw4w9WgXcQ",
+    ],
+)
 def test_known_ids_are_rejected(tmp_path, known):
     (tmp_path / "known.txt").write_text(f"# known\n{known}\nxxxxxxxxxxx\n")
     text = f"https://youtu.be/dQw4w9WgXcQ\n{YOUTUBE}aaaaaaaaaaa\n"
@@ -334,8 +434,10 @@ def numbered(numbers: range) -> str:
 
 
 def sizes(dataset: Path) -> list[int]:
-    return [pq.read_metadata(shard_path(dataset / "sources", shard)).num_rows
-            for shard in list_source_shards(dataset)]
+    return [
+        pq.read_metadata(shard_path(dataset / "sources", shard)).num_rows
+        for shard in list_source_shards(dataset)
+    ]
 
 
 def test_shards_are_fixed_once_and_grow_by_new_ones(tmp_path):
@@ -410,10 +512,13 @@ def test_new_spans_of_a_known_source_are_reported(tmp_path):
 
 def feed(site, path: str, *titles: str) -> str:
     """A list that yt-dlp expands: a feed of links."""
-    items = "".join(f"<item><title>{title}</title><link>{site.url(f'/{title}.html')}</link></item>"
-                    for title in titles)
-    text = ('<?xml version="1.0"?><rss version="2.0"><channel><title>F</title>'
-            f"{items}</channel></rss>")
+    items = "".join(
+        f"<item><title>{title}</title><link>{site.url(f'/{title}.html')}</link></item>"
+        for title in titles
+    )
+    text = (
+        f'<?xml version="1.0"?><rss version="2.0"><channel><title>F</title>{items}</channel></rss>'
+    )
     return site.script(path, File(text.encode(), "application/rss+xml"))
 
 
@@ -450,8 +555,9 @@ def test_a_page_with_one_video_stays_that_page(tmp_path, site):
 def test_a_page_with_several_videos_gives_their_files(tmp_path, site):
     for name in "ab":
         site.file(f"/{name}.mp4", b"x" * 1000)
-    url = site.page("/all", "<html><body><video src='/a.mp4'></video>"
-                    "<video src='/b.mp4'></video></body></html>")
+    url = site.page(
+        "/all", "<html><body><video src='/a.mp4'></video><video src='/b.mp4'></video></body></html>"
+    )
     assert urls(take(tmp_path, {"url": url})) == [site.url("/a.mp4"), site.url("/b.mp4")]
 
 
@@ -518,8 +624,7 @@ def search_engine(monkeypatch):
 
 
 def test_search_terms_are_expanded_and_kept_as_queries(tmp_path, search_engine):
-    spec = {"search": ["how to juggle", "tying knots"], "search_engine": "homesearch",
-            "results": 3}
+    spec = {"search": ["how to juggle", "tying knots"], "search_engine": "homesearch", "results": 3}
     rows = take(tmp_path, spec)
     assert [row["query"] for row in rows] == ["how to juggle"] * 3 + ["tying knots"] * 3
     assert rows[0]["title"] == "how to juggle 0"
@@ -530,19 +635,39 @@ def test_search_terms_are_expanded_and_kept_as_queries(tmp_path, search_engine):
 
 def test_a_file_of_search_terms_gives_its_columns_to_the_results(tmp_path, search_engine):
     write(tmp_path, "terms.csv", "activity,category,code\nSleeping,Care,010101\n,Care,2\n")
-    rows = take(tmp_path, {"search_file": "terms.csv", "url_column": "activity",
-                           "search_engine": "homesearch", "results": 2, "language": "en"})
+    rows = take(
+        tmp_path,
+        {
+            "search_file": "terms.csv",
+            "url_column": "activity",
+            "search_engine": "homesearch",
+            "results": 2,
+            "language": "en",
+        },
+    )
     assert [(row["query"], row["category"], row["language"]) for row in kept(rows)] == [
-        ("Sleeping", "Care", "en")] * 2
+        ("Sleeping", "Care", "en")
+    ] * 2
     assert kept(rows)[0]["extra"] == [("code", "010101")]
     assert "terms.csv:3" in rows[2]["error"]["message"]
 
 
 def test_a_term_that_fails_or_finds_nothing_costs_that_term_only(tmp_path, search_engine):
-    rows = take(tmp_path, {"search": ["broken", "nothing", "cats"], "retries": 0, "results": 2,
-                           "search_engine": "homesearch"})
+    rows = take(
+        tmp_path,
+        {
+            "search": ["broken", "nothing", "cats"],
+            "retries": 0,
+            "results": 2,
+            "search_engine": "homesearch",
+        },
+    )
     assert [row["error"] and row["error"]["kind"] for row in rows] == [
-        "blocked", "permanent", None, None]
+        "blocked",
+        "permanent",
+        None,
+        None,
+    ]
     assert [row["query"] for row in rows] == ["broken", "nothing", "cats", "cats"]
 
 
@@ -575,15 +700,21 @@ def test_the_limit_stops_searching(tmp_path, search_engine):
 # Identity, offline
 
 
-@pytest.mark.parametrize("url", [
-    "https://www.youtube.com/watch?v=dQw4w9WgXcQ", "http://youtube.com/watch?v=dQw4w9WgXcQ&t=9s",
-    "https://youtu.be/dQw4w9WgXcQ", "https://youtu.be/dQw4w9WgXcQ?si=abc",
-    "https://m.youtube.com/watch?feature=share&v=dQw4w9WgXcQ",
-    "https://www.youtube.com/embed/dQw4w9WgXcQ", "https://www.youtube.com/shorts/dQw4w9WgXcQ",
-    "https://www.youtube-nocookie.com/embed/dQw4w9WgXcQ",
-    "https://music.youtube.com/watch?v=dQw4w9WgXcQ",
-    "https://www.youtube.com/watch?v=dQw4w9WgXcQ&list=PLx5f8IelFRgEe4FIq8Yc",
-])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://www.youtube.com/watch?v=dQw4w9WgXcQ",
+        "http://youtube.com/watch?v=dQw4w9WgXcQ&t=9s",
+        "https://youtu.be/dQw4w9WgXcQ",
+        "https://youtu.be/dQw4w9WgXcQ?si=abc",
+        "https://m.youtube.com/watch?feature=share&v=dQw4w9WgXcQ",
+        "https://www.youtube.com/embed/dQw4w9WgXcQ",
+        "https://www.youtube.com/shorts/dQw4w9WgXcQ",
+        "https://www.youtube-nocookie.com/embed/dQw4w9WgXcQ",
+        "https://music.youtube.com/watch?v=dQw4w9WgXcQ",
+        "https://www.youtube.com/watch?v=dQw4w9WgXcQ&list=PLx5f8IelFRgEe4FIq8Yc",
+    ],
+)
 def test_a_platforms_video_has_one_identity_in_every_form(url):
     found = identify(url)
     assert (found.extractor, found.platform_id) == ("youtube", "dQw4w9WgXcQ")
@@ -591,35 +722,47 @@ def test_a_platforms_video_has_one_identity_in_every_form(url):
     assert not found.is_list
 
 
-@pytest.mark.parametrize(("url", "extractor"), [
-    ("https://vimeo.com/76979871", "vimeo"),
-    ("https://www.tiktok.com/@u/video/7000000000000000000", "tiktok"),
-    ("https://x.com/someone/status/1234567890", "twitter"),
-    ("https://www.dailymotion.com/video/x5kesuj", "dailymotion"),
-])
+@pytest.mark.parametrize(
+    ("url", "extractor"),
+    [
+        ("https://vimeo.com/76979871", "vimeo"),
+        ("https://www.tiktok.com/@u/video/7000000000000000000", "tiktok"),
+        ("https://x.com/someone/status/1234567890", "twitter"),
+        ("https://www.dailymotion.com/video/x5kesuj", "dailymotion"),
+    ],
+)
 def test_other_platforms_are_known_too(url, extractor):
     assert identify(url).extractor == extractor
 
 
-@pytest.mark.parametrize("url", [
-    "https://www.youtube.com/@nasa", "https://www.youtube.com/channel/UCLA_DiR1FfKNvjuUpBHmylQ",
-    "https://www.youtube.com/playlist?list=PLx5f8IelFRgEe4FIq8Yc", "https://vimeo.com/channels/x",
-    "ytsearch10:how to juggle",
-])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://www.youtube.com/@nasa",
+        "https://www.youtube.com/channel/UCLA_DiR1FfKNvjuUpBHmylQ",
+        "https://www.youtube.com/playlist?list=PLx5f8IelFRgEe4FIq8Yc",
+        "https://vimeo.com/channels/x",
+        "ytsearch10:how to juggle",
+    ],
+)
 def test_lists_are_told_from_videos(url):
     assert identify(url).is_list
 
 
-@given(host=st.from_regex(r"[a-z]{3,8}\.invalid", fullmatch=True),
-       path=st.text(string.ascii_letters + string.digits + "/._-", max_size=20),
-       query=st.text(string.ascii_letters + "=&", max_size=10))
+@given(
+    host=st.from_regex(r"[a-z]{3,8}\.invalid", fullmatch=True),
+    path=st.text(string.ascii_letters + string.digits + "/._-", max_size=20),
+    query=st.text(string.ascii_letters + "=&", max_size=10),
+)
 @settings(max_examples=50)
 def test_a_url_and_its_normal_form_have_the_same_identity(host, path, query):
     url = f"http://{host}/{path}" + (f"?{query}" if query else "")
     normal = identify(url).locator
     assert identify(normal).locator == normal
-    assert identify(f"HTTP://{host.upper()}:80/{path}" + (f"?{query}" if query else "")
-                    ).locator == normal
+    assert (
+        identify(f"HTTP://{host.upper()}:80/{path}" + (f"?{query}" if query else "")).locator
+        == normal
+    )
 
 
 def test_a_long_list_takes_seconds(tmp_path):
@@ -627,8 +770,13 @@ def test_a_long_list_takes_seconds(tmp_path):
     with open(tmp_path / "a.csv", "w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["url", "caption"])
-        writer.writerows((f"https://cdn{n % 50}.example.com/{n}.mp4" if n % 2 else
-                          f"{YOUTUBE}{n:011d}", f"caption {n}") for n in range(20_000))
+        writer.writerows(
+            (
+                f"https://cdn{n % 50}.example.com/{n}.mp4" if n % 2 else f"{YOUTUBE}{n:011d}",
+                f"caption {n}",
+            )
+            for n in range(20_000)
+        )
     began = time.process_time()
     take(tmp_path, {"path": "a.csv"}, shard_videos=5000)
     assert time.process_time() - began < 15

@@ -26,11 +26,17 @@ class Workers:
         self.blamed: list[Place] = []
         self.shown: list = []
         self.findings: dict[int, Finding] = {}
-        lookout = Lookout(stall_seconds, lambda seen: setattr(self, "shown", seen),
-                          lambda message, about: self.said.append(message))
+        lookout = Lookout(
+            stall_seconds,
+            lambda seen: setattr(self, "shown", seen),
+            lambda message, about: self.said.append(message),
+        )
         self.standstills = Standstills(
-            lookout, lambda beat: self.findings.get(beat.process.pid, Finding(False, beat.state)),
-            lambda beat: self.ended.append(beat.process.pid), self.blamed.append)
+            lookout,
+            lambda beat: self.findings.get(beat.process.pid, Finding(False, beat.state)),
+            lambda beat: self.ended.append(beat.process.pid),
+            self.blamed.append,
+        )
 
     def go_on(self, seconds: int, *beats: Beat) -> None:
         for _ in range(seconds):
@@ -51,7 +57,8 @@ def test_a_worker_that_reports_nothing_new_is_named_once_then_ended():
     assert workers.said == [
         "split_clips makes no progress: worker 1 on host7: sleeping (S), no progress for 10 min, "
         "at v-1 and 1 more (shard 000003); it will be killed after another 10 min without progress "
-        "(stall_seconds)"]
+        "(stall_seconds)"
+    ]
     assert workers.shown[0].is_standing
     workers.go_on(590, beat(1))
     assert len(workers.said) == 1
@@ -176,12 +183,13 @@ def test_on_ray_a_stopped_worker_costs_its_own_row(words):
     data.run("stall_seconds=3", engine="ray")
     assert crashes(data, "name_words") == {"v-s-1: crash"}
     assert {row["clip_id"] for row in data.table("name_words")} == {
-        f"v-{video}-{number}" for video in "asb" for number in (0, 1)}
+        f"v-{video}-{number}" for video in "asb" for number in (0, 1)
+    }
     lines = log_lines(data.dataset)
     assert ("name_words", "000000", "v-s-1", "T") in {
-        (line["step"], line["shard"], line["key"], line["state"]) for line in lines}
-    assert all(line["worker_pid"] and line["node"] and line["level"] == "warning"
-               for line in lines)
+        (line["step"], line["shard"], line["key"], line["state"]) for line in lines
+    }
+    assert all(line["worker_pid"] and line["node"] and line["level"] == "warning" for line in lines)
     assert any("killed worker" in line["message"] for line in lines)
 
 
@@ -192,7 +200,8 @@ def test_on_ray_a_worker_that_sleeps_at_a_fragile_row_costs_that_row(words):
     assert crashes(data, "cut_words") == {"v-t: crash"}
     assert len(data.table("count_letters")) == 4
     assert ("cut_words", "v-t", "S") in {
-        (line["step"], line["key"], line["state"]) for line in log_lines(data.dataset)}
+        (line["step"], line["key"], line["state"]) for line in log_lines(data.dataset)
+    }
 
 
 def test_the_local_engine_names_a_row_at_which_it_stands_still(words, capfd):

@@ -37,20 +37,36 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, dict[s
         token = tmp_path_factory.mktemp("token") / "token"
         token.write_text("0123456789abcdef0123456789abcdef")
         dashboard = free_port()
-        environment = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token),
-                       "RAY_ADDRESS": "",
-                       # As where the environment is activated: jobs say `python`.
-                       "PATH": f"{RAY.parent}{os.pathsep}{os.environ['PATH']}"}
+        environment = {
+            **os.environ,
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN_PATH": str(token),
+            "RAY_ADDRESS": "",
+            # As where the environment is activated: jobs say `python`.
+            "PATH": f"{RAY.parent}{os.pathsep}{os.environ['PATH']}",
+        }
         head = subprocess.Popen(
-            [RAY, "start", "--head", "--block", "--num-cpus=2", f"--port={free_port()}",
-             f"--dashboard-port={dashboard}", "--dashboard-host=127.0.0.1",
-             # Not the usual ones, which another Ray on this machine may have.
-             f"--dashboard-agent-listen-port={free_port()}",
-             f"--ray-client-server-port={free_port()}",
-             f"--temp-dir={short}", "--object-store-memory=100000000"],
+            [
+                RAY,
+                "start",
+                "--head",
+                "--block",
+                "--num-cpus=2",
+                f"--port={free_port()}",
+                f"--dashboard-port={dashboard}",
+                "--dashboard-host=127.0.0.1",
+                # Not the usual ones, which another Ray on this machine may have.
+                f"--dashboard-agent-listen-port={free_port()}",
+                f"--ray-client-server-port={free_port()}",
+                f"--temp-dir={short}",
+                "--object-store-memory=100000000",
+            ],
             stdin=subprocess.DEVNULL,
-            env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-            start_new_session=True)
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
         try:
             wait_for(dashboard, head)
             yield f"http://127.0.0.1:{dashboard}", environment
@@ -78,10 +94,27 @@ def wait_for(port: int, head: subprocess.Popen) -> None:
 def submit(words, address: str, environment: dict[str, str], *more: str):
     words.loaded()
     return subprocess.run(
-        [sys.executable, "-m", "clipmill.jobs.cli", "submit", str(words.folder / "words.yaml"),
-         "--address", address, "--dataset", str(words.dataset), "--wait", *more],
+        [
+            sys.executable,
+            "-m",
+            "clipmill.jobs.cli",
+            "submit",
+            str(words.folder / "words.yaml"),
+            "--address",
+            address,
+            "--dataset",
+            str(words.dataset),
+            "--wait",
+            *more,
+        ],
         stdin=subprocess.DEVNULL,
-        cwd=ROOT, env=environment, text=True, capture_output=True, check=False, timeout=280)
+        cwd=ROOT,
+        env=environment,
+        text=True,
+        capture_output=True,
+        check=False,
+        timeout=280,
+    )
 
 
 @pytest.mark.slow
@@ -126,8 +159,11 @@ def rows_of(data, label: str) -> list[dict]:
     """Rows of a step wherever its fingerprint folder is: the recipe lay elsewhere on the job."""
     import pyarrow.parquet as pq
 
-    return [row for path in (data.dataset / label).rglob("*.parquet")
-            for row in pq.read_table(path).to_pylist()]
+    return [
+        row
+        for path in (data.dataset / label).rglob("*.parquet")
+        for row in pq.read_table(path).to_pylist()
+    ]
 
 
 @pytest.fixture
@@ -151,25 +187,40 @@ def sent(monkeypatch) -> list[str]:
 
 def send(folder: Path, settings: str, *overrides: str) -> None:
     recipe = folder / "films.yaml"
-    recipe.write_text("sources: [{path: films.csv}]\nstages:\n"
-                      f"  download_videos: {{{settings}}}\n  take: {{stage: download_videos}}\n")
-    jobs_submit(str(recipe), "http://127.0.0.1:9", dataset=folder / "dataset", sources=[],
-                overrides=overrides, until=None, limit=None, locked=False, wait=False)
+    recipe.write_text(
+        "sources: [{path: films.csv}]\nstages:\n"
+        f"  download_videos: {{{settings}}}\n  take: {{stage: download_videos}}\n"
+    )
+    jobs_submit(
+        str(recipe),
+        "http://127.0.0.1:9",
+        dataset=folder / "dataset",
+        sources=[],
+        overrides=overrides,
+        until=None,
+        limit=None,
+        locked=False,
+        wait=False,
+    )
 
 
-@pytest.mark.parametrize(("settings", "override", "refused"), [
-    ("", None, ["download_videos", "take"]),
-    ("private_addresses: allow", None, ["take"]),
-    ("private_addresses: refuse", None, ["take"]),
-    ("", "download_videos.private_addresses=allow", ["take"]),
-    ("sections: true, private_addresses: allow", None, ["take"]),
-])
+@pytest.mark.parametrize(
+    ("settings", "override", "refused"),
+    [
+        ("", None, ["download_videos", "take"]),
+        ("private_addresses: allow", None, ["take"]),
+        ("private_addresses: refuse", None, ["take"]),
+        ("", "download_videos.private_addresses=allow", ["take"]),
+        ("sections: true, private_addresses: allow", None, ["take"]),
+    ],
+)
 def test_submit_refuses_private_addresses_unless_told_otherwise(
     tmp_path, sent, settings, override, refused
 ):
     send(tmp_path, settings, *([override] if override else []))
     assert [word for word in sent if word.endswith("private_addresses=refuse")] == [
-        f"{label}.private_addresses=refuse" for label in refused]
+        f"{label}.private_addresses=refuse" for label in refused
+    ]
     assert (override is None) or override in sent
 
 

@@ -123,8 +123,12 @@ def test_ctrl_c_ends_all_processes_at_once_and_quietly(tmp_path):
     process = subprocess.Popen(
         [sys.executable, str(tmp_path / "script.py"), str(tmp_path / "notes")],
         stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
-        env={**os.environ, "PYTHONPATH": str(root)})
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, "PYTHONPATH": str(root)},
+    )
     assert process.stdout.readline() == "begun\n"
     try:
         deadline = time.monotonic() + 100

@@ -37,8 +37,11 @@ def numbered(tmp_path_factory) -> tuple[Path, dict[str, list[float]]]:
     dataset = tmp_path_factory.mktemp("training") / "dataset"
     (dataset / "media").mkdir(parents=True)
     settings = {
-        "even": {}, "uneven": {"uneven": True}, "turned": {"rotation": 90},
-        "section": {}, "broken": {},
+        "even": {},
+        "uneven": {"uneven": True},
+        "turned": {"rotation": 90},
+        "section": {},
+        "broken": {},
     }
     times, videos, clips, captions = {}, [], [], []
     for name, options in settings.items():
@@ -50,23 +53,34 @@ def numbered(tmp_path_factory) -> tuple[Path, dict[str, list[float]]]:
         times[video] = [seconds + (late or 0) for seconds in own]
         # One file is named by its absolute path.
         place = str(path) if name == "turned" else f"media/{path.name}"
-        videos.append({"source_key": name, "video_id": video, "path": place,
-                       "starts_at_seconds": late})
+        videos.append(
+            {"source_key": name, "video_id": video, "path": place, "starts_at_seconds": late}
+        )
         for first, last in ((0, 30), (33, 37), (50, 110)):
             start, end = times[video][first], times[video][last]
             clip = clip_id(video, start, end)
-            clips.append({"video_id": video, "clip_id": clip, "start_seconds": start,
-                          "end_seconds": end, "duration_seconds": end - start,
-                          "start_frame": first, "end_frame": last})
-            captions.append({"clip_id": clip,
-                             "caption": None if first == 33 else f"{name} from {first}"})
+            clips.append(
+                {
+                    "video_id": video,
+                    "clip_id": clip,
+                    "start_seconds": start,
+                    "end_seconds": end,
+                    "duration_seconds": end - start,
+                    "start_frame": first,
+                    "end_frame": last,
+                }
+            )
+            captions.append(
+                {"clip_id": clip, "caption": None if first == 33 else f"{name} from {first}"}
+            )
     (dataset / "media" / "file-broken.mp4").write_bytes(b"<html>not found</html>" * 50)
-    for step, rows, schema in (("download_videos", videos, tables.VIDEOS),
-                               ("split_clips", clips, tables.CLIPS),
-                               ("summarize_captions", captions, tables.SUMMARIES)):
+    for step, rows, schema in (
+        ("download_videos", videos, tables.VIDEOS),
+        ("split_clips", clips, tables.CLIPS),
+        ("summarize_captions", captions, tables.SUMMARIES),
+    ):
         write_shard(dataset, step, STEPS[step][1], "000000", rows, schema)
-    steps = {name: STEPS[name] for name in ("download_videos", "split_clips",
-                                            "summarize_captions")}
+    steps = {name: STEPS[name] for name in ("download_videos", "split_clips", "summarize_captions")}
     write_run(dataset, run_record("r1", START, steps))
     return dataset, times
 
@@ -86,11 +100,14 @@ def test_uniform_frames_are_those_shown_in_the_middles_of_equal_parts(numbered):
         video = sample["clip_id"].rsplit("-", 2)[0]
         start, end = sample["start_seconds"], sample["end_seconds"]
         wanted = [start + (i + 0.5) * (end - start) / 6 for i in range(6)]
-        shown = [max(n for n, seconds in enumerate(times[video]) if seconds <= at + 1e-9)
-                 for at in wanted]
+        shown = [
+            max(n for n, seconds in enumerate(times[video]) if seconds <= at + 1e-9)
+            for at in wanted
+        ]
         assert numbers_in(sample) == shown, sample["clip_id"]
         assert sample["frame_seconds"].tolist() == pytest.approx(
-            [times[video][n] for n in shown], abs=1e-6)
+            [times[video][n] for n in shown], abs=1e-6
+        )
         assert sample["video"].dtype == torch.uint8
         assert sample["video"].shape == (6, 3, 120, 200)
         # Red, green, blue, in this order: the ground of the picture.
@@ -100,8 +117,9 @@ def test_uniform_frames_are_those_shown_in_the_middles_of_equal_parts(numbered):
 
 def test_a_clip_with_fewer_frames_than_asked_for_repeats_some(numbered):
     dataset, _ = numbered
-    clips = ClipDataset(dataset, where=f"{GOOD} AND end_frame = 37", frames=8, size=None,
-                        caption=None)
+    clips = ClipDataset(
+        dataset, where=f"{GOOD} AND end_frame = 37", frames=8, size=None, caption=None
+    )
     for sample in clips:
         numbers = numbers_in(sample)
         assert len(numbers) == 8
@@ -113,8 +131,14 @@ def test_random_frames_hang_on_seed_epoch_and_index_alone(numbered):
     dataset, _ = numbered
 
     def drawn(seed: int, epoch: int, order) -> dict[int, list[int]]:
-        clips = ClipDataset(dataset, where=f"{GOOD} AND start_frame = 50", frames=4, size=None,
-                            sampling="random", seed=seed)
+        clips = ClipDataset(
+            dataset,
+            where=f"{GOOD} AND start_frame = 50",
+            frames=4,
+            size=None,
+            sampling="random",
+            seed=seed,
+        )
         clips.set_epoch(epoch)
         return {i: numbers_in(clips[i]) for i in order}
 
@@ -144,22 +168,28 @@ def test_size_fills_and_cuts_from_the_middle_without_squeezing(numbered):
 def test_workers_of_any_kind_give_what_one_process_gives(start, numbered):
     """Also when this process has videos open itself, and in a later epoch of the same workers."""
     dataset, _ = numbered
-    clips = ClipDataset(dataset, where=GOOD, frames=3, size=48, sampling="random", seed=5,
-                        readers=1)
-    loader = DataLoader(clips, batch_size=2, num_workers=2, multiprocessing_context=start,
-                        persistent_workers=True)
+    clips = ClipDataset(
+        dataset, where=GOOD, frames=3, size=48, sampling="random", seed=5, readers=1
+    )
+    loader = DataLoader(
+        clips, batch_size=2, num_workers=2, multiprocessing_context=start, persistent_workers=True
+    )
     for epoch in range(2):
         clips.set_epoch(epoch)
         expected = [clips[i] for i in range(len(clips))]
         batches = list(loader)
         assert [name for batch in batches for name in batch["clip_id"]] == [
-            sample["clip_id"] for sample in expected]
+            sample["clip_id"] for sample in expected
+        ]
         assert [text for batch in batches for text in batch["caption"]] == [
-            sample["caption"] for sample in expected]
+            sample["caption"] for sample in expected
+        ]
         found = torch.cat([batch["video"] for batch in batches])
         assert torch.equal(found, torch.stack([sample["video"] for sample in expected]))
-        assert torch.equal(torch.cat([batch["frame_seconds"] for batch in batches]),
-                           torch.stack([sample["frame_seconds"] for sample in expected]))
+        assert torch.equal(
+            torch.cat([batch["frame_seconds"] for batch in batches]),
+            torch.stack([sample["frame_seconds"] for sample in expected]),
+        )
     del loader
     assert Path(clips._rows_path).is_file(), "a worker that ended took the rows along"
 
@@ -169,8 +199,10 @@ def test_captions_come_from_the_column_that_is_asked_for(numbered):
     clips = ClipDataset(dataset, where=GOOD, frames=1, size=16)
     assert clips.left_out == {"without a video file": 0, "without a caption": 4}
     assert {clips.row(i)["caption"] for i in range(len(clips))} == {
-        f"{name} from {first}" for name in ("even", "uneven", "turned", "section")
-        for first in (0, 50)}
+        f"{name} from {first}"
+        for name in ("even", "uneven", "turned", "section")
+        for first in (0, 50)
+    }
     assert clips[0]["caption"] == clips.row(0)["caption"]
     assert "caption" not in ClipDataset(dataset, where=GOOD, frames=1, caption=None)[0]
     by_video = ClipDataset(dataset, where=GOOD, frames=1, caption="video_id")
@@ -181,21 +213,43 @@ def test_captions_come_from_the_column_that_is_asked_for(numbered):
 def test_a_frozen_subset_gives_its_clips_and_says_what_is_gone(numbered, tmp_path):
     dataset = Path(shutil.copytree(numbered[0], tmp_path / "dataset"))
     with open_catalog(dataset) as catalog:
-        rows = catalog.execute("SELECT clip_id, video_id FROM clips WHERE start_frame = 50 "
-                               "AND video_id IN ('file-even', 'file-uneven') ORDER BY clip_id"
-                               ).fetchall()
+        rows = catalog.execute(
+            "SELECT clip_id, video_id FROM clips WHERE start_frame = 50 "
+            "AND video_id IN ('file-even', 'file-uneven') ORDER BY clip_id"
+        ).fetchall()
     gone = ("file-gone-0-1000", "file-gone")
     folder = dataset / "subsets" / "late"
     folder.mkdir(parents=True)
     listed = sorted([*rows, gone])
-    pq.write_table(pa.table({"clip_id": [c for c, _ in listed], "video_id": [v for _, v in listed],
-                             "position": pa.array(range(3), pa.int64())}),
-                   folder / "clips-000000.parquet")
-    (folder / "subset.json").write_text(json.dumps(
-        {"name": "late", "recipe": "late", "created_at": "2026-01-01T00:00:00+00:00",
-         "n_clips": 3, "n_videos": 3, "hours": 0.0, "snapshot": "x", "hash": "x", "seed": 0,
-         "rules": [], "scorers": {}, "catalog": {},
-         "files": [{"name": "clips-000000.parquet"}]}))
+    pq.write_table(
+        pa.table(
+            {
+                "clip_id": [c for c, _ in listed],
+                "video_id": [v for _, v in listed],
+                "position": pa.array(range(3), pa.int64()),
+            }
+        ),
+        folder / "clips-000000.parquet",
+    )
+    (folder / "subset.json").write_text(
+        json.dumps(
+            {
+                "name": "late",
+                "recipe": "late",
+                "created_at": "2026-01-01T00:00:00+00:00",
+                "n_clips": 3,
+                "n_videos": 3,
+                "hours": 0.0,
+                "snapshot": "x",
+                "hash": "x",
+                "seed": 0,
+                "rules": [],
+                "scorers": {},
+                "catalog": {},
+                "files": [{"name": "clips-000000.parquet"}],
+            }
+        )
+    )
     clips = ClipDataset(dataset, "late", frames=1, size=16)
     assert [clips.row(i)["clip_id"] for i in range(len(clips))] == [c for c, _ in rows]
     assert clips.left_out["removed since the subset was frozen"] == 1

@@ -49,8 +49,9 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
         fingerprint = STEPS[step][1]
         for path in (dataset / step / fingerprint).glob(f"*.retry{number}.parquet"):
             keys = pq.read_table(path)[STEPS[step][2].names[0]].to_pylist()
-            (dataset / "retries" / f"{path.stem}.json").write_text(json.dumps(
-                {"step": step, "fingerprint": fingerprint, "keys": keys}))
+            (dataset / "retries" / f"{path.stem}.json").write_text(
+                json.dumps({"step": step, "fingerprint": fingerprint, "keys": keys})
+            )
             go_through(dataset, step, path.stem)
     record = dataset / "runs" / "r2.json"
     record.write_text(record.read_text())  # the run ended after the retries were asked for
@@ -88,7 +89,7 @@ def file(dataset: Path, step: str, shard: str = "000001") -> Path:
 
 
 def rewrite(
-    dataset: Path, step: str, change: Callable[[list[dict]], object], shard: str = "000001",
+    dataset: Path, step: str, change: Callable[[list[dict]], object], shard: str = "000001"
 ) -> None:
     """Changes rows of a shard; its footer is as right as the runner's."""
     rows = pq.read_table(file(dataset, step, shard)).to_pylist()
@@ -101,8 +102,12 @@ def rewrite(
 def with_footer(path: Path, **values: object) -> None:
     table = pq.read_table(path)
     metadata = json.loads(table.schema.metadata[SHARD_METADATA_KEY])
-    pq.write_table(table.replace_schema_metadata(
-        {SHARD_METADATA_KEY: json.dumps({**metadata, **values}).encode()}), path)
+    pq.write_table(
+        table.replace_schema_metadata(
+            {SHARD_METADATA_KEY: json.dumps({**metadata, **values}).encode()}
+        ),
+        path,
+    )
 
 
 def cast(path: Path, column: str, kind: pa.DataType) -> None:
@@ -169,8 +174,11 @@ def same_source_twice(dataset: Path) -> None:
     rows = [*pq.read_table(path).to_pylist(), again]
     write_sources(path.parent, path.stem, pa.Table.from_pylist(rows, tables.SOURCES))
     rule = {"rule": "r", "detail": "d"}
-    rewrite(dataset, "download_videos", lambda rows: rows.append(
-        {"source_key": again["source_key"], "rejection": rule}))
+    rewrite(
+        dataset,
+        "download_videos",
+        lambda rows: rows.append({"source_key": again["source_key"], "rejection": rule}),
+    )
 
 
 def without_source(dataset: Path) -> None:
@@ -179,104 +187,178 @@ def without_source(dataset: Path) -> None:
 
 
 PLANTS: dict[str, tuple[Plant, list[tuple[str, str]]]] = {
-    "truncated": (lambda d: half(file(d, "split_clips")),
-                  [("unreadable", "split_clips/c1/000001.parquet")]),
-    "empty": (lambda d: file(d, "tag_clips").write_bytes(b""),
-              [("unreadable", "tag_clips/t1/000001.parquet")]),
-    "no Parquet": (lambda d: file(d, "embed_clips").write_text("<html>"),
-                   [("unreadable", "embed_clips/e1/000001.parquet")]),
-    "truncated sources": (lambda d: half(d / "sources" / "000001.parquet"),
-                          [("unreadable", "sources/000001.parquet")]),
-    "truncated frames": (lambda d: half(d / "frames" / "s1" / "000001.parquet"),
-                         [("unreadable", "frames/s1/000001.parquet")]),
-    "missing, with others made from it": (lambda d: file(d, "embed_clips").unlink(),
-                                          [("missing", "embed_clips/e1/000001.parquet")]),
-    "missing, the last of its kind": (lambda d: file(d, "count_words").unlink(),
-                                      [("missing", "count_words/w1/000001.parquet")]),
-    "missing retry": (lambda d: file(d, "summarize_captions", "000000.retry2").unlink(),
-                      [("missing", "summarize_captions/m1/000000.retry2.parquet")]),
-    "missing sources": (lambda d: (d / "sources" / "000002.parquet").unlink(),
-                        [("missing", "sources/000002.parquet")]),
-    "missing shots": (lambda d: (d / "shots" / "c1" / "000001.parquet").unlink(),
-                      [("missing", "shots/c1/000001.parquet")]),
+    "truncated": (
+        lambda d: half(file(d, "split_clips")),
+        [("unreadable", "split_clips/c1/000001.parquet")],
+    ),
+    "empty": (
+        lambda d: file(d, "tag_clips").write_bytes(b""),
+        [("unreadable", "tag_clips/t1/000001.parquet")],
+    ),
+    "no Parquet": (
+        lambda d: file(d, "embed_clips").write_text("<html>"),
+        [("unreadable", "embed_clips/e1/000001.parquet")],
+    ),
+    "truncated sources": (
+        lambda d: half(d / "sources" / "000001.parquet"),
+        [("unreadable", "sources/000001.parquet")],
+    ),
+    "truncated frames": (
+        lambda d: half(d / "frames" / "s1" / "000001.parquet"),
+        [("unreadable", "frames/s1/000001.parquet")],
+    ),
+    "missing, with others made from it": (
+        lambda d: file(d, "embed_clips").unlink(),
+        [("missing", "embed_clips/e1/000001.parquet")],
+    ),
+    "missing, the last of its kind": (
+        lambda d: file(d, "count_words").unlink(),
+        [("missing", "count_words/w1/000001.parquet")],
+    ),
+    "missing retry": (
+        lambda d: file(d, "summarize_captions", "000000.retry2").unlink(),
+        [("missing", "summarize_captions/m1/000000.retry2.parquet")],
+    ),
+    "missing sources": (
+        lambda d: (d / "sources" / "000002.parquet").unlink(),
+        [("missing", "sources/000002.parquet")],
+    ),
+    "missing shots": (
+        lambda d: (d / "shots" / "c1" / "000001.parquet").unlink(),
+        [("missing", "shots/c1/000001.parquet")],
+    ),
     "a column is missing": (
-        lambda d: pq.write_table(pq.read_table(file(d, "tag_clips")).drop_columns(["tags"]),
-                                 file(d, "tag_clips")),
-        [("schema", "tag_clips/t1/000001.parquet")]),
-    "a column is of another type": (lambda d: cast(file(d, "score_aesthetic"), "aesthetic",
-                                                   pa.float64()),
-                                    [("schema", "score_aesthetic/a1/000001.parquet")]),
+        lambda d: pq.write_table(
+            pq.read_table(file(d, "tag_clips")).drop_columns(["tags"]), file(d, "tag_clips")
+        ),
+        [("schema", "tag_clips/t1/000001.parquet")],
+    ),
+    "a column is of another type": (
+        lambda d: cast(file(d, "score_aesthetic"), "aesthetic", pa.float64()),
+        [("schema", "score_aesthetic/a1/000001.parquet")],
+    ),
     "of another type in a custom stage": (
         lambda d: cast(file(d, "count_words"), "n_words", pa.int64()),
-        [("schema", "count_words/w1/000001.parquet")]),
+        [("schema", "count_words/w1/000001.parquet")],
+    ),
     "a column too many": (
-        lambda d: pq.write_table(pq.read_table(file(d, "tag_clips")).append_column(
-            "more", pa.nulls(pq.read_metadata(file(d, "tag_clips")).num_rows, pa.string())),
-            file(d, "tag_clips")),
-        [("schema", "tag_clips/t1/000001.parquet")]),
+        lambda d: pq.write_table(
+            pq.read_table(file(d, "tag_clips")).append_column(
+                "more", pa.nulls(pq.read_metadata(file(d, "tag_clips")).num_rows, pa.string())
+            ),
+            file(d, "tag_clips"),
+        ),
+        [("schema", "tag_clips/t1/000001.parquet")],
+    ),
     "no footer": (
-        lambda d: pq.write_table(pq.read_table(file(d, "tag_clips")).replace_schema_metadata(),
-                                 file(d, "tag_clips")),
-        [("footer", "tag_clips/t1/000001.parquet")]),
-    "counts that are not the rows'": (lambda d: with_footer(file(d, "tag_clips"), kept=1),
-                                      [("footer", "tag_clips/t1/000001.parquet")]),
+        lambda d: pq.write_table(
+            pq.read_table(file(d, "tag_clips")).replace_schema_metadata(), file(d, "tag_clips")
+        ),
+        [("footer", "tag_clips/t1/000001.parquet")],
+    ),
+    "counts that are not the rows'": (
+        lambda d: with_footer(file(d, "tag_clips"), kept=1),
+        [("footer", "tag_clips/t1/000001.parquet")],
+    ),
     "of another shard": (swap, [("footer", "count_words/w1/000001.parquet")]),
-    "of another fingerprint": (lambda d: with_footer(file(d, "tag_clips"), fingerprint="t0"),
-                               [("footer", "tag_clips/t1/000001.parquet")]),
-    "a temporary file": (lambda d: touch(d / "tag_clips" / "t1" / ".000001~0a1b2c3d.tmp"),
-                         [("temporary", "tag_clips/t1/.000001~0a1b2c3d.tmp")]),
-    "a stray name": (lambda d: touch(d / "tag_clips" / "t1" / "000001 (copy).parquet"),
-                     [("orphan", "tag_clips/t1/000001 (copy).parquet")]),
-    "a table of no run": (lambda d: shutil.copytree(d / "tag_clips" / "t1", d / "tag_clips" / "t9"),
-                          [("orphan", "tag_clips/t9")]),
-    "a step of no run": (lambda d: shutil.copytree(d / "tag_clips", d / "guess_clips"),
-                         [("orphan", "guess_clips/t1")]),
+    "of another fingerprint": (
+        lambda d: with_footer(file(d, "tag_clips"), fingerprint="t0"),
+        [("footer", "tag_clips/t1/000001.parquet")],
+    ),
+    "a temporary file": (
+        lambda d: touch(d / "tag_clips" / "t1" / ".000001~0a1b2c3d.tmp"),
+        [("temporary", "tag_clips/t1/.000001~0a1b2c3d.tmp")],
+    ),
+    "a stray name": (
+        lambda d: touch(d / "tag_clips" / "t1" / "000001 (copy).parquet"),
+        [("orphan", "tag_clips/t1/000001 (copy).parquet")],
+    ),
+    "a table of no run": (
+        lambda d: shutil.copytree(d / "tag_clips" / "t1", d / "tag_clips" / "t9"),
+        [("orphan", "tag_clips/t9")],
+    ),
+    "a step of no run": (
+        lambda d: shutil.copytree(d / "tag_clips", d / "guess_clips"),
+        [("orphan", "guess_clips/t1")],
+    ),
     "a base that the sources lack": (
         lambda d: shutil.copy(file(d, "tag_clips"), file(d, "tag_clips", "000077")),
-        [("orphan", "tag_clips/t1/000077.parquet")]),
+        [("orphan", "tag_clips/t1/000077.parquet")],
+    ),
     "a retry that nobody asked for": (
-        lambda d: (d / "retries" / "000001.retry9.json").unlink(missing_ok=True) or write_shard(
-            d, "tag_clips", "t1", "000001.retry9", [], tables.TAGS),
-        [("orphan", "tag_clips/t1/000001.retry9.parquet")]),
-    "a dead worker's folder": (lambda d: touch(d / ".scratch" / "scan_videos-0a" / "f"),
-                               [("temporary", ".scratch/scan_videos-0a")]),
-    "a dead download's folder": (lambda d: touch(d / "media" / ".work" / "k" / "download"),
-                                 [("temporary", "media/.work/k")]),
-    "a note of no source": (lambda d: touch(d / "media" / ".found" / f"{'c' * 20}.json", "{}"),
-                            [("orphan", f"media/.found/{'c' * 20}.json")]),
-    "a claim of no source": (lambda d: touch(d / "media" / ".claims" / "0a" / "v", "c" * 20),
-                             [("orphan", "media/.claims/0a/v")]),
-    "media that no table names": (lambda d: touch(d / "media" / "stray.mp4"),
-                                  [("orphan", "media/stray.mp4")]),
-    "frames of an unknown video": (lambda d: add_frames(d, "frames"),
-                                   [("orphan", "frames/s1/000001.parquet")]),
-    "shots of an unknown video": (lambda d: add_frames(d, "shots"),
-                                  [("orphan", "shots/c1/000001.parquet")]),
+        lambda d: (
+            (d / "retries" / "000001.retry9.json").unlink(missing_ok=True)
+            or write_shard(d, "tag_clips", "t1", "000001.retry9", [], tables.TAGS)
+        ),
+        [("orphan", "tag_clips/t1/000001.retry9.parquet")],
+    ),
+    "a dead worker's folder": (
+        lambda d: touch(d / ".scratch" / "scan_videos-0a" / "f"),
+        [("temporary", ".scratch/scan_videos-0a")],
+    ),
+    "a dead download's folder": (
+        lambda d: touch(d / "media" / ".work" / "k" / "download"),
+        [("temporary", "media/.work/k")],
+    ),
+    "a note of no source": (
+        lambda d: touch(d / "media" / ".found" / f"{'c' * 20}.json", "{}"),
+        [("orphan", f"media/.found/{'c' * 20}.json")],
+    ),
+    "a claim of no source": (
+        lambda d: touch(d / "media" / ".claims" / "0a" / "v", "c" * 20),
+        [("orphan", "media/.claims/0a/v")],
+    ),
+    "media that no table names": (
+        lambda d: touch(d / "media" / "stray.mp4"),
+        [("orphan", "media/stray.mp4")],
+    ),
+    "frames of an unknown video": (
+        lambda d: add_frames(d, "frames"),
+        [("orphan", "frames/s1/000001.parquet")],
+    ),
+    "shots of an unknown video": (
+        lambda d: add_frames(d, "shots"),
+        [("orphan", "shots/c1/000001.parquet")],
+    ),
     "a clip that was never split": (
         lambda d: rewrite(d, "tag_clips", lambda rows: rows.append({"clip_id": "v-0-1"})),
-        [("orphan", "tag_clips/t1/000001.parquet")]),
-    "a video without its source": (without_source,
-                                   [("orphan", "download_videos/d1/000001.parquet")]),
-    "a key twice": (lambda d: rewrite(d, "tag_clips", lambda rows: rows.append(rows[0])),
-                    [("double", "tag_clips/t1/000001.parquet")]),
-    "a clip twice": (lambda d: rewrite(d, "split_clips", lambda rows: rows.append(rows[0])),
-                     [("double", "split_clips/c1/000001.parquet")]),
+        [("orphan", "tag_clips/t1/000001.parquet")],
+    ),
+    "a video without its source": (
+        without_source,
+        [("orphan", "download_videos/d1/000001.parquet")],
+    ),
+    "a key twice": (
+        lambda d: rewrite(d, "tag_clips", lambda rows: rows.append(rows[0])),
+        [("double", "tag_clips/t1/000001.parquet")],
+    ),
+    "a clip twice": (
+        lambda d: rewrite(d, "split_clips", lambda rows: rows.append(rows[0])),
+        [("double", "split_clips/c1/000001.parquet")],
+    ),
     "a clip in two base shards": (same_clip_twice, [("double", "split_clips/c1/000001.parquet")]),
     "a source in two base shards": (same_source_twice, [("double", "sources/000001.parquet")]),
-    "a lost key": (lambda d: rewrite(d, "tag_clips", lambda rows: rows[1:]),
-                   [("accounting", "tag_clips/t1/000001.parquet")]),
+    "a lost key": (
+        lambda d: rewrite(d, "tag_clips", lambda rows: rows[1:]),
+        [("accounting", "tag_clips/t1/000001.parquet")],
+    ),
     "a lost video": (
-        lambda d: rewrite(d, "split_clips", lambda rows: [row for row in rows
-                                                          if row["video_id"] != "generic-v9"]),
-        [("accounting", "split_clips/c1/000001.parquet"),
-         ("orphan", "shots/c1/000001.parquet")]),
+        lambda d: rewrite(
+            d, "split_clips", lambda rows: [row for row in rows if row["video_id"] != "generic-v9"]
+        ),
+        [("accounting", "split_clips/c1/000001.parquet"), ("orphan", "shots/c1/000001.parquet")],
+    ),
     "a run's record that is cut short": (
-        lambda d: shutil.copy(d / "runs" / "r2.json", d / "runs" / "r1.json") and half(
-            d / "runs" / "r1.json"),
-        [("unreadable", "runs/r1.json")]),
+        lambda d: (
+            shutil.copy(d / "runs" / "r2.json", d / "runs" / "r1.json")
+            and half(d / "runs" / "r1.json")
+        ),
+        [("unreadable", "runs/r1.json")],
+    ),
     "a retry's request that is cut short": (
         lambda d: touch(d / "retries" / "000000.retry7.json", '{"step"'),
-        [("unreadable", "retries/000000.retry7.json")]),
+        [("unreadable", "retries/000000.retry7.json")],
+    ),
 }
 
 
@@ -346,8 +428,7 @@ def test_rows_of_removed_videos_are_told_until_they_are_gone(dataset: Path):
     assert {name for name, _ in faults(report)} == {"removal"}
     assert all("clipmill remove" in fault.next_step for fault in report.faults)
     assert ("removal", "tag_clips/t1/000000.parquet") in faults(report)
-    write_tombstone(dataset, Tombstone(stone.name, stone.at, None, stone.videos,
-                                       datetime.now(UTC)))
+    write_tombstone(dataset, Tombstone(stone.name, stone.at, None, stone.videos, datetime.now(UTC)))
     report = check(dataset)
     assert all("reopens the removal" in fault.next_step for fault in report.faults)
     finish(dataset, report)
@@ -363,8 +444,10 @@ def finish(dataset: Path, report: Report) -> None:
 def test_a_removal_that_goes_on_meanwhile_is_no_fault(dataset: Path):
     def remove(said: str) -> None:
         if said == "shard 2 of 3":
-            keys = {f"generic-v{number}": [source_key(f"https://media.example/{number}.mp4")]
-                    for number in range(8, 12)}
+            keys = {
+                f"generic-v{number}": [source_key(f"https://media.example/{number}.mp4")]
+                for number in range(8, 12)
+            }
             new_tombstone(dataset, keys, None)
             finish_removals(dataset)
             file(dataset, "count_words").unlink()  # as if it had come to there

@@ -67,8 +67,9 @@ def test_a_pool_whose_place_is_taken_is_told():
     dog.saw_nodes([HEAD], now)
     dog.heard({name: beats[name] for name in "ab"}, now)
     said = dog.problem(now)
-    assert said.startswith("no node has room for a worker of embed_clips (1 CPUs): 1 node of the "
-                           "cluster went away")
+    assert said.startswith(
+        "no node has room for a worker of embed_clips (1 CPUs): 1 node of the cluster went away"
+    )
 
 
 def test_a_pool_that_has_room_elsewhere_is_waited_for():
@@ -87,7 +88,8 @@ def test_a_worker_that_fits_no_node_is_told():
     assert dog.problem(0) is None
     dog.saw_nodes([HEAD, SECOND], STARVED_SECONDS + 1)
     assert "no node has room for a worker of caption_frames (3 CPUs)" in dog.problem(
-        STARVED_SECONDS + 1)
+        STARVED_SECONDS + 1
+    )
 
 
 def test_tasks_for_which_no_node_is_left_are_told():
@@ -99,8 +101,10 @@ def test_tasks_for_which_no_node_is_left_are_told():
     for now in (501, 502 + STARVED_SECONDS):
         dog.saw_nodes([Node("head", 0, 0)], now)
         said = dog.problem(now)
-    assert said == ("no node has room for a worker of this command (2 CPUs): 1 node of the cluster "
-                    "went away; run again to plan for what the cluster has then")
+    assert said == (
+        "no node has room for a worker of this command (2 CPUs): 1 node of the cluster "
+        "went away; run again to plan for what the cluster has then"
+    )
 
 
 def test_workers_that_die_at_every_start_are_told():
@@ -135,9 +139,12 @@ def test_a_machine_whose_socket_refuses_is_lost(tmp_path: Path, monkeypatch):
         asked.append(place)
         return [HEAD], place
 
-    probe = ClusterProbe(watchdog(pool("caption_frames")), nodes,
-                  lambda: ({"caption_frames": Counter(kept=1)}, {}),
-                  lambda label, counts: reported.append(counts))
+    probe = ClusterProbe(
+        watchdog(pool("caption_frames")),
+        nodes,
+        lambda: ({"caption_frames": Counter(kept=1)}, {}),
+        lambda label, counts: reported.append(counts),
+    )
     end = time.monotonic() + 60
     # Asked a second time, it has noted the first answer.
     while (len(asked) < 2 or not reported) and time.monotonic() < end:
@@ -162,8 +169,12 @@ def keep_checking(probe: ClusterProbe, seconds: float) -> None:
 def test_a_cluster_that_never_answers_is_not_waited_for(monkeypatch):
     monkeypatch.setattr("clipmill.pipeline.engine.cluster_probe.ANSWER_SECONDS", 0.2)
     stuck = threading.Event()
-    probe = ClusterProbe(watchdog(pool("caption_frames")), lambda: stuck.wait(60) and None,
-                  lambda: stuck.wait(60) and None, lambda label, counts: None)
+    probe = ClusterProbe(
+        watchdog(pool("caption_frames")),
+        lambda: stuck.wait(60) and None,
+        lambda: stuck.wait(60) and None,
+        lambda label, counts: None,
+    )
     with pytest.raises(ClusterLost, match="no longer answers"):
         probe.check_cluster()
     began = time.monotonic()

@@ -30,8 +30,9 @@ class SignWords(Stage):
             end = time.monotonic() + 120
             while self.gate and not Path(self.gate).exists() and time.monotonic() < end:
                 time.sleep(0.01)
-            table = pa.table({"video_id": batch["video_id"],
-                              "signature": [signature] * batch.num_rows})
+            table = pa.table(
+                {"video_id": batch["video_id"], "signature": [signature] * batch.num_rows}
+            )
             return {"sign_words": table, "seals": table}
 
         yield transform

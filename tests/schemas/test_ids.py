@@ -15,8 +15,11 @@ SAFE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*\Z")
 
 @given(st.text(), st.text())
 def test_any_text_becomes_a_safe_id(extractor, platform_id):
-    for made in (safe_id(platform_id), platform_video_id(extractor, platform_id),
-                 source_key(platform_id)):
+    for made in (
+        safe_id(platform_id),
+        platform_video_id(extractor, platform_id),
+        source_key(platform_id),
+    ):
         assert SAFE.match(made)
         assert len(made) < 200
 

@@ -10,11 +10,13 @@ from pathlib import Path
 from tests.synthetic import build_dataset
 
 ROOT = Path(__file__).resolve().parents[2]
-HOLDER = ("from clipmill.schemas.scratch import ScratchFolder\n"
-          "folder = ScratchFolder('sql')\n"
-          "(folder.path / 'duckdb_temp').write_bytes(bytes(1000))\n"
-          "print(folder.path, flush=True)\n"
-          "input()\n")
+HOLDER = (
+    "from clipmill.schemas.scratch import ScratchFolder\n"
+    "folder = ScratchFolder('sql')\n"
+    "(folder.path / 'duckdb_temp').write_bytes(bytes(1000))\n"
+    "print(folder.path, flush=True)\n"
+    "input()\n"
+)
 
 
 def test_the_next_command_removes_what_a_killed_one_left_and_nothing_else(tmp_path: Path):
@@ -22,9 +24,17 @@ def test_the_next_command_removes_what_a_killed_one_left_and_nothing_else(tmp_pa
     temporary.mkdir()
     environment = {**os.environ, "TMPDIR": str(temporary), "PYTHONPATH": str(ROOT)}
     dataset = build_dataset(tmp_path / "dataset").path
-    holders = [subprocess.Popen([sys.executable, "-c", HOLDER], env=environment, cwd=ROOT,
-                                stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-               for _ in range(2)]
+    holders = [
+        subprocess.Popen(
+            [sys.executable, "-c", HOLDER],
+            env=environment,
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(2)
+    ]
     try:
         killed, living = (Path(holder.stdout.readline().strip()) for holder in holders)
         holders[0].kill()
@@ -32,9 +42,14 @@ def test_the_next_command_removes_what_a_killed_one_left_and_nothing_else(tmp_pa
         assert killed.is_dir()
         (temporary / "clipmill-sql-mine").mkdir()  # without a lock: not one of ours
         (temporary / "clipmill-sql-link").symlink_to(dataset)
-        subprocess.run([sys.executable, "-m", "clipmill.jobs.cli", "sql", str(dataset),
-                        "FROM clips"], stdin=subprocess.DEVNULL,
-                       env=environment, cwd=ROOT, check=True, capture_output=True)
+        subprocess.run(
+            [sys.executable, "-m", "clipmill.jobs.cli", "sql", str(dataset), "FROM clips"],
+            stdin=subprocess.DEVNULL,
+            env=environment,
+            cwd=ROOT,
+            check=True,
+            capture_output=True,
+        )
         left = {path.name for path in temporary.glob("clipmill-*")}
         assert left == {living.name, "clipmill-sql-mine", "clipmill-sql-link"}
         holders[1].communicate("\n", timeout=60)

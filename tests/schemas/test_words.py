@@ -7,14 +7,25 @@ import pytest
 from clipmill.schemas.words import counted, plain_hours, plain_time
 
 
-@pytest.mark.parametrize(("number", "word", "said"), [
-    (1, "clip", "1 clip"), (0, "clip", "0 clips"), (2114, "failed row", "2,114 failed rows")])
+@pytest.mark.parametrize(
+    ("number", "word", "said"),
+    [(1, "clip", "1 clip"), (0, "clip", "0 clips"), (2114, "failed row", "2,114 failed rows")],
+)
 def test_one_thing_is_said_in_the_singular(number: int, word: str, said: str):
     assert counted(number, word) == said
 
 
-@pytest.mark.parametrize(("seconds", "said"), [
-    (0, "0 s"), (0.42, "0.4 s"), (14, "14 s"), (119, "119 s"), (360, "6 min"), (9000, "2.5 hours"),
-    (4_725_000, "1,312.5 hours")])
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [
+        (0, "0 s"),
+        (0.42, "0.4 s"),
+        (14, "14 s"),
+        (119, "119 s"),
+        (360, "6 min"),
+        (9000, "2.5 hours"),
+        (4_725_000, "1,312.5 hours"),
+    ],
+)
 def test_a_length_of_video_is_said_in_a_unit_that_fits(seconds: float, said: str):
     assert plain_time(seconds) == plain_hours(seconds / 3600) == said

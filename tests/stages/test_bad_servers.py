@@ -64,12 +64,17 @@ def site():
 
 def download(dataset: Path, *urls: str, **settings) -> list[dict]:
     table = pa.Table.from_pylist(
-        [{"source_key": source_key(url), "url": url} for url in urls], SOURCES)
+        [{"source_key": source_key(url), "url": url} for url in urls], SOURCES
+    )
     with stage(**settings).open(Workspace(dataset, dataset / "scratch")) as transform:
         rows = transform(table).to_pylist()
     assert [row["source_key"] for row in rows] == table["source_key"].to_pylist()
-    left = [path for name in (".work", ".ready") if (dataset / "media" / name).is_dir()
-            for path in (dataset / "media" / name).iterdir()]
+    left = [
+        path
+        for name in (".work", ".ready")
+        if (dataset / "media" / name).is_dir()
+        for path in (dataset / "media" / name).iterdir()
+    ]
     assert left == []
     return rows
 
@@ -82,9 +87,11 @@ def page(video: str) -> str:
 # Slow, endless, too large
 
 
-@pytest.mark.parametrize("behaviour", [
-    Trickle(File(VIDEO)), TrickledHeaders(), Trickle(File(VIDEO, etag=False, ranges=False)),
-], ids=["body", "headers", "body without ranges"])
+@pytest.mark.parametrize(
+    "behaviour",
+    [Trickle(File(VIDEO)), TrickledHeaders(), Trickle(File(VIDEO, etag=False, ranges=False))],
+    ids=["body", "headers", "body without ranges"],
+)
 def test_a_server_that_sends_a_byte_now_and_then_is_cut_off(tmp_path, site, behaviour):
     """No silence is as long as the timeout, and still every try ends after the window."""
     began = time.monotonic()
@@ -130,15 +137,25 @@ def test_a_download_as_slow_as_it_may_be_is_left_to_it(tmp_path, site):
 
 
 def test_our_own_rate_limit_does_not_count_as_slow(tmp_path, site):
-    [row] = download(tmp_path, site.file("/a.mp4", VIDEO), min_speed_seconds=0.5, retries=0,
-                     min_bytes_per_second=10 * len(VIDEO), rate_limit_bytes_per_second=len(VIDEO))
+    [row] = download(
+        tmp_path,
+        site.file("/a.mp4", VIDEO),
+        min_speed_seconds=0.5,
+        retries=0,
+        min_bytes_per_second=10 * len(VIDEO),
+        rate_limit_bytes_per_second=len(VIDEO),
+    )
     assert outcome(row) == "kept"
 
 
 def test_all_tries_together_have_a_time(tmp_path, site):
     began = time.monotonic()
-    [row] = download(tmp_path, site.script("/a.mp4", Trickle(File(VIDEO))),
-                     max_download_seconds=0.5, timeout_seconds=100)
+    [row] = download(
+        tmp_path,
+        site.script("/a.mp4", Trickle(File(VIDEO))),
+        max_download_seconds=0.5,
+        timeout_seconds=100,
+    )
     assert outcome(row) == "transient"
     assert "max_download_seconds" in row["error"]["message"]
     assert time.monotonic() - began < 40
@@ -202,12 +219,15 @@ def test_a_compressed_video_is_unpacked(tmp_path, site):
     assert (tmp_path / row["path"]).read_bytes() == VIDEO
 
 
-@pytest.mark.parametrize(("encoding", "data", "words"), [
-    ("gzip", gzip.compress(bytes(200_000_000), 1), "grew from"),
-    ("gzip", gzip.compress(VIDEO)[:10] + VIDEO, "broken"),
-    ("br", VIDEO, "compressed as 'br'"),
-    ("gzip, gzip", gzip.compress(gzip.compress(VIDEO)), "compressed as"),
-])
+@pytest.mark.parametrize(
+    ("encoding", "data", "words"),
+    [
+        ("gzip", gzip.compress(bytes(200_000_000), 1), "grew from"),
+        ("gzip", gzip.compress(VIDEO)[:10] + VIDEO, "broken"),
+        ("br", VIDEO, "compressed as 'br'"),
+        ("gzip, gzip", gzip.compress(gzip.compress(VIDEO)), "compressed as"),
+    ],
+)
 def test_a_compression_that_is_a_bomb_or_unknown_is_bad_media(
     tmp_path, site, encoding, data, words
 ):
@@ -289,8 +309,12 @@ def test_a_port_that_speaks_no_tls_is_permanent(tmp_path, site):
 def test_a_handshake_that_hangs_is_transient(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as silent:
         began = time.monotonic()
-        [row] = download(tmp_path, f"https://127.0.0.1:{silent.getsockname()[1]}/a.mp4", retries=0,
-                         timeout_seconds=0.3)
+        [row] = download(
+            tmp_path,
+            f"https://127.0.0.1:{silent.getsockname()[1]}/a.mp4",
+            retries=0,
+            timeout_seconds=0.3,
+        )
     assert outcome(row) == "transient"
     assert time.monotonic() - began < 40
 
@@ -308,19 +332,50 @@ def test_a_playlist_that_claims_to_be_a_video_is_not_taken_for_one(tmp_path, sit
 # Private addresses
 
 
-@pytest.mark.parametrize("address", [
-    "127.0.0.1", "127.255.0.3", "0.0.0.0", "10.1.2.3", "172.16.0.1", "172.31.255.255",
-    "192.168.1.1", "169.254.169.254", "100.64.0.1", "224.0.0.1", "255.255.255.255", "198.18.0.1",
-    "::1", "::", "fe80::1", "fe80::1%eth0", "fc00::1", "fd12:3456::1", "ff02::1",
-    "::ffff:127.0.0.1", "::ffff:169.254.169.254", "::7f00:1", "64:ff9b::a00:1", "2002:7f00:1::",
-])
+@pytest.mark.parametrize(
+    "address",
+    [
+        "127.0.0.1",
+        "127.255.0.3",
+        "0.0.0.0",
+        "10.1.2.3",
+        "172.16.0.1",
+        "172.31.255.255",
+        "192.168.1.1",
+        "169.254.169.254",
+        "100.64.0.1",
+        "224.0.0.1",
+        "255.255.255.255",
+        "198.18.0.1",
+        "::1",
+        "::",
+        "fe80::1",
+        "fe80::1%eth0",
+        "fc00::1",
+        "fd12:3456::1",
+        "ff02::1",
+        "::ffff:127.0.0.1",
+        "::ffff:169.254.169.254",
+        "::7f00:1",
+        "64:ff9b::a00:1",
+        "2002:7f00:1::",
+    ],
+)
 def test_an_address_is_private(address):
     assert is_private(address)
 
 
-@pytest.mark.parametrize("address", [
-    "1.1.1.1", "172.32.0.1", "192.169.0.1", "::ffff:8.8.8.8", "2606:4700::1111", "64:ff9b::808:808",
-])
+@pytest.mark.parametrize(
+    "address",
+    [
+        "1.1.1.1",
+        "172.32.0.1",
+        "192.169.0.1",
+        "::ffff:8.8.8.8",
+        "2606:4700::1111",
+        "64:ff9b::808:808",
+    ],
+)
 def test_an_address_is_public(address):
     assert not is_private(address)
 
@@ -361,9 +416,11 @@ def test_a_redirect_to_a_private_address_is_refused(tmp_path, site, inside):
 
 
 def test_yt_dlp_is_kept_from_private_addresses(tmp_path, site, inside):
-    urls = [site.page("/one", page(inside.url("/secret.mp4"))),
-            site.page("/two", page("/files/v.mp4")),
-            site.script("/three", Redirect(inside.url("/page")))]
+    urls = [
+        site.page("/one", page(inside.url("/secret.mp4"))),
+        site.page("/two", page("/files/v.mp4")),
+        site.script("/three", Redirect(inside.url("/page"))),
+    ]
     site.script("/files/v.mp4", Redirect(inside.url("/secret.mp4")))
     rows = download(tmp_path, *urls, private_addresses="refuse")
     assert [outcome(row) for row in rows] == ["permanent"] * 3, rows
@@ -373,8 +430,10 @@ def test_yt_dlp_is_kept_from_private_addresses(tmp_path, site, inside):
 
 def test_a_playlist_that_only_ffmpeg_can_fetch_is_refused(tmp_path, site, inside):
     """yt-dlp hands some playlists to ffmpeg, whose connections can't be seen."""
-    text = ("#EXTM3U\n#EXT-X-TARGETDURATION:2\n#EXT-X-KEY:METHOD=SAMPLE-AES,URI=\"k\"\n"
-            f"#EXTINF:2,\n{inside.url('/secret.mp4')}\n#EXT-X-ENDLIST\n")
+    text = (
+        '#EXTM3U\n#EXT-X-TARGETDURATION:2\n#EXT-X-KEY:METHOD=SAMPLE-AES,URI="k"\n'
+        f"#EXTINF:2,\n{inside.url('/secret.mp4')}\n#EXT-X-ENDLIST\n"
+    )
     url = site.page("/list.m3u8", text, "application/vnd.apple.mpegurl")
     [row] = download(tmp_path, url, private_addresses="refuse")
     assert outcome(row) == "permanent", row
@@ -383,8 +442,10 @@ def test_a_playlist_that_only_ffmpeg_can_fetch_is_refused(tmp_path, site, inside
 
 
 def test_the_pieces_of_a_playlist_are_kept_from_private_addresses(tmp_path, site, inside):
-    text = ("#EXTM3U\n#EXT-X-TARGETDURATION:2\n"
-            f"#EXTINF:2,\n{inside.url('/secret.mp4')}\n#EXT-X-ENDLIST\n")
+    text = (
+        "#EXTM3U\n#EXT-X-TARGETDURATION:2\n"
+        f"#EXTINF:2,\n{inside.url('/secret.mp4')}\n#EXT-X-ENDLIST\n"
+    )
     url = site.page("/list.m3u8", text, "application/vnd.apple.mpegurl")
     settings = {"yt_dlp": {"concurrent_fragment_downloads": 3}}
     [row] = download(tmp_path, url, private_addresses="refuse", **settings)
@@ -414,8 +475,9 @@ def test_a_name_that_resolves_anew_gains_nothing(tmp_path, site, inside, monkeyp
 def test_a_proxy_may_have_a_private_address(tmp_path, site):
     """It is the proxy that connects then: what it connects to can't be seen from here."""
     site.script("http://films.example/a.mp4", File(VIDEO))
-    [row] = download(tmp_path, "http://films.example/a.mp4", proxy=site.address,
-                     private_addresses="refuse")
+    [row] = download(
+        tmp_path, "http://films.example/a.mp4", proxy=site.address, private_addresses="refuse"
+    )
     assert outcome(row) == "kept", row
 
 
@@ -430,16 +492,21 @@ def work(dataset: Path, urls: list[str], settings: dict) -> None:
 
 def download_only(dataset: Path, urls: list[str], settings: dict) -> list:
     table = pa.Table.from_pylist(
-        [{"source_key": source_key(url), "url": url} for url in urls], SOURCES)
+        [{"source_key": source_key(url), "url": url} for url in urls], SOURCES
+    )
     with stage(**settings).open(Workspace(dataset, dataset / "scratch")) as transform:
-        return [(outcome(row), (row["error"] or {}).get("message"))
-                for row in transform(table).to_pylist()]
+        return [
+            (outcome(row), (row["error"] or {}).get("message"))
+            for row in transform(table).to_pylist()
+        ]
 
 
 def workers(dataset: Path, urls: list[str], count: int, **settings) -> list:
     """The outcomes of all URLs, dealt out to as many processes."""
-    running = [PROCESSES.Process(target=work, args=(dataset, urls[number::count], settings))
-               for number in range(count)]
+    running = [
+        PROCESSES.Process(target=work, args=(dataset, urls[number::count], settings))
+        for number in range(count)
+    ]
     for process in running:
         process.start()
     for process in running:
@@ -462,8 +529,16 @@ def test_workers_keep_their_distance_together(tmp_path, site):
 def test_workers_leave_a_broken_host_alone_together(tmp_path, site):
     """Once it has failed often enough, only probes reach it, however many workers there are."""
     urls = [site.status(f"/{number}.mp4", 500) for number in range(9)]
-    rows = workers(tmp_path, urls, 3, concurrency=2, retries=8, host_problems=5,
-                   host_pause_seconds=0.6, max_backoff_seconds=1.0)
+    rows = workers(
+        tmp_path,
+        urls,
+        3,
+        concurrency=2,
+        retries=8,
+        host_problems=5,
+        host_pause_seconds=0.6,
+        max_backoff_seconds=1.0,
+    )
     assert [kind for kind, _ in rows] == ["transient"] * 9
     assert all("127.0.0.1 is left alone until" in message for _, message in rows)
     # With nobody keeping count each of the 9 would be asked for 9 times.
@@ -478,8 +553,15 @@ def test_a_probe_that_is_answered_lets_all_go_on(tmp_path, site):
     site.script("/a.mp4", *[Busy(500)] * 3, File(VIDEO))
     other = site.file("/b.mp4", make_video(seed=5))
     began = time.monotonic()
-    rows = download(tmp_path, site.url("/a.mp4"), other, host_problems=3, host_pause_seconds=0.5,
-                    retries=4, max_backoff_seconds=100)
+    rows = download(
+        tmp_path,
+        site.url("/a.mp4"),
+        other,
+        host_problems=3,
+        host_pause_seconds=0.5,
+        retries=4,
+        max_backoff_seconds=100,
+    )
     assert [outcome(row) for row in rows] == ["kept", "kept"]
     assert time.monotonic() - began < 40
 
@@ -488,8 +570,15 @@ def test_another_host_is_not_left_alone(tmp_path, site):
     with serve("127.0.0.3") as well:
         dead = [site.status(f"/{number}.mp4", 500) for number in range(3)]
         alive = well.file("/b.mp4", VIDEO)
-        rows = download(tmp_path, *dead, alive, host_problems=2, host_pause_seconds=30,
-                        max_backoff_seconds=0.5, concurrency=4)
+        rows = download(
+            tmp_path,
+            *dead,
+            alive,
+            host_problems=2,
+            host_pause_seconds=30,
+            max_backoff_seconds=0.5,
+            concurrency=4,
+        )
     assert [outcome(row) for row in rows] == ["transient"] * 3 + ["kept"]
 
 
@@ -566,8 +655,9 @@ def test_a_download_that_a_kill_interrupted_is_resumed(tmp_path, site):
     """The next run asks for the rest only, and only of the same version of the file."""
     data = make_video(seconds=4, size=(160, 120), seed=3)
     file = File(data)
-    url = site.script("/a.mp4", Trickle(file, piece_bytes=len(data) // 100, pause_seconds=0.08),
-                      file)
+    url = site.script(
+        "/a.mp4", Trickle(file, piece_bytes=len(data) // 100, pause_seconds=0.08), file
+    )
     process, noted = killed_on_the_way(tmp_path, url)
     assert process.exitcode == -signal.SIGKILL
     [row] = download(tmp_path, url)
@@ -578,10 +668,16 @@ def test_a_download_that_a_kill_interrupted_is_resumed(tmp_path, site):
     assert again.headers["If-Range"].startswith('"')
 
 
-@pytest.mark.parametrize("note", [
-    {"validator": '"old"'}, {"validator": None}, {"url": "http://a.example/b.mp4"},
-    {"received": 10**9}, None,
-])
+@pytest.mark.parametrize(
+    "note",
+    [
+        {"validator": '"old"'},
+        {"validator": None},
+        {"url": "http://a.example/b.mp4"},
+        {"received": 10**9},
+        None,
+    ],
+)
 def test_what_cannot_be_gone_on_with_is_begun_again(tmp_path, site, note):
     """Another version at the server, no version, another URL, fewer bytes than noted, no note."""
     url = site.file("/a.mp4", VIDEO)
@@ -590,8 +686,13 @@ def test_what_cannot_be_gone_on_with_is_begun_again(tmp_path, site, note):
     (work / "download.mp4").write_bytes(bytes(1000))
     if note is not None:
         current = f'"{hashlib.sha256(VIDEO).hexdigest()[:16]}"'
-        known = {"url": url, "validator": current, "total": len(VIDEO), "received": 1000,
-                 "content_type": "video/mp4"}
+        known = {
+            "url": url,
+            "validator": current,
+            "total": len(VIDEO),
+            "received": 1000,
+            "content_type": "video/mp4",
+        }
         (work / "download.mp4.json").write_text(json.dumps({**known, **note}))
     [row] = download(tmp_path, url)
     assert (tmp_path / row["path"]).read_bytes() == VIDEO

@@ -45,7 +45,8 @@ def inside():
 
 def download(dataset: Path, *rows: dict, **settings) -> list[dict]:
     table = pa.Table.from_pylist(
-        [{"source_key": source_key(row["url"]), **row} for row in rows], SOURCES)
+        [{"source_key": source_key(row["url"]), **row} for row in rows], SOURCES
+    )
     with stage(**settings).open(Workspace(dataset, dataset / "scratch")) as transform:
         return transform(table).to_pylist()
 
@@ -64,9 +65,12 @@ def library(request, monkeypatch):
 
     build = YoutubeDL.build_request_director
     monkeypatch.setattr(
-        YoutubeDL, "build_request_director",
+        YoutubeDL,
+        "build_request_director",
         lambda self, handlers, preferences=None: build(
-            self, [one for one in handlers if one.RH_KEY.lower() == request.param], preferences))
+            self, [one for one in handlers if one.RH_KEY.lower() == request.param], preferences
+        ),
+    )
     return request.param
 
 
@@ -93,8 +97,13 @@ def test_a_redirect_to_a_host_that_is_left_alone_waits_or_says_so(tmp_path, site
         assert [outcome(row) for row in rows] == ["transient"] * 2
         asked = len(broken.log)
         site.script("/start", Redirect(broken.url("/page")))
-        [row] = download(tmp_path, {"url": site.url("/start"), "extractor": "home"},
-                         host_problems=2, host_pause_seconds=30, max_backoff_seconds=0.5)
+        [row] = download(
+            tmp_path,
+            {"url": site.url("/start"), "extractor": "home"},
+            host_problems=2,
+            host_pause_seconds=30,
+            max_backoff_seconds=0.5,
+        )
         assert len(broken.log) == asked
     assert outcome(row) == "transient", row
     assert "127.0.0.3 is left alone until" in row["error"]["message"]
@@ -105,11 +114,22 @@ def test_a_host_that_only_redirects_is_not_blamed_for_where_it_leads(tmp_path, s
         broken.status("/page", 500)
         site.script("/start", Redirect(broken.url("/page")))
         url = site.url("/start")
-        [row] = download(tmp_path, {"url": url, "extractor": "home"}, host_problems=2, retries=1,
-                         host_pause_seconds=30, max_backoff_seconds=0.2)
+        [row] = download(
+            tmp_path,
+            {"url": url, "extractor": "home"},
+            host_problems=2,
+            retries=1,
+            host_pause_seconds=30,
+            max_backoff_seconds=0.2,
+        )
         assert outcome(row) == "transient", row
-        [row] = download(tmp_path, {"url": site.file("/v.mp4", VIDEO)}, host_problems=2,
-                         host_pause_seconds=30, max_backoff_seconds=0.2)
+        [row] = download(
+            tmp_path,
+            {"url": site.file("/v.mp4", VIDEO)},
+            host_problems=2,
+            host_pause_seconds=30,
+            max_backoff_seconds=0.2,
+        )
     assert outcome(row) == "kept", row
 
 
@@ -120,12 +140,17 @@ def test_a_redirect_is_an_answer_of_a_host_that_was_left_alone(tmp_path, site, l
     assert [outcome(row) for row in download(tmp_path, *dead, **rules)] == ["transient"] * 2
     with serve("127.0.0.3") as broken:
         site.script("/start", Redirect(broken.status("/page", 500)))
-        [row] = download(tmp_path, {"url": site.url("/start"), "extractor": "home"}, **rules,
-                         max_backoff_seconds=5)
+        [row] = download(
+            tmp_path,
+            {"url": site.url("/start"), "extractor": "home"},
+            **rules,
+            max_backoff_seconds=5,
+        )
         assert outcome(row) == "transient", row
         assert broken.log
-    [row] = download(tmp_path, {"url": site.file("/v.mp4", VIDEO)}, **rules,
-                     max_backoff_seconds=0.1)
+    [row] = download(
+        tmp_path, {"url": site.file("/v.mp4", VIDEO)}, **rules, max_backoff_seconds=0.1
+    )
     assert outcome(row) == "kept", row
 
 
@@ -152,8 +177,12 @@ def test_libraries_whose_connections_cannot_be_seen_are_left_out(tmp_path, site,
     try:
         preference = register_preference(UnseenRH)(lambda handler, request: 10_000)
         for refuse in ("allow", "refuse"):
-            download(tmp_path / refuse, {"url": inside.url("/page"), "extractor": "home"},
-                     private_addresses=refuse, retries=0)
+            download(
+                tmp_path / refuse,
+                {"url": inside.url("/page"), "extractor": "home"},
+                private_addresses=refuse,
+                retries=0,
+            )
             assert bool(asked) == (refuse == "allow")
             asked.clear()
     finally:
@@ -167,8 +196,12 @@ def test_libraries_whose_connections_cannot_be_seen_are_left_out(tmp_path, site,
 def take(dataset: Path, url: str, *, settings: dict | None = None, **spec) -> list[dict]:
     import pyarrow.parquet as pq
 
-    ingest(dataset, [SourceSpec(url=url, retries=0, **spec)], shard_videos=1000,
-           downloads=stage(**(settings or {})))
+    ingest(
+        dataset,
+        [SourceSpec(url=url, retries=0, **spec)],
+        shard_videos=1000,
+        downloads=stage(**(settings or {})),
+    )
     return pq.read_table(dataset / "sources").to_pylist()
 
 
@@ -180,8 +213,9 @@ def feed(*links: str) -> bytes:
 def test_a_list_is_not_fetched_from_a_private_address(tmp_path, site, inside):
     inside.script("/feed", File(feed(site.url("/a.html")), "application/rss+xml"))
     site.script("/feed", Redirect(inside.url("/feed")))
-    for number, (url, asked) in enumerate(((inside.url("/feed"), "127.0.0.2"),
-                                           (site.url("/feed"), "127.0.0.1"))):
+    for number, (url, asked) in enumerate(
+        ((inside.url("/feed"), "127.0.0.2"), (site.url("/feed"), "127.0.0.1"))
+    ):
         [row] = take(tmp_path / f"{number}", url, settings={"private_addresses": "refuse"})
         assert outcome(row) == "permanent", row
         assert f"{asked} is a private address" in row["error"]["message"]
@@ -190,8 +224,9 @@ def test_a_list_is_not_fetched_from_a_private_address(tmp_path, site, inside):
     assert inside.log != []
 
 
-@pytest.mark.parametrize("behaviour", [
-    Trickle(File(feed("http://a.test/") * 50, "application/rss+xml")), Hang()])
+@pytest.mark.parametrize(
+    "behaviour", [Trickle(File(feed("http://a.test/") * 50, "application/rss+xml")), Hang()]
+)
 def test_a_list_that_comes_too_slowly_is_transient(tmp_path, site, behaviour):
     began = time.monotonic()
     [row] = take(tmp_path, site.script("/feed", behaviour), settings=HASTY)
@@ -200,19 +235,31 @@ def test_a_list_that_comes_too_slowly_is_transient(tmp_path, site, behaviour):
 
 
 def test_a_list_has_a_time_in_all(tmp_path, site):
-    site.script("/slow", Trickle(File(feed("http://a.test/"), "application/rss+xml"),
-                                 pause_seconds=0.2))
+    site.script(
+        "/slow", Trickle(File(feed("http://a.test/"), "application/rss+xml"), pause_seconds=0.2)
+    )
     began = time.monotonic()
-    [row] = take(tmp_path, site.url("/slow"), settings={
-        "max_download_seconds": 0.5, "min_speed_seconds": 1, "min_bytes_per_second": None})
+    [row] = take(
+        tmp_path,
+        site.url("/slow"),
+        settings={
+            "max_download_seconds": 0.5,
+            "min_speed_seconds": 1,
+            "min_bytes_per_second": None,
+        },
+    )
     assert outcome(row) == "transient", row
     assert "max_download_seconds" in row["error"]["message"]
     assert time.monotonic() - began < 40
 
 
 def test_a_list_without_end_is_bounded(tmp_path, site, monkeypatch):
-    [row] = take(tmp_path / "bytes", site.script("/feed", Endless(
-        "application/rss+xml", b'<?xml version="1.0"?><rss><channel>')))
+    [row] = take(
+        tmp_path / "bytes",
+        site.script(
+            "/feed", Endless("application/rss+xml", b'<?xml version="1.0"?><rss><channel>')
+        ),
+    )
     assert outcome(row) == "permanent", row
     monkeypatch.setattr(expansion, "MAX_ENTRIES", 3)
     links = [f"http://a.test/{number}" for number in range(5)]
@@ -224,8 +271,9 @@ def test_a_list_without_end_is_bounded(tmp_path, site, monkeypatch):
 
 
 def test_lists_and_downloads_take_turns_at_a_host_together(tmp_path, site):
-    site.script("/feed", File(feed(site.url("/a.html"), site.url("/b.html")),
-                              "application/rss+xml"))
+    site.script(
+        "/feed", File(feed(site.url("/a.html"), site.url("/b.html")), "application/rss+xml")
+    )
     video = {"url": site.file("/v.mp4", VIDEO)}
 
     def both(dataset: Path, seconds: float) -> None:
@@ -253,8 +301,13 @@ def platform(monkeypatch, site):
         info: dict = {}
 
         def _real_extract(self, url):
-            return {"id": self._match_id(url), "title": "A film", "duration": 60.0,
-                    "formats": [{"format_id": "0", "url": self.video, "ext": "mp4"}], **self.info}
+            return {
+                "id": self._match_id(url),
+                "title": "A film",
+                "duration": 60.0,
+                "formats": [{"format_id": "0", "url": self.video, "ext": "mp4"}],
+                **self.info,
+            }
 
     add_extractor(HomeIE, monkeypatch.setattr)
     return HomeIE
@@ -277,7 +330,8 @@ def fetchers(url: str) -> list[psutil.Process]:
     found = []
     for process in psutil.process_iter(["cmdline", "status"]):
         if process.info["status"] != psutil.STATUS_ZOMBIE and url in (
-                process.info["cmdline"] or ()):
+            process.info["cmdline"] or ()
+        ):
             found.append(process)
     return found
 
@@ -294,20 +348,30 @@ def gone(url: str, seconds: float = 30.0) -> bool:
 PART = {"spans": [{"start_seconds": 5.0, "end_seconds": 8.0}], "extractor": "home"}
 
 
-@pytest.mark.parametrize(("settings", "kind", "words"), [
-    ({"min_bytes_per_second": 5_000, "min_speed_seconds": 3.0}, "transient", "slower"),
-    ({"max_download_seconds": 4.0, "min_speed_seconds": 1.0, "min_bytes_per_second": None},
-     "transient", "max_download_seconds"),
-])
-def test_ffmpeg_is_killed_where_a_limit_ends_it(
-    tmp_path, site, platform, settings, kind, words
-):
+@pytest.mark.parametrize(
+    ("settings", "kind", "words"),
+    [
+        ({"min_bytes_per_second": 5_000, "min_speed_seconds": 3.0}, "transient", "slower"),
+        (
+            {"max_download_seconds": 4.0, "min_speed_seconds": 1.0, "min_bytes_per_second": None},
+            "transient",
+            "max_download_seconds",
+        ),
+    ],
+)
+def test_ffmpeg_is_killed_where_a_limit_ends_it(tmp_path, site, platform, settings, kind, words):
     """In the seconds before, the program is started and asks for the file."""
     mark = Mark(Trickle(File(VIDEO)))
     site.script("/v.mp4", mark)
     began = time.monotonic()
-    [row] = download(tmp_path, {"url": site.url("/home/film1"), **PART}, sections=True, retries=0,
-                     timeout_seconds=100, **settings)
+    [row] = download(
+        tmp_path,
+        {"url": site.url("/home/film1"), **PART},
+        sections=True,
+        retries=0,
+        timeout_seconds=100,
+        **settings,
+    )
     assert mark.asked.is_set()
     assert site.log[-1].headers["User-Agent"].startswith(("Lavf", "Mozilla"))
     assert outcome(row) == kind, row
@@ -324,8 +388,12 @@ def work(dataset: Path, url: str, video: str) -> None:
         _VALID_URL = r"https?://127\.0\.0\.1:\d+/home/(?P<id>\w+)"
 
         def _real_extract(self, url):
-            return {"id": "film1", "title": "A film", "duration": 60.0,
-                    "formats": [{"format_id": "0", "url": video, "ext": "mp4"}]}
+            return {
+                "id": "film1",
+                "title": "A film",
+                "duration": 60.0,
+                "formats": [{"format_id": "0", "url": video, "ext": "mp4"}],
+            }
 
     add_extractor(HomeIE)
     download(dataset, {"url": url, **PART}, sections=True, timeout_seconds=60, retries=0)
@@ -335,7 +403,8 @@ def test_ffmpeg_does_not_outlive_a_worker_that_is_killed(tmp_path, site):
     mark = Mark(Hang(60))
     video = site.script("/v.mp4", mark)
     worker = multiprocessing.get_context("forkserver").Process(
-        target=work, args=(tmp_path, site.url("/home/film1"), video))
+        target=work, args=(tmp_path, site.url("/home/film1"), video)
+    )
     worker.start()
     assert mark.asked.wait(60)
     assert [process.name() for process in fetchers(video)]
@@ -366,15 +435,15 @@ def test_a_site_does_not_make_ffmpeg_read_a_file_of_this_machine(
 
     monkeypatch.setattr(Watch, "starting", noted)
     (tmp_path / "secret.mp4").write_bytes(make_video(8))
-    file = {"format_id": "0", "ext": "mp4",
-            "url": address.format(file=tmp_path / "secret.mp4")}
+    file = {"format_id": "0", "ext": "mp4", "url": address.format(file=tmp_path / "secret.mp4")}
     # yt-dlp leaves the second to ffmpeg.
     for number, one in enumerate((file, {**file, "protocol": "m3u8"})):
         platform.info = {"formats": [one]}
         for sections in (True, False):
             dataset = tmp_path / f"{number}-{sections}"
-            [row] = download(dataset, {"url": site.url("/home/film1"), **PART},
-                             sections=sections, retries=0)
+            [row] = download(
+                dataset, {"url": site.url("/home/film1"), **PART}, sections=sections, retries=0
+            )
             assert outcome(row) in ("permanent", "transient"), row
             assert not list((dataset / "media").glob("*.mp4"))
     assert not [one for one in started if "-i" in one]
@@ -386,8 +455,13 @@ def test_a_site_does_not_make_ffmpeg_read_a_file_of_this_machine(
 def test_subtitles_without_end_cost_the_subtitles_only(tmp_path, site, platform, monkeypatch):
     monkeypatch.setattr(ytdlp_requests, "MAX_SUBTITLE_BYTES", 2 << 20)
     site.file("/v.mp4", VIDEO)
-    platform.info = {"subtitles": {"en": [
-        {"url": site.script("/en.vtt", Endless("text/vtt", b"WEBVTT\n\n")), "ext": "vtt"}]}}
+    platform.info = {
+        "subtitles": {
+            "en": [
+                {"url": site.script("/en.vtt", Endless("text/vtt", b"WEBVTT\n\n")), "ext": "vtt"}
+            ]
+        }
+    }
     [row] = download(tmp_path, {"url": site.url("/home/film1"), "extractor": "home"})
     assert outcome(row) == "kept", row
     assert row["subtitles"] == []

@@ -29,8 +29,12 @@ from tests.http_server import File, serve
 SAID = "Sign in to confirm you\u2019re not a bot. Use --cookies for the authentication"
 # Nothing is waited for, so that a row is asked for or fails at once; no pause ends in a test that
 # sets none itself.
-HASTY = {"host_problems": 3, "host_pause_seconds": 600.0, "max_backoff_seconds": 0.0,
-         "concurrency": 1}
+HASTY = {
+    "host_problems": 3,
+    "host_pause_seconds": 600.0,
+    "max_backoff_seconds": 0.0,
+    "concurrency": 1,
+}
 
 
 @dataclass(frozen=True)
@@ -73,8 +77,13 @@ def platform(monkeypatch, site):
                 self._download_webpage(url, number)
             if self.suspects(int(number)):
                 raise ExtractorError(SAID, expected=True)
-            return {"id": number, "title": "A film", "formats": [
-                {"format_id": "0", "url": site.url(f"/files/{number}.mp4"), "ext": "mp4"}]}
+            return {
+                "id": number,
+                "title": "A film",
+                "formats": [
+                    {"format_id": "0", "url": site.url(f"/files/{number}.mp4"), "ext": "mp4"}
+                ],
+            }
 
     for number in range(40):
         site.page(f"/home/{number}", "<html>")
@@ -86,7 +95,8 @@ def platform(monkeypatch, site):
 def download(dataset: Path, urls: list[str], extractor: str | None = "home", **settings):
     table = pa.Table.from_pylist(
         [{"source_key": source_key(url), "url": url, "extractor": extractor} for url in urls],
-        SOURCES)
+        SOURCES,
+    )
     with stage(**settings).open(Workspace(dataset, dataset / "scratch")) as transform:
         return transform(table).to_pylist()
 
@@ -105,8 +115,11 @@ def test_a_site_that_takes_us_for_a_bot_is_left_alone(tmp_path, site, platform):
     assert f"after 3 bot checks in a row, the last: [Home] 2: {SAID}" in messages[3]
 
 
-@pytest.mark.parametrize("extractor", [
-    "home", pytest.param(None, marks=pytest.mark.slow)], ids=["known", "asked for directly first"])
+@pytest.mark.parametrize(
+    "extractor",
+    ["home", pytest.param(None, marks=pytest.mark.slow)],
+    ids=["known", "asked for directly first"],
+)
 @pytest.mark.parametrize("gone", [None, 0.001], ids=["waited for", "gone"])
 def test_a_site_that_has_calmed_down_is_asked_as_before(tmp_path, site, platform, extractor, gone):
     """One row asks all that it takes to get a video, and that ends the pauses, not a page."""
@@ -142,8 +155,13 @@ def test_a_video_that_is_given_out_lets_others_go_on_before_it_is_there(tmp_path
     time.sleep(1.1)
     platform.suspects = staticmethod(lambda number: False)
     site.script("/files/20.mp4", Late(File(make_video(seconds=1.0)), others=6))
-    rows = download(tmp_path, homes(site, *range(20, 27)), retries=0, timeout_seconds=120, **{
-        **HASTY, "host_pause_seconds": 90.0, "max_backoff_seconds": 200, "concurrency": 2})
+    rows = download(
+        tmp_path,
+        homes(site, *range(20, 27)),
+        retries=0,
+        timeout_seconds=120,
+        **{**HASTY, "host_pause_seconds": 90.0, "max_backoff_seconds": 200, "concurrency": 2},
+    )
     assert [outcome(row) for row in rows] == ["kept"] * 7
 
 
@@ -164,8 +182,9 @@ def test_bot_checks_now_and_then_are_those_videos_own(tmp_path, site, platform):
 
 @pytest.mark.parametrize("status", [403, 503])
 def test_cloudflares_challenge_is_a_bot_check(tmp_path, site, status):
-    urls = [site.script(f"/{number}.mp4", Refusing(status, is_challenge=True))
-            for number in range(5)]
+    urls = [
+        site.script(f"/{number}.mp4", Refusing(status, is_challenge=True)) for number in range(5)
+    ]
     rows = download(tmp_path, urls, None, **HASTY)
     assert [outcome(row) for row in rows] == ["blocked"] * 5
     assert "Cloudflare" in rows[0]["error"]["message"]
@@ -173,8 +192,9 @@ def test_cloudflares_challenge_is_a_bot_check(tmp_path, site, status):
 
 
 def test_a_refusal_of_one_file_is_no_bot_check(tmp_path, site):
-    rows = download(tmp_path, [site.status(f"/{number}.mp4", 403) for number in range(8)], None,
-                    **HASTY)
+    rows = download(
+        tmp_path, [site.status(f"/{number}.mp4", 403) for number in range(8)], None, **HASTY
+    )
     assert [outcome(row) for row in rows] == ["blocked"] * 8
     assert len(site.log) == 8
 
@@ -186,8 +206,17 @@ def test_a_host_that_is_gone_is_waited_for_no_more(tmp_path, site):
     """
     urls = [site.status(f"/{number}.mp4", 500) for number in range(40)]
     began = time.monotonic()
-    rows = download(tmp_path, urls, None, host_problems=2, host_pause_seconds=1.0,
-                    max_backoff_seconds=1.5, host_gone_seconds=2.0, retries=1, concurrency=1)
+    rows = download(
+        tmp_path,
+        urls,
+        None,
+        host_problems=2,
+        host_pause_seconds=1.0,
+        max_backoff_seconds=1.5,
+        host_gone_seconds=2.0,
+        retries=1,
+        concurrency=1,
+    )
     assert {outcome(row) for row in rows} == {"transient"}
     assert sum("is left alone until" in row["error"]["message"] for row in rows) > 30
     assert time.monotonic() - began < 40, "60 s if each row waits"
@@ -195,12 +224,20 @@ def test_a_host_that_is_gone_is_waited_for_no_more(tmp_path, site):
 
 def test_a_gone_host_that_comes_back_is_found_by_a_probe(tmp_path, site):
     dead = [site.status(f"/{number}.mp4", 500) for number in range(6)]
-    settings = {"host_problems": 1, "host_pause_seconds": 0.5, "max_backoff_seconds": 0.6,
-                "host_gone_seconds": 0.1, "retries": 0, "concurrency": 1}
+    settings = {
+        "host_problems": 1,
+        "host_pause_seconds": 0.5,
+        "max_backoff_seconds": 0.6,
+        "host_gone_seconds": 0.1,
+        "retries": 0,
+        "concurrency": 1,
+    }
     download(tmp_path, dead, None, **settings)
     time.sleep(0.6)
-    alive = [site.script(f"/alive{number}.mp4", File(make_video(seconds=1.0, seed=number)))
-             for number in range(4)]
+    alive = [
+        site.script(f"/alive{number}.mp4", File(make_video(seconds=1.0, seed=number)))
+        for number in range(4)
+    ]
     assert {outcome(row) for row in download(tmp_path, alive, None, **settings)} == {"kept"}
 
 
@@ -231,8 +268,10 @@ def test_media_that_never_comes_is_the_hosts_problem_though_it_gives_out_videos(
 
 def turns(folder: Path, **manners) -> Hosts:
     """With pauses longer than any test, unless it sets them."""
-    return Hosts(Manners(**{"problems": 1, "pause_seconds": 600.0, "patience_seconds": 0.0,
-                            **manners}), folder)
+    return Hosts(
+        Manners(**{"problems": 1, "pause_seconds": 600.0, "patience_seconds": 0.0, **manners}),
+        folder,
+    )
 
 
 def checked(folder: Path, *hosts: str) -> None:
@@ -251,13 +290,19 @@ def attempt(hosts: Hosts, *asked: str, new_row: bool = True) -> Hosts:
     return hosts
 
 
-@pytest.mark.parametrize(("asked", "known", "whose"), [
-    (["site.example"] * 3 + ["api.example"], None, "site.example"),
-    (["short.example", "site.example", "site.example"], None, "site.example"),
-    (["short.example", "site.example"], None, "site.example"),
-    (["short.example", "site.example", "cdn.example", "cdn.example"], "Site.example",
-     "site.example"),
-])
+@pytest.mark.parametrize(
+    ("asked", "known", "whose"),
+    [
+        (["site.example"] * 3 + ["api.example"], None, "site.example"),
+        (["short.example", "site.example", "site.example"], None, "site.example"),
+        (["short.example", "site.example"], None, "site.example"),
+        (
+            ["short.example", "site.example", "cdn.example", "cdn.example"],
+            "Site.example",
+            "site.example",
+        ),
+    ],
+)
 def test_a_bot_check_is_the_sites_own(tmp_path, asked, known, whose):
     """Not that of an address that leads to it, nor of one of its interfaces."""
     hosts = turns(tmp_path)
@@ -349,14 +394,20 @@ def test_a_redirect_to_a_site_that_is_left_alone_is_no_problem_of_the_redirector
     assert problem_of(TransportError(cause=left), "ERROR: [generic] 1: timed out") is left
 
 
-@pytest.mark.parametrize(("message", "kind", "is_check"), [
-    (f"ERROR: [youtube] a: {SAID}", "blocked", True),
-    ("ERROR: [generic] 1: Got HTTP Error 403 caused by Cloudflare anti-bot challenge", "blocked",
-     True),
-    ("ERROR: [generic] captcha-howto: Video unavailable", "permanent", False),
-    ("ERROR: Unable to open https://a.test/captcha?x: does not exist", "permanent", False),
-    ("ERROR: [youtube] a: Sign in to confirm your age", "blocked", False),
-])
+@pytest.mark.parametrize(
+    ("message", "kind", "is_check"),
+    [
+        (f"ERROR: [youtube] a: {SAID}", "blocked", True),
+        (
+            "ERROR: [generic] 1: Got HTTP Error 403 caused by Cloudflare anti-bot challenge",
+            "blocked",
+            True,
+        ),
+        ("ERROR: [generic] captcha-howto: Video unavailable", "permanent", False),
+        ("ERROR: Unable to open https://a.test/captcha?x: does not exist", "permanent", False),
+        ("ERROR: [youtube] a: Sign in to confirm your age", "blocked", False),
+    ],
+)
 def test_only_words_about_bots_make_a_bot_check(message, kind, is_check):
     found = problem_of(Exception("x"), message)
     assert (found.kind, isinstance(found, BotCheck)) == (kind, is_check)
@@ -372,9 +423,22 @@ def test_whoever_comes_next_is_asked_for_at_once(tmp_path, site, platform, way):
     from clipmill.pipeline.recipes.recipe import load_recipe
 
     (tmp_path / "urls.txt").write_text("\n".join(homes(site, *range(9))) + "\n")
-    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({"sources": ["urls.txt"], "stages": {
-        "download_videos": {"min_duration_seconds": 0.5, "min_height": 16, **HASTY,
-                            "host_pause_seconds": 600.0, "host_gone_seconds": 0.001}}}))
+    (tmp_path / "recipe.yaml").write_text(
+        yaml.safe_dump(
+            {
+                "sources": ["urls.txt"],
+                "stages": {
+                    "download_videos": {
+                        "min_duration_seconds": 0.5,
+                        "min_height": 16,
+                        **HASTY,
+                        "host_pause_seconds": 600.0,
+                        "host_gone_seconds": 0.001,
+                    }
+                },
+            }
+        )
+    )
     loaded, dataset = load_recipe(tmp_path / "recipe.yaml", engine="local"), tmp_path / "dataset"
     run(loaded, dataset)
     n_asked = len(site.log)

@@ -52,16 +52,29 @@ class Reader:
 
 def clip(name: str, first_number: int, seconds=(0.5, 1.5, 2.5), start=0.0, end=3.0, **columns):
     """A clip whose frames carry first_number, first_number + 1, …"""
-    frames = [{"frame_number": i, "seconds": at, "jpeg": numbered(first_number + i)}
-              for i, at in enumerate(seconds)]
-    return {"clip_id": name, "start_seconds": start, "end_seconds": end, "frames": frames,
-            **columns}
+    frames = [
+        {"frame_number": i, "seconds": at, "jpeg": numbered(first_number + i)}
+        for i, at in enumerate(seconds)
+    ]
+    return {
+        "clip_id": name,
+        "start_seconds": start,
+        "end_seconds": end,
+        "frames": frames,
+        **columns,
+    }
 
 
 def table(clips) -> pa.Table:
-    schema = pa.schema([("clip_id", pa.string()), ("start_seconds", pa.float64()),
-                        ("end_seconds", pa.float64()), ("frames", pa.list_(FRAME)),
-                        ("tags", pa.list_(TAG))])
+    schema = pa.schema(
+        [
+            ("clip_id", pa.string()),
+            ("start_seconds", pa.float64()),
+            ("end_seconds", pa.float64()),
+            ("frames", pa.list_(FRAME)),
+            ("tags", pa.list_(TAG)),
+        ]
+    )
     return pa.Table.from_pylist([{"tags": None, **row} for row in clips], schema=schema)
 
 
@@ -86,14 +99,18 @@ def test_every_caption_sits_on_its_own_clip_and_time(counts, order):
         times = [10 * i + j + 0.5 for j in range(count)]
         clips.append(clip(f"clip{i}", first, times, 10.0 * i, 10.0 * i + count))
         first += count
-    truth = {(row["clip_id"], frame["seconds"]): f"number {number_in(frame['jpeg'])}"
-             for row in clips for frame in row["frames"]}
+    truth = {
+        (row["clip_id"], frame["seconds"]): f"number {number_in(frame['jpeg'])}"
+        for row in clips
+        for frame in row["frames"]
+    }
     order.shuffle(clips)
     for name, row in captioned(stage(), clips).items():
         assert row["error"] is None
         assert row["caption_coarse"] == truth[name, row["coarse_seconds"]]
         assert {(name, fine["seconds"]): fine["text"] for fine in row["captions_fine"]} == {
-            key: text for key, text in truth.items() if key[0] == name}
+            key: text for key, text in truth.items() if key[0] == name
+        }
         times = [fine["seconds"] for fine in row["captions_fine"]]
         assert times == sorted(times)
 
@@ -104,28 +121,35 @@ def test_each_scale_gets_its_own_frames():
     found = captioned(stage(fine_frames_per_second=0.5, fine_at_least=1), [row])["a"]
     assert found["caption_coarse"] == "number 14"
     assert [fine["text"] for fine in found["captions_fine"]] == [
-        "number 4", "number 14", "number 24"]
+        "number 4",
+        "number 14",
+        "number 24",
+    ]
     assert stage().frames_picked() == (Middle(), PerSecond(1.0, 8))
     assert stage(coarse=False).frames_picked() == (PerSecond(1.0, 8),)
     assert stage(fine=False).frames_picked() == (Middle(),)
 
 
-@pytest.mark.parametrize(("scale", "empty"), [
-    ("coarse", "captions_fine"), ("fine", "caption_coarse")])
+@pytest.mark.parametrize(
+    ("scale", "empty"), [("coarse", "captions_fine"), ("fine", "caption_coarse")]
+)
 def test_a_scale_can_be_left_out(scale, empty):
     off = {"coarse": "fine", "fine": "coarse"}[scale]
     row = captioned(stage(**{off: False}), [clip("a", 0)])["a"]
     assert (row["error"], row[empty]) == (None, None)
 
 
-@pytest.mark.parametrize(("said", "kind", "words"), [
-    ("", "model", "the text is empty"),
-    (" ...! ", "model", "no word"),
-    ("a dog a dog a dog a dog", "model", "repeats"),
-    ("<think>I wonder", "model", "empty"),
-    (RowFailed("transient", "answered 503"), "transient", "answered 503"),
-    (RowFailed("bad_media", "no image"), "bad_media", "no image"),
-])
+@pytest.mark.parametrize(
+    ("said", "kind", "words"),
+    [
+        ("", "model", "the text is empty"),
+        (" ...! ", "model", "no word"),
+        ("a dog a dog a dog a dog", "model", "repeats"),
+        ("<think>I wonder", "model", "empty"),
+        (RowFailed("transient", "answered 503"), "transient", "answered 503"),
+        (RowFailed("bad_media", "no image"), "bad_media", "no image"),
+    ],
+)
 def test_a_text_that_is_none_costs_only_its_clip(said, kind, words):
     reader = Reader(lambda number, picture: said if number == 101 else f"number {number}")
     rows = captioned(stage(), [clip("a", 0), clip("bad", 100), clip("b", 200)], reader)
@@ -159,8 +183,13 @@ def test_what_looks_the_same_is_captioned_once_and_said_at_every_time():
     found = captioned(stage(coarse=False, skip_similar=4.0), [row], reader)["a"]
     assert [number_in(picture.jpeg) for picture in reader.asked] == [5, 6, 5]
     assert [(fine["seconds"], fine["text"]) for fine in found["captions_fine"]] == [
-        (0.5, "number 5"), (1.5, "number 5"), (2.5, "number 5"),
-        (3.5, "number 6"), (4.5, "number 6"), (5.5, "number 5")]
+        (0.5, "number 5"),
+        (1.5, "number 5"),
+        (2.5, "number 5"),
+        (3.5, "number 6"),
+        (4.5, "number 6"),
+        (5.5, "number 5"),
+    ]
     everything = Reader()
     captioned(stage(coarse=False, skip_similar=0), [row], everything)
     assert len(everything.asked) == 6
@@ -193,27 +222,40 @@ def test_tags_guide_the_fine_captions_of_their_own_clip():
     guided = stage(guide_with_tags=True, fine_prompt=template, prompt="coarse")
     assert "tag_clips.tags?" in guided.columns_read()
     reader = Reader()
-    captioned(guided, [
-        clip("a", 0, tags=[{"tag": "dog", "score": 0.5}, {"tag": "beach", "score": 0.4}]),
-        clip("b", 20),
-    ], reader)
-    asked = {(ticket.clip_id, ticket.scale): prompt for ticket, prompt in
-             ((picture.ticket, picture.prompt) for picture in reader.asked)}
-    assert asked == {("a", "coarse"): "coarse", ("a", "fine"): "seen: dog, beach",
-                     ("b", "coarse"): "coarse", ("b", "fine"): "seen: nothing"}
+    captioned(
+        guided,
+        [
+            clip("a", 0, tags=[{"tag": "dog", "score": 0.5}, {"tag": "beach", "score": 0.4}]),
+            clip("b", 20),
+        ],
+        reader,
+    )
+    asked = {
+        (ticket.clip_id, ticket.scale): prompt
+        for ticket, prompt in ((picture.ticket, picture.prompt) for picture in reader.asked)
+    }
+    assert asked == {
+        ("a", "coarse"): "coarse",
+        ("a", "fine"): "seen: dog, beach",
+        ("b", "coarse"): "coarse",
+        ("b", "fine"): "seen: nothing",
+    }
     assert "tag_clips.tags?" not in stage().columns_read()
 
 
-@pytest.mark.parametrize(("fields", "words"), [
-    ({"coarse": False, "fine": False}, "both off"),
-    ({"guide_with_tags": True}, "fine_prompt that uses tags"),
-    ({"guide_with_tags": True, "fine_prompt": "a picture"}, "fine_prompt that uses tags"),
-    ({"guide_with_tags": True, "fine_prompt": "{{ tag }}"}, "allowed variables: tags"),
-    ({"guide_with_tags": True, "fine_prompt": "{{ tags }}", "fine": False}, "fine is off"),
-    ({"model": "http://127.0.0.1:1/v1#x", "num_beams": 5}, "server_options"),
-    ({"skip_similar": -1}, "greater than or equal to 0"),
-    ({"no_such_setting": 1}, "no_such_setting"),
-])
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"coarse": False, "fine": False}, "both off"),
+        ({"guide_with_tags": True}, "fine_prompt that uses tags"),
+        ({"guide_with_tags": True, "fine_prompt": "a picture"}, "fine_prompt that uses tags"),
+        ({"guide_with_tags": True, "fine_prompt": "{{ tag }}"}, "allowed variables: tags"),
+        ({"guide_with_tags": True, "fine_prompt": "{{ tags }}", "fine": False}, "fine is off"),
+        ({"model": "http://127.0.0.1:1/v1#x", "num_beams": 5}, "server_options"),
+        ({"skip_similar": -1}, "greater than or equal to 0"),
+        ({"no_such_setting": 1}, "no_such_setting"),
+    ],
+)
 def test_settings_that_make_no_sense_are_refused(fields, words):
     with pytest.raises(ValidationError, match=words):
         stage(**fields)
@@ -221,8 +263,15 @@ def test_settings_that_make_no_sense_are_refused(fields, words):
 
 def test_scales_may_differ_in_model_and_generation():
     """InternVid's: BLIP-2's usual settings for coarse, the tagger's for fine."""
-    both = stage(num_beams=5, max_new_tokens=30, prompt="", fine_num_beams=3, fine_prompt="a {} ",
-                 fine_max_new_tokens=50, fine_min_new_tokens=10)
+    both = stage(
+        num_beams=5,
+        max_new_tokens=30,
+        prompt="",
+        fine_num_beams=3,
+        fine_prompt="a {} ",
+        fine_max_new_tokens=50,
+        fine_min_new_tokens=10,
+    )
     coarse, fine = both._generation.arguments(), both._fine_generation.arguments()
     assert (coarse["num_beams"], coarse["max_new_tokens"]) == (5, 30)
     assert (fine["num_beams"], fine["max_new_tokens"], fine["min_new_tokens"]) == (3, 50, 10)
@@ -235,8 +284,13 @@ def test_whole_stage_over_a_tiny_model_repeats_itself(tmp_path):
     """Same rows whether clips come together or alone, and again the second time."""
     from tests.models_factory import tiny_model
 
-    whole = stage(model=str(tiny_model("blip")), dtype="float32", max_new_tokens=6,
-                  no_repeat_ngram_size=1, batch_images=3)
+    whole = stage(
+        model=str(tiny_model("blip")),
+        dtype="float32",
+        max_new_tokens=6,
+        no_repeat_ngram_size=1,
+        batch_images=3,
+    )
     clips = [clip("a", 1), clip("b", 700), clip("c", 2900)]
     with whole.open(Workspace(tmp_path, tmp_path)) as transform:
         together = transform(table(clips))
@@ -250,6 +304,7 @@ def test_whole_stage_over_a_tiny_model_repeats_itself(tmp_path):
 
 def test_frames_go_to_a_server_as_they_are(tmp_path):
     """The server reads the numbers in the pictures; a refusal costs only its clip."""
+
     def answer(request):
         return f"number {number_in(picture_of(request))} for {text_of(request)}"
 
@@ -260,4 +315,5 @@ def test_frames_go_to_a_server_as_they_are(tmp_path):
     assert rows[0]["error"]["kind"] == "model"
     assert rows[1]["caption_coarse"] == "number 21 for look"
     assert [fine["text"] for fine in rows[1]["captions_fine"]] == [
-        f"number {number} for look" for number in (20, 21, 22)]
+        f"number {number} for look" for number in (20, 21, 22)
+    ]

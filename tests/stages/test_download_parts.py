@@ -30,8 +30,9 @@ def offer(site, platform, name: str, **tracks) -> str:
     for track, steps in tracks.items():
         code = track.removeprefix("auto_").replace("_", "-")
         kind = "automatic_captions" if track.startswith("auto_") else "subtitles"
-        url = site.script(f"/{name}/{track}.vtt",
-                          *(steps if isinstance(steps, tuple) else (steps,)))
+        url = site.script(
+            f"/{name}/{track}.vtt", *(steps if isinstance(steps, tuple) else (steps,))
+        )
         said[kind][code] = [{"url": url, "ext": "vtt"}]
     media = site.file(f"/{name}.mp4", make_video(seed=len(platform.infos)))
     platform.infos[name] = {"formats": [{"format_id": "0", "url": media, "ext": "mp4"}], **said}
@@ -39,8 +40,9 @@ def offer(site, platform, name: str, **tracks) -> str:
 
 
 def bring(dataset: Path, urls: list[str], **settings) -> list[dict]:
-    rows = pa.Table.from_pylist([{"source_key": source_key(url), "url": url, "extractor": "home"}
-                                 for url in urls], SOURCES)
+    rows = pa.Table.from_pylist(
+        [{"source_key": source_key(url), "url": url, "extractor": "home"} for url in urls], SOURCES
+    )
     with stage(**settings).open(Workspace(dataset, dataset / "scratch")) as transform:
         return transform(rows).to_pylist()
 
@@ -74,13 +76,22 @@ def test_the_parts_that_are_missing_are_asked_for_alone(tmp_path, site, platform
     assert said_in(row) == {"en": "one", "en-GB": "two"}
     assert row["failed_parts"] == []
     assert [len(site.asked(path)) for path in ("/film.mp4", "/film/en.vtt", "/film/en_GB.vtt")] == [
-        1, 2, 1]
+        1,
+        2,
+        1,
+    ]
 
 
-@pytest.mark.parametrize(("track", "kind"), [
-    (Busy(404), "permanent"), (Busy(403), "blocked"), (Busy(500), "transient"),
-    (File(b"\x00\x01", "text/vtt"), None), (Hang(), "transient"),
-])
+@pytest.mark.parametrize(
+    ("track", "kind"),
+    [
+        (Busy(404), "permanent"),
+        (Busy(403), "blocked"),
+        (Busy(500), "transient"),
+        (File(b"\x00\x01", "text/vtt"), None),
+        (Hang(), "transient"),
+    ],
+)
 def test_whatever_becomes_of_a_track_the_video_is_kept(tmp_path, site, platform, track, kind):
     url = offer(site, platform, "film", en=track)
     [row] = bring(tmp_path, [url], retries=1, timeout_seconds=0.5)
@@ -97,24 +108,42 @@ def test_other_languages_are_asked_for_without_the_media(tmp_path, site, platfor
     assert len(site.asked("/film.mp4")) == 1
 
 
-@pytest.mark.parametrize(("offered", "language", "settings", "taken"), [
-    ("es fr pt_BR auto_es-orig auto_es auto_en auto_de auto_en-es auto_en-fr", "es", {},
-     "es es-orig"),
-    ("en es fr auto_en-orig auto_en auto_es auto_en-en auto_en-es auto_es-en", "en", {},
-     "en en-orig"),
-    ("es fr auto_es-orig auto_en auto_en-es", None, {}, "es es-orig"),
-    ("auto_en auto_de auto_en-de", "de", {}, "de"), ("auto_de auto_en", None, {}, "en"),
-    ("es auto_es-orig auto_en auto_en-es", "es", {"translated_subtitles": True},
-     "es es-orig en en-es"),
-    ("es auto_es-orig", "es", {"user_subtitles": False}, "es-orig"),
-    ("es auto_es-orig", "es", {"automatic_subtitles": False}, "es"),
-    ("es de auto_es-orig", "es", {"subtitle_languages": []}, ""),
-    ("es de auto_es-orig auto_es", "es", {"yt_dlp": {"allsubtitles": True}}, "de es es-orig"),
-])
+@pytest.mark.parametrize(
+    ("offered", "language", "settings", "taken"),
+    [
+        (
+            "es fr pt_BR auto_es-orig auto_es auto_en auto_de auto_en-es auto_en-fr",
+            "es",
+            {},
+            "es es-orig",
+        ),
+        (
+            "en es fr auto_en-orig auto_en auto_es auto_en-en auto_en-es auto_es-en",
+            "en",
+            {},
+            "en en-orig",
+        ),
+        ("es fr auto_es-orig auto_en auto_en-es", None, {}, "es es-orig"),
+        ("auto_en auto_de auto_en-de", "de", {}, "de"),
+        ("auto_de auto_en", None, {}, "en"),
+        (
+            "es auto_es-orig auto_en auto_en-es",
+            "es",
+            {"translated_subtitles": True},
+            "es es-orig en en-es",
+        ),
+        ("es auto_es-orig", "es", {"user_subtitles": False}, "es-orig"),
+        ("es auto_es-orig", "es", {"automatic_subtitles": False}, "es"),
+        ("es de auto_es-orig", "es", {"subtitle_languages": []}, ""),
+        ("es de auto_es-orig auto_es", "es", {"yt_dlp": {"allsubtitles": True}}, "de es es-orig"),
+    ],
+)
 def test_which_tracks_are_asked_for(tmp_path, site, platform, offered, language, settings, taken):
     """People's, and the automatic one in the language spoken; translations by choice."""
-    tracks = {name.replace("-", "_") if name.startswith("auto_") else name: vtt(name)
-              for name in offered.split()}
+    tracks = {
+        name.replace("-", "_") if name.startswith("auto_") else name: vtt(name)
+        for name in offered.split()
+    }
     url = offer(site, platform, "film", **tracks)
     platform.infos["film"]["language"] = language
     [row] = bring(tmp_path, [url], **settings)
@@ -130,7 +159,7 @@ stages:
   split_clips: {{boundaries: whole, min_clip_seconds: 0.5}}
   hear: {{stage: "{stage}:Hear"}}
 """
-HEAR = '''
+HEAR = """
 from contextlib import contextmanager
 import pyarrow as pa
 from clipmill.stages.protocol import Rows, Stage
@@ -148,7 +177,7 @@ class Hear(Stage):
                 rows.keep(row["clip_id"], heard="".join(s["text"] for s in row["subtitles"] or []))
             return rows.table()
         yield transform
-'''
+"""
 
 
 def test_retry_knows_the_failures_of_parts(tmp_path, site, platform, capsys):
@@ -156,14 +185,14 @@ def test_retry_knows_the_failures_of_parts(tmp_path, site, platform, capsys):
     offer(site, platform, "first", en=(Busy(429), vtt("one"), vtt("again")))
     offer(site, platform, "second", en=vtt("two"))
     (tmp_path / "urls.txt").write_text(
-        "".join(site.url(f"/home/{name}\n") for name in ("first", "second")))
+        "".join(site.url(f"/home/{name}\n") for name in ("first", "second"))
+    )
     (tmp_path / "hear.py").write_text(HEAR)
     (tmp_path / "recipe.yaml").write_text(RECIPE.format(stage=tmp_path / "hear.py"))
     dataset = tmp_path / "dataset"
 
     def go(**how) -> bool:
-        loaded = load(str(tmp_path / "recipe.yaml"), dataset,
-                      sources=[str(tmp_path / "urls.txt")])
+        loaded = load(str(tmp_path / "recipe.yaml"), dataset, sources=[str(tmp_path / "urls.txt")])
         return run(loaded, dataset, **how)
 
     def ask(query: str) -> list[tuple]:
@@ -173,14 +202,16 @@ def test_retry_knows_the_failures_of_parts(tmp_path, site, platform, capsys):
     assert go()
     key = source_key(site.url("/home/first"))
     assert ask("SELECT stage, key, kind, attempts FROM failures") == [
-        ("download_videos.subtitles", key, "transient", 1)]
+        ("download_videos.subtitles", key, "transient", 1)
+    ]
     before = status_report(dataset)
     assert all(stage["inputs"] == stage["kept"] for stage in before["stages"])
     assert next(lines_below(before)).startswith("1 failed (1 part of kept rows): 1 transient")
     assert not go(retry_kinds=["permanent"])
     assert go(retry_kinds=["transient"])
     assert "Retrying 1 failed row of download_videos.subtitles." in " ".join(
-        capsys.readouterr().err.split())
+        capsys.readouterr().err.split()
+    )
     assert ask("SELECT * FROM failures") == []
     assert ask("SELECT resolved FROM failures_all") == [(True,)]
     assert sorted(ask("SELECT heard FROM clips")) == [("one",), ("two",)]

@@ -25,18 +25,26 @@ A <c.red>red</c> &amp; round thing
 A red & round thing
 rolls away
 """
-JSON3 = json.dumps({"events": [
-    {"tStartMs": 0, "dDurationMs": 1000, "segs": [
-        {"utf8": "hello "}, {"utf8": "there", "tOffsetMs": 400}]},
-    {"tStartMs": 1000, "dDurationMs": 500, "segs": [{"utf8": "\n"}]},
-    {"tStartMs": 1200, "dDurationMs": 0},
-]})
+JSON3 = json.dumps(
+    {
+        "events": [
+            {
+                "tStartMs": 0,
+                "dDurationMs": 1000,
+                "segs": [{"utf8": "hello "}, {"utf8": "there", "tOffsetMs": 400}],
+            },
+            {"tStartMs": 1000, "dDurationMs": 500, "segs": [{"utf8": "\n"}]},
+            {"tStartMs": 1200, "dDurationMs": 0},
+        ]
+    }
+)
 
 
 def watch(dataset, site, **settings) -> dict:
     url = site.url("/home/Ab_3")
     rows = pa.Table.from_pylist(
-        [{"source_key": source_key(url), "url": url, "extractor": "home"}], SOURCES)
+        [{"source_key": source_key(url), "url": url, "extractor": "home"}], SOURCES
+    )
     with stage(**settings).open(Workspace(dataset, dataset / "scratch")) as transform:
         [row] = transform(rows).to_pylist()
     return row
@@ -46,38 +54,72 @@ def rendition(site, width: int, height: int, **more) -> dict:
     """One format that the platform offers; the file's own size shows which was taken."""
     path = f"/files/{width}x{height}.mp4"
     site.file(path, make_video(1.0, (width // 10, height // 10)))
-    return {"format_id": f"{width}x{height}", "url": site.url(path), "ext": "mp4",
-            "width": width, "height": height, "vcodec": "mpeg4", "acodec": "none", **more}
+    return {
+        "format_id": f"{width}x{height}",
+        "url": site.url(path),
+        "ext": "mp4",
+        "width": width,
+        "height": height,
+        "vcodec": "mpeg4",
+        "acodec": "none",
+        **more,
+    }
 
 
 def test_what_the_platform_says_is_kept(tmp_path, site, platform):
     platform.info = {
-        "formats": [rendition(site, 640, 360)], "description": "D", "uploader": "U",
-        "tags": ["x", "y"], "license": "CC-BY", "language": "en", "categories": ["Sports"],
+        "formats": [rendition(site, 640, 360)],
+        "description": "D",
+        "uploader": "U",
+        "tags": ["x", "y"],
+        "license": "CC-BY",
+        "language": "en",
+        "categories": ["Sports"],
         "duration": 20,
     }
     row = watch(tmp_path, site, min_duration_seconds=0.5)
     assert outcome(row) == "kept", row
-    assert {name: row[name] for name in (
-        "video_id", "extractor", "source_id", "title", "description", "uploader", "tags",
-        "license", "language", "category",
-    )} == {
-        "video_id": "home-Ab_3", "extractor": "home", "source_id": "Ab_3", "title": "A film",
-        "description": "D", "uploader": "U", "tags": ["x", "y"], "license": "CC-BY",
-        "language": "en", "category": "Sports",
+    assert {
+        name: row[name]
+        for name in (
+            "video_id",
+            "extractor",
+            "source_id",
+            "title",
+            "description",
+            "uploader",
+            "tags",
+            "license",
+            "language",
+            "category",
+        )
+    } == {
+        "video_id": "home-Ab_3",
+        "extractor": "home",
+        "source_id": "Ab_3",
+        "title": "A film",
+        "description": "D",
+        "uploader": "U",
+        "tags": ["x", "y"],
+        "license": "CC-BY",
+        "language": "en",
+        "category": "Sports",
     }
     assert row["path"] == "media/home-Ab_3.mp4"
 
 
-@pytest.mark.parametrize(("offered", "max_height", "taken"), [
-    ([(640, 360), (1280, 720), (1920, 1080)], 720, (128, 72)),
-    ([(640, 360), (1280, 720), (1920, 1080)], None, (192, 108)),
-    ([(640, 360), (1280, 720), (1920, 1080)], 480, (64, 36)),
-    # All are above: the smallest.
-    ([(1920, 1080), (2560, 1440)], 720, (192, 108)),
-    # Portrait: the shorter side is the height.
-    ([(360, 640), (720, 1280), (1080, 1920)], 720, (72, 128)),
-])
+@pytest.mark.parametrize(
+    ("offered", "max_height", "taken"),
+    [
+        ([(640, 360), (1280, 720), (1920, 1080)], 720, (128, 72)),
+        ([(640, 360), (1280, 720), (1920, 1080)], None, (192, 108)),
+        ([(640, 360), (1280, 720), (1920, 1080)], 480, (64, 36)),
+        # All are above: the smallest.
+        ([(1920, 1080), (2560, 1440)], 720, (192, 108)),
+        # Portrait: the shorter side is the height.
+        ([(360, 640), (720, 1280), (1080, 1920)], 720, (72, 128)),
+    ],
+)
 def test_the_best_rendition_within_max_height_is_taken(
     tmp_path, site, platform, offered, max_height, taken
 ):
@@ -94,19 +136,27 @@ def test_a_format_of_ones_own_is_taken(tmp_path, site, platform):
 
 def test_video_and_audio_are_put_together(tmp_path, site, platform):
     site.file("/files/sound.m4a", make_audio())
-    sound = {"format_id": "sound", "url": site.url("/files/sound.m4a"), "ext": "m4a",
-             "vcodec": "none", "acodec": "mp4a.40.2"}
+    sound = {
+        "format_id": "sound",
+        "url": site.url("/files/sound.m4a"),
+        "ext": "m4a",
+        "vcodec": "none",
+        "acodec": "mp4a.40.2",
+    }
     platform.info = {"formats": [sound, rendition(site, 640, 360)]}
     row = watch(tmp_path, site)
     assert outcome(row) == "kept", row
     assert row["has_audio"] is True
 
 
-@pytest.mark.parametrize(("info", "settings", "rule"), [
-    ({"duration": 5}, {"min_duration_seconds": 10}, "min_duration_seconds"),
-    ({"duration": 4000}, {"max_duration_seconds": 1800}, "max_duration_seconds"),
-    ({}, {"min_height": 480}, "min_height"),
-])
+@pytest.mark.parametrize(
+    ("info", "settings", "rule"),
+    [
+        ({"duration": 5}, {"min_duration_seconds": 10}, "min_duration_seconds"),
+        ({"duration": 4000}, {"max_duration_seconds": 1800}, "max_duration_seconds"),
+        ({}, {"min_height": 480}, "min_height"),
+    ],
+)
 def test_a_rule_is_judged_before_the_download(tmp_path, site, platform, info, settings, rule):
     platform.info = {"formats": [rendition(site, 640, 360)], **info}
     row = watch(tmp_path, site, **settings)
@@ -126,20 +176,40 @@ def test_subtitles_become_spans(tmp_path, site, platform):
     platform.info = {
         "formats": [rendition(site, 640, 360)],
         "subtitles": {"en": offer("/en.vtt", VTT, "vtt"), "fr": offer("/fr.vtt", VTT, "vtt")},
-        "automatic_captions": {"de-orig": offer("/de.json3", JSON3, "json3"),
-                               "sv": offer("/sv.json3", JSON3, "json3")},
+        "automatic_captions": {
+            "de-orig": offer("/de.json3", JSON3, "json3"),
+            "sv": offer("/sv.json3", JSON3, "json3"),
+        },
     }
     row = watch(tmp_path, site)
     assert row["subtitles"] == [
-        {"start_seconds": 0.0, "end_seconds": 1.0, "text": "hello there", "language": "de-orig",
-         "automatic": True},
-        {"start_seconds": 0.5, "end_seconds": 1.5, "text": "A red & round thing",
-         "language": "en", "automatic": False},
-        {"start_seconds": 1.5, "end_seconds": 2.0, "text": "A red & round thing rolls away",
-         "language": "en", "automatic": False},
+        {
+            "start_seconds": 0.0,
+            "end_seconds": 1.0,
+            "text": "hello there",
+            "language": "de-orig",
+            "automatic": True,
+        },
+        {
+            "start_seconds": 0.5,
+            "end_seconds": 1.5,
+            "text": "A red & round thing",
+            "language": "en",
+            "automatic": False,
+        },
+        {
+            "start_seconds": 1.5,
+            "end_seconds": 2.0,
+            "text": "A red & round thing rolls away",
+            "language": "en",
+            "automatic": False,
+        },
     ]
     assert row["subtitle_words"] == [
-        [{"seconds": 0.0, "text": "hello"}, {"seconds": 0.4, "text": " there"}], None, None]
+        [{"seconds": 0.0, "text": "hello"}, {"seconds": 0.4, "text": " there"}],
+        None,
+        None,
+    ]
     only = watch(tmp_path, site, automatic_subtitles=False, subtitle_languages=["fr"])
     assert {span["language"] for span in only["subtitles"]} == {"fr"}
 
@@ -155,23 +225,29 @@ def test_a_video_is_kept_when_only_its_subtitles_fail(tmp_path, site, platform):
     assert "429" in row["failed_parts"][0]["message"]
 
 
-@pytest.mark.parametrize(("message", "kind"), [
-    ("Private video. Sign in if you've been granted access to this video", "permanent"),
-    ("Video unavailable. This video has been removed by the uploader", "permanent"),
-    ("This video is no longer available because the account has been terminated", "permanent"),
-    ("The uploader has not made this video available in your country", "permanent"),
-    ("Sign in to confirm you’re not a bot. Use --cookies for the authentication", "blocked"),
-    ("Sign in to confirm your age. This video may be inappropriate for some users.", "blocked"),
-    ("Join this channel to get access to members-only content", "blocked"),
-    ("This video is only available for registered users. Use --cookies", "blocked"),
-    ("Premieres in 3 hours", "transient"),
-    ("This live event will begin in 2 days", "transient"),
-    ("Video unavailable. This content isn't available, try again later. The current session has "
-     "been rate-limited by YouTube for up to an hour.", "transient"),
-    ("Unable to download webpage: The read operation timed out", "transient"),
-    ("Requested format is not available", "permanent"),
-    ("This video is DRM protected", "permanent"),
-])
+@pytest.mark.parametrize(
+    ("message", "kind"),
+    [
+        ("Private video. Sign in if you've been granted access to this video", "permanent"),
+        ("Video unavailable. This video has been removed by the uploader", "permanent"),
+        ("This video is no longer available because the account has been terminated", "permanent"),
+        ("The uploader has not made this video available in your country", "permanent"),
+        ("Sign in to confirm you’re not a bot. Use --cookies for the authentication", "blocked"),
+        ("Sign in to confirm your age. This video may be inappropriate for some users.", "blocked"),
+        ("Join this channel to get access to members-only content", "blocked"),
+        ("This video is only available for registered users. Use --cookies", "blocked"),
+        ("Premieres in 3 hours", "transient"),
+        ("This live event will begin in 2 days", "transient"),
+        (
+            "Video unavailable. This content isn't available, try again later. The current session "
+            "has been rate-limited by YouTube for up to an hour.",
+            "transient",
+        ),
+        ("Unable to download webpage: The read operation timed out", "transient"),
+        ("Requested format is not available", "permanent"),
+        ("This video is DRM protected", "permanent"),
+    ],
+)
 def test_a_sites_words_decide_the_kind(tmp_path, site, platform, message, kind):
     from yt_dlp.utils import ExtractorError
 
@@ -230,17 +306,23 @@ def test_subtitles_without_a_cue_give_no_spans(text):
     assert parse_subtitles(text, "vtt") == []
 
 
-@pytest.mark.parametrize(("text", "kind", "message"), [
-    ("{}", "json3", "events"), ("[", "json3", "Expecting"), ("x", "ttml", "TTML"),
-    ("x", "lrc", "vtt"),
-])
+@pytest.mark.parametrize(
+    ("text", "kind", "message"),
+    [
+        ("{}", "json3", "events"),
+        ("[", "json3", "Expecting"),
+        ("x", "ttml", "TTML"),
+        ("x", "lrc", "vtt"),
+    ],
+)
 def test_what_cannot_be_read_as_subtitles_is_an_error(text, kind, message):
     with pytest.raises(ValueError, match=message):
         parse_subtitles(text, kind)
 
 
-@pytest.mark.parametrize(("text", "seconds"), [
-    ("00:00:01.500", 1.5), ("01:02:03", 3723.0), ("2:03.25", 123.25), ("7", 7.0), ("0.1", 0.1),
-])
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("00:00:01.500", 1.5), ("01:02:03", 3723.0), ("2:03.25", 123.25), ("7", 7.0), ("0.1", 0.1)],
+)
 def test_times_are_read_in_all_their_forms(text, seconds):
     assert seconds_of(text) == pytest.approx(seconds)

@@ -52,15 +52,27 @@ def numbered(number: int) -> np.ndarray:
 
 def number_in(image: np.ndarray) -> int:
     height, width = image.shape[:2]
-    return sum(int(image[height // 2, round((bit * 16 + 10) * width / 160)].mean() > 128) << bit
-               for bit in range(BITS))
+    return sum(
+        int(image[height // 2, round((bit * 16 + 10) * width / 160)].mean() > 128) << bit
+        for bit in range(BITS)
+    )
 
 
-def render(path: Path, *, codec: str = "libx264", sound: str | None = None,
-           container: str | None = None, late: int = 0, **options: str) -> None:
+def render(
+    path: Path,
+    *,
+    codec: str = "libx264",
+    sound: str | None = None,
+    container: str | None = None,
+    late: int = 0,
+    **options: str,
+) -> None:
     with av.open(str(path), "w", format=container, options=options) as output:
-        own = {"g": str(KEY_DISTANCE), "preset": "veryfast"} if codec == "libx264" else {
-            "g": str(KEY_DISTANCE), "deadline": "realtime", "cpu-used": "8"}
+        own = (
+            {"g": str(KEY_DISTANCE), "preset": "veryfast"}
+            if codec == "libx264"
+            else {"g": str(KEY_DISTANCE), "deadline": "realtime", "cpu-used": "8"}
+        )
         stream = output.add_stream(codec, rate=RATE, options=own)
         stream.width, stream.height, stream.pix_fmt = 160, 90, "yuv420p"
         tone = output.add_stream(sound, rate=48000) if sound else None
@@ -100,10 +112,19 @@ def files() -> dict[str, bytes]:
         render_sound(folder / "sound.webm", "libopus")
         for kind in ("mpegts", "fmp4"):
             (folder / kind).mkdir()
-            render(folder / kind / "list.m3u8", sound="aac", container="hls", hls_time="2",
-                   hls_list_size="0", hls_segment_type=kind)
-        return {path.relative_to(folder).as_posix(): path.read_bytes()
-                for path in folder.rglob("*") if path.is_file()}
+            render(
+                folder / kind / "list.m3u8",
+                sound="aac",
+                container="hls",
+                hls_time="2",
+                hls_list_size="0",
+                hls_segment_type=kind,
+            )
+        return {
+            path.relative_to(folder).as_posix(): path.read_bytes()
+            for path in folder.rglob("*")
+            if path.is_file()
+        }
 
 
 VIDEO = {"acodec": "none", "vcodec": "avc1"}
@@ -138,28 +159,46 @@ def platform(monkeypatch, site):
         info: dict = {"duration": FRAMES / RATE}
 
         def _real_extract(self, url):
-            formats = [{"format_id": str(at), "url": site.url(f"/{path}"),
-                        "ext": path.rpartition(".")[2], **more}
-                       for at, (path, more) in enumerate(OFFERS[self.offer])]
+            formats = [
+                {
+                    "format_id": str(at),
+                    "url": site.url(f"/{path}"),
+                    "ext": path.rpartition(".")[2],
+                    **more,
+                }
+                for at, (path, more) in enumerate(OFFERS[self.offer])
+            ]
             return {"id": self._match_id(url), "title": "A film", "formats": formats, **self.info}
 
     add_extractor(HomeIE, monkeypatch.setattr)
     return HomeIE
 
 
-def made(dataset: Path, url: str, *, spans=SPANS, keep_frames: bool = True, extractor="home",
-         **settings):
+def made(
+    dataset: Path, url: str, *, spans=SPANS, keep_frames: bool = True, extractor="home", **settings
+):
     """The plan and the rows of download and split over one source."""
-    settings = {"min_duration_seconds": 10, "min_height": None, "retries": 0, "sections": True,
-                "section_padding_seconds": 0.5, **settings}
-    stages = {"download_videos": DownloadVideos(**settings),
-              "split_clips": SplitClips(keep_frames=keep_frames)}
+    settings = {
+        "min_duration_seconds": 10,
+        "min_height": None,
+        "retries": 0,
+        "sections": True,
+        "section_padding_seconds": 0.5,
+        **settings,
+    }
+    stages = {
+        "download_videos": DownloadVideos(**settings),
+        "split_clips": SplitClips(keep_frames=keep_frames),
+    }
     recipe = Recipe(stages={"download_videos": {}})
     plan = build_plan(LoadedRecipe("sections", dataset, recipe, stages))
     listed = [{"start_seconds": start, "end_seconds": end} for start, end in spans]
-    NewShards(dataset / "sources").commit(pa.Table.from_pylist(
-        [{"source_key": source_key(url), "url": url, "extractor": extractor, "spans": listed}],
-        SOURCES))
+    NewShards(dataset / "sources").commit(
+        pa.Table.from_pylist(
+            [{"source_key": source_key(url), "url": url, "extractor": extractor, "spans": listed}],
+            SOURCES,
+        )
+    )
     with dataset_lock(dataset) as hold:
         hold.begin("run")
         worker = Worker(plan, plan.steps, dataset, "run", ShardList(("000000",), {}))
@@ -178,8 +217,10 @@ def made(dataset: Path, url: str, *, spans=SPANS, keep_frames: bool = True, extr
 def frames_of(path: Path) -> list[tuple[Fraction, int]]:
     """Time in the file and number of every frame that can be decoded."""
     with av.open(str(path)) as container:
-        return [(frame.pts * Fraction(frame.time_base), number_in(frame.to_ndarray(format="rgb24")))
-                for frame in container.decode(video=0)]
+        return [
+            (frame.pts * Fraction(frame.time_base), number_in(frame.to_ndarray(format="rgb24")))
+            for frame in container.decode(video=0)
+        ]
 
 
 def number_of_jpeg(jpeg: bytes) -> int:
@@ -211,8 +252,9 @@ def test_a_section_begins_at_a_key_frame_and_its_times_are_the_videos(
     assert [(clip["start_seconds"], clip["end_seconds"]) for clip in rows("split_clips")] == SPANS
     frames = rows("scan_videos", "frames")
     numbers = [number_of_jpeg(frame["jpeg"]) for frame in frames]
-    assert ([frame["seconds"] for frame in frames]
-            == pytest.approx([number / RATE + float(late) for number in numbers], abs=1e-9))
+    assert [frame["seconds"] for frame in frames] == pytest.approx(
+        [number / RATE + float(late) for number in numbers], abs=1e-9
+    )
     assert (min(numbers), max(numbers) <= 200) == (133 if not late else 132, True)
 
 
@@ -223,25 +265,28 @@ def test_clips_of_a_section_are_those_of_the_whole_video(tmp_path, site, platfor
     assert whole("download_videos")[0]["starts_at_seconds"] is None
     differing = ("start_frame", "end_frame")  # they count in the file
     for name in differing:
-        assert ({clip[name] - FIRST_FRAME for clip in whole("split_clips")}
-                == {clip[name] for clip in part("split_clips")})
-    assert ([{k: v for k, v in clip.items() if k not in differing}
-             for clip in part("split_clips")]
-            == [{k: v for k, v in clip.items() if k not in differing}
-                for clip in whole("split_clips")])
-    assert ([(frame["seconds"], frame["jpeg"]) for frame in part("scan_videos", "frames")]
-            == [(frame["seconds"], frame["jpeg"]) for frame in whole("scan_videos", "frames")])
+        assert {clip[name] - FIRST_FRAME for clip in whole("split_clips")} == {
+            clip[name] for clip in part("split_clips")
+        }
+    assert [
+        {k: v for k, v in clip.items() if k not in differing} for clip in part("split_clips")
+    ] == [{k: v for k, v in clip.items() if k not in differing} for clip in whole("split_clips")]
+    assert [(frame["seconds"], frame["jpeg"]) for frame in part("scan_videos", "frames")] == [
+        (frame["seconds"], frame["jpeg"]) for frame in whole("scan_videos", "frames")
+    ]
 
 
 def test_frames_are_read_again_at_the_videos_times(tmp_path, site, platform):
     plan, rows = made(tmp_path, site.url("/home/film1"), keep_frames=False)
     clips = rows("split_clips")
-    batch = pa.table({
-        "clip_id": [clip["clip_id"] for clip in clips],
-        "_video_id": [clip["video_id"] for clip in clips],
-        "_start_seconds": [clip["start_seconds"] for clip in clips],
-        "_end_seconds": [clip["end_seconds"] for clip in clips],
-    })
+    batch = pa.table(
+        {
+            "clip_id": [clip["clip_id"] for clip in clips],
+            "_video_id": [clip["video_id"] for clip in clips],
+            "_start_seconds": [clip["start_seconds"] for clip in clips],
+            "_end_seconds": [clip["end_seconds"] for clip in clips],
+        }
+    )
     table, failed = FrameReader(plan, tmp_path, ["000000"]).attach(batch, (PerSecond(4.0),))
     assert not failed
     for frames, (start, end) in zip(table["frames"].to_pylist(), SPANS, strict=True):
@@ -280,7 +325,8 @@ def test_a_part_whose_sound_is_refused_gives_the_whole_picture(tmp_path, site, p
     [video] = rows("download_videos")
     whole_for(video, "ffmpeg")
     assert [(part["part"], part["kind"]) for part in video["failed_parts"]] == [
-        ("sound", "blocked")]
+        ("sound", "blocked")
+    ]
     assert [clip["start_seconds"] for clip in rows("split_clips")] == [5.3, 7.0]
 
 
@@ -331,12 +377,17 @@ def test_sections_that_were_fetched_are_not_fetched_again(tmp_path, site, platfo
     made(tmp_path, url)
     asked = len(site.log)
     # Another rule, hence another fingerprint, over the same source: nothing new is fetched.
-    stage = DownloadVideos(min_duration_seconds=9, min_height=None, sections=True,
-                           section_padding_seconds=0.5)
+    stage = DownloadVideos(
+        min_duration_seconds=9, min_height=None, sections=True, section_padding_seconds=0.5
+    )
     from clipmill.stages.protocol import Workspace
 
-    row = {"source_key": source_key(url), "url": url, "extractor": "home", "spans": [
-        {"start_seconds": start, "end_seconds": end} for start, end in SPANS]}
+    row = {
+        "source_key": source_key(url),
+        "url": url,
+        "extractor": "home",
+        "spans": [{"start_seconds": start, "end_seconds": end} for start, end in SPANS],
+    }
     with stage.open(Workspace(tmp_path, tmp_path / "scratch")) as transform:
         [video] = transform(pa.Table.from_pylist([row], SOURCES)).to_pylist()
     assert len(site.log) == asked
@@ -348,10 +399,13 @@ def test_sections_are_off_unless_asked_for_and_leave_fingerprints_alone():
     assert DownloadVideos(sections=True).identity() == {"sections": True}
 
 
-@pytest.mark.parametrize(("settings", "words"), [
-    ({"yt_dlp": {"download_ranges": None}}, "is set by `sections`"),
-    ({"proxy": "socks5://127.0.0.1:1"}, "support SOCKS"),
-])
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"yt_dlp": {"download_ranges": None}}, "is set by `sections`"),
+        ({"proxy": "socks5://127.0.0.1:1"}, "support SOCKS"),
+    ],
+)
 def test_what_does_not_go_with_sections_is_refused(settings, words):
     with pytest.raises(ValidationError, match=words):
         DownloadVideos(sections=True, **settings)
@@ -359,17 +413,17 @@ def test_what_does_not_go_with_sections_is_refused(settings, words):
 
 @pytest.mark.parametrize("boundaries", ["detect", "whole"])
 def test_cuts_cannot_be_looked_for_in_sections(tmp_path, boundaries):
-    stages = {"download_videos": DownloadVideos(sections=True),
-              "split_clips": SplitClips(boundaries=boundaries)}
+    stages = {
+        "download_videos": DownloadVideos(sections=True),
+        "split_clips": SplitClips(boundaries=boundaries),
+    }
     recipe = Recipe(stages={"download_videos": {}})
     with pytest.raises(UsageError, match="boundaries must be auto or given"):
         build_plan(LoadedRecipe("sections", tmp_path, recipe, stages))
 
 
 @pytest.mark.parametrize("offer", ["video and sound", "hls"])
-def test_no_other_ffmpeg_than_the_set_ups_is_started(
-    tmp_path, site, platform, monkeypatch, offer
-):
+def test_no_other_ffmpeg_than_the_set_ups_is_started(tmp_path, site, platform, monkeypatch, offer):
     """For parts, their merging, their probing and their cuts; nor where PySceneDetect is imported.
 
     In a thread, which has its own context, and in the helper processes.
@@ -381,12 +435,18 @@ def test_no_other_ffmpeg_than_the_set_ups_is_started(
         (programs / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{programs}{os.pathsep}{os.environ['PATH']}")
     platform.offer = offer
-    subprocess.run([sys.executable, "-c", "import clipmill.stages.media.read.detectors"],
-                   check=True, cwd=Path(__file__).parents[2], stdin=subprocess.DEVNULL, timeout=120)
+    subprocess.run(
+        [sys.executable, "-c", "import clipmill.stages.media.read.detectors"],
+        check=True,
+        cwd=Path(__file__).parents[2],
+        stdin=subprocess.DEVNULL,
+        timeout=120,
+    )
     with ThreadPoolExecutor(1) as threads:
         for sections in (True, False):
-            _, rows = threads.submit(made, tmp_path / str(sections), site.url("/home/film1"),
-                                     sections=sections).result()
+            _, rows = threads.submit(
+                made, tmp_path / str(sections), site.url("/home/film1"), sections=sections
+            ).result()
             [video] = rows("download_videos")
             assert outcome(video) == "kept", video
             assert (video["starts_at_seconds"] is not None) == sections, dict(video["extra"])

@@ -22,16 +22,7 @@ from clipmill.stages.media.fetch.http import retry_after_seconds
 from clipmill.stages.media.fetch.media_store import MediaStore
 from clipmill.stages.protocol import Workspace
 from tests.download_helpers import assert_distance, make_audio, make_video, outcome, stage
-from tests.http_server import (
-    Broken,
-    Busy,
-    File,
-    Hang,
-    Lying,
-    Redirect,
-    refusing_address,
-    serve,
-)
+from tests.http_server import Broken, Busy, File, Hang, Lying, Redirect, refusing_address, serve
 
 VIDEO = make_video()
 FAST_START = make_video(seed=1, options={"movflags": "faststart"})
@@ -121,15 +112,34 @@ def test_a_local_file_is_copied_when_asked(tmp_path):
 
 
 def test_what_the_user_said_about_a_source_is_carried_along(tmp_path, site):
-    span = {"start_seconds": 0.0, "end_seconds": 1.0, "caption": "a span", "extra": [("k", "v")],
-            "captions": None}
-    [row] = download(tmp_path, {
-        "url": site.file("/a.mp4", VIDEO), "title": "T", "category": "C", "language": "de",
-        "query": "Q", "caption": "noise", "video_id": "my id/../x", "spans": [span],
-        "extra": [("colour", "red")],
-    })
+    span = {
+        "start_seconds": 0.0,
+        "end_seconds": 1.0,
+        "caption": "a span",
+        "extra": [("k", "v")],
+        "captions": None,
+    }
+    [row] = download(
+        tmp_path,
+        {
+            "url": site.file("/a.mp4", VIDEO),
+            "title": "T",
+            "category": "C",
+            "language": "de",
+            "query": "Q",
+            "caption": "noise",
+            "video_id": "my id/../x",
+            "spans": [span],
+            "extra": [("colour", "red")],
+        },
+    )
     assert (row["title"], row["category"], row["language"], row["query"], row["caption_given"]) == (
-        "T", "C", "de", "Q", "noise")
+        "T",
+        "C",
+        "de",
+        "Q",
+        "noise",
+    )
     assert row["spans"] == [span]
     assert row["extra"] == [("colour", "red")]
     # An id that is not a file name is hashed.
@@ -163,9 +173,10 @@ def test_width_and_height_are_those_displayed(tmp_path, rotation):
     assert (row["width"], row["height"]) == ((64, 48) if rotation == 180 else (48, 64))
 
 
-@pytest.mark.parametrize(("container", "codec"), [
-    ("matroska", "libvpx-vp9"), ("mpegts", "mpeg2video"), ("avi", "mpeg4"), ("mov", "mpeg4"),
-])
+@pytest.mark.parametrize(
+    ("container", "codec"),
+    [("matroska", "libvpx-vp9"), ("mpegts", "mpeg2video"), ("avi", "mpeg4"), ("mov", "mpeg4")],
+)
 def test_containers_are_read_whatever_they_are_called(tmp_path, container, codec):
     path = tmp_path / "odd.mp4"
     path.write_bytes(make_video(container=container, codec=codec))
@@ -177,11 +188,14 @@ def test_containers_are_read_whatever_they_are_called(tmp_path, container, codec
 # Rules
 
 
-@pytest.mark.parametrize(("settings", "rule", "detail"), [
-    ({"min_duration_seconds": 5}, "min_duration_seconds", "2.00 < 5"),
-    ({"max_duration_seconds": 1.5}, "max_duration_seconds", "2.00 > 1.5"),
-    ({"min_height": 360}, "min_height", "48 < 360"),
-])
+@pytest.mark.parametrize(
+    ("settings", "rule", "detail"),
+    [
+        ({"min_duration_seconds": 5}, "min_duration_seconds", "2.00 < 5"),
+        ({"max_duration_seconds": 1.5}, "max_duration_seconds", "2.00 > 1.5"),
+        ({"min_height": 360}, "min_height", "48 < 360"),
+    ],
+)
 def test_a_rule_rejects_local_and_direct_files_alike(tmp_path, site, settings, rule, detail):
     path = tmp_path / "a.mp4"
     path.write_bytes(VIDEO)
@@ -197,7 +211,8 @@ def test_null_switches_the_rules_off(tmp_path):
     path = tmp_path / "a.mp4"
     path.write_bytes(make_video(0.3, (32, 16)))
     off = dict.fromkeys(
-        ("min_duration_seconds", "max_duration_seconds", "min_height", "max_height"))
+        ("min_duration_seconds", "max_duration_seconds", "min_height", "max_height")
+    )
     assert outcome(*download(tmp_path, str(path), **off)) == "kept"
 
 
@@ -245,16 +260,20 @@ def test_a_slow_first_source_still_wins(tmp_path, site):
 
 
 def test_a_given_video_id_is_taken_once(tmp_path, site):
-    rows = download(tmp_path,
-                    {"url": site.file("/a.mp4", VIDEO), "video_id": "x"},
-                    {"url": site.file("/b.mp4", FAST_START), "video_id": "x"})
+    rows = download(
+        tmp_path,
+        {"url": site.file("/a.mp4", VIDEO), "video_id": "x"},
+        {"url": site.file("/b.mp4", FAST_START), "video_id": "x"},
+    )
     assert [outcome(row) for row in rows] == ["kept", "download_videos.duplicate"]
     assert (tmp_path / rows[0]["path"]).read_bytes() == VIDEO
 
 
 def test_a_rejected_duplicate_is_not_fetched_again(tmp_path, site):
-    items = [{"url": site.file("/a.mp4", VIDEO), "video_id": "x"},
-             {"url": site.file("/b.mp4", make_video(size=(128, 96))), "video_id": "x"}]
+    items = [
+        {"url": site.file("/a.mp4", VIDEO), "video_id": "x"},
+        {"url": site.file("/b.mp4", make_video(size=(128, 96))), "video_id": "x"},
+    ]
     rows = download(tmp_path, *items)
     assert download(tmp_path, *items) == rows
     assert len(site.log) == 2
@@ -286,11 +305,21 @@ def test_other_rules_may_make_another_source_the_first(tmp_path, site):
 # Servers
 
 
-@pytest.mark.parametrize(("status", "kind", "asked"), [
-    (404, "permanent", 1), (410, "permanent", 1), (451, "permanent", 1), (400, "permanent", 1),
-    (403, "blocked", 1), (401, "blocked", 1),
-    (429, "transient", 3), (500, "transient", 3), (503, "transient", 3), (504, "transient", 3),
-])
+@pytest.mark.parametrize(
+    ("status", "kind", "asked"),
+    [
+        (404, "permanent", 1),
+        (410, "permanent", 1),
+        (451, "permanent", 1),
+        (400, "permanent", 1),
+        (403, "blocked", 1),
+        (401, "blocked", 1),
+        (429, "transient", 3),
+        (500, "transient", 3),
+        (503, "transient", 3),
+        (504, "transient", 3),
+    ],
+)
 def test_a_status_has_its_kind_and_its_number_of_tries(tmp_path, site, status, kind, asked):
     [row] = download(tmp_path, site.status("/a.mp4", status))
     assert outcome(row) == kind
@@ -401,8 +430,11 @@ def test_a_server_that_declares_less_gives_a_truncated_video(tmp_path, site):
 
 def test_redirects_are_followed_and_loops_are_not(tmp_path, site):
     site.file("/b.mp4", VIDEO)
-    rows = download(tmp_path, site.script("/a.mp4", Redirect("/b.mp4")),
-                    site.script("/loop.mp4", Redirect("/loop.mp4")))
+    rows = download(
+        tmp_path,
+        site.script("/a.mp4", Redirect("/b.mp4")),
+        site.script("/loop.mp4", Redirect("/loop.mp4")),
+    )
     assert [outcome(row) for row in rows] == ["kept", "permanent"]
     assert "redirects" in rows[1]["error"]["message"]
 
@@ -423,8 +455,9 @@ def test_the_rate_of_a_download_is_limited(tmp_path, site):
 
 def test_cookies_and_user_agent_are_sent(tmp_path, site):
     cookies = tmp_path / "cookies.txt"
-    cookies.write_text("# Netscape HTTP Cookie File\n"
-                       "127.0.0.1\tFALSE\t/\tFALSE\t4000000000\tsession\tsecret\n")
+    cookies.write_text(
+        "# Netscape HTTP Cookie File\n127.0.0.1\tFALSE\t/\tFALSE\t4000000000\tsession\tsecret\n"
+    )
     download(tmp_path, site.file("/a.mp4", VIDEO), cookies_file=str(cookies), user_agent="me")
     assert site.log[0].headers["Cookie"] == "session=secret"
     assert site.log[0].headers["User-Agent"] == "me"
@@ -486,10 +519,23 @@ def test_a_page_called_mp4_is_bad_media(tmp_path, site):
 
 
 def test_one_bad_row_costs_that_row_only(tmp_path, site):
-    rows = download(tmp_path, site.status("/a.mp4", 404), site.file("/b.mp4", VIDEO),
-                    "/no/such/file.mp4", str(tmp_path), "http://[broken/x.mp4", "/nul\0byte.mp4")
+    rows = download(
+        tmp_path,
+        site.status("/a.mp4", 404),
+        site.file("/b.mp4", VIDEO),
+        "/no/such/file.mp4",
+        str(tmp_path),
+        "http://[broken/x.mp4",
+        "/nul\0byte.mp4",
+    )
     assert [outcome(row) for row in rows] == [
-        "permanent", "kept", "permanent", "permanent", "permanent", "permanent"]
+        "permanent",
+        "kept",
+        "permanent",
+        "permanent",
+        "permanent",
+        "permanent",
+    ]
     assert "/no/such/file.mp4" in rows[2]["error"]["message"]
 
 
@@ -587,9 +633,10 @@ def test_a_page_is_not_asked_again_either(tmp_path, site):
     assert len(site.asked("/files/v.mp4")) == videos
 
 
-@pytest.mark.parametrize(("status", "kind"), [
-    (404, "permanent"), (403, "blocked"), (503, "transient"), (429, "transient"),
-])
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [(404, "permanent"), (403, "blocked"), (503, "transient"), (429, "transient")],
+)
 def test_yt_dlps_errors_have_kinds_and_their_first_message(tmp_path, site, status, kind):
     site.status("/files/v.mp4", status)
     [row] = download(tmp_path, site.page("/watch", page("/files/v.mp4")))
@@ -625,19 +672,29 @@ def test_a_page_with_several_videos_is_refused_with_advice(tmp_path, site):
 def test_speed_and_place_are_no_part_of_the_results(tmp_path):
     plain = DownloadVideos()
     tuned = DownloadVideos(
-        cookies_file="c.txt", proxy="http://p:1", user_agent="x", sleep_seconds=1, retries=1,
-        rate_limit_bytes_per_second=1, backoff_seconds=1, timeout_seconds=1, concurrency=9,
+        cookies_file="c.txt",
+        proxy="http://p:1",
+        user_agent="x",
+        sleep_seconds=1,
+        retries=1,
+        rate_limit_bytes_per_second=1,
+        backoff_seconds=1,
+        timeout_seconds=1,
+        concurrency=9,
         max_backoff_seconds=1,
     )
     assert tuned.identity() == plain.identity() == {}
     assert DownloadVideos(max_height=480).identity() == {"max_height": 480}
 
 
-@pytest.mark.parametrize(("settings", "message"), [
-    ({"yt_dlp": {"sleep-interval": 1}}, "did you mean 'sleep_interval"),
-    ({"yt_dlp": {"outtmpl": "/etc/x"}}, "set by Clipmill"),
-    ({"min_height": 800}, "nothing would be kept"),
-])
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"yt_dlp": {"sleep-interval": 1}}, "did you mean 'sleep_interval"),
+        ({"yt_dlp": {"outtmpl": "/etc/x"}}, "set by Clipmill"),
+        ({"min_height": 800}, "nothing would be kept"),
+    ],
+)
 def test_settings_that_cannot_be_meant_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         DownloadVideos(**settings)

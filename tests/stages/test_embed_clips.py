@@ -38,8 +38,9 @@ def test_embeddings_sit_on_their_own_clip_under_any_batching(stage, tmp_path) ->
         assert row["embedding_seconds"] == [i / 2 for i in range(len(CLIPS[row["clip_id"]]))]
         np.testing.assert_allclose(row["embeddings"], expected["embeddings"], atol=2e-3)
     alone = transformed(stage, tmp_path, clips_with_frames({"x": [CLIPS["clip-7"][2]]}))
-    np.testing.assert_allclose(alone[0]["embeddings"][0], whole["clip-7"]["embeddings"][2],
-                               atol=2e-3)
+    np.testing.assert_allclose(
+        alone[0]["embeddings"][0], whole["clip-7"]["embeddings"][2], atol=2e-3
+    )
     vectors = np.concatenate([np.asarray(row["embeddings"], float) for row in whole.values()])
     similar = unit(vectors) @ unit(vectors).T
     assert (similar.argmax(axis=1) == np.arange(len(vectors))).all()
@@ -52,8 +53,12 @@ def test_embeddings_have_length_one_as_half_floats(stage, tmp_path) -> None:
 
 
 def test_a_clip_without_frames_fails_and_the_others_are_kept(stage, tmp_path) -> None:
-    rows = {row["clip_id"]: row for row in transformed(
-        stage, tmp_path, clips_with_frames({"a": [1], "gone": [], "b": [2, 3]}))}
+    rows = {
+        row["clip_id"]: row
+        for row in transformed(
+            stage, tmp_path, clips_with_frames({"a": [1], "gone": [], "b": [2, 3]})
+        )
+    }
     assert rows["gone"]["error"]["kind"] == "bad_media"
     assert rows["gone"]["embeddings"] is None
     assert [len(rows[key]["embeddings"]) for key in "ab"] == [1, 2]

@@ -22,28 +22,44 @@ def bring(dataset: Path, urls: list[str]) -> list[dict]:
 
     from clipmill.schemas.tables import SOURCES
 
-    rows = pa.Table.from_pylist([{"source_key": source_key(url), "url": url, "extractor": "home"}
-                                 for url in urls], SOURCES)
+    rows = pa.Table.from_pylist(
+        [{"source_key": source_key(url), "url": url, "extractor": "home"} for url in urls], SOURCES
+    )
     with stage(concurrency=1, batch_rows=1).open(Workspace(dataset, dataset / "s")) as transform:
         return [row for at in range(len(urls)) for row in transform(rows.slice(at, 1)).to_pylist()]
 
 
-@pytest.mark.parametrize(("line", "names_it"), [
-    ("RealId_7", True), ("home RealId_7", True), ("home-RealId_7", True), ("Home RealId_7", True),
-    ("https://home.example/v/7", True), ("realid_7", False), ("other RealId_7", False),
-    ("slug", False),
-])
+@pytest.mark.parametrize(
+    ("line", "names_it"),
+    [
+        ("RealId_7", True),
+        ("home RealId_7", True),
+        ("home-RealId_7", True),
+        ("Home RealId_7", True),
+        ("https://home.example/v/7", True),
+        ("realid_7", False),
+        ("other RealId_7", False),
+        ("slug", False),
+    ],
+)
 def test_a_video_is_left_out_by_the_id_that_its_site_gives(
     tmp_path, site, platform, line, names_it
 ):
     media = site.file("/film.mp4", make_video())
-    platform.info = {"id": "RealId_7", "webpage_url": "https://home.example/v/7",
-                     "formats": [{"format_id": "0", "url": media, "ext": "mp4"}]}
+    platform.info = {
+        "id": "RealId_7",
+        "webpage_url": "https://home.example/v/7",
+        "formats": [{"format_id": "0", "url": media, "ext": "mp4"}],
+    }
     url = site.url("/home/slug")
     (tmp_path / "known.txt").write_text(f"someone else\n{line}\n")
     dataset = tmp_path / "dataset"
-    ingest(dataset, [SourceSpec(url=site.url("/else.mp4"))], shard_videos=4,
-           exclude_ids=tmp_path / "known.txt")
+    ingest(
+        dataset,
+        [SourceSpec(url=site.url("/else.mp4"))],
+        shard_videos=4,
+        exclude_ids=tmp_path / "known.txt",
+    )
     [row] = bring(dataset, [url])
     assert outcome(row) == ("sources.exclude_ids" if names_it else "kept"), row
     assert len(site.asked("/film.mp4")) == (not names_it)
@@ -51,8 +67,7 @@ def test_a_video_is_left_out_by_the_id_that_its_site_gives(
 
 def test_a_second_address_of_a_video_is_found_before_it_is_fetched(tmp_path, site, platform):
     media = site.file("/film.mp4", make_video())
-    platform.info = {"id": "RealId_7",
-                     "formats": [{"format_id": "0", "url": media, "ext": "mp4"}]}
+    platform.info = {"id": "RealId_7", "formats": [{"format_id": "0", "url": media, "ext": "mp4"}]}
     rows = bring(tmp_path, [site.url("/home/one"), site.url("/home/two")])
     assert [outcome(row) for row in rows] == ["kept", "download_videos.duplicate"]
     assert len(site.asked("/film.mp4")) == 1
@@ -72,8 +87,12 @@ def test_known_ids_are_part_of_a_sound_dataset_and_a_broken_file_of_them_is_told
     dataset = tmp_path / "dataset"
 
     def take() -> None:
-        ingest(dataset, [SourceSpec(url="https://example.invalid/a.mp4")], shard_videos=4,
-               exclude_ids=tmp_path / "known.txt")
+        ingest(
+            dataset,
+            [SourceSpec(url="https://example.invalid/a.mp4")],
+            shard_videos=4,
+            exclude_ids=tmp_path / "known.txt",
+        )
 
     def verify(*options: str) -> tuple[int, str]:
         done = CliRunner().invoke(app, ["verify", str(dataset), *options])

@@ -31,8 +31,9 @@ LONGEST_FRAMES = 90
 def picture(seed: int, height: int = 360, width: int = 640) -> np.ndarray:
     """Shapes and grain, as film has them."""
     rng = np.random.default_rng(seed)
-    coarse = cv2.resize(rng.integers(0, 256, (9, 16, 3), np.uint8), (width, height),
-                        interpolation=cv2.INTER_CUBIC)
+    coarse = cv2.resize(
+        rng.integers(0, 256, (9, 16, 3), np.uint8), (width, height), interpolation=cv2.INTER_CUBIC
+    )
     grain = rng.normal(0, 6, (height, width, 3))
     return (coarse * 0.8 + 20 + grain).clip(0, 255).astype(np.uint8)
 
@@ -53,14 +54,15 @@ def distance(one: int, other: int) -> int:
 
 COPIES = {
     "stronger compression": lambda image: cv2.imdecode(
-        np.frombuffer(jpeg(image, 15), np.uint8), cv2.IMREAD_COLOR),
-    "a third of the size": lambda image: cv2.resize(image, (214, 120),
-                                                    interpolation=cv2.INTER_AREA),
+        np.frombuffer(jpeg(image, 15), np.uint8), cv2.IMREAD_COLOR
+    ),
+    "a third of the size": lambda image: cv2.resize(
+        image, (214, 120), interpolation=cv2.INTER_AREA
+    ),
     "other proportions": lambda image: cv2.resize(image, (480, 360)),
     "brighter": lambda image: cv2.convertScaleAbs(image, alpha=1.0, beta=20),
     "less contrast": lambda image: cv2.convertScaleAbs(image, alpha=0.8, beta=10),
-    "grey": lambda image: cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_BGR2GRAY),
-                                       cv2.COLOR_GRAY2BGR),
+    "grey": lambda image: cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_BGR2GRAY), cv2.COLOR_GRAY2BGR),
 }
 
 
@@ -90,8 +92,10 @@ def test_about_half_of_a_hash_is_set() -> None:
 
 
 def clips(frames: dict[str, Sequence[bytes]]) -> pa.Table:
-    column = [[{"frame_number": i, "seconds": i / 2, "jpeg": data}
-               for i, data in enumerate(clip)] for clip in frames.values()]
+    column = [
+        [{"frame_number": i, "seconds": i / 2, "jpeg": data} for i, data in enumerate(clip)]
+        for clip in frames.values()
+    ]
     return pa.table({"clip_id": list(frames), "frames": pa.array(column, pa.list_(FRAME))})
 
 
@@ -103,9 +107,20 @@ def flat(level: int, noise: float = 2.0) -> bytes:
 def test_a_flat_frame_has_no_hash_and_a_flat_clip_says_why(tmp_path) -> None:
     """Black frames of different films would match each other, and say nothing."""
     shown = jpeg(picture(1))
-    rows = {row["clip_id"]: row for row in transformed(HashFrames(), tmp_path, clips({
-        "fades in": [flat(2), shown, shown], "black": [flat(0), flat(3)], "white": [flat(250)],
-    }))}
+    rows = {
+        row["clip_id"]: row
+        for row in transformed(
+            HashFrames(),
+            tmp_path,
+            clips(
+                {
+                    "fades in": [flat(2), shown, shown],
+                    "black": [flat(0), flat(3)],
+                    "white": [flat(250)],
+                }
+            ),
+        )
+    }
     assert rows["fades in"]["frame_hashes"] == [None, hashed(picture(1)), hashed(picture(1))]
     assert rows["fades in"]["frame_hashes_reason"] is None
     for key, said in (("black", "all 2 frames are flat"), ("white", "its only frame is flat")):
@@ -123,9 +138,21 @@ def test_what_is_flat_is_a_setting(tmp_path) -> None:
 
 def test_a_clip_whose_frames_are_broken_or_missing_fails_alone(tmp_path) -> None:
     shown = jpeg(picture(1))
-    rows = {row["clip_id"]: row for row in transformed(HashFrames(), tmp_path, clips({
-        "good": [shown], "broken": [shown, b"\xff\xd8 no picture"], "gone": [], "empty": [b""],
-    }))}
+    rows = {
+        row["clip_id"]: row
+        for row in transformed(
+            HashFrames(),
+            tmp_path,
+            clips(
+                {
+                    "good": [shown],
+                    "broken": [shown, b"\xff\xd8 no picture"],
+                    "gone": [],
+                    "empty": [b""],
+                }
+            ),
+        )
+    }
     assert rows["good"]["error"] is None
     assert len(rows["good"]["frame_hashes"]) == 1
     for key in ("broken", "gone", "empty"):
@@ -141,15 +168,17 @@ def test_a_hash_sits_on_its_own_clip_under_any_batching(tmp_path) -> None:
     assert len({tuple(row["frame_hashes"]) for row in whole}) == 9
 
 
-def transcode(source, target, *, height: int, crf: int, skip_frames: int = 0,
-              brighter: int = 0) -> None:
+def transcode(
+    source, target, *, height: int, crf: int, skip_frames: int = 0, brighter: int = 0
+) -> None:
     """Another H.264 file of the same film, in another size, its beginning cut off."""
     import av
 
     with av.open(str(source)) as film, av.open(str(target), "w") as output:
         read = film.streams.video[0]
-        stream = output.add_stream("libx264", rate=read.average_rate,
-                                   options={"crf": str(crf), "preset": "veryfast"})
+        stream = output.add_stream(
+            "libx264", rate=read.average_rate, options={"crf": str(crf), "preset": "veryfast"}
+        )
         width = round(read.width * height / read.height / 2) * 2
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         for number, frame in enumerate(film.decode(read)):
@@ -165,8 +194,9 @@ def transcode(source, target, *, height: int, crf: int, skip_frames: int = 0,
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not SHARED_VIDEOS.is_dir(),
-                    reason="the real footage is not next to this checkout")
+@pytest.mark.skipif(
+    not SHARED_VIDEOS.is_dir(), reason="the real footage is not next to this checkout"
+)
 def test_copies_of_real_films_are_found_and_different_films_are_not(tmp_path) -> None:
     """Coded again, in other sizes, trimmed and brighter; through a run and near_hashes."""
     from clipmill.jobs.run import run
@@ -174,15 +204,20 @@ def test_copies_of_real_films_are_found_and_different_films_are_not(tmp_path) ->
 
     films = tmp_path / "films"
     films.mkdir()
-    names = ("sam2_dog_catch.mp4", "dog_eating_14s.mp4", "flower_bloom.mp4",
-             "intel_car_topview_30s.mp4")
+    names = (
+        "sam2_dog_catch.mp4",
+        "dog_eating_14s.mp4",
+        "flower_bloom.mp4",
+        "intel_car_topview_30s.mp4",
+    )
     for name in names:
         source = SHARED_VIDEOS / name
         stem = source.stem
         transcode(source, films / f"{stem}.first.mp4", height=240, crf=20)
         transcode(source, films / f"{stem}.small.mp4", height=144, crf=33)
-        transcode(source, films / f"{stem}.trimmed.mp4", height=180, crf=26, skip_frames=12,
-                  brighter=12)
+        transcode(
+            source, films / f"{stem}.trimmed.mp4", height=180, crf=26, skip_frames=12, brighter=12
+        )
     (tmp_path / "recipe.yaml").write_text(RECIPE)
     loaded = load_recipe(tmp_path / "recipe.yaml", sources=[str(films)], engine="local")
     run(loaded, tmp_path / "dataset")
@@ -190,11 +225,14 @@ def test_copies_of_real_films_are_found_and_different_films_are_not(tmp_path) ->
         clips = catalog.ask(
             "SELECT parse_filename(path) AS file, clips.start_seconds, frame_hashes, "
             "row_number() OVER (ORDER BY file, clips.start_seconds) - 1 AS rank "
-            "FROM clips JOIN videos USING (video_id) ORDER BY rank").read_all()
-    gone = near_hashes(clips.select(["rank", "frame_hashes"]).to_reader(), len(clips),
-                       max_distance=6)
-    stays = [file for rank, file in enumerate(clips["file"].to_pylist())
-             if rank not in gone.tolist()]
+            "FROM clips JOIN videos USING (video_id) ORDER BY rank"
+        ).read_all()
+    gone = near_hashes(
+        clips.select(["rank", "frame_hashes"]).to_reader(), len(clips), max_distance=6
+    )
+    stays = [
+        file for rank, file in enumerate(clips["file"].to_pylist()) if rank not in gone.tolist()
+    ]
     # Every clip of the first files stays, and nothing of the copies, which rank behind.
     assert stays == [file for file in clips["file"].to_pylist() if ".first." in file]
     assert len(stays) >= len(names)

@@ -25,9 +25,11 @@ def test_a_video_whose_disk_is_gone_is_tried_again_when_it_is_back(tmp_path):
     stages = {"download_videos": {"min_duration_seconds": 1, "min_height": None}}
 
     def run() -> None:
-        recipe.write_text(yaml.safe_dump({
-            "sources": [str(listing)], "engine": "local", "stages": stages,
-        }, sort_keys=False))
+        recipe.write_text(
+            yaml.safe_dump(
+                {"sources": [str(listing)], "engine": "local", "stages": stages}, sort_keys=False
+            )
+        )
         ran = clipmill("run", recipe, "--dataset", dataset)
         assert ran.returncode == 0, ran.stderr
 

@@ -27,13 +27,38 @@ VIDEO = make_video()
 # Words of Python's or of a codec's own, which say nothing about a source.
 INSIDE = re.compile(r"codec|UnicodeError|OverflowError|ValueError|TypeError|AttributeError")
 
-ODD = [b"", b"9" * 30, b"9" * 5000, b"-1", b"1e5", b"\xd9\xa3", b"\xff\xfe", b"5, 5", b'"', b"W/",
-       b"bytes 5-/", b"video/mp4; charset=\xff", b"text/plain; charset=no-such",
-       b"Mon, 01 Jan 2024 00:00:00 +999999999999999", b"Mon, 99 Foo 99999 99:99:99 GMT",
-       b"Thu, 31 Dec 9999 23:59:59 -2359", b"a\x01b", b"a=\xd9\xa3; path=/", b"a=\x01; path=/",
-       b"http://[::1", b"x" * 20_000]
-LOCATIONS = [b"http://[::1", b"http://a..b/", b"http://" + b"a" * 70 + b".test/", b"a\x01b",
-             "http://\u00fc..b/".encode(), b"http://127.0.0.1:99999/", b"http://127.0.0.1:x/"]
+ODD = [
+    b"",
+    b"9" * 30,
+    b"9" * 5000,
+    b"-1",
+    b"1e5",
+    b"\xd9\xa3",
+    b"\xff\xfe",
+    b"5, 5",
+    b'"',
+    b"W/",
+    b"bytes 5-/",
+    b"video/mp4; charset=\xff",
+    b"text/plain; charset=no-such",
+    b"Mon, 01 Jan 2024 00:00:00 +999999999999999",
+    b"Mon, 99 Foo 99999 99:99:99 GMT",
+    b"Thu, 31 Dec 9999 23:59:59 -2359",
+    b"a\x01b",
+    b"a=\xd9\xa3; path=/",
+    b"a=\x01; path=/",
+    b"http://[::1",
+    b"x" * 20_000,
+]
+LOCATIONS = [
+    b"http://[::1",
+    b"http://a..b/",
+    b"http://" + b"a" * 70 + b".test/",
+    b"a\x01b",
+    "http://\u00fc..b/".encode(),
+    b"http://127.0.0.1:99999/",
+    b"http://127.0.0.1:x/",
+]
 
 
 @dataclass(frozen=True)
@@ -46,11 +71,17 @@ class Odd:
     is_cut: bool = False
 
     def answer(self, handler) -> None:
-        headers = {b"content-type": b"video/mp4", b"content-length": b"%d" % len(VIDEO),
-                   self.name: self.value}
-        handler.wfile.write(b"HTTP/1.1 %d X\r\n" % self.status + b"".join(
-            b"%s: %s\r\n" % pair for pair in headers.items()) + b"\r\n")
-        handler.wfile.write(VIDEO[:len(VIDEO) // 2] if self.is_cut else VIDEO)
+        headers = {
+            b"content-type": b"video/mp4",
+            b"content-length": b"%d" % len(VIDEO),
+            self.name: self.value,
+        }
+        handler.wfile.write(
+            b"HTTP/1.1 %d X\r\n" % self.status
+            + b"".join(b"%s: %s\r\n" % pair for pair in headers.items())
+            + b"\r\n"
+        )
+        handler.wfile.write(VIDEO[: len(VIDEO) // 2] if self.is_cut else VIDEO)
         handler.close_connection = True
 
 
@@ -63,21 +94,38 @@ def site():
 def download(dataset: Path, urls: list[str], extractor: str | None = None, **settings):
     table = pa.Table.from_pylist(
         [{"source_key": source_key(url), "url": url, "extractor": extractor} for url in urls],
-        SOURCES)
+        SOURCES,
+    )
     settings = {"retries": 1, "host_problems": None, "concurrency": 2, **settings}
     with stage(**settings).open(Workspace(dataset, dataset / "scratch")) as transform:
         return transform(table).to_pylist()
 
 
-@pytest.mark.parametrize("name", [
-    b"content-length", b"content-range", b"content-type", b"content-encoding", b"date",
-    b"last-modified", b"etag", b"set-cookie", b"retry-after"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        b"content-length",
+        b"content-range",
+        b"content-type",
+        b"content-encoding",
+        b"date",
+        b"last-modified",
+        b"etag",
+        b"set-cookie",
+        b"retry-after",
+    ],
+)
 @pytest.mark.parametrize("suffix", [".mp4", ""], ids=["a file", "a page, perhaps"])
 def test_an_odd_header_costs_its_own_row_at_most(tmp_path, site, name, suffix):
     """Cut answers make that header come back with the next request."""
-    urls = [site.script(f"/{number}-{is_cut}{suffix}",
-                        Odd(name, value, 500 if name == b"retry-after" else 200, is_cut))
-            for number, value in enumerate(ODD) for is_cut in (False, True)]
+    urls = [
+        site.script(
+            f"/{number}-{is_cut}{suffix}",
+            Odd(name, value, 500 if name == b"retry-after" else 200, is_cut),
+        )
+        for number, value in enumerate(ODD)
+        for is_cut in (False, True)
+    ]
     rows = download(tmp_path, [*urls, site.file("/whole.mp4", make_video(seed=1))])
     assert outcome(rows[-1]) == "kept"
     for url, row in zip(urls, rows, strict=False):
@@ -97,9 +145,18 @@ def test_a_redirect_to_what_is_no_address_is_permanent(tmp_path, site, location,
 
 
 @pytest.mark.parametrize("extractor", [None, "generic"], ids=["directly", "by yt-dlp"])
-@pytest.mark.parametrize("url", [
-    "http://a..b/a.mp4", f"http://{'a' * 64}.test/a.mp4", f"http://{'a.' * 127}test/a.mp4",
-    "http://.test/a.mp4", "http://\u00fc..b/a.mp4", "http://[::1/a.mp4", "http://a.test:x/a.mp4"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://a..b/a.mp4",
+        f"http://{'a' * 64}.test/a.mp4",
+        f"http://{'a.' * 127}test/a.mp4",
+        "http://.test/a.mp4",
+        "http://\u00fc..b/a.mp4",
+        "http://[::1/a.mp4",
+        "http://a.test:x/a.mp4",
+    ],
+)
 def test_a_host_that_cannot_be_one_is_permanent(tmp_path, url, extractor):
     [row] = download(tmp_path, [url], extractor)
     assert outcome(row) == "permanent", row
@@ -113,10 +170,16 @@ def test_names_of_hosts_may_be_long_and_end_with_a_dot():
         take_turn(Hosts(), "http://a..b/")
 
 
-@given(st.one_of(
-    st.text(), st.from_regex(r"\A\d{1,40}\Z"),
-    st.from_regex(r"\A(Mon|Thu), \d{1,3} (Jan|Feb|Dec) \d{1,6} \d\d:\d\d:\d\d "
-                  r"([+-]\d{1,20}|GMT|UTC|[A-Z]{1,4})?\Z")))
+@given(
+    st.one_of(
+        st.text(),
+        st.from_regex(r"\A\d{1,40}\Z"),
+        st.from_regex(
+            r"\A(Mon|Thu), \d{1,3} (Jan|Feb|Dec) \d{1,6} \d\d:\d\d:\d\d "
+            r"([+-]\d{1,20}|GMT|UTC|[A-Z]{1,4})?\Z"
+        ),
+    )
+)
 @example("Mon, 01 Jan 2024 00:00:00 +999999999999999")
 @example("Thu, 31 Dec 9999 23:59:59 -2359")
 @example("Mon, 01 Jan 0001 00:00:00 +2359")
@@ -134,19 +197,29 @@ def test_retry_after_is_a_finite_time_or_nothing(value):
 
 def test_a_cookie_that_cannot_be_sent_is_not_taken(tmp_path, site):
     """Taken, it would end every further request to its host."""
-    rows = download(tmp_path, [
-        site.script("/a.mp4", Odd(b"set-cookie", "a=\u00fc; path=/".encode())),
-        site.script("/b.mp4", Odd(b"set-cookie", b"b=good; path=/")),
-        site.file("/c.mp4", make_video(seed=1))], concurrency=1)
+    rows = download(
+        tmp_path,
+        [
+            site.script("/a.mp4", Odd(b"set-cookie", "a=\u00fc; path=/".encode())),
+            site.script("/b.mp4", Odd(b"set-cookie", b"b=good; path=/")),
+            site.file("/c.mp4", make_video(seed=1)),
+        ],
+        concurrency=1,
+    )
     assert outcome(rows[0]) == outcome(rows[2]) == "kept"
     assert site.asked("/c.mp4")[0].headers["Cookie"] == "b=good"
 
 
 def test_a_file_of_cookies_is_taken_as_far_as_it_can_be_sent(tmp_path):
     file = tmp_path / "cookies.txt"
-    file.write_text("# Netscape HTTP Cookie File\n" + "".join(
-        f"a.test\tFALSE\t/\tFALSE\t4102444800\t{name}\t{value}\n"
-        for name, value in (("good", "1"), ("odd", "\u00fc"))), "utf-8")
+    file.write_text(
+        "# Netscape HTTP Cookie File\n"
+        + "".join(
+            f"a.test\tFALSE\t/\tFALSE\t4102444800\t{name}\t{value}\n"
+            for name, value in (("good", "1"), ("odd", "\u00fc"))
+        ),
+        "utf-8",
+    )
     jar = cookie_jar(file)
     assert [cookie.name for cookie in jar] == ["good"]
     client = httpx.Client(cookies=jar)

@@ -47,19 +47,28 @@ def reference(stand_in: StandIn) -> str:
 
 def to_caption(names: list[str]) -> pa.Table:
     """Clips of one frame each, every frame another picture."""
-    frames = [[{"frame_number": 0, "seconds": 0.5, "jpeg": frame_jpeg(i)}]
-              for i in range(len(names))]
-    return pa.table({"clip_id": names, "start_seconds": [0.0] * len(names),
-                     "end_seconds": [1.0] * len(names),
-                     "frames": pa.array(frames, pa.list_(FRAME))})
+    frames = [
+        [{"frame_number": 0, "seconds": 0.5, "jpeg": frame_jpeg(i)}] for i in range(len(names))
+    ]
+    return pa.table(
+        {
+            "clip_id": names,
+            "start_seconds": [0.0] * len(names),
+            "end_seconds": [1.0] * len(names),
+            "frames": pa.array(frames, pa.list_(FRAME)),
+        }
+    )
 
 
 def to_summarise(names: list[str]) -> pa.Table:
-    return pa.table({
-        "clip_id": names, "caption_coarse": names,
-        "captions_fine": pa.array([[] for _ in names], pa.list_(TEXT_AT)),
-        "start_seconds": [0.0] * len(names),
-    })
+    return pa.table(
+        {
+            "clip_id": names,
+            "caption_coarse": names,
+            "captions_fine": pa.array([[] for _ in names], pa.list_(TEXT_AT)),
+            "start_seconds": [0.0] * len(names),
+        }
+    )
 
 
 def by_clip(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -87,25 +96,46 @@ BOOK = " ".join(f"{word:x}" for word in NOISE.integers(0, 2**40, 100_000))
         ("a dog runs and a cat sits " * 30, "the text repeats"),
         ("犬が走る" * 40, "the text repeats"),
     ],
-    ids=["empty", "unseen", "signs", "half a pair", "not UTF-8", "one word", "a book",
-         "opening tags", "circles", "circles without spaces"],
+    ids=[
+        "empty",
+        "unseen",
+        "signs",
+        "half a pair",
+        "not UTF-8",
+        "one word",
+        "a book",
+        "opening tags",
+        "circles",
+        "circles without spaces",
+    ],
 )
 def test_a_text_that_is_none_fails_its_clip_alone_and_soon(text, words, tmp_path):
     """By a captioner and by a language model; what is bad of it does not reach the neighbours."""
+
     def answer(request):
         return text if text_of(request).endswith("poison") else "a dog runs"
 
     names = ["one", "poison", "two"]
     with openai_server(answer) as stand_in:
         started = time.monotonic()
-        summaries = by_clip(transformed(
-            SummarizeCaptions(model=reference(stand_in), prompt="{{ coarse }}", **SERVED),
-            tmp_path, to_summarise(names)))
+        summaries = by_clip(
+            transformed(
+                SummarizeCaptions(model=reference(stand_in), prompt="{{ coarse }}", **SERVED),
+                tmp_path,
+                to_summarise(names),
+            )
+        )
         assert len(stand_in.requests) == 3
         stand_in.misdeeds = [completion(text)]
-        captions = by_clip(transformed(
-            CaptionFrames(model=reference(stand_in), fine=False, server_concurrency=1, **SERVED),
-            tmp_path, to_caption(["poison", "one", "two"])))
+        captions = by_clip(
+            transformed(
+                CaptionFrames(
+                    model=reference(stand_in), fine=False, server_concurrency=1, **SERVED
+                ),
+                tmp_path,
+                to_caption(["poison", "one", "two"]),
+            )
+        )
         assert len(stand_in.requests) == 6
         assert time.monotonic() - started < 60
     for found in (summaries, captions):
@@ -121,8 +151,9 @@ def test_what_nobody_sees_is_taken_out_of_a_good_text(tmp_path):
     """Control characters, turned directions and a last character that was cut in two."""
     said = "\ufeffa\x00 dog\x1b[2J \u202eruns\u2069 \x9bhome\ufffd"
     with openai_server(lambda request: said) as stand_in:
-        (row,) = transformed(SummarizeCaptions(model=reference(stand_in), **SERVED), tmp_path,
-                             to_summarise(["x"]))
+        (row,) = transformed(
+            SummarizeCaptions(model=reference(stand_in), **SERVED), tmp_path, to_summarise(["x"])
+        )
     assert row["caption"] == "a dog[2J runs home"
 
 
@@ -148,14 +179,21 @@ TOO_LARGE: dict[str, Callable[[], BaseException]] = {
 }
 
 
-def limited(original: Callable, largest: int, size_of: Callable, sizes: list[int],
-            make: Callable[[], BaseException]) -> Callable:
+def limited(
+    original: Callable,
+    largest: int,
+    size_of: Callable,
+    sizes: list[int],
+    make: Callable[[], BaseException],
+) -> Callable:
     """`original`, which has memory for `largest` items and notes what it was given."""
+
     def run(self, inputs, *arguments):
         sizes.append(size_of(inputs))
         if sizes[-1] > largest:
             raise make()
         return original(self, inputs, *arguments)
+
     return run
 
 
@@ -167,12 +205,14 @@ def test_embedding_halves_its_batch_for_good(make, tiny_clip, tmp_path, monkeypa
     stage = EmbedClips(model=model, batch_images=8, dtype="float32")
     expected = transformed(stage, tmp_path, *batches)
     sizes: list[int] = []
-    monkeypatch.setattr(ClipEmbedder, "embed_batch",
-                        limited(ClipEmbedder.embed_batch, 2, len, sizes, make))
+    monkeypatch.setattr(
+        ClipEmbedder, "embed_batch", limited(ClipEmbedder.embed_batch, 2, len, sizes, make)
+    )
     found = transformed(stage, tmp_path, *batches)
     assert sizes == [8, 4] + [2] * 10
     np.testing.assert_allclose(
-        [row["embeddings"] for row in found], [row["embeddings"] for row in expected], atol=2e-3)
+        [row["embeddings"] for row in found], [row["embeddings"] for row in expected], atol=2e-3
+    )
 
 
 def test_texts_are_halved_too(tiny_clip, monkeypatch):
@@ -196,8 +236,9 @@ def test_texts_are_halved_too(tiny_clip, monkeypatch):
 def test_an_item_too_large_alone_is_a_failure_of_the_model(tiny_clip, tmp_path, monkeypatch):
     """Raised as such, so that the runner does the batch's clips one by one."""
     model = tiny_clip
-    monkeypatch.setattr(ClipEmbedder, "embed_batch",
-                        limited(ClipEmbedder.embed_batch, 0, len, [], MemoryError))
+    monkeypatch.setattr(
+        ClipEmbedder, "embed_batch", limited(ClipEmbedder.embed_batch, 0, len, [], MemoryError)
+    )
     with pytest.raises(RowFailed, match="out of memory") as caught:
         transformed(EmbedClips(model=model), tmp_path, clips_with_frames({"a": [1], "b": [2]}))
     assert caught.value.kind == "model"
@@ -209,21 +250,27 @@ def test_a_model_that_gives_too_few_rows_moves_no_vector_to_another_clip(
     original = ClipEmbedder.embed_batch
     monkeypatch.setattr(ClipEmbedder, "embed_batch", lambda self, batch: original(self, batch)[1:])
     with pytest.raises(RuntimeError, match="4 inputs gave 3 outputs"):
-        transformed(EmbedClips(model=tiny_clip), tmp_path,
-                    clips_with_frames({"a": [1, 2], "b": [3, 4]}))
+        transformed(
+            EmbedClips(model=tiny_clip), tmp_path, clips_with_frames({"a": [1, 2], "b": [3, 4]})
+        )
 
 
 @pytest.mark.parametrize("make", [TOO_LARGE["cuda"], MemoryError], ids=["cuda", "python"])
 def test_captioning_halves_its_batch_for_good(make, tmp_path, monkeypatch):
     """Across the batches of rows that one worker is given."""
     sizes: list[int] = []
-    monkeypatch.setattr(Blip, "generate", limited(
-        Blip.generate, 2, lambda inputs: len(inputs["pixel_values"]), sizes, make))
-    stage = CaptionFrames(model=str(tiny_model("blip")), fine=False, batch_images=8,
-                          dtype="float32", max_new_tokens=3)
+    monkeypatch.setattr(
+        Blip,
+        "generate",
+        limited(Blip.generate, 2, lambda inputs: len(inputs["pixel_values"]), sizes, make),
+    )
+    stage = CaptionFrames(
+        model=str(tiny_model("blip")), fine=False, batch_images=8, dtype="float32", max_new_tokens=3
+    )
     names = [f"clip-{i}" for i in range(6)]
-    rows = transformed(stage, tmp_path, to_caption(names),
-                       to_caption([f"later-{i}" for i in range(4)]))
+    rows = transformed(
+        stage, tmp_path, to_caption(names), to_caption([f"later-{i}" for i in range(4)])
+    )
     assert sizes == [6, 3, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1]
     assert len(rows) == 10
     assert not [row for row in rows if row["error"] and "memory" in row["error"]["message"]]
@@ -253,27 +300,45 @@ def test_a_picture_that_makes_the_model_raise_costs_its_clip_only(tmp_path, monk
             handle.remove()
 
     monkeypatch.setattr(Blip, "generate", generate)
-    stage = CaptionFrames(model=str(tiny_model("blip")), fine=False, dtype="float32",
-                          max_new_tokens=3)
+    stage = CaptionFrames(
+        model=str(tiny_model("blip")), fine=False, dtype="float32", max_new_tokens=3
+    )
     rows = by_clip(transformed(stage, tmp_path, to_caption(["a", "b", "c", "d"])))
     assert rows["b"]["error"]["kind"] == "model"
     assert "index out of range" in rows["b"]["error"]["message"]
-    assert not [row for name, row in rows.items()
-                if name != "b" and row["error"] and "index" in row["error"]["message"]]
+    assert not [
+        row
+        for name, row in rows.items()
+        if name != "b" and row["error"] and "index" in row["error"]["message"]
+    ]
 
 
 def test_a_language_model_halves_its_batch_and_fails_what_never_fits(tmp_path, monkeypatch):
     sizes: list[int] = []
-    monkeypatch.setattr(LocalTextModel, "_compute", limited(
-        LocalTextModel._compute, 1, lambda inputs: len(inputs["input_ids"]), sizes,
-        TOO_LARGE["cuda"]))
-    stage = SummarizeCaptions(model=str(tiny_model("t5")), prompt="{{ coarse }}",
-                              max_new_tokens=3, dtype="float32", batch_texts=4)
+    monkeypatch.setattr(
+        LocalTextModel,
+        "_compute",
+        limited(
+            LocalTextModel._compute,
+            1,
+            lambda inputs: len(inputs["input_ids"]),
+            sizes,
+            TOO_LARGE["cuda"],
+        ),
+    )
+    stage = SummarizeCaptions(
+        model=str(tiny_model("t5")),
+        prompt="{{ coarse }}",
+        max_new_tokens=3,
+        dtype="float32",
+        batch_texts=4,
+    )
     rows = transformed(stage, tmp_path, to_summarise(["a dog", "a cat", "a cow"]))
     assert sizes == [3, 1, 1, 1]
     assert len(rows) == 3
-    monkeypatch.setattr(LocalTextModel, "_compute", limited(
-        LocalTextModel._compute, 0, len, [], MemoryError))
+    monkeypatch.setattr(
+        LocalTextModel, "_compute", limited(LocalTextModel._compute, 0, len, [], MemoryError)
+    )
     rows = transformed(stage, tmp_path, to_summarise(["a dog", "a cat"]))
     assert {row["error"]["kind"] for row in rows} == {"model"}
     assert all("out of memory" in row["error"]["message"] for row in rows)
@@ -294,6 +359,7 @@ def test_memory_that_does_not_suffice_for_the_weights_ends_the_run_with_a_reason
 
 
 # --- weights that are not numbers ---
+
 
 def planted(folder: Path, weight: str, value: float) -> Path:
     """A tiny CLIP with `value` in all of one weight."""
@@ -320,10 +386,15 @@ def test_images_without_a_direction_are_failures_of_the_model(value, tmp_path):
 def test_texts_without_a_direction_leave_null_scores_with_a_reason(value, tmp_path):
     model = planted(save_tiny_clip(tmp_path / "clip"), "text_projection", value)
     vectors = as_column([unit(np.ones((2, 24)))])
-    table = pa.table({"clip_id": ["a"], "embeddings": vectors, "text": ["a dog"],
-                      "caption_coarse": ["a dog"],
-                      "captions_fine": pa.array([[{"seconds": 0.5, "text": "a dog"}]],
-                                                pa.list_(TEXT_AT))})
+    table = pa.table(
+        {
+            "clip_id": ["a"],
+            "embeddings": vectors,
+            "text": ["a dog"],
+            "caption_coarse": ["a dog"],
+            "captions_fine": pa.array([[{"seconds": 0.5, "text": "a dog"}]], pa.list_(TEXT_AT)),
+        }
+    )
     (row,) = transformed(ScoreSimilarity(model=model), tmp_path, table)
     assert row["similarity"] is row["similarity_coarse"] is row["similarity_fine"] is None
     assert "not finite (similarity, similarity_coarse, similarity_fine)" in row["similarity_reason"]
@@ -338,9 +409,15 @@ def test_one_clip_that_is_not_finite_leaves_its_neighbours_scores(tiny_clip, tmp
     bad = good.copy()
     bad[1, 3] = np.nan
     names, vectors = ["a", "bad", "b"], [good, bad, good]
-    table = pa.table({"clip_id": names, "embeddings": as_column(vectors), "text": ["a dog"] * 3,
-                      "caption_coarse": pa.nulls(3, pa.string()),
-                      "captions_fine": pa.nulls(3, pa.list_(TEXT_AT))})
+    table = pa.table(
+        {
+            "clip_id": names,
+            "embeddings": as_column(vectors),
+            "text": ["a dog"] * 3,
+            "caption_coarse": pa.nulls(3, pa.string()),
+            "captions_fine": pa.nulls(3, pa.list_(TEXT_AT)),
+        }
+    )
     rows = by_clip(transformed(ScoreSimilarity(model=model), tmp_path, table))
     assert rows["a"]["similarity"] == rows["b"]["similarity"] is not None
     assert (rows["bad"]["similarity"], bool(rows["bad"]["similarity_reason"])) == (None, True)
@@ -377,6 +454,7 @@ def test_a_captioner_whose_weights_are_nan_gives_failures_of_kind_model(tmp_path
 
 # --- servers ---
 
+
 def asking(stand_in: StandIn, **settings: Any) -> OpenAIServer:
     settings = {"retries": 0, "timeout_seconds": 100.0, "first_wait_seconds": 0.0} | settings
     return OpenAIServer(ModelReference(server=stand_in.url, model="tiny"), **settings)
@@ -393,13 +471,27 @@ DEEP = b'{"choices": ' + b"[" * 200_000
 @pytest.mark.parametrize(
     ("misdeed", "kind"),
     [
-        (500, "transient"), (429, "transient"), ("reset", "transient"), ("hang", "transient"),
-        ("headers", "transient"), ("drip", "transient"), ("stall", "transient"),
-        ("cut", "transient"), ("stream", "model"), (b"", "model"), (b"{", "model"),
-        (b"<html><h1>502</h1>", "model"), (b"null", "model"), (b'{"choices": []}', "model"),
-        (b'{"choices": [{}]}', "model"), (b'{"choices": [{"message": null}]}', "model"),
-        (b'{"choices": {"0": 1}}', "model"), (b"\xff\xfe\xfa", "model"), (DEEP, "model"),
-        (b"9" * 10_000, "model"), (404, "permanent"),
+        (500, "transient"),
+        (429, "transient"),
+        ("reset", "transient"),
+        ("hang", "transient"),
+        ("headers", "transient"),
+        ("drip", "transient"),
+        ("stall", "transient"),
+        ("cut", "transient"),
+        ("stream", "model"),
+        (b"", "model"),
+        (b"{", "model"),
+        (b"<html><h1>502</h1>", "model"),
+        (b"null", "model"),
+        (b'{"choices": []}', "model"),
+        (b'{"choices": [{}]}', "model"),
+        (b'{"choices": [{"message": null}]}', "model"),
+        (b'{"choices": {"0": 1}}', "model"),
+        (b"\xff\xfe\xfa", "model"),
+        (DEEP, "model"),
+        (b"9" * 10_000, "model"),
+        (404, "permanent"),
     ],
     ids=lambda value: str(value)[:24],
 )
@@ -419,8 +511,12 @@ def test_each_misdeed_of_a_server_has_its_kind_within_its_time(misdeed, kind):
 
 def test_a_server_s_wait_is_kept_to_within_reason():
     """Retry-After is obeyed, but not a day, a missing number or an invalid one."""
-    for said, least in (("1", 1.0), ("nan", 0.0), ("-5", 0.0),
-                        ("Wed, 21 Oct 2015 07:28:00 GMT", 0.0)):
+    for said, least in (
+        ("1", 1.0),
+        ("nan", 0.0),
+        ("-5", 0.0),
+        ("Wed, 21 Oct 2015 07:28:00 GMT", 0.0),
+    ):
         with openai_server(text_of, 429) as stand_in, asking(stand_in, retries=1) as server:
             stand_in.retry_after = said
             started = time.monotonic()
@@ -430,13 +526,15 @@ def test_a_server_s_wait_is_kept_to_within_reason():
 
 def test_a_server_that_is_gone_costs_a_few_tries_and_is_found_again(tmp_path):
     """Of 40 clips 8 are asked; the next batch asks once; when it answers, all are asked again."""
-    stage = SummarizeCaptions(prompt="{{ coarse }}", server_concurrency=2, **SERVED,
-                              model="http://127.0.0.1:1/v1#tiny")
+    stage = SummarizeCaptions(
+        prompt="{{ coarse }}", server_concurrency=2, **SERVED, model="http://127.0.0.1:1/v1#tiny"
+    )
     names = [f"clip {i}" for i in range(40)]
     with openai_server(text_of) as stand_in:
         stand_in.always = 503
-        stage = stage.model_copy(update={"model": ModelReference(server=stand_in.url,
-                                                                 model="tiny")})
+        stage = stage.model_copy(
+            update={"model": ModelReference(server=stand_in.url, model="tiny")}
+        )
         from clipmill.stages.protocol import Workspace
 
         with stage.open(Workspace(tmp_path, tmp_path)) as transform:
@@ -466,8 +564,5 @@ def test_a_key_that_cannot_be_sent_is_told_at_the_start(tmp_path, monkeypatch):
 def test_the_names_of_a_completion_are_all_that_is_read():
     """Further fields of an answer, of any shape, do no harm."""
     body = json.loads(completion("fine")) | {"usage": [], "choices_": {}, "error": None}
-    with (
-        openai_server(text_of, json.dumps(body).encode()) as stand_in,
-        asking(stand_in) as server,
-    ):
+    with openai_server(text_of, json.dumps(body).encode()) as stand_in, asking(stand_in) as server:
         assert asked(server).text == "fine"

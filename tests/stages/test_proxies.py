@@ -35,14 +35,27 @@ from clipmill.stages.references import ModelReference
 from tests.download_helpers import make_video, outcome, stage
 from tests.http_server import serve
 
-NO_PROXIES = ["http://[::1", "http://", "http://a..b:1", "h:80", "h", "ftp://h", "http://h:99999",
-              "http://h:x", f"http://{'a' * 64}.test:1", ""]
+NO_PROXIES = [
+    "http://[::1",
+    "http://",
+    "http://a..b:1",
+    "h:80",
+    "h",
+    "ftp://h",
+    "http://h:99999",
+    "http://h:x",
+    f"http://{'a' * 64}.test:1",
+    "",
+]
 
 
 def recipe_of(tmp_path, **settings):
     path = tmp_path / "recipe.yaml"
-    path.write_text(yaml.safe_dump({
-        "sources": ["http://127.0.0.1:9/a.mp4"], "stages": {"download_videos": settings}}))
+    path.write_text(
+        yaml.safe_dump(
+            {"sources": ["http://127.0.0.1:9/a.mp4"], "stages": {"download_videos": settings}}
+        )
+    )
     return path
 
 
@@ -64,8 +77,16 @@ def test_proxies_among_yt_dlps_options_are_looked_at_too(option, proxy):
 
 
 def test_the_command_says_so_without_a_traceback(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("sys.argv", ["clipmill", "run", str(recipe_of(
-        tmp_path, proxy="http://[::1")), "--dataset", str(tmp_path / "dataset")])
+    monkeypatch.setattr(
+        "sys.argv",
+        [
+            "clipmill",
+            "run",
+            str(recipe_of(tmp_path, proxy="http://[::1")),
+            "--dataset",
+            str(tmp_path / "dataset"),
+        ],
+    )
     with pytest.raises(SystemExit) as ended:
         main()
     assert ended.value.code == 2
@@ -73,9 +94,16 @@ def test_the_command_says_so_without_a_traceback(tmp_path, capsys, monkeypatch):
     assert not (tmp_path / "dataset").exists()
 
 
-@pytest.mark.parametrize("proxy", [
-    None, "http://127.0.0.1:8080", "https://user:word@proxy.test", "socks5://proxy.test:1080",
-    "socks5h://[2001:db8::1]:1080"])
+@pytest.mark.parametrize(
+    "proxy",
+    [
+        None,
+        "http://127.0.0.1:8080",
+        "https://user:word@proxy.test",
+        "socks5://proxy.test:1080",
+        "socks5h://[2001:db8::1]:1080",
+    ],
+)
 def test_proxies_that_can_be_one_are_taken(tmp_path, proxy):
     found = load_recipe(recipe_of(tmp_path, proxy=proxy)).stages["download_videos"]
     assert found.proxy == proxy
@@ -105,8 +133,12 @@ def test_proxies_of_the_environment_are_told_before_a_download(tmp_path, monkeyp
 def test_proxies_of_the_environment_are_told_before_a_list_is_asked_for(tmp_path, monkeypatch):
     monkeypatch.setenv("http_proxy", "http://[::1")
     with pytest.raises(UsageError, match="fix or unset them"):
-        ingest(tmp_path, [SourceSpec(url="http://127.0.0.1:9/list")], shard_videos=10,
-               downloads=stage())
+        ingest(
+            tmp_path,
+            [SourceSpec(url="http://127.0.0.1:9/list")],
+            shard_videos=10,
+            downloads=stage(),
+        )
 
 
 def test_a_mistake_of_an_extractor_costs_its_list_alone(tmp_path, monkeypatch):
@@ -118,8 +150,9 @@ def test_a_mistake_of_an_extractor_costs_its_list_alone(tmp_path, monkeypatch):
         raise AttributeError("'NoneType' object has no attribute 'group'")
 
     monkeypatch.setattr(GenericIE, "_real_extract", mistaken)
-    ingest(tmp_path, [SourceSpec(url="http://127.0.0.1:9/list")], shard_videos=10,
-           downloads=stage())
+    ingest(
+        tmp_path, [SourceSpec(url="http://127.0.0.1:9/list")], shard_videos=10, downloads=stage()
+    )
     [row] = pq.read_table(tmp_path / "sources").to_pylist()
     assert outcome(row) == "permanent"
     assert "yt-dlp can't handle this page" in row["error"]["message"]
@@ -155,12 +188,15 @@ class Socks(socketserver.StreamRequestHandler):
 
 @pytest.mark.parametrize("extractor", [None, "generic"], ids=["directly", "by yt-dlp"])
 def test_downloads_go_through_a_socks_proxy(tmp_path, extractor):
-    with (serve() as site, socketserver.ThreadingTCPServer(("127.0.0.1", 0), Socks) as server):
+    with serve() as site, socketserver.ThreadingTCPServer(("127.0.0.1", 0), Socks) as server:
         server.asked, server.daemon_threads = [], True
         threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
         url = site.file("/a.mp4", make_video()).replace("127.0.0.1", "film.test")
-        row = one_row(tmp_path, {"url": url, "extractor": extractor},
-                      proxy=f"socks5h://127.0.0.1:{server.server_address[1]}")
+        row = one_row(
+            tmp_path,
+            {"url": url, "extractor": extractor},
+            proxy=f"socks5h://127.0.0.1:{server.server_address[1]}",
+        )
         server.shutdown()
     assert outcome(row) == "kept", row
     assert set(server.asked) == {b"film.test"}
@@ -169,12 +205,16 @@ def test_downloads_go_through_a_socks_proxy(tmp_path, extractor):
 # Servers of models, and the hub
 
 
-@pytest.mark.parametrize("server", ["http://[::1/v1", "http://a..b/v1", "http:///v1",
-                                    "http://h:99999/v1", "http://h:x/v1"])
+@pytest.mark.parametrize(
+    "server",
+    ["http://[::1/v1", "http://a..b/v1", "http:///v1", "http://h:99999/v1", "http://h:x/v1"],
+)
 def test_a_server_that_cannot_be_one_is_told_when_the_recipe_is_read(server):
     with pytest.raises(ValidationError, match="the server's address"):
         ModelReference.model_validate(f"{server}#name")
-    assert ModelReference.model_validate("http://[::1]:8000/v1#name").server == "http://[::1]:8000/v1"
+    assert (
+        ModelReference.model_validate("http://[::1]:8000/v1#name").server == "http://[::1]:8000/v1"
+    )
 
 
 def test_proxies_of_the_environment_are_told_before_a_server_is_asked(monkeypatch):
@@ -189,11 +229,18 @@ def test_proxies_of_the_environment_are_told_before_a_server_is_asked(monkeypatc
 
 def test_an_address_of_the_hub_that_cannot_be_one_is_told():
     """In a separate process, because the library reads it once."""
-    code = ("from clipmill.stages.models import loading\n"
-            "loading.hub_folder('a/b', None, setting='x.model')")
-    done = subprocess.run([sys.executable, "-c", code],
-                          stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,
-                          env={**os.environ, "HF_ENDPOINT": "http://[::1"})
+    code = (
+        "from clipmill.stages.models import loading\n"
+        "loading.hub_folder('a/b', None, setting='x.model')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "HF_ENDPOINT": "http://[::1"},
+    )
     assert "ClipmillError: x.model: $HF_ENDPOINT (http://[::1) is not a URL" in done.stderr
 
 

@@ -51,7 +51,8 @@ def site():
 def download(dataset: Path, urls: list[str], extractor: str | None = None, **settings):
     table = pa.Table.from_pylist(
         [{"source_key": source_key(url), "url": url, "extractor": extractor} for url in urls],
-        SOURCES)
+        SOURCES,
+    )
     with stage(**settings).open(Workspace(dataset, dataset / "scratch")) as transform:
         return transform(table).to_pylist()
 
@@ -60,7 +61,8 @@ def work(dataset: Path, urls: list[str], settings: dict) -> None:
     """What a worker process does; its rows go to a separate file."""
     rows = download(dataset, urls, **settings)
     (dataset / f"worker-{source_key(urls[0])}.json").write_text(
-        json.dumps([[outcome(row), row["error"]["message"]] for row in rows]))
+        json.dumps([[outcome(row), row["error"]["message"]] for row in rows])
+    )
 
 
 def overloaded(site, count: int, status: int = 429, retry_after: str = HOUR) -> list[str]:
@@ -88,8 +90,10 @@ def test_a_long_pause_is_told_to_all_processes(tmp_path, site):
     """Of three with two threads each, which all wait for their turn, one asks."""
     urls = overloaded(site, 9)
     settings = {"sleep_seconds": 600.0, "concurrency": 2}
-    running = [PROCESSES.Process(target=work, args=(tmp_path, urls[number::3], settings))
-               for number in range(3)]
+    running = [
+        PROCESSES.Process(target=work, args=(tmp_path, urls[number::3], settings))
+        for number in range(3)
+    ]
     for process in running:
         process.start()
     for process in running:
@@ -101,8 +105,9 @@ def test_a_long_pause_is_told_to_all_processes(tmp_path, site):
     assert all(NEXT_STEP in message for _, message in rows)
 
 
-@pytest.mark.parametrize("retry_after", [
-    DAY, "9" * 12, "9" * 6000, "Fri, 31 Dec 2100 23:59:59 GMT"])
+@pytest.mark.parametrize(
+    "retry_after", [DAY, "9" * 12, "9" * 6000, "Fri, 31 Dec 2100 23:59:59 GMT"]
+)
 def test_no_pause_is_longer_than_a_day_or_too_long_to_be_believed(tmp_path, site, retry_after):
     rows = download(tmp_path, overloaded(site, 3, retry_after=retry_after), concurrency=1)
     assert [outcome(row) for row in rows] == ["transient"] * 3
@@ -114,8 +119,9 @@ def test_no_pause_is_longer_than_a_day_or_too_long_to_be_believed(tmp_path, site
 
 def test_other_hosts_are_asked_meanwhile(tmp_path, site):
     with serve("127.0.0.3") as well:
-        rows = download(tmp_path, [*overloaded(site, 2), well.file("/a.mp4", make_video())],
-                        concurrency=1)
+        rows = download(
+            tmp_path, [*overloaded(site, 2), well.file("/a.mp4", make_video())], concurrency=1
+        )
     assert [outcome(row) for row in rows] == ["transient", "transient", "kept"]
 
 
@@ -123,8 +129,9 @@ def test_the_host_that_asked_is_held_and_not_the_one_that_leads_there(tmp_path, 
     with serve("127.0.0.3") as other:
         [busy] = overloaded(other, 1)
         led = site.script("/led.mp4", Redirect(busy))
-        rows = download(tmp_path, [led, site.file("/b.mp4", make_video()), led + "?again", busy],
-                        concurrency=1)
+        rows = download(
+            tmp_path, [led, site.file("/b.mp4", make_video()), led + "?again", busy], concurrency=1
+        )
     assert [outcome(row) for row in rows] == ["transient", "kept", "transient", "transient"]
     assert "127.0.0.3 was not contacted" in rows[2]["error"]["message"]
     assert len(other.log) == 1
@@ -132,8 +139,9 @@ def test_the_host_that_asked_is_held_and_not_the_one_that_leads_there(tmp_path, 
 
 def test_an_error_of_one_file_holds_that_row_alone(tmp_path, site):
     """Only 429 and 503 speak for the host."""
-    rows = download(tmp_path, [*overloaded(site, 1, 500), site.file("/b.mp4", make_video())],
-                    concurrency=1)
+    rows = download(
+        tmp_path, [*overloaded(site, 1, 500), site.file("/b.mp4", make_video())], concurrency=1
+    )
     assert [outcome(row) for row in rows] == ["transient", "kept"]
     assert len(site.asked("/0.mp4")) == 1
 
@@ -153,8 +161,13 @@ def platform(monkeypatch):
         def _real_extract(self, url):
             number = self._match_id(url)
             self._download_webpage(url, number, fatal=self.is_needed)
-            return {"id": number, "title": "A film", "formats": [
-                {"format_id": "0", "url": url.replace("/home/", "/files/"), "ext": "mp4"}]}
+            return {
+                "id": number,
+                "title": "A film",
+                "formats": [
+                    {"format_id": "0", "url": url.replace("/home/", "/files/"), "ext": "mp4"}
+                ],
+            }
 
     add_extractor(HomeIE, monkeypatch.setattr)
     return HomeIE
@@ -173,8 +186,11 @@ def test_yt_dlps_requests_heed_it_too(tmp_path, site, platform, is_needed):
 
 
 def test_a_page_that_is_fetched_by_both_libraries_is_asked_for_once(tmp_path, site):
-    rows = download(tmp_path, [site.script(f"/watch{number}", Busy(503, HOUR))
-                               for number in range(3)], concurrency=1)
+    rows = download(
+        tmp_path,
+        [site.script(f"/watch{number}", Busy(503, HOUR)) for number in range(3)],
+        concurrency=1,
+    )
     assert [outcome(row) for row in rows] == ["transient"] * 3
     assert len(site.log) == 1
 
@@ -195,8 +211,7 @@ def test_the_host_of_a_wrapped_error_is_the_one_that_answered():
     from yt_dlp.networking.common import Response
     from yt_dlp.networking.exceptions import HTTPError
 
-    answer = Response(fp=None, url="http://busy.test/a", status=429,
-                      headers={"Retry-After": HOUR})
+    answer = Response(fp=None, url="http://busy.test/a", status=429, headers={"Retry-After": HOUR})
     problem = problem_of(HTTPError(answer), "ERROR: HTTP Error 429")
     assert (problem.host, problem.retry_after_seconds) == ("busy.test", 3600.0)
     hosts = Hosts()
@@ -224,11 +239,26 @@ def test_the_next_run_tries_such_a_host_with_one_request(tmp_path, site):
 
     urls = overloaded(site, 6, retry_after=DAY)
     (tmp_path / "urls.txt").write_text("\n".join(urls) + "\n")
-    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({"sources": ["urls.txt"], "stages": {
-        "download_videos": {"min_duration_seconds": 0.5, "min_height": 16, "concurrency": 1}}}))
+    (tmp_path / "recipe.yaml").write_text(
+        yaml.safe_dump(
+            {
+                "sources": ["urls.txt"],
+                "stages": {
+                    "download_videos": {
+                        "min_duration_seconds": 0.5,
+                        "min_height": 16,
+                        "concurrency": 1,
+                    }
+                },
+            }
+        )
+    )
     loaded, dataset = load_recipe(tmp_path / "recipe.yaml", engine="local"), tmp_path / "dataset"
-    patient = load_recipe(tmp_path / "recipe.yaml", engine="local", overrides=[
-        "download_videos.concurrency=4", "download_videos.max_backoff_seconds=6000"])
+    patient = load_recipe(
+        tmp_path / "recipe.yaml",
+        engine="local",
+        overrides=["download_videos.concurrency=4", "download_videos.max_backoff_seconds=6000"],
+    )
     run(loaded, dataset)
     assert statuses(dataset) == {"transient": 6}
     assert len(site.log) == 1
@@ -250,8 +280,9 @@ def statuses(dataset: Path) -> dict[str, int]:
 
 def turns(folder: Path, **manners) -> Hosts:
     """A worker's own view of the hosts; none of its rows waits unless told to."""
-    return Hosts(Manners(problems=3, pause_seconds=600.0, **{"patience_seconds": 0.0, **manners}),
-                 folder)
+    return Hosts(
+        Manners(problems=3, pause_seconds=600.0, **{"patience_seconds": 0.0, **manners}), folder
+    )
 
 
 def test_one_row_tries_a_host_that_was_held_and_the_others_hear_of_it(tmp_path):
@@ -304,6 +335,10 @@ def test_what_one_row_waits_for_by_itself_holds_no_longer_than_it(tmp_path):
         raise PassingProblem("HTTP 503", whole_host=True)
 
     with pytest.raises(RowFailed):
-        patiently(attempt, host="a.test", hosts=hosts,
-                  patience=Patience(retries=0, backoff_seconds=1000, max_backoff_seconds=1000))
+        patiently(
+            attempt,
+            host="a.test",
+            hosts=hosts,
+            patience=Patience(retries=0, backoff_seconds=1000, max_backoff_seconds=1000),
+        )
     hosts.wait("a.test")

@@ -55,7 +55,8 @@ def test_every_frame_is_seen_once_at_its_true_time(kind, exact, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "kind", ["plain", "720p", "odd size", "uneven frame rate", "10 bit", "interlaced"])
+    "kind", ["plain", "720p", "odd size", "uneven frame rate", "10 bit", "interlaced"]
+)
 def test_default_statistics_equal_exact_ones(kind, tmp_path):
     """The fast way converts fewer pixels, but those to the same values."""
     path, _ = cached(**KINDS[kind])
@@ -172,9 +173,7 @@ def broken(kind, tmp_path):
 
 
 @pytest.mark.parametrize("exact", [False, True], ids=["default", "exact"])
-@pytest.mark.parametrize(
-    "kind", ["html", "empty", "sound only", "cut off mp4", "cut off webm"]
-)
+@pytest.mark.parametrize("kind", ["html", "empty", "sound only", "cut off mp4", "cut off webm"])
 def test_what_is_no_whole_video_is_a_bad_media_failure_that_names_it(kind, exact, tmp_path):
     path = broken(kind, tmp_path)
 

@@ -77,8 +77,14 @@ def test_a_head_equals_the_network_it_was_read_from(tmp_path, relu: bool, suffix
     np.testing.assert_allclose(head(points), by_network(trained, points), atol=1e-12)
 
 
-@pytest.mark.parametrize("name", ["sac+logos+ava1-l14-linearMSE.pth", "ava+logos-l14-linearMSE.pth",
-                                  "ava+logos-l14-reluMSE.pth"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "sac+logos+ava1-l14-linearMSE.pth",
+        "ava+logos-l14-linearMSE.pth",
+        "ava+logos-l14-reluMSE.pth",
+    ],
+)
 def test_laion_v2_heads_equal_the_unfolded_network(name: str) -> None:
     import torch
 
@@ -92,7 +98,7 @@ def test_laion_v2_heads_equal_the_unfolded_network(name: str) -> None:
 
 
 def test_laion_s_folded_head_has_its_known_bias_and_length() -> None:
-    (weights, bias), = load_head(shared("aesthetic_v2/sac+logos+ava1-l14-linearMSE.pth")).layers
+    ((weights, bias),) = load_head(shared("aesthetic_v2/sac+logos+ava1-l14-linearMSE.pth")).layers
     assert bias[0] == pytest.approx(5.23665, abs=1e-5)
     assert np.linalg.norm(weights) == pytest.approx(17.9956, abs=1e-4)
 
@@ -120,8 +126,10 @@ def head(tmp_path) -> Path:
 
 def batch(clips: dict[str, list[float]]) -> pa.Table:
     """Clips whose frames score 1 + 10 × the given cosines."""
-    vectors = [np.array([[c, (1 - c * c) ** 0.5, 0, 0, 0, 0] for c in clip]).reshape(-1, 6)
-               for clip in clips.values()]
+    vectors = [
+        np.array([[c, (1 - c * c) ** 0.5, 0, 0, 0, 0] for c in clip]).reshape(-1, 6)
+        for clip in clips.values()
+    ]
     return pa.table({"clip_id": list(clips), "embeddings": as_column(vectors)})
 
 
@@ -136,15 +144,20 @@ def test_frames_become_one_score(head, tmp_path, over_frames: str, expected: flo
 def test_scores_keep_to_their_clip_under_any_batching(head, tmp_path) -> None:
     clips = {f"clip-{i}": [i / 20] * (1 + i % 3) for i in range(15)}
     table = batch(clips).take(pa.array(np.random.default_rng(1).permutation(15)))
-    rows = transformed(ScoreAesthetic(head=head), tmp_path, *(table.slice(i, 4)
-                                                              for i in range(0, 15, 4)))
+    rows = transformed(
+        ScoreAesthetic(head=head), tmp_path, *(table.slice(i, 4) for i in range(0, 15, 4))
+    )
     assert {row["clip_id"]: round(row["aesthetic"], 1) for row in rows} == {
-        key: 1 + 10 * value[0] for key, value in clips.items()}
+        key: 1 + 10 * value[0] for key, value in clips.items()
+    }
 
 
 def test_a_score_that_cannot_be_is_null_with_a_reason(head, tmp_path) -> None:
-    rows = transformed(ScoreAesthetic(head=head), tmp_path,
-                       batch({"none": [], "nan": [float("nan")], "good": [0.2]}))
+    rows = transformed(
+        ScoreAesthetic(head=head),
+        tmp_path,
+        batch({"none": [], "nan": [float("nan")], "good": [0.2]}),
+    )
     assert [row["aesthetic"] for row in rows[:2]] == [None, None]
     assert "no embedding" in rows[0]["aesthetic_reason"]
     assert "not finite" in rows[1]["aesthetic_reason"]

@@ -26,26 +26,35 @@ def model(tmp_path_factory) -> Path:
 def batch(clips: list[dict[str, Any]]) -> pa.Table:
     rng = np.random.default_rng(3)
     vectors = [unit(rng.normal(size=(clip.get("n", 3), 24))) for clip in clips]
-    fine = [[{"seconds": float(i), "text": text} for i, text in enumerate(clip["fine"])]
-            if clip.get("fine") is not None else None for clip in clips]
-    return pa.table({
-        "clip_id": [clip["id"] for clip in clips],
-        "embeddings": as_column(vectors),
-        "text": pa.array([clip.get("text") for clip in clips], pa.string()),
-        "caption_coarse": pa.array([clip.get("coarse") for clip in clips], pa.string()),
-        "captions_fine": pa.array(fine, pa.list_(TEXT_AT)),
-    })
+    fine = [
+        [{"seconds": float(i), "text": text} for i, text in enumerate(clip["fine"])]
+        if clip.get("fine") is not None
+        else None
+        for clip in clips
+    ]
+    return pa.table(
+        {
+            "clip_id": [clip["id"] for clip in clips],
+            "embeddings": as_column(vectors),
+            "text": pa.array([clip.get("text") for clip in clips], pa.string()),
+            "caption_coarse": pa.array([clip.get("coarse") for clip in clips], pa.string()),
+            "captions_fine": pa.array(fine, pa.list_(TEXT_AT)),
+        }
+    )
 
 
 def test_the_cosines_of_single_frames_may_be_averaged_instead(model, tmp_path) -> None:
     """That is lower where a clip's frames differ, and the same where there is but one."""
     table = batch([{"id": "a", "n": 4, "text": "a dog"}, {"id": "b", "n": 1, "text": "a cat"}])
-    stages = [ScoreSimilarity(model=model, dtype="float32", over_frames=how)
-              for how in ("cosine", "direction")]
+    stages = [
+        ScoreSimilarity(model=model, dtype="float32", over_frames=how)
+        for how in ("cosine", "direction")
+    ]
     single, whole = (transformed(stage, tmp_path, table) for stage in stages)
     for one, text in zip(single, ("a dog", "a cat"), strict=True):
         (frames,) = table.filter(pc.equal(table["clip_id"], one["clip_id"]))[
-            "embeddings"].to_pylist()
+            "embeddings"
+        ].to_pylist()
         towards = stages[0].load("text").embed_texts([text])[0]
         cosines = [np.dot(frame, towards) / np.linalg.norm(frame) for frame in frames]
         assert one["similarity"] == pytest.approx(np.mean(cosines), abs=1e-5)
@@ -62,20 +71,31 @@ def cosine(stage: ScoreSimilarity, frames: list, *texts: str) -> float:
 
 def test_every_scale_is_the_cosine_of_frame_mean_and_text(model, tmp_path) -> None:
     stage = ScoreSimilarity(model=model, dtype="float32")
-    clips = [{"id": f"clip-{i}", "n": 1 + i % 4, "text": f"summary {i}", "coarse": f"coarse {i}",
-              "fine": [f"fine {i} {j}" for j in range(3)]} for i in range(9)]
+    clips = [
+        {
+            "id": f"clip-{i}",
+            "n": 1 + i % 4,
+            "text": f"summary {i}",
+            "coarse": f"coarse {i}",
+            "fine": [f"fine {i} {j}" for j in range(3)],
+        }
+        for i in range(9)
+    ]
     table = batch(clips)
     order = np.random.default_rng(0).permutation(9)
-    rows = transformed(stage, tmp_path, *(table.take(pa.array(order)).slice(i, 4)
-                                          for i in (0, 4, 8)))
+    rows = transformed(
+        stage, tmp_path, *(table.take(pa.array(order)).slice(i, 4) for i in (0, 4, 8))
+    )
     assert [row["clip_id"] for row in rows] == [f"clip-{i}" for i in order]
     for i, row in zip(order, rows, strict=True):
         clip, frames = clips[i], table["embeddings"][int(i)].as_py()
         assert row["similarity"] == pytest.approx(cosine(stage, frames, clip["text"]), abs=1e-4)
         assert row["similarity_coarse"] == pytest.approx(
-            cosine(stage, frames, clip["coarse"]), abs=1e-4)
+            cosine(stage, frames, clip["coarse"]), abs=1e-4
+        )
         assert row["similarity_fine"] == pytest.approx(
-            cosine(stage, frames, *clip["fine"]), abs=1e-4)
+            cosine(stage, frames, *clip["fine"]), abs=1e-4
+        )
         assert row["similarity_reason"] is None
 
 
@@ -89,10 +109,21 @@ def test_a_clip_s_own_text_scores_one_when_the_frames_say_the_same(model, tmp_pa
 
 
 def test_no_text_leaves_null_and_a_reason(model, tmp_path) -> None:
-    rows = {row["clip_id"]: row for row in transformed(
-        ScoreSimilarity(model=model), tmp_path,
-        batch([{"id": "none"}, {"id": "blank", "text": "  ", "fine": []},
-               {"id": "coarse only", "coarse": "a dog"}, {"id": "all", "text": "a"}]))}
+    rows = {
+        row["clip_id"]: row
+        for row in transformed(
+            ScoreSimilarity(model=model),
+            tmp_path,
+            batch(
+                [
+                    {"id": "none"},
+                    {"id": "blank", "text": "  ", "fine": []},
+                    {"id": "coarse only", "coarse": "a dog"},
+                    {"id": "all", "text": "a"},
+                ]
+            ),
+        )
+    }
     for key in ("none", "blank", "coarse only"):
         assert rows[key]["similarity"] is None
         assert rows[key]["similarity_reason"] == "the clip has no summarize_captions.caption"
@@ -110,8 +141,9 @@ def test_a_recipe_without_captions_gives_null_scores(model, tmp_path) -> None:
 
 
 def test_a_clip_without_embeddings_is_null_with_a_reason(model, tmp_path) -> None:
-    row = transformed(ScoreSimilarity(model=model), tmp_path,
-                      batch([{"id": "x", "n": 0, "text": "a"}]))[0]
+    row = transformed(
+        ScoreSimilarity(model=model), tmp_path, batch([{"id": "x", "n": 0, "text": "a"}])
+    )[0]
     assert row["similarity"] is None
     assert "no embedding" in row["similarity_reason"]
 
@@ -137,9 +169,14 @@ def test_a_model_other_than_the_embeddings_is_refused(model, tmp_path) -> None:
 
 
 def test_labels_are_settings(model) -> None:
-    stage = ScoreSimilarity(model=model, embeddings="big", caption="split_clips.caption_given",
-                            captions="blip")
-    assert stage.columns_read() == ("big.embeddings", "split_clips.caption_given? as text",
-                           "blip.caption_coarse?", "blip.captions_fine?")
+    stage = ScoreSimilarity(
+        model=model, embeddings="big", caption="split_clips.caption_given", captions="blip"
+    )
+    assert stage.columns_read() == (
+        "big.embeddings",
+        "split_clips.caption_given? as text",
+        "blip.caption_coarse?",
+        "blip.captions_fine?",
+    )
     with pytest.raises(ValueError, match="caption"):
         ScoreSimilarity(caption="no_column")

@@ -33,16 +33,33 @@ def model(tmp_path_factory) -> Path:
     torch.manual_seed(0)
     end = len(WORDS) + 2
     config = XCLIPConfig(
-        projection_dim=24, prompt_num_attention_heads=2, prompt_layers=1,
-        text_config={"vocab_size": end + 1, "hidden_size": 32, "intermediate_size": 32,
-                     "num_hidden_layers": 1, "num_attention_heads": 2,
-                     "max_position_embeddings": 12, "eos_token_id": end, "bos_token_id": end,
-                     "pad_token_id": 0},
-        vision_config={"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1,
-                       "num_attention_heads": 2, "mit_hidden_size": 24,
-                       "mit_intermediate_size": 24, "mit_num_hidden_layers": 1,
-                       "mit_num_attention_heads": 2, "image_size": 32, "patch_size": 8,
-                       "num_frames": 4},
+        projection_dim=24,
+        prompt_num_attention_heads=2,
+        prompt_layers=1,
+        text_config={
+            "vocab_size": end + 1,
+            "hidden_size": 32,
+            "intermediate_size": 32,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "max_position_embeddings": 12,
+            "eos_token_id": end,
+            "bos_token_id": end,
+            "pad_token_id": 0,
+        },
+        vision_config={
+            "hidden_size": 32,
+            "intermediate_size": 32,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "mit_hidden_size": 24,
+            "mit_intermediate_size": 24,
+            "mit_num_hidden_layers": 1,
+            "mit_num_attention_heads": 2,
+            "image_size": 32,
+            "patch_size": 8,
+            "num_frames": 4,
+        },
     )
     made = XCLIPModel(config)
     with torch.no_grad():
@@ -54,9 +71,11 @@ def model(tmp_path_factory) -> Path:
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.post_processor = processors.TemplateProcessing(
-        single="$A <end>", special_tokens=[("<end>", end)])
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", unk_token="<unk>",
-                            eos_token="<end>").save_pretrained(folder)
+        single="$A <end>", special_tokens=[("<end>", end)]
+    )
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", unk_token="<unk>", eos_token="<end>"
+    ).save_pretrained(folder)
     return folder
 
 
@@ -70,8 +89,13 @@ def test_every_clip_has_the_model_s_own_cosine_with_its_own_text(model, tmp_path
 
     from clipmill.stages.media.read.images import decode_jpeg, to_batch
 
-    texts = ["a red circle moves left", "a dog", "a circle moves right fast", "dog dog",
-             "red " * 40]
+    texts = [
+        "a red circle moves left",
+        "a dog",
+        "a circle moves right fast",
+        "dog dog",
+        "red " * 40,
+    ]
     table = batch(CLIPS, texts)
     stage = ScoreVideoSimilarity(model=model, dtype="float32", frames_per_clip=4, batch_clips=2)
     rows = transformed(stage, tmp_path, table.take(pa.array([3, 0, 4, 2, 1])))
@@ -80,12 +104,16 @@ def test_every_clip_has_the_model_s_own_cosine_with_its_own_text(model, tmp_path
     for row in rows:
         i = int(row["clip_id"][-1])
         frames = [decode_jpeg(f["jpeg"]) for f in table["frames"][i].as_py()]
-        pixels = to_batch(frames, (32, 32), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225),
-                          "crop", "bilinear")
+        pixels = to_batch(
+            frames, (32, 32), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "crop", "bilinear"
+        )
         tokens = tokenizer([texts[i]], truncation=True, max_length=12, return_tensors="pt")
         with torch.inference_mode():
-            out = own(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"],
-                      pixel_values=torch.from_numpy(pixels)[None])
+            out = own(
+                input_ids=tokens["input_ids"],
+                attention_mask=tokens["attention_mask"],
+                pixel_values=torch.from_numpy(pixels)[None],
+            )
         expected = out.logits_per_video[0, 0].item() / np.exp(own.logit_scale.item())
         assert row["video_similarity"] == pytest.approx(expected, abs=1e-4)
     assert np.ptp([row["video_similarity"] for row in rows]) > 1e-3
@@ -93,21 +121,29 @@ def test_every_clip_has_the_model_s_own_cosine_with_its_own_text(model, tmp_path
 
 def test_the_order_of_frames_counts(model, tmp_path) -> None:
     stage = ScoreVideoSimilarity(model=model, dtype="float32")
-    rows = transformed(stage, tmp_path, batch({"on": [1, 2, 3, 4], "back": [4, 3, 2, 1]},
-                                              ["a dog"] * 2))
+    rows = transformed(
+        stage, tmp_path, batch({"on": [1, 2, 3, 4], "back": [4, 3, 2, 1]}, ["a dog"] * 2)
+    )
     assert abs(rows[0]["video_similarity"] - rows[1]["video_similarity"]) > 1e-6
 
 
 def test_fewer_frames_are_shown_again(model, tmp_path) -> None:
-    rows = transformed(ScoreVideoSimilarity(model=model, dtype="float32"), tmp_path,
-                       batch({"two": [1, 2], "four": [1, 1, 2, 2]}, ["a dog"] * 2))
+    rows = transformed(
+        ScoreVideoSimilarity(model=model, dtype="float32"),
+        tmp_path,
+        batch({"two": [1, 2], "four": [1, 1, 2, 2]}, ["a dog"] * 2),
+    )
     assert rows[0]["video_similarity"] == pytest.approx(rows[1]["video_similarity"], abs=1e-5)
 
 
 def test_no_caption_is_null_with_a_reason_and_no_frame_a_failure(model, tmp_path) -> None:
     stage = ScoreVideoSimilarity(model=model)
-    rows = {row["clip_id"]: row for row in transformed(
-        stage, tmp_path, batch({"mute": [1], "gone": [], "good": [2]}, [None, "a dog", "a dog"]))}
+    rows = {
+        row["clip_id"]: row
+        for row in transformed(
+            stage, tmp_path, batch({"mute": [1], "gone": [], "good": [2]}, [None, "a dog", "a dog"])
+        )
+    }
     assert rows["mute"]["video_similarity"] is None
     assert rows["mute"]["video_similarity_reason"] == "the clip has no summarize_captions.caption"
     assert rows["gone"]["error"]["kind"] == "bad_media"
@@ -132,8 +168,7 @@ def test_weights_that_are_not_finite_leave_null_and_a_reason(model, tmp_path) ->
 def test_where_memory_does_not_suffice_the_batch_is_halved_for_good(
     model, tmp_path, monkeypatch
 ) -> None:
-    expected = transformed(ScoreVideoSimilarity(model=model), tmp_path,
-                           batch(CLIPS, WORDS[:5]))
+    expected = transformed(ScoreVideoSimilarity(model=model), tmp_path, batch(CLIPS, WORDS[:5]))
     sizes: list[int] = []
     original = VideoTextModel._batch_of_cosines
 
@@ -144,12 +179,14 @@ def test_where_memory_does_not_suffice_the_batch_is_halved_for_good(
         return original(self, clips, texts)
 
     monkeypatch.setattr(VideoTextModel, "_batch_of_cosines", limited)
-    found = transformed(ScoreVideoSimilarity(model=model), tmp_path,
-                        batch(CLIPS, WORDS[:5]))
+    found = transformed(ScoreVideoSimilarity(model=model), tmp_path, batch(CLIPS, WORDS[:5]))
     assert sizes == [5, 2, 2, 1]
     assert [row["clip_id"] for row in found] == [row["clip_id"] for row in expected]
-    np.testing.assert_allclose([row["video_similarity"] for row in found],
-                               [row["video_similarity"] for row in expected], atol=2e-2)
+    np.testing.assert_allclose(
+        [row["video_similarity"] for row in found],
+        [row["video_similarity"] for row in expected],
+        atol=2e-2,
+    )
 
 
 def test_a_model_of_another_kind_is_refused(tmp_path) -> None:

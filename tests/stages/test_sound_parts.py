@@ -31,8 +31,11 @@ SECONDS = 2
 
 
 def ffmpeg(*arguments: str | Path) -> None:
-    subprocess.run([ffmpeg_program(), "-v", "error", *map(str, arguments)], check=True,
-                   stdin=subprocess.DEVNULL)
+    subprocess.run(
+        [ffmpeg_program(), "-v", "error", *map(str, arguments)],
+        check=True,
+        stdin=subprocess.DEVNULL,
+    )
 
 
 @functools.cache
@@ -40,26 +43,76 @@ def files() -> dict[str, bytes]:
     """Pictures with B-frames and a tone, each by itself: as files, and in the pieces of sites."""
     with tempfile.TemporaryDirectory() as text:
         folder = Path(text)
-        picture = ("-f", "lavfi", "-i", f"testsrc=s=96x64:r=10:d={SECONDS}", "-c:v", "libx264",
-                   "-preset", "ultrafast", "-bf", "2", "-g", "10", "-pix_fmt", "yuv420p")
+        picture = (
+            "-f",
+            "lavfi",
+            "-i",
+            f"testsrc=s=96x64:r=10:d={SECONDS}",
+            "-c:v",
+            "libx264",
+            "-preset",
+            "ultrafast",
+            "-bf",
+            "2",
+            "-g",
+            "10",
+            "-pix_fmt",
+            "yuv420p",
+        )
         tone = ("-f", "lavfi", "-i", f"sine=440:d={SECONDS}", "-ac", "1")
         ffmpeg(*picture, folder / "square.mp4")
         # The container alone says how wide a pixel is.
         ffmpeg("-i", folder / "square.mp4", "-c", "copy", "-aspect", "3:1", folder / "picture.mp4")
         ffmpeg(*tone, "-c:a", "aac", folder / "sound.m4a")
         ffmpeg(*tone, "-c:a", "libopus", folder / "sound.webm")
-        both = ("-i", folder / "picture.mp4", "-i", folder / "sound.m4a", "-map", "0:v", "-map",
-                "1:a", "-c", "copy")
+        both = (
+            "-i",
+            folder / "picture.mp4",
+            "-i",
+            folder / "sound.m4a",
+            "-map",
+            "0:v",
+            "-map",
+            "1:a",
+            "-c",
+            "copy",
+        )
         ffmpeg(*both, folder / "both.mp4")
         for form in ("dash", "hls"):
             (folder / form).mkdir()
-        ffmpeg(*both, "-seg_duration", "1", "-use_template", "1", "-use_timeline", "0", "-f",
-               "dash", folder / "dash" / "film.mpd")
-        ffmpeg(*both, "-f", "hls", "-hls_time", "1", "-hls_list_size", "0", "-master_pl_name",
-               "film.m3u8", "-var_stream_map", "v:0,agroup:a a:0,agroup:a",
-               "-hls_segment_filename", folder / "hls" / "%v-%d.ts", folder / "hls" / "%v.m3u8")
-        return {path.relative_to(folder).as_posix(): path.read_bytes()
-                for path in folder.rglob("*") if path.is_file()}
+        ffmpeg(
+            *both,
+            "-seg_duration",
+            "1",
+            "-use_template",
+            "1",
+            "-use_timeline",
+            "0",
+            "-f",
+            "dash",
+            folder / "dash" / "film.mpd",
+        )
+        ffmpeg(
+            *both,
+            "-f",
+            "hls",
+            "-hls_time",
+            "1",
+            "-hls_list_size",
+            "0",
+            "-master_pl_name",
+            "film.m3u8",
+            "-var_stream_map",
+            "v:0,agroup:a a:0,agroup:a",
+            "-hls_segment_filename",
+            folder / "hls" / "%v-%d.ts",
+            folder / "hls" / "%v.m3u8",
+        )
+        return {
+            path.relative_to(folder).as_posix(): path.read_bytes()
+            for path in folder.rglob("*")
+            if path.is_file()
+        }
 
 
 PICTURE = {"vcodec": "avc1", "acodec": "none", "width": 96, "height": 64}
@@ -82,9 +135,17 @@ def offer(site, platform, kind: str = "files", *sound) -> tuple[str, str]:
     if sound:
         site.script(piece, *sound, File(files()[piece[1:]]))
     if names:
-        platform.info = {"formats": [
-            {"format_id": name, "url": site.url(f"/{name}"), "ext": name.rpartition(".")[2],
-             **said} for name, said in zip(names.split(), (PICTURE, SOUND), strict=True)]}
+        platform.info = {
+            "formats": [
+                {
+                    "format_id": name,
+                    "url": site.url(f"/{name}"),
+                    "ext": name.rpartition(".")[2],
+                    **said,
+                }
+                for name, said in zip(names.split(), (PICTURE, SOUND), strict=True)
+            ]
+        }
         site.page("/home/film", "<html>a page, for who does not know the site</html>")
     return site.url(page), piece
 
@@ -92,7 +153,8 @@ def offer(site, platform, kind: str = "files", *sound) -> tuple[str, str]:
 def bring(dataset: Path, url: str, **settings) -> dict:
     extractor = "home" if "/home/" in url else None
     rows = pa.Table.from_pylist(
-        [{"source_key": source_key(url), "url": url, "extractor": extractor}], SOURCES)
+        [{"source_key": source_key(url), "url": url, "extractor": extractor}], SOURCES
+    )
     with stage(**settings).open(Workspace(dataset, dataset / "scratch")) as transform:
         return transform(rows).to_pylist()[0]
 
@@ -102,7 +164,9 @@ def times(path: Path) -> tuple[int, list[float]]:
     with av.open(str(path)) as container:
         return container.start_time, [
             float(packet.pts * packet.time_base)
-            for packet in container.demux(container.streams.video[0]) if packet.size]
+            for packet in container.demux(container.streams.video[0])
+            if packet.size
+        ]
 
 
 def sound_of(path: Path) -> np.ndarray:
@@ -111,9 +175,7 @@ def sound_of(path: Path) -> np.ndarray:
 
 
 @pytest.mark.parametrize("kind", ["mixed", "dash", "hls"])
-def test_refused_sound_costs_the_sound_alone_and_is_asked_for_alone(
-    tmp_path, site, platform, kind
-):
+def test_refused_sound_costs_the_sound_alone_and_is_asked_for_alone(tmp_path, site, platform, kind):
     """The pictures are neither fetched again nor moved in time, and the id stays."""
     url, piece = offer(site, platform, kind, Busy(403))
     before = bring(tmp_path, url, retries=0)
@@ -147,11 +209,15 @@ def test_refused_sound_costs_the_sound_alone_and_is_asked_for_alone(
     assert len(site.log) == asked
 
 
-@pytest.mark.parametrize(("answer", "kind"), [
-    (Busy(404), "permanent"), (File(b"<html>no", "text/html"), "bad_media"),
-    (Broken(File(b"\0" * 9000, "audio/mp4"), 4000), "transient"),
-    (Endless(size_bytes=3_000_000), "permanent"),
-])
+@pytest.mark.parametrize(
+    ("answer", "kind"),
+    [
+        (Busy(404), "permanent"),
+        (File(b"<html>no", "text/html"), "bad_media"),
+        (Broken(File(b"\0" * 9000, "audio/mp4"), 4000), "transient"),
+        (Endless(size_bytes=3_000_000), "permanent"),
+    ],
+)
 def test_whatever_becomes_of_the_sound_the_pictures_are_kept(
     tmp_path, site, platform, answer, kind
 ):
@@ -188,8 +254,11 @@ def test_pieces_of_sound_that_come_at_a_time_hold_back_sound_alone(tmp_path, sit
 
 def another(site, platform) -> str:
     """A video of the same host, in one file."""
-    platform.info = {"formats": [
-        {"format_id": "0", "url": site.file("/both.mp4", files()["both.mp4"]), "ext": "mp4"}]}
+    platform.info = {
+        "formats": [
+            {"format_id": "0", "url": site.file("/both.mp4", files()["both.mp4"]), "ext": "mp4"}
+        ]
+    }
     return site.url("/home/another")
 
 
@@ -245,8 +314,9 @@ class Dataset:
         self._folder, self.path = folder, folder / "dataset"
 
     def run(self, **how) -> bool:
-        loaded = load(str(self._folder / "recipe.yaml"), self.path,
-                      sources=[str(self._folder / "urls.txt")])
+        loaded = load(
+            str(self._folder / "recipe.yaml"), self.path, sources=[str(self._folder / "urls.txt")]
+        )
         return run(loaded, self.path, **how)
 
     def ask(self, query: str) -> list[tuple]:
@@ -257,18 +327,31 @@ class Dataset:
 def test_retry_asks_for_the_sound_and_nothing_is_decoded_again(tmp_path, site, platform, capsys):
     """A row that lacks two parts is tried again for either; the clips stay as they are."""
     url, piece = offer(site, platform, "files", Busy(403), Busy(403))
-    platform.info["subtitles"] = {"en": [{"ext": "vtt", "url": site.script(
-        "/en.vtt", Busy(429), File(b"WEBVTT\n\n00:00.100 --> 00:01.500\none\n", "text/vtt"))}]}
+    platform.info["subtitles"] = {
+        "en": [
+            {
+                "ext": "vtt",
+                "url": site.script(
+                    "/en.vtt",
+                    Busy(429),
+                    File(b"WEBVTT\n\n00:00.100 --> 00:01.500\none\n", "text/vtt"),
+                ),
+            }
+        ]
+    }
     dataset = Dataset(tmp_path, url)
     assert dataset.run()
     assert dataset.ask("SELECT stage, kind, attempts FROM failures ORDER BY 1") == [
-        ("download_videos.sound", "blocked", 1), ("download_videos.subtitles", "transient", 1)]
+        ("download_videos.sound", "blocked", 1),
+        ("download_videos.subtitles", "transient", 1),
+    ]
     before, clips = status_report(dataset.path), dataset.ask("FROM clips")
     assert any("2 failed (2 parts of kept rows): " in line for line in lines_below(before))
     assert not dataset.run(retry_kinds=["permanent"])
     assert dataset.run(retry_kinds=["transient"])
     assert dataset.ask("SELECT stage, kind, attempts FROM failures") == [
-        ("download_videos.sound", "blocked", 2)]
+        ("download_videos.sound", "blocked", 2)
+    ]
     assert dataset.run(retry_kinds=["blocked"])
     said = " ".join(capsys.readouterr().err.split())
     assert "Retrying 1 failed row of download_videos.subtitles." in said
@@ -301,9 +384,11 @@ def test_a_kill_while_sound_is_put_in_leaves_all_whole(tmp_path, site, platform,
     def killed(*_):
         raise Killed
 
-    for moment in ("media.fetch.media_store.MediaStore.note",
-                   "media.fetch.media_store.MediaStore.keep",
-                   "download_videos._columns"):
+    for moment in (
+        "media.fetch.media_store.MediaStore.note",
+        "media.fetch.media_store.MediaStore.keep",
+        "download_videos._columns",
+    ):
         with monkeypatch.context() as patch:
             patch.setattr(f"clipmill.stages.{moment}", killed)
             with pytest.raises(Killed):

@@ -316,8 +316,14 @@ def test_settings_that_cannot_be_are_refused(settings):
 # Frames or seconds
 
 LENGTHS = [  # of at most 40 frames at 25 a second, and of one more
-    ("40", "41"), (40, 41), ("1.6s", "1.64s"), ("1.6", "1.64"), (1.6, 1.64),
-    ("00:00:01.6", "00:00:01.64"), ("0:01.6", "0:01.64"), ("1.6 s", " 41 "),
+    ("40", "41"),
+    (40, 41),
+    ("1.6s", "1.64s"),
+    ("1.6", "1.64"),
+    (1.6, 1.64),
+    ("00:00:01.6", "00:00:01.64"),
+    ("0:01.6", "0:01.64"),
+    ("1.6 s", " 41 "),
 ]
 
 
@@ -328,8 +334,10 @@ def test_a_whole_number_is_frames_and_any_other_seconds(detector, tmp_path):
     workspace = Workspace(tmp_path, tmp_path)
     scanned = scan(path, workspace, detector=detector)
     for kept, dropped in LENGTHS:
-        found = [len(split(scanned, workspace, detector=detector, min_scene_len=length)["shots"])
-                 for length in (kept, dropped)]
+        found = [
+            len(split(scanned, workspace, detector=detector, min_scene_len=length)["shots"])
+            for length in (kept, dropped)
+        ]
         assert found == [3, 2], (kept, dropped)
 
 
@@ -339,17 +347,32 @@ def test_a_fade_is_as_short_as_it_is_said(tmp_path):
     scanned = scan(path, workspace, detector="threshold")
 
     def shots(length):
-        return len(split(scanned, workspace, detector="threshold", min_out_length=length,
-                         add_final_scene=False)["shots"])
+        return len(
+            split(
+                scanned,
+                workspace,
+                detector="threshold",
+                min_out_length=length,
+                add_final_scene=False,
+            )["shots"]
+        )
 
     assert [shots(length) for length in (3, "3", 0.1, "0.1s", "0:00.1")] == [2] * 5
     assert [shots(length) for length in (40, "40", 1.6, "1.6s", "0:01.6")] == [1] * 5
 
 
-@pytest.mark.parametrize(("written", "meant"), [
-    ("15", "15"), ("0.6", "0.6s"), ("0.6s", "0.6s"), ("'15'", "15"), ("00:00:30", "00:00:30"),
-    ("1:30", "1:30"), ("00:00:00.6", "00:00:00.6"),
-])
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("15", "15"),
+        ("0.6", "0.6s"),
+        ("0.6s", "0.6s"),
+        ("'15'", "15"),
+        ("00:00:30", "00:00:30"),
+        ("1:30", "1:30"),
+        ("00:00:00.6", "00:00:00.6"),
+    ],
+)
 def test_lengths_in_recipes_are_what_they_look_like(tmp_path, written, meant):
     """YAML 1.1 takes 1:30 for the number 90, which would be frames."""
     recipe = tmp_path / "run.yaml"

@@ -25,15 +25,21 @@ RATE = 25
 
 def render(path: Path, colours: str, size=(96, 54), sound: bool = True, **options: str) -> None:
     """A second of each colour (`-` for no picture at all), with a tone over all of it."""
-    with av.open(str(path), "w", options=options,
-                 format="hls" if path.suffix == ".m3u8" else None) as output:
+    with av.open(
+        str(path), "w", options=options, format="hls" if path.suffix == ".m3u8" else None
+    ) as output:
         codec = "libvpx-vp9" if path.suffix == ".webm" else "libx264"
-        own = {"libx264": {"g": str(RATE), "preset": "veryfast", "bf": "0"},
-               "libvpx-vp9": {"deadline": "realtime", "cpu-used": "8"}}[codec]
+        own = {
+            "libx264": {"g": str(RATE), "preset": "veryfast", "bf": "0"},
+            "libvpx-vp9": {"deadline": "realtime", "cpu-used": "8"},
+        }[codec]
         stream = output.add_stream(codec, rate=RATE, options=own)
         stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
-        tone = output.add_stream("libopus" if codec != "libx264" else "aac",
-                                 rate=48000) if sound else None
+        tone = (
+            output.add_stream("libopus" if codec != "libx264" else "aac", rate=48000)
+            if sound
+            else None
+        )
         words = colours.split()
         for number in range(len(words) * RATE):
             word = words[number // RATE]
@@ -45,8 +51,9 @@ def render(path: Path, colours: str, size=(96, 54), sound: bool = True, **option
                 output.mux(stream.encode(frame))
             if tone is not None:
                 for part in (0, 960):
-                    quiet = av.AudioFrame.from_ndarray(np.zeros((1, 960), np.float32), "fltp",
-                                                       "mono")
+                    quiet = av.AudioFrame.from_ndarray(
+                        np.zeros((1, 960), np.float32), "fltp", "mono"
+                    )
                     quiet.sample_rate, quiet.pts = 48000, number * 1920 + part
                     output.mux(tone.encode(quiet))
         output.mux(stream.encode())
@@ -59,8 +66,14 @@ def stream(colours: str, height: int, sound: bool = True) -> dict[str, bytes]:
     """The playlist and pieces of a second, by name."""
     with tempfile.TemporaryDirectory() as text:
         folder = Path(text)
-        render(folder / "list.m3u8", colours, (height * 16 // 9 // 2 * 2, height), sound,
-               hls_time="1", hls_list_size="0")
+        render(
+            folder / "list.m3u8",
+            colours,
+            (height * 16 // 9 // 2 * 2, height),
+            sound,
+            hls_time="1",
+            hls_list_size="0",
+        )
         return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
@@ -84,7 +97,8 @@ def playlist(site, name: str, lines: list[str]) -> str:
 
 def download(dataset: Path, url: str, **settings) -> dict:
     table = pa.Table.from_pylist(
-        [{"source_key": source_key(url), "url": url, "extractor": "generic"}], SOURCES)
+        [{"source_key": source_key(url), "url": url, "extractor": "generic"}], SOURCES
+    )
     settings = {"min_duration_seconds": None, "min_height": None, **settings}
     with stage(**settings).open(Workspace(dataset, dataset / "scratch")) as transform:
         return transform(table).to_pylist()[0]
@@ -95,9 +109,15 @@ def download(dataset: Path, url: str, **settings) -> dict:
 
 @pytest.fixture
 def unknown_sizes(site) -> str:
-    return playlist(site, "/master.m3u8", [line for height, rate in (
-        (180, 3_000_000), (54, 300_000), (90, 900_000)) for line in (
-            f"#EXT-X-STREAM-INF:BANDWIDTH={rate}", f"{height}/list.m3u8")])
+    return playlist(
+        site,
+        "/master.m3u8",
+        [
+            line
+            for height, rate in ((180, 3_000_000), (54, 300_000), (90, 900_000))
+            for line in (f"#EXT-X-STREAM-INF:BANDWIDTH={rate}", f"{height}/list.m3u8")
+        ],
+    )
 
 
 @pytest.mark.parametrize(("most", "taken"), [(None, 180), (180, 180), (100, 90), (40, 54)])
@@ -122,8 +142,11 @@ def pieces(site, folder: str, files: dict[str, bytes]) -> list[list[str]]:
     """The lines of each piece of a playlist."""
     put(site, folder, files)
     lines = files["list.m3u8"].decode().splitlines()
-    return [[line, f"{folder}/{lines[at + 1]}"] for at, line in enumerate(lines)
-            if line.startswith("#EXTINF")]
+    return [
+        [line, f"{folder}/{lines[at + 1]}"]
+        for at, line in enumerate(lines)
+        if line.startswith("#EXTINF")
+    ]
 
 
 HEAD = ["#EXT-X-VERSION:3", "#EXT-X-TARGETDURATION:1", "#EXT-X-PLAYLIST-TYPE:VOD"]
@@ -134,8 +157,10 @@ def clips_of(tmp_path: Path, row: dict, **settings) -> list[tuple[float, float]]
     extra = dict(row["extra"] or ())
     tables = run(tmp_path / row["path"], tmp_path, extra=extra, **settings)
     begins = tables["scan_videos"][0]["seconds"][0]
-    return [(round(clip["start_seconds"] - begins, 2), round(clip["end_seconds"] - begins, 2))
-            for clip in tables["split_clips"]]
+    return [
+        (round(clip["start_seconds"] - begins, 2), round(clip["end_seconds"] - begins, 2))
+        for clip in tables["split_clips"]
+    ]
 
 
 @pytest.mark.parametrize("sound", [True, False], ids=["with sound", "silent"])
@@ -168,10 +193,13 @@ def test_a_picture_that_stays_is_part_of_its_clip(tmp_path, suffix):
     for sound in (True, False):
         path = tmp_path / f"screen{sound}{suffix}"
         render(path, "red - - red red", sound=sound)
-        for settings, wanted in (({}, [(0.0, 5.0)]),
-                                 ({"max_hold_seconds": 0.5}, [(0.0, 1.46), (3.0, 5.0)])):
+        for settings, wanted in (
+            ({}, [(0.0, 5.0)]),
+            ({"max_hold_seconds": 0.5}, [(0.0, 1.46), (3.0, 5.0)]),
+        ):
             clips = run(path, tmp_path, **settings)["split_clips"]
             begins = clips[0]["start_seconds"]
-            found = [(clip["start_seconds"] - begins, clip["end_seconds"] - begins)
-                     for clip in clips]
+            found = [
+                (clip["start_seconds"] - begins, clip["end_seconds"] - begins) for clip in clips
+            ]
             assert np.allclose(found, wanted, atol=0.05), (sound, settings, found)

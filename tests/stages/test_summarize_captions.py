@@ -19,12 +19,18 @@ from clipmill.stages.protocol import Workspace
 from clipmill.stages.summarize_captions import PROMPT_VARIABLES, SummarizeCaptions, spoken, spread
 from tests.openai_stand_in import completion, openai_server, text_of
 
-INPUT = pa.schema([
-    ("clip_id", pa.string()), ("caption_coarse", pa.string()),
-    ("captions_fine", pa.list_(TEXT_AT)), ("tags", pa.list_(TAG)), ("title", pa.string()),
-    ("subtitles", pa.list_(SUBTITLE)), ("start_seconds", pa.float64()),
-    ("end_seconds", pa.float64()),
-])
+INPUT = pa.schema(
+    [
+        ("clip_id", pa.string()),
+        ("caption_coarse", pa.string()),
+        ("captions_fine", pa.list_(TEXT_AT)),
+        ("tags", pa.list_(TAG)),
+        ("title", pa.string()),
+        ("subtitles", pa.list_(SUBTITLE)),
+        ("start_seconds", pa.float64()),
+        ("end_seconds", pa.float64()),
+    ]
+)
 
 
 class Echo:
@@ -45,16 +51,29 @@ class Echo:
 
 def clip(name: str, coarse="a dog", fine=("a dog runs", "a dog rests"), **columns):
     start = columns.get("start_seconds", 100.0)
-    return {"clip_id": name, "caption_coarse": coarse, "start_seconds": start,
-            "end_seconds": start + 10.0,
-            "captions_fine": [{"seconds": start + i + 0.5, "text": text}
-                              for i, text in enumerate(fine)],
-            "tags": None, "title": None, "subtitles": None, **columns}
+    return {
+        "clip_id": name,
+        "caption_coarse": coarse,
+        "start_seconds": start,
+        "end_seconds": start + 10.0,
+        "captions_fine": [
+            {"seconds": start + i + 0.5, "text": text} for i, text in enumerate(fine)
+        ],
+        "tags": None,
+        "title": None,
+        "subtitles": None,
+        **columns,
+    }
 
 
 def line(start, end, text, language="en", automatic=False):
-    return {"start_seconds": start, "end_seconds": end, "text": text, "language": language,
-            "automatic": automatic}
+    return {
+        "start_seconds": start,
+        "end_seconds": end,
+        "text": text,
+        "language": language,
+        "automatic": automatic,
+    }
 
 
 def stage(**fields) -> SummarizeCaptions:
@@ -69,24 +88,33 @@ def summarised(stage: SummarizeCaptions, clips, model=None) -> dict[str, dict]:
 
 
 def test_every_variable_reaches_the_prompt():
-    template = ("{{ coarse }}|{{ fine|join(';') }}|"
-                "{% for f in fine_at %}{{ f.seconds }} {{ f.text }},{% endfor %}|"
-                "{{ tags|join('+') }}|{{ title }}|{{ subtitles }}")
-    row = clip("a", tags=[{"tag": "dog", "score": 0.5}, {"tag": "park", "score": 0.1}],
-               title="My dog", subtitles=[line(99, 101, "good"), line(105, 107, "dog")])
+    template = (
+        "{{ coarse }}|{{ fine|join(';') }}|"
+        "{% for f in fine_at %}{{ f.seconds }} {{ f.text }},{% endfor %}|"
+        "{{ tags|join('+') }}|{{ title }}|{{ subtitles }}"
+    )
+    row = clip(
+        "a",
+        tags=[{"tag": "dog", "score": 0.5}, {"tag": "park", "score": 0.1}],
+        title="My dog",
+        subtitles=[line(99, 101, "good"), line(105, 107, "dog")],
+    )
     assert summarised(stage(prompt=template), [row])["a"]["caption"] == (
-        "a dog|a dog runs;a dog rests|0.5 a dog runs,1.5 a dog rests,|dog+park|My dog|good dog")
+        "a dog|a dog runs;a dog rests|0.5 a dog runs,1.5 a dog rests,|dog+park|My dog|good dog"
+    )
 
 
 def test_every_summary_sits_on_its_own_clip():
     """Also where rows between them fail before or after the model."""
+
     def say(prompt):
         return RowFailed("model", "no") if "13" in prompt else Completion(prompt)
 
     clips = [clip(f"c{i}", f"thing {i}" if i % 5 else "", ()) for i in range(20)]
     rows = summarised(stage(prompt="{{ coarse }}"), clips, Echo(say))
     assert {name: row["caption"] for name, row in rows.items()} == {
-        f"c{i}": f"thing {i}" if i % 5 and i != 13 else None for i in range(20)}
+        f"c{i}": f"thing {i}" if i % 5 and i != 13 else None for i in range(20)
+    }
     assert "nothing to summarise" in rows["c10"]["error"]["message"]
     assert rows["c13"]["error"]["kind"] == "model"
 
@@ -103,17 +131,22 @@ def test_the_default_prompt_leaves_out_what_is_not_there():
 def test_only_what_the_prompt_uses_is_read():
     assert stage(prompt="{{ coarse }}").columns_read() == ("caption_frames.caption_coarse",)
     assert stage(prompt="{{ title }} {{ tags }}").columns_read() == (
-        "tag_clips.tags?", "download_videos.title?")
+        "tag_clips.tags?",
+        "download_videos.title?",
+    )
     prompt = "".join("{{" + name + "}}" for name in PROMPT_VARIABLES)
     everything = stage(prompt=prompt).columns_read()
     assert len(everything) == len(set(everything)) == 9
 
 
-@pytest.mark.parametrize(("template", "words"), [
-    ("{{ caption }}", "uses caption; allowed variables: coarse, fine, fine_at, tags"),
-    ("Summarise.", "none of the variables"),
-    ("{% if coarse %}", "line 1"),
-])
+@pytest.mark.parametrize(
+    ("template", "words"),
+    [
+        ("{{ caption }}", "uses caption; allowed variables: coarse, fine, fine_at, tags"),
+        ("Summarise.", "none of the variables"),
+        ("{% if coarse %}", "line 1"),
+    ],
+)
 def test_a_template_is_checked_when_the_recipe_is_read(template, words):
     with pytest.raises(ValidationError, match=words):
         stage(prompt=template)
@@ -123,14 +156,17 @@ def test_the_prompt_is_recorded():
     assert stage(prompt="{{ coarse }}!").prompts() == {"prompt": "{{ coarse }}!"}
 
 
-@pytest.mark.parametrize(("answer", "words"), [
-    (Completion(""), "empty"),
-    (Completion("..."), "no word"),
-    (Completion("a dog runs", complete=False), "cut off at 120 tokens"),
-    (Completion("a dog runs a dog runs a dog runs a dog runs"), "repeats"),
-    (Completion("<think>hm", complete=False), "cut off"),
-    (RowFailed("model", "out of memory"), "out of memory"),
-])
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (Completion(""), "empty"),
+        (Completion("..."), "no word"),
+        (Completion("a dog runs", complete=False), "cut off at 120 tokens"),
+        (Completion("a dog runs a dog runs a dog runs a dog runs"), "repeats"),
+        (Completion("<think>hm", complete=False), "cut off"),
+        (RowFailed("model", "out of memory"), "out of memory"),
+    ],
+)
 def test_an_answer_that_is_none_is_a_failure_and_nothing_stands_in_for_it(answer, words):
     row = summarised(stage(), [clip("a")], Echo(lambda prompt: answer))["a"]
     assert row["caption"] is None
@@ -141,15 +177,19 @@ def test_an_answer_that_is_none_is_a_failure_and_nothing_stands_in_for_it(answer
 def test_thinking_and_line_breaks_are_taken_out():
     answer = Completion("<think>A dog.\nOr a cat?</think>\n\nA dog\nruns. ")
     assert summarised(stage(), [clip("a")], Echo(lambda prompt: answer))["a"]["caption"] == (
-        "A dog runs.")
+        "A dog runs."
+    )
 
 
 def test_a_long_prompt_loses_fine_captions_evenly():
     """Of 40 captions of two words, with two more around, nine fit into 20 tokens."""
     row = clip("a", fine=[f"thing {i}" for i in range(40)])
     echo = Echo(longest_prompt=20)
-    summarised(stage(prompt="Say: {{ coarse }} {{ fine|join(' ') }}"), [row | {
-        "caption_coarse": "x"}], echo)
+    summarised(
+        stage(prompt="Say: {{ coarse }} {{ fine|join(' ') }}"),
+        [row | {"caption_coarse": "x"}],
+        echo,
+    )
     kept = [int(word) for word in echo.prompts[0].split() if word.isdigit()]
     assert len(kept) == 9
     gaps = [b - a for a, b in itertools.pairwise(kept)]
@@ -185,8 +225,12 @@ def test_spoken_takes_what_is_said_within_the_clip_from_the_better_track():
     assert spoken([], 0, 10) == ()
 
 
-TEXTS = ["a red circle", "the dog runs on the beach and the cat jumps . the man moves left",
-         "blue", "a woman with a dog"]
+TEXTS = [
+    "a red circle",
+    "the dog runs on the beach and the cat jumps . the man moves left",
+    "blue",
+    "a woman with a dog",
+]
 
 
 @pytest.mark.parametrize("name", ["t5", "chat", "qwen_vl"])
@@ -253,15 +297,20 @@ def test_whole_stage_over_tiny_models_repeats_itself(tmp_path):
     clips = [clip("a", "a red circle"), clip("b", "blue star", ()), clip("c", "the dog runs")]
     rows = pa.Table.from_pylist(clips, schema=INPUT)
     for name in ("t5", "chat"):
-        whole = stage(model=str(tiny_model(name)), prompt="{{ coarse }}", max_new_tokens=5,
-                      no_repeat_ngram_size=1)
+        whole = stage(
+            model=str(tiny_model(name)),
+            prompt="{{ coarse }}",
+            max_new_tokens=5,
+            no_repeat_ngram_size=1,
+        )
         with whole.open(Workspace(tmp_path, tmp_path)) as transform:
             first, second = transform(rows), transform(rows)
         assert first == second
         # Random weights do not know when to stop, and that is reported.
         assert {row["error"]["kind"] for row in first.to_pylist() if row["error"]} <= {"model"}
-        assert all("cut off" in row["error"]["message"] for row in first.to_pylist()
-                   if row["error"])
+        assert all(
+            "cut off" in row["error"]["message"] for row in first.to_pylist() if row["error"]
+        )
 
 
 def test_a_server_summarises_too(tmp_path):

@@ -26,10 +26,15 @@ def model(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def settings(model, tmp_path) -> dict:
-    (tmp_path / "tags.txt").write_text("# animals\ndog\ncat\n\na red circle  # a shape\n"
-                                       "dog\nwaterfall\n")
-    return {"model": model, "vocabulary": tmp_path / "tags.txt", "dtype": "float32",
-            "min_score": -1}
+    (tmp_path / "tags.txt").write_text(
+        "# animals\ndog\ncat\n\na red circle  # a shape\ndog\nwaterfall\n"
+    )
+    return {
+        "model": model,
+        "vocabulary": tmp_path / "tags.txt",
+        "dtype": "float32",
+        "min_score": -1,
+    }
 
 
 def cosines(model: Path, seeds: list[int], template: str) -> np.ndarray:
@@ -117,7 +122,9 @@ def test_embeddings_of_another_model_are_refused(settings, model, tmp_path) -> N
 def test_a_clip_without_frames_fails(settings, tmp_path) -> None:
     rows = transformed(TagClips(**settings), tmp_path, clips_with_frames({"gone": [], "a": [1]}))
     assert {row["clip_id"]: row["error"] and row["error"]["kind"] for row in rows} == {
-        "gone": "bad_media", "a": None}
+        "gone": "bad_media",
+        "a": None,
+    }
 
 
 def test_vocabularies_are_read_once_each_without_comments(settings, tmp_path) -> None:

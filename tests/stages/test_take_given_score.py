@@ -18,14 +18,26 @@ SPAN = {"start_seconds": 10.0, "end_seconds": 14.5, "caption": "a dog", "extra":
 
 def row(number: int, given: str | None, **changes: Any) -> dict[str, Any]:
     extra = [("Aesthetic_Score", "4.5"), ("UMT_Score", given)] if given is not None else []
-    return {"clip_id": f"clip-{number}", "extra": extra, "start_seconds": 10.0,
-            "end_seconds": 14.5, "spans": [SPAN], **changes}
+    return {
+        "clip_id": f"clip-{number}",
+        "extra": extra,
+        "start_seconds": 10.0,
+        "end_seconds": 14.5,
+        "spans": [SPAN],
+        **changes,
+    }
 
 
 def batch(rows: list[dict[str, Any]]) -> pa.Table:
-    schema = pa.schema([("clip_id", pa.string()), CLIPS.field("extra"),
-                        CLIPS.field("start_seconds"), CLIPS.field("end_seconds"),
-                        VIDEOS.field("spans")])
+    schema = pa.schema(
+        [
+            ("clip_id", pa.string()),
+            CLIPS.field("extra"),
+            CLIPS.field("start_seconds"),
+            CLIPS.field("end_seconds"),
+            VIDEOS.field("spans"),
+        ]
+    )
     return pa.Table.from_pylist(rows, schema=schema)
 
 
@@ -90,7 +102,10 @@ def test_the_tolerance_is_a_setting(tmp_path):
 
 
 def test_a_column_and_a_scorer_must_be_named():
-    for settings in ({"column": "UMT_Score"}, {"scorer": "UMT-SIM"},
-                     {"column": "", "scorer": "UMT-SIM"}):
+    for settings in (
+        {"column": "UMT_Score"},
+        {"scorer": "UMT-SIM"},
+        {"column": "", "scorer": "UMT-SIM"},
+    ):
         with pytest.raises(ValidationError):
             TakeGivenScore(**settings)

@@ -41,16 +41,30 @@ def exec_options(target: Path, when: str = "pre_process") -> dict:
 
 def write_recipe(folder: Path, options: dict, source: dict) -> Path:
     path = folder / "recipe.yaml"
-    path.write_text(json.dumps({"engine": "local", "sources": [source], "stages": {
-        "download_videos": {"min_duration_seconds": 0, "min_height": 16, "yt_dlp": options}}}))
+    path.write_text(
+        json.dumps(
+            {
+                "engine": "local",
+                "sources": [source],
+                "stages": {
+                    "download_videos": {
+                        "min_duration_seconds": 0,
+                        "min_height": 16,
+                        "yt_dlp": options,
+                    }
+                },
+            }
+        )
+    )
     return path
 
 
 # Commands, programs, other files
 
 
-@pytest.mark.parametrize("when", ["pre_process", "after_filter", "before_dl", "post_process",
-                                  "after_move", "playlist"])
+@pytest.mark.parametrize(
+    "when", ["pre_process", "after_filter", "before_dl", "post_process", "after_move", "playlist"]
+)
 def test_a_recipe_runs_no_shell_command(tmp_path, site, capsys, monkeypatch, when):
     """Neither for downloads nor for lists, and before anything is asked for or made."""
     target = tmp_path / "made by the recipe"
@@ -58,8 +72,9 @@ def test_a_recipe_runs_no_shell_command(tmp_path, site, capsys, monkeypatch, whe
     url = site.url("/watch")
     for options, source in (bad, {"url": url}), ({}, {"url": url, "yt_dlp": bad}):
         recipe = write_recipe(tmp_path, options, source)
-        monkeypatch.setattr("sys.argv", ["clipmill", "run", str(recipe), "--dataset",
-                                         str(tmp_path / "dataset")])
+        monkeypatch.setattr(
+            "sys.argv", ["clipmill", "run", str(recipe), "--dataset", str(tmp_path / "dataset")]
+        )
         with pytest.raises(SystemExit) as ended:
             main()
         said = capsys.readouterr().err
@@ -75,13 +90,24 @@ def test_set_and_submit_refuse_it_as_well(tmp_path, site):
     target = tmp_path / "made"
     recipe = write_recipe(tmp_path, {}, {"url": site.url("/watch")})
     bad = json.dumps(exec_options(target))
-    for override in (f"download_videos.yt_dlp={bad}",
-                     f'download_videos.yt_dlp.netrc_cmd="touch {target}"'):
+    for override in (
+        f"download_videos.yt_dlp={bad}",
+        f'download_videos.yt_dlp.netrc_cmd="touch {target}"',
+    ):
         with pytest.raises(UsageError, match="can't be set in a recipe"):
             load_recipe(recipe, overrides=[override])
         with pytest.raises(UsageError, match="can't be set in a recipe"):
-            submit(str(recipe), "http://127.0.0.1:1", dataset=tmp_path / "d", sources=[],
-                   overrides=[override], until=None, limit=None, locked=False, wait=False)
+            submit(
+                str(recipe),
+                "http://127.0.0.1:1",
+                dataset=tmp_path / "d",
+                sources=[],
+                overrides=[override],
+                until=None,
+                limit=None,
+                locked=False,
+                wait=False,
+            )
 
 
 def test_a_dataset_whose_run_had_them_is_refused_too(tmp_path, site):
@@ -95,26 +121,51 @@ def test_a_dataset_whose_run_had_them_is_refused_too(tmp_path, site):
         LoadedRecipe.from_record(record)
 
 
-@pytest.mark.parametrize("options", [
-    {"netrc_cmd": "touch /tmp/x"}, {"ffmpeg_location": "/tmp/x"}, {"bidi_workaround": True},
-    {"postprocessor_args": {"ffmpeg": ["-y", "/tmp/x"]}}, {"remote_components": ["ejs:github"]},
-    {"external_downloader_args": {"aria2c": ["--on-download-complete=/tmp/x"]}},
-    {"external_downloader": "/tmp/aria2c"}, {"external_downloader": {"default": "./curl"}},
-    {"external_downloader": {"http": "aria2c/../../tmp/x"}}, {"external_downloader": ["curl"]},
-    {"js_runtimes": {"node": {"path": "/tmp/x"}}}, {"js_runtimes": {"/tmp/node": {}}},
-    {"js_runtimes": ["node"]},
-    {"extractor_args": {"youtube-ejs": {"dev": ["true"], "repo": ["evil/scripts"]}}},
-    {"extractor_args": {"youtubepot-bgutilscript": {"script_path": ["/tmp/x.js"]}}},
-    {"extractor_args": ["youtube"]}, {"extractor_args": {"youtube": "tv"}},
-    {"print_to_file": {"video": [["text", "/tmp/x"]]}}, {"writeinfojson": True},
-    {"write_pages": True}, {"load_pages": True}, {"cachedir": "/tmp/x"},
-    {"download_archive": "/tmp/x"}, {"paths": {"home": "/tmp"}}, {"outtmpl": "/tmp/x"},
-    {"enable_file_urls": True}, {"logger": "print"}, {"progress_hooks": []}, {"post_hooks": []},
-    {"match_filter": "x"}, {"verbose": True}, {"forcejson": True}, {"cookiefile": ["a"]},
-    {"cookiefile": {"a": 1}}, {"impersonate": 3}, {"_warnings": []},
-    {"load_info_filename": "/tmp/x"}, {"exec_cmd": "touch /tmp/x"}, {"plugin_dirs": ["/tmp"]},
-    {"cookiesfrombrowser": {"firefox": 1}},
-])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"netrc_cmd": "touch /tmp/x"},
+        {"ffmpeg_location": "/tmp/x"},
+        {"bidi_workaround": True},
+        {"postprocessor_args": {"ffmpeg": ["-y", "/tmp/x"]}},
+        {"remote_components": ["ejs:github"]},
+        {"external_downloader_args": {"aria2c": ["--on-download-complete=/tmp/x"]}},
+        {"external_downloader": "/tmp/aria2c"},
+        {"external_downloader": {"default": "./curl"}},
+        {"external_downloader": {"http": "aria2c/../../tmp/x"}},
+        {"external_downloader": ["curl"]},
+        {"js_runtimes": {"node": {"path": "/tmp/x"}}},
+        {"js_runtimes": {"/tmp/node": {}}},
+        {"js_runtimes": ["node"]},
+        {"extractor_args": {"youtube-ejs": {"dev": ["true"], "repo": ["evil/scripts"]}}},
+        {"extractor_args": {"youtubepot-bgutilscript": {"script_path": ["/tmp/x.js"]}}},
+        {"extractor_args": ["youtube"]},
+        {"extractor_args": {"youtube": "tv"}},
+        {"print_to_file": {"video": [["text", "/tmp/x"]]}},
+        {"writeinfojson": True},
+        {"write_pages": True},
+        {"load_pages": True},
+        {"cachedir": "/tmp/x"},
+        {"download_archive": "/tmp/x"},
+        {"paths": {"home": "/tmp"}},
+        {"outtmpl": "/tmp/x"},
+        {"enable_file_urls": True},
+        {"logger": "print"},
+        {"progress_hooks": []},
+        {"post_hooks": []},
+        {"match_filter": "x"},
+        {"verbose": True},
+        {"forcejson": True},
+        {"cookiefile": ["a"]},
+        {"cookiefile": {"a": 1}},
+        {"impersonate": 3},
+        {"_warnings": []},
+        {"load_info_filename": "/tmp/x"},
+        {"exec_cmd": "touch /tmp/x"},
+        {"plugin_dirs": ["/tmp"]},
+        {"cookiesfrombrowser": {"firefox": 1}},
+    ],
+)
 def test_options_that_start_programs_or_reach_other_files_are_refused(options):
     with pytest.raises(ValidationError) as refused:
         DownloadVideos(yt_dlp=options)
@@ -123,21 +174,36 @@ def test_options_that_start_programs_or_reach_other_files_are_refused(options):
         SourceSpec(url="https://a.example/list", yt_dlp=options)
 
 
-@pytest.mark.parametrize("options", [
-    {"format": "b[ext=mp4]", "format_sort": ["vcodec:h264"], "merge_output_format": "mkv"},
-    {"extractor_args": {"youtube": {"player_client": ["tv"], "skip": ["dash"]},
-                        "youtubepot-bgutilhttp": {"base_url": ["http://127.0.0.1:4416"]}}},
-    {"cookiefile": "cookies.txt"}, {"cookiesfrombrowser": "firefox"},
-    {"cookiesfrombrowser": ["firefox", None, None, "Meta"]}, {"usenetrc": True},
-    {"username": "me", "password": "secret"}, {"proxy": "socks5://p:1"}, {"geo_bypass": True},
-    {"source_address": "0.0.0.0", "socket_timeout": 5, "nocheckcertificate": True},
-    {"sleep_interval": 1, "max_sleep_interval": 3, "sleep_interval_requests": 1},
-    {"ratelimit": 1_000_000, "concurrent_fragment_downloads": 4}, {"impersonate": "chrome"},
-    {"js_runtimes": {"node": {}, "deno": None}}, {"external_downloader": "native"},
-    {"external_downloader": {"m3u8": "ffmpeg", "http": "aria2c"}}, {"cachedir": False},
-    {"http_headers": {"Referer": "https://a.example/"}}, {"playlist_items": "1:3"},
-    {"compat_opts": ["no-certifi"]},
-])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"format": "b[ext=mp4]", "format_sort": ["vcodec:h264"], "merge_output_format": "mkv"},
+        {
+            "extractor_args": {
+                "youtube": {"player_client": ["tv"], "skip": ["dash"]},
+                "youtubepot-bgutilhttp": {"base_url": ["http://127.0.0.1:4416"]},
+            }
+        },
+        {"cookiefile": "cookies.txt"},
+        {"cookiesfrombrowser": "firefox"},
+        {"cookiesfrombrowser": ["firefox", None, None, "Meta"]},
+        {"usenetrc": True},
+        {"username": "me", "password": "secret"},
+        {"proxy": "socks5://p:1"},
+        {"geo_bypass": True},
+        {"source_address": "0.0.0.0", "socket_timeout": 5, "nocheckcertificate": True},
+        {"sleep_interval": 1, "max_sleep_interval": 3, "sleep_interval_requests": 1},
+        {"ratelimit": 1_000_000, "concurrent_fragment_downloads": 4},
+        {"impersonate": "chrome"},
+        {"js_runtimes": {"node": {}, "deno": None}},
+        {"external_downloader": "native"},
+        {"external_downloader": {"m3u8": "ffmpeg", "http": "aria2c"}},
+        {"cachedir": False},
+        {"http_headers": {"Referer": "https://a.example/"}},
+        {"playlist_items": "1:3"},
+        {"compat_opts": ["no-certifi"]},
+    ],
+)
 def test_what_sites_need_can_be_set(options):
     assert DownloadVideos(yt_dlp=options).yt_dlp == options
     assert SourceSpec(url="https://a.example/list", yt_dlp=options).yt_dlp == options
@@ -189,8 +255,9 @@ def test_a_file_of_cookies_is_read_and_never_written(tmp_path, site):
     jar.write_text(text)
     page = site.script("/baked", Baking(PAGE.encode(), "text/html"))
     assert outcome(download(tmp_path / "dataset", page, yt_dlp={"cookiefile": str(jar)})) == "kept"
-    ingest(tmp_path / "lists", [SourceSpec(url=page, yt_dlp={"cookiefile": str(jar)})],
-           shard_videos=4)
+    ingest(
+        tmp_path / "lists", [SourceSpec(url=page, yt_dlp={"cookiefile": str(jar)})], shard_videos=4
+    )
     # Whether a URL is a file or a page is asked without yt-dlp; then a download, then a list.
     asked = ["login=mine" in request.headers.get("Cookie", "") for request in site.asked("/baked")]
     assert asked[0] is False
@@ -217,8 +284,10 @@ def test_what_yaml_has_no_type_for_is_made_of_text(tmp_path):
 
     from clipmill.stages.media.fetch.ytdlp_options import given_options
 
-    given = given_options({"impersonate": "chrome-116", "cookiesfrombrowser": "firefox",
-                           "js_runtimes": {"node": {}}}, tmp_path)
+    given = given_options(
+        {"impersonate": "chrome-116", "cookiesfrombrowser": "firefox", "js_runtimes": {"node": {}}},
+        tmp_path,
+    )
     assert given["impersonate"] == ImpersonateTarget("chrome", "116")
     assert given["cookiesfrombrowser"] == ("firefox",)
     with YoutubeDL({"quiet": True, "js_runtimes": given["js_runtimes"]}) as downloader:

@@ -29,8 +29,17 @@ first, and one this little before its end is not: it is the next shot's first.""
 # this means that the file has changed.
 _BEYOND_SECONDS = 0.2
 
-_WRITING_FAILS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOENT,
-                  errno.EIO, errno.EFBIG, errno.ENOTDIR}
+_WRITING_FAILS = {
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.ENOENT,
+    errno.EIO,
+    errno.EFBIG,
+    errno.ENOTDIR,
+}
 _FORMAT_OF_SUFFIX = {".mp4": "mp4", ".webm": "webm", ".mkv": "matroska"}
 
 
@@ -48,8 +57,12 @@ class ClipFile:
         with self.writing():
             # With an explicit protocol, no file name is treated as an address or option. Tracks are
             # interleaved however long one of them has to wait.
-            self.output = av.open(f"file:{self._part}", "w", format=_FORMAT_OF_SUFFIX[suffix],
-                                  options={**options, "max_interleave_delta": "0"})
+            self.output = av.open(
+                f"file:{self._part}",
+                "w",
+                format=_FORMAT_OF_SUFFIX[suffix],
+                options={**options, "max_interleave_delta": "0"},
+            )
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
@@ -59,13 +72,12 @@ class ClipFile:
         except (av.FFmpegError, OSError) as error:
             raise_if_out(error)
             if error.errno in _WRITING_FAILS:
-                raise ClipmillError(f"{self.target.parent}: clips can't be written here: "
-                                    f"{error.strerror or error}") from error
-            raise RowFailed("crash", f"{self.target.name} could not be written: {error}"
-                            ) from error
+                raise ClipmillError(
+                    f"{self.target.parent}: clips can't be written here: {error.strerror or error}"
+                ) from error
+            raise RowFailed("crash", f"{self.target.name} could not be written: {error}") from error
         except ValueError as error:
-            raise RowFailed("crash", f"{self.target.name} could not be written: {error}"
-                            ) from error
+            raise RowFailed("crash", f"{self.target.name} could not be written: {error}") from error
 
     @contextlib.contextmanager
     def holding(self, codec: str) -> Iterator[None]:
@@ -74,8 +86,10 @@ class ClipFile:
             with self.writing():
                 yield
         except RowFailed as problem:
-            raise RowFailed("permanent", f"{codec} can't be copied into mp4, webm or mkv; export "
-                            "with --media exact") from problem
+            raise RowFailed(
+                "permanent",
+                f"{codec} can't be copied into mp4, webm or mkv; export with --media exact",
+            ) from problem
 
     def discard(self) -> None:
         """Deletes the unfinished file; harmless after `publish`."""
@@ -83,8 +97,14 @@ class ClipFile:
             self.output.close()
         self._part.unlink(missing_ok=True)
 
-    def publish(self, expected_seconds: Sequence[float], end_seconds: float, *,
-                decode: bool = False, threads: int = 1) -> dict[str, Any]:
+    def publish(
+        self,
+        expected_seconds: Sequence[float],
+        end_seconds: float,
+        *,
+        decode: bool = False,
+        threads: int = 1,
+    ) -> dict[str, Any]:
         """Ends the file, opens it again, compares it with what it should hold, and renames it.
 
         `expected_seconds` are the frames' times counted from the first one, in any order, and
@@ -98,8 +118,9 @@ class ClipFile:
             self._part.rename(self.target)
             return {**found, "path": self.target, "size_bytes": self.target.stat().st_size}
 
-    def _facts(self, expected: list[float], end_seconds: float, decode: bool,
-               threads: int) -> dict[str, Any]:
+    def _facts(
+        self, expected: list[float], end_seconds: float, decode: bool, threads: int
+    ) -> dict[str, Any]:
         try:
             with av.open(f"file:{self._part}") as container:
                 stream = container.streams.video[0]
@@ -114,8 +135,11 @@ class ClipFile:
                     n_decoded += len(decoded)
                     first = first or next(iter(decoded), None)
                     if decode:
-                        times += [float(frame.pts * frame.time_base) for frame in decoded
-                                  if frame.pts is not None and frame.time_base is not None]
+                        times += [
+                            float(frame.pts * frame.time_base)
+                            for frame in decoded
+                            if frame.pts is not None and frame.time_base is not None
+                        ]
                     elif packet.size and packet.pts is not None:
                         times.append(float(packet.pts * packet.time_base))
                 length = stream.duration and float(stream.duration * time_base_of(stream))
@@ -132,19 +156,24 @@ class ClipFile:
         if len(times) != len(expected):
             raise self._wrong(f"holds {counted(len(times), 'frame')}, not {len(expected):,}")
         # A key frame may come a little late: where a reader cuts off what came before it.
-        frame = min((b - a for a, b in zip(expected, [*expected[1:], end_seconds], strict=True)),
-                    default=0.0)
+        frame = min(
+            (b - a for a, b in zip(expected, [*expected[1:], end_seconds], strict=True)),
+            default=0.0,
+        )
         slack = max(2 * tick, 0.002, frame / 4)
         off = max(abs(a - b) for a, b in zip(times, expected, strict=True))
         if off > slack:
             raise self._wrong(f"has frames {off:.3f} s from where they belong")
-        longest = max(b - a for a, b in
-                      zip(expected, [*expected[1:], end_seconds], strict=True))
+        longest = max(b - a for a, b in zip(expected, [*expected[1:], end_seconds], strict=True))
         if length and abs(length - end_seconds) > max(longest, 0.05) + slack:
             raise self._wrong(f"lasts {length:.3f} s, not {end_seconds:.3f} s")
         size = orientation_of(first).shown(*framing.size(first.width, first.height))
-        return {"width": size[0], "height": size[1], "has_audio": has_audio,
-                "decoded_frames": n_decoded}
+        return {
+            "width": size[0],
+            "height": size[1],
+            "has_audio": has_audio,
+            "decoded_frames": n_decoded,
+        }
 
     def _wrong(self, what: str) -> RowFailed:
         return RowFailed("crash", f"{self.target.name} was cut, but it {what}")
@@ -159,14 +188,20 @@ def nothing_inside(
     start_seconds: float, end_seconds: float, first_seconds: float, last_seconds: float
 ) -> RowFailed:
     """The failure of a span in which the video shows no new frame."""
-    return RowFailed("bad_media", f"no frame of the video begins in {start_seconds:.3f}–"
-                     f"{end_seconds:.3f} s; it has frames from {first_seconds:.3f} to "
-                     f"{last_seconds:.3f} s")
+    return RowFailed(
+        "bad_media",
+        f"no frame of the video begins in {start_seconds:.3f}–"
+        f"{end_seconds:.3f} s; it has frames from {first_seconds:.3f} to "
+        f"{last_seconds:.3f} s",
+    )
 
 
 def check_reach(request: CutRequest, video_end_seconds: float) -> None:
     """RowFailed where the video ends before the clip does."""
     if request.end_seconds > video_end_seconds + _BEYOND_SECONDS:
-        raise RowFailed("bad_media", f"the video ends at {video_end_seconds:.3f} s, before the "
-                        f"clip's end at {request.end_seconds:.3f} s: the file is truncated, or "
-                        "not the one that was split")
+        raise RowFailed(
+            "bad_media",
+            f"the video ends at {video_end_seconds:.3f} s, before the "
+            f"clip's end at {request.end_seconds:.3f} s: the file is truncated, or "
+            "not the one that was split",
+        )

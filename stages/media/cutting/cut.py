@@ -41,8 +41,12 @@ def check_encoder(options: CutOptions) -> str:
 
 
 def cut_clips(
-    source: Path, requests: Sequence[CutRequest], options: CutOptions, *,
-    starts_at_seconds: float = 0.0, is_sound: bool = False,
+    source: Path,
+    requests: Sequence[CutRequest],
+    options: CutOptions,
+    *,
+    starts_at_seconds: float = 0.0,
+    is_sound: bool = False,
 ) -> Iterator[CutResult]:
     """Cuts clips of one file; yields one result per request, as they are ready.
 
@@ -55,19 +59,31 @@ def cut_clips(
     left = {request.clip_id: None for request in requests}
     if len(left) < len(requests):
         raise ValueError("clip_id of the requests must be distinct")
-    cut = (functools.partial(copy_clips, is_sound=is_sound) if options.media == "copy"
-           else encode_clips)
+    cut = (
+        functools.partial(copy_clips, is_sound=is_sound)
+        if options.media == "copy"
+        else encode_clips
+    )
     try:
         zero = _in_ticks(source, starts_at_seconds) if starts_at_seconds else 0.0
-        shifted = [replace(request, start_seconds=request.start_seconds - zero,
-                           end_seconds=request.end_seconds - zero) for request in requests]
+        shifted = [
+            replace(
+                request,
+                start_seconds=request.start_seconds - zero,
+                end_seconds=request.end_seconds - zero,
+            )
+            for request in requests
+        ]
         for result in cut(source.absolute(), shifted, options):
             del left[result.clip_id]
             if not zero or result.start_seconds is None or result.end_seconds is None:
                 yield result
             else:
-                yield replace(result, start_seconds=round(result.start_seconds + zero, _DIGITS),
-                              end_seconds=round(result.end_seconds + zero, _DIGITS))
+                yield replace(
+                    result,
+                    start_seconds=round(result.start_seconds + zero, _DIGITS),
+                    end_seconds=round(result.end_seconds + zero, _DIGITS),
+                )
     except ClipmillError:
         raise
     except RowFailed as problem:
@@ -84,8 +100,13 @@ def _in_ticks(source: Path, seconds: float) -> float:
 
 
 def cut_clips_isolated(
-    source: Path, requests: Sequence[CutRequest], options: CutOptions, *,
-    starts_at_seconds: float = 0.0, is_sound: bool = False, limits: Limits = CUT_LIMITS,
+    source: Path,
+    requests: Sequence[CutRequest],
+    options: CutOptions,
+    *,
+    starts_at_seconds: float = 0.0,
+    is_sound: bool = False,
+    limits: Limits = CUT_LIMITS,
 ) -> Iterator[CutResult]:
     """Like `cut_clips`, in a helper process: a crash costs only this file's clips.
 
@@ -107,11 +128,15 @@ def cut_clips_isolated(
 
 
 def _cut_in_helper(
-    source: Path, requests: Sequence[CutRequest], options: CutOptions, starts_at_seconds: float,
+    source: Path,
+    requests: Sequence[CutRequest],
+    options: CutOptions,
+    starts_at_seconds: float,
     is_sound: bool,
 ) -> Generator[CutResult, None, None]:
-    yield from cut_clips(source, requests, options, starts_at_seconds=starts_at_seconds,
-                         is_sound=is_sound)
+    yield from cut_clips(
+        source, requests, options, starts_at_seconds=starts_at_seconds, is_sound=is_sound
+    )
 
 
 def _discard_parts(target: Path) -> None:

@@ -25,7 +25,13 @@ import numpy as np
 from clipmill.schemas.errors import ClipmillError, UsageError
 
 H264_ENCODERS = (
-    "libx264", "libopenh264", "h264_nvenc", "h264_videotoolbox", "h264_qsv", "h264_amf", "h264_mf",
+    "libx264",
+    "libopenh264",
+    "h264_nvenc",
+    "h264_videotoolbox",
+    "h264_qsv",
+    "h264_amf",
+    "h264_mf",
 )
 MAX_CRF = 51
 _BITS_PER_PIXEL = 0.15  # of encoders that know no constant quality
@@ -65,8 +71,12 @@ class VideoEncoder:
     by_bit_rate: bool
 
     def add_stream(
-        self, output: av.container.OutputContainer, size: tuple[int, int], rate: Fraction,
-        time_base: Fraction, threads: int,
+        self,
+        output: av.container.OutputContainer,
+        size: tuple[int, int],
+        rate: Fraction,
+        time_base: Fraction,
+        threads: int,
     ) -> av.VideoStream:
         """A stream of `output` that this encoder fills; `rate` is only a hint."""
         stream = output.add_stream(self.name, rate=rate, options=dict(self.options))
@@ -118,10 +128,14 @@ def _find(name: str | None, crf: int | None, preset: str | None) -> VideoEncoder
     if problem is None:
         return encoder
     given = ", ".join(f"{key}={value}" for key, value in encoder.options) or "no options"
-    step = "omit --crf and --preset" if crf is not None or preset else (
-        "omit --encoder to use the first H.264 encoder that works, or use --media copy")
-    raise ClipmillError(f"the encoder {encoder.name} does not work on this machine with {given}: "
-                        f"{problem}; {step}")
+    step = (
+        "omit --crf and --preset"
+        if crf is not None or preset
+        else ("omit --encoder to use the first H.264 encoder that works, or use --media copy")
+    )
+    raise ClipmillError(
+        f"the encoder {encoder.name} does not work on this machine with {given}: {problem}; {step}"
+    )
 
 
 @functools.cache
@@ -137,7 +151,8 @@ def _first_that_works() -> str:
     raise ClipmillError(
         "no H.264 encoder works on this machine:\n  " + "\n  ".join(problems) + "\nPyAV's wheels "
         "from PyPI include libx264 (pip install --force-reinstall --only-binary :all: av); you can "
-        "name another codec, e.g. --encoder libvpx-vp9 or --encoder mpeg4; --media copy needs none")
+        "name another codec, e.g. --encoder libvpx-vp9 or --encoder mpeg4; --media copy needs none"
+    )
 
 
 def _configured(name: str, crf: int | None, preset: str | None) -> VideoEncoder:
@@ -145,8 +160,10 @@ def _configured(name: str, crf: int | None, preset: str | None) -> VideoEncoder:
         context = av.CodecContext.create(name, "w")
     except (av.codec.codec.UnknownCodecError, ValueError) as error:
         known = ", ".join(n for n in H264_ENCODERS if n in av.codec.codecs_available)
-        raise UsageError(f"--encoder: FFmpeg in PyAV has no encoder {name!r}; its H.264 encoders: "
-                         f"{known or 'none'}") from error
+        raise UsageError(
+            f"--encoder: FFmpeg in PyAV has no encoder {name!r}; its H.264 encoders: "
+            f"{known or 'none'}"
+        ) from error
     if context.type != "video":
         raise UsageError(f"--encoder: {name} encodes {context.type}, not video")
     knobs = _KNOBS.get(name, _Knobs())
@@ -154,8 +171,10 @@ def _configured(name: str, crf: int | None, preset: str | None) -> VideoEncoder:
         raise UsageError(f"--crf: {crf} is not between 0 (best) and {MAX_CRF}")
     options = dict(knobs.further)
     if crf is not None and knobs.quality is None:
-        raise UsageError(f"--crf: {name} has no constant quality; omit --crf, or choose one "
-                         f"of {', '.join(known for known, k in _KNOBS.items() if k.quality)}")
+        raise UsageError(
+            f"--crf: {name} has no constant quality; omit --crf, or choose one "
+            f"of {', '.join(known for known, k in _KNOBS.items() if k.quality)}"
+        )
     if knobs.quality:
         options[knobs.quality] = str(knobs.usual if crf is None else crf)
     known_options = {option.name for option in context.supported_options.private}

@@ -52,11 +52,13 @@ class _Wanted:
     def __init__(self, request: CutRequest, index: PacketIndex) -> None:
         self.request = request
         check_reach(request, index.end_seconds)
-        frames = index.within(request.start_seconds - ROUNDING_SECONDS,
-                              request.end_seconds - ROUNDING_SECONDS)
+        frames = index.within(
+            request.start_seconds - ROUNDING_SECONDS, request.end_seconds - ROUNDING_SECONDS
+        )
         if not frames:
-            raise nothing_inside(request.start_seconds, request.end_seconds, index.seconds(0),
-                                 index.end_seconds)
+            raise nothing_inside(
+                request.start_seconds, request.end_seconds, index.seconds(0), index.end_seconds
+            )
         self.first, self.last = frames.start, frames.stop
         self.first_pts = index.pts[self.first]
         self.last_pts = index.pts[self.last - 1]
@@ -111,8 +113,15 @@ def passes(wanted: Sequence[Any], open_at_once: int) -> Iterator[list[Any]]:
 class _Pass:
     """One run of the decoder over the clips of a group."""
 
-    def __init__(self, source: Path, index: PacketIndex, clips: list[_Wanted],
-                 options: CutOptions, encoder: VideoEncoder, sound: Sound | None) -> None:
+    def __init__(
+        self,
+        source: Path,
+        index: PacketIndex,
+        clips: list[_Wanted],
+        options: CutOptions,
+        encoder: VideoEncoder,
+        sound: Sound | None,
+    ) -> None:
         self._source = source
         self._index = index
         self._clips = clips
@@ -129,8 +138,15 @@ class _Pass:
             with contextlib.closing(self._frames(forward)) as frames:
                 for pts, frame in frames:
                     while waiting and waiting[0].first_pts <= pts:
-                        active.append(_Writing(waiting.pop(0), self._encoder, self._options,
-                                               self._sound, self._index))
+                        active.append(
+                            _Writing(
+                                waiting.pop(0),
+                                self._encoder,
+                                self._options,
+                                self._sound,
+                                self._index,
+                            )
+                        )
                     for writing in [w for w in active if w.clip.last_pts < pts]:
                         active.remove(writing)
                         yield writing.finish(forward.first_error)
@@ -145,9 +161,13 @@ class _Pass:
                 yield active.pop(0).finish(forward.first_error)
             for clip in waiting:
                 reason = f" ({forward.first_error})" if forward.first_error else ""
-                yield CutResult(clip.request.clip_id, problem=bad_media(
-                    self._source, f"gives no frame from {clip.request.start_seconds:.3f} s on"
-                    f"{reason}"))
+                yield CutResult(
+                    clip.request.clip_id,
+                    problem=bad_media(
+                        self._source,
+                        f"gives no frame from {clip.request.start_seconds:.3f} s on{reason}",
+                    ),
+                )
         finally:
             for writing in active:
                 writing.discard()
@@ -200,9 +220,15 @@ class _Pictures:
             made = self._ordinary(frame, across, down)
         else:
             made = self._scaler.reformat(
-                frame, across, down, format="yuv420p", interpolation="AREA",
-                dst_colorspace=Colorspace.ITU709 if rgb else None, dst_color_range="MPEG",
-                threads=1)
+                frame,
+                across,
+                down,
+                format="yuv420p",
+                interpolation="AREA",
+                dst_colorspace=Colorspace.ITU709 if rgb else None,
+                dst_color_range="MPEG",
+                threads=1,
+            )
         if not self._orientation.is_upright or (made.width, made.height) != (width, height):
             made = self._planes(made, width, height)
         if self._pixels != "yuv420p":
@@ -215,11 +241,17 @@ class _Pictures:
     def _ordinary(self, frame: av.VideoFrame, width: int, height: int) -> av.VideoFrame:
         """A frame of high dynamic range in 8 bits of BT.709."""
         assert self._tone_map is not None
-        deep = self._scaler.reformat(frame, width, height, format="bgr48le", interpolation="AREA",
-                                     threads=1)
+        deep = self._scaler.reformat(
+            frame, width, height, format="bgr48le", interpolation="AREA", threads=1
+        )
         image = av.VideoFrame.from_ndarray(self._tone_map(deep.to_ndarray()), "bgr24")
-        made = self._converter.reformat(image, format="yuv420p", dst_colorspace=Colorspace.ITU709,
-                                        dst_color_range="MPEG", threads=1)
+        made = self._converter.reformat(
+            image,
+            format="yuv420p",
+            dst_colorspace=Colorspace.ITU709,
+            dst_color_range="MPEG",
+            threads=1,
+        )
         made.colorspace = made.color_primaries = made.color_trc = _BT709
         return made
 
@@ -241,7 +273,8 @@ class _Pictures:
         assert self.size is not None
         across, down = self.size
         made = av.VideoFrame.from_ndarray(
-            np.concatenate(parts).reshape(down * 3 // 2, across), "yuv420p")
+            np.concatenate(parts).reshape(down * 3 // 2, across), "yuv420p"
+        )
         made.colorspace, made.color_range = frame.colorspace, frame.color_range
         made.color_primaries, made.color_trc = frame.color_primaries, frame.color_trc
         return made
@@ -257,8 +290,14 @@ class _Pictures:
 class _Writing:
     """One clip being written to its file. Its own problem is kept until it is asked for."""
 
-    def __init__(self, clip: _Wanted, encoder: VideoEncoder, options: CutOptions,
-                 sound: Sound | None, index: PacketIndex) -> None:
+    def __init__(
+        self,
+        clip: _Wanted,
+        encoder: VideoEncoder,
+        options: CutOptions,
+        sound: Sound | None,
+        index: PacketIndex,
+    ) -> None:
         self.clip = clip
         self._encoder = encoder
         self._options = options
@@ -297,8 +336,12 @@ class _Writing:
         rate = pictures.stream.average_rate or pictures.stream.guessed_rate or Fraction(25)
         with self._file.writing():
             track = self._encoder.add_stream(
-                output, (picture.width, picture.height), Fraction(rate),
-                Fraction(self._index.time_base), self._options.threads)
+                output,
+                (picture.width, picture.height),
+                Fraction(rate),
+                Fraction(self._index.time_base),
+                self._options.threads,
+            )
             context = track.codec_context
             context.color_range = picture.color_range
             context.colorspace = picture.colorspace
@@ -342,8 +385,11 @@ class _Writing:
                 raise self._problem
             expected = clip.last - clip.first
             if error and len(self._stamps) < expected:
-                raise RowFailed("bad_media", f"of the clip's {counted(expected, 'frame')} "
-                                f"{len(self._stamps):,} can be decoded ({error})")
+                raise RowFailed(
+                    "bad_media",
+                    f"of the clip's {counted(expected, 'frame')} "
+                    f"{len(self._stamps):,} can be decoded ({error})",
+                )
             if self._file is None or self._track is None:
                 raise RowFailed("bad_media", "no frame of the clip can be decoded")
             with self._file.writing():
@@ -354,8 +400,13 @@ class _Writing:
             start = exact_seconds(first, base)
             times = [exact_seconds(stamp - first, base) for stamp in self._stamps]
             facts = self._file.publish(times, clip.end_seconds - start)
-            return CutResult(clip.request.clip_id, start_seconds=start,
-                             end_seconds=clip.end_seconds, n_frames=len(times), **facts)
+            return CutResult(
+                clip.request.clip_id,
+                start_seconds=start,
+                end_seconds=clip.end_seconds,
+                n_frames=len(times),
+                **facts,
+            )
         except RowFailed as problem:
             return CutResult(clip.request.clip_id, problem=problem)
         finally:
@@ -364,4 +415,3 @@ class _Writing:
     def discard(self) -> None:
         if self._file is not None:
             self._file.discard()
-

@@ -70,8 +70,11 @@ class _Plan:
         # In the copy everything is shown that is there.
         self.index = read_packets(path, cut_off=False)
         if self.index.counts:
-            raise RowFailed("bad_media", f"{path}: does not say when its pictures are shown, which "
-                            "a copy needs; export with --media exact")
+            raise RowFailed(
+                "bad_media",
+                f"{path}: does not say when its pictures are shown, which "
+                "a copy needs; export with --media exact",
+            )
         self.orientation = self._orientation(path)
         self.time_base = self.index.time_base
         self._numbers = {place: number for number, place in enumerate(self.index.places)}
@@ -104,13 +107,14 @@ class _Plan:
         inside = index.within(start_seconds - ROUNDING_SECONDS, end_seconds - ROUNDING_SECONDS)
         if not inside:
             raise nothing_inside(start_seconds, end_seconds, index.seconds(0), index.end_seconds)
-        at = bisect.bisect_right(self._entries, inside.start,
-                                 key=lambda entry: entry.first_number)
+        at = bisect.bisect_right(self._entries, inside.start, key=lambda entry: entry.first_number)
         before, after = self._entries[:at], self._entries[at : at + 1]
         if nearest and after and after[0].first_number < inside.stop:
             begin = start_seconds - ROUNDING_SECONDS
-            if not before or (index.seconds(after[0].first_number) - begin
-                              < begin - index.seconds(before[-1].first_number)):
+            if not before or (
+                index.seconds(after[0].first_number) - begin
+                < begin - index.seconds(before[-1].first_number)
+            ):
                 yield self._packets(after[0], inside.stop)
         if not before and self._entries[0].first_number < inside.stop:
             # Nothing that comes before the first key frame can be shown.
@@ -139,8 +143,12 @@ class _Plan:
         top = max(number for place in taken if (number := self._numbers.get(place)) is not None)
         end_pts = index.pts[top + 1] if top + 1 < index.n_frames else index.end_pts
         stamps = [index.stamps[place] for place in taken]
-        return _Span(entry, dict(zip(taken, _decoding_times(stamps), strict=True)),
-                     index.pts[first : top + 1], end_pts)
+        return _Span(
+            entry,
+            dict(zip(taken, _decoding_times(stamps), strict=True)),
+            index.pts[first : top + 1],
+            end_pts,
+        )
 
     @property
     def _n_packets(self) -> int:
@@ -179,39 +187,66 @@ def copy_clips(
         for request in requests:
             try:
                 check_reach(request, plan.index.end_seconds)
-                yield _copied(container, stream, sound if options.audio else None, plan, request,
-                              options, decode)
+                yield _copied(
+                    container,
+                    stream,
+                    sound if options.audio else None,
+                    plan,
+                    request,
+                    options,
+                    decode,
+                )
             except RowFailed as problem:
                 yield CutResult(request.clip_id, problem=problem)
 
 
-def _copied(container: Any, stream: av.VideoStream, sound: Sound | None, plan: _Plan,
-            request: CutRequest, options: CutOptions, decode: bool) -> CutResult:
+def _copied(
+    container: Any,
+    stream: av.VideoStream,
+    sound: Sound | None,
+    plan: _Plan,
+    request: CutRequest,
+    options: CutOptions,
+    decode: bool,
+) -> CutResult:
     """The clip from the first of its possible beginnings from which all its pictures decode."""
     problem: RowFailed | None = None
-    for span in plan.spans(request.start_seconds, request.end_seconds,
-                           options.start == "nearest"):
+    for span in plan.spans(request.start_seconds, request.end_seconds, options.start == "nearest"):
         try:
-            return _copy(container, stream, sound, plan, span, request, options.threads,
-                         decode=decode)
+            return _copy(
+                container, stream, sound, plan, span, request, options.threads, decode=decode
+            )
         except RowFailed as failed:
             if failed.kind not in ("bad_media", "crash"):
                 raise
             problem = problem or failed
     if problem is None:
         raise no_start(plan.path)
-    raise RowFailed("bad_media", f"no copy of the clip can be played whole: {problem.message}; "
-                    "export with --media exact") from problem
+    raise RowFailed(
+        "bad_media",
+        f"no copy of the clip can be played whole: {problem.message}; export with --media exact",
+    ) from problem
 
 
 def no_start(path: Path) -> RowFailed:
     """The failure of a file that no clip can be copied out of."""
-    return RowFailed("bad_media", f"{path}: has no key frame at which a copy could begin; export "
-                     "with --media exact")
+    return RowFailed(
+        "bad_media",
+        f"{path}: has no key frame at which a copy could begin; export with --media exact",
+    )
 
 
-def _copy(container: Any, stream: av.VideoStream, sound: Sound | None, plan: _Plan, span: _Span,
-          request: CutRequest, threads: int, *, decode: bool) -> CutResult:
+def _copy(
+    container: Any,
+    stream: av.VideoStream,
+    sound: Sound | None,
+    plan: _Plan,
+    span: _Span,
+    request: CutRequest,
+    threads: int,
+    *,
+    decode: bool,
+) -> CutResult:
     begin = span.pts[0]
     start_seconds, end_seconds = plan.seconds(begin), plan.seconds(span.end_pts)
     heard = sound.stream if sound else None
@@ -242,15 +277,22 @@ def _copy(container: Any, stream: av.VideoStream, sound: Sound | None, plan: _Pl
             if not left:
                 break
         if left:
-            raise RowFailed("bad_media", f"{len(left):,} of the clip's "
-                            f"{counted(len(span.dts), 'packet')} can't be read again")
+            raise RowFailed(
+                "bad_media",
+                f"{len(left):,} of the clip's "
+                f"{counted(len(span.dts), 'packet')} can't be read again",
+            )
         times = [exact_seconds(stamp - begin, plan.time_base) for stamp in span.pts]
-        facts = file.publish(times, end_seconds - start_seconds, decode=decode,
-                             threads=threads)
+        facts = file.publish(times, end_seconds - start_seconds, decode=decode, threads=threads)
     finally:
         file.discard()
-    return CutResult(request.clip_id, start_seconds=start_seconds, end_seconds=end_seconds,
-                     n_frames=len(times), **facts)
+    return CutResult(
+        request.clip_id,
+        start_seconds=start_seconds,
+        end_seconds=end_seconds,
+        n_frames=len(times),
+        **facts,
+    )
 
 
 def suffix_for(video: av.VideoStream, audio: av.AudioStream | None) -> str:

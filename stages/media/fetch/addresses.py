@@ -14,36 +14,51 @@ from urllib.parse import urlsplit
 
 # Non-public addresses, by IANA's registries of special-purpose and multicast addresses.
 # Python's `is_global` knows some of it, and other parts in other patch versions.
-_NOT_PUBLIC = tuple(ipaddress.IPv4Network(network) for network in (
-    "0.0.0.0/8",  # this network
-    "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16",  # private
-    "100.64.0.0/10",  # shared by a provider's customers
-    "127.0.0.0/8",  # loopback
-    "169.254.0.0/16",  # link-local, and the metadata of most clouds
-    "168.63.129.16/32",  # Azure's, which lies among the public ones
-    "192.0.0.0/24",  # for protocols, and the metadata of Oracle's cloud
-    "192.0.2.0/24", "198.51.100.0/24", "203.0.113.0/24",  # for documentation
-    "192.88.99.0/24",  # relays of 6to4
-    "192.31.196.0/24", "192.175.48.0/24",  # AS112, which answers for private names
-    "192.52.193.0/24",  # relays of multicast
-    "198.18.0.0/15",  # benchmarks
-    "224.0.0.0/4",  # multicast
-    "240.0.0.0/4",  # reserved, and broadcast
-))
+_NOT_PUBLIC = tuple(
+    ipaddress.IPv4Network(network)
+    for network in (
+        "0.0.0.0/8",  # this network
+        "10.0.0.0/8",
+        "172.16.0.0/12",
+        "192.168.0.0/16",  # private
+        "100.64.0.0/10",  # shared by a provider's customers
+        "127.0.0.0/8",  # loopback
+        "169.254.0.0/16",  # link-local, and the metadata of most clouds
+        "168.63.129.16/32",  # Azure's, which lies among the public ones
+        "192.0.0.0/24",  # for protocols, and the metadata of Oracle's cloud
+        "192.0.2.0/24",
+        "198.51.100.0/24",
+        "203.0.113.0/24",  # for documentation
+        "192.88.99.0/24",  # relays of 6to4
+        "192.31.196.0/24",
+        "192.175.48.0/24",  # AS112, which answers for private names
+        "192.52.193.0/24",  # relays of multicast
+        "198.18.0.0/15",  # benchmarks
+        "224.0.0.0/4",  # multicast
+        "240.0.0.0/4",  # reserved, and broadcast
+    )
+)
 # Public addresses of IPv6 lie in here: all others are reserved, or of a network's own.
 _GLOBAL_UNICAST = ipaddress.IPv6Network("2000::/3")
-_NOT_PUBLIC_IPV6 = tuple(ipaddress.IPv6Network(network) for network in (
-    "2001::/23",  # for protocols, Teredo's tunnels among them
-    "2001:db8::/32", "3fff::/20",  # for documentation
-    "2620:4f:8000::/48",  # AS112
-))
+_NOT_PUBLIC_IPV6 = tuple(
+    ipaddress.IPv6Network(network)
+    for network in (
+        "2001::/23",  # for protocols, Teredo's tunnels among them
+        "2001:db8::/32",
+        "3fff::/20",  # for documentation
+        "2620:4f:8000::/48",  # AS112
+    )
+)
 # An IPv4 address in the last 32 bits is where such an address leads.
-_LEADS_TO_IPV4 = tuple(ipaddress.IPv6Network(network) for network in (
-    "::/96",  # compatible
-    "::ffff:0:0/96",  # mapped
-    "::ffff:0:0:0/96",  # translated (SIIT)
-    "64:ff9b::/96",  # NAT64
-))
+_LEADS_TO_IPV4 = tuple(
+    ipaddress.IPv6Network(network)
+    for network in (
+        "::/96",  # compatible
+        "::ffff:0:0/96",  # mapped
+        "::ffff:0:0:0/96",  # translated (SIIT)
+        "64:ff9b::/96",  # NAT64
+    )
+)
 
 
 class PrivateAddress(OSError):
@@ -90,8 +105,11 @@ def proxy_addresses(proxy: str | None) -> frozenset[tuple[str, int]]:
         try:
             parts = urlsplit(url if url and "://" in url else f"http://{url or ''}")
             port = parts.port or {"https": 443, "http": 80}.get(parts.scheme, 1080)
-            entries = socket.getaddrinfo(parts.hostname, port, type=socket.SOCK_STREAM) \
-                if url and parts.hostname else []
+            entries = (
+                socket.getaddrinfo(parts.hostname, port, type=socket.SOCK_STREAM)
+                if url and parts.hostname
+                else []
+            )
         except (ValueError, OSError):
             continue  # no URL, or a host that is not there: the request itself will say so
         found.update((str(entry[4][0]), int(entry[4][1])) for entry in entries)

@@ -28,8 +28,9 @@ def cookie_jar(file: Path | None) -> http.cookiejar.CookieJar:
     try:
         jar.load()
     except (OSError, UnicodeError) as error:  # http.cookiejar's LoadError is an OSError
-        raise UsageError(f"download_videos.cookies_file: {file} is not in Netscape format: "
-                         f"{error}") from error
+        raise UsageError(
+            f"download_videos.cookies_file: {file} is not in Netscape format: {error}"
+        ) from error
     for cookie in list(jar):
         if not _is_sendable(cookie):
             jar.clear(cookie.domain, cookie.path, cookie.name)

@@ -55,9 +55,11 @@ def local_file(file: DataFile, *, setting: str) -> Path:
         finally:
             partial.unlink(missing_ok=True)
     except OSError as error:
-        raise ClipmillError(f"{setting}: {file.url} can't be stored in {cache_folder()}: "
-                            f"{error.strerror or error}; free some space or set XDG_CACHE_HOME to "
-                            "another folder") from error
+        raise ClipmillError(
+            f"{setting}: {file.url} can't be stored in {cache_folder()}: "
+            f"{error.strerror or error}; free some space or set XDG_CACHE_HOME to "
+            "another folder"
+        ) from error
     return place
 
 
@@ -98,7 +100,8 @@ def _fetch(file: DataFile, target: Path, setting: str) -> None:
             f"{setting}: {file.url} returned a different file: {target.stat().st_size:,} "
             f"bytes of {kind} with SHA-256 {digest}, not {file.sha256}; either it changed, or "
             f"something on the way answered instead. The file was discarded. To use the new one: "
-            f"--set {setting}={shell_word(f'{file.url}#sha256={digest}')}")
+            f"--set {setting}={shell_word(f'{file.url}#sha256={digest}')}"
+        )
 
 
 def _stream(client: httpx.Client, url: str, target: Path) -> tuple[str, str]:
@@ -114,6 +117,8 @@ def _stream(client: httpx.Client, url: str, target: Path) -> tuple[str, str]:
 
 def _explain(file: DataFile, setting: str, reason: str) -> str:
     command, override = how_to_fetch(file, setting)
-    return (f"{setting}: {file.name} could not be fetched from {file.url}: "
-            f"{reason[:_MOST_REASON_CHARACTERS]}\nOn a machine that can reach it, `{command}` "
-            f"downloads it; then add {override}")
+    return (
+        f"{setting}: {file.name} could not be fetched from {file.url}: "
+        f"{reason[:_MOST_REASON_CHARACTERS]}\nOn a machine that can reach it, `{command}` "
+        f"downloads it; then add {override}"
+    )

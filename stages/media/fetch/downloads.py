@@ -64,13 +64,17 @@ class Downloader:
         self._store = store
         self._hosts = hosts_of(settings, store.folder.parent)
         self._limits = limits_of(settings, settings.proxy)
-        self._patience = Patience(settings.retries, settings.backoff_seconds,
-                                  settings.max_backoff_seconds)
+        self._patience = Patience(
+            settings.retries, settings.backoff_seconds, settings.max_backoff_seconds
+        )
         self._excluded = Exclusions(store.folder.parent)
         self._parts = Parts(settings, store, self._hosts, self._patiently, self._asked)
         self._pages: dict[str, Page] = {}
-        self._cookies = local_file(settings.cookies_file, setting="download_videos.cookies_file"
-                                   ) if settings.cookies_file else None
+        self._cookies = (
+            local_file(settings.cookies_file, setting="download_videos.cookies_file")
+            if settings.cookies_file
+            else None
+        )
         self._client = self._open_client()
 
     def __enter__(self) -> Downloader:
@@ -87,8 +91,12 @@ class Downloader:
         headers = {"User-Agent": settings.user_agent} if settings.user_agent else {}
         with proxies_of_environment():  # the recipe's own was looked at when that was read
             return httpx.Client(
-                cookies=jar, proxy=settings.proxy, headers=headers, follow_redirects=True,
-                max_redirects=MAX_REDIRECTS, timeout=settings.timeout_seconds,
+                cookies=jar,
+                proxy=settings.proxy,
+                headers=headers,
+                follow_redirects=True,
+                max_redirects=MAX_REDIRECTS,
+                timeout=settings.timeout_seconds,
                 event_hooks=polite(self._hosts),
                 # A connection that another download has made could not be cut off for this one.
                 limits=httpx.Limits(max_keepalive_connections=0),
@@ -113,13 +121,19 @@ class Downloader:
         is_of_page = self._store.found(row["source_key"], origin, *former) is not None
         if row["extractor"] is None and parts.scheme in ("http", "https") and not is_of_page:
             with contextlib.suppress(NotAMediaFile):
-                return self._reuse_or(row, origin_of("http", url),
-                                      lambda: self._by_http(row, url, page_is_bad_media=direct))
+                return self._reuse_or(
+                    row,
+                    origin_of("http", url),
+                    lambda: self._by_http(row, url, page_is_bad_media=direct),
+                )
         media = self._reuse_or(row, origin, lambda: self._by_yt_dlp(row, url, origin), former)
         return self._parts.complete(row, url, media, self._pages.pop(row["source_key"], None))
 
     def _reuse_or(
-        self, row: dict[str, Any], origin: str, bring: Callable[[], Media],
+        self,
+        row: dict[str, Any],
+        origin: str,
+        bring: Callable[[], Media],
         former: Sequence[str] = (),
     ) -> Media:
         """What an earlier run fetched from the same origin, or else the result of `bring`."""
@@ -137,8 +151,9 @@ class Downloader:
         """What is known of a file, with what an older version did not note of it."""
         if known.probe.clock_starts_at_seconds is not None:
             return known
-        known = dataclasses.replace(known, probe=dataclasses.replace(
-            self._probe(file), suffix=known.probe.suffix))
+        known = dataclasses.replace(
+            known, probe=dataclasses.replace(self._probe(file), suffix=known.probe.suffix)
+        )
         self._store.note(key, known)
         return dataclasses.replace(known, decoded_frames=1)
 
@@ -153,10 +168,18 @@ class Downloader:
             if self._settings.copy_local_files:
                 origin = origin_of("copy", str(path), status.st_size, status.st_mtime_ns)
                 return self._reuse_or(row, origin, lambda: self._copy(row, path, origin))
-            media = self._judged(row, Media(
-                origin="", video_id="", sha256=file_sha256(path), size_bytes=status.st_size,
-                probe=self._probe(path), referenced=str(path), decoded_frames=1,
-            ))
+            media = self._judged(
+                row,
+                Media(
+                    origin="",
+                    video_id="",
+                    sha256=file_sha256(path),
+                    size_bytes=status.st_size,
+                    probe=self._probe(path),
+                    referenced=str(path),
+                    decoded_frames=1,
+                ),
+            )
         except (FileNotFoundError, NotADirectoryError) as error:
             raise RowFailed("permanent", f"no such file: {path}") from error
         except PermissionError as error:
@@ -181,7 +204,11 @@ class Downloader:
             suffix = PurePosixPath(urlsplit(url).path).suffix.lower()
             name = "download" + (suffix if suffix in MEDIA_SUFFIXES else "")
             fetched = fetch(
-                self._client, url, folder / name, hosts=self._hosts, patience=self._patience,
+                self._client,
+                url,
+                folder / name,
+                hosts=self._hosts,
+                patience=self._patience,
                 limits=self._limits,
                 rate_limit_bytes_per_second=self._settings.rate_limit_bytes_per_second,
                 page_is_bad_media=page_is_bad_media,
@@ -189,8 +216,9 @@ class Downloader:
             notes = {}
             if self._section(row) is not None:
                 notes["section_refused"] = "a directly linked file is taken as a whole"
-            return self._take_in(row, fetched.path, origin=origin_of("http", url),
-                                 sha256=fetched.sha256, notes=notes)
+            return self._take_in(
+                row, fetched.path, origin=origin_of("http", url), sha256=fetched.sha256, notes=notes
+            )
 
     def _by_yt_dlp(self, row: dict[str, Any], url: str, origin: str) -> Media:
         from clipmill.stages.media.fetch.ytdlp import download
@@ -200,25 +228,40 @@ class Downloader:
 
             def bring(options: Mapping[str, Any]) -> Video:
                 # A section records its outcome: each try has its own.
-                return self._patiently(url, folder, lambda: download(
-                    url, folder, dataclasses.replace(asked, options=options,
-                                                     section=self._section(row))))
+                return self._patiently(
+                    url,
+                    folder,
+                    lambda: download(
+                        url,
+                        folder,
+                        dataclasses.replace(asked, options=options, section=self._section(row)),
+                    ),
+                )
 
             video = bring(asked.options)
             while self._is_too_large(video):
                 # A playlist without sizes: which rendition is within max_height, the file tells.
                 discard(folder)
-                video = bring({**asked.options,
-                               "format": self._format(f"[tbr<{video.lesser_than}]")})
+                video = bring(
+                    {**asked.options, "format": self._format(f"[tbr<{video.lesser_than}]")}
+                )
             file, facts = video.path, None
             missing: dict[str, dict[str, Any]] = {}
             if video.page.sound is not None:
                 file, facts, missing = self._with_its_sound(url, folder, asked, video)
             media = self._take_in(
-                row, file, facts, origin=origin, sha256=sha256_of(file),
-                extractor=video.extractor, platform_id=video.platform_id,
-                metadata=video.metadata, notes=video.notes, tracks_origin="",
-                starts_at_seconds=video.starts_at_seconds, video_seconds=video.video_seconds,
+                row,
+                file,
+                facts,
+                origin=origin,
+                sha256=sha256_of(file),
+                extractor=video.extractor,
+                platform_id=video.platform_id,
+                metadata=video.metadata,
+                notes=video.notes,
+                tracks_origin="",
+                starts_at_seconds=video.starts_at_seconds,
+                video_seconds=video.video_seconds,
                 failed_parts=missing,
             )
             self._pages[row["source_key"]] = video.page
@@ -256,8 +299,12 @@ class Downloader:
     def _is_too_large(self, video: Video) -> bool:
         """Whether a rendition of unknown size is above max_height, and there are lesser ones."""
         most = self._settings.max_height
-        return (video.lesser_than is not None and most is not None and not self._settings.format
-                and self._probe(video.path).short_side > most)
+        return (
+            video.lesser_than is not None
+            and most is not None
+            and not self._settings.format
+            and self._probe(video.path).short_side > most
+        )
 
     def _asked(self, row: dict[str, Any], folder: Path) -> Asked:
         from clipmill.stages.media.fetch.ytdlp import Asked
@@ -265,10 +312,17 @@ class Downloader:
 
         settings = self._settings
         return Asked(
-            self._yt_dlp_options(folder), settings.judge, self._hosts,
-            Wanted(settings.subtitle_languages, settings.user_subtitles,
-                   settings.automatic_subtitles, settings.translated_subtitles, row["language"],
-                   chosen_by_yt_dlp=bool(OPTIONS & set(settings.yt_dlp))),
+            self._yt_dlp_options(folder),
+            settings.judge,
+            self._hosts,
+            Wanted(
+                settings.subtitle_languages,
+                settings.user_subtitles,
+                settings.automatic_subtitles,
+                settings.translated_subtitles,
+                row["language"],
+                chosen_by_yt_dlp=bool(OPTIONS & set(settings.yt_dlp)),
+            ),
             lambda site, name, page: self._check_known(row, site, name, page),
             leaves_sound=settings.sound != "required",
         )
@@ -280,11 +334,19 @@ class Downloader:
         if most_retries is not None:
             patience = dataclasses.replace(patience, retries=min(patience.retries, most_retries))
         return patiently(
-            attempt, host=urlsplit(url).hostname or url, hosts=self._hosts, patience=patience,
-            limits=self._limits, measure=lambda: _files_of(folder))
+            attempt,
+            host=urlsplit(url).hostname or url,
+            hosts=self._hosts,
+            patience=patience,
+            limits=self._limits,
+            measure=lambda: _files_of(folder),
+        )
 
     def _check_known(
-        self, row: dict[str, Any], extractor: str | None, platform_id: str | None,
+        self,
+        row: dict[str, Any],
+        extractor: str | None,
+        platform_id: str | None,
         page: str | None = None,
     ) -> None:
         """Raises RowRejected for an excluded video, or one that another source already has."""
@@ -301,8 +363,13 @@ class Downloader:
         reach = widest(row["spans"]) if settings.sections else None
         if reach is None:
             return None
-        return Section(*reach, settings.section_padding_seconds, settings.timeout_seconds,
-                       is_identified=bool(row["video_id"]), reading=settings.limits)
+        return Section(
+            *reach,
+            settings.section_padding_seconds,
+            settings.timeout_seconds,
+            is_identified=bool(row["video_id"]),
+            reading=settings.limits,
+        )
 
     def _yt_dlp_options(self, folder: Path) -> dict[str, Any]:
         from clipmill.stages.media.fetch.ytdlp import base_options
@@ -310,16 +377,22 @@ class Downloader:
 
         settings = self._settings
         options = base_options(
-            folder, cookies_file=self._cookies, proxy=settings.proxy,
-            timeout_seconds=settings.timeout_seconds, user_agent=settings.user_agent,
+            folder,
+            cookies_file=self._cookies,
+            proxy=settings.proxy,
+            timeout_seconds=settings.timeout_seconds,
+            user_agent=settings.user_agent,
         )
         options |= {
             "format": settings.format or self._format(),
             # `res` is the shorter side: at most this, else the smallest above it.
             "format_sort": [f"res:{settings.max_height}" if settings.max_height else "res"],
             # Whole tries are repeated around yt-dlp, which resumes its partial file.
-            "retries": 0, "extractor_retries": 0, "fragment_retries": settings.retries,
-            "skip_unavailable_fragments": False, "continuedl": True,
+            "retries": 0,
+            "extractor_retries": 0,
+            "fragment_retries": settings.retries,
+            "skip_unavailable_fragments": False,
+            "continuedl": True,
         }
         if settings.rate_limit_bytes_per_second is not None:
             options["ratelimit"] = settings.rate_limit_bytes_per_second
@@ -339,19 +412,40 @@ class Downloader:
             return [origin_of("yt_dlp", url, settings.max_height, "no sound", media, *asked)]
         return [
             origin_of("yt_dlp", url, settings.max_height, settings.format, media, *asked),
-            *(origin_of("yt_dlp", url, settings.max_height, settings.format, languages,
-                      settings.user_subtitles, settings.automatic_subtitles, settings.yt_dlp,
-                      *asked) for languages in formerly)]
+            *(
+                origin_of(
+                    "yt_dlp",
+                    url,
+                    settings.max_height,
+                    settings.format,
+                    languages,
+                    settings.user_subtitles,
+                    settings.automatic_subtitles,
+                    settings.yt_dlp,
+                    *asked,
+                )
+                for languages in formerly
+            ),
+        ]
 
     def _take_in(
-        self, row: dict[str, Any], file: Path, facts: Probe | None = None, *, sha256: str,
+        self,
+        row: dict[str, Any],
+        file: Path,
+        facts: Probe | None = None,
+        *,
+        sha256: str,
         **known: Any,
     ) -> Media:
         """Checks a complete file and moves it to where only complete files are."""
         key = row["source_key"]
         media = Media(
-            video_id="", sha256=sha256, size_bytes=file.stat().st_size,
-            probe=facts or self._probe(file), downloaded_at=datetime.now(UTC), decoded_frames=1,
+            video_id="",
+            sha256=sha256,
+            size_bytes=file.stat().st_size,
+            probe=facts or self._probe(file),
+            downloaded_at=datetime.now(UTC),
+            decoded_frames=1,
             **known,
         )
         try:
@@ -373,8 +467,11 @@ class Downloader:
 def _failing_disk(what: str, error: OSError) -> RowFailed:
     """Recognises a full disk by its cause; it stops the run."""
     where = f" ({error.filename})" if error.filename else ""
-    return RowFailed("transient", f"{what}{where}: {error.strerror or error}; check the disk or "
-                     "share, then retry the failures of kind transient")
+    return RowFailed(
+        "transient",
+        f"{what}{where}: {error.strerror or error}; check the disk or "
+        "share, then retry the failures of kind transient",
+    )
 
 
 def _with_id(row: dict[str, Any], media: Media) -> Media:

@@ -25,9 +25,7 @@ FILE = ".excluded.npy"
 """In the folder of a dataset's sources."""
 
 
-def names_of(
-    extractor: str | None, platform_id: str | None, *others: str | None
-) -> list[str]:
+def names_of(extractor: str | None, platform_id: str | None, *others: str | None) -> list[str]:
     """All names under which a list of known ids may list one video."""
     found = [other for other in others if other]
     if platform_id:

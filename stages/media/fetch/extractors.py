@@ -30,9 +30,13 @@ _PART = re.compile(r"p|part|img_index|item|files?|filename|path|preview", re.IGN
 
 def video_id_of(extractor: str, platform_id: str, url: str) -> str:
     """The id of a platform's video, with the part of a page or folder that only the URL tells."""
-    parts = [value for value in _parts_of(url)
-             if not re.search(rf"(?<![A-Za-z0-9]){re.escape(value)}\Z|p{re.escape(value)}\Z",
-                              platform_id)]
+    parts = [
+        value
+        for value in _parts_of(url)
+        if not re.search(
+            rf"(?<![A-Za-z0-9]){re.escape(value)}\Z|p{re.escape(value)}\Z", platform_id
+        )
+    ]
     if extractor.lower() == "youtube" or not parts:
         return platform_video_id(extractor, platform_id)
     return platform_video_id(extractor, "_".join([platform_id, *parts]))

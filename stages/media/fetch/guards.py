@@ -13,9 +13,15 @@ from clipmill.stages.media.fetch.watch import Limits
 def hosts_of(settings: DownloadSettings, dataset: Path) -> Hosts:
     """Request spacing at hosts, shared by all workers of a dataset."""
     return Hosts(
-        Manners(settings.sleep_seconds, settings.host_problems, settings.host_pause_seconds,
-                settings.max_backoff_seconds, settings.host_gone_seconds),
-        _folder(dataset))
+        Manners(
+            settings.sleep_seconds,
+            settings.host_problems,
+            settings.host_pause_seconds,
+            settings.max_backoff_seconds,
+            settings.host_gone_seconds,
+        ),
+        _folder(dataset),
+    )
 
 
 def ask_hosts_again(dataset: Path) -> None:
@@ -34,5 +40,9 @@ def limits_of(settings: DownloadSettings, proxy: str | None) -> Limits:
     if least is not None and most is not None:
         least = min(least, most // 2)  # our own rate limit must not count as slowness
     return Limits(
-        settings.max_bytes, least, settings.min_speed_seconds, settings.max_download_seconds,
-        proxy_addresses(proxy) if settings.private_addresses == "refuse" else None)
+        settings.max_bytes,
+        least,
+        settings.min_speed_seconds,
+        settings.max_download_seconds,
+        proxy_addresses(proxy) if settings.private_addresses == "refuse" else None,
+    )

@@ -35,8 +35,7 @@ from clipmill.stages.media.isolation import progress
 # A waiting request looks this often whether the host's state has changed.
 _LOOK_SECONDS = 0.5
 # Errors of file systems without flock.
-_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL,
-             errno.EBADF)
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL, errno.EBADF)
 # A lease is held for one read and write; one that stays as it is for so long has no holder.
 _LEASE_SECONDS = 10.0
 # What a server that asks for more is believed.
@@ -50,7 +49,11 @@ class PassingProblem(Exception):
     """
 
     def __init__(
-        self, message: str, *, retry_after_seconds: float | None = None, whole_host: bool = False,
+        self,
+        message: str,
+        *,
+        retry_after_seconds: float | None = None,
+        whole_host: bool = False,
         host: str | None = None,
     ) -> None:
         super().__init__(message)
@@ -283,9 +286,7 @@ class Hosts:
         asked = self._attempt.asked
         return asked[-1][0] if asked else _normal(otherwise)
 
-    def _try_turn(
-        self, host: str, probes: set[str], patience_seconds: float
-    ) -> _Pause | None:
+    def _try_turn(self, host: str, probes: set[str], patience_seconds: float) -> _Pause | None:
         """How long to wait before checking again; None if the request may be made now.
 
         `probes` are hosts that are left alone but that this row may still try.
@@ -306,8 +307,11 @@ class Hosts:
                 state.opened_at = state.alone_since = now
             asked_again_at = max(state.next_at, state.held_until)
             if state.open_until > now and host not in probes:
-                return _Pause(max(asked_again_at, state.open_until) - now, _left_alone(state),
-                              self._is_gone(state))
+                return _Pause(
+                    max(asked_again_at, state.open_until) - now,
+                    _left_alone(state),
+                    self._is_gone(state),
+                )
             if asked_again_at > now:
                 return _Pause(asked_again_at - now)
             if state.opened_at and self._manners.problems is not None and host not in probes:
@@ -355,17 +359,23 @@ def _left_alone(state: _State) -> LeftAlone:
     until = time.strftime("%H:%M:%S UTC", time.gmtime(state.open_until))
     said = f"{state.host} is left alone until {until}, "
     if not state.problems:
-        return LeftAlone("transient", f"{said}while one row tries it: it had asked for a longer "
-                         f"pause ({state.hold_said})")
+        return LeftAlone(
+            "transient",
+            f"{said}while one row tries it: it had asked for a longer pause ({state.hold_said})",
+        )
     what = "bot checks" if state.is_bot_check else "temporary problems"
-    return LeftAlone("blocked" if state.is_bot_check else "transient",
-                     f"{said}after {state.problems} {what} in a row, the last: "
-                     f"{state.last_problem}")
+    return LeftAlone(
+        "blocked" if state.is_bot_check else "transient",
+        f"{said}after {state.problems} {what} in a row, the last: {state.last_problem}",
+    )
 
 
 def _asked_to_wait(state: _State) -> LeftAlone:
-    return LeftAlone("transient", f"{state.host} was not contacted: {state.hold_said}; "
-                     + _until_when("it", state.held_until))
+    return LeftAlone(
+        "transient",
+        f"{state.host} was not contacted: {state.hold_said}; "
+        + _until_when("it", state.held_until),
+    )
 
 
 def asked_for_too_long(host: str, seconds: float) -> str:
@@ -375,9 +385,11 @@ def asked_for_too_long(host: str, seconds: float) -> str:
 
 def _until_when(host: str, held_until: float) -> str:
     until = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(held_until))
-    return (f"{host} asks to be left alone until {until}, longer than "
-            "download_videos.max_backoff_seconds; after that, retry the failures of kind transient "
-            "(for a list: `clipmill run`)")
+    return (
+        f"{host} asks to be left alone until {until}, longer than "
+        "download_videos.max_backoff_seconds; after that, retry the failures of kind transient "
+        "(for a list: `clipmill run`)"
+    )
 
 
 def ask_again(folder: Path) -> None:
@@ -465,8 +477,10 @@ def _parse(text: bytes, host: str) -> _State:
         value = json.loads(text)
         known = {field.name: value[field.name] for field in fields(_State)}
         state = _State(**known)
-        if all(type(getattr(state, field.name)) in (type(field.default), int)
-               for field in fields(_State)):
+        if all(
+            type(getattr(state, field.name)) in (type(field.default), int)
+            for field in fields(_State)
+        ):
             return state
     except (ValueError, KeyError, TypeError):
         pass

@@ -67,8 +67,13 @@ def nothing_measured() -> Progress:
 
 
 def patiently(
-    attempt: Callable[[], Result], *, host: str, hosts: Hosts, patience: Patience,
-    limits: Limits | None = None, measure: Callable[[], Progress] = nothing_measured,
+    attempt: Callable[[], Result],
+    *,
+    host: str,
+    hosts: Hosts,
+    patience: Patience,
+    limits: Limits | None = None,
+    measure: Callable[[], Progress] = nothing_measured,
 ) -> Result:
     """The result of `attempt`; RowFailed of kind transient if its last error was a PassingProblem.
 
@@ -111,8 +116,11 @@ def patiently(
         if last.whole_host and (asked_for is not None or not is_last):
             hosts.hold(asker, pause, last.message)
         if asked_for is not None and asked_for > patience.max_backoff_seconds:
-            raise RowFailed("transient", f"{last.message} (Retry-After: {asked_for:.0f} s); "
-                            + asked_for_too_long(asker, asked_for)) from last
+            raise RowFailed(
+                "transient",
+                f"{last.message} (Retry-After: {asked_for:.0f} s); "
+                + asked_for_too_long(asker, asked_for),
+            ) from last
         if is_last:
             break
         progress.pause(pause)
@@ -163,8 +171,11 @@ def check_name(host: str) -> None:
     """Raises RowFailed for an invalid host name, which Python reports in terms of its codec."""
     labels = host.removesuffix(".").split(".")
     if len(host) > _MOST_NAME_CHARACTERS or not all(0 < len(one) <= 63 for one in labels):
-        raise RowFailed("permanent", f"{host[:100]!r} can't be a host name: it needs 1 to 63 "
-                        f"characters between dots, and at most {_MOST_NAME_CHARACTERS} in all")
+        raise RowFailed(
+            "permanent",
+            f"{host[:100]!r} can't be a host name: it needs 1 to 63 "
+            f"characters between dots, and at most {_MOST_NAME_CHARACTERS} in all",
+        )
 
 
 def heed(hosts: Hosts, status: int, url: str, headers: Mapping[str, str]) -> None:
@@ -188,6 +199,7 @@ def is_answer(status: int) -> bool:
 
 def polite(hosts: Hosts) -> dict[str, list[Callable[..., None]]]:
     """Hooks of an httpx client that make each request, including redirects, wait its turn."""
+
     def asking(request: httpx.Request) -> None:
         if not request.url.host:
             raise RowFailed("permanent", f"a URL without a host: {request.url}")
@@ -214,8 +226,12 @@ def problem_of_status(
     if status in (401, 403, 407):
         return RowFailed("blocked", f"{message}: cookies, a proxy or another user agent may help")
     if not is_answer(status):
-        return PassingProblem(message, retry_after_seconds=retry_after_seconds(retry_after),
-                              whole_host=status in _OVERLOADED, host=host)
+        return PassingProblem(
+            message,
+            retry_after_seconds=retry_after_seconds(retry_after),
+            whole_host=status in _OVERLOADED,
+            host=host,
+        )
     return RowFailed("permanent", message)
 
 
@@ -268,12 +284,23 @@ def fetch(
     limits = limits or Limits()
     try:
         with Partial(path, url) as partial:
-            transfer = _Transfer(client, url, partial, rate_limit_bytes_per_second,
-                                 page_is_bad_media, limits.max_bytes)
+            transfer = _Transfer(
+                client,
+                url,
+                partial,
+                rate_limit_bytes_per_second,
+                page_is_bad_media,
+                limits.max_bytes,
+            )
             # How large the file gets is seen here, to the byte, before the watch could.
-            patiently(transfer.attempt, host=host, hosts=hosts, patience=patience,
-                      limits=replace(limits, max_bytes=None),
-                      measure=lambda: Progress(partial.received, partial.received))
+            patiently(
+                transfer.attempt,
+                host=host,
+                hosts=hosts,
+                patience=patience,
+                limits=replace(limits, max_bytes=None),
+                measure=lambda: Progress(partial.received, partial.received),
+            )
             partial.finish()
         return Fetched(path, partial.digest.hexdigest(), partial.received, partial.content_type)
     except BaseException:
@@ -308,30 +335,39 @@ class _Transfer:
         except httpx.TransportError as error:
             raise self._of_transport(error) from error
         if partial.total is not None and partial.received != partial.total:
-            raise PassingProblem(f"the server declared {partial.total} bytes and sent "
-                                 f"{partial.received}")
+            raise PassingProblem(
+                f"the server declared {partial.total} bytes and sent {partial.received}"
+            )
 
     def _begin(self, response: httpx.Response) -> None:
         partial = self.partial
         if response.status_code == 206 and partial.received:
             start = f"bytes {partial.received}-"
             now = _validator(response)
-            if (response.headers.get("content-range", "").startswith(start)
-                    and now in (None, partial.validator) and not _encoding(response)):
+            if (
+                response.headers.get("content-range", "").startswith(start)
+                and now in (None, partial.validator)
+                and not _encoding(response)
+            ):
                 return
             partial.restart()
-            raise PassingProblem("the server resumed a different file, or at a different place, "
-                                 "than requested")
+            raise PassingProblem(
+                "the server resumed a different file, or at a different place, than requested"
+            )
         if response.status_code == 416:
             partial.restart()
             raise PassingProblem("the server could not resume the file")
         if is_challenge(response.headers):
-            raise BotCheck(f"HTTP {response.status_code} from {response.url.host}: Cloudflare asks "
-                           "for proof that this is not a bot: cookies, a proxy or another user "
-                           "agent may help", response.url.host)
+            raise BotCheck(
+                f"HTTP {response.status_code} from {response.url.host}: Cloudflare asks "
+                "for proof that this is not a bot: cookies, a proxy or another user "
+                "agent may help",
+                response.url.host,
+            )
         if response.status_code != 200:
-            raise problem_of_status(response.status_code, str(response.url),
-                                    response.headers.get("retry-after"))
+            raise problem_of_status(
+                response.status_code, str(response.url), response.headers.get("retry-after")
+            )
         partial.restart()
         partial.content_type = response.headers.get("content-type", "").partition(";")[0].lower()
         if any(kind in partial.content_type for kind in _MANIFEST_TYPES):
@@ -340,8 +376,10 @@ class _Transfer:
             raise self._page()
         encoding = _encoding(response)
         if encoding not in ("", *UNPACKED):
-            raise RowFailed("bad_media", f"the server sent the file compressed as {encoding!r}, "
-                            "which was not requested")
+            raise RowFailed(
+                "bad_media",
+                f"the server sent the file compressed as {encoding!r}, which was not requested",
+            )
         length = response.headers.get("content-length", "")
         partial.total = int(length) if length.isdecimal() and not encoding else None
         if self.max_bytes is not None and (partial.total or 0) > self.max_bytes:
@@ -372,8 +410,10 @@ class _Transfer:
     def _page(self) -> Exception:
         content_type = self.partial.content_type
         if self.page_is_bad_media:
-            return RowFailed("bad_media", "not a video: the server sent a page "
-                             f"({content_type or 'no content type'})")
+            return RowFailed(
+                "bad_media",
+                f"not a video: the server sent a page ({content_type or 'no content type'})",
+            )
         return NotAMediaFile(content_type)
 
     def _of_transport(self, error: httpx.TransportError) -> RowFailed | PassingProblem:
@@ -381,12 +421,18 @@ class _Transfer:
             if isinstance(cause, httpx.InvalidURL):
                 return RowFailed("permanent", f"the server redirects to an invalid URL: {cause}")
             if isinstance(cause, ssl.SSLCertVerificationError):
-                return RowFailed("permanent", "the server's TLS certificate is not trusted: "
-                                 f"{cause.verify_message}")
-            if (isinstance(cause, ssl.SSLError) and isinstance(error, httpx.ConnectError)
-                    and not isinstance(cause, ssl.SSLEOFError | ssl.SSLZeroReturnError)):
-                return RowFailed("permanent", "the server supports no known version of TLS: "
-                                 f"{cause}")
+                return RowFailed(
+                    "permanent",
+                    f"the server's TLS certificate is not trusted: {cause.verify_message}",
+                )
+            if (
+                isinstance(cause, ssl.SSLError)
+                and isinstance(error, httpx.ConnectError)
+                and not isinstance(cause, ssl.SSLEOFError | ssl.SSLZeroReturnError)
+            ):
+                return RowFailed(
+                    "permanent", f"the server supports no known version of TLS: {cause}"
+                )
         received = self.partial.received
         if isinstance(error, httpx.TimeoutException):
             return PassingProblem(f"timed out after {received} bytes ({type(error).__name__})")

@@ -1,11 +1,11 @@
 """The dataset's `media/` folder: complete files only, one per video, each claimed by one source.
 
-    media/<video_id>.<ext>                 videos
-    media/.work/<source_key>/              a download on its way
-    media/.hosts/                          turns at hosts, see stages/media/fetch/host_throttle.py
-    media/.ready/<source_key>.<ext>        whole and checked, not yet claimed
-    media/.found/<source_key>.json         what was found out about a source's file
-    media/.claims/<settings>/<video_id>    key and URL of the source that has this video
+media/<video_id>.<ext>                 videos
+media/.work/<source_key>/              a download on its way
+media/.hosts/                          turns at hosts, see stages/media/fetch/host_throttle.py
+media/.ready/<source_key>.<ext>        whole and checked, not yet claimed
+media/.found/<source_key>.json         what was found out about a source's file
+media/.claims/<settings>/<video_id>    key and URL of the source that has this video
 """
 
 from __future__ import annotations
@@ -119,10 +119,13 @@ class MediaStore:
         if value.pop("origin") not in (origin, *former):
             return None
         at = value.pop("downloaded_at")
-        media = Media(origin, probe=Probe(**value.pop("probe")),
-                      downloaded_at=datetime.fromisoformat(at) if at else None, **value)
-        if (media.starts_at_seconds is not None
-                and media.probe.clock_starts_at_seconds is None):
+        media = Media(
+            origin,
+            probe=Probe(**value.pop("probe")),
+            downloaded_at=datetime.fromisoformat(at) if at else None,
+            **value,
+        )
+        if media.starts_at_seconds is not None and media.probe.clock_starts_at_seconds is None:
             return None  # older versions counted a section's times from the whole file's time 0
         return media
 
@@ -210,8 +213,10 @@ class MediaStore:
     def _compare(self, source_key: str, claim: Path, video_id: str) -> None:
         holder, _, url = claim.read_text("utf-8").partition("\n")
         if holder != source_key:
-            raise RowRejected("download_videos.duplicate", f"{video_id} is there already, from "
-                              f"{url} (source {holder})")
+            raise RowRejected(
+                "download_videos.duplicate",
+                f"{video_id} is there already, from {url} (source {holder})",
+            )
 
     def _ready_path(self, source_key: str, media: Media) -> Path:
         return self._ready / f"{source_key}{media.probe.suffix}"
@@ -222,9 +227,10 @@ class MediaStore:
         A file that was changed keeps its name.
         """
         hashes = [media.sha256, *reversed(media.former)]
-        return [self.folder / f"{media.video_id}{media.probe.suffix}",
-                *(self.folder / f"{media.video_id}.{one[:12]}{media.probe.suffix}"
-                  for one in hashes)]
+        return [
+            self.folder / f"{media.video_id}{media.probe.suffix}",
+            *(self.folder / f"{media.video_id}.{one[:12]}{media.probe.suffix}" for one in hashes),
+        ]
 
     def _free_name(self, media: Media) -> Path:
         plain, with_hash, *_ = self._names(media)
@@ -234,8 +240,14 @@ class MediaStore:
         """Where the file lies that this one is to replace."""
         if not media.former:
             return None
-        return next((name for name in self._names(media)
-                     if name.is_file() and sha256_of(name) in media.former), None)
+        return next(
+            (
+                name
+                for name in self._names(media)
+                if name.is_file() and sha256_of(name) in media.former
+            ),
+            None,
+        )
 
     def _place(self, source_key: str, media: Media) -> Path | None:
         plain, *with_hash = self._names(media)

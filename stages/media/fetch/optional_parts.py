@@ -40,8 +40,12 @@ class Parts:
     """
 
     def __init__(
-        self, settings: DownloadSettings, store: MediaStore, hosts: Hosts,
-        patiently: Callable[..., Any], asked: Callable[[dict[str, Any], Path], Asked],
+        self,
+        settings: DownloadSettings,
+        store: MediaStore,
+        hosts: Hosts,
+        patiently: Callable[..., Any],
+        asked: Callable[[dict[str, Any], Path], Asked],
     ) -> None:
         self._settings = settings
         self._store = store
@@ -49,9 +53,7 @@ class Parts:
         self._patiently = patiently
         self._asked = asked
 
-    def complete(
-        self, row: dict[str, Any], url: str, media: Media, page: Page | None
-    ) -> Media:
+    def complete(self, row: dict[str, Any], url: str, media: Media, page: Page | None) -> Media:
         """The media with its missing parts, or with the reasons why they are missing.
 
         `page` is given if the media, and so its sound, was requested just now.
@@ -61,13 +63,16 @@ class Parts:
             media = self._with_sound(row, url, media, reader)
         return self._with_subtitles(row, url, media, reader)
 
-    def fetch_sound(
-        self, url: str, folder: Path, asked: Asked, sound: Sound
-    ) -> dict[str, Path]:
+    def fetch_sound(self, url: str, folder: Path, asked: Asked, sound: Sound) -> dict[str, Path]:
         from clipmill.stages.media.fetch.ytdlp_sound import fetch_sound
 
-        files: dict[str, Path] = self._patiently(url, folder, lambda: fetch_sound(
-            sound, folder, asked.options, self._hosts, self._settings.backoff_seconds))
+        files: dict[str, Path] = self._patiently(
+            url,
+            folder,
+            lambda: fetch_sound(
+                sound, folder, asked.options, self._hosts, self._settings.backoff_seconds
+            ),
+        )
         return files
 
     def put_together(
@@ -76,13 +81,15 @@ class Parts:
         from clipmill.stages.media.fetch.ytdlp_sound import put_together
 
         # Fetches nothing, but is limited in size and time like every part of a download.
-        path: Path = self._patiently(url, target.parent, lambda: put_together(
-            sound, files, target, asked.options, self._hosts), 0)
+        path: Path = self._patiently(
+            url,
+            target.parent,
+            lambda: put_together(sound, files, target, asked.options, self._hosts),
+            0,
+        )
         return path
 
-    def _with_sound(
-        self, row: dict[str, Any], url: str, media: Media, reader: _Reader
-    ) -> Media:
+    def _with_sound(self, row: dict[str, Any], url: str, media: Media, reader: _Reader) -> Media:
         """The media with its sound in the same file; the pictures don't change."""
         key = row["source_key"]
         is_required = self._settings.sound == "required"
@@ -94,25 +101,40 @@ class Parts:
                     asked = self._asked(row, folder)
                     sound = self._read(reader, url, folder, asked).sound
                     if sound is None:
-                        raise RowFailed("permanent", "the site no longer offers the sound as a "
-                                        "separate file")
+                        raise RowFailed(
+                            "permanent", "the site no longer offers the sound as a separate file"
+                        )
                     files = self.fetch_sound(url, folder, asked, sound)
                 heard = self.put_together(url, folder / "heard", asked, sound, files)
                 whole = folder / f"whole{media.probe.suffix}"
-                facts = add_sound(file, media.probe, heard, whole, limits=self._settings.limits,
-                                  bounded=lambda write: self._patiently(url, folder, write, 0))
+                facts = add_sound(
+                    file,
+                    media.probe,
+                    heard,
+                    whole,
+                    limits=self._settings.limits,
+                    bounded=lambda write: self._patiently(url, folder, write, 0),
+                )
             except RowFailed as problem:
                 if is_required:
                     raise
-                media = dataclasses.replace(media, failed_parts={
-                    **media.failed_parts, SOUND: failure_of(problem, media.failed_parts[SOUND])})
+                media = dataclasses.replace(
+                    media,
+                    failed_parts={
+                        **media.failed_parts,
+                        SOUND: failure_of(problem, media.failed_parts[SOUND]),
+                    },
+                )
                 self._store.note(key, media)
                 return media
             media = dataclasses.replace(
-                media, sha256=sha256_of(whole), size_bytes=whole.stat().st_size,
+                media,
+                sha256=sha256_of(whole),
+                size_bytes=whole.stat().st_size,
                 former=[*media.former, media.sha256],
                 probe=facts,
-                failed_parts=_without(media.failed_parts, SOUND))
+                failed_parts=_without(media.failed_parts, SOUND),
+            )
             self._store.add(key, whole, media)
         return media
 
@@ -122,24 +144,29 @@ class Parts:
         """The media with its missing subtitles, or with the reasons why they are missing."""
         origin = self._tracks_origin()
         if media.tracks_origin is None:  # an earlier release took them, all or none
-            media = dataclasses.replace(media, tracks_origin=origin,
-                                        subtitles=without_overlaps(media.subtitles))
+            media = dataclasses.replace(
+                media, tracks_origin=origin, subtitles=without_overlaps(media.subtitles)
+            )
         if media.tracks_origin == origin and SUBTITLES not in media.failed_parts:
             return media
         if media.tracks_origin != origin:
-            media = dataclasses.replace(media, tracks=[], subtitles=[],
-                                        failed_parts=_without(media.failed_parts, SUBTITLES))
-        with self._store.work_folder(row["source_key"]) as folder, (
-                self._hosts.only_for(SUBTITLES)):
+            media = dataclasses.replace(
+                media, tracks=[], subtitles=[], failed_parts=_without(media.failed_parts, SUBTITLES)
+            )
+        with self._store.work_folder(row["source_key"]) as folder, self._hosts.only_for(SUBTITLES):
             taken = self._take_tracks(row, url, folder, media.tracks, reader)
         parts = _without(media.failed_parts, SUBTITLES)
         notes = {name: text for name, text in media.notes.items() if name != "subtitles_error"}
         if (problem := taken.problem()) is not None:
             parts[SUBTITLES] = failure_of(problem, media.failed_parts.get(SUBTITLES))
         media = dataclasses.replace(
-            media, tracks=[*media.tracks, *taken.names], tracks_origin=origin, notes=notes,
-            failed_parts=parts, subtitles=sorted(
-                [*media.subtitles, *taken.lines], key=lambda line: line["language"]))
+            media,
+            tracks=[*media.tracks, *taken.names],
+            tracks_origin=origin,
+            notes=notes,
+            failed_parts=parts,
+            subtitles=sorted([*media.subtitles, *taken.lines], key=lambda line: line["language"]),
+        )
         self._store.note(row["source_key"], media)
         return media
 
@@ -159,9 +186,20 @@ class Parts:
             if track.name in there:
                 continue
             try:
-                taken.lines += self._patiently(url, folder, lambda: fetch_track(
-                    track, number, folder, asked.options, tracks.cookies, self._hosts,  # noqa: B023 (called at once)
-                    self._settings.backoff_seconds), _RETRIES_OF_A_TRACK)
+                taken.lines += self._patiently(
+                    url,
+                    folder,
+                    lambda: fetch_track(
+                        track,  # noqa: B023 (called at once)
+                        number,  # noqa: B023
+                        folder,
+                        asked.options,
+                        tracks.cookies,
+                        self._hosts,
+                        self._settings.backoff_seconds,
+                    ),
+                    _RETRIES_OF_A_TRACK,
+                )
                 taken.names.append(track.name)
             except RowFailed as problem:
                 taken.problems[track.name] = problem
@@ -170,14 +208,21 @@ class Parts:
     def _read(self, reader: _Reader, url: str, folder: Path, asked: Asked) -> Page:
         from clipmill.stages.media.fetch.ytdlp import read_page
 
-        return reader.read(lambda: self._patiently(
-            url, folder, lambda: read_page(url, folder, asked)))
+        return reader.read(
+            lambda: self._patiently(url, folder, lambda: read_page(url, folder, asked))
+        )
 
     def _tracks_origin(self) -> str:
         settings = self._settings
         chosen = {name: value for name, value in settings.yt_dlp.items() if name in OPTIONS}
-        return origin_of("subtitles", settings.subtitle_languages, settings.user_subtitles,
-                         settings.automatic_subtitles, settings.translated_subtitles, chosen)
+        return origin_of(
+            "subtitles",
+            settings.subtitle_languages,
+            settings.user_subtitles,
+            settings.automatic_subtitles,
+            settings.translated_subtitles,
+            chosen,
+        )
 
 
 class _Reader:
@@ -201,9 +246,12 @@ class _Reader:
 
 def failure_of(problem: RowFailed, earlier: dict[str, Any] | None = None) -> dict[str, Any]:
     """A part's failure as it is stored, with one attempt more than the `earlier` one."""
-    return {"kind": problem.kind, "message": problem.message[:MAX_MESSAGE_CHARACTERS],
-            "attempts": (earlier or {}).get("attempts", 0) + 1,
-            "at": datetime.now(UTC).isoformat()}
+    return {
+        "kind": problem.kind,
+        "message": problem.message[:MAX_MESSAGE_CHARACTERS],
+        "attempts": (earlier or {}).get("attempts", 0) + 1,
+        "at": datetime.now(UTC).isoformat(),
+    }
 
 
 def _without(parts: dict[str, Any], part: str) -> dict[str, Any]:

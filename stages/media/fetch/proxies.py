@@ -27,8 +27,10 @@ def check_proxy(proxy: str) -> None:
     """ValueError if nothing here can use `proxy`."""
     _check(proxy, _SCHEMES)
     if proxy.lower().startswith("socks") and importlib.util.find_spec("socksio") is None:
-        raise ValueError("SOCKS needs a package that is not installed: `pip install socksio`, or "
-                         "use an HTTP proxy")
+        raise ValueError(
+            "SOCKS needs a package that is not installed: `pip install socksio`, or "
+            "use an HTTP proxy"
+        )
 
 
 def _check(proxy: str, schemes: tuple[str, ...]) -> None:
@@ -40,8 +42,10 @@ def _check(proxy: str, schemes: tuple[str, ...]) -> None:
     except httpx.InvalidURL as error:
         raise ValueError(f"is not the URL of a proxy: {error}; {example}") from error
     if url.scheme not in schemes:
-        raise ValueError(f"the proxy scheme {url.scheme!r} is not supported; allowed: "
-                         f"{', '.join(schemes)}; {example}")
+        raise ValueError(
+            f"the proxy scheme {url.scheme!r} is not supported; allowed: "
+            f"{', '.join(schemes)}; {example}"
+        )
     try:
         check_name(url.host)
     except RowFailed as error:
@@ -72,5 +76,7 @@ def check_environment() -> None:
 
 
 def _wrong_environment(error: Exception) -> UsageError:
-    return UsageError("the proxies of the environment can't be used (HTTP_PROXY, HTTPS_PROXY, "
-                      f"ALL_PROXY, NO_PROXY, in either case): {error}; fix or unset them")
+    return UsageError(
+        "the proxies of the environment can't be used (HTTP_PROXY, HTTPS_PROXY, "
+        f"ALL_PROXY, NO_PROXY, in either case): {error}; fix or unset them"
+    )

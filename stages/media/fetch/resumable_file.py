@@ -1,7 +1,7 @@
 """A partly downloaded file: records what is certainly on disk, so that a later process can resume.
 
-    download.mp4        the bytes so far
-    download.mp4.json   how many of them are on disk, and of which version of the file
+download.mp4        the bytes so far
+download.mp4.json   how many of them are on disk, and of which version of the file
 """
 
 from __future__ import annotations
@@ -102,9 +102,18 @@ class Partial:
     def _write_note(self) -> None:
         self.finish()
         temporary = self._note.with_suffix(".tmp")
-        temporary.write_text(json.dumps({
-            "url": self._url, "validator": self.validator, "total": self.total,
-            "received": self.received, "content_type": self.content_type}), "utf-8")
+        temporary.write_text(
+            json.dumps(
+                {
+                    "url": self._url,
+                    "validator": self.validator,
+                    "total": self.total,
+                    "received": self.received,
+                    "content_type": self.content_type,
+                }
+            ),
+            "utf-8",
+        )
         os.replace(temporary, self._note)
         self._noted_at = time.monotonic()
 
@@ -126,8 +135,11 @@ def unpacked(chunks: Iterator[bytes], encoding: str) -> Iterator[bytes]:
                 left = inflater.unconsumed_tail
                 grown += len(piece)
                 if grown > max(packed * _MOST_GROWTH, _GROWTH_COUNTS_FROM_BYTES):
-                    raise RowFailed("bad_media", f"the compressed answer grew from {packed} to "
-                                    f"more than {grown} bytes: that is not a video")
+                    raise RowFailed(
+                        "bad_media",
+                        f"the compressed answer grew from {packed} to "
+                        f"more than {grown} bytes: that is not a video",
+                    )
                 if piece:
                     yield piece
     except zlib.error as error:

@@ -27,8 +27,14 @@ from clipmill.stages.media.read.opening import first_video_stream, packets
 from clipmill.stages.media.read.packets import PacketIndex, read_packets
 
 # yt-dlp options by which a part is asked for; with sections on, a recipe can't set them.
-RESERVED = frozenset(("download_ranges", "force_keyframes_at_cuts", "external_downloader_args",
-                      "external_downloader"))
+RESERVED = frozenset(
+    (
+        "download_ranges",
+        "force_keyframes_at_cuts",
+        "external_downloader_args",
+        "external_downloader",
+    )
+)
 # What the time stamps of a last frame may lack of the time that its span ends at.
 _ROUNDING_SECONDS = 0.001
 
@@ -79,8 +85,12 @@ class Section:
         """Tells ffmpeg, once the rendition is chosen, whose time stamps to keep."""
         if not self.is_asked:
             return
-        arguments = ["-copyts", "-start_at_zero",
-                     "-rw_timeout", str(round(self.timeout_seconds * 1_000_000))]
+        arguments = [
+            "-copyts",
+            "-start_at_zero",
+            "-rw_timeout",
+            str(round(self.timeout_seconds * 1_000_000)),
+        ]
         downloader.params["external_downloader_args"] = {"ffmpeg_i": arguments}
 
     def take(self, source: Path, target: Path) -> float:

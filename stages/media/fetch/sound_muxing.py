@@ -29,7 +29,12 @@ class _Pictures:
 
 
 def add_sound(
-    source: Path, facts: Probe, sound: Path, target: Path, *, limits: Limits,
+    source: Path,
+    facts: Probe,
+    sound: Path,
+    target: Path,
+    *,
+    limits: Limits,
     bounded: Callable[[Callable[[], None]], None],
 ) -> Probe:
     """Copies the pictures of `source` and the sound of another file into `target`.
@@ -45,8 +50,13 @@ def add_sound(
     bounded(lambda: _write(source, sound, target, float(starts), float(later)))
     found = run_isolated(probe, target, limits=limits)
     # The last picture's duration may be rounded.
-    same = replace(found, duration_seconds=facts.duration_seconds, fps=facts.fps,
-                   has_audio=facts.has_audio, suffix=facts.suffix)
+    same = replace(
+        found,
+        duration_seconds=facts.duration_seconds,
+        fps=facts.fps,
+        has_audio=facts.has_audio,
+        suffix=facts.suffix,
+    )
     if same != facts or run_isolated(_pictures, target, limits=limits) != before:
         raise RowFailed("bad_media", "the sound can't be added without changing the pictures")
     return replace(facts, has_audio=found.has_audio)
@@ -55,13 +65,42 @@ def add_sound(
 def _write(source: Path, sound: Path, target: Path, starts: float, later: float) -> None:
     """Copies with ffmpeg, which keeps everything that a container states about its streams."""
     run = subprocess.run(
-        [str(ffmpeg_program()), "-nostdin", "-v", "error", "-y", "-copyts",
-         "-i", f"file:{source}", "-itsoffset", f"{later:.6f}", "-i", f"file:{sound}",
-         "-map", "0:v", "-map", "1:a", "-c", "copy", "-map_metadata", "0",
-         "-bsf:a", f"noise=drop=lt(pts*tb\\,{starts:.6f})",
-         "-avoid_negative_ts", "disabled", "-movflags", "+faststart", f"file:{target}"],
-        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-        errors="replace", check=False)
+        [
+            str(ffmpeg_program()),
+            "-nostdin",
+            "-v",
+            "error",
+            "-y",
+            "-copyts",
+            "-i",
+            f"file:{source}",
+            "-itsoffset",
+            f"{later:.6f}",
+            "-i",
+            f"file:{sound}",
+            "-map",
+            "0:v",
+            "-map",
+            "1:a",
+            "-c",
+            "copy",
+            "-map_metadata",
+            "0",
+            "-bsf:a",
+            f"noise=drop=lt(pts*tb\\,{starts:.6f})",
+            "-avoid_negative_ts",
+            "disabled",
+            "-movflags",
+            "+faststart",
+            f"file:{target}",
+        ],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+        check=False,
+    )
     if run.returncode == 0:
         return
     if os.strerror(errno.ENOSPC) in run.stderr:
@@ -72,8 +111,11 @@ def _write(source: Path, sound: Path, target: Path, starts: float, later: float)
 
 def _pictures(path: Path) -> _Pictures:
     with open_container(path) as container:
-        shown = [(None if packet.pts is None else packet.pts * packet.time_base, packet.is_discard)
-                 for packet in packets(container, video_stream(container, path)) if packet.size]
+        shown = [
+            (None if packet.pts is None else packet.pts * packet.time_base, packet.is_discard)
+            for packet in packets(container, video_stream(container, path))
+            if packet.size
+        ]
         return _Pictures(container.start_time or 0, shown)
 
 

@@ -149,8 +149,9 @@ class Watch:
         if error is None and (problem := self._too_large(self._measure())) is not None:
             raise problem
         if error is not None and self._refused is not None:
-            raise RowFailed("permanent", f"{self._refused}, and download_videos.private_addresses "
-                            "is `refuse`") from error
+            raise RowFailed(
+                "permanent", f"{self._refused}, and download_videos.private_addresses is `refuse`"
+            ) from error
 
     def connecting(self, sock: socket.socket, address: Any) -> Any:
         """Notes a socket that is about to be connected; the address that it may be connected to."""
@@ -175,9 +176,12 @@ class Watch:
         words = arguments.split() if isinstance(arguments, str) else list(map(str, arguments))
         addresses = [word for word in words if _URL.match(word)]
         if self.refuses_addresses and addresses:
-            raise RowFailed("permanent", f"{words[0]} would make its own connection and can't be "
-                            "kept from private addresses; download_videos.private_addresses=allow "
-                            "allows it")
+            raise RowFailed(
+                "permanent",
+                f"{words[0]} would make its own connection and can't be "
+                "kept from private addresses; download_videos.private_addresses=allow "
+                "allows it",
+            )
         for host in dict.fromkeys(urlsplit(address).hostname for address in addresses):
             if host:
                 self.asking(host)
@@ -219,8 +223,9 @@ class Watch:
         most = self._limits.max_seconds
         if most is None or self._waiting or self._spent_seconds + self.seconds < most:
             return None
-        return RowFailed("transient", f"not done after {most:g} s, "
-                         "download_videos.max_download_seconds")
+        return RowFailed(
+            "transient", f"not done after {most:g} s, download_videos.max_download_seconds"
+        )
 
     def _too_slow(self, history: deque[tuple[float, int]]) -> PassingProblem | None:
         limits = self._limits
@@ -230,16 +235,21 @@ class Watch:
         asked_for = min(time.monotonic() - self._asked_at, watched - history[0][0])
         # Files that are put together grow and vanish: any change is a sign of life.
         came = abs(received - history[0][1])
-        if (asked_for < limits.window_seconds * 0.99
-                or came >= limits.min_bytes_per_second * asked_for
-                or not (self.is_receiving() or self._a_child_fetches())):
+        if (
+            asked_for < limits.window_seconds * 0.99
+            or came >= limits.min_bytes_per_second * asked_for
+            or not (self.is_receiving() or self._a_child_fetches())
+        ):
             return None
-        return PassingProblem(f"{came} bytes in {asked_for:.0f} s, after {received} bytes: slower "
-                              "than download_videos.min_bytes_per_second")
+        return PassingProblem(
+            f"{came} bytes in {asked_for:.0f} s, after {received} bytes: slower "
+            "than download_videos.min_bytes_per_second"
+        )
 
     def _a_child_fetches(self) -> bool:
-        return any(child.poll() is None and "://" in str(child.args)
-                   for child in list(self._children))
+        return any(
+            child.poll() is None and "://" in str(child.args) for child in list(self._children)
+        )
 
     def _cut_off(self, problem: PassingProblem | RowFailed) -> None:
         with self._lock:
@@ -321,6 +331,7 @@ def _install() -> None:
         def watched_start(self: threading.Thread) -> None:
             watch, run = current(), self.run
             if watch is not None:
+
                 def run_watched() -> None:
                     _current.watch = watch
                     run()

@@ -37,7 +37,10 @@ def base_options(
 ) -> dict[str, Any]:
     """Options common to every use here; `scratch` is a folder for this call only."""
     options: dict[str, Any] = {
-        "quiet": True, "no_warnings": True, "noprogress": True, "no_color": True,
+        "quiet": True,
+        "no_warnings": True,
+        "noprogress": True,
+        "no_color": True,
         "ffmpeg_location": ffmpeg_program(),
     }
     if cookies_file is not None:
@@ -52,8 +55,10 @@ def base_options(
 
 
 def _at_a_loss(error: Exception) -> RowFailed:
-    return RowFailed("permanent", "yt-dlp can't handle this page "
-                     f"({type(error).__name__}: {error}); a newer version may")
+    return RowFailed(
+        "permanent",
+        f"yt-dlp can't handle this page ({type(error).__name__}: {error}); a newer version may",
+    )
 
 
 @dataclass(frozen=True)
@@ -153,8 +158,9 @@ def _download_section(url: str, folder: Path, asked: Asked, section: Section) ->
     target = folder / f"section{whole_suffix if whole_suffix in ('.mkv', '.webm') else '.mp4'}"
     begins = section.take(video.path, target)
     video.path.unlink()
-    return replace(video, path=target, starts_at_seconds=begins,
-                   video_seconds=section.video_seconds)
+    return replace(
+        video, path=target, starts_at_seconds=begins, video_seconds=section.video_seconds
+    )
 
 
 def _download(url: str, folder: Path, asked: Asked) -> Video:
@@ -166,8 +172,9 @@ def _download(url: str, folder: Path, asked: Asked) -> Video:
         notes["protocol"] = protocol
     files = [Path(item["filepath"]) for item in info.get("requested_downloads") or []]
     if len(files) != 1 or not files[0].is_file():
-        raise RowFailed("permanent", f"yt-dlp gave {counted(len(files), 'file')} for {url}, "
-                        "not one")
+        raise RowFailed(
+            "permanent", f"yt-dlp gave {counted(len(files), 'file')} for {url}, not one"
+        )
     extractor = str(info.get("extractor_key") or NO_PLATFORM)
     platform_id = None
     if info.get("id") and names_videos(extractor):
@@ -189,8 +196,11 @@ def _rate_of_unknown_size(info: Mapping[str, Any]) -> float | None:
     rate = taken.get("tbr")
     if rate is None or None not in (taken.get("width"), taken.get("height")):
         return None
-    lesser = any((one.get("tbr") or rate) < rate for one in info.get("formats") or ()
-                 if one.get("vcodec") != "none")
+    lesser = any(
+        (one.get("tbr") or rate) < rate
+        for one in info.get("formats") or ()
+        if one.get("vcodec") != "none"
+    )
     return rate if lesser else None
 
 
@@ -221,9 +231,16 @@ def _extract(url: str, folder: Path, asked: Asked) -> Page:
 
     log = Log()
     place = str(folder).replace("%", "%%") + "/video.%(ext)s"
-    options = {**asked.wanted.options(), **asked.options, "logger": log, "match_filter": decide,
-               "noplaylist": True, "extract_flat": "in_playlist", "outtmpl": {"default": place},
-               **(section.options() if section is not None else {})}
+    options = {
+        **asked.wanted.options(),
+        **asked.options,
+        "logger": log,
+        "match_filter": decide,
+        "noplaylist": True,
+        "extract_flat": "in_playlist",
+        "outtmpl": {"default": place},
+        **(section.options() if section is not None else {}),
+    }
     try:
         with polite_yt_dlp(hosts)(options) as downloader:
             downloader.leaves_sound = asked.leaves_sound
@@ -259,8 +276,11 @@ def _page(info: dict[str, Any], asked: Asked, downloader: Any) -> Page:
 
 
 def _many(count: int) -> RowFailed:
-    return RowFailed("permanent", f"the page holds {counted(count, 'video')}, not one; list it as "
-                     "a separate source (`url:` in the recipe) to expand it")
+    return RowFailed(
+        "permanent",
+        f"the page holds {counted(count, 'video')}, not one; list it as "
+        "a separate source (`url:` in the recipe) to expand it",
+    )
 
 
 def _decline(
@@ -269,8 +289,9 @@ def _decline(
     if (info.get("n_entries") or 1) > 1:
         return _many(info["n_entries"])
     if info.get("is_live") or info.get("live_status") in ("is_live", "is_upcoming"):
-        return RowFailed("transient", "the video is live or not yet published; try again when it "
-                                      "is over")
+        return RowFailed(
+            "transient", "the video is live or not yet published; try again when it is over"
+        )
     sides = [side for side in (info.get("width"), info.get("height")) if side is not None]
     # Only one side known says nothing about which is the shorter.
     short_side = min(sides) if len(sides) == 2 and not incomplete else None
@@ -318,8 +339,14 @@ def expand_list(
     import yt_dlp
 
     log = Log()
-    asked = {**options, "logger": log, "extract_flat": "in_playlist", "skip_download": True,
-             "noplaylist": False, "playlistend": results}
+    asked = {
+        **options,
+        "logger": log,
+        "extract_flat": "in_playlist",
+        "skip_download": True,
+        "noplaylist": False,
+        "playlistend": results,
+    }
     try:
         with polite_yt_dlp(hosts)(asked) as downloader:
             info = downloader.sanitize_info(downloader.extract_info(url, download=False))

@@ -17,20 +17,35 @@ _BOT_CHECK = re.compile(r"not a bot|anti-?bot|captcha|unusual traffic", re.IGNOR
 # The first pattern that the message holds decides; the site's words, as yt-dlp passes them on.
 _KINDS: tuple[tuple[str, ErrorKind], ...] = (
     (rf"{_BOT_CHECK.pattern}|robots", "blocked"),
-    (r"private video|video is private|has been removed|been deleted|been terminated|no longer "
-     r"available|does not exist|copyright", "permanent"),
+    (
+        r"private video|video is private|has been removed|been deleted|been terminated|no longer "
+        r"available|does not exist|copyright",
+        "permanent",
+    ),
     (r"your country|your location|geo.?restrict|geo.?block", "permanent"),
     (r"drm", "permanent"),
-    (r"sign in|log ?in|--cookies|cookies|members.only|join this channel|account|password"
-     r"|age.restricted|confirm your age|premium|subscri", "blocked"),
-    (r"premieres in|will begin in|is live|not yet|offline|try again later|rate.limit"
-     r"|too many requests", "transient"),
-    (r"timed? ?out|connection (reset|refused|aborted|closed)|temporary failure|name or service"
-     r"|unreachable|incomplete ?read|bytes read|did not get any data blocks|more expected"
-     r"|remote end closed", "transient"),
+    (
+        r"sign in|log ?in|--cookies|cookies|members.only|join this channel|account|password"
+        r"|age.restricted|confirm your age|premium|subscri",
+        "blocked",
+    ),
+    (
+        r"premieres in|will begin in|is live|not yet|offline|try again later|rate.limit"
+        r"|too many requests",
+        "transient",
+    ),
+    (
+        r"timed? ?out|connection (reset|refused|aborted|closed)|temporary failure|name or service"
+        r"|unreachable|incomplete ?read|bytes read|did not get any data blocks|more expected"
+        r"|remote end closed",
+        "transient",
+    ),
     (r"certificate", "permanent"),
-    (r"unsupported url|no video formats|requested format is not available|not available"
-     r"|unavailable", "permanent"),
+    (
+        r"unsupported url|no video formats|requested format is not available|not available"
+        r"|unavailable",
+        "permanent",
+    ),
 )
 _KINDS_COMPILED = tuple((re.compile(pattern, re.IGNORECASE), kind) for pattern, kind in _KINDS)
 
@@ -60,11 +75,7 @@ class Log:
 
 def problem_of(error: BaseException, first_error: str | None) -> RowFailed | PassingProblem:
     """A yt-dlp error as a failure of the right kind, with the first message."""
-    from yt_dlp.networking.exceptions import (
-        CertificateVerifyError,
-        HTTPError,
-        TransportError,
-    )
+    from yt_dlp.networking.exceptions import CertificateVerifyError, HTTPError, TransportError
     from yt_dlp.utils import ContentTooShortError, GeoRestrictedError, UnsupportedError
 
     message = clean(first_error or str(error))
@@ -81,8 +92,12 @@ def problem_of(error: BaseException, first_error: str | None) -> RowFailed | Pas
             after = cause.response.headers.get("Retry-After")
             found = problem_of_status(cause.status, cause.response.url, after)
             if isinstance(found, PassingProblem):
-                return PassingProblem(message, retry_after_seconds=retry_after_seconds(after),
-                                      whole_host=found.whole_host, host=found.host)
+                return PassingProblem(
+                    message,
+                    retry_after_seconds=retry_after_seconds(after),
+                    whole_host=found.whole_host,
+                    host=found.host,
+                )
             # The site's own words, if any, distinguish a private video from a bot check.
             return _failed(_kind_of(message) or found.kind, message)
         if isinstance(cause, TransportError | ContentTooShortError | TimeoutError):
@@ -90,8 +105,11 @@ def problem_of(error: BaseException, first_error: str | None) -> RowFailed | Pas
     status = re.search(r"HTTP Error (\d{3})", message)
     if status:
         found = problem_of_status(int(status[1]), "")
-        return (PassingProblem(message, whole_host=found.whole_host)
-                if isinstance(found, PassingProblem) else _failed(found.kind, message))
+        return (
+            PassingProblem(message, whole_host=found.whole_host)
+            if isinstance(found, PassingProblem)
+            else _failed(found.kind, message)
+        )
     kind = _kind_of(message) or "permanent"
     return PassingProblem(message) if kind == "transient" else _failed(kind, message)
 
@@ -125,8 +143,12 @@ def _chain(error: BaseException | None) -> list[BaseException]:
         if not isinstance(one, BaseException) or one in seen:
             continue
         seen.append(one)
-        todo += [getattr(one, "cause", None), (getattr(one, "exc_info", None) or [None] * 2)[1],
-                 one.__cause__, one.__context__]
+        todo += [
+            getattr(one, "cause", None),
+            (getattr(one, "exc_info", None) or [None] * 2)[1],
+            one.__cause__,
+            one.__context__,
+        ]
     return seen
 
 

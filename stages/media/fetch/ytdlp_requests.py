@@ -97,8 +97,9 @@ def polite_yt_dlp(hosts: Hosts) -> type:
                 raise
             except (ValueError, RequestError) as error:
                 # It could not be sent: a redirect may have led to an invalid host.
-                raise RowFailed("permanent", f"{url[:200]!r}, or its target, cannot be "
-                                f"requested: {error}") from error
+                raise RowFailed(
+                    "permanent", f"{url[:200]!r}, or its target, cannot be requested: {error}"
+                ) from error
             finally:
                 self._asking -= 1
                 self._turn.is_taken = False
@@ -204,16 +205,21 @@ def only_by_program(info: dict[str, Any], downloader: Any) -> RowFailed | None:
     watch = current()
     for one in info.get("requested_formats") or [info]:
         fetcher = get_suitable_downloader(
-            {**one, **{name: info[name] for name in _OF_A_PART if name in info}}, downloader.params)
+            {**one, **{name: info[name] for name in _OF_A_PART if name in info}}, downloader.params
+        )
         if fetcher is not None and fetcher.__name__ in _OWN:
             continue
         scheme = str(one.get("url")).partition(":")[0].lower()
         if scheme not in _NETWORK_SCHEMES:
             # ffmpeg would open a file of this machine, or another of its inputs.
-            return RowFailed("permanent", f"the site names an invalid network address: "
-                             f"{str(one.get('url'))[:200]}")
+            return RowFailed(
+                "permanent",
+                f"the site names an invalid network address: {str(one.get('url'))[:200]}",
+            )
         if watch is not None and watch.refuses_addresses:
             return RowFailed(
-                "permanent", f"fetched over {one.get('protocol')} by a program, which can't be "
-                "kept from private addresses; download_videos.private_addresses=allow allows it")
+                "permanent",
+                f"fetched over {one.get('protocol')} by a program, which can't be "
+                "kept from private addresses; download_videos.private_addresses=allow allows it",
+            )
     return None

@@ -42,7 +42,7 @@ class Sound:
 
 
 def fetch_sound(
-    sound: Sound, folder: Path, options: Mapping[str, Any], hosts: Hosts, wait_seconds: float,
+    sound: Sound, folder: Path, options: Mapping[str, Any], hosts: Hosts, wait_seconds: float
 ) -> dict[str, Path]:
     """Downloads the sound; returns its files by format id.
 
@@ -57,14 +57,20 @@ def fetch_sound(
 
     log = Log()
     files = {}
-    with (not_waiting(hosts, wait_seconds), _by_kind(log, folder),
-          polite_yt_dlp(hosts)({**options, "logger": log}) as downloader):
+    with (
+        not_waiting(hosts, wait_seconds),
+        _by_kind(log, folder),
+        polite_yt_dlp(hosts)({**options, "logger": log}) as downloader,
+    ):
         downloader.stops_when_overloaded = hosts.kind is not None
         if sound.cookies is not None:
             downloader.cookiejar = sound.cookies
         for number, one in enumerate(sound.formats):
-            source = {name: value for name, value in sound.info.items()
-                      if name not in ("requested_formats", "requested_downloads")} | dict(one)
+            source = {
+                name: value
+                for name, value in sound.info.items()
+                if name not in ("requested_formats", "requested_downloads")
+            } | dict(one)
             if (problem := only_by_program(source, downloader)) is not None:
                 raise problem
             # The same name in each attempt, so that one resumes the last.
@@ -102,13 +108,16 @@ def put_together(
     # The files stay: if they can't be merged, the picture is used alone.
     ours = {"logger": log, "outtmpl": {"default": place}, "keepvideo": True}
     info = {name: value for name, value in sound.info.items() if name != "requested_downloads"}
-    info["requested_formats"] = [one for one in sound.info["requested_formats"]
-                                 if str(one["format_id"]) in files]
+    info["requested_formats"] = [
+        one for one in sound.info["requested_formats"] if str(one["format_id"]) in files
+    ]
     try:
         with _by_kind(log, target.parent), Merging({**options, **ours}) as downloader:
             # ffmpeg would fetch formats that it can fetch together.
             downloader.params["compat_opts"] = {
-                *downloader.params.get("compat_opts", ()), "no-direct-merge"}
+                *downloader.params.get("compat_opts", ()),
+                "no-direct-merge",
+            }
             downloader.process_info(info)
     except (RowFailed, PassingProblem) as problem:
         raise RowFailed("bad_media", f"can't be put into one file: {problem}") from problem
@@ -127,7 +136,13 @@ def _by_kind(log: Any, folder: Path) -> Iterator[None]:
         yield
     except (RowFailed, PassingProblem):
         raise
-    except (yt_dlp.utils.YoutubeDLError, OSError, ValueError, LookupError, TypeError,
-            AttributeError) as error:
+    except (
+        yt_dlp.utils.YoutubeDLError,
+        OSError,
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+    ) as error:
         check_for_room(error, folder)
         raise problem_of(error, log.first_error) from error

@@ -18,8 +18,9 @@ from clipmill.stages.media.fetch.ytdlp_errors import Log, problem_of
 from clipmill.stages.media.read.speech import own_language, same_language
 from clipmill.stages.media.read.subtitles import FORMATS, decoded, parse_subtitles
 
-OPTIONS = frozenset(("writesubtitles", "writeautomaticsub", "allsubtitles", "subtitleslangs",
-                     "subtitlesformat"))
+OPTIONS = frozenset(
+    ("writesubtitles", "writeautomaticsub", "allsubtitles", "subtitleslangs", "subtitlesformat")
+)
 """yt-dlp's own subtitle options; if a recipe sets one, yt-dlp chooses."""
 KIND = "subtitles"
 OWN = "own"
@@ -82,8 +83,9 @@ class Taken:
             return None
         kinds = [problem.kind for problem in self.problems.values()]
         kind = "transient" if "transient" in kinds else kinds[0]
-        return RowFailed(kind, "; ".join(f"{name}: {problem.message}"
-                                         for name, problem in self.problems.items()))
+        return RowFailed(
+            kind, "; ".join(f"{name}: {problem.message}" for name, problem in self.problems.items())
+        )
 
 
 def choose_tracks(info: Mapping[str, Any], wanted: Wanted, downloader: Any) -> Tracks:
@@ -91,18 +93,29 @@ def choose_tracks(info: Mapping[str, Any], wanted: Wanted, downloader: Any) -> T
     by_people, automatic = info.get("subtitles") or {}, info.get("automatic_captions") or {}
     if wanted.chosen_by_yt_dlp:
         chosen = downloader.choose_subtitles(info.get("id"), by_people, automatic) or {}
-        return Tracks([_track(language, language not in by_people, [source], info)
-                       for language, source in sorted(chosen.items())], downloader.cookiejar)
+        return Tracks(
+            [
+                _track(language, language not in by_people, [source], info)
+                for language, source in sorted(chosen.items())
+            ],
+            downloader.cookiejar,
+        )
     own = own_language(wanted.language or info.get("language"), automatic)
     found = []
     if wanted.people:
-        found += [_track(code, False, formats, info) for code, formats in sorted(by_people.items())
-                  if formats and _matches(code, wanted.languages, own)]
+        found += [
+            _track(code, False, formats, info)
+            for code, formats in sorted(by_people.items())
+            if formats and _matches(code, wanted.languages, own)
+        ]
     if wanted.automatic:
         spoken = _spoken(list(automatic), list(by_people), own)
         for code, formats in sorted(automatic.items()):
-            if formats and (code in spoken or wanted.translated) and (
-                    _matches(code, wanted.languages, own)):
+            if (
+                formats
+                and (code in spoken or wanted.translated)
+                and (_matches(code, wanted.languages, own))
+            ):
                 found.append(_track(code, True, formats, info))
     # The one that is needed most comes first, for a site may refuse the others.
     found.sort(key=lambda track: (not same_language(track.language, own), track.automatic))
@@ -123,8 +136,11 @@ def _spoken(automatic: list[str], by_people: list[str], own: str | None) -> list
 
 
 def _matches(code: str, patterns: Sequence[str], own: str | None) -> bool:
-    return any(re.fullmatch(pattern, code) or (pattern == OWN and (
-        same_language(code, own) or code.endswith(_ORIGINAL))) for pattern in patterns)
+    return any(
+        re.fullmatch(pattern, code)
+        or (pattern == OWN and (same_language(code, own) or code.endswith(_ORIGINAL)))
+        for pattern in patterns
+    )
 
 
 def _track(
@@ -138,8 +154,13 @@ def _track(
 
 
 def fetch_track(
-    track: Track, number: int, folder: Path, options: Mapping[str, Any], cookies: Any,
-    hosts: Hosts, wait_seconds: float,
+    track: Track,
+    number: int,
+    folder: Path,
+    options: Mapping[str, Any],
+    cookies: Any,
+    hosts: Hosts,
+    wait_seconds: float,
 ) -> list[dict[str, Any]]:
     """The lines of one track, as dicts of SUBTITLE with their `words`.
 
@@ -154,16 +175,21 @@ def fetch_track(
         spans = parse_subtitles(data, track.source.get("ext") or "", automatic=track.automatic)
     except ValueError as error:
         raise RowFailed("bad_media", str(error)) from error
-    return [{"start_seconds": span.start_seconds, "end_seconds": span.end_seconds,
-             "text": storable(span.text), "language": storable(track.language),
-             "automatic": track.automatic,
-             "words": [{"seconds": word.seconds, "text": storable(word.text)}
-                       for word in span.words] or None} for span in spans]
+    return [
+        {
+            "start_seconds": span.start_seconds,
+            "end_seconds": span.end_seconds,
+            "text": storable(span.text),
+            "language": storable(track.language),
+            "automatic": track.automatic,
+            "words": [{"seconds": word.seconds, "text": storable(word.text)} for word in span.words]
+            or None,
+        }
+        for span in spans
+    ]
 
 
-def _data(
-    track: Track, path: Path, options: Mapping[str, Any], cookies: Any, hosts: Hosts
-) -> str:
+def _data(track: Track, path: Path, options: Mapping[str, Any], cookies: Any, hosts: Hosts) -> str:
     given = track.source.get("data")
     if isinstance(given, str):
         return given
@@ -187,6 +213,12 @@ def _data(
         raise
     except FileNotFoundError as error:
         raise RowFailed("permanent", log.first_error or "the site gave no file") from error
-    except (yt_dlp.utils.YoutubeDLError, OSError, ValueError, LookupError, TypeError,
-            AttributeError) as error:
+    except (
+        yt_dlp.utils.YoutubeDLError,
+        OSError,
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+    ) as error:
         raise problem_of(error, log.first_error) from error

@@ -72,8 +72,10 @@ def _say(line: str) -> None:
         pass  # it was killed: another one takes over
     if _running:
         _keeper = subprocess.Popen(
-            [sys.executable, "-I", "-S", "-c", _KEEPER], stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            [sys.executable, "-I", "-S", "-c", _KEEPER],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
             start_new_session=True,  # a Ctrl-C is for this process to act upon
         )
         for number in _running:

@@ -26,11 +26,18 @@ def ffmpeg_problem() -> str | None:
     """Why no ffmpeg can be started; None if one can."""
     program = ffmpeg_program()
     if program is None:
-        return ("imageio-ffmpeg has no ffmpeg for this kind of machine; install ffmpeg, or set "
-                "IMAGEIO_FFMPEG_EXE to its path")
+        return (
+            "imageio-ffmpeg has no ffmpeg for this kind of machine; install ffmpeg, or set "
+            "IMAGEIO_FFMPEG_EXE to its path"
+        )
     try:
-        subprocess.run([program, "-version"], stdin=subprocess.DEVNULL, capture_output=True,
-                       check=True, timeout=60)
+        subprocess.run(
+            [program, "-version"],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            check=True,
+            timeout=60,
+        )
     except (OSError, subprocess.SubprocessError) as error:
         return f"{program} can't be started ({error}); set IMAGEIO_FFMPEG_EXE to one that works"
     return None
@@ -48,4 +55,5 @@ def give_ffmpeg_to_yt_dlp() -> None:
     program = ffmpeg_program()
     if FFmpegPostProcessor._ffmpeg_location.get() != program:
         FFmpegPostProcessor._ffmpeg_location = contextvars.ContextVar(
-            "ffmpeg_location", default=program)
+            "ffmpeg_location", default=program
+        )

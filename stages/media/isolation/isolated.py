@@ -76,8 +76,12 @@ def run_isolated(
 
 
 def collect_isolated(
-    function: Callable[..., Generator[Part, None, Value]], path: Path, /, *args: Any,
-    limits: Limits, counted: Callable[[int], None] = lambda frames: None,
+    function: Callable[..., Generator[Part, None, Value]],
+    path: Path,
+    /,
+    *args: Any,
+    limits: Limits,
+    counted: Callable[[int], None] = lambda frames: None,
 ) -> tuple[list[Part], Value]:
     """Like `run_isolated` for a generator function: returns what it yields, and its value.
 
@@ -99,9 +103,12 @@ def collect_isolated(
 
 
 def stream_isolated(
-    function: Callable[..., Generator[Part, None, Value]], path: Path,
-    arguments: Callable[[], tuple[Any, ...]], *,
-    limits: Limits, counted: Callable[[int], None] = lambda frames: None,
+    function: Callable[..., Generator[Part, None, Value]],
+    path: Path,
+    arguments: Callable[[], tuple[Any, ...]],
+    *,
+    limits: Limits,
+    counted: Callable[[int], None] = lambda frames: None,
 ) -> Generator[Part, None, Value]:
     """As `collect_isolated`, but gives what the function yields as it comes.
 
@@ -116,19 +123,28 @@ def stream_isolated(
         except _Died as died:
             deaths += 1
             if deaths > 1:
-                raise _crash(path, "crashes its decoder's process: it ended twice, the last "
-                             f"time {died}") from None
+                raise _crash(
+                    path, f"crashes its decoder's process: it ended twice, the last time {died}"
+                ) from None
         except _NoMemory as problem:
             if fresh or problem.was_fresh:
-                raise _crash(path, f"takes more than {limits.memory_limit_bytes:,} bytes of memory "
-                             f"to read ({problem}); {_raise(limits, 'memory_limit_bytes')}"
-                             ) from None
+                raise _crash(
+                    path,
+                    f"takes more than {limits.memory_limit_bytes:,} bytes of memory "
+                    f"to read ({problem}); {_raise(limits, 'memory_limit_bytes')}",
+                ) from None
         except _Stalled:
-            raise _crash(path, f"reading made no progress for {limits.stall_seconds:g} s; "
-                         f"{_raise(limits, 'stall_seconds')}") from None
+            raise _crash(
+                path,
+                f"reading made no progress for {limits.stall_seconds:g} s; "
+                f"{_raise(limits, 'stall_seconds')}",
+            ) from None
         except _OutOfTime:
-            raise _crash(path, f"was not read in {limits.time_limit_seconds:g} s; "
-                         f"{_raise(limits, 'time_limit_seconds')}") from None
+            raise _crash(
+                path,
+                f"was not read in {limits.time_limit_seconds:g} s; "
+                f"{_raise(limits, 'time_limit_seconds')}",
+            ) from None
         fresh = True
 
 
@@ -166,13 +182,18 @@ def _raise(limits: Limits, setting: str) -> str:
 
 
 def _try(
-    function: Callable[..., Generator[Part, None, Value]], arguments: tuple[Any, ...],
-    limits: Limits, ends: float, fresh: bool, counted: Callable[[int], None],
+    function: Callable[..., Generator[Part, None, Value]],
+    arguments: tuple[Any, ...],
+    limits: Limits,
+    ends: float,
+    fresh: bool,
+    counted: Callable[[int], None],
 ) -> Generator[Part, None, Value]:
     """One call in one helper, which is reused only if it came to its end."""
     request = pickle.dumps(
         (function, arguments, limits.stall_seconds, limits.memory_limit_bytes),
-        pickle.HIGHEST_PROTOCOL)
+        pickle.HIGHEST_PROTOCOL,
+    )
     helper = _begun(request, fresh)
     decoded, is_spent = 0, True
     try:
@@ -228,8 +249,10 @@ def _begun(request: bytes, fresh: bool) -> _Helper:
             raise
         if message is None:
             helper.kill()
-            raise ClipmillError("the decoder's process does not start: it said nothing for "
-                                f"{_START_SECONDS:g} s; is the machine overloaded?")
+            raise ClipmillError(
+                "the decoder's process does not start: it said nothing for "
+                f"{_START_SECONDS:g} s; is the machine overloaded?"
+            )
         if message[0] == "began":
             return helper
         helper.kill()
@@ -248,16 +271,26 @@ class _Helper:
             try:
                 self._process = subprocess.Popen(
                     # -P: no file of the working folder is imported as a module.
-                    [sys.executable, "-P", "-m", "clipmill.stages.media.isolation.isolated_process",
-                     str(theirs.fileno())],
-                    stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                    pass_fds=[theirs.fileno()], start_new_session=True, env=_environment(),
+                    [
+                        sys.executable,
+                        "-P",
+                        "-m",
+                        "clipmill.stages.media.isolation.isolated_process",
+                        str(theirs.fileno()),
+                    ],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.STDOUT,
+                    pass_fds=[theirs.fileno()],
+                    start_new_session=True,
+                    env=_environment(),
                     bufsize=0,
                 )
             except OSError as error:
                 ours.close()
-                raise ClipmillError("the decoder's process can't be started: "
-                                    f"{error.strerror}") from error
+                raise ClipmillError(
+                    f"the decoder's process can't be started: {error.strerror}"
+                ) from error
         self._socket = ours
         ours.settimeout(_START_SECONDS)
         assert self._process.stdout is not None
@@ -351,8 +384,12 @@ class _Helper:
 def _environment() -> dict[str, str]:
     """This process's, with its own search path for modules, and no thread pools."""
     path = [str(Path(entry).absolute()) for entry in sys.path]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(path), "OPENBLAS_NUM_THREADS": "1",
-            "OMP_NUM_THREADS": "1"}
+    return {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(path),
+        "OPENBLAS_NUM_THREADS": "1",
+        "OMP_NUM_THREADS": "1",
+    }
 
 
 class _Idle:

@@ -117,9 +117,10 @@ def _give_small_stacks() -> None:
     attributes = ctypes.create_string_buffer(256)
     with contextlib.suppress(AttributeError, OSError):  # there it is another library of C
         c = ctypes.CDLL(None)
-        if (c.pthread_getattr_default_np(attributes) == 0
-                and c.pthread_attr_setstacksize(
-                    attributes, ctypes.c_size_t(_LIBRARY_STACK_BYTES)) == 0):
+        if (
+            c.pthread_getattr_default_np(attributes) == 0
+            and c.pthread_attr_setstacksize(attributes, ctypes.c_size_t(_LIBRARY_STACK_BYTES)) == 0
+        ):
             # Python's own threads, which are few, keep what they have.
             threading.stack_size(_PYTHON_STACK_BYTES)
             c.pthread_setattr_default_np(attributes)
@@ -210,12 +211,14 @@ def _is_memory(error: BaseException | None) -> bool:
     while error is not None and id(error) not in seen:
         seen.add(id(error))
         is_ffmpegs = type(error).__module__.startswith("av.")
-        if (isinstance(error, MemoryError) and not is_ffmpegs) or (
-            isinstance(error, OSError) and error.errno == errno.ENOMEM and not is_ffmpegs
-        ) or (
-            type(error).__module__ == "cv2" and getattr(error, "code", None) == _OPENCV_NO_MEMORY
-        ) or (
-            isinstance(error, RuntimeError) and "can't start new thread" in str(error)
+        if (
+            (isinstance(error, MemoryError) and not is_ffmpegs)
+            or (isinstance(error, OSError) and error.errno == errno.ENOMEM and not is_ffmpegs)
+            or (
+                type(error).__module__ == "cv2"
+                and getattr(error, "code", None) == _OPENCV_NO_MEMORY
+            )
+            or (isinstance(error, RuntimeError) and "can't start new thread" in str(error))
         ):
             return True
         error = error.__cause__ or error.__context__
@@ -224,8 +227,11 @@ def _is_memory(error: BaseException | None) -> bool:
 
 def _sendable(error: BaseException) -> tuple[BaseException, str]:
     """The exception, or one that says the same and can be pickled; and its traceback."""
-    told = "" if isinstance(error, RowFailed | RowRejected | ClipmillError) else "".join(
-        traceback.format_exception(error)).rstrip()
+    told = (
+        ""
+        if isinstance(error, RowFailed | RowRejected | ClipmillError)
+        else "".join(traceback.format_exception(error)).rstrip()
+    )
     try:
         pickle.loads(pickle.dumps(error))
     except Exception:  # noqa: BLE001  whatever is the matter with it

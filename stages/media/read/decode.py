@@ -84,8 +84,7 @@ class VideoFacts:
     @property
     def is_shown_as_decoded(self) -> bool:
         """Whether a decoder's pictures only need another size."""
-        return (self.orientation.is_upright and self.tone_map is None
-                and not self.framing.crops)
+        return self.orientation.is_upright and self.tone_map is None and not self.framing.crops
 
     def seconds(self, pts: int) -> float:
         """Presentation time in the video of a time stamp of the file.
@@ -150,9 +149,12 @@ def video_stream(container: av.container.InputContainer, path: Path) -> av.Video
 
 def goes_back(path: Path, seconds: float, before: float) -> RowFailed:
     """The failure of a file in which one time names several frames."""
-    return bad_media(path, f"has decreasing timestamps: {seconds:.2f} s comes after "
-                     f"{before:.2f} s, so its times are ambiguous; join its parts again, or "
-                     "remux it with `ffmpeg -fflags +genpts`")
+    return bad_media(
+        path,
+        f"has decreasing timestamps: {seconds:.2f} s comes after "
+        f"{before:.2f} s, so its times are ambiguous; join its parts again, or "
+        "remux it with `ffmpeg -fflags +genpts`",
+    )
 
 
 def open_container(path: Path) -> av.container.InputContainer:
@@ -172,8 +174,11 @@ def offset_pts(starts_at_seconds: float | None, time_base: Fraction) -> int:
 
 
 def read_facts(
-    container: av.container.InputContainer, path: Path, first: av.VideoFrame,
-    starts_at_seconds: float | None = None, framing: Framing | None = None,
+    container: av.container.InputContainer,
+    path: Path,
+    first: av.VideoFrame,
+    starts_at_seconds: float | None = None,
+    framing: Framing | None = None,
 ) -> VideoFacts:
     """The facts of an opened file whose first frame is decoded: only frames know their rotation."""
     # Imported here: it costs half a second, and only workers that decode need it.
@@ -188,9 +193,17 @@ def read_facts(
     framing = framing or framing_of(stream)
     width, height = orientation.shown(*framing.size(first.width, first.height))
     return VideoFacts(
-        path, width, height, orientation, frame_rate, time_base, stream.start_time or 0,
-        declared_seconds(container, stream), offset_pts(starts_at_seconds, time_base),
-        tone_map_of(first), framing,
+        path,
+        width,
+        height,
+        orientation,
+        frame_rate,
+        time_base,
+        stream.start_time or 0,
+        declared_seconds(container, stream),
+        offset_pts(starts_at_seconds, time_base),
+        tone_map_of(first),
+        framing,
     )
 
 
@@ -360,7 +373,8 @@ class FastVideo(DecodedVideo):
             for number, frame in enumerate(self._decoded(container, stream)):
                 if self.facts is None or small is None:
                     self.facts = read_facts(
-                        container, self.path, frame, self.starts_at_seconds, framing)
+                        container, self.path, frame, self.starts_at_seconds, framing
+                    )
                     small = SmallImages(frame)
                     facts, usual = self.facts, self.facts.usual_pts
                 own = pts = frame.pts if frame.pts is not None else frame.dts
@@ -385,8 +399,7 @@ class FastVideo(DecodedVideo):
                     held_bytes=sum(plane.buffer_size for plane in frame.planes),
                 )
                 given = number + 1
-            self._check_sound(
-                first_astray if astray > max(1.0, ASTRAY_SHARE * given) else None)
+            self._check_sound(first_astray if astray > max(1.0, ASTRAY_SHARE * given) else None)
             self._count_lost()
 
     def _check_sound(self, astray: tuple[float, float] | None) -> None:
@@ -394,8 +407,11 @@ class FastVideo(DecodedVideo):
         if self.facts is None:
             return
         if self._sound_frames < self._packets * _SOUND_SHARE:
-            raise bad_media(self.path, f"of {self._packets} frames only {self._sound_frames} can "
-                            f"be decoded{f' ({self.first_error})' if self.first_error else ''}")
+            raise bad_media(
+                self.path,
+                f"of {self._packets} frames only {self._sound_frames} can "
+                f"be decoded{f' ({self.first_error})' if self.first_error else ''}",
+            )
         if astray is not None:
             raise goes_back(self.path, *astray)
 
@@ -458,8 +474,12 @@ class FastVideo(DecodedVideo):
                     put_place(packet, place)
                     self._waiting[place] = stamp
                     if order is not None:
-                        order.add(place, stamp, packet.is_keyframe and (
-                            reader.start(bytes(packet)).kind is Kind.CLOSED))
+                        order.add(
+                            place,
+                            stamp,
+                            packet.is_keyframe
+                            and (reader.start(bytes(packet)).kind is Kind.CLOSED),
+                        )
             yield packet
 
     def _complain(self, error: str) -> None:
@@ -469,6 +489,7 @@ class FastVideo(DecodedVideo):
         if not hasattr(self._kept_images, "make"):
             assert self.facts is not None
             self._kept_images.make = KeptImages(
-                size, self.facts.orientation, self.facts.tone_map, self.facts.framing)
+                size, self.facts.orientation, self.facts.tone_map, self.facts.framing
+            )
         made: np.ndarray = self._kept_images.make(frame)
         return made

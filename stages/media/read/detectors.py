@@ -110,9 +110,7 @@ class _Hash(HashDetector):
         return [timecode]
 
 
-def find_cuts(
-    settings: DetectorSettings, statistics: Mapping[str, Sequence[float]]
-) -> list[int]:
+def find_cuts(settings: DetectorSettings, statistics: Mapping[str, Sequence[float]]) -> list[int]:
     """Indexes of the frames that begin a new shot, ascending, never the first frame.
 
     `statistics` is what a scan of the whole video kept: one number a frame under each name.
@@ -140,9 +138,7 @@ def _index_of(cut: FrameTimecode, exact: Mapping[int, int], numbers: Sequence[in
     return int(np.searchsorted(numbers, cut.frame_num))
 
 
-def _rows(
-    settings: DetectorSettings, statistics: Mapping[str, Sequence[float]]
-) -> Iterable[Any]:
+def _rows(settings: DetectorSettings, statistics: Mapping[str, Sequence[float]]) -> Iterable[Any]:
     match settings.detector:
         case "content" | "adaptive":
             edges = statistics.get(measures.EDGES)

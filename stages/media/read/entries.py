@@ -88,8 +88,11 @@ def tells_no_order(container: InputContainer, stream: VideoStream) -> bool:
     packets, but not for these. So pictures come out of the decoder in order, and are counted.
     """
     codec = stream.codec_context
-    return (container.format.name == "avi" and codec.has_b_frames
-            and codec.codec.canonical_name in ("h264", "hevc"))
+    return (
+        container.format.name == "avi"
+        and codec.has_b_frames
+        and codec.codec.canonical_name in ("h264", "hevc")
+    )
 
 
 class _Other:
@@ -202,10 +205,17 @@ class _H264(_Nal):
         super().__init__((extradata[4] & 3) + 1 if is_boxed else 0)
         settings = _boxed_settings(extradata) if is_boxed else None
         if not is_boxed:
-            settings = next((extradata[begin:end] for begin, end in self._units(extradata)
-                             if extradata[begin] & 31 == self._SETTINGS), None)
+            settings = next(
+                (
+                    extradata[begin:end]
+                    for begin, end in self._units(extradata)
+                    if extradata[begin] & 31 == self._SETTINGS
+                ),
+                None,
+            )
         self.has_whole_frames, self.says_order = (
-            _frames_and_order(settings) if settings is not None else (False, False))
+            _frames_and_order(settings) if settings is not None else (False, False)
+        )
 
     def start(self, packet: bytes) -> Start:
         recovery: tuple[int, bool] | None = None
@@ -234,8 +244,11 @@ class _H264(_Nal):
         return None
 
     def is_reference(self, packet: bytes) -> bool:
-        return any(packet[begin] & 0x60 for begin, _ in self._units(packet)
-                   if packet[begin] & 31 in self._SLICES)
+        return any(
+            packet[begin] & 0x60
+            for begin, _ in self._units(packet)
+            if packet[begin] & 31 in self._SLICES
+        )
 
     def needs_earlier(self, packet: bytes) -> bool:
         return True
@@ -276,8 +289,7 @@ class _Hevc(_Nal):
         return True
 
     def needs_earlier(self, packet: bytes) -> bool:
-        return any(packet[begin] >> 1 & 63 in _LEADING_SKIPPED
-                   for begin, _ in self._units(packet))
+        return any(packet[begin] >> 1 & 63 in _LEADING_SKIPPED for begin, _ in self._units(packet))
 
 
 def _boxed_settings(extradata: bytes) -> bytes | None:

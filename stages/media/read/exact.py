@@ -118,8 +118,12 @@ class ExactVideo(DecodedVideo):
             if self.facts is None:
                 # With PySceneDetect's frame rate.
                 self.facts = replace(
-                    header, frame_rate=stream.frame_rate, time_base=index.time_base,
-                    start_pts=index.start_pts, offset_pts=index.offset_pts)
+                    header,
+                    frame_rate=stream.frame_rate,
+                    time_base=index.time_base,
+                    start_pts=index.start_pts,
+                    offset_pts=index.offset_pts,
+                )
             size = size or frame.shape[:2]
             if frame.shape[:2] != size:
                 # PySceneDetect passes over frames whose size changes on the way.
@@ -154,9 +158,11 @@ class ExactVideo(DecodedVideo):
 
     @staticmethod
     def _duration(index: PacketIndex, pts: int) -> float:
-        return max(0.0, float((index.end_pts - pts) * index.time_base)) if (
-            pts >= index.pts[-1]
-        ) else 0.0
+        return (
+            max(0.0, float((index.end_pts - pts) * index.time_base))
+            if (pts >= index.pts[-1])
+            else 0.0
+        )
 
 
 def _downscaled(frame: np.ndarray, factor: float) -> np.ndarray:

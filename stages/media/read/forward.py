@@ -53,7 +53,8 @@ class Forward:
             if begun is None:
                 continue
             is_confirmed = entry.is_proven or (
-                begun[0] == entry.first_number and begun[1].key_frame)
+                begun[0] == entry.first_number and begun[1].key_frame
+            )
             if entry == self._index.beginning or (is_confirmed and begun[0] <= first):
                 yield begun
                 yield from found

@@ -83,11 +83,7 @@ class FrameKeeper:
         step = 0.0 if self._before is None else seconds - self._before
         self._before = seconds
         began = self._take_began
-        if (
-            begins
-            or began is None
-            or (score >= TAKE_SCORE and seconds - began >= TAKE_SECONDS)
-        ):
+        if begins or began is None or (score >= TAKE_SCORE and seconds - began >= TAKE_SECONDS):
             self._settle(size)
             self._distance = self._first_distance
             self._take_began = seconds

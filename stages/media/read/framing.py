@@ -74,10 +74,17 @@ class Cropper:
         crop, graph = self._framing, av.filter.Graph()
         graph.threads = 1
         graph.link_nodes(
-            graph.add_buffer(width=frame.width, height=frame.height, format=frame.format,
-                             time_base=frame.time_base or Fraction(1, 1000)),
-            graph.add("crop", f"{frame.width - crop.left - crop.right}:"
-                      f"{frame.height - crop.top - crop.bottom}:{crop.left}:{crop.top}:exact=1"),
+            graph.add_buffer(
+                width=frame.width,
+                height=frame.height,
+                format=frame.format,
+                time_base=frame.time_base or Fraction(1, 1000),
+            ),
+            graph.add(
+                "crop",
+                f"{frame.width - crop.left - crop.right}:"
+                f"{frame.height - crop.top - crop.bottom}:{crop.left}:{crop.top}:exact=1",
+            ),
             graph.add("buffersink"),
         ).configure()
         return graph
@@ -87,7 +94,8 @@ def framing_of(stream: VideoStream) -> Framing:
     """What the container says of a stream; what makes no sense is passed over."""
     aspect = Fraction(stream.sample_aspect_ratio or 1)
     if not 1 / Fraction(_MOST_SQUEEZE) <= aspect <= _MOST_SQUEEZE or (
-            abs(aspect - 1) < _LEAST_SQUEEZE):
+        abs(aspect - 1) < _LEAST_SQUEEZE
+    ):
         aspect = Fraction(1)
     sides = _cropping(stream)
     left, right, top, bottom = sides

@@ -63,21 +63,45 @@ class ToneMap:
 
 # As `ffprobe` prints them; what a file doesn't say has no name.
 _TRANSFERS = {
-    1: "bt709", 4: "bt470m", 5: "bt470bg", 6: "smpte170m", 7: "smpte240m", 8: "linear",
-    9: "log100", 10: "log316", 11: "iec61966-2-4", 12: "bt1361e", 13: "iec61966-2-1",
-    14: "bt2020-10", 15: "bt2020-12", _PQ: "smpte2084", 17: "smpte428", _HLG: "arib-std-b67",
+    1: "bt709",
+    4: "bt470m",
+    5: "bt470bg",
+    6: "smpte170m",
+    7: "smpte240m",
+    8: "linear",
+    9: "log100",
+    10: "log316",
+    11: "iec61966-2-4",
+    12: "bt1361e",
+    13: "iec61966-2-1",
+    14: "bt2020-10",
+    15: "bt2020-12",
+    _PQ: "smpte2084",
+    17: "smpte428",
+    _HLG: "arib-std-b67",
 }
 _PRIMARIES = {
-    1: "bt709", 4: "bt470m", 5: "bt470bg", 6: "smpte170m", 7: "smpte240m", 8: "film",
-    _BT2020: "bt2020", 10: "smpte428", 11: "smpte431", 12: "smpte432", 22: "ebu3213",
+    1: "bt709",
+    4: "bt470m",
+    5: "bt470bg",
+    6: "smpte170m",
+    7: "smpte240m",
+    8: "film",
+    _BT2020: "bt2020",
+    10: "smpte428",
+    11: "smpte431",
+    12: "smpte432",
+    22: "ebu3213",
 }
 
 
 def colours_of(frame: av.VideoFrame) -> dict[str, str | None]:
     """What a frame says of its colours, as columns of `videos`."""
-    return {"pixel_format": frame.format.name,
-            "color_transfer": _TRANSFERS.get(frame.color_trc),
-            "color_primaries": _PRIMARIES.get(frame.color_primaries)}
+    return {
+        "pixel_format": frame.format.name,
+        "color_transfer": _TRANSFERS.get(frame.color_trc),
+        "color_primaries": _PRIMARIES.get(frame.color_primaries),
+    }
 
 
 def tone_map_of(frame: av.VideoFrame) -> ToneMap | None:
@@ -109,8 +133,9 @@ def _light(is_hlg: bool, most: int) -> np.ndarray:
     code = np.arange(most + 1, dtype=np.float64) / most
     if is_hlg:
         a, b, c = 0.17883277, 0.28466892, 0.55991073
-        return np.where(code <= 0.5, code**2 / 3, (np.exp((code - c) / a) + b) / 12
-                        ).astype(np.float32)
+        return np.where(code <= 0.5, code**2 / 3, (np.exp((code - c) / a) + b) / 12).astype(
+            np.float32
+        )
     root = code ** (32 / 2523)
     light = np.maximum(root - 0.8359375, 0) / (18.8515625 - 18.6875 * root)
     return (light ** (16384 / 2610) * (_PQ_PEAK_NITS / _WHITE_NITS)).astype(np.float32)

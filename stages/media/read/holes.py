@@ -37,8 +37,11 @@ def find_holes(
     sounds = _sounds(path, facts)
     if not sounds:
         return gaps if in_pieces else []
-    return [(start, end) for start, end in gaps
-            if _covered(sounds, start, end) <= _SOUND_SHARE * (end - start)]
+    return [
+        (start, end)
+        for start, end in gaps
+        if _covered(sounds, start, end) <= _SOUND_SHARE * (end - start)
+    ]
 
 
 def _gaps(seconds: Sequence[float]) -> list[tuple[float, float]]:
@@ -47,8 +50,11 @@ def _gaps(seconds: Sequence[float]) -> list[tuple[float, float]]:
         return []
     usual = statistics.median(distances)
     least = max(_LEAST_SECONDS, _LEAST_FRAMES * usual)
-    return [(seconds[i] + usual, seconds[i + 1]) for i, distance in enumerate(distances)
-            if distance > least]
+    return [
+        (seconds[i] + usual, seconds[i + 1])
+        for i, distance in enumerate(distances)
+        if distance > least
+    ]
 
 
 def _sounds(path: Path, facts: VideoFacts) -> list[tuple[float, float]]:
@@ -59,16 +65,20 @@ def _sounds(path: Path, facts: VideoFacts) -> list[tuple[float, float]]:
         for packet in packets(container, *streams) if streams else ():
             if packet.size and packet.pts is not None:
                 stamps.setdefault(packet.stream_index, []).append(
-                    (packet.pts * packet.time_base, (packet.duration or 0) * packet.time_base))
+                    (packet.pts * packet.time_base, (packet.duration or 0) * packet.time_base)
+                )
     found = []
     for stream in stamps.values():
         # MP4 has the packet before a hole last until the next one: no packet is so much longer.
         usual = statistics.median_low(
             [length or after - at for (at, length), (after, _) in itertools.pairwise(stream)]
-            or [Fraction(1, 50)])
+            or [Fraction(1, 50)]
+        )
         found += [(at, at + min(length or usual, 2 * usual)) for at, length in stream]
-    return [(facts.seconds(round(begin / facts.time_base)),
-             facts.seconds(round(end / facts.time_base))) for begin, end in found]
+    return [
+        (facts.seconds(round(begin / facts.time_base)), facts.seconds(round(end / facts.time_base)))
+        for begin, end in found
+    ]
 
 
 def _covered(sounds: Sequence[tuple[float, float]], start: float, end: float) -> float:

@@ -81,14 +81,14 @@ def fit(
         top, left = round((new_height - size[0]) / 2), round((new_width - size[1]) / 2)
         rows = _window(height, new_height, top, size[0])
         columns = _window(width, new_width, left, size[1])
-        part = image[rows.first: rows.last, columns.first: columns.last]
+        part = image[rows.first : rows.last, columns.first : columns.last]
         resized = _resize(part, rows.scaled, columns.scaled, interpolation)
         top, left = top - rows.begins, left - columns.begins
-        return resized[top: top + size[0], left: left + size[1]]
+        return resized[top : top + size[0], left : left + size[1]]
     resized = _resize(image, new_height, new_width, interpolation)
     canvas = np.full((*size, 3), fill, np.uint8)
     top, left = (size[0] - new_height) // 2, (size[1] - new_width) // 2
-    canvas[top: top + new_height, left: left + new_width] = resized
+    canvas[top : top + new_height, left : left + new_width] = resized
     return canvas
 
 
@@ -148,9 +148,7 @@ def to_batch(
     return batch
 
 
-def _resize(
-    image: np.ndarray, height: int, width: int, interpolation: Interpolation
-) -> np.ndarray:
+def _resize(image: np.ndarray, height: int, width: int, interpolation: Interpolation) -> np.ndarray:
     shrinks = height * width < image.shape[0] * image.shape[1]
     least, most = sorted((image.shape[0] / height, image.shape[1] / width))
     if interpolation == "bicubic" and least > 1 and most <= _AREA_FROM:

@@ -11,22 +11,34 @@ from pathlib import Path
 import av
 from av.container import InputContainer
 
-READ_FORMATS = ("MP4/MOV/3GP, Matroska/WebM, MPEG-TS, MPEG-PS/VOB, AVI, FLV, ASF/WMV, Ogg, MXF, "
-                "RealMedia, DV, NUT and streams without a container")
+READ_FORMATS = (
+    "MP4/MOV/3GP, Matroska/WebM, MPEG-TS, MPEG-PS/VOB, AVI, FLV, ASF/WMV, Ogg, MXF, "
+    "RealMedia, DV, NUT and streams without a container"
+)
 _HEAD_BYTES = 4096
 _TEXTS = (  # by what the text begins with, in any case
-    (r"#EXTM3U", "an HLS playlist (M3U8), which names other files: give its URL, and yt-dlp "
-     "fetches them"),
-    (r"(<\?xml[^>]*>\s*)?(<!--.*?-->\s*)?<MPD\b", "a DASH manifest (MPD), which names other files: "
-     "give its URL, and yt-dlp fetches them"),
-    (r"(<\?xml[^>]*>\s*)?<SmoothStreamingMedia\b", "a Smooth Streaming manifest, which names other "
-     "files"),
+    (
+        r"#EXTM3U",
+        "an HLS playlist (M3U8), which names other files: give its URL, and yt-dlp fetches them",
+    ),
+    (
+        r"(<\?xml[^>]*>\s*)?(<!--.*?-->\s*)?<MPD\b",
+        "a DASH manifest (MPD), which names other files: give its URL, and yt-dlp fetches them",
+    ),
+    (
+        r"(<\?xml[^>]*>\s*)?<SmoothStreamingMedia\b",
+        "a Smooth Streaming manifest, which names other files",
+    ),
     (r"ffconcat version", "an ffconcat list, which names other files: give those"),
     (r"(<\?xml[^>]*>\s*)?(<!--.*?-->\s*)?(<!doctype html|<html|<head|<body)", "a web page (HTML)"),
-    (r"version https://git-lfs", "a pointer of Git LFS, not the file itself: `git lfs pull` gets "
-     "it"),
-    (r"/annex/objects/|(\.\./)*\.git/annex", "a pointer of git-annex: `git annex get` gets the "
-     "file"),
+    (
+        r"version https://git-lfs",
+        "a pointer of Git LFS, not the file itself: `git lfs pull` gets it",
+    ),
+    (
+        r"/annex/objects/|(\.\./)*\.git/annex",
+        "a pointer of git-annex: `git annex get` gets the file",
+    ),
     (r"WEBVTT", "subtitles (WebVTT)"),
     (r"\d+\s*\n\d\d:\d\d:\d\d[,.]\d\d\d --> ", "subtitles (SubRip)"),
     (r"\[Script Info\]", "subtitles (SSA/ASS)"),
@@ -35,23 +47,59 @@ _TEXTS = (  # by what the text begins with, in any case
     (r"[\[{]\s*[\"\]}\[{]", "a JSON document"),
 )
 _HEADS = (
-    (b"\xff\xd8\xff", "a picture (JPEG)"), (b"\x89PNG", "a picture (PNG)"),
-    (b"BM", "a picture (BMP)"), (b"GIF8", "a picture (GIF)"),
-    (b"II*\0", "a picture (TIFF)"), (b"MM\0*", "a picture (TIFF)"), (b"8BPS", "a picture (PSD)"),
-    (b"%PDF", "a PDF document"), (b"PK\x03\x04", "a ZIP archive: unpack it"),
-    (b"\x1f\x8b", "compressed (gzip): unpack it"), (b"BZh", "compressed (bzip2): unpack it"),
-    (b"\xfd7zXZ", "compressed (xz): unpack it"), (b"(\xb5/\xfd", "compressed (zstd): unpack it"),
-    (b"7z\xbc\xaf", "a 7-Zip archive: unpack it"), (b"Rar!", "a RAR archive: unpack it"),
-    (b"\x7fELF", "a program"), (b"MZ", "a program"), (b"SQLite format 3", "a database (SQLite)"),
-    (b"PAR1", "a Parquet file"), (b"MThd", "music notes (MIDI)"), (b"ID3", "sound (MP3)"),
+    (b"\xff\xd8\xff", "a picture (JPEG)"),
+    (b"\x89PNG", "a picture (PNG)"),
+    (b"BM", "a picture (BMP)"),
+    (b"GIF8", "a picture (GIF)"),
+    (b"II*\0", "a picture (TIFF)"),
+    (b"MM\0*", "a picture (TIFF)"),
+    (b"8BPS", "a picture (PSD)"),
+    (b"%PDF", "a PDF document"),
+    (b"PK\x03\x04", "a ZIP archive: unpack it"),
+    (b"\x1f\x8b", "compressed (gzip): unpack it"),
+    (b"BZh", "compressed (bzip2): unpack it"),
+    (b"\xfd7zXZ", "compressed (xz): unpack it"),
+    (b"(\xb5/\xfd", "compressed (zstd): unpack it"),
+    (b"7z\xbc\xaf", "a 7-Zip archive: unpack it"),
+    (b"Rar!", "a RAR archive: unpack it"),
+    (b"\x7fELF", "a program"),
+    (b"MZ", "a program"),
+    (b"SQLite format 3", "a database (SQLite)"),
+    (b"PAR1", "a Parquet file"),
+    (b"MThd", "music notes (MIDI)"),
+    (b"ID3", "sound (MP3)"),
 )
 _CONTAINERS = (
-    (b"\x1aE\xdf\xa3", "Matroska or WebM"), (b"FLV\x01", "FLV"), (b"OggS", "Ogg"),
-    (b".RMF", "RealMedia"), (bytes.fromhex("3026b2758e66cf11"), "ASF or WMV"),
-    (bytes.fromhex("060e2b3402050101"), "MXF"), (b"\0\0\1\xba", "MPEG-PS"), (b"DKIF", "IVF"),
+    (b"\x1aE\xdf\xa3", "Matroska or WebM"),
+    (b"FLV\x01", "FLV"),
+    (b"OggS", "Ogg"),
+    (b".RMF", "RealMedia"),
+    (bytes.fromhex("3026b2758e66cf11"), "ASF or WMV"),
+    (bytes.fromhex("060e2b3402050101"), "MXF"),
+    (b"\0\0\1\xba", "MPEG-PS"),
+    (b"DKIF", "IVF"),
 )
-_BOXES = frozenset((b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"moof", b"styp", b"sidx",
-                    b"uuid", b"meta", b"pnot", b"emsg", b"prft", b"mfra", b"udta", b"pdin"))
+_BOXES = frozenset(
+    (
+        b"ftyp",
+        b"moov",
+        b"mdat",
+        b"free",
+        b"skip",
+        b"wide",
+        b"moof",
+        b"styp",
+        b"sidx",
+        b"uuid",
+        b"meta",
+        b"pnot",
+        b"emsg",
+        b"prft",
+        b"mfra",
+        b"udta",
+        b"pdin",
+    )
+)
 _WORDS = {"audio": "sound", "subtitle": "subtitles", "data": "data", "attachment": "attachments"}
 _MOST_INDEX_BYTES = 1 << 26
 _SCHEMES = (b"cenc", b"cbcs", b"cens", b"cbc1", b"piff")
@@ -68,18 +116,25 @@ def what_it_is(path: Path) -> str | None:
     if not size:
         return "an empty file"
     if head[:4] == b"RIFF":
-        return {b"WEBP": "a picture (WebP)", b"AVI ": "AVI, but broken or "
-                                                      "truncated"}.get(head[8:12])
+        return {b"WEBP": "a picture (WebP)", b"AVI ": "AVI, but broken or truncated"}.get(
+            head[8:12]
+        )
     found = next((what for mark, what in _HEADS if head.startswith(mark)), None)
-    if (container := next((n for mark, n in _CONTAINERS if head.startswith(mark)), None)):
+    if container := next((n for mark, n in _CONTAINERS if head.startswith(mark)), None):
         return f"{container}, but broken or truncated"
     if found is None and head[4:8] in _BOXES:
         found = _of_boxes(path, size)
     if found is None and not head.strip(b"\0") and _is_zeros(path):
         found = "nothing but zeros, like a download that was never finished"
     if found is None and (text := _text(head)) is not None:
-        found = next((what for pattern, what in _TEXTS
-                      if re.match(pattern, text, re.IGNORECASE | re.DOTALL)), "a text")
+        found = next(
+            (
+                what
+                for pattern, what in _TEXTS
+                if re.match(pattern, text, re.IGNORECASE | re.DOTALL)
+            ),
+            "a text",
+        )
     return found
 
 
@@ -119,8 +174,10 @@ def _of_boxes(path: Path, size: int) -> str | None:
     if b"moov" in names:
         return "an MP4 whose index (moov) is broken"
     if b"moof" in names:
-        return ("pieces of a fragmented MP4 without their header: put the initialization segment "
-                "before them (`cat init.mp4 piece.m4s > whole.mp4`)")
+        return (
+            "pieces of a fragmented MP4 without their header: put the initialization segment "
+            "before them (`cat init.mp4 piece.m4s > whole.mp4`)"
+        )
     cut = "it is truncated before its index (moov)" if at > size else "its index (moov) is missing"
     return f"an MP4 that can't be read, because {cut}: its recording or download was not finished"
 
@@ -157,8 +214,11 @@ def what_it_holds(container: InputContainer) -> str:
     counts: Counter[str] = Counter()
     for stream in container.streams:
         if stream.type == "video":
-            counts["a cover picture" if stream.disposition & av.stream.Disposition.attached_pic
-                   else "video"] += 1
+            counts[
+                "a cover picture"
+                if stream.disposition & av.stream.Disposition.attached_pic
+                else "video"
+            ] += 1
         else:
             counts[_WORDS.get(stream.type, stream.type)] += 1
     return " and ".join(sorted(counts, reverse=True)) or "no stream"

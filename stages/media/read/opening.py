@@ -25,17 +25,91 @@ MAX_PIXELS = 8192 * 8192
 """Pictures with more pixels are not decoded; 8K video has half as many."""
 
 _VIDEO_FORMATS = (
-    "mov", "matroska", "webm", "mpegts", "mpeg", "mpegvideo", "avi", "flv", "live_flv", "kux",
-    "asf", "asf_o", "ogg", "mxf", "gxf", "nut", "rm", "dv", "wtv", "nsv", "nuv", "swf", "dhav",
-    "ivf", "obu", "av1", "yuv4mpegpipe", "h261", "h263", "h264", "hevc", "vvc", "evc", "m4v", "vc1",
-    "vc1test", "mjpeg", "mjpeg_2000", "dirac", "cavsvideo", "avs2", "avs3", "dnxhd", "smjpeg",
-    "ipmovie", "ifv", "pva", "ty", "lxf", "cine", "roq", "bink", "smk", "flic", "vivo", "gif",
-    "apng", "apv",
+    "mov",
+    "matroska",
+    "webm",
+    "mpegts",
+    "mpeg",
+    "mpegvideo",
+    "avi",
+    "flv",
+    "live_flv",
+    "kux",
+    "asf",
+    "asf_o",
+    "ogg",
+    "mxf",
+    "gxf",
+    "nut",
+    "rm",
+    "dv",
+    "wtv",
+    "nsv",
+    "nuv",
+    "swf",
+    "dhav",
+    "ivf",
+    "obu",
+    "av1",
+    "yuv4mpegpipe",
+    "h261",
+    "h263",
+    "h264",
+    "hevc",
+    "vvc",
+    "evc",
+    "m4v",
+    "vc1",
+    "vc1test",
+    "mjpeg",
+    "mjpeg_2000",
+    "dirac",
+    "cavsvideo",
+    "avs2",
+    "avs3",
+    "dnxhd",
+    "smjpeg",
+    "ipmovie",
+    "ifv",
+    "pva",
+    "ty",
+    "lxf",
+    "cine",
+    "roq",
+    "bink",
+    "smk",
+    "flic",
+    "vivo",
+    "gif",
+    "apng",
+    "apv",
 )
 # Read so far only that it can be said what they are: sound, or one picture.
 _OTHER_FORMATS = (
-    "mp3", "aac", "ac3", "eac3", "ac4", "wav", "w64", "flac", "aiff", "amr", "amrnb", "amrwb",
-    "caf", "dts", "dtshd", "wv", "ape", "tta", "au", "truehd", "mlp", "loas", "oma", "iamf",
+    "mp3",
+    "aac",
+    "ac3",
+    "eac3",
+    "ac4",
+    "wav",
+    "w64",
+    "flac",
+    "aiff",
+    "amr",
+    "amrnb",
+    "amrwb",
+    "caf",
+    "dts",
+    "dtshd",
+    "wv",
+    "ape",
+    "tta",
+    "au",
+    "truehd",
+    "mlp",
+    "loas",
+    "oma",
+    "iamf",
 )
 _PICTURE_MARK = "_pipe"  # formats of one picture, each named by its codec
 
@@ -52,17 +126,24 @@ def open_media(path: Path, **options: str) -> InputContainer:
     try:
         # The protocol by name, so that no file name is treated as an address. It is the only
         # one allowed, and no allowed format opens a second file.
-        return av.open(f"file:{path}", metadata_errors="replace", options={
-            "protocol_whitelist": "file",
-            "format_whitelist": ",".join((*_VIDEO_FORMATS, *_OTHER_FORMATS, *_pictures())),
-            "max_pixels": str(MAX_PIXELS), **options,
-        })
+        return av.open(
+            f"file:{path}",
+            metadata_errors="replace",
+            options={
+                "protocol_whitelist": "file",
+                "format_whitelist": ",".join((*_VIDEO_FORMATS, *_OTHER_FORMATS, *_pictures())),
+                "max_pixels": str(MAX_PIXELS),
+                **options,
+            },
+        )
     except av.FFmpegError as error:
         raise_if_out(error)
         text = what_it_is(path)
         if text is None:
-            text = (f"in an unsupported format, or broken ({error.strerror}); supported are "
-                    f"{READ_FORMATS}")
+            text = (
+                f"in an unsupported format, or broken ({error.strerror}); supported are "
+                f"{READ_FORMATS}"
+            )
         raise NotOpened(text) from error
     except (OSError, ValueError) as error:
         raise NotOpened(str(error)) from error

@@ -62,8 +62,10 @@ class Orientation:
         return turned @ np.diag([-1 if self.is_mirrored else 1, 1])
 
 
-_ALL = [Orientation(quarters, mirrored)
-        for mirrored, quarters in itertools.product((False, True), range(4))]
+_ALL = [
+    Orientation(quarters, mirrored)
+    for mirrored, quarters in itertools.product((False, True), range(4))
+]
 
 
 def side_data(frame: av.VideoFrame, kind: Type) -> bytes | None:
@@ -82,8 +84,9 @@ def orientation_of(frame: av.VideoFrame) -> Orientation:
     if raw is None or len(raw) < _MATRIX.size:
         return Orientation()
     found = _MATRIX.unpack(raw[: _MATRIX.size])
-    given = np.array([[found[_ACROSS_X], found[_DOWN_X]], [found[_ACROSS_Y], found[_DOWN_Y]]],
-                     np.float64)
+    given = np.array(
+        [[found[_ACROSS_X], found[_DOWN_X]], [found[_ACROSS_Y], found[_DOWN_Y]]], np.float64
+    )
     length = np.linalg.norm(given)
     if not length:
         return Orientation()

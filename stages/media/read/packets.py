@@ -238,8 +238,11 @@ def read_packets(
         stream = video_stream(container, path)
         codec = stream.codec_context
         counts = tells_no_order(container, stream)
-        reading = _Reading(packet_reader(codec.codec.canonical_name, codec.extradata),
-                           cut_off=cut_off, counts=counts)
+        reading = _Reading(
+            packet_reader(codec.codec.canonical_name, codec.extradata),
+            cut_off=cut_off,
+            counts=counts,
+        )
         try:
             for packet in packets(container, stream):
                 if packet.size:
@@ -259,9 +262,11 @@ def read_packets(
         _check_order(path, [stamps[place] for place in places], time_base, usual)
         places.sort(key=stamps.__getitem__)
         pts = [stamps[place] for place in places]
-        entries = [_entry(key, reading, pts) for key in reading.keys
-                   if key.right_from is not None
-                   and (key.start.kind is Kind.CLOSED or not counts)]
+        entries = [
+            _entry(key, reading, pts)
+            for key in reading.keys
+            if key.right_from is not None and (key.start.kind is Kind.CLOSED or not counts)
+        ]
         last = places[-1]
         best = container.streams.best("video")
         return PacketIndex(
@@ -273,9 +278,11 @@ def read_packets(
             end_pts=stamps[last] + (reading.durations[last] or usual),
             is_plain=(
                 codec.codec.canonical_name in _DECORD_CODECS
-                and best is not None and best.index == stream.index
+                and best is not None
+                and best.index == stream.index
                 and container.format.name.startswith(("mov,", "matroska,"))
-                and _groups_are_apart(reading, places)),
+                and _groups_are_apart(reading, places)
+            ),
             offset_pts=offset_pts(starts_at_seconds, time_base),
             pixels=codec.width * codec.height,
             usual_pts=usual,
@@ -289,9 +296,14 @@ def _entry(key: _Key, reading: _Reading, pts: list[int]) -> Entry:
     stamps = reading.stamps
     own = bisect.bisect_left(pts, stamps[key.place])
     first = max(own, bisect.bisect_left(pts, stamps[key.right_from])) + key.start.after_shown
-    return Entry(key.place, first, stamps[key.place], key.mark,
-                 is_proven=key.start.kind is not Kind.UNPROVEN,
-                 is_own=first == own and key.place not in reading.hidden)
+    return Entry(
+        key.place,
+        first,
+        stamps[key.place],
+        key.mark,
+        is_proven=key.start.kind is not Kind.UNPROVEN,
+        is_own=first == own and key.place not in reading.hidden,
+    )
 
 
 def _groups_are_apart(reading: _Reading, places: list[int]) -> bool:
@@ -301,8 +313,13 @@ def _groups_are_apart(reading: _Reading, places: list[int]) -> bool:
     that lies after it is shown before it, and each packet gives one frame with its own time.
     """
     reader = reading.reader
-    if (reading.hidden or not reading.is_stamped or not reading.flags_closed_only
-            or not reading.keys or reading.keys[0].place):
+    if (
+        reading.hidden
+        or not reading.is_stamped
+        or not reading.flags_closed_only
+        or not reading.keys
+        or reading.keys[0].place
+    ):
         return False
     if not reader.has_whole_frames or not (reader.says_order or places == sorted(places)):
         return False

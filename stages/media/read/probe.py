@@ -55,9 +55,30 @@ _MISSING_SHARE = 0.02
 # and those that are shown before it and stored behind it.
 _MISSING_FRAMES = 2
 # Formats in which FFmpeg takes the length from the last packets, or guesses it from the bit rate.
-_LENGTH_IS_NOT_DECLARED = ("mpegts", "mpeg", "mpegvideo", "ogg", "dv", "h261", "h263", "h264",
-                           "hevc", "vvc", "evc", "m4v", "vc1", "mjpeg", "obu", "av1", "dirac",
-                           "cavsvideo", "avs2", "avs3", "dnxhd", "apv")
+_LENGTH_IS_NOT_DECLARED = (
+    "mpegts",
+    "mpeg",
+    "mpegvideo",
+    "ogg",
+    "dv",
+    "h261",
+    "h263",
+    "h264",
+    "hevc",
+    "vvc",
+    "evc",
+    "m4v",
+    "vc1",
+    "mjpeg",
+    "obu",
+    "av1",
+    "dirac",
+    "cavsvideo",
+    "avs2",
+    "avs3",
+    "dnxhd",
+    "apv",
+)
 
 
 @dataclass(frozen=True)
@@ -102,16 +123,20 @@ def probe(path: Path) -> Probe:
 
 def _probe(container: InputContainer, path: Path) -> Probe:
     if any(mark in container.format.name for mark in _STILL_FORMATS):
-        raise RowFailed("bad_media", f"{what_it_is(path) or 'a picture or a text'}, not a video "
-                        f"({container.format.name})")
+        raise RowFailed(
+            "bad_media",
+            f"{what_it_is(path) or 'a picture or a text'}, not a video ({container.format.name})",
+        )
     if (brand := container.metadata.get("major_brand", "").strip()) in _STILL_BRANDS:
         raise RowFailed("bad_media", f"a still image, not a video ({brand})")
     stream = first_video_stream(container)
     if stream is None:
         raise RowFailed("bad_media", f"no video stream; the file holds {what_it_holds(container)}")
     if container.format.name.startswith("mov,") and (scheme := encryption_of(path)):
-        raise RowFailed("bad_media", f"the video is encrypted ({scheme}), and there is no key; get "
-                        "a copy without DRM")
+        raise RowFailed(
+            "bad_media",
+            f"the video is encrypted ({scheme}), and there is no key; get a copy without DRM",
+        )
     if stream.codec_context is None:
         raise RowFailed("bad_media", "the video's codec is not supported by FFmpeg")
     if problem := too_large(stream):
@@ -125,8 +150,9 @@ def _probe(container: InputContainer, path: Path) -> Probe:
                 first.look(packet)
             walk.take(packet)
     except av.FFmpegError as error:
-        raise RowFailed("bad_media", f"truncated or broken after {walk.last_seconds:.2f} s: "
-                        f"{error.strerror}") from error
+        raise RowFailed(
+            "bad_media", f"truncated or broken after {walk.last_seconds:.2f} s: {error.strerror}"
+        ) from error
     walk.check_whole(container, path)
     width, height = first.required_size
     # Packets before it may be of no use to a decoder: they lack what they refer to.
@@ -172,8 +198,11 @@ class _FirstFrame:
     @property
     def required_size(self) -> tuple[int, int]:
         if self.size is None:
-            raise RowFailed("bad_media", "no frame of the video can be decoded"
-                            + (f": {self._error}" if self._error else ""))
+            raise RowFailed(
+                "bad_media",
+                "no frame of the video can be decoded"
+                + (f": {self._error}" if self._error else ""),
+            )
         return self.size
 
     def look(self, packet: av.Packet[Any]) -> None:
@@ -190,12 +219,16 @@ class _FirstFrame:
         self._broken += frame.is_corrupt
         if frame.is_corrupt and frame.width * frame.height > _LARGE_PIXELS:
             if self._broken >= _LARGE_TRIES:
-                raise RowFailed("bad_media", f"declares pictures of {frame.width}×{frame.height}, "
-                                f"but the first {_LARGE_TRIES} decoded ones are broken")
+                raise RowFailed(
+                    "bad_media",
+                    f"declares pictures of {frame.width}×{frame.height}, "
+                    f"but the first {_LARGE_TRIES} decoded ones are broken",
+                )
             return
         self.colours = colours_of(frame)
         self.size = orientation_of(frame).shown(
-            *framing_of(self._stream).size(frame.width, frame.height))
+            *framing_of(self._stream).size(frame.width, frame.height)
+        )
         self.seconds = frame.time
 
 
@@ -250,23 +283,33 @@ class _Walk:
         does not, for many say too much.
         """
         if not self._packets:
-            raise RowFailed("bad_media", "the video stream is declared, but has no frames; the "
-                            "recording or download ended before its first one")
+            raise RowFailed(
+                "bad_media",
+                "the video stream is declared, but has no frames; the "
+                "recording or download ended before its first one",
+            )
         format_name = container.format.name
         # Where transport streams were joined, the first packet counts as corrupt; where a file was
         # cut off, the last one is.
         if self._lost > max(1, _MISSING_SHARE * self._packets):
-            raise RowFailed("bad_media", f"damaged: {self._lost} of {self._packets} frames are not "
-                            "complete")
+            raise RowFailed(
+                "bad_media", f"damaged: {self._lost} of {self._packets} frames are not complete"
+            )
         if format_name.startswith("mov,"):
             self._check_samples(path)
             return
         is_cut = is_cut_off(path, format_name)
         if is_cut and container.duration is None and missing_share(path) > _MISSING_SHARE:
-            raise RowFailed("bad_media", "truncated: the file is smaller than it declares, by "
-                            f"{missing_share(path):.0%}")
-        if (is_cut is False or container.duration is None or self._end_of_any is None
-                or format_name in _LENGTH_IS_NOT_DECLARED):
+            raise RowFailed(
+                "bad_media",
+                f"truncated: the file is smaller than it declares, by {missing_share(path):.0%}",
+            )
+        if (
+            is_cut is False
+            or container.duration is None
+            or self._end_of_any is None
+            or format_name in _LENGTH_IS_NOT_DECLARED
+        ):
             return
         seconds = from_its_start(container, container.duration / av.time_base)
         end = seconds + (container.start_time or 0) / av.time_base
@@ -279,8 +322,10 @@ class _Walk:
             end, reached = self._stream.frames * frame_seconds, self._end
             least = _MISSING_FRAMES * frame_seconds
         if end - reached > max(least, _MISSING_SHARE * seconds):
-            raise RowFailed("bad_media", f"truncated: the packets end at {reached:.2f} s of the "
-                            f"declared {end:.2f} s")
+            raise RowFailed(
+                "bad_media",
+                f"truncated: the packets end at {reached:.2f} s of the declared {end:.2f} s",
+            )
 
     def _check_samples(self, path: Path) -> None:
         """Fails a file that lacks samples of its own index."""
@@ -293,14 +338,17 @@ class _Walk:
             cut += entry.pos + entry.size > size
             empty += entry.size == 0  # some recorders' word for a frame that is shown again
         if cut > allowed:
-            raise RowFailed("bad_media", f"truncated: only {declared - cut} of {declared} declared "
-                            "frames are present")
+            raise RowFailed(
+                "bad_media",
+                f"truncated: only {declared - cut} of {declared} declared frames are present",
+            )
         # Those that an edit list leaves out are declared, too.
         if declared - empty - self._packets > allowed:
             stored = _stored_packets(path, self._stream.index)
             if declared - empty - stored > allowed:
-                raise RowFailed("bad_media", f"damaged: {stored} of {declared} declared frames can "
-                                "be found")
+                raise RowFailed(
+                    "bad_media", f"damaged: {stored} of {declared} declared frames can be found"
+                )
 
 
 def _stored_packets(path: Path, index: int) -> int:

@@ -55,10 +55,7 @@ def nearest(seconds: Sequence[float], target: float) -> int:
 
 
 def pick_frames(
-    seconds: Sequence[float],
-    start_seconds: float,
-    end_seconds: float,
-    picks: Sequence[FramePick],
+    seconds: Sequence[float], start_seconds: float, end_seconds: float, picks: Sequence[FramePick]
 ) -> list[int]:
     """Indexes into the ascending `seconds` of the frames that `picks` ask for, each once.
 

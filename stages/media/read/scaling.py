@@ -110,7 +110,10 @@ class KeptImages:
     """Makes kept frames. Holds the scalers that it made, so each thread needs its own."""
 
     def __init__(
-        self, size: tuple[int, int], orientation: Orientation, tone_map: ToneMap | None,
+        self,
+        size: tuple[int, int],
+        orientation: Orientation,
+        tone_map: ToneMap | None,
         framing: Framing,
     ) -> None:
         self._cropped = Cropper(framing)
@@ -125,8 +128,8 @@ class KeptImages:
         frame = self._cropped(frame)
         if self._tone_map is not None:
             deep = self._scaler.reformat(
-                frame, *self._size, format="bgr48le", interpolation="AREA",
-                threads=_SCALER_THREADS)
+                frame, *self._size, format="bgr48le", interpolation="AREA", threads=_SCALER_THREADS
+            )
             return self._orientation.upright(self._tone_map(deep.to_ndarray()))
         # Scaled in YUV first: converting the large frame would cost as much as half its decoding.
         scaled = self._scaler.reformat(

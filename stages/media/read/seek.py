@@ -192,7 +192,9 @@ class SpannedVideo(DecodedVideo):
     """Decodes the frames inside `spans` (pairs of seconds) and no others."""
 
     def __init__(
-        self, path: Path, spans: Sequence[tuple[float | None, float | None]],
+        self,
+        path: Path,
+        spans: Sequence[tuple[float | None, float | None]],
         starts_at_seconds: float | None = None,
     ) -> None:
         super().__init__(path, starts_at_seconds)
@@ -235,8 +237,10 @@ class SpannedVideo(DecodedVideo):
                 held_bytes=image.nbytes,
             )
         self.decoded_frames = reader.decoded_frames
-        self.corrupt_seconds = [self.facts.seconds(reader.index.pts[number])
-                                for number in sorted(reader.corrupt_numbers)]
+        self.corrupt_seconds = [
+            self.facts.seconds(reader.index.pts[number])
+            for number in sorted(reader.corrupt_numbers)
+        ]
 
     def _check_end(self) -> None:
         """Spans may lie outside the video: what they hold is all there is."""

@@ -95,8 +95,11 @@ def aac_track(output: av.container.OutputContainer, sound: av.AudioStream) -> av
     """An AAC track of `output` with the rate and channels of `sound`, or the nearest AAC has."""
     context = sound.codec_context
     rate = min(_AAC_RATES, key=lambda known: abs(known - context.sample_rate))
-    layout = context.layout.name if context.layout.name in _LAYOUTS else (
-        "mono" if context.layout.nb_channels == 1 else "stereo")
+    layout = (
+        context.layout.name
+        if context.layout.name in _LAYOUTS
+        else ("mono" if context.layout.nb_channels == 1 else "stereo")
+    )
     track = output.add_stream("aac", rate=rate, layout=layout)
     track.codec_context.bit_rate = _BITS_PER_CHANNEL * track.codec_context.layout.nb_channels
     track.time_base = Fraction(1, rate)
@@ -151,7 +154,8 @@ class _Writer:
     def _send(self, samples: np.ndarray) -> Iterator[av.Packet[Any]]:
         context = self._track.codec_context
         frame = av.AudioFrame.from_ndarray(
-            np.ascontiguousarray(samples), format="fltp", layout=context.layout.name)
+            np.ascontiguousarray(samples), format="fltp", layout=context.layout.name
+        )
         frame.sample_rate = context.rate
         frame.time_base = Fraction(1, context.rate)
         frame.pts = self._sent

@@ -29,15 +29,19 @@ def speaking_track(subtitles: Lines, language: str | None) -> list[Mapping[str, 
     Human-written tracks come before automatic ones; among those the video's own language before
     English before any other. If `language` does not say it, an automatic track may.
     """
-    codes = {(bool(line["automatic"]), line["language"] or "") for line in subtitles
-             if (line["text"] or "").strip()}
+    codes = {
+        (bool(line["automatic"]), line["language"] or "")
+        for line in subtitles
+        if (line["text"] or "").strip()
+    }
     if not codes:
         return []
     own = own_language(language, [code for automatic, code in codes if automatic])
     best = min(codes, key=lambda track: (track[0], *_distance(track[1], own, track[0])))
-    return sorted((line for line in subtitles
-                   if (bool(line["automatic"]), line["language"] or "") == best),
-                  key=lambda line: (line["start_seconds"], line["end_seconds"]))
+    return sorted(
+        (line for line in subtitles if (bool(line["automatic"]), line["language"] or "") == best),
+        key=lambda line: (line["start_seconds"], line["end_seconds"]),
+    )
 
 
 def own_language(language: str | None, automatic_codes: Iterable[str]) -> str | None:
@@ -68,9 +72,7 @@ def _primary(code: str) -> str:
     return re.split(r"[-_]", code.lower(), maxsplit=1)[0]
 
 
-def said_within(
-    track: Lines, start_seconds: float, end_seconds: float | None
-) -> tuple[str, ...]:
+def said_within(track: Lines, start_seconds: float, end_seconds: float | None) -> tuple[str, ...]:
     """What is said from `start_seconds` to `end_seconds`, line by line.
 
     Of a line of people's, whose words have no times, all or nothing: all where at least half of it
@@ -102,8 +104,9 @@ def is_by_words(line: Mapping[str, Any]) -> bool:
 
 def words_within(line: Mapping[str, Any], start_seconds: float, end_seconds: float) -> str:
     """The words of a line that begin from `start_seconds` to `end_seconds`."""
-    return _text("".join(text for seconds, text in _words(line)
-                         if start_seconds <= seconds < end_seconds))
+    return _text(
+        "".join(text for seconds, text in _words(line) if start_seconds <= seconds < end_seconds)
+    )
 
 
 def _words(line: Mapping[str, Any]) -> Iterator[tuple[float, str]]:

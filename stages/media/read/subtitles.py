@@ -23,8 +23,11 @@ _TIME = r"(-)?(?:(\d+):)?(\d{1,2}):(\d{1,2})(?:[.,](\d+))?"
 _TIME_COMPILED = re.compile(_TIME)
 _CUE = re.compile(rf"\s*({_TIME})\s*-{{1,2}}>\s*({_TIME})(?![\d:])")
 # What marks text up; any other sign stays: `x < 5`, `<Enter>`.
-_TAGS = re.compile(r"</?(?:[ibusvc]|lang|ruby|rp|font|span)(?:[.\s][^<>]*)?/?>|</?rt>|"
-                   r"\{\\[^{}]*\}", re.IGNORECASE)
+_TAGS = re.compile(
+    r"</?(?:[ibusvc]|lang|ruby|rp|font|span)(?:[.\s][^<>]*)?/?>|</?rt>|"
+    r"\{\\[^{}]*\}",
+    re.IGNORECASE,
+)
 # Readings of characters, which would be said twice.
 _READINGS = re.compile(r"<rt>[^<>]*(?:</rt>)?", re.IGNORECASE)
 _INLINE_TIME = re.compile(rf"<({_TIME})>")
@@ -80,8 +83,9 @@ def parse_subtitles(text: str, kind: str, *, automatic: bool | None = None) -> l
         automatic = any(map(_has_words, cues))
     if automatic:
         cues = _without_repeats(cues)
-    spans = [span for cue in cues if (span := _span(cue)).text
-             and span.end_seconds > span.start_seconds]
+    spans = [
+        span for cue in cues if (span := _span(cue)).text and span.end_seconds > span.start_seconds
+    ]
     return _without_overlaps(spans) if automatic else spans
 
 
@@ -119,8 +123,9 @@ def _cues_of(text: str, kind: str) -> Iterator[_Cue]:
     elif kind in _PYSUBS2:
         yield from _by_pysubs2(text, _PYSUBS2[kind])
     else:
-        raise ValueError(f"subtitles of format {kind!r} are not supported; {', '.join(FORMATS)} "
-                         "are")
+        raise ValueError(
+            f"subtitles of format {kind!r} are not supported; {', '.join(FORMATS)} are"
+        )
 
 
 def _timed_lines(text: str, *, is_vtt: bool) -> Iterator[tuple[float, float, list[str]]]:
@@ -167,8 +172,9 @@ def _pieces(line: str) -> _Line:
     parts = _INLINE_TIME.split(_READINGS.sub("", line))
     groups = _INLINE_TIME.groups + 1
     pieces: _Line = [(None, parts[0])]
-    pieces += [(seconds_of(parts[at]), parts[at + groups - 1])
-               for at in range(1, len(parts), groups)]
+    pieces += [
+        (seconds_of(parts[at]), parts[at + groups - 1]) for at in range(1, len(parts), groups)
+    ]
     return [(at, html.unescape(_TAGS.sub("", text))) for at, text in pieces]
 
 
@@ -196,8 +202,11 @@ def _by_pysubs2(text: str, kind: str) -> Iterator[_Cue]:
         raise ValueError(f"not {kind} subtitles: {type(error).__name__}: {error}") from error
     for event in file:
         if not event.is_comment and not event.is_drawing:
-            yield _Cue(max(event.start, 0) / 1000, event.end / 1000,
-                       [[(None, line)] for line in event.plaintext.split("\n")])
+            yield _Cue(
+                max(event.start, 0) / 1000,
+                event.end / 1000,
+                [[(None, line)] for line in event.plaintext.split("\n")],
+            )
 
 
 def _span(cue: _Cue) -> Span:
@@ -232,11 +241,20 @@ def _without_repeats(cues: Sequence[_Cue]) -> list[_Cue]:
     found = []
     before: list[str] = []
     for cue in cues:
-        lines = [(text, line) for line in cue.lines
-                 if (text := " ".join("".join(piece for _, piece in line).split()))]
+        lines = [
+            (text, line)
+            for line in cue.lines
+            if (text := " ".join("".join(piece for _, piece in line).split()))
+        ]
         shown = [text for text, _ in lines]
-        again = next((count for count in range(min(len(before), len(shown)), 0, -1)
-                      if before[-count:] == shown[:count]), 0)
+        again = next(
+            (
+                count
+                for count in range(min(len(before), len(shown)), 0, -1)
+                if before[-count:] == shown[:count]
+            ),
+            0,
+        )
         found.append(replace(cue, lines=[line for _, line in lines[again:]]))
         before = shown or before
     return found

@@ -26,8 +26,9 @@ class _Rates:
         frames = _rate(attributes.get("frameRate", "30"))
         parts = _rate(attributes.get("subFrameRate", "1"))
         # Some write the two numbers with a colon.
-        over, _, under = re.sub(r"[\s:]+", " ", attributes.get("frameRateMultiplier", "1")
-                                ).partition(" ")
+        over, _, under = re.sub(
+            r"[\s:]+", " ", attributes.get("frameRateMultiplier", "1")
+        ).partition(" ")
         default = frames * parts if "frameRate" in attributes else Fraction(1)
         ticks = _rate(attributes["tickRate"]) if "tickRate" in attributes else default
         return cls(frames * _rate(over) / _rate(under or "1"), parts, ticks)
@@ -44,8 +45,14 @@ class _Rates:
         if offset is None:
             raise ValueError(f"ttml: {text[:40]!r} is not a time")
         number, unit = Fraction(offset[1]), offset[2] or "s"
-        units = {"h": Fraction(3600), "m": Fraction(60), "s": Fraction(1), "ms": Fraction(1, 1000),
-                 "f": 1 / self.frames, "t": 1 / self.ticks}
+        units = {
+            "h": Fraction(3600),
+            "m": Fraction(60),
+            "s": Fraction(1),
+            "ms": Fraction(1, 1000),
+            "f": 1 / self.frames,
+            "t": 1 / self.ticks,
+        }
         return number * units[unit]
 
 

@@ -19,8 +19,20 @@ _HEAD_BYTES = 1 << 16
 # Matroska's elements: the file's two, those of a segment, and padding.
 _EBML, _SEGMENT, _VOID = 0x1A45DFA3, 0x18538067, 0xEC
 _CLUSTER = 0x1F43B675
-_IN_SEGMENT = frozenset((0x114D9B74, 0x1549A966, 0x1654AE6B, _CLUSTER, 0x1C53BB6B, 0x1941A469,
-                         0x1043A770, 0x1254C367, _VOID, 0xBF))
+_IN_SEGMENT = frozenset(
+    (
+        0x114D9B74,
+        0x1549A966,
+        0x1654AE6B,
+        _CLUSTER,
+        0x1C53BB6B,
+        0x1941A469,
+        0x1043A770,
+        0x1254C367,
+        _VOID,
+        0xBF,
+    )
+)
 _FLV_TAGS = (8, 9, 18)  # sound, video, metadata
 
 
@@ -84,8 +96,11 @@ def _element(file: BinaryIO, at: int) -> tuple[int, int, int | None]:
     if n > 4 or len(head) < n + m:
         raise IndexError
     value = int.from_bytes(head[n : n + m], "big") & ((1 << 7 * m) - 1)
-    return (int.from_bytes(head[:n], "big"), at + n + m,
-            None if value == (1 << 7 * m) - 1 else value)
+    return (
+        int.from_bytes(head[:n], "big"),
+        at + n + m,
+        None if value == (1 << 7 * m) - 1 else value,
+    )
 
 
 def _width(first: int) -> int:
@@ -157,5 +172,8 @@ def _asf_bytes(file: BinaryIO) -> int | None:
 
 
 _READERS: dict[str, Callable[[BinaryIO, int], bool | None]] = {
-    "matroska": _matroska, "avi": _avi, "flv": _flv, "asf": _asf,
+    "matroska": _matroska,
+    "avi": _avi,
+    "flv": _flv,
+    "asf": _asf,
 }

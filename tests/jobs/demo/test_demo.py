@@ -12,9 +12,15 @@ ROOT = Path(__file__).resolve().parents[3]
 
 
 def demo(dataset: Path) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "-m", "clipmill.jobs.cli", "demo",
-                           "--dataset", str(dataset)], stdin=subprocess.DEVNULL,
-                          cwd=ROOT, text=True, capture_output=True, check=False, timeout=280)
+    return subprocess.run(
+        [sys.executable, "-m", "clipmill.jobs.cli", "demo", "--dataset", str(dataset)],
+        stdin=subprocess.DEVNULL,
+        cwd=ROOT,
+        text=True,
+        capture_output=True,
+        check=False,
+        timeout=280,
+    )
 
 
 # Each of the two runs has its own limit. CI says `make demo` itself.

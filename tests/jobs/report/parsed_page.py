@@ -34,7 +34,8 @@ class Element:
         """Elements below with this tag and these attributes (`class_` is one of its classes)."""
         wanted = attributes.pop("class_", None)
         return [
-            one for one in self._below()
+            one
+            for one in self._below()
             if (tag is None or one.tag == tag)
             and (wanted is None or wanted in (one.attributes.get("class") or "").split())
             and all(one.attributes.get(name) == value for name, value in attributes.items())
@@ -88,8 +89,10 @@ def parse(page: Path) -> Element:
 def numbers(root: Element, card: str, table: int = 0) -> dict[str, list[str]]:
     """The numbers under a figure: first cell of each row -> the others."""
     tables = root.one("figure", id=card).one("details").all("table")
-    rows = [[cell.text for cell in row.all() if cell.tag in ("th", "td")]
-            for row in tables[table].one("tbody").all("tr")]
+    rows = [
+        [cell.text for cell in row.all() if cell.tag in ("th", "td")]
+        for row in tables[table].one("tbody").all("tr")
+    ]
     return {label: cells for label, *cells in rows}
 
 

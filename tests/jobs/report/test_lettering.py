@@ -20,8 +20,9 @@ def drawn(low: float, high: float, **details) -> charts.Histogram:
     return chart
 
 
-@pytest.mark.parametrize(("low", "high"), [
-    (0, 1), (0.00012, 0.00048), (0, 400_000), (-3_000_000, 1_000_000)])
+@pytest.mark.parametrize(
+    ("low", "high"), [(0, 1), (0.00012, 0.00048), (0, 400_000), (-3_000_000, 1_000_000)]
+)
 def test_numbers_and_the_name_of_an_axis_stay_inside(low, high):
     chart = drawn(low, high)
     for tick in chart.x_ticks:
@@ -33,15 +34,17 @@ def test_numbers_and_the_name_of_an_axis_stay_inside(low, high):
 
 @pytest.mark.parametrize("value", [0.01, 0.5, 0.99])
 def test_a_threshold_is_named_where_there_is_room(value):
-    (line,) = drawn(0, 1, thresholds=[(f"a long name of a scorer of its own >= {value}", value)]
-                    ).lines
+    (line,) = drawn(
+        0, 1, thresholds=[(f"a long name of a scorer of its own >= {value}", value)]
+    ).lines
     room = line.x - 4 if line.anchor == "end" else charts.WIDTH - line.x - 4
     assert text_width(line.text) <= room
     assert len(line.text) > 20
 
 
-@pytest.mark.parametrize("word", ["Film & Animation 2", "WWWWWWWWWWWWWWWWW", "料理と食べ物の動画",
-                                  "short"])
+@pytest.mark.parametrize(
+    "word", ["Film & Animation 2", "WWWWWWWWWWWWWWWWW", "料理と食べ物の動画", "short"]
+)
 def test_the_name_of_a_bar_fits_beside_it(word):
     chart = charts.counted_rows([(word, 1_000_000), ("other", 1)], "uses")
     assert chart is not None
@@ -58,8 +61,9 @@ def test_text_that_fits_is_left_alone():
     assert fitted("cross", 3) == ""
 
 
-@pytest.mark.parametrize("label", ["under 10 words", "over 20 words", "1080 px or more",
-                                   "721–1079 px", "30 s or more"])
+@pytest.mark.parametrize(
+    "label", ["under 10 words", "over 20 words", "1080 px or more", "721–1079 px", "30 s or more"]
+)
 def test_the_names_of_our_own_intervals_are_shown_whole(label):
     chart = charts.counted_rows([(label, 3)], "clips")
     assert chart is not None

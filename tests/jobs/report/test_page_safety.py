@@ -24,20 +24,64 @@ from tests.scored_catalog import Clip, build, own
 _MARK = "document.documentElement.setAttribute('data-hit','1')"
 HOSTILE = (
     f"<script>{_MARK}</script>",
-    f"\"><img src=x onerror=\"{_MARK}\">",
+    f'"><img src=x onerror="{_MARK}">',
     f"'><svg onload={_MARK}>",
     f"</title><script>{_MARK}</script>",
     f"</style><script>{_MARK}</script>",
     f"javascript:{_MARK}",
     f"{{{{ 7*7 }}}}<b>&lt;i&gt;&#60;script&#62;{_MARK}&#60;/script&#62;",
-    f"--><iframe srcdoc=\"<script>{_MARK}</script>\"></iframe><!--",
+    f'--><iframe srcdoc="<script>{_MARK}</script>"></iframe><!--',
 )
 _TAGS = {
-    "html", "head", "meta", "title", "style", "body", "header", "main", "nav", "section", "article",
-    "h1", "h2", "h3", "p", "a", "dl", "dt", "dd", "div", "span", "b", "br", "ol", "ul", "li",
+    "html",
+    "head",
+    "meta",
+    "title",
+    "style",
+    "body",
+    "header",
+    "main",
+    "nav",
+    "section",
+    "article",
+    "h1",
+    "h2",
+    "h3",
+    "p",
+    "a",
+    "dl",
+    "dt",
+    "dd",
+    "div",
+    "span",
+    "b",
+    "br",
+    "ol",
+    "ul",
+    "li",
     "time",
-    "table", "thead", "tbody", "tr", "th", "td", "figure", "figcaption", "details", "summary",
-    "code", "pre", "img", "svg", "desc", "g", "rect", "line", "path", "polyline", "text"}
+    "table",
+    "thead",
+    "tbody",
+    "tr",
+    "th",
+    "td",
+    "figure",
+    "figcaption",
+    "details",
+    "summary",
+    "code",
+    "pre",
+    "img",
+    "svg",
+    "desc",
+    "g",
+    "rect",
+    "line",
+    "path",
+    "polyline",
+    "text",
+}
 
 
 @pytest.fixture(scope="module")
@@ -45,14 +89,20 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A report on a subset of a dataset all of whose texts attack the page."""
     folder = tmp_path_factory.mktemp("hostile")
     label = f"own<script>{_MARK}<!--"
-    clips = [Clip(f"generic-v{n}", 0.0, 1.0 + n, caption=f"{text} {n}", values={label: float(n)})
-             for n, text in enumerate(HOSTILE)]
-    videos = {f"generic-v{n}": {"title": text, "url": text, "category": text, "language": text}
-              for n, text in enumerate(HOSTILE)}
-    dataset = build(folder / "d\"><script>x<!--", clips, [own(label)], videos=videos)
+    clips = [
+        Clip(f"generic-v{n}", 0.0, 1.0 + n, caption=f"{text} {n}", values={label: float(n)})
+        for n, text in enumerate(HOSTILE)
+    ]
+    videos = {
+        f"generic-v{n}": {"title": text, "url": text, "category": text, "language": text}
+        for n, text in enumerate(HOSTILE)
+    }
+    dataset = build(folder / 'd"><script>x<!--', clips, [own(label)], videos=videos)
     recipe = folder / "recipe.yaml"
-    recipe.write_text("description: <script>x</script>\nsource: <img src=x onerror=x>\nrules:\n"
-                      "  - name: </td><script>x</script>\n    where: duration_seconds > 1.5\n")
+    recipe.write_text(
+        "description: <script>x</script>\nsource: <img src=x onerror=x>\nrules:\n"
+        "  - name: </td><script>x</script>\n    where: duration_seconds > 1.5\n"
+    )
     with open_catalog(dataset) as catalog:
         create_subset(catalog, load_subset_recipe(recipe), name="s", code_version="<script>x")
     write_report(dataset, folder / "page.html", subset="s", sample_count=60)
@@ -81,10 +131,14 @@ def test_nothing_is_loaded_from_anywhere(root):
     policy = root.one("meta", **{"http-equiv": "Content-Security-Policy"}).attributes["content"]
     style = "".join(map(str, root.one("style").children))
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
-    assert policy == (f"default-src 'none'; img-src data:; style-src 'sha256-{digest}'; "
-                      "base-uri 'none'; form-action 'none'")
-    assert all((image.attributes["src"] or "").startswith("data:image/jpeg;base64,")
-               for image in root.all("img"))
+    assert policy == (
+        f"default-src 'none'; img-src data:; style-src 'sha256-{digest}'; "
+        "base-uri 'none'; form-action 'none'"
+    )
+    assert all(
+        (image.attributes["src"] or "").startswith("data:image/jpeg;base64,")
+        for image in root.all("img")
+    )
     assert "url(" not in style
     assert "@import" not in style
 
@@ -92,12 +146,27 @@ def test_nothing_is_loaded_from_anywhere(root):
 def in_chromium(page: Path, profile: Path) -> str:
     """What Chromium makes of a page."""
     return subprocess.run(
-        ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic",
-         "--disable-dev-shm-usage", "--no-first-run", "--disable-background-networking",
-         "--disable-component-update", "--disable-sync", f"--user-data-dir={profile}",
-         "--dump-dom", page.as_uri()],
+        [
+            "chromium",
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--disable-quic",
+            "--disable-dev-shm-usage",
+            "--no-first-run",
+            "--disable-background-networking",
+            "--disable-component-update",
+            "--disable-sync",
+            f"--user-data-dir={profile}",
+            "--dump-dom",
+            page.as_uri(),
+        ],
         stdin=subprocess.DEVNULL,
-        capture_output=True, encoding="utf-8", timeout=60, check=True).stdout
+        capture_output=True,
+        encoding="utf-8",
+        timeout=60,
+        check=True,
+    ).stdout
 
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="looks at the page in Chromium")
@@ -122,18 +191,21 @@ def test_a_browser_runs_nothing_of_it(page, tmp_path):
     assert "data-hit" not in dumped.partition("<head>")[0]
 
 
-@pytest.mark.parametrize(("url", "link", "place"), [
-    ("https://user:word@site.example/v?id=1", "https://site.example/v?id=1", None),
-    ("JavaScript:alert(1)", None, "JavaScript:alert(1)"),
-    (" javascript:alert(1)", None, "javascript:alert(1)"),
-    ("data:text/html,x", None, "data:text/html,x"),
-    ("//site.example/v", None, "v"),
-    ("/home/someone/films/a b.mp4", None, "a b.mp4"),
-    ("file:///home/someone/a.mp4", None, "a.mp4"),
-    ("http://[broken", None, "http://[broken"),
-    ("https://", None, "https://"),
-    (None, None, None),
-])
+@pytest.mark.parametrize(
+    ("url", "link", "place"),
+    [
+        ("https://user:word@site.example/v?id=1", "https://site.example/v?id=1", None),
+        ("JavaScript:alert(1)", None, "JavaScript:alert(1)"),
+        (" javascript:alert(1)", None, "javascript:alert(1)"),
+        ("data:text/html,x", None, "data:text/html,x"),
+        ("//site.example/v", None, "v"),
+        ("/home/someone/films/a b.mp4", None, "a b.mp4"),
+        ("file:///home/someone/a.mp4", None, "a.mp4"),
+        ("http://[broken", None, "http://[broken"),
+        ("https://", None, "https://"),
+        (None, None, None),
+    ],
+)
 def test_only_http_addresses_become_links_and_local_folders_stay_private(url, link, place):
     assert source_of(url) == (link, place)
 
@@ -154,8 +226,10 @@ def test_the_page_can_be_read_without_seeing_it(root):
         assert all(drawing.one(id=name).text for name in named)
     for drawing in root.all("svg"):
         hidden = drawing.attributes.get("aria-hidden") or (
-            drawing.parent and drawing.parent.parent
-            and drawing.parent.parent.attributes.get("aria-hidden"))
+            drawing.parent
+            and drawing.parent.parent
+            and drawing.parent.parent.attributes.get("aria-hidden")
+        )
         assert hidden == "true" or drawing.attributes.get("role") == "img"
     assert all(image.attributes["alt"] for image in root.all("img"))
     assert all(one.attributes.get("scope") in ("row", "col") for one in root.all("th"))

@@ -56,19 +56,24 @@ def ask(dataset: Path, query: str) -> list[tuple]:
 
 def test_every_bin_of_a_histogram_counts_what_sql_counts(scored, tmp_path):
     root = report(scored, tmp_path / "page.html")
-    for column, title in (("similarity", "similarity"), ("aesthetic", "aesthetic"),
-                          ("duration_seconds", "Clip durations")):
+    for column, title in (
+        ("similarity", "similarity"),
+        ("aesthetic", "aesthetic"),
+        ("duration_seconds", "Clip durations"),
+    ):
         card = card_id(root, title)
         bins = numbers(root, card)
         edges = [label.split(" to ") for label in bins]
-        counts = ", ".join(f"count(*) FILTER ({column} >= {low} AND {column} < {high})"
-                           for low, high in edges)
+        counts = ", ".join(
+            f"count(*) FILTER ({column} >= {low} AND {column} < {high})" for low, high in edges
+        )
         ((total, *expected),) = ask(scored, f"SELECT count({column}), {counts} FROM clips")
         assert [int(count) for count, _ in bins.values()] == expected
         assert sum(expected) == total
         drawn = root.one("figure", id=card).all("svg")[0].all("rect", class_="data")
         assert [bar.one("title").text.split(": ")[1].split()[0] for bar in drawn] == [
-            count for count, _ in bins.values()]
+            count for count, _ in bins.values()
+        ]
 
 
 def test_a_value_on_a_bins_edge_is_counted_in_the_bin_that_begins_there(tmp_path):
@@ -81,8 +86,9 @@ def test_a_value_on_a_bins_edge_is_counted_in_the_bin_that_begins_there(tmp_path
 
 def test_far_values_are_counted_beyond_the_axis_and_do_not_stretch_it(tmp_path):
     values = [n / 100 for n in range(1000)] + [1e6]
-    clips = [Clip("generic-v0", n, n + 1, values={"aesthetic": value})
-             for n, value in enumerate(values)]
+    clips = [
+        Clip("generic-v0", n, n + 1, values={"aesthetic": value}) for n, value in enumerate(values)
+    ]
     root = report(build(tmp_path / "d", clips, [aesthetic()]), tmp_path / "page.html")
     bins = numbers(root, card_id(root, "aesthetic"))
     assert list(bins)[-1] == "10.0 or more"
@@ -91,23 +97,35 @@ def test_far_values_are_counted_beyond_the_axis_and_do_not_stretch_it(tmp_path):
 
 
 def test_the_papers_bins_hold_their_upper_ends_as_the_paper_says(tmp_path):
-    clips = [Clip("generic-v0", 100.0 * n, 100.0 * n + seconds)
-             for n, seconds in enumerate([1.0, 2.0, 4.0, 10.0, 10.5, 31.0])]
+    clips = [
+        Clip("generic-v0", 100.0 * n, 100.0 * n + seconds)
+        for n, seconds in enumerate([1.0, 2.0, 4.0, 10.0, 10.5, 31.0])
+    ]
     root = report(build(tmp_path / "d", clips, []), tmp_path / "page.html")
     assert numbers(root, "clip-durations", table=1) == {
-        "0–2 s": ["1", "17%", ""], "2–4 s": ["1", "17%", ""], "4–10 s": ["1", "17%", ""],
-        "10–20 s": ["2", "33%", ""], "20–30 s": ["0", "0%", ""], "30 s or more": ["1", "17%", ""],
-        "≤ 10 s": ["4", "67%", "85%"], "> 10 s": ["2", "33%", "15%"]}
+        "0–2 s": ["1", "17%", ""],
+        "2–4 s": ["1", "17%", ""],
+        "4–10 s": ["1", "17%", ""],
+        "10–20 s": ["2", "33%", ""],
+        "20–30 s": ["0", "0%", ""],
+        "30 s or more": ["1", "17%", ""],
+        "≤ 10 s": ["4", "67%", "85%"],
+        "> 10 s": ["2", "33%", "15%"],
+    }
 
 
 def test_a_score_stands_beside_internvids_only_if_its_scorer_made_it(tmp_path):
     clips = random_clips(40, {"umt": (0.2, 0.5), "similarity": (0.2, 0.5), "aesthetic": (3, 7)})
-    dataset = build(tmp_path / "d", clips,
-                    [similarity(), aesthetic(over="mean"),
-                     given("umt", "UMT-SIM", "UMT_Score", "umt")])
+    dataset = build(
+        tmp_path / "d",
+        clips,
+        [similarity(), aesthetic(over="mean"), given("umt", "UMT-SIM", "UMT_Score", "umt")],
+    )
     root = report(dataset, tmp_path / "page.html")
-    published = {card.one("h3").text: "> 80%" in card.text
-                 for card in root.one("section", id="distributions").all("figure")}
+    published = {
+        card.one("h3").text: "> 80%" in card.text
+        for card in root.one("section", id="distributions").all("figure")
+    }
     assert published["umt"]
     assert not published["similarity"]
     about = root.one("section", id="distributions").all("p", class_="about")[0].text
@@ -129,9 +147,12 @@ def test_the_funnel_is_the_status(finished):
     names = ("inputs", "kept", "rejected", "failed", "pending")
     assert stage_rows(root) == {
         "ingest": [*(status["ingest"][name] for name in names[:4]), 0],
-        **{stage["stage"]: [stage[name] for name in names] for stage in status["stages"]}}
-    drawn = {body.one("th").text.split()[0]: body.all("tr", class_="bar")[0].all("rect")
-             for body in root.all("table", class_="funnel")[0].all("tbody")}
+        **{stage["stage"]: [stage[name] for name in names] for stage in status["stages"]},
+    }
+    drawn = {
+        body.one("th").text.split()[0]: body.all("tr", class_="bar")[0].all("rect")
+        for body in root.all("table", class_="funnel")[0].all("tbody")
+    }
     widest = status["ingest"]["inputs"]
     for stage in status["stages"][:2]:  # both share the scale of the sources
         at = 0.0
@@ -141,18 +162,22 @@ def test_the_funnel_is_the_status(finished):
             assert float(bar.attributes["x"]) == pytest.approx(at, abs=0.01)
             assert float(bar.attributes["width"]) == pytest.approx(100 * count / widest, abs=0.01)
             at += 100 * count / widest
-    rejected = {row.one("th").text: int(row.all("td")[0].text)
-                for row in root.one("table", class_="reasons").one("tbody").all("tr")}
+    rejected = {
+        row.one("th").text: int(row.all("td")[0].text)
+        for row in root.one("table", class_="reasons").one("tbody").all("tr")
+    }
     assert rejected == {
-        rule if rule.startswith(stage) else f"{stage}: {rule}": count for stage, rule, count in ask(
-            dataset, "SELECT stage, rule, count(*) FROM rejections GROUP BY ALL")}
+        rule if rule.startswith(stage) else f"{stage}: {rule}": count
+        for stage, rule, count in ask(
+            dataset, "SELECT stage, rule, count(*) FROM rejections GROUP BY ALL"
+        )
+    }
 
 
 def test_failures_that_say_the_same_are_one_line_with_the_command_to_retry(finished):
     dataset, root = finished
     section = root.one("section", id="failures")
-    found = {tuple(cell.text for cell in row.all()[:3])
-             for row in section.one("tbody").all("tr")}
+    found = {tuple(cell.text for cell in row.all()[:3]) for row in section.one("tbody").all("tr")}
     expected = ask(dataset, "SELECT stage, kind, count(*) FROM failures GROUP BY ALL")
     assert found == {(stage, kind, str(count)) for stage, kind, count in expected}
     commands = [code.text for code in section.all("code")]
@@ -176,8 +201,10 @@ def test_a_subset_is_set_beside_the_catalog_with_its_rules_and_thresholds(scored
     chosen = "clip_id IN (SELECT clip_id FROM subset_clips WHERE name = 'chosen')"
     bins = numbers(root, card_id(root, "similarity"))
     edges = [label.split(" to ") for label in bins]
-    counts = ", ".join(f"count(*) FILTER ({chosen} AND similarity >= {low} AND similarity < {high})"
-                       for low, high in edges)
+    counts = ", ".join(
+        f"count(*) FILTER ({chosen} AND similarity >= {low} AND similarity < {high})"
+        for low, high in edges
+    )
     ((total, *expected),) = ask(dataset, f"SELECT count(similarity), {counts} FROM clips")
     assert [int(count) for count, _, _ in bins.values()] == expected
     assert sum(int(whole) for _, _, whole in bins.values()) == total
@@ -199,30 +226,42 @@ def test_samples_at_a_threshold_are_the_nearest_on_either_side(scored, tmp_path)
     root = report(dataset, tmp_path / "page.html", subset="chosen", sample_count=16)
     shown = root.one("section", id="samples").all("div", class_="samples")[1].all("article")
     assert [article.one("span", class_="hash").text for article in shown] == [
-        clip for (clip,) in ask(
-            dataset, "(SELECT clip_id FROM clips WHERE aesthetic >= 5 ORDER BY aesthetic LIMIT 4) "
-                     "UNION ALL (SELECT clip_id FROM clips WHERE aesthetic < 5 "
-                     "ORDER BY aesthetic DESC LIMIT 4)")]
+        clip
+        for (clip,) in ask(
+            dataset,
+            "(SELECT clip_id FROM clips WHERE aesthetic >= 5 ORDER BY aesthetic LIMIT 4) "
+            "UNION ALL (SELECT clip_id FROM clips WHERE aesthetic < 5 "
+            "ORDER BY aesthetic DESC LIMIT 4)",
+        )
+    ]
     assert [article.one("p", class_="note").text.split(":")[0] for article in shown] == (
-        ["in the subset"] * 4 + ["out"] * 4)
+        ["in the subset"] * 4 + ["out"] * 4
+    )
 
 
 def test_the_rules_see_the_column_that_plays_their_scorer(tmp_path):
     """A role's name may be another column's: its histogram stays its own."""
-    clips = [Clip("generic-v0", n, n + 1, values={"similarity": 0.9, "umt": n / 100})
-             for n in range(40)]
-    dataset = build(tmp_path / "d", clips,
-                    [similarity(), given("umt", "UMT-SIM", "UMT_Score", "umt")])
-    freeze(dataset, "scorers:\n  similarity: {name: UMT-SIM, accepts: [{stage: take_given_score}]}"
-                    "\nrules:\n  - where: similarity >= 0.2\n", tmp_path)
+    clips = [
+        Clip("generic-v0", n, n + 1, values={"similarity": 0.9, "umt": n / 100}) for n in range(40)
+    ]
+    dataset = build(
+        tmp_path / "d", clips, [similarity(), given("umt", "UMT-SIM", "UMT_Score", "umt")]
+    )
+    freeze(
+        dataset,
+        "scorers:\n  similarity: {name: UMT-SIM, accepts: [{stage: take_given_score}]}"
+        "\nrules:\n  - where: similarity >= 0.2\n",
+        tmp_path,
+    )
     root = report(dataset, tmp_path / "page.html", subset="chosen", sample_count=16)
     samples = root.one("section", id="samples").all("div", class_="samples")[1]
     assert samples.all("p", class_="note")[0].text == "in the subset: 0.2"
     headings = [heading.text for heading in root.one("section", id="samples").all("h3")]
     assert headings == ["At random", "umt ≥ 0.2"]
     titles = {card.one("h3").text: card for card in root.all("figure")}
-    assert [titles[name].all("text", class_="threshold-text") != [] for name in (
-        "umt", "similarity")] == [True, False]
+    assert [
+        titles[name].all("text", class_="threshold-text") != [] for name in ("umt", "similarity")
+    ] == [True, False]
     assert "median 0.9" in titles["similarity"].one("figcaption").text
     assert "median 0.29," in titles["umt"].one("figcaption").text
 
@@ -248,16 +287,21 @@ def test_strips_show_kept_frames_of_the_clip_itself(made, tmp_path):
         image = article.one("img")
         clip = article.one("span", class_="hash").text
         assert clip in image.attributes["alt"]
-        ((start, end),) = ask(made.dataset, "SELECT start_seconds, end_seconds FROM clips "
-                                            f"WHERE clip_id = '{clip}'")
-        times = [int(m) * 60 + float(s)
-                 for m, s in re.findall(r"(\d+):(\d\d\.\d)", image.attributes["alt"])]
+        ((start, end),) = ask(
+            made.dataset, f"SELECT start_seconds, end_seconds FROM clips WHERE clip_id = '{clip}'"
+        )
+        times = [
+            int(m) * 60 + float(s)
+            for m, s in re.findall(r"(\d+):(\d\d\.\d)", image.attributes["alt"])
+        ]
         assert len(times) == 3
         assert all(start - 0.06 <= time < end + 0.06 for time in times)
         data = base64.b64decode(image.attributes["src"].removeprefix("data:image/jpeg;base64,"))
         picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
-        assert picture.shape[:2] == (int(image.attributes["height"]),
-                                     int(image.attributes["width"]))
+        assert picture.shape[:2] == (
+            int(image.attributes["height"]),
+            int(image.attributes["width"]),
+        )
 
 
 def test_frames_that_cannot_be_read_leave_a_placeholder(finished):
@@ -273,17 +317,31 @@ def test_a_page_of_noise_stays_below_four_megabytes(tmp_path):
     draw = np.random.default_rng(0)
     coarse = [draw.integers(0, 255, (126, 224, 3), np.uint8) for _ in range(3)]
     # Three pixels a grain, so that scaling to the strip's height does not smooth it away.
-    noise = [cv2.imencode(".jpg", grain.repeat(3, 0).repeat(3, 1))[1].tobytes()
-             for grain in coarse]
+    noise = [cv2.imencode(".jpg", grain.repeat(3, 0).repeat(3, 1))[1].tobytes() for grain in coarse]
     build_dataset(tmp_path / "d", shards=2, videos=20, clips=4)
     for shard in ("000000", "000001"):
-        videos = [video for (video,) in ask(
-            tmp_path / "d", "SELECT DISTINCT video_id FROM steps.split_clips WHERE clip_id IS NOT "
-                            f"NULL AND shard LIKE '{shard}%' ORDER BY ALL")]
-        rows = [{"video_id": video, "frame_number": n, "seconds": n / 3, "jpeg": noise[n % 3]}
-                for video in videos for n in range(24)]
-        write_shard(tmp_path / "d", "scan_videos", STEPS["scan_videos"][1], shard, rows,
-                    tables.FRAMES, table="frames")
+        videos = [
+            video
+            for (video,) in ask(
+                tmp_path / "d",
+                "SELECT DISTINCT video_id FROM steps.split_clips WHERE clip_id IS NOT "
+                f"NULL AND shard LIKE '{shard}%' ORDER BY ALL",
+            )
+        ]
+        rows = [
+            {"video_id": video, "frame_number": n, "seconds": n / 3, "jpeg": noise[n % 3]}
+            for video in videos
+            for n in range(24)
+        ]
+        write_shard(
+            tmp_path / "d",
+            "scan_videos",
+            STEPS["scan_videos"][1],
+            shard,
+            rows,
+            tables.FRAMES,
+            table="frames",
+        )
     root = report(tmp_path / "d", tmp_path / "page.html", sample_count=60)
     assert len(root.all("img")) == 60
     # 60 strips at their limit, as base64, and the page around them.
@@ -301,7 +359,8 @@ def test_clips_without_captions_and_scores_have_a_page(tmp_path):
     clips = [Clip("generic-v0", n, n + 2, caption=None) for n in range(9)]
     root = report(build(tmp_path / "d", clips, []), tmp_path / "page.html")
     assert root.one("section", id="captions").one("p", class_="nothing").text == (
-        "No clip has a caption.")
+        "No clip has a caption."
+    )
     assert len(root.all("div", class_="samples")[0].all("article")) == 9
     assert numbers(root, "clip-durations")
 
@@ -314,8 +373,9 @@ def test_a_dataset_with_a_run_and_no_clip_has_a_page(tmp_path):
 
 def test_scores_of_ones_own_are_drawn_and_infinite_ones_count_as_missing(tmp_path):
     values = [float("nan"), float("inf"), 1.0, 2.0, 3.0, None]
-    clips = [Clip("generic-v0", n, n + 1, values={'a "b" <i>': value})
-             for n, value in enumerate(values)]
+    clips = [
+        Clip("generic-v0", n, n + 1, values={'a "b" <i>': value}) for n, value in enumerate(values)
+    ]
     root = report(build(tmp_path / "d", clips, [own('a "b" <i>')]), tmp_path / "page.html")
     card = next(card for card in root.all("figure") if 'a "b" <i>' in card.one("h3").text)
     assert "mean 2" in card.one("figcaption").text
@@ -327,12 +387,15 @@ def test_the_subset_says_how_many_clips_are_gone(scored, tmp_path):
     shutil.copytree(scored, dataset)
     freeze(dataset, "rules:\n  - where: duration_seconds > 2\n", tmp_path)
     gone = dataset / "split_clips" / "split_clips-1" / "000001.parquet"
-    ((lost,),) = ask(dataset, "SELECT count(*) FROM steps.split_clips WHERE shard = '000001' "
-                              "AND duration_seconds > 2")
+    ((lost,),) = ask(
+        dataset,
+        "SELECT count(*) FROM steps.split_clips WHERE shard = '000001' AND duration_seconds > 2",
+    )
     gone.unlink()
     root = report(dataset, tmp_path / "page.html", subset="chosen")
     assert root.one("p", class_="warning").text.startswith(
-        f"{lost} clips of the subset are no longer")
+        f"{lost} clips of the subset are no longer"
+    )
 
 
 def test_what_is_there_is_replaced_and_a_missing_folder_is_a_usage_error(scored, tmp_path):
@@ -348,9 +411,21 @@ def test_what_is_there_is_replaced_and_a_missing_folder_is_a_usage_error(scored,
         write_report(scored, page, subset="other")
 
 
-@pytest.mark.parametrize(("value", "said"), [
-    (0, "0"), (1234567, "1,234,567"), (0.53712, "0.537"), (3.14159, "3.14"), (12.345, "12.3"),
-    (345.6, "346"), (0.00001, "1.0e-05"), (None, "–"), (100.0, "100"), (-2.5, "-2.5")])
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (0, "0"),
+        (1234567, "1,234,567"),
+        (0.53712, "0.537"),
+        (3.14159, "3.14"),
+        (12.345, "12.3"),
+        (345.6, "346"),
+        (0.00001, "1.0e-05"),
+        (None, "–"),
+        (100.0, "100"),
+        (-2.5, "-2.5"),
+    ],
+)
 def test_numbers_have_about_three_digits(value, said):
     assert number(value) == said
 
@@ -358,5 +433,9 @@ def test_numbers_have_about_three_digits(value, said):
 def test_a_share_is_never_rounded_to_all_or_nothing():
     assert percent(1, 100_000) == "< 0.1%"
     assert percent(99_999, 100_000) == "> 99.9%"
-    assert (percent(0, 5), percent(5, 5), percent(1, 3), percent(0, 0)) == ("0%", "100%", "33%",
-                                                                          "–")
+    assert (percent(0, 5), percent(5, 5), percent(1, 3), percent(0, 0)) == (
+        "0%",
+        "100%",
+        "33%",
+        "–",
+    )

@@ -48,8 +48,9 @@ class Connected:
 
     def __init__(self, captions: list[str | None]) -> None:
         self.connection = duckdb.connect()
-        self.connection.execute("CREATE TABLE said AS SELECT unnest(?::VARCHAR[]) AS caption",
-                                [captions])
+        self.connection.execute(
+            "CREATE TABLE said AS SELECT unnest(?::VARCHAR[]) AS caption", [captions]
+        )
 
 
 def words(*captions: str | None):
@@ -61,8 +62,14 @@ def test_words_are_counted_without_function_words():
     assert found.captions == 3
     assert found.words == 11
     assert found.distinct_words == 9
-    assert found.commonest == [("ball", 2), ("red", 2), ("café", 1), ("dog's", 1), ("un", 1),
-                               ("犬が走る", 1)]
+    assert found.commonest == [
+        ("ball", 2),
+        ("red", 2),
+        ("café", 1),
+        ("dog's", 1),
+        ("un", 1),
+        ("犬が走る", 1),
+    ]
 
 
 def test_most_verbs_are_found_and_few_nouns_taken_for_one():
@@ -81,9 +88,24 @@ def test_a_plural_is_no_verb_but_before_an_object_the_same_form_is():
     assert words("a boy waves to a girl who drinks a tea").verbs == [("drink", 1), ("wave", 1)]
 
 
-@pytest.mark.parametrize(("form", "lemma"), [
-    ("running", "run"), ("stopped", "stop"), ("tying", "tie"), ("flies", "fly"), ("tried", "try"),
-    ("catches", "catch"), ("beginning", "begin"), ("eating", "eat"), ("opened", "open"),
-    ("saw", "see"), ("found", "find"), ("written", "write"), ("skied", "ski"), ("playing", "play")])
+@pytest.mark.parametrize(
+    ("form", "lemma"),
+    [
+        ("running", "run"),
+        ("stopped", "stop"),
+        ("tying", "tie"),
+        ("flies", "fly"),
+        ("tried", "try"),
+        ("catches", "catch"),
+        ("beginning", "begin"),
+        ("eating", "eat"),
+        ("opened", "open"),
+        ("saw", "see"),
+        ("found", "find"),
+        ("written", "write"),
+        ("skied", "ski"),
+        ("playing", "play"),
+    ],
+)
 def test_forms_lead_to_their_base(form, lemma):
     assert {one.lemma for one in verb_forms() if one.form == form} == {lemma}

@@ -25,8 +25,12 @@ from clipmill.schemas.ids import clip_id
 from tests.media import THREE_SHOTS, cached
 from tests.synthetic import START, run_record, write_run, write_shard
 
-PLANTED = {"title": "PLANTEDTITLE", "description": "PLANTEDDESCRIPTION",
-           "uploader": "PLANTEDUPLOADER", "extra": "PLANTEDEXTRA"}
+PLANTED = {
+    "title": "PLANTEDTITLE",
+    "description": "PLANTEDDESCRIPTION",
+    "uploader": "PLANTEDUPLOADER",
+    "extra": "PLANTEDEXTRA",
+}
 SPANS = ((0.0, 2.0), (2.0, 3.6), (3.6, 6.0))
 COLOURS = ("red", "blue", "yellow")
 STEPS: dict[str, tuple[str, str, pa.Schema]] = {
@@ -88,17 +92,26 @@ def write_small(
         stage["name"] = STAGE_NAMES.get(stage["stage"], stage["stage"])
         stage["score"] = {"umt_sim": "given_score"}.get(stage["stage"], stage["score"])
         stage["settings"] = _SETTINGS.get(stage["stage"], {}) | (settings or {}).get(
-            stage["stage"], {})
+            stage["stage"], {}
+        )
         stage["models"] = (models or _MODELS).get(stage["stage"], {})
     write_run(path, record)
     return small
 
 
-_SETTINGS = {"umt_sim": {"column": "UMT_Score", "scorer": "UMT-SIM"},
-             "score_aesthetic": {"over_frames": "max"}}
-_MODELS = {"score_aesthetic": {"head": {
-    "reference": "/home/someone/heads/sac+logos+ava1-l14-linearMSE.pth", "revision": None,
-    "identity": "sha256:12"}}}
+_SETTINGS = {
+    "umt_sim": {"column": "UMT_Score", "scorer": "UMT-SIM"},
+    "score_aesthetic": {"over_frames": "max"},
+}
+_MODELS = {
+    "score_aesthetic": {
+        "head": {
+            "reference": "/home/someone/heads/sac+logos+ava1-l14-linearMSE.pth",
+            "revision": None,
+            "identity": "sha256:12",
+        }
+    }
+}
 
 
 def _add_video(small: Small, number: int) -> None:
@@ -108,38 +121,86 @@ def _add_video(small: Small, number: int) -> None:
     is_youtube = number % 2 == 0
     source = youtube_id(number)
     video = f"youtube-{source}" if is_youtube else f"file-{number:03d}"
-    url = (f"https://www.youtube.com/watch?v={source}" if is_youtube
-           else f"https://videos.example/{PLANTED['uploader'].lower()}/{number}.mp4")
-    add("download_videos", source_key=f"k{number:03d}", video_id=video, url=url,
-        extractor="youtube" if is_youtube else None, source_id=source if is_youtube else None,
-        title=f"{PLANTED['title']} {number}", description=f"{PLANTED['description']} {number}",
-        uploader=PLANTED["uploader"], license="CC-BY" if is_youtube else None, language="de",
-        category="sport", duration_seconds=6.0, width=320, height=180, fps=25.0, codec="h264",
-        has_audio=False, path="media/film.mp4", downloaded_at=START + timedelta(seconds=number),
+    url = (
+        f"https://www.youtube.com/watch?v={source}"
+        if is_youtube
+        else f"https://videos.example/{PLANTED['uploader'].lower()}/{number}.mp4"
+    )
+    add(
+        "download_videos",
+        source_key=f"k{number:03d}",
+        video_id=video,
+        url=url,
+        extractor="youtube" if is_youtube else None,
+        source_id=source if is_youtube else None,
+        title=f"{PLANTED['title']} {number}",
+        description=f"{PLANTED['description']} {number}",
+        uploader=PLANTED["uploader"],
+        license="CC-BY" if is_youtube else None,
+        language="de",
+        category="sport",
+        duration_seconds=6.0,
+        width=320,
+        height=180,
+        fps=25.0,
+        codec="h264",
+        has_audio=False,
+        path="media/film.mp4",
+        downloaded_at=START + timedelta(seconds=number),
         extra=[("note", PLANTED["extra"])],
-        subtitles=[_cue(0.5, 1.5, "Guten Tag", "de"), _cue(1.9, 3.4, "zusammen", "de"),
-                   _cue(0.5, 1.5, "Good day", "en"), _cue(0.5, 1.5, "guten tach", "de", True)])
+        subtitles=[
+            _cue(0.5, 1.5, "Guten Tag", "de"),
+            _cue(1.9, 3.4, "zusammen", "de"),
+            _cue(0.5, 1.5, "Good day", "en"),
+            _cue(0.5, 1.5, "guten tach", "de", True),
+        ],
+    )
     for at, (start, end) in enumerate(SPANS):
         clip = clip_id(video, start, end)
-        add("split_clips", video_id=video, clip_id=clip, shot=at, start_seconds=start,
-            end_seconds=end, duration_seconds=end - start, start_frame=round(start * 25),
-            end_frame=round(end * 25), fps=25.0, width=320, height=180, motion=0.3,
-            extra=[("title", PLANTED["extra"])])
+        add(
+            "split_clips",
+            video_id=video,
+            clip_id=clip,
+            shot=at,
+            start_seconds=start,
+            end_seconds=end,
+            duration_seconds=end - start,
+            start_frame=round(start * 25),
+            end_frame=round(end * 25),
+            fps=25.0,
+            width=320,
+            height=180,
+            motion=0.3,
+            extra=[("title", PLANTED["extra"])],
+        )
         add("tag_clips", clip_id=clip, tags=[{"tag": COLOURS[at], "score": 0.3}])
-        add("caption_frames", clip_id=clip, caption_coarse=f"{COLOURS[at]} ground",
-            captions_fine=[{"seconds": start, "text": f"a {COLOURS[at]} frame"}])
+        add(
+            "caption_frames",
+            clip_id=clip,
+            caption_coarse=f"{COLOURS[at]} ground",
+            captions_fine=[{"seconds": start, "text": f"a {COLOURS[at]} frame"}],
+        )
         without = number == 1 and at == 1
-        add("summarize_captions", clip_id=clip,
-            caption=None if without else f"a bar on {COLOURS[at]}, video {number}")
+        add(
+            "summarize_captions",
+            clip_id=clip,
+            caption=None if without else f"a bar on {COLOURS[at]}, video {number}",
+        )
         add("score_similarity", clip_id=clip, similarity=0.3)
         add("score_aesthetic", clip_id=clip, aesthetic=4.3 + at)
         add("umt_sim", clip_id=clip, given_score=0.4176532)
 
 
-def _cue(start: float, end: float, text: str, language: str, automatic: bool = False
-         ) -> dict[str, Any]:
-    return {"start_seconds": start, "end_seconds": end, "text": text, "language": language,
-            "automatic": automatic}
+def _cue(
+    start: float, end: float, text: str, language: str, automatic: bool = False
+) -> dict[str, Any]:
+    return {
+        "start_seconds": start,
+        "end_seconds": end,
+        "text": text,
+        "language": language,
+        "automatic": automatic,
+    }
 
 
 def freeze(dataset: Path, name: str, clips: Sequence[str]) -> None:
@@ -147,19 +208,39 @@ def freeze(dataset: Path, name: str, clips: Sequence[str]) -> None:
     folder = dataset / "subsets" / name
     folder.mkdir(parents=True)
     ids = sorted(clips)
-    rows = pa.table({"clip_id": ids, "video_id": ["-".join(one.split("-")[:-2]) for one in ids],
-                     "position": list(range(len(ids)))})
+    rows = pa.table(
+        {
+            "clip_id": ids,
+            "video_id": ["-".join(one.split("-")[:-2]) for one in ids],
+            "position": list(range(len(ids))),
+        }
+    )
     pq.write_table(rows, folder / "clips-000000.parquet")
     digest = hashlib.sha256("".join(f"{one}\n" for one in ids).encode()).hexdigest()
-    (folder / "subset.json").write_text(json.dumps({
-        "name": name, "recipe": "by hand", "created_at": START.isoformat(), "n_clips": len(ids),
-        "n_videos": len(set(rows["video_id"].to_pylist())), "hours": 0.1, "snapshot": "abc",
-        "hash": f"sha256:{digest}", "seed": 42, "source": None, "verified": True,
-        "description": "", "parameters": {"who": PLANTED["uploader"]}, "code_version": "0.1.0",
-        "rules": [{"where": f"title = '{PLANTED['title']}'"}],
-        "scorers": {}, "catalog": {"steps": {}},
-        "files": [{"name": "clips-000000.parquet", "clips": len(ids)}],
-    }))
+    (folder / "subset.json").write_text(
+        json.dumps(
+            {
+                "name": name,
+                "recipe": "by hand",
+                "created_at": START.isoformat(),
+                "n_clips": len(ids),
+                "n_videos": len(set(rows["video_id"].to_pylist())),
+                "hours": 0.1,
+                "snapshot": "abc",
+                "hash": f"sha256:{digest}",
+                "seed": 42,
+                "source": None,
+                "verified": True,
+                "description": "",
+                "parameters": {"who": PLANTED["uploader"]},
+                "code_version": "0.1.0",
+                "rules": [{"where": f"title = '{PLANTED['title']}'"}],
+                "scorers": {},
+                "catalog": {"steps": {}},
+                "files": [{"name": "clips-000000.parquet", "clips": len(ids)}],
+            }
+        )
+    )
 
 
 def export(small: Small, output: Path, format: str, **asked: Any) -> Exported:
@@ -170,5 +251,8 @@ def export(small: Small, output: Path, format: str, **asked: Any) -> Exported:
 
 def contents(folder: Path) -> dict[str, bytes]:
     """Every file of a folder by its path."""
-    return {path.relative_to(folder).as_posix(): path.read_bytes()
-            for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }

@@ -114,19 +114,41 @@ def test_a_lock_that_its_holder_has_deleted_is_none(small, tmp_path, monkeypatch
     monkeypatch.setattr(folder.os, "open", slow)
     with folder.open_folder(out):
         assert len(opened) == 2
-        code = ("import sys; from pathlib import Path\n"
-                "from clipmill.pipeline.exports import folder\n"
-                "with folder.open_folder(Path(sys.argv[1])): pass")
-        other = subprocess.run([sys.executable, "-c", code, str(out)],
-                               stdin=subprocess.DEVNULL, capture_output=True,
-                               text=True, check=False)
+        code = (
+            "import sys; from pathlib import Path\n"
+            "from clipmill.pipeline.exports import folder\n"
+            "with folder.open_folder(Path(sys.argv[1])): pass"
+        )
+        other = subprocess.run(
+            [sys.executable, "-c", code, str(out)],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
     assert "another process is exporting" in other.stderr
 
 
-@pytest.mark.parametrize("name", ["removed", "retries", "retries/deep", "media/out", "runs",
-                                  "split_clips", "split_clips/c1/out", "embed_clips", "journal",
-                                  "", ".", "../dataset/index", "quarantine", ".scratch/out",
-                                  "umt_sim/x"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "removed",
+        "retries",
+        "retries/deep",
+        "media/out",
+        "runs",
+        "split_clips",
+        "split_clips/c1/out",
+        "embed_clips",
+        "journal",
+        "",
+        ".",
+        "../dataset/index",
+        "quarantine",
+        ".scratch/out",
+        "umt_sim/x",
+    ],
+)
 def test_an_export_among_the_datasets_own_files_is_refused(small, name):
     before = contents(small.path)
     with pytest.raises(UsageError, match=r"keeps its own files in .*; give a place outside"):
@@ -156,10 +178,12 @@ def test_no_other_output_replaces_a_file_of_the_datasets(small, tmp_path):
     (small.path / "subsets").mkdir()
     before = contents(small.path)
     record = small.path / "runs" / "r1.json"
-    for write in (lambda: run_sql(small.path, "SELECT 1", format="csv", output=record),
-                  lambda: write_report(small.path, record),
-                  lambda: list_subsets(small.path, format="csv", output=record),
-                  lambda: show_logs(small.path, "r1", format="csv", output=record)):
+    for write in (
+        lambda: run_sql(small.path, "SELECT 1", format="csv", output=record),
+        lambda: write_report(small.path, record),
+        lambda: list_subsets(small.path, format="csv", output=record),
+        lambda: show_logs(small.path, "r1", format="csv", output=record),
+    ):
         with pytest.raises(ClipmillError, match="keeps its own files in runs there") as error:
             write()
         assert error.value.exit_status == 2

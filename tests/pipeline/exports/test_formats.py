@@ -53,21 +53,33 @@ def test_parquet_has_every_column_of_clips_and_the_facts_of_the_video(small, tmp
     rows = table.to_pylist()
     assert done.manifest["counts"] == {"clips": 12, "exported": 12, "left_out": {}, "failed": {}}
     assert [row["clip_id"] for row in rows] == sorted(
-        small.clip_ids, key=lambda one: (one.rsplit("-", 2)[0], int(one.rsplit("-", 2)[1])))
+        small.clip_ids, key=lambda one: (one.rsplit("-", 2)[0], int(one.rsplit("-", 2)[1]))
+    )
     first = next(row for row in rows if row["clip_id"] == f"youtube-{youtube_id(0)}-2000-3600")
     assert first["caption"] == "a bar on blue, video 0"
     assert first["captions_fine"] == [{"seconds": 2.0, "text": "a blue frame"}]
     assert (first["title"], first["uploader"], first["license"], first["source_id"]) == (
-        "PLANTEDTITLE 0", "PLANTEDUPLOADER", "CC-BY", youtube_id(0))
+        "PLANTEDTITLE 0",
+        "PLANTEDUPLOADER",
+        "CC-BY",
+        youtube_id(0),
+    )
     assert (first["umt_sim"], first["video_duration_seconds"]) == (0.4176532, 6.0)
     assert dict(first["extra"]) == {"title": "PLANTEDEXTRA"}
     assert not [name for name in table.column_names if name.startswith("_")]
 
 
-@pytest.mark.parametrize(("format", "pattern"), [
-    ("parquet", "clips-*.parquet"), ("csv", "clips-*.csv"), ("webdataset", "clips-*.tar"),
-    ("huggingface", "data/train-*.parquet"), ("internvid", "internvid-*.jsonl"),
-    ("interleaved", "documents-*.jsonl")])
+@pytest.mark.parametrize(
+    ("format", "pattern"),
+    [
+        ("parquet", "clips-*.parquet"),
+        ("csv", "clips-*.csv"),
+        ("webdataset", "clips-*.tar"),
+        ("huggingface", "data/train-*.parquet"),
+        ("internvid", "internvid-*.jsonl"),
+        ("interleaved", "documents-*.jsonl"),
+    ],
+)
 def test_no_shard_is_larger_than_asked_and_none_is_missing(many, tmp_path, format, pattern):
     """Shards are numbered without gaps and listed with their counts and sizes."""
     limit = {"webdataset": 200_000, "internvid": 10_000}.get(format, 60_000)
@@ -75,7 +87,8 @@ def test_no_shard_is_larger_than_asked_and_none_is_missing(many, tmp_path, forma
     found = files(tmp_path / "out", pattern)
     listed = done.manifest["files"]
     assert [path.relative_to(tmp_path / "out").as_posix() for path in found] == [
-        file["name"] for file in listed]
+        file["name"] for file in listed
+    ]
     assert [int(path.stem.rpartition("-")[2]) for path in found] == list(range(len(found)))
     assert [path.stat().st_size for path in found] == [file["size_bytes"] for file in listed]
     assert len(found) > 1
@@ -113,7 +126,8 @@ def test_webdataset_reads_its_samples_back(small, tmp_path):
     assert frames == facts["media"]["frames"] == 60
     index = json.loads((out / "index.json").read_text())
     assert [(one["url"], one["filesize"]) for one in index["shardlist"]] == [
-        (shard.name, shard.stat().st_size) for shard in shards]
+        (shard.name, shard.stat().st_size) for shard in shards
+    ]
     assert sum(one["nsamples"] for one in index["shardlist"]) == 11
     assert done.manifest["counts"]["left_out"] == {"no caption": 1}
     assert not (out / ".work").exists()
@@ -121,6 +135,7 @@ def test_webdataset_reads_its_samples_back(small, tmp_path):
 
 def test_webdataset_fills_each_tar_file_as_far_as_it_goes(tmp_path):
     """The next sample would not have fitted, also where names are too long for a tar header."""
+
     def lengthen(step: str, row: dict[str, Any]) -> None:
         if row.get("clip_id", "").startswith("file-"):
             row["clip_id"] = row["clip_id"].replace("file-", "file-" + "x" * 120)
@@ -186,22 +201,25 @@ def test_videos_lie_in_parquet_as_they_are_so_that_viewers_can_seek_in_them(smal
     out = tmp_path / "out"
     export(small, out, "huggingface", cut=COPY)
     (path,) = out.glob("data/*.parquet")
-    loaded = datasets.load_dataset("parquet", data_files=str(path),
-                                   cache_dir=str(tmp_path / "cache"))["train"]
+    loaded = datasets.load_dataset(
+        "parquet", data_files=str(path), cache_dir=str(tmp_path / "cache")
+    )["train"]
     assert loaded.features["video"] == datasets.Video()
     with pq.ParquetFile(path) as file:
         group = file.metadata.row_group(0)
-        columns = {column.path_in_schema: column
-                   for column in map(group.column, range(group.num_columns))}
+        columns = {
+            column.path_in_schema: column for column in map(group.column, range(group.num_columns))
+        }
         rows = file.read(["video"])["video"].to_pylist()
-    assert {name: column.compression for name, column in columns.items()
-            if name.startswith("video.")} == {
-                "video.bytes": "UNCOMPRESSED", "video.path": "UNCOMPRESSED"}
+    assert {
+        name: column.compression for name, column in columns.items() if name.startswith("video.")
+    } == {"video.bytes": "UNCOMPRESSED", "video.path": "UNCOMPRESSED"}
     assert "PLAIN" in columns["video.bytes"].encodings
     assert not columns["video.bytes"].has_dictionary_page
     assert all(column.has_offset_index for column in columns.values())
-    assert {column.compression for name, column in columns.items()
-            if not name.startswith("video.")} == {"ZSTD"}
+    assert {
+        column.compression for name, column in columns.items() if not name.startswith("video.")
+    } == {"ZSTD"}
     content = path.read_bytes()
     assert all(row["bytes"] in content for row in rows)
 
@@ -212,8 +230,9 @@ def test_datasets_opens_a_folder_without_videos(small, tmp_path):
 
     export(small, tmp_path / "out", "huggingface")
     loaded = datasets.load_dataset(str(tmp_path / "out"), cache_dir=str(tmp_path / "a"))["train"]
-    found = datasets.load_dataset("parquet", data_files=str(tmp_path / "out/data/*.parquet"),
-                                  cache_dir=str(tmp_path / "b"))["train"]
+    found = datasets.load_dataset(
+        "parquet", data_files=str(tmp_path / "out/data/*.parquet"), cache_dir=str(tmp_path / "b")
+    )["train"]
     assert loaded.features == found.features
     assert loaded.to_dict() == found.to_dict()
 
@@ -231,7 +250,8 @@ def test_the_card_says_what_it_is_and_where_it_comes_from(small, tmp_path):
     assert "| clips selected | 5 |" in text
     assert "| left out: no caption | 1 |" in text
     assert "| `aesthetic` | `float` | `score_aesthetic`: `sac+logos+ava1-l14-linearMSE.pth` |" in (
-        text)
+        text
+    )
     assert "| `sac+logos+ava1-l14-linearMSE.pth` | Apache-2.0 |" in text
     assert "/home/someone" not in card
     assert hash_ in text
@@ -259,8 +279,12 @@ def test_csv_reads_back_with_nested_columns_as_json(small, tmp_path):
 
 def test_csv_text_is_no_formula_and_holds_no_control_characters(tmp_path):
     """A title from the network must do nothing in a spreadsheet; quotes and lines stay."""
-    hostile = {0: '=HYPERLINK("http://x","y")', 1: "@SUM(A1)", 2: "-2+3",
-               3: 'a "quoted",\nsecond line\x00\x1b[31m — ünï 🎬'}
+    hostile = {
+        0: '=HYPERLINK("http://x","y")',
+        1: "@SUM(A1)",
+        2: "-2+3",
+        3: 'a "quoted",\nsecond line\x00\x1b[31m — ünï 🎬',
+    }
 
     def change(step: str, row: dict[str, Any]) -> None:
         if step == "download_videos":
@@ -271,8 +295,12 @@ def test_csv_text_is_no_formula_and_holds_no_control_characters(tmp_path):
     with open(tmp_path / "out" / "clips-000000.csv", encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     titles = {row["title"] for row in rows}
-    assert titles == {"'" + hostile[0], "'" + hostile[1], "'" + hostile[2],
-                      'a "quoted",\nsecond line  [31m — ünï 🎬'}
+    assert titles == {
+        "'" + hostile[0],
+        "'" + hostile[1],
+        "'" + hostile[2],
+        'a "quoted",\nsecond line  [31m — ünï 🎬',
+    }
     # An id may begin with a dash and stays as it is; so do negative numbers.
     assert {row["source_id"] for row in rows} == {youtube_id(0), youtube_id(2), ""}
 
@@ -282,24 +310,62 @@ def test_internvid_has_its_columns_and_no_others(small, tmp_path):
     done = export(small, tmp_path / "out", "internvid")
     lines = (tmp_path / "out" / "internvid-000000.jsonl").read_text().splitlines()
     assert json.loads(lines[1]) == {
-        "YoutubeID": youtube_id(0), "Start_timestamp": "00:00:02.000",
-        "End_timestamp": "00:00:03.600", "Caption": "a bar on blue, video 0",
-        "Aesthetic_Score": 5.3, "UMT_Score": 0.4176532}
-    assert list(json.loads(lines[1])) == ["YoutubeID", "Start_timestamp", "End_timestamp",
-                                          "Caption", "Aesthetic_Score", "UMT_Score"]
+        "YoutubeID": youtube_id(0),
+        "Start_timestamp": "00:00:02.000",
+        "End_timestamp": "00:00:03.600",
+        "Caption": "a bar on blue, video 0",
+        "Aesthetic_Score": 5.3,
+        "UMT_Score": 0.4176532,
+    }
+    assert list(json.loads(lines[1])) == [
+        "YoutubeID",
+        "Start_timestamp",
+        "End_timestamp",
+        "Caption",
+        "Aesthetic_Score",
+        "UMT_Score",
+    ]
     assert done.manifest["counts"] == {
-        "clips": 12, "exported": 6, "left_out": {"no caption": 1, "not from YouTube": 5},
-        "failed": {}}
+        "clips": 12,
+        "exported": 6,
+        "left_out": {"no caption": 1, "not from YouTube": 5},
+        "failed": {},
+    }
 
 
-@pytest.mark.parametrize(("changed", "column"), [
-    ({"settings": {"umt_sim": {"scorer": "ViCLIP"}}}, "UMT_Score"),
-    ({"steps": ["download_videos", "split_clips", "summarize_captions", "score_similarity",
-                "score_aesthetic"]}, "UMT_Score"),
-    ({"settings": {"score_aesthetic": {"over_frames": "mean"}}}, "Aesthetic_Score"),
-    ({"models": {"score_aesthetic": {"head": {"reference": "sa_0_4_vit_l_14_linear.pth",
-      "revision": None, "identity": "x"}}}}, "Aesthetic_Score"),
-])
+@pytest.mark.parametrize(
+    ("changed", "column"),
+    [
+        ({"settings": {"umt_sim": {"scorer": "ViCLIP"}}}, "UMT_Score"),
+        (
+            {
+                "steps": [
+                    "download_videos",
+                    "split_clips",
+                    "summarize_captions",
+                    "score_similarity",
+                    "score_aesthetic",
+                ]
+            },
+            "UMT_Score",
+        ),
+        ({"settings": {"score_aesthetic": {"over_frames": "mean"}}}, "Aesthetic_Score"),
+        (
+            {
+                "models": {
+                    "score_aesthetic": {
+                        "head": {
+                            "reference": "sa_0_4_vit_l_14_linear.pth",
+                            "revision": None,
+                            "identity": "x",
+                        }
+                    }
+                }
+            },
+            "Aesthetic_Score",
+        ),
+    ],
+)
 def test_another_scorers_number_is_not_passed_off_as_internvids(tmp_path, changed, column):
     dataset = write_small(tmp_path / "dataset", **changed)
     done = export(dataset, tmp_path / "out", "internvid")
@@ -312,8 +378,11 @@ def test_another_scorers_number_is_not_passed_off_as_internvids(tmp_path, change
 
 
 def documents(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for path in files(folder, "documents-*.jsonl")
-            for line in path.read_text().splitlines()]
+    return [
+        json.loads(line)
+        for path in files(folder, "documents-*.jsonl")
+        for line in path.read_text().splitlines()
+    ]
 
 
 def test_documents_hold_a_videos_clips_and_captions_in_time_order(small, tmp_path):
@@ -322,16 +391,22 @@ def test_documents_hold_a_videos_clips_and_captions_in_time_order(small, tmp_pat
     found = documents(tmp_path / "out")
     assert len(found) == 4
     document = next(one for one in found if one["document_id"] == f"youtube-{youtube_id(2)}")
-    assert [(item["type"], item.get("text", item.get("start_seconds")))
-            for item in document["items"]] == [
-        ("video", 0.0), ("text", "a bar on red, video 2"),
-        ("video", 2.0), ("text", "a bar on blue, video 2"),
-        ("video", 3.6), ("text", "a bar on yellow, video 2")]
+    assert [
+        (item["type"], item.get("text", item.get("start_seconds"))) for item in document["items"]
+    ] == [
+        ("video", 0.0),
+        ("text", "a bar on red, video 2"),
+        ("video", 2.0),
+        ("text", "a bar on blue, video 2"),
+        ("video", 3.6),
+        ("text", "a bar on yellow, video 2"),
+    ]
     assert done.manifest["counts"]["exported"] == 11
 
 
 def test_rows_are_in_the_order_of_time_not_of_ids(tmp_path):
     """500 comes before 2000, although the text doesn't."""
+
     def change(step: str, row: dict[str, Any]) -> None:
         if row.get("clip_id", "").endswith("-0-2000"):
             row["clip_id"] = row["clip_id"].replace("-0-2000", "-500-2000")
@@ -351,15 +426,19 @@ def test_documents_say_what_is_said_in_a_clip(small, tmp_path):
     said = [(item["text"]) for item in document["items"] if item.get("role") == "speech"]
     assert said == ["Guten Tag", "zusammen"]
     roles = [item.get("role", "video") for item in document["items"]]
-    assert roles == ["video", "caption", "speech", "video", "caption", "speech", "video",
-                     "caption"]
+    assert roles == ["video", "caption", "speech", "video", "caption", "speech", "video", "caption"]
 
 
 def test_documents_of_two_videos_each(tmp_path):
     """(c): two videos that follow each other, and the last of an odd number alone."""
     odd = write_small(tmp_path / "dataset", 5)
-    export(odd, tmp_path / "out", "interleaved", shard_bytes=10_000,
-           interleaving=Interleaving("c", 0.0))
+    export(
+        odd,
+        tmp_path / "out",
+        "interleaved",
+        shard_bytes=10_000,
+        interleaving=Interleaving("c", 0.0),
+    )
     found = documents(tmp_path / "out")
     assert [len(one["videos"]) for one in found] == [2, 2, 1]
     for one in found:
@@ -377,8 +456,10 @@ def test_clips_of_documents_are_dropped_by_seed(many, tmp_path):
         done = export(many, tmp_path / name, "interleaved", interleaving=Interleaving(**asked))
         counts = done.manifest["counts"]
         assert counts["clips"] == counts["exported"] + sum(counts["left_out"].values())
-        return (counts["left_out"]["dropped at random"],
-                (tmp_path / name / "documents-000000.jsonl").read_bytes())
+        return (
+            counts["left_out"]["dropped at random"],
+            (tmp_path / name / "documents-000000.jsonl").read_bytes(),
+        )
 
     first, text = dropped("a")
     assert 60 < first < 120  # 299 × 0.3 = 90, four deviations are 32
@@ -401,7 +482,8 @@ def test_tables_name_the_clips_files_and_their_true_spans(small, tmp_path):
     for row in pq.read_table(out / "clips-000000.parquet").to_pylist():
         start, end = next(span for span in SPANS if span[0] == row["start_seconds"])
         assert (row["media_start_seconds"], row["media_end_seconds"]) == pytest.approx(
-            (start, end), abs=1e-6)
+            (start, end), abs=1e-6
+        )
         with av.open(str(out / row["media_path"])) as clip:
             frames = [frame.to_ndarray(format="rgb24") for frame in clip.decode(video=0)]
         assert len(frames) == row["media_frames"] == round((end - start) * 25)

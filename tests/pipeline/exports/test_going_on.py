@@ -52,12 +52,15 @@ def stop_after(small: Small, output: Path, format: str, steps: int, **asked: Any
     return False
 
 
-@pytest.mark.parametrize(("format", "asked"), [
-    ("parquet", {"shard_bytes": 40_000}),
-    ("interleaved", {"interleaving": Interleaving("c")}),
-    ("webdataset", {"shard_bytes": 40_960}),
-    ("huggingface", {"cut": cut_options("copy"), "shard_bytes": 150_000}),
-])
+@pytest.mark.parametrize(
+    ("format", "asked"),
+    [
+        ("parquet", {"shard_bytes": 40_000}),
+        ("interleaved", {"interleaving": Interleaving("c")}),
+        ("webdataset", {"shard_bytes": 40_960}),
+        ("huggingface", {"cut": cut_options("copy"), "shard_bytes": 150_000}),
+    ],
+)
 def test_an_export_goes_on_where_it_stopped_with_equal_bytes(tmp_path, monkeypatch, format, asked):
     """Stopped again and again, it ends as the one that never was."""
     monkeypatch.setattr(selection, "ROWS_UNIT_CLIPS", 12)
@@ -71,8 +74,11 @@ def test_an_export_goes_on_where_it_stopped_with_equal_bytes(tmp_path, monkeypat
     for steps in (2, 7, 3):
         if stop_after(many, out, format, steps, **asked):
             stops += 1
-            before = {path: path.stat().st_mtime_ns for path in out.rglob("*-0*")
-                      if path.is_file() and path.parent.name in ("out", "data")}
+            before = {
+                path: path.stat().st_mtime_ns
+                for path in out.rglob("*-0*")
+                if path.is_file() and path.parent.name in ("out", "data")
+            }
     export(many, out, format, **asked)
     assert stops >= 2
     assert before
@@ -168,20 +174,27 @@ def test_a_subset_is_exported_and_a_predicate_narrows_it(small, tmp_path):
     chosen = small.clip_ids[::2]
     freeze(small.path, "mine", chosen)
     done = export(small, tmp_path / "out", "parquet", subset="mine", where="aesthetic > 5")
-    assert done.manifest["counts"] == {"clips": 6, "exported": 2 * 2, "failed": {},
-                                       "left_out": {"where": 2}}
+    assert done.manifest["counts"] == {
+        "clips": 6,
+        "exported": 2 * 2,
+        "failed": {},
+        "left_out": {"where": 2},
+    }
     assert done.manifest["provenance"]["subset"]["name"] == "mine"
     with pytest.raises(UsageError, match=r"no subset 'min'.*did you mean mine"):
         export(small, tmp_path / "b", "parquet", subset="min")
 
 
-@pytest.mark.parametrize(("where", "said"), [
-    ("similarty > 3", "similarity"),
-    ("similarity", "is a FLOAT; expected a condition that is true or false"),
-    ("similarity > ", "--where"),
-    ("1=1) UNION ALL SELECT * FROM clips WHERE (1=1", "--where"),
-    ("caption IN (SELECT content FROM read_text('/etc/passwd'))", "--where"),
-])
+@pytest.mark.parametrize(
+    ("where", "said"),
+    [
+        ("similarty > 3", "similarity"),
+        ("similarity", "is a FLOAT; expected a condition that is true or false"),
+        ("similarity > ", "--where"),
+        ("1=1) UNION ALL SELECT * FROM clips WHERE (1=1", "--where"),
+        ("caption IN (SELECT content FROM read_text('/etc/passwd'))", "--where"),
+    ],
+)
 def test_a_predicate_is_one_expression_over_clips(small, tmp_path, where, said):
     with pytest.raises(UsageError, match=said):
         export(small, tmp_path / "out", "parquet", where=where)
@@ -195,10 +208,14 @@ def test_removed_videos_are_not_exported(small, tmp_path, capsys):
     remove(small.path, videos=[removed])
     done = export(small, tmp_path / "out", "webdataset", subset="mine", uncaptioned=True)
     assert done.manifest["counts"] == {
-        "clips": 13, "exported": 9, "failed": {},
-        "left_out": {"removed": 3, "not in the catalog": 1}}
-    assert all(youtube_id(0).encode() not in data for name, data in
-               contents(tmp_path / "out").items())
+        "clips": 13,
+        "exported": 9,
+        "failed": {},
+        "left_out": {"removed": 3, "not in the catalog": 1},
+    }
+    assert all(
+        youtube_id(0).encode() not in data for name, data in contents(tmp_path / "out").items()
+    )
 
 
 def test_the_caption_may_be_another_column(small, tmp_path):
@@ -214,6 +231,7 @@ def test_the_caption_may_be_another_column(small, tmp_path):
 
 def test_odd_numbers_are_null_in_text(tmp_path):
     """NaN and infinity are not JSON; no reader should stumble over them."""
+
     def change(step: str, row: dict[str, Any]) -> None:
         if step == "score_similarity":
             row["similarity"] = float("nan")
@@ -240,8 +258,9 @@ def test_an_export_that_was_stopped_has_no_process_left_when_that_is_told(tmp_pa
         if set(active_children()) - others:  # not yet while clips are selected
             raise Stopped
 
-    request = ExportRequest(small.path, tmp_path / "out", "parquet", engine="local",
-                            cut=cut_options("copy"))
+    request = ExportRequest(
+        small.path, tmp_path / "out", "parquet", engine="local", cut=cut_options("copy")
+    )
     with pytest.raises(Stopped) as held:
         run_export(request, code_version="test", watcher=Watcher(step=step))
     assert held.value.__traceback__ is not None

@@ -51,15 +51,22 @@ def test_a_clip_that_cannot_be_cut_is_a_failed_row(tmp_path, format):
     dataset = write_small(tmp_path / "dataset", change=broken)
     (dataset.path / "media" / "noise.mp4").write_bytes(b"noise" * 9999)
     done = export(dataset, tmp_path / "out", format, cut=cut_options("exact"), uncaptioned=True)
-    assert done.manifest["counts"] == {"clips": 12, "exported": 3, "left_out": {},
-                                       "failed": {"permanent": 6, "bad_media": 3}}
+    assert done.manifest["counts"] == {
+        "clips": 12,
+        "exported": 3,
+        "left_out": {},
+        "failed": {"permanent": 6, "bad_media": 3},
+    }
     found = failures(tmp_path / "out")
     assert {(row["video_id"], row["kind"]) for row in found} == {
-        ("file-001", "permanent"), (f"youtube-{youtube_id(2)}", "permanent"),
-        ("file-003", "bad_media")}
+        ("file-001", "permanent"),
+        (f"youtube-{youtube_id(2)}", "permanent"),
+        ("file-003", "bad_media"),
+    }
     assert len({row["clip_id"] for row in found}) == 9
     assert {row["message"] for row in found if row["video_id"] == "file-001"} == {
-        "the file of file-001 is no longer there"}
+        "the file of file-001 is no longer there"
+    }
     assert str(tmp_path) not in (tmp_path / "out" / "failures.jsonl").read_text()
     if format == "parquet":
         table = pq.read_table(tmp_path / "out" / "clips-000000.parquet")
@@ -80,23 +87,34 @@ def test_a_span_beyond_the_video_fails_alone(tmp_path):
 
 def test_speech_stays_although_a_videos_first_clip_failed(tmp_path):
     """Subtitles stand with the first clip of the rows, whatever becomes of it."""
+
     def change(step: str, row: dict[str, Any]) -> None:
         if step == "split_clips" and row["shot"] == 0:
             row["start_seconds"], row["end_seconds"] = -5.0, -3.0
 
     dataset = write_small(tmp_path / "dataset", 1, change=change)
-    export(dataset, tmp_path / "out", "interleaved", cut=cut_options("exact"),
-           interleaving=Interleaving("b", 0.0))
+    export(
+        dataset,
+        tmp_path / "out",
+        "interleaved",
+        cut=cut_options("exact"),
+        interleaving=Interleaving("b", 0.0),
+    )
     (line,) = (tmp_path / "out" / "documents-000000.jsonl").read_text().splitlines()
-    assert [item["text"] for item in json.loads(line)["items"] if item.get("role") == "speech"
-            ] == ["zusammen"]
+    assert [item["text"] for item in json.loads(line)["items"] if item.get("role") == "speech"] == [
+        "zusammen"
+    ]
 
 
 def test_an_encoder_that_is_not_there_is_told_before_anything_is_begun(tmp_path):
     dataset = write_small(tmp_path / "dataset", 1)
     with pytest.raises(ClipmillError, match="h264_nowhere"):
-        export(dataset, tmp_path / "out", "webdataset",
-               cut=cut_options("exact", encoder="h264_nowhere"))
+        export(
+            dataset,
+            tmp_path / "out",
+            "webdataset",
+            cut=cut_options("exact", encoder="h264_nowhere"),
+        )
     assert not (tmp_path / "out").exists()
 
 
@@ -106,10 +124,10 @@ def telling(tmp_path_factory: pytest.TempPathFactory) -> Small:
     small = write_small(tmp_path_factory.mktemp("telling") / "dataset", 6, change=_own_column)
     freeze(small.path, "mine", small.clip_ids)
     film, _ = cached(THREE_SHOTS)
-    with av.open(str(film)) as source, av.open(
-            str(small.path / "media" / "film.mp4"), "w") as told:
-        told.metadata.update(title=PLANTED["title"], comment=PLANTED["description"],
-                             artist=PLANTED["uploader"])
+    with av.open(str(film)) as source, av.open(str(small.path / "media" / "film.mp4"), "w") as told:
+        told.metadata.update(
+            title=PLANTED["title"], comment=PLANTED["description"], artist=PLANTED["uploader"]
+        )
         stream = told.add_stream_from_template(source.streams.video[0])
         for packet in source.demux(video=0):
             if packet.dts is not None:
@@ -125,16 +143,34 @@ def _own_column(step: str, row: dict[str, Any]) -> None:
         row["url"] = f"/home/{PLANTED['uploader']}/{PLANTED['title']}.mp4"
 
 
-@pytest.mark.parametrize(("format", "media"), [
-    ("webdataset", "exact"), ("webdataset", "copy"), ("parquet", "copy"), ("huggingface", "copy"),
-    ("huggingface", "none"), ("internvid", "none"), ("csv", "none"), ("interleaved", "copy")])
-def test_redacted_exports_tell_no_titles_descriptions_or_uploaders(telling, tmp_path, format,
-                                                                   media):
+@pytest.mark.parametrize(
+    ("format", "media"),
+    [
+        ("webdataset", "exact"),
+        ("webdataset", "copy"),
+        ("parquet", "copy"),
+        ("huggingface", "copy"),
+        ("huggingface", "none"),
+        ("internvid", "none"),
+        ("csv", "none"),
+        ("interleaved", "copy"),
+    ],
+)
+def test_redacted_exports_tell_no_titles_descriptions_or_uploaders(
+    telling, tmp_path, format, media
+):
     """In no file, at no depth, in no spelling of theirs, and not in the clips' own metadata."""
     out = tmp_path / "out"
-    export(telling, out, format, redact=True, subset="mine", uncaptioned=True,
-           where=f"title LIKE '{PLANTED['title']}%' AND similarity < 2",
-           cut=cut_options(media))
+    export(
+        telling,
+        out,
+        format,
+        redact=True,
+        subset="mine",
+        uncaptioned=True,
+        where=f"title LIKE '{PLANTED['title']}%' AND similarity < 2",
+        cut=cut_options(media),
+    )
     found = _as_text(out)
     assert b"a bar on red" in found
     for word in PLANTED.values():
@@ -153,7 +189,9 @@ def test_redacted_addresses_of_the_web_stay(telling, tmp_path):
     export(telling, tmp_path / "out", "parquet", redact=True)
     table = pq.read_table(tmp_path / "out" / "clips-000000.parquet", columns=["url"])
     assert set(table["url"].to_pylist()) == {
-        None, *(f"https://www.youtube.com/watch?v={youtube_id(n)}" for n in (0, 2, 4))}
+        None,
+        *(f"https://www.youtube.com/watch?v={youtube_id(n)}" for n in (0, 2, 4)),
+    }
 
 
 def _as_text(folder: Path) -> bytes:
@@ -177,12 +215,19 @@ def test_a_worker_that_dies_costs_the_videos_that_it_dies_at(tmp_path, monkeypat
     dataset = write_small(tmp_path / "dataset")
     monkeypatch.setattr(cutting, "cut_clips_isolated", _deadly)
     monkeypatch.setattr(units, "map_tasks", _in_forked_processes)
-    done = export(dataset, tmp_path / "out", "webdataset", cut=cut_options("copy"),
-                  uncaptioned=True)
-    assert done.manifest["counts"] == {"clips": 12, "exported": 6, "left_out": {},
-                                       "failed": {"crash": 6}}
+    done = export(
+        dataset, tmp_path / "out", "webdataset", cut=cut_options("copy"), uncaptioned=True
+    )
+    assert done.manifest["counts"] == {
+        "clips": 12,
+        "exported": 6,
+        "left_out": {},
+        "failed": {"crash": 6},
+    }
     assert {row["video_id"] for row in failures(tmp_path / "out")} == {
-        "file-001", f"youtube-{youtube_id(2)}"}
+        "file-001",
+        f"youtube-{youtube_id(2)}",
+    }
 
 
 def test_only_files_that_were_decoded_whole_without_an_error_are_called_sound(
@@ -191,8 +236,10 @@ def test_only_files_that_were_decoded_whole_without_an_error_are_called_sound(
     """Not one with corrupt pictures, of another size, read in spans only, or never counted."""
     dataset = write_small(tmp_path / "dataset", 5, change=_with_sizes)
     ids = [row["video_id"] for row in dataset.rows["download_videos"]]
-    rows = [{"video_id": video, "corrupt_frames": corrupt}
-            for video, corrupt in zip(ids, (0, 3, 0, 0, None), strict=True)]
+    rows = [
+        {"video_id": video, "corrupt_frames": corrupt}
+        for video, corrupt in zip(ids, (0, 3, 0, 0, None), strict=True)
+    ]
     steps = {"scan_videos": ("scan_videos", "s1", SCANS)}
     write_shard(dataset.path, "scan_videos", "s1", "000000", rows, SCANS)
     record = json.loads(next((dataset.path / "runs").glob("r1*.json")).read_text())
@@ -200,17 +247,22 @@ def test_only_files_that_were_decoded_whole_without_an_error_are_called_sound(
     write_run(dataset.path, record)
     called: dict[str, bool] = {}
 
-    def cut(source: Path, requests: Sequence[CutRequest], *rest: Any, is_sound: bool, **more: Any
-            ) -> Iterator[CutResult]:
+    def cut(
+        source: Path, requests: Sequence[CutRequest], *rest: Any, is_sound: bool, **more: Any
+    ) -> Iterator[CutResult]:
         called[requests[0].clip_id] = is_sound
         return cut_clips(source, requests, *rest, is_sound=is_sound, **more)
 
     monkeypatch.setattr(cutting, "cut_clips_isolated", cut)
-    done = export(dataset, tmp_path / "out", "parquet", cut=cut_options("copy"),
-                  uncaptioned=True)
+    done = export(dataset, tmp_path / "out", "parquet", cut=cut_options("copy"), uncaptioned=True)
     assert done.manifest["counts"]["exported"] == 15
     assert {ids.index(clip.rsplit("-", 2)[0]): sound for clip, sound in called.items()} == {
-        0: True, 1: False, 2: False, 3: False, 4: False}
+        0: True,
+        1: False,
+        2: False,
+        3: False,
+        4: False,
+    }
 
 
 def _with_sizes(step: str, row: dict[str, Any]) -> None:
@@ -222,15 +274,15 @@ def _with_sizes(step: str, row: dict[str, Any]) -> None:
             row["spans"] = [{"start_seconds": 0.0, "end_seconds": 2.0}]
 
 
-def _deadly(source: Path, requests: Sequence[CutRequest], *rest: Any, **more: Any
-            ) -> Iterator[CutResult]:
+def _deadly(
+    source: Path, requests: Sequence[CutRequest], *rest: Any, **more: Any
+) -> Iterator[CutResult]:
     if any(requests[0].clip_id.startswith(one) for one in ("file-001", "youtube-002")):
         os._exit(9)
     return cut_clips(source, requests, *rest, **more)
 
 
-def _in_forked_processes(function: Any, items: Sequence[Any], **how: Any
-                         ) -> Iterator[TaskResult]:
+def _in_forked_processes(function: Any, items: Sequence[Any], **how: Any) -> Iterator[TaskResult]:
     """As `map_tasks` does it, but with what this test has put in place."""
     context = multiprocessing.get_context("fork")
     for item in items:

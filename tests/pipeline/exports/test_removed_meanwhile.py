@@ -95,24 +95,33 @@ def clips_in(output: Path) -> list[str]:
     for name, data in contents(output).items():
         if name.endswith(".tar"):
             with tarfile.open(fileobj=io.BytesIO(data)) as tar:
-                found += [member.removesuffix(".json") for member in tar.getnames()
-                          if member.endswith(".json")]
+                found += [
+                    member.removesuffix(".json")
+                    for member in tar.getnames()
+                    if member.endswith(".json")
+                ]
         elif name.endswith(".parquet"):
             found += pq.read_table(io.BytesIO(data))["clip_id"].to_pylist()
         elif name.startswith("documents"):
-            found += [item["clip_id"] for line in data.splitlines()
-                      for item in json.loads(line)["items"] if item["type"] == "video"]
+            found += [
+                item["clip_id"]
+                for line in data.splitlines()
+                for item in json.loads(line)["items"]
+                if item["type"] == "video"
+            ]
     return found
 
 
 def assert_left_out(output: Path, done: Exported, clips: int = 3 * VIDEOS) -> None:
     counts = done.manifest["counts"]
     assert counts["left_out"]["removed"] == 3
-    assert counts["clips"] == clips == (counts["exported"] + sum(counts["left_out"].values())
-                                        + sum(counts["failed"].values()))
+    assert (
+        counts["clips"]
+        == clips
+        == (counts["exported"] + sum(counts["left_out"].values()) + sum(counts["failed"].values()))
+    )
     assert counts["failed"] == {}
-    assert not any(GONE.encode() in name.encode() + data for name, data in
-                   contents(output).items())
+    assert not any(GONE.encode() in name.encode() + data for name, data in contents(output).items())
     assert not (output / ".work").exists()
     names = {file["name"] for file in done.manifest["files"]}
     shards = {name for name in contents(output) if "-0000" in name and not name.startswith("media")}
@@ -120,10 +129,17 @@ def assert_left_out(output: Path, done: Exported, clips: int = 3 * VIDEOS) -> No
     assert read_manifest(output) == done.manifest
 
 
-@pytest.mark.parametrize(("format", "at"), [
-    ("parquet", ("select", 1)), ("parquet", ("write", 2)), ("csv", ("write", 3)),
-    ("internvid", ("write", 1)), ("interleaved", ("write", 2)), ("webdataset", ("render", 2)),
-])
+@pytest.mark.parametrize(
+    ("format", "at"),
+    [
+        ("parquet", ("select", 1)),
+        ("parquet", ("write", 2)),
+        ("csv", ("write", 3)),
+        ("internvid", ("write", 1)),
+        ("interleaved", ("write", 2)),
+        ("webdataset", ("render", 2)),
+    ],
+)
 def test_a_clip_that_is_removed_meanwhile_is_left_out_and_counted(small, tmp_path, format, at):
     """Whenever it is; the rest is as in an export that began when it was gone."""
     out, asked = tmp_path / "out", FORMATS[format]
@@ -134,13 +150,19 @@ def test_a_clip_that_is_removed_meanwhile_is_left_out_and_counted(small, tmp_pat
     if format in ("csv", "internvid", "interleaved"):
         later = contents(tmp_path / "later")
         assert {name: data for name, data in contents(out).items() if name != "export.json"} == {
-            name: data for name, data in later.items() if name != "export.json"}
+            name: data for name, data in later.items() if name != "export.json"
+        }
 
 
-@pytest.mark.parametrize(("format", "at"), [
-    ("parquet", ("cut", 2)), ("webdataset", ("cut", 0)), ("webdataset", ("write", 1)),
-    ("huggingface", ("write", 1)),
-])
+@pytest.mark.parametrize(
+    ("format", "at"),
+    [
+        ("parquet", ("cut", 2)),
+        ("webdataset", ("cut", 0)),
+        ("webdataset", ("write", 1)),
+        ("huggingface", ("write", 1)),
+    ],
+)
 def test_its_media_is_left_out_too(small, tmp_path, format, at):
     """Also of clips that had been cut, or packed into shards, before it was removed."""
     out, asked = tmp_path / "out", CUT[format]
@@ -177,10 +199,14 @@ def test_the_last_look_is_when_all_is_written(small, tmp_path, monkeypatch):
     assert f"num_examples: {3 * VIDEOS - 3}" in (tmp_path / "out" / "README.md").read_text()
 
 
-@pytest.mark.parametrize(("format", "asked", "subset"), [
-    ("parquet", FORMATS["parquet"], None), ("interleaved", FORMATS["interleaved"], "mine"),
-    ("huggingface", CUT["huggingface"], "mine"),
-])
+@pytest.mark.parametrize(
+    ("format", "asked", "subset"),
+    [
+        ("parquet", FORMATS["parquet"], None),
+        ("interleaved", FORMATS["interleaved"], "mine"),
+        ("huggingface", CUT["huggingface"], "mine"),
+    ],
+)
 def test_an_export_that_was_stopped_goes_on_without_what_was_removed(
     small, tmp_path, format, asked, subset
 ):
@@ -213,8 +239,14 @@ def test_an_export_of_nothing_but_what_was_removed_is_given_up(small, tmp_path):
     mine = [clip for clip in small.clip_ids if GONE in clip]
     freeze(small.path, "mine", mine)
     with pytest.raises(UsageError, match=r"of 3 clips all are left out \(3 removed\)"):
-        export_and_remove(small, tmp_path / "out", "webdataset", ("write", 0), subset="mine",
-                          cut=cut_options("copy"))
+        export_and_remove(
+            small,
+            tmp_path / "out",
+            "webdataset",
+            ("write", 0),
+            subset="mine",
+            cut=cut_options("copy"),
+        )
     assert not (tmp_path / "out").exists()
 
 
@@ -235,5 +267,6 @@ def test_a_full_disk_is_told_in_plain_words(small, tmp_path, monkeypatch):
             patch.setattr(module, name, full)
             with pytest.raises(ClipmillError) as error:
                 export(small, tmp_path / name, "webdataset")
-        assert str(error.value).startswith(f"cannot write to {tmp_path / name}: File too large; "
-                                           "allow larger files")
+        assert str(error.value).startswith(
+            f"cannot write to {tmp_path / name}: File too large; allow larger files"
+        )

@@ -15,13 +15,20 @@ ROOT = Path(__file__).resolve().parents[3]
 # Two machines that add in other orders: other thread counts, other kernels, other instructions.
 MACHINES = (
     {"OPENBLAS_NUM_THREADS": "2", "OMP_NUM_THREADS": "2"},
-    {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "OPENBLAS_CORETYPE": "Nehalem",
-     "NPY_DISABLE_CPU_FEATURES": "AVX512_SKX AVX512_ICL AVX512_SPR X86_V4"},
+    {
+        "OPENBLAS_NUM_THREADS": "1",
+        "OMP_NUM_THREADS": "1",
+        "OPENBLAS_CORETYPE": "Nehalem",
+        "NPY_DISABLE_CPU_FEATURES": "AVX512_SKX AVX512_ICL AVX512_SPR X86_V4",
+    },
 )
 
 
 def reader(
-    column: str, kind: pa.DataType, values: Sequence, ranks: Sequence[int] | None = None,
+    column: str,
+    kind: pa.DataType,
+    values: Sequence,
+    ranks: Sequence[int] | None = None,
     batch: int = 1000,
 ) -> pa.RecordBatchReader:
     ranks = np.arange(len(values)) if ranks is None else np.asarray(ranks, np.int64)
@@ -30,8 +37,9 @@ def reader(
     def batches():
         for start in range(0, len(values), batch):
             part = slice(start, start + batch)
-            yield pa.record_batch([pa.array(ranks[part]), pa.array(values[part], kind)],
-                                  schema=schema)
+            yield pa.record_batch(
+                [pa.array(ranks[part]), pa.array(values[part], kind)], schema=schema
+            )
 
     return pa.RecordBatchReader.from_batches(schema, batches())
 
@@ -50,12 +58,13 @@ def vector_rows(
 
     def batches():
         for start in range(0, n, batch):
-            part = np.ascontiguousarray(frames[start: start + batch], np.float32)
+            part = np.ascontiguousarray(frames[start : start + batch], np.float32)
             m = len(part)
-            inner = pa.ListArray.from_arrays(np.arange(0, m * k * d + 1, d, dtype=np.int32),
-                                             pa.array(part.reshape(-1)))
+            inner = pa.ListArray.from_arrays(
+                np.arange(0, m * k * d + 1, d, dtype=np.int32), pa.array(part.reshape(-1))
+            )
             outer = pa.ListArray.from_arrays(np.arange(0, m * k + 1, k, dtype=np.int32), inner)
-            yield pa.record_batch([pa.array(ranks[start: start + batch]), outer], schema=schema)
+            yield pa.record_batch([pa.array(ranks[start : start + batch]), outer], schema=schema)
 
     return pa.RecordBatchReader.from_batches(schema, batches())
 
@@ -72,8 +81,9 @@ def cone(n: int, d: int = 64, seed: int = 0, mean_cosine: float = 0.4) -> np.nda
     """Directions about a common one, as embeddings of pictures lie."""
     rng = np.random.default_rng(seed)
     middle = unit(rng.normal(size=d))
-    return unit(np.sqrt(mean_cosine) * middle
-                + np.sqrt(1 - mean_cosine) * unit(rng.normal(size=(n, d))))
+    return unit(
+        np.sqrt(mean_cosine) * middle + np.sqrt(1 - mean_cosine) * unit(rng.normal(size=(n, d)))
+    )
 
 
 def beside(vectors: np.ndarray, cosines: np.ndarray, seed: int = 1) -> np.ndarray:
@@ -85,8 +95,14 @@ def beside(vectors: np.ndarray, cosines: np.ndarray, seed: int = 1) -> np.ndarra
 
 def on_another_machine(program: str, machine: dict[str, str]) -> str:
     """What a Python program prints when it runs with such settings."""
-    done = subprocess.run([sys.executable, "-c", program],
-                          stdin=subprocess.DEVNULL, cwd=ROOT, capture_output=True,
-                          text=True, env={**os.environ, **machine}, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        stdin=subprocess.DEVNULL,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env={**os.environ, **machine},
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout

@@ -29,13 +29,20 @@ def topics(n: int, k: int, d: int = 48, seed: int = 0) -> tuple[np.ndarray, np.n
 
 def assigned(vectors: np.ndarray, clusters: int, tmp_path, seed: int = 1, **rows) -> np.ndarray:
     n = max(rows["ranks"]) + 1 if "ranks" in rows else len(vectors)
-    return assign_clusters(vector_rows(vectors, **rows), n, clusters=clusters, seed=seed,
-                           scratch=tmp_path, reread=lambda: vector_rows(vectors, **rows))
+    return assign_clusters(
+        vector_rows(vectors, **rows),
+        n,
+        clusters=clusters,
+        seed=seed,
+        scratch=tmp_path,
+        reread=lambda: vector_rows(vectors, **rows),
+    )
 
 
 def purity(labels: np.ndarray, whose: np.ndarray) -> float:
-    return sum(np.bincount(whose[labels == label]).max() for label in np.unique(labels)
-               ) / len(labels)
+    return sum(np.bincount(whose[labels == label]).max() for label in np.unique(labels)) / len(
+        labels
+    )
 
 
 def test_topics_are_found(tmp_path):
@@ -89,8 +96,9 @@ def test_a_clip_without_an_embedding_has_no_cluster(tmp_path):
     labels = assign_clusters(rows(), 6, clusters=2, seed=1, scratch=tmp_path, reread=rows)
     assert sorted(labels.tolist()) == [-1, -1, -1, -1, 0, 1]
     assert labels[0] != labels[5]
-    nobody = assign_clusters(reader("embeddings", EMBEDDINGS, []), 3, clusters=2, seed=1,
-                             scratch=tmp_path, reread=rows)
+    nobody = assign_clusters(
+        reader("embeddings", EMBEDDINGS, []), 3, clusters=2, seed=1, scratch=tmp_path, reread=rows
+    )
     assert nobody.tolist() == [-1, -1, -1]
 
 
@@ -99,7 +107,7 @@ def test_more_clusters_than_distinct_vectors_give_one_each(tmp_path):
     labels = assigned(three, 10, tmp_path)
     assert set(labels.tolist()) == {0, 1, 2}
     for start in (0, 5, 10):
-        assert len(set(labels[start: start + 5].tolist())) == 1
+        assert len(set(labels[start : start + 5].tolist())) == 1
     assert assigned(np.eye(3), 1, tmp_path).tolist() == [0, 0, 0]
 
 

@@ -41,25 +41,43 @@ def test_a_clip_goes_when_one_before_it_is_near_also_where_that_one_goes_itself(
     chain = np.stack([np.cos(angles), np.sin(angles), 0 * angles], axis=1)
     limit = np.cos(np.radians(16))
     assert near_vectors(vector_rows(chain), 5, min_cosine=limit, scratch=tmp_path).tolist() == [
-        1, 2, 4]
+        1,
+        2,
+        4,
+    ]
     # Another order of preference, another one stays.
     ranks = [2, 0, 1, 3, 4]
-    assert near_vectors(vector_rows(chain, ranks), 5, min_cosine=limit,
-                        scratch=tmp_path).tolist() == [1, 2, 4]
+    assert near_vectors(
+        vector_rows(chain, ranks), 5, min_cosine=limit, scratch=tmp_path
+    ).tolist() == [1, 2, 4]
 
 
 def test_a_clip_is_the_mean_of_its_frames_directions(tmp_path):
     """A frame's length doesn't count, its direction does."""
     one = [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]
-    clips = [one, [[2.0, 0.0, 0.0], [0.0, 9.0, 0.0]], [[1.0, 0.0, 0.0]],
-             [[0.5, 0.5, 0.0]], [[0.0, 0.0, 1.0]]]
+    clips = [
+        one,
+        [[2.0, 0.0, 0.0], [0.0, 9.0, 0.0]],
+        [[1.0, 0.0, 0.0]],
+        [[0.5, 0.5, 0.0]],
+        [[0.0, 0.0, 1.0]],
+    ]
     rows = reader("embeddings", EMBEDDINGS, clips)
     assert near_vectors(rows, 5, min_cosine=0.999, scratch=tmp_path).tolist() == [1, 3]
 
 
 def test_clips_without_a_direction_and_missing_ranks_stay(tmp_path):
-    clips = [[[1.0, 0.0]], None, [], [[0.0, 0.0]], [[float("nan"), 1.0]], [[1.0, 0.0], [-1.0, 0.0]],
-             [[1.0, 0.0]], None, []]
+    clips = [
+        [[1.0, 0.0]],
+        None,
+        [],
+        [[0.0, 0.0]],
+        [[float("nan"), 1.0]],
+        [[1.0, 0.0], [-1.0, 0.0]],
+        [[1.0, 0.0]],
+        None,
+        [],
+    ]
     rows = reader("embeddings", EMBEDDINGS, clips, [3, 4, 5, 6, 7, 8, 9, 10, 11], batch=2)
     assert near_vectors(rows, 20, min_cosine=0.9, scratch=tmp_path).tolist() == [9]
     nothing = reader("embeddings", EMBEDDINGS, [])
@@ -92,8 +110,11 @@ def test_recall_is_what_is_asked_for(tmp_path):
     vectors, planted = with_pairs(12_000, 0.9002, 0.902)
 
     def found(recall: float) -> float:
-        return len(near_vectors(vector_rows(vectors), 12_000, min_cosine=0.9, recall=recall,
-                                scratch=tmp_path)) / len(planted)
+        return len(
+            near_vectors(
+                vector_rows(vectors), 12_000, min_cosine=0.9, recall=recall, scratch=tmp_path
+            )
+        ) / len(planted)
 
     assert 0.45 < found(0.5) < 0.65
     assert found(0.99) > 0.98
@@ -102,8 +123,12 @@ def test_recall_is_what_is_asked_for(tmp_path):
 def test_equal_vectors_leave_one_however_many_there_are(tmp_path):
     vectors = np.concatenate([np.tile(cone(1, seed=9), (30_000, 1)), cone(6000)])
     shuffled = np.random.default_rng(3).permutation(len(vectors))
-    gone = near_vectors(vector_rows(vectors[shuffled], shuffled, batch=5000), len(vectors),
-                        min_cosine=0.95, scratch=tmp_path)
+    gone = near_vectors(
+        vector_rows(vectors[shuffled], shuffled, batch=5000),
+        len(vectors),
+        min_cosine=0.95,
+        scratch=tmp_path,
+    )
     assert gone.tolist() == list(range(1, 30_000))
 
 
@@ -123,8 +148,9 @@ def test_a_crowd_costs_no_more_than_its_size(tmp_path, monkeypatch, within):
         verified.clear()
         crowd = cone(n, mean_cosine=within, seed=4)
         others = cone(n, seed=5)
-        gone = near_vectors(vector_rows(np.concatenate([crowd, others])), 2 * n, min_cosine=0.95,
-                            scratch=tmp_path)
+        gone = near_vectors(
+            vector_rows(np.concatenate([crowd, others])), 2 * n, min_cosine=0.95, scratch=tmp_path
+        )
         costs.append(sum(verified))
         # All but the first, if they are near to each other.
         assert within == 0.93 or len(gone) > 0.999 * n
@@ -163,8 +189,9 @@ def test_the_order_of_rows_changes_nothing(tmp_path):
     frames = np.stack([vectors, np.roll(vectors, 1, axis=1), vectors], axis=1)
     whole = near_vectors(vector_rows(frames), 6000, min_cosine=0.95, scratch=tmp_path)
     order = np.random.default_rng(1).permutation(6000)
-    other = near_vectors(vector_rows(frames[order], order, batch=77), 6000, min_cosine=0.95,
-                         scratch=tmp_path)
+    other = near_vectors(
+        vector_rows(frames[order], order, batch=77), 6000, min_cosine=0.95, scratch=tmp_path
+    )
     assert len(whole) > 100
     assert whole.tolist() == other.tolist()
 
@@ -173,8 +200,12 @@ def test_embeddings_of_two_models_are_not_compared(tmp_path):
     clips = [[[1.0, 0.0]]] * 3 + [[[1.0, 0.0, 0.0]]]
     for batch in (2, 4):
         with pytest.raises(ClipmillError, match="embeddings of 2 and of 3 numbers"):
-            near_vectors(reader("embeddings", EMBEDDINGS, clips, batch=batch), 4, min_cosine=0.9,
-                         scratch=tmp_path)
+            near_vectors(
+                reader("embeddings", EMBEDDINGS, clips, batch=batch),
+                4,
+                min_cosine=0.9,
+                scratch=tmp_path,
+            )
 
 
 @pytest.mark.parametrize("min_cosine", [0, -0.5, 1.01, float("nan")])
@@ -190,8 +221,9 @@ def test_a_threshold_too_low_for_so_many_clips_is_refused_not_half_done(tmp_path
 
 
 # Hashes that differ in about half of their bits.
-A, B, C, D, E, F, G = (int(value) for value in np.random.default_rng(8).integers(
-    0, 2**63, 7, dtype=np.uint64))
+A, B, C, D, E, F, G = (
+    int(value) for value in np.random.default_rng(8).integers(0, 2**63, 7, dtype=np.uint64)
+)
 
 
 def flipped(value: int, bits: int, seed: int = 0) -> int:
@@ -222,9 +254,7 @@ def flipped(value: int, bits: int, seed: int = 0) -> int:
         ([A, A, A, A], [A, B, C, D], False),
     ],
 )
-def test_clips_are_near_when_half_of_the_longer_ones_frames_match_in_order(
-    one, other, is_near
-):
+def test_clips_are_near_when_half_of_the_longer_ones_frames_match_in_order(one, other, is_near):
     for first, second in ((one, other), (other, one)):
         gone = near_hashes(hash_rows([first, [G, G, G], second], [0, 2, 1]), 3, max_distance=6)
         assert gone.tolist() == ([1] if is_near else [])
@@ -259,8 +289,10 @@ def test_copies_are_found_among_many_hashes_in_any_order():
 def test_many_equal_clips_and_a_shared_title_card():
     """Equal clips leave one; a frame that all have, and nothing else, leaves them all."""
     equal = [[A, B, C, D]] * 4000
-    card = [[E, *map(int, row)] for row in np.random.default_rng(2).integers(
-        0, 2**63, (4000, 3), dtype=np.uint64)]
+    card = [
+        [E, *map(int, row)]
+        for row in np.random.default_rng(2).integers(0, 2**63, (4000, 3), dtype=np.uint64)
+    ]
     gone = near_hashes(hash_rows(equal + card), 8000, max_distance=6)
     assert gone.tolist() == list(range(1, 4000))
 

@@ -52,8 +52,9 @@ AESTHETIC, SIMILARITY = (3.0, 7.0), (0.15, 0.6)
 
 def frozen(dataset: Path, recipe: str, *overrides: str, seed: int | None = None) -> list[str]:
     """The ids of the clips that a recipe freezes, as they lie on disk."""
-    loaded = load_subset_recipe(subset_recipe_path(recipe), overrides=overrides, seed=seed,
-                                ready_made=SUBSET_FOLDER)
+    loaded = load_subset_recipe(
+        subset_recipe_path(recipe), overrides=overrides, seed=seed, ready_made=SUBSET_FOLDER
+    )
     with open_catalog(dataset, threads=2) as catalog:
         subset, _ = create_subset(catalog, loaded, name=f"{recipe}-{seed}", code_version="0")
     return [key for file in subset.files for key in pq.read_table(file)["clip_id"].to_pylist()]
@@ -120,12 +121,20 @@ def data_juicer(clips: Sequence[Clip]) -> list[Clip]:
 
 
 def nemo(clips: Sequence[Clip]) -> list[Clip]:
-    kept = has(lasting(clips, 2, 60), lambda all_, patch: all_ >= 0.00098 and patch >= 1e-6,
-               "motion", "patch")
+    kept = has(
+        lasting(clips, 2, 60),
+        lambda all_, patch: all_ >= 0.00098 and patch >= 1e-6,
+        "motion",
+        "patch",
+    )
     kept = has(kept, lambda score: score >= 3.5, "aesthetic")
-    gone = {clip.id for i, clip in enumerate(kept) for other in kept[:i] + kept[i + 1:]
-            if cosine(clip, other) >= 0.99
-            and (other.values["aesthetic"], clip.id) > (clip.values["aesthetic"], other.id)}
+    gone = {
+        clip.id
+        for i, clip in enumerate(kept)
+        for other in kept[:i] + kept[i + 1 :]
+        if cosine(clip, other) >= 0.99
+        and (other.values["aesthetic"], clip.id) > (clip.values["aesthetic"], other.id)
+    }
     return [clip for clip in kept if clip.id not in gone]
 
 
@@ -140,8 +149,9 @@ def laion(clips: Sequence[Clip]) -> list[Clip]:
 
 
 def mug_v(clips: Sequence[Clip]) -> list[Clip]:
-    kept = has(clips, lambda edges, score: 200 <= edges <= 2000 and score >= 4.5,
-               "edges", "aesthetic")
+    kept = has(
+        clips, lambda edges, score: 200 <= edges <= 2000 and score >= 4.5, "edges", "aesthetic"
+    )
     return has(kept, lambda flow: 1 <= flow <= 20, "flow")
 
 
@@ -169,77 +179,173 @@ class Case:
 
 
 CASES = [
-    Case("internvid-aes", [embeddings(), aesthetic()], {"aesthetic": AESTHETIC}, internvid_aes,
-         {"aesthetic": 4.0}, another=[embeddings(), aesthetic(head=HEAD_V1)],
-         command="--set aesthetic_v2.stage=score_aesthetic --set aesthetic_v2.embeddings="
-                 "embed_clips --set aesthetic_v2.over_frames=max --set "
-                 "'aesthetic_v2.head=https://raw.githubusercontent.com/"),
-    Case("panda-10m", [given("matching", "Panda-70M matching score", "matching_score",
-                             "similarity")], {"similarity": SIMILARITY}, panda,
-         {"similarity": 0.43}, edge_stays=False,
-         another=[given("similarity", "UMT-SIM", "UMT_Score", "similarity")],
-         command="--set 'panda_matching.scorer=Panda-70M matching score'"),
-    Case("open-sora", [embeddings(frames=3), aesthetic(over="mean"),
-                       measured("flow", "flow_unimatch")],
-         {"aesthetic": AESTHETIC, "flow": (0.0, 1.5)}, open_sora,
-         {"aesthetic": 5.0, "flow": 0.3}, seconds=15.0,
-         another=[embeddings(), aesthetic(), measured("flow", "flow_unimatch")],
-         command="--set embed_l14_3.frames_per_clip=3"),
-    Case("svd", [embeddings(frames=3), aesthetic(over="mean"), similarity(),
-                 measured("flow", "flow_farneback"), measured("text", "text_area")],
-         {"aesthetic": AESTHETIC, "similarity": SIMILARITY, "flow": (0.0, 9.0),
-          "text": (0.0, 0.1)}, svd,
-         {"aesthetic": 9.0, "similarity": 0.9, "flow": 9.5, "text": 0.07},
-         another=[embeddings(frames=3), aesthetic(over="mean"), similarity(model="org/clip"),
-                  measured("flow", "flow_farneback"), measured("text", "text_area")],
-         command="--set similarity_3.embeddings=embed_clips"),
-    Case("easyanimate", [measured("aesthetic", "aesthetic_v2_5"), measured("text", "text_area"),
-                         measured("steady", "frame_similarity"),
-                         measured("flow", "flow_farneback"), measured("fits", "videoclip_xl")],
-         {"aesthetic": AESTHETIC, "text": (0.0, 0.03), "steady": (0.7, 1.0), "flow": (1.0, 25.0),
-          "fits": (0.1, 0.4)}, easyanimate,
-         {"aesthetic": 4.0, "text": 0.02, "steady": 0.8, "flow": 20.0, "fits": 0.2}, seconds=10.0,
-         another=[embeddings(), aesthetic("aesthetic_v2_5"), measured("text", "text_area"),
-                  measured("steady", "frame_similarity"), measured("flow", "flow_farneback"),
-                  measured("fits", "videoclip_xl")],
-         command="--set aesthetic_v2_5.stage=./my_stage.py:MyStage"),
-    Case("data-juicer-t2v", [embeddings("embed_b32", B32, 3), own("nsfw"),
-                             similarity(model=B32, over="cosine", reads="embed_b32")],
-         {"nsfw": (0.0, 0.0004), "similarity": SIMILARITY}, data_juicer,
-         {"nsfw": 0.000195383, "similarity": 0.5},
-         another=[embeddings("embed_b32", B32, 3), own("nsfw"),
-                  similarity(model=B32, reads="embed_b32")],
-         command="--set similarity_b32.embeddings=embed_b32 --set "
-                 "similarity_b32.over_frames=cosine"),
-    Case("nemo-curator", [embeddings(frames=8), aesthetic(over="min"),
-                          measured("motion", "motion_vectors_mean"),
-                          measured("patch", "motion_vectors_patch_min")],
-         {"aesthetic": AESTHETIC, "motion": (0.0005, 0.003), "patch": (0.0, 1e-5)}, nemo,
-         {"aesthetic": 3.5, "motion": 0.00098, "patch": 1e-6}, seconds=60.0,
-         another=[embeddings(), aesthetic(over="min"), measured("motion", "motion_vectors_mean"),
-                  measured("patch", "motion_vectors_patch_min")],
-         command="--set embed_l14_8.frames_per_clip=8"),
-    Case("laion", [embeddings("middle", B32, 1), similarity(model=B32, reads="middle")],
-         {"similarity": SIMILARITY}, laion, {"similarity": 0.28125},
-         another=[embeddings(), similarity()],
-         command="--set similarity_b32_1.embeddings=embed_b32_1"),
-    Case("mug-v", [embeddings(), aesthetic(over="mean"), measured("edges", "laplacian_variance"),
-                   measured("flow", "flow_raft")],
-         {"aesthetic": AESTHETIC, "edges": (50.0, 2500.0), "flow": (0.2, 25.0)}, mug_v,
-         {"aesthetic": 4.5, "edges": 200.0, "flow": 20.0},
-         another=[embeddings(), aesthetic(), measured("edges", "laplacian_variance"),
-                  measured("flow", "flow_raft")],
-         command="--set aesthetic_v2_mean.over_frames=mean"),
+    Case(
+        "internvid-aes",
+        [embeddings(), aesthetic()],
+        {"aesthetic": AESTHETIC},
+        internvid_aes,
+        {"aesthetic": 4.0},
+        another=[embeddings(), aesthetic(head=HEAD_V1)],
+        command="--set aesthetic_v2.stage=score_aesthetic --set aesthetic_v2.embeddings="
+        "embed_clips --set aesthetic_v2.over_frames=max --set "
+        "'aesthetic_v2.head=https://raw.githubusercontent.com/",
+    ),
+    Case(
+        "panda-10m",
+        [given("matching", "Panda-70M matching score", "matching_score", "similarity")],
+        {"similarity": SIMILARITY},
+        panda,
+        {"similarity": 0.43},
+        edge_stays=False,
+        another=[given("similarity", "UMT-SIM", "UMT_Score", "similarity")],
+        command="--set 'panda_matching.scorer=Panda-70M matching score'",
+    ),
+    Case(
+        "open-sora",
+        [embeddings(frames=3), aesthetic(over="mean"), measured("flow", "flow_unimatch")],
+        {"aesthetic": AESTHETIC, "flow": (0.0, 1.5)},
+        open_sora,
+        {"aesthetic": 5.0, "flow": 0.3},
+        seconds=15.0,
+        another=[embeddings(), aesthetic(), measured("flow", "flow_unimatch")],
+        command="--set embed_l14_3.frames_per_clip=3",
+    ),
+    Case(
+        "svd",
+        [
+            embeddings(frames=3),
+            aesthetic(over="mean"),
+            similarity(),
+            measured("flow", "flow_farneback"),
+            measured("text", "text_area"),
+        ],
+        {"aesthetic": AESTHETIC, "similarity": SIMILARITY, "flow": (0.0, 9.0), "text": (0.0, 0.1)},
+        svd,
+        {"aesthetic": 9.0, "similarity": 0.9, "flow": 9.5, "text": 0.07},
+        another=[
+            embeddings(frames=3),
+            aesthetic(over="mean"),
+            similarity(model="org/clip"),
+            measured("flow", "flow_farneback"),
+            measured("text", "text_area"),
+        ],
+        command="--set similarity_3.embeddings=embed_clips",
+    ),
+    Case(
+        "easyanimate",
+        [
+            measured("aesthetic", "aesthetic_v2_5"),
+            measured("text", "text_area"),
+            measured("steady", "frame_similarity"),
+            measured("flow", "flow_farneback"),
+            measured("fits", "videoclip_xl"),
+        ],
+        {
+            "aesthetic": AESTHETIC,
+            "text": (0.0, 0.03),
+            "steady": (0.7, 1.0),
+            "flow": (1.0, 25.0),
+            "fits": (0.1, 0.4),
+        },
+        easyanimate,
+        {"aesthetic": 4.0, "text": 0.02, "steady": 0.8, "flow": 20.0, "fits": 0.2},
+        seconds=10.0,
+        another=[
+            embeddings(),
+            aesthetic("aesthetic_v2_5"),
+            measured("text", "text_area"),
+            measured("steady", "frame_similarity"),
+            measured("flow", "flow_farneback"),
+            measured("fits", "videoclip_xl"),
+        ],
+        command="--set aesthetic_v2_5.stage=./my_stage.py:MyStage",
+    ),
+    Case(
+        "data-juicer-t2v",
+        [
+            embeddings("embed_b32", B32, 3),
+            own("nsfw"),
+            similarity(model=B32, over="cosine", reads="embed_b32"),
+        ],
+        {"nsfw": (0.0, 0.0004), "similarity": SIMILARITY},
+        data_juicer,
+        {"nsfw": 0.000195383, "similarity": 0.5},
+        another=[
+            embeddings("embed_b32", B32, 3),
+            own("nsfw"),
+            similarity(model=B32, reads="embed_b32"),
+        ],
+        command="--set similarity_b32.embeddings=embed_b32 --set similarity_b32.over_frames=cosine",
+    ),
+    Case(
+        "nemo-curator",
+        [
+            embeddings(frames=8),
+            aesthetic(over="min"),
+            measured("motion", "motion_vectors_mean"),
+            measured("patch", "motion_vectors_patch_min"),
+        ],
+        {"aesthetic": AESTHETIC, "motion": (0.0005, 0.003), "patch": (0.0, 1e-5)},
+        nemo,
+        {"aesthetic": 3.5, "motion": 0.00098, "patch": 1e-6},
+        seconds=60.0,
+        another=[
+            embeddings(),
+            aesthetic(over="min"),
+            measured("motion", "motion_vectors_mean"),
+            measured("patch", "motion_vectors_patch_min"),
+        ],
+        command="--set embed_l14_8.frames_per_clip=8",
+    ),
+    Case(
+        "laion",
+        [embeddings("middle", B32, 1), similarity(model=B32, reads="middle")],
+        {"similarity": SIMILARITY},
+        laion,
+        {"similarity": 0.28125},
+        another=[embeddings(), similarity()],
+        command="--set similarity_b32_1.embeddings=embed_b32_1",
+    ),
+    Case(
+        "mug-v",
+        [
+            embeddings(),
+            aesthetic(over="mean"),
+            measured("edges", "laplacian_variance"),
+            measured("flow", "flow_raft"),
+        ],
+        {"aesthetic": AESTHETIC, "edges": (50.0, 2500.0), "flow": (0.2, 25.0)},
+        mug_v,
+        {"aesthetic": 4.5, "edges": 200.0, "flow": 20.0},
+        another=[
+            embeddings(),
+            aesthetic(),
+            measured("edges", "laplacian_variance"),
+            measured("flow", "flow_raft"),
+        ],
+        command="--set aesthetic_v2_mean.over_frames=mean",
+    ),
 ]
 each_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.recipe)
-FLT = Case("internvid-flt", [given("umt_sim", "UMT-SIM", "UMT_Score", "similarity")],
-           {"similarity": SIMILARITY}, lambda clips: best(clips, "similarity", 30), {},
-           another=[embeddings(), similarity()],
-           command="--set umt_sim.stage=take_given_score --set umt_sim.column=UMT_Score "
-                   "--set umt_sim.scorer=UMT-SIM")
-STILL = Case("finevideo", [own("static_share")], {"static_share": (0.0, 1.0)}, list, {},
-             another=[embeddings(), aesthetic("static_share", column="static_share")],
-             command="--set static_share.stage=./my_stage.py:MyStage")
+FLT = Case(
+    "internvid-flt",
+    [given("umt_sim", "UMT-SIM", "UMT_Score", "similarity")],
+    {"similarity": SIMILARITY},
+    lambda clips: best(clips, "similarity", 30),
+    {},
+    another=[embeddings(), similarity()],
+    command="--set umt_sim.stage=take_given_score --set umt_sim.column=UMT_Score "
+    "--set umt_sim.scorer=UMT-SIM",
+)
+STILL = Case(
+    "finevideo",
+    [own("static_share")],
+    {"static_share": (0.0, 1.0)},
+    list,
+    {},
+    another=[embeddings(), aesthetic("static_share", column="static_share")],
+    command="--set static_share.stage=./my_stage.py:MyStage",
+)
 with_scorers = pytest.mark.parametrize("case", [*CASES, FLT, STILL], ids=lambda case: case.recipe)
 
 
@@ -253,14 +359,19 @@ def clips_of(case: Case) -> list[Clip]:
             vector = np.asarray(clips[i - 1].vectors[0]) + draw.normal(size=16) * 0.02
         clip.vectors = [vector.tolist()]
         clip.caption = (None, "", "a dog runs", "dogs", "a cat")[i % 5]
-    edge = Clip("generic-edge", 0.0, case.seconds, values=dict(case.edge),
-                vectors=[[1.0] + [0.0] * 15])
+    edge = Clip(
+        "generic-edge", 0.0, case.seconds, values=dict(case.edge), vectors=[[1.0] + [0.0] * 15]
+    )
     return [*clips, edge] if case.edge else clips
 
 
 def test_every_shipped_recipe_is_tested():
     assert set(names(SUBSET_FOLDER)) == {case.recipe for case in CASES} | {
-        "internvid-random", "internvid-div", "internvid-flt", "finevideo"}
+        "internvid-random",
+        "internvid-div",
+        "internvid-flt",
+        "finevideo",
+    }
 
 
 @each_case
@@ -301,10 +412,22 @@ def test_another_scorer_in_its_column_is_refused_with_the_command(case, tmp_path
 
 def test_a_refusal_is_wrong_use_on_the_command_line(tmp_path):
     build(tmp_path, random_clips(5, CASES[0].columns), CASES[0].another)
-    done = subprocess.run([sys.executable, "-m", "clipmill.jobs.cli", "subset", "create",
-                           str(tmp_path), "internvid-aes"],
-                           stdin=subprocess.DEVNULL, cwd=ROOT, text=True, capture_output=True,
-                           check=False)
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "clipmill.jobs.cli",
+            "subset",
+            "create",
+            str(tmp_path),
+            "internvid-aes",
+        ],
+        stdin=subprocess.DEVNULL,
+        cwd=ROOT,
+        text=True,
+        capture_output=True,
+        check=False,
+    )
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr.startswith("Error: internvid-aes was made for LAION's")
@@ -324,8 +447,9 @@ def test_open_soras_other_stage_is_a_parameter_away(tmp_path):
     case = next(case for case in CASES if case.recipe == "open-sora")
     clips = clips_of(case)
     build(tmp_path, clips, case.made)
-    expected = has(lasting(clips, 2, 15), lambda score, flow: score >= 4.5 and flow >= 0.3,
-                   "aesthetic", "flow")
+    expected = has(
+        lasting(clips, 2, 15), lambda score, flow: score >= 4.5 and flow >= 0.3, "aesthetic", "flow"
+    )
     kept = frozen(tmp_path, "open-sora", "min_aesthetic=4.5")
     assert set(kept) == {clip.id for clip in expected} > {clip.id for clip in open_sora(clips)}
 
@@ -353,8 +477,10 @@ def test_flt_draws_among_the_best_by_umt_sim(tmp_path):
     assert smaller == {clip.id for clip in best(clips, "similarity", 10)}
 
 
-@pytest.mark.parametrize(("label", "recipe", "column"), [
-    ("umt_sim", "internvid-flt", "similarity"), ("aesthetic_given", "internvid-aes", "aesthetic")])
+@pytest.mark.parametrize(
+    ("label", "recipe", "column"),
+    [("umt_sim", "internvid-flt", "similarity"), ("aesthetic_given", "internvid-aes", "aesthetic")],
+)
 def test_published_scores_fit_as_the_import_recipe_takes_them(tmp_path, label, recipe, column):
     stage = load_recipe(recipe_path("internvid-metadata")).stages[label]
     clips = random_clips(30, {column: AESTHETIC})
@@ -369,19 +495,36 @@ SIZES = {1: 600, 3: 600, 12: 300}  # clips a video: videos
 def test_div_is_weighted_sampling_without_replacement(tmp_path):
     """Against numpy's, which the published script calls: how many clips come from videos of each
     size, and how often one, two, three … clips of one large video are drawn together."""
-    clips = [Clip(f"generic-{size}-{video}", float(i), i + 1.0)
-             for size, videos in SIZES.items() for video in range(videos) for i in range(size)]
+    clips = [
+        Clip(f"generic-{size}-{video}", float(i), i + 1.0)
+        for size, videos in SIZES.items()
+        for video in range(videos)
+        for i in range(size)
+    ]
     build(tmp_path, clips, [])
     drawn = 2500
     weights = np.array([1 / int(clip.video.split("-")[1]) for clip in clips])
     rng = np.random.default_rng(11)
-    expected = np.array([shape(clips, rng.choice(len(clips), drawn, replace=False,
-                                                 p=weights / weights.sum()))
-                         for _ in range(60)])
+    expected = np.array(
+        [
+            shape(clips, rng.choice(len(clips), drawn, replace=False, p=weights / weights.sum()))
+            for _ in range(60)
+        ]
+    )
     mean, deviation = expected.mean(axis=0), expected.std(axis=0, ddof=1)
     number = {clip.id: i for i, clip in enumerate(clips)}
-    found = np.array([shape(clips, [number[key] for key in frozen(
-        tmp_path, "internvid-div", f"clips={drawn}", seed=seed)]) for seed in range(5)])
+    found = np.array(
+        [
+            shape(
+                clips,
+                [
+                    number[key]
+                    for key in frozen(tmp_path, "internvid-div", f"clips={drawn}", seed=seed)
+                ],
+            )
+            for seed in range(5)
+        ]
+    )
     assert (found.sum(axis=1)[:, None] >= 0).all()
     assert (np.abs(found - mean) < 4.5 * deviation + 1).all(), (found, mean, deviation)
     assert (np.abs(found.mean(axis=0) - mean) < 4.5 * deviation / np.sqrt(5) + 1).all()
@@ -394,39 +537,58 @@ def shape(clips: Sequence[Clip], drawn: Sequence[int]) -> list[int]:
     """Clips from videos of each size, then large videos of which 0, 1, 2, 3, 4+ were drawn."""
     videos = Counter(clips[i].video for i in drawn)
     sizes = Counter(int(clips[i].video.split("-")[1]) for i in drawn)
-    large = Counter(min(count, 4) for video, count in videos.items()
-                    if video.startswith("generic-12-"))
+    large = Counter(
+        min(count, 4) for video, count in videos.items() if video.startswith("generic-12-")
+    )
     large[0] = SIZES[12] - sum(large.values())
     return [*(sizes[size] for size in SIZES), *(large[count] for count in range(5))]
 
 
 def test_finevideo_wants_speech_and_something_that_moves(tmp_path):
     def said(*texts: str, language: str = "en") -> list[dict[str, Any]]:
-        return [{"start_seconds": 0.0, "end_seconds": 1.0, "text": text, "language": language,
-                 "automatic": True} for text in texts]
+        return [
+            {
+                "start_seconds": 0.0,
+                "end_seconds": 1.0,
+                "text": text,
+                "language": language,
+                "automatic": True,
+            }
+            for text in texts
+        ]
 
     videos = {
-        "generic-speech": {"duration_seconds": 10.0, "subtitles": said("one two three", "four",
-                                                                       " five  six ")},
+        "generic-speech": {
+            "duration_seconds": 10.0,
+            "subtitles": said("one two three", "four", " five  six "),
+        },
         "generic-exactly": {"duration_seconds": 12.0, "subtitles": said("a b c d e f")},
         "generic-silent": {"duration_seconds": 10.0, "subtitles": []},
         "generic-unknown": {"duration_seconds": 10.0, "subtitles": None},
         # Six words, but three in each of two languages: the video has three.
-        "generic-twice": {"duration_seconds": 10.0, "subtitles": [
-            *said("one two three"), *said("eins zwei drei", language="de")]},
+        "generic-twice": {
+            "duration_seconds": 10.0,
+            "subtitles": [*said("one two three"), *said("eins zwei drei", language="de")],
+        },
     }
-    clips = [Clip(video, float(i), i + 1.0, values={"static_share": share})
-             for video in videos for i, share in enumerate((0.0, 0.39, 0.4, 0.9, None))]
+    clips = [
+        Clip(video, float(i), i + 1.0, values={"static_share": share})
+        for video in videos
+        for i, share in enumerate((0.0, 0.39, 0.4, 0.9, None))
+    ]
     build(tmp_path, clips, STILL.made, videos=videos, shards=2)
     assert frozen(tmp_path, "finevideo") == ["generic-speech-0-1000", "generic-speech-1000-2000"]
-    kept = frozen(tmp_path, "finevideo", "above_words_per_second=0.2",
-                  "below_static_share=0.1", seed=1)
+    kept = frozen(
+        tmp_path, "finevideo", "above_words_per_second=0.2", "below_static_share=0.1", seed=1
+    )
     assert kept == ["generic-exactly-0-1000", "generic-speech-0-1000", "generic-twice-0-1000"]
 
 
 def test_only_what_the_source_does_not_say_is_unverified():
-    loaded = [load_subset_recipe(subset_recipe_path(name), ready_made=SUBSET_FOLDER)
-              for name in names(SUBSET_FOLDER)]
+    loaded = [
+        load_subset_recipe(subset_recipe_path(name), ready_made=SUBSET_FOLDER)
+        for name in names(SUBSET_FOLDER)
+    ]
     assert {recipe.name for recipe in loaded if not recipe.verified} == {"svd"}
     for recipe in loaded:
         assert recipe.source

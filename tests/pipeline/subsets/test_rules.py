@@ -31,9 +31,15 @@ CATEGORIES = ("sport", "travel", "news")
 
 def videos_of(clips: list[Clip]) -> dict[str, dict]:
     names = dict.fromkeys(clip.video for clip in clips)
-    return {name: {"language": LANGUAGES[i % 4], "category": CATEGORIES[i % 3],
-                   "license": "cc-by" if i % 5 == 0 else None, "sha256": f"{i % 40:064x}"}
-            for i, name in enumerate(names)}
+    return {
+        name: {
+            "language": LANGUAGES[i % 4],
+            "category": CATEGORIES[i % 3],
+            "license": "cc-by" if i % 5 == 0 else None,
+            "sha256": f"{i % 40:064x}",
+        }
+        for i, name in enumerate(names)
+    }
 
 
 @pytest.fixture(scope="module")
@@ -46,8 +52,12 @@ def clips() -> list[Clip]:
 
 @pytest.fixture(scope="module")
 def dataset(clips: list[Clip], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build(tmp_path_factory.mktemp("rules") / "dataset", clips,
-                 [embeddings(), similarity(), aesthetic()], videos=videos_of(clips))
+    return build(
+        tmp_path_factory.mktemp("rules") / "dataset",
+        clips,
+        [embeddings(), similarity(), aesthetic()],
+        videos=videos_of(clips),
+    )
 
 
 def recipe_of(folder: Path, *rules: dict, **top):
@@ -89,10 +99,14 @@ def has(value: float | None) -> bool:
 
 
 def test_where_takes_null_for_no(catalog, clips, tmp_path: Path):
-    expected = [c for c in clips if has(c.values["similarity"]) and c.values["similarity"] >= 0.25
-                and c.seconds < 10]
-    assert taken(catalog, tmp_path, {"where": "similarity >= 0.25 AND duration_seconds < 10"}
-                 ) == ids(expected)
+    expected = [
+        c
+        for c in clips
+        if has(c.values["similarity"]) and c.values["similarity"] >= 0.25 and c.seconds < 10
+    ]
+    assert taken(
+        catalog, tmp_path, {"where": "similarity >= 0.25 AND duration_seconds < 10"}
+    ) == ids(expected)
 
 
 def test_where_may_ask_other_views(catalog, clips, tmp_path: Path):
@@ -102,14 +116,21 @@ def test_where_may_ask_other_views(catalog, clips, tmp_path: Path):
     assert taken(catalog, tmp_path, {"where": rule}) == ids(c for c in clips if c.video in free)
 
 
-@pytest.mark.parametrize(("given", "low", "high"), [
-    ({"top": 30}, 70, 100), ({"bottom": 12.5}, 0, 12.5), ({"between": [5, 95]}, 5, 95),
-    ({"top": 100}, 0, 100), ({"top": 0.1}, 99.9, 100),
-])
+@pytest.mark.parametrize(
+    ("given", "low", "high"),
+    [
+        ({"top": 30}, 70, 100),
+        ({"bottom": 12.5}, 0, 12.5),
+        ({"between": [5, 95]}, 5, 95),
+        ({"top": 100}, 0, 100),
+        ({"top": 0.1}, 99.9, 100),
+    ],
+)
 def test_percentiles_are_exact(catalog, clips, tmp_path: Path, given, low, high):
     """Of N values the floor(low% of N) lowest and what is above the ceil(high% of N)th go."""
-    scored = sorted((c for c in clips if has(c.values["aesthetic"])),
-                    key=lambda c: c.values["aesthetic"])
+    scored = sorted(
+        (c for c in clips if has(c.values["aesthetic"])), key=lambda c: c.values["aesthetic"]
+    )
     n = len(scored)
     first = math.floor(Fraction(str(low)) / 100 * n)
     last = math.ceil(Fraction(str(high)) / 100 * n)
@@ -121,20 +142,27 @@ def test_clips_that_tie_with_a_percentile_stay(catalog, clips, tmp_path: Path):
     rounded = "CAST(round(similarity * 10) AS INTEGER)"
     found = taken(catalog, tmp_path, {"percentile": {"column": rounded, "top": 1}})
     most = max(round(c.values["similarity"] * 10) for c in clips if has(c.values["similarity"]))
-    expected = [c for c in clips if has(c.values["similarity"])
-                and round(np.float32(c.values["similarity"]) * 10) == most]
+    expected = [
+        c
+        for c in clips
+        if has(c.values["similarity"]) and round(np.float32(c.values["similarity"]) * 10) == most
+    ]
     assert found == ids(expected)
     assert len(found) > 6
 
 
 def test_a_cap_keeps_the_first_of_each_group(catalog, clips, tmp_path: Path):
-    found = taken(catalog, tmp_path,
-                  {"cap": {"per": "video_id", "clips": 2, "by": "duration_seconds DESC"}})
+    found = taken(
+        catalog, tmp_path, {"cap": {"per": "video_id", "clips": 2, "by": "duration_seconds DESC"}}
+    )
     by_video = defaultdict(list)
     for clip in clips:
         by_video[clip.video].append(clip)
-    expected = [c for group in by_video.values()
-                for c in sorted(group, key=lambda c: -round(c.seconds, 3))[:2]]
+    expected = [
+        c
+        for group in by_video.values()
+        for c in sorted(group, key=lambda c: -round(c.seconds, 3))[:2]
+    ]
     assert found == ids(expected)
 
 
@@ -143,8 +171,9 @@ def test_a_cap_without_an_order_draws_by_the_seed(catalog, clips, tmp_path: Path
     by_video = defaultdict(list)
     for clip in clips:
         by_video[clip.video].append(clip.id)
-    assert found == sorted(min(group, key=lambda clip: chance(clip, 9, 1))
-                           for group in by_video.values())
+    assert found == sorted(
+        min(group, key=lambda clip: chance(clip, 9, 1)) for group in by_video.values()
+    )
 
 
 def test_quotas_differ_by_group(catalog, clips, tmp_path: Path):
@@ -180,8 +209,12 @@ def test_one_per_video_is_efraimidis_and_spirakis(catalog, clips, tmp_path: Path
         u = ((chance(clip.id, 42, 2) >> 11) + 0.5) / 2**53
         return -math.log(u) * of_video[clip.video]
 
-    found = taken(catalog, tmp_path, {"where": "duration_seconds > 4"},
-                  {"sample": {"clips": 150, "weight": "one_per_video"}})
+    found = taken(
+        catalog,
+        tmp_path,
+        {"where": "duration_seconds > 4"},
+        {"sample": {"clips": 150, "weight": "one_per_video"}},
+    )
     assert found == ids(sorted(reaching, key=key)[:150])
 
 
@@ -196,9 +229,15 @@ def test_one_per_video_draws_as_numpy_does(catalog, clips, tmp_path: Path):
         chosen = draw.choice(len(clips), n, replace=False, p=weights)
         expected.append((sizes[chosen] >= 5).sum())
     size_of = {c.id: of_video[c.video] for c in clips}
-    ours = [sum(size_of[clip] >= 5 for clip in taken(
-        catalog, tmp_path, {"sample": {"clips": n, "weight": "one_per_video"}}, seed=seed))
-        for seed in range(6)]
+    ours = [
+        sum(
+            size_of[clip] >= 5
+            for clip in taken(
+                catalog, tmp_path, {"sample": {"clips": n, "weight": "one_per_video"}}, seed=seed
+            )
+        )
+        for seed in range(6)
+    ]
     uniform = (sizes >= 5).mean() * n
     spread = np.std(expected)
     assert abs(np.mean(ours) - np.mean(expected)) < 4 * spread / math.sqrt(len(ours))
@@ -220,8 +259,11 @@ def test_strata_get_their_shares(catalog, clips, tmp_path: Path):
     group_of = {c.id: (videos[c.video]["category"], videos[c.video]["language"]) for c in clips}
     there = Counter(group_of.values())
     for allocation, limit in (("proportional", 1), ("equal", 1)):
-        found = taken(catalog, tmp_path, {"stratify": {
-            "by": ["category", "language"], "clips": 121, "allocation": allocation}})
+        found = taken(
+            catalog,
+            tmp_path,
+            {"stratify": {"by": ["category", "language"], "clips": 121, "allocation": allocation}},
+        )
         counts = Counter(group_of[clip] for clip in found)
         assert len(found) == 121
         if allocation == "proportional":
@@ -250,15 +292,25 @@ def test_shares_add_up(wanted: int):
 
 def test_the_same_file_and_span_counts_once(tmp_path: Path):
     """Two addresses may have led to the same bytes; unknown bytes are not duplicates."""
-    clips = [Clip("generic-a", 0, 2), Clip("generic-b", 0, 2), Clip("generic-b", 2, 4),
-             Clip("generic-c", 0, 2), Clip("generic-d", 0, 2)]
+    clips = [
+        Clip("generic-a", 0, 2),
+        Clip("generic-b", 0, 2),
+        Clip("generic-b", 2, 4),
+        Clip("generic-c", 0, 2),
+        Clip("generic-d", 0, 2),
+    ]
     for number, clip in enumerate(clips):
         clip.values["aesthetic"] = number
-    dataset = build(tmp_path / "dataset", clips, [embeddings(), aesthetic()], videos={
-        "generic-a": {"sha256": "1" * 64}, "generic-b": {"sha256": "1" * 64}})
+    dataset = build(
+        tmp_path / "dataset",
+        clips,
+        [embeddings(), aesthetic()],
+        videos={"generic-a": {"sha256": "1" * 64}, "generic-b": {"sha256": "1" * 64}},
+    )
     with open_catalog(dataset) as catalog:
-        best = taken(catalog, tmp_path,
-                     {"deduplicate": {"by": "bytes", "prefer": "aesthetic DESC"}})
+        best = taken(
+            catalog, tmp_path, {"deduplicate": {"by": "bytes", "prefer": "aesthetic DESC"}}
+        )
         worst = taken(catalog, tmp_path, {"deduplicate": {"by": "bytes", "prefer": "aesthetic"}})
     assert best == ids(clips[1:])
     assert worst == ids([clips[0], *clips[2:]])
@@ -277,8 +329,11 @@ def test_near_embeddings_go(tmp_path: Path):
             clips.append(clip)
     dataset = build(tmp_path / "dataset", clips, [embeddings(), aesthetic()])
     with open_catalog(dataset) as catalog:
-        found = taken(catalog, tmp_path, {"deduplicate": {
-            "by": "embedding", "min_cosine": 0.95, "prefer": "aesthetic DESC"}})
+        found = taken(
+            catalog,
+            tmp_path,
+            {"deduplicate": {"by": "embedding", "min_cosine": 0.95, "prefer": "aesthetic DESC"}},
+        )
     assert found == ids(clip for clip in clips if clip.values["aesthetic"] == 2)
 
 
@@ -294,18 +349,29 @@ def test_near_frames_go(tmp_path: Path):
             clips.append(clip)
     hashes[clips[0].id] = None
     dataset = build(tmp_path / "dataset", clips, [embeddings(), aesthetic()])
-    write_shard(dataset, "hash_frames", "h1", "000000",
-                [{"clip_id": clip, "frame_hashes": found} for clip, found in hashes.items()],
-                tables.FRAME_HASHES)
+    write_shard(
+        dataset,
+        "hash_frames",
+        "h1",
+        "000000",
+        [{"clip_id": clip, "frame_hashes": found} for clip, found in hashes.items()],
+        tables.FRAME_HASHES,
+    )
     record = json.loads((dataset / "runs/r1.json").read_text())
     stage = json.loads(json.dumps(record["stages"][-1]).replace("score_aesthetic", "hash_frames"))
-    stage["steps"][0].update(fingerprint="h1", tables={"hash_frames": "hash_frames/h1"},
-                             schema_columns=tables.FRAME_HASHES.names)
+    stage["steps"][0].update(
+        fingerprint="h1",
+        tables={"hash_frames": "hash_frames/h1"},
+        schema_columns=tables.FRAME_HASHES.names,
+    )
     record["stages"].append({**stage, "score": None})
     (dataset / "runs/r1.json").write_text(json.dumps(record))
     with open_catalog(dataset) as catalog:
-        found = taken(catalog, tmp_path, {"deduplicate": {
-            "by": "frames", "max_distance": 2, "prefer": "aesthetic DESC"}})
+        found = taken(
+            catalog,
+            tmp_path,
+            {"deduplicate": {"by": "frames", "max_distance": 2, "prefer": "aesthetic DESC"}},
+        )
     assert found == sorted([clips[0].id, *(clip.id for clip in clips[1::2])])
 
 
@@ -321,7 +387,7 @@ def test_clusters_are_drawn_from_alike(tmp_path: Path):
     dataset = build(tmp_path / "dataset", clips, [embeddings()])
     with open_catalog(dataset) as catalog:
         found = taken(catalog, tmp_path, {"balance": {"clusters": 3, "clips": 24}})
-    assert Counter(clip[len("generic-"):][:2] for clip in found) == {"g0": 8, "g1": 8, "g2": 8}
+    assert Counter(clip[len("generic-") :][:2] for clip in found) == {"g0": 8, "g1": 8, "g2": 8}
 
 
 ALL_VERBS = [
@@ -348,8 +414,13 @@ def test_threads_shards_and_their_order_change_nothing(clips, tmp_path: Path):
         order = list(clips)
         if number:
             draw.shuffle(order)
-        dataset = build(tmp_path / str(number), order, [embeddings(), similarity(), aesthetic()],
-                        videos=videos_of(clips), shards=shards)
+        dataset = build(
+            tmp_path / str(number),
+            order,
+            [embeddings(), similarity(), aesthetic()],
+            videos=videos_of(clips),
+            shards=shards,
+        )
         with open_catalog(dataset, threads=threads) as catalog:
             subset, _ = create_subset(catalog, recipe, name="mine", code_version="1")
         hashes.add(subset.info["hash"])
@@ -359,42 +430,56 @@ def test_threads_shards_and_their_order_change_nothing(clips, tmp_path: Path):
     assert 50 < subset.info["n_clips"] < 90
 
 
-@pytest.mark.parametrize(("rule", "told"), [
-    ({"where": "similarty > 3"}, ["rule 1 (where)", "similarty", '"similarity"', "^"]),
-    ({"where": "similarity >"}, ["rule 1 (where)", "syntax error"]),
-    ({"where": "similarity"}, ["true or false", "FLOAT"]),
-    ({"where": "true; DROP TABLE runs"}, ["2 statements"]),
-    ({"where": "true FROM clips"}, ["more than one expression"]),
-    ({"where": "true, false"}, ["more than one expression"]),
-    ({"where": "true AS x"}, ["more than one expression"]),
-    ({"where": "1) > (0"}, ["more than one expression", "syntax error"]),
-    ({"where": "COLUMNS(*) IS NULL"}, ["columns; expected one"]),
-    ({"where": "*"}, ["more than one expression"]),
-    ({"where": "clip_id IN (SELECT * FROM read_csv('/etc/passwd'))"},
-     ["rule 1 (where)", "no other files"]),
-    ({"where": "clip_id IN (SELECT content FROM read_text('https://example.com/'))"},
-     ["rule 1 (where)"]),
-    ({"where": "clip_id IN (FROM query('SELECT 1'))"}, ["query()"]),
-    ({"where": "random() > 0.5"}, ["random", "a different result each time"]),
-    ({"where": "current_date > '2020-01-01'"}, ["current_date", "a different result each time"]),
-    ({"where": "clip_id IN (SELECT clip_id FROM clips USING SAMPLE 5)"}, ["`sample` rule"]),
-    ({"where": "row_number() OVER () < 5"}, ["clips other than"]),
-    ({"where": "similarity > avg(similarity)"}, ["avg()", "clips other than"]),
-    ({"where": "unnest(tags).score > 1"}, ["unnest()"]),
-    ({"where": "similarity > ?"}, ["$name"]),
-    ({"where": "clip_id = (WITH x AS (DELETE FROM runs RETURNING 1) SELECT 'a')"}, ["rule 1"]),
-    ({"where": "clip_id IN (SELECT clip_id FROM clip)"}, ["rule 1 (where)", "clip"]),
-    ({"where": "CAST(caption AS INTEGER) > 1"}, ["rule 1 (where)", "a dog runs"]),
-    ({"percentile": {"column": "caption", "top": 5}}, ["rule 1 (percentile)", "VARCHAR"]),
-    ({"cap": {"per": "video", "clips": 2}}, ["rule 1 (cap)", "video_id"]),
-    ({"cap": {"per": "video_id", "clips": 2, "by": "similarity LIMIT 3"}}, ["is not an order"]),
-    ({"cap": {"per": "video_id", "clips": 2, "by": "similarity DSC"}}, ["rule 1 (cap)"]),
-    ({"sample": {"clips": 2, "weight": "one_per_clip"}}, ["rule 1 (sample)", "one_per_clip"]),
-    ({"deduplicate": {"by": "embedding", "min_cosine": 0.9, "embeddings": "embed_all"}},
-     ["rule 1 (deduplicate)", "embed_all", "embed_clips"]),
-    ({"deduplicate": {"by": "frames", "max_distance": 3}},
-     ["rule 1 (deduplicate)", "hash_frames", "--set"]),
-])
+@pytest.mark.parametrize(
+    ("rule", "told"),
+    [
+        ({"where": "similarty > 3"}, ["rule 1 (where)", "similarty", '"similarity"', "^"]),
+        ({"where": "similarity >"}, ["rule 1 (where)", "syntax error"]),
+        ({"where": "similarity"}, ["true or false", "FLOAT"]),
+        ({"where": "true; DROP TABLE runs"}, ["2 statements"]),
+        ({"where": "true FROM clips"}, ["more than one expression"]),
+        ({"where": "true, false"}, ["more than one expression"]),
+        ({"where": "true AS x"}, ["more than one expression"]),
+        ({"where": "1) > (0"}, ["more than one expression", "syntax error"]),
+        ({"where": "COLUMNS(*) IS NULL"}, ["columns; expected one"]),
+        ({"where": "*"}, ["more than one expression"]),
+        (
+            {"where": "clip_id IN (SELECT * FROM read_csv('/etc/passwd'))"},
+            ["rule 1 (where)", "no other files"],
+        ),
+        (
+            {"where": "clip_id IN (SELECT content FROM read_text('https://example.com/'))"},
+            ["rule 1 (where)"],
+        ),
+        ({"where": "clip_id IN (FROM query('SELECT 1'))"}, ["query()"]),
+        ({"where": "random() > 0.5"}, ["random", "a different result each time"]),
+        (
+            {"where": "current_date > '2020-01-01'"},
+            ["current_date", "a different result each time"],
+        ),
+        ({"where": "clip_id IN (SELECT clip_id FROM clips USING SAMPLE 5)"}, ["`sample` rule"]),
+        ({"where": "row_number() OVER () < 5"}, ["clips other than"]),
+        ({"where": "similarity > avg(similarity)"}, ["avg()", "clips other than"]),
+        ({"where": "unnest(tags).score > 1"}, ["unnest()"]),
+        ({"where": "similarity > ?"}, ["$name"]),
+        ({"where": "clip_id = (WITH x AS (DELETE FROM runs RETURNING 1) SELECT 'a')"}, ["rule 1"]),
+        ({"where": "clip_id IN (SELECT clip_id FROM clip)"}, ["rule 1 (where)", "clip"]),
+        ({"where": "CAST(caption AS INTEGER) > 1"}, ["rule 1 (where)", "a dog runs"]),
+        ({"percentile": {"column": "caption", "top": 5}}, ["rule 1 (percentile)", "VARCHAR"]),
+        ({"cap": {"per": "video", "clips": 2}}, ["rule 1 (cap)", "video_id"]),
+        ({"cap": {"per": "video_id", "clips": 2, "by": "similarity LIMIT 3"}}, ["is not an order"]),
+        ({"cap": {"per": "video_id", "clips": 2, "by": "similarity DSC"}}, ["rule 1 (cap)"]),
+        ({"sample": {"clips": 2, "weight": "one_per_clip"}}, ["rule 1 (sample)", "one_per_clip"]),
+        (
+            {"deduplicate": {"by": "embedding", "min_cosine": 0.9, "embeddings": "embed_all"}},
+            ["rule 1 (deduplicate)", "embed_all", "embed_clips"],
+        ),
+        (
+            {"deduplicate": {"by": "frames", "max_distance": 3}},
+            ["rule 1 (deduplicate)", "hash_frames", "--set"],
+        ),
+    ],
+)
 def test_what_a_rule_may_not_say(catalog, tmp_path: Path, rule: dict, told: list[str]):
     """SQL errors are DuckDB's, with recipe and rule in front; nothing but reading is allowed."""
     with pytest.raises(UsageError) as error:
@@ -407,17 +492,23 @@ def test_what_a_rule_may_not_say(catalog, tmp_path: Path, rule: dict, told: list
 
 
 def test_an_expression_may_end_in_a_comment(catalog, clips, tmp_path: Path):
-    rules = [{"where": "similarity > 0.25 -- good"},
-             {"percentile": {"column": "aesthetic -- nice", "top": 50}},
-             {"cap": {"per": "language -- any", "clips": 9, "by": "aesthetic -- up"}}]
+    rules = [
+        {"where": "similarity > 0.25 -- good"},
+        {"percentile": {"column": "aesthetic -- nice", "top": 50}},
+        {"cap": {"per": "language -- any", "clips": 9, "by": "aesthetic -- up"}},
+    ]
     assert len(taken(catalog, tmp_path, *rules)) == 27
 
 
 def test_what_is_written_meanwhile_is_not_seen(clips, tmp_path: Path):
     """All rules see the clips that existed when reading began, and the record notes it."""
     moving = build(tmp_path / "moving", clips, [embeddings(), similarity(), aesthetic()], shards=2)
-    more = build(tmp_path / "more", [Clip("generic-new", 0, 5, values={
-        "similarity": 0.4, "aesthetic": 7.0})], [embeddings(), similarity(), aesthetic()], shards=1)
+    more = build(
+        tmp_path / "more",
+        [Clip("generic-new", 0, 5, values={"similarity": 0.4, "aesthetic": 7.0})],
+        [embeddings(), similarity(), aesthetic()],
+        shards=1,
+    )
 
     def write(said: str) -> None:
         if said.startswith("rule 1"):

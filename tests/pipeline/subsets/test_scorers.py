@@ -69,11 +69,15 @@ def refused(folder: Path, *made: Made, **specs: Any) -> str:
 def test_the_scorer_that_a_recipe_was_made_for_is_taken(tmp_path):
     found = resolved(tmp_path, embeddings(), aesthetic(), aesthetic=spec(V2_MAX))["aesthetic"]
     assert (found.column, found.label, found.stage) == (
-        "aesthetic", "score_aesthetic", "score_aesthetic")
+        "aesthetic",
+        "score_aesthetic",
+        "score_aesthetic",
+    )
     assert found.models["head"]["reference"].endswith("sac+logos+ava1-l14-linearMSE.pth")
     assert found.settings["over_frames"] == "max"
     assert found.upstream["embed_clips"]["models"]["model"]["reference"] == (
-        "open_clip:ViT-L-14/openai")
+        "open_clip:ViT-L-14/openai"
+    )
     assert found.fingerprint == "score_aesthetic-1"
     assert not found.waived
     assert found.record() == {**found.record(), "role": "aesthetic", "name": spec(V2_MAX).name}
@@ -82,31 +86,45 @@ def test_the_scorer_that_a_recipe_was_made_for_is_taken(tmp_path):
 
 def test_it_is_found_under_another_column_too(tmp_path):
     """The role's own column is another scorer, but the catalog also has the right one."""
-    found = resolved(tmp_path, embeddings(), aesthetic(head=HEAD_V1),
-                     aesthetic("pretty", column="other"), aesthetic=spec(V2_MAX))["aesthetic"]
+    found = resolved(
+        tmp_path,
+        embeddings(),
+        aesthetic(head=HEAD_V1),
+        aesthetic("pretty", column="other"),
+        aesthetic=spec(V2_MAX),
+    )["aesthetic"]
     assert (found.column, found.label) == ("pretty", "pretty")
     assert found.describe().startswith("pretty: pretty, a score_aesthetic (head sac+logos")
 
 
 def test_a_model_fits_by_its_hash_whatever_its_file_is_called(tmp_path):
     by_hash = V2_MAX.replace("sha256:abc", "sha256:/h.pth")
-    found = resolved(tmp_path, embeddings(), aesthetic(head="/models/h.pth"),
-                     aesthetic=spec(by_hash))
+    found = resolved(
+        tmp_path, embeddings(), aesthetic(head="/models/h.pth"), aesthetic=spec(by_hash)
+    )
     assert found["aesthetic"].column == "aesthetic"
 
 
 @pytest.mark.parametrize(
     ("made", "said"),
     [
-        ([embeddings(), aesthetic(head=HEAD_V1)],
-         "its head is sa_0_4_vit_l_14_linear.pth, not sac+logos+ava1-l14-linearMSE"),
+        (
+            [embeddings(), aesthetic(head=HEAD_V1)],
+            "its head is sa_0_4_vit_l_14_linear.pth, not sac+logos+ava1-l14-linearMSE",
+        ),
         ([embeddings(), aesthetic(over="mean")], "its over_frames is mean, not max"),
-        ([embeddings(model="open_clip:ViT-L-14-336/openai"), aesthetic()],
-         "of embed_clips, which it reads from, its model is open_clip:ViT-L-14-336/openai, not"),
-        ([embeddings(frames=8), aesthetic()],
-         "of embed_clips, which it reads from, its frames_per_clip is 8, not 4"),
-        ([given("aesthetic", "InternVid", "Aesthetic_Score", "aesthetic")],
-         "it is made by take_given_score, not score_aesthetic"),
+        (
+            [embeddings(model="open_clip:ViT-L-14-336/openai"), aesthetic()],
+            "of embed_clips, which it reads from, its model is open_clip:ViT-L-14-336/openai, not",
+        ),
+        (
+            [embeddings(frames=8), aesthetic()],
+            "of embed_clips, which it reads from, its frames_per_clip is 8, not 4",
+        ),
+        (
+            [given("aesthetic", "InternVid", "Aesthetic_Score", "aesthetic")],
+            "it is made by take_given_score, not score_aesthetic",
+        ),
         ([embeddings()], "the catalog has no such column\nIts scores: none"),
         ([embeddings(), similarity()], "Its scores: similarity by score_similarity (model"),
     ],
@@ -114,7 +132,8 @@ def test_a_model_fits_by_its_hash_whatever_its_file_is_called(tmp_path):
 def test_another_scorer_is_refused_and_named(tmp_path, made, said):
     message = refused(tmp_path, *made, aesthetic=spec(V2_MAX))
     assert message.startswith(
-        "mine was made for LAION's V2, largest of 4 frames in the column `aesthetic`; ")
+        "mine was made for LAION's V2, largest of 4 frames in the column `aesthetic`; "
+    )
     assert said in message
     assert "clipmill run --dataset " in message
     assert "The head is on the web." in message
@@ -128,19 +147,33 @@ def command(message: str) -> list[str]:
 def test_the_command_adds_what_is_missing_and_reads_what_is_there(tmp_path, monkeypatch):
     """Embeddings that fit are not made a second time; a label that is taken is not overwritten."""
     monkeypatch.chdir(tmp_path)
-    message = refused(tmp_path, embeddings("openai"), aesthetic("aesthetic_v2", head=HEAD_V1,
-                                                                reads="openai"),
-                      aesthetic=spec(V2_MAX))
+    message = refused(
+        tmp_path,
+        embeddings("openai"),
+        aesthetic("aesthetic_v2", head=HEAD_V1, reads="openai"),
+        aesthetic=spec(V2_MAX),
+    )
     assert command(message) == [
-        "clipmill", "run", "--dataset", "dataset",
-        "--set", "aesthetic_v2_2.stage=score_aesthetic",
-        "--set", "aesthetic_v2_2.embeddings=openai",
-        "--set", "aesthetic_v2_2.head=./sac+logos+ava1-l14-linearMSE.pth"]
+        "clipmill",
+        "run",
+        "--dataset",
+        "dataset",
+        "--set",
+        "aesthetic_v2_2.stage=score_aesthetic",
+        "--set",
+        "aesthetic_v2_2.embeddings=openai",
+        "--set",
+        "aesthetic_v2_2.head=./sac+logos+ava1-l14-linearMSE.pth",
+    ]
     message = refused(tmp_path / "b", embeddings(model="org/other"), aesthetic=spec(V2_MAX))
     assert command(message)[4:10] == [
-        "--set", "embed_l14.stage=embed_clips",
-        "--set", "embed_l14.model=open_clip:ViT-L-14/openai",
-        "--set", "embed_l14.frames_per_clip=4"]
+        "--set",
+        "embed_l14.stage=embed_clips",
+        "--set",
+        "embed_l14.model=open_clip:ViT-L-14/openai",
+        "--set",
+        "embed_l14.frames_per_clip=4",
+    ]
     assert "aesthetic_v2.embeddings=embed_l14" in command(message)
 
 
@@ -154,19 +187,22 @@ def test_two_scorers_that_read_one_stage_add_it_once(tmp_path):
 def test_what_clipmill_cannot_measure_is_asked_of_a_stage_of_ones_own(tmp_path):
     message = refused(tmp_path, text_area=spec(TEXT_AREA))
     assert message.startswith(
-        "mine was made for area of text (share of the frame) in the column `text_area`")
+        "mine was made for area of text (share of the frame) in the column `text_area`"
+    )
     assert "--set text_area.stage=./my_stage.py:MyStage" in message
     assert "docs/stages.md" in message
     found = resolved(tmp_path / "b", own("text_area"), text_area=spec(TEXT_AREA))["text_area"]
     assert (found.column, found.stage) == ("text_area", "measure_text_area")
-    found = resolved(tmp_path / "c", given("text_area", "theirs", "text", "text_area"),
-                     text_area=spec(TEXT_AREA))["text_area"]
+    found = resolved(
+        tmp_path / "c", given("text_area", "theirs", "text", "text_area"), text_area=spec(TEXT_AREA)
+    )["text_area"]
     assert found.stage == "take_given_score"
 
 
 def test_a_built_in_scorer_under_that_label_is_not_taken_for_it(tmp_path):
-    message = refused(tmp_path, embeddings(), aesthetic("text_area", column="other"),
-                      text_area=spec(TEXT_AREA))
+    message = refused(
+        tmp_path, embeddings(), aesthetic("text_area", column="other"), text_area=spec(TEXT_AREA)
+    )
     assert "made by score_aesthetic, which measures something else" in message
 
 
@@ -180,16 +216,30 @@ def test_all_that_is_missing_is_said_at_once(tmp_path):
 @pytest.mark.parametrize(
     ("pattern", "value", "fits"),
     [
-        ("mean", "mean", True), ("m*", "mean", True), ("m?", "mean", False),
-        (4, 4, True), (4, 4.0, True), (4, 8, False), (4, "4", False), (True, 1, False),
-        (None, None, True), (None, 0, False), (">= 8", 8, True), (">= 8", 7, False),
-        ("< 0.5", 0.25, True), (">= 8", "8", False), (["min", "mean"], "mean", True),
-        (["min", "mean"], "max", False), ("*", None, False), ("*", True, False),
+        ("mean", "mean", True),
+        ("m*", "mean", True),
+        ("m?", "mean", False),
+        (4, 4, True),
+        (4, 4.0, True),
+        (4, 8, False),
+        (4, "4", False),
+        (True, 1, False),
+        (None, None, True),
+        (None, 0, False),
+        (">= 8", 8, True),
+        (">= 8", 7, False),
+        ("< 0.5", 0.25, True),
+        (">= 8", "8", False),
+        (["min", "mean"], "mean", True),
+        (["min", "mean"], "max", False),
+        ("*", None, False),
+        ("*", True, False),
     ],
 )
 def test_settings_fit_by_value_pattern_or_bound(tmp_path, pattern, value, fits):
-    wanted = ScorerSpec.model_validate({
-        "name": "x", "accepts": [{"stage": "measure_x", "settings": {"how": pattern}}]})
+    wanted = ScorerSpec.model_validate(
+        {"name": "x", "accepts": [{"stage": "measure_x", "settings": {"how": pattern}}]}
+    )
     stage = Made("x", "measure_x", "other", {"how": value})
     if fits:
         assert resolved(tmp_path, stage, x=wanted)["x"].column == "x"

@@ -32,9 +32,15 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 def ran(between: str) -> tuple[int, int]:
     """The programs' numbers, once their owner is dead."""
-    done = subprocess.run([sys.executable, "-c", OWNER.format(between=between)],
-                          stdin=subprocess.DEVNULL, cwd=ROOT,
-                          stdout=subprocess.PIPE, text=True, check=False, timeout=100)
+    done = subprocess.run(
+        [sys.executable, "-c", OWNER.format(between=between)],
+        stdin=subprocess.DEVNULL,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+        check=False,
+        timeout=100,
+    )
     assert done.returncode == -signal.SIGKILL
     first, second = map(int, done.stdout.split())
     return first, second
@@ -62,17 +68,21 @@ def end(*numbers: int) -> None:
             os.kill(number, signal.SIGKILL)
 
 
-@pytest.mark.parametrize("between", [
-    # The keeper itself was killed, as where memory runs out: the next one takes over.
-    """children.add(second.pid); children._keeper.kill(); children._keeper.wait()
+@pytest.mark.parametrize(
+    "between",
+    [
+        # The keeper itself was killed, as where memory runs out: the next one takes over.
+        """children.add(second.pid); children._keeper.kill(); children._keeper.wait()
 children.drop(second.pid)""",
-    # A forked process lives on, with a copy of the pipe to the keeper.
-    """if (forked := os.fork()) == 0:
+        # A forked process lives on, with a copy of the pipe to the keeper.
+        """if (forked := os.fork()) == 0:
     os.closerange(0, 3); time.sleep(40); os._exit(0)
 """,
-    # Another process was registered, and unregistered again.
-    "children.add(second.pid); children.drop(second.pid)",
-], ids=["keeper killed", "forked", "dropped"])
+        # Another process was registered, and unregistered again.
+        "children.add(second.pid); children.drop(second.pid)",
+    ],
+    ids=["keeper killed", "forked", "dropped"],
+)
 def test_what_is_entrusted_ends_with_its_owner_and_nothing_else_does(between):
     first, second = ran(between)
     try:

@@ -15,11 +15,7 @@ import pytest
 
 from clipmill.schemas.errors import ClipmillError, UsageError
 from clipmill.stages.media.cutting import clip_files, cut, encoders, reencode
-from clipmill.stages.media.cutting.cut import (
-    check_encoder,
-    cut_clips,
-    cut_clips_isolated,
-)
+from clipmill.stages.media.cutting.cut import check_encoder, cut_clips, cut_clips_isolated
 from clipmill.stages.media.cutting.requests import CutOptions, CutRequest
 from tests import isolated_functions
 from tests.media import SHARED_VIDEOS
@@ -41,8 +37,10 @@ SOURCES = {
     "vp8.webm": {"codec": "libvpx", "audio": "libopus"},
     "vp9-uneven.webm": {"codec": "libvpx-vp9", "audio": "libopus", "uneven": True},
     # Pictures that come after a key frame in the file and are shown before it.
-    "open-groups.mkv": {"options": {"x264-params": "open-gop=1:b-adapt=0:scenecut=0:keyint=31:"
-                                    "min-keyint=31"}, "audio": "flac"},
+    "open-groups.mkv": {
+        "options": {"x264-params": "open-gop=1:b-adapt=0:scenecut=0:keyint=31:min-keyint=31"},
+        "audio": "flac",
+    },
     "mpeg4.avi": {"codec": "mpeg4", "options": {"bf": "2"}, "audio": "libmp3lame"},
     "ten-bit.mkv": {"codec": "ffv1", "pixels": "yuv422p10le"},
     "close-keys.mov": {"keyframes": 2, "audio": "pcm_s16le"},
@@ -64,8 +62,10 @@ def sources(tmp_path_factory) -> dict[str, tuple[Path, list[float]]]:
 
 def requests_of(times: list[float], spans, folder: Path) -> list[CutRequest]:
     ends = [*times, times[-1] + (times[-1] - times[-2])]
-    return [CutRequest(f"c{i}", ends[a], ends[b], folder / f"c{i}.mp4")
-            for i, (a, b) in enumerate(spans)]
+    return [
+        CutRequest(f"c{i}", ends[a], ends[b], folder / f"c{i}.mp4")
+        for i, (a, b) in enumerate(spans)
+    ]
 
 
 def leftovers(folder: Path) -> list[str]:
@@ -119,8 +119,11 @@ def test_a_copied_clip_holds_what_its_recorded_span_says(name, sources, tmp_path
         suffix = ".webm" if SOURCES[name].get("codec") == "libvpx" else ".mp4"
         assert result.path == request.target.with_suffix(suffix)
         numbers = numbers_of(result.path)
-        inside = [n for n, seconds in enumerate(times)
-                  if result.start_seconds - 1e-6 <= seconds < result.end_seconds - 1e-6]
+        inside = [
+            n
+            for n, seconds in enumerate(times)
+            if result.start_seconds - 1e-6 <= seconds < result.end_seconds - 1e-6
+        ]
         assert numbers == inside
         assert numbers[0] <= first
         assert first - numbers[0] <= keys + 6
@@ -140,8 +143,11 @@ def test_sound_stays_with_the_pictures(name, media, slack, sources, tmp_path):
     requests = requests_of(times, [(5, 110)], tmp_path)
     (result,) = cut_clips(source, requests, CutOptions(media))
     found = [seconds + result.start_seconds for seconds in bursts_of(result.path)]
-    expected = [seconds for seconds in heard
-                if result.start_seconds + 0.2 < seconds < result.end_seconds - 0.1]
+    expected = [
+        seconds
+        for seconds in heard
+        if result.start_seconds + 0.2 < seconds < result.end_seconds - 0.1
+    ]
     for seconds in expected:
         assert min(abs(seconds - other) for other in found) < slack, (seconds, found)
     (silent,) = cut_clips(source, requests, CutOptions(media, audio=False))
@@ -158,15 +164,29 @@ def test_a_file_whose_edit_list_hides_its_beginning_is_cut_as_it_is_shown(source
     import imageio_ffmpeg
 
     edited = tmp_path / "edited.mp4"
-    subprocess.run([imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-ss", "0.7", "-i",
-                    str(sources["b-frames.mp4"][0]), "-c", "copy", str(edited)],
-                    stdin=subprocess.DEVNULL, check=True)
+    subprocess.run(
+        [
+            imageio_ffmpeg.get_ffmpeg_exe(),
+            "-v",
+            "error",
+            "-ss",
+            "0.7",
+            "-i",
+            str(sources["b-frames.mp4"][0]),
+            "-c",
+            "copy",
+            str(edited),
+        ],
+        stdin=subprocess.DEVNULL,
+        check=True,
+    )
     shown = numbers_of(edited)
     assert shown[0] > 0, "the edit list hides nothing"
     times = [seconds for seconds, _ in frames_of(edited)]
     requests = requests_of(times, [(0, 8), (5, 20)], tmp_path)
-    for result, (a, b) in zip(cut_clips(edited, requests, CutOptions("exact")), [(0, 8), (5, 20)],
-                              strict=True):
+    for result, (a, b) in zip(
+        cut_clips(edited, requests, CutOptions("exact")), [(0, 8), (5, 20)], strict=True
+    ):
         assert numbers_of(result.path) == shown[a:b]
     copied = list(cut_clips(edited, requests, CutOptions("copy")))
     assert [r.start_seconds < 0 for r in copied] == [True, True], "the hidden key frame is needed"
@@ -176,8 +196,10 @@ def test_a_file_whose_edit_list_hides_its_beginning_is_cut_as_it_is_shown(source
 def test_the_nearest_key_frame_may_leave_out_the_beginning(sources, tmp_path):
     source, times = sources["ten-bit.mkv"]
     requests = requests_of(times, [(55, 80), (62, 80), (50, 58)], tmp_path)
-    near = {r.clip_id: numbers_of(r.path)[0]
-            for r in cut_clips(source, requests, CutOptions("copy", start="nearest"))}
+    near = {
+        r.clip_id: numbers_of(r.path)[0]
+        for r in cut_clips(source, requests, CutOptions("copy", start="nearest"))
+    }
     # Key frames are at 30, 60, 90; the last clip is over before the next one.
     assert near == {"c0": 60, "c1": 60, "c2": 30}
 
@@ -206,8 +228,10 @@ def test_pictures_are_scaled_to_even_sides_and_keep_their_colours(sources, tmp_p
         source, times = sources[name]
         request = requests_of(times, [(3, 6)], tmp_path)
         (result,) = cut_clips(source, request, CutOptions("exact", short_side=71, crf=5))
-        assert (result.width, result.height) == (118, 70) or (
-            result.width, result.height) == (118, 72)
+        assert (result.width, result.height) == (118, 70) or (result.width, result.height) == (
+            118,
+            72,
+        )
         with av.open(str(result.path)) as container:
             frame = next(container.decode(video=0))
             image = frame.to_ndarray(format="rgb24")
@@ -263,8 +287,7 @@ def test_what_cannot_be_cut_is_a_problem_of_that_clip_and_leaves_no_file(media, 
     cut_off = tmp_path / "cut-off.ts"
     cut_off.write_bytes(whole[: len(whole) // 2])
     spans = [(times[10], times[20]), (times[140], times[149]), (500.0, 501.0), (0.0, 0.5)]
-    requests = [CutRequest(f"c{i}", a, b, tmp_path / f"c{i}.mp4")
-                for i, (a, b) in enumerate(spans)]
+    requests = [CutRequest(f"c{i}", a, b, tmp_path / f"c{i}.mp4") for i, (a, b) in enumerate(spans)]
     results = {r.clip_id: r for r in cut_clips(cut_off, requests, CutOptions(media))}
     assert len(results) == 4
     assert results["c0"].problem is None
@@ -282,8 +305,9 @@ def test_what_cannot_be_cut_is_a_problem_of_that_clip_and_leaves_no_file(media, 
 
 
 @pytest.mark.parametrize("media", ["copy", "exact"])
-def test_a_cut_that_does_not_hold_what_it_should_is_thrown_away(media, sources, tmp_path,
-                                                                 monkeypatch):
+def test_a_cut_that_does_not_hold_what_it_should_is_thrown_away(
+    media, sources, tmp_path, monkeypatch
+):
     """The check after the cut, seen at work: packets are lost on their way into the file."""
     source, times = sources["ten-bit.mkv"]
     mux = av.container.OutputContainer.mux
@@ -397,8 +421,13 @@ def test_another_encoder_is_used_where_it_is_named(encoder, sources, tmp_path):
     check_times(result.path, times, list(range(10, 25)))
 
 
-FOOTAGE = sorted(path for path in SHARED_VIDEOS.glob("*") if path.suffix in (
-    ".mp4", ".webm", ".mov", ".ts")) if SHARED_VIDEOS.is_dir() else []
+FOOTAGE = (
+    sorted(
+        path for path in SHARED_VIDEOS.glob("*") if path.suffix in (".mp4", ".webm", ".mov", ".ts")
+    )
+    if SHARED_VIDEOS.is_dir()
+    else []
+)
 
 
 def _grey(path: Path) -> list[tuple[float, np.ndarray]]:
@@ -407,9 +436,14 @@ def _grey(path: Path) -> list[tuple[float, np.ndarray]]:
     with open_container(path) as container:
         stream = video_stream(container, path)
         stream.thread_type = "AUTO"
-        return [(float(frame.pts * frame.time_base),
-                 frame.reformat(160, 90, "gray", interpolation="AREA").to_ndarray().astype(float))
-                for frame in container.decode(stream) if frame.pts is not None]
+        return [
+            (
+                float(frame.pts * frame.time_base),
+                frame.reformat(160, 90, "gray", interpolation="AREA").to_ndarray().astype(float),
+            )
+            for frame in container.decode(stream)
+            if frame.pts is not None
+        ]
 
 
 @pytest.mark.slow
@@ -421,15 +455,23 @@ def test_real_footage_is_cut_to_the_frame(source, tmp_path):
     frames = _grey(source)
     times = [seconds for seconds, _ in frames]
     n = len(frames)
-    spans = [(0, 5), (n // 4, n // 4 + 40), (n // 4 + 10, n // 4 + 50),
-             (n // 2 + 7, n // 2 + 33), (n - 12, n - 1)]
+    spans = [
+        (0, 5),
+        (n // 4, n // 4 + 40),
+        (n // 4 + 10, n // 4 + 50),
+        (n // 2 + 7, n // 2 + 33),
+        (n - 12, n - 1),
+    ]
     for media in ("copy", "exact"):
         requests = requests_of(times, spans, tmp_path)
         for result in cut_clips(source, requests, CutOptions(media, threads=0)):
             first, last = spans[int(result.clip_id[1:])]
             assert result.problem is None
-            inside = [i for i, seconds in enumerate(times)
-                      if result.start_seconds - 1e-6 <= seconds < result.end_seconds - 1e-6]
+            inside = [
+                i
+                for i, seconds in enumerate(times)
+                if result.start_seconds - 1e-6 <= seconds < result.end_seconds - 1e-6
+            ]
             if media == "exact":
                 assert inside == list(range(first, last))
             cut = _grey(result.path)
@@ -487,5 +529,6 @@ def test_what_no_clip_container_holds_is_permanent_and_says_what_to_do(tmp_path)
     (result,) = cut_clips(source, requests_of(times, [(0, 9)], tmp_path), CutOptions("copy"))
     assert result.problem.kind == "permanent"
     assert result.problem.message == (
-        "gif can't be copied into mp4, webm or mkv; export with --media exact")
+        "gif can't be copied into mp4, webm or mkv; export with --media exact"
+    )
     assert leftovers(tmp_path) == []

@@ -42,9 +42,16 @@ def given_by(path: Path, threads: int, monkeypatch) -> tuple[list[float], list[f
     return times, video.corrupt_seconds
 
 
-@pytest.mark.parametrize(("codec", "suffix"), [
-    ("libx264", "mp4"), ("libvpx-vp9", "webm"), ("libx265", "mp4"), ("mpeg2video", "ts"),
-    ("mpeg4", "mp4")])
+@pytest.mark.parametrize(
+    ("codec", "suffix"),
+    [
+        ("libx264", "mp4"),
+        ("libvpx-vp9", "webm"),
+        ("libx265", "mp4"),
+        ("mpeg2video", "ts"),
+        ("mpeg4", "mp4"),
+    ],
+)
 def test_a_damaged_file_gives_the_same_frames_with_any_number_of_threads(
     codec, suffix, tmp_path, monkeypatch
 ):
@@ -84,7 +91,8 @@ def test_clips_of_mostly_corrupt_pictures_are_dropped_by_a_rule_that_can_be_set(
     (clip,) = made["split_clips"]
     assert (clip["start_seconds"], clip["corrupt_frames"]) == (0.0, 0)
     assert [shot["rule"] for shot in made["shots"]] == (
-        [None, "split_clips.max_corrupt_share"] if spans else [None])
+        [None, "split_clips.max_corrupt_share"] if spans else [None]
+    )
     both = run(half_damaged, tmp_path, spans, max_corrupt_share=1.0, **how)["split_clips"]
     assert [clip["corrupt_frames"] for clip in both] == [0, scanned["corrupt_frames"]]
 
@@ -108,11 +116,28 @@ def test_an_encrypted_file_gives_no_clip(boundaries, tmp_path):
     whole, locked = tmp_path / "whole.mp4", tmp_path / "locked.mp4"
     render_numbered(whole, 60)
     subprocess.run(
-        [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-i", str(whole), "-c", "copy",
-         "-encryption_scheme", "cenc-aes-ctr", "-encryption_key", "0f" * 16,
-         "-encryption_kid", "1e" * 16, str(locked)], check=True, stdin=subprocess.DEVNULL)
-    made = run(locked, tmp_path, [(0.0, 2.0)] if boundaries == "given" else None,
-               boundaries=boundaries)
+        [
+            imageio_ffmpeg.get_ffmpeg_exe(),
+            "-v",
+            "error",
+            "-i",
+            str(whole),
+            "-c",
+            "copy",
+            "-encryption_scheme",
+            "cenc-aes-ctr",
+            "-encryption_key",
+            "0f" * 16,
+            "-encryption_kid",
+            "1e" * 16,
+            str(locked),
+        ],
+        check=True,
+        stdin=subprocess.DEVNULL,
+    )
+    made = run(
+        locked, tmp_path, [(0.0, 2.0)] if boundaries == "given" else None, boundaries=boundaries
+    )
     assert not any(row["clip_id"] for row in made.get("split_clips", []))
     last = made.get("split_clips") or made["scan_videos"]
     assert last[0]["error"] or last[0]["rejection"]
@@ -121,8 +146,11 @@ def test_an_encrypted_file_gives_no_clip(boundaries, tmp_path):
 def test_only_what_is_known_to_be_sound_is_copied_without_decoding(half_damaged, tmp_path):
     """One frame is decoded of a clip whose file was decoded before; all, of any other clip."""
     open_groups = tmp_path / "open.mp4"
-    render_numbered(open_groups, 60, options={
-        "x264-params": "open-gop=1:b-adapt=0:scenecut=0:keyint=15:min-keyint=15"})
+    render_numbered(
+        open_groups,
+        60,
+        options={"x264-params": "open-gop=1:b-adapt=0:scenecut=0:keyint=15:min-keyint=15"},
+    )
     whole = tmp_path / "whole.mp4"
     render_numbered(whole, 60, keyframes=10)
 

@@ -30,8 +30,12 @@ END_SECONDS = 0.4
 
 
 def ffmpeg(*words: str | Path) -> bytes:
-    return subprocess.run([imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-y", *map(str, words)],
-                          check=True, stdin=subprocess.DEVNULL, capture_output=True).stdout
+    return subprocess.run(
+        [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-y", *map(str, words)],
+        check=True,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+    ).stdout
 
 
 def shown(path: Path, *filters: str) -> np.ndarray:
@@ -53,8 +57,9 @@ def boxes(data: bytes, kinds: list[bytes], begin: int, end: int) -> Iterator[lis
             if len(kinds) == 1:
                 yield [begin]
             else:
-                yield from ([begin, *inner]
-                            for inner in boxes(data, kinds[1:], begin + 8, begin + size))
+                yield from (
+                    [begin, *inner] for inner in boxes(data, kinds[1:], begin + 8, begin + size)
+                )
         begin += size
 
 
@@ -67,8 +72,7 @@ def with_aperture(path: Path) -> Path:
     chain = next(boxes(data, [b"moov", b"trak", b"mdia", b"minf", b"stbl", b"stsd"], 0, len(data)))
     entry = chain[-1] + 16
     end = entry + struct.unpack_from(">I", data, entry)[0]
-    off = [2 * at - (whole - part)
-           for at, whole, part in zip(CORNER, STORED, SHOWN, strict=True)]
+    off = [2 * at - (whole - part) for at, whole, part in zip(CORNER, STORED, SHOWN, strict=True)]
     clap = struct.pack(">I4sIIIIiIiI", 40, b"clap", SHOWN[0], 1, SHOWN[1], 1, off[0], 2, off[1], 2)
     data[end:end] = clap
     for at in (*chain, entry):
@@ -80,14 +84,28 @@ def with_aperture(path: Path) -> Path:
 @pytest.fixture(scope="module")
 def files(tmp_path_factory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("framing")
-    prores = with_aperture(render(folder / "prores.mov", "-c:v", "prores_ks", "-profile:v", "4",
-                                  "-pix_fmt", "yuva444p10le"))
-    mp4 = with_aperture(render(folder / "h264.mp4", "-c:v", "libx264", "-crf", "8", "-pix_fmt",
-                               "yuv420p"))
+    prores = with_aperture(
+        render(
+            folder / "prores.mov",
+            "-c:v",
+            "prores_ks",
+            "-profile:v",
+            "4",
+            "-pix_fmt",
+            "yuva444p10le",
+        )
+    )
+    mp4 = with_aperture(
+        render(folder / "h264.mp4", "-c:v", "libx264", "-crf", "8", "-pix_fmt", "yuv420p")
+    )
     ffmpeg("-i", mp4, "-c", "copy", folder / "h264.mkv")
     ffmpeg("-display_rotation", "90", "-i", mp4, "-c", "copy", folder / "turned.mp4")
-    return {"prores": prores, "mp4": mp4, "mkv": folder / "h264.mkv",
-            "turned": folder / "turned.mp4"}
+    return {
+        "prores": prores,
+        "mp4": mp4,
+        "mkv": folder / "h264.mkv",
+        "turned": folder / "turned.mp4",
+    }
 
 
 def assert_alike(image: np.ndarray, expected: np.ndarray) -> None:
@@ -119,23 +137,38 @@ def test_borders_are_left_out_of_sizes_frames_and_clips(name, files, tmp_path):
 
 def test_training_sees_what_the_containers_show(files, tmp_path):
     dataset = tmp_path / "dataset"
-    videos = [{"source_key": name, "video_id": f"file-{name}", "path": str(path)}
-              for name, path in files.items()]
-    clips = [{"video_id": f"file-{name}", "clip_id": f"file-{name}-0-40", "start_seconds": 0.0,
-              "end_seconds": 0.04, "duration_seconds": 0.04} for name in files]
-    for step, rows, schema in (("download_videos", videos, tables.VIDEOS),
-                               ("split_clips", clips, tables.CLIPS)):
+    videos = [
+        {"source_key": name, "video_id": f"file-{name}", "path": str(path)}
+        for name, path in files.items()
+    ]
+    clips = [
+        {
+            "video_id": f"file-{name}",
+            "clip_id": f"file-{name}-0-40",
+            "start_seconds": 0.0,
+            "end_seconds": 0.04,
+            "duration_seconds": 0.04,
+        }
+        for name in files
+    ]
+    for step, rows, schema in (
+        ("download_videos", videos, tables.VIDEOS),
+        ("split_clips", clips, tables.CLIPS),
+    ):
         write_shard(dataset, step, STEPS[step][1], "000000", rows, schema)
-    write_run(dataset, run_record("r1", START, {name: STEPS[name] for name in (
-        "download_videos", "split_clips")}))
+    write_run(
+        dataset,
+        run_record("r1", START, {name: STEPS[name] for name in ("download_videos", "split_clips")}),
+    )
     for sample in ClipDataset(dataset, caption=None, frames=1, size=None):
         expected = shown(files[sample["clip_id"].split("-")[1]])
         assert_alike(sample["video"][0].permute(1, 2, 0).numpy(), expected)
 
 
-@pytest.mark.parametrize(("aspect", "size"), [
-    ("16/11", (233, 96)), ("8/9", (160, 108)), ("1281/1280", (160, 96)), ("1000", (160, 96)),
-])
+@pytest.mark.parametrize(
+    ("aspect", "size"),
+    [("16/11", (233, 96)), ("8/9", (160, 108)), ("1281/1280", (160, 96)), ("1000", (160, 96))],
+)
 def test_pixels_are_made_square_as_players_do(aspect, size, tmp_path):
     """Not where they nearly are, as after scaling to an even number, nor where it is nonsense."""
     path = render(tmp_path / "film.mp4", "-vf", f"setsar={aspect}", "-pix_fmt", "yuv420p")

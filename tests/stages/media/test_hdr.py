@@ -27,8 +27,12 @@ TRANSFERS = {"hdr10": "smpte2084", "hlg": "arib-std-b67"}
 
 
 def ffmpeg(*words: str | Path) -> bytes:
-    return subprocess.run([imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-y", *map(str, words)],
-                          check=True, stdin=subprocess.DEVNULL, capture_output=True).stdout
+    return subprocess.run(
+        [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-y", *map(str, words)],
+        check=True,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+    ).stdout
 
 
 def ordinary() -> np.ndarray:
@@ -43,11 +47,34 @@ def render(folder: Path, name: str, transfer: str) -> Path:
     """The ordinary picture as film of high dynamic range, whose white is 100 nits, by zscale."""
     Image.fromarray(ordinary()).save(folder / "ordinary.png")
     path = folder / f"{name}.mp4"
-    ffmpeg("-loop", 1, "-i", folder / "ordinary.png", "-t", "0.4", "-r", 25, "-vf",
-           "zscale=min=gbr:tin=bt709:pin=bt709:rin=pc:m=2020_ncl:p=2020:r=tv:npl=100:"
-           f"t={transfer},format=yuv420p10le", "-c:v", "libx265", "-crf", 12, "-preset",
-           "ultrafast", "-x265-params", "log-level=none", "-color_trc", transfer,
-           "-color_primaries", "bt2020", "-colorspace", "bt2020nc", path)
+    ffmpeg(
+        "-loop",
+        1,
+        "-i",
+        folder / "ordinary.png",
+        "-t",
+        "0.4",
+        "-r",
+        25,
+        "-vf",
+        "zscale=min=gbr:tin=bt709:pin=bt709:rin=pc:m=2020_ncl:p=2020:r=tv:npl=100:"
+        f"t={transfer},format=yuv420p10le",
+        "-c:v",
+        "libx265",
+        "-crf",
+        12,
+        "-preset",
+        "ultrafast",
+        "-x265-params",
+        "log-level=none",
+        "-color_trc",
+        transfer,
+        "-color_primaries",
+        "bt2020",
+        "-colorspace",
+        "bt2020nc",
+        path,
+    )
     return path
 
 
@@ -55,8 +82,19 @@ def render(folder: Path, name: str, transfer: str) -> Path:
 def films(tmp_path_factory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("hdr")
     films = {name: render(folder, name, transfer) for name, transfer in TRANSFERS.items()}
-    ffmpeg("-loop", 1, "-i", folder / "ordinary.png", "-t", "0.4", "-r", 25, "-pix_fmt", "yuv420p",
-           folder / "plain.mp4")
+    ffmpeg(
+        "-loop",
+        1,
+        "-i",
+        folder / "ordinary.png",
+        "-t",
+        "0.4",
+        "-r",
+        25,
+        "-pix_fmt",
+        "yuv420p",
+        folder / "plain.mp4",
+    )
     return {**films, "plain": folder / "plain.mp4"}
 
 
@@ -92,18 +130,27 @@ def test_exact_clips_are_ordinary_video_and_copies_stay_as_they_are(films, tmp_p
     for name, transfer in TRANSFERS.items():
         for media in ("exact", "copy"):
             request = CutRequest(media, 0.0, 0.4, tmp_path / f"{name}-{media}.mp4")
-            [result] = cut_clips(films[name], [request], CutOptions(media, crf=8)
-                                 if media == "exact" else CutOptions(media))
+            [result] = cut_clips(
+                films[name],
+                [request],
+                CutOptions(media, crf=8) if media == "exact" else CutOptions(media),
+            )
             assert result.problem is None
             with av.open(str(result.path)) as container:
                 frame = next(container.decode(video=0))
             if media == "exact":
                 assert off(first(result.path)) < 8
-                assert (frame.format.name, frame.color_trc, frame.color_primaries,
-                        frame.colorspace) == ("yuv420p", 1, 1, 1)
+                assert (
+                    frame.format.name,
+                    frame.color_trc,
+                    frame.color_primaries,
+                    frame.colorspace,
+                ) == ("yuv420p", 1, 1, 1)
             else:
                 assert (frame.color_trc, frame.color_primaries) == (
-                    {"smpte2084": 16, "arib-std-b67": 18}[transfer], 9)
+                    {"smpte2084": 16, "arib-std-b67": 18}[transfer],
+                    9,
+                )
 
 
 def test_the_catalog_names_transfer_primaries_and_pixels_and_training_sees_ordinary_frames(
@@ -111,18 +158,27 @@ def test_the_catalog_names_transfer_primaries_and_pixels_and_training_sees_ordin
 ):
     (tmp_path / "recipe.yaml").write_text(
         "stages:\n  download_videos: {min_duration_seconds: null, min_height: null}\n"
-        "  split_clips: {min_clip_seconds: 0}\n")
-    loaded = load_recipe(tmp_path / "recipe.yaml", engine="local",
-                         sources=[str(path) for path in films.values()])
+        "  split_clips: {min_clip_seconds: 0}\n"
+    )
+    loaded = load_recipe(
+        tmp_path / "recipe.yaml", engine="local", sources=[str(path) for path in films.values()]
+    )
     run_recipe(loaded, tmp_path / "dataset")
     with open_catalog(tmp_path / "dataset") as catalog:
-        rows = catalog.ask(
-            "SELECT v.path, pixel_format, color_transfer, color_primaries, tone_mapped "
-            "FROM videos v JOIN clips USING (video_id)").read_all().to_pylist()
+        rows = (
+            catalog.ask(
+                "SELECT v.path, pixel_format, color_transfer, color_primaries, tone_mapped "
+                "FROM videos v JOIN clips USING (video_id)"
+            )
+            .read_all()
+            .to_pylist()
+        )
     said = {Path(row.pop("path")).stem: tuple(row.values()) for row in rows}
-    assert said == {"hdr10": ("yuv420p10le", "smpte2084", "bt2020", True),
-                    "hlg": ("yuv420p10le", "arib-std-b67", "bt2020", True),
-                    "plain": ("yuv420p", None, None, False)}
+    assert said == {
+        "hdr10": ("yuv420p10le", "smpte2084", "bt2020", True),
+        "hlg": ("yuv420p10le", "arib-std-b67", "bt2020", True),
+        "plain": ("yuv420p", None, None, False),
+    }
     for sample in ClipDataset(tmp_path / "dataset", caption=None, frames=1, size=None):
         assert off(sample["video"][0].permute(1, 2, 0).numpy()) < 8
 
@@ -144,17 +200,36 @@ def test_bright_light_is_rolled_off_and_keeps_its_order_and_its_hue():
 
 def test_tagged_colours_are_read_by_their_matrix_and_range(tmp_path):
     """BT.709 is never read as BT.601, full range never as limited, by any of the readers."""
-    for matrix, pixels, codec in (("bt709", "yuv420p", "libx264"), ("bt709", "yuvj420p", "libx264"),
-                                  ("smpte170m", "yuv420p", "libx264"),
-                                  ("bt709", "yuv422p10le", "prores_ks")):
+    for matrix, pixels, codec in (
+        ("bt709", "yuv420p", "libx264"),
+        ("bt709", "yuvj420p", "libx264"),
+        ("smpte170m", "yuv420p", "libx264"),
+        ("bt709", "yuv422p10le", "prores_ks"),
+    ):
         path = tmp_path / ("film.mov" if codec == "prores_ks" else "film.mp4")
         full = pixels.startswith("yuvj")
-        ffmpeg("-f", "lavfi", "-i", "color=0xC83C28:s=64x48:r=25:d=0.2,format=rgb24", "-vf",
-               f"scale=out_color_matrix={matrix}:out_range={'pc' if full else 'tv'},"
-               f"format={pixels}", "-c:v", codec, "-colorspace", matrix, "-color_primaries", matrix,
-               "-color_trc", matrix, "-color_range", "pc" if full else "tv", path)
+        ffmpeg(
+            "-f",
+            "lavfi",
+            "-i",
+            "color=0xC83C28:s=64x48:r=25:d=0.2,format=rgb24",
+            "-vf",
+            f"scale=out_color_matrix={matrix}:out_range={'pc' if full else 'tv'},format={pixels}",
+            "-c:v",
+            codec,
+            "-colorspace",
+            matrix,
+            "-color_primaries",
+            matrix,
+            "-color_trc",
+            matrix,
+            "-color_range",
+            "pc" if full else "tv",
+            path,
+        )
         for spans, settings in ((None, {}), (None, {"exact": True}), ([(0.0, 0.2)], {})):
             found = run(path, tmp_path, spans, min_clip_seconds=0, frame_quality=100, **settings)
-            image = cv2.imdecode(np.frombuffer(found["frames"][0]["jpeg"], np.uint8),
-                                 cv2.IMREAD_COLOR_RGB)
+            image = cv2.imdecode(
+                np.frombuffer(found["frames"][0]["jpeg"], np.uint8), cv2.IMREAD_COLOR_RGB
+            )
             assert np.abs(image[24, 32].astype(int) - (0xC8, 0x3C, 0x28)).max() <= 4

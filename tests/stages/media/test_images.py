@@ -19,8 +19,12 @@ def picture(height: int, width: int) -> np.ndarray:
     y, x = rows / height, columns / width
     image = np.stack([x, y, 0.5 + 0.5 * np.sin(9 * x + 5 * y)], axis=-1) * 220
     image[(x - 0.6) ** 2 + (y - 0.4) ** 2 < 0.04] = (250, 40, 30)
-    image += np.random.default_rng(0).normal(0, 6, (height // 4 + 1, width // 4 + 1, 3)).repeat(
-        4, axis=0).repeat(4, axis=1)[:height, :width]
+    image += (
+        np.random.default_rng(0)
+        .normal(0, 6, (height // 4 + 1, width // 4 + 1, 3))
+        .repeat(4, axis=0)
+        .repeat(4, axis=1)[:height, :width]
+    )
     return image.clip(0, 255).astype(np.uint8)
 
 

@@ -77,18 +77,29 @@ def test_decoders_are_all_that_a_helper_imports(tmp_path):
         run_isolated(harm.load, FILE, f"clipmill.stages.media.{name}", limits=LIMITS)
     loaded = set(run_isolated(harm.modules, FILE, limits=LIMITS))
     assert "av" in loaded
-    assert not loaded & {"torch", "ray", "duckdb", "transformers", "pydantic", "pyarrow",
-                         "clipmill.stages.models", "clipmill.stages.protocol",
-                         "clipmill.pipeline", "clipmill.jobs"}
+    assert not loaded & {
+        "torch",
+        "ray",
+        "duckdb",
+        "transformers",
+        "pydantic",
+        "pyarrow",
+        "clipmill.stages.models",
+        "clipmill.stages.protocol",
+        "clipmill.pipeline",
+        "clipmill.jobs",
+    }
 
 
-
-@pytest.mark.parametrize(("function", "args", "how"), [
-    (harm.segfault, (), "by signal 11 (SIGSEGV)"),
-    (harm.leave, (0,), "with exit status 0"),
-    (harm.leave, (7,), "with exit status 7"),
-    (harm.complain_and_abort, (), "by signal 6 (SIGABRT), saying 'Assertion x > 0 failed'"),
-])
+@pytest.mark.parametrize(
+    ("function", "args", "how"),
+    [
+        (harm.segfault, (), "by signal 11 (SIGSEGV)"),
+        (harm.leave, (0,), "with exit status 0"),
+        (harm.leave, (7,), "with exit status 7"),
+        (harm.complain_and_abort, (), "by signal 6 (SIGABRT), saying 'Assertion x > 0 failed'"),
+    ],
+)
 def test_a_helper_that_dies_is_a_crash_that_says_how(function, args, how):
     message = crash(function, *args)
     assert f"it ended twice, the last time {how};" in message
@@ -103,8 +114,13 @@ def test_who_dies_once_is_asked_again_in_a_fresh_process(tmp_path):
 
 def test_parts_of_a_try_that_failed_are_not_given_and_its_frames_are_counted(tmp_path):
     counted: list[int] = []
-    parts, value = collect_isolated(harm.parts_and_then_segfault_once, FILE, tmp_path / "died",
-                                    limits=LIMITS, counted=counted.append)
+    parts, value = collect_isolated(
+        harm.parts_and_then_segfault_once,
+        FILE,
+        tmp_path / "died",
+        limits=LIMITS,
+        counted=counted.append,
+    )
     assert (parts, value) == ([1, 2, 3], None)
     assert counted == [7, 11]
 
@@ -127,8 +143,9 @@ def test_what_comes_forward_is_no_stall_but_has_a_time_limit():
     assert "split_clips.time_limit_seconds" in message
 
 
-@pytest.mark.parametrize(("function", "size"), [
-    (harm.take_memory, 3 << 30), (harm.take_opencv_memory, 16_000)])
+@pytest.mark.parametrize(
+    ("function", "size"), [(harm.take_memory, 3 << 30), (harm.take_opencv_memory, 16_000)]
+)
 def test_memory_beyond_the_limit_is_a_crash_that_names_the_setting(function, size):
     message = crash(function, size)
     assert "takes more than 1,073,741,824 bytes of memory" in message
@@ -163,14 +180,17 @@ def test_rubbish_in_the_answers_is_a_death():
     assert "with an answer that can't be read" in crash(harm.write_rubbish_to_every_file)
 
 
-@pytest.mark.parametrize(("how", "kind", "text"), [
-    ("failed", RowFailed, "not good"),
-    ("rejected", RowRejected, "split_clips.boundaries: no"),
-    ("ends", ClipmillError, "the disk is full"),
-    ("other", KeyError, "'x'"),
-    ("unpicklable", RuntimeError, "_Unpicklable: 1 and 2"),
-    ("exit", RuntimeError, "SystemExit: 3"),
-])
+@pytest.mark.parametrize(
+    ("how", "kind", "text"),
+    [
+        ("failed", RowFailed, "not good"),
+        ("rejected", RowRejected, "split_clips.boundaries: no"),
+        ("ends", ClipmillError, "the disk is full"),
+        ("other", KeyError, "'x'"),
+        ("unpicklable", RuntimeError, "_Unpicklable: 1 and 2"),
+        ("exit", RuntimeError, "SystemExit: 3"),
+    ],
+)
 def test_exceptions_come_through_and_the_helper_lives(how, kind, text):
     counted: list[int] = []
     pid = run_isolated(harm.whose, FILE, limits=LIMITS)
@@ -189,8 +209,12 @@ def test_a_surprise_carries_the_helpers_traceback():
 
 def test_parts_are_held_by_nobody_on_their_way():
     """The helper waits for who takes them: its memory does not grow with what it makes."""
-    stream = stream_isolated(harm.many_parts, FILE, lambda: (600, 1 << 20),
-                             limits=replace(LIMITS, memory_limit_bytes=300 << 20))
+    stream = stream_isolated(
+        harm.many_parts,
+        FILE,
+        lambda: (600, 1 << 20),
+        limits=replace(LIMITS, memory_limit_bytes=300 << 20),
+    )
     next(stream)
     (helper,) = helpers()
     time.sleep(0.3)
@@ -248,9 +272,11 @@ def test_a_machine_that_can_start_no_helper_ends_the_command(monkeypatch):
 def test_a_helper_that_is_killed_while_it_starts_is_started_again(monkeypatch, tmp_path):
     """As the system does where memory is short: a helper is the first to go."""
     script, been_here = tmp_path / "python", tmp_path / "once"
-    script.write_text("#!/bin/sh\n"
-                      f"test -e '{been_here}' || {{ touch '{been_here}'; kill -9 $$; }}\n"
-                      f"exec '{sys.executable}' \"$@\"\n")
+    script.write_text(
+        "#!/bin/sh\n"
+        f"test -e '{been_here}' || {{ touch '{been_here}'; kill -9 $$; }}\n"
+        f"exec '{sys.executable}' \"$@\"\n"
+    )
     script.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(script))
     run_isolated(harm.whose, FILE, limits=LIMITS)
@@ -289,8 +315,11 @@ run_isolated(getattr(harm, sys.argv[1]), Path("film.mp4"), Path(sys.argv[2]), li
 @pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGINT], ids=["kill", "interrupt"])
 def test_a_helper_ends_with_who_started_it_even_while_it_hangs(function, ending, tmp_path):
     told = tmp_path / "pid"
-    parent = subprocess.Popen([sys.executable, "-c", _PARENT, function, str(told)],
-                              stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    parent = subprocess.Popen(
+        [sys.executable, "-c", _PARENT, function, str(told)],
+        stdin=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     _wait_for(lambda: told.exists() and told.read_text())
     helper = psutil.Process(int(told.read_text()))
     parent.send_signal(ending)

@@ -40,10 +40,14 @@ def sound_and_cover(suffix: str) -> bytes:
 
 
 def encrypted() -> bytes:
-    path, _ = cached((Scene("red", 1.0),), container_options=(
-        ("encryption_scheme", "cenc-aes-ctr"),
-        ("encryption_key", "76a6c65c5ea762046bd749a2e632ccbb"),
-        ("encryption_kid", "a7e61c373e219033c21091fa607bf3b8")))
+    path, _ = cached(
+        (Scene("red", 1.0),),
+        container_options=(
+            ("encryption_scheme", "cenc-aes-ctr"),
+            ("encryption_key", "76a6c65c5ea762046bd749a2e632ccbb"),
+            ("encryption_kid", "a7e61c373e219033c21091fa607bf3b8"),
+        ),
+    )
     return path.read_bytes()
 
 

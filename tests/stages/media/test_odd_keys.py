@@ -25,10 +25,23 @@ from tests.synthetic import START, STEPS, run_record, write_run, write_shard
 
 SIZE = (200, 120)
 # One of each kind for every day; the others take longer.
-QUICK = ("x264.mp4", "x264_open.mkv", "x264_refresh_b.mp4", "x264_no_key_table.mp4",
-         "x265_open.mp4", "x264_open_part.ts", "mpeg4.avi")
-NOT_COPIED = ("x264_refresh_part.ts", "flv1.flv", "wmv2.asf", "x264.avi", "x264_open.avi",
-              "x265_open.avi")
+QUICK = (
+    "x264.mp4",
+    "x264_open.mkv",
+    "x264_refresh_b.mp4",
+    "x264_no_key_table.mp4",
+    "x265_open.mp4",
+    "x264_open_part.ts",
+    "mpeg4.avi",
+)
+NOT_COPIED = (
+    "x264_refresh_part.ts",
+    "flv1.flv",
+    "wmv2.asf",
+    "x264.avi",
+    "x264_open.avi",
+    "x265_open.avi",
+)
 
 
 @pytest.fixture(scope="module")
@@ -43,8 +56,9 @@ def each(names):
 def numbers_at(path: Path) -> dict[float, int]:
     """The number of the picture at each time, read from start to end."""
     video = FastVideo(path)
-    found = {round(picture.seconds, 4): number_in(picture.full(SIZE))
-             for picture in video.pictures()}
+    found = {
+        round(picture.seconds, 4): number_in(picture.full(SIZE)) for picture in video.pictures()
+    }
     numbers = list(found.values())
     steps = np.diff(list(found))
     assert steps.max() < 0.13
@@ -77,13 +91,14 @@ def test_frames_anywhere_are_those_of_a_reading_from_the_start(name, folder, mon
     assert count == len(truth)
     draw = random.Random(3)
     starts = [draw.randrange(count) for _ in range(12)]
-    groups = [sorted(draw.sample(range(at, min(count, at + 40)), min(4, count - at)))
-              for at in starts] + [[number] for number in range(0, count, 11)]
+    groups = [
+        sorted(draw.sample(range(at, min(count, at + 40)), min(4, count - at))) for at in starts
+    ] + [[number] for number in range(0, count, 11)]
     for group in groups:
-        found = {number: number_in(image[:, :, ::-1])
-                 for number, image in reader.images(group, SIZE)}
-        assert found == {number: truth[round(reader.index.seconds(number), 4)]
-                         for number in group}
+        found = {
+            number: number_in(image[:, :, ::-1]) for number, image in reader.images(group, SIZE)
+        }
+        assert found == {number: truth[round(reader.index.seconds(number), 4)] for number in group}
     assert bool(given) == (name in READ_BY_DECORD)
 
 
@@ -101,8 +116,9 @@ def test_given_spans_and_frames_read_again_show_what_their_times_say(name, folde
     assert made["frames"]
     for frame in made["frames"]:
         assert number_of(frame["jpeg"]) == truth[round(frame["seconds"], 4)]
-    again = list(seek.read_frames(
-        path, [(start, end, [PerSecond(8)]) for start, end in spans], 120, 95))
+    again = list(
+        seek.read_frames(path, [(start, end, [PerSecond(8)]) for start, end in spans], 120, 95)
+    )
     assert len(again) > 12
     for frame in again:
         assert number_of(frame["jpeg"]) == truth[round(frame["seconds"], 4)]
@@ -119,12 +135,20 @@ def test_training_frames_show_what_their_times_say(folder, tmp_path):
         videos.append({"source_key": name, "video_id": video, "path": str(path)})
         for first, last in ((2, 20), (33, 60), (44, 59)):
             start, end = times[first], times[last]
-            clips.append({"video_id": video, "clip_id": clip_id(video, start, end),
-                          "start_seconds": start, "end_seconds": end,
-                          "duration_seconds": end - start})
+            clips.append(
+                {
+                    "video_id": video,
+                    "clip_id": clip_id(video, start, end),
+                    "start_seconds": start,
+                    "end_seconds": end,
+                    "duration_seconds": end - start,
+                }
+            )
     steps: dict[str, tuple[str, str, pa.Schema]] = {}
-    for step, rows, schema in (("download_videos", videos, tables.VIDEOS),
-                               ("split_clips", clips, tables.CLIPS)):
+    for step, rows, schema in (
+        ("download_videos", videos, tables.VIDEOS),
+        ("split_clips", clips, tables.CLIPS),
+    ):
         write_shard(tmp_path, step, STEPS[step][1], "000000", rows, schema)
         steps[step] = STEPS[step]
     write_run(tmp_path, run_record("r1", START, steps))
@@ -147,10 +171,16 @@ def test_cut_clips_show_what_is_promised_of_them(name, media, folder, tmp_path):
     truth = numbers_at(path)
     times = list(truth)
     firsts = [0, *(int(len(times) * share) for share in (0.25, 0.4, 0.6))]
-    requests = [CutRequest(f"c{first}", times[first], times[min(first + 18, len(times) - 1)],
-                           tmp_path / f"c{first}.mp4") for first in firsts]
-    for request, result in zip(requests, cut_clips(path, requests, CutOptions(media)),
-                               strict=True):
+    requests = [
+        CutRequest(
+            f"c{first}",
+            times[first],
+            times[min(first + 18, len(times) - 1)],
+            tmp_path / f"c{first}.mp4",
+        )
+        for first in firsts
+    ]
+    for request, result in zip(requests, cut_clips(path, requests, CutOptions(media)), strict=True):
         assert result.problem is None
         shown = {seconds: number_in(image) for seconds, image in frames_of(result.path)}
         assert result.n_frames == len(shown)

@@ -32,7 +32,7 @@ LISTS = {
     "playlist-of-a-playlist.m3u8": _PLAYLIST.format(name="playlist.m3u8"),
     "dash.mpd": _MPD,
     "session.sdp": "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\n"
-                   "m=video 5004 RTP/AVP 96\na=rtpmap:96 H264/90000\n",
+    "m=video 5004 RTP/AVP 96\na=rtpmap:96 H264/90000\n",
 }
 
 
@@ -79,9 +79,10 @@ def peak_bytes(function, path: Path, *args: object, message: str) -> int:
 def test_a_claim_of_huge_pictures_costs_no_memory(suffix, tmp_path):
     """Above 8192 × 8192 nothing is decoded; 8K that nothing proves is decoded three times."""
     usual = peak_bytes(probe, tmp_path / "none.mp4", message="not a readable media file")
-    for side, message, more in ((12288, "declares pictures of 12288×12288; at most", 80 << 20),
-                                (8192, "but the first 3 decoded ones are broken",
-                                 400 << 20)):
+    for side, message, more in (
+        (12288, "declares pictures of 12288×12288; at most", 80 << 20),
+        (8192, "but the first 3 decoded ones are broken", 400 << 20),
+    ):
         huge_h264(tmp_path / f"{side}{suffix}", side, side)
         assert peak_bytes(probe, tmp_path / f"{side}{suffix}", message=message) < usual + more
     path = tmp_path / f"12288{suffix}"
@@ -97,8 +98,9 @@ def test_frames_that_the_decoder_made_up_are_no_video(tmp_path):
 
 @pytest.mark.slow
 def test_a_large_film_that_is_one_is_read(tmp_path):
-    path, _ = cached((Scene("red", 0.2),), size=(7680, 4320),
-                     codec_options=(("preset", "ultrafast"),))
+    path, _ = cached(
+        (Scene("red", 0.2),), size=(7680, 4320), codec_options=(("preset", "ultrafast"),)
+    )
     facts = run_isolated(probe, path, limits=Limits())
     assert (facts.width, facts.height) == (7680, 4320)
     frames, columns = collect_isolated(scan_video, path, SCAN, limits=Limits())

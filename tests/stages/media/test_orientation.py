@@ -39,8 +39,12 @@ HEADERS = {
 
 
 def ffmpeg(*words: str | Path) -> bytes:
-    return subprocess.run([imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-y", *map(str, words)],
-                          check=True, stdin=subprocess.DEVNULL, capture_output=True).stdout
+    return subprocess.run(
+        [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-y", *map(str, words)],
+        check=True,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+    ).stdout
 
 
 def shown(path: Path) -> np.ndarray:
@@ -64,8 +68,10 @@ def headed(source: Path, header: tuple[str, ...], target: Path) -> Path:
 def files(tmp_path_factory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("orientation")
     render_numbered(folder / "plain.mp4", 10, size=SIZE, options={"crf": "8"})
-    return {name: headed(folder / "plain.mp4", header, folder / f"{name.replace(' ', '-')}.mp4")
-            for name, (header, _) in HEADERS.items()}
+    return {
+        name: headed(folder / "plain.mp4", header, folder / f"{name.replace(' ', '-')}.mp4")
+        for name, (header, _) in HEADERS.items()
+    }
 
 
 @pytest.mark.parametrize("name", HEADERS)
@@ -100,22 +106,36 @@ def test_training_sees_what_is_displayed(files, tmp_path):
     for path in files.values():
         video = f"file-{path.stem}"
         videos.append({"source_key": video, "video_id": video, "path": str(path)})
-        clips.append({"video_id": video, "clip_id": clip_id(video, 0.0, 0.04),
-                      "start_seconds": 0.0, "end_seconds": 0.04, "duration_seconds": 0.04})
-    for step, rows, schema in (("download_videos", videos, tables.VIDEOS),
-                               ("split_clips", clips, tables.CLIPS)):
+        clips.append(
+            {
+                "video_id": video,
+                "clip_id": clip_id(video, 0.0, 0.04),
+                "start_seconds": 0.0,
+                "end_seconds": 0.04,
+                "duration_seconds": 0.04,
+            }
+        )
+    for step, rows, schema in (
+        ("download_videos", videos, tables.VIDEOS),
+        ("split_clips", clips, tables.CLIPS),
+    ):
         write_shard(dataset, step, STEPS[step][1], "000000", rows, schema)
-    write_run(dataset, run_record("r1", START, {name: STEPS[name] for name in (
-        "download_videos", "split_clips")}))
-    samples = {sample["clip_id"]: sample for sample in ClipDataset(
-        dataset, caption=None, frames=1, size=None)}
+    write_run(
+        dataset,
+        run_record("r1", START, {name: STEPS[name] for name in ("download_videos", "split_clips")}),
+    )
+    samples = {
+        sample["clip_id"]: sample
+        for sample in ClipDataset(dataset, caption=None, frames=1, size=None)
+    }
     for path in files.values():
         video = samples[clip_id(f"file-{path.stem}", 0.0, 0.04)]["video"]
         assert_alike(video[0].permute(1, 2, 0).numpy(), shown(path))
 
 
-@pytest.mark.parametrize(("suffix", "codec"), [(".mkv", "libx264"), (".webm", "libvpx"),
-                                               (".mov", "libx264")])
+@pytest.mark.parametrize(
+    ("suffix", "codec"), [(".mkv", "libx264"), (".webm", "libvpx"), (".mov", "libx264")]
+)
 def test_other_containers_say_it_in_their_own_way(suffix, codec, tmp_path):
     """Matroska turns a projection; what a copy can't say is refused, never shown otherwise."""
     plain = tmp_path / f"plain{suffix}"
@@ -136,8 +156,7 @@ def test_other_containers_say_it_in_their_own_way(suffix, codec, tmp_path):
 def test_a_matrix_of_no_quarter_turn_stands_for_the_nearest(tmp_path):
     render_numbered(tmp_path / "plain.mp4", 5, size=SIZE)
     for degrees, turned in (("7", False), ("-88.5", True), ("45", False), ("50", True)):
-        path = headed(tmp_path / "plain.mp4", ("-display_rotation", degrees),
-                      tmp_path / "odd.mp4")
+        path = headed(tmp_path / "plain.mp4", ("-display_rotation", degrees), tmp_path / "odd.mp4")
         assert (probe(path).width, probe(path).height) == (SIZE[::-1] if turned else SIZE)
         pictures = []
         for exact in (False, True):

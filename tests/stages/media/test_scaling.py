@@ -30,8 +30,16 @@ def test_a_frame_unlike_the_first_one_is_converted_whole(first):
     """Also where it is larger, turned, a little smaller, or of another format."""
     small = SmallImages(frame_of(first, "yuv420p", 0))
     width, height = first
-    others = [(width // 2, height // 2), (width + 256, height + 144), (height, width),
-              (width - 4, height), (width, height + 2), (width - 1, height - 1), (64, 36), first]
+    others = [
+        (width // 2, height // 2),
+        (width + 256, height + 144),
+        (height, width),
+        (width - 4, height),
+        (width, height + 2),
+        (width - 1, height - 1),
+        (64, 36),
+        first,
+    ]
     for number, size in enumerate(others):
         for pixels in ("yuv420p", "yuv444p") if size == first else ("yuv420p",):
             frame = frame_of(size, pixels, number)
@@ -40,23 +48,34 @@ def test_a_frame_unlike_the_first_one_is_converted_whole(first):
             assert np.array_equal(image, converted_whole(frame, small_size(*first))), (size, pixels)
 
 
-@pytest.mark.parametrize(("first", "second"), [
-    ((768, 432), (384, 216)), ((384, 216), (768, 432)), ((1280, 720), (640, 360)),
-    ((768, 432), (432, 768)),
-])
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ((768, 432), (384, 216)),
+        ((384, 216), (768, 432)),
+        ((1280, 720), (640, 360)),
+        ((768, 432), (432, 768)),
+    ],
+)
 def test_a_video_whose_size_changes_keeps_its_frames_and_cuts(first, second, tmp_path):
     """As in exact mode; its size is that of its first frame."""
     film = tmp_path / "film.ts"
-    film.write_bytes(rendered(".ts", 66, size=first)
-                     + remuxed(rendered(".ts", 67, size=second), ".ts", moved(2.0)))
+    film.write_bytes(
+        rendered(".ts", 66, size=first)
+        + remuxed(rendered(".ts", 67, size=second), ".ts", moved(2.0))
+    )
     fast, exact = (run(film, tmp_path, exact=exact) for exact in (False, True))
     (scan,) = fast["scan_videos"]
     assert scan["error"] is None
     assert (scan["width"], scan["height"], scan["source_frames"]) == (*first, 100)
-    spans = [[(clip["start_seconds"], clip["end_seconds"]) for clip in found["split_clips"]]
-             for found in (fast, exact)]
+    spans = [
+        [(clip["start_seconds"], clip["end_seconds"]) for clip in found["split_clips"]]
+        for found in (fast, exact)
+    ]
     assert spans[0] == spans[1]
     assert len(spans[0]) == 4
-    shapes = {cv2.imdecode(np.frombuffer(frame["jpeg"], np.uint8), cv2.IMREAD_COLOR).shape
-              for frame in fast["frames"]}
+    shapes = {
+        cv2.imdecode(np.frombuffer(frame["jpeg"], np.uint8), cv2.IMREAD_COLOR).shape
+        for frame in fast["frames"]
+    }
     assert len(shapes) == 1

@@ -10,8 +10,14 @@ from clipmill.stages.media.read.speech import said_within, speaking_track
 
 
 def line(start, end, text, language="en", automatic=False, words=None):
-    return {"start_seconds": start, "end_seconds": end, "text": text, "language": language,
-            "automatic": automatic, "words": words}
+    return {
+        "start_seconds": start,
+        "end_seconds": end,
+        "text": text,
+        "language": language,
+        "automatic": automatic,
+        "words": words,
+    }
 
 
 def track(*codes: str) -> list[dict]:
@@ -19,13 +25,23 @@ def track(*codes: str) -> list[dict]:
     return [line(0, 1, code, code.rstrip("*"), code.endswith("*")) for code in codes]
 
 
-@pytest.mark.parametrize(("codes", "language", "speaks"), [
-    (["en", "es", "fr"], "es", "es"), (["en", "es-419", "fr"], "es", "es-419"),
-    (["pt-BR", "pt-PT"], "pt-PT", "pt-PT"), (["fr", "en"], "es", "en"), (["fr", "de"], "es", "de"),
-    (["fr", "es-orig*"], "es", "fr"), (["en", "de", "de-orig*"], None, "de"),
-    (["en-orig*", "en*", "en-es*"], "en", "en-orig*"), (["en-es*", "es*"], None, "es*"),
-    (["en*", "es*"], "es", "es*"), (["fr", "en"], None, "en"), ([], "es", None),
-])
+@pytest.mark.parametrize(
+    ("codes", "language", "speaks"),
+    [
+        (["en", "es", "fr"], "es", "es"),
+        (["en", "es-419", "fr"], "es", "es-419"),
+        (["pt-BR", "pt-PT"], "pt-PT", "pt-PT"),
+        (["fr", "en"], "es", "en"),
+        (["fr", "de"], "es", "de"),
+        (["fr", "es-orig*"], "es", "fr"),
+        (["en", "de", "de-orig*"], None, "de"),
+        (["en-orig*", "en*", "en-es*"], "en", "en-orig*"),
+        (["en-es*", "es*"], None, "es*"),
+        (["en*", "es*"], "es", "es*"),
+        (["fr", "en"], None, "en"),
+        ([], "es", None),
+    ],
+)
 def test_one_track_speaks_for_a_video(codes, language, speaks):
     """People's before automatic ones, the video's own language before English before others."""
     for order in (codes, codes[::-1]):
@@ -45,8 +61,15 @@ def test_a_clip_has_the_words_that_are_said_in_it():
             number += 1
             at += rng.uniform(0.22, 0.5)
         timed += words
-        rows.append(line(words[0]["seconds"], at, "".join(w["text"] for w in words).strip(),
-                         automatic=True, words=words))
+        rows.append(
+            line(
+                words[0]["seconds"],
+                at,
+                "".join(w["text"] for w in words).strip(),
+                automatic=True,
+                words=words,
+            )
+        )
     for exact in (True, False):
         said = rows if exact else [{**row, "words": None} for row in rows]
         right = total = 0
@@ -55,8 +78,9 @@ def test_a_clip_has_the_words_that_are_said_in_it():
             wanted = {w["text"].strip() for w in timed if start <= w["seconds"] < start + 4}
             total += len(found)
             right += len(wanted & set(found))
-            assert not exact or found == [w["text"].strip() for w in timed
-                                          if start <= w["seconds"] < start + 4]
+            assert not exact or found == [
+                w["text"].strip() for w in timed if start <= w["seconds"] < start + 4
+            ]
         assert total > 1500
         assert right / total > 0.9
 

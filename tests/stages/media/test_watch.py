@@ -45,8 +45,9 @@ def test_a_moment_in_which_all_stood_still_is_not_held_against_a_server(monkeypa
 
 def test_a_server_is_slow_though_all_stand_still_most_of_the_time(monkeypatch):
     began = time.monotonic()
-    monkeypatch.setattr(watch, "time", SimpleNamespace(
-        monotonic=lambda: began + 100 * (time.monotonic() - began)))
+    monkeypatch.setattr(
+        watch, "time", SimpleNamespace(monotonic=lambda: began + 100 * (time.monotonic() - began))
+    )
     download = Download(20)
     with Watch(LIMITS, download) as watching, pytest.raises(PassingProblem, match="slower than"):
         download.go_on(watching, looks=50)

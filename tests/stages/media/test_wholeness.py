@@ -25,7 +25,8 @@ def read(tmp_path: Path, data: bytes, suffix: str) -> dict:
     path = tmp_path / f"file{suffix}"
     path.write_bytes(data)
     table = pa.Table.from_pylist(
-        [{"source_key": source_key(str(path)), "url": str(path), "path": str(path)}], SOURCES)
+        [{"source_key": source_key(str(path)), "url": str(path), "path": str(path)}], SOURCES
+    )
     with stage(min_duration_seconds=None).open(Workspace(tmp_path, tmp_path)) as transform:
         return transform(table).to_pylist()[0]
 
@@ -97,9 +98,17 @@ def test_a_header_that_says_too_much_is_no_truncation(tmp_path, name):
 
 
 def cut_kinds() -> dict[str, tuple[bytes, str]]:
-    kinds = {kind: (film(kind), suffix) for kind, suffix in (
-        ("mp4 moov first", ".mp4"), ("mkv", ".mkv"), ("webm", ".webm"), ("avi", ".avi"),
-        ("flv h264", ".flv"), ("wmv", ".wmv"))}
+    kinds = {
+        kind: (film(kind), suffix)
+        for kind, suffix in (
+            ("mp4 moov first", ".mp4"),
+            ("mkv", ".mkv"),
+            ("webm", ".webm"),
+            ("avi", ".avi"),
+            ("flv h264", ".flv"),
+            ("wmv", ".wmv"),
+        )
+    }
     kinds["avi with frames left out"] = (uneven_avi(), ".avi")
     return kinds
 
@@ -116,13 +125,16 @@ def test_a_file_that_was_cut_off_is_truncated_wherever_it_was(tmp_path, filled):
             assert "truncated" in row["error"]["message"], (kind, row["error"])
 
 
-@pytest.mark.parametrize("kind", ["mkv", "webm", "ts h264", "flv h264", "mp4 moov first", "avi",
-                                  "mp4 fragmented", "mkv live"])
+@pytest.mark.parametrize(
+    "kind",
+    ["mkv", "webm", "ts h264", "flv h264", "mp4 moov first", "avi", "mp4 fragmented", "mkv live"],
+)
 def test_of_a_file_without_its_last_packet_the_rest_is_kept(tmp_path, kind):
     data = film(kind)
     with av.open(io.BytesIO(data)) as container:
         suffix = {"mat": ".mkv", "mpe": ".ts", "flv": ".flv", "avi": ".avi"}.get(
-            container.format.name[:3], ".mp4")
+            container.format.name[:3], ".mp4"
+        )
         last = max(packet.pos + packet.size // 2 for packet in container.demux() if packet.size)
     row = read(tmp_path, data[:last], suffix)
     assert outcome(row) == "kept", row["error"]
@@ -161,9 +173,11 @@ def test_a_long_last_picture_is_part_of_the_video(tmp_path):
     assert struct.unpack_from(">4I", data, stts) == (0, 1, 50, 512)
     from tests.faults.corpus_bytes import with_box
 
-    data = with_box(data, "moov/trak/mdia/minf/stbl/stts", struct.pack(
-        ">6I", 0, 2, 49, 512, 1, 12800 * 6))
-    data = put(data, box(data, "moov/trak/mdia/mdhd").content + 16, struct.pack(
-        ">I", 49 * 512 + 12800 * 6))
+    data = with_box(
+        data, "moov/trak/mdia/minf/stbl/stts", struct.pack(">6I", 0, 2, 49, 512, 1, 12800 * 6)
+    )
+    data = put(
+        data, box(data, "moov/trak/mdia/mdhd").content + 16, struct.pack(">I", 49 * 512 + 12800 * 6)
+    )
     row = read(tmp_path, data, ".mp4")
     assert outcome(row) == "kept", row["error"]

@@ -44,15 +44,22 @@ def jpeg(seed: int, height: int = 90, width: int = 160) -> bytes:
 
 @contextmanager
 def captioner(folder, batch_images=4, dtype="float32", **settings):
-    with open_captioner(ModelReference(folder=str(folder)), Settings(dtype=dtype, **settings),
-                        "caption_frames.model", batch_images) as opened:
+    with open_captioner(
+        ModelReference(folder=str(folder)),
+        Settings(dtype=dtype, **settings),
+        "caption_frames.model",
+        batch_images,
+    ) as opened:
         yield opened
 
 
 def pictures(count: int, prompts=(None,)) -> list[Picture]:
     """Pictures of two shapes, under tickets that say their number and prompt."""
-    return [Picture((i, prompt), jpeg(i, 90 if i % 2 else 120), prompt)
-            for i in range(count) for prompt in prompts]
+    return [
+        Picture((i, prompt), jpeg(i, 90 if i % 2 else 120), prompt)
+        for i in range(count)
+        for prompt in prompts
+    ]
 
 
 @pytest.mark.parametrize("generation", [GREEDY, BEAMS], ids=["greedy", "beams"])
@@ -112,9 +119,9 @@ def test_generation_settings_reach_the_model():
     assert (len(short.split()), len(long.split())) == (3, 9)
 
 
-@pytest.mark.parametrize(("name", "prompt"), [
-    ("vision_encoder_decoder", "a picture of"), ("florence2", "<OD>"),
-])
+@pytest.mark.parametrize(
+    ("name", "prompt"), [("vision_encoder_decoder", "a picture of"), ("florence2", "<OD>")]
+)
 def test_a_prompt_that_the_model_cannot_take_is_refused_at_the_start(name, prompt):
     with captioner(tiny_model(name)) as opened:
         opened.check_prompt(None)
@@ -161,7 +168,9 @@ def test_an_exception_costs_only_the_item_that_causes_it():
     assert [result for result in results if not isinstance(result, RowFailed)] == [0, 1, 2, 4, 5]
     assert results[3].message == "IndexError: three"
     assert [type(result) for result in Batches(2, list, lambda batch: [1]).run([[1, 2]])] == [
-        int, int]
+        int,
+        int,
+    ]
 
 
 def copied(name, tmp_path):
@@ -213,16 +222,23 @@ def test_a_folder_without_a_model_is_an_error_that_names_the_setting(tmp_path):
         pass
 
 
-@pytest.mark.parametrize("processor", [
-    hf.BlipImageProcessor(size={"height": 48, "width": 48}),
-    hf.ViTImageProcessor(size={"height": 32, "width": 40}),
-    hf.CLIPImageProcessor(size={"height": 32, "width": 32}, do_center_crop=False),
-    hf.CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}),
-], ids=lambda processor: type(processor).__name__)
+@pytest.mark.parametrize(
+    "processor",
+    [
+        hf.BlipImageProcessor(size={"height": 48, "width": 48}),
+        hf.ViTImageProcessor(size={"height": 32, "width": 40}),
+        hf.CLIPImageProcessor(size={"height": 32, "width": 32}, do_center_crop=False),
+        hf.CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}),
+    ],
+    ids=lambda processor: type(processor).__name__,
+)
 def test_plain_pixels_are_what_the_model_was_trained_on(processor):
     """A smooth picture comes out as from the model's own processor, but for rounding."""
-    smooth = cv2.resize(np.random.default_rng(0).integers(0, 255, (5, 5, 3), dtype=np.uint8),
-                        (320, 180), interpolation=cv2.INTER_CUBIC)
+    smooth = cv2.resize(
+        np.random.default_rng(0).integers(0, 255, (5, 5, 3), dtype=np.uint8),
+        (320, 180),
+        interpolation=cv2.INTER_CUBIC,
+    )
     plain = PlainPixels.of(processor)
     expected = processor([smooth], return_tensors="pt")["pixel_values"]
     assert plain.batch([smooth]).shape == expected.shape
@@ -230,10 +246,14 @@ def test_plain_pixels_are_what_the_model_was_trained_on(processor):
     assert float((plain.batch([smooth[:, ::-1]]) - expected).abs().mean()) > 0.2
 
 
-@pytest.mark.parametrize("processor", [
-    hf.CLIPImageProcessor(size={"shortest_edge": 40}, crop_size={"height": 32, "width": 32}),
-    hf.ViTImageProcessor(do_resize=False),
-    hf.Qwen2VLImageProcessor(),
-], ids=lambda processor: type(processor).__name__)
+@pytest.mark.parametrize(
+    "processor",
+    [
+        hf.CLIPImageProcessor(size={"shortest_edge": 40}, crop_size={"height": 32, "width": 32}),
+        hf.ViTImageProcessor(do_resize=False),
+        hf.Qwen2VLImageProcessor(),
+    ],
+    ids=lambda processor: type(processor).__name__,
+)
 def test_a_processor_that_does_more_is_left_to_do_it(processor):
     assert PlainPixels.of(processor) is None

@@ -41,14 +41,20 @@ def by_open_clip(folder: Path, jpegs: list[bytes], texts: list[str]):
     with torch.inference_mode():
         pixels = torch.stack([transform(Image.open(io.BytesIO(data))) for data in jpegs])
         images = model.eval().encode_image(pixels, normalize=True)
-        return pixels.numpy(), images.numpy(), model.encode_text(
-            tokenize(texts), normalize=True).numpy()
+        return (
+            pixels.numpy(),
+            images.numpy(),
+            model.encode_text(tokenize(texts), normalize=True).numpy(),
+        )
 
 
 @pytest.mark.parametrize(
     "preprocessing",
-    [{}, {"resize_mode": "squash", "interpolation": "bilinear"},
-     {"resize_mode": "longest", "fill_color": 90, "mean": [0.5] * 3, "std": [0.5] * 3}],
+    [
+        {},
+        {"resize_mode": "squash", "interpolation": "bilinear"},
+        {"resize_mode": "longest", "fill_color": 90, "mean": [0.5] * 3, "std": [0.5] * 3},
+    ],
     ids=["crop", "squash", "pad"],
 )
 def test_images_and_texts_equal_those_of_open_clip(tmp_path, preprocessing) -> None:
@@ -83,8 +89,10 @@ def test_every_image_keeps_its_embedding_under_any_batching_and_order(folder, ba
 def test_rows_have_length_one_in_bfloat16_too(folder) -> None:
     exact, rough = load(folder), load(folder, dtype="bfloat16")
     jpegs = [frame(i) for i in range(4)]
-    for one, other in [(exact.embed_images(jpegs), rough.embed_images(jpegs)),
-                       (exact.embed_texts(TEXTS), rough.embed_texts(TEXTS))]:
+    for one, other in [
+        (exact.embed_images(jpegs), rough.embed_images(jpegs)),
+        (exact.embed_texts(TEXTS), rough.embed_texts(TEXTS)),
+    ]:
         assert other.dtype == np.float32
         np.testing.assert_allclose(np.linalg.norm(other, axis=1), 1, atol=1e-5)
         assert (one * other).sum(axis=1).min() > 0.995
@@ -95,8 +103,11 @@ def test_a_text_is_embedded_once(folder, monkeypatch) -> None:
     embedder = load(folder, towers=("text",))
     asked: list[str] = []
     original = embedder._embed_fresh
-    monkeypatch.setattr(embedder, "_embed_fresh", lambda texts, size: (
-        asked.extend(texts), original(texts, size))[1])
+    monkeypatch.setattr(
+        embedder,
+        "_embed_fresh",
+        lambda texts, size: (asked.extend(texts), original(texts, size))[1],
+    )
     first = embedder.embed_texts(["a", "b", "a"])
     second = embedder.embed_texts(["b", "c"])
     assert asked == ["a", "b", "c"]
@@ -155,20 +166,27 @@ def test_a_published_pair_is_loaded_with_its_own_activation(folder, tmp_path, mo
     configuration = json.loads((folder / "open_clip_config.json").read_text())["model_cfg"]
     architecture.write_text(json.dumps(configuration))
     open_clip.add_model_config(architecture)
-    monkeypatch.setitem(open_clip.pretrained._PRETRAINED, "tiny-test", {
-        "quick": {"hf_hub": "org/tiny/", "quick_gelu": True, "mean": (0.5, 0.5, 0.5)}})
+    monkeypatch.setitem(
+        open_clip.pretrained._PRETRAINED,
+        "tiny-test",
+        {"quick": {"hf_hub": "org/tiny/", "quick_gelu": True, "mean": (0.5, 0.5, 0.5)}},
+    )
     monkeypatch.setattr(embedders, "local_folder", lambda reference, *, setting: folder)
-    embedder = ClipEmbedder(ModelReference(hub="open_clip:tiny-test/quick"), setting="s.model",
-                            dtype="float32")
+    embedder = ClipEmbedder(
+        ModelReference(hub="open_clip:tiny-test/quick"), setting="s.model", dtype="float32"
+    )
     assert embedder.prepare.mean == (0.5, 0.5, 0.5)
     made = open_clip.create_model(
-        "tiny-test", str(folder / "open_clip_model.safetensors"), force_quick_gelu=True).eval()
+        "tiny-test", str(folder / "open_clip_model.safetensors"), force_quick_gelu=True
+    ).eval()
     with torch.inference_mode():
         pixels = torch.from_numpy(embedder.prepare([frame(2)]))
         expected = made.encode_image(pixels, normalize=True).numpy()
     np.testing.assert_allclose(embedder.embed_images([frame(2)]), expected, atol=1e-5)
-    assert np.abs(embedder.embed_images([frame(2)])
-                  - load(folder).embed_batch(pixels.numpy())).max() > 1e-4
+    assert (
+        np.abs(embedder.embed_images([frame(2)]) - load(folder).embed_batch(pixels.numpy())).max()
+        > 1e-4
+    )
 
 
 def test_a_folder_without_weights_is_refused(folder, tmp_path) -> None:

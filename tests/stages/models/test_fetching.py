@@ -72,9 +72,16 @@ def test_a_place_that_does_not_answer_is_told_from_a_file_that_is_wrong():
         local_file(file, setting="a.head")
 
 
-@pytest.mark.parametrize("text", ["https://example.org/head.pth", "https://example.org/#sha256=00",
-                                  f"https://example.org/#sha256={DIGEST}", "package:nowhere/x",
-                                  "https://example.org/head.pth#sha256=xyz"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "https://example.org/head.pth",
+        "https://example.org/#sha256=00",
+        f"https://example.org/#sha256={DIGEST}",
+        "package:nowhere/x",
+        "https://example.org/head.pth#sha256=xyz",
+    ],
+)
 def test_what_does_not_name_one_file_is_refused(text):
     with pytest.raises(ValidationError):
         DataFile.model_validate(text)
@@ -82,5 +89,6 @@ def test_what_does_not_name_one_file_is_refused(text):
 
 def test_a_file_of_a_package_is_found_from_anywhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert local_file(DataFile.model_validate("package:stages/data/tags.txt"),
-                      setting="a.b").is_file()
+    assert local_file(
+        DataFile.model_validate("package:stages/data/tags.txt"), setting="a.b"
+    ).is_file()

@@ -10,49 +10,60 @@ from clipmill.stages.models.generated_text import fault_of, tidy
 from clipmill.stages.models.prompts import render, variables_of
 
 
-@pytest.mark.parametrize("text", [
-    "a red circle moves right",
-    "it is very, very, very big",
-    "a man and a woman and a man and a child",
-    "The dog runs. The cat runs. The dog sleeps.",
-    "ha ha ha",
-    "3",
-    "红色的圆向右移动",
-    "a " + " ".join(f"word{i}" for i in range(300)),
-])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a red circle moves right",
+        "it is very, very, very big",
+        "a man and a woman and a man and a child",
+        "The dog runs. The cat runs. The dog sleeps.",
+        "ha ha ha",
+        "3",
+        "红色的圆向右移动",
+        "a " + " ".join(f"word{i}" for i in range(300)),
+    ],
+)
 def test_good_prose_is_usable(text):
     assert fault_of(text) is None
 
 
-@pytest.mark.parametrize(("text", "words"), [
-    ("", "empty"),
-    ("...", "no word"),
-    ("— ?! —", "no word"),
-    ("dog dog dog dog", "repeats 'dog'"),
-    ("it is Very, very very VERY. big", "repeats"),
-    ("a man in a red shirt in a red shirt in a red shirt", "repeats"),
-    ("a dog runs on the beach. A dog runs on the beach.", "repeats"),
-    ("红色的圆" * 6, "repeats"),
-    ("x" * 40, "repeats"),
-])
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "empty"),
+        ("...", "no word"),
+        ("— ?! —", "no word"),
+        ("dog dog dog dog", "repeats 'dog'"),
+        ("it is Very, very very VERY. big", "repeats"),
+        ("a man in a red shirt in a red shirt in a red shirt", "repeats"),
+        ("a dog runs on the beach. A dog runs on the beach.", "repeats"),
+        ("红色的圆" * 6, "repeats"),
+        ("x" * 40, "repeats"),
+    ],
+)
 def test_what_says_nothing_or_goes_in_circles_is_not(text, words):
     assert words in fault_of(text)
 
 
-@given(st.lists(st.sampled_from(["red", "dog", "runs", "far"]), min_size=1, max_size=4),
-       st.integers(12, 40))
+@given(
+    st.lists(st.sampled_from(["red", "dog", "runs", "far"]), min_size=1, max_size=4),
+    st.integers(12, 40),
+)
 def test_any_piece_said_twelve_times_is_a_repetition(piece, times):
     assert fault_of("Then " + " ".join(piece * times)) is not None
 
 
-@pytest.mark.parametrize(("text", "tidied"), [
-    ("  a\n\tdog ", "a dog"),
-    ("<think>well, a dog?</think>\n\na dog", "a dog"),
-    ("well, a dog?</think> a dog", "a dog"),
-    ("a dog <think>or is it", "a dog"),
-    ("<think>never ends", ""),
-    ("◁think▷x◁/think▷a dog", "a dog"),
-])
+@pytest.mark.parametrize(
+    ("text", "tidied"),
+    [
+        ("  a\n\tdog ", "a dog"),
+        ("<think>well, a dog?</think>\n\na dog", "a dog"),
+        ("well, a dog?</think> a dog", "a dog"),
+        ("a dog <think>or is it", "a dog"),
+        ("<think>never ends", ""),
+        ("◁think▷x◁/think▷a dog", "a dog"),
+    ],
+)
 def test_thinking_and_white_space_go(text, tidied):
     assert tidy(text) == tidied
 
@@ -68,12 +79,15 @@ def test_a_template_may_use_its_variables_only():
         variables_of("{{ a|nofilter }}", ("a",))
 
 
-@pytest.mark.parametrize("template", [
-    "{{ a.__class__.__mro__ }}",
-    "{{ a.append(1) }}",
-    "{% for i in range(999999999) %}x{% endfor %}",
-    "{{ 1 / 0 }}",
-])
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ a.__class__.__mro__ }}",
+        "{{ a.append(1) }}",
+        "{% for i in range(999999999) %}x{% endfor %}",
+        "{{ 1 / 0 }}",
+    ],
+)
 def test_a_template_reaches_nothing_and_raises_one_kind_of_error(template):
     with pytest.raises(ValueError, match="cannot be rendered"):
         render(template, {"a": [1]})

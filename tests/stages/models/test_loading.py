@@ -25,15 +25,31 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 def _ask(hub_url: str, home: Path, code: str, **environment: str) -> str:
     """Runs `code` in a process whose hub is `hub_url`, with its cache in `home`."""
-    own = {name: value for name, value in os.environ.items()
-           if not name.startswith(("HF_", "HUGGINGFACE_", "TRANSFORMERS_"))}
+    own = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("HF_", "HUGGINGFACE_", "TRANSFORMERS_"))
+    }
     done = subprocess.run(
-        [sys.executable, "-c", "from clipmill.stages.models.loading import *\n"
-         "from clipmill.schemas.errors import *\n"
-         "def ref(text): return ModelReference.model_validate(text)\n" + code],
-        stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=200, check=False,
-        env={**own, "HF_ENDPOINT": hub_url, "HF_HOME": str(home),
-             "HF_HUB_DISABLE_XET": "1", **environment},
+        [
+            sys.executable,
+            "-c",
+            "from clipmill.stages.models.loading import *\n"
+            "from clipmill.schemas.errors import *\n"
+            "def ref(text): return ModelReference.model_validate(text)\n" + code,
+        ],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+        env={
+            **own,
+            "HF_ENDPOINT": hub_url,
+            "HF_HOME": str(home),
+            "HF_HUB_DISABLE_XET": "1",
+            **environment,
+        },
     )
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
@@ -51,14 +67,24 @@ class _Hub(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         path = self.path.partition("?")[0]
         if path.startswith("/api/models/org/model/tree/"):
-            self._answer(json.dumps([
-                {"type": "file", "path": name, "size": len(data),
-                 "oid": hashlib.sha1(data).hexdigest()}
-                for name, data in self.files.items()]).encode())
+            self._answer(
+                json.dumps(
+                    [
+                        {
+                            "type": "file",
+                            "path": name,
+                            "size": len(data),
+                            "oid": hashlib.sha1(data).hexdigest(),
+                        }
+                        for name, data in self.files.items()
+                    ]
+                ).encode()
+            )
         elif path.startswith("/api/models/org/model"):
             siblings = [{"rfilename": name} for name in self.files]
-            self._answer(json.dumps(
-                {"id": "org/model", "sha": COMMIT, "siblings": siblings}).encode())
+            self._answer(
+                json.dumps({"id": "org/model", "sha": COMMIT, "siblings": siblings}).encode()
+            )
         elif (name := path.removeprefix(f"/org/model/resolve/{COMMIT}/")) in self.files:
             self._answer(self.files[name], ETag=f'"{hashlib.sha1(self.files[name]).hexdigest()}"')
         else:
@@ -82,11 +108,22 @@ class _Hub(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def hub() -> Iterator[tuple[str, type[_Hub]]]:
-    handler = type("Hub", (_Hub,), {"files": {
-        "config.json": b"{}", "tokenizer.model": b"t", "model.safetensors": b"w",
-        "model.fp16.safetensors": b"half", "pytorch_model.bin": b"pickle",
-        "modeling.py": b"raise SystemExit", "onnx/model.safetensors": b"o", "README.md": b"#",
-    }})
+    handler = type(
+        "Hub",
+        (_Hub,),
+        {
+            "files": {
+                "config.json": b"{}",
+                "tokenizer.model": b"t",
+                "model.safetensors": b"w",
+                "model.fp16.safetensors": b"half",
+                "pytorch_model.bin": b"pickle",
+                "modeling.py": b"raise SystemExit",
+                "onnx/model.safetensors": b"o",
+                "README.md": b"#",
+            }
+        },
+    )
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
@@ -96,8 +133,10 @@ def hub() -> Iterator[tuple[str, type[_Hub]]]:
     thread.join()
 
 
-LIST = ("folder = local_folder(ref('org/model'), setting='s.model')\n"
-        "print(sorted(p.name for p in folder.iterdir()))\n")
+LIST = (
+    "folder = local_folder(ref('org/model'), setting='s.model')\n"
+    "print(sorted(p.name for p in folder.iterdir()))\n"
+)
 
 
 def test_the_hub_gives_configuration_and_one_set_of_weights_and_no_code(hub, tmp_path) -> None:
@@ -118,25 +157,35 @@ def test_pickled_weights_are_fetched_only_where_nothing_better_is(hub, tmp_path)
 
 def test_of_two_forms_of_one_model_open_clip_gets_its_own(hub, tmp_path) -> None:
     url, handler = hub
-    handler.files = {"config.json": b"{}", "open_clip_config.json": b"{}",
-                     "model.safetensors": b"t", "open_clip_model.safetensors": b"o",
-                     "open_clip_pytorch_model.bin": b"p"}
+    handler.files = {
+        "config.json": b"{}",
+        "open_clip_config.json": b"{}",
+        "model.safetensors": b"t",
+        "open_clip_model.safetensors": b"o",
+        "open_clip_pytorch_model.bin": b"p",
+    }
     assert _ask(url, tmp_path, LIST) == (
-        "['config.json', 'open_clip_config.json', 'open_clip_model.safetensors']")
+        "['config.json', 'open_clip_config.json', 'open_clip_model.safetensors']"
+    )
 
 
 def test_a_cache_that_lacks_a_part_is_not_taken_for_whole(hub, tmp_path) -> None:
     url, handler = hub
     index = {"weight_map": {"a": "model-1-of-2.safetensors", "b": "model-2-of-2.safetensors"}}
-    handler.files = {"config.json": b"{}", "model.safetensors.index.json":
-                     json.dumps(index).encode(), "model-1-of-2.safetensors": b"1"}
+    handler.files = {
+        "config.json": b"{}",
+        "model.safetensors.index.json": json.dumps(index).encode(),
+        "model-1-of-2.safetensors": b"1",
+    }
     assert "model-1-of-2" in _ask(url, tmp_path, LIST)
     out = _ask(url, tmp_path, REFUSED.format(model="org/model"), HF_HUB_OFFLINE="1")
     assert "HF_HUB_OFFLINE is set" in out
 
 
-REFUSED = ("try:\n    local_folder(ref({model!r}), setting='embed_clips.model')\n"
-           "except ClipmillError as error:\n    print(error)\n")
+REFUSED = (
+    "try:\n    local_folder(ref({model!r}), setting='embed_clips.model')\n"
+    "except ClipmillError as error:\n    print(error)\n"
+)
 
 
 def test_an_unknown_model_is_named_with_the_way_out(hub, tmp_path) -> None:
@@ -150,9 +199,12 @@ def test_a_hub_that_never_answers_is_given_up_soon(tmp_path) -> None:
         silent.bind(("127.0.0.1", 0))
         silent.listen(8)
         started = time.monotonic()
-        out = _ask(f"http://127.0.0.1:{silent.getsockname()[1]}", tmp_path,
-                   "import clipmill.stages.models.loading as loading\n"
-                   "loading._HUB_TIMEOUT_SECONDS = 1.0\n" + REFUSED.format(model="org/model"))
+        out = _ask(
+            f"http://127.0.0.1:{silent.getsockname()[1]}",
+            tmp_path,
+            "import clipmill.stages.models.loading as loading\n"
+            "loading._HUB_TIMEOUT_SECONDS = 1.0\n" + REFUSED.format(model="org/model"),
+        )
     assert "could not be fetched from the Hugging Face hub: timed out" in out
     assert time.monotonic() - started < 100
 

@@ -103,7 +103,8 @@ def test_a_server_that_is_not_there_is_told_at_the_start():
     with openai_server(text_of) as stand_in, client(stand_in.url) as server:
         server.check("caption_frames.model")
     with (
-        refusing_address() as gone, client(f"http://{gone}/v1") as server,
+        refusing_address() as gone,
+        client(f"http://{gone}/v1") as server,
         pytest.raises(ClipmillError, match=r"--set caption_frames\.model"),
     ):
         server.check("caption_frames.model")

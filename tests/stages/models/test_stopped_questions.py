@@ -104,16 +104,32 @@ def test_a_run_whose_model_server_hangs_is_stopped_at_once(how, tmp_path):
     with openai_server(lambda request: "a dog runs") as stand_in:
         stand_in.always = "hang"
         recipe = tmp_path / "hang.yaml"
-        recipe.write_text(yaml.safe_dump({
-            "sources": [str(film)], "engine": "local", "stages": {
-                "download_videos": {"min_duration_seconds": 1, "min_height": None},
-                "split_clips": {},
-                "caption_frames": {"model": f"{stand_in.url}#tiny", "server_timeout_seconds": 60},
-            }}, sort_keys=False))
+        recipe.write_text(
+            yaml.safe_dump(
+                {
+                    "sources": [str(film)],
+                    "engine": "local",
+                    "stages": {
+                        "download_videos": {"min_duration_seconds": 1, "min_height": None},
+                        "split_clips": {},
+                        "caption_frames": {
+                            "model": f"{stand_in.url}#tiny",
+                            "server_timeout_seconds": 60,
+                        },
+                    },
+                },
+                sort_keys=False,
+            )
+        )
         dataset = tmp_path / "dataset"
-        with subprocess.Popen(command("run", recipe, "--dataset", dataset),
-                              stdin=subprocess.DEVNULL, cwd=ROOT,
-                              env=environment(), stderr=subprocess.PIPE, text=True) as process:
+        with subprocess.Popen(
+            command("run", recipe, "--dataset", dataset),
+            stdin=subprocess.DEVNULL,
+            cwd=ROOT,
+            env=environment(),
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as process:
             until(lambda: stand_in.requests or process.poll() is not None)
             assert process.poll() is None, process.stderr.read()
             time.sleep(0.3)
@@ -124,7 +140,8 @@ def test_a_run_whose_model_server_hangs_is_stopped_at_once(how, tmp_path):
             assert time.monotonic() - began < 10
         assert process.returncode == 128 + how
         assert said.endswith(
-            "Stopped. What is committed stays; run the same command to continue.\n")
+            "Stopped. What is committed stays; run the same command to continue.\n"
+        )
         assert len(stand_in.requests) == before
         (record,) = [json.loads(file.read_text()) for file in (dataset / "runs").glob("*.json")]
         assert record["state"] == "stopped"

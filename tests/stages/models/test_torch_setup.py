@@ -20,7 +20,11 @@ from clipmill.stages.models.torch_setup import (
 def _run(code: str) -> str:
     done = subprocess.run(
         [sys.executable, "-c", code],
-        stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120, check=False
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
