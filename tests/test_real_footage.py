@@ -77,11 +77,13 @@ def check_cuts(videos: dict[str, dict], clips: list[dict]) -> None:
     found = wanted = 0
     for path in sorted((SHARED / "cuts").glob("*.json")):
         truth = json.loads(path.read_text())
-        video = videos[truth["video"]]["video_id"]
+        video = videos[truth["video"]]
+        # A clip's times count from the container's start; the cuts' times are the file's own.
+        clock = video["clock_starts_at_seconds"] or 0.0
         starts = {
-            (c["start_frame"], round(c["start_seconds"], 2))
+            (c["start_frame"], clock + c["start_seconds"])
             for c in clips
-            if c["video_id"] == video
+            if c["video_id"] == video["video_id"]
         }
         for cut in truth["hard_cuts"]:
             wanted += 1

@@ -151,6 +151,10 @@ def check_neighbours(
     assert ran.peak_bytes < alone.peak_bytes + memory_bytes
 
 
+# Each reads hundreds of files.
+pytestmark = pytest.mark.timeout(1500)
+
+
 @pytest.fixture(scope="module")
 def cases() -> list[Case]:
     return all_cases()
