@@ -24,11 +24,11 @@ from clipmill.pipeline.exports.request import (
     interleaving_options,
     size_in_bytes,
 )
-from clipmill.pipeline.exports.run import run_export
+from clipmill.pipeline.exports.run_export import run_export
 from clipmill.pipeline.recipes.overrides import as_overrides
 from clipmill.pipeline.recipes.ready_made import SUBSET_FOLDER, subset_recipe_path
 from clipmill.pipeline.status import status_report
-from clipmill.pipeline.subsets.card import data_card
+from clipmill.pipeline.subsets.data_card import data_card
 from clipmill.pipeline.subsets.explain import explain_recipe
 from clipmill.pipeline.subsets.freeze import (
     FrozenSubset,
@@ -37,7 +37,11 @@ from clipmill.pipeline.subsets.freeze import (
     still_there,
     subset_names,
 )
-from clipmill.pipeline.subsets.recipe import SubsetRecipe, load_subset_recipe, predicate_recipe
+from clipmill.pipeline.subsets.subset_recipe import (
+    SubsetRecipe,
+    load_subset_recipe,
+    predicate_recipe,
+)
 from clipmill.schemas.errors import ERROR_KINDS, UsageError
 from clipmill.schemas.extras import extras_explained
 from clipmill.schemas.sql_text import literal

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from clipmill.pipeline.dataset.versions import code_version
 from clipmill.pipeline.exports.request import ExportRequest
-from clipmill.pipeline.exports.run import Exported, Watcher, run_export
+from clipmill.pipeline.exports.run_export import Exported, Watcher, run_export
 from clipmill.pipeline.exports.units import FAILURES
 from clipmill.schemas.words import counted, plain_hours
 

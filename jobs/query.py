@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clipmill.jobs.formats import write_rows
-from clipmill.jobs.reasons import WHEN_TO_RETRY, lines_below
+from clipmill.jobs.lines_below import WHEN_TO_RETRY, lines_below
 from clipmill.pipeline.catalog import views
 from clipmill.pipeline.catalog.catalog import Catalog, open_catalog
 from clipmill.pipeline.catalog.user_sql import readable_errors

@@ -10,7 +10,7 @@ from pathlib import Path
 from clipmill.pipeline.dataset.locks import dataset_lock
 from clipmill.pipeline.dataset.run_records import check_links, require_dataset
 from clipmill.pipeline.dataset.tombstones import new_tombstone
-from clipmill.pipeline.removal.remove import (
+from clipmill.pipeline.removal.purge import (
     Purged,
     find,
     finish_removals,

@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from clipmill.jobs.formats import write_rows
-from clipmill.jobs.report.samples import clock
+from clipmill.jobs.report.sample_clips import clock
 from clipmill.jobs.terminal_pictures import Way, show_picture, way_of_terminal, width_in_pixels
 from clipmill.pipeline.catalog.catalog import Catalog, open_catalog
 from clipmill.pipeline.catalog.kept_frames import KeptFrame, Span, kept_frames

@@ -15,10 +15,14 @@ from clipmill.pipeline.catalog.user_sql import readable_errors
 from clipmill.pipeline.dataset.versions import code_version
 from clipmill.pipeline.exports.output_places import check_output
 from clipmill.pipeline.recipes.ready_made import SUBSET_FOLDER, described, subset_recipe_path
-from clipmill.pipeline.subsets.card import data_card
+from clipmill.pipeline.subsets.data_card import data_card
 from clipmill.pipeline.subsets.explain import explain_recipe
 from clipmill.pipeline.subsets.freeze import check_name, create_subset, load_subset, still_there
-from clipmill.pipeline.subsets.recipe import SubsetRecipe, load_subset_recipe, predicate_recipe
+from clipmill.pipeline.subsets.subset_recipe import (
+    SubsetRecipe,
+    load_subset_recipe,
+    predicate_recipe,
+)
 from clipmill.schemas.errors import UsageError, printable
 from clipmill.schemas.words import counted, plain_hours
 

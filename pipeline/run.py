@@ -34,7 +34,7 @@ from clipmill.pipeline.ingest.sources import fixed_shards_note, ingest, list_sou
 from clipmill.pipeline.recipes.plan import ShardList, Step, build_plan, pending
 from clipmill.pipeline.recipes.ready_made import recipe_path
 from clipmill.pipeline.recipes.recipe import LoadedRecipe, load_recipe
-from clipmill.pipeline.removal.remove import finish_removals, left_notes
+from clipmill.pipeline.removal.purge import finish_removals, left_notes
 from clipmill.schemas.command_line import shell_word, start_a_run
 from clipmill.schemas.errors import ClipmillError, UsageError
 from clipmill.schemas.storage import writing_to

@@ -21,7 +21,7 @@ from clipmill.jobs.run import run
 from clipmill.jobs.verify import verify_dataset
 from clipmill.pipeline.catalog.catalog import open_catalog
 from clipmill.pipeline.exports.request import ExportRequest
-from clipmill.pipeline.exports.run import run_export
+from clipmill.pipeline.exports.run_export import run_export
 from clipmill.pipeline.recipes.recipe import load_recipe
 from clipmill.pipeline.training import ClipDataset
 from clipmill.schemas import tables

@@ -14,8 +14,8 @@ import pytest
 from clipmill.jobs.cli import app
 from clipmill.pipeline.catalog.catalog import open_catalog
 from clipmill.pipeline.recipes.ready_made import SUBSET_FOLDER, names
-from clipmill.pipeline.subsets.recipe import load_subset_recipe
 from clipmill.pipeline.subsets.scorers import resolve
+from clipmill.pipeline.subsets.subset_recipe import load_subset_recipe
 from tests.conftest import Made
 from tests.scored_catalog import aesthetic, build, embeddings, own, random_clips, similarity
 

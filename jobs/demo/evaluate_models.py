@@ -11,8 +11,8 @@ import numpy as np
 import torch
 
 from clipmill.jobs.demo import world
-from clipmill.jobs.demo.prompts import render_summary_prompt
 from clipmill.jobs.demo.render import render_film
+from clipmill.jobs.demo.summary_prompt import render_summary_prompt
 from clipmill.jobs.demo.train_text import summarize
 from clipmill.jobs.demo.train_vision import (
     caption_images,

@@ -11,8 +11,8 @@ import cv2
 import numpy as np
 
 from clipmill.jobs.demo import world
-from clipmill.jobs.demo.prompts import render_summary_prompt
 from clipmill.jobs.demo.render import draw_background, draw_shape
+from clipmill.jobs.demo.summary_prompt import render_summary_prompt
 from clipmill.jobs.demo.world import (
     BACKGROUNDS,
     BLACK_CAPTION,

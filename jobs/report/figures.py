@@ -9,8 +9,8 @@ from decimal import Decimal
 
 import duckdb
 
-from clipmill.jobs.report.published import Share
-from clipmill.jobs.report.selection import Selection
+from clipmill.jobs.report.internvid_figures import Share
+from clipmill.jobs.report.report_tables import Selection
 
 BINS = 30
 _STEPS = (1, 2, 2.5, 5, 10)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from clipmill.jobs.report.samples import shortened
+from clipmill.jobs.report.sample_clips import shortened
 from clipmill.pipeline.catalog.catalog import Catalog
 from clipmill.pipeline.subsets.freeze import FrozenSubset
 from clipmill.schemas.command_line import shell_word

@@ -12,18 +12,18 @@ from typing import Any
 
 from clipmill.jobs.progress import saying
 from clipmill.jobs.report import (
+    caption_words,
     charts,
     figures,
+    internvid_figures,
     numbers,
     outcomes,
-    provenance,
-    published,
-    samples,
-    words,
+    run_history,
+    sample_clips,
 )
 from clipmill.jobs.report.figures import Distribution, Values
-from clipmill.jobs.report.samples import SIGNS
-from clipmill.jobs.report.selection import Column, Selection, select
+from clipmill.jobs.report.report_tables import Column, Selection, select
+from clipmill.jobs.report.sample_clips import SIGNS
 from clipmill.pipeline.catalog.catalog import Catalog, open_catalog
 from clipmill.pipeline.catalog.user_sql import readable_errors
 from clipmill.pipeline.dataset.run_records import require_dataset
@@ -64,7 +64,7 @@ def write_report(
     output: Path,
     *,
     subset: str | None = None,
-    sample_count: int = samples.DEFAULT,
+    sample_count: int = sample_clips.DEFAULT,
     seed: int = 0,
     on_step: Callable[[str], None] = lambda said: None,
 ) -> tuple[int, int]:
@@ -77,8 +77,8 @@ def write_report(
         )
     if not output.parent.is_dir():
         raise UsageError(f"--output {output}: no folder {output.parent}; create it first")
-    if not 0 <= sample_count <= samples.MOST:
-        raise UsageError(f"--samples {sample_count}: give a number from 0 to {samples.MOST}")
+    if not 0 <= sample_count <= sample_clips.MOST:
+        raise UsageError(f"--samples {sample_count}: give a number from 0 to {sample_clips.MOST}")
     frozen = load_subset(require_dataset(dataset), subset) if subset is not None else None
     on_step("counting outcomes")
     status = status_report(dataset)
@@ -145,7 +145,7 @@ def _context(
     on_step("reading the clips")
     selection = _selected(catalog, subset)
     on_step("counting words")
-    word_counts = words.count_words(catalog, selection.captions())
+    word_counts = caption_words.count_words(catalog, selection.captions())
     on_step("drawing figures")
     clips, seconds, whole_clips = catalog.connection.execute(
         f"SELECT count(*) FILTER ({selection.chosen}), "
@@ -157,8 +157,8 @@ def _context(
         f"FROM report_videos WHERE {selection.chosen}"
     ).fetchall()[0]
     rejected, rejected_more = outcomes.reasons(catalog)
-    runs, run_count = provenance.runs_made(catalog.layout)
-    comparable = published.comparable_columns(catalog) if catalog.layout.record else {}
+    runs, run_count = run_history.runs_made(catalog.layout)
+    comparable = internvid_figures.comparable_columns(catalog) if catalog.layout.record else {}
     cards = _cards(catalog, selection, comparable)
     # Missing scores of the paper get a figure anyway; for others a line is enough.
     empty = [
@@ -166,10 +166,10 @@ def _context(
         for card in cards
         if card.id.startswith("column-")
         and not card.histogram
-        and card.title not in published.SCORES
+        and card.title not in internvid_figures.SCORES
     ]
     on_step("choosing samples")
-    groups = samples.sample_groups(catalog, selection, samples=sample_count, seed=seed)
+    groups = sample_clips.sample_groups(catalog, selection, samples=sample_count, seed=seed)
     return {
         "name": dataset.absolute().name or str(dataset),
         "dataset": str(dataset),
@@ -194,17 +194,17 @@ def _context(
         "left_out": selection.left_out,
         "uncompared": {
             score: scorer
-            for score, scorer in published.SCORERS.items()
+            for score, scorer in internvid_figures.SCORERS.items()
             if score not in comparable.values()
         },
-        "published": published,
+        "published": internvid_figures,
         "words": word_counts,
         "cloud": _cloud(word_counts.commonest),
         "verbs": charts.counted_rows(word_counts.verbs, "uses"),
-        "common": charts.counted_rows(word_counts.commonest[: words.SHOWN_VERBS], "uses"),
-        "tags": charts.counted_rows(words.count_tags(catalog, selection.tags()), "clips"),
+        "common": charts.counted_rows(word_counts.commonest[: caption_words.SHOWN_VERBS], "uses"),
+        "tags": charts.counted_rows(caption_words.count_tags(catalog, selection.tags()), "clips"),
         "groups": groups,
-        "stages": provenance.stages_made(catalog.layout),
+        "stages": run_history.stages_made(catalog.layout),
         "runs": runs,
         "run_count": run_count,
         "with_catalog": subset is not None,
@@ -224,7 +224,7 @@ def _cards(catalog: Catalog, selection: Selection, comparable: dict[str, str]) -
             "report_clips",
             "duration_seconds",
             "seconds",
-            (*published.CLIP_SECONDS_BINS, *published.CLIP_SECONDS),
+            (*internvid_figures.CLIP_SECONDS_BINS, *internvid_figures.CLIP_SECONDS),
         ),
         _drawn(
             catalog,
@@ -235,7 +235,7 @@ def _cards(catalog: Catalog, selection: Selection, comparable: dict[str, str]) -
             "report_clips",
             "caption_words",
             "words",
-            published.CAPTION_WORDS,
+            internvid_figures.CAPTION_WORDS,
             whole=True,
         ),
     ]
@@ -255,7 +255,7 @@ def _cards(catalog: Catalog, selection: Selection, comparable: dict[str, str]) -
                 "report_clips",
                 column.sql,
                 _MEASURES.get(column.name, column.name),
-                published.SCORES[score] if score else (),
+                internvid_figures.SCORES[score] if score else (),
                 whole=column.is_whole,
                 column_made=column,
             )
@@ -264,7 +264,11 @@ def _cards(catalog: Catalog, selection: Selection, comparable: dict[str, str]) -
         values = figures.texts(catalog.connection, selection, "report_videos", name)
         cards.append(_listed(selection, name, title, "videos", values))
     sides = figures.shares(
-        catalog.connection, selection, "report_videos", "short_side", published.SHORT_SIDE_PIXELS
+        catalog.connection,
+        selection,
+        "report_videos",
+        "short_side",
+        internvid_figures.SHORT_SIDE_PIXELS,
     )
     cards.append(
         _listed(
@@ -300,7 +304,7 @@ def _source_durations(catalog: Catalog, selection: Selection) -> Card:
         "report_videos",
         "duration_seconds" if in_seconds else "minutes",
         "seconds" if in_seconds else "minutes",
-        published.SOURCE_DURATION_MINUTES,
+        internvid_figures.SOURCE_DURATION_MINUTES,
         intervals_of="minutes",
     )
 
@@ -314,7 +318,7 @@ def _drawn(
     table: str,
     column: str,
     unit: str,
-    intervals: tuple[published.Share, ...],
+    intervals: tuple[internvid_figures.Share, ...],
     *,
     whole: bool = False,
     column_made: Column | None = None,
@@ -392,7 +396,7 @@ def render(context: dict[str, Any]) -> str:
         lstrip_blocks=True,
     )
     environment.filters.update(
-        number=numbers.number, bytes=numbers.size, hours=numbers.hours, clock=samples.clock
+        number=numbers.number, bytes=numbers.size, hours=numbers.hours, clock=sample_clips.clock
     )
     environment.globals.update(percent=numbers.percent, interval=charts.interval)
     style = (TEMPLATES / "style.css").read_text(encoding="utf-8")

@@ -36,10 +36,10 @@ from clipmill.pipeline.dataset.run_records import (
 from clipmill.pipeline.dataset.shards import is_shard, list_shards_in
 from clipmill.pipeline.dataset.tombstones import Tombstone, tombstones
 from clipmill.schemas import tables
+from clipmill.schemas.bounded_memory import bounded_memory
 from clipmill.schemas.damage import DamagedFile, read_json, reading
 from clipmill.schemas.errors import UsageError
 from clipmill.schemas.folders import INDEX, SUBSETS
-from clipmill.schemas.memory import bounded_memory
 from clipmill.schemas.scratch import ScratchFolder
 from clipmill.schemas.sql_text import escaped_for_glob, literal, quoted
 from clipmill.schemas.step_tables import STAGE_TABLES, Columns, StepTable, raw_view

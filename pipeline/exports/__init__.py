@@ -5,8 +5,4 @@ An export has three steps; an interrupted export resumes from each of them:
     select    the clips' rows, with the facts of their videos, sorted and pinned in files
     units     bounded groups of those rows, in parallel: media cut, samples rendered
     write     shards of about the wished size, in order
-
-`request` is the request, `folder` is what lies in the export's folder and whether it may be
-written to, `selection` makes the rows, `units` works on them, `rolling` and `packing` write
-shards, and one module per format knows how its files look. `run` puts it together.
 """

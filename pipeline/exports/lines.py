@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from clipmill.pipeline.exports.columns import SUBTITLE_WORDS, SUBTITLES, TEXT
+from clipmill.pipeline.exports.export_shards import Position, ShardFile
 from clipmill.pipeline.exports.request import ExportRequest
 from clipmill.pipeline.exports.selection import Unit
-from clipmill.pipeline.exports.shards import Position, ShardFile
 from clipmill.pipeline.exports.units import KIND, read_unit
 from clipmill.pipeline.exports.values import json_text, records
 from clipmill.stages.media.read.speech import (

@@ -22,8 +22,8 @@ from clipmill.pipeline.engine.parallel_map import map_tasks
 from clipmill.pipeline.exports.columns import FILE_ZERO, PATH, SOUND_BYTES
 from clipmill.pipeline.exports.folder import WORK
 from clipmill.pipeline.exports.request import ExportRequest
-from clipmill.pipeline.exports.samples import SAMPLE_BYTES, render_samples
 from clipmill.pipeline.exports.selection import Unit, read_rows
+from clipmill.pipeline.exports.tar_samples import SAMPLE_BYTES, render_samples
 from clipmill.schemas.errors import ClipmillError, ErrorKind, RowFailed
 from clipmill.schemas.ids import file_name
 from clipmill.schemas.storage import full_storage

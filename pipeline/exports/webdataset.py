@@ -12,9 +12,9 @@ import pyarrow as pa
 
 from clipmill.pipeline.dataset.shards import write_json
 from clipmill.pipeline.exports.columns import TEXT
+from clipmill.pipeline.exports.export_shards import Shard
 from clipmill.pipeline.exports.request import ExportRequest
-from clipmill.pipeline.exports.samples import BLOCK, JSON, extension
-from clipmill.pipeline.exports.shards import Shard
+from clipmill.pipeline.exports.tar_samples import BLOCK, JSON, extension
 from clipmill.schemas.ids import file_name
 
 INDEX = "index.json"

@@ -27,7 +27,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from clipmill.pipeline.subsets.vectors import random_words
+from clipmill.pipeline.subsets.integer_vectors import random_words
 from clipmill.schemas.errors import UsageError
 
 LARGEST_BUCKET = 64

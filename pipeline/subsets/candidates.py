@@ -17,7 +17,6 @@ from typing import Any
 from clipmill.pipeline.catalog.catalog import Catalog
 from clipmill.pipeline.dataset.shards import committed_shards
 from clipmill.pipeline.subsets.expressions import Comparison, Expressions, errors_at, is_numeric
-from clipmill.pipeline.subsets.recipe import SubsetRecipe
 from clipmill.pipeline.subsets.rules import (
     Cap,
     Deduplicate,
@@ -29,6 +28,7 @@ from clipmill.pipeline.subsets.rules import (
     Where,
 )
 from clipmill.pipeline.subsets.scorers import ResolvedScorer
+from clipmill.pipeline.subsets.subset_recipe import SubsetRecipe
 from clipmill.schemas.errors import ClipmillError, UsageError
 from clipmill.schemas.sql_text import quoted
 

@@ -1,8 +1,8 @@
 """Clusters clips by their embeddings: spherical k-means in integers.
 
 scikit-learn's k-means is not used: its sums, and so its clusters, change with the number of
-threads. Here vectors and centres are integers (see `pipeline/subsets/vectors.py`), so that every
-product and sum is exact, and ties go to the cluster with the lowest number.
+threads. Here vectors and centres are integers (see `integer_vectors.py`), so that every product and
+sum is exact, and ties go to the cluster with the lowest number.
 
 The centres are found on a sample of bounded size, so that finding them costs the same for any
 number of clips; then each clip goes to the centre with which its product is largest.
@@ -17,7 +17,12 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from clipmill.pipeline.subsets.vectors import VectorStore, clip_vectors, directions, random_words
+from clipmill.pipeline.subsets.integer_vectors import (
+    VectorStore,
+    clip_vectors,
+    directions,
+    random_words,
+)
 from clipmill.schemas.errors import UsageError
 
 # Clips of the sample for each cluster, and the fewest that are taken.

@@ -9,10 +9,10 @@ from typing import Any
 
 from clipmill.pipeline.catalog.catalog import Catalog
 from clipmill.pipeline.subsets.candidates import ALL, CANDIDATES, read_candidates
-from clipmill.pipeline.subsets.engine import Engine, Outcome, Size, Threshold
-from clipmill.pipeline.subsets.recipe import SubsetRecipe
+from clipmill.pipeline.subsets.rule_engine import Engine, Outcome, Size, Threshold
 from clipmill.pipeline.subsets.rules import Percentile, Rule, Where
 from clipmill.pipeline.subsets.scorers import ResolvedScorer, resolve
+from clipmill.pipeline.subsets.subset_recipe import SubsetRecipe
 from clipmill.schemas.command_line import shell_word
 from clipmill.schemas.errors import UsageError
 from clipmill.schemas.words import counted

@@ -36,9 +36,9 @@ from clipmill.pipeline.subsets.candidates import (
     committed,
     read_candidates,
 )
-from clipmill.pipeline.subsets.engine import Engine, Size
 from clipmill.pipeline.subsets.explain import describe_recipe, require_clips, resolve_scorers
-from clipmill.pipeline.subsets.recipe import SubsetRecipe
+from clipmill.pipeline.subsets.rule_engine import Engine, Size
+from clipmill.pipeline.subsets.subset_recipe import SubsetRecipe
 from clipmill.schemas.command_line import shell_word
 from clipmill.schemas.damage import check_is_file, read_json, reading
 from clipmill.schemas.errors import ClipmillError, UsageError

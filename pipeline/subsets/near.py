@@ -6,7 +6,7 @@ clips, each near only to the next, the first one stays.
 
 Pairs come from the buckets of `pipeline/subsets/buckets.py`, whose formula says which share of
 them is found, and each is verified. What is found is the same on every machine: see
-`pipeline/subsets/vectors.py`.
+`pipeline/subsets/integer_vectors.py`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from clipmill.pipeline.subsets.buckets import Nearness, binomial, have_near_before
-from clipmill.pipeline.subsets.vectors import LENGTH, VectorStore, random_words
+from clipmill.pipeline.subsets.integer_vectors import LENGTH, VectorStore, random_words
 from clipmill.schemas.errors import UsageError
 
 RECALL = 0.95

@@ -15,12 +15,12 @@ import duckdb
 from clipmill.pipeline.verify.findings import Book, Finding, Remake, Report
 from clipmill.pipeline.verify.groups import GroupChecks
 from clipmill.pipeline.verify.layout import SOURCES_NODE, Node, Survey, check_notes, read_survey
-from clipmill.pipeline.verify.media import MediaChecks
-from clipmill.pipeline.verify.removed import check_removed_in_index
-from clipmill.pipeline.verify.shards import Rows, ShardChecks
+from clipmill.pipeline.verify.media_checks import MediaChecks
+from clipmill.pipeline.verify.removed_checks import check_removed_in_index
+from clipmill.pipeline.verify.shard_checks import Rows, ShardChecks
 from clipmill.pipeline.verify.shown import Shown, find_layout
 from clipmill.pipeline.verify.strays import Names, StrayChecks
-from clipmill.pipeline.verify.subsets import SubsetChecks, check_index
+from clipmill.pipeline.verify.subset_checks import SubsetChecks, check_index
 from clipmill.schemas.folders import REMOVED, RUNS
 from clipmill.schemas.scratch import ScratchFolder
 

@@ -24,7 +24,7 @@ from clipmill.pipeline.verify.layout import (
     is_cache,
     missing_inputs,
 )
-from clipmill.pipeline.verify.shards import Rows, ShardChecks
+from clipmill.pipeline.verify.shard_checks import Rows, ShardChecks
 from clipmill.schemas.command_line import shell_word
 from clipmill.schemas.folders import SOURCES
 from clipmill.schemas.ids import CLIP_ID

@@ -13,7 +13,7 @@ from clipmill.pipeline.catalog.catalog import Layout, read_layout
 from clipmill.pipeline.dataset.shards import shard_name
 from clipmill.pipeline.verify.findings import Book
 from clipmill.pipeline.verify.layout import SOURCES_NODE, Survey, narrowed
-from clipmill.pipeline.verify.shards import ShardChecks
+from clipmill.pipeline.verify.shard_checks import ShardChecks
 from clipmill.schemas.errors import ClipmillError
 from clipmill.schemas.step_tables import StepTable, kept
 from clipmill.schemas.words import counted

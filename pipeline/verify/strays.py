@@ -15,7 +15,7 @@ from clipmill.pipeline.dataset.commit_fence import COMMITS, LOCK
 from clipmill.pipeline.ingest.list_counts import FOLDER as COUNTS
 from clipmill.pipeline.verify.findings import Book, as_text
 from clipmill.pipeline.verify.layout import Node, Survey, list_folder
-from clipmill.pipeline.verify.shards import Rows
+from clipmill.pipeline.verify.shard_checks import Rows
 from clipmill.schemas.damage import DamagedFile, reading, what_is_there
 from clipmill.schemas.folders import OWN_FOLDERS, REMOVED, RETRIES, RUNS, SOURCES
 from clipmill.schemas.words import counted

@@ -17,11 +17,11 @@ import numpy as np
 from pydantic import Field
 
 from clipmill.schemas.errors import ClipmillError, UsageError
-from clipmill.stages.media.isolation.progress import beat
+from clipmill.stages.media.isolation.heartbeat import beat
 from clipmill.stages.media.read.images import FitMode, Interpolation, decode_jpeg, to_batch
+from clipmill.stages.models.batch_size import BatchSize
 from clipmill.stages.models.loading import local_folder
-from clipmill.stages.models.memory import BatchSize
-from clipmill.stages.models.published import PAIR, published_weights
+from clipmill.stages.models.published_weights import PAIR, published_weights
 from clipmill.stages.models.torch_setup import best_device, default_dtype, prepare_torch, say_place
 from clipmill.stages.protocol import Stage, resource
 from clipmill.stages.references import ModelReference

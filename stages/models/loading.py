@@ -12,7 +12,7 @@ from pathlib import Path
 
 from clipmill.schemas.errors import ClipmillError, UsageError
 from clipmill.stages.media.fetch.data_files import Unreachable
-from clipmill.stages.models.published import PAIR, published_weights
+from clipmill.stages.models.published_weights import PAIR, published_weights
 from clipmill.stages.references import ModelReference
 
 logger = logging.getLogger(__name__)

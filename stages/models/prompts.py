@@ -9,7 +9,7 @@ from jinja2 import StrictUndefined, TemplateError, TemplateSyntaxError, meta
 from jinja2.exceptions import SecurityError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from clipmill.schemas.memory import bounded_memory
+from clipmill.schemas.bounded_memory import bounded_memory
 
 # A template may make a long prompt, and no more.
 _MOST_BYTES = 2**30

@@ -10,9 +10,9 @@ import numpy as np
 
 from clipmill.schemas.errors import ClipmillError
 from clipmill.stages.media.read.images import decode_jpeg, to_batch
+from clipmill.stages.models.batch_size import BatchSize
 from clipmill.stages.models.embedders import DType
 from clipmill.stages.models.loading import local_folder
-from clipmill.stages.models.memory import BatchSize
 from clipmill.stages.models.torch_setup import best_device, default_dtype, prepare_torch, say_place
 from clipmill.stages.references import ModelReference
 

@@ -30,7 +30,7 @@ from clipmill.pipeline.dataset.locks import dataset_lock, remove_if_empty
 from clipmill.pipeline.run import load
 from clipmill.pipeline.status import status_report
 from clipmill.pipeline.subsets.freeze import create_subset
-from clipmill.pipeline.subsets.recipe import load_subset_recipe
+from clipmill.pipeline.subsets.subset_recipe import load_subset_recipe
 from clipmill.schemas.errors import ClipmillError
 
 ROOT = Path(__file__).resolve().parents[2]

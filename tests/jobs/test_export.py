@@ -48,8 +48,8 @@ def test_the_demos_clips_go_to_webdataset_and_back(made, tmp_path):
 NEVER_DONE = """
 import time
 from clipmill.jobs.cli import main
-from clipmill.pipeline.exports import run
-run._write = lambda *asked: time.sleep(600)
+from clipmill.pipeline.exports import run_export
+run_export._write = lambda *asked: time.sleep(600)
 main()
 """
 

@@ -11,7 +11,7 @@ from clipmill.pipeline.recipes.plan import build_plan
 from clipmill.pipeline.recipes.ready_made import names
 from clipmill.pipeline.recipes.recipe import load_recipe
 from clipmill.schemas.errors import UsageError
-from clipmill.stages.models.published import published_weights
+from clipmill.stages.models.published_weights import published_weights
 from clipmill.stages.references import DataFile, ModelReference
 
 RECIPES = Path(jobs.__file__).parent / "recipes"

@@ -134,7 +134,7 @@ def test_a_helper_that_is_killed_says_nothing_of_a_file(dataset: Path, monkeypat
     def killed(*arguments, **more):
         raise RowFailed("crash", "crashes its decoder's process: SIGKILL")
 
-    monkeypatch.setattr("clipmill.pipeline.verify.media.run_isolated", killed)
+    monkeypatch.setattr("clipmill.pipeline.verify.media_checks.run_isolated", killed)
     report = verify(dataset, is_free=is_lock_free)
     assert report.faults == []
     assert {note.check for note in report.notes} == {"media_duration"}

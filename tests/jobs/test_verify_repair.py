@@ -25,7 +25,7 @@ from clipmill.pipeline.dataset.tombstones import new_tombstone
 from clipmill.pipeline.engine.runner import Worker
 from clipmill.pipeline.recipes.ready_made import recipe_path
 from clipmill.pipeline.recipes.recipe import load_recipe
-from clipmill.pipeline.removal.remove import finish_removals
+from clipmill.pipeline.removal.purge import finish_removals
 from clipmill.pipeline.run import load
 from clipmill.pipeline.verify import repair, verify
 from clipmill.schemas.errors import ClipmillError

@@ -20,7 +20,7 @@ from clipmill.pipeline.dataset.shards import ShardMetadata, table_folders
 from clipmill.pipeline.dataset.tombstones import tombstones
 from clipmill.pipeline.ingest.span_import import import_spans
 from clipmill.pipeline.recipes.recipe import load_recipe
-from clipmill.pipeline.removal import remove as removal
+from clipmill.pipeline.removal import purge as removal
 from clipmill.pipeline.status import status_report
 from clipmill.schemas import tables
 from clipmill.schemas.errors import ClipmillError, UsageError

@@ -14,9 +14,9 @@ from clipmill.pipeline.catalog.catalog import open_catalog
 from clipmill.pipeline.catalog.index_writer import update_index
 from clipmill.pipeline.dataset import shards
 from clipmill.pipeline.dataset.tombstones import tombstones
-from clipmill.pipeline.removal import remove as removal
+from clipmill.pipeline.removal import purge as removal
 from clipmill.pipeline.subsets.freeze import create_subset, subset_names
-from clipmill.pipeline.subsets.recipe import load_subset_recipe
+from clipmill.pipeline.subsets.subset_recipe import load_subset_recipe
 from clipmill.pipeline.verify import verify
 from clipmill.schemas.errors import ClipmillError
 from tests.pipeline.exports.small_dataset import freeze, write_small, youtube_id

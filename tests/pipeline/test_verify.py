@@ -24,7 +24,7 @@ from clipmill.pipeline.dataset.tombstones import (
     write_tombstone,
 )
 from clipmill.pipeline.ingest.source_shards import write_sources
-from clipmill.pipeline.removal.remove import finish_removals
+from clipmill.pipeline.removal.purge import finish_removals
 from clipmill.pipeline.verify import Report, verify
 from clipmill.pipeline.verify.repair import repair
 from clipmill.schemas import tables

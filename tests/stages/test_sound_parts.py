@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from clipmill.jobs.reasons import lines_below
+from clipmill.jobs.lines_below import lines_below
 from clipmill.jobs.run import run
 from clipmill.jobs.verify import verify_dataset
 from clipmill.pipeline.catalog.catalog import open_catalog

@@ -16,7 +16,7 @@ import av
 from clipmill.schemas.errors import ClipmillError, RowFailed
 from clipmill.schemas.words import counted
 from clipmill.stages.media.cutting.requests import CutRequest
-from clipmill.stages.media.isolation.memory import raise_if_out
+from clipmill.stages.media.isolation.out_of_memory import raise_if_out
 from clipmill.stages.media.read.framing import framing_of
 from clipmill.stages.media.read.opening import packets, time_base_of
 from clipmill.stages.media.read.orientation import orientation_of

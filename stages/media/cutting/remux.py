@@ -35,7 +35,7 @@ from clipmill.stages.media.cutting.clip_files import (
     nothing_inside,
 )
 from clipmill.stages.media.cutting.requests import CutOptions, CutRequest, CutResult
-from clipmill.stages.media.isolation.memory import raise_if_out
+from clipmill.stages.media.isolation.out_of_memory import raise_if_out
 from clipmill.stages.media.read.decode import bad_media, open_container, video_stream
 from clipmill.stages.media.read.forward import numbered, packets_from
 from clipmill.stages.media.read.framing import keep_shape

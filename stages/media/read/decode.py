@@ -28,7 +28,6 @@ import av
 import numpy as np
 
 from clipmill.schemas.errors import RowFailed
-from clipmill.stages.media.read.damage import Damaged, be_alone, be_strict, decoded
 from clipmill.stages.media.read.entries import Kind, PacketReader, packet_reader, tells_no_order
 from clipmill.stages.media.read.framing import Framing, framing_of
 from clipmill.stages.media.read.hdr import ToneMap, tone_map_of
@@ -46,6 +45,7 @@ from clipmill.stages.media.read.opening import (
 from clipmill.stages.media.read.orientation import Orientation, orientation_of
 from clipmill.stages.media.read.probe import check_whole
 from clipmill.stages.media.read.scaling import KeptImages, SmallImages
+from clipmill.stages.media.read.strict_decoding import Damaged, be_alone, be_strict, decoded
 
 LOST_SHARE = 0.1
 """Where frames end this share of the declared duration too early, the packets are looked at."""

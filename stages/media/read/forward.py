@@ -16,11 +16,11 @@ import av
 from av.container import InputContainer
 from av.video.stream import VideoStream
 
-from clipmill.stages.media.read.damage import Damaged, be_alone, be_strict, decoded
 from clipmill.stages.media.read.decode import open_container, video_stream
 from clipmill.stages.media.read.labels import place_of, put_place
 from clipmill.stages.media.read.opening import packets, passing_over, time_base_of
 from clipmill.stages.media.read.packets import Entry, PacketIndex
+from clipmill.stages.media.read.strict_decoding import Damaged, be_alone, be_strict, decoded
 
 # How far before an entry to seek, where seeking by its time stamp overshoots.
 _BACK_SECONDS = (0, 1, 4, 16, 3600)

@@ -11,7 +11,7 @@ from typing import Any
 
 import av
 
-from clipmill.stages.media.isolation.memory import raise_if_out
+from clipmill.stages.media.isolation.out_of_memory import raise_if_out
 from clipmill.stages.media.read.decode import (
     ASTRAY_SECONDS,
     ASTRAY_SHARE,

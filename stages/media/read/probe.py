@@ -14,7 +14,7 @@ from av.container import InputContainer
 from av.video.stream import VideoStream
 
 from clipmill.schemas.errors import RowFailed
-from clipmill.stages.media.isolation.memory import raise_if_out
+from clipmill.stages.media.isolation.out_of_memory import raise_if_out
 from clipmill.stages.media.read.framing import framing_of
 from clipmill.stages.media.read.hdr import colours_of
 from clipmill.stages.media.read.kinds import encryption_of, what_it_holds, what_it_is

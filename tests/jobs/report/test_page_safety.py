@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 
 from clipmill.jobs.report.page import write_report
-from clipmill.jobs.report.samples import source_of
+from clipmill.jobs.report.sample_clips import source_of
 from clipmill.pipeline.catalog.catalog import open_catalog
 from clipmill.pipeline.subsets.freeze import create_subset
-from clipmill.pipeline.subsets.recipe import load_subset_recipe
+from clipmill.pipeline.subsets.subset_recipe import load_subset_recipe
 from tests.jobs.report.parsed_page import Element, parse
 from tests.scored_catalog import Clip, build, own
 

@@ -15,7 +15,7 @@ from clipmill.jobs.report.page import write_report
 from clipmill.pipeline.catalog.catalog import open_catalog
 from clipmill.pipeline.status import status_report
 from clipmill.pipeline.subsets.freeze import create_subset
-from clipmill.pipeline.subsets.recipe import load_subset_recipe
+from clipmill.pipeline.subsets.subset_recipe import load_subset_recipe
 from clipmill.schemas import tables
 from clipmill.schemas.errors import UsageError
 from tests.jobs.report.parsed_page import Element, numbers, parse, stage_rows

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from clipmill.pipeline.exports.request import ExportRequest
-from clipmill.pipeline.exports.run import Exported, run_export
+from clipmill.pipeline.exports.run_export import Exported, run_export
 from clipmill.schemas import tables
 from clipmill.schemas.ids import clip_id
 from tests.media import THREE_SHOTS, cached

@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from clipmill.pipeline.exports.request import Interleaving, cut_options
-from clipmill.pipeline.exports.samples import member_bytes
+from clipmill.pipeline.exports.tar_samples import member_bytes
 from clipmill.schemas.errors import UsageError
 from tests.pipeline.exports.small_dataset import (
     COLOURS,

@@ -13,7 +13,7 @@ from clipmill.jobs.remove import remove
 from clipmill.pipeline.engine import parallel_map as tasks
 from clipmill.pipeline.exports import selection, units
 from clipmill.pipeline.exports.request import ExportRequest, Interleaving, cut_options
-from clipmill.pipeline.exports.run import Watcher, run_export
+from clipmill.pipeline.exports.run_export import Watcher, run_export
 from clipmill.schemas.errors import ClipmillError, UsageError
 from tests.pipeline.exports.small_dataset import (
     Small,

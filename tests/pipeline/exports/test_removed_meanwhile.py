@@ -14,10 +14,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from clipmill.jobs.remove import remove
-from clipmill.pipeline.exports import run, selection, units
+from clipmill.pipeline.exports import run_export as exporting
+from clipmill.pipeline.exports import selection, units
 from clipmill.pipeline.exports.folder import read_manifest
 from clipmill.pipeline.exports.request import ExportRequest, Interleaving, cut_options
-from clipmill.pipeline.exports.run import Exported, Watcher, run_export
+from clipmill.pipeline.exports.run_export import Exported, Watcher, run_export
 from clipmill.schemas.errors import ClipmillError, UsageError
 from tests.pipeline.exports.small_dataset import (
     Small,
@@ -192,8 +193,8 @@ def test_the_last_look_is_when_all_is_written(small, tmp_path, monkeypatch):
             remove(small.path, videos=[f"youtube-{GONE}"])
         return real(*given)
 
-    real: Callable[..., str] = run.card
-    monkeypatch.setattr(run, "card", slow)
+    real: Callable[..., str] = exporting.card
+    monkeypatch.setattr(exporting, "card", slow)
     made = export(small, tmp_path / "out", "huggingface", uncaptioned=True)
     assert_left_out(tmp_path / "out", made)
     assert f"num_examples: {3 * VIDEOS - 3}" in (tmp_path / "out" / "README.md").read_text()
@@ -262,7 +263,7 @@ def test_a_full_disk_is_told_in_plain_words(small, tmp_path, monkeypatch):
     def full(*_: Any, **__: Any) -> None:
         raise OSError(27, "File too large")
 
-    for module, name in ((units, "shard_writer"), (run.webdataset, "write_tar")):
+    for module, name in ((units, "shard_writer"), (exporting.webdataset, "write_tar")):
         with monkeypatch.context() as patch:
             patch.setattr(module, name, full)
             with pytest.raises(ClipmillError) as error:

@@ -30,7 +30,7 @@ from clipmill.pipeline.recipes.ready_made import (
 )
 from clipmill.pipeline.recipes.recipe import load_recipe
 from clipmill.pipeline.subsets.freeze import create_subset
-from clipmill.pipeline.subsets.recipe import load_subset_recipe
+from clipmill.pipeline.subsets.subset_recipe import load_subset_recipe
 from clipmill.schemas.errors import UsageError
 from tests.scored_catalog import (
     HEAD_V1,

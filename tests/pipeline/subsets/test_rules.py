@@ -16,10 +16,10 @@ import yaml
 
 from clipmill.pipeline.catalog.catalog import Catalog, open_catalog
 from clipmill.pipeline.subsets.candidates import CANDIDATES, read_candidates
-from clipmill.pipeline.subsets.engine import Engine, equal, proportional
 from clipmill.pipeline.subsets.explain import explain_recipe
 from clipmill.pipeline.subsets.freeze import create_subset
-from clipmill.pipeline.subsets.recipe import load_subset_recipe
+from clipmill.pipeline.subsets.rule_engine import Engine, equal, proportional
+from clipmill.pipeline.subsets.subset_recipe import load_subset_recipe
 from clipmill.schemas import tables
 from clipmill.schemas.errors import UsageError
 from tests.scored_catalog import Clip, aesthetic, build, embeddings, random_clips, similarity

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from clipmill.pipeline.subsets.recipe import load_subset_recipe
+from clipmill.pipeline.subsets.subset_recipe import load_subset_recipe
 from clipmill.schemas.errors import UsageError
 
 

@@ -14,7 +14,7 @@ from clipmill.schemas.errors import ClipmillError, UsageError
 from clipmill.stages.models import embedders
 from clipmill.stages.models.embedders import ClipEmbedder
 from clipmill.stages.models.loading import repository_of
-from clipmill.stages.models.published import published_weights
+from clipmill.stages.models.published_weights import published_weights
 from clipmill.stages.references import ModelReference
 from tests.tiny_clip import frame_jpeg as frame
 from tests.tiny_clip import save_tiny_clip

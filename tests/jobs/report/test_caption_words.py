@@ -5,8 +5,8 @@ from __future__ import annotations
 import duckdb
 import pytest
 
+from clipmill.jobs.report.caption_words import count_words
 from clipmill.jobs.report.verbs import verb_forms
-from clipmill.jobs.report.words import count_words
 
 # Captions of the kinds that captioners write, with their verbs as a person finds them.
 CAPTIONS = {

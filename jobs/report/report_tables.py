@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from clipmill.jobs.report.words import WORD
+from clipmill.jobs.report.caption_words import WORD
 from clipmill.pipeline.catalog import views
 from clipmill.pipeline.catalog.catalog import Catalog
 from clipmill.pipeline.subsets.expressions import Expressions, is_numeric

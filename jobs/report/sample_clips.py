@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from clipmill.jobs.report.numbers import number
 from clipmill.jobs.report.pictures import Strip, make_strips
-from clipmill.jobs.report.selection import Column, Selection, Threshold
+from clipmill.jobs.report.report_tables import Column, Selection, Threshold
 from clipmill.pipeline.catalog.catalog import Catalog
 from clipmill.pipeline.catalog.kept_frames import Span
 from clipmill.pipeline.catalog.links import clip_link

@@ -13,7 +13,7 @@ from typing import Any
 import av
 from av.video.stream import VideoStream
 
-from clipmill.stages.media.isolation.memory import raise_if_out
+from clipmill.stages.media.isolation.out_of_memory import raise_if_out
 
 
 class Damaged(Exception):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from clipmill.jobs.report.samples import shortened
+from clipmill.jobs.report.sample_clips import shortened
 from clipmill.pipeline.catalog.catalog import Layout
 from clipmill.pipeline.dataset.run_records import run_records
 

@@ -12,18 +12,9 @@ from typing import Any
 from clipmill.pipeline.catalog.catalog import Catalog, open_catalog
 from clipmill.pipeline.catalog.user_sql import readable_errors
 from clipmill.pipeline.dataset.shards import commit, temporary_beside
-from clipmill.pipeline.exports import lines, tables, webdataset
-from clipmill.pipeline.exports.card import CARD, card
+from clipmill.pipeline.exports import lines, webdataset
 from clipmill.pipeline.exports.columns import Columns, choose_columns
-from clipmill.pipeline.exports.folder import ExportFolder, open_folder
-from clipmill.pipeline.exports.output_places import check_output
-from clipmill.pipeline.exports.provenance import clips_of, hash_of, provenance, summarise
-from clipmill.pipeline.exports.removals import Removals
-from clipmill.pipeline.exports.request import ExportRequest
-from clipmill.pipeline.exports.samples import SAMPLE_BYTES
-from clipmill.pipeline.exports.scorers import internvid_scores
-from clipmill.pipeline.exports.selection import Selection, Unit, load_selection, select_clips
-from clipmill.pipeline.exports.shards import (
+from clipmill.pipeline.exports.export_shards import (
     SHARDS,
     PackTask,
     Shard,
@@ -33,6 +24,25 @@ from clipmill.pipeline.exports.shards import (
     roll,
     unit_by_unit,
 )
+from clipmill.pipeline.exports.folder import ExportFolder, open_folder
+from clipmill.pipeline.exports.hub_card import CARD, card
+from clipmill.pipeline.exports.internvid_scores import internvid_scores
+from clipmill.pipeline.exports.output_places import check_output
+from clipmill.pipeline.exports.provenance import clips_of, hash_of, provenance, summarise
+from clipmill.pipeline.exports.removed_clips import Removals
+from clipmill.pipeline.exports.request import ExportRequest
+from clipmill.pipeline.exports.selection import Selection, Unit, load_selection, select_clips
+from clipmill.pipeline.exports.table_files import (
+    CsvFile,
+    ParquetFile,
+    VideoTable,
+    csv_parts,
+    fits_with_videos,
+    parts_of,
+    shown_columns,
+    with_video,
+)
+from clipmill.pipeline.exports.tar_samples import SAMPLE_BYTES
 from clipmill.pipeline.exports.units import FAILURES, read_problems, read_unit, work_on_units
 from clipmill.pipeline.exports.values import json_text
 from clipmill.pipeline.subsets.expressions import Expressions
@@ -149,7 +159,7 @@ def _finish(
     """
     rows = folder.work / "rows"
     removals = Removals(request, rows)
-    shown = tables.shown_columns(request, columns.shown)
+    shown = shown_columns(request, columns.shown)
     pinned = json.loads((rows / "selection.json").read_text("utf-8"))
     token = uuid.uuid4().hex
     while True:
@@ -265,19 +275,17 @@ def _write(
     if request.format == "huggingface" and request.cut is not None:
 
         def room(items: int, size: int) -> bool:
-            return tables.fits_with_videos(request, size)
+            return fits_with_videos(request, size)
 
         names = tuple(name for name in shown if name != "media_path")
-        return _pack(
-            request, units, token, room, tables.ParquetFile.suffix, tables.VideoTable(names), report
-        )
+        return _pack(request, units, token, room, ParquetFile.suffix, VideoTable(names), report)
     if request.format == "interleaved":
         return roll(request, lines.LinesFile, lines.documents(request, units, report))
     kinds: dict[str, tuple[type[ShardFile], Callable[[Unit], Iterator[Any]]]] = {
         "internvid": (lines.LinesFile, lambda unit: lines.internvid_lines(request, unit)),
-        "csv": (tables.CsvFile, lambda unit: tables.csv_parts(request, unit, shown)),
-        "parquet": (tables.ParquetFile, lambda unit: tables.parts_of(request, unit, shown)),
-        "huggingface": (tables.ParquetFile, lambda unit: tables.parts_of(request, unit, shown)),
+        "csv": (CsvFile, lambda unit: csv_parts(request, unit, shown)),
+        "parquet": (ParquetFile, lambda unit: parts_of(request, unit, shown)),
+        "huggingface": (ParquetFile, lambda unit: parts_of(request, unit, shown)),
     }
     kind, parts = kinds[request.format]
     return roll(request, kind, unit_by_unit(units, parts, report))
@@ -322,7 +330,7 @@ def _write_beside(
     if request.format == "huggingface":
         schema = read_unit(request, units[0], shown).schema
         if request.cut is not None:
-            schema = tables.with_video(schema)
+            schema = with_video(schema)
         assert folder.manifest is not None  # begin() made it
         text = card(request, schema, shards, {**folder.manifest, **found})
         path = request.output / CARD

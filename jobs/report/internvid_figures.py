@@ -87,8 +87,8 @@ def comparable_columns(catalog: Catalog) -> dict[str, str]:
     A column belongs here only if the run's record says that the paper's scorer made it.
     """
     from clipmill.pipeline.recipes.ready_made import SUBSET_FOLDER, subset_recipe_path
-    from clipmill.pipeline.subsets.recipe import load_subset_recipe
     from clipmill.pipeline.subsets.scorers import resolve
+    from clipmill.pipeline.subsets.subset_recipe import load_subset_recipe
 
     found = {}
     for score, name in _RECIPES.items():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from clipmill.pipeline.removal.index import videos_in_index
+from clipmill.pipeline.removal.removed_in_index import videos_in_index
 from clipmill.pipeline.verify.findings import Book, Reopen, some
 from clipmill.pipeline.verify.layout import Survey
 from clipmill.schemas.command_line import shell_word

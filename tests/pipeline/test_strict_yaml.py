@@ -14,7 +14,7 @@ from clipmill.jobs.cli import main
 from clipmill.pipeline.recipes.recipe import load_recipe, read_yaml
 from clipmill.pipeline.recipes.stage_classes import built_in_stage_names, stage_class
 from clipmill.pipeline.recipes.strict_yaml import parse_yaml
-from clipmill.pipeline.subsets.recipe import load_subset_recipe
+from clipmill.pipeline.subsets.subset_recipe import load_subset_recipe
 from clipmill.schemas.errors import UsageError
 
 ROOT = Path(__file__).resolve().parents[2]

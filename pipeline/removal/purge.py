@@ -35,8 +35,8 @@ from clipmill.pipeline.dataset.shards import (
 from clipmill.pipeline.dataset.tombstones import Tombstone, tombstones, write_tombstone
 from clipmill.pipeline.engine.retry import read_request
 from clipmill.pipeline.ingest.playlists import read_list_entries
-from clipmill.pipeline.removal.index import drop_from_index
-from clipmill.pipeline.removal.media import delete, own_files, size_of
+from clipmill.pipeline.removal.own_files import delete, own_files, size_of
+from clipmill.pipeline.removal.removed_in_index import drop_from_index
 from clipmill.pipeline.removal.rewriting import Selection, matching_rows, rewrite_shard
 from clipmill.schemas import tables
 from clipmill.schemas.damage import check_is_file, read_json, reading

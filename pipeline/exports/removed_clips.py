@@ -16,7 +16,8 @@ import pyarrow.compute as pc
 
 from clipmill.pipeline.dataset.shards import remove_all_leftovers
 from clipmill.pipeline.dataset.tombstones import removed_videos
-from clipmill.pipeline.exports.card import CARD
+from clipmill.pipeline.exports.export_shards import SHARDS, notes_of
+from clipmill.pipeline.exports.hub_card import CARD
 from clipmill.pipeline.exports.request import ExportRequest
 from clipmill.pipeline.exports.selection import (
     Gone,
@@ -26,7 +27,6 @@ from clipmill.pipeline.exports.selection import (
     read_rows,
     write_gone,
 )
-from clipmill.pipeline.exports.shards import SHARDS, notes_of
 from clipmill.pipeline.exports.units import FAILURES, journal_of, media_folder, read_unit, unit_file
 from clipmill.pipeline.exports.webdataset import INDEX
 

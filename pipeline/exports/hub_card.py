@@ -10,9 +10,9 @@ from typing import Any
 import pyarrow as pa
 import yaml
 
+from clipmill.pipeline.exports.export_shards import Shard
 from clipmill.pipeline.exports.request import ExportRequest, Interleaving
-from clipmill.pipeline.exports.shards import Shard
-from clipmill.pipeline.exports.tables import VIDEO
+from clipmill.pipeline.exports.table_files import VIDEO
 from clipmill.schemas.words import counted, plain_hours
 
 CARD = "README.md"

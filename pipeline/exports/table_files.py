@@ -13,9 +13,9 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
+from clipmill.pipeline.exports.export_shards import ShardFile
 from clipmill.pipeline.exports.request import ExportRequest
 from clipmill.pipeline.exports.selection import Unit
-from clipmill.pipeline.exports.shards import ShardFile
 from clipmill.pipeline.exports.units import MEDIA_COLUMNS, read_unit
 from clipmill.pipeline.exports.values import json_text, json_value, readable_numbers
 

@@ -11,7 +11,7 @@ from typing import Any
 from clipmill.pipeline.dataset.shards import shard_order
 from clipmill.pipeline.verify.findings import Book, Remake, SetAside
 from clipmill.pipeline.verify.layout import Node, Survey
-from clipmill.pipeline.verify.shards import Rows
+from clipmill.pipeline.verify.shard_checks import Rows
 from clipmill.schemas.clocks import CLOCK_COLUMNS, file_zero_seconds
 from clipmill.schemas.command_line import shell_word
 from clipmill.schemas.damage import what_is_there
