@@ -25,10 +25,10 @@ from clipmill.stages.media.isolation.isolated import (
     end_helpers,
     run_isolated,
 )
-from clipmill.stages.media.read.measures import Wanted
+from clipmill.stages.media.read.measures import WantedMeasures
 from clipmill.stages.media.read.scan import ScanSettings, scan_video
 
-_SETTINGS = ScanSettings(False, None, None, True, 384, 90, 2.0, Wanted())
+_SETTINGS = ScanSettings(False, None, None, True, 384, 90, 2.0, WantedMeasures())
 _made: list[Any] = []
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from clipmill.pipeline.catalog.catalog import Catalog, open_catalog
-from clipmill.pipeline.catalog.kept_frames import Span
+from clipmill.pipeline.catalog.kept_frames import ClipSpan
 from clipmill.pipeline.catalog.user_sql import readable_errors
 from clipmill.pipeline.dataset.run_records import require_dataset
 from clipmill.pipeline.dataset.versions import code_version
@@ -341,7 +341,7 @@ class Clips(Sequence[dict[str, Any]]):
 
         rows = list(self)
         spans = [
-            Span(row["clip_id"], row["video_id"], row["start_seconds"], row["end_seconds"])
+            ClipSpan(row["clip_id"], row["video_id"], row["start_seconds"], row["end_seconds"])
             for row in rows
         ]
         catalog = self._dataset._catalog()

@@ -39,7 +39,7 @@ class ExportFormat(enum.StrEnum):
     interleaved = "interleaved"
 
 
-class Media(enum.StrEnum):
+class ExportMedia(enum.StrEnum):
     """How clips' files are made."""
 
     none = "none"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from clipmill.pipeline.dataset.versions import code_version
 from clipmill.pipeline.exports.request import ExportRequest
-from clipmill.pipeline.exports.run_export import Exported, Watcher, run_export
+from clipmill.pipeline.exports.run_export import Exported, ExportWatcher, run_export
 from clipmill.pipeline.exports.units import FAILURES
 from clipmill.schemas.words import counted, plain_hours
 
@@ -31,7 +31,7 @@ def export(request: ExportRequest, *, memory_limit: str | None = None) -> None:
             request,
             code_version=code_version(),
             memory_limit=memory_limit,
-            watcher=Watcher(shown.begin, shown.step),
+            watcher=ExportWatcher(shown.begin, shown.step),
         )
     _say(request, done)
 

@@ -19,7 +19,7 @@ class Commands(typer.Typer):
 
     def __init__(self, heading: str | None = None, **details: Any) -> None:
         super().__init__(
-            cls=Group, rich_markup_mode=None, pretty_exceptions_enable=False, **details
+            cls=CommandGroup, rich_markup_mode=None, pretty_exceptions_enable=False, **details
         )
         self._heading = heading
 
@@ -89,7 +89,7 @@ def _said_plainly(error: BadParameter) -> str:
     return message
 
 
-class Group(_Page, TyperGroup):
+class CommandGroup(_Page, TyperGroup):
     """Several commands; what each does is shown whole, under the heading of its group."""
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:

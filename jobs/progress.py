@@ -85,7 +85,7 @@ class _Stage:
         return _clock((now - self.began) * (1 - done) / done)
 
 
-class Progress:
+class TerminalProgress:
     """Bars with rows, hours of video, rate and time left by stage, and what each worker is at.
 
     In a pipe or a file, the same information is printed every `line_seconds`; 0 for never.
@@ -114,7 +114,7 @@ class Progress:
         self._line_seconds = line_seconds
         self._leaving = threading.Event()
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> TerminalProgress:
         if self._console.is_terminal:
             self._live.start()
         elif self._line_seconds:

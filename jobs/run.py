@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
-from clipmill.jobs.progress import Progress, saying
+from clipmill.jobs.progress import TerminalProgress, saying
 from clipmill.pipeline import run as runs
 from clipmill.pipeline.recipes.recipe import LoadedRecipe
 
@@ -29,8 +29,8 @@ class TerminalWatcher(runs.Watcher):
     @contextmanager
     def progress(
         self, todo: Mapping[str, Sequence[int]], line_seconds: float
-    ) -> Iterator[Progress]:
-        with Progress(todo, line_seconds=line_seconds) as progress:
+    ) -> Iterator[TerminalProgress]:
+        with TerminalProgress(todo, line_seconds=line_seconds) as progress:
             yield progress
 
 

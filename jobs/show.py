@@ -20,7 +20,7 @@ from clipmill.jobs.formats import write_rows
 from clipmill.jobs.report.sample_clips import clock
 from clipmill.jobs.terminal_pictures import Way, show_picture, way_of_terminal, width_in_pixels
 from clipmill.pipeline.catalog.catalog import Catalog, open_catalog
-from clipmill.pipeline.catalog.kept_frames import KeptFrame, Span, kept_frames
+from clipmill.pipeline.catalog.kept_frames import ClipSpan, KeptFrame, kept_frames
 from clipmill.pipeline.catalog.links import clip_link
 from clipmill.pipeline.catalog.user_sql import readable_errors
 from clipmill.pipeline.exports.output_places import check_output
@@ -170,7 +170,7 @@ def _strips(
 ) -> tuple[dict[str, list[np.ndarray]], dict[str, str]]:
     """Frames by clip, and the reason for clips without any."""
     spans = [
-        Span(row["clip_id"], row["video_id"], row["start_seconds"], row["end_seconds"])
+        ClipSpan(row["clip_id"], row["video_id"], row["start_seconds"], row["end_seconds"])
         for row in rows
     ]
     images = {clip_id: _decoded(frames) for clip_id, frames in kept_frames(catalog, spans, count)}
@@ -193,7 +193,7 @@ def _strips(
     return strips, problems
 
 
-def _read(file: _Media, span: Span, count: int) -> list[KeptFrame]:
+def _read(file: _Media, span: ClipSpan, count: int) -> list[KeptFrame]:
     asked = [(span.start_seconds, span.end_seconds, (Uniform(count),))]
     frames, _ = collect_isolated(
         read_frames,

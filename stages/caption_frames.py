@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 from clipmill.schemas.errors import RowFailed
 from clipmill.schemas.tables import CAPTIONS
 from clipmill.stages.media.read.sampling import pick_frames
-from clipmill.stages.models.captioners import Captioner, Picture, open_captioner
+from clipmill.stages.models.captioners import Captioner, PictureToCaption, open_captioner
 from clipmill.stages.models.generated_text import fault_of, shortened, tidy
 from clipmill.stages.models.generation import GeneratingStage, Generation
 from clipmill.stages.models.prompts import render, variables_of
@@ -230,7 +230,7 @@ class CaptionFrames(GeneratingStage):
             raise RowFailed("bad_media", "none of this clip's frames is within its span")
         ticket = Ticket(clip.clip_id, COARSE, chosen[0]["seconds"])
         clip.coarse = ticket
-        clip.pictures[COARSE].append(Picture(ticket, chosen[0]["jpeg"], self.prompt))
+        clip.pictures[COARSE].append(PictureToCaption(ticket, chosen[0]["jpeg"], self.prompt))
 
     def _add_fine(
         self, clip: _Clip, chosen: Sequence[Mapping[str, Any]], prompt: str | None
@@ -241,7 +241,7 @@ class CaptionFrames(GeneratingStage):
             ticket = Ticket(clip.clip_id, FINE, chosen[leader]["seconds"])
             clip.fine.append((frame["seconds"], ticket))
             if chosen[leader] is frame:
-                clip.pictures[FINE].append(Picture(ticket, frame["jpeg"], prompt))
+                clip.pictures[FINE].append(PictureToCaption(ticket, frame["jpeg"], prompt))
 
     def _fine_prompt_for(self, row: Mapping[str, Any]) -> str | None:
         if not self.guide_with_tags:
@@ -260,7 +260,9 @@ class _Clip:
     clip_id: str
     coarse: Ticket | None = None
     fine: list[tuple[float, Ticket]] = field(default_factory=list)
-    pictures: dict[str, list[Picture]] = field(default_factory=lambda: {COARSE: [], FINE: []})
+    pictures: dict[str, list[PictureToCaption]] = field(
+        default_factory=lambda: {COARSE: [], FINE: []}
+    )
     failure: RowFailed | None = None
 
     def give_up(self, failure: RowFailed) -> None:

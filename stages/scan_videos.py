@@ -19,7 +19,7 @@ from clipmill.schemas.clocks import CLOCK_COLUMNS, file_zero_seconds
 from clipmill.schemas.errors import ErrorKind, RowFailed, RowRejected
 from clipmill.schemas.tables import FRAMES, SCANS
 from clipmill.stages.media.isolation.isolated import Limits, collect_isolated
-from clipmill.stages.media.read.measures import Wanted
+from clipmill.stages.media.read.measures import WantedMeasures
 from clipmill.stages.media.read.scan import ScanSettings, scan_video
 from clipmill.stages.protocol import Rows, Stage, Transform, Workspace, resource, strict_table
 from clipmill.stages.reading_stage import ReadingStage
@@ -113,7 +113,7 @@ class ScanVideos(ReadingStage):
             frame_short_side=self.frame_short_side,
             frame_quality=self.frame_quality,
             frames_per_second=self.frames_per_second,
-            wanted=Wanted(
+            wanted=WantedMeasures(
                 self.edges, self.kernel_size, self.histogram_bins, self.hash_size, self.hash_lowpass
             ),
         )

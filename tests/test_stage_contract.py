@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from clipmill.pipeline.engine.step_inputs import FrameReader, input_table
+from clipmill.pipeline.engine.step_inputs import KeptFrameReader, input_table
 from clipmill.pipeline.recipes.plan import Plan, Step, build_plan
 from clipmill.pipeline.recipes.recipe import LoadedRecipe
 from clipmill.pipeline.recipes.stage_classes import built_in_stage_names
@@ -70,7 +70,7 @@ def inputs(made: Made, step: Step) -> pa.Table:
     plan: Plan = made.plan
     rows = input_table(plan, step, made.dataset, SHARD, [SHARD])
     if step.stage.frames_picked():
-        rows, failed = FrameReader(plan, made.dataset, [SHARD]).attach(
+        rows, failed = KeptFrameReader(plan, made.dataset, [SHARD]).attach(
             rows, step.stage.frames_picked()
         )
         assert not failed

@@ -15,8 +15,8 @@ from clipmill.jobs.cli_options import (
     Documents,
     Engine,
     ExportFormat,
+    ExportMedia,
     Format,
-    Media,
     MemoryLimit,
     Output,
     OutputFormat,
@@ -55,12 +55,12 @@ def export(
         ),
     ] = None,
     media: Annotated[
-        Media,
+        ExportMedia,
         typer.Option(
             help="none; copy: cut at key frames, without "
             "re-encoding; exact: re-encoded, frame-accurate"
         ),
-    ] = Media.none,
+    ] = ExportMedia.none,
     redact: Annotated[
         bool,
         typer.Option(

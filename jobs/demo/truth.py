@@ -60,7 +60,7 @@ def count_cuts(film: Film, detected_frames: Iterable[int], tolerance_frames: int
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
+class CaptionFacts:
     """What a text says about a shape; None where it says nothing or contradicts itself."""
 
     colour: str | None
@@ -69,11 +69,11 @@ class Reading:
     position: str | None
 
 
-def read_caption(text: str) -> Reading:
+def read_caption(text: str) -> CaptionFacts:
     """Reads a caption of this world, whatever else it contains."""
     words = text.lower().replace(".", " ").replace(",", " ").split()
     line = f" {' '.join(words)} "
-    return Reading(
+    return CaptionFacts(
         colour=_only([colour for colour in COLOURS if colour in words]),
         object=_only([shape for shape in SHAPES if shape in words]),
         motion=_longest([name for name in MOTION_WORDS if f" {MOTION_WORDS[name]} " in line]),

@@ -89,7 +89,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Rows:
+class BarRows:
     """A drawing of a few named bars."""
 
     width: int
@@ -191,7 +191,7 @@ def histogram(
     )
 
 
-def rows(values: Values, *, noun: str, with_catalog: bool) -> Rows | None:
+def rows(values: Values, *, noun: str, with_catalog: bool) -> BarRows | None:
     """Horizontal bars, each as long as its share; None where nothing is counted."""
     if not values.whole or not values.bars:
         return None
@@ -219,10 +219,10 @@ def rows(values: Values, *, noun: str, with_catalog: bool) -> Rows | None:
                 says=f"{bar.label}: {bar.count:,} {noun} ({percent(bar.count, values.total)})",
             )
         )
-    return Rows(WIDTH, len(drawn) * height + 2, _LABEL, drawn)
+    return BarRows(WIDTH, len(drawn) * height + 2, _LABEL, drawn)
 
 
-def counted_rows(pairs: list[tuple[str, int]], noun: str) -> Rows | None:
+def counted_rows(pairs: list[tuple[str, int]], noun: str) -> BarRows | None:
     """Horizontal bars of counts, for words and verbs."""
     if not pairs:
         return None
@@ -242,7 +242,7 @@ def counted_rows(pairs: list[tuple[str, int]], noun: str) -> Rows | None:
         )
         for number, (word, count) in enumerate(pairs)
     ]
-    return Rows(WIDTH, len(drawn) * _ROW + 2, _LABEL, drawn)
+    return BarRows(WIDTH, len(drawn) * _ROW + 2, _LABEL, drawn)
 
 
 def published_text(bar: Bar) -> str:

@@ -10,7 +10,7 @@ from decimal import Decimal
 import duckdb
 
 from clipmill.jobs.report.internvid_figures import Share
-from clipmill.jobs.report.report_tables import Selection
+from clipmill.jobs.report.report_tables import ReportTables
 
 BINS = 30
 _STEPS = (1, 2, 2.5, 5, 10)
@@ -81,7 +81,7 @@ _QUANTILES = {
 
 def distribution(
     connection: duckdb.DuckDBPyConnection,
-    selection: Selection,
+    selection: ReportTables,
     table: str,
     column: str,
     *,
@@ -161,7 +161,7 @@ def _edges(spread: dict[str, float], whole_numbers: bool) -> tuple[Decimal, int,
 
 def shares(
     connection: duckdb.DuckDBPyConnection,
-    selection: Selection,
+    selection: ReportTables,
     table: str,
     column: str,
     intervals: Sequence[Share],
@@ -203,7 +203,7 @@ def _condition(column: str, interval: Share) -> str:
 
 
 def texts(
-    connection: duckdb.DuckDBPyConnection, selection: Selection, table: str, column: str
+    connection: duckdb.DuckDBPyConnection, selection: ReportTables, table: str, column: str
 ) -> Values:
     """The most common values of a text, the rest under "other"."""
     chosen = selection.chosen
@@ -225,7 +225,7 @@ def texts(
 
 
 def switches(
-    connection: duckdb.DuckDBPyConnection, selection: Selection, table: str, column: str
+    connection: duckdb.DuckDBPyConnection, selection: ReportTables, table: str, column: str
 ) -> Values:
     """True and false counts of a boolean column."""
     chosen = selection.chosen

@@ -23,7 +23,7 @@ _SAME_MESSAGE = (
 
 
 @dataclass(frozen=True)
-class Step:
+class FunnelStep:
     """One stage of the funnel; parts are per cent of the widest stage that counts the same."""
 
     stage: str
@@ -87,15 +87,15 @@ class RuleStep:
     notes: list[str]
 
 
-def funnel(report: dict[str, Any], catalog: Catalog) -> list[Step]:
+def funnel(report: dict[str, Any], catalog: Catalog) -> list[FunnelStep]:
     """The stages in order, ingest first, from `status_report`."""
     keys = {table.stage: table.key for table in catalog.layout.steps}
     nouns = {"source_key": "sources", "video_id": "videos", "clip_id": "clips"}
-    steps = [Step("ingest", "sources", *_counts(report["ingest"]))]
+    steps = [FunnelStep("ingest", "sources", *_counts(report["ingest"]))]
     # A stage of several steps takes what its first step takes.
     for stage in report["stages"]:
         noun = nouns.get(keys.get(stage["stage"], ""), "rows")
-        steps.append(Step(stage["stage"], noun, *_counts(stage)))
+        steps.append(FunnelStep(stage["stage"], noun, *_counts(stage)))
     widest: dict[bool, int] = {}
     for step in steps:
         clips = step.noun == "clips"

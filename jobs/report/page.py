@@ -22,7 +22,7 @@ from clipmill.jobs.report import (
     sample_clips,
 )
 from clipmill.jobs.report.figures import Distribution, Values
-from clipmill.jobs.report.report_tables import Column, Selection, select
+from clipmill.jobs.report.report_tables import Column, ReportTables, select
 from clipmill.jobs.report.sample_clips import SIGNS
 from clipmill.pipeline.catalog.catalog import Catalog, open_catalog
 from clipmill.pipeline.catalog.user_sql import readable_errors
@@ -52,7 +52,7 @@ class Card:
     title: str
     noun: str
     histogram: charts.Histogram | None
-    rows: list[charts.Rows]
+    rows: list[charts.BarRows]
     distribution: Distribution | None
     values: Values | None
     unit: str = ""
@@ -108,7 +108,7 @@ def report_on(dataset: Path, output: Path | None, **wanted: Any) -> None:
     print(f"{output}: {counted(shown, 'sample clip')}, {numbers.size(size_bytes)}")
 
 
-def _selected(catalog: Catalog, subset: FrozenSubset | None) -> Selection:
+def _selected(catalog: Catalog, subset: FrozenSubset | None) -> ReportTables:
     """The clips, evaluated against the subset's rules, which may be anyone's."""
     import duckdb
 
@@ -211,7 +211,7 @@ def _context(
     }
 
 
-def _cards(catalog: Catalog, selection: Selection, comparable: dict[str, str]) -> list[Card]:
+def _cards(catalog: Catalog, selection: ReportTables, comparable: dict[str, str]) -> list[Card]:
     """The paper's plots in its order, then further columns of this dataset."""
     cards = [
         _source_durations(catalog, selection),
@@ -289,7 +289,7 @@ def _cards(catalog: Catalog, selection: Selection, comparable: dict[str, str]) -
     return cards
 
 
-def _source_durations(catalog: Catalog, selection: Selection) -> Card:
+def _source_durations(catalog: Catalog, selection: ReportTables) -> Card:
     """In minutes, or in seconds where the videos are short; the paper's bins are in minutes."""
     (median,) = catalog.connection.execute("SELECT median(minutes) FROM report_videos").fetchall()[
         0
@@ -311,7 +311,7 @@ def _source_durations(catalog: Catalog, selection: Selection) -> Card:
 
 def _drawn(
     catalog: Catalog,
-    selection: Selection,
+    selection: ReportTables,
     id_: str,
     title: str,
     noun: str,
@@ -357,7 +357,7 @@ def _drawn(
 
 
 def _listed(
-    selection: Selection, id_: str, title: str, noun: str, values: Values, note: str = ""
+    selection: ReportTables, id_: str, title: str, noun: str, values: Values, note: str = ""
 ) -> Card:
     drawn = charts.rows(values, noun=noun, with_catalog=selection.subset is not None)
     return Card(id_, title, noun, None, [drawn] if drawn else [], None, values, "", note)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from clipmill.pipeline.catalog.catalog import Catalog
-from clipmill.pipeline.catalog.kept_frames import Span, kept_frames
+from clipmill.pipeline.catalog.kept_frames import ClipSpan, kept_frames
 from clipmill.schemas.errors import RowFailed
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class Strip:
     """When the frames are, in the video."""
 
 
-def make_strips(catalog: Catalog, spans: Iterable[Span]) -> dict[str, Strip]:
+def make_strips(catalog: Catalog, spans: Iterable[ClipSpan]) -> dict[str, Strip]:
     """By clip id the strips of those clips that have kept frames that can be read."""
     strips: dict[str, Strip] = {}
     for clip_id, frames in kept_frames(catalog, spans, FRAMES):

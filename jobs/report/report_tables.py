@@ -47,7 +47,7 @@ class Column:
 
 
 @dataclass(frozen=True)
-class Threshold:
+class RuleThreshold:
     """A comparison with a number in a rule of the subset's recipe."""
 
     rule: int
@@ -61,13 +61,13 @@ class Threshold:
 
 
 @dataclass(frozen=True)
-class Selection:
+class ReportTables:
     """What the temporary tables hold."""
 
     columns: list[Column]
     left_out: list[str]
     """Columns that did not fit."""
-    thresholds: list[Threshold]
+    thresholds: list[RuleThreshold]
     subset: FrozenSubset | None
     gone: int
     """Clips of the subset that are no longer in the catalog."""
@@ -90,9 +90,9 @@ class Selection:
         return f"SELECT {column} FROM clips SEMI JOIN ({_ids(self.subset)}) USING (clip_id)"
 
 
-def select(catalog: Catalog, subset: FrozenSubset | None) -> Selection:
+def select(catalog: Catalog, subset: FrozenSubset | None) -> ReportTables:
     """Fills the temporary tables."""
-    thresholds: list[Threshold] = []
+    thresholds: list[RuleThreshold] = []
     relation = "memory.main.clips"
     expressions: list[str] = []
     roles: dict[str, str] = {}
@@ -106,7 +106,7 @@ def select(catalog: Catalog, subset: FrozenSubset | None) -> Selection:
             reached = " AND ".join(f"p{m}" for m in passes if m < number) or "true"
             # By the column's name in `clips`, not by its role.
             thresholds.append(
-                Threshold(
+                RuleThreshold(
                     number, says, roles.get(column, column), operator, value, f"t{n}", reached
                 )
             )
@@ -142,7 +142,7 @@ def select(catalog: Catalog, subset: FrozenSubset | None) -> Selection:
         Column(column.name, _name(n), column.stage, column.is_whole, column.is_switch)
         for n, column in enumerate(columns)
     ]
-    return Selection(shown, left_out, thresholds, subset, gone)
+    return ReportTables(shown, left_out, thresholds, subset, gone)
 
 
 def _name(number: int) -> str:

@@ -12,9 +12,9 @@ import pyarrow as pa
 
 from clipmill.jobs.report.numbers import number
 from clipmill.jobs.report.pictures import Strip, make_strips
-from clipmill.jobs.report.report_tables import Column, Selection, Threshold
+from clipmill.jobs.report.report_tables import Column, ReportTables, RuleThreshold
 from clipmill.pipeline.catalog.catalog import Catalog
-from clipmill.pipeline.catalog.kept_frames import Span
+from clipmill.pipeline.catalog.kept_frames import ClipSpan
 from clipmill.pipeline.catalog.links import clip_link
 from clipmill.schemas.sql_text import literal
 
@@ -29,7 +29,7 @@ _SCORES_SHOWN = 8
 
 
 @dataclass(frozen=True)
-class Sample:
+class SampleClip:
     """One clip as the page shows it."""
 
     clip_id: str
@@ -55,12 +55,12 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class Group:
+class SampleGroup:
     """Samples under one heading."""
 
     title: str
     says: str
-    samples: list[Sample] = field(default_factory=list)
+    samples: list[SampleClip] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -73,11 +73,11 @@ class _Wanted:
 
 
 def sample_groups(
-    catalog: Catalog, selection: Selection, *, samples: int, seed: int
-) -> list[Group]:
+    catalog: Catalog, selection: ReportTables, *, samples: int, seed: int
+) -> list[SampleGroup]:
     """At most `samples` clips, half of them at random where there are others to show."""
     connection = catalog.connection
-    edges: Sequence[Threshold | Column] = selection.thresholds
+    edges: Sequence[RuleThreshold | Column] = selection.thresholds
     if not selection.subset:
         edges = _scores(connection, selection)
     edges = edges[: samples // 2 // _LEAST_A_GROUP]
@@ -88,19 +88,19 @@ def sample_groups(
         n = at_edges // len(edges) + (place < at_edges % len(edges))
         wanted.append(
             _at_threshold(connection, edge, n)
-            if isinstance(edge, Threshold)
+            if isinstance(edge, RuleThreshold)
             else _at_ends(connection, edge, n)
         )
     rows = _rows(catalog, sorted({clip for group in wanted for clip, _ in group.clips}))
     strips = make_strips(
         catalog,
         [
-            Span(clip, row["video_id"], row["start_seconds"], row["end_seconds"])
+            ClipSpan(clip, row["video_id"], row["start_seconds"], row["end_seconds"])
             for clip, row in rows.items()
         ],
     )
     return [
-        Group(
+        SampleGroup(
             group.title,
             group.says,
             [
@@ -114,7 +114,7 @@ def sample_groups(
     ]
 
 
-def _scores(connection: duckdb.DuckDBPyConnection, selection: Selection) -> list[Column]:
+def _scores(connection: duckdb.DuckDBPyConnection, selection: ReportTables) -> list[Column]:
     """Columns with values: those that a stage over clips made, or else the first measured one."""
     numbers = [column for column in selection.columns if not column.is_switch]
     if not numbers:
@@ -131,7 +131,7 @@ def _by_chance(seed: int) -> str:
 
 
 def _at_random(
-    connection: duckdb.DuckDBPyConnection, selection: Selection, count: int, seed: int
+    connection: duckdb.DuckDBPyConnection, selection: ReportTables, count: int, seed: int
 ) -> _Wanted:
     rows = connection.execute(
         f"SELECT clip_id FROM report_clips WHERE {selection.chosen} "
@@ -149,7 +149,7 @@ SIGNS = {">=": "≥", "<=": "≤", ">": ">", "<": "<"}
 
 
 def _at_threshold(
-    connection: duckdb.DuckDBPyConnection, threshold: Threshold, count: int
+    connection: duckdb.DuckDBPyConnection, threshold: RuleThreshold, count: int
 ) -> _Wanted:
     """The clips of the subset next to a threshold, and those that it keeps out."""
     clips: list[tuple[str, str | None]] = []
@@ -211,8 +211,8 @@ def _rows(catalog: Catalog, clips: list[str]) -> dict[str, dict[str, Any]]:
 
 
 def _sample(
-    row: Mapping[str, Any], strip: Strip | None, selection: Selection, note: str | None
-) -> Sample:
+    row: Mapping[str, Any], strip: Strip | None, selection: ReportTables, note: str | None
+) -> SampleClip:
     fine = _without_repeats(row["captions_fine"] or ())
     step = max(1, -(-len(fine) // _FINE_SHOWN))
     link, place = source_of(row["url"])
@@ -222,7 +222,7 @@ def _sample(
         for column in selection.columns
         if row.get(column.name) is not None
     ]
-    return Sample(
+    return SampleClip(
         clip_id=row["clip_id"],
         span=f"{clock(row['start_seconds'])}–{clock(row['end_seconds'])}",
         title=shortened(row["title"], 120),

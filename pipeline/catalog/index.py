@@ -66,7 +66,7 @@ def _size_and_tail(path: Path) -> tuple[int, int]:
 
 
 @dataclass(frozen=True)
-class Part:
+class IndexPart:
     """The rows of some groups of shards: a file a view, and by base shard what it was made from."""
 
     clips: StoredFile
@@ -87,7 +87,7 @@ class Part:
         }
 
     @classmethod
-    def from_record(cls, value: dict[str, Any]) -> Part:
+    def from_record(cls, value: dict[str, Any]) -> IndexPart:
         return cls(
             StoredFile(**value["clips"]),
             StoredFile(**value["videos"]),
@@ -105,7 +105,7 @@ class Manifest:
     `removed` names the removals that were carried out before the parts were made.
     """
 
-    parts: tuple[Part, ...] = ()
+    parts: tuple[IndexPart, ...] = ()
     folders: dict[str, int] = field(default_factory=dict)
     doubled: int | None = None
     removed: frozenset[str] = frozenset()
@@ -126,7 +126,7 @@ class Manifest:
             value = read_json(folder / "manifest.json")
             if value["version"] != _VERSION:
                 return None
-            parts = tuple(map(Part.from_record, value["parts"]))
+            parts = tuple(map(IndexPart.from_record, value["parts"]))
             folders = {str(name): int(at) for name, at in value["folders"].items()}
             doubled = value["doubled"]
             return cls(
@@ -258,7 +258,7 @@ class Coverage:
     """
 
     folder: Path
-    parts: tuple[Part, ...]
+    parts: tuple[IndexPart, ...]
     live: list[StepTable] | None
     may_double: bool
     hide_removed: bool
@@ -304,7 +304,7 @@ def find_coverage(
     return Coverage(folder, parts, live, not is_same or manifest.doubled != 0, hide)
 
 
-def right_parts(parts: Iterable[Part], states: dict[str, str]) -> tuple[Part, ...]:
+def right_parts(parts: Iterable[IndexPart], states: dict[str, str]) -> tuple[IndexPart, ...]:
     """Those parts whose shards are all unchanged."""
     return tuple(
         part

@@ -19,8 +19,8 @@ import pyarrow.parquet as pq
 from clipmill.pipeline.catalog import views
 from clipmill.pipeline.catalog.catalog import Catalog, open_catalog
 from clipmill.pipeline.catalog.index import (
+    IndexPart,
     Manifest,
-    Part,
     ShardFiles,
     StoredFile,
     can_be_indexed,
@@ -128,7 +128,7 @@ class _Writer:
             kept = [part for part in kept if part not in small]
             todo = sorted({*todo, *(base for part in small for base in part.bases)}, key=int)
         self._folder.mkdir(parents=True, exist_ok=True)
-        made: list[Part] = []
+        made: list[IndexPart] = []
         number = self._free_number()
         groups = list(self._groups(todo))
         for bases in groups:
@@ -146,7 +146,7 @@ class _Writer:
             self._sweep(before if self._keep_former else None, manifest)
         return IndexReport(len(parts), len(made), sum(part.n_clips for part in parts))
 
-    def _still_right(self, before: Manifest | None) -> list[Part]:
+    def _still_right(self, before: Manifest | None) -> list[IndexPart]:
         if before is None:
             return []
         parts = right_parts(before.parts, self._files.states)
@@ -170,7 +170,7 @@ class _Writer:
         if group:
             yield group
 
-    def _make(self, bases: list[str], number: int) -> Part | None:
+    def _make(self, bases: list[str], number: int) -> IndexPart | None:
         """The rows of some base shards as new files; None if a file can't hold their types."""
         steps = self._files.only(bases, self._steps)
         files = {}
@@ -181,7 +181,7 @@ class _Writer:
             files[name] = StoredFile.of(path)
         n_clips = pq.read_metadata(self._folder / files["clips"].name).num_rows
         states = self._files.states
-        return Part(
+        return IndexPart(
             files["clips"], files["videos"], n_clips, {base: states[base] for base in bases}
         )
 
@@ -204,7 +204,7 @@ class _Writer:
         finally:
             temporary.unlink(missing_ok=True)
 
-    def _count_doubled(self, parts: Sequence[Part]) -> int:
+    def _count_doubled(self, parts: Sequence[IndexPart]) -> int:
         if not parts:
             return 0
         files = [str(self._folder / part.videos.name) for part in parts]

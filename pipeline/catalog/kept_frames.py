@@ -20,7 +20,7 @@ from clipmill.stages.protocol import Uniform
 
 
 @dataclass(frozen=True)
-class Span:
+class ClipSpan:
     """Where a clip lies."""
 
     clip_id: str
@@ -38,14 +38,14 @@ class KeptFrame:
 
 
 def kept_frames(
-    catalog: Catalog, spans: Iterable[Span], count: int
+    catalog: Catalog, spans: Iterable[ClipSpan], count: int
 ) -> Iterator[tuple[str, list[KeptFrame]]]:
     """The clips' ids with at most `count` evenly spaced frames, of clips that have some.
 
     Frames are read of one video at a time, and only those that are given.
     """
     frames = catalog.layout.frames
-    by_video: dict[str, dict[str, Span]] = {}
+    by_video: dict[str, dict[str, ClipSpan]] = {}
     for span in spans:
         by_video.setdefault(span.video_id, {})[span.clip_id] = span
     if frames is None or frames.folder is None or not by_video:
@@ -110,7 +110,7 @@ def _groups(path: Path, video_id: str) -> Iterator[_Group]:
                 yield _Group(path, file, number)
 
 
-def _picked(group: _Group, video_id: str, span: Span, count: int) -> list[KeptFrame]:
+def _picked(group: _Group, video_id: str, span: ClipSpan, count: int) -> list[KeptFrame]:
     table = group.read("video_id", "seconds").add_column(
         0, "row", pa.array(range(group.file.metadata.row_group(group.number).num_rows))
     )

@@ -140,7 +140,7 @@ class Beat:
 
 
 @dataclass(frozen=True)
-class Finding:
+class ProcessFinding:
     """The system's description of a process; None if it has none."""
 
     is_gone: bool
@@ -148,21 +148,21 @@ class Finding:
     place: Place | None = None
 
 
-def look_at(process: Process) -> Finding:
+def look_at(process: Process) -> ProcessFinding:
     """Call this on the process's own machine."""
     state = state_of(process)
     if not _is_there(process) or state in ("Z", "X"):
-        return Finding(is_gone=True)
+        return ProcessFinding(is_gone=True)
     if process.note is None:
-        return Finding(False, state)
+        return ProcessFinding(False, state)
     try:
         with open(f"/proc/{process.pid}/fd/{process.note}", "rb") as file:
             line = file.read(_MOST_NOTE_BYTES).partition(b"\n")[0]
         told = json.loads(line)
         place = Place(**told) if told else None
     except (OSError, ValueError, TypeError):
-        return Finding(False, state)
-    return Finding(False, state, place and replace(place, keys=tuple(place.keys)))
+        return ProcessFinding(False, state)
+    return ProcessFinding(False, state, place and replace(place, keys=tuple(place.keys)))
 
 
 def end(process: Process) -> None:

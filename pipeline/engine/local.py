@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from clipmill.pipeline.dataset.run_logs import LogLimits
-from clipmill.pipeline.engine.activity import Activity, Beat, Finding
+from clipmill.pipeline.engine.activity import Activity, Beat, ProcessFinding
 from clipmill.pipeline.engine.runner import Report, Worker
 from clipmill.pipeline.engine.standstill import Lookout, Standstills
 from clipmill.pipeline.recipes.plan import Plan, ShardList, Step, pending
@@ -44,7 +44,9 @@ def run_locally(
 @contextlib.contextmanager
 def _looked_after(activity: Activity, lookout: Lookout) -> Iterator[None]:
     """Lets a thread name a row at which this process hangs; it keeps waiting."""
-    standstills = Standstills(lookout, lambda beat: Finding(False, beat.state, activity.place))
+    standstills = Standstills(
+        lookout, lambda beat: ProcessFinding(False, beat.state, activity.place)
+    )
     stopping = threading.Event()
 
     def look() -> None:

@@ -31,7 +31,15 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from clipmill.pipeline.dataset.run_logs import LogLimits
 from clipmill.pipeline.dataset.shards import ShardMetadata, shard_path
-from clipmill.pipeline.engine.activity import Activity, Beat, Finding, Place, Process, end, look_at
+from clipmill.pipeline.engine.activity import (
+    Activity,
+    Beat,
+    Place,
+    Process,
+    ProcessFinding,
+    end,
+    look_at,
+)
 from clipmill.pipeline.engine.cluster_probe import ANSWER_SECONDS, ClusterLost, ClusterProbe
 from clipmill.pipeline.engine.pools import Leg, Machine, Pool, plan_legs
 from clipmill.pipeline.engine.ray_noise import without_noise
@@ -344,10 +352,10 @@ def _nodes(here: str) -> tuple[list[Node], str | None]:
     )
 
 
-def _look(beat: Beat, here: str) -> Finding:
+def _look(beat: Beat, here: str) -> ProcessFinding:
     if beat.node not in {node.id for node in _nodes(here)[0]}:
-        return Finding(is_gone=True)
-    finding: Finding = _on_its_node(look_at, beat, here)
+        return ProcessFinding(is_gone=True)
+    finding: ProcessFinding = _on_its_node(look_at, beat, here)
     return finding
 
 

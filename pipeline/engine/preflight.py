@@ -17,7 +17,7 @@ _NOT_HERE = "not on this machine, and its download site does not answer"
 
 
 @dataclass(frozen=True)
-class Finding:
+class CheckedReference:
     """One model or data file that a step names, and why it is unavailable (None if it is there).
 
     `reason` is set if its server did not answer.
@@ -38,14 +38,14 @@ def check_models(steps: Iterable[Step]) -> None:
         raise ClipmillError("\n".join(problems))
 
 
-def problems_of(findings: list[Finding]) -> list[str]:
+def problems_of(findings: list[CheckedReference]) -> list[str]:
     """Messages about findings: everything from unreachable servers is one message."""
     said = [one.problem for one in findings if one.problem and one.reason is None]
     unreachable = [one for one in findings if one.reason is not None]
     return said if not unreachable else [*said, _without_network(unreachable)]
 
 
-def examine_models(steps: Iterable[Step]) -> Iterator[Finding]:
+def examine_models(steps: Iterable[Step]) -> Iterator[CheckedReference]:
     """Every model and data file that steps name, fetched if possible.
 
     The hub is not contacted again once it did not answer: each time would take seconds.
@@ -58,11 +58,11 @@ def examine_models(steps: Iterable[Step]) -> Iterator[Finding]:
                 _get(value, setting, away)
             except Unreachable as error:
                 away.setdefault(_place(value), error.reason)
-                yield Finding(setting, value, f"{setting}: {_NOT_HERE}", error.reason)
+                yield CheckedReference(setting, value, f"{setting}: {_NOT_HERE}", error.reason)
             except (ClipmillError, UsageError) as error:
-                yield Finding(setting, value, str(error))
+                yield CheckedReference(setting, value, str(error))
             else:
-                yield Finding(setting, value)
+                yield CheckedReference(setting, value)
 
 
 def _get(value: ModelReference | DataFile, setting: str, away: dict[str, str]) -> None:
@@ -94,7 +94,7 @@ def _place(value: ModelReference | DataFile) -> str:
     return str(value) if isinstance(value, DataFile) else "the Hugging Face hub"
 
 
-def _without_network(findings: list[Finding]) -> str:
+def _without_network(findings: list[CheckedReference]) -> str:
     """One message for everything to fetch: what, how, and which recipes need nothing."""
     from clipmill.pipeline.recipes.ready_made import names_without_downloads
     from clipmill.stages.models.loading import repository_of

@@ -42,7 +42,7 @@ from clipmill.pipeline.dataset.shards import (
 )
 from clipmill.pipeline.dataset.tombstones import new_tombstone, removed_videos
 from clipmill.pipeline.engine.activity import Activity
-from clipmill.pipeline.engine.step_inputs import FrameReader, input_table, kept_rows
+from clipmill.pipeline.engine.step_inputs import KeptFrameReader, input_table, kept_rows
 from clipmill.pipeline.engine.step_outputs import complete, failed_rows, made_before
 from clipmill.pipeline.recipes.plan import Plan, ShardList, Step
 from clipmill.schemas.damage import DamagedFile, reading
@@ -150,7 +150,7 @@ class Worker:
                 before = workspace.decoded_frames
                 frames = None
                 if step.stage.frames_picked():
-                    frames = FrameReader(self.plan, self.dataset, group)
+                    frames = KeptFrameReader(self.plan, self.dataset, group)
                 attempts = _earlier_attempts(step, self.dataset, group)
                 made = made_before(step, self.dataset, group, rows[step.stage.key].to_pylist())
                 for batch, output in self._batches(step, shard, rows, transform, frames, log):
@@ -229,7 +229,7 @@ class Worker:
         shard: str,
         rows: pa.Table,
         transform: Transform,
-        frames: FrameReader | None,
+        frames: KeptFrameReader | None,
         log: ShardLog,
     ) -> Iterator[tuple[pa.Table, dict[str, pa.Table]]]:
         """Every batch of a shard with its output tables, failures included."""
@@ -341,7 +341,7 @@ def _batch(
     step: Step,
     batch: pa.Table,
     transform: Transform,
-    frames: FrameReader | None,
+    frames: KeptFrameReader | None,
     log: ShardLog,
     dataset: Path,
     doing: Callable[[pa.Table], None],

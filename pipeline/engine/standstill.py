@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from clipmill.pipeline.engine.activity import STATES, STOPPED, Beat, Finding, Place
+from clipmill.pipeline.engine.activity import STATES, STOPPED, Beat, Place, ProcessFinding
 from clipmill.schemas.errors import ClipmillError
 from clipmill.schemas.words import plain_time
 
@@ -74,7 +74,7 @@ class _Known:
     moved: float
     heard: float
     looked: float | None = None
-    finding: Finding | None = None
+    finding: ProcessFinding | None = None
     named: bool = False
     ended: float | None = None
 
@@ -88,7 +88,7 @@ class Standstills:
     """
 
     lookout: Lookout
-    look: Callable[[Beat], Finding]
+    look: Callable[[Beat], ProcessFinding]
     end: Callable[[Beat], None] | None = None
     blame: Callable[[Place], None] = lambda place: None
     _known: dict[str, _Known] = field(default_factory=dict)

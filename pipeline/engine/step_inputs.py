@@ -229,7 +229,7 @@ def _brought(
     return [key for key in keys if key in new or videos[joined[base].index[key]] in new_videos]
 
 
-class FrameReader:
+class KeptFrameReader:
     """Adds kept frames to clips, a row group (one video) at a time, in shard order.
 
     If a video's frames are gone they are read from the video again by seeking.

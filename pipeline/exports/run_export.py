@@ -53,7 +53,7 @@ from clipmill.schemas.words import counted
 
 
 @dataclass
-class Watcher:
+class ExportWatcher:
     """Callbacks of a running export; any of them may be omitted."""
 
     begin: Callable[[str, int | None], None] = lambda step, clips: None
@@ -74,7 +74,7 @@ def run_export(
     request: ExportRequest,
     *,
     code_version: str,
-    watcher: Watcher | None = None,
+    watcher: ExportWatcher | None = None,
     memory_limit: str | None = None,
 ) -> Exported:
     """Exports, resumes an interrupted export, or does nothing if it is finished.
@@ -82,7 +82,7 @@ def run_export(
     Raises UsageError for a folder with other contents, and for clips, columns or options
     that don't exist; ClipmillError if the machine lacks what is needed.
     """
-    watcher = watcher or Watcher()
+    watcher = watcher or ExportWatcher()
     check_output(request.dataset, request.output)
     if request.cut is not None:
         # Exports without media need no decoder; others report a missing one before they begin.
@@ -125,7 +125,7 @@ def _select(
     columns: Columns,
     folder: ExportFolder,
     subset: FrozenSubset | None,
-    watcher: Watcher,
+    watcher: ExportWatcher,
     notes: Sequence[str],
 ) -> Selection:
     rows = folder.work / "rows"
@@ -150,7 +150,7 @@ def _finish(
     folder: ExportFolder,
     selection: Selection,
     code_version: str,
-    watcher: Watcher,
+    watcher: ExportWatcher,
 ) -> Exported:
     """Makes the files; repeats what is necessary if videos were removed meanwhile.
 
@@ -240,7 +240,7 @@ def _ways_out(request: ExportRequest) -> dict[str, str]:
     }
 
 
-def _step(watcher: Watcher, clips: int) -> None:
+def _step(watcher: ExportWatcher, clips: int) -> None:
     watcher.step(clips, 0)
 
 

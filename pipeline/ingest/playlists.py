@@ -31,18 +31,18 @@ _MAX_DEPTH = 3
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class PlaylistEntry:
     """One video of a list."""
 
     url: str
     title: str | None = None
 
 
-def read_list_entries(path: Path) -> list[Entry]:
+def read_list_entries(path: Path) -> list[PlaylistEntry]:
     """What a list was found to contain; DamagedFile if the note of it is invalid."""
     value = read_json(path)
     with reading(path):
-        entries = [Entry(**entry) for entry in value["entries"]]
+        entries = [PlaylistEntry(**entry) for entry in value["entries"]]
         if not all(isinstance(entry.url, str) for entry in entries):
             raise TypeError("not all of its entries have a URL")
     return entries
@@ -72,7 +72,7 @@ class Expander:
 
         return hosts_of(self._settings, self._dataset)
 
-    def expand(self, url: str, spec: SourceSpec, results: int | None) -> list[Entry]:
+    def expand(self, url: str, spec: SourceSpec, results: int | None) -> list[PlaylistEntry]:
         """The videos of a list in its order, or the one video that the URL is.
 
         Raises RowFailed if the list can't be fetched; nothing is kept then.
@@ -101,7 +101,9 @@ class Expander:
         )
         return entries
 
-    def _walk(self, url: str, spec: SourceSpec, results: int | None, depth: int) -> Iterator[Entry]:
+    def _walk(
+        self, url: str, spec: SourceSpec, results: int | None, depth: int
+    ) -> Iterator[PlaylistEntry]:
         from clipmill.stages.media.fetch.guards import limits_of
         from clipmill.stages.media.fetch.http import Patience, patiently
         from clipmill.stages.media.fetch.ytdlp import base_options, expand_list
@@ -122,14 +124,14 @@ class Expander:
                 limits=limits_of(settings, spec.yt_dlp.get("proxy")),
             )
         if len(found) == 1 and found[0].get("webpage_url") == url:
-            yield Entry(url, found[0].get("title"))  # it was one video, not a list
+            yield PlaylistEntry(url, found[0].get("title"))  # it was one video, not a list
             return
         for entry in found:
             link = _link(entry, url)
             if self._is_list(link) and link != url and depth < _MAX_DEPTH:
                 yield from self._walk(link, spec, results, depth + 1)
             else:
-                yield Entry(link, entry.get("title"))
+                yield PlaylistEntry(link, entry.get("title"))
 
     def _is_list(self, link: str) -> bool:
         try:

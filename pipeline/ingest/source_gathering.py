@@ -60,7 +60,7 @@ _HELPERS = pa.schema(
 _ROWS = pa.schema([*_HELPERS, *SOURCES])
 
 
-class Rows:
+class SpooledRows:
     """Tables of one schema, in memory while they are small, then in a file."""
 
     def __init__(self, path: Path, schema: pa.Schema) -> None:
@@ -109,7 +109,7 @@ class Gathering:
         self._scratch = dataset / ".scratch" / f"ingest-{uuid.uuid4().hex[:8]}"
         self._known = known
         self._waiting: list[tuple[str, Source]] = []
-        self._rows = Rows(self._scratch / "rows.parquet", _ROWS)
+        self._rows = SpooledRows(self._scratch / "rows.parquet", _ROWS)
         self._seq = 0
 
     def add(self, key: str, source: Source) -> None:
@@ -176,7 +176,7 @@ class Gathering:
         )
         order = ""
         if connection.execute("SELECT 1 FROM several LIMIT 1").fetchall():
-            together = Rows(self._scratch / "together.parquet", _ROWS)
+            together = SpooledRows(self._scratch / "together.parquet", _ROWS)
             for table in self._put_together(connection, rows):
                 together.append(table)
             others = together.relation(connection, "together")
@@ -185,7 +185,7 @@ class Gathering:
                 f"UNION ALL SELECT * FROM {others})"
             )
             order = "ORDER BY seq"
-        relisted = Rows(self._scratch / "relisted.parquet", _ROWS)
+        relisted = SpooledRows(self._scratch / "relisted.parquet", _ROWS)
         reader = connection.sql(
             f"SELECT r.*, k.state AS known_state FROM {rows} AS r LEFT JOIN known AS k "
             f"ON k.key = r.source_key {order}"
@@ -285,7 +285,7 @@ class Gathering:
     # Sources that the dataset has
 
     def _beyond_known(
-        self, connection: duckdb.DuckDBPyConnection, relisted: Rows
+        self, connection: duckdb.DuckDBPyConnection, relisted: SpooledRows
     ) -> Iterator[pa.Table]:
         """Rejections of spans and captions that come too late: sources are fixed once."""
         rows = relisted.relation(connection, "relisted")

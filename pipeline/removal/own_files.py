@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from clipmill.pipeline.removal.rewriting import Selection
+from clipmill.pipeline.removal.rewriting import RemovalTargets
 from clipmill.schemas.folders import MEDIA
 
 
@@ -27,7 +27,7 @@ class OwnFiles:
     """Local files outside the dataset that were named by their own paths."""
 
 
-def own_files(dataset: Path, named: set[str], selection: Selection) -> OwnFiles:
+def own_files(dataset: Path, named: set[str], selection: RemovalTargets) -> OwnFiles:
     """Looks for all of the removed videos' files; `named` are the paths that tables give."""
     found = OwnFiles()
     media = dataset / MEDIA
@@ -56,7 +56,7 @@ def own_files(dataset: Path, named: set[str], selection: Selection) -> OwnFiles:
     return found
 
 
-def _by_name(media: Path, selection: Selection) -> Iterator[Path]:
+def _by_name(media: Path, selection: RemovalTargets) -> Iterator[Path]:
     if not media.is_dir():
         return
     for path in media.iterdir():

@@ -37,7 +37,7 @@ from clipmill.pipeline.engine.retry import read_request
 from clipmill.pipeline.ingest.playlists import read_list_entries
 from clipmill.pipeline.removal.own_files import delete, own_files, size_of
 from clipmill.pipeline.removal.removed_in_index import drop_from_index
-from clipmill.pipeline.removal.rewriting import Selection, matching_rows, rewrite_shard
+from clipmill.pipeline.removal.rewriting import RemovalTargets, matching_rows, rewrite_shard
 from clipmill.schemas import tables
 from clipmill.schemas.damage import check_is_file, read_json, reading
 from clipmill.schemas.errors import UsageError
@@ -191,7 +191,7 @@ class _Sources:
             [],
         )
 
-    def bases_of(self, selection: Selection) -> list[int]:
+    def bases_of(self, selection: RemovalTargets) -> list[int]:
         """The groups of shards in which there is something of theirs."""
         self._connection.register(
             "keys", pa.table({"source_key": pa.array(selection.source_keys, pa.string())})
@@ -257,7 +257,7 @@ def purge(
     dataset: Path, videos: dict[str, set[str]], *, when: datetime, dry_run: bool = False
 ) -> Purged:
     """Removes the videos from tables, media and notes, or only counts what would be removed."""
-    selection = Selection(
+    selection = RemovalTargets(
         frozenset(videos), frozenset().union(*videos.values()), f"{when:%Y-%m-%d %H:%M:%S} UTC"
     )
     done = Purged(videos=len(videos), sources=len(selection.source_keys))
@@ -313,7 +313,7 @@ def _columns(path: Path) -> list[str]:
         return names
 
 
-def _media_paths(files: Iterable[tuple[Path, str]], selection: Selection) -> set[str]:
+def _media_paths(files: Iterable[tuple[Path, str]], selection: RemovalTargets) -> set[str]:
     """What the tables of videos say where the removed ones lie."""
     found: set[str] = set()
     for folder, shard in files:
@@ -328,7 +328,7 @@ def _media_paths(files: Iterable[tuple[Path, str]], selection: Selection) -> set
     return found
 
 
-def _clean_notes(dataset: Path, selection: Selection) -> None:
+def _clean_notes(dataset: Path, selection: RemovalTargets) -> None:
     """Removes the keys from requested retries, journals, logs, and stored listings."""
     forget(dataset, selection.has_key)
     for path in (dataset / RETRIES).glob("[!.]*.json"):

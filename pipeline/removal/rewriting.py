@@ -25,7 +25,7 @@ _STAYS = frozenset(("source_key", "position", "rejection"))
 
 
 @dataclass(frozen=True)
-class Selection:
+class RemovalTargets:
     """What to remove: videos by id, sources by key; `when` is the text of the remaining rows."""
 
     videos: frozenset[str]
@@ -42,7 +42,7 @@ class Selection:
         )
 
 
-def _mask(table: pa.Table, selection: Selection) -> pa.ChunkedArray:
+def _mask(table: pa.Table, selection: RemovalTargets) -> pa.ChunkedArray:
     """Which rows go, or, of a table over sources, are emptied."""
     videos = pa.array(selection.videos, pa.string())
     found = pa.chunked_array([pa.nulls(table.num_rows, pa.bool_()).fill_null(False)])
@@ -62,7 +62,7 @@ def _key_columns(names: list[str]) -> list[str]:
     return [name for name in ("source_key", "video_id", "clip_id") if name in names]
 
 
-def matching_rows(path: Path, selection: Selection) -> tuple[int, set[str]]:
+def matching_rows(path: Path, selection: RemovalTargets) -> tuple[int, set[str]]:
     """How many rows of a shard are theirs and not emptied yet, and the clips among them."""
     with reading(path):
         file = pq.ParquetFile(path)
@@ -85,7 +85,7 @@ def _is_emptied(table: pa.Table) -> pa.ChunkedArray:
     return pc.fill_null(pc.equal(rule, REMOVED_RULE), False)
 
 
-def rewrite_shard(path: Path, selection: Selection) -> None:
+def rewrite_shard(path: Path, selection: RemovalTargets) -> None:
     """Rewrites a shard, row group by row group, with matching counts in its footer."""
     with reading(path):
         file = pq.ParquetFile(path)

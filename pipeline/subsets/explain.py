@@ -9,7 +9,7 @@ from typing import Any
 
 from clipmill.pipeline.catalog.catalog import Catalog
 from clipmill.pipeline.subsets.candidates import ALL, CANDIDATES, read_candidates
-from clipmill.pipeline.subsets.rule_engine import Engine, Outcome, Size, Threshold
+from clipmill.pipeline.subsets.rule_engine import Outcome, RuleEngine, Size, Threshold
 from clipmill.pipeline.subsets.rules import Percentile, Rule, Where
 from clipmill.pipeline.subsets.scorers import ResolvedScorer, resolve
 from clipmill.pipeline.subsets.subset_recipe import SubsetRecipe
@@ -121,7 +121,7 @@ def explain_recipe(
     scorers = resolve_scorers(catalog, recipe)
     on_step("reading the clips")
     candidates = read_candidates(catalog, recipe, scorers, comparisons=near > 0)
-    with Engine(candidates) as engine:
+    with RuleEngine(candidates) as engine:
         outcomes: list[Outcome] = []
         alone: dict[int, Outcome] = {}
         found: list[Neighbourhood] = []
@@ -146,7 +146,7 @@ def explain_recipe(
 
 
 def _neighbourhoods(
-    engine: Engine, outcome: Outcome, source: str, target: str, near: int
+    engine: RuleEngine, outcome: Outcome, source: str, target: str, near: int
 ) -> list[Neighbourhood]:
     rule = outcome.rule
     columns = engine.candidates.columns[rule.number]

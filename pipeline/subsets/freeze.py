@@ -37,7 +37,7 @@ from clipmill.pipeline.subsets.candidates import (
     read_candidates,
 )
 from clipmill.pipeline.subsets.explain import describe_recipe, require_clips, resolve_scorers
-from clipmill.pipeline.subsets.rule_engine import Engine, Size
+from clipmill.pipeline.subsets.rule_engine import RuleEngine, Size
 from clipmill.pipeline.subsets.subset_recipe import SubsetRecipe
 from clipmill.schemas.command_line import shell_word
 from clipmill.schemas.damage import check_is_file, read_json, reading
@@ -150,7 +150,7 @@ def create_subset(
     with _making(dataset, name) as folder:
         on_step("reading the clips")
         candidates = read_candidates(catalog, recipe, scorers)
-        with Engine(candidates) as engine:
+        with RuleEngine(candidates) as engine:
             whole = engine.size(ALL)
             outcomes, last = [], ALL
             for outcome, _, target in engine.funnel(

@@ -91,7 +91,7 @@ class Outcome:
         }
 
 
-class Engine:
+class RuleEngine:
     """Applies rules to tables of candidates; every table is named by its caller."""
 
     def __init__(self, candidates: Candidates) -> None:
@@ -100,7 +100,7 @@ class Engine:
         self._carried = "*"
         self._scratch = ScratchFolder("subset")
 
-    def __enter__(self) -> Engine:
+    def __enter__(self) -> RuleEngine:
         return self
 
     def __exit__(self, *details: object) -> None:
@@ -435,14 +435,14 @@ class Engine:
 
 
 _APPLY = {
-    Where: Engine._where,
-    Percentile: Engine._percentile,
-    Cap: Engine._first_per_group,
-    Quota: Engine._first_per_group,
-    Sample: Engine._sample,
-    Stratify: Engine._stratify,
-    Balance: Engine._balance,
-    Deduplicate: Engine._deduplicate,
+    Where: RuleEngine._where,
+    Percentile: RuleEngine._percentile,
+    Cap: RuleEngine._first_per_group,
+    Quota: RuleEngine._first_per_group,
+    Sample: RuleEngine._sample,
+    Stratify: RuleEngine._stratify,
+    Balance: RuleEngine._balance,
+    Deduplicate: RuleEngine._deduplicate,
 }
 
 

@@ -14,10 +14,16 @@ import duckdb
 
 from clipmill.pipeline.verify.findings import Book, Finding, Remake, Report
 from clipmill.pipeline.verify.groups import GroupChecks
-from clipmill.pipeline.verify.layout import SOURCES_NODE, Node, Survey, check_notes, read_survey
+from clipmill.pipeline.verify.layout import (
+    SOURCES_NODE,
+    Survey,
+    SurveyedStep,
+    check_notes,
+    read_survey,
+)
 from clipmill.pipeline.verify.media_checks import MediaChecks
 from clipmill.pipeline.verify.removed_checks import check_removed_in_index
-from clipmill.pipeline.verify.shard_checks import Rows, ShardChecks
+from clipmill.pipeline.verify.shard_checks import ShardChecks, ShardRows
 from clipmill.pipeline.verify.shown import Shown, find_layout
 from clipmill.pipeline.verify.strays import Names, StrayChecks
 from clipmill.pipeline.verify.subset_checks import SubsetChecks, check_index
@@ -101,7 +107,7 @@ def _check(
     names = Names(connection)
     files = MediaChecks(survey, book, say)
 
-    def seen(rows: dict[Node, dict[str, Rows]]) -> None:
+    def seen(rows: dict[SurveyedStep, dict[str, ShardRows]]) -> None:
         names.take(rows)
         if media:
             files.check(rows)

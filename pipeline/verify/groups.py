@@ -18,19 +18,19 @@ from clipmill.pipeline.dataset.tombstones import Tombstone
 from clipmill.pipeline.verify.findings import Book, Reopen, SetAside, some
 from clipmill.pipeline.verify.layout import (
     SOURCES_NODE,
-    Node,
     Survey,
+    SurveyedStep,
     frames_are_dropped,
     is_cache,
     missing_inputs,
 )
-from clipmill.pipeline.verify.shard_checks import Rows, ShardChecks
+from clipmill.pipeline.verify.shard_checks import ShardChecks, ShardRows
 from clipmill.schemas.command_line import shell_word
 from clipmill.schemas.folders import SOURCES
 from clipmill.schemas.ids import CLIP_ID
 from clipmill.schemas.words import counted
 
-Seen = Callable[[dict[Node, dict[str, Rows]]], None]
+Seen = Callable[[dict[SurveyedStep, dict[str, ShardRows]]], None]
 
 
 @dataclass
@@ -50,8 +50,8 @@ class GroupChecks:
         survey = self.survey
         if not self._has_sources(base):
             return
-        found: dict[Node, dict[str, Rows]] = {}
-        broken: set[Node] = set()
+        found: dict[SurveyedStep, dict[str, ShardRows]] = {}
+        broken: set[SurveyedStep] = set()
         for node in (SOURCES_NODE, *survey.ordered):
             names = survey.group(node, base)
             found[node] = {}
@@ -78,7 +78,7 @@ class GroupChecks:
                     broken.add(node)  # what was made from it lacks the same keys
         self.seen(found)
 
-    def _node(self, name: tuple[str, str]) -> Node | None:
+    def _node(self, name: tuple[str, str]) -> SurveyedStep | None:
         return SOURCES_NODE if name == SOURCES_NODE.id else self.survey.nodes.get(name)
 
     def _has_sources(self, base: str) -> bool:
@@ -112,7 +112,7 @@ class GroupChecks:
             self.book.stray("orphan", file, f"the sources have no shard {base}")
         return False
 
-    def _check_request(self, node: Node, shard: str) -> None:
+    def _check_request(self, node: SurveyedStep, shard: str) -> None:
         if retry_number(shard) and not self.survey.passes(node, shard):
             self.book.remake(
                 "orphan",
@@ -123,7 +123,7 @@ class GroupChecks:
                 shard,
             )
 
-    def _check_missing(self, node: Node, base: str, broken: set[Node]) -> None:
+    def _check_missing(self, node: SurveyedStep, base: str, broken: set[SurveyedStep]) -> None:
         survey, book = self.survey, self.book
         if node.label == SOURCES:
             return
@@ -166,7 +166,9 @@ class GroupChecks:
                 self.pending[node.id] += 1
                 book.report.pending += 1
 
-    def _check_further(self, node: Node, table: str, base: str, own: dict[str, Rows]) -> None:
+    def _check_further(
+        self, node: SurveyedStep, table: str, base: str, own: dict[str, ShardRows]
+    ) -> None:
         survey, book = self.survey, self.book
         there = survey.group(node, base, table)
         for shard in there:
@@ -212,7 +214,7 @@ class GroupChecks:
                     "is missing: stages that need frames read them from the video again",
                 )
 
-    def _check_removed(self, found: dict[Node, dict[str, Rows]]) -> None:
+    def _check_removed(self, found: dict[SurveyedStep, dict[str, ShardRows]]) -> None:
         survey = self.survey
         if not survey.removals:
             return
@@ -228,7 +230,7 @@ class GroupChecks:
                 if left:
                     self._tell_removed(node, shard, left)
 
-    def _tell_removed(self, node: Node, shard: str, left: set[str]) -> None:
+    def _tell_removed(self, node: SurveyedStep, shard: str, left: set[str]) -> None:
         book = self.book
         stones = [
             stone for stone in self.survey.removals if any(_belongs(stone, key) for key in left)
@@ -253,7 +255,9 @@ class GroupChecks:
                 at_rest=True,
             )
 
-    def _check_keys(self, node: Node, found: dict[Node, dict[str, Rows]]) -> bool:
+    def _check_keys(
+        self, node: SurveyedStep, found: dict[SurveyedStep, dict[str, ShardRows]]
+    ) -> bool:
         """inputs = kept + rejected + failed: the keys that came are the keys that are there."""
         own = found[node]
         given = _inputs(self.survey, node, found) if own else None
@@ -309,7 +313,7 @@ def _column(table: pa.Table, name: str) -> list[Any]:
 
 
 def _inputs(
-    survey: Survey, node: Node, found: dict[Node, dict[str, Rows]]
+    survey: Survey, node: SurveyedStep, found: dict[SurveyedStep, dict[str, ShardRows]]
 ) -> dict[str, set[str]] | None:
     """The keys that a step is given, each with the shards that bring it.
 
@@ -317,7 +321,7 @@ def _inputs(
     the records don't tell.
     """
     unit = node.key
-    tables: dict[str, dict[str, Rows]] = {}
+    tables: dict[str, dict[str, ShardRows]] = {}
     levels: dict[str, set[str]] = {}
     for label, fingerprint in node.inputs:
         before = SOURCES_NODE if label == SOURCES else survey.nodes[label, fingerprint]

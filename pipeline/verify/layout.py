@@ -35,7 +35,7 @@ FURTHER_TABLES = {FRAMES: tables.FRAMES, "shots": tables.SHOTS}
 
 
 @dataclass(frozen=True)
-class Node:
+class SurveyedStep:
     """One step with one fingerprint, as the newest record that names it describes it.
 
     `inputs` are the steps before it with their fingerprints, `required` those of them that a key
@@ -72,7 +72,7 @@ class Node:
         return tables.SOURCES if self.label == SOURCES else STAGE_TABLES.get(self.name)
 
 
-SOURCES_NODE = Node(
+SOURCES_NODE = SurveyedStep(
     SOURCES,
     "",
     SOURCES,
@@ -85,7 +85,7 @@ SOURCES_NODE = Node(
 )
 
 
-def nodes_of(record: RunRecord) -> list[Node]:
+def nodes_of(record: RunRecord) -> list[SurveyedStep]:
     """The steps of one record in order; KeyError and the like if it is not such a record."""
     prints = {
         step["step"]: step["fingerprint"] for stage in record["stages"] for step in stage["steps"]
@@ -106,7 +106,7 @@ def nodes_of(record: RunRecord) -> list[Node]:
                 if not asked or any(not read.optional for read in asked)
             )
             found.append(
-                Node(
+                SurveyedStep(
                     step["step"],
                     step["fingerprint"],
                     stage["stage"],
@@ -138,7 +138,7 @@ class Survey:
     records: dict[str, RunRecord]
     newest: RunRecord | None
     newest_changed_at: float
-    nodes: dict[tuple[str, str], Node]
+    nodes: dict[tuple[str, str], SurveyedStep]
     requests: dict[str, RetryRequest]
     request_times: dict[str, float]
     removals: list[Tombstone]
@@ -147,7 +147,7 @@ class Survey:
     awaited: set[str]
     folders: dict[str, Folder] = field(default_factory=dict)
     declared: dict[tuple[str, str, str], tuple[str, ...]] = field(default_factory=dict)
-    _below: dict[tuple[str, str], list[Node]] = field(default_factory=dict)
+    _below: dict[tuple[str, str], list[SurveyedStep]] = field(default_factory=dict)
 
     @cached_property
     def current(self) -> set[tuple[str, str]]:
@@ -175,7 +175,7 @@ class Survey:
         )
 
     @cached_property
-    def ordered(self) -> list[Node]:
+    def ordered(self) -> list[SurveyedStep]:
         """All steps of all records, each after those it reads."""
         depths: dict[tuple[str, str], int] = {SOURCES_NODE.id: 0}
 
@@ -189,20 +189,20 @@ class Survey:
         return sorted(self.nodes.values(), key=lambda node: (depth(node.id), node.id))
 
     @cached_property
-    def _children(self) -> dict[tuple[str, str], list[Node]]:
-        found: dict[tuple[str, str], list[Node]] = {}
+    def _children(self) -> dict[tuple[str, str], list[SurveyedStep]]:
+        found: dict[tuple[str, str], list[SurveyedStep]] = {}
         for node in self.nodes.values():
             for name in node.inputs:
                 found.setdefault(name, []).append(node)
         return found
 
-    def below(self, name: tuple[str, str]) -> list[Node]:
+    def below(self, name: tuple[str, str]) -> list[SurveyedStep]:
         """The steps that depend on one, in order, without itself."""
         if name not in self._below:
             self._below[name] = self._find_below(name)
         return self._below[name]
 
-    def _find_below(self, name: tuple[str, str]) -> list[Node]:
+    def _find_below(self, name: tuple[str, str]) -> list[SurveyedStep]:
         reached: set[tuple[str, str]] = set()
         open_ = [name]
         while open_:
@@ -212,7 +212,7 @@ class Survey:
                     open_.append(child.id)
         return [node for node in self.ordered if node.id in reached]
 
-    def shards(self, node: Node, table: str | None = None) -> set[str]:
+    def shards(self, node: SurveyedStep, table: str | None = None) -> set[str]:
         return self.folders.get(node.place(table), Folder()).shards
 
     @cached_property
@@ -225,7 +225,7 @@ class Survey:
                 groups.setdefault(base_shard(shard), []).append(shard)
         return found
 
-    def group(self, node: Node, base: str, table: str | None = None) -> list[str]:
+    def group(self, node: SurveyedStep, base: str, table: str | None = None) -> list[str]:
         return self._groups.get(node.place(table), {}).get(base, [])
 
     @cached_property
@@ -239,14 +239,14 @@ class Survey:
         request = self.requests.get(shard)
         return (request["step"], request["fingerprint"]) if request else None
 
-    def passes(self, node: Node, shard: str) -> bool:
+    def passes(self, node: SurveyedStep, shard: str) -> bool:
         """Whether a shard goes through a step: of a retry, from where it begins."""
         if not retry_number(shard):
             return True
         begin = self.begins_at(shard)
         return begin is not None and (begin == node.id or node in self.below(begin))
 
-    def must_have(self, node: Node, shard: str) -> bool:
+    def must_have(self, node: SurveyedStep, shard: str) -> bool:
         """Whether the newest run says that it has done this shard."""
         record = self.newest
         if record is None or record.get("state") != "done" or node.id not in self.current:
@@ -278,7 +278,7 @@ class Survey:
 def read_survey(dataset: Path, book: Book) -> Survey:
     """Reads records and lists folders; anything unreadable is a fault in the book."""
     records: dict[str, RunRecord] = {}
-    nodes: dict[tuple[str, str], Node] = {}
+    nodes: dict[tuple[str, str], SurveyedStep] = {}
     declared: dict[tuple[str, str, str], tuple[str, ...]] = {}
     newest, changed_at, records_known = None, 0.0, True
     for path in _json_files(dataset / RUNS):
@@ -449,7 +449,7 @@ def _read_quarantine(survey: Survey) -> None:
                 survey.records_known = False
 
 
-def missing_inputs(survey: Survey, node: Node, shard: str) -> Iterator[Node]:
+def missing_inputs(survey: Survey, node: SurveyedStep, shard: str) -> Iterator[SurveyedStep]:
     """The steps before one that must have had a shard for it to come this far, and lack it."""
     for name in node.inputs:
         before = SOURCES_NODE if name == SOURCES_NODE.id else survey.nodes.get(name)

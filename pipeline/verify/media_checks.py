@@ -10,8 +10,8 @@ from typing import Any
 
 from clipmill.pipeline.dataset.shards import shard_order
 from clipmill.pipeline.verify.findings import Book, Remake, SetAside
-from clipmill.pipeline.verify.layout import Node, Survey
-from clipmill.pipeline.verify.shard_checks import Rows
+from clipmill.pipeline.verify.layout import Survey, SurveyedStep
+from clipmill.pipeline.verify.shard_checks import ShardRows
 from clipmill.schemas.clocks import CLOCK_COLUMNS, file_zero_seconds
 from clipmill.schemas.command_line import shell_word
 from clipmill.schemas.damage import what_is_there
@@ -32,7 +32,7 @@ _CHUNK_BYTES = 4 << 20
 class _Place:
     """A shard of a step."""
 
-    node: Node
+    node: SurveyedStep
     shard: str
 
     @property
@@ -67,7 +67,7 @@ class MediaChecks:
         self._is_empty = media.is_dir() and not any(media.iterdir())
         self._told = False
 
-    def check(self, found: dict[Node, dict[str, Rows]]) -> None:
+    def check(self, found: dict[SurveyedStep, dict[str, ShardRows]]) -> None:
         by_path: dict[str, list[_Video]] = {}
         for video in _videos(found):
             by_path.setdefault(video.row["path"], []).append(video)
@@ -229,7 +229,7 @@ class MediaChecks:
         self.book.remake(check, place.file, what, node.label, node.fingerprint, place.shard)
 
 
-def _videos(found: dict[Node, dict[str, Rows]]) -> list[_Video]:
+def _videos(found: dict[SurveyedStep, dict[str, ShardRows]]) -> list[_Video]:
     """The videos of a base shard, of every table that says where their files lie."""
     clips: dict[str, dict[_Place, float]] = {}
     videos = []

@@ -28,7 +28,7 @@ from clipmill.pipeline.verify.findings import (
     SetAside,
     as_text,
 )
-from clipmill.pipeline.verify.layout import SOURCES_NODE, Node, Survey, read_survey
+from clipmill.pipeline.verify.layout import SOURCES_NODE, Survey, SurveyedStep, read_survey
 from clipmill.schemas.folders import QUARANTINE, RETRIES, SOURCES
 
 
@@ -103,7 +103,7 @@ def repair(dataset: Path, report: Report) -> Repaired:
     return Repaired(folder, tuple(files), tuple(sorted(awaited)), reopened, left)
 
 
-def _made_from(survey: Survey, remedy: Remake) -> Iterator[tuple[Node, str]]:
+def _made_from(survey: Survey, remedy: Remake) -> Iterator[tuple[SurveyedStep, str]]:
     """A shard, and those of its base from it on in all steps that depend on its step."""
     name = (remedy.label, remedy.fingerprint)
     node = SOURCES_NODE if remedy.label == SOURCES else survey.nodes[name]

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from clipmill.pipeline.dataset.shards import SHARD_METADATA_KEY, ShardMetadata, note_outcomes
 from clipmill.pipeline.recipes.plan import KEY_LEVELS
 from clipmill.pipeline.verify.findings import Book, SetAside, some
-from clipmill.pipeline.verify.layout import FURTHER_TABLES, Node, Survey, is_cache
+from clipmill.pipeline.verify.layout import FURTHER_TABLES, Survey, SurveyedStep, is_cache
 from clipmill.schemas.clocks import CLOCK_COLUMNS
 from clipmill.schemas.damage import DamagedFile, what_is_there
 from clipmill.schemas.folders import SOURCES
@@ -35,7 +35,7 @@ _WANTED = (
 
 
 @dataclass
-class Rows:
+class ShardRows:
     """What other checks need of a shard: all keys, and some columns of the kept rows."""
 
     keys: set[str]
@@ -53,7 +53,7 @@ class ShardChecks:
         default_factory=lambda: defaultdict(lambda: defaultdict(list))
     )
 
-    def own_table(self, node: Node, shard: str) -> Rows | None:
+    def own_table(self, node: SurveyedStep, shard: str) -> ShardRows | None:
         """The shard of a step's own table; None if it is unusable."""
         where = node.file(shard)
         score = [node.score] if node.score is not None else []
@@ -69,9 +69,9 @@ class ShardChecks:
             and self._check_scores(node, where, shard, table)
         ):
             return None  # one fault, not one more in every table that was made from it
-        return Rows(set(table[node.key].to_pylist()), _kept(table))
+        return ShardRows(set(table[node.key].to_pylist()), _kept(table))
 
-    def further_table(self, node: Node, table: str, shard: str) -> set[str] | None:
+    def further_table(self, node: SurveyedStep, table: str, shard: str) -> set[str] | None:
         """The videos in a shard of a further table of a step; None if it is unusable."""
         where = node.file(shard, table)
         read = self._read(node, where, shard, ["video_id"], table)
@@ -82,11 +82,16 @@ class ShardChecks:
             return None
         return set(pc.unique(rows["video_id"]).to_pylist()) if "video_id" in schema.names else None
 
-    def is_whole(self, node: Node, shard: str) -> bool:
+    def is_whole(self, node: SurveyedStep, shard: str) -> bool:
         return (node.place(), shard) not in self.damaged
 
     def _read(
-        self, node: Node, where: str, shard: str, columns: list[str], table: str | None = None
+        self,
+        node: SurveyedStep,
+        where: str,
+        shard: str,
+        columns: list[str],
+        table: str | None = None,
     ) -> tuple[pa.Schema, dict[bytes, bytes], pa.Table] | None:
         path = self.survey.dataset / where
         try:
@@ -111,7 +116,7 @@ class ShardChecks:
 
     def _bad(
         self,
-        node: Node,
+        node: SurveyedStep,
         where: str,
         shard: str,
         check: str,
@@ -136,7 +141,7 @@ class ShardChecks:
 
     def _check_schema(
         self,
-        node: Node,
+        node: SurveyedStep,
         where: str,
         shard: str,
         found: pa.Schema,
@@ -167,7 +172,7 @@ class ShardChecks:
             self._bad(node, where, shard, "schema", "; ".join(problems), table)
         return not problems
 
-    def _declared_names(self, node: Node, where: str) -> tuple[str, ...]:
+    def _declared_names(self, node: SurveyedStep, where: str) -> tuple[str, ...]:
         if node.label == SOURCES:
             # Written by whatever version; all its columns but the key may be missing.
             present = pq.read_schema(self.survey.dataset / where).names
@@ -204,7 +209,12 @@ class ShardChecks:
                     )
 
     def _check_footer(
-        self, node: Node, where: str, shard: str, metadata: dict[bytes, bytes], table: pa.Table
+        self,
+        node: SurveyedStep,
+        where: str,
+        shard: str,
+        metadata: dict[bytes, bytes],
+        table: pa.Table,
     ) -> bool:
         found = metadata.get(SHARD_METADATA_KEY)
         problems: list[str] = []
@@ -228,7 +238,7 @@ class ShardChecks:
             )
         return not problems
 
-    def _check_double(self, node: Node, where: str, shard: str, table: pa.Table) -> bool:
+    def _check_double(self, node: SurveyedStep, where: str, shard: str, table: pa.Table) -> bool:
         names = table.column_names
         many = node.key != "clip_id" and "clip_id" in names
         column = "clip_id" if many else node.key
@@ -246,7 +256,7 @@ class ShardChecks:
             )
         return not double
 
-    def _check_scores(self, node: Node, where: str, shard: str, table: pa.Table) -> bool:
+    def _check_scores(self, node: SurveyedStep, where: str, shard: str, table: pa.Table) -> bool:
         """No score is NaN or infinite: a query's threshold takes NaN for more than any number."""
         score = node.score
         if score not in table.column_names or not pa.types.is_floating(table[score].type):
@@ -304,7 +314,9 @@ def _kept(table: pa.Table) -> pa.Table:
     return table.filter(pc.invert(gone)).select(names)
 
 
-def _footer_problems(node: Node, shard: str, values: dict[str, Any], table: pa.Table) -> list[str]:
+def _footer_problems(
+    node: SurveyedStep, shard: str, values: dict[str, Any], table: pa.Table
+) -> list[str]:
     problems = [
         f"it says {name} {values.get(name)!r}, the place {wanted!r}"
         for name, wanted in (

@@ -14,8 +14,8 @@ import pyarrow as pa
 from clipmill.pipeline.dataset.commit_fence import COMMITS, LOCK
 from clipmill.pipeline.ingest.list_counts import FOLDER as COUNTS
 from clipmill.pipeline.verify.findings import Book, as_text
-from clipmill.pipeline.verify.layout import Node, Survey, list_folder
-from clipmill.pipeline.verify.shard_checks import Rows
+from clipmill.pipeline.verify.layout import Survey, SurveyedStep, list_folder
+from clipmill.pipeline.verify.shard_checks import ShardRows
 from clipmill.schemas.damage import DamagedFile, reading, what_is_there
 from clipmill.schemas.folders import OWN_FOLDERS, REMOVED, RETRIES, RUNS, SOURCES
 from clipmill.schemas.words import counted
@@ -34,7 +34,7 @@ class Names:
         connection.execute("CREATE TABLE named_media (name VARCHAR)")
         connection.execute("CREATE TABLE named_sources (name VARCHAR)")
 
-    def take(self, found: dict[Node, dict[str, Rows]]) -> None:
+    def take(self, found: dict[SurveyedStep, dict[str, ShardRows]]) -> None:
         """The media paths and source keys of one base shard."""
         for node, shards in found.items():
             for rows in shards.values():

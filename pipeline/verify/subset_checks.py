@@ -16,8 +16,8 @@ import pyarrow.parquet as pq
 
 from clipmill.pipeline.catalog.catalog import Layout
 from clipmill.pipeline.catalog.index import (
+    IndexPart,
     Manifest,
-    Part,
     ShardFiles,
     find_coverage,
     index_folder,
@@ -243,7 +243,7 @@ def check_index(survey: Survey, layout: Layout, book: Book) -> None:
 
 
 def _check_coverage(
-    survey: Survey, layout: Layout, book: Book, where: str, whole: Sequence[Part]
+    survey: Survey, layout: Layout, book: Book, where: str, whole: Sequence[IndexPart]
 ) -> None:
     files = ShardFiles(tables_read(layout.steps))
     try:

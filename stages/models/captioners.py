@@ -26,7 +26,7 @@ from clipmill.stages.models.generation import (
     Batches,
     GeneratingStage,
     Generation,
-    Place,
+    ModelPlacement,
     chat_options,
     load_config,
     load_weights,
@@ -44,7 +44,7 @@ FLORENCE_TASKS = ("<CAPTION>", "<DETAILED_CAPTION>", "<MORE_DETAILED_CAPTION>", 
 
 
 @dataclass(frozen=True)
-class Picture:
+class PictureToCaption:
     """One picture to caption. `ticket` says whose it is and comes back with the text."""
 
     ticket: Hashable
@@ -52,7 +52,7 @@ class Picture:
     prompt: str | None = None
 
 
-def frame_of(picture: Picture) -> np.ndarray:
+def frame_of(picture: PictureToCaption) -> np.ndarray:
     """The picture's pixels, height × width × 3, RGB; RowFailed `bad_media` where it has none."""
     from clipmill.stages.media.read.images import decode_jpeg
 
@@ -66,7 +66,7 @@ class Captioner(Protocol):
         """Raises ClipmillError if the model can't use the prompt."""
 
     def describe(
-        self, pictures: Sequence[Picture], generation: Generation
+        self, pictures: Sequence[PictureToCaption], generation: Generation
     ) -> dict[Hashable, str | RowFailed]: ...
 
 
@@ -85,7 +85,7 @@ def open_captioner(
 
     prepare_torch()
     folder = local_folder(reference, setting=setting)
-    place = Place.of(stage, setting, folder)
+    place = ModelPlacement.of(stage, setting, folder)
     trust = stage.trust_remote_code
     config = load_config(folder, setting, trust_remote_code=trust)
     family = family_of(config, folder)
@@ -102,7 +102,7 @@ class ServerCaptioner:
         """A server takes any."""
 
     def describe(
-        self, pictures: Sequence[Picture], generation: Generation
+        self, pictures: Sequence[PictureToCaption], generation: Generation
     ) -> dict[Hashable, str | RowFailed]:
         answers = self._server.ask(
             [Message(picture.prompt or CHAT_PROMPT, picture.jpeg) for picture in pictures],
@@ -125,11 +125,11 @@ class LocalCaptioner:
         self._family.check_prompt(prompt)
 
     def describe(
-        self, pictures: Sequence[Picture], generation: Generation
+        self, pictures: Sequence[PictureToCaption], generation: Generation
     ) -> dict[Hashable, str | RowFailed]:
         family = self._family
         ordered = sorted(pictures, key=family.group)
-        batches = Batches[Picture, dict[str, Any], str](
+        batches = Batches[PictureToCaption, dict[str, Any], str](
             self._size, family.prepare, lambda inputs: family.generate(inputs, generation)
         )
         texts = batches.run([list(group) for _, group in groupby(ordered, key=family.group)])
@@ -143,7 +143,9 @@ class Family:
 
     default_prompt: ClassVar[str | None] = None
 
-    def __init__(self, folder: Path, config: Any, setting: str, place: Place, trust: bool) -> None:
+    def __init__(
+        self, folder: Path, config: Any, setting: str, place: ModelPlacement, trust: bool
+    ) -> None:
         import transformers
 
         self.setting = setting
@@ -172,14 +174,14 @@ class Family:
     def check_prompt(self, prompt: str | None) -> None:
         """Raises ClipmillError where this kind of model cannot take the prompt."""
 
-    def prompt_of(self, picture: Picture) -> str:
+    def prompt_of(self, picture: PictureToCaption) -> str:
         return picture.prompt or self.default_prompt or ""
 
-    def group(self, picture: Picture) -> int:
+    def group(self, picture: PictureToCaption) -> int:
         """Only pictures of one group go into one batch."""
         return 0
 
-    def prepare(self, pictures: Sequence[Picture]) -> dict[str, Any]:
+    def prepare(self, pictures: Sequence[PictureToCaption]) -> dict[str, Any]:
         """The model's inputs for a batch, on the CPU; runs in a thread parallel to the model."""
         raise NotImplementedError
 
@@ -223,7 +225,7 @@ class _OnePicture(Family):
         self._images = image_processor
         self._plain = PlainPixels.of(image_processor)
 
-    def pixels(self, pictures: Sequence[Picture]) -> torch.Tensor:
+    def pixels(self, pictures: Sequence[PictureToCaption]) -> torch.Tensor:
         frames = [frame_of(picture) for picture in pictures]
         if self._plain is not None:
             return self._plain.batch(frames)
@@ -234,11 +236,11 @@ class _OnePicture(Family):
         """The tokens that stand before the generated ones."""
         raise NotImplementedError
 
-    def group(self, picture: Picture) -> int:
+    def group(self, picture: PictureToCaption) -> int:
         # Prompts of one length need no padding, which these models handle badly or not at all.
         return len(self.prompt_ids(self.prompt_of(picture)))
 
-    def prepare(self, pictures: Sequence[Picture]) -> dict[str, Any]:
+    def prepare(self, pictures: Sequence[PictureToCaption]) -> dict[str, Any]:
         import torch
 
         ids = torch.tensor([self.prompt_ids(self.prompt_of(picture)) for picture in pictures])
@@ -287,17 +289,17 @@ class VisionEncoderDecoder(_OnePicture):
                 "support a prompt; remove prompt and fine_prompt"
             )
 
-    def group(self, picture: Picture) -> int:
+    def group(self, picture: PictureToCaption) -> int:
         return 0
 
-    def prepare(self, pictures: Sequence[Picture]) -> dict[str, Any]:
+    def prepare(self, pictures: Sequence[PictureToCaption]) -> dict[str, Any]:
         return {"pixel_values": self.pixels(pictures)}
 
 
 class Other(Family):
     """Models whose processor takes pictures and plain texts."""
 
-    def prepare(self, pictures: Sequence[Picture]) -> dict[str, Any]:
+    def prepare(self, pictures: Sequence[PictureToCaption]) -> dict[str, Any]:
         return dict(
             self.processor(
                 images=[frame_of(picture) for picture in pictures],
@@ -330,7 +332,7 @@ class Chat(Family):
         super().load_processors(folder, trust)
         self._template_options = chat_options(self.processor.chat_template)
 
-    def prepare(self, pictures: Sequence[Picture]) -> dict[str, Any]:
+    def prepare(self, pictures: Sequence[PictureToCaption]) -> dict[str, Any]:
         from PIL import Image
 
         conversations = [

@@ -117,14 +117,14 @@ class GeneratingStage(Stage):
 
 
 @dataclass(frozen=True)
-class Place:
+class ModelPlacement:
     """The device and number format of a model."""
 
     device: torch.device
     dtype: torch.dtype
 
     @classmethod
-    def of(cls, stage: GeneratingStage, setting: str, folder: Path) -> Place:
+    def of(cls, stage: GeneratingStage, setting: str, folder: Path) -> ModelPlacement:
         import torch
 
         from clipmill.stages.models import torch_setup
@@ -161,7 +161,7 @@ def load_config(folder: Path, what: str, *, trust_remote_code: bool) -> Any:
 
 
 def load_weights(
-    auto_class: Any, folder: Path, what: str, place: Place, *, trust_remote_code: bool
+    auto_class: Any, folder: Path, what: str, place: ModelPlacement, *, trust_remote_code: bool
 ) -> Any:
     """The model on its device, ready to generate without sampling.
 

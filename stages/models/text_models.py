@@ -13,7 +13,7 @@ from clipmill.stages.models.generation import (
     Batches,
     GeneratingStage,
     Generation,
-    Place,
+    ModelPlacement,
     chat_options,
     load_config,
     load_weights,
@@ -98,7 +98,7 @@ class LocalTextModel:
         trust = stage.trust_remote_code
         self._encoder_decoder = bool(config.is_encoder_decoder)
         self._generation = generation
-        self._place = Place.of(stage, setting, folder)
+        self._place = ModelPlacement.of(stage, setting, folder)
         self._tokenizer = load_processor("AutoTokenizer", folder, setting, trust)
         if self._tokenizer.pad_token_id is None:
             self._tokenizer.pad_token = self._tokenizer.eos_token

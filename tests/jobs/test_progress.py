@@ -9,7 +9,7 @@ from collections import Counter
 
 from rich.console import Console
 
-from clipmill.jobs.progress import Progress
+from clipmill.jobs.progress import TerminalProgress
 from clipmill.pipeline.engine.activity import Beat, Place, Process
 from clipmill.pipeline.engine.standstill import Seen
 
@@ -25,7 +25,7 @@ def console(columns: int = 100, terminal: bool = True) -> Console:
     )
 
 
-def screen(progress: Progress, to: Console) -> str:
+def screen(progress: TerminalProgress, to: Console) -> str:
     to.print(progress._screen())
     return to.file.getvalue()
 
@@ -36,7 +36,7 @@ def worker(still_seconds: float = 1.0, is_standing: bool = False) -> Seen:
     return Seen(beat, place, still_seconds, "T" if is_standing else "S", is_standing, False)
 
 
-def half_done(progress: Progress) -> None:
+def half_done(progress: TerminalProgress) -> None:
     progress.report("download_videos", Counter(begun=1, inputs=16))
     progress.report("download_videos", Counter(kept=10, seconds=5400.0, share=10 / 16))
     progress.report("download_videos", Counter(rejected=4, failed=2, share=6 / 16, shards=1))
@@ -46,7 +46,7 @@ def half_done(progress: Progress) -> None:
 
 def test_a_bar_a_stage_with_rows_hours_and_what_each_worker_is_at():
     to = console()
-    progress = Progress({"download_videos": [2], "split_clips": [2, 2]}, console=to)
+    progress = TerminalProgress({"download_videos": [2], "split_clips": [2, 2]}, console=to)
     half_done(progress)
     progress.show([worker()])
     shown = screen(progress, to)
@@ -63,14 +63,14 @@ def test_a_bar_a_stage_with_rows_hours_and_what_each_worker_is_at():
 
 
 def test_short_films_have_a_length_too():
-    progress = Progress({"download_videos": [1]}, console=console(terminal=False))
+    progress = TerminalProgress({"download_videos": [1]}, console=console(terminal=False))
     progress.report("download_videos", Counter(kept=1, seconds=14.2, share=1))
     assert ", 14 s, " in progress.line()
 
 
 def test_it_fits_eighty_columns():
     to = console(80)
-    progress = Progress({"score_video_similarity": [2], "split_clips": [2, 2]}, console=to)
+    progress = TerminalProgress({"score_video_similarity": [2], "split_clips": [2, 2]}, console=to)
     half_done(progress)
     progress.show([worker(700, is_standing=True)])
     assert max(map(len, screen(progress, to).splitlines())) <= 80
@@ -78,7 +78,7 @@ def test_it_fits_eighty_columns():
 
 def test_a_worker_that_stands_still_comes_first():
     to = console(200)
-    progress = Progress({"split_clips": [2]}, console=to)
+    progress = TerminalProgress({"split_clips": [2]}, console=to)
     progress.show([worker() for _ in range(40)] + [worker(700, is_standing=True)])
     lines = [line for line in screen(progress, to).splitlines() if "4321" in line]
     assert "stopped (T), no progress for 12 min, at file-1" in lines[0]
@@ -87,7 +87,7 @@ def test_a_worker_that_stands_still_comes_first():
 
 def test_in_a_pipe_a_line_says_the_same_now_and_then():
     to = console(terminal=False)
-    with Progress(
+    with TerminalProgress(
         {"download_videos": [2], "split_clips": [2, 2]}, line_seconds=0.05, console=to
     ) as progress:
         half_done(progress)
@@ -104,6 +104,6 @@ def test_in_a_pipe_a_line_says_the_same_now_and_then():
 
 def test_a_short_run_in_a_pipe_says_nothing():
     to = console(terminal=False)
-    with Progress({"download_videos": [2]}, console=to) as progress:
+    with TerminalProgress({"download_videos": [2]}, console=to) as progress:
         half_done(progress)
     assert to.file.getvalue() == ""

@@ -9,7 +9,14 @@ from threading import Event, Thread
 
 import pytest
 
-from clipmill.pipeline.engine.activity import Activity, Beat, Finding, Place, Process, look_at
+from clipmill.pipeline.engine.activity import (
+    Activity,
+    Beat,
+    Place,
+    Process,
+    ProcessFinding,
+    look_at,
+)
 from clipmill.pipeline.engine.standstill import Lookout, Standstills
 
 HERE = Place("split_clips", "000003", "at", ("v-1", "v-2"))
@@ -25,7 +32,7 @@ class Workers:
         self.ended: list[int] = []
         self.blamed: list[Place] = []
         self.shown: list = []
-        self.findings: dict[int, Finding] = {}
+        self.findings: dict[int, ProcessFinding] = {}
         lookout = Lookout(
             stall_seconds,
             lambda seen: setattr(self, "shown", seen),
@@ -33,7 +40,7 @@ class Workers:
         )
         self.standstills = Standstills(
             lookout,
-            lambda beat: self.findings.get(beat.process.pid, Finding(False, beat.state)),
+            lambda beat: self.findings.get(beat.process.pid, ProcessFinding(False, beat.state)),
             lambda beat: self.ended.append(beat.process.pid),
             self.blamed.append,
         )
@@ -79,7 +86,7 @@ def test_a_worker_that_is_dead_is_forgotten():
     """Its last word was that it is at a row; Ray has started another one."""
     workers = Workers()
     workers.go_on(10, beat(1))
-    workers.findings[1] = Finding(is_gone=True)
+    workers.findings[1] = ProcessFinding(is_gone=True)
     workers.go_on(2000)
     assert workers.said == workers.shown == []
 
@@ -88,7 +95,7 @@ def test_a_stopped_worker_is_known_by_the_note_that_it_left():
     """It was stopped before it could say which row it is at, and says nothing any more."""
     workers = Workers()
     workers.go_on(5, beat(1, place=OPENING))
-    workers.findings[1] = Finding(False, "T", HERE)
+    workers.findings[1] = ProcessFinding(False, "T", HERE)
     workers.go_on(1250)
     assert "stopped (T), no progress for 10 min, at v-1 and 1 more" in workers.said[0]
     assert workers.blamed == [HERE]

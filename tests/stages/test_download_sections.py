@@ -21,7 +21,7 @@ from pydantic import ValidationError
 
 from clipmill.pipeline.dataset.locks import dataset_lock
 from clipmill.pipeline.engine.runner import Worker
-from clipmill.pipeline.engine.step_inputs import FrameReader
+from clipmill.pipeline.engine.step_inputs import KeptFrameReader
 from clipmill.pipeline.ingest.source_shards import NewShards
 from clipmill.pipeline.recipes.plan import ShardList, build_plan
 from clipmill.pipeline.recipes.recipe import LoadedRecipe, Recipe
@@ -287,7 +287,7 @@ def test_frames_are_read_again_at_the_videos_times(tmp_path, site, platform):
             "_end_seconds": [clip["end_seconds"] for clip in clips],
         }
     )
-    table, failed = FrameReader(plan, tmp_path, ["000000"]).attach(batch, (PerSecond(4.0),))
+    table, failed = KeptFrameReader(plan, tmp_path, ["000000"]).attach(batch, (PerSecond(4.0),))
     assert not failed
     for frames, (start, end) in zip(table["frames"].to_pylist(), SPANS, strict=True):
         assert len(frames) >= 3

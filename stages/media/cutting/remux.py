@@ -41,7 +41,7 @@ from clipmill.stages.media.read.forward import numbered, packets_from
 from clipmill.stages.media.read.framing import keep_shape
 from clipmill.stages.media.read.opening import frames, packets
 from clipmill.stages.media.read.orientation import Orientation, orientation_of
-from clipmill.stages.media.read.packets import Entry, read_packets
+from clipmill.stages.media.read.packets import EntryPacket, read_packets
 from clipmill.stages.media.read.sound import Sound
 
 # How many key frames before a clip are tried, and the file's first one.
@@ -56,7 +56,7 @@ class _Span:
     that are shown, in order.
     """
 
-    entry: Entry
+    entry: EntryPacket
     dts: dict[int, int]
     pts: list[int]
     end_pts: int
@@ -122,7 +122,7 @@ class _Plan:
         for entry in [*reversed(before[-_TRIES:]), *before[:1]]:
             yield self._packets(entry, inside.stop)
 
-    def _packets(self, entry: Entry, stop: int) -> _Span:
+    def _packets(self, entry: EntryPacket, stop: int) -> _Span:
         """The packets from an entry on that the frames before number `stop` need."""
         index = self.index
         first = entry.first_number
@@ -311,7 +311,7 @@ def _codecs_of(form: str) -> frozenset[str]:
 
 
 def _from_entry(
-    container: Any, stream: av.VideoStream, plan: _Plan, entry: Entry
+    container: Any, stream: av.VideoStream, plan: _Plan, entry: EntryPacket
 ) -> Iterator[tuple[int | None, av.Packet[Any]]]:
     """The packets from an entry on with their places."""
     if (found := packets_from(container, stream, entry)) is not None:

@@ -35,7 +35,7 @@ from clipmill.stages.media.fetch.optional_parts import Parts, failure_of
 from clipmill.stages.media.fetch.proxies import proxies_of_environment
 from clipmill.stages.media.fetch.sections import Section, discard, widest
 from clipmill.stages.media.fetch.settings import DownloadSettings
-from clipmill.stages.media.fetch.watch import Progress
+from clipmill.stages.media.fetch.watch import BytesSoFar
 from clipmill.stages.media.fetch.ytdlp_sound import KIND as SOUND
 from clipmill.stages.media.fetch.ytdlp_subtitles import OPTIONS
 from clipmill.stages.media.isolation.heartbeat import LargeFile
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     import httpx
 
     from clipmill.stages.media.fetch.ytdlp import Asked, Page, Video
-    from clipmill.stages.media.fetch.ytdlp_sound import Sound
+    from clipmill.stages.media.fetch.ytdlp_sound import SeparateSound
 
 # The former default of `subtitle_languages`.
 _FORMER_LANGUAGES = ["en", "en-.*", ".*-orig"]
@@ -286,7 +286,7 @@ class Downloader:
         return (*self._put_together(url, folder / "picture", asked, sound, files), missing)
 
     def _put_together(
-        self, url: str, target: Path, asked: Asked, sound: Sound, files: dict[str, Path]
+        self, url: str, target: Path, asked: Asked, sound: SeparateSound, files: dict[str, Path]
     ) -> tuple[Path, Probe]:
         file = self._parts.put_together(url, target, asked, sound, files)
         return file, self._probe(file)
@@ -308,14 +308,14 @@ class Downloader:
 
     def _asked(self, row: dict[str, Any], folder: Path) -> Asked:
         from clipmill.stages.media.fetch.ytdlp import Asked
-        from clipmill.stages.media.fetch.ytdlp_subtitles import OPTIONS, Wanted
+        from clipmill.stages.media.fetch.ytdlp_subtitles import OPTIONS, WantedTracks
 
         settings = self._settings
         return Asked(
             self._yt_dlp_options(folder),
             settings.judge,
             self._hosts,
-            Wanted(
+            WantedTracks(
                 settings.subtitle_languages,
                 settings.user_subtitles,
                 settings.automatic_subtitles,
@@ -485,10 +485,10 @@ def _with_id(row: dict[str, Any], media: Media) -> Media:
     return dataclasses.replace(media, video_id=video_id)
 
 
-def _files_of(folder: Path) -> Progress:
+def _files_of(folder: Path) -> BytesSoFar:
     """What lies in a folder while somebody else writes to it."""
     sizes = [0]
     for file in folder.iterdir() if folder.is_dir() else ():
         with contextlib.suppress(FileNotFoundError):
             sizes.append(file.stat().st_size)
-    return Progress(sum(sizes), max(sizes))
+    return BytesSoFar(sum(sizes), max(sizes))

@@ -7,7 +7,7 @@ from pathlib import Path
 from clipmill.stages.media.fetch.addresses import proxy_addresses
 from clipmill.stages.media.fetch.host_throttle import Hosts, Manners, ask_again
 from clipmill.stages.media.fetch.settings import DownloadSettings
-from clipmill.stages.media.fetch.watch import Limits
+from clipmill.stages.media.fetch.watch import DownloadLimits
 
 
 def hosts_of(settings: DownloadSettings, dataset: Path) -> Hosts:
@@ -34,12 +34,12 @@ def _folder(dataset: Path) -> Path:
     return dataset / "media" / ".hosts"
 
 
-def limits_of(settings: DownloadSettings, proxy: str | None) -> Limits:
+def limits_of(settings: DownloadSettings, proxy: str | None) -> DownloadLimits:
     """The limits for one video or one list."""
     least, most = settings.min_bytes_per_second, settings.rate_limit_bytes_per_second
     if least is not None and most is not None:
         least = min(least, most // 2)  # our own rate limit must not count as slowness
-    return Limits(
+    return DownloadLimits(
         settings.max_bytes,
         least,
         settings.min_speed_seconds,

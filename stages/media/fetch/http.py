@@ -30,7 +30,7 @@ from clipmill.stages.media.fetch.host_throttle import (
     asked_for_too_long,
 )
 from clipmill.stages.media.fetch.resumable_file import UNPACKED, Partial, unpacked
-from clipmill.stages.media.fetch.watch import Limits, Progress, Watch, current, too_large
+from clipmill.stages.media.fetch.watch import BytesSoFar, DownloadLimits, Watch, current, too_large
 from clipmill.stages.media.isolation import heartbeat
 
 Result = TypeVar("Result")
@@ -62,8 +62,8 @@ class Patience:
     max_backoff_seconds: float = 120.0
 
 
-def nothing_measured() -> Progress:
-    return Progress(0, 0)
+def nothing_measured() -> BytesSoFar:
+    return BytesSoFar(0, 0)
 
 
 def patiently(
@@ -72,8 +72,8 @@ def patiently(
     host: str,
     hosts: Hosts,
     patience: Patience,
-    limits: Limits | None = None,
-    measure: Callable[[], Progress] = nothing_measured,
+    limits: DownloadLimits | None = None,
+    measure: Callable[[], BytesSoFar] = nothing_measured,
 ) -> Result:
     """The result of `attempt`; RowFailed of kind transient if its last error was a PassingProblem.
 
@@ -83,7 +83,7 @@ def patiently(
     spent_seconds = 0.0
     for number in range(patience.retries + 1):
         hosts.begin_attempt()
-        watch = Watch(limits or Limits(), measure, spent_seconds)
+        watch = Watch(limits or DownloadLimits(), measure, spent_seconds)
         try:
             result = _watched(attempt, watch)
         except PassingProblem as problem:
@@ -267,7 +267,7 @@ def fetch(
     *,
     hosts: Hosts,
     patience: Patience,
-    limits: Limits | None = None,
+    limits: DownloadLimits | None = None,
     rate_limit_bytes_per_second: int | None = None,
     page_is_bad_media: bool = False,
 ) -> Fetched:
@@ -281,7 +281,7 @@ def fetch(
         host = httpx.URL(url).host
     except httpx.InvalidURL as error:
         raise RowFailed("permanent", f"not a URL that can be requested: {error}") from error
-    limits = limits or Limits()
+    limits = limits or DownloadLimits()
     try:
         with Partial(path, url) as partial:
             transfer = _Transfer(
@@ -299,7 +299,7 @@ def fetch(
                 hosts=hosts,
                 patience=patience,
                 limits=replace(limits, max_bytes=None),
-                measure=lambda: Progress(partial.received, partial.received),
+                measure=lambda: BytesSoFar(partial.received, partial.received),
             )
             partial.finish()
         return Fetched(path, partial.digest.hexdigest(), partial.received, partial.content_type)

@@ -25,7 +25,7 @@ from clipmill.stages.media.read.speech import without_overlaps
 
 if TYPE_CHECKING:
     from clipmill.stages.media.fetch.ytdlp import Asked, Page
-    from clipmill.stages.media.fetch.ytdlp_sound import Sound
+    from clipmill.stages.media.fetch.ytdlp_sound import SeparateSound
     from clipmill.stages.media.fetch.ytdlp_subtitles import Taken
 
 # A row doesn't wait long for a subtitle track: `retry` requests it again.
@@ -63,7 +63,9 @@ class Parts:
             media = self._with_sound(row, url, media, reader)
         return self._with_subtitles(row, url, media, reader)
 
-    def fetch_sound(self, url: str, folder: Path, asked: Asked, sound: Sound) -> dict[str, Path]:
+    def fetch_sound(
+        self, url: str, folder: Path, asked: Asked, sound: SeparateSound
+    ) -> dict[str, Path]:
         from clipmill.stages.media.fetch.ytdlp_sound import fetch_sound
 
         files: dict[str, Path] = self._patiently(
@@ -76,7 +78,7 @@ class Parts:
         return files
 
     def put_together(
-        self, url: str, target: Path, asked: Asked, sound: Sound, files: dict[str, Path]
+        self, url: str, target: Path, asked: Asked, sound: SeparateSound, files: dict[str, Path]
     ) -> Path:
         from clipmill.stages.media.fetch.ytdlp_sound import put_together
 

@@ -35,7 +35,7 @@ _URL = re.compile(r"[a-z][a-z0-9+.-]+://")
 
 
 @dataclass(frozen=True)
-class Limits:
+class DownloadLimits:
     """Limits for one download; None is no limit.
 
     `allowed` are the only private addresses that may be connected to; None allows all of them.
@@ -49,7 +49,7 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Progress:
+class BytesSoFar:
     """Bytes that have come so far, in all, and those of the largest file."""
 
     in_all: int
@@ -80,7 +80,7 @@ class Watch:
     """
 
     def __init__(
-        self, limits: Limits, measure: Callable[[], Progress], spent_seconds: float = 0.0
+        self, limits: DownloadLimits, measure: Callable[[], BytesSoFar], spent_seconds: float = 0.0
     ) -> None:
         self._limits = limits
         self._measure = measure
@@ -215,7 +215,7 @@ class Watch:
                 self._cut_off(problem)
                 return
 
-    def _too_large(self, progress: Progress) -> RowFailed | None:
+    def _too_large(self, progress: BytesSoFar) -> RowFailed | None:
         most = self._limits.max_bytes
         return too_large(most) if most is not None and progress.largest > most else None
 

@@ -19,8 +19,8 @@ from clipmill.stages.media.fetch.ytdlp_errors import Log, check_for_room, clean,
 from clipmill.stages.media.fetch.ytdlp_formats import picture_alone
 from clipmill.stages.media.fetch.ytdlp_options import copied_cookies
 from clipmill.stages.media.fetch.ytdlp_requests import only_by_program, polite_yt_dlp
-from clipmill.stages.media.fetch.ytdlp_sound import Sound
-from clipmill.stages.media.fetch.ytdlp_subtitles import Tracks, Wanted, choose_tracks
+from clipmill.stages.media.fetch.ytdlp_sound import SeparateSound
+from clipmill.stages.media.fetch.ytdlp_subtitles import Tracks, WantedTracks, choose_tracks
 from clipmill.stages.media.isolation.ffmpeg_program import ffmpeg_program
 
 # Errors of an extractor that misinterprets a page.
@@ -70,7 +70,7 @@ class Page:
 
     info: dict[str, Any]
     tracks: Tracks
-    sound: Sound | None
+    sound: SeparateSound | None
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ class Asked:
     options: Mapping[str, Any]
     judge: Judge
     hosts: Hosts
-    wanted: Wanted = field(default_factory=lambda: Wanted(()))
+    wanted: WantedTracks = field(default_factory=lambda: WantedTracks(()))
     known: Known = _all_are_new
     section: Section | None = None
     with_media: bool = True
@@ -269,7 +269,7 @@ def _page(info: dict[str, Any], asked: Asked, downloader: Any) -> Page:
     is_missing = downloader.has_left_sound or not asked.with_media
     try:
         tracks = choose_tracks(info, asked.wanted, downloader)
-        sound = Sound.of(info, downloader.cookiejar) if is_missing else None
+        sound = SeparateSound.of(info, downloader.cookiejar) if is_missing else None
     except _MISTAKES as error:
         raise _at_a_loss(error) from error
     return Page(info, tracks, sound)

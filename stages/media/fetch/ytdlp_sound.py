@@ -23,7 +23,7 @@ KIND = "sound"
 
 
 @dataclass(frozen=True)
-class Sound:
+class SeparateSound:
     """The sound of a picture: its `formats`, and yt-dlp's `info` about both."""
 
     info: Mapping[str, Any]
@@ -32,7 +32,7 @@ class Sound:
     cookies: Any = None
 
     @classmethod
-    def of(cls, info: Mapping[str, Any], cookies: Any) -> Sound | None:
+    def of(cls, info: Mapping[str, Any], cookies: Any) -> SeparateSound | None:
         """The sound of a video if it is a separate format, else None."""
         picture = picture_of(info)
         if picture is None:
@@ -42,7 +42,11 @@ class Sound:
 
 
 def fetch_sound(
-    sound: Sound, folder: Path, options: Mapping[str, Any], hosts: Hosts, wait_seconds: float
+    sound: SeparateSound,
+    folder: Path,
+    options: Mapping[str, Any],
+    hosts: Hosts,
+    wait_seconds: float,
 ) -> dict[str, Path]:
     """Downloads the sound; returns its files by format id.
 
@@ -83,7 +87,11 @@ def fetch_sound(
 
 
 def put_together(
-    sound: Sound, files: dict[str, Path], target: Path, options: Mapping[str, Any], hosts: Hosts
+    sound: SeparateSound,
+    files: dict[str, Path],
+    target: Path,
+    options: Mapping[str, Any],
+    hosts: Hosts,
 ) -> Path:
     """Merges the downloaded files into one, as yt-dlp merges picture and sound.
 

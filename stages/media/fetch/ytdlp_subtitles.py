@@ -28,7 +28,7 @@ _ORIGINAL = "-orig"
 
 
 @dataclass(frozen=True)
-class Wanted:
+class WantedTracks:
     """Which tracks of a video to take; `language` is the video's, where that is known."""
 
     languages: Sequence[str]
@@ -88,7 +88,7 @@ class Taken:
         )
 
 
-def choose_tracks(info: Mapping[str, Any], wanted: Wanted, downloader: Any) -> Tracks:
+def choose_tracks(info: Mapping[str, Any], wanted: WantedTracks, downloader: Any) -> Tracks:
     """The tracks to take of what a site offers for a video."""
     by_people, automatic = info.get("subtitles") or {}, info.get("automatic_captions") or {}
     if wanted.chosen_by_yt_dlp:

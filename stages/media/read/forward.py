@@ -19,7 +19,7 @@ from av.video.stream import VideoStream
 from clipmill.stages.media.read.decode import open_container, video_stream
 from clipmill.stages.media.read.labels import place_of, put_place
 from clipmill.stages.media.read.opening import packets, passing_over, time_base_of
-from clipmill.stages.media.read.packets import Entry, PacketIndex
+from clipmill.stages.media.read.packets import EntryPacket, PacketIndex
 from clipmill.stages.media.read.strict_decoding import Damaged, be_alone, be_strict, decoded
 
 # How far before an entry to seek, where seeking by its time stamp overshoots.
@@ -61,7 +61,7 @@ class Forward:
                 return
             found.close()
 
-    def _entries(self, first: int) -> Iterator[Entry]:
+    def _entries(self, first: int) -> Iterator[EntryPacket]:
         """The entries to try, the latest one first."""
         number, back = first, 1
         for _ in range(_TRIES):
@@ -74,7 +74,7 @@ class Forward:
                 break
         yield self._index.beginning
 
-    def _from_entry(self, entry: Entry) -> Generator[tuple[int, av.VideoFrame], None, None]:
+    def _from_entry(self, entry: EntryPacket) -> Generator[tuple[int, av.VideoFrame], None, None]:
         given: set[int] = set()
         for strictly in (True, False):
             try:
@@ -87,7 +87,7 @@ class Forward:
             except Damaged as damage:
                 self._complain(str(damage))
 
-    def _run(self, entry: Entry, strictly: bool) -> Iterator[tuple[int, av.VideoFrame]]:
+    def _run(self, entry: EntryPacket, strictly: bool) -> Iterator[tuple[int, av.VideoFrame]]:
         with open_container(self._path) as container:
             stream = self._set_up(container, strictly)
             if (found := packets_from(container, stream, entry)) is not None:
@@ -134,7 +134,7 @@ def _labelled(found: Iterable[tuple[int | None, av.Packet[Any]]]) -> Iterator[av
 
 
 def packets_from(
-    container: InputContainer, stream: VideoStream, entry: Entry
+    container: InputContainer, stream: VideoStream, entry: EntryPacket
 ) -> Iterator[tuple[int | None, av.Packet[Any]]] | None:
     """The packets from an entry on, each with its place among those of the stream.
 

@@ -23,7 +23,7 @@ FRAME_RATE = "frame_rate"
 
 
 @dataclass(frozen=True)
-class Wanted:
+class WantedMeasures:
     """The statistics that cost more than the usual ones and are made only when asked for."""
 
     edges: bool = False
@@ -41,7 +41,7 @@ class Measures:
     `brightness` is mean luma (0 to 255).
     """
 
-    def __init__(self, wanted: Wanted) -> None:
+    def __init__(self, wanted: WantedMeasures) -> None:
         self._wanted = wanted
         names = [*CONTENT, AVERAGE]
         names += [EDGES] if wanted.edges else []

@@ -61,7 +61,7 @@ class Mark:
 
 
 @dataclass(frozen=True)
-class Entry:
+class EntryPacket:
     """A packet with which decoding may begin.
 
     `place` is its place among the video packets of the file. From it on, pictures are right from
@@ -96,7 +96,7 @@ class PacketIndex:
     start_pts: int
     pts: list[int]
     places: list[int]
-    entries: list[Entry]
+    entries: list[EntryPacket]
     end_pts: int
     is_plain: bool
     offset_pts: int = 0
@@ -116,7 +116,7 @@ class PacketIndex:
     def end_seconds(self) -> float:
         return float((self.end_pts + self.offset_pts) * self.time_base)
 
-    def entry_before(self, number: int) -> Entry:
+    def entry_before(self, number: int) -> EntryPacket:
         """The last place in the file from which decoding gives the right frame `number`."""
         at = bisect.bisect_right(self.entries, number, key=lambda entry: entry.first_number)
         for entry in reversed(self.entries[:at]):
@@ -125,9 +125,9 @@ class PacketIndex:
         return self.beginning
 
     @property
-    def beginning(self) -> Entry:
+    def beginning(self) -> EntryPacket:
         """The beginning of the file, from which all is right that can be decoded at all."""
-        return Entry(0, 0, self.start_pts, None)
+        return EntryPacket(0, 0, self.start_pts, None)
 
     @property
     def key_numbers(self) -> list[int]:
@@ -291,12 +291,12 @@ def read_packets(
         )
 
 
-def _entry(key: _Key, reading: _Reading, pts: list[int]) -> Entry:
+def _entry(key: _Key, reading: _Reading, pts: list[int]) -> EntryPacket:
     assert key.right_from is not None
     stamps = reading.stamps
     own = bisect.bisect_left(pts, stamps[key.place])
     first = max(own, bisect.bisect_left(pts, stamps[key.right_from])) + key.start.after_shown
-    return Entry(
+    return EntryPacket(
         key.place,
         first,
         stamps[key.place],

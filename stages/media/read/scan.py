@@ -18,7 +18,7 @@ from clipmill.stages.media.read.decode import DecodedVideo, FastVideo
 from clipmill.stages.media.read.exact import ExactVideo
 from clipmill.stages.media.read.frame_selector import FrameKeeper
 from clipmill.stages.media.read.holes import find_holes
-from clipmill.stages.media.read.measures import Measures, Wanted
+from clipmill.stages.media.read.measures import Measures, WantedMeasures
 from clipmill.stages.media.read.seek import SpannedVideo
 
 
@@ -37,7 +37,7 @@ class ScanSettings:
     frame_short_side: int
     frame_quality: int
     frames_per_second: float
-    wanted: Wanted
+    wanted: WantedMeasures
     in_pieces: bool = False
 
 

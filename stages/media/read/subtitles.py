@@ -43,7 +43,7 @@ class Word:
 
 
 @dataclass(frozen=True)
-class Span:
+class TimedText:
     """Text shown from `start_seconds` to `end_seconds`; `words` where the file has their times.
 
     The words' texts, one after the other, are the text.
@@ -66,7 +66,7 @@ class _Cue:
     lines: list[_Line]
 
 
-def parse_subtitles(text: str, kind: str, *, automatic: bool | None = None) -> list[Span]:
+def parse_subtitles(text: str, kind: str, *, automatic: bool | None = None) -> list[TimedText]:
     """Spans in time order of a file of one of FORMATS; ValueError where it is not one.
 
     An automatic track shows each line until the next but one begins, and again as it scrolls up:
@@ -209,7 +209,7 @@ def _by_pysubs2(text: str, kind: str) -> Iterator[_Cue]:
             )
 
 
-def _span(cue: _Cue) -> Span:
+def _span(cue: _Cue) -> TimedText:
     """A cue's lines as one text with single spaces, and its words where their times are known."""
     words: list[Word] = []
     pieces = [(at, text) for line in cue.lines for at, text in [*line, (None, " ")]]
@@ -229,7 +229,9 @@ def _span(cue: _Cue) -> Span:
             words.append(Word(max(seconds, earliest), space + text))
         gap = " " if piece[-1].isspace() else ""
     text = "".join(word.text for word in words)
-    return Span(cue.start_seconds, cue.end_seconds, text, tuple(words) if _has_words(cue) else ())
+    return TimedText(
+        cue.start_seconds, cue.end_seconds, text, tuple(words) if _has_words(cue) else ()
+    )
 
 
 def _has_words(cue: _Cue) -> bool:
@@ -260,7 +262,7 @@ def _without_repeats(cues: Sequence[_Cue]) -> list[_Cue]:
     return found
 
 
-def _without_overlaps(spans: Sequence[Span]) -> list[Span]:
+def _without_overlaps(spans: Sequence[TimedText]) -> list[TimedText]:
     """Each line until the next one begins."""
     found = []
     for span, after in zip(spans, [*spans[1:], None], strict=True):

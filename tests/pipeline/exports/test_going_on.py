@@ -13,7 +13,7 @@ from clipmill.jobs.remove import remove
 from clipmill.pipeline.engine import parallel_map as tasks
 from clipmill.pipeline.exports import selection, units
 from clipmill.pipeline.exports.request import ExportRequest, Interleaving, cut_options
-from clipmill.pipeline.exports.run_export import Watcher, run_export
+from clipmill.pipeline.exports.run_export import ExportWatcher, run_export
 from clipmill.schemas.errors import ClipmillError, UsageError
 from tests.pipeline.exports.small_dataset import (
     Small,
@@ -46,7 +46,7 @@ def stop_after(small: Small, output: Path, format: str, steps: int, **asked: Any
 
     request = ExportRequest(small.path, output, format, engine="local", **asked)
     try:
-        run_export(request, code_version="test", watcher=Watcher(step=step))
+        run_export(request, code_version="test", watcher=ExportWatcher(step=step))
     except Stopped:
         return True
     return False
@@ -153,7 +153,7 @@ def test_two_processes_do_not_write_into_one_folder(small, tmp_path):
             export(small, tmp_path / "out", "parquet")
 
     request = ExportRequest(small.path, tmp_path / "out", "parquet")
-    run_export(request, code_version="test", watcher=Watcher(begin=again))
+    run_export(request, code_version="test", watcher=ExportWatcher(begin=again))
 
 
 def test_nothing_to_export_is_an_error_and_leaves_no_folder(tmp_path):
@@ -262,7 +262,7 @@ def test_an_export_that_was_stopped_has_no_process_left_when_that_is_told(tmp_pa
         small.path, tmp_path / "out", "parquet", engine="local", cut=cut_options("copy")
     )
     with pytest.raises(Stopped) as held:
-        run_export(request, code_version="test", watcher=Watcher(step=step))
+        run_export(request, code_version="test", watcher=ExportWatcher(step=step))
     assert held.value.__traceback__ is not None
     assert set(active_children()) <= others
 

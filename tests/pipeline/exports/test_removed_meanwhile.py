@@ -18,7 +18,7 @@ from clipmill.pipeline.exports import run_export as exporting
 from clipmill.pipeline.exports import selection, units
 from clipmill.pipeline.exports.folder import read_manifest
 from clipmill.pipeline.exports.request import ExportRequest, Interleaving, cut_options
-from clipmill.pipeline.exports.run_export import Exported, Watcher, run_export
+from clipmill.pipeline.exports.run_export import Exported, ExportWatcher, run_export
 from clipmill.schemas.errors import ClipmillError, UsageError
 from tests.pipeline.exports.small_dataset import (
     Small,
@@ -85,7 +85,7 @@ def export_and_remove(
             remove(small.path, videos=[f"youtube-{gone}"])
 
     request = ExportRequest(small.path, output, format, engine="local", **asked)
-    done = run_export(request, code_version="test", watcher=Watcher(begin, step))
+    done = run_export(request, code_version="test", watcher=ExportWatcher(begin, step))
     assert "removed" in steps
     return done
 
@@ -228,7 +228,7 @@ def test_an_export_that_was_stopped_goes_on_without_what_was_removed(
     left = 5
     request = ExportRequest(small.path, out, format, engine="local", **asked)
     with pytest.raises(Stopped):
-        run_export(request, code_version="test", watcher=Watcher(step=step))
+        run_export(request, code_version="test", watcher=ExportWatcher(step=step))
     remove(small.path, videos=[f"youtube-{GONE}"])
     done = export(small, out, format, **asked)
     assert not done.was_finished

@@ -18,7 +18,7 @@ from clipmill.pipeline.catalog.catalog import Catalog, open_catalog
 from clipmill.pipeline.subsets.candidates import CANDIDATES, read_candidates
 from clipmill.pipeline.subsets.explain import explain_recipe
 from clipmill.pipeline.subsets.freeze import create_subset
-from clipmill.pipeline.subsets.rule_engine import Engine, equal, proportional
+from clipmill.pipeline.subsets.rule_engine import RuleEngine, equal, proportional
 from clipmill.pipeline.subsets.subset_recipe import load_subset_recipe
 from clipmill.schemas import tables
 from clipmill.schemas.errors import UsageError
@@ -76,7 +76,7 @@ def taken(catalog: Catalog, folder: Path, *rules: dict, **top) -> list[str]:
     """The ids of the clips that remain after the rules."""
     recipe = recipe_of(folder, *rules, **top)
     candidates = read_candidates(catalog, recipe, {})
-    with Engine(candidates) as engine:
+    with RuleEngine(candidates) as engine:
         tables = [target for _, _, target in engine.funnel(recipe.rules)]
         rows = catalog.connection.execute(
             f"SELECT clip_id FROM {CANDIDATES} AS c SEMI JOIN {tables[-1]} AS t ON c.rowid = t.id"

@@ -10,14 +10,14 @@ from clipmill.schemas.errors import RowFailed
 from clipmill.stages.media.isolation import isolated
 from clipmill.stages.media.isolation.isolated import Limits, collect_isolated, run_isolated
 from clipmill.stages.media.read.decode import open_container
-from clipmill.stages.media.read.measures import Wanted
+from clipmill.stages.media.read.measures import WantedMeasures
 from clipmill.stages.media.read.probe import probe
 from clipmill.stages.media.read.scan import ScanSettings, scan_video
 from tests import isolated_functions
 from tests.huge import huge_h264
 from tests.media import Scene, cached, render
 
-SCAN = ScanSettings(False, None, None, True, 384, 90, 2.0, Wanted())
+SCAN = ScanSettings(False, None, None, True, 384, 90, 2.0, WantedMeasures())
 _MPD = """<?xml version="1.0"?>
 <MPD xmlns="urn:mpeg:dash:schema:mpd:2011" type="static" mediaPresentationDuration="PT1S"
  profiles="urn:mpeg:dash:profile:isoff-on-demand:2011"><Period><AdaptationSet mimeType="video/mp4">

@@ -10,9 +10,9 @@ import pytest
 
 from clipmill.stages.media.fetch import watch
 from clipmill.stages.media.fetch.host_throttle import PassingProblem
-from clipmill.stages.media.fetch.watch import Limits, Progress, Watch
+from clipmill.stages.media.fetch.watch import BytesSoFar, DownloadLimits, Watch
 
-LIMITS = Limits(min_bytes_per_second=1000, window_seconds=0.4)
+LIMITS = DownloadLimits(min_bytes_per_second=1000, window_seconds=0.4)
 
 
 class Download:
@@ -21,9 +21,9 @@ class Download:
     def __init__(self, bytes_a_look: int) -> None:
         self.bytes_a_look, self.looks = bytes_a_look, 0
 
-    def __call__(self) -> Progress:
+    def __call__(self) -> BytesSoFar:
         self.looks += threading.current_thread() is not threading.main_thread()
-        return Progress(self.looks * self.bytes_a_look, 0)
+        return BytesSoFar(self.looks * self.bytes_a_look, 0)
 
     def go_on(self, watching: Watch, looks: int) -> None:
         until = self.looks + looks

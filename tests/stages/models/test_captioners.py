@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from clipmill.schemas.errors import ClipmillError, RowFailed
-from clipmill.stages.models.captioners import Picture, open_captioner
+from clipmill.stages.models.captioners import PictureToCaption, open_captioner
 from clipmill.stages.models.generation import Batches, GeneratingStage, Generation
 from clipmill.stages.models.pixels import PlainPixels
 from clipmill.stages.references import ModelReference
@@ -53,10 +53,10 @@ def captioner(folder, batch_images=4, dtype="float32", **settings):
         yield opened
 
 
-def pictures(count: int, prompts=(None,)) -> list[Picture]:
+def pictures(count: int, prompts=(None,)) -> list[PictureToCaption]:
     """Pictures of two shapes, under tickets that say their number and prompt."""
     return [
-        Picture((i, prompt), jpeg(i, 90 if i % 2 else 120), prompt)
+        PictureToCaption((i, prompt), jpeg(i, 90 if i % 2 else 120), prompt)
         for i in range(count)
         for prompt in prompts
     ]
@@ -105,7 +105,7 @@ def test_prompts_of_one_length_share_a_batch(monkeypatch):
 def test_the_prompt_is_no_part_of_the_caption():
     """BLIP's output begins with its prompt, which is not what the model said."""
     with captioner(tiny_model("blip")) as opened:
-        (text,) = opened.describe([Picture(0, jpeg(0), "a picture of")], GREEDY).values()
+        (text,) = opened.describe([PictureToCaption(0, jpeg(0), "a picture of")], GREEDY).values()
         assert not text.startswith("a picture of")
         assert len(text.split()) == GREEDY.max_new_tokens
 
@@ -113,7 +113,7 @@ def test_the_prompt_is_no_part_of_the_caption():
 def test_generation_settings_reach_the_model():
     with captioner(tiny_model("blip")) as opened:
         short, long = (
-            opened.describe([Picture(0, jpeg(0))], Generation(count, count, 1, 1))[0]
+            opened.describe([PictureToCaption(0, jpeg(0))], Generation(count, count, 1, 1))[0]
             for count in (3, 9)
         )
     assert (len(short.split()), len(long.split())) == (3, 9)
@@ -132,7 +132,7 @@ def test_a_prompt_that_the_model_cannot_take_is_refused_at_the_start(name, promp
 def test_a_broken_picture_costs_only_itself():
     good = pictures(4)
     with captioner(tiny_model("blip")) as opened:
-        texts = opened.describe([*good[:2], Picture("bad", b"no jpeg"), *good[2:]], GREEDY)
+        texts = opened.describe([*good[:2], PictureToCaption("bad", b"no jpeg"), *good[2:]], GREEDY)
         expected = opened.describe(good, GREEDY)
     failure = texts.pop("bad")
     assert isinstance(failure, RowFailed)
