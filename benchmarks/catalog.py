@@ -33,6 +33,15 @@ from clipmill.pipeline.dataset.run_records import write_run
 from clipmill.pipeline.dataset.shards import ShardMetadata, shard_name, shard_path
 from clipmill.schemas import tables
 from clipmill.schemas.ids import source_key
+from clipmill.stages.caption_frames import CAPTIONS
+from clipmill.stages.download_videos import VIDEOS
+from clipmill.stages.hash_frames import FRAME_HASHES
+from clipmill.stages.scan_videos import SCANS
+from clipmill.stages.score_aesthetic import AESTHETIC
+from clipmill.stages.score_similarity import SIMILARITY
+from clipmill.stages.split_clips import CLIPS
+from clipmill.stages.summarize_captions import SUMMARIES
+from clipmill.stages.take_given_score import GIVEN_SCORE
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARD_VIDEOS = 64
@@ -43,23 +52,15 @@ COPIES = 0.03
 FINGERPRINT = "0123456789abcdef"
 STEPS: dict[str, tuple[str, pa.Schema, list[str]]] = {
     # label: name of the stage, table, what it depends on
-    "download_videos": ("download_videos", tables.VIDEOS, []),
-    "scan_videos": ("split_clips", tables.SCANS, ["download_videos"]),
-    "split_clips": ("split_clips", tables.CLIPS, ["scan_videos"]),
-    "caption_frames": ("caption_frames", tables.CAPTIONS, ["split_clips"]),
-    "summarize_captions": (
-        "summarize_captions",
-        tables.SUMMARIES,
-        ["split_clips", "caption_frames"],
-    ),
-    "score_similarity": (
-        "score_similarity",
-        tables.SIMILARITY,
-        ["split_clips", "summarize_captions"],
-    ),
-    "score_aesthetic": ("score_aesthetic", tables.AESTHETIC, ["split_clips"]),
-    "umt_sim": ("take_given_score", tables.GIVEN_SCORE, ["split_clips"]),
-    "hash_frames": ("hash_frames", tables.FRAME_HASHES, ["split_clips"]),
+    "download_videos": ("download_videos", VIDEOS, []),
+    "scan_videos": ("split_clips", SCANS, ["download_videos"]),
+    "split_clips": ("split_clips", CLIPS, ["scan_videos"]),
+    "caption_frames": ("caption_frames", CAPTIONS, ["split_clips"]),
+    "summarize_captions": ("summarize_captions", SUMMARIES, ["split_clips", "caption_frames"]),
+    "score_similarity": ("score_similarity", SIMILARITY, ["split_clips", "summarize_captions"]),
+    "score_aesthetic": ("score_aesthetic", AESTHETIC, ["split_clips"]),
+    "umt_sim": ("take_given_score", GIVEN_SCORE, ["split_clips"]),
+    "hash_frames": ("hash_frames", FRAME_HASHES, ["split_clips"]),
 }
 SCORES = {
     "score_similarity": "similarity",

@@ -140,7 +140,7 @@ def _stages(ctx: typer.Context) -> dict[str, str]:
     """Label and stage of each entry of the recipe in the command, else the built-in stages."""
     from clipmill.pipeline.recipes.ready_made import names, recipe_path
     from clipmill.pipeline.recipes.recipe import read_yaml
-    from clipmill.pipeline.recipes.stage_classes import built_in_stage_names
+    from clipmill.stages.built_in import built_in_stage_names
 
     given = _given(ctx, "recipe", lambda word: word in names() or word.endswith((".yaml", ".yml")))
     if given is None:

@@ -21,11 +21,10 @@ from clipmill.jobs.help_pages import default_shown, limits_shown, shown
 from clipmill.pipeline.catalog import views
 from clipmill.pipeline.ingest.source_spec import SourceSpec
 from clipmill.pipeline.recipes.recipe import RaySettings, Recipe
-from clipmill.pipeline.recipes.stage_classes import built_in_stage_names, stage_class
 from clipmill.schemas import tables
 from clipmill.schemas.errors import ERROR_KINDS
 from clipmill.schemas.sql_text import duckdb_type
-from clipmill.schemas.step_tables import STAGE_TABLES
+from clipmill.stages.built_in import built_in_stages
 from clipmill.stages.protocol import Middle, PerSecond, Stage, Uniform
 
 FOLDER = Path(__file__).resolve().parent.parent / "docs" / "reference"
@@ -143,14 +142,6 @@ def _sql(kind: pa.DataType) -> str:
     return duckdb_type(kind).replace("TIMESTAMP WITH TIME ZONE", "TIMESTAMPTZ").replace('"', "")
 
 
-def _ordered_stages() -> list[type[Stage]]:
-    known = list(STAGE_TABLES)
-    names = sorted(
-        built_in_stage_names(), key=lambda name: known.index(name) if name in known else len(known)
-    )
-    return [stage_class(name, Path()) for name in names]
-
-
 def stages_page() -> str:
     common = {name: Stage.model_fields[name] for name in Stage.model_fields}
     parts = [
@@ -169,7 +160,7 @@ def stages_page() -> str:
         "## Settings of every stage\n",
         _settings(_marked(common)),
     ]
-    for cls in _ordered_stages():
+    for cls in built_in_stages():
         parts += [f"## `{cls.name}`\n", *_stage_parts(cls, common)]
     return "\n".join(parts)
 
@@ -252,12 +243,10 @@ def tables_page() -> str:
         "### `sources`\n",
         _schema(tables.SOURCES),
     ]
-    for name, schema in STAGE_TABLES.items():
-        parts += [f"### `{name}`\n", _schema(schema)]
-        if name == "scan_videos":
-            parts += ["### `frames`\n", _schema(tables.FRAMES)]
-        if name == "split_clips":
-            parts += ["### `shots`\n", _schema(tables.SHOTS)]
+    for stage in built_in_stages():
+        own = stage.model_construct().table_schema
+        for name, schema in {stage.name: own, **stage.more_tables}.items():
+            parts += [f"### `{name}`\n", _schema(schema)]
     return "\n".join(parts)
 
 

@@ -10,6 +10,8 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
+import av  # noqa: F401 - a run without the extra that it needs fails here, not at each video
+
 from clipmill.pipeline.catalog.index_writer import index_problem
 from clipmill.pipeline.dataset import run_records as records
 from clipmill.pipeline.dataset.leftovers import (

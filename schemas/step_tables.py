@@ -8,26 +8,10 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from clipmill.schemas import tables
 from clipmill.schemas.damage import check_is_file
 from clipmill.schemas.sql_text import duckdb_type, escaped_for_glob, literal, null, quoted
 
 Columns = Sequence[tuple[str, pa.DataType]]
-STAGE_TABLES: dict[str, pa.Schema] = {
-    "download_videos": tables.VIDEOS,
-    "scan_videos": tables.SCANS,
-    "split_clips": tables.CLIPS,
-    "tag_clips": tables.TAGS,
-    "caption_frames": tables.CAPTIONS,
-    "summarize_captions": tables.SUMMARIES,
-    "embed_clips": tables.EMBEDDINGS,
-    "score_similarity": tables.SIMILARITY,
-    "score_video_similarity": tables.VIDEO_SIMILARITY,
-    "score_aesthetic": tables.AESTHETIC,
-    "take_given_score": tables.GIVEN_SCORE,
-    "hash_frames": tables.FRAME_HASHES,
-}
-"""The built-in steps by name; a step that is not listed belongs to a custom stage."""
 CLIP_ID_PATTERN = r"^(.*)-m?\d+-m?\d+$"
 
 
@@ -53,6 +37,7 @@ class StepTable:
     shards: tuple[str, ...] | None = None
     removed: bool = False
     odd: Path | None = None
+    is_built_in: bool = False
 
     @property
     def retried(self) -> bool:
@@ -62,10 +47,6 @@ class StepTable:
     def own_columns(self) -> list[pa.Field]:
         outcome = {"rejection", "error"}
         return [field for field in self.schema if field.name not in {self.key, *outcome}]
-
-    @property
-    def is_built_in(self) -> bool:
-        return self.name in STAGE_TABLES
 
     @property
     def is_primary(self) -> bool:

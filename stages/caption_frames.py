@@ -11,7 +11,7 @@ import pyarrow as pa
 from pydantic import Field, model_validator
 
 from clipmill.schemas.errors import RowFailed
-from clipmill.schemas.tables import CAPTIONS
+from clipmill.schemas.tables import TEXT_AT, clip_table
 from clipmill.stages.media.read.sampling import pick_frames
 from clipmill.stages.models.captioners import Captioner, PictureToCaption, open_captioner
 from clipmill.stages.models.generated_text import fault_of, shortened, tidy
@@ -27,6 +27,12 @@ from clipmill.stages.protocol import (
     resource,
 )
 from clipmill.stages.references import ModelReference
+
+CAPTIONS = clip_table(
+    ("caption_coarse", pa.string()),
+    ("coarse_seconds", pa.float64()),
+    ("captions_fine", pa.list_(TEXT_AT)),
+)
 
 COARSE = "coarse"
 FINE = "fine"

@@ -10,17 +10,71 @@ import contextlib
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import datetime
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pyarrow as pa
 
 from clipmill.schemas.errors import ClipmillError, ErrorKind, RowFailed, RowRejected
 from clipmill.schemas.storage import full_storage
-from clipmill.schemas.tables import VIDEOS
-from clipmill.stages.media.fetch.downloads import Downloader
-from clipmill.stages.media.fetch.media_store import Media, MediaStore
+from clipmill.schemas.tables import FAILED_PART, OUTCOME, SPAN, SUBTITLE, TEXT_AT
 from clipmill.stages.media.fetch.settings import DownloadSettings
 from clipmill.stages.protocol import Rows, Transform, Workspace
+
+if TYPE_CHECKING:
+    from clipmill.stages.media.fetch.downloads import Downloader
+    from clipmill.stages.media.fetch.media_store import Media, MediaStore
+
+# One row per source. `path` is relative to the dataset for downloaded files and absolute for
+# referenced ones. Width and height are as displayed. `clock_starts_at_seconds` is the file's own
+# time stamp at second 0 (0 for most MP4s, 1.4 for an MPEG-TS); null in rows of older versions,
+# whose second 0 is the file's time 0.
+# `starts_at_seconds` is the time in the video at which the file begins: null but for files that
+# hold a section of it. `pixel_format`, `color_transfer` and `color_primaries` have FFmpeg's names,
+# null where the file doesn't say: HDR10 is `smpte2084`, HLG `arib-std-b67`.
+# `subtitle_words` runs parallel to `subtitles`: the words of each line with the times at which they
+# are said, where those are known.
+# `failed_parts` are failures of what a kept row lacks (`subtitles`, `sound`); `retry` asks for just
+# those.
+VIDEOS = pa.schema(
+    [
+        pa.field("source_key", pa.string(), nullable=False),
+        ("video_id", pa.string()),
+        ("url", pa.string()),
+        ("extractor", pa.string()),
+        ("source_id", pa.string()),
+        ("title", pa.string()),
+        ("description", pa.string()),
+        ("uploader", pa.string()),
+        ("tags", pa.list_(pa.string())),
+        ("license", pa.string()),
+        ("language", pa.string()),
+        ("category", pa.string()),
+        ("query", pa.string()),
+        ("caption_given", pa.string()),
+        ("duration_seconds", pa.float64()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("fps", pa.float64()),
+        ("codec", pa.string()),
+        ("has_audio", pa.bool_()),
+        ("size_bytes", pa.int64()),
+        ("sha256", pa.string()),
+        ("path", pa.string()),
+        ("downloaded_at", pa.timestamp("us", tz="UTC")),
+        ("subtitles", pa.list_(SUBTITLE)),
+        ("spans", pa.list_(SPAN)),
+        ("extra", pa.map_(pa.string(), pa.string())),
+        ("starts_at_seconds", pa.float64()),
+        ("subtitle_words", pa.list_(pa.list_(TEXT_AT))),
+        ("clock_starts_at_seconds", pa.float64()),
+        ("pixel_format", pa.string()),
+        ("color_transfer", pa.string()),
+        ("color_primaries", pa.string()),
+        ("captions_given", pa.list_(pa.string())),
+        ("failed_parts", pa.list_(FAILED_PART)),
+        *OUTCOME,
+    ]
+)
 
 
 class DownloadVideos(DownloadSettings):
@@ -57,6 +111,10 @@ class DownloadVideos(DownloadSettings):
 
     @contextlib.contextmanager
     def open(self, workspace: Workspace) -> Iterator[Transform]:
+        # Here, because the schema above is read where PyAV is not installed.
+        from clipmill.stages.media.fetch.downloads import Downloader
+        from clipmill.stages.media.fetch.media_store import MediaStore
+
         store = MediaStore(workspace.dataset, self.identity())
         pool = ThreadPoolExecutor(self.concurrency, thread_name_prefix="download")
         with Downloader(self, store) as downloader:

@@ -10,10 +10,16 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
-from clipmill.schemas.tables import EMBEDDINGS
+from clipmill.schemas.tables import clip_table
 from clipmill.stages.models.embedders import ClipEmbedder, EmbedderStage
-from clipmill.stages.models.vectors import as_column
+from clipmill.stages.models.vectors import STORED, as_column
 from clipmill.stages.protocol import FramePick, Rows, Transform, Uniform, Workspace
+
+EMBEDDINGS = clip_table(
+    # k frames of d numbers each, L2-normalised, in time order.
+    ("embeddings", STORED),
+    ("embedding_seconds", pa.list_(pa.float64())),
+)
 
 
 class EmbedClips(EmbedderStage):

@@ -6,14 +6,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
-import cv2
 import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
 from clipmill.schemas.errors import RowFailed
-from clipmill.schemas.tables import FRAME_HASHES
+from clipmill.schemas.tables import clip_table
 from clipmill.stages.protocol import FramePick, Rows, Stage, Transform, Uniform, Workspace
+
+FRAME_HASHES = clip_table(
+    # 64-bit perceptual hashes in time order; null for a frame that shows nothing.
+    ("frame_hashes", pa.list_(pa.uint64())),
+    ("frame_hashes_reason", pa.string()),
+)
 
 HASH_BITS = 64
 _SIDE = 32
@@ -84,6 +89,8 @@ class HashFrames(Stage):
 
 def perceptual_hash(jpeg: bytes, min_contrast: float) -> int | None:
     """The hash of an image, None if it is flat; RowFailed `bad_media` if it can't be decoded."""
+    import cv2
+
     # Half of the size is read straight from the JPEG's coefficients.
     grey = (
         cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_REDUCED_GRAYSCALE_2)

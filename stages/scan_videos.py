@@ -17,12 +17,50 @@ from pydantic import Field
 
 from clipmill.schemas.clocks import CLOCK_COLUMNS, file_zero_seconds
 from clipmill.schemas.errors import ErrorKind, RowFailed, RowRejected
-from clipmill.schemas.tables import FRAMES, SCANS
+from clipmill.schemas.tables import HOLE, OUTCOME
 from clipmill.stages.media.isolation.isolated import Limits, collect_isolated
-from clipmill.stages.media.read.measures import WantedMeasures
-from clipmill.stages.media.read.scan import ScanSettings, scan_video
 from clipmill.stages.protocol import Rows, Stage, Transform, Workspace, resource, strict_table
 from clipmill.stages.reading_stage import ReadingStage
+
+# One row per video. The lists run parallel: one entry
+# per decoded frame, in presentation order. `frame_numbers` count from the file's first frame.
+# `holes` are times in which neither a picture nor a sound is there, null where there are none.
+# Detector statistics are doubles so that cuts made from them equal cuts made from the pixels.
+# `tone_mapped`: kept frames show ordinary dynamic range, the video has a high one.
+# `corrupt_seconds` are the times of pictures that were decoded with errors, or are lost, and
+# `corrupt_frames` how many these are; null in exact mode, whose readers do not tell.
+SCANS = pa.schema(
+    [
+        pa.field("video_id", pa.string(), nullable=False),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("fps", pa.float64()),
+        ("source_frames", pa.int64()),
+        ("decoded_frames", pa.int64()),
+        ("end_seconds", pa.float64()),
+        ("frame_numbers", pa.list_(pa.int64())),
+        ("seconds", pa.list_(pa.float64())),
+        ("statistics", pa.map_(pa.string(), pa.list_(pa.float64()))),
+        ("motion", pa.list_(pa.float32())),
+        ("sharpness", pa.list_(pa.float32())),
+        ("brightness", pa.list_(pa.float32())),
+        ("tone_mapped", pa.bool_()),
+        ("holes", pa.list_(HOLE)),
+        ("corrupt_seconds", pa.list_(pa.float64())),
+        ("corrupt_frames", pa.int64()),
+        *OUTCOME,
+    ]
+)
+
+# The frames that the decode pass kept: a cache, JPEG, one row group a video.
+FRAMES = pa.schema(
+    [
+        pa.field("video_id", pa.string(), nullable=False),
+        ("frame_number", pa.int64()),
+        ("seconds", pa.float64()),
+        ("jpeg", pa.binary()),
+    ]
+)
 
 
 class ScanVideos(ReadingStage):
@@ -97,6 +135,10 @@ class ScanVideos(ReadingStage):
     def _scan(
         self, row: dict[str, Any], workspace: Workspace
     ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+        # Here, because the schemas above are read where PyAV is not installed.
+        from clipmill.stages.media.read.measures import WantedMeasures
+        from clipmill.stages.media.read.scan import ScanSettings, scan_video
+
         path, spans = workspace.resolve(row["path"]), row["spans"]
         _require(path)
         if self.spans == "require" and not spans:

@@ -11,13 +11,15 @@ import pyarrow as pa
 from pydantic import Field
 
 from clipmill.schemas.errors import ClipmillError
-from clipmill.schemas.tables import AESTHETIC
+from clipmill.schemas.tables import clip_table
 from clipmill.stages.media.fetch.data_files import local_file
 from clipmill.stages.models.aesthetic_heads import AestheticHead, load_head
 from clipmill.stages.models.places import note_place
 from clipmill.stages.models.vectors import stored
 from clipmill.stages.protocol import Rows, Stage, Transform, Workspace
 from clipmill.stages.references import DataFile
+
+AESTHETIC = clip_table(("aesthetic", pa.float32()), ("aesthetic_reason", pa.string()))
 
 _OVER_FRAMES: dict[str, Callable[[np.ndarray], Any]] = {
     "max": np.max,

@@ -11,10 +11,17 @@ import pyarrow as pa
 from pydantic import Field
 
 from clipmill.schemas.errors import ClipmillError
-from clipmill.schemas.tables import SIMILARITY
+from clipmill.schemas.tables import clip_table
 from clipmill.stages.models.embedders import ClipEmbedder, EmbedderStage
 from clipmill.stages.models.vectors import frame_mean, stored
 from clipmill.stages.protocol import Rows, Stage, Transform, Workspace
+
+SIMILARITY = clip_table(
+    ("similarity", pa.float32()),
+    ("similarity_coarse", pa.float32()),
+    ("similarity_fine", pa.float32()),
+    ("similarity_reason", pa.string()),
+)
 
 
 class ScoreSimilarity(EmbedderStage):

@@ -10,11 +10,15 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
-from clipmill.schemas.tables import VIDEO_SIMILARITY
+from clipmill.schemas.tables import clip_table
 from clipmill.stages.models.embedders import DType
 from clipmill.stages.models.video_text import VideoTextModel
 from clipmill.stages.protocol import FramePick, Rows, Stage, Transform, Uniform, Workspace, resource
 from clipmill.stages.references import ModelReference
+
+VIDEO_SIMILARITY = clip_table(
+    ("video_similarity", pa.float32()), ("video_similarity_reason", pa.string())
+)
 
 
 class ScoreVideoSimilarity(Stage):

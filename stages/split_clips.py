@@ -19,10 +19,53 @@ from pydantic import Field, field_validator, model_validator
 
 from clipmill.schemas.errors import ErrorKind, RowFailed, RowRejected
 from clipmill.schemas.ids import clip_id
-from clipmill.schemas.tables import CLIPS, SHOTS
+from clipmill.schemas.tables import OUTCOME
 from clipmill.stages.protocol import Rows, Stage, Transform, Workspace, resource, strict_table
 from clipmill.stages.reading_stage import ReadingStage
 from clipmill.stages.scan_videos import ScanVideos
+
+# The key is the video; a video that was rejected or failed is one row
+# whose clip_id is null. `end_frame` is exclusive, as `end_seconds` is. `corrupt_frames` counts the
+# clip's pictures that were decoded with errors, or are lost.
+CLIPS = pa.schema(
+    [
+        pa.field("video_id", pa.string(), nullable=False),
+        ("clip_id", pa.string()),
+        ("shot", pa.int32()),
+        ("start_seconds", pa.float64()),
+        ("end_seconds", pa.float64()),
+        ("duration_seconds", pa.float64()),
+        ("start_frame", pa.int64()),
+        ("end_frame", pa.int64()),
+        ("fps", pa.float64()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("motion", pa.float32()),
+        ("motion_max", pa.float32()),
+        ("sharpness", pa.float32()),
+        ("brightness", pa.float32()),
+        ("caption_given", pa.string()),
+        ("extra", pa.map_(pa.string(), pa.string())),
+        ("tone_mapped", pa.bool_()),
+        ("captions_given", pa.list_(pa.string())),
+        ("corrupt_frames", pa.int32()),
+        *OUTCOME,
+    ]
+)
+
+# Every shot that was found, also those that gave no clip (`rule` says why).
+SHOTS = pa.schema(
+    [
+        pa.field("video_id", pa.string(), nullable=False),
+        ("shot", pa.int32()),
+        ("start_seconds", pa.float64()),
+        ("end_seconds", pa.float64()),
+        ("start_frame", pa.int64()),
+        ("end_frame", pa.int64()),
+        ("n_clips", pa.int32()),
+        ("rule", pa.string()),
+    ]
+)
 
 Detector = Literal["content", "adaptive", "threshold", "histogram", "hash"]
 _LENGTH_OF_TIME = re.compile(

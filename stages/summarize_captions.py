@@ -5,21 +5,25 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pyarrow as pa
 from pydantic import Field, field_validator, model_validator
 
 from clipmill.schemas.errors import RowFailed
-from clipmill.schemas.tables import SUMMARIES
+from clipmill.schemas.tables import clip_table
 from clipmill.stages.media.read.speech import Lines, said_within, speaking_track, with_words
 from clipmill.stages.models.generated_text import fault_of, shortened, tidy
 from clipmill.stages.models.generation import GeneratingStage, Generation
-from clipmill.stages.models.openai_server import Completion
 from clipmill.stages.models.prompts import render, variables_of
-from clipmill.stages.models.text_models import TextModel, open_text_model
 from clipmill.stages.protocol import Rows, Transform, Workspace, resource
 from clipmill.stages.references import ModelReference
+
+if TYPE_CHECKING:
+    from clipmill.stages.models.openai_server import Completion
+    from clipmill.stages.models.text_models import TextModel
+
+SUMMARIES = clip_table(("caption", pa.string()))
 
 # Which columns a prompt needs for each variable that it may use.
 _READS = {
@@ -130,6 +134,8 @@ class SummarizeCaptions(GeneratingStage):
 
     @contextmanager
     def open(self, workspace: Workspace) -> Iterator[Transform]:
+        from clipmill.stages.models.text_models import open_text_model
+
         with open_text_model(
             self.model, self, "summarize_captions.model", self._generation, self.batch_texts
         ) as model:

@@ -12,12 +12,14 @@ import pyarrow as pa
 from pydantic import Field, field_validator
 
 from clipmill.schemas.errors import ClipmillError, UsageError
-from clipmill.schemas.tables import TAGS
+from clipmill.schemas.tables import TAG, clip_table
 from clipmill.stages.media.fetch.data_files import local_file
 from clipmill.stages.models.embedders import ClipEmbedder, EmbedderStage
 from clipmill.stages.models.vectors import stored, unit
 from clipmill.stages.protocol import FramePick, Rows, Stage, Transform, Uniform, Workspace
 from clipmill.stages.references import DataFile
+
+TAGS = clip_table(("tags", pa.list_(TAG)))
 
 SHIPPED_VOCABULARY = Path(__file__).parent / "data" / "tags.txt"
 

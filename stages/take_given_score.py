@@ -10,8 +10,10 @@ from typing import Any, ClassVar
 import pyarrow as pa
 from pydantic import Field
 
-from clipmill.schemas.tables import GIVEN_SCORE
+from clipmill.schemas.tables import clip_table
 from clipmill.stages.protocol import Rows, Stage, Transform, Workspace
+
+GIVEN_SCORE = clip_table(("given_score", pa.float64()), ("given_score_reason", pa.string()))
 
 
 class TakeGivenScore(Stage):

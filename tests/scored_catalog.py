@@ -12,6 +12,14 @@ import pyarrow as pa
 
 from clipmill.schemas import tables
 from clipmill.schemas.ids import clip_id, source_key
+from clipmill.stages.download_videos import VIDEOS
+from clipmill.stages.embed_clips import EMBEDDINGS
+from clipmill.stages.score_aesthetic import AESTHETIC
+from clipmill.stages.score_similarity import SIMILARITY
+from clipmill.stages.score_video_similarity import VIDEO_SIMILARITY
+from clipmill.stages.split_clips import CLIPS
+from clipmill.stages.summarize_captions import SUMMARIES
+from clipmill.stages.take_given_score import GIVEN_SCORE
 from tests.synthetic import START, write_run, write_shard
 
 HEAD_V2 = "/models/sac+logos+ava1-l14-linearMSE.pth"
@@ -33,11 +41,11 @@ class Made:
     @property
     def schema(self) -> pa.Schema:
         built_in = {
-            "score_aesthetic": tables.AESTHETIC,
-            "score_similarity": tables.SIMILARITY,
-            "take_given_score": tables.GIVEN_SCORE,
-            "embed_clips": tables.EMBEDDINGS,
-            "score_video_similarity": tables.VIDEO_SIMILARITY,
+            "score_aesthetic": AESTHETIC,
+            "score_similarity": SIMILARITY,
+            "take_given_score": GIVEN_SCORE,
+            "embed_clips": EMBEDDINGS,
+            "score_video_similarity": VIDEO_SIMILARITY,
         }
         return built_in.get(self.stage, tables.clip_table((self.score or "x", pa.float64())))
 
@@ -159,7 +167,7 @@ def build(
             dataset,
             "download_videos",
             shard,
-            tables.VIDEOS,
+            VIDEOS,
             [
                 {
                     "source_key": source_key(f"https://media.example/{name}"),
@@ -178,7 +186,7 @@ def build(
             dataset,
             "split_clips",
             shard,
-            tables.CLIPS,
+            CLIPS,
             [
                 {
                     "video_id": clip.video,
@@ -200,7 +208,7 @@ def build(
             dataset,
             "summarize_captions",
             shard,
-            tables.SUMMARIES,
+            SUMMARIES,
             [{"clip_id": clip.id, "caption": clip.caption} for clip in here],
         )
         for stage in made:
@@ -222,12 +230,10 @@ def build(
             "state": "done",
             "engine": "local",
             "stages": [
-                _record(Made("download_videos", "download_videos"), tables.VIDEOS, []),
-                _record(Made("split_clips", "split_clips"), tables.CLIPS, ["download_videos"]),
+                _record(Made("download_videos", "download_videos"), VIDEOS, []),
+                _record(Made("split_clips", "split_clips"), CLIPS, ["download_videos"]),
                 _record(
-                    Made("summarize_captions", "summarize_captions"),
-                    tables.SUMMARIES,
-                    ["split_clips"],
+                    Made("summarize_captions", "summarize_captions"), SUMMARIES, ["split_clips"]
                 ),
                 *(
                     _record(

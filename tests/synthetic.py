@@ -19,22 +19,31 @@ import pyarrow.parquet as pq
 
 from clipmill.schemas import tables
 from clipmill.schemas.ids import clip_id, source_key
+from clipmill.stages.caption_frames import CAPTIONS
+from clipmill.stages.download_videos import VIDEOS
+from clipmill.stages.embed_clips import EMBEDDINGS
+from clipmill.stages.scan_videos import FRAMES, SCANS
+from clipmill.stages.score_aesthetic import AESTHETIC
+from clipmill.stages.score_similarity import SIMILARITY
+from clipmill.stages.split_clips import CLIPS, SHOTS
+from clipmill.stages.summarize_captions import SUMMARIES
+from clipmill.stages.tag_clips import TAGS
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 WORDS_TABLE = tables.clip_table(("n_words", pa.int32()), ("n_words_reason", pa.string()))
 
 # The steps of the recipe: label -> (stage label, fingerprint, schema).
 STEPS: dict[str, tuple[str, str, pa.Schema]] = {
-    "download_videos": ("download_videos", "d1", tables.VIDEOS),
-    "scan_videos": ("split_clips", "s1", tables.SCANS),
-    "split_clips": ("split_clips", "c1", tables.CLIPS),
-    "tag_clips": ("tag_clips", "t1", tables.TAGS),
-    "caption_frames": ("caption_frames", "f1", tables.CAPTIONS),
-    "summarize_captions": ("summarize_captions", "m1", tables.SUMMARIES),
-    "embed_clips": ("embed_clips", "e1", tables.EMBEDDINGS),
-    "score_similarity": ("score_similarity", "i1", tables.SIMILARITY),
-    "score_aesthetic": ("score_aesthetic", "a1", tables.AESTHETIC),
-    "aesthetic_v1": ("aesthetic_v1", "b1", tables.AESTHETIC),
+    "download_videos": ("download_videos", "d1", VIDEOS),
+    "scan_videos": ("split_clips", "s1", SCANS),
+    "split_clips": ("split_clips", "c1", CLIPS),
+    "tag_clips": ("tag_clips", "t1", TAGS),
+    "caption_frames": ("caption_frames", "f1", CAPTIONS),
+    "summarize_captions": ("summarize_captions", "m1", SUMMARIES),
+    "embed_clips": ("embed_clips", "e1", EMBEDDINGS),
+    "score_similarity": ("score_similarity", "i1", SIMILARITY),
+    "score_aesthetic": ("score_aesthetic", "a1", AESTHETIC),
+    "aesthetic_v1": ("aesthetic_v1", "b1", AESTHETIC),
     "count_words": ("count_words", "w1", WORDS_TABLE),
 }
 STAGE_NAMES = {"aesthetic_v1": "score_aesthetic"}
@@ -438,7 +447,7 @@ def _write_side_tables(path: Path, writer: _Writer) -> None:
                 }
                 for row in found
             ]
-            write_shard(path, step, STEPS[step][1], shard, shots, tables.SHOTS, table="shots")
+            write_shard(path, step, STEPS[step][1], shard, shots, SHOTS, table="shots")
         if step == "scan_videos":
             frames = [
                 {
@@ -451,14 +460,14 @@ def _write_side_tables(path: Path, writer: _Writer) -> None:
                 if row.get("source_frames")
                 for n in (0, 25)
             ]
-            write_shard(path, step, STEPS[step][1], shard, frames, tables.FRAMES, table="frames")
+            write_shard(path, step, STEPS[step][1], shard, frames, FRAMES, table="frames")
 
 
 def _write_stale_run(truth: Truth) -> None:
     """An earlier run with another threshold and one more decode, which no view may show."""
     stale = {
-        "scan_videos": ("split_clips", "s0", tables.SCANS),
-        "split_clips": ("split_clips", "c0", tables.CLIPS),
+        "scan_videos": ("split_clips", "s0", SCANS),
+        "split_clips": ("split_clips", "c0", CLIPS),
     }
     write_shard(
         truth.path,
@@ -466,7 +475,7 @@ def _write_stale_run(truth: Truth) -> None:
         "s0",
         "000000",
         [{"video_id": "generic-v0", "source_frames": 10, "decoded_frames": 10}],
-        tables.SCANS,
+        SCANS,
         stage="split_clips",
     )
     truth.decoded_frames += 10
@@ -484,7 +493,7 @@ def _write_stale_run(truth: Truth) -> None:
                 "duration_seconds": 0.999,
             }
         ],
-        tables.CLIPS,
+        CLIPS,
     )
     download = {"download_videos": STEPS["download_videos"]}
     write_run(truth.path, run_record("r1", START, download | stale))

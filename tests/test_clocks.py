@@ -24,8 +24,9 @@ from clipmill.pipeline.exports.request import ExportRequest
 from clipmill.pipeline.exports.run_export import run_export
 from clipmill.pipeline.recipes.recipe import load_recipe
 from clipmill.pipeline.training import ClipDataset
-from clipmill.schemas import tables
+from clipmill.stages.download_videos import VIDEOS
 from clipmill.stages.media.cutting.requests import CutOptions
+from clipmill.stages.split_clips import CLIPS
 from tests.numbered import number_in, numbers_of, render_numbered
 from tests.synthetic import START, STEPS, run_record, write_run, write_shard
 
@@ -237,7 +238,7 @@ def test_rows_of_older_versions_keep_the_files_own_time(tmp_path):
         STEPS["download_videos"][1],
         "000000",
         [{"source_key": "a", "video_id": "file-a", "path": "media/file-a.mkv"}],
-        tables.VIDEOS,
+        VIDEOS,
     )
     write_shard(
         dataset,
@@ -253,7 +254,7 @@ def test_rows_of_older_versions_keep_the_files_own_time(tmp_path):
                 "duration_seconds": 1.0,
             }
         ],
-        tables.CLIPS,
+        CLIPS,
     )
     write_run(
         dataset,

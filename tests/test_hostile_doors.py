@@ -261,7 +261,7 @@ from contextlib import contextmanager
 
 import pyarrow as pa
 
-from clipmill.schemas.tables import CLIPS
+from clipmill.stages.split_clips import CLIPS
 from clipmill.stages.protocol import Rows, Stage, resource
 from tests.test_hostile_input import HOSTILE
 

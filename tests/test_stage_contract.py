@@ -13,9 +13,9 @@ import pytest
 from clipmill.pipeline.engine.step_inputs import KeptFrameReader, input_table
 from clipmill.pipeline.recipes.plan import Plan, Step, build_plan
 from clipmill.pipeline.recipes.recipe import LoadedRecipe
-from clipmill.pipeline.recipes.stage_classes import built_in_stage_names
 from clipmill.schemas.errors import RowFailed, RowRejected
 from clipmill.schemas.tables import OUTCOME
+from clipmill.stages.built_in import built_in_stage_names
 from clipmill.stages.protocol import Workspace
 from tests.conftest import Made
 

@@ -42,7 +42,10 @@ from clipmill.schemas.errors import UsageError
 from clipmill.schemas.folders import INDEX, SUBSETS
 from clipmill.schemas.scratch import ScratchFolder
 from clipmill.schemas.sql_text import escaped_for_glob, literal, quoted
-from clipmill.schemas.step_tables import STAGE_TABLES, Columns, StepTable, raw_view
+from clipmill.schemas.step_tables import Columns, StepTable, raw_view
+from clipmill.stages.built_in import built_in_stage_names, built_in_table
+from clipmill.stages.scan_videos import FRAMES
+from clipmill.stages.split_clips import SHOTS
 
 _UNITS = {
     "bytes": 1,
@@ -89,11 +92,11 @@ def read_layout(dataset: Path) -> Layout:
         for step in stage["steps"]:
             label = step["step"]
             name = stage["name"] if label == stage["stage"] else label
-            folders = {"frames": tables.FRAMES, "shots": tables.SHOTS}
+            folders = {"frames": FRAMES, "shots": SHOTS}
             for table, place in step["tables"].items():
                 if table == label:
                     folder = dataset / place
-                    schema = STAGE_TABLES.get(name) or _found_schema(folder, step)
+                    schema = built_in_table(name) or _found_schema(folder, step)
                     steps.append(
                         _table(
                             folder,
@@ -141,6 +144,7 @@ def _table(
         score,
         removed=removed,
         odd=odd,
+        is_built_in=name in built_in_stage_names(),
     )
 
 

@@ -14,6 +14,9 @@ import pyarrow as pa
 from clipmill.schemas import tables
 from clipmill.schemas.sql_text import escaped_for_glob, literal, null, quoted
 from clipmill.schemas.step_tables import NOT_AMONG_REMOVED, Columns, StepTable, empty, kept, newest
+from clipmill.stages.download_videos import VIDEOS
+from clipmill.stages.scan_videos import FRAMES
+from clipmill.stages.split_clips import CLIPS, SHOTS
 
 TIME = pa.timestamp("us", tz="UTC")
 
@@ -44,7 +47,7 @@ CLIPS_VIDEO_COLUMNS: Columns = tuple(
 )
 # And last what else split_clips says of a clip.
 CLIPS_SPLIT_COLUMNS: Columns = tuple(
-    (name, tables.CLIPS.field(name).type)
+    (name, CLIPS.field(name).type)
     for name in (
         "motion_max",
         "shot",
@@ -56,7 +59,7 @@ CLIPS_SPLIT_COLUMNS: Columns = tuple(
     )
 )
 VIDEOS_VIEW: Columns = tuple(
-    (name, tables.VIDEOS.field(name).type)
+    (name, VIDEOS.field(name).type)
     for name in (
         "video_id",
         "url",
@@ -114,9 +117,9 @@ _FAILURE: Columns = (
 )
 FAILURES_VIEW: Columns = (*_FAILURE, ("first_message", pa.string()), ("first_at", TIME))
 FAILURES_ALL_VIEW: Columns = (*_FAILURE, ("resolved", pa.bool_()))
-SHOTS_VIEW: Columns = tuple((field.name, field.type) for field in tables.SHOTS)
+SHOTS_VIEW: Columns = tuple((field.name, field.type) for field in SHOTS)
 FRAMES_INDEX_VIEW: Columns = tuple(
-    (field.name, field.type) for field in tables.FRAMES if field.name != "jpeg"
+    (field.name, field.type) for field in FRAMES if field.name != "jpeg"
 )
 SOURCES_VIEW: Columns = tuple((field.name, field.type) for field in tables.SOURCES)
 EMBEDDINGS_VIEW: Columns = (

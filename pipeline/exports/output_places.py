@@ -39,7 +39,7 @@ def _is_own(dataset: Path, name: str) -> bool:
     # Here, because most commands are given no output and should not wait for these.
     from clipmill.pipeline.dataset.commit_fence import COMMITS, LOCK
     from clipmill.pipeline.dataset.shards import committed_shards
-    from clipmill.pipeline.recipes.stage_classes import built_in_stage_names
+    from clipmill.stages.built_in import built_in_stage_names
 
     own = (*OWN_FOLDERS, LOCK, COMMITS, ".scratch", *built_in_stage_names())
     if name in own:

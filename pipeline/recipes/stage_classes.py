@@ -1,17 +1,14 @@
 """Finds the class for a stage's name, built in or custom.
 
-A built-in stage `verb_noun` is the class with that name in `stages/verb_noun.py`: adding one is
-adding a file. A custom stage is named `file.py:Class` or `package.module:Class`.
+A custom stage is named `file.py:Class` or `package.module:Class`.
 """
 
 from __future__ import annotations
 
 import difflib
-import functools
 import hashlib
 import importlib
 import importlib.util
-import pkgutil
 import re
 import sys
 from pathlib import Path
@@ -19,29 +16,13 @@ from types import ModuleType
 
 from clipmill import stages
 from clipmill.schemas.errors import UsageError
+from clipmill.stages.built_in import built_in_stage, built_in_stage_names
 from clipmill.stages.protocol import Stage
 
 # How run records of releases before 0.2 name the class of a built-in stage.
 _BUILT_IN_BEFORE = re.compile(r"stages\.(\w+):\w+")
 # The names at the top of those releases, which own stages imported.
 _MODULES_BEFORE = ("stages", "schemas", "pipeline", "jobs")
-
-
-@functools.cache
-def built_in_stage_names() -> tuple[str, ...]:
-    """Names of the modules in `stages/` that contain a stage of that name."""
-    modules = [
-        module.name
-        for module in pkgutil.iter_modules(stages.__path__)
-        if not module.ispkg and module.name != "protocol"
-    ]
-    return tuple(
-        sorted(
-            name
-            for name in modules
-            if f'"{name}"' in (Path(stages.__path__[0]) / f"{name}.py").read_text("utf-8")
-        )
-    )
 
 
 def stage_class(name: str, folder: Path) -> type[Stage]:
@@ -61,7 +42,7 @@ def stage_class(name: str, folder: Path) -> type[Stage]:
             f"{', '.join(built_in_stage_names())}; name your own stage "
             "`file.py:Class` or `package.module:Class`"
         )
-    return _class_in(importlib.import_module(f"clipmill.stages.{name}"), name=name)
+    return built_in_stage(name)
 
 
 def _own_stage(name: str, folder: Path) -> type[Stage]:
@@ -82,7 +63,7 @@ def _own_stage(name: str, folder: Path) -> type[Stage]:
             raise UsageError(
                 f"stage {name!r}: cannot import {place}: {error}{_import_line_now(error)}"
             ) from error
-    return _class_in(module, class_name=class_name or None, where=name)
+    return _class_in(module, class_name or None, name)
 
 
 def _module_from_file(path: Path) -> ModuleType:
@@ -115,9 +96,7 @@ def _import_line_now(error: Exception) -> str:
     return f"; since 0.2 it is clipmill.{missing}, and clipmill itself has the public names"
 
 
-def _class_in(
-    module: ModuleType, *, name: str | None = None, class_name: str | None = None, where: str = ""
-) -> type[Stage]:
+def _class_in(module: ModuleType, class_name: str | None, where: str) -> type[Stage]:
     found = [
         value
         for value in vars(module).values()
@@ -126,15 +105,13 @@ def _class_in(
         and value is not Stage
         and value.__module__ == module.__name__
     ]
-    if name is not None:
-        found = [value for value in found if value.name == name]
-    elif class_name is not None:
+    if class_name is not None:
         found = [value for value in found if value.__name__ == class_name]
     if len(found) != 1:
         have = ", ".join(value.__name__ for value in found) or "none"
         place = getattr(module, "__file__", module.__name__)
         raise UsageError(
-            f"stage {where or name!r}: expected one Stage class in {place}, found: "
+            f"stage {where!r}: expected one Stage class in {place}, found: "
             f"{have}; name it as `file.py:Class`"
         )
     return found[0]

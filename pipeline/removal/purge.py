@@ -45,6 +45,7 @@ from clipmill.schemas.folders import JOURNAL, RETRIES, SOURCES
 from clipmill.schemas.ids import platform_video_id, source_key
 from clipmill.schemas.sql_text import escaped_for_glob, literal
 from clipmill.schemas.step_tables import StepTable, scan
+from clipmill.stages.download_videos import VIDEOS
 
 _NEAR = 3
 
@@ -129,8 +130,7 @@ class _Sources:
             names = _columns(shard_path(folder, shards[0]))
             if "source_key" in names and "video_id" in names:
                 rows = scan(
-                    _step(folder, tables.VIDEOS),
-                    ["source_key", "video_id", "uploader", "rejection"],
+                    _step(folder, VIDEOS), ["source_key", "video_id", "uploader", "rejection"]
                 )
                 parts.append(
                     f"SELECT source_key, video_id, uploader, rejection, _base FROM ({rows})"

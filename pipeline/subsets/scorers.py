@@ -26,7 +26,7 @@ from clipmill.pipeline.recipes.strict_yaml import parse_yaml
 from clipmill.schemas.command_line import shell_word, start_a_run
 from clipmill.schemas.errors import UsageError
 from clipmill.schemas.step_tables import StepTable
-from clipmill.schemas.tables import CLIPS
+from clipmill.stages.split_clips import CLIPS
 
 # A stage that only hands on what others computed may stand for any column.
 _HANDS_ON = "take_given_score"

@@ -27,11 +27,14 @@ from clipmill.schemas.damage import DamagedFile, read_json, reading
 from clipmill.schemas.errors import ClipmillError
 from clipmill.schemas.folders import FRAMES, JOURNAL, QUARANTINE, REMOVED, RETRIES, RUNS, SOURCES
 from clipmill.schemas.ids import CLIP_ID
-from clipmill.schemas.step_tables import STAGE_TABLES, StepTable
+from clipmill.schemas.step_tables import StepTable
+from clipmill.stages.built_in import built_in_stages, built_in_table
 from clipmill.stages.media.fetch.exclusions import FILE as EXCLUDED
 from clipmill.stages.media.fetch.exclusions import read_exclusions
 
-FURTHER_TABLES = {FRAMES: tables.FRAMES, "shots": tables.SHOTS}
+FURTHER_TABLES = {
+    name: schema for stage in built_in_stages() for name, schema in stage.more_tables.items()
+}
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,7 @@ class SurveyedStep:
     @property
     def schema(self) -> pa.Schema | None:
         """The declared schema of a built-in step's own table."""
-        return tables.SOURCES if self.label == SOURCES else STAGE_TABLES.get(self.name)
+        return tables.SOURCES if self.label == SOURCES else built_in_table(self.name)
 
 
 SOURCES_NODE = SurveyedStep(

@@ -31,13 +31,14 @@ from clipmill.stages.models.generation import (
     load_config,
     load_weights,
 )
-from clipmill.stages.models.openai_server import Message, OpenAIServer
 from clipmill.stages.models.pixels import PlainPixels
 from clipmill.stages.references import ModelReference
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
+
+    from clipmill.stages.models.openai_server import OpenAIServer
 
 CHAT_PROMPT = "Describe this picture in one short sentence."
 FLORENCE_TASKS = ("<CAPTION>", "<DETAILED_CAPTION>", "<MORE_DETAILED_CAPTION>", "<OCR>")
@@ -104,6 +105,8 @@ class ServerCaptioner:
     def describe(
         self, pictures: Sequence[PictureToCaption], generation: Generation
     ) -> dict[Hashable, str | RowFailed]:
+        from clipmill.stages.models.openai_server import Message
+
         answers = self._server.ask(
             [Message(picture.prompt or CHAT_PROMPT, picture.jpeg) for picture in pictures],
             max_new_tokens=generation.max_new_tokens,

@@ -16,12 +16,13 @@ from clipmill.schemas.errors import ClipmillError, RowFailed
 from clipmill.stages.media.isolation.heartbeat import beat
 from clipmill.stages.models.batch_size import free_memory, is_out_of_memory, out_of_memory
 from clipmill.stages.models.device_errors import raise_if_broken
-from clipmill.stages.models.openai_server import OpenAIServer
 from clipmill.stages.protocol import Stage, resource
 from clipmill.stages.references import ModelReference
 
 if TYPE_CHECKING:
     import torch
+
+    from clipmill.stages.models.openai_server import OpenAIServer
 
 Item = TypeVar("Item")
 Prepared = TypeVar("Prepared")
@@ -105,6 +106,9 @@ class GeneratingStage(Stage):
 
     def server(self, reference: ModelReference) -> OpenAIServer:
         """The client for a reference that names a server."""
+        # Here, because httpx takes a tenth of a second to import.
+        from clipmill.stages.models.openai_server import OpenAIServer
+
         return OpenAIServer(
             reference,
             concurrency=self.server_concurrency,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 
-from clipmill.schemas.tables import EMBEDDINGS
+STORED = pa.list_(pa.list_(pa.float16()))
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:
@@ -37,7 +37,6 @@ def frame_mean(frames: np.ndarray) -> np.ndarray:
 
 def as_column(clips: Sequence[np.ndarray]) -> pa.Array:
     """An `embeddings` column of half floats from one array of shape (frames, d) a clip."""
-    frame_type = EMBEDDINGS.field("embeddings").type.value_type
     counts = np.array([len(clip) for clip in clips], np.int64)
     widths = (
         np.concatenate([np.full(len(clip), clip.shape[1], np.int64) for clip in clips])
@@ -46,8 +45,8 @@ def as_column(clips: Sequence[np.ndarray]) -> pa.Array:
     )
     flat = [np.asarray(clip, np.float16).reshape(-1) for clip in clips]
     values = pa.array(np.concatenate(flat) if flat else np.empty(0, np.float16))
-    frames = pa.ListArray.from_arrays(_offsets(widths), values, type=frame_type)
-    return pa.ListArray.from_arrays(_offsets(counts), frames, type=pa.list_(frame_type))
+    frames = pa.ListArray.from_arrays(_offsets(widths), values, type=STORED.value_type)
+    return pa.ListArray.from_arrays(_offsets(counts), frames, type=STORED)
 
 
 def _offsets(lengths: np.ndarray) -> pa.Array:

@@ -15,8 +15,11 @@ from urllib.parse import parse_qs, urlsplit
 
 import pyarrow as pa
 
-from clipmill.schemas import tables
+from clipmill.stages.caption_frames import CAPTIONS
+from clipmill.stages.download_videos import VIDEOS
 from clipmill.stages.protocol import Rows, Stage, Workspace, resource
+from clipmill.stages.split_clips import CLIPS
+from clipmill.stages.summarize_captions import SUMMARIES
 
 
 def own(schema: pa.Schema, key: str) -> pa.Schema:
@@ -55,7 +58,7 @@ class Download(Slow):
     name = "download_videos"
     key = "source_key"
     reads = ("sources.url",)
-    writes = own(tables.VIDEOS, "source_key")
+    writes = own(VIDEOS, "source_key")
 
     def row(self, rows: Rows, row: dict) -> None:
         rows.keep(
@@ -71,7 +74,7 @@ class Split(Slow):
     name = "split_clips"
     key = "video_id"
     reads = ("download_videos.url",)
-    writes = own(tables.CLIPS, "video_id")
+    writes = own(CLIPS, "video_id")
 
     def row(self, rows: Rows, row: dict) -> None:
         for n in range(int(parse_qs(urlsplit(row["url"]).query)["clips"][0])):
@@ -89,7 +92,7 @@ class Caption(Slow):
 
     name = "caption_frames"
     reads = ("split_clips.start_seconds",)
-    writes = own(tables.CAPTIONS, "clip_id")
+    writes = own(CAPTIONS, "clip_id")
     mend_file: str = resource("")
 
     def row(self, rows: Rows, row: dict) -> None:
@@ -104,7 +107,7 @@ class Summarize(Slow):
 
     name = "summarize_captions"
     reads = ("split_clips.start_seconds", "caption_frames.caption_coarse?")
-    writes = own(tables.SUMMARIES, "clip_id")
+    writes = own(SUMMARIES, "clip_id")
 
     def row(self, rows: Rows, row: dict) -> None:
         rows.keep(row["clip_id"], caption=row["caption_coarse"] or "nothing")

@@ -70,7 +70,7 @@ def test_records_are_utf_8_whatever_the_environment(tmp_path: Path):
         "import sys; from pathlib import Path\n"
         "from clipmill.pipeline.dataset.shards import write_json\n"
         "from clipmill.pipeline.engine.retry import read_request\n"
-        "from clipmill.pipeline.recipes.stage_classes import built_in_stage_names\n"
+        "from clipmill.stages.built_in import built_in_stage_names\n"
         "path = Path(sys.argv[1])\n"
         "write_json(path, {'step': 'f\\u00fcr', 'fingerprint': 'x', 'keys': ['\\U0001f3ac']})\n"
         "assert read_request(path)['keys'] == ['\\U0001f3ac']\n"

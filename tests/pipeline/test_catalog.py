@@ -19,6 +19,8 @@ from clipmill.pipeline.status import status_report
 from clipmill.schemas import tables
 from clipmill.schemas.errors import UsageError
 from clipmill.schemas.sql_text import duckdb_type
+from clipmill.stages.embed_clips import EMBEDDINGS
+from clipmill.stages.summarize_captions import SUMMARIES
 from tests.synthetic import START, STEPS, Truth, build_dataset, run_record, write_run, write_shard
 
 PROMISED = {
@@ -143,7 +145,7 @@ def test_a_key_in_several_shards_counts_with_its_newest_kept_row(truth: Truth, t
         "m1",
         "000000.retry9",
         [{"clip_id": clip, "caption": "the better one"}],
-        tables.SUMMARIES,
+        SUMMARIES,
     )
     found = ask(dataset, f"SELECT caption FROM clips WHERE clip_id = '{clip}'")
     assert found == [{"caption": "the better one"}]
@@ -173,7 +175,7 @@ def test_a_video_that_two_sources_led_to_gives_its_clips_once(truth: Truth, tmp_
 
 def test_half_floats_are_read(truth: Truth):
     """Embeddings lie as half floats on disk and are lists of floats in SQL."""
-    assert tables.EMBEDDINGS.field("embeddings").type == pa.list_(pa.list_(pa.float16()))
+    assert EMBEDDINGS.field("embeddings").type == pa.list_(pa.list_(pa.float16()))
     (row,) = ask(
         truth.path,
         "SELECT stage, embeddings, list_dot_product(embeddings[1], "

@@ -16,7 +16,7 @@ from clipmill.pipeline.catalog.catalog import open_catalog
 from clipmill.pipeline.catalog.index import INDEX
 from clipmill.pipeline.catalog.index_writer import update_index
 from clipmill.schemas.errors import UsageError
-from clipmill.schemas.tables import SUMMARIES
+from clipmill.stages.summarize_captions import SUMMARIES
 from tests.conftest import Made
 from tests.synthetic import STEPS, Truth, build_dataset, write_shard
 

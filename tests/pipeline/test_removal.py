@@ -25,6 +25,7 @@ from clipmill.pipeline.status import status_report
 from clipmill.schemas import tables
 from clipmill.schemas.errors import ClipmillError, UsageError
 from clipmill.schemas.ids import source_key
+from clipmill.stages.download_videos import VIDEOS
 from tests.conftest import Made
 from tests.synthetic import Truth, build_dataset, write_shard
 
@@ -49,7 +50,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Truth:
             },
         }
     )
-    write_shard(dataset, "download_videos", "d1", "000001", rows, tables.VIDEOS)
+    write_shard(dataset, "download_videos", "d1", "000001", rows, VIDEOS)
     sources = dataset / "sources" / "000001.parquet"
     table = pq.read_table(sources)
     rows = [*table.to_pylist(), {"source_key": "b" * 20, "url": "https://mirror.example/one.mp4"}]
@@ -224,7 +225,7 @@ def test_videos_of_an_uploader_go_together(dataset: Path):
     rows = pq.read_table(path).to_pylist()
     for row in rows:
         row["uploader"] = "Ann" if row["video_id"] in (VIDEO, "generic-v0") else "Bob"
-    write_shard(dataset, "download_videos", "d1", "000000", rows, tables.VIDEOS)
+    write_shard(dataset, "download_videos", "d1", "000000", rows, VIDEOS)
     remove(dataset, uploaders=["Ann"])
     with open_catalog(dataset) as catalog:
         rest = catalog.execute("SELECT DISTINCT uploader FROM videos ORDER BY 1").fetchall()

@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 
 from clipmill.jobs.cli import main
 from clipmill.pipeline.recipes.recipe import load_recipe, read_yaml
-from clipmill.pipeline.recipes.stage_classes import built_in_stage_names, stage_class
+from clipmill.pipeline.recipes.stage_classes import stage_class
 from clipmill.pipeline.recipes.strict_yaml import parse_yaml
 from clipmill.pipeline.subsets.subset_recipe import load_subset_recipe
 from clipmill.schemas.errors import UsageError
+from clipmill.stages.built_in import built_in_stage_names
 
 ROOT = Path(__file__).resolve().parents[2]
 SUBSET = 'parameters: {p: 1, q: text}\nrules:\n- where: "aesthetic > $p AND caption <> $q"\n'

@@ -20,9 +20,11 @@ from torch.utils.data import DataLoader
 from clipmill.pipeline import training
 from clipmill.pipeline.catalog.catalog import open_catalog
 from clipmill.pipeline.training import ClipDataset
-from clipmill.schemas import tables
 from clipmill.schemas.errors import ClipmillError, UsageError
 from clipmill.schemas.ids import clip_id
+from clipmill.stages.download_videos import VIDEOS
+from clipmill.stages.split_clips import CLIPS
+from clipmill.stages.summarize_captions import SUMMARIES
 from tests.numbered import number_in, render_numbered
 from tests.synthetic import START, STEPS, run_record, write_run, write_shard
 
@@ -75,9 +77,9 @@ def numbered(tmp_path_factory) -> tuple[Path, dict[str, list[float]]]:
             )
     (dataset / "media" / "file-broken.mp4").write_bytes(b"<html>not found</html>" * 50)
     for step, rows, schema in (
-        ("download_videos", videos, tables.VIDEOS),
-        ("split_clips", clips, tables.CLIPS),
-        ("summarize_captions", captions, tables.SUMMARIES),
+        ("download_videos", videos, VIDEOS),
+        ("split_clips", clips, CLIPS),
+        ("summarize_captions", captions, SUMMARIES),
     ):
         write_shard(dataset, step, STEPS[step][1], "000000", rows, schema)
     steps = {name: STEPS[name] for name in ("download_videos", "split_clips", "summarize_captions")}

@@ -29,6 +29,9 @@ from clipmill.pipeline.verify import Report, verify
 from clipmill.pipeline.verify.repair import repair
 from clipmill.schemas import tables
 from clipmill.schemas.ids import source_key
+from clipmill.stages.scan_videos import FRAMES
+from clipmill.stages.split_clips import SHOTS
+from clipmill.stages.tag_clips import TAGS
 from tests.synthetic import STEPS, UPSTREAM, build_dataset, write_shard
 
 Plant = Callable[[Path], None]
@@ -65,7 +68,7 @@ def go_through(dataset: Path, begin: str, shard: str) -> None:
         if step != begin and not reached & set(UPSTREAM.get(step, ())):
             continue
         reached.add(step)
-        more = {"scan_videos": {"frames": tables.FRAMES}, "split_clips": {"shots": tables.SHOTS}}
+        more = {"scan_videos": {"frames": FRAMES}, "split_clips": {"shots": SHOTS}}
         for table, kind in {step: schema, **more.get(step, {})}.items():
             if not (dataset / table / fingerprint / f"{shard}.parquet").exists():
                 write_shard(dataset, step, fingerprint, shard, [], kind, stage=stage, table=table)
@@ -288,7 +291,7 @@ PLANTS: dict[str, tuple[Plant, list[tuple[str, str]]]] = {
     "a retry that nobody asked for": (
         lambda d: (
             (d / "retries" / "000001.retry9.json").unlink(missing_ok=True)
-            or write_shard(d, "tag_clips", "t1", "000001.retry9", [], tables.TAGS)
+            or write_shard(d, "tag_clips", "t1", "000001.retry9", [], TAGS)
         ),
         [("orphan", "tag_clips/t1/000001.retry9.parquet")],
     ),

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from clipmill.schemas.errors import RowFailed
-from clipmill.schemas.tables import CAPTIONS, FRAME, TAG
-from clipmill.stages.caption_frames import CaptionFrames, leaders
+from clipmill.schemas.tables import FRAME, TAG
+from clipmill.stages.caption_frames import CAPTIONS, CaptionFrames, leaders
 from clipmill.stages.protocol import Middle, PerSecond, Workspace
 from tests.openai_stand_in import openai_server, picture_of, text_of
 

@@ -11,12 +11,18 @@ import pytest
 from pydantic import ValidationError
 
 from clipmill.schemas.errors import RowFailed
-from clipmill.schemas.tables import SUBTITLE, SUMMARIES, TAG, TEXT_AT
+from clipmill.schemas.tables import SUBTITLE, TAG, TEXT_AT
 from clipmill.stages.models.generation import Generation
 from clipmill.stages.models.openai_server import Completion
 from clipmill.stages.models.text_models import open_text_model
 from clipmill.stages.protocol import Workspace
-from clipmill.stages.summarize_captions import PROMPT_VARIABLES, SummarizeCaptions, spoken, spread
+from clipmill.stages.summarize_captions import (
+    PROMPT_VARIABLES,
+    SUMMARIES,
+    SummarizeCaptions,
+    spoken,
+    spread,
+)
 from tests.openai_stand_in import completion, openai_server, text_of
 
 INPUT = pa.schema(

@@ -9,7 +9,8 @@ import pyarrow as pa
 import pytest
 from pydantic import ValidationError
 
-from clipmill.schemas.tables import CLIPS, VIDEOS
+from clipmill.stages.download_videos import VIDEOS
+from clipmill.stages.split_clips import CLIPS
 from clipmill.stages.take_given_score import TakeGivenScore
 from tests.tiny_clip import transformed
 

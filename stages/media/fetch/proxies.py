@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from urllib.parse import urlsplit
 
 from clipmill.schemas.errors import RowFailed, UsageError
-from clipmill.stages.media.fetch.http import check_name
 
 _SCHEMES = ("http", "https", "socks5", "socks5h")
 _OF_YT_DLP = (*_SCHEMES, "socks4", "socks4a", "socks")
@@ -35,6 +34,8 @@ def check_proxy(proxy: str) -> None:
 
 def _check(proxy: str, schemes: tuple[str, ...]) -> None:
     import httpx
+
+    from clipmill.stages.media.fetch.http import check_name
 
     example = "write it as http://HOST:PORT or socks5://HOST:PORT"
     try:

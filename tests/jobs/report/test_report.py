@@ -16,8 +16,8 @@ from clipmill.pipeline.catalog.catalog import open_catalog
 from clipmill.pipeline.status import status_report
 from clipmill.pipeline.subsets.freeze import create_subset
 from clipmill.pipeline.subsets.subset_recipe import load_subset_recipe
-from clipmill.schemas import tables
 from clipmill.schemas.errors import UsageError
+from clipmill.stages.scan_videos import FRAMES
 from tests.jobs.report.parsed_page import Element, numbers, parse, stage_rows
 from tests.scored_catalog import Clip, aesthetic, build, given, own, random_clips, similarity
 from tests.synthetic import STEPS, build_dataset, write_shard
@@ -339,7 +339,7 @@ def test_a_page_of_noise_stays_below_four_megabytes(tmp_path):
             STEPS["scan_videos"][1],
             shard,
             rows,
-            tables.FRAMES,
+            FRAMES,
             table="frames",
         )
     root = report(tmp_path / "d", tmp_path / "page.html", sample_count=60)

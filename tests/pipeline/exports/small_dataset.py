@@ -20,8 +20,15 @@ import pyarrow.parquet as pq
 
 from clipmill.pipeline.exports.request import ExportRequest
 from clipmill.pipeline.exports.run_export import Exported, run_export
-from clipmill.schemas import tables
 from clipmill.schemas.ids import clip_id
+from clipmill.stages.caption_frames import CAPTIONS
+from clipmill.stages.download_videos import VIDEOS
+from clipmill.stages.score_aesthetic import AESTHETIC
+from clipmill.stages.score_similarity import SIMILARITY
+from clipmill.stages.split_clips import CLIPS
+from clipmill.stages.summarize_captions import SUMMARIES
+from clipmill.stages.tag_clips import TAGS
+from clipmill.stages.take_given_score import GIVEN_SCORE
 from tests.media import THREE_SHOTS, cached
 from tests.synthetic import START, run_record, write_run, write_shard
 
@@ -34,14 +41,14 @@ PLANTED = {
 SPANS = ((0.0, 2.0), (2.0, 3.6), (3.6, 6.0))
 COLOURS = ("red", "blue", "yellow")
 STEPS: dict[str, tuple[str, str, pa.Schema]] = {
-    "download_videos": ("download_videos", "d1", tables.VIDEOS),
-    "split_clips": ("split_clips", "c1", tables.CLIPS),
-    "tag_clips": ("tag_clips", "t1", tables.TAGS),
-    "caption_frames": ("caption_frames", "f1", tables.CAPTIONS),
-    "summarize_captions": ("summarize_captions", "m1", tables.SUMMARIES),
-    "score_similarity": ("score_similarity", "i1", tables.SIMILARITY),
-    "score_aesthetic": ("score_aesthetic", "a1", tables.AESTHETIC),
-    "umt_sim": ("umt_sim", "u1", tables.GIVEN_SCORE),
+    "download_videos": ("download_videos", "d1", VIDEOS),
+    "split_clips": ("split_clips", "c1", CLIPS),
+    "tag_clips": ("tag_clips", "t1", TAGS),
+    "caption_frames": ("caption_frames", "f1", CAPTIONS),
+    "summarize_captions": ("summarize_captions", "m1", SUMMARIES),
+    "score_similarity": ("score_similarity", "i1", SIMILARITY),
+    "score_aesthetic": ("score_aesthetic", "a1", AESTHETIC),
+    "umt_sim": ("umt_sim", "u1", GIVEN_SCORE),
 }
 STAGE_NAMES = {"umt_sim": "take_given_score"}
 

@@ -17,10 +17,10 @@ from clipmill.pipeline.engine.task_results import TaskResult
 from clipmill.pipeline.exports import units
 from clipmill.pipeline.exports.request import Interleaving, cut_options
 from clipmill.schemas.errors import ClipmillError, RowFailed
-from clipmill.schemas.tables import SCANS
 from clipmill.stages.media.cutting import cut as cutting
 from clipmill.stages.media.cutting.cut import cut_clips
 from clipmill.stages.media.cutting.requests import CutRequest, CutResult
+from clipmill.stages.scan_videos import SCANS
 from tests.media import THREE_SHOTS, cached
 from tests.pipeline.exports.small_dataset import (
     PLANTED,

@@ -20,8 +20,8 @@ from clipmill.pipeline.subsets.explain import explain_recipe
 from clipmill.pipeline.subsets.freeze import create_subset
 from clipmill.pipeline.subsets.rule_engine import RuleEngine, equal, proportional
 from clipmill.pipeline.subsets.subset_recipe import load_subset_recipe
-from clipmill.schemas import tables
 from clipmill.schemas.errors import UsageError
+from clipmill.stages.hash_frames import FRAME_HASHES
 from tests.scored_catalog import Clip, aesthetic, build, embeddings, random_clips, similarity
 from tests.synthetic import write_shard
 
@@ -355,14 +355,14 @@ def test_near_frames_go(tmp_path: Path):
         "h1",
         "000000",
         [{"clip_id": clip, "frame_hashes": found} for clip, found in hashes.items()],
-        tables.FRAME_HASHES,
+        FRAME_HASHES,
     )
     record = json.loads((dataset / "runs/r1.json").read_text())
     stage = json.loads(json.dumps(record["stages"][-1]).replace("score_aesthetic", "hash_frames"))
     stage["steps"][0].update(
         fingerprint="h1",
         tables={"hash_frames": "hash_frames/h1"},
-        schema_columns=tables.FRAME_HASHES.names,
+        schema_columns=FRAME_HASHES.names,
     )
     record["stages"].append({**stage, "score": None})
     (dataset / "runs/r1.json").write_text(json.dumps(record))

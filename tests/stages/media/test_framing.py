@@ -16,12 +16,13 @@ import pytest
 from PIL import Image
 
 from clipmill.pipeline.training import ClipDataset
-from clipmill.schemas import tables
+from clipmill.stages.download_videos import VIDEOS
 from clipmill.stages.media.cutting.cut import cut_clips
 from clipmill.stages.media.cutting.requests import CutOptions, CutRequest
 from clipmill.stages.media.fetch.sections import NoSection, rebase
 from clipmill.stages.media.read.framing import framing_of
 from clipmill.stages.media.read.probe import probe
+from clipmill.stages.split_clips import CLIPS
 from tests.scanning import run
 from tests.synthetic import START, STEPS, run_record, write_run, write_shard
 
@@ -151,10 +152,7 @@ def test_training_sees_what_the_containers_show(files, tmp_path):
         }
         for name in files
     ]
-    for step, rows, schema in (
-        ("download_videos", videos, tables.VIDEOS),
-        ("split_clips", clips, tables.CLIPS),
-    ):
+    for step, rows, schema in (("download_videos", videos, VIDEOS), ("split_clips", clips, CLIPS)):
         write_shard(dataset, step, STEPS[step][1], "000000", rows, schema)
     write_run(
         dataset,

@@ -11,13 +11,14 @@ import pyarrow as pa
 import pytest
 
 from clipmill.pipeline.training import ClipDataset
-from clipmill.schemas import tables
 from clipmill.schemas.ids import clip_id
+from clipmill.stages.download_videos import VIDEOS
 from clipmill.stages.media.cutting.cut import cut_clips
 from clipmill.stages.media.cutting.requests import CutOptions, CutRequest
 from clipmill.stages.media.read import seek
 from clipmill.stages.media.read.decode import FastVideo
 from clipmill.stages.protocol import PerSecond
+from clipmill.stages.split_clips import CLIPS
 from tests.numbered import frames_of, number_in
 from tests.odd_keys import FILES, READ_BY_DECORD, render_odd
 from tests.scanning import run
@@ -145,10 +146,7 @@ def test_training_frames_show_what_their_times_say(folder, tmp_path):
                 }
             )
     steps: dict[str, tuple[str, str, pa.Schema]] = {}
-    for step, rows, schema in (
-        ("download_videos", videos, tables.VIDEOS),
-        ("split_clips", clips, tables.CLIPS),
-    ):
+    for step, rows, schema in (("download_videos", videos, VIDEOS), ("split_clips", clips, CLIPS)):
         write_shard(tmp_path, step, STEPS[step][1], "000000", rows, schema)
         steps[step] = STEPS[step]
     write_run(tmp_path, run_record("r1", START, steps))

@@ -13,12 +13,13 @@ import pytest
 from PIL import Image
 
 from clipmill.pipeline.training import ClipDataset
-from clipmill.schemas import tables
 from clipmill.schemas.ids import clip_id
+from clipmill.stages.download_videos import VIDEOS
 from clipmill.stages.media.cutting.cut import cut_clips
 from clipmill.stages.media.cutting.requests import CutOptions, CutRequest
 from clipmill.stages.media.read.probe import probe
 from clipmill.stages.protocol import Workspace
+from clipmill.stages.split_clips import CLIPS
 from tests.numbered import render_numbered
 from tests.scanning import run, scan
 from tests.synthetic import START, STEPS, run_record, write_run, write_shard
@@ -115,10 +116,7 @@ def test_training_sees_what_is_displayed(files, tmp_path):
                 "duration_seconds": 0.04,
             }
         )
-    for step, rows, schema in (
-        ("download_videos", videos, tables.VIDEOS),
-        ("split_clips", clips, tables.CLIPS),
-    ):
+    for step, rows, schema in (("download_videos", videos, VIDEOS), ("split_clips", clips, CLIPS)):
         write_shard(dataset, step, STEPS[step][1], "000000", rows, schema)
     write_run(
         dataset,
