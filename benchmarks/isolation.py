@@ -18,13 +18,13 @@ from typing import Any
 import numpy as np
 
 from benchmarks.split import DEFAULT_FILES, FOOTAGE
-from clipmill.stages.media.isolation.heartbeat import beat
 from clipmill.stages.media.isolation.isolated import (
     Limits,
     collect_isolated,
     end_helpers,
     run_isolated,
 )
+from clipmill.stages.media.isolation.progress import beat
 from clipmill.stages.media.read.measures import WantedMeasures
 from clipmill.stages.media.read.scan import ScanSettings, scan_video
 

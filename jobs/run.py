@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
-from clipmill.jobs.progress import TerminalProgress, saying
+from clipmill.jobs.progress_bars import TerminalProgress, saying
 from clipmill.pipeline import run as runs
 from clipmill.pipeline.recipes.recipe import LoadedRecipe
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from clipmill.jobs.formats import plain, write_rows
 from clipmill.jobs.funnel import print_funnel, print_near
-from clipmill.jobs.progress import saying
+from clipmill.jobs.progress_bars import saying
 from clipmill.pipeline.catalog.catalog import Catalog, open_catalog
 from clipmill.pipeline.catalog.user_sql import readable_errors
 from clipmill.pipeline.dataset.versions import code_version

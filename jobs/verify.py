@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 
 from clipmill.jobs.formats import write_rows
-from clipmill.jobs.progress import saying
+from clipmill.jobs.progress_bars import saying
 from clipmill.pipeline.dataset.locks import dataset_lock
 from clipmill.pipeline.dataset.run_records import check_links, latest_run, require_dataset
 from clipmill.pipeline.verify import Report, verify

@@ -20,7 +20,7 @@ from urllib.parse import unquote, urlsplit
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
-from clipmill.stages.media.isolation.heartbeat import LargeFile
+from clipmill.stages.media.isolation.progress import LargeFile
 
 # What is read from a model's folder for its identity: all that could change its output.
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")

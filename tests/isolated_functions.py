@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clipmill.schemas.errors import ClipmillError, RowFailed, RowRejected
-from clipmill.stages.media.isolation.heartbeat import beat
+from clipmill.stages.media.isolation.progress import beat
 
 if TYPE_CHECKING:  # else every helper of a test would wait for the decoders
     from clipmill.stages.media.cutting.requests import CutOptions, CutRequest, CutResult

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from clipmill.jobs.progress import saying
+from clipmill.jobs.progress_bars import saying
 from clipmill.jobs.report import (
     caption_words,
     charts,

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from clipmill.stages.media.isolation import heartbeat
+from clipmill.stages.media.isolation import progress
 
 Doing = Literal["reads its input", "opens its models", "at", "commits"]
 _MOST_NOTE_BYTES = 1 << 20
@@ -63,7 +63,7 @@ class Activity:
         if hasattr(os, "memfd_create"):
             with contextlib.suppress(OSError):
                 self.note = os.memfd_create("clipmill-activity", os.MFD_CLOEXEC)
-        heartbeat.listen(self.beat)
+        progress.listen(self.beat)
 
     def at(self, step: str, shard: str, doing: Doing, keys: tuple[str, ...] = ()) -> None:
         self._set(Place(step, shard, doing, keys))
@@ -76,7 +76,7 @@ class Activity:
         self.moves += 1
 
     def close(self) -> None:
-        heartbeat.listen(None)
+        progress.listen(None)
         if self.note is not None:
             os.close(self.note)
             self.note = None

@@ -17,7 +17,7 @@ import numpy as np
 from pydantic import Field
 
 from clipmill.schemas.errors import ClipmillError, UsageError
-from clipmill.stages.media.isolation.heartbeat import beat
+from clipmill.stages.media.isolation.progress import beat
 from clipmill.stages.media.read.images import FitMode, Interpolation, decode_jpeg, to_batch
 from clipmill.stages.models.batch_size import BatchSize
 from clipmill.stages.models.loading import local_folder

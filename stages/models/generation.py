@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 from pydantic import Field
 
 from clipmill.schemas.errors import ClipmillError, RowFailed
-from clipmill.stages.media.isolation.heartbeat import beat
+from clipmill.stages.media.isolation.progress import beat
 from clipmill.stages.models.batch_size import free_memory, is_out_of_memory, out_of_memory
 from clipmill.stages.models.device_errors import raise_if_broken
 from clipmill.stages.protocol import Stage, resource

@@ -17,7 +17,7 @@ import httpx
 
 from clipmill.schemas.errors import ClipmillError, ErrorKind, RowFailed
 from clipmill.stages.media.fetch.proxies import proxies_of_environment
-from clipmill.stages.media.isolation.heartbeat import beat
+from clipmill.stages.media.isolation.progress import beat
 from clipmill.stages.references import ModelReference
 
 _LONGEST_WAIT_SECONDS = 60.0

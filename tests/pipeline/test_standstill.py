@@ -223,6 +223,6 @@ def test_the_local_engine_names_a_row_at_which_it_stands_still(words, capfd):
 @pytest.fixture(autouse=True)
 def _no_listener():
     yield
-    from clipmill.stages.media.isolation import heartbeat
+    from clipmill.stages.media.isolation import progress
 
-    heartbeat.listen(None)
+    progress.listen(None)

@@ -38,8 +38,8 @@ from clipmill.stages.media.fetch.settings import DownloadSettings
 from clipmill.stages.media.fetch.watch import BytesSoFar
 from clipmill.stages.media.fetch.ytdlp_sound import KIND as SOUND
 from clipmill.stages.media.fetch.ytdlp_subtitles import OPTIONS
-from clipmill.stages.media.isolation.heartbeat import LargeFile
 from clipmill.stages.media.isolation.isolated import run_isolated
+from clipmill.stages.media.isolation.progress import LargeFile
 from clipmill.stages.media.read.probe import Probe, probe
 from clipmill.stages.media.read.suffixes import MEDIA_SUFFIXES
 from clipmill.stages.references import file_sha256

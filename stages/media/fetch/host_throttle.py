@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from clipmill.schemas.errors import RowFailed
-from clipmill.stages.media.isolation import heartbeat
+from clipmill.stages.media.isolation import progress
 
 # A waiting request looks this often whether the host's state has changed.
 _LOOK_SECONDS = 0.5
@@ -204,7 +204,7 @@ class Hosts:
                 if pause.is_final or attempt.waited_seconds >= patience_seconds:
                     raise pause.left_alone
                 attempt.waited_seconds += seconds
-            heartbeat.pause(seconds)
+            progress.pause(seconds)
 
     def hold(self, host: str, seconds: float, said: str) -> None:
         """Nobody contacts `host` for the next `seconds`, at most a day; `said` is its wording."""

@@ -31,7 +31,7 @@ from clipmill.stages.media.fetch.host_throttle import (
 )
 from clipmill.stages.media.fetch.resumable_file import UNPACKED, Partial, unpacked
 from clipmill.stages.media.fetch.watch import BytesSoFar, DownloadLimits, Watch, current, too_large
-from clipmill.stages.media.isolation import heartbeat
+from clipmill.stages.media.isolation import progress
 
 Result = TypeVar("Result")
 
@@ -123,7 +123,7 @@ def patiently(
             ) from last
         if is_last:
             break
-        heartbeat.pause(pause)
+        progress.pause(pause)
     assert first is not None
     message = first.message
     if last.message != first.message:
@@ -398,14 +398,14 @@ class _Transfer:
                 if start.startswith(_PLAYLIST_STARTS):
                     raise NotAMediaFile("a playlist")
             partial.write(chunk)
-            heartbeat.beat()
+            progress.beat()
             if self.max_bytes is not None and partial.received > self.max_bytes:
                 raise too_large(self.max_bytes)
             if self.rate_limit:
                 due = began + (partial.received - earlier) / self.rate_limit
                 if (early := due - time.monotonic()) > 0:
                     with _own_wait():
-                        heartbeat.pause(early)
+                        progress.pause(early)
 
     def _page(self) -> Exception:
         content_type = self.partial.content_type

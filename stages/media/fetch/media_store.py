@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from clipmill.schemas.errors import RowRejected
-from clipmill.stages.media.isolation.heartbeat import LargeFile
+from clipmill.stages.media.isolation.progress import LargeFile
 from clipmill.stages.media.read.probe import Probe
 
 

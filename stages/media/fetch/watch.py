@@ -28,7 +28,7 @@ from clipmill.schemas.errors import RowFailed
 from clipmill.stages.media.fetch.addresses import PrivateAddress, check_address
 from clipmill.stages.media.fetch.host_throttle import PassingProblem
 from clipmill.stages.media.isolation import children
-from clipmill.stages.media.isolation.heartbeat import beat
+from clipmill.stages.media.isolation.progress import beat
 
 _LONGEST_STEP_SECONDS = 1.0
 _URL = re.compile(r"[a-z][a-z0-9+.-]+://")

@@ -26,8 +26,8 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from clipmill.schemas.errors import ClipmillError, RowFailed, printable
-from clipmill.stages.media.isolation.heartbeat import beat
 from clipmill.stages.media.isolation.isolated_process import HEADER
+from clipmill.stages.media.isolation.progress import beat
 
 STALL_SECONDS = 300.0
 TIME_LIMIT_SECONDS = 6 * 3600.0

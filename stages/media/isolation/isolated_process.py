@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from clipmill.schemas.errors import ClipmillError, RowFailed, RowRejected
-from clipmill.stages.media.isolation import heartbeat
+from clipmill.stages.media.isolation import progress
 from clipmill.stages.media.isolation.terminal import leave_terminal
 
 HEADER = struct.Struct("!Q")
@@ -160,7 +160,7 @@ def _serve(channel: _Channel, request: bytes) -> None:
         beats = _Beats(channel, stall_seconds)
         channel.send("began")
         _limit_memory(memory_limit_bytes, most)
-        heartbeat.listen(beats)
+        progress.listen(beats)
         value: Any = function(*arguments)
         if isinstance(value, Generator):
             value = _send_parts(channel, value)
@@ -171,7 +171,7 @@ def _serve(channel: _Channel, request: bytes) -> None:
         resource.setrlimit(resource.RLIMIT_DATA, (most, most))
         ending = ("memory", _text(error)) if _is_memory(error) else ("raised", *_sendable(error))
     finally:
-        heartbeat.listen(None)
+        progress.listen(None)
         resource.setrlimit(resource.RLIMIT_DATA, (most, most))
     decoded = beats.decoded_frames if beats else 0
     channel.send(ending[0], decoded, _data_bytes() > MOST_IDLE_BYTES, *ending[1:])

@@ -19,8 +19,8 @@ import av
 import cv2
 import numpy as np
 
-from clipmill.stages.media.isolation.heartbeat import beat
 from clipmill.stages.media.isolation.out_of_memory import raise_if_out
+from clipmill.stages.media.isolation.progress import beat
 from clipmill.stages.media.read.decode import (
     DecodedVideo,
     Picture,

@@ -17,8 +17,8 @@ from av.container import InputContainer
 from av.stream import Stream
 from av.video.stream import VideoStream
 
-from clipmill.stages.media.isolation.heartbeat import beat
 from clipmill.stages.media.isolation.out_of_memory import raise_if_out
+from clipmill.stages.media.isolation.progress import beat
 from clipmill.stages.media.read.kinds import READ_FORMATS, what_it_is
 
 MAX_PIXELS = 8192 * 8192

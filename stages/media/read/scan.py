@@ -12,7 +12,7 @@ from typing import Any
 
 import cv2
 
-from clipmill.stages.media.isolation.heartbeat import beat
+from clipmill.stages.media.isolation.progress import beat
 from clipmill.stages.media.read import measures
 from clipmill.stages.media.read.decode import DecodedVideo, FastVideo
 from clipmill.stages.media.read.exact import ExactVideo

@@ -20,7 +20,7 @@ import av
 import cv2
 import numpy as np
 
-from clipmill.stages.media.isolation.heartbeat import beat
+from clipmill.stages.media.isolation.progress import beat
 from clipmill.stages.media.read.decode import (
     DecodedVideo,
     Picture,

@@ -9,7 +9,7 @@ from collections import Counter
 
 from rich.console import Console
 
-from clipmill.jobs.progress import TerminalProgress
+from clipmill.jobs.progress_bars import TerminalProgress
 from clipmill.pipeline.engine.activity import Beat, Place, Process
 from clipmill.pipeline.engine.standstill import Seen
 
