@@ -37,7 +37,6 @@ from clipmill.stages.media.read.seek import read_frames
 from clipmill.stages.protocol import Uniform
 
 FRAMES = 8
-MOST_FRAMES = 60
 _FRAME_HEIGHT = 180
 _GAP = 4
 _QUALITY = 90

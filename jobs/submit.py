@@ -70,7 +70,7 @@ def submit(
         str(where),
     ]
     for override in (*overrides, *_safe_defaults(loaded)):
-        command += ["--set", _absolute_paths(override, loaded)]
+        command += ["--set", _absolute_paths(override)]
     for source in sources:
         command += ["--sources", source if "://" in source else str(Path(source).absolute())]
     if until:
@@ -169,7 +169,7 @@ def _files_beside(folder: Path, loaded: LoadedRecipe) -> list[Path]:
     ]
 
 
-def _absolute_paths(override: str, loaded: LoadedRecipe) -> str:
+def _absolute_paths(override: str) -> str:
     """An override with a relative path made absolute, as meant here."""
     name, _, value = override.partition("=")
     return f"{name}={Path(value).absolute()}" if value.startswith(("./", "../")) else override

@@ -79,7 +79,6 @@ class Row:
 
     y: float
     label: str
-    whole_label: str
     width: float
     text: str
     whole: float | None
@@ -210,7 +209,6 @@ def rows(values: Values, *, noun: str, with_catalog: bool) -> BarRows | None:
             Row(
                 y=number * height,
                 label=fitted(bar.label, _LABEL - _LABEL_GAP),
-                whole_label=bar.label,
                 width=length(share),
                 text=percent(bar.count, values.total),
                 whole=length(_share(bar.whole, values.whole)) if with_catalog else None,

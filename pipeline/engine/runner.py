@@ -91,9 +91,9 @@ class Worker:
     def run(self, shard: str) -> None:
         """All steps of this worker over one shard; what is already committed is left alone."""
         for step in self.steps:
-            path = shard_path(step.folder(self.dataset), shard)
-            if not path.exists() and self.shards.passes(self.plan, step, shard):
-                self._run_step(step, shard, path)
+            is_done = shard_path(step.folder(self.dataset), shard).exists()
+            if not is_done and self.shards.passes(self.plan, step, shard):
+                self._run_step(step, shard)
         if self.plan.drop_frames:
             self._drop_frames(shard)
         self.activity.rest()
@@ -120,16 +120,16 @@ class Worker:
             self._open[step.label] = (transform, workspace)
         return self._open[step.label]
 
-    def _run_step(self, step: Step, shard: str, path: Path) -> None:
+    def _run_step(self, step: Step, shard: str) -> None:
         log = ShardLog(self._log, step.label, shard)
         try:
             with writing_to(self.dataset):
-                log.end(self._commit_step(step, shard, path, log))
+                log.end(self._commit_step(step, shard, log))
         except BaseException as error:
             log.stopped(error)
             raise
 
-    def _commit_step(self, step: Step, shard: str, path: Path, log: ShardLog) -> Counter[str]:
+    def _commit_step(self, step: Step, shard: str, log: ShardLog) -> Counter[str]:
         """One step over one shard; returns its counts."""
         started = time.monotonic()
         self.activity.at(step.label, shard, "reads its input")

@@ -47,7 +47,6 @@ _FACTS = {
 # What every export needs of a video, to count by.
 _COUNTED = ("extractor", "license")
 _PERSONAL = re.compile(r"(?:.*_)?(?:title|description|uploader)s?\Z", re.I)
-REDACTED = ("title", "description", "uploader", "extra")
 
 
 @dataclass(frozen=True)

@@ -188,25 +188,24 @@ class PackTask:
 
 
 def plan(
-    request: ExportRequest, units: Sequence[Unit], column: str, at_most: Callable[[int, int], bool]
+    request: ExportRequest, units: Sequence[Unit], column: str, fits: Callable[[int], bool]
 ) -> Iterator[tuple[Piece, ...]]:
     """Shards as pieces of units, in order.
 
-    `at_most(items, size)` says whether so many samples of so many bytes fit one shard; `column`
-    has their sizes.
+    `fits(size)` says whether so many bytes fit one shard; `column` has the samples' sizes.
     """
     pieces: list[Piece] = []
-    items, size = 0, 0
+    size = 0
     for unit in units:
         begin = 0
         sizes = read_unit(request, unit, [column])[column].to_pylist()
         for at, own in enumerate(sizes):
-            if items and not at_most(items + 1, size + own):
+            if size and not fits(size + own):
                 if at > begin:
                     pieces.append(Piece(unit, begin, at))
                 yield tuple(pieces)
-                pieces, items, size, begin = [], 0, 0, at
-            items, size = items + 1, size + own
+                pieces, size, begin = [], 0, at
+            size += own
         if len(sizes) > begin:
             pieces.append(Piece(unit, begin, len(sizes)))
     if pieces:

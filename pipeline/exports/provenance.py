@@ -50,9 +50,7 @@ _SUBSET_KEYS = (
 )
 
 
-def clips_of(
-    catalog: Catalog, request: ExportRequest, subset: FrozenSubset | None
-) -> dict[str, Any]:
+def clips_of(catalog: Catalog, subset: FrozenSubset | None) -> dict[str, Any]:
     """What the clips are taken from, by hash: the frozen subset, or the catalog as it is.
 
     Removals are recorded alongside the catalog, because they may change while an export is

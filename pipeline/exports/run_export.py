@@ -97,7 +97,7 @@ def run_export(
         columns = choose_columns(catalog, request, scores.columns if scores else {})
         _check_where(catalog, request)
         with open_folder(request.output) as folder:
-            folder.begin(request.asked(), clips_of(catalog, request, subset))
+            folder.begin(request.asked(), clips_of(catalog, subset))
             if folder.is_finished:
                 assert folder.manifest is not None  # a finished folder has one
                 return Exported(folder.manifest, was_finished=True)
@@ -267,18 +267,12 @@ def _write(
 ) -> list[Shard]:
     """The shards of a format, in order."""
     if request.format == "webdataset":
-
-        def fits(items: int, size: int) -> bool:
-            return webdataset.fits(request, size)
-
+        fits = functools.partial(webdataset.fits, request)
         return _pack(request, units, token, fits, ".tar", webdataset.write_tar, report)
     if request.format == "huggingface" and request.cut is not None:
-
-        def room(items: int, size: int) -> bool:
-            return fits_with_videos(request, size)
-
+        fits = functools.partial(fits_with_videos, request)
         names = tuple(name for name in shown if name != "media_path")
-        return _pack(request, units, token, room, ParquetFile.suffix, VideoTable(names), report)
+        return _pack(request, units, token, fits, ParquetFile.suffix, VideoTable(names), report)
     if request.format == "interleaved":
         return roll(request, lines.LinesFile, lines.documents(request, units, report))
     kinds: dict[str, tuple[type[ShardFile], Callable[[Unit], Iterator[Any]]]] = {
@@ -295,7 +289,7 @@ def _pack(
     request: ExportRequest,
     units: Sequence[Unit],
     token: str,
-    fits: Callable[[int, int], bool],
+    fits: Callable[[int], bool],
     suffix: str,
     write: Callable[..., None],
     report: Callable[[int], None],

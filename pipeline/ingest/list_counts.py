@@ -62,13 +62,6 @@ class ListCounts:
             tuple(note.said),
         )
 
-    @property
-    def adds_up(self) -> bool:
-        """Whether each line, and each row, is in one count."""
-        rows = self.sources + self.gathered + self.rejected + self.failed + self.left_out
-        lines = self.header + self.blank + self.comments + self.row_lines
-        return self.rows == rows and self.lines in (None, lines)
-
     def describe(self) -> str:
         """One readable line."""
         rows = counted(self.rows, "row")

@@ -213,7 +213,3 @@ def list_suffix(path: Path) -> str:
     for packed in PACKED_SUFFIXES:
         name = name.removesuffix(packed)
     return Path(name).suffix
-
-
-def is_packed(path: Path) -> bool:
-    return path.name.lower().endswith(PACKED_SUFFIXES)

@@ -141,13 +141,13 @@ def _identity(extractor: Any, url: str, parts: SplitResult) -> Identity:
     ]
     is_sure = _gives_its_ids(extractor.ie_key())
     if name != "youtube":
-        others += _rest(parts, url[match.end() :], name, is_sure=is_sure)
+        others += _rest(parts, url[match.end() :], is_sure=is_sure)
     return Identity(
         f"{name} {platform_id}{''.join(others)}", name, platform_id if is_sure else None
     )
 
 
-def _rest(parts: SplitResult, behind: str, name: str, *, is_sure: bool) -> list[str]:
+def _rest(parts: SplitResult, behind: str, *, is_sure: bool) -> list[str]:
     """What a URL says besides the id, which may distinguish videos of one page or folder."""
     found = []
     tail = re.split(r"[?#]", behind, maxsplit=1)[0].strip("/") if behind[:1] != "?" else ""

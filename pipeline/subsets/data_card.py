@@ -31,7 +31,7 @@ def data_card(
         "## Contents\n\n"
         + "\n\n".join([_counts(name, info["counts"][name]) for name in info["counts"]]),
         "## Distributions\n\n" + _distributions(info["distributions"]),
-        "## Changes since\n\n" + _since(info, since),
+        "## Changes since\n\n" + _since(since),
         "## How to make it again\n\n" + _again(subset, ready_made),
     ]
     return "\n\n".join(parts) + "\n"
@@ -147,7 +147,7 @@ def _distributions(found: Mapping[str, Mapping[str, Any]]) -> str:
     return _table(["", "clips with a value", *names], rows)
 
 
-def _since(info: Mapping[str, Any], since: Mapping[str, Any]) -> str:
+def _since(since: Mapping[str, Any]) -> str:
     lines = []
     if since["removed"]:
         lines.append(

@@ -43,7 +43,11 @@ def take(folder: Path, name: str, text: str | bytes, **spec) -> tuple[IngestRepo
     report = ingest(
         folder / "dataset", [SourceSpec(path=name, **spec)], shard_videos=16, base_folder=folder
     )
-    assert all(counts.adds_up for counts in report.lists), report.lists
+    for counts in report.lists:
+        rows = counts.sources + counts.gathered + counts.rejected + counts.failed + counts.left_out
+        assert counts.rows == rows, counts
+        lines = counts.header + counts.blank + counts.comments + counts.row_lines
+        assert counts.lines in (None, lines), counts
     return report, read(folder / "dataset")
 
 

@@ -305,7 +305,6 @@ class _Writing:
         self._index = index
         self._stamps: list[int] = []
         self._track: av.VideoStream | None = None
-        self._durations: dict[int, int] = {}
         self._problem: RowFailed | None = None
         self._file: ClipFile | None = None
 

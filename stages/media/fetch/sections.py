@@ -81,7 +81,7 @@ class Section:
             return
         yield {}
 
-    def prepare(self, info: Mapping[str, Any], downloader: Any) -> None:
+    def prepare(self, downloader: Any) -> None:
         """Tells ffmpeg, once the rendition is chosen, whose time stamps to keep."""
         if not self.is_asked:
             return

@@ -226,7 +226,7 @@ def _extract(url: str, folder: Path, asked: Asked) -> Page:
         if problem is not None:
             declined.append(problem)
         elif section is not None and not incomplete:
-            section.prepare(info, downloader)
+            section.prepare(downloader)
         return None if problem is None else str(problem)
 
     log = Log()

@@ -129,11 +129,6 @@ class PacketIndex:
         """The beginning of the file, from which all is right that can be decoded at all."""
         return EntryPacket(0, 0, self.start_pts, None)
 
-    @property
-    def key_numbers(self) -> list[int]:
-        """The frames that decoding can begin with."""
-        return [entry.first_number for entry in self.entries if entry.is_own]
-
     def nearest_pts(self, pts: int) -> int:
         """The time stamp of the file that is nearest to `pts`."""
         at = bisect.bisect_left(self.pts, pts)
