@@ -165,10 +165,8 @@ def shares(
     table: str,
     column: str,
     intervals: Sequence[Share],
-    *,
-    published: bool = True,
 ) -> Values:
-    """How many values are in the given intervals; `published` are InternVid's shares of them."""
+    """How many values are in the given intervals, with InternVid's shares of them."""
     parts = []
     for interval in intervals:
         condition = _condition(column, interval)
@@ -181,13 +179,7 @@ def shares(
         f"count(*) FILTER ({selection.chosen}), {', '.join(parts)} FROM {table}"
     ).fetchall()[0]
     bars = [
-        Bar(
-            interval.label,
-            counts[2 * n],
-            counts[2 * n + 1],
-            interval.percent if published else None,
-            interval.above,
-        )
+        Bar(interval.label, counts[2 * n], counts[2 * n + 1], interval.percent, interval.above)
         for n, interval in enumerate(intervals)
     ]
     return Values(bars, total, whole, rows - total)

@@ -59,11 +59,7 @@ class IndexReport:
 
 
 def update_index(
-    dataset: Path,
-    *,
-    part_clips: int = PART_CLIPS,
-    memory_limit: str = MEMORY_LIMIT,
-    keep_former: bool = True,
+    dataset: Path, *, part_clips: int = PART_CLIPS, keep_former: bool = True
 ) -> IndexReport | None:
     """Updates the index; None if there is nothing to index yet.
 
@@ -71,7 +67,7 @@ def update_index(
     `keep_former`, files that were in use until now are deleted at once: they may hold removed rows.
     """
     with open_catalog(
-        dataset, allow_external=True, memory_limit=memory_limit, use_index=False
+        dataset, allow_external=True, memory_limit=MEMORY_LIMIT, use_index=False
     ) as catalog:
         steps = catalog.layout.steps
         if not can_be_indexed(steps):

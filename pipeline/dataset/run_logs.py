@@ -32,6 +32,7 @@ from clipmill.schemas.folders import LOGS
 DRIVER = "driver"
 LEVELS = ("info", "warning", "error")
 MAX_TRACEBACK_CHARACTERS = 6000
+_TRACEBACKS = 20  # of one shard
 _MAX_NAME_CHARACTERS = 500
 _MAX_BLOCK_BYTES = 256 * 1024
 _UNSAFE = re.compile(r"[^A-Za-z0-9_.-]+")
@@ -347,10 +348,10 @@ def forget(dataset: Path, is_meant: Callable[[str], bool]) -> None:
 class ShardLog:
     """Logs one step's shard for a worker: its start, its failures and its end."""
 
-    def __init__(self, log: RunLog, step: str, shard: str, tracebacks: int = 20) -> None:
+    def __init__(self, log: RunLog, step: str, shard: str) -> None:
         self._log = log
         self._where: dict[str, Any] = {"step": step, "shard": shard}
-        self._tracebacks_left = tracebacks
+        self._tracebacks_left = _TRACEBACKS
         self._started = time.monotonic()
 
     def start(self, inputs: int) -> None:

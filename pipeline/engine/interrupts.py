@@ -77,7 +77,7 @@ def _is_of_a_query(error: BaseException) -> bool:
 
 
 @contextlib.contextmanager
-def ended_by_interrupts(grace_seconds: float = GRACE_SECONDS) -> Iterator[None]:
+def ended_by_interrupts() -> Iterator[None]:
     """Ends the process if Ctrl-C or another signal does not end the query inside.
 
     DuckDB checks for signals between its tasks, if at all, and a recursive query may be one task
@@ -97,7 +97,7 @@ def ended_by_interrupts(grace_seconds: float = GRACE_SECONDS) -> Iterator[None]:
                 break
         else:
             return
-        ours.settimeout(grace_seconds)
+        ours.settimeout(GRACE_SECONDS)
         try:
             while ours.recv(64):
                 pass

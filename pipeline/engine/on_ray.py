@@ -434,14 +434,14 @@ def _through(
 
 
 def map_on_ray(
-    function: Callable[[Any], Any], items: Sequence[Any], cpus: float, settings: RaySettings
+    function: Callable[[Any], Any], items: Sequence[Any]
 ) -> Iterator[TaskResult[Any, Any]]:
     """The Ray side of `parallel_map.py`. Raises ClusterLost if nobody can work."""
-    with cluster(settings) as machine:
+    with cluster(RaySettings()) as machine:
         here = ray.get_runtime_context().get_node_id()
         largest = max((node.cpus for node in _nodes(here)[0]), default=0)
         # More than any node has would wait forever.
-        each = min(cpus, largest) or cpus
+        each = min(1.0, largest) or 1.0
         watchdog = Watchdog((Tasks(each),), 1, time.monotonic())
         tasks = _TaskFlow(function, items, each, machine)
         probe = ClusterProbe(watchdog, lambda: _nodes(here), lambda: ({}, {}), lambda *_: None)

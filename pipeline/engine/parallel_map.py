@@ -16,7 +16,6 @@ from multiprocessing.connection import Connection, wait
 from typing import Any, Literal, TypeVar
 
 from clipmill.pipeline.engine.task_results import MAX_DEATHS, TaskResult, attempt, died
-from clipmill.pipeline.recipes.recipe import RaySettings
 from clipmill.schemas.errors import ClipmillError, RowFailed
 from clipmill.stages.media.isolation.terminal import leave_terminal, null_input
 
@@ -25,16 +24,11 @@ R = TypeVar("R")
 
 
 def map_tasks(
-    function: Callable[[T], R],
-    items: Sequence[T],
-    *,
-    engine: Literal["ray", "local"],
-    cpus: float = 1.0,
-    ray: RaySettings | None = None,
+    function: Callable[[T], R], items: Sequence[T], *, engine: Literal["ray", "local"]
 ) -> Generator[TaskResult[T, R], None, None]:
     """`function` of every item, in the order they finish; function and items are pickled.
 
-    `cpus` is what one task needs. A ClipmillError in a task ends everything (a full disk, say) and
+    A task needs one CPU. A ClipmillError in a task ends everything (a full disk, say) and
     is raised here; any other exception is that item's problem, and so is a process that died on
     it twice. Leaving the iteration, by Ctrl-C too, ends what is still running.
     """
@@ -43,9 +37,9 @@ def map_tasks(
     if engine == "ray":
         from clipmill.pipeline.engine.on_ray import map_on_ray
 
-        yield from map_on_ray(function, items, cpus, ray or RaySettings())
+        yield from map_on_ray(function, items)
         return
-    workers = min(len(items), max(1, int(_usable_cpus() // cpus)))
+    workers = min(len(items), _usable_cpus())
     if workers == 1:
         for item in items:
             with null_input():

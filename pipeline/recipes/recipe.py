@@ -175,12 +175,7 @@ def read_yaml(path: Path, expected: str = "stages") -> dict[str, Any]:
 
 
 def load_recipe(
-    path: Path,
-    *,
-    name: str | None = None,
-    overrides: Sequence[str] = (),
-    sources: Sequence[Any] = (),
-    **top_level: Any,
+    path: Path, *, overrides: Sequence[str] = (), sources: Sequence[Any] = (), **top_level: Any
 ) -> LoadedRecipe:
     """Reads, overrides and checks a recipe.
 
@@ -193,7 +188,7 @@ def load_recipe(
     recipe, stages = _checked(
         read_yaml(path), overrides, folder, str(path), sources=sources, **top_level
     )
-    return LoadedRecipe(name or path.stem, folder, recipe, stages)
+    return LoadedRecipe(path.stem, folder, recipe, stages)
 
 
 def _checked(

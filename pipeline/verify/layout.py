@@ -215,8 +215,8 @@ class Survey:
                     open_.append(child.id)
         return [node for node in self.ordered if node.id in reached]
 
-    def shards(self, node: SurveyedStep, table: str | None = None) -> set[str]:
-        return self.folders.get(node.place(table), Folder()).shards
+    def shards(self, node: SurveyedStep) -> set[str]:
+        return self.folders.get(node.place(), Folder()).shards
 
     @cached_property
     def _groups(self) -> dict[str, dict[str, list[str]]]:

@@ -106,7 +106,6 @@ def cut_clips_isolated(
     *,
     starts_at_seconds: float = 0.0,
     is_sound: bool = False,
-    limits: Limits = CUT_LIMITS,
 ) -> Iterator[CutResult]:
     """Like `cut_clips`, in a helper process: a crash costs only this file's clips.
 
@@ -118,7 +117,7 @@ def cut_clips_isolated(
         return list(left.values()), options, starts_at_seconds, is_sound
 
     try:
-        for result in stream_isolated(_cut_in_helper, source, arguments, limits=limits):
+        for result in stream_isolated(_cut_in_helper, source, arguments, limits=CUT_LIMITS):
             del left[result.clip_id]
             yield result
     except RowFailed as problem:
