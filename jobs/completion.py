@@ -13,6 +13,7 @@ from typing import Any
 import typer
 
 from clipmill.schemas.errors import ERROR_KINDS, ClipmillError
+from clipmill.schemas.folders import RUNS, SUBSETS, json_files
 
 Offers = Callable[[typer.Context, str], list[str]]
 
@@ -105,13 +106,13 @@ def _yaml(value: Any) -> str:
 @_offered
 def subset_names(ctx: typer.Context, incomplete: str) -> Iterable[str]:
     """The frozen subsets of the dataset named in the command."""
-    folder = _dataset(ctx) / "subsets"
+    folder = _dataset(ctx) / SUBSETS
     return sorted(place.name for place in folder.iterdir() if not place.name.startswith("."))
 
 
 @_offered
 def run_ids(ctx: typer.Context, incomplete: str) -> Iterable[str]:
-    return sorted(place.stem for place in (_dataset(ctx) / "runs").glob("*.json"))
+    return [place.stem for place in json_files(_dataset(ctx) / RUNS)]
 
 
 @_offered

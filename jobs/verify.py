@@ -23,6 +23,7 @@ from clipmill.pipeline.verify.repair import Repaired, repair
 from clipmill.schemas.command_line import shell_word, start_a_run
 from clipmill.schemas.damage import DamagedFile, what_is_there
 from clipmill.schemas.errors import ClipmillError
+from clipmill.schemas.folders import LOCK
 from clipmill.schemas.storage import writing_to
 from clipmill.schemas.words import counted
 
@@ -51,9 +52,7 @@ def verify_dataset(
     with lock, saying() as say:
         # This process holds the lock itself, so it would look taken.
         is_free: Callable[[Path], bool] = (
-            is_lock_free
-            if not repairs
-            else (lambda path: path.name == ".lock" or is_lock_free(path))
+            is_lock_free if not repairs else (lambda path: path.name == LOCK or is_lock_free(path))
         )
         try:
             report = verify(dataset, shown_as=str(dataset), media=media, is_free=is_free, say=say)

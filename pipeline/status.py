@@ -17,7 +17,7 @@ from clipmill.pipeline.dataset.shards import committed_shards, shard_name
 from clipmill.pipeline.engine.retry import read_request
 from clipmill.pipeline.ingest.list_counts import kept_counts
 from clipmill.pipeline.recipes.plan import Read
-from clipmill.schemas.folders import RETRIES
+from clipmill.schemas.folders import RETRIES, SOURCES, json_files
 from clipmill.schemas.sql_text import escaped_for_glob, literal, quoted
 from clipmill.schemas.step_tables import StepTable, kept, outcomes
 
@@ -41,13 +41,13 @@ def status_report(dataset: Path) -> dict[str, Any]:
             for stage in (layout.record["stages"] if layout.record else ())
         ]
         ingest = _outcome_counts(catalog, [layout.ingest], doubled)
-        shards = len(committed_shards(layout.dataset / "sources"))
+        shards = len(committed_shards(layout.dataset / SOURCES))
         return {
             "dataset": str(dataset),
             "run": _run(layout),
             "moved_at": _moved_at(layout.dataset),
             "ingest": {"inputs": sum(ingest.values()), **ingest, "shards": shards},
-            "lists": [asdict(counts) for counts in kept_counts(layout.dataset / "sources")],
+            "lists": [asdict(counts) for counts in kept_counts(layout.dataset)],
             "stages": stages,
             "totals": _totals(catalog, footers),
             **reasons(catalog),
@@ -329,8 +329,8 @@ def _shards(layout: Layout, stage: StageRecord) -> tuple[int, int]:
                 open_.append(label)
     folder = folders[last]
     done = set(committed_shards(Path(folder))) if folder else set()
-    total = done | set(committed_shards(layout.dataset / "sources"))
-    for path in (layout.dataset / RETRIES).glob("[!.]*.json"):
+    total = done | set(committed_shards(layout.dataset / SOURCES))
+    for path in json_files(layout.dataset / RETRIES):
         request = read_request(path)
         entry = steps.get(request["step"])
         if entry and entry["step"] in above and entry["fingerprint"] == request["fingerprint"]:

@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from clipmill.schemas.command_line import shell_word
 from clipmill.schemas.errors import ClipmillError
+from clipmill.schemas.folders import REMOVED, RETRIES, RUNS, SOURCES, SUBSETS, is_dataset
 
 _MAX_REASON_CHARACTERS = 160
 _KINDS = {
@@ -53,14 +54,7 @@ def damaged(path: Path, reason: str) -> DamagedFile:
 
 def dataset_of(path: Path) -> Path | None:
     """The dataset that a file is part of: the next folder above that looks like one."""
-    return next(
-        (
-            folder
-            for folder in path.absolute().parents
-            if (folder / "runs").is_dir() or (folder / "sources").is_dir()
-        ),
-        None,
-    )
+    return next((folder for folder in path.absolute().parents if is_dataset(folder)), None)
 
 
 def _next_step(dataset: Path, where: str) -> str:
@@ -69,18 +63,18 @@ def _next_step(dataset: Path, where: str) -> str:
     shown = shell_word(dataset)
     sets_aside = f"`clipmill verify {shown} --repair` sets it aside"
     first, _, rest = where.partition("/")
-    if first == "subsets":
+    if first == SUBSETS:
         name = rest.partition("/")[0]
         return f"delete {dataset / first / name} and freeze the subset again by its recipe"
-    if first == "removed":
+    if first == REMOVED:
         return "fix the file by hand, or delete it and remove those videos again"
-    if first == "runs":
+    if first == RUNS:
         return (
             f"{sets_aside}, and a run with the same recipe and --dataset {shown} writes one again"
         )
-    if first == "retries":
+    if first == RETRIES:
         return f"{sets_aside}, and `clipmill retry {shown}` requests it again"
-    if first == "sources":
+    if first == SOURCES:
         return (
             f"{sets_aside} with everything made from it, and a run with its recipe and "
             f"--dataset {shown} adds it again"

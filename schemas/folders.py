@@ -1,17 +1,54 @@
-"""Names of everything at the top of a dataset's folder, except stages' tables."""
+"""The names of all folders and files of a dataset, as paths from its folder.
+
+No other module spells them. The tables of stages lie next to them, in
+`<label>/<fingerprint>/<shard>.parquet`.
+"""
 
 from __future__ import annotations
 
+import uuid
+from pathlib import Path
+
 SOURCES = "sources"
+LISTS = f"{SOURCES}/.lists"
+"""What playlists and searches were found to hold."""
+LIST_COUNTS = f"{SOURCES}/.counts"
+"""What became of the lines and rows of each list."""
+EXCLUDED = f"{SOURCES}/.excluded.npy"
+"""Hashes of the ids that the recipe leaves out."""
+
 MEDIA = "media"
+MEDIA_WORK = f"{MEDIA}/.work"
+"""By source, a download in progress."""
+MEDIA_READY = f"{MEDIA}/.ready"
+"""By source, a checked file that is not claimed yet."""
+MEDIA_FOUND = f"{MEDIA}/.found"
+"""By source, what was found out about its file."""
+MEDIA_CLAIMS = f"{MEDIA}/.claims"
+"""By settings and video, which source has it."""
+MEDIA_HOSTS = f"{MEDIA}/.hosts"
+"""When which host may be asked again."""
+
 RUNS = "runs"
 LOGS = "logs"
-INDEX = "index"
-SUBSETS = "subsets"
 REMOVED = "removed"
 RETRIES = "retries"
 JOURNAL = "journal"
 QUARANTINE = "quarantine"
+QUARANTINE_REASON = "why.json"
+
+INDEX = "index"
+INDEX_MANIFEST = "manifest.json"
+
+SUBSETS = "subsets"
+SUBSET_RECORD = "subset.json"
+SUBSET_CLIPS = "clips-*.parquet"
+
+SCRATCH = ".scratch"
+LOCK = ".lock"
+"""Held by the command that writes to the dataset; also the lock of a single download's folder."""
+COMMITS = ".commits"
+"""Held while a shard is committed."""
 
 OWN_FOLDERS = frozenset(
     (SOURCES, MEDIA, RUNS, LOGS, INDEX, SUBSETS, REMOVED, RETRIES, JOURNAL, QUARANTINE)
@@ -23,3 +60,27 @@ SHOTS = "shots"
 INGEST = "ingest"
 RESERVED_LABELS = OWN_FOLDERS | {FRAMES, SHOTS, INGEST}
 """Names that no stage can have: its tables would mix with others, or its rows with theirs."""
+
+
+def is_dataset(folder: Path) -> bool:
+    return (folder / RUNS).is_dir() or (folder / SOURCES).is_dir()
+
+
+def json_files(folder: Path) -> list[Path]:
+    """The complete JSON files of a folder, by name; an unfinished one's name begins with a dot."""
+    return sorted(folder.glob("[!.]*.json"))
+
+
+def subset_records(dataset: Path) -> list[Path]:
+    """The record of each frozen subset; the folder of an unfinished one begins with a dot."""
+    return sorted((dataset / SUBSETS).glob(f"[!.]*/{SUBSET_RECORD}"))
+
+
+def subset_lock(dataset: Path, name: str) -> Path:
+    """Held by whoever is creating the subset of this name."""
+    return dataset / SUBSETS / f".{name}.lock"
+
+
+def scratch_folder(dataset: Path, purpose: str) -> Path:
+    """A fresh place for temporary files, which whoever uses it creates and removes."""
+    return dataset / SCRATCH / f"{purpose}-{uuid.uuid4().hex[:8]}"

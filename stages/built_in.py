@@ -64,3 +64,9 @@ def built_in_table(name: str) -> pa.Schema | None:
     if name not in built_in_stage_names():
         return None
     return built_in_stage(name).model_construct().table_schema
+
+
+@functools.cache
+def further_tables() -> dict[str, pa.Schema]:
+    """The schemas of the tables that built-in stages write next to their own, by name."""
+    return {name: table for stage in built_in_stages() for name, table in stage.more_tables.items()}

@@ -16,6 +16,7 @@ import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field
 
 from clipmill.schemas.errors import ErrorKind, RowFailed, RowRejected
+from clipmill.schemas.folders import MEDIA
 from clipmill.schemas.tables import OUTCOME
 from clipmill.stages.media.read.sampling import FramePick as FramePick
 from clipmill.stages.media.read.sampling import Middle as Middle
@@ -53,7 +54,7 @@ class Workspace:
 
     @property
     def media(self) -> Path:
-        return self.dataset / "media"
+        return self.dataset / MEDIA
 
     def resolve(self, path: str) -> Path:
         """The file on this machine for a stored `path`."""

@@ -39,13 +39,19 @@ from clipmill.schemas import tables
 from clipmill.schemas.bounded_memory import bounded_memory
 from clipmill.schemas.damage import DamagedFile, read_json, reading
 from clipmill.schemas.errors import UsageError
-from clipmill.schemas.folders import INDEX, SUBSETS
+from clipmill.schemas.folders import (
+    FRAMES,
+    INDEX,
+    INGEST,
+    SHOTS,
+    SOURCES,
+    SUBSET_CLIPS,
+    subset_records,
+)
 from clipmill.schemas.scratch import ScratchFolder
 from clipmill.schemas.sql_text import escaped_for_glob, literal, quoted
 from clipmill.schemas.step_tables import Columns, StepTable, raw_view
-from clipmill.stages.built_in import built_in_stage_names, built_in_table
-from clipmill.stages.scan_videos import FRAMES
-from clipmill.stages.split_clips import SHOTS
+from clipmill.stages.built_in import built_in_stage_names, built_in_table, further_tables
 
 _UNITS = {
     "bytes": 1,
@@ -83,16 +89,13 @@ def read_layout(dataset: Path) -> Layout:
     dataset = dataset.absolute()
     record = latest_run(dataset)
     removals = tuple(tombstones(dataset))
-    ingest = _table(
-        dataset / "sources", "ingest", "ingest", "ingest", tables.SOURCES, bool(removals)
-    )
+    ingest = _table(dataset / SOURCES, INGEST, INGEST, INGEST, tables.SOURCES, bool(removals))
     steps: list[StepTable] = []
     extra: dict[str, StepTable] = {}
     for stage in record["stages"] if record else ():
         for step in stage["steps"]:
             label = step["step"]
             name = stage["name"] if label == stage["stage"] else label
-            folders = {"frames": FRAMES, "shots": SHOTS}
             for table, place in step["tables"].items():
                 if table == label:
                     folder = dataset / place
@@ -108,17 +111,17 @@ def read_layout(dataset: Path) -> Layout:
                             score=stage.get("score"),
                         )
                     )
-                elif table in folders:
+                elif table in further_tables():
                     extra[table] = _table(
                         dataset / place,
                         table,
                         stage["stage"],
                         table,
-                        folders[table],
+                        further_tables()[table],
                         bool(removals),
                     )
     return Layout(
-        dataset, record, ingest, tuple(steps), extra.get("shots"), extra.get("frames"), removals
+        dataset, record, ingest, tuple(steps), extra.get(SHOTS), extra.get(FRAMES), removals
     )
 
 
@@ -515,17 +518,16 @@ def _run_stage(stage: StageRecord) -> dict[str, Any]:
 
 def _subset_folders(dataset: Path) -> list[tuple[str, str]]:
     """Name and folder of every frozen subset; the name of an unfinished one has a dot."""
-    found = sorted((dataset / SUBSETS).glob("[!.]*/subset.json"))
     return [
         (path.parent.name, str(path.parent))
-        for path in found
-        if (path.parent / "clips-000000.parquet").exists()
+        for path in subset_records(dataset)
+        if any(path.parent.glob(SUBSET_CLIPS))
     ]
 
 
 def _subset_rows(dataset: Path) -> list[dict[str, Any]]:
     rows = []
-    for path in sorted((dataset / SUBSETS).glob("[!.]*/subset.json")):
+    for path in subset_records(dataset):
         values = read_json(path)
         row = {name: values.get(name) for name, _ in views.SUBSETS_VIEW}
         with reading(path):

@@ -15,10 +15,11 @@ import pyarrow.parquet as pq
 from clipmill.schemas.command_line import shell_word
 from clipmill.schemas.damage import DamagedFile, damaged, reading, reason_of
 from clipmill.schemas.errors import ClipmillError
+from clipmill.schemas.folders import LOGS, MEDIA, QUARANTINE
 
 _SEARCH_SECONDS = 20.0
 _READING = ("Failed to read file", "in Parquet file", "too small to be a Parquet file")
-_NO_TABLES = frozenset(("media", "quarantine", "logs"))
+_NO_TABLES = frozenset((MEDIA, QUARANTINE, LOGS))
 
 
 @contextlib.contextmanager

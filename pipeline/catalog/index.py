@@ -26,7 +26,7 @@ from typing import Any
 from clipmill.pipeline.catalog import views
 from clipmill.pipeline.dataset.shards import base_shard, is_shard
 from clipmill.schemas.damage import DamagedFile, check_is_file, read_json, what_is_there
-from clipmill.schemas.folders import INDEX
+from clipmill.schemas.folders import INDEX, INDEX_MANIFEST
 from clipmill.schemas.step_tables import StepTable
 
 VIEWS = ("clips", "videos")
@@ -123,7 +123,7 @@ class Manifest:
     def read(cls, folder: Path) -> Manifest | None:
         """The manifest in a folder; None if there is no usable one."""
         try:
-            value = read_json(folder / "manifest.json")
+            value = read_json(folder / INDEX_MANIFEST)
             if value["version"] != _VERSION:
                 return None
             parts = tuple(map(IndexPart.from_record, value["parts"]))

@@ -38,7 +38,7 @@ from clipmill.pipeline.dataset.shards import (
 )
 from clipmill.schemas.command_line import shell_word
 from clipmill.schemas.damage import DamagedFile, reading
-from clipmill.schemas.folders import INDEX
+from clipmill.schemas.folders import INDEX, INDEX_MANIFEST
 from clipmill.schemas.sql_text import escaped_for_glob, literal
 
 PART_CLIPS = 250_000
@@ -90,7 +90,7 @@ def index_problem(dataset: Path) -> str | None:
     try:
         update_index(dataset)
     except (OSError, duckdb.Error, DamagedFile) as error:
-        if isinstance(error, DamagedFile) and not error.where.startswith("index/"):
+        if isinstance(error, DamagedFile) and not error.where.startswith(f"{INDEX}/"):
             raise  # then more is wrong than the index
         return (
             f"The index of the catalog could not be built ({error}); queries work without it, "
@@ -221,7 +221,7 @@ class _Writer:
         return times
 
     def _commit(self, manifest: Manifest) -> None:
-        write_json(self._folder / "manifest.json", manifest.record())
+        write_json(self._folder / INDEX_MANIFEST, manifest.record())
 
     def _free_number(self) -> int:
         found = [
@@ -241,7 +241,7 @@ class _Writer:
             for file in part.files
         }
         for path in self._folder.iterdir():
-            if path.name not in wanted and path.name != "manifest.json":
+            if path.name not in wanted and path.name != INDEX_MANIFEST:
                 if path.is_dir():
                     shutil.rmtree(path)
                 else:

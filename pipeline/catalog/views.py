@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import pyarrow as pa
 
 from clipmill.schemas import tables
+from clipmill.schemas.folders import SUBSET_CLIPS
 from clipmill.schemas.sql_text import escaped_for_glob, literal, null, quoted
 from clipmill.schemas.step_tables import NOT_AMONG_REMOVED, Columns, StepTable, empty, kept, newest
 from clipmill.stages.download_videos import VIDEOS
@@ -462,7 +463,7 @@ def subset_clips_view(folders: Iterable[tuple[str, str]]) -> str:
     columns = ", ".join(f"{quoted(name)}" for name, _ in SUBSET_CLIPS_VIEW[1:])
     parts = [
         f"SELECT {literal(name)} AS name, {columns} FROM "
-        f"read_parquet({literal(escaped_for_glob(folder) + '/clips-*.parquet')}, "
+        f"read_parquet({literal(f'{escaped_for_glob(folder)}/{SUBSET_CLIPS}')}, "
         "hive_partitioning=false)"
         for name, folder in folders
     ]

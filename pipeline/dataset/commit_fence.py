@@ -20,9 +20,8 @@ from typing import Any
 
 from clipmill.schemas.damage import what_is_there
 from clipmill.schemas.errors import ClipmillError
+from clipmill.schemas.folders import COMMITS, LOCK
 
-LOCK = ".lock"
-COMMITS = ".commits"
 # A commit is a few renames: who takes longer has been stopped, or its node is gone.
 _PATIENCE_SECONDS = 40.0
 _LONGEST_PAUSE_SECONDS = 0.05

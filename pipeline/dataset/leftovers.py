@@ -10,13 +10,28 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from clipmill.schemas.folders import REMOVED, RETRIES, RUNS
+from clipmill.schemas.folders import (
+    INDEX,
+    JOURNAL,
+    LOCK,
+    LOGS,
+    MEDIA,
+    MEDIA_CLAIMS,
+    MEDIA_FOUND,
+    MEDIA_WORK,
+    QUARANTINE,
+    REMOVED,
+    RETRIES,
+    RUNS,
+    SCRATCH,
+    SUBSETS,
+)
 
 # Half a file of our own making: `.000003~1f2e3d4c.tmp`.
 _HALF_A_FILE = re.compile(r"\..*~[0-9a-f]{8}\.tmp\Z")
 _HALF_A_NOTE = re.compile(r"[0-9a-f]{20}\.[0-9a-f]{8}\.tmp\Z")
 _HALF_A_CLAIM = re.compile(r"\.[0-9a-f]{20}\.[0-9a-f]{8}\Z")
-_OF_NO_RUN = frozenset(("media", "logs", "quarantine", "subsets", "index", ".scratch"))
+_OF_NO_RUN = frozenset((MEDIA, LOGS, QUARANTINE, SUBSETS, INDEX, SCRATCH))
 
 
 def remove_leftovers_of_runs(dataset: Path) -> None:
@@ -30,21 +45,20 @@ def remove_leftovers_of_runs(dataset: Path) -> None:
         if name in _OF_NO_RUN or not folder.is_dir():
             continue
         _remove(folder, _HALF_A_FILE)
-        if name not in (RUNS, RETRIES, REMOVED, "journal"):
+        if name not in (RUNS, RETRIES, REMOVED, JOURNAL):
             for inner in _listed(folder):  # one of each fingerprint; of sources, their lists
                 if (folder / inner).is_dir():
                     _remove(folder / inner, _HALF_A_FILE)
-    for name in _listed(dataset / ".scratch"):
-        shutil.rmtree(dataset / ".scratch" / name, ignore_errors=True)
-    media = dataset / "media"
-    _remove(media / ".found", _HALF_A_NOTE)
-    for rules in _listed(media / ".claims"):
-        _remove(media / ".claims" / rules, _HALF_A_CLAIM)
+    for name in _listed(dataset / SCRATCH):
+        shutil.rmtree(dataset / SCRATCH / name, ignore_errors=True)
+    _remove(dataset / MEDIA_FOUND, _HALF_A_NOTE)
+    for rules in _listed(dataset / MEDIA_CLAIMS):
+        _remove(dataset / MEDIA_CLAIMS / rules, _HALF_A_CLAIM)
 
 
 def remove_unfinished_downloads(dataset: Path) -> None:
     """The contents of the downloads' work folder; for a run that has none left to do."""
-    work = dataset / "media" / ".work"
+    work = dataset / MEDIA_WORK
     for name in _listed(work):
         with _not_at_work(work / name) as is_free:
             if is_free:
@@ -55,7 +69,7 @@ def remove_unfinished_downloads(dataset: Path) -> None:
 def _not_at_work(folder: Path) -> Iterator[bool]:
     """Whether nobody has the lock of a download; taken, so that nobody does meanwhile."""
     try:
-        handle = os.open(folder / ".lock", os.O_RDWR)
+        handle = os.open(folder / LOCK, os.O_RDWR)
     except OSError:
         yield True
         return

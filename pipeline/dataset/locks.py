@@ -14,8 +14,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO
 
-from clipmill.pipeline.dataset.commit_fence import COMMITS, LOCK, check_lock_file, shut_out_others
+from clipmill.pipeline.dataset.commit_fence import check_lock_file, shut_out_others
 from clipmill.schemas.errors import ClipmillError
+from clipmill.schemas.folders import COMMITS, LOCK, SCRATCH
 from clipmill.schemas.storage import writing_to
 
 POLL_SECONDS = 0.3
@@ -160,6 +161,6 @@ def remove_if_empty(dataset: Path) -> None:
     """A mistyped source should leave no folder behind."""
     for name in (COMMITS, LOCK):
         (dataset / name).unlink(missing_ok=True)
-    for folder in (dataset / ".scratch", dataset):
+    for folder in (dataset / SCRATCH, dataset):
         with contextlib.suppress(OSError):
             folder.rmdir()

@@ -15,7 +15,7 @@ from clipmill.pipeline.dataset.shards import write_json
 from clipmill.schemas.command_line import shell_word, start_a_run
 from clipmill.schemas.damage import DamagedFile, read_json, reading
 from clipmill.schemas.errors import ClipmillError, UsageError, storable
-from clipmill.schemas.folders import RUNS
+from clipmill.schemas.folders import INDEX, LOGS, MEDIA, RUNS, is_dataset, json_files
 from clipmill.stages.models.places import ModelPlace
 
 KILLED = "killed"
@@ -188,7 +188,7 @@ def note_killed_runs(dataset: Path) -> bool:
 
 
 def _paths(dataset: Path) -> list[Path]:
-    return sorted((dataset / RUNS).glob("[!.]*.json"))
+    return json_files(dataset / RUNS)
 
 
 def _as_it_is(dataset: Path, record: RunRecord) -> RunRecord:
@@ -223,11 +223,7 @@ def check_links(dataset: Path, *, without: Collection[str] = ()) -> None:
     """
     with contextlib.suppress(FileNotFoundError, NotADirectoryError):
         for path in sorted(dataset.iterdir()):
-            if (
-                path.is_symlink()
-                and path.name not in (*without, "logs", "index")
-                and not path.exists()
-            ):
+            if path.is_symlink() and path.name not in (*without, LOGS, INDEX) and not path.exists():
                 raise ClipmillError(
                     f"{path} is a link to {path.readlink()}, which doesn't exist; "
                     "mount its disk, or delete the link if the data is lost for "
@@ -235,13 +231,9 @@ def check_links(dataset: Path, *, without: Collection[str] = ()) -> None:
                 )
 
 
-def _is_dataset(folder: Path) -> bool:
-    return (folder / RUNS).is_dir() or (folder / "sources").is_dir()
-
-
 def _dataset_names(folder: Path) -> list[str]:
     try:
-        return sorted(place.name for place in folder.iterdir() if _is_dataset(place))
+        return sorted(place.name for place in folder.iterdir() if is_dataset(place))
     except OSError:
         return []
 
@@ -266,10 +258,10 @@ def require_dataset(dataset: Path) -> Path:
         near = difflib.get_close_matches(dataset.name, _dataset_names(dataset.parent), n=1)
         hint = f"did you mean {shell_word(dataset.parent / near[0])}? " if near else ""
         raise UsageError(f"no dataset at {dataset}: the folder does not exist; {hint}{make}")
-    if not _is_dataset(dataset):
+    if not is_dataset(dataset):
         inner = _datasets_in(dataset)
         raise UsageError(
             f"{dataset} is not a Clipmill dataset (it has no runs/ folder){inner or f'; {make}'}"
         )
-    check_links(dataset, without=("media",))  # tables can be queried without it
+    check_links(dataset, without=(MEDIA,))  # tables can be queried without it
     return dataset

@@ -15,7 +15,7 @@ from pathlib import Path
 from clipmill.pipeline.dataset.shards import write_json
 from clipmill.schemas.damage import DamagedFile, read_json, reading
 from clipmill.schemas.errors import ClipmillError
-from clipmill.schemas.folders import REMOVED
+from clipmill.schemas.folders import REMOVED, json_files
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def tombstones(dataset: Path) -> list[Tombstone]:
 
     Raises ClipmillError for an unreadable file: skipping it would show removed videos.
     """
-    return [_read(path) for path in sorted((dataset / REMOVED).glob("[!.]*.json"))]
+    return [_read(path) for path in json_files(dataset / REMOVED)]
 
 
 def _read(path: Path) -> Tombstone:

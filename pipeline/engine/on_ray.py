@@ -50,6 +50,7 @@ from clipmill.pipeline.engine.task_results import MAX_DEATHS, TaskResult, attemp
 from clipmill.pipeline.recipes.plan import Plan, ShardList, Step, pending
 from clipmill.pipeline.recipes.recipe import RaySettings
 from clipmill.schemas.errors import ClipmillError
+from clipmill.schemas.folders import SOURCES
 from clipmill.stages.media.isolation.terminal import leave_terminal, null_input
 from clipmill.stages.models.device_errors import DeviceBroken
 
@@ -335,7 +336,7 @@ def _watched(items: Iterable[Any], probe: ClusterProbe) -> Iterator[Any]:
 
 def _rows_a_shard(dataset: Path, names: Sequence[str]) -> int:
     """The rows of a large shard; a few tell, for all of a dataset are of about one size."""
-    paths = [shard_path(dataset / "sources", name) for name in names[:_FOOTERS_READ]]
+    paths = [shard_path(dataset / SOURCES, name) for name in names[:_FOOTERS_READ]]
     return max((ShardMetadata.read(path).inputs for path in paths if path.exists()), default=1)
 
 

@@ -22,7 +22,7 @@ from clipmill.pipeline.dataset.shards import (
 )
 from clipmill.pipeline.recipes.plan import Plan, RetryRequest, ShardList, Step, request_is_current
 from clipmill.schemas.damage import read_json, reading
-from clipmill.schemas.folders import RETRIES
+from clipmill.schemas.folders import RETRIES, json_files
 
 
 def list_shards(dataset: Path, first: Sequence[str]) -> ShardList:
@@ -32,9 +32,7 @@ def list_shards(dataset: Path, first: Sequence[str]) -> ShardList:
 
 def read_requests(dataset: Path) -> dict[str, RetryRequest]:
     """What was asked to be tried again, by the shard that it makes."""
-    return {
-        path.stem: read_request(path) for path in sorted((dataset / RETRIES).glob("[!.]*.json"))
-    }
+    return {path.stem: read_request(path) for path in json_files(dataset / RETRIES)}
 
 
 def read_request(path: Path) -> RetryRequest:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import shutil
 import time
-import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -47,7 +46,7 @@ from clipmill.pipeline.engine.step_outputs import complete, failed_rows, made_be
 from clipmill.pipeline.recipes.plan import Plan, ShardList, Step
 from clipmill.schemas.damage import DamagedFile, reading
 from clipmill.schemas.errors import ClipmillError, RowFailed, RowRejected
-from clipmill.schemas.folders import JOURNAL
+from clipmill.schemas.folders import FRAMES, JOURNAL, scratch_folder
 from clipmill.schemas.ids import clip_seconds
 from clipmill.schemas.step_tables import REMOVED_RULE
 from clipmill.schemas.storage import full_storage, writing_to
@@ -107,7 +106,7 @@ class Worker:
     def _transform(self, step: Step, shard: str) -> tuple[Transform, Workspace]:
         if step.label not in self._open:
             self.activity.at(step.label, shard, "opens its models")
-            scratch = self.dataset / ".scratch" / f"{step.label}-{uuid.uuid4().hex[:8]}"
+            scratch = scratch_folder(self.dataset, step.label)
             workspace = Workspace(self.dataset, scratch)
             started = time.monotonic()
             with noted_places() as places:
@@ -291,7 +290,7 @@ class Worker:
             return
         users = [step for step in self.plan.steps if step.stage.frames_picked()]
         if all(shard_path(step.folder(self.dataset), shard).exists() for step in users):
-            shard_path(maker.folder(self.dataset, "frames"), shard).unlink(missing_ok=True)
+            shard_path(maker.folder(self.dataset, FRAMES), shard).unlink(missing_ok=True)
 
 
 class _Writers:

@@ -22,7 +22,7 @@ from clipmill.pipeline.recipes.plan import Plan, Step
 from clipmill.schemas.clocks import CLOCK_COLUMNS, file_zero_seconds
 from clipmill.schemas.damage import reading
 from clipmill.schemas.errors import RowFailed
-from clipmill.schemas.folders import SOURCES
+from clipmill.schemas.folders import FRAMES, SOURCES
 from clipmill.schemas.tables import FRAME
 from clipmill.schemas.tables import SOURCES as SOURCES_SCHEMA
 from clipmill.stages.media.read.sampling import FramePick, pick_frames
@@ -243,7 +243,7 @@ class KeptFrameReader:
         step = plan.frames_step()
         self._scan = step.stage if step is not None else None
         if step is not None:
-            folder = step.folder(dataset, "frames")
+            folder = step.folder(dataset, FRAMES)
             for name in existing(folder, group):
                 path = shard_path(folder, name)
                 with reading(path):

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from clipmill.schemas.errors import UsageError
-from clipmill.schemas.folders import MEDIA, OWN_FOLDERS
+from clipmill.schemas.folders import COMMITS, LOCK, MEDIA, OWN_FOLDERS, SCRATCH
 
 
 def check_output(dataset: Path, output: Path | None) -> None:
@@ -37,11 +37,10 @@ def _inside(place: Path, folder: Path) -> tuple[str, ...] | None:
 
 def _is_own(dataset: Path, name: str) -> bool:
     # Here, because most commands are given no output and should not wait for these.
-    from clipmill.pipeline.dataset.commit_fence import COMMITS, LOCK
     from clipmill.pipeline.dataset.shards import committed_shards
     from clipmill.stages.built_in import built_in_stage_names
 
-    own = (*OWN_FOLDERS, LOCK, COMMITS, ".scratch", *built_in_stage_names())
+    own = (*OWN_FOLDERS, LOCK, COMMITS, SCRATCH, *built_in_stage_names())
     if name in own:
         return True
     folder = dataset / name

@@ -11,10 +11,8 @@ from typing import Any
 from clipmill.pipeline.dataset.shards import write_json
 from clipmill.pipeline.ingest.source_rows import ListNote
 from clipmill.schemas.damage import read_json, reading
+from clipmill.schemas.folders import LIST_COUNTS, json_files
 from clipmill.schemas.words import counted
-
-FOLDER = ".counts"
-"""In the folder of a dataset's sources."""
 
 
 @dataclass(frozen=True)
@@ -98,11 +96,11 @@ class ListCounts:
         return f"{text}; read {said}." if said else f"{text}."
 
 
-def keep_counts(sources: Path, lists: Iterable[ListCounts]) -> None:
-    """Notes the counts in the folder of a dataset's sources, those of the last reading of each."""
+def keep_counts(dataset: Path, lists: Iterable[ListCounts]) -> None:
+    """Stores the counts of the last reading of each list."""
     for counts in lists:
         name = hashlib.sha256(counts.name.encode()).hexdigest()[:20]
-        write_json(sources / FOLDER / f"{name}.json", asdict(counts))
+        write_json(dataset / LIST_COUNTS / f"{name}.json", asdict(counts))
 
 
 def read_counts(path: Path) -> ListCounts:
@@ -113,7 +111,7 @@ def read_counts(path: Path) -> ListCounts:
         return ListCounts(**value, said=said)
 
 
-def kept_counts(sources: Path) -> list[ListCounts]:
+def kept_counts(dataset: Path) -> list[ListCounts]:
     """The counts of all lists that were ever read, by their names."""
-    found = [read_counts(path) for path in (sources / FOLDER).glob("[0-9a-f]*.json")]
+    found = [read_counts(path) for path in json_files(dataset / LIST_COUNTS)]
     return sorted(found, key=lambda counts: counts.name)

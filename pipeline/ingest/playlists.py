@@ -19,6 +19,7 @@ from clipmill.pipeline.ingest.platforms import identify
 from clipmill.pipeline.ingest.source_spec import SourceSpec
 from clipmill.schemas.damage import DamagedFile, read_json, reading
 from clipmill.schemas.errors import RowFailed
+from clipmill.schemas.folders import LISTS
 
 if TYPE_CHECKING:
     from clipmill.stages.download_videos import DownloadVideos
@@ -57,7 +58,7 @@ class Expander:
 
     def __init__(self, dataset: Path, downloads: DownloadVideos | None = None) -> None:
         self._dataset = dataset
-        self._folder = dataset / "sources" / ".lists"
+        self._folder = dataset / LISTS
         self._downloads = downloads
 
     @functools.cached_property

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import shutil
-import uuid
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -35,10 +34,11 @@ from clipmill.pipeline.ingest.source_shards import (
 )
 from clipmill.pipeline.ingest.together import SAID, Together, captions_of
 from clipmill.schemas.damage import reading
+from clipmill.schemas.folders import SOURCES, scratch_folder
 from clipmill.schemas.ids import source_key
 from clipmill.schemas.sql_text import escaped_for_glob, literal
 from clipmill.schemas.step_tables import EXPANDED_RULE, REMOVED_RULE
-from clipmill.schemas.tables import SOURCES
+from clipmill.schemas.tables import SOURCES as SOURCES_SCHEMA
 from clipmill.schemas.words import counted
 
 DUPLICATE_RULE = "sources.duplicate"
@@ -57,7 +57,7 @@ _HELPERS = pa.schema(
         ("locator", pa.string()),
     ]
 )
-_ROWS = pa.schema([*_HELPERS, *SOURCES])
+_ROWS = pa.schema([*_HELPERS, *SOURCES_SCHEMA])
 
 
 class SpooledRows:
@@ -105,8 +105,8 @@ class Gathering:
         self.ended = 0
         self.fixed = 0
         """How many known sources were given spans or captions that they do not have."""
-        self._folder = dataset / "sources"
-        self._scratch = dataset / ".scratch" / f"ingest-{uuid.uuid4().hex[:8]}"
+        self._folder = dataset / SOURCES
+        self._scratch = scratch_folder(dataset, "ingest")
         self._known = known
         self._waiting: list[tuple[str, Source]] = []
         self._rows = SpooledRows(self._scratch / "rows.parquet", _ROWS)
@@ -219,7 +219,7 @@ class Gathering:
                 )
             fresh = table.filter(is_new)
             if fresh.num_rows:
-                yield fresh.select(SOURCES.names)
+                yield fresh.select(SOURCES_SCHEMA.names)
         yield from self._beyond_known(connection, relisted)
         yield from self._ended(connection, failures)
 
@@ -300,7 +300,7 @@ class Gathering:
         for (shard,) in shards:
             path = shard_path(self._folder, shard)
             with reading(path):
-                stored = pq.read_table(path, schema=SOURCES, columns=["source_key", *SAID])
+                stored = pq.read_table(path, schema=SOURCES_SCHEMA, columns=["source_key", *SAID])
             connection.register("stored", stored)
             differ = connection.sql(
                 f"SELECT r.*, {{'spans': s.spans, 'caption': s.caption, 'captions': s.captions}} "
@@ -327,7 +327,7 @@ class Gathering:
         known = connection.execute("SELECT key FROM late SEMI JOIN known USING (key)").fetchall()
         fresh = [row for key, row in by_key.items() if (key,) not in set(known)]
         if fresh:
-            yield pa.Table.from_pylist(fresh, SOURCES)
+            yield pa.Table.from_pylist(fresh, SOURCES_SCHEMA)
 
     def _ended(
         self, connection: duckdb.DuckDBPyConnection, failures: Iterable[str]
@@ -348,7 +348,7 @@ def _is_removed(row: dict[str, Any]) -> bool:
 
 def _late(row: dict[str, Any]) -> dict[str, Any] | None:
     """The rejection of what a listed source says and the stored one does not; None if nothing."""
-    stored = Together(dict.fromkeys(SOURCES.names) | row["stored"])
+    stored = Together(dict.fromkeys(SOURCES_SCHEMA.names) | row["stored"])
     spans, captions = stored.lacking(row)
     if not spans and not captions:
         return None

@@ -35,6 +35,7 @@ from clipmill.pipeline.ingest.source_shards import (
 )
 from clipmill.pipeline.ingest.source_spec import SourceSpec, source_from_argument
 from clipmill.schemas.errors import UsageError
+from clipmill.schemas.folders import SOURCES
 from clipmill.schemas.ids import platform_video_id, source_key
 from clipmill.schemas.step_tables import REMOVED_RULE
 from clipmill.schemas.words import counted
@@ -127,7 +128,7 @@ class IngestReport:
 
 def list_source_shards(dataset: Path) -> list[str]:
     """Names of the shards of sources, in order."""
-    return committed_shards(dataset / "sources")
+    return committed_shards(dataset / SOURCES)
 
 
 def ingest(
@@ -152,7 +153,7 @@ def ingest(
     look like videos or end in one of `take_suffixes`.
     Raises UsageError if an input can't be read or gives nothing.
     """
-    folder, base = dataset / "sources", base_folder or Path.cwd()
+    folder, base = dataset / SOURCES, base_folder or Path.cwd()
     known = known_sources(folder)
     excluded = excluded_ids(exclude_ids)
     with Gathering(dataset, known) as gathering:
@@ -195,7 +196,7 @@ def ingest(
         ListCounts.of(note, gathering.counts.get(number, {}))
         for number, note in enumerate(reader.lists)
     )
-    keep_counts(folder, lists)
+    keep_counts(dataset, lists)
     return IngestReport(
         **shards.totals,
         known=gathering.known,

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import shutil
-import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,9 +39,11 @@ from clipmill.pipeline.ingest.sources import excluded_ids, exclusion
 from clipmill.pipeline.ingest.together import Together
 from clipmill.schemas.damage import reading
 from clipmill.schemas.errors import ClipmillError, RowFailed
+from clipmill.schemas.folders import SOURCES, scratch_folder
 from clipmill.schemas.ids import source_key
 from clipmill.schemas.sql_text import escaped_for_glob, literal
-from clipmill.schemas.tables import SOURCES, SPAN
+from clipmill.schemas.tables import SOURCES as SOURCES_SCHEMA
+from clipmill.schemas.tables import SPAN
 from clipmill.stages.media.fetch.exclusions import write_exclusions
 
 MEMORY = "1GB"
@@ -90,7 +91,7 @@ def import_spans(
     `limit` takes the first so many videos, with all their rows. Raises UsageError where a file
     can't be read, before anything is written.
     """
-    scratch = dataset / ".scratch" / f"import-{uuid.uuid4().hex[:8]}"
+    scratch = scratch_folder(dataset, "import")
     with contextlib.ExitStack() as stack:
         stack.enter_context(damage_named(dataset))
         config: dict[str, Any] = {
@@ -109,7 +110,7 @@ def import_spans(
         rows = PublishedRows(connection, published, report_bytes)
         if limit is not None:
             _note_first_videos(connection, rows, limit)
-        reader = _sorted_rows(connection, rows, dataset / "sources", limit)
+        reader = _sorted_rows(connection, rows, dataset / SOURCES, limit)
         taken = _Import(dataset, files, [file.place for file in published], excluded, shard_videos)
         for batch in reader:
             taken.take(pa.Table.from_batches([batch]))
@@ -216,7 +217,7 @@ class _Import:
         shard_videos: int,
     ) -> None:
         self._dataset = dataset
-        self._folder = dataset / "sources"
+        self._folder = dataset / SOURCES
         self._lists = [clean(str(path.absolute())) for path in files]
         self._places = places
         self._excluded = excluded
@@ -323,7 +324,7 @@ class _Import:
         path = shard_path(self._folder, shard)
         with reading(path):
             stored = pq.read_table(
-                path, schema=SOURCES, columns=["platform_id", "spans", "rejection", "error"]
+                path, schema=SOURCES_SCHEMA, columns=["platform_id", "spans", "rejection", "error"]
             )
         can_grow = pc.and_(pc.is_null(stored["rejection"]), pc.is_null(stored["error"]))
         held: dict[str, tuple[int, Together]] = {}
@@ -359,10 +360,12 @@ class _Import:
             at, together = held[name]
             spans[at] = together.row()["spans"]
         with reading(path):
-            table = pq.read_table(path, schema=SOURCES)
-        place = SOURCES.get_field_index("spans")
-        column = pa.array(spans, SOURCES.field("spans").type)
-        write_sources(self._folder, shard, table.set_column(place, SOURCES.field("spans"), column))
+            table = pq.read_table(path, schema=SOURCES_SCHEMA)
+        place = SOURCES_SCHEMA.get_field_index("spans")
+        column = pa.array(spans, SOURCES_SCHEMA.field("spans").type)
+        write_sources(
+            self._folder, shard, table.set_column(place, SOURCES_SCHEMA.field("spans"), column)
+        )
         # The last video of some rows may be the first one of the next.
         self._report.grown_videos += len(grown) - (self._last_grown in grown)
         self._last_grown = list(grown)[-1]
@@ -380,7 +383,7 @@ class _Import:
 
 def _said(spans: list[dict[str, Any]] | None) -> dict[str, Any]:
     """A row of sources that says nothing but spans."""
-    return dict.fromkeys(SOURCES.names) | {"spans": spans}
+    return dict.fromkeys(SOURCES_SCHEMA.names) | {"spans": spans}
 
 
 class _Videos:
@@ -531,5 +534,7 @@ def _spans(
 
 def _table(keys: list[str], sources: Sequence[Source], spans: pa.Array) -> pa.Table:
     table = sources_table(zip(keys, sources, strict=True))
-    place = SOURCES.get_field_index("spans")
-    return table.set_column(place, SOURCES.field("spans"), spans.cast(SOURCES.field("spans").type))
+    place = SOURCES_SCHEMA.get_field_index("spans")
+    return table.set_column(
+        place, SOURCES_SCHEMA.field("spans"), spans.cast(SOURCES_SCHEMA.field("spans").type)
+    )

@@ -14,7 +14,7 @@ from clipmill.pipeline.dataset.shards import base_shard, committed_shards, shard
 from clipmill.pipeline.recipes.recipe import LoadedRecipe
 from clipmill.pipeline.recipes.stage_classes import class_reference, stage_class
 from clipmill.schemas.errors import UsageError
-from clipmill.schemas.folders import RESERVED_LABELS, SOURCES
+from clipmill.schemas.folders import FRAMES, RESERVED_LABELS, SOURCES
 from clipmill.stages.protocol import Stage
 
 _LONGEST_LABEL = 60  # it is part of the names of temporary files, too
@@ -104,7 +104,7 @@ class Plan:
         return self.steps[: last + 1]
 
     def frames_step(self) -> Step | None:
-        return next((step for step in self.steps if "frames" in step.stage.more_tables), None)
+        return next((step for step in self.steps if FRAMES in step.stage.more_tables), None)
 
     def downstream(self, label: str) -> set[str]:
         """Labels of a step and of everything that depends on it."""
@@ -184,7 +184,7 @@ def _step(label: str, stage_label: str, stage: Stage, before: list[Step]) -> Ste
             )
         upstream = {base.label: None, **upstream}
     if stage.frames_picked():
-        maker = next((s for s in before if "frames" in s.stage.more_tables), None)
+        maker = next((s for s in before if FRAMES in s.stage.more_tables), None)
         if maker is not None:
             upstream[maker.label] = None
     inputs = {name: known[name].fingerprint for name in upstream}

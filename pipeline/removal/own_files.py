@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from clipmill.pipeline.removal.rewriting import RemovalTargets
-from clipmill.schemas.folders import MEDIA
+from clipmill.schemas.folders import MEDIA, MEDIA_CLAIMS, MEDIA_FOUND, MEDIA_READY, MEDIA_WORK
 
 
 @dataclass
@@ -42,7 +42,7 @@ def own_files(dataset: Path, named: set[str], selection: RemovalTargets) -> OwnF
         elif os.path.lexists(dataset / inner):
             found.left[dataset / inner] = path
     # By name, too: after a killed removal the tables no longer say where they lie.
-    places.update(_by_name(media, selection))
+    places.update(_by_name(dataset, selection))
     there = sorted(place for place in places if os.path.lexists(place))
     found.delete += there
     for link in [place for place in there if place.is_symlink()]:
@@ -56,17 +56,17 @@ def own_files(dataset: Path, named: set[str], selection: RemovalTargets) -> OwnF
     return found
 
 
-def _by_name(media: Path, selection: RemovalTargets) -> Iterator[Path]:
-    if not media.is_dir():
+def _by_name(dataset: Path, selection: RemovalTargets) -> Iterator[Path]:
+    if not (dataset / MEDIA).is_dir():
         return
-    for path in media.iterdir():
+    for path in (dataset / MEDIA).iterdir():
         if path.name.partition(".")[0] in selection.videos:
             yield path
     for key in selection.source_keys:
-        yield media / ".work" / key
-        yield media / ".found" / f"{key}.json"
-        yield from (media / ".ready").glob(f"{key}.*")
-    for rules in (media / ".claims").glob("*"):
+        yield dataset / MEDIA_WORK / key
+        yield dataset / MEDIA_FOUND / f"{key}.json"
+        yield from (dataset / MEDIA_READY).glob(f"{key}.*")
+    for rules in (dataset / MEDIA_CLAIMS).glob("*"):
         yield from (rules / video for video in selection.videos)
 
 

@@ -41,7 +41,15 @@ from clipmill.pipeline.removal.rewriting import RemovalTargets, matching_rows, r
 from clipmill.schemas import tables
 from clipmill.schemas.damage import check_is_file, read_json, reading
 from clipmill.schemas.errors import UsageError
-from clipmill.schemas.folders import JOURNAL, RETRIES, SOURCES
+from clipmill.schemas.folders import (
+    JOURNAL,
+    LISTS,
+    RETRIES,
+    SOURCES,
+    SUBSET_CLIPS,
+    json_files,
+    subset_records,
+)
 from clipmill.schemas.ids import platform_video_id, source_key
 from clipmill.schemas.sql_text import escaped_for_glob, literal
 from clipmill.schemas.step_tables import StepTable, scan
@@ -331,17 +339,17 @@ def _media_paths(files: Iterable[tuple[Path, str]], selection: RemovalTargets) -
 def _clean_notes(dataset: Path, selection: RemovalTargets) -> None:
     """Removes the keys from requested retries, journals, logs, and stored listings."""
     forget(dataset, selection.has_key)
-    for path in (dataset / RETRIES).glob("[!.]*.json"):
+    for path in json_files(dataset / RETRIES):
         request = read_request(path)
         keys = [key for key in request["keys"] if not selection.has_key(key)]
         if len(keys) != len(request["keys"]):
             write_json(path, {**request, "keys": keys})
-    for path in (dataset / JOURNAL).glob("[!.]*.json"):
+    for path in json_files(dataset / JOURNAL):
         run_id, begun = read_journal(path)
         started = {key: n for key, n in begun.items() if not selection.has_key(key)}
         if len(started) != len(begun):
             write_json(path, {"run_id": run_id, "started": started})
-    for path in (dataset / SOURCES / ".lists").glob("[!.]*.json"):
+    for path in json_files(dataset / LISTS):
         entries = read_list_entries(path)
         kept = [
             asdict(entry) for entry in entries if _key_of(entry.url) not in selection.source_keys
@@ -363,12 +371,12 @@ def subsets_with(dataset: Path, videos: Iterable[str]) -> dict[str, int]:
     """The frozen subsets that hold clips of these videos, with how many."""
     wanted = list(videos)
     found: Counter[str] = Counter()
-    for path in sorted((dataset / "subsets").glob("[!.]*/subset.json")):
-        files = escaped_for_glob(str(path.parent)) + "/clips-*.parquet"
-        if not any(path.parent.glob("clips-*.parquet")):
+    for path in subset_records(dataset):
+        files = f"{escaped_for_glob(str(path.parent))}/{SUBSET_CLIPS}"
+        if not any(path.parent.glob(SUBSET_CLIPS)):
             continue
         with damage_named(dataset), duckdb.connect(":memory:") as connection:
-            for file in path.parent.glob("clips-*.parquet"):
+            for file in path.parent.glob(SUBSET_CLIPS):
                 check_is_file(file)
             ((count,),) = connection.execute(
                 f"SELECT count(*) FROM read_parquet({literal(files)}) WHERE video_id IN "

@@ -10,9 +10,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from clipmill.schemas.damage import what_is_there
-from clipmill.schemas.folders import INDEX
-
-_MANIFEST = "manifest.json"
+from clipmill.schemas.folders import INDEX, INDEX_MANIFEST
 
 
 def videos_in_index(dataset: Path, videos: Iterable[str]) -> Iterator[tuple[Path, set[str]]]:
@@ -40,7 +38,7 @@ def _files(dataset: Path) -> list[Path]:
     return sorted(
         path
         for path in (dataset / INDEX).glob("*/*")
-        if path.name != _MANIFEST and (path.is_symlink() or not path.is_dir())
+        if path.name != INDEX_MANIFEST and (path.is_symlink() or not path.is_dir())
     )
 
 

@@ -42,7 +42,7 @@ from clipmill.pipeline.subsets.subset_recipe import SubsetRecipe
 from clipmill.schemas.command_line import shell_word
 from clipmill.schemas.damage import check_is_file, read_json, reading
 from clipmill.schemas.errors import ClipmillError, UsageError
-from clipmill.schemas.folders import SUBSETS
+from clipmill.schemas.folders import SUBSET_RECORD, SUBSETS, subset_lock, subset_records
 from clipmill.schemas.sql_text import quoted
 from clipmill.schemas.step_tables import StepTable, kept
 from clipmill.schemas.words import counted
@@ -95,7 +95,7 @@ def load_subset(dataset: Path, name: str) -> FrozenSubset:
         )
         raise UsageError(f"{dataset} has no subset {name!r}; {hint}{known}")
     folder = dataset / SUBSETS / name
-    path = folder / "subset.json"
+    path = folder / SUBSET_RECORD
     info = read_json(path)
     with reading(path):
         wanted = (
@@ -119,7 +119,7 @@ def load_subset(dataset: Path, name: str) -> FrozenSubset:
 
 
 def subset_names(dataset: Path) -> list[str]:
-    return sorted(path.parent.name for path in (dataset / SUBSETS).glob("[!.]*/subset.json"))
+    return sorted(path.parent.name for path in subset_records(dataset))
 
 
 def check_name(name: str) -> str:
@@ -190,9 +190,9 @@ def create_subset(
             "files": files,
         }
         place = dataset / SUBSETS / name
-        if (place / "subset.json").exists():
+        if (place / SUBSET_RECORD).exists():
             return _same_or_refuse(load_subset(dataset, name), info), False
-        write_json(folder / "subset.json", info)
+        write_json(folder / SUBSET_RECORD, info)
         _sync(folder)
         _check_none_was_removed(dataset, connection, name)
         folder.rename(place)
@@ -233,10 +233,11 @@ def _making(dataset: Path, name: str) -> Iterator[Path]:
     place = dataset / SUBSETS
     try:
         place.mkdir(exist_ok=True)
-        (place / f".{name}.lock").touch()
+        lock = subset_lock(dataset, name)
+        lock.touch()
     except OSError as error:
         raise ClipmillError(f"cannot write to {place}: {error.strerror}") from error
-    with open(place / f".{name}.lock", "a", encoding="utf-8") as file:
+    with open(lock, "a", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

@@ -27,7 +27,7 @@ from clipmill.pipeline.verify.shard_checks import ShardChecks, ShardRows
 from clipmill.pipeline.verify.shown import Shown, find_layout
 from clipmill.pipeline.verify.strays import Names, StrayChecks
 from clipmill.pipeline.verify.subset_checks import SubsetChecks, check_index
-from clipmill.schemas.folders import REMOVED, RUNS
+from clipmill.schemas.folders import LOCK, REMOVED, RUNS, json_files
 from clipmill.schemas.scratch import ScratchFolder
 
 __all__ = ["Finding", "Report", "verify"]
@@ -55,7 +55,7 @@ def verify(
     """
     dataset = dataset.absolute()
     book = Book(shown_as or str(dataset))
-    lock = dataset / ".lock"
+    lock = dataset / LOCK
     was_running, newest = not is_free(lock), _newest_record(dataset)
     removals = _names(dataset / REMOVED)
     say("listing")
@@ -86,12 +86,12 @@ def verify(
 
 
 def _names(folder: Path) -> set[str]:
-    return {path.name for path in folder.glob("[!.]*.json")}
+    return {path.name for path in json_files(folder)}
 
 
 def _newest_record(dataset: Path) -> tuple[str, int] | None:
     """Whether a run began or ended meanwhile."""
-    paths = sorted((dataset / RUNS).glob("[!.]*.json"))
+    paths = json_files(dataset / RUNS)
     return (paths[-1].name, os.lstat(paths[-1]).st_mtime_ns) if paths else None
 
 

@@ -16,7 +16,6 @@ from clipmill.pipeline.dataset.run_records import RunRecord, read_run
 from clipmill.pipeline.dataset.shards import base_shard, is_shard, retry_number, shard_order
 from clipmill.pipeline.dataset.tombstones import Tombstone, tombstones
 from clipmill.pipeline.engine.retry import read_request
-from clipmill.pipeline.ingest.list_counts import FOLDER as COUNTS
 from clipmill.pipeline.ingest.list_counts import read_counts
 from clipmill.pipeline.ingest.playlists import read_list_entries
 from clipmill.pipeline.recipes.plan import Read, RetryRequest
@@ -25,16 +24,24 @@ from clipmill.schemas import tables
 from clipmill.schemas.command_line import shell_word
 from clipmill.schemas.damage import DamagedFile, read_json, reading
 from clipmill.schemas.errors import ClipmillError
-from clipmill.schemas.folders import FRAMES, JOURNAL, QUARANTINE, REMOVED, RETRIES, RUNS, SOURCES
+from clipmill.schemas.folders import (
+    EXCLUDED,
+    FRAMES,
+    JOURNAL,
+    LIST_COUNTS,
+    LISTS,
+    QUARANTINE,
+    QUARANTINE_REASON,
+    REMOVED,
+    RETRIES,
+    RUNS,
+    SOURCES,
+    json_files,
+)
 from clipmill.schemas.ids import CLIP_ID
 from clipmill.schemas.step_tables import StepTable
-from clipmill.stages.built_in import built_in_stages, built_in_table
-from clipmill.stages.media.fetch.exclusions import FILE as EXCLUDED
+from clipmill.stages.built_in import built_in_table
 from clipmill.stages.media.fetch.exclusions import read_exclusions
-
-FURTHER_TABLES = {
-    name: schema for stage in built_in_stages() for name, schema in stage.more_tables.items()
-}
 
 
 @dataclass(frozen=True)
@@ -284,7 +291,7 @@ def read_survey(dataset: Path, book: Book) -> Survey:
     nodes: dict[tuple[str, str], SurveyedStep] = {}
     declared: dict[tuple[str, str, str], tuple[str, ...]] = {}
     newest, changed_at, records_known = None, 0.0, True
-    for path in _json_files(dataset / RUNS):
+    for path in json_files(dataset / RUNS):
         try:
             record = read_run(path)
             with reading(path):
@@ -347,10 +354,6 @@ def list_folder(folder: Path) -> Folder:
     return found
 
 
-def _json_files(folder: Path) -> list[Path]:
-    return sorted(folder.glob("[!.]*.json"))
-
-
 def _unreadable(
     book: Book, dataset: Path, path: Path, error: Exception, what: str, then: str
 ) -> None:
@@ -370,28 +373,27 @@ def check_notes(dataset: Path, book: Book) -> None:
 
     One that is gone when it is opened was of a run that goes on.
     """
-    sources = dataset / SOURCES
     for paths, read, what, then in (
         (
-            _json_files(dataset / JOURNAL),
+            json_files(dataset / JOURNAL),
             read_journal,
             "the journal of a worker",
             "a row that kills its worker is then identified again",
         ),
         (
-            _json_files(sources / ".lists"),
+            json_files(dataset / LISTS),
             read_list_entries,
             "what a list was found to hold",
             "the next run that names the list requests it again",
         ),
         (
-            _json_files(sources / COUNTS),
+            json_files(dataset / LIST_COUNTS),
             read_counts,
             "what became of a list's rows",
             "the next run that names the list counts them again",
         ),
         (
-            [sources / EXCLUDED],
+            [dataset / EXCLUDED],
             read_exclusions,
             "the file of known ids",
             "a run whose recipe has the same exclude_ids writes it again",
@@ -409,7 +411,7 @@ def check_notes(dataset: Path, book: Book) -> None:
 def _requests(dataset: Path, book: Book) -> tuple[dict[str, RetryRequest], dict[str, float]]:
     found: dict[str, RetryRequest] = {}
     times: dict[str, float] = {}
-    for path in _json_files(dataset / RETRIES):
+    for path in json_files(dataset / RETRIES):
         try:
             request = read_request(path)
             times[path.stem] = path.stat().st_mtime
@@ -438,7 +440,7 @@ def _removals(dataset: Path, book: Book) -> tuple[list[Tombstone], bool]:
 def _read_quarantine(survey: Survey) -> None:
     """What repairs since the newest run have set aside is pending, not missing."""
     since = survey.newest["started_at"] if survey.newest else ""
-    for path in sorted((survey.dataset / QUARANTINE).glob("*/why.json")):
+    for path in sorted((survey.dataset / QUARANTINE).glob(f"*/{QUARANTINE_REASON}")):
         try:
             record = read_json(path)
             with reading(path):

@@ -16,6 +16,7 @@ from clipmill.schemas.clocks import CLOCK_COLUMNS, file_zero_seconds
 from clipmill.schemas.command_line import shell_word
 from clipmill.schemas.damage import what_is_there
 from clipmill.schemas.errors import RowFailed
+from clipmill.schemas.folders import MEDIA
 from clipmill.stages.media.fetch.media_store import note_of
 from clipmill.stages.media.isolation.isolated import Limits, run_isolated
 from clipmill.stages.media.read.probe import probe
@@ -63,7 +64,7 @@ class MediaChecks:
 
     def __post_init__(self) -> None:
         # A folder that Clipmill has put anything in has notes, too, whatever else was deleted.
-        media = self.survey.dataset / "media"
+        media = self.survey.dataset / MEDIA
         self._is_empty = media.is_dir() and not any(media.iterdir())
         self._told = False
 
@@ -77,7 +78,7 @@ class MediaChecks:
                     self._told = True
                     self.book.fault(
                         "media_missing",
-                        "media",
+                        MEDIA,
                         "the folder is empty, as if its disk is not mounted",
                         "mount its disk; if its files are lost for good, delete the "
                         "empty folder and verify again",

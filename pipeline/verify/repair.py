@@ -29,7 +29,7 @@ from clipmill.pipeline.verify.findings import (
     as_text,
 )
 from clipmill.pipeline.verify.layout import SOURCES_NODE, Survey, SurveyedStep, read_survey
-from clipmill.schemas.folders import QUARANTINE, RETRIES, SOURCES
+from clipmill.schemas.folders import QUARANTINE, QUARANTINE_REASON, RETRIES, SOURCES
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def repair(dataset: Path, report: Report) -> Repaired:
     if files or awaited:
         folder = _new_folder(dataset)
         write_json(
-            folder / "why.json",
+            folder / QUARANTINE_REASON,
             {
                 "at": datetime.now(UTC).isoformat(),
                 "faults": [

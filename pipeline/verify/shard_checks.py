@@ -15,11 +15,12 @@ import pyarrow.parquet as pq
 from clipmill.pipeline.dataset.shards import SHARD_METADATA_KEY, ShardMetadata, note_outcomes
 from clipmill.pipeline.recipes.plan import KEY_LEVELS
 from clipmill.pipeline.verify.findings import Book, SetAside, some
-from clipmill.pipeline.verify.layout import FURTHER_TABLES, Survey, SurveyedStep, is_cache
+from clipmill.pipeline.verify.layout import Survey, SurveyedStep, is_cache
 from clipmill.schemas.clocks import CLOCK_COLUMNS
 from clipmill.schemas.damage import DamagedFile, what_is_there
 from clipmill.schemas.folders import SOURCES
 from clipmill.schemas.words import counted
+from clipmill.stages.built_in import further_tables
 
 _OUTCOME = ("rejection", "error")
 _WANTED = (
@@ -78,7 +79,7 @@ class ShardChecks:
         if read is None:
             return None
         schema, _, rows = read
-        if not self._check_schema(node, where, shard, schema, FURTHER_TABLES.get(table), table):
+        if not self._check_schema(node, where, shard, schema, further_tables().get(table), table):
             return None
         return set(pc.unique(rows["video_id"]).to_pylist()) if "video_id" in schema.names else None
 

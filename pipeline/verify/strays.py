@@ -11,19 +11,38 @@ from pathlib import Path
 import duckdb
 import pyarrow as pa
 
-from clipmill.pipeline.dataset.commit_fence import COMMITS, LOCK
-from clipmill.pipeline.ingest.list_counts import FOLDER as COUNTS
 from clipmill.pipeline.verify.findings import Book, as_text
 from clipmill.pipeline.verify.layout import Survey, SurveyedStep, list_folder
 from clipmill.pipeline.verify.shard_checks import ShardRows
 from clipmill.schemas.damage import DamagedFile, reading, what_is_there
-from clipmill.schemas.folders import OWN_FOLDERS, REMOVED, RETRIES, RUNS, SOURCES
+from clipmill.schemas.folders import (
+    COMMITS,
+    EXCLUDED,
+    JOURNAL,
+    LIST_COUNTS,
+    LISTS,
+    LOCK,
+    MEDIA,
+    MEDIA_CLAIMS,
+    MEDIA_FOUND,
+    MEDIA_READY,
+    MEDIA_WORK,
+    OWN_FOLDERS,
+    REMOVED,
+    RETRIES,
+    RUNS,
+    SCRATCH,
+    SOURCES,
+    SUBSET_RECORD,
+    SUBSETS,
+    subset_lock,
+)
 from clipmill.schemas.words import counted
-from clipmill.stages.media.fetch.exclusions import FILE as EXCLUDED
 
 _TEMPORARY = re.compile(r"\..*\.tmp\Z|\..*~[0-9a-f]{8}\Z")
 _SOURCE_FILE = re.compile(r"([0-9a-f]{20})\.")
 _SHOWN = 1000
+_NOTES_OF_SOURCES = tuple(Path(place).name for place in (LISTS, LIST_COUNTS, EXCLUDED))
 
 
 class Names:
@@ -82,11 +101,9 @@ class StrayChecks:
         self._top()
         for place, folder in self.survey.folders.items():
             self._others(
-                place,
-                folder.others,
-                allowed=(".lists", COUNTS, EXCLUDED) if place == SOURCES else (),
+                place, folder.others, allowed=_NOTES_OF_SOURCES if place == SOURCES else ()
             )
-        for name in (RUNS, REMOVED, RETRIES, "journal"):
+        for name in (RUNS, REMOVED, RETRIES, JOURNAL):
             self._others(
                 name,
                 [
@@ -119,7 +136,7 @@ class StrayChecks:
             if name in (LOCK, COMMITS):
                 self._lock(path)
                 continue
-            if name in OWN_FOLDERS or name == ".scratch":
+            if name in OWN_FOLDERS or name == SCRATCH:
                 continue
             if _TEMPORARY.match(name):
                 self._stray(name)
@@ -159,63 +176,62 @@ class StrayChecks:
             )
 
     def _lists(self) -> None:
-        for notes in (".lists", COUNTS):
-            folder = self.survey.dataset / SOURCES / notes
-            self._others(
-                f"{SOURCES}/{notes}", [name for name in _listed(folder) if _TEMPORARY.match(name)]
-            )
+        for place in (LISTS, LIST_COUNTS):
+            names = _listed(self.survey.dataset / place)
+            self._others(place, [name for name in names if _TEMPORARY.match(name)])
 
     def _scratch(self) -> None:
-        for name in _listed(self.survey.dataset / ".scratch"):
-            self.book.stray("temporary", f".scratch/{name}", "is the work folder of a dead worker")
+        for name in _listed(self.survey.dataset / SCRATCH):
+            self.book.stray("temporary", f"{SCRATCH}/{name}", "is the work folder of a dead worker")
 
     def _subsets(self) -> None:
-        place = self.survey.dataset / "subsets"
+        place = self.survey.dataset / SUBSETS
         for name in _listed(place):
             if name.startswith(".") and name.endswith(".tmp"):
-                lock = place / f"{name.partition('~')[0]}.lock"
-                if self.is_free(lock):
-                    self._stray(f"subsets/{name}")
-            elif not name.startswith(".") and not os.path.lexists(place / name / "subset.json"):
-                self._stray(f"subsets/{name}")
+                subset = name[1:].partition("~")[0]
+                if self.is_free(subset_lock(self.survey.dataset, subset)):
+                    self._stray(f"{SUBSETS}/{name}")
+            elif not name.startswith(".") and not os.path.lexists(place / name / SUBSET_RECORD):
+                self._stray(f"{SUBSETS}/{name}")
 
     def _media(self) -> None:
-        media = self.survey.dataset / "media"
+        media = self.survey.dataset / MEDIA
         for names in _in_chunks(media):
             files = [name for name in names if not name.startswith(".")]
             for name in sorted(set(names) - set(files)):
                 if not (media / name).is_dir():
-                    self._stray(f"media/{name}")
-            unnamed = self.names.without("named_media", [f"media/{name}" for name in files])
+                    self._stray(f"{MEDIA}/{name}")
+            unnamed = self.names.without("named_media", [f"{MEDIA}/{name}" for name in files])
             for where in sorted(unnamed):
                 self._unnamed_media(where)
-        self._work(media / ".work")
-        for folder in (".ready", ".found"):
-            self._notes(media / folder, f"media/{folder}")
-        for rules in _listed(media / ".claims"):
-            self._claims(media / ".claims" / rules, f"media/.claims/{rules}")
+        self._work()
+        for place in (MEDIA_READY, MEDIA_FOUND):
+            self._notes(place)
+        for rules in _listed(self.survey.dataset / MEDIA_CLAIMS):
+            self._claims(f"{MEDIA_CLAIMS}/{rules}")
 
-    def _work(self, folder: Path) -> None:
+    def _work(self) -> None:
         """Leftovers of killed downloads; a run that still has to do them resumes them."""
+        folder = self.survey.dataset / MEDIA_WORK
         names = _listed(folder)
         unknown = self.names.without("named_sources", {name.partition(".")[0] for name in names})
         for name in names:
             is_wanted = not self.media_known and name not in unknown and "." not in name
-            if not is_wanted and self.is_free(folder / name / ".lock"):
+            if not is_wanted and self.is_free(folder / name / LOCK):
                 self.book.stray(
-                    "temporary", f"media/.work/{name}", "was left behind by a killed download"
+                    "temporary", f"{MEDIA_WORK}/{name}", "was left behind by a killed download"
                 )
 
     def _unnamed_media(self, where: str) -> None:
         path = self.survey.dataset / where
         video = path.name.partition(".")[0]
-        is_claimed = any((path.parent / ".claims").glob(f"*/{_escaped(video)}"))
+        is_claimed = any((self.survey.dataset / MEDIA_CLAIMS).glob(f"*/{_escaped(video)}"))
         if self.media_known or not is_claimed:
             self.book.stray("orphan", where, "no table names it")
 
-    def _notes(self, folder: Path, place: str) -> None:
+    def _notes(self, place: str) -> None:
         """Files named by the key of a source."""
-        for names in _in_chunks(folder):
+        for names in _in_chunks(self.survey.dataset / place):
             keys = {name: match[1] for name in names if (match := _SOURCE_FILE.match(name))}
             for name in sorted(set(names) - set(keys)):
                 self._stray(f"{place}/{name}")
@@ -230,7 +246,8 @@ class StrayChecks:
                         "orphan", f"{place}/{name}", "belongs to no source of the dataset"
                     )
 
-    def _claims(self, folder: Path, place: str) -> None:
+    def _claims(self, place: str) -> None:
+        folder = self.survey.dataset / place
         for names in _in_chunks(folder):
             holders = {}
             for name in names:

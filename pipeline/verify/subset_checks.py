@@ -29,7 +29,13 @@ from clipmill.pipeline.verify.findings import Book, some
 from clipmill.pipeline.verify.layout import Survey
 from clipmill.schemas.command_line import shell_word
 from clipmill.schemas.damage import DamagedFile, read_json, what_is_there
-from clipmill.schemas.folders import INDEX, SUBSETS
+from clipmill.schemas.folders import (
+    INDEX,
+    INDEX_MANIFEST,
+    SUBSET_CLIPS,
+    SUBSET_RECORD,
+    subset_records,
+)
 from clipmill.schemas.sql_text import escaped_for_glob, literal
 from clipmill.schemas.words import counted
 
@@ -55,7 +61,7 @@ class SubsetChecks:
     """A query for the ids of all clips that the catalog shows; None where not all can be read."""
 
     def check(self) -> None:
-        for path in sorted((self.survey.dataset / SUBSETS).glob("[!.]*/subset.json")):
+        for path in subset_records(self.survey.dataset):
             self.book.report.checked["subsets"] += 1
             where = path.parent.relative_to(self.survey.dataset).as_posix()
             try:
@@ -108,7 +114,7 @@ class SubsetChecks:
                 )
         listed = {entry["name"] for entry in info["files"]}
         extra = [
-            path.name for path in folder.iterdir() if path.name not in {*listed, "subset.json"}
+            path.name for path in folder.iterdir() if path.name not in {*listed, SUBSET_RECORD}
         ]
         if extra:
             problems.append(f"has files that subset.json does not list: {some(extra)}")
@@ -122,7 +128,7 @@ class SubsetChecks:
 
     def _snapshot_problems(self, folder: Path, info: dict[str, Any]) -> list[str]:
         problems = []
-        files = literal(f"{escaped_for_glob(str(folder))}/clips-*.parquet")
+        files = literal(f"{escaped_for_glob(str(folder))}/{SUBSET_CLIPS}")
         (videos,) = self.connection.execute(
             f"SELECT count(DISTINCT video_id) FROM read_parquet({files})"
         ).fetchall()[0]
@@ -158,7 +164,7 @@ class SubsetChecks:
                 "its ids were not checked: tables of clips are damaged or not done yet",
             )
             return
-        files = literal(f"{escaped_for_glob(str(folder))}/clips-*.parquet")
+        files = literal(f"{escaped_for_glob(str(folder))}/{SUBSET_CLIPS}")
         self.connection.register(
             "removed_videos",
             pa.table({"video_id": pa.array(sorted(self.survey.removed_videos), pa.string())}),
@@ -217,8 +223,8 @@ def check_index(survey: Survey, layout: Layout, book: Book) -> None:
                 "index", where, "covers other tables than the newest run's", again, at_rest=True
             )
             continue
-        if there := what_is_there(folder / "manifest.json"):
-            book.stray("index", f"{where}/manifest.json", f"is {there}, not a file")
+        if there := what_is_there(folder / INDEX_MANIFEST):
+            book.stray("index", f"{where}/{INDEX_MANIFEST}", f"is {there}, not a file")
             continue
         manifest = Manifest.read(folder)
         if manifest is None:
@@ -261,7 +267,7 @@ def _check_coverage(
         # Files are only ever replaced by renaming, which the folder's time tells; not these.
         book.stray(
             "index",
-            f"{where}/manifest.json",
+            f"{where}/{INDEX_MANIFEST}",
             "queries rely on it, but shards were changed in place since it was made",
         )
     elif not is_trusted:

@@ -16,13 +16,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clipmill.schemas.damage import reading
+from clipmill.schemas.folders import EXCLUDED
 
 if TYPE_CHECKING:
     import numpy as np
 
 RULE = "sources.exclude_ids"
-FILE = ".excluded.npy"
-"""In the folder of a dataset's sources."""
 
 
 def names_of(extractor: str | None, platform_id: str | None, *others: str | None) -> list[str]:
@@ -39,7 +38,7 @@ def write_exclusions(dataset: Path, names: Iterable[str]) -> None:
     """Stores these names with the dataset, replacing earlier ones."""
     import numpy as np
 
-    path = dataset / "sources" / FILE
+    path = dataset / EXCLUDED
     hashes = np.unique(np.fromiter(map(_hash, names), np.uint64))
     if not hashes.size:
         path.unlink(missing_ok=True)
@@ -76,7 +75,7 @@ class Exclusions:
         import numpy as np
 
         try:
-            self._hashes = read_exclusions(dataset / "sources" / FILE)
+            self._hashes = read_exclusions(dataset / EXCLUDED)
         except FileNotFoundError:
             self._hashes = np.empty(0, np.uint64)
 

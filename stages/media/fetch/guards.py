@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from clipmill.schemas.folders import MEDIA_HOSTS
 from clipmill.stages.media.fetch.addresses import proxy_addresses
 from clipmill.stages.media.fetch.host_throttle import Hosts, Manners, ask_again
 from clipmill.stages.media.fetch.settings import DownloadSettings
@@ -31,7 +32,7 @@ def ask_hosts_again(dataset: Path) -> None:
 
 
 def _folder(dataset: Path) -> Path:
-    return dataset / "media" / ".hosts"
+    return dataset / MEDIA_HOSTS
 
 
 def limits_of(settings: DownloadSettings, proxy: str | None) -> DownloadLimits:

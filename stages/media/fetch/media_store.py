@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from clipmill.schemas.errors import RowRejected
+from clipmill.schemas.folders import LOCK, MEDIA, MEDIA_CLAIMS, MEDIA_FOUND, MEDIA_READY, MEDIA_WORK
 from clipmill.stages.media.isolation.progress import LargeFile
 from clipmill.stages.media.read.probe import Probe
 
@@ -77,12 +78,12 @@ class MediaStore:
 
     def __init__(self, dataset: Path, settings: Mapping[str, Any]) -> None:
         self._dataset = dataset
-        self.folder = dataset / "media"
+        self.folder = dataset / MEDIA
         # Another set of rules keeps other videos, so of two equal files another may be the first.
         rules = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
-        self._claims = self.folder / ".claims" / rules.hexdigest()[:12]
-        self._ready = self.folder / ".ready"
-        self._found = self.folder / ".found"
+        self._claims = dataset / MEDIA_CLAIMS / rules.hexdigest()[:12]
+        self._ready = dataset / MEDIA_READY
+        self._found = dataset / MEDIA_FOUND
         for folder in (self._claims, self._ready, self._found):
             folder.mkdir(parents=True, exist_ok=True)
 
@@ -92,7 +93,7 @@ class MediaStore:
 
         What a killed run left there is deleted, or kept if `go_on` is set.
         """
-        folder = self.folder / ".work" / source_key
+        folder = self._dataset / MEDIA_WORK / source_key
         try:
             lock = _hold(folder)
         except BlockingIOError:
@@ -207,7 +208,7 @@ class MediaStore:
             else:
                 return final
         if place is None:
-            raise FileNotFoundError(f"media/{media.video_id} vanished while in use")
+            raise FileNotFoundError(f"{MEDIA}/{media.video_id} vanished while in use")
         return place
 
     def _compare(self, source_key: str, claim: Path, video_id: str) -> None:
@@ -260,7 +261,7 @@ class MediaStore:
 def note_of(dataset: Path, source_key: str) -> Mapping[str, Any]:
     """What is noted of a source's file, as it was written; empty where nothing is."""
     with contextlib.suppress(OSError, ValueError):
-        found = json.loads((dataset / "media" / ".found" / f"{source_key}.json").read_text("utf-8"))
+        found = json.loads((dataset / MEDIA_FOUND / f"{source_key}.json").read_text("utf-8"))
         if isinstance(found, dict):
             return found
     return {}
@@ -286,9 +287,6 @@ def _is_same_file(path: Path, media: Media) -> bool:
         return False
 
 
-_LOCK_NAME = ".lock"
-
-
 def _hold(folder: Path) -> int | None:
     """An exclusive lock on a folder until the descriptor is closed; None if locks aren't supported.
 
@@ -297,12 +295,12 @@ def _hold(folder: Path) -> int | None:
     while True:
         folder.mkdir(parents=True, exist_ok=True)
         try:
-            descriptor = os.open(folder / _LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o644)
+            descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
         except FileNotFoundError:
             continue  # its last user has just removed it
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if (folder / _LOCK_NAME).stat().st_ino == os.fstat(descriptor).st_ino:
+            if (folder / LOCK).stat().st_ino == os.fstat(descriptor).st_ino:
                 return descriptor
         except FileNotFoundError:
             pass
@@ -320,7 +318,7 @@ def _empty(folder: Path) -> None:
     for entry in folder.iterdir():
         if entry.is_dir() and not entry.is_symlink():
             shutil.rmtree(entry, ignore_errors=True)
-        elif entry.name != _LOCK_NAME:
+        elif entry.name != LOCK:
             entry.unlink(missing_ok=True)
 
 
