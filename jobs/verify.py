@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import sys
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,9 +19,8 @@ from clipmill.pipeline.verify import Report, verify
 from clipmill.pipeline.verify.findings import Finding, as_text
 from clipmill.pipeline.verify.repair import Repaired, repair
 from clipmill.schemas.command_line import shell_word, start_a_run
-from clipmill.schemas.damage import DamagedFile, what_is_there
+from clipmill.schemas.damage import DamagedFile
 from clipmill.schemas.errors import ClipmillError
-from clipmill.schemas.folders import LOCK
 from clipmill.schemas.storage import writing_to
 from clipmill.schemas.words import counted
 
@@ -50,12 +47,10 @@ def verify_dataset(
         dataset_lock(dataset, "verify --repair", wait=wait) if repairs else contextlib.nullcontext()
     )
     with lock, saying() as say:
-        # This process holds the lock itself, so it would look taken.
-        is_free: Callable[[Path], bool] = (
-            is_lock_free if not repairs else (lambda path: path.name == LOCK or is_lock_free(path))
-        )
         try:
-            report = verify(dataset, shown_as=str(dataset), media=media, is_free=is_free, say=say)
+            report = verify(
+                dataset, shown_as=str(dataset), media=media, holds_lock=repairs, say=say
+            )
         except PermissionError as error:
             raise ClipmillError(
                 f"not allowed to read {error.filename}; run verify as the owner of the dataset"
@@ -72,20 +67,6 @@ def verify_dataset(
         print(_repaired(dataset, repaired), file=sys.stderr)
         return 1 if repaired.left else 0
     return 1 if report.faults else 0
-
-
-def is_lock_free(path: Path) -> bool:
-    """Whether nobody holds the lock on a file; the kernel releases it when its holder dies."""
-    try:
-        if what_is_there(path):
-            return True  # nobody can lock it, and a named pipe would be waited for
-        with open(path, encoding="utf-8") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:
-        pass  # it does not exist, or locks are not supported here
-    return True
 
 
 def _print(report: Report, repaired: Repaired | None, format: str) -> None:

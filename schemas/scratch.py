@@ -7,11 +7,12 @@ locked as long as its process lives.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import shutil
 import tempfile
 from pathlib import Path
+
+from clipmill.schemas.file_locks import try_lock
 
 _PREFIX = "clipmill-"
 _LOCK = ".lock"
@@ -47,12 +48,9 @@ class ScratchFolder:
 
 def _takes(lock: int) -> bool:
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
+        return try_lock(lock)
     except OSError:
         return True  # no locks here: then no folder is treated as abandoned either
-    return True
 
 
 def _remove_abandoned() -> None:
@@ -64,7 +62,7 @@ def _remove_abandoned() -> None:
                 continue
             lock = os.open(folder / _LOCK, os.O_RDWR | os.O_NOFOLLOW)
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(folder)
+                if try_lock(lock):
+                    shutil.rmtree(folder)
             finally:
                 os.close(lock)

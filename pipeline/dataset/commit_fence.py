@@ -10,7 +10,6 @@ worker begins a shard, and commits it, only while the lock still names its run:
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import time
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ from typing import Any
 
 from clipmill.schemas.damage import what_is_there
 from clipmill.schemas.errors import ClipmillError
+from clipmill.schemas.file_locks import is_free, try_lock
 from clipmill.schemas.folders import COMMITS, LOCK
 
 # A commit is a few renames: who takes longer has been stopped, or its node is gone.
@@ -77,16 +77,7 @@ def holder(dataset: Path) -> dict[str, Any]:
 
 def is_held(dataset: Path) -> bool:
     """Whether some command is writing to the dataset now."""
-    try:
-        if what_is_there(dataset / LOCK):
-            return False  # nobody can lock it, and a named pipe would block
-        with open(dataset / LOCK, encoding="utf-8") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
-    return False
+    return not is_free(dataset / LOCK)
 
 
 def goes_on(dataset: Path, run_id: str) -> bool:
@@ -119,17 +110,13 @@ def _one_at_a_time(dataset: Path) -> Iterator[None]:
     check_lock_file(path)
     with open(path, "a", encoding="utf-8") as file:
         pause, until = 0.001, time.monotonic() + _PATIENCE_SECONDS
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError as error:
-                if time.monotonic() > until:
-                    raise ClipmillError(
-                        f"{path} has been locked for {_PATIENCE_SECONDS:.0f} s: a process of "
-                        "an earlier run hangs in the middle of a commit; kill it (or the "
-                        "node that it runs on), and run again"
-                    ) from error
+        while not try_lock(file):
+            if time.monotonic() > until:
+                raise ClipmillError(
+                    f"{path} has been locked for {_PATIENCE_SECONDS:.0f} s: a process of "
+                    "an earlier run hangs in the middle of a commit; kill it (or the "
+                    "node that it runs on), and run again"
+                )
             time.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
         yield

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import socket
@@ -16,6 +15,7 @@ from typing import IO
 
 from clipmill.pipeline.dataset.commit_fence import check_lock_file, shut_out_others
 from clipmill.schemas.errors import ClipmillError
+from clipmill.schemas.file_locks import is_still_at, try_lock
 from clipmill.schemas.folders import COMMITS, LOCK, SCRATCH
 from clipmill.schemas.storage import writing_to
 
@@ -99,48 +99,40 @@ def _taken(dataset: Path, wait: bool) -> Iterator[IO[str]]:
             raise ClipmillError(f"cannot write to {dataset}: {error.strerror}") from error
         with file:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                tries_left -= 1
-                if tries_left > 0:
-                    # Checking whether it is held also takes it for a moment.
-                    time.sleep(_TRY_AGAIN_SECONDS)
-                    continue
-                holder = _holder(file)
-                if not wait:
-                    raise ClipmillError(
-                        f"another command is using {dataset}{holder}; wait until it is done "
-                        "(--wait does), or stop it"
-                    ) from error
-                if not said:
-                    print(
-                        f"Another command is using {dataset}{holder}; waiting until it is done.",
-                        file=sys.stderr,
-                    )
-                    said = True
-                time.sleep(POLL_SECONDS)
-                continue
+                is_ours = try_lock(file)
             except OSError as error:
                 raise ClipmillError(
                     f"{path} cannot be locked ({error.strerror}): the file system must support "
                     "flock, because two runs would corrupt each other's work"
                 ) from error
-            # A run that failed at once may have deleted its new dataset, lock and all.
-            if _is_still(path, file):
-                yield file
-                return
+            if is_ours:
+                # A run that failed at once may have deleted its new dataset, lock and all.
+                if is_still_at(path, file):
+                    yield file
+                    return
+                continue
+            tries_left -= 1
+            if tries_left > 0:
+                # Checking whether it is held also takes it for a moment.
+                time.sleep(_TRY_AGAIN_SECONDS)
+                continue
+            holder = _holder(file)
+            if not wait:
+                raise ClipmillError(
+                    f"another command is using {dataset}{holder}; wait until it is done "
+                    "(--wait does), or stop it"
+                )
+            if not said:
+                print(
+                    f"Another command is using {dataset}{holder}; waiting until it is done.",
+                    file=sys.stderr,
+                )
+                said = True
+            time.sleep(POLL_SECONDS)
 
 
 def _opened(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_CREAT, 0o666)
-
-
-def _is_still(path: Path, file: IO[str]) -> bool:
-    try:
-        there = path.stat()
-    except FileNotFoundError:
-        return False
-    return os.path.samestat(there, os.fstat(file.fileno()))
 
 
 def _holder(file: IO[str]) -> str:

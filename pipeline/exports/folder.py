@@ -7,7 +7,6 @@ export.json     the request and its source, written first; with counts and files
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import shutil
@@ -17,6 +16,7 @@ from typing import IO, Any
 
 from clipmill.pipeline.dataset.shards import write_json
 from clipmill.schemas.errors import ClipmillError, UsageError
+from clipmill.schemas.file_locks import is_still_at, try_lock
 
 MANIFEST = "export.json"
 WORK = ".work"
@@ -189,15 +189,15 @@ def _locked(path: Path) -> Iterator[IO[str]]:
             raise UsageError(f"--output {path}: cannot be written to: {error.strerror}") from error
         with file:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise _in_use(path) from error
+                is_ours = try_lock(file)
             except OSError as error:
                 raise ClipmillError(
                     f"{lock} cannot be locked ({error.strerror}): the file system "
                     "must support flock"
                 ) from error
-            if _is_still(lock, file):
+            if not is_ours:
+                raise _in_use(path)
+            if is_still_at(lock, file):
                 yield file
                 return
     raise _in_use(path)
@@ -208,13 +208,6 @@ def _in_use(path: Path) -> ClipmillError:
         f"another process is exporting into {path}; wait until it is done, or "
         "stop it and run this again"
     )
-
-
-def _is_still(path: Path, file: IO[str]) -> bool:
-    try:
-        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
-    except FileNotFoundError:
-        return False
 
 
 def read_manifest(path: Path) -> dict[str, Any] | None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import fcntl
 import hashlib
 import json
 import os
@@ -42,6 +41,7 @@ from clipmill.pipeline.subsets.subset_recipe import SubsetRecipe
 from clipmill.schemas.command_line import shell_word
 from clipmill.schemas.damage import check_is_file, read_json, reading
 from clipmill.schemas.errors import ClipmillError, UsageError
+from clipmill.schemas.file_locks import try_lock
 from clipmill.schemas.folders import SUBSET_RECORD, SUBSETS, subset_lock, subset_records
 from clipmill.schemas.sql_text import quoted
 from clipmill.schemas.step_tables import StepTable, kept
@@ -238,13 +238,11 @@ def _making(dataset: Path, name: str) -> Iterator[Path]:
     except OSError as error:
         raise ClipmillError(f"cannot write to {place}: {error.strerror}") from error
     with open(lock, "a", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        if not try_lock(file):
             raise ClipmillError(
                 f"another process is creating the subset {name!r} of {dataset}; "
                 "wait until it is done"
-            ) from error
+            )
         for left in place.glob(f".{name}~*.tmp"):  # of one that was killed
             shutil.rmtree(left, ignore_errors=True)
         folder = place / f".{name}~{uuid.uuid4().hex[:8]}.tmp"

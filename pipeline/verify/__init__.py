@@ -12,6 +12,7 @@ from pathlib import Path
 
 import duckdb
 
+from clipmill.pipeline.dataset.commit_fence import is_held
 from clipmill.pipeline.verify.findings import Book, Finding, Remake, Report
 from clipmill.pipeline.verify.groups import GroupChecks
 from clipmill.pipeline.verify.layout import (
@@ -27,7 +28,7 @@ from clipmill.pipeline.verify.shard_checks import ShardChecks, ShardRows
 from clipmill.pipeline.verify.shown import Shown, find_layout
 from clipmill.pipeline.verify.strays import Names, StrayChecks
 from clipmill.pipeline.verify.subset_checks import SubsetChecks, check_index
-from clipmill.schemas.folders import LOCK, REMOVED, RUNS, json_files
+from clipmill.schemas.folders import REMOVED, RUNS, json_files
 from clipmill.schemas.scratch import ScratchFolder
 
 __all__ = ["Finding", "Report", "verify"]
@@ -46,17 +47,16 @@ def verify(
     *,
     shown_as: str | None = None,
     media: bool = True,
-    is_free: Callable[[Path], bool],
+    holds_lock: bool = False,
     say: Callable[[str], None] = lambda said: None,
 ) -> Report:
-    """Checks a dataset. `is_free` says whether nobody holds a lock file.
+    """Checks a dataset; `holds_lock` says that the caller holds its lock.
 
     `shown_as` names the dataset in next steps. Without `media`, files of videos are not opened.
     """
     dataset = dataset.absolute()
     book = Book(shown_as or str(dataset))
-    lock = dataset / LOCK
-    was_running, newest = not is_free(lock), _newest_record(dataset)
+    was_running, newest = _is_used(dataset, holds_lock), _newest_record(dataset)
     removals = _names(dataset / REMOVED)
     say("listing")
     survey = read_survey(dataset, book)
@@ -73,9 +73,11 @@ def verify(
         ) as connection,
     ):
         connection.execute("SET GLOBAL TimeZone = 'UTC'")
-        _check(survey, book, connection, media=media, is_free=is_free, say=say)
+        _check(survey, book, connection, media=media, say=say)
     report = book.report
-    report.is_running = was_running or not is_free(lock) or newest != _newest_record(dataset)
+    report.is_running = (
+        was_running or _is_used(dataset, holds_lock) or newest != _newest_record(dataset)
+    )
     if report.is_running:
         book.drop_what_is_at_work()
     if removals != _names(dataset / REMOVED):
@@ -83,6 +85,10 @@ def verify(
         report.is_running = True
         report.faults = [fault for fault in report.faults if fault.check not in _BY_COMPARING]
     return report
+
+
+def _is_used(dataset: Path, holds_lock: bool) -> bool:
+    return not holds_lock and is_held(dataset)
 
 
 def _names(folder: Path) -> set[str]:
@@ -101,7 +107,6 @@ def _check(
     connection: duckdb.DuckDBPyConnection,
     *,
     media: bool,
-    is_free: Callable[[Path], bool],
     say: Callable[[str], None],
 ) -> None:
     names = Names(connection)
@@ -124,7 +129,7 @@ def _check(
     media_known = sources_known and not any(
         "path" in node.columns and node.id in open_ for node in survey.ordered
     )
-    StrayChecks(survey, book, names, is_free, sources_known, media_known).check()
+    StrayChecks(survey, book, names, sources_known, media_known).check()
     layout = find_layout(survey.dataset)
     shown = Shown(survey, shards, book, connection, layout)
     say("doubled keys")

@@ -20,24 +20,10 @@ from clipmill.pipeline.ingest.list_counts import read_counts
 from clipmill.pipeline.ingest.playlists import read_list_entries
 from clipmill.pipeline.recipes.plan import Read, RetryRequest
 from clipmill.pipeline.verify.findings import Book, SetAside
-from clipmill.schemas import tables
+from clipmill.schemas import folders, tables
 from clipmill.schemas.command_line import shell_word
 from clipmill.schemas.damage import DamagedFile, read_json, reading
 from clipmill.schemas.errors import ClipmillError
-from clipmill.schemas.folders import (
-    EXCLUDED,
-    FRAMES,
-    JOURNAL,
-    LIST_COUNTS,
-    LISTS,
-    QUARANTINE,
-    QUARANTINE_REASON,
-    REMOVED,
-    RETRIES,
-    RUNS,
-    SOURCES,
-    json_files,
-)
 from clipmill.schemas.ids import CLIP_ID
 from clipmill.schemas.step_tables import StepTable
 from clipmill.stages.built_in import built_in_table
@@ -69,8 +55,8 @@ class SurveyedStep:
 
     def place(self, table: str | None = None) -> str:
         """The folder of its own table, or of one of its further ones, in the dataset."""
-        if self.label == SOURCES:
-            return SOURCES
+        if self.label == folders.SOURCES:
+            return folders.SOURCES
         return f"{table or self.label}/{self.fingerprint}"
 
     def file(self, shard: str, table: str | None = None) -> str:
@@ -79,16 +65,16 @@ class SurveyedStep:
     @property
     def schema(self) -> pa.Schema | None:
         """The declared schema of a built-in step's own table."""
-        return tables.SOURCES if self.label == SOURCES else built_in_table(self.name)
+        return tables.SOURCES if self.label == folders.SOURCES else built_in_table(self.name)
 
 
 SOURCES_NODE = SurveyedStep(
-    SOURCES,
+    folders.SOURCES,
     "",
-    SOURCES,
-    SOURCES,
+    folders.SOURCES,
+    folders.SOURCES,
     "source_key",
-    (SOURCES,),
+    (folders.SOURCES,),
     tuple(tables.SOURCES.names),
     (),
     frozenset(),
@@ -106,9 +92,9 @@ def nodes_of(record: RunRecord) -> list[SurveyedStep]:
             is_last = step is stage["steps"][-1]
             reads = [Read.parse(text) for text in stage["reads"]] if is_last else []
             upstream = [label for label in step["upstream"] if label in prints]
-            by_label: dict[str, list[Read]] = {label: [] for label in upstream or [SOURCES]}
+            by_label: dict[str, list[Read]] = {label: [] for label in upstream or [folders.SOURCES]}
             for read in reads:
-                if read.label in prints or read.label == SOURCES:
+                if read.label in prints or read.label == folders.SOURCES:
                     by_label.setdefault(read.label, []).append(read)
             required = frozenset(
                 label
@@ -291,7 +277,7 @@ def read_survey(dataset: Path, book: Book) -> Survey:
     nodes: dict[tuple[str, str], SurveyedStep] = {}
     declared: dict[tuple[str, str, str], tuple[str, ...]] = {}
     newest, changed_at, records_known = None, 0.0, True
-    for path in json_files(dataset / RUNS):
+    for path in folders.json_files(dataset / folders.RUNS):
         try:
             record = read_run(path)
             with reading(path):
@@ -334,7 +320,7 @@ def read_survey(dataset: Path, book: Book) -> Survey:
     for node in reversed(survey.ordered):
         for table in reversed(node.tables):
             survey.folders[node.place(table)] = list_folder(dataset / node.place(table))
-    survey.folders[SOURCES] = list_folder(dataset / SOURCES)
+    survey.folders[folders.SOURCES] = list_folder(dataset / folders.SOURCES)
     return survey
 
 
@@ -375,25 +361,25 @@ def check_notes(dataset: Path, book: Book) -> None:
     """
     for paths, read, what, then in (
         (
-            json_files(dataset / JOURNAL),
+            folders.json_files(dataset / folders.JOURNAL),
             read_journal,
             "the journal of a worker",
             "a row that kills its worker is then identified again",
         ),
         (
-            json_files(dataset / LISTS),
+            folders.json_files(dataset / folders.LISTS),
             read_list_entries,
             "what a list was found to hold",
             "the next run that names the list requests it again",
         ),
         (
-            json_files(dataset / LIST_COUNTS),
+            folders.json_files(dataset / folders.LIST_COUNTS),
             read_counts,
             "what became of a list's rows",
             "the next run that names the list counts them again",
         ),
         (
-            [dataset / EXCLUDED],
+            [dataset / folders.EXCLUDED],
             read_exclusions,
             "the file of known ids",
             "a run whose recipe has the same exclude_ids writes it again",
@@ -411,7 +397,7 @@ def check_notes(dataset: Path, book: Book) -> None:
 def _requests(dataset: Path, book: Book) -> tuple[dict[str, RetryRequest], dict[str, float]]:
     found: dict[str, RetryRequest] = {}
     times: dict[str, float] = {}
-    for path in json_files(dataset / RETRIES):
+    for path in folders.json_files(dataset / folders.RETRIES):
         try:
             request = read_request(path)
             times[path.stem] = path.stat().st_mtime
@@ -433,19 +419,21 @@ def _removals(dataset: Path, book: Book) -> tuple[list[Tombstone], bool]:
         return tombstones(dataset), True
     except (ClipmillError, OSError) as error:
         # Never set aside: that would bring back what was removed.
-        book.fault("removal", REMOVED, str(error), "fix the file by hand")
+        book.fault("removal", folders.REMOVED, str(error), "fix the file by hand")
         return [], False
 
 
 def _read_quarantine(survey: Survey) -> None:
     """What repairs since the newest run have set aside is pending, not missing."""
     since = survey.newest["started_at"] if survey.newest else ""
-    for path in sorted((survey.dataset / QUARANTINE).glob(f"*/{QUARANTINE_REASON}")):
+    for path in sorted(
+        (survey.dataset / folders.QUARANTINE).glob(f"*/{folders.QUARANTINE_REASON}")
+    ):
         try:
             record = read_json(path)
             with reading(path):
                 at, awaited, moved = str(record["at"]), set(record["awaited"]), record["moved"]
-                takes_records = any(name.startswith(f"{RUNS}/") for name in moved)
+                takes_records = any(name.startswith(f"{folders.RUNS}/") for name in moved)
         except (DamagedFile, OSError):
             continue
         if at > since:
@@ -458,7 +446,7 @@ def missing_inputs(survey: Survey, node: SurveyedStep, shard: str) -> Iterator[S
     """The steps before one that must have had a shard for it to come this far, and lack it."""
     for name in node.inputs:
         before = SOURCES_NODE if name == SOURCES_NODE.id else survey.nodes.get(name)
-        if before is None or before.label == SOURCES:
+        if before is None or before.label == folders.SOURCES:
             continue
         if shard not in survey.shards(before) and survey.passes(before, shard):
             yield before
@@ -466,7 +454,7 @@ def missing_inputs(survey: Survey, node: SurveyedStep, shard: str) -> Iterator[S
 
 def is_cache(table: str) -> bool:
     """Frames may be dropped at any time: stages then read them from the video again."""
-    return table == FRAMES
+    return table == folders.FRAMES
 
 
 def frames_are_dropped(record: RunRecord | None) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,35 +14,17 @@ import pyarrow as pa
 from clipmill.pipeline.verify.findings import Book, as_text
 from clipmill.pipeline.verify.layout import Survey, SurveyedStep, list_folder
 from clipmill.pipeline.verify.shard_checks import ShardRows
+from clipmill.schemas import folders
 from clipmill.schemas.damage import DamagedFile, reading, what_is_there
-from clipmill.schemas.folders import (
-    COMMITS,
-    EXCLUDED,
-    JOURNAL,
-    LIST_COUNTS,
-    LISTS,
-    LOCK,
-    MEDIA,
-    MEDIA_CLAIMS,
-    MEDIA_FOUND,
-    MEDIA_READY,
-    MEDIA_WORK,
-    OWN_FOLDERS,
-    REMOVED,
-    RETRIES,
-    RUNS,
-    SCRATCH,
-    SOURCES,
-    SUBSET_RECORD,
-    SUBSETS,
-    subset_lock,
-)
+from clipmill.schemas.file_locks import is_free
 from clipmill.schemas.words import counted
 
 _TEMPORARY = re.compile(r"\..*\.tmp\Z|\..*~[0-9a-f]{8}\Z")
 _SOURCE_FILE = re.compile(r"([0-9a-f]{20})\.")
 _SHOWN = 1000
-_NOTES_OF_SOURCES = tuple(Path(place).name for place in (LISTS, LIST_COUNTS, EXCLUDED))
+_NOTES_OF_SOURCES = tuple(
+    Path(place).name for place in (folders.LISTS, folders.LIST_COUNTS, folders.EXCLUDED)
+)
 
 
 class Names:
@@ -57,7 +39,7 @@ class Names:
         """The media paths and source keys of one base shard."""
         for node, shards in found.items():
             for rows in shards.values():
-                if node.label == SOURCES:
+                if node.label == folders.SOURCES:
                     self._add("named_sources", rows.keys)
                 elif {"video_id", "path"} <= set(rows.kept.column_names):
                     self._add("named_media", rows.kept["path"].drop_null().to_pylist())
@@ -90,8 +72,6 @@ class StrayChecks:
     survey: Survey
     book: Book
     names: Names
-    is_free: Callable[[Path], bool]
-    """Whether nobody holds a lock file's lock."""
     sources_known: bool = True
     """Whether all shards of sources could be read."""
     media_known: bool = True
@@ -101,9 +81,9 @@ class StrayChecks:
         self._top()
         for place, folder in self.survey.folders.items():
             self._others(
-                place, folder.others, allowed=_NOTES_OF_SOURCES if place == SOURCES else ()
+                place, folder.others, allowed=_NOTES_OF_SOURCES if place == folders.SOURCES else ()
             )
-        for name in (RUNS, REMOVED, RETRIES, JOURNAL):
+        for name in (folders.RUNS, folders.REMOVED, folders.RETRIES, folders.JOURNAL):
             self._others(
                 name,
                 [
@@ -133,10 +113,10 @@ class StrayChecks:
         known = {place.partition("/")[0] for place in self.survey.folders}
         for name in _listed(dataset):
             path = dataset / name
-            if name in (LOCK, COMMITS):
+            if name in (folders.LOCK, folders.COMMITS):
                 self._lock(path)
                 continue
-            if name in OWN_FOLDERS or name == SCRATCH:
+            if name in folders.OWN_FOLDERS or name == folders.SCRATCH:
                 continue
             if _TEMPORARY.match(name):
                 self._stray(name)
@@ -176,56 +156,64 @@ class StrayChecks:
             )
 
     def _lists(self) -> None:
-        for place in (LISTS, LIST_COUNTS):
+        for place in (folders.LISTS, folders.LIST_COUNTS):
             names = _listed(self.survey.dataset / place)
             self._others(place, [name for name in names if _TEMPORARY.match(name)])
 
     def _scratch(self) -> None:
-        for name in _listed(self.survey.dataset / SCRATCH):
-            self.book.stray("temporary", f"{SCRATCH}/{name}", "is the work folder of a dead worker")
+        for name in _listed(self.survey.dataset / folders.SCRATCH):
+            self.book.stray(
+                "temporary", f"{folders.SCRATCH}/{name}", "is the work folder of a dead worker"
+            )
 
     def _subsets(self) -> None:
-        place = self.survey.dataset / SUBSETS
+        place = self.survey.dataset / folders.SUBSETS
         for name in _listed(place):
             if name.startswith(".") and name.endswith(".tmp"):
                 subset = name[1:].partition("~")[0]
-                if self.is_free(subset_lock(self.survey.dataset, subset)):
-                    self._stray(f"{SUBSETS}/{name}")
-            elif not name.startswith(".") and not os.path.lexists(place / name / SUBSET_RECORD):
-                self._stray(f"{SUBSETS}/{name}")
+                if is_free(folders.subset_lock(self.survey.dataset, subset)):
+                    self._stray(f"{folders.SUBSETS}/{name}")
+            elif not name.startswith(".") and not os.path.lexists(
+                place / name / folders.SUBSET_RECORD
+            ):
+                self._stray(f"{folders.SUBSETS}/{name}")
 
     def _media(self) -> None:
-        media = self.survey.dataset / MEDIA
+        media = self.survey.dataset / folders.MEDIA
         for names in _in_chunks(media):
             files = [name for name in names if not name.startswith(".")]
             for name in sorted(set(names) - set(files)):
                 if not (media / name).is_dir():
-                    self._stray(f"{MEDIA}/{name}")
-            unnamed = self.names.without("named_media", [f"{MEDIA}/{name}" for name in files])
+                    self._stray(f"{folders.MEDIA}/{name}")
+            unnamed = self.names.without(
+                "named_media", [f"{folders.MEDIA}/{name}" for name in files]
+            )
             for where in sorted(unnamed):
                 self._unnamed_media(where)
         self._work()
-        for place in (MEDIA_READY, MEDIA_FOUND):
+        for place in (folders.MEDIA_READY, folders.MEDIA_FOUND):
             self._notes(place)
-        for rules in _listed(self.survey.dataset / MEDIA_CLAIMS):
-            self._claims(f"{MEDIA_CLAIMS}/{rules}")
+        for rules in _listed(self.survey.dataset / folders.MEDIA_CLAIMS):
+            self._claims(f"{folders.MEDIA_CLAIMS}/{rules}")
 
     def _work(self) -> None:
         """Leftovers of killed downloads; a run that still has to do them resumes them."""
-        folder = self.survey.dataset / MEDIA_WORK
+        folder = self.survey.dataset / folders.MEDIA_WORK
         names = _listed(folder)
         unknown = self.names.without("named_sources", {name.partition(".")[0] for name in names})
         for name in names:
             is_wanted = not self.media_known and name not in unknown and "." not in name
-            if not is_wanted and self.is_free(folder / name / LOCK):
+            if not is_wanted and is_free(folder / name / folders.LOCK):
                 self.book.stray(
-                    "temporary", f"{MEDIA_WORK}/{name}", "was left behind by a killed download"
+                    "temporary",
+                    f"{folders.MEDIA_WORK}/{name}",
+                    "was left behind by a killed download",
                 )
 
     def _unnamed_media(self, where: str) -> None:
         path = self.survey.dataset / where
         video = path.name.partition(".")[0]
-        is_claimed = any((self.survey.dataset / MEDIA_CLAIMS).glob(f"*/{_escaped(video)}"))
+        is_claimed = any((self.survey.dataset / folders.MEDIA_CLAIMS).glob(f"*/{_escaped(video)}"))
         if self.media_known or not is_claimed:
             self.book.stray("orphan", where, "no table names it")
 

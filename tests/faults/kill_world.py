@@ -17,7 +17,6 @@ import pyarrow.parquet as pq
 import yaml
 
 from clipmill.jobs.run import run
-from clipmill.jobs.verify import is_lock_free
 from clipmill.pipeline.catalog.catalog import open_catalog
 from clipmill.pipeline.dataset.run_records import run_records
 from clipmill.pipeline.dataset.shards import ShardMetadata, base_shard, is_shard, shard_order
@@ -200,7 +199,7 @@ def check_whole(dataset: Path) -> None:
         if is_shard(path.stem) and path.parts[-3] not in ("index", "frames", "shots"):
             footer = ShardMetadata.read(path)
             assert footer.inputs == footer.kept + footer.rejected + footer.failed, path
-    report = verify(dataset, is_free=is_lock_free)
+    report = verify(dataset)
     assert report.faults == []
     assert not report.is_running
     assert "running" not in {record["state"] for record in run_records(dataset)}

@@ -163,13 +163,13 @@ def test_the_lock_of_a_dataset_that_was_deleted_meanwhile_is_none(tmp_path, monk
     flock = fcntl.flock
 
     def late(file, how: int) -> None:
-        monkeypatch.setattr("clipmill.pipeline.dataset.locks.fcntl.flock", flock)
+        monkeypatch.setattr("fcntl.flock", flock)
         remove_if_empty(tmp_path / "dataset")
         (tmp_path / "dataset").mkdir()
         flock(file, how)
 
     (tmp_path / "dataset").mkdir()
-    monkeypatch.setattr("clipmill.pipeline.dataset.locks.fcntl.flock", late)
+    monkeypatch.setattr("fcntl.flock", late)
     with dataset_lock(tmp_path / "dataset"):
         assert is_held(tmp_path / "dataset")
     assert not is_held(tmp_path / "dataset")

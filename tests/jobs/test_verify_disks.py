@@ -11,7 +11,6 @@ import pytest
 
 from clipmill.jobs.cli import app
 from clipmill.jobs.run import run
-from clipmill.jobs.verify import is_lock_free
 from clipmill.pipeline.recipes.ready_made import recipe_path
 from clipmill.pipeline.recipes.recipe import load_recipe
 from clipmill.pipeline.run import load
@@ -71,7 +70,7 @@ def test_what_is_set_aside_may_come_from_another_disk(dataset: Path, monkeypatch
     assert [path.name for path in dataset.glob("quarantine/*/media/*.mp4")] == [media.name]
     monkeypatch.undo()
     assert run(load(None, dataset), dataset, take_sources=False)
-    assert verify(dataset, is_free=is_lock_free).faults == []
+    assert verify(dataset).faults == []
 
 
 def test_what_may_not_be_moved_is_one_message(dataset: Path, monkeypatch, capsys):
@@ -118,7 +117,7 @@ def test_an_empty_media_folder_is_one_fault_that_nothing_is_set_aside_for(datase
     """A place where a disk is mounted is an empty folder without it."""
     (dataset / "media").unlink()
     (dataset / "media").mkdir()
-    found = verify(dataset, is_free=is_lock_free).faults
+    found = verify(dataset).faults
     assert [(fault.check, fault.where, fault.remedies) for fault in found] == [
         ("media_missing", "media", ())
     ]
@@ -127,7 +126,7 @@ def test_an_empty_media_folder_is_one_fault_that_nothing_is_set_aside_for(datase
     (dataset / "media").rmdir()
     assert clipmill("verify", dataset, "--repair") == 0
     assert run(load(None, dataset), dataset, take_sources=False)
-    assert verify(dataset, is_free=is_lock_free).faults == []
+    assert verify(dataset).faults == []
 
 
 def test_a_helper_that_is_killed_says_nothing_of_a_file(dataset: Path, monkeypatch):
@@ -135,6 +134,6 @@ def test_a_helper_that_is_killed_says_nothing_of_a_file(dataset: Path, monkeypat
         raise RowFailed("crash", "crashes its decoder's process: SIGKILL")
 
     monkeypatch.setattr("clipmill.pipeline.verify.media_checks.run_isolated", killed)
-    report = verify(dataset, is_free=is_lock_free)
+    report = verify(dataset)
     assert report.faults == []
     assert {note.check for note in report.notes} == {"media_duration"}

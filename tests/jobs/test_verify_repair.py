@@ -18,7 +18,7 @@ import yaml
 from clipmill.jobs.cli import app
 from clipmill.jobs.run import run
 from clipmill.jobs.subset import create
-from clipmill.jobs.verify import is_lock_free, verify_dataset
+from clipmill.jobs.verify import verify_dataset
 from clipmill.pipeline.dataset.locks import dataset_lock
 from clipmill.pipeline.dataset.shards import ShardMetadata
 from clipmill.pipeline.dataset.tombstones import new_tombstone
@@ -72,7 +72,7 @@ def dataset(filmed: Path, tmp_path: Path) -> Path:
 
 
 def faults(dataset: Path) -> list[tuple[str, str]]:
-    report = verify(dataset, is_free=is_lock_free)
+    report = verify(dataset)
     return [(fault.check, fault.where) for fault in report.faults]
 
 
@@ -312,7 +312,7 @@ def test_a_scorer_is_made_again_from_what_the_models_gave(made: Made, tmp_path: 
     kept = file(dataset, "caption_frames").stat().st_mtime_ns
     assert clipmill("verify", dataset, "--repair") == 0
     assert run(load(None, dataset), dataset, take_sources=False)
-    report = verify(dataset, is_free=is_lock_free)
+    report = verify(dataset)
     assert report.faults == []
     assert [note.check for note in report.notes] == ["frames"]  # a cache, which is left out
     assert tables_of(dataset) == before
@@ -339,7 +339,7 @@ def test_a_subset_that_is_not_what_it_says_is_told(dataset: Path):
 
     def said(**changes: object) -> list[str]:
         (folder / "subset.json").write_text(json.dumps({**info, **changes}))
-        found = verify(dataset, media=False, is_free=is_lock_free)
+        found = verify(dataset, media=False)
         assert {fault.check for fault in found.faults} <= {"subset"}
         return [fault.what for fault in found.faults]
 
@@ -361,20 +361,20 @@ def test_clips_of_a_subset_that_are_gone_are_told_and_explained(dataset: Path):
     video = pq.read_table(path)["video_id"][0].as_py()
     clip = pq.read_table(path)["clip_id"][0].as_py()
     change_rows(path, lambda rows: rows.pop(0))
-    report = verify(dataset, is_free=is_lock_free)
+    report = verify(dataset)
     (fault,) = [fault for fault in report.faults if fault.check == "subset"]
     assert fault.where == "subsets/longer"
     assert f"no step changed: e.g. {clip}" in fault.what
     new_tombstone(dataset, {video: ["k"]}, None)
     finish_removals(dataset)
-    report = verify(dataset, is_free=is_lock_free)
+    report = verify(dataset)
     assert not [fault for fault in report.faults if fault.check == "subset"]
     assert any("removed from the dataset since" in note.what for note in report.notes)
 
 
 def test_other_settings_explain_what_a_subset_lacks(dataset: Path):
     run(load(None, dataset, overrides=["split_clips.threshold=200"]), dataset, take_sources=False)
-    report = verify(dataset, is_free=is_lock_free)
+    report = verify(dataset)
     assert report.faults == []
     assert any("changed since" in note.what for note in report.notes)
 
@@ -436,7 +436,7 @@ def test_a_run_that_goes_on_meanwhile_is_not_taken_for_damage(words, monkeypatch
         seen = []
         while not running.done():
             if (made.dataset / "runs").is_dir():
-                report = verify(made.dataset, is_free=is_lock_free)
+                report = verify(made.dataset)
                 assert report.faults == []
                 seen.append(report.checked["shards"])
                 allowed.release(4)

@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from clipmill.jobs import query
 from clipmill.jobs.report.outcomes import failures as failures_of_the_report
 from clipmill.jobs.run import run
-from clipmill.jobs.verify import is_lock_free
 from clipmill.pipeline.catalog.catalog import open_catalog
 from clipmill.pipeline.dataset.shards import shard_path
 from clipmill.pipeline.ingest.sources import SourceSpec, ingest, list_source_shards
@@ -81,7 +80,7 @@ def standing(dataset: Path) -> list[str]:
 
 
 def faults(dataset: Path) -> list:
-    return verify(dataset, is_free=is_lock_free).faults
+    return verify(dataset).faults
 
 
 def test_a_mended_row_ends_its_failure_and_stays_in_the_history(tmp_path):

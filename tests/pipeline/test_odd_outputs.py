@@ -155,10 +155,7 @@ def counts(dataset: Path, stage: str) -> tuple[int, int, int]:
 
 
 def faults(dataset: Path) -> list[str]:
-    return [
-        f"{fault.check} {fault.where}: {fault.what}"
-        for fault in verify(dataset, is_free=lambda path: True).faults
-    ]
+    return [f"{fault.check} {fault.where}: {fault.what}" for fault in verify(dataset).faults]
 
 
 def only(loaded: LoadedRecipe, *labels: str) -> LoadedRecipe:
@@ -254,7 +251,7 @@ def test_verify_finds_such_a_score_of_an_earlier_version(words, told, value):
     writer.write(table)
     writer.seal(said)
     writer.show()
-    found = verify(data.dataset, is_free=lambda path: True)
+    found = verify(data.dataset)
     assert [f"{fault.check} {fault.what}" for fault in found.faults] == [
         "score quality is NaN or infinite in 1 row: v-a-1"
     ]

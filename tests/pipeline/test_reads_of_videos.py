@@ -97,7 +97,7 @@ def stages(dataset: Path) -> dict[str, dict]:
 
 
 def faults(dataset: Path) -> list[tuple[str, str]]:
-    report = verify(dataset, is_free=lambda path: True)
+    report = verify(dataset)
     return [(fault.check, fault.where) for fault in report.faults]
 
 
@@ -218,7 +218,7 @@ def test_clips_that_an_earlier_version_lost_are_found_and_made_by_a_repair(heard
     report = {stage["stage"]: stage for stage in status_report(data.dataset)["stages"]}
     assert report["need_it"]["lost"] == report["may_use_clips"]["lost"] == 2
     assert not report["need_it"]["accounted"]
-    found = verify(data.dataset, is_free=lambda path: True)
+    found = verify(data.dataset)
     assert {fault.check for fault in found.faults} == {"accounting"}
     assert {fault.where.split("/")[0] for fault in found.faults} >= {"need_it", "may_use_clips"}
     repair(data.dataset, found)

@@ -13,7 +13,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from clipmill.jobs.verify import is_lock_free
 from clipmill.pipeline.catalog.index_writer import update_index
 from clipmill.pipeline.dataset.locks import dataset_lock
 from clipmill.pipeline.dataset.shards import SHARD_METADATA_KEY
@@ -80,7 +79,7 @@ def dataset(built: Path, tmp_path: Path) -> Path:
 
 
 def check(dataset: Path, *, media: bool = False) -> Report:
-    return verify(dataset, media=media, is_free=is_lock_free)
+    return verify(dataset, media=media)
 
 
 def faults(report: Report) -> list[tuple[str, str]]:
@@ -455,7 +454,7 @@ def test_a_removal_that_goes_on_meanwhile_is_no_fault(dataset: Path):
             finish_removals(dataset)
             file(dataset, "count_words").unlink()  # as if it had come to there
 
-    report = verify(dataset, media=False, is_free=is_lock_free, say=remove)
+    report = verify(dataset, media=False, say=remove)
     assert report.faults == []
     assert faults(check(dataset)) == [("missing", "count_words/w1/000001.parquet")]
 

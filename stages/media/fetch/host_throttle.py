@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -30,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from clipmill.schemas.errors import RowFailed
+from clipmill.schemas.file_locks import wait_for_lock
 from clipmill.stages.media.isolation import progress
 
 # A waiting request looks this often whether the host's state has changed.
@@ -459,7 +459,7 @@ class _Shared:
     def _locked(self, handle: int, path: Path) -> Iterator[None]:
         if self._flock:
             try:
-                fcntl.flock(handle, fcntl.LOCK_EX)
+                wait_for_lock(handle)
             except OSError as error:
                 if error.errno not in _NO_LOCKS:
                     raise

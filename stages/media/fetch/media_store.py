@@ -11,7 +11,6 @@ media/.claims/<settings>/<video_id>    key and URL of the source that has this v
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -24,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from clipmill.schemas.errors import RowRejected
+from clipmill.schemas.file_locks import is_still_at, try_lock
 from clipmill.schemas.folders import LOCK, MEDIA, MEDIA_CLAIMS, MEDIA_FOUND, MEDIA_READY, MEDIA_WORK
 from clipmill.stages.media.isolation.progress import LargeFile
 from clipmill.stages.media.read.probe import Probe
@@ -299,18 +299,15 @@ def _hold(folder: Path) -> int | None:
         except FileNotFoundError:
             continue  # its last user has just removed it
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if (folder / LOCK).stat().st_ino == os.fstat(descriptor).st_ino:
-                return descriptor
-        except FileNotFoundError:
-            pass
-        except BlockingIOError:
-            os.close(descriptor)
-            raise
+            is_ours = try_lock(descriptor)
         except OSError:
             os.close(descriptor)
             return None
+        if is_ours and is_still_at(folder / LOCK, descriptor):
+            return descriptor
         os.close(descriptor)
+        if not is_ours:
+            raise BlockingIOError(f"{folder} is in use")
 
 
 def _empty(folder: Path) -> None:
