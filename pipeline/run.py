@@ -20,10 +20,11 @@ from clipmill.pipeline.dataset.leftovers import (
 )
 from clipmill.pipeline.dataset.locks import Hold, dataset_lock, remove_if_empty, wait_until_free
 from clipmill.pipeline.dataset.run_logs import python_messages
+from clipmill.pipeline.dataset.steps import fingerprints
 from clipmill.pipeline.engine.driver_log import DriverLog
 from clipmill.pipeline.engine.interrupts import interruption_behind
 from clipmill.pipeline.engine.local import run_locally
-from clipmill.pipeline.engine.new_record import fingerprints, new_record
+from clipmill.pipeline.engine.new_record import new_record
 from clipmill.pipeline.engine.preflight import check_models
 from clipmill.pipeline.engine.retry import (
     Unfinished,
@@ -33,7 +34,7 @@ from clipmill.pipeline.engine.retry import (
 )
 from clipmill.pipeline.engine.standstill import Lookout, Seen
 from clipmill.pipeline.ingest.sources import fixed_shards_note, ingest, list_source_shards
-from clipmill.pipeline.recipes.plan import ShardList, Step, build_plan, pending
+from clipmill.pipeline.recipes.plan import PlannedStep, ShardList, build_plan, pending
 from clipmill.pipeline.recipes.ready_made import recipe_path
 from clipmill.pipeline.recipes.recipe import LoadedRecipe, load_recipe
 from clipmill.pipeline.removal.purge import finish_removals, left_notes
@@ -181,7 +182,7 @@ class _Run:
                 "--sources PATH_OR_URL or `sources:` in the recipe"
             )
 
-    def check_models(self, steps: Sequence[Step]) -> None:
+    def check_models(self, steps: Sequence[PlannedStep]) -> None:
         """ClipmillError if something that these steps name is unavailable; once per step."""
         check_models([step for step in steps if step.label not in self._checked])
         self._checked |= {step.label for step in steps}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,12 +13,11 @@ from clipmill.pipeline.catalog.catalog import Catalog, Layout, open_catalog
 from clipmill.pipeline.catalog.index import ShardFiles
 from clipmill.pipeline.catalog.reasons import reasons
 from clipmill.pipeline.dataset.commit_fence import last_moved
-from clipmill.pipeline.dataset.run_records import StageRecord, StepRecord
 from clipmill.pipeline.dataset.shards import committed_shards, shard_name
-from clipmill.pipeline.engine.retry import read_request
+from clipmill.pipeline.dataset.steps import Step, StepId, inputs_of, steps_of
+from clipmill.pipeline.engine.retry import list_shards
 from clipmill.pipeline.ingest.list_counts import kept_counts
-from clipmill.pipeline.recipes.plan import Read
-from clipmill.schemas.folders import RETRIES, SOURCES, json_files
+from clipmill.schemas.folders import SOURCES
 from clipmill.schemas.sql_text import escaped_for_glob, literal, quoted
 from clipmill.schemas.step_tables import StepTable, kept, outcomes
 
@@ -34,11 +34,12 @@ def status_report(dataset: Path) -> dict[str, Any]:
     # The footers of earlier fingerprints lie outside what a typed query may read.
     with open_catalog(dataset, allow_external=True) as catalog:
         layout = catalog.layout
+        planned = steps_of(layout.record)
         footers = _footers(catalog)
         doubled = _has_doubled_videos(catalog)
         stages = [
-            _stage(catalog, stage, footers, doubled)
-            for stage in (layout.record["stages"] if layout.record else ())
+            _stage(catalog, label, list(steps), footers, doubled)
+            for label, steps in itertools.groupby(planned, key=lambda step: step.stage_label)
         ]
         ingest = _outcome_counts(catalog, [layout.ingest], doubled)
         shards = len(committed_shards(layout.dataset / SOURCES))
@@ -76,7 +77,7 @@ class _Footers:
     unbalanced: int
 
 
-def _footers(catalog: Catalog) -> dict[tuple[str, str], _Footers]:
+def _footers(catalog: Catalog) -> dict[StepId, _Footers]:
     """What the shards' footers say, by step and fingerprint, over all that was ever made."""
     root = catalog.layout.dataset
     if not any(root.glob("*/*/[0-9]*.parquet")):
@@ -97,7 +98,7 @@ def _footers(catalog: Catalog) -> dict[tuple[str, str], _Footers]:
     return {(step, print_): _Footers(*sums) for step, print_, *sums in rows}
 
 
-def _totals(catalog: Catalog, footers: dict[tuple[str, str], _Footers]) -> dict[str, Any]:
+def _totals(catalog: Catalog, footers: dict[StepId, _Footers]) -> dict[str, Any]:
     # The clips themselves, without the captions and scores that the view joins to them.
     makers = [
         table for table in catalog.layout.steps if table.name in ("download_videos", "split_clips")
@@ -125,23 +126,17 @@ def _totals(catalog: Catalog, footers: dict[tuple[str, str], _Footers]) -> dict[
 
 
 def _stage(
-    catalog: Catalog, stage: StageRecord, footers: dict[tuple[str, str], _Footers], doubled: bool
+    catalog: Catalog, label: str, steps: list[Step], footers: dict[StepId, _Footers], doubled: bool
 ) -> dict[str, Any]:
-    layout = catalog.layout
-    tables = {table.step: table for table in layout.steps}
-    steps = [tables[step["step"]] for step in stage["steps"]]
-    counts = _outcome_counts(catalog, steps, doubled)
-    pending, lost = _missing(catalog, stage, steps, doubled)
-    own = [
-        footers[key]
-        for step in stage["steps"]
-        if (key := (step["step"], step["fingerprint"])) in footers
-    ]
+    by_label = {table.step: table for table in catalog.layout.steps}
+    counts = _outcome_counts(catalog, [by_label[step.label] for step in steps], doubled)
+    pending, lost = _missing(catalog, steps, doubled)
+    own = [footers[step.id] for step in steps if step.id in footers]
     seconds = round(sum(sums.seconds for sums in own), 3)
-    done, total = _shards(layout, stage)
+    done, total = _shards(catalog.layout, steps[-1])
     finished = sum(counts.values())
     return {
-        "stage": stage["stage"],
+        "stage": label,
         "inputs": finished + lost,
         **counts,
         "pending": pending,
@@ -185,16 +180,20 @@ def _by_outcome(rows: list[tuple[int, int]]) -> dict[str, int]:
     return {name: found.get(rank, 0) for rank, name in enumerate(("kept", "rejected", "failed"))}
 
 
-def _missing(
-    catalog: Catalog, stage: StageRecord, steps: list[StepTable], doubled: bool
-) -> tuple[int, int]:
+def _missing(catalog: Catalog, steps: list[Step], doubled: bool) -> tuple[int, int]:
     """Keys without an outcome yet: those waiting for a shard, and those lost from a done one."""
     pending = lost = 0
-    for number, (step, entry) in enumerate(zip(steps, stage["steps"], strict=True)):
-        inputs = _upstream(catalog.layout, stage, entry, number)
-        before, of_videos = inputs.of_keys, inputs.of_videos
-        if not before:
+    layout = catalog.layout
+    tables = {SOURCES: layout.ingest, **{table.step: table for table in layout.steps}}
+    columns = {label: table.schema.names for label, table in tables.items()}
+    for planned in steps:
+        step, inputs = tables[planned.label], inputs_of(planned, columns)
+        if not inputs.of_keys:
             continue
+        # The first one is where the keys come from, whatever of it is read.
+        base, *others = inputs.of_keys
+        before = [tables[label] for label in (base, *others) if label in {base, *inputs.required}]
+        of_videos = [tables[label] for label in inputs.of_videos if label in inputs.required]
         # Listed before the rows are read: a shard that is committed in between is not done yet.
         done = set(committed_shards(Path(step.folder))) if step.folder else set()
         if step.key == "clip_id" and not doubled:
@@ -202,9 +201,7 @@ def _missing(
             if not bases:
                 continue
             every = [step, *before, *of_videos]
-            step, *rest = ShardFiles(every).only(  # noqa: PLW2901 (the same step)
-                map(shard_name, bases), every
-            )
+            step, *rest = ShardFiles(every).only(map(shard_name, bases), every)
             before, of_videos = rest[: len(before)], rest[len(before) :]
         video = ["video_id"] if of_videos else []
         keys = [
@@ -237,8 +234,7 @@ def _missing(
             """
         ).fetchall()
         for base, retried, count in rows:
-            name = shard_name(base) + (f".retry{retried}" if retried else "")
-            if name in done:
+            if shard_name(base, retried) in done:
                 lost += count
             else:
                 pending += count
@@ -275,64 +271,8 @@ def _groups_that_lack_keys(catalog: Catalog, step: StepTable, before: list[StepT
     return [base for (base,) in rows]
 
 
-@dataclass(frozen=True)
-class _Inputs:
-    """The tables that a key must have been kept in to become an input of a step.
-
-    `of_videos` are those of a clip's video; the first of `of_keys` tells which one that is.
-    """
-
-    of_keys: list[StepTable]
-    of_videos: list[StepTable]
-
-
-def _upstream(layout: Layout, stage: StageRecord, entry: StepRecord, number: int) -> _Inputs:
-    """As `pipeline/engine/step_inputs.py` finds them."""
-    tables = {table.step: table for table in layout.steps}
-    key = entry["key"]
-    optional: set[str] = set()
-    if number == len(stage["steps"]) - 1:
-        reads = [Read.parse(text) for text in stage["reads"]]
-        optional = {read.label for read in reads} - {
-            read.label for read in reads if not read.optional
-        }
-    found = [tables[label] for label in entry["upstream"] if label in tables]
-    of_keys = [table for table in found if key in table.schema.names]
-    if not of_keys:
-        return _Inputs([layout.ingest] if key == "source_key" else [], [])
-    of_videos = []
-    if "video_id" in of_keys[0].schema.names:
-        of_videos = [
-            table
-            for table in found
-            if key not in table.schema.names
-            and "video_id" in table.schema.names
-            and table.step not in optional
-        ]
-    # The first one is where the keys come from, whatever of it is read.
-    return _Inputs(
-        [table for table in of_keys if table is of_keys[0] or table.step not in optional], of_videos
-    )
-
-
-def _shards(layout: Layout, stage: StageRecord) -> tuple[int, int]:
-    """Shards committed by the stage's last step, and all that will pass through it."""
-    assert layout.record is not None  # the stage is one of its
-    steps = {entry["step"]: entry for every in layout.record["stages"] for entry in every["steps"]}
-    folders = {table.step: table.folder for table in layout.steps}
-    last = stage["steps"][-1]["step"]
-    above, open_ = {last}, [last]
-    while open_:
-        for label in steps[open_.pop()]["upstream"]:
-            if label in steps and label not in above:
-                above.add(label)
-                open_.append(label)
-    folder = folders[last]
-    done = set(committed_shards(Path(folder))) if folder else set()
-    total = done | set(committed_shards(layout.dataset / SOURCES))
-    for path in json_files(layout.dataset / RETRIES):
-        request = read_request(path)
-        entry = steps.get(request["step"])
-        if entry and entry["step"] in above and entry["fingerprint"] == request["fingerprint"]:
-            total.add(path.stem)
-    return len(done), len(total)
+def _shards(layout: Layout, step: Step) -> tuple[int, int]:
+    """Shards committed by a stage's last step, and all that will pass through it."""
+    done = set(committed_shards(step.folder(layout.dataset)))
+    shards = list_shards(layout.dataset, committed_shards(layout.dataset / SOURCES))
+    return len(done), len(done.union(shards.relevant(steps_of(layout.record), step)))

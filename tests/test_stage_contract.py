@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 
 from clipmill.pipeline.engine.step_inputs import KeptFrameReader, input_table
-from clipmill.pipeline.recipes.plan import Plan, Step, build_plan
+from clipmill.pipeline.recipes.plan import Plan, PlannedStep, build_plan
 from clipmill.pipeline.recipes.recipe import LoadedRecipe
 from clipmill.schemas.errors import RowFailed, RowRejected
 from clipmill.schemas.tables import OUTCOME
@@ -59,14 +59,14 @@ def made(made: Made) -> Made:
 
 
 @pytest.fixture
-def step(made: Made, request: pytest.FixtureRequest) -> Step:
+def step(made: Made, request: pytest.FixtureRequest) -> PlannedStep:
     return made.plan.by_label[request.param]
 
 
 every_step = pytest.mark.parametrize("step", LABELS, indirect=True)
 
 
-def inputs(made: Made, step: Step) -> pa.Table:
+def inputs(made: Made, step: PlannedStep) -> pa.Table:
     plan: Plan = made.plan
     rows = input_table(plan, step, made.dataset, SHARD, [SHARD])
     if step.stage.frames_picked():
@@ -77,7 +77,7 @@ def inputs(made: Made, step: Step) -> pa.Table:
     return rows
 
 
-def transformed(step: Step, batches: list[pa.Table], workspace: Workspace) -> list[dict]:
+def transformed(step: PlannedStep, batches: list[pa.Table], workspace: Workspace) -> list[dict]:
     """Rows of the stage's own table over some batches."""
     rows = []
     workspace.scratch.mkdir(parents=True, exist_ok=True)
@@ -151,7 +151,7 @@ def same(one: Any, other: Any) -> bool:
 @every_step
 def test_it_travels_to_another_process(step):
     assert pickle.loads(pickle.dumps(step.stage)) == step.stage
-    again = Step.from_spec(pickle.loads(pickle.dumps(step.spec())))
+    again = PlannedStep.from_spec(pickle.loads(pickle.dumps(step.spec())))
     assert again == step
 
 

@@ -28,12 +28,12 @@ from clipmill.pipeline.catalog.user_sql import readable_errors, reading_statemen
 from clipmill.pipeline.dataset.run_records import (
     RunRecord,
     StageRecord,
-    StepRecord,
     latest_run,
     require_dataset,
     run_records,
 )
-from clipmill.pipeline.dataset.shards import is_shard, list_shards_in
+from clipmill.pipeline.dataset.shards import is_shard, list_shards_in, retry_number
+from clipmill.pipeline.dataset.steps import Step, steps_of
 from clipmill.pipeline.dataset.tombstones import Tombstone, tombstones
 from clipmill.schemas import tables
 from clipmill.schemas.bounded_memory import bounded_memory
@@ -51,7 +51,7 @@ from clipmill.schemas.folders import (
 from clipmill.schemas.scratch import ScratchFolder
 from clipmill.schemas.sql_text import escaped_for_glob, literal, quoted
 from clipmill.schemas.step_tables import Columns, StepTable, raw_view
-from clipmill.stages.built_in import built_in_stage_names, built_in_table, further_tables
+from clipmill.stages.built_in import built_in_stage_names, further_tables
 
 _UNITS = {
     "bytes": 1,
@@ -92,34 +92,16 @@ def read_layout(dataset: Path) -> Layout:
     ingest = _table(dataset / SOURCES, INGEST, INGEST, INGEST, tables.SOURCES, bool(removals))
     steps: list[StepTable] = []
     extra: dict[str, StepTable] = {}
-    for stage in record["stages"] if record else ():
-        for step in stage["steps"]:
-            label = step["step"]
-            name = stage["name"] if label == stage["stage"] else label
-            for table, place in step["tables"].items():
-                if table == label:
-                    folder = dataset / place
-                    schema = built_in_table(name) or _found_schema(folder, step)
-                    steps.append(
-                        _table(
-                            folder,
-                            label,
-                            stage["stage"],
-                            name,
-                            schema,
-                            bool(removals),
-                            score=stage.get("score"),
-                        )
-                    )
-                elif table in further_tables():
-                    extra[table] = _table(
-                        dataset / place,
-                        table,
-                        stage["stage"],
-                        table,
-                        further_tables()[table],
-                        bool(removals),
-                    )
+    for step in steps_of(record):
+        stage, folder = step.stage_label, step.folder(dataset)
+        schema = step.built_in_schema or _found_schema(folder, step)
+        steps.append(
+            _table(folder, step.label, stage, step.name, schema, bool(removals), step.score)
+        )
+        for name, schema in further_tables().items():
+            if name in step.tables:
+                folder = step.folder(dataset, name)
+                extra[name] = _table(folder, name, stage, name, schema, bool(removals))
     return Layout(
         dataset, record, ingest, tuple(steps), extra.get(SHOTS), extra.get(FRAMES), removals
     )
@@ -135,7 +117,7 @@ def _table(
     score: str | None = None,
 ) -> StepTable:
     shards, odd = list_shards_in(folder)
-    retries = tuple(sorted(shard for shard in shards if ".retry" in shard))
+    retries = tuple(sorted(shard for shard in shards if retry_number(shard)))
     return StepTable(
         step,
         stage,
@@ -151,7 +133,7 @@ def _table(
     )
 
 
-def _found_schema(folder: Path, step: StepRecord) -> pa.Schema:
+def _found_schema(folder: Path, step: Step) -> pa.Schema:
     """The schema of a custom stage, which only its files have; text if there are none."""
     if folder.is_dir():
         with os.scandir(folder) as entries:
@@ -170,7 +152,7 @@ def _found_schema(folder: Path, step: StepRecord) -> pa.Schema:
             # A damaged one is reported when it is queried.
             with contextlib.suppress(DamagedFile), reading(Path(path)):
                 return pq.read_schema(path).remove_metadata()
-    names = [name for name in step["schema_columns"] if name not in {"rejection", "error"}]
+    names = [name for name in step.columns if name not in {"rejection", "error"}]
     return pa.schema([*((name, pa.string()) for name in names), *tables.OUTCOME])
 
 

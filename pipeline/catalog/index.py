@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from clipmill.pipeline.catalog import views
-from clipmill.pipeline.dataset.shards import base_shard, is_shard
+from clipmill.pipeline.dataset.shards import base_shard, is_shard, retry_number
 from clipmill.schemas.damage import DamagedFile, check_is_file, read_json, what_is_there
 from clipmill.schemas.folders import INDEX, INDEX_MANIFEST
 from clipmill.schemas.step_tables import StepTable
@@ -217,7 +217,7 @@ class ShardFiles:
     def _narrowed(self, step: StepTable, bases: Sequence[str]) -> StepTable:
         groups = self.by_table[step.step]
         shards = tuple(name for base in bases for name in groups.get(base, ()))
-        retries = tuple(name for name in shards if ".retry" in name)
+        retries = tuple(name for name in shards if retry_number(name))
         return replace(step, shards=shards, retries=retries)
 
 

@@ -25,8 +25,8 @@ SHARD_METADATA_KEY = b"clipmill"
 _SHARD = re.compile(r"(\d{6,})(?:\.retry(\d+))?\Z")
 
 
-def shard_name(number: int) -> str:
-    return f"{number:06d}"
+def shard_name(number: int, retry: int = 0) -> str:
+    return f"{number:06d}.retry{retry}" if retry else f"{number:06d}"
 
 
 def base_shard(shard: str) -> str:

@@ -12,7 +12,7 @@ from clipmill.pipeline.dataset.run_logs import LogLimits
 from clipmill.pipeline.engine.activity import Activity, Beat, ProcessFinding
 from clipmill.pipeline.engine.runner import Report, Worker
 from clipmill.pipeline.engine.standstill import Lookout, Standstills
-from clipmill.pipeline.recipes.plan import Plan, ShardList, Step, pending
+from clipmill.pipeline.recipes.plan import Plan, PlannedStep, ShardList, pending
 from clipmill.stages.media.isolation.terminal import null_input
 
 _LOOK_SECONDS = 1.0
@@ -20,7 +20,7 @@ _LOOK_SECONDS = 1.0
 
 def run_locally(
     plan: Plan,
-    steps: tuple[Step, ...],
+    steps: tuple[PlannedStep, ...],
     shards: ShardList,
     dataset: Path,
     run_id: str,

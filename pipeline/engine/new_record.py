@@ -5,11 +5,10 @@ from __future__ import annotations
 import platform
 import uuid
 from datetime import UTC, datetime
-from pathlib import Path
 
 from clipmill.pipeline.dataset.run_records import ModelRecord, RunRecord, StageRecord
 from clipmill.pipeline.dataset.versions import code_version, package_versions
-from clipmill.pipeline.recipes.plan import Plan, ShardList, Step
+from clipmill.pipeline.recipes.plan import Plan, PlannedStep, ShardList
 from clipmill.pipeline.recipes.recipe import LoadedRecipe
 from clipmill.stages.models.loading import resolved_revision
 from clipmill.stages.protocol import Stage
@@ -17,7 +16,7 @@ from clipmill.stages.references import ModelReference
 
 
 def new_record(
-    loaded: LoadedRecipe, plan: Plan, steps: tuple[Step, ...], shards: ShardList
+    loaded: LoadedRecipe, plan: Plan, steps: tuple[PlannedStep, ...], shards: ShardList
 ) -> RunRecord:
     """What a run was made with; its intended extent tells `verify` what must be there."""
     now = datetime.now(UTC)
@@ -51,14 +50,11 @@ def _stage_record(plan: Plan, label: str, loaded: LoadedRecipe) -> StageRecord:
         "steps": [
             {
                 "step": step.label,
-                "key": step.stage.key,
+                "key": step.key,
                 "fingerprint": step.fingerprint,
                 "upstream": list(step.upstream),
-                "tables": {
-                    table: str(step.folder(Path(), table))
-                    for table in (step.label, *step.stage.more_tables)
-                },
-                "schema_columns": step.stage.table_schema.names,
+                "tables": {table: step.place(table) for table in step.tables},
+                "schema_columns": list(step.columns),
             }
             for step in steps
         ],
@@ -80,9 +76,3 @@ def _models(stage: Stage) -> dict[str, ModelRecord]:
             place, revision = str(value), None
         found[setting] = {"reference": place, "revision": revision, "identity": value.identity()}
     return found
-
-
-def fingerprints(record: RunRecord) -> dict[str, str]:
-    return {
-        step["step"]: step["fingerprint"] for stage in record["stages"] for step in stage["steps"]
-    }

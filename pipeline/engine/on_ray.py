@@ -47,7 +47,7 @@ from clipmill.pipeline.engine.run_health import BEAT_SECONDS, Node, Tasks, Watch
 from clipmill.pipeline.engine.runner import Report, Worker, blame
 from clipmill.pipeline.engine.standstill import Lookout, Standstills
 from clipmill.pipeline.engine.task_results import MAX_DEATHS, TaskResult, attempt_in_a_worker, died
-from clipmill.pipeline.recipes.plan import Plan, ShardList, Step, pending
+from clipmill.pipeline.recipes.plan import Plan, PlannedStep, ShardList, pending
 from clipmill.pipeline.recipes.recipe import RaySettings
 from clipmill.schemas.errors import ClipmillError
 from clipmill.schemas.folders import SOURCES
@@ -241,7 +241,7 @@ class _ShardRunner:
 
 def run_on_ray(
     plan: Plan,
-    steps: tuple[Step, ...],
+    steps: tuple[PlannedStep, ...],
     shards: ShardList,
     dataset: Path,
     run_id: str,
@@ -263,7 +263,7 @@ def run_on_ray(
 
 
 def legs_of(
-    plan: Plan, steps: tuple[Step, ...], shards: ShardList, dataset: Path, machine: Machine
+    plan: Plan, steps: tuple[PlannedStep, ...], shards: ShardList, dataset: Path, machine: Machine
 ) -> tuple[Leg, ...]:
     """The phases of what is pending; steps with nothing to do take no workers."""
     todo = pending(plan, steps, shards, dataset)

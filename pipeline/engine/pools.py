@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from clipmill.pipeline.recipes.plan import Step
+from clipmill.pipeline.recipes.plan import PlannedStep
 from clipmill.schemas.errors import ClipmillError
 from clipmill.schemas.words import counted
 from clipmill.stages.protocol import Stage
@@ -28,7 +28,7 @@ class Machine:
 class Pool:
     """Workers that each run the same steps in one process."""
 
-    steps: tuple[Step, ...]
+    steps: tuple[PlannedStep, ...]
     workers: int
 
     @property
@@ -53,7 +53,7 @@ class Pool:
 Leg = tuple[Pool, ...]
 
 
-def _gpus(steps: tuple[Step, ...]) -> float:
+def _gpus(steps: tuple[PlannedStep, ...]) -> float:
     return sum(step.stage.resources.gpus for step in steps)
 
 
@@ -66,7 +66,7 @@ def _kind(stage: Stage) -> str:
     return "models" if stage.key == "clip_id" else "decode"
 
 
-def plan_legs(steps: tuple[Step, ...], machine: Machine, n_shards: int) -> tuple[Leg, ...]:
+def plan_legs(steps: tuple[PlannedStep, ...], machine: Machine, n_shards: int) -> tuple[Leg, ...]:
     """Pools by phase. `n_shards` bounds the workers: more than shards would be idle.
 
     Raises ClipmillError if a single step asks for more than the machine has.
@@ -87,7 +87,7 @@ def plan_legs(steps: tuple[Step, ...], machine: Machine, n_shards: int) -> tuple
         if joined is None:
             break
         groups = joined
-    legs: list[list[tuple[Step, ...]]] = [[]]
+    legs: list[list[tuple[PlannedStep, ...]]] = [[]]
     for group in groups:
         if legs[-1] and not _fits([*legs[-1], group], machine):
             legs.append([])
@@ -95,8 +95,8 @@ def plan_legs(steps: tuple[Step, ...], machine: Machine, n_shards: int) -> tuple
     return tuple(_with_workers(leg, machine, n_shards) for leg in legs)
 
 
-def _by_kind(steps: tuple[Step, ...]) -> list[tuple[Step, ...]]:
-    groups: list[list[Step]] = []
+def _by_kind(steps: tuple[PlannedStep, ...]) -> list[tuple[PlannedStep, ...]]:
+    groups: list[list[PlannedStep]] = []
     for step in steps:
         last = groups[-1] if groups else None
         same = last is not None and (
@@ -114,15 +114,15 @@ def _by_kind(steps: tuple[Step, ...]) -> list[tuple[Step, ...]]:
     return [tuple(group) for group in groups]
 
 
-def _cpus(group: tuple[Step, ...]) -> float:
+def _cpus(group: tuple[PlannedStep, ...]) -> float:
     return max(step.stage.resources.cpus for step in group)
 
 
-def _fits(groups: list[tuple[Step, ...]], machine: Machine) -> bool:
+def _fits(groups: list[tuple[PlannedStep, ...]], machine: Machine) -> bool:
     return sum(map(_cpus, groups)) <= machine.cpus and sum(map(_gpus, groups)) <= machine.gpus
 
 
-def _join_cheapest(groups: list[tuple[Step, ...]]) -> list[tuple[Step, ...]] | None:
+def _join_cheapest(groups: list[tuple[PlannedStep, ...]]) -> list[tuple[PlannedStep, ...]] | None:
     """Joins the first two neighbours that load no GPU together; None if there are none."""
     for i in range(len(groups) - 1):
         together = (*groups[i], *groups[i + 1])
@@ -131,7 +131,7 @@ def _join_cheapest(groups: list[tuple[Step, ...]]) -> list[tuple[Step, ...]] | N
     return None
 
 
-def _with_workers(groups: list[tuple[Step, ...]], machine: Machine, n_shards: int) -> Leg:
+def _with_workers(groups: list[tuple[PlannedStep, ...]], machine: Machine, n_shards: int) -> Leg:
     """One worker per pool, then one more for each pool in turn while the machine has room."""
     workers = [1] * len(groups)
 

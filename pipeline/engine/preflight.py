@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from clipmill.pipeline.recipes.plan import Step
+from clipmill.pipeline.recipes.plan import PlannedStep
 from clipmill.schemas.command_line import shell_word
 from clipmill.schemas.errors import ClipmillError, UsageError
 from clipmill.stages.media.fetch.data_files import Unreachable, how_to_fetch, local_file
@@ -32,7 +32,7 @@ class CheckedReference:
         return f"{self.setting}: {self.reference}"
 
 
-def check_models(steps: Iterable[Step]) -> None:
+def check_models(steps: Iterable[PlannedStep]) -> None:
     """Fetches what is missing and raises ClipmillError listing everything that can't be fetched."""
     if problems := problems_of(list(examine_models(steps))):
         raise ClipmillError("\n".join(problems))
@@ -45,7 +45,7 @@ def problems_of(findings: list[CheckedReference]) -> list[str]:
     return said if not unreachable else [*said, _without_network(unreachable)]
 
 
-def examine_models(steps: Iterable[Step]) -> Iterator[CheckedReference]:
+def examine_models(steps: Iterable[PlannedStep]) -> Iterator[CheckedReference]:
     """Every model and data file that steps name, fetched if possible.
 
     The hub is not contacted again once it did not answer: each time would take seconds.

@@ -9,18 +9,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
 
-import pyarrow.parquet as pq
-
 from clipmill.pipeline.dataset.shards import (
     base_shard,
     committed_shards,
     is_shard,
     retry_number,
-    shard_order,
     shard_path,
     write_json,
 )
-from clipmill.pipeline.recipes.plan import Plan, RetryRequest, ShardList, Step, request_is_current
+from clipmill.pipeline.engine.step_inputs import read_group
+from clipmill.pipeline.recipes.plan import Plan, PlannedStep, RetryRequest, ShardList, is_current
 from clipmill.schemas.damage import read_json, reading
 from clipmill.schemas.folders import RETRIES, json_files
 
@@ -51,22 +49,20 @@ def read_request(path: Path) -> RetryRequest:
     return cast("RetryRequest", request)
 
 
-def current_failures(step: Step, dataset: Path) -> dict[str, dict[str, list[dict[str, Any]]]]:
+def current_failures(
+    step: PlannedStep, dataset: Path
+) -> dict[str, dict[str, list[dict[str, Any]]]]:
     """Per base shard: the keys whose newest outcome at this step is an error, with that error.
 
     The errors of a kept row are those of the parts that it lacks, each with its `part`.
     """
-    folder = step.folder(dataset)
     found: dict[str, dict[str, list[dict[str, Any]]]] = {}
-    for shard in sorted(committed_shards(folder), key=shard_order):
+    parts = [name for name in step.columns if name == "failed_parts"]
+    shards = committed_shards(step.folder(dataset))
+    for shard, rows in read_group(step, dataset, shards, ["error", *parts]):
         failed = found.setdefault(base_shard(shard), {})
-        path = shard_path(folder, shard)
-        with reading(path):
-            file = pq.ParquetFile(path)
-            parts = {"failed_parts"} & set(file.schema_arrow.names)
-            rows = file.read(columns=[step.stage.key, "error", *parts]).to_pylist()
-        for row in rows:
-            key = row[step.stage.key]
+        for row in rows.to_pylist():
+            key = row[step.key]
             if row["error"] is not None:
                 failed[key] = [row["error"]]
             elif row.get("failed_parts"):
@@ -98,7 +94,7 @@ def unfinished_retries(plan: Plan, dataset: Path, shards: ShardList) -> Unfinish
     found = [
         request
         for name, request in shards.retries.items()
-        if request_is_current(plan, request)
+        if is_current(plan.steps, request)
         and not shard_path(plan.by_label[request["step"]].folder(dataset), name).exists()
     ]
     times = [

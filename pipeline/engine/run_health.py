@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from clipmill.pipeline.engine.activity import Beat
 from clipmill.pipeline.engine.pools import Pool
 from clipmill.pipeline.engine.standstill import SILENT_SECONDS
-from clipmill.pipeline.recipes.plan import Step
+from clipmill.pipeline.recipes.plan import PlannedStep
 from clipmill.schemas.words import counted
 
 BEAT_SECONDS = 2.0
@@ -44,7 +44,7 @@ class Tasks:
     gpus: float = 0.0
     workers: int = 0
     names: str = "this command"
-    steps: tuple[Step, ...] = ()
+    steps: tuple[PlannedStep, ...] = ()
 
 
 @dataclass

@@ -19,7 +19,6 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from clipmill.pipeline.dataset.commit_fence import Fence
 from clipmill.pipeline.dataset.crash_journal import read_journal
@@ -34,17 +33,16 @@ from clipmill.pipeline.dataset.run_logs import (
 from clipmill.pipeline.dataset.shards import (
     ShardMetadata,
     ShardWriter,
-    existing,
     note_outcomes,
     shard_path,
     write_json,
 )
 from clipmill.pipeline.dataset.tombstones import new_tombstone, removed_videos
 from clipmill.pipeline.engine.activity import Activity
-from clipmill.pipeline.engine.step_inputs import KeptFrameReader, input_table, kept_rows
+from clipmill.pipeline.engine.step_inputs import KeptFrameReader, input_table, kept_rows, read_group
 from clipmill.pipeline.engine.step_outputs import complete, failed_rows, made_before
-from clipmill.pipeline.recipes.plan import Plan, ShardList, Step
-from clipmill.schemas.damage import DamagedFile, reading
+from clipmill.pipeline.recipes.plan import Plan, PlannedStep, ShardList
+from clipmill.schemas.damage import DamagedFile
 from clipmill.schemas.errors import ClipmillError, RowFailed, RowRejected
 from clipmill.schemas.folders import FRAMES, JOURNAL, scratch_folder
 from clipmill.schemas.ids import clip_seconds
@@ -69,7 +67,7 @@ class Worker:
     """Runs some consecutive steps in one process; models are opened once and kept."""
 
     plan: Plan
-    steps: tuple[Step, ...]
+    steps: tuple[PlannedStep, ...]
     dataset: Path
     run_id: str
     shards: ShardList
@@ -91,7 +89,7 @@ class Worker:
         """All steps of this worker over one shard; what is already committed is left alone."""
         for step in self.steps:
             is_done = shard_path(step.folder(self.dataset), shard).exists()
-            if not is_done and self.shards.passes(self.plan, step, shard):
+            if not is_done and self.shards.passes(self.plan.steps, step, shard):
                 self._run_step(step, shard)
         if self.plan.drop_frames:
             self._drop_frames(shard)
@@ -103,7 +101,7 @@ class Worker:
         self._log.write("worker_end")
         self.activity.close()
 
-    def _transform(self, step: Step, shard: str) -> tuple[Transform, Workspace]:
+    def _transform(self, step: PlannedStep, shard: str) -> tuple[Transform, Workspace]:
         if step.label not in self._open:
             self.activity.at(step.label, shard, "opens its models")
             scratch = scratch_folder(self.dataset, step.label)
@@ -119,7 +117,7 @@ class Worker:
             self._open[step.label] = (transform, workspace)
         return self._open[step.label]
 
-    def _run_step(self, step: Step, shard: str) -> None:
+    def _run_step(self, step: PlannedStep, shard: str) -> None:
         log = ShardLog(self._log, step.label, shard)
         try:
             with writing_to(self.dataset):
@@ -128,7 +126,7 @@ class Worker:
             log.stopped(error)
             raise
 
-    def _commit_step(self, step: Step, shard: str, log: ShardLog) -> Counter[str]:
+    def _commit_step(self, step: PlannedStep, shard: str, log: ShardLog) -> Counter[str]:
         """One step over one shard; returns its counts."""
         started = time.monotonic()
         self.activity.at(step.label, shard, "reads its input")
@@ -199,7 +197,7 @@ class Worker:
             self.report(step.stage_label, Counter(shards=1))
         return counts
 
-    def _without_removed(self, step: Step, table: pa.Table) -> pa.Table:
+    def _without_removed(self, step: PlannedStep, table: pa.Table) -> pa.Table:
         """Rejects videos that were removed from the dataset and come back from other sources."""
         names = table.column_names
         if step.stage.key != "source_key" or "video_id" not in names:
@@ -224,7 +222,7 @@ class Worker:
 
     def _batches(
         self,
-        step: Step,
+        step: PlannedStep,
         shard: str,
         rows: pa.Table,
         transform: Transform,
@@ -302,7 +300,12 @@ class _Writers:
     """
 
     def __init__(
-        self, stack: contextlib.ExitStack, step: Step, dataset: Path, shard: str, fence: Fence
+        self,
+        stack: contextlib.ExitStack,
+        step: PlannedStep,
+        dataset: Path,
+        shard: str,
+        fence: Fence,
     ) -> None:
         self._label = step.label
         self._fence = fence
@@ -337,7 +340,7 @@ class _Writers:
 
 
 def _batch(
-    step: Step,
+    step: PlannedStep,
     batch: pa.Table,
     transform: Transform,
     frames: KeptFrameReader | None,
@@ -396,7 +399,7 @@ def _raise_if_full(error: Exception, dataset: Path) -> None:
         raise full from error
 
 
-def _named(step: Step, output: pa.Table | dict[str, pa.Table]) -> dict[str, pa.Table]:
+def _named(step: PlannedStep, output: pa.Table | dict[str, pa.Table]) -> dict[str, pa.Table]:
     """The output by table; a stage names its own table by its name, on disk it is the label."""
     if isinstance(output, pa.Table):
         return {step.label: output}
@@ -405,14 +408,14 @@ def _named(step: Step, output: pa.Table | dict[str, pa.Table]) -> dict[str, pa.T
     }
 
 
-def _as_outcome(step: Step, error: Exception) -> RowFailed | RowRejected:
+def _as_outcome(step: PlannedStep, error: Exception) -> RowFailed | RowRejected:
     if isinstance(error, RowFailed | RowRejected):
         return error
     kind = "model" if isinstance(error, MemoryError) else step.stage.error_kind
     return RowFailed(kind, f"{type(error).__name__}: {error}")
 
 
-def _tally(step: Step, table: pa.Table) -> Counter[str]:
+def _tally(step: PlannedStep, table: pa.Table) -> Counter[str]:
     outcome: dict[str, str] = {}
     outputs = note_outcomes(
         table[step.stage.key].to_pylist(),
@@ -425,7 +428,7 @@ def _tally(step: Step, table: pa.Table) -> Counter[str]:
     return tally
 
 
-def _begun(plan: Plan, step: Step, inputs: int) -> Counter[str]:
+def _begun(plan: Plan, step: PlannedStep, inputs: int) -> Counter[str]:
     """Progress for a shard that starts: a stage's first step knows how many rows come.
 
     A `share` of 1 is all of one step's shard.
@@ -437,7 +440,7 @@ def _begun(plan: Plan, step: Step, inputs: int) -> Counter[str]:
     return begun
 
 
-def _reported(step: Step, tally: Counter[str], table: pa.Table) -> Any:
+def _reported(step: PlannedStep, tally: Counter[str], table: pa.Table) -> Any:
     """Progress to show: of a stage's inner steps only what does not reach the last one."""
     if step.label != step.stage_label:
         return Counter(rejected=tally["rejected"], failed=tally["failed"])
@@ -462,22 +465,18 @@ def _sum(table: pa.Table, column: str) -> int:
     return sum(value or 0 for value in table[column].to_pylist())
 
 
-def _earlier_attempts(step: Step, dataset: Path, group: list[str]) -> dict[str, int]:
+def _earlier_attempts(step: PlannedStep, dataset: Path, group: list[str]) -> dict[str, int]:
     """How often each failed key of the shard's group was tried before."""
     found: dict[str, int] = {}
-    folder = step.folder(dataset)
-    for name in existing(folder, group):
-        path = shard_path(folder, name)
-        with reading(path):
-            rows = pq.read_table(path, columns=[step.stage.key, "error"]).to_pylist()
-        for row in rows:
+    for _, rows in read_group(step, dataset, group, ["error"]):
+        for row in rows.to_pylist():
             if row["error"] is not None:
-                key = row[step.stage.key]
+                key = row[step.key]
                 found[key] = max(found.get(key, 0), row["error"]["attempts"] or 1)
     return found
 
 
-def _journal(step: Step, dataset: Path, shard: str) -> Path:
+def _journal(step: PlannedStep, dataset: Path, shard: str) -> Path:
     return dataset / JOURNAL / f"{step.label}-{step.fingerprint}-{shard}.json"
 
 

@@ -1,9 +1,7 @@
 """Assembles one step's input rows for one shard: keys, joined columns, kept frames.
 
-Which keys: those that every required upstream step kept, and that at least one upstream file of
-this very shard brings; a file of videos brings all their clips. So a retry shard holds just the
-rows that are new or known better in it, wherever in the recipe it began; if a key is in
-several shards of a group, the newest counts.
+`given_keys` says which keys: of those, the ones for which this very shard has something new. So a
+retry shard holds just the rows that are new or known better in it, wherever in the recipe it began.
 """
 
 from __future__ import annotations
@@ -18,7 +16,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from clipmill.pipeline.dataset.shards import existing, shard_path
-from clipmill.pipeline.recipes.plan import Plan, Step
+from clipmill.pipeline.dataset.steps import KeptRows, given_keys, inputs_of
+from clipmill.pipeline.recipes.plan import Plan, PlannedStep
 from clipmill.schemas.clocks import CLOCK_COLUMNS, file_zero_seconds
 from clipmill.schemas.damage import reading
 from clipmill.schemas.errors import RowFailed
@@ -55,16 +54,25 @@ def read_shard(folder: Path, shard: str, schema: pa.Schema, columns: list[str]) 
     return table.select(columns)
 
 
+def read_group(
+    step: PlannedStep, dataset: Path, group: Sequence[str], columns: list[str]
+) -> Iterator[tuple[str, pa.Table]]:
+    """The key and other columns of shards of a step, oldest first: of a key the newest row counts.
+
+    `group` names a base shard and its retries in order; those that are not committed are left out.
+    """
+    folder, schema = step.folder(dataset), step.stage.table_schema
+    for shard in existing(folder, group):
+        yield shard, read_shard(folder, shard, schema, [step.key, *columns])
+
+
 @dataclass
 class _Joined:
-    """Kept rows of one upstream step over a shard's whole group, looked up by key.
-
-    `new_keys` are those that this very shard has, but for rows that say here what they did.
-    """
+    """Kept rows of one upstream step over a shard's whole group, looked up by key."""
 
     table: pa.Table
     index: dict[str, int]
-    new_keys: list[str]
+    kept: dict[str, KeptRows]
 
 
 def _load(
@@ -75,57 +83,47 @@ def _load(
     group: Sequence[str],
     key: str,
     columns: list[str],
-    unit: str,
 ) -> _Joined:
     folder, schema = step_folder(plan, dataset, label), step_schema(plan, label)
-    wanted = list(dict.fromkeys([key, unit, *columns, "rejection", "error"]))
-    wanted = [name for name in wanted if name in schema.names]
+    wanted = dict.fromkeys([key, "video_id", *columns, "rejection", "error"])
+    names = [name for name in wanted if name in schema.names]
     parts: list[pa.Table] = []
-    new_keys: list[str] = []
+    kept: dict[str, KeptRows] = {}
     for name in existing(folder, group):
-        part = kept_rows(read_shard(folder, name, schema, wanted))
-        if name == shard:
-            new_keys = _changed(parts, part, key)
+        part = kept_rows(read_shard(folder, name, schema, names))
+        unchanged = _unchanged(parts, part, key) if name == shard else frozenset()
+        kept[name] = KeptRows.of(part, key, unchanged)
         parts.append(part)
     table = (
         pa.concat_tables(parts)
         if parts
-        else pa.schema([schema.field(name) for name in wanted]).empty_table()
+        else pa.schema([schema.field(name) for name in names]).empty_table()
     )
-    keys = table[key].to_pylist()
-    return _Joined(table, {k: i for i, k in enumerate(keys)}, new_keys)
+    return _Joined(table, {k: i for i, k in enumerate(table[key].to_pylist())}, kept)
 
 
-def _changed(before: Sequence[pa.Table], part: pa.Table, key: str) -> list[str]:
-    """The keys of a shard's rows, without those whose row is as it was in a shard before.
+def _unchanged(before: Sequence[pa.Table], part: pa.Table, key: str) -> frozenset[str]:
+    """The keys of a shard's rows that are as they were in a shard before.
 
     So a retry for a part of a video, its subtitles say, goes on only where that part is read.
     """
-    keys: list[str] = part[key].to_pylist()
     known: dict[str, list[dict[str, Any]]] = {}
     for table in before:
-        found: dict[str, list[dict[str, Any]]] = {}
-        for row in table.filter(pc.is_in(table[key], part[key].combine_chunks())).to_pylist():
-            found.setdefault(row[key], []).append(row)
-        known.update(found)
-    if not known:
-        return keys
-    now: dict[str, list[dict[str, Any]]] = {}
-    for row in part.to_pylist():
-        now.setdefault(row[key], []).append(row)
-    return [name for name in keys if now[name] != known.get(name)]
+        known.update(_rows_by(table.filter(pc.is_in(table[key], part[key].combine_chunks())), key))
+    now = _rows_by(part, key) if known else {}
+    return frozenset(name for name, rows in now.items() if rows == known.get(name))
 
 
-def _join_key(schema: pa.Schema, unit: str) -> str:
-    """The column by which a unit's rows are looked up in a table."""
-    if unit in schema.names:
-        return unit
-    return "video_id" if "video_id" in schema.names else "source_key"
+def _rows_by(table: pa.Table, key: str) -> dict[str, list[dict[str, Any]]]:
+    found: dict[str, list[dict[str, Any]]] = {}
+    for row in table.to_pylist():
+        found.setdefault(row[key], []).append(row)
+    return found
 
 
 def input_table(
     plan: Plan,
-    step: Step,
+    step: PlannedStep,
     dataset: Path,
     shard: str,
     group: Sequence[str],
@@ -138,20 +136,10 @@ def input_table(
     at the step where the retry begins. For stages that want frames, `_video_id`, `_start_seconds`
     and `_end_seconds` are added.
     """
-    unit = step.stage.key
-    reads_of: dict[str, list[Any]] = {}
-    for label in step.upstream or (SOURCES,):
-        reads_of.setdefault(label, [])
-    for read in step.reads:
-        reads_of.setdefault(read.label, []).append(read)
-    required = {
-        label
-        for label, reads in reads_of.items()
-        if not reads or any(not read.optional for read in reads)
-    }
+    unit = step.key
     # What the frame reader needs of the clips.
     span = ["start_seconds", "end_seconds"] if step.stage.frames_picked() else []
-    extra = ["video_id", *span]
+    inputs = inputs_of(step, {label: step_schema(plan, label).names for label in step.inputs})
     joined = {
         label: _load(
             plan,
@@ -159,74 +147,33 @@ def input_table(
             label,
             shard,
             group,
-            _join_key(step_schema(plan, label), unit),
-            [read.column for read in reads] + extra,
-            unit,
+            unit if label in inputs.of_keys else "video_id",
+            [*(read.column for read in step.reads if read.label == label), *span],
         )
-        for label, reads in reads_of.items()
+        for label in (*inputs.of_keys, *inputs.of_videos)
     }
-    at_unit = [label for label in joined if unit in step_schema(plan, label).names]
-    base = at_unit[0]
-    keys = _todo(joined, at_unit, required, base, unit)
-    if "video_id" in joined[base].table.column_names:
-        keys = _whose_video_is_kept(keys, joined, required - set(at_unit), base)
-    if only_keys is not None:
-        keys = [key for key in keys if key in only_keys]
-    else:
-        keys = _brought(keys, joined, at_unit, base)
+    given = given_keys(inputs, {label: part.kept for label, part in joined.items()})
+    keys = [
+        key
+        for key, shards in given.items()
+        if (shard in shards if only_keys is None else key in only_keys)
+    ]
+    base = inputs.of_keys[0]
     columns: dict[str, pa.Array | pa.ChunkedArray] = {unit: pa.array(keys, pa.string())}
     base_rows = joined[base].table.take(
         pa.array([joined[base].index[key] for key in keys], pa.int64())
     )
     videos = base_rows["video_id"].to_pylist() if "video_id" in base_rows.column_names else keys
-    for label, reads in reads_of.items():
-        look_up = keys if label in at_unit else videos
-        part = joined[label]
-        rows = part.table.take(pa.array([part.index.get(key) for key in look_up], pa.int64()))
-        for read in reads:
-            columns[read.shown_as] = rows[read.column]
+    for read in step.reads:
+        part = joined[read.label]
+        look_up = keys if read.label in inputs.of_keys else videos
+        rows = pa.array([part.index.get(key) for key in look_up], pa.int64())
+        columns[read.shown_as] = part.table[read.column].take(rows)
     if step.stage.frames_picked():
         columns["_video_id"] = pa.array(videos, pa.string())
         columns["_start_seconds"] = base_rows["start_seconds"]
         columns["_end_seconds"] = base_rows["end_seconds"]
     return pa.table(columns)
-
-
-def _todo(
-    joined: dict[str, _Joined], at_unit: list[str], required: set[str], base: str, unit: str
-) -> list[str]:
-    """Keys that all required upstream steps kept, in the base's order, each once."""
-    order = dict.fromkeys(joined[base].table[unit].to_pylist())
-    others = [joined[label].index for label in at_unit if label in required and label != base]
-    return [key for key in order if key is not None and all(key in index for index in others)]
-
-
-def _whose_video_is_kept(
-    keys: list[str], joined: dict[str, _Joined], required: set[str], base: str
-) -> list[str]:
-    """Without the clips of videos that a required video-level stage has not kept."""
-    if not required:
-        return keys
-    videos = joined[base].table["video_id"].to_pylist()
-    return [
-        key
-        for key in keys
-        if all(videos[joined[base].index[key]] in joined[label].index for label in required)
-    ]
-
-
-def _brought(
-    keys: list[str], joined: dict[str, _Joined], at_unit: list[str], base: str
-) -> list[str]:
-    """The keys that this very shard has something new for, if only about their video."""
-    new = {key for label in at_unit for key in joined[label].new_keys}
-    new_videos = {
-        video for label in joined.keys() - set(at_unit) for video in joined[label].new_keys
-    }
-    if not new_videos or "video_id" not in joined[base].table.column_names:
-        return [key for key in keys if key in new]
-    videos = joined[base].table["video_id"].to_pylist()
-    return [key for key in keys if key in new or videos[joined[base].index[key]] in new_videos]
 
 
 class KeptFrameReader:
@@ -266,8 +213,7 @@ class KeptFrameReader:
         schema = step.stage.table_schema
         columns = ["video_id", "path", *(name for name in CLOCK_COLUMNS if name in schema.names)]
         found = {}
-        for name in existing(step.folder(dataset), group):
-            table = read_shard(step.folder(dataset), name, schema, [*columns, "rejection", "error"])
+        for _, table in read_group(step, dataset, group, [*columns, "rejection", "error"]):
             for row in kept_rows(table).select(columns).to_pylist():
                 found[row["video_id"]] = (row["path"], file_zero_seconds(row))
         return found

@@ -13,11 +13,9 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from clipmill.pipeline.dataset.shards import existing, shard_path
-from clipmill.pipeline.recipes.plan import Step
-from clipmill.schemas.damage import reading
+from clipmill.pipeline.engine.step_inputs import read_group
+from clipmill.pipeline.recipes.plan import PlannedStep
 from clipmill.schemas.errors import (
     MAX_MESSAGE_CHARACTERS,
     ClipmillError,
@@ -31,31 +29,29 @@ from clipmill.schemas.tables import ERROR, REJECTION
 NOT_FINITE = "the score is not finite"
 
 
-def makes_clips(step: Step) -> bool:
+def makes_clips(step: PlannedStep) -> bool:
     """Whether a key may have many rows: the clips that the step makes of it."""
     return step.stage.key != "clip_id" and "clip_id" in step.stage.table_schema.names
 
 
-def made_before(step: Step, dataset: Path, group: Sequence[str], again: Sequence[str]) -> set[str]:
+def made_before(
+    step: PlannedStep, dataset: Path, group: Sequence[str], again: Sequence[str]
+) -> set[str]:
     """The clips that the step has made of other keys than `again` in a shard's group."""
     if not makes_clips(step):
         return set()
     newest: dict[str, list[str]] = {}
-    folder = step.folder(dataset)
-    for name in existing(folder, group):
-        path = shard_path(folder, name)
-        with reading(path):
-            rows = pq.read_table(path, columns=[step.stage.key, "clip_id"]).to_pydict()
+    for _, rows in read_group(step, dataset, group, ["clip_id"]):
         found: dict[str, list[str]] = {}
-        for key, clip in zip(rows[step.stage.key], rows["clip_id"], strict=True):
-            if clip is not None:
-                found.setdefault(key, []).append(clip)
+        for row in rows.to_pylist():
+            if row["clip_id"] is not None:
+                found.setdefault(row[step.key], []).append(row["clip_id"])
         newest.update(found)
     return {clip for key in newest.keys() - set(again) for clip in newest[key]}
 
 
 def complete(
-    step: Step,
+    step: PlannedStep,
     batch: pa.Table,
     tables: dict[str, pa.Table],
     attempts: dict[str, int],
@@ -103,7 +99,7 @@ def complete(
     return {**tables, step.label: _stamp(table, key, attempts)}
 
 
-def failed_rows(step: Step, keys: list[str], problem: RowFailed | RowRejected) -> pa.Table:
+def failed_rows(step: PlannedStep, keys: list[str], problem: RowFailed | RowRejected) -> pa.Table:
     if isinstance(problem, RowRejected):
         outcome = {"rejection": {"rule": problem.rule, "detail": problem.detail}}
     else:
@@ -113,7 +109,7 @@ def failed_rows(step: Step, keys: list[str], problem: RowFailed | RowRejected) -
 
 
 def _with_failures(
-    step: Step, table: pa.Table, kind: ErrorKind, problems: Mapping[str, str]
+    step: PlannedStep, table: pa.Table, kind: ErrorKind, problems: Mapping[str, str]
 ) -> pa.Table:
     """The table with one failed row for each key in `problems`, instead of all of its rows."""
     if not problems:
@@ -155,7 +151,7 @@ def _doubled_clips(
             made.update(own)
 
 
-def _with_finite_scores(step: Step, table: pa.Table) -> pa.Table:
+def _with_finite_scores(step: PlannedStep, table: pa.Table) -> pa.Table:
     """The table without scores that are NaN or infinite.
 
     They become null, with a reason if the stage has a column for it, `<score>_reason`. A kept row

@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 from clipmill.pipeline.catalog.catalog import Catalog
 from clipmill.pipeline.catalog.views import clip_columns
 from clipmill.pipeline.dataset.run_records import StageRecord
+from clipmill.pipeline.dataset.steps import fingerprints
 from clipmill.pipeline.exports.request import PERSONAL, ExportRequest
 from clipmill.pipeline.exports.selection import Unit
 from clipmill.pipeline.exports.units import read_problems, read_unit
@@ -58,14 +59,9 @@ def clips_of(catalog: Catalog, subset: FrozenSubset | None) -> dict[str, Any]:
     """
     if subset is not None:
         return {"subset": subset.info["hash"]}
-    record = catalog.layout.record
-    fingerprints = [
-        step["fingerprint"]
-        for stage in (record["stages"] if record else ())
-        for step in stage["steps"]
-    ]
+    made = list(fingerprints(catalog.layout.record).values())
     removed = [row[0] for row in catalog.execute("SELECT video_id FROM removed").fetchall()]
-    return {"catalog": _hash([fingerprints, committed(catalog)]), "removed": hash_of(removed)}
+    return {"catalog": _hash([made, committed(catalog)]), "removed": hash_of(removed)}
 
 
 def hash_of(videos: Iterable[str]) -> str:

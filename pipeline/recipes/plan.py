@@ -5,12 +5,13 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
 from clipmill.pipeline.dataset.shards import base_shard, committed_shards, shard_order
+from clipmill.pipeline.dataset.steps import Read, Step, downstream, reads_of
 from clipmill.pipeline.recipes.recipe import LoadedRecipe
 from clipmill.pipeline.recipes.stage_classes import class_reference, stage_class
 from clipmill.schemas.errors import UsageError
@@ -22,38 +23,33 @@ KEY_LEVELS = ("source_key", "video_id", "clip_id")
 
 
 @dataclass(frozen=True)
-class Read:
-    """One column that a step reads: from which step's table, under which name it is shown."""
+class PlannedStep(Step):
+    """A step that can be run; plain data but for `stage`, which `spec` can be made into again."""
 
-    label: str
-    column: str
-    shown_as: str
-    optional: bool
+    stage: Stage
 
     @classmethod
-    def parse(cls, text: str) -> Read:
-        place, _, alias = text.partition(" as ")
-        optional = place.endswith("?") or alias.endswith("?")
-        label, dot, column = place.rstrip("?").partition(".")
-        if not dot:
-            raise UsageError(f"reads {text!r}: expected `<label>.<column>`")
-        return cls(label, column, alias.rstrip("?") or column, optional)
-
-
-@dataclass(frozen=True)
-class Step:
-    """One step of the plan; plain data but for `stage`, which `spec` can be made into again."""
-
-    label: str
-    stage_label: str
-    stage: Stage
-    fingerprint: str
-    reads: tuple[Read, ...]
-    upstream: tuple[str, ...]
-
-    def folder(self, dataset: Path, table: str | None = None) -> Path:
-        """Where this step's shards lie; `table` names one of its further tables."""
-        return dataset / (table or self.label) / self.fingerprint
+    def of(
+        cls,
+        label: str,
+        stage_label: str,
+        stage: Stage,
+        fingerprint: str,
+        upstream: Mapping[str, str],
+    ) -> PlannedStep:
+        return cls(
+            label,
+            stage_label,
+            stage.name,
+            stage.key,
+            fingerprint,
+            upstream,
+            reads_of(stage.columns_read(), upstream),
+            (label, *stage.more_tables),
+            tuple(stage.table_schema.names),
+            stage.score,
+            stage,
+        )
 
     def spec(self) -> dict[str, Any]:
         """What another process needs to recreate this step (without hashing weights again)."""
@@ -63,19 +59,14 @@ class Step:
             "class": class_reference(self.stage),
             "settings": self.stage.model_dump(),
             "fingerprint": self.fingerprint,
-            "upstream": list(self.upstream),
+            "upstream": dict(self.upstream),
         }
 
     @classmethod
-    def from_spec(cls, spec: dict[str, Any]) -> Step:
+    def from_spec(cls, spec: dict[str, Any]) -> PlannedStep:
         stage = stage_class(spec["class"], Path("/")).model_validate(spec["settings"])
-        return cls(
-            spec["label"],
-            spec["stage_label"],
-            stage,
-            spec["fingerprint"],
-            tuple(Read.parse(text) for text in stage.columns_read()),
-            tuple(spec["upstream"]),
+        return cls.of(
+            spec["label"], spec["stage_label"], stage, spec["fingerprint"], spec["upstream"]
         )
 
 
@@ -83,14 +74,14 @@ class Step:
 class Plan:
     """All steps of a recipe in the order in which a shard passes through them."""
 
-    steps: tuple[Step, ...]
+    steps: tuple[PlannedStep, ...]
     drop_frames: bool = False
-    by_label: dict[str, Step] = field(init=False)
+    by_label: dict[str, PlannedStep] = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "by_label", {step.label: step for step in self.steps})
 
-    def until(self, stage_label: str | None) -> tuple[Step, ...]:
+    def until(self, stage_label: str | None) -> tuple[PlannedStep, ...]:
         """The steps up to and with a stage of the recipe."""
         if stage_label is None:
             return self.steps
@@ -103,28 +94,22 @@ class Plan:
         last = max(i for i, label in enumerate(labels) if label == stage_label)
         return self.steps[: last + 1]
 
-    def frames_step(self) -> Step | None:
+    def frames_step(self) -> PlannedStep | None:
         return next((step for step in self.steps if FRAMES in step.stage.more_tables), None)
-
-    def downstream(self, label: str) -> set[str]:
-        """Labels of a step and of everything that depends on it."""
-        reached = {label}
-        for step in self.steps:
-            if reached & set(step.upstream):
-                reached.add(step.label)
-        return reached
 
     def spec(self) -> dict[str, Any]:
         return {"steps": [step.spec() for step in self.steps], "drop_frames": self.drop_frames}
 
     @classmethod
     def from_spec(cls, spec: dict[str, Any]) -> Plan:
-        return cls(tuple(Step.from_spec(step) for step in spec["steps"]), spec["drop_frames"])
+        return cls(
+            tuple(PlannedStep.from_spec(step) for step in spec["steps"]), spec["drop_frames"]
+        )
 
 
 def build_plan(loaded: LoadedRecipe) -> Plan:
     """Orders, checks and fingerprints the steps of a recipe."""
-    steps: list[Step] = []
+    steps: list[PlannedStep] = []
     for stage_label, stage in loaded.stages.items():
         for part in stage.steps():
             label = stage_label if part is stage or part.name == stage.name else part.name
@@ -134,7 +119,7 @@ def build_plan(loaded: LoadedRecipe) -> Plan:
     return Plan(tuple(steps), loaded.recipe.drop_frames)
 
 
-def _check_label(label: str, stage_label: str, before: Sequence[Step]) -> None:
+def _check_label(label: str, stage_label: str, before: Sequence[PlannedStep]) -> None:
     """UsageError for a name that a folder of the dataset, or another table in it, already has."""
     # On some file systems, names that differ only in case are the same.
     taken = {name.lower() for step in before for name in (step.label, *step.stage.more_tables)}
@@ -153,7 +138,7 @@ def _check_label(label: str, stage_label: str, before: Sequence[Step]) -> None:
         )
 
 
-def _step(label: str, stage_label: str, stage: Stage, before: list[Step]) -> Step:
+def _step(label: str, stage_label: str, stage: Stage, before: list[PlannedStep]) -> PlannedStep:
     known = {step.label: step for step in before}
     try:
         stage.check_upstream({step.label: step.stage for step in before})
@@ -188,12 +173,10 @@ def _step(label: str, stage_label: str, stage: Stage, before: list[Step]) -> Ste
         if maker is not None:
             upstream[maker.label] = None
     inputs = {name: known[name].fingerprint for name in upstream}
-    return Step(
-        label, stage_label, stage, fingerprint(stage, inputs), tuple(reads), tuple(upstream)
-    )
+    return PlannedStep.of(label, stage_label, stage, fingerprint(stage, inputs), inputs)
 
 
-def _check_column(step: Step, read: Read, stage_label: str) -> None:
+def _check_column(step: PlannedStep, read: Read, stage_label: str) -> None:
     names = step.stage.table_schema.names
     if read.column not in names:
         raise UsageError(
@@ -202,7 +185,7 @@ def _check_column(step: Step, read: Read, stage_label: str) -> None:
         )
 
 
-def _check_levels(steps: list[Step]) -> None:
+def _check_levels(steps: list[PlannedStep]) -> None:
     makers = [
         s for s in steps if "clip_id" in s.stage.table_schema.names and s.stage.key != "clip_id"
     ]
@@ -228,7 +211,7 @@ def _check_levels(steps: list[Step]) -> None:
 
 def _check_rows_are_found(step: Step, columns: dict[str, set[str]]) -> None:
     """UsageError if the rows that the step reads from a table can't be matched to its keys."""
-    key = step.stage.key
+    key = step.key
     known_by = {key, "video_id"} if key == "clip_id" else {key}
     for read in step.reads:
         if not known_by & columns[read.label]:
@@ -274,12 +257,12 @@ class ShardList:
     first: tuple[str, ...]
     retries: dict[str, RetryRequest]
 
-    def passes(self, plan: Plan, step: Step, shard: str) -> bool:
-        """Whether a shard passes through a step: a retry begins where its rows failed."""
+    def passes(self, steps: Sequence[Step], step: Step, shard: str) -> bool:
+        """Whether a shard passes through one of the steps: a retry begins where its rows failed."""
         request = self.retries.get(shard)
         if request is None:
             return True
-        return request_is_current(plan, request) and step.label in plan.downstream(request["step"])
+        return is_current(steps, request) and step.label in downstream(steps, request["step"])
 
     def group(self, shard: str) -> list[str]:
         """The first shard and its retries so far, oldest first.
@@ -296,23 +279,22 @@ class ShardList:
             found.setdefault(base_shard(name), []).append(name)
         return found
 
-    def relevant(self, plan: Plan, step: Step) -> list[str]:
-        """All shards that pass through a step, in order."""
-        retries = [shard for shard in self.retries if self.passes(plan, step, shard)]
+    def relevant(self, steps: Sequence[Step], step: Step) -> list[str]:
+        """All shards that pass through one of the steps, in order."""
+        retries = [shard for shard in self.retries if self.passes(steps, step, shard)]
         return sorted([*self.first, *retries], key=shard_order)
 
 
-def request_is_current(plan: Plan, request: RetryRequest) -> bool:
-    step = plan.by_label.get(request["step"])
-    return step is not None and step.fingerprint == request["fingerprint"]
+def is_current(steps: Sequence[Step], request: RetryRequest) -> bool:
+    return (request["step"], request["fingerprint"]) in {step.id for step in steps}
 
 
 def pending(
-    plan: Plan, steps: Iterable[Step], shards: ShardList, dataset: Path
+    plan: Plan, steps: Iterable[PlannedStep], shards: ShardList, dataset: Path
 ) -> dict[str, list[str]]:
     """Per step: the shards that it has still to do, in order."""
     found = {}
     for step in steps:
         done = set(committed_shards(step.folder(dataset)))
-        found[step.label] = [s for s in shards.relevant(plan, step) if s not in done]
+        found[step.label] = [s for s in shards.relevant(plan.steps, step) if s not in done]
     return found

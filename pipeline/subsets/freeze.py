@@ -27,6 +27,7 @@ import pyarrow.parquet as pq
 
 from clipmill.pipeline.catalog.catalog import Catalog
 from clipmill.pipeline.dataset.shards import write_json
+from clipmill.pipeline.dataset.steps import fingerprints
 from clipmill.pipeline.dataset.tombstones import removed_videos
 from clipmill.pipeline.subsets.candidates import (
     ALL,
@@ -313,16 +314,12 @@ def snapshot_of(catalog: Catalog, candidates: Candidates, whole: Size) -> dict[s
     """What the catalog held: per step its fingerprint, shards and kept rows; and the clips."""
     now = committed(catalog)
     record = catalog.layout.record
-    fingerprints = {
-        step["step"]: step["fingerprint"]
-        for stage in (record["stages"] if record else ())
-        for step in stage["steps"]
-    }
+    made = fingerprints(record)
     steps = {}
     for step in catalog.layout.steps:
         shards = candidates.shards[step.step]
         steps[step.step] = {
-            "fingerprint": fingerprints[step.step],
+            "fingerprint": made[step.step],
             "shards": len(shards),
             "rows": _kept_rows(catalog, step),
         }
@@ -407,11 +404,7 @@ def still_there(catalog: Catalog, subset: FrozenSubset) -> dict[str, Any]:
         "ANTI JOIN clips USING (clip_id)",
         {"name": subset.name},
     ).fetchall()[0]
-    now = {
-        step["step"]: step["fingerprint"]
-        for stage in (catalog.layout.record or {"stages": []})["stages"]
-        for step in stage["steps"]
-    }
+    now = fingerprints(catalog.layout.record)
     then = {name: step["fingerprint"] for name, step in subset.info["catalog"]["steps"].items()}
     return {
         "removed": removed,

@@ -13,15 +13,10 @@ from pathlib import Path
 import duckdb
 
 from clipmill.pipeline.dataset.commit_fence import is_held
+from clipmill.pipeline.dataset.steps import Step
 from clipmill.pipeline.verify.findings import Book, Finding, Remake, Report
 from clipmill.pipeline.verify.groups import GroupChecks
-from clipmill.pipeline.verify.layout import (
-    SOURCES_NODE,
-    Survey,
-    SurveyedStep,
-    check_notes,
-    read_survey,
-)
+from clipmill.pipeline.verify.layout import SOURCES_STEP, Survey, check_notes, read_survey
 from clipmill.pipeline.verify.media_checks import MediaChecks
 from clipmill.pipeline.verify.removed_checks import check_removed_in_index
 from clipmill.pipeline.verify.shard_checks import ShardChecks, ShardRows
@@ -112,7 +107,7 @@ def _check(
     names = Names(connection)
     files = MediaChecks(survey, book, say)
 
-    def seen(rows: dict[SurveyedStep, dict[str, ShardRows]]) -> None:
+    def seen(rows: dict[Step, dict[str, ShardRows]]) -> None:
         names.take(rows)
         if media:
             files.check(rows)
@@ -125,9 +120,9 @@ def _check(
     shards.finish()
     open_ = _open_steps(book, groups)
     say("names of files")
-    sources_known = SOURCES_NODE.id not in open_
+    sources_known = SOURCES_STEP.id not in open_
     media_known = sources_known and not any(
-        "path" in node.columns and node.id in open_ for node in survey.ordered
+        "path" in step.columns and step.id in open_ for step in survey.ordered
     )
     StrayChecks(survey, book, names, sources_known, media_known).check()
     layout = find_layout(survey.dataset)
@@ -138,7 +133,7 @@ def _check(
     has_all_clips = not any(
         name in open_
         for name in survey.current
-        if "clip_id" not in survey.nodes[name].key and "video_id" in survey.nodes[name].columns
+        if "clip_id" not in survey.steps[name].key and "video_id" in survey.steps[name].columns
     )
     SubsetChecks(survey, book, connection, shown.clips if has_all_clips else None).check()
     check_removed_in_index(survey, book)

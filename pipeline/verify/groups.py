@@ -14,12 +14,12 @@ import pyarrow as pa
 
 from clipmill.pipeline.catalog.damaged_files import why_damaged
 from clipmill.pipeline.dataset.shards import base_shard, retry_number
+from clipmill.pipeline.dataset.steps import KeptRows, Step, given_keys, inputs_of
 from clipmill.pipeline.dataset.tombstones import Tombstone
 from clipmill.pipeline.verify.findings import Book, Reopen, SetAside, some
 from clipmill.pipeline.verify.layout import (
-    SOURCES_NODE,
+    SOURCES_STEP,
     Survey,
-    SurveyedStep,
     frames_are_dropped,
     is_cache,
     missing_inputs,
@@ -30,7 +30,7 @@ from clipmill.schemas.folders import SOURCES
 from clipmill.schemas.ids import CLIP_ID
 from clipmill.schemas.words import counted
 
-Seen = Callable[[dict[SurveyedStep, dict[str, ShardRows]]], None]
+Seen = Callable[[dict[Step, dict[str, ShardRows]]], None]
 
 
 @dataclass
@@ -50,54 +50,54 @@ class GroupChecks:
         survey = self.survey
         if not self._has_sources(base):
             return
-        found: dict[SurveyedStep, dict[str, ShardRows]] = {}
-        broken: set[SurveyedStep] = set()
-        for node in (SOURCES_NODE, *survey.ordered):
-            names = survey.group(node, base)
-            found[node] = {}
+        found: dict[Step, dict[str, ShardRows]] = {}
+        broken: set[Step] = set()
+        for step in (SOURCES_STEP, *survey.ordered):
+            names = survey.group(step, base)
+            found[step] = {}
             for shard in names:
-                rows = self.shards.own_table(node, shard)
+                rows = self.shards.own_table(step, shard)
                 if rows is None:
-                    broken.add(node)
+                    broken.add(step)
                 else:
-                    found[node][shard] = rows
-                self._check_request(node, shard)
-            for table in node.tables:
-                if table != node.label:
-                    self._check_further(node, table, base, found[node])
-            self._check_missing(node, base, broken)
+                    found[step][shard] = rows
+                self._check_request(step, shard)
+            for table in step.tables:
+                if table != step.label:
+                    self._check_further(step, table, base, found[step])
+            self._check_missing(step, base, broken)
         if survey.removals_known:
             self._check_removed(found)
-            for node in survey.ordered:
-                before = {self._node(name) for name in node.inputs}
+            for step in survey.ordered:
+                before = {self._step(name) for name in step.inputs.items()}
                 if (
-                    not broken & ({node} | before)
+                    not broken & ({step} | before)
                     and None not in before
-                    and (not self._check_keys(node, found))
+                    and (not self._check_keys(step, found))
                 ):
-                    broken.add(node)  # what was made from it lacks the same keys
+                    broken.add(step)  # what was made from it lacks the same keys
         self.seen(found)
 
-    def _node(self, name: tuple[str, str]) -> SurveyedStep | None:
-        return SOURCES_NODE if name == SOURCES_NODE.id else self.survey.nodes.get(name)
+    def _step(self, name: tuple[str, str]) -> Step | None:
+        return SOURCES_STEP if name == SOURCES_STEP.id else self.survey.steps.get(name)
 
     def _has_sources(self, base: str) -> bool:
         """Whether the base is one of the sources'; otherwise its files are reported here."""
         survey = self.survey
-        if base in survey.shards(SOURCES_NODE):
+        if base in survey.shards(SOURCES_STEP):
             return True
-        for node in survey.ordered:
-            for shard in survey.group(node, base):
+        for step in survey.ordered:
+            for shard in survey.group(step, base):
                 # Such shards are not gone through here, but the views would read them.
-                if why_damaged(survey.dataset / node.file(shard)) is not None:
-                    self.shards.damaged.add((node.place(), shard))
+                if why_damaged(survey.dataset / step.file(shard)) is not None:
+                    self.shards.damaged.add((step.place(), shard))
         files = [
-            (node, node.file(shard, table))
-            for node in survey.ordered
-            for table in node.tables
-            for shard in survey.group(node, base, table)
+            (step, step.file(shard, table))
+            for step in survey.ordered
+            for table in step.tables
+            for shard in survey.group(step, base, table)
         ]
-        if any(SOURCES_NODE.id in node.inputs for node, _ in files):
+        if any(SOURCES in step.inputs for step, _ in files):
             self.book.remake(
                 "missing",
                 f"{SOURCES}/{base}.parquet",
@@ -112,125 +112,123 @@ class GroupChecks:
             self.book.stray("orphan", file, f"the sources have no shard {base}")
         return False
 
-    def _check_request(self, node: SurveyedStep, shard: str) -> None:
-        if retry_number(shard) and not self.survey.passes(node, shard):
+    def _check_request(self, step: Step, shard: str) -> None:
+        if retry_number(shard) and not self.survey.passes(step, shard):
             self.book.remake(
                 "orphan",
-                node.file(shard),
+                step.file(shard),
                 f"is a retry that retries/{shard}.json does not ask for",
-                node.label,
-                node.fingerprint,
+                step.label,
+                step.fingerprint,
                 shard,
             )
 
-    def _check_missing(self, node: SurveyedStep, base: str, broken: set[SurveyedStep]) -> None:
+    def _check_missing(self, step: Step, base: str, broken: set[Step]) -> None:
         survey, book = self.survey, self.book
-        if node.label == SOURCES:
+        if step.label == SOURCES:
             return
-        have = survey.shards(node)
+        have = survey.shards(step)
         wanted = [base, *sorted(name for name in survey.requests if base_shard(name) == base)]
         below = [
             child
-            for child in survey.below(node.id)
-            if any(name == node.id for name in child.inputs)
+            for child in survey.below(step.id)
+            if child.inputs.get(step.label) == step.fingerprint
         ]
         for shard in wanted:
-            if shard in have or not survey.passes(node, shard):
+            if shard in have or not survey.passes(step, shard):
                 continue
             users = [
                 child.label
                 for child in below
-                if shard in survey.shards(child) and node in missing_inputs(survey, child, shard)
+                if shard in survey.shards(child) and step in missing_inputs(survey, child, shard)
             ]
             if users:
                 book.remake(
                     "missing",
-                    node.file(shard),
+                    step.file(shard),
                     f"is missing, but {users[0]} was made from it",
-                    node.label,
-                    node.fingerprint,
+                    step.label,
+                    step.fingerprint,
                     shard,
                 )
-                broken.add(node)
-            elif survey.must_have(node, shard):
+                broken.add(step)
+            elif survey.must_have(step, shard):
                 book.remake(
                     "missing",
-                    node.file(shard),
+                    step.file(shard),
                     "is missing, but the newest run says that it is done",
-                    node.label,
-                    node.fingerprint,
+                    step.label,
+                    step.fingerprint,
                     shard,
                     at_rest=True,
                 )
-            elif node.id in survey.current:
-                self.pending[node.id] += 1
+            elif step.id in survey.current:
+                self.pending[step.id] += 1
                 book.report.pending += 1
 
-    def _check_further(
-        self, node: SurveyedStep, table: str, base: str, own: dict[str, ShardRows]
-    ) -> None:
+    def _check_further(self, step: Step, table: str, base: str, own: dict[str, ShardRows]) -> None:
         survey, book = self.survey, self.book
-        there = survey.group(node, base, table)
+        there = survey.group(step, base, table)
         for shard in there:
-            videos = self.shards.further_table(node, table, shard)
+            videos = self.shards.further_table(step, table, shard)
             if videos is None or shard not in own or "video_id" not in own[shard].kept.schema.names:
                 continue
             kept = own[shard].kept["video_id"].to_pylist()
             known = set(kept) if is_cache(table) else own[shard].keys
             if strangers := videos - known - survey.removed_videos:
                 what = (
-                    f"has rows of {counted(len(strangers), 'video')} that {node.file(shard)} "
+                    f"has rows of {counted(len(strangers), 'video')} that {step.file(shard)} "
                     f"does not have: {some(strangers)}"
                 )
                 if is_cache(table):
                     book.fault(
                         "orphan",
-                        node.file(shard, table),
+                        step.file(shard, table),
                         what,
                         book.repair,
-                        SetAside((node.file(shard, table),)),
+                        SetAside((step.file(shard, table),)),
                     )
                 else:
                     book.remake(
-                        "orphan", node.file(shard, table), what, node.label, node.fingerprint, shard
+                        "orphan", step.file(shard, table), what, step.label, step.fingerprint, shard
                     )
         for shard in own:
             if shard in there:
                 continue
-            where = node.file(shard, table)
+            where = step.file(shard, table)
             if not is_cache(table):
                 book.remake(
                     "missing",
                     where,
-                    f"is missing, but {node.file(shard)} exists",
-                    node.label,
-                    node.fingerprint,
+                    f"is missing, but {step.file(shard)} exists",
+                    step.label,
+                    step.fingerprint,
                     shard,
                 )
-            elif node.id in survey.current and not frames_are_dropped(survey.newest):
+            elif step.id in survey.current and not frames_are_dropped(survey.newest):
                 book.note(
                     "frames",
                     where,
                     "is missing: stages that need frames read them from the video again",
                 )
 
-    def _check_removed(self, found: dict[SurveyedStep, dict[str, ShardRows]]) -> None:
+    def _check_removed(self, found: dict[Step, dict[str, ShardRows]]) -> None:
         survey = self.survey
         if not survey.removals:
             return
-        for node, shards in found.items():
+        for step, shards in found.items():
             for shard, rows in shards.items():
                 videos = _column(rows.kept, "video_id")
                 left = {video for video in videos if video in survey.removed_videos}
-                if node.key != "source_key":
+                if step.key != "source_key":
                     left |= {key for key in rows.keys if survey.is_removed(key)}
                 else:
                     kept = set(_column(rows.kept, "source_key"))
                     left |= kept & survey.removed_keys
                 if left:
-                    self._tell_removed(node, shard, left)
+                    self._tell_removed(step, shard, left)
 
-    def _tell_removed(self, node: SurveyedStep, shard: str, left: set[str]) -> None:
+    def _tell_removed(self, step: Step, shard: str, left: set[str]) -> None:
         book = self.book
         stones = [
             stone for stone in self.survey.removals if any(_belongs(stone, key) for key in left)
@@ -243,11 +241,11 @@ class GroupChecks:
             "finishes the removal"
         )
         if len(done) < len(stones):
-            book.fault("removal", node.file(shard), what, finish, at_rest=True)
+            book.fault("removal", step.file(shard), what, finish, at_rest=True)
         else:
             book.fault(
                 "removal",
-                node.file(shard),
+                step.file(shard),
                 what,
                 f"`clipmill verify {shell_word(book.dataset)} --repair` reopens the "
                 f"removal; then {finish}",
@@ -255,12 +253,10 @@ class GroupChecks:
                 at_rest=True,
             )
 
-    def _check_keys(
-        self, node: SurveyedStep, found: dict[SurveyedStep, dict[str, ShardRows]]
-    ) -> bool:
+    def _check_keys(self, step: Step, found: dict[Step, dict[str, ShardRows]]) -> bool:
         """inputs = kept + rejected + failed: the keys that came are the keys that are there."""
-        own = found[node]
-        given = _inputs(self.survey, node, found) if own else None
+        own = found[step]
+        given = _given(self.survey, step, found) if own else None
         if given is None:
             return True
         is_right = True
@@ -274,26 +270,26 @@ class GroupChecks:
             is_right = False
             book.remake(
                 "accounting",
-                node.file(shard),
+                step.file(shard),
                 f"{counted(len(keys), 'key')} that it was "
                 f"given {'is' if len(keys) == 1 else 'are'} neither kept, rejected nor "
                 f"failed: {some(keys)}",
-                node.label,
-                node.fingerprint,
+                step.label,
+                step.fingerprint,
                 shard,
             )
         for shard, rows in own.items():
             strangers = {key for key in rows.keys - given.keys() if not survey.is_removed(key)}
             if strangers:
                 is_right = False
-                before = " and ".join(label for label, _ in node.inputs if label in node.required)
+                before = " and ".join(label for label in step.inputs if label in step.required)
                 book.remake(
                     "orphan",
-                    node.file(shard),
+                    step.file(shard),
                     f"has {counted(len(strangers), 'key')} "
                     f"that {before} did not keep: {some(strangers)}",
-                    node.label,
-                    node.fingerprint,
+                    step.label,
+                    step.fingerprint,
                     shard,
                 )
         return is_right
@@ -312,50 +308,18 @@ def _column(table: pa.Table, name: str) -> list[Any]:
     return table[name].to_pylist() if name in table.column_names else []
 
 
-def _inputs(
-    survey: Survey, node: SurveyedStep, found: dict[SurveyedStep, dict[str, ShardRows]]
+def _given(
+    survey: Survey, step: Step, found: dict[Step, dict[str, ShardRows]]
 ) -> dict[str, set[str]] | None:
-    """The keys that a step is given, each with the shards that bring it.
+    """The keys that a step is given over a whole base shard, each with the shards that bring it.
 
-    As `pipeline/engine/step_inputs.py` finds them, over the whole group of a base shard. None where
-    the records don't tell.
+    None where the records don't tell.
     """
-    unit = node.key
-    tables: dict[str, dict[str, ShardRows]] = {}
-    levels: dict[str, set[str]] = {}
-    for label, fingerprint in node.inputs:
-        before = SOURCES_NODE if label == SOURCES else survey.nodes[label, fingerprint]
-        tables[label] = found[before]
-        levels[label] = {before.key, *before.columns}
-    at_unit = [label for label in tables if unit in levels[label]]
-    if not at_unit:
-        return None
-    base = at_unit[0]
-    given: dict[str, set[str]] = {}
-    videos: dict[str, str] = {}
-    for rows in tables[base].values():
-        keys = _column(rows.kept, unit)
-        given.update((key, set()) for key in keys if key is not None)
-        videos.update(zip(keys, _column(rows.kept, "video_id"), strict=False))
-    for label in at_unit:
-        kept: set[str] = set()
-        for shard, rows in tables[label].items():
-            for key in _column(rows.kept, unit):
-                kept.add(key)
-                if key in given:
-                    given[key].add(shard)
-        if label in node.required and label != base:
-            given = {key: shards for key, shards in given.items() if key in kept}
-    if "video_id" in levels[base]:
-        for label in tables.keys() - set(at_unit):
-            join = "video_id" if "video_id" in levels[label] else "source_key"
-            known: dict[str, set[str]] = {}
-            for shard, rows in tables[label].items():
-                for video in _column(rows.kept, join):
-                    known.setdefault(video, set()).add(shard)
-            if label in node.required:
-                given = {key: shards for key, shards in given.items() if videos.get(key) in known}
-            for key, bringing in given.items():
-                if key in videos:
-                    bringing.update(known.get(videos[key], ()))
-    return given
+    columns: dict[str, tuple[str, ...]] = {}
+    kept: dict[str, dict[str, KeptRows]] = {}
+    for label, fingerprint in step.inputs.items():
+        before = SOURCES_STEP if label == SOURCES else survey.steps[label, fingerprint]
+        columns[label] = before.columns
+        kept[label] = {s: KeptRows.of(rows.kept, step.key) for s, rows in found[before].items()}
+    inputs = inputs_of(step, columns)
+    return given_keys(inputs, kept) if inputs.of_keys else None

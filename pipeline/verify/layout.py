@@ -9,16 +9,15 @@ from functools import cached_property
 from pathlib import Path
 from sys import intern
 
-import pyarrow as pa
-
 from clipmill.pipeline.dataset.crash_journal import read_journal
 from clipmill.pipeline.dataset.run_records import RunRecord, read_run
 from clipmill.pipeline.dataset.shards import base_shard, is_shard, retry_number, shard_order
+from clipmill.pipeline.dataset.steps import Step, StepId, fingerprints, steps_of
 from clipmill.pipeline.dataset.tombstones import Tombstone, tombstones
 from clipmill.pipeline.engine.retry import read_request
 from clipmill.pipeline.ingest.list_counts import read_counts
 from clipmill.pipeline.ingest.playlists import read_list_entries
-from clipmill.pipeline.recipes.plan import Read, RetryRequest
+from clipmill.pipeline.recipes.plan import RetryRequest
 from clipmill.pipeline.verify.findings import Book, SetAside
 from clipmill.schemas import folders, tables
 from clipmill.schemas.command_line import shell_word
@@ -26,96 +25,20 @@ from clipmill.schemas.damage import DamagedFile, read_json, reading
 from clipmill.schemas.errors import ClipmillError
 from clipmill.schemas.ids import CLIP_ID
 from clipmill.schemas.step_tables import StepTable
-from clipmill.stages.built_in import built_in_table
 from clipmill.stages.media.fetch.exclusions import read_exclusions
 
-
-@dataclass(frozen=True)
-class SurveyedStep:
-    """One step with one fingerprint, as the newest record that names it describes it.
-
-    `inputs` are the steps before it with their fingerprints, `required` those of them that a key
-    must have been kept in; of no inputs, the sources are the input. `score` is its score's column.
-    """
-
-    label: str
-    fingerprint: str
-    stage: str
-    name: str
-    key: str
-    tables: tuple[str, ...]
-    columns: tuple[str, ...]
-    inputs: tuple[tuple[str, str], ...]
-    required: frozenset[str]
-    score: str | None = None
-
-    @property
-    def id(self) -> tuple[str, str]:
-        return self.label, self.fingerprint
-
-    def place(self, table: str | None = None) -> str:
-        """The folder of its own table, or of one of its further ones, in the dataset."""
-        if self.label == folders.SOURCES:
-            return folders.SOURCES
-        return f"{table or self.label}/{self.fingerprint}"
-
-    def file(self, shard: str, table: str | None = None) -> str:
-        return f"{self.place(table)}/{shard}.parquet"
-
-    @property
-    def schema(self) -> pa.Schema | None:
-        """The declared schema of a built-in step's own table."""
-        return tables.SOURCES if self.label == folders.SOURCES else built_in_table(self.name)
-
-
-SOURCES_NODE = SurveyedStep(
+SOURCES_STEP = Step(
     folders.SOURCES,
-    "",
     folders.SOURCES,
     folders.SOURCES,
     "source_key",
+    "",
+    {},
+    (),
     (folders.SOURCES,),
     tuple(tables.SOURCES.names),
-    (),
-    frozenset(),
+    None,
 )
-
-
-def nodes_of(record: RunRecord) -> list[SurveyedStep]:
-    """The steps of one record in order; KeyError and the like if it is not such a record."""
-    prints = {
-        step["step"]: step["fingerprint"] for stage in record["stages"] for step in stage["steps"]
-    }
-    found = []
-    for stage in record["stages"]:
-        for step in stage["steps"]:
-            is_last = step is stage["steps"][-1]
-            reads = [Read.parse(text) for text in stage["reads"]] if is_last else []
-            upstream = [label for label in step["upstream"] if label in prints]
-            by_label: dict[str, list[Read]] = {label: [] for label in upstream or [folders.SOURCES]}
-            for read in reads:
-                if read.label in prints or read.label == folders.SOURCES:
-                    by_label.setdefault(read.label, []).append(read)
-            required = frozenset(
-                label
-                for label, asked in by_label.items()
-                if not asked or any(not read.optional for read in asked)
-            )
-            found.append(
-                SurveyedStep(
-                    step["step"],
-                    step["fingerprint"],
-                    stage["stage"],
-                    stage["name"] if step["step"] == stage["stage"] else step["step"],
-                    step["key"],
-                    tuple(dict.fromkeys((step["step"], *step["tables"]))),
-                    tuple(step["schema_columns"]),
-                    tuple((label, prints.get(label, "")) for label in by_label),
-                    required,
-                    stage.get("score") if is_last else None,
-                )
-            )
-    return found
 
 
 @dataclass
@@ -134,7 +57,7 @@ class Survey:
     records: dict[str, RunRecord]
     newest: RunRecord | None
     newest_changed_at: float
-    nodes: dict[tuple[str, str], SurveyedStep]
+    steps: dict[StepId, Step]
     requests: dict[str, RetryRequest]
     request_times: dict[str, float]
     removals: list[Tombstone]
@@ -143,16 +66,12 @@ class Survey:
     awaited: set[str]
     folders: dict[str, Folder] = field(default_factory=dict)
     declared: dict[tuple[str, str, str], tuple[str, ...]] = field(default_factory=dict)
-    _below: dict[tuple[str, str], list[SurveyedStep]] = field(default_factory=dict)
+    _below: dict[StepId, list[Step]] = field(default_factory=dict)
 
     @cached_property
-    def current(self) -> set[tuple[str, str]]:
+    def current(self) -> set[StepId]:
         """The steps of the newest run."""
-        return {
-            (step["step"], step["fingerprint"])
-            for stage in (self.newest or {"stages": []})["stages"]
-            for step in stage["steps"]
-        }
+        return set(fingerprints(self.newest).items())
 
     @cached_property
     def removed_videos(self) -> set[str]:
@@ -171,45 +90,45 @@ class Survey:
         )
 
     @cached_property
-    def ordered(self) -> list[SurveyedStep]:
+    def ordered(self) -> list[Step]:
         """All steps of all records, each after those it reads."""
-        depths: dict[tuple[str, str], int] = {SOURCES_NODE.id: 0}
+        depths: dict[StepId, int] = {SOURCES_STEP.id: 0}
 
-        def depth(name: tuple[str, str]) -> int:
+        def depth(name: StepId) -> int:
             if name not in depths:
                 depths[name] = 0  # a record that goes in a circle ends here
-                node = self.nodes.get(name)
-                depths[name] = 1 + max(map(depth, node.inputs), default=0) if node else 0
+                step = self.steps.get(name)
+                depths[name] = 1 + max(map(depth, step.inputs.items()), default=0) if step else 0
             return depths[name]
 
-        return sorted(self.nodes.values(), key=lambda node: (depth(node.id), node.id))
+        return sorted(self.steps.values(), key=lambda step: (depth(step.id), step.id))
 
     @cached_property
-    def _children(self) -> dict[tuple[str, str], list[SurveyedStep]]:
-        found: dict[tuple[str, str], list[SurveyedStep]] = {}
-        for node in self.nodes.values():
-            for name in node.inputs:
-                found.setdefault(name, []).append(node)
+    def _children(self) -> dict[StepId, list[Step]]:
+        found: dict[StepId, list[Step]] = {}
+        for step in self.steps.values():
+            for name in step.inputs.items():
+                found.setdefault(name, []).append(step)
         return found
 
-    def below(self, name: tuple[str, str]) -> list[SurveyedStep]:
+    def below(self, name: StepId) -> list[Step]:
         """The steps that depend on one, in order, without itself."""
         if name not in self._below:
             self._below[name] = self._find_below(name)
         return self._below[name]
 
-    def _find_below(self, name: tuple[str, str]) -> list[SurveyedStep]:
-        reached: set[tuple[str, str]] = set()
+    def _find_below(self, name: StepId) -> list[Step]:
+        reached: set[StepId] = set()
         open_ = [name]
         while open_:
             for child in self._children.get(open_.pop(), ()):
                 if child.id not in reached:
                     reached.add(child.id)
                     open_.append(child.id)
-        return [node for node in self.ordered if node.id in reached]
+        return [step for step in self.ordered if step.id in reached]
 
-    def shards(self, node: SurveyedStep) -> set[str]:
-        return self.folders.get(node.place(), Folder()).shards
+    def shards(self, step: Step, table: str | None = None) -> set[str]:
+        return self.folders.get(step.place(table), Folder()).shards
 
     @cached_property
     def _groups(self) -> dict[str, dict[str, list[str]]]:
@@ -221,8 +140,8 @@ class Survey:
                 groups.setdefault(base_shard(shard), []).append(shard)
         return found
 
-    def group(self, node: SurveyedStep, base: str, table: str | None = None) -> list[str]:
-        return self._groups.get(node.place(table), {}).get(base, [])
+    def group(self, step: Step, base: str, table: str | None = None) -> list[str]:
+        return self._groups.get(step.place(table), {}).get(base, [])
 
     @cached_property
     def bases(self) -> list[str]:
@@ -230,24 +149,24 @@ class Survey:
         found = {base_shard(shard) for folder in self.folders.values() for shard in folder.shards}
         return sorted(found, key=int)
 
-    def begins_at(self, shard: str) -> tuple[str, str] | None:
+    def begins_at(self, shard: str) -> StepId | None:
         """The step at which a retry begins; None for one that nobody requested."""
         request = self.requests.get(shard)
         return (request["step"], request["fingerprint"]) if request else None
 
-    def passes(self, node: SurveyedStep, shard: str) -> bool:
+    def passes(self, step: Step, shard: str) -> bool:
         """Whether a shard goes through a step: of a retry, from where it begins."""
         if not retry_number(shard):
             return True
         begin = self.begins_at(shard)
-        return begin is not None and (begin == node.id or node in self.below(begin))
+        return begin is not None and (begin == step.id or step in self.below(begin))
 
-    def must_have(self, node: SurveyedStep, shard: str) -> bool:
+    def must_have(self, step: Step, shard: str) -> bool:
         """Whether the newest run says that it has done this shard."""
         record = self.newest
-        if record is None or record.get("state") != "done" or node.id not in self.current:
+        if record is None or record.get("state") != "done" or step.id not in self.current:
             return False
-        if node.file(shard) in self.awaited:
+        if step.file(shard) in self.awaited:
             return False
         if "last_shard" in record:
             last = record["last_shard"]
@@ -255,13 +174,13 @@ class Survey:
                 return False
             labels = [stage["stage"] for stage in record["stages"]]
             if record["until"] in labels and (
-                labels.index(node.stage) > labels.index(record["until"])
+                labels.index(step.stage_label) > labels.index(record["until"])
             ):
                 return False
-        elif not self.shards(node):
+        elif not self.shards(step):
             return False  # of an older record it is not known whether it went so far
         if retry_number(shard):
-            return self.passes(node, shard) and self._was_asked_before_the_run(shard)
+            return self.passes(step, shard) and self._was_asked_before_the_run(shard)
         return True
 
     def _was_asked_before_the_run(self, shard: str) -> bool:
@@ -274,14 +193,14 @@ class Survey:
 def read_survey(dataset: Path, book: Book) -> Survey:
     """Reads records and lists folders; anything unreadable is a fault in the book."""
     records: dict[str, RunRecord] = {}
-    nodes: dict[tuple[str, str], SurveyedStep] = {}
+    steps: dict[StepId, Step] = {}
     declared: dict[tuple[str, str, str], tuple[str, ...]] = {}
     newest, changed_at, records_known = None, 0.0, True
     for path in folders.json_files(dataset / folders.RUNS):
         try:
             record = read_run(path)
             with reading(path):
-                found = nodes_of(record)
+                found = steps_of(record)
             changed_at = path.stat().st_mtime
         except (DamagedFile, OSError) as error:
             records_known = False
@@ -295,8 +214,8 @@ def read_survey(dataset: Path, book: Book) -> Survey:
             )
             continue
         records[path.stem], newest = record, record
-        nodes.update((node.id, node) for node in found)
-        declared.update(((path.stem, *node.id), node.columns) for node in found)
+        steps.update((step.id, step) for step in found)
+        declared.update(((path.stem, *step.id), step.columns) for step in found)
         book.report.checked["runs"] += 1
     requests, times = _requests(dataset, book)
     removals, removals_known = _removals(dataset, book)
@@ -305,7 +224,7 @@ def read_survey(dataset: Path, book: Book) -> Survey:
         records,
         newest,
         changed_at,
-        nodes,
+        steps,
         requests,
         times,
         removals,
@@ -317,9 +236,9 @@ def read_survey(dataset: Path, book: Book) -> Survey:
     _read_quarantine(survey)
     # A step that depends on another is listed before it: so during a run nothing seems to lack its
     # input.
-    for node in reversed(survey.ordered):
-        for table in reversed(node.tables):
-            survey.folders[node.place(table)] = list_folder(dataset / node.place(table))
+    for step in reversed(survey.ordered):
+        for table in reversed(step.tables):
+            survey.folders[step.place(table)] = list_folder(dataset / step.place(table))
     survey.folders[folders.SOURCES] = list_folder(dataset / folders.SOURCES)
     return survey
 
@@ -442,11 +361,11 @@ def _read_quarantine(survey: Survey) -> None:
                 survey.records_known = False
 
 
-def missing_inputs(survey: Survey, node: SurveyedStep, shard: str) -> Iterator[SurveyedStep]:
+def missing_inputs(survey: Survey, step: Step, shard: str) -> Iterator[Step]:
     """The steps before one that must have had a shard for it to come this far, and lack it."""
-    for name in node.inputs:
-        before = SOURCES_NODE if name == SOURCES_NODE.id else survey.nodes.get(name)
-        if before is None or before.label == folders.SOURCES:
+    for name in step.inputs.items():
+        before = survey.steps.get(name)
+        if before is None:
             continue
         if shard not in survey.shards(before) and survey.passes(before, shard):
             yield before

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from clipmill.pipeline.dataset.shards import shard_order
+from clipmill.pipeline.dataset.steps import Step
 from clipmill.pipeline.verify.findings import Book, Remake, SetAside
-from clipmill.pipeline.verify.layout import Survey, SurveyedStep
+from clipmill.pipeline.verify.layout import Survey
 from clipmill.pipeline.verify.shard_checks import ShardRows
 from clipmill.schemas.clocks import CLOCK_COLUMNS, file_zero_seconds
 from clipmill.schemas.command_line import shell_word
@@ -33,16 +34,16 @@ _CHUNK_BYTES = 4 << 20
 class _Place:
     """A shard of a step."""
 
-    node: SurveyedStep
+    step: Step
     shard: str
 
     @property
     def file(self) -> str:
-        return self.node.file(self.shard)
+        return self.step.file(self.shard)
 
     @property
     def remake(self) -> Remake:
-        return Remake(self.node.label, self.node.fingerprint, self.shard)
+        return Remake(self.step.label, self.step.fingerprint, self.shard)
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ class MediaChecks:
         self._is_empty = media.is_dir() and not any(media.iterdir())
         self._told = False
 
-    def check(self, found: dict[SurveyedStep, dict[str, ShardRows]]) -> None:
+    def check(self, found: dict[Step, dict[str, ShardRows]]) -> None:
         by_path: dict[str, list[_Video]] = {}
         for video in _videos(found):
             by_path.setdefault(video.row["path"], []).append(video)
@@ -154,7 +155,7 @@ class MediaChecks:
             (other.row["size_bytes"], other.row["sha256"])
             for other in all_of_file
             if other.row.get("source_key") == key
-            and other.place.node is video.place.node
+            and other.place.step is video.place.step
             and shard_order(other.place.shard) > shard_order(video.place.shard)
         ]
         note = note_of(self.survey.dataset, key) if key else {}
@@ -207,15 +208,15 @@ class MediaChecks:
         """A file that is not the one that was taken in: it goes with the rows that name it."""
         is_outside = Path(stored).is_absolute()
         first, *rest = videos
-        node = first.place.node
+        step = first.place.step
         is_gone = check == "media_missing"  # a removal may be at work
         aside = [] if is_outside or is_gone else [SetAside((stored,))]
         self.book.remake(
             check,
             stored,
             what,
-            node.label,
-            node.fingerprint,
+            step.label,
+            step.fingerprint,
             first.place.shard,
             *aside,
             *(video.place.remake for video in rest),
@@ -226,27 +227,27 @@ class MediaChecks:
         self._remake(check, video.place, f"{video.row['path']} of {video.row['video_id']} {what}")
 
     def _remake(self, check: str, place: _Place, what: str) -> None:
-        node = place.node
-        self.book.remake(check, place.file, what, node.label, node.fingerprint, place.shard)
+        step = place.step
+        self.book.remake(check, place.file, what, step.label, step.fingerprint, place.shard)
 
 
-def _videos(found: dict[SurveyedStep, dict[str, ShardRows]]) -> list[_Video]:
+def _videos(found: dict[Step, dict[str, ShardRows]]) -> list[_Video]:
     """The videos of a base shard, of every table that says where their files lie."""
     clips: dict[str, dict[_Place, float]] = {}
     videos = []
-    for node, shards in found.items():
+    for step, shards in found.items():
         for shard, rows in shards.items():
-            names, place = set(rows.kept.column_names), _Place(node, shard)
+            names, place = set(rows.kept.column_names), _Place(step, shard)
             if {"video_id", "clip_id", "end_seconds"} <= names:
                 for row in rows.kept.select(["video_id", "end_seconds"]).to_pylist():
                     ends = clips.setdefault(row["video_id"], {})
                     ends[place] = max(ends.get(place, 0.0), row["end_seconds"] or 0.0)
-    for node, shards in found.items():
+    for step, shards in found.items():
         for shard, rows in shards.items():
             if {"video_id", "path", "size_bytes", "sha256", "duration_seconds"} <= set(
                 rows.kept.column_names
             ):
-                place = _Place(node, shard)
+                place = _Place(step, shard)
                 columns = [
                     name
                     for name in (

@@ -18,6 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from clipmill.pipeline.dataset.shards import base_shard, shard_order, write_json
+from clipmill.pipeline.dataset.steps import Step
 from clipmill.pipeline.dataset.tombstones import tombstones, write_tombstone
 from clipmill.pipeline.verify.findings import (
     Book,
@@ -28,7 +29,7 @@ from clipmill.pipeline.verify.findings import (
     SetAside,
     as_text,
 )
-from clipmill.pipeline.verify.layout import SOURCES_NODE, Survey, SurveyedStep, read_survey
+from clipmill.pipeline.verify.layout import SOURCES_STEP, Survey, read_survey
 from clipmill.schemas.folders import QUARANTINE, QUARANTINE_REASON, RETRIES, SOURCES
 
 
@@ -61,11 +62,11 @@ def repair(dataset: Path, report: Report) -> Repaired:
     awaited: set[str] = set()
     for remedy in remedies:
         if isinstance(remedy, Remake):
-            for node, shard in _made_from(survey, remedy):
-                for table in node.tables:
-                    moved[node.file(shard, table)] = None
-                if node.id in survey.current or node.label == SOURCES:
-                    awaited.add(node.file(shard))
+            for step, shard in _made_from(survey, remedy):
+                for table in step.tables:
+                    moved[step.file(shard, table)] = None
+                if step.id in survey.current or step.label == SOURCES:
+                    awaited.add(step.file(shard))
             if remedy.label == SOURCES:
                 moved.update(
                     (f"{RETRIES}/{name}.json", None)
@@ -103,11 +104,11 @@ def repair(dataset: Path, report: Report) -> Repaired:
     return Repaired(folder, tuple(files), tuple(sorted(awaited)), reopened, left)
 
 
-def _made_from(survey: Survey, remedy: Remake) -> Iterator[tuple[SurveyedStep, str]]:
+def _made_from(survey: Survey, remedy: Remake) -> Iterator[tuple[Step, str]]:
     """A shard, and those of its base from it on in all steps that depend on its step."""
     name = (remedy.label, remedy.fingerprint)
-    node = SOURCES_NODE if remedy.label == SOURCES else survey.nodes[name]
-    yield node, remedy.shard
+    step = SOURCES_STEP if remedy.label == SOURCES else survey.steps[name]
+    yield step, remedy.shard
     base = base_shard(remedy.shard)
     for child in survey.below(name):
         shards = {shard for table in child.tables for shard in survey.group(child, base, table)}

@@ -13,9 +13,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from clipmill.pipeline.dataset.shards import SHARD_METADATA_KEY, ShardMetadata, note_outcomes
+from clipmill.pipeline.dataset.steps import Step
 from clipmill.pipeline.recipes.plan import KEY_LEVELS
 from clipmill.pipeline.verify.findings import Book, SetAside, some
-from clipmill.pipeline.verify.layout import Survey, SurveyedStep, is_cache
+from clipmill.pipeline.verify.layout import Survey, is_cache
 from clipmill.schemas.clocks import CLOCK_COLUMNS
 from clipmill.schemas.damage import DamagedFile, what_is_there
 from clipmill.schemas.folders import SOURCES
@@ -54,62 +55,57 @@ class ShardChecks:
         default_factory=lambda: defaultdict(lambda: defaultdict(list))
     )
 
-    def own_table(self, node: SurveyedStep, shard: str) -> ShardRows | None:
+    def own_table(self, step: Step, shard: str) -> ShardRows | None:
         """The shard of a step's own table; None if it is unusable."""
-        where = node.file(shard)
-        score = [node.score] if node.score is not None else []
-        read = self._read(node, where, shard, [node.key, *_WANTED, *_OUTCOME, *score])
+        where = step.file(shard)
+        score = [step.score] if step.score is not None else []
+        read = self._read(step, where, shard, [step.key, *_WANTED, *_OUTCOME, *score])
         if read is None:
             return None
         schema, metadata, table = read
-        if not self._check_schema(node, where, shard, schema, node.schema):
+        if not self._check_schema(step, where, shard, schema, step.built_in_schema):
             return None
         if not (
-            self._check_double(node, where, shard, table)
-            and self._check_footer(node, where, shard, metadata, table)
-            and self._check_scores(node, where, shard, table)
+            self._check_double(step, where, shard, table)
+            and self._check_footer(step, where, shard, metadata, table)
+            and self._check_scores(step, where, shard, table)
         ):
             return None  # one fault, not one more in every table that was made from it
-        return ShardRows(set(table[node.key].to_pylist()), _kept(table))
+        return ShardRows(set(table[step.key].to_pylist()), _kept(table))
 
-    def further_table(self, node: SurveyedStep, table: str, shard: str) -> set[str] | None:
+    def further_table(self, step: Step, table: str, shard: str) -> set[str] | None:
         """The videos in a shard of a further table of a step; None if it is unusable."""
-        where = node.file(shard, table)
-        read = self._read(node, where, shard, ["video_id"], table)
+        where = step.file(shard, table)
+        read = self._read(step, where, shard, ["video_id"], table)
         if read is None:
             return None
         schema, _, rows = read
-        if not self._check_schema(node, where, shard, schema, further_tables().get(table), table):
+        if not self._check_schema(step, where, shard, schema, further_tables().get(table), table):
             return None
         return set(pc.unique(rows["video_id"]).to_pylist()) if "video_id" in schema.names else None
 
-    def is_whole(self, node: SurveyedStep, shard: str) -> bool:
-        return (node.place(), shard) not in self.damaged
+    def is_whole(self, step: Step, shard: str) -> bool:
+        return (step.place(), shard) not in self.damaged
 
     def _read(
-        self,
-        node: SurveyedStep,
-        where: str,
-        shard: str,
-        columns: list[str],
-        table: str | None = None,
+        self, step: Step, where: str, shard: str, columns: list[str], table: str | None = None
     ) -> tuple[pa.Schema, dict[bytes, bytes], pa.Table] | None:
         path = self.survey.dataset / where
         try:
             if there := what_is_there(path):
                 # Not opened: a named pipe would block for ever.
-                self._bad(node, where, shard, "unreadable", f"is {there}, not a file", table)
+                self._bad(step, where, shard, "unreadable", f"is {there}, not a file", table)
                 return None
             found = read_whole(path, columns)
         except FileNotFoundError:
             # It was there when the folder was listed: a run or a removal is at work.
             self._bad(
-                node, where, shard, "missing", "disappeared while being read", table, at_rest=True
+                step, where, shard, "missing", "disappeared while being read", table, at_rest=True
             )
             return None
         except (pa.ArrowException, OSError, ValueError) as error:
             said = (str(error).strip() or type(error).__name__).splitlines()[0]
-            self._bad(node, where, shard, "unreadable", f"can't be read to its end ({said})", table)
+            self._bad(step, where, shard, "unreadable", f"can't be read to its end ({said})", table)
             return None
         self.book.report.checked["shards"] += 1
         self.book.report.checked["rows"] += found[2].num_rows
@@ -117,7 +113,7 @@ class ShardChecks:
 
     def _bad(
         self,
-        node: SurveyedStep,
+        step: Step,
         where: str,
         shard: str,
         check: str,
@@ -137,12 +133,12 @@ class ShardChecks:
                 at_rest=at_rest,
             )
             return
-        self.damaged.add((node.place(), shard))
-        self.book.remake(check, where, what, node.label, node.fingerprint, shard, at_rest=at_rest)
+        self.damaged.add((step.place(), shard))
+        self.book.remake(check, where, what, step.label, step.fingerprint, shard, at_rest=at_rest)
 
     def _check_schema(
         self,
-        node: SurveyedStep,
+        step: Step,
         where: str,
         shard: str,
         found: pa.Schema,
@@ -152,7 +148,7 @@ class ShardChecks:
         """Whether the columns are those that were declared when the shard was written."""
         problems = []
         if table is None:
-            names = set(self._declared_names(node, where))
+            names = set(self._declared_names(step, where))
             problems += [f"has no column {name}" for name in sorted(names - set(found.names))]
             problems += [
                 f"has a column {name} that is not declared"
@@ -168,25 +164,25 @@ class ShardChecks:
                 if not _fits(column.type, wanted):
                     problems.append(f"column {column.name} is {column.type}, declared is {wanted}")
             elif table is None:
-                self._types[node.place(), column.name][str(column.type)].append(shard)
+                self._types[step.place(), column.name][str(column.type)].append(shard)
         if problems:
-            self._bad(node, where, shard, "schema", "; ".join(problems), table)
+            self._bad(step, where, shard, "schema", "; ".join(problems), table)
         return not problems
 
-    def _declared_names(self, node: SurveyedStep, where: str) -> tuple[str, ...]:
-        if node.label == SOURCES:
+    def _declared_names(self, step: Step, where: str) -> tuple[str, ...]:
+        if step.label == SOURCES:
             # Written by whatever version; all its columns but the key may be missing.
             present = pq.read_schema(self.survey.dataset / where).names
             return tuple(
                 name
-                for name in node.columns
+                for name in step.columns
                 if name in present or name in ("source_key", *_OUTCOME)
             )
         try:
             run_id = ShardMetadata.read(self.survey.dataset / where).run_id
         except DamagedFile:
             run_id = ""
-        return self.survey.declared.get((run_id, *node.id), node.columns)
+        return self.survey.declared.get((run_id, *step.id), step.columns)
 
     def finish(self) -> None:
         """Checks columns of custom stages, whose types are known only from the other shards."""
@@ -210,12 +206,7 @@ class ShardChecks:
                     )
 
     def _check_footer(
-        self,
-        node: SurveyedStep,
-        where: str,
-        shard: str,
-        metadata: dict[bytes, bytes],
-        table: pa.Table,
+        self, step: Step, where: str, shard: str, metadata: dict[bytes, bytes], table: pa.Table
     ) -> bool:
         found = metadata.get(SHARD_METADATA_KEY)
         problems: list[str] = []
@@ -224,53 +215,53 @@ class ShardChecks:
         else:
             try:
                 values = json.loads(found)
-                problems += _footer_problems(node, shard, values, table)
+                problems += _footer_problems(step, shard, values, table)
             except (ValueError, TypeError, AttributeError) as error:
                 problems.append(f"it can't be read ({error})")
         if problems:
-            self.damaged.add((node.place(), shard))
+            self.damaged.add((step.place(), shard))
             self.book.remake(
                 "footer",
                 where,
                 f"the footer is wrong: {'; '.join(problems)}",
-                node.label,
-                node.fingerprint,
+                step.label,
+                step.fingerprint,
                 shard,
             )
         return not problems
 
-    def _check_double(self, node: SurveyedStep, where: str, shard: str, table: pa.Table) -> bool:
+    def _check_double(self, step: Step, where: str, shard: str, table: pa.Table) -> bool:
         names = table.column_names
-        many = node.key != "clip_id" and "clip_id" in names
-        column = "clip_id" if many else node.key
+        many = step.key != "clip_id" and "clip_id" in names
+        column = "clip_id" if many else step.key
         counts = Counter(key for key in table[column].to_pylist() if key is not None)
         double = [key for key, number in counts.items() if number > 1]
         if double:
-            self.damaged.add((node.place(), shard))
+            self.damaged.add((step.place(), shard))
             self.book.remake(
                 "double",
                 where,
                 f"{counted(len(double), column)} in it more than once: {some(double)}",
-                node.label,
-                node.fingerprint,
+                step.label,
+                step.fingerprint,
                 shard,
             )
         return not double
 
-    def _check_scores(self, node: SurveyedStep, where: str, shard: str, table: pa.Table) -> bool:
+    def _check_scores(self, step: Step, where: str, shard: str, table: pa.Table) -> bool:
         """No score is NaN or infinite: a query's threshold takes NaN for more than any number."""
-        score = node.score
+        score = step.score
         if score not in table.column_names or not pa.types.is_floating(table[score].type):
             return True
-        odd = table.filter(pc.invert(pc.is_finite(table[score])))[node.key].to_pylist()
+        odd = table.filter(pc.invert(pc.is_finite(table[score])))[step.key].to_pylist()
         if odd:
-            self.damaged.add((node.place(), shard))
+            self.damaged.add((step.place(), shard))
             self.book.remake(
                 "score",
                 where,
                 f"{score} is NaN or infinite in {counted(len(odd), 'row')}: {some(odd)}",
-                node.label,
-                node.fingerprint,
+                step.label,
+                step.fingerprint,
                 shard,
             )
         return not odd
@@ -315,21 +306,19 @@ def _kept(table: pa.Table) -> pa.Table:
     return table.filter(pc.invert(gone)).select(names)
 
 
-def _footer_problems(
-    node: SurveyedStep, shard: str, values: dict[str, Any], table: pa.Table
-) -> list[str]:
+def _footer_problems(step: Step, shard: str, values: dict[str, Any], table: pa.Table) -> list[str]:
     problems = [
         f"it says {name} {values.get(name)!r}, the place {wanted!r}"
         for name, wanted in (
-            ("step", node.label),
+            ("step", step.label),
             ("shard", shard),
-            ("fingerprint", node.fingerprint),
+            ("fingerprint", step.fingerprint),
         )
         if values.get(name) != wanted
     ]
     outcome: dict[str, str] = {}
     outputs = note_outcomes(
-        table[node.key].to_pylist(),
+        table[step.key].to_pylist(),
         table["rejection"].to_pylist(),
         table["error"].to_pylist(),
         outcome,

@@ -12,7 +12,7 @@ from clipmill.pipeline.catalog import views
 from clipmill.pipeline.catalog.catalog import Layout, read_layout
 from clipmill.pipeline.dataset.shards import shard_name
 from clipmill.pipeline.verify.findings import Book
-from clipmill.pipeline.verify.layout import SOURCES_NODE, Survey, narrowed
+from clipmill.pipeline.verify.layout import SOURCES_STEP, Survey, narrowed
 from clipmill.pipeline.verify.shard_checks import ShardChecks
 from clipmill.schemas.errors import ClipmillError
 from clipmill.schemas.step_tables import StepTable, kept
@@ -61,8 +61,8 @@ class Shown:
             connection.execute(f"CREATE TABLE {table} AS SELECT * FROM given_names")
             connection.unregister("given_names")
         whole = {
-            node.place(): [name for name in survey.shards(node) if shards.is_whole(node, name)]
-            for node in (SOURCES_NODE, *survey.ordered)
+            step.place(): [name for name in survey.shards(step) if shards.is_whole(step, name)]
+            for step in (SOURCES_STEP, *survey.ordered)
         }
 
         def only_whole(table: StepTable) -> StepTable:
@@ -88,7 +88,7 @@ class Shown:
     def check_doubles(self) -> None:
         if self._sources is not None:
             rows = kept(replace(self._sources, removed=False), ["source_key"])
-            self._tell("source_key", rows, SOURCES_NODE.id)
+            self._tell("source_key", rows, SOURCES_STEP.id)
         if self._split is not None:
             name = next(
                 (name for name in self._survey.current if name[0] == self._split.step), None
@@ -98,7 +98,7 @@ class Shown:
 
     def _tell(self, key: str, rows: str, name: tuple[str, str]) -> None:
         """A fault of every base shard that has keys which an earlier one has, too."""
-        node = SOURCES_NODE if name == SOURCES_NODE.id else self._survey.nodes[name]
+        step = SOURCES_STEP if name == SOURCES_STEP.id else self._survey.steps[name]
         found = self._connection.execute(
             f"SELECT _base, count(*), min({key}), min(_first) FROM (SELECT {key}, _base, "
             f"min(_base) OVER (PARTITION BY {key}) AS _first FROM (SELECT DISTINCT {key}, _base "
@@ -108,9 +108,9 @@ class Shown:
             shard = shard_name(base)
             self._book.remake(
                 "double",
-                node.file(shard),
+                step.file(shard),
                 f"{counted(number, key)} in it that {shard_name(first)} has, too: e.g. {example!r}",
-                node.label,
-                node.fingerprint,
+                step.label,
+                step.fingerprint,
                 shard,
             )

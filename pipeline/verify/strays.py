@@ -11,8 +11,9 @@ from pathlib import Path
 import duckdb
 import pyarrow as pa
 
+from clipmill.pipeline.dataset.steps import Step
 from clipmill.pipeline.verify.findings import Book, as_text
-from clipmill.pipeline.verify.layout import Survey, SurveyedStep, list_folder
+from clipmill.pipeline.verify.layout import Survey, list_folder
 from clipmill.pipeline.verify.shard_checks import ShardRows
 from clipmill.schemas import folders
 from clipmill.schemas.damage import DamagedFile, reading, what_is_there
@@ -35,11 +36,11 @@ class Names:
         connection.execute("CREATE TABLE named_media (name VARCHAR)")
         connection.execute("CREATE TABLE named_sources (name VARCHAR)")
 
-    def take(self, found: dict[SurveyedStep, dict[str, ShardRows]]) -> None:
+    def take(self, found: dict[Step, dict[str, ShardRows]]) -> None:
         """The media paths and source keys of one base shard."""
-        for node, shards in found.items():
+        for step, shards in found.items():
             for rows in shards.values():
-                if node.label == folders.SOURCES:
+                if step.label == folders.SOURCES:
                     self._add("named_sources", rows.keys)
                 elif {"video_id", "path"} <= set(rows.kept.column_names):
                     self._add("named_media", rows.kept["path"].drop_null().to_pylist())

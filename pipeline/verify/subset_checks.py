@@ -24,6 +24,7 @@ from clipmill.pipeline.catalog.index import (
     right_parts,
     tables_read,
 )
+from clipmill.pipeline.dataset.steps import fingerprints
 from clipmill.pipeline.subsets.freeze import id_lines
 from clipmill.pipeline.verify.findings import Book, some
 from clipmill.pipeline.verify.layout import Survey
@@ -184,11 +185,7 @@ class SubsetChecks:
         rest = gone - removed
         if not rest:
             return
-        now = {
-            step["step"]: step["fingerprint"]
-            for stage in (self.survey.newest or {"stages": []})["stages"]
-            for step in stage["steps"]
-        }
+        now = fingerprints(self.survey.newest)
         then = {name: step["fingerprint"] for name, step in info["catalog"]["steps"].items()}
         changed = sorted(name for name, made in then.items() if now.get(name) != made)
         what = f"{counted(rest, 'clip')} of it {'is' if rest == 1 else 'are'} not in the catalog"

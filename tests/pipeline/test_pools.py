@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clipmill.pipeline.engine.pools import Machine, plan_legs
-from clipmill.pipeline.recipes.plan import Step
+from clipmill.pipeline.recipes.plan import PlannedStep
 from clipmill.schemas.errors import ClipmillError
 from clipmill.stages.protocol import Stage
 
@@ -32,11 +32,11 @@ class Decode(Some):
     key = "video_id"
 
 
-def step(label: str, cls=Some, **resources) -> Step:
-    return Step(label, label, cls(**resources), "0" * 16, (), ())
+def step(label: str, cls=Some, **resources) -> PlannedStep:
+    return PlannedStep.of(label, label, cls(**resources), "0" * 16, {})
 
 
-def recipe(**model) -> tuple[Step, ...]:
+def recipe(**model) -> tuple[PlannedStep, ...]:
     return (
         step("fetch", Fetch),
         step("decode", Decode),

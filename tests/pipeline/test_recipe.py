@@ -143,7 +143,7 @@ def test_a_recorded_recipe_takes_a_further_stage(tmp_path):
     assert {label: step.fingerprint for label, step in before.items()} == {
         label: step.fingerprint for label, step in after.items() if label != "dark"
     }
-    assert after["dark"].upstream == ("split_clips", "embed_clips")
+    assert list(after["dark"].upstream) == ["split_clips", "embed_clips"]
 
 
 @pytest.mark.parametrize(

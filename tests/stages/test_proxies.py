@@ -21,7 +21,7 @@ from clipmill.jobs.cli import main
 from clipmill.pipeline.engine.preflight import examine_models
 from clipmill.pipeline.ingest.source_spec import SourceSpec
 from clipmill.pipeline.ingest.sources import ingest
-from clipmill.pipeline.recipes.plan import Step
+from clipmill.pipeline.recipes.plan import PlannedStep
 from clipmill.pipeline.recipes.recipe import load_recipe
 from clipmill.schemas.errors import ClipmillError, UsageError
 from clipmill.schemas.ids import source_key
@@ -222,7 +222,9 @@ def test_proxies_of_the_environment_are_told_before_a_server_is_asked(monkeypatc
     reference = ModelReference.model_validate("http://127.0.0.1:9/v1#name")
     with OpenAIServer(reference) as server, pytest.raises(ClipmillError, match="fix or unset"):
         server.check("caption_frames.model")
-    step = Step("caption_frames", "caption_frames", CaptionFrames(model=reference), "", (), ())
+    step = PlannedStep.of(
+        "caption_frames", "caption_frames", CaptionFrames(model=reference), "", {}
+    )
     [found] = examine_models([step])
     assert "fix or unset them" in found.problem
 
