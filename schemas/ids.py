@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Container
 
 _SAFE = re.compile(r"[A-Za-z0-9_-]{1,80}\Z")
 _FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,199}\Z")
@@ -57,6 +58,12 @@ def _milliseconds(seconds: float) -> str:
 def clip_id(video_id: str, start_seconds: float, end_seconds: float) -> str:
     """`<video_id>-<start_ms>-<end_ms>`; a negative time stamp is written with the letter m."""
     return f"{video_id}-{_milliseconds(start_seconds)}-{_milliseconds(end_seconds)}"
+
+
+def is_of(key: str, videos: Container[str], source_keys: Container[str]) -> bool:
+    """Whether a key is that of one of these videos or sources, or of a clip of the videos."""
+    clip = CLIP_ID.match(key)
+    return key in source_keys or key in videos or (clip is not None and clip[1] in videos)
 
 
 def clip_seconds(clip_id: str) -> float:

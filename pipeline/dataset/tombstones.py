@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 
 from clipmill.pipeline.dataset.shards import write_json
@@ -28,7 +29,7 @@ class Tombstone:
     videos: dict[str, tuple[str, ...]]
     purged_at: datetime | None = None
 
-    @property
+    @cached_property
     def source_keys(self) -> set[str]:
         return {key for keys in self.videos.values() for key in keys}
 

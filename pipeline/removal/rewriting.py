@@ -17,7 +17,7 @@ from clipmill.pipeline.dataset.shards import (
     shard_writer,
 )
 from clipmill.schemas.damage import reading
-from clipmill.schemas.ids import CLIP_ID
+from clipmill.schemas.ids import is_of
 from clipmill.schemas.step_tables import REMOVED_RULE
 from clipmill.schemas.tables import REJECTION
 
@@ -34,12 +34,7 @@ class RemovalTargets:
 
     def has_key(self, key: str) -> bool:
         """Whether the key of a source, a video or a clip is meant."""
-        clip = CLIP_ID.match(key)
-        return (
-            key in self.source_keys
-            or key in self.videos
-            or (clip is not None and clip[1] in self.videos)
-        )
+        return is_of(key, self.videos, self.source_keys)
 
 
 def _mask(table: pa.Table, selection: RemovalTargets) -> pa.ChunkedArray:

@@ -15,7 +15,6 @@ import pyarrow as pa
 from clipmill.pipeline.catalog.damaged_files import why_damaged
 from clipmill.pipeline.dataset.shards import base_shard, retry_number
 from clipmill.pipeline.dataset.steps import KeptRows, Step, given_keys, inputs_of
-from clipmill.pipeline.dataset.tombstones import Tombstone
 from clipmill.pipeline.verify.findings import Book, Reopen, SetAside, some
 from clipmill.pipeline.verify.layout import (
     SOURCES_STEP,
@@ -27,7 +26,7 @@ from clipmill.pipeline.verify.layout import (
 from clipmill.pipeline.verify.shard_checks import ShardChecks, ShardRows
 from clipmill.schemas.command_line import shell_word
 from clipmill.schemas.folders import SOURCES
-from clipmill.schemas.ids import CLIP_ID
+from clipmill.schemas.ids import is_of
 from clipmill.schemas.words import counted
 
 Seen = Callable[[dict[Step, dict[str, ShardRows]]], None]
@@ -231,7 +230,9 @@ class GroupChecks:
     def _tell_removed(self, step: Step, shard: str, left: set[str]) -> None:
         book = self.book
         stones = [
-            stone for stone in self.survey.removals if any(_belongs(stone, key) for key in left)
+            stone
+            for stone in self.survey.removals
+            if any(is_of(key, stone.videos, stone.source_keys) for key in left)
         ]
         done = [stone for stone in stones if stone.purged_at is not None]
         what = f"still has rows of removed videos: {some(left)}"
@@ -293,15 +294,6 @@ class GroupChecks:
                     shard,
                 )
         return is_right
-
-
-def _belongs(stone: Tombstone, key: str) -> bool:
-    clip = CLIP_ID.match(key)
-    return (
-        key in stone.videos
-        or key in stone.source_keys
-        or (clip is not None and clip[1] in stone.videos)
-    )
 
 
 def _column(table: pa.Table, name: str) -> list[Any]:

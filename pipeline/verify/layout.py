@@ -23,7 +23,7 @@ from clipmill.schemas import folders, tables
 from clipmill.schemas.command_line import shell_word
 from clipmill.schemas.damage import DamagedFile, read_json, reading
 from clipmill.schemas.errors import ClipmillError
-from clipmill.schemas.ids import CLIP_ID
+from clipmill.schemas.ids import is_of
 from clipmill.schemas.step_tables import StepTable
 from clipmill.stages.media.fetch.exclusions import read_exclusions
 
@@ -82,12 +82,7 @@ class Survey:
         return {key for stone in self.removals for key in stone.source_keys}
 
     def is_removed(self, key: str) -> bool:
-        clip = CLIP_ID.match(key)
-        return (
-            key in self.removed_keys
-            or key in self.removed_videos
-            or (clip is not None and clip[1] in self.removed_videos)
-        )
+        return is_of(key, self.removed_videos, self.removed_keys)
 
     @cached_property
     def ordered(self) -> list[Step]:
