@@ -230,7 +230,6 @@ def counted_rows(pairs: list[tuple[str, int]], noun: str) -> BarRows | None:
         Row(
             number * _ROW,
             fitted(word, _LABEL - _LABEL_GAP),
-            word,
             round(room * count / most, 2),
             f"{count:,}",
             None,
