@@ -1,10 +1,10 @@
-"""What the catalog costs at a million clips and more: time and peak memory of each command.
+"""Measures time and peak memory of catalog commands at a million clips and more.
 
     python -m benchmarks.catalog [--clips 1000000] [--folder DIR] [--only index count …]
 
 Writes real tables with the distributions that InternVid publishes (durations, similarity,
-aesthetics, lengths of captions; clips per video are skewed), 64 videos per shard, without media.
-Then each command runs in a separate process. A folder that already holds the dataset is reused.
+aesthetics, caption lengths; clips per video are skewed), 64 videos per shard, without media. Then
+runs each command in a separate process. A folder that already holds the dataset is reused.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ SHARD_VIDEOS = 64
 CLIPS_A_VIDEO = 33  # 234M clips of 7.1M videos
 FINE_CAPTIONS = 4
 COPIES = 0.03
-"""The share of clips that look like a clip of another video, by their frames' hashes."""
+"""The share of clips that look like a clip of another video, according to their frames' hashes."""
 FINGERPRINT = "0123456789abcdef"
 STEPS: dict[str, tuple[str, pa.Schema, list[str]]] = {
     # label: name of the stage, table, what it depends on
@@ -80,7 +80,7 @@ _VOCABULARY = pa.array(
 
 
 class ShardMaker:
-    """The rows of one shard, the same whenever it is made."""
+    """The rows of one shard; deterministic."""
 
     def __init__(self, shard: int, seed: int, videos: int = SHARD_VIDEOS) -> None:
         self.random = np.random.default_rng([seed, shard])
@@ -115,7 +115,7 @@ class ShardMaker:
         self.clips = pc.binary_join_element_wise(self.owner, *times, "-")
 
     def texts(self, lengths: np.ndarray) -> pa.Array:
-        """Sentences of so many words; common words are common."""
+        """Sentences with the given numbers of words; common words are common."""
         words = len(_VOCABULARY) * self.random.power(0.35, int(lengths.sum()))
         offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
         picked = _VOCABULARY.take(pa.array(words.astype(np.int32)))
@@ -135,7 +135,7 @@ class ShardMaker:
         return np.clip(self.random.normal(mean, deviation, self.n), low, high)
 
     def tables(self) -> Iterator[tuple[str, pa.Table]]:
-        """By step its rows, without what is null everywhere."""
+        """The rows by step, without columns that are null everywhere."""
         random, n, videos = self.random, self.n, len(self.videos)
         urls = [f"https://www.youtube.com/watch?v={video[8:]}" for video in self.videos]
         keys = [source_key(f"youtube {video[8:]}") for video in self.videos]
@@ -261,7 +261,7 @@ class ShardMaker:
 
 
 def write_shard(dataset: Path, number: int, seed: int) -> int:
-    """Writes one shard of every step; gives the number of its clips."""
+    """Writes one shard of every step; returns its number of clips."""
     maker = ShardMaker(number, seed)
     shard = shard_name(number)
     for step, found in maker.tables():
@@ -295,7 +295,7 @@ def write_shard(dataset: Path, number: int, seed: int) -> int:
 
 
 def make_dataset(dataset: Path, clips: int, seed: int) -> int:
-    """Writes shards until there are about so many clips; gives how many there are."""
+    """Writes shards until there are about this many clips; returns how many there are."""
     for step in STEPS:
         (dataset / step / FINGERPRINT).mkdir(parents=True)
     (dataset / "sources").mkdir()
@@ -353,7 +353,7 @@ def _run_record() -> dict:
 
 @dataclass(frozen=True)
 class Measure:
-    """One command with what it is to show."""
+    """One command to measure."""
 
     name: str
     says: str
@@ -449,7 +449,7 @@ def measures(dataset: Path, clips: int, scratch: Path) -> list[Measure]:
 
 
 def measure(one: Measure) -> tuple[float, float, float, str]:
-    """Seconds, those of the processors, peak resident megabytes, and the last line printed."""
+    """Wall seconds, processor seconds, peak resident megabytes, and the last line printed."""
     started = time.monotonic()
     with subprocess.Popen(
         one.command, stdin=subprocess.DEVNULL, cwd=ROOT, stdout=subprocess.PIPE, text=True

@@ -2,16 +2,16 @@
 
     python -m benchmarks.cut [FILE ...] [--repeats 3] [--clips 12]
 
-From each file clips of 2.5 s are cut that begin between key frames, in five ways, taking turns:
+Clips of 2.5 s that begin between key frames are cut from each file in five ways, in turn:
 
-  copy          ours, no encoding, of a file that the decode pass found to be sound
-  unknown       the same of a file of which nothing is known: each clip is decoded
-  ffmpeg copy   `ffmpeg -ss START -i FILE -t SECONDS -c copy OUT`, one a clip
-  exact         ours, re-encoded (libx264 veryfast, crf 22, all cores)
-  ffmpeg        `ffmpeg -ss START -i FILE -t SECONDS -c:v libx264 …`, the same settings
+copy          ours, without encoding, from a file that the decode pass found to be intact
+unknown       the same from an unchecked file: each clip is decoded
+ffmpeg copy   `ffmpeg -ss START -i FILE -t SECONDS -c copy OUT`, once per clip
+exact         ours, re-encoded (libx264 veryfast, crf 22, all cores)
+ffmpeg        `ffmpeg -ss START -i FILE -t SECONDS -c:v libx264 …`, the same settings
 
-Printed are median seconds, and the ratios of wall time. Then the same is done with footage whose
-frames carry their number, to see how many frames each way is off: at the start, and in all.
+Prints median seconds and the ratios of wall time. Then cuts footage with numbered frames, and
+prints each way's error in frames: of the first frame, and of the frame count.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ NUMBERED = {
 
 
 def requests_for(path: Path, folder: Path, clips: int) -> list[CutRequest]:
-    """Clips that begin and end on frames, spread over the file."""
+    """Clips that begin and end on frame boundaries, spread over the file."""
     index = read_packets(path)
     starts = np.linspace(0.02, 0.9, clips) * index.n_frames
     found = []
@@ -71,7 +71,7 @@ def ours(media: str, *, is_sound: bool = False) -> Callable[[Path, list[CutReque
 
 def ffmpeg(*codecs: str) -> Callable[[Path, list[CutRequest]], list[Path]]:
     def cut(path: Path, requests: list[CutRequest]) -> list[Path]:
-        # ffmpeg counts from the file's first time stamp.
+        # ffmpeg counts from the file's first timestamp.
         zero = _start_of(path)
         for request in requests:
             seconds = request.end_seconds - request.start_seconds
@@ -126,7 +126,7 @@ def measure(path: Path, clips: int, repeats: int) -> dict[str, float]:
 
 
 def frames_off(path: Path, clips: int, way: str) -> tuple[int, int]:
-    """The most that a clip's first frame is off, and that its number of frames is."""
+    """Maximum error in frames of a clip's first frame, and of its frame count."""
     index = read_packets(path)
     with tempfile.TemporaryDirectory() as folder:
         requests = requests_for(path, Path(folder), clips)
@@ -148,7 +148,7 @@ def main() -> None:
     files = options.files or [FOOTAGE / name for name in DEFAULT_FILES]
     if missing := [str(path) for path in files if not path.is_file()]:
         parser.error(f"no such file: {', '.join(missing)}; name video files to measure")
-    check_encoder(CutOptions("exact"))  # tested once per process, so outside of what is measured
+    check_encoder(CutOptions("exact"))  # runs once per process, so it is not measured
     heads = [*WAYS, *(f"{a} / {b}" for a, b in PAIRS)]
     print(f"{'seconds':26}" + "".join(f"{head:>20}" for head in heads))
     for path in files:

@@ -1,11 +1,11 @@
-"""Measures how much of the bare model's speed embed_clips reaches, and preprocessing costs.
+"""Measures embed_clips against the bare model loop, and its preprocessing against PIL's.
 
     python -m benchmarks.embed
 
 The model is CLIP ViT-B/32 as published, with random weights: its speed doesn't depend on them. The
-stage gets JPEG frames and gives embeddings; the bare loop runs the same model on tensors that are
-ready. Both are timed in turn, several times, and the middle ratio counts, for a busy machine slows
-both alike.
+stage takes JPEG frames and returns embeddings; the bare loop runs the same model on prepared
+tensors. They are timed in turn, several times, and the median ratio counts, because a busy machine
+slows both alike.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def save_model(folder: Path) -> Path:
 
 
 def picture(seed: int, height: int, width: int) -> bytes:
-    """A JPEG with about the detail of film: coarse shapes and grain."""
+    """A JPEG with about as much detail as film: coarse shapes and grain."""
     rng = np.random.default_rng(seed)
     coarse = cv2.resize(
         rng.integers(0, 256, (9, 16, 3), np.uint8), (width, height), interpolation=cv2.INTER_CUBIC
@@ -110,7 +110,7 @@ def against_the_bare_model(stage: EmbedClips, clips: int, rounds: int) -> None:
 
 
 def bare_loop(embedder: ClipEmbedder, jpegs: list[bytes]) -> Callable[[], object]:
-    """Only the model's forward pass, over tensors of its own dtype on its own device."""
+    """Only the model's forward pass, over tensors of its dtype that are already on its device."""
     import torch
 
     size = embedder.batch_images
@@ -162,7 +162,7 @@ def seconds(work: Callable[[], object]) -> float:
 
 
 def cpu_seconds(work: Callable[[], object]) -> float:
-    """CPU time of all threads: unlike wall time it hardly depends on what else runs."""
+    """CPU time of all threads, which depends less on other work than wall time."""
     started = time.process_time()
     work()
     return time.process_time() - started

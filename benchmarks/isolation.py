@@ -2,9 +2,9 @@
 
     python -m benchmarks.isolation [FILE] [--repeats 9]
 
-The helper decodes the file once and keeps what came of it; then it hands that over again and
-again, with a beat for every frame, and without decoding. `benchmarks.split` has whole runs with
-and without the helper, whose difference is smaller than what a busy machine varies by.
+The helper decodes the file once and keeps the results. Then it transfers them repeatedly without
+decoding, with one progress report per frame. `benchmarks.split` measures whole runs with and
+without the helper; there the difference is smaller than the noise of a busy machine.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _made: list[Any] = []
 
 
 def decode(path: Path) -> tuple[float, int, int]:
-    """Decodes the file and keeps the result here: its seconds, frames, and bytes kept of them."""
+    """Decodes the file and keeps the results here; returns seconds, frames, and bytes kept."""
     began, parts, scan = time.perf_counter(), [], scan_video(path, _SETTINGS)
     while True:
         try:
@@ -48,7 +48,7 @@ def decode(path: Path) -> tuple[float, int, int]:
 
 
 def hand_over(path: Path) -> Iterator[dict[str, Any]]:
-    """As a scan of the file, but all is there already."""
+    """Sends the kept results like a scan of the file, without decoding."""
     parts, columns = _made
     for number in range(len(columns["seconds"])):
         beat(number)
@@ -57,7 +57,7 @@ def hand_over(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def main() -> None:
-    from benchmarks import isolation  # a helper knows modules by their names
+    from benchmarks import isolation  # a helper finds functions by their module's name
 
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("file", nargs="?", type=Path, default=FOOTAGE / DEFAULT_FILES[0])
@@ -84,7 +84,7 @@ def main() -> None:
 
 
 def nothing(path: Path) -> None:
-    """What a helper does in no time."""
+    """An empty task for the helper."""
 
 
 if __name__ == "__main__":

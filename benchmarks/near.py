@@ -1,13 +1,12 @@
-"""What near-duplicate removal finds, how its cost grows with the clips, and what all pairs cost.
+"""Measures near-duplicate removal: its recall, its growth with the clips, and what all pairs cost.
 
     python -m benchmarks.near
 
-Embeddings are made up as a picture model's lie: about a common direction (two at random have a
-cosine of 0.5), half of the rest in topics of very unequal sizes. A tenth of the clips is planted
-just within the threshold of another one, so every one of these pairs should be found, and those
-are the hardest to find. Seconds are processor time, which other work on the machine changes
-little; all pairs are compared by matrix products, over a part of the rows for larger N, and
-scaled up.
+Embeddings are distributed like an image model's: around a common direction (two random ones have a
+cosine of 0.5), half of the rest in topics of very unequal sizes. For a tenth of the clips, another
+clip is planted just within the threshold; these pairs are the hardest to find. Seconds are
+processor time, which other work on the machine affects little. All pairs are compared by matrix
+products, for larger N over a part of the rows and scaled up.
 """
 
 from __future__ import annotations
@@ -101,7 +100,7 @@ def measure(n: int, d: int, clusters: int, before: tuple[int, float] | None) -> 
 
 
 def recall(gone: np.ndarray, ranks: np.ndarray) -> float:
-    """Of the planted pairs, the share whose later clip goes."""
+    """The share of planted pairs whose later clip is removed."""
     pairs = ranks.reshape(-1, BATCH)
     later = np.maximum(pairs[:, :PLANTED], pairs[:, -PLANTED:])
     return float(np.isin(later, gone).mean())
@@ -171,7 +170,7 @@ def hash_rows(n: int, ranks: np.ndarray) -> pa.RecordBatchReader:
 
 
 def all_pairs_seconds(n: int, d: int, ranks: np.ndarray) -> float:
-    """What comparing each vector with all before it takes: so many rows with all, scaled up."""
+    """Seconds to compare each vector with all earlier ones: measured on some rows, scaled up."""
     some = min(n, ALL_PAIRS_ROWS)
     everything = np.concatenate(
         [
@@ -185,7 +184,7 @@ def all_pairs_seconds(n: int, d: int, ranks: np.ndarray) -> float:
             products = everything[start : start + 500] @ everything.T
             (products >= MIN_COSINE).any(axis=1)
 
-    # Of the products of each with each, half would do.
+    # All products were computed, but half of them would be enough.
     return cpu_seconds(compare)[0] * n / some / 2
 
 

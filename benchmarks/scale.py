@@ -2,9 +2,9 @@
 
     python benchmarks/scale.py [--videos 20 200] [--engine local|ray]
 
-Renders a few short films, lists each many times over as copies with different bytes, runs the
-demo's recipe up to the embeddings, and prints the peak of the resident memory of the whole
-process tree (proportional set size, sampled) for each count, and their ratio.
+Renders a few short films, lists each many times as copies with different bytes, runs the demo's
+recipe up to the embeddings, and prints for each count the peak memory of the whole process tree
+(sampled proportional set size), and their ratio.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def make_films(folder: Path, count: int) -> Path:
             render_film(film, path)
         rendered.append(path.read_bytes())
     for number in range(count):
-        # A `free` box at the end is skipped by every reader and makes the bytes, so the id, new.
+        # Readers skip a `free` box at the end, but it changes the bytes and so the id.
         text = f"copy {number:06d}".encode()
         box = (8 + len(text)).to_bytes(4, "big") + b"free" + text
         (folder / f"{number:06d}.mp4").write_bytes(rendered[number % FILMS] + box)
@@ -46,7 +46,7 @@ def make_films(folder: Path, count: int) -> Path:
 
 
 def tree_megabytes(process: psutil.Process) -> float:
-    """Proportional set size of a process and all below it: shared pages count once in all."""
+    """Proportional set size of a process and its descendants: shared pages count once in total."""
     total = 0
     for one in [process, *process.children(recursive=True)]:
         try:

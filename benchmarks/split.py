@@ -2,20 +2,20 @@
 
     python -m benchmarks.split [FILE ...] [--repeats 5] [--seconds 120]
 
-Each file is first made longer by joining it to itself (packets are copied, not re-encoded).
+Each file is first lengthened by joining it to itself (packets are copied, not re-encoded).
 Then these processes take turns on it:
 
-  ours         scan and split: cuts, kept frames and statistics, committed as Parquet
-  bare         the same, decoded in that process and not in a helper process
-  scenedetect  `scenedetect -q -i FILE detect-content`: cuts only
-  ffmpeg       `ffmpeg -i FILE -f null -`: decoding only
+ours         scan and split: cuts, kept frames and statistics, committed as Parquet
+bare         the same, decoded in the process itself instead of a helper process
+scenedetect  `scenedetect -q -i FILE detect-content`: cuts only
+ffmpeg       `ffmpeg -i FILE -f null -`: decoding only
 
-The time that the same command takes for a file of four packets is taken off: a run starts one
-worker for many videos, so how long Python takes to start says nothing about it.
+The time that the same command takes for a file of four packets is subtracted: a run starts one
+worker for many videos, so Python's start-up time doesn't matter.
 
-Printed are relative speeds, where more than 1 means that the first is faster: from the
-median wall time, and from the median processor time, which a busy machine disturbs less. Without
-files, real footage next to the checkout is used.
+Prints ratios, where more than 1 means that the first is faster: of the median wall times, and of
+the median processor times, which a busy machine disturbs less. Without files, it uses the real
+footage next to the checkout.
 """
 
 from __future__ import annotations
@@ -49,14 +49,14 @@ DEFAULT_FILES = (
 
 
 def lengthen(source: Path, target: Path, seconds: float) -> None:
-    """Writes the first video stream of `source` again and again, for `seconds` at least."""
+    """Writes the first video stream of `source` repeatedly, for at least `seconds`."""
     with av.open(str(source)) as container:
         loops = math.ceil(seconds * av.time_base / container.duration)
     _join(source, target, loops, packets=None)
 
 
 def shorten(source: Path, target: Path) -> None:
-    """Writes only the first few packets: what remains of a process's time is its start."""
+    """Writes only the first few packets: a process then spends all its time on starting."""
     _join(source, target, 1, packets=4)
 
 
@@ -115,7 +115,7 @@ def scan_and_split(path: Path) -> None:
 
 
 def decode_here() -> None:
-    """Has the decode pass run in this process, as if files could do no harm."""
+    """Runs the decode pass in this process instead of a helper."""
     from clipmill.stages import scan_videos
 
     def collect(function, path, *args, limits, counted):
@@ -131,7 +131,7 @@ def decode_here() -> None:
 
 
 def ffmpeg_binary() -> str:
-    """The set-up's ffmpeg, so that ratios are the same program's on every machine."""
+    """The ffmpeg that `make setup` installs, so that ratios compare the same program everywhere."""
     program = ffmpeg_program()
     if program is None:
         raise SystemExit("no ffmpeg: see `clipmill doctor`")
@@ -156,8 +156,8 @@ def commands(path: Path) -> dict[str, list[str]]:
 
 
 def measure(path: Path, repeats: int) -> dict[str, np.ndarray]:
-    """Median (wall, processor) seconds of each command; they take turns, so that what else the
-    machine does hits all alike."""
+    """Median (wall, processor) seconds of each command. They take turns, so that other work on the
+    machine affects all of them alike."""
     taken: dict[str, list[tuple[float, float]]] = {}
     for _ in range(repeats):
         for name, command in commands(path).items():
@@ -171,7 +171,7 @@ def measure(path: Path, repeats: int) -> dict[str, np.ndarray]:
 
 
 def processor_seconds() -> float:
-    """What ended child processes have used."""
+    """Processor seconds of all child processes that have ended."""
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
     return usage.ru_utime + usage.ru_stime
 
