@@ -1,9 +1,9 @@
 """LAION's aesthetic heads: from an image embedding of length 1 to a score.
 
 V1 (`sa_0_4_vit_*_linear.pth`) is one linear layer. V2 (`*-l14-linearMSE.pth`) is five linear
-layers with nothing but dropout between them, so that scoring needs one vector and one bias. V2's
-`-reluMSE` variants have activations and stay a network. Scores of V1 and V2 are on different
-scales, though both look like marks from 1 to 10.
+layers with only dropout between them, so they fold into one vector and one bias. V2's `-reluMSE`
+variants have activations and stay a network. V1 and V2 use different scales, although both look
+like 1 to 10.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ _WHERE = (
 
 @dataclass(frozen=True)
 class AestheticHead:
-    """Layers of (weights of shape (outputs, inputs), bias); where several, ReLU between them."""
+    """Layers of (weights of shape (outputs, inputs), bias), with ReLU between them."""
 
     layers: tuple[tuple[np.ndarray, np.ndarray], ...]
 
     @property
     def dimensions(self) -> int:
-        """How long the embeddings are that it scores."""
+        """Length of the embeddings that it scores."""
         return int(self.layers[0][0].shape[1])
 
     def __call__(self, embeddings: np.ndarray) -> np.ndarray:
@@ -68,7 +68,7 @@ def load_head(path: Path) -> AestheticHead:
         if len(layers[-1][1]) != 1 or any(weights.ndim != 2 for weights, _ in layers):
             raise ValueError("it does not end in one number")
         return AestheticHead(tuple(layers))
-    # Pickles and safetensors that are malformed raise many kinds of errors.
+    # Malformed pickles and safetensors raise many kinds of errors.
     except Exception as error:
         raise ClipmillError(
             f"score_aesthetic.head: {path} is not an aesthetic head: expected `weight` and `bias` "
@@ -78,7 +78,7 @@ def load_head(path: Path) -> AestheticHead:
 
 
 def fold(layers: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
-    """One linear layer that equals several in a row."""
+    """One linear layer that is equivalent to several consecutive ones."""
     weights, bias = layers[0]
     for next_weights, next_bias in layers[1:]:
         weights, bias = next_weights @ weights, next_weights @ bias + next_bias

@@ -1,4 +1,4 @@
-"""Detects lack of memory, and halves batches until they fit."""
+"""Detects when memory runs out, and halves batches until they fit."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from clipmill.schemas.errors import RowFailed
 if TYPE_CHECKING:
     Compute = Callable[[Sequence[Any], int], Iterable[np.ndarray]]
 
-# What CUDA, its libraries, PyTorch's allocators and Apple's say; lower case.
+# Messages of CUDA, its libraries, PyTorch's allocators and Apple, in lower case.
 _SIGNS = (
     "out of memory",
     "not enough memory",
@@ -38,7 +38,7 @@ def out_of_memory(error: BaseException) -> RowFailed:
 
 
 def free_memory() -> None:
-    """Gives back what a failed batch held; call it outside the handler of its exception."""
+    """Frees what a failed batch held; call it outside the handler of its exception."""
     import torch
 
     gc.collect()
@@ -47,18 +47,18 @@ def free_memory() -> None:
 
 
 class BatchSize:
-    """How many items go through a model at a time: halved, for good, if memory runs out.
+    """How many items go through a model at a time: halved permanently if memory runs out.
 
-    For models whose results are rows of an array and that take items in their order.
+    For models whose results are rows of an array, in the order of the items.
     """
 
     def __init__(self, size: int) -> None:
         self.size = size
 
     def rows(self, items: Sequence[Any], compute: Compute) -> list[np.ndarray]:
-        """The arrays that `compute(items, size)` yields, one a batch, over all the items.
+        """The arrays that `compute(items, size)` yields, one per batch, over all the items.
 
-        RowFailed where memory does not suffice for a single item.
+        RowFailed if a single item doesn't fit into memory.
         """
         done: list[np.ndarray] = []
         at = 0
@@ -69,14 +69,14 @@ class BatchSize:
                     done.append(part)
                     at += len(part)
                 if at != len(items):
-                    # Whatever came after would sit on another item.
+                    # All later results would be assigned to the wrong items.
                     raise RuntimeError(f"{len(items)} inputs gave {at} outputs")
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
                 failure = out_of_memory(error)
             if failure is not None:
-                # Outside the handler: its traceback holds on to the batch's tensors.
+                # Outside the handler, whose traceback references the batch's tensors.
                 free_memory()
                 tried = min(self.size, len(items) - at)
                 if tried == 1:

@@ -46,7 +46,7 @@ FLORENCE_TASKS = ("<CAPTION>", "<DETAILED_CAPTION>", "<MORE_DETAILED_CAPTION>", 
 
 @dataclass(frozen=True)
 class PictureToCaption:
-    """One picture to caption. `ticket` says whose it is and comes back with the text."""
+    """One picture to caption. `ticket` identifies it and is returned with the text."""
 
     ticket: Hashable
     jpeg: bytes
@@ -54,14 +54,14 @@ class PictureToCaption:
 
 
 def frame_of(picture: PictureToCaption) -> np.ndarray:
-    """The picture's pixels, height × width × 3, RGB; RowFailed `bad_media` where it has none."""
+    """The pixels, height × width × 3, RGB; RowFailed `bad_media` if they can't be decoded."""
     from clipmill.stages.media.read.images import decode_jpeg
 
     return decode_jpeg(picture.jpeg)
 
 
 class Captioner(Protocol):
-    """Gives a text or a failure for each ticket."""
+    """Returns a text or a failure for each ticket."""
 
     def check_prompt(self, prompt: str | None) -> None:
         """Raises ClipmillError if the model can't use the prompt."""
@@ -94,13 +94,13 @@ def open_captioner(
 
 
 class ServerCaptioner:
-    """Sends the stored JPEGs to a server as they are."""
+    """Sends the stored JPEGs to a server unchanged."""
 
     def __init__(self, server: OpenAIServer) -> None:
         self._server = server
 
     def check_prompt(self, prompt: str | None) -> None:
-        """A server takes any."""
+        """A server accepts any prompt."""
 
     def describe(
         self, pictures: Sequence[PictureToCaption], generation: Generation
@@ -118,7 +118,7 @@ class ServerCaptioner:
 
 
 class LocalCaptioner:
-    """Runs a model of transformers in batches across clips."""
+    """Runs a transformers model in batches across clips."""
 
     def __init__(self, family: Family, batch_images: int) -> None:
         self._family = family
@@ -136,13 +136,13 @@ class LocalCaptioner:
             self._size, family.prepare, lambda inputs: family.generate(inputs, generation)
         )
         texts = batches.run([list(group) for _, group in groupby(ordered, key=family.group)])
-        # What did not fit once will not fit next time.
+        # A size that didn't fit once won't fit next time.
         self._size = batches.size
         return {picture.ticket: text for picture, text in zip(ordered, texts, strict=True)}
 
 
 class Family:
-    """Models that are fed alike. Subclasses say how pictures and prompts become inputs."""
+    """Models with the same kind of input. Subclasses turn pictures and prompts into inputs."""
 
     default_prompt: ClassVar[str | None] = None
 
@@ -163,11 +163,11 @@ class Family:
         )
         if self.tokenizer.pad_token_id is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
-        # A separate one for the outputs: the thread that prepares the next batch uses the other,
-        # and a tokenizer refuses to be used by two threads at a time ("Already borrowed").
+        # A separate tokenizer for the outputs: the thread that prepares the next batch uses the
+        # other one, and a tokenizer can't be used by two threads at a time ("Already borrowed").
         self._decoder = copy.deepcopy(self.tokenizer)
         if not config.is_encoder_decoder:
-            # A text that continues its prompt must not have padding in between.
+            # Text that continues its prompt must not have padding in between.
             self.tokenizer.padding_side = "left"
 
     def load_processors(self, folder: Path, trust: bool) -> None:
@@ -175,13 +175,13 @@ class Family:
         self.tokenizer = self.processor.tokenizer
 
     def check_prompt(self, prompt: str | None) -> None:
-        """Raises ClipmillError where this kind of model cannot take the prompt."""
+        """Raises ClipmillError if this kind of model cannot use the prompt."""
 
     def prompt_of(self, picture: PictureToCaption) -> str:
         return picture.prompt or self.default_prompt or ""
 
     def group(self, picture: PictureToCaption) -> int:
-        """Only pictures of one group go into one batch."""
+        """Only pictures of the same group share a batch."""
         return 0
 
     def prepare(self, pictures: Sequence[PictureToCaption]) -> dict[str, Any]:
@@ -200,7 +200,7 @@ class Family:
         return texts
 
     def options(self) -> dict[str, Any]:
-        """Arguments of `generate` that belong to the model, not to the settings."""
+        """Arguments of `generate` that depend on the model instead of the settings."""
         return {"pad_token_id": self.tokenizer.pad_token_id}
 
     def new_tokens(self, output: torch.Tensor, inputs: Mapping[str, Any]) -> torch.Tensor:
@@ -218,7 +218,7 @@ class Family:
 
 
 class _OnePicture(Family):
-    """Families that see each picture as one resized and normalised tensor."""
+    """Families whose input is one resized and normalised tensor per picture."""
 
     def load_processors(self, folder: Path, trust: bool) -> None:
         super().load_processors(folder, trust)
@@ -236,7 +236,7 @@ class _OnePicture(Family):
         return pixels
 
     def prompt_ids(self, prompt: str) -> list[int]:
-        """The tokens that stand before the generated ones."""
+        """The tokens before the generated ones."""
         raise NotImplementedError
 
     def group(self, picture: PictureToCaption) -> int:
@@ -255,7 +255,7 @@ class _OnePicture(Family):
 
 
 class Blip(_OnePicture):
-    """BLIP wants [DEC] before the prompt, and drops a closing token that it expects behind it."""
+    """BLIP needs [DEC] before the prompt, and drops the closing token that it expects after it."""
 
     def prompt_ids(self, prompt: str) -> list[int]:
         text = self.model.config.text_config
@@ -270,7 +270,7 @@ class Blip(_OnePicture):
 
 
 class Blip2(_OnePicture):
-    """BLIP-2 has the places of its query tokens before the text."""
+    """BLIP-2 has placeholders for its query tokens before the text."""
 
     def prompt_ids(self, prompt: str) -> list[int]:
         config = self.model.config
@@ -279,7 +279,7 @@ class Blip2(_OnePicture):
 
 
 class VisionEncoderDecoder(_OnePicture):
-    """An image encoder and a text decoder, which starts from the picture alone."""
+    """An image encoder and a text decoder that takes no prompt."""
 
     def load_processors(self, folder: Path, trust: bool) -> None:
         self.tokenizer = load_processor("AutoTokenizer", folder, self.setting, trust)
@@ -300,7 +300,7 @@ class VisionEncoderDecoder(_OnePicture):
 
 
 class Other(Family):
-    """Models whose processor takes pictures and plain texts."""
+    """Models whose processor takes pictures and plain text."""
 
     def prepare(self, pictures: Sequence[PictureToCaption]) -> dict[str, Any]:
         return dict(
@@ -372,7 +372,7 @@ _FAMILIES: dict[str, type[Family]] = {
 
 
 def family_of(config: Any, folder: Path) -> type[Family]:
-    """How a model with this configuration is fed."""
+    """The family of a model with this configuration."""
     known = _FAMILIES.get(type(config).__name__)
     if known is not None:
         return known
@@ -391,7 +391,7 @@ def has_chat_template(folder: Path) -> bool:
 
 
 def load_processor(auto_class: str, folder: Path, setting: str, trust_remote_code: bool) -> Any:
-    """A processor of transformers; ClipmillError where the folder lacks its files."""
+    """A transformers processor; ClipmillError if the folder lacks its files."""
     import transformers
 
     try:
@@ -405,7 +405,7 @@ def load_processor(auto_class: str, folder: Path, setting: str, trust_remote_cod
 
 
 def without_prompt(output: torch.Tensor, input_ids: torch.Tensor | None) -> torch.Tensor:
-    """`output` without `input_ids` where it begins with them."""
+    """`output` without `input_ids`, if it begins with them."""
     if input_ids is None or output.shape[1] < input_ids.shape[1]:
         return output
     length = input_ids.shape[1]

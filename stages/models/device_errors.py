@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from clipmill.schemas.errors import ClipmillError
 
-# What CUDA's and HIP's runtimes say where, by their manuals, the process must be restarted;
-# lower case. Memory that does not suffice, or a shape that a kernel refuses, is none of these.
+# Messages of CUDA and HIP, in lower case, for errors after which their manuals say that the
+# process must be restarted. Running out of memory and unsupported shapes are not among them.
 _SIGNS = (
     "device-side assert",
     "illegal memory access",
@@ -25,7 +25,7 @@ _RUNTIMES = ("cuda", "hip", "cublas", "cudnn", "nccl", "acceleratorerror")
 class DeviceBroken(ClipmillError):
     """A model's device is unusable in this process; another process may succeed.
 
-    Its threads are not waited for: freeing what the device holds may end the process.
+    Its threads are not waited for: freeing what the device holds may kill the process.
     """
 
     leaves_threads = True

@@ -34,7 +34,7 @@ DType = Literal["auto", "float32", "bfloat16"]
 
 _FIT: dict[str, FitMode] = {"shortest": "crop", "squash": "squash", "longest": "pad"}
 _TEXT_BATCH = 256
-# Texts come again within a batch and between neighbouring clips, hardly later.
+# Texts are repeated within a batch and in neighbouring clips, rarely later.
 _REMEMBERED_TEXTS = 4096
 # Batches that are prepared ahead of the one in the model.
 _AHEAD = 2
@@ -45,7 +45,7 @@ DEFAULT_MODEL = ModelReference(hub=f"{PAIR}ViT-L-14/openai")
 
 @dataclass(frozen=True)
 class ImagePreparation:
-    """How a model wants its images; equals its open_clip transform to within about a grey level."""
+    """How a model wants its images; equals its open_clip transform to about one grey level."""
 
     size: tuple[int, int]
     mean: tuple[float, ...]
@@ -70,7 +70,7 @@ class ImagePreparation:
         )
 
     def __call__(self, jpegs: Sequence[bytes], out: np.ndarray | None = None) -> np.ndarray:
-        """Float32 of shape (n, 3, height, width), in `out` where it is given."""
+        """Float32 of shape (n, 3, height, width), written to `out` if given."""
         images = [decode_jpeg(data) for data in jpegs]
         return to_batch(
             images, self.size, self.mean, self.std, self.mode, self.interpolation, self.fill, out
@@ -79,7 +79,7 @@ class ImagePreparation:
     def in_parallel(
         self, pool: ThreadPoolExecutor, threads: int, jpegs: Sequence[bytes]
     ) -> np.ndarray:
-        """The same, each thread working on a share of the images."""
+        """The same, with the images divided among threads."""
         batch = np.empty((len(jpegs), 3, *self.size), np.float32)
         share = -(-len(jpegs) // threads)
         starts = range(0, len(jpegs), share)
@@ -96,8 +96,8 @@ class ImagePreparation:
 class ClipEmbedder:
     """One loaded model; embeddings are float32 rows of length 1.
 
-    Only the towers asked for are kept in memory. In bfloat16 an embedding depends, in its third
-    digit, on which others are computed in the same batch.
+    Only the requested towers are kept in memory. In bfloat16, the third digit of an embedding
+    depends on the other items in its batch.
     """
 
     def __init__(
@@ -127,7 +127,7 @@ class ClipEmbedder:
 
     @property
     def batch_images(self) -> int:
-        """Images that go through the model at a time; fewer than asked where memory is short."""
+        """Images per forward pass; fewer than requested if memory is short."""
         return self._images.size
 
     @property
@@ -139,9 +139,9 @@ class ClipEmbedder:
     def embed_images(self, jpegs: Sequence[bytes]) -> np.ndarray:
         """Embeddings of JPEG images, in their order, of shape (n, d).
 
-        On a GPU the next batches are decoded and resized while the model works on this one.
-        A model that computes on several cores waits for the slowest of them, and would for the
-        one that prepares: there all of them prepare a batch together, then compute.
+        On a GPU, the next batches are decoded and resized while the model computes the current
+        one. A CPU model uses all cores and waits for the slowest, so a preparing thread would slow
+        down all of them: there, all cores first prepare a batch together, then compute it.
         """
         done = self._images.rows(jpegs, self._embedded)
         return np.concatenate(done) if done else np.empty((0, 0), np.float32)
@@ -162,7 +162,7 @@ class ClipEmbedder:
                 yield self.embed_batch(batch)
 
     def embed_batch(self, batch: np.ndarray) -> np.ndarray:
-        """Embeddings of images that are prepared: float32 of shape (n, 3, height, width)."""
+        """Embeddings of prepared images: float32 of shape (n, 3, height, width)."""
         import torch
 
         with torch.inference_mode():
@@ -170,10 +170,10 @@ class ClipEmbedder:
             return _unit_rows(self.image_model(pixels))
 
     def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
-        """Embeddings of texts, in their order; a text that comes again is embedded once.
+        """Embeddings of texts, in their order; repeated texts are embedded once.
 
-        A text longer than the model's context (77 tokens for CLIP) is cut off there, as open_clip
-        does: its tokenizer puts the end token at the last place.
+        A text longer than the model's context (77 tokens for CLIP) is truncated, as in open_clip:
+        its tokenizer puts the end token in the last place.
         """
         fresh = list(dict.fromkeys(text for text in texts if text not in self._texts))
         found = {text: self._texts[text] for text in texts if text in self._texts}
@@ -197,7 +197,7 @@ class ClipEmbedder:
 def _ahead(
     pool: ThreadPoolExecutor, prepare: ImagePreparation, pieces: Sequence[Sequence[bytes]]
 ) -> Iterator[np.ndarray]:
-    """Prepared batches in order, a few of them made ahead: no more, for they are large."""
+    """Prepared batches in order, only a few of them ahead, because they are large."""
     waiting: list[Future[np.ndarray]] = []
     for piece in pieces:
         waiting.append(pool.submit(prepare, piece))
@@ -208,7 +208,7 @@ def _ahead(
 
 
 def _unit_rows(features: torch.Tensor) -> np.ndarray:
-    """Rows of length 1; one without a direction (all zeros) is NaN: it is not an embedding."""
+    """Rows scaled to length 1; a zero row becomes NaN, because it has no direction."""
     import torch
 
     features = features.float()
@@ -253,7 +253,7 @@ def _load(reference: ModelReference, setting: str, *, with_tokenizer: bool) -> t
         return model, open_clip.get_tokenizer(name) if with_tokenizer else None
     except ClipmillError:
         raise
-    # open_clip raises many kinds of errors over a malformed folder.
+    # open_clip raises many kinds of errors for a malformed folder.
     except Exception as error:
         raise ClipmillError(
             f"{setting}: the model {reference} in {folder} cannot be loaded: "
@@ -295,7 +295,7 @@ class EmbedderStage(Stage):
         )
 
     def same_model(self, label: str, before: Mapping[str, Stage]) -> None:
-        """ValueError if the embeddings of stage `label` come from another model than this one."""
+        """ValueError if the embeddings of stage `label` are from a different model."""
         other = before.get(label)
         if isinstance(other, EmbedderStage) and other.model.identity() != self.model.identity():
             raise ValueError(

@@ -1,4 +1,4 @@
-"""Checks generated texts: they must be tidy, not empty, and not repetitive."""
+"""Cleans generated texts, and rejects empty and repetitive ones."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import re
 
 import numpy as np
 
-# Far beyond any caption: a server may answer with a book, whatever length it was asked for.
+# Far beyond any caption: a server may return a book, whatever length was requested.
 LONGEST_CHARACTERS = 20_000
 _THINKING = re.compile(r"<(/?)(?:think|thinking|reasoning)>|◁(/?)think▷")
-# For scripts written without spaces: a piece said five times in a row or more.
+# For scripts written without spaces: a piece repeated five times in a row or more.
 _CHARACTERS_REPEAT = re.compile(r"(\w.{0,59}?)\1{4,}", re.DOTALL)
 _REPEATED_CHARACTERS = 24
-# Control characters, marks that turn the direction of what follows, and the byte order mark: none
-# of them is seen, and a terminal obeys the first.
+# Invisible characters: control characters, which could control a terminal, marks that change the
+# text's direction, and the byte order mark.
 _UNSEEN = re.compile(
     "[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ufeff]"
 )
@@ -23,7 +23,7 @@ _NO_CHARACTER = re.compile("[\ud800-\udfff\ufffd]")
 def tidy(text: str) -> str:
     """Removes thinking blocks, even unfinished ones, and invisible characters; collapses spaces.
 
-    A truncated last character is dropped: the last token of a text may be a part of one.
+    A truncated last character is dropped: the last token of a text may be only part of one.
     """
     text = _UNSEEN.sub("", _without_thinking(text)).rstrip("\ufffd")
     return " ".join(text.split())
@@ -35,7 +35,7 @@ def _without_thinking(text: str) -> str:
     at, thinking = 0, False
     for tag in _THINKING.finditer(text):
         if tag.group(1) or tag.group(2):
-            # Some chat templates open the block in the prompt, so that only its end is generated.
+            # Some chat templates open the block in the prompt, so only its end is generated.
             if not thinking:
                 kept.clear()
             thinking = False
@@ -49,7 +49,7 @@ def _without_thinking(text: str) -> str:
 
 
 def fault_of(text: str) -> str | None:
-    """Why a tidied text cannot be used, or None where it can."""
+    """Why a cleaned text cannot be used; None if it can."""
     if not text:
         return "the text is empty"
     if len(text) > LONGEST_CHARACTERS:
@@ -74,14 +74,15 @@ def shortened(text: str, most: int = 120) -> str:
 def _repetition(text: str) -> str | None:
     """The piece that a text repeats over and over.
 
-    A word may come three times in a row in good prose ("very, very, very"), six words may not come
+    A word may be repeated three times in good prose ("very, very, very"), six words not even
     twice.
     """
     words = [word.strip(".,;:!?\"'()").casefold() for word in text.split()]
     numbers = np.array([*map({word: i for i, word in enumerate(words)}.get, words)])
     for length in range(1, len(words) // 2 + 1):
         allowed = 3 if length < 3 else 2 if length < 6 else 1
-        # Where a word differs from the one `length` before it; between two such places all agree.
+        # Places where a word differs from the one `length` words earlier; between two such places,
+        # all are equal.
         differs = np.flatnonzero(numbers[length:] != numbers[:-length])
         ends = np.concatenate([[-1], differs, [len(words) - length]])
         runs = np.diff(ends) - 1

@@ -1,4 +1,4 @@
-"""Shared by caption_frames and summarize_captions: settings, loading, batches that fit."""
+"""Settings, loading and batching shared by caption_frames and summarize_captions."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ DType = Literal["auto", "float32", "bfloat16", "float16"]
 
 @dataclass(frozen=True)
 class Generation:
-    """How a text is generated; nothing is ever sampled, so the same input gives the same text."""
+    """How a text is generated. There is no sampling, so the same input gives the same text."""
 
     max_new_tokens: int
     min_new_tokens: int = 0
@@ -56,13 +56,13 @@ class Generation:
 
 
 def _report(*_: Any, **__: Any) -> bool:
-    """Stops nothing; called after each token."""
+    """Reports progress after each token; never stops generation."""
     beat()
     return False
 
 
 class GeneratingStage(Stage):
-    """Settings of a stage whose texts come from a model of transformers or from a server."""
+    """Settings of a stage whose texts come from a transformers model or a server."""
 
     dtype: DType = Field(
         "auto",
@@ -105,7 +105,7 @@ class GeneratingStage(Stage):
             )
 
     def server(self, reference: ModelReference) -> OpenAIServer:
-        """The client for a reference that names a server."""
+        """The client for a reference to a server."""
         # Here, because httpx takes a tenth of a second to import.
         from clipmill.stages.models.openai_server import OpenAIServer
 
@@ -122,7 +122,7 @@ class GeneratingStage(Stage):
 
 @dataclass(frozen=True)
 class ModelPlacement:
-    """The device and number format of a model."""
+    """The device and dtype of a model."""
 
     device: torch.device
     dtype: torch.dtype
@@ -148,7 +148,7 @@ def load_config(folder: Path, what: str, *, trust_remote_code: bool) -> Any:
     """The model's configuration; ClipmillError if the folder has no readable one."""
     import transformers
 
-    # Its warnings are for people who write models; what matters here is raised.
+    # Its warnings are for model authors; what matters here is raised.
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     try:
@@ -167,10 +167,10 @@ def load_config(folder: Path, what: str, *, trust_remote_code: bool) -> Any:
 def load_weights(
     auto_class: Any, folder: Path, what: str, place: ModelPlacement, *, trust_remote_code: bool
 ) -> Any:
-    """The model on its device, ready to generate without sampling.
+    """The model on its device, set up to generate without sampling.
 
-    Only safetensors, or pickles read as weights only. Raises ClipmillError if weights are
-    missing: transformers would fill them with random numbers and continue.
+    Loads only safetensors, or pickles with weights_only. Raises ClipmillError if weights are
+    missing: transformers would initialise them randomly and continue.
     """
     try:
         model, loaded = auto_class.from_pretrained(
@@ -194,7 +194,7 @@ def load_weights(
                 f"{place.dtype}; use a smaller model or fewer workers: {error}"
             ) from error
         raise ClipmillError(f"{what}: {folder} cannot be loaded: {error}") from error
-    # Poolers are for classification: published captioners often come without theirs.
+    # Poolers are for classification: published captioners often lack theirs.
     missing = sorted(name for name in loaded["missing_keys"] if "pooler" not in name)
     if missing:
         raise ClipmillError(
@@ -217,15 +217,15 @@ def load_weights(
 
 
 def chat_options(template: Any) -> dict[str, bool]:
-    """Variables for a chat template: a caption needs no thinking aloud first."""
+    """Variables for a chat template: captions need no thinking."""
     return {"enable_thinking": False} if "enable_thinking" in str(template) else {}
 
 
 class Batches(Generic[Item, Prepared, Result]):
-    """Runs items through a model in batches, preparing one while the previous one is computed.
+    """Runs items through a model in batches, and prepares one while computing the previous one.
 
-    Where memory does not suffice the size is halved, for good. Any other exception costs only the
-    item that causes it: its batch is done again one by one. DeviceBroken where none can be.
+    If memory is short, the size is halved permanently. Any other exception fails only the item
+    that causes it: its batch is processed again one by one. DeviceBroken is raised.
     """
 
     def __init__(
@@ -239,7 +239,7 @@ class Batches(Generic[Item, Prepared, Result]):
         self._compute = compute
 
     def run(self, groups: Iterable[Sequence[Item]]) -> list[Result | RowFailed]:
-        """Results in the order of the items; a batch never takes items of two groups."""
+        """Results in the order of the items; a batch never mixes two groups."""
         batches = [
             group[i : i + self.size] for group in groups for i in range(0, len(group), self.size)
         ]
@@ -273,7 +273,7 @@ class Batches(Generic[Item, Prepared, Result]):
             if len(found) != len(batch):
                 raise RuntimeError(f"{len(batch)} inputs gave {len(found)} outputs")
             return found
-        except Exception as error:  # noqa: BLE001 - whatever a model raises costs its item only
+        except Exception as error:  # noqa: BLE001 - whatever a model raises fails only its item
             raise_if_broken(error)
             memory = is_out_of_memory(error)
             failure = (
@@ -283,7 +283,7 @@ class Batches(Generic[Item, Prepared, Result]):
                 if memory
                 else RowFailed("model", f"{type(error).__name__}: {error}")
             )
-        # Outside the handler, so that the traceback no longer holds on to the batch's tensors.
+        # Outside the handler, so that the traceback no longer references the batch's tensors.
         if memory:
             free_memory()
         if len(batch) == 1:

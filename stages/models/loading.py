@@ -17,24 +17,24 @@ from clipmill.stages.references import ModelReference
 
 logger = logging.getLogger(__name__)
 
-# Configuration, tokenizer and template files. Python files are left behind: no code is run that
-# comes with a model.
+# Configuration, tokenizer and template files. No Python files: code that comes with a model is
+# never run.
 _CONFIGURATION = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken")
-# In order of preference; a later one is fetched only where no earlier one is there. `.bin` is
-# loaded with weights_only. Repositories of open_clip often hold the same model for transformers.
+# In order of preference; a later pattern is used only if no earlier one matches. `.bin` is loaded
+# with weights_only. open_clip repositories often also hold the same model for transformers.
 _WEIGHTS = ("*.safetensors", "*.bin")
 _OPEN_CLIP_WEIGHTS = ("open_clip_*.safetensors", "open_clip_*.bin")
-# The same weights once more, in another precision or for another framework.
+# The same weights in another precision or for another framework.
 _DUPLICATES = re.compile(r"\.(fp16|fp32)\.|^(flax|tf|rust)_model|^(training_args|optimizer)\b")
 _HUB_TIMEOUT_SECONDS = 10.0
 
 
 def local_folder(reference: ModelReference, *, setting: str) -> Path:
-    """The folder that holds a model's files, fetched from the hub if they are not here yet.
+    """The folder that holds a model's files, downloaded from the hub if necessary.
 
-    `setting` is named in errors, as `<stage>.<setting>`. An unreachable hub is given up within
-    seconds; what is already in its cache is then used. Raises UsageError where a local folder
-    lacks, ClipmillError where the hub cannot give the model.
+    `setting` is named in errors, as `<stage>.<setting>`. If the hub is unreachable, its cache is
+    used after a few seconds. Raises UsageError if a local folder lacks files, ClipmillError if the
+    hub cannot provide the model.
     """
     if reference.server:
         raise UsageError(
@@ -52,10 +52,10 @@ def local_folder(reference: ModelReference, *, setting: str) -> Path:
 
 
 def hub_folder(repository: str, revision: str | None, *, setting: str) -> Path:
-    """The cache folder of a hub repository, holding its configuration and one set of weights."""
+    """The cache folder of a hub repository with its configuration and one set of weights."""
     try:
         from huggingface_hub import HfApi, snapshot_download
-    except ValueError as error:  # it reads its address as it is imported
+    except ValueError as error:  # it reads its address on import
         raise ClipmillError(
             f"{setting}: $HF_ENDPOINT ({os.environ.get('HF_ENDPOINT')}) is not a "
             f"URL: {error}; fix or unset it"
@@ -66,7 +66,7 @@ def hub_folder(repository: str, revision: str | None, *, setting: str) -> Path:
         found = HfApi().model_info(repository, revision=revision, timeout=_HUB_TIMEOUT_SECONDS)
         names = [file.rfilename for file in found.siblings or ()]
         return Path(snapshot_download(repository, revision=revision, allow_patterns=_wanted(names)))
-    # Whatever stopped it (name look-up, proxy, HTTP status, disk) is reported with what to do.
+    # Any cause (name look-up, proxy, HTTP status, disk) is reported with the next step.
     except Exception as error:
         if folder := cached_folder(repository, revision):
             logger.warning("%s is loaded from the hub's cache: %s", repository, error)
@@ -78,7 +78,7 @@ def hub_folder(repository: str, revision: str | None, *, setting: str) -> Path:
 
 
 def _nobody_answers(error: BaseException | None) -> bool:
-    """Whether the hub could not be asked at all; what it answers is about the one model."""
+    """Whether the hub could not be reached; any answer from it concerns only this model."""
     import httpx
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
@@ -95,7 +95,7 @@ def _nobody_answers(error: BaseException | None) -> bool:
 
 
 def resolved_revision(reference: ModelReference) -> str | None:
-    """The commit of a hub model in the cache; None for other places or if it is not there."""
+    """The commit of a hub model in the cache; None if it isn't cached or isn't from the hub."""
     if not reference.hub:
         return None
     folder = _snapshot(repository_of(reference.hub), reference.revision)
@@ -114,7 +114,7 @@ def _is_commit(revision: str | None) -> bool:
 
 
 def _snapshot(repository: str, revision: str | None) -> Path | None:
-    """The cache folder of a repository's revision, whole or not."""
+    """The cache folder of a repository's revision, complete or not."""
     from huggingface_hub import try_to_load_from_cache
 
     for name in ("open_clip_config.json", "config.json"):
@@ -125,7 +125,7 @@ def _snapshot(repository: str, revision: str | None) -> Path | None:
 
 
 def cached_folder(repository: str, revision: str | None) -> Path | None:
-    """The cache folder where it holds whole weights: a download may have been cut short."""
+    """The cache folder if its weights are complete: a download may have been interrupted."""
     folder = _snapshot(repository, revision)
     if folder is None:
         return None
@@ -138,7 +138,7 @@ def cached_folder(repository: str, revision: str | None) -> Path | None:
 
 
 def _weights_among(names: Sequence[str]) -> list[str]:
-    """The files of the first weights pattern that matches any, at the top of the repository."""
+    """The top-level files that match the first weights pattern with any match."""
     candidates = [name for name in names if "/" not in name and not _DUPLICATES.search(name)]
     first = _OPEN_CLIP_WEIGHTS if "open_clip_config.json" in names else ()
     for pattern in (*first, *_WEIGHTS):

@@ -22,18 +22,19 @@ from clipmill.stages.references import ModelReference
 
 _LONGEST_WAIT_SECONDS = 60.0
 _CHECK_SECONDS = 10.0
-# Questions without an answer, one after the other, after which a server counts as gone.
+# Consecutive unanswered requests after which a server counts as down.
 _UNANSWERED = 8
-# A chat completion is a text of some kilobytes, and may bring its thinking and probabilities.
+# A chat completion is a few kilobytes of text, perhaps with its reasoning and probabilities.
 _MOST_BYTES = 8 * 2**20
-# What is cut ends at once. A connection that is still being made can't be, and ends by itself.
+# Time for interrupted requests to end. A connection that is still being opened can't be cut, and
+# ends by itself.
 _LEAVING_SECONDS = 2.0
 _BEAT_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
 class Completion:
-    """What the model said. `complete` is false if it was cut off at the token limit."""
+    """The model's answer. `complete` is false if it was cut off at the token limit."""
 
     text: str
     complete: bool = True
@@ -56,17 +57,19 @@ class Message:
 
 @dataclass
 class OpenAIServer:
-    """Asks one model behind a server, several questions at a time, each until it is answered.
+    """A client for one model on a server; sends several requests at a time and retries failed
+    ones.
 
-    `key_variable` names the environment variable that holds the API key, so that no key is in
-    a recipe or in a run's record. `options` are added to every request; an option that is None
-    takes a default one away (some models refuse `temperature`).
+    `key_variable` names the environment variable that holds the API key, so that no key is in a
+    recipe or a run's record. `options` are added to every request; an option that is None removes
+    a default (some models refuse `temperature`).
 
-    Where as many questions as go at a time, and at least 8, stay without an answer in a row, the
-    rest of theirs is not asked; each later call first waits and tries one question. So a server
-    that is gone costs a minute or so a batch, not hours, and is found again when it is back.
+    After as many consecutive unanswered requests as are sent at a time, and at least 8, the other
+    requests of a call are not sent, and each later call first waits and tries a single one. So a
+    server that is down costs about a minute per batch instead of hours, and is used again once it
+    is back.
 
-    Leaving it, also in the middle of `ask`, cuts what is under way, and sends nothing any more.
+    Exiting the context manager, even during `ask`, cuts pending requests and sends no more.
     """
 
     reference: ModelReference
@@ -113,7 +116,7 @@ class OpenAIServer:
     def check(self, setting: str) -> None:
         """Raises ClipmillError if nothing answers at the server's address.
 
-        Any answer will do: not every server lists its models, and a wrong key shows in each row.
+        Any answer is accepted: not every server lists its models, and a wrong key fails each row.
         """
         try:
             self._exchange("GET", "models", min(_CHECK_SECONDS, self.timeout_seconds))
@@ -123,13 +126,13 @@ class OpenAIServer:
                 f"another with --set {setting}=http://HOST:PORT/v1#MODEL"
             ) from error
         except (httpx.HTTPError, _TooLong):
-            # Slow or odd, but there: the requests themselves are tried again where needed.
+            # Slow or odd, but reachable: the requests themselves are retried if necessary.
             return
 
     def ask(
         self, messages: Sequence[Message], *, max_new_tokens: int
     ) -> list[Completion | RowFailed]:
-        """One answer or failure a message, in the order of the messages."""
+        """One answer or failure per message, in the order of the messages."""
 
         def one(message: Message) -> Completion | RowFailed:
             if self._is_gone():
@@ -148,7 +151,7 @@ class OpenAIServer:
         try:
             waiting = set(self._asked)
             while waiting:
-                beat()  # how long an answer may take is its own setting
+                beat()  # a separate setting limits how long an answer may take
                 _, waiting = wait(waiting, _BEAT_SECONDS)
             return first + [asked.result() for asked in self._asked]
         finally:
@@ -196,7 +199,7 @@ class OpenAIServer:
         raise RowFailed(last.kind, f"{last} (tried {times})")
 
     def _wait(self, attempt: int, after_seconds: float | None) -> None:
-        # Spread out, so that many workers do not come back at the same moment.
+        # Randomised, so that many workers don't retry at the same moment.
         seconds = self.first_wait_seconds * 2**attempt * random.uniform(0.75, 1.25)
         self._closing.wait(min(max(seconds, after_seconds or 0.0), _LONGEST_WAIT_SECONDS))
 
@@ -220,7 +223,7 @@ class OpenAIServer:
     def _exchange(
         self, method: str, path: str, seconds: float, body: dict[str, Any] | None = None
     ) -> tuple[httpx.Response, bytes]:
-        """An answer and its body; httpx.HTTPError, or _TooLong, where there is none in time."""
+        """A response and its body; raises httpx.HTTPError or _TooLong if there is none in time."""
         content = bytearray()
         with (
             self._line().within(seconds) as line,
@@ -240,7 +243,7 @@ class OpenAIServer:
         return answer, bytes(content)
 
     def _line(self) -> _Line:
-        """This thread's own, kept for its next question."""
+        """This thread's own client, kept for its next request."""
         if not hasattr(self._own, "line"):
             with proxies_of_environment():
                 self._own.line = _Line(httpx.Client(verify=self._tls), self._closing)
@@ -279,11 +282,11 @@ class OpenAIServer:
 
 
 class _Line:
-    """A client of one thread, with one connection, which a clock can cut.
+    """One thread's client, with one connection that can be cut after a time limit.
 
-    httpx bounds each wait for bytes, not the whole answer: a server that sends a header or a body
-    a byte at a time would never be given up. Once `closing` is set, a connection is cut as soon as
-    it is made.
+    httpx only limits each wait for bytes, not the whole response: a server that sends one byte at
+    a time would never time out. Once `closing` is set, any new connection is cut as soon as it is
+    open.
     """
 
     def __init__(self, client: httpx.Client, closing: threading.Event) -> None:
@@ -293,7 +296,7 @@ class _Line:
         self._cut = False
 
     def watch(self, event: str, details: Mapping[str, Any]) -> None:
-        """A `trace` of httpcore's, which tells of every connection that is made."""
+        """An httpcore `trace` that records each new connection."""
         if event.endswith(("connect_tcp.complete", "start_tls.complete")):
             self._socket = details["return_value"].get_extra_info("socket")
             if self._cut or self._closing.is_set():
@@ -301,7 +304,7 @@ class _Line:
 
     @contextmanager
     def within(self, seconds: float) -> Iterator[_Line]:
-        """Cuts the connection after so long; httpx.ReadTimeout where it came to that."""
+        """Cuts the connection after this many seconds; then raises httpx.ReadTimeout."""
         self._cut = False
         clock = threading.Timer(seconds, self.end)
         clock.daemon = True
@@ -316,7 +319,7 @@ class _Line:
             clock.cancel()
             clock.join()
         if self._cut:
-            # A body without a length looks whole when its connection ends.
+            # A body without a declared length looks complete when its connection ends.
             raise httpx.ReadTimeout("the answer never ended")
 
     def end(self) -> None:

@@ -1,4 +1,4 @@
-"""Prepares pixels for a model without its own image processor, where that is simple."""
+"""Prepares pixels without a model's own image processor, for processors that are simple enough."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _PLAIN = {
 
 @dataclass(frozen=True)
 class PlainPixels:
-    """Fit to `size` (height, width), then (value ÷ 255 − mean) ÷ deviation, by OpenCV."""
+    """Resize to `size` (height, width), then (value ÷ 255 − mean) ÷ deviation, with OpenCV."""
 
     size: tuple[int, int]
     mode: FitMode
@@ -35,8 +35,8 @@ class PlainPixels:
 
     @classmethod
     def of(cls, processor: Any) -> PlainPixels | None:
-        """What an image processor does, or None where it does more than this."""
-        # One and the same processor has the ending Fast or Pil in some versions of transformers.
+        """The equivalent of an image processor; None if it does more than this."""
+        # In some versions of transformers, the same processor's name ends in Fast or Pil.
         name = type(processor).__name__.removesuffix("Fast").removesuffix("Pil")
         scaled = processor.do_resize and processor.do_rescale
         if name not in _PLAIN or not scaled or abs(processor.rescale_factor * 255 - 1) > 1e-6:

@@ -1,4 +1,4 @@
-"""Records on which devices and in which number formats a run's models compute."""
+"""Records the devices and dtypes that a run's models use."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, order=True)
 class ModelPlace:
-    """`device` and `dtype` of the model that the setting `setting` of a stage names."""
+    """`device` and `dtype` of the model named by a stage's setting `setting`."""
 
     setting: str
     device: str
@@ -22,7 +22,7 @@ _noting: ContextVar[list[ModelPlace] | None] = ContextVar("noting", default=None
 
 @contextmanager
 def noted_places() -> Iterator[list[ModelPlace]]:
-    """Collects the places of all models that are opened inside."""
+    """Collects the places of all models opened inside."""
     found: list[ModelPlace] = []
     token = _noting.set(found)
     try:
@@ -32,7 +32,7 @@ def noted_places() -> Iterator[list[ModelPlace]]:
 
 
 def note_place(setting: str, device: str, dtype: str) -> None:
-    """Records where a model computes; `setting` is `<stage>.<setting>`."""
+    """Records a model's device and dtype; `setting` is `<stage>.<setting>`."""
     found = _noting.get()
     if found is not None:
         found.append(ModelPlace(setting.rpartition(".")[2], device, dtype))

@@ -1,4 +1,4 @@
-"""Prompt templates of recipes: Jinja in a sandbox, with a closed list of variables."""
+"""Prompt templates of recipes: sandboxed Jinja with a closed list of variables."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from clipmill.schemas.bounded_memory import bounded_memory
 
-# A template may make a long prompt, and no more.
+# Limits the length of a prompt that a template makes.
 _MOST_BYTES = 2**30
 
 
 class _Environment(ImmutableSandboxedEnvironment):
-    # What is named here is done when a template is filled in, not already when it is read.
+    # These run when a template is rendered, not already when it is compiled.
     intercepted_binops = frozenset(("*", "**"))
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
@@ -25,17 +25,18 @@ class _Environment(ImmutableSandboxedEnvironment):
         return super().call_binop(context, operator, left, right)
 
 
-# A recipe may come from someone else: its templates reach neither Python's internals nor files.
+# A recipe may be a stranger's: its templates can reach neither Python's internals nor files.
 _ENVIRONMENT = _Environment(
     undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=False
 )
 
 
 def variables_of(template: str, allowed: Collection[str]) -> frozenset[str]:
-    """The variables that a template uses; ValueError where it is malformed or uses others."""
+    """The variables that a template uses; ValueError if it is malformed or uses others."""
     try:
         used = meta.find_undeclared_variables(_ENVIRONMENT.parse(template))
-        # Unknown filters and tests are found when the template is compiled, not when parsed.
+        # Unknown filters and tests are only detected when compiling a template, not when parsing
+        # it.
         _ENVIRONMENT.from_string(template)
     except RecursionError as error:
         raise ValueError("the template is nested too deeply") from error
@@ -49,7 +50,7 @@ def variables_of(template: str, allowed: Collection[str]) -> frozenset[str]:
 
 
 def render(template: str, values: Mapping[str, Any]) -> str:
-    """The filled-in template; ValueError with the reason where that fails."""
+    """The rendered template; ValueError with the reason if that fails."""
     try:
         with bounded_memory(_MOST_BYTES):
             return _ENVIRONMENT.from_string(template).render(values).strip()

@@ -13,7 +13,7 @@ PAIR = "open_clip:"
 
 @dataclass(frozen=True)
 class PublishedWeights:
-    """Weights that open_clip knows by a tag: where they lie and what they need."""
+    """Weights that open_clip lists under a tag: where they are stored and what they need."""
 
     architecture: str
     repository: str
@@ -24,7 +24,7 @@ class PublishedWeights:
 def published_weights(hub: str) -> PublishedWeights:
     """What `open_clip:ARCHITECTURE/WEIGHTS` stands for.
 
-    Raises UsageError where open_clip knows no such pair, or knows it outside the hub only.
+    Raises UsageError if open_clip doesn't have this pair, or not on the hub.
     """
     prepare_torch()
     import open_clip

@@ -1,4 +1,4 @@
-"""Language models: turn a prompt into a text, with transformers or a server."""
+"""Language models that answer prompts, run by transformers or a server."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ from clipmill.stages.references import ModelReference
 if TYPE_CHECKING:
     import torch
 
-# A tokenizer that knows no limit says a number like 10**30.
+# A tokenizer without a known limit reports a number like 10**30.
 _NO_LIMIT = 10**6
-# What a server's tokenizer makes of a text is not known here; four characters a token is usual.
+# A server's tokenizer is unknown; four characters per token is typical.
 _CHARACTERS_PER_TOKEN = 4
 
 
 class TextModel(Protocol):
-    """Answers prompts; `longest_prompt` is in tokens, None where no limit is known."""
+    """Answers prompts; `longest_prompt` is in tokens, None if no limit is known."""
 
     longest_prompt: int | None
 
     def count_tokens(self, prompt: str) -> int:
-        """Tokens that a prompt takes, with all that the model's template adds."""
+        """Tokens of a prompt, including those that the model's template adds."""
 
     def complete(self, prompts: Sequence[str]) -> list[Completion | RowFailed]:
-        """One answer a prompt, in the order of the prompts."""
+        """One answer per prompt, in the order of the prompts."""
 
 
 @contextmanager
@@ -84,7 +84,7 @@ class ServerTextModel:
 
 
 class LocalTextModel:
-    """An encoder–decoder, a chat model or a plain causal model of transformers."""
+    """An encoder–decoder, chat or plain causal model of transformers."""
 
     def __init__(
         self,
@@ -105,7 +105,7 @@ class LocalTextModel:
         self._tokenizer.padding_side = "right" if self._encoder_decoder else "left"
         self._chat = not self._encoder_decoder and has_chat_template(folder)
         if self._chat and not self._tokenizer.chat_template:
-            # Some models that also see pictures keep their template with the processor.
+            # Some models that also take pictures store their template with the processor.
             processor = load_processor("AutoProcessor", folder, setting, trust)
             self._tokenizer.chat_template = processor.chat_template
         self._model = load_weights(
@@ -140,7 +140,7 @@ class LocalTextModel:
         ]
         if not found:
             return None
-        # A decoder has prompt and answer in the one context.
+        # A decoder has prompt and answer in the same context.
         return int(min(found)) - (0 if self._encoder_decoder else self._generation.max_new_tokens)
 
     def count_tokens(self, prompt: str) -> int:
@@ -148,14 +148,15 @@ class LocalTextModel:
 
     def complete(self, prompts: Sequence[str]) -> list[Completion | RowFailed]:
         ids = [self._ids(prompt) for prompt in prompts]
-        # Texts of like length share a batch, so that little of it is padding.
+        # Texts of similar length share a batch, so there is little padding.
         order = sorted(range(len(ids)), key=lambda i: (len(ids[i]), ids[i]))
         answers = self._batches.run([[ids[i] for i in order]])
         by_index = dict(zip(order, answers, strict=True))
         return [by_index[i] for i in range(len(ids))]
 
     def _ids(self, prompt: str) -> list[int]:
-        """The prompt's tokens. Control tokens that a title or subtitle spells out stay text."""
+        """The prompt's tokens. Control tokens that are spelled out in a title or subtitle stay
+        text."""
         tokenizer = self._tokenizer
         if self._chat:
             return list(
@@ -185,7 +186,8 @@ class LocalTextModel:
             output = self._model.generate(
                 **moved, pad_token_id=self._tokenizer.pad_token_id, **self._generation.arguments()
             )
-        # An encoder–decoder's first token starts the decoder; in some models it also ends it.
+        # An encoder–decoder's first token starts the decoder; in some models it also ends the
+        # output.
         new = output[:, 1:] if self._encoder_decoder else without_prompt(output, moved["input_ids"])
         texts = self._tokenizer.batch_decode(new, skip_special_tokens=True)
         return [
@@ -206,7 +208,7 @@ def _auto_class(config: Any, folder: Path, setting: str) -> Any:
         classes = [transformers.AutoModelForSeq2SeqLM]
     remote = getattr(config, "auto_map", None) or {}
     for auto_class in classes:
-        known: Any = auto_class._model_mapping  # set in all but the common base
+        known: Any = auto_class._model_mapping  # every class but the common base has it
         if type(config) in known or auto_class.__name__ in remote:
             return auto_class
     raise ClipmillError(

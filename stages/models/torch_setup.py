@@ -1,4 +1,4 @@
-"""Prepares a process for torch: a torchvision that imports, a device, a dtype."""
+"""Prepares a process for torch: a working torchvision import, a device, a dtype."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ if TYPE_CHECKING:
 _logger = logging.getLogger("clipmill.models")
 _logger.setLevel(logging.INFO)  # below what Python shows by itself
 
-# What torchvision's import raises where its compiled operators could not be loaded.
+# What importing torchvision raises if its compiled operators can't be loaded.
 _UNLOADED_OPERATORS = "operator torchvision::nms does not exist"
-# The operators that torchvision touches while it is imported.
+# The operators that torchvision uses during its import.
 _SCHEMAS = (
     "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
     "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
 )
-# A torch.library.Library undoes its definitions when it is collected.
+# A torch.library.Library removes its definitions when it is garbage-collected.
 _library: torch.library.Library | None = None
 
 
 def prepare_torch() -> None:
-    """Makes `import torchvision` work; call it before open_clip or transformers are imported.
+    """Makes `import torchvision` work; call it before importing open_clip or transformers.
 
-    PyPI's torchvision wheel holds operators compiled for CUDA. With a CPU build of torch they
-    cannot be loaded, and the import then fails over an operator of object detection that nothing
-    here calls, taking open_clip and the model classes of transformers with it. The schemas of the
-    missing operators are declared in its place, without any code behind them. Where torchvision
-    loads, or is not installed, nothing happens.
+    PyPI's torchvision wheel has operators compiled for CUDA. A CPU build of torch can't load them,
+    and the import then fails because of an object detection operator that nothing here calls;
+    open_clip and transformers' model classes fail with it. This declares the schemas of the
+    missing operators, without implementations. If torchvision loads, or isn't installed, nothing
+    happens.
     """
     global _library
     if "torchvision" in sys.modules or importlib.util.find_spec("torchvision") is None:
@@ -59,25 +59,25 @@ def prepare_torch() -> None:
 
 
 def best_device() -> torch.device:
-    """The first GPU that this process may use, else the CPU."""
+    """The first GPU available to this process, else the CPU."""
     import torch
 
     return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
 
 
 def say_place(setting: str, folder: object, device: torch.device, dtype: torch.dtype) -> None:
-    """Records in the run's log and record where a model computes, and in which number format."""
+    """Records a model's device and dtype in the run's log and record."""
     import torch
 
     name = f" ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else ""
     numbers = str(dtype).removeprefix("torch.")
     _logger.info("%s (%s) computes on %s%s in %s", setting, folder, device, name, numbers)
-    # Without its number, which says only which GPU the worker was given.
+    # Without its index, which only says which GPU the worker was assigned.
     note_place(setting, f"{device.type}{name}", numbers)
 
 
 def default_dtype(device: torch.device) -> torch.dtype:
-    """bfloat16 where the device computes in it natively, else float32."""
+    """bfloat16 if the device supports it natively, else float32."""
     import torch
 
     if device.type == "cuda":
@@ -91,8 +91,8 @@ def default_dtype(device: torch.device) -> torch.dtype:
 def cpu_has_bf16() -> bool:
     """Whether this CPU has bf16 arithmetic (AVX512-BF16, AMX-BF16, or Arm's bf16).
 
-    Read from the flags, as torch's own answer is also yes where bf16 is only emulated, slowly.
-    False where the system does not list the flags.
+    Read from the CPU's flags, because torch also says yes if bf16 is only emulated, slowly. False
+    if the system doesn't list the flags.
     """
     try:
         text = Path("/proc/cpuinfo").read_text("utf-8")

@@ -19,7 +19,8 @@ def unit(vectors: np.ndarray) -> np.ndarray:
 
 
 def stored(column: pa.ChunkedArray | pa.Array) -> list[np.ndarray]:
-    """The arrays behind an `embeddings` column: one of shape (frames, d) a clip, length 1 again.
+    """The arrays in an `embeddings` column: one of shape (frames, d) per clip, rescaled to length
+    1.
 
     Half floats keep lengths to about 1 in 2000; a clip without embeddings has shape (0, 0).
     """
@@ -31,12 +32,12 @@ def stored(column: pa.ChunkedArray | pa.Array) -> list[np.ndarray]:
 
 
 def frame_mean(frames: np.ndarray) -> np.ndarray:
-    """The direction of a clip: mean of its frames' unit vectors, scaled to length 1 again."""
+    """A clip's direction: the mean of its frames' unit vectors, rescaled to length 1."""
     return unit(frames.mean(axis=0))
 
 
 def as_column(clips: Sequence[np.ndarray]) -> pa.Array:
-    """An `embeddings` column of half floats from one array of shape (frames, d) a clip."""
+    """An `embeddings` column of half floats, from one array of shape (frames, d) per clip."""
     counts = np.array([len(clip) for clip in clips], np.int64)
     widths = (
         np.concatenate([np.full(len(clip), clip.shape[1], np.int64) for clip in clips])

@@ -1,4 +1,4 @@
-"""Video–text models: X-CLIP of transformers, which sees several frames and their order at once."""
+"""Video–text models: transformers' X-CLIP, which takes several frames in order."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from clipmill.stages.models.loading import local_folder
 from clipmill.stages.models.torch_setup import best_device, default_dtype, prepare_torch, say_place
 from clipmill.stages.references import ModelReference
 
-# What the published checkpoints say in preprocessor_config.json.
+# From the preprocessor_config.json of the published checkpoints.
 _MEAN, _STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 _BICUBIC = 3  # PIL's number
 
 
 class VideoTextModel:
-    """One loaded X-CLIP; `frames` is how many frames of a clip it wants."""
+    """One loaded X-CLIP; `frames` is the number of frames per clip that it takes."""
 
     def __init__(
         self,
@@ -64,10 +64,10 @@ class VideoTextModel:
         self._context: int = model.config.text_config.max_position_embeddings
 
     def cosines(self, clips: Sequence[Sequence[bytes]], texts: Sequence[str]) -> np.ndarray:
-        """The cosine of each clip, given as JPEG frames in time order, and its own text.
+        """The cosine of each clip, given as JPEG frames in time order, with its own text.
 
-        A clip of fewer frames than the model wants shows some of them again. A text that is
-        longer than the model's context is cut off there. NaN where one of them has no direction.
+        If a clip has fewer frames than the model takes, some are repeated. A text longer than the
+        model's context is truncated. NaN if either of them has no direction.
         """
         done = self._batch.rows(list(zip(clips, texts, strict=True)), self._cosines)
         return np.concatenate(done) if done else np.empty(0, np.float32)
@@ -107,7 +107,7 @@ class VideoTextModel:
                 attention_mask=tokens["attention_mask"],
                 pixel_values=videos.view(len(clips), self.frames, *pixels.shape[1:]),
             )
-            # X-CLIP fits each text to each video: the own one stands on the diagonal.
+            # X-CLIP compares each text with each video: the matching pairs are on the diagonal.
             own = found.text_embeds.float()[range(len(clips)), range(len(clips))]
             seen = found.video_embeds.float()
             cosines = torch.nn.functional.cosine_similarity(seen, own)
@@ -115,5 +115,5 @@ class VideoTextModel:
 
 
 def _spread(frames: Sequence[bytes], count: int) -> list[bytes]:
-    """`count` of the frames, evenly, in order."""
+    """`count` of the frames, evenly spaced, in order."""
     return [frames[i * len(frames) // count] for i in range(count)]
