@@ -1,4 +1,4 @@
-"""The file that a clip is written to: complete, or not there."""
+"""Writes a clip's file, so that it is either complete or absent."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from clipmill.stages.media.read.opening import packets, time_base_of
 from clipmill.stages.media.read.orientation import orientation_of
 
 ROUNDING_SECONDS = 0.0006
-"""Published spans are rounded to milliseconds: a frame this little before one's start is its
-first, and one this little before its end is not: it is the next shot's first."""
+"""Published spans are rounded to milliseconds, so a frame that begins this little before a span's
+start belongs to it, and one that begins this little before its end belongs to the next shot."""
 
-# Spans are kept within what was seen of a video: a clip that reaches further beyond its end than
-# this means that the file has changed.
+# Spans lie within what was seen of a video: a clip that extends further beyond its end than this
+# means that the file has changed.
 _BEYOND_SECONDS = 0.2
 
 _WRITING_FAILS = {
@@ -49,13 +49,13 @@ class ClipFile:
     def __init__(self, target: Path, suffix: str) -> None:
         self.target = target.with_suffix(suffix).absolute()
         folder = self.target.parent
-        # What a killed process left of this very clip.
+        # Left by a killed process that was writing the same clip.
         for old in folder.glob(f".{glob.escape(self.target.name)}.*.part"):
             old.unlink(missing_ok=True)
         self._part = folder / f".{self.target.name}.{uuid.uuid4().hex[:8]}.part"
         options = {"movflags": "+faststart"} if suffix == ".mp4" else {}
         with self.writing():
-            # With an explicit protocol, no file name is treated as an address or option. Tracks are
+            # With an explicit protocol, no file name is treated as a URL or option. Tracks are
             # interleaved however long one of them has to wait.
             self.output = av.open(
                 f"file:{self._part}",
@@ -66,7 +66,7 @@ class ClipFile:
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
-        """Errors of writing: a full disk ends the command, others concern this clip only."""
+        """Maps write errors: a full disk ends the command, any other error fails only this clip."""
         try:
             yield
         except (av.FFmpegError, OSError) as error:
@@ -81,7 +81,7 @@ class ClipFile:
 
     @contextlib.contextmanager
     def holding(self, codec: str) -> Iterator[None]:
-        """As `writing`, for what fails where the format can't hold the codec."""
+        """Like `writing`, for errors that mean the format can't hold the codec."""
         try:
             with self.writing():
                 yield
@@ -92,7 +92,7 @@ class ClipFile:
             ) from problem
 
     def discard(self) -> None:
-        """Deletes the unfinished file; harmless after `publish`."""
+        """Deletes the unfinished file; has no effect after `publish`."""
         with contextlib.suppress(av.FFmpegError, OSError, ValueError):
             self.output.close()
         self._part.unlink(missing_ok=True)
@@ -105,11 +105,12 @@ class ClipFile:
         decode: bool = False,
         threads: int = 1,
     ) -> dict[str, Any]:
-        """Ends the file, opens it again, compares it with what it should hold, and renames it.
+        """Finishes the file, reopens it, checks its contents, and renames it.
 
-        `expected_seconds` are the frames' times counted from the first one, in any order, and
-        `end_seconds` is the last one's end. `decode` compares them with the decoded pictures,
-        not with the packets. Gives width, height, has_audio, size_bytes and decoded_frames.
+        `expected_seconds` are the frames' times relative to the first one, in any order, and
+        `end_seconds` is the end of the last one. With `decode` they are compared with the decoded
+        pictures instead of the packets. Returns width, height, has_audio, size_bytes and
+        decoded_frames.
         """
         with self.writing():
             self.output.close()
@@ -127,7 +128,7 @@ class ClipFile:
                 context = stream.codec_context
                 context.thread_count = threads if decode else 1
                 if decode:
-                    context.options = {"skip_loop_filter": "all"}  # only times are looked at
+                    context.options = {"skip_loop_filter": "all"}  # only times are checked
                 first, times, tick = None, [], float(time_base_of(stream))
                 n_decoded = 0
                 for packet in packets(container, stream):
@@ -155,7 +156,7 @@ class ClipFile:
         times.sort()
         if len(times) != len(expected):
             raise self._wrong(f"holds {counted(len(times), 'frame')}, not {len(expected):,}")
-        # A key frame may come a little late: where a reader cuts off what came before it.
+        # A key frame may be a little late, if a reader cuts off what precedes it.
         frame = min(
             (b - a for a, b in zip(expected, [*expected[1:], end_seconds], strict=True)),
             default=0.0,
@@ -180,14 +181,14 @@ class ClipFile:
 
 
 def exact_seconds(stamp: int, time_base: Fraction) -> float:
-    """A time stamp in seconds, rounded once."""
+    """A timestamp in seconds, rounded once."""
     return stamp * time_base.numerator / time_base.denominator
 
 
 def nothing_inside(
     start_seconds: float, end_seconds: float, first_seconds: float, last_seconds: float
 ) -> RowFailed:
-    """The failure of a span in which the video shows no new frame."""
+    """The failure of a span without a new video frame."""
     return RowFailed(
         "bad_media",
         f"no frame of the video begins in {start_seconds:.3f}–"
@@ -197,7 +198,7 @@ def nothing_inside(
 
 
 def check_reach(request: CutRequest, video_end_seconds: float) -> None:
-    """RowFailed where the video ends before the clip does."""
+    """RowFailed if the video ends before the clip does."""
     if request.end_seconds > video_end_seconds + _BEYOND_SECONDS:
         raise RowFailed(
             "bad_media",

@@ -1,10 +1,11 @@
-"""Cuts clips out of a video file, each into a separate file that is complete or not there.
+"""Cuts clips from a video file, each into a separate file that is either complete or absent.
 
-`copy` takes the compressed pictures as they are, so a clip can only begin at a key frame: it
-begins early, and the true span is recorded. `exact` re-encodes: the clip holds the frames whose
-presentation time lies inside the span, and no others.
+`copy` copies the compressed pictures, so a clip can only begin at a key frame: it begins early,
+and the actual span is recorded. `exact` re-encodes: the clip holds exactly the frames whose
+presentation time is inside the span.
 
-Every file is written under a temporary name next to its target, opened and checked, and renamed.
+Every file is written under a temporary name in the same folder, reopened and checked, then
+renamed.
 """
 
 from __future__ import annotations
@@ -25,15 +26,15 @@ from clipmill.stages.media.isolation.isolated import Limits, stream_isolated
 from clipmill.stages.media.read.decode import offset_pts, open_container, video_stream
 from clipmill.stages.media.read.opening import time_base_of
 
-# The precision that remains of a time in seconds after adding hours to it.
+# Precision of a time in seconds after hours have been added to it.
 _DIGITS = 9
 
 CUT_LIMITS = Limits(memory_limit_bytes=8 << 30)
-"""Twice what eight open encoders of 4K clips were measured to hold, with one thread each."""
+"""Twice the measured memory of eight open encoders of 4K clips with one thread each."""
 
 
 def check_encoder(options: CutOptions) -> str:
-    """The encoder that `exact` will use, tried out on a few frames.
+    """Finds the encoder that `exact` will use and tries it on a few frames.
 
     Raises UsageError if the options don't fit it, ClipmillError if none works here.
     """
@@ -48,13 +49,12 @@ def cut_clips(
     starts_at_seconds: float = 0.0,
     is_sound: bool = False,
 ) -> Iterator[CutResult]:
-    """Cuts clips of one file; yields one result per request, as they are ready.
+    """Cuts clips from one file; yields one result per request, as each is ready.
 
-    Times are the source video's; `starts_at_seconds` is the file's time 0 in it, which may be
-    before the video's start. `is_sound` says that the whole file was decoded before, and without an
-    error. A clip that can't be cut is a result with a problem; so are all clips
-    of a file that can't be read. Raises ClipmillError where no clip could be written at all (full
-    disk, no encoder).
+    Times are the source video's; `starts_at_seconds` is the video time of the file's time 0, and
+    may be negative. `is_sound` means that the whole file was decoded before, without an error. A
+    clip that can't be cut is a result with a problem; if the file can't be read, so are all its
+    clips. Raises ClipmillError if no clip could be written at all (full disk, no encoder).
     """
     left = {request.clip_id: None for request in requests}
     if len(left) < len(requests):
@@ -87,13 +87,13 @@ def cut_clips(
     except ClipmillError:
         raise
     except RowFailed as problem:
-        # The file as a whole can't be read: that is every clip's problem.
+        # The file as a whole can't be read, so every clip fails.
         for clip_id in left:
             yield CutResult(clip_id, problem=problem)
 
 
 def _in_ticks(source: Path, seconds: float) -> float:
-    """`seconds` in whole units of the time base, as the other readers of a video count them."""
+    """`seconds` in whole units of the time base, rounded as by the other readers."""
     with open_container(source) as container:
         time_base = time_base_of(video_stream(container, source))
         return float(offset_pts(seconds, time_base) * time_base)
@@ -109,7 +109,7 @@ def cut_clips_isolated(
 ) -> Iterator[CutResult]:
     """Like `cut_clips`, in a helper process: a crash costs only this file's clips.
 
-    Clips that were cut before a crash stay; the others are requested once more.
+    Clips that were cut before a crash are kept; the others are tried once more.
     """
     left = {request.clip_id: request for request in requests}
 
@@ -139,6 +139,6 @@ def _cut_in_helper(
 
 
 def _discard_parts(target: Path) -> None:
-    """Removes what a killed process wrote of a clip."""
+    """Removes a killed process's unfinished clip."""
     for part in target.parent.glob(f".{glob.escape(target.stem)}.*.part"):
         part.unlink(missing_ok=True)

@@ -1,11 +1,11 @@
 """Finds a video encoder that works here, by encoding a few frames with it.
 
-That an encoder is listed says little: hardware encoders are compiled in where there is no such
-hardware, and data-centre GPUs (A100, H100) have none. The order of `H264_ENCODERS` is: x264 first,
-because it runs on every processor and gives the same pictures on every node; then OpenH264, for
-the same reason, though it only knows bit rates; then hardware, whose pictures differ from one
-maker to the next. VAAPI is not among them: it takes frames in GPU memory only. Encoders of other
-codecs are used only where they are asked for by name.
+A listed encoder may not work: hardware encoders are compiled in even if there is no such hardware,
+and data-centre GPUs (A100, H100) have none. `H264_ENCODERS` starts with x264, because it runs on
+every processor and gives the same pictures on every node; then OpenH264, for the same reason,
+although it only supports bit rates; then hardware, whose pictures differ between manufacturers.
+VAAPI is left out: it only takes frames in GPU memory. Encoders of other codecs are used only if
+requested by name.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ H264_ENCODERS = (
     "h264_mf",
 )
 MAX_CRF = 51
-_BITS_PER_PIXEL = 0.15  # of encoders that know no constant quality
+_BITS_PER_PIXEL = 0.15  # for encoders without a constant-quality mode
 _PROBE_FRAMES = 8
 _PROBE_SIZE = (640, 360)  # above every hardware encoder's minimum
 
 
 @dataclass(frozen=True)
 class _Knobs:
-    """How an encoder's quality is set: `quality` names the option that gets `crf`."""
+    """How an encoder's quality is set: `quality` is the option that receives `crf`."""
 
     quality: str | None = None
     usual: int | None = None
@@ -63,7 +63,7 @@ _KNOBS = {
 
 @dataclass(frozen=True)
 class VideoEncoder:
-    """An encoder with the options that it is opened with."""
+    """An encoder and the options that it is opened with."""
 
     name: str
     options: tuple[tuple[str, str], ...]
@@ -78,19 +78,19 @@ class VideoEncoder:
         time_base: Fraction,
         threads: int,
     ) -> av.VideoStream:
-        """A stream of `output` that this encoder fills; `rate` is only a hint."""
+        """Adds a stream with this encoder to `output`; `rate` is only a hint."""
         stream = output.add_stream(self.name, rate=rate, options=dict(self.options))
-        assert isinstance(stream, av.VideoStream)  # as all encoders that are named here make
+        assert isinstance(stream, av.VideoStream)  # true of all encoders named here
         stream.width, stream.height = size
         stream.pix_fmt = self.pixels
         stream.time_base = time_base
         context = stream.codec_context
         context.time_base = time_base
         context.thread_count = threads
-        # PyAV's own choice cuts every picture into slices, which costs time and bytes.
+        # PyAV's default divides every picture into slices, which costs time and bytes.
         context.thread_type = "AUTO"
-        # Pictures in the order in which they are shown: then a file needs no edit list for its
-        # first frame to be at zero, and its duration is right at variable frame rates.
+        # Decoding order equals display order: the file needs no edit list for its first frame to
+        # be at zero, and its duration is right at variable frame rates.
         context.max_b_frames = 0
         if self.by_bit_rate:
             context.bit_rate = round(size[0] * size[1] * float(rate) * _BITS_PER_PIXEL)
@@ -98,16 +98,16 @@ class VideoEncoder:
 
 
 def open_encoder(stream: av.VideoStream) -> None:
-    """Opens the encoder of a stream whose settings are complete, at the process's own priority.
+    """Opens the encoder of a configured stream, keeping the process's own priority.
 
-    SVT-AV1 gives threads real-time priority wherever it may, as it may for root: they, and every
+    SVT-AV1 gives its threads real-time priority if permitted, as it is for root: they, and every
     process that they start, would then starve all others on the machine.
     """
     stream.codec_context.open()
     if not hasattr(os, "sched_setscheduler"):  # macOS, Windows
         return
     for thread in map(int, os.listdir("/proc/self/task")):
-        with contextlib.suppress(ProcessLookupError):  # it ended meanwhile
+        with contextlib.suppress(ProcessLookupError):  # it has ended
             if os.sched_getscheduler(thread) in (os.SCHED_FIFO, os.SCHED_RR):
                 os.sched_setscheduler(thread, os.SCHED_OTHER, os.sched_param(0))
 
@@ -115,8 +115,8 @@ def open_encoder(stream: av.VideoStream) -> None:
 def find_encoder(name: str | None, crf: int | None, preset: str | None) -> VideoEncoder:
     """The encoder `name`, or the first H.264 encoder that works here.
 
-    Raises UsageError for an impossible name, quality or preset, and ClipmillError if no
-    encoder works.
+    Raises UsageError for an impossible name, quality or preset, and ClipmillError if no encoder
+    works.
     """
     return _find(name, crf, preset)
 
@@ -188,11 +188,11 @@ def _configured(name: str, crf: int | None, preset: str | None) -> VideoEncoder:
 
 
 def try_encoder(encoder: VideoEncoder) -> str | None:
-    """Why `encoder` does not work here, or None; a few frames are encoded and decoded again."""
+    """Why `encoder` does not work here; None if it does. Encodes and decodes a few frames."""
     before = av.logging.get_level()
     av.logging.set_level(av.logging.ERROR)
     try:
-        # What FFmpeg says is clearer than its error codes.
+        # FFmpeg's log is clearer than its error codes.
         with av.logging.Capture() as said:
             problem = _try(encoder)
         return problem and (said[-1][2].strip() if said else problem)

@@ -1,9 +1,9 @@
 """Cuts clips by re-encoding: a clip holds exactly the frames whose time is in the span.
 
-Clips that overlap or lie close together come out of one forward pass: a new seek is made only
-where a later key frame saves decoding. Frames keep their distances (variable frame rates stay
-variable), stand upright, and are made 8-bit 4:2:0 of even sides, which every H.264 decoder takes:
-an odd last column or row is cut off.
+Clips that overlap or lie close together are cut in one forward pass; it seeks only if a later key
+frame saves decoding. Frames keep their spacing (variable frame rates stay variable) and are
+converted to upright 8-bit 4:2:0 with even sides, which every H.264 decoder supports: an odd last
+column or row is cut off.
 """
 
 from __future__ import annotations
@@ -41,13 +41,14 @@ from clipmill.stages.media.read.orientation import Orientation, orientation_of
 from clipmill.stages.media.read.packets import PacketIndex, read_packets
 from clipmill.stages.media.read.sound import Sound, aac_track
 
-MAX_OPEN_CLIPS = 8  # encoders of overlapping clips that are open at once: each holds memory
-_OPEN_PIXELS = MAX_OPEN_CLIPS * 4096 * 2304  # and more of it the larger its pictures are
+# encoders of overlapping clips that are open at once, each of which takes memory
+MAX_OPEN_CLIPS = 8
+_OPEN_PIXELS = MAX_OPEN_CLIPS * 4096 * 2304  # and more of it for larger pictures
 _BT709 = 1
 
 
 class _Wanted:
-    """One request as frames of the file: numbers `first` up to `last`, exclusive."""
+    """One request as frame numbers of the file: `first` up to `last`, exclusive."""
 
     def __init__(self, request: CutRequest, index: PacketIndex) -> None:
         self.request = request
@@ -73,7 +74,7 @@ class _Wanted:
 def encode_clips(
     source: Path, requests: Sequence[CutRequest], options: CutOptions
 ) -> Iterator[CutResult]:
-    """Cuts clips of one file exactly; times are the file's own."""
+    """Cuts clips from one file exactly; times are the file's own."""
     encoder = find_encoder(options.encoder, options.crf, options.preset)
     index = read_packets(source)
     wanted = []
@@ -90,10 +91,10 @@ def encode_clips(
 
 
 def passes(wanted: Sequence[Any], open_at_once: int) -> Iterator[list[Any]]:
-    """Groups of clips that are decoded in one pass, in the order of their starts.
+    """Groups of clips that are decoded in one pass, ordered by start.
 
-    A clip joins the pass before it unless a key frame lies between them, from which decoding can
-    restart, or too many clips of that pass are open where it begins.
+    A clip joins the previous pass unless decoding can restart at a key frame between them, or too
+    many clips of that pass are open where it begins.
     """
     left = sorted(wanted, key=lambda clip: (clip.first, clip.last))
     while left:
@@ -111,7 +112,7 @@ def passes(wanted: Sequence[Any], open_at_once: int) -> Iterator[list[Any]]:
 
 
 class _Pass:
-    """One run of the decoder over the clips of a group."""
+    """One pass of the decoder over the clips of a group."""
 
     def __init__(
         self,
@@ -181,7 +182,7 @@ class _Pass:
         self._pictures = _Pictures(stream, self._options.short_side, self._encoder.pixels)
 
     def _frames(self, forward: Forward) -> Generator[tuple[int, av.VideoFrame], None, None]:
-        """Frames in time order from the group's first one on, or a little before it, by stamp."""
+        """Frames in time order, by timestamp, from the group's first one or a little before it."""
         last = None
         for number, frame in forward.frames(self._clips[0].first):
             pts = self._index.pts[number]
@@ -192,7 +193,7 @@ class _Pass:
 
 
 class _Pictures:
-    """Prepares decoded frames for encoding: upright, of one even size, 8 bit, tone-mapped."""
+    """Prepares decoded frames for encoding: upright, one even size, 8 bits, tone-mapped."""
 
     def __init__(self, stream: av.VideoStream, short_side: int | None, pixels: str) -> None:
         self.stream = stream
@@ -213,7 +214,7 @@ class _Pictures:
             self.size = self._size_of(frame)
         rgb = frame.format.is_rgb
         width, height = self._orientation.shown(*self.size)
-        # Cut off by a pixel where that makes it even, scaled where more is asked for.
+        # Cropped by a pixel if that makes it even, scaled if it must be smaller.
         crops = 0 <= frame.width - width <= 1 and 0 <= frame.height - height <= 1
         across, down = (frame.width, frame.height) if crops else (width, height)
         if self._tone_map is not None:
@@ -234,12 +235,12 @@ class _Pictures:
         if self._pixels != "yuv420p":
             made = made.reformat(format=self._pixels, threads=1)
         made.pts, made.time_base = frame.pts, frame.time_base
-        # Else the encoder would repeat the kinds of frames that the source has.
+        # Otherwise the encoder would use the source's frame types.
         made.pict_type = av.video.frame.PictureType.NONE
         return made
 
     def _ordinary(self, frame: av.VideoFrame, width: int, height: int) -> av.VideoFrame:
-        """A frame of high dynamic range in 8 bits of BT.709."""
+        """A high dynamic range frame as 8-bit BT.709."""
         assert self._tone_map is not None
         deep = self._scaler.reformat(
             frame, width, height, format="bgr48le", interpolation="AREA", threads=1
@@ -280,7 +281,7 @@ class _Pictures:
         return made
 
     def aspect(self) -> Fraction | None:
-        """How wide a pixel of the output is shown, where that is not square."""
+        """The pixel aspect ratio of the output; None if pixels are square."""
         ratio = self.stream.sample_aspect_ratio
         if not ratio or ratio == 1:
             return None
@@ -288,7 +289,7 @@ class _Pictures:
 
 
 class _Writing:
-    """One clip being written to its file. Its own problem is kept until it is asked for."""
+    """One clip being written to its file. Its problem, if any, is kept for later."""
 
     def __init__(
         self,
@@ -317,9 +318,9 @@ class _Writing:
             assert self._file is not None
             assert self._track is not None
             stamp = picture.pts
-            assert stamp is not None  # each picture has got one
+            assert stamp is not None  # every picture has a timestamp
             self._stamps.append(stamp)
-            # Other clips take the same picture: the encoder makes its own copy of the fields.
+            # Other clips use the same picture, but the encoder copies its fields.
             picture.pts = stamp - self._stamps[0]
             with self._file.writing():
                 packets = self._track.encode(picture)
@@ -362,14 +363,14 @@ class _Writing:
     def _mux(self, packets: Sequence[av.Packet[Any]]) -> None:
         assert self._file is not None
         for packet in packets:
-            assert packet.pts is not None  # encoders give each packet its picture's
+            assert packet.pts is not None  # encoders set it to the picture's
             number = packet.pts + self._stamps[0]
             packet.duration = self._duration(number)
             with self._file.writing():
                 self._file.output.mux(packet)
 
     def _duration(self, stamp: int) -> int:
-        """How long the frame is shown, by the next one of the file or by the clip's end."""
+        """How long the frame is shown: until the file's next frame, or the clip's end."""
         index = self._index
         if stamp >= self.clip.last_pts:
             return max(1, round(self.clip.end_seconds / index.time_base) - stamp)
@@ -377,7 +378,7 @@ class _Writing:
         return max(1, after - stamp)
 
     def finish(self, error: str | None) -> CutResult:
-        """Ends the clip; `error` is the decoder's complaint, if there was one."""
+        """Finishes the clip; `error` is the decoder's error, if any."""
         clip = self.clip
         try:
             if self._problem is not None:

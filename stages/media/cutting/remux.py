@@ -1,15 +1,15 @@
 """Cuts clips by copying packets: fast, lossless, and only from a key frame on.
 
-A clip is the packets from a key frame up to the last one that a frame of the span needs. The key
-frame is one from which a decoder gives right pictures at once, whatever the container flags. Frames
-that come first in the file but are shown before the key frame are left out: they need pictures
-that are not there. Where the last frames need one that is shown after the span's end, it stays in,
-with all that lies between: so the clip is without gaps, and its true span is recorded.
+A clip consists of the packets from a key frame up to the last one that a frame of the span needs.
+The key frame must be one from which a decoder immediately gives correct pictures, whatever the
+container flags. Frames that are stored after the key frame but shown before it are left out: they
+need pictures that are missing. If the last frames need one that is shown after the span's end, it
+is included with everything in between, so the clip has no gaps, and its actual span is recorded.
 
-What is recorded of a clip are pictures, so it is decoded once, without being shown. That is spared
-where the whole file was decoded before without an error, and its bytes say that nothing reaches
-from one group of pictures into another: any groups of it then decode as they did. Where pictures
-are missing the clip begins at an earlier key frame.
+The recorded span is about pictures, so the clip is decoded once to check it. This is skipped if
+the whole file was decoded before without an error and its bytes show that its GOPs are
+independent: any of them then decode as they did. If pictures are missing, the clip begins at an
+earlier key frame.
 """
 
 from __future__ import annotations
@@ -44,16 +44,16 @@ from clipmill.stages.media.read.orientation import Orientation, orientation_of
 from clipmill.stages.media.read.packets import EntryPacket, read_packets
 from clipmill.stages.media.read.sound import Sound
 
-# How many key frames before a clip are tried, and the file's first one.
+# How many key frames before a clip are tried, in addition to the file's first one.
 _TRIES = 3
 
 
 @dataclass(frozen=True)
 class _Span:
-    """Which packets make a clip: from a key frame on those that are not shown before it.
+    """The packets of a clip: from a key frame on, without those that are shown before it.
 
-    `dts` has the decoding time of each, by its place in the file; `pts` the time stamps of those
-    that are shown, in order.
+    `dts` maps each packet's place in the file to its decoding time; `pts` are the timestamps of
+    shown pictures, in order.
     """
 
     entry: EntryPacket
@@ -67,7 +67,7 @@ class _Plan:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        # In the copy everything is shown that is there.
+        # The copy shows everything that it contains.
         self.index = read_packets(path, cut_off=False)
         if self.index.counts:
             raise RowFailed(
@@ -78,14 +78,14 @@ class _Plan:
         self.orientation = self._orientation(path)
         self.time_base = self.index.time_base
         self._numbers = {place: number for number, place in enumerate(self.index.places)}
-        # Where pictures are right only some frames later, a clip can't begin.
+        # A clip can't begin where pictures only become correct some frames later.
         self._entries = [entry for entry in self.index.entries if entry.is_own]
         if not self._entries:
             raise no_start(path)
 
     @staticmethod
     def _orientation(path: Path) -> Orientation:
-        # Reopened: not every file can be sought back to where it begins.
+        # Reopened: not every file can seek back to its beginning.
         with open_container(path) as container:
             stream = video_stream(container, path)
             stream.codec_context.thread_count = 1
@@ -102,7 +102,7 @@ class _Plan:
         return exact_seconds(stamp, self.time_base)
 
     def spans(self, start_seconds: float, end_seconds: float, nearest: bool) -> Iterator[_Span]:
-        """What a clip may consist of, the best first; RowFailed where the file has none of it."""
+        """The possible extents of a clip, the best first; RowFailed if the file has none of it."""
         index = self.index
         inside = index.within(start_seconds - ROUNDING_SECONDS, end_seconds - ROUNDING_SECONDS)
         if not inside:
@@ -117,13 +117,13 @@ class _Plan:
             ):
                 yield self._packets(after[0], inside.stop)
         if not before and self._entries[0].first_number < inside.stop:
-            # Nothing that comes before the first key frame can be shown.
+            # Nothing before the first key frame can be shown.
             yield self._packets(self._entries[0], inside.stop)
         for entry in [*reversed(before[-_TRIES:]), *before[:1]]:
             yield self._packets(entry, inside.stop)
 
     def _packets(self, entry: EntryPacket, stop: int) -> _Span:
-        """The packets from an entry on that the frames before number `stop` need."""
+        """The packets, from an entry on, that the frames before number `stop` need."""
         index = self.index
         first = entry.first_number
         top = max(first, stop - 1)
@@ -136,7 +136,7 @@ class _Plan:
             taken.append(place)
             if number is not None:
                 shown += 1
-                # What is shown before the latest picture that was taken must be there, too.
+                # Everything shown before the latest included picture must be included, too.
                 top = max(top, number)
             if shown == top + 1 - first:
                 break
@@ -156,11 +156,11 @@ class _Plan:
 
 
 def _decoding_times(pts: list[int]) -> list[int]:
-    """Decoding times for pictures in the order of the file.
+    """Decoding times for pictures in file order.
 
     Recomputed, because Matroska stores none and leaves the first ones after a seek unknown: the
-    sorted time stamps, all early enough that no picture is shown before it is decoded. They
-    advance where two pictures have the same time, too.
+    sorted timestamps, shifted so that no picture is shown before it is decoded. They increase even
+    if two pictures have the same time.
     """
     ordered = sorted(pts)
     delay = max(stamp - own for stamp, own in zip(ordered, pts, strict=True))
@@ -173,9 +173,9 @@ def _decoding_times(pts: list[int]) -> list[int]:
 def copy_clips(
     source: Path, requests: Sequence[CutRequest], options: CutOptions, *, is_sound: bool = False
 ) -> Iterator[CutResult]:
-    """Cuts clips of one file without encoding; times are the file's own.
+    """Cuts clips from one file without encoding; times are the file's own.
 
-    `is_sound` says that the whole file was decoded before, and without an error.
+    `is_sound` means that the whole file was decoded before, without an error.
     """
     plan = _Plan(source)
     decode = not (is_sound and plan.index.is_plain)
@@ -209,7 +209,7 @@ def _copied(
     options: CutOptions,
     decode: bool,
 ) -> CutResult:
-    """The clip from the first of its possible beginnings from which all its pictures decode."""
+    """The clip from the first of its possible starts from which all its pictures decode."""
     problem: RowFailed | None = None
     for span in plan.spans(request.start_seconds, request.end_seconds, options.start == "nearest"):
         try:
@@ -229,7 +229,7 @@ def _copied(
 
 
 def no_start(path: Path) -> RowFailed:
-    """The failure of a file that no clip can be copied out of."""
+    """The failure of a file from which no clip can be copied."""
     return RowFailed(
         "bad_media",
         f"{path}: has no key frame at which a copy could begin; export with --media exact",
@@ -263,7 +263,7 @@ def _copy(
             assert sound is not None
             for packet in sound.inside(start_seconds, end_seconds):
                 shift = round(start_seconds / packet.time_base)
-                assert packet.pts is not None  # those without one are not given
+                assert packet.pts is not None  # packets without one are not passed
                 packet.pts -= shift
                 packet.dts = packet.pts
                 _write(file, packet, beside)
@@ -296,7 +296,7 @@ def _copy(
 
 
 def suffix_for(video: av.VideoStream, audio: av.AudioStream | None) -> str:
-    """`.mp4` where mp4 holds these codecs, else `.webm` (VP8, say), else `.mkv`."""
+    """`.mp4` if MP4 can hold these codecs, else `.webm` (VP8, for example), else `.mkv`."""
     names = {stream.codec_context.codec.canonical_name for stream in (video, audio) if stream}
     for suffix, form in ((".mp4", "mp4"), (".webm", "webm")):
         if names <= _codecs_of(form):
@@ -313,7 +313,7 @@ def _codecs_of(form: str) -> frozenset[str]:
 def _from_entry(
     container: Any, stream: av.VideoStream, plan: _Plan, entry: EntryPacket
 ) -> Iterator[tuple[int | None, av.Packet[Any]]]:
-    """The packets from an entry on with their places."""
+    """The packets from an entry on, with their places."""
     if (found := packets_from(container, stream, entry)) is not None:
         yield from found
         return

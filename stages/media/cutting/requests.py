@@ -26,10 +26,10 @@ class CutOptions:
     """How clips are cut.
 
     `start` is for `copy`: the key frame at or before the clip's start, or the nearest one, which
-    may leave out the clip's beginning. The rest but `audio` is for `exact`: `encoder`, `crf` and
-    `preset` are FFmpeg's (None: what `check_encoder` finds, and its usual quality), `short_side`
-    scales down to so many pixels at most, `threads` is how many decoding and encoding may use
-    (0: all).
+    may cut off the clip's beginning. All others except `audio` are for `exact`: `encoder`, `crf`
+    and `preset` are FFmpeg's (None: what `check_encoder` finds, and its usual quality),
+    `short_side` is the maximum in pixels, larger pictures are scaled down, and `threads` is the
+    number of threads for decoding and encoding (0: all).
     """
 
     media: Media = "copy"
@@ -46,10 +46,10 @@ class CutOptions:
 class CutResult:
     """The result of a request: `path` is the finished file, or `problem` says why there is none.
 
-    `decoded_frames` counts the pictures that were decoded to check the clip.
-    `path` is the target; with `copy`, where mp4 can't hold the codecs, its suffix is `.webm` or
-    `.mkv`. `start_seconds` and `end_seconds` are what the file truly shows, in the source's time.
-    Width and height are as displayed.
+    `decoded_frames` counts the pictures decoded to check the clip. `path` is the target; with
+    `copy`, if MP4 can't hold the codecs, its suffix is `.webm` or `.mkv`. `start_seconds` and
+    `end_seconds` are what the file actually shows, in the source's time. Width and height are as
+    displayed.
     """
 
     clip_id: str
