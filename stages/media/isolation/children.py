@@ -1,8 +1,8 @@
-"""Ends child programs with this process, however it ends: even by SIGKILL or lack of memory.
+"""Kills child programs when this process ends, however it ends: even by SIGKILL or lack of memory.
 
-A small process next to this one reads from a pipe which of them are running. The pipe ends when
-this process does, and then it kills what is still running. A process that reused a dead one's
-number is recognised by the time of its start.
+A small process next to this one reads from a pipe which of them are running. The pipe closes when
+this process ends; the small process then kills those still running. It compares start times, so
+that it doesn't kill a process that reused a dead one's number.
 """
 
 from __future__ import annotations
@@ -48,14 +48,14 @@ _keeper: subprocess.Popen[bytes] | None = None
 
 
 def add(number: int) -> None:
-    """From now on process `number`, a child of this one, is killed when this process ends."""
+    """Registers process `number`, a child of this one, to be killed when this process ends."""
     with _lock:
         _running.add(number)
         _say(f"+{number}")
 
 
 def drop(number: int) -> None:
-    """Process `number` has ended."""
+    """Unregisters process `number`, which has ended."""
     with _lock:
         if number in _running:
             _running.remove(number)
@@ -69,14 +69,14 @@ def _say(line: str) -> None:
             _write(_keeper, line)
             return
     except OSError:
-        pass  # it was killed: another one takes over
+        pass  # it was killed: start another one
     if _running:
         _keeper = subprocess.Popen(
             [sys.executable, "-I", "-S", "-c", _KEEPER],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            start_new_session=True,  # a Ctrl-C is for this process to act upon
+            start_new_session=True,  # Ctrl-C is handled by this process
         )
         for number in _running:
             _write(_keeper, f"+{number}")
@@ -88,7 +88,7 @@ def _write(keeper: subprocess.Popen[bytes], line: str) -> None:
 
 
 def _forget() -> None:
-    """In a forked process: its copy of the pipe would keep it from ending."""
+    """In a forked process: closes its copy of the pipe, which would keep the pipe open."""
     global _keeper, _lock
     _lock = threading.Lock()
     if _keeper is not None and _keeper.stdin is not None:

@@ -1,7 +1,7 @@
 """Finds the ffmpeg that is installed with Clipmill, for code that runs it as a program.
 
-It comes with imageio-ffmpeg, without ffprobe. So that runs behave the same on every machine, an
-ffmpeg on PATH is ignored; set `IMAGEIO_FFMPEG_EXE` to use another one.
+It comes with imageio-ffmpeg, without ffprobe. An ffmpeg on PATH is ignored, so that runs behave
+the same on every machine; set `IMAGEIO_FFMPEG_EXE` to use another one.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ def ffmpeg_problem() -> str | None:
 def give_ffmpeg_to_yt_dlp() -> None:
     """Makes all of yt-dlp find the installed ffmpeg.
 
-    The option `ffmpeg_location` is for merging alone: its downloaders ask a context variable, which
-    only yt-dlp's command line sets, and each thread has another context. So it is the variable's
-    default that is set here.
+    The option `ffmpeg_location` only affects merging: its downloaders read a context variable that
+    only yt-dlp's command line sets, and each thread has a separate context. So this sets the
+    variable's default.
     """
     from yt_dlp.postprocessor.ffmpeg import FFmpegPostProcessor
 

@@ -1,10 +1,10 @@
 """Reads untrusted files in a separate process, which may crash, hang or exhaust its memory.
 
-Decoders are written for well-formed files. Whatever a broken file does to them costs this file
-only: the process is killed at its limits, and the result is one failure of kind `crash`.
+Decoders are written for well-formed files. Whatever a broken file does to them costs only this
+file: at its limits the process is killed, and the result is one failure of kind `crash`.
 
-A helper process is started when none is idle, is reused for the next file, and ends with the
-process that started it. It imports decoders and nothing heavy: no torch, no Ray, no database.
+A helper process is started if none is idle, is reused for the next file, and ends with the process
+that started it. It only imports decoders: no torch, no Ray, no database.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ STALL_SECONDS = 300.0
 TIME_LIMIT_SECONDS = 6 * 3600.0
 MEMORY_LIMIT_BYTES = 4 << 30
 LEAST_MEMORY_BYTES = 256 << 20
-"""Below this, the decoders' libraries alone don't fit."""
+"""The decoders' libraries alone need this much."""
 
-# A helper that was asked must begin in this time, whatever the limits of the file are.
+# A helper must start on a request within this time, whatever the file's limits.
 _START_SECONDS = 120.0
-_STARTS = 3  # what ends one (the system, for lack of memory) need not end the next
+_STARTS = 3  # what kills one (such as lack of memory) need not kill the next
 _CHUNK_BYTES = 1 << 20
 _TAIL_BYTES = 4000
 _LINE_CHARACTERS = 200
@@ -49,10 +49,10 @@ Value = TypeVar("Value")
 
 @dataclass(frozen=True)
 class Limits:
-    """Limits for one file: time without progress, time in all, the helper's memory.
+    """Limits for one file: time without progress, total time, the helper's memory.
 
-    Progress is a packet, a frame, a part of the result. Memory is what RLIMIT_DATA
-    counts. `settings_of` is the stage whose settings they are, for messages.
+    A packet, a frame or a part of the result is progress. Memory is what RLIMIT_DATA counts.
+    `settings_of` is the stage whose settings they are, for messages.
     """
 
     stall_seconds: float = STALL_SECONDS
@@ -66,10 +66,10 @@ def run_isolated(
 ) -> Value:
     """Runs `function(path, *args)` in a helper process; returns its value, raises its exceptions.
 
-    The function is one of a module, not of a test's or a script's `__main__`; it, the arguments
+    The function must be importable, so not from a test's or script's `__main__`; it, the arguments
     and the value are pickled. It calls `progress.beat` as it makes progress. `path` is the file
-    that it reads. Where the helper dies, once more in a fresh one; then, or at once where a limit
-    is passed, RowFailed of kind `crash`. Threads may call at once.
+    that it reads. If the helper dies, the call is repeated once in a new one. If that dies, too,
+    or a limit is exceeded, raises RowFailed of kind `crash`. Thread-safe.
     """
     no_parts = cast("Callable[..., Generator[Any, None, Value]]", function)
     return collect_isolated(no_parts, path, *args, limits=limits)[1]
@@ -83,15 +83,15 @@ def collect_isolated(
     limits: Limits,
     counted: Callable[[int], None] = lambda frames: None,
 ) -> tuple[list[Part], Value]:
-    """Like `run_isolated` for a generator function: returns what it yields, and its value.
+    """Like `run_isolated` for a generator function: returns the yielded items, and its value.
 
-    What it yields is sent as it comes, so the helper needn't hold it. `counted` gets how many
-    frames each try decoded, failed ones included.
+    Items are sent immediately, so the helper needn't hold them. `counted` receives the number of
+    frames decoded in each attempt, including failed ones.
     """
     parts: list[Part] = []
 
     def arguments() -> tuple[Any, ...]:
-        parts.clear()  # of a try that failed
+        parts.clear()  # from a failed attempt
         return args
 
     stream = stream_isolated(function, path, arguments, limits=limits, counted=counted)
@@ -110,10 +110,10 @@ def stream_isolated(
     limits: Limits,
     counted: Callable[[int], None] = lambda frames: None,
 ) -> Generator[Part, None, Value]:
-    """As `collect_isolated`, but gives what the function yields as it comes.
+    """Like `collect_isolated`, but yields the function's items as they arrive.
 
-    `arguments` is asked before each try, so that a second one can ask for the rest only. Leaving
-    the iteration ends the helper.
+    `arguments` is called before each attempt, so that a second one can request only the rest.
+    Leaving the iteration kills the helper.
     """
     ends = time.monotonic() + limits.time_limit_seconds
     deaths, fresh = 0, False
@@ -149,7 +149,7 @@ def stream_isolated(
 
 
 def end_helpers() -> None:
-    """Ends the idle helpers; those at work end with their call. Also done at exit."""
+    """Ends the idle helpers; busy ones end with their call. Also runs at exit."""
     _idle.close()
 
 
@@ -189,7 +189,7 @@ def _try(
     fresh: bool,
     counted: Callable[[int], None],
 ) -> Generator[Part, None, Value]:
-    """One call in one helper, which is reused only if it came to its end."""
+    """One call in one helper, which is reused only if the call completes."""
     request = pickle.dumps(
         (function, arguments, limits.stall_seconds, limits.memory_limit_bytes),
         pickle.HIGHEST_PROTOCOL,
@@ -242,7 +242,7 @@ def _begun(request: bytes, fresh: bool) -> _Helper:
             helper.kill()
             starts += helper.is_fresh
             if starts < _STARTS:
-                continue  # one that was not fresh was ended while it was idle
+                continue  # a reused one may have been killed while it was idle
             raise ClipmillError(f"the decoder's process does not start: it ended {died}") from None
         except BaseException:
             helper.kill()
@@ -256,7 +256,7 @@ def _begun(request: bytes, fresh: bool) -> _Helper:
         if message[0] == "began":
             return helper
         helper.kill()
-        raise message[3]  # the request itself can't be read
+        raise message[3]  # the request can't be unpickled
 
 
 class _Helper:
@@ -270,7 +270,7 @@ class _Helper:
         with theirs:
             try:
                 self._process = subprocess.Popen(
-                    # -P: no file of the working folder is imported as a module.
+                    # -P: modules are not imported from the working directory.
                     [
                         sys.executable,
                         "-P",
@@ -308,7 +308,7 @@ class _Helper:
             raise _Died(self._ended()) from None
 
     def receive(self, seconds: float) -> tuple[Any, ...] | None:
-        """The next message, or None if none arrives in time."""
+        """The next message; None if none arrives in time."""
         ends = time.monotonic() + seconds
         while (message := self._whole_message()) is None:
             left = ends - time.monotonic()
@@ -330,7 +330,7 @@ class _Helper:
         try:
             with memoryview(self._buffer) as view, view[HEADER.size : end] as data:
                 message: tuple[Any, ...] = pickle.loads(data)
-        except Exception as error:  # whatever pickle makes of rubbish
+        except Exception as error:  # unpickling garbage can raise anything
             raise _Died(f"with an answer that can't be read ({type(error).__name__})") from error
         del self._buffer[:end]
         return message
@@ -345,7 +345,7 @@ class _Helper:
         self._buffer += data
 
     def _hear(self) -> None:
-        """Takes what the decoder printed, so that it never waits for a reader; keeps the end."""
+        """Reads what the decoder printed, so that it never blocks on a full pipe; keeps the end."""
         data = self._noise.read(_CHUNK_BYTES)
         if data:
             self._tail = (self._tail + data)[-_TAIL_BYTES:]
@@ -373,7 +373,7 @@ class _Helper:
         self.let_go()
 
     def let_go(self) -> None:
-        """Closes this process's ends only; a helper whose last end is closed ends itself."""
+        """Closes only this process's ends; a helper exits when its last peer has closed."""
         self._selector.close()
         self._socket.close()
         self._noise.close()
@@ -382,7 +382,7 @@ class _Helper:
 
 
 def _environment() -> dict[str, str]:
-    """This process's, with its own search path for modules, and no thread pools."""
+    """This process's environment, with its module search path and without thread pools."""
     path = [str(Path(entry).absolute()) for entry in sys.path]
     return {
         **os.environ,
@@ -393,7 +393,7 @@ def _environment() -> dict[str, str]:
 
 
 class _Idle:
-    """The helpers of this process that have nothing to do."""
+    """The idle helpers of this process."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -420,7 +420,7 @@ class _Idle:
             helper.kill()
 
     def forget(self) -> None:
-        """For a forked process: the helpers belong to its parent."""
+        """In a forked process: the helpers belong to its parent."""
         helpers, self._helpers, self._lock = self._helpers, [], threading.Lock()
         for helper in helpers:
             helper.let_go()

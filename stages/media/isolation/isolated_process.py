@@ -1,7 +1,7 @@
-"""The helper process that reads untrusted files (see `isolated`): runs what it is asked to.
+"""The helper process that reads untrusted files (see `isolated`): runs the calls it is sent.
 
-It holds no data but the current file, so it may be killed at any moment. It ends with the process
-that started it, however that one ends and whatever this one is doing then.
+It holds no data but the current file's, so it may be killed at any moment. It ends with the
+process that started it, however that one ends and whatever the helper is doing then.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from clipmill.stages.media.isolation import progress
 from clipmill.stages.media.isolation.terminal import leave_terminal
 
 HEADER = struct.Struct("!Q")
-"""Every message is its length in bytes, then a pickle of so many bytes."""
+"""Each message is its length in bytes, then a pickle of that length."""
 
 MOST_IDLE_BYTES = 512 << 20
-"""A helper that still holds more than this after a call is not reused."""
+"""A helper that still holds more memory than this after a call is not reused."""
 
 _BEATS_SECONDS = 1.0
-_LIBRARY_STACK_BYTES = 1 << 20  # twice what macOS gives them
+_LIBRARY_STACK_BYTES = 1 << 20  # twice the default on macOS
 _PYTHON_STACK_BYTES = 8 << 20
 _OPENCV_NO_MEMORY = -4  # cv::Error::StsNoMem
 
@@ -47,7 +47,7 @@ class _Channel:
         self._lock = threading.Lock()
 
     def receive(self) -> bytes | None:
-        """The next message, None where there will be no more."""
+        """The next message; None at the end."""
         header = self._read(HEADER.size)
         return None if header is None else self._read(HEADER.unpack(header)[0])
 
@@ -61,7 +61,7 @@ class _Channel:
         return bytes(data)
 
     def send(self, *message: Any, wait: bool = True) -> None:
-        """Sends a message; with `wait` off not if another thread is at it just now."""
+        """Sends a message; without `wait`, only if no other thread is sending."""
         data = pickle.dumps(message, pickle.HIGHEST_PROTOCOL)
         if not self._lock.acquire(blocking=wait):
             return
@@ -73,7 +73,7 @@ class _Channel:
 
 
 class _Beats:
-    """Forwards beats, as rarely as useful, and remembers how many frames were decoded."""
+    """Forwards progress at a limited rate, and remembers how many frames were decoded."""
 
     def __init__(self, channel: _Channel, stall_seconds: float) -> None:
         self._channel = channel
@@ -94,11 +94,11 @@ def main() -> None:
     """Serves the socket whose number is the first argument, until its other end is closed."""
     channel = _Channel(socket.socket(fileno=int(sys.argv[1])))
     _end_with_starter()
-    # Who started this process says when it ends; Ctrl-C is for that one.
+    # The starting process decides when this one ends; it also handles Ctrl-C.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # A decoder's crash is expected: a core file of a few gigabytes each time is not.
+    # Crashes of a decoder are expected: no core file of several gigabytes each time.
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    # Where the machine runs out of memory this process is the one to go.
+    # If the machine runs out of memory, this process should be killed first.
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000", "utf-8")
     _give_small_stacks()
@@ -107,21 +107,21 @@ def main() -> None:
 
 
 def _give_small_stacks() -> None:
-    """Lets a library's threads count for what they use of the memory that a file may take.
+    """Makes the stacks of libraries' threads count less towards the file's memory limit.
 
-    RLIMIT_DATA counts the whole stack of each, 8 MB as a rule. With many cores a decoder's frames
-    have hundreds of threads to convert them, whose stacks alone would be more than the limit.
+    RLIMIT_DATA counts each thread's whole stack, typically 8 MB. On a machine with many cores, a
+    decoder has hundreds of threads, whose stacks alone would exceed the limit.
     """
     import ctypes
 
     attributes = ctypes.create_string_buffer(256)
-    with contextlib.suppress(AttributeError, OSError):  # there it is another library of C
+    with contextlib.suppress(AttributeError, OSError):  # a C library without this function
         c = ctypes.CDLL(None)
         if (
             c.pthread_getattr_default_np(attributes) == 0
             and c.pthread_attr_setstacksize(attributes, ctypes.c_size_t(_LIBRARY_STACK_BYTES)) == 0
         ):
-            # Python's own threads, which are few, keep what they have.
+            # Python's own threads, which are few, keep their size.
             threading.stack_size(_PYTHON_STACK_BYTES)
             c.pthread_setattr_default_np(attributes)
 
@@ -129,7 +129,7 @@ def _give_small_stacks() -> None:
 def _end_with_starter() -> None:
     """Ends this process when the pipe at standard input is closed, even by a dying process.
 
-    Standard input is the null device from then on: programs started here shall not read the pipe.
+    After this, standard input is the null device: programs started here must not read the pipe.
     """
     pipe = fcntl.fcntl(0, fcntl.F_DUPFD_CLOEXEC, 3)
     leave_terminal()
@@ -144,11 +144,11 @@ def _end_with_starter() -> None:
         os._exit(1)
 
     if hasattr(fcntl, "F_SETSIG"):
-        # The kernel's own doing: a thread would wait for one that hangs with Python's lock.
+        # The kernel sends the signal: a thread could be blocked by one that hangs with the GIL.
         fcntl.fcntl(pipe, fcntl.F_SETOWN, os.getpid())
         fcntl.fcntl(pipe, fcntl.F_SETSIG, signal.SIGKILL)
         fcntl.fcntl(pipe, fcntl.F_SETFL, fcntl.fcntl(pipe, fcntl.F_GETFL) | os.O_ASYNC)
-    # The other systems, and a starter that was gone before this line.
+    # For other systems, and for a starter that ended before this line.
     threading.Thread(target=watch, name="starter", daemon=True).start()
 
 
@@ -166,8 +166,8 @@ def _serve(channel: _Channel, request: bytes) -> None:
             value = _send_parts(channel, value)
         answer = pickle.dumps(value, pickle.HIGHEST_PROTOCOL)
         ending: tuple[Any, ...] = ("done", answer)
-    except BaseException as error:  # noqa: BLE001  it is raised where it was asked for
-        # Otherwise there might be no memory left to report that it ran out.
+    except BaseException as error:  # noqa: BLE001  it is raised in the calling process
+        # Otherwise there might be too little memory to report that it ran out.
         resource.setrlimit(resource.RLIMIT_DATA, (most, most))
         ending = ("memory", _text(error)) if _is_memory(error) else ("raised", *_sendable(error))
     finally:
@@ -184,7 +184,7 @@ def _limit_memory(limit_bytes: int, most: int) -> None:
 
 
 def _data_bytes() -> int:
-    """What RLIMIT_DATA counts, 0 if the system doesn't report it."""
+    """The bytes that RLIMIT_DATA counts; 0 if the system doesn't report them."""
     try:
         status = Path("/proc/self/status").read_text("utf-8")
     except OSError:
@@ -193,7 +193,7 @@ def _data_bytes() -> int:
 
 
 def _send_parts(channel: _Channel, parts: Generator[Any, None, Any]) -> Any:
-    """Sends each part as it comes; gives the generator's value."""
+    """Sends each part as it is yielded; returns the generator's value."""
     while True:
         try:
             part = next(parts)
@@ -203,9 +203,9 @@ def _send_parts(channel: _Channel, parts: Generator[Any, None, Any]) -> Any:
 
 
 def _is_memory(error: BaseException | None) -> bool:
-    """Whether an exception, or one that led to it, means that memory ran out.
+    """Whether memory ran out, according to an exception or one of its causes.
 
-    FFmpeg's own error is not a proof; see `memory.raise_if_out`.
+    FFmpeg's own error is no proof; see `memory.raise_if_out`.
     """
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
@@ -226,7 +226,7 @@ def _is_memory(error: BaseException | None) -> bool:
 
 
 def _sendable(error: BaseException) -> tuple[BaseException, str]:
-    """The exception, or one that says the same and can be pickled; and its traceback."""
+    """The exception, or an equivalent one that can be pickled; and its traceback."""
     told = (
         ""
         if isinstance(error, RowFailed | RowRejected | ClipmillError)
@@ -234,7 +234,7 @@ def _sendable(error: BaseException) -> tuple[BaseException, str]:
     )
     try:
         pickle.loads(pickle.dumps(error))
-    except Exception:  # noqa: BLE001  whatever is the matter with it
+    except Exception:  # noqa: BLE001  pickling it may raise anything
         return RuntimeError(_text(error)), told
     return (error, told) if isinstance(error, Exception) else (RuntimeError(_text(error)), told)
 

@@ -1,4 +1,4 @@
-"""Distinguishes a process that is out of memory from a file that asks for too much of it."""
+"""Distinguishes a process that is out of memory from a file that requests too much of it."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import mmap
 import resource
 
 _SHARE = 8
-_BYTES = 64 << 20  # where nothing is limited
+_BYTES = 64 << 20  # if there is no limit
 
 
 def raise_if_out(error: BaseException) -> None:
-    """Raises MemoryError if an error says so and there is indeed little memory left.
+    """Raises MemoryError if the error says so and little memory is actually left.
 
-    FFmpeg reports the same for an absurd size in a damaged header: that is the file's fault, and
-    this does nothing. The memory still available distinguishes the two.
+    FFmpeg reports the same error for an absurd size in a damaged header: that is the file's fault,
+    and this does nothing. The memory still available distinguishes the two.
     """
     if not isinstance(error, MemoryError):
         return

@@ -13,17 +13,17 @@ _listener: Callable[[int | None], None] | None = None
 
 
 def beat(decoded_frames: int | None = None) -> None:
-    """Reports a step: a packet was read, a frame decoded, a token generated.
+    """Reports progress: a packet was read, a frame decoded, a token generated.
 
-    `decoded_frames` is how many frames of the file were decoded so far, if counted.
-    A call costs next to nothing. Without one for `stall_seconds` a worker counts as hanging.
+    `decoded_frames` is the number of frames of the file decoded so far, if counted. A call costs
+    next to nothing. A worker without one for `stall_seconds` counts as stalled.
     """
     if _listener is not None:
         _listener(decoded_frames)
 
 
 def pause(seconds: float) -> None:
-    """Sleeps on purpose (for a host's next turn, for example), and reports that meanwhile."""
+    """Sleeps deliberately (until a host's next turn, say), and reports progress meanwhile."""
     end = time.monotonic() + seconds
     while True:
         beat()
@@ -46,6 +46,6 @@ class LargeFile(io.FileIO):
 
 
 def listen(listener: Callable[[int | None], None] | None) -> None:
-    """Sets who receives the beats from now on; None for nobody."""
+    """Sets the receiver of all progress from now on; None for nobody."""
     global _listener
     _listener = listener

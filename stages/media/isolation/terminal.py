@@ -1,7 +1,7 @@
 """Reserves the terminal for the command that was typed into it.
 
-A shell runs a command in the terminal's foreground group, and Ray puts each worker in a group of
-its own. Where a program of such a group touches the terminal, as ffmpeg does that has it as
+A shell runs a command in the terminal's foreground process group, and Ray puts each worker in a
+separate group. If a program of such a group touches the terminal, as ffmpeg does if it is its
 standard input, the system stops the whole group, and the worker hangs for good.
 """
 
@@ -23,16 +23,17 @@ _terminal: int | None = None
 
 @contextlib.contextmanager
 def null_input() -> Iterator[None]:
-    """Makes standard input the null device, for programs started inside; then gives it back.
+    """Makes standard input the null device for programs started inside; then restores it.
 
-    What Python has read ahead stays in `sys.stdin`. Threads may be inside at once; the last one
-    to leave gives the input back.
+    Data that Python has buffered stays in `sys.stdin`. Several threads may be inside at once; the
+    last one to leave restores it.
     """
     global _users, _terminal
     with _lock:
         if not _users:
             with contextlib.suppress(OSError):  # it is closed
-                # Not for programs started inside: they would hold the terminal by this number.
+                # Not inherited by programs started inside: they could reach the terminal through
+                # it.
                 _terminal = fcntl.fcntl(_STANDARD_INPUT, fcntl.F_DUPFD_CLOEXEC, 3)
             _open_null()
         _users += 1
@@ -48,14 +49,14 @@ def null_input() -> Iterator[None]:
 
 
 def leave_terminal() -> None:
-    """Detaches this process from its terminal for good; for one that no shell has started.
+    """Detaches this process from its terminal for good; for processes not started by a shell.
 
     Its standard input becomes the null device. It and the programs that it starts have no
-    controlling terminal from now on: none can ask a question there or be stopped by it.
+    controlling terminal from now on, so none can prompt there or be stopped by it.
     """
     _open_null()
     if os.getsid(0) == os.getpid():
-        return  # it leads a session: all processes of that would be hung up on
+        return  # a session leader: leaving would send SIGHUP to the session's processes
     with contextlib.suppress(OSError):  # it has none
         terminal = os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
         try:
