@@ -48,16 +48,16 @@ from clipmill.stages.media.read.scaling import KeptImages, SmallImages
 from clipmill.stages.media.read.strict_decoding import Damaged, be_alone, be_strict, decoded
 
 LOST_SHARE = 0.1
-"""Where frames end this share of the declared duration too early, the packets are looked at."""
+"""If frames end earlier than the declared duration by this share, the packets are examined."""
 
-# Pictures go from thread to thread by the handful: every hand-over costs.
+# Pictures pass between threads in small batches, because each hand-over is costly.
 _BATCH = 4
 _BATCHES_AHEAD = 2
-# What decoding threads hold of pictures: two each, and what they work on, at 12 bits a pixel.
+# Pictures held by decoding threads: two each, and those in progress, at 12 bits per pixel.
 _PICTURES_BYTES = 1 << 30
 _BYTES_A_PIXEL = 4.5
 _DECODERS_MOST_THREADS = 16  # FFmpeg's own limit
-# A frame's time may be so far from its own time stamp, beyond that for such a share of frames.
+# How far a frame's time may be from its own timestamp, and for what share of frames further.
 ASTRAY_SECONDS = 0.5
 ASTRAY_SHARE = 0.02
 # At least this share of a file's packets must give an intact frame; codecs with hidden frames give
@@ -67,7 +67,7 @@ _SOUND_SHARE = 1 / 3
 
 @dataclass(frozen=True)
 class VideoFacts:
-    """What the header says. Width and height are as displayed: cropped, turned, square pixels."""
+    """Facts from the header. Width and height are as displayed: cropped, rotated, square pixels."""
 
     path: Path
     width: int
@@ -83,23 +83,23 @@ class VideoFacts:
 
     @property
     def is_shown_as_decoded(self) -> bool:
-        """Whether a decoder's pictures only need another size."""
+        """Whether a decoder's pictures only need resizing."""
         return self.orientation.is_upright and self.tone_map is None and not self.framing.crops
 
     def seconds(self, pts: int) -> float:
-        """Presentation time in the video of a time stamp of the file.
+        """Presentation time in the video of a timestamp of the file.
 
-        The time stamp 0 is `offset_pts` after the video's start, or before it where negative.
+        The timestamp 0 is `offset_pts` after the video's start, or before it if negative.
         """
         return self.duration_seconds(pts + self.offset_pts)
 
     def duration_seconds(self, pts: int) -> float:
-        """How long a time of so many units of the time base is."""
-        # Rounded once, as the division of the exact fraction would be; and much cheaper.
+        """A number of time base units in seconds."""
+        # Rounded once, like the division of the exact fraction, but much faster.
         return pts * self.time_base.numerator / self.time_base.denominator
 
     def position_microseconds(self, pts: int) -> int:
-        """The time that PySceneDetect's detectors are shown: counted from the first frame."""
+        """The time given to PySceneDetect's detectors: relative to the first frame."""
         units = (pts - self.start_pts) * self.time_base.numerator * 1_000_000
         return round(units / self.time_base.denominator)
 
@@ -109,16 +109,17 @@ class VideoFacts:
         return max(1, round(1 / (self.frame_rate * self.time_base)))
 
     def frame_size(self, short_side: int) -> tuple[int, int]:
-        """Displayed width and height, with `short_side` pixels at most; never enlarged."""
+        """Displayed width and height, with at most `short_side` pixels; never enlarged."""
         factor = min(1.0, short_side / min(self.width, self.height))
         return max(1, round(self.width * factor)), max(1, round(self.height * factor))
 
 
 @dataclass(frozen=True)
 class Picture:
-    """One decoded frame. `small` is BGR, `full` makes the kept frame of a size.
+    """One decoded frame. `small` is BGR; `full` makes the kept frame of a given size.
 
-    That is BGR, too, upright, and of ordinary dynamic range; `small` is in the file's own codes.
+    The kept frame is upright BGR with ordinary dynamic range; `small` has the file's own pixel
+    values.
     """
 
     number: int
@@ -131,7 +132,7 @@ class Picture:
 
 
 def bad_media(path: Path, what: str) -> RowFailed:
-    """The failure of a file that can't be decoded, with its name and what to do."""
+    """The failure of a file that can't be decoded, with its name and a remedy."""
     return RowFailed("bad_media", f"{path}: {what}; look at it with `ffprobe` or fetch it again")
 
 
@@ -148,7 +149,7 @@ def video_stream(container: av.container.InputContainer, path: Path) -> av.Video
 
 
 def goes_back(path: Path, seconds: float, before: float) -> RowFailed:
-    """The failure of a file in which one time names several frames."""
+    """The failure of a file in which one time is that of several frames."""
     return bad_media(
         path,
         f"has decreasing timestamps: {seconds:.2f} s comes after "
@@ -158,7 +159,7 @@ def goes_back(path: Path, seconds: float, before: float) -> RowFailed:
 
 
 def open_container(path: Path) -> av.container.InputContainer:
-    """The opened file; RowFailed `bad_media` for a file that is not media."""
+    """The opened file; RowFailed `bad_media` if it is not a media file."""
     try:
         return open_media(path)
     except NotOpened as problem:
@@ -168,7 +169,7 @@ def open_container(path: Path) -> av.container.InputContainer:
 def offset_pts(starts_at_seconds: float | None, time_base: Fraction) -> int:
     """The time in the video of the file's time 0, in units of the time base.
 
-    Whole units, so that times come out to the bit as from the whole video.
+    Whole units, so that times are bit for bit those from the whole video.
     """
     return round(Fraction(starts_at_seconds) / time_base) if starts_at_seconds else 0
 
@@ -181,12 +182,12 @@ def read_facts(
     framing: Framing | None = None,
 ) -> VideoFacts:
     """The facts of an opened file whose first frame is decoded: only frames know their rotation."""
-    # Imported here: it costs half a second, and only workers that decode need it.
+    # Imported here: it takes half a second, and only workers that decode need it.
     from scenedetect.common import framerate_to_fraction
 
     stream = video_stream(container, path)
     rate = stream.average_rate or stream.guessed_rate or Fraction(25)
-    # Through a float, as the number reaches PySceneDetect from OpenCV.
+    # Through a float, like the number that PySceneDetect gets from OpenCV.
     frame_rate = framerate_to_fraction(float(rate))
     time_base = time_base_of(stream)
     orientation = orientation_of(first)
@@ -221,7 +222,7 @@ def declared_seconds(
 def _threads(stream: av.VideoStream) -> int:
     """How many threads may decode; 0 lets the decoder choose.
 
-    Each thread holds pictures, which for a huge size that a header only claims comes to gigabytes.
+    Each thread holds pictures, which take gigabytes if a header claims a huge size.
     """
     pixels = max(1, stream.codec_context.width * stream.codec_context.height)
     most = max(1, int(_PICTURES_BYTES / (pixels * _BYTES_A_PIXEL)))
@@ -229,15 +230,15 @@ def _threads(stream: av.VideoStream) -> int:
 
 
 class DecodedVideo:
-    """A video being decoded: iterate for its pictures, then ask how it went.
+    """A video being decoded: iterate for its pictures, then read the results.
 
-    All times are the video's; `starts_at_seconds` is the file's time 0 in it, negative where the
-    file's clock begins late.
+    All times are the video's; `starts_at_seconds` is the video time of the file's time 0, negative
+    if the file's clock begins late.
 
-    Iterating raises RowFailed where nothing can be decoded, and at the end where the frames stop
-    short of the declared duration. `decoded_frames` counts every frame the decoder gave,
-    `corrupt_seconds` are the times of pictures that it gave with errors, or not at all; None where
-    the decoder does not tell.
+    Iterating raises RowFailed if nothing can be decoded, and at the end if the frames stop short
+    of the declared duration. `decoded_frames` counts every frame that the decoder returned,
+    `corrupt_seconds` are the times of pictures that it returned with errors, or not at all; None
+    if the decoder doesn't report errors.
     """
 
     def __init__(self, path: Path, starts_at_seconds: float | None = None) -> None:
@@ -252,12 +253,12 @@ class DecodedVideo:
 
     @property
     def end_seconds(self) -> float:
-        """When the last frame's time is over."""
+        """The end of the last frame."""
         return self._last_seconds or 0.0
 
     @property
     def source_frames(self) -> int:
-        """How many frames the file has."""
+        """The number of frames in the file."""
         return self._given_frames
 
     def pictures(self) -> Iterator[Picture]:
@@ -266,7 +267,7 @@ class DecodedVideo:
         stop = threading.Event()
 
         def work() -> None:
-            # The last item says how the thread ended: None, or what it raised.
+            # The last item says how the thread ended: None, or the exception.
             ending: BaseException | None = None
             try:
                 with contextlib.closing(self._frames()) as frames:
@@ -275,7 +276,7 @@ class DecodedVideo:
                         if not batch:
                             break
                         ahead.put(batch)
-            except BaseException as error:  # noqa: BLE001  raised again where it is read
+            except BaseException as error:  # noqa: BLE001  raised again in the reading thread
                 ending = error
             ahead.put(ending)
 
@@ -312,7 +313,7 @@ class DecodedVideo:
         covered = self._last_seconds - self.facts.seconds(self.facts.start_pts)
         if covered >= declared * (1 - LOST_SHARE):
             return
-        # The header may count a sound track that goes on after the pictures, or too much.
+        # The header may count a sound track that outlasts the pictures, or be wrong.
         try:
             check_whole(self.path)
         except (NotOpened, RowFailed) as problem:
@@ -323,10 +324,10 @@ class DecodedVideo:
 
 
 class _Order:
-    """Gives pictures their times in a file whose time stamps only number the packets.
+    """Assigns times to pictures in a file whose timestamps only number the packets.
 
-    The decoder gives them in the order in which they are shown; at a closed key frame picture and
-    packet have the same place.
+    The decoder returns them in display order; at a closed key frame, picture and packet have the
+    same position.
     """
 
     def __init__(self) -> None:
@@ -340,7 +341,7 @@ class _Order:
             self._closed.add(place)
 
     def stamp(self, place: int | None) -> int | None:
-        """The time stamp of the next picture, which came from this packet."""
+        """The timestamp of the next picture, which came from this packet."""
         self._number = place if place in self._closed else self._number + 1
         return self._stamps.get(self._number)
 
@@ -353,7 +354,7 @@ class FastVideo(DecodedVideo):
         self.corrupt_seconds: list[float] = []
         self._kept_images = threading.local()
         self._sound_frames = 0
-        # The time stamps of packets whose pictures have not come yet, by place in the file.
+        # The timestamps of packets whose pictures have not arrived yet, by place in the file.
         self._waiting: dict[int, int] = {}
         self._packets = 0
         self._first_pts: int | None = None
@@ -362,9 +363,9 @@ class FastVideo(DecodedVideo):
     def _frames(self) -> Generator[Picture, None, None]:
         with open_container(self.path) as container:
             stream = video_stream(container, self.path)
-            # Before there are decoding threads, which must not find PyAV's log open.
+            # Before decoding threads start, which must not find PyAV's log open.
             framing = framing_of(stream)
-            # Threads that share a picture leave traces of an error in it that none reports.
+            # Threads that share a picture can propagate an error that none of them reports.
             stream.thread_type = "FRAME"
             stream.codec_context.thread_count = _threads(stream)
             small: SmallImages | None = None
@@ -379,7 +380,7 @@ class FastVideo(DecodedVideo):
                     facts, usual = self.facts, self.facts.usual_pts
                 own = pts = frame.pts if frame.pts is not None else frame.dts
                 if pts is None or (last_pts is not None and pts <= last_pts):
-                    # Broken time stamps: time must advance, so the usual distance is assumed.
+                    # Broken timestamps: time must advance, so the usual distance is assumed.
                     pts = facts.start_pts if last_pts is None else last_pts + usual
                 last_pts = pts
                 if self._first_pts is None:
@@ -403,7 +404,7 @@ class FastVideo(DecodedVideo):
             self._count_lost()
 
     def _check_sound(self, astray: tuple[float, float] | None) -> None:
-        """Fails a file whose frames are mostly the decoder's guess, or shown at other times."""
+        """Fails a file whose frames are mostly concealed damage, or shown at other times."""
         if self.facts is None:
             return
         if self._sound_frames < self._packets * _SOUND_SHARE:
@@ -416,7 +417,7 @@ class FastVideo(DecodedVideo):
             raise goes_back(self.path, *astray)
 
     def _count_lost(self) -> None:
-        """Adds the pictures that the decoder never gave, from the first one that it did give on."""
+        """Adds the pictures that the decoder never returned, after the first one that it did."""
         if self.facts is not None and self._first_pts is not None and self._is_damaged:
             lost = [pts for pts in self._waiting.values() if pts > self._first_pts]
             self.corrupt_seconds += map(self.facts.seconds, lost)
@@ -448,7 +449,7 @@ class FastVideo(DecodedVideo):
         reader = packet_reader(codec.codec.canonical_name, codec.extradata)
         order = _Order() if tells_no_order(container, stream) else None
         found = self._labelled(packets(container, stream), reader, order)
-        # A packet with one field gives no frame of its own.
+        # A packet with one field gives no separate frame.
         has_fields = codec.codec.canonical_name == "h264" and not reader.has_whole_frames
         for frame in decoded(found, self._complain, strictly=strictly):
             self.decoded_frames += 1
@@ -465,7 +466,7 @@ class FastVideo(DecodedVideo):
     def _labelled(
         self, found: Iterator[av.Packet[Any]], reader: PacketReader, order: _Order | None
     ) -> Iterator[av.Packet[Any]]:
-        """The packets, counted, each with its place on it, which its frame then bears."""
+        """The packets, counted, each labelled with its place, which its frame then carries."""
         for place, packet in enumerate(found):
             stamp = packet.dts if packet.pts is None or order is not None else packet.pts
             if packet.size and not packet.is_discard and reader.is_shown(packet):

@@ -1,7 +1,7 @@
-"""Runs PySceneDetect's detectors over kept statistics instead of pixels.
+"""Runs PySceneDetect's detectors over stored statistics instead of pixels.
 
-The classes are PySceneDetect's own; only the part that looks at pixels is replaced by a look-up,
-so thresholds, windows and length filters act as in its command.
+The classes are PySceneDetect's own; only the part that reads pixels is replaced by a look-up, so
+thresholds, windows and length filters act as in its command.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _MICROSECOND = Fraction(1, 1_000_000)
 
 @dataclass(frozen=True)
 class DetectorSettings:
-    """PySceneDetect's settings under its own names; times are texts as its command takes them."""
+    """PySceneDetect's settings under its own names; times are strings, as in its command."""
 
     detector: DetectorName
     threshold: float
@@ -53,12 +53,12 @@ class DetectorSettings:
 
 
 class _KeptScores:
-    """Mixed into content detectors: the score comes from kept components, not from an image.
+    """Mixin for content detectors: computes the score from stored components, not from an image.
 
-    What stands for the image is the row of components (hue, saturation, luma, edges).
+    The row of components (hue, saturation, luma, edges) takes the image's place.
     """
 
-    # PySceneDetect's own; what was the last image is only whether there was one.
+    # PySceneDetect's attribute; only whether there was a last image matters.
     _last_frame: Any
     _weights: Sequence[float]
 
@@ -81,7 +81,7 @@ class _Adaptive(_KeptScores, AdaptiveDetector):
 
 
 class _Histogram(HistogramDetector):
-    """What stands for the image is the kept correlation with the frame before."""
+    """The stored correlation with the previous frame takes the image's place."""
 
     _last_cut: FrameTimecode | None
 
@@ -96,7 +96,7 @@ class _Histogram(HistogramDetector):
 
 
 class _Hash(HashDetector):
-    """What stands for the image is the kept distance from the frame before."""
+    """The stored distance from the previous frame takes the image's place."""
 
     _last_scene_cut: FrameTimecode | None
 
@@ -113,7 +113,8 @@ class _Hash(HashDetector):
 def find_cuts(settings: DetectorSettings, statistics: Mapping[str, Sequence[float]]) -> list[int]:
     """Indexes of the frames that begin a new shot, ascending, never the first frame.
 
-    `statistics` is what a scan of the whole video kept: one number a frame under each name.
+    `statistics` are those that a scan of the whole video stored: one number per frame under each
+    name.
     """
     numerator, denominator = statistics[measures.FRAME_RATE]
     rate = Fraction(int(numerator), int(denominator))
@@ -132,7 +133,7 @@ def find_cuts(settings: DetectorSettings, statistics: Mapping[str, Sequence[floa
 
 
 def _index_of(cut: FrameTimecode, exact: Mapping[int, int], numbers: Sequence[int]) -> int:
-    """The frame that a cut names: by its time, or (cuts inside a fade) by its nominal number."""
+    """The frame of a cut: by its time, or (cuts inside a fade) by its nominal number."""
     if cut.time_base == _MICROSECOND and cut.pts in exact:
         return exact[cut.pts]
     return int(np.searchsorted(numbers, cut.frame_num))
@@ -145,7 +146,7 @@ def _rows(settings: DetectorSettings, statistics: Mapping[str, Sequence[float]])
             parts = [statistics[name] for name in measures.CONTENT]
             return zip(*parts, edges or [0.0] * len(parts[0]), strict=True)
         case "threshold":
-            # The detector takes the mean of what it is given.
+            # The detector averages what it is given.
             return ((average,) for average in statistics[measures.AVERAGE])
         case "histogram":
             return statistics[measures.HISTOGRAM]
@@ -154,7 +155,7 @@ def _rows(settings: DetectorSettings, statistics: Mapping[str, Sequence[float]])
 
 
 def _build(settings: DetectorSettings, rate: Fraction) -> Any:
-    # As the command does it: a length becomes a number of frames at the nominal frame rate.
+    # As in the command: a length becomes a number of frames at the nominal frame rate.
     min_scene_len = FrameTimecode(settings.min_scene_len, rate).frame_num
     weights = ContentDetector.Components(*settings.weights)
     match settings.detector:

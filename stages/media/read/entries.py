@@ -1,7 +1,7 @@
 """Determines from a key packet's own bytes whether decoding can start there.
 
-A container's key flag says little: files without a table of key frames flag every packet, and
-recovery points of H.264 are flagged though pictures come right only frames later.
+A container's key flag is unreliable: files without a key frame table flag every packet, and H.264
+recovery points are flagged although pictures only become correct frames later.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from av import Packet
 from av.container import InputContainer
 from av.video.stream import VideoStream
 
-# Codecs without any picture that needs another.
+# Intra-only codecs.
 _INTRA = frozenset(("mjpeg", "prores", "dnxhd"))
-_LEADING_SKIPPED = (8, 9)  # HEVC's RASL pictures: they need pictures from before the key frame
+_LEADING_SKIPPED = (8, 9)  # HEVC's RASL pictures, which need pictures from before the key frame
 _RECOVERY_POINT = 6
-_MOST_REFERENCES, _MOST_MODELS = 255, 32  # what H.264 allows
+_MOST_REFERENCES, _MOST_MODELS = 255, 32  # H.264's limits
 
 
 class Kind(Enum):
-    """What a packet is for a decoder that begins with it."""
+    """What a packet is to a decoder that starts with it."""
 
     NONE = "the packet needs others"
     UNPROVEN = "the container says that it is a key frame"
@@ -34,10 +34,10 @@ class Kind(Enum):
 
 @dataclass(frozen=True)
 class Start:
-    """What decoding that begins at a packet gives.
+    """The result of starting to decode at a packet.
 
-    `after_references` and `after_shown` are for GRADUAL: how many reference pictures follow in the
-    file, or how many pictures in the order of time, until they are right.
+    `after_references` and `after_shown` are for GRADUAL: the number of following reference
+    pictures in the file, or of pictures in display order, until they are correct.
     """
 
     kind: Kind
@@ -52,28 +52,28 @@ OPEN, CLOSED = Start(Kind.OPEN), Start(Kind.CLOSED)
 class PacketReader(Protocol):
     """Reads packets of one codec.
 
-    `has_whole_frames` says that a packet is known to give a frame, and no half of one;
-    `says_order`, that the stream says how far frames are reordered, which decoders else guess.
+    `has_whole_frames`: every packet is known to give a whole frame, not a field. `says_order`: the
+    stream declares how far frames are reordered, which decoders otherwise guess.
     """
 
     has_whole_frames: bool
     says_order: bool
 
     def start(self, packet: bytes) -> Start:
-        """What a packet is that the container calls a key frame."""
+        """What a packet flagged as a key frame really is."""
 
     def is_reference(self, packet: bytes) -> bool:
-        """Whether other pictures may need this one."""
+        """Whether other pictures may reference this one."""
 
     def is_shown(self, packet: Packet[Any]) -> bool:
-        """Whether a picture comes of the packet."""
+        """Whether the packet gives a displayed picture."""
 
     def needs_earlier(self, packet: bytes) -> bool:
-        """Whether a picture shown before the key frame needs what came before that in the file."""
+        """Whether a picture shown before the key frame needs data stored before it."""
 
 
 def packet_reader(codec: str, extradata: bytes | None) -> PacketReader:
-    """The reader for a stream's codec (FFmpeg's name of it)."""
+    """The reader for a codec, by FFmpeg's name."""
     if codec == "h264":
         return _H264(extradata or b"")
     if codec == "hevc":
@@ -82,10 +82,10 @@ def packet_reader(codec: str, extradata: bytes | None) -> PacketReader:
 
 
 def tells_no_order(container: InputContainer, stream: VideoStream) -> bool:
-    """Whether time stamps only number the packets, while pictures are shown in another order.
+    """Whether timestamps only number the packets, although pictures are reordered.
 
-    AVI has none. FFmpeg makes them up for codecs whose kinds of pictures it knows from their
-    packets, but not for these. So pictures come out of the decoder in order, and are counted.
+    AVI has no timestamps. FFmpeg derives them for codecs whose picture types it can parse, but not
+    for these. So pictures, which the decoder returns in order, are counted.
     """
     codec = stream.codec_context
     return (
@@ -96,7 +96,7 @@ def tells_no_order(container: InputContainer, stream: VideoStream) -> bool:
 
 
 class _Other:
-    """A codec that is not read here: the decoder itself must confirm each key frame."""
+    """A codec that is not parsed here: the decoder itself must confirm each key frame."""
 
     has_whole_frames = False
     says_order = True
@@ -149,7 +149,7 @@ class _Vp9(_Other):
 
     @staticmethod
     def _reaches_type(bits: _Bits) -> bool:
-        """Reads up to the frame's type; False where the packet only shows an earlier frame."""
+        """Reads up to the frame's type; False if the packet only shows an earlier frame."""
         bits.read(2)
         profile = bits.read(1) | bits.read(1) << 1
         if profile == 3:
@@ -158,7 +158,7 @@ class _Vp9(_Other):
 
 
 class _Nal:
-    """What H.264 and HEVC have in common: packets are made of units with a type each."""
+    """Common parts of H.264 and HEVC: packets consist of typed units."""
 
     has_whole_frames = True
     says_order = True
@@ -167,7 +167,7 @@ class _Nal:
         self._length_bytes = length_bytes
 
     def _units(self, packet: bytes) -> Iterator[tuple[int, int]]:
-        """Where each unit begins and ends, without its length or start code."""
+        """Start and end of each unit, without its length or start code."""
         if self._length_bytes and (units := self._with_lengths(packet)) is not None:
             return iter(units)
         return self._with_start_codes(packet)
@@ -237,7 +237,7 @@ class _H264(_Nal):
 
     @staticmethod
     def _recovery(messages: bytes) -> tuple[int, bool] | None:
-        """After how many reference pictures all is right, and whether exactly."""
+        """The number of reference pictures until all is correct, and whether it is exact."""
         for content in _messages(messages):
             bits = _Bits(content)
             return bits.golomb(), bool(bits.read(1))
@@ -301,7 +301,7 @@ def _boxed_settings(extradata: bytes) -> bytes | None:
 
 
 def _messages(content: bytes) -> Iterator[bytes]:
-    """The recovery points among the messages of a unit."""
+    """The recovery points among a unit's messages."""
     content = _unescaped(content)
     at = 0
     while at + 2 <= len(content) and content[at:] != b"\x80":
@@ -321,12 +321,12 @@ def _messages(content: bytes) -> Iterator[bytes]:
 
 
 def _unescaped(content: bytes) -> bytes:
-    """Without the bytes that keep start codes from arising."""
+    """Removes emulation prevention bytes."""
     return content.replace(b"\0\0\3", b"\0\0")
 
 
 def _frames_and_order(settings: bytes) -> tuple[bool, bool]:
-    """Whether an H.264 stream has whole frames only, and whether it says how it reorders them."""
+    """Whether an H.264 stream has only whole frames, and whether it declares its reordering."""
     bits = _Bits(_unescaped(settings[1:]))
     profile = bits.read(8)
     bits.read(16)
@@ -359,12 +359,12 @@ def _frames_and_order(settings: bytes) -> tuple[bool, bool]:
     is_whole = bool(bits.read(1))
     if not is_whole:
         bits.read(1)
-    # Order type 2 shows pictures in the order of the file.
+    # Order type 2: pictures are shown in file order.
     return is_whole, order == 2 or _says_order(bits)
 
 
 def _says_order(bits: _Bits) -> bool:
-    """Whether the rest of the settings says how far pictures are reordered."""
+    """Whether the rest of the parameters declares how far pictures are reordered."""
     bits.read(1)
     if bits.read(1):
         for _ in range(4):
@@ -412,7 +412,7 @@ def _skip_scaling_list(bits: _Bits, size: int) -> None:
 
 
 class _Bits:
-    """Bits of a header; 0 where it ends too early."""
+    """Bits of a header; 0 beyond its end."""
 
     def __init__(self, content: bytes) -> None:
         self._value = int.from_bytes(content, "big")
@@ -425,7 +425,7 @@ class _Bits:
         return self._value >> self._left & (1 << count) - 1
 
     def golomb(self) -> int:
-        """A number in exponential Golomb code."""
+        """An exponential Golomb code."""
         zeros = 0
         while self._left > 0 and not self.read(1):
             zeros += 1

@@ -1,10 +1,10 @@
-"""Reads frames exactly as PySceneDetect's command does, with the container's timestamps restored.
+"""Reads frames exactly as PySceneDetect's command does, but with the container's timestamps.
 
-The command opens a file with OpenCV and shows its detectors times counted from the first frame.
-OpenCV computes them from the container's time stamps, so these can be had back exactly. Where
-OpenCV's build cannot decode a codec (AV1 in its wheel) the command fails, of interlaced video
-OpenCV 5 makes black pictures, and it shifts the colours of high dynamic range; PySceneDetect's PyAV
-stream is read then, as `scenedetect --backend pyav` would.
+The command opens a file with OpenCV and gives its detectors times relative to the first frame.
+OpenCV computes them from the container's timestamps, so these can be recovered exactly. If
+OpenCV's build cannot decode a codec (AV1 in its wheel), the command fails; OpenCV 5 shows
+interlaced video as black, and changes the colours of high dynamic range. In these cases
+PySceneDetect's PyAV stream is used, as with `scenedetect --backend pyav`.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from clipmill.stages.media.read.scaling import SMALL_SIDE
 
 
 class ExactVideo(DecodedVideo):
-    """Decodes with PySceneDetect's stream and scales with PySceneDetect's factor."""
+    """Decodes with PySceneDetect's stream and scales by PySceneDetect's factor."""
 
     def _frames(self) -> Generator[Picture, None, None]:
         try:
@@ -55,12 +55,12 @@ class ExactVideo(DecodedVideo):
             yield picture
         if given:
             return
-        # No frame at all: the codec is unknown to OpenCV, or the file is broken for both.
+        # No frame at all: OpenCV doesn't support the codec, or the file is broken for both.
         for picture in self._pyav(index, header):
             yield picture
 
     def _header(self) -> tuple[VideoFacts, bool]:
-        """What the header says, and whether OpenCV shows such pictures wrong.
+        """The facts from the header, and whether OpenCV shows such pictures wrong.
 
         PyAV decodes one frame.
         """
@@ -84,7 +84,7 @@ class ExactVideo(DecodedVideo):
                 return
             try:
                 degrees = round(stream.capture.get(cv2.CAP_PROP_ORIENTATION_META))
-                # OpenCV turns by whole quarters and by nothing else.
+                # OpenCV only rotates, by whole quarters.
                 turned = 0 if degrees % 90 else degrees // 90
                 yield from self._read(stream, index, header, turned_by=turned)
             finally:
@@ -103,7 +103,7 @@ class ExactVideo(DecodedVideo):
     def _read(
         self, stream: Any, index: PacketIndex, header: VideoFacts, *, turned_by: int = 0
     ) -> Iterator[Picture]:
-        """The stream's pictures, which it has turned clockwise by so many quarters already."""
+        """The stream's pictures, already rotated clockwise by this many quarters."""
         from scenedetect.scene_manager import compute_downscale_factor
 
         size: tuple[int, int] | None = None
@@ -116,7 +116,7 @@ class ExactVideo(DecodedVideo):
             self.decoded_frames += 1
             beat()
             if self.facts is None:
-                # With PySceneDetect's frame rate.
+                # At PySceneDetect's frame rate.
                 self.facts = replace(
                     header,
                     frame_rate=stream.frame_rate,
@@ -126,7 +126,7 @@ class ExactVideo(DecodedVideo):
                 )
             size = size or frame.shape[:2]
             if frame.shape[:2] != size:
-                # PySceneDetect passes over frames whose size changes on the way.
+                # PySceneDetect skips frames whose size changes midway.
                 continue
             position = stream.position
             pts = index.nearest_pts(
@@ -146,7 +146,7 @@ class ExactVideo(DecodedVideo):
             )
 
     def _full(self, image: np.ndarray, turned_by: int, size: tuple[int, int]) -> np.ndarray:
-        """The kept frame of PySceneDetect's picture, which has 8 bits only."""
+        """The kept frame from PySceneDetect's picture, which has only 8 bits."""
         facts = self.facts
         assert facts is not None
         left = facts.orientation.after(turned_by)
@@ -166,7 +166,7 @@ class ExactVideo(DecodedVideo):
 
 
 def _downscaled(frame: np.ndarray, factor: float) -> np.ndarray:
-    """The image that PySceneDetect's detectors would be given for this frame."""
+    """The image that PySceneDetect's detectors would get for this frame."""
     if factor <= 1.0:
         return frame
     height, width = frame.shape[:2]
@@ -182,7 +182,7 @@ def _kept(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 @contextlib.contextmanager
 def _quiet_opencv() -> Iterator[None]:
-    """Keeps OpenCV from printing about a codec that PyAV is going to read instead."""
+    """Silences OpenCV about a codec that PyAV will read instead."""
     level = cv2.utils.logging.getLogLevel()
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     try:

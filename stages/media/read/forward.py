@@ -1,8 +1,8 @@
 """Decodes a video forward from the last place that gives the wanted frames correctly.
 
-The packet index says where that is. The decoder is given the packets from that very one on,
-wherever a seek has landed, and each frame is known by the packet that it came from, so neither the
-demuxer's seeking nor time stamps that are missing or doubled can put a frame in another's place.
+That place is from the packet index. The decoder is given the packets from exactly there on,
+wherever a seek has landed, and each frame is identified by the packet that it came from, so
+neither the demuxer's seeking nor missing or duplicate timestamps can swap frames.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from clipmill.stages.media.read.opening import packets, passing_over, time_base_
 from clipmill.stages.media.read.packets import EntryPacket, PacketIndex
 from clipmill.stages.media.read.strict_decoding import Damaged, be_alone, be_strict, decoded
 
-# How far before an entry to seek, where seeking by its time stamp overshoots.
+# How far before an entry to seek, if seeking to its timestamp overshoots.
 _BACK_SECONDS = (0, 1, 4, 16, 3600)
-# A decoder that starts late is given so many earlier entries, each twice as far back.
+# If a decoder starts late, this many earlier entries are tried, each twice as far back.
 _TRIES = 4
 
 
 class Forward:
-    """One decoding run over frames of a file; ask it afterwards how it went.
+    """One decoding pass over frames of a file; read the results afterwards.
 
-    `decoded_frames` counts what the decoder gave, `first_error` is what it complained of first.
+    `decoded_frames` counts the decoder's frames, `first_error` is its first error.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class Forward:
         self.first_error: str | None = None
 
     def frames(self, first: int) -> Iterator[tuple[int, av.VideoFrame]]:
-        """Frames with their numbers, as decoded, from frame `first` or one before it on."""
+        """Decoded frames with their numbers, from frame `first` or an earlier one on."""
         for entry in self._entries(first):
             found = self._from_entry(entry)
             begun = next(found, None)
@@ -79,7 +79,7 @@ class Forward:
         for strictly in (True, False):
             try:
                 for number, frame in self._run(entry, strictly):
-                    # What is shown before it may be broken, where the decoder gives it at all.
+                    # What is shown before it may be broken, if the decoder returns it at all.
                     if number >= entry.first_number and number not in given:
                         given.add(number)
                         yield number, frame
@@ -127,7 +127,7 @@ class Forward:
 
 
 def _labelled(found: Iterable[tuple[int | None, av.Packet[Any]]]) -> Iterator[av.Packet[Any]]:
-    """The packets with their places on them, which their frames then bear."""
+    """The packets labelled with their places, which their frames then carry."""
     for place, packet in found:
         put_place(packet, place)
         yield packet
@@ -136,9 +136,9 @@ def _labelled(found: Iterable[tuple[int | None, av.Packet[Any]]]) -> Iterator[av
 def packets_from(
     container: InputContainer, stream: VideoStream, entry: EntryPacket
 ) -> Iterator[tuple[int | None, av.Packet[Any]]] | None:
-    """The packets from an entry on, each with its place among those of the stream.
+    """The packets from an entry on, each with its place in the stream.
 
-    None where they can't be had by seeking; then the opened file has to be read from its start.
+    None if seeking can't reach them; then the file must be read from its start.
     """
     if entry.mark is None:
         return None
@@ -157,9 +157,9 @@ def packets_from(
 def numbered(
     found: Iterable[av.Packet[Any]], place: int = 0
 ) -> Iterator[tuple[int | None, av.Packet[Any]]]:
-    """Packets with their places, the first of which has the place given.
+    """Packets with their places; the first one has the given place.
 
-    Those that the index leaves out, like the empty ones at a file's end, have none.
+    Those that are not in the index, such as the empty ones at a file's end, have none.
     """
     for packet in found:
         if packet.size and (packet.pts is not None or packet.dts is not None):

@@ -51,9 +51,9 @@ def _encoded(held: _Held, size: tuple[int, int], quality: int) -> bytes:
 
 
 class FrameKeeper:
-    """Is shown every picture of one video in order; `ready`, then `finish` give the kept frames.
+    """Takes every picture of one video in order; `ready`, then `finish` return the kept frames.
 
-    `frame_size` is the size of kept frames (width, height) once the first picture has come.
+    `frame_size` is the size of kept frames (width, height) once there is a first picture.
     """
 
     def __init__(self, frames_per_second: float, quality: int) -> None:
@@ -78,7 +78,7 @@ class FrameKeeper:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def add(self, picture: Picture, size: tuple[int, int], score: float, begins: bool) -> None:
-        """Keeps the picture or drops it; `begins` forces a new take, whatever the content score."""
+        """Keeps the picture or drops it; `begins` starts a new take, whatever the content score."""
         seconds = picture.seconds
         step = 0.0 if self._before is None else seconds - self._before
         self._before = seconds
@@ -88,7 +88,7 @@ class FrameKeeper:
             self._distance = self._first_distance
             self._take_began = seconds
         elif seconds + step - self._kept_at <= self._distance * (1 + 1e-6):
-            # The next frame will still be near enough, if frames keep coming at this pace.
+            # The next frame will still be near enough, if frames keep coming at this rate.
             return
         self._kept_at = seconds
         self._hold(picture, size)
@@ -108,12 +108,12 @@ class FrameKeeper:
                 del self._held[1::2]
                 self._distance *= 2
             else:
-                # Thinning once more would go too far; what is held stays.
+                # Dropping every second frame again would exceed the limit, so the rest is final.
                 self._distance = self._longest
                 self._settle(size)
 
     def _settle(self, size: tuple[int, int]) -> None:
-        """Frames that nothing can thin out any more go to be encoded."""
+        """Hands frames that can no longer be dropped to the encoder."""
         for held in self._held:
             if len(self._jobs) >= _JOBS_WAITING:
                 # Bounds the full frames that wait for the encoder.
@@ -123,7 +123,7 @@ class FrameKeeper:
         self._held = []
 
     def ready(self) -> Iterator[dict[str, object]]:
-        """Kept frames that are encoded and were not given yet, in time order, as FRAME columns.
+        """Encoded kept frames not returned before, in time order, as FRAME columns.
 
         Those are frame_number, seconds and jpeg.
         """
@@ -131,7 +131,7 @@ class FrameKeeper:
             yield self._first_job()
 
     def finish(self, size: tuple[int, int]) -> Iterator[dict[str, object]]:
-        """All kept frames that were not given yet."""
+        """All kept frames not returned before."""
         self._settle(size)
         while self._jobs:
             yield self._first_job()

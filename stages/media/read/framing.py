@@ -1,7 +1,7 @@
-"""Determines which part of a stored picture is shown, and its proportions.
+"""Determines which part of a stored picture is shown, and its aspect ratio.
 
-A container may leave out borders (MOV's `clap`, Matroska's `PixelCrop…`), which no decoder does,
-and have pixels that are not square (DVD, DV, HDV).
+A container may specify borders to hide (MOV's `clap`, Matroska's `PixelCrop…`), which decoders
+ignore, and non-square pixels (DVD, DV, HDV).
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ import av.filter
 import numpy as np
 from av.video.stream import VideoStream
 
-# Shares of a pixel come from sizes rounded to even numbers: nobody meant to squeeze those.
+# Nearly square pixels come from sizes rounded to even numbers and are not intentional.
 _LEAST_SQUEEZE, _MOST_SQUEEZE = 0.02, 4
 _STREAM = re.compile(r"^\s*Stream #\d+:(\d+)", re.M)
 _CROPPING = re.compile(r"^\s*Frame Cropping: (\d+)/(\d+)/(\d+)/(\d+)\s*$", re.M)
-# PyAV's level of logging is one for the process; threads that decode could wait for Python in it.
+# PyAV's log level is process-wide; decoding threads could block on Python in its callback.
 _logging = threading.Lock()
 
 
 @dataclass(frozen=True)
 class Framing:
-    """Pixels left out at each side of a stored picture, and how wide a pixel is for its height."""
+    """Pixels hidden at each side of a stored picture, and the pixel aspect ratio."""
 
     left: int = 0
     right: int = 0
@@ -40,7 +40,7 @@ class Framing:
         return any((self.left, self.right, self.top, self.bottom))
 
     def size(self, width: int, height: int) -> tuple[int, int]:
-        """The size of what is shown of a stored picture, in square pixels, none of them lost."""
+        """The size of the shown part of a stored picture with square pixels, never shrunk."""
         width, height = width - self.left - self.right, height - self.top - self.bottom
         if self.pixel_aspect > 1:
             return round(width * self.pixel_aspect), height
@@ -52,7 +52,7 @@ class Framing:
 
 
 class Cropper:
-    """Cuts the borders off decoded frames, which are not copied; a thread needs its own."""
+    """Crops decoded frames without copying them; not thread-safe."""
 
     def __init__(self, framing: Framing) -> None:
         self._framing = framing
@@ -91,7 +91,7 @@ class Cropper:
 
 
 def framing_of(stream: VideoStream) -> Framing:
-    """What the container says of a stream; what makes no sense is passed over."""
+    """The container's values for a stream; nonsensical ones are ignored."""
     aspect = Fraction(stream.sample_aspect_ratio or 1)
     if not 1 / Fraction(_MOST_SQUEEZE) <= aspect <= _MOST_SQUEEZE or (
         abs(aspect - 1) < _LEAST_SQUEEZE
@@ -106,18 +106,18 @@ def framing_of(stream: VideoStream) -> Framing:
 
 
 def keep_shape(copy: VideoStream, stream: VideoStream) -> None:
-    """Has the copy of a stream in an MP4 say what shape its pixels have.
+    """Stores the pixel aspect ratio in the MP4 copy of a stream.
 
-    Often only the container says so. In Matroska PyAV can't.
+    Often only the container has it. PyAV can't store it in Matroska.
     """
     if stream.sample_aspect_ratio:
         copy.codec_context.sample_aspect_ratio = stream.sample_aspect_ratio
 
 
 def _cropping(stream: VideoStream) -> tuple[int, int, int, int]:
-    """Pixels left out at the left, right, top and bottom.
+    """Pixels hidden at the left, right, top and bottom.
 
-    PyAV has no other way to this than the text that describes a file.
+    PyAV offers no other access than the text that describes a file.
     """
     with _logging:
         level = av.logging.get_level()

@@ -1,9 +1,9 @@
 """Tone-maps high dynamic range to what models and ordinary screens expect: BT.709, 8 bits.
 
-HDR10 (PQ) and HLG pictures that are treated as ordinary ones look grey and flat. Here their
-codes become light again, in BT.709's primaries. What is darker than 30 nits stays as it is, 100
-nits is about the white of an ordinary screen, and what is brighter is rolled off up to the film's
-peak: a Möbius curve, as in FFmpeg's `zscale=npl=100` and `tonemap=mobius`.
+HDR10 (PQ) and HLG pictures look grey and flat if treated as ordinary ones. Here their values are
+converted to linear light, in BT.709's primaries. Light below 30 nits is unchanged, 100 nits is
+about an ordinary screen's white, and anything brighter is compressed up to the film's peak with a
+Möbius curve, as in FFmpeg's `zscale=npl=100` and `tonemap=mobius`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from av.sidedata.sidedata import Type
 
 from clipmill.stages.media.read.orientation import side_data
 
-# The numbers that H.273 and FFmpeg have for transfers and primaries.
+# Numbers of transfers and primaries in H.273 and FFmpeg.
 _PQ, _HLG, _BT2020 = 16, 18, 9
 _WHITE_NITS = 100.0
 _KNEE = 0.3
@@ -28,7 +28,7 @@ _SCREEN_GAMMA = 2.4  # BT.1886
 _STEPS = 4095
 _HLG_PEAK_NITS, _HLG_GAMMA = 1000.0, 1.2
 _PQ_PEAK_NITS = 10_000.0
-# The peak of a film that doesn't say: most are graded on such screens.
+# The peak if a film doesn't declare one: most are graded on such screens.
 _USUAL_PEAK_NITS = 1000.0
 _BT2020_LUMA = (0.2627, 0.6780, 0.0593)
 _TO_BT709 = ((1.6605, -0.5876, -0.0728), (-0.1246, 1.1329, -0.0083), (-0.0182, -0.1006, 1.1187))
@@ -36,24 +36,24 @@ _TO_BT709 = ((1.6605, -0.5876, -0.0728), (-0.1246, 1.1329, -0.0083), (-0.0182, -
 
 @dataclass(frozen=True)
 class ToneMap:
-    """How the pictures of one film become ordinary ones; `peak_nits` is its brightest light."""
+    """Converts the pictures of one film; `peak_nits` is its brightest light."""
 
     is_hlg: bool
     has_wide_primaries: bool
     peak_nits: float
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
-        """A BGR image of 8 or 16 bits, whose codes fill their range, as 8-bit BGR."""
+        """Converts a BGR image of 8 or 16 bits, with full-range values, to 8-bit BGR."""
         light = _light(self.is_hlg, np.iinfo(image.dtype).max)[image]
         if self.is_hlg:
-            # What is sent is the camera's light; screens raise it by the brightness of each pixel.
+            # HLG encodes the camera's light; screens raise it by the brightness of each pixel.
             luma = cv2.transform(light, np.array([_BT2020_LUMA[::-1]], np.float32))
             light *= cv2.pow(luma, _HLG_GAMMA - 1)[..., None] * (_HLG_PEAK_NITS / _WHITE_NITS)
         if self.has_wide_primaries:
             light = cv2.transform(light, np.array(_TO_BT709, np.float32)[::-1, ::-1])
-        # All colours of a pixel by the same factor, so that its hue stays.
+        # All channels of a pixel by the same factor, to preserve its hue.
         blue, green, red = cv2.split(light)
-        least: Any = 1e-6  # a number is as good as an image, which OpenCV's types don't say
+        least: Any = 1e-6  # a number is as good as an image, but OpenCV's types don't say so
         brightest = cv2.max(cv2.max(cv2.max(blue, green), red), least)
         light *= (_rolled_off(brightest, self.peak_nits / _WHITE_NITS) / brightest)[..., None]
         roots = cv2.sqrt(np.clip(light, 0.0, 1.0))
@@ -61,7 +61,7 @@ class ToneMap:
         return codes
 
 
-# As `ffprobe` prints them; what a file doesn't say has no name.
+# As `ffprobe` prints them; unspecified values have no name.
 _TRANSFERS = {
     1: "bt709",
     4: "bt470m",
@@ -96,7 +96,7 @@ _PRIMARIES = {
 
 
 def colours_of(frame: av.VideoFrame) -> dict[str, str | None]:
-    """What a frame says of its colours, as columns of `videos`."""
+    """A frame's colour metadata, as columns of `videos`."""
     return {
         "pixel_format": frame.format.name,
         "color_transfer": _TRANSFERS.get(frame.color_trc),
@@ -105,7 +105,7 @@ def colours_of(frame: av.VideoFrame) -> dict[str, str | None]:
 
 
 def tone_map_of(frame: av.VideoFrame) -> ToneMap | None:
-    """What the film that begins with this frame wants; None where it is an ordinary one."""
+    """The tone mapping for the film that begins with this frame; None if it isn't HDR."""
     if frame.color_trc not in (_PQ, _HLG):
         return None
     is_hlg = frame.color_trc == _HLG
@@ -114,7 +114,7 @@ def tone_map_of(frame: av.VideoFrame) -> ToneMap | None:
 
 
 def _peak_nits(frame: av.VideoFrame) -> float:
-    """The brightest light of the film as its metadata has it: its own, else its screen's."""
+    """The brightest light of the film in its metadata: its own, else its screen's."""
     peak = 0.0
     level = side_data(frame, Type.CONTENT_LIGHT_LEVEL)
     if level is not None:
@@ -129,7 +129,8 @@ def _peak_nits(frame: av.VideoFrame) -> float:
 
 @functools.cache
 def _light(is_hlg: bool, most: int) -> np.ndarray:
-    """By code: with PQ the screen's light, 1 being an ordinary white; with HLG the camera's."""
+    """Light by pixel value: for PQ the screen's, where 1 is an ordinary white; for HLG the
+    camera's."""
     code = np.arange(most + 1, dtype=np.float64) / most
     if is_hlg:
         a, b, c = 0.17883277, 0.28466892, 0.55991073
@@ -143,13 +144,14 @@ def _light(is_hlg: bool, most: int) -> np.ndarray:
 
 @functools.cache
 def _codes() -> np.ndarray:
-    """The codes of an ordinary screen by the square root of light, in steps: a power is slow."""
+    """Pixel values of an ordinary screen by the square root of light; a table, because powers are
+    slow."""
     roots = np.arange(_STEPS + 1) / _STEPS
     return np.rint(255 * roots ** (2 / _SCREEN_GAMMA)).astype(np.uint8)
 
 
 def _rolled_off(light: np.ndarray, peak: float) -> np.ndarray:
-    """`light` up to `peak` as light up to 1."""
+    """Compresses `light` up to `peak` to at most 1."""
     if peak <= 1:
         return np.asarray(np.minimum(light, 1))
     a = -(_KNEE**2) * (peak - 1) / (_KNEE**2 - 2 * _KNEE + peak)

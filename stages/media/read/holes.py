@@ -1,8 +1,8 @@
-"""Finds times of a file with neither picture nor sound: parts that were never received.
+"""Finds gaps with neither picture nor sound: parts that were never received.
 
-A stream that lost a piece, or had an advertisement inserted, leaves a time without frames. So does
-a screen recording in which nothing moved, but there the previous picture is what the viewer saw.
-The sound distinguishes the two: it continues over a still picture, but not over a hole.
+A stream that lost a segment, or had an advertisement inserted, has times without frames. So does a
+screen recording in which nothing moved, but there the previous picture is what the viewer saw. The
+sound distinguishes the two: it continues over a still picture, but not over a hole.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from pathlib import Path
 from clipmill.stages.media.read.decode import VideoFacts
 from clipmill.stages.media.read.opening import open_media, packets, passing_over
 
-# Times without a frame are looked at from so long on, and so many times the usual distance.
+# Gaps between frames are examined from this length on, if this many times the usual distance.
 _LEAST_SECONDS = 0.5
 _LEAST_FRAMES = 5
-# Sound may reach so far into a hole, or lie in it for so much of its time.
+# Sound may extend this far into a hole, or cover this share of it.
 _SOUND_SHARE = 0.25
 
 
 def find_holes(
     path: Path, facts: VideoFacts, seconds: Sequence[float], *, in_pieces: bool = False
 ) -> list[tuple[float, float]]:
-    """Pairs of times, each from where the last frame is over to where the next one begins.
+    """Pairs of times, each from the end of the last frame to the start of the next one.
 
-    `seconds` are the times of all frames. Without any sound gaps are no evidence, except of a
-    video that was sent `in_pieces`, whose pieces lie without a gap.
+    `seconds` are the times of all frames. Without any sound, gaps are no evidence, unless the
+    video was sent `in_pieces`, which normally follow each other without gaps.
     """
     gaps = _gaps(seconds)
     if not gaps:
@@ -58,7 +58,7 @@ def _gaps(seconds: Sequence[float]) -> list[tuple[float, float]]:
 
 
 def _sounds(path: Path, facts: VideoFacts) -> list[tuple[float, float]]:
-    """When packets of sound begin and end, in the video's time."""
+    """Start and end of sound packets, in the video's time."""
     stamps: dict[int, list[tuple[Fraction, Fraction]]] = {}
     with open_media(path) as container, passing_over():
         streams = list(container.streams.audio)
@@ -69,7 +69,7 @@ def _sounds(path: Path, facts: VideoFacts) -> list[tuple[float, float]]:
                 )
     found = []
     for stream in stamps.values():
-        # MP4 has the packet before a hole last until the next one: no packet is so much longer.
+        # In MP4 the packet before a hole lasts until the next one; no real packet is this long.
         usual = statistics.median_low(
             [length or after - at for (at, length), (after, _) in itertools.pairwise(stream)]
             or [Fraction(1, 50)]

@@ -15,7 +15,7 @@ from clipmill.schemas.errors import RowFailed
 FitMode = Literal["crop", "squash", "pad"]
 Interpolation = Literal["bicubic", "bilinear"]
 
-# How far from a crop to look for a place where pixels meet, and how exactly they must.
+# How far from a crop to look for coinciding pixel edges, and how exact they must be.
 _SEARCHED = 24
 _PIXEL_OFF = 0.05
 
@@ -50,7 +50,7 @@ def decode_jpeg(data: bytes) -> np.ndarray:
 def png_bytes(image: np.ndarray) -> bytes:
     """An RGB picture as a PNG file."""
     done, data = cv2.imencode(".png", np.ascontiguousarray(image[:, :, ::-1]))
-    assert done  # of uint8 pixels any size can be written
+    assert done  # uint8 pixels of any size can be written
     return data.tobytes()
 
 
@@ -61,19 +61,19 @@ def fit(
     interpolation: Interpolation = "bicubic",
     fill: int = 0,
 ) -> np.ndarray:
-    """`image` brought to `size` (height, width), still uint8 RGB.
+    """`image` resized to `size` (height, width), still uint8 RGB.
 
-    crop: the shorter side fits, the middle of the longer one is taken · squash: both sides fit,
-    whatever becomes of the proportions · pad: the longer side fits, the rest is `fill`.
-    However images are shrunk, they stay within about one grey level of PIL's antialiased filters.
+    crop: fits the shorter side and takes the middle of the longer one · squash: fits both sides,
+    ignoring proportions · pad: fits the longer side and fills the rest with `fill`. Shrunk images
+    stay within about one grey level of PIL's antialiased filters.
     """
     height, width = image.shape[:2]
     if mode == "squash":
         return _resize(image, *size, interpolation)
     scales = size[0] / height, size[1] / width
     scale = max(scales) if mode == "crop" else min(scales)
-    # The side that decides fits exactly; the other is rounded down where it is cropped, as
-    # torchvision does, and to the nearest where it is padded, as timm does.
+    # The deciding side fits exactly; the other is rounded down for crop, like torchvision, and to
+    # the nearest for pad, like timm.
     rounded = int if mode == "crop" else round
     new_height = size[0] if scale == scales[0] else max(1, rounded(height * scale + 1e-9))
     new_width = size[1] if scale == scales[1] else max(1, rounded(width * scale + 1e-9))
@@ -104,11 +104,11 @@ class _Window:
 
 @functools.lru_cache(maxsize=256)
 def _window(length: int, scaled: int, begin: int, count: int) -> _Window:
-    """The part of a side that is enough for scaled pixels `begin` to `begin + count`.
+    """The part of a side needed for scaled pixels `begin` to `begin + count`.
 
-    What will be cut off need not be scaled first: on kept frames that is half of the work. The
-    part begins and ends where a scaled pixel's edge falls onto a source pixel's, nearly, so that
-    it scales as the whole side would.
+    What will be cropped need not be scaled: on kept frames that is half of the work. The part
+    begins and ends where the edges of a scaled and a source pixel nearly coincide, so that it
+    scales like the whole side.
     """
     factor = length / scaled
 
@@ -136,7 +136,7 @@ def to_batch(
 ) -> np.ndarray:
     """Images as float32 of shape (n, 3, height, width): `(value / 255 - mean) / std`.
 
-    `out`, where given, is an array of that shape to write to.
+    `out`, if given, is an array of that shape to write to.
     """
     batch = np.empty((len(images), 3, *size), np.float32) if out is None else out
     factor = (1.0 / (255.0 * np.asarray(std, np.float64))).astype(np.float32)
@@ -152,8 +152,8 @@ def _resize(image: np.ndarray, height: int, width: int, interpolation: Interpola
     shrinks = height * width < image.shape[0] * image.shape[1]
     least, most = sorted((image.shape[0] / height, image.shape[1] / width))
     if interpolation == "bicubic" and least > 1 and most <= _AREA_FROM:
-        # Averaging areas is slow where they are not whole pixels. A slight blur, as strong as the
-        # image shrinks, before a cubic sample comes as near to PIL's antialiased bicubic.
+        # Area averaging is slow for fractional factors. A slight blur, proportional to the
+        # shrinking, before cubic sampling comes as close to PIL's antialiased bicubic.
         side = np.float32(_BLUR * (most - _BLUR_FROM))
         kernel = np.array([side, 1 - 2 * side, side], np.float32)
         image = cv2.sepFilter2D(image, -1, kernel, kernel, borderType=cv2.BORDER_REPLICATE)

@@ -1,4 +1,4 @@
-"""Says what a file is that is not a video, so that nobody needs other tools to find out."""
+"""Describes files that are not videos, so that users need no other tools to identify them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ READ_FORMATS = (
     "RealMedia, DV, NUT and streams without a container"
 )
 _HEAD_BYTES = 4096
-_TEXTS = (  # by what the text begins with, in any case
+_TEXTS = (  # by how the text begins, ignoring case
     (
         r"#EXTM3U",
         "an HLS playlist (M3U8), which names other files: give its URL, and yt-dlp fetches them",
@@ -106,7 +106,7 @@ _SCHEMES = (b"cenc", b"cbcs", b"cens", b"cbc1", b"piff")
 
 
 def what_it_is(path: Path) -> str | None:
-    """A short description of a file by its first bytes; None if they are not known."""
+    """A short description of a file by its first bytes; None if unknown."""
     try:
         with open(path, "rb") as file:
             head = file.read(_HEAD_BYTES)
@@ -147,7 +147,7 @@ def _text(head: bytes) -> str | None:
     for encoding in ("utf-8-sig", "utf-16"):
         if encoding == "utf-16" and head[:2] not in (b"\xff\xfe", b"\xfe\xff"):
             continue
-        # What was read may end within a character.
+        # The bytes read may end within a character.
         text = head.decode(encoding, "ignore").lstrip()
         is_whole = len(text.encode(encoding, "ignore")) > 0.9 * len(head.strip())
         if is_whole and all(one.isprintable() or one in "\r\n\t\f\x1b" for one in text):
@@ -183,7 +183,7 @@ def _of_boxes(path: Path, size: int) -> str | None:
 
 
 def encryption_of(path: Path) -> str | None:
-    """The scheme by which an MP4's video is encrypted; None where it is not."""
+    """The scheme by which an MP4's video is encrypted; None if it isn't."""
     with open(path, "rb") as file:
         size, at = os.fstat(file.fileno()).st_size, 0
         while at + 8 <= size:
@@ -210,7 +210,7 @@ def _scheme(index: bytes) -> str | None:
 
 
 def what_it_holds(container: InputContainer) -> str:
-    """The kinds of streams of a file without a video, in words."""
+    """The kinds of streams in a file without a video, in words."""
     counts: Counter[str] = Counter()
     for stream in container.streams:
         if stream.type == "video":

@@ -1,8 +1,8 @@
-"""Measures every frame: what detectors compare, and statistics of the picture.
+"""Measures every frame: detectors' inputs, and picture statistics.
 
-All of them are made of the small image (see `scaling.small_size`), so that videos of any size are
-measured alike. PySceneDetect's arithmetic is followed to the last bit: it averages whole numbers,
-and so do the OpenCV calls here, only faster.
+All are computed from the small image (see `scaling.small_size`), so that videos of any size are
+measured alike. The results equal PySceneDetect's bit for bit: it averages whole numbers, and so do
+the OpenCV calls here, only faster.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ FRAME_RATE = "frame_rate"
 
 @dataclass(frozen=True)
 class WantedMeasures:
-    """The statistics that cost more than the usual ones and are made only when asked for."""
+    """Statistics that cost more than the usual ones and are computed only on request."""
 
     edges: bool = False
     kernel_size: int | None = None
@@ -34,10 +34,10 @@ class WantedMeasures:
 
 
 class Measures:
-    """Takes the small images of one video in order and keeps their numbers in parallel lists.
+    """Takes the small images of one video in order and stores their statistics in parallel lists.
 
-    `motion` is the mean absolute difference of luma to the frame before, in grey levels (0 to
-    255), and null where there is none; `sharpness` is the variance of the Laplacian of luma;
+    `motion` is the mean absolute difference in luma from the previous frame, in grey levels (0 to
+    255), and null if there is none; `sharpness` is the variance of the Laplacian of luma;
     `brightness` is mean luma (0 to 255).
     """
 
@@ -52,10 +52,10 @@ class Measures:
         self.sharpness: list[float] = []
         self.brightness: list[float] = []
         self._before: dict[str, np.ndarray] = {}
-        self._edge_finder: Any = None  # made when it is needed
+        self._edge_finder: Any = None  # created on first use
 
     def interrupt(self) -> None:
-        """Marks that the next image does not follow the last one, so nothing is compared."""
+        """Marks that the next image does not follow the last one, so they are not compared."""
         self._before = {}
 
     def add(self, small: np.ndarray) -> float:
@@ -108,7 +108,7 @@ class Measures:
         from scenedetect.detectors import HistogramDetector
 
         histogram = HistogramDetector.calculate_histogram(small, bins=self._wanted.histogram_bins)
-        # A frame without one before it counts as equal to it: correlation 1.
+        # A frame without a predecessor counts as equal to it: correlation 1.
         alike = (
             cv2.compareHist(before["histogram"], histogram, cv2.HISTCMP_CORREL) if before else 1.0
         )

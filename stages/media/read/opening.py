@@ -1,7 +1,7 @@
-"""Opens untrusted files: only formats that are media themselves, never other files by name.
+"""Opens untrusted files: only formats that contain the media, never references to other files.
 
-A playlist, a list to be joined, a description of a session are "media" to FFmpeg, and make it open
-whatever they name. Here they are refused, like pictures of a size that no video has.
+Playlists, concatenation lists and session descriptions are "media" to FFmpeg and make it open
+whatever they name. They are refused here, like pictures larger than any video's.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ _VIDEO_FORMATS = (
     "apng",
     "apv",
 )
-# Read so far only that it can be said what they are: sound, or one picture.
+# Opened only to say what they are: sound, or one picture.
 _OTHER_FORMATS = (
     "mp3",
     "aac",
@@ -111,7 +111,7 @@ _OTHER_FORMATS = (
     "oma",
     "iamf",
 )
-_PICTURE_MARK = "_pipe"  # formats of one picture, each named by its codec
+_PICTURE_MARK = "_pipe"  # single-picture formats, each named by its codec
 
 
 class NotOpened(Exception):
@@ -121,11 +121,11 @@ class NotOpened(Exception):
 def open_media(path: Path, **options: str) -> InputContainer:
     """The opened file; NotOpened if it is not a media file. The error text does not name the file.
 
-    `options` are FFmpeg's, of the format.
+    `options` are FFmpeg's for the format.
     """
     try:
-        # The protocol by name, so that no file name is treated as an address. It is the only
-        # one allowed, and no allowed format opens a second file.
+        # With an explicit protocol, no file name is treated as a URL. It is the only one allowed,
+        # and no allowed format opens a second file.
         return av.open(
             f"file:{path}",
             metadata_errors="replace",
@@ -163,10 +163,10 @@ def first_video_stream(container: InputContainer) -> VideoStream | None:
 
 
 def from_its_start(container: InputContainer, seconds: float) -> float:
-    """A duration that a container declares, counted from its first time stamp.
+    """A duration declared by a container, relative to its first timestamp.
 
-    Matroska's and FLV's are counted from 0 by FFmpeg's muxers, and from the first frame by others:
-    where both can be meant, it is the shorter.
+    FFmpeg's muxers count Matroska's and FLV's from 0, others from the first frame; if both are
+    possible, it is the shorter.
     """
     start = (container.start_time or 0) / av.time_base
     if container.format.name.startswith(("matroska", "flv")) and 0 < start < seconds:
@@ -175,13 +175,13 @@ def from_its_start(container: InputContainer, seconds: float) -> float:
 
 
 def time_base_of(stream: Stream) -> Fraction:
-    """The unit of a stream's time stamps, in seconds; demuxers set one for every stream."""
+    """The unit of a stream's timestamps, in seconds; demuxers set one for every stream."""
     assert stream.time_base is not None
     return Fraction(stream.time_base)
 
 
 def too_large(stream: VideoStream) -> str | None:
-    """What is wrong with the size that a stream declares; None if nothing is."""
+    """The problem with a stream's declared size; None if it is fine."""
     width, height = stream.codec_context.width, stream.codec_context.height
     if width * height <= MAX_PIXELS:
         return None
@@ -189,7 +189,7 @@ def too_large(stream: VideoStream) -> str | None:
 
 
 def packets(container: InputContainer, *streams: Stream) -> Iterator[av.Packet[Any]]:
-    """The packets of these streams, or of all, in the file's order; empty ones at the end."""
+    """The packets of these streams, or of all, in file order; empty ones at the end."""
     found = container.demux(*streams)
     while True:
         try:
@@ -197,21 +197,21 @@ def packets(container: InputContainer, *streams: Stream) -> Iterator[av.Packet[A
         except StopIteration:
             return
         except IndexError:
-            # A stream began on the way that PyAV has no object for; the others are all read.
+            # A stream that began midway, for which PyAV has no object; the others are all read.
             return
         beat()
         yield packet
 
 
 def frames(container: InputContainer, stream: VideoStream) -> Iterator[av.VideoFrame]:
-    """The decoded pictures of a stream, as they come out of its packets."""
+    """The decoded pictures of a stream, in the decoder's order."""
     for packet in packets(container, stream):
         yield from packet.decode()
 
 
 @contextlib.contextmanager
 def passing_over() -> Iterator[None]:
-    """Skips what FFmpeg finds broken; raises if there is no memory."""
+    """Skips what FFmpeg finds broken; raises if memory ran out."""
     try:
         yield
     except av.FFmpegError as error:

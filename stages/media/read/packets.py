@@ -30,15 +30,15 @@ from clipmill.stages.media.read.entries import (
 )
 from clipmill.stages.media.read.opening import packets, time_base_of
 
-# Codecs store frames so far from where they are shown.
+# Maximum distance between a frame's storage position and its display position.
 _REORDERED_FRAMES = 16
-# What decord reads rightly when all else fits: tried on files of each kind.
+# Codecs that decord reads correctly if all else fits: tried on files of each kind.
 _DECORD_CODECS = frozenset(("h264", "hevc", "vp8", "vp9", "mjpeg", "prores", "dnxhd"))
 
 
 @dataclass(frozen=True)
 class Mark:
-    """What a packet is known again by when the file is read from another place."""
+    """Identifies a packet when the file is read from another place."""
 
     pts: int | None
     dts: int | None
@@ -54,7 +54,7 @@ class Mark:
         other = Mark.of(packet)
         if self.size != other.size:
             return False
-        # Some demuxers make up time stamps, which come out otherwise after a seek.
+        # Some demuxers make up timestamps, which differ after a seek.
         if self.position is not None and other.position is not None:
             return self.position == other.position
         return (self.pts, self.pts or self.dts) == (other.pts, other.pts or other.dts)
@@ -64,9 +64,9 @@ class Mark:
 class EntryPacket:
     """A packet with which decoding may begin.
 
-    `place` is its place among the video packets of the file. From it on, pictures are right from
-    number `first_number` on. `is_proven` says whether the packet's own bytes tell so; else the
-    decoder must call its first picture a key picture. `pts` is where to seek.
+    `place` is its place among the file's video packets. From it on, pictures are correct from
+    number `first_number` on. `is_proven` says whether the packet's own bytes verify that; if not,
+    the decoder must report its first picture as a key frame. `pts` is where to seek.
     """
 
     place: int
@@ -79,17 +79,16 @@ class EntryPacket:
 
 @dataclass(frozen=True)
 class PacketIndex:
-    """One entry a frame, in presentation order, of the stream that `video_stream` picks.
+    """One entry per frame, in presentation order, of the stream chosen by `video_stream`.
 
-    Codecs with hidden frames have more packets than frames, where these are not told apart:
-    `n_frames` is then an upper bound.
-    Time stamps are the file's; seconds are the video's, `offset_pts` later (see schemas/clocks.py).
-    `places` says which of the file's video packets holds each frame, and `entries`
-    where decoding may begin, in the order of time. `is_plain` says that a reader which counts
-    frames from key frame to key frame counts right. `pixels` is how large the header says that a
-    picture is, `usual_pts` how far frames lie apart at the nominal frame rate,
-    `stamps` the time stamps of all packets in the order of the file. Where it `counts`, the file
-    does not tell in which order pictures are shown (see `tells_no_order`).
+    Codecs with hidden frames have more packets than frames; if they can't be told apart,
+    `n_frames` is an upper bound. Timestamps are the file's; seconds are the video's, `offset_pts`
+    later (see schemas/clocks.py). `places` are the video packets that hold each frame, and
+    `entries` where decoding may start, in time order. `is_plain` means that a reader that counts
+    frames between key frames counts correctly. `pixels` is a picture's size according to the
+    header, `usual_pts` the distance of frames at the nominal frame rate, `stamps` the timestamps
+    of all packets in file order. With `counts`, the file does not store the display order (see
+    `tells_no_order`).
     """
 
     time_base: Fraction
@@ -117,7 +116,7 @@ class PacketIndex:
         return float((self.end_pts + self.offset_pts) * self.time_base)
 
     def entry_before(self, number: int) -> EntryPacket:
-        """The last place in the file from which decoding gives the right frame `number`."""
+        """The last place from which decoding gives a correct frame `number`."""
         at = bisect.bisect_right(self.entries, number, key=lambda entry: entry.first_number)
         for entry in reversed(self.entries[:at]):
             if entry.place <= self.places[number]:
@@ -130,7 +129,7 @@ class PacketIndex:
         return EntryPacket(0, 0, self.start_pts, None)
 
     def nearest_pts(self, pts: int) -> int:
-        """The time stamp of the file that is nearest to `pts`."""
+        """The file's timestamp nearest to `pts`."""
         at = bisect.bisect_left(self.pts, pts)
         near = self.pts[max(0, at - 1) : at + 1]
         return min(near, key=lambda candidate: abs(candidate - pts))
@@ -149,13 +148,13 @@ class _Key:
     place: int
     start: Start
     mark: Mark
-    # How many reference pictures must follow, and where the last of them lies.
+    # The number of reference pictures that must follow, and the position of the last one.
     awaited: int = 0
     right_from: int | None = None
 
 
 class _Reading:
-    """What is taken down of each packet of a stream while the file is read through."""
+    """Records each packet of a stream while the file is read."""
 
     def __init__(self, reader: PacketReader, *, cut_off: bool, counts: bool) -> None:
         self.reader = reader
@@ -173,7 +172,7 @@ class _Reading:
         stamps = (packet.dts, packet.pts) if self._counts else (packet.pts, packet.dts)
         stamp = stamps[1] if stamps[0] is None else stamps[0]
         if stamp is None:
-            return  # nothing says when it is shown
+            return  # without a display time
         place = len(self.stamps)
         self.is_stamped &= packet.pts is not None
         self.stamps.append(stamp)
@@ -207,7 +206,7 @@ class _Reading:
         self.keys.append(key)
 
     def hide_what_begins_unsound(self) -> None:
-        """Hides what decoders keep back where a file begins with pictures that mend by and by."""
+        """Hides pictures that decoders withhold if a file begins with a gradual refresh."""
         first = self.keys[0] if self.keys else None
         if first is None or first.place or first.start.kind is not Kind.GRADUAL:
             return
@@ -216,18 +215,18 @@ class _Reading:
             self.hidden.update(place for place, stamp in enumerate(self.stamps) if stamp < right)
 
 
-# With a key frame of these kinds at the file's beginning, what is shown before it is lost.
+# If the file begins with such a key frame, what is shown before it is lost.
 _LOSING = (Kind.OPEN, Kind.GRADUAL)
 
 
 def read_packets(
     path: Path, starts_at_seconds: float | None = None, *, cut_off: bool = True
 ) -> PacketIndex:
-    """The index of a file; RowFailed (`bad_media`) where a time does not name one frame.
+    """The index of a file; RowFailed (`bad_media`) if a time does not identify one frame.
 
     That is a file without video packets, or with timestamps that restart midway.
-    `starts_at_seconds` is the file's time 0 in the video, null where it is 0. Frames that an edit
-    list cuts off are left out, but for `cut_off=False`.
+    `starts_at_seconds` is the video time of the file's time 0, null if it is 0. Frames that an
+    edit list cuts off are left out, except with `cut_off=False`.
     """
     with open_container(path) as container:
         stream = video_stream(container, path)
@@ -304,8 +303,8 @@ def _entry(key: _Key, reading: _Reading, pts: list[int]) -> EntryPacket:
 def _groups_are_apart(reading: _Reading, places: list[int]) -> bool:
     """Whether frames can be counted from any packet that is flagged as a key frame.
 
-    So they can where nothing that lies before it is shown after it or is needed there, nothing
-    that lies after it is shown before it, and each packet gives one frame with its own time.
+    They can if nothing stored before it is shown after it or needed there, nothing stored after it
+    is shown before it, and each packet gives one frame with its own time.
     """
     reader = reading.reader
     if (
@@ -323,7 +322,7 @@ def _groups_are_apart(reading: _Reading, places: list[int]) -> bool:
     keys = {key.place for key in reading.keys}
     latest = -1
     for number, place in enumerate(places):
-        # All that lies before a key frame has been shown when it is.
+        # Everything stored before a key frame has been shown by then.
         if place in keys and (place != number or latest != number - 1):
             return False
         latest = max(latest, place)
@@ -331,7 +330,7 @@ def _groups_are_apart(reading: _Reading, places: list[int]) -> bool:
 
 
 def _check_order(path: Path, stamps: list[int], time_base: Fraction, usual: int) -> None:
-    """Fails where the packets of more than a few frames lie behind far later ones."""
+    """Fails a file that stores packets of more than a few frames after far later ones."""
     allowed = max(round(Fraction(ASTRAY_SECONDS) / time_base), _REORDERED_FRAMES * usual)
     latest = stamps[0]
     astray, first = 0, None

@@ -1,6 +1,6 @@
 """Determines what a media file contains by reading its packets, trusting no declaration.
 
-One frame is decoded, because only a decoded frame knows its rotation.
+Decodes one frame, because only a decoded frame knows its rotation.
 """
 
 from __future__ import annotations
@@ -41,20 +41,20 @@ _SUFFIX_OF_FORMAT = {
     "mpeg": ".mpg",
     "ogg": ".ogv",
 }
-# Formats of one picture, or of a text drawn as one.
+# Formats with one picture, or with text rendered as one.
 _STILL_FORMATS = ("image2", "_pipe", "tty")
-# What HEIF and AVIF, which look like MP4, call a file of one picture.
+# Brands of HEIF and AVIF, which look like MP4, for single pictures.
 _STILL_BRANDS = ("avif", "heic", "heix", "heim", "heis", "mif1", "mif2", "miaf")
-# Larger pictures than 4K must have proven themselves before more than these frames are decoded.
+# Files larger than 4K must pass checks before more than these frames are decoded.
 _LARGE_PIXELS = 4096 * 2304
 _LARGE_TRIES = 3
-# Where a container declares its end, the packets must come this near to it.
+# If a container declares its end, the packets must come this close to it.
 _MISSING_SECONDS = 1.0
 _MISSING_SHARE = 0.02
-# So many frames may be missing if a file is known to be truncated: the one that was cut through,
-# and those that are shown before it and stored behind it.
+# How many frames may be missing if a file is known to be truncated: the one that was cut through,
+# and those that are shown before it but stored after it.
 _MISSING_FRAMES = 2
-# Formats in which FFmpeg takes the length from the last packets, or guesses it from the bit rate.
+# Formats whose length FFmpeg takes from the last packets, or guesses from the bit rate.
 _LENGTH_IS_NOT_DECLARED = (
     "mpegts",
     "mpeg",
@@ -85,7 +85,7 @@ _LENGTH_IS_NOT_DECLARED = (
 class Probe:
     """Facts of the file's first video stream; width and height as displayed.
 
-    `first_seconds` is the time stamp of its first frame, None where it has none, and
+    `first_seconds` is the timestamp of its first frame, None if it has none, and
     `clock_starts_at_seconds` the one that players call second 0, None in notes of older versions.
     """
 
@@ -117,7 +117,7 @@ def probe(path: Path) -> Probe:
     except av.FFmpegError as error:
         raise RowFailed("bad_media", f"not a readable media file: {error.strerror}") from error
     except (ArithmeticError, AttributeError, LookupError, ValueError) as error:
-        # PyAV's, of headers that make no sense: a time base of 1/0, an invalid stream.
+        # Raised by PyAV for nonsensical headers: a time base of 1/0, an invalid stream.
         raise RowFailed("bad_media", f"not a readable media file: {error}") from error
 
 
@@ -141,11 +141,11 @@ def _probe(container: InputContainer, path: Path) -> Probe:
         raise RowFailed("bad_media", "the video's codec is not supported by FFmpeg")
     if problem := too_large(stream):
         raise RowFailed("bad_media", f"the video {problem}")
-    stream.codec_context.thread_count = 1  # one frame is wanted, not a queue of them
+    stream.codec_context.thread_count = 1  # one frame is needed, not a queue of them
     walk, first = _Walk(stream), _FirstFrame(stream)
     try:
         for packet in packets(container):
-            # The empty packets at the end have no index of their own.
+            # The empty packets at the end have no index.
             if first.size is None and packet.stream.index == stream.index:
                 first.look(packet)
             walk.take(packet)
@@ -155,7 +155,7 @@ def _probe(container: InputContainer, path: Path) -> Probe:
         ) from error
     walk.check_whole(container, path)
     width, height = first.required_size
-    # Packets before it may be of no use to a decoder: they lack what they refer to.
+    # Earlier packets may be useless to a decoder, because their references are missing.
     first_seconds = walk.first_seconds if first.seconds is None else first.seconds
     return Probe(
         duration_seconds=walk.duration_seconds(first_seconds),
@@ -172,7 +172,8 @@ def _probe(container: InputContainer, path: Path) -> Probe:
 
 
 def check_whole(path: Path) -> None:
-    """Fails a file that ends before its container says, by its packets: nothing is decoded."""
+    """Fails a file that ends before its container's declared end, by its packets, without
+    decoding."""
     with open_media(path) as container:
         stream = first_video_stream(container)
         if stream is None:
@@ -185,7 +186,7 @@ def check_whole(path: Path) -> None:
 
 
 class _FirstFrame:
-    """The first frame that a decoder makes of a stream: only frames know how they are shown."""
+    """The decoder's first frame of a stream: only frames know how they are displayed."""
 
     def __init__(self, stream: VideoStream) -> None:
         self.size: tuple[int, int] | None = None
@@ -233,7 +234,7 @@ class _FirstFrame:
 
 
 class _Walk:
-    """What is seen on the way through all packets of a file."""
+    """What is recorded while reading all packets of a file."""
 
     def __init__(self, stream: VideoStream) -> None:
         self.first_seconds: float | None = None
@@ -268,7 +269,7 @@ class _Walk:
         return self._end_of_any or 0.0
 
     def duration_seconds(self, first_seconds: float | None) -> float:
-        """How long the video lasts from its first frame on."""
+        """The duration of the video from its first frame on."""
         if first_seconds is not None and self._end is not None and self._end > first_seconds:
             return self._end - first_seconds
         rate = _rate(self._stream)
@@ -279,8 +280,8 @@ class _Walk:
     def check_whole(self, container: InputContainer, path: Path) -> None:
         """Fails a file that ends before its container does.
 
-        How far it reaches counts, and whether its bytes are all there; what a header says alone
-        does not, for many say too much.
+        What counts is how far its packets reach, and whether its bytes are complete; the header's
+        duration alone does not, because it is often too long.
         """
         if not self._packets:
             raise RowFailed(
@@ -290,7 +291,7 @@ class _Walk:
             )
         format_name = container.format.name
         # Where transport streams were joined, the first packet counts as corrupt; where a file was
-        # cut off, the last one is.
+        # cut off, the last one does.
         if self._lost > max(1, _MISSING_SHARE * self._packets):
             raise RowFailed(
                 "bad_media", f"damaged: {self._lost} of {self._packets} frames are not complete"
@@ -318,7 +319,7 @@ class _Walk:
         if is_cut:
             least = _MISSING_FRAMES * frame_seconds
         if format_name == "avi" and self._end is not None:
-            # FFmpeg's own count ends with the file; the header's has the frames left out, too.
+            # FFmpeg's own count ends with the file; the header's also includes hidden frames.
             end, reached = self._stream.frames * frame_seconds, self._end
             least = _MISSING_FRAMES * frame_seconds
         if end - reached > max(least, _MISSING_SHARE * seconds):
@@ -328,7 +329,7 @@ class _Walk:
             )
 
     def _check_samples(self, path: Path) -> None:
-        """Fails a file that lacks samples of its own index."""
+        """Fails a file that lacks samples listed in its index."""
         size = path.stat().st_size
         entries = self._stream.index_entries
         declared = max(self._stream.frames, len(entries))
@@ -336,13 +337,13 @@ class _Walk:
         cut, empty = 0, 0
         for entry in entries:
             cut += entry.pos + entry.size > size
-            empty += entry.size == 0  # some recorders' word for a frame that is shown again
+            empty += entry.size == 0  # some recorders repeat a frame this way
         if cut > allowed:
             raise RowFailed(
                 "bad_media",
                 f"truncated: only {declared - cut} of {declared} declared frames are present",
             )
-        # Those that an edit list leaves out are declared, too.
+        # Those hidden by an edit list are declared, too.
         if declared - empty - self._packets > allowed:
             stored = _stored_packets(path, self._stream.index)
             if declared - empty - stored > allowed:

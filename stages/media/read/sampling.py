@@ -32,7 +32,7 @@ FramePick = Middle | Uniform | PerSecond
 
 
 def target_seconds(pick: FramePick, start_seconds: float, end_seconds: float) -> list[float]:
-    """The times that a pick asks for: middles of equal parts of `[start_seconds, end_seconds)`."""
+    """The times that a pick requests: middles of equal parts of `[start_seconds, end_seconds)`."""
     duration = end_seconds - start_seconds
     match pick:
         case Middle():
@@ -57,10 +57,10 @@ def nearest(seconds: Sequence[float], target: float) -> int:
 def pick_frames(
     seconds: Sequence[float], start_seconds: float, end_seconds: float, picks: Sequence[FramePick]
 ) -> list[int]:
-    """Indexes into the ascending `seconds` of the frames that `picks` ask for, each once.
+    """Indexes into the ascending `seconds` of the frames that `picks` request, each once.
 
-    Only frames inside `[start_seconds, end_seconds)` are taken, so a clip never shows another
-    clip's frame; where fewer frames were kept than asked for, all the nearest ones are given.
+    Only frames inside `[start_seconds, end_seconds)` are used, so a clip never shows another
+    clip's frame; if fewer frames were kept than requested, all the nearest ones are returned.
     """
     first = bisect.bisect_left(seconds, start_seconds)
     last = bisect.bisect_left(seconds, end_seconds)

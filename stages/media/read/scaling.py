@@ -1,4 +1,4 @@
-"""Scales decoded frames: small images to measure, and the kept ones."""
+"""Scales decoded frames: small images for statistics, and kept frames."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from clipmill.stages.media.read.hdr import ToneMap
 from clipmill.stages.media.read.orientation import Orientation
 
 SMALL_SIDE = 256
-"""Longest side of the image that statistics are made of, in pixels: PySceneDetect's own choice."""
+"""Longest side of the image for statistics, in pixels: PySceneDetect's own choice."""
 
-# The cores are busy decoding: more threads per frame cost more to wake than they scale.
+# The cores are busy decoding: waking more threads per frame costs more than they save.
 _SCALER_THREADS = 1
 
 
 def small_size(width: int, height: int) -> tuple[int, int]:
-    """The size at which PySceneDetect's command looks at a video; small videos stay as they are."""
+    """The size at which PySceneDetect's command analyses a video; small videos are not scaled."""
     factor = max(width, height) / SMALL_SIDE
     if factor <= 1.0:
         return width, height
@@ -28,13 +28,14 @@ def small_size(width: int, height: int) -> tuple[int, int]:
 
 
 class SmallImages:
-    """Makes the small images, bit for bit those of PySceneDetect's command, as cheaply as it can.
+    """Makes the small images, bit for bit those of PySceneDetect's command, as cheaply as
+    possible.
 
     That command converts the whole frame to BGR and samples it linearly. Scaling in YUV first
-    would be cheaper still, but hue is so touchy in dark pictures that its rounding moves cuts.
-    Where both sides shrink by the same odd whole number (1280x720 by 5, 3840x2160 by 15), each
-    sample falls onto one pixel: then only those pixels are converted. That holds for frames like
-    the first one; a video may go on in another size, which is brought to the first one's.
+    would be cheaper, but hue is so unstable in dark pictures that rounding moves cuts. If both
+    sides shrink by the same odd whole number (1280x720 by 5, 3840x2160 by 15), each sample falls
+    on one pixel, and only those pixels are converted. This applies to frames like the first one;
+    if a video changes its size, frames are scaled to that of the first.
     """
 
     def __init__(self, frame: av.VideoFrame) -> None:
@@ -49,7 +50,7 @@ class SmallImages:
     def __call__(self, frame: av.VideoFrame) -> np.ndarray:
         if _kind(frame) == self._sparse:
             return self._sampled(frame)
-        # OpenCV's choice; it matters where the converter has to enlarge chroma itself.
+        # OpenCV's choice; it matters if the converter itself has to enlarge chroma.
         converted = self._reformatter.reformat(
             frame, format="bgr24", interpolation="BICUBIC", threads=_SCALER_THREADS
         )
@@ -59,14 +60,14 @@ class SmallImages:
         return cv2.resize(image, self._size, interpolation=cv2.INTER_LINEAR)
 
     def _sampled(self, frame: av.VideoFrame) -> np.ndarray:
-        # Each sample becomes the corner of a 2x2 block, so that it brings its own chroma along
-        # and takes the same way through the converter as in the whole frame.
+        # Each sample becomes the corner of a 2x2 block, so that it keeps its chroma and is
+        # converted exactly as in the whole frame.
         width, height = self._size
         blocks = av.VideoFrame(width * 2, height * 2, "yuv420p")
         blocks.colorspace = frame.colorspace
         blocks.color_range = frame.color_range
         step, middle = self._step, self._step // 2
-        # Chroma has half as many columns and rows: even and odd samples advance in step apart.
+        # Chroma has half as many columns and rows: even and odd samples alternate.
         halves = (middle // 2, (step + middle) // 2)
         luma, *chroma = (_pixels(plane) for plane in frame.planes)
         luma_blocks, *chroma_blocks = (_pixels(plane) for plane in blocks.planes)
@@ -88,7 +89,7 @@ def _kind(frame: av.VideoFrame) -> tuple[str, int, int]:
 
 
 def _bgr_view(frame: av.VideoFrame) -> np.ndarray:
-    """The pixels of a bgr24 frame where they are: copying large frames costs real time."""
+    """A view of a bgr24 frame's pixels: copying large frames takes real time."""
     plane = frame.planes[0]
     shape, strides = (frame.height, frame.width, 3), (plane.line_size, 3, 1)
     return np.ndarray(shape, np.uint8, memoryview(plane), 0, strides)
@@ -101,13 +102,13 @@ def _every(
 
 
 def _pixels(plane: av.video.plane.VideoPlane) -> np.ndarray:
-    """A view of an 8-bit plane, without the padding of its lines."""
+    """A view of an 8-bit plane, without line padding."""
     lines: np.ndarray = np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size)
     return lines[: plane.height, : plane.width]
 
 
 class KeptImages:
-    """Makes kept frames. Holds the scalers that it made, so each thread needs its own."""
+    """Makes kept frames. It caches scalers, so each thread needs a separate one."""
 
     def __init__(
         self,
@@ -131,7 +132,7 @@ class KeptImages:
                 frame, *self._size, format="bgr48le", interpolation="AREA", threads=_SCALER_THREADS
             )
             return self._orientation.upright(self._tone_map(deep.to_ndarray()))
-        # Scaled in YUV first: converting the large frame would cost as much as half its decoding.
+        # Scaled in YUV first: converting the large frame would cost half as much as decoding it.
         scaled = self._scaler.reformat(
             frame, *self._size, format="yuv420p", interpolation="AREA", threads=_SCALER_THREADS
         )

@@ -1,6 +1,6 @@
 """The decode pass over one file: yields its kept frames, then returns its statistics.
 
-Runs in a helper process (see `isolated`), so it imports nothing that decoding does not need.
+Runs in a helper process (see `isolated`), so it only imports what decoding needs.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from clipmill.stages.media.read.seek import SpannedVideo
 
 @dataclass(frozen=True)
 class ScanSettings:
-    """How a file is read and what is kept of it; see the settings of scan_videos.
+    """How a file is read and what is kept; see the settings of scan_videos.
 
-    `spans` are the pairs of seconds to read, None for all; `starts_at_seconds` is the file's time
-    0 in the video; `in_pieces` says that it was fetched as pieces of a stream.
+    `spans` are the pairs of seconds to read, None for all; `starts_at_seconds` is the video time
+    of the file's time 0; `in_pieces` means that it was downloaded as segments of a stream.
     """
 
     exact: bool
@@ -44,11 +44,11 @@ class ScanSettings:
 def scan_video(
     path: Path, settings: ScanSettings
 ) -> Generator[dict[str, Any], None, dict[str, Any]]:
-    """Gives the kept frames as columns of FRAME, then returns the columns of SCANS.
+    """Yields the kept frames as columns of FRAME, then returns the columns of SCANS.
 
     Raises RowFailed (`bad_media`) if the file can't be decoded, at any point.
     """
-    # Small images are not worth a thread pool, and the decoder has the cores.
+    # Small images are not worth a thread pool, and the decoder needs the cores.
     cv2.setNumThreads(1)
     video = _opened(path, settings)
     taken = Measures(settings.wanted)

@@ -1,8 +1,7 @@
 """Keeps PySceneDetect from starting programs on import.
 
-Its module for cutting, which nothing here uses, tries `ffmpeg` then. That would be one of PATH's
-in every worker, and one that touches the terminal stops the worker that a shell has in the
-background.
+Its module for cutting, which is not used here, then runs `ffmpeg`. In a worker, that would be one
+from PATH, and if it touches the terminal, job control stops a worker in the background.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from clipmill.stages.media.isolation.ffmpeg_program import ffmpeg_program
 
 
 class _BeforeTheProbe:
-    """A finder that finds nothing: it is asked for the module just before that one is run."""
+    """A finder that finds nothing: it is queried for the module just before that is executed."""
 
     @staticmethod
     def find_spec(name: str, *_: object) -> None:
@@ -24,6 +23,6 @@ class _BeforeTheProbe:
 
 
 def spare_the_probe() -> None:
-    """To be called before PySceneDetect is imported for the first time."""
+    """Call this before PySceneDetect is imported for the first time."""
     if _BeforeTheProbe not in sys.meta_path:
         sys.meta_path.insert(0, _BeforeTheProbe)

@@ -1,11 +1,11 @@
 """Reads only parts of a video: given spans, and kept frames that are gone.
 
-decord's seeking reader does the work where it is known to count right: it treats every packet that
-is flagged as a key frame as one, and counts from there. `PacketIndex.is_plain` says where that
-holds, and decord's own index must say the same as the container. Everything else is read with
-PyAV (`forward`), as are codecs that decord was built without (AV1), and turned or high dynamic
-range pictures, which it leaves as they are stored. Frame numbers and times come from the container
-in either case, so they agree with those of a full scan. Frames are upright in either case.
+decord does the work for files in which it is known to count correctly: it treats every packet
+flagged as a key frame as one, and counts from there. `PacketIndex.is_plain` says where that is
+valid, and decord's own index must equal the container's. PyAV reads everything else (`forward`):
+also codecs that decord was built without (AV1), and rotated or high dynamic range pictures, which
+decord returns as stored. Frame numbers and times always come from the container, so they agree
+with those of a full scan. Frames are always upright.
 """
 
 from __future__ import annotations
@@ -37,20 +37,20 @@ from clipmill.stages.media.read.packets import PacketIndex, read_packets
 from clipmill.stages.media.read.sampling import FramePick, pick_frames
 from clipmill.stages.media.read.scaling import KeptImages, SmallImages, small_size
 
-# decord says times in single precision.
+# decord returns times in single precision.
 _SINGLE_PRECISION = 2.0**-23
-# A frame may come out of the decoder so many frames after one that is shown later.
+# The decoder may return a frame this many frames after one that is shown later.
 _ASTRAY_FRAMES = 16
 
 
 class FrameReader:
-    """Gives frames of one video by number, ascending; counts what had to be decoded for them.
+    """Returns frames of one video by number, ascending, and counts decoded frames.
 
-    `corrupt_numbers` are those of them that are lost, or that PyAV decoded with errors.
+    `corrupt_numbers` are those that are lost, or that PyAV decoded with errors.
 
-    Opening decodes one frame, because only frames know their rotation. `starts_at_seconds` is
-    the file's time 0 in the video, whose times all times are; `threads` is how many decord may
-    use (0: all). decord's reader stays open: it reads the whole file when it is opened.
+    Opening decodes one frame, because only frames know their rotation. All times are the video's;
+    `starts_at_seconds` is the video time of the file's time 0. `threads` is how many decord may
+    use (0: all). decord's reader stays open, because it reads the whole file when it is opened.
     """
 
     def __init__(
@@ -96,9 +96,9 @@ class FrameReader:
     def measured(
         self, numbers: Sequence[int], size: tuple[int, int]
     ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-        """What `images` gives, and the small image that a scan of the whole file measures.
+        """Like `images`, with the small image that a scan of the whole file measures.
 
-        That one is made of the codes as they are stored: not turned, cropped or tone-mapped.
+        The small image has the stored pixel values: not rotated, cropped or tone-mapped.
         """
         given, small = 0, small_size(*size)
         for number, decoded in self._decord(numbers):
@@ -115,10 +115,10 @@ class FrameReader:
         return KeptImages(size, facts.orientation, facts.tone_map, facts.framing)
 
     def _decord(self, numbers: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
-        """As many as decord can give, from the first on."""
+        """As many as decord can decode, from the first on."""
         if not self._trusts_decord:
             return
-        # decord loads its own FFmpeg libraries: only where spans are really read.
+        # decord loads its own FFmpeg libraries, so only import it to read spans.
         import decord
 
         decord.logging.set_level(decord.logging.QUIET)
@@ -134,27 +134,27 @@ class FrameReader:
             for number in numbers:
                 image = self._reader[number].asnumpy()
                 if image.ndim != 3 or image.shape[2] != 3:
-                    return  # of pictures a few pixels wide it makes something else
+                    return  # it misreads pictures a few pixels wide
                 key = self.index.entry_before(number).first_number
-                # decord goes on from where it is, unless a later key frame is nearer.
+                # decord continues from its position, unless a later key frame is nearer.
                 at = self._at
                 self.decoded_frames += number - (at if key <= at < number else key - 1)
                 self._at = number
                 beat(self.decoded_frames)
                 yield number, cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
         except (decord.DECORDError, RuntimeError, IndexError, AssertionError):
-            # A damaged packet, say: from there on it would count wrong.
+            # A damaged packet, for example: after it, decord would count wrong.
             self._reader, self._trusts_decord = None, False
 
     def _agrees(self) -> bool:
-        """Whether decord sees the frames and key frames that the container has."""
+        """Whether decord finds the same frames and key frames as the container."""
         index = self.index
         if len(self._reader) != index.n_frames:
             return False
         if self._reader.get_key_indices() != [entry.place for entry in index.entries]:
             return False
         seen = self._reader.get_frame_timestamp(np.arange(index.n_frames))[:, 0]
-        # It counts from the first frame.
+        # decord counts from the first frame.
         times = (np.asarray(index.pts, np.float64) - index.pts[0]) * float(index.time_base)
         end = float((index.end_pts - index.pts[0]) * index.time_base)
         steps = np.diff(times, append=end)
@@ -179,17 +179,17 @@ class FrameReader:
                     break
             self.decoded_frames = before + forward.decoded_frames
             if forward.first_error:
-                self.corrupt_numbers |= wanted  # those are lost
+                self.corrupt_numbers |= wanted  # these are lost
 
 
 def _with_one_thread(stream: av.VideoStream) -> None:
-    # More of them decode beyond what is asked for. AV1's decoder has its own.
+    # More of them decode beyond the request. AV1's decoder has its own threads.
     if stream.codec_context.name != "libdav1d":
         stream.codec_context.thread_count = 1
 
 
 class SpannedVideo(DecodedVideo):
-    """Decodes the frames inside `spans` (pairs of seconds) and no others."""
+    """Decodes only the frames inside `spans` (pairs of seconds)."""
 
     def __init__(
         self,
@@ -243,7 +243,7 @@ class SpannedVideo(DecodedVideo):
         ]
 
     def _check_end(self) -> None:
-        """Spans may lie outside the video: what they hold is all there is."""
+        """Spans may lie outside the video: what they contain is all there is."""
 
 
 def _resized(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -259,13 +259,13 @@ def read_frames(
     quality: int,
     starts_at_seconds: float | None = None,
 ) -> Generator[dict[str, Any], None, tuple[list[list[int]], int]]:
-    """Decodes again the frames that `picks` ask for in any span, with the columns of FRAME.
+    """Decodes again the frames that `picks` request in any span, with the columns of FRAME.
 
-    Returns the numbers of each span's frames, in time order (`by_span` puts the frames in their
-    place), and how many frames were decoded. A span is `(start_seconds, end_seconds, picks)`; only
-    frames inside `[start, end)` are given. Spans may overlap and come in any order; like the
-    frames' times they are the video's, in which the file's time 0 is `starts_at_seconds`. Raises
-    RowFailed (`bad_media`) where the file cannot be decoded.
+    Returns the numbers of each span's frames, in time order (`by_span` groups the frames), and how
+    many frames were decoded. A span is `(start_seconds, end_seconds, picks)`; only frames inside
+    `[start, end)` are returned. Spans may overlap and be in any order; like the frames' times they
+    are the video's, and `starts_at_seconds` is the video time of the file's time 0. Raises
+    RowFailed (`bad_media`) if the file cannot be decoded.
     """
     reader = FrameReader(path, starts_at_seconds)
     beat(reader.decoded_frames)

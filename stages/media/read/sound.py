@@ -15,9 +15,9 @@ from av.stream import Discard
 from clipmill.stages.media.read.decode import open_container
 from clipmill.stages.media.read.opening import packets, passing_over, time_base_of
 
-# Decoders need a little of what comes before, and seeking is not exact.
+# Decoders need a little preceding data, and seeking is not exact.
 _RUN_UP_SECONDS = 0.5
-# Time stamps in milliseconds jitter: smaller gaps are ignored.
+# Timestamps in milliseconds jitter, so smaller gaps are ignored.
 _JITTER_SECONDS = 0.02
 _AAC_RATES = (96000, 88200, 64000, 48000, 44100, 32000, 24000, 22050, 16000, 12000, 11025, 8000)
 _LAYOUTS = ("mono", "stereo", "3.0", "4.0", "5.0", "5.1", "7.1")
@@ -25,9 +25,9 @@ _BITS_PER_CHANNEL = 96_000
 
 
 class Sound:
-    """The best sound track of a file, opened once for all clips of it; a context manager.
+    """The best sound track of a file, opened once for all its clips; a context manager.
 
-    `stream` is None if there is none that can be decoded.
+    `stream` is None if no track can be decoded.
     """
 
     def __init__(self, path: Path) -> None:
@@ -49,7 +49,7 @@ class Sound:
     def packets(
         self, start_seconds: float, end_seconds: float
     ) -> Iterator[av.Packet[av.AudioStream]]:
-        """Packets that begin inside the span, after some that come before it (to decode)."""
+        """Packets that begin inside the span, after some preceding ones (for the decoder)."""
         stream = self.stream
         if stream is None:
             return
@@ -92,7 +92,8 @@ class Sound:
 
 
 def aac_track(output: av.container.OutputContainer, sound: av.AudioStream) -> av.AudioStream:
-    """An AAC track of `output` with the rate and channels of `sound`, or the nearest AAC has."""
+    """An AAC track of `output` with the rate and channels of `sound`, or the nearest supported
+    ones."""
     context = sound.codec_context
     rate = min(_AAC_RATES, key=lambda known: abs(known - context.sample_rate))
     layout = (
@@ -112,7 +113,7 @@ def _resampled(resampler: av.AudioResampler, frame: av.AudioFrame) -> Iterator[n
 
 
 class _Writer:
-    """Puts samples where they belong in the clip: silence into gaps, what overlaps left out."""
+    """Places samples in the clip: fills gaps with silence and drops overlaps."""
 
     def __init__(self, track: av.AudioStream, length: int) -> None:
         self._track = track
@@ -124,8 +125,8 @@ class _Writer:
         self._waiting = np.zeros((channels, 0), np.float32)
 
     def take(self, began: int, samples: np.ndarray) -> Iterator[av.Packet[Any]]:
-        """`samples` that begin at sample `began` of the clip."""
-        # Before the first sample there is nothing that it could be continuous with.
+        """Adds `samples` that begin at sample `began` of the clip."""
+        # There is nothing before the first sample to be continuous with.
         jitter = self._jitter if self._at else 0
         if began + samples.shape[1] <= 0:
             return

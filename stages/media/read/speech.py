@@ -1,4 +1,4 @@
-"""What is said in a clip, from its video's subtitles: which track is used, and which words."""
+"""Finds what is said in a clip in its video's subtitles: which track is used, and which words."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-# As YouTube names what it translates: the language, and the one that it translates from.
+# How YouTube names translated tracks: the language, and the one translated from.
 _TRANSLATED = re.compile(r"[a-z]{2,3}-[a-z]{2,3}")
 _ORIGINAL = "-orig"
 
 Lines = Sequence[Mapping[str, Any]]
-"""SUBTITLE structs, each with its `words` (TEXT_AT structs, or None) where they were looked for."""
+"""SUBTITLE structs, each with its `words` (TEXT_AT structs, or None) if they were parsed."""
 
 
 def with_words(subtitles: Lines | None, words: Sequence[Any] | None) -> list[dict[str, Any]]:
@@ -24,10 +24,10 @@ def with_words(subtitles: Lines | None, words: Sequence[Any] | None) -> list[dic
 
 
 def speaking_track(subtitles: Lines, language: str | None) -> list[Mapping[str, Any]]:
-    """The lines of the one track that speaks for a video, in time order.
+    """The lines of the one track that represents a video's speech, in time order.
 
-    Human-written tracks come before automatic ones; among those the video's own language before
-    English before any other. If `language` does not say it, an automatic track may.
+    Human-written tracks come before automatic ones; among those, the video's own language before
+    English before any other. If `language` is unknown, an automatic track may determine it.
     """
     codes = {
         (bool(line["automatic"]), line["language"] or "")
@@ -45,7 +45,7 @@ def speaking_track(subtitles: Lines, language: str | None) -> list[Mapping[str, 
 
 
 def own_language(language: str | None, automatic_codes: Iterable[str]) -> str | None:
-    """The language spoken, as a code: what is known of it, else what was recognised."""
+    """The code of the spoken language: the declared one, else the recognised one."""
     originals = sorted(code for code in automatic_codes if code.endswith(_ORIGINAL))
     return language or (originals[0].removesuffix(_ORIGINAL) if originals else None)
 
@@ -55,7 +55,7 @@ def same_language(code: str, other: str | None) -> bool:
 
 
 def _distance(code: str, own: str | None, automatic: bool) -> tuple[int, bool, str]:
-    """How far a track is from the video's own language; the least is the best."""
+    """How far a track is from the video's own language; the lowest is best."""
     bare = code.removesuffix(_ORIGINAL)
     if automatic and _TRANSLATED.fullmatch(code):
         place = 4
@@ -75,8 +75,8 @@ def _primary(code: str) -> str:
 def said_within(track: Lines, start_seconds: float, end_seconds: float | None) -> tuple[str, ...]:
     """What is said from `start_seconds` to `end_seconds`, line by line.
 
-    Of a line of people's, whose words have no times, all or nothing: all where at least half of it
-    lies within, or it fills at least half of that time.
+    A human-written line, whose words have no times, is included whole or not at all: if at least
+    half of it is inside, or it fills at least half of the span.
     """
     end = float("inf") if end_seconds is None else end_seconds
     found = []
@@ -95,9 +95,9 @@ def said_within(track: Lines, start_seconds: float, end_seconds: float | None) -
 
 
 def is_by_words(line: Mapping[str, Any]) -> bool:
-    """Whether single words of a line are taken: where they have times, or the line is automatic.
+    """Whether single words of a line are selected: if they have times, or the line is automatic.
 
-    Automatic lines end where their breath or the screen does, and not with a sentence.
+    Automatic lines end at a pause or at the screen's width, not with a sentence.
     """
     return bool(line.get("words") or line["automatic"])
 
@@ -110,13 +110,13 @@ def words_within(line: Mapping[str, Any], start_seconds: float, end_seconds: flo
 
 
 def _words(line: Mapping[str, Any]) -> Iterator[tuple[float, str]]:
-    """Words with their times; where those are not known, spread over the line by their lengths."""
+    """Words with their times; unknown times are spread over the line by word length."""
     if line.get("words"):
         for word in line["words"]:
             yield word["seconds"], word["text"]
         return
     text = _text(line["text"])
-    # Not all languages put spaces between their words.
+    # Not all languages put spaces between words.
     parts = re.findall(r"\s*\S+", text) if " " in text or text.isascii() else list(text)
     length = line["end_seconds"] - line["start_seconds"]
     at = 0
@@ -130,7 +130,7 @@ def _text(text: str | None) -> str:
 
 
 def without_overlaps(subtitles: Lines) -> list[dict[str, Any]]:
-    """Lines of which each automatic one ends where the next of its track begins."""
+    """Lines, where each automatic one ends when the next of its track begins."""
     found = [dict(line) for line in subtitles]
     for track in {(line["language"], line["automatic"]) for line in found if line["automatic"]}:
         lines = [line for line in found if (line["language"], line["automatic"]) == track]

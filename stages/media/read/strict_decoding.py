@@ -1,8 +1,8 @@
 """Decodes possibly damaged files with the same result on every machine.
 
-What a decoder makes of a damaged picture, and which ones it drops, depends on how many threads it
-has. So it is made to stop at the first error that it sees; whoever reads the file then begins again
-with one thread, which conceals what it can, and passes over the frames that were given already.
+How a decoder renders a damaged picture, and which ones it drops, depends on its number of threads.
+So it is set to stop at the first error. The reader then starts again with a single thread, which
+conceals damage where possible, and skips the frames that were already returned.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from clipmill.stages.media.isolation.out_of_memory import raise_if_out
 
 
 class Damaged(Exception):
-    """The decoder has found an error, or returned a picture marked as corrupt."""
+    """The decoder found an error, or returned a picture marked as corrupt."""
 
 
 def be_strict(stream: VideoStream) -> None:
@@ -26,16 +26,16 @@ def be_strict(stream: VideoStream) -> None:
 
 
 def be_alone(stream: VideoStream) -> None:
-    """Makes one thread decode."""
+    """Makes the decoder use a single thread."""
     stream.codec_context.thread_count = 1
 
 
 def decoded(
     found: Iterator[av.Packet[Any]], complain: Callable[[str], None], *, strictly: bool
 ) -> Iterator[av.VideoFrame]:
-    """The frames of every packet that decodes; a damaged packet costs its own frames only.
+    """The frames of every packet that decodes; a damaged packet costs only its own frames.
 
-    Raises Damaged at the first damage where `strictly`; otherwise `complain` is given the errors.
+    With `strictly`, raises Damaged at the first damage; otherwise passes the errors to `complain`.
     """
     while True:
         try:

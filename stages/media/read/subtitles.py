@@ -1,7 +1,7 @@
 """Parses subtitle files to timed lines: WebVTT, SubRip, YouTube's json3, TTML, ASS and SAMI.
 
-ASS and SAMI are read by pysubs2. WebVTT and SubRip are read here: pysubs2 and webvtt-py lose the
-times of words, treat comments as cues, or drop what stands between `<` and `>` in a text.
+pysubs2 reads ASS and SAMI. WebVTT and SubRip are parsed here: pysubs2 and webvtt-py lose word
+times, treat comments as cues, or drop text between `<` and `>`.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from dataclasses import dataclass, replace
 from clipmill.stages.media.read.ttml import timed_texts
 
 FORMATS = ("json3", "vtt", "srt", "ttml", "dfxp", "ass", "ssa", "sami", "smi")
-"""By the endings that sites give them, the best first."""
+"""Sites' file name extensions, the best first."""
 
 _PYSUBS2 = {"ass": "ass", "ssa": "ssa", "sami": "sami", "smi": "sami"}
 _TIME = r"(-)?(?:(\d+):)?(\d{1,2}):(\d{1,2})(?:[.,](\d+))?"
 _TIME_COMPILED = re.compile(_TIME)
 _CUE = re.compile(rf"\s*({_TIME})\s*-{{1,2}}>\s*({_TIME})(?![\d:])")
-# What marks text up; any other sign stays: `x < 5`, `<Enter>`.
+# Markup tags; other uses of the sign stay: `x < 5`, `<Enter>`.
 _TAGS = re.compile(
     r"</?(?:[ibusvc]|lang|ruby|rp|font|span)(?:[.\s][^<>]*)?/?>|</?rt>|"
     r"\{\\[^{}]*\}",
     re.IGNORECASE,
 )
-# Readings of characters, which would be said twice.
+# Pronunciations of characters (ruby), which would repeat the text.
 _READINGS = re.compile(r"<rt>[^<>]*(?:</rt>)?", re.IGNORECASE)
 _INLINE_TIME = re.compile(rf"<({_TIME})>")
 _NO_CUE = re.compile(r"(?:NOTE|STYLE|REGION)(?:[ \t]|\Z)")
@@ -36,7 +36,7 @@ _NO_CUE = re.compile(r"(?:NOTE|STYLE|REGION)(?:[ \t]|\Z)")
 
 @dataclass(frozen=True)
 class Word:
-    """Text that is said from `seconds` on, with the space before it where there is one."""
+    """Text that is said from `seconds` on, including a preceding space if there is one."""
 
     seconds: float
     text: str
@@ -46,7 +46,7 @@ class Word:
 class TimedText:
     """Text shown from `start_seconds` to `end_seconds`; `words` where the file has their times.
 
-    The words' texts, one after the other, are the text.
+    The texts of the words, joined, are the text.
     """
 
     start_seconds: float
@@ -55,7 +55,7 @@ class TimedText:
     words: tuple[Word, ...] = ()
 
 
-# Each line of a cue, as pieces: from when on each is said, None where that is not said.
+# Each line of a cue as pieces, each with the time from which it is said, None if not given.
 _Line = list[tuple[float | None, str]]
 
 
@@ -69,9 +69,9 @@ class _Cue:
 def parse_subtitles(text: str, kind: str, *, automatic: bool | None = None) -> list[TimedText]:
     """Spans in time order of a file of one of FORMATS; ValueError where it is not one.
 
-    An automatic track shows each line until the next but one begins, and again as it scrolls up:
-    there a line is taken once, and ends where the next begins. Where nobody says whether a track
-    is `automatic`, times of words say so.
+    An automatic track shows each line until the next but one begins, and repeats it as it scrolls
+    up: such a line is used once, and ends where the next begins. If `automatic` is unknown, a
+    track with word times is automatic.
     """
     try:
         cues = list(_cues_of(text.removeprefix("\ufeff"), kind))
@@ -90,7 +90,7 @@ def parse_subtitles(text: str, kind: str, *, automatic: bool | None = None) -> l
 
 
 def decoded(data: bytes) -> str:
-    """The text of a file that is UTF-8 or UTF-16, else as Windows writes western languages."""
+    """The text of a file in UTF-8 or UTF-16, else in Windows' western encoding."""
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
         return data.decode("utf-16", "replace")
     text = data.decode("utf-8-sig", "replace")
@@ -131,7 +131,7 @@ def _cues_of(text: str, kind: str) -> Iterator[_Cue]:
 def _timed_lines(text: str, *, is_vtt: bool) -> Iterator[tuple[float, float, list[str]]]:
     """The cues of WebVTT or SubRip, as begin, end and the lines below.
 
-    In WebVTT an empty line ends a cue, one with a space in it does not. In SubRip a text may have
+    In WebVTT an empty line ends a cue; one with a space in it does not. In SubRip a text may have
     empty lines, and the empty line between two cues may be missing.
     """
     cue: tuple[float, float, list[str]] | None = None
@@ -149,7 +149,7 @@ def _timed_lines(text: str, *, is_vtt: bool) -> Iterator[tuple[float, float, lis
         elif is_vtt and cue is None and not before and _NO_CUE.match(line):
             is_comment = True
         elif cue is not None and not is_vtt and not before and line.strip().isdecimal() and cue[2]:
-            # The number of a cue. Where none follows, this is the end of what can be read.
+            # The number of a cue. If no cue follows, this is the end of what can be read.
             yield cue
             cue = None
         elif cue is not None:
@@ -160,7 +160,7 @@ def _timed_lines(text: str, *, is_vtt: bool) -> Iterator[tuple[float, float, lis
 
 
 def _without_name(cue: tuple[float, float, list[str]]) -> tuple[float, float, list[str]]:
-    """Without the next cue's number or name, where no empty line stood between the two."""
+    """Without the next cue's number or name, if no empty line separated the two."""
     start, end, lines = cue
     if len(lines) > 1 and (lines[-1].strip().isdecimal() or (lines[-1] and not lines[-2].strip())):
         lines = lines[:-1]
@@ -189,7 +189,7 @@ def _json3(text: str) -> Iterator[_Cue]:
         for part in event.get("segs") or []:
             offset = part.get("tOffsetMs")
             at = None if offset is None else (start + offset) / 1000
-            line.append((at, "" + part.get("utf8", "")))  # a TypeError where it is not text
+            line.append((at, "" + part.get("utf8", "")))  # raises TypeError if it is not text
         yield _Cue(start / 1000, (start + event.get("dDurationMs", 0)) / 1000, [line])
 
 
@@ -210,7 +210,7 @@ def _by_pysubs2(text: str, kind: str) -> Iterator[_Cue]:
 
 
 def _span(cue: _Cue) -> TimedText:
-    """A cue's lines as one text with single spaces, and its words where their times are known."""
+    """A cue's lines as one text with single spaces, and its words if their times are known."""
     words: list[Word] = []
     pieces = [(at, text) for line in cue.lines for at, text in [*line, (None, " ")]]
     gap = ""
@@ -221,7 +221,7 @@ def _span(cue: _Cue) -> TimedText:
             continue
         space = gap or (" " if words and piece[0].isspace() else "")
         if at is None and words:
-            # Said together with what stands before it.
+            # Said together with the preceding word.
             words[-1] = replace(words[-1], text=words[-1].text + space + text)
         else:
             seconds = cue.start_seconds if at is None else at
@@ -239,7 +239,7 @@ def _has_words(cue: _Cue) -> bool:
 
 
 def _without_repeats(cues: Sequence[_Cue]) -> list[_Cue]:
-    """Without the lines that a cue begins with and the one before it ended with."""
+    """Without lines at a cue's beginning that repeat the end of the previous one."""
     found = []
     before: list[str] = []
     for cue in cues:

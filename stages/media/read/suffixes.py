@@ -101,21 +101,22 @@ MEDIA_SUFFIXES = frozenset(
         ".dnxhd",
     )
 )
-# What a suffix looks like: `Film No. 5` and `2019.07.14` have none.
+# The form of a suffix: `Film No. 5` and `2019.07.14` have none.
 _SUFFIX = re.compile(r"\.(?=[a-z0-9-]*[a-z])[a-z0-9][a-z0-9_~-]{0,9}")
 _HEAD_BYTES = 600
 _TS_PACKETS = (188, 192, 204)
 
 
 def suffix_of(path: str) -> str:
-    """The ending of a file's name in small letters; empty where it has none."""
+    """A file name's extension in lower case; empty if there is none."""
     suffix = os.path.splitext(path)[1].lower()  # noqa: PTH122  a path object costs more
     return suffix if suffix in MEDIA_SUFFIXES or _SUFFIX.fullmatch(suffix) else ""
 
 
 def has_media_head(path: str) -> bool:
-    """Whether a file begins as videos do; one that can't be read is taken, and fails by itself."""
-    if not os.path.isfile(path):  # noqa: PTH113  a pipe would be waited for
+    """Whether a file begins like a video; True if it can't be read, so that it fails later by
+    itself."""
+    if not os.path.isfile(path):  # noqa: PTH113  opening a pipe would block
         return True
     try:
         with open(path, "rb") as file:
@@ -145,5 +146,5 @@ def has_media_head(path: str) -> bool:
 
 
 def _repeats_sync(head: bytes, size: int, skip: int) -> bool:
-    """The packets of a transport stream begin with `G`, some 4 bytes later."""
+    """Packets of a transport stream begin with `G`, some after 4 bytes."""
     return len(head) > skip + 2 * size and all(head[skip + n * size] == 0x47 for n in range(3))

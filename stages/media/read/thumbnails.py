@@ -17,7 +17,7 @@ def thumbnail(jpeg: bytes) -> np.ndarray:
     import cv2
     import numpy as np
 
-    # A quarter of the size is read straight from the JPEG's coefficients.
+    # Decoded directly at a quarter of the size, from the JPEG's coefficients.
     small = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_REDUCED_COLOR_4)
     if small is None:
         raise RowFailed("bad_media", f"a kept frame of {len(jpeg)} bytes cannot be decoded")
@@ -27,7 +27,7 @@ def thumbnail(jpeg: bytes) -> np.ndarray:
 def largest_difference(one: np.ndarray, other: np.ndarray) -> int:
     """Largest difference of any cell and colour of two thumbnails, in levels of 0–255.
 
-    The largest, not the mean: something small that moves changes few cells, and those much.
+    The largest, not the mean: something small that moves changes few cells, but those by a lot.
     """
     import cv2
 

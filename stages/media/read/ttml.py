@@ -15,7 +15,7 @@ _NO_TEXT = frozenset(("head", "metadata", "set", "animate", "image"))
 
 @dataclass(frozen=True)
 class _Rates:
-    """How many frames, parts of a frame and ticks a second has."""
+    """Frames, subframes and ticks per second."""
 
     frames: Fraction
     parts: Fraction
@@ -25,7 +25,7 @@ class _Rates:
     def of(cls, attributes: Mapping[str, str]) -> _Rates:
         frames = _rate(attributes.get("frameRate", "30"))
         parts = _rate(attributes.get("subFrameRate", "1"))
-        # Some write the two numbers with a colon.
+        # Some files separate the two numbers with a colon.
         over, _, under = re.sub(
             r"[\s:]+", " ", attributes.get("frameRateMultiplier", "1")
         ).partition(" ")
@@ -63,9 +63,9 @@ def _rate(text: str) -> Fraction:
 
 
 def timed_texts(text: str) -> Iterator[tuple[float, float, str]]:
-    """Begin, end and text, with line breaks, of every part that has times.
+    """Begin, end and text, with line breaks, of every element that has times.
 
-    ValueError where the file is not TTML.
+    ValueError if the file is not TTML.
     """
     try:
         root = ElementTree.fromstring(text)
@@ -85,7 +85,7 @@ _Part = tuple[Fraction, Fraction | None, str]
 def _parts(
     element: ElementTree.Element, rates: _Rates, base: Fraction, until: Fraction | None
 ) -> Iterator[_Part]:
-    """What an element shows; its times count from `base`, and end with `until`."""
+    """What an element shows; its times are relative to `base`, and end at `until`."""
     attributes = {_name(key): value for key, value in element.attrib.items()}
     begin = base + rates.seconds(attributes.get("begin") or "0s")
     ends = [until]
@@ -121,5 +121,5 @@ def _plain(text: str | None) -> str:
 
 
 def _name(tag: object) -> str:
-    """Without the namespace, of which old files have others; comments have no name."""
+    """Without the namespace, which differs in old files; comments have no name."""
     return tag.rpartition("}")[2] if isinstance(tag, str) else ""

@@ -1,8 +1,8 @@
 """Detects from a container's own sizes whether bytes are missing at the end of a file.
 
-What a header says about length is often wrong, and what is wrong with it differs: an AVI counts
-frames that were never shown, a recorder writes the length that it planned. How many bytes belong to
-a file is known better, so this decides where it can be read.
+The duration in a header is often wrong, in different ways: an AVI counts frames that were never
+shown, a recorder writes the planned length. A file's size in bytes is more reliable, so it decides
+where it can be read.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
-# The object of ASF's header that says how large the file is.
+# The ASF header object with the file's size.
 _ASF_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
 _HEAD_BYTES = 1 << 16
-# Matroska's elements: the file's two, those of a segment, and padding.
+# Matroska's elements: the file's two, a segment's, and padding.
 _EBML, _SEGMENT, _VOID = 0x1A45DFA3, 0x18538067, 0xEC
 _CLUSTER = 0x1F43B675
 _IN_SEGMENT = frozenset(
@@ -39,7 +39,7 @@ _FLV_TAGS = (8, 9, 18)  # sound, video, metadata
 def is_cut_off(path: Path, format_name: str) -> bool | None:
     """Whether a file ends before its container does, or has something else there.
 
-    None if that is unknown. `format_name` is FFmpeg's; MP4 has an index to go by.
+    None if that is unknown. `format_name` is FFmpeg's; MP4 is checked by its index instead.
     """
     read = next((read for word, read in _READERS.items() if format_name.startswith(word)), None)
     if read is None:
@@ -52,7 +52,7 @@ def is_cut_off(path: Path, format_name: str) -> bool | None:
 
 
 def missing_share(path: Path) -> float:
-    """Which share of its bytes an ASF file lacks; 0 where it doesn't say."""
+    """The share of its bytes that an ASF file lacks; 0 if it doesn't declare its size."""
     with open(path, "rb") as file:
         declared = _asf_bytes(file)
     there = path.stat().st_size
@@ -68,7 +68,7 @@ def _matroska(file: BinaryIO, size: int) -> bool | None:
     while name == _VOID and length is not None:
         name, content, length = _element(file, content + length)
     if name != _SEGMENT or length is None:
-        return None  # written live: the length was not known
+        return None  # recorded live: the length was unknown
     end = content + length
     if end > size:
         return True
@@ -79,7 +79,7 @@ def _matroska(file: BinaryIO, size: int) -> bool | None:
         except IndexError:
             return True
         if name not in _IN_SEGMENT:
-            return True  # a download that was never finished has zeros there
+            return True  # an unfinished download has zeros there
         if length is None:
             return None
         at = content + length
@@ -87,7 +87,7 @@ def _matroska(file: BinaryIO, size: int) -> bool | None:
 
 
 def _element(file: BinaryIO, at: int) -> tuple[int, int, int | None]:
-    """An element's name, where its content begins, and that's length; None where it is open."""
+    """An element's name, and its content's start and length; None if the length is open."""
     file.seek(at)
     head = file.read(12)
     n = _width(head[0])
@@ -104,7 +104,7 @@ def _element(file: BinaryIO, at: int) -> tuple[int, int, int | None]:
 
 
 def _width(first: int) -> int:
-    """How many bytes a number of EBML takes, by its first one."""
+    """The length in bytes of an EBML number, from its first byte."""
     if not first:
         raise IndexError
     return 9 - first.bit_length()
@@ -116,9 +116,9 @@ def _avi(file: BinaryIO, size: int) -> bool | None:
         file.seek(at)
         name, length, kind = struct.unpack("<4sI4s", file.read(12))
         if name != b"RIFF" or kind not in (b"AVI ", b"AVIX"):
-            break  # something was appended
+            break  # followed by appended data
         if length in (0, 0xFFFFFFFF):
-            return None  # never written: its recorder was ended
+            return None  # never written: the recorder was killed
         end = at + 8 + length
         if end > size:
             return True
@@ -139,7 +139,7 @@ def _chunks_are_sound(file: BinaryIO, at: int, end: int) -> bool:
 
 
 def _flv(file: BinaryIO, size: int) -> bool | None:
-    """By the size in its metadata, and whether it ends with a whole tag."""
+    """By the size in its metadata, and whether it ends with a complete tag."""
     head = file.read(_HEAD_BYTES)
     mark = b"\x00\x08filesize\x00"
     at = head.find(mark)
@@ -167,7 +167,7 @@ def _asf_bytes(file: BinaryIO) -> int | None:
     head = file.read(_HEAD_BYTES)
     at = head.find(_ASF_PROPERTIES)
     if at < 0 or at + 92 > len(head) or head[at + 88] & 1:
-        return None  # says nothing, as what was recorded from a broadcast
+        return None  # says nothing, like files recorded from a broadcast
     return int.from_bytes(head[at + 40 : at + 48], "little")
 
 
