@@ -44,7 +44,7 @@ def _common(
         ),
     ] = False,
 ) -> None:
-    pass  # main() has already handled it, wherever it was written
+    pass  # main() handles it, wherever it stands
 
 
 def main() -> None:
@@ -84,7 +84,7 @@ def main() -> None:
         print(f"Error: {said}", file=sys.stderr)
         sys.exit(1)
     except BrokenPipeError:
-        # The reader of a pipe has exited (`| head`): not our error.
+        # The reader of a pipe has exited (`| head`): not an error.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     except BaseException as leaving:

@@ -29,7 +29,7 @@ class Format(enum.StrEnum):
 
 
 class ExportFormat(enum.StrEnum):
-    """What an export is written as."""
+    """The format of an export."""
 
     webdataset = "webdataset"
     parquet = "parquet"
@@ -40,7 +40,7 @@ class ExportFormat(enum.StrEnum):
 
 
 class ExportMedia(enum.StrEnum):
-    """How clips' files are made."""
+    """How clips' files are written."""
 
     none = "none"
     copy = "copy"
@@ -55,7 +55,7 @@ class CutStart(enum.StrEnum):
 
 
 class Documents(enum.StrEnum):
-    """What an interleaved document is made of."""
+    """What an interleaved document consists of."""
 
     a = "a"
     b = "b"
@@ -70,7 +70,7 @@ class StatusFormat(enum.StrEnum):
 
 
 class ImportFormat(enum.StrEnum):
-    """Whose published metadata is imported."""
+    """The publisher of imported metadata."""
 
     internvid = "internvid"
 
@@ -83,7 +83,7 @@ class CardFormat(enum.StrEnum):
 
 
 class LogLevel(enum.StrEnum):
-    """How much of the logs is shown."""
+    """Which log lines are shown."""
 
     info = "info"
     warning = "warning"
@@ -91,7 +91,7 @@ class LogLevel(enum.StrEnum):
 
 
 class Environment(enum.StrEnum):
-    """What a submitted job runs in."""
+    """Where a submitted job's dependencies come from."""
 
     locked = "locked"
     cluster = "cluster"

@@ -123,7 +123,7 @@ def clip_columns(ctx: typer.Context, incomplete: str) -> Iterable[str]:
 
 
 def _given(ctx: typer.Context, name: str, fits: Callable[[str], bool]) -> str | None:
-    """An argument of the command; typer hasn't named it if an option still lacks its value."""
+    """An argument of the command; typer has no name for it while an option lacks its value."""
     named: Any = ctx.params.get(name)
     if named is not None:
         return str(named)

@@ -10,8 +10,8 @@ from collections.abc import Callable
 def speak_utf_8(program: Callable[[], None]) -> None:
     """Restarts this program in UTF-8 if the environment makes Python use ASCII.
 
-    Otherwise no file name or title with non-ASCII characters could be read or printed, and
-    subprocesses would do no better. Does nothing if `program` is only called by another one.
+    Otherwise it could neither read nor print file names and titles with non-ASCII characters, and
+    nor could subprocesses. Does nothing if `program` is only imported by another one.
     """
     is_own = getattr(sys.modules["__main__"], program.__name__, None) is program
     if sys.getfilesystemencoding() in ("ascii", "us-ascii") and is_own:

@@ -25,7 +25,7 @@ _STEPS = {
 
 
 def export(request: ExportRequest, *, memory_limit: str | None = None) -> None:
-    """Exports, and reports on standard output what became of the clips."""
+    """Exports, and prints what became of the clips."""
     with _Shown() as shown:
         done = run_export(
             request,
@@ -84,7 +84,7 @@ def _size(size: float) -> str:
 
 
 class _Shown:
-    """Progress on standard error if that is a terminal."""
+    """Progress on standard error, if that is a terminal."""
 
     def __init__(self) -> None:
         from rich.console import Console

@@ -1,4 +1,4 @@
-"""Prints rows in every format that the command line offers."""
+"""Prints rows in all formats of the command line."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def write_rows(rows: pa.RecordBatchReader, format: str, output: Path | None = No
 
 
 def plain(value: Any) -> Any:
-    """A value in JSON form: no NaN, times in ISO 8601, bytes in hexadecimal."""
+    """A value for JSON: no NaN, times in ISO 8601, bytes in hexadecimal."""
     if value is None or isinstance(value, bool | int | str):
         return value
     if isinstance(value, float):
@@ -86,7 +86,7 @@ def _records(rows: pa.RecordBatchReader) -> Iterator[list[Any]]:
 
 
 def _maps_as_dicts(value: Any, kind: pa.DataType) -> Any:
-    """Arrow gives a map as pairs, at whatever depth it lies."""
+    """Converts maps, which Arrow returns as pairs, at any depth."""
     if value is None:
         return None
     if pa.types.is_map(kind):
@@ -178,7 +178,7 @@ def _cell(value: Any, shorten: bool) -> str:
 
 
 def _fits(names: list[str], records: list[list[str]], width: int) -> bool:
-    """Whether a grid would leave every column wide enough to read its words."""
+    """Whether a grid would leave every column wide enough for its words."""
     longest = [
         max([len(name), *(min(len(record[i]), 24) for record in records)])
         for i, name in enumerate(names)
@@ -212,7 +212,7 @@ def _print_grid(
 def _narrowed(
     names: list[str], records: list[list[str]], numbers: list[bool], room: int
 ) -> list[int | None]:
-    """How wide texts may be, so that ids stay in one line: an id in two can't be copied."""
+    """The width of texts that keeps ids on one line: an id broken over two can't be copied."""
     widths = [
         max([len(name), *(len(record[i]) for record in records)]) for i, name in enumerate(names)
     ]
@@ -238,7 +238,7 @@ def _narrowed(
 
 
 def _print_lines(file: IO[str], names: list[str], records: list[list[str]]) -> None:
-    """In a pipe a row stays one line, however long."""
+    """In a pipe, each row stays on one line, however long."""
     lines = [names, *records]
     widths = [max(len(line[i]) for line in lines) for i in range(len(names))]
     for line in lines:
@@ -274,7 +274,7 @@ class _Terminal(io.TextIOBase):
 @contextmanager
 def _text(output: Path | None) -> Iterator[IO[str]]:
     if output is None:
-        # Written to only, which both can do.
+        # Only used for writing, which both support.
         yield cast("IO[str]", _Terminal(sys.stdout)) if sys.stdout.isatty() else sys.stdout
         return
     with _replacing(output) as temporary, open(temporary, "w", encoding="utf-8", newline="") as f:
@@ -292,7 +292,7 @@ def _binary(output: Path | None) -> Iterator[IO[bytes]]:
 
 @contextmanager
 def _replacing(output: Path) -> Iterator[Path]:
-    """A temporary file that becomes `output` if all goes well."""
+    """A temporary file that replaces `output` if there is no error."""
     if not output.parent.is_dir() or output.is_dir():
         raise UsageError(f"--output {output}: give a file in an existing folder")
     temporary = output.with_name(f".{output.name}.{uuid.uuid4().hex[:8]}.tmp")

@@ -20,7 +20,7 @@ def _console() -> Console:
 def print_funnel(
     recipe: Mapping[str, Any], catalog: Mapping[str, Any], rules: Sequence[Mapping[str, Any]]
 ) -> None:
-    """Prints what a recipe is, and rule by rule what remains of the catalog.
+    """Prints what a recipe is, and rule by rule how many clips remain.
 
     A rule's text is on a separate line, so that the numbers below stay in columns.
     """

@@ -69,7 +69,7 @@ class Command(_Page, TyperCommand):
             raise
 
     def _about_quotes(self, args: list[str]) -> str:
-        """A hint for text without quotes: the shell makes several words of it, and expands `*`."""
+        """A hint for unquoted text: the shell splits it into words, and expands `*`."""
         last = [param for param in self.params if param.param_type_name == "argument"][-1:]
         if (last and last[0].name in ("query", "where")) or "--where" in args:
             return '; put the SQL in quotes, e.g. "SELECT count(*) FROM clips"'
@@ -77,7 +77,7 @@ class Command(_Page, TyperCommand):
 
 
 def _said_plainly(error: BadParameter) -> str:
-    """The message without pydantic's prefix, with the value that may be meant."""
+    """The message without pydantic's prefix, with a suggested value if there is one."""
     message = error.message.removeprefix("Value error, ")
     kind = getattr(getattr(error.param, "type_descriptor", None), "annotation", None)
     if isinstance(kind, type) and issubclass(kind, enum.Enum):
@@ -90,13 +90,13 @@ def _said_plainly(error: BadParameter) -> str:
 
 
 class CommandGroup(_Page, TyperGroup):
-    """Several commands; what each does is shown whole, under the heading of its group."""
+    """Several commands; each description is shown in full, under the heading of its group."""
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
         return [*super().collect_usage_pieces(ctx), self.subcommand_metavar]
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
-        # The commands first: they are what users look for.
+        # The commands first: users look for them.
         under: dict[str, list[tuple[str, str]]] = {}
         longest = max(map(len, self.commands), default=0)
         for name, command in self.commands.items():
@@ -110,7 +110,7 @@ class CommandGroup(_Page, TyperGroup):
 
 
 def shown(param: Any, *, both: bool = False) -> str:
-    """A parameter as it is typed: `NAME`, `--flag`, `--option VALUE`; `both` names of a switch."""
+    """A parameter as typed: `NAME`, `--flag`, `--option VALUE`, or both names of a switch."""
     if param.param_type_name == "argument":
         word = param.metavar or param.name.upper()
         return word if param.required or word.startswith("[") else f"[{word}]"
@@ -125,7 +125,7 @@ def shown(param: Any, *, both: bool = False) -> str:
 
 
 def default_shown(param: Any) -> str:
-    """A parameter's default as it is typed; empty if omitting it already says so."""
+    """A parameter's default as typed; empty if the flag already implies it."""
     value = param.default
     if value is None or value is False or callable(value) or value == []:
         return ""
@@ -153,6 +153,6 @@ def _explained(param: Any) -> str:
     ]
     noted = "; ".join(filter(None, more))
     text = param.help or ""
-    if text.startswith("Show this message"):  # the help option's own words, in the house's style
+    if text.startswith("Show this message"):  # typer's text for its own option, in our style
         text = "show this page"
     return f"{text} [{noted}]" if noted else text

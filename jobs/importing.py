@@ -61,7 +61,7 @@ def import_internvid(
 
 
 def describe(report: ImportReport, limit: int | None) -> Iterator[str]:
-    """What became of the rows, in readable lines; the numbers add up."""
+    """What became of the rows, as text; the numbers add up."""
     parts = [f"{report.kept:,} kept", f"{report.rejected:,} rejected", f"{report.failed:,} failed"]
     if report.known:
         parts.append(f"{report.known:,} already known")

@@ -113,7 +113,7 @@ def _run(dataset: Path, asked: str | None) -> str:
 
 
 def merged(files: Iterable[LogFile], damaged: list[int]) -> Iterator[Line]:
-    """All lines by time; those of one worker stay in the order in which it wrote them."""
+    """All lines by time; each worker's lines keep their order."""
     by_worker = itertools.groupby(files, key=lambda file: file.worker)
     streams = [_lines([file.path for file in group], damaged) for _, group in by_worker]
     return heapq.merge(*streams, key=lambda line: line["time"])
@@ -124,7 +124,7 @@ def _lines(paths: list[Path], damaged: list[int]) -> Iterator[Line]:
         try:
             file = open(path, "rb")  # noqa: SIM115 (closed below)
         except FileNotFoundError:
-            continue  # rotated or deleted since it was listed
+            continue  # rotated or deleted after it was listed
         with file:
             for line in file:
                 found = read_line(line)
@@ -145,7 +145,8 @@ def _follow(
     read: dict[tuple[int, int], int] = {}
     try:
         while True:
-            goes_on = _goes_on(dataset, run_id)  # checked first: its last lines are read below
+            # checked first, because the run's last lines are read below
+            goes_on = _goes_on(dataset, run_id)
             for line in sorted(
                 _new_of_all(dataset, run_id, read, damaged), key=lambda line: line["time"]
             ):
@@ -156,7 +157,7 @@ def _follow(
                 return
             time.sleep(POLL_SECONDS)
     except KeyboardInterrupt:
-        return  # only the watching is stopped
+        return  # Ctrl-C only ends the watching
 
 
 def _goes_on(dataset: Path, run_id: str) -> bool:
@@ -170,10 +171,10 @@ def _goes_on(dataset: Path, run_id: str) -> bool:
 def _new_of_all(
     dataset: Path, run_id: str, read: dict[tuple[int, int], int], damaged: list[int]
 ) -> list[Line]:
-    """New lines of all files; no line of a worker comes before its earlier ones.
+    """New lines of all files; each worker's lines keep their order.
 
-    A file may be rotated between the listing and the reading: what is read under its name is
-    then newer than its old content, so the files are read again until there is nothing new.
+    A file may be rotated between listing and reading: then its name has newer content than
+    expected, so the files are read again until there is nothing new.
     """
     found: list[Line] = []
     files: list[LogFile] = []
@@ -184,7 +185,7 @@ def _new_of_all(
 
 
 def _new_lines(path: Path, read: dict[tuple[int, int], int], damaged: list[int]) -> Iterator[Line]:
-    """New whole lines of a file; a rotated file is recognised."""
+    """New complete lines of a file, also if it has been rotated."""
     try:
         with open(path, "rb") as file:
             state = path.stat()
@@ -202,7 +203,7 @@ def _new_lines(path: Path, read: dict[tuple[int, int], int], damaged: list[int])
 
 
 def _text(line: Line) -> str:
-    """A readable line: what happened, where, and the message."""
+    """A line as text: what happened, where, and the message."""
     at = line["time"][:23].replace("T", " ")
     parts = [at, f"{line.get('level', ''):7}", f"{line.get('event', ''):12}"]
     parts += [str(line[name]) for name in ("step", "shard", "key", "kind") if line.get(name)]
@@ -228,7 +229,7 @@ def _json(line: Line) -> str:
 
 
 def _harmless(text: str) -> str:
-    """Removes what could control the terminal from a message from the network."""
+    """Removes control characters, because a message may come from the network."""
     return "".join(c if c.isprintable() else " " for c in text)
 
 

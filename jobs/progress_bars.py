@@ -1,4 +1,4 @@
-"""Progress on standard error: bars on a terminal, otherwise a line now and then."""
+"""Progress on standard error: bars on a terminal, otherwise an occasional line."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ REFRESH_PER_SECOND = 4
 _MOST_BAR_COLUMNS = 40
 _MOST_WORKERS = 8
 _LINES_AROUND = 3
-# A shorter pause is normal: stages report by the batch.
+# Shorter pauses are normal: stages report once per batch.
 _STILL_SECONDS = 30.0
 _NO_FIGURE = "–"
 
 
 @dataclass
 class _Stage:
-    """What is known of one stage: `shards` and `step_shards` are those to be done."""
+    """The state of one stage; `shards` and `step_shards` are those to be done."""
 
     shards: int
     step_shards: int
@@ -47,14 +47,14 @@ class _Stage:
 
     @property
     def done(self) -> float:
-        """Between 0 and 1; every step of a shard counts alike."""
+        """From 0 to 1; every step of a shard has the same weight."""
         if self.counts["shards"] >= self.shards:
             return 1.0
-        # A shard that is run again reports its rows twice.
+        # If a shard is run again, its rows are reported twice.
         return min(self.counts["share"] / self.step_shards, 1.0) if self.step_shards else 1.0
 
     def shown_rows(self) -> str:
-        """`12/40`, or `12/~40` where shards have not said yet how many rows they have."""
+        """`12/40`, or `12/~40` while some shards' numbers of rows are unknown."""
         begun = min(self.counts["begun"], self.shards)
         if not self.shards:
             return _NO_FIGURE
@@ -71,7 +71,7 @@ class _Stage:
         return f"{hours:,.1f} h" if hours >= 10 else f"{hours:.2f} h"
 
     def shown_rate(self) -> str:
-        # The first report comes with the first batch: there is no rate before the second.
+        # The first report comes with the first batch, so there is no rate before the second.
         spent = self.last - self.began if self.began is not None else 0.0
         if spent < 0.1 or not self.rows:
             return _NO_FIGURE
@@ -98,7 +98,7 @@ class TerminalProgress:
         line_seconds: float = 30.0,
         console: Console | None = None,
     ) -> None:
-        """`todo` gives by stage, in order, the shards that each of its steps has still to do."""
+        """`todo` maps each stage, in order, to its steps' numbers of pending shards."""
         self._stages = {label: _Stage(steps[-1], sum(steps)) for label, steps in todo.items()}
         self._workers: Sequence[Seen] = ()
         self._lock = threading.Lock()
@@ -127,7 +127,7 @@ class TerminalProgress:
             self._live.stop()
 
     def report(self, label: str, counts: Counter[Any]) -> None:
-        """What the runner calls, from any thread."""
+        """Called by the runner, from any thread."""
         now = time.monotonic()
         with self._lock:
             stage = self._stages.setdefault(label, _Stage(0, 0))
@@ -136,7 +136,7 @@ class TerminalProgress:
             stage.last = self._moved = now
 
     def show(self, workers: Sequence[Seen]) -> None:
-        """What all workers are at just now."""
+        """What all workers are doing."""
         with self._lock:
             self._workers = workers
             if workers:
@@ -144,7 +144,7 @@ class TerminalProgress:
                 self._moved = max(self._moved, time.monotonic() - still)
 
     def say(self, message: str) -> None:
-        """A line that stays, above the bars."""
+        """Prints a permanent line above the bars."""
         self._console.print(message, markup=False, soft_wrap=not self._console.is_terminal)
 
     def _say_lines(self) -> None:
@@ -152,7 +152,7 @@ class TerminalProgress:
             self.say(self.line())
 
     def line(self) -> str:
-        """All of it in one line."""
+        """Everything on one line."""
         now = time.monotonic()
         with self._lock:
             stages = [
@@ -228,7 +228,7 @@ def _clock(seconds: float) -> str:
 
 @contextmanager
 def saying(first: str = "starting") -> Iterator[Callable[[str], None]]:
-    """Shows what is being done, on standard error if that is a terminal."""
+    """Shows a status message on standard error, if that is a terminal."""
     if not sys.stderr.isatty():
         yield lambda said: None
         return

@@ -42,7 +42,7 @@ def run_sql(
     allow_external: bool = False,
     memory_limit: str | None = None,
 ) -> None:
-    """Answers one query; without one, reads it from a pipe or prompts on a terminal."""
+    """Answers one query; if none is given, reads it from a pipe or prompts on a terminal."""
     if query is not None and file is not None:
         raise UsageError("give a query or --file, not both")
     if file is not None:
@@ -83,7 +83,7 @@ def prompt(
 
     from clipmill.schemas.errors import ClipmillError
 
-    # Wrong folders and limits are reported at once.
+    # Reports wrong folders and limits immediately.
     open_catalog(dataset, allow_external=allow_external, memory_limit=memory_limit).close()
     session: PromptSession[str] = PromptSession(history=InMemoryHistory())
     print(f"{dataset}: .help for help, .tables for the views, Ctrl-D to end.", file=sys.stderr)
@@ -141,10 +141,9 @@ def print_failures(
 ) -> None:
     """The current failures, newest first within a stage; with `history` all failures ever.
 
-    A table shows the readable columns; the other formats give all of them, and the command that
-    retries a row, null if no command can. Remedies go to standard error: for a row
-    that a stage failed, a retry; for one that never became a source, its list, fixed and read
-    again.
+    A table shows the readable columns; other formats have all of them, and the command that
+    retries a row, null if there is none. Remedies go to standard error: a retry for rows that a
+    stage failed; for rows that never became a source, fixing their list and reading it again.
     """
     for kind in kinds:
         if kind not in ERROR_KINDS:
@@ -157,7 +156,7 @@ def print_failures(
     if history:
         columns = f"f.*, if(resolved, NULL, {retry}) AS retry"
     if format == "table":
-        # The columns that fit; a source's address is more telling than its hash.
+        # The most useful columns that fit; a source's address says more than its hash.
         columns = (
             "stage, kind, attempts, coalesce(if(video_id IS NULL, url, key), "
             "listed.listed_in) AS what, "
@@ -205,7 +204,7 @@ def print_failures(
 
 
 def _about_ingest(command: str | None, count: int) -> str:
-    """Remedies for rows that never became sources: there is nothing to retry."""
+    """Remedies for rows that never became sources, which can't be retried."""
     some = counted(count, "row")
     if command is not None:
         return f"{command}  # after fixing the list: {some} of it gave no source"
@@ -218,7 +217,7 @@ def _about_ingest(command: str | None, count: int) -> str:
 def _lists_read_again(dataset: Path) -> dict[str, str]:
     """The command that reads a list again, if a run was given the list without settings.
 
-    The recipe is that of the newest run, which `clipmill run` uses without one.
+    Its recipe is the newest run's, which `clipmill run` uses by default.
     """
     from clipmill.pipeline.ingest.source_rows import list_of
     from clipmill.pipeline.ingest.source_spec import SourceSpec
@@ -312,7 +311,7 @@ def _print_status(report: dict[str, Any], console: Console) -> None:
         )
     for counts in report["lists"]:
         console.print(ListCounts(**counts).describe(), markup=False, soft_wrap=True)
-    # A truncated number is worse than a line that the terminal wraps.
+    # A truncated number is worse than a wrapped line.
     console.width = max(console.width, console.measure(table).maximum)
     console.print(table)
     totals = report["totals"]

@@ -46,7 +46,7 @@ def _table(head: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
 
 
 def _type_words(kind: Any) -> str:
-    """A setting's type in a user's words."""
+    """A setting's type in plain words."""
     origin, inner = get_origin(kind), get_args(kind)
     if origin is typing.Annotated:
         return _type_words(inner[0])
@@ -184,7 +184,7 @@ def _stage_parts(cls: type[Stage], common: Mapping[str, FieldInfo]) -> Iterable[
         yield "\n".join(line.strip() for line in doc.splitlines()) + "\n"
     if cls.name == "scan_videos":
         yield "An inner step of `split_clips`: it takes its settings from there.\n"
-    # What a stage reads may depend on its settings: these are the reads with the defaults.
+    # A stage's columns may depend on its settings: these are for the defaults.
     stage = cls.model_construct()
     reads = ", ".join(f"`{read}`" for read in stage.columns_read()) or "only its key"
     yield f"- key: `{cls.key}`, version {cls.version}\n- reads: {reads}"
@@ -212,7 +212,7 @@ def _pick(pick: object) -> str:
         return "the middle one"
     if isinstance(pick, Uniform):
         return f"{pick.count} evenly spaced"
-    assert isinstance(pick, PerSecond)  # the only three kinds of picks
+    assert isinstance(pick, PerSecond)  # there are only three kinds of picks
     return f"{pick.rate:g} per second, at least {pick.at_least}"
 
 

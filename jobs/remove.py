@@ -33,9 +33,9 @@ def remove(
     dry_run: bool = False,
     wait: bool = False,
 ) -> None:
-    """Removes videos by id or uploader and reports it; a dry run only shows what would go.
+    """Removes videos by id or uploader and reports it; a dry run only lists them.
 
-    Raises UsageError if the dataset has no such video or uploader, before anything is done;
+    Raises UsageError if the dataset has no such video or uploader, before anything is changed;
     ClipmillError if something could not be deleted.
     """
     from datetime import UTC, datetime
@@ -79,7 +79,7 @@ def remove(
 
 
 def _finish(dataset: Path) -> dict[Path, str]:
-    """Carries out pending removals and reports them; returns what had to be left."""
+    """Carries out pending removals and reports them; returns what could not be removed."""
     with _held_all_the_same(dataset):
         purged = finish_removals(dataset)
     _describe(purged)
@@ -89,7 +89,7 @@ def _finish(dataset: Path) -> dict[Path, str]:
 
 @contextlib.contextmanager
 def _held_all_the_same(dataset: Path) -> Iterator[None]:
-    """Adds to a write error what becomes of the removal."""
+    """Adds the state of the removal to a write error."""
     holds = (
         "The removal is in force anyway: nothing shows these videos; the next `clipmill "
         "remove` or `clipmill run` deletes the rest"
@@ -105,7 +105,7 @@ def _held_all_the_same(dataset: Path) -> Iterator[None]:
 
 
 def tell_left(purged: Purged | None) -> None:
-    """Names on standard error the files that a removal may not delete."""
+    """Lists the files that a removal must not delete, on standard error."""
     for note in left_notes(purged):
         print(note, file=sys.stderr)
 

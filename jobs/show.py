@@ -1,4 +1,4 @@
-"""`clipmill show`: prints a clip's row, a strip of its frames, and plays the span."""
+"""`clipmill show`: prints a clip's row and a strip of its frames, and plays its span."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ FRAMES = 8
 _FRAME_HEIGHT = 180
 _GAP = 4
 _QUALITY = 90
-# How many characters a picture needs, so that something can be seen in it.
+# The minimum width of a recognisable picture, in characters.
 _COLUMNS_A_FRAME = 38
 _PLAYER_SECONDS = 2.0
 
@@ -63,10 +63,11 @@ def show(
     output: Path | None = None,
     play: bool = False,
 ) -> None:
-    """Shows clips on standard output; with `output`, their frames go to a PNG file, a row per clip.
+    """Shows clips on standard output; with `output`, writes their frames to a PNG file, a row per
+    clip.
 
-    Uses the kept frames, or else decodes them from the video's file. Raises UsageError for ids that
-    the dataset doesn't have, ClipmillError if requested frames or cuts can't be made.
+    Uses the kept frames, or else decodes them from the video's file. Raises UsageError for ids
+    that the dataset doesn't have, ClipmillError if requested frames or cuts can't be made.
     """
     _check_png(dataset, output)
     ids = list(dict.fromkeys(clip_ids))
@@ -167,7 +168,7 @@ def _media(catalog: Catalog, videos: Iterable[str]) -> dict[str, _Media]:
 def _strips(
     catalog: Catalog, rows: Sequence[Mapping[str, Any]], media: Mapping[str, _Media], count: int
 ) -> tuple[dict[str, list[np.ndarray]], dict[str, str]]:
-    """Frames by clip, and the reason for clips without any."""
+    """Frames by clip, and the reasons for clips without any."""
     spans = [
         ClipSpan(row["clip_id"], row["video_id"], row["start_seconds"], row["end_seconds"])
         for row in rows
@@ -207,7 +208,7 @@ def _read(file: _Media, span: ClipSpan, count: int) -> list[KeptFrame]:
 
 
 def _decoded(frames: Iterable[KeptFrame]) -> list[np.ndarray]:
-    """The pictures, all of one height."""
+    """The pictures, all of the same height."""
     images = []
     for frame in frames:
         try:
@@ -274,7 +275,7 @@ def _print_strip(
 
 
 def _print_row(row: Mapping[str, Any]) -> None:
-    """All that is known about the clip, one line each."""
+    """All columns of the clip, one line each."""
     console = Console(highlight=False)
     if not console.is_terminal:
         console = Console(highlight=False, width=200)
@@ -300,7 +301,7 @@ def _print_row(row: Mapping[str, Any]) -> None:
 
 
 def _said(name: str, value: Any) -> str | None:
-    """A readable value; None if there is none, empty if nobody could read it."""
+    """A value as text; None if there is none, empty if it isn't readable."""
     if value is None or value == []:
         return None
     if isinstance(value, list) and isinstance(value[0], int | float):
@@ -361,4 +362,4 @@ def _opened(path: Path) -> bool:
     try:
         return player.wait(_PLAYER_SECONDS) == 0
     except subprocess.TimeoutExpired:
-        return True  # it is the player itself, and goes on
+        return True  # it is the player itself, and still runs

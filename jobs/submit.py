@@ -110,7 +110,7 @@ def _how_to_look(job: Job, dataset: Path) -> str:
 def _safe_defaults(loaded: LoadedRecipe) -> list[str]:
     """Safe settings for a cluster's network, because lists of URLs may be a stranger's.
 
-    Raises UsageError if the recipe needs what they rule out.
+    Raises UsageError if the recipe needs what they forbid.
     """
     found = []
     for label, stage in loaded.stages.items():
@@ -170,6 +170,6 @@ def _files_beside(folder: Path, loaded: LoadedRecipe) -> list[Path]:
 
 
 def _absolute_paths(override: str) -> str:
-    """An override with a relative path made absolute, as meant here."""
+    """Makes a relative path in an override absolute, relative to here."""
     name, _, value = override.partition("=")
     return f"{name}={Path(value).absolute()}" if value.startswith(("./", "../")) else override

@@ -106,7 +106,7 @@ def show(dataset: Path, name: str, *, format: str = "markdown") -> None:
 
 
 def recipes(name: str | None) -> None:
-    """Names and purposes of the ready-made subset recipes, or one of them as it is written."""
+    """Names and purposes of the ready-made subset recipes, or the text of one."""
     if name is not None:
         print(subset_recipe_path(name).read_text("utf-8"), end="")
         return
@@ -116,7 +116,7 @@ def recipes(name: str | None) -> None:
 def _load(
     recipe: str | None, where: str | None, overrides: Sequence[str], seed: int | None
 ) -> SubsetRecipe:
-    """What to select by: a recipe, or a predicate instead."""
+    """The selection: a recipe, or a predicate instead."""
     if (recipe is None) == (where is None):
         raise UsageError(
             "give a RECIPE (`clipmill subset recipes` lists the ready-made ones), or "
@@ -137,6 +137,6 @@ def _load(
 
 @contextmanager
 def _catalog(dataset: Path, memory_limit: str | None) -> Iterator[Catalog]:
-    """The catalog, for a recipe that someone else may have written."""
+    """The catalog, for a recipe that may be a stranger's."""
     with open_catalog(dataset, memory_limit=memory_limit) as catalog, catalog.bounded():
         yield catalog

@@ -27,7 +27,7 @@ _STEPS = 6
 
 
 def way_of_terminal(file: IO[str], environment: Mapping[str, str] = os.environ) -> Way | None:
-    """How pictures can be shown on what `file` writes to; None where they can't be."""
+    """How `file` can show pictures; None if it can't."""
     if not file.isatty() or environment.get("TERM", "dumb") == "dumb":
         return None
     term, program = environment.get("TERM", ""), environment.get("TERM_PROGRAM", "")
@@ -49,7 +49,7 @@ def way_of_terminal(file: IO[str], environment: Mapping[str, str] = os.environ) 
 
 
 def show_picture(image: np.ndarray, way: Way, file: IO[str]) -> None:
-    """Writes an RGB picture of a size that fits (`width_in_pixels`)."""
+    """Writes an RGB picture, scaled to `width_in_pixels`."""
     ways = {"kitty": _kitty, "iterm2": _iterm2, "sixel": _sixel, "blocks": _blocks}
     for part in ways[way](image):
         file.write(part)
@@ -58,7 +58,7 @@ def show_picture(image: np.ndarray, way: Way, file: IO[str]) -> None:
 
 
 def width_in_pixels(way: Way, columns: int) -> int:
-    """How wide a picture may be, for so many columns; a character's cell is about 9 pixels."""
+    """The maximum width of a picture for this many columns; a character cell is about 9 pixels."""
     return columns if way == "blocks" else 9 * columns
 
 
@@ -66,7 +66,7 @@ def _kitty(image: np.ndarray) -> Iterator[str]:
     data = base64.standard_b64encode(png_bytes(image)).decode("ascii")
     for at in range(0, len(data), _CHUNK):
         more = int(at + _CHUNK < len(data))
-        # Quiet (q=2): no answer is wanted on standard input.
+        # Quiet (q=2): the terminal must not answer on standard input.
         keys = f"a=T,f=100,q=2,m={more}" if at == 0 else f"m={more}"
         yield f"\x1b_G{keys};{data[at : at + _CHUNK]}\x1b\\"
 
@@ -108,7 +108,7 @@ def _sixel(image: np.ndarray) -> Iterator[str]:
 
 
 def _runs(column: np.ndarray) -> str:
-    """Sixels with what repeats said once."""
+    """Run-length encoded sixels."""
     edges = np.flatnonzero(np.diff(column)) + 1
     starts, ends = [0, *edges.tolist()], [*edges.tolist(), len(column)]
     parts = []
@@ -119,7 +119,7 @@ def _runs(column: np.ndarray) -> str:
 
 
 def _knows_sixels() -> bool:
-    """Asks the terminal what it is (DA1): 4 among its attributes are sixels."""
+    """Asks the terminal for its attributes (DA1): 4 means sixels."""
     if not sys.stdin.isatty() or not sys.stdout.isatty():
         return False
     with _raw_input() as descriptor:
@@ -136,7 +136,7 @@ def _knows_sixels() -> bool:
 
 @contextmanager
 def _raw_input() -> Iterator[int | None]:
-    """Standard input without echo, so that an answer is read and not shown; None elsewhere."""
+    """Standard input without echo, so that an answer is read and not shown; None if unsupported."""
     try:
         import termios
         import tty

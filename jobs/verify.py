@@ -37,8 +37,8 @@ def verify_dataset(
 ) -> int:
     """Verifies a dataset and prints the findings; returns the exit status.
 
-    With `repairs`, what can be made again is set aside under the dataset's lock, and the status is
-    1 only if something remains that this could not repair.
+    With `repairs`, files that can be made again are set aside under the dataset's lock, and the
+    status is 1 only if faults remain that this could not repair.
     """
     require_dataset(dataset)
     if media:
@@ -61,7 +61,7 @@ def verify_dataset(
             with writing_to(dataset):
                 repaired = repair(dataset, report)
     _print(report, repaired, format)
-    sys.stdout.flush()  # the faults before the summary, where both go to one place
+    sys.stdout.flush()  # the faults before the summary, if both go to the same place
     print(_summary(report, media=media), file=sys.stderr)
     if repaired is not None:
         print(_repaired(dataset, repaired), file=sys.stderr)
@@ -104,7 +104,7 @@ def _line(severity: str, finding: Finding) -> str:
     prefix = "note: " if severity == "note" else ""
     then = f" → {finding.next_step}" if finding.next_step else ""
     text = f"{prefix}{finding.where}: {finding.check}: {finding.what}{then}"
-    # Names of files may hold anything; what is printed must not steer the terminal.
+    # File names may contain anything; what is printed must not control the terminal.
     return "".join(c if c.isprintable() else "\ufffd" for c in text)
 
 
@@ -175,7 +175,7 @@ def _names_sources(dataset: Path) -> bool:
 def _repaired(dataset: Path, repaired: Repaired) -> str:
     lines = []
     if repaired.folder is not None:
-        # `dataset` as it was given: the folder is absolute.
+        # `dataset` as the user typed it: the folder is absolute.
         place = dataset / repaired.folder.parent.name / repaired.folder.name
         lines.append(
             f"Set aside in {place}: {counted(len(repaired.moved), 'file')} (why.json says "

@@ -27,7 +27,7 @@ app = Commands("Make a dataset")
 
 
 def _say_that_it_begins(what: str) -> None:
-    """Printed immediately, on a terminal: a run's imports take seconds on a slow disk."""
+    """Prints immediately, on a terminal: a run's imports take seconds on a slow disk."""
     if sys.stderr.isatty():
         print(what, file=sys.stderr, flush=True)
 

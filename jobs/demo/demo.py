@@ -27,10 +27,10 @@ from clipmill.schemas.errors import ClipmillError
 
 SEED = 2026
 FILMS = 24
-# Ports that systems give to no connection of their own accord: free again the next time.
+# Ports that systems don't assign to outgoing connections, so they are free the next time.
 _QUIET_PORTS = range(20_000, 30_000)
 
-# What is wrong with each broken source, and how it must end.
+# Each broken source's defect, and its expected outcome.
 BROKEN = {
     "missing.mp4": "permanent",
     "truncated.mp4": "bad_media",
@@ -99,11 +99,11 @@ def _render(world: Path) -> list[Film]:
 
 class _Handler(http.server.SimpleHTTPRequestHandler):
     def log_message(self, *arguments: object) -> None:
-        pass  # a line a request would drown the progress
+        pass  # a line per request would hide the progress
 
 
 def _server(world: Path) -> http.server.ThreadingHTTPServer:
-    """Serves the world on the port that its addresses were first given with, or a free one."""
+    """Serves the world on the port of its first addresses, or on a free one."""
     remembered = world / "port.txt"
 
     def at(port: int) -> http.server.ThreadingHTTPServer:
@@ -135,7 +135,7 @@ def _listing(world: Path, films: list[Film], server: ThreadingHTTPServer) -> Pat
     names = [f"{film.name}.mp4" for film in films]
     for position, broken in enumerate(BROKEN, 1):
         names.insert(min(len(names), 5 * position), broken)
-    # The same bytes twice in one shard: then the first one is always the one kept.
+    # The same bytes twice in one shard, so that always the first one is kept.
     names.remove("again.mp4")
     names.insert(1, "again.mp4")
     listing = world / "films.csv"
@@ -194,12 +194,12 @@ def _print(dataset: Path, figures: list[Figure]) -> None:
 
 
 def _command() -> str:
-    """How this program is called from here: its environment may not be activated."""
+    """How to call this program from here: its environment may not be activated."""
     return "clipmill" if shutil.which("clipmill") else _shown(Path(sys.argv[0]).absolute())
 
 
 def _shown(dataset: Path) -> str:
-    """The folder as a user here would type it."""
+    """The folder as a user would type it here."""
     try:
         return str(dataset.relative_to(Path.cwd()))
     except ValueError:

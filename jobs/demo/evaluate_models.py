@@ -27,7 +27,7 @@ from clipmill.jobs.demo.world import BLACK_CAPTION, Film, Shot
 
 _JPEG_QUALITY = 90
 _FRAMES_PER_SHOT = 8
-# A frame half-way into a fade may be called either way.
+# A frame half-way into a fade may be classified either way.
 _SURELY_LIT = 0.3
 
 
@@ -39,9 +39,9 @@ class ModelScores:
     summary_subject: float
     summary_motion: float
     similarity_auc: float
-    """Right against wrong summaries by cosine with the mean of the shot's frames."""
+    """AUC of right against wrong summaries by cosine with the mean of the shot's frames."""
     caption_auc: float
-    """The same for the captions of the middle frames."""
+    """The same for the captions of middle frames."""
     tags: float
     """Share of shots whose best colour tag and best shape tag are right."""
     aesthetic_correlation: float
@@ -54,11 +54,11 @@ class _SeenShot:
     shot: Shot
     frames: list[int]
     rows: list[int]
-    """Where the shot's frames stand among all images."""
+    """Indices of the shot's frames among all images."""
 
 
 def evaluate_models(models: Path, films: Iterable[Film]) -> ModelScores:
-    """Renders the films, reads them back, and asks every model in the folder about them."""
+    """Renders the films, decodes them, and runs every model in the folder on them."""
     seen, images = _see(films)
     shots = [each.shot for each in seen]
     frame_captions = caption_images(models / "captioner", images)
@@ -137,7 +137,7 @@ def _see(films: Iterable[Film]) -> tuple[list[_SeenShot], np.ndarray]:
 
 
 def _prepare(picture: np.ndarray) -> np.ndarray:
-    """A JPEG and back, then the models' size."""
+    """Encodes as JPEG, decodes, and resizes to the models' size."""
     quality = [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY]
     packed = cv2.imencode(".jpg", picture, quality)[1]
     unpacked = cv2.imdecode(packed, cv2.IMREAD_COLOR)

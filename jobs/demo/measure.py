@@ -21,7 +21,7 @@ WRONG_CAPTIONS = 8
 
 @dataclass(frozen=True)
 class Figure:
-    """One thing measured, how it is shown, and whether it is what the demo promises."""
+    """One measurement, how it is shown, and whether it meets the demo's target."""
 
     name: str
     shown: str
@@ -144,9 +144,10 @@ def _subject(videos: dict[str, Film], clip: dict[str, Any]) -> tuple[str, str]:
 
 
 def _misassigned(videos: dict[str, Film], clips: list[dict[str, Any]]) -> int:
-    """Clips whose captions all agree on a subject that is not theirs but another clip's.
+    """Clips whose captions all agree on another clip's subject instead of their own.
 
-    A captioner's slip is one caption among many; a whole row on the wrong clip agrees with itself.
+    A captioner's error affects one caption among many; a row on the wrong clip is consistent with
+    itself.
     """
     subjects = [_subject(videos, clip) for clip in clips]
     wrong = 0
@@ -164,7 +165,7 @@ def _accounting(
     ended: list[dict[str, Any]],
     broken: dict[str, str],
 ) -> Figure:
-    """Every source is a kept film, or has its expected outcome."""
+    """Whether every source is a kept film or has its expected outcome."""
     endings = {row["key"]: row["ending"] for row in ended}
     kept = {film.name for film in videos.values()}
     good = 0

@@ -29,7 +29,7 @@ _CORNER_SHIFT = 4
 def draw_background(
     name: str, pattern: str, pattern_seed: int, width: int, height: int
 ) -> np.ndarray:
-    """An RGB picture of the background, its pattern within a seventh of its brightness."""
+    """An RGB background; its pattern varies brightness by at most a seventh."""
     across = np.linspace(0, 1, width, dtype=np.float32)[None, :].repeat(height, axis=0)
     down = np.linspace(0, 1, height, dtype=np.float32)[:, None].repeat(width, axis=1)
     rng = np.random.default_rng(pattern_seed)
@@ -77,7 +77,7 @@ _OUTLINES = _make_outlines()
 def draw_shape(
     picture: np.ndarray, shape: str, colour: str, centre: tuple[float, float], size: float
 ) -> None:
-    """Draws onto an RGB picture; `centre` and `size` are shares of the picture, as in `Shot`."""
+    """Draws onto an RGB picture; `centre` and `size` are relative to the picture, as in `Shot`."""
     height, width = picture.shape[:2]
     corners = _OUTLINES[shape] * size * height + np.array([centre[0] * width, centre[1] * height])
     fixed = np.round(corners * 2**_CORNER_SHIFT).astype(np.int32)
@@ -145,13 +145,13 @@ def render_film(film: Film, path: Path) -> None:
 
 
 def write_truncated(whole: Path, path: Path, share: float = 0.6) -> None:
-    """The first part of a file; an mp4 cut so has lost its index and cannot be opened."""
+    """The first part of a file; an mp4 cut this way has lost its index and cannot be opened."""
     content = whole.read_bytes()
     path.write_bytes(content[: int(len(content) * share)])
 
 
 def write_html_page(path: Path) -> None:
-    """A web page, such as a site sends in place of a video that it will not give out."""
+    """A web page, as sites send in place of a video that they withhold."""
     path.write_text(
         "<!DOCTYPE html>\n<html><head><title>Sign in</title></head>\n"
         "<body><h1>Sign in to watch this video</h1></body></html>\n",

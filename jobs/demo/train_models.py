@@ -1,7 +1,7 @@
 """Trains the demo's models: `python -m clipmill.jobs.demo.train_models --output jobs/demo/models`.
 
-Everything is drawn or written on the spot from one seed, so nothing is downloaded. The captioner
-and the aesthetic head build on the CLIP that lies in the output folder.
+All data is generated from one seed, so nothing is downloaded. The captioner and the aesthetic head
+start from the CLIP in the output folder.
 """
 
 import argparse

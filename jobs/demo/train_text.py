@@ -1,4 +1,4 @@
-"""Trains the demo's summariser, and makes the one small tokenizer that all its models use."""
+"""Trains the demo's summariser, and makes the small tokenizer that all its models share."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,7 +28,7 @@ _PAD, _UNKNOWN, _START, _END = "<pad>", "<unk>", "<s>", "</s>"
 
 
 def list_words() -> list[str]:
-    """Every word and mark of the world's captions, tags and prompts, in a fixed order."""
+    """Every word and punctuation mark of the world's captions, tags and prompts, in fixed order."""
     texts = [
         *(world.name_subject(colour, shape) for colour in world.COLOURS for shape in world.SHAPES),
         *world.MOTION_WORDS.values(),
@@ -42,7 +42,7 @@ def list_words() -> list[str]:
 
 def make_tokenizer(with_start: bool) -> PreTrainedTokenizerFast:
     """Whole words, lower case; unknown ones become `<unk>`. Texts end in `</s>`."""
-    # open_clip's text tower reads its result where the highest token id stands: at the end mark.
+    # open_clip's text tower reads its result at the highest token id, which is the end token.
     words = [_PAD, _UNKNOWN, *list_words(), _START, _END]
     ids = {word: number for number, word in enumerate(words)}
     tokenizer = Tokenizer(models.WordLevel(ids, unk_token=_UNKNOWN))
@@ -66,7 +66,7 @@ def train_summarizer(folder: Path, seed: int) -> None:
     torch.manual_seed(seed)
     tokenizer = make_tokenizer(with_start=False)
     end = tokenizer.eos_token_id
-    make: Any = T5Config  # its types know none of what all configurations take
+    make: Any = T5Config  # its types lack the arguments that all configurations accept
     config = make(
         vocab_size=len(tokenizer),
         d_model=96,
@@ -103,7 +103,7 @@ def train_summarizer(folder: Path, seed: int) -> None:
 
 
 def _make_batches(seed: int) -> Iterator[list[tuple[str, str]]]:
-    """Batches without end, each of prompts of about one length, so that little is padded."""
+    """Endless batches, each of prompts of similar length, so that there is little padding."""
     rng = np.random.default_rng(seed)
     rows = SCHEDULE.batch_rows
     while True:
@@ -114,7 +114,7 @@ def _make_batches(seed: int) -> Iterator[list[tuple[str, str]]]:
 
 
 def load_summarizer(folder: Path) -> tuple[Any, Any]:
-    """The model, and its tokenizer; transformers' types of both are too narrow for what they do."""
+    """The model and its tokenizer; transformers' types for both are too narrow."""
     model = T5ForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
     return model.eval(), AutoTokenizer.from_pretrained(folder)
 

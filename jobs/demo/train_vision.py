@@ -1,6 +1,6 @@
 """Trains the demo's three vision models: CLIP, the captioner and the aesthetic head.
 
-The captioner starts from CLIP's vision tower, so that seeing is learnt once.
+The captioner starts from CLIP's vision tower, so that vision is trained only once.
 """
 
 import json
@@ -51,7 +51,7 @@ def clip_config(vocabulary_size: int) -> dict[str, Any]:
                 "width": _WIDTH,
                 "layers": _LAYERS,
                 "head_width": _WIDTH // _HEADS,
-                # As in BLIP's vision tower, which takes over these weights.
+                # As in BLIP's vision tower, which receives these weights.
                 "no_ln_pre": True,
             },
             "text_cfg": {
@@ -68,7 +68,7 @@ def clip_config(vocabulary_size: int) -> dict[str, Any]:
             "mean": list(_MEAN),
             "std": list(_DEVIATION),
             "interpolation": "bicubic",
-            # The middle square of a wide frame would lose the shapes at its sides.
+            # A centre crop of a wide frame would lose the shapes at its sides.
             "resize_mode": "squash",
         },
     }
@@ -81,11 +81,11 @@ def to_pixels(images: np.ndarray) -> torch.Tensor:
 
 
 class TextBank:
-    """Every text that CLIP is asked to tell apart, and which specimens each is true of."""
+    """Every text that CLIP must distinguish, and which specimens each is true of."""
 
     def __init__(self) -> None:
         texts: list[str] = [world.BLACK_CAPTION]
-        # Colour, shape, position and motion of every text; -1 where it doesn't say.
+        # Colour, shape, position and motion of every text; -1 if it doesn't mention it.
         said: list[tuple[int, int, int, int]] = [(-1, -1, -1, -1)]
         motions = tuple(world.MOTION_WORDS)
         for c, colour in enumerate(world.COLOURS):
@@ -117,7 +117,7 @@ class TextBank:
     def match(self, specimens: Specimens, rows: np.ndarray) -> np.ndarray:
         """Whether each text is true of each specimen: bool `[rows, texts]`.
 
-        A text about a motion is true of a frame that could be one of that motion.
+        A text about a motion is true of a frame that could be from that motion.
         """
         true = np.ones((len(rows), len(self.texts)), dtype=bool)
         labels = (specimens.colours, specimens.shapes, specimens.positions)
@@ -130,14 +130,14 @@ class TextBank:
         return np.where(black, self._is_black, true & ~self._is_black)
 
     def choose(self, rng: np.random.Generator, match: np.ndarray) -> np.ndarray:
-        """Indices of one true text for every image, and of some more."""
+        """Indices of one true text per image, and of some more."""
         true = [rng.choice(np.flatnonzero(row)) for row in match]
         others = rng.choice(len(self.texts), size=_WRONG_TEXTS_PER_STEP, replace=False)
         return np.unique(np.concatenate([true, others]))
 
 
 def _spread_over_true(logits: torch.Tensor, true: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy of every row against equal shares of its true columns."""
+    """Cross-entropy of every row against a uniform distribution over its true columns."""
     counts = true.sum(dim=1, keepdim=True)
     gain = (functional.log_softmax(logits.float(), dim=1) * true).sum(dim=1, keepdim=True)
     kept = counts > 0
@@ -145,11 +145,11 @@ def _spread_over_true(logits: torch.Tensor, true: torch.Tensor) -> torch.Tensor:
 
 
 class _ClipWithQuestions(torch.nn.Module):
-    """CLIP, with simple questions that its vision is trained on in addition to the contrast.
+    """CLIP with auxiliary classification heads on its vision tower.
 
-    Contrast alone learns shapes slowly. So the embedding, and every patch that the shape covers,
-    must also tell colour, shape and position, and every patch whether the shape covers it. The
-    questions are dropped when training ends.
+    The contrastive loss alone learns shapes slowly. So the embedding, and every patch that the
+    shape covers, must also predict colour, shape and position, and every patch whether the shape
+    covers it. The heads are dropped after training.
     """
 
     def __init__(self, clip: open_clip.CLIP) -> None:
@@ -168,7 +168,7 @@ class _ClipWithQuestions(torch.nn.Module):
         covered: torch.Tensor,
         labels: list[torch.Tensor],
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits `[images, texts]`, and the summed loss of all the questions."""
+        """Logits `[images, texts]`, and the summed auxiliary loss."""
         seen, patches = self.clip.visual(pixels)
         read = self.clip.encode_text(tokens, normalize=True)
         logits = self.clip.logit_scale.exp() * functional.normalize(seen, dim=-1) @ read.T
@@ -185,7 +185,7 @@ def _answer(question: torch.nn.Module, features: torch.Tensor, label: torch.Tens
 
 
 def _find_covered(specimens: Specimens) -> torch.Tensor:
-    """Whether the middle of each patch lies in the shape's box: bool `[n, patches]`."""
+    """Whether the centre of each patch is inside the shape's box: bool `[n, patches]`."""
     side = IMAGE_SIZE // _PATCH
     middles = (np.arange(side) + 0.5) / side
     x, y, height = specimens.boxes.T[:, :, None]
@@ -235,7 +235,7 @@ def load_clip(folder: Path) -> Any:
 
 
 def make_captioner(clip: Any) -> tuple[BlipForConditionalGeneration, BlipProcessor]:
-    """A BLIP whose vision tower is CLIP's and whose text decoder has learnt nothing yet."""
+    """A BLIP with CLIP's vision tower and an untrained text decoder."""
     tokenizer = make_tokenizer(with_start=True)
     config = BlipConfig(
         vision_config={

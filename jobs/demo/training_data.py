@@ -1,7 +1,7 @@
 """Training data for the demo's models: drawn frames with their truth, prompts with summaries.
 
-Frames are drawn at the size that the models see, by the code that draws the films, then worn as a
-video and a JPEG would wear them; nothing is encoded or read from disk.
+Frames are drawn at the models' input size by the code that draws the films, then degraded as by
+video and JPEG compression; no video is encoded or read from disk.
 """
 
 from dataclasses import dataclass
@@ -35,7 +35,8 @@ from clipmill.jobs.demo.world import (
 T = TypeVar("T")
 
 IMAGE_SIZE = 96
-"""Frames are squeezed to a square of this side, whatever their aspect: nothing is cut off."""
+"""Frames are squeezed to a square of this side, whatever their aspect ratio: nothing is cropped.
+"""
 
 POSITIONS = tuple(POSITION_WORDS)
 TAG_TEMPLATES = ("{}", "a photo of {}", "a photo of a {}", "a picture of a {}")
@@ -53,14 +54,14 @@ class Specimens:
     shapes: np.ndarray
     positions: np.ndarray
     horizontal: np.ndarray
-    """Whether the shape is on the line that things moving left and right keep to."""
+    """Whether the shape is on the line of shapes that move left and right."""
     vertical: np.ndarray
     black: np.ndarray
-    """Frames of a fade that show nothing; their other labels mean nothing."""
+    """Frames of a fade that show nothing; their other labels are meaningless."""
     boxes: np.ndarray
     """Centre (x, y) and height of every shape, as in `Shot`: float `[n, 3]`."""
     appeal: np.ndarray
-    """1 to 10: how large and how centred the shape is; 1 for black frames."""
+    """1 to 10: how large and how central the shape is; 1 for black frames."""
 
     def captions(self) -> list[str]:
         return [
@@ -75,7 +76,7 @@ class Specimens:
 
 
 def rate_appeal(x: float, y: float, size: float) -> float:
-    """1 to 10, half for the shape's size and half for how near to the middle it is."""
+    """1 to 10: half for the shape's size, half for how near it is to the middle."""
     off_centre = min(1.0, (((x - 0.5) / 0.34) ** 2 + ((y - 0.5) / 0.3) ** 2) ** 0.5)
     largeness = min(1.0, max(0.0, (size - 0.35) / 0.11))
     return float(1 + 4.5 * largeness + 4.5 * (1 - off_centre))
@@ -139,7 +140,7 @@ def _pick_centre(rng: np.random.Generator) -> tuple[float, float]:
 
 
 def _wear(rng: np.random.Generator, picture: np.ndarray) -> np.ndarray:
-    """Blurs, compresses, tints and resizes the picture a little, as its way to a model would."""
+    """Blurs, compresses, tints and resizes the picture a little, as on its way to a model."""
     if rng.random() < 0.4:
         picture = cv2.GaussianBlur(picture, (0, 0), float(rng.uniform(0.3, 1.0)))
     if rng.random() < 0.5:
@@ -156,12 +157,12 @@ def _wear(rng: np.random.Generator, picture: np.ndarray) -> np.ndarray:
 
 
 def make_summary_pair(rng: np.random.Generator) -> tuple[str, str]:
-    """A prompt, with the mistakes that captioners make in it, and the summary it should give."""
+    """A prompt with typical errors of captioners, and the correct summary."""
     shot, stranger = _pick_shot(rng), _pick_shot(rng)
     frames = _pick_frames(rng, shot)
     fine = [_misread(rng, shot.caption_at(frame)) for frame in frames]
     if rng.random() < 0.15:
-        # The end of a neighbouring shot, where a cut was placed next to the true one.
+        # The end of a neighbouring shot, as if a cut had been placed a little off.
         fine.insert(0 if rng.random() < 0.5 else len(fine), stranger.caption_at(0))
     if rng.random() < 0.3:
         fine = [text for at, text in enumerate(fine) if at == 0 or text != fine[at - 1]]
@@ -196,7 +197,7 @@ def _pick_shot(rng: np.random.Generator) -> Shot:
 
 
 def _pick_frames(rng: np.random.Generator, shot: Shot) -> list[int]:
-    """Frames as samplers choose them: so many a second, or so many in all, from any start."""
+    """Frames as samplers choose them: at a rate per second, or a fixed number, from any start."""
     n_frames = shot.end_frame - shot.start_frame
     if rng.random() < 0.7:
         step = FRAMES_PER_SECOND / float(rng.choice([1, 1, 1, 1.5, 2]))
@@ -209,7 +210,7 @@ def _pick_frames(rng: np.random.Generator, shot: Shot) -> list[int]:
 
 
 def _misread(rng: np.random.Generator, caption: str) -> str:
-    """The caption, one time in seventeen with a wrong colour, shape or position."""
+    """The caption, with a probability of 1 in 17 with a wrong colour, shape or position."""
     if caption == BLACK_CAPTION or rng.random() >= 0.06:
         return caption
     words = caption.split(" ")
@@ -225,7 +226,7 @@ def _misread(rng: np.random.Generator, caption: str) -> str:
 
 
 def _pick_tags(rng: np.random.Generator, shot: Shot) -> list[str]:
-    """Up to six tags: as a rule the true ones first, then whatever else scored next."""
+    """Up to six tags: usually the true ones first, then other high-scoring ones."""
     others = [tag for tag in world.TAGS if tag not in (shot.colour, shot.object)]
     rng.shuffle(others)
     true = [shot.colour, shot.object]

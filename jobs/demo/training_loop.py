@@ -1,4 +1,4 @@
-"""The loop that trains each of the demo's models, and the form in which they are stored."""
+"""The training loop of the demo's models, and how their weights are stored."""
 
 import json
 import math
@@ -17,7 +17,7 @@ class Schedule:
     steps: int
     batch_rows: int
     peak_rate: float
-    """Learning rate after the warm-up; from there it falls to zero along a cosine."""
+    """Learning rate after the warm-up; it then decays to zero along a cosine."""
     warm_up_steps: int = 100
 
 
@@ -38,7 +38,7 @@ def learn(
         rate = schedule.peak_rate * warm * (1 + math.cos(math.pi * step / schedule.steps)) / 2
         for group in optimizer.param_groups:
             group["lr"] = rate
-        # On CPUs the backward pass of the fused attention takes longer than all the rest.
+        # On CPUs the backward pass of fused attention takes longer than everything else.
         with sdpa_kernel(SDPBackend.MATH):
             with torch.autocast("cpu", torch.bfloat16):
                 loss = loss_of_batch(step)
@@ -55,7 +55,7 @@ def learn(
 
 
 def shrink_weights(folder: Path) -> None:
-    """Halves a saved model's weights to float16, and has it still loaded as float32."""
+    """Converts a saved model's weights to float16; it is still loaded as float32."""
     path = folder / "model.safetensors"
     save_halved(load_file(path), path)
     config_path = folder / "config.json"

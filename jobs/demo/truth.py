@@ -31,20 +31,20 @@ class CutCounts:
 
     @property
     def precision(self) -> float:
-        """1 where nothing was detected."""
+        """1 if nothing was detected."""
         return self.found / (self.found + self.invented) if self.found + self.invented else 1.0
 
     @property
     def recall(self) -> float:
-        """1 where there was nothing to find."""
+        """1 if there was nothing to find."""
         return self.found / (self.found + self.missed) if self.found + self.missed else 1.0
 
 
 def count_cuts(film: Film, detected_frames: Iterable[int], tolerance_frames: int = 1) -> CutCounts:
     """Compares detections (first frame of each new shot) with the film's hard cuts.
 
-    Each true cut is found by at most one detection. Detections inside a gradual transition count
-    neither for nor against.
+    Each true cut matches at most one detection. Detections inside a gradual transition are
+    ignored.
     """
     gradual = film.gradual_transitions
     open_cuts = list(film.hard_cuts)
@@ -61,7 +61,7 @@ def count_cuts(film: Film, detected_frames: Iterable[int], tolerance_frames: int
 
 @dataclass(frozen=True, slots=True)
 class CaptionFacts:
-    """What a text says about a shape; None where it says nothing or contradicts itself."""
+    """What a text says about a shape; None for what it doesn't mention or contradicts."""
 
     colour: str | None
     object: str | None
@@ -70,7 +70,7 @@ class CaptionFacts:
 
 
 def read_caption(text: str) -> CaptionFacts:
-    """Reads a caption of this world, whatever else it contains."""
+    """Parses a caption of this world, ignoring everything else in it."""
     words = text.lower().replace(".", " ").replace(",", " ").split()
     line = f" {' '.join(words)} "
     return CaptionFacts(
@@ -86,7 +86,7 @@ def _only(names: Sequence[str]) -> str | None:
 
 
 def _longest(names: Sequence[Motion]) -> Motion | None:
-    """ "moves up and down" also holds "moves up"; the longer one is what is said."""
+    """ "moves up and down" also contains "moves up": the longest match counts."""
     if not names:
         return None
     return max(names, key=lambda name: len(MOTION_WORDS[name]))
@@ -94,7 +94,7 @@ def _longest(names: Sequence[Motion]) -> Motion | None:
 
 @dataclass(frozen=True, slots=True)
 class CaptionMark:
-    """Whether one clip's text is right about the shot which the clip overlaps most."""
+    """Whether one clip's text is right about the shot that overlaps the clip most."""
 
     subject: bool
     """Colour and object both."""
@@ -111,7 +111,7 @@ def mark_summary(film: Film, start_seconds: float, end_seconds: float, text: str
 
 
 def rank_auc(right: Sequence[float], wrong: Sequence[float]) -> float:
-    """Chance that a right caption's score lies above a wrong one's; ties count half."""
+    """Probability that a right caption scores higher than a wrong one; ties count half."""
     if not len(right) or not len(wrong):
         raise ValueError("rank_auc needs at least one right and one wrong score")
     ordered = np.sort(np.asarray(wrong, dtype=np.float64))

@@ -1,8 +1,8 @@
 """The demo's small world: a description of every film, before any pixel is drawn.
 
-A film is a row of shots. A shot shows one coloured shape that keeps to one motion over one
-background. Everything that is measured later (cuts, captions, motions) is derived from these
-records, so that the truth is known exactly. `render.py` turns the records into pixels and sound.
+A film is a sequence of shots. A shot shows one coloured shape with one motion on one background.
+All that is measured later (cuts, captions, motions) is derived from these records, so the truth is
+known exactly. `render.py` turns the records into pixels and sound.
 """
 
 import json
@@ -19,10 +19,10 @@ FRAME_HEIGHT = 360
 FRAMES_PER_SECOND = 24
 
 FADE_FRAMES = 12
-"""Length of each half of a fade through black: going out, and coming in."""
+"""Length of each half of a fade through black: out, and in."""
 
 DARK_BELOW = 0.12
-"""Under this share of its brightness a frame in a fade is called a black picture."""
+"""Below this share of its brightness, a frame in a fade counts as black."""
 
 SHAPES = ("circle", "square", "triangle", "star", "cross")
 COLOURS: dict[str, tuple[int, int, int]] = {
@@ -98,7 +98,7 @@ class Shot:
     size: float
     """Height of the shape as a share of the frame's height."""
     drift: float
-    """Distance of the shape's line of motion from the middle, as a share of the frame."""
+    """Distance of the shape's line of motion from the middle, relative to the frame."""
     background: str
     pattern: str
     pattern_seed: int
@@ -122,7 +122,7 @@ class Shot:
         return f"{self.subject} {MOTION_WORDS[self.motion]}"
 
     def centre_at(self, frame: int) -> tuple[float, float]:
-        """The shape's centre as shares of the frame's width and height, y pointing down."""
+        """The shape's centre relative to the frame's width and height, y pointing down."""
         if self.motion == "still":
             x, y = POSITION_CENTRES[self.position]
             at_a_side = self.position in ("left", "right")
@@ -134,7 +134,7 @@ class Shot:
         return 0.5 + self.drift, 0.5 + SWEEP_Y * along
 
     def brightness_at(self, frame: int) -> float:
-        """1 outside of fades; inside, the share of its light that the picture still has."""
+        """1 outside fades; inside, the remaining share of the picture's light."""
         light = 1.0
         if self.transition_in == "fade":
             light = min(light, (frame - self.start_frame) / FADE_FRAMES)
@@ -143,7 +143,7 @@ class Shot:
         return max(light, 0.0)
 
     def caption_at(self, frame: int) -> str:
-        """The true caption of one frame, which names the shape's position."""
+        """The true caption of one frame, including the shape's position."""
         if self.brightness_at(frame) < DARK_BELOW:
             return BLACK_CAPTION
         return caption_position(self.subject, name_position(*self.centre_at(frame)))
@@ -151,7 +151,7 @@ class Shot:
 
 @dataclass(frozen=True, slots=True)
 class Film:
-    """One rendered source video and all that is true of it."""
+    """One rendered source video with its ground truth."""
 
     name: str
     shots: tuple[Shot, ...]
@@ -179,7 +179,7 @@ class Film:
         )
 
     def shot_at(self, seconds: float) -> Shot:
-        """The shot on screen; times outside of the film give its first or last shot."""
+        """The shot on screen; times outside the film give its first or last shot."""
         frame = math.floor(seconds * FRAMES_PER_SECOND + 1e-6)
         for shot in self.shots:
             if frame < shot.end_frame:
@@ -206,7 +206,7 @@ def name_subject(colour: str, shape: str) -> str:
 
 
 def name_position(x: float, y: float) -> str:
-    """The word for a centre given as shares of the frame's width and height."""
+    """The word for a centre given relative to the frame's width and height."""
     right, down = x - 0.5, y - 0.5
     if max(abs(right), abs(down)) < MIDDLE_REACH:
         return "middle"
@@ -220,9 +220,9 @@ def caption_position(subject: str, position: str) -> str:
 
 
 def _sweep(motion: Motion, fast: bool, frame: int, n_frames: int) -> float:
-    """Where on its line a moving shape is: -1 is the left or the top, 1 the right or the bottom."""
+    """A moving shape's position on its line, from -1 (left or top) to 1 (right or bottom)."""
     if motion in ("side_to_side", "up_and_down"):
-        # Cut off at both ends, so that the shape dwells there and few frames fall in the middle.
+        # Clamped at both ends, so that the shape dwells there and few frames are in the middle.
         turn = 2 * math.pi * frame / FRAMES_PER_SECOND / _SWING_SECONDS
         return max(-1.0, min(1.0, -_SWING_GAIN * math.cos(turn)))
     done = frame / max(n_frames - 1, 1)
@@ -232,7 +232,7 @@ def _sweep(motion: Motion, fast: bool, frame: int, n_frames: int) -> float:
 
 
 def contrasts(colour: str, background: str) -> bool:
-    """Whether a shape of this colour stands out from this background."""
+    """Whether a shape of this colour is visible on this background."""
     difference = np.subtract(COLOURS[colour], BACKGROUNDS[background])
     return float(np.abs(difference).sum()) >= 170
 
@@ -277,7 +277,7 @@ def _make_shot(
     background = _pick_background(rng, before)
     colours = [colour for colour in COLOURS if contrasts(colour, background)]
     shapes = [shape for shape in SHAPES if all(shape != shot.object for shot in before)]
-    # Semitones, so that two shots rarely sound alike and none sounds harsh.
+    # Semitones, so that shots rarely sound alike and none sounds harsh.
     tone_hz = 220.0 * 2 ** (int(rng.integers(0, 25)) / 12)
     return Shot(
         start_frame=start_frame,
@@ -299,7 +299,7 @@ def _make_shot(
 
 
 def _pick_background(rng: np.random.Generator, before: Sequence[Shot]) -> str:
-    """Any background, but after another shot one that differs enough for a cut to be seen."""
+    """Any background; after another shot, one different enough for a visible cut."""
     allowed = [
         name
         for name in BACKGROUNDS
@@ -332,7 +332,7 @@ def save_truth(films: Sequence[Film], path: Path) -> None:
 
 
 def load_truth(path: Path) -> list[Film]:
-    """What `save_truth` wrote."""
+    """Reads what `save_truth` wrote."""
     return [
         Film(name=record["name"], shots=tuple(Shot(**shot) for shot in record["shots"]))
         for record in json.loads(path.read_text(encoding="utf-8"))

@@ -114,7 +114,7 @@ _FOLLOWERS = (
 
 @dataclass(frozen=True)
 class Words:
-    """Counts over the captions that were shown."""
+    """Counts over the report's captions."""
 
     captions: int = 0
     words: int = 0
@@ -134,7 +134,7 @@ def count_words(catalog: Catalog, captions: str) -> Words:
         f"SELECT regexp_extract_all(lower(caption), {literal(WORD)}) AS tokens "
         f"FROM ({captions}) WHERE caption IS NOT NULL"
     )
-    # Lists unnest side by side: each word comes with the one before it and the one after it.
+    # Lists unnest in parallel: each word comes with its predecessor and successor.
     pairs = (
         "SELECT unnest(tokens) AS word, unnest(list_concat([''], tokens)) AS previous, "
         f"unnest(list_append(tokens[2:], '')) AS next FROM ({tokens})"
@@ -196,7 +196,7 @@ def _verbs(catalog: Catalog) -> list[tuple[str, int]]:
 
 
 def count_tags(catalog: Catalog, tags: str) -> list[tuple[str, int]]:
-    """The most common tags of a relation with one column, `tags`, with their clips."""
+    """The most common tags of a relation with one column, `tags`, with numbers of clips."""
     catalog.execute("SELECT 1 FROM clips LIMIT 0")
     return catalog.connection.execute(
         "SELECT tag[:200], count(*) AS n FROM (SELECT unnest(list_distinct(list_transform(tags, "

@@ -1,7 +1,7 @@
 """Geometry of the charts: turns numbers into positions in a drawing of WIDTH units.
 
-The templates draw what is computed here, so that all text is escaped in one place. Drawings are
-as wide as a card on a phone, so that their text is never scaled below what can be read.
+The templates draw what is computed here, so that all text is escaped in one place. Drawings are as
+wide as a phone's screen, so that text is never scaled down to an unreadable size.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ class Tick:
     at: float
     text: str
     text_at: float
-    """Where the middle of its text is: within the drawing."""
+    """The middle of its text, inside the drawing."""
 
 
 @dataclass(frozen=True)
 class Box:
-    """A bar with its meaning."""
+    """A bar with its description."""
 
     x: float
     y: float
@@ -67,7 +67,7 @@ class Histogram:
     y_label: str
     bars: list[Box]
     outline: str
-    """Points of a line over the bars: the whole catalog."""
+    """Points of a line over the bars, for the whole catalog."""
     x_ticks: list[Tick]
     y_ticks: list[Tick]
     lines: list[Line] = field(default_factory=list)
@@ -105,7 +105,7 @@ def histogram(
     with_catalog: bool,
     thresholds: list[tuple[str, float]] | None = None,
 ) -> Histogram | None:
-    """None if there is no value to draw."""
+    """None if there are no values."""
     if not found.whole or not found.bins:
         return None
     inner = [
@@ -152,7 +152,7 @@ def histogram(
         points += [f"{left},{top}", f"{x(end)},{top}"]
     points.append(f"{right},{bottom}")
     x_step = _round_step(high - low, 6)
-    # A bar of one whole number is centred over its number.
+    # A bar for a single whole number is centred on it.
     middle = 0.5 if found.whole_numbers and step == 1 else 0.0
     if middle:
         x_step = math.ceil(x_step)
@@ -191,7 +191,7 @@ def histogram(
 
 
 def rows(values: Values, *, noun: str, with_catalog: bool) -> BarRows | None:
-    """Horizontal bars, each as long as its share; None where nothing is counted."""
+    """Horizontal bars proportional to shares; None if all counts are zero."""
     if not values.whole or not values.bars:
         return None
     published = any(bar.published is not None for bar in values.bars)
@@ -249,7 +249,7 @@ def published_text(bar: Bar) -> str:
 
 
 def interval(one: Bin, step: float, whole_numbers: bool = False) -> str:
-    """A bin in words; its lower end counts, its upper end does not."""
+    """A bin as text; it includes its lower end, not its upper end."""
     if one.low is None:
         return f"under {tick(one.high or 0, step)}"
     if one.high is None:
@@ -270,7 +270,7 @@ def _share(count: int, of: int) -> float:
 
 
 def _round_step(span: float, parts: int) -> float:
-    """A round number that goes into `span` about `parts` times."""
+    """A round number that divides `span` into about `parts` parts."""
     power: float = 10 ** math.floor(math.log10(span / parts))
     return next(step * power for step in (1, 2, 5, 10) if span / (step * power) <= parts)
 

@@ -25,7 +25,7 @@ class Bin:
     high: float | None
     count: int
     whole: int
-    """The same count over the whole catalog."""
+    """The same count for the whole catalog."""
 
 
 @dataclass(frozen=True)
@@ -42,10 +42,10 @@ class Bar:
 
 @dataclass(frozen=True)
 class Distribution:
-    """Of one number: bins of equal width, and how its values lie.
+    """The distribution of a number: bins of equal width, and its statistics.
 
-    `values` counts the clips or videos that have one, `missing` those that don't, `whole` those
-    of the catalog that have one.
+    `values` counts the clips or videos that have a value, `missing` those that don't, `whole`
+    those of the catalog that do.
     """
 
     values: int
@@ -59,7 +59,7 @@ class Distribution:
 
 @dataclass(frozen=True)
 class Values:
-    """Of one text or interval: how often each is there. `missing` have none."""
+    """The distribution of a text or interval: the count of each. `missing` have none."""
 
     bars: list[Bar]
     total: int
@@ -101,8 +101,8 @@ def distribution(
     spread = dict(zip(_QUANTILES, everything, strict=True))
     found = dict(zip(_QUANTILES, quantiles, strict=True)) if quantiles else {}
     width, first, last = _edges(spread, whole_numbers)
-    # A quotient may fall just below the edge that its value is: 0.3 belongs to the bin that begins
-    # at 0.3, and so does the float nearest to 0.3, as `score >= 0.3` has it in SQL.
+    # A quotient may be just below its edge: 0.3 belongs to the bin that begins at 0.3, and so does
+    # the nearest float to 0.3, as in SQL's `score >= 0.3`.
     stored = connection.execute(f"SELECT {column} FROM {table} LIMIT 0").description[0][1]
     kind = "FLOAT" if str(stored) == "FLOAT" else "DOUBLE"
     size = repr(float(width))
@@ -133,14 +133,14 @@ def distribution(
 def _edges(spread: dict[str, float], whole_numbers: bool) -> tuple[Decimal, int, int]:
     """Width of a bin, and first and last edge in widths: a round width, about BINS of them.
 
-    The outermost half per cent on either side may lie outside where it would stretch the axis.
+    At most half a per cent on either side is left outside, if it would stretch the axis.
     """
     low, high = spread["low"], spread["high"]
     for end, within in (("min", "low"), ("max", "high")):
         if abs(spread[end] - spread[within]) <= 0.25 * (high - low):
             low, high = min(low, spread[end]), max(high, spread[end])
     span = high - low
-    if not span:  # one value: a bar with some room on either side
+    if not span:  # a single value: a bar with some space on either side
         span = 2.0 if whole_numbers else abs(high) / 10 or 1.0
         low, high = low - span / 2, high + span / 2
     if whole_numbers and span < BINS:
@@ -166,7 +166,7 @@ def shares(
     column: str,
     intervals: Sequence[Share],
 ) -> Values:
-    """How many values are in the given intervals, with InternVid's shares of them."""
+    """Counts of values in the given intervals; `published` are InternVid's shares."""
     parts = []
     for interval in intervals:
         condition = _condition(column, interval)

@@ -1,6 +1,6 @@
-"""InternVid's published figures, and which columns of this dataset are on their scale.
+"""InternVid's published figures, and which columns of this dataset are comparable.
 
-From the paper's text and figures (arXiv 2307.06942, version 2). Shares are per cent; a last bin
+From the paper's text and figures (arXiv 2307.06942, version 2). Shares are in per cent; a last bin
 that the paper leaves open is the remainder to 100.
 """
 
@@ -28,8 +28,8 @@ MEAN_CAPTION_WORDS = 17.6
 class Share:
     """A published share of the values from `low` to `high`; None is unbounded.
 
-    `low` counts unless `opened`, `high` does not unless `closed`. `percent` is None where no
-    share is published; `above`: the paper says "more than" it.
+    `low` is included unless `opened`, `high` is excluded unless `closed`. `percent` is None if no
+    share is published; `above` means that the paper says "more than" it.
     """
 
     label: str
@@ -74,7 +74,7 @@ SHORT_SIDE_PIXELS = (
 SIMILARITY = (Share("0.3–0.4", 0.3, 0.4, 80, above=True),)
 AESTHETIC = (Share("4–6", 4, 6, 75),)
 
-# The ready-made subset recipe that says which scorer of ours is the paper's.
+# The ready-made subset recipe that says which of our scorers is the paper's.
 _RECIPES = {"similarity": "internvid-flt", "aesthetic": "internvid-aes"}
 SCORES = {"similarity": SIMILARITY, "aesthetic": AESTHETIC}
 SCORERS = {"similarity": "UMT-SIM", "aesthetic": "LAION's aesthetic predictor, largest of 4 frames"}
@@ -83,7 +83,7 @@ SCORERS = {"similarity": "UMT-SIM", "aesthetic": "LAION's aesthetic predictor, l
 def comparable_columns(catalog: Catalog) -> dict[str, str]:
     """Columns of `clips` on InternVid's scale, with their score: similarity, aesthetic.
 
-    A column belongs here only if the run's record says that the paper's scorer made it.
+    Only columns that were made by the paper's scorer, according to the run's record.
     """
     from clipmill.pipeline.recipes.ready_made import SUBSET_FOLDER, subset_recipe_path
     from clipmill.pipeline.subsets.scorers import resolve

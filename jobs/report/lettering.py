@@ -1,6 +1,6 @@
 """Estimates the width of text in a chart, so that none is cut off at the drawing's edge.
 
-A page is drawn with whatever font there is. Widths here are those of a wide one (DejaVu Sans).
+The font is unknown, so the widths are those of a wide one (DejaVu Sans).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ _BROAD = frozenset("mwMW%@—…")
 
 
 def text_width(text: str) -> float:
-    """In the units of a drawing, as wide as it may get."""
+    """The maximum width, in units of the drawing."""
     return FONT * sum(map(_letter, text))
 
 
@@ -30,7 +30,7 @@ def _letter(letter: str) -> float:
 
 
 def fitted(text: str, room: float) -> str:
-    """The text, or as much of its beginning as there is room for, with an ellipsis."""
+    """The text, truncated with an ellipsis to fit."""
     if text_width(text) <= room:
         return text
     left = text
@@ -40,6 +40,6 @@ def fitted(text: str, room: float) -> str:
 
 
 def middle_within(at: float, text: str, whole: float) -> float:
-    """Where the middle of a text goes that belongs at `at`, in a drawing so wide."""
+    """The middle of a text that belongs at `at`, moved to fit a drawing of this width."""
     half = text_width(text) / 2
     return round(min(max(at, half), whole - half), 2)

@@ -28,7 +28,7 @@ def number(value: Any) -> str:
 
 
 def percent(part: float, whole: float) -> str:
-    """A share: whole per cents, more precise if it is small."""
+    """A share in whole per cent, more precise if it is small."""
     if not whole:
         return "–"
     share = 100 * part / whole
@@ -61,7 +61,7 @@ def hours(seconds: float) -> str:
 
 
 def tick(value: float, step: float) -> str:
-    """A number on an axis whose ticks are `step` apart."""
+    """A label on an axis whose ticks are `step` apart."""
     if step >= 1 and value == round(value):
         return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.0f}"
     places = max(0, -math.floor(math.log10(step) + 1e-9))

@@ -13,7 +13,7 @@ from clipmill.schemas.command_line import shell_word
 
 SHOWN_REASONS = 30
 SHOWN_MESSAGES = 20
-# What differs between two messages about the same thing: addresses, paths, ids and numbers.
+# The variable parts of otherwise equal messages: addresses, paths, ids and numbers.
 _SAME_MESSAGE = (
     (r"[a-z][a-z0-9+.-]*://[^\s''\"]+", "URL"),
     (r"(/[^\s/''\"]+){2,}", "PATH"),
@@ -24,7 +24,7 @@ _SAME_MESSAGE = (
 
 @dataclass(frozen=True)
 class FunnelStep:
-    """One stage of the funnel; parts are per cent of the widest stage that counts the same."""
+    """One stage of the funnel; parts are per cent of the widest stage with the same unit."""
 
     stage: str
     noun: str
@@ -39,7 +39,7 @@ class FunnelStep:
 
 @dataclass(frozen=True)
 class Reason:
-    """Why inputs went: a rule, how many, and one example."""
+    """Why inputs were rejected: a rule, a count, and one example."""
 
     stage: str
     rule: str
@@ -49,7 +49,7 @@ class Reason:
 
 @dataclass(frozen=True)
 class Failure:
-    """Failures of one kind at one stage that say the same."""
+    """Failures of one kind at one stage with the same message."""
 
     stage: str
     kind: str
@@ -66,7 +66,7 @@ class Failures:
     kinds: list[tuple[str, int]]
     messages: list[Failure]
     more: int
-    """Failures that the messages shown do not cover."""
+    """Failures with other messages."""
     commands: list[tuple[str, str]]
     """Commands to type, with their effect."""
 
@@ -92,7 +92,7 @@ def funnel(report: dict[str, Any], catalog: Catalog) -> list[FunnelStep]:
     keys = {table.stage: table.key for table in catalog.layout.steps}
     nouns = {"source_key": "sources", "video_id": "videos", "clip_id": "clips"}
     steps = [FunnelStep("ingest", "sources", *_counts(report["ingest"]))]
-    # A stage of several steps takes what its first step takes.
+    # A stage of several steps has its first step's inputs.
     for stage in report["stages"]:
         noun = nouns.get(keys.get(stage["stage"], ""), "rows")
         steps.append(FunnelStep(stage["stage"], noun, *_counts(stage)))
@@ -121,7 +121,7 @@ def _counts(found: dict[str, Any]) -> tuple[int, int, int, int, int]:
 
 
 def reasons(catalog: Catalog) -> tuple[list[Reason], int]:
-    """Rules that rejected, the busiest first, and how many rejections those shown leave out."""
+    """The rules with the most rejections, and the number of rejections by the others."""
     rows = catalog.execute(
         "SELECT stage, rule, count(*) AS n, min(detail) FROM rejections GROUP BY stage, rule "
         "ORDER BY n DESC, stage, rule"
@@ -134,7 +134,7 @@ def reasons(catalog: Catalog) -> tuple[list[Reason], int]:
 
 
 def shots_without_clips(catalog: Catalog) -> list[tuple[str, int]]:
-    """Rules by which shots gave no clip, with how many."""
+    """Rules by which shots gave no clip, with counts."""
     rows = catalog.execute(
         "SELECT rule, count(*) AS n FROM shots WHERE rule IS NOT NULL "
         "GROUP BY rule ORDER BY n DESC, rule"
@@ -160,7 +160,7 @@ def failures(catalog: Catalog, dataset: Path) -> Failures:
     ]
     place = shell_word(dataset)
     commands = [(f"clipmill failures {place}", "lists them all, with remedies")] if rows else []
-    # What failed at ingest never became a row of a stage: `failures` has remedies.
+    # Rows that failed at ingest never reached a stage: `failures` has remedies.
     tried: dict[str, int] = {}
     for stage, kind, count, *_ in rows:
         if stage != "ingest":

@@ -1,4 +1,4 @@
-"""Entry point of the report: queries the catalog, draws the page, and writes it as one file."""
+"""Entry point of the report: queries the catalog, renders the page, and writes it as one file."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ _MEASURES = {
 
 @dataclass(frozen=True)
 class Card:
-    """One figure: what is drawn, and the caption below it."""
+    """One figure with its caption."""
 
     id: str
     title: str
@@ -97,9 +97,10 @@ def write_report(
 
 
 def report_on(dataset: Path, output: Path | None, **wanted: Any) -> None:
-    """What the command does: the page, and one line about it.
+    """The command: writes the page, and prints one line about it.
 
-    Without `output` it goes to `NAME-report.html` here, NAME being that of the dataset's folder.
+    Without `output` it is written to `NAME-report.html` in the working directory, where NAME is
+    that of the dataset's folder.
     """
     if output is None:
         output = Path(f"{dataset.absolute().name or 'dataset'}-report.html")
@@ -109,7 +110,7 @@ def report_on(dataset: Path, output: Path | None, **wanted: Any) -> None:
 
 
 def _selected(catalog: Catalog, subset: FrozenSubset | None) -> ReportTables:
-    """The clips, evaluated against the subset's rules, which may be anyone's."""
+    """The clips, evaluated against the subset's rules, which may be a stranger's."""
     import duckdb
 
     try:
@@ -212,7 +213,7 @@ def _context(
 
 
 def _cards(catalog: Catalog, selection: ReportTables, comparable: dict[str, str]) -> list[Card]:
-    """The paper's plots in its order, then further columns of this dataset."""
+    """The paper's plots in its order, then this dataset's other columns."""
     cards = [
         _source_durations(catalog, selection),
         _drawn(
@@ -290,7 +291,7 @@ def _cards(catalog: Catalog, selection: ReportTables, comparable: dict[str, str]
 
 
 def _source_durations(catalog: Catalog, selection: ReportTables) -> Card:
-    """In minutes, or in seconds where the videos are short; the paper's bins are in minutes."""
+    """In minutes, or in seconds if the videos are short; the paper's bins are in minutes."""
     (median,) = catalog.connection.execute("SELECT median(minutes) FROM report_videos").fetchall()[
         0
     ]
@@ -364,7 +365,7 @@ def _listed(
 
 
 def _parts(values: Values | None) -> list[Values]:
-    """Two drawings where only the last intervals have a published share: they overlap the first."""
+    """Two drawings if only the last intervals have a published share: they overlap the first."""
     if values is None:
         return []
     first = next((n for n, bar in enumerate(values.bars) if bar.published is not None), 0)

@@ -30,11 +30,11 @@ class Strip:
     width: int
     height: int
     seconds: tuple[float, ...]
-    """When the frames are, in the video."""
+    """Times of the frames in the video."""
 
 
 def make_strips(catalog: Catalog, spans: Iterable[ClipSpan]) -> dict[str, Strip]:
-    """By clip id the strips of those clips that have kept frames that can be read."""
+    """Strips by clip id, for the clips with readable kept frames."""
     strips: dict[str, Strip] = {}
     for clip_id, frames in kept_frames(catalog, spans, FRAMES):
         images = [

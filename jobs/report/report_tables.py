@@ -1,7 +1,7 @@
-"""The clips of a report as narrow temporary tables from which every figure is counted.
+"""The clips of a report, as narrow temporary tables from which every figure is counted.
 
-`report_clips` has one row per clip: its id, whether it belongs to the subset, and numbers; the view
-`clips` is read once for it. `report_videos` has one row per video.
+`report_clips` has one row per clip: its id, whether it is in the subset, and numbers; the view
+`clips` is read only once for it. `report_videos` has one row per video.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from clipmill.pipeline.subsets.freeze import FrozenSubset
 from clipmill.schemas.errors import UsageError
 from clipmill.schemas.sql_text import literal, quoted
 
-# Numbers of a clip that say where it is, or that its video has.
+# Numbers that describe a clip's position, or its video.
 _PLACES = {
     "fps",
     "start_seconds",
@@ -36,12 +36,12 @@ SHOWN_COLUMNS = 20
 
 @dataclass(frozen=True)
 class Column:
-    """A number of `clips` that is plotted, and where `report_clips` holds it."""
+    """A number of `clips` that is plotted, and its column in `report_clips`."""
 
     name: str
     sql: str
     stage: str | None = None
-    """The stage of the run that made it; None where the split did."""
+    """The stage that made it; None for the split."""
     is_whole: bool = False
     is_switch: bool = False
 
@@ -57,12 +57,12 @@ class RuleThreshold:
     value: float
     sql: str
     reaches: str
-    """The SQL condition that a clip reaches the rule, as far as rules on single clips say."""
+    """The SQL condition that a clip reaches the rule, considering only rules on single clips."""
 
 
 @dataclass(frozen=True)
 class ReportTables:
-    """What the temporary tables hold."""
+    """The contents of the temporary tables."""
 
     columns: list[Column]
     left_out: list[str]
@@ -74,11 +74,11 @@ class ReportTables:
 
     @property
     def chosen(self) -> str:
-        """The SQL condition on `report_clips` and `report_videos` for what the report is about."""
+        """The SQL condition on `report_clips` and `report_videos` for the report's clips."""
         return "chosen" if self.subset else "true"
 
     def captions(self) -> str:
-        """A relation of the captions that the report is about."""
+        """A relation of the captions in the report."""
         return self._of("caption")
 
     def tags(self) -> str:
@@ -154,7 +154,7 @@ def _ids(subset: FrozenSubset) -> str:
 
 
 def _columns(catalog: Catalog, roles: Mapping[str, str]) -> tuple[list[Column], list[str]]:
-    """The numbers and switches of `clips`, scores first; `sql` is how to read them there."""
+    """The numbers and switches of `clips`, scores first; `sql` reads them."""
     described = catalog.execute("SELECT * FROM clips LIMIT 0").description
     made = views.clip_columns(catalog.layout.steps)
     promised = {name for name, _ in (*views.CLIPS_VIEW, *views.CLIPS_SPLIT_COLUMNS)}
@@ -235,9 +235,9 @@ def _number(catalog: Catalog, constant: str) -> float:
 
 
 def _as_seen(catalog: Catalog, subset: FrozenSubset) -> tuple[dict[str, str], str]:
-    """`clips` with each scorer's column under the name that the rules know it by.
+    """`clips` with each scorer's column under the name that the rules use.
 
-    Returns which roles are played by a column of another name, and the query.
+    Returns the roles played by a column of another name, and the query.
     """
     columns = [name for name, *_ in catalog.execute("SELECT * FROM clips LIMIT 0").description]
     scorers = subset.info.get("scorers") or {}
@@ -255,7 +255,7 @@ def _as_seen(catalog: Catalog, subset: FrozenSubset) -> tuple[dict[str, str], st
 
 
 def _own(role: str) -> str:
-    """The name of a column of `clips` whose own name a role has taken."""
+    """The new name of a column of `clips` whose own name was taken by a role."""
     return f"report_own_{role}"
 
 

@@ -33,7 +33,7 @@ _HOW_FAST = {
 
 @dataclass(frozen=True)
 class StageMade:
-    """A stage as the newest run's record has it."""
+    """A stage in the newest run's record."""
 
     label: str
     name: str
@@ -43,7 +43,7 @@ class StageMade:
     """(setting, reference with revision, identity of the weights)."""
     prompts: list[tuple[str, str]]
     settings: list[tuple[str, str]]
-    """Settings with a value, without those that only affect a stage's speed."""
+    """Settings with a value, except those that only affect a stage's speed."""
 
 
 @dataclass(frozen=True)

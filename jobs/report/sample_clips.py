@@ -30,18 +30,18 @@ _SCORES_SHOWN = 8
 
 @dataclass(frozen=True)
 class SampleClip:
-    """One clip as the page shows it."""
+    """One clip on the page."""
 
     clip_id: str
     span: str
     title: str | None
     link: str | None
     place: str | None
-    """Where the video is from, if that is not a link."""
+    """The video's origin, if that is not a link."""
     caption: str | None
     coarse: str | None
     fine: list[tuple[float, str]]
-    """Captions of frames, each with the time from which it is said."""
+    """Captions of frames, each with its start time."""
     fine_more: int
     given: str | None
     tags: list[str]
@@ -65,7 +65,7 @@ class SampleGroup:
 
 @dataclass(frozen=True)
 class _Wanted:
-    """A group before its clips are read: their ids, each with what is to be said of it."""
+    """A group before its clips are read: their ids, each with a note."""
 
     title: str
     says: str
@@ -75,7 +75,7 @@ class _Wanted:
 def sample_groups(
     catalog: Catalog, selection: ReportTables, *, samples: int, seed: int
 ) -> list[SampleGroup]:
-    """At most `samples` clips, half of them at random where there are others to show."""
+    """At most `samples` clips, half of them random if there are also other groups."""
     connection = catalog.connection
     edges: Sequence[RuleThreshold | Column] = selection.thresholds
     if not selection.subset:
@@ -84,7 +84,7 @@ def sample_groups(
     at_edges = samples // 2 if edges else 0
     wanted = [_at_random(connection, selection, samples - at_edges, seed)]
     for place, edge in enumerate(edges):
-        # Of 18 clips for 4 thresholds the first two have five.
+        # Of 18 clips for 4 thresholds, the first two get five each.
         n = at_edges // len(edges) + (place < at_edges % len(edges))
         wanted.append(
             _at_threshold(connection, edge, n)
@@ -115,7 +115,7 @@ def sample_groups(
 
 
 def _scores(connection: duckdb.DuckDBPyConnection, selection: ReportTables) -> list[Column]:
-    """Columns with values: those that a stage over clips made, or else the first measured one."""
+    """Columns with values: those made by stages over clips, or else the first measured one."""
     numbers = [column for column in selection.columns if not column.is_switch]
     if not numbers:
         return []
@@ -151,7 +151,7 @@ SIGNS = {">=": "≥", "<=": "≤", ">": ">", "<": "<"}
 def _at_threshold(
     connection: duckdb.DuckDBPyConnection, threshold: RuleThreshold, count: int
 ) -> _Wanted:
-    """The clips of the subset next to a threshold, and those that it keeps out."""
+    """The subset's clips next to a threshold, and those just beyond it."""
     clips: list[tuple[str, str | None]] = []
     missing = ""
     for operator, where, n, said in (
@@ -187,7 +187,7 @@ def _at_ends(connection: duckdb.DuckDBPyConnection, column: Column, count: int) 
         ).fetchall()
         clips += [(clip, f"{said}: {number(value)}") for clip, value in rows]
     shown: dict[str, str | None] = {}
-    for clip, note in clips:  # of few clips one may be both
+    for clip, note in clips:  # with few clips, one may be both
         shown.setdefault(clip, note)
     return _Wanted(
         f"{column.name}: lowest and highest",
@@ -197,7 +197,7 @@ def _at_ends(connection: duckdb.DuckDBPyConnection, column: Column, count: int) 
 
 
 def _rows(catalog: Catalog, clips: list[str]) -> dict[str, dict[str, Any]]:
-    """What `clips` says of a few clips."""
+    """The columns of `clips` for a few clips."""
     wanted = pa.table({"clip_id": pa.array(clips, pa.string())})
     catalog.connection.register("report_wanted", wanted)
     catalog.execute("SELECT 1 FROM clips LIMIT 0")
@@ -241,7 +241,7 @@ def _sample(
 
 
 def _without_repeats(captions: Iterable[Mapping[str, Any] | None]) -> list[tuple[float, str]]:
-    """Captions of frames in order, of neighbours that say the same the first."""
+    """Captions of frames in order, without those that repeat their predecessor."""
     said: list[tuple[float, str]] = []
     for entry in captions:
         text = shortened(entry["text"]) if entry else None
@@ -259,10 +259,10 @@ def shortened(text: str | None, characters: int = _LONGEST_TEXT) -> str | None:
 
 
 def source_of(url: str | None) -> tuple[str | None, str | None]:
-    """A link to a video's page, or words for where it is from.
+    """A link to a video's page, or a description of its origin.
 
-    Only http and https become links, without user names and passwords. Of a local file its name
-    alone is shown: a report is passed on.
+    Only http and https become links, without user names and passwords. Of a local file, only the
+    name is shown, because reports are shared.
     """
     if not url:
         return None, None

@@ -1,4 +1,4 @@
-"""English verbs and their forms, from `verbs.txt`: no model, so what it finds is an estimate."""
+"""English verbs and their forms, from `verbs.txt`. There is no model, so results are estimates."""
 
 from __future__ import annotations
 
@@ -45,14 +45,14 @@ class Form:
 
 @functools.cache
 def verb_forms() -> tuple[Form, ...]:
-    """Every form of every verb in the list, each form once: the first verb in the list has it."""
+    """Every form of every verb in the list; the first verb in the list with a form gets it."""
     found: dict[str, Form] = {}
     text = Path(__file__).with_name("verbs.txt").read_text(encoding="utf-8")
     words = [
         word for line in text.splitlines() if not line.startswith("#") for word in line.split()
     ]
     forms = [form for word in words for form in _forms(word)]
-    # A base form is the surest sign of its own verb: "saw" is to saw, and "found" is past of find.
+    # A base form takes precedence: "saw" is to saw, and "found" is past of find.
     for form in sorted(forms, key=lambda form: form.counts == "after_taker"):
         found.setdefault(form.form, form)
     return tuple(found.values())
