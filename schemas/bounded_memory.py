@@ -1,4 +1,4 @@
-"""Limits how much memory a process may take."""
+"""Limits how much memory a process may use."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def bounded_memory(more_bytes: int) -> Iterator[None]:
-    """Lets this process take this many more bytes than it has now; beyond, allocations fail.
+    """Limits this process to this many more bytes than it uses now; further allocations fail.
 
-    Has no effect if the system doesn't report what the process has.
+    Has no effect if the system doesn't report the current use.
     """
     try:
         status = Path("/proc/self/status").read_text("utf-8")

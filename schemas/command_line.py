@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def start_a_run(dataset: Path | str) -> str:
-    """What to do if only the user can know which recipe is meant."""
+    """What to suggest if only the user knows which recipe is meant."""
     return (
         f"`clipmill run` a recipe with --dataset {shell_word(dataset)} (`clipmill recipe list` "
         "lists the ready-made ones)"

@@ -1,6 +1,6 @@
 """Reports files of a dataset that can't be read as one error, with the next step.
 
-Whatever reads a file that Clipmill wrote does so inside `reading(path)`, or with `read_json`.
+All code that reads a file written by Clipmill does so inside `reading(path)`, or with `read_json`.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ _KINDS = {
     stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a device",
 }
-# What the system reports for a place without a readable file. Other errors are not damage.
+# The system's errors for a path without a readable file. Other errors are not damage.
 _OF_THE_FILE = frozenset((errno.EIO, errno.EISDIR, errno.ENXIO, errno.ELOOP, errno.EBADMSG))
 
 
 class DamagedFile(ClipmillError):
-    """A file of a dataset is damaged or not what it should be."""
+    """A file of a dataset is damaged or not of the expected kind."""
 
     reason = ""
     where = ""
@@ -53,7 +53,7 @@ def damaged(path: Path, reason: str) -> DamagedFile:
 
 
 def dataset_of(path: Path) -> Path | None:
-    """The dataset that a file is part of: the next folder above that looks like one."""
+    """The dataset that contains a file: the nearest folder above that looks like one."""
     return next((folder for folder in path.absolute().parents if is_dataset(folder)), None)
 
 
@@ -108,7 +108,7 @@ def check_is_file(path: Path) -> None:
 def reading(path: Path) -> Iterator[None]:
     """Turns any problem with a file's content into DamagedFile.
 
-    For code that only reads and parses that file. Errors because it is missing or may not be read
+    For code that only reads and parses that file. Errors because it is missing or not permitted
     are passed on.
     """
     check_is_file(path)
@@ -126,7 +126,7 @@ def reading(path: Path) -> Iterator[None]:
     ) as error:
         raise damaged(path, reason_of(error)) from error
     except OSError as error:
-        # Without an errno it is Arrow's error for bytes that it can't parse.
+        # An error without an errno is Arrow's, for bytes that it can't parse.
         if error.errno is not None and error.errno not in _OF_THE_FILE:
             raise
         raise damaged(path, reason_of(error)) from error
@@ -143,7 +143,7 @@ def reason_of(error: Exception) -> str:
     if isinstance(error, KeyError):
         return f"it lacks {error}"
     said = error.strerror if isinstance(error, OSError) and error.strerror else str(error).strip()
-    # Arrow names the file first, which the message has already.
+    # Arrow's message begins with the file, which ours already names.
     if said.startswith("Could not open") and "': " in said:
         said = said.partition("': ")[2]
     said = (said.splitlines() or [""])[0].rstrip(".") or type(error).__name__
@@ -151,7 +151,7 @@ def reason_of(error: Exception) -> str:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a small JSON file; DamagedFile if it has none."""
+    """The object in a small JSON file; raises DamagedFile if there is none."""
     with reading(path):
         value = json.loads(path.read_text("utf-8"))
         if not isinstance(value, dict):

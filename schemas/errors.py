@@ -1,4 +1,4 @@
-"""Names of everything that can go wrong: failures and rejections of rows, errors of commands."""
+"""Names of all failures and rejections of rows, and errors of commands."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Any, Literal, get_args
 ErrorKind = Literal["permanent", "transient", "blocked", "bad_media", "model", "crash"]
 """The closed list of failure kinds.
 
-permanent: private, deleted, geo-blocked, 404 · transient: 429, 5xx, timeout, reset ·
-blocked: bot check, cookies needed, robots · bad_media: not a video, truncated, undecodable ·
-model: out of memory, empty or repeating output · crash: killed its worker or ran out of time.
+permanent: private, deleted, geo-blocked, 404 · transient: 429, 5xx, timeout, reset · blocked: bot
+check, cookies needed, robots · bad_media: not a video, truncated, undecodable · model: out of
+memory, empty or repetitive output · crash: killed its worker or ran out of time.
 """
 
 ERROR_KINDS: tuple[str, ...] = get_args(ErrorKind)
@@ -18,12 +18,12 @@ MAX_MESSAGE_CHARACTERS = 2000
 
 
 def storable(text: str) -> str:
-    """The text with an escape for what no table can hold (half a surrogate pair)."""
+    """The text with escapes for what no table can store (half a surrogate pair)."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def printable(text: str) -> str:
-    """The text with spaces for what could control a terminal; lines and tabs stay."""
+    """The text with spaces for characters that could control a terminal; lines and tabs stay."""
     return "".join(c if c.isprintable() or c in "\n\t" else " " for c in text)
 
 
@@ -64,6 +64,6 @@ class ClipmillError(Exception):
 
 
 class UsageError(ClipmillError):
-    """Wrong use: a bad flag, recipe, query or a missing input (exit status 2)."""
+    """Wrong use: a bad flag, recipe or query, or a missing input (exit status 2)."""
 
     exit_status = 2

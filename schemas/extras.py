@@ -1,4 +1,4 @@
-"""Optional dependencies: which extra of the package brings a library that is missing."""
+"""Optional dependencies: which extra installs a missing library."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ _OF_MODELS = (
     "transformers",
 )
 EXTRAS = {**dict.fromkeys(_OF_RUN, "run"), **dict.fromkeys(_OF_MODELS, "models")}
-"""By the name that is imported; `train` and `all` bring several of them."""
+"""By import name; `train` and `all` install several of them."""
 
 
 @contextlib.contextmanager
 def extras_explained(extra: str | None = None) -> Iterator[None]:
     """Turns a missing optional library into an error with the command that installs it.
 
-    `extra` is the extra to name if more is needed than the first missing library.
+    `extra` is the extra to name if more than the first missing library is needed.
     """
     try:
         yield

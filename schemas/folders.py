@@ -53,7 +53,7 @@ COMMITS = ".commits"
 OWN_FOLDERS = frozenset(
     (SOURCES, MEDIA, RUNS, LOGS, INDEX, SUBSETS, REMOVED, RETRIES, JOURNAL, QUARANTINE)
 )
-"""Folders that hold no stage's tables."""
+"""Folders that don't hold a stage's tables."""
 
 FRAMES = "frames"
 SHOTS = "shots"

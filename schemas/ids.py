@@ -1,4 +1,4 @@
-"""Identities made from content: safe as file names, stable across machines, folders and runs."""
+"""Ids derived from content: safe as file names, stable across machines, folders and runs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def safe_id(text: str) -> str:
 
 
 def is_file_name(text: str) -> bool:
-    """Whether an id may be used in a path unchanged, followed by a suffix."""
+    """Whether an id may be used unchanged as a file name, followed by a suffix."""
     return _FILE_NAME.match(text) is not None
 
 
@@ -35,7 +35,7 @@ def file_name(text: str) -> str:
 
 def platform_video_id(extractor: str, platform_id: str) -> str:
     """`<extractor>-<id>` for a video of a platform that names its videos, e.g. `youtube-…`."""
-    # YouTube ids may begin with a dash; behind the extractor's name that is harmless.
+    # YouTube ids may begin with a dash, which is harmless after the extractor's name.
     name = platform_id if _SAFE.match(platform_id) else "h" + _hash(platform_id)
     return f"{safe_id(extractor.lower())}-{name}"
 
@@ -56,7 +56,7 @@ def _milliseconds(seconds: float) -> str:
 
 
 def clip_id(video_id: str, start_seconds: float, end_seconds: float) -> str:
-    """`<video_id>-<start_ms>-<end_ms>`; a negative time stamp is written with the letter m."""
+    """`<video_id>-<start_ms>-<end_ms>`; a minus sign is written as the letter m."""
     return f"{video_id}-{_milliseconds(start_seconds)}-{_milliseconds(end_seconds)}"
 
 
@@ -67,7 +67,7 @@ def is_of(key: str, videos: Container[str], source_keys: Container[str]) -> bool
 
 
 def clip_seconds(clip_id: str) -> float:
-    """The clip's length according to its id; 0 for an id of another kind."""
+    """The clip's length according to its id; 0 for an id of another form."""
     found = CLIP_ID.match(clip_id)
     if found is None:
         return 0.0

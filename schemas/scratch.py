@@ -1,7 +1,7 @@
-"""Temporary folders for what does not fit into memory.
+"""Temporary folders for data that does not fit into memory.
 
-A process that is killed can't remove its own. The next one that makes such a folder does: each is
-locked as long as its process lives.
+A killed process can't remove its own. The next process that creates such a folder does: each one
+is locked as long as its process lives.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _LOCK = ".lock"
 
 
 class ScratchFolder:
-    """A fresh folder at `path`; a context manager. Large sorts and joins write gigabytes to it."""
+    """A new folder at `path`; a context manager. Large sorts and joins write gigabytes to it."""
 
     def __init__(self, purpose: str) -> None:
         _remove_abandoned()
@@ -56,7 +56,7 @@ def _takes(lock: int) -> bool:
 def _remove_abandoned() -> None:
     """Removes this user's folders whose lock nobody holds."""
     for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*-*"):
-        # Nothing that goes wrong here is a reason to stop.
+        # Errors while cleaning up must not stop anything.
         with contextlib.suppress(OSError):
             if folder.is_symlink() or folder.stat().st_uid != os.getuid():
                 continue

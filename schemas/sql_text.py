@@ -46,7 +46,7 @@ _SIMPLE_TYPES = (
 
 
 def duckdb_type(kind: pa.DataType) -> str:
-    """The DuckDB type that a Parquet column of this Arrow type is read as."""
+    """DuckDB's type for a Parquet column of this Arrow type."""
     for matches, name in _SIMPLE_TYPES:
         if matches(kind):
             return name

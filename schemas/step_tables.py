@@ -1,4 +1,4 @@
-"""A step's table on disk, and SQL that reads its rows: all, the kept or the newest ones."""
+"""A step's table on disk, and SQL for its rows: all, the kept or the newest ones."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ CLIP_ID_PATTERN = r"^(.*)-m?\d+-m?\d+$"
 
 @dataclass(frozen=True)
 class StepTable:
-    """One step's table on disk, or a further table of it.
+    """One step's table on disk, or an additional table of it.
 
-    `folder` holds its shards, None if none is committed; `retries` names the retry shards among
-    them, for which keys may be in several files. `shards` narrows the table to some of them.
-    `removed` says that videos were removed from the dataset, whose rows are not to be seen. `odd`
-    is a path in the folder with a shard's name that is not a file: DuckDB would skip a
-    folder, and block on a named pipe.
+    `folder` holds its shards, None if none is committed; `retries` are the retry shards among
+    them, whose keys may be in several files. `shards` restricts the table to some of them.
+    `removed` means that videos were removed from the dataset, whose rows must be hidden. `odd` is
+    a path that has a shard's name but isn't a file: DuckDB would skip a folder, and block on a
+    named pipe.
     """
 
     step: str
@@ -50,7 +50,7 @@ class StepTable:
 
     @property
     def is_primary(self) -> bool:
-        """Whether its label is its stage's name; another label is, for example, a second scorer."""
+        """Whether its label is its stage's name; other labels are for a second scorer, say."""
         return self.stage == self.name or self.name == self.step
 
 
@@ -61,10 +61,10 @@ def empty(columns: Columns) -> str:
 
 
 def scan(table: StepTable, names: Iterable[str], *, retries_only: bool = False) -> str:
-    """These columns of all rows of a table, with `_base` and `_retry` of the shard they lie in.
+    """These columns of all rows of a table, with `_base` and `_retry` of their shard.
 
-    The schema is given, not found: so no file is opened before it is needed, and a column that
-    an older file lacks is null. Rows of removed videos are left out.
+    The schema is given explicitly, so no file is opened before it is needed, and a column that an
+    older file lacks is null. Rows of removed videos are left out.
     """
     columns = [(name, table.schema.field(name).type) for name in dict.fromkeys(names)]
     files = _files(table, retries_only)
@@ -77,8 +77,9 @@ def scan(table: StepTable, names: Iterable[str], *, retries_only: bool = False) 
         "default_value: NULL}"
         for name, kind in read.items()
     )
-    # DuckDB 2.0 reads the wrong member, or crashes, when it picks one member of a struct that the
-    # file lacks or orders otherwise; coalesce makes it read the struct whole and cast it by name.
+    # If a file lacks a struct's member or orders them otherwise, DuckDB 2.0 reads the wrong one or
+    # crashes when it reads a single member; coalesce makes it read the whole struct and cast it by
+    # name.
     picked = ", ".join(
         f"coalesce({quoted(name)}, NULL) AS {quoted(name)}"
         if pa.types.is_struct(kind)
@@ -95,7 +96,7 @@ def scan(table: StepTable, names: Iterable[str], *, retries_only: bool = False) 
 
 
 def _files(table: StepTable, retries_only: bool) -> str | None:
-    """What of a table to read, as read_parquet takes it; None where there is nothing."""
+    """The files to read, as read_parquet takes them; None if there are none."""
     names = table.retries if retries_only else table.shards
     if names is None and table.odd is not None:
         check_is_file(table.odd)
@@ -113,10 +114,10 @@ def _files(table: StepTable, retries_only: bool) -> str | None:
 
 
 def _not_removed(table: StepTable) -> tuple[list[str], str]:
-    """Columns that must be read to leave out removed videos, and the condition.
+    """Columns needed to leave out removed videos, and the condition.
 
-    The one remaining row of a removed source is included: it is a rejection
-    with nothing but its key, and so the source is still accounted for.
+    The one remaining row of a removed source is included: it is a rejection with only its key, and
+    keeps the source accounted for.
     """
     if not table.removed:
         return [], ""
@@ -163,8 +164,9 @@ def newest(table: StepTable, columns: Iterable[str], kept_only: bool) -> str:
     key = quoted(table.key)
     again = scan(table, [table.key, *(_OUTCOME if kept_only else ())], retries_only=True)
     condition = "rejection IS NULL AND error IS NULL" if kept_only else "true"
-    # Retries are few: only their keys are hashed, and the first shards stream past them. One that
-    # was committed since the table was listed is not among them: its rows are left out, as above.
+    # There are few retries: only their keys are hashed, and the first shards stream past them. A
+    # retry committed after the table was listed is not among them: its rows are left out, as
+    # above.
     return (
         f"SELECT {picked} FROM ({rows}) LEFT JOIN (SELECT {key} AS _key, _base AS _group, "
         f"max(_retry) AS _last FROM ({again}) WHERE {condition} GROUP BY ALL) "
@@ -173,24 +175,24 @@ def newest(table: StepTable, columns: Iterable[str], kept_only: bool) -> str:
 
 
 def kept(table: StepTable, columns: Iterable[str]) -> str:
-    """The kept rows; of a key that was kept in several shards, the newest ones.
+    """The kept rows; if a key was kept in several shards, the newest ones.
 
-    `columns` must hold the key; `_base` and `_retry` of the shard are there, too.
+    `columns` must include the key; `_base` and `_retry` of the shard are added.
     """
     return newest(table, columns, kept_only=True)
 
 
 def many_rows_a_key(table: StepTable) -> bool:
-    """Whether more rows come out than keys go in: a video's clips."""
+    """Whether a key can have several rows, like a video's clips."""
     return table.key != "clip_id" and "clip_id" in table.schema.names
 
 
 def outcomes(table: StepTable) -> str:
-    """`key, outcome, _base, _retry`: what became of each key, and in which shard.
+    """`key, outcome, _base, _retry`: the outcome of each key, and its shard.
 
-    In a shard, a key with a failed row is failed, one with any kept row else is kept. A key that
-    any shard kept stays kept: a retry (with an input that there was not before) that fails takes
-    nothing away. Of the others the newest shard counts.
+    Within a shard, a key with a failed row is failed, otherwise one with a kept row is kept. A key
+    that any shard kept stays kept: a failed retry (with a new input) removes nothing. For all
+    others the newest shard counts.
     """
     if not table.retried:
         rows = _states(table, newest(table, [table.key, *_OUTCOME], kept_only=False))
@@ -213,9 +215,9 @@ def is_ingest(table: StepTable) -> bool:
 
 
 def again_at_ingest(table: StepTable) -> str:
-    """`key, newest`: keys of failures that an ingest ended, and the last shard that has them.
+    """`key, newest`: keys of failures that an ingest resolved, and their last shard.
 
-    There a row may come again with its key: it failed, was fixed, and failed again.
+    A row may come again with the same key: it failed, was fixed, and failed again.
     """
     rules = ", ".join(map(literal, (EXPANDED_RULE, MENDED_RULE)))
     key = quoted(table.key)
@@ -251,7 +253,7 @@ def _retried(table: StepTable) -> str:
 
 
 def _states(table: StepTable, rows: str) -> str:
-    """What a shard says of each of its keys."""
+    """A shard's outcome for each of its keys."""
     state = (
         "CASE WHEN error IS NOT NULL THEN 'failed' WHEN rejection IS NOT NULL THEN 'rejected' "
         "ELSE 'kept' END"
@@ -259,7 +261,7 @@ def _states(table: StepTable, rows: str) -> str:
     found = f"SELECT {quoted(table.key)} AS key, {state} AS outcome, _base, _retry FROM ({rows})"
     if not many_rows_a_key(table):
         return found
-    # One row a clip: 'failed' < 'kept' < 'rejected', as the order of precedence has it.
+    # One row per clip; the order 'failed' < 'kept' < 'rejected' is that of precedence.
     return f"SELECT key, min(outcome) AS outcome, _base, _retry FROM ({found}) GROUP BY ALL"
 
 

@@ -30,10 +30,10 @@ class StorageError(ClipmillError):
 
 
 def full_storage(error: BaseException | None, place: Path | None) -> ClipmillError | None:
-    """The error to raise if a full or read-only disk is behind an error; otherwise None.
+    """The error to raise if a full or read-only disk caused this one; otherwise None.
 
-    `place` is named if the error names no file. A stage may have
-    wrapped the error, so its causes are looked at as well.
+    `place` is named if the error names no file. A stage may have wrapped the error, so its causes
+    are checked as well.
     """
     seen = 0
     while error is not None and seen < 20:
@@ -46,9 +46,10 @@ def full_storage(error: BaseException | None, place: Path | None) -> ClipmillErr
 
 @contextlib.contextmanager
 def writing_to(place: Path) -> Iterator[None]:
-    """Reports whatever keeps a dataset from being written in one message with the next step.
+    """Reports any write error in a dataset in one message with the next step.
 
-    For code that only reads and writes the dataset: here a refusal is the folder's, too.
+    For code that only reads and writes the dataset: here a permission error also concerns the
+    folder.
     """
     try:
         yield

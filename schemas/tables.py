@@ -21,7 +21,7 @@ ERROR = pa.struct(
 REJECTION = pa.struct([("rule", pa.string()), ("detail", pa.string())])
 OUTCOME = [pa.field("rejection", REJECTION), pa.field("error", ERROR)]
 
-# `captions` are all captions of the span where several were given; `caption` is the first of them.
+# `captions` are all captions of the span if several were given; `caption` is the first of them.
 SPAN = pa.struct(
     [
         ("start_seconds", pa.float64()),
@@ -40,18 +40,18 @@ SUBTITLE = pa.struct(
         ("automatic", pa.bool_()),
     ]
 )
-# Of a kept row: something that it can do without, and that could not be had.
+# Optional parts of a kept row that could not be fetched.
 FAILED_PART = pa.struct([pa.field("part", pa.string()), *ERROR])
 HOLE = pa.struct([("start_seconds", pa.float64()), ("end_seconds", pa.float64())])
 FRAME = pa.struct([("frame_number", pa.int64()), ("seconds", pa.float64()), ("jpeg", pa.binary())])
 TEXT_AT = pa.struct([("seconds", pa.float64()), ("text", pa.string())])
 TAG = pa.struct([("tag", pa.string()), ("score", pa.float32())])
 
-# What ingest writes. `url` is what the user gave (a URL, or a path in its absolute form);
-# `path` is set for local files; `extractor` and `platform_id` where a platform's URL names its
-# video without asking the network; `spans` where the user gave time stamps. `listed_in` is set for
-# failures: the list, folder or pattern that they are in, null for what the recipe itself names.
-# `captions` are all captions of the whole video where several were given, `caption` is the first.
+# Written by ingest. `url` is what the user gave (a URL, or a path in its absolute form); `path` is
+# set for local files; `extractor` and `platform_id` if a platform's URL identifies its video
+# without a request; `spans` if the user gave times. `listed_in` is set for failures: the list,
+# folder or pattern that they are in, null for what the recipe itself names. `captions` are all
+# captions of the whole video if several were given, `caption` is the first.
 SOURCES = pa.schema(
     [
         pa.field("source_key", pa.string(), nullable=False),

@@ -1,4 +1,4 @@
-"""How messages, pages and data cards speak of numbers."""
+"""How messages, pages and data cards format numbers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ def counted(number: int, word: str) -> str:
 
 
 def plain_hours(hours: float) -> str:
-    """`14 s`, `6 min`, `1,312.5 hours`: a length of video, which tables keep in hours."""
+    """`14 s`, `6 min`, `1,312.5 hours`: a duration, which tables store in hours."""
     return plain_time(hours * 3600)
 
 
