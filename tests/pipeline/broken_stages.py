@@ -1,4 +1,4 @@
-"""A stage whose model breaks its GPU at some rows, as far as Python sees of it."""
+"""A stage whose model breaks its GPU at some rows, as seen from Python."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ _broken = False
 
 
 class AcceleratorError(RuntimeError):
-    """Called as PyTorch's, which takes seconds to import in every worker."""
+    """Named like PyTorch's, which takes seconds to import in every worker."""
 
 
 def compute(urls: list[str]) -> list[str]:
-    """From the first row that asks for it on, nothing more can be computed in this process."""
+    """From the first row that breaks the device on, every call fails in this process."""
     global _broken
     _broken = _broken or any("break" in asked(url) for url in urls)
     if _broken:
@@ -31,7 +31,7 @@ def compute(urls: list[str]) -> list[str]:
 
 
 class CaptionWords(Stage):
-    """The host of each URL; through the batches that captioners use, or without them."""
+    """The host of each URL; with or without the batching that captioners use."""
 
     name = "caption_words"
     key = "video_id"

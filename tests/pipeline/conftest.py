@@ -1,4 +1,4 @@
-"""A recipe of small stages, and doors to run it and to read what it made."""
+"""A recipe of small stages, and fixtures to run it and read its results."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ STAGES = {
 
 @dataclasses.dataclass
 class Words:
-    """One dataset made from a list of URLs by the small stages."""
+    """A dataset made from a list of URLs by the small stages."""
 
     folder: Path
     urls: list[str]
@@ -59,7 +59,7 @@ class Words:
         return run(self.loaded(*overrides, engine=engine), self.dataset, **details)
 
     def table(self, label: str, *overrides: str) -> list[dict]:
-        """Rows of a step's shards under the current recipe, oldest shard first."""
+        """Rows of a step's shards for the current recipe, oldest shard first."""
         folder = build_plan(self.loaded(*overrides)).by_label[label].folder(self.dataset)
         parts = [pq.read_table(shard_path(folder, name)) for name in committed_shards(folder)]
         return pa.concat_tables(parts).to_pylist() if parts else []
@@ -73,7 +73,7 @@ class Words:
         return [ShardMetadata.read(shard_path(folder, name)) for name in committed_shards(folder)]
 
     def files(self) -> dict[str, float]:
-        """Every committed Parquet file with the time of its last change."""
+        """Modification times of all committed Parquet files."""
         return {
             str(path.relative_to(self.dataset)): path.stat().st_mtime_ns
             for path in self.dataset.rglob("*.parquet")
@@ -87,7 +87,7 @@ class Words:
 
 @pytest.fixture
 def words(tmp_path: Path):
-    """`words("a?clips=3", …)`: a dataset of sources that say what becomes of them."""
+    """`words("a?clips=3", …)`: a dataset whose URLs determine each source's outcome."""
 
     def make(*sources: str, shard_videos: int = 3) -> Words:
         urls = []

@@ -1,6 +1,6 @@
-"""Small stages of a user's own, without media or models, for tests of the runner.
+"""Small custom stages, without media or models, for tests of the runner.
 
-A source's URL says what becomes of it: `https://NAME.test/?clips=3&fail=name`.
+A source's URL determines its outcome: `https://NAME.test/?clips=3&fail=name`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def asked(url: str) -> dict[str, str]:
 
 
 def until_named(dataset: Path) -> None:
-    """Stands still until the run has noticed."""
+    """Hangs until the run has reported it."""
     (log,) = dataset.glob("logs/*/driver.jsonl")
     for _ in range(600):
         if '"standstill"' in log.read_text():
@@ -58,7 +58,7 @@ class FetchWords(Stage):
 
 
 class CutWords(Stage):
-    """video_id → clips; `kill=cut` takes the worker down while the file of that name is there."""
+    """video_id → clips; `kill=cut` kills the worker while the file of that name exists."""
 
     name = "cut_words"
     key = "video_id"
@@ -99,7 +99,7 @@ class CutWords(Stage):
 
 
 class NameWords(Stage):
-    """A word for each clip, read from its own id; fails where `fail_ids` says while it exists."""
+    """A word for each clip, from its id; fails for the ids in `fail_ids` while that exists."""
 
     name = "name_words"
     reads = ("cut_words.start_seconds", "fetch_words.url")
@@ -118,7 +118,7 @@ class NameWords(Stage):
             ):
                 if asked(url).get("stand") == "name" and clip.endswith("-1"):
                     os.kill(os.getpid(), signal.SIGSTOP)
-                    time.sleep(1000)  # another thread may take the signal, and take its time
+                    time.sleep(1000)  # another thread may handle the signal, and take a while
                 if asked(url).get("stand") == "until_named":
                     until_named(workspace.dataset)
                 bad = asked(url).get("fail") == "name" and clip.endswith("-1")
@@ -131,7 +131,7 @@ class NameWords(Stage):
 
 
 class CountLetters(Stage):
-    """How long the word is; gives only its key and column, as a user's stage may."""
+    """The length of the word; returns only its key and column, as a custom stage may."""
 
     name = "count_letters"
     reads = ("name_words.word",)

@@ -1,4 +1,4 @@
-"""A stage of a user's own that opens a model, for tests of what a run's record says of that."""
+"""A custom stage that opens a model, for tests of the run record."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from clipmill.stages.references import DataFile
 
 
 class WeighWords(Stage):
-    """The word's length; and, as `known`, the places that the run's record has by then."""
+    """The word's length, and as `known` the places in the run record at that time."""
 
     name = "weigh_words"
     key = "video_id"

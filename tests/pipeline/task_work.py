@@ -1,4 +1,4 @@
-"""What the tests of parallel_map run: other processes import it from here."""
+"""Functions run by the tests of parallel_map; other processes import them from here."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from clipmill.schemas.errors import ClipmillError, RowFailed
 
 
 def work(folder: Path, item: str) -> str:
-    """Does as the item says, and keeps a note of every attempt."""
+    """Acts as the item says, and records every attempt."""
     with open(folder / item.replace("/", "_"), "a") as notes:
         notes.write(".")
     kind, _, rest = item.partition("/")

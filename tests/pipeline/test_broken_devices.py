@@ -1,4 +1,4 @@
-"""A GPU that does nothing more for a process costs the rows that broke it, and no others."""
+"""A broken GPU fails only the rows that broke it."""
 
 from __future__ import annotations
 
@@ -53,8 +53,8 @@ def outcomes(dataset: Path) -> dict[str, str]:
     }
 
 
-def test_a_local_run_ends_and_the_same_command_goes_on(tmp_path):
-    """Two runs end at the row, the third writes it as a crash; none takes a neighbour along."""
+def test_local_run_ends_and_the_same_command_resumes_it(tmp_path):
+    """Two runs end at the row, the third records it as a crash; no neighbour is affected."""
     path, dataset = recipe(tmp_path, "local", in_batches=True, breaking="b"), tmp_path / "d"
     for _ in range(2):
         ran = clipmill("run", path, "--dataset", dataset)
@@ -70,7 +70,7 @@ def test_a_local_run_ends_and_the_same_command_goes_on(tmp_path):
 
 @pytest.mark.slow
 def test_ray_starts_another_worker(tmp_path):
-    """The run goes through: the row is tried twice, and the others have their captions."""
+    """The run completes: the row is tried twice, and the others have their captions."""
     loaded = load_recipe(recipe(tmp_path, "ray", in_batches=False, breaking="b"))
     run(loaded, tmp_path / "d")
     assert outcomes(tmp_path / "d") == {
@@ -88,7 +88,7 @@ def test_ray_starts_another_worker(tmp_path):
         "CUDA error: uncorrectable ECC error encountered",
     ],
 )
-def test_errors_that_a_process_does_not_get_past_are_known(said):
+def test_errors_that_break_the_device_are_recognised(said):
     with pytest.raises(DeviceBroken, match=said):
         raise_if_broken(RuntimeError(f"{said}\nSearch for it"))
     with pytest.raises(DeviceBroken):
@@ -105,7 +105,7 @@ def test_errors_that_a_process_does_not_get_past_are_known(said):
         RuntimeError("the caption said: illegal instruction"),
     ],
 )
-def test_other_errors_cost_their_row_only(error):
+def test_other_errors_fail_only_their_row(error):
     raise_if_broken(error)
 
     def compute(items: list[int]) -> list[int]:

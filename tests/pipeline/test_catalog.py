@@ -1,4 +1,4 @@
-"""The catalog shows what the newest run made, whatever state the dataset is in."""
+"""The catalog shows the newest run's results, whatever state the dataset is in."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_views_begin_with_the_promised_columns(truth: Truth, view: str):
 
 
 def test_clips_end_with_scorers_own_columns_and_the_video(truth: Truth):
-    """A second scorer appears under its label; a custom stage under its columns' names."""
+    """A second scorer appears under its label, a custom stage under its column names."""
     further = columns(truth.path, "clips")[len(PROMISED["clips"].split()) :]
     assert further == [
         "similarity_coarse",
@@ -82,8 +82,8 @@ def test_clips_end_with_scorers_own_columns_and_the_video(truth: Truth):
     ]
 
 
-def test_every_clip_stands_once_with_its_own_captions_and_scores(truth: Truth):
-    """Rows of several tables and of retry shards meet at the clip that they were made of."""
+def test_every_clip_appears_once_with_its_own_captions_and_scores(truth: Truth):
+    """Rows of several tables and of retry shards are joined to the clip they were made from."""
     rows = ask(truth.path, "SELECT * FROM clips")
     assert len(rows) == truth.clips == len({row["clip_id"] for row in rows})
     for row in rows:
@@ -101,8 +101,8 @@ def test_every_clip_stands_once_with_its_own_captions_and_scores(truth: Truth):
         assert row["tags"] == [{"tag": "dog", "score": 0.75}]
 
 
-def test_failures_are_the_ones_that_still_stand(truth: Truth):
-    """A later success hides a failure; the history keeps it; inner steps count under the stage."""
+def test_failures_are_only_the_unresolved_ones(truth: Truth):
+    """A later success hides a failure, except in the history; inner steps count under the stage."""
     rows = ask(truth.path, "SELECT * FROM failures")
     expected = {
         stage: counts["failed"] for stage, counts in truth.counts.items() if counts["failed"]
@@ -123,8 +123,8 @@ def test_failures_are_the_ones_that_still_stand(truth: Truth):
     assert all(row["video_id"] for row in rows if row["stage"] != "download_videos")
 
 
-def test_rejections_name_rule_and_place(truth: Truth):
-    """What ingest left out is among them."""
+def test_rejections_have_rule_and_stage(truth: Truth):
+    """Including those at ingest."""
     rows = ask(truth.path, "SELECT * FROM rejections")
     for stage in ("ingest", "download_videos", "split_clips"):
         assert sum(row["stage"] == stage for row in rows) == truth.counts[stage]["rejected"] > 0
@@ -135,8 +135,8 @@ def test_rejections_name_rule_and_place(truth: Truth):
     }
 
 
-def test_a_key_in_several_shards_counts_with_its_newest_kept_row(truth: Truth, tmp_path: Path):
-    """A retry that captions a clip again, better informed, replaces the first caption."""
+def test_newest_kept_row_of_a_key_counts(truth: Truth, tmp_path: Path):
+    """A retry that captions a clip again, with more input, replaces the first caption."""
     dataset = _copy(truth, tmp_path)
     clip = "generic-v0-0-1000"
     write_shard(
@@ -153,8 +153,8 @@ def test_a_key_in_several_shards_counts_with_its_newest_kept_row(truth: Truth, t
     assert stage["kept"] == truth.counts["summarize_captions"]["kept"]
 
 
-def test_a_video_that_two_sources_led_to_gives_its_clips_once(truth: Truth, tmp_path: Path):
-    """Two addresses of the same bytes in two shards do not double the clips."""
+def test_video_reached_from_two_sources_has_its_clips_once(truth: Truth, tmp_path: Path):
+    """Two addresses of the same bytes in two shards do not duplicate the clips."""
     dataset = _copy(truth, tmp_path)
     for step, (stage, fingerprint, schema) in STEPS.items():
         if step == "download_videos" or "video_id" in schema.names or "clip_id" in schema.names:
@@ -174,7 +174,7 @@ def test_a_video_that_two_sources_led_to_gives_its_clips_once(truth: Truth, tmp_
 
 
 def test_half_floats_are_read(truth: Truth):
-    """Embeddings lie as half floats on disk and are lists of floats in SQL."""
+    """Embeddings are half floats on disk and lists of floats in SQL."""
     assert EMBEDDINGS.field("embeddings").type == pa.list_(pa.list_(pa.float16()))
     (row,) = ask(
         truth.path,
@@ -201,7 +201,7 @@ def test_other_views(truth: Truth):
     assert {row["similarity_reason"] for row in reasons} == {"the caption has no words"}
 
 
-def test_runs_tell_models_and_prompts(truth: Truth):
+def test_runs_have_models_and_prompts(truth: Truth):
     rows = ask(truth.path, "SELECT * FROM runs ORDER BY started_at")
     assert [row["run_id"] for row in rows] == ["r1", "r2"]
     assert rows[1]["recipe"] == "synthetic"
@@ -233,8 +233,8 @@ def test_subsets_are_listed(truth: Truth, tmp_path: Path):
 
 
 @pytest.mark.parametrize("state", ["no run", "nothing committed", "only split", "own stage only"])
-def test_every_state_has_every_view(truth: Truth, tmp_path: Path, state: str):
-    """Columns of stages that are not there are nulls of their type."""
+def test_all_views_exist_in_every_state(truth: Truth, tmp_path: Path, state: str):
+    """Columns of missing stages are typed nulls."""
     dataset = tmp_path / "dataset"
     if state == "no run":
         (dataset / "sources").mkdir(parents=True)
@@ -264,10 +264,8 @@ def test_every_state_has_every_view(truth: Truth, tmp_path: Path, state: str):
     assert all(stage["accounted"] for stage in stages)
 
 
-def test_a_stage_of_ones_own_takes_the_place_that_the_recipe_leaves_empty(
-    truth: Truth, tmp_path: Path
-):
-    """An own captioner's `caption` is the caption where no summary is made."""
+def test_custom_stage_fills_an_unused_column(truth: Truth, tmp_path: Path):
+    """A custom captioner's `caption` is the caption if the recipe makes no summary."""
     dataset = _copy(truth, tmp_path)
     steps = {
         k: v for k, v in STEPS.items() if k in ("download_videos", "scan_videos", "split_clips")
@@ -289,7 +287,7 @@ def test_a_stage_of_ones_own_takes_the_place_that_the_recipe_leaves_empty(
 
 
 def test_older_files_may_lack_columns_and_members(truth: Truth, tmp_path: Path):
-    """Schemas grow: what an older shard lacks is null, also inside structs in another order."""
+    """Schemas grow: columns that an older shard lacks are null, even in reordered structs."""
     dataset = _copy(truth, tmp_path)
     path = dataset / "download_videos" / "d1" / "000000.parquet"
     table = pq.read_table(path)
@@ -320,8 +318,8 @@ def test_older_files_may_lack_columns_and_members(truth: Truth, tmp_path: Path):
     )
 
 
-def test_odd_folder_names(tmp_path: Path):
-    """Characters that mean something in a glob, in SQL or to Hive are plain in a dataset's path."""
+def test_odd_folder_names_work(tmp_path: Path):
+    """Characters with a meaning in globs, SQL or Hive paths are literal in a dataset's path."""
     truth = build_dataset(tmp_path / "it's [a] =b? *" / "set", shards=1)
     assert len(ask(truth.path, "SELECT * FROM clips")) == truth.clips
     assert status_report(truth.path)["totals"]["clips"] == truth.clips
@@ -364,8 +362,8 @@ REFUSED = [
 
 
 @pytest.mark.parametrize("query", REFUSED)
-def test_typed_queries_only_read_and_only_here(truth: Truth, query: str):
-    """Neither another file nor a change of anything is reached, on whatever detour."""
+def test_user_queries_are_read_only_and_confined(truth: Truth, query: str):
+    """They reach no other files and change nothing, by any detour."""
     other = truth.path.parent / "other"
     other.mkdir(exist_ok=True)
     (other / "secret.csv").write_text("a,b\n1,2\n")
@@ -396,11 +394,11 @@ def test_typed_queries_only_read_and_only_here(truth: Truth, query: str):
         "/* a */ -- b\nEXPLAIN PIVOT clips ON width USING count(*) GROUP BY video_id",
     ],
 )
-def test_all_ways_of_reading_are_allowed(truth: Truth, query: str):
+def test_all_read_statements_are_allowed(truth: Truth, query: str):
     assert ask(truth.path, query)
 
 
-def test_errors_say_where_and_what_was_meant(truth: Truth):
+def test_errors_have_a_position_and_a_suggestion(truth: Truth):
     with pytest.raises(UsageError) as error:
         ask(truth.path, "SELECT clip_id,\n  simlarity FROM clips")
     assert "LINE 2" in str(error.value) or "^" in str(error.value)
@@ -409,8 +407,8 @@ def test_errors_say_where_and_what_was_meant(truth: Truth):
         ask(truth.path, "SELECT * FROM klips")
 
 
-def test_external_files_where_allowed(truth: Truth, tmp_path: Path):
-    """It stays read-only."""
+def test_external_files_can_be_allowed(truth: Truth, tmp_path: Path):
+    """Still read-only."""
     (tmp_path / "list.csv").write_text("clip_id\ngeneric-v0-0-1000\n")
     with open_catalog(truth.path, allow_external=True) as catalog:
         query = f"SELECT caption FROM clips SEMI JOIN '{tmp_path}/list.csv' USING (clip_id)"
@@ -419,7 +417,7 @@ def test_external_files_where_allowed(truth: Truth, tmp_path: Path):
             catalog.ask(f"COPY clips TO '{tmp_path}/x.csv'")
 
 
-def test_the_memory_limit_holds(truth: Truth):
+def test_memory_limit_is_enforced(truth: Truth):
     with (
         open_catalog(truth.path, memory_limit="40MB", threads=1) as catalog,
         pytest.raises(Exception, match=r"(?i)memory"),
@@ -427,23 +425,23 @@ def test_the_memory_limit_holds(truth: Truth):
         catalog.ask("SELECT list(range) FROM range(30000000)").read_all()
 
 
-def test_results_may_be_read_side_by_side(truth: Truth):
-    """A result that is half read blocks no other."""
+def test_several_results_can_be_read_at_once(truth: Truth):
+    """A half-read result blocks no other."""
     with open_catalog(truth.path) as catalog:
         first = catalog.ask("SELECT clip_id FROM clips")
         first.read_next_batch()
         assert catalog.ask("SELECT count(*) AS n FROM videos").read_all().num_rows == 1
 
 
-def test_a_folder_that_is_no_dataset_is_named(tmp_path: Path):
+def test_folder_that_is_not_a_dataset_is_named(tmp_path: Path):
     with pytest.raises(UsageError, match="clipmill run"):
         open_catalog(tmp_path / "nowhere")
 
 
-def test_opening_does_not_grow_with_shards(tmp_path: Path):
+def test_opening_time_does_not_grow_with_shards(tmp_path: Path):
     """No shard is opened before a query needs it: 2000 of them open in well under a second.
 
-    That is less than it takes to open the shards of two tables of eleven, on whatever machine.
+    That is less than opening the shards of two of the eleven tables takes, on any machine.
     """
     truth = build_dataset(tmp_path / "dataset", shards=1)
     for step, (_, fingerprint, _) in STEPS.items():
@@ -464,7 +462,7 @@ def _seconds_to_open(dataset: Path) -> float:
     return time.process_time() - started
 
 
-def test_status_counts_what_was_written(truth: Truth):
+def test_status_matches_the_written_rows(truth: Truth):
     """Inputs are kept, rejected or failed at every stage; keys count once, retried or not."""
     report = status_report(truth.path)
     assert [stage["stage"] for stage in report["stages"]] == list(truth.counts)[:-1]
@@ -486,8 +484,8 @@ def test_status_counts_what_was_written(truth: Truth):
     assert totals["decoded_frames"] == truth.decoded_frames == truth.source_frames + 10
 
 
-def test_seconds_are_of_the_current_fingerprints(truth: Truth):
-    """The stale run's shards are not counted; both steps of split_clips are."""
+def test_seconds_count_only_current_fingerprints(truth: Truth):
+    """The outdated run's shards are not counted; both steps of split_clips are."""
     shards = sum(
         len(list((truth.path / folder).glob("*.parquet")))
         for folder in ("scan_videos/s1", "split_clips/c1")
@@ -496,7 +494,7 @@ def test_seconds_are_of_the_current_fingerprints(truth: Truth):
 
 
 def test_missing_shards_are_pending(truth: Truth, tmp_path: Path):
-    """Keys that wait for a shard are known as far as the stage before has got."""
+    """Pending keys are counted as far as the previous stage has got."""
     dataset = _copy(truth, tmp_path)
     path = dataset / "caption_frames" / "f1" / "000001.parquet"
     waiting = pq.read_metadata(path).num_rows
@@ -518,8 +516,8 @@ def test_missing_shards_are_pending(truth: Truth, tmp_path: Path):
     assert _stage(report, "tag_clips")["pending"] == 0
 
 
-def test_a_requested_retry_is_a_shard_to_come(truth: Truth, tmp_path: Path):
-    """It adds to the total of its stage and of those that depend on it, and of no other."""
+def test_requested_retry_adds_a_pending_shard(truth: Truth, tmp_path: Path):
+    """It counts for its stage and the stages that depend on it, and for no other."""
     dataset = _copy(truth, tmp_path)
     (dataset / "retries").mkdir()
     (dataset / "retries" / "000000.retry7.json").write_text(
@@ -536,8 +534,8 @@ def test_a_requested_retry_is_a_shard_to_come(truth: Truth, tmp_path: Path):
         assert stage["shards_total"] - stage["shards_done"] == open_shards, name
 
 
-def test_a_lost_key_is_told(truth: Truth, tmp_path: Path):
-    """A key that a committed shard was given and has no row for breaks the accounting."""
+def test_lost_key_is_reported(truth: Truth, tmp_path: Path):
+    """A key without a row in a committed shard breaks the accounting."""
     dataset = _copy(truth, tmp_path)
     path = dataset / "tag_clips" / "t1" / "000000.parquet"
     table = pq.read_table(path)
@@ -547,8 +545,8 @@ def test_a_lost_key_is_told(truth: Truth, tmp_path: Path):
     assert stage["inputs"] == stage["kept"] + 1
 
 
-def test_arrow_types_become_the_types_that_duckdb_reads(tmp_path: Path):
-    """The type map agrees with DuckDB's own reading of a file."""
+def test_type_map_agrees_with_duckdb(tmp_path: Path):
+    """Compared with DuckDB's own reading of a file."""
     schema = pa.schema(
         [
             ("a", pa.int8()),

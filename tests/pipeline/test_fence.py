@@ -1,4 +1,4 @@
-"""Two that write at once, because one was given up for dead: the first whole shard stands."""
+"""Two concurrent writers, because one was presumed dead: the first complete shard wins."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Signing:
         return Worker(plan, (plan.by_label["signed"],), self.dataset, run_id, shards)
 
     def start(self, worker: Worker) -> tuple[threading.Thread, list[BaseException]]:
-        """The worker at the shard, in a thread, when it has begun to write."""
+        """The worker in a thread, once it has started writing the shard."""
         problems: list[BaseException] = []
         before = len(self.temporary())
 
@@ -89,7 +89,7 @@ def signing(words, tmp_path: Path) -> Signing:
     return Signing(words, tmp_path)
 
 
-def test_a_worker_of_a_run_that_is_over_begins_nothing(signing):
+def test_worker_of_a_finished_run_starts_nothing(signing):
     with dataset_lock(signing.dataset) as hold:
         hold.begin("first")
         worker = signing.worker("first")
@@ -101,8 +101,8 @@ def test_a_worker_of_a_run_that_is_over_begins_nothing(signing):
     assert not list(signing.dataset.glob("signed/*/*"))
 
 
-def test_a_worker_that_outlives_its_run_commits_nothing(signing):
-    """It is in the middle of a shard when its run is killed and the next one begins."""
+def test_worker_that_outlives_its_run_commits_nothing(signing):
+    """Its run is killed in the middle of a shard, and the next run begins."""
     with dataset_lock(signing.dataset) as hold:
         hold.begin("first")
         thread, problems = signing.start(signing.worker("first", gated=True))
@@ -118,8 +118,8 @@ def test_a_worker_that_outlives_its_run_commits_nothing(signing):
     assert signing.temporary() == []
 
 
-def test_of_two_workers_at_one_shard_the_first_one_stands_with_all_its_tables(signing):
-    """One was given up for dead, and comes with its files when the other is done."""
+def test_first_of_two_workers_commits_all_its_tables(signing):
+    """The other was presumed dead and tries to commit later."""
     with dataset_lock(signing.dataset) as hold:
         hold.begin("one")
         late, problems = signing.start(signing.worker("one", gated=True))
@@ -134,8 +134,8 @@ def test_of_two_workers_at_one_shard_the_first_one_stands_with_all_its_tables(si
 
 
 @pytest.mark.parametrize("renames", [0, 1, 2])
-def test_a_commit_that_is_cut_off_shows_no_marker_without_its_tables(signing, monkeypatch, renames):
-    """A kill may fall between any two renames."""
+def test_interrupted_commit_has_no_marker_without_its_tables(signing, monkeypatch, renames):
+    """A kill may come between any two renames."""
     left = [renames]
 
     def replace(source, target) -> None:
@@ -158,8 +158,8 @@ def test_a_commit_that_is_cut_off_shows_no_marker_without_its_tables(signing, mo
     assert len(signing.signatures()) == 1
 
 
-def test_a_table_without_its_marker_is_replaced(signing):
-    """What a writer left that was killed between its tables fits no other writer's marker."""
+def test_table_without_its_marker_is_replaced(signing):
+    """Tables of a writer that was killed between them don't match another writer's marker."""
     with dataset_lock(signing.dataset) as hold:
         hold.begin("one")
         signing.worker("one").run("000000")
@@ -169,7 +169,7 @@ def test_a_table_without_its_marker_is_replaced(signing):
     assert len(signing.signatures()) == 1
 
 
-def test_a_commit_that_stands_still_is_told(signing, monkeypatch):
+def test_stalled_commit_is_reported(signing, monkeypatch):
     monkeypatch.setattr(fence, "_PATIENCE_SECONDS", 0.2)
     reading, writing = os.pipe()
     child = os.fork()
@@ -179,7 +179,7 @@ def test_a_commit_that_stands_still_is_told(signing, monkeypatch):
                 os.write(writing, b"x")
                 time.sleep(60)
         finally:
-            os._exit(0)  # whatever happens: these tests go on in the other process
+            os._exit(0)  # on any error: otherwise the tests would continue in the child
     try:
         os.read(reading, 1)
         with (
@@ -194,8 +194,8 @@ def test_a_commit_that_stands_still_is_told(signing, monkeypatch):
         os.close(writing)
 
 
-def test_what_a_killed_run_left_is_gone_after_the_next(words):
-    """Half-written files, work folders and its record; also of tables that are done."""
+def test_next_run_cleans_up_after_a_killed_one(words):
+    """Partial files, work folders and its record, also for tables that are complete."""
     data = words("a", "b")
     data.run(until="cut_words")
     dataset = data.dataset

@@ -1,4 +1,4 @@
-"""What was written for releases before 0.2, whose packages had other names."""
+"""Compatibility with releases before 0.2, whose packages had other names."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from clipmill.stages.download_videos import DownloadVideos
 from clipmill.stages.references import DataFile, ModelReference
 
 
-def test_run_records_name_built_in_stages_by_their_word():
+def test_run_records_use_the_names_of_built_in_stages():
     assert class_reference(DownloadVideos()) == "download_videos"
     assert stage_class("download_videos", Path()) is DownloadVideos
 
 
-def test_the_import_path_in_an_older_record_is_the_built_in_stage():
+def test_import_path_in_an_older_record_means_the_built_in_stage():
     assert stage_class("stages.download_videos:DownloadVideos", Path()) is DownloadVideos
 
 
-def test_the_demos_models_are_found_by_their_older_name():
+def test_demos_models_are_found_by_their_older_name():
     assert ModelReference.model_validate("package:jobs/demo/models/clip") == (
         ModelReference.model_validate("package:clipmill.jobs/demo/models/clip")
     )
@@ -61,13 +61,13 @@ def own_stage(folder: Path, first_lines: str) -> subprocess.CompletedProcess:
         ("from clipmill import Stage\nimport pipeline.training", "it is clipmill.pipeline"),
     ],
 )
-def test_a_stage_that_imports_from_where_the_names_were_is_told_the_line(tmp_path, line, now):
+def test_custom_stage_with_an_old_import_gets_the_new_line(tmp_path, line, now):
     said = own_stage(tmp_path, line)
     assert (said.returncode, now in said.stderr) == (2, True), said.stderr
     assert "Traceback" not in said.stderr
 
 
-def test_a_package_of_the_users_own_may_have_such_a_name(tmp_path):
+def test_users_own_package_may_have_an_old_name(tmp_path):
     (tmp_path / "schemas.py").write_text("WORDS = 3\n")
     said = own_stage(tmp_path, "from clipmill import Stage\nfrom schemas import WORDS")
     assert "names no sources" in said.stderr  # the stage was loaded by then

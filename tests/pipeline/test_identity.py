@@ -1,4 +1,4 @@
-"""Which video a URL names: one name for all its forms, and never one for two videos."""
+"""Video ids from URLs: the same for all forms, and never one id for two videos."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from clipmill.stages.media.fetch.extractors import video_id_of
         ("https://site.example/#/video/1", "https://site.example/#/video/2"),
     ],
 )
-def test_different_videos_of_one_page_or_folder_are_told_apart(urls):
+def test_different_videos_of_one_page_or_folder_are_distinct(urls):
     assert len({identify(url).locator for url in urls}) == len(urls)
 
 
@@ -64,7 +64,7 @@ def test_different_videos_of_one_page_or_folder_are_told_apart(urls):
         ),
     ],
 )
-def test_forms_of_one_videos_url_are_one(urls):
+def test_all_forms_of_a_videos_url_have_one_id(urls):
     assert len({identify(url).locator for url in urls}) == 1
 
 
@@ -80,12 +80,12 @@ def test_forms_of_one_videos_url_are_one(urls):
         ("", None),
     ],
 )
-def test_a_media_fragment_is_a_span(fragment, span):
+def test_media_fragment_is_a_span(fragment, span):
     assert identify(f"https://videos.example/a.mp4{fragment}").span == span
 
 
-def test_no_id_is_claimed_that_yt_dlps_own_examples_contradict():
-    """Of the URLs in its extractors' tests: if an id is known, it is the one they give."""
+def test_ids_agree_with_yt_dlps_own_examples():
+    """For the URLs in its extractors' tests: if we know an id, it is the expected one."""
     from yt_dlp.extractor import gen_extractor_classes
 
     seen, told, wrong = 0, 0, []
@@ -125,7 +125,7 @@ def test_no_id_is_claimed_that_yt_dlps_own_examples_contradict():
         ("vimeo", "1", "https://vimeo.com/1?share=copy", "vimeo-1"),
     ],
 )
-def test_what_the_extractor_does_not_tell_apart_the_url_does(site, name, url, video_id):
+def test_url_distinguishes_what_the_extractor_does_not(site, name, url, video_id):
     assert video_id_of(site, name, url) == video_id
 
 
@@ -145,5 +145,5 @@ def test_what_the_extractor_does_not_tell_apart_the_url_does(site, name, url, vi
         (None, None),
     ],
 )
-def test_a_link_leads_to_the_moment(url, link):
+def test_link_opens_at_the_clips_start(url, link):
     assert clip_link(url, 12.5, 16.0) == link

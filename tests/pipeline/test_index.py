@@ -1,4 +1,4 @@
-"""The index makes queries faster and changes nothing that they say."""
+"""The index makes queries faster without changing their results."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Truth:
 
 @pytest.fixture
 def dataset(built: Truth, tmp_path: Path) -> Path:
-    """Indexed in several parts."""
+    """A dataset indexed in several parts."""
     copy = tmp_path / "dataset"
     shutil.copytree(built.path, copy)
     report = update_index(copy, part_clips=CLIPS_A_PART)
@@ -41,7 +41,7 @@ def dataset(built: Truth, tmp_path: Path) -> Path:
 
 
 def rows_of(dataset: Path, *, use_index: bool) -> dict[str, Any]:
-    """Columns, types and rows of the two views, and how many parts of the index they read."""
+    """Columns, types and rows of both views, and how many index parts they read."""
     found: dict[str, Any] = {}
     with open_catalog(dataset, threads=1, use_index=use_index) as catalog:
         for view in ("clips", "videos"):
@@ -52,7 +52,7 @@ def rows_of(dataset: Path, *, use_index: bool) -> dict[str, Any]:
 
 
 def parts_read(dataset: Path) -> tuple[int, bool]:
-    """How many parts of the index the view reads, and whether it also reads tables."""
+    """How many index parts the view reads, and whether it also reads tables."""
     with open_catalog(dataset, threads=1) as catalog:
         plan = "".join(
             row[1]
@@ -74,22 +74,22 @@ def manifest_of(dataset: Path) -> Path:
     return found
 
 
-def test_the_views_are_the_same_without_a_join(dataset: Path):
-    """Rows, columns and types; with an index they come from wide files alone."""
+def test_views_are_the_same_without_a_join(dataset: Path):
+    """Rows, columns and types; with an index they come from the wide files alone."""
     assert_same(dataset)
     parts, joins = parts_read(dataset)
     assert parts > 2
     assert not joins
 
 
-def test_a_real_dataset_is_indexed_at_the_end_of_its_run(made: Made):
-    """With lists, structs, maps and time stamps in its columns."""
+def test_run_indexes_its_dataset_at_the_end(made: Made):
+    """With lists, structs, maps and timestamps in its columns."""
     assert parts_read(made.dataset) == (1, False)
     assert_same(made.dataset)
 
 
 def test_new_and_changed_shards_come_from_the_tables(dataset: Path):
-    """A retry changes one group of shards, a run adds another; the rest stays as stored."""
+    """A retry changes one group of shards, a run adds another; the rest is unchanged."""
     whole, _ = parts_read(dataset)
     clip = "generic-v0-0-1000"
     write_shard(
@@ -118,7 +118,7 @@ def test_new_and_changed_shards_come_from_the_tables(dataset: Path):
 
 
 def renamed(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The same rows of other videos."""
+    """The same rows for other videos."""
     for row in rows:
         for name in ("source_key", "video_id", "clip_id"):
             if row.get(name) is not None:
@@ -127,8 +127,8 @@ def renamed(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("when", ["before", "between", "after"])
-def test_a_video_in_two_groups_counts_once(built: Truth, tmp_path: Path, when: str):
-    """Whether its groups lie in one part, in two, or the second in none yet."""
+def test_video_in_two_groups_counts_once(built: Truth, tmp_path: Path, when: str):
+    """Whether its groups are in one part or two, or the second isn't indexed yet."""
     dataset = tmp_path / "dataset"
     shutil.copytree(built.path, dataset)
     if when == "after":
@@ -152,8 +152,8 @@ def test_a_video_in_two_groups_counts_once(built: Truth, tmp_path: Path, when: s
     assert urls == (0,)
 
 
-def test_a_rewritten_shard_of_the_same_name_is_noticed(dataset: Path):
-    """Someone deletes a shard and has it made again: other rows under the old name."""
+def test_rewritten_shard_of_the_same_name_is_detected(dataset: Path):
+    """A user deletes a shard and it is made again: other rows under the old name."""
     whole, _ = parts_read(dataset)
     path = dataset / "summarize_captions" / "m1" / "000003.parquet"
     rows = pq.read_table(path).to_pylist()
@@ -170,8 +170,8 @@ def test_a_rewritten_shard_of_the_same_name_is_noticed(dataset: Path):
     assert_same(dataset)
 
 
-def test_other_columns_have_an_index_of_their_own(dataset: Path):
-    """A recipe without a stage shows other columns; the next run's index replaces the old one."""
+def test_other_columns_have_a_separate_index(dataset: Path):
+    """A recipe without a stage has other columns; the next run's index replaces the old one."""
     record = json.loads((dataset / "runs" / "r2.json").read_text())
     record["stages"] = [s for s in record["stages"] if s["stage"] != "aesthetic_v1"]
     (dataset / "runs" / "r3.json").write_text(json.dumps({**record, "run_id": "r3"}))
@@ -179,7 +179,8 @@ def test_other_columns_have_an_index_of_their_own(dataset: Path):
     assert_same(dataset)
     update_index(dataset)
     assert parts_read(dataset)[0] == 1
-    assert len(list((dataset / INDEX).iterdir())) == 2  # who has the old one open can go on
+    # a catalog that has the old one open can go on
+    assert len(list((dataset / INDEX).iterdir())) == 2
     write_shard(
         dataset,
         "summarize_captions",
@@ -225,9 +226,9 @@ def test_readers_keep_their_files_for_one_generation(dataset: Path):
     assert len(list(manifest_of(dataset).parent.glob("*.parquet"))) < len(named | on_disk) + 4
 
 
-def test_small_parts_are_put_together(dataset: Path):
+def test_small_parts_are_merged(dataset: Path):
     """Many runs that add little don't leave many files."""
-    update_index(dataset)  # nothing is new: nothing is made
+    update_index(dataset)  # nothing new, so nothing is built
     before, _ = parts_read(dataset)
     write_shard(
         dataset,
@@ -271,7 +272,7 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_index_is_passed_over(dataset: Path, damage: str):
+def test_damaged_index_is_ignored(dataset: Path, damage: str):
     """Whatever is wrong with it, the tables have everything."""
     whole, _ = parts_read(dataset)
     DAMAGES[damage](manifest_of(dataset).parent)
@@ -284,7 +285,7 @@ def test_a_damaged_index_is_passed_over(dataset: Path, damage: str):
         assert parts_read(dataset) == (whole, False)
 
 
-def test_a_manifest_leads_to_no_other_files(dataset: Path, tmp_path: Path):
+def test_manifest_cannot_reference_other_files(dataset: Path, tmp_path: Path):
     """A foreign manifest that names a file elsewhere is not followed."""
     path = manifest_of(dataset)
     value = json.loads(path.read_text())
@@ -298,8 +299,9 @@ def test_a_manifest_leads_to_no_other_files(dataset: Path, tmp_path: Path):
     assert_same(dataset)
 
 
-def test_a_copied_dataset_still_tells_the_truth(dataset: Path, tmp_path: Path):
-    """Times of files change with a plain copy, so the index counts no longer; with them it does."""
+def test_copied_dataset_has_correct_results(dataset: Path, tmp_path: Path):
+    """A plain copy changes files' times, which invalidates the index; one that keeps times
+    doesn't."""
     plain, exact = tmp_path / "plain", tmp_path / "exact"
     shutil.copytree(dataset, exact)
     shutil.copytree(dataset, plain, copy_function=shutil.copyfile)
@@ -310,7 +312,7 @@ def test_a_copied_dataset_still_tells_the_truth(dataset: Path, tmp_path: Path):
     assert_same(exact)
 
 
-def test_odd_folder_names_are_no_patterns(built: Truth, tmp_path: Path):
+def test_odd_folder_names_are_not_patterns(built: Truth, tmp_path: Path):
     dataset = tmp_path / "a [1]* 'b'?"
     shutil.copytree(built.path, dataset)
     update_index(dataset, part_clips=CLIPS_A_PART)
@@ -318,15 +320,15 @@ def test_odd_folder_names_are_no_patterns(built: Truth, tmp_path: Path):
     assert_same(dataset)
 
 
-def test_a_dataset_without_clips_has_none(tmp_path: Path):
-    """A run that has only downloaded, or nothing at all."""
+def test_dataset_without_clips_has_no_index(tmp_path: Path):
+    """Only downloads, or nothing at all."""
     (tmp_path / "sources").mkdir()
     assert update_index(tmp_path) is None
     assert not (tmp_path / INDEX).exists()
 
 
-def test_a_query_makes_the_views_that_it_names(dataset: Path):
-    """Also the second one: all the others list thousands of files that it does not need."""
+def test_query_creates_only_the_views_it_uses(dataset: Path):
+    """Also for the second query: the others would list thousands of files."""
     with open_catalog(dataset) as catalog:
         for _ in range(2):
             catalog.ask("SELECT count(*) AS n FROM clips").read_all()
@@ -334,8 +336,8 @@ def test_a_query_makes_the_views_that_it_names(dataset: Path):
             assert "clips" not in catalog._missing
 
 
-def test_queries_stay_in_the_dataset_and_say_where_they_fail(dataset: Path):
-    """The sandbox and the errors of SQL are as they were without an index."""
+def test_index_keeps_the_sandbox_and_sql_errors(dataset: Path):
+    """Both are the same as without an index."""
     with open_catalog(dataset) as catalog:
         with pytest.raises(UsageError, match="allow-external"):
             catalog.ask("SELECT * FROM read_csv('/etc/passwd')")

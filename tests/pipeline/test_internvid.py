@@ -1,4 +1,4 @@
-"""InternVid's published rows become sources: one a video, each row kept, rejected or failed."""
+"""InternVid's rows become sources, one per video; each row is kept, rejected or failed."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def kept(dataset: Path) -> dict[str, dict]:
     }
 
 
-def test_a_row_is_a_span_with_its_caption_and_all_columns_as_they_were_written(tmp_path):
+def test_row_becomes_a_span_with_caption_and_unchanged_columns(tmp_path):
     text = (
         '{"YoutubeID": "-1Ab_cdEfgh", "Start_timestamp": "00:01:01.500", "End_timestamp": '
         '"01:00:04.25", "Caption": " a \\"dog\\": 5, caf\\u00e9 ", "Aesthetic_Score": 4.3500, '
@@ -151,12 +151,12 @@ def test_every_kind_of_file_gives_the_same_sources(tmp_path, kind):
     assert read(tmp_path / "other") == read(tmp_path / "plain")
 
 
-def test_the_other_spelling_of_the_score_becomes_the_published_one(tmp_path):
+def test_other_spelling_of_the_score_column_is_normalised(tmp_path):
     take(tmp_path, write(tmp_path, line(**{"UMT-SIM": 0.25})))
     assert dict(kept(tmp_path)[ID]["spans"][0]["extra"])["UMT_Score"] == "0.25"
 
 
-def test_single_floats_of_parquet_are_written_as_short_as_they_are(tmp_path):
+def test_single_floats_of_parquet_keep_their_short_form(tmp_path):
     row = json.loads(line(Aesthetic_Score=None, UMT_Score=None))
     table = pa.Table.from_pylist([row])
     for name, value in (("Aesthetic_Score", 4.1), ("UMT_Score", float("nan"))):
@@ -185,7 +185,7 @@ BAD = [
 ]
 
 
-def test_a_row_that_cannot_be_taken_is_a_failure_that_names_its_line(tmp_path):
+def test_invalid_row_is_a_failure_with_its_line_number(tmp_path):
     path = write(tmp_path, line(), *(text for text, _ in BAD), "", line(OTHER))
     assert outcomes(take(tmp_path / "dataset", path)) == (2, 0, len(BAD))
     assert set(kept(tmp_path / "dataset")) == {ID, OTHER}
@@ -196,14 +196,14 @@ def test_a_row_that_cannot_be_taken_is_a_failure_that_names_its_line(tmp_path):
         assert words in error["message"]
 
 
-def test_bytes_that_are_no_utf8_cost_no_row(tmp_path):
+def test_invalid_utf8_fails_no_row(tmp_path):
     path = tmp_path / "list.jsonl"
     path.write_bytes(line(caption="caf#").encode().replace(b"#", b"\xe9") + b"\n")
     take(tmp_path, path)
     assert kept(tmp_path)[ID]["spans"][0]["caption"] == "caf\ufffd"
 
 
-def test_rows_of_a_video_meet_wherever_they_stand_and_whatever_the_blocks(tmp_path, monkeypatch):
+def test_rows_of_a_video_are_gathered_across_blocks(tmp_path, monkeypatch):
     rng = random.Random(5)
     names = [f"v{number:010d}" for number in range(300)]
     want: dict[str, list[float]] = {name: [] for name in names}
@@ -228,7 +228,7 @@ def test_rows_of_a_video_meet_wherever_they_stand_and_whatever_the_blocks(tmp_pa
     assert sum(sizes) == len(found)
 
 
-def test_the_same_span_again_is_a_rejection_that_names_the_first(tmp_path):
+def test_repeated_span_is_a_rejection_that_names_the_first(tmp_path):
     first = write(tmp_path, line(), line(), line(OTHER), name="a.jsonl")
     second = write(tmp_path, line(), line(end="00:00:05.000"), name="b.jsonl")
     report = take(tmp_path / "dataset", first, second)
@@ -245,7 +245,7 @@ def test_the_same_span_again_is_a_rejection_that_names_the_first(tmp_path):
     ]
 
 
-def test_all_captions_of_a_span_are_kept_in_order_over_files_and_imports(tmp_path):
+def test_all_captions_of_a_span_are_kept_in_order_across_imports(tmp_path):
     first = write(tmp_path, line(), line(caption="another"), line(), name="a.jsonl")
     second = write(tmp_path, line(caption="third"), line(caption="another"), name="b.jsonl")
     assert outcomes(take(tmp_path / "dataset", first, second)) == (3, 2, 0)
@@ -258,7 +258,7 @@ def test_all_captions_of_a_span_are_kept_in_order_over_files_and_imports(tmp_pat
     assert span["captions"] == ["a dog", "another", "third", "fourth"]
 
 
-def test_the_same_files_again_add_nothing(tmp_path):
+def test_importing_the_same_files_again_adds_nothing(tmp_path):
     path = write(tmp_path, line(), line(), line(OTHER), "nonsense")
     take(tmp_path / "dataset", path)
     before = read(tmp_path / "dataset")
@@ -267,7 +267,7 @@ def test_the_same_files_again_add_nothing(tmp_path):
     assert read(tmp_path / "dataset") == before
 
 
-def test_a_further_file_adds_its_spans_to_known_videos_before_a_run(tmp_path):
+def test_another_file_adds_spans_to_known_videos_before_a_run(tmp_path):
     take(tmp_path / "dataset", write(tmp_path, line(), line(OTHER), name="flt.jsonl"))
     more = write(
         tmp_path,
@@ -285,7 +285,7 @@ def test_a_further_file_adds_its_spans_to_known_videos_before_a_run(tmp_path):
     }
 
 
-def test_a_known_video_grows_by_more_rows_than_are_read_at_a_time(tmp_path, monkeypatch):
+def test_known_video_grows_by_more_rows_than_one_batch(tmp_path, monkeypatch):
     take(tmp_path / "dataset", write(tmp_path, line(), name="a.jsonl"))
     monkeypatch.setattr(span_import, "_BATCH_ROWS", 100)
     lines = [line(start=str(at), end=str(at + 1)) for at in range(5000)]
@@ -294,7 +294,7 @@ def test_a_known_video_grows_by_more_rows_than_are_read_at_a_time(tmp_path, monk
     assert len(kept(tmp_path / "dataset")[ID]["spans"]) == 5001
 
 
-def test_spans_of_videos_that_a_stage_has_worked_on_stay_as_they_are(tmp_path):
+def test_spans_of_processed_videos_do_not_change(tmp_path):
     dataset = tmp_path / "dataset"
     take(dataset, write(tmp_path, line(), line(OTHER), name="flt.jsonl"), shard_videos=1)
     worked_on = next(
@@ -316,14 +316,14 @@ def read_shard(dataset: Path, shard: str) -> list[dict]:
     return pq.read_table(shard_path(dataset / "sources", shard)).to_pylist()
 
 
-def test_a_video_that_was_listed_as_a_whole_stays_whole(tmp_path):
+def test_video_listed_as_a_whole_stays_whole(tmp_path):
     ingest(tmp_path, [SourceSpec(url=f"https://youtu.be/{ID}")], shard_videos=1)
     report = take(tmp_path, write(tmp_path, line()))
     assert (report.kept, report.not_taken) == (0, 1)
     assert kept(tmp_path)[ID]["spans"] is None
 
 
-def test_rows_of_a_removed_video_are_counted_and_never_taken_again(tmp_path):
+def test_rows_of_a_removed_video_are_counted_but_not_imported(tmp_path):
     path = write(tmp_path, line(), line(start="0"), line(OTHER))
     take(tmp_path / "dataset", path)
     new_tombstone(
@@ -347,7 +347,7 @@ def test_excluded_ids_are_rejected_with_all_their_rows(tmp_path):
     assert rejected["rejection"]["rule"] == "sources.exclude_ids"
 
 
-def test_a_limit_takes_the_first_videos_with_all_their_rows(tmp_path):
+def test_limit_takes_the_first_videos_with_all_their_rows(tmp_path):
     path = write(
         tmp_path,
         line("zzzzzzzzzzz"),
@@ -364,7 +364,7 @@ def test_a_limit_takes_the_first_videos_with_all_their_rows(tmp_path):
     }
 
 
-# Without a time in gzip's header: content is part of the tests' names, which must be the same
+# Without a time in gzip's header: the content is part of the tests' names, which must be the same
 # in every process that collects them.
 @pytest.mark.parametrize(
     ("name", "content", "words"),
@@ -378,9 +378,7 @@ def test_a_limit_takes_the_first_videos_with_all_their_rows(tmp_path):
         ("none/a.jsonl", None, "cannot read"),
     ],
 )
-def test_a_file_of_another_kind_is_refused_before_anything_is_written(
-    tmp_path, name, content, words
-):
+def test_unsupported_file_is_refused_before_anything_is_written(tmp_path, name, content, words):
     if content is not None:
         (tmp_path / name).write_bytes(content)
     with pytest.raises(UsageError, match=words):
@@ -388,7 +386,7 @@ def test_a_file_of_another_kind_is_refused_before_anything_is_written(
     assert committed_shards(tmp_path / "dataset" / "sources") == []
 
 
-def test_a_file_that_breaks_off_later_writes_nothing(tmp_path, monkeypatch):
+def test_truncated_file_writes_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr("clipmill.pipeline.ingest.internvid._BLOCK_BYTES", 1000)
     rng = random.Random(3)
     lines = [

@@ -1,4 +1,4 @@
-"""A column that SQL takes for a keyword is explained where it is the mistake, and only there."""
+"""An SQL keyword as a column name is explained only if it causes the error."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def said_about(query: str) -> str:
         "SELECT 'é', at\nFROM failures WHERE at > '2026'",
     ],
 )
-def test_the_column_is_to_blame(query):
+def test_keyword_column_is_explained(query):
     assert said_about(query).endswith(HINT)
 
 
@@ -44,11 +44,11 @@ def test_the_column_is_to_blame(query):
         "SELECT key FROM failures WHERE message LIKE 'at %' ORDER key",
     ],
 )
-def test_the_mistake_is_another(query):
+def test_other_errors_have_no_hint(query):
     assert "is an SQL keyword" not in said_about(query)
 
 
-def test_all_such_columns_are_known():
+def test_all_keyword_columns_are_known():
     names = {name for columns in views.VIEWS.values() for name, _ in columns}
 
     def is_name(name: str) -> bool:

@@ -1,4 +1,4 @@
-"""What a stage may be called: nothing that the dataset's folder has for something else."""
+"""Stage labels must not clash with other names in the dataset's folder."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ OWN = Path(__file__).parent / "own_stages.py"
 
 
 def planned(folder: Path, *labels: str, **more: dict):
-    """A plan of the small stages, the last of which is called by each label."""
+    """A plan of the small stages with this label for the last one."""
     stages = {
         "fetch_words": {"stage": f"{OWN}:FetchWords"},
         "cut_words": {"stage": f"{OWN}:CutWords"},
@@ -31,37 +31,37 @@ def planned(folder: Path, *labels: str, **more: dict):
 
 
 @pytest.mark.parametrize("label", [*sorted(RESERVED_LABELS), "Runs", "LOGS"])
-def test_a_name_of_the_datasets_own_is_refused(tmp_path, label):
+def test_reserved_name_is_refused(tmp_path, label):
     with pytest.raises(UsageError, match=rf"stages\.{label}: a stage can't be named '{label}'"):
         planned(tmp_path, label)
 
 
 @pytest.mark.parametrize("labels", [("two", "Two"), ("cut_words_2", "CUT_words")])
-def test_two_names_that_a_file_system_may_take_for_one_are_refused(tmp_path, labels):
+def test_names_that_a_file_system_may_confuse_are_refused(tmp_path, labels):
     with pytest.raises(UsageError, match="already taken"):
         planned(tmp_path, *labels)
 
 
 @pytest.mark.parametrize("label", [".hidden", "a/b", "a b", "", "1st", "x" * 61])
-def test_what_is_no_sound_folder_name_is_refused(tmp_path, label):
+def test_invalid_folder_name_is_refused(tmp_path, label):
     with pytest.raises(UsageError, match="a label "):
         planned(tmp_path, label)
 
 
 @pytest.mark.parametrize("label", ["runs_2", "my_index", "x" * 60])
-def test_others_are_taken(tmp_path, label):
+def test_other_names_are_accepted(tmp_path, label):
     assert label in planned(tmp_path, label).by_label
 
 
-def test_the_table_of_another_stage_is_refused(tmp_path):
+def test_another_stages_table_name_is_refused(tmp_path):
     with pytest.raises(UsageError, match="already taken"):
         planned(
             tmp_path, "seals", sign_words={"stage": f"{OWN.parent / 'two_tables.py'}:SignWords"}
         )
 
 
-def test_what_a_run_makes_is_known(words):
-    """Each folder of a dataset is the dataset's own or a stage's table."""
+def test_all_folders_of_a_run_are_known(words):
+    """Each folder in a dataset is reserved or a stage's table."""
     data = words("a?clips=2", "x?fail=cut")
     data.run()
     found = {path.name for path in data.dataset.iterdir() if path.is_dir()}

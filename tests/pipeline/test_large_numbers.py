@@ -1,4 +1,4 @@
-"""Whole numbers that no table and no machine could take are refused where they are written."""
+"""Integers too large for any table or machine are refused where they are given."""
 
 from __future__ import annotations
 
@@ -33,20 +33,20 @@ from clipmill.schemas.errors import UsageError
         ),
     ],
 )
-def test_a_number_beyond_all_use_is_refused(tmp_path: Path, setting: str, said: str):
+def test_absurdly_large_number_is_refused(tmp_path: Path, setting: str, said: str):
     path = tmp_path / "r.yaml"
     path.write_text(yaml.safe_dump({"stages": {"download_videos": {}, "split_clips": {}}}), "utf-8")
     with pytest.raises(UsageError, match=said):
         load_recipe(path, overrides=[setting])
 
 
-def test_a_text_of_many_digits_stays_one(tmp_path: Path):
+def test_text_of_many_digits_stays_text(tmp_path: Path):
     path = tmp_path / "r.yaml"
     path.write_text(f"description: '{'9' * 40}'\nstages: {{download_videos: {{}}}}\n", "utf-8")
     assert load_recipe(path).recipe.description == "9" * 40
 
 
-def test_import_bounds_its_shards(tmp_path: Path):
+def test_import_limits_shard_videos(tmp_path: Path):
     done = CliRunner().invoke(
         app,
         ["import", str(tmp_path), "f", "--format", "internvid", "--shard-videos", f"1{'0' * 300}"],

@@ -1,4 +1,4 @@
-"""Work in this process: starting others would take longer than what they do."""
+"""Runs exports in this process, because starting others would take longer than the work."""
 
 from __future__ import annotations
 

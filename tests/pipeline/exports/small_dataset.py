@@ -1,7 +1,7 @@
 """A small dataset with real films, written straight to disk, for exports.
 
 Every video is the same film of three shots, so each has three clips. Some are YouTube's, and all
-have a title, a description and an uploader that are easily found again.
+have a title, a description and an uploader that are easy to search for.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ STAGE_NAMES = {"umt_sim": "take_given_score"}
 
 @dataclass
 class Small:
-    """The dataset's folder and the rows that were written, by step."""
+    """The dataset's folder and its rows by step."""
 
     path: Path
     rows: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
@@ -78,9 +78,10 @@ def write_small(
     settings: dict[str, dict[str, Any]] | None = None,
     models: dict[str, dict[str, Any]] | None = None,
 ) -> Small:
-    """Writes it; `change` may alter a row of a step before it is written.
+    """Writes the dataset; `change` may alter rows before a step is written.
 
-    The second clip of the second video has no caption. Odd videos are files, not YouTube's.
+    The second clip of the second video has no caption. Videos with odd numbers are files, not
+    YouTube's.
     """
     small = Small(path)
     (path / "media").mkdir(parents=True)
@@ -211,7 +212,7 @@ def _cue(
 
 
 def freeze(dataset: Path, name: str, clips: Sequence[str]) -> None:
-    """A frozen subset of these clips, as it lies on disk."""
+    """A frozen subset of these clips, as stored on disk."""
     folder = dataset / "subsets" / name
     folder.mkdir(parents=True)
     ids = sorted(clips)
@@ -257,7 +258,7 @@ def export(small: Small, output: Path, format: str, **asked: Any) -> Exported:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Every file of a folder by its path."""
+    """The contents of all files in a folder, by path."""
     return {
         path.relative_to(folder).as_posix(): path.read_bytes()
         for path in sorted(folder.rglob("*"))

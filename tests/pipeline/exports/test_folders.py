@@ -1,4 +1,4 @@
-"""Where an export may go, and what in its folder is somebody else's."""
+"""Allowed output folders of exports, and foreign files in them."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def small(tmp_path: Path) -> Small:
 
 
 @pytest.mark.parametrize("names", [("thesis.tex",), ("lock", "thesis.tex"), ("rows/a",)])
-def test_a_work_folder_of_somebody_elses_is_refused_and_stays(small, tmp_path, names):
-    """Also with a file `lock` in it, or a folder that is named as one of an export's."""
+def test_foreign_work_folder_is_refused_and_kept(small, tmp_path, names):
+    """Even with a file `lock` in it, or a folder with the name of an export's."""
     out = tmp_path / "out"
     for name in names:
         (out / ".work" / name).parent.mkdir(parents=True, exist_ok=True)
@@ -37,7 +37,7 @@ def test_a_work_folder_of_somebody_elses_is_refused_and_stays(small, tmp_path, n
     assert contents(out) == before
 
 
-def test_what_was_put_beside_an_exports_work_stays(small, tmp_path):
+def test_foreign_files_next_to_an_exports_work_are_kept(small, tmp_path):
     out = tmp_path / "out"
     export(small, out, "parquet")
     (out / ".work").mkdir()
@@ -46,8 +46,8 @@ def test_what_was_put_beside_an_exports_work_stays(small, tmp_path):
     assert [path.name for path in (out / ".work").iterdir()] == ["thesis.tex"]
 
 
-def test_an_export_of_nothing_leaves_the_folders_that_were_there(small, tmp_path):
-    """And none that it made itself, those above among them."""
+def test_empty_export_removes_only_folders_that_it_created(small, tmp_path):
+    """Including their parents."""
     (tmp_path / "mine").mkdir()
     for out in (tmp_path / "mine", tmp_path / "mine" / "new" / "deep"):
         with pytest.raises(UsageError, match="nothing to export"):
@@ -55,7 +55,7 @@ def test_an_export_of_nothing_leaves_the_folders_that_were_there(small, tmp_path
         assert list((tmp_path / "mine").iterdir()) == []
 
 
-def test_a_work_folder_on_another_disk_is_used(small, tmp_path):
+def test_work_folder_on_another_disk_is_used(small, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
     (tmp_path / "fast").mkdir()
@@ -64,8 +64,8 @@ def test_a_work_folder_on_another_disk_is_used(small, tmp_path):
     assert list((tmp_path / "fast").iterdir()) == []
 
 
-def test_an_export_that_came_between_is_seen(small, tmp_path, monkeypatch):
-    """The folder is looked at again under the lock, so that two never mix in it."""
+def test_concurrent_export_to_the_same_folder_is_detected(small, tmp_path, monkeypatch):
+    """The folder is checked again under the lock, so that two exports never mix."""
     out = tmp_path / "out"
     done = []
 
@@ -82,7 +82,7 @@ def test_an_export_that_came_between_is_seen(small, tmp_path, monkeypatch):
     assert set(contents(out)) == {"clips-000000.csv", "export.json"}
 
 
-def test_a_file_that_came_between_is_seen_and_stays(small, tmp_path, monkeypatch):
+def test_file_created_meanwhile_is_detected_and_kept(small, tmp_path, monkeypatch):
     out = tmp_path / "out"
 
     def slow(path, *rest, **more):
@@ -97,8 +97,8 @@ def test_a_file_that_came_between_is_seen_and_stays(small, tmp_path, monkeypatch
     assert contents(out) == {"thesis.tex": b"mine"}
 
 
-def test_a_lock_that_its_holder_has_deleted_is_none(small, tmp_path, monkeypatch):
-    """Of two that wait for an export to end, one may lock the file that is gone by then."""
+def test_lock_file_deleted_by_its_holder_is_not_a_lock(small, tmp_path, monkeypatch):
+    """A process that waits for an export to end may lock a file that is already deleted."""
     out = tmp_path / "out"
     opened = []
 
@@ -149,7 +149,7 @@ def test_a_lock_that_its_holder_has_deleted_is_none(small, tmp_path, monkeypatch
         "umt_sim/x",
     ],
 )
-def test_an_export_among_the_datasets_own_files_is_refused(small, name):
+def test_export_inside_the_datasets_own_files_is_refused(small, name):
     before = contents(small.path)
     with pytest.raises(UsageError, match=r"keeps its own files in .*; give a place outside"):
         export(small, small.path / name, "parquet")
@@ -157,7 +157,7 @@ def test_an_export_among_the_datasets_own_files_is_refused(small, name):
     status_report(small.path)
 
 
-def test_an_export_through_a_link_into_the_dataset_is_refused(small, tmp_path):
+def test_export_through_a_link_into_the_dataset_is_refused(small, tmp_path):
     (tmp_path / "link").symlink_to(small.path)
     (tmp_path / "disk").mkdir()
     (small.path / "media").rename(tmp_path / "disk" / "m")
@@ -168,13 +168,13 @@ def test_an_export_through_a_link_into_the_dataset_is_refused(small, tmp_path):
         export(small, tmp_path / "disk" / "m" / "out", "parquet")
 
 
-def test_an_export_beside_the_datasets_own_files_is_taken(small):
+def test_export_to_another_folder_of_the_dataset_is_allowed(small):
     export(small, small.path / "exports" / "one", "parquet")
     assert status_report(small.path)["totals"]["clips"] == 6
     assert export(small, small.path / "exports" / "one", "parquet").was_finished
 
 
-def test_no_other_output_replaces_a_file_of_the_datasets(small, tmp_path):
+def test_no_other_output_replaces_a_file_of_the_dataset(small, tmp_path):
     (small.path / "subsets").mkdir()
     before = contents(small.path)
     record = small.path / "runs" / "r1.json"

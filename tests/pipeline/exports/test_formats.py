@@ -1,4 +1,4 @@
-"""What each format holds, read back by the libraries that training jobs use."""
+"""The contents of each format, read back by the libraries that training jobs use."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ def files(folder: Path, pattern: str) -> list[Path]:
     return sorted(folder.glob(pattern))
 
 
-def test_parquet_has_every_column_of_clips_and_the_facts_of_the_video(small, tmp_path):
-    """Also clips without a caption; rows are sorted by video and time."""
+def test_parquet_has_all_clip_columns_and_video_facts(small, tmp_path):
+    """Includes clips without a caption; rows are sorted by video and time."""
     done = export(small, tmp_path / "out", "parquet")
     table = pq.read_table(tmp_path / "out" / "clips-000000.parquet")
     rows = table.to_pylist()
@@ -80,8 +80,8 @@ def test_parquet_has_every_column_of_clips_and_the_facts_of_the_video(small, tmp
         ("interleaved", "documents-*.jsonl"),
     ],
 )
-def test_no_shard_is_larger_than_asked_and_none_is_missing(many, tmp_path, format, pattern):
-    """Shards are numbered without gaps and listed with their counts and sizes."""
+def test_shards_respect_the_size_limit_and_have_no_gaps(many, tmp_path, format, pattern):
+    """Shards are numbered consecutively and listed with their counts and sizes."""
     limit = {"webdataset": 200_000, "internvid": 10_000}.get(format, 60_000)
     done = export(many, tmp_path / "out", format, shard_bytes=limit)
     found = files(tmp_path / "out", pattern)
@@ -97,8 +97,8 @@ def test_no_shard_is_larger_than_asked_and_none_is_missing(many, tmp_path, forma
         assert sum(file["items"] for file in listed) == done.manifest["counts"]["exported"]
 
 
-def test_webdataset_reads_its_samples_back(small, tmp_path):
-    """The library finds the clip, its text and its facts under one key, in every shard."""
+def test_webdataset_library_reads_the_samples(small, tmp_path):
+    """It finds the clip, its text and its facts under one key, in every shard."""
     import webdataset
 
     out = tmp_path / "out"
@@ -133,8 +133,8 @@ def test_webdataset_reads_its_samples_back(small, tmp_path):
     assert not (out / ".work").exists()
 
 
-def test_webdataset_fills_each_tar_file_as_far_as_it_goes(tmp_path):
-    """The next sample would not have fitted, also where names are too long for a tar header."""
+def test_webdataset_fills_each_tar_file_up_to_the_limit(tmp_path):
+    """The next sample would not have fitted, even if names are too long for a tar header."""
 
     def lengthen(step: str, row: dict[str, Any]) -> None:
         if row.get("clip_id", "").startswith("file-"):
@@ -159,7 +159,7 @@ def test_webdataset_fills_each_tar_file_as_far_as_it_goes(tmp_path):
         assert -(-whole // 10240) * 10240 > 40_960
 
 
-def test_webdataset_without_media_is_text_and_facts(small, tmp_path):
+def test_webdataset_without_media_has_text_and_facts(small, tmp_path):
     export(small, tmp_path / "out", "webdataset", uncaptioned=True)
     with tarfile.open(tmp_path / "out" / "clips-000000.tar") as tar:
         names = [member.name for member in tar]
@@ -171,7 +171,7 @@ def test_webdataset_without_media_is_text_and_facts(small, tmp_path):
     assert "true" not in facts["span"]
 
 
-def test_datasets_opens_the_folder_and_its_videos(small, tmp_path, monkeypatch):
+def test_datasets_library_loads_the_folder_with_its_videos(small, tmp_path, monkeypatch):
     """`load_dataset` takes columns and videos from the card; the bytes are the clips' files."""
     import datasets
 
@@ -186,16 +186,16 @@ def test_datasets_opens_the_folder_and_its_videos(small, tmp_path, monkeypatch):
         assert row["video"]["path"] == f"{row['clip_id']}.mp4"
         with av.open(io.BytesIO(row["video"]["bytes"])) as clip:
             assert sum(1 for _ in clip.decode(video=0)) == row["media_frames"]
-        # Cut at key frames: what it truly shows begins no later than asked.
+        # Cut at key frames: what it actually shows begins no later than requested.
         assert row["media_start_seconds"] <= row["start_seconds"]
         assert row["media_end_seconds"] >= row["end_seconds"] - 1e-6
     assert rows[0]["captions_fine"] == [{"seconds": 0.0, "text": "a red frame"}]
     assert rows[0]["extra"] == [{"key": "title", "value": "PLANTEDEXTRA"}]
 
 
-def test_videos_lie_in_parquet_as_they_are_so_that_viewers_can_seek_in_them(small, tmp_path):
-    """As `datasets` writes them: uncompressed, plain, with a page index; a file alone says that
-    the column holds videos. Text is compressed."""
+def test_videos_are_stored_uncompressed_in_parquet_so_that_viewers_can_seek(small, tmp_path):
+    """As `datasets` writes them: uncompressed, plain, with a page index; each file declares its
+    video column. Text is compressed."""
     import datasets
 
     out = tmp_path / "out"
@@ -224,8 +224,8 @@ def test_videos_lie_in_parquet_as_they_are_so_that_viewers_can_seek_in_them(smal
     assert all(row["bytes"] in content for row in rows)
 
 
-def test_datasets_opens_a_folder_without_videos(small, tmp_path):
-    """The card's features are those that `datasets` finds in the files itself."""
+def test_datasets_library_loads_a_folder_without_videos(small, tmp_path):
+    """The card's features equal those that `datasets` infers from the files."""
     import datasets
 
     export(small, tmp_path / "out", "huggingface")
@@ -237,8 +237,8 @@ def test_datasets_opens_a_folder_without_videos(small, tmp_path):
     assert loaded.to_dict() == found.to_dict()
 
 
-def test_the_card_says_what_it_is_and_where_it_comes_from(small, tmp_path):
-    """Counts, scorers with their models, licences by video, and the command to make it again."""
+def test_card_describes_contents_and_provenance(small, tmp_path):
+    """Counts, scorers with their models, licences by video, and the command to reproduce it."""
     dataset = write_small(tmp_path / "dataset", 4, change=_strange_licence)
     freeze(dataset.path, "mine", dataset.clip_ids[:5])
     export(dataset, tmp_path / "out", "huggingface", subset="mine")
@@ -266,7 +266,7 @@ def _strange_licence(step: str, row: dict[str, Any]) -> None:
         row["license"] = "CC|BY\n<b>"
 
 
-def test_csv_reads_back_with_nested_columns_as_json(small, tmp_path):
+def test_csv_has_nested_columns_as_json(small, tmp_path):
     export(small, tmp_path / "out", "csv")
     with open(tmp_path / "out" / "clips-000000.csv", encoding="utf-8", newline="") as file:
         rows = {row["clip_id"]: row for row in csv.DictReader(file)}
@@ -277,8 +277,8 @@ def test_csv_reads_back_with_nested_columns_as_json(small, tmp_path):
     assert rows["file-001-2000-3600"]["caption"] == ""
 
 
-def test_csv_text_is_no_formula_and_holds_no_control_characters(tmp_path):
-    """A title from the network must do nothing in a spreadsheet; quotes and lines stay."""
+def test_csv_text_has_no_formulas_and_no_control_characters(tmp_path):
+    """A title from the network must do nothing in a spreadsheet; quotes and line breaks stay."""
     hostile = {
         0: '=HYPERLINK("http://x","y")',
         1: "@SUM(A1)",
@@ -301,11 +301,11 @@ def test_csv_text_is_no_formula_and_holds_no_control_characters(tmp_path):
         "'" + hostile[2],
         'a "quoted",\nsecond line  [31m — ünï 🎬',
     }
-    # An id may begin with a dash and stays as it is; so do negative numbers.
+    # An id may begin with a dash and stays unchanged; so do negative numbers.
     assert {row["source_id"] for row in rows} == {youtube_id(0), youtube_id(2), ""}
 
 
-def test_internvid_has_its_columns_and_no_others(small, tmp_path):
+def test_internvid_has_exactly_its_columns(small, tmp_path):
     """Clips of other sites have no YoutubeID; they are left out and counted."""
     done = export(small, tmp_path / "out", "internvid")
     lines = (tmp_path / "out" / "internvid-000000.jsonl").read_text().splitlines()
@@ -366,7 +366,7 @@ def test_internvid_has_its_columns_and_no_others(small, tmp_path):
         ),
     ],
 )
-def test_another_scorers_number_is_not_passed_off_as_internvids(tmp_path, changed, column):
+def test_internvid_columns_reject_another_scorers_values(tmp_path, changed, column):
     dataset = write_small(tmp_path / "dataset", **changed)
     done = export(dataset, tmp_path / "out", "internvid")
     lines = (tmp_path / "out" / "internvid-000000.jsonl").read_text().splitlines()
@@ -385,8 +385,8 @@ def documents(folder: Path) -> list[dict[str, Any]]:
     ]
 
 
-def test_documents_hold_a_videos_clips_and_captions_in_time_order(small, tmp_path):
-    """(a): without what was said."""
+def test_documents_have_clips_and_captions_in_time_order(small, tmp_path):
+    """Form (a): without speech."""
     done = export(small, tmp_path / "out", "interleaved", interleaving=Interleaving("a", 0.0))
     found = documents(tmp_path / "out")
     assert len(found) == 4
@@ -404,8 +404,8 @@ def test_documents_hold_a_videos_clips_and_captions_in_time_order(small, tmp_pat
     assert done.manifest["counts"]["exported"] == 11
 
 
-def test_rows_are_in_the_order_of_time_not_of_ids(tmp_path):
-    """500 comes before 2000, although the text doesn't."""
+def test_rows_are_ordered_by_time_not_by_id(tmp_path):
+    """500 comes before 2000, although not alphabetically."""
 
     def change(step: str, row: dict[str, Any]) -> None:
         if row.get("clip_id", "").endswith("-0-2000"):
@@ -419,8 +419,9 @@ def test_rows_are_in_the_order_of_time_not_of_ids(tmp_path):
     assert starts == [0.5, 2.0, 3.6] * 2
 
 
-def test_documents_say_what_is_said_in_a_clip(small, tmp_path):
-    """(b): the video's own language, written by people; a cue goes with the clip it is most in."""
+def test_documents_include_the_speech_of_each_clip(small, tmp_path):
+    """Form (b): the video's own language, human-written; a cue goes to the clip that overlaps it
+    most."""
     export(small, tmp_path / "out", "interleaved", interleaving=Interleaving("b", 0.0))
     document = documents(tmp_path / "out")[-1]
     said = [(item["text"]) for item in document["items"] if item.get("role") == "speech"]
@@ -429,8 +430,8 @@ def test_documents_say_what_is_said_in_a_clip(small, tmp_path):
     assert roles == ["video", "caption", "speech", "video", "caption", "speech", "video", "caption"]
 
 
-def test_documents_of_two_videos_each(tmp_path):
-    """(c): two videos that follow each other, and the last of an odd number alone."""
+def test_documents_can_combine_two_videos(tmp_path):
+    """Form (c): two consecutive videos, and the last of an odd number alone."""
     odd = write_small(tmp_path / "dataset", 5)
     export(
         odd,
@@ -449,8 +450,8 @@ def test_documents_of_two_videos_each(tmp_path):
     assert len(set(together)) == 5
 
 
-def test_clips_of_documents_are_dropped_by_seed(many, tmp_path):
-    """The share is about the one asked for, the same again, and another with another seed."""
+def test_documents_drop_clips_by_seed(many, tmp_path):
+    """The share is about the requested one, reproducible, and different for another seed."""
 
     def dropped(name: str, **asked: Any) -> tuple[int, bytes]:
         done = export(many, tmp_path / name, "interleaved", interleaving=Interleaving(**asked))
@@ -468,7 +469,7 @@ def test_clips_of_documents_are_dropped_by_seed(many, tmp_path):
     assert dropped("d", drop=0.6)[0] > 140
 
 
-def test_documents_name_the_clips_files(small, tmp_path):
+def test_documents_reference_the_clips_files(small, tmp_path):
     out = tmp_path / "out"
     export(small, out, "interleaved", cut=COPY, interleaving=Interleaving("a", 0.0))
     items = [item for one in documents(out) for item in one["items"] if item["type"] == "video"]
@@ -476,7 +477,7 @@ def test_documents_name_the_clips_files(small, tmp_path):
     assert all((out / item["media_path"]).stat().st_size for item in items)
 
 
-def test_tables_name_the_clips_files_and_their_true_spans(small, tmp_path):
+def test_tables_reference_the_clips_files_and_actual_spans(small, tmp_path):
     out = tmp_path / "out"
     export(small, out, "parquet", cut=EXACT)
     for row in pq.read_table(out / "clips-000000.parquet").to_pylist():
@@ -494,6 +495,6 @@ def test_tables_name_the_clips_files_and_their_true_spans(small, tmp_path):
         assert ground.argmax() == strongest
 
 
-def test_internvid_takes_no_media(small, tmp_path):
+def test_internvid_rejects_media(small, tmp_path):
     with pytest.raises(UsageError, match="metadata only"):
         export(small, tmp_path / "out", "internvid", cut=COPY)

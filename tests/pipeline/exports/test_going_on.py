@@ -1,4 +1,4 @@
-"""Whose folder it is, and how an export that was stopped goes on."""
+"""Who owns an output folder, and how a stopped export is resumed."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ def small(tmp_path: Path) -> Small:
 
 
 class Stopped(Exception):
-    """Stands for a user's Ctrl-C."""
+    """Simulates a user's Ctrl-C."""
 
 
 def stop_after(small: Small, output: Path, format: str, steps: int, **asked: Any) -> bool:
-    """Exports until so many steps were reported; False where it needed no more than that."""
+    """Exports until this many steps were reported; False if it completed before that."""
     left = steps
 
     def step(clips: int, failed: int) -> None:
@@ -61,13 +61,13 @@ def stop_after(small: Small, output: Path, format: str, steps: int, **asked: Any
         ("huggingface", {"cut": cut_options("copy"), "shard_bytes": 150_000}),
     ],
 )
-def test_an_export_goes_on_where_it_stopped_with_equal_bytes(tmp_path, monkeypatch, format, asked):
-    """Stopped again and again, it ends as the one that never was."""
+def test_resumed_export_is_bytewise_equal(tmp_path, monkeypatch, format, asked):
+    """Stopped again and again, its result equals that of an uninterrupted one."""
     monkeypatch.setattr(selection, "ROWS_UNIT_CLIPS", 12)
     monkeypatch.setattr(selection, "MEDIA_UNIT_VIDEOS", 4)
     many = write_small(tmp_path / "dataset", 20)
     asked = {"shard_bytes": 10_000, **asked}
-    whole = tmp_path / "whole" / "out"  # of one name, for the card's command has it
+    whole = tmp_path / "whole" / "out"  # the same name, because the card contains the command
     assert len(export(many, whole, format, **asked).manifest["files"]) > 1
     out = tmp_path / "out"
     stops, before = 0, {}
@@ -86,8 +86,8 @@ def test_an_export_goes_on_where_it_stopped_with_equal_bytes(tmp_path, monkeypat
     assert before == {path: path.stat().st_mtime_ns for path in before}  # not written again
 
 
-def test_rows_stay_as_they_were_when_the_export_began(tmp_path, monkeypatch):
-    """A frozen subset's export goes on although the dataset has grown meanwhile."""
+def test_resumed_export_keeps_the_rows_of_its_start(tmp_path, monkeypatch):
+    """An export of a frozen subset is resumed although the dataset has grown meanwhile."""
     monkeypatch.setattr(selection, "ROWS_UNIT_CLIPS", 6)
     small = write_small(tmp_path / "dataset", 6)
     freeze(small.path, "mine", small.clip_ids)
@@ -99,14 +99,14 @@ def test_rows_stay_as_they_were_when_the_export_began(tmp_path, monkeypatch):
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
-def test_a_finished_export_is_left_alone(small, tmp_path):
+def test_finished_export_is_left_alone(small, tmp_path):
     export(small, tmp_path / "out", "parquet")
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")}
     assert export(small, tmp_path / "out", "parquet").was_finished
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")} == before
 
 
-def test_another_export_is_refused_and_says_what_differs(small, tmp_path):
+def test_different_export_is_refused_with_the_difference(small, tmp_path):
     export(small, tmp_path / "out", "parquet")
     with pytest.raises(UsageError, match=r"--redact was False and is now True"):
         export(small, tmp_path / "out", "parquet", redact=True)
@@ -114,8 +114,8 @@ def test_another_export_is_refused_and_says_what_differs(small, tmp_path):
         export(small, tmp_path / "out", "csv")
 
 
-def test_a_changed_dataset_is_another_export(small, tmp_path):
-    """Without a frozen subset, the clips are those of the catalog as it is."""
+def test_changed_dataset_makes_a_different_export(small, tmp_path):
+    """Without a frozen subset, the clips are those in the current catalog."""
     export(small, tmp_path / "out", "parquet")
     shard = small.path / "split_clips" / "c1" / "000000.parquet"
     (shard.parent / "000001.parquet").write_bytes(shard.read_bytes())
@@ -123,8 +123,8 @@ def test_a_changed_dataset_is_another_export(small, tmp_path):
         export(small, tmp_path / "out", "parquet")
 
 
-def test_a_folder_with_anything_else_is_refused(small, tmp_path):
-    """And left as it is."""
+def test_folder_with_other_files_is_refused(small, tmp_path):
+    """Its contents are left unchanged."""
     out = tmp_path / "out"
     out.mkdir()
     (out / "thesis.tex").write_text("mine")
@@ -138,7 +138,7 @@ def test_a_folder_with_anything_else_is_refused(small, tmp_path):
         export(small, out / "thesis.tex", "parquet")
 
 
-def test_an_empty_folder_and_what_a_killed_start_left_are_taken(small, tmp_path):
+def test_empty_folder_and_remains_of_a_killed_start_are_used(small, tmp_path):
     out = tmp_path / "out"
     (out / ".work" / "rows").mkdir(parents=True)
     (out / ".work" / "lock").touch()
@@ -147,7 +147,7 @@ def test_an_empty_folder_and_what_a_killed_start_left_are_taken(small, tmp_path)
     assert (out / "clips-000000.parquet").exists()
 
 
-def test_two_processes_do_not_write_into_one_folder(small, tmp_path):
+def test_only_one_process_writes_into_a_folder(small, tmp_path):
     def again(step: str, clips: int | None) -> None:
         with pytest.raises(ClipmillError, match="another process is exporting"):
             export(small, tmp_path / "out", "parquet")
@@ -156,7 +156,7 @@ def test_two_processes_do_not_write_into_one_folder(small, tmp_path):
     run_export(request, code_version="test", watcher=ExportWatcher(begin=again))
 
 
-def test_nothing_to_export_is_an_error_and_leaves_no_folder(tmp_path):
+def test_export_without_clips_is_an_error_and_leaves_no_folder(tmp_path):
     files = write_small(tmp_path / "dataset", 2, change=_no_youtube)
     with pytest.raises(UsageError, match=r"of 6 clips all are left out .*6 not from YouTube|5 not"):
         export(files, tmp_path / "out", "internvid")
@@ -170,7 +170,7 @@ def _no_youtube(step: str, row: dict[str, Any]) -> None:
         row["extractor"] = "vimeo"
 
 
-def test_a_subset_is_exported_and_a_predicate_narrows_it(small, tmp_path):
+def test_predicate_narrows_an_exported_subset(small, tmp_path):
     chosen = small.clip_ids[::2]
     freeze(small.path, "mine", chosen)
     done = export(small, tmp_path / "out", "parquet", subset="mine", where="aesthetic > 5")
@@ -195,14 +195,14 @@ def test_a_subset_is_exported_and_a_predicate_narrows_it(small, tmp_path):
         ("caption IN (SELECT content FROM read_text('/etc/passwd'))", "--where"),
     ],
 )
-def test_a_predicate_is_one_expression_over_clips(small, tmp_path, where, said):
+def test_predicate_is_one_expression_over_clips(small, tmp_path, where, said):
     with pytest.raises(UsageError, match=said):
         export(small, tmp_path / "out", "parquet", where=where)
     assert not (tmp_path / "out").exists()
 
 
 def test_removed_videos_are_not_exported(small, tmp_path, capsys):
-    """A frozen subset still names their clips; how many have gone is said."""
+    """A frozen subset still contains their clips; the number that is gone is reported."""
     freeze(small.path, "mine", [*small.clip_ids, "file-999-0-1000"])
     removed = f"youtube-{youtube_id(0)}"
     remove(small.path, videos=[removed])
@@ -218,7 +218,7 @@ def test_removed_videos_are_not_exported(small, tmp_path, capsys):
     )
 
 
-def test_the_caption_may_be_another_column(small, tmp_path):
+def test_caption_may_come_from_another_column(small, tmp_path):
     done = export(small, tmp_path / "out", "internvid", caption="caption_coarse")
     lines = (tmp_path / "out" / "internvid-000000.jsonl").read_text().splitlines()
     assert json.loads(lines[0])["Caption"] == "red ground"
@@ -229,8 +229,8 @@ def test_the_caption_may_be_another_column(small, tmp_path):
         export(small, tmp_path / "b", "internvid", caption="captions_fine")
 
 
-def test_odd_numbers_are_null_in_text(tmp_path):
-    """NaN and infinity are not JSON; no reader should stumble over them."""
+def test_nan_and_infinity_become_null_in_text(tmp_path):
+    """They are not valid JSON."""
 
     def change(step: str, row: dict[str, Any]) -> None:
         if step == "score_similarity":
@@ -248,14 +248,14 @@ def test_odd_numbers_are_null_in_text(tmp_path):
     assert b"Infinity" not in data
 
 
-def test_an_export_that_was_stopped_has_no_process_left_when_that_is_told(tmp_path, monkeypatch):
-    """Whoever tells it still holds the error, and with it all that was going on."""
+def test_stopped_export_has_no_processes_left_when_it_raises(tmp_path, monkeypatch):
+    """Although the caller still holds the error, and with it the frames of the export."""
     monkeypatch.setattr(tasks, "_usable_cpus", lambda: 2)
     small = write_small(tmp_path / "dataset", 60)
-    others = set(active_children())  # of tests before this one
+    others = set(active_children())  # of earlier tests
 
     def step(clips: int, failed: int) -> None:
-        if set(active_children()) - others:  # not yet while clips are selected
+        if set(active_children()) - others:  # none yet while clips are selected
             raise Stopped
 
     request = ExportRequest(
@@ -267,8 +267,8 @@ def test_an_export_that_was_stopped_has_no_process_left_when_that_is_told(tmp_pa
     assert set(active_children()) <= others
 
 
-def test_a_worker_that_outlived_its_export_commits_nothing(small, tmp_path):
-    """Its killed parent was started again, and another worker may be at the same unit."""
+def test_worker_that_outlives_its_export_commits_nothing(small, tmp_path):
+    """Its killed parent was started again, and another worker may process the same unit."""
     out = tmp_path / "out"
     assert stop_after(small, out, "webdataset", 1)
     (out / ".work" / "token").write_text("of the export that goes on")

@@ -1,4 +1,4 @@
-"""Clips that can't be cut, and what `--redact` leaves out of everything."""
+"""Clips that can't be cut, and what `--redact` leaves out."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ def failures(folder: Path) -> list[dict[str, Any]]:
 
 
 def broken(step: str, row: dict[str, Any]) -> None:
-    """The first video is whole; of the others the file is gone, not kept, and no video."""
+    """The first video is intact; the others' files are missing, not kept, or no videos."""
     places = {"k001": "media/gone.mp4", "k002": None, "k003": "media/noise.mp4"}
     if step == "download_videos":
         row["path"] = places.get(row["source_key"], row["path"])
 
 
 @pytest.mark.parametrize("format", ["webdataset", "huggingface", "parquet"])
-def test_a_clip_that_cannot_be_cut_is_a_failed_row(tmp_path, format):
+def test_clip_that_cannot_be_cut_is_a_failed_row(tmp_path, format):
     """The others are exported, and all are accounted for."""
     dataset = write_small(tmp_path / "dataset", change=broken)
     (dataset.path / "media" / "noise.mp4").write_bytes(b"noise" * 9999)
@@ -74,7 +74,7 @@ def test_a_clip_that_cannot_be_cut_is_a_failed_row(tmp_path, format):
         assert None not in table["media_path"].to_pylist()
 
 
-def test_a_span_beyond_the_video_fails_alone(tmp_path):
+def test_span_beyond_the_video_fails_only_its_clip(tmp_path):
     def change(step: str, row: dict[str, Any]) -> None:
         if step == "split_clips" and row["shot"] == 2:
             row["start_seconds"], row["end_seconds"] = 60.0, 62.0
@@ -85,8 +85,8 @@ def test_a_span_beyond_the_video_fails_alone(tmp_path):
     assert sum(done.manifest["counts"]["failed"].values()) == 1
 
 
-def test_speech_stays_although_a_videos_first_clip_failed(tmp_path):
-    """Subtitles stand with the first clip of the rows, whatever becomes of it."""
+def test_speech_is_kept_if_a_videos_first_clip_fails(tmp_path):
+    """Subtitles are in the row of the first clip, whatever becomes of it."""
 
     def change(step: str, row: dict[str, Any]) -> None:
         if step == "split_clips" and row["shot"] == 0:
@@ -106,7 +106,7 @@ def test_speech_stays_although_a_videos_first_clip_failed(tmp_path):
     ]
 
 
-def test_an_encoder_that_is_not_there_is_told_before_anything_is_begun(tmp_path):
+def test_missing_encoder_is_reported_before_anything_starts(tmp_path):
     dataset = write_small(tmp_path / "dataset", 1)
     with pytest.raises(ClipmillError, match="h264_nowhere"):
         export(
@@ -120,7 +120,7 @@ def test_an_encoder_that_is_not_there_is_told_before_anything_is_begun(tmp_path)
 
 @pytest.fixture(scope="module")
 def telling(tmp_path_factory: pytest.TempPathFactory) -> Small:
-    """A dataset whose film tells its title, in its own metadata, too."""
+    """A dataset whose film also has its title in its own metadata."""
     small = write_small(tmp_path_factory.mktemp("telling") / "dataset", 6, change=_own_column)
     freeze(small.path, "mine", small.clip_ids)
     film, _ = cached(THREE_SHOTS)
@@ -156,10 +156,10 @@ def _own_column(step: str, row: dict[str, Any]) -> None:
         ("interleaved", "copy"),
     ],
 )
-def test_redacted_exports_tell_no_titles_descriptions_or_uploaders(
+def test_redacted_exports_have_no_titles_descriptions_or_uploaders(
     telling, tmp_path, format, media
 ):
-    """In no file, at no depth, in no spelling of theirs, and not in the clips' own metadata."""
+    """In no file, at no depth, in no spelling, and not in the clips' own metadata."""
     out = tmp_path / "out"
     export(
         telling,
@@ -177,15 +177,15 @@ def test_redacted_exports_tell_no_titles_descriptions_or_uploaders(
         assert word.lower().encode() not in found.lower()
 
 
-def test_what_is_not_redacted_tells_them(telling, tmp_path):
-    """So that the test above would see them."""
+def test_exports_without_redact_have_them(telling, tmp_path):
+    """Proves that the test above would detect them."""
     for format in ("webdataset", "huggingface", "csv", "interleaved"):
         export(telling, tmp_path / format, format, subset="mine", uncaptioned=True)
         assert PLANTED["title"].encode() in _as_text(tmp_path / format), format
 
 
-def test_redacted_addresses_of_the_web_stay(telling, tmp_path):
-    """But not where they tell a name, nor paths of a machine."""
+def test_redacted_exports_keep_web_addresses(telling, tmp_path):
+    """Except those that contain a name, and local paths."""
     export(telling, tmp_path / "out", "parquet", redact=True)
     table = pq.read_table(tmp_path / "out" / "clips-000000.parquet", columns=["url"])
     assert set(table["url"].to_pylist()) == {
@@ -195,7 +195,7 @@ def test_redacted_addresses_of_the_web_stay(telling, tmp_path):
 
 
 def _as_text(folder: Path) -> bytes:
-    """Everything in a folder, Parquet unpacked."""
+    """The text of everything in a folder, Parquet unpacked."""
     parts = []
     for name, data in contents(folder).items():
         if name.endswith(".parquet"):
@@ -203,15 +203,15 @@ def _as_text(folder: Path) -> bytes:
             parts.append(str(table.schema).encode())
             for column in table.columns:
                 for value in column.to_pylist():
-                    # The bytes of videos as they are, the rest as text.
+                    # The bytes of videos unchanged, the rest as text.
                     inner = value["bytes"] if isinstance(value, dict) and "bytes" in value else b""
                     parts += [inner, repr(value).encode() if not inner else b""]
         parts += [name.encode(), data]
     return b"\n".join(parts)
 
 
-def test_a_worker_that_dies_costs_the_videos_that_it_dies_at(tmp_path, monkeypatch):
-    """The others of its unit are exported; the clips of the deadly ones are failed as crash."""
+def test_dying_worker_fails_only_the_videos_that_kill_it(tmp_path, monkeypatch):
+    """The others of its unit are exported; the clips of the deadly ones fail as crash."""
     dataset = write_small(tmp_path / "dataset")
     monkeypatch.setattr(cutting, "cut_clips_isolated", _deadly)
     monkeypatch.setattr(units, "map_tasks", _in_forked_processes)
@@ -230,10 +230,8 @@ def test_a_worker_that_dies_costs_the_videos_that_it_dies_at(tmp_path, monkeypat
     }
 
 
-def test_only_files_that_were_decoded_whole_without_an_error_are_called_sound(
-    tmp_path, monkeypatch
-):
-    """Not one with corrupt pictures, of another size, read in spans only, or never counted."""
+def test_only_files_decoded_completely_without_errors_are_sound(tmp_path, monkeypatch):
+    """Not with corrupt pictures, a changed size, read only in spans, or never counted."""
     dataset = write_small(tmp_path / "dataset", 5, change=_with_sizes)
     ids = [row["video_id"] for row in dataset.rows["download_videos"]]
     rows = [
@@ -283,7 +281,7 @@ def _deadly(
 
 
 def _in_forked_processes(function: Any, items: Sequence[Any], **how: Any) -> Iterator[TaskResult]:
-    """As `map_tasks` does it, but with what this test has put in place."""
+    """Like `map_tasks`, but with this test's monkeypatches."""
     context = multiprocessing.get_context("fork")
     for item in items:
         for death in (1, 2):

@@ -1,4 +1,4 @@
-"""What is removed from the dataset while an export is on its way is in none of its files."""
+"""Videos removed from the dataset during an export are in none of its files."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Small:
 def export_and_remove(
     small: Small, output: Path, format: str, at: tuple[str, int], *, gone: str = GONE, **asked: Any
 ) -> Exported:
-    """Exports, and removes a video when a step has been reported so often."""
+    """Exports, and removes a video after this many reported steps."""
     steps: list[str] = []
     now = ""
 
@@ -141,8 +141,8 @@ def assert_left_out(output: Path, done: Exported, clips: int = 3 * VIDEOS) -> No
         ("webdataset", ("render", 2)),
     ],
 )
-def test_a_clip_that_is_removed_meanwhile_is_left_out_and_counted(small, tmp_path, format, at):
-    """Whenever it is; the rest is as in an export that began when it was gone."""
+def test_clip_removed_during_an_export_is_left_out_and_counted(small, tmp_path, format, at):
+    """At any time; the rest equals an export that began after the removal."""
     out, asked = tmp_path / "out", FORMATS[format]
     done = export_and_remove(small, out, format, at, **asked)
     assert_left_out(out, done)
@@ -164,8 +164,8 @@ def test_a_clip_that_is_removed_meanwhile_is_left_out_and_counted(small, tmp_pat
         ("huggingface", ("write", 1)),
     ],
 )
-def test_its_media_is_left_out_too(small, tmp_path, format, at):
-    """Also of clips that had been cut, or packed into shards, before it was removed."""
+def test_media_of_a_removed_clip_is_left_out(small, tmp_path, format, at):
+    """Even of clips that were cut or packed into shards before the removal."""
     out, asked = tmp_path / "out", CUT[format]
     done = export_and_remove(small, out, format, at, **asked)
     assert_left_out(out, done)
@@ -183,8 +183,8 @@ def test_its_media_is_left_out_too(small, tmp_path, format, at):
         assert sum(one["nsamples"] for one in index["shardlist"]) == len(clips_in(out))
 
 
-def test_the_last_look_is_when_all_is_written(small, tmp_path, monkeypatch):
-    """A removal while the card is being written is seen as well."""
+def test_removals_are_checked_again_after_everything_is_written(small, tmp_path, monkeypatch):
+    """A removal while the card is being written is noticed, too."""
     done = []
 
     def slow(*given: Any) -> str:
@@ -208,10 +208,8 @@ def test_the_last_look_is_when_all_is_written(small, tmp_path, monkeypatch):
         ("huggingface", CUT["huggingface"], "mine"),
     ],
 )
-def test_an_export_that_was_stopped_goes_on_without_what_was_removed(
-    small, tmp_path, format, asked, subset
-):
-    """The same command does; and once more it finds all done."""
+def test_resumed_export_leaves_out_removed_clips(small, tmp_path, format, asked, subset):
+    """The same command resumes it; running it once more finds it complete."""
     freeze(small.path, "mine", small.clip_ids)
     out = tmp_path / "out"
     asked = {**asked, "subset": subset}
@@ -236,7 +234,7 @@ def test_an_export_that_was_stopped_goes_on_without_what_was_removed(
     assert export(small, out, format, **asked).was_finished
 
 
-def test_an_export_of_nothing_but_what_was_removed_is_given_up(small, tmp_path):
+def test_export_of_only_removed_clips_is_an_error(small, tmp_path):
     mine = [clip for clip in small.clip_ids if GONE in clip]
     freeze(small.path, "mine", mine)
     with pytest.raises(UsageError, match=r"of 3 clips all are left out \(3 removed\)"):
@@ -251,15 +249,15 @@ def test_an_export_of_nothing_but_what_was_removed_is_given_up(small, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_removal_after_the_end_is_another_export(small, tmp_path):
-    """Of the whole catalog; no export that contains it is reported as done."""
+def test_removal_after_the_end_makes_a_different_export(small, tmp_path):
+    """For the whole catalog; an export that contains removed clips is never reported as done."""
     export(small, tmp_path / "out", "parquet")
     remove(small.path, videos=[f"youtube-{GONE}"])
     with pytest.raises(UsageError, match="has changed since"):
         export(small, tmp_path / "out", "parquet")
 
 
-def test_a_full_disk_is_told_in_plain_words(small, tmp_path, monkeypatch):
+def test_full_disk_is_one_clear_message(small, tmp_path, monkeypatch):
     def full(*_: Any, **__: Any) -> None:
         raise OSError(27, "File too large")
 

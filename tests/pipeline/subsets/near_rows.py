@@ -1,4 +1,4 @@
-"""Rows as `near_vectors`, `near_hashes` and `assign_clusters` get them, and vectors to plant."""
+"""Input rows of `near_vectors`, `near_hashes` and `assign_clusters`, and vectors to plant."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 ROOT = Path(__file__).resolve().parents[3]
-# Two machines that add in other orders: other thread counts, other kernels, other instructions.
+# Two machines that sum in other orders: different threads, kernels, instructions.
 MACHINES = (
     {"OPENBLAS_NUM_THREADS": "2", "OMP_NUM_THREADS": "2"},
     {
@@ -50,7 +50,7 @@ EMBEDDINGS = pa.list_(pa.list_(pa.float32()))
 def vector_rows(
     vectors: np.ndarray, ranks: Sequence[int] | None = None, batch: int = 1000
 ) -> pa.RecordBatchReader:
-    """One frame a clip, or several for an array of three axes."""
+    """One frame per clip, or several for a three-dimensional array."""
     frames = vectors[:, None] if vectors.ndim == 2 else vectors
     n, k, d = frames.shape
     ranks = np.arange(n) if ranks is None else np.asarray(ranks, np.int64)
@@ -78,7 +78,7 @@ def unit(vectors: np.ndarray) -> np.ndarray:
 
 
 def cone(n: int, d: int = 64, seed: int = 0, mean_cosine: float = 0.4) -> np.ndarray:
-    """Directions about a common one, as embeddings of pictures lie."""
+    """Directions around a common one, like embeddings of pictures."""
     rng = np.random.default_rng(seed)
     middle = unit(rng.normal(size=d))
     return unit(
@@ -87,14 +87,14 @@ def cone(n: int, d: int = 64, seed: int = 0, mean_cosine: float = 0.4) -> np.nda
 
 
 def beside(vectors: np.ndarray, cosines: np.ndarray, seed: int = 1) -> np.ndarray:
-    """Other directions that have these cosines with the given ones."""
+    """Random directions with these cosines to the given ones."""
     noise = np.random.default_rng(seed).normal(size=vectors.shape)
     noise = unit(noise - (noise * vectors).sum(axis=1, keepdims=True) * vectors)
     return cosines[:, None] * vectors + np.sqrt(1 - cosines[:, None] ** 2) * noise
 
 
 def on_another_machine(program: str, machine: dict[str, str]) -> str:
-    """What a Python program prints when it runs with such settings."""
+    """The output of a Python program under these settings."""
     done = subprocess.run(
         [sys.executable, "-c", program],
         stdin=subprocess.DEVNULL,

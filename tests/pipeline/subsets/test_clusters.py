@@ -1,4 +1,4 @@
-"""Clusters: what lies together is together, and nothing but vectors and seed decides it."""
+"""Clusters group similar vectors, and depend only on vectors and seed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.pipeline.subsets.near_rows import (
 
 
 def topics(n: int, k: int, d: int = 48, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Vectors about `k` centres, and whose each is; the first centre has the most."""
+    """Vectors around `k` centres, and the centre of each; the first centre has the most."""
     rng = np.random.default_rng(seed)
     whose = np.minimum(rng.geometric(2 / k, n) - 1, k - 1)
     centres = unit(rng.normal(size=(k, d)))
@@ -51,20 +51,20 @@ def test_topics_are_found(tmp_path):
     assert labels.dtype == np.int32
     assert set(labels.tolist()) == set(range(12))
     assert purity(labels, whose) > 0.95
-    # Each clip is nearest to the mean of its own cluster, but for rounding.
+    # Each clip is nearest to the mean of its own cluster, apart from rounding.
     means = unit(np.stack([vectors[labels == label].sum(axis=0) for label in range(12)]))
     assert (np.argmax(vectors @ means.T, axis=1) == labels).mean() > 0.99
     assert list(tmp_path.iterdir()) == []
 
 
-def test_more_clips_than_the_sample_holds_are_all_assigned(tmp_path):
+def test_clips_beyond_the_sample_are_assigned(tmp_path):
     vectors, whose = topics(25_000, 5, d=16)
     labels = assigned(vectors, 5, tmp_path)
     assert labels.min() == 0
     assert purity(labels, whose) > 0.9
 
 
-def test_the_order_of_rows_changes_nothing_and_the_seed_does(tmp_path):
+def test_clusters_depend_on_the_seed_not_on_row_order(tmp_path):
     vectors, _ = topics(2500, 40)
     whole = assigned(vectors, 30, tmp_path)
     order = np.random.default_rng(1).permutation(2500)
@@ -83,11 +83,11 @@ def digest(labels: np.ndarray) -> str:
     return hashlib.sha256(labels.tobytes()).hexdigest()
 
 
-def test_threads_and_instructions_change_nothing():
+def test_clusters_do_not_depend_on_threads_or_instructions():
     assert len({on_another_machine(PROGRAM, machine) for machine in MACHINES}) == 1
 
 
-def test_a_clip_without_an_embedding_has_no_cluster(tmp_path):
+def test_clip_without_an_embedding_has_no_cluster(tmp_path):
     clips = [[[1.0, 0.0]], None, [], [[0.0, 0.0]], [[0.0, 1.0]]]
 
     def rows():
@@ -111,14 +111,14 @@ def test_more_clusters_than_distinct_vectors_give_one_each(tmp_path):
     assert assigned(np.eye(3), 1, tmp_path).tolist() == [0, 0, 0]
 
 
-def test_a_cluster_that_loses_all_members_begins_anew(tmp_path):
-    """Two opposite vectors cancel out as one cluster; asked for more, none stays empty."""
+def test_cluster_that_loses_all_members_is_restarted(tmp_path):
+    """Two opposite vectors cancel out in one cluster; with more clusters, none stays empty."""
     vectors = np.concatenate([np.eye(8), -np.eye(8)])
     labels = assigned(vectors, 16, tmp_path)
     assert sorted(labels.tolist()) == list(range(16))
     assert set(assigned(vectors, 1, tmp_path).tolist()) == {0}
 
 
-def test_no_clusters_are_refused(tmp_path):
+def test_zero_clusters_are_refused(tmp_path):
     with pytest.raises(UsageError, match="clusters: 0 is not a number of clusters"):
         assigned(np.eye(3), 0, tmp_path)

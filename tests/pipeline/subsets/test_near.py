@@ -1,4 +1,4 @@
-"""Near-duplicates: which clips go, how many are found, and that nothing else decides it."""
+"""Near-duplicates: which clips are removed, the recall, and that nothing else matters."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def by_brute_force(vectors: np.ndarray, min_cosine: float) -> list[int]:
 
 
 def with_pairs(n: int, low: float, high: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """A cone in which the last tenth lies near to members of the first tenth; and which."""
+    """A cone whose last tenth is close to members of the first tenth; returns these, too."""
     vectors = cone(n, seed=seed)
     planted = np.arange(n - n // 10, n)
     cosines = np.random.default_rng(seed).uniform(low, high, len(planted))
@@ -35,8 +35,8 @@ def with_pairs(n: int, low: float, high: float, seed: int = 0) -> tuple[np.ndarr
     return vectors, planted
 
 
-def test_a_clip_goes_when_one_before_it_is_near_also_where_that_one_goes_itself(tmp_path):
-    """Of a chain, each link near only to the next, the first one stays."""
+def test_clip_near_an_earlier_one_is_removed_even_if_that_is_removed(tmp_path):
+    """Of a chain in which each clip is only near the next, the first one stays."""
     angles = np.radians([0, 15, 30, 90, 100])
     chain = np.stack([np.cos(angles), np.sin(angles), 0 * angles], axis=1)
     limit = np.cos(np.radians(16))
@@ -45,15 +45,15 @@ def test_a_clip_goes_when_one_before_it_is_near_also_where_that_one_goes_itself(
         2,
         4,
     ]
-    # Another order of preference, another one stays.
+    # With another order of preference, another one stays.
     ranks = [2, 0, 1, 3, 4]
     assert near_vectors(
         vector_rows(chain, ranks), 5, min_cosine=limit, scratch=tmp_path
     ).tolist() == [1, 2, 4]
 
 
-def test_a_clip_is_the_mean_of_its_frames_directions(tmp_path):
-    """A frame's length doesn't count, its direction does."""
+def test_clip_is_the_mean_of_its_frames_directions(tmp_path):
+    """A frame's length doesn't count, only its direction."""
     one = [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]
     clips = [
         one,
@@ -66,7 +66,7 @@ def test_a_clip_is_the_mean_of_its_frames_directions(tmp_path):
     assert near_vectors(rows, 5, min_cosine=0.999, scratch=tmp_path).tolist() == [1, 3]
 
 
-def test_clips_without_a_direction_and_missing_ranks_stay(tmp_path):
+def test_clips_without_a_direction_or_rank_stay(tmp_path):
     clips = [
         [[1.0, 0.0]],
         None,
@@ -92,21 +92,21 @@ def test_few_clips_are_compared_exactly(tmp_path, min_cosine):
     gone = near_vectors(vector_rows(frames), 1500, min_cosine=min_cosine, scratch=tmp_path)
     wanted = by_brute_force(vectors, min_cosine)
     assert len(wanted) > 10
-    # Vectors are rounded, so that a cosine may be 0.0005 off.
+    # Vectors are rounded, so a cosine may be off by 0.0005.
     assert set(by_brute_force(vectors, min_cosine + 5e-4)) <= set(gone.tolist())
     assert set(gone.tolist()) <= set(by_brute_force(vectors, min_cosine - 5e-4))
     assert len(set(wanted) ^ set(gone.tolist())) <= 2
 
 
-def test_most_pairs_at_the_threshold_are_found_among_many_and_nothing_else(tmp_path):
+def test_most_pairs_at_the_threshold_are_found_and_no_others(tmp_path):
     vectors, planted = with_pairs(20_000, 0.951, 0.96)
     gone = near_vectors(vector_rows(vectors), 20_000, min_cosine=0.95, scratch=tmp_path)
     assert set(gone.tolist()) <= set(planted.tolist())
     assert len(gone) >= 0.94 * len(planted)
 
 
-def test_recall_is_what_is_asked_for(tmp_path):
-    """The formula neither promises too much nor searches much longer than it must."""
+def test_recall_is_as_requested(tmp_path):
+    """The formula neither overestimates recall nor searches much longer than necessary."""
     vectors, planted = with_pairs(12_000, 0.9002, 0.902)
 
     def found(recall: float) -> float:
@@ -120,7 +120,7 @@ def test_recall_is_what_is_asked_for(tmp_path):
     assert found(0.99) > 0.98
 
 
-def test_equal_vectors_leave_one_however_many_there_are(tmp_path):
+def test_any_number_of_equal_vectors_leaves_one(tmp_path):
     vectors = np.concatenate([np.tile(cone(1, seed=9), (30_000, 1)), cone(6000)])
     shuffled = np.random.default_rng(3).permutation(len(vectors))
     gone = near_vectors(
@@ -133,8 +133,8 @@ def test_equal_vectors_leave_one_however_many_there_are(tmp_path):
 
 
 @pytest.mark.parametrize("within", [0.97, 0.93])
-def test_a_crowd_costs_no_more_than_its_size(tmp_path, monkeypatch, within):
-    """Clips of one camera, all near to each other or all just too far apart."""
+def test_large_group_of_similar_clips_takes_linear_time(tmp_path, monkeypatch, within):
+    """Clips of one camera, all near each other or all just too far apart."""
     verified = []
     pairwise = near._Cosines.near
 
@@ -152,14 +152,14 @@ def test_a_crowd_costs_no_more_than_its_size(tmp_path, monkeypatch, within):
             vector_rows(np.concatenate([crowd, others])), 2 * n, min_cosine=0.95, scratch=tmp_path
         )
         costs.append(sum(verified))
-        # All but the first, if they are near to each other.
+        # All but the first, if they are near each other.
         assert within == 0.93 or len(gone) > 0.999 * n
-    # Quadratic would be 4 times as much, and 50 million pairs.
+    # Quadratic time would be 4 times as much, and 50 million pairs.
     assert costs[1] < 3 * costs[0] + 1000
     assert costs[1] < 3_000_000
 
 
-def test_a_dataset_that_looks_all_alike_is_no_hindrance(tmp_path):
+def test_dataset_of_similar_clips_works(tmp_path):
     vectors = cone(10_000, mean_cosine=0.97)
     gone = near_vectors(vector_rows(vectors), 10_000, min_cosine=0.95, scratch=tmp_path)
     assert gone.tolist() == list(range(1, 10_000))
@@ -178,13 +178,13 @@ print(hashlib.sha256(gone.tobytes()).hexdigest(), len(gone))
 """
 
 
-def test_threads_and_instructions_change_nothing():
+def test_result_does_not_depend_on_threads_or_instructions():
     digests = {on_another_machine(PROGRAM, machine) for machine in MACHINES}
     assert len(digests) == 1
     assert int(digests.pop().split()[1]) > 100
 
 
-def test_the_order_of_rows_changes_nothing(tmp_path):
+def test_result_does_not_depend_on_row_order(tmp_path):
     vectors, _ = with_pairs(6000, 0.94, 0.96)
     frames = np.stack([vectors, np.roll(vectors, 1, axis=1), vectors], axis=1)
     whole = near_vectors(vector_rows(frames), 6000, min_cosine=0.95, scratch=tmp_path)
@@ -209,12 +209,12 @@ def test_embeddings_of_two_models_are_not_compared(tmp_path):
 
 
 @pytest.mark.parametrize("min_cosine", [0, -0.5, 1.01, float("nan")])
-def test_a_cosine_that_is_none_is_refused(tmp_path, min_cosine):
+def test_impossible_cosine_is_refused(tmp_path, min_cosine):
     with pytest.raises(UsageError, match="min_cosine"):
         near_vectors(vector_rows(cone(3)), 3, min_cosine=min_cosine, scratch=tmp_path)
 
 
-def test_a_threshold_too_low_for_so_many_clips_is_refused_not_half_done(tmp_path):
+def test_threshold_too_low_for_many_clips_is_refused(tmp_path):
     rows = vector_rows(cone(10_000, d=512, mean_cosine=0))
     with pytest.raises(UsageError, match=r"min_cosine: 0\.2 is too wide for 10,000 candidates"):
         near_vectors(rows, 10_000, min_cosine=0.2, recall=0.999, scratch=tmp_path)
@@ -254,7 +254,7 @@ def flipped(value: int, bits: int, seed: int = 0) -> int:
         ([A, A, A, A], [A, B, C, D], False),
     ],
 )
-def test_clips_are_near_when_half_of_the_longer_ones_frames_match_in_order(one, other, is_near):
+def test_clips_are_near_if_half_of_the_longer_ones_frames_match_in_order(one, other, is_near):
     for first, second in ((one, other), (other, one)):
         gone = near_hashes(hash_rows([first, [G, G, G], second], [0, 2, 1]), 3, max_distance=6)
         assert gone.tolist() == ([1] if is_near else [])
@@ -287,7 +287,7 @@ def test_copies_are_found_among_many_hashes_in_any_order():
 
 
 def test_many_equal_clips_and_a_shared_title_card():
-    """Equal clips leave one; a frame that all have, and nothing else, leaves them all."""
+    """Equal clips leave one; if they only share one frame, all stay."""
     equal = [[A, B, C, D]] * 4000
     card = [
         [E, *map(int, row)]
@@ -298,6 +298,6 @@ def test_many_equal_clips_and_a_shared_title_card():
 
 
 @pytest.mark.parametrize("max_distance", [-1, 32, 64])
-def test_a_distance_that_says_nothing_is_refused(max_distance):
+def test_distance_too_large_to_mean_anything_is_refused(max_distance):
     with pytest.raises(UsageError, match="max_distance"):
         near_hashes(hash_rows([[A]]), 1, max_distance=max_distance)

@@ -1,7 +1,7 @@
-"""The ready-made subset recipes choose what the publications' rules choose, and no scorer else's.
+"""The ready-made subset recipes apply the published rules, and only to the right scorers.
 
-What is expected is worked out in plain Python from the published rule, over clips whose values
-are known; the catalog holds the same clips.
+Expected results are computed in plain Python from the published rule, over clips with known
+values; the catalog holds the same clips.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ AESTHETIC, SIMILARITY = (3.0, 7.0), (0.15, 0.6)
 
 
 def frozen(dataset: Path, recipe: str, *overrides: str, seed: int | None = None) -> list[str]:
-    """The ids of the clips that a recipe freezes, as they lie on disk."""
+    """The ids of the clips that a recipe freezes, as stored on disk."""
     loaded = load_subset_recipe(
         subset_recipe_path(recipe), overrides=overrides, seed=seed, ready_made=SUBSET_FOLDER
     )
@@ -61,7 +61,7 @@ def frozen(dataset: Path, recipe: str, *overrides: str, seed: int | None = None)
 
 
 def has(clips: Sequence[Clip], rule: Callable[..., bool], *columns: str) -> list[Clip]:
-    """The clips for whose values the rule holds; one without a value is out."""
+    """The clips whose values satisfy the rule; those without a value don't."""
     found = []
     for clip in clips:
         values = [clip.values[column] for column in columns]
@@ -75,7 +75,7 @@ def lasting(clips: Sequence[Clip], shortest: float, longest: float) -> list[Clip
 
 
 def best(clips: Sequence[Clip], column: str, per_cent: float) -> list[Clip]:
-    """The best so many per cent of those with a value; ties with the last one stay."""
+    """This percentage of the clips with a value, the best ones; ties with the last one stay."""
     values = sorted(clip.values[column] for clip in clips if clip.values[column] is not None)
     limit = values[floor(len(values) * (100 - per_cent) / 100)]
     return has(clips, lambda value: value >= limit, column)
@@ -156,25 +156,25 @@ def mug_v(clips: Sequence[Clip]) -> list[Clip]:
 
 
 def measured(column: str, label: str) -> Made:
-    """A stage of the user's own under `label`, with the clips' values of `column`."""
+    """A custom stage under `label`, with the clips' values of `column`."""
     return Made(label, f"measure_{label}", column)
 
 
 @dataclass(frozen=True)
 class Case:
-    """A recipe, a catalog that it fits, and the published rule."""
+    """A recipe, a catalog that fits it, and the published rule."""
 
     recipe: str
     made: Sequence[Made]
     columns: dict[str, tuple[float, float]]
     expected: Callable[[Sequence[Clip]], list[Clip]]
     edge: dict[str, float]
-    """Values of one more clip that stands exactly on the thresholds."""
+    """Values of an additional clip exactly at the thresholds."""
     edge_stays: bool = True
     another: Sequence[Made] = ()
-    """The same columns by another scorer."""
+    """The same columns from another scorer."""
     command: str = ""
-    """What the printed command must say."""
+    """What the printed command must contain."""
     seconds: float = 5.0
 
 
@@ -350,7 +350,7 @@ with_scorers = pytest.mark.parametrize("case", [*CASES, FLT, STILL], ids=lambda 
 
 
 def clips_of(case: Case) -> list[Clip]:
-    """Random clips, some with embeddings that are nearly another's, and one on the edge."""
+    """Random clips, some with nearly equal embeddings, and one exactly at the thresholds."""
     clips = random_clips(240, case.columns)
     draw = np.random.default_rng(1)
     for i, clip in enumerate(clips):
@@ -365,7 +365,7 @@ def clips_of(case: Case) -> list[Clip]:
     return [*clips, edge] if case.edge else clips
 
 
-def test_every_shipped_recipe_is_tested():
+def test_all_ready_made_recipes_are_tested():
     assert set(names(SUBSET_FOLDER)) == {case.recipe for case in CASES} | {
         "internvid-random",
         "internvid-div",
@@ -375,7 +375,7 @@ def test_every_shipped_recipe_is_tested():
 
 
 @each_case
-def test_it_keeps_what_the_published_rule_keeps(case, tmp_path):
+def test_recipe_keeps_what_the_published_rule_keeps(case, tmp_path):
     clips = clips_of(case)
     build(tmp_path, clips, case.made)
     expected = {clip.id for clip in case.expected(clips)}
@@ -387,7 +387,7 @@ def test_it_keeps_what_the_published_rule_keeps(case, tmp_path):
 
 
 @with_scorers
-def test_without_its_scorer_it_is_refused_with_the_way_to_add_it(case, tmp_path):
+def test_recipe_without_its_scorer_is_refused_with_a_command_to_add_it(case, tmp_path):
     build(tmp_path, random_clips(5, case.columns), [])
     with pytest.raises(UsageError) as caught:
         frozen(tmp_path, case.recipe)
@@ -400,7 +400,7 @@ def test_without_its_scorer_it_is_refused_with_the_way_to_add_it(case, tmp_path)
 
 
 @with_scorers
-def test_another_scorer_in_its_column_is_refused_with_the_command(case, tmp_path):
+def test_another_scorer_in_the_column_is_refused_with_a_command(case, tmp_path):
     build(tmp_path, random_clips(5, case.columns), case.another)
     with pytest.raises(UsageError) as caught:
         frozen(tmp_path, case.recipe)
@@ -410,7 +410,7 @@ def test_another_scorer_in_its_column_is_refused_with_the_command(case, tmp_path
     assert case.command in message
 
 
-def test_a_refusal_is_wrong_use_on_the_command_line(tmp_path):
+def test_refused_recipe_exits_with_2(tmp_path):
     build(tmp_path, random_clips(5, CASES[0].columns), CASES[0].another)
     done = subprocess.run(
         [
@@ -436,14 +436,14 @@ def test_a_refusal_is_wrong_use_on_the_command_line(tmp_path):
 
 
 def test_every_number_of_a_rule_is_a_parameter():
-    """So that --set reaches each; that each parameter is used, the loader sees to."""
+    """So --set reaches each of them; the loader ensures that each parameter is used."""
     for name in names(SUBSET_FOLDER):
         given = yaml.safe_load(subset_recipe_path(name).read_text())
         rules = str([*given.get("rules_before", []), *given.get("rules", [])])
         assert re.findall(r"[-\s(]\d[\d.]*[\s),}\]']", rules) == [], name
 
 
-def test_open_soras_other_stage_is_a_parameter_away(tmp_path):
+def test_open_soras_other_stage_is_selected_by_a_parameter(tmp_path):
     case = next(case for case in CASES if case.recipe == "open-sora")
     clips = clips_of(case)
     build(tmp_path, clips, case.made)
@@ -454,7 +454,7 @@ def test_open_soras_other_stage_is_a_parameter_away(tmp_path):
     assert set(kept) == {clip.id for clip in expected} > {clip.id for clip in open_sora(clips)}
 
 
-def test_random_draws_as_many_as_asked_for(tmp_path):
+def test_random_draws_the_requested_number(tmp_path):
     clips = random_clips(500, {})
     build(tmp_path, clips, [])
     kept = frozen(tmp_path, "internvid-random", "clips=120")
@@ -471,7 +471,7 @@ def test_flt_draws_among_the_best_by_umt_sim(tmp_path):
     kept = frozen(tmp_path, "internvid-flt", "clips=60")
     assert len(set(kept)) == 60
     assert set(kept) <= able
-    # With more asked for than there are, all of them: the share alone decides.
+    # If more are requested than exist, all of them: only the share counts.
     assert set(frozen(tmp_path, "internvid-flt", "clips=100000", seed=1)) == able
     smaller = set(frozen(tmp_path, "internvid-flt", "clips=100000", "top=10", seed=2))
     assert smaller == {clip.id for clip in best(clips, "similarity", 10)}
@@ -481,7 +481,7 @@ def test_flt_draws_among_the_best_by_umt_sim(tmp_path):
     ("label", "recipe", "column"),
     [("umt_sim", "internvid-flt", "similarity"), ("aesthetic_given", "internvid-aes", "aesthetic")],
 )
-def test_published_scores_fit_as_the_import_recipe_takes_them(tmp_path, label, recipe, column):
+def test_published_scores_fit_the_import_recipe(tmp_path, label, recipe, column):
     stage = load_recipe(recipe_path("internvid-metadata")).stages[label]
     clips = random_clips(30, {column: AESTHETIC})
     build(tmp_path, clips, [given(label, stage.scorer, stage.column, column)])
@@ -489,12 +489,12 @@ def test_published_scores_fit_as_the_import_recipe_takes_them(tmp_path, label, r
     assert set(frozen(tmp_path, recipe)) == {clip.id for clip in rules[recipe](clips)}
 
 
-SIZES = {1: 600, 3: 600, 12: 300}  # clips a video: videos
+SIZES = {1: 600, 3: 600, 12: 300}  # clips per video: number of videos
 
 
 def test_div_is_weighted_sampling_without_replacement(tmp_path):
-    """Against numpy's, which the published script calls: how many clips come from videos of each
-    size, and how often one, two, three … clips of one large video are drawn together."""
+    """Compared with numpy's, which the published script calls: how many clips come from videos of
+    each size, and how often one, two, three … clips of one large video are drawn together."""
     clips = [
         Clip(f"generic-{size}-{video}", float(i), i + 1.0)
         for size, videos in SIZES.items()
@@ -528,13 +528,14 @@ def test_div_is_weighted_sampling_without_replacement(tmp_path):
     assert (found.sum(axis=1)[:, None] >= 0).all()
     assert (np.abs(found - mean) < 4.5 * deviation + 1).all(), (found, mean, deviation)
     assert (np.abs(found.mean(axis=0) - mean) < 4.5 * deviation / np.sqrt(5) + 1).all()
-    # A uniform draw would be far off: the test can tell them apart.
+    # A uniform draw would be far off: the test can distinguish them.
     uniform = shape(clips, rng.choice(len(clips), drawn, replace=False))
     assert (np.abs(uniform - mean) > 20 * deviation).any()
 
 
 def shape(clips: Sequence[Clip], drawn: Sequence[int]) -> list[int]:
-    """Clips from videos of each size, then large videos of which 0, 1, 2, 3, 4+ were drawn."""
+    """Clips from videos of each size, then numbers of large videos with 0, 1, 2, 3, 4+ drawn
+    clips."""
     videos = Counter(clips[i].video for i in drawn)
     sizes = Counter(int(clips[i].video.split("-")[1]) for i in drawn)
     large = Counter(
@@ -544,7 +545,7 @@ def shape(clips: Sequence[Clip], drawn: Sequence[int]) -> list[int]:
     return [*(sizes[size] for size in SIZES), *(large[count] for count in range(5))]
 
 
-def test_finevideo_wants_speech_and_something_that_moves(tmp_path):
+def test_finevideo_requires_speech_and_motion(tmp_path):
     def said(*texts: str, language: str = "en") -> list[dict[str, Any]]:
         return [
             {
@@ -584,7 +585,7 @@ def test_finevideo_wants_speech_and_something_that_moves(tmp_path):
     assert kept == ["generic-exactly-0-1000", "generic-speech-0-1000", "generic-twice-0-1000"]
 
 
-def test_only_what_the_source_does_not_say_is_unverified():
+def test_only_facts_missing_from_the_source_are_unverified():
     loaded = [
         load_subset_recipe(subset_recipe_path(name), ready_made=SUBSET_FOLDER)
         for name in names(SUBSET_FOLDER)

@@ -1,4 +1,4 @@
-"""Each rule takes exactly what it says, the same on every machine."""
+"""Each rule selects exactly what it describes, with the same result on every machine."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def catalog(dataset: Path):
 
 
 def taken(catalog: Catalog, folder: Path, *rules: dict, **top) -> list[str]:
-    """The ids of the clips that remain after the rules."""
+    """The ids of the clips that remain after applying the rules."""
     recipe = recipe_of(folder, *rules, **top)
     candidates = read_candidates(catalog, recipe, {})
     with RuleEngine(candidates) as engine:
@@ -98,7 +98,7 @@ def has(value: float | None) -> bool:
     return value is not None and not math.isnan(value)
 
 
-def test_where_takes_null_for_no(catalog, clips, tmp_path: Path):
+def test_where_treats_null_as_false(catalog, clips, tmp_path: Path):
     expected = [
         c
         for c in clips
@@ -109,8 +109,8 @@ def test_where_takes_null_for_no(catalog, clips, tmp_path: Path):
     ) == ids(expected)
 
 
-def test_where_may_ask_other_views(catalog, clips, tmp_path: Path):
-    """A licence is known of the video."""
+def test_where_can_query_other_views(catalog, clips, tmp_path: Path):
+    """For example, a video's licence."""
     free = {name for name, video in videos_of(clips).items() if video["license"]}
     rule = "video_id IN (SELECT video_id FROM videos WHERE license = 'cc-by')"
     assert taken(catalog, tmp_path, {"where": rule}) == ids(c for c in clips if c.video in free)
@@ -127,7 +127,8 @@ def test_where_may_ask_other_views(catalog, clips, tmp_path: Path):
     ],
 )
 def test_percentiles_are_exact(catalog, clips, tmp_path: Path, given, low, high):
-    """Of N values the floor(low% of N) lowest and what is above the ceil(high% of N)th go."""
+    """Of N values, the lowest floor(low% of N) are removed, and those above the ceil(high% of
+    N)th."""
     scored = sorted(
         (c for c in clips if has(c.values["aesthetic"])), key=lambda c: c.values["aesthetic"]
     )
@@ -138,7 +139,7 @@ def test_percentiles_are_exact(catalog, clips, tmp_path: Path, given, low, high)
     assert found == ids(scored[first:last])
 
 
-def test_clips_that_tie_with_a_percentile_stay(catalog, clips, tmp_path: Path):
+def test_clips_tied_with_a_percentile_stay(catalog, clips, tmp_path: Path):
     rounded = "CAST(round(similarity * 10) AS INTEGER)"
     found = taken(catalog, tmp_path, {"percentile": {"column": rounded, "top": 1}})
     most = max(round(c.values["similarity"] * 10) for c in clips if has(c.values["similarity"]))
@@ -151,7 +152,7 @@ def test_clips_that_tie_with_a_percentile_stay(catalog, clips, tmp_path: Path):
     assert len(found) > 6
 
 
-def test_a_cap_keeps_the_first_of_each_group(catalog, clips, tmp_path: Path):
+def test_cap_keeps_the_first_of_each_group(catalog, clips, tmp_path: Path):
     found = taken(
         catalog, tmp_path, {"cap": {"per": "video_id", "clips": 2, "by": "duration_seconds DESC"}}
     )
@@ -166,7 +167,7 @@ def test_a_cap_keeps_the_first_of_each_group(catalog, clips, tmp_path: Path):
     assert found == ids(expected)
 
 
-def test_a_cap_without_an_order_draws_by_the_seed(catalog, clips, tmp_path: Path):
+def test_cap_without_an_order_draws_by_seed(catalog, clips, tmp_path: Path):
     found = taken(catalog, tmp_path, {"cap": {"per": "video_id", "clips": 1}}, seed=9)
     by_video = defaultdict(list)
     for clip in clips:
@@ -177,7 +178,7 @@ def test_a_cap_without_an_order_draws_by_the_seed(catalog, clips, tmp_path: Path
 
 
 def test_quotas_differ_by_group(catalog, clips, tmp_path: Path):
-    """`*` is every other group, and null is one only where it is named."""
+    """`*` stands for every other group; null is a group only if it is named."""
     videos = videos_of(clips)
     there = Counter(videos[c.video]["language"] for c in clips)
     for quota, expected in (
@@ -191,8 +192,8 @@ def test_quotas_differ_by_group(catalog, clips, tmp_path: Path):
         assert Counter(videos[video_of[clip]]["language"] for clip in found) == expected
 
 
-def test_a_uniform_sample_is_the_smallest_hashes(catalog, clips, tmp_path: Path):
-    """Anyone can draw it again from the ids alone."""
+def test_uniform_sample_has_the_smallest_hashes(catalog, clips, tmp_path: Path):
+    """Anyone can reproduce it from the ids alone."""
     found = taken(catalog, tmp_path, {"sample": {"clips": 100}}, seed=3)
     assert found == sorted(sorted(ids(clips), key=lambda clip: chance(clip, 3, 1))[:100])
     part = taken(catalog, tmp_path, {"sample": {"fraction": 0.1}}, seed=3)
@@ -200,8 +201,8 @@ def test_a_uniform_sample_is_the_smallest_hashes(catalog, clips, tmp_path: Path)
     assert set(part) < set(found)
 
 
-def test_one_per_video_is_efraimidis_and_spirakis(catalog, clips, tmp_path: Path):
-    """Weight 1 / clips of the video, counted among the clips that reach the rule."""
+def test_one_per_video_samples_by_efraimidis_and_spirakis(catalog, clips, tmp_path: Path):
+    """The weight is 1 / clips of the video, among the clips that reach the rule."""
     reaching = [c for c in clips if c.seconds > 4]
     of_video = Counter(c.video for c in reaching)
 
@@ -219,7 +220,7 @@ def test_one_per_video_is_efraimidis_and_spirakis(catalog, clips, tmp_path: Path
 
 
 def test_one_per_video_draws_as_numpy_does(catalog, clips, tmp_path: Path):
-    """The share of clips from large videos is that of weighted draws without replacement."""
+    """The share of clips from large videos equals weighted draws without replacement."""
     of_video = Counter(c.video for c in clips)
     sizes = np.array([of_video[c.video] for c in clips])
     weights = (1 / sizes) / (1 / sizes).sum()
@@ -276,7 +277,7 @@ def test_strata_get_their_shares(catalog, clips, tmp_path: Path):
 
 @pytest.mark.parametrize("wanted", [0, 1, 5, 16, 17, 100])
 def test_shares_add_up(wanted: int):
-    """Whatever the groups, as many clips are shared out as are wanted and there."""
+    """For any groups, the total is the requested number, or all clips if there are fewer."""
     draw = random.Random(wanted)
     for _ in range(50):
         sizes = np.array([draw.choice([0, 1, 3, 50]) for _ in range(draw.randint(1, 9))])
@@ -290,8 +291,8 @@ def test_shares_add_up(wanted: int):
     assert proportional(np.array([10, 30, 60]), 11).tolist() == [1, 3, 7]
 
 
-def test_the_same_file_and_span_counts_once(tmp_path: Path):
-    """Two addresses may have led to the same bytes; unknown bytes are not duplicates."""
+def test_same_file_and_span_count_once(tmp_path: Path):
+    """Two addresses can lead to the same bytes; unknown bytes are not duplicates."""
     clips = [
         Clip("generic-a", 0, 2),
         Clip("generic-b", 0, 2),
@@ -316,8 +317,8 @@ def test_the_same_file_and_span_counts_once(tmp_path: Path):
     assert worst == ids([clips[0], *clips[2:]])
 
 
-def test_near_embeddings_go(tmp_path: Path):
-    """The preferred clip of each group stays, and a clip without embedding does."""
+def test_near_embeddings_are_removed(tmp_path: Path):
+    """The preferred clip of each group stays, and so does a clip without embedding."""
     draw = np.random.default_rng(1)
     clips = []
     for number in range(40):
@@ -337,8 +338,8 @@ def test_near_embeddings_go(tmp_path: Path):
     assert found == ids(clip for clip in clips if clip.values["aesthetic"] == 2)
 
 
-def test_near_frames_go(tmp_path: Path):
-    """Hashes that differ in few bits are of one picture; a clip without any stays."""
+def test_near_frames_are_removed(tmp_path: Path):
+    """Hashes that differ in few bits are the same picture; a clip without hashes stays."""
     draw = random.Random(3)
     clips, hashes = [], {}
     for number in range(20):
@@ -375,8 +376,8 @@ def test_near_frames_go(tmp_path: Path):
     assert found == sorted([clips[0].id, *(clip.id for clip in clips[1::2])])
 
 
-def test_clusters_are_drawn_from_alike(tmp_path: Path):
-    """A cluster of a hundred clips gives as many as one of ten."""
+def test_clusters_are_sampled_equally(tmp_path: Path):
+    """A cluster of a hundred clips contributes as many as one of ten."""
     draw = np.random.default_rng(2)
     clips = []
     for group, n in enumerate((100, 10, 10)):
@@ -403,8 +404,8 @@ ALL_VERBS = [
 ]
 
 
-def test_threads_shards_and_their_order_change_nothing(clips, tmp_path: Path):
-    """The same clips give the same hash, however they lie on disk and whoever reads them."""
+def test_result_does_not_depend_on_threads_or_shards(clips, tmp_path: Path):
+    """The same clips give the same hash, however they are stored and read."""
     draw = random.Random(4)
     for clip in clips:
         clip.vectors = [[draw.gauss(0, 1) for _ in range(8)]]
@@ -480,8 +481,8 @@ def test_threads_shards_and_their_order_change_nothing(clips, tmp_path: Path):
         ),
     ],
 )
-def test_what_a_rule_may_not_say(catalog, tmp_path: Path, rule: dict, told: list[str]):
-    """SQL errors are DuckDB's, with recipe and rule in front; nothing but reading is allowed."""
+def test_invalid_rules_are_refused(catalog, tmp_path: Path, rule: dict, told: list[str]):
+    """SQL errors are DuckDB's, prefixed with recipe and rule; only reading is allowed."""
     with pytest.raises(UsageError) as error:
         taken(catalog, tmp_path, rule)
     said = str(error.value)
@@ -500,7 +501,7 @@ def test_an_expression_may_end_in_a_comment(catalog, clips, tmp_path: Path):
     assert len(taken(catalog, tmp_path, *rules)) == 27
 
 
-def test_what_is_written_meanwhile_is_not_seen(clips, tmp_path: Path):
+def test_rows_written_meanwhile_are_not_read(clips, tmp_path: Path):
     """All rules see the clips that existed when reading began, and the record notes it."""
     moving = build(tmp_path / "moving", clips, [embeddings(), similarity(), aesthetic()], shards=2)
     more = build(

@@ -1,4 +1,4 @@
-"""A subset recipe takes the scorer that it was made for, wherever it stands, and no other."""
+"""A subset recipe uses exactly the scorer that it was made for, under any label."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def refused(folder: Path, *made: Made, **specs: Any) -> str:
     return str(caught.value)
 
 
-def test_the_scorer_that_a_recipe_was_made_for_is_taken(tmp_path):
+def test_recipe_uses_its_scorer(tmp_path):
     found = resolved(tmp_path, embeddings(), aesthetic(), aesthetic=spec(V2_MAX))["aesthetic"]
     assert (found.column, found.label, found.stage) == (
         "aesthetic",
@@ -84,8 +84,8 @@ def test_the_scorer_that_a_recipe_was_made_for_is_taken(tmp_path):
     assert "score_aesthetic (head sac+logos+ava1-l14-linearMSE.pth" in found.describe()
 
 
-def test_it_is_found_under_another_column_too(tmp_path):
-    """The role's own column is another scorer, but the catalog also has the right one."""
+def test_scorer_is_found_under_another_column(tmp_path):
+    """The role's own column is from another scorer, but the catalog also has the right one."""
     found = resolved(
         tmp_path,
         embeddings(),
@@ -97,7 +97,7 @@ def test_it_is_found_under_another_column_too(tmp_path):
     assert found.describe().startswith("pretty: pretty, a score_aesthetic (head sac+logos")
 
 
-def test_a_model_fits_by_its_hash_whatever_its_file_is_called(tmp_path):
+def test_model_matches_by_hash_not_by_file_name(tmp_path):
     by_hash = V2_MAX.replace("sha256:abc", "sha256:/h.pth")
     found = resolved(
         tmp_path, embeddings(), aesthetic(head="/models/h.pth"), aesthetic=spec(by_hash)
@@ -144,8 +144,8 @@ def command(message: str) -> list[str]:
     return shlex.split(line)
 
 
-def test_the_command_adds_what_is_missing_and_reads_what_is_there(tmp_path, monkeypatch):
-    """Embeddings that fit are not made a second time; a label that is taken is not overwritten."""
+def test_suggested_command_adds_only_missing_stages(tmp_path, monkeypatch):
+    """Matching embeddings are not computed again; a label in use is not overwritten."""
     monkeypatch.chdir(tmp_path)
     message = refused(
         tmp_path,
@@ -184,7 +184,7 @@ def test_two_scorers_that_read_one_stage_add_it_once(tmp_path):
     assert words.count("second.embeddings=embed_l14") == 1
 
 
-def test_what_clipmill_cannot_measure_is_asked_of_a_stage_of_ones_own(tmp_path):
+def test_unsupported_measure_asks_for_a_custom_stage(tmp_path):
     message = refused(tmp_path, text_area=spec(TEXT_AREA))
     assert message.startswith(
         "mine was made for area of text (share of the frame) in the column `text_area`"
@@ -199,14 +199,14 @@ def test_what_clipmill_cannot_measure_is_asked_of_a_stage_of_ones_own(tmp_path):
     assert found.stage == "take_given_score"
 
 
-def test_a_built_in_scorer_under_that_label_is_not_taken_for_it(tmp_path):
+def test_built_in_scorer_under_that_label_does_not_match(tmp_path):
     message = refused(
         tmp_path, embeddings(), aesthetic("text_area", column="other"), text_area=spec(TEXT_AREA)
     )
     assert "made by score_aesthetic, which measures something else" in message
 
 
-def test_all_that_is_missing_is_said_at_once(tmp_path):
+def test_all_missing_scorers_are_reported_at_once(tmp_path):
     message = refused(tmp_path, embeddings(), aesthetic=spec(V2_MAX), text_area=spec(TEXT_AREA))
     assert message.startswith("mine was made for these scorers:\n- LAION's V2, largest of 4 frames")
     assert "\n- area of text (share of the frame) in the column `text_area`; the catalog" in message
@@ -236,7 +236,7 @@ def test_all_that_is_missing_is_said_at_once(tmp_path):
         ("*", True, False),
     ],
 )
-def test_settings_fit_by_value_pattern_or_bound(tmp_path, pattern, value, fits):
+def test_settings_match_by_value_pattern_or_bound(tmp_path, pattern, value, fits):
     wanted = ScorerSpec.model_validate(
         {"name": "x", "accepts": [{"stage": "measure_x", "settings": {"how": pattern}}]}
     )
@@ -247,13 +247,13 @@ def test_settings_fit_by_value_pattern_or_bound(tmp_path, pattern, value, fits):
         assert "its how is" in refused(tmp_path, stage, x=wanted)
 
 
-def test_any_takes_the_column_as_it_is(tmp_path):
+def test_any_accepts_every_column(tmp_path):
     made = [embeddings(), aesthetic(head=HEAD_V1)]
     found = resolved(tmp_path, *made, aesthetic="any", motion="any")
     assert found["aesthetic"].waived
     assert found["aesthetic"].models["head"]["reference"] == HEAD_V1
     assert "accepted without a check" in found["aesthetic"].describe()
-    # What splitting says of a clip is a column like any other.
+    # A column from splitting is a column like any other.
     assert (found["motion"].column, found["motion"].stage) == ("motion", None)
     message = refused(tmp_path, *made, similarity="any")
     assert "`clips` has none" in message
@@ -263,7 +263,7 @@ def test_any_takes_the_column_as_it_is(tmp_path):
     assert "--set scorers" not in refused(tmp_path, *made, text_area=spec(TEXT_AREA))
 
 
-def test_a_scorer_that_has_not_run_yet_is_no_scorer(tmp_path):
+def test_scorer_that_has_not_run_does_not_match(tmp_path):
     made = [embeddings(), aesthetic()]
     assert resolved(tmp_path, *made, aesthetic=spec(V2_MAX))
     for path in (tmp_path / "dataset" / "score_aesthetic").rglob("*.parquet"):
@@ -274,7 +274,7 @@ def test_a_scorer_that_has_not_run_yet_is_no_scorer(tmp_path):
     assert "aesthetic_v2" not in message
 
 
-def test_a_dataset_without_a_run_says_so(tmp_path):
+def test_dataset_without_a_run_is_reported(tmp_path):
     (tmp_path / "dataset" / "sources").mkdir(parents=True)
     assert "has no run yet" in refused(tmp_path, aesthetic=spec(V2_MAX))
 
@@ -289,6 +289,6 @@ def test_a_dataset_without_a_run_says_so(tmp_path):
         "{name: x, accepts: [{stage: a, setting: {b: 1}}]}",
     ],
 )
-def test_a_spec_that_says_too_little_is_refused(text):
+def test_incomplete_spec_is_refused(text):
     with pytest.raises(ValidationError):
         spec(text)

@@ -1,4 +1,4 @@
-"""Subset recipes are plain data: what they may say, what they inherit, and what is refused."""
+"""Subset recipes are plain data: allowed contents, inheritance, and errors."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def refusal(folder: Path, text: str, **details) -> str:
 
 
 def test_parameters_are_values_and_sql_literals(tmp_path: Path):
-    """Alone, `$name` is the value; within SQL it is a literal, and in a string it is text."""
+    """By itself, `$name` is the value; within SQL it is a literal, and in a string it is text."""
     recipe = load(
         tmp_path,
         """
@@ -48,8 +48,8 @@ rules:
     assert recipe.parameters["top"] == 12.5
 
 
-def test_a_recipe_inherits_rules_parameters_and_seed(tmp_path: Path):
-    """Its own keys win; its rules come after the inherited ones, `rules_before` in front."""
+def test_recipe_inherits_rules_parameters_and_seed(tmp_path: Path):
+    """Its own keys win; its rules follow the inherited ones, `rules_before` precedes them."""
     (tmp_path / "ready").mkdir()
     (tmp_path / "ready/base.yaml").write_text("""
 description: the base
@@ -76,13 +76,13 @@ rules: [{where: "a > 1"}]
     assert load(tmp_path, "extends: middle.yaml", seed=1, ready_made=tmp_path / "ready").seed == 1
 
 
-def test_a_circle_of_extends_is_told_with_its_members(tmp_path: Path):
+def test_circular_extends_is_reported_with_its_members(tmp_path: Path):
     (tmp_path / "other.yaml").write_text("extends: mine.yaml\n")
     said = refusal(tmp_path, "extends: other.yaml\n")
     assert "mine.yaml → other.yaml → mine.yaml" in said
 
 
-def test_extending_nothing_names_what_there_is(tmp_path: Path):
+def test_unknown_extends_names_the_available_recipes(tmp_path: Path):
     (tmp_path / "internvid-div.yaml").write_text("rules: []\n")
     said = refusal(tmp_path, "extends: internvid-dif\n", ready_made=tmp_path)
     assert "did you mean internvid-div?" in said
@@ -134,7 +134,7 @@ def test_extending_nothing_names_what_there_is(tmp_path: Path):
         ("rules: [{where: a}]\nrules: [{where: b}]", ["given twice"]),
     ],
 )
-def test_what_a_recipe_may_not_say(tmp_path: Path, text: str, told: list[str]):
+def test_invalid_recipes_are_refused(tmp_path: Path, text: str, told: list[str]):
     """The error names the file, the rule, and what is allowed."""
     said = refusal(tmp_path, text)
     for part in told:
@@ -152,12 +152,12 @@ def test_what_a_recipe_may_not_say(tmp_path: Path, text: str, told: list[str]):
         ("clips=[1", "not valid YAML"),
     ],
 )
-def test_what_set_may_not_say(tmp_path: Path, override: str, told: str):
+def test_invalid_set_is_refused(tmp_path: Path, override: str, told: str):
     text = "parameters: {clips: 10}\nrules: [{sample: {clips: $clips}}]"
     assert told in refusal(tmp_path, text, overrides=[override])
 
 
-def test_the_check_of_a_scorer_can_be_waived_but_not_renamed(tmp_path: Path):
+def test_scorer_check_can_be_waived_but_not_renamed(tmp_path: Path):
     text = """
 scorers:
   similarity: {name: UMT-SIM, accepts: [{stage: take_given_score}]}
