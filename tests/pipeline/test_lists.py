@@ -1,4 +1,4 @@
-"""Lists as people have them: each line and row is accounted for, and none costs another."""
+"""Real-world lists: each line and row is accounted for, and none affects another."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def read(dataset: Path) -> list[dict]:
 
 
 def take(folder: Path, name: str, text: str | bytes, **spec) -> tuple[IngestReport, list[dict]]:
-    """What came of a list; all its lines and rows are in one count."""
+    """The result of ingesting a list; all its lines and rows are in one count."""
     (folder / name).write_bytes(text.encode() if isinstance(text, str) else text)
     report = ingest(
         folder / "dataset", [SourceSpec(path=name, **spec)], shard_videos=16, base_folder=folder
@@ -66,7 +66,7 @@ def stray(delimiter: str, last: str = "seven") -> str:
 
 @pytest.mark.parametrize("last", ["seven", 'seven"', '"seven'])
 @pytest.mark.parametrize("delimiter", [",", ";", "|"])
-def test_a_stray_quote_costs_its_own_row(tmp_path, delimiter, last):
+def test_stray_quote_fails_only_its_row(tmp_path, delimiter, last):
     report, rows = take(tmp_path, "a.csv", stray(delimiter, last))
     bad = 2 if last == '"seven' else 1
     assert (report.kept, report.failed, report.lists[0].rows) == (8 - bad, bad, 8)
@@ -75,7 +75,7 @@ def test_a_stray_quote_costs_its_own_row(tmp_path, delimiter, last):
     assert kept(rows, "title")[:5] == ["plain", "three", "four", "five", "six"]
 
 
-def test_the_quote_may_stand_before_the_url_too(tmp_path):
+def test_stray_quote_before_the_url(tmp_path):
     text = "title,url\n" + "".join(
         f"{'' if at != 2 else chr(34)}t{at}{'' if at != 5 else chr(34)},{SITE}{at}\n"
         for at in range(8)
@@ -84,7 +84,7 @@ def test_the_quote_may_stand_before_the_url_too(tmp_path):
     assert (report.kept, report.failed) == (7, 1)
 
 
-def test_a_tsv_without_quoting_keeps_its_quotes(tmp_path):
+def test_tsv_without_quoting_keeps_its_quotes(tmp_path):
     _, rows = take(tmp_path, "a.tsv", stray("\t") + f'{SITE}8\t"all of it"\n{SITE}9\t5" disk\n')
     assert kept(rows, "title")[1] == '"Hello world'
     assert kept(rows, "title")[-2:] == ['"all of it"', '5" disk']
@@ -100,13 +100,13 @@ TEXTS = st.text(st.sampled_from('ab ,;"\n\t|'), max_size=12)
     st.booleans(),
     st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL]),
 )
-def test_what_a_writer_quoted_comes_back_whole(tmp_path_factory, titles, mark, first, quoting):
-    """Cells with quotes, delimiters and line ends, wherever the URL stands."""
+def test_quoted_cells_round_trip(tmp_path_factory, titles, mark, first, quoting):
+    """Cells with quotes, delimiters and line breaks, wherever the URL is."""
     folder = tmp_path_factory.mktemp("list")
     out = io.StringIO()
     writer = csv.writer(out, delimiter=mark, lineterminator="\n", quoting=quoting)
     names = ["url", "one", "two"] if first else ["one", "two", "url"]
-    # So that the file's quoting can be detected: a cell that needs its quotes.
+    # So that the file's quoting can be detected: a cell that needs quotes.
     titles = [*[('say ""', "x")] * (3 * len(titles)), *titles]
     writer.writerow(names)
     for at, (one, two) in enumerate(titles):
@@ -120,7 +120,7 @@ def test_what_a_writer_quoted_comes_back_whole(tmp_path_factory, titles, mark, f
     ]
 
 
-def test_records_without_the_headers_columns_are_failures_with_their_lines(tmp_path):
+def test_records_with_wrong_columns_are_failures_with_line_numbers(tmp_path):
     text = (
         f"url,title\r\n{SITE}1,x\r\n\r\n{SITE}2\r\n{SITE}3,a,b\r\n{SITE}4,broken\r\nin two\r\n"
         f',\r\n# a note\r\n{SITE}5,"quoted\r\nin two"\r\n{SITE}6,"a "b" c"\r\n{SITE}7,x,\r\n'
@@ -145,7 +145,7 @@ def test_records_without_the_headers_columns_are_failures_with_their_lines(tmp_p
     )
 
 
-# Forms of files
+# File formats
 
 
 @pytest.mark.parametrize(
@@ -160,7 +160,7 @@ def test_records_without_the_headers_columns_are_failures_with_their_lines(tmp_p
         f"caption, en;url\nx;{SITE}1\n",
     ],
 )
-def test_delimiters_headers_and_line_ends_are_told(tmp_path, text):
+def test_delimiters_headers_and_line_ends_are_detected(tmp_path, text):
     report, rows = take(tmp_path, "a.csv", text)
     assert (kept(rows), report.failed) == ([SITE + "1"], 0)
     if "title" in text:
@@ -177,7 +177,7 @@ def test_delimiters_headers_and_line_ends_are_told(tmp_path, text):
         ("a.csv", gzip.compress),
     ],
 )
-def test_packed_lists_are_read(tmp_path, name, pack):
+def test_compressed_lists_are_read(tmp_path, name, pack):
     text = f"url,title\n{SITE}1,x\n".encode()
     if name.endswith(".zst"):
         sink = pa.BufferOutputStream()
@@ -193,7 +193,7 @@ def test_packed_lists_are_read(tmp_path, name, pack):
             take(tmp_path / "half", name, packed[:-9])
 
 
-def test_a_list_without_a_header(tmp_path):
+def test_list_without_a_header(tmp_path):
     assert kept(take(tmp_path, "a.csv", f"{SITE}1\n{SITE}2\n")[1]) == [SITE + "1", SITE + "2"]
     with pytest.raises(UsageError, match="no header: its first line is a row"):
         take(tmp_path, "b.csv", f"{SITE}3,x\n")
@@ -201,7 +201,7 @@ def test_a_list_without_a_header(tmp_path):
     assert (kept(rows)[-1], kept(rows, "caption")[-1]) == (SITE + "3", "x")
 
 
-def test_json_in_one_value(tmp_path):
+def test_json_in_a_single_value(tmp_path):
     _, rows = take(tmp_path, "a.json", f'[{{"url": "{SITE}1", "caption": "x"}},\n "{SITE}2"]')
     assert (kept(rows), kept(rows, "caption")) == ([SITE + "1", SITE + "2"], ["x", None])
     _, rows = take(tmp_path, "b.json", f'{{"url": "{SITE}3"}}\n{{"url": "{SITE}4"}}\n')
@@ -214,7 +214,7 @@ def test_json_in_one_value(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["a.csv", "a.txt", "a.jsonl"])
-def test_a_byte_that_is_no_utf8_costs_its_line(tmp_path, name):
+def test_invalid_utf8_fails_only_its_line(tmp_path, name):
     rows = [f"{SITE}猫", f"{SITE}é", f"{SITE}x", f"{SITE}"]
     if name == "a.jsonl":
         lines = [f'{{"url": "{row}' for row in rows]
@@ -232,7 +232,7 @@ def test_a_byte_that_is_no_utf8_costs_its_line(tmp_path, name):
     assert report.failed == 1
 
 
-def test_a_list_that_is_written_in_something_else_is_refused_with_the_setting(tmp_path):
+def test_list_in_another_encoding_is_refused_with_the_setting(tmp_path):
     text = "url,title\n" + "".join(f"{SITE}{at},Café {at}\n" for at in range(4))
     with pytest.raises(UsageError, match=r"4 of 5 lines are not UTF-8\. .*--set encoding=cp1252"):
         take(tmp_path, "a.csv", text.encode("cp1252"))
@@ -242,7 +242,7 @@ def test_a_list_that_is_written_in_something_else_is_refused_with_the_setting(tm
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-32", "utf-8-sig"])
-def test_a_byte_order_mark_says_how_a_list_is_written(tmp_path, encoding):
+def test_byte_order_mark_determines_the_encoding(tmp_path, encoding):
     text = f"url,title\n{SITE}1,猫\n"
     _, rows = take(tmp_path, "a.csv", text.encode(encoding), encoding="cp1252")
     assert kept(rows, "title") == ["猫"]
@@ -250,7 +250,7 @@ def test_a_byte_order_mark_says_how_a_list_is_written(tmp_path, encoding):
         take(tmp_path, "b.csv", text.encode("utf-16-le"))
 
 
-def test_nul_bytes_and_text_of_parquet_that_is_no_utf8_cost_their_rows(tmp_path):
+def test_nul_bytes_and_invalid_utf8_in_parquet_fail_only_their_rows(tmp_path):
     _, rows = take(tmp_path, "a.csv", f"url\n{SITE}1\n\0\0\0\0\n{SITE}2")
     assert (kept(rows), len(rows)) == ([SITE + "1", SITE + "2"], 3)
     bad = pa.StringArray.from_buffers(
@@ -268,12 +268,12 @@ def test_nul_bytes_and_text_of_parquet_that_is_no_utf8_cost_their_rows(tmp_path)
     assert "not UTF-8" in rows[-1]["error"]["message"]
 
 
-def test_an_encoding_that_does_not_exist_is_wrong_use():
+def test_unknown_encoding_is_a_usage_error():
     with pytest.raises(ValueError, match="is not known"):
         SourceSpec(path="a.csv", encoding="cp99999")
 
 
-# What a line names
+# URLs and paths in a line
 
 
 @pytest.mark.parametrize(
@@ -291,7 +291,7 @@ def test_an_encoding_that_does_not_exist_is_wrong_use():
         (f"‘{SITE}x’,", SITE + "x"),
     ],
 )
-def test_a_url_is_taken_out_of_what_stands_around_it(tmp_path, monkeypatch, text, url):
+def test_url_is_extracted_from_surrounding_text(tmp_path, monkeypatch, text, url):
     monkeypatch.chdir(tmp_path)
     assert kept(take(tmp_path, "a.txt", text)[1]) == [url]
     assert source_from_argument(text).url == url
@@ -309,7 +309,7 @@ def test_a_url_is_taken_out_of_what_stands_around_it(tmp_path, monkeypatch, text
         ("some words", "neither a URL"),
     ],
 )
-def test_what_is_no_url_and_no_file_is_refused_with_what_is_missing(tmp_path, text, missing):
+def test_text_that_is_neither_url_nor_file_is_refused_with_the_reason(tmp_path, text, missing):
     report, rows = take(tmp_path, "a.txt", text + "\nfilms/there-later.mp4\n")
     assert (report.kept, report.failed) == (1, 1)
     assert missing in rows[0]["error"]["message"]
@@ -336,7 +336,7 @@ def said(row: dict) -> list[tuple]:
     ]
 
 
-def test_several_captions_are_all_kept_and_the_first_is_the_caption(tmp_path):
+def test_all_captions_are_kept_and_the_first_is_the_caption(tmp_path):
     text = (
         f"url,caption\n{SITE}1,a cat\n{SITE}2,a car\n{SITE}1,a kitten\n{SITE}1,a cat\n"
         f"{SITE}1,an animal\n"
@@ -353,7 +353,7 @@ def test_several_captions_are_all_kept_and_the_first_is_the_caption(tmp_path):
     assert (again.shards, again.lists[0].rejected, rows_after) == ((), 1, rows)
 
 
-def test_rows_meet_over_lists_of_one_ingest_in_the_order_of_the_lists(tmp_path, monkeypatch):
+def test_rows_are_gathered_across_lists_in_the_order_of_the_lists(tmp_path, monkeypatch):
     monkeypatch.setattr("clipmill.pipeline.ingest.source_gathering._MOST_BYTES_IN_MEMORY", 1)
     monkeypatch.setattr("clipmill.pipeline.ingest.source_gathering._BATCH_ROWS", 3)
     for name, first in (("a.csv", 0), ("b.csv", 1)):
@@ -376,7 +376,7 @@ def test_rows_meet_over_lists_of_one_ingest_in_the_order_of_the_lists(tmp_path, 
     assert not (tmp_path / "dataset" / ".scratch").exists()
 
 
-def test_what_a_later_list_adds_to_a_known_source_is_a_rejection_that_says_so(tmp_path):
+def test_later_additions_to_a_known_source_are_a_rejection(tmp_path):
     head = "url,start,end,caption\n"
     take(tmp_path, "a.csv", f"{head}{SITE}1,0,5,x\n")
     report, rows = take(tmp_path, "b.csv", f"{head}{SITE}1,0,5,x\n{SITE}1,5,9,y\n{SITE}1,0,5,z\n")
@@ -389,7 +389,7 @@ def test_what_a_later_list_adds_to_a_known_source_is_a_rejection_that_says_so(tm
     assert (again, report.shards) == (rows, ())
 
 
-def test_the_columns_may_be_named(tmp_path):
+def test_columns_can_be_named(tmp_path):
     text = f"url,a,b,caption,text\n{SITE}1,1000,00:00:02.5,x,y\n"
     _, rows = take(
         tmp_path, "a.csv", text.replace("1000", "1"), span_columns=["a", "b"], caption_column="text"
@@ -411,21 +411,21 @@ def test_the_columns_may_be_named(tmp_path):
         ('"' + "[" * 500 + '",a', "not a list of"),
     ],
 )
-def test_spans_that_cannot_be_meant_are_failures(tmp_path, cells, message):
+def test_nonsensical_spans_are_failures(tmp_path, cells, message):
     report, rows = take(tmp_path, "a.csv", f"url,timestamp,caption\n{SITE}1,{cells}\n")
     assert report.failed == 1
     assert message in rows[0]["error"]["message"]
 
 
-def test_a_timestamp_that_is_a_date_stays_text(tmp_path):
+def test_timestamp_that_is_a_date_stays_text(tmp_path):
     text = f"url,timestamp\n{SITE}1,2024-05-01 10:00:00\n{SITE}2,2024-05"
     _, rows = take(tmp_path, "a.csv", text)
     assert [row["spans"] for row in rows] == [None, None]
     assert dict(rows[0]["extra"]) == {"timestamp": "2024-05-01 10:00:00"}
 
 
-def test_shards_of_earlier_releases_have_no_captions_and_are_read(tmp_path):
-    """The struct of spans has grown, too."""
+def test_shards_of_earlier_releases_without_captions_are_read(tmp_path):
+    """The struct of spans has grown since, too."""
     take(tmp_path, "a.csv", f"url,start,end,caption\n{SITE}1,0,5,x\n")
     path = shard_path(tmp_path / "dataset" / "sources", "000000")
     table, footer = pq.read_table(path), dict(pq.read_metadata(path).metadata)

@@ -1,4 +1,4 @@
-"""A run's logs: what its processes write, its limits, and that logging never stops a run."""
+"""A run's logs: contents, limits, and that logging never stops a run."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def events(lines: list[dict], name: str) -> list[dict]:
     return [line for line in lines if line["event"] == name]
 
 
-def test_a_run_logs_its_plan_every_shard_every_failure_and_its_end(words):
+def test_run_logs_its_plan_shards_failures_and_end(words):
     data = words("a", "b?fail=cut", "e?fail=name", "f?clips=3", shard_videos=2)
     data.run()
     (run,) = logged_runs(data.dataset)
@@ -92,12 +92,12 @@ def test_a_run_logs_its_plan_every_shard_every_failure_and_its_end(words):
     assert set(failed) == {("cut_words", "v-b"), ("name_words", "v-e-1")}
     assert failed["cut_words", "v-b"]["kind"] == "bad_media"
     assert "cannot be cut" in failed["cut_words", "v-b"]["message"]
-    (raised,) = events(lines, "exception")  # the other one is expected: the stage declared it
+    (raised,) = events(lines, "exception")  # the other one is expected, as declared by the stage
     assert raised["key"] == "v-b"
     assert "own_stages.py" in raised["traceback"]
 
 
-def test_a_run_that_stops_logs_why(words, monkeypatch):
+def test_stopped_run_logs_the_reason(words, monkeypatch):
     """The shard at which it stopped, and the driver's end, both with the traceback."""
     data = words("a")
 
@@ -115,13 +115,13 @@ def test_a_run_that_stops_logs_why(words, monkeypatch):
     assert events(lines, "run_end")[0]["message"] == "failed"
 
 
-def test_what_libraries_say_inside_workers_is_logged(words, tmp_path):
-    """Warnings of Python and of `logging`; an exception of a batch has its traceback once."""
+def test_libraries_messages_inside_workers_are_logged(words, tmp_path):
+    """Warnings from Python and `logging`; an exception of a batch has its traceback only once."""
     (tmp_path / "noisy.py").write_text(NOISY)
     data = words("a", "b")
     loggers = list(logging.getLogger().handlers)
     with warnings.catch_warnings():
-        warnings.simplefilter("default")  # whatever PYTHONWARNINGS says
+        warnings.simplefilter("default")  # despite PYTHONWARNINGS
         data.run("noisy.stage=" + str(tmp_path / "noisy.py:Noisy"))
     lines = lines_of(data.dataset)
     said = [line for line in events(lines, "log") if line["logger"] == "some.library"]
@@ -130,12 +130,12 @@ def test_what_libraries_say_inside_workers_is_logged(words, tmp_path):
     raised = events(lines, "exception")
     assert [line.get("key") for line in raised] == [None, "v-a-1"]
     assert all("no such word" in line["traceback"] for line in raised)
-    # Nothing of the logging is left behind.
+    # No handlers are left behind.
     assert logging.getLogger().handlers == loggers
 
 
-def test_messages_go_where_they_went_before_too(tmp_path, capsys, monkeypatch):
-    """Without its own handler, Python prints warnings and worse to standard error."""
+def test_messages_still_reach_their_former_destination(tmp_path, capsys, monkeypatch):
+    """Without a handler, Python prints warnings and worse to standard error."""
     monkeypatch.setattr(logging.getLogger(), "handlers", [])
     log = RunLog(tmp_path, "r", "w", WIDE)
     with python_messages(log), warnings.catch_warnings(record=True) as caught:
@@ -143,17 +143,17 @@ def test_messages_go_where_they_went_before_too(tmp_path, capsys, monkeypatch):
         warnings.warn("an old option", UserWarning, stacklevel=1)
         logging.getLogger("x").debug("too small to tell")
         logging.getLogger("x").warning("heads %s", "up")
-        logging.getLogger("x").warning("%d items", "many")  # can't be put together
+        logging.getLogger("x").warning("%d items", "many")  # can't be formatted
     said = [line["message"] for line in lines_of(tmp_path)]
     assert said[0] == "heads up"
     assert not any("too small" in message for message in said)
-    # "always" shows what other tests left unclosed, too, if it is collected just now.
+    # "always" also shows resources left unclosed by other tests, if they are collected now.
     assert len([one for one in caught if "an old option" in str(one.message)]) == 1
     assert "heads up" in capsys.readouterr().err
 
 
-def test_hostile_text_stays_one_harmless_line(tmp_path):
-    """New lines, escapes, half surrogates, and more text than anybody reads."""
+def test_hostile_text_becomes_one_harmless_line(tmp_path):
+    """Line breaks, escapes, half surrogates, and more text than anyone reads."""
     log = RunLog(tmp_path, "r", "w", WIDE)
     bad = "a\nb\x1b[2J\x9b\u202e\ud800\x00" + "x" * 100_000
     log.write("failure", bad, key=bad, kind="model")
@@ -167,7 +167,7 @@ def test_hostile_text_stays_one_harmless_line(tmp_path):
     assert len(line["key"]) <= 500
 
 
-def test_a_traceback_is_bounded_and_keeps_its_end():
+def test_long_traceback_is_truncated_but_keeps_its_end():
     def deep(n: int) -> None:
         if n == 0:
             raise ValueError("the reason " + "y" * 20)
@@ -185,7 +185,7 @@ def test_a_traceback_is_bounded_and_keeps_its_end():
     assert len(long) <= MAX_TRACEBACK_CHARACTERS + 20
 
 
-def test_a_file_is_set_aside_when_it_is_full_and_the_oldest_go_at_the_run_limit(tmp_path):
+def test_full_file_is_rotated_and_the_oldest_are_deleted_at_the_run_limit(tmp_path):
     limits = LogLimits(20_000, 100_000)
     driver = RunLog(tmp_path, "r", "driver", limits)
     driver.write("run_start", "first of all")
@@ -207,13 +207,14 @@ def test_a_file_is_set_aside_when_it_is_full_and_the_oldest_go_at_the_run_limit(
         for file in busy
         for line in map(json.loads, file.path.read_text().splitlines())
     ]
-    # The newest are there without a gap, and the driver's line is never given up.
+    # The newest are there without a gap, and the driver's line is never dropped.
     assert numbers == list(range(numbers[0], 3000))
     assert "first of all" in (tmp_path / "logs/r/driver.jsonl").read_text()
 
 
-def test_many_live_files_stay_below_the_run_limit_together(tmp_path):
-    """Where nothing is set aside, the files written to longest ago go; their writers go on."""
+def test_many_open_files_stay_below_the_run_limit_together(tmp_path):
+    """If nothing has been rotated, the files written to longest ago are deleted; their writers go
+    on."""
     limits = LogLimits(2**20, 50_000)
     logs = [RunLog(tmp_path, "r", f"w{number}", limits) for number in range(20)]
     for turn in range(60):
@@ -241,8 +242,8 @@ def test_lines_of_many_threads_are_whole(tmp_path):
 
 
 @pytest.mark.parametrize("spoil", ["file", "folder"])
-def test_a_log_that_cannot_be_written_stops_nothing(words, spoil):
-    """A file stands where the folder should be; or a folder where the file should."""
+def test_unwritable_log_stops_nothing(words, spoil):
+    """A file is where the folder should be, or a folder where the file should be."""
     data = words("a", "b?fail=cut")
     data.dataset.mkdir()
     if spoil == "file":
@@ -255,19 +256,19 @@ def test_a_log_that_cannot_be_written_stops_nothing(words, spoil):
     assert len(data.table("count_letters")) == 2
 
 
-def test_no_megabytes_mean_no_logs(words):
+def test_zero_megabytes_disable_logs(words):
     data = words("a")
     assert data.run("log_megabytes=0")
     assert not (data.dataset / "logs").exists()
 
 
-def test_names_of_workers_are_safe_and_differ():
+def test_names_of_workers_are_safe_and_unique():
     names = {worker_name(["../../Cut words/\n"]) for _ in range(50)}
     assert len(names) == 50
     assert all(name[0] not in ".-" and "/" not in name and "\n" not in name for name in names)
 
 
-def test_a_line_that_is_no_log_line_is_known_as_damaged():
+def test_malformed_line_is_recognised_as_damaged():
     whole = json.dumps({"time": "2026-01-02T03:04:05.678+00:00", "event": "x"}).encode()
     assert read_line(whole)
     for bad in (
@@ -282,14 +283,14 @@ def test_a_line_that_is_no_log_line_is_known_as_damaged():
         assert read_line(bad) is None
 
 
-def test_ten_thousand_lines_cost_less_than_a_few_seconds(tmp_path):
+def test_ten_thousand_lines_take_less_than_a_few_seconds(tmp_path):
     log = RunLog(tmp_path, "r", "w", WIDE)
     started = time.process_time()
     log.write_all([log.line("failure", f"message {n}", key=f"k{n}") for n in range(10_000)])
     assert time.process_time() - started < 5
 
 
-def test_what_yt_dlp_says_is_logged_and_not_printed(tmp_path, capsys, monkeypatch):
+def test_yt_dlps_messages_are_logged_and_not_printed(tmp_path, capsys, monkeypatch):
     from clipmill.stages.media.fetch.ytdlp_errors import Log
 
     monkeypatch.setattr(logging.getLogger(), "handlers", [])
@@ -305,7 +306,7 @@ def test_what_yt_dlp_says_is_logged_and_not_printed(tmp_path, capsys, monkeypatc
     assert capsys.readouterr().err == ""
 
 
-def test_lines_about_a_removed_video_go_from_every_run(tmp_path):
+def test_lines_about_a_removed_video_are_deleted_from_every_run(tmp_path):
     for run in ("r1", "r2"):
         log = RunLog(tmp_path, run, "w", LogLimits(700, 2**20))
         for key in ("v-1", "v-1-0-1000", "v-10", None):

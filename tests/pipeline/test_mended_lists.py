@@ -54,7 +54,7 @@ def ask(dataset: Path, text: str) -> list[tuple]:
 
 
 def standing(dataset: Path) -> list[str]:
-    """The messages of what failed at ingest and stands; counts and all views agree on it."""
+    """The messages of unresolved ingest failures; counts and all views agree on them."""
     with open_catalog(dataset) as catalog:
 
         def ask(text: str) -> list[tuple]:
@@ -83,7 +83,7 @@ def faults(dataset: Path) -> list:
     return verify(dataset).faults
 
 
-def test_a_mended_row_ends_its_failure_and_stays_in_the_history(tmp_path):
+def test_corrected_row_resolves_its_failure_and_stays_in_the_history(tmp_path):
     dataset, path = tmp_path / "dataset", tmp_path / "l.csv"
     take(dataset, write(path, "/v/a.mp4", BAD))
     [message] = standing(dataset)
@@ -97,7 +97,7 @@ def test_a_mended_row_ends_its_failure_and_stays_in_the_history(tmp_path):
     assert faults(dataset) == []
 
 
-def test_a_row_that_moved_or_went_ends_its_failure_too(tmp_path):
+def test_moved_or_deleted_row_resolves_its_failure(tmp_path):
     dataset, path = tmp_path / "dataset", tmp_path / "l.csv"
     take(dataset, write(path, "/v/a.mp4", BAD, '"1,2",3'))
     assert len(standing(dataset)) == 2
@@ -108,7 +108,7 @@ def test_a_row_that_moved_or_went_ends_its_failure_too(tmp_path):
     assert standing(dataset) == []
 
 
-def test_a_list_that_is_not_read_this_time_changes_nothing(tmp_path):
+def test_list_that_is_not_read_changes_nothing(tmp_path):
     dataset = tmp_path / "dataset"
     take(dataset, write(tmp_path / "l.csv", BAD, "/v/a.mp4"))
     before = standing(dataset)
@@ -118,7 +118,7 @@ def test_a_list_that_is_not_read_this_time_changes_nothing(tmp_path):
     assert standing(dataset) == before
 
 
-def test_a_row_that_is_spoilt_again_is_a_failure_again(tmp_path):
+def test_row_that_breaks_again_is_a_failure_again(tmp_path):
     dataset, path = tmp_path / "dataset", tmp_path / "l.csv"
     for _ in range(2):
         take(dataset, write(path, BAD, "/v/a.mp4"))
@@ -130,15 +130,15 @@ def test_a_row_that_is_spoilt_again_is_a_failure_again(tmp_path):
     assert faults(dataset) == []
 
 
-def test_rows_beyond_the_limit_are_read_for_what_is_wrong_with_them(tmp_path):
+def test_rows_beyond_the_limit_are_checked_for_errors(tmp_path):
     dataset, path = tmp_path / "dataset", tmp_path / "l.csv"
     take(dataset, write(path, "/v/a.mp4", BAD))
     take(dataset, write(path, "/v/a.mp4", BAD), limit=1)
     assert len(standing(dataset)) == 1
 
 
-def test_search_terms_that_were_not_looked_at_end_nothing(tmp_path):
-    """With a limit, terms after it are not read."""
+def test_unread_search_terms_resolve_nothing(tmp_path):
+    """With a limit, the terms after it are not read."""
     dataset, terms = tmp_path / "dataset", tmp_path / "terms.csv"
     terms.write_text("query,url\n,1\n")
     spec = {"search_file": str(terms)}
@@ -149,7 +149,7 @@ def test_search_terms_that_were_not_looked_at_end_nothing(tmp_path):
     assert standing(dataset) == [message]
 
 
-def test_a_playlist_that_answers_now_or_is_listed_no_more_ends_its_failure(tmp_path, site):
+def test_playlist_that_answers_or_is_no_longer_listed_resolves_its_failure(tmp_path, site):
     dataset, path = tmp_path / "dataset", tmp_path / "l.csv"
     good, bad = site.script("/feed.xml", Busy(404)), site.status("/gone.xml", 404)
     for url in good, bad:
@@ -164,12 +164,12 @@ def test_a_playlist_that_answers_now_or_is_listed_no_more_ends_its_failure(tmp_p
     take(dataset, {"url": good, "retries": 0})
     [message] = standing(dataset)
     assert "404" in message
-    # The recipe itself named the other: nothing but an answer ends that.
+    # The recipe itself named the other one: only an answer resolves that.
     take(dataset, write(path, "/v/a.mp4"))
     assert standing(dataset) == [message]
 
 
-def test_a_file_that_got_another_name_ends_its_failure(tmp_path):
+def test_renamed_file_resolves_its_failure(tmp_path):
     dataset, folder = tmp_path / "dataset", tmp_path / "films"
     folder.mkdir()
     odd = folder / b"a\xff.mp4".decode("utf-8", "surrogateescape")
@@ -182,7 +182,7 @@ def test_a_file_that_got_another_name_ends_its_failure(tmp_path):
     assert standing(dataset) == []
 
 
-def test_an_imported_file_that_was_mended_ends_its_failures(tmp_path):
+def test_corrected_import_file_resolves_its_failures(tmp_path):
     def line(name: str) -> str:
         return json.dumps(
             {
@@ -213,8 +213,8 @@ def test_an_imported_file_that_was_mended_ends_its_failures(tmp_path):
     assert len(standing(dataset)) == 1
 
 
-def test_shards_of_earlier_releases_are_read_as_they_are(tmp_path):
-    """They do not say which list a failure stood in, so it stays."""
+def test_shards_of_earlier_releases_are_read(tmp_path):
+    """They don't record the list of a failure, so it stays."""
     dataset, path = tmp_path / "dataset", tmp_path / "l.csv"
     take(dataset, write(path, "/v/a.mp4", BAD))
     [shard] = list_source_shards(dataset)
@@ -254,7 +254,7 @@ STEPS = st.lists(
 
 @settings(max_examples=6)
 @given(steps=STEPS)
-def test_what_stands_is_what_each_list_held_when_it_was_last_read(tmp_path_factory, steps):
+def test_unresolved_failures_are_those_of_each_lists_last_reading(tmp_path_factory, steps):
     folder = tmp_path_factory.mktemp("lists")
     expected: dict[str, int] = {}
     for lists in steps:
@@ -264,12 +264,12 @@ def test_what_stands_is_what_each_list_held_when_it_was_last_read(tmp_path_facto
         assert len(standing(folder / "dataset")) == sum(expected.values())
 
 
-# What `failures` says to do
+# Commands suggested by `failures`
 
 
 @pytest.fixture
 def mixed(tmp_path) -> Path:
-    """6 rows of lists that are not sources, 5 missing sources: all are `permanent`."""
+    """6 list rows that are not sources, 5 missing sources: all are `permanent`."""
     (tmp_path / "recipe.yaml").write_text("engine: local\nstages: {download_videos: }\n")
     path = write(
         tmp_path / "it's a list.csv",
@@ -287,7 +287,7 @@ def said_by(capsys, dataset: Path, **more) -> tuple[list[dict], list[str]]:
     return json.loads(out), err.splitlines()
 
 
-def test_what_is_promised_is_what_a_retry_tries(mixed, capsys):
+def test_retry_tries_the_promised_number(mixed, capsys):
     rows, said = said_by(capsys, mixed)
     assert len(rows) == 11
     retry = f"clipmill retry '{mixed}' --kind permanent"
@@ -298,8 +298,8 @@ def test_what_is_promised_is_what_a_retry_tries(mixed, capsys):
     assert "Retrying 5 failed rows of download_videos." in capsys.readouterr().err
 
 
-def test_of_rows_that_are_no_sources_the_command_reads_the_list_again(mixed, capsys):
-    """And that command, once the list is mended, leaves nothing of them standing."""
+def test_suggested_command_reads_the_list_again(mixed, capsys):
+    """Once the list is corrected, that command resolves all of them."""
     rows, said = said_by(capsys, mixed, kinds=["permanent"])
     path = mixed.parent / "it's a list.csv"
     command = f"clipmill run --dataset '{mixed}' --sources {shlex.quote(str(path))}"
@@ -319,8 +319,8 @@ def test_of_rows_that_are_no_sources_the_command_reads_the_list_again(mixed, cap
     }
 
 
-def test_where_the_lists_settings_matter_no_command_is_made_up(tmp_path, capsys):
-    """A recipe's item with its own column, for example: `--sources` would read it otherwise."""
+def test_no_command_is_suggested_if_the_list_has_settings(tmp_path, capsys):
+    """For example a recipe's item with its own column: `--sources` would read it differently."""
     path = tmp_path / "l.csv"
     path.write_text(f"where\n{BAD}\n/v/a.mp4\n")
     (tmp_path / "recipe.yaml").write_text(
@@ -334,7 +334,7 @@ def test_where_the_lists_settings_matter_no_command_is_made_up(tmp_path, capsys)
     assert str(path) in capsys.readouterr().out
 
 
-def test_the_report_promises_no_retry_of_rows_that_are_no_sources(mixed, tmp_path):
+def test_report_promises_no_retry_of_rows_that_are_not_sources(mixed, tmp_path):
     with open_catalog(mixed) as catalog:
         found = failures_of_the_report(catalog, mixed)
     assert found.commands == [
@@ -351,8 +351,8 @@ def test_the_report_promises_no_retry_of_rows_that_are_no_sources(mixed, tmp_pat
     ]
 
 
-def test_a_run_of_bad_rows_alone_can_be_mended(tmp_path, capsys):
-    """The command comes from a run that had nothing to do but to note them."""
+def test_run_of_only_bad_rows_can_be_corrected(tmp_path, capsys):
+    """The command comes from a run that only recorded them."""
     (tmp_path / "recipe.yaml").write_text("engine: local\nstages: {download_videos: }\n")
     path = write(tmp_path / "l.csv", BAD)
     run(load_recipe(tmp_path / "recipe.yaml", sources=[str(path)]), tmp_path / "d")
@@ -360,5 +360,5 @@ def test_a_run_of_bad_rows_alone_can_be_mended(tmp_path, capsys):
     assert rows[0]["retry"] == f"clipmill run --dataset {tmp_path / 'd'} --sources {path}"
     assert len(said) == 1
     assert not run(load(None, tmp_path / "d"), tmp_path / "d", retry_kinds=[])
-    said_then = " ".join(capsys.readouterr().err.split())  # the terminal's width breaks lines
+    said_then = " ".join(capsys.readouterr().err.split())  # lines wrap at the terminal's width
     assert f"failed at ingest, `clipmill failures {tmp_path / 'd'}` says" in said_then

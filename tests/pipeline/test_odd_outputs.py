@@ -1,4 +1,4 @@
-"""Unacceptable rows that a custom stage returns, and what becomes of them."""
+"""Unacceptable rows returned by a custom stage, and their outcomes."""
 
 from __future__ import annotations
 
@@ -164,10 +164,10 @@ def only(loaded: LoadedRecipe, *labels: str) -> LoadedRecipe:
     return dataclasses.replace(loaded, stages=stages)
 
 
-def test_a_score_that_is_not_finite_is_a_failure_that_says_so(words, told):
+def test_non_finite_score_is_a_failure(words, told):
     """No threshold sees it, a retry tries it again, and the other clips have their scores.
 
-    1e300 is finite in 64 bits and not as it is stored.
+    1e300 is finite in 64 bits, but not in the stored type.
     """
     settings = (f"rate.stage={told.parent / 'scorers.py'}:Rate", f"rate.scores_file={told}")
     told.write_text("nan inf -inf 1e300 0.5 0.9 none")
@@ -196,9 +196,9 @@ def test_a_score_that_is_not_finite_is_a_failure_that_says_so(words, told):
     assert ask(data.dataset, "SELECT max(quality) FROM steps.rate") == [(pytest.approx(0.9),)]
 
 
-def test_a_stage_with_a_column_for_the_reason_keeps_the_row(words, told):
-    """As the built-in scorers do: the score is null, and a reason of the stage's own stays."""
-    label = "my_rating"  # another label than the stage's name
+def test_stage_with_a_reason_column_keeps_the_row(words, told):
+    """Like the built-in scorers: the score is null, and the stage's own reason stays."""
+    label = "my_rating"  # a label that differs from the stage's name
     settings = (
         f"{label}.stage={told.parent / 'scorers.py'}:RateAndSay",
         f"{label}.scores_file={told}",
@@ -223,7 +223,7 @@ def test_a_stage_with_a_column_for_the_reason_keeps_the_row(words, told):
     assert faults(data.dataset) == []
 
 
-def test_rows_that_were_not_kept_have_no_odd_score_either(words, told):
+def test_rows_that_are_not_kept_have_no_odd_score(words, told):
     data = words("a?clips=2")
     data.run(f"rate_rows.stage={told.parent / 'scorers.py'}:RateRows")
     assert counts(data.dataset, "rate_rows") == (0, 1, 1)
@@ -234,8 +234,8 @@ def test_rows_that_were_not_kept_have_no_odd_score_either(words, told):
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_verify_finds_such_a_score_of_an_earlier_version(words, told, value):
-    """And what a repair sets aside is made again, with a failure in its place."""
+def test_verify_finds_a_non_finite_score_of_an_earlier_version(words, told, value):
+    """Rows that a repair sets aside are made again, with a failure instead."""
     settings = (f"rate.stage={told.parent / 'scorers.py'}:Rate", f"rate.scores_file={told}")
     told.write_text("0.25 0.5 none")
     data = words("a?clips=3")
@@ -263,8 +263,8 @@ def test_verify_finds_such_a_score_of_an_earlier_version(words, told, value):
 
 
 @pytest.mark.parametrize("batch_rows", [1, 3, 64])
-def test_a_key_that_is_given_twice_is_a_failure(words, told, batch_rows):
-    """Which of its rows is right nobody knows; as with a key that is lost, a retry tries again."""
+def test_duplicate_key_is_a_failure(words, told, batch_rows):
+    """Nobody knows which of its rows is right; as with a lost key, a retry tries again."""
     settings = (
         f"say_twice.stage={told.parent / 'doublers.py'}:SayTwice",
         f"say_twice.odd_file={told}",
@@ -289,8 +289,8 @@ def test_a_key_that_is_given_twice_is_a_failure(words, told, batch_rows):
 
 
 @pytest.mark.parametrize("batch_rows", [1, 2, 64])
-def test_a_clip_that_is_made_twice_costs_the_video_that_makes_it_again(words, told, batch_rows):
-    """Many clips of a video are as it should be; the same one twice in a shard is not."""
+def test_duplicate_clip_fails_the_video_that_repeats_it(words, told, batch_rows):
+    """A video has many clips, but the same clip twice in a shard is an error."""
     settings = (
         f"cut_odd.stage={told.parent / 'doublers.py'}:CutOdd",
         f"cut_odd.odd_file={told}",
@@ -309,7 +309,7 @@ def test_a_clip_that_is_made_twice_costs_the_video_that_makes_it_again(words, to
         data.dataset, "SELECT video_id, clip_id FROM steps.cut_odd WHERE error IS NULL ORDER BY ALL"
     ) == [("v-a", "a-1"), ("v-a", "a-2"), ("v-a", "a-3"), ("v-d", "b-1"), ("v-d", "c-1")]
     assert faults(data.dataset) == []
-    # Tried again, the one has clips of its own, the other still has one that is v-a's.
+    # When retried, one has its own clips, the other still has one that is v-a's.
     told.write_text("v-b=b-2,b-3 v-c=c-2,a-2")
     assert run(loaded, data.dataset, retry_kinds=["bad_media"])
     assert counts(data.dataset, "cut_odd") == (3, 0, 1)
@@ -317,8 +317,8 @@ def test_a_clip_that_is_made_twice_costs_the_video_that_makes_it_again(words, to
     assert faults(data.dataset) == []
 
 
-def test_a_video_that_is_cut_again_makes_its_clips_again(words, told):
-    """A retry of what it did without brings it once more: its own clips are not another's."""
+def test_video_that_is_cut_again_keeps_its_clips(words, told):
+    """A retry of an optional input cuts it once more: its own clips don't count as another's."""
     settings = [
         f"{label}.{setting}"
         for label, name in (("cut_odd", "CutOdd"), ("hear", "Hear"))

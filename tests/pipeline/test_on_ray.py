@@ -1,4 +1,4 @@
-"""What Ray makes of errors and of standard error, and what is made of that."""
+"""How errors and standard error from Ray are shown."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from clipmill.schemas.storage import StorageError
 
 
 @pytest.mark.parametrize("kind", [ClipmillError, UsageError, StorageError])
-def test_what_a_worker_raised_is_shown_as_itself(kind):
-    """Ray's wrapper is of the same class, and its text is the traceback; Ray Data adds advice."""
+def test_workers_exception_is_shown_without_rays_wrapper(kind):
+    """Ray's wrapper has the same class, and its text is the traceback; Ray Data adds advice."""
     raised = kind("the disk is full\nFailed to apply UDF transform after 1/1 attempts.\nTo change")
     sent = pickle.loads(pickle.dumps(RayTaskError("submit", "Traceback …\nClipmillError", raised)))
     found = _reason(sent.as_instanceof_cause())
@@ -23,7 +23,7 @@ def test_what_a_worker_raised_is_shown_as_itself(kind):
     assert str(found) == "the disk is full"
 
 
-def test_what_nobody_foresaw_is_told_in_bounds():
+def test_unexpected_error_is_shown_shortened():
     found = _reason(RuntimeError("first line\n" + "x" * 100_000))
     assert type(found) is ClipmillError
     assert "RuntimeError: first line …" in str(found)
@@ -38,11 +38,11 @@ def test_what_nobody_foresaw_is_told_in_bounds():
         b"[2026-11-21 16:36:00,415 E 30811 30977] actor.cc:9: has constructor arguments\n",
     ],
 )
-def test_remarks_of_rays_core_are_left_out(line):
+def test_ray_cores_messages_are_left_out(line):
     assert NOISE.match(line)
 
 
-def test_frames_of_a_workers_backtrace_are_left_out_and_nothing_else():
+def test_only_backtrace_frames_are_left_out():
     assert FRAME.search(b"\x1b[36m(MapWorker(x) pid=6831)\x1b[0m /a/_raylet.so(+0xb1) [0x7f6e]\n")
     for line in (
         b"Error: cannot write to /data: No space left on device\n",

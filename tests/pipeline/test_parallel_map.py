@@ -1,4 +1,4 @@
-"""Functions over many items, on Ray and on this machine's processors alike."""
+"""Functions over many items, both on Ray and on this machine's processors."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ def processes(request, monkeypatch) -> str:
 
 @pytest.fixture(scope="module")
 def ray_cluster():
-    """One cluster for all tests here: starting one takes seconds."""
+    """One cluster for all tests here, because starting one takes seconds."""
     from clipmill.pipeline.engine.on_ray import cluster
 
     with cluster(RaySettings(num_cpus=2)):
         yield
 
 
-def test_every_item_has_a_result_and_a_bad_one_costs_only_itself(engine, tmp_path):
+def test_every_item_has_a_result_and_a_bad_one_fails_alone(engine, tmp_path):
     items = ["a", "row/7", "b", "bug/8", *(f"c{i}" for i in range(12))]
     results = {r.item: r for r in map_tasks(partial(work, tmp_path), items, engine=engine)}
     assert sorted(results) == sorted(items)
@@ -63,15 +63,15 @@ def test_every_item_has_a_result_and_a_bad_one_costs_only_itself(engine, tmp_pat
     assert list(map_tasks(partial(work, tmp_path), [], engine=engine)) == []
 
 
-def test_an_error_of_the_whole_command_ends_it_as_it_is(engine, tmp_path):
+def test_error_of_the_whole_command_is_raised_unchanged(engine, tmp_path):
     items = ["a", "full/", *(f"sleep/0.3{i}" for i in range(40))]
     with pytest.raises(ClipmillError, match=r"^the disk is full$"):
         list(map_tasks(partial(work, tmp_path), items, engine=engine))
     assert len(list(tmp_path.iterdir())) < len(items), "the rest was done all the same"
 
 
-def test_a_process_that_dies_is_replaced_and_its_item_tried_again(processes, tmp_path):
-    """Once is forgiven; an item that kills its process again is given up, and named."""
+def test_dead_process_is_replaced_and_its_item_retried(processes, tmp_path):
+    """Only once: an item that kills its process again fails, and is named."""
     items = ["a", "once/1", "die/2", "b", "c"]
     results = {r.item: r for r in map_tasks(partial(work, tmp_path), items, engine=processes)}
     assert sorted(results) == sorted(items)
@@ -82,7 +82,7 @@ def test_a_process_that_dies_is_replaced_and_its_item_tried_again(processes, tmp
     assert attempts == {"a": 1, "b": 1, "c": 1, "once_1": 2, "die_2": 2}
 
 
-def test_results_come_as_they_finish(tmp_path, monkeypatch):
+def test_results_arrive_as_they_finish(tmp_path, monkeypatch):
     monkeypatch.setattr(tasks, "_usable_cpus", lambda: 2)
     items = ["until/told", "a", "b", "c"]
     results = map_tasks(partial(work, tmp_path), items, engine="local")
@@ -92,7 +92,7 @@ def test_results_come_as_they_finish(tmp_path, monkeypatch):
     assert order == ["a", "b", "c", "until/told"]
 
 
-def test_leaving_the_iteration_ends_what_is_running(processes, tmp_path):
+def test_leaving_the_iteration_kills_running_tasks(processes, tmp_path):
     items = ["a", "sleep/200", "sleep/200.0"]
     results = map_tasks(partial(work, tmp_path), items, engine=processes)
     assert next(results).item == "a"
@@ -116,7 +116,7 @@ if __name__ == "__main__":
 """
 
 
-def test_ctrl_c_ends_all_processes_at_once_and_quietly(tmp_path):
+def test_ctrl_c_ends_all_processes_immediately_and_silently(tmp_path):
     root = Path(__file__).resolve().parents[2]
     (tmp_path / "script.py").write_text(SCRIPT)
     (tmp_path / "notes").mkdir()
@@ -135,7 +135,7 @@ def test_ctrl_c_ends_all_processes_at_once_and_quietly(tmp_path):
         while len(list((tmp_path / "notes").iterdir())) < 2 and time.monotonic() < deadline:
             time.sleep(0.05)
         os.killpg(process.pid, signal.SIGINT)
-        _, said = process.communicate(timeout=60)  # without the signal it would be 400 s
+        _, said = process.communicate(timeout=60)  # 400 s without the signal
         assert said.count("Traceback") == 1, said
         assert ends_within(30, process.pid), "a process of the group lives on"
     except BaseException:
@@ -154,7 +154,7 @@ def ends_within(seconds: float, group: int) -> bool:
 
 
 def is_alive(place: Path, group: int) -> bool:
-    """Whether a process is of the group. Dead ones stay listed where nobody inherits orphans."""
+    """Whether the group has live processes. Dead ones stay listed if nobody reaps orphans."""
     try:
         state, _, its_group = (place / "stat").read_text().rpartition(")")[2].split()[:3]
     except OSError:

@@ -1,4 +1,4 @@
-"""A run's record has where its workers opened each model, from the moment that one did."""
+"""A run's record says where workers opened each model, as soon as one has."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ def recipe(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("engine", ["local", "ray"])
-def test_the_record_of_a_run_says_where_models_were_opened(recipe, tmp_path, engine):
-    """Each place once, however many workers and shards there were; null where nothing was done."""
+def test_run_record_says_where_models_were_opened(recipe, tmp_path, engine):
+    """Each place once, for any number of workers and shards; null if nothing was done."""
     dataset = tmp_path / "dataset"
     run(load_recipe(recipe, engine=engine), dataset)
     run(load_recipe(recipe, engine="local", overrides=["weigh_words.dtype=bfloat16"]), dataset)
@@ -63,8 +63,8 @@ def test_the_record_of_a_run_says_where_models_were_opened(recipe, tmp_path, eng
     assert {record["state"] for record in run_records(dataset)} == {"done"}
 
 
-def test_it_is_on_disk_before_the_first_row_is_done(recipe, tmp_path):
-    """So that a run whose driver is killed has told it."""
+def test_places_are_on_disk_before_the_first_row_is_done(recipe, tmp_path):
+    """So that they are recorded even if the driver is killed."""
     dataset = tmp_path / "dataset"
     run(load_recipe(recipe, engine="local"), dataset)
     (first, *_) = sorted(dataset.glob("weigh_words/*/*.parquet"))
@@ -72,8 +72,8 @@ def test_it_is_on_disk_before_the_first_row_is_done(recipe, tmp_path):
     assert json.loads(row["known"]) == {"head": ON_CPU, "other_head": ON_CPU}
 
 
-def test_each_place_of_several_nodes_stands_in_it_once(recipe, tmp_path):
-    """What is heard after the run has ended does not open its record again."""
+def test_places_of_several_nodes_are_recorded_once(recipe, tmp_path):
+    """Messages after the end of the run don't change its record."""
     dataset = tmp_path / "dataset"
     run(load_recipe(recipe, engine="local"), dataset)
     (path,) = dataset.glob("runs/*.json")

@@ -1,4 +1,4 @@
-"""Whole runs over models without memory and servers that die: right rows, sane records."""
+"""Runs with models that run out of memory and servers that die: rows and records are right."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from tests.conftest import Made
 from tests.openai_stand_in import StandIn, openai_server, text_of
 
 ROOT = Path(__file__).resolve().parents[2]
-# Whatever a worker opened when it began: in a run of several workers each learns it again.
+# What a worker learns is lost when it ends: with several workers, each learns it again.
 POISON = """
 import importlib.abc, importlib.util, os, sys
 
@@ -89,7 +89,7 @@ BY_MODELS = (
 
 @pytest.fixture
 def dataset(made: Made, tmp_path: Path) -> Path:
-    """A copy without what models made."""
+    """A copy without the models' tables."""
     copy = Path(shutil.copytree(made.dataset, tmp_path / "dataset"))
     for name in BY_MODELS:
         shutil.rmtree(copy / name)
@@ -107,13 +107,13 @@ def rows(dataset: Path, label: str) -> list[dict]:
 
 
 def assert_same(dataset: Path, expected: Path) -> None:
-    """What models made is what they make where there is memory enough."""
+    """The models' results equal those with enough memory."""
     assert clips(dataset, "clip_id, caption, caption_coarse") == clips(
         expected, "clip_id, caption, caption_coarse"
     )
     for found, wanted in zip(clips(dataset, "tags"), clips(expected, "tags"), strict=True):
         assert [tag["tag"] for tag in found["tags"]] == [tag["tag"] for tag in wanted["tags"]]
-        # In batches of another size the last bits may be others, on some processors.
+        # With another batch size, the last bits may differ on some processors.
         assert [tag["score"] for tag in found["tags"]] == pytest.approx(
             [tag["score"] for tag in wanted["tags"]], abs=2e-2
         )
@@ -139,7 +139,7 @@ def assert_sane(dataset: Path) -> None:
 
 
 def poisoned_run(dataset: Path, folder: Path, engine: str) -> list[list[str]]:
-    """Runs with modules that have little memory on the workers' path; gives what they were given.
+    """Runs with low-memory modules on the workers' path; returns the recorded calls.
 
     Each line is a process, a method, and the size of a batch.
     """
@@ -176,8 +176,10 @@ def poisoned_run(dataset: Path, folder: Path, engine: str) -> list[list[str]]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ["local", "ray"])
-def test_a_run_without_memory_for_its_batches_makes_the_same_rows(engine, made, dataset, tmp_path):
-    """Each worker halves until it fits, and stays there; nothing fails."""
+def test_run_with_too_little_memory_for_batches_makes_the_same_rows(
+    engine, made, dataset, tmp_path
+):
+    """Each worker halves until a batch fits, and stays there; nothing fails."""
     seen = poisoned_run(dataset, tmp_path, engine)
     assert_same(dataset, made.dataset)
     assert_sane(dataset)
@@ -194,7 +196,7 @@ def test_a_run_without_memory_for_its_batches_makes_the_same_rows(engine, made, 
 
 
 @pytest.mark.slow
-def test_what_fits_at_no_size_fails_and_is_made_good_by_a_retry(made, dataset, monkeypatch):
+def test_rows_that_never_fit_fail_and_a_retry_makes_them(made, dataset, monkeypatch):
     import torch
 
     def no_memory(self, inputs):
@@ -225,7 +227,7 @@ def say(request: dict) -> str:
 
 @contextmanager
 def dying_server(answers: int, port: int) -> Iterator[StandIn]:
-    """Answers so many questions, and then is gone: nobody listens any more."""
+    """Answers this many requests, then stops listening."""
     enough, ended = threading.Event(), threading.Event()
     ready: list[StandIn] = []
     begun = threading.Event()
@@ -234,7 +236,7 @@ def dying_server(answers: int, port: int) -> Iterator[StandIn]:
         if len(ready[0].requests) >= answers:
             enough.set()
         if len(ready[0].requests) > answers:
-            raise ConnectionAbortedError  # its end is on the way, however long that takes
+            raise ConnectionAbortedError  # it will end, however long that takes
         return say(request)
 
     def serve() -> None:
@@ -256,15 +258,15 @@ def dying_server(answers: int, port: int) -> Iterator[StandIn]:
 
 @pytest.fixture
 def kept_port() -> Iterator[int]:
-    """A port that nobody else is given while its server is away: this socket has it, too."""
+    """A port that nobody else gets while its server is down, because this socket holds it, too."""
     with socket.socket() as held:
         held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         held.bind(("127.0.0.1", 0))
         yield held.getsockname()[1]
 
 
-def test_a_server_that_dies_in_mid_run_and_comes_back(made, dataset, kept_port):
-    """The rows it did not answer are transient; a retry makes all of them good, in the views."""
+def test_server_that_dies_during_a_run_and_comes_back(made, dataset, kept_port):
+    """Unanswered rows are transient; a retry makes all of them, also in the views."""
     with dying_server(answers=3, port=kept_port) as stand_in:
         recipe = load_recipe(
             recipe_path("demo"),
@@ -294,7 +296,7 @@ def test_a_server_that_dies_in_mid_run_and_comes_back(made, dataset, kept_port):
         ) == {("transient",)}
     with openai_server(say, port=kept_port) as stand_in:
         run(load(None, dataset), dataset, retry_kinds=["transient"])
-        # Only those that had failed were asked again; one more looked whether it is there.
+        # Only failed rows were requested again, after one request to check the server.
         assert len([one for one in stand_in.requests if "messages" in one]) == len(failed)
     again = clips(dataset, "clip_id, caption, similarity")
     assert not [row for row in again if row["caption"] is None or row["similarity"] is None]

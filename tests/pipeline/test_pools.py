@@ -1,4 +1,4 @@
-"""Fitting steps to machines: never more than there is, never a wait for what isn't there."""
+"""Assigning steps to pools: never more than the machine has, and no deadlock."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from clipmill.stages.protocol import Stage
 
 
 class Some(Stage):
-    """A stage of no work, for its resources."""
+    """A stage that does nothing, with given resources."""
 
     name = "some"
     writes = pa.schema([])
 
 
 class Fetch(Some):
-    """At the level of sources."""
+    """A stage over sources."""
 
     key = "source_key"
 
 
 class Decode(Some):
-    """At the level of videos."""
+    """A stage over videos."""
 
     key = "video_id"
 
@@ -76,7 +76,7 @@ def test_a_fixed_number_of_workers_is_kept():
     assert shape([leg]) == [[("fetch", 2), ("decode", 6)]]
 
 
-def test_models_that_fill_a_gpu_run_in_legs_on_one_gpu():
+def test_models_that_fill_a_gpu_run_one_after_the_other():
     legs = plan_legs(recipe(gpus=1.0), Machine(8, 1), 10)
     assert [[pool.gpus for pool in leg] for leg in legs] == [[0, 0, 1.0], [1.0]]
 
@@ -86,7 +86,7 @@ def test_models_that_share_a_gpu_share_a_process():
     assert shape([leg])[0][-1] == ("caption+embed", 1)
 
 
-def test_a_stage_that_cannot_fit_is_refused_with_the_setting_to_change():
+def test_stage_that_cannot_fit_is_refused_with_the_setting_to_change():
     with pytest.raises(ClipmillError, match=r"caption asks for 1 gpus.*set caption\.gpus"):
         plan_legs(recipe(gpus=1.0), Machine(8, 0), 10)
     with pytest.raises(ClipmillError, match=r"set fetch\.cpus to at most 2"):

@@ -1,4 +1,4 @@
-"""Lists of published datasets, in their published layouts, become sources with spans."""
+"""Published datasets' lists, in their original layouts, become sources with spans."""
 
 # The rows stand as they were published.
 # ruff: noqa: E501
@@ -201,7 +201,7 @@ def test_vidgen_1m(tmp_path):
         "start_ms,end_ms",
     ],
 )
-def test_other_names_of_times(tmp_path, header):
+def test_other_column_names_for_times(tmp_path, header):
     scale = 1000 if "ms" in header else 1
     text = f"video_url,{header},sentence\n{WATCH}{ONE},{2 * scale},{4 * scale},x\n"
     report, rows = take(tmp_path, "a.csv", text)

@@ -1,4 +1,4 @@
-"""A cluster's job server, played by one on loopback that answers as Ray's does and as it may."""
+"""A cluster's job server, simulated on loopback, with Ray's answers and faulty ones."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ from clipmill.schemas.errors import ClipmillError, UsageError
 class JobServer:
     """Ray's HTTP interface for one job, `job-1`, whose log is `pieces`.
 
-    `cuts` are how many pieces each connection sends before it is cut; the last ones send all.
+    `cuts` are the numbers of pieces that each connection sends before it is cut; later ones send
+    all.
     """
 
     def __init__(
@@ -39,7 +40,7 @@ class JobServer:
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
         self.asked.append(f"{request.method} {request.path}")
-        # Ray sends one by itself where this process has had a cluster of its own.
+        # Ray sends a token by itself if this process has started a cluster.
         if self.asked_for_token:
             return web.Response(status=401, text="Unauthorized: Missing authentication token")
         if request.path == "/api/version":
@@ -111,8 +112,8 @@ def sent(server: JobServer, folder, address: str | None = None) -> Job:
     return submit_job(address or server.url, "true", folder, None)
 
 
-def test_the_log_is_gone_on_with_after_a_connection_that_broke(tmp_path):
-    """Two cuts in the middle: every line is written once, and the whole is never asked for."""
+def test_log_continues_after_a_broken_connection(tmp_path):
+    """Two cuts midway: every line is printed once, and the whole log is never requested again."""
     pieces = ["one\n", "two\n", "three ", "and four\n", "five\n"]
     with serving(JobServer(pieces, cuts=[2, 3])) as server:
         output = io.StringIO()
@@ -122,7 +123,7 @@ def test_the_log_is_gone_on_with_after_a_connection_that_broke(tmp_path):
     assert server.asked.count("GET /api/jobs/job-1/logs/tail") == 3
 
 
-def test_an_unbroken_log_is_fetched_once(tmp_path):
+def test_log_is_fetched_once_without_interruptions(tmp_path):
     with serving(JobServer(["a\n"] * 50, state="FAILED")) as server:
         output = io.StringIO()
         job = sent(server, tmp_path)
@@ -132,7 +133,7 @@ def test_an_unbroken_log_is_fetched_once(tmp_path):
     assert server.asked.count("GET /api/jobs/job-1/logs/tail") == 1
 
 
-def test_a_head_that_is_gone_is_said_with_the_way_on(tmp_path):
+def test_unreachable_head_is_reported_with_the_next_step(tmp_path):
     with serving(JobServer(["one\n"], cuts=[1])) as server:
         job = sent(server, tmp_path)
     output = io.StringIO()
@@ -141,7 +142,7 @@ def test_a_head_that_is_gone_is_said_with_the_way_on(tmp_path):
     assert job.address in str(raised.value)
 
 
-def test_a_head_that_was_started_again_does_not_know_the_job(tmp_path):
+def test_restarted_head_does_not_know_the_job(tmp_path):
     with serving(JobServer(["one\n"], cuts=[1])) as server:
         job = sent(server, tmp_path)
         server.knows_the_job = False
@@ -149,7 +150,7 @@ def test_a_head_that_was_started_again_does_not_know_the_job(tmp_path):
             job.follow(io.StringIO())
 
 
-def test_a_closed_output_is_not_taken_for_a_head_that_is_gone(tmp_path):
+def test_closed_output_is_not_mistaken_for_an_unreachable_head(tmp_path):
     class Closed(io.StringIO):
         def write(self, text: str) -> int:
             raise BrokenPipeError
@@ -158,7 +159,7 @@ def test_a_closed_output_is_not_taken_for_a_head_that_is_gone(tmp_path):
         sent(server, tmp_path).follow(Closed())
 
 
-def test_a_cluster_that_asks_for_a_token_is_said_without_a_traceback(tmp_path, monkeypatch):
+def test_cluster_that_requires_a_token_is_reported_without_a_traceback(tmp_path, monkeypatch):
     monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
     with (
         serving(JobServer([], asked_for_token=True)) as server,
@@ -170,7 +171,7 @@ def test_a_cluster_that_asks_for_a_token_is_said_without_a_traceback(tmp_path, m
     assert len(str(raised.value).splitlines()) == 1
 
 
-def test_a_host_and_port_are_enough(tmp_path):
+def test_host_and_port_are_enough(tmp_path):
     with serving(JobServer([])) as server:
         job = sent(server, tmp_path, server.url.removeprefix("http://"))
         assert job.address == server.url
@@ -178,14 +179,14 @@ def test_a_host_and_port_are_enough(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"])
-def test_the_address_of_the_command_line_counts(tmp_path, monkeypatch, name):
+def test_address_on_the_command_line_takes_precedence(tmp_path, monkeypatch, name):
     monkeypatch.setenv(name, "http://127.0.0.1:9")
     with serving(JobServer([])) as server:
         assert sent(server, tmp_path).id == "job-1"
     assert os.environ[name] == "http://127.0.0.1:9"
 
 
-def test_a_server_that_is_not_a_job_server_is_said(tmp_path):
+def test_server_that_is_not_a_job_server_is_reported(tmp_path):
     class Web(JobServer):
         async def answer(self, request: web.Request) -> web.StreamResponse:
             return web.Response(text="<html>hello</html>", content_type="text/html")
@@ -194,7 +195,7 @@ def test_a_server_that_is_not_a_job_server_is_said(tmp_path):
         sent(server, tmp_path)
 
 
-def test_a_port_where_nobody_answers_is_said(tmp_path):
+def test_port_without_a_server_is_reported(tmp_path):
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{nobody.getsockname()[1]}"
@@ -215,6 +216,6 @@ def test_a_port_where_nobody_answers_is_said(tmp_path):
         "head:99999",
     ],
 )
-def test_what_cannot_be_a_job_server_is_refused(address):
+def test_invalid_job_server_address_is_refused(address):
     with pytest.raises(UsageError, match=r"--address http://head:8265"):
         job_server(address)

@@ -1,4 +1,4 @@
-"""Clip stages that read what another stage says of the whole video: retries, status, verify."""
+"""Clip stages that read video-level columns of another stage: retries, status, verify."""
 
 from __future__ import annotations
 
@@ -69,8 +69,8 @@ READERS = {
 
 @pytest.fixture
 def heard(words, tmp_path: Path):
-    """A dataset of three videos of two clips, the settings of its stages, and the file that says
-    which videos can't be heard: v-b."""
+    """A dataset of three videos with two clips each, its stages' settings, and the file that names
+    the videos that fail."""
     own, down = tmp_path / "hearing.py", tmp_path / "down"
     own.write_text(STAGES)
     down.write_text("v-b")
@@ -80,7 +80,7 @@ def heard(words, tmp_path: Path):
 
 
 def clips(dataset: Path, column: str) -> dict[str, str | None]:
-    """What a reader's newest kept rows hold, as queries see them."""
+    """A reader's newest kept rows, as queries see them."""
     label = next(label for label, made in READERS.items() if made == column)
     with open_catalog(dataset) as catalog:
         rows = catalog.execute(
@@ -105,8 +105,8 @@ ALL = {f"v-{video}-{number}": f"hello v-{video}" for video in "abc" for number i
 WITHOUT_B = {clip: text for clip, text in ALL.items() if not clip.startswith("v-b")}
 
 
-def test_a_retry_of_a_video_brings_its_clips_to_all_that_read_it(heard):
-    """One that needs the video's row gets them then, one that did without gets them again."""
+def test_retry_of_a_video_passes_its_clips_to_all_readers(heard):
+    """A reader that requires the video's row gets its clips then; others get them again."""
     data, settings, down = heard
     data.run(*settings)
     before = stages(data.dataset)
@@ -132,14 +132,14 @@ def test_a_retry_of_a_video_brings_its_clips_to_all_that_read_it(heard):
     with open_catalog(data.dataset) as catalog:
         assert catalog.execute("SELECT count(*) FROM failures").fetchone() == (0,)
     assert faults(data.dataset) == []
-    # Nothing of the other videos was done again.
+    # Nothing of the other videos was processed again.
     again = [row["clip_id"] for row in data.table("need_it", *settings)]
     assert sorted(again) == sorted(ALL)
     assert not data.run(*settings)
 
 
-@pytest.mark.slow  # starts Ray; what it runs is the same code
-def test_ray_brings_them_as_well(heard):
+@pytest.mark.slow  # starts Ray, which runs the same code
+def test_retry_on_ray_passes_them_too(heard):
     data, settings, down = heard
     few = [setting for setting in settings if not setting.startswith(("follow_it", "may_use_c"))]
     data.run(*few)
@@ -149,7 +149,7 @@ def test_ray_brings_them_as_well(heard):
     assert stages(data.dataset)["need_it"]["kept"] == 6
 
 
-def test_a_retry_that_failed_again_brings_nothing(heard):
+def test_retry_that_fails_again_passes_nothing(heard):
     data, settings, _ = heard
     data.run(*settings)
     assert data.run(*settings, retry_kinds=["transient"])
@@ -158,7 +158,7 @@ def test_a_retry_that_failed_again_brings_nothing(heard):
     assert faults(data.dataset) == []
 
 
-def test_clips_wait_for_the_readers_of_a_video_that_was_retried(heard):
+def test_clips_of_a_retried_video_are_pending_for_its_readers(heard):
     """Between the retry of the video and that of the clips they are pending, and not lost."""
     data, settings, down = heard
     data.run(*settings)
@@ -173,7 +173,7 @@ def test_clips_wait_for_the_readers_of_a_video_that_was_retried(heard):
     assert stages(data.dataset)["need_it"]["pending"] == 0
 
 
-def test_readers_that_are_added_after_the_retry_do_each_clip(heard):
+def test_readers_added_after_the_retry_process_each_clip_once(heard):
     data, settings, down = heard
     data.run(*settings[:2])
     down.write_text("")
@@ -185,8 +185,8 @@ def test_readers_that_are_added_after_the_retry_do_each_clip(heard):
     assert faults(data.dataset) == []
 
 
-def test_clips_that_an_earlier_version_lost_are_found_and_made_by_a_repair(heard):
-    """It wrote a retry's shard without them; status and verify tell, a repair brings them back."""
+def test_clips_lost_by_an_earlier_version_are_found_and_repaired(heard):
+    """It wrote a retry's shard without them; status and verify report it, a repair makes them."""
     data, settings, down = heard
     data.run(*settings)
     down.write_text("")
@@ -255,8 +255,8 @@ def test_clips_that_an_earlier_version_lost_are_found_and_made_by_a_repair(heard
         ("video_id", ["nothing.there?"], "has the key video_id, but reads from no stage"),
     ],
 )
-def test_a_stage_that_reads_rows_which_its_keys_do_not_name_is_refused(heard, key, reads, said):
-    """Before, it was given no row at all, or null for each, or the run ended with a traceback."""
+def test_stage_that_reads_rows_without_a_matching_key_is_refused(heard, key, reads, said):
+    """Before, it got no rows at all, or null for each, or the run ended with a traceback."""
     data, settings, _ = heard
     own = data.folder / "lost.py"
     own.write_text(f"""

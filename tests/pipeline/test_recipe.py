@@ -1,4 +1,4 @@
-"""Recipes: plain data, checked before anything starts, with errors that say what to mend."""
+"""Recipes: plain data, checked before anything starts, with helpful errors."""
 
 from __future__ import annotations
 
@@ -42,13 +42,15 @@ def load(folder: Path, text: str, *overrides: str) -> LoadedRecipe:
         ("x: !!python/object/apply:os.system ['true']\nstages: {a: {}}", "not valid YAML"),
     ],
 )
-def test_a_bad_recipe_is_one_clear_message(tmp_path, text, message):
+def test_bad_recipe_is_one_clear_message(tmp_path, text, message):
     with pytest.raises(UsageError, match=r"(?s).*") as caught:
         load(tmp_path, text)
     assert message in str(caught.value)
 
 
-def test_paths_in_the_file_are_relative_to_it_and_paths_of_set_to_here(tmp_path, monkeypatch):
+def test_paths_are_relative_to_the_recipe_and_set_paths_to_the_working_directory(
+    tmp_path, monkeypatch
+):
     here = tmp_path / "here"
     here.mkdir()
     monkeypatch.chdir(here)
@@ -60,8 +62,8 @@ def test_paths_in_the_file_are_relative_to_it_and_paths_of_set_to_here(tmp_path,
     assert loaded.stages["caption_frames"].model.folder == str(here / "models/a")
 
 
-def test_a_recorded_recipe_is_the_same_recipe(tmp_path):
-    """The run's record alone is enough to run again with the same fingerprints."""
+def test_recorded_recipe_equals_the_original(tmp_path):
+    """The run's record is enough to run again with the same fingerprints."""
     text = """
         sources: {path: urls.txt}
         stages:
@@ -75,7 +77,7 @@ def test_a_recorded_recipe_is_the_same_recipe(tmp_path):
     assert [s.fingerprint for s in first.steps] == [s.fingerprint for s in second.steps]
 
 
-def test_fingerprints_follow_the_bytes_of_a_model_not_its_place(tmp_path):
+def test_fingerprints_depend_on_a_models_bytes_not_its_path(tmp_path):
     def fingerprint(folder: str) -> str:
         loaded = load(
             tmp_path,
@@ -90,8 +92,8 @@ def test_fingerprints_follow_the_bytes_of_a_model_not_its_place(tmp_path):
     assert fingerprint("a") == fingerprint("b") != fingerprint("c")
 
 
-def test_only_settings_that_read_pixels_change_the_decode(tmp_path):
-    """A new threshold makes another split of the same scan."""
+def test_only_settings_about_pixels_change_the_decode_pass(tmp_path):
+    """A new threshold gives another split of the same scan."""
     text = "stages: {download_videos: {}, split_clips: {}}"
     plans = [
         build_plan(load(tmp_path, text, *overrides)).by_label
@@ -112,7 +114,7 @@ BASE = "stages: {download_videos: {}, split_clips: {}, embed_clips: {model: ./mo
 
 
 def test_set_adds_a_stage_at_the_end_of_a_recipe(tmp_path, monkeypatch):
-    """Its settings may come before its name; paths are read from the working folder."""
+    """Its settings may precede its name; paths are relative to the working directory."""
     here = tmp_path / "here"
     here.mkdir()
     monkeypatch.chdir(here)
@@ -132,8 +134,8 @@ def test_set_adds_a_stage_at_the_end_of_a_recipe(tmp_path, monkeypatch):
     assert type(loaded.stages["words"]).__name__ == "CountLetters"
 
 
-def test_a_recorded_recipe_takes_a_further_stage(tmp_path):
-    """What was there keeps its fingerprint, so that only the new stage has work to do."""
+def test_stage_can_be_added_to_a_recorded_recipe(tmp_path):
+    """Existing stages keep their fingerprints, so only the new stage has work to do."""
     loaded = load(tmp_path, BASE)
     more = LoadedRecipe.from_record(
         loaded.record(), ["dark.stage=score_aesthetic", "dark.head=./v1.pth"]
@@ -160,7 +162,7 @@ def test_a_recorded_recipe_takes_a_further_stage(tmp_path):
         (["dark.stage.name=score_aesthetic"], "no stage or key 'dark'"),
     ],
 )
-def test_a_stage_that_cannot_be_added_is_one_clear_message(tmp_path, overrides, message):
+def test_stage_that_cannot_be_added_is_one_clear_message(tmp_path, overrides, message):
     with pytest.raises(UsageError) as caught:
         load(tmp_path, BASE, *overrides)
     assert message in str(caught.value)

@@ -1,4 +1,4 @@
-"""A removed video is seen nowhere from that moment on, and is then taken out of every file."""
+"""A removed video is hidden everywhere immediately, and is then deleted from every file."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from clipmill.stages.download_videos import VIDEOS
 from tests.conftest import Made
 from tests.synthetic import Truth, build_dataset, write_shard
 
-VIDEO, RETRIED = "generic-v1", "generic-v19"  # v19's download came with a retry
+VIDEO, RETRIED = "generic-v1", "generic-v19"  # v19 was downloaded by a retry
 KEY = source_key("https://media.example/1.mp4")
 
 
@@ -103,7 +103,7 @@ def everything(dataset: Path) -> dict[str, list[str]]:
 
 
 def texts_on_disk(dataset: Path) -> str:
-    """All that the tables, the index and the notes hold, of every fingerprint, as text."""
+    """All text in tables, index and notes of every fingerprint."""
     files = [path for path in dataset.rglob("*.parquet") if "subsets" not in path.parts]
     notes = [
         path for path in dataset.rglob("*.json") if not {"subsets", "removed"} & set(path.parts)
@@ -114,7 +114,7 @@ def texts_on_disk(dataset: Path) -> str:
 
 
 def shows(text: str) -> bool:
-    """Whether something of the video is there; other ids begin like it."""
+    """Whether anything of the video is present; other ids begin with the same characters."""
     return any(
         name in text
         for name in (f"{VIDEO}'", f"{VIDEO}-", "/1.mp4'", "Film 1'", "mirror.example", f"{VIDEO} ")
@@ -129,14 +129,15 @@ def assert_accounted(dataset: Path) -> None:
     for folder in table_folders(dataset):
         for path in folder.glob("[0-9]*.parquet"):
             if folder.parent.name in ("shots", "frames"):
-                continue  # they are counted with the step that they belong to
+                continue  # counted with the step that they belong to
             found = ShardMetadata.read(path)
             assert found.inputs == found.kept + found.rejected + found.failed, path
             assert found.step == folder.parent.name
 
 
-def test_a_removed_video_is_seen_nowhere_and_all_else_is_as_it_was(dataset: Path, capsys):
-    """Its rows are gone from views and files of every fingerprint; a stub of its source is left."""
+def test_removed_video_is_hidden_everywhere_and_all_else_is_unchanged(dataset: Path, capsys):
+    """Its rows are gone from views and files of every fingerprint; only a stub of its source is
+    left."""
     before = everything(dataset)
     assert shows(texts_on_disk(dataset))
     remove(dataset, videos=[VIDEO], reason="the author asked")
@@ -165,7 +166,7 @@ def test_a_removed_video_is_seen_nowhere_and_all_else_is_as_it_was(dataset: Path
     assert "Frozen subset mine contains 1 clip" in said
 
 
-def test_media_and_notes_go_and_others_stay(dataset: Path):
+def test_media_and_notes_of_only_the_removed_video_are_deleted(dataset: Path):
     remove(dataset, videos=[VIDEO])
     left = {
         path.relative_to(dataset / "media").as_posix()
@@ -177,7 +178,7 @@ def test_media_and_notes_go_and_others_stay(dataset: Path):
     assert request["keys"] == ["generic-v0-0-1000"]
 
 
-def test_a_dry_run_changes_nothing(dataset: Path, capsys):
+def test_dry_run_changes_nothing(dataset: Path, capsys):
     def tree() -> dict[str, tuple[int, int]]:
         return {
             str(path): (path.stat().st_size, path.stat().st_mtime_ns)
@@ -194,8 +195,9 @@ def test_a_dry_run_changes_nothing(dataset: Path, capsys):
 
 
 @pytest.mark.parametrize("after", [0, 3, 9])
-def test_a_removal_that_was_killed_holds_and_is_finished(dataset: Path, monkeypatch, after: int):
-    """Whatever shard it had come to: nothing is seen, the accounting holds, the rest follows."""
+def test_killed_removal_is_in_effect_and_completed_later(dataset: Path, monkeypatch, after: int):
+    """At whatever shard it was killed: nothing is shown, the accounting is right, the rest
+    follows."""
     done = []
 
     def killed(path: Path, selection: removal.Selection) -> None:
@@ -220,7 +222,7 @@ def test_a_removal_that_was_killed_holds_and_is_finished(dataset: Path, monkeypa
     assert_accounted(dataset)
 
 
-def test_videos_of_an_uploader_go_together(dataset: Path):
+def test_all_videos_of_an_uploader_are_removed(dataset: Path):
     path = dataset / "download_videos" / "d1" / "000000.parquet"
     rows = pq.read_table(path).to_pylist()
     for row in rows:
@@ -234,8 +236,8 @@ def test_videos_of_an_uploader_go_together(dataset: Path):
     assert gone == [("generic-v0",), (VIDEO,)]
 
 
-def test_wrong_names_change_nothing_and_name_near_ones(dataset: Path):
-    """One wrong name among right ones stops the whole removal."""
+def test_unknown_names_change_nothing_and_suggest_similar_ones(dataset: Path):
+    """One unknown name among known ones stops the whole removal."""
     with pytest.raises(UsageError, match=r"no such video; similar: .*generic-v2"):
         remove(dataset, videos=[VIDEO, "generic-v22x"])
     with pytest.raises(UsageError, match="no video of the dataset is by this uploader"):
@@ -245,28 +247,28 @@ def test_wrong_names_change_nothing_and_name_near_ones(dataset: Path):
     assert tombstones(dataset) == []
 
 
-def test_removing_twice_is_said(dataset: Path, capsys):
+def test_second_removal_is_reported(dataset: Path, capsys):
     remove(dataset, videos=[VIDEO])
     capsys.readouterr()
     remove(dataset, videos=[VIDEO])
     assert capsys.readouterr().out == f"{VIDEO} was already removed.\n"
 
 
-def test_a_dataset_at_work_is_left_alone(dataset: Path):
+def test_locked_dataset_is_left_alone(dataset: Path):
     with dataset_lock(dataset), pytest.raises(ClipmillError, match="another command is using"):
         remove(dataset, videos=[VIDEO])
 
 
-def test_a_tombstone_that_cannot_be_read_is_told(dataset: Path):
-    """Passing over it would show what was removed."""
+def test_unreadable_tombstone_is_reported(dataset: Path):
+    """Ignoring it would show what was removed."""
     (dataset / "removed").mkdir()
     (dataset / "removed" / "x.json").write_text("{}")
     with pytest.raises(ClipmillError, match=r"x\.json records what was removed"):
         open_catalog(dataset)
 
 
-def test_a_removed_video_is_not_taken_again(made: Made, tmp_path: Path):
-    """Neither from the same source, nor from another with the same bytes; what is left stays."""
+def test_removed_video_is_not_ingested_again(made: Made, tmp_path: Path):
+    """Neither from the same source, nor from another with the same bytes; existing files stay."""
     dataset = shutil.copytree(made.dataset, tmp_path / "dataset")
     films = Path(made.loaded.recipe.sources[0].path)
     with open_catalog(dataset) as catalog:
@@ -275,7 +277,7 @@ def test_a_removed_video_is_not_taken_again(made: Made, tmp_path: Path):
         ).fetchone()
     assert Path(path).is_file()
     remove(dataset, videos=[video])
-    assert Path(path).is_file()  # it was referenced only
+    assert Path(path).is_file()  # it was only referenced
     run(made.loaded, dataset)
     other = tmp_path / "other"
     other.mkdir()
@@ -301,7 +303,7 @@ def test_a_removed_video_is_not_taken_again(made: Made, tmp_path: Path):
 
 
 def test_published_rows_of_a_removed_video_are_not_imported(tmp_path: Path):
-    """Nor when they are imported again, after its source was emptied."""
+    """Not even when imported again after its source was emptied."""
     rows = [
         {
             "YoutubeID": name,

@@ -1,4 +1,4 @@
-"""A removal deletes what is the dataset's, wherever its disks are, and nothing else."""
+"""A removal deletes the dataset's own files, on whatever disk, and no others."""
 
 from __future__ import annotations
 
@@ -67,8 +67,8 @@ def index_shows(dataset: Path, video: str) -> bool:
 OTHERS = {f"{OTHER}.mp4", ".found/k002.json"}
 
 
-def test_media_on_another_disk_go(dataset: Path, tmp_path: Path, capsys):
-    """`media/` is a link; all of it is the dataset's."""
+def test_media_on_another_disk_are_deleted(dataset: Path, tmp_path: Path, capsys):
+    """`media/` is a link; everything in it is the dataset's."""
     elsewhere = tmp_path / "disk" / "m"
     elsewhere.parent.mkdir()
     (dataset / "media").rename(elsewhere)
@@ -81,8 +81,8 @@ def test_media_on_another_disk_go(dataset: Path, tmp_path: Path, capsys):
     assert (dataset / "media").is_symlink()
 
 
-def test_a_folder_of_media_on_another_disk_is_the_datasets(dataset: Path, tmp_path: Path):
-    """So is `.work/`, and the link of a single download's folder."""
+def test_linked_folders_within_media_belong_to_the_dataset(dataset: Path, tmp_path: Path):
+    """So do `.work/` and a linked folder of a single download."""
     (dataset / "media" / ".found").rename(tmp_path / "notes")
     (dataset / "media" / ".found").symlink_to(tmp_path / "notes")
     remove(dataset, videos=[VIDEO])
@@ -90,13 +90,13 @@ def test_a_folder_of_media_on_another_disk_is_the_datasets(dataset: Path, tmp_pa
     assert files(dataset / "media") == {f"{OTHER}.mp4"}
 
 
-def test_a_dataset_that_is_named_by_a_way_around_loses_its_media_too(dataset, monkeypatch):
+def test_dataset_given_by_an_indirect_path_loses_its_media(dataset, monkeypatch):
     monkeypatch.chdir(dataset / "media")
     remove(Path("../../dataset"), videos=[VIDEO])
     assert files(dataset / "media") == OTHERS
 
 
-def test_of_a_link_within_media_the_file_goes_too(dataset: Path):
+def test_target_of_a_link_within_media_is_deleted(dataset: Path):
     (dataset / "media" / "store").mkdir()
     (dataset / "media" / f"{VIDEO}.mp4").rename(dataset / "media" / "store" / "a.mp4")
     (dataset / "media" / f"{VIDEO}.mp4").symlink_to("store/a.mp4")
@@ -105,10 +105,10 @@ def test_of_a_link_within_media_the_file_goes_too(dataset: Path):
 
 
 @pytest.mark.parametrize("whose", ["outside", "another video's", "shared"])
-def test_what_a_link_leads_to_is_left_where_it_may_be_somebody_elses(
+def test_target_of_a_link_out_of_the_dataset_is_kept(
     dataset: Path, tmp_path: Path, capsys, whose: str
 ):
-    """The link goes, the file stays, and the command names it and ends with an error."""
+    """The link is deleted, the file stays, and the command names it and exits with an error."""
     link = dataset / "media" / f"{VIDEO}.mp4"
     link.unlink()
     target = {
@@ -134,15 +134,15 @@ def test_what_a_link_leads_to_is_left_where_it_may_be_somebody_elses(
     assert capsys.readouterr().out == f"{VIDEO} was already removed.\n"
 
 
-def test_an_index_of_no_tables_is_no_error(dataset: Path):
-    """As when all shards were set aside to be made again."""
+def test_index_without_tables_is_not_an_error(dataset: Path):
+    """For example when all shards were set aside to be made again."""
     for path in dataset.glob("*/*1/*.parquet"):
         path.unlink()
     report = update_index(dataset)
     assert report is None or report.n_clips == 0
 
 
-def test_a_link_that_leads_nowhere_goes(dataset: Path):
+def test_dangling_link_is_deleted(dataset: Path):
     link = dataset / "media" / f"{VIDEO}.mp4"
     link.unlink()
     link.symlink_to("nowhere")
@@ -151,10 +151,10 @@ def test_a_link_that_leads_nowhere_goes(dataset: Path):
 
 
 class Killed(BaseException):
-    """Stands for SIGKILL."""
+    """Simulates SIGKILL."""
 
 
-def test_the_index_holds_nothing_of_a_video_from_before_the_removal_is_done(dataset, monkeypatch):
+def test_index_holds_nothing_of_the_video_even_if_the_removal_is_killed(dataset, monkeypatch):
     """Killed before the index is rebuilt, nothing of the video is left in it."""
 
     def killed(*_: Any, **__: Any) -> None:
@@ -172,7 +172,7 @@ def test_the_index_holds_nothing_of_a_video_from_before_the_removal_is_done(data
 
 
 def test_verify_finds_a_removed_video_in_the_index(dataset: Path, tmp_path: Path):
-    """And its repair opens the removal again, which then finishes."""
+    """Its repair reopens the removal, which then finishes."""
     from clipmill.pipeline.verify.repair import repair
 
     (kept,) = (dataset / "index").glob("*/clips-*.parquet")
@@ -183,7 +183,7 @@ def test_verify_finds_a_removed_video_in_the_index(dataset: Path, tmp_path: Path
     found = [fault for fault in report.faults if fault.check == "removal"]
     assert [fault.where for fault in found] == [kept.relative_to(dataset).as_posix()]
     assert "still has rows of removed videos: " + VIDEO in found[0].what
-    report.faults = found  # the tables have no sources, which is no matter here
+    report.faults = found  # the tables have no sources, which doesn't matter here
     repair(dataset, report)
     assert [stone.purged_at for stone in tombstones(dataset)] == [None]
     removal.finish_removals(dataset)
@@ -193,10 +193,10 @@ def test_verify_finds_a_removed_video_in_the_index(dataset: Path, tmp_path: Path
 
 
 @pytest.mark.parametrize("number", [1, 13, 28, 30])
-def test_a_shard_that_cannot_be_written_is_one_error_and_is_finished_later(
+def test_unwritable_shard_is_one_error_and_the_removal_finishes_later(
     dataset: Path, monkeypatch, capsys, number: int
 ):
-    """EPERM, EACCES, ENOSPC or EROFS: the message says that the removal holds."""
+    """EPERM, EACCES, ENOSPC or EROFS: the message says that the removal is in effect."""
 
     def refused(source: Path, target: Path) -> None:
         if "split_clips" in str(target):
@@ -224,7 +224,7 @@ def test_a_shard_that_cannot_be_written_is_one_error_and_is_finished_later(
     )
 
 
-def test_a_subset_that_is_frozen_while_a_removal_is_at_work_is_named(dataset, monkeypatch, capsys):
+def test_subset_frozen_during_a_removal_is_named(dataset, monkeypatch, capsys):
     def rewrite_and_freeze(path: Path, selection: removal.Selection) -> None:
         rewrite(path, selection)
         if "mine" not in subset_names(dataset):
@@ -236,8 +236,8 @@ def test_a_subset_that_is_frozen_while_a_removal_is_at_work_is_named(dataset, mo
     assert "Frozen subset mine contains 1 clip of them" in capsys.readouterr().out
 
 
-def test_a_subset_is_not_frozen_with_what_was_removed_meanwhile(dataset: Path, tmp_path: Path):
-    """For the removal has looked for subsets by then; made again, it has none of it."""
+def test_subset_is_not_frozen_with_clips_removed_meanwhile(dataset: Path, tmp_path: Path):
+    """The removal has already looked for subsets by then; frozen again, it has none of them."""
 
     def say(step: str) -> None:
         if step == "writing the clips":

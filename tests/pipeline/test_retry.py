@@ -1,4 +1,4 @@
-"""Retries as they are looked back on: what stands, what was said first, what a kill leaves."""
+"""Retries: unresolved failures, first messages, and what a kill leaves behind."""
 
 from __future__ import annotations
 
@@ -59,11 +59,11 @@ def counts(dataset: Path, stage: str) -> tuple[int, int, int]:
 
 
 class Killed(BaseException):
-    """What a SIGKILL is to what follows: nothing of it happens."""
+    """Simulates SIGKILL: no later code runs."""
 
 
 def killed_half_way(monkeypatch: pytest.MonkeyPatch, after: int, act) -> None:
-    """Runs `act` with a worker that dies when it has committed so many shards."""
+    """Runs `act` with a worker that dies after committing this many shards."""
     from clipmill.pipeline.engine import runner
 
     done = [0]
@@ -81,8 +81,8 @@ def killed_half_way(monkeypatch: pytest.MonkeyPatch, after: int, act) -> None:
             act()
 
 
-def test_a_retry_that_was_killed_is_finished_by_retry(words, tmp_path, monkeypatch, capsys):
-    """What is left of it is done, each row once more and not twice; then what is asked for."""
+def test_killed_retry_is_finished_by_the_next_retry(words, tmp_path, monkeypatch, capsys):
+    """The rest of it is done, each row once more and not twice; then the new request."""
     mend = tmp_path / "mended"
     setting = f"name_words.mend_file={mend}"
     data = words("a?fail=name", "b?fail=name", "c?fail=name", "x?fail=cut", shard_videos=1)
@@ -98,7 +98,7 @@ def test_a_retry_that_was_killed_is_finished_by_retry(words, tmp_path, monkeypat
     assert "no failures of kind model from before that retry" in said
     assert ask(data.dataset, "SELECT attempts FROM failures WHERE kind = 'bad_media'") == [(1,)]
 
-    # Another kind than the killed one: that one is finished first, then this one begun.
+    # Another kind than the killed one: that one is finished first, then this one starts.
     killed_half_way(monkeypatch, 1, lambda: data.run(setting, retry_kinds=["model"]))
     mend.touch()
     capsys.readouterr()
@@ -115,7 +115,7 @@ def test_a_retry_that_was_killed_is_finished_by_retry(words, tmp_path, monkeypat
     assert not data.run(setting)
 
 
-def test_requests_from_before_they_had_a_time_are_finished_too(words, tmp_path):
+def test_old_requests_without_a_time_are_finished_too(words, tmp_path):
     data = words("a?fail=name")
     data.run()
     (data.dataset / "retries").mkdir()
@@ -133,11 +133,11 @@ def test_requests_from_before_they_had_a_time_are_finished_too(words, tmp_path):
 
 
 @pytest.mark.parametrize("mood", ["fail", "reject"])
-def test_a_row_that_was_kept_stays_kept_when_a_retry_goes_wrong(words, tmp_path, mood, capsys):
-    """A stage did without an input and kept the row; with the input, that came late, it fails.
+def test_kept_row_stays_kept_if_its_retry_fails(words, tmp_path, mood, capsys):
+    """A stage kept a row without an optional input; when the input arrives later, it fails.
 
-    The row that there is stays, in the tables' views, in the status and in what failed; the
-    history has what went wrong, and a retry tries it again.
+    The existing row stays, in views, status and failures; the history has the error, and a retry
+    tries it again.
     """
     (tmp_path / "moody.py").write_text(MOODY)
     mend, moods = tmp_path / "mended", tmp_path / "mood"
@@ -173,8 +173,8 @@ def test_a_row_that_was_kept_stays_kept_when_a_retry_goes_wrong(words, tmp_path,
         assert rows == [("none",), ("clip v-a-1",)]
 
 
-def test_the_first_message_stays_when_a_retry_fails_otherwise(words, tmp_path, capsys):
-    """And the row has its address, its time, how often it was tried and the command to retry."""
+def test_first_message_stays_if_a_retry_fails_differently(words, tmp_path, capsys):
+    """The row also has its address, time, number of attempts and the command to retry."""
     data = words("a?fail=name")
     data.run()
     path = next((data.dataset / "runs").glob("*.json"))
@@ -205,8 +205,8 @@ def test_the_first_message_stays_when_a_retry_fails_otherwise(words, tmp_path, c
     ]
 
 
-def test_commands_to_retry_fit_the_kinds_shown(words, capsys, tmp_path):
-    """Only kinds that stand, and of those the ones asked for; a dataset's name is quoted."""
+def test_suggested_retries_match_the_kinds_shown(words, capsys, tmp_path):
+    """Only unresolved kinds, and of those the requested ones; a dataset's name is quoted."""
     data = words("a?fail=name", "b?fail=cut", "c?lose=cut")
     data.folder = tmp_path / "it's here"
     data.folder.mkdir()
@@ -226,7 +226,7 @@ def test_commands_to_retry_fit_the_kinds_shown(words, capsys, tmp_path):
     assert "clipmill" not in capsys.readouterr().err
 
 
-def test_a_retry_has_a_log_of_its_own(words):
+def test_retry_has_a_separate_log(words):
     data = words("a?fail=name")
     data.run()
     data.run(retry_kinds=[])
@@ -236,8 +236,8 @@ def test_a_retry_has_a_log_of_its_own(words):
     assert "Retrying 1 failed row of name_words." in driver.path.read_text()
 
 
-def test_a_retry_whose_request_was_damaged_hides_no_later_one(words, tmp_path):
-    """Its number stays missing when verify has set it aside."""
+def test_damaged_retry_request_hides_no_later_one(words, tmp_path):
+    """Its number stays unused after verify has set it aside."""
     mend = tmp_path / "mended"
     setting = f"name_words.mend_file={mend}"
     data = words("a?fail=name", "b?fail=cut")

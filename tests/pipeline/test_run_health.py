@@ -35,9 +35,9 @@ def pool(name: str, workers: int = 1, **settings) -> Pool:
     return Pool((step(name, **settings),), workers)
 
 
-def test_a_slow_stage_is_no_hang():
-    """Workers that beat, and workers that are only just coming up, are waited for as long as it
-    takes: a model loads for minutes."""
+def test_slow_stage_is_not_a_hang():
+    """Workers that report progress, and workers that are just starting, are waited for as long as
+    it takes: loading a model takes minutes."""
     dog = watchdog(pool("caption_frames"), pool("embed_clips"))
     for now in range(3600):
         dog.saw_nodes([HEAD], now)
@@ -45,15 +45,15 @@ def test_a_slow_stage_is_no_hang():
         assert dog.problem(now) is None
 
 
-def test_a_cluster_that_does_not_answer_is_gone():
+def test_cluster_that_does_not_answer_is_lost():
     dog = watchdog(pool("caption_frames"))
     dog.saw_nodes([HEAD], 100)
     assert dog.problem(100 + UNANSWERED_SECONDS) is None
     assert "has not answered for 31 s" in dog.problem(101 + UNANSWERED_SECONDS)
 
 
-def test_a_pool_whose_place_is_taken_is_told():
-    """Its node went away, and the workers of another pool hold what is left."""
+def test_pool_without_free_resources_is_reported():
+    """Its node is gone, and another pool's workers hold the remaining resources."""
     dog = watchdog(pool("caption_frames", 2), pool("embed_clips"))
     beats = {"a": Beat(0, "head", 3), "b": Beat(0, "head", 3), "c": Beat(1, "second", 2)}
     dog.saw_nodes([HEAD, SECOND], 0)
@@ -72,7 +72,7 @@ def test_a_pool_whose_place_is_taken_is_told():
     )
 
 
-def test_a_pool_that_has_room_elsewhere_is_waited_for():
+def test_pool_with_room_elsewhere_is_waited_for():
     dog = watchdog(pool("caption_frames"), pool("embed_clips"))
     dog.heard({"a": Beat(0, "head", 3), "c": Beat(1, "second", 2)}, 0)
     for now in range(600):
@@ -81,8 +81,8 @@ def test_a_pool_that_has_room_elsewhere_is_waited_for():
         assert dog.problem(now) is None
 
 
-def test_a_worker_that_fits_no_node_is_told():
-    """The plan goes by the sum over all nodes."""
+def test_worker_that_fits_no_node_is_reported():
+    """The plan only considers the sum over all nodes."""
     dog = watchdog(pool("caption_frames", cpus=3.0))
     dog.saw_nodes([HEAD, SECOND], 0)
     assert dog.problem(0) is None
@@ -92,8 +92,8 @@ def test_a_worker_that_fits_no_node_is_told():
     )
 
 
-def test_tasks_for_which_no_node_is_left_are_told():
-    """They have no workers whose beats could be heard: what counts is room for one."""
+def test_tasks_without_a_suitable_node_are_reported():
+    """They have no workers that report progress: what counts is room for one."""
     dog = Watchdog((Tasks(2.0),), 1, 0.0)
     dog.saw_nodes([Node("head", 0, 0), SECOND], 0)
     dog.saw_nodes([Node("head", 0, 0), SECOND], 500)
@@ -107,7 +107,7 @@ def test_tasks_for_which_no_node_is_left_are_told():
     )
 
 
-def test_workers_that_die_at_every_start_are_told():
+def test_workers_that_die_at_every_start_are_reported():
     dog = watchdog(pool("caption_frames", 2), pool("embed_clips"))
     for number in range(STARTS_ALLOWED + 2):
         dog.saw_nodes([HEAD], number)
@@ -117,7 +117,7 @@ def test_workers_that_die_at_every_start_are_told():
     assert "workers of caption_frames die again and again: 11 have started" in dog.problem(number)
 
 
-def test_workers_that_die_now_and_then_are_not():
+def test_workers_that_die_occasionally_are_not_reported():
     dog = watchdog(pool("caption_frames"))
     for number in range(200):
         dog.saw_nodes([HEAD], number)
@@ -125,10 +125,10 @@ def test_workers_that_die_now_and_then_are_not():
         assert dog.problem(number) is None
 
 
-def test_a_machine_whose_socket_refuses_is_lost(tmp_path: Path, monkeypatch):
-    """The raylet is gone; Ray would end the process some seconds later, without a word."""
+def test_machine_whose_socket_refuses_is_lost(tmp_path: Path, monkeypatch):
+    """The raylet is gone; Ray would end the process some seconds later, without a message."""
     monkeypatch.chdir(tmp_path)
-    place = "raylet"  # the folder's name may be longer than that of a socket may be
+    place = "raylet"  # the folder's path may be longer than a socket's may be
     listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     listening.bind(place)
     listening.listen()
@@ -146,7 +146,7 @@ def test_a_machine_whose_socket_refuses_is_lost(tmp_path: Path, monkeypatch):
         lambda label, counts: reported.append(counts),
     )
     end = time.monotonic() + 60
-    # Asked a second time, it has noted the first answer.
+    # Asked a second time, it has recorded the first answer.
     while (len(asked) < 2 or not reported) and time.monotonic() < end:
         time.sleep(0.05)
     probe.check()
@@ -166,7 +166,7 @@ def keep_checking(probe: ClusterProbe, seconds: float) -> None:
         time.sleep(0.05)
 
 
-def test_a_cluster_that_never_answers_is_not_waited_for(monkeypatch):
+def test_cluster_that_never_answers_is_not_waited_for(monkeypatch):
     monkeypatch.setattr("clipmill.pipeline.engine.cluster_probe.ANSWER_SECONDS", 0.2)
     stuck = threading.Event()
     probe = ClusterProbe(

@@ -1,4 +1,4 @@
-"""The runner, through the door that `clipmill run` uses, with small stages of a user's own."""
+"""The runner, through the entry point of `clipmill run`, with small custom stages."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def outcomes(rows: list[dict]) -> Counter:
 
 
 def test_every_input_is_kept_rejected_or_failed(words):
-    """Good and bad rows side by side: each ends in exactly one way, at the stage where it ended."""
+    """Good and bad rows together: each has exactly one outcome, at the stage where it ended."""
     data = words("a?clips=3", "b?reject=fetch", "c?fail=cut", "d?lose=cut", "e?fail=name", "f")
     assert data.run()
     assert outcomes(data.table("fetch_words")) == {"kept": 5, "rejected": 1}
@@ -54,8 +54,8 @@ def test_failed_rows_carry_kind_message_attempts_and_time(words):
     assert error["at"] is not None
 
 
-def test_one_bad_row_costs_that_row_only(words):
-    """The bad row's batch is done again row by row."""
+def test_bad_row_fails_only_that_row(words):
+    """The bad row's batch is processed again row by row."""
     data = words("e?fail=name&clips=3")
     data.run()
     assert {row["clip_id"]: bool(row["error"]) for row in data.table("name_words")} == {
@@ -65,7 +65,7 @@ def test_one_bad_row_costs_that_row_only(words):
     }
 
 
-def test_a_second_run_does_nothing(words):
+def test_second_run_does_nothing(words):
     data = words("a", "b", "c", "d")
     assert data.run()
     before = data.files()
@@ -74,7 +74,7 @@ def test_a_second_run_does_nothing(words):
     assert len(data.records()) == 1
 
 
-def test_a_changed_setting_redoes_what_hangs_on_it_and_nothing_else(words):
+def test_changed_setting_recomputes_only_what_depends_on_it(words):
     data = words("a", "b")
     data.run()
     before = data.files()
@@ -97,7 +97,7 @@ def test_resources_do_not_change_the_fingerprint(words):
     assert not data.run("name_words.batch_rows=1", "name_words.workers=2")
 
 
-def test_until_stops_and_a_later_run_goes_on(words):
+def test_until_stops_and_a_later_run_continues(words):
     data = words("a", "b")
     data.run(until="cut_words")
     assert data.table("cut_words")
@@ -106,7 +106,7 @@ def test_until_stops_and_a_later_run_goes_on(words):
     assert len(data.table("name_words")) == 4
 
 
-def test_more_sources_make_new_shards_and_leave_the_old_ones(words):
+def test_new_sources_make_new_shards_and_keep_the_old_ones(words):
     data = words("a", "b", "c")
     data.run()
     before = data.files()
@@ -117,8 +117,8 @@ def test_more_sources_make_new_shards_and_leave_the_old_ones(words):
     assert len(data.table("count_letters")) == 8
 
 
-def test_retry_does_the_failed_keys_and_what_hangs_on_them(words, tmp_path):
-    """Only failed keys are tried, at the stage where they failed; later stages see just them."""
+def test_retry_processes_failed_keys_and_their_dependents(words, tmp_path):
+    """Only failed keys are tried, at the stage where they failed; later stages get only them."""
     mend = tmp_path / "mended"
     setting = f"name_words.mend_file={mend}"
     data = words("a", "e?fail=name", "f?fail=name&clips=3")
@@ -136,7 +136,7 @@ def test_retry_does_the_failed_keys_and_what_hangs_on_them(words, tmp_path):
     assert data.shards("name_words") == ["000000", "000000.retry1", "000000.retry2"]
     letters = [row["clip_id"] for row in data.table("count_letters")]
     assert sorted(letters) == sorted({row["clip_id"] for row in data.table("cut_words")})
-    # A stage that did without the word the first time does the row again, now that it has one.
+    # A stage that did without the word at first processes the row again, now that it has one.
     guesses = {row["clip_id"]: row["guess"] for row in data.table("guess_words")}
     assert guesses["v-e-1"] == "clip v-e-1"
     assert not data.run(setting, retry_kinds=[])
@@ -159,13 +159,13 @@ def test_both_engines_give_the_same_rows(words, tmp_path):
                 row["error"].pop("at")
         return rows
 
-    # Actors are ended, not closed: what they used meanwhile must be gone all the same.
+    # Actors are killed, not closed, but their temporary files must be gone.
     assert list(data.dataset.glob(".scratch/*")) == []
     for label, rows in over_ray.items():
         assert plain(rows) == plain(here.table(label)), label
 
 
-def test_a_row_that_kills_its_worker_twice_is_quarantined(words):
+def test_row_that_kills_its_worker_twice_is_a_crash(words):
     """Ray starts the worker again; the row that kills it becomes a crash, its neighbours stay."""
     data = words("a", "k?kill=cut", "b", "c")
     data.run(engine="ray")
@@ -175,7 +175,7 @@ def test_a_row_that_kills_its_worker_twice_is_quarantined(words):
     }
     assert {row["video_id"] for row in rows if not row["error"]} == {"v-a", "v-b", "v-c"}
     assert len(data.table("count_letters")) == 6
-    # Every worker has a log next to the driver's: those that died, and those that came after.
+    # Every worker has a log next to the driver's: those that died, and their replacements.
     (run,) = logged_runs(data.dataset)
     files = log_files(data.dataset, run)
     lines = [json.loads(line) for file in files for line in file.path.read_text().splitlines()]
@@ -191,8 +191,8 @@ def test_a_row_that_kills_its_worker_twice_is_quarantined(words):
     }["cut_words"] == 1
 
 
-def test_the_local_engine_gets_past_a_row_that_kills_the_process(words, tmp_path):
-    """Two runs die at the row, the third writes it as a crash and goes on."""
+def test_local_engine_gets_past_a_row_that_kills_the_process(words, tmp_path):
+    """Two runs die at the row, the third records it as a crash and continues."""
     data = words("a", "k?kill=cut", "b")
     data.loaded()
     command = [
@@ -227,8 +227,8 @@ def test_the_local_engine_gets_past_a_row_that_kills_the_process(words, tmp_path
     assert len(list(data.dataset.rglob("*.tmp"))) == 0
 
 
-def test_a_run_that_is_stopped_at_a_row_does_not_count_against_it(words, monkeypatch):
-    """However often: only a process that died may have died of the row."""
+def test_stopping_a_run_does_not_count_against_its_row(words, monkeypatch):
+    """However often: only a process that died may have been killed by the row."""
 
     def stopped(status: int) -> None:
         raise KeyboardInterrupt
@@ -246,7 +246,7 @@ def test_a_run_that_is_stopped_at_a_row_does_not_count_against_it(words, monkeyp
     }
 
 
-def test_a_second_run_at_the_same_time_is_refused(words):
+def test_concurrent_run_is_refused(words):
     import fcntl
 
     data = words("a")
@@ -257,7 +257,7 @@ def test_a_second_run_at_the_same_time_is_refused(words):
             data.run()
 
 
-def test_a_stage_that_reads_what_nobody_writes_is_refused(words):
+def test_stage_that_reads_an_unknown_column_is_refused(words):
     data = words("a")
     loaded = data.loaded()
     with pytest.raises(UsageError, match="until 'nope'"):
@@ -269,8 +269,8 @@ def test_a_stage_that_reads_what_nobody_writes_is_refused(words):
         build_plan(loaded)
 
 
-def test_a_run_without_a_recipe_takes_the_newest_one_and_leaves_sources_alone(words):
-    """A source that the list has got meanwhile is not fetched; a stage that is added runs."""
+def test_run_without_a_recipe_uses_the_newest_one_and_adds_no_sources(words):
+    """A source added to the list meanwhile is not fetched; an added stage runs."""
     data = words("a?clips=3", "b?clips=2")
     data.run()
     before = data.files()
@@ -286,14 +286,14 @@ def test_a_run_without_a_recipe_takes_the_newest_one_and_leaves_sources_alone(wo
     assert data.records()[-1]["recipe"]["stages"]["more"]["prefix"] == "again"
     with pytest.raises(UsageError, match="--limit is about sources"):
         run(loaded, data.dataset, take_sources=False, limit=1)
-    # Named sources are taken all the same.
+    # Sources that are given are still added.
     more = load(None, data.dataset, sources=[str(data.folder / "urls.txt")])
     assert list(more.stages) == [*STAGES, "more"]
     assert run(more, data.dataset)
     assert len(data.shards("fetch_words")) == 2
 
 
-def test_a_run_without_a_recipe_needs_a_dataset_that_has_run(tmp_path):
+def test_run_without_a_recipe_needs_an_earlier_run(tmp_path):
     with pytest.raises(UsageError, match="name a RECIPE"):
         load(None, None)
     with pytest.raises(UsageError, match="does not exist"):

@@ -1,4 +1,4 @@
-"""Of a folder every file is taken, or counted by its kind."""
+"""Every file of a folder is ingested, or counted by kind."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def take(folder: Path, path: str, *suffixes: str) -> tuple[list[str], IngestRepo
     return sorted(row["url"] for row in read(dataset)), report
 
 
-def test_what_archives_hold_is_taken(tmp_path):
+def test_all_video_suffixes_of_archives_are_ingested(tmp_path):
     wanted = put(tmp_path, *(f"films/a{number}{suffix}" for number, suffix in enumerate(OLDER)))
     found, report = take(tmp_path, "films")
     assert found == sorted(wanted)
@@ -50,7 +50,7 @@ def test_what_archives_hold_is_taken(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["mp4", "mkv", "webm", "ts", "mpg", "avi", "flv", "wmv"])
-def test_a_file_without_a_suffix_is_known_by_its_first_bytes(tmp_path, kind):
+def test_file_without_a_suffix_is_recognised_by_its_first_bytes(tmp_path, kind):
     wanted = put(
         tmp_path, "films/a film", "films/2019.07.14", "films/Film No. 5", data=film(kind)[:4096]
     )
@@ -60,7 +60,7 @@ def test_a_file_without_a_suffix_is_known_by_its_first_bytes(tmp_path, kind):
     assert report.passed_over == {"without a suffix": 1}
 
 
-def test_what_is_passed_over_is_counted_by_kind(tmp_path):
+def test_skipped_files_are_counted_by_kind(tmp_path):
     put(
         tmp_path,
         "films/a.mp4",
@@ -78,7 +78,7 @@ def test_what_is_passed_over_is_counted_by_kind(tmp_path):
         assert "passed over" not in report.describe()
 
 
-def test_a_pattern_takes_the_suffix_that_it_names(tmp_path):
+def test_pattern_matches_the_suffix_that_it_names(tmp_path):
     put(tmp_path, "films/a.dat", "films/b.srt", "films/c.mp4", "films/more/d.mp4")
     found, report = take(tmp_path, "films/*.dat")
     assert [Path(name).name for name in found] == ["a.dat"]
@@ -89,7 +89,7 @@ def test_a_pattern_takes_the_suffix_that_it_names(tmp_path):
     assert "1 folder not searched" in report.describe()
 
 
-def test_a_single_file_is_known_by_its_name_or_its_bytes(tmp_path):
+def test_single_file_is_recognised_by_its_name_or_bytes(tmp_path):
     [wanted] = put(tmp_path, "film.dat", data=film("mkv"))
     assert take(tmp_path, "film.dat")[0] == [wanted]
     put(tmp_path, "other.dat", data=b"no video")
@@ -98,7 +98,7 @@ def test_a_single_file_is_known_by_its_name_or_its_bytes(tmp_path):
     assert take(tmp_path, "other.dat", ".dat")[0] == [str(tmp_path / "other.dat")]
 
 
-def test_where_nothing_is_taken_it_is_said_what_is_there(tmp_path):
+def test_folder_without_videos_is_reported_with_its_contents(tmp_path):
     put(tmp_path, "films/a.jpg", "films/b")
     with pytest.raises(
         UsageError,
@@ -109,7 +109,7 @@ def test_where_nothing_is_taken_it_is_said_what_is_there(tmp_path):
     assert len(take(tmp_path, "films", "all")[0]) == 2
 
 
-def test_a_link_to_a_folder_is_counted_and_a_pipe_waited_for_by_nobody(tmp_path):
+def test_link_to_a_folder_is_counted_and_a_pipe_does_not_block(tmp_path):
     put(tmp_path, "films/a.mp4", "else/b.mp4")
     (tmp_path / "films" / "linked").symlink_to(tmp_path / "else")
     os.mkfifo(tmp_path / "films" / "pipe")
@@ -118,7 +118,7 @@ def test_a_link_to_a_folder_is_counted_and_a_pipe_waited_for_by_nobody(tmp_path)
     assert "1 link to folders not followed" in report.describe()
 
 
-def test_a_folder_that_cannot_be_read_is_a_failure_row(tmp_path, monkeypatch):
+def test_unreadable_folder_is_a_failure_row(tmp_path, monkeypatch):
     put(tmp_path, "films/a.mp4", "films/locked/b.mp4")
     scandir = os.scandir
 
@@ -136,7 +136,7 @@ def test_a_folder_that_cannot_be_read_is_a_failure_row(tmp_path, monkeypatch):
     assert "locked can't be read: Permission denied" in failed["error"]["message"]
 
 
-def test_the_command_says_it_and_its_hint_runs(tmp_path, monkeypatch, capsys):
+def test_command_reports_skipped_files_and_its_hint_works(tmp_path, monkeypatch, capsys):
     put(tmp_path, "films/a.mp4", data=make_video())
     put(tmp_path, "films/b.dat", data=make_video(seed=1))
     (tmp_path / "run.yaml").write_text(RECIPE)
@@ -166,7 +166,7 @@ def test_the_command_says_it_and_its_hint_runs(tmp_path, monkeypatch, capsys):
     ("written", "meant"),
     [(".dat,.bin", (".dat", ".bin")), ("[dat, '*.BIN']", (".dat", ".bin")), ("all", ("all",))],
 )
-def test_suffixes_may_be_written_as_people_do(tmp_path, written, meant):
+def test_suffixes_can_be_written_in_several_ways(tmp_path, written, meant):
     (tmp_path / "run.yaml").write_text(f"take_suffixes: {written}\n{RECIPE}")
     assert load_recipe(tmp_path / "run.yaml").recipe.take_suffixes == meant
     (tmp_path / "run.yaml").write_text(f"take_suffixes: 5\n{RECIPE}")
@@ -174,7 +174,7 @@ def test_suffixes_may_be_written_as_people_do(tmp_path, written, meant):
         load_recipe(tmp_path / "run.yaml")
 
 
-def test_doctor_says_what_lies_in_the_folders_of_a_recipe(tmp_path, capsys):
+def test_doctor_lists_the_files_in_a_recipes_folders(tmp_path, capsys):
     put(tmp_path, "films/a.mp4", "films/b.jpg")
     text = RECIPE.replace("[films]", "[films, 'none/*.mp4']")
     (tmp_path / "run.yaml").write_text(text)

@@ -1,4 +1,4 @@
-"""Every row of the input becomes one source, one rejection or one failure, and only once."""
+"""Every input row becomes one source, one rejection or one failure, and only once."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def urls(rows: list[dict]) -> list[str]:
     return [row["url"] for row in kept(rows)]
 
 
-# Kinds of lists
+# List formats
 
 RECORDS = [
     {
@@ -122,7 +122,7 @@ def as_parquet(folder: Path) -> bytes:
         "UPPER.CSV",
     ],
 )
-def test_all_kinds_of_lists_give_the_same_rows(tmp_path, name):
+def test_all_list_formats_give_the_same_rows(tmp_path, name):
     text = {
         "a.csv": as_csv(),
         "UPPER.CSV": as_csv(),
@@ -161,34 +161,34 @@ def test_all_kinds_of_lists_give_the_same_rows(tmp_path, name):
     }
 
 
-def test_a_text_list_has_one_source_a_line(tmp_path):
+def test_text_list_has_one_source_per_line(tmp_path):
     text = "# known good\nhttps://a.example/1.mp4\n\n  films/b.mp4  \nfile:///x/c%20d.mp4\n"
     rows = take(tmp_path, write(tmp_path, "a.txt", text))
     assert urls(rows) == ["https://a.example/1.mp4", str(tmp_path / "films/b.mp4"), "/x/c d.mp4"]
     assert [row["path"] for row in rows] == [None, str(tmp_path / "films/b.mp4"), "/x/c d.mp4"]
 
 
-def test_paths_in_a_list_are_read_from_the_lists_folder(tmp_path):
+def test_paths_in_a_list_are_relative_to_its_folder(tmp_path):
     (tmp_path / "lists").mkdir()
     rows = take(tmp_path, write(tmp_path, "lists/a.csv", "path\n../films/b.mp4\n"))
     assert urls(rows) == [str(tmp_path / "films/b.mp4")]
 
 
-def test_values_that_no_table_holds_are_replaced(tmp_path):
+def test_values_that_no_table_can_store_are_replaced(tmp_path):
     line = '{"url": "https://a.example/1", "title": "half \\ud800 pair", "n": 3, "x": {"a": [1]}}'
     [row] = take(tmp_path, write(tmp_path, "a.jsonl", line))
     assert row["title"] == "half � pair"
     assert row["extra"] == [("n", "3"), ("x", '{"a": [1]}')]
 
 
-def test_the_column_may_be_named(tmp_path):
+def test_url_column_can_be_named(tmp_path):
     spec = write(tmp_path, "a.csv", "path,file\nno,b.mp4\n") | {"url_column": "file"}
     [row] = take(tmp_path, spec)
     assert row["path"] == str(tmp_path / "b.mp4")
     assert row["extra"] == [("path", "no")]
 
 
-def test_a_folder_is_searched_through(tmp_path):
+def test_folder_is_searched_recursively(tmp_path):
     for name in ("b.mp4", "a/c.WEBM", "a/.hidden.mp4", ".git/d.mp4", "notes.txt"):
         path = tmp_path / "films" / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -206,7 +206,7 @@ def test_globs_and_single_files(tmp_path):
     ]
 
 
-def test_a_name_that_is_not_utf8_is_a_failure_row(tmp_path):
+def test_name_that_is_not_utf8_is_a_failure_row(tmp_path):
     (tmp_path / "films").mkdir()
     name = bytes(tmp_path / "films") + b"/\xff.mp4"
     try:
@@ -218,7 +218,7 @@ def test_a_name_that_is_not_utf8_is_a_failure_row(tmp_path):
     assert "UTF-8" in row["error"]["message"]
 
 
-# Time stamps
+# Times
 
 
 def test_rows_of_one_source_become_its_spans_in_order(tmp_path):
@@ -264,7 +264,7 @@ def test_rows_of_one_source_become_its_spans_in_order(tmp_path):
         ("1", "inf", "end_seconds"),
     ],
 )
-def test_a_span_that_cannot_be_meant_is_a_failure_row(tmp_path, start, end, message):
+def test_nonsensical_span_is_a_failure_row(tmp_path, start, end, message):
     text = (
         f"url,start_seconds,end_seconds\nhttps://a.example/1,{start},{end}\n"
         "https://a.example/2,1,2\n"
@@ -284,7 +284,7 @@ def test_a_span_that_cannot_be_meant_is_a_failure_row(tmp_path, start, end, mess
     )
 )
 @settings(max_examples=25)
-def test_no_span_is_lost_and_none_is_there_twice(tmp_path_factory, listed):
+def test_no_span_is_lost_or_duplicated(tmp_path_factory, listed):
     folder = tmp_path_factory.mktemp("spans")
     lines = ["url,start_seconds,end_seconds"]
     wanted: dict[str, set] = {}
@@ -306,7 +306,7 @@ def test_no_span_is_lost_and_none_is_there_twice(tmp_path_factory, listed):
 # Bad rows and bad input
 
 
-def test_a_row_without_a_url_is_a_failure_row(tmp_path):
+def test_row_without_a_url_is_a_failure_row(tmp_path):
     text = "url,title\nhttps://a.example/1,x\n,no url\nhttps://a.example/2,one,cell,too many\n"
     rows = take(tmp_path, write(tmp_path, "a.csv", text))
     assert urls(rows) == ["https://a.example/1"]
@@ -316,7 +316,7 @@ def test_a_row_without_a_url_is_a_failure_row(tmp_path):
 
 
 @pytest.mark.parametrize("line", ["{broken", "[1, 2]", "17", '{"title": "no url"}'])
-def test_a_line_that_is_no_record_is_a_failure_row(tmp_path, line):
+def test_malformed_line_is_a_failure_row(tmp_path, line):
     text = '{"url": "https://a.example/1"}\n' + line + "\n"
     rows = take(tmp_path, write(tmp_path, "a.jsonl", text))
     assert rows[1]["error"]["kind"] == "permanent"
@@ -324,7 +324,7 @@ def test_a_line_that_is_no_record_is_a_failure_row(tmp_path, line):
 
 
 @pytest.mark.parametrize("url", ["s3://bucket/a.mp4", "http://", "http://h:port/a", "gopher://x/y"])
-def test_a_url_that_cannot_be_fetched_is_a_failure_row(tmp_path, url):
+def test_unsupported_url_is_a_failure_row(tmp_path, url):
     [row] = take(tmp_path, write(tmp_path, "a.txt", url))
     assert row["error"]["kind"] == "permanent"
     assert url in row["error"]["message"]
@@ -343,7 +343,7 @@ def test_a_url_that_cannot_be_fetched_is_a_failure_row(tmp_path, url):
         ("a.xlsx", "x", None, ".csv"),
     ],
 )
-def test_bad_input_is_wrong_use_and_names_the_file(tmp_path, name, text, column, message):
+def test_bad_input_is_a_usage_error_that_names_the_file(tmp_path, name, text, column, message):
     spec = write(tmp_path, name, text) | {"url_column": column}
     with pytest.raises(UsageError, match=message) as error:
         take(tmp_path, spec)
@@ -351,7 +351,7 @@ def test_bad_input_is_wrong_use_and_names_the_file(tmp_path, name, text, column,
     assert list_source_shards(tmp_path / "dataset") == []
 
 
-def test_nothing_there_is_wrong_use(tmp_path):
+def test_missing_input_is_a_usage_error(tmp_path):
     (tmp_path / "empty").mkdir()
     for path in ("nowhere.csv", "empty", "*.mp4"):
         with pytest.raises(UsageError, match=path.replace("*", r"\*")):
@@ -369,7 +369,7 @@ def test_nothing_there_is_wrong_use(tmp_path):
         {"url": "u", "yt_dlp": {"nosuch": 1}},
     ],
 )
-def test_a_source_names_exactly_one_place(spec):
+def test_source_item_names_exactly_one_place(spec):
     with pytest.raises(ValidationError):
         SourceSpec.model_validate(spec)
 
@@ -385,7 +385,7 @@ def test_arguments_of_the_command_line(tmp_path, monkeypatch):
 # Duplicates and known ids
 
 
-def test_a_source_that_is_listed_twice_is_taken_once(tmp_path):
+def test_source_listed_twice_is_ingested_once(tmp_path):
     text = "\n".join(
         [
             YOUTUBE + "dQw4w9WgXcQ",
@@ -419,7 +419,7 @@ def test_known_ids_are_rejected(tmp_path, known):
     assert urls(rows) == [YOUTUBE + "aaaaaaaaaaa"]
 
 
-def test_known_ids_may_be_the_users_own(tmp_path):
+def test_known_ids_can_be_the_users_own(tmp_path):
     (tmp_path / "known.txt").write_text("v2\n")
     text = "url,video_id\nhttps://a.example/1,v1\nhttps://a.example/2,v2\n"
     rows = take(tmp_path, write(tmp_path, "a.csv", text), exclude_ids=tmp_path / "known.txt")
@@ -440,11 +440,11 @@ def sizes(dataset: Path) -> list[int]:
     ]
 
 
-def test_shards_are_fixed_once_and_grow_by_new_ones(tmp_path):
+def test_shards_never_change_and_new_ones_are_added(tmp_path):
     spec = write(tmp_path, "a.txt", numbered(range(10)))
     first = take(tmp_path, spec, shard_videos=4)
     assert sizes(tmp_path / "dataset") == [4, 4, 2]
-    # The same again, and in another order and with another size: nothing new.
+    # The same again, in another order and with another shard size: nothing new.
     assert take(tmp_path, spec, shard_videos=3) == first
     write(tmp_path, "a.txt", "\n".join(reversed(numbered(range(13)).split("\n"))))
     rows = take(tmp_path, spec, shard_videos=4)
@@ -452,7 +452,7 @@ def test_shards_are_fixed_once_and_grow_by_new_ones(tmp_path):
     assert sizes(tmp_path / "dataset") == [4, 4, 2, 3]
 
 
-def test_a_repeated_ingest_adds_no_second_rejection_or_failure(tmp_path):
+def test_repeated_ingest_adds_no_second_rejection_or_failure(tmp_path):
     (tmp_path / "known.txt").write_text("https://a.example/3.mp4\n")
     text = numbered(range(4)) + "\n" + numbered(range(2)) + "\ns3://x/y\n"
     spec = write(tmp_path, "a.txt", text)
@@ -461,13 +461,13 @@ def test_a_repeated_ingest_adds_no_second_rejection_or_failure(tmp_path):
     assert take(tmp_path, spec, exclude_ids=tmp_path / "known.txt") == first
 
 
-def test_a_shard_counts_the_videos_to_download(tmp_path):
+def test_shard_size_counts_videos_to_download(tmp_path):
     text = numbered(range(3)) + "\n" + numbered(range(3)) + "\nhttps://a.example/9.mp4\n"
     take(tmp_path, write(tmp_path, "a.txt", text), shard_videos=2)
     assert sizes(tmp_path / "dataset") == [2, 5]
 
 
-def test_an_ingest_that_was_killed_goes_on_with_the_next_shard(tmp_path):
+def test_killed_ingest_continues_with_the_next_shard(tmp_path):
     spec = write(tmp_path, "a.txt", numbered(range(10)))
     whole = take(tmp_path, spec, shard_videos=4)
     folder = tmp_path / "dataset" / "sources"
@@ -476,7 +476,7 @@ def test_an_ingest_that_was_killed_goes_on_with_the_next_shard(tmp_path):
     assert take(tmp_path, spec, shard_videos=4) == whole
 
 
-def test_the_limit_bounds_the_list_and_not_the_run(tmp_path):
+def test_limit_applies_to_the_list_not_the_run(tmp_path):
     spec = write(tmp_path, "a.txt", numbered(range(10)))
     assert len(take(tmp_path, spec, limit=4)) == 4
     assert len(take(tmp_path, spec, limit=4)) == 4
@@ -484,7 +484,7 @@ def test_the_limit_bounds_the_list_and_not_the_run(tmp_path):
     assert len(take(tmp_path, spec)) == 10
 
 
-def test_the_report_counts_what_happened(tmp_path):
+def test_report_counts_all_outcomes(tmp_path):
     specs = [SourceSpec(path="a.txt")]
     write(tmp_path, "a.txt", numbered(range(3)) + "\n" + numbered(range(1)) + "\ns3://x/y\n")
     report = ingest(tmp_path / "d", specs, shard_videos=2, base_folder=tmp_path)
@@ -522,7 +522,7 @@ def feed(site, path: str, *titles: str) -> str:
     return site.script(path, File(text.encode(), "application/rss+xml"))
 
 
-def test_a_playlist_is_expanded_flat(tmp_path, site):
+def test_playlist_is_expanded_flat(tmp_path, site):
     spec = {"url": feed(site, "/feed", "a", "b", "c"), "category": "talks"}
     rows = take(tmp_path, spec)
     assert urls(rows) == [site.url(f"/{name}.html") for name in "abc"]
@@ -532,7 +532,7 @@ def test_a_playlist_is_expanded_flat(tmp_path, site):
     assert {request.path for request in site.log} == {"/feed"}
 
 
-def test_a_playlist_is_asked_for_once_unless_told_to_refresh(tmp_path, site):
+def test_playlist_is_requested_once_unless_refreshed(tmp_path, site):
     spec = {"url": feed(site, "/feed", "a", "b")}
     take(tmp_path, spec)
     asked = len(site.log)
@@ -542,17 +542,17 @@ def test_a_playlist_is_asked_for_once_unless_told_to_refresh(tmp_path, site):
     assert len(take(tmp_path, spec | {"refresh": True})) == 3
 
 
-def test_the_number_of_entries_is_bounded(tmp_path, site):
+def test_number_of_entries_is_limited(tmp_path, site):
     assert len(take(tmp_path, {"url": feed(site, "/feed", "a", "b", "c"), "results": 2})) == 2
 
 
-def test_a_page_with_one_video_stays_that_page(tmp_path, site):
+def test_page_with_one_video_stays_that_page(tmp_path, site):
     site.file("/v.mp4", b"x" * 1000)
     url = site.page("/watch", "<html><video src='/v.mp4'></video></html>")
     assert urls(take(tmp_path, {"url": url})) == [url]
 
 
-def test_a_page_with_several_videos_gives_their_files(tmp_path, site):
+def test_page_with_several_videos_gives_their_files(tmp_path, site):
     for name in "ab":
         site.file(f"/{name}.mp4", b"x" * 1000)
     url = site.page(
@@ -561,13 +561,13 @@ def test_a_page_with_several_videos_gives_their_files(tmp_path, site):
     assert urls(take(tmp_path, {"url": url})) == [site.url("/a.mp4"), site.url("/b.mp4")]
 
 
-def test_a_direct_url_is_not_asked_at_ingest(tmp_path, site):
+def test_direct_url_is_not_requested_at_ingest(tmp_path, site):
     take(tmp_path, {"url": site.file("/a.mp4", b"x")})
     assert site.log == []
 
 
 @pytest.mark.parametrize(("status", "kind"), [(404, "permanent"), (503, "transient")])
-def test_a_list_that_cannot_be_had_is_a_failure_row(tmp_path, site, status, kind):
+def test_unavailable_playlist_is_a_failure_row(tmp_path, site, status, kind):
     url = site.status("/feed", status)
     rows = take(tmp_path, {"url": url, "retries": 0}, write(tmp_path, "a.txt", numbered(range(1))))
     assert rows[0]["error"]["kind"] == kind
@@ -576,7 +576,7 @@ def test_a_list_that_cannot_be_had_is_a_failure_row(tmp_path, site, status, kind
     assert urls(rows) == ["https://a.example/0.mp4"]
 
 
-def test_a_list_that_failed_is_asked_for_again(tmp_path, site):
+def test_failed_playlist_is_requested_again(tmp_path, site):
     spec = {"url": site.script("/feed", Busy(503)), "retries": 0}
     failed = take(tmp_path, spec)
     assert [row["error"]["kind"] for row in failed] == ["transient"]
@@ -584,7 +584,7 @@ def test_a_list_that_failed_is_asked_for_again(tmp_path, site):
     ingest(tmp_path / "dataset", [SourceSpec(**spec)], shard_videos=4)
     rows = read(tmp_path / "dataset")
     assert urls(rows) == [site.url("/a.html"), site.url("/b.html")]
-    # The newest row of the list's own key says how it ended.
+    # The newest row of the playlist's key has its outcome.
     last = [row for row in rows if row["source_key"] == failed[0]["source_key"]][-1]
     assert last["rejection"]["rule"] == "sources.expanded"
     ingest(tmp_path / "dataset", [SourceSpec(**spec)], shard_videos=4)
@@ -593,7 +593,7 @@ def test_a_list_that_failed_is_asked_for_again(tmp_path, site):
 
 @pytest.fixture
 def search_engine(monkeypatch):
-    """A search of yt-dlp's kind that asks nobody: `homesearchN:term` finds N videos."""
+    """A search like yt-dlp's, without requests: `homesearchN:term` finds N videos."""
     from yt_dlp.extractor import _extractors_context
     from yt_dlp.extractor.common import SearchInfoExtractor
     from yt_dlp.YoutubeDL import YoutubeDL
@@ -633,7 +633,7 @@ def test_search_terms_are_expanded_and_kept_as_queries(tmp_path, search_engine):
     assert sorted(search_engine.asked) == ["how to juggle", "tying knots"]
 
 
-def test_a_file_of_search_terms_gives_its_columns_to_the_results(tmp_path, search_engine):
+def test_columns_of_a_search_term_file_are_copied_to_the_results(tmp_path, search_engine):
     write(tmp_path, "terms.csv", "activity,category,code\nSleeping,Care,010101\n,Care,2\n")
     rows = take(
         tmp_path,
@@ -652,7 +652,7 @@ def test_a_file_of_search_terms_gives_its_columns_to_the_results(tmp_path, searc
     assert "terms.csv:3" in rows[2]["error"]["message"]
 
 
-def test_a_term_that_fails_or_finds_nothing_costs_that_term_only(tmp_path, search_engine):
+def test_search_term_that_fails_or_finds_nothing_affects_only_itself(tmp_path, search_engine):
     rows = take(
         tmp_path,
         {
@@ -671,7 +671,7 @@ def test_a_term_that_fails_or_finds_nothing_costs_that_term_only(tmp_path, searc
     assert [row["query"] for row in rows] == ["broken", "nothing", "cats", "cats"]
 
 
-def test_a_stop_waits_for_no_search_that_hangs(tmp_path, search_engine, monkeypatch):
+def test_stop_does_not_wait_for_a_hanging_search(tmp_path, search_engine, monkeypatch):
     go_on, ended = threading.Event(), threading.Event()
 
     def search(self, query):
@@ -690,7 +690,7 @@ def test_a_stop_waits_for_no_search_that_hangs(tmp_path, search_engine, monkeypa
         go_on.set()
 
 
-def test_the_limit_stops_searching(tmp_path, search_engine):
+def test_limit_stops_searching(tmp_path, search_engine):
     terms = [f"term {number}" for number in range(40)]
     rows = take(tmp_path, {"search": terms, "search_engine": "homesearch"}, limit=5)
     assert len(rows) == 5
@@ -715,7 +715,7 @@ def test_the_limit_stops_searching(tmp_path, search_engine):
         "https://www.youtube.com/watch?v=dQw4w9WgXcQ&list=PLx5f8IelFRgEe4FIq8Yc",
     ],
 )
-def test_a_platforms_video_has_one_identity_in_every_form(url):
+def test_platforms_video_has_one_id_for_all_url_forms(url):
     found = identify(url)
     assert (found.extractor, found.platform_id) == ("youtube", "dQw4w9WgXcQ")
     assert found.locator == "youtube dQw4w9WgXcQ"
@@ -731,7 +731,7 @@ def test_a_platforms_video_has_one_identity_in_every_form(url):
         ("https://www.dailymotion.com/video/x5kesuj", "dailymotion"),
     ],
 )
-def test_other_platforms_are_known_too(url, extractor):
+def test_other_platforms_are_recognised(url, extractor):
     assert identify(url).extractor == extractor
 
 
@@ -745,7 +745,7 @@ def test_other_platforms_are_known_too(url, extractor):
         "ytsearch10:how to juggle",
     ],
 )
-def test_lists_are_told_from_videos(url):
+def test_playlists_are_distinguished_from_videos(url):
     assert identify(url).is_list
 
 
@@ -755,7 +755,7 @@ def test_lists_are_told_from_videos(url):
     query=st.text(string.ascii_letters + "=&", max_size=10),
 )
 @settings(max_examples=50)
-def test_a_url_and_its_normal_form_have_the_same_identity(host, path, query):
+def test_url_and_its_normal_form_have_the_same_id(host, path, query):
     url = f"http://{host}/{path}" + (f"?{query}" if query else "")
     normal = identify(url).locator
     assert identify(normal).locator == normal
@@ -765,7 +765,7 @@ def test_a_url_and_its_normal_form_have_the_same_identity(host, path, query):
     )
 
 
-def test_a_long_list_takes_seconds(tmp_path):
+def test_long_list_takes_seconds(tmp_path):
     """20 000 rows; a scan over all of yt-dlp's patterns would take a minute."""
     with open(tmp_path / "a.csv", "w", newline="") as file:
         writer = csv.writer(file)

@@ -1,4 +1,4 @@
-"""A worker that reports nothing new is named, then ended; its row is a crash as if it had died."""
+"""A stalled worker is reported, then killed; its row counts as a crash."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ OPENING = Place("caption_frames", "000003", "opens its models")
 
 
 class Workers:
-    """Workers that say what the test has them say, and what became of them."""
+    """Workers that report what the test says, and what became of them."""
 
     def __init__(self, stall_seconds: float = 600.0) -> None:
         self.now = 0.0
@@ -56,7 +56,7 @@ def beat(pid: int, moves: int = 1, place: Place | None = HERE, state: str = "S")
     return Beat(0, "node", 0, "host7", Process(pid, 1), moves, place, state)
 
 
-def test_a_worker_that_reports_nothing_new_is_named_once_then_ended():
+def test_stalled_worker_is_reported_once_then_killed():
     workers = Workers()
     workers.go_on(599, beat(1))
     assert workers.said == []
@@ -75,15 +75,15 @@ def test_a_worker_that_reports_nothing_new_is_named_once_then_ended():
     assert workers.said[1].startswith("split_clips: killed worker 1 on host7: sleeping (S)")
 
 
-def test_whoever_reports_is_left_alone_however_long_it_takes():
+def test_worker_that_reports_progress_is_left_alone():
     workers = Workers()
     for minute in range(100):
         workers.go_on(60, beat(1, moves=minute))
     assert workers.said == []
 
 
-def test_a_worker_that_is_dead_is_forgotten():
-    """Its last word was that it is at a row; Ray has started another one."""
+def test_dead_worker_is_forgotten():
+    """Its last report was that it is processing a row; Ray has started another one."""
     workers = Workers()
     workers.go_on(10, beat(1))
     workers.findings[1] = ProcessFinding(is_gone=True)
@@ -91,8 +91,8 @@ def test_a_worker_that_is_dead_is_forgotten():
     assert workers.said == workers.shown == []
 
 
-def test_a_stopped_worker_is_known_by_the_note_that_it_left():
-    """It was stopped before it could say which row it is at, and says nothing any more."""
+def test_stopped_worker_is_identified_by_its_shared_memory():
+    """It was stopped before it could report its row, and reports nothing more."""
     workers = Workers()
     workers.go_on(5, beat(1, place=OPENING))
     workers.findings[1] = ProcessFinding(False, "T", HERE)
@@ -102,7 +102,7 @@ def test_a_stopped_worker_is_known_by_the_note_that_it_left():
     assert workers.ended == [1]
 
 
-def test_a_model_that_loads_for_long_is_named_and_left_alone():
+def test_slowly_loading_model_is_reported_and_left_alone():
     workers = Workers()
     workers.go_on(3000, beat(1, place=OPENING))
     assert len(workers.said) == 1
@@ -112,14 +112,14 @@ def test_a_model_that_loads_for_long_is_named_and_left_alone():
     assert workers.ended == [1]
 
 
-def test_a_worker_without_work_has_nothing_to_report():
+def test_idle_worker_is_not_stalled():
     workers = Workers()
     workers.go_on(3000, beat(1, place=None))
     assert workers.said == workers.shown == []
 
 
-def test_time_in_which_nothing_could_be_heard_does_not_count():
-    """The command itself was stopped for an hour, while its workers went on."""
+def test_time_without_a_listening_driver_does_not_count():
+    """The command itself was stopped for an hour, while its workers continued."""
     workers = Workers()
     workers.go_on(100, beat(1))
     workers.now += 3600
@@ -133,7 +133,7 @@ def test_zero_waits_for_ever():
     assert workers.said == []
 
 
-def test_an_activity_can_be_read_from_outside():
+def test_activity_can_be_read_by_another_process():
     activity = Activity()
     try:
         process = Process.own(activity)
@@ -148,8 +148,8 @@ def test_an_activity_can_be_read_from_outside():
         activity.close()
 
 
-def test_the_state_told_is_that_of_the_thread_that_works():
-    """Ray's workers work in a thread of a pool, while their main thread sleeps."""
+def test_reported_state_is_the_working_threads():
+    """Ray's workers run in a pool's thread, while their main thread sleeps."""
     activity, there, done = Activity(), Event(), Event()
 
     def work() -> None:
@@ -184,8 +184,8 @@ def crashes(data, label: str) -> set[str]:
     return {f"{row[key]}: {row['error']['kind']}" for row in rows if row["error"]}
 
 
-def test_on_ray_a_stopped_worker_costs_its_own_row(words):
-    """It is stopped at a row of a batch, and can say nothing more; all else gets done."""
+def test_stopped_worker_on_ray_fails_only_its_row(words):
+    """It is stopped at a row of a batch and reports nothing more; all else completes."""
     data = words("a", "s?stand=name", "b")
     data.run("stall_seconds=3", engine="ray")
     assert crashes(data, "name_words") == {"v-s-1: crash"}
@@ -201,7 +201,7 @@ def test_on_ray_a_stopped_worker_costs_its_own_row(words):
 
 
 @pytest.mark.slow
-def test_on_ray_a_worker_that_sleeps_at_a_fragile_row_costs_that_row(words):
+def test_worker_on_ray_that_sleeps_at_a_fragile_row_fails_that_row(words):
     data = words("a", "t?stand=cut", "b")
     data.run("stall_seconds=3", engine="ray")
     assert crashes(data, "cut_words") == {"v-t: crash"}
@@ -211,7 +211,7 @@ def test_on_ray_a_worker_that_sleeps_at_a_fragile_row_costs_that_row(words):
     }
 
 
-def test_the_local_engine_names_a_row_at_which_it_stands_still(words, capfd):
+def test_local_engine_reports_the_row_at_which_it_stalls(words, capfd):
     data = words("a", "s?stand=until_named&clips=1")
     data.run("stall_seconds=0.5")
     (line,) = log_lines(data.dataset)

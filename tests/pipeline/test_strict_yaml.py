@@ -1,4 +1,4 @@
-"""YAML that is not a recipe is one error with its place; no text ends in anything else."""
+"""YAML that is not a recipe is one error with its position; no text causes anything else."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ VALUES = [(text, line, said) for text, line, said in NO_VALUES if "\n" not in te
 
 
 @pytest.mark.parametrize(("text", "line", "said"), NO_VALUES)
-def test_yaml_that_cannot_be_meant_is_told_with_its_line(tmp_path, text, line, said):
+def test_ambiguous_yaml_is_refused_with_its_line(tmp_path, text, line, said):
     path = tmp_path / "recipe.yaml"
     path.write_text(text)
     for read in read_yaml, load_recipe, load_subset_recipe:
@@ -73,7 +73,7 @@ def test_yaml_that_cannot_be_meant_is_told_with_its_line(tmp_path, text, line, s
         "ray: {{{}: 1}}",
     ],
 )
-def test_a_key_that_is_no_text_is_refused_where_names_stand(tmp_path, text, key):
+def test_key_that_is_not_text_is_refused_as_a_name(tmp_path, text, key):
     path = tmp_path / "recipe.yaml"
     path.write_text(text.format(key))
     for load in load_recipe, load_subset_recipe:
@@ -95,7 +95,7 @@ def test_a_key_that_is_no_text_is_refused_where_names_stand(tmp_path, text, key)
     ],
 )
 @pytest.mark.parametrize("words", [["run"], ["doctor"], ["subset", "explain"]])
-def test_the_command_ends_with_2_and_one_message(tmp_path, monkeypatch, capsys, text, words):
+def test_command_exits_with_2_and_one_message(tmp_path, monkeypatch, capsys, text, words):
     path = tmp_path / "recipe.yaml"
     path.write_text(text)
     (tmp_path / "dataset" / "runs").mkdir(parents=True)
@@ -122,7 +122,7 @@ def test_the_command_ends_with_2_and_one_message(tmp_path, monkeypatch, capsys, 
         ("[" * 5000, "nested too deeply"),
     ],
 )
-def test_set_refuses_it_as_well(tmp_path, value, said):
+def test_set_refuses_it_too(tmp_path, value, said):
     (tmp_path / "run.yaml").write_text(RUN)
     (tmp_path / "subset.yaml").write_text(SUBSET)
     for override, load, name in (
@@ -156,13 +156,13 @@ def test_set_refuses_it_as_well(tmp_path, value, said):
         "tests.pipeline.no_such:x",
     ],
 )
-def test_a_stage_word_that_names_no_stage_is_refused(tmp_path, word):
+def test_unknown_stage_is_refused(tmp_path, word):
     with pytest.raises(UsageError, match="stage "):
         stage_class(word, tmp_path)
 
 
-def test_what_recipes_hold_is_read_as_before():
-    """All that are shipped, and plain values of every kind."""
+def test_valid_recipes_are_read_as_before():
+    """All shipped ones, and plain values of every kind."""
     for path in (
         *(ROOT / "jobs" / "recipes").glob("*.yaml"),
         *(ROOT / "jobs" / "subset_recipes").glob("*.yaml"),
@@ -175,7 +175,7 @@ def test_what_recipes_hold_is_read_as_before():
     assert parse_yaml(text, "here") == yaml.safe_load(text)
 
 
-# Whatever else a file may hold
+# Arbitrary file contents
 
 SCALARS = st.one_of(
     st.text(max_size=12),
@@ -272,7 +272,7 @@ PIECES = st.lists(
 
 
 def shown(value: object) -> str:
-    """A value as somebody may have written it: flow style, texts mostly without quotes."""
+    """A value as users may write it: flow style, texts mostly without quotes."""
     if isinstance(value, dict):
         return "{" + ", ".join(f"{shown(k)}: {shown(v)}" for k, v in value.items()) + "}"
     if isinstance(value, list):
@@ -325,7 +325,7 @@ def test_any_text_is_a_recipe_or_a_clear_error(tmp_path_factory, text):
         max_size=3,
     ),
 )
-def test_any_values_at_a_recipes_places_are_a_recipe_or_a_clear_error(
+def test_any_values_in_a_recipe_are_valid_or_a_clear_error(
     tmp_path_factory, top, label, word, settings_
 ):
     path = tmp_path_factory.getbasetemp() / "values.yaml"

@@ -1,4 +1,4 @@
-"""`clipmill submit` against a real Ray head that is started on this machine for the test."""
+"""`clipmill submit` against a real Ray head, started on this machine for the test."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def free_port() -> int:
 
 @pytest.fixture(scope="module")
 def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, dict[str, str]]]:
-    """Address of the job server of a head of our own, and the environment that may talk to it."""
-    # Ray's sockets have long names below this folder, so it must be short.
+    """Address of our own head's job server, and the environment that may access it."""
+    # Ray's sockets have long names below this folder, so its path must be short.
     with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp", ignore_cleanup_errors=True) as short:
         token = tmp_path_factory.mktemp("token") / "token"
         token.write_text("0123456789abcdef0123456789abcdef")
@@ -42,7 +42,7 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, dict[s
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(token),
             "RAY_ADDRESS": "",
-            # As where the environment is activated: jobs say `python`.
+            # As in an activated environment: jobs run `python`.
             "PATH": f"{RAY.parent}{os.pathsep}{os.environ['PATH']}",
         }
         head = subprocess.Popen(
@@ -55,7 +55,7 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, dict[s
                 f"--port={free_port()}",
                 f"--dashboard-port={dashboard}",
                 "--dashboard-host=127.0.0.1",
-                # Not the usual ones, which another Ray on this machine may have.
+                # Not the default ports, which another Ray on this machine may use.
                 f"--dashboard-agent-listen-port={free_port()}",
                 f"--ray-client-server-port={free_port()}",
                 f"--temp-dir={short}",
@@ -71,7 +71,7 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, dict[s
             wait_for(dashboard, head)
             yield f"http://127.0.0.1:{dashboard}", environment
         finally:
-            # The head and all that it started are one process group, and ours.
+            # The head and its children are one process group, and ours.
             os.killpg(head.pid, signal.SIGTERM)
             try:
                 head.wait(30)
@@ -119,7 +119,7 @@ def submit(words, address: str, environment: dict[str, str], *more: str):
 
 @pytest.mark.slow
 def test_submit_runs_the_recipe_on_the_cluster_and_follows_its_log(words, head):
-    """The list of sources and the stage's file travel; the rows come out as they do here."""
+    """The list of sources and the stage's file are sent; the rows equal those of a local run."""
     address, environment = head
     data = words("a?clips=3", "b", "x?fail=cut")
     done = submit(data, address, environment, "--environment", "cluster")
@@ -130,7 +130,7 @@ def test_submit_runs_the_recipe_on_the_cluster_and_follows_its_log(words, head):
 
 
 @pytest.mark.slow
-def test_submit_brings_the_locked_versions(words, head):
+def test_submit_installs_the_locked_versions(words, head):
     address, environment = head
     data = words("a")
     done = submit(data, address, environment)
@@ -139,7 +139,7 @@ def test_submit_brings_the_locked_versions(words, head):
 
 
 @pytest.mark.slow
-def test_a_job_that_fails_is_status_1_with_its_message(words, head):
+def test_failed_job_exits_with_1_and_its_message(words, head):
     address, environment = head
     data = words("a")
     done = submit(data, address, environment, "--environment", "cluster", "--until", "nope")
@@ -147,7 +147,7 @@ def test_a_job_that_fails_is_status_1_with_its_message(words, head):
     assert "--until 'nope'" in done.stdout + done.stderr
 
 
-def test_an_unreachable_cluster_is_said(words):
+def test_unreachable_cluster_is_reported(words):
     data = words("a")
     done = submit(data, "http://127.0.0.1:9", dict(os.environ))
     assert done.returncode == 1
@@ -156,7 +156,7 @@ def test_an_unreachable_cluster_is_said(words):
 
 
 def rows_of(data, label: str) -> list[dict]:
-    """Rows of a step wherever its fingerprint folder is: the recipe lay elsewhere on the job."""
+    """Rows of a step under any fingerprint, because the recipe had another path in the job."""
     import pyarrow.parquet as pq
 
     return [
@@ -168,7 +168,7 @@ def rows_of(data, label: str) -> list[dict]:
 
 @pytest.fixture
 def sent(monkeypatch) -> list[str]:
-    """What would be run on the cluster, word by word."""
+    """The arguments of the command on the cluster."""
     import clipmill.pipeline.engine.ray_jobs
 
     class Job:
@@ -214,9 +214,7 @@ def send(folder: Path, settings: str, *overrides: str) -> None:
         ("sections: true, private_addresses: allow", None, ["take"]),
     ],
 )
-def test_submit_refuses_private_addresses_unless_told_otherwise(
-    tmp_path, sent, settings, override, refused
-):
+def test_submit_refuses_private_addresses_by_default(tmp_path, sent, settings, override, refused):
     send(tmp_path, settings, *([override] if override else []))
     assert [word for word in sent if word.endswith("private_addresses=refuse")] == [
         f"{label}.private_addresses=refuse" for label in refused
@@ -224,7 +222,7 @@ def test_submit_refuses_private_addresses_unless_told_otherwise(
     assert (override is None) or override in sent
 
 
-def test_submit_says_what_does_not_go_with_refused_addresses(tmp_path, sent):
+def test_submit_names_settings_that_conflict_with_refused_addresses(tmp_path, sent):
     with pytest.raises(UsageError, match=r"--set download_videos\.private_addresses=allow"):
         send(tmp_path, "sections: true")
     assert sent == []

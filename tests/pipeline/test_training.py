@@ -1,4 +1,4 @@
-"""The PyTorch dataset gives the frames of its clips, by time, to any kind of worker."""
+"""The PyTorch dataset returns the frames of its clips, by time, in any kind of worker."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ LATE_SECONDS = 300.0
 
 @pytest.fixture(scope="module")
 def numbered(tmp_path_factory) -> tuple[Path, dict[str, list[float]]]:
-    """A dataset of videos whose frames carry their number, and each one's times."""
+    """A dataset of videos with numbered frames, and the frame times of each."""
     dataset = tmp_path_factory.mktemp("training") / "dataset"
     (dataset / "media").mkdir(parents=True)
     settings = {
@@ -50,10 +50,10 @@ def numbered(tmp_path_factory) -> tuple[Path, dict[str, list[float]]]:
         video = f"file-{name}"
         path = dataset / "media" / f"{video}.mp4"
         own = render_numbered(path, COUNT, **options)
-        # A section's file begins at 0; its video's time does not.
+        # A section's file begins at 0, but its video's time does not.
         late = LATE_SECONDS if name == "section" else None
         times[video] = [seconds + (late or 0) for seconds in own]
-        # One file is named by its absolute path.
+        # One file is referenced by its absolute path.
         place = str(path) if name == "turned" else f"media/{path.name}"
         videos.append(
             {"source_key": name, "video_id": video, "path": place, "starts_at_seconds": late}
@@ -94,7 +94,7 @@ def numbers_in(sample: dict) -> list[int]:
 GOOD = "video_id <> 'file-broken'"
 
 
-def test_uniform_frames_are_those_shown_in_the_middles_of_equal_parts(numbered):
+def test_uniform_frames_are_at_the_middles_of_equal_parts(numbered):
     dataset, times = numbered
     clips = ClipDataset(dataset, where=GOOD, frames=6, size=(120, 200), caption=None)
     assert len(clips) == 12
@@ -112,12 +112,12 @@ def test_uniform_frames_are_those_shown_in_the_middles_of_equal_parts(numbered):
         )
         assert sample["video"].dtype == torch.uint8
         assert sample["video"].shape == (6, 3, 120, 200)
-        # Red, green, blue, in this order: the ground of the picture.
+        # The background colours: red, green, blue, in this order.
         ground = sample["video"][0, :, 48, 60].tolist()
         assert np.abs(np.array(ground) - (90, 120, 60)).max() < 8
 
 
-def test_a_clip_with_fewer_frames_than_asked_for_repeats_some(numbered):
+def test_clip_with_too_few_frames_repeats_some(numbered):
     dataset, _ = numbered
     clips = ClipDataset(
         dataset, where=f"{GOOD} AND end_frame = 37", frames=8, size=None, caption=None
@@ -129,7 +129,7 @@ def test_a_clip_with_fewer_frames_than_asked_for_repeats_some(numbered):
         assert numbers == sorted(numbers)
 
 
-def test_random_frames_hang_on_seed_epoch_and_index_alone(numbered):
+def test_random_frames_depend_only_on_seed_epoch_and_index(numbered):
     dataset, _ = numbered
 
     def drawn(seed: int, epoch: int, order) -> dict[int, list[int]]:
@@ -154,7 +154,7 @@ def test_random_frames_hang_on_seed_epoch_and_index_alone(numbered):
         assert max(np.diff(numbers)) <= 45, "one of each quarter of the clip"
 
 
-def test_size_fills_and_cuts_from_the_middle_without_squeezing(numbered):
+def test_size_scales_and_crops_the_centre_without_distortion(numbered):
     dataset, _ = numbered
     for size, shape in ((64, (64, 64)), ((60, 100), (60, 100)), ((150, 100), (150, 100))):
         clips = ClipDataset(dataset, where="video_id = 'file-even'", frames=1, size=size)
@@ -167,8 +167,8 @@ def test_size_fills_and_cuts_from_the_middle_without_squeezing(numbered):
 
 
 @pytest.mark.parametrize("start", ["fork", "spawn"])
-def test_workers_of_any_kind_give_what_one_process_gives(start, numbered):
-    """Also when this process has videos open itself, and in a later epoch of the same workers."""
+def test_all_kinds_of_workers_give_the_same_frames(start, numbered):
+    """Even if this process has videos open, and in a later epoch of the same workers."""
     dataset, _ = numbered
     clips = ClipDataset(
         dataset, where=GOOD, frames=3, size=48, sampling="random", seed=5, readers=1
@@ -196,7 +196,7 @@ def test_workers_of_any_kind_give_what_one_process_gives(start, numbered):
     assert Path(clips._rows_path).is_file(), "a worker that ended took the rows along"
 
 
-def test_captions_come_from_the_column_that_is_asked_for(numbered):
+def test_captions_come_from_the_requested_column(numbered):
     dataset, _ = numbered
     clips = ClipDataset(dataset, where=GOOD, frames=1, size=16)
     assert clips.left_out == {"without a video file": 0, "without a caption": 4}
@@ -212,7 +212,7 @@ def test_captions_come_from_the_column_that_is_asked_for(numbered):
     assert by_video[0]["caption"] == "file-even"
 
 
-def test_a_frozen_subset_gives_its_clips_and_says_what_is_gone(numbered, tmp_path):
+def test_frozen_subset_gives_its_clips_and_reports_missing_ones(numbered, tmp_path):
     dataset = Path(shutil.copytree(numbered[0], tmp_path / "dataset"))
     with open_catalog(dataset) as catalog:
         rows = catalog.execute(
@@ -261,7 +261,7 @@ def test_a_frozen_subset_gives_its_clips_and_says_what_is_gone(numbered, tmp_pat
         ClipDataset(dataset, "lote")
 
 
-def test_a_broken_video_is_named_or_another_clip_stands_in(numbered, caplog):
+def test_broken_video_is_named_or_replaced_by_another_clip(numbered, caplog):
     dataset, _ = numbered
     where = "video_id IN ('file-broken', 'file-even')"
     strict = ClipDataset(dataset, where=where, frames=2, size=16)
@@ -285,7 +285,7 @@ def test_a_broken_video_is_named_or_another_clip_stands_in(numbered, caplog):
         hopeless[0]
 
 
-def test_no_more_videos_are_open_than_asked_for_and_none_crosses_a_fork(numbered):
+def test_open_videos_are_limited_and_none_crosses_a_fork(numbered):
     dataset, _ = numbered
     clips = ClipDataset(dataset, where=GOOD, frames=1, size=16, readers=2, caption=None)
     for i in range(len(clips)):
@@ -298,7 +298,7 @@ def test_no_more_videos_are_open_than_asked_for_and_none_crosses_a_fork(numbered
     assert any(list(held.values()) == kept for held in training._inherited)
 
 
-def test_pickling_takes_no_rows_along_and_the_rows_go_with_their_maker(numbered, tmp_path):
+def test_pickle_has_no_rows_and_rows_are_deleted_with_their_owner(numbered, tmp_path):
     dataset, _ = numbered
     clips = ClipDataset(dataset, where=GOOD, frames=2, size=16, scratch=tmp_path)
     expected = clips[3]
@@ -331,12 +331,12 @@ def test_pickling_takes_no_rows_along_and_the_rows_go_with_their_maker(numbered,
         ({"where": "start_frame = 33"}, "5 without a caption"),
     ],
 )
-def test_a_mistake_is_named_before_anything_is_read(arguments, words, numbered):
+def test_invalid_arguments_are_reported_before_anything_is_read(arguments, words, numbered):
     with pytest.raises(UsageError, match=words):
         ClipDataset(numbered[0], **arguments)
 
 
-def test_what_the_page_shows_runs(made, tmp_path, monkeypatch):
+def test_documented_example_runs(made, tmp_path, monkeypatch):
     (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "training.md").read_text(), re.S)
     assert len([line for line in code.splitlines() if line.strip()]) <= 10
     (tmp_path / "demo-dataset").symlink_to(made.dataset)

@@ -1,4 +1,4 @@
-"""What verify finds: every kind of damage, planted one at a time, is named and nothing else is."""
+"""verify: every kind of planted damage is found, and nothing else."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ Plant = Callable[[Path], None]
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A synthetic dataset as a run would have left it: with footers and retries' requests."""
+    """A synthetic dataset like one from a run: with footers and retry requests."""
     dataset = build_dataset(tmp_path_factory.mktemp("verify") / "dataset").path
     for place in ("scan_videos/s0", "split_clips/c0"):  # half a run, for tests of the views
         shutil.rmtree(dataset / place)
@@ -56,12 +56,12 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
             )
             go_through(dataset, step, path.stem)
     record = dataset / "runs" / "r2.json"
-    record.write_text(record.read_text())  # the run ended after the retries were asked for
+    record.write_text(record.read_text())  # the run ended after the retries were requested
     return dataset
 
 
 def go_through(dataset: Path, begin: str, shard: str) -> None:
-    """A retry leaves a shard in every table from its step on, be there rows in it or not."""
+    """Like a retry, which leaves a shard in every table from its step on, with or without rows."""
     reached = {begin}
     for step, (stage, fingerprint, schema) in STEPS.items():
         if step != begin and not reached & set(UPSTREAM.get(step, ())):
@@ -93,7 +93,7 @@ def file(dataset: Path, step: str, shard: str = "000001") -> Path:
 def rewrite(
     dataset: Path, step: str, change: Callable[[list[dict]], object], shard: str = "000001"
 ) -> None:
-    """Changes rows of a shard; its footer is as right as the runner's."""
+    """Changes rows of a shard, with a footer as valid as the runner's."""
     rows = pq.read_table(file(dataset, step, shard)).to_pylist()
     changed = change(rows)
     rows = changed if isinstance(changed, list) else rows
@@ -123,7 +123,7 @@ def touch(path: Path, text: str = "x") -> None:
     path.write_text(text)
 
 
-def test_a_whole_dataset_has_no_fault_and_says_what_was_read(dataset: Path):
+def test_intact_dataset_has_no_faults_and_reports_what_was_read(dataset: Path):
     report = check(dataset)
     assert report.faults == report.notes == []
     assert report.pending == 0
@@ -132,7 +132,7 @@ def test_a_whole_dataset_has_no_fault_and_says_what_was_read(dataset: Path):
     assert report.checked == {"runs": 1, "shards": len(files), "rows": rows}
 
 
-def test_an_index_and_things_that_are_none_of_the_datasets_are_no_faults(dataset: Path):
+def test_index_and_foreign_files_are_not_faults(dataset: Path):
     update_index(dataset)
     touch(dataset / "notes.txt")
     touch(dataset / "world" / "film.mp4")
@@ -148,7 +148,7 @@ def half(path: Path) -> None:
 
 
 def swap(dataset: Path) -> None:
-    """One shard in the place of another, as a wrong copy would do it."""
+    """Replaces one shard with another, like a wrong copy."""
     shutil.copy(file(dataset, "count_words", "000000"), file(dataset, "count_words"))
 
 
@@ -161,7 +161,7 @@ def add_frames(dataset: Path, table: str) -> None:
 
 
 def same_clip_twice(dataset: Path) -> None:
-    """A clip of the first shard under a video of the second one, through all tables."""
+    """A clip of the first shard under a video of the second one, in all tables."""
     clip = "generic-v0-0-1000"
     video = pq.read_table(file(dataset, "split_clips"))["video_id"][0].as_py()
     row = {"video_id": video, "clip_id": clip, "start_seconds": 0.0, "end_seconds": 1.0}
@@ -365,7 +365,7 @@ PLANTS: dict[str, tuple[Plant, list[tuple[str, str]]]] = {
 
 
 @pytest.mark.parametrize("plant", PLANTS, ids=lambda name: name.replace(" ", "-"))
-def test_a_planted_fault_is_found_and_nothing_else(dataset: Path, plant: str):
+def test_only_the_planted_fault_is_found(dataset: Path, plant: str):
     do_harm, expected = PLANTS[plant]
     do_harm(dataset)
     report = check(dataset)
@@ -373,8 +373,8 @@ def test_a_planted_fault_is_found_and_nothing_else(dataset: Path, plant: str):
     assert all(fault.what and fault.next_step for fault in report.faults)
 
 
-def test_while_a_run_is_at_work_what_it_has_not_done_is_no_fault(dataset: Path):
-    """Neither files on their way nor shards that are still to come; damage is, all the same."""
+def test_unfinished_work_of_an_active_run_is_not_a_fault(dataset: Path):
+    """Neither temporary files nor missing shards; damage still is."""
     touch(dataset / "tag_clips" / "t1" / ".000001~0a1b2c3d.tmp")
     file(dataset, "count_words", "000000").unlink()
     half(file(dataset, "embed_clips"))
@@ -386,7 +386,7 @@ def test_while_a_run_is_at_work_what_it_has_not_done_is_no_fault(dataset: Path):
 
 
 @pytest.mark.parametrize("state", ["running", "failed", "stopped"])
-def test_what_a_stopped_run_has_not_done_is_pending(dataset: Path, state: str):
+def test_unfinished_work_of_a_stopped_run_is_pending(dataset: Path, state: str):
     path = dataset / "runs" / "r2.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "state": state}))
     file(dataset, "count_words", "000000").unlink()
@@ -396,7 +396,7 @@ def test_what_a_stopped_run_has_not_done_is_pending(dataset: Path, state: str):
     assert report.pending == 2
 
 
-def test_a_download_that_was_killed_is_kept_while_a_run_can_go_on_with_it(dataset: Path):
+def test_killed_download_is_kept_while_a_run_can_resume_it(dataset: Path):
     key = source_key("https://media.example/1.mp4")
     touch(dataset / "media" / ".work" / key / "download.mp4")
     touch(dataset / "media" / ".work" / ("c" * 20) / "download.mp4")
@@ -409,8 +409,8 @@ def test_a_download_that_was_killed_is_kept_while_a_run_can_go_on_with_it(datase
     assert faults(check(dataset)) == [("temporary", f"media/.work/{'c' * 20}")]
 
 
-def test_what_a_finished_run_was_not_to_do_is_pending(dataset: Path):
-    """Stages after --until, and sources that came later."""
+def test_work_excluded_from_a_finished_run_is_pending(dataset: Path):
+    """Stages after --until, and sources that were added later."""
     path = dataset / "runs" / "r2.json"
     record = json.loads(path.read_text())
     path.write_text(json.dumps({**record, "until": "summarize_captions", "last_shard": "000001"}))
@@ -423,7 +423,7 @@ def test_what_a_finished_run_was_not_to_do_is_pending(dataset: Path):
     assert ("missing", "summarize_captions/m1/000001.parquet") in faults(check(dataset))
 
 
-def test_rows_of_removed_videos_are_told_until_they_are_gone(dataset: Path):
+def test_rows_of_removed_videos_are_reported_until_they_are_gone(dataset: Path):
     key = source_key("https://media.example/1.mp4")
     stone = new_tombstone(dataset, {"generic-v1": [key]}, None)
     report = check(dataset)
@@ -443,7 +443,7 @@ def finish(dataset: Path, report: Report) -> None:
     finish_removals(dataset)
 
 
-def test_a_removal_that_goes_on_meanwhile_is_no_fault(dataset: Path):
+def test_removal_in_progress_is_not_a_fault(dataset: Path):
     def remove(said: str) -> None:
         if said == "shard 2 of 3":
             keys = {
@@ -452,22 +452,22 @@ def test_a_removal_that_goes_on_meanwhile_is_no_fault(dataset: Path):
             }
             new_tombstone(dataset, keys, None)
             finish_removals(dataset)
-            file(dataset, "count_words").unlink()  # as if it had come to there
+            file(dataset, "count_words").unlink()  # as if it had got that far
 
     report = verify(dataset, media=False, say=remove)
     assert report.faults == []
     assert faults(check(dataset)) == [("missing", "count_words/w1/000001.parquet")]
 
 
-def test_a_tombstone_that_cannot_be_read_is_told_and_never_set_aside(dataset: Path):
+def test_unreadable_tombstone_is_reported_and_never_set_aside(dataset: Path):
     touch(dataset / "removed" / "x.json", "{}")
     report = check(dataset)
     assert faults(report) == [("removal", "removed")]
     assert repair(dataset, report).moved == ()
 
 
-def test_tables_of_a_record_that_cannot_be_read_are_not_taken_for_strays(dataset: Path):
-    """Else repairing a damaged record would set aside all that its run has made."""
+def test_tables_of_an_unreadable_run_record_are_not_strays(dataset: Path):
+    """Otherwise repairing a damaged record would set aside all that its run has made."""
     half(dataset / "runs" / "r2.json")
     report = check(dataset)
     assert faults(report) == [("unreadable", "runs/r2.json")]
@@ -477,7 +477,7 @@ def test_tables_of_a_record_that_cannot_be_read_are_not_taken_for_strays(dataset
     assert file(dataset, "split_clips").exists()
 
 
-def test_an_index_that_is_stale_is_a_note_and_one_that_breaks_queries_a_fault(dataset: Path):
+def test_stale_index_is_a_note_and_one_that_breaks_queries_a_fault(dataset: Path):
     update_index(dataset)
     shutil.copytree(next((dataset / "index").iterdir()), dataset / "index" / "0123")
     copy = shutil.copyfile(file(dataset, "tag_clips"), dataset / "copy")

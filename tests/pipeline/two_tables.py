@@ -1,4 +1,4 @@
-"""A stage with two tables that both say which worker made them, for tests of who commits."""
+"""A stage with two tables that both say which worker made them, for tests of commits."""
 
 from __future__ import annotations
 
