@@ -1,7 +1,7 @@
-"""The corpus of bad and odd media: what each file is, and how it may end, said beforehand.
+"""The corpus of bad and odd media: what each file is, and its allowed outcomes.
 
-Everything is made from scratch, by the seed in its name, from footage that PyAV renders; the same
-corpus comes out each time. `all_cases` lists it, `write` makes a folder of it.
+Everything is generated from the seed in its name and from footage that PyAV renders, so the corpus
+is always the same. `all_cases` lists it, `write` creates a folder of it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ CORRUPT = "rejected split_clips.max_corrupt_share"
 NO_SOURCE = "no source"
 
 DAMAGED = frozenset((KEPT, BAD, CRASH, TOO_LONG, TOO_SHORT, CORRUPT))
-"""What random damage may end as: one of these, and nothing else."""
+"""The allowed outcomes of random damage."""
 
 SIZE = (160, 96)
 RATE = 25
@@ -41,15 +41,15 @@ FOUR_SHOTS = (
     (2.0, COLOURS["red"]),
     (3.0, COLOURS["blue"]),
 )
-"""What two films one after the other show."""
+"""The contents of two concatenated films."""
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What must be found out about a file that is kept; what is None is not looked at.
+    """Expected facts about a file that is kept; None is not checked.
 
-    `shots` are the grounds' colours with the time from the first frame at which each begins;
-    `corner` is where the bright corner is in the upright picture.
+    `shots` are the background colours with the time from the first frame at which each begins;
+    `corner` is the bright corner of the upright picture.
     """
 
     frames: int | None = 50
@@ -67,9 +67,9 @@ class Facts:
 
 @dataclass(frozen=True)
 class Case:
-    """One file: `make` writes it, `allowed` are the endings that are right.
+    """One file: `make` writes it, `allowed` are its correct outcomes.
 
-    `facts` hold where it is kept.
+    `facts` apply if it is kept.
     """
 
     family: str
@@ -96,7 +96,7 @@ class Family:
         file: str | None = None,
         suffix: str = ".mp4",
     ) -> None:
-        """Adds a file of these bytes, or one that a function writes."""
+        """Adds a file with these bytes, or one that a function writes."""
         make = data if callable(data) else functools.partial(_write_bytes, data=data)
         self.cases.append(
             Case(self.name, name, file or f"{_slug(name)}{suffix}", make, frozenset(allowed), facts)
@@ -111,7 +111,7 @@ def _write_bytes(path: Path, data: bytes) -> None:
     path.write_bytes(data)
 
 
-# Footage. A salt moves the bar at another speed, so that no two files have the same bytes.
+# Footage. A salt changes the bar's speed, so that no two files have the same bytes.
 
 _QUIET = {"libx265": {"x265-params": "log-level=none"}}
 # A key frame every ten frames, so that bytes are spread evenly over time.
@@ -129,7 +129,7 @@ _EVEN = {
         "wmv2",
     )
 }
-os.environ.setdefault("SVT_LOG", "0")  # its encoder is talkative
+os.environ.setdefault("SVT_LOG", "0")  # its encoder prints a lot
 KINDS: Mapping[str, tuple[str, Mapping[str, object]]] = MappingProxyType(
     {
         "mp4": (".mp4", {}),
@@ -163,7 +163,7 @@ KINDS: Mapping[str, tuple[str, Mapping[str, object]]] = MappingProxyType(
 
 @functools.cache
 def film(kind: str, salt: int = 0, seconds: float = 1.0) -> bytes:
-    """The bytes of a film of two shots of so many seconds each."""
+    """The bytes of a film of two shots with these durations."""
     suffix, settings = KINDS[kind]
     return rendered(suffix, salt, seconds, **settings)
 
@@ -177,7 +177,7 @@ def rendered(suffix: str, salt: int = 0, seconds: float = 1.0, **settings: objec
 
 
 def write_film(path: Path, salt: int = 0, seconds: float = 1.0, **settings: object) -> list[float]:
-    """Writes a film of two shots; with `frames=1` of the first frame alone."""
+    """Writes a film of two shots; with `frames=1` only its first frame."""
     codec = str(settings.get("codec", "libx264"))
     given = settings.pop("codec_options", None) or {}
     options = {**_EVEN.get(codec, {}), **_QUIET.get(codec, {}), **given}
@@ -190,7 +190,7 @@ def write_film(path: Path, salt: int = 0, seconds: float = 1.0, **settings: obje
 
 
 def two_shots(salt: int, seconds: float = 1.0) -> tuple[Scene, Scene]:
-    """No two salts below some thousand give the same pictures."""
+    """Different salts below a few thousand give different pictures."""
     return (
         Scene("red", seconds, speed=3 + salt % 100),
         Scene("blue", seconds, speed=3 + salt // 100),
@@ -198,7 +198,7 @@ def two_shots(salt: int, seconds: float = 1.0) -> tuple[Scene, Scene]:
 
 
 def as_it_is(packet: av.Packet, number: int) -> bool:
-    """Takes a packet over."""
+    """Copies a packet."""
     return True
 
 
@@ -210,7 +210,7 @@ def remuxed(
 ) -> bytes:
     """The same packets in another container.
 
-    `change` is shown each with its number, may change it, and says whether it stays.
+    `change` gets each packet with its number, may change it, and returns whether to keep it.
     """
     with tempfile.TemporaryDirectory() as folder:
         source, target = Path(folder) / "source", Path(folder) / f"target{suffix}"
@@ -252,7 +252,7 @@ def named(cases: list[Case], names: Iterator[str] | tuple[str, ...]) -> list[Cas
 
 
 def write(folder: Path, cases: list[Case], neighbour_every: int = 10) -> list[Path]:
-    """Makes the files; gives those of the sound neighbours that lie among them by name."""
+    """Writes the files; returns the sound neighbours among them by name."""
     folder.mkdir(parents=True, exist_ok=True)
     for case in cases:
         case.make(folder / case.file)

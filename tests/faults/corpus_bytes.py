@@ -1,7 +1,7 @@
-"""Finding and changing bytes of media files: boxes of MP4, elements of Matroska, headers of codecs.
+"""Finding and changing bytes of media files: MP4 boxes, Matroska elements, codec headers.
 
-All functions take and give whole files as bytes. Files are those that tests render, so that what
-is looked for is there; an assertion says where it isn't.
+All functions take and return whole files as bytes. The files are rendered by tests and contain
+what is searched for; otherwise an assertion fails.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def _boxes(data: bytes, within: Box):
 
 
 def with_box(data: bytes, path: str, content: bytes) -> bytes:
-    """The file with another content of a box; what lies behind it moves, so moov must be last."""
+    """The file with other content in a box; what follows it moves, so moov must be last."""
     inner = box(data, path)
     grown = len(content) - (inner.end - inner.content)
     changed = bytearray(data[: inner.content] + content + data[inner.end :])
@@ -57,13 +57,13 @@ def with_box(data: bytes, path: str, content: bytes) -> bytes:
 
 
 def without_box(data: bytes, path: str) -> bytes:
-    """The file with a box's name made unknown, which is how readers skip it."""
+    """The file with a box renamed to an unknown name, so that readers skip it."""
     at = box(data, path).start
     return put(data, at + 4, b"free")
 
 
 def put(data: bytes, at: int, new: bytes) -> bytes:
-    """The file with `new` written over what is there."""
+    """The file with `new` written over its bytes."""
     assert 0 <= at <= len(data) - len(new), (at, len(new), len(data))
     return data[:at] + new + data[at + len(new) :]
 
@@ -79,7 +79,7 @@ def put_after(data: bytes, mark: bytes, new: bytes, *, skip: int = 0, every: boo
 
 
 def flipped(data: bytes, start: int, end: int, count: int, seed: object) -> bytes:
-    """The file with `count` bits turned over, chosen in `[start, end)` by the seed."""
+    """The file with `count` bits in `[start, end)` flipped, chosen by the seed."""
     choice = random.Random(str(seed))
     changed = bytearray(data)
     for _ in range(count):
@@ -92,7 +92,7 @@ def zeroed(data: bytes, start: int, end: int) -> bytes:
 
 
 def regions(data: bytes, container: str) -> dict[str, tuple[int, int]]:
-    """Where header, index and payload lie: `[start, end)` of each."""
+    """Header, index and payload as `[start, end)` each."""
     if container == "mp4":
         moov, mdat = box(data, "moov"), box(data, "mdat")
         stbl = box(data, "moov/trak/mdia/minf/stbl")
@@ -108,11 +108,11 @@ def regions(data: bytes, container: str) -> dict[str, tuple[int, int]]:
         movi, index = data.index(b"movi"), data.rindex(b"idx1")
         return {"header": (0, movi), "index": (index, len(data)), "payload": (movi, index)}
     assert container == "mpegts"
-    # It has no index: the tables of the stream are repeated, and every packet has its header.
+    # It has no index: the stream's tables are repeated, and every packet has a header.
     return {"header": (0, 3 * 188), "index": (3 * 188, 5 * 188), "payload": (5 * 188, len(data))}
 
 
-# Bits of codecs' headers.
+# Bits in codec headers.
 
 
 class Bits:
@@ -178,7 +178,7 @@ def sps_of_size(unit: bytes, width: int, height: int) -> bytes:
 
 
 def mp4_of_declared_size(data: bytes, width: int, height: int) -> bytes:
-    """An H.264 file (moov last) whose parameter set declares another size than its pictures."""
+    """An H.264 file (moov last) whose parameter set declares a wrong size."""
     path = "moov/trak/mdia/minf/stbl/stsd"
     stsd = data[box(data, path).content : box(data, path).end]
     at = stsd.index(b"avcC") - 4
@@ -202,7 +202,7 @@ def mp4_of_declared_size(data: bytes, width: int, height: int) -> bytes:
 
 
 def vp9_of_declared_size(data: bytes, width: int, height: int) -> bytes:
-    """A WebM file whose VP9 key frames (profile 0) declare another size."""
+    """A WebM file whose VP9 key frames (profile 0) declare a wrong size."""
     mark = b"\x49\x83\x42"
     at = data.find(mark)
     assert at >= 0

@@ -1,4 +1,4 @@
-"""Files that were whole once: cut off, bits turned over, zeroed, misnamed, put together."""
+"""Files that were intact: truncated, with flipped bits, zeroed, misnamed, concatenated."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def families() -> Iterator[Family]:
 
 
 def truncated() -> Family:
-    """What declares its length is found out; MPEG streams and fragments declare nothing."""
+    """If a file declares its length, truncation is detected; MPEG streams and fragments don't."""
     family = Family("truncated")
     for kind in (
         "mp4",
@@ -52,9 +52,9 @@ def truncated() -> Family:
         data = film(kind)
         for tenth in range(1, 10):
             if kind in ("mp4", "mp4 moov first", "mp4 hevc", "avi"):
-                allowed = {BAD}  # their index says how many frames there are
+                allowed = {BAD}  # their index has the number of frames
             elif kind in ("mkv", "webm", "flv h264", "wmv"):
-                # Their header says how long they are: a tenth of that may be missing.
+                # Their header has the duration: a tenth of that may be missing.
                 allowed = {BAD} if tenth <= 8 else {BAD, KEPT}
             else:
                 allowed = {BAD, KEPT, TOO_SHORT} if tenth <= 3 else {BAD, KEPT}
@@ -105,7 +105,7 @@ def zeros() -> Family:
         for region, (start, end) in regions(data, container).items():
             middle = (start + end) // 2
             name = f"{kind} {region} half zeroed"
-            # Of a header nothing is left to read; the rest is as with other damage.
+            # Without its header nothing can be read; the rest is like other damage.
             family.add(
                 name,
                 zeroed(
@@ -119,7 +119,7 @@ def zeros() -> Family:
     data = film("mp4 moov first", 2)
     mdat = box(data, "mdat")
     family.add("mp4 payload all zeroed", zeroed(data, mdat.content, mdat.end), BAD)
-    # Sent in pieces, with one never written: what a broken download of another tool leaves.
+    # Sent in segments, one of which was never written: left by another tool's broken download.
     page = 4096
     data = film("avi", 2)
     family.add("avi with a lost page", zeroed(data, 8 * page, 9 * page), KEPT, BAD, suffix=".avi")
@@ -127,7 +127,7 @@ def zeros() -> Family:
 
 
 def wrong_extension() -> Family:
-    """What a file is, its bytes say."""
+    """A file's type is determined by its bytes."""
     family = Family("wrong extension")
     for number, (kind, suffix) in enumerate(
         (
@@ -145,7 +145,7 @@ def wrong_extension() -> Family:
             ("mp4", ".MP4"),
         )
     ):
-        seconds = None if kind == "mpg" else 2.0  # what it declares it makes up
+        seconds = None if kind == "mpg" else 2.0  # its declared duration is a guess
         family.add(
             f"{kind} called {suffix}",
             film(kind, 10 + number),
@@ -184,12 +184,12 @@ def put_together() -> Family:
     )
     family.add("mp4 with noise before it", noise[:1000] + film("mp4", 32), BAD)
     for kind in ("mp4", "mkv", "webm", "avi", "flv h264"):
-        # Readers take the first one, some go on into the second.
+        # Readers use the first one; some continue into the second.
         family.add(
             f"{kind} twice", film(kind, 33) + film(kind, 34), KEPT, BAD, suffix=KINDS[kind][0]
         )
-    # A stream without a header: both parts are the video. If its timestamps restart, a
-    # time no longer names a frame, and clips are times.
+    # A stream without a header: both parts are the video. If its timestamps restart, a time no
+    # longer identifies a frame, and clips are times.
     family.add("ts twice", film("ts", 33) + film("ts", 34), BAD, suffix=".ts")
     family.add(
         "ts and the same again, later",

@@ -70,7 +70,7 @@ def entries() -> Family:
     add("link to endless zeros", lambda path: path.symlink_to("/dev/zero"), GONE)
     add("link to a folder", lambda path: path.symlink_to("/"), NO_SOURCE)
     add("link to a film", _linked, KEPT, facts=Facts())
-    # Nothing can be forbidden to root.
+    # Permissions don't apply to root.
     add("not allowed to be read", _locked, KEPT if os.geteuid() == 0 else GONE, facts=Facts())
     add("sparse file of 10 GB", lambda path: _sparse(path, 10**10), BAD)
     add(

@@ -1,4 +1,4 @@
-"""Files that are odd and sound: they must be kept, with what is true of them."""
+"""Files that are odd but sound: they must be kept, with correct facts."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from tests.faults.corpus_bytes import box, put, with_box, without_box
 from tests.media import draw
 
 _WRAP = 2**33 / 90_000
-"""Seconds after which the time stamps of a transport stream begin at 0 again."""
+"""Seconds after which a transport stream's timestamps wrap to 0."""
 
 
 def families() -> Iterator[Family]:
@@ -53,7 +53,7 @@ def containers() -> Family:
     family = Family("codecs and containers")
     for kind, (suffix, settings) in KINDS.items():
         if kind != "mp4":
-            # Such a stream declares nothing; H.263 has few sizes, and pixels of 12 to 11.
+            # Such a stream declares nothing; H.263 has few sizes, and 12:11 pixels.
             size = (192, 144) if kind == "3gp" else settings.get("size", SIZE)
             family.add(
                 kind,
@@ -106,7 +106,7 @@ def sizes() -> Family:
         suffix=".ts",
         facts=Facts(frames=100, seconds=4.0, corner=None, shots=FOUR_SHOTS),
     )
-    # Where the shape changes, MPEG-2's decoder lets the frame go that it held back.
+    # Where the size changes, MPEG-2's decoder drops the frame that it held back.
     family.add(
         "changing shape in ts",
         film("ts", 64)
@@ -142,7 +142,7 @@ def sizes() -> Family:
 
 
 def moved(seconds: float):
-    """Every packet so much later."""
+    """Delays every packet by this much."""
 
     def change(packet: av.Packet, number: int) -> bool:
         units = round(seconds / packet.time_base)
@@ -154,7 +154,7 @@ def moved(seconds: float):
 
 
 def rotated() -> Family:
-    """Pictures are upright wherever they are seen, and so are width and height."""
+    """Pictures, width and height are upright everywhere."""
     family = Family("rotated")
     for number, degrees in enumerate((90, 180, 270)):
         size = SIZE if degrees == 180 else SIZE[::-1]
@@ -181,7 +181,7 @@ def rotated() -> Family:
 
 def rates() -> Family:
     family = Family("frame rates")
-    # Of every three frames the last one stands for three: 16 times two more, at 25 a second.
+    # The last of every three frames is shown for three: 16 times two more, at 25 per second.
     for suffix in (".mp4", ".mkv", ".mov"):
         family.add(
             f"variable in {suffix}",
@@ -244,7 +244,7 @@ def rates() -> Family:
             shots=((0.0, COLOURS["red"]), (0.5, COLOURS["blue"])),
         ),
     )
-    # Pictures last as long as AVI's header says that a second has: with 0 it says nothing.
+    # Frame durations depend on the rate in AVI's header, which is 0 here.
     data = film("avi", 86)
     at = data.index(b"strh") + 8 + 20  # scale, rate
     for rate, scale in ((0, 1), (1, 0), (0, 0), (1, 0xFFFFFFFF), (0xFFFFFFFF, 1)):
@@ -268,14 +268,14 @@ def _stretch(factor: int):
 
 
 def _elst(*edits: tuple[int, int]) -> bytes:
-    """An edit list: each edit's duration in the movie's units, and its first time of the track."""
+    """An edit list: each edit's duration in the movie's units, and its first time in the track."""
     return struct.pack(">II", 0, len(edits)) + b"".join(
         struct.pack(">iiI", duration, begin, 0x10000) for duration, begin in edits
     )
 
 
 def edit_lists() -> Family:
-    """The time that is shown counts; the movie's units are milliseconds, the track's 1/12800 s."""
+    """Displayed time counts; the movie's units are milliseconds, the track's 1/12800 s."""
     family = Family("edit lists")
     path = "moov/trak/edts/elst"
     salts = itertools.count(90)
@@ -294,7 +294,7 @@ def edit_lists() -> Family:
         with_box(base(), path, _elst((1000, -1), (2000, 0))),
         KEPT,
         facts=Facts(first_seconds=0.0),
-    )  # players begin with what there is
+    )  # players begin with whatever is there
     family.add(
         "mp4 that begins very late",
         with_box(base(), path, _elst((600_000, -1), (2000, 0))),
@@ -359,7 +359,7 @@ def time_stamps() -> Family:
         suffix=".mkv",
         facts=Facts(first_seconds=0.0),
     )
-    # They go on through the 33 bits of their counter.
+    # The timestamps pass the end of their 33-bit counter.
     for name, settings in (("mpeg2", {"codec": "mpeg2video", "ticks": 1}), ("h264", {})):
         family.add(
             f"ts {name} whose clock wraps",
@@ -375,13 +375,13 @@ def time_stamps() -> Family:
             facts=Facts(first_seconds=0.0),
         )
     for seconds in (1.0, -1.0, 30.0, -30.0, 3600.0, -3600.0):
-        # Part two is so far from where it would follow. How long that is can be seen either way.
+        # Part two is this far from its regular start. Its duration is known either way.
         first = remuxed(film("ts", 120), ".ts", moved(7200.0), options={"mpegts_copyts": "1"})
         second = remuxed(
             film("ts", 121), ".ts", moved(7202.0 + seconds), options={"mpegts_copyts": "1"}
         )
-        # By its time stamps a video with an hour's gap is longer than an hour; where they go back,
-        # a time no longer names a frame.
+        # By its timestamps a video with an hour's gap is longer than an hour; if they go back, a
+        # time no longer identifies a frame.
         allowed = (
             (TOO_LONG,)
             if seconds > 1800
@@ -442,7 +442,7 @@ def time_stamps() -> Family:
         KEPT,
         BAD,
     )
-    # Raw H.264 has no times; frames come in another order than they are shown.
+    # Raw H.264 has no times; frames are stored in another order than displayed.
     raw = remuxed(film("mp4", next(salts)), ".h264")
     family.add("raw h264 called mp4", raw, KEPT, BAD, facts=Facts(seconds=None))
     family.add(
@@ -467,7 +467,7 @@ def indexes() -> Family:
     data = film("mp4", 150)
     moov = box(data, "moov")
     family.add("mp4 without moov", data[: moov.start] + data[moov.end :], BAD)
-    # FFmpeg looks for it in free space, where some tools hide it.
+    # FFmpeg searches for it in free space, where some tools hide it.
     family.add("mp4 whose moov is called free", without_box(data, "moov"), KEPT, facts=Facts())
     family.add("mp4 with moov alone", data[moov.start :], BAD)
     family.add("mp4 with ftyp alone", data[: box(data, "ftyp").end], BAD)
@@ -515,7 +515,7 @@ def _by(
     full_range: bool = False,
     colorspace: int = 2,
 ):
-    """Converts by the definition of a matrix (its shares of red and blue), and says so."""
+    """Converts by a matrix's definition (its shares of red and blue), and declares it."""
     red, blue = matrix
     top = 2**bits - 1
 
@@ -550,7 +550,7 @@ def _by(
 
 
 def pixels() -> Family:
-    """Colours are those that were recorded, whatever they are recorded as."""
+    """Colours are those that were recorded, in whatever form."""
     family = Family("pixels")
     for number, (name, suffix, settings) in enumerate(
         (
@@ -614,8 +614,8 @@ def pixels() -> Family:
             KEPT,
             facts=Facts(slack_colour=12),
         )
-    # Ordinary colours recorded as if they were high dynamic range: what mapping makes of them is
-    # another picture, whose bright corner stays bright.
+    # Ordinary colours declared as high dynamic range: tone mapping changes the picture, but its
+    # bright corner stays bright.
     family.add(
         "hdr (pq) hevc",
         _tagged(
@@ -698,7 +698,7 @@ def in_file(suffix: str, write: Callable[[Path], object]) -> bytes:
 
 
 def _two_videos(suffix: str) -> bytes:
-    """The second one is larger: some readers would take that."""
+    """The second one is larger: some readers would choose it."""
 
     def write(path: Path) -> None:
         with av.open(str(path), "w") as output:
@@ -762,7 +762,7 @@ def _long_sound() -> bytes:
 
 
 def key_frames() -> Family:
-    """Streams may begin between key frames: what can't be shown then is not counted."""
+    """Streams may begin between key frames: frames that can't be shown are not counted."""
     family = Family("no first key frame")
     for kind in ("mkv one-way", "ts", "ts h264", "avi", "webm"):
         suffix = KINDS[kind][0]

@@ -1,4 +1,4 @@
-"""Files that lie about themselves, contain no video, or are not media at all."""
+"""Files with wrong headers, files without video, and files that are not media at all."""
 
 from __future__ import annotations
 
@@ -52,13 +52,13 @@ def families() -> Iterator[Family]:
 
 
 def declared_sizes() -> Family:
-    """The pictures' number of lines or columns counts, not what headers around them say.
+    """The pictures' own number of lines and columns counts, not the headers around them.
 
-    The shape that a container gives them counts, as in players: the longer side grows to it.
+    The container's aspect ratio counts, as in players: the longer side grows to it.
     """
     family = Family("declared sizes")
     tkhd, stsd = "moov/trak/tkhd", "moov/trak/mdia/minf/stbl/stsd"
-    # What the track's and the sample entry's size make of 160 by 96 pixels.
+    # The effect of the track's and the sample entry's size on 160 by 96 pixels.
     shown = {
         7680: ((171, 96), (160, 102)),
         16384: ((160, 160), (267, 96)),
@@ -93,7 +93,7 @@ def declared_sizes() -> Family:
         )
         data = rendered(".mkv", 219 + number, size=(320, 300), codec="ffv1", seconds=0.4)
         data = put_after(data, b"\xb0\x82", both[:2])
-        # This codec has its size from the container alone.
+        # This codec takes its size only from the container.
         family.add(
             f"ffv1 in mkv of {word}",
             put_after(data, b"\xba\x82", both[2:]),
@@ -101,7 +101,7 @@ def declared_sizes() -> Family:
             CRASH,
             suffix=".mkv",
         )
-        # The pictures themselves claim to be so large, and hold nothing of it.
+        # The pictures themselves declare this size, without the data for it.
         family.add(
             f"vp9 pictures of {word}",
             vp9_of_declared_size(film("webm", 222 + number), width, height),
@@ -131,7 +131,7 @@ def declared_sizes() -> Family:
             BAD,
             CORRUPT,
             suffix=".avi",
-            # Two pictures may be taken for a frame's fields.
+            # Two pictures may be mistaken for a frame's fields.
             facts=Facts(frames=None, size=None, shots=None, corner=None),
         )
         data = rendered(
@@ -179,7 +179,7 @@ def declared_sizes() -> Family:
 
 
 def declared_lengths() -> Family:
-    """A header that promises hours, and a second or two behind it."""
+    """A header that declares hours, followed by a second or two."""
     family = Family("declared lengths")
     salts = iter(range(240, 300))
     mdhd, mvhd, tkhd = "moov/trak/mdia/mdhd", "moov/mvhd", "moov/trak/tkhd"
@@ -200,7 +200,7 @@ def declared_lengths() -> Family:
         KEPT,
         BAD,
         facts=Facts(),
-    )  # its index is whole, and knows better
+    )  # its index is intact and correct
     data = long(rendered(".mp4", next(salts), codec_options={"bf": "0"}), mvhd, tkhd, mdhd)
     family.add(
         "mp4 of 12 hours by its edit list, too",
@@ -232,7 +232,7 @@ def declared_lengths() -> Family:
             BAD,
         )
         data = film("mp4", next(salts))
-        # All of one size that nothing is behind.
+        # Zero padding, all of one size.
         family.add(
             f"mp4 of {count} frames of one size",
             with_box(data, stbl + "stsz", struct.pack(">III", 0, 64, count)),
@@ -313,7 +313,7 @@ def declared_lengths() -> Family:
 
 
 def one_frame() -> Family:
-    """One picture is a video of one frame's length, which is not a clip."""
+    """One picture is a video with the duration of one frame, which is not a clip."""
     family = Family("one frame")
     for number, (suffix, settings) in enumerate(
         (
@@ -325,7 +325,7 @@ def one_frame() -> Family:
         )
     ):
         data = rendered(suffix, 300 + number, frames=1, **settings)
-        # MPEG-2's decoder is not sure of a frame that nothing follows.
+        # MPEG-2's decoder is unsure about a last frame.
         family.add(
             f"one frame in {suffix}",
             data,
@@ -447,7 +447,7 @@ def _tone(path: Path, codec: str, *, cover: bool = False) -> None:
 
 
 def no_media() -> Family:
-    """What else is called .mp4; lists of files must not make readers open what they name."""
+    """Other files named .mp4; lists of files must not make readers open what they name."""
     family = Family("no media")
     texts = {
         "html": "<!DOCTYPE html><html><body>404 not found</body></html>\n",
@@ -494,7 +494,7 @@ def no_media() -> Family:
 
 
 def fuzzed() -> Family:
-    """Files that fuzzing found a fault of the reader with, each of its own kind."""
+    """Files for which fuzzing found different faults in the reader."""
     family = Family("found by fuzzing")
     for path in sorted((Path(__file__).parent / "files").iterdir()):
         if not path.name.startswith("decord"):  # those need spans

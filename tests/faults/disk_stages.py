@@ -15,7 +15,7 @@ _MOST_BYTES = 2_000_000
 
 
 class FillDisk(Stage):
-    """One row for each video; `how` says what takes room."""
+    """One row per video; `how` says what uses up the space."""
 
     name = "fill_disk"
     key = "video_id"
@@ -32,12 +32,12 @@ class FillDisk(Stage):
                 try:
                     (workspace.scratch / "much.bin").write_bytes(much)
                 except OSError as error:
-                    (workspace.scratch / "much.bin").unlink()  # as tidy stages do
+                    (workspace.scratch / "much.bin").unlink()  # like stages that clean up
                     if self.how == "scratch":
                         raise
                     raise RowFailed("bad_media", "no such video") from error
             if self.how == "journal":
-                # What is written next is the note that this row is done.
+                # The next write is the record that this row is done.
                 with (
                     suppress(OSError),
                     (workspace.dataset / "more.bin").open("wb", buffering=0) as file,

@@ -1,4 +1,4 @@
-"""A stage whose worker does not survive its start."""
+"""A stage whose worker dies at its start."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from clipmill.stages.protocol import Stage, Workspace
 
 
 class DieAtOnce(Stage):
-    """As a model whose library crashes would."""
+    """Like a model whose library crashes."""
 
     name = "die_at_once"
     reads = ("cut_words.start_seconds",)

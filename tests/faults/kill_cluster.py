@@ -1,6 +1,6 @@
 """A Ray cluster of two nodes on this machine, in a separate process: `kill_cluster.py CPUS`.
 
-Says its address and the processes of its nodes as one line of JSON, and ends at end of input.
+Prints its address and its nodes' processes as one line of JSON, and exits at end of input.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from ray.cluster_utils import Cluster
 
 
 def main() -> None:
-    cpus = int(sys.argv[1])  # of each node
+    cpus = int(sys.argv[1])  # per node
     cluster = Cluster(
         initialize_head=True,
         head_node_args={

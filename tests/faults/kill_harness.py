@@ -1,8 +1,8 @@
-"""Harms a run at random moments, runs again until done, and compares what it made.
+"""Injects faults into a run at random moments, resumes it until done, and compares results.
 
-A plan is drawn from a seed: where the run goes on (in one process, on its own Ray cluster, on
-a cluster of two nodes that it joins), and one to three harms, each after so many shards and a
-moment more. Harms that are left when a run has ended are for the next.
+A plan is drawn from a seed: where the run takes place (in one process, on its own Ray cluster, on
+a cluster of two nodes that it joins), and one to three faults, each after a number of shards and a
+delay. Faults that remain when a run has ended go to the next.
 """
 
 from __future__ import annotations
@@ -37,18 +37,18 @@ from tests.faults.kill_world import (
 from tests.faults.summary import log_cases
 
 POOL_STEPS = 5
-"""Tables that a shard goes through: sources are there before."""
+"""Tables that a shard goes through; sources exist before."""
 ENDS_WITHIN_SECONDS = 60.0
 """A run that can't continue reports it within a minute of the fault."""
 RUN_SECONDS = 240.0
-"""No run takes longer, with harms from which it goes on."""
+"""No run takes longer, with faults that it can continue from."""
 DISK_MEGABYTES = 48
 FATAL = frozenset(("driver", "head", "full", "readonly", "sigterm"))
 IN_PROCESS = ("driver", "driver", "full", "readonly", "sigterm", "helper")
 OWN_CLUSTER = ("driver", "worker", "worker", "worker", "full", "readonly", "head", "sigterm")
 TWO_NODES = ("driver", "worker", "worker", "node", "node", "head", "full")
 
-# What chance left out of the first thirty, at moments drawn like the others'.
+# Plans missing from the first thirty by chance, at moments drawn in the same way.
 DRAWN_TOO_SELDOM = {
     30: ("ray", ["driver", "worker"]),
     31: ("cluster", ["head"]),
@@ -59,7 +59,7 @@ DRAWN_TOO_SELDOM = {
 
 @dataclass(frozen=True)
 class Harm:
-    """What is done when `after_shards` more are committed and `delay_seconds` have passed."""
+    """A fault, injected after `after_shards` more commits and `delay_seconds`."""
 
     what: str
     after_shards: int
@@ -74,12 +74,12 @@ class Plan:
     harms: tuple[Harm, ...]
     pace_seconds: float = 0.25
     node_cpus: int = 3
-    """Of each of two nodes: one node with 5 has room for all workers, one with 3 has not."""
+    """CPUs of each of two nodes: one node with 5 has room for all workers, one with 3 has not."""
 
 
 def plan_of(seed: int) -> Plan:
     draw = random.Random(seed)
-    # By turns, so that any ten seeds have all three.
+    # In turn, so that any ten seeds have all three.
     engine = (
         "local",
         "ray",
@@ -113,7 +113,7 @@ def plan_of(seed: int) -> Plan:
 
 @dataclass
 class Told:
-    """What came of it, for the log of faults."""
+    """The outcome, for the log of faults."""
 
     runs: list[int] = field(default_factory=list)
     harmed: list[dict[str, Any]] = field(default_factory=list)
@@ -126,7 +126,7 @@ class Cluster:
     """Two nodes in a separate process."""
 
     def __init__(self, cpus: int = 3) -> None:
-        # On a busy machine Ray's own patience with a start may run out.
+        # On a busy machine Ray's own timeout for a start may expire.
         for _ in range(3):
             self._process = subprocess.Popen(
                 [sys.executable, str(Path(__file__).with_name("kill_cluster.py")), str(cpus)],
@@ -167,7 +167,7 @@ class Cluster:
 
 
 class Case:
-    """One plan carried out over one dataset."""
+    """One plan, carried out on one dataset."""
 
     def __init__(self, plan: Plan, world: World, folder: Path, seed: int = 0) -> None:
         self.plan, self.world = plan, world
@@ -181,14 +181,14 @@ class Case:
         self._restore: list[tuple[float, Any]] = []
 
     def carry_out(self) -> Told:
-        """Runs until done, with the harms on the way; raises AssertionError where it is not so."""
+        """Runs until done, with the faults injected; raises AssertionError if a result is wrong."""
         with self._mounted():
             try:
                 for _ in range(len(self.plan.harms) + 3):
                     status = self._run()
                     if status == 0 and not self._left:
                         break
-                    if status == 0:  # done before the harm's moment came
+                    if status == 0:  # completed before the fault's moment
                         self.told.missed += len(self._left)
                         break
                 else:
@@ -202,7 +202,7 @@ class Case:
     def _compare(self) -> None:
         right = self.world.right(self.plan.captions)
         if failed := set(failures(self.dataset)) - self._right_failures(right):
-            # A row that was at work in a process that was killed twice, say.
+            # For example a row in progress in a process that was killed twice.
             assert {kind for *_, kind in failed} <= {"transient", "crash"}, failed
             self.told.retried = len(failed)
             done = clipmill("retry", self.dataset, "--kind", "transient", "--kind", "crash")
@@ -223,7 +223,7 @@ class Case:
             if row.get("error") and label != "sources"
         }
 
-    # One run, and what is done to it.
+    # One run and its faults.
 
     def _run(self) -> int:
         more = {}
@@ -268,7 +268,7 @@ class Case:
         return status
 
     def _watch(self, process: subprocess.Popen) -> list[str]:
-        """Harms the run at its moments until it ends; gives what was done to it."""
+        """Injects faults into the run at their moments until it ends; returns the injected ones."""
         began = time.monotonic()
         harmed: list[str] = []
         last_fatal: float | None = None
@@ -310,10 +310,10 @@ class Case:
         return harmed
 
     def _judge(self, status: int, said: str, harmed: list[str]) -> None:
-        """The run's exit status against what was done to it, and whether it said why."""
+        """Checks the run's exit status against its faults, and whether it gave a reason."""
         where = f"{harmed}: {status}\n{said[-3000:]}"
         if "driver" in harmed:
-            # Of what was done before, it may have been ending by then.
+            # If the fault came late, the run may have been ending already.
             assert status in (-signal.SIGKILL, 0, *((1,) if len(harmed) > 1 else ())), where
         elif "sigterm" in harmed:
             assert status in (128 + signal.SIGTERM, 0, *((1,) if len(harmed) > 1 else ())), where
@@ -331,10 +331,10 @@ class Case:
         return sum(1 for _ in self.dataset.glob("*/*/??????.parquet"))
 
     def _harm(self, harm: Harm, process: subprocess.Popen) -> bool:
-        """Does it, if there is something to do it to by now."""
+        """Injects the fault, if its target exists by now."""
         if harm.what in ("driver", "sigterm"):
             if not self.dataset.exists():
-                return False  # nothing has begun
+                return False  # nothing has started
             process.send_signal(signal.SIGKILL if harm.what == "driver" else signal.SIGTERM)
             return True
         if harm.what == "full":
@@ -371,12 +371,12 @@ class Case:
                     if child.is_running()
                 )
             ):
-                return False  # no worker has come up yet
+                return False  # no worker has started yet
             self._draw.choice(sorted(found, key=lambda child: child.pid)).kill()
             return True
         return False
 
-    # The disk.
+    # Disk faults.
 
     @contextlib.contextmanager
     def _mounted(self) -> Iterator[None]:
@@ -400,7 +400,7 @@ class Case:
 
     def _fill(self, process: subprocess.Popen) -> bool:
         if not os.path.ismount(self.disk):
-            # Where nothing can be mounted, a file size limit replaces the full disk.
+            # If nothing can be mounted, a file size limit replaces the full disk.
             with contextlib.suppress(psutil.NoSuchProcess):
                 whole = psutil.Process(process.pid)
                 for each in (whole, *whole.children(recursive=True)):
@@ -425,7 +425,7 @@ class Case:
                     if folder.exists():
                         folder.chmod(0o755)
         else:
-            # Over the dataset a mount of itself: what is open stays so, nothing more is written.
+            # Bind-mounts the dataset over itself: open files stay writable, nothing else does.
             subprocess.run(
                 ["mount", "--bind", self.dataset, self.dataset],
                 stdin=subprocess.DEVNULL,
@@ -440,7 +440,7 @@ class Case:
         return True
 
     def _make_read_only(self) -> None:
-        """The kernel refuses while something is open for writing that was opened through it."""
+        """The kernel refuses while a file opened through the mount is open for writing."""
         until = time.monotonic() + 5
         while subprocess.run(
             ["mount", "-o", "remount,bind,ro", self.dataset],
@@ -455,7 +455,7 @@ class Case:
 
 
 def note(case: str, plan: Plan, told: Told, seconds: float, ended: str) -> None:
-    """A line in the log of faults."""
+    """Adds a line to the log of faults."""
     log_cases(
         "kills",
         [

@@ -1,7 +1,7 @@
-"""Cheap stages that take their time and some disk, for runs that are killed on the way.
+"""Cheap stages that take some time and disk space, for runs that are killed midway.
 
-What they give depends on the clip's id alone. They write their scratch folder as they go, so that
-a kill finds files half made.
+Their results depend only on the clip's id. They write their scratch folder as they go, so that a
+kill leaves partial files.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ BLOB_BYTES = 40_000
 
 
 class DescribeClips(Stage):
-    """A word and some bytes that don't compress, for each clip."""
+    """A word and some incompressible bytes for each clip."""
 
     name = "describe_clips"
     reads = ("split_clips.start_seconds",)
@@ -43,7 +43,7 @@ class DescribeClips(Stage):
 
 
 class CountLetters(Stage):
-    """How long the word is; every fifth clip is rejected."""
+    """The length of the word; every fifth clip is rejected."""
 
     name = "count_letters"
     reads = ("describe_clips.word", "split_clips.start_seconds")

@@ -1,6 +1,6 @@
-"""What is harmed: a recipe over films that a server on loopback gives out, and how it ends.
+"""The target of faults: a recipe over films served on loopback, and its expected result.
 
-`World` is one session's: the films, the server, and what an undisturbed run makes of them.
+`World` is shared by a session: the films, the server, and the result of an undisturbed run.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ FILMS = 7
 WORLD_SEED = 23
 _PIECE_BYTES = 16_384
 _PIECE_PAUSE_SECONDS = 0.02
-# When it was, how often it was tried, and by which run: not what was made.
+# When, how often and by which run a row was tried: not part of the result.
 _OF_RUNS = ("downloaded_at",)
 Tables = dict[tuple[str, str, str], list[dict[str, Any]]]
 
 
 def paced(path: Path) -> Trickle:
-    """The file at a pace that lets a kill land in mid-download; it can be resumed."""
+    """Serves the file slowly enough for a kill during the download; it can be resumed."""
     return Trickle(File(path.read_bytes()), _PIECE_BYTES, _PIECE_PAUSE_SECONDS)
 
 
@@ -59,7 +59,7 @@ class World:
             path = self.folder / f"film{number}.mp4"
             render_film(film, path)
             urls.append(self.site.script(f"/film{number}.mp4", paced(path)))
-        # In one shard with its twin: of two shards that run at once either may be the first.
+        # In one shard with its twin: if two shards run at once, either may come first.
         urls.insert(1, self.site.script("/twin.mp4", paced(self.folder / "film0.mp4")))
         urls.insert(3, self.site.status("/gone.mp4", 404))
         render(self.folder / "short.mp4", [Scene("red", 1.0)])
@@ -153,7 +153,7 @@ def environment(**more: str) -> dict[str, str]:
 
 
 def tables_of(dataset: Path) -> Tables:
-    """Every row of every table by label, fingerprint and shard, without what is a run's own."""
+    """All rows of all tables by label, fingerprint and shard, without run-specific values."""
     found: Tables = {}
     for path in sorted(dataset.glob("*/*/*.parquet")):
         label, fingerprint = path.parts[-3:-1]
@@ -175,7 +175,7 @@ def rows_of(path: Path) -> list[dict[str, Any]]:
 
 
 def newest(tables: Tables) -> dict[tuple[str, str, str], list[dict[str, Any]]]:
-    """Rows by label, fingerprint and base shard; of a key that was retried the newest only."""
+    """Rows by label, fingerprint and base shard; only the newest of a retried key."""
     found: dict[tuple[str, str, str], dict[str, list]] = defaultdict(dict)
     for (label, fingerprint, shard), rows in sorted(
         tables.items(), key=lambda item: shard_order(item[0][2])
@@ -191,7 +191,7 @@ def newest(tables: Tables) -> dict[tuple[str, str, str], list[dict[str, Any]]]:
 
 
 def check_whole(dataset: Path) -> None:
-    """The accounting of status and of every footer, and nothing for verify to find."""
+    """The accounting in status and in every footer is right, and verify finds nothing."""
     for stage in status_report(dataset)["stages"]:
         assert stage["pending"] == 0, stage
         assert stage["inputs"] == stage["kept"] + stage["rejected"] + stage["failed"], stage
@@ -206,6 +206,6 @@ def check_whole(dataset: Path) -> None:
 
 
 def failures(dataset: Path) -> list[tuple[str, str, str]]:
-    """Stage, key and kind of what failed and stands."""
+    """Stage, key and kind of unresolved failures."""
     with open_catalog(dataset) as catalog:
         return sorted(catalog.execute("SELECT stage, key, kind FROM failures").fetchall())

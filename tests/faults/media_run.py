@@ -1,4 +1,4 @@
-"""Runs recipes over folders of bad media as users do, and reads what became of every file."""
+"""Runs recipes over folders of bad media as users do, and reads each file's outcome."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ stages:
 
 @dataclass(frozen=True)
 class Ran:
-    """How a command ended, and the most memory that one of its processes ever had."""
+    """A command's outcome, and the peak memory of any of its processes."""
 
     status: int
     seconds: float
@@ -42,7 +42,7 @@ class Ran:
 
 
 def clipmill(*words: object, limit_seconds: float) -> Ran:
-    """Runs the command in a separate process; its whole family is watched."""
+    """Runs the command in a separate process, and watches all its descendants."""
     began = time.monotonic()
     with subprocess.Popen(
         [sys.executable, "-m", "clipmill.jobs.cli", *map(str, words)],
@@ -65,7 +65,7 @@ def clipmill(*words: object, limit_seconds: float) -> Ran:
 
 
 class _Peak(threading.Thread):
-    """Looks at a process and those that it started, ten times a second."""
+    """Samples a process and its descendants ten times a second."""
 
     def __init__(self, pid: int) -> None:
         super().__init__(daemon=True)
@@ -88,7 +88,7 @@ class _Peak(threading.Thread):
 
 
 def _high_water(process: psutil.Process) -> int:
-    """The most memory that a process ever had, where the system tells, else what it has now."""
+    """A process's peak memory if the system reports it, else its current memory."""
     try:
         for line in Path(f"/proc/{process.pid}/status").read_text().splitlines():
             if line.startswith("VmHWM:"):
@@ -126,7 +126,7 @@ def run_recipe(
 
 @dataclass
 class Outcome:
-    """What became of a source, and the rows that it has."""
+    """A source's outcome and its rows."""
 
     ended: str
     message: str = ""
@@ -137,7 +137,7 @@ class Outcome:
 
 
 def outcomes(dataset: Path) -> dict[str, Outcome]:
-    """By URL (a local file's path), read from the catalog; asserts that each has one ending."""
+    """By URL (a local file's path), from the catalog; asserts that each has one outcome."""
     with open_catalog(dataset) as catalog:
 
         def ask(query: str) -> list[dict[str, Any]]:
@@ -199,7 +199,7 @@ def _ending(rows: list[dict[str, Any]]) -> str:
 
 
 def outcome_of(case: Case, folder: Path, found: dict[str, Outcome]) -> Outcome:
-    """What became of a case; a file that no run took for a source has no row."""
+    """A case's outcome; a file that was never ingested has no row."""
     path = os.fsdecode(os.fsencode(folder / case.file))
     if path in found:
         return found[path]
@@ -214,7 +214,7 @@ def outcome_of(case: Case, folder: Path, found: dict[str, Outcome]) -> Outcome:
 
 
 def wrong_facts(outcome: Outcome, facts: Facts) -> list[str]:
-    """What a kept file's rows say that is not so."""
+    """Errors in a kept file's rows."""
     wrong = []
 
     def check(what: str, found: object, wanted: object) -> None:
@@ -244,9 +244,9 @@ def wrong_facts(outcome: Outcome, facts: Facts) -> list[str]:
 
 
 def wrong_pictures(outcome: Outcome, facts: Facts, begins: float | None = None) -> list[str]:
-    """Which kept frames have the wrong colour, or aren't upright.
+    """Kept frames with a wrong colour, or not upright.
 
-    `begins` is when the video's first frame is shown: that of the outcome, if it has them all.
+    `begins` is the time of the video's first frame: the outcome's, if it has all frames.
     """
     if facts.shots is None and facts.corner is None:
         return []
@@ -261,7 +261,7 @@ def wrong_pictures(outcome: Outcome, facts: Facts, begins: float | None = None) 
 
 
 def wrong_picture(image: np.ndarray, seconds: float, facts: Facts) -> list[str]:
-    """What is not right of a picture (RGB) of so many seconds after the first one."""
+    """What is wrong with a picture (RGB) at this many seconds after the first one."""
     wrong = []
     if facts.shots is not None:
         # A frame next to a cut may belong to either shot.
@@ -290,7 +290,7 @@ def bright_corner(image: np.ndarray) -> str:
 
 
 def rows_of(outcome: Outcome) -> list[Any]:
-    """A source's rows without what a run or a shard is called."""
+    """A source's rows without names of runs and shards."""
     return [
         {name: value for name, value in row.items() if name not in ("shard", "downloaded_at")}
         for row in (outcome.video, outcome.scan, *outcome.clips, *outcome.frames)

@@ -1,4 +1,4 @@
-"""Bad and odd media through real runs: every file ends as it may, and costs only itself."""
+"""Bad and odd media in real runs: every file has an allowed outcome, and affects only itself."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ from tests.faults.media_run import (
 from tests.faults.summary import log_cases
 
 MEMORY_BYTES = 400 << 20
-"""What files that lie about their size may cost beyond what sound ones do, in one process: a few
-pictures of 7680x4320, which the decoder makes before they turn out not to be pictures."""
+"""Additional memory, in one process, for files that declare a wrong size: a few pictures of
+7680x4320, which the decoder allocates before they turn out not to be pictures."""
 MOST_MEMORY_BYTES = 800 << 20
 """The same for pictures of 8192x8192, the largest that are decoded, of 100 MB each."""
 
-# Of every family what has the most to do with another part of the reader.
+# From every family, the cases most relevant to another part of the reader.
 SMALL = (
     "mp4 cut off at 5/10",
     "mp4 moov first cut off at 9/10",
@@ -94,9 +94,9 @@ def check(
     *,
     facts_of: Callable[[Case], Facts | None] = lambda case: case.facts,
 ) -> dict[str, Outcome]:
-    """Compares what became of the cases with what may become of them; writes the log.
+    """Compares the cases' outcomes with the allowed ones; writes the log.
 
-    `facts_of` gives the facts that hold for the way in which they were read.
+    `facts_of` returns the facts for the way in which they were read.
     """
     assert ran.status == 0, ran.errors[-3000:]
     found = outcomes(dataset)
@@ -135,7 +135,7 @@ def check_neighbours(
     ran: Ran,
     memory_bytes: int,
 ) -> None:
-    """Sound files have the rows that they have without bad ones; memory stays near theirs."""
+    """Sound files have the same rows as without bad ones; memory stays near theirs."""
     listing = tmp_path / "neighbours.jsonl"
     listing.write_text("".join(json.dumps({"path": str(path)}) + "\n" for path in neighbours))
     alone = run_recipe(
@@ -168,8 +168,8 @@ def corpus(cases, tmp_path_factory) -> tuple[Path, list[Path]]:
 
 
 @pytest.mark.slow
-def test_forty_bad_files_of_a_folder_each_end_as_they_may(tmp_path):
-    """One run over all; the good files between them have the rows that they have alone."""
+def test_forty_bad_files_in_a_folder_have_allowed_outcomes(tmp_path):
+    """One run over all; the good files between them have the same rows as alone."""
     cases = named(all_cases(), SMALL)
     folder = tmp_path / "files"
     neighbours = write(folder, cases)
@@ -181,7 +181,7 @@ def test_forty_bad_files_of_a_folder_each_end_as_they_may(tmp_path):
 
 
 @pytest.mark.faults
-def test_every_bad_file_ends_as_it_may(cases, corpus, tmp_path):
+def test_every_bad_file_has_an_allowed_outcome(cases, corpus, tmp_path):
     folder, neighbours = corpus
     assert len(cases) >= 300
     ran = run_recipe(
@@ -197,8 +197,8 @@ def test_every_bad_file_ends_as_it_may(cases, corpus, tmp_path):
 
 @pytest.mark.faults
 @pytest.mark.parametrize("engine", ["local", "ray"])
-def test_every_bad_file_ends_as_it_may_in_exact_mode(engine, cases, corpus, tmp_path):
-    """Both engines find the same; PySceneDetect's own reader has its own way with some files."""
+def test_every_bad_file_has_an_allowed_outcome_in_exact_mode(engine, cases, corpus, tmp_path):
+    """Both engines find the same; PySceneDetect's own reader treats some files differently."""
     folder, _ = corpus
     ran = run_recipe(
         SPLIT_ONLY.format(shard_videos=32),
@@ -235,7 +235,7 @@ SOUND = (
 """Families whose files must be kept, mostly."""
 
 _MADE_UP_TIMES = ("h264 with two-way frames in avi", "mpg called .flv")
-"""Containers that leave times out: readers put them back each in their way."""
+"""Containers without some timestamps, which readers reconstruct in different ways."""
 
 
 @pytest.fixture(scope="module")
@@ -263,11 +263,11 @@ def sound(cases, corpus, tmp_path_factory) -> tuple[Path, list[Case], dict[str, 
 
 
 @pytest.mark.faults
-def test_given_spans_of_odd_files_hold_the_frames_that_are_shown_then(corpus, sound, tmp_path):
-    """Seeking gives frames of the same number, time and colour as reading through."""
+def test_given_spans_of_odd_files_have_the_right_frames(corpus, sound, tmp_path):
+    """Seeking gives frames of the same number, time and colour as a full read."""
     folder, _ = corpus
     _, some, whole = sound
-    # Spans count from 0; by a clock that wraps a video may begin before.
+    # Spans count from 0; by a clock that wraps, a video may begin earlier.
     some = [case for case in some if outcome_of(case, folder, whole).scan["seconds"][0] >= 0]
     lines, begins = [], {}
     for case in some:
@@ -320,8 +320,8 @@ def test_given_spans_of_odd_files_hold_the_frames_that_are_shown_then(corpus, so
 
 @pytest.mark.faults
 @pytest.mark.parametrize("media", ["copy", "exact"])
-def test_clips_cut_out_of_odd_files_show_what_they_should(media, corpus, sound, tmp_path):
-    """Every clip is cut; its frames are upright, of the right colour, and in `exact` all there."""
+def test_clips_cut_from_odd_files_are_right(media, corpus, sound, tmp_path):
+    """Every clip is cut; its frames are upright, of the right colour, and complete with `exact`."""
     folder, _ = corpus
     dataset, some, found = sound
     out = tmp_path / "out"
@@ -346,7 +346,7 @@ def test_clips_cut_out_of_odd_files_show_what_they_should(media, corpus, sound, 
     of_video = {outcome_of(case, folder, found).video["video_id"]: case for case in some}
     not_cut = {line["video_id"]: line for line in map(json.loads, failed.splitlines())}
     for video_id, line in not_cut.items():
-        # Codecs that no container of clips takes.
+        # Codecs that no clip container supports.
         why = (of_video[video_id].name, line)
         assert media == "copy", why
         assert line["kind"] == "permanent", why
@@ -382,7 +382,7 @@ def test_clips_cut_out_of_odd_files_show_what_they_should(media, corpus, sound, 
 def wrong_clip(
     path: Path, row: dict, facts: Facts, begins: float, media: str, may_miss: int
 ) -> list[str]:
-    """What is not right of a cut clip."""
+    """What is wrong with a cut clip."""
     from clipmill.stages.media.read.orientation import orientation_of
 
     wrong = []
@@ -401,8 +401,8 @@ def wrong_clip(
 
 
 @pytest.mark.faults
-def test_odd_pictures_go_through_all_stages_of_the_demo(cases, corpus, tmp_path):
-    """Captioners, embedders and scorers get pictures of every depth, shape and turn."""
+def test_odd_pictures_pass_through_all_stages_of_the_demo(cases, corpus, tmp_path):
+    """Captioners, embedders and scorers get pictures of every depth, shape and rotation."""
     folder, _ = corpus
     some = [
         case
@@ -439,8 +439,8 @@ def test_odd_pictures_go_through_all_stages_of_the_demo(cases, corpus, tmp_path)
 
 @pytest.mark.faults
 @pytest.mark.parametrize("name", ["decord_aborts.mp4", "decord_segfaults.mkv"])
-def test_a_file_that_kills_the_decoder_costs_only_itself(name, tmp_path):
-    """Found by fuzzing: decord ends the process that opens them."""
+def test_file_that_kills_the_decoder_affects_only_itself(name, tmp_path):
+    """Found by fuzzing: decord kills the process that opens them."""
     write(tmp_path / "files", [])
     folder = tmp_path / "files"
     (folder / name).write_bytes((Path(__file__).parent / "files" / name).read_bytes())

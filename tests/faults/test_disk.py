@@ -1,6 +1,6 @@
-"""A full or read-only disk ends a run with one error, in every place that writes; no row is blamed.
+"""A full or read-only disk ends a run with one error, wherever it writes; no row is blamed.
 
-The dataset lies on a small tmpfs. Where nothing can be mounted, tests that need it are skipped.
+The dataset is on a small tmpfs. If nothing can be mounted, tests that need it are skipped.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ WRITER = Path(__file__).with_name("disk_stages.py")
 
 
 class Disk:
-    """A small file system of its own; `full()` and `read_only()` for as long as their block."""
+    """A small separate file system, which `full()` and `read_only()` change within their block."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -114,8 +114,8 @@ def no_row_failed(dataset: Path) -> None:
 
 @pytest.mark.parametrize("room", [0, 4096, 20_000, 60_000, 300_000])
 @pytest.mark.parametrize("how", ["http", "copy"])
-def test_a_full_disk_is_no_failure_of_a_download(disk, tmp_path, how, room):
-    """Wherever it fills up: a note, the file itself, a table, the record of the run."""
+def test_full_disk_is_not_a_failure_of_a_download(disk, tmp_path, how, room):
+    """Wherever it fills up: a note, the file itself, a table, the run record."""
     data = [path.read_bytes() + bytes(200_000) for path in films()]
     with serve() as site:
         if how == "http":
@@ -140,15 +140,15 @@ def test_a_full_disk_is_no_failure_of_a_download(disk, tmp_path, how, room):
 
 
 @pytest.mark.parametrize("how", ["scratch", "wrapped", "journal", "table"])
-def test_a_full_disk_is_no_failure_of_a_row(disk, words, how):  # noqa: F811
-    """In a stage's scratch folder, behind an error of the stage's own, in what the runner keeps."""
+def test_full_disk_is_not_a_failure_of_a_row(disk, words, how):  # noqa: F811
+    """In a stage's scratch folder, behind a stage's own error, in the runner's files."""
     data = words("a?clips=3", "b?clips=2", "c", "d")
     data.run(until="fetch_words")
     dataset = disk.folder / "dataset"
     loaded = data.loaded(f"filling.stage={WRITER}:FillDisk", f"filling.how={how}")
     for label in ("cut_words", "name_words", "count_letters", "guess_words"):
         loaded.stages.pop(label)
-    with disk.full(but_bytes=280_000):  # enough for all but what the stage writes
+    with disk.full(but_bytes=280_000):  # enough for everything except what the stage writes
         refuses(loaded, dataset)
         no_row_failed(dataset)
     assert run(loaded, dataset)
@@ -158,8 +158,8 @@ def test_a_full_disk_is_no_failure_of_a_row(disk, words, how):  # noqa: F811
 
 
 @pytest.mark.parametrize("when", ["before", "meanwhile"])
-def test_a_read_only_folder_is_told(disk, words, when):  # noqa: F811
-    """Before the first byte, and when a run is in the middle."""
+def test_read_only_folder_is_reported(disk, words, when):  # noqa: F811
+    """Before the first byte, and in the middle of a run."""
     data = words("a", "b", "c", "d")
     dataset = disk.folder / "dataset"
     loaded = data.loaded(f"filling.stage={WRITER}:FillDisk", "filling.how=nothing")
@@ -180,8 +180,8 @@ def test_a_read_only_folder_is_told(disk, words, when):  # noqa: F811
     assert run(loaded, dataset)
 
 
-def test_a_lock_that_cannot_be_written_is_told(disk):
-    """The first thing that a command writes to a dataset."""
+def test_unwritable_lock_is_reported(disk):
+    """The first file that a command writes in a dataset."""
     dataset = disk.folder / "dataset"
     dataset.mkdir()
     told = "No space left on device; free some space"
@@ -191,7 +191,7 @@ def test_a_lock_that_cannot_be_written_is_told(disk):
         pass
 
 
-def test_logs_that_cannot_be_written_stop_nothing(disk, words):  # noqa: F811
+def test_unwritable_logs_stop_nothing(disk, words):  # noqa: F811
     data = words("a", "b")
     dataset = disk.folder / "dataset"
     dataset.mkdir()

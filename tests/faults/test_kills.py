@@ -1,6 +1,6 @@
-"""Runs that are killed, or lose their disk, at random moments, end with the same tables.
+"""Runs that are killed, or lose their disk, at random moments have the same tables in the end.
 
-Each seed is a plan (kill_harness.py). One alone: `pytest tests/faults -m faults -k seed7-`.
+Each seed is a plan (kill_harness.py). For a single one: `pytest tests/faults -m faults -k seed7-`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from tests.faults.kill_harness import Case, Harm, Plan, note, plan_of
 from tests.faults.kill_world import World
 from tests.http_server import serve
 
-# Others than these: CLIPMILL_FAULT_SEEDS=34:64, from the first to before the second.
+# For other seeds: CLIPMILL_FAULT_SEEDS=34:64, a half-open range.
 SEEDS = range(*map(int, os.environ.get("CLIPMILL_FAULT_SEEDS", "0:34").split(":")))
 CHEAP = {
     "driver": Plan("local", False, (Harm("driver", 2, 0.1),), pace_seconds=0.1),
@@ -48,12 +48,12 @@ def carry_out(name: str, plan: Plan, world: World, folder: Path, seed: int = 0) 
     "name",
     ["driver", *(pytest.param(name, marks=pytest.mark.slow) for name in CHEAP if name != "driver")],
 )
-def test_one_harm_leaves_no_trace(name, world, tmp_path):
+def test_one_fault_leaves_no_trace(name, world, tmp_path):
     carry_out(name, CHEAP[name], world, tmp_path)
 
 
 @pytest.mark.faults
 @pytest.mark.timeout(1500)
 @pytest.mark.parametrize("seed", [pytest.param(n, id=f"seed{n}-") for n in SEEDS])
-def test_harms_at_random_moments_leave_no_trace(seed, world, tmp_path):
+def test_faults_at_random_moments_leave_no_trace(seed, world, tmp_path):
     carry_out(f"seed{seed}", plan_of(seed), world, tmp_path, seed)

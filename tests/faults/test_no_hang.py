@@ -1,4 +1,4 @@
-"""Runs that can't go on end with exit 1 and a reason; on real clusters, as they are lost."""
+"""Runs that can't continue exit with 1 and a reason, on real clusters that are lost."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ WORDS = ROOT / "tests" / "pipeline" / "own_stages.py"
 
 
 def ends(tmp_path: Path, seconds: float, stage: dict, ray: dict, **more: str) -> str:
-    """Runs a recipe whose last stage can't be done; gives what it said and checks when it ended.
+    """Runs a recipe whose last stage can't run; checks when it ended, and returns its output.
 
-    The time is counted from when the stages before it were done.
+    The time is counted from the end of the earlier stages.
     """
     (tmp_path / "urls.txt").write_text("https://a.test/\nhttps://b.test/\n")
     (tmp_path / "hang.yaml").write_text(
@@ -81,7 +81,7 @@ def ends(tmp_path: Path, seconds: float, stage: dict, ray: dict, **more: str) ->
 
 @pytest.mark.faults
 @pytest.mark.timeout(600)
-def test_workers_that_die_as_they_start_end_the_run(tmp_path):
+def test_workers_that_die_at_start_end_the_run(tmp_path):
     said = ends(tmp_path, 120, {"stage": f"{STAGES}:DieAtOnce"}, {"num_cpus": 2})
     assert "Error: workers of last die again and again" in said
 
@@ -89,7 +89,7 @@ def test_workers_that_die_as_they_start_end_the_run(tmp_path):
 @pytest.mark.faults
 @pytest.mark.timeout(600)
 def test_workers_that_fit_no_node_end_the_run(tmp_path):
-    """The plan goes by the cluster's six CPUs; each of its two nodes has three."""
+    """The plan considers the cluster's six CPUs; each of its two nodes has three."""
     cluster = Cluster()
     try:
         said = ends(
@@ -106,7 +106,7 @@ def test_workers_that_fit_no_node_end_the_run(tmp_path):
 
 @pytest.mark.faults
 @pytest.mark.timeout(600)
-def test_a_cluster_that_is_not_there_ends_the_run(tmp_path):
+def test_lost_cluster_ends_the_run(tmp_path):
     (tmp_path / "urls.txt").write_text("https://a.test/\n")
     (tmp_path / "hang.yaml").write_text(
         yaml.safe_dump(
@@ -134,14 +134,14 @@ def test_a_cluster_that_is_not_there_ends_the_run(tmp_path):
 @pytest.mark.parametrize(
     ("victim", "said", "seconds"),
     [
-        # Its workers go on without it: either no more come, or the next step finds nobody.
+        # Its workers continue without it: either no more start, or the next step finds none.
         ("gcs", r"^Error: (the Ray cluster has not answered for|Ray could not be started on)", 60),
         ("head", r"^Error: this machine's Ray process", 30),
         ("node", None, 120),
     ],
 )
-def test_an_export_whose_cluster_is_lost_ends_and_can_go_on(tmp_path, victim, said, seconds):
-    """With half of its nodes it gets done; with the head gone it says that, and blames no clip."""
+def test_export_whose_cluster_is_lost_ends_and_can_be_resumed(tmp_path, victim, said, seconds):
+    """With half of its nodes it completes; without the head it reports that, and blames no clip."""
     write_small(tmp_path / "dataset", 300)
     words = [
         "export",

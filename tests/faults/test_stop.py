@@ -62,8 +62,8 @@ def make_recipe(folder: Path, urls: list[str], pace_seconds: float) -> Path:
         ),
     ],
 )
-def test_a_run_that_is_stopped_ends_at_once_and_in_order(tmp_path, how, where):
-    """Also in mid-download, whose thread would go on for minutes; and the next run goes on."""
+def test_stopped_run_ends_immediately_and_in_order(tmp_path, how, where):
+    """Even during a download, whose thread would continue for minutes; the next run resumes."""
     film = cached((Scene("red", 3.0), Scene("blue", 3.0)), size=(320, 240), rate=10)[0]
     data = film.read_bytes()
     with serve() as site:
@@ -111,8 +111,8 @@ def test_a_run_that_is_stopped_ends_at_once_and_in_order(tmp_path, how, where):
 
 
 @pytest.mark.faults
-def test_an_export_on_ray_that_is_stopped_says_so(tmp_path):
-    """What it says goes to standard error, where else Ray's noise is filtered."""
+def test_stopped_export_on_ray_reports_it(tmp_path):
+    """Its message goes to standard error, where Ray's other output is filtered."""
     write_small(tmp_path / "dataset", 300)
     words = [
         "export",
