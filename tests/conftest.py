@@ -1,4 +1,4 @@
-"""What several parts of the tests share: a small dataset that the whole recipe has gone through."""
+"""Shared by several parts of the tests: a small dataset made with the whole recipe."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from hypothesis import HealthCheck, settings
 SEED = 11
 FILMS = 2
 
-# Whatever a user or a CI has set: what is printed is the same everywhere, loopback is asked
-# directly, and the only Ray cluster is the tests' own.
+# Whatever a user or CI has set: output is the same everywhere, loopback bypasses proxies, and the
+# only Ray cluster is the tests' own.
 for _name in (
     "COLUMNS",
     "LINES",
@@ -31,14 +31,14 @@ for _name in (
     os.environ.pop(_name, None)
     os.environ.pop(_name.lower(), None)
 
-# A script's background jobs start with Ctrl-C ignored, what `nohup` starts with SIGHUP ignored, and
-# both pass it on to all that they start: here each signal does what it does by default.
+# A script's background jobs start with Ctrl-C ignored, `nohup` starts programs with SIGHUP
+# ignored, and both are inherited: here each signal has its default effect.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 for _signal in (signal.SIGHUP, signal.SIGQUIT):
     signal.signal(_signal, signal.SIG_DFL)
 
-# `make test` says the same of the same tree, however slow the machine: the examples are drawn from
-# a fixed seed, and none is on the clock. `make test-slow` draws new ones each time.
+# `make test` has the same result for the same tree on any machine: examples are drawn from a fixed
+# seed, without deadlines. `make test-slow` draws new ones each time.
 settings.register_profile(
     "same", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
 )
@@ -48,7 +48,7 @@ settings.load_profile("same")
 
 @dataclass(frozen=True)
 class Made:
-    """A dataset of two of the demo's films, its recipe's plan, and the films' truth."""
+    """A dataset of two of the demo's films, its recipe's plan, and the films' ground truth."""
 
     dataset: Path
     loaded: object

@@ -1,4 +1,4 @@
-"""Small videos made on the spot, and the download stage with rules that fit them."""
+"""Small generated videos, and the download stage with settings that fit them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def make_video(
     rotation: int = 0,
     options: dict | None = None,
 ) -> bytes:
-    """A small video of noise, so that it has some weight; 10 frames per second."""
+    """A small video of noise, so that its file isn't tiny; 10 frames per second."""
     with tempfile.NamedTemporaryFile() as file:
         write_video(file.name, seconds, size, seed, container, codec, rotation, options or {})
         return Path(file.name).read_bytes()
@@ -61,7 +61,7 @@ def make_audio() -> bytes:
 
 
 def add_extractor(extractor: type, put: Callable[..., None] = setattr) -> None:
-    """Has yt-dlp know a site before all others; `put` is monkeypatch.setattr in a test."""
+    """Registers a site with yt-dlp before all others; `put` is monkeypatch.setattr in a test."""
     from yt_dlp.YoutubeDL import YoutubeDL
 
     add_all = YoutubeDL.add_default_info_extractors
@@ -74,7 +74,7 @@ def add_extractor(extractor: type, put: Callable[..., None] = setattr) -> None:
 
 
 def add_home(put: Callable[..., None]) -> type:
-    """A site at /home/ID, known to yt-dlp: it says `info` of every video, `infos[ID]` of one."""
+    """A site at /home/ID for yt-dlp: it returns `info` for every video, `infos[ID]` for one."""
     from yt_dlp.extractor.common import InfoExtractor
 
     class HomeIE(InfoExtractor):
@@ -94,7 +94,7 @@ def add_home(put: Callable[..., None]) -> type:
 
 
 def stage(**settings) -> DownloadVideos:
-    """The stage with rules that fit small videos, and no patience."""
+    """The stage with settings for small videos, and no waiting."""
     return DownloadVideos(
         **{
             "min_duration_seconds": 1,
@@ -114,9 +114,9 @@ def outcome(row: dict) -> str:
 
 
 def assert_distance(times: Iterable[float], began: float, seconds: float) -> None:
-    """Of requests that left at such a distance the nth can't come earlier than this.
+    """Asserts that the nth of these requests did not arrive earlier than this distance allows.
 
-    On a busy machine one may come late and so near to the next: gaps say nothing.
+    On a busy machine a request may be late and so close to the next: gaps prove nothing.
     """
     for number, at in enumerate(sorted(times)):
         assert at - began > number * seconds - 0.02, f"request {number} came too early"

@@ -26,7 +26,7 @@ from typing import Protocol
 
 @dataclass(frozen=True)
 class Request:
-    """One request as it came in; `at_seconds` is monotonic."""
+    """One request as received; `at_seconds` is monotonic."""
 
     method: str
     path: str
@@ -36,14 +36,14 @@ class Request:
 
 
 class Behaviour(Protocol):
-    """One answer, written to the handler."""
+    """One response, written to the handler."""
 
     def answer(self, handler: _Handler) -> None: ...
 
 
 @dataclass(frozen=True)
 class File:
-    """Answers with the bytes, or with the part of them that was asked for."""
+    """Responds with the bytes, or with the requested range."""
 
     data: bytes
     content_type: str = "video/mp4"
@@ -71,7 +71,7 @@ class File:
 
 @dataclass(frozen=True)
 class Broken:
-    """Like File, but the connection is reset after `after_bytes` of the answer."""
+    """Like File, but resets the connection after `after_bytes` of the response."""
 
     file: File
     after_bytes: int
@@ -99,7 +99,7 @@ class Lying:
 
 @dataclass(frozen=True)
 class Busy:
-    """A status without a body, with Retry-After where given."""
+    """A status without a body, with Retry-After if given."""
 
     status: int
     retry_after: str | None = None
@@ -125,7 +125,7 @@ class Redirect:
 
 @dataclass(frozen=True)
 class Hang:
-    """Takes the request and says nothing until the server stops, or `seconds` have passed."""
+    """Accepts the request and sends nothing until the server stops, or `seconds` have passed."""
 
     seconds: float = 60.0
 
@@ -136,9 +136,9 @@ class Hang:
 
 @dataclass(frozen=True)
 class Trickle:
-    """Like File, but the bytes of the answer come `piece_bytes` at a time, with pauses between.
+    """Like File, but sends `piece_bytes` at a time, with pauses between.
 
-    `sent` gets the size of each piece that went out.
+    `sent` receives the size of each piece that was sent.
     """
 
     file: File
@@ -153,7 +153,7 @@ class Trickle:
 
 @dataclass(frozen=True)
 class TrickledHeaders:
-    """An answer whose headers never come to an end; no silence is longer than `pause_seconds`."""
+    """A response whose headers never end; no silence is longer than `pause_seconds`."""
 
     pause_seconds: float = 0.05
 
@@ -165,9 +165,9 @@ class TrickledHeaders:
 
 @dataclass(frozen=True)
 class Endless:
-    """A body without a declared length and, after `start`, longer than any bound in the tests.
+    """A body without a declared length and, after `start`, longer than any limit in the tests.
 
-    It does end, so that a bound that is not kept shows soon, and before the disk is full.
+    It does end, so that a limit that isn't enforced is noticed soon, before the disk is full.
     """
 
     content_type: str = "video/mp4"
@@ -188,7 +188,7 @@ class Endless:
 
 @dataclass(frozen=True)
 class Encoded:
-    """Sends `data`, which is compressed as `encoding` or said to be, to whoever asks."""
+    """Sends `data` with this content encoding, whether or not it really is, to every client."""
 
     data: bytes
     encoding: str = "gzip"
@@ -247,7 +247,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.flush()
         # Zero linger: the peer sees a reset, not an orderly end.
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        time.sleep(0.05)  # what was written must arrive before the reset throws it away
+        time.sleep(0.05)  # written data must arrive before the reset discards it
         self.close_connection = True
         self.connection.close()
 
@@ -268,7 +268,7 @@ class _Server(ThreadingHTTPServer):
         self.lock = threading.Lock()
 
     def finish_request(self, request: socket.socket, client_address: tuple[str, int]) -> None:
-        # In the connection's own thread, so that a handshake that hangs holds up nobody.
+        # In the connection's own thread, so that a hanging handshake blocks no one.
         if self.tls is not None:
             request = self.tls.wrap_socket(request, server_side=True)
         super().finish_request(request, client_address)
@@ -281,12 +281,12 @@ class _Server(ThreadingHTTPServer):
             return steps.pop(0) if len(steps) > 1 else steps[0]
 
     def handle_error(self, *_: object) -> None:
-        """Broken connections are what this server is for."""
+        """This server breaks connections on purpose."""
 
 
 @dataclass
 class Site:
-    """What a test sees of the server."""
+    """The server as a test sees it."""
 
     _server: _Server
     address: str = field(init=False)
@@ -302,7 +302,7 @@ class Site:
 
     @property
     def times(self) -> list[float]:
-        """When each request came; monotonic."""
+        """The times of all requests; monotonic."""
         return [request.at_seconds for request in self.log]
 
     def asked(self, path: str, method: str = "GET") -> list[Request]:
@@ -315,7 +315,7 @@ class Site:
         return self.address + path
 
     def script(self, path: str, *steps: Behaviour) -> str:
-        """Answers with each step once, in order, then with the last one for ever."""
+        """Responds with each step once, in order, then always with the last one."""
         self._server.scripts[path] = list(steps)
         return self.url(path)
 
@@ -331,15 +331,15 @@ class Site:
 
 @contextlib.contextmanager
 def refusing_address() -> Iterator[str]:
-    """Address and port of loopback that refuse connections, and that nobody else can take."""
+    """A loopback address and port that refuse connections, and that nobody else can use."""
     with socket.socket() as held:
-        held.bind(("127.0.0.1", 0))  # and does not listen
+        held.bind(("127.0.0.1", 0))  # and doesn't listen
         yield f"127.0.0.1:{held.getsockname()[1]}"
 
 
 @contextlib.contextmanager
 def serve(address: str = "127.0.0.1", tls: ssl.SSLContext | None = None) -> Iterator[Site]:
-    """A server on a free port of loopback until the block ends."""
+    """A server on a free loopback port until the block ends."""
     server = _Server(address, tls)
     thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
     thread.start()

@@ -1,4 +1,4 @@
-"""A small H.264 film that declares huge pictures: its sequence parameter set says another size."""
+"""A small H.264 film that declares huge pictures in its sequence parameter set."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _BASELINE = (("profile", "baseline"), ("bf", "0"))
 
 
 class _Bits:
-    """The bits of a NAL unit's payload, read and written one after the other."""
+    """Reads and writes the bits of a NAL unit's payload sequentially."""
 
     def __init__(self, data: bytes = b"") -> None:
         self.text = "".join(f"{byte:08b}" for byte in data.replace(b"\0\0\3", b"\0\0"))
@@ -40,7 +40,7 @@ def _bytes(text: str) -> bytes:
     text += "0" * (-len(text) % 8)
     plain = bytes(int(text[i : i + 8], 2) for i in range(0, len(text), 8))
     data, zeros = bytearray(), 0
-    for byte in plain:  # what would look like a start code is broken up
+    for byte in plain:  # inserts emulation prevention bytes
         if zeros >= 2 and byte <= 3:
             data.append(3)
             zeros = 0
@@ -50,7 +50,7 @@ def _bytes(text: str) -> bytes:
 
 
 def declared(parameters: bytes, width: int, height: int) -> bytes:
-    """An H.264 sequence parameter set (its NAL unit) of baseline profile with another size."""
+    """An H.264 sequence parameter set (its NAL unit, baseline profile) with another size."""
     bits = _Bits(parameters)
     head = bits.fixed(8 + 8 + 8 + 8)
     assert int(head[8:16], 2) == 66, "only of baseline profile"
@@ -60,7 +60,7 @@ def declared(parameters: bytes, width: int, height: int) -> bytes:
     fields.append(bits.golomb())
     gaps = bits.fixed(1)
     bits.golomb(), bits.golomb()
-    # Frames only, direct inference as it was, no cropping, no usage information.
+    # Frames only, direct inference unchanged, no cropping, no VUI.
     flags = bits.fixed(2)
     return _bytes(
         head
@@ -74,7 +74,7 @@ def declared(parameters: bytes, width: int, height: int) -> bytes:
 
 
 def huge_h264(path: Path, width: int, height: int) -> None:
-    """An H.264 film, bare or in MPEG-TS by the suffix, whose every frame declares this size."""
+    """An H.264 film, raw or in MPEG-TS by the suffix, whose every frame declares this size."""
     small, _ = cached(_SMALL, codec_options=_BASELINE)
     with av.open(str(small)) as source:
         stream = source.streams.video[0]

@@ -1,4 +1,4 @@
-"""What tests have helper processes do: all the harm that a decoder could do there."""
+"""Functions that tests run in helper processes: all the harm that a decoder could do."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from clipmill.schemas.errors import ClipmillError, RowFailed, RowRejected
 from clipmill.stages.media.isolation.progress import beat
 
-if TYPE_CHECKING:  # else every helper of a test would wait for the decoders
+if TYPE_CHECKING:  # otherwise every helper of a test would import the decoders
     from clipmill.stages.media.cutting.requests import CutOptions, CutRequest, CutResult
 
 
@@ -40,7 +40,7 @@ def segfault(path: Path) -> None:
 
 
 def segfault_once(path: Path, marker: Path) -> str:
-    """The first process that comes here dies."""
+    """The first process that calls this dies."""
     if not marker.exists():
         marker.touch()
         os.kill(os.getpid(), signal.SIGSEGV)
@@ -50,7 +50,7 @@ def segfault_once(path: Path, marker: Path) -> str:
 def parts_and_then_segfault_once(path: Path, marker: Path) -> Iterator[int]:
     yield 1
     yield 2
-    time.sleep(1.1)  # beats are passed on once a second
+    time.sleep(1.1)  # progress is forwarded once a second
     beat(7)
     segfault_once(path, marker)
     yield 3
@@ -67,7 +67,7 @@ def complain_and_abort(path: Path) -> None:
 
 
 def hang_with_the_interpreter_lock(path: Path, pid_file: Path | None = None) -> None:
-    """Like C code that never comes back: no thread of Python's runs meanwhile."""
+    """Like C code that never returns and holds the GIL: no Python thread runs meanwhile."""
     if pid_file is not None:
         pid_file.write_text(str(os.getpid()))
     ctypes.PyDLL(None).sleep(1000)
@@ -80,7 +80,7 @@ def stop_itself(path: Path, pid_file: Path | None = None) -> None:
 
 
 def work_on(path: Path, seconds: float) -> str:
-    """Takes long, but makes progress."""
+    """Slow, but reports progress."""
     ends = time.monotonic() + seconds
     while time.monotonic() < ends:
         time.sleep(0.01)
@@ -100,7 +100,7 @@ def take_opencv_memory(path: Path, side: int) -> None:
 
 
 def convert_with_many_threads(path: Path, frames: int, threads: int) -> int:
-    """As a decoder's last frames are on a machine of many cores, each with threads of its own."""
+    """Like a decoder's last frames on a machine with many cores: each starts its own threads."""
     import av
 
     held = [av.VideoFrame(320, 180, "yuv420p") for _ in range(frames)]
@@ -113,7 +113,7 @@ _held: list[bytearray] = []
 
 
 def hold_memory(path: Path, more_bytes: int) -> int:
-    """Leaves the process larger than it was."""
+    """Leaves the process with more memory than before."""
     _held.append(bytearray(more_bytes))
     return os.getpid()
 
@@ -125,7 +125,7 @@ def print_rubbish(path: Path) -> str:
 
 
 def write_rubbish_to_every_file(path: Path) -> None:
-    """As a stray pointer might: the socket gets an invalid message."""
+    """Like a stray pointer: the socket gets an invalid message."""
     for number in range(3, 64):
         try:
             os.write(number, b"\0\0\0\0\0\0\0\5hello")
@@ -163,9 +163,9 @@ def cut_and_die(
     starts_at_seconds: float,
     is_sound: bool,
 ) -> Iterator[CutResult]:
-    """Cuts as it should and dies at `c2`: in the middle of its file, and once if `once` is there.
+    """Cuts normally and dies at `c2`, in the middle of its file; only once if `once` exists.
 
-    Notes in a file next to the clips which ones it was asked for.
+    Records the requested clips in a file next to them.
     """
     from clipmill.stages.media.cutting.cut import cut_clips
 

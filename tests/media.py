@@ -36,7 +36,7 @@ COLOURS = {
 
 @dataclass(frozen=True)
 class Scene:
-    """One shot; `speed` is how far its bar moves, in pixels a frame; `fade` goes from/to black."""
+    """One shot; `speed` is the bar's, in pixels per frame; `fade` goes from or to black."""
 
     colour: str
     seconds: float
@@ -88,11 +88,11 @@ def render(
     container_options: Mapping[str, str] | None = None,
     frame_of: Callable[[np.ndarray], av.VideoFrame] | None = None,
 ) -> list[float]:
-    """Writes the file and returns the presentation time of every frame.
+    """Writes the file and returns the presentation times of all frames.
 
-    `uneven` makes every third frame last three times as long (variable frame rate); `rotation`
-    is only written to the header, in degrees counter-clockwise. A frame lasts `ticks` units of
-    the time base (some codecs want 1); `frame_of` converts pictures where it matters how.
+    `uneven` makes every third frame last three times as long (variable frame rate); `rotation` is
+    only written to the header, in degrees counter-clockwise. A frame lasts `ticks` units of the
+    time base (some codecs need 1); `frame_of` converts pictures if the conversion matters.
     """
     time_base = Fraction(1, rate * ticks)
     times = []

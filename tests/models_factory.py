@@ -1,7 +1,7 @@
-"""Tiny models of the real architectures: true configurations, random weights, own tokenizers.
+"""Tiny models of the real architectures: real configurations, random weights, own tokenizers.
 
-Each function writes a folder that loads as one from the hub would. Weights are drawn wide, so that
-different pictures and texts give different answers; what they say means nothing.
+Each function writes a folder that loads like one from the hub. Weights have a large variance, so
+that different pictures and texts give different, meaningless results.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from clipmill.stages.models.torch_setup import prepare_torch
 
 prepare_torch()
-# Models this small are slowed down many times by threads that wait for each other.
+# Models this small become many times slower if threads wait for each other.
 torch.set_num_threads(1)
 
 import transformers as hf  # noqa: E402 - torch must be made ready before transformers is imported
@@ -262,7 +262,7 @@ def _chat_tokenizer() -> hf.PreTrainedTokenizerFast:
 
 
 def make_qwen_vl(folder: Path, seed: int = 0) -> Path:
-    """Qwen2.5-VL behind a chat template; pictures keep their shape, so inputs differ in length."""
+    """Qwen2.5-VL with a chat template; pictures keep their shape, so inputs differ in length."""
     tokenizer = _chat_tokenizer()
     token = tokenizer.convert_tokens_to_ids
     size = {"shortest_edge": 28 * 28, "longest_edge": 28 * 28 * 4}
@@ -306,7 +306,7 @@ def make_qwen_vl(folder: Path, seed: int = 0) -> Path:
         vision_end_token_id=token("<|vision_end|>"),
     )
     model = hf.Qwen2_5_VLForConditionalGeneration(config)
-    # As the published ones have it: sampling is on unless the caller says otherwise.
+    # Like the published ones: sampling is on unless the caller disables it.
     model.generation_config = hf.GenerationConfig(
         do_sample=True,
         temperature=1.5,
@@ -352,7 +352,7 @@ def make_vision_encoder_decoder(folder: Path, seed: int = 0) -> Path:
 
 
 def make_t5(folder: Path, seed: int = 0) -> Path:
-    """T5 with room for 64 input tokens."""
+    """T5 with a context of 64 input tokens."""
     tokenizer = hf.PreTrainedTokenizerFast(
         tokenizer_object=_framed(_words(["<pad>", "<unk>", "</s>"]), "", "</s>"),
         pad_token="<pad>",
@@ -376,7 +376,7 @@ def make_t5(folder: Path, seed: int = 0) -> Path:
 
 
 def make_chat(folder: Path, seed: int = 0) -> Path:
-    """Qwen2 behind a chat template."""
+    """Qwen2 with a chat template."""
     tokenizer = _chat_tokenizer()
     token = tokenizer.convert_tokens_to_ids
     config = hf.Qwen2Config(
@@ -406,11 +406,11 @@ MAKERS = {
 
 @functools.cache
 def _workplace() -> tempfile.TemporaryDirectory[str]:
-    # Goes with the process; kept in the cache for as long.
+    # Deleted with the process, and cached as long.
     return tempfile.TemporaryDirectory(prefix="clipmill-tiny-models-")
 
 
 @functools.cache
 def tiny_model(name: str, seed: int = 0) -> Path:
-    """The folder of a model of MAKERS, made once a process. Not to be written to."""
+    """The folder of a model of MAKERS, made once per process. Not to be written to."""
     return MAKERS[name](Path(_workplace().name) / f"{name}-{seed}", seed)

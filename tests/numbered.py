@@ -1,7 +1,7 @@
-"""Footage whose frames carry their number in pixels, so that every frame of a cut is known.
+"""Footage with frame numbers in the pixels, so that every frame of a cut is known.
 
-The number stands as black and white blocks in two rows at the top and two at the bottom, readable
-after any lossy encoding. `render_numbered` makes a file; `numbers_of` reads one.
+The number is encoded as black and white blocks in two rows at the top and two at the bottom,
+readable after any lossy encoding. `render_numbered` writes a file; `numbers_of` reads one.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import av
 import numpy as np
 
 BITS = 10
-# The sound is silence but for these bursts of a tone: one in every second, at its middle.
+# The sound is silent except for bursts of a tone, one in the middle of every second.
 BURST_AT, BURST_SECONDS, SOUND_RATE = 0.5, 0.1, 48000
 
 
@@ -32,7 +32,7 @@ def picture(number: int, size: tuple[int, int]) -> np.ndarray:
 
 
 def number_in(image: np.ndarray) -> int:
-    """The number that an upright grey or RGB image carries."""
+    """The number in an upright grey or RGB image."""
     grey = image if image.ndim == 2 else image.mean(axis=2)
     height, width = grey.shape
     block = width / BITS
@@ -61,10 +61,10 @@ def render_numbered(
     start_seconds: float = 0.0,
     options: dict[str, str] | None = None,
 ) -> list[float]:
-    """Writes the file and gives the time of every frame.
+    """Writes the file and returns the time of every frame.
 
-    `uneven` makes every third frame last three times as long. With `rotation` pictures lie turned
-    in the file, and the header says how to turn them back, in degrees counter-clockwise. `size` is
+    `uneven` makes every third frame last three times as long. With `rotation` pictures are stored
+    rotated, and the header says how to rotate them back, in degrees counter-clockwise. `size` is
     as displayed.
     """
     time_base = Fraction(1, rate * 512)
@@ -81,7 +81,7 @@ def render_numbered(
         turns = rotation // 90
         stream.width, stream.height = size[::-1] if turns % 2 else size
         stream.pix_fmt = pixels
-        # Some containers and codecs know whole frames only.
+        # Some containers and codecs only support whole frames.
         plain = codec in ("mpeg4", "mpeg2video", "libsvtav1")
         stream.codec_context.time_base = Fraction(1, rate) if plain else time_base
         if "j" in pixels:
@@ -144,7 +144,7 @@ def numbers_of(path: Path) -> list[int]:
 
 
 def bursts_of(path: Path) -> list[float]:
-    """When each burst of the sound begins, in seconds of the file."""
+    """Start of each burst of sound, in seconds of the file."""
     samples, times = [], []
     with av.open(f"file:{path}") as container:
         for frame in container.decode(audio=0):

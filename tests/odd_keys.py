@@ -1,7 +1,7 @@
-"""Footage in which key frames are not what they seem: numbered frames, by codec, option, container.
+"""Footage with misleading key frames: numbered frames, by codec, option, container.
 
-`render_odd(name, folder)` makes one of `FILES`. Some are made of others by copying packets, with
-the flags or the edit list changed that a container keeps.
+`render_odd(name, folder)` writes one of `FILES`. Some are made from others by copying packets with
+changed flags or edit lists.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def _rendered(codec: str, options: dict[str, str] | None = None, **more: Any) ->
 
 
 def _copied(of: str, *options: str, before: tuple[str, ...] = ()) -> Callable:
-    """Another file's packets, through ffmpeg with these options for the output and the input."""
+    """Copies another file's packets with ffmpeg and these output and input options."""
 
     def make(path: Path) -> None:
         source = render_odd(of, path.parent)
@@ -127,11 +127,11 @@ READ_BY_DECORD = frozenset(
         "vp9.mp4",
     )
 )
-"""The files in which decord counts right; all others must go another way."""
+"""The files in which decord counts correctly; all others must be read another way."""
 
 
 def render_odd(name: str, folder: Path) -> Path:
-    """One of FILES, made in the folder where it isn't there yet."""
+    """Writes one of FILES to the folder if it isn't there yet."""
     path = folder / name
     if not path.exists():
         FILES[name](path)

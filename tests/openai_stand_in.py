@@ -1,4 +1,4 @@
-"""A loopback server that speaks enough of OpenAI's protocol, and misbehaves on request."""
+"""A loopback server that implements enough of OpenAI's protocol, and misbehaves on request."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def picture_of(request: dict[str, Any]) -> bytes | None:
 
 
 def text_of(request: dict[str, Any]) -> str:
-    """What the user says in a chat request."""
+    """The user's text in a chat request."""
     content = request["messages"][-1]["content"]
     if isinstance(content, str):
         return content
@@ -42,13 +42,12 @@ def completion(text: str | None, finish_reason: str = "stop") -> bytes:
 
 @dataclass
 class StandIn:
-    """`misdeeds` are played one a request, in order; after them `answer` makes the text.
+    """Each request plays one of `misdeeds`, in order; after them, `answer` makes the text.
 
-    A misdeed is a status code, raw bytes to answer 200 with, or a word: hang (no answer), headers
-    or drip (headers or a body without end, a byte at a time), stream (a body without end, as fast
-    as it goes), stall (half a body, then nothing), cut (half a body, then the end of the
-    connection) or reset (no answer, and the end of the connection). `always` is played once the
-    misdeeds are over.
+    A misdeed is a status code, raw bytes for a response with 200, or a word: hang (no response),
+    headers or drip (endless headers or body, a byte at a time), stream (an endless body at full
+    speed), stall (half a body, then nothing), cut (half a body, then the connection is closed) or
+    reset (the connection is closed without a response). `always` is played after the misdeeds.
     """
 
     answer: Callable[[dict[str, Any]], str]
@@ -58,7 +57,7 @@ class StandIn:
     requests: list[dict[str, Any]] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
     url: str = ""
-    most_at_once: int = 0  # of questions that were thought about
+    most_at_once: int = 0  # of requests that took time
     closing: threading.Event = field(default_factory=threading.Event)
 
 
@@ -66,9 +65,9 @@ class StandIn:
 def openai_server(
     answer: Callable[[dict[str, Any]], str], *misdeeds: int | bytes | str, port: int = 0
 ) -> Iterator[StandIn]:
-    """A running stand-in; `url` is what stands before the `#` of a model reference.
+    """A running stand-in; `url` precedes the `#` in a model reference.
 
-    `port` is that of one that was there before; by default it is a free one.
+    `port` is an earlier stand-in's; by default it is a free one.
     """
     stand_in = StandIn(answer, list(misdeeds))
     lock = threading.Lock()
@@ -103,7 +102,7 @@ def openai_server(
                 if misdeed is None:
                     text = stand_in.answer(request)
             finally:
-                # Before the answer: who has it may have asked the next question already.
+                # Before responding: a client with a response may already send the next request.
                 with lock:
                     at_once -= 1
             self.play(misdeed, text)
@@ -145,7 +144,7 @@ def openai_server(
                 raise AssertionError(misdeed)
 
         def handle(self) -> None:
-            # The client went away, or the misdeed was to close the connection.
+            # The client has gone, or the misdeed was to close the connection.
             with suppress(OSError, ValueError):
                 super().handle()
 

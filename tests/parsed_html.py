@@ -1,4 +1,4 @@
-"""The elements of a page as a browser's parser would see them."""
+"""The elements of a page as a browser's parser sees them."""
 
 from __future__ import annotations
 

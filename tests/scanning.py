@@ -1,4 +1,4 @@
-"""Runs scan_videos and split_clips over single files, as the runner would."""
+"""Runs scan_videos and split_clips on single files, like the runner."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def split(
     spans: Sequence[tuple[float, float]] | None = None,
     **settings: Any,
 ) -> dict[str, pa.Table]:
-    """The tables of split_clips over what a scan kept."""
+    """The tables of split_clips for the results of a scan."""
     stage = SplitClips(**settings)
     table = scanned["scan_videos"].drop(list(OUTCOME))
     source = source_table("unused", spans)

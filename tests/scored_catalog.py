@@ -1,4 +1,4 @@
-"""A finished dataset with the scorers that a test asks for, and clips of known values."""
+"""A finished dataset with the scorers that a test needs, and clips with known values."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ HEAD_V1 = "/models/sa_0_4_vit_l_14_linear.pth"
 
 @dataclass(frozen=True)
 class Made:
-    """A stage of the run: what it is, how it was set, and the column of `values` that it wrote."""
+    """A stage of the run: its name, its settings, and the column of `values` that it wrote."""
 
     label: str
     stage: str
@@ -36,7 +36,7 @@ class Made:
     settings: Mapping[str, Any] = field(default_factory=dict)
     models: Mapping[str, str] = field(default_factory=dict)
     reads: str = ""
-    """Label of a stage that it reads from, besides split_clips."""
+    """Label of a stage that it reads from, in addition to split_clips."""
 
     @property
     def schema(self) -> pa.Schema:
@@ -102,13 +102,13 @@ def given(label: str, scorer: str, source: str, column: str) -> Made:
 
 
 def own(label: str) -> Made:
-    """A stage of the user's own, whose score is shown under its label."""
+    """A custom stage, whose score is shown under its label."""
     return Made(label, f"measure_{label}", label)
 
 
 @dataclass
 class Clip:
-    """One clip: its place, and its values by the name that a stage's `column` gives them."""
+    """One clip: its position, and its values by the stages' `column`."""
 
     video: str
     start: float
@@ -133,7 +133,7 @@ def random_clips(
     seed: int = 5,
     seconds: tuple[float, float] = (1.0, 20.0),
 ) -> list[Clip]:
-    """Clips of videos of very different sizes; one value in 9 of each column is missing."""
+    """Clips of videos of very different sizes; one in 9 values of each column is missing."""
     draw = random.Random(seed)
     clips, number = [], 0
     while len(clips) < count:
@@ -158,7 +158,7 @@ def build(
     videos: Mapping[str, Mapping[str, Any]] | None = None,
     shards: int = 3,
 ) -> Path:
-    """Writes the dataset; `videos` gives further columns of some videos by id."""
+    """Writes the dataset; `videos` has additional columns of some videos by id."""
     names = list(dict.fromkeys(clip.video for clip in clips))
     for number in range(shards):
         shard, own_videos = f"{number:06d}", set(names[number::shards])

@@ -1,8 +1,8 @@
-"""Datasets written straight to disk: the shape of a finished run without running one.
+"""Datasets written straight to disk: the form of a finished run, without running one.
 
-Every outcome is decided by the number of the source or clip, so that the true counts are known
-without reading anything back. `build_dataset(path, shards=200, clips=5000)` is large enough to
-measure queries on; the defaults are small enough for a test.
+The number of the source or clip decides every outcome, so the true counts are known without
+reading anything back. `build_dataset(path, shards=200, clips=5000)` is large enough to measure
+queries on; the defaults are small enough for a test.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ UPSTREAM = {
 
 @dataclass
 class Truth:
-    """What was written: per stage and outcome a count, and a few keys worth asking for."""
+    """What was written: counts by stage and outcome, and a few useful keys."""
 
     path: Path
     counts: dict[str, Counter] = field(default_factory=dict)
@@ -128,7 +128,7 @@ def write_shard(
     seconds: float = 2.0,
     table: str = "",
 ) -> Path:
-    """Writes one shard of one step with the metadata that every committed file carries."""
+    """Writes one shard of one step with the metadata of every committed file."""
     key = schema.names[0]
     outcome: dict[str, str] = {}
     for row in rows:
@@ -162,7 +162,7 @@ def write_shard(
 def run_record(
     run_id: str, started_at: datetime, steps: dict[str, tuple[str, str, pa.Schema]] | None = None
 ) -> dict[str, Any]:
-    """A run record as the runner leaves it, for the given steps (all by default)."""
+    """A run record like the runner's, for the given steps (all by default)."""
     steps = STEPS if steps is None else steps
     stages: dict[str, dict[str, Any]] = {}
     for step, (label, fingerprint, schema) in steps.items():
@@ -254,9 +254,9 @@ def build_dataset(
 ) -> Truth:
     """Writes a dataset of `shards` × `videos` sources with `clips` clips per video.
 
-    Of every 14 sources two fail to download: one of them comes on retry, one never does. One in
-    7 is rejected, one in 11 can't be decoded, one in 13 gives no clip. Of every 34 clips two
-    fail to be captioned, and one of them comes on retry.
+    Of every 14 sources two fail to download: one succeeds on retry, one never does. One in 7 is
+    rejected, one in 11 can't be decoded, one in 13 gives no clip. Of every 34 clips two fail to be
+    captioned, and one of them succeeds on retry.
     """
     truth = Truth(path)
     for label in dict.fromkeys(stage for stage, _, _ in STEPS.values()):
@@ -433,7 +433,7 @@ def _add_clip(
 
 
 def _write_side_tables(path: Path, writer: _Writer) -> None:
-    """The shots and frames that go with the clips; two frames per video are enough."""
+    """The shots and frames of the clips; two frames per video are enough."""
     for (step, shard), rows in writer.rows.items():
         if step == "split_clips":
             found = [row for row in rows if row.get("clip_id")]

@@ -1,4 +1,4 @@
-"""The Python interface: what `import clipmill` gives does what the commands do."""
+"""The Python interface: `import clipmill` offers what the commands do."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @pytest.fixture
 def dataset(made, tmp_path: Path) -> Path:
-    """The small dataset, to be changed."""
+    """The small dataset, which may be changed."""
     return Path(shutil.copytree(made.dataset, tmp_path / "dataset", symlinks=True))
 
 
-def test_sql_gives_relations_that_other_libraries_read(made):
+def test_sql_returns_relations_that_other_libraries_read(made):
     with clipmill.open(made.dataset) as opened:
         found = opened.sql("SELECT clip_id, similarity FROM clips ORDER BY similarity DESC")
         frame = found.df()
@@ -38,17 +38,17 @@ def test_sql_gives_relations_that_other_libraries_read(made):
         ("SELECT * FROM '/etc/passwd'", "passwd"),
     ],
 )
-def test_sql_that_does_more_than_read_is_refused(made, query, said):
+def test_sql_that_writes_is_refused(made, query, said):
     with clipmill.open(made.dataset) as opened, pytest.raises(clipmill.ClipmillError, match=said):
         opened.sql(query).fetchall()
 
 
-def test_where_there_is_no_dataset_the_error_says_so(tmp_path):
+def test_missing_dataset_is_a_clear_error(tmp_path):
     with pytest.raises(clipmill.UsageError, match="does not exist"):
         clipmill.open(tmp_path / "none")
 
 
-def test_clips_are_rows_and_pictures(made):
+def test_clips_have_rows_and_pictures(made):
     with clipmill.open(made.dataset) as opened:
         clips = opened.clips("aesthetic > 0", limit=3)
         assert len(clips) == len(list(clips)) == 3
@@ -61,7 +61,7 @@ def test_clips_are_rows_and_pictures(made):
         assert opened.clips("false")._repr_html_() == "<table></table>"
 
 
-def test_a_sample_is_the_same_for_the_same_seed(made):
+def test_sample_depends_only_on_the_seed(made):
     with clipmill.open(made.dataset) as opened:
 
         def ids(seed):
@@ -70,7 +70,7 @@ def test_a_sample_is_the_same_for_the_same_seed(made):
         assert ids(1) == ids(1) != ids(2)
 
 
-def test_status_and_failures_are_those_of_the_commands(made):
+def test_status_and_failures_equal_the_commands(made):
     with clipmill.open(made.dataset) as opened:
         stages = {stage["stage"]: stage for stage in opened.status()["stages"]}
         assert stages["download_videos"]["kept"] == len(made.films)
@@ -79,7 +79,7 @@ def test_status_and_failures_are_those_of_the_commands(made):
             opened.failures("weather")
 
 
-def test_a_subset_is_frozen_found_again_and_exported(dataset, tmp_path):
+def test_subset_is_frozen_found_again_and_exported(dataset, tmp_path):
     with clipmill.open(dataset) as opened:
         subset = opened.subset(where="aesthetic > 0", name="good", seed=7)
         assert opened.subsets == ["good"]
@@ -97,14 +97,12 @@ def test_a_subset_is_frozen_found_again_and_exported(dataset, tmp_path):
     assert (len(random), random.info["seed"]) == (2, 1)
 
 
-def test_a_report_is_a_page(made, tmp_path):
+def test_report_is_a_page(made, tmp_path):
     page = clipmill.open(made.dataset).report(tmp_path / "report.html")
     assert page.read_text("utf-8").startswith("<!doctype html>")
 
 
-def test_a_run_gives_counts_tells_its_progress_and_then_has_nothing_to_do(
-    made, tmp_path, caplog, capfd
-):
+def test_run_returns_counts_reports_progress_and_is_then_complete(made, tmp_path, caplog, capfd):
     films = made.dataset.parent / "films"
     seen: list[clipmill.StageProgress] = []
     asked = {
@@ -129,10 +127,11 @@ def test_a_run_gives_counts_tells_its_progress_and_then_has_nothing_to_do(
         dataset=tmp_path / "new", settings={"split_clips.threshold": 90}, engine="local"
     )
     assert more.did_anything
-    assert result.dataset.sql("SELECT count(*) FROM clips").fetchall() != clips  # seen at once
+    # visible immediately
+    assert result.dataset.sql("SELECT count(*) FROM clips").fetchall() != clips
 
 
-def test_a_retry_tries_what_failed(tmp_path):
+def test_retry_tries_what_failed(tmp_path):
     (tmp_path / "videos").mkdir()
     (tmp_path / "videos" / "bad.mp4").write_bytes(b"no video" * 100)
     result = clipmill.run(
@@ -152,8 +151,8 @@ def cells_of(notebook: Path) -> list[str]:
     return ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
 
 
-def test_the_notebook_runs(dataset, tmp_path, monkeypatch):
-    """Each cell as a notebook runs it; what its last line gives is shown."""
+def test_notebook_runs(dataset, tmp_path, monkeypatch):
+    """Each cell, as in a notebook; the value of its last line is displayed."""
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
     shown = []

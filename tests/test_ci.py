@@ -1,4 +1,4 @@
-"""What CI runs is run as on a fresh machine, whatever this one has."""
+"""CI's commands run as on a fresh machine, whatever is installed on this one."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ ALONE = Path(__file__).resolve().parents[1] / ".ci" / "alone"
 
 @pytest.fixture
 def machine(tmp_path) -> dict[str, str]:
-    """The environment of one where somebody installed and set things."""
+    """The environment of a machine with software and settings of its own."""
     programs, home = tmp_path / "programs", tmp_path / "home"
     (home / ".cache" / "huggingface").mkdir(parents=True)
     (home / ".netrc").write_text("machine 127.0.0.1 login a password b\n")
@@ -45,13 +45,13 @@ def alone(machine: dict[str, str], *command: str) -> subprocess.CompletedProcess
 
 
 @pytest.mark.parametrize("name", ["ffmpeg", "ffprobe", "somebodys-own"])
-def test_a_program_that_the_set_up_does_not_bring_is_not_found(machine, name):
+def test_program_that_setup_does_not_install_is_not_found(machine, name):
     said = alone(machine, "sh", "-c", f"command -v {name} && {name}")
     assert (said.returncode, said.stdout) != (0, "started\n")
     assert said.stdout == ""
 
 
-def test_what_is_hidden_and_what_is_seen_is_printed(machine, tmp_path):
+def test_hidden_and_visible_programs_are_printed(machine, tmp_path):
     said = alone(machine, "true")
     assert said.returncode == 0, said.stderr
     [hidden] = [line for line in said.stderr.splitlines() if "hidden" in line]
@@ -59,7 +59,7 @@ def test_what_is_hidden_and_what_is_seen_is_printed(machine, tmp_path):
     assert "programs that are seen: make git bash" in said.stderr
 
 
-def test_no_variable_and_no_file_of_the_caller_comes_in(machine):
+def test_callers_variables_and_files_are_hidden(machine):
     said = alone(machine, "sh", "-c", 'env | cut -d= -f1 | sort; ls -A "$HOME"; cd ~ && pwd')
     names = [
         name
@@ -69,14 +69,14 @@ def test_no_variable_and_no_file_of_the_caller_comes_in(machine):
     assert names == ["CI", "HOME", "LANG", "PATH"]
     home = Path(said.stdout.splitlines()[-1])
     assert home != Path(machine["HOME"])
-    assert not home.exists()  # nor is anything left behind
+    assert not home.exists()  # and nothing is left behind
 
 
-def test_the_words_for_make_are_there_and_the_status_comes_through(machine):
+def test_arguments_of_make_and_exit_status_are_passed_on(machine):
     assert alone(machine, "make", "--version").returncode == 0
     assert alone(machine, "sh", "-c", "exit 7").returncode == 7
 
 
-def test_it_can_be_run_inside_itself(machine):
+def test_it_can_run_inside_itself(machine):
     said = alone(machine, str(ALONE), "sh", "-c", "command -v ffmpeg || echo alone")
     assert said.stdout == "alone\n", said.stderr

@@ -1,4 +1,4 @@
-"""Second 0 of a video is the container's start, whatever the file's own time stamps begin with."""
+"""Second 0 of a video is the container's start, wherever the file's own timestamps begin."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from tests.synthetic import START, STEPS, run_record, write_run, write_shard
 
 FFMPEG = imageio_ffmpeg.get_ffmpeg_exe()
 COUNT, RATE = 90, 25
-# Between the frames' times, also where those are a little late because sound begins the clock.
+# Between the frames' times, even if those are a little late because sound starts the clock.
 SPANS = ((0.51, 1.31), (1.99, 2.71))
 RECIPE = """
 stages:
@@ -73,7 +73,7 @@ class World(NamedTuple):
 
 
 def made(folder: Path, files: dict[str, tuple], spans=SPANS) -> World:
-    """A dataset of these files, with given spans or without; also the MP4 made of each."""
+    """A dataset of these files, with or without given spans; also the MP4 made from each."""
     folder.mkdir()
     source = folder / "source.mp4"
     render_numbered(source, COUNT, audio="aac", keyframes=20)
@@ -122,7 +122,7 @@ def shown(path: Path, second: float) -> int:
     return number_in(np.frombuffer(raw, np.uint8).reshape(120, 200))
 
 
-def test_a_span_shows_what_ffmpeg_shows_and_what_the_mp4_made_of_the_file_shows(world):
+def test_span_shows_the_same_as_ffmpeg_and_as_the_converted_mp4(world):
     clips = world.rows("SELECT * FROM clips ORDER BY video_id, start_seconds")
     by_video = {
         video: list(rows)
@@ -142,7 +142,7 @@ def test_a_span_shows_what_ffmpeg_shows_and_what_the_mp4_made_of_the_file_shows(
         assert shown(again, SPANS[0][0]) == rows[0]["start_frame"], video
 
 
-def test_the_clock_of_each_file_is_said(world):
+def test_clock_of_each_file_is_recorded(world):
     said = {
         row["video_id"]: row["clock_starts_at_seconds"]
         for row in world.rows("SELECT video_id, clock_starts_at_seconds FROM videos")
@@ -154,17 +154,17 @@ def test_the_clock_of_each_file_is_said(world):
     assert said["no_list-mp4"] == pytest.approx(2 / RATE)
 
 
-def test_kept_frames_are_named_by_the_players_time(world):
+def test_kept_frames_have_the_players_times(world):
     frames = pq.read_table(next((world.dataset / "frames").glob("*/*.parquet"))).to_pylist()
     assert {frame["video_id"] for frame in frames} == set(world.files)
     for frame in frames:
         assert frame["frame_number"] == number_of(frame["jpeg"])
         late = 0.4 if frame["video_id"] == "pictures_late-mp4" else 0.0
-        # Sound that begins a little before the pictures begins the clock.
+        # Sound that begins a little before the pictures starts the clock.
         assert -1e-9 <= frame["seconds"] - late - frame["frame_number"] / RATE < 1.5 / RATE
 
 
-def test_training_shows_the_clips_pictures(world):
+def test_training_returns_the_clips_pictures(world):
     clips = ClipDataset(world.dataset, caption=None, frames=4, size=None)
     rows = {row["clip_id"]: row for row in world.rows("SELECT * FROM clips")}
     for sample in clips:
@@ -176,8 +176,8 @@ def test_training_shows_the_clips_pictures(world):
         assert row["start_seconds"] <= sample["frame_seconds"][0] < row["end_seconds"]
 
 
-def test_a_clip_that_is_shown_is_read_at_the_same_times(world, tmp_path):
-    """Its frames come from the file again, the kept ones being gone."""
+def test_show_reads_a_clip_at_the_same_times(world, tmp_path):
+    """Its frames are decoded from the file, because the kept ones are gone."""
     dataset = Path(shutil.copytree(world.dataset, tmp_path / "dataset"))
     shutil.rmtree(dataset / "frames")
     [clip] = world.rows(
@@ -196,7 +196,7 @@ def test_a_clip_that_is_shown_is_read_at_the_same_times(world, tmp_path):
 
 
 @pytest.mark.parametrize("media", ["exact", "copy"])
-def test_exported_clips_show_the_spans_that_their_rows_state(media, world, tmp_path):
+def test_exported_clips_show_their_rows_spans(media, world, tmp_path):
     options = CutOptions(media, preset="ultrafast" if media == "exact" else None)
     run_export(
         ExportRequest(world.dataset, tmp_path / "out", "parquet", engine="local", cut=options),
@@ -214,11 +214,11 @@ def test_exported_clips_show_the_spans_that_their_rows_state(media, world, tmp_p
             assert numbers[0] <= clip["start_frame"] < clip["end_frame"] <= numbers[-1] + 1
 
 
-def test_verify_measures_spans_by_the_same_clock(world):
+def test_verify_uses_the_same_clock(world):
     assert verify_dataset(world.dataset) == 0
 
 
-def test_clips_between_found_cuts_have_that_clock(tmp_path):
+def test_clips_between_detected_cuts_use_that_clock(tmp_path):
     found = made(
         tmp_path / "world", {"stream.ts": (), "late.mkv": ("-output_ts_offset", "4.5")}, spans=()
     )
@@ -228,7 +228,7 @@ def test_clips_between_found_cuts_have_that_clock(tmp_path):
 
 
 def test_rows_of_older_versions_keep_the_files_own_time(tmp_path):
-    """Their clips were named by it; no clock is said of them."""
+    """Their clips are named by it, and their clock column is null."""
     dataset = tmp_path / "dataset"
     (dataset / "media").mkdir(parents=True)
     render_numbered(dataset / "media" / "file-a.mkv", COUNT, start_seconds=4.5)

@@ -1,4 +1,4 @@
-"""Everything in docs/subsets.md works as shown, and its table names what is shipped."""
+"""Everything in docs/subsets.md works as shown, and its table lists what is shipped."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def block(language: str, beginning: str) -> str:
 
 
 @pytest.mark.parametrize("beginning", ["description: Good-looking", "extends: data-juicer"])
-def test_its_recipes_load_and_find_their_scorers(tmp_path, beginning):
+def test_documented_recipes_load_and_find_their_scorers(tmp_path, beginning):
     (tmp_path / "mine.yaml").write_text(block("yaml", beginning))
     recipe = load_subset_recipe(tmp_path / "mine.yaml", ready_made=SUBSET_FOLDER)
     columns = dict.fromkeys(("aesthetic", "similarity", "nsfw", "flow_farneback"), (0.0, 1.0))
@@ -48,10 +48,10 @@ def test_its_recipes_load_and_find_their_scorers(tmp_path, beginning):
 
 
 @pytest.mark.slow
-def test_its_stage_measures_flow_under_the_label_that_recipes_name(
+def test_documented_stage_measures_flow_under_the_recipes_label(
     made: Made, tmp_path, monkeypatch, capsys
 ):
-    """The printed command, typed as shown; in a film of moving shapes something flows."""
+    """The printed command, typed as shown; a film of moving shapes has flow."""
     shutil.copytree(made.dataset, tmp_path / "my-dataset")
     (tmp_path / "measure_flow.py").write_text(block("python", "# measure_flow.py"))
     monkeypatch.chdir(tmp_path)
@@ -71,8 +71,8 @@ def test_its_stage_measures_flow_under_the_label_that_recipes_name(
     assert max(flows) > 0.1
 
 
-def test_its_flow_is_opencvs_in_pixels_of_the_video():
-    """A picture moved by 4 of its pixels, in a video twice as large, has moved by 8."""
+def test_documented_flow_is_in_pixels_of_the_video():
+    """A picture shifted by 4 of its pixels, in a video twice as large, has moved by 8."""
     space: dict = {}
     exec(block("python", "# measure_flow.py"), space)
     rng = np.random.default_rng(0)
@@ -89,7 +89,7 @@ def test_its_flow_is_opencvs_in_pixels_of_the_video():
     assert row["flow"] == pytest.approx(8, rel=0.15)
 
 
-def test_the_table_names_every_ready_made_recipe_and_its_own_columns():
+def test_table_lists_every_ready_made_recipe_and_its_columns():
     lines = {match[1]: match[0] for match in re.finditer(r"^\| `([a-z0-9-]+)` \|.*$", TEXT, re.M)}
     assert set(lines) == set(names(SUBSET_FOLDER))
     for name, line in lines.items():
@@ -101,6 +101,6 @@ def test_the_table_names_every_ready_made_recipe_and_its_own_columns():
         ), name
 
 
-def test_its_links_lead_somewhere():
+def test_documented_links_have_targets():
     for link in re.findall(r"\]\(([^)#]+)\)", TEXT):
         assert (DOCS / link).exists(), link

@@ -1,4 +1,4 @@
-"""What works with only a part of the dependencies, and what the rest says."""
+"""What works with only some of the dependencies, and what the rest reports."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_queries_subsets_exports_and_reports_need_no_extra(made, tmp_path, words
     assert said.returncode == 0, said.stderr
 
 
-def test_a_run_without_models_needs_only_its_extra(made, tmp_path):
+def test_run_without_models_needs_only_its_extra(made, tmp_path):
     missing = {name for name, extra in EXTRAS.items() if extra != "run"}
     said = clipmill(
         tmp_path,
@@ -91,7 +91,7 @@ def test_a_run_without_models_needs_only_its_extra(made, tmp_path):
         ("models", "demo", 1, ["missing torch", "pip install 'clipmill[models]'"]),
     ],
 )
-def test_doctor_says_which_extras_a_recipe_needs(tmp_path, missing, recipe, status, lines):
+def test_doctor_lists_the_extras_that_a_recipe_needs(tmp_path, missing, recipe, status, lines):
     names = {name for name, extra in EXTRAS.items() if extra in missing.split()}
     said = clipmill(tmp_path, names, "doctor", recipe)
     assert said.returncode == status, said.stdout + said.stderr
@@ -109,7 +109,7 @@ def test_doctor_says_which_extras_a_recipe_needs(tmp_path, missing, recipe, stat
         ),
     ],
 )
-def test_a_command_that_needs_an_extra_says_the_line_that_installs_it(made, tmp_path, words, line):
+def test_command_that_needs_an_extra_prints_the_line_that_installs_it(made, tmp_path, words, line):
     said = clipmill(tmp_path, set(EXTRAS), *(word.format(made.dataset) for word in words))
     assert (said.returncode, line in said.stderr) == (1, True), said.stderr
     assert "Traceback" not in said.stderr
@@ -127,7 +127,7 @@ def test_a_command_that_needs_an_extra_says_the_line_that_installs_it(made, tmp_
         ),
     ],
 )
-def test_so_does_python(made, tmp_path, code, line):
+def test_python_prints_it_too(made, tmp_path, code, line):
     said = python(
         "import clipmill\ntry:\n    "
         + code.format(dataset=str(made.dataset))
@@ -138,6 +138,6 @@ def test_so_does_python(made, tmp_path, code, line):
     assert line in said.stdout, said.stderr
 
 
-def test_each_extra_is_one_that_the_package_has():
+def test_all_named_extras_exist():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     assert {*EXTRAS.values(), "train", "all"} <= set(project["optional-dependencies"])

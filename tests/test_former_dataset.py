@@ -1,9 +1,9 @@
-"""A dataset made by release 0.1: everything that people do with theirs still works.
+"""A dataset made by release 0.1: everything that users do with theirs still works.
 
-`files/dataset_of_0.1.tar.xz` holds it. Its recipe: four URLs on loopback (two films of 9 and 5 s,
-160×120, flat colours with a square that moves; one of 0.5 s; one file of rubbish), download_videos,
-split_clips, tag_clips, embed_clips, score_aesthetic (the demo's models), hash_frames; then
-`subset create --where "aesthetic > 0" --name all`. `@CHECKOUT@` and `@FOLDER@` stand for paths.
+It is in `files/dataset_of_0.1.tar.xz`. Its recipe: four URLs on loopback (two films of 9 and 5 s,
+160×120, flat colours with a moving square; one of 0.5 s; one file of garbage), download_videos,
+split_clips, tag_clips, embed_clips, score_aesthetic (the demo's models), hash_frames; then `subset
+create --where "aesthetic > 0" --name all`. `@CHECKOUT@` and `@FOLDER@` are placeholders for paths.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def clipmill(*words: object) -> subprocess.CompletedProcess:
     return done
 
 
-def test_its_clips_are_what_they_were(former: Path):
+def test_former_clips_are_unchanged(former: Path):
     rows = clipmill(
         "sql",
         former,
@@ -57,11 +57,11 @@ def test_its_clips_are_what_they_were(former: Path):
     assert json.loads(rows) == json.loads((former.parent / "clips.json").read_text())
 
 
-def test_nothing_is_wrong_with_it(former: Path):
+def test_former_dataset_has_no_faults(former: Path):
     assert "no faults" in clipmill("verify", former).stderr
 
 
-def test_its_status_adds_up(former: Path):
+def test_former_status_adds_up(former: Path):
     stages = json.loads(clipmill("status", former, "--format", "json").stdout)["stages"]
     by_name = {stage["stage"]: stage for stage in stages}
     counts = [
@@ -72,7 +72,7 @@ def test_its_status_adds_up(former: Path):
     assert by_name["score_aesthetic"]["kept"] == 5
 
 
-def test_a_run_has_nothing_to_do_and_then_does_what_a_setting_asks_for(former: Path):
+def test_run_is_complete_and_then_recomputes_for_a_changed_setting(former: Path):
     assert "Nothing to do" in clipmill("run", "--dataset", former).stderr
     done = clipmill("run", "--dataset", former, "--set", "split_clips.threshold=30")
     assert "Done in" in done.stderr
@@ -80,7 +80,7 @@ def test_a_run_has_nothing_to_do_and_then_does_what_a_setting_asks_for(former: P
     assert totals["decoded_frames"] == 142  # as before: no video was opened again
 
 
-def test_its_subset_is_exported(former: Path):
+def test_former_subset_can_be_exported(former: Path):
     clipmill(
         "export",
         former,

@@ -1,4 +1,4 @@
-"""Hostile texts through platforms, published metadata, stages of one's own and names."""
+"""Hostile texts from platforms, published metadata, custom stages and names."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def watch(dataset: Path, site, count: int, **settings) -> list[dict]:
         return transform(table).to_pylist()
 
 
-def test_what_a_platform_says_stays_a_text(tmp_path, site, platform):
+def test_platforms_metadata_is_only_text(tmp_path, site, platform):
     """As id, title, description, uploader, tags, chapters, subtitles, thumbnails and format."""
     for number, text in enumerate(HOSTILE):
         file = site.file(f"/{number}.mp4", make_video(seed=number))
@@ -92,8 +92,8 @@ def test_what_a_platform_says_stays_a_text(tmp_path, site, platform):
     assert len({row["video_id"] for row in rows}) == len(HOSTILE)
 
 
-def test_an_extension_is_no_place(tmp_path, site, platform):
-    """yt-dlp puts it into the file's name."""
+def test_extension_cannot_change_the_folder(tmp_path, site, platform):
+    """yt-dlp uses it in the file's name."""
     extensions = [
         "/../../escaped",
         "mp4/../../../escaped",
@@ -123,7 +123,7 @@ def test_an_extension_is_no_place(tmp_path, site, platform):
     [7, 1.5, True, ["a", None, {"b": 1}], {"a": [1]}, [[["a"]]], float("nan"), 10**400, b"x", []],
     ids=str,
 )
-def test_what_is_no_text_is_left_out_or_written_as_one(tmp_path, site, platform, value):
+def test_values_that_are_not_text_are_dropped_or_converted(tmp_path, site, platform, value):
     file = site.file("/0.mp4", make_video())
     platform.infos["Ab_0"] = {
         "formats": [{"format_id": "0", "url": file, "ext": "mp4"}],
@@ -159,7 +159,7 @@ BAD_JSON3 = [
     ],
     ids=lambda text: text[:30],
 )
-def test_subtitles_that_are_none_are_told_or_left_out(text, kind):
+def test_invalid_subtitles_are_reported_or_left_out(text, kind):
     try:
         spans = parse_subtitles(text, kind)
     except ValueError:
@@ -167,7 +167,7 @@ def test_subtitles_that_are_none_are_told_or_left_out(text, kind):
     assert all(0 <= span.start_seconds < span.end_seconds < 1e18 for span in spans)
 
 
-def test_a_video_is_kept_when_its_subtitles_are_nonsense(tmp_path, site, platform):
+def test_video_is_kept_if_its_subtitles_are_nonsense(tmp_path, site, platform):
     for number, text in enumerate(BAD_JSON3):
         file = site.file(f"/{number}.mp4", make_video(seed=number))
         platform.infos[f"Ab_{number}"] = {
@@ -196,7 +196,7 @@ def test_a_video_is_kept_when_its_subtitles_are_nonsense(tmp_path, site, platfor
     ],
     ids=["tags", "braces", "lines", "breaks", "spaces", "times"],
 )
-def test_subtitles_made_to_take_long_do_not(text):
+def test_malicious_subtitles_parse_quickly(text):
     began = time.monotonic()
     parse_subtitles(text, "vtt")
     assert time.monotonic() - began < 30
@@ -205,7 +205,7 @@ def test_subtitles_made_to_take_long_do_not(text):
 # InternVid's lists
 
 
-def test_published_metadata_stays_a_text(tmp_path):
+def test_published_metadata_is_only_text(tmp_path):
     rows = [
         {
             "YoutubeID": f"{number:03d}-abcDEFg",
@@ -242,7 +242,7 @@ def test_published_metadata_stays_a_text(tmp_path):
         ).fetchall()
         assert len(found) == len(rows)
         kept = [row for row in found if row[3] is None]
-        # Half a surrogate pair is not JSON to DuckDB: that row reports it.
+        # DuckDB rejects half a surrogate pair in JSON, so that row is reported.
         assert len(kept) == len(HOSTILE) - 1
         captions = {row[2][0]["caption"] for row in kept}
     assert HOSTILE[3] in captions
@@ -253,7 +253,7 @@ def test_published_metadata_stays_a_text(tmp_path):
     assert not STEERING.search(shown)
 
 
-# Stages of one's own
+# Custom stages
 
 
 OWN = """
@@ -320,8 +320,8 @@ def own_recipe(folder: Path, cut: str) -> Path:
     return recipe
 
 
-def test_an_id_that_is_no_name_of_a_file_ends_the_run(tmp_path):
-    """A mistake of the stage's, reported to its author: no row is to blame."""
+def test_id_that_is_not_a_file_name_ends_the_run(tmp_path):
+    """A bug in the stage, reported to its author: no row is to blame."""
     recipe = own_recipe(tmp_path, "{stage: 'own.py:CutHostile'}")
     with pytest.raises(ClipmillError, match=r"made the clip_id '.*letters, digits") as caught:
         run(load_recipe(recipe), tmp_path / "dataset")
@@ -329,8 +329,8 @@ def test_an_id_that_is_no_name_of_a_file_ends_the_run(tmp_path):
 
 
 @pytest.mark.parametrize("format_", ["csv", "webdataset", "interleaved"])
-def test_ids_that_lie_in_a_dataset_all_the_same_lead_nowhere(tmp_path, monkeypatch, format_):
-    """A dataset that somebody else made may hold any."""
+def test_hostile_ids_in_a_dataset_have_no_effect(tmp_path, monkeypatch, format_):
+    """A stranger's dataset may contain any."""
     recipe = own_recipe(tmp_path, "{stage: 'own.py:CutHostile'}")
     with monkeypatch.context() as without:
         without.setattr("clipmill.pipeline.engine.step_outputs.is_file_name", lambda text: True)
@@ -381,8 +381,8 @@ def test_ids_that_lie_in_a_dataset_all_the_same_lead_nowhere(tmp_path, monkeypat
 
 
 @pytest.mark.parametrize("text", [HOSTILE[at] for at in (0, 1, 3, 5, 11)])
-def test_names_in_recipes_are_refused_or_stay_names(tmp_path, text, monkeypatch):
-    """Of a recipe, a stage, a setting, a value, a subset, a run and a step."""
+def test_names_in_recipes_are_refused_or_only_names(tmp_path, text, monkeypatch):
+    """Names of a recipe, a stage, a setting, a value, a subset, a run and a step."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "v.mp4").write_bytes(make_video())
     stages = {"download_videos": {"min_duration_seconds": None, "min_height": None}}

@@ -1,4 +1,4 @@
-"""What strangers wrote, through InternVid's format and back, and SQL in an export's or subset's."""
+"""Hostile texts through InternVid's format and back, and SQL in predicates and subsets."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from clipmill.schemas.errors import ClipmillError, UsageError
 from tests.pipeline.exports.small_dataset import Small, freeze, write_small, youtube_id
 from tests.test_hostile_input import HOSTILE, SQL, STEERING, cli, listing
 
-# As a table holds them: half a surrogate pair is not text to Arrow.
+# As a table stores them: Arrow rejects half a surrogate pair.
 TEXTS = tuple(text.encode("utf-8", "replace").decode() for text in HOSTILE)
-# Texts that a query could not be answered from without gigabytes.
+# Texts that would need gigabytes to answer a query.
 BOMB = "length(printf('%2000000000d', width)) > 5"
 
 
 @pytest.fixture(autouse=True)
 def one_processor(monkeypatch):
-    """Work in this process: starting others would take longer than what they do."""
+    """Exports in this process, because starting others would take longer than the work."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0})
 
 
 @pytest.fixture(scope="module")
 def hostile(tmp_path_factory) -> Small:
-    """Videos of YouTube, each with texts of its own; one more for each text as an id."""
+    """YouTube videos, each with its own texts; one more for each text as an id."""
 
     def change(step: str, row: dict) -> None:
         number = (
@@ -57,8 +57,8 @@ def hostile(tmp_path_factory) -> Small:
     )
 
 
-def test_internvids_lines_hold_texts_and_give_them_back(hostile, tmp_path):
-    """Every caption goes out and comes in as it was; an id that isn't YouTube's stays."""
+def test_internvids_format_round_trips_texts(hostile, tmp_path):
+    """Every caption is unchanged; an id that isn't YouTube's stays."""
     dataset = hostile.path
     before = listing(dataset.parent)
     said = cli("export", dataset, "--format", "internvid", "--output", tmp_path / "out")
@@ -82,7 +82,7 @@ def test_internvids_lines_hold_texts_and_give_them_back(hostile, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"out", "again"}
 
 
-# SQL in an export's predicate, and in what a subset says of itself
+# SQL in an export's predicate, and in a subset's file
 
 
 @pytest.fixture(scope="module")
@@ -91,20 +91,18 @@ def small(tmp_path_factory) -> Small:
 
 
 def inside(query: str) -> str:
-    """A statement as the inner part of a predicate, as far as it can be one."""
+    """A statement embedded in a predicate, as far as possible."""
     query = query.removeprefix("EXPLAIN ANALYZE ").removeprefix("SUMMARIZE ")
     return f"(SELECT count(*) FROM ({query})) > 0"
 
 
-# Of each kind one: hidden in a text, another's file, a file of the network, a statement.
+# One of each kind: hidden in a text, another file, a file on the network, a statement.
 REACHING = (SQL[0], SQL[1], SQL[7], SQL[10], SQL[11], SQL[12], SQL[17], SQL[21], SQL[26])
 
 
 @pytest.mark.parametrize("format_", ["parquet", "internvid"])
-def test_a_predicate_of_an_export_neither_writes_nor_reaches_anything_else(
-    small, tmp_path, format_
-):
-    """As an expression, and as a text that ends the expression; nothing is begun for it."""
+def test_export_predicate_cannot_write_or_read_elsewhere(small, tmp_path, format_):
+    """As an expression, and as a text that ends the expression; the export doesn't start."""
     queries = [text.format(inside=small.path / "split_clips" / "c1") for text in REACHING]
     before = listing(small.path)
     for where in (
@@ -140,7 +138,7 @@ def test_a_predicate_of_an_export_neither_writes_nor_reaches_anything_else(
 @pytest.mark.parametrize(
     "where", [BOMB, "repeat('x', 2000000000 + width) = title", "repeat('x', 4000000000) = 'y'"]
 )
-def test_a_predicate_of_an_export_has_a_limit_of_memory(small, tmp_path, where):
+def test_export_predicate_has_a_memory_limit(small, tmp_path, where):
     before = resource.getrlimit(resource.RLIMIT_DATA)
     with pytest.raises(ClipmillError, match="--memory-limit"):
         cli(
@@ -156,12 +154,12 @@ def test_a_predicate_of_an_export_has_a_limit_of_memory(small, tmp_path, where):
             "200MB",
         )
     assert resource.getrlimit(resource.RLIMIT_DATA) == before
-    # Nothing is begun: another predicate may go there.
+    # Nothing was started: another predicate may use the folder.
     cli("export", small.path, "--format", "parquet", "--output", tmp_path / "out")
 
 
 def subset_with(dataset: Path, name: str, *predicates: str) -> None:
-    """A frozen subset as a stranger may have written it, whose rules are any texts."""
+    """A frozen subset as a stranger may have written it, with arbitrary rules."""
     freeze(dataset, name, ["youtube-000-abc_DEF-0-2000"])
     path = dataset / "subsets" / name / "subset.json"
     counts = {"clips": 1, "videos": 1, "seconds": 2.0, "hours": 0.1}
@@ -179,7 +177,7 @@ def subset_with(dataset: Path, name: str, *predicates: str) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), "funnel": rules}))
 
 
-def test_a_subset_s_rules_in_a_report_neither_write_nor_reach_anything_else(tmp_path):
+def test_subset_rules_in_a_report_cannot_write_or_read_elsewhere(tmp_path):
     """A rule that is not an expression is left out; errors while evaluating it are reported."""
     small = write_small(tmp_path / "dataset", 2)
     queries = [text.format(inside=small.path / "split_clips" / "c1") for text in REACHING]
@@ -203,7 +201,7 @@ def test_a_subset_s_rules_in_a_report_neither_write_nor_reach_anything_else(tmp_
     assert listing(tmp_path) - before == {"page.html"}
 
 
-def test_a_subset_s_rules_in_a_report_have_a_limit_of_memory(tmp_path, monkeypatch):
+def test_subset_rules_in_a_report_have_a_memory_limit(tmp_path, monkeypatch):
     monkeypatch.setattr(catalogs, "DEFAULT_MEMORY_LIMIT", "200MB")
     small = write_small(tmp_path / "dataset", 2)
     subset_with(small.path, "one", BOMB)

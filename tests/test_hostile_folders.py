@@ -1,4 +1,4 @@
-"""Folders whose names mean something to a shell, to SQL, to a glob or to an option parser."""
+"""Folder names with a meaning to a shell, SQL, a glob or an option parser."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from clipmill.pipeline.recipes.recipe import load_recipe
 from clipmill.schemas.errors import UsageError
 from tests.download_helpers import make_video
 
-# Beside each lies what it would mean as a pattern.
+# Next to each is a folder that it would match as a pattern.
 NAMES = {
     "-0 '\";[a]*?{b}%20#<b>$(x) é\n&|~%s": "-0 '\";aX?{b}%20#<b>$(x) é\n&|~%s",
     "**": "other",
@@ -30,7 +30,7 @@ EVERYTHING = "SELECT clip_id, caption, title FROM clips ORDER BY ALL"
 
 
 def cli(*arguments: object) -> str:
-    """What a command prints on standard output; it ends well."""
+    """What a successful command prints on standard output."""
     found = CliRunner().invoke(
         app, [str(argument) for argument in arguments], catch_exceptions=False
     )
@@ -45,8 +45,8 @@ def rows_of(dataset: str, query: str) -> list[dict]:
 @pytest.mark.parametrize(
     "name", [next(iter(NAMES)), pytest.param(list(NAMES)[1], marks=pytest.mark.slow)]
 )
-def test_every_command_does_as_well_in_a_folder_of_any_name(name, made, tmp_path, monkeypatch):
-    """Also where the name begins with a dash, and its neighbour is what it would match."""
+def test_all_commands_work_in_a_folder_of_any_name(name, made, tmp_path, monkeypatch):
+    """Even if the name begins with a dash, or matches its neighbour as a pattern."""
     place = tmp_path / name
     place.mkdir()
     monkeypatch.chdir(place)
@@ -93,7 +93,7 @@ def test_every_command_does_as_well_in_a_folder_of_any_name(name, made, tmp_path
 
 
 @pytest.mark.parametrize("format_", ["parquet", "csv", "webdataset", "huggingface", "interleaved"])
-def test_every_export_goes_to_a_folder_of_any_name(format_, made, tmp_path, monkeypatch):
+def test_all_exports_can_write_to_a_folder_of_any_name(format_, made, tmp_path, monkeypatch):
     name = next(iter(NAMES))
     (tmp_path / name).mkdir()
     monkeypatch.chdir(tmp_path / name)
@@ -114,7 +114,7 @@ def test_every_export_goes_to_a_folder_of_any_name(format_, made, tmp_path, monk
     )
     first = sorted(path.name for path in Path(f"./-e{name}").rglob("*"))
     assert len(first) > 1
-    # Gone on with: everything is found again.
+    # Resumed: everything is found again.
     cli(
         "export",
         "--format",
@@ -131,7 +131,7 @@ def test_every_export_goes_to_a_folder_of_any_name(format_, made, tmp_path, monk
     assert sorted(path.name for path in Path(f"./-e{name}").rglob("*")) == first
 
 
-def test_training_reads_a_subset_of_a_folder_of_any_name(made, tmp_path):
+def test_training_reads_a_subset_in_a_folder_of_any_name(made, tmp_path):
     from clipmill.pipeline.training import ClipDataset
 
     recipe = tmp_path / "all.yaml"
@@ -144,8 +144,8 @@ def test_training_reads_a_subset_of_a_folder_of_any_name(made, tmp_path):
         assert clips[0]["video"].shape == (1, 3, 224, 224)
 
 
-def test_a_run_finds_its_sources_beside_a_recipe_of_any_name(tmp_path, monkeypatch):
-    """Globs of a recipe are relative to its folder, whose own name is not a pattern."""
+def test_run_finds_sources_next_to_a_recipe_of_any_name(tmp_path, monkeypatch):
+    """A recipe's globs are relative to its folder, whose own name is not a pattern."""
     name = next(iter(NAMES))
     place = tmp_path / name
     place.mkdir()
@@ -164,8 +164,8 @@ def test_a_run_finds_its_sources_beside_a_recipe_of_any_name(tmp_path, monkeypat
 
 
 @pytest.mark.parametrize("name", ["back\\slash", os.fsdecode(b"not\xffutf8")])
-def test_a_folder_that_the_catalog_cannot_read_is_refused_before_work_is_done(name, tmp_path):
-    """DuckDB takes a backslash in a pattern for a separator, and knows texts in UTF-8 only."""
+def test_folder_that_the_catalog_cannot_read_is_refused_at_the_start(name, tmp_path):
+    """DuckDB treats a backslash in a pattern as a separator, and only supports UTF-8."""
     (tmp_path / "v.mp4").write_bytes(make_video())
     recipe = tmp_path / "r.yaml"
     recipe.write_text("sources: [v.mp4]\nengine: local\nstages: {download_videos: {}}\n")

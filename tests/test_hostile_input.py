@@ -1,4 +1,4 @@
-"""Texts from strangers, through the main doors and out of every other: they stay texts."""
+"""Strangers' texts, through the main inputs to every output: they are only text."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def listing(folder: Path, but: tuple[str, ...] = ()) -> set[str]:
 
 
 def cli(*arguments: object) -> str:
-    """What a command prints, on both streams; it ends well."""
+    """What a successful command prints, on both streams."""
     found = CliRunner().invoke(
         app, [str(argument) for argument in arguments], catch_exceptions=False
     )
@@ -67,12 +67,12 @@ def cli(*arguments: object) -> str:
 
 @pytest.fixture(scope="module")
 def sandbox(tmp_path_factory) -> Path:
-    """A dataset made of lists in three formats whose every field is hostile, in a folder alone."""
+    """A dataset from lists in three formats with hostile values everywhere, alone in a folder."""
     folder = tmp_path_factory.mktemp("sandbox")
     (folder / "in").mkdir()
     rows = []
     for number, text in enumerate(HOSTILE):
-        name = f"-{number} '\";<b>$(x)\n.mp4"  # a dash in front, quotes, HTML, a line feed
+        name = f"-{number} '\";<b>$(x)\n.mp4"  # a leading dash, quotes, HTML, a line break
         (folder / "in" / name).write_bytes(make_video(seed=number))
         rows.append(
             {
@@ -111,8 +111,8 @@ def sandbox(tmp_path_factory) -> Path:
     return folder
 
 
-def test_every_hostile_source_becomes_a_clip_within_the_dataset(sandbox):
-    """Each id is its text's where that is safe as a file name, else a hash of it."""
+def test_every_hostile_source_becomes_a_clip_inside_the_dataset(sandbox):
+    """Each id is the given text if that is safe as a file name, else a hash of it."""
     with open_catalog(sandbox / "dataset") as catalog:
         rows = catalog.execute(
             "SELECT video_id, clip_id, title, caption_given FROM clips"
@@ -131,7 +131,7 @@ def test_every_hostile_source_becomes_a_clip_within_the_dataset(sandbox):
 
 
 @pytest.mark.parametrize("format_", ["table", "csv", "json", "jsonl", "parquet"])
-def test_sql_gives_texts_back_and_writes_only_what_it_was_told(sandbox, format_):
+def test_sql_returns_texts_and_writes_only_the_output(sandbox, format_):
     before = listing(sandbox)
     output = sandbox / f"rows.{format_}"
     cli(
@@ -152,7 +152,7 @@ def test_sql_gives_texts_back_and_writes_only_what_it_was_told(sandbox, format_)
 
 
 def on_terminal(*arguments: object) -> str:
-    """What a command shows where it is on a terminal."""
+    """What a command prints on a terminal."""
     reading, writing = pty.openpty()
     with subprocess.Popen(
         [sys.executable, "-m", "clipmill.jobs.cli", *map(str, arguments)],
@@ -177,8 +177,8 @@ def on_terminal(*arguments: object) -> str:
     return shown.decode("utf-8").replace("\r\n", "\n")
 
 
-def test_nothing_on_a_terminal_steers_it(sandbox):
-    """In every format: control characters, turned directions and half pairs become spaces."""
+def test_output_cannot_control_a_terminal(sandbox):
+    """In every format, control characters, bidi marks and half surrogates become spaces."""
     query = "SELECT left(title, 80) AS t, left(category, 40) AS c FROM clips"
     for format_ in ("table", "csv", "jsonl"):
         shown = on_terminal("sql", sandbox / "dataset", query, "--format", format_)
@@ -189,7 +189,7 @@ def test_nothing_on_a_terminal_steers_it(sandbox):
     assert not STEERING.search(wrong)
 
 
-def test_status_failures_and_subsets_show_texts_as_texts(sandbox):
+def test_status_failures_and_subsets_show_texts_literally(sandbox):
     before = listing(sandbox)
     dataset = sandbox / "dataset"
     recipe = sandbox / "in" / "subset.yaml"
@@ -218,7 +218,7 @@ def test_status_failures_and_subsets_show_texts_as_texts(sandbox):
 
 
 @pytest.mark.parametrize("format_", ["parquet", "csv", "webdataset", "huggingface", "interleaved"])
-def test_exports_hold_texts_and_only_safe_names(sandbox, format_):
+def test_exports_have_the_texts_and_only_safe_names(sandbox, format_):
     before = listing(sandbox)
     output = sandbox / "out" / format_
     media = "copy" if format_ in ("webdataset", "huggingface") else "none"
@@ -261,7 +261,7 @@ def test_exports_hold_texts_and_only_safe_names(sandbox, format_):
         assert "<script" not in card.read_text("utf-8")
 
 
-def test_the_report_has_no_element_of_a_text(sandbox):
+def test_report_has_no_element_from_a_text(sandbox):
     cli("report", sandbox / "dataset", "--output", sandbox / "page.html")
     page = (sandbox / "page.html").read_text("utf-8")
     elements = elements_of(page)
@@ -335,7 +335,7 @@ SQL = [
 
 
 @pytest.mark.parametrize("query", SQL)
-def test_sql_neither_writes_nor_reaches_anything_else(small, query):
+def test_sql_cannot_write_or_read_elsewhere(small, query):
     inside = small / "split_clips" / "c1"
     before = listing(small)
     with open_catalog(small) as catalog, pytest.raises(UsageError):
@@ -344,7 +344,7 @@ def test_sql_neither_writes_nor_reaches_anything_else(small, query):
 
 
 @pytest.mark.parametrize("query", SQL[:9])
-def test_a_subset_s_rules_neither_write_nor_reach_anything_else(small, tmp_path, query):
+def test_subset_rules_cannot_write_or_read_elsewhere(small, tmp_path, query):
     inside = small / "split_clips" / "c1"
     query = query.format(inside=inside).removeprefix("EXPLAIN ANALYZE ").replace("SUMMARIZE ", "")
     recipe = tmp_path / "recipe.yaml"
@@ -366,8 +366,8 @@ BOMBS = [
 
 
 @pytest.mark.parametrize("query", BOMBS)
-def test_a_query_that_takes_all_memory_is_told_its_limit(small, query, tmp_path):
-    """DuckDB's own limit does not count each text that a function makes; the process's does."""
+def test_query_that_exceeds_memory_is_a_clear_error(small, query, tmp_path):
+    """DuckDB's own limit does not count texts made by functions; the process's limit does."""
     import resource
 
     before = resource.getrlimit(resource.RLIMIT_DATA)
@@ -387,14 +387,14 @@ def test_a_query_that_takes_all_memory_is_told_its_limit(small, query, tmp_path)
     assert cli("sql", small, "SELECT count(*) AS n FROM clips", "--memory-limit", "200MB")
 
 
-def test_rules_have_the_limit_too(small, tmp_path):
+def test_rules_have_the_memory_limit(small, tmp_path):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("rules:\n  - where: length(printf('%2000000000d', width)) > 5\n")
     with pytest.raises(ClipmillError, match="--memory-limit"):
         cli("subset", "explain", small, recipe, "--memory-limit", "200MB")
 
 
-def test_a_limit_that_is_none_is_told(small):
+def test_invalid_memory_limit_is_reported(small):
     with pytest.raises(UsageError, match="--memory-limit lots"):
         cli("sql", small, "SELECT 1", "--memory-limit", "lots")
 
@@ -406,9 +406,9 @@ FOR_EVER = [
 ]
 
 
-def test_ctrl_c_ends_queries_without_end(small, tmp_path):
-    """Also those from which DuckDB never looks up."""
-    # Also where the tests run in a shell's background, which has Ctrl-C ignored.
+def test_ctrl_c_ends_endless_queries(small, tmp_path):
+    """Including those during which DuckDB never checks for interrupts."""
+    # Even if the tests run in a shell's background, which ignores Ctrl-C.
     heeding = (
         "import runpy, signal\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
@@ -426,7 +426,7 @@ def test_ctrl_c_ends_queries_without_end(small, tmp_path):
         for query in FOR_EVER
     ]
     try:
-        # Each has opened the catalog when it has its folder there.
+        # Each has opened the catalog once its folder exists.
         while len(list(tmp_path.glob("clipmill-sql-*"))) < len(FOR_EVER):
             assert all(process.poll() is None for process in running)
             time.sleep(0.1)
@@ -456,7 +456,7 @@ def test_ctrl_c_ends_queries_without_end(small, tmp_path):
         "FROM duckdb_extensions()",
     ],
 )
-def test_what_cannot_be_asked_or_shown_is_told(small, query):
+def test_unsupported_queries_and_results_are_reported(small, query):
     with pytest.raises(UsageError):
         cli("sql", small, query, "--format", "jsonl")
 
@@ -474,7 +474,7 @@ def test_what_cannot_be_asked_or_shown_is_told(small, query):
         "stages: {caption_frames: {model: !include /etc/passwd}}",
     ],
 )
-def test_a_recipe_is_plain_data(text, tmp_path, monkeypatch):
+def test_recipe_is_plain_data(text, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(text)
@@ -487,7 +487,7 @@ def test_a_recipe_is_plain_data(text, tmp_path, monkeypatch):
     assert listing(tmp_path) == {"recipe.yaml"}
 
 
-def test_a_recipe_of_aliases_that_multiply_is_refused_soon(tmp_path):
+def test_recipe_with_exponential_aliases_is_refused_quickly(tmp_path):
     lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
     lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 10)]
     recipe = tmp_path / "recipe.yaml"
@@ -524,7 +524,7 @@ def test_a_recipe_of_aliases_that_multiply_is_refused_soon(tmp_path):
         "{% import '/etc/passwd' as x %}",
     ],
 )
-def test_a_prompt_template_reaches_nothing_and_ends(template, tmp_path, monkeypatch):
+def test_prompt_template_is_sandboxed_and_bounded(template, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     started = time.monotonic()
     try:
@@ -537,7 +537,7 @@ def test_a_prompt_template_reaches_nothing_and_ends(template, tmp_path, monkeypa
     assert listing(tmp_path) == set()
 
 
-def test_a_template_nested_without_end_is_refused():
+def test_too_deeply_nested_template_is_refused():
     with pytest.raises(ValueError, match=r"nested|template"):
         variables_of("{{ " + "(" * 100_000 + "fine" + ")" * 100_000 + " }}", ("fine",))
 
@@ -556,7 +556,7 @@ class Planted:
 
 
 @pytest.mark.parametrize("what", ["aesthetic head", "open_clip", "x-clip"])
-def test_a_pickle_among_the_weights_does_not_run(what, tmp_path):
+def test_pickle_among_the_weights_does_not_run(what, tmp_path):
     import torch
 
     from clipmill.stages.models.aesthetic_heads import load_head
@@ -584,7 +584,7 @@ def test_a_pickle_among_the_weights_does_not_run(what, tmp_path):
     with pytest.raises(ClipmillError):
         read()
     assert not ran.exists()
-    # It would have: the file is one that does harm when it is read carelessly.
+    # It would have: loaded carelessly, the file does harm.
     torch.load(folder / weights, weights_only=False)
     assert ran.exists()
 
@@ -592,8 +592,8 @@ def test_a_pickle_among_the_weights_does_not_run(what, tmp_path):
 # --- processes ---
 
 
-def test_other_programs_get_lists_of_arguments():
-    """And there are few: nothing that came from outside is handed to one."""
+def test_programs_are_started_with_lists_of_arguments():
+    """There are few, and none gets anything from outside."""
     calls = re.compile(r"os\.(system|popen|exec\w*|spawn\w*)\(|shell\s*=\s*True|getoutput\(")
     found = [
         f"{path.relative_to(ROOT)}: {line.strip()}"
@@ -602,7 +602,7 @@ def test_other_programs_get_lists_of_arguments():
         for line in path.read_text("utf-8").splitlines()
         if calls.search(line)
     ]
-    # This program itself, restarted, with its own arguments as a list.
+    # This program itself, restarted with its own arguments as a list.
     assert found == [
         "jobs/encoding.py: os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]],"
     ]

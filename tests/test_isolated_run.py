@@ -1,7 +1,7 @@
-"""A real run over videos that crash, hang and starve their decoder: the others don't notice.
+"""A real run over videos that crash, hang and starve their decoder; others are unaffected.
 
-The harm is done inside the helper processes: a `sitecustomize` on the search path puts another
-function in the place of the one that decodes there.
+The harm is done inside the helper processes: a `sitecustomize` on the search path replaces the
+function that decodes there.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def clipmill(*words: object, harm: Path | None = None) -> None:
 
 
 def rows(dataset: Path) -> dict[str, list[dict]]:
-    """The rows of the decode pass and of the split, by the file's name."""
+    """The rows of the decode pass and of the split, by file name."""
     videos = {}
     for file in (dataset / "download_videos").glob("*/*.parquet"):
         for row in pq.read_table(file, partitioning=None).to_pylist():
@@ -74,8 +74,8 @@ def rows(dataset: Path) -> dict[str, list[dict]]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ["local", "ray"])
-def test_a_decoder_that_is_taken_down_costs_its_own_video_only(engine, tmp_path):
-    """Neighbours in the shard have the rows of a run without harm; a retry makes the rest good."""
+def test_killed_decoder_fails_only_its_video(engine, tmp_path):
+    """Neighbours in the shard have the rows of an undisturbed run; a retry makes the rest."""
     films = tmp_path / "films"
     films.mkdir()
     for number, name in enumerate(NAMES):
@@ -105,7 +105,7 @@ def test_a_decoder_that_is_taken_down_costs_its_own_video_only(engine, tmp_path)
         assert len(harmed[name]) > 3
     messages = {}
     for name in HARMED:
-        (failed,) = harmed[name]  # a failure and no frames, although some had come
+        (failed,) = harmed[name]  # a failure and no frames, although some had arrived
         assert failed["error"]["kind"] == "crash"
         place, _, messages[name] = failed["error"]["message"].partition(": ")
         assert place == str(films / f"{name}.mp4")

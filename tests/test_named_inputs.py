@@ -1,4 +1,4 @@
-"""Every program that this project starts gets a named standard input: never a terminal."""
+"""Every program that this project starts gets an explicit standard input: never a terminal."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _TAKE_INPUT = {
     "asyncio": _ASYNC,
     "asyncio.subprocess": _ASYNC,
 }
-# What can't be determined: these hand on this process's own.
+# Calls that can't be checked: these pass on this process's own input.
 _HAND_ON = {
     "os": {"system", "popen", "posix_spawn", "posix_spawnp"}
     | {f"spawn{how}" for how in ("l", "le", "lp", "lpe", "v", "ve", "vp", "vpe")},
@@ -26,7 +26,7 @@ _HAND_ON = {
 
 
 def unnamed(source: str, place: str) -> list[str]:
-    """The calls that leave a program's standard input as it is, also in programs kept as text."""
+    """Calls that leave a program's standard input unset, also in programs kept as text."""
     return [f"{place}:{line}: {what}" for line, what in _found(ast.parse(source))]
 
 
@@ -53,7 +53,7 @@ def _found(tree: ast.AST) -> Iterator[tuple[int, str]]:
 
 
 def _names(tree: ast.AST) -> dict[str, tuple[str, str | None]]:
-    """What names in the file stand for: a module, or a function of one."""
+    """Names in the file that refer to a module, or to a function of one."""
     found: dict[str, tuple[str, str | None]] = {}
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -74,7 +74,7 @@ def _called(function: ast.expr, names: dict[str, tuple[str, str | None]]) -> tup
     return "", ""
 
 
-def test_every_started_program_is_given_a_standard_input():
+def test_every_started_program_has_an_explicit_standard_input():
     found = [
         call
         for folder in FOLDERS
@@ -96,7 +96,7 @@ def test_every_started_program_is_given_a_standard_input():
         "PROGRAM = 'import subprocess\\nsubprocess.run([1])'",
     ],
 )
-def test_a_call_that_gives_none_is_found(source):
+def test_call_without_standard_input_is_found(source):
     assert len(unnamed(source, "here.py")) == 1
 
 
@@ -108,5 +108,5 @@ def test_a_call_that_gives_none_is_found(source):
         "import asyncio\nasyncio.run(x())",
     ],
 )
-def test_a_call_that_gives_one_is_not(source):
+def test_call_with_standard_input_is_not_found(source):
     assert unnamed(source, "here.py") == []

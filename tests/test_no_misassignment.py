@@ -1,8 +1,8 @@
-"""Every caption, embedding and score sits on its own clip.
+"""Every caption, embedding and score belongs to its own clip.
 
-The frames of these videos carry an id in their pixels: video, shot and time, as a grid of bright
-and dark blocks. A stand-in captioner behind an HTTP server reads it back, now and then answering
-500; sources are shuffled, shards and batches small, rows retried, on both engines.
+The frames of these videos have an id in their pixels: video, shot and time, as a grid of bright
+and dark blocks. A stand-in captioner behind an HTTP server reads it back, sometimes answering 500;
+sources are shuffled, shards and batches small, rows retried, on both engines.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ DARK, BRIGHT = 110, 200
 
 
 def paint(video: int, shot: int, tick: int) -> np.ndarray:
-    """A 360 × 640 RGB frame whose blocks spell the id; neighbouring shots differ in hue."""
+    """A 360 × 640 RGB frame whose blocks encode the id; neighbouring shots differ in hue."""
     bits = f"{video:0{VIDEO_BITS}b}{shot:0{SHOT_BITS}b}{tick:0{TIME_BITS}b}"
     blocks = np.array([BRIGHT if bit == "1" else DARK for bit in bits], np.uint8)
     value = cv2.resize(blocks.reshape(GRID, GRID), (640, 360), interpolation=cv2.INTER_NEAREST)
@@ -55,7 +55,7 @@ def paint(video: int, shot: int, tick: int) -> np.ndarray:
 
 
 def read(picture: np.ndarray) -> str:
-    """`v<video> s<shot> t<tick>` out of an RGB picture of any size."""
+    """`v<video> s<shot> t<tick>` from an RGB picture of any size."""
     value = cv2.resize(picture.max(axis=2), (GRID * 20, GRID * 20), interpolation=cv2.INTER_AREA)
     centres = value.reshape(GRID, 20, GRID, 20)[:, 6:14, :, 6:14].mean(axis=(1, 3))
     bits = "".join("1" if v > (DARK + BRIGHT) / 2 else "0" for v in centres.ravel())
@@ -81,7 +81,7 @@ def write_video(path: Path, video: int) -> None:
 
 
 class _Reader(http.server.BaseHTTPRequestHandler):
-    """Answers a chat with pictures by what their pixels say, one with text by that text."""
+    """Answers a chat with pictures by their pixels' ids, one with text by that text."""
 
     dice = random.Random(3)
     lock = threading.Lock()
@@ -160,7 +160,7 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A CLIP and an aesthetic head with random weights: any two pictures differ to them."""
+    """A CLIP and an aesthetic head with random weights, for which any two pictures differ."""
     folder = tmp_path_factory.mktemp("models")
     save_tiny_clip(
         folder / "clip", dimensions=DIMENSIONS, size=64, preprocessing={"resize_mode": "squash"}
@@ -170,9 +170,9 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-# Both take the same paths through the stages; the one that has more to mix up is in `make test`.
+# Both engines take the same paths through the stages; `make test` has the riskier one.
 @pytest.mark.parametrize("engine", [pytest.param("local", marks=pytest.mark.slow), "ray"])
-def test_every_caption_embedding_and_score_sits_on_its_own_clip(videos, models, tmp_path, engine):
+def test_every_caption_embedding_and_score_belongs_to_its_clip(videos, models, tmp_path, engine):
     paths = sorted(videos.glob("*.mp4"))
     random.Random(5).shuffle(paths)
     (tmp_path / "videos.csv").write_text(
@@ -263,7 +263,7 @@ def check(dataset: Path, models: Path) -> None:
 
 
 def check_embeddings(stored: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
-    """Half floats of a clip's own frames are the same numbers; of any other clip's they are not."""
+    """Half floats equal those of a clip's own frames, and differ from any other clip's."""
     for clip, vectors in stored.items():
         equal = {
             other: np.mean(vectors.astype(np.float16) == made.astype(np.float16))
@@ -276,9 +276,9 @@ def check_embeddings(stored: dict[str, np.ndarray], expected: dict[str, np.ndarr
 def expected_vectors(
     embedder: ClipEmbedder, dataset: Path, embeddings: list[dict]
 ) -> dict[str, np.ndarray]:
-    """Per clip: the embeddings of its video's kept frames at the times that its row names.
+    """Per clip: the embeddings of its video's kept frames at the times in its row.
 
-    That those frames are the clip's own is what the captions prove: they are read from them.
+    The captions prove that those frames are the clip's own: they are read from them.
     """
     kept = {}
     for path in (dataset / "frames").rglob("[!.]*.parquet"):

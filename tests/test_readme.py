@@ -26,7 +26,7 @@ def block(language: str, beginning: str) -> str:
     return text
 
 
-def test_the_stage_of_ones_own_runs_and_its_columns_stand_in_the_view(made, tmp_path):
+def test_documented_custom_stage_runs_and_adds_its_columns(made, tmp_path):
     """Only the new stage runs: all before it is done already."""
     (tmp_path / "count_words.py").write_text(block("python", "# count_words.py"))
     recipe = read_yaml(recipe_path("demo"))
@@ -47,7 +47,7 @@ def test_the_stage_of_ones_own_runs_and_its_columns_stand_in_the_view(made, tmp_
         assert row["is_long"] == (row["n_words"] >= 15)
 
 
-def test_the_readme_names_commands_and_files_that_exist():
+def test_readme_names_existing_commands_and_files():
     text = (ROOT / "README.md").read_text()
     for link in re.findall(r"\]\(([^)#]+)\)", text):
         assert (ROOT / link).exists(), link
@@ -56,8 +56,8 @@ def test_the_readme_names_commands_and_files_that_exist():
         assert word in targets, word
 
 
-def test_the_commands_from_a_catalog_to_training_data_do_what_they_say(made, tmp_path, monkeypatch):
-    """All but the import, whose file is not here, and the recipe for a scorer that is not here."""
+def test_commands_from_a_catalog_to_training_data_work(made, tmp_path, monkeypatch):
+    """All except the import, whose file is missing here, and the recipe for a missing scorer."""
     shutil.copytree(made.dataset, tmp_path / "my-dataset")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("RAY_ADDRESS", "")

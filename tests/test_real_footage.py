@@ -13,12 +13,12 @@ from clipmill.pipeline.recipes.ready_made import recipe_path
 from clipmill.pipeline.recipes.recipe import load_recipe
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "videos"
-# Short ones and small ones are wanted too.
+# Includes short and small videos.
 RULES = ("download_videos.min_duration_seconds=null", "download_videos.min_height=null")
-# Of 51 hand-verified cuts PySceneDetect's content detector finds 43 at 27: the rest lie within
-# 0.6 s of another or in near darkness. The cuts themselves are compared in test_split_clips.
+# Of 51 hand-verified cuts PySceneDetect's content detector finds 43 at 27: the rest are within 0.6
+# s of another or in near darkness. test_split_clips compares the cuts themselves.
 LEAST_FOUND = 43
-# What the engine that ran first found: the other one must find the same.
+# The results of the engine that ran first: the other one must have the same.
 _by_engine: dict[str, list] = {}
 
 pytestmark = [
@@ -29,7 +29,7 @@ pytestmark = [
 
 
 @pytest.mark.parametrize("engine", ["ray", "local"])
-def test_every_real_file_is_kept_or_its_reason_named(engine, tmp_path):
+def test_every_real_file_is_kept_or_has_a_reason(engine, tmp_path):
     files = sorted(
         path for path in SHARED.iterdir() if path.suffix in (".mp4", ".webm", ".mov", ".ts")
     )

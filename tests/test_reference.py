@@ -1,4 +1,4 @@
-"""The documentation says what the code does."""
+"""The documentation matches the code."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ QUERIES = re.findall(r"\n([^\n]+):\n\n```sql\n(.*?)```", GUIDE.read_text(), re.S
 
 
 @pytest.mark.parametrize("name", PAGES)
-def test_reference_pages_are_fresh(name: str):
-    """`make docs` writes them again."""
+def test_reference_pages_are_up_to_date(name: str):
+    """If not, run `make docs`."""
     assert (FOLDER / name).read_text(encoding="utf-8") == PAGES[name](), (
         f"docs/reference/{name} is stale; run `make docs`"
     )
@@ -29,11 +29,11 @@ def truth(tmp_path_factory: pytest.TempPathFactory) -> Truth:
 
 
 @pytest.mark.parametrize(("title", "query"), QUERIES, ids=[title for title, _ in QUERIES])
-def test_every_query_of_the_guide_answers(truth: Truth, title: str, query: str):
+def test_all_queries_in_the_guide_work(truth: Truth, title: str, query: str):
     with open_catalog(truth.path) as catalog:
         assert catalog.ask(query).read_all().num_rows > 0
 
 
-def test_queries_of_the_guide_are_found():
+def test_the_guides_queries_are_found():
     assert len(QUERIES) >= 8
     assert GUIDE.read_text().count("```sql") == len(QUERIES)

@@ -1,4 +1,4 @@
-"""What is done again when something changes, and what never is: counted in decoded frames."""
+"""What is recomputed when something changes, and what never is, counted in decoded frames."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def dataset(made: Made, tmp_path: Path) -> Path:
 
 
 def run_again(dataset: Path, *overrides: str) -> dict[str, int]:
-    """Runs with changed settings; gives the files that this made, by folder, but for the index."""
+    """Runs with changed settings; returns the new files by folder, except the index."""
     before = set(dataset.rglob("*.parquet"))
     run(load_recipe(recipe_path("demo"), overrides=overrides, engine="local"), dataset)
     made: dict[str, int] = {}
@@ -44,7 +44,7 @@ def totals(dataset: Path) -> dict:
     return status_report(dataset)["totals"]
 
 
-def test_a_source_frame_is_decoded_once_from_download_to_scores(made):
+def test_source_frames_are_decoded_once_from_download_to_scores(made):
     counted = totals(made.dataset)
     assert counted["source_frames"] == sum(film.n_frames for film in made.films)
     assert 1 <= counted["decoded_frames"] / counted["source_frames"] <= MOST_DECODED
@@ -78,14 +78,14 @@ def test_nothing_is_done_twice(dataset):
         ("score_aesthetic.over_frames=mean", {"score_aesthetic"}),
     ],
 )
-def test_a_change_redoes_what_hangs_on_it_without_decoding(dataset, override, redone):
+def test_change_recomputes_only_what_depends_on_it_without_decoding(dataset, override, redone):
     """A new threshold, captioner or scorer opens no video: 0 frames are decoded."""
     before = totals(dataset)["decoded_frames"]
     assert set(run_again(dataset, override)) == redone
     assert totals(dataset)["decoded_frames"] == before
 
 
-def test_a_new_threshold_makes_other_clips_from_the_same_scan(dataset):
+def test_new_threshold_makes_other_clips_from_the_same_scan(dataset):
     def clips() -> list[str]:
         with open_catalog(dataset) as catalog:
             return (
@@ -97,14 +97,14 @@ def test_a_new_threshold_makes_other_clips_from_the_same_scan(dataset):
     before = clips()
     run_again(dataset, "split_clips.threshold=200")
     after = clips()
-    # At a threshold that nothing reaches every film is one clip.
+    # At a threshold that nothing reaches, every film is one clip.
     assert len(after) == 2 < len(before)
     run_again(dataset)
     assert clips() == before
 
 
-def test_frames_that_are_gone_are_read_from_the_video_again(dataset):
-    """Dropped frames cost a decode, not the run, and the captions come out the same."""
+def test_missing_frames_are_decoded_again(dataset):
+    """Dropped frames cost a decode, not the run, and the captions are the same."""
 
     def captions() -> list[dict]:
         with open_catalog(dataset) as catalog:
@@ -135,14 +135,14 @@ def test_dropping_frames_is_a_setting(made, tmp_path):
     assert left == 0
 
 
-def test_every_shard_says_what_it_counted(made):
+def test_every_shard_records_its_counts(made):
     for path in made.dataset.rglob("[!.]*.parquet"):
         if path.parts[-3] in made.plan.by_label:
             assert b"clipmill" in pq.read_metadata(path).metadata
 
 
-def test_without_kept_frames_time_stamps_come_out_the_same(made, tmp_path):
-    """The recipe of time stamps keeps no picture and needs no model."""
+def test_timestamps_are_the_same_without_kept_frames(made, tmp_path):
+    """The timestamps-only recipe keeps no picture and needs no model."""
     films = Path(made.loaded.recipe.sources[0].path)
     run(
         load_recipe(recipe_path("timestamps-only"), sources=[str(films)], engine="local"),
@@ -178,8 +178,8 @@ rules:
 """
 
 
-def test_the_command_that_a_refused_subset_prints_adds_just_its_scorer(dataset, tmp_path, capsys):
-    """Typed as shown, it makes the missing scores and no more, and the subset goes through."""
+def test_command_printed_by_a_refused_subset_adds_only_its_scorer(dataset, tmp_path, capsys):
+    """Typed as shown, it computes only the missing scores, and then the subset is created."""
     recipe = tmp_path / "dark.yaml"
     recipe.write_text(DARK.format(models=recipe_path("demo").parent.parent / "demo" / "models"))
 

@@ -1,4 +1,4 @@
-"""What every stage must hold, run over all of them: a new stage joins by being in a recipe here."""
+"""The contract of all stages: a new stage joins by being in a recipe here."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.conftest import Made
 
 # Float columns may differ this much between batch sizes: bfloat16 sums depend on the batch.
 TOLERANCE = 0.05
-# Columns that say when or where rather than what.
+# Columns that say when or where, not what.
 UNSTABLE = {"downloaded_at", "error"}
 SHARD = "000000"
 
@@ -38,13 +38,13 @@ LABELS = (
     "hash_frames",
     "take_given_score",
 )
-# Stages that the demo's recipe lacks and that go with what it makes.
+# Stages that the demo's recipe lacks, but that fit its results.
 ADDED = (
     "take_given_score.stage=take_given_score",
     "take_given_score.column=UMT_Score",
     "take_given_score.scorer=UMT-SIM",
 )
-# Stages that no run of the demo's models can show; each has its own test file.
+# Stages that can't run with the demo's models; each has its own test file.
 ELSEWHERE: set[str] = {"score_video_similarity"}
 
 
@@ -78,7 +78,7 @@ def inputs(made: Made, step: PlannedStep) -> pa.Table:
 
 
 def transformed(step: PlannedStep, batches: list[pa.Table], workspace: Workspace) -> list[dict]:
-    """Rows of the stage's own table over some batches."""
+    """Rows of the stage's own table for some batches."""
     rows = []
     workspace.scratch.mkdir(parents=True, exist_ok=True)
     with step.stage.open(workspace) as transform:
@@ -95,7 +95,7 @@ def workspace(tmp_path) -> Workspace:
 
 
 @every_step
-def test_it_declares_what_it_writes(made, step, workspace):
+def test_stage_declares_what_it_writes(made, step, workspace):
     batch = inputs(made, step).slice(0, 2)
     workspace.scratch.mkdir(parents=True)
     with step.stage.open(workspace) as transform:
@@ -112,7 +112,7 @@ def test_it_declares_what_it_writes(made, step, workspace):
 
 
 @every_step
-def test_it_loses_no_key_and_invents_none(made, step, workspace):
+def test_stage_loses_no_key_and_invents_none(made, step, workspace):
     batch = inputs(made, step)
     assert batch.num_rows
     rows = transformed(step, [batch], workspace)
@@ -149,14 +149,14 @@ def same(one: Any, other: Any) -> bool:
 
 
 @every_step
-def test_it_travels_to_another_process(step):
+def test_stage_can_be_pickled(step):
     assert pickle.loads(pickle.dumps(step.stage)) == step.stage
     again = PlannedStep.from_spec(pickle.loads(pickle.dumps(step.spec())))
     assert again == step
 
 
 def spoil(batch: pa.Table, key: str) -> pa.Table:
-    """The row with rubbish in place of all that can be rubbish."""
+    """The row with garbage in every column that can hold it."""
     columns = {}
     for name in batch.column_names:
         kind = batch.schema.field(name).type
@@ -175,8 +175,8 @@ def spoil(batch: pa.Table, key: str) -> pa.Table:
 
 
 @every_step
-def test_a_bad_row_is_a_failure_a_rejection_or_a_null_with_its_reason(made, step, workspace):
-    """Nothing but RowFailed and RowRejected may come out, and no made-up value."""
+def test_bad_row_is_a_failure_a_rejection_or_a_null_with_a_reason(made, step, workspace):
+    """Only RowFailed and RowRejected may be raised, and no value made up."""
     stage = step.stage
     bad = spoil(inputs(made, step).slice(0, 1), stage.key)
     try:
@@ -189,6 +189,6 @@ def test_a_bad_row_is_a_failure_a_rejection_or_a_null_with_its_reason(made, step
 
 
 @every_step
-def test_every_setting_says_what_it_is(step):
+def test_every_setting_has_a_description(step):
     for name, field in type(step.stage).model_fields.items():
         assert field.description, f"{step.label}.{name} has no description"

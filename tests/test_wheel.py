@@ -1,4 +1,4 @@
-"""The wheel that users install: one name, whatever else is called as its parts are."""
+"""The wheel that users install: only one name, whatever else has the names of its parts."""
 
 from __future__ import annotations
 
@@ -50,8 +50,8 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def python(code: str, wheel: Path, folder: Path) -> subprocess.CompletedProcess:
-    """Runs code that finds the wheel, and not the checkout, in `folder`."""
-    # -S leaves the checkout's editable install out; the libraries' folder is put back.
+    """Runs code in `folder` that imports from the wheel, not the checkout."""
+    # -S leaves out the checkout's editable install; the libraries' folder is added back.
     libraries = next(place for place in sys.path if place.endswith("site-packages"))
     return subprocess.run(
         [sys.executable, "-S", "-c", code],
@@ -94,7 +94,7 @@ def test_everything_in_the_tree_is_in_the_wheel(wheel: Path):
     assert expected <= {path.relative_to(wheel) for path in wheel.rglob("*")}
 
 
-def test_it_runs_in_a_folder_that_has_packages_of_the_parts_names(wheel: Path, tmp_path: Path):
+def test_wheel_runs_in_a_folder_with_packages_of_the_same_names(wheel: Path, tmp_path: Path):
     for part in PARTS[1:]:
         (tmp_path / part).mkdir()
         (tmp_path / part / "__init__.py").write_text("raise ImportError('a stranger')\n")
@@ -118,7 +118,7 @@ def test_it_runs_in_a_folder_that_has_packages_of_the_parts_names(wheel: Path, t
     assert "list.csv gives no sources" in said.stderr
 
 
-def test_workers_of_ray_import_it_there_too(wheel: Path, tmp_path: Path, made):
+def test_ray_workers_import_the_wheel_there_too(wheel: Path, tmp_path: Path, made):
     for part in PARTS[1:]:
         (tmp_path / f"{part}.py").write_text("raise ImportError('a stranger')\n")
     films = made.dataset.parent / "films"
@@ -134,7 +134,7 @@ def test_workers_of_ray_import_it_there_too(wheel: Path, tmp_path: Path, made):
     assert said.stdout.split() == [str(wheel / "clipmill"), str(len(made.films))]
 
 
-def test_importing_it_loads_nothing_heavy(wheel: Path, tmp_path: Path):
+def test_import_loads_nothing_heavy(wheel: Path, tmp_path: Path):
     said = python(
         "import sys, clipmill; print(sorted(name for name in "
         "('torch', 'ray', 'pyarrow', 'duckdb', 'av') if name in sys.modules))\n"
@@ -145,10 +145,10 @@ def test_importing_it_loads_nothing_heavy(wheel: Path, tmp_path: Path):
     assert said.stdout.splitlines() == ["[]", "Stage RowFailed"], said.stderr
 
 
-def test_what_is_public_is_listed():
+def test_public_names_are_listed():
     import clipmill
 
     assert set(clipmill.__all__) <= set(dir(clipmill))
     assert all(getattr(clipmill, name) for name in clipmill.__all__)
     with pytest.raises(AttributeError, match=re.escape("has no attribute 'sql'")):
-        clipmill.sql  # noqa: B018  the access is what is tried
+        clipmill.sql  # noqa: B018  the access itself is tested

@@ -1,4 +1,4 @@
-"""Contrastive models of open_clip's own classes, tiny and random, and frames to show them."""
+"""Tiny random contrastive models of open_clip's own classes, and frames for them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def save_tiny_clip(
     size: int = 32,
     preprocessing: dict[str, Any] | None = None,
 ) -> Path:
-    """A CLIP with one layer in each tower and CLIP's tokenizer; other seeds, other weights."""
+    """A CLIP with one layer in each tower and CLIP's tokenizer; each seed has other weights."""
     prepare_torch()
     import open_clip
     import torch
@@ -60,14 +60,14 @@ def save_tiny_clip(
 
 
 def frame_jpeg(seed: int, height: int = 90, width: int = 160) -> bytes:
-    """A JPEG of coarse random patches, so that any two differ plainly."""
+    """A JPEG of coarse random patches; any two differ clearly."""
     patches = np.random.default_rng(seed).integers(0, 256, (6, 9, 3), np.uint8)
     image = cv2.resize(patches, (width, height), interpolation=cv2.INTER_LINEAR)
     return cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 95])[1].tobytes()
 
 
 def clips_with_frames(seeds: dict[str, Sequence[int]]) -> pa.Table:
-    """What a stage that wants frames is shown: clips whose frames are `frame_jpeg` of seeds."""
+    """Input rows of a stage that reads frames: clips whose frames are `frame_jpeg` of seeds."""
     frames = [
         [
             {"frame_number": i, "seconds": i / 2, "jpeg": frame_jpeg(seed)}
@@ -79,7 +79,7 @@ def clips_with_frames(seeds: dict[str, Sequence[int]]) -> pa.Table:
 
 
 def transformed(stage: Stage, folder: Path, *batches: pa.Table) -> list[dict[str, Any]]:
-    """The rows that a stage makes of batches, opened once; its table is of its schema."""
+    """The rows that a stage makes from batches, opened once, checked against its schema."""
     made = []
     with stage.open(Workspace(folder, folder / "scratch")) as transform:
         for batch in batches:

@@ -1,7 +1,7 @@
-"""Commands typed into an interactive shell on a separate terminal, as a person does.
+"""Types commands into an interactive shell on a separate terminal, like a person.
 
-Job control is on, so what only a person at a terminal meets is met: a background group that
-touches the terminal is stopped.
+Job control is on, so this finds what only a user at a terminal meets: a background process group
+that touches the terminal is stopped.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Shell:
         self.holders: dict[int, str] = {}
         """Processes other than the typed command that had the terminal as standard input."""
         self.commands: set[str] = set()
-        """All that were seen at work, but for the shell and the typed command."""
+        """All processes seen, except the shell and the typed command."""
         self._suspects: dict[int, str] = {}
         self._pid, self._terminal = pty.fork()
         if self._pid == 0:
@@ -56,13 +56,13 @@ class Shell:
         with contextlib.suppress(ProcessLookupError):
             os.kill(self._pid, signal.SIGHUP)
         os.close(self._terminal)
-        for pid in ours:  # those that are stopped hear of no hang-up
+        for pid in ours:  # stopped ones don't receive SIGHUP
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         os.waitpid(self._pid, 0)
 
     def run(self, command: str, seconds: float) -> tuple[int, str]:
-        """Types the command; gives its exit status, and what the screen showed meanwhile."""
+        """Types the command; returns its exit status, and what the screen showed meanwhile."""
         begin = len(self._seen)
         self.begin(command)
         return self.end(seconds), self.screen(begin)
@@ -80,7 +80,7 @@ class Shell:
         return _CONTROL.sub(b"", self._seen[begin:]).decode(errors="replace").replace("\r\n", "\n")
 
     def wait_for(self, pattern: str, seconds: float) -> re.Match[bytes]:
-        """Reads until the pattern comes; each is found once."""
+        """Reads until the pattern appears; each occurrence is found once."""
         deadline = time.monotonic() + seconds
         wanted = re.compile(pattern.encode())
         while (found := wanted.search(self._seen, self._found)) is None:
@@ -105,11 +105,11 @@ class Shell:
         self._look()
 
     def _look(self) -> None:
-        """Notes who holds the terminal; once is not a proof, it may be about to start a program."""
+        """Records who holds the terminal; once is no proof, it may be about to start a program."""
         holding = {}
         for pid, told in self._processes().items():
             if str(self._pid) in told.split()[:2]:
-                continue  # the shell, and what was typed into it
+                continue  # the shell, and the typed command
             self.commands.add(told.split(" ", 3)[3].strip())
             with contextlib.suppress(OSError):
                 if Path(f"/proc/{pid}/fd/0").readlink() == self._place:
@@ -118,7 +118,7 @@ class Shell:
         self._suspects = holding
 
     def _processes(self) -> dict[int, str]:
-        """Those of the shell's session: number, parent, state and command."""
+        """Processes of the shell's session: number, parent, state and command."""
         found = {}
         for place in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):

@@ -1,4 +1,4 @@
-"""Ids are safe as file names whatever they are made from, and stable."""
+"""Ids are stable, and safe as file names whatever they are made from."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_different_ids_stay_different(one, other):
         (clip_id("v", -0.25, 1), "v-m250-1000"),
     ],
 )
-def test_ids_read_as_documented(made, expected):
+def test_ids_have_the_documented_form(made, expected):
     assert made == expected
 
 

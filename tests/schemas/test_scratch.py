@@ -1,4 +1,4 @@
-"""Temporary folders outside the dataset: those of killed processes go, those in use stay."""
+"""Temporary folders outside the dataset: those of killed processes are removed, others stay."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ HOLDER = (
 )
 
 
-def test_the_next_command_removes_what_a_killed_one_left_and_nothing_else(tmp_path: Path):
+def test_next_command_removes_only_abandoned_folders(tmp_path: Path):
     temporary = tmp_path / "temporary"
     temporary.mkdir()
     environment = {**os.environ, "TMPDIR": str(temporary), "PYTHONPATH": str(ROOT)}

@@ -1,4 +1,4 @@
-"""Messages speak of one thing in the singular."""
+"""Messages use the singular for one thing."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from clipmill.schemas.words import counted, plain_hours, plain_time
     ("number", "word", "said"),
     [(1, "clip", "1 clip"), (0, "clip", "0 clips"), (2114, "failed row", "2,114 failed rows")],
 )
-def test_one_thing_is_said_in_the_singular(number: int, word: str, said: str):
+def test_one_thing_is_singular(number: int, word: str, said: str):
     assert counted(number, word) == said
 
 
@@ -27,5 +27,5 @@ def test_one_thing_is_said_in_the_singular(number: int, word: str, said: str):
         (4_725_000, "1,312.5 hours"),
     ],
 )
-def test_a_length_of_video_is_said_in_a_unit_that_fits(seconds: float, said: str):
+def test_duration_has_a_suitable_unit(seconds: float, said: str):
     assert plain_time(seconds) == plain_hours(seconds / 3600) == said
