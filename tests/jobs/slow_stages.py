@@ -1,9 +1,8 @@
-"""Stages under the built-in names that take their time, for tests of who sees what meanwhile.
+"""Slow stages under the built-in names, for tests of what readers see meanwhile.
 
 A source's URL says how many clips it has and whether they fail: `https://NAME.test/?clips=3`.
-`gate` names a file that is waited for. `looks` names one that gets a byte longer with each look at
-the dataset: every shard waits until somebody has looked from beginning to end, however slow they
-are.
+`gate` names a file to wait for. `looks` names one that gets a byte longer with each read of the
+dataset: every shard waits until a reader has read everything, however slow it is.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ class Slow(Stage):
         def transform(batch):
             while self.gate and not Path(self.gate).exists():
                 time.sleep(0.02)
-            # A first look may have begun before, and seen less than what is there now.
+            # A first read may have begun earlier, and seen less than what is there now.
             enough = self.looked() + 2
             while self.looks and self.looked() < enough:
                 time.sleep(0.005)
@@ -53,7 +52,7 @@ class Slow(Stage):
 
 
 class Download(Slow):
-    """A video that is known by its host's name."""
+    """A video named by its host."""
 
     name = "download_videos"
     key = "source_key"
@@ -69,7 +68,7 @@ class Download(Slow):
 
 
 class Split(Slow):
-    """As many clips as the URL says, a second each."""
+    """As many clips as the URL says, one second each."""
 
     name = "split_clips"
     key = "video_id"
@@ -88,7 +87,7 @@ class Split(Slow):
 
 
 class Caption(Slow):
-    """A caption, or, while `mend_file` is not there, a failure of every second clip."""
+    """A caption, or, while `mend_file` is missing, a failure for every second clip."""
 
     name = "caption_frames"
     reads = ("split_clips.start_seconds",)

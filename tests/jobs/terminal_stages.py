@@ -1,4 +1,4 @@
-"""A stage whose programs touch the terminal, as ffmpeg does with its standard input."""
+"""A stage whose programs touch the terminal, like ffmpeg with its standard input."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _BY_NAME = "stty sane < /dev/tty;"
 
 
 class TouchTerminal(Stage):
-    """Sets the terminal's modes for each clip: by its standard input, and by its name."""
+    """Sets the terminal's modes for each clip: through its standard input, and by its name."""
 
     name = "touch_terminal"
     reads = ("split_clips.start_seconds",)
@@ -29,7 +29,7 @@ class TouchTerminal(Stage):
                 stdin=None,
                 capture_output=True,
                 check=False,
-            )  # what this process has
+            )  # what this process inherited
             return pa.table(
                 {"clip_id": clips["clip_id"], "is_terminal": [not done.returncode] * clips.num_rows}
             )

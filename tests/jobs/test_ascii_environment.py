@@ -1,4 +1,4 @@
-"""An environment in which Python takes everything for ASCII, as bare containers have."""
+"""An environment in which Python uses ASCII for everything, as in bare containers."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def clipmill(*arguments: object) -> subprocess.CompletedProcess:
     )
 
 
-def test_names_and_titles_beyond_ascii_go_through_a_run_and_a_query(tmp_path: Path):
+def test_non_ascii_names_and_titles_work_in_a_run_and_a_query(tmp_path: Path):
     home = tmp_path / "Fundstücke 🎬"
     (home / "Filme").mkdir(parents=True)
     render(home / "Filme" / "Bär 🐻.mp4", [Scene("red", 1.0)], rate=10, size=(96, 64))
@@ -64,8 +64,8 @@ def test_names_and_titles_beyond_ascii_go_through_a_run_and_a_query(tmp_path: Pa
     assert clipmill("verify", dataset).returncode == 0
 
 
-def test_records_are_utf_8_whatever_the_environment(tmp_path: Path):
-    """Also for a program that calls the pipeline, and that nobody restarts."""
+def test_records_are_utf_8_in_any_environment(tmp_path: Path):
+    """Even for a program that calls the pipeline, which is not restarted."""
     program = (
         "import sys; from pathlib import Path\n"
         "from clipmill.pipeline.dataset.shards import write_json\n"

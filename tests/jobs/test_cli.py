@@ -1,4 +1,4 @@
-"""The command line as scripts meet it: exit statuses, messages, what goes where."""
+"""The command line for scripts: exit statuses, messages, output streams."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def clipmill(*words: str, **details) -> subprocess.CompletedProcess:
 
 
 def test_help_imports_nothing_heavy():
-    """`clipmill --help` answers at once because nothing heavy is imported at start-up."""
+    """`clipmill --help` answers immediately, because nothing heavy is imported."""
     said = subprocess.run(
         [
             sys.executable,
@@ -88,7 +88,7 @@ def test_help_imports_nothing_heavy():
         ),
     ],
 )
-def test_wrong_use_is_one_clear_message_and_status_2(words, parts, tmp_path):
+def test_usage_error_is_one_clear_message_and_status_2(words, parts, tmp_path):
     if words[0] == "run":
         words = [*words, "--dataset", str(tmp_path / "dataset")]
     done = clipmill(*words)
@@ -100,7 +100,7 @@ def test_wrong_use_is_one_clear_message_and_status_2(words, parts, tmp_path):
     assert not (tmp_path / "dataset").exists()
 
 
-def test_debug_shows_the_traceback_wherever_it_stands():
+def test_debug_shows_the_traceback_at_any_position():
     assert "Traceback" in clipmill("run", "nope", "--debug").stderr
     assert "Traceback" in clipmill("--debug", "run", "nope").stderr
 
@@ -113,7 +113,7 @@ def test_retry_names_the_allowed_kinds(tmp_path):
 
 
 def test_ready_made_recipes_are_listed_and_load():
-    """Recipes of runs first, those of subsets apart from them; `show` knows both."""
+    """Recipes of runs first, separate from those of subsets; `show` prints both."""
     runs, subsets = clipmill("recipe", "list").stdout.split("\n\n")
     listed = [line.split()[0] for line in runs.splitlines()[1:]]
     assert {"demo", "internvid", "small-cpu", "timestamps-only"} <= set(listed)
@@ -127,7 +127,7 @@ def test_ready_made_recipes_are_listed_and_load():
         assert shown == (ROOT / "jobs" / folder / f"{name}.yaml").read_text()
 
 
-def test_a_model_that_cannot_be_had_is_said_before_anything_starts(tmp_path):
+def test_unavailable_models_are_reported_before_anything_starts(tmp_path):
     """Once for all models: which, how to fetch them, and what needs none. Nothing is written."""
     (tmp_path / "list.txt").write_text("https://example.test/a.mp4\n")
     done = clipmill(
@@ -161,6 +161,6 @@ def test_a_model_that_cannot_be_had_is_said_before_anything_starts(tmp_path):
     assert (
         "Recipes that download no models: demo, internvid-metadata, timestamps-only." in done.stderr
     )
-    assert done.stderr.count("does not answer") == 2  # the hub, and where the head lies
+    assert done.stderr.count("does not answer") == 2  # the hub, and the server of the head
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "dataset").exists()

@@ -1,4 +1,4 @@
-"""What bash offers after Tab."""
+"""Bash's suggestions after Tab."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 BIN = Path(sys.executable).parent
-# Asks the installed completion for each line as bash does at Tab, behind the line's last word.
+# Queries the installed completion for each line like bash at Tab, after its last word.
 ASK = """
 . "$HOME/.bashrc"
 while IFS= read -r line; do
@@ -39,7 +39,7 @@ EXPECTED = {
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A home folder where `clipmill --install-completion` was typed into bash."""
+    """A home folder in which `clipmill --install-completion` was run in bash."""
     home = tmp_path_factory.mktemp("home")
     for name in ("calm", "talks"):
         (home / "data" / "subsets" / name).mkdir(parents=True)
@@ -63,11 +63,11 @@ def bash(home: Path, script: str, typed: str = "") -> str:
     ).stdout
 
 
-def test_bash_completes_what_was_installed(home: Path):
-    """Recipes, stages, settings, a dataset's subsets and runs, columns; nothing where unknown."""
+def test_bash_uses_the_installed_completion(home: Path):
+    """Recipes, stages, settings, a dataset's subsets and runs, columns; nothing if unknown."""
     answers = bash(home, ASK, "".join(f"{line}\n" for line in EXPECTED)).splitlines()
     for (line, offers), answer in zip(EXPECTED.items(), answers, strict=True):
-        if offers is None:  # the built-in stages, for want of better
+        if offers is None:  # the built-in stages as a fallback
             assert "split_clips" in answer.split()
             continue
         said = {word for word in answer.split() if not word.endswith("=2.0")}

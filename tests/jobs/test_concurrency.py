@@ -1,4 +1,4 @@
-"""Two at once: one command writes to a dataset at a time, and readers see whole shards only."""
+"""Concurrent commands: only one writes to a dataset, and readers see only whole shards."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ VIDEOS = 6
 
 
 def recipe(folder: Path, videos: int, **settings: dict) -> Path:
-    """One video a shard; `settings` are of stages."""
+    """One video per shard; `settings` are for stages."""
     urls = [f"https://v{n}.test/?clips={CLIPS}" for n in range(videos)]
     (folder / "urls.txt").write_text("\n".join(urls) + "\n")
     path = folder / "slow.yaml"
@@ -67,7 +67,7 @@ def recipe(folder: Path, videos: int, **settings: dict) -> Path:
 
 @contextmanager
 def clipmill(*words: object) -> Iterator[subprocess.Popen[str]]:
-    """The command in a separate process, killed at the end if it is still there."""
+    """The command in a separate process, killed at the end if it is still running."""
     with subprocess.Popen(
         [sys.executable, "-m", "clipmill.jobs.cli", *map(str, words)],
         stdin=subprocess.DEVNULL,
@@ -89,7 +89,7 @@ def until(true: Callable[[], object], seconds: float = 60) -> None:
         time.sleep(0.02)
 
 
-def test_while_a_run_is_at_work_whoever_else_writes_is_told_who_it_is(tmp_path, capsys):
+def test_writers_during_a_run_are_refused_and_told_its_process(tmp_path, capsys):
     """Every writer is refused, and nothing is changed; a killed holder leaves no lock behind."""
     gate, dataset = tmp_path / "gate", tmp_path / "dataset"
     path = recipe(tmp_path, 2, split_clips={"gate": str(gate)})
@@ -124,7 +124,7 @@ def test_while_a_run_is_at_work_whoever_else_writes_is_told_who_it_is(tmp_path, 
         assert began <= moved <= datetime.now(UTC)
         capsys.readouterr()
         print_status(dataset)
-        # It may have moved once more since.
+        # It may have progressed since.
         shown = re.search(r"ago, at ([-0-9]{10} [:0-9]{8}) UTC", capsys.readouterr().out)[1]
         assert f"{moved:%Y-%m-%d %H:%M:%S}" <= shown <= f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S}"
         holder.send_signal(signal.SIGKILL)
@@ -137,8 +137,8 @@ def test_while_a_run_is_at_work_whoever_else_writes_is_told_who_it_is(tmp_path, 
     assert report["totals"]["clips"] == 2 * CLIPS
 
 
-def test_with_wait_the_second_goes_on_when_the_first_is_done(tmp_path):
-    """And takes the recipe of the run that it waited for."""
+def test_wait_starts_the_second_when_the_first_is_done(tmp_path):
+    """It then uses the recipe of the run that it waited for."""
     gate, dataset = tmp_path / "gate", tmp_path / "dataset"
     path = recipe(tmp_path, 2, split_clips={"gate": str(gate)})
     with clipmill("run", path, "--dataset", dataset) as first:
@@ -158,8 +158,8 @@ def test_with_wait_the_second_goes_on_when_the_first_is_done(tmp_path):
         assert "2/2" in out
 
 
-def test_the_lock_of_a_dataset_that_was_deleted_meanwhile_is_none(tmp_path, monkeypatch):
-    """Its first run failed at once and took the folder away, just before the lock was taken."""
+def test_lock_of_a_deleted_dataset_is_not_a_lock(tmp_path, monkeypatch):
+    """The first run failed and deleted the folder just before the lock was taken."""
     flock = fcntl.flock
 
     def late(file, how: int) -> None:
@@ -175,12 +175,12 @@ def test_the_lock_of_a_dataset_that_was_deleted_meanwhile_is_none(tmp_path, monk
     assert not is_held(tmp_path / "dataset")
 
 
-def test_a_folder_that_cannot_be_locked_is_told(tmp_path):
+def test_folder_that_cannot_be_locked_is_reported(tmp_path):
     with pytest.raises(ClipmillError, match="cannot write to"), dataset_lock(tmp_path / "none"):
         pass
 
 
-def test_one_subset_of_a_name_is_made_at_a_time(tmp_path):
+def test_only_one_subset_of_a_name_is_created_at_a_time(tmp_path):
     dataset = tmp_path / "dataset"
     run(load(str(recipe(tmp_path, 1)), None), dataset)
     (tmp_path / "all.yaml").write_text("rules: [{where: 'duration_seconds > 0'}]\n")
@@ -211,9 +211,9 @@ with open({str(dataset / "subsets" / ".all.lock")!r}, "a") as file:
 
 
 def look(dataset: Path) -> tuple[int, int, int, int]:
-    """Videos, clips, captions and summaries now; of each video's clips all or none are there."""
+    """Current videos, clips, captions and summaries; a video has all of its clips or none."""
     with open_catalog(dataset) as catalog:
-        # A query of its own view each, and the joined one: as someone who looks on would ask.
+        # Queries of separate views, and the joined one, like a user's.
         rows = catalog.execute(
             "SELECT video_id, count(*), count(DISTINCT clip_id), count(caption_coarse), "
             "count(caption) FROM clips GROUP BY video_id"
@@ -221,14 +221,14 @@ def look(dataset: Path) -> tuple[int, int, int, int]:
         (videos,) = catalog.execute("SELECT count(*) FROM videos").fetchone()
     for _, clips, distinct, coarse, summaries in rows:
         assert clips == distinct == CLIPS
-        assert coarse in (0, CLIPS // 2, CLIPS)  # first every second one, with a retry all
+        assert coarse in (0, CLIPS // 2, CLIPS)  # first every second one, after a retry all
         assert summaries in (0, CLIPS)
     return (videos, *(sum(row[n] for row in rows) for n in (1, 3, 4)))
 
 
 @pytest.mark.slow
-def test_readers_see_whole_shards_and_counts_that_only_grow(tmp_path, capsys):
-    """Queries, status and reports go on while a run and then a retry write in another process."""
+def test_readers_see_only_whole_shards_and_growing_counts(tmp_path, capsys):
+    """Queries, status and reports run while a run and then a retry write in another process."""
     dataset, mend, looks = tmp_path / "dataset", tmp_path / "mended", tmp_path / "looks"
     looks.touch()
     path = recipe(tmp_path, VIDEOS, caption_frames={"mend_file": str(mend), "looks": str(looks)})
@@ -263,4 +263,4 @@ def test_readers_see_whole_shards_and_counts_that_only_grow(tmp_path, capsys):
     with clipmill("retry", dataset) as process:
         watch(process)
     assert look(dataset) == (VIDEOS, VIDEOS * CLIPS, VIDEOS * CLIPS, VIDEOS * CLIPS)
-    assert len(set(seen)) >= grown + VIDEOS - 1  # the first shard waits with all as it was
+    assert len(set(seen)) >= grown + VIDEOS - 1  # the first shard waits without changes

@@ -1,4 +1,4 @@
-"""Damaged files: every command names the file and the next step, and a repair makes all good."""
+"""Damaged files: every command names the file and the next step, and a repair fixes all."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ FILES = {
 }
 LEFT_TO_JUDGE = {"removal", "subset", "subset_clips"}
 LOCKS = {"lock", "commits"}
-# Rebuilt by the commands before, or reported when they are read: a log's lines, say.
+# Rebuilt by earlier commands, or reported when read: a log's lines, for example.
 PASSED_OVER = {"manifest", "index", "log", *LOCKS}
 
 
@@ -80,7 +80,7 @@ def put_another_object(path: Path) -> None:
 
 
 def turn_pages(path: Path) -> None:
-    """The footer stays whole: only a reader of the rows can tell, or nobody does who needs none."""
+    """The footer stays valid: only readers of the rows notice, or nobody, if none needs them."""
     data = bytearray(path.read_bytes())
     for place in range(len(data) // 4, len(data) // 2):
         data[place] ^= 0x5A
@@ -102,7 +102,7 @@ HARMS = [
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small dataset with a file of every kind: a failure that was retried, a subset, an index."""
+    """A small dataset with a file of every kind: a retried failure, a subset, an index."""
     folder = tmp_path_factory.mktemp("damage")
     films = folder / "films"
     films.mkdir()
@@ -176,9 +176,9 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def clipmill(capfd, monkeypatch) -> Callable[..., tuple[int, str]]:
-    """Runs a command as the program does; its exit status and all that it says.
+    """Runs a command like the program does; returns its exit status and all its output.
 
-    Anything but a clear error comes out of `main` as it is, and so fails the test.
+    Anything but a clear error propagates from `main` and fails the test.
     """
     monkeypatch.setenv("COLUMNS", "1000")
 
@@ -207,7 +207,7 @@ def file_of(dataset: Path, kind: str) -> Path:
 
 
 def rows_of(dataset: Path) -> dict[str, list[str]]:
-    """All rows of all tables except caches; of sources not the place in the list."""
+    """All rows of all tables except caches; for sources without their position in the list."""
     found: dict[str, list[str]] = {}
     for path in sorted(dataset.rglob("[!.]*.parquet")):
         parts = path.relative_to(dataset).parts
@@ -222,7 +222,7 @@ def rows_of(dataset: Path) -> dict[str, list[str]]:
                 )
                 for row in pq.read_table(path).to_pylist()
             )
-    # A source that is taken again fails again, in a separate shard, not a retry.
+    # A source that is ingested again fails again, in a new shard instead of a retry.
     return {name: sorted(set(rows)) for name, rows in found.items()}
 
 
@@ -282,7 +282,7 @@ def check(
         assert status in (0, 1) or wrong_use, (name, status, said)
         assert "Traceback" not in said
         if status == 1:
-            # A subset is reported by its folder, the removals together.
+            # A subset is reported by its folder, removals all together.
             named = {where, "subsets/long"} if kind.startswith("subset") else {where}
             assert any(place in said for place in named), (name, said)
             assert "clipmill verify" in said or kind in LEFT_TO_JUDGE | LOCKS, (name, said)
@@ -307,7 +307,7 @@ def check(
 
 
 PAIRS = [(kind, harm) for kind in FILES for harm in HARMS]
-# Each harm, and what a run can't do without; `make test-slow` has all pairs.
+# Each kind of damage, and each file that a run needs; `make test-slow` has all pairs.
 SOME = [
     ("clips", truncate),
     ("newest_run", put_latin_1),
@@ -324,9 +324,7 @@ IDS = {"ids": lambda value: value if isinstance(value, str) else value.__name__}
 
 
 @pytest.mark.parametrize(("kind", "harm"), SOME, **IDS)
-def test_a_damaged_file_is_named_by_every_command_and_mended_by_a_repair_and_a_run(
-    whole, tmp_path, kind, harm, clipmill
-):
+def test_damaged_file_is_named_by_every_command_and_repaired(whole, tmp_path, kind, harm, clipmill):
     check(whole, tmp_path, kind, harm, clipmill, only=FEW)
 
 
@@ -336,7 +334,7 @@ def test_every_kind_of_file_damaged_in_every_way(whole, tmp_path, kind, harm, cl
     check(whole, tmp_path, kind, harm, clipmill)
 
 
-def test_a_pipe_beside_the_shards_is_not_waited_for(whole, tmp_path, clipmill):
+def test_named_pipe_next_to_shards_does_not_block(whole, tmp_path, clipmill):
     dataset = Path(shutil.copytree(whole, tmp_path / "dataset"))
     folder = next((dataset / "split_clips").iterdir())
     os.mkfifo(folder / "000009.parquet")
@@ -345,13 +343,13 @@ def test_a_pipe_beside_the_shards_is_not_waited_for(whole, tmp_path, clipmill):
         status, said = clipmill(*arguments)
         assert status == 1
         assert where in said
-        assert "a named pipe" in said or arguments[0] == "verify"  # to which it is an orphan
+        assert "a named pipe" in said or arguments[0] == "verify"  # for which it is an orphan
     assert clipmill("verify", dataset, "--repair")[0] == 0
     assert clipmill("run", "--dataset", dataset)[0] == 0
 
 
 @pytest.mark.parametrize("harm", [put_a_folder, put_a_pipe])
-def test_rows_of_a_shard_that_is_no_file_are_not_passed_over(whole, tmp_path, clipmill, harm):
+def test_shard_that_is_not_a_file_is_not_skipped(whole, tmp_path, clipmill, harm):
     dataset = Path(shutil.copytree(whole, tmp_path / "dataset"))
     path = file_of(dataset, "scans")
     harm(path)
@@ -361,7 +359,7 @@ def test_rows_of_a_shard_that_is_no_file_are_not_passed_over(whole, tmp_path, cl
     assert clipmill("sql", dataset, "SELECT count(*) FROM clips")[0] == 0
 
 
-def test_wrong_sql_stays_wrong_use_beside_damaged_files(whole, tmp_path, clipmill):
+def test_wrong_sql_is_a_usage_error_despite_damaged_files(whole, tmp_path, clipmill):
     dataset = Path(shutil.copytree(whole, tmp_path / "dataset"))
     truncate(file_of(dataset, "scans"))
     for query in (
@@ -375,7 +373,7 @@ def test_wrong_sql_stays_wrong_use_beside_damaged_files(whole, tmp_path, clipmil
         assert "damaged" not in said
 
 
-def test_a_folder_in_place_of_the_lock_is_named_with_what_to_do(whole, tmp_path, clipmill):
+def test_folder_instead_of_the_lock_is_named_with_a_remedy(whole, tmp_path, clipmill):
     dataset = Path(shutil.copytree(whole, tmp_path / "dataset"))
     put_a_folder(dataset / ".lock")
     status, said = clipmill("run", "--dataset", dataset)
@@ -385,7 +383,7 @@ def test_a_folder_in_place_of_the_lock_is_named_with_what_to_do(whole, tmp_path,
 
 
 @pytest.mark.slow
-def test_a_damaged_shard_is_named_by_workers_of_ray(whole, tmp_path, clipmill):
+def test_ray_workers_name_a_damaged_shard(whole, tmp_path, clipmill):
     dataset = Path(shutil.copytree(whole, tmp_path / "dataset"))
     file_of(dataset, "clips").unlink()
     damaged = file_of(dataset, "scans")

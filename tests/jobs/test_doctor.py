@@ -1,4 +1,4 @@
-"""What `clipmill doctor` finds missing on a machine, and what it does not ask for."""
+"""What `clipmill doctor` finds missing on a machine, and what it doesn't require."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from clipmill.stages.media.isolation.ffmpeg_program import ffmpeg_problem, ffmpe
 
 @pytest.fixture
 def other_ffmpeg(monkeypatch):
-    """Another one named by the environment, for as long as the test takes."""
+    """The environment names another one, until the test ends."""
     from imageio_ffmpeg import _utils
 
     def name(path: Path) -> None:
@@ -28,7 +28,7 @@ def other_ffmpeg(monkeypatch):
     forget()
 
 
-def test_nothing_on_path_is_needed(tmp_path, monkeypatch, capsys):
+def test_no_program_on_path_is_needed(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("PATH", str(tmp_path))
     assert examine(None) == 0
     [line] = [line for line in capsys.readouterr().out.splitlines() if "ffmpeg," in line]
@@ -36,14 +36,14 @@ def test_nothing_on_path_is_needed(tmp_path, monkeypatch, capsys):
     assert str(ffmpeg_program()) in line
 
 
-def test_an_ffmpeg_that_cannot_be_started_is_said(tmp_path, other_ffmpeg):
+def test_broken_ffmpeg_is_reported(tmp_path, other_ffmpeg):
     assert ffmpeg_problem() is None
     other_ffmpeg(tmp_path / "ffmpeg")
     assert "set IMAGEIO_FFMPEG_EXE to one that works" in ffmpeg_problem()
 
 
-def test_programs_that_a_recipe_names_are_looked_for(tmp_path, monkeypatch, capsys):
-    """yt-dlp goes without one that is not there, and says nothing."""
+def test_programs_named_by_a_recipe_are_checked(tmp_path, monkeypatch, capsys):
+    """yt-dlp does without missing ones silently."""
     recipe = tmp_path / "mine.yaml"
     recipe.write_text(
         "stages:\n  download_videos:\n    yt_dlp:\n"
@@ -60,7 +60,7 @@ def test_programs_that_a_recipe_names_are_looked_for(tmp_path, monkeypatch, caps
     assert "missing aria2c, named by download_videos.yt_dlp" in lines
 
 
-def test_what_cannot_be_fetched_is_said_once(tmp_path, monkeypatch, capsys):
+def test_missing_downloads_are_reported_once(tmp_path, monkeypatch, capsys):
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)

@@ -1,4 +1,4 @@
-"""`clipmill export` as a script meets it, on the demo's films and with real processes."""
+"""`clipmill export` from scripts, with the demo's films and real processes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.jobs.test_cli import ROOT, clipmill
 from tests.pipeline.exports.small_dataset import contents, write_small
 
 
-def test_the_demos_clips_go_to_webdataset_and_back(made, tmp_path):
+def test_demo_clips_round_trip_through_webdataset(made, tmp_path):
     """Standard output says what became of the clips, and nothing else."""
     import webdataset
 
@@ -44,7 +44,7 @@ def test_the_demos_clips_go_to_webdataset_and_back(made, tmp_path):
     assert done.stderr == ""
 
 
-# The command; it cuts and does not go on from there, however late it is killed.
+# The command; after cutting it hangs, so that it can be killed at any time.
 NEVER_DONE = """
 import time
 from clipmill.jobs.cli import main
@@ -55,8 +55,8 @@ main()
 
 
 @pytest.mark.parametrize("other_engine", ["local", pytest.param("ray", marks=pytest.mark.slow)])
-def test_a_killed_export_goes_on_and_ends_like_another(tmp_path, other_engine):
-    """Killed while processes cut; the other one is left in peace, on Ray's workers too."""
+def test_killed_export_resumes_and_equals_an_undisturbed_one(tmp_path, other_engine):
+    """Killed while processes cut; the other one runs undisturbed, also on Ray."""
     write_small(tmp_path / "dataset", 20)
     words = [
         "export",
@@ -99,7 +99,7 @@ def test_a_killed_export_goes_on_and_ends_like_another(tmp_path, other_engine):
     first, second = contents(tmp_path / "a"), contents(tmp_path / "b")
     assert list(first) == list(second)
     for name in first:
-        # The code's version may change between two calls while somebody works on it.
+        # The code's version may change between two calls, if someone edits it.
         if name != "export.json":
             assert first[name] == second[name], name
     third = clipmill(*words, "--output", str(tmp_path / "a"))
@@ -127,7 +127,7 @@ def test_failed_rows_are_reported_and_not_fatal(tmp_path):
     assert "failures.jsonl" in done.stderr
 
 
-def test_internvids_scores_are_said_on_standard_error(tmp_path):
+def test_internvids_scores_are_explained_on_standard_error(tmp_path):
     small = write_small(tmp_path / "dataset", 2, settings={"umt_sim": {"scorer": "CLIP"}})
     done = clipmill(
         "export", str(small.path), "--format", "internvid", "--output", str(tmp_path / "out")
@@ -138,7 +138,7 @@ def test_internvids_scores_are_said_on_standard_error(tmp_path):
     assert "3 not from YouTube" in done.stdout or "2 not from YouTube" in done.stdout
 
 
-def test_what_is_left_out_is_said(tmp_path):
+def test_left_out_clips_are_reported(tmp_path):
     small = write_small(tmp_path / "dataset", 2)
     done = clipmill(
         "export",
@@ -190,7 +190,7 @@ def test_what_is_left_out_is_said(tmp_path):
         (["--format", "csv", "--caption", "captoin"], ["captoin", "did you mean caption"]),
     ],
 )
-def test_wrong_use_is_one_clear_message_and_status_2(
+def test_usage_error_is_one_clear_message_and_status_2(
     made, tmp_path, words, parts, monkeypatch, capsys
 ):
     monkeypatch.setattr(
@@ -208,7 +208,7 @@ def test_wrong_use_is_one_clear_message_and_status_2(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_folder_that_is_no_dataset_is_named(tmp_path: Path):
+def test_folder_that_is_not_a_dataset_is_named(tmp_path: Path):
     done = clipmill(
         "export", str(tmp_path / "none"), "--format", "csv", "--output", str(tmp_path / "out")
     )

@@ -1,4 +1,4 @@
-"""The mistakes that a person makes first: one error each, which names the next step."""
+"""New users' mistakes: one error each, which names the next step."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def said(place: Path, *words: str) -> str:
-    """What is said of a wrong command, whoever finds it."""
+    """The error for a wrong command, whichever part detects it."""
     done = CliRunner().invoke(app, [word.replace("PLACE", str(place)) for word in words])
     assert done.exit_code != 0
     if isinstance(done.exception, UsageError):
@@ -58,13 +58,13 @@ def said(place: Path, *words: str) -> str:
         (["stauts", "PLACE/my-dataset"], ["Did you mean 'status'?"]),
     ],
 )
-def test_the_error_names_the_next_step(place: Path, words, parts):
+def test_error_names_the_next_step(place: Path, words, parts):
     found = said(place, *words)
     for part in parts:
         assert part in found
     assert "Value error" not in found
 
 
-def test_a_misspelt_column_is_taken_for_no_text(place: Path):
+def test_misspelt_column_is_not_mistaken_for_text(place: Path):
     found = said(place, "sql", "PLACE/my-dataset", "SELECT captoin FROM clips")
     assert "single quotes" not in found

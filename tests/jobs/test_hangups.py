@@ -17,7 +17,7 @@ from tests.faults.kill_world import ROOT, command, environment
 from tests.media import Scene, cached
 
 OWN = Path(__file__).parents[1] / "faults" / "kill_stages.py"
-# What a shell does for a command: its input becomes the terminal that it hears of.
+# Like a shell: makes standard input the controlling terminal.
 TAKES_TERMINAL = """
 import fcntl, os, sys, termios
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)
@@ -61,8 +61,8 @@ def state_of(dataset: Path) -> str:
     return record["state"]
 
 
-def test_a_run_whose_terminal_is_closed_is_recorded_as_stopped(tmp_path):
-    """The terminal is a real one, and the run its session's leader."""
+def test_run_whose_terminal_is_closed_is_recorded_as_stopped(tmp_path):
+    """The terminal is a real one, and the run is its session's leader."""
     dataset = tmp_path / "dataset"
     ours, theirs = pty.openpty()
     with subprocess.Popen(
@@ -86,7 +86,7 @@ def test_a_run_whose_terminal_is_closed_is_recorded_as_stopped(tmp_path):
     assert state_of(dataset) == "stopped"
 
 
-def test_a_hangup_sent_to_a_run_says_stopped(tmp_path):
+def test_run_that_receives_sighup_is_recorded_as_stopped(tmp_path):
     dataset = tmp_path / "dataset"
     with subprocess.Popen(
         command("run", recipe(tmp_path, 60.0), "--dataset", dataset),
@@ -105,7 +105,7 @@ def test_a_hangup_sent_to_a_run_says_stopped(tmp_path):
     assert state_of(dataset) == "stopped"
 
 
-def test_a_run_under_nohup_goes_on(tmp_path):
+def test_run_under_nohup_continues(tmp_path):
     dataset = tmp_path / "dataset"
     with subprocess.Popen(
         ["nohup", *command("run", recipe(tmp_path, 1.0), "--dataset", dataset)],

@@ -1,4 +1,4 @@
-"""The help as a person reads it on a terminal of 80 columns."""
+"""The help on a terminal of 80 columns."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def commands(command=None, words=()):
 
 
 @pytest.mark.parametrize("words", [words for words, _ in commands()], ids=" ".join)
-def test_help_reads_well_at_80_columns(words):
-    """No line is longer or cut short, no flag shows a type, every option is explained."""
+def test_help_is_readable_at_80_columns(words):
+    """No line is longer or truncated, no flag shows a type, every option is explained."""
     done = CliRunner().invoke(app, [*words, "--help"], env={"COLUMNS": "80"})
     assert done.exit_code == 0
     assert all(len(line) <= 80 for line in done.output.splitlines())
@@ -36,7 +36,7 @@ def test_help_reads_well_at_80_columns(words):
         assert re.search(rf"^  {name}( [^ ].*?)?(  +|\n +)\w", options, re.M), name
 
 
-def test_every_command_stands_under_a_heading():
+def test_every_command_is_under_a_heading():
     said = CliRunner().invoke(app, ["--help"]).output
     assert "\nCommands:" not in said
     for heading in (
@@ -52,7 +52,7 @@ def test_every_command_stands_under_a_heading():
             assert re.search(rf"^  {words[0]} ", said, re.M)
 
 
-def test_the_version_is_printed():
+def test_version_is_printed():
     done = CliRunner().invoke(app, ["--version"])
     assert done.exit_code == 0
     assert done.output == f"clipmill {code_version()}\n"

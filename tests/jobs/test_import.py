@@ -48,7 +48,7 @@ def published(tmp_path) -> Path:
 
 @pytest.fixture
 def site(monkeypatch):
-    """YouTube, as far as yt-dlp sees it: two videos are there and one is private."""
+    """YouTube as yt-dlp sees it: two videos exist and one is private."""
     from yt_dlp.extractor.common import InfoExtractor
     from yt_dlp.utils import ExtractorError
 
@@ -136,7 +136,7 @@ def test_imported_clips_get_their_media_and_keep_their_captions_and_scores(
     assert not run(loaded, dataset)
 
 
-def test_wrong_use_of_import_is_one_message_and_leaves_no_folder(tmp_path):
+def test_usage_error_of_import_is_one_message_and_leaves_no_folder(tmp_path):
     wrong = tmp_path / "urls.txt"
     wrong.write_text("https://a.example/1.mp4\n")
     dataset = tmp_path / "dataset"
@@ -149,8 +149,8 @@ def test_wrong_use_of_import_is_one_message_and_leaves_no_folder(tmp_path):
     assert not dataset.exists()
 
 
-def test_an_import_says_that_the_shards_that_are_there_stay(tmp_path, published):
-    """Where it is asked for shards of another size; what comes without a word is as it was."""
+def test_import_reports_that_existing_shards_stay(tmp_path, published):
+    """If another shard size is requested; otherwise the size stays without a message."""
     more = tmp_path / "more.jsonl"
     more.write_text(published.read_text().replace(SWIM, "more-swims-").replace(WALK, "more-walks-"))
     dataset = tmp_path / "dataset"
@@ -167,7 +167,7 @@ def test_an_import_says_that_the_shards_that_are_there_stay(tmp_path, published)
     assert "--shard-videos is now 1: it applies to new sources only" in said("--shard-videos", "1")
 
 
-def test_an_import_waits_for_no_run_that_is_at_work(tmp_path, published):
+def test_import_does_not_wait_for_an_active_run(tmp_path, published):
     from clipmill.pipeline.dataset.locks import dataset_lock
 
     (tmp_path / "dataset").mkdir()

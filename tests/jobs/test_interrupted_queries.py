@@ -1,4 +1,4 @@
-"""A signal in the middle of a query: DuckDB turns it into its own error."""
+"""A signal in the middle of a query, which DuckDB turns into its own error."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-# A command that asks DuckDB for what takes long, not through what people typed: so do `status` and
-# the table at the end of a run.
+# A command that runs a slow query, but not a user's: like `status` and the table at the end of a
+# run.
 COMMAND = """
 import sys
 import duckdb
@@ -32,7 +32,7 @@ clipmill.jobs.cli.main()
 
 
 @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_during_a_query_ends_a_command_in_order(sent: signal.Signals):
+def test_signal_during_a_query_ends_a_command_in_order(sent: signal.Signals):
     root = Path(__file__).parents[2]
     with subprocess.Popen(
         [sys.executable, "-c", COMMAND],
@@ -43,7 +43,7 @@ def test_a_signal_during_a_query_ends_a_command_in_order(sent: signal.Signals):
         cwd=root,
     ) as process:
         assert process.stdout.readline() == "asking\n"
-        time.sleep(0.3)  # so that it is in the query; where it is not, less is tried
+        time.sleep(0.3)  # so that the query is running; otherwise less is tested
         process.send_signal(sent)
         try:
             _, said = process.communicate(timeout=60)

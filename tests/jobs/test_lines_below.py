@@ -1,4 +1,4 @@
-"""What a run says about the rows that it did not keep, and that its commands do what they say."""
+"""A run's lines about rows that it did not keep; its suggested commands work."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ def commands(said: str, word: str) -> list[list[str]]:
     ]
 
 
-def test_a_run_says_why_rows_went_and_how_to_keep_them(films: Path, tmp_path: Path):
-    """The command that it prints keeps all that a rule rejected, and `status` says the same."""
+def test_run_reports_why_rows_were_rejected_and_how_to_keep_them(films: Path, tmp_path: Path):
+    """The printed command keeps all rows that a rule rejected, and `status` prints it, too."""
     dataset = tmp_path / "a dataset"
     said = clipmill(
         "run", "timestamps-only", "--dataset", dataset, "--sources", films, "--engine", "local"
@@ -71,8 +71,8 @@ def test_a_run_says_why_rows_went_and_how_to_keep_them(films: Path, tmp_path: Pa
     assert (stages[0]["kept"], stages[0]["rejected"], stages[0]["failed"]) == (5, 0, 1)
 
 
-def test_what_is_not_done_yet_is_not_called_accounted_for(films: Path, tmp_path: Path):
-    """After half a run the status says what waits and how to continue."""
+def test_unfinished_work_is_not_called_accounted_for(films: Path, tmp_path: Path):
+    """After half a run, the status says what is pending and how to continue."""
     said = clipmill(
         "run",
         "timestamps-only",
@@ -92,8 +92,8 @@ def test_what_is_not_done_yet_is_not_called_accounted_for(films: Path, tmp_path:
     assert "Every input is kept" in clipmill(*more, "--engine", "local")
 
 
-def test_what_can_not_be_done_names_its_way_out(films: Path, tmp_path: Path, monkeypatch):
-    """Shards that are fixed, an export of which nothing is left, a report without --output."""
+def test_impossible_requests_name_an_alternative(films: Path, tmp_path: Path, monkeypatch):
+    """Fixed shards, an export without clips, a report without --output."""
     dataset = tmp_path / "data"
     words = [
         "run",

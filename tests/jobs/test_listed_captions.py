@@ -1,4 +1,4 @@
-"""From a list to the clips: spans and all captions are there, and what the run says is true."""
+"""From a list to clips: all spans and captions arrive, and the run's report is right."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ stages:
 """
 
 
-def test_all_captions_of_a_clip_are_in_the_views_and_the_list_is_accounted_for(tmp_path):
+def test_all_captions_are_in_the_views_and_all_list_rows_accounted_for(tmp_path):
     film, _ = cached(THREE_SHOTS, audio=True)
     shutil.copy(film, tmp_path / "Caf\xe9.mp4")
     shutil.copy(film, tmp_path / "b.mp4")

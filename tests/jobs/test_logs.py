@@ -1,4 +1,4 @@
-"""`clipmill logs`: lines of all workers by time, in every format, and while a run goes on."""
+"""`clipmill logs`: all workers' lines by time, in every format, even during a run."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def line(second: float, message: str, level: str = "info", worker: str = "w", **
 
 @pytest.fixture
 def dataset(tmp_path: Path) -> Path:
-    """Two runs; of the second two workers, one with a file that was set aside."""
+    """Two runs; the second has two workers, one with a rotated file."""
     folder = tmp_path / "dataset"
     (folder / "runs").mkdir(parents=True)
     for run in RUNS:
@@ -94,8 +94,8 @@ def messages(capsys, dataset: Path, run: str | None = None, **asked) -> list[str
     return [json.loads(text)["message"] for text in capsys.readouterr().out.splitlines()]
 
 
-def test_lines_of_all_workers_come_by_time_and_of_the_newest_run(dataset, capsys):
-    """Files that were set aside come before the live one, in the order of their numbers."""
+def test_newest_runs_lines_of_all_workers_are_ordered_by_time(dataset, capsys):
+    """Rotated files precede the current one, in the order of their numbers."""
     assert messages(capsys, dataset) == [
         "zero",
         "one",
@@ -108,12 +108,12 @@ def test_lines_of_all_workers_come_by_time_and_of_the_newest_run(dataset, capsys
     ]
 
 
-def test_a_level_is_this_and_what_is_worse(dataset, capsys):
+def test_level_includes_more_severe_ones(dataset, capsys):
     assert messages(capsys, dataset, level="warning") == ["three", "seven"]
     assert messages(capsys, dataset, level="error") == ["seven"]
 
 
-def test_a_run_is_named_by_the_beginning_of_its_id(dataset, capsys):
+def test_run_can_be_given_by_the_beginning_of_its_id(dataset, capsys):
     assert messages(capsys, dataset, "20260101") == ["the first run"]
     assert messages(capsys, dataset, RUNS[0]) == ["the first run"]
     with pytest.raises(UsageError, match="several runs have ids with this prefix"):
@@ -122,7 +122,7 @@ def test_a_run_is_named_by_the_beginning_of_its_id(dataset, capsys):
         logs.show_logs(dataset, "1999")
 
 
-def test_lines_for_people_say_what_happened_and_steer_no_terminal(dataset, capsys):
+def test_readable_lines_cannot_control_the_terminal(dataset, capsys):
     logs.show_logs(dataset)
     out = capsys.readouterr().out
     assert "\x1b" not in out
@@ -133,7 +133,7 @@ def test_lines_for_people_say_what_happened_and_steer_no_terminal(dataset, capsy
     assert shown[8:] == ["    Traceback:", "      here", "    ValueError:  [31mno"]
 
 
-def test_other_formats_hold_every_field(dataset, capsys, tmp_path):
+def test_other_formats_have_every_field(dataset, capsys, tmp_path):
     logs.show_logs(dataset, format="json")
     rows = json.loads(capsys.readouterr().out)
     assert rows[2]["counts"] == {"kept": 3, "failed": 1}
@@ -146,7 +146,7 @@ def test_other_formats_hold_every_field(dataset, capsys, tmp_path):
 
 
 def test_damaged_lines_are_counted_and_left_out(dataset, capsys):
-    """A process was killed in the middle of a line; somebody wrote something that is not a log."""
+    """A process was killed while writing a line; another line is not a log line at all."""
     path = dataset / "logs" / RUNS[1] / "w.1.jsonl"
     path.write_text(path.read_text() + '{"time": "2026-01-02T03:04\n[1]\n\n' + line(3.5, "x")[:-9])
     logs.show_logs(dataset)
@@ -155,7 +155,7 @@ def test_damaged_lines_are_counted_and_left_out(dataset, capsys):
     assert err.startswith("4 damaged lines skipped")
 
 
-def test_a_dataset_without_logs_is_told_so(tmp_path):
+def test_dataset_without_logs_is_reported(tmp_path):
     (tmp_path / "runs").mkdir()
     with pytest.raises(UsageError, match="has no logs yet"):
         logs.show_logs(tmp_path)
@@ -163,7 +163,7 @@ def test_a_dataset_without_logs_is_told_so(tmp_path):
         logs.show_logs(tmp_path / "nothing")
 
 
-def test_follow_ends_at_once_for_a_run_that_is_over(dataset, capsys):
+def test_follow_ends_immediately_for_a_finished_run(dataset, capsys):
     """Its process was killed: the record still says that it is running, but nobody has the lock."""
     record_that_runs(dataset)
     logs.show_logs(dataset, follow=True)
@@ -172,8 +172,8 @@ def test_follow_ends_at_once_for_a_run_that_is_over(dataset, capsys):
         logs.show_logs(dataset, follow=True, format="csv")
 
 
-def test_follow_reads_what_another_process_writes_until_it_is_gone(dataset, tmp_path):
-    """Each line once, also of a file that is set aside meanwhile."""
+def test_follow_reads_another_processs_lines_until_it_ends(dataset, tmp_path):
+    """Each line once, even if the file is rotated meanwhile."""
     writer = f"""
 import sys, time
 from pathlib import Path
@@ -224,10 +224,8 @@ with dataset_lock(dataset) as hold:
     assert sum(file.worker == "live" for file in log_files(dataset, RUNS[1])) > 2
 
 
-def test_lines_keep_their_order_where_a_file_is_set_aside_between_listing_and_reading(
-    dataset, capsys, monkeypatch
-):
-    """What is read under its name then is newer than what it held."""
+def test_lines_keep_their_order_if_a_file_is_rotated_while_reading(dataset, capsys, monkeypatch):
+    """The file then read under its name is newer than the listed one."""
     log = RunLog(dataset, RUNS[1], "live", LogLimits(3000, 10**7))
     log.write("failure", "live 0")
     goes_on, to_come = iter([True, False]), iter(range(1, 40))

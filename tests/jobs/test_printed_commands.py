@@ -1,7 +1,6 @@
-"""Every command that the program prints can be pasted: none has a placeholder or a wrong word.
+"""Every command that the program prints can be pasted, without placeholders or errors.
 
-All texts in the code and in the docs are checked; the commands of a data card are pasted into a
-shell.
+Checks all texts in the code and in the docs; pastes the commands of a data card into a shell.
 """
 
 from __future__ import annotations
@@ -27,14 +26,14 @@ from tests.scored_catalog import aesthetic, build, embeddings, random_clips
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("jobs", "pipeline", "stages", "schemas")
-VALUE = "0"  # stands for what is filled in
-# In a text a command is between backquotes, on a separate line, or after a colon.
+VALUE = "0"  # replaces interpolated values
+# In a text, a command is in backquotes, on a separate line, or after a colon.
 IN_TEXT = re.compile(r"`(clipmill [^`]+)`|^\s+(clipmill .+)$|: (clipmill .+)$", re.M)
 COMMAND = typer.main.get_command(app)
 
 
 def texts(path: Path) -> Iterator[tuple[int, str]]:
-    """The texts of a module that are not docstrings, with what is filled in as VALUE."""
+    """A module's texts that are not docstrings, with VALUE for interpolated values."""
     tree = ast.parse(path.read_text("utf-8"))
     skipped = set()
     for node in ast.walk(tree):
@@ -86,13 +85,13 @@ def problem_of(line: str) -> str | None:
         name, found, words = command.resolve_command(context, words)
         command, context = found, click.Context(found, info_name=name, parent=context)
     if not words:
-        return None  # it is only named
+        return None  # it is only mentioned
     try:
         command.make_context(command.name, list(words), parent=context.parent)
     except click.exceptions.Exit:
         return None  # --help
     except click.UsageError as error:
-        # What is filled in may be a whole option, or of another kind than the value here.
+        # An interpolated value may be a whole option, or of another type than VALUE.
         return (
             None
             if VALUE in words and isinstance(error, click.BadParameter)
@@ -101,13 +100,13 @@ def problem_of(line: str) -> str | None:
     return None
 
 
-def test_the_texts_have_commands():
+def test_commands_are_found_in_the_texts():
     assert len(list(in_code())) > 40
     assert len(list(in_pages())) > 30
 
 
 @pytest.mark.parametrize("where", ["code", "pages"])
-def test_each_command_is_one_that_there_is(where):
+def test_all_printed_commands_are_valid(where):
     found = in_code() if where == "code" else in_pages()
     wrong = []
     for place, line in found:
@@ -142,7 +141,7 @@ def dataset(tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize("kind", ["ready-made", "extending", "where"])
-def test_a_data_card_makes_the_same_subset_again(dataset, tmp_path, capsys, kind):
+def test_data_card_reproduces_the_subset(dataset, tmp_path, capsys, kind):
     own = tmp_path / "it's mine.yaml"
     own.write_text("rules:\n- where: aesthetic > $least\nparameters: {least: 4}\n")
     more = tmp_path / "more.yaml"
@@ -161,7 +160,7 @@ def test_a_data_card_makes_the_same_subset_again(dataset, tmp_path, capsys, kind
     assert "already exists, with the same clips and rules" in said.stdout
 
 
-def test_the_card_of_an_export_makes_it_again(dataset, tmp_path):
+def test_exports_card_reproduces_the_export(dataset, tmp_path):
     output = dataset.parent / "an export"
     export(ExportRequest(dataset, output, "huggingface", where="aesthetic > 4"))
     said = pasted((output / "README.md").read_text(), dataset.parent)

@@ -1,4 +1,4 @@
-"""What a run shows of itself: bars on a terminal, lines elsewhere."""
+"""A run's progress: bars on a terminal, lines elsewhere."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def half_done(progress: TerminalProgress) -> None:
     progress.report("split_clips", Counter(share=1))  # its first step is done
 
 
-def test_a_bar_a_stage_with_rows_hours_and_what_each_worker_is_at():
+def test_one_bar_per_stage_with_rows_hours_and_workers():
     to = console()
     progress = TerminalProgress({"download_videos": [2], "split_clips": [2, 2]}, console=to)
     half_done(progress)
@@ -68,7 +68,7 @@ def test_short_films_have_a_length_too():
     assert ", 14 s, " in progress.line()
 
 
-def test_it_fits_eighty_columns():
+def test_progress_fits_80_columns():
     to = console(80)
     progress = TerminalProgress({"score_video_similarity": [2], "split_clips": [2, 2]}, console=to)
     half_done(progress)
@@ -76,7 +76,7 @@ def test_it_fits_eighty_columns():
     assert max(map(len, screen(progress, to).splitlines())) <= 80
 
 
-def test_a_worker_that_stands_still_comes_first():
+def test_stalled_worker_comes_first():
     to = console(200)
     progress = TerminalProgress({"split_clips": [2]}, console=to)
     progress.show([worker() for _ in range(40)] + [worker(700, is_standing=True)])
@@ -85,7 +85,7 @@ def test_a_worker_that_stands_still_comes_first():
     assert "and 33 more workers" in to.file.getvalue()
 
 
-def test_in_a_pipe_a_line_says_the_same_now_and_then():
+def test_pipe_gets_an_occasional_line():
     to = console(terminal=False)
     with TerminalProgress(
         {"download_videos": [2], "split_clips": [2, 2]}, line_seconds=0.05, console=to
@@ -102,7 +102,7 @@ def test_in_a_pipe_a_line_says_the_same_now_and_then():
     ), line
 
 
-def test_a_short_run_in_a_pipe_says_nothing():
+def test_short_run_in_a_pipe_prints_nothing():
     to = console(terminal=False)
     with TerminalProgress({"download_videos": [2]}, console=to) as progress:
         half_done(progress)

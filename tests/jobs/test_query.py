@@ -1,4 +1,4 @@
-"""`sql`, `status`, `failures` and `runs` as their readers meet them."""
+"""`sql`, `status`, `failures` and `runs` as users see them."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_json_is_a_list_of_rows(truth: Truth, capsys):
     assert json.loads(said(capsys, truth.path, "FROM clips LIMIT 0", format="json")) == []
 
 
-def test_jsonl_is_a_row_a_line(truth: Truth, capsys):
+def test_jsonl_has_one_row_per_line(truth: Truth, capsys):
     lines = said(capsys, truth.path, TWO, format="jsonl").splitlines()
     assert [json.loads(line)["clip_id"] for line in lines] == [
         "generic-v0-0-1000",
@@ -76,8 +76,8 @@ def test_parquet_keeps_types(truth: Truth, tmp_path: Path, capsys):
     assert table.schema.field("similarity").type == pa.float32()
 
 
-def test_a_table_in_a_pipe_has_a_line_a_row(truth: Truth, capsys):
-    """However long the text; the number of rows is said on standard error."""
+def test_table_in_a_pipe_has_one_line_per_row(truth: Truth, capsys):
+    """However long the text; the number of rows goes to standard error."""
     query.run_sql(truth.path, "SELECT repeat('long ', 100) AS text, NULL AS nothing")
     out, err = capsys.readouterr()
     assert len(out.splitlines()) == 2
@@ -86,7 +86,7 @@ def test_a_table_in_a_pipe_has_a_line_a_row(truth: Truth, capsys):
     assert err == "(1 row)\n"
 
 
-def test_a_file_is_written_whole_or_not_at_all(truth: Truth, tmp_path: Path, capsys):
+def test_output_file_is_written_completely_or_not_at_all(truth: Truth, tmp_path: Path, capsys):
     target = tmp_path / "out.csv"
     target.write_text("what was there")
     with pytest.raises(UsageError):
@@ -99,7 +99,7 @@ def test_a_file_is_written_whole_or_not_at_all(truth: Truth, tmp_path: Path, cap
         query.run_sql(truth.path, TWO, format="csv", output=tmp_path / "no" / "out.csv")
 
 
-def test_control_characters_of_a_title_do_not_reach_the_terminal(capsys):
+def test_titles_control_characters_do_not_reach_the_terminal(capsys):
     """A title comes from the network."""
     table = pa.table({"title": ["\x1b[31mred\x07"]})
     write_rows(table.to_reader(), "table")
@@ -120,14 +120,12 @@ def test_control_characters_of_a_title_do_not_reach_the_terminal(capsys):
         (True, True),
     ],
 )
-def test_json_holds_every_value(value: object, expected: object):
+def test_json_can_represent_every_value(value: object, expected: object):
     assert plain(value) == expected
     json.dumps(plain(value), allow_nan=False)
 
 
-def test_the_query_may_come_from_a_file_or_a_pipe(
-    truth: Truth, tmp_path: Path, capsys, monkeypatch
-):
+def test_query_may_come_from_a_file_or_a_pipe(truth: Truth, tmp_path: Path, capsys, monkeypatch):
     (tmp_path / "q.sql").write_text("-- how many\nSELECT count(*) AS n FROM clips;\n")
     assert said(capsys, truth.path, None, file=tmp_path / "q.sql", format="csv") == "n\n64\n"
     monkeypatch.setattr(sys, "stdin", io.StringIO("SELECT 1 AS one"))
@@ -138,8 +136,8 @@ def test_the_query_may_come_from_a_file_or_a_pipe(
         query.run_sql(truth.path, None, file=tmp_path / "none.sql")
 
 
-def test_the_prompt_goes_on_after_an_error(truth: Truth, capsys):
-    """A query ends with a semicolon, maybe lines later; dot commands end with their line."""
+def test_prompt_continues_after_an_error(truth: Truth, capsys):
+    """A query ends with a semicolon, perhaps lines later; dot commands end with their line."""
     typed = (
         ".help\n.tables\n.nope\nSELECT nope FROM clips;\nSELECT count(*) AS n\nFROM clips;\n.quit\n"
     )
@@ -155,14 +153,14 @@ def test_the_prompt_goes_on_after_an_error(truth: Truth, capsys):
     assert 'column "nope" not found' in err
 
 
-def test_the_prompt_ends_with_the_input(truth: Truth):
+def test_prompt_ends_with_the_input(truth: Truth):
     with create_pipe_input() as pipe, create_app_session(input=pipe, output=DummyOutput()):
         pipe.send_text("SELECT 1\n\x03\x04")
         query.prompt(truth.path)
 
 
 def test_failures_can_be_narrowed(truth: Truth, capsys):
-    """By kind; the history has those that a retry made good, too."""
+    """By kind; the history also has those that a retry resolved."""
     query.print_failures(truth.path, format="json")
     standing = json.loads(capsys.readouterr().out)
     query.print_failures(truth.path, kinds=["bad_media", "permanent"], format="json")
@@ -175,7 +173,7 @@ def test_failures_can_be_narrowed(truth: Truth, capsys):
         query.print_failures(truth.path, kinds=["bad"])
 
 
-def test_runs_tell_what_they_were_made_with(truth: Truth, capsys):
+def test_runs_show_models_and_settings(truth: Truth, capsys):
     query.print_runs(truth.path)
     out = capsys.readouterr().out
     assert "org/writer@abc" in out
@@ -203,7 +201,7 @@ def test_status_as_json_has_the_promised_keys(truth: Truth, capsys):
     assert {"videos", "clips", "hours", "source_frames", "decoded_frames"} <= set(report["totals"])
 
 
-def test_status_shows_accounting_and_its_breach(truth: Truth, tmp_path: Path, capsys):
+def test_status_shows_accounting_and_its_errors(truth: Truth, tmp_path: Path, capsys):
     query.print_status(truth.path)
     out = capsys.readouterr().out
     assert "Every input is kept, rejected or failed" in out
@@ -219,7 +217,7 @@ def test_status_shows_accounting_and_its_breach(truth: Truth, tmp_path: Path, ca
 
 
 def _on_terminal(code: str, columns: int) -> str:
-    """What `code` prints on a terminal of so many columns."""
+    """What `code` prints on a terminal with this many columns."""
     ours, theirs = pty.openpty()
     done = subprocess.Popen(
         [sys.executable, "-c", code],
@@ -245,7 +243,7 @@ def _on_terminal(code: str, columns: int) -> str:
 
 
 def test_80_columns_are_enough(truth: Truth):
-    """Status is a grid; rows that are too wide for one become blocks, one line a column."""
+    """Status is a grid; rows that are too wide for one become blocks, one line per column."""
     shown = _on_terminal(
         "from pathlib import Path\nfrom jobs import query\n"
         f"d = Path({str(truth.path)!r})\nquery.print_status(d)\n"

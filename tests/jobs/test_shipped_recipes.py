@@ -1,4 +1,4 @@
-"""The ready-made recipes load, plan, and name models in ways that the stages understand."""
+"""The ready-made recipes load, plan, and name models that the stages support."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ RECIPES = Path(jobs.__file__).parent / "recipes"
 
 
 @pytest.mark.parametrize("name", names())
-def test_a_recipe_that_is_shown_means_the_same_wherever_it_is_saved(
+def test_shown_recipe_has_the_same_meaning_in_any_folder(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -41,7 +41,7 @@ def models_of(name: str) -> dict[str, ModelReference]:
 
 
 @pytest.mark.parametrize("name", ["internvid", "small-cpu"])
-def test_a_recipe_runs_the_whole_main_job(name: str) -> None:
+def test_recipes_run_the_whole_main_job(name: str) -> None:
     loaded = load_recipe(RECIPES / f"{name}.yaml")
     plan = build_plan(loaded)
     assert set(loaded.stages) == {
@@ -77,14 +77,14 @@ def test_internvid_has_the_published_values() -> None:
     assert head.name == "sac+logos+ava1-l14-linearMSE.pth"
 
 
-def test_timestamps_need_no_model_and_keep_no_frames() -> None:
+def test_timestamps_only_needs_no_model_and_keeps_no_frames() -> None:
     loaded = load_recipe(RECIPES / "timestamps-only.yaml")
     assert list(loaded.stages) == ["download_videos", "split_clips"]
     assert not loaded.stages["split_clips"].keep_frames
     assert models_of("timestamps-only") == {}
 
 
-def test_a_scorer_of_another_model_than_its_embeddings_is_refused_before_the_run() -> None:
+def test_scorer_with_another_model_than_its_embeddings_is_refused() -> None:
     loaded = load_recipe(
         RECIPES / "small-cpu.yaml", overrides=["score_similarity.model=open_clip:ViT-L-14/openai"]
     )

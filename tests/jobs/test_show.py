@@ -1,4 +1,4 @@
-"""`clipmill show`: the clip's row, its frames as a picture, and the span played."""
+"""`clipmill show`: prints the clip's row and its frames, and plays the span."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def without_frames(made, tmp_path: Path) -> Path:
     return dataset
 
 
-def test_the_row_is_shown_and_given_as_json(made, clips):
+def test_row_is_shown_and_printed_as_json(made, clips):
     ids = [clip["clip_id"] for clip in clips]
     said = clipmill("show", made.dataset, *reversed(ids))
     assert said.exit_code == 0
@@ -67,16 +67,16 @@ def test_the_row_is_shown_and_given_as_json(made, clips):
     assert rows[0].keys() == clips[0].keys()
 
 
-def test_an_unknown_clip_is_one_error_with_near_ids(made, clips):
+def test_unknown_clip_is_one_error_with_similar_ids(made, clips):
     clip_id = clips[0]["clip_id"]
     with pytest.raises(UsageError, match=rf"no clip '{clip_id}9'.*did you mean {clip_id}\b"):
         clipmill("show", made.dataset, f"{clip_id}9")
 
 
-def test_frames_come_from_the_kept_ones_or_else_from_the_video(
+def test_frames_are_the_kept_ones_or_else_decoded(
     made, without_frames: Path, clips, tmp_path: Path
 ):
-    """A row per clip, in the order asked for; both ways show the same pictures."""
+    """A row per clip, in the requested order; both ways show the same pictures."""
     ids = [clip["clip_id"] for clip in clips]
     pictures = []
     for dataset, name in ((made.dataset, "kept.png"), (without_frames, "decoded.png")):
@@ -88,11 +88,11 @@ def test_frames_come_from_the_kept_ones_or_else_from_the_video(
     kept, decoded = pictures
     width = round(180 * clips[0]["width"] / clips[0]["height"])
     assert kept.shape == decoded.shape == (2 * 180 + 4, 5 * width + 4 * 4, 3)
-    assert np.abs(kept - decoded).mean() < 6  # kept frames may be those next to them
+    assert np.abs(kept - decoded).mean() < 6  # kept frames may be their neighbours
     assert np.abs(kept[:180] - kept[184:]).mean() > 6
 
 
-def test_where_the_file_is_gone_the_row_is_still_shown(without_frames: Path, clips, tmp_path: Path):
+def test_row_is_shown_even_if_the_file_is_gone(without_frames: Path, clips, tmp_path: Path):
     shutil.rmtree(without_frames / "index")
     for place in (without_frames / "download_videos").glob("*/*.parquet"):
         _forget_paths(place)
@@ -116,7 +116,7 @@ def _forget_paths(place: Path) -> None:
 
 @pytest.mark.parametrize("has_player", [True, False])
 def test_open_plays_the_span(made, clips, tmp_path: Path, monkeypatch, has_player):
-    """A cut with just the clip's frames, for the desktop's player; else its path is said."""
+    """A cut with just the clip's frames, for the desktop's player; else its path is printed."""
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr("tempfile.tempdir", None)
     monkeypatch.setattr("sys.platform", "linux")
@@ -158,7 +158,7 @@ class Screen(io.StringIO):
         ({}, None),
     ],
 )
-def test_the_terminal_is_asked_for_the_best_way_that_it_has(environment, way):
+def test_best_method_of_the_terminal_is_used(environment, way):
     assert way_of_terminal(Screen(), environment) == way
     assert way_of_terminal(io.StringIO(), environment) is None
 
@@ -184,15 +184,15 @@ def test_kitty_and_iterm_get_a_png():
         assert np.array_equal(image, PICTURE)
 
 
-def test_blocks_show_two_rows_a_line():
+def test_blocks_show_two_rows_per_line():
     lines = shown("blocks").splitlines()
     assert [line.count("▀") for line in lines] == [7, 7, 7]
     assert lines[0].startswith("\x1b[38;2;255;0;51;48;2;255;0;51m▀")
     assert lines[2].endswith("\x1b[38;2;0;255;255;48;2;0;255;255m▀\x1b[0m\n".rstrip("\n"))
 
 
-def test_sixels_give_the_picture_again():
-    """Painted by the rules of the format: colours in per cent, six rows a band, `!` repeats."""
+def test_sixels_round_trip():
+    """Decoded by the format's rules: colours in per cent, six rows per band, `!` repeats."""
     said = shown("sixel").strip()
     head = re.match(r'\x1bPq"1;1;7;5', said)
     palette, image, row, column, colour = {}, np.zeros((6, 7, 3), int), 0, 0, None
@@ -219,8 +219,8 @@ def test_sixels_give_the_picture_again():
     assert np.array_equal(image[:5], np.rint(PICTURE / 255 * 100))
 
 
-def test_on_a_terminal_with_sixels_the_picture_is_shown_in_it(made, clips):
-    """The terminal is asked what it is, and the answer is not shown."""
+def test_picture_is_shown_on_a_terminal_with_sixels(made, clips):
+    """The terminal's attributes are requested, and its answer is not shown."""
     parent, child = pty.openpty()
     environment = {
         name: value

@@ -1,4 +1,4 @@
-"""`clipmill subset` as its users meet it: explain, create, list, show."""
+"""`clipmill subset`: explain, create, list, show."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def clips():
 
 @pytest.fixture(scope="module")
 def explored(clips, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A dataset to look at only."""
+    """A dataset that tests only read."""
     names = list(dict.fromkeys(clip.video for clip in clips))
     videos = {
         name: {
@@ -67,7 +67,7 @@ def explored(clips, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def dataset(explored: Path, tmp_path: Path) -> Path:
-    """One of one's own."""
+    """A separate copy that may be changed."""
     shutil.copytree(explored, tmp_path / "dataset")
     return tmp_path / "dataset"
 
@@ -89,8 +89,8 @@ def ask(dataset: Path, query: str) -> list[tuple]:
         return [tuple(row.values()) for row in catalog.ask(query).read_all().to_pylist()]
 
 
-def test_the_funnel_says_what_each_rule_leaves_and_takes(explored: Path, recipe: str, capsys):
-    """Clips, videos and hours after each rule; nulls apart; and what a rule takes alone."""
+def test_funnel_has_remaining_and_removed_clips_of_each_rule(explored: Path, recipe: str, capsys):
+    """Clips, videos, hours after each rule; nulls separately; and what a rule removes alone."""
     found = explained(capsys, explored, recipe)
     everything, short = ask(
         explored,
@@ -120,8 +120,8 @@ def test_the_funnel_says_what_each_rule_leaves_and_takes(explored: Path, recipe:
     assert not (explored / "subsets").exists()
 
 
-def test_the_clips_next_to_each_threshold_are_shown(explored: Path, recipe: str, clips, capsys):
-    """On both sides, nearest first, with what becomes of them."""
+def test_clips_next_to_each_threshold_are_shown(explored: Path, recipe: str, clips, capsys):
+    """On both sides, nearest first, with their outcome."""
     found = explained(capsys, explored, recipe, near=2)
     low, high = found["funnel"][0]["near"]
     assert (low["column"], low["operator"], low["value"]) == ("duration_seconds", ">=", 2)
@@ -155,7 +155,7 @@ def test_the_clips_next_to_each_threshold_are_shown(explored: Path, recipe: str,
 
 @pytest.mark.parametrize("columns", [80, 100])
 def test_80_columns_are_enough(explored: Path, recipe: str, capsys, monkeypatch, columns: int):
-    """No line of numbers is wrapped, and what controls a terminal is not let through."""
+    """No line of numbers is wrapped, and control characters are removed."""
     monkeypatch.setattr(
         funnel,
         "_console",
@@ -175,7 +175,7 @@ def test_80_columns_are_enough(explored: Path, recipe: str, capsys, monkeypatch,
     assert ends[3] == head.index("hours") + len("hours")
 
 
-def test_a_rule_that_takes_everything_is_named(dataset: Path, recipe: str, capsys):
+def test_rule_that_removes_everything_is_named(dataset: Path, recipe: str, capsys):
     """`explain` shows it, `create` refuses, and nothing is left behind."""
     subset.explain(dataset, recipe, overrides=["longest=2.0001"])
     said = capsys.readouterr().out
@@ -185,7 +185,7 @@ def test_a_rule_that_takes_everything_is_named(dataset: Path, recipe: str, capsy
     assert not list((dataset / "subsets").glob("mine*"))
 
 
-def test_a_frozen_subset_is_a_list_with_its_provenance(dataset: Path, recipe: str, capsys):
+def test_frozen_subset_is_a_list_with_its_provenance(dataset: Path, recipe: str, capsys):
     subset.create(dataset, recipe, seed=5)
     said = capsys.readouterr().out
     frozen = load_subset(dataset, "mine")
@@ -217,8 +217,10 @@ def test_a_frozen_subset_is_a_list_with_its_provenance(dataset: Path, recipe: st
     ) == [(50, True)]
 
 
-def test_the_same_again_is_no_error_another_is(dataset: Path, recipe: str, capsys):
-    """A name stands for one list for good."""
+def test_creating_the_same_subset_again_is_allowed_a_different_one_not(
+    dataset: Path, recipe: str, capsys
+):
+    """A name always stands for the same list."""
     subset.create(dataset, recipe)
     before = times(dataset)
     subset.create(dataset, recipe)
@@ -241,7 +243,7 @@ def times(dataset: Path) -> dict[Path, int]:
 
 
 @pytest.mark.parametrize("name", ["../up", "a/b", ".hidden", "", "-x", "a b", "é", "x" * 81])
-def test_a_name_is_a_safe_file_name(explored: Path, recipe: str, name: str):
+def test_name_must_be_a_safe_file_name(explored: Path, recipe: str, name: str):
     with pytest.raises(UsageError, match="--name"):
         subset.create(explored, recipe, name=name)
 
@@ -261,8 +263,8 @@ subset.create(Path(sys.argv[1]), sys.argv[2])
 """
 
 
-def test_a_killed_create_leaves_nothing_that_counts(dataset: Path, recipe: str):
-    """The next one clears what it left; two at once learn of each other."""
+def test_killed_create_leaves_no_subset(dataset: Path, recipe: str):
+    """The next one removes what it left; two concurrent ones detect each other."""
     child = subprocess.Popen(
         [sys.executable, "-c", KILLED, str(dataset), recipe],
         stdin=subprocess.DEVNULL,
@@ -280,7 +282,7 @@ def test_a_killed_create_leaves_nothing_that_counts(dataset: Path, recipe: str):
     with pytest.raises(UsageError, match="no subset 'mine'"):
         subset.show(dataset, "mine")
     deadline = time.monotonic() + 60
-    while True:  # the kernel lets a dead process's lock go in its own time
+    while True:  # the kernel takes a moment to release a dead process's lock
         try:
             subset.create(dataset, recipe)
             break
@@ -291,7 +293,7 @@ def test_a_killed_create_leaves_nothing_that_counts(dataset: Path, recipe: str):
     assert len(ask(dataset, "SELECT * FROM subset_clips")) == 50
 
 
-def test_the_data_card_says_what_it_is_and_how_to_make_it(dataset: Path, recipe: str, capsys):
+def test_data_card_describes_the_subset_and_how_to_reproduce_it(dataset: Path, recipe: str, capsys):
     """Markdown that a hostile category cannot break."""
     subset.create(dataset, recipe, overrides=["clips=120"], seed=4)
     capsys.readouterr()
@@ -314,7 +316,7 @@ def test_the_data_card_says_what_it_is_and_how_to_make_it(dataset: Path, recipe:
     }
 
 
-def test_the_card_says_what_has_changed_since(dataset: Path, recipe: str, capsys):
+def test_card_says_what_has_changed_since(dataset: Path, recipe: str, capsys):
     """Clips that the newest run no longer shows, and steps that were run again."""
     subset.create(dataset, recipe)
     record = json.loads((dataset / "runs/r1.json").read_text())
@@ -332,8 +334,8 @@ def test_the_card_says_what_has_changed_since(dataset: Path, recipe: str, capsys
     assert f"{since['not_in_catalog']} of its clips are no longer" in capsys.readouterr().out
 
 
-def test_the_card_counts_what_was_removed(dataset: Path, recipe: str, capsys):
-    """The list stays as it was cited; a new one is made without the removed video."""
+def test_card_counts_removed_clips(dataset: Path, recipe: str, capsys):
+    """The list stays as cited; a new one is made without the removed video."""
     subset.create(dataset, recipe)
     [(video, clips)] = ask(
         dataset,
@@ -352,7 +354,7 @@ def test_the_card_counts_what_was_removed(dataset: Path, recipe: str, capsys):
     )
 
 
-def test_an_unknown_subset_names_near_ones(dataset: Path, recipe: str):
+def test_unknown_subset_suggests_similar_ones(dataset: Path, recipe: str):
     with pytest.raises(UsageError, match="clipmill subset create"):
         subset.show(dataset, "mine")
     subset.create(dataset, recipe)
@@ -360,7 +362,7 @@ def test_an_unknown_subset_names_near_ones(dataset: Path, recipe: str):
         subset.show(dataset, "mime")
 
 
-def test_the_ready_made_recipes_are_listed_and_printed(capsys):
+def test_ready_made_recipes_are_listed_and_printed(capsys):
     subset.recipes(None)
     names = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
     assert "internvid-flt" in names
@@ -370,8 +372,8 @@ def test_the_ready_made_recipes_are_listed_and_printed(capsys):
         subset.recipes("internvid-dvi")
 
 
-def test_the_command_line_passes_everything_on(explored: Path, recipe: str):
-    """Exit status 2 and one message for what is wrong; results on standard output."""
+def test_command_line_passes_on_all_options(explored: Path, recipe: str):
+    """Errors are status 2 with one message; results go to standard output."""
 
     def clipmill(*words: str) -> subprocess.CompletedProcess:
         return subprocess.run(
@@ -405,8 +407,8 @@ def test_the_command_line_passes_everything_on(explored: Path, recipe: str):
     assert "did you mean clips?" in wrong.stderr
 
 
-def test_a_predicate_does_without_a_recipe(dataset: Path, tmp_path: Path, capsys):
-    """`--where` chooses by itself; the record holds it, and its card's recipe gives it again."""
+def test_predicate_needs_no_recipe(dataset: Path, tmp_path: Path, capsys):
+    """`--where` selects by itself; it is recorded, and the card's recipe reproduces it."""
     where = "aesthetic > 5 AND language = 'de'"
     found = explained(capsys, dataset, None, where=where)
     subset.create(dataset, None, where=where)
@@ -437,6 +439,6 @@ def test_a_predicate_does_without_a_recipe(dataset: Path, tmp_path: Path, capsys
         (None, {"where": "aesthetic > 5", "overrides": ["a=1"]}, "a predicate has no parameters"),
     ],
 )
-def test_a_predicate_is_checked_like_a_rule(explored: Path, recipe, details, said):
+def test_predicate_is_checked_like_a_rule(explored: Path, recipe, details, said):
     with pytest.raises(UsageError, match=said):
         subset.explain(explored, recipe, **details)

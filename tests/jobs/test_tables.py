@@ -1,4 +1,4 @@
-"""Tables on a narrow terminal: what is to be copied stays in one line."""
+"""Tables on a narrow terminal: values that users copy stay on one line."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class Screen(io.StringIO):
 
 
 @pytest.mark.parametrize("columns", [80, 100, 120])
-def test_ids_stay_in_one_line(monkeypatch, columns):
-    """Texts give way, the shortest last; nothing is wider than the terminal."""
+def test_ids_stay_on_one_line(monkeypatch, columns):
+    """Texts are wrapped, the shortest last; nothing is wider than the terminal."""
     screen = Screen()
     monkeypatch.setattr("sys.stdout", screen)
     monkeypatch.setenv("COLUMNS", str(columns))

@@ -1,4 +1,4 @@
-"""What is typed into a terminal ends: only the command itself holds the terminal."""
+"""Commands typed into a terminal end: only the command itself holds the terminal."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def is_terminal(dataset: Path) -> list[bool]:
     return pq.read_table(table, partitioning=None)["is_terminal"].to_pylist()
 
 
-def test_a_run_on_ray_that_splits_ends_on_a_terminal(tmp_path):
+def test_run_on_ray_with_splitting_ends_on_a_terminal(tmp_path):
     with Shell() as shell:
         status, screen = shell.run(splitting(tmp_path), SECONDS)
         assert status == 0, screen
@@ -59,14 +59,14 @@ def test_a_run_on_ray_that_splits_ends_on_a_terminal(tmp_path):
         assert not shell.holders
         assert screen.index("Reading the recipe") < screen.index("starting Ray")
         assert re.search(r"split_clips +━+ +1/1 ", screen)
-        # Ray's own displays go by these names.
+        # Ray's own displays have these names.
         workers = [one for one in shell.commands if one.startswith("ray::MapWorker(MapBatches(")]
         assert any("split_clips" in one for one in workers), shell.commands
 
 
 @pytest.mark.slow
-def test_ctrl_c_on_a_terminal_ends_a_demo_in_order_and_the_next_one_goes_on(tmp_path):
-    """In the middle of the run, when workers of every pool are up."""
+def test_ctrl_c_on_a_terminal_ends_a_demo_and_the_next_one_resumes(tmp_path):
+    """In the middle of the run, when workers of every pool are running."""
     demo = typed("demo", "--dataset", tmp_path / "demo")
     with Shell() as shell:
         shell.begin(demo)
@@ -80,12 +80,12 @@ def test_ctrl_c_on_a_terminal_ends_a_demo_in_order_and_the_next_one_goes_on(tmp_
 
 
 @pytest.mark.slow
-def test_a_run_on_a_cluster_that_was_started_from_a_terminal_ends(tmp_path):
-    """Its workers belong to a process that has the terminal as standard input."""
+def test_run_on_a_cluster_started_from_a_terminal_ends(tmp_path):
+    """Its workers belong to a process whose standard input is the terminal."""
     port = free_port()
     ray = Path(sys.executable).with_name("ray")
     with (
-        tempfile.TemporaryDirectory(prefix="ray", dir="/tmp") as short,  # for sockets' names
+        tempfile.TemporaryDirectory(prefix="ray", dir="/tmp") as short,  # socket paths are limited
         Shell(RAY_AUTH_MODE="disabled") as head,
         Shell(RAY_AUTH_MODE="disabled") as shell,
     ):
@@ -120,8 +120,8 @@ def test_a_run_on_a_cluster_that_was_started_from_a_terminal_ends(tmp_path):
         head.end(60)
 
 
-def test_a_local_run_in_the_background_ends(tmp_path):
-    """Where the command itself is in a background group, what it starts is stopped with it."""
+def test_local_run_in_the_background_ends(tmp_path):
+    """If the command itself is in a background group, its programs are stopped with it."""
     with Shell() as shell:
         shell.press(f"{splitting(tmp_path, by_name=False)} --engine local &\n")
         status, screen = shell.run("wait $!", SECONDS)

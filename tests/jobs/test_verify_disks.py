@@ -1,4 +1,4 @@
-"""`verify` and `--repair` where media lie on another disk, which may be away or read-only."""
+"""`verify` and `--repair` with media on another disk, which may be missing or read-only."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def filmed(made: Made, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def dataset(filmed: Path, tmp_path: Path) -> Path:
-    """One whose media lie elsewhere, behind a link."""
+    """A dataset whose media are elsewhere, behind a link."""
     dataset = Path(shutil.copytree(filmed, tmp_path / "dataset"))
     shutil.move(dataset / "media", tmp_path / "disk")
     (dataset / "media").symlink_to(tmp_path / "disk")
@@ -52,8 +52,8 @@ def files_of(dataset: Path) -> set[str]:
     return {str(path.relative_to(dataset)) for path in dataset.rglob("*")}
 
 
-def test_what_is_set_aside_may_come_from_another_disk(dataset: Path, monkeypatch):
-    """Between two file systems nothing can be renamed: it is copied, then deleted."""
+def test_files_on_another_disk_can_be_set_aside(dataset: Path, monkeypatch):
+    """A rename between file systems is impossible, so they are copied, then deleted."""
     media = next((dataset / "media").glob("*.mp4"))
     media.write_bytes(media.read_bytes()[:-10])
     rename = os.replace
@@ -73,7 +73,7 @@ def test_what_is_set_aside_may_come_from_another_disk(dataset: Path, monkeypatch
     assert verify(dataset).faults == []
 
 
-def test_what_may_not_be_moved_is_one_message(dataset: Path, monkeypatch, capsys):
+def test_files_that_cannot_be_moved_are_one_message(dataset: Path, monkeypatch, capsys):
     next((dataset / "media").glob("*.mp4")).write_bytes(b"x")
 
     def refuse(source, target, **more):
@@ -89,7 +89,7 @@ def test_what_may_not_be_moved_is_one_message(dataset: Path, monkeypatch, capsys
     [["verify"], ["verify", "--repair"], ["run"], ["retry"], ["remove", "--video", "x"]],
     ids=" ".join,
 )
-def test_media_whose_disk_is_not_mounted_are_not_lost(dataset: Path, command, capfd):
+def test_media_on_an_unmounted_disk_are_not_lost(dataset: Path, command, capfd):
     (dataset.parent / "disk").rename(dataset.parent / "away")
     before = files_of(dataset)
     place = ["--dataset", dataset] if command == ["run"] else [dataset]
@@ -102,7 +102,7 @@ def test_media_whose_disk_is_not_mounted_are_not_lost(dataset: Path, command, ca
     assert clipmill("verify", dataset) == 0
 
 
-def test_a_folder_of_tables_that_is_not_mounted_is_not_taken_for_empty(dataset: Path):
+def test_unmounted_table_folder_is_not_mistaken_for_empty(dataset: Path):
     shutil.move(dataset / "split_clips", dataset.parent / "away")
     (dataset / "split_clips").symlink_to(dataset.parent / "tables")
     for command in ("sql", "status"):
@@ -113,8 +113,8 @@ def test_a_folder_of_tables_that_is_not_mounted_is_not_taken_for_empty(dataset: 
             )
 
 
-def test_an_empty_media_folder_is_one_fault_that_nothing_is_set_aside_for(dataset: Path):
-    """A place where a disk is mounted is an empty folder without it."""
+def test_empty_media_folder_is_one_fault_and_nothing_is_set_aside(dataset: Path):
+    """A mount point without its disk is an empty folder."""
     (dataset / "media").unlink()
     (dataset / "media").mkdir()
     found = verify(dataset).faults
@@ -129,7 +129,7 @@ def test_an_empty_media_folder_is_one_fault_that_nothing_is_set_aside_for(datase
     assert verify(dataset).faults == []
 
 
-def test_a_helper_that_is_killed_says_nothing_of_a_file(dataset: Path, monkeypatch):
+def test_killed_helper_is_not_a_fault_of_the_file(dataset: Path, monkeypatch):
     def killed(*arguments, **more):
         raise RowFailed("crash", "crashes its decoder's process: SIGKILL")
 

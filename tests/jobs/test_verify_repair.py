@@ -1,4 +1,4 @@
-"""`clipmill verify` on datasets that real runs made, and repairs that the next run makes good."""
+"""`clipmill verify` on datasets made by real runs, and repairs that the next run completes."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ NOT_COMPARED = {"runs", "index", "journal", ".lock", "quarantine", "frames"}
 
 @pytest.fixture(scope="module")
 def filmed(made: Made, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two films copied into a dataset and split into clips, a shard each; and a subset."""
+    """Two films copied into a dataset and split into clips, one shard each; and a subset."""
     dataset = tmp_path_factory.mktemp("filmed") / "dataset"
     films = made.loaded.recipe.sources[0].path
     loaded = load_recipe(
@@ -77,14 +77,14 @@ def faults(dataset: Path) -> list[tuple[str, str]]:
 
 
 def clipmill(*arguments: object) -> int:
-    """Runs a command in this process; gives its exit status."""
+    """Runs a command in this process; returns its exit status."""
     with pytest.raises(SystemExit) as ended:
         app([str(argument) for argument in arguments])
     return ended.value.code
 
 
 def tables_of(dataset: Path) -> dict[str, list[str]]:
-    """All rows of all tables, whatever shard they lie in; without what tells of the run."""
+    """All rows of all tables, in any shard, without run-specific values."""
     found: dict[str, list[str]] = {}
     for path in sorted(dataset.rglob("[!.]*.parquet")):
         parts = path.relative_to(dataset).parts
@@ -116,7 +116,7 @@ def half(path: Path) -> None:
 
 
 def flip(path: Path) -> None:
-    """Turns bytes of a column's data round, where the file is large enough to open as before."""
+    """Reverses bytes of a column's data, if the file is large enough to open as before."""
     column = pq.read_metadata(path).row_group(0).column(0)
     start = column.data_page_offset
     data = bytearray(path.read_bytes())
@@ -150,7 +150,7 @@ def shard_of(dataset: Path, video: Path) -> str:
     )
 
 
-def test_what_runs_have_made_is_whole(made: Made, filmed: Path, capsys):
+def test_datasets_made_by_runs_have_no_faults(made: Made, filmed: Path, capsys):
     """Exit status 0, no line on standard output, and counts of what was read on standard error."""
     for dataset in (made.dataset, filmed):
         capsys.readouterr()
@@ -235,8 +235,8 @@ def without_all_tables(dataset: Path) -> list[tuple[str, str]]:
     ],
     ids=lambda harm: harm.__name__,
 )
-def test_what_is_damaged_is_set_aside_and_made_again(dataset: Path, harm, capsys):
-    """Found by name, moved and not deleted; then the run makes tables equal to those before."""
+def test_damaged_files_are_set_aside_and_made_again(dataset: Path, harm, capsys):
+    """Found by name, moved and not deleted; then the run's tables equal the former ones."""
     before, bytes_before = tables_of(dataset), media(dataset).read_bytes()
     expected = harm(dataset)
     assert sorted(faults(dataset)) == sorted(expected)
@@ -255,7 +255,7 @@ def test_what_is_damaged_is_set_aside_and_made_again(dataset: Path, harm, capsys
         any(path.read_bytes() == data for path in folder.rglob(name))
         for name, data in files.items()
     )
-    assert faults(dataset) == []  # what is waited for is not missing
+    assert faults(dataset) == []  # pending rows are not missing
     capsys.readouterr()
     assert run(load(None, dataset), dataset, take_sources=False)
     assert clipmill("verify", dataset) == 0
@@ -265,7 +265,7 @@ def test_what_is_damaged_is_set_aside_and_made_again(dataset: Path, harm, capsys
 
 
 @pytest.mark.parametrize("after", [0, 1, 3])
-def test_a_repair_that_is_killed_loses_nothing_and_is_finished(
+def test_killed_repair_loses_nothing_and_is_completed(
     dataset: Path, monkeypatch: pytest.MonkeyPatch, after: int
 ):
     before = tables_of(dataset)
@@ -291,7 +291,7 @@ def test_a_repair_that_is_killed_loses_nothing_and_is_finished(
     assert tables_of(dataset) == before
 
 
-def test_damaged_sources_are_taken_again_from_the_recipe(dataset: Path, capsys):
+def test_damaged_sources_are_ingested_again_from_the_recipe(dataset: Path, capsys):
     before = tables_of(dataset)
     half(dataset / "sources" / "000000.parquet")
     assert faults(dataset) == [("unreadable", "sources/000000.parquet")]
@@ -303,7 +303,7 @@ def test_damaged_sources_are_taken_again_from_the_recipe(dataset: Path, capsys):
     assert tables_of(dataset) == before
 
 
-def test_a_scorer_is_made_again_from_what_the_models_gave(made: Made, tmp_path: Path):
+def test_scores_are_recomputed_from_the_models_tables(made: Made, tmp_path: Path):
     dataset = Path(shutil.copytree(made.dataset, tmp_path / "dataset"))
     before = tables_of(dataset)
     path = file(dataset, "score_similarity")
@@ -319,10 +319,10 @@ def test_a_scorer_is_made_again_from_what_the_models_gave(made: Made, tmp_path: 
     assert file(dataset, "caption_frames").stat().st_mtime_ns == kept
 
 
-def test_a_referenced_file_that_is_gone_is_told_and_nothing_is_set_aside(
+def test_missing_referenced_file_is_reported_and_nothing_is_set_aside(
     made: Made, tmp_path: Path, capsys
 ):
-    """It may be on a disk that is not mounted, and can't be made again."""
+    """It may be on an unmounted disk, and can't be made again."""
     dataset = Path(shutil.copytree(made.dataset, tmp_path / "dataset"))
     path = file(dataset, "download_videos")
     change_rows(path, lambda rows: rows[0].update(path=str(tmp_path / "gone.mp4")))
@@ -333,7 +333,7 @@ def test_a_referenced_file_that_is_gone_is_told_and_nothing_is_set_aside(
     assert clipmill("verify", dataset, "--no-media") == 0
 
 
-def test_a_subset_that_is_not_what_it_says_is_told(dataset: Path):
+def test_inconsistent_subset_is_reported(dataset: Path):
     folder = dataset / "subsets" / "longer"
     info = json.loads((folder / "subset.json").read_text())
 
@@ -355,8 +355,8 @@ def test_a_subset_that_is_not_what_it_says_is_told(dataset: Path):
     assert "hash over its ids" in said()[0]
 
 
-def test_clips_of_a_subset_that_are_gone_are_told_and_explained(dataset: Path):
-    """By a removal or by other settings: a note. By nothing: a fault."""
+def test_missing_clips_of_a_subset_are_reported_and_explained(dataset: Path):
+    """Removed, or changed settings: a note. No reason: a fault."""
     path = file(dataset, "split_clips")
     video = pq.read_table(path)["video_id"][0].as_py()
     clip = pq.read_table(path)["clip_id"][0].as_py()
@@ -372,14 +372,14 @@ def test_clips_of_a_subset_that_are_gone_are_told_and_explained(dataset: Path):
     assert any("removed from the dataset since" in note.what for note in report.notes)
 
 
-def test_other_settings_explain_what_a_subset_lacks(dataset: Path):
+def test_changed_settings_explain_missing_clips_of_a_subset(dataset: Path):
     run(load(None, dataset, overrides=["split_clips.threshold=200"]), dataset, take_sources=False)
     report = verify(dataset)
     assert report.faults == []
     assert any("changed since" in note.what for note in report.notes)
 
 
-def test_the_whole_report_is_json_for_scripts(dataset: Path, capsys):
+def test_full_report_is_available_as_json(dataset: Path, capsys):
     path = file(dataset, "split_clips")
     half(path)
     (dataset / "notes.txt").write_text("mine")
@@ -400,8 +400,8 @@ def test_the_whole_report_is_json_for_scripts(dataset: Path, capsys):
     assert note.startswith("note: subsets/longer: ")
 
 
-def test_names_that_are_no_text_are_told_and_set_aside(dataset: Path, capsys):
-    """Names of files are bytes; nor do those with control characters steer the terminal."""
+def test_names_that_are_not_text_are_reported_and_set_aside(dataset: Path, capsys):
+    """File names are bytes; those with control characters must not control the terminal."""
     places = ("media", "notes", f"split_clips/{file(dataset, 'split_clips').parent.name}")
     for where in places:
         (dataset / where).mkdir(exist_ok=True)
@@ -421,13 +421,13 @@ def test_names_that_are_no_text_are_told_and_set_aside(dataset: Path, capsys):
     assert faults(dataset) == []
 
 
-def test_a_run_that_goes_on_meanwhile_is_not_taken_for_damage(words, monkeypatch):  # noqa: F811
-    """Looked at again and again while shards come: a few of them for each look."""
+def test_active_run_is_not_mistaken_for_damage(words, monkeypatch):  # noqa: F811
+    """Verified repeatedly while a few shards arrive each time."""
     made = words(*(f"v{number}" for number in range(40)), shard_videos=1)
     allowed, run_shard = Semaphore(0), Worker.run
 
     def when_allowed(worker: Worker, shard: str) -> None:
-        allowed.acquire(timeout=60)  # the last look may have failed
+        allowed.acquire(timeout=60)  # the last verification may have failed
         run_shard(worker, shard)
 
     monkeypatch.setattr(Worker, "run", when_allowed)
@@ -445,13 +445,13 @@ def test_a_run_that_goes_on_meanwhile_is_not_taken_for_damage(words, monkeypatch
     assert faults(made.dataset) == []
 
 
-def test_repair_waits_for_no_run(dataset: Path):
+def test_repair_does_not_wait_for_a_run(dataset: Path):
     with dataset_lock(dataset), pytest.raises(ClipmillError, match="another command is using"):
         app(["verify", str(dataset), "--repair"], standalone_mode=False)
 
 
-def test_retries_are_whole_and_are_made_again(words, tmp_path: Path, capsys):  # noqa: F811
-    """A damaged retry is made again from its request, with what was made from it alone."""
+def test_retries_have_no_faults_and_are_made_again_if_damaged(words, tmp_path: Path, capsys):  # noqa: F811
+    """A damaged retry is made again from its request, with only what was made from it."""
     mended = tmp_path / "mended"
     made = words("a?fail=name", "b", "c?reject=fetch", "d?fail=cut", shard_videos=2)
     setting = f"name_words.mend_file={mended}"

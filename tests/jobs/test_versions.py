@@ -1,4 +1,4 @@
-"""What computed a run is kept with it: versions, devices, number formats."""
+"""Runs record versions, devices and dtypes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from clipmill.pipeline.catalog.catalog import open_catalog
 NAMES = ("numpy", "open_clip_torch", "timm", "tokenizers", "torch", "transformers")
 
 
-def test_a_run_keeps_the_versions_of_what_computed_it(made):
+def test_run_records_library_versions(made):
     with open_catalog(made.dataset) as catalog:
         [(versions,)] = catalog.execute("SELECT versions FROM runs").fetchall()
     assert {name: versions[name] for name in NAMES} == {
@@ -21,7 +21,7 @@ def test_a_run_keeps_the_versions_of_what_computed_it(made):
     assert "python" in versions
 
 
-def test_a_run_keeps_where_each_model_was_opened(made):
+def test_run_records_where_each_model_was_opened(made):
     """The demo's captioner and language model are set to float32, on the CPU or the first GPU."""
     with open_catalog(made.dataset) as catalog:
         rows = catalog.execute(
@@ -38,7 +38,7 @@ def test_a_run_keeps_where_each_model_was_opened(made):
     assert found["score_aesthetic", "head"] == ["cpu", "float64"]
 
 
-def test_the_log_says_where_models_compute_and_in_which_numbers(made):
+def test_log_has_devices_and_dtypes_of_models(made):
     """The demo's captioner is set to float32."""
     lines = [
         json.loads(line)

@@ -1,4 +1,4 @@
-"""`clipmill demo` as a person runs it: rendered, served, over Ray, measured, and not twice."""
+"""`clipmill demo` as a user runs it: rendered, served, over Ray, measured, and not twice."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ def demo(dataset: Path) -> subprocess.CompletedProcess:
     )
 
 
-# Each of the two runs has its own limit. CI says `make demo` itself.
+# Each of the two runs has its own limit. CI runs `make demo` itself.
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_the_demo_reaches_its_targets_and_does_nothing_twice(tmp_path):
+def test_demo_meets_its_targets_and_repeats_nothing(tmp_path):
     dataset = tmp_path / "demo"
     done = demo(dataset)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -1,4 +1,4 @@
-"""The demo's models load like any others, offline, and know their world."""
+"""The demo's models load like any others, offline, and work on its world."""
 
 from pathlib import Path
 
@@ -25,18 +25,18 @@ from transformers import (  # noqa: E402
 MODELS = Path(evaluate_models.__file__).parent / "models"
 
 
-def test_all_models_together_stay_under_12_megabytes() -> None:
+def test_all_models_together_are_under_12_megabytes() -> None:
     files = [path for path in MODELS.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) < 12_000_000
     weights = {path.suffix for path in files if path.stat().st_size > 100_000}
     assert weights == {".safetensors"}
 
 
-def test_the_tag_vocabulary_is_the_worlds() -> None:
+def test_tag_vocabulary_is_the_worlds() -> None:
     assert (MODELS / "tags.txt").read_text().split() == list(world.TAGS)
 
 
-def test_the_models_know_films_that_they_have_not_seen() -> None:
+def test_models_generalise_to_new_films() -> None:
     scores = evaluate_models.evaluate_models(MODELS, world.make_world(90_210, 3))
     assert scores.n_shots >= 12
     assert scores.frame_subject >= 0.96
@@ -57,7 +57,7 @@ def picture() -> Image.Image:
     return Image.fromarray(drawn)
 
 
-def test_clip_loads_by_open_clips_own_calls(picture: Image.Image) -> None:
+def test_clip_loads_with_open_clips_own_functions(picture: Image.Image) -> None:
     name = f"local-dir:{MODELS / 'clip'}"
     model, _, preprocess = open_clip.create_model_and_transforms(name)
     tokens = open_clip.get_tokenizer(name)(["a red circle on the left", "a blue star at the top"])
@@ -68,7 +68,7 @@ def test_clip_loads_by_open_clips_own_calls(picture: Image.Image) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_captioner_loads_by_transformers_own_calls(
+def test_captioner_loads_with_transformers_own_functions(
     picture: Image.Image, dtype: torch.dtype
 ) -> None:
     model = AutoModelForImageTextToText.from_pretrained(MODELS / "captioner", dtype=dtype)
@@ -80,7 +80,7 @@ def test_the_captioner_loads_by_transformers_own_calls(
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_summarizer_loads_by_transformers_own_calls(dtype: torch.dtype) -> None:
+def test_summarizer_loads_with_transformers_own_functions(dtype: torch.dtype) -> None:
     model = AutoModelForSeq2SeqLM.from_pretrained(MODELS / "summarizer", dtype=dtype)
     tokenizer = AutoTokenizer.from_pretrained(MODELS / "summarizer")
     prompt = (
@@ -92,7 +92,7 @@ def test_the_summarizer_loads_by_transformers_own_calls(dtype: torch.dtype) -> N
     assert text == "a red circle moves to the right"
 
 
-def test_the_aesthetic_head_has_the_shape_of_laions_second_one() -> None:
+def test_aesthetic_head_has_the_shape_of_laions_v2() -> None:
     weights = load_file(MODELS / "aesthetic.safetensors")
     numbers = (0, 2, 4, 6, 7)
     assert set(weights) == {f"layers.{n}.{part}" for n in numbers for part in ("weight", "bias")}

@@ -1,4 +1,4 @@
-"""The demo's world: its films are what their records say."""
+"""The demo's films match their records."""
 
 from pathlib import Path
 
@@ -33,19 +33,19 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_one_seed_gives_one_world() -> None:
+def test_same_seed_gives_the_same_world() -> None:
     assert make_world(41, 4) == WORLD
     assert make_world(41, 2) == WORLD[:2]
     assert make_world(42, 4) != WORLD
 
 
-def test_a_film_is_rendered_to_the_same_bytes(folder: Path, tmp_path: Path) -> None:
+def test_film_is_rendered_to_the_same_bytes(folder: Path, tmp_path: Path) -> None:
     again = tmp_path / "again.mp4"
     render_film(WORLD[0], again)
     assert again.read_bytes() == (folder / f"{WORLD[0].name}.mp4").read_bytes()
 
 
-def test_films_last_10_to_21_seconds_and_their_shots_join() -> None:
+def test_films_last_10_to_21_seconds_without_gaps_between_shots() -> None:
     for film in make_world(5, 200):
         assert 10 <= film.duration_seconds <= 21
         assert film.shots[0].start_frame == 0
@@ -54,14 +54,14 @@ def test_films_last_10_to_21_seconds_and_their_shots_join() -> None:
             assert before.transition_out == after.transition_in
 
 
-def test_a_world_has_fades_still_shots_and_fast_shots() -> None:
+def test_world_has_fades_still_shots_and_fast_shots() -> None:
     shots = [shot for film in make_world(5, 24) for shot in film.shots]
     assert sum(shot.transition_in == "fade" for shot in shots) >= 3
     assert sum(shot.motion == "still" for shot in shots) >= 5
     assert sum(shot.fast for shot in shots) >= 10
 
 
-def test_films_have_the_frames_and_the_sound_that_the_record_says(folder: Path) -> None:
+def test_films_have_the_recorded_frames_and_sound(folder: Path) -> None:
     for film in WORLD[:2]:
         with av.open(str(folder / f"{film.name}.mp4")) as container:
             video, sound = container.streams.video[0], container.streams.audio[0]
@@ -73,7 +73,7 @@ def test_films_have_the_frames_and_the_sound_that_the_record_says(folder: Path) 
             assert lasts == pytest.approx(film.duration_seconds, abs=0.1)
 
 
-def test_the_shape_stands_where_the_record_says_and_has_its_colour(folder: Path) -> None:
+def test_shape_has_the_recorded_position_and_colour(folder: Path) -> None:
     for film in WORLD[:3]:
         with av.open(str(folder / f"{film.name}.mp4")) as container:
             for number, frame in enumerate(container.decode(video=0)):
@@ -85,18 +85,18 @@ def test_the_shape_stands_where_the_record_says_and_has_its_colour(folder: Path)
                 np.testing.assert_allclose(seen.astype(int), COLOURS[shot.colour], atol=30)
 
 
-def test_pyscenedetect_finds_every_hard_cut_and_no_other(folder: Path) -> None:
+def test_pyscenedetect_finds_exactly_the_hard_cuts(folder: Path) -> None:
     for film in WORLD:
         scenes = detect(
             str(folder / f"{film.name}.mp4"), ContentDetector(threshold=27, min_scene_len=15)
         )
         counts = count_cuts(film, [start.frame_num for start, _ in scenes[1:]])
         assert (counts.missed, counts.invented) == (0, 0), film.name
-        # Fades part their shots as well, so that no clip shows two objects.
+        # Fades also separate shots, so that no clip shows two objects.
         assert len(scenes) == len(film.shots), film.name
 
 
-def test_the_truth_survives_being_saved(tmp_path: Path) -> None:
+def test_truth_survives_saving_and_loading(tmp_path: Path) -> None:
     save_truth(WORLD, tmp_path / "truth.json")
     assert load_truth(tmp_path / "truth.json") == WORLD
 
@@ -115,7 +115,7 @@ def test_frame_captions_follow_the_motion() -> None:
     assert shot.summary == f"{shot.subject} moves to the right"
 
 
-def test_the_middle_of_a_fade_is_black() -> None:
+def test_middle_of_a_fade_is_black() -> None:
     film = next(film for film in make_world(7, 40) if film.gradual_transitions)
     start, end = film.gradual_transitions[0]
     assert film.caption_at((start + end) / 2 / FRAMES_PER_SECOND) == BLACK_CAPTION
@@ -125,7 +125,7 @@ def _film_with_fade() -> Film:
     return next(film for film in make_world(7, 40) if film.gradual_transitions and film.hard_cuts)
 
 
-def test_cuts_are_counted_within_one_frame_and_fades_left_out() -> None:
+def test_cuts_match_within_one_frame_and_fades_are_ignored() -> None:
     film = _film_with_fade()
     start, end = film.gradual_transitions[0]
     cut = film.hard_cuts[0]
@@ -134,11 +134,11 @@ def test_cuts_are_counted_within_one_frame_and_fades_left_out() -> None:
     assert count_cuts(film, [cut + 1, *others]).recall == 1
     assert count_cuts(film, [cut + 2, *others]).missed == 1
     assert count_cuts(film, [cut + 2, *others]).invented == 1
-    # A second detection of the same cut is one too many.
+    # A second detection of the same cut is a false positive.
     assert count_cuts(film, [cut, cut + 1, *others]).invented == 1
 
 
-def test_summaries_are_marked_against_the_shot_that_a_clip_shows_most() -> None:
+def test_summaries_are_compared_with_the_clips_longest_shot() -> None:
     film = WORLD[0]
     shot = film.shots[1]
     span = shot.start_seconds - 0.2, shot.end_seconds - 0.1
@@ -159,12 +159,12 @@ def test_summaries_are_marked_against_the_shot_that_a_clip_shows_most() -> None:
         ("", (None, None, None, None)),
     ],
 )
-def test_captions_are_read(text: str, expected: tuple[str | None, ...]) -> None:
+def test_captions_are_parsed(text: str, expected: tuple[str | None, ...]) -> None:
     said = read_caption(text)
     assert (said.colour, said.object, said.motion, said.position) == expected
 
 
-def test_auc_is_the_chance_that_right_lies_above_wrong() -> None:
+def test_auc_is_the_probability_that_right_ranks_above_wrong() -> None:
     assert rank_auc([3, 4], [1, 2]) == 1
     assert rank_auc([1, 4], [2, 3]) == 0.5
     assert rank_auc([1, 1], [1]) == 0.5

@@ -1,4 +1,4 @@
-"""A report's HTML as a tree that tests can ask, by the standard library's parser."""
+"""A report's HTML as a tree that tests can query, from the standard library's parser."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Element:
                 yield from child._texts()
 
     def all(self, tag: str | None = None, **attributes: str) -> list[Element]:
-        """Elements below with this tag and these attributes (`class_` is one of its classes)."""
+        """Descendants with this tag and these attributes (`class_` is one of its classes)."""
         wanted = attributes.pop("class_", None)
         return [
             one
@@ -78,7 +78,7 @@ class _Builder(HTMLParser):
 
 
 def parse(page: Path) -> Element:
-    """The document; fails where an end tag closes another element than the one that is open."""
+    """The document; raises if an end tag doesn't match the open element."""
     builder = _Builder()
     builder.feed(page.read_text(encoding="utf-8"))
     builder.close()
@@ -87,7 +87,7 @@ def parse(page: Path) -> Element:
 
 
 def numbers(root: Element, card: str, table: int = 0) -> dict[str, list[str]]:
-    """The numbers under a figure: first cell of each row -> the others."""
+    """The numbers below a figure: first cell of each row -> the others."""
     tables = root.one("figure", id=card).one("details").all("table")
     rows = [
         [cell.text for cell in row.all() if cell.tag in ("th", "td")]

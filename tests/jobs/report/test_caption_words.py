@@ -8,7 +8,7 @@ import pytest
 from clipmill.jobs.report.caption_words import count_words
 from clipmill.jobs.report.verbs import verb_forms
 
-# Captions of the kinds that captioners write, with their verbs as a person finds them.
+# Typical captions of captioners, with their verbs as a human marked them.
 CAPTIONS = {
     "a man is riding a horse on a beach": "ride",
     "two women are dancing in front of a mirror": "dance",
@@ -44,7 +44,7 @@ CAPTIONS = {
 
 
 class Connected:
-    """What `count_words` needs of a catalog."""
+    """The part of a catalog that `count_words` needs."""
 
     def __init__(self, captions: list[str | None]) -> None:
         self.connection = duckdb.connect()
@@ -72,7 +72,7 @@ def test_words_are_counted_without_function_words():
     ]
 
 
-def test_most_verbs_are_found_and_few_nouns_taken_for_one():
+def test_most_verbs_are_found_and_few_nouns_mistaken():
     right = wrong = missed = 0
     for caption, verbs in CAPTIONS.items():
         found = {verb for verb, _ in words(caption).verbs}
@@ -83,7 +83,7 @@ def test_most_verbs_are_found_and_few_nouns_taken_for_one():
     assert right / (right + missed) >= 0.8
 
 
-def test_a_plural_is_no_verb_but_before_an_object_the_same_form_is():
+def test_plural_noun_is_not_a_verb_except_before_an_object():
     assert words("big waves, cold drinks on wooden boards, and old clocks").verbs == []
     assert words("a boy waves to a girl who drinks a tea").verbs == [("drink", 1), ("wave", 1)]
 
@@ -107,5 +107,5 @@ def test_a_plural_is_no_verb_but_before_an_object_the_same_form_is():
         ("playing", "play"),
     ],
 )
-def test_forms_lead_to_their_base(form, lemma):
+def test_verb_forms_map_to_their_base(form, lemma):
     assert {one.lemma for one in verb_forms() if one.form == form} == {lemma}

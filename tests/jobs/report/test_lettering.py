@@ -1,4 +1,4 @@
-"""No text of a chart is cut off at the drawing's edge, whatever the dataset's names are."""
+"""No text in a chart is cut off at the drawing's edge, whatever names a dataset has."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def drawn(low: float, high: float, **details) -> charts.Histogram:
 @pytest.mark.parametrize(
     ("low", "high"), [(0, 1), (0.00012, 0.00048), (0, 400_000), (-3_000_000, 1_000_000)]
 )
-def test_numbers_and_the_name_of_an_axis_stay_inside(low, high):
+def test_axis_numbers_and_names_stay_inside(low, high):
     chart = drawn(low, high)
     for tick in chart.x_ticks:
         half = text_width(tick.text) / 2
@@ -33,7 +33,7 @@ def test_numbers_and_the_name_of_an_axis_stay_inside(low, high):
 
 
 @pytest.mark.parametrize("value", [0.01, 0.5, 0.99])
-def test_a_threshold_is_named_where_there_is_room(value):
+def test_threshold_is_labelled_where_there_is_room(value):
     (line,) = drawn(
         0, 1, thresholds=[(f"a long name of a scorer of its own >= {value}", value)]
     ).lines
@@ -45,7 +45,7 @@ def test_a_threshold_is_named_where_there_is_room(value):
 @pytest.mark.parametrize(
     "word", ["Film & Animation 2", "WWWWWWWWWWWWWWWWW", "料理と食べ物の動画", "short"]
 )
-def test_the_name_of_a_bar_fits_beside_it(word):
+def test_bar_labels_fit_next_to_the_bars(word):
     chart = charts.counted_rows([(word, 1_000_000), ("other", 1)], "uses")
     assert chart is not None
     row = chart.rows[0]
@@ -54,7 +54,7 @@ def test_the_name_of_a_bar_fits_beside_it(word):
     assert chart.left + row.width + 5 + text_width(row.text) <= chart.width
 
 
-def test_text_that_fits_is_left_alone():
+def test_text_that_fits_is_unchanged():
     assert fitted("cross", 100) == "cross"
     assert fitted("", 10) == ""
     assert fitted("cross", 3) == ""
@@ -63,7 +63,7 @@ def test_text_that_fits_is_left_alone():
 @pytest.mark.parametrize(
     "label", ["under 10 words", "over 20 words", "1080 px or more", "721–1079 px", "30 s or more"]
 )
-def test_the_names_of_our_own_intervals_are_shown_whole(label):
+def test_built_in_interval_names_are_shown_in_full(label):
     chart = charts.counted_rows([(label, 3)], "clips")
     assert chart is not None
     assert chart.rows[0].label == label

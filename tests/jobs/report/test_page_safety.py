@@ -1,4 +1,4 @@
-"""What a dataset's authors can't do to the page, and what its readers can rely on."""
+"""What a dataset's texts can't do to the page, and what readers can rely on."""
 
 from __future__ import annotations
 
@@ -114,8 +114,8 @@ def root(page: Path) -> Element:
     return parse(page)
 
 
-def test_hostile_texts_stay_texts(root):
-    """No element, attribute or link but the template's own, and every caption there to read."""
+def test_hostile_texts_are_shown_as_text(root):
+    """Only the template's own elements, attributes and links, and every caption is readable."""
     elements = root.all()
     assert {element.tag for element in elements} <= _TAGS
     for element in elements:
@@ -127,7 +127,7 @@ def test_hostile_texts_stay_texts(root):
     assert {f"{' '.join(text.split())} {n}" for n, text in enumerate(HOSTILE)} <= captions
 
 
-def test_nothing_is_loaded_from_anywhere(root):
+def test_page_loads_nothing(root):
     policy = root.one("meta", **{"http-equiv": "Content-Security-Policy"}).attributes["content"]
     style = "".join(map(str, root.one("style").children))
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
@@ -144,7 +144,7 @@ def test_nothing_is_loaded_from_anywhere(root):
 
 
 def in_chromium(page: Path, profile: Path) -> str:
-    """What Chromium makes of a page."""
+    """Chromium's parse of a page."""
     return subprocess.run(
         [
             "chromium",
@@ -170,8 +170,8 @@ def in_chromium(page: Path, profile: Path) -> str:
 
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="looks at the page in Chromium")
-def test_a_browser_runs_nothing_of_it(page, tmp_path):
-    """With the policy taken out, so that escaping alone stands in the way."""
+def test_browser_runs_no_script_of_the_page(page, tmp_path):
+    """With the policy removed, so that only escaping protects it."""
     plain, bare = tmp_path / "plain.html", tmp_path / "bare.html"
     plain.write_text(f"<p>a page</p><script>{_MARK}</script>")
     try:
@@ -183,7 +183,7 @@ def test_a_browser_runs_nothing_of_it(page, tmp_path):
     text = page.read_text(encoding="utf-8")
     bare.write_text(re.sub(r"<meta http-equiv[^>]*>", "", text), encoding="utf-8")
     dumped = ""
-    for number in range(3):  # a browser that comes up once need not come up each time
+    for number in range(3):  # a browser may fail to start sometimes
         with contextlib.suppress(subprocess.SubprocessError):
             dumped = in_chromium(bare, tmp_path / f"profile{number}")
             break
@@ -206,12 +206,12 @@ def test_a_browser_runs_nothing_of_it(page, tmp_path):
         (None, None, None),
     ],
 )
-def test_only_http_addresses_become_links_and_local_folders_stay_private(url, link, place):
+def test_only_http_urls_become_links_and_local_folders_are_not_shown(url, link, place):
     assert source_of(url) == (link, place)
 
 
-def test_the_page_can_be_read_without_seeing_it(root):
-    """A language, one first heading, levels that skip none, and a name for every picture."""
+def test_page_is_accessible_to_screen_readers(root):
+    """A language, one h1, no skipped heading levels, and alternative text for every picture."""
     assert root.one("html").attributes["lang"] == "en"
     levels = [int(one.tag[1]) for one in root.all() if re.fullmatch("h[1-6]", one.tag)]
     assert levels[0] == 1

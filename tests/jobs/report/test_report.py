@@ -54,7 +54,7 @@ def ask(dataset: Path, query: str) -> list[tuple]:
         return catalog.execute(query).fetchall()
 
 
-def test_every_bin_of_a_histogram_counts_what_sql_counts(scored, tmp_path):
+def test_histogram_bins_agree_with_sql(scored, tmp_path):
     root = report(scored, tmp_path / "page.html")
     for column, title in (
         ("similarity", "similarity"),
@@ -76,7 +76,7 @@ def test_every_bin_of_a_histogram_counts_what_sql_counts(scored, tmp_path):
         ]
 
 
-def test_a_value_on_a_bins_edge_is_counted_in_the_bin_that_begins_there(tmp_path):
+def test_value_on_a_bins_edge_counts_in_the_bin_that_begins_there(tmp_path):
     clips = [Clip("generic-v0", n, n + 1, values={"aesthetic": n / 10}) for n in range(31)]
     root = report(build(tmp_path / "d", clips, [aesthetic()]), tmp_path / "page.html")
     bins = numbers(root, card_id(root, "aesthetic"))
@@ -84,7 +84,7 @@ def test_a_value_on_a_bins_edge_is_counted_in_the_bin_that_begins_there(tmp_path
     assert list(bins)[7] == "0.7 to 0.8"
 
 
-def test_far_values_are_counted_beyond_the_axis_and_do_not_stretch_it(tmp_path):
+def test_outliers_are_counted_without_stretching_the_axis(tmp_path):
     values = [n / 100 for n in range(1000)] + [1e6]
     clips = [
         Clip("generic-v0", n, n + 1, values={"aesthetic": value}) for n, value in enumerate(values)
@@ -96,7 +96,7 @@ def test_far_values_are_counted_beyond_the_axis_and_do_not_stretch_it(tmp_path):
     assert sum(int(count) for count, _ in bins.values()) == 1001
 
 
-def test_the_papers_bins_hold_their_upper_ends_as_the_paper_says(tmp_path):
+def test_the_papers_bins_include_their_upper_ends(tmp_path):
     clips = [
         Clip("generic-v0", 100.0 * n, 100.0 * n + seconds)
         for n, seconds in enumerate([1.0, 2.0, 4.0, 10.0, 10.5, 31.0])
@@ -114,7 +114,7 @@ def test_the_papers_bins_hold_their_upper_ends_as_the_paper_says(tmp_path):
     }
 
 
-def test_a_score_stands_beside_internvids_only_if_its_scorer_made_it(tmp_path):
+def test_score_is_compared_with_internvid_only_for_the_same_scorer(tmp_path):
     clips = random_clips(40, {"umt": (0.2, 0.5), "similarity": (0.2, 0.5), "aesthetic": (3, 7)})
     dataset = build(
         tmp_path / "d",
@@ -141,7 +141,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Element]:
     return folder / "a b", report(folder / "a b", folder / "page.html")
 
 
-def test_the_funnel_is_the_status(finished):
+def test_funnel_equals_the_status(finished):
     dataset, root = finished
     status = status_report(dataset)
     names = ("inputs", "kept", "rejected", "failed", "pending")
@@ -154,7 +154,7 @@ def test_the_funnel_is_the_status(finished):
         for body in root.all("table", class_="funnel")[0].all("tbody")
     }
     widest = status["ingest"]["inputs"]
-    for stage in status["stages"][:2]:  # both share the scale of the sources
+    for stage in status["stages"][:2]:  # both have the same unit as the sources
         at = 0.0
         parts = [(name, stage[name]) for name in names[1:] if stage[name]]
         assert [bar.attributes["class"] for bar in drawn[stage["stage"]]] == [n for n, _ in parts]
@@ -174,7 +174,7 @@ def test_the_funnel_is_the_status(finished):
     }
 
 
-def test_failures_that_say_the_same_are_one_line_with_the_command_to_retry(finished):
+def test_equal_failures_are_one_line_with_the_command_to_retry(finished):
     dataset, root = finished
     section = root.one("section", id="failures")
     found = {tuple(cell.text for cell in row.all()[:3]) for row in section.one("tbody").all("tr")}
@@ -193,7 +193,7 @@ rules:
 """
 
 
-def test_a_subset_is_set_beside_the_catalog_with_its_rules_and_thresholds(scored, tmp_path):
+def test_subset_is_compared_with_the_catalog_with_rules_and_thresholds(scored, tmp_path):
     dataset = tmp_path / "dataset"
     shutil.copytree(scored, dataset)
     freeze(dataset, RECIPE, tmp_path)
@@ -219,7 +219,7 @@ def test_a_subset_is_set_beside_the_catalog_with_its_rules_and_thresholds(scored
     assert headings[4].startswith("similarity ≥ ")
 
 
-def test_samples_at_a_threshold_are_the_nearest_on_either_side(scored, tmp_path):
+def test_samples_at_a_threshold_are_the_nearest_on_both_sides(scored, tmp_path):
     dataset = tmp_path / "dataset"
     shutil.copytree(scored, dataset)
     freeze(dataset, "rules:\n  - where: aesthetic >= 5\n", tmp_path)
@@ -239,8 +239,8 @@ def test_samples_at_a_threshold_are_the_nearest_on_either_side(scored, tmp_path)
     )
 
 
-def test_the_rules_see_the_column_that_plays_their_scorer(tmp_path):
-    """A role's name may be another column's: its histogram stays its own."""
+def test_rules_use_the_column_with_their_scorer(tmp_path):
+    """If another column has the role's name, its histogram stays its own."""
     clips = [
         Clip("generic-v0", n, n + 1, values={"similarity": 0.9, "umt": n / 100}) for n in range(40)
     ]
@@ -266,7 +266,7 @@ def test_the_rules_see_the_column_that_plays_their_scorer(tmp_path):
     assert "median 0.29," in titles["umt"].one("figcaption").text
 
 
-def test_the_same_seed_shows_the_same_clips_and_another_seed_others(scored, tmp_path):
+def test_sample_clips_depend_on_the_seed(scored, tmp_path):
     def shown(seed: int) -> list[str]:
         root = report(scored, tmp_path / "page.html", seed=seed, sample_count=8)
         group = root.one("section", id="samples").all("div", class_="samples")[0]
@@ -277,7 +277,7 @@ def test_the_same_seed_shows_the_same_clips_and_another_seed_others(scored, tmp_
     assert len(first) == 4
 
 
-def test_strips_show_kept_frames_of_the_clip_itself(made, tmp_path):
+def test_strips_show_the_clips_own_kept_frames(made, tmp_path):
     import cv2
 
     root = report(made.dataset, tmp_path / "page.html", sample_count=12)
@@ -304,19 +304,19 @@ def test_strips_show_kept_frames_of_the_clip_itself(made, tmp_path):
         )
 
 
-def test_frames_that_cannot_be_read_leave_a_placeholder(finished):
-    _, root = finished  # the frames of this dataset are JPEGs without a picture
+def test_unreadable_frames_show_a_placeholder(finished):
+    _, root = finished  # the frames of this dataset are invalid JPEGs
     assert root.all("p", class_="placeholder")
     assert not root.all("img")
 
 
-def test_a_page_of_noise_stays_below_four_megabytes(tmp_path):
-    """Nothing is harder to compress: 60 clips, all with frames."""
+def test_page_of_noise_is_below_four_megabytes(tmp_path):
+    """The hardest to compress: 60 clips, all with frames."""
     import cv2
 
     draw = np.random.default_rng(0)
     coarse = [draw.integers(0, 255, (126, 224, 3), np.uint8) for _ in range(3)]
-    # Three pixels a grain, so that scaling to the strip's height does not smooth it away.
+    # Three pixels per grain, so that scaling to the strip's height does not smooth it away.
     noise = [cv2.imencode(".jpg", grain.repeat(3, 0).repeat(3, 1))[1].tobytes() for grain in coarse]
     build_dataset(tmp_path / "d", shards=2, videos=20, clips=4)
     for shard in ("000000", "000001"):
@@ -344,11 +344,11 @@ def test_a_page_of_noise_stays_below_four_megabytes(tmp_path):
         )
     root = report(tmp_path / "d", tmp_path / "page.html", sample_count=60)
     assert len(root.all("img")) == 60
-    # 60 strips at their limit, as base64, and the page around them.
+    # 60 strips at their limit, as base64, and the rest of the page.
     assert (tmp_path / "page.html").stat().st_size < 3_200_000
 
 
-def test_a_dataset_without_a_run_has_a_page(tmp_path):
+def test_dataset_without_a_run_has_a_page(tmp_path):
     (tmp_path / "d" / "sources").mkdir(parents=True)
     root = report(tmp_path / "d", tmp_path / "page.html")
     assert "No run yet" in root.one("header").text
@@ -365,13 +365,13 @@ def test_clips_without_captions_and_scores_have_a_page(tmp_path):
     assert numbers(root, "clip-durations")
 
 
-def test_a_dataset_with_a_run_and_no_clip_has_a_page(tmp_path):
+def test_dataset_with_a_run_and_no_clip_has_a_page(tmp_path):
     root = report(build(tmp_path / "d", [], []), tmp_path / "page.html")
     assert root.one("section", id="samples").one("p", class_="nothing")
     assert stage_rows(root)["split_clips"] == [0, 0, 0, 0, 0]
 
 
-def test_scores_of_ones_own_are_drawn_and_infinite_ones_count_as_missing(tmp_path):
+def test_custom_scores_are_drawn_and_infinite_ones_count_as_missing(tmp_path):
     values = [float("nan"), float("inf"), 1.0, 2.0, 3.0, None]
     clips = [
         Clip("generic-v0", n, n + 1, values={'a "b" <i>': value}) for n, value in enumerate(values)
@@ -382,7 +382,7 @@ def test_scores_of_ones_own_are_drawn_and_infinite_ones_count_as_missing(tmp_pat
     assert "3 clips, 3 without" in card.one("figcaption").text
 
 
-def test_the_subset_says_how_many_clips_are_gone(scored, tmp_path):
+def test_subset_reports_how_many_clips_are_gone(scored, tmp_path):
     dataset = tmp_path / "dataset"
     shutil.copytree(scored, dataset)
     freeze(dataset, "rules:\n  - where: duration_seconds > 2\n", tmp_path)
@@ -398,7 +398,7 @@ def test_the_subset_says_how_many_clips_are_gone(scored, tmp_path):
     )
 
 
-def test_what_is_there_is_replaced_and_a_missing_folder_is_a_usage_error(scored, tmp_path):
+def test_existing_page_is_replaced_and_a_missing_folder_is_a_usage_error(scored, tmp_path):
     page = tmp_path / "page.html"
     page.write_text("before")
     report(scored, page)
@@ -430,7 +430,7 @@ def test_numbers_have_about_three_digits(value, said):
     assert number(value) == said
 
 
-def test_a_share_is_never_rounded_to_all_or_nothing():
+def test_share_is_never_rounded_to_0_or_100_per_cent():
     assert percent(1, 100_000) == "< 0.1%"
     assert percent(99_999, 100_000) == "> 99.9%"
     assert (percent(0, 5), percent(5, 5), percent(1, 3), percent(0, 0)) == (
