@@ -1,4 +1,4 @@
-"""Fixtures that tests of more than one stage share."""
+"""Fixtures shared by tests of several stages."""
 
 from __future__ import annotations
 
@@ -17,5 +17,5 @@ def site():
 
 @pytest.fixture
 def platform(monkeypatch):
-    """A platform that yt-dlp knows by its own extractor."""
+    """A platform with its own yt-dlp extractor."""
     return add_home(monkeypatch.setattr)

@@ -1,4 +1,4 @@
-"""Which addresses count as private, whatever the version of Python says of them."""
+"""Which addresses count as private, independent of the version of Python."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ PUBLIC_IPV4 = [
         "3fff::1",
     ],
 )
-def test_an_address_is_private(address):
+def test_address_is_private(address):
     assert is_private(address)
 
 
@@ -107,14 +107,14 @@ def test_an_address_is_private(address):
         "3ffe:ffff::1",
     ],
 )
-def test_an_address_is_public(address):
+def test_address_is_public(address):
     assert not is_private(address)
 
 
 @pytest.mark.parametrize(
     "form", ["::{}", "::ffff:{}", "::ffff:0:{}", "64:ff9b::{}", "2002:{}::", "2002:{}::1"]
 )
-def test_what_leads_to_an_ipv4_address_is_as_private_as_that(form):
+def test_ipv6_form_is_as_private_as_its_ipv4_address(form):
     """Compatible, mapped, translated, NAT64, 6to4."""
     for addresses, expected in ((PRIVATE_IPV4, True), (PUBLIC_IPV4, False)):
         for inner in addresses:

@@ -1,4 +1,4 @@
-"""Servers that do harm: each ends as one row of the right kind, in bounded time."""
+"""Harmful servers: each ends as one row of the right kind, in bounded time."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ HASTY = {"min_bytes_per_second": 5_000, "min_speed_seconds": 0.4, "timeout_secon
 #   -subj /CN=localhost -keyout key -out certificate; cat key certificate > self_signed.pem
 SELF_SIGNED = Path(__file__).parents[1] / "files" / "self_signed.pem"
 
-# Each worker is a separate process, forked from one that has done nothing but the imports.
+# Each worker is a separate process, forked from one that has only done the imports.
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload([__name__])
 
@@ -92,8 +92,8 @@ def page(video: str) -> str:
     [Trickle(File(VIDEO)), TrickledHeaders(), Trickle(File(VIDEO, etag=False, ranges=False))],
     ids=["body", "headers", "body without ranges"],
 )
-def test_a_server_that_sends_a_byte_now_and_then_is_cut_off(tmp_path, site, behaviour):
-    """No silence is as long as the timeout, and still every try ends after the window."""
+def test_server_that_sends_an_occasional_byte_is_cut_off(tmp_path, site, behaviour):
+    """No silence is as long as the timeout, but every attempt ends after the window."""
     began = time.monotonic()
     [row] = download(tmp_path, site.script("/a.mp4", behaviour), retries=1, **HASTY)
     assert outcome(row) == "transient"
@@ -102,7 +102,7 @@ def test_a_server_that_sends_a_byte_now_and_then_is_cut_off(tmp_path, site, beha
     assert time.monotonic() - began < 40
 
 
-def test_yt_dlps_requests_are_cut_off_as_well(tmp_path, site):
+def test_yt_dlps_requests_are_cut_off_too(tmp_path, site):
     site.script("/files/v.mp4", TrickledHeaders())
     began = time.monotonic()
     [row] = download(tmp_path, site.page("/watch", page("/files/v.mp4")), retries=0, **HASTY)
@@ -113,14 +113,14 @@ def test_yt_dlps_requests_are_cut_off_as_well(tmp_path, site):
 
 @dataclass(frozen=True)
 class SlowAtFirst:
-    """Nothing but a trickle, until it is asked for the rest of the file."""
+    """Only a trickle, until the rest of the file is requested."""
 
     def answer(self, handler) -> None:
         file = File(VIDEO)
         (file if handler.asked_start() else Trickle(file, piece_bytes=100)).answer(handler)
 
 
-def test_a_slow_download_goes_on_where_it_was_cut_off(tmp_path, site):
+def test_slow_download_resumes_where_it_was_cut_off(tmp_path, site):
     site.script("/a.mp4", SlowAtFirst())
     [row] = download(tmp_path, site.url("/a.mp4"), retries=5, **HASTY)
     assert outcome(row) == "kept"
@@ -129,7 +129,7 @@ def test_a_slow_download_goes_on_where_it_was_cut_off(tmp_path, site):
     assert 100 <= start < len(VIDEO) // 2
 
 
-def test_a_download_as_slow_as_it_may_be_is_left_to_it(tmp_path, site):
+def test_download_at_the_minimum_speed_is_left_alone(tmp_path, site):
     site.script("/a.mp4", Trickle(File(VIDEO), piece_bytes=len(VIDEO) // 12, pause_seconds=0.1))
     [row] = download(tmp_path, site.url("/a.mp4"), **HASTY)
     assert outcome(row) == "kept"
@@ -148,7 +148,7 @@ def test_our_own_rate_limit_does_not_count_as_slow(tmp_path, site):
     assert outcome(row) == "kept"
 
 
-def test_all_tries_together_have_a_time(tmp_path, site):
+def test_all_attempts_together_have_a_time_limit(tmp_path, site):
     began = time.monotonic()
     [row] = download(
         tmp_path,
@@ -162,15 +162,15 @@ def test_all_tries_together_have_a_time(tmp_path, site):
     assert len(site.log) <= 1
 
 
-def test_an_endless_body_ends_at_the_largest_size(tmp_path, site):
+def test_endless_body_ends_at_the_size_limit(tmp_path, site):
     [row] = download(tmp_path, site.script("/a.mp4", Endless()), max_bytes=3_000_000)
     assert outcome(row) == "permanent"
     assert "max_bytes" in row["error"]["message"]
     assert len(site.log) == 1
 
 
-def test_what_is_declared_too_large_is_not_fetched(tmp_path, site):
-    """What it says decides: of this one nothing comes."""
+def test_file_declared_too_large_is_not_downloaded(tmp_path, site):
+    """The declared size decides: nothing of this one is received."""
     [row] = download(tmp_path, site.script("/b.mp4", Lying(b"", 10**9)), max_bytes=10**6)
     assert outcome(row) == "permanent"
     assert "max_bytes" in row["error"]["message"]
@@ -180,8 +180,8 @@ def test_what_is_declared_too_large_is_not_fetched(tmp_path, site):
     assert outcome(row) == "kept"
 
 
-def test_an_endless_file_by_yt_dlp_ends_too(tmp_path, site):
-    """While it comes, not when it has come, which it would in 10 s."""
+def test_endless_file_by_yt_dlp_ends_at_the_size_limit(tmp_path, site):
+    """During the download, not at its end, which would come after 10 s."""
     trickle = Trickle(File(bytes(3_000_000)), 30_000, 0.1)
     site.script("/files/v.mp4", trickle)
     [row] = download(tmp_path, site.page("/watch", page("/files/v.mp4")), max_bytes=100_000)
@@ -190,7 +190,7 @@ def test_an_endless_file_by_yt_dlp_ends_too(tmp_path, site):
     assert 100_000 < sum(trickle.sent) < 2_500_000
 
 
-def test_a_large_file_by_yt_dlp_that_comes_between_two_looks_is_refused(tmp_path, site):
+def test_large_file_by_yt_dlp_that_arrives_between_two_checks_is_refused(tmp_path, site):
     site.file("/files/v.mp4", VIDEO)
     url = site.page("/watch", page("/files/v.mp4"))
     [row] = download(tmp_path, url, max_bytes=len(VIDEO) - 1)
@@ -200,7 +200,7 @@ def test_a_large_file_by_yt_dlp_that_comes_between_two_looks_is_refused(tmp_path
     assert outcome(row) == "kept", row
 
 
-def test_an_endless_page_does_not_fill_the_memory(tmp_path, site):
+def test_endless_page_does_not_fill_the_memory(tmp_path, site):
     import yt_dlp  # noqa: F401 - its own size does not count
 
     before = limits_of_process.getrusage(limits_of_process.RUSAGE_SELF).ru_maxrss
@@ -214,7 +214,7 @@ def test_an_endless_page_does_not_fill_the_memory(tmp_path, site):
 # Compressed
 
 
-def test_a_compressed_video_is_unpacked(tmp_path, site):
+def test_compressed_video_is_decompressed(tmp_path, site):
     [row] = download(tmp_path, site.script("/a.mp4", Encoded(gzip.compress(VIDEO))))
     assert (tmp_path / row["path"]).read_bytes() == VIDEO
 
@@ -228,9 +228,7 @@ def test_a_compressed_video_is_unpacked(tmp_path, site):
         ("gzip, gzip", gzip.compress(gzip.compress(VIDEO)), "compressed as"),
     ],
 )
-def test_a_compression_that_is_a_bomb_or_unknown_is_bad_media(
-    tmp_path, site, encoding, data, words
-):
+def test_decompression_bomb_or_unknown_encoding_is_bad_media(tmp_path, site, encoding, data, words):
     [row] = download(tmp_path, site.script("/a.mp4", Encoded(data, encoding)))
     assert outcome(row) == "bad_media"
     assert words in row["error"]["message"]
@@ -242,7 +240,7 @@ def test_a_compression_that_is_a_bomb_or_unknown_is_bad_media(
 
 @pytest.mark.parametrize("seed", range(4))
 def test_resets_at_random_offsets_lose_nothing(tmp_path, site, seed):
-    """The bytes come out whole, and no byte that had arrived is asked for again."""
+    """The bytes are complete, and no byte that had arrived is requested again."""
     chance = random.Random(seed)
     cuts = [Broken(File(VIDEO), chance.randrange(1, len(VIDEO) // 3)) for _ in range(3)]
     [row] = download(tmp_path, site.script("/a.mp4", *cuts, File(VIDEO)), retries=3)
@@ -253,14 +251,14 @@ def test_resets_at_random_offsets_lose_nothing(tmp_path, site, seed):
     assert len(starts) == 3
 
 
-def test_a_burst_of_errors_is_waited_out(tmp_path, site):
+def test_burst_of_errors_is_waited_out(tmp_path, site):
     burst = [Busy(500), Busy(503), Busy(429, retry_after="0"), Busy(502)]
     [row] = download(tmp_path, site.script("/a.mp4", *burst, File(VIDEO)), retries=4)
     assert outcome(row) == "kept"
     assert len(site.log) == 5
 
 
-def test_redirects_in_a_ring_of_hosts_end(tmp_path, site):
+def test_circular_redirects_between_hosts_end(tmp_path, site):
     with serve() as other:
         other.script("/b.mp4", Redirect(site.url("/a.mp4")))
         [row] = download(tmp_path, site.script("/a.mp4", Redirect(other.url("/b.mp4"))))
@@ -269,14 +267,14 @@ def test_redirects_in_a_ring_of_hosts_end(tmp_path, site):
 
 
 @pytest.mark.parametrize("target", ["file:///etc/passwd", "ftp://127.0.0.1/a.mp4"])
-def test_a_redirect_to_what_is_no_web_is_permanent(tmp_path, site, target):
+def test_redirect_to_another_scheme_is_permanent(tmp_path, site, target):
     [row] = download(tmp_path, site.script("/a.mp4", Redirect(target)))
     assert outcome(row) == "permanent"
 
 
 @pytest.mark.parametrize("number", [socket.EAI_NONAME, socket.EAI_AGAIN])
-def test_a_name_that_does_not_resolve_is_transient(tmp_path, monkeypatch, number):
-    """Said here and not by the network, which may take its time, or know every name."""
+def test_unresolvable_name_is_transient(tmp_path, monkeypatch, number):
+    """The error is simulated, because a network may be slow or resolve every name."""
     resolve, asked = socket.getaddrinfo, []
 
     def nobody(host, *more, **named):
@@ -291,7 +289,7 @@ def test_a_name_that_does_not_resolve_is_transient(tmp_path, monkeypatch, number
     assert len(asked) == 2
 
 
-def test_an_untrusted_certificate_is_permanent(tmp_path):
+def test_untrusted_certificate_is_permanent(tmp_path):
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(SELF_SIGNED)
     with serve(tls=context) as site:
@@ -300,13 +298,13 @@ def test_an_untrusted_certificate_is_permanent(tmp_path):
     assert "certificate" in row["error"]["message"]
 
 
-def test_a_port_that_speaks_no_tls_is_permanent(tmp_path, site):
+def test_port_without_tls_is_permanent(tmp_path, site):
     [row] = download(tmp_path, site.file("/a.mp4", VIDEO).replace("http:", "https:"))
     assert outcome(row) == "permanent"
     assert "TLS" in row["error"]["message"]
 
 
-def test_a_handshake_that_hangs_is_transient(tmp_path):
+def test_hanging_handshake_is_transient(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as silent:
         began = time.monotonic()
         [row] = download(
@@ -319,8 +317,8 @@ def test_a_handshake_that_hangs_is_transient(tmp_path):
     assert time.monotonic() - began < 40
 
 
-def test_a_playlist_that_claims_to_be_a_video_is_not_taken_for_one(tmp_path, site):
-    """It could name any file of the machine that opens it."""
+def test_playlist_with_a_video_content_type_is_refused(tmp_path, site):
+    """It could name any file on the machine that opens it."""
     secret = tmp_path / "secret.mp4"
     secret.write_bytes(VIDEO)
     text = f"#EXTM3U\n#EXTINF:2,\nfile://{secret}\n#EXT-X-ENDLIST\n"
@@ -361,7 +359,7 @@ def test_a_playlist_that_claims_to_be_a_video_is_not_taken_for_one(tmp_path, sit
         "2002:7f00:1::",
     ],
 )
-def test_an_address_is_private(address):
+def test_address_is_private(address):
     assert is_private(address)
 
 
@@ -376,7 +374,7 @@ def test_an_address_is_private(address):
         "64:ff9b::808:808",
     ],
 )
-def test_an_address_is_public(address):
+def test_address_is_public(address):
     assert not is_private(address)
 
 
@@ -389,7 +387,7 @@ def inside(monkeypatch):
         yield server
 
 
-def test_loopback_is_refused_when_asked_and_allowed_by_default(tmp_path, site):
+def test_loopback_is_refused_on_request_and_allowed_by_default(tmp_path, site):
     url = site.file("/a.mp4", VIDEO)
     [row] = download(tmp_path, url, private_addresses="refuse")
     assert outcome(row) == "permanent"
@@ -407,7 +405,7 @@ def test_other_spellings_of_loopback_are_refused(tmp_path, site, name):
     assert site.log == []
 
 
-def test_a_redirect_to_a_private_address_is_refused(tmp_path, site, inside):
+def test_redirect_to_a_private_address_is_refused(tmp_path, site, inside):
     url = site.script("/a.mp4", Redirect(inside.url("/secret.mp4")))
     [row] = download(tmp_path, url, private_addresses="refuse")
     assert outcome(row) == "permanent"
@@ -415,7 +413,7 @@ def test_a_redirect_to_a_private_address_is_refused(tmp_path, site, inside):
     assert outcome(download(tmp_path, url)[0]) == "kept"
 
 
-def test_yt_dlp_is_kept_from_private_addresses(tmp_path, site, inside):
+def test_yt_dlp_cannot_reach_private_addresses(tmp_path, site, inside):
     urls = [
         site.page("/one", page(inside.url("/secret.mp4"))),
         site.page("/two", page("/files/v.mp4")),
@@ -428,8 +426,8 @@ def test_yt_dlp_is_kept_from_private_addresses(tmp_path, site, inside):
     assert inside.log == []
 
 
-def test_a_playlist_that_only_ffmpeg_can_fetch_is_refused(tmp_path, site, inside):
-    """yt-dlp hands some playlists to ffmpeg, whose connections can't be seen."""
+def test_playlist_that_only_ffmpeg_can_download_is_refused(tmp_path, site, inside):
+    """yt-dlp passes some playlists to ffmpeg, whose connections can't be checked."""
     text = (
         '#EXTM3U\n#EXT-X-TARGETDURATION:2\n#EXT-X-KEY:METHOD=SAMPLE-AES,URI="k"\n'
         f"#EXTINF:2,\n{inside.url('/secret.mp4')}\n#EXT-X-ENDLIST\n"
@@ -441,7 +439,7 @@ def test_a_playlist_that_only_ffmpeg_can_fetch_is_refused(tmp_path, site, inside
     assert inside.log == []
 
 
-def test_the_pieces_of_a_playlist_are_kept_from_private_addresses(tmp_path, site, inside):
+def test_segments_of_a_playlist_cannot_be_at_private_addresses(tmp_path, site, inside):
     text = (
         "#EXTM3U\n#EXT-X-TARGETDURATION:2\n"
         f"#EXTINF:2,\n{inside.url('/secret.mp4')}\n#EXT-X-ENDLIST\n"
@@ -454,9 +452,9 @@ def test_the_pieces_of_a_playlist_are_kept_from_private_addresses(tmp_path, site
     assert inside.log == []
 
 
-def test_a_name_that_resolves_anew_gains_nothing(tmp_path, site, inside, monkeypatch):
-    """A public address for whoever checks first, a private one for whoever connects then."""
-    # At the first nobody listens, whatever the port.
+def test_dns_rebinding_has_no_effect(tmp_path, site, inside, monkeypatch):
+    """A public address for the first check, a private one for the connection after it."""
+    # Nobody listens at the first, on any port.
     resolve, answers = socket.getaddrinfo, ["127.0.0.9"]
 
     def rebinding(host, port, *more, **named):
@@ -472,8 +470,8 @@ def test_a_name_that_resolves_anew_gains_nothing(tmp_path, site, inside, monkeyp
     assert inside.log == []
 
 
-def test_a_proxy_may_have_a_private_address(tmp_path, site):
-    """It is the proxy that connects then: what it connects to can't be seen from here."""
+def test_proxy_may_have_a_private_address(tmp_path, site):
+    """Then the proxy connects, and its target can't be checked from here."""
     site.script("http://films.example/a.mp4", File(VIDEO))
     [row] = download(
         tmp_path, "http://films.example/a.mp4", proxy=site.address, private_addresses="refuse"
@@ -481,11 +479,11 @@ def test_a_proxy_may_have_a_private_address(tmp_path, site):
     assert outcome(row) == "kept", row
 
 
-# Turns at a host, over several workers
+# Turns at a host, across several workers
 
 
 def work(dataset: Path, urls: list[str], settings: dict) -> None:
-    """One worker of a cluster, as another process; its outcomes go to a separate file."""
+    """One worker of a cluster, as another process; its results go to a separate file."""
     rows = download_only(dataset, urls, settings)
     (dataset / f"worker-{os.getpid()}.json").write_text(json.dumps(rows))
 
@@ -502,7 +500,7 @@ def download_only(dataset: Path, urls: list[str], settings: dict) -> list:
 
 
 def workers(dataset: Path, urls: list[str], count: int, **settings) -> list:
-    """The outcomes of all URLs, dealt out to as many processes."""
+    """The results for all URLs, distributed over this many processes."""
     running = [
         PROCESSES.Process(target=work, args=(dataset, urls[number::count], settings))
         for number in range(count)
@@ -516,9 +514,9 @@ def workers(dataset: Path, urls: list[str], count: int, **settings) -> list:
 
 
 def test_workers_keep_their_distance_together(tmp_path, site):
-    """The server's own log: of three processes with two threads each, no two come too close."""
+    """In the server's log: of three processes with two threads each, no two come too close."""
     urls = [site.status(f"/{number}.mp4", 404) for number in range(9)]
-    workers(tmp_path / "before", urls[:1], 1)  # that they have to be started takes no time later
+    workers(tmp_path / "before", urls[:1], 1)  # so that starting them takes no time later
     site.log.clear()
     began = time.monotonic()
     workers(tmp_path / "dataset", urls, 3, sleep_seconds=0.4, concurrency=2)
@@ -527,7 +525,7 @@ def test_workers_keep_their_distance_together(tmp_path, site):
 
 
 def test_workers_leave_a_broken_host_alone_together(tmp_path, site):
-    """Once it has failed often enough, only probes reach it, however many workers there are."""
+    """After enough failures, only probes reach it, however many workers there are."""
     urls = [site.status(f"/{number}.mp4", 500) for number in range(9)]
     rows = workers(
         tmp_path,
@@ -541,7 +539,7 @@ def test_workers_leave_a_broken_host_alone_together(tmp_path, site):
     )
     assert [kind for kind, _ in rows] == ["transient"] * 9
     assert all("127.0.0.1 is left alone until" in message for _, message in rows)
-    # With nobody keeping count each of the 9 would be asked for 9 times.
+    # Without a shared count, each of the 9 would be requested 9 times.
     times = site.times
     others_on_their_way = 5
     probes = (times[-1] - times[4]) / 0.6
@@ -549,7 +547,7 @@ def test_workers_leave_a_broken_host_alone_together(tmp_path, site):
     assert probes >= 1
 
 
-def test_a_probe_that_is_answered_lets_all_go_on(tmp_path, site):
+def test_successful_probe_lets_all_continue(tmp_path, site):
     site.script("/a.mp4", *[Busy(500)] * 3, File(VIDEO))
     other = site.file("/b.mp4", make_video(seed=5))
     began = time.monotonic()
@@ -582,14 +580,14 @@ def test_another_host_is_not_left_alone(tmp_path, site):
     assert [outcome(row) for row in rows] == ["transient"] * 3 + ["kept"]
 
 
-def test_a_wrong_answer_is_no_problem_of_the_host(tmp_path, site):
+def test_client_error_is_not_the_hosts_problem(tmp_path, site):
     urls = [site.status(f"/{number}.mp4", 404) for number in range(6)]
     rows = download(tmp_path, *urls, host_problems=1, concurrency=1)
     assert [outcome(row) for row in rows] == ["permanent"] * 6
 
 
 @pytest.mark.parametrize("text", [b"", b"{", b"[]", b'{"next_at": "soon"}', bytes(50)])
-def test_a_state_that_was_left_half_written_is_begun_anew(tmp_path, text):
+def test_truncated_state_file_is_replaced(tmp_path, text):
     turns = Hosts(Manners(sleep_seconds=0.05), tmp_path)
     turns.wait("a.example")
     [path] = tmp_path.iterdir()
@@ -598,7 +596,7 @@ def test_a_state_that_was_left_half_written_is_begun_anew(tmp_path, text):
     assert json.loads(path.read_text())["host"] == "a.example"
 
 
-def test_a_clock_that_is_wrong_holds_nobody_up(tmp_path):
+def test_wrong_clock_delays_nobody(tmp_path):
     turns = Hosts(Manners(sleep_seconds=0.05, problems=1, pause_seconds=100), tmp_path)
     turns.wait("a.example")
     [path] = tmp_path.iterdir()
@@ -613,7 +611,7 @@ def no_locks(*_):
     raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
 
-def test_turns_hold_where_the_file_system_has_no_locks(tmp_path, monkeypatch):
+def test_turns_work_on_a_file_system_without_locks(tmp_path, monkeypatch):
     monkeypatch.setattr(fcntl, "flock", no_locks)
     times: list[float] = []
 
@@ -634,7 +632,7 @@ def test_turns_hold_where_the_file_system_has_no_locks(tmp_path, monkeypatch):
     assert [path.suffix for path in tmp_path.iterdir()] == [".json"]
 
 
-def test_a_lease_without_a_holder_is_taken_away(tmp_path, monkeypatch):
+def test_lease_without_a_holder_is_revoked(tmp_path, monkeypatch):
     monkeypatch.setattr(fcntl, "flock", no_locks)
     monkeypatch.setattr(hosts, "_LEASE_SECONDS", 0.2)
     turns = Hosts(Manners(sleep_seconds=0.01, problems=1), tmp_path)
@@ -651,8 +649,8 @@ def test_a_lease_without_a_holder_is_taken_away(tmp_path, monkeypatch):
 # Kills
 
 
-def test_a_download_that_a_kill_interrupted_is_resumed(tmp_path, site):
-    """The next run asks for the rest only, and only of the same version of the file."""
+def test_killed_download_is_resumed(tmp_path, site):
+    """The next run requests only the rest, and only of the same version of the file."""
     data = make_video(seconds=4, size=(160, 120), seed=3)
     file = File(data)
     url = site.script(
@@ -678,8 +676,8 @@ def test_a_download_that_a_kill_interrupted_is_resumed(tmp_path, site):
         None,
     ],
 )
-def test_what_cannot_be_gone_on_with_is_begun_again(tmp_path, site, note):
-    """Another version at the server, no version, another URL, fewer bytes than noted, no note."""
+def test_download_that_cannot_be_resumed_starts_again(tmp_path, site, note):
+    """Another version on the server, no version, another URL, fewer bytes than noted, no note."""
     url = site.file("/a.mp4", VIDEO)
     work = tmp_path / "media" / ".work" / source_key(url)
     work.mkdir(parents=True)
@@ -699,7 +697,7 @@ def test_what_cannot_be_gone_on_with_is_begun_again(tmp_path, site, note):
 
 
 def killed_on_the_way(dataset: Path, url: str) -> tuple[multiprocessing.Process, dict]:
-    """A worker that gets SIGKILL when it has noted what it has of the file; and that note."""
+    """A worker killed by SIGKILL once it has noted its part of the file; returns that note."""
     process = PROCESSES.Process(target=work, args=(dataset, [url], {}))
     process.start()
     note = dataset / "media" / ".work" / source_key(url) / "download.mp4.json"
@@ -713,8 +711,8 @@ def killed_on_the_way(dataset: Path, url: str) -> tuple[multiprocessing.Process,
     return process, json.loads(note.read_text())
 
 
-def test_a_source_that_another_worker_has_at_hand_is_fetched_beside_it(tmp_path, site):
-    """A worker given up for dead may live: the two don't write to one file."""
+def test_source_being_downloaded_by_another_worker_is_downloaded_separately(tmp_path, site):
+    """A worker presumed dead may live: the two don't write to the same file."""
     url = site.script("/a.mp4", Trickle(File(VIDEO), len(VIDEO) // 10, 0.1), File(VIDEO))
     rows: list = []
     first = threading.Thread(target=lambda: rows.extend(download_only(tmp_path, [url], {})))
@@ -726,7 +724,7 @@ def test_a_source_that_another_worker_has_at_hand_is_fetched_beside_it(tmp_path,
     assert [kind for kind, _ in rows] == ["kept", "kept"]
 
 
-def test_a_server_that_hangs_after_the_first_bytes_is_transient(tmp_path, site):
+def test_server_that_hangs_after_the_first_bytes_is_transient(tmp_path, site):
     site.script("/a.mp4", Broken(File(VIDEO), 500), Hang())
     [row] = download(tmp_path, site.url("/a.mp4"), retries=1, timeout_seconds=0.3)
     assert outcome(row) == "transient"

@@ -1,4 +1,4 @@
-"""The same care where others ask the network for us: yt-dlp's redirects, lists, ffmpeg."""
+"""The same protection for requests by others: yt-dlp's redirects, lists, ffmpeg."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def site():
 
 @pytest.fixture
 def inside():
-    """A server at another address of loopback, which nobody is to ask."""
+    """A server at another loopback address, which must not be contacted."""
     with serve("127.0.0.2") as server:
         server.file("/secret.mp4", VIDEO)
         yield server
@@ -60,7 +60,7 @@ def page(video: str) -> str:
 
 @pytest.fixture(params=["requests", "urllib"])
 def library(request, monkeypatch):
-    """What yt-dlp makes its requests with."""
+    """The library that yt-dlp makes its requests with."""
     from yt_dlp.YoutubeDL import YoutubeDL
 
     build = YoutubeDL.build_request_director
@@ -79,9 +79,9 @@ def test_each_redirect_of_yt_dlp_takes_its_turn(tmp_path, site, library):
     for here, there in (("/start", "/page"), ("/one", "/two"), ("/two", "/v.mp4")):
         site.script(here, Redirect(there))
     site.file("/v.mp4", VIDEO)
-    # Not `.mp4` at the end, and no plain file: this is for yt-dlp.
+    # No `.mp4` at the end, and no plain file, so that yt-dlp is used.
     row = {"url": site.url("/start"), "extractor": "home"}
-    download(tmp_path / "before", row)  # that yt-dlp has to be loaded takes no time later
+    download(tmp_path / "before", row)  # so that importing yt-dlp takes no time later
     site.log.clear()
     began = time.monotonic()
     [row] = download(tmp_path / "dataset", row, sleep_seconds=0.5)
@@ -90,7 +90,7 @@ def test_each_redirect_of_yt_dlp_takes_its_turn(tmp_path, site, library):
     assert_distance(site.times, began, 0.5)
 
 
-def test_a_redirect_to_a_host_that_is_left_alone_waits_or_says_so(tmp_path, site, library):
+def test_redirect_to_a_paused_host_waits_or_fails(tmp_path, site, library):
     with serve("127.0.0.3") as broken:
         dead = [{"url": broken.status(f"/{number}.mp4", 500)} for number in range(2)]
         rows = download(tmp_path, *dead, host_problems=2, retries=0, host_pause_seconds=30)
@@ -109,7 +109,7 @@ def test_a_redirect_to_a_host_that_is_left_alone_waits_or_says_so(tmp_path, site
     assert "127.0.0.3 is left alone until" in row["error"]["message"]
 
 
-def test_a_host_that_only_redirects_is_not_blamed_for_where_it_leads(tmp_path, site, library):
+def test_redirecting_host_is_not_blamed_for_its_target(tmp_path, site, library):
     with serve("127.0.0.3") as broken:
         broken.status("/page", 500)
         site.script("/start", Redirect(broken.url("/page")))
@@ -133,8 +133,8 @@ def test_a_host_that_only_redirects_is_not_blamed_for_where_it_leads(tmp_path, s
     assert outcome(row) == "kept", row
 
 
-def test_a_redirect_is_an_answer_of_a_host_that_was_left_alone(tmp_path, site, library):
-    """So that the others may ask it again, however the host fares that it leads to."""
+def test_redirect_is_an_answer_from_a_paused_host(tmp_path, site, library):
+    """So others may contact it again, whatever the redirect's target answers."""
     rules = {"host_problems": 2, "retries": 0, "host_pause_seconds": 0.8}
     dead = [{"url": site.status(f"/{number}.mp4", 500)} for number in range(2)]
     assert [outcome(row) for row in download(tmp_path, *dead, **rules)] == ["transient"] * 2
@@ -154,8 +154,8 @@ def test_a_redirect_is_an_answer_of_a_host_that_was_left_alone(tmp_path, site, l
     assert outcome(row) == "kept", row
 
 
-def test_libraries_whose_connections_cannot_be_seen_are_left_out(tmp_path, site, inside):
-    """One that yt-dlp would like best must not be asked where addresses are refused."""
+def test_libraries_whose_connections_cannot_be_checked_are_not_used(tmp_path, site, inside):
+    """Even yt-dlp's preferred one must not be used if addresses are refused."""
     from yt_dlp.networking.common import (
         _REQUEST_HANDLERS,
         _RH_PREFERENCES,
@@ -210,7 +210,7 @@ def feed(*links: str) -> bytes:
     return f'<?xml version="1.0"?><rss version="2.0"><channel>{items}</channel></rss>'.encode()
 
 
-def test_a_list_is_not_fetched_from_a_private_address(tmp_path, site, inside):
+def test_list_is_not_fetched_from_a_private_address(tmp_path, site, inside):
     inside.script("/feed", File(feed(site.url("/a.html")), "application/rss+xml"))
     site.script("/feed", Redirect(inside.url("/feed")))
     for number, (url, asked) in enumerate(
@@ -227,14 +227,14 @@ def test_a_list_is_not_fetched_from_a_private_address(tmp_path, site, inside):
 @pytest.mark.parametrize(
     "behaviour", [Trickle(File(feed("http://a.test/") * 50, "application/rss+xml")), Hang()]
 )
-def test_a_list_that_comes_too_slowly_is_transient(tmp_path, site, behaviour):
+def test_slow_list_is_transient(tmp_path, site, behaviour):
     began = time.monotonic()
     [row] = take(tmp_path, site.script("/feed", behaviour), settings=HASTY)
     assert outcome(row) == "transient", row
     assert time.monotonic() - began < 40
 
 
-def test_a_list_has_a_time_in_all(tmp_path, site):
+def test_list_has_a_total_time_limit(tmp_path, site):
     site.script(
         "/slow", Trickle(File(feed("http://a.test/"), "application/rss+xml"), pause_seconds=0.2)
     )
@@ -253,7 +253,7 @@ def test_a_list_has_a_time_in_all(tmp_path, site):
     assert time.monotonic() - began < 40
 
 
-def test_a_list_without_end_is_bounded(tmp_path, site, monkeypatch):
+def test_endless_list_is_bounded(tmp_path, site, monkeypatch):
     [row] = take(
         tmp_path / "bytes",
         site.script(
@@ -280,7 +280,7 @@ def test_lists_and_downloads_take_turns_at_a_host_together(tmp_path, site):
         take(dataset, site.url("/feed"), settings={"sleep_seconds": seconds})
         download(dataset, video, sleep_seconds=seconds)
 
-    both(tmp_path / "before", 0.0)  # that yt-dlp has to be loaded takes no time later
+    both(tmp_path / "before", 0.0)  # so that importing yt-dlp takes no time later
     site.log.clear()
     began = time.monotonic()
     both(tmp_path / "dataset", 2.0)
@@ -288,7 +288,7 @@ def test_lists_and_downloads_take_turns_at_a_host_together(tmp_path, site):
     assert_distance(site.times, began, 2.0)
 
 
-# ffmpeg, which yt-dlp starts for parts
+# ffmpeg, which yt-dlp starts for sections
 
 
 @pytest.fixture
@@ -315,7 +315,7 @@ def platform(monkeypatch, site):
 
 @dataclass(frozen=True)
 class Mark:
-    """Answers as `then` does, and says that it was asked."""
+    """Responds like `then`, and records that it was contacted."""
 
     then: object
     asked: threading.Event = field(default_factory=threading.Event)
@@ -326,7 +326,7 @@ class Mark:
 
 
 def fetchers(url: str) -> list[psutil.Process]:
-    """Processes that were told this address, wherever they are."""
+    """Processes that were given this address, anywhere."""
     found = []
     for process in psutil.process_iter(["cmdline", "status"]):
         if process.info["status"] != psutil.STATUS_ZOMBIE and url in (
@@ -359,8 +359,8 @@ PART = {"spans": [{"start_seconds": 5.0, "end_seconds": 8.0}], "extractor": "hom
         ),
     ],
 )
-def test_ffmpeg_is_killed_where_a_limit_ends_it(tmp_path, site, platform, settings, kind, words):
-    """In the seconds before, the program is started and asks for the file."""
+def test_ffmpeg_is_killed_at_a_limit(tmp_path, site, platform, settings, kind, words):
+    """In the seconds before, the program starts and requests the file."""
     mark = Mark(Trickle(File(VIDEO)))
     site.script("/v.mp4", mark)
     began = time.monotonic()
@@ -381,7 +381,7 @@ def test_ffmpeg_is_killed_where_a_limit_ends_it(tmp_path, site, platform, settin
 
 
 def work(dataset: Path, url: str, video: str) -> None:
-    """A worker that fetches a part, for as long as it is let."""
+    """A worker that downloads a section until it is killed."""
     from yt_dlp.extractor.common import InfoExtractor
 
     class HomeIE(InfoExtractor):
@@ -399,7 +399,7 @@ def work(dataset: Path, url: str, video: str) -> None:
     download(dataset, {"url": url, **PART}, sections=True, timeout_seconds=60, retries=0)
 
 
-def test_ffmpeg_does_not_outlive_a_worker_that_is_killed(tmp_path, site):
+def test_ffmpeg_does_not_outlive_a_killed_worker(tmp_path, site):
     mark = Mark(Hang(60))
     video = site.script("/v.mp4", mark)
     worker = multiprocessing.get_context("forkserver").Process(
@@ -413,8 +413,8 @@ def test_ffmpeg_does_not_outlive_a_worker_that_is_killed(tmp_path, site):
     assert gone(video)
 
 
-def test_programs_are_forgotten_once_they_have_ended(tmp_path, site, platform):
-    """So that a number that another process has later is not mistaken for theirs."""
+def test_ended_programs_are_unregistered(tmp_path, site, platform):
+    """So that another process with the same number later is not mistaken for them."""
     from clipmill.stages.media.isolation import children
 
     site.file("/v.mp4", VIDEO)
@@ -423,10 +423,8 @@ def test_programs_are_forgotten_once_they_have_ended(tmp_path, site, platform):
 
 
 @pytest.mark.parametrize("address", ["{file}", "file:{file}", "concat:{file}", "-i", ""])
-def test_a_site_does_not_make_ffmpeg_read_a_file_of_this_machine(
-    tmp_path, site, platform, address, monkeypatch
-):
-    """It is not even started for something that is not a network address."""
+def test_site_cannot_make_ffmpeg_read_a_local_file(tmp_path, site, platform, address, monkeypatch):
+    """It isn't even started for anything but a network address."""
     started, starting = [], Watch.starting
 
     def noted(self, arguments):
@@ -452,7 +450,7 @@ def test_a_site_does_not_make_ffmpeg_read_a_file_of_this_machine(
 # Subtitles
 
 
-def test_subtitles_without_end_cost_the_subtitles_only(tmp_path, site, platform, monkeypatch):
+def test_endless_subtitles_fail_only_the_subtitles(tmp_path, site, platform, monkeypatch):
     monkeypatch.setattr(ytdlp_requests, "MAX_SUBTITLE_BYTES", 2 << 20)
     site.file("/v.mp4", VIDEO)
     platform.info = {
@@ -468,12 +466,12 @@ def test_subtitles_without_end_cost_the_subtitles_only(tmp_path, site, platform,
     assert "subtitles of more than 2 MB" in row["failed_parts"][0]["message"]
 
 
-# The largest size, to the byte
+# The size limit, to the byte
 
 
 @dataclass(frozen=True)
 class Counted:
-    """Sends far more than is allowed, and counts what was taken."""
+    """Sends far more than is allowed, and counts what was received."""
 
     sent: list = field(default_factory=lambda: [0])
 
@@ -487,8 +485,8 @@ class Counted:
             self.sent[0] += 65536
 
 
-def test_no_more_is_written_than_the_largest_size(tmp_path, site):
-    """At the speed of loopback a look every second would come after gigabytes."""
+def test_no_more_is_written_than_the_size_limit(tmp_path, site):
+    """At loopback's speed, checking every second would come gigabytes too late."""
     counted = Counted()
     [row] = download(tmp_path, {"url": site.script("/v.mp4", counted)}, max_bytes=1_000_000)
     assert outcome(row) == "permanent"

@@ -1,4 +1,4 @@
-"""Sites that treat us as a bot, and hosts that stay away: fewer and fewer requests, reported."""
+"""Sites that treat us as a bot, and hosts that stay down: fewer and fewer requests, reported."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from tests.download_helpers import add_extractor, make_video, outcome, stage
 from tests.http_server import File, serve
 
 SAID = "Sign in to confirm you\u2019re not a bot. Use --cookies for the authentication"
-# Nothing is waited for, so that a row is asked for or fails at once; no pause ends in a test that
-# sets none itself.
+# No waiting, so that a row is requested or fails immediately; pauses end in a test only if it sets
+# them.
 HASTY = {
     "host_problems": 3,
     "host_pause_seconds": 600.0,
@@ -39,7 +39,7 @@ HASTY = {
 
 @dataclass(frozen=True)
 class Refusing:
-    """A page with a status, or Cloudflare's way to ask for a proof."""
+    """A page with a status, or Cloudflare's challenge."""
 
     status: int = 200
     is_challenge: bool = False
@@ -62,13 +62,13 @@ def site():
 
 @pytest.fixture
 def platform(monkeypatch, site):
-    """A site whose pages all look alike, while `suspects` says who gets a video behind them."""
+    """A site with identical pages; `suspects` decides who gets a video behind them."""
     from yt_dlp.extractor.common import InfoExtractor
     from yt_dlp.utils import ExtractorError
 
     class HomeIE(InfoExtractor):
         _VALID_URL = r"https?://127\.0\.0\.1:\d+/home/(?P<id>\d+)"
-        pages = 3  # as YouTube's page, player and script
+        pages = 3  # like YouTube's page, player and script
         suspects = staticmethod(lambda number: True)
 
         def _real_extract(self, url):
@@ -105,8 +105,8 @@ def homes(site, *numbers: int) -> list[str]:
     return [site.url(f"/home/{number}") for number in numbers]
 
 
-def test_a_site_that_takes_us_for_a_bot_is_left_alone(tmp_path, site, platform):
-    """After the third nobody asks for a while; the rest say why they were not asked."""
+def test_site_with_bot_checks_is_paused(tmp_path, site, platform):
+    """After the third, nobody contacts it for a while; the other rows say why."""
     rows = download(tmp_path, homes(site, *range(12)), **HASTY)
     assert {outcome(row) for row in rows} == {"blocked"}
     assert len(site.log) == 3 * 3
@@ -121,8 +121,10 @@ def test_a_site_that_takes_us_for_a_bot_is_left_alone(tmp_path, site, platform):
     ids=["known", "asked for directly first"],
 )
 @pytest.mark.parametrize("gone", [None, 0.001], ids=["waited for", "gone"])
-def test_a_site_that_has_calmed_down_is_asked_as_before(tmp_path, site, platform, extractor, gone):
-    """One row asks all that it takes to get a video, and that ends the pauses, not a page."""
+def test_site_without_further_bot_checks_is_used_as_before(
+    tmp_path, site, platform, extractor, gone
+):
+    """One row makes all requests for a video; the video ends the pauses, not a page."""
     settings = {**HASTY, "host_pause_seconds": 1.0, "host_gone_seconds": gone}
     for numbers in (range(4), range(4, 6)):
         rows = download(tmp_path, homes(site, *numbers), extractor, **settings)
@@ -135,7 +137,7 @@ def test_a_site_that_has_calmed_down_is_asked_as_before(tmp_path, site, platform
 
 @dataclass(frozen=True)
 class Late:
-    """A file that comes once all others have been asked for, or when that takes too long."""
+    """A file that arrives once all others have been requested, or after a timeout."""
 
     file: File
     others: int
@@ -150,7 +152,7 @@ class Late:
         self.file.answer(handler)
 
 
-def test_a_video_that_is_given_out_lets_others_go_on_before_it_is_there(tmp_path, site, platform):
+def test_started_video_download_ends_the_pause(tmp_path, site, platform):
     download(tmp_path, homes(site, 0, 1, 2), **{**HASTY, "host_pause_seconds": 1.0})
     time.sleep(1.1)
     platform.suspects = staticmethod(lambda number: False)
@@ -165,15 +167,15 @@ def test_a_video_that_is_given_out_lets_others_go_on_before_it_is_there(tmp_path
     assert [outcome(row) for row in rows] == ["kept"] * 7
 
 
-def test_a_page_is_no_proof_of_good_will(tmp_path, site, platform):
-    """Also where the page is first asked for directly, to see whether it is a file."""
+def test_page_does_not_end_a_pause(tmp_path, site, platform):
+    """Even if the page is first requested directly, to see whether it is a file."""
     rows = download(tmp_path, homes(site, *range(12)), extractor=None, **HASTY)
     assert {outcome(row) for row in rows} == {"blocked"}
     pages = [request for request in site.log if request.path.startswith("/home")]
     assert len(pages) < 4 * 12
 
 
-def test_bot_checks_now_and_then_are_those_videos_own(tmp_path, site, platform):
+def test_occasional_bot_checks_affect_only_their_videos(tmp_path, site, platform):
     platform.suspects = staticmethod(lambda number: number % 3 != 0)
     rows = download(tmp_path, homes(site, *range(12)), **HASTY)
     assert [outcome(row) for row in rows] == ["kept", "blocked", "blocked"] * 4
@@ -191,7 +193,7 @@ def test_cloudflares_challenge_is_a_bot_check(tmp_path, site, status):
     assert "bot checks in a row" in rows[-1]["error"]["message"]
 
 
-def test_a_refusal_of_one_file_is_no_bot_check(tmp_path, site):
+def test_refusal_of_one_file_is_not_a_bot_check(tmp_path, site):
     rows = download(
         tmp_path, [site.status(f"/{number}.mp4", 403) for number in range(8)], None, **HASTY
     )
@@ -199,10 +201,10 @@ def test_a_refusal_of_one_file_is_no_bot_check(tmp_path, site):
     assert len(site.log) == 8
 
 
-def test_a_host_that_is_gone_is_waited_for_no_more(tmp_path, site):
-    """Each of 40 rows would wait for its max_backoff_seconds; once it is gone none does.
+def test_host_that_is_down_is_not_waited_for(tmp_path, site):
+    """Each of 40 rows would wait for its max_backoff_seconds; once the host is down, none does.
 
-    But for a row now and then that tries it twice, where all stand still between the two.
+    Except an occasional row that tries twice, if all pause between the two.
     """
     urls = [site.status(f"/{number}.mp4", 500) for number in range(40)]
     began = time.monotonic()
@@ -222,7 +224,7 @@ def test_a_host_that_is_gone_is_waited_for_no_more(tmp_path, site):
     assert time.monotonic() - began < 40, "60 s if each row waits"
 
 
-def test_a_gone_host_that_comes_back_is_found_by_a_probe(tmp_path, site):
+def test_probe_detects_that_a_host_is_back(tmp_path, site):
     dead = [site.status(f"/{number}.mp4", 500) for number in range(6)]
     settings = {
         "host_problems": 1,
@@ -241,8 +243,8 @@ def test_a_gone_host_that_comes_back_is_found_by_a_probe(tmp_path, site):
     assert {outcome(row) for row in download(tmp_path, alive, None, **settings)} == {"kept"}
 
 
-def test_a_page_in_place_of_a_file_ends_no_pause(tmp_path, site):
-    """It may be the next check, whatever its address ends in."""
+def test_page_instead_of_a_file_does_not_end_a_pause(tmp_path, site):
+    """It may be the next check, whatever its URL ends in."""
     challenged = [site.script(f"/{number}.mp4", Refusing(is_challenge=True)) for number in range(3)]
     download(tmp_path, challenged, None, **{**HASTY, "host_pause_seconds": 0.5})
     time.sleep(0.6)
@@ -252,9 +254,7 @@ def test_a_page_in_place_of_a_file_ends_no_pause(tmp_path, site):
     assert "is left alone until" in rows[1]["error"]["message"]
 
 
-def test_media_that_never_comes_is_the_hosts_problem_though_it_gives_out_videos(
-    tmp_path, site, platform
-):
+def test_media_that_never_arrives_is_the_hosts_problem(tmp_path, site, platform):
     platform.suspects = staticmethod(lambda number: False)
     for number in range(12):
         site.status(f"/files/{number}.mp4", 500)
@@ -263,7 +263,7 @@ def test_media_that_never_comes_is_the_hosts_problem_though_it_gives_out_videos(
     assert sum(request.path.startswith("/files") for request in site.log) <= 4
 
 
-# Whose it is, and for how long
+# Which host, and for how long
 
 
 def turns(folder: Path, **manners) -> Hosts:
@@ -275,7 +275,7 @@ def turns(folder: Path, **manners) -> Hosts:
 
 
 def checked(folder: Path, *hosts: str) -> None:
-    """Leaves hosts alone that took us for a bot, and comes back when the pause is over."""
+    """Pauses hosts with bot checks, and ends the pauses."""
     for host in hosts:
         attempt(turns(folder, pause_seconds=0.5), host).failed(BotCheck(SAID))
     time.sleep(0.6)
@@ -303,8 +303,8 @@ def attempt(hosts: Hosts, *asked: str, new_row: bool = True) -> Hosts:
         ),
     ],
 )
-def test_a_bot_check_is_the_sites_own(tmp_path, asked, known, whose):
-    """Not that of an address that leads to it, nor of one of its interfaces."""
+def test_bot_check_counts_for_the_site(tmp_path, asked, known, whose):
+    """Not for the host of a URL that redirects to it, nor of one of its APIs."""
     hosts = turns(tmp_path)
     attempt(hosts, *asked).failed(BotCheck(SAID, known))
     for host in set(asked) - {whose}:
@@ -314,7 +314,7 @@ def test_a_bot_check_is_the_sites_own(tmp_path, asked, known, whose):
     assert left.value.kind == "blocked"
 
 
-def test_what_was_asked_for_before_the_checks_ends_no_pause(tmp_path):
+def test_answers_to_earlier_requests_do_not_end_a_pause(tmp_path):
     long_download = attempt(turns(tmp_path), "site.example")
     attempt(turns(tmp_path), "site.example").failed(BotCheck(SAID))
     long_download.got_through()
@@ -323,7 +323,7 @@ def test_what_was_asked_for_before_the_checks_ends_no_pause(tmp_path):
         attempt(turns(tmp_path), "site.example")
 
 
-def test_passing_problems_and_bot_checks_are_counted_apart(tmp_path):
+def test_transient_problems_and_bot_checks_are_counted_separately(tmp_path):
     hosts = turns(tmp_path, problems=3)
     for _ in range(2):
         attempt(hosts, "site.example").failed(PassingProblem("timed out"))
@@ -334,7 +334,7 @@ def test_passing_problems_and_bot_checks_are_counted_apart(tmp_path):
         attempt(hosts, "site.example")
 
 
-def test_a_passing_problem_leaves_a_pause_after_bot_checks_what_it_is(tmp_path):
+def test_transient_problem_does_not_change_a_pause_after_bot_checks(tmp_path):
     checked(tmp_path, "site.example")
     hosts = turns(tmp_path)
     attempt(hosts, "site.example").failed(PassingProblem("timed out"))
@@ -344,8 +344,8 @@ def test_a_passing_problem_leaves_a_pause_after_bot_checks_what_it_is(tmp_path):
     assert left.value.kind == "blocked"
 
 
-def test_a_host_that_nobody_asked_meanwhile_is_not_gone(tmp_path):
-    """An hour ago it was left alone; the others wait for the first that tries it again."""
+def test_host_that_nobody_contacted_is_not_down(tmp_path):
+    """It was paused an hour ago; the others wait for the first that tries it again."""
     hosts = turns(tmp_path, pause_seconds=0.3, patience_seconds=20.0, gone_seconds=0.6)
     for _ in range(3):
         attempt(hosts, "site.example").failed(PassingProblem("refused"))
@@ -355,7 +355,7 @@ def test_a_host_that_nobody_asked_meanwhile_is_not_gone(tmp_path):
     attempt(other, "site.example")
 
 
-def test_the_row_that_tries_a_host_may_ask_it_until_that_fails(tmp_path):
+def test_probing_row_may_continue_until_a_request_fails(tmp_path):
     checked(tmp_path, "site.example")
     hosts = turns(tmp_path)
     attempt(hosts, "site.example", "site.example")
@@ -366,8 +366,8 @@ def test_the_row_that_tries_a_host_may_ask_it_until_that_fails(tmp_path):
         attempt(hosts, "site.example", new_row=False)
 
 
-def test_an_answer_after_bot_checks_ends_no_pause(tmp_path):
-    """The first page comes as always; what counts is whether there is a video behind it."""
+def test_answer_after_bot_checks_does_not_end_a_pause(tmp_path):
+    """The first page arrives as always; what counts is whether there is a video behind it."""
     checked(tmp_path, "site.example", "calm.example")
     hosts = turns(tmp_path)
 
@@ -384,10 +384,10 @@ def test_an_answer_after_bot_checks_ends_no_pause(tmp_path):
     attempt(hosts, "calm.example")
 
 
-# What yt-dlp says
+# yt-dlp's messages
 
 
-def test_a_redirect_to_a_site_that_is_left_alone_is_no_problem_of_the_redirector():
+def test_redirect_to_a_paused_site_is_not_the_redirectors_problem():
     from yt_dlp.networking.exceptions import TransportError
 
     left = LeftAlone("blocked", "site.example is left alone")
@@ -408,17 +408,17 @@ def test_a_redirect_to_a_site_that_is_left_alone_is_no_problem_of_the_redirector
         ("ERROR: [youtube] a: Sign in to confirm your age", "blocked", False),
     ],
 )
-def test_only_words_about_bots_make_a_bot_check(message, kind, is_check):
+def test_only_messages_about_bots_are_bot_checks(message, kind, is_check):
     found = problem_of(Exception("x"), message)
     assert (found.kind, isinstance(found, BotCheck)) == (kind, is_check)
 
 
-# From run to run
+# Across runs
 
 
 @pytest.mark.parametrize("way", ["retry", "a killed run's successor"])
-def test_whoever_comes_next_is_asked_for_at_once(tmp_path, site, platform, way):
-    """With new cookies, say; what the site did to the last run doesn't fail these rows."""
+def test_next_run_requests_immediately(tmp_path, site, platform, way):
+    """With new cookies, for example; the site's checks in the last run don't fail these rows."""
     from clipmill.jobs.run import run
     from clipmill.pipeline.recipes.recipe import load_recipe
 

@@ -1,4 +1,4 @@
-"""caption_frames: each caption on its own clip and time, and what becomes of the bad ones."""
+"""caption_frames: each caption on its own clip and time, and rejected captions."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ BITS = 12
 
 
 def numbered(number: int) -> bytes:
-    """A picture whose dark and light bars spell a number."""
+    """A picture whose dark and light bars encode a number."""
     bars = np.array([[255 * (number >> bit & 1) for bit in range(BITS)]], np.uint8)
     picture = cv2.resize(bars, (BITS * 16, 96), interpolation=cv2.INTER_NEAREST)
     return cv2.imencode(".jpg", cv2.cvtColor(picture, cv2.COLOR_GRAY2BGR))[1].tobytes()
@@ -35,7 +35,7 @@ def number_in(jpeg: bytes) -> int:
 
 
 class Reader:
-    """A captioner that reads the number in the picture; `say` may answer with something else."""
+    """A captioner that reads the number in the picture; `say` may change its answer."""
 
     def __init__(self, say=lambda number, picture: f"number {number}"):
         self.say = say
@@ -51,7 +51,7 @@ class Reader:
 
 
 def clip(name: str, first_number: int, seconds=(0.5, 1.5, 2.5), start=0.0, end=3.0, **columns):
-    """A clip whose frames carry first_number, first_number + 1, …"""
+    """A clip whose frames have first_number, first_number + 1, …"""
     frames = [
         {"frame_number": i, "seconds": at, "jpeg": numbered(first_number + i)}
         for i, at in enumerate(seconds)
@@ -92,8 +92,8 @@ def captioned(stage: CaptionFrames, clips, reader=None) -> dict[str, dict]:
 
 @settings(max_examples=25)
 @given(counts=st.lists(st.integers(1, 12), min_size=1, max_size=8), order=st.randoms())
-def test_every_caption_sits_on_its_own_clip_and_time(counts, order):
-    """Whatever the clips' lengths and order, text, clip and time stamp belong together."""
+def test_every_caption_belongs_to_its_clip_and_time(counts, order):
+    """Whatever the clips' lengths and order, text, clip and timestamp belong together."""
     clips, first = [], 0
     for i, count in enumerate(counts):
         times = [10 * i + j + 0.5 for j in range(count)]
@@ -133,7 +133,7 @@ def test_each_scale_gets_its_own_frames():
 @pytest.mark.parametrize(
     ("scale", "empty"), [("coarse", "captions_fine"), ("fine", "caption_coarse")]
 )
-def test_a_scale_can_be_left_out(scale, empty):
+def test_scale_can_be_left_out(scale, empty):
     off = {"coarse": "fine", "fine": "coarse"}[scale]
     row = captioned(stage(**{off: False}), [clip("a", 0)])["a"]
     assert (row["error"], row[empty]) == (None, None)
@@ -150,7 +150,7 @@ def test_a_scale_can_be_left_out(scale, empty):
         (RowFailed("bad_media", "no image"), "bad_media", "no image"),
     ],
 )
-def test_a_text_that_is_none_costs_only_its_clip(said, kind, words):
+def test_unusable_text_fails_only_its_clip(said, kind, words):
     reader = Reader(lambda number, picture: said if number == 101 else f"number {number}")
     rows = captioned(stage(), [clip("a", 0), clip("bad", 100), clip("b", 200)], reader)
     assert [name for name, row in rows.items() if row["error"]] == ["bad"]
@@ -162,20 +162,20 @@ def test_a_text_that_is_none_costs_only_its_clip(said, kind, words):
 
 
 @pytest.mark.parametrize("frames", [None, []])
-def test_a_clip_without_frames_is_bad_media(frames):
+def test_clip_without_frames_is_bad_media(frames):
     rows = captioned(stage(), [clip("a", 0), clip("b", 50) | {"frames": frames}])
     assert rows["a"]["error"] is None
     assert rows["b"]["error"]["kind"] == "bad_media"
     assert "no frame" in rows["b"]["error"]["message"]
 
 
-def test_frames_of_a_neighbour_are_not_taken():
+def test_frames_of_a_neighbour_are_not_used():
     rows = captioned(stage(), [clip("a", 0, seconds=(9.0,))])
     assert rows["a"]["error"]["kind"] == "bad_media"
 
 
-def test_what_looks_the_same_is_captioned_once_and_said_at_every_time():
-    """Numbers 5, 5, 5, 6, 6, 5: three pictures are asked about."""
+def test_identical_frames_are_captioned_once_with_all_times():
+    """Numbers 5, 5, 5, 6, 6, 5: three pictures are captioned."""
     row = clip("a", 0, [i + 0.5 for i in range(6)], 0.0, 6.0)
     for frame, number in zip(row["frames"], [5, 5, 5, 6, 6, 5], strict=True):
         frame["jpeg"] = numbered(number)
@@ -195,7 +195,7 @@ def test_what_looks_the_same_is_captioned_once_and_said_at_every_time():
     assert len(everything.asked) == 6
 
 
-def test_slow_change_and_small_things_that_move_are_seen():
+def test_slow_changes_and_small_moving_objects_are_noticed():
     def grey(level):
         picture = np.full((90, 160, 3), level, np.uint8)
         return {"jpeg": cv2.imencode(".jpg", picture)[1].tobytes()}
@@ -209,7 +209,7 @@ def test_slow_change_and_small_things_that_move_are_seen():
     assert leaders([ball(100), ball(100), ball(130), ball(400)], 4.0) == [0, 0, 2, 3]
 
 
-def test_a_frame_that_cannot_be_decoded_is_bad_media():
+def test_undecodable_frame_is_bad_media():
     broken = clip("broken", 0)
     broken["frames"][1]["jpeg"] = b"no jpeg"
     rows = captioned(stage(skip_similar=4.0, coarse=False), [broken, clip("b", 20)])
@@ -256,7 +256,7 @@ def test_tags_guide_the_fine_captions_of_their_own_clip():
         ({"no_such_setting": 1}, "no_such_setting"),
     ],
 )
-def test_settings_that_make_no_sense_are_refused(fields, words):
+def test_nonsensical_settings_are_refused(fields, words):
     with pytest.raises(ValidationError, match=words):
         stage(**fields)
 
@@ -280,8 +280,8 @@ def test_scales_may_differ_in_model_and_generation():
     assert pickle.loads(pickle.dumps(both)) == both
 
 
-def test_whole_stage_over_a_tiny_model_repeats_itself(tmp_path):
-    """Same rows whether clips come together or alone, and again the second time."""
+def test_stage_with_a_tiny_model_is_deterministic(tmp_path):
+    """Same rows whether clips come together or alone, and the second time."""
     from tests.models_factory import tiny_model
 
     whole = stage(
@@ -302,8 +302,8 @@ def test_whole_stage_over_a_tiny_model_repeats_itself(tmp_path):
     assert len({row["caption_coarse"] for row in rows}) == 3
 
 
-def test_frames_go_to_a_server_as_they_are(tmp_path):
-    """The server reads the numbers in the pictures; a refusal costs only its clip."""
+def test_frames_are_sent_to_a_server_unchanged(tmp_path):
+    """The server reads the numbers in the pictures; a refusal fails only its clip."""
 
     def answer(request):
         return f"number {number_in(picture_of(request))} for {text_of(request)}"

@@ -1,4 +1,4 @@
-"""What a stage reads and which frames it wants: declared for all settings, or a method's answer."""
+"""A stage declares the columns and frames that it reads: for all settings, or in a method."""
 
 from typing import ClassVar
 
@@ -26,7 +26,7 @@ class CountSome(CountWords):
 
 
 class CountByProperty(CountWords):
-    """As stages were written before there were methods to override."""
+    """Like stages written before there were methods to override."""
 
     column: str = "caption_coarse"
 
@@ -35,16 +35,16 @@ class CountByProperty(CountWords):
         return (f"summarize_captions.{self.column}",)
 
 
-def test_class_variables_are_the_answer_of_all_settings():
+def test_class_variables_apply_to_all_settings():
     assert CountWords().columns_read() == ("caption_frames.caption_coarse",)
     assert CountWords().frames_picked() == (Middle(),)
 
 
-def test_methods_answer_by_the_settings():
+def test_methods_can_depend_on_settings():
     stage = CountSome(column="captions_fine", frames_per_clip=3)
     assert stage.columns_read() == ("caption_frames.captions_fine",)
     assert stage.frames_picked() == (Uniform(3),)
 
 
-def test_a_property_still_answers():
+def test_property_still_works():
     assert CountByProperty(column="caption").columns_read() == ("summarize_captions.caption",)

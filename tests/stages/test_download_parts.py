@@ -1,4 +1,4 @@
-"""What a video can do without, its subtitles, is had or missed by itself."""
+"""A video's optional parts, its subtitles, succeed or fail by themselves."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ def said_in(row: dict) -> dict[str, str]:
     return {line["language"]: line["text"] for line in row["subtitles"]}
 
 
-def test_a_refused_track_costs_neither_the_others_nor_the_media(tmp_path, site, platform):
-    """Its Retry-After holds for subtitles alone, and its failure is one of its own part."""
+def test_refused_track_fails_neither_the_others_nor_the_media(tmp_path, site, platform):
+    """Its Retry-After is valid only for subtitles, and its failure is one of its own part."""
     first = offer(site, platform, "first", en=Busy(429, "600"), en_GB=vtt("two"), fr=vtt("x"))
     second = offer(site, platform, "second", en=vtt("three"))
     [row] = bring(tmp_path, [first])
@@ -68,7 +68,7 @@ def test_a_refused_track_costs_neither_the_others_nor_the_media(tmp_path, site, 
     assert not site.asked("/second/en.vtt"), "the host asked for no more of these"
 
 
-def test_the_parts_that_are_missing_are_asked_for_alone(tmp_path, site, platform):
+def test_only_missing_parts_are_requested(tmp_path, site, platform):
     url = offer(site, platform, "film", en=(Busy(503), vtt("one")), en_GB=vtt("two"))
     [row] = bring(tmp_path, [url], backoff_seconds=0.0)
     assert said_in(row) == {"en-GB": "two"}
@@ -92,14 +92,14 @@ def test_the_parts_that_are_missing_are_asked_for_alone(tmp_path, site, platform
         (Hang(), "transient"),
     ],
 )
-def test_whatever_becomes_of_a_track_the_video_is_kept(tmp_path, site, platform, track, kind):
+def test_video_is_kept_whatever_becomes_of_a_track(tmp_path, site, platform, track, kind):
     url = offer(site, platform, "film", en=track)
     [row] = bring(tmp_path, [url], retries=1, timeout_seconds=0.5)
     assert outcome(row) == "kept", row
     assert [part["kind"] for part in row["failed_parts"]] == [kind] * (kind is not None)
 
 
-def test_other_languages_are_asked_for_without_the_media(tmp_path, site, platform):
+def test_other_languages_are_requested_without_the_media(tmp_path, site, platform):
     url = offer(site, platform, "film", en=vtt("one"), fr=vtt("un"))
     [row] = bring(tmp_path, [url])
     assert said_in(row) == {"en": "one"}
@@ -138,8 +138,8 @@ def test_other_languages_are_asked_for_without_the_media(tmp_path, site, platfor
         ("es de auto_es-orig auto_es", "es", {"yt_dlp": {"allsubtitles": True}}, "de es es-orig"),
     ],
 )
-def test_which_tracks_are_asked_for(tmp_path, site, platform, offered, language, settings, taken):
-    """People's, and the automatic one in the language spoken; translations by choice."""
+def test_which_tracks_are_requested(tmp_path, site, platform, offered, language, settings, taken):
+    """Human-written ones, and the automatic one in the spoken language; translations optionally."""
     tracks = {
         name.replace("-", "_") if name.startswith("auto_") else name: vtt(name)
         for name in offered.split()
@@ -180,8 +180,8 @@ class Hear(Stage):
 """
 
 
-def test_retry_knows_the_failures_of_parts(tmp_path, site, platform, capsys):
-    """Only the part is fetched again, and only what reads it is made again."""
+def test_retry_fetches_failed_parts(tmp_path, site, platform, capsys):
+    """Only the part is fetched again, and only stages that read it run again."""
     offer(site, platform, "first", en=(Busy(429), vtt("one"), vtt("again")))
     offer(site, platform, "second", en=vtt("two"))
     (tmp_path / "urls.txt").write_text(

@@ -1,4 +1,4 @@
-"""What a platform offers: renditions, subtitles, descriptions, and its reasons to refuse."""
+"""A platform's renditions, subtitles, descriptions, and refusals."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def watch(dataset, site, **settings) -> dict:
 
 
 def rendition(site, width: int, height: int, **more) -> dict:
-    """One format that the platform offers; the file's own size shows which was taken."""
+    """One format that the platform offers; the file's size shows which was used."""
     path = f"/files/{width}x{height}.mp4"
     site.file(path, make_video(1.0, (width // 10, height // 10)))
     return {
@@ -66,7 +66,7 @@ def rendition(site, width: int, height: int, **more) -> dict:
     }
 
 
-def test_what_the_platform_says_is_kept(tmp_path, site, platform):
+def test_platforms_metadata_is_kept(tmp_path, site, platform):
     platform.info = {
         "formats": [rendition(site, 640, 360)],
         "description": "D",
@@ -120,7 +120,7 @@ def test_what_the_platform_says_is_kept(tmp_path, site, platform):
         ([(360, 640), (720, 1280), (1080, 1920)], 720, (72, 128)),
     ],
 )
-def test_the_best_rendition_within_max_height_is_taken(
+def test_best_rendition_within_max_height_is_used(
     tmp_path, site, platform, offered, max_height, taken
 ):
     platform.info = {"formats": [rendition(site, *size) for size in offered]}
@@ -128,13 +128,13 @@ def test_the_best_rendition_within_max_height_is_taken(
     assert (row["width"], row["height"]) == taken, row
 
 
-def test_a_format_of_ones_own_is_taken(tmp_path, site, platform):
+def test_custom_format_is_used(tmp_path, site, platform):
     platform.info = {"formats": [rendition(site, 640, 360), rendition(site, 1280, 720)]}
     row = watch(tmp_path, site, format="640x360")
     assert row["width"] == 64
 
 
-def test_video_and_audio_are_put_together(tmp_path, site, platform):
+def test_video_and_audio_are_muxed(tmp_path, site, platform):
     site.file("/files/sound.m4a", make_audio())
     sound = {
         "format_id": "sound",
@@ -157,14 +157,14 @@ def test_video_and_audio_are_put_together(tmp_path, site, platform):
         ({}, {"min_height": 480}, "min_height"),
     ],
 )
-def test_a_rule_is_judged_before_the_download(tmp_path, site, platform, info, settings, rule):
+def test_rules_are_applied_before_the_download(tmp_path, site, platform, info, settings, rule):
     platform.info = {"formats": [rendition(site, 640, 360)], **info}
     row = watch(tmp_path, site, **settings)
     assert outcome(row) == f"download_videos.{rule}"
     assert site.log == []
 
 
-def test_a_live_video_is_for_later(tmp_path, site, platform):
+def test_live_video_is_transient(tmp_path, site, platform):
     platform.info = {"formats": [rendition(site, 640, 360)], "is_live": True}
     assert outcome(watch(tmp_path, site)) == "transient"
 
@@ -214,7 +214,7 @@ def test_subtitles_become_spans(tmp_path, site, platform):
     assert {span["language"] for span in only["subtitles"]} == {"fr"}
 
 
-def test_a_video_is_kept_when_only_its_subtitles_fail(tmp_path, site, platform):
+def test_video_is_kept_if_only_its_subtitles_fail(tmp_path, site, platform):
     platform.info = {
         "formats": [rendition(site, 640, 360)],
         "subtitles": {"en": [{"url": site.status("/en.vtt", 429), "ext": "vtt"}]},
@@ -248,7 +248,7 @@ def test_a_video_is_kept_when_only_its_subtitles_fail(tmp_path, site, platform):
         ("This video is DRM protected", "permanent"),
     ],
 )
-def test_a_sites_words_decide_the_kind(tmp_path, site, platform, message, kind):
+def test_sites_message_decides_the_kind(tmp_path, site, platform, message, kind):
     from yt_dlp.utils import ExtractorError
 
     platform.info = {"error": ExtractorError(message, expected=True)}
@@ -257,20 +257,20 @@ def test_a_sites_words_decide_the_kind(tmp_path, site, platform, message, kind):
     assert message in row["error"]["message"]
 
 
-def test_a_full_disk_stops_the_run_under_yt_dlp_too(tmp_path, site, platform):
+def test_full_disk_stops_the_run_under_yt_dlp_too(tmp_path, site, platform):
     platform.info = {"error": OSError(28, "No space left on device")}
     with pytest.raises(ClipmillError, match="free some space"):
         watch(tmp_path, site, retries=0)
 
 
-def test_a_geo_block_is_permanent(tmp_path, site, platform):
+def test_geo_block_is_permanent(tmp_path, site, platform):
     from yt_dlp.utils import GeoRestrictedError
 
     platform.info = {"error": GeoRestrictedError("Not here.", countries=["DE"])}
     assert outcome(watch(tmp_path, site)) == "permanent"
 
 
-def test_the_first_message_is_the_one_that_is_kept():
+def test_first_message_is_kept():
     from yt_dlp.utils import DownloadError
 
     problem = problem_of(DownloadError("ERROR: No such file"), "ERROR: [x] a1: Private video")
@@ -295,7 +295,7 @@ def test_http_errors_inside_yt_dlp_keep_retry_after():
 # Subtitle files
 
 
-def test_subrip_is_read_with_its_commas_and_markup():
+def test_subrip_with_commas_and_markup_is_parsed():
     text = "1\r\n00:01:02,500 --> 00:01:03,000\r\n<i>One</i>\r\ntwo\r\n\r\n2\r\n\r\nnonsense\r\n"
     [span] = parse_subtitles(text, "srt")
     assert (span.start_seconds, span.end_seconds, span.text) == (62.5, 63.0, "One two")
@@ -315,7 +315,7 @@ def test_subtitles_without_a_cue_give_no_spans(text):
         ("x", "lrc", "vtt"),
     ],
 )
-def test_what_cannot_be_read_as_subtitles_is_an_error(text, kind, message):
+def test_invalid_subtitles_are_an_error(text, kind, message):
     with pytest.raises(ValueError, match=message):
         parse_subtitles(text, kind)
 
@@ -324,5 +324,5 @@ def test_what_cannot_be_read_as_subtitles_is_an_error(text, kind, message):
     ("text", "seconds"),
     [("00:00:01.500", 1.5), ("01:02:03", 3723.0), ("2:03.25", 123.25), ("7", 7.0), ("0.1", 0.1)],
 )
-def test_times_are_read_in_all_their_forms(text, seconds):
+def test_all_time_formats_are_parsed(text, seconds):
     assert seconds_of(text) == pytest.approx(seconds)

@@ -1,4 +1,4 @@
-"""A section of a video has the video's own times: frame numbers are drawn into the pixels."""
+"""A section of a video has the video's own times, verified with numbered frames."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def render_sound(path: Path, codec: str) -> None:
 
 @functools.cache
 def files() -> dict[str, bytes]:
-    """What the site serves, by path."""
+    """The site's files, by path."""
     with tempfile.TemporaryDirectory() as text:
         folder = Path(text)
         render(folder / "both.mp4", sound="aac")
@@ -150,7 +150,7 @@ def site():
 
 @pytest.fixture
 def platform(monkeypatch, site):
-    """A site of its own to yt-dlp, which offers what the test says."""
+    """A site with its own yt-dlp extractor, which offers what the test says."""
     from yt_dlp.extractor.common import InfoExtractor
 
     class HomeIE(InfoExtractor):
@@ -177,7 +177,7 @@ def platform(monkeypatch, site):
 def made(
     dataset: Path, url: str, *, spans=SPANS, keep_frames: bool = True, extractor="home", **settings
 ):
-    """The plan and the rows of download and split over one source."""
+    """The plan, and the rows of download and split for one source."""
     settings = {
         "min_duration_seconds": 10,
         "min_height": None,
@@ -215,7 +215,7 @@ def made(
 
 
 def frames_of(path: Path) -> list[tuple[Fraction, int]]:
-    """Time in the file and number of every frame that can be decoded."""
+    """Time in the file and number of every decodable frame."""
     with av.open(str(path)) as container:
         return [
             (frame.pts * Fraction(frame.time_base), number_in(frame.to_ndarray(format="rgb24")))
@@ -228,9 +228,7 @@ def number_of_jpeg(jpeg: bytes) -> int:
 
 
 @pytest.mark.parametrize("offer", OFFERS)
-def test_a_section_begins_at_a_key_frame_and_its_times_are_the_videos(
-    tmp_path, site, platform, offer
-):
+def test_section_begins_at_a_key_frame_and_has_the_videos_times(tmp_path, site, platform, offer):
     platform.offer = offer
     url = site.url("/home/film1")
     _, whole = made(tmp_path / "whole", url, sections=False)
@@ -258,12 +256,12 @@ def test_a_section_begins_at_a_key_frame_and_its_times_are_the_videos(
     assert (min(numbers), max(numbers) <= 200) == (133 if not late else 132, True)
 
 
-def test_clips_of_a_section_are_those_of_the_whole_video(tmp_path, site, platform):
+def test_clips_of_a_section_equal_those_of_the_whole_video(tmp_path, site, platform):
     url = site.url("/home/film1")
     _, part = made(tmp_path / "part", url)
     _, whole = made(tmp_path / "whole", url, sections=False)
     assert whole("download_videos")[0]["starts_at_seconds"] is None
-    differing = ("start_frame", "end_frame")  # they count in the file
+    differing = ("start_frame", "end_frame")  # these are relative to the file
     for name in differing:
         assert {clip[name] - FIRST_FRAME for clip in whole("split_clips")} == {
             clip[name] for clip in part("split_clips")
@@ -276,7 +274,7 @@ def test_clips_of_a_section_are_those_of_the_whole_video(tmp_path, site, platfor
     ]
 
 
-def test_frames_are_read_again_at_the_videos_times(tmp_path, site, platform):
+def test_frames_are_reread_at_the_videos_times(tmp_path, site, platform):
     plan, rows = made(tmp_path, site.url("/home/film1"), keep_frames=False)
     clips = rows("split_clips")
     batch = pa.table(
@@ -296,7 +294,7 @@ def test_frames_are_read_again_at_the_videos_times(tmp_path, site, platform):
             assert frame["seconds"] == number_of_jpeg(frame["jpeg"]) / RATE
 
 
-def test_rules_judge_the_whole_videos_length(tmp_path, site, platform):
+def test_rules_apply_to_the_whole_videos_duration(tmp_path, site, platform):
     _, rows = made(tmp_path, site.url("/home/film1"), max_duration_seconds=11.0)
     [video] = rows("download_videos")
     assert outcome(video) == "download_videos.max_duration_seconds"
@@ -308,7 +306,7 @@ def whole_for(video: dict, why: str) -> None:
     assert video["starts_at_seconds"] is None
 
 
-def test_a_site_that_refuses_the_part_gives_the_whole_file(tmp_path, site, platform):
+def test_whole_file_is_downloaded_if_the_site_refuses_the_section(tmp_path, site, platform):
     site.script("/both.mp4", Busy(403), File(files()["both.mp4"]))
     _, rows = made(tmp_path, site.url("/home/film1"))
     [video] = rows("download_videos")
@@ -317,8 +315,8 @@ def test_a_site_that_refuses_the_part_gives_the_whole_file(tmp_path, site, platf
     assert [clip["start_seconds"] for clip in rows("split_clips")] == [5.3, 7.0]
 
 
-def test_a_part_whose_sound_is_refused_gives_the_whole_picture(tmp_path, site, platform):
-    """ffmpeg fetches picture and sound of a part at once, and can't tell which was refused."""
+def test_whole_picture_is_downloaded_if_a_sections_sound_is_refused(tmp_path, site, platform):
+    """ffmpeg fetches a section's picture and sound at once, and can't tell which was refused."""
     platform.offer = "video and sound"
     site.status("/sound.m4a", 403)
     _, rows = made(tmp_path, site.url("/home/film1"))
@@ -330,38 +328,38 @@ def test_a_part_whose_sound_is_refused_gives_the_whole_picture(tmp_path, site, p
     assert [clip["start_seconds"] for clip in rows("split_clips")] == [5.3, 7.0]
 
 
-def test_a_site_that_tells_no_length_gives_the_whole_file(tmp_path, site, platform):
+def test_whole_file_is_downloaded_if_the_duration_is_unknown(tmp_path, site, platform):
     platform.info = {}
     _, rows = made(tmp_path, site.url("/home/film1"))
     whole_for(rows("download_videos")[0], "how long")
 
 
-def test_a_span_beyond_the_told_length_gives_the_whole_file(tmp_path, site, platform):
+def test_whole_file_is_downloaded_for_a_span_beyond_the_duration(tmp_path, site, platform):
     platform.info = {"duration": 7.5}
     _, rows = made(tmp_path, site.url("/home/film1"), min_duration_seconds=1)
     whole_for(rows("download_videos")[0], "the part ends at")
     assert rows("split_clips")[-1]["end_seconds"] == 8.02
 
 
-def test_spans_over_all_of_the_video_give_the_whole_file(tmp_path, site, platform):
+def test_whole_file_is_downloaded_if_spans_cover_the_video(tmp_path, site, platform):
     _, rows = made(tmp_path, site.url("/home/film1"), spans=[(0.2, 1.0), (11.0, 11.9)])
     [video] = rows("download_videos")
     assert (video["starts_at_seconds"], dict(video["extra"])) == (None, {})
 
 
-def test_a_section_from_the_beginning_starts_at_zero(tmp_path, site, platform):
+def test_section_from_the_beginning_starts_at_zero(tmp_path, site, platform):
     _, rows = made(tmp_path, site.url("/home/film1"), spans=[(0.2, 1.0)])
     [video] = rows("download_videos")
     assert video["starts_at_seconds"] == 0.0
     assert len(frames_of(tmp_path / video["path"])) < FRAMES
 
 
-def test_a_directly_linked_file_is_taken_as_a_whole(tmp_path, site):
+def test_direct_file_is_downloaded_completely(tmp_path, site):
     _, rows = made(tmp_path, site.url("/both.mp4"), extractor=None)
     whole_for(rows("download_videos")[0], "directly linked")
 
 
-def test_a_part_that_misses_a_span_is_refused(tmp_path):
+def test_section_that_lacks_a_span_is_refused(tmp_path):
     (tmp_path / "both.mp4").write_bytes(files()["both.mp4"])
 
     def section(first: float, last: float) -> Section:
@@ -372,11 +370,11 @@ def test_a_part_that_misses_a_span_is_refused(tmp_path):
         section(1.0, 12.1).take(tmp_path / "both.mp4", tmp_path / "b.mp4")
 
 
-def test_sections_that_were_fetched_are_not_fetched_again(tmp_path, site, platform):
+def test_downloaded_sections_are_not_downloaded_again(tmp_path, site, platform):
     url = site.url("/home/film1")
     made(tmp_path, url)
     asked = len(site.log)
-    # Another rule, hence another fingerprint, over the same source: nothing new is fetched.
+    # Another rule, hence another fingerprint, over the same source: nothing new is downloaded.
     stage = DownloadVideos(
         min_duration_seconds=9, min_height=None, sections=True, section_padding_seconds=0.5
     )
@@ -394,7 +392,7 @@ def test_sections_that_were_fetched_are_not_fetched_again(tmp_path, site, platfo
     assert (video["starts_at_seconds"], video["duration_seconds"]) == (4.0, 12.0)
 
 
-def test_sections_are_off_unless_asked_for_and_leave_fingerprints_alone():
+def test_sections_are_off_by_default_and_do_not_change_fingerprints():
     assert "sections" not in DownloadVideos().identity()
     assert DownloadVideos(sections=True).identity() == {"sections": True}
 
@@ -406,13 +404,13 @@ def test_sections_are_off_unless_asked_for_and_leave_fingerprints_alone():
         ({"proxy": "socks5://127.0.0.1:1"}, "support SOCKS"),
     ],
 )
-def test_what_does_not_go_with_sections_is_refused(settings, words):
+def test_settings_incompatible_with_sections_are_refused(settings, words):
     with pytest.raises(ValidationError, match=words):
         DownloadVideos(sections=True, **settings)
 
 
 @pytest.mark.parametrize("boundaries", ["detect", "whole"])
-def test_cuts_cannot_be_looked_for_in_sections(tmp_path, boundaries):
+def test_cuts_cannot_be_detected_in_sections(tmp_path, boundaries):
     stages = {
         "download_videos": DownloadVideos(sections=True),
         "split_clips": SplitClips(boundaries=boundaries),
@@ -423,8 +421,8 @@ def test_cuts_cannot_be_looked_for_in_sections(tmp_path, boundaries):
 
 
 @pytest.mark.parametrize("offer", ["video and sound", "hls"])
-def test_no_other_ffmpeg_than_the_set_ups_is_started(tmp_path, site, platform, monkeypatch, offer):
-    """For parts, their merging, their probing and their cuts; nor where PySceneDetect is imported.
+def test_only_the_installed_ffmpeg_is_started(tmp_path, site, platform, monkeypatch, offer):
+    """For sections, merging, probing and cutting; and not by importing PySceneDetect.
 
     In a thread, which has its own context, and in the helper processes.
     """

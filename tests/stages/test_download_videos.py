@@ -1,4 +1,4 @@
-"""Every kind of source ends as exactly one row that says what came of it."""
+"""Every kind of source ends as exactly one row with its outcome."""
 
 from __future__ import annotations
 
@@ -64,10 +64,10 @@ def leftovers(dataset: Path) -> list[Path]:
     return [path for folder in hidden if folder.is_dir() for path in folder.iterdir()]
 
 
-# What a good source becomes
+# Good sources
 
 
-def test_a_direct_url_becomes_a_whole_file_named_by_its_content(tmp_path, site):
+def test_direct_url_becomes_a_complete_file_named_by_its_content(tmp_path, site):
     [row] = download(tmp_path, site.file("/a.mp4", VIDEO))
     assert outcome(row) == "kept"
     assert row["path"] == f"media/{row['video_id']}.mp4"
@@ -80,19 +80,19 @@ def test_a_direct_url_becomes_a_whole_file_named_by_its_content(tmp_path, site):
     assert leftovers(tmp_path) == []
 
 
-def test_a_direct_url_is_asked_for_once(tmp_path, site):
+def test_direct_url_is_requested_once(tmp_path, site):
     download(tmp_path, site.file("/a.mp4", VIDEO))
     assert [(request.method, request.path) for request in site.log] == [("GET", "/a.mp4")]
 
 
-def test_a_url_without_suffix_is_told_by_its_content_type(tmp_path, site):
+def test_url_without_suffix_is_recognised_by_its_content_type(tmp_path, site):
     [row] = download(tmp_path, site.file("/watch", VIDEO, "video/mp4"))
     assert outcome(row) == "kept"
     assert row["path"].endswith(".mp4")
     assert len(site.log) == 1
 
 
-def test_a_local_file_is_referenced_where_it_lies(tmp_path):
+def test_local_file_is_referenced_in_place(tmp_path):
     path = tmp_path / "a film.mp4"
     path.write_bytes(VIDEO)
     [row] = download(tmp_path / "dataset", str(path))
@@ -101,7 +101,7 @@ def test_a_local_file_is_referenced_where_it_lies(tmp_path):
     assert media_files(tmp_path / "dataset") == []
 
 
-def test_a_local_file_is_copied_when_asked(tmp_path):
+def test_local_file_is_copied_on_request(tmp_path):
     path = tmp_path / "a film.mp4"
     path.write_bytes(VIDEO)
     dataset = tmp_path / "dataset"
@@ -111,7 +111,7 @@ def test_a_local_file_is_copied_when_asked(tmp_path):
     assert again == row
 
 
-def test_what_the_user_said_about_a_source_is_carried_along(tmp_path, site):
+def test_users_columns_of_a_source_are_kept(tmp_path, site):
     span = {
         "start_seconds": 0.0,
         "end_seconds": 1.0,
@@ -147,8 +147,8 @@ def test_what_the_user_said_about_a_source_is_carried_along(tmp_path, site):
     assert media_files(tmp_path) == [f"{row['video_id']}.mp4"]
 
 
-def test_what_an_older_version_noted_is_completed_without_a_new_download(tmp_path, site):
-    """It did not know of clocks and colours; the file that is there tells them."""
+def test_older_versions_note_is_completed_without_a_new_download(tmp_path, site):
+    """It lacks clocks and colours, which are read from the existing file."""
     site.file("/a.mp4", VIDEO)
     [first] = download(tmp_path, site.url("/a.mp4"))
     [note] = (tmp_path / "media" / ".found").glob("*.json")
@@ -166,7 +166,7 @@ def test_what_an_older_version_noted_is_completed_without_a_new_download(tmp_pat
 
 
 @pytest.mark.parametrize("rotation", [90, 180, 270])
-def test_width_and_height_are_those_displayed(tmp_path, rotation):
+def test_width_and_height_are_as_displayed(tmp_path, rotation):
     path = tmp_path / "turned.mp4"
     path.write_bytes(make_video(rotation=rotation))
     [row] = download(tmp_path, str(path))
@@ -177,7 +177,7 @@ def test_width_and_height_are_those_displayed(tmp_path, rotation):
     ("container", "codec"),
     [("matroska", "libvpx-vp9"), ("mpegts", "mpeg2video"), ("avi", "mpeg4"), ("mov", "mpeg4")],
 )
-def test_containers_are_read_whatever_they_are_called(tmp_path, container, codec):
+def test_containers_are_read_whatever_their_suffix(tmp_path, container, codec):
     path = tmp_path / "odd.mp4"
     path.write_bytes(make_video(container=container, codec=codec))
     [row] = download(tmp_path, str(path))
@@ -196,7 +196,7 @@ def test_containers_are_read_whatever_they_are_called(tmp_path, container, codec
         ({"min_height": 360}, "min_height", "48 < 360"),
     ],
 )
-def test_a_rule_rejects_local_and_direct_files_alike(tmp_path, site, settings, rule, detail):
+def test_rules_reject_local_and_direct_files_alike(tmp_path, site, settings, rule, detail):
     path = tmp_path / "a.mp4"
     path.write_bytes(VIDEO)
     other = site.file("/b.mp4", FAST_START)
@@ -207,7 +207,7 @@ def test_a_rule_rejects_local_and_direct_files_alike(tmp_path, site, settings, r
     assert leftovers(tmp_path) == []
 
 
-def test_null_switches_the_rules_off(tmp_path):
+def test_null_disables_rules(tmp_path):
     path = tmp_path / "a.mp4"
     path.write_bytes(make_video(0.3, (32, 16)))
     off = dict.fromkeys(
@@ -216,19 +216,19 @@ def test_null_switches_the_rules_off(tmp_path):
     assert outcome(*download(tmp_path, str(path), **off)) == "kept"
 
 
-def test_a_portrait_video_counts_by_its_width(tmp_path):
+def test_portrait_video_counts_by_its_width(tmp_path):
     path = tmp_path / "a.mp4"
     path.write_bytes(make_video(size=(48, 128)))
     [row] = download(tmp_path, str(path), min_height=64)
     assert row["rejection"]["detail"] == "48 < 64"
 
 
-def test_a_large_direct_file_is_kept_as_it_is(tmp_path, site):
+def test_large_direct_file_is_kept_unchanged(tmp_path, site):
     [row] = download(tmp_path, site.file("/a.mp4", VIDEO), max_height=32)
     assert (outcome(row), row["height"]) == ("kept", 48)
 
 
-def test_rules_are_judged_again_without_a_second_download(tmp_path, site):
+def test_rules_are_applied_again_without_a_second_download(tmp_path, site):
     url = site.file("/a.mp4", VIDEO)
     assert outcome(*download(tmp_path, url, min_height=360)) == "download_videos.min_height"
     assert outcome(*download(tmp_path, url, min_height=480)) == "download_videos.min_height"
@@ -240,7 +240,7 @@ def test_rules_are_judged_again_without_a_second_download(tmp_path, site):
 # Duplicates
 
 
-def test_of_equal_files_the_first_source_stays(tmp_path, site):
+def test_first_source_of_equal_files_is_kept(tmp_path, site):
     path = tmp_path / "a.mp4"
     path.write_bytes(VIDEO)
     urls = [site.file(f"/{name}.mp4", VIDEO) for name in "abc"]
@@ -253,13 +253,13 @@ def test_of_equal_files_the_first_source_stays(tmp_path, site):
     assert leftovers(tmp_path) == []
 
 
-def test_a_slow_first_source_still_wins(tmp_path, site):
+def test_slow_first_source_still_wins(tmp_path, site):
     first = site.script("/slow.mp4", Busy(503), Busy(503), File(VIDEO))
     rows = download(tmp_path, first, site.file("/fast.mp4", VIDEO), backoff_seconds=0.1)
     assert [outcome(row) for row in rows] == ["kept", "download_videos.duplicate"]
 
 
-def test_a_given_video_id_is_taken_once(tmp_path, site):
+def test_given_video_id_is_used_once(tmp_path, site):
     rows = download(
         tmp_path,
         {"url": site.file("/a.mp4", VIDEO), "video_id": "x"},
@@ -269,7 +269,7 @@ def test_a_given_video_id_is_taken_once(tmp_path, site):
     assert (tmp_path / rows[0]["path"]).read_bytes() == VIDEO
 
 
-def test_a_rejected_duplicate_is_not_fetched_again(tmp_path, site):
+def test_rejected_duplicate_is_not_downloaded_again(tmp_path, site):
     items = [
         {"url": site.file("/a.mp4", VIDEO), "video_id": "x"},
         {"url": site.file("/b.mp4", make_video(size=(128, 96))), "video_id": "x"},
@@ -279,7 +279,7 @@ def test_a_rejected_duplicate_is_not_fetched_again(tmp_path, site):
     assert len(site.log) == 2
 
 
-def test_duplicates_are_known_across_workers_and_runs(tmp_path, site):
+def test_duplicates_are_detected_across_workers_and_runs(tmp_path, site):
     [first] = download(tmp_path, site.file("/a.mp4", VIDEO))
     [second] = download(tmp_path, site.file("/b.mp4", VIDEO))
     assert outcome(second) == "download_videos.duplicate"
@@ -287,7 +287,7 @@ def test_duplicates_are_known_across_workers_and_runs(tmp_path, site):
     assert again == first
     [still] = download(tmp_path, site.url("/b.mp4"))
     assert still == second
-    # Neither of the two was fetched a second time.
+    # Neither of the two was downloaded a second time.
     assert [request.path for request in site.log] == ["/a.mp4", "/b.mp4"]
 
 
@@ -298,7 +298,7 @@ def test_other_rules_may_make_another_source_the_first(tmp_path, site):
     assert [outcome(row) for row in rows] == ["kept", "download_videos.duplicate"]
     rows = download(tmp_path, first, second, min_height=64)
     assert [outcome(row) for row in rows] == ["download_videos.min_height", "kept"]
-    # The earlier file, which earlier tables point to, was not written over.
+    # The earlier file, which earlier tables reference, was not overwritten.
     assert len(media_files(tmp_path)) == 2
 
 
@@ -320,7 +320,7 @@ def test_other_rules_may_make_another_source_the_first(tmp_path, site):
         (504, "transient", 3),
     ],
 )
-def test_a_status_has_its_kind_and_its_number_of_tries(tmp_path, site, status, kind, asked):
+def test_status_determines_kind_and_number_of_attempts(tmp_path, site, status, kind, asked):
     [row] = download(tmp_path, site.status("/a.mp4", status))
     assert outcome(row) == kind
     assert f"HTTP {status}" in row["error"]["message"]
@@ -330,7 +330,7 @@ def test_a_status_has_its_kind_and_its_number_of_tries(tmp_path, site, status, k
 
 
 @pytest.mark.parametrize("status", [429, 503])
-def test_a_busy_server_is_asked_again_when_it_says(tmp_path, site, status):
+def test_busy_server_is_retried_when_it_says(tmp_path, site, status):
     url = site.script("/a.mp4", Busy(status, retry_after="1"), File(VIDEO))
     [row] = download(tmp_path, url)
     assert outcome(row) == "kept"
@@ -338,7 +338,7 @@ def test_a_busy_server_is_asked_again_when_it_says(tmp_path, site, status):
     assert second.at_seconds - first.at_seconds >= 1.0
 
 
-def test_a_busy_host_is_left_alone_by_all_threads(tmp_path, site):
+def test_busy_host_is_paused_for_all_threads(tmp_path, site):
     site.script("/a.mp4", Busy(429, retry_after="1"), File(VIDEO))
     other = site.file("/b.mp4", FAST_START)
     rows = download(tmp_path, site.url("/a.mp4"), other, concurrency=1)
@@ -347,7 +347,7 @@ def test_a_busy_host_is_left_alone_by_all_threads(tmp_path, site):
     assert all(request.at_seconds - started >= 1.0 for request in site.log[1:])
 
 
-def test_a_server_that_asks_for_too_long_a_pause_is_a_failure_at_once(tmp_path, site):
+def test_too_long_a_retry_after_is_an_immediate_failure(tmp_path, site):
     url = site.script("/a.mp4", Busy(429, retry_after="3600"))
     [row] = download(tmp_path, url, max_backoff_seconds=5)
     assert outcome(row) == "transient"
@@ -369,7 +369,7 @@ def test_pauses_double(tmp_path, site):
     assert gaps[1] >= 0.4
 
 
-def test_a_hanging_server_is_transient_after_the_timeout(tmp_path, site):
+def test_hanging_server_is_transient_after_the_timeout(tmp_path, site):
     began = time.monotonic()
     [row] = download(tmp_path, site.script("/a.mp4", Hang()), retries=1, timeout_seconds=0.3)
     assert outcome(row) == "transient"
@@ -377,13 +377,13 @@ def test_a_hanging_server_is_transient_after_the_timeout(tmp_path, site):
     assert time.monotonic() - began < 40
 
 
-def test_a_refused_connection_is_transient(tmp_path):
+def test_refused_connection_is_transient(tmp_path):
     with refusing_address() as address:
         [row] = download(tmp_path, f"http://{address}/a.mp4")
     assert outcome(row) == "transient"
 
 
-def test_a_broken_download_goes_on_where_it_broke(tmp_path, site):
+def test_broken_download_resumes_where_it_broke(tmp_path, site):
     half = len(VIDEO) // 2
     url = site.script("/a.mp4", Broken(File(VIDEO), half), File(VIDEO))
     [row] = download(tmp_path, url)
@@ -394,13 +394,13 @@ def test_a_broken_download_goes_on_where_it_broke(tmp_path, site):
     assert 0 < start <= half
 
 
-def test_a_file_that_changed_meanwhile_is_begun_again(tmp_path, site):
+def test_file_that_changed_meanwhile_is_downloaded_from_the_start(tmp_path, site):
     url = site.script("/a.mp4", Broken(File(VIDEO), len(VIDEO) // 2), File(FAST_START))
     [row] = download(tmp_path, url)
     assert (tmp_path / row["path"]).read_bytes() == FAST_START
 
 
-def test_without_ranges_a_broken_download_begins_again(tmp_path, site):
+def test_broken_download_without_ranges_starts_again(tmp_path, site):
     plain = File(VIDEO, ranges=False, etag=False)
     url = site.script("/a.mp4", Broken(plain, len(VIDEO) // 2), plain)
     [row] = download(tmp_path, url)
@@ -408,7 +408,7 @@ def test_without_ranges_a_broken_download_begins_again(tmp_path, site):
     assert [request.range for request in site.log] == [None, None]
 
 
-def test_a_download_that_always_breaks_is_transient(tmp_path, site):
+def test_download_that_always_breaks_is_transient(tmp_path, site):
     url = site.script("/a.mp4", Broken(File(VIDEO, ranges=False), 1000))
     [row] = download(tmp_path, url)
     assert outcome(row) == "transient"
@@ -416,13 +416,13 @@ def test_a_download_that_always_breaks_is_transient(tmp_path, site):
     assert leftovers(tmp_path) == []
 
 
-def test_a_server_that_declares_more_than_it_sends_is_transient(tmp_path, site):
+def test_server_that_declares_more_than_it_sends_is_transient(tmp_path, site):
     [row] = download(tmp_path, site.script("/a.mp4", Lying(VIDEO, len(VIDEO) + 1000)))
     assert outcome(row) == "transient"
     assert media_files(tmp_path) == []
 
 
-def test_a_server_that_declares_less_gives_a_truncated_video(tmp_path, site):
+def test_server_that_declares_less_gives_a_truncated_video(tmp_path, site):
     [row] = download(tmp_path, site.script("/a.mp4", Lying(FAST_START, len(FAST_START) // 2)))
     assert outcome(row) == "bad_media"
     assert media_files(tmp_path) == []
@@ -447,7 +447,7 @@ def test_requests_to_one_host_keep_their_distance(tmp_path, site):
     assert_distance(site.times, began, 0.2)
 
 
-def test_the_rate_of_a_download_is_limited(tmp_path, site):
+def test_download_rate_is_limited(tmp_path, site):
     began = time.monotonic()
     download(tmp_path, site.file("/a.mp4", VIDEO), rate_limit_bytes_per_second=2 * len(VIDEO))
     assert time.monotonic() - began >= 0.5
@@ -463,7 +463,7 @@ def test_cookies_and_user_agent_are_sent(tmp_path, site):
     assert site.log[0].headers["User-Agent"] == "me"
 
 
-def test_a_missing_cookies_file_is_wrong_use(tmp_path):
+def test_missing_cookies_file_is_a_usage_error(tmp_path):
     with pytest.raises(UsageError, match="cookies_file"):
         download(tmp_path, "/nowhere.mp4", cookies_file="/nowhere.txt")
 
@@ -493,7 +493,7 @@ def bad_files() -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("name", list(bad_files()))
-def test_what_is_no_whole_video_is_bad_media(tmp_path, site, name):
+def test_invalid_or_truncated_video_is_bad_media(tmp_path, site, name):
     path = tmp_path / "local.mp4"
     path.write_bytes(bad_files()[name])
     rows = download(tmp_path, str(path), site.file("/a.mp4", bad_files()[name]))
@@ -502,7 +502,7 @@ def test_what_is_no_whole_video_is_bad_media(tmp_path, site, name):
     assert leftovers(tmp_path) == []
 
 
-def test_a_video_that_ends_between_two_frames_is_truncated_all_the_same(tmp_path):
+def test_video_that_ends_between_two_frames_is_truncated_too(tmp_path):
     with av.open(io.BytesIO(FAST_START)) as container:
         positions = [packet.pos for packet in container.demux(video=0) if packet.size]
     path = tmp_path / "a.mp4"
@@ -512,13 +512,13 @@ def test_a_video_that_ends_between_two_frames_is_truncated_all_the_same(tmp_path
     assert "17 of 20" in row["error"]["message"]
 
 
-def test_a_page_called_mp4_is_bad_media(tmp_path, site):
+def test_html_page_named_mp4_is_bad_media(tmp_path, site):
     [row] = download(tmp_path, site.page("/a.mp4", "<html>Gone</html>"))
     assert outcome(row) == "bad_media"
     assert "page" in row["error"]["message"]
 
 
-def test_one_bad_row_costs_that_row_only(tmp_path, site):
+def test_bad_row_fails_only_that_row(tmp_path, site):
     rows = download(
         tmp_path,
         site.status("/a.mp4", 404),
@@ -539,7 +539,7 @@ def test_one_bad_row_costs_that_row_only(tmp_path, site):
     assert "/no/such/file.mp4" in rows[2]["error"]["message"]
 
 
-def test_names_of_any_kind_are_safe(tmp_path):
+def test_any_names_are_safe(tmp_path):
     names = ("-rf.mp4", "a'b\"c;.mp4", "100%d.mp4", "film\n.mp4", "🎬 ünï.mp4", "concat:a.mp4")
     for number, name in enumerate(names):
         folder = tmp_path / "films"
@@ -553,7 +553,7 @@ def test_names_of_any_kind_are_safe(tmp_path):
 # Killed runs
 
 
-def test_what_is_whole_already_is_not_fetched_again(tmp_path, site):
+def test_complete_file_is_not_downloaded_again(tmp_path, site):
     urls = [site.file(f"/{name}.mp4", make_video(seed=ord(name))) for name in "abc"]
     rows = download(tmp_path, *urls)
     asked = len(site.log)
@@ -561,8 +561,8 @@ def test_what_is_whole_already_is_not_fetched_again(tmp_path, site):
     assert len(site.log) == asked
 
 
-def test_a_run_killed_before_the_rename_keeps_whole_files(tmp_path, site, monkeypatch):
-    url = site.file("/a.mp4", VIDEO)  # one: another might be on its way when this one dies
+def test_run_killed_before_the_rename_keeps_complete_files(tmp_path, site, monkeypatch):
+    url = site.file("/a.mp4", VIDEO)  # one: another might be in progress when this one dies
 
     def die(*_):
         raise KeyboardInterrupt
@@ -577,7 +577,7 @@ def test_a_run_killed_before_the_rename_keeps_whole_files(tmp_path, site, monkey
     assert len(site.log) == asked == 1
 
 
-def test_what_a_killed_download_left_is_never_taken_for_whole(tmp_path, site):
+def test_partial_file_of_a_killed_download_is_never_mistaken_for_complete(tmp_path, site):
     url = site.file("/a.mp4", VIDEO)
     work = tmp_path / "media" / ".work" / source_key(url)
     work.mkdir(parents=True)
@@ -587,7 +587,7 @@ def test_what_a_killed_download_left_is_never_taken_for_whole(tmp_path, site):
     assert leftovers(tmp_path) == []
 
 
-def test_a_file_that_was_removed_is_fetched_again(tmp_path, site):
+def test_deleted_file_is_downloaded_again(tmp_path, site):
     url = site.file("/a.mp4", VIDEO)
     [row] = download(tmp_path, url)
     (tmp_path / row["path"]).unlink()
@@ -595,7 +595,7 @@ def test_a_file_that_was_removed_is_fetched_again(tmp_path, site):
     assert (tmp_path / again["path"]).read_bytes() == VIDEO
 
 
-def test_a_full_disk_stops_the_run_and_not_a_row(tmp_path, site, monkeypatch):
+def test_full_disk_stops_the_run_and_fails_no_row(tmp_path, site, monkeypatch):
     def full(*_):
         raise OSError(28, os.strerror(28))
 
@@ -612,19 +612,19 @@ def page(video: str) -> str:
         <video src="{video}"></video></body></html>"""
 
 
-def test_a_page_with_a_video_goes_through_yt_dlp(tmp_path, site):
+def test_page_with_a_video_is_downloaded_by_yt_dlp(tmp_path, site):
     site.file("/files/v.mp4", VIDEO)
     [row] = download(tmp_path, site.page("/watch", page("/files/v.mp4")))
     assert outcome(row) == "kept", row
     assert row["extractor"] == "generic"
-    # The generic reader's id is not a platform's: two sites may both have a page `watch`.
+    # The generic extractor's id is not a platform's: two sites may both have a page `watch`.
     assert (row["source_id"], row["video_id"]) == (None, content_video_id(row["sha256"]))
     assert row["title"].startswith("A film & more")
     assert (tmp_path / row["path"]).read_bytes() == VIDEO
     assert leftovers(tmp_path) == []
 
 
-def test_a_page_is_not_asked_again_either(tmp_path, site):
+def test_page_is_not_requested_again(tmp_path, site):
     site.file("/files/v.mp4", VIDEO)
     url = site.page("/watch", page("/files/v.mp4"))
     [row] = download(tmp_path, url)
@@ -644,19 +644,19 @@ def test_yt_dlps_errors_have_kinds_and_their_first_message(tmp_path, site, statu
     assert str(status) in row["error"]["message"]
 
 
-def test_yt_dlp_tries_again_and_goes_on(tmp_path, site):
+def test_yt_dlp_retries_and_resumes(tmp_path, site):
     site.script("/files/v.mp4", Busy(503), File(VIDEO))
     [row] = download(tmp_path, site.page("/watch", page("/files/v.mp4")), retries=4)
     assert outcome(row) == "kept", row
 
 
-def test_a_page_without_a_video_is_permanent(tmp_path, site):
+def test_page_without_a_video_is_permanent(tmp_path, site):
     [row] = download(tmp_path, site.page("/watch", "<html><body>Words only.</body></html>"))
     assert outcome(row) == "permanent"
     assert "Unsupported URL" in row["error"]["message"]
 
 
-def test_a_page_with_several_videos_is_refused_with_advice(tmp_path, site):
+def test_page_with_several_videos_is_refused_with_advice(tmp_path, site):
     for name in "ab":
         site.file(f"/{name}.mp4", VIDEO)
     html = "<html><body><video src='/a.mp4'></video><video src='/b.mp4'></video></body></html>"
@@ -669,7 +669,7 @@ def test_a_page_with_several_videos_is_refused_with_advice(tmp_path, site):
 # Settings
 
 
-def test_speed_and_place_are_no_part_of_the_results(tmp_path):
+def test_speed_and_folder_settings_do_not_change_the_fingerprint(tmp_path):
     plain = DownloadVideos()
     tuned = DownloadVideos(
         cookies_file="c.txt",
@@ -695,11 +695,11 @@ def test_speed_and_place_are_no_part_of_the_results(tmp_path):
         ({"min_height": 800}, "nothing would be kept"),
     ],
 )
-def test_settings_that_cannot_be_meant_are_refused(settings, message):
+def test_nonsensical_settings_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         DownloadVideos(**settings)
 
 
-def test_every_setting_is_explained():
+def test_every_setting_has_a_description():
     own = DownloadVideos.model_fields
     assert [name for name, info in own.items() if not info.description and name != "workers"] == []

@@ -1,4 +1,4 @@
-"""embed_clips: every embedding on its own clip, of length 1, or a failure that says why."""
+"""embed_clips: every embedding on its own clip, of length 1, or a failure with a reason."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def stage(tmp_path_factory) -> EmbedClips:
 CLIPS = {f"clip-{i}": [10 * i + j for j in range(1 + i % 4)] for i in range(12)}
 
 
-def test_embeddings_sit_on_their_own_clip_under_any_batching(stage, tmp_path) -> None:
-    """A frame alone gives the same embedding as within other clips, batches and orders."""
+def test_embeddings_belong_to_their_clip_for_any_batching(stage, tmp_path) -> None:
+    """A single frame gives the same embedding as within other clips, batches and orders."""
     batch = clips_with_frames(CLIPS)
     whole = {row["clip_id"]: row for row in transformed(stage, tmp_path, batch)}
     assert set(whole) == set(CLIPS)
@@ -52,7 +52,7 @@ def test_embeddings_have_length_one_as_half_floats(stage, tmp_path) -> None:
         np.testing.assert_allclose(np.linalg.norm(row["embeddings"], axis=1), 1, atol=2e-3)
 
 
-def test_a_clip_without_frames_fails_and_the_others_are_kept(stage, tmp_path) -> None:
+def test_clip_without_frames_fails_and_the_others_are_kept(stage, tmp_path) -> None:
     rows = {
         row["clip_id"]: row
         for row in transformed(
@@ -66,7 +66,7 @@ def test_a_clip_without_frames_fails_and_the_others_are_kept(stage, tmp_path) ->
     assert len(transformed(stage, tmp_path, clips_with_frames({"gone": []}))) == 1
 
 
-def test_a_frame_that_is_no_image_is_bad_media(stage, tmp_path) -> None:
+def test_invalid_frame_is_bad_media(stage, tmp_path) -> None:
     batch = clips_with_frames({"a": [1]})
     broken = batch["frames"].to_pylist()
     broken[0][0]["jpeg"] = b"no image"
@@ -76,14 +76,14 @@ def test_a_frame_that_is_no_image_is_bad_media(stage, tmp_path) -> None:
     assert caught.value.kind == "bad_media"
 
 
-def test_it_asks_for_evenly_spread_frames(stage) -> None:
+def test_stage_requests_evenly_spread_frames(stage) -> None:
     assert stage.frames_picked() == (Uniform(4),)
     assert EmbedClips(frames_per_clip=8).frames_picked() == (Uniform(8),)
     assert target_seconds(stage.frames_picked()[0], 0, 8) == [1, 3, 5, 7]
     assert pickle.loads(pickle.dumps(stage)) == stage
 
 
-def test_other_weights_make_another_identity(tmp_path) -> None:
+def test_other_weights_have_another_fingerprint(tmp_path) -> None:
     one = EmbedClips(model=save_tiny_clip(tmp_path / "one", seed=1))
     other = EmbedClips(model=save_tiny_clip(tmp_path / "two", seed=2))
     moved = EmbedClips(model=save_tiny_clip(tmp_path / "three", seed=1), batch_images=5)
@@ -91,7 +91,7 @@ def test_other_weights_make_another_identity(tmp_path) -> None:
     assert one.identity() == moved.identity()
 
 
-def test_columns_of_vectors_are_read_back_as_they_were() -> None:
+def test_vector_columns_round_trip() -> None:
     rng = np.random.default_rng(0)
     clips = [unit(rng.normal(size=(n, 6))) for n in (2, 0, 3)]
     column = as_column(clips)
@@ -104,6 +104,6 @@ def test_columns_of_vectors_are_read_back_as_they_were() -> None:
     assert len(as_column([])) == 0
 
 
-def test_the_frame_mean_weighs_frames_equally_and_has_length_one() -> None:
+def test_frame_mean_weighs_frames_equally_and_has_length_one() -> None:
     np.testing.assert_allclose(frame_mean(np.array([[1.0, 0], [0, 1.0]])), [2**-0.5, 2**-0.5])
     assert not unit(np.zeros((1, 3))).any()

@@ -1,4 +1,4 @@
-"""Known ids are compared with the id that the site gives, before anything is fetched."""
+"""Known ids are compared with the site's id before anything is downloaded."""
 
 from __future__ import annotations
 
@@ -42,9 +42,7 @@ def bring(dataset: Path, urls: list[str]) -> list[dict]:
         ("slug", False),
     ],
 )
-def test_a_video_is_left_out_by_the_id_that_its_site_gives(
-    tmp_path, site, platform, line, names_it
-):
+def test_video_is_excluded_by_its_sites_id(tmp_path, site, platform, line, names_it):
     media = site.file("/film.mp4", make_video())
     platform.info = {
         "id": "RealId_7",
@@ -65,7 +63,7 @@ def test_a_video_is_left_out_by_the_id_that_its_site_gives(
     assert len(site.asked("/film.mp4")) == (not names_it)
 
 
-def test_a_second_address_of_a_video_is_found_before_it_is_fetched(tmp_path, site, platform):
+def test_second_url_of_a_video_is_detected_before_the_download(tmp_path, site, platform):
     media = site.file("/film.mp4", make_video())
     platform.info = {"id": "RealId_7", "formats": [{"format_id": "0", "url": media, "ext": "mp4"}]}
     rows = bring(tmp_path, [site.url("/home/one"), site.url("/home/two")])
@@ -73,7 +71,7 @@ def test_a_second_address_of_a_video_is_found_before_it_is_fetched(tmp_path, sit
     assert len(site.asked("/film.mp4")) == 1
 
 
-def test_ids_that_differ_in_case_are_two_videos(tmp_path, site, platform):
+def test_ids_that_differ_in_case_are_different_videos(tmp_path, site, platform):
     for name, seed in (("aB_7", 1), ("Ab_7", 2)):
         media = site.file(f"/{name}.mp4", make_video(seed=seed))
         platform.infos[name] = {"formats": [{"format_id": "0", "url": media, "ext": "mp4"}]}
@@ -81,8 +79,8 @@ def test_ids_that_differ_in_case_are_two_videos(tmp_path, site, platform):
     assert [row["video_id"] for row in rows] == ["home-aB_7", "home-Ab_7"]
 
 
-def test_known_ids_are_part_of_a_sound_dataset_and_a_broken_file_of_them_is_told(tmp_path):
-    """Nobody goes on as if no id were known; `verify --repair` and the next ingest mend it."""
+def test_damaged_file_of_known_ids_is_reported(tmp_path):
+    """Runs don't continue as if no id were known; `verify --repair` and the next ingest fix it."""
     (tmp_path / "known.txt").write_text("abcdefghijk\n")
     dataset = tmp_path / "dataset"
 

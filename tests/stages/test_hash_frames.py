@@ -24,12 +24,12 @@ stages:
   hash_frames: {}
 """
 
-# Of each real film that many are enough.
+# This many frames of each real film are enough.
 LONGEST_FRAMES = 90
 
 
 def picture(seed: int, height: int = 360, width: int = 640) -> np.ndarray:
-    """Shapes and grain, as film has them."""
+    """Shapes and grain, like film."""
     rng = np.random.default_rng(seed)
     coarse = cv2.resize(
         rng.integers(0, 256, (9, 16, 3), np.uint8), (width, height), interpolation=cv2.INTER_CUBIC
@@ -67,7 +67,7 @@ COPIES = {
 
 
 @pytest.mark.parametrize("copy", COPIES)
-def test_a_copy_differs_in_few_bits(copy: str) -> None:
+def test_copy_differs_in_few_bits(copy: str) -> None:
     for seed in range(12):
         image = picture(seed)
         assert distance(hashed(image), hashed(COPIES[copy](image))) <= 6, seed
@@ -81,7 +81,7 @@ def test_different_pictures_differ_in_about_half_of_the_bits() -> None:
 
 
 def test_about_half_of_a_hash_is_set() -> None:
-    """Bits lie around the median, and all 64 are used."""
+    """Bits compare with the median, and all 64 are used."""
     hashes = [hashed(picture(seed)) for seed in range(40)]
     assert {value.bit_count() for value in hashes} == {HASH_BITS // 2}
     ever, always = 0, (1 << HASH_BITS) - 1
@@ -104,8 +104,8 @@ def flat(level: int, noise: float = 2.0) -> bytes:
     return jpeg((level + rng.normal(0, noise, (180, 320, 3))).clip(0, 255).astype(np.uint8))
 
 
-def test_a_flat_frame_has_no_hash_and_a_flat_clip_says_why(tmp_path) -> None:
-    """Black frames of different films would match each other, and say nothing."""
+def test_flat_frame_has_no_hash_and_a_flat_clip_has_a_reason(tmp_path) -> None:
+    """Black frames of different films would match each other without meaning."""
     shown = jpeg(picture(1))
     rows = {
         row["clip_id"]: row
@@ -129,14 +129,14 @@ def test_a_flat_frame_has_no_hash_and_a_flat_clip_says_why(tmp_path) -> None:
         assert rows[key]["error"] is None
 
 
-def test_what_is_flat_is_a_setting(tmp_path) -> None:
+def test_flatness_threshold_is_a_setting(tmp_path) -> None:
     batch = clips({"grain": [flat(100, noise=60)], "picture": [jpeg(picture(1))]})
     for min_contrast, left in ((0, ["grain", "picture"]), (20, ["picture"]), (100, [])):
         rows = transformed(HashFrames(min_contrast=min_contrast), tmp_path, batch)
         assert [row["clip_id"] for row in rows if row["frame_hashes"]] == left
 
 
-def test_a_clip_whose_frames_are_broken_or_missing_fails_alone(tmp_path) -> None:
+def test_clip_with_broken_or_missing_frames_fails_alone(tmp_path) -> None:
     shown = jpeg(picture(1))
     rows = {
         row["clip_id"]: row
@@ -160,7 +160,7 @@ def test_a_clip_whose_frames_are_broken_or_missing_fails_alone(tmp_path) -> None
         assert rows[key]["frame_hashes"] is None
 
 
-def test_a_hash_sits_on_its_own_clip_under_any_batching(tmp_path) -> None:
+def test_hashes_belong_to_their_clip_for_any_batching(tmp_path) -> None:
     batch = clips_with_frames({f"clip-{i}": [3 * i, 3 * i + 1] for i in range(9)})
     whole = transformed(HashFrames(), tmp_path, batch)
     pieces = [batch.slice(start, 2) for start in range(0, 9, 2)]
@@ -171,7 +171,7 @@ def test_a_hash_sits_on_its_own_clip_under_any_batching(tmp_path) -> None:
 def transcode(
     source, target, *, height: int, crf: int, skip_frames: int = 0, brighter: int = 0
 ) -> None:
-    """Another H.264 file of the same film, in another size, its beginning cut off."""
+    """Another H.264 file of the same film, in another size, without its beginning."""
     import av
 
     with av.open(str(source)) as film, av.open(str(target), "w") as output:
@@ -198,7 +198,7 @@ def transcode(
     not SHARED_VIDEOS.is_dir(), reason="the real footage is not next to this checkout"
 )
 def test_copies_of_real_films_are_found_and_different_films_are_not(tmp_path) -> None:
-    """Coded again, in other sizes, trimmed and brighter; through a run and near_hashes."""
+    """Re-encoded, in other sizes, trimmed and brighter; through a run and near_hashes."""
     from clipmill.jobs.run import run
     from clipmill.pipeline.subsets.near import near_hashes
 
@@ -233,6 +233,6 @@ def test_copies_of_real_films_are_found_and_different_films_are_not(tmp_path) ->
     stays = [
         file for rank, file in enumerate(clips["file"].to_pylist()) if rank not in gone.tolist()
     ]
-    # Every clip of the first files stays, and nothing of the copies, which rank behind.
+    # Every clip of the first files stays, and none of the copies, which rank after them.
     assert stays == [file for file in clips["file"].to_pylist() if ".first." in file]
     assert len(stays) >= len(names)

@@ -1,4 +1,4 @@
-"""A media file that is not there when it is to be read: its disk may come back."""
+"""A media file that is missing when it is read, because its disk may come back."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from tests.media import Scene, cached
 
 
 @pytest.mark.slow
-def test_a_video_whose_disk_is_gone_is_tried_again_when_it_is_back(tmp_path):
-    """The failure is a passing one, and its message says what helps."""
+def test_video_on_a_missing_disk_is_retried_when_it_is_back(tmp_path):
+    """The failure is transient, and its message has a remedy."""
     film = cached((Scene("red", 2.0), Scene("blue", 2.0)), size=(320, 240), rate=10)[0]
     disk, unmounted = tmp_path / "disk", tmp_path / "unmounted"
     disk.mkdir()

@@ -1,4 +1,4 @@
-"""What servers write into headers and addresses, however odd: a plain kind and plain words."""
+"""Odd headers and URLs from servers: a clear kind and message."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.download_helpers import make_video, outcome, stage
 from tests.http_server import serve
 
 VIDEO = make_video()
-# Words of Python's or of a codec's own, which say nothing about a source.
+# Messages of Python or a codec, which say nothing about a source.
 INSIDE = re.compile(r"codec|UnicodeError|OverflowError|ValueError|TypeError|AttributeError")
 
 ODD = [
@@ -63,7 +63,7 @@ LOCATIONS = [
 
 @dataclass(frozen=True)
 class Odd:
-    """A video, or half of one, with one header as given."""
+    """A video, or half of one, with one given header."""
 
     name: bytes
     value: bytes
@@ -116,8 +116,8 @@ def download(dataset: Path, urls: list[str], extractor: str | None = None, **set
     ],
 )
 @pytest.mark.parametrize("suffix", [".mp4", ""], ids=["a file", "a page, perhaps"])
-def test_an_odd_header_costs_its_own_row_at_most(tmp_path, site, name, suffix):
-    """Cut answers make that header come back with the next request."""
+def test_odd_header_fails_at_most_its_own_row(tmp_path, site, name, suffix):
+    """After a truncated response, the next request gets the same header."""
     urls = [
         site.script(
             f"/{number}-{is_cut}{suffix}",
@@ -136,10 +136,10 @@ def test_an_odd_header_costs_its_own_row_at_most(tmp_path, site, name, suffix):
 
 @pytest.mark.parametrize("extractor", [None, "generic"], ids=["directly", "by yt-dlp"])
 @pytest.mark.parametrize("location", LOCATIONS)
-def test_a_redirect_to_what_is_no_address_is_permanent(tmp_path, site, location, extractor):
+def test_redirect_to_an_invalid_url_is_permanent(tmp_path, site, location, extractor):
     [row] = download(tmp_path, [site.script("/a.mp4", Odd(b"location", location, 302))], extractor)
     assert outcome(row) == "permanent", row
-    # yt-dlp asks with another library once more, and has its own words.
+    # yt-dlp tries again with another library, which has its own messages.
     assert extractor or not INSIDE.search(row["error"]["message"]), row
     assert len(site.log) <= (1 if extractor is None else 2)
 
@@ -157,13 +157,13 @@ def test_a_redirect_to_what_is_no_address_is_permanent(tmp_path, site, location,
         "http://a.test:x/a.mp4",
     ],
 )
-def test_a_host_that_cannot_be_one_is_permanent(tmp_path, url, extractor):
+def test_invalid_host_is_permanent(tmp_path, url, extractor):
     [row] = download(tmp_path, [url], extractor)
     assert outcome(row) == "permanent", row
     assert not INSIDE.search(row["error"]["message"]), row
 
 
-def test_names_of_hosts_may_be_long_and_end_with_a_dot():
+def test_host_names_may_be_long_and_end_with_a_dot():
     for host in ("a.test.", f"{'a' * 63}.test", "127.0.0.1", "[2606:4700::1111]"):
         take_turn(Hosts(), f"http://{host}/a.mp4")
     with pytest.raises(RowFailed, match="1 to 63 characters"):
@@ -195,8 +195,8 @@ def test_retry_after_is_a_finite_time_or_nothing(value):
 # Cookies
 
 
-def test_a_cookie_that_cannot_be_sent_is_not_taken(tmp_path, site):
-    """Taken, it would end every further request to its host."""
+def test_cookie_that_cannot_be_sent_is_not_stored(tmp_path, site):
+    """Stored, it would break all later requests to its host."""
     rows = download(
         tmp_path,
         [
@@ -210,7 +210,7 @@ def test_a_cookie_that_cannot_be_sent_is_not_taken(tmp_path, site):
     assert site.asked("/c.mp4")[0].headers["Cookie"] == "b=good"
 
 
-def test_a_file_of_cookies_is_taken_as_far_as_it_can_be_sent(tmp_path):
+def test_only_sendable_cookies_of_a_file_are_used(tmp_path):
     file = tmp_path / "cookies.txt"
     file.write_text(
         "# Netscape HTTP Cookie File\n"

@@ -1,4 +1,4 @@
-"""Models and servers that do harm: rows of kind `model` or `transient`, or a smaller batch."""
+"""Harmful models and servers: rows of kind `model` or `transient`, or a smaller batch."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def reference(stand_in: StandIn) -> str:
 
 
 def to_caption(names: list[str]) -> pa.Table:
-    """Clips of one frame each, every frame another picture."""
+    """Clips of one frame each, every frame a different picture."""
     frames = [
         [{"frame_number": 0, "seconds": 0.5, "jpeg": frame_jpeg(i)}] for i in range(len(names))
     ]
@@ -109,8 +109,8 @@ BOOK = " ".join(f"{word:x}" for word in NOISE.integers(0, 2**40, 100_000))
         "circles without spaces",
     ],
 )
-def test_a_text_that_is_none_fails_its_clip_alone_and_soon(text, words, tmp_path):
-    """By a captioner and by a language model; what is bad of it does not reach the neighbours."""
+def test_unusable_text_fails_only_its_clip_quickly(text, words, tmp_path):
+    """From a captioner and from a language model; neighbours are unaffected."""
 
     def answer(request):
         return text if text_of(request).endswith("poison") else "a dog runs"
@@ -147,8 +147,8 @@ def test_a_text_that_is_none_fails_its_clip_alone_and_soon(text, words, tmp_path
     assert summaries["poison"]["caption"] is captions["poison"]["caption_coarse"] is None
 
 
-def test_what_nobody_sees_is_taken_out_of_a_good_text(tmp_path):
-    """Control characters, turned directions and a last character that was cut in two."""
+def test_invisible_characters_are_removed_from_a_good_text(tmp_path):
+    """Control characters, bidi marks and a truncated last character."""
     said = "\ufeffa\x00 dog\x1b[2J \u202eruns\u2069 \x9bhome\ufffd"
     with openai_server(lambda request: said) as stand_in:
         (row,) = transformed(
@@ -157,8 +157,8 @@ def test_what_nobody_sees_is_taken_out_of_a_good_text(tmp_path):
     assert row["caption"] == "a dog[2J runs home"
 
 
-def test_a_text_of_the_greatest_length_is_judged_soon():
-    """No piece of it comes twice, so that every length of a piece is tried."""
+def test_text_of_maximum_length_is_checked_quickly():
+    """No piece of it is repeated, so every length of a piece is tried."""
     from clipmill.stages.models.generated_text import fault_of
 
     started = time.monotonic()
@@ -186,7 +186,7 @@ def limited(
     sizes: list[int],
     make: Callable[[], BaseException],
 ) -> Callable:
-    """`original`, which has memory for `largest` items and notes what it was given."""
+    """`original` with memory for `largest` items, recording its inputs."""
 
     def run(self, inputs, *arguments):
         sizes.append(size_of(inputs))
@@ -198,7 +198,7 @@ def limited(
 
 
 @pytest.mark.parametrize("make", TOO_LARGE.values(), ids=TOO_LARGE)
-def test_embedding_halves_its_batch_for_good(make, tiny_clip, tmp_path, monkeypatch):
+def test_embedding_halves_its_batch_permanently(make, tiny_clip, tmp_path, monkeypatch):
     """Ten images at 8, then 4, then 2; the next batch begins with 2. Vectors are the same."""
     model = tiny_clip
     batches = [clips_with_frames({f"{k}-{i}": [10 * k + i] for i in range(10)}) for k in range(2)]
@@ -215,7 +215,7 @@ def test_embedding_halves_its_batch_for_good(make, tiny_clip, tmp_path, monkeypa
     )
 
 
-def test_texts_are_halved_too(tiny_clip, monkeypatch):
+def test_batches_of_texts_are_halved_too(tiny_clip, monkeypatch):
     embedder = EmbedClips(model=tiny_clip, dtype="float32").load("text")
     texts = [f"text {i}" for i in range(6)]
     expected = embedder.embed_texts(texts)
@@ -233,8 +233,8 @@ def test_texts_are_halved_too(tiny_clip, monkeypatch):
     assert sizes == [6, 3, 3]
 
 
-def test_an_item_too_large_alone_is_a_failure_of_the_model(tiny_clip, tmp_path, monkeypatch):
-    """Raised as such, so that the runner does the batch's clips one by one."""
+def test_item_too_large_alone_is_a_failure_of_the_model(tiny_clip, tmp_path, monkeypatch):
+    """Raised as such, so that the runner processes the batch's clips one by one."""
     model = tiny_clip
     monkeypatch.setattr(
         ClipEmbedder, "embed_batch", limited(ClipEmbedder.embed_batch, 0, len, [], MemoryError)
@@ -244,9 +244,7 @@ def test_an_item_too_large_alone_is_a_failure_of_the_model(tiny_clip, tmp_path, 
     assert caught.value.kind == "model"
 
 
-def test_a_model_that_gives_too_few_rows_moves_no_vector_to_another_clip(
-    tiny_clip, tmp_path, monkeypatch
-):
+def test_too_few_rows_assign_no_vector_to_another_clip(tiny_clip, tmp_path, monkeypatch):
     original = ClipEmbedder.embed_batch
     monkeypatch.setattr(ClipEmbedder, "embed_batch", lambda self, batch: original(self, batch)[1:])
     with pytest.raises(RuntimeError, match="4 inputs gave 3 outputs"):
@@ -256,8 +254,8 @@ def test_a_model_that_gives_too_few_rows_moves_no_vector_to_another_clip(
 
 
 @pytest.mark.parametrize("make", [TOO_LARGE["cuda"], MemoryError], ids=["cuda", "python"])
-def test_captioning_halves_its_batch_for_good(make, tmp_path, monkeypatch):
-    """Across the batches of rows that one worker is given."""
+def test_captioning_halves_its_batch_permanently(make, tmp_path, monkeypatch):
+    """Across all batches of rows that a worker processes."""
     sizes: list[int] = []
     monkeypatch.setattr(
         Blip,
@@ -276,7 +274,7 @@ def test_captioning_halves_its_batch_for_good(make, tmp_path, monkeypatch):
     assert not [row for row in rows if row["error"] and "memory" in row["error"]["message"]]
 
 
-def test_a_picture_that_makes_the_model_raise_costs_its_clip_only(tmp_path, monkeypatch):
+def test_picture_that_makes_the_model_raise_fails_only_its_clip(tmp_path, monkeypatch):
     """A hook inside the network raises for one picture, whatever batch it is in."""
     import torch
 
@@ -313,7 +311,7 @@ def test_a_picture_that_makes_the_model_raise_costs_its_clip_only(tmp_path, monk
     ]
 
 
-def test_a_language_model_halves_its_batch_and_fails_what_never_fits(tmp_path, monkeypatch):
+def test_language_model_halves_its_batch_and_fails_what_never_fits(tmp_path, monkeypatch):
     sizes: list[int] = []
     monkeypatch.setattr(
         LocalTextModel,
@@ -344,9 +342,7 @@ def test_a_language_model_halves_its_batch_and_fails_what_never_fits(tmp_path, m
     assert all("out of memory" in row["error"]["message"] for row in rows)
 
 
-def test_memory_that_does_not_suffice_for_the_weights_ends_the_run_with_a_reason(
-    tmp_path, monkeypatch
-):
+def test_too_little_memory_for_the_weights_ends_the_run_with_a_reason(tmp_path, monkeypatch):
     import transformers
 
     def no_room(*arguments, **settings):
@@ -362,7 +358,7 @@ def test_memory_that_does_not_suffice_for_the_weights_ends_the_run_with_a_reason
 
 
 def planted(folder: Path, weight: str, value: float) -> Path:
-    """A tiny CLIP with `value` in all of one weight."""
+    """A tiny CLIP with `value` everywhere in one weight."""
     from safetensors.torch import load_file, save_file
 
     state = load_file(folder / "open_clip_model.safetensors")
@@ -373,7 +369,7 @@ def planted(folder: Path, weight: str, value: float) -> Path:
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 0.0], ids=["nan", "inf", "zero"])
 def test_images_without_a_direction_are_failures_of_the_model(value, tmp_path):
-    """A zero vector too: its cosine with anything would be 0, which looks like a score."""
+    """Also a zero vector: its cosine with anything would be 0, which looks like a score."""
     model = planted(save_tiny_clip(tmp_path / "clip"), "visual.proj", value)
     clips = clips_with_frames({"a": [1, 2], "b": [3]})
     for stage in (EmbedClips(model=model), TagClips(model=model)):
@@ -402,8 +398,8 @@ def test_texts_without_a_direction_leave_null_scores_with_a_reason(value, tmp_pa
     assert (row["tags"], row["error"]["kind"]) == (None, "model")
 
 
-def test_one_clip_that_is_not_finite_leaves_its_neighbours_scores(tiny_clip, tmp_path):
-    """Stored embeddings with NaN, of a dataset from elsewhere: nothing spreads."""
+def test_non_finite_clip_does_not_affect_its_neighbours(tiny_clip, tmp_path):
+    """Stored embeddings with NaN, from another dataset: nothing spreads."""
     model = tiny_clip
     good = unit(np.random.default_rng(0).normal(size=(2, 24)))
     bad = good.copy()
@@ -427,7 +423,7 @@ def test_one_clip_that_is_not_finite_leaves_its_neighbours_scores(tiny_clip, tmp
 
 
 @pytest.mark.parametrize("weight", [np.nan, np.inf, 1e300], ids=["nan", "inf", "past float32"])
-def test_a_head_that_is_not_finite_scores_nothing(weight, tmp_path):
+def test_non_finite_head_scores_nothing(weight, tmp_path):
     from safetensors.numpy import save_file
 
     path = tmp_path / "head.safetensors"
@@ -438,7 +434,7 @@ def test_a_head_that_is_not_finite_scores_nothing(weight, tmp_path):
     assert "not finite" in row["aesthetic_reason"]
 
 
-def test_a_captioner_whose_weights_are_nan_gives_failures_of_kind_model(tmp_path):
+def test_captioner_with_nan_weights_gives_failures_of_kind_model(tmp_path):
     from safetensors.torch import load_file, save_file
 
     folder = shutil.copytree(tiny_model("blip"), tmp_path / "blip")
@@ -495,7 +491,7 @@ DEEP = b'{"choices": ' + b"[" * 200_000
     ],
     ids=lambda value: str(value)[:24],
 )
-def test_each_misdeed_of_a_server_has_its_kind_within_its_time(misdeed, kind):
+def test_each_server_fault_has_its_kind_in_bounded_time(misdeed, kind):
     never_ends = misdeed in ("hang", "headers", "drip", "stall")
     with (
         openai_server(text_of, misdeed) as stand_in,
@@ -509,8 +505,8 @@ def test_each_misdeed_of_a_server_has_its_kind_within_its_time(misdeed, kind):
     assert failure.kind == kind
 
 
-def test_a_server_s_wait_is_kept_to_within_reason():
-    """Retry-After is obeyed, but not a day, a missing number or an invalid one."""
+def test_retry_after_is_obeyed_within_reason():
+    """But not a day, a missing number or an invalid one."""
     for said, least in (
         ("1", 1.0),
         ("nan", 0.0),
@@ -524,8 +520,8 @@ def test_a_server_s_wait_is_kept_to_within_reason():
             assert least <= time.monotonic() - started < 40
 
 
-def test_a_server_that_is_gone_costs_a_few_tries_and_is_found_again(tmp_path):
-    """Of 40 clips 8 are asked; the next batch asks once; when it answers, all are asked again."""
+def test_server_that_is_down_costs_few_attempts_and_is_found_again(tmp_path):
+    """Of 40 clips 8 are sent, of the next batch one; when that is answered, all are sent again."""
     stage = SummarizeCaptions(
         prompt="{{ coarse }}", server_concurrency=2, **SERVED, model="http://127.0.0.1:1/v1#tiny"
     )
@@ -551,7 +547,7 @@ def test_a_server_that_is_gone_costs_a_few_tries_and_is_found_again(tmp_path):
             assert [row["caption"] for row in rows] == names
 
 
-def test_a_key_that_cannot_be_sent_is_told_at_the_start(tmp_path, monkeypatch):
+def test_key_that_cannot_be_sent_is_reported_at_the_start(tmp_path, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "sk-\u20ac")
     with openai_server(text_of) as stand_in, pytest.raises(ClipmillError, match="OPENAI_API_KEY"):
         transformed(SummarizeCaptions(model=reference(stand_in)), tmp_path, to_summarise(["x"]))
@@ -561,8 +557,8 @@ def test_a_key_that_cannot_be_sent_is_told_at_the_start(tmp_path, monkeypatch):
         assert stand_in.headers[-1]["Authorization"] == "Bearer sk-1"
 
 
-def test_the_names_of_a_completion_are_all_that_is_read():
-    """Further fields of an answer, of any shape, do no harm."""
+def test_only_known_fields_of_a_completion_are_read():
+    """Additional fields of a response, in any form, do no harm."""
     body = json.loads(completion("fine")) | {"usage": [], "choices_": {}, "error": None}
     with openai_server(text_of, json.dumps(body).encode()) as stand_in, asking(stand_in) as server:
         assert asked(server).text == "fine"

@@ -1,4 +1,4 @@
-"""Addresses that can't be one, in recipes and in the environment: one message, exit status 2."""
+"""Invalid addresses in recipes and in the environment: one message, exit status 2."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def recipe_of(tmp_path, **settings):
 
 
 @pytest.mark.parametrize("proxy", NO_PROXIES)
-def test_a_proxy_that_cannot_be_one_is_told_when_the_recipe_is_read(tmp_path, proxy):
+def test_invalid_proxy_is_reported_when_the_recipe_is_read(tmp_path, proxy):
     with pytest.raises(UsageError, match=r"stages\.download_videos: proxy: .*HOST:PORT") as raised:
         load_recipe(recipe_of(tmp_path, proxy=proxy))
     assert len(str(raised.value).splitlines()) == 1
@@ -68,15 +68,15 @@ def test_a_proxy_that_cannot_be_one_is_told_when_the_recipe_is_read(tmp_path, pr
 
 @pytest.mark.parametrize("option", ["proxy", "geo_verification_proxy"])
 @pytest.mark.parametrize("proxy", [one for one in NO_PROXIES if one] + [1])
-def test_proxies_among_yt_dlps_options_are_looked_at_too(option, proxy):
+def test_proxies_in_yt_dlps_options_are_checked_too(option, proxy):
     for made in (stage, lambda **more: SourceSpec(url="http://a.test/", **more)):
         with pytest.raises(ValidationError, match="proxy"):
             made(yt_dlp={option: proxy})
         made(yt_dlp={option: "socks4://proxy.test:1080"})
-        made(yt_dlp={option: ""})  # directly
+        made(yt_dlp={option: ""})  # no proxy
 
 
-def test_the_command_says_so_without_a_traceback(tmp_path, capsys, monkeypatch):
+def test_command_reports_it_without_a_traceback(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(
         "sys.argv",
         [
@@ -104,7 +104,7 @@ def test_the_command_says_so_without_a_traceback(tmp_path, capsys, monkeypatch):
         "socks5h://[2001:db8::1]:1080",
     ],
 )
-def test_proxies_that_can_be_one_are_taken(tmp_path, proxy):
+def test_valid_proxies_are_accepted(tmp_path, proxy):
     found = load_recipe(recipe_of(tmp_path, proxy=proxy)).stages["download_videos"]
     assert found.proxy == proxy
     with found.open(Workspace(tmp_path, tmp_path / "scratch")):
@@ -112,7 +112,7 @@ def test_proxies_that_can_be_one_are_taken(tmp_path, proxy):
 
 
 @pytest.mark.parametrize("user_agent", ["caf\u00e9", "a\nb"])
-def test_a_user_agent_that_cannot_be_sent_is_refused(user_agent):
+def test_user_agent_that_cannot_be_sent_is_refused(user_agent):
     with pytest.raises(ValidationError, match="ASCII"):
         stage(user_agent=user_agent)
 
@@ -124,13 +124,13 @@ def one_row(tmp_path, row, **settings):
 
 
 @pytest.mark.parametrize("name", ["http_proxy", "no_proxy"])
-def test_proxies_of_the_environment_are_told_before_a_download(tmp_path, monkeypatch, name):
+def test_invalid_environment_proxy_is_reported_before_a_download(tmp_path, monkeypatch, name):
     monkeypatch.setenv(name, "http://[::1")
     with pytest.raises(UsageError, match=r"HTTP_PROXY.*fix or unset them"):
         one_row(tmp_path, {"url": "http://127.0.0.1:9/a.mp4"})
 
 
-def test_proxies_of_the_environment_are_told_before_a_list_is_asked_for(tmp_path, monkeypatch):
+def test_invalid_environment_proxy_is_reported_before_a_list_request(tmp_path, monkeypatch):
     monkeypatch.setenv("http_proxy", "http://[::1")
     with pytest.raises(UsageError, match="fix or unset them"):
         ingest(
@@ -141,8 +141,8 @@ def test_proxies_of_the_environment_are_told_before_a_list_is_asked_for(tmp_path
         )
 
 
-def test_a_mistake_of_an_extractor_costs_its_list_alone(tmp_path, monkeypatch):
-    """Before, it ended the run with a traceback."""
+def test_bug_in_an_extractor_fails_only_its_list(tmp_path, monkeypatch):
+    """It used to end the run with a traceback."""
     import pyarrow.parquet as pq
     from yt_dlp.extractor.generic import GenericIE
 
@@ -158,11 +158,11 @@ def test_a_mistake_of_an_extractor_costs_its_list_alone(tmp_path, monkeypatch):
     assert "yt-dlp can't handle this page" in row["error"]["message"]
 
 
-# A proxy that is there
+# A working proxy
 
 
 class Socks(socketserver.StreamRequestHandler):
-    """SOCKS 5 without a login: takes an IPv4 address or a name, and notes what it was asked for."""
+    """SOCKS 5 without a login: accepts an IPv4 address or a name, and records requests."""
 
     def handle(self) -> None:
         n_methods = self.rfile.read(2)[1]
@@ -187,7 +187,7 @@ class Socks(socketserver.StreamRequestHandler):
 
 
 @pytest.mark.parametrize("extractor", [None, "generic"], ids=["directly", "by yt-dlp"])
-def test_downloads_go_through_a_socks_proxy(tmp_path, extractor):
+def test_downloads_can_use_a_socks_proxy(tmp_path, extractor):
     with serve() as site, socketserver.ThreadingTCPServer(("127.0.0.1", 0), Socks) as server:
         server.asked, server.daemon_threads = [], True
         threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
@@ -202,14 +202,14 @@ def test_downloads_go_through_a_socks_proxy(tmp_path, extractor):
     assert set(server.asked) == {b"film.test"}
 
 
-# Servers of models, and the hub
+# Model servers, and the hub
 
 
 @pytest.mark.parametrize(
     "server",
     ["http://[::1/v1", "http://a..b/v1", "http:///v1", "http://h:99999/v1", "http://h:x/v1"],
 )
-def test_a_server_that_cannot_be_one_is_told_when_the_recipe_is_read(server):
+def test_invalid_server_is_reported_when_the_recipe_is_read(server):
     with pytest.raises(ValidationError, match="the server's address"):
         ModelReference.model_validate(f"{server}#name")
     assert (
@@ -217,7 +217,7 @@ def test_a_server_that_cannot_be_one_is_told_when_the_recipe_is_read(server):
     )
 
 
-def test_proxies_of_the_environment_are_told_before_a_server_is_asked(monkeypatch):
+def test_invalid_environment_proxy_is_reported_before_a_server_request(monkeypatch):
     monkeypatch.setenv("http_proxy", "http://[::1")
     reference = ModelReference.model_validate("http://127.0.0.1:9/v1#name")
     with OpenAIServer(reference) as server, pytest.raises(ClipmillError, match="fix or unset"):
@@ -229,7 +229,7 @@ def test_proxies_of_the_environment_are_told_before_a_server_is_asked(monkeypatc
     assert "fix or unset them" in found.problem
 
 
-def test_an_address_of_the_hub_that_cannot_be_one_is_told():
+def test_invalid_hub_address_is_reported():
     """In a separate process, because the library reads it once."""
     code = (
         "from clipmill.stages.models import loading\n"
@@ -246,14 +246,14 @@ def test_an_address_of_the_hub_that_cannot_be_one_is_told():
     assert "ClipmillError: x.model: $HF_ENDPOINT (http://[::1) is not a URL" in done.stderr
 
 
-# Disks that fail
+# Failing disks
 
 
 def failing(*_args, **_named):
     raise OSError(errno.EIO, os.strerror(errno.EIO))
 
 
-def test_a_disk_that_fails_is_named_with_the_file(tmp_path, monkeypatch):
+def test_failing_disk_is_named_with_the_file(tmp_path, monkeypatch):
     film = tmp_path / "film.mp4"
     film.write_bytes(make_video())
     monkeypatch.setattr(downloads, "file_sha256", failing)
@@ -263,7 +263,7 @@ def test_a_disk_that_fails_is_named_with_the_file(tmp_path, monkeypatch):
     assert "retry the failures of kind transient" in row["error"]["message"]
 
 
-def test_the_datasets_disk_is_named_where_a_download_cannot_be_kept(tmp_path, monkeypatch):
+def test_datasets_disk_is_named_if_a_download_cannot_be_stored(tmp_path, monkeypatch):
     monkeypatch.setattr(Partial, "write", failing)
     with serve() as site:
         row = one_row(tmp_path, {"url": site.file("/a.mp4", make_video())})
@@ -272,8 +272,8 @@ def test_the_datasets_disk_is_named_where_a_download_cannot_be_kept(tmp_path, mo
 
 
 @pytest.mark.parametrize("copy", [False, True])
-def test_a_file_without_a_size_is_not_read(tmp_path, monkeypatch, copy):
-    """What lies in /proc may fail, or wait for ever."""
+def test_file_without_a_size_is_not_read(tmp_path, monkeypatch, copy):
+    """Files in /proc may fail, or block for ever."""
     empty = tmp_path / "empty.mp4"
     empty.touch()
     monkeypatch.setattr(downloads, "file_sha256", failing)

@@ -1,7 +1,7 @@
-"""A host that asks for a pause gets it: from every row, thread and process, not from one row.
+"""A host that requests a pause gets it from every row, thread and process, not just one row.
 
-No test waits for a pause: the server's log says what was asked for, and none of the pauses that
-must not be waited for ends within a test.
+No test waits for a pause: the server's log shows the requests, and no pause that must not be
+waited for ends within a test.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def download(dataset: Path, urls: list[str], extractor: str | None = None, **set
 
 
 def work(dataset: Path, urls: list[str], settings: dict) -> None:
-    """What a worker process does; its rows go to a separate file."""
+    """A worker process; its rows go to a separate file."""
     rows = download(dataset, urls, **settings)
     (dataset / f"worker-{source_key(urls[0])}.json").write_text(
         json.dumps([[outcome(row), row["error"]["message"]] for row in rows])
@@ -71,8 +71,8 @@ def overloaded(site, count: int, status: int = 429, retry_after: str = HOUR) -> 
 
 @pytest.mark.parametrize("status", [429, 503])
 @pytest.mark.parametrize("retries", [0, 2])
-def test_a_long_pause_is_told_to_all_rows_of_the_host(tmp_path, site, status, retries):
-    """Also where the row that heard of it has no try left."""
+def test_long_pause_applies_to_all_rows_of_the_host(tmp_path, site, status, retries):
+    """Even if the row that received it has no attempt left."""
     rows = download(tmp_path, overloaded(site, 8, status), concurrency=1, retries=retries)
     assert len(site.log) == 1
     assert [outcome(row) for row in rows] == ["transient"] * 8
@@ -86,8 +86,8 @@ def test_a_long_pause_is_told_to_all_rows_of_the_host(tmp_path, site, status, re
     assert all("127.0.0.1 was not contacted" in row["error"]["message"] for row in rows[1:])
 
 
-def test_a_long_pause_is_told_to_all_processes(tmp_path, site):
-    """Of three with two threads each, which all wait for their turn, one asks."""
+def test_long_pause_applies_to_all_processes(tmp_path, site):
+    """Of three with two threads each, all waiting for their turn, one sends a request."""
     urls = overloaded(site, 9)
     settings = {"sleep_seconds": 600.0, "concurrency": 2}
     running = [
@@ -108,7 +108,7 @@ def test_a_long_pause_is_told_to_all_processes(tmp_path, site):
 @pytest.mark.parametrize(
     "retry_after", [DAY, "9" * 12, "9" * 6000, "Fri, 31 Dec 2100 23:59:59 GMT"]
 )
-def test_no_pause_is_longer_than_a_day_or_too_long_to_be_believed(tmp_path, site, retry_after):
+def test_pauses_are_at_most_a_day_and_absurd_ones_ignored(tmp_path, site, retry_after):
     rows = download(tmp_path, overloaded(site, 3, retry_after=retry_after), concurrency=1)
     assert [outcome(row) for row in rows] == ["transient"] * 3
     assert len(site.log) == 1
@@ -117,7 +117,7 @@ def test_no_pause_is_longer_than_a_day_or_too_long_to_be_believed(tmp_path, site
     assert 80_000 < left <= 86_400
 
 
-def test_other_hosts_are_asked_meanwhile(tmp_path, site):
+def test_other_hosts_are_used_meanwhile(tmp_path, site):
     with serve("127.0.0.3") as well:
         rows = download(
             tmp_path, [*overloaded(site, 2), well.file("/a.mp4", make_video())], concurrency=1
@@ -125,7 +125,7 @@ def test_other_hosts_are_asked_meanwhile(tmp_path, site):
     assert [outcome(row) for row in rows] == ["transient", "transient", "kept"]
 
 
-def test_the_host_that_asked_is_held_and_not_the_one_that_leads_there(tmp_path, site):
+def test_the_answering_host_is_paused_not_the_redirecting_one(tmp_path, site):
     with serve("127.0.0.3") as other:
         [busy] = overloaded(other, 1)
         led = site.script("/led.mp4", Redirect(busy))
@@ -137,8 +137,8 @@ def test_the_host_that_asked_is_held_and_not_the_one_that_leads_there(tmp_path, 
     assert len(other.log) == 1
 
 
-def test_an_error_of_one_file_holds_that_row_alone(tmp_path, site):
-    """Only 429 and 503 speak for the host."""
+def test_error_of_one_file_pauses_only_that_row(tmp_path, site):
+    """Only 429 and 503 apply to the whole host."""
     rows = download(
         tmp_path, [*overloaded(site, 1, 500), site.file("/b.mp4", make_video())], concurrency=1
     )
@@ -146,12 +146,12 @@ def test_an_error_of_one_file_holds_that_row_alone(tmp_path, site):
     assert len(site.asked("/0.mp4")) == 1
 
 
-# Under yt-dlp, and in lists
+# With yt-dlp, and in lists
 
 
 @pytest.fixture
 def platform(monkeypatch):
-    """A site that goes on without its page where it can't have it, as many do."""
+    """A site whose extractor continues without its page, like many."""
     from yt_dlp.extractor.common import InfoExtractor
 
     class HomeIE(InfoExtractor):
@@ -174,7 +174,7 @@ def platform(monkeypatch):
 
 
 @pytest.mark.parametrize("is_needed", [True, False])
-def test_yt_dlps_requests_heed_it_too(tmp_path, site, platform, is_needed):
+def test_yt_dlps_requests_obey_it_too(tmp_path, site, platform, is_needed):
     platform.is_needed = is_needed
     urls = [site.script(f"/home/{number}", Busy(429, HOUR)) for number in range(4)]
     for number in range(4):
@@ -185,7 +185,7 @@ def test_yt_dlps_requests_heed_it_too(tmp_path, site, platform, is_needed):
     assert len(site.log) == 1
 
 
-def test_a_page_that_is_fetched_by_both_libraries_is_asked_for_once(tmp_path, site):
+def test_page_fetched_by_both_libraries_is_requested_once(tmp_path, site):
     rows = download(
         tmp_path,
         [site.script(f"/watch{number}", Busy(503, HOUR)) for number in range(3)],
@@ -195,7 +195,7 @@ def test_a_page_that_is_fetched_by_both_libraries_is_asked_for_once(tmp_path, si
     assert len(site.log) == 1
 
 
-def test_lists_heed_it_and_tell_downloads(tmp_path, site):
+def test_lists_obey_it_and_pass_it_to_downloads(tmp_path, site):
     lists = [SourceSpec(url=site.script(f"/list{number}", Busy(429, HOUR))) for number in range(2)]
     ingest(tmp_path, lists, shard_videos=10, downloads=stage())
     rows = pq.read_table(tmp_path / "sources").to_pylist()
@@ -207,7 +207,7 @@ def test_lists_heed_it_and_tell_downloads(tmp_path, site):
     assert len(site.log) == 1
 
 
-def test_the_host_of_a_wrapped_error_is_the_one_that_answered():
+def test_host_of_a_wrapped_error_is_the_one_that_answered():
     from yt_dlp.networking.common import Response
     from yt_dlp.networking.exceptions import HTTPError
 
@@ -229,11 +229,11 @@ def test_the_host_of_a_wrapped_error_is_the_one_that_answered():
         hosts.wait("busy.test")
 
 
-# From run to run
+# Across runs
 
 
-def test_the_next_run_tries_such_a_host_with_one_request(tmp_path, site):
-    """A day may be a mistake. While it stands, a retry costs one request; then all come."""
+def test_next_run_probes_a_paused_host_with_one_request(tmp_path, site):
+    """A day may be a mistake. Until it ends, a retry sends one request; after success, all."""
     from clipmill.jobs.run import run
     from clipmill.pipeline.recipes.recipe import load_recipe
 
@@ -279,13 +279,13 @@ def statuses(dataset: Path) -> dict[str, int]:
 
 
 def turns(folder: Path, **manners) -> Hosts:
-    """A worker's own view of the hosts; none of its rows waits unless told to."""
+    """A worker's own view of the hosts; none of its rows waits by default."""
     return Hosts(
         Manners(problems=3, pause_seconds=600.0, **{"patience_seconds": 0.0, **manners}), folder
     )
 
 
-def test_one_row_tries_a_host_that_was_held_and_the_others_hear_of_it(tmp_path):
+def test_one_row_probes_a_paused_host_and_the_others_learn_the_result(tmp_path):
     turns(tmp_path).hold("a.test", 86_400, "HTTP 429 from a.test")
     with pytest.raises(LeftAlone, match="was not contacted: HTTP 429"):
         turns(tmp_path).wait("a.test")
@@ -299,7 +299,7 @@ def test_one_row_tries_a_host_that_was_held_and_the_others_hear_of_it(tmp_path):
     other.wait("a.test")
 
 
-def test_a_host_that_still_asks_for_its_pause_is_held_again(tmp_path):
+def test_host_that_still_requests_a_pause_is_paused_again(tmp_path):
     turns(tmp_path).hold("a.test", 86_400, "HTTP 429")
     ask_again(tmp_path)
     probe = turns(tmp_path)
@@ -310,7 +310,7 @@ def test_a_host_that_still_asks_for_its_pause_is_held_again(tmp_path):
             one.wait("a.test")
 
 
-def test_a_pause_that_rows_wait_for_stands_in_the_next_run(tmp_path):
+def test_short_pause_applies_to_the_next_run(tmp_path):
     began = time.time()
     turns(tmp_path).hold("a.test", 1.0, "HTTP 429")
     ask_again(tmp_path)
@@ -318,7 +318,7 @@ def test_a_pause_that_rows_wait_for_stands_in_the_next_run(tmp_path):
     assert time.time() - began >= 1.0
 
 
-def test_a_shorter_pause_does_not_end_a_longer_one(tmp_path):
+def test_shorter_pause_does_not_end_a_longer_one(tmp_path):
     hosts = turns(tmp_path)
     hosts.hold("a.test", 7200, "the longer")
     hosts.hold("A.test.", 1, "the shorter")
@@ -326,8 +326,8 @@ def test_a_shorter_pause_does_not_end_a_longer_one(tmp_path):
         hosts.wait("a.test")
 
 
-def test_what_one_row_waits_for_by_itself_holds_no_longer_than_it(tmp_path):
-    """A pause of our own after the last try would hold others for nobody's sake."""
+def test_rows_own_backoff_ends_with_the_row(tmp_path):
+    """Our own back-off after the last attempt would delay others for nothing."""
     hosts = turns(tmp_path)
 
     def attempt() -> None:

@@ -1,4 +1,4 @@
-"""The decode pass: true times, one decode, frames and numbers of every kind of file."""
+"""The decode pass: true times, one decode, frames and statistics of every kind of file."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ KINDS = {
 @pytest.mark.parametrize("exact", [False, True], ids=["default", "exact"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_frame_is_seen_once_at_its_true_time(kind, exact, tmp_path):
-    """Times are the container's, also with a late start or an uneven frame rate."""
+    """Times are the container's, even with a late start or an uneven frame rate."""
     path, times = cached(**KINDS[kind])
     if KINDS[kind].get("suffix"):
         # Matroska rounds to milliseconds.
@@ -58,7 +58,7 @@ def test_every_frame_is_seen_once_at_its_true_time(kind, exact, tmp_path):
     "kind", ["plain", "720p", "odd size", "uneven frame rate", "10 bit", "interlaced"]
 )
 def test_default_statistics_equal_exact_ones(kind, tmp_path):
-    """The fast way converts fewer pixels, but those to the same values."""
+    """The fast way converts fewer pixels, but to the same values."""
     path, _ = cached(**KINDS[kind])
     workspace = Workspace(tmp_path, tmp_path)
 
@@ -71,8 +71,8 @@ def test_default_statistics_equal_exact_ones(kind, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["HDR", "turned"])
-def test_given_spans_are_measured_as_the_whole_file_is(kind, tmp_path):
-    """Of what is stored, whatever its frames are turned or tone-mapped to when they are kept."""
+def test_statistics_of_given_spans_equal_the_whole_files(kind, tmp_path):
+    """From the stored pictures, whether or not kept frames are rotated or tone-mapped."""
     path, times = cached(**KINDS[kind])
     workspace = Workspace(tmp_path, tmp_path)
 
@@ -93,7 +93,7 @@ def test_kept_frames_are_upright_and_small(exact, tmp_path):
     row, image = tables["scan_videos"][0], image_of(tables["frames"][0])
     assert (row["width"], row["height"]) == (180, 320)
     assert image.shape == (160, 90, 3)
-    # Turned to the left, the bright corner is at the lower left.
+    # Rotated to the left, the bright corner is at the lower left.
     assert image[150, 5].mean() > image[10, 5].mean() + 20
 
 
@@ -111,7 +111,7 @@ def test_kept_frames_are_never_enlarged_and_show_their_frame(tmp_path):
         assert (blue > 150) == (shot == "blue")
 
 
-def test_motion_sharpness_and_brightness_tell_pictures_apart(tmp_path):
+def test_motion_sharpness_and_brightness_distinguish_pictures(tmp_path):
     scenes = (Scene("grey", 1.0, speed=0), Scene("grey", 1.0, speed=12), Scene("white", 1.0))
     path, _ = cached(scenes)
 
@@ -135,11 +135,11 @@ def test_only_given_spans_are_decoded(tmp_path):
     assert row["motion"][0] is None
     assert row["motion"][inside.index(100)] is None
     assert row["source_frames"] == len(times)
-    # Both spans lie within two or three groups of ten frames.
+    # Both spans are within two or three GOPs of ten frames.
     assert len(inside) < row["decoded_frames"] <= 50
 
 
-def test_a_video_without_spans_is_rejected_undecoded_where_spans_must_be_given(tmp_path):
+def test_video_without_required_spans_is_rejected_undecoded(tmp_path):
     path, _ = cached()
 
     row = run(path, tmp_path, boundaries="given")["scan_videos"][0]
@@ -174,7 +174,7 @@ def broken(kind, tmp_path):
 
 @pytest.mark.parametrize("exact", [False, True], ids=["default", "exact"])
 @pytest.mark.parametrize("kind", ["html", "empty", "sound only", "cut off mp4", "cut off webm"])
-def test_what_is_no_whole_video_is_a_bad_media_failure_that_names_it(kind, exact, tmp_path):
+def test_invalid_or_truncated_video_is_bad_media_with_its_name(kind, exact, tmp_path):
     path = broken(kind, tmp_path)
 
     error = run(path, tmp_path, exact=exact)["scan_videos"][0]["error"]
@@ -183,8 +183,8 @@ def test_what_is_no_whole_video_is_a_bad_media_failure_that_names_it(kind, exact
     assert str(path) in error["message"]
 
 
-def test_sound_that_outlasts_the_pictures_is_no_truncation(tmp_path):
-    """The header's duration counts the longest stream."""
+def test_sound_that_outlasts_the_pictures_is_not_truncation(tmp_path):
+    """The header's duration is that of the longest stream."""
     whole, _ = cached(audio=True)
     path = tmp_path / "long_sound.mkv"
     with av.open(str(whole)) as source, av.open(str(path), "w") as target:
@@ -203,7 +203,7 @@ def test_sound_that_outlasts_the_pictures_is_no_truncation(tmp_path):
     assert len(row["seconds"]) == 76
 
 
-def test_costly_statistics_are_kept_only_when_their_detector_is_chosen(tmp_path):
+def test_costly_statistics_are_kept_only_for_their_detector(tmp_path):
     path, _ = cached((Scene("red", 0.6),))
     kept = {
         detector: set(dict(run(path, tmp_path, detector=detector)["scan_videos"][0]["statistics"]))
@@ -216,7 +216,7 @@ def test_costly_statistics_are_kept_only_when_their_detector_is_chosen(tmp_path)
     assert set(dict(weighted)) - kept["content"] == {measures.EDGES}
 
 
-def test_three_shots_are_what_the_fixture_says(tmp_path):
-    """The other tests rest on it."""
+def test_fixture_has_three_shots(tmp_path):
+    """The other tests rely on it."""
     assert [scene.seconds for scene in THREE_SHOTS] == [2.0, 1.6, 2.4]
     assert len(cached()[1]) == 150

@@ -1,4 +1,4 @@
-"""score_aesthetic: folded heads equal their networks; scores keep to their clip."""
+"""score_aesthetic: folded heads equal their networks; scores belong to their clips."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ WIDTHS = (1024, 128, 64, 16, 1)
 
 
 def network(dimensions: int, *, relu: bool, widths: Sequence[int] = WIDTHS):
-    """The architecture of LAION's V2 heads, as they were trained."""
+    """The architecture of LAION's V2 heads during training."""
     import torch
 
     torch.manual_seed(0)
@@ -61,8 +61,8 @@ def shared(name: str) -> Path:
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 @pytest.mark.parametrize("relu", [False, True])
-def test_a_head_equals_the_network_it_was_read_from(tmp_path, relu: bool, suffix: str) -> None:
-    """The one without activations is folded to one vector and a bias, which changes nothing."""
+def test_head_equals_its_network(tmp_path, relu: bool, suffix: str) -> None:
+    """The one without activations is folded to one vector and a bias without changing results."""
     import torch
     from safetensors.torch import save_file
 
@@ -97,7 +97,7 @@ def test_laion_v2_heads_equal_the_unfolded_network(name: str) -> None:
     np.testing.assert_allclose(head(points), by_network(trained.double(), points), atol=1e-9)
 
 
-def test_laion_s_folded_head_has_its_known_bias_and_length() -> None:
+def test_laions_folded_head_has_its_known_bias_and_length() -> None:
     ((weights, bias),) = load_head(shared("aesthetic_v2/sac+logos+ava1-l14-linearMSE.pth")).layers
     assert bias[0] == pytest.approx(5.23665, abs=1e-5)
     assert np.linalg.norm(weights) == pytest.approx(17.9956, abs=1e-4)
@@ -141,7 +141,7 @@ def test_frames_become_one_score(head, tmp_path, over_frames: str, expected: flo
     assert rows[0]["aesthetic_reason"] is None
 
 
-def test_scores_keep_to_their_clip_under_any_batching(head, tmp_path) -> None:
+def test_scores_belong_to_their_clip_for_any_batching(head, tmp_path) -> None:
     clips = {f"clip-{i}": [i / 20] * (1 + i % 3) for i in range(15)}
     table = batch(clips).take(pa.array(np.random.default_rng(1).permutation(15)))
     rows = transformed(
@@ -152,7 +152,7 @@ def test_scores_keep_to_their_clip_under_any_batching(head, tmp_path) -> None:
     }
 
 
-def test_a_score_that_cannot_be_is_null_with_a_reason(head, tmp_path) -> None:
+def test_impossible_score_is_null_with_a_reason(head, tmp_path) -> None:
     rows = transformed(
         ScoreAesthetic(head=head),
         tmp_path,
@@ -164,19 +164,19 @@ def test_a_score_that_cannot_be_is_null_with_a_reason(head, tmp_path) -> None:
     assert rows[2]["aesthetic"] == pytest.approx(3, abs=0.01)
 
 
-def test_embeddings_of_another_length_name_both(head, tmp_path) -> None:
+def test_error_for_embeddings_of_another_length_names_both(head, tmp_path) -> None:
     table = pa.table({"clip_id": ["x"], "embeddings": as_column([np.ones((2, 8))])})
     with pytest.raises(ClipmillError, match=r"first\.pth scores embeddings of 6.*have 8"):
         transformed(ScoreAesthetic(head=head), tmp_path, table)
 
 
-def test_a_missing_head_says_where_to_get_it(tmp_path) -> None:
+def test_missing_head_error_says_where_to_get_it(tmp_path) -> None:
     message = re.escape("github.com/LAION-AI/aesthetic-predictor")
     with pytest.raises(UsageError, match=message):
         load_head(tmp_path / "head.pth")
 
 
-def test_what_is_no_head_is_refused(tmp_path) -> None:
+def test_invalid_head_is_refused(tmp_path) -> None:
     """Other layers would fold to something that was never trained; pickled code is not run."""
     import torch
 
@@ -191,7 +191,7 @@ def test_what_is_no_head_is_refused(tmp_path) -> None:
             load_head(path)
 
 
-def test_the_head_s_bytes_are_part_of_what_the_scorer_is(head, tmp_path) -> None:
+def test_fingerprint_depends_on_the_heads_bytes(head, tmp_path) -> None:
     one = ScoreAesthetic(head=head)
     copy = tmp_path / "copy.pth"
     copy.write_bytes(head.read_bytes())

@@ -1,4 +1,4 @@
-"""score_similarity: cosines of frame mean and texts, on their own clip; null where there's none."""
+"""score_similarity: cosines of frame mean and texts, on their own clip; null if there are none."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ def batch(clips: list[dict[str, Any]]) -> pa.Table:
     )
 
 
-def test_the_cosines_of_single_frames_may_be_averaged_instead(model, tmp_path) -> None:
-    """That is lower where a clip's frames differ, and the same where there is but one."""
+def test_cosines_of_single_frames_can_be_averaged_instead(model, tmp_path) -> None:
+    """The result is lower if a clip's frames differ, and the same for a single frame."""
     table = batch([{"id": "a", "n": 4, "text": "a dog"}, {"id": "b", "n": 1, "text": "a cat"}])
     stages = [
         ScoreSimilarity(model=model, dtype="float32", over_frames=how)
@@ -99,7 +99,7 @@ def test_every_scale_is_the_cosine_of_frame_mean_and_text(model, tmp_path) -> No
         assert row["similarity_reason"] is None
 
 
-def test_a_clip_s_own_text_scores_one_when_the_frames_say_the_same(model, tmp_path) -> None:
+def test_text_equal_to_its_frames_scores_one(model, tmp_path) -> None:
     stage = ScoreSimilarity(model=model, dtype="float32")
     vector = stage.load("text").embed_texts(["a red circle"])
     table = batch([{"id": "x", "text": "a red circle"}])
@@ -108,7 +108,7 @@ def test_a_clip_s_own_text_scores_one_when_the_frames_say_the_same(model, tmp_pa
     assert row["similarity"] == pytest.approx(1, abs=1e-3)
 
 
-def test_no_text_leaves_null_and_a_reason(model, tmp_path) -> None:
+def test_missing_text_is_null_with_a_reason(model, tmp_path) -> None:
     rows = {
         row["clip_id"]: row
         for row in transformed(
@@ -133,14 +133,14 @@ def test_no_text_leaves_null_and_a_reason(model, tmp_path) -> None:
     assert rows["all"]["similarity_reason"] is None
 
 
-def test_a_recipe_without_captions_gives_null_scores(model, tmp_path) -> None:
+def test_recipe_without_captions_gives_null_scores(model, tmp_path) -> None:
     table = batch([{"id": "x"}]).select(["clip_id", "embeddings"])
     row = transformed(ScoreSimilarity(model=model), tmp_path, table)[0]
     assert row["similarity"] is None
     assert row["similarity_reason"]
 
 
-def test_a_clip_without_embeddings_is_null_with_a_reason(model, tmp_path) -> None:
+def test_clip_without_embeddings_is_null_with_a_reason(model, tmp_path) -> None:
     row = transformed(
         ScoreSimilarity(model=model), tmp_path, batch([{"id": "x", "n": 0, "text": "a"}])
     )[0]
@@ -148,7 +148,7 @@ def test_a_clip_without_embeddings_is_null_with_a_reason(model, tmp_path) -> Non
     assert "no embedding" in row["similarity_reason"]
 
 
-def test_a_score_that_is_not_finite_is_null_with_a_reason(model, tmp_path) -> None:
+def test_non_finite_score_is_null_with_a_reason(model, tmp_path) -> None:
     table = batch([{"id": "x", "text": "a"}])
     table = table.set_column(1, "embeddings", as_column([np.full((2, 24), np.nan)]))
     row = transformed(ScoreSimilarity(model=model), tmp_path, table)[0]
@@ -156,7 +156,7 @@ def test_a_score_that_is_not_finite_is_null_with_a_reason(model, tmp_path) -> No
     assert "not finite" in row["similarity_reason"]
 
 
-def test_a_model_other_than_the_embeddings_is_refused(model, tmp_path) -> None:
+def test_model_other_than_the_embeddings_is_refused(model, tmp_path) -> None:
     stage = ScoreSimilarity(model=model)
     stage.check_upstream({"embed_clips": EmbedClips(model=model)})
     other = EmbedClips(model=save_tiny_clip(tmp_path / "other", seed=5))

@@ -1,4 +1,4 @@
-"""score_video_similarity: X-CLIP's own number for each clip and its text, on its own clip."""
+"""score_video_similarity: X-CLIP's cosine of each clip and its text, on its own clip."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def batch(clips: dict[str, list[int]], texts: list[str | None]) -> pa.Table:
     return clips_with_frames(clips).append_column("text", pa.array(texts, pa.string()))
 
 
-def test_every_clip_has_the_model_s_own_cosine_with_its_own_text(model, tmp_path) -> None:
+def test_every_clip_has_the_models_cosine_with_its_own_text(model, tmp_path) -> None:
     import torch
     from transformers import AutoTokenizer, XCLIPModel
 
@@ -127,7 +127,7 @@ def test_the_order_of_frames_counts(model, tmp_path) -> None:
     assert abs(rows[0]["video_similarity"] - rows[1]["video_similarity"]) > 1e-6
 
 
-def test_fewer_frames_are_shown_again(model, tmp_path) -> None:
+def test_too_few_frames_are_repeated(model, tmp_path) -> None:
     rows = transformed(
         ScoreVideoSimilarity(model=model, dtype="float32"),
         tmp_path,
@@ -136,7 +136,7 @@ def test_fewer_frames_are_shown_again(model, tmp_path) -> None:
     assert rows[0]["video_similarity"] == pytest.approx(rows[1]["video_similarity"], abs=1e-5)
 
 
-def test_no_caption_is_null_with_a_reason_and_no_frame_a_failure(model, tmp_path) -> None:
+def test_missing_caption_is_null_and_missing_frames_a_failure(model, tmp_path) -> None:
     stage = ScoreVideoSimilarity(model=model)
     rows = {
         row["clip_id"]: row
@@ -153,7 +153,7 @@ def test_no_caption_is_null_with_a_reason_and_no_frame_a_failure(model, tmp_path
     assert stage.frames_picked() == (Uniform(8),)
 
 
-def test_weights_that_are_not_finite_leave_null_and_a_reason(model, tmp_path) -> None:
+def test_non_finite_weights_give_null_with_a_reason(model, tmp_path) -> None:
     from safetensors.torch import load_file, save_file
 
     folder = shutil.copytree(model, tmp_path / "poisoned")
@@ -165,9 +165,7 @@ def test_weights_that_are_not_finite_leave_null_and_a_reason(model, tmp_path) ->
     assert all("not finite" in row["video_similarity_reason"] for row in rows)
 
 
-def test_where_memory_does_not_suffice_the_batch_is_halved_for_good(
-    model, tmp_path, monkeypatch
-) -> None:
+def test_batch_is_halved_permanently_if_memory_runs_out(model, tmp_path, monkeypatch) -> None:
     expected = transformed(ScoreVideoSimilarity(model=model), tmp_path, batch(CLIPS, WORDS[:5]))
     sizes: list[int] = []
     original = VideoTextModel._batch_of_cosines
@@ -189,7 +187,7 @@ def test_where_memory_does_not_suffice_the_batch_is_halved_for_good(
     )
 
 
-def test_a_model_of_another_kind_is_refused(tmp_path) -> None:
+def test_model_of_another_kind_is_refused(tmp_path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "clip"}))
     with pytest.raises(ClipmillError, match=r"score_video_similarity\.model.*not 'xclip'"):
         transformed(ScoreVideoSimilarity(model=tmp_path), tmp_path, clips_with_frames({}))

@@ -1,4 +1,4 @@
-"""Where picture and sound are two files, sound that is refused costs the sound alone."""
+"""If picture and sound are separate files, refused sound fails only the sound."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def ffmpeg(*arguments: str | Path) -> None:
 
 @functools.cache
 def files() -> dict[str, bytes]:
-    """Pictures with B-frames and a tone, each by itself: as files, and in the pieces of sites."""
+    """Pictures with B-frames, and a tone, separately: as files, and as sites' segments."""
     with tempfile.TemporaryDirectory() as text:
         folder = Path(text)
         picture = (
@@ -61,7 +61,7 @@ def files() -> dict[str, bytes]:
         )
         tone = ("-f", "lavfi", "-i", f"sine=440:d={SECONDS}", "-ac", "1")
         ffmpeg(*picture, folder / "square.mp4")
-        # The container alone says how wide a pixel is.
+        # Only the container has the pixel aspect ratio.
         ffmpeg("-i", folder / "square.mp4", "-c", "copy", "-aspect", "3:1", folder / "picture.mp4")
         ffmpeg(*tone, "-c:a", "aac", folder / "sound.m4a")
         ffmpeg(*tone, "-c:a", "libopus", folder / "sound.webm")
@@ -117,7 +117,7 @@ def files() -> dict[str, bytes]:
 
 PICTURE = {"vcodec": "avc1", "acodec": "none", "width": 96, "height": 64}
 SOUND = {"vcodec": "none", "acodec": "aac"}
-# What a site names, what the sound is asked for by, and from which files both come.
+# The site's format names, the sound's request, and the files of both.
 OFFERS = {
     "files": ("/home/film", "/sound.m4a", "picture.mp4 sound.m4a"),
     "mixed": ("/home/film", "/sound.webm", "picture.mp4 sound.webm"),
@@ -128,7 +128,7 @@ TYPES = {".mpd": "application/dash+xml", ".m3u8": "application/vnd.apple.mpegurl
 
 
 def offer(site, platform, kind: str = "files", *sound) -> tuple[str, str]:
-    """A video of whose sound a piece is answered with these steps, then with itself; that piece."""
+    """A video whose sound segment answers with these steps, then with itself; that segment."""
     page, piece, names = OFFERS[kind]
     for path, data in files().items():
         site.file(f"/{path}", data, TYPES.get(Path(path).suffix, "video/mp4"))
@@ -160,7 +160,7 @@ def bring(dataset: Path, url: str, **settings) -> dict:
 
 
 def times(path: Path) -> tuple[int, list[float]]:
-    """Where the file's clock starts, and its pictures' times."""
+    """The start of the file's clock, and its pictures' times."""
     with av.open(str(path)) as container:
         return container.start_time, [
             float(packet.pts * packet.time_base)
@@ -175,8 +175,8 @@ def sound_of(path: Path) -> np.ndarray:
 
 
 @pytest.mark.parametrize("kind", ["mixed", "dash", "hls"])
-def test_refused_sound_costs_the_sound_alone_and_is_asked_for_alone(tmp_path, site, platform, kind):
-    """The pictures are neither fetched again nor moved in time, and the id stays."""
+def test_refused_sound_fails_alone_and_is_requested_alone(tmp_path, site, platform, kind):
+    """The pictures are neither downloaded again nor shifted in time, and the id stays."""
     url, piece = offer(site, platform, kind, Busy(403))
     before = bring(tmp_path, url, retries=0)
     assert outcome(before) == "kept", before
@@ -203,7 +203,7 @@ def test_refused_sound_costs_the_sound_alone_and_is_asked_for_alone(tmp_path, si
     assert not {one for one in fetched if "picture" in one or "stream0" in one or "/0-" in one}
     if "/home/" not in url:
         assert row["video_id"] == content_video_id(before["sha256"])
-    # What is there is found again, under every name that it has had.
+    # The existing file is found again, under every name that it has had.
     asked = len(site.log)
     assert bring(tmp_path, url)["sha256"] == row["sha256"]
     assert len(site.log) == asked
@@ -218,9 +218,7 @@ def test_refused_sound_costs_the_sound_alone_and_is_asked_for_alone(tmp_path, si
         (Endless(size_bytes=3_000_000), "permanent"),
     ],
 )
-def test_whatever_becomes_of_the_sound_the_pictures_are_kept(
-    tmp_path, site, platform, answer, kind
-):
+def test_pictures_are_kept_whatever_becomes_of_the_sound(tmp_path, site, platform, answer, kind):
     url, piece = offer(site, platform)
     site.script(piece, answer)
     row = bring(tmp_path, url, retries=1, max_bytes=1_000_000)
@@ -233,8 +231,8 @@ def test_whatever_becomes_of_the_sound_the_pictures_are_kept(
     assert len(times(file)[1]) == SECONDS * 10
 
 
-def test_a_host_that_refuses_sound_is_asked_for_all_else(tmp_path, site, platform):
-    """Its Retry-After holds for sound alone, no row waits for it, and no piece is asked again."""
+def test_host_that_refuses_sound_is_used_for_all_else(tmp_path, site, platform):
+    """Its Retry-After applies only to sound, no row waits for it, and no segment is repeated."""
     url, piece = offer(site, platform, "hls", Busy(429, "600"), Busy(429, "600"))
     assert bring(tmp_path / "one", url, retries=3)["failed_parts"][0]["kind"] == "transient"
     assert len(site.asked(piece)) == 1
@@ -244,8 +242,8 @@ def test_a_host_that_refuses_sound_is_asked_for_all_else(tmp_path, site, platfor
     assert outcome(bring(tmp_path / "one", another(site, platform))) == "kept"
 
 
-def test_pieces_of_sound_that_come_at_a_time_hold_back_sound_alone(tmp_path, site, platform):
-    """Threads of yt-dlp fetch them."""
+def test_parallel_sound_segments_pause_only_sound(tmp_path, site, platform):
+    """Threads of yt-dlp download them."""
     url, _ = offer(site, platform, "hls", Busy(429, "600"))
     row = bring(tmp_path, url, yt_dlp={"concurrent_fragment_downloads": 3})
     assert [part["part"] for part in row["failed_parts"]] == ["sound"]
@@ -253,7 +251,7 @@ def test_pieces_of_sound_that_come_at_a_time_hold_back_sound_alone(tmp_path, sit
 
 
 def another(site, platform) -> str:
-    """A video of the same host, in one file."""
+    """A video from the same host, in one file."""
     platform.info = {
         "formats": [
             {"format_id": "0", "url": site.file("/both.mp4", files()["both.mp4"]), "ext": "mp4"}
@@ -263,7 +261,7 @@ def another(site, platform) -> str:
 
 
 @pytest.mark.parametrize("kind", ["files", "hls"])
-def test_a_picture_that_is_refused_fails_the_row(tmp_path, site, platform, kind):
+def test_refused_picture_fails_the_row(tmp_path, site, platform, kind):
     url, piece = offer(site, platform, kind)
     picture = {"files": "/picture.mp4", "hls": "/hls/0-1.ts"}[kind]
     site.status(picture, 403)
@@ -275,7 +273,7 @@ def test_a_picture_that_is_refused_fails_the_row(tmp_path, site, platform, kind)
 def test_required_sound_fails_the_row(tmp_path, site, platform):
     url, _ = offer(site, platform, "files", Busy(403), Busy(403), Busy(403))
     assert outcome(bring(tmp_path, url, sound="required")) == "blocked"
-    # What another run kept without is no more than it was, and its sound is asked for alone.
+    # A row kept without sound by another run stays, and only its sound is requested.
     assert bring(tmp_path, url)["failed_parts"]
     asked = len(site.asked("/picture.mp4"))
     assert outcome(bring(tmp_path, url, sound="required")) == "blocked"
@@ -283,8 +281,8 @@ def test_required_sound_fails_the_row(tmp_path, site, platform):
     assert len(site.asked("/picture.mp4")) == asked
 
 
-def test_no_sound_is_asked_for(tmp_path, site, platform):
-    """A file that holds both stays as it is; and `format` says what is asked for where it is."""
+def test_no_sound_is_requested(tmp_path, site, platform):
+    """A file with both stays unchanged; and if `format` is set, it determines the request."""
     url, piece = offer(site, platform)
     row = bring(tmp_path, url, sound="none")
     assert (outcome(row), row["has_audio"], row["failed_parts"]) == ("kept", False, [])
@@ -306,7 +304,7 @@ stages:
 
 
 class Dataset:
-    """One that a recipe makes of a page."""
+    """A dataset that a recipe makes from a page."""
 
     def __init__(self, folder: Path, url: str) -> None:
         (folder / "urls.txt").write_text(url)
@@ -324,8 +322,8 @@ class Dataset:
             return catalog.execute(query).fetchall()
 
 
-def test_retry_asks_for_the_sound_and_nothing_is_decoded_again(tmp_path, site, platform, capsys):
-    """A row that lacks two parts is tried again for either; the clips stay as they are."""
+def test_retry_fetches_the_sound_and_decodes_nothing_again(tmp_path, site, platform, capsys):
+    """A row that lacks two parts is retried for either; the clips don't change."""
     url, piece = offer(site, platform, "files", Busy(403), Busy(403))
     platform.info["subtitles"] = {
         "en": [
@@ -366,7 +364,7 @@ def test_retry_asks_for_the_sound_and_nothing_is_decoded_again(tmp_path, site, p
     assert all(stage["accounted"] and not stage["pending"] for stage in after["stages"])
     assert [row[:12] for row in dataset.ask("FROM clips")] == [row[:12] for row in clips]
     assert verify_dataset(dataset.path) == 0
-    # Rows of before say what the file was then, also where nothing but them is left to say so.
+    # Earlier rows describe the file as it was, even if only they still do.
     shutil.rmtree(dataset.path / "media" / ".found")
     assert verify_dataset(dataset.path) == 0
 
@@ -375,8 +373,8 @@ class Killed(BaseException):
     pass
 
 
-def test_a_kill_while_sound_is_put_in_leaves_all_whole(tmp_path, site, platform, monkeypatch):
-    """Whichever file is there by then, `verify` and the next run know it."""
+def test_kill_while_muxing_sound_leaves_an_intact_dataset(tmp_path, site, platform, monkeypatch):
+    """Whichever file exists then, `verify` and the next run accept it."""
     url, _ = offer(site, platform, "files", Busy(403))
     dataset = Dataset(tmp_path, url)
     assert dataset.run()

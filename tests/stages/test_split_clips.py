@@ -1,4 +1,4 @@
-"""Cuts as PySceneDetect finds them, then the rules that make clips of shots."""
+"""PySceneDetect's cuts, then the rules that make clips from shots."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ needs_footage = pytest.mark.skipif(
 )
 # OpenCV's wheel does not decode AV1, so the command needs its other backend there.
 AV1 = {"llama_drama_30s_vfr.webm", "tears_of_steel_room_17s_av1.webm"}
-# One of each container and codec; the slow test takes all.
+# One of each container and codec; the slow test has all.
 FEW = (
     "bbb_trailer_33s.webm",
     "googlework_short_35s.mp4",
@@ -62,7 +62,7 @@ def command_starts(path: Path, folder: Path, arguments: list[str]) -> list[tuple
 
 
 def our_starts(tables: dict) -> list[tuple[int, float]]:
-    """The same of our shots, with frames and times counted as the command counts them."""
+    """The same for our shots, with frames and times counted like the command's."""
     row = tables["scan_videos"][0]
     positions = dict(row["statistics"])["position_microseconds"]
     starts = []
@@ -79,7 +79,7 @@ def assert_equal_starts(ours, theirs):
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_exact_cuts_equal_those_of_the_command(name, tmp_path):
+def test_exact_cuts_equal_the_commands(name, tmp_path):
     arguments, settings = COMMANDS[name]
     path, _ = cached(FADES + THREE_SHOTS)
 
@@ -89,7 +89,7 @@ def test_exact_cuts_equal_those_of_the_command(name, tmp_path):
     assert_equal_starts(ours, command_starts(path, tmp_path, arguments))
 
 
-def test_exact_cuts_equal_those_of_the_command_for_uneven_frame_rate(tmp_path):
+def test_exact_cuts_equal_the_commands_for_uneven_frame_rate(tmp_path):
     path, _ = cached(uneven=True)
 
     ours = our_starts(run(path, tmp_path, exact=True))
@@ -101,7 +101,7 @@ def test_exact_cuts_equal_those_of_the_command_for_uneven_frame_rate(tmp_path):
 @pytest.mark.slow
 @needs_footage
 @pytest.mark.parametrize("name", FEW)
-def test_exact_cuts_of_real_footage_equal_those_of_the_command(name, tmp_path):
+def test_exact_cuts_of_real_footage_equal_the_commands(name, tmp_path):
     path = SHARED_VIDEOS / name
 
     ours = our_starts(run(path, tmp_path, exact=True))
@@ -124,7 +124,7 @@ def cut_frames(tables: dict) -> set[int]:
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
 @pytest.mark.parametrize("command", ["content", "adaptive"])
-def test_all_real_footage_gives_the_commands_cuts_in_both_ways(command, tmp_path):
+def test_all_real_footage_gives_the_commands_cuts_in_both_modes(command, tmp_path):
     """At least 99% of the default's cuts agree with the exact ones, which equal the command's."""
     arguments, settings = COMMANDS[command]
     agreed = found = 0
@@ -140,7 +140,7 @@ def test_all_real_footage_gives_the_commands_cuts_in_both_ways(command, tmp_path
 
 @needs_footage
 @pytest.mark.parametrize("name", ["bbb_trailer_33s.webm", "sintel_trailer_52s.mp4"])
-def test_default_agrees_with_exact_and_finds_the_verified_cuts_no_worse(name, tmp_path):
+def test_default_agrees_with_exact_and_finds_as_many_verified_cuts(name, tmp_path):
     path = SHARED_VIDEOS / name
     truth = json.loads((SHARED_VIDEOS / "cuts" / f"{name}.json").read_text())
     true_cuts = {cut["frame"] for cut in truth["hard_cuts"]}
@@ -163,7 +163,7 @@ def test_hard_cuts_are_found_to_the_frame(detector, exact, tmp_path):
     assert [clip["start_seconds"] for clip in tables["split_clips"]] == [times[i] for i in starts]
 
 
-def test_clips_of_a_late_start_begin_late_and_end_with_the_last_frame(tmp_path):
+def test_clips_with_a_late_start_begin_late_and_end_with_the_last_frame(tmp_path):
     path, times = cached(start_seconds=1.5)
 
     clips = run(path, tmp_path)["split_clips"]
@@ -174,8 +174,8 @@ def test_clips_of_a_late_start_begin_late_and_end_with_the_last_frame(tmp_path):
     assert [c["end_frame"] for c in clips] == [50, 90, 150]
 
 
-def test_a_new_threshold_needs_no_decode(tmp_path):
-    """The scan of one threshold serves all, also those of the adaptive detector."""
+def test_new_threshold_needs_no_decode(tmp_path):
+    """One scan serves all thresholds, including those of the adaptive detector."""
     path, _ = cached()
     workspace = Workspace(tmp_path, tmp_path)
     scanned = scan(path, workspace)
@@ -194,7 +194,7 @@ def test_a_new_threshold_needs_no_decode(tmp_path):
     assert len(scans) == 1
 
 
-def test_motion_does_not_count_the_cut(tmp_path):
+def test_motion_excludes_the_cut(tmp_path):
     path, _ = cached((Scene("black", 1.0, speed=0), Scene("white", 1.0, speed=0)))
 
     clips = run(path, tmp_path)["split_clips"]
@@ -204,7 +204,7 @@ def test_motion_does_not_count_the_cut(tmp_path):
     assert clips[1]["brightness"] > clips[0]["brightness"] + 100
 
 
-def test_long_shots_are_cut_into_equal_parts_that_tile_them(tmp_path):
+def test_long_shots_are_divided_into_equal_parts(tmp_path):
     path, _ = cached()
 
     clips = run(path, tmp_path, max_clip_seconds=1.0)["split_clips"]
@@ -215,7 +215,7 @@ def test_long_shots_are_cut_into_equal_parts_that_tile_them(tmp_path):
         assert left["end_frame"] == right["start_frame"]
 
 
-def test_trimming_takes_from_both_ends_of_each_shot(tmp_path):
+def test_trimming_shortens_each_shot_at_both_ends(tmp_path):
     path, _ = cached()
 
     clips = run(path, tmp_path, trim_start_seconds=0.2, trim_end_seconds=0.4)["split_clips"]
@@ -224,7 +224,7 @@ def test_trimming_takes_from_both_ends_of_each_shot(tmp_path):
     assert spans == [pytest.approx(s) for s in [(0.2, 1.6), (2.2, 3.2), (3.8, 5.6)]]
 
 
-def test_short_shots_carry_their_rule_and_a_video_of_none_but_those_is_rejected(tmp_path):
+def test_short_shots_have_their_rule_and_a_video_of_only_those_is_rejected(tmp_path):
     path, _ = cached()
 
     some = run(path, tmp_path, min_clip_seconds=1.8)
@@ -238,7 +238,7 @@ def test_short_shots_carry_their_rule_and_a_video_of_none_but_those_is_rejected(
     assert row["rejection"]["rule"] == "split_clips.min_clip_seconds"
 
 
-def test_a_shot_trimmed_to_nothing_names_the_trimming(tmp_path):
+def test_shot_trimmed_to_nothing_names_the_trimming(tmp_path):
     path, _ = cached()
 
     [row] = run(path, tmp_path, trim_start_seconds=5)["split_clips"]
@@ -246,7 +246,7 @@ def test_a_shot_trimmed_to_nothing_names_the_trimming(tmp_path):
     assert row["rejection"]["rule"] == "split_clips.trim_start_seconds"
 
 
-def test_whole_takes_the_video_as_one_clip(tmp_path):
+def test_whole_makes_the_video_one_clip(tmp_path):
     path, _ = cached()
 
     [clip] = run(path, tmp_path, [(1, 2)], boundaries="whole")["split_clips"]
@@ -268,7 +268,7 @@ def test_given_spans_become_clips_and_those_outside_the_video_do_not(tmp_path):
     assert rules == [None, None, "split_clips.boundaries", "split_clips.boundaries"]
 
 
-def test_spans_that_all_lie_outside_reject_the_video(tmp_path):
+def test_video_with_all_spans_outside_is_rejected(tmp_path):
     path, _ = cached()
 
     [row] = run(path, tmp_path, [(7.0, 8.0)])["split_clips"]
@@ -277,8 +277,8 @@ def test_spans_that_all_lie_outside_reject_the_video(tmp_path):
 
 
 @pytest.mark.parametrize("threshold", [1, 8, 27, 60])
-def test_every_clip_of_half_a_second_holds_a_kept_frame(threshold, tmp_path):
-    """Whatever the threshold of a later split, also in a shot that was thinned out."""
+def test_every_clip_of_half_a_second_has_a_kept_frame(threshold, tmp_path):
+    """For any threshold of a later split, even in a shot that was thinned out."""
     path, _ = cached((Scene("red", 12.0), Scene("blue", 0.6), Scene("green", 3.0, fade=True)))
 
     tables = run(path, tmp_path, threshold=threshold, max_clip_seconds=0.5, min_clip_seconds=0.4)
@@ -308,7 +308,7 @@ def test_every_clip_of_half_a_second_holds_a_kept_frame(threshold, tmp_path):
         {"detector": "magic"},
     ],
 )
-def test_settings_that_cannot_be_are_refused(settings):
+def test_impossible_settings_are_refused(settings):
     with pytest.raises(ValidationError):
         SplitClips(**settings)
 
@@ -328,8 +328,8 @@ LENGTHS = [  # of at most 40 frames at 25 a second, and of one more
 
 
 @pytest.mark.parametrize("detector", ["content", "adaptive", "histogram", "hash"])
-def test_a_whole_number_is_frames_and_any_other_seconds(detector, tmp_path):
-    """The second of three shots has 40 frames; what is closer than min_scene_len is not a cut."""
+def test_integer_is_frames_and_any_other_number_seconds(detector, tmp_path):
+    """The second of three shots has 40 frames; anything closer than min_scene_len is not a cut."""
     path, _ = cached()
     workspace = Workspace(tmp_path, tmp_path)
     scanned = scan(path, workspace, detector=detector)
@@ -341,7 +341,7 @@ def test_a_whole_number_is_frames_and_any_other_seconds(detector, tmp_path):
         assert found == [3, 2], (kept, dropped)
 
 
-def test_a_fade_is_as_short_as_it_is_said(tmp_path):
+def test_minimum_fade_length_is_respected(tmp_path):
     path, _ = cached((Scene("red", 2.0, fade=True), Scene("blue", 2.0, fade=True)))
     workspace = Workspace(tmp_path, tmp_path)
     scanned = scan(path, workspace, detector="threshold")
@@ -373,8 +373,8 @@ def test_a_fade_is_as_short_as_it_is_said(tmp_path):
         ("00:00:00.6", "00:00:00.6"),
     ],
 )
-def test_lengths_in_recipes_are_what_they_look_like(tmp_path, written, meant):
-    """YAML 1.1 takes 1:30 for the number 90, which would be frames."""
+def test_lengths_in_recipes_mean_what_they_look_like(tmp_path, written, meant):
+    """YAML 1.1 reads 1:30 as the number 90, which would be frames."""
     recipe = tmp_path / "run.yaml"
     text = "sources: [{path: a}]\nstages:\n  download_videos: {}\n  split_clips: {%s}\n"
     recipe.write_text(text % f"min_scene_len: {written}")

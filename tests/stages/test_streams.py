@@ -1,4 +1,4 @@
-"""Streams of pieces: which rendition is taken, and what becomes of times that never came."""
+"""Segmented streams: which rendition is used, and times that were never received."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def render(path: Path, colours: str, size=(96, 54), sound: bool = True, **option
 
 @functools.cache
 def stream(colours: str, height: int, sound: bool = True) -> dict[str, bytes]:
-    """The playlist and pieces of a second, by name."""
+    """The playlist and segments of a second each, by name."""
     with tempfile.TemporaryDirectory() as text:
         folder = Path(text)
         render(
@@ -104,7 +104,7 @@ def download(dataset: Path, url: str, **settings) -> dict:
         return transform(table).to_pylist()[0]
 
 
-# Renditions whose size the playlist doesn't tell
+# Renditions whose size is not in the playlist
 
 
 @pytest.fixture
@@ -121,7 +121,7 @@ def unknown_sizes(site) -> str:
 
 
 @pytest.mark.parametrize(("most", "taken"), [(None, 180), (180, 180), (100, 90), (40, 54)])
-def test_max_height_chooses_by_the_files_where_the_playlist_tells_nothing(
+def test_max_height_uses_the_files_if_the_playlist_has_no_sizes(
     tmp_path, unknown_sizes, most, taken
 ):
     row = download(tmp_path, unknown_sizes, max_height=most)
@@ -129,17 +129,17 @@ def test_max_height_chooses_by_the_files_where_the_playlist_tells_nothing(
     assert row["height"] == taken
 
 
-def test_min_height_is_applied_to_what_came(tmp_path, unknown_sizes):
+def test_min_height_is_applied_to_the_download(tmp_path, unknown_sizes):
     row = download(tmp_path, unknown_sizes, max_height=60, min_height=60)
     assert outcome(row) == "download_videos.min_height"
     assert row["rejection"]["detail"] == "54 < 60"
 
 
-# Times in which nothing is there
+# Gaps
 
 
 def pieces(site, folder: str, files: dict[str, bytes]) -> list[list[str]]:
-    """The lines of each piece of a playlist."""
+    """The playlist lines of each segment."""
     put(site, folder, files)
     lines = files["list.m3u8"].decode().splitlines()
     return [
@@ -165,14 +165,14 @@ def clips_of(tmp_path: Path, row: dict, **settings) -> list[tuple[float, float]]
 
 @pytest.mark.parametrize("sound", [True, False], ids=["with sound", "silent"])
 @pytest.mark.parametrize("boundaries", ["auto", "whole"])
-def test_a_piece_that_never_came_is_in_no_clip(tmp_path, site, sound, boundaries):
+def test_missing_segment_is_in_no_clip(tmp_path, site, sound, boundaries):
     film = pieces(site, "film", stream("red red red red red", 54, sound))
     lines = [line for number, piece in enumerate(film) if number != 2 for line in piece]
     row = download(tmp_path, playlist(site, "/hole.m3u8", [*HEAD, *lines, "#EXT-X-ENDLIST"]))
     assert clips_of(tmp_path, row, boundaries=boundaries) == [(0.0, 2.0), (3.0, 5.0)]
 
 
-def test_the_gap_behind_an_advertisement_is_in_no_clip(tmp_path, site):
+def test_gap_after_an_advertisement_is_in_no_clip(tmp_path, site):
     """Its timestamps restart, and those of the film continue as if it had lasted longer."""
     film = pieces(site, "film", stream("red red red red red", 54))
     advert = pieces(site, "advert", stream("blue blue", 54))
@@ -188,8 +188,8 @@ def test_the_gap_behind_an_advertisement_is_in_no_clip(tmp_path, site):
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".webm"])
-def test_a_picture_that_stays_is_part_of_its_clip(tmp_path, suffix):
-    """As in a recording of a screen; the sound goes on, or nobody knows of any."""
+def test_still_picture_is_part_of_its_clip(tmp_path, suffix):
+    """As in a screen recording; the sound continues, or there is no evidence of any."""
     for sound in (True, False):
         path = tmp_path / f"screen{sound}{suffix}"
         render(path, "red - - red red", sound=sound)

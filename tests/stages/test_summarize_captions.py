@@ -1,4 +1,4 @@
-"""summarize_captions: what the prompt holds, what counts as an answer, what is a failure."""
+"""summarize_captions: the prompt's contents, valid answers, failures."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ INPUT = pa.schema(
 
 
 class Echo:
-    """A language model that says its prompt, or what `say` makes of it; a word is a token."""
+    """A language model that returns its prompt, or what `say` makes of it; a word is a token."""
 
     def __init__(self, say=Completion, longest_prompt=None):
         self.say = say
@@ -93,7 +93,7 @@ def summarised(stage: SummarizeCaptions, clips, model=None) -> dict[str, dict]:
     return {row["clip_id"]: row for row in made.to_pylist()}
 
 
-def test_every_variable_reaches_the_prompt():
+def test_every_variable_is_in_the_prompt():
     template = (
         "{{ coarse }}|{{ fine|join(';') }}|"
         "{% for f in fine_at %}{{ f.seconds }} {{ f.text }},{% endfor %}|"
@@ -110,8 +110,8 @@ def test_every_variable_reaches_the_prompt():
     )
 
 
-def test_every_summary_sits_on_its_own_clip():
-    """Also where rows between them fail before or after the model."""
+def test_every_summary_belongs_to_its_clip():
+    """Even if rows between them fail before or after the model."""
 
     def say(prompt):
         return RowFailed("model", "no") if "13" in prompt else Completion(prompt)
@@ -125,7 +125,7 @@ def test_every_summary_sits_on_its_own_clip():
     assert rows["c13"]["error"]["kind"] == "model"
 
 
-def test_the_default_prompt_leaves_out_what_is_not_there():
+def test_default_prompt_leaves_out_missing_values():
     echo = Echo()
     summarised(stage(), [clip("a"), clip("b", coarse=None, fine=("it rains",))], echo)
     assert "The clip shows: a dog" in echo.prompts[0]
@@ -134,7 +134,7 @@ def test_the_default_prompt_leaves_out_what_is_not_there():
     assert not any(line.strip() == "" for prompt in echo.prompts for line in prompt.splitlines())
 
 
-def test_only_what_the_prompt_uses_is_read():
+def test_only_columns_used_by_the_prompt_are_read():
     assert stage(prompt="{{ coarse }}").columns_read() == ("caption_frames.caption_coarse",)
     assert stage(prompt="{{ title }} {{ tags }}").columns_read() == (
         "tag_clips.tags?",
@@ -153,12 +153,12 @@ def test_only_what_the_prompt_uses_is_read():
         ("{% if coarse %}", "line 1"),
     ],
 )
-def test_a_template_is_checked_when_the_recipe_is_read(template, words):
+def test_template_is_checked_when_the_recipe_is_read(template, words):
     with pytest.raises(ValidationError, match=words):
         stage(prompt=template)
 
 
-def test_the_prompt_is_recorded():
+def test_prompt_is_recorded():
     assert stage(prompt="{{ coarse }}!").prompts() == {"prompt": "{{ coarse }}!"}
 
 
@@ -173,22 +173,22 @@ def test_the_prompt_is_recorded():
         (RowFailed("model", "out of memory"), "out of memory"),
     ],
 )
-def test_an_answer_that_is_none_is_a_failure_and_nothing_stands_in_for_it(answer, words):
+def test_unusable_answer_is_a_failure_without_a_substitute(answer, words):
     row = summarised(stage(), [clip("a")], Echo(lambda prompt: answer))["a"]
     assert row["caption"] is None
     assert row["error"]["kind"] == "model"
     assert words in row["error"]["message"]
 
 
-def test_thinking_and_line_breaks_are_taken_out():
+def test_thinking_and_line_breaks_are_removed():
     answer = Completion("<think>A dog.\nOr a cat?</think>\n\nA dog\nruns. ")
     assert summarised(stage(), [clip("a")], Echo(lambda prompt: answer))["a"]["caption"] == (
         "A dog runs."
     )
 
 
-def test_a_long_prompt_loses_fine_captions_evenly():
-    """Of 40 captions of two words, with two more around, nine fit into 20 tokens."""
+def test_long_prompt_drops_fine_captions_evenly():
+    """Of 40 captions of two words, with two words around them, nine fit into 20 tokens."""
     row = clip("a", fine=[f"thing {i}" for i in range(40)])
     echo = Echo(longest_prompt=20)
     summarised(
@@ -207,25 +207,25 @@ def test_a_long_prompt_loses_fine_captions_evenly():
     assert len(shorter.prompts[0].split()) == 10
 
 
-def test_a_prompt_that_never_fits_is_a_failure():
+def test_prompt_that_never_fits_is_a_failure():
     row = summarised(stage(), [clip("a", coarse="word " * 100)], Echo(longest_prompt=50))["a"]
     assert row["error"]["kind"] == "model"
     assert "more than the 50 allowed" in row["error"]["message"]
 
 
-def test_spread_takes_the_middles_of_equal_parts():
+def test_spread_selects_the_middles_of_equal_parts():
     assert spread(range(9), 3) == (1, 4, 7)
     assert spread(range(3), 5) == (0, 1, 2)
     assert spread(range(10), 1) == (5,)
 
 
-def test_spoken_takes_what_is_said_within_the_clip_from_the_better_track():
+def test_spoken_is_the_clips_speech_from_the_better_track():
     automatic = [line(0, 2, "hello", automatic=True), line(2, 4, "hello world", automatic=True)]
     assert spoken([line(0, 2, "before"), line(2, 4, "in"), line(4, 6, "after")], 2, 4) == ("in",)
     assert spoken([*automatic, line(1, 3, "Hello, world.")], 0, 10) == ("Hello, world.",)
     assert spoken([line(1, 2, "a", "en"), line(1, 2, "b", "de")], 0, 10) == ("a",)
     assert spoken(automatic, 0, 10) == ("hello", "hello world")
-    # The language does not flip where the better track has nothing to say.
+    # The language does not switch if the better track has no words.
     assert spoken([*automatic, line(50, 60, "later")], 0, 10) == ()
     assert spoken([line(1, 2, "a", "en"), line(1, 2, "b", "de")], 0, 10, "de") == ("b",)
     assert spoken([], 0, 10) == ()
@@ -241,7 +241,7 @@ TEXTS = [
 
 @pytest.mark.parametrize("name", ["t5", "chat", "qwen_vl"])
 @pytest.mark.parametrize("num_beams", [1, 3])
-def test_an_answer_depends_on_its_prompt_alone(name, num_beams):
+def test_answer_depends_only_on_its_prompt(name, num_beams):
     from tests.models_factory import tiny_model
 
     asked = stage(model=str(tiny_model(name)), dtype="float32")
@@ -253,8 +253,8 @@ def test_an_answer_depends_on_its_prompt_alone(name, num_beams):
     assert len({answer.text for answer in together}) == len(TEXTS)
 
 
-def test_an_answer_that_ends_is_complete(tmp_path):
-    """One that ends before the limit, next to one that does not: each is recognised."""
+def test_answer_that_ends_is_complete(tmp_path):
+    """One that ends before the limit, next to one that does not: both are recognised."""
     from tests.models_factory import tiny_model
 
     def answers(folder):
@@ -277,7 +277,7 @@ def test_an_answer_that_ends_is_complete(tmp_path):
     assert not all(stopped)
 
 
-def test_the_longest_prompt_leaves_room_for_a_decoders_answer():
+def test_longest_prompt_leaves_room_for_a_decoders_answer():
     from tests.models_factory import tiny_model
 
     for name, longest in (("t5", 64), ("chat", 256 - 40)):
@@ -287,7 +287,7 @@ def test_the_longest_prompt_leaves_room_for_a_decoders_answer():
 
 
 def test_control_tokens_in_a_title_stay_text():
-    """A title cannot end the user's turn and speak for the assistant."""
+    """A title cannot end the user's turn and speak as the assistant."""
     from tests.models_factory import tiny_model
 
     asked = stage(model=str(tiny_model("chat")))
@@ -297,7 +297,7 @@ def test_control_tokens_in_a_title_stay_text():
         assert ids.count(end) == model._ids("my title").count(end)
 
 
-def test_whole_stage_over_tiny_models_repeats_itself(tmp_path):
+def test_stage_with_tiny_models_is_deterministic(tmp_path):
     from tests.models_factory import tiny_model
 
     clips = [clip("a", "a red circle"), clip("b", "blue star", ()), clip("c", "the dog runs")]
@@ -319,7 +319,7 @@ def test_whole_stage_over_tiny_models_repeats_itself(tmp_path):
         )
 
 
-def test_a_server_summarises_too(tmp_path):
+def test_stage_with_a_server(tmp_path):
     misdeed = completion("a dog and", "length")
     with openai_server(lambda request: "sum of " + text_of(request), misdeed) as stand_in:
         served = stage(model=f"{stand_in.url}#llm", prompt="{{ coarse }}", server_concurrency=1)

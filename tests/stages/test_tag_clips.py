@@ -1,4 +1,4 @@
-"""tag_clips: tags of the vocabulary by score, from frames or from stored embeddings alike."""
+"""tag_clips: the vocabulary's tags by score, with equal results from frames and embeddings."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def tags_of(rows: list[dict]) -> dict[str, dict[str, float]]:
 
 
 @pytest.mark.parametrize("over_frames", ["mean", "max"])
-def test_cosine_scores_are_those_of_frames_and_texts(settings, model, tmp_path, over_frames):
+def test_cosine_scores_compare_frames_and_texts(settings, model, tmp_path, over_frames):
     stage = TagClips(**settings, scores="cosine", over_frames=over_frames, templates="see {tag}")
     rows = tags_of(transformed(stage, tmp_path, clips_with_frames(CLIPS)))
     for key, seeds in CLIPS.items():
@@ -67,7 +67,7 @@ def test_softmax_scores_of_the_whole_vocabulary_sum_to_one(settings, model, tmp_
     assert sum(rows["three"].values()) == pytest.approx(1)
 
 
-def test_top_k_and_min_score_leave_the_best(settings, tmp_path) -> None:
+def test_top_k_and_min_score_keep_the_best(settings, tmp_path) -> None:
     batch = clips_with_frames(CLIPS)
     everything = tags_of(transformed(TagClips(**settings), tmp_path, batch))["one"]
     best = list(everything)
@@ -91,7 +91,7 @@ def test_several_templates_are_averaged(settings, model, tmp_path) -> None:
     assert rows["x"] == pytest.approx(dict(zip(TAGS, expected, strict=True)), abs=1e-4)
 
 
-def test_stored_embeddings_give_the_same_tags_without_any_frame(settings, model, tmp_path) -> None:
+def test_stored_embeddings_give_the_same_tags_without_frames(settings, model, tmp_path) -> None:
     batch = clips_with_frames(CLIPS)
     embedded = transformed(EmbedClips(model=model, dtype="float32"), tmp_path, batch)
     vectors = [np.asarray(row["embeddings"]) for row in embedded]
@@ -106,7 +106,7 @@ def test_stored_embeddings_give_the_same_tags_without_any_frame(settings, model,
 
 
 def test_embeddings_of_another_model_are_refused(settings, model, tmp_path) -> None:
-    """Before the run by their reference, and in it by their length."""
+    """Before the run by their reference, during it by their length."""
     stage = TagClips(**settings, embeddings="embed_clips")
     other = EmbedClips(model=save_tiny_clip(tmp_path / "other", dimensions=8, seed=9))
     stage.check_upstream({"embed_clips": EmbedClips(model=model)})
@@ -119,7 +119,7 @@ def test_embeddings_of_another_model_are_refused(settings, model, tmp_path) -> N
     assert stored(batch["embeddings"])[0].shape == (1, 8)
 
 
-def test_a_clip_without_frames_fails(settings, tmp_path) -> None:
+def test_clip_without_frames_fails(settings, tmp_path) -> None:
     rows = transformed(TagClips(**settings), tmp_path, clips_with_frames({"gone": [], "a": [1]}))
     assert {row["clip_id"]: row["error"] and row["error"]["kind"] for row in rows} == {
         "gone": "bad_media",
@@ -127,7 +127,7 @@ def test_a_clip_without_frames_fails(settings, tmp_path) -> None:
     }
 
 
-def test_vocabularies_are_read_once_each_without_comments(settings, tmp_path) -> None:
+def test_vocabularies_are_read_without_duplicates_and_comments(settings, tmp_path) -> None:
     assert read_vocabulary(tmp_path / "tags.txt") == TAGS
     (tmp_path / "none.txt").write_text("# nothing\n\n")
     for path, message in [(tmp_path / "none.txt", "contains no tags"), (tmp_path / "no", "cannot")]:
@@ -135,7 +135,7 @@ def test_vocabularies_are_read_once_each_without_comments(settings, tmp_path) ->
             read_vocabulary(path)
 
 
-def test_the_shipped_vocabulary_counts_by_its_content(settings, model) -> None:
+def test_fingerprint_depends_on_the_shipped_vocabularys_content(settings, model) -> None:
     tags = read_vocabulary(SHIPPED_VOCABULARY)
     assert 300 <= len(tags) <= 600
     shipped = TagClips(model=model).identity()["vocabulary"]
@@ -144,6 +144,6 @@ def test_the_shipped_vocabulary_counts_by_its_content(settings, model) -> None:
     assert TagClips(model=model, vocabulary=SHIPPED_VOCABULARY).identity()["vocabulary"] == shipped
 
 
-def test_a_template_without_a_place_for_the_tag_is_refused(model) -> None:
+def test_template_without_a_placeholder_is_refused(model) -> None:
     with pytest.raises(ValueError, match=r"lacks \{tag\}"):
         TagClips(model=model, templates=["a photo"])

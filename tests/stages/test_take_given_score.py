@@ -1,4 +1,4 @@
-"""take_given_score: a published number as it is, on the very clip that it was computed for."""
+"""take_given_score: a published number, unchanged, on the clip for which it was computed."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def scored(folder: Path, *rows: dict[str, Any], **settings: Any) -> list[tuple]:
     return [(one["given_score"], one["given_score_reason"]) for one in made]
 
 
-def test_a_given_number_is_taken_digit_by_digit(tmp_path):
+def test_given_number_is_unchanged(tmp_path):
     """As a double: a threshold of 0.43 keeps what was published as 0.43."""
     said = ["0.43", "0.4300000667572022", "-0.89", "0", "1e-3", " 9.02 "]
     found = scored(tmp_path, *(row(i, text) for i, text in enumerate(said)))
@@ -70,7 +70,7 @@ def test_a_given_number_is_taken_digit_by_digit(tmp_path):
         ("1e999", "not finite"),
     ],
 )
-def test_what_is_no_number_is_null_with_the_reason(tmp_path, given, reason):
+def test_invalid_number_is_null_with_a_reason(tmp_path, given, reason):
     ((score, said),) = scored(tmp_path, row(0, given))
     assert score is None
     assert reason in said
@@ -90,19 +90,19 @@ def test_what_is_no_number_is_null_with_the_reason(tmp_path, given, reason):
         ({"spans": [{**SPAN, "start_seconds": 0.0}, SPAN]}, True),
     ],
 )
-def test_a_score_belongs_to_the_span_that_it_was_given_with(tmp_path, changes, taken):
+def test_score_belongs_to_its_own_span(tmp_path, changes, taken):
     ((score, reason),) = scored(tmp_path, row(0, "0.4", **changes))
     assert (score == 0.4) is taken
     assert (reason is None) is taken
     assert taken or "not the whole span" in reason
 
 
-def test_the_tolerance_is_a_setting(tmp_path):
+def test_tolerance_is_a_setting(tmp_path):
     clip = row(0, "0.4", end_seconds=13.9)
     assert scored(tmp_path, clip, tolerance_seconds=1)[0][0] == 0.4
 
 
-def test_a_column_and_a_scorer_must_be_named():
+def test_column_and_scorer_are_required():
     for settings in (
         {"column": "UMT_Score"},
         {"scorer": "UMT-SIM"},

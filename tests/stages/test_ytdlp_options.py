@@ -1,4 +1,4 @@
-"""What a recipe may set of yt-dlp: nothing that starts a program of its choice or writes files."""
+"""yt-dlp options in a recipe cannot start programs of its choice or write files."""
 
 from __future__ import annotations
 
@@ -65,8 +65,8 @@ def write_recipe(folder: Path, options: dict, source: dict) -> Path:
 @pytest.mark.parametrize(
     "when", ["pre_process", "after_filter", "before_dl", "post_process", "after_move", "playlist"]
 )
-def test_a_recipe_runs_no_shell_command(tmp_path, site, capsys, monkeypatch, when):
-    """Neither for downloads nor for lists, and before anything is asked for or made."""
+def test_recipe_cannot_run_a_shell_command(tmp_path, site, capsys, monkeypatch, when):
+    """Neither for downloads nor for lists, and before anything is requested or created."""
     target = tmp_path / "made by the recipe"
     bad = exec_options(target, when)
     url = site.url("/watch")
@@ -86,7 +86,7 @@ def test_a_recipe_runs_no_shell_command(tmp_path, site, capsys, monkeypatch, whe
     assert site.log == []
 
 
-def test_set_and_submit_refuse_it_as_well(tmp_path, site):
+def test_set_and_submit_refuse_it_too(tmp_path, site):
     target = tmp_path / "made"
     recipe = write_recipe(tmp_path, {}, {"url": site.url("/watch")})
     bad = json.dumps(exec_options(target))
@@ -110,8 +110,8 @@ def test_set_and_submit_refuse_it_as_well(tmp_path, site):
             )
 
 
-def test_a_dataset_whose_run_had_them_is_refused_too(tmp_path, site):
-    """What a run recorded is read as a recipe is."""
+def test_recorded_options_are_refused_too(tmp_path, site):
+    """A run's record is checked like a recipe."""
     from clipmill.pipeline.recipes.recipe import LoadedRecipe
 
     recipe = write_recipe(tmp_path, {}, {"url": site.url("/watch")})
@@ -166,7 +166,7 @@ def test_a_dataset_whose_run_had_them_is_refused_too(tmp_path, site):
         {"cookiesfrombrowser": {"firefox": 1}},
     ],
 )
-def test_options_that_start_programs_or_reach_other_files_are_refused(options):
+def test_options_that_start_programs_or_access_other_files_are_refused(options):
     with pytest.raises(ValidationError) as refused:
         DownloadVideos(yt_dlp=options)
     assert any(name in str(refused.value) for name in options)
@@ -204,30 +204,30 @@ def test_options_that_start_programs_or_reach_other_files_are_refused(options):
         {"compat_opts": ["no-certifi"]},
     ],
 )
-def test_what_sites_need_can_be_set(options):
+def test_options_that_sites_need_are_allowed(options):
     assert DownloadVideos(yt_dlp=options).yt_dlp == options
     assert SourceSpec(url="https://a.example/list", yt_dlp=options).yt_dlp == options
 
 
-def test_every_option_of_yt_dlp_is_allowed_or_refused_with_its_reason():
-    """One that a newer yt-dlp brings has to be looked at before the locked version is raised."""
+def test_every_yt_dlp_option_is_allowed_or_refused_with_a_reason():
+    """New options must be reviewed before the locked version is raised."""
     assert known_options() - ALLOWED - set(REFUSED) == set()
     assert set(REFUSED) & ALLOWED == set()
 
 
-def test_an_option_that_nobody_has_looked_at_is_refused(monkeypatch):
+def test_unreviewed_option_is_refused(monkeypatch):
     known = known_options() | {"run_this"}
     monkeypatch.setattr("clipmill.stages.media.fetch.ytdlp_options.known_options", lambda: known)
     with pytest.raises(ValidationError, match="'run_this' can't be set in a recipe"):
         DownloadVideos(yt_dlp={"run_this": "x"})
 
 
-# What is handed on
+# What is passed on
 
 
 @dataclass(frozen=True)
 class Baking:
-    """Another answer, with a cookie that a shell would read as more."""
+    """A response with a cookie that a shell would interpret."""
 
     body: bytes
     content_type: str
@@ -248,7 +248,7 @@ def download(dataset: Path, url: str, **settings) -> dict:
     return row
 
 
-def test_a_file_of_cookies_is_read_and_never_written(tmp_path, site):
+def test_cookie_file_is_read_and_never_written(tmp_path, site):
     host = "127.0.0.1"
     jar = tmp_path / "cookies.txt"
     text = f"# Netscape HTTP Cookie File\n{host}\tFALSE\t/\tFALSE\t4102444800\tlogin\tmine\n"
@@ -258,7 +258,7 @@ def test_a_file_of_cookies_is_read_and_never_written(tmp_path, site):
     ingest(
         tmp_path / "lists", [SourceSpec(url=page, yt_dlp={"cookiefile": str(jar)})], shard_videos=4
     )
-    # Whether a URL is a file or a page is asked without yt-dlp; then a download, then a list.
+    # Whether a URL is a file or a page is checked without yt-dlp; then a download, then a list.
     asked = ["login=mine" in request.headers.get("Cookie", "") for request in site.asked("/baked")]
     assert asked[0] is False
     assert len(asked) >= 3
@@ -267,7 +267,7 @@ def test_a_file_of_cookies_is_read_and_never_written(tmp_path, site):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cookies.txt", "dataset", "lists"]
 
 
-def test_a_file_of_cookies_that_is_not_there_is_not_made(tmp_path, site):
+def test_missing_cookie_file_is_not_created(tmp_path, site):
     jar = tmp_path / ".profile"
     page = site.script("/baked", Baking(PAGE.encode(), "text/html"))
     options = {"cookiefile": str(jar)}
@@ -278,7 +278,7 @@ def test_a_file_of_cookies_that_is_not_there_is_not_made(tmp_path, site):
     assert not jar.exists()
 
 
-def test_what_yaml_has_no_type_for_is_made_of_text(tmp_path):
+def test_values_without_a_yaml_type_are_parsed_from_text(tmp_path):
     from yt_dlp import YoutubeDL
     from yt_dlp.networking.impersonate import ImpersonateTarget
 

@@ -1,4 +1,4 @@
-"""Programs that were entrusted to the keeper end with the process that did, and no others do."""
+"""Registered programs end with the process that started them, and no others do."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 ROOT = Path(__file__).resolve().parents[3]
-# Says the numbers of two programs, of which `first` is the first to be entrusted, and is killed.
+# Prints the numbers of two programs, the first of which is `first`, and is killed.
 OWNER = """
 import os, signal, subprocess, sys, time
 from clipmill.stages.media.isolation import children
@@ -31,7 +31,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 
 def ran(between: str) -> tuple[int, int]:
-    """The programs' numbers, once their owner is dead."""
+    """The programs' numbers, once their parent is dead."""
     done = subprocess.run(
         [sys.executable, "-c", OWNER.format(between=between)],
         stdin=subprocess.DEVNULL,
@@ -71,7 +71,7 @@ def end(*numbers: int) -> None:
 @pytest.mark.parametrize(
     "between",
     [
-        # The keeper itself was killed, as where memory runs out: the next one takes over.
+        # The keeper itself was killed, as if memory had run out: the next one takes over.
         """children.add(second.pid); children._keeper.kill(); children._keeper.wait()
 children.drop(second.pid)""",
         # A forked process lives on, with a copy of the pipe to the keeper.
@@ -83,7 +83,7 @@ children.drop(second.pid)""",
     ],
     ids=["keeper killed", "forked", "dropped"],
 )
-def test_what_is_entrusted_ends_with_its_owner_and_nothing_else_does(between):
+def test_only_registered_programs_end_with_their_parent(between):
     first, second = ran(between)
     try:
         assert comes(lambda: not lives(first))

@@ -1,4 +1,4 @@
-"""Clips that are cut hold exactly the frames that they say, whatever the source is like."""
+"""Cut clips have exactly the frames that they should, for any source."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from tests.media import SHARED_VIDEOS
 from tests.numbered import bursts_of, frames_of, number_in, numbers_of, render_numbered
 
 COUNT = 150
-# First and last frame (exclusive) of the clips that are cut: at the start, away from key frames,
-# inside another clip, and at the end.
+# First and last frame (exclusive) of the clips: at the start, away from key frames, inside another
+# clip, and at the end.
 SPANS = ((0, 20), (37, 80), (41, 55), (139, 150))
 SOURCES = {
     "b-frames.mp4": {"audio": "aac"},
@@ -36,7 +36,7 @@ SOURCES = {
     "late.ts": {"start_seconds": 1.0, "audio": "aac"},
     "vp8.webm": {"codec": "libvpx", "audio": "libopus"},
     "vp9-uneven.webm": {"codec": "libvpx-vp9", "audio": "libopus", "uneven": True},
-    # Pictures that come after a key frame in the file and are shown before it.
+    # Pictures stored after a key frame and shown before it.
     "open-groups.mkv": {
         "options": {"x264-params": "open-gop=1:b-adapt=0:scenecut=0:keyint=31:min-keyint=31"},
         "audio": "flac",
@@ -49,7 +49,7 @@ SOURCES = {
 
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory) -> dict[str, tuple[Path, list[float]]]:
-    """Each numbered source, and its frames' times as they are read from it."""
+    """Each numbered source, and its frames' times as read from it."""
     folder = tmp_path_factory.mktemp("sources")
     found = {}
     for name, settings in SOURCES.items():
@@ -80,7 +80,7 @@ def check_times(path: Path, times: list[float], numbers: list[int]) -> None:
 
 
 @pytest.mark.parametrize("name", SOURCES)
-def test_an_exact_clip_holds_the_frames_of_its_span_and_no_others(name, sources, tmp_path):
+def test_exact_clip_has_exactly_the_frames_of_its_span(name, sources, tmp_path):
     source, times = sources[name]
     requests = requests_of(times, SPANS, tmp_path)
     results = {r.clip_id: r for r in cut_clips(source, requests, CutOptions("exact"))}
@@ -107,8 +107,8 @@ def test_an_exact_clip_holds_the_frames_of_its_span_and_no_others(name, sources,
 
 
 @pytest.mark.parametrize("name", SOURCES)
-def test_a_copied_clip_holds_what_its_recorded_span_says(name, sources, tmp_path):
-    """It begins at the key frame before, has no gap, and its pictures are the source's own."""
+def test_copied_clip_matches_its_recorded_span(name, sources, tmp_path):
+    """It begins at the previous key frame, has no gap, and its pictures are the source's own."""
     source, times = sources[name]
     requests = requests_of(times, SPANS, tmp_path)
     results = {r.clip_id: r for r in cut_clips(source, requests, CutOptions("copy"))}
@@ -136,8 +136,8 @@ def test_a_copied_clip_holds_what_its_recorded_span_says(name, sources, tmp_path
 
 @pytest.mark.parametrize("name", [name for name in SOURCES if "audio" in SOURCES[name]])
 @pytest.mark.parametrize(("media", "slack"), [("exact", 0.004), ("copy", 0.03)])
-def test_sound_stays_with_the_pictures(name, media, slack, sources, tmp_path):
-    """Exact to a few samples when re-encoded, to a packet when copied."""
+def test_sound_stays_in_sync(name, media, slack, sources, tmp_path):
+    """To a few samples when re-encoded, to a packet when copied."""
     source, times = sources[name]
     heard = bursts_of(source)
     requests = requests_of(times, [(5, 110)], tmp_path)
@@ -160,7 +160,7 @@ def bursts_of_or_none(path: Path) -> list[float] | None:
         return bursts_of(path) if container.streams.audio else None
 
 
-def test_a_file_whose_edit_list_hides_its_beginning_is_cut_as_it_is_shown(sources, tmp_path):
+def test_file_with_an_edit_list_is_cut_as_displayed(sources, tmp_path):
     import imageio_ffmpeg
 
     edited = tmp_path / "edited.mp4"
@@ -193,18 +193,18 @@ def test_a_file_whose_edit_list_hides_its_beginning_is_cut_as_it_is_shown(source
     assert numbers_of(copied[0].path)[0] == 0
 
 
-def test_the_nearest_key_frame_may_leave_out_the_beginning(sources, tmp_path):
+def test_nearest_key_frame_may_cut_off_the_beginning(sources, tmp_path):
     source, times = sources["ten-bit.mkv"]
     requests = requests_of(times, [(55, 80), (62, 80), (50, 58)], tmp_path)
     near = {
         r.clip_id: numbers_of(r.path)[0]
         for r in cut_clips(source, requests, CutOptions("copy", start="nearest"))
     }
-    # Key frames are at 30, 60, 90; the last clip is over before the next one.
+    # Key frames are at 30, 60, 90; the last clip ends before the next one.
     assert near == {"c0": 60, "c1": 60, "c2": 30}
 
 
-def test_a_span_rounded_to_milliseconds_takes_no_frame_of_the_next_shot(tmp_path):
+def test_span_rounded_to_milliseconds_excludes_the_next_shot(tmp_path):
     """At 30 frames/s frame 20 is at 0.66667 s, which is published as 0.667."""
     source = tmp_path / "thirty.mp4"
     times = render_numbered(source, 60, rate=30)
@@ -214,7 +214,7 @@ def test_a_span_rounded_to_milliseconds_takes_no_frame_of_the_next_shot(tmp_path
     assert result.end_seconds == pytest.approx(times[20], abs=1e-6)
 
 
-def test_a_file_that_begins_late_in_its_video_is_asked_for_by_the_videos_time(sources, tmp_path):
+def test_file_that_begins_late_is_cut_by_the_videos_time(sources, tmp_path):
     source, times = sources["b-frames.mp4"]
     request = CutRequest("c", 100 + times[40], 100 + times[50], tmp_path / "c.mp4")
     (result,) = cut_clips(source, [request], CutOptions("exact"), starts_at_seconds=100.0)
@@ -223,7 +223,7 @@ def test_a_file_that_begins_late_in_its_video_is_asked_for_by_the_videos_time(so
 
 
 def test_pictures_are_scaled_to_even_sides_and_keep_their_colours(sources, tmp_path):
-    """Also where the source is of full range, and where it is turned."""
+    """Even if the source has full range, or is rotated."""
     for name in ("full-range.mp4", "b-frames.mp4", "rotated.mp4"):
         source, times = sources[name]
         request = requests_of(times, [(3, 6)], tmp_path)
@@ -239,8 +239,8 @@ def test_pictures_are_scaled_to_even_sides_and_keep_their_colours(sources, tmp_p
         assert np.abs(middle.astype(int) - (90, 120, 60)).max() <= 6, (name, middle)
 
 
-def test_any_number_of_clips_over_each_other_is_cut(sources, tmp_path, monkeypatch):
-    """No more encoders are open at once than `MAX_OPEN_CLIPS`; each clip is cut all the same."""
+def test_any_number_of_overlapping_clips_can_be_cut(sources, tmp_path, monkeypatch):
+    """At most `MAX_OPEN_CLIPS` encoders are open at once, but every clip is cut."""
     opened, most = set(), []
     start, stop = reencode._Writing._open, reencode._Writing.finish
 
@@ -269,7 +269,7 @@ def test_any_number_of_clips_over_each_other_is_cut(sources, tmp_path, monkeypat
 @pytest.mark.parametrize(
     "name", ["-leading.mp4", "quo'te\" $(x).mp4", "new\nline.mp4", "a:b%d.mp4"]
 )
-def test_any_file_name_is_read_and_written(name, media, sources, tmp_path):
+def test_any_file_name_works(name, media, sources, tmp_path):
     source, times = sources["b-frames.mp4"]
     odd = tmp_path / name
     odd.write_bytes(source.read_bytes())
@@ -281,7 +281,7 @@ def test_any_file_name_is_read_and_written(name, media, sources, tmp_path):
 
 
 @pytest.mark.parametrize("media", ["copy", "exact"])
-def test_what_cannot_be_cut_is_a_problem_of_that_clip_and_leaves_no_file(media, sources, tmp_path):
+def test_uncuttable_clip_has_a_problem_and_leaves_no_file(media, sources, tmp_path):
     source, times = sources["late.ts"]
     whole = source.read_bytes()
     cut_off = tmp_path / "cut-off.ts"
@@ -305,10 +305,8 @@ def test_what_cannot_be_cut_is_a_problem_of_that_clip_and_leaves_no_file(media, 
 
 
 @pytest.mark.parametrize("media", ["copy", "exact"])
-def test_a_cut_that_does_not_hold_what_it_should_is_thrown_away(
-    media, sources, tmp_path, monkeypatch
-):
-    """The check after the cut, seen at work: packets are lost on their way into the file."""
+def test_incomplete_clip_is_discarded(media, sources, tmp_path, monkeypatch):
+    """The check after the cut works: packets are lost on their way into the file."""
     source, times = sources["ten-bit.mkv"]
     mux = av.container.OutputContainer.mux
 
@@ -341,7 +339,7 @@ def test_a_cut_that_does_not_hold_what_it_should_is_thrown_away(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_a_killed_cut_left_is_removed_when_the_clip_is_cut_again(sources, tmp_path):
+def test_remains_of_a_killed_cut_are_removed_by_the_next_one(sources, tmp_path):
     source, times = sources["b-frames.mp4"]
     (tmp_path / ".c0.mp4.0123abcd.part").write_bytes(b"half a clip")
     (tmp_path / "c0.mp4").write_bytes(b"an older cut")
@@ -351,15 +349,15 @@ def test_what_a_killed_cut_left_is_removed_when_the_clip_is_cut_again(sources, t
 
 
 @pytest.mark.parametrize("media", ["copy", "exact"])
-def test_a_place_that_cannot_be_written_ends_the_cutting(media, sources, tmp_path):
-    """It is nobody's row: no clip could be written."""
+def test_unwritable_folder_is_an_error_of_the_command(media, sources, tmp_path):
+    """It is no row's failure: no clip could be written."""
     source, times = sources["b-frames.mp4"]
     requests = requests_of(times, [(0, 9)], tmp_path / "missing")
     with pytest.raises(ClipmillError, match="clips can't be written here"):
         list(cut_clips(source, requests, CutOptions(media)))
 
 
-def test_leaving_the_cutting_half_way_leaves_no_half_file(sources, tmp_path):
+def test_abandoned_cutting_leaves_no_partial_file(sources, tmp_path):
     source, times = sources["b-frames.mp4"]
     results = cut_clips(source, requests_of(times, SPANS, tmp_path), CutOptions("exact"))
     next(results)
@@ -379,14 +377,14 @@ def test_leaving_the_cutting_half_way_leaves_no_half_file(sources, tmp_path):
         ({"encoder": "libvpx"}, ClipmillError, "mp4 can't hold"),
     ],
 )
-def test_an_encoder_that_cannot_be_used_is_refused_before_anything_is_cut(options, error, words):
+def test_unusable_encoder_is_refused_before_anything_is_cut(options, error, words):
     with pytest.raises(error, match=words):
         check_encoder(CutOptions("exact", **options))
 
 
-def test_encoders_are_tried_in_turn_until_one_really_encodes(monkeypatch):
-    """One that is listed but has no hardware behind it is passed over; where none is left, the
-    reasons are reported."""
+def test_encoders_are_tried_until_one_works(monkeypatch):
+    """One that is listed but has no hardware is skipped; if none is left, the reasons are
+    reported."""
     monkeypatch.setattr(encoders, "H264_ENCODERS", ("libnothing", "libvpx", "libx264"))
     for cached in (encoders._find, encoders._first_that_works):
         monkeypatch.setattr(encoders, cached.__name__, cached.__wrapped__)
@@ -400,8 +398,8 @@ def test_encoders_are_tried_in_turn_until_one_really_encodes(monkeypatch):
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_getscheduler"), reason="asks Linux's scheduler")
-def test_no_encoder_takes_the_machine_for_itself(tmp_path):
-    """SVT-AV1 sets real-time priority where it may; everything else would stand still."""
+def test_encoder_threads_have_no_real_time_priority(tmp_path):
+    """SVT-AV1 sets real-time priority if permitted; everything else would then stall."""
     encoder = encoders.find_encoder("libsvtav1", None, None)
     with av.open(str(tmp_path / "out.mp4"), "w") as output:
         stream = encoder.add_stream(output, (320, 180), Fraction(25), Fraction(1, 25), 2)
@@ -412,7 +410,7 @@ def test_no_encoder_takes_the_machine_for_itself(tmp_path):
 
 
 @pytest.mark.parametrize("encoder", ["mpeg4", "libvpx-vp9"])
-def test_another_encoder_is_used_where_it_is_named(encoder, sources, tmp_path):
+def test_named_encoder_is_used(encoder, sources, tmp_path):
     source, times = sources["uneven.mp4"] if encoder != "mpeg4" else sources["b-frames.mp4"]
     requests = requests_of(times, [(10, 25)], tmp_path)
     (result,) = cut_clips(source, requests, CutOptions("exact", encoder=encoder))
@@ -450,8 +448,8 @@ def _grey(path: Path) -> list[tuple[float, np.ndarray]]:
 @pytest.mark.skipif(not FOOTAGE, reason="the real footage is not next to this checkout")
 @pytest.mark.parametrize("source", FOOTAGE, ids=lambda path: path.stem)
 def test_real_footage_is_cut_to_the_frame(source, tmp_path):
-    """First and last frame are those of the span: every picture is nearer to its own frame of the
-    source than to the neighbours, where these differ at all."""
+    """First and last frame are the span's: every picture is closer to its own source frame than to
+    the neighbours, if these differ at all."""
     frames = _grey(source)
     times = [seconds for seconds, _ in frames]
     n = len(frames)
@@ -482,14 +480,14 @@ def test_real_footage_is_cut_to_the_frame(source, tmp_path):
                 own = np.abs(image - frames[number][1]).mean()
                 assert own < (5.0 if media == "exact" else 0.01)
                 for other in {max(0, number - 1), min(n - 1, number + 1)} - {number}:
-                    # Neighbours that differ less than encoding does tell nothing.
+                    # Neighbours that differ less than encoding does prove nothing.
                     if np.abs(frames[other][1] - frames[number][1]).mean() > 2 * own + 0.1:
                         assert own < np.abs(image - frames[other][1]).mean()
 
 
 @pytest.mark.parametrize("is_once", [True, False])
-def test_a_cutter_that_dies_costs_what_it_had_not_cut_yet(is_once, sources, tmp_path, monkeypatch):
-    """Clips that are there are not cut again; what it had begun to write is gone."""
+def test_dying_helper_fails_only_clips_not_cut_yet(is_once, sources, tmp_path, monkeypatch):
+    """Finished clips are not cut again; the unfinished file is removed."""
     source, times = sources["b-frames.mp4"]
     if is_once:
         (tmp_path / "once").touch()
@@ -505,8 +503,8 @@ def test_a_cutter_that_dies_costs_what_it_had_not_cut_yet(is_once, sources, tmp_
     assert not list(tmp_path.glob(".*"))
 
 
-def test_large_pictures_have_fewer_encoders_open(sources, tmp_path, monkeypatch):
-    """Each holds dozens of them: eight of 8K would hold 16 GB."""
+def test_fewer_encoders_are_open_for_large_pictures(sources, tmp_path, monkeypatch):
+    """Each holds dozens of pictures: eight of 8K would take 16 GB."""
     asked = []
 
     def passes(wanted, open_at_once):
@@ -523,7 +521,7 @@ def test_large_pictures_have_fewer_encoders_open(sources, tmp_path, monkeypatch)
     assert asked == [8, 8, 2, 1]
 
 
-def test_what_no_clip_container_holds_is_permanent_and_says_what_to_do(tmp_path):
+def test_codec_without_a_clip_container_is_permanent_with_advice(tmp_path):
     source = tmp_path / "film.gif"
     times = render_numbered(source, 20, codec="gif", pixels="rgb8")
     (result,) = cut_clips(source, requests_of(times, [(0, 9)], tmp_path), CutOptions("copy"))

@@ -1,4 +1,4 @@
-"""Which frames are kept, shown by pictures that cost nothing to make."""
+"""Which frames are kept, tested with pictures that cost nothing."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def kept_seconds(times: list[float], begins: set[int] = frozenset(), per_second:
 
 
 @pytest.mark.parametrize("seconds", [1.0, 1.9, 2.5, 3.9, 5.0, 8.0])
-def test_a_take_has_eight_to_sixteen_evenly_spread_frames(seconds):
+def test_take_has_eight_to_sixteen_evenly_spread_frames(seconds):
     kept = kept_seconds([i / 24 for i in range(round(seconds * 24))])
 
     assert 8 <= len(kept) <= HELD + 1
@@ -32,13 +32,13 @@ def test_a_take_has_eight_to_sixteen_evenly_spread_frames(seconds):
     assert gaps.max() - gaps.min() < 0.3 * gaps.max()
 
 
-def test_a_long_take_keeps_the_floor_rate():
+def test_long_take_keeps_the_minimum_rate():
     kept = kept_seconds([i / 25 for i in range(60 * 25)])
 
     assert 120 <= len(kept) <= 130
 
 
-def test_a_cut_begins_anew_with_its_first_frame():
+def test_cut_starts_a_new_take_with_its_first_frame():
     kept = kept_seconds([i / 24 for i in range(20 * 24)], begins={240, 288})
 
     assert 10.0 in kept
@@ -52,7 +52,7 @@ def test_a_cut_begins_anew_with_its_first_frame():
     rate=st.sampled_from([1.0, 2.0, 3.0, 8.0]),
 )
 def test_no_gap_is_longer_than_the_rate_allows(steps, begins, rate):
-    """Also where frames come unevenly: there a gap may be one step of the source longer."""
+    """With uneven frame distances, a gap may be one source frame longer."""
     times = np.cumsum(steps).tolist()
 
     kept = kept_seconds(times, begins, rate)

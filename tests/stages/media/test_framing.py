@@ -1,4 +1,4 @@
-"""Borders that the container leaves out are gone, and pixels that are not square are widened."""
+"""Hidden borders are cropped, and non-square pixels are made square."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def render(path: Path, *words: str) -> Path:
 
 
 def boxes(data: bytes, kinds: list[bytes], begin: int, end: int) -> Iterator[list[int]]:
-    """Where the boxes of a path of kinds begin."""
+    """Start positions of the boxes at a path."""
     while begin < end:
         size, kind = struct.unpack_from(">I4s", data, begin)
         if kind == kinds[0]:
@@ -65,9 +65,9 @@ def boxes(data: bytes, kinds: list[bytes], begin: int, end: int) -> Iterator[lis
 
 
 def with_aperture(path: Path) -> Path:
-    """Adds the `clap` box by which MP4 and MOV say what of a picture is shown.
+    """Adds the `clap` box with which MP4 and MOV declare the visible part of a picture.
 
-    Its offsets are those of the centre; the header lies at the file's end, so nothing else moves.
+    Its offsets are those of the centre; the header is at the file's end, so nothing else moves.
     """
     data = bytearray(path.read_bytes())
     chain = next(boxes(data, [b"moov", b"trak", b"mdia", b"minf", b"stbl", b"stsd"], 0, len(data)))
@@ -119,7 +119,7 @@ def kept(found: dict) -> np.ndarray:
 
 
 @pytest.mark.parametrize("name", ["prores", "mp4", "mkv", "turned"])
-def test_borders_are_left_out_of_sizes_frames_and_clips(name, files, tmp_path):
+def test_hidden_borders_are_cropped_in_sizes_frames_and_clips(name, files, tmp_path):
     path, expected = files[name], shown(files[name])
     size = SHOWN[::-1] if name == "turned" else SHOWN
     assert expected.shape[1::-1] == size
@@ -136,7 +136,7 @@ def test_borders_are_left_out_of_sizes_frames_and_clips(name, files, tmp_path):
         assert_alike(shown(result.path), expected)
 
 
-def test_training_sees_what_the_containers_show(files, tmp_path):
+def test_training_frames_are_cropped_as_displayed(files, tmp_path):
     dataset = tmp_path / "dataset"
     videos = [
         {"source_key": name, "video_id": f"file-{name}", "path": str(path)}
@@ -167,8 +167,8 @@ def test_training_sees_what_the_containers_show(files, tmp_path):
     ("aspect", "size"),
     [("16/11", (233, 96)), ("8/9", (160, 108)), ("1281/1280", (160, 96)), ("1000", (160, 96))],
 )
-def test_pixels_are_made_square_as_players_do(aspect, size, tmp_path):
-    """Not where they nearly are, as after scaling to an even number, nor where it is nonsense."""
+def test_pixels_are_made_square_as_in_players(aspect, size, tmp_path):
+    """Except nearly square ones, as after scaling to an even number, and nonsensical ratios."""
     path = render(tmp_path / "film.mp4", "-vf", f"setsar={aspect}", "-pix_fmt", "yuv420p")
     assert (probe(path).width, probe(path).height) == size
     expected = shown(path, f"scale={size[0]}:{size[1]}", "setsar=1")
@@ -185,8 +185,8 @@ def test_pixels_are_made_square_as_players_do(aspect, size, tmp_path):
         assert again.size(*STORED) == size
 
 
-def test_copies_keep_the_shape_that_the_container_alone_tells(tmp_path):
-    """Of a clip, and of a section; where that can't be written, the whole video is fetched."""
+def test_copies_keep_the_containers_pixel_aspect_ratio(tmp_path):
+    """For clips and sections; if it can't be stored, the whole video is downloaded."""
     for suffix in (".mp4", ".mkv"):
         square = render(tmp_path / f"square{suffix}", "-pix_fmt", "yuv420p")
         path = tmp_path / f"film{suffix}"

@@ -36,7 +36,7 @@ def ffmpeg(*words: str | Path) -> bytes:
 
 
 def ordinary() -> np.ndarray:
-    """An RGB picture of all colours, some pale and some strong, from dark to bright."""
+    """An RGB picture of many colours, pale and saturated, from dark to bright."""
     width, height = SIZE
     across, down = np.meshgrid(np.linspace(0, 179, width), np.linspace(30, 235, height))
     hsv = np.stack([across, np.full_like(across, 130), down], axis=2).astype(np.uint8)
@@ -44,7 +44,7 @@ def ordinary() -> np.ndarray:
 
 
 def render(folder: Path, name: str, transfer: str) -> Path:
-    """The ordinary picture as film of high dynamic range, whose white is 100 nits, by zscale."""
+    """The ordinary picture as high dynamic range film with a white of 100 nits, by zscale."""
     Image.fromarray(ordinary()).save(folder / "ordinary.png")
     path = folder / f"{name}.mp4"
     ffmpeg(
@@ -99,7 +99,7 @@ def films(tmp_path_factory) -> dict[str, Path]:
 
 
 def off(image: np.ndarray) -> float:
-    """How far an RGB picture is from the ordinary one, in grey levels."""
+    """The difference of an RGB picture from the ordinary one, in grey levels."""
     assert image.shape == (*SIZE[::-1], 3)
     return float(np.abs(image.astype(int) - ordinary().astype(int)).mean())
 
@@ -109,8 +109,8 @@ def first(path: Path) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
 
 
-def test_kept_frames_are_tone_mapped_and_say_so(films, tmp_path):
-    """And what is measured is the same of the whole file and of a span of it."""
+def test_kept_frames_are_tone_mapped_and_marked(films, tmp_path):
+    """Statistics are the same for the whole file and for a span of it."""
     measures: dict[str, list[list[float]]] = {}
     for name, path in films.items():
         for spans, settings in ((None, {}), (None, {"exact": True}), ([(0.0, 0.3)], {})):
@@ -123,10 +123,10 @@ def test_kept_frames_are_tone_mapped_and_say_so(films, tmp_path):
                 assert found[table][0]["tone_mapped"] is (name != "plain")
     for name, (whole, _, spanned) in measures.items():
         assert spanned == pytest.approx(whole, rel=0.02), name
-    assert off(first(films["hdr10"])) > 20  # what was kept before
+    assert off(first(films["hdr10"])) > 20  # kept frames before tone mapping
 
 
-def test_exact_clips_are_ordinary_video_and_copies_stay_as_they_are(films, tmp_path):
+def test_exact_clips_are_tone_mapped_and_copies_are_not(films, tmp_path):
     for name, transfer in TRANSFERS.items():
         for media in ("exact", "copy"):
             request = CutRequest(media, 0.0, 0.4, tmp_path / f"{name}-{media}.mp4")
@@ -153,9 +153,7 @@ def test_exact_clips_are_ordinary_video_and_copies_stay_as_they_are(films, tmp_p
                 )
 
 
-def test_the_catalog_names_transfer_primaries_and_pixels_and_training_sees_ordinary_frames(
-    films, tmp_path
-):
+def test_catalog_has_colour_metadata_and_training_frames_are_tone_mapped(films, tmp_path):
     (tmp_path / "recipe.yaml").write_text(
         "stages:\n  download_videos: {min_duration_seconds: null, min_height: null}\n"
         "  split_clips: {min_clip_seconds: 0}\n"
@@ -183,7 +181,7 @@ def test_the_catalog_names_transfer_primaries_and_pixels_and_training_sees_ordin
         assert off(sample["video"][0].permute(1, 2, 0).numpy()) < 8
 
 
-def test_bright_light_is_rolled_off_and_keeps_its_order_and_its_hue():
+def test_bright_light_is_compressed_and_keeps_its_order_and_hue():
     codes = np.linspace(0, 65535, 200).astype(np.uint16)
     grey = np.repeat(codes[None, :, None], 3, axis=2)
     for is_hlg in (False, True):
@@ -198,7 +196,7 @@ def test_bright_light_is_rolled_off_and_keeps_its_order_and_its_hue():
     assert 200 < white < bright - 10 < peak - 10
 
 
-def test_tagged_colours_are_read_by_their_matrix_and_range(tmp_path):
+def test_colours_are_decoded_by_their_declared_matrix_and_range(tmp_path):
     """BT.709 is never read as BT.601, full range never as limited, by any of the readers."""
     for matrix, pixels, codec in (
         ("bt709", "yuv420p", "libx264"),

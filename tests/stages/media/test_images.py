@@ -1,4 +1,4 @@
-"""OpenCV's preparation of images stays close to what models were trained with, in one step."""
+"""Images are prepared with OpenCV in one step, close to what models were trained with."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from clipmill.stages.media.read.images import decode_jpeg, fit, to_batch
 
 
 def picture(height: int, width: int) -> np.ndarray:
-    """Smooth colours with edges and some texture, as film frames have."""
+    """Smooth colours with edges and some texture, like film frames."""
     rows, columns = np.mgrid[0:height, 0:width].astype(np.float64)
     y, x = rows / height, columns / width
     image = np.stack([x, y, 0.5 + 0.5 * np.sin(9 * x + 5 * y)], axis=-1) * 220
@@ -32,7 +32,7 @@ def jpeg(image: np.ndarray, quality: int = 95) -> bytes:
     return cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])[1].tobytes()
 
 
-def test_decoding_gives_rgb_in_the_right_order() -> None:
+def test_decoding_returns_rgb() -> None:
     image = np.zeros((32, 48, 3), np.uint8)
     image[..., 0] = 250
     decoded = decode_jpeg(jpeg(image))
@@ -47,13 +47,13 @@ def test_decoding_agrees_with_pil() -> None:
     assert np.abs(decode_jpeg(data) - expected).mean() < 1
 
 
-def test_a_grey_jpeg_is_given_in_three_channels() -> None:
+def test_grey_jpeg_has_three_channels() -> None:
     data = cv2.imencode(".jpg", np.full((8, 8), 77, np.uint8))[1].tobytes()
     assert decode_jpeg(data).shape == (8, 8, 3)
 
 
 @pytest.mark.parametrize("data", [b"", b"<html>", jpeg(picture(64, 64))[:100]])
-def test_bytes_that_are_no_image_fail_as_bad_media(data: bytes) -> None:
+def test_invalid_image_is_bad_media(data: bytes) -> None:
     with pytest.raises(RowFailed) as caught:
         decode_jpeg(data)
     assert caught.value.kind == "bad_media"
@@ -78,7 +78,7 @@ def test_crop_squash_and_pad_keep_the_right_part() -> None:
 
 @pytest.mark.parametrize("mode", ["crop", "squash", "pad"])
 @pytest.mark.parametrize("shape", [(1, 1), (3, 999), (999, 3), (224, 224), (225, 223), (37, 41)])
-def test_every_shape_ends_at_the_asked_size(mode: str, shape: tuple[int, int]) -> None:
+def test_every_shape_is_resized_to_the_requested_size(mode: str, shape: tuple[int, int]) -> None:
     assert fit(np.zeros((*shape, 3), np.uint8), (48, 64), mode).shape == (48, 64, 3)
 
 

@@ -1,4 +1,4 @@
-"""What is read in a helper process may do it any harm: this process gets one failure, in time."""
+"""Whatever happens in a helper process, this process gets one failure, in time."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def _fresh():
 def helpers() -> list[psutil.Process]:
     found = []
     for process in psutil.Process().children():
-        with contextlib.suppress(psutil.Error):  # another test's, that has just ended
+        with contextlib.suppress(psutil.Error):  # another test's, which has just ended
             if "clipmill.stages.media.isolation.isolated_process" in process.cmdline():
                 found.append(process)
     return found
@@ -57,7 +57,7 @@ def crash(function, *args, limits: Limits = LIMITS) -> str:
     return caught.value.message
 
 
-def test_arguments_and_values_come_through():
+def test_arguments_and_values_are_passed():
     arguments = ("é\n", b"\0" * 3_000_000, {"a": [1.5, None]})
     assert run_isolated(harm.echo, FILE, *arguments, limits=LIMITS) == (FILE, *arguments)
 
@@ -68,7 +68,7 @@ def test_one_helper_serves_many_calls():
     assert run_isolated(harm.whose, FILE, limits=LIMITS) == first
 
 
-def test_decoders_are_all_that_a_helper_imports(tmp_path):
+def test_helper_imports_only_decoders(tmp_path):
     from clipmill.stages.media.read.probe import probe
 
     with pytest.raises(RowFailed):
@@ -100,19 +100,19 @@ def test_decoders_are_all_that_a_helper_imports(tmp_path):
         (harm.complain_and_abort, (), "by signal 6 (SIGABRT), saying 'Assertion x > 0 failed'"),
     ],
 )
-def test_a_helper_that_dies_is_a_crash_that_says_how(function, args, how):
+def test_dying_helper_is_a_crash_with_the_reason(function, args, how):
     message = crash(function, *args)
     assert f"it ended twice, the last time {how};" in message
     assert "ffprobe" in message
 
 
-def test_who_dies_once_is_asked_again_in_a_fresh_process(tmp_path):
+def test_call_that_dies_once_is_retried_in_a_new_process(tmp_path):
     marker = tmp_path / "died"
     assert run_isolated(harm.segfault_once, FILE, marker, limits=LIMITS) == "done"
     assert marker.exists()
 
 
-def test_parts_of_a_try_that_failed_are_not_given_and_its_frames_are_counted(tmp_path):
+def test_failed_attempt_returns_no_parts_but_its_frames_count(tmp_path):
     counted: list[int] = []
     parts, value = collect_isolated(
         harm.parts_and_then_segfault_once,
@@ -126,7 +126,7 @@ def test_parts_of_a_try_that_failed_are_not_given_and_its_frames_are_counted(tmp
 
 
 @pytest.mark.parametrize("function", [harm.hang_with_the_interpreter_lock, harm.stop_itself])
-def test_a_helper_that_hangs_is_killed_at_the_stall(function):
+def test_hanging_helper_is_killed_after_the_stall_limit(function):
     began = time.monotonic()
     message = crash(function, limits=replace(LIMITS, stall_seconds=0.5))
     assert time.monotonic() - began < 40
@@ -135,7 +135,7 @@ def test_a_helper_that_hangs_is_killed_at_the_stall(function):
     assert not helpers()
 
 
-def test_what_comes_forward_is_no_stall_but_has_a_time_limit():
+def test_progress_is_not_a_stall_but_has_a_time_limit():
     short = replace(LIMITS, stall_seconds=4.0)
     assert run_isolated(harm.work_on, FILE, 5.0, limits=short) == "done"
     message = crash(harm.work_on, 200, limits=replace(short, time_limit_seconds=1.0))
@@ -146,37 +146,37 @@ def test_what_comes_forward_is_no_stall_but_has_a_time_limit():
 @pytest.mark.parametrize(
     ("function", "size"), [(harm.take_memory, 3 << 30), (harm.take_opencv_memory, 16_000)]
 )
-def test_memory_beyond_the_limit_is_a_crash_that_names_the_setting(function, size):
+def test_exceeding_memory_is_a_crash_that_names_the_setting(function, size):
     message = crash(function, size)
     assert "takes more than 1,073,741,824 bytes of memory" in message
     assert "split_clips.memory_limit_bytes" in message
     assert run_isolated(harm.take_memory, FILE, 64 << 20, limits=LIMITS) == 64 << 20
 
 
-def test_threads_of_many_cores_count_for_what_they_use():
+def test_many_threads_count_only_for_memory_they_use():
     """Not for the 8 MB of address space of each, which would be 2 GB here."""
     assert run_isolated(harm.convert_with_many_threads, FILE, 16, 16, limits=LIMITS) > 200
 
 
-def test_what_an_earlier_file_left_in_memory_is_not_held_against_the_next():
-    """A helper that is not fresh and has no memory is not the last word."""
+def test_memory_of_an_earlier_file_does_not_count_against_the_next():
+    """If a reused helper runs out of memory, a new one tries again."""
     large = run_isolated(harm.hold_memory, FILE, 400 << 20, limits=LIMITS)
     assert run_isolated(harm.whose, FILE, limits=LIMITS) == large
     assert run_isolated(harm.take_memory, FILE, 800 << 20, limits=LIMITS) == 800 << 20
     assert run_isolated(harm.whose, FILE, limits=LIMITS) != large
 
 
-def test_a_helper_that_stays_large_is_not_kept():
+def test_helper_that_stays_large_is_not_kept():
     run_isolated(harm.hold_memory, FILE, 600 << 20, limits=LIMITS)
     assert not helpers()
 
 
-def test_what_a_helper_prints_reaches_nobody(capfd):
+def test_helpers_output_is_not_shown(capfd):
     assert run_isolated(harm.print_rubbish, FILE, limits=LIMITS) == "done"
     assert capfd.readouterr() == ("", "")
 
 
-def test_rubbish_in_the_answers_is_a_death():
+def test_invalid_answer_is_a_crash():
     assert "with an answer that can't be read" in crash(harm.write_rubbish_to_every_file)
 
 
@@ -191,7 +191,7 @@ def test_rubbish_in_the_answers_is_a_death():
         ("exit", RuntimeError, "SystemExit: 3"),
     ],
 )
-def test_exceptions_come_through_and_the_helper_lives(how, kind, text):
+def test_exceptions_are_raised_and_the_helper_survives(how, kind, text):
     counted: list[int] = []
     pid = run_isolated(harm.whose, FILE, limits=LIMITS)
     with pytest.raises(kind) as caught:
@@ -201,14 +201,14 @@ def test_exceptions_come_through_and_the_helper_lives(how, kind, text):
     assert run_isolated(harm.whose, FILE, limits=LIMITS) == pid
 
 
-def test_a_surprise_carries_the_helpers_traceback():
+def test_unexpected_exception_has_the_helpers_traceback():
     with pytest.raises(KeyError) as caught:
         run_isolated(harm.refuse, FILE, "other", limits=LIMITS)
     assert "in refuse" in caught.value.__notes__[0]
 
 
-def test_parts_are_held_by_nobody_on_their_way():
-    """The helper waits for who takes them: its memory does not grow with what it makes."""
+def test_parts_are_not_buffered():
+    """The helper waits for its reader, so its memory doesn't grow with its results."""
     stream = stream_isolated(
         harm.many_parts,
         FILE,
@@ -224,14 +224,14 @@ def test_parts_are_held_by_nobody_on_their_way():
     assert len(helpers()) == 1
 
 
-def test_leaving_the_iteration_ends_the_helper():
+def test_leaving_the_iteration_kills_the_helper():
     stream = stream_isolated(harm.many_parts, FILE, lambda: (600, 1 << 20), limits=LIMITS)
     next(stream)
     stream.close()
     assert not helpers()
 
 
-def test_threads_have_a_helper_each_and_few_are_kept():
+def test_each_thread_has_its_own_helper_and_few_are_kept():
     together = threading.Barrier(8)
 
     def one(_: int) -> int:
@@ -246,7 +246,7 @@ def test_threads_have_a_helper_each_and_few_are_kept():
 def test_no_file_stays_open():
     run_isolated(harm.whose, FILE, limits=LIMITS)
     isolated.end_helpers()
-    gc.collect()  # what other tests left open may be closed at any time
+    gc.collect()  # files left open by other tests may be closed at any time
     before = psutil.Process().num_fds()
     for _ in range(3):
         crash(harm.leave, 1)
@@ -254,13 +254,13 @@ def test_no_file_stays_open():
     assert psutil.Process().num_fds() <= before
 
 
-def test_an_idle_helper_that_was_killed_is_no_fault_of_the_next_file():
+def test_killed_idle_helper_does_not_fail_the_next_file():
     pid = run_isolated(harm.whose, FILE, limits=LIMITS)
     os.kill(pid, signal.SIGKILL)
     assert run_isolated(harm.whose, FILE, limits=LIMITS) != pid
 
 
-def test_a_machine_that_can_start_no_helper_ends_the_command(monkeypatch):
+def test_machine_that_cannot_start_helpers_ends_the_command(monkeypatch):
     monkeypatch.setattr(sys, "executable", "/nonexistent/python")
     with pytest.raises(ClipmillError, match="can't be started: No such file"):
         run_isolated(harm.whose, FILE, limits=LIMITS)
@@ -269,8 +269,8 @@ def test_a_machine_that_can_start_no_helper_ends_the_command(monkeypatch):
         run_isolated(harm.whose, FILE, limits=LIMITS)
 
 
-def test_a_helper_that_is_killed_while_it_starts_is_started_again(monkeypatch, tmp_path):
-    """As the system does where memory is short: a helper is the first to go."""
+def test_helper_killed_while_starting_is_started_again(monkeypatch, tmp_path):
+    """When memory is short, the system kills helpers first."""
     script, been_here = tmp_path / "python", tmp_path / "once"
     script.write_text(
         "#!/bin/sh\n"
@@ -283,7 +283,7 @@ def test_a_helper_that_is_killed_while_it_starts_is_started_again(monkeypatch, t
     assert been_here.exists()
 
 
-def test_a_forked_process_has_helpers_of_its_own():
+def test_forked_process_has_its_own_helpers():
     pid = run_isolated(harm.whose, FILE, limits=LIMITS)
     reader, writer = os.pipe()
     child = os.fork()
@@ -313,7 +313,7 @@ run_isolated(getattr(harm, sys.argv[1]), Path("film.mp4"), Path(sys.argv[2]), li
 
 @pytest.mark.parametrize("function", ["hang_with_the_interpreter_lock", "stop_itself"])
 @pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGINT], ids=["kill", "interrupt"])
-def test_a_helper_ends_with_who_started_it_even_while_it_hangs(function, ending, tmp_path):
+def test_hanging_helper_ends_with_its_parent(function, ending, tmp_path):
     told = tmp_path / "pid"
     parent = subprocess.Popen(
         [sys.executable, "-c", _PARENT, function, str(told)],
@@ -341,7 +341,7 @@ def _wait_for(condition, seconds: float = 60) -> None:
         time.sleep(0.02)
 
 
-def test_a_helper_leaves_no_core_file_and_is_the_first_to_go_without_memory():
+def test_helper_leaves_no_core_file_and_is_killed_first_without_memory():
     pid = run_isolated(harm.whose, FILE, limits=LIMITS)
     assert psutil.Process(pid).rlimit(psutil.RLIMIT_CORE)[0] == 0
     assert Path(f"/proc/{pid}/oom_score_adj").read_text() == "1000\n"

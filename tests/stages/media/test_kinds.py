@@ -1,4 +1,4 @@
-"""A file that is not a video is named for what it is, with the next step if there is one."""
+"""A file that is not a video is described, with the next step if there is one."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _FRAGMENTS = {"movflags": "+frag_keyframe+empty_moov+default_base_moof"}
 
 
 def sound_and_cover(suffix: str) -> bytes:
-    """A song with its cover."""
+    """A song with its cover picture."""
     file = io.BytesIO()
     with av.open(file, "w", format={".mp4": "mp4", ".mkv": "matroska"}[suffix]) as output:
         sound = output.add_stream("aac", rate=16000)
@@ -62,7 +62,7 @@ def fragments_alone() -> bytes:
 
 
 def no_packets() -> bytes:
-    """A header of a camera's file, with a time code track next to the pictures'."""
+    """The header of a camera's file, with a timecode track next to the video track."""
     data = remuxed(film("mp4"), ".mov", options=_FRAGMENTS)
     return data[: box(data, "moof").start]
 
@@ -97,7 +97,7 @@ WORDS = {
 
 
 @pytest.mark.parametrize("name", WORDS)
-def test_a_file_that_is_no_video_is_called_what_it_is(tmp_path, name):
+def test_file_that_is_not_a_video_is_described(tmp_path, name):
     make, suffix, words = WORDS[name]
     row = read(tmp_path, make() if callable(make) else make, suffix)
     assert outcome(row) == "bad_media"
@@ -107,14 +107,14 @@ def test_a_file_that_is_no_video_is_called_what_it_is(tmp_path, name):
         assert inside not in said
 
 
-def test_both_stages_call_a_cover_the_same(tmp_path):
+def test_both_stages_describe_a_cover_alike(tmp_path):
     (tmp_path / "song.mp4").write_bytes(sound_and_cover(".mp4"))
     error = run(tmp_path / "song.mp4", tmp_path)["scan_videos"][0]["error"]
     assert "it holds sound and a cover picture" in error["message"]
 
 
-def test_a_short_video_behind_its_sound_is_read_to_its_end(tmp_path: Path):
-    """What is held back comes out with the stream's own last packet, not another stream's."""
+def test_short_video_with_longer_sound_is_read_to_its_end(tmp_path: Path):
+    """Withheld frames are returned at the end of their own stream, not of another one."""
     source, _ = cached((Scene("red", 0.2),), audio=True)
     data = source.read_bytes()
     row = read(tmp_path, remuxed(data, ".mkv"), ".mkv")

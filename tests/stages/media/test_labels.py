@@ -1,4 +1,4 @@
-"""A frame says which packet it came from, whatever else is decoded meanwhile."""
+"""A frame carries its packet's label, whatever else is decoded meanwhile."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from clipmill.stages.media.read.packets import read_packets
 from tests.numbered import render_numbered
 
 
-def test_the_end_of_one_packet_takes_no_label_off_another():
+def test_freed_packet_does_not_remove_others_labels():
     first, second = av.Packet(b"a"), av.Packet(b"b")
     put_place(first, 7)
     put_place(second, 7)
@@ -20,8 +20,8 @@ def test_the_end_of_one_packet_takes_no_label_off_another():
     assert place_of(first) == 7
 
 
-def test_no_frame_is_lost_where_another_decoder_of_the_file_ends(tmp_path):
-    """Decoders hold packets back, and both give theirs the same places."""
+def test_no_frame_is_lost_when_another_decoder_ends(tmp_path):
+    """Decoders hold packets back, and both label theirs with the same places."""
     path = tmp_path / "numbered.mp4"
     render_numbered(path, 60)
     index = read_packets(path)

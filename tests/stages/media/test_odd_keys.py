@@ -1,4 +1,4 @@
-"""Frames that are asked for by time are the right ones, whatever a file says of its key frames."""
+"""Frames requested by time are right, whatever a file claims about its key frames."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.scanning import run
 from tests.synthetic import START, STEPS, run_record, write_run, write_shard
 
 SIZE = (200, 120)
-# One of each kind for every day; the others take longer.
+# One file of each kind always runs; the others take longer.
 QUICK = (
     "x264.mp4",
     "x264_open.mkv",
@@ -55,7 +55,7 @@ def each(names):
 
 
 def numbers_at(path: Path) -> dict[float, int]:
-    """The number of the picture at each time, read from start to end."""
+    """The picture's number at each time, read from start to end."""
     video = FastVideo(path)
     found = {
         round(picture.seconds, 4): number_in(picture.full(SIZE)) for picture in video.pictures()
@@ -74,8 +74,8 @@ def number_of(jpeg: bytes) -> int:
 
 
 @pytest.mark.parametrize("name", each(FILES))
-def test_frames_anywhere_are_those_of_a_reading_from_the_start(name, folder, monkeypatch):
-    """In groups and alone, forward and back; decord is asked exactly where it counts right."""
+def test_any_frame_equals_that_of_a_full_read(name, folder, monkeypatch):
+    """In groups and alone, forward and backward; decord is used only where it counts correctly."""
     path = render_odd(name, folder)
     truth = numbers_at(path)
     given = []
@@ -104,7 +104,7 @@ def test_frames_anywhere_are_those_of_a_reading_from_the_start(name, folder, mon
 
 
 @pytest.mark.parametrize("name", each(FILES))
-def test_given_spans_and_frames_read_again_show_what_their_times_say(name, folder, tmp_path):
+def test_given_spans_and_reread_frames_match_their_times(name, folder, tmp_path):
     path = render_odd(name, folder)
     truth = numbers_at(path)
     times = list(truth)
@@ -125,7 +125,7 @@ def test_given_spans_and_frames_read_again_show_what_their_times_say(name, folde
         assert number_of(frame["jpeg"]) == truth[round(frame["seconds"], 4)]
 
 
-def test_training_frames_show_what_their_times_say(folder, tmp_path):
+def test_training_frames_match_their_times(folder, tmp_path):
     """A `ClipDataset` over clips of all the quick kinds of files."""
     videos, clips, truths = [], [], {}
     for place, name in enumerate(QUICK):
@@ -161,8 +161,8 @@ def test_training_frames_show_what_their_times_say(folder, tmp_path):
 
 @pytest.mark.parametrize("media", ["copy", "exact"])
 @pytest.mark.parametrize("name", each(FILES))
-def test_cut_clips_show_what_is_promised_of_them(name, media, folder, tmp_path):
-    """Every picture of a clip is the source's at its time; a copy begins no later than asked."""
+def test_cut_clips_match_their_recorded_spans(name, media, folder, tmp_path):
+    """Every picture in a clip is the source's at its time; a copy begins no later than asked."""
     path = render_odd(name, folder)
     if media == "copy" and name in NOT_COPIED:
         pytest.skip("it has no clean start, no container for the codec, or no time")
@@ -197,8 +197,8 @@ def test_cut_clips_show_what_is_promised_of_them(name, media, folder, tmp_path):
             assert truth[nearest] == number
 
 
-def test_a_file_without_any_clean_start_is_not_copied(folder, tmp_path):
-    """A recording of a stream that never restarts: bad media, with what to do."""
+def test_file_without_a_clean_start_is_not_copied(folder, tmp_path):
+    """A recording of a stream that never restarts: bad media, with advice."""
     path = render_odd("x264_refresh_part.ts", folder)
     times = list(numbers_at(path))
     requests = [CutRequest("c", times[5], times[20], tmp_path / "c.mp4")]

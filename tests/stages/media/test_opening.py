@@ -1,4 +1,4 @@
-"""What is opened as media, and what a header may claim without costing memory."""
+"""What is opened as media, and headers whose claims must not cost memory."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ def lists(tmp_path) -> Path:
 
 
 @pytest.mark.parametrize("name", LISTS)
-def test_a_file_that_names_other_files_is_no_media(name, lists):
-    """They are next to it and complete, so that only the format can be what is refused."""
+def test_file_that_references_other_files_is_refused(name, lists):
+    """These are next to it and intact, so only its format can be the reason."""
     assert probe(lists / "film.ts").height == 180
     for read in (probe, open_container):
         with pytest.raises(RowFailed, match=r"not a readable media|cannot be opened") as caught:
@@ -55,7 +55,7 @@ def test_a_file_that_names_other_files_is_no_media(name, lists):
 
 
 @pytest.mark.parametrize("name", ["http:film.mp4", "concat:a|b.mp4", "%03d.mp4", "-i.mp4"])
-def test_no_name_of_a_file_is_an_address_or_a_pattern(name, tmp_path, monkeypatch):
+def test_file_name_is_never_a_url_or_pattern(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # an absolute path could be nothing else
     render(tmp_path / "film.mp4", [Scene("red", 1.0)])
     (tmp_path / "film.mp4").rename(tmp_path / name)
@@ -63,21 +63,21 @@ def test_no_name_of_a_file_is_an_address_or_a_pattern(name, tmp_path, monkeypatc
 
 
 def peak_bytes(function, path: Path, *args: object, message: str) -> int:
-    """The most memory that a fresh helper held while it failed with `message`."""
+    """Peak memory of a new helper that failed with `message`."""
     isolated.end_helpers()
     limits = Limits(60, 120, 2 << 30)
     run_isolated(isolated_functions.load, path, "clipmill.stages.media.read.scan", limits=limits)
     with pytest.raises(RowFailed, match=message) as caught:
         collect_isolated(function, path, *args, limits=limits)
     assert caught.value.kind == "bad_media"
-    pid = run_isolated(isolated_functions.whose, path, limits=limits)  # it is still the same one
+    pid = run_isolated(isolated_functions.whose, path, limits=limits)  # the same helper as before
     status = Path(f"/proc/{pid}/status").read_text()
     return int(status.partition("VmHWM:")[2].split()[0]) * 1024
 
 
 @pytest.mark.parametrize("suffix", [".h264", pytest.param(".ts", marks=pytest.mark.slow)])
-def test_a_claim_of_huge_pictures_costs_no_memory(suffix, tmp_path):
-    """Above 8192 × 8192 nothing is decoded; 8K that nothing proves is decoded three times."""
+def test_declared_huge_pictures_take_no_memory(suffix, tmp_path):
+    """Above 8192 × 8192 nothing is decoded; unproven 8K is decoded three times."""
     usual = peak_bytes(probe, tmp_path / "none.mp4", message="not a readable media file")
     for side, message, more in (
         (12288, "declares pictures of 12288×12288; at most", 80 << 20),
@@ -89,15 +89,15 @@ def test_a_claim_of_huge_pictures_costs_no_memory(suffix, tmp_path):
     assert peak_bytes(scan_video, path, SCAN, message="at most") < usual + (80 << 20)
 
 
-def test_frames_that_the_decoder_made_up_are_no_video(tmp_path):
-    """A claim of a size that is small enough to be decoded to the end."""
+def test_frames_invented_by_the_decoder_are_not_a_video(tmp_path):
+    """The declared size is small enough to be decoded to the end."""
     huge_h264(tmp_path / "film.h264", 2560, 1440)
     with pytest.raises(RowFailed, match=r"of 10 frames only [0-3] can be decoded"):
         collect_isolated(scan_video, tmp_path / "film.h264", SCAN, limits=Limits())
 
 
 @pytest.mark.slow
-def test_a_large_film_that_is_one_is_read(tmp_path):
+def test_genuine_large_film_is_read(tmp_path):
     path, _ = cached(
         (Scene("red", 0.2),), size=(7680, 4320), codec_options=(("preset", "ultrafast"),)
     )

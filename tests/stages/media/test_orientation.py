@@ -1,4 +1,4 @@
-"""Pictures stand as their file asks for, turned and mirrored, wherever they are shown."""
+"""Pictures are rotated and mirrored as their file declares, everywhere."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def ffmpeg(*words: str | Path) -> bytes:
 
 
 def shown(path: Path) -> np.ndarray:
-    """The first picture, RGB, as ffmpeg shows it of its own accord."""
+    """The first picture, RGB, as ffmpeg displays it by default."""
     png = ffmpeg("-i", path, "-frames:v", 1, "-f", "image2pipe", "-c:v", "png", "-")
     return np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
 
@@ -76,7 +76,7 @@ def files(tmp_path_factory) -> dict[str, Path]:
 
 
 @pytest.mark.parametrize("name", HEADERS)
-def test_kept_frames_and_sizes_are_those_displayed(name, files, tmp_path):
+def test_kept_frames_and_sizes_are_as_displayed(name, files, tmp_path):
     path, expected = files[name], shown(files[name])
     size = SIZE[::-1] if HEADERS[name][1] else SIZE
     assert expected.shape[1::-1] == size
@@ -92,7 +92,7 @@ def test_kept_frames_and_sizes_are_those_displayed(name, files, tmp_path):
 
 @pytest.mark.parametrize("name", HEADERS)
 @pytest.mark.parametrize("media", ["copy", "exact"])
-def test_both_ways_of_cutting_show_what_the_file_shows(media, name, files, tmp_path):
+def test_copied_and_exact_clips_are_as_displayed(media, name, files, tmp_path):
     request = CutRequest("c", 0.0, END_SECONDS, tmp_path / "c.mp4")
     [result] = cut_clips(files[name], [request], CutOptions(media))
     assert result.problem is None
@@ -101,7 +101,7 @@ def test_both_ways_of_cutting_show_what_the_file_shows(media, name, files, tmp_p
     assert_alike(shown(result.path), expected)
 
 
-def test_training_sees_what_is_displayed(files, tmp_path):
+def test_training_frames_are_as_displayed(files, tmp_path):
     dataset = tmp_path / "dataset"
     videos, clips = [], []
     for path in files.values():
@@ -134,8 +134,8 @@ def test_training_sees_what_is_displayed(files, tmp_path):
 @pytest.mark.parametrize(
     ("suffix", "codec"), [(".mkv", "libx264"), (".webm", "libvpx"), (".mov", "libx264")]
 )
-def test_other_containers_say_it_in_their_own_way(suffix, codec, tmp_path):
-    """Matroska turns a projection; what a copy can't say is refused, never shown otherwise."""
+def test_orientation_in_other_containers(suffix, codec, tmp_path):
+    """Matroska rotates a projection; if a copy can't store it, it is refused, never wrong."""
     plain = tmp_path / f"plain{suffix}"
     render_numbered(plain, 10, size=SIZE, codec=codec)
     for name in ("mirrored", "turned 90", "turned and mirrored"):
@@ -151,7 +151,7 @@ def test_other_containers_say_it_in_their_own_way(suffix, codec, tmp_path):
             assert_alike(shown(result.path), expected)
 
 
-def test_a_matrix_of_no_quarter_turn_stands_for_the_nearest(tmp_path):
+def test_matrix_without_a_quarter_turn_is_rounded_to_the_nearest(tmp_path):
     render_numbered(tmp_path / "plain.mp4", 5, size=SIZE)
     for degrees, turned in (("7", False), ("-88.5", True), ("45", False), ("50", True)):
         path = headed(tmp_path / "plain.mp4", ("-display_rotation", degrees), tmp_path / "odd.mp4")

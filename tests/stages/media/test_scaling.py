@@ -1,4 +1,4 @@
-"""The small images that statistics are made of, where frames change on the way."""
+"""Small images for statistics, if frames change midway."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.scanning import run
 
 
 def frame_of(size: tuple[int, int], pixels: str, seed: int) -> av.VideoFrame:
-    """Smooth enough that its chroma means something."""
+    """Smooth enough for its chroma to be meaningful."""
     noise = np.random.default_rng(seed).integers(0, 255, (9, 16, 3), np.uint8)
     image = cv2.resize(noise, size, interpolation=cv2.INTER_CUBIC)
     return av.VideoFrame.from_ndarray(image, "bgr24").reformat(format=pixels)
@@ -26,8 +26,8 @@ def converted_whole(frame: av.VideoFrame, size: tuple[int, int]) -> np.ndarray:
 
 
 @pytest.mark.parametrize("first", [(768, 432), (1280, 720), (3840, 2160)])
-def test_a_frame_unlike_the_first_one_is_converted_whole(first):
-    """Also where it is larger, turned, a little smaller, or of another format."""
+def test_frame_unlike_the_first_is_converted_completely(first):
+    """Larger, rotated, a little smaller, or of another format."""
     small = SmallImages(frame_of(first, "yuv420p", 0))
     width, height = first
     others = [
@@ -57,7 +57,7 @@ def test_a_frame_unlike_the_first_one_is_converted_whole(first):
         ((768, 432), (432, 768)),
     ],
 )
-def test_a_video_whose_size_changes_keeps_its_frames_and_cuts(first, second, tmp_path):
+def test_video_whose_size_changes_keeps_its_frames_and_cuts(first, second, tmp_path):
     """As in exact mode; its size is that of its first frame."""
     film = tmp_path / "film.ts"
     film.write_bytes(

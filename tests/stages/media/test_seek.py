@@ -1,4 +1,4 @@
-"""Frames fetched again from the file are those that a scan saw."""
+"""Frames read again from the file equal those of the scan."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def read_again(path, spans, short_side, quality):
     "kind", [{}, {"rotation": 90}, {"start_seconds": 1.5}, {"uneven": True}, {"keyframes": 10}],
     ids=["plain", "turned", "late start", "uneven", "many key frames"],
 )  # fmt: skip
-def test_frames_read_again_equal_the_kept_ones(kind, reader, tmp_path, monkeypatch):
+def test_reread_frames_equal_the_kept_ones(kind, reader, tmp_path, monkeypatch):
     path, times = cached(**kind)
     kept = {frame["frame_number"]: frame for frame in run(path, tmp_path)["frames"]}
     if reader == "pyav":
@@ -61,11 +61,11 @@ def test_only_the_frames_from_the_key_frame_on_are_counted():
     )
 
     assert [frame["frame_number"] for frame in found[0]] == [56]
-    # One frame tells the rotation, then from the key frame 50 to 56.
+    # One frame for the rotation, then from the key frame 50 to 56.
     assert decoded == 8
 
 
-def test_what_decord_cannot_read_is_read_by_pyav():
+def test_pyav_reads_what_decord_cannot():
     path = SHARED_VIDEOS / "llama_drama_30s_vfr.webm"
     if not path.exists():
         pytest.skip("real footage is not next to this checkout")
@@ -76,7 +76,7 @@ def test_what_decord_cannot_read_is_read_by_pyav():
     assert decoded > 4
 
 
-def test_a_span_outside_the_video_gives_no_frames():
+def test_span_outside_the_video_gives_no_frames():
     path, _ = cached()
 
     assert read_again(path, [(50, 60, [Middle()])], short_side=64, quality=80)[0] == [[]]

@@ -1,4 +1,4 @@
-"""Which track speaks for a video, and which of its words are said in a clip."""
+"""Which subtitle track is used for a video, and which of its words belong to a clip."""
 
 from __future__ import annotations
 
@@ -42,15 +42,15 @@ def track(*codes: str) -> list[dict]:
         ([], "es", None),
     ],
 )
-def test_one_track_speaks_for_a_video(codes, language, speaks):
-    """People's before automatic ones, the video's own language before English before others."""
+def test_one_track_is_selected_for_a_video(codes, language, speaks):
+    """Human-written ones before automatic ones, the video's own language before English."""
     for order in (codes, codes[::-1]):
         found = {row["text"] for row in speaking_track(track(*order), language)}
         assert found == ({speaks} if speaks else set())
 
 
-def test_a_clip_has_the_words_that_are_said_in_it():
-    """Of automatic captions of ten minutes; without the times of words they are spread evenly."""
+def test_clip_has_the_words_said_in_it():
+    """From ten minutes of automatic captions; words without times are spread evenly."""
     rng = random.Random(5)
     timed, at, number = [], 0.3, 0
     rows = []
@@ -85,7 +85,7 @@ def test_a_clip_has_the_words_that_are_said_in_it():
         assert right / total > 0.9
 
 
-def test_a_line_of_peoples_is_said_as_a_whole_or_not_at_all():
+def test_human_written_line_is_included_whole_or_not_at_all():
     rows = [line(0, 4, "first half"), line(4, 12, "long"), line(12, 13, "next")]
     assert said_within(rows, 0, 2) == ("first half",)
     assert said_within(rows, 3, 4) == ("first half",)
@@ -94,5 +94,5 @@ def test_a_line_of_peoples_is_said_as_a_whole_or_not_at_all():
     assert said_within(rows, 12, None) == ("next",)
 
 
-def test_languages_without_spaces_are_taken_by_characters():
+def test_languages_without_spaces_are_split_by_characters():
     assert said_within([line(0, 4, "一二三四", "zh", True)], 1, 3) == ("二三",)

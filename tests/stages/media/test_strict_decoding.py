@@ -21,7 +21,7 @@ COUNT = 100
 
 
 def damaged(path: Path, source: Path, numbers: range, share: float, seed: int = 4) -> Path:
-    """The file with some bytes of such a share of these packets changed."""
+    """The file with some bytes of this share of these packets changed."""
     with av.open(str(source)) as container:
         places = [(packet.pos, packet.size) for packet in container.demux(video=0) if packet.size]
     draw = random.Random(seed)
@@ -52,10 +52,10 @@ def given_by(path: Path, threads: int, monkeypatch) -> tuple[list[float], list[f
         ("mpeg4", "mp4"),
     ],
 )
-def test_a_damaged_file_gives_the_same_frames_with_any_number_of_threads(
+def test_damaged_file_gives_the_same_frames_with_any_number_of_threads(
     codec, suffix, tmp_path, monkeypatch
 ):
-    """Left to themselves, two threads give other frames than one, and eight others again."""
+    """By default, two threads give other frames than one, and eight others again."""
     whole = tmp_path / f"whole.{suffix}"
     options = {"x265-params": "log-level=none"} if codec == "libx265" else None
     render_numbered(whole, COUNT, codec=codec, keyframes=12, options=options)
@@ -69,7 +69,7 @@ def test_a_damaged_file_gives_the_same_frames_with_any_number_of_threads(
 
 @pytest.fixture(scope="module")
 def half_damaged(tmp_path_factory) -> Path:
-    """Two seconds of sound pictures, and two of mostly corrupt ones."""
+    """Two seconds of intact pictures, and two of mostly corrupt ones."""
     folder = tmp_path_factory.mktemp("damage")
     whole = folder / "whole.mp4"
     render_numbered(whole, COUNT, keyframes=10)
@@ -77,9 +77,7 @@ def half_damaged(tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize("boundaries", ["given", "whole"])
-def test_clips_of_mostly_corrupt_pictures_are_dropped_by_a_rule_that_can_be_set(
-    half_damaged, boundaries, tmp_path
-):
+def test_rule_drops_clips_of_mostly_corrupt_pictures(half_damaged, boundaries, tmp_path):
     how = {"boundaries": boundaries}
     spans = [(0.0, 2.0), (2.0, 3.9)] if boundaries == "given" else None
     if spans is None:
@@ -97,13 +95,13 @@ def test_clips_of_mostly_corrupt_pictures_are_dropped_by_a_rule_that_can_be_set(
     assert [clip["corrupt_frames"] for clip in both] == [0, scanned["corrupt_frames"]]
 
 
-def test_exact_mode_does_not_say_that_no_picture_is_corrupt(half_damaged, tmp_path):
+def test_corrupt_frames_are_null_in_exact_mode(half_damaged, tmp_path):
     made = run(half_damaged, tmp_path, boundaries="whole", exact=True)
     assert made["scan_videos"][0]["corrupt_frames"] is None
     assert {clip["corrupt_frames"] for clip in made["split_clips"]} == {None}
 
 
-def test_a_sound_file_has_no_corrupt_frames(tmp_path):
+def test_intact_file_has_no_corrupt_frames(tmp_path):
     whole = tmp_path / "whole.mp4"
     render_numbered(whole, 60, options={"x264-params": "tff=1:open-gop=1:keyint=20"})
     made = run(whole, tmp_path, boundaries="whole")
@@ -112,7 +110,7 @@ def test_a_sound_file_has_no_corrupt_frames(tmp_path):
 
 
 @pytest.mark.parametrize("boundaries", ["given", "whole"])
-def test_an_encrypted_file_gives_no_clip(boundaries, tmp_path):
+def test_encrypted_file_gives_no_clip(boundaries, tmp_path):
     whole, locked = tmp_path / "whole.mp4", tmp_path / "locked.mp4"
     render_numbered(whole, 60)
     subprocess.run(
@@ -143,8 +141,8 @@ def test_an_encrypted_file_gives_no_clip(boundaries, tmp_path):
     assert last[0]["error"] or last[0]["rejection"]
 
 
-def test_only_what_is_known_to_be_sound_is_copied_without_decoding(half_damaged, tmp_path):
-    """One frame is decoded of a clip whose file was decoded before; all, of any other clip."""
+def test_only_files_known_to_be_sound_are_copied_without_decoding(half_damaged, tmp_path):
+    """One frame is decoded for a clip whose file was decoded before; all, for any other clip."""
     open_groups = tmp_path / "open.mp4"
     render_numbered(
         open_groups,

@@ -1,4 +1,4 @@
-"""Subtitle files of all forms, as sites and people write them."""
+"""Subtitle files of all formats, as sites and people write them."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ all of you
 """
 
 
-def test_an_automatic_track_gives_each_line_once_with_the_times_of_its_words():
+def test_automatic_track_gives_each_line_once_with_word_times():
     spans = parse_subtitles(ROLLING, "vtt", automatic=True)
     assert lines(ROLLING, "vtt", automatic=True) == [
         (1.0, 3.0, "good morning to"),
@@ -61,7 +61,7 @@ def test_an_automatic_track_gives_each_line_once_with_the_times_of_its_words():
     assert spans[2].words == ()
 
 
-def test_an_automatic_line_ends_where_the_next_begins():
+def test_automatic_line_ends_where_the_next_begins():
     events = [
         {"tStartMs": 0, "dDurationMs": 60000, "id": 1, "wpWinPosId": 1},
         {
@@ -95,7 +95,7 @@ def test_an_automatic_line_ends_where_the_next_begins():
     ]
 
 
-def test_what_people_repeat_stays_and_may_overlap():
+def test_human_written_repetitions_stay_and_may_overlap():
     text = srt(
         ("00:00:01,000 --> 00:00:04,000", "- No."),
         ("00:00:02,500 --> 00:00:03,500", "- No."),
@@ -123,7 +123,7 @@ def test_what_people_repeat_stays_and_may_overlap():
         ("{ not markup }", "{ not markup }"),
     ],
 )
-def test_markup_goes_and_what_only_looks_like_it_stays(shown, text):
+def test_only_real_markup_is_removed(shown, text):
     assert lines(srt(("00:00:01,000 --> 00:00:02,000", shown)), "srt") == [(1.0, 2.0, text)]
 
 
@@ -141,7 +141,7 @@ def test_markup_goes_and_what_only_looks_like_it_stays(shown, text):
     ],
 )
 @pytest.mark.parametrize("kind", ["srt", "vtt"])
-def test_times_in_all_forms(times, found, kind):
+def test_all_time_formats(times, found, kind):
     assert lines(f"WEBVTT\n\n1\n{times}\nword\n", kind) == [(*found, "word")]
 
 
@@ -153,13 +153,13 @@ def test_times_in_all_forms(times, found, kind):
         "00:00:01,000 --> 00:00:01,000",
     ],
 )
-def test_a_cue_that_is_never_shown_is_left_out(times):
+def test_cue_that_is_never_shown_is_left_out(times):
     assert lines(srt((times, "never"), ("00:00:03,000 --> 00:00:04,000", "shown")), "srt") == [
         (3.0, 4.0, "shown")
     ]
 
 
-def test_subrip_without_empty_lines_with_numbers_and_with_carriage_returns():
+def test_subrip_variants():
     cues = (
         "1\n00:00:01,000 --> 00:00:02,000\nin\n1999\n2\n00:00:03,000 --> 00:00:04,000\n42\n"
         "3\n00:00:05,000 --> 00:00:06,000\n\nlate\n\nand later\n"
@@ -169,7 +169,7 @@ def test_subrip_without_empty_lines_with_numbers_and_with_carriage_returns():
         assert lines(text, "srt") == found
 
 
-def test_webvtt_leaves_out_comments_styles_regions_and_names():
+def test_webvtt_comments_styles_regions_and_names_are_left_out():
     text = """\ufeffWEBVTT - a title
 X-TIMESTAMP-MAP=MPEGTS:900000,LOCAL:00:00:00.000
 
@@ -203,7 +203,7 @@ intro
     ]
 
 
-def test_ass_gives_its_dialogue_without_commands_comments_and_drawings():
+def test_ass_dialogue_without_commands_comments_and_drawings():
     text = r"""[Script Info]
 ScriptType: v4.00+
 
@@ -219,7 +219,7 @@ Dialogue: 0,0:00:03.00,0:00:04.00,Default,,0,0,0,,{\p1}m 0 0 l 1 1{\p0}
 @pytest.mark.parametrize(
     "namespace", ["http://www.w3.org/ns/ttml", "http://www.w3.org/2006/10/ttaf1"]
 )
-def test_ttml_with_times_in_frames_ticks_and_inside_each_other(namespace):
+def test_ttml_times_in_frames_and_ticks_and_nested(namespace):
     text = f"""<?xml version="1.0" encoding="UTF-8"?>
 <tt xmlns="{namespace}" xmlns:ttp="http://www.w3.org/ns/ttml#parameter" ttp:frameRate="25"
     ttp:tickRate="10000000"><head><metadata>no</metadata></head><body><div>
@@ -250,7 +250,7 @@ def test_ttml_with_times_in_frames_ticks_and_inside_each_other(namespace):
         '<!DOCTYPE t [<!ENTITY a "aaaaaaaaaa">]><tt><body><p begin="x">&b;</p></body></tt>',
     ],
 )
-def test_what_is_not_ttml_is_told(text, kind):
+def test_invalid_ttml_is_an_error(text, kind):
     with pytest.raises(ValueError, match=r"TTML|ttml"):
         parse_subtitles(text, kind)
 
@@ -264,5 +264,5 @@ def test_what_is_not_ttml_is_told(text, kind):
         ("漢字かな".encode() + b"\xff", "漢字かな\ufffd"),
     ],
 )
-def test_the_bytes_of_a_file_say_how_it_is_encoded(data, text):
+def test_encoding_is_detected_from_the_bytes(data, text):
     assert decoded(data) == text

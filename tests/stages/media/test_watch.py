@@ -1,4 +1,4 @@
-"""The bounds on an attempt, where what comes is made up and so is the clock."""
+"""Limits on a download attempt, with simulated data and clock."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LIMITS = DownloadLimits(min_bytes_per_second=1000, window_seconds=0.4)
 
 
 class Download:
-    """Of which `bytes_a_look` more are there each time that the watch looks."""
+    """A download that grows by `bytes_a_look` with each check."""
 
     def __init__(self, bytes_a_look: int) -> None:
         self.bytes_a_look, self.looks = bytes_a_look, 0
@@ -32,8 +32,8 @@ class Download:
             time.sleep(0.01)
 
 
-def test_a_moment_in_which_all_stood_still_is_not_held_against_a_server(monkeypatch):
-    """A stopped process, say, for minutes: nothing could come meanwhile."""
+def test_pause_of_this_process_does_not_count_against_a_server(monkeypatch):
+    """For example a process stopped for minutes: nothing could arrive meanwhile."""
     clock = SimpleNamespace(ahead=0.0, monotonic=lambda: time.monotonic() + clock.ahead)
     monkeypatch.setattr(watch, "time", clock)
     download = Download(400)
@@ -43,7 +43,7 @@ def test_a_moment_in_which_all_stood_still_is_not_held_against_a_server(monkeypa
             clock.ahead += 100.0
 
 
-def test_a_server_is_slow_though_all_stand_still_most_of_the_time(monkeypatch):
+def test_slow_server_is_detected_despite_frequent_pauses(monkeypatch):
     began = time.monotonic()
     monkeypatch.setattr(
         watch, "time", SimpleNamespace(monotonic=lambda: began + 100 * (time.monotonic() - began))

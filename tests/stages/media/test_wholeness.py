@@ -1,4 +1,4 @@
-"""What counts as cut off: a file that lacks bytes. What a header says of lengths may be wrong."""
+"""A file is truncated if bytes are missing. Durations in headers may be wrong."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def put(data: bytes, at: int, new: bytes) -> bytes:
     return data[:at] + new + data[at + len(new) :]
 
 
-# Whole, whatever the header says
+# Complete, whatever the header says
 
 
 def uneven_avi() -> bytes:
@@ -49,7 +49,7 @@ def avi_of_a_longer_header() -> bytes:
 
 
 def webm_of_a_longer_header() -> bytes:
-    """As a screen recorder writes that waits for a change: the last block has no duration."""
+    """Like a screen recorder's that waits for a change: the last block has no duration."""
     data = film("webm")
     return put(data, data.index(b"\x44\x89\x88") + 3, struct.pack(">d", 60_000.0))
 
@@ -62,7 +62,7 @@ def mp4_of_longer_headers() -> bytes:
 
 
 def mp4_with_empty_samples() -> bytes:
-    """As some recorders write for a repeated frame; here it is the last ten."""
+    """Like those of recorders that repeat a frame; here it is the last ten."""
     data = film("mp4")
     return put(data, box(data, "moov/trak/mdia/minf/stbl/stsz").content + 12 + 4 * 40, bytes(40))
 
@@ -83,7 +83,7 @@ WHOLE = {
 
 
 @pytest.mark.parametrize("name", WHOLE)
-def test_a_header_that_says_too_much_is_no_truncation(tmp_path, name):
+def test_header_with_too_long_a_duration_is_not_truncation(tmp_path, name):
     make, suffix, seconds, frames = WHOLE[name]
     row = read(tmp_path, make(), suffix)
     assert outcome(row) == "kept", row["error"]
@@ -94,7 +94,7 @@ def test_a_header_that_says_too_much_is_no_truncation(tmp_path, name):
     assert len(scanned["seconds"]) == pytest.approx(frames, abs=3)
 
 
-# Cut off
+# Truncated
 
 
 def cut_kinds() -> dict[str, tuple[bytes, str]]:
@@ -114,10 +114,10 @@ def cut_kinds() -> dict[str, tuple[bytes, str]]:
 
 
 @pytest.mark.parametrize("filled", [False, True], ids=["shorter", "filled with zeros"])
-def test_a_file_that_was_cut_off_is_truncated_wherever_it_was(tmp_path, filled):
+def test_file_cut_off_anywhere_is_truncated(tmp_path, filled):
     for kind, (data, suffix) in cut_kinds().items():
         if filled and suffix in (".mp4", ".wmv"):
-            continue  # their index is whole: such a file is damaged, and its pictures tell
+            continue  # their index is intact: such a file is damaged, and its pictures show it
         for share in (0.6, 0.85):
             at = round(len(data) * share)
             row = read(tmp_path, data[:at] + bytes(len(data) - at) * filled, suffix)
@@ -129,7 +129,7 @@ def test_a_file_that_was_cut_off_is_truncated_wherever_it_was(tmp_path, filled):
     "kind",
     ["mkv", "webm", "ts h264", "flv h264", "mp4 moov first", "avi", "mp4 fragmented", "mkv live"],
 )
-def test_of_a_file_without_its_last_packet_the_rest_is_kept(tmp_path, kind):
+def test_file_without_its_last_packet_is_kept(tmp_path, kind):
     data = film(kind)
     with av.open(io.BytesIO(data)) as container:
         suffix = {"mat": ".mkv", "mpe": ".ts", "flv": ".flv", "avi": ".avi"}.get(
@@ -144,7 +144,7 @@ def test_of_a_file_without_its_last_packet_the_rest_is_kept(tmp_path, kind):
     assert len(scanned["seconds"]) >= 47
 
 
-def test_a_file_that_lost_many_packets_says_so(tmp_path):
+def test_file_that_lost_many_packets_is_reported(tmp_path):
     """Nothing declares how many there should be."""
     data = film("mp4 fragmented")
     with av.open(io.BytesIO(data)) as container:
@@ -154,8 +154,8 @@ def test_a_file_that_lost_many_packets_says_so(tmp_path):
     assert "?" not in row["error"]["message"]
 
 
-def test_packets_that_nothing_can_be_made_of_count_for_no_time(tmp_path):
-    """A recording that begins in the middle: its first second refers to what was before."""
+def test_undecodable_packets_do_not_count_towards_the_duration(tmp_path):
+    """A recording that begins midway: its first second references earlier pictures."""
     source, _ = cached(THREE_SHOTS, keyframes=25, codec_options=(("bf", "0"),))
     for suffix in (".mkv", ".ts"):
         data = remuxed(source.read_bytes(), suffix, lambda packet, number: number > 0)
@@ -166,8 +166,8 @@ def test_packets_that_nothing_can_be_made_of_count_for_no_time(tmp_path):
         assert row["duration_seconds"] == pytest.approx(whole, abs=0.05)
 
 
-def test_a_long_last_picture_is_part_of_the_video(tmp_path):
-    """A still at the end, as screen recordings have it, in MP4 whose header tells how long."""
+def test_long_last_picture_is_part_of_the_video(tmp_path):
+    """A still at the end, as in screen recordings, in an MP4 whose header has its duration."""
     data = rendered(".mp4", 3, codec_options={"bf": "0"})
     stts = box(data, "moov/trak/mdia/minf/stbl/stts").content
     assert struct.unpack_from(">4I", data, stts) == (0, 1, 50, 512)

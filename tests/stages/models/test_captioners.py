@@ -26,13 +26,13 @@ FAMILIES = {
     "qwen_vl": "Chat",
     "vision_encoder_decoder": "VisionEncoderDecoder",
 }
-# Random weights would say one word for ever without the rule.
+# Without the rule, random weights would repeat one word for ever.
 GREEDY = Generation(max_new_tokens=8, no_repeat_ngram_size=1)
 BEAMS = Generation(max_new_tokens=8, num_beams=3, no_repeat_ngram_size=1)
 
 
 class Settings(GeneratingStage):
-    """The settings alone."""
+    """Only the settings."""
 
 
 def jpeg(seed: int, height: int = 90, width: int = 160) -> bytes:
@@ -54,7 +54,7 @@ def captioner(folder, batch_images=4, dtype="float32", **settings):
 
 
 def pictures(count: int, prompts=(None,)) -> list[PictureToCaption]:
-    """Pictures of two shapes, under tickets that say their number and prompt."""
+    """Pictures of two shapes; their tickets are their number and prompt."""
     return [
         PictureToCaption((i, prompt), jpeg(i, 90 if i % 2 else 120), prompt)
         for i in range(count)
@@ -64,7 +64,7 @@ def pictures(count: int, prompts=(None,)) -> list[PictureToCaption]:
 
 @pytest.mark.parametrize("generation", [GREEDY, BEAMS], ids=["greedy", "beams"])
 @pytest.mark.parametrize("name", FAMILIES)
-def test_a_text_depends_on_its_picture_alone(name, generation):
+def test_text_depends_only_on_its_picture(name, generation):
     """Alone, batched or in another order, a picture gets the same text; others get others."""
     prompts = (None, "a red") if name in ("blip", "blip2", "qwen_vl") else (None,)
     asked = pictures(5, prompts)
@@ -88,8 +88,8 @@ def test_bfloat16_gives_texts_too(name):
     assert all(isinstance(text, str) and text for text in texts.values())
 
 
-def test_prompts_of_one_length_share_a_batch(monkeypatch):
-    """Tags give each clip its own prompt; eight pictures of two lengths take two batches."""
+def test_prompts_of_the_same_length_share_a_batch(monkeypatch):
+    """Tags give each clip its own prompt; eight pictures with two lengths take two batches."""
     with captioner(tiny_model("blip")) as opened:
         generate, sizes = opened._family.generate, []
 
@@ -102,8 +102,8 @@ def test_prompts_of_one_length_share_a_batch(monkeypatch):
     assert sizes == [4, 4]
 
 
-def test_the_prompt_is_no_part_of_the_caption():
-    """BLIP's output begins with its prompt, which is not what the model said."""
+def test_prompt_is_not_part_of_the_caption():
+    """BLIP's output begins with its prompt, which the model did not generate."""
     with captioner(tiny_model("blip")) as opened:
         (text,) = opened.describe([PictureToCaption(0, jpeg(0), "a picture of")], GREEDY).values()
         assert not text.startswith("a picture of")
@@ -122,14 +122,14 @@ def test_generation_settings_reach_the_model():
 @pytest.mark.parametrize(
     ("name", "prompt"), [("vision_encoder_decoder", "a picture of"), ("florence2", "<OD>")]
 )
-def test_a_prompt_that_the_model_cannot_take_is_refused_at_the_start(name, prompt):
+def test_unsupported_prompt_is_refused_at_the_start(name, prompt):
     with captioner(tiny_model(name)) as opened:
         opened.check_prompt(None)
         with pytest.raises(ClipmillError, match="prompt"):
             opened.check_prompt(prompt)
 
 
-def test_a_broken_picture_costs_only_itself():
+def test_broken_picture_fails_alone():
     good = pictures(4)
     with captioner(tiny_model("blip")) as opened:
         texts = opened.describe([*good[:2], PictureToCaption("bad", b"no jpeg"), *good[2:]], GREEDY)
@@ -140,7 +140,7 @@ def test_a_broken_picture_costs_only_itself():
     assert texts == expected
 
 
-def test_where_memory_does_not_suffice_the_batch_is_halved_for_good():
+def test_batch_is_halved_permanently_if_memory_runs_out():
     """Sizes tried: 8 fails, then 4 fails, then 2, and 2 from then on."""
     sizes = []
 
@@ -158,7 +158,7 @@ def test_where_memory_does_not_suffice_the_batch_is_halved_for_good():
     assert (failure.kind, "out of memory" in failure.message) == ("model", True)
 
 
-def test_an_exception_costs_only_the_item_that_causes_it():
+def test_exception_fails_only_the_item_that_causes_it():
     def compute(batch):
         if 3 in batch:
             raise IndexError("three")
@@ -202,7 +202,7 @@ def test_code_in_a_pickle_is_not_run(tmp_path):
     assert not mark.exists()
 
 
-def test_code_in_the_folder_is_not_run_unless_the_setting_says_so(tmp_path):
+def test_code_in_the_folder_is_run_only_if_the_setting_allows_it(tmp_path):
     folder = copied("blip", tmp_path)
     mark = tmp_path / "was_run"
     config = json.loads((folder / "config.json").read_text())
@@ -214,7 +214,7 @@ def test_code_in_the_folder_is_not_run_unless_the_setting_says_so(tmp_path):
     assert not mark.exists()
 
 
-def test_a_folder_without_a_model_is_an_error_that_names_the_setting(tmp_path):
+def test_folder_without_a_model_is_an_error_that_names_the_setting(tmp_path):
     with pytest.raises(ClipmillError, match=r"caption_frames\.model"), captioner(tmp_path):
         pass
     nowhere = captioner(tmp_path / "nowhere")
@@ -232,8 +232,8 @@ def test_a_folder_without_a_model_is_an_error_that_names_the_setting(tmp_path):
     ],
     ids=lambda processor: type(processor).__name__,
 )
-def test_plain_pixels_are_what_the_model_was_trained_on(processor):
-    """A smooth picture comes out as from the model's own processor, but for rounding."""
+def test_plain_pixels_equal_the_models_own_processor(processor):
+    """For a smooth picture, apart from rounding."""
     smooth = cv2.resize(
         np.random.default_rng(0).integers(0, 255, (5, 5, 3), dtype=np.uint8),
         (320, 180),
@@ -255,5 +255,5 @@ def test_plain_pixels_are_what_the_model_was_trained_on(processor):
     ],
     ids=lambda processor: type(processor).__name__,
 )
-def test_a_processor_that_does_more_is_left_to_do_it(processor):
+def test_processor_that_does_more_is_used_itself(processor):
     assert PlainPixels.of(processor) is None

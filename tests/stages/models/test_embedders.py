@@ -1,4 +1,4 @@
-"""Embeddings equal open_clip's own, whatever the batches, and stay with their image and text."""
+"""Embeddings equal open_clip's own for any batching, and belong to their image or text."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def by_open_clip(folder: Path, jpegs: list[bytes], texts: list[str]):
     ids=["crop", "squash", "pad"],
 )
 def test_images_and_texts_equal_those_of_open_clip(tmp_path, preprocessing) -> None:
-    """Pixels within about a grey level (PIL's filter has other edges), embeddings with them."""
+    """Pixels to about a grey level (PIL's filter has other edges), embeddings accordingly."""
     folder = save_tiny_clip(tmp_path, preprocessing=preprocessing)
     shapes = [(90, 160), (160, 90), (64, 64), (33, 47), (20, 20), (101, 33)]
     jpegs = [frame(i, *shape) for i, shape in enumerate(shapes)]
@@ -72,7 +72,7 @@ def test_images_and_texts_equal_those_of_open_clip(tmp_path, preprocessing) -> N
 
 
 @pytest.mark.parametrize("batch_images", [1, 3, 32])
-def test_every_image_keeps_its_embedding_under_any_batching_and_order(folder, batch_images) -> None:
+def test_embeddings_do_not_depend_on_batching_or_order(folder, batch_images) -> None:
     jpegs = [frame(i) for i in range(17)]
     alone = np.concatenate([load(folder).embed_images([data]) for data in jpegs[:3]])
     embedder = load(folder, batch_images=batch_images)
@@ -86,7 +86,7 @@ def test_every_image_keeps_its_embedding_under_any_batching_and_order(folder, ba
     assert embedder.embed_images([]).shape[0] == 0
 
 
-def test_rows_have_length_one_in_bfloat16_too(folder) -> None:
+def test_embeddings_have_length_one_in_bfloat16_too(folder) -> None:
     exact, rough = load(folder), load(folder, dtype="bfloat16")
     jpegs = [frame(i) for i in range(4)]
     for one, other in [
@@ -99,7 +99,7 @@ def test_rows_have_length_one_in_bfloat16_too(folder) -> None:
     assert rough.logit_scale == pytest.approx(exact.logit_scale)
 
 
-def test_a_text_is_embedded_once(folder, monkeypatch) -> None:
+def test_repeated_text_is_embedded_once(folder, monkeypatch) -> None:
     embedder = load(folder, towers=("text",))
     asked: list[str] = []
     original = embedder._embed_fresh
@@ -116,7 +116,7 @@ def test_a_text_is_embedded_once(folder, monkeypatch) -> None:
     assert embedder.embed_texts([]).shape[0] == 0
 
 
-def test_what_is_remembered_of_texts_is_bounded(folder, monkeypatch) -> None:
+def test_cache_of_texts_is_bounded(folder, monkeypatch) -> None:
     monkeypatch.setattr(embedders, "_REMEMBERED_TEXTS", 3)
     monkeypatch.setattr(embedders, "_TEXT_BATCH", 2)
     embedder = load(folder, towers=("text",))
@@ -126,7 +126,7 @@ def test_what_is_remembered_of_texts_is_bounded(folder, monkeypatch) -> None:
 
 
 @pytest.mark.parametrize(("towers", "other"), [(("text",), "image"), (("image",), "text")])
-def test_only_the_towers_asked_for_are_kept(folder, towers, other) -> None:
+def test_only_the_requested_towers_are_kept(folder, towers, other) -> None:
     both, one = load(folder), load(folder, towers=towers)
 
     def count(embedder: ClipEmbedder) -> int:
@@ -139,8 +139,8 @@ def test_only_the_towers_asked_for_are_kept(folder, towers, other) -> None:
         np.testing.assert_array_equal(one.embed_texts(["a"]), both.embed_texts(["a"]))
 
 
-def test_a_pair_of_architecture_and_weights_is_found_on_the_hub() -> None:
-    """OpenAI's weights were trained with QuickGELU, which the architecture's name doesn't say."""
+def test_pair_of_architecture_and_weights_is_found_on_the_hub() -> None:
+    """OpenAI's weights were trained with QuickGELU, which isn't part of the architecture's name."""
     found = published_weights("open_clip:ViT-L-14/openai")
     assert found.repository == repository_of("open_clip:ViT-L-14/openai")
     assert found.repository == "timm/vit_large_patch14_clip_224.openai"
@@ -152,13 +152,13 @@ def test_a_pair_of_architecture_and_weights_is_found_on_the_hub() -> None:
     ("hub", "message"),
     [("open_clip:ViT-L-14/opneai", "its weights: openai"), ("open_clip:ViT-Q", "no such")],
 )
-def test_an_unknown_pair_lists_what_is_known(hub: str, message: str) -> None:
+def test_unknown_pair_lists_the_known_ones(hub: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         published_weights(hub)
 
 
-def test_a_published_pair_is_loaded_with_its_own_activation(folder, tmp_path, monkeypatch) -> None:
-    """The file of a pair is loaded into the architecture, QuickGELU forced as its tag says."""
+def test_published_pair_is_loaded_with_its_own_activation(folder, tmp_path, monkeypatch) -> None:
+    """A pair's file is loaded into the architecture, with QuickGELU as required by its tag."""
     import open_clip
     import torch
 
@@ -189,14 +189,14 @@ def test_a_published_pair_is_loaded_with_its_own_activation(folder, tmp_path, mo
     )
 
 
-def test_a_folder_without_weights_is_refused(folder, tmp_path) -> None:
+def test_folder_without_weights_is_refused(folder, tmp_path) -> None:
     """open_clip would continue with random weights."""
     (tmp_path / "open_clip_config.json").write_text((folder / "open_clip_config.json").read_text())
     with pytest.raises(ClipmillError, match=r"embed_clips\.model.*cannot be loaded"):
         load(tmp_path)
 
 
-def test_a_model_in_another_form_is_told_apart(tmp_path) -> None:
+def test_model_in_another_format_is_recognised(tmp_path) -> None:
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(UsageError, match=r"contains no open_clip_config\.json"):
         load(tmp_path)

@@ -1,4 +1,4 @@
-"""Data files from the web: fetched once, checked, cached, and said clearly where they can't be."""
+"""Data files from the web: downloaded once, checked, cached, with a clear error otherwise."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def head(site, path: str = "/heads/a%20head+1.pth", digest: str = DIGEST) -> Dat
     return DataFile.model_validate(f"{site.url(path)}#sha256={digest}")
 
 
-def test_a_file_is_fetched_once_and_then_taken_from_the_cache(site):
+def test_file_is_downloaded_once_and_then_read_from_the_cache(site):
     file = head(site)
     place = local_file(file, setting="a.head")
     assert place.read_bytes() == DATA
@@ -42,13 +42,13 @@ def test_a_file_is_fetched_once_and_then_taken_from_the_cache(site):
     assert file.identity() == DataFile(path=str(place)).identity()
 
 
-def test_a_damaged_copy_in_the_cache_is_fetched_again(site):
+def test_damaged_copy_in_the_cache_is_downloaded_again(site):
     place = local_file(head(site), setting="a.head")
     place.write_bytes(b"cut")
     assert local_file(head(site), setting="a.head").read_bytes() == DATA
 
 
-def test_another_file_than_is_meant_is_not_kept(site):
+def test_file_with_another_hash_is_not_kept(site):
     wrong = "0" * 64
     with pytest.raises(ClipmillError, match=rf"a\.head: .*{DIGEST}, not {wrong}") as raised:
         local_file(head(site, digest=wrong), setting="a.head")
@@ -56,7 +56,7 @@ def test_another_file_than_is_meant_is_not_kept(site):
     assert [path for path in cache_folder().rglob("*") if path.is_file()] == []
 
 
-def test_what_is_not_there_gives_the_url_and_the_command(site):
+def test_missing_file_error_has_the_url_and_the_command(site):
     site.status("/gone.pth", 404)
     with pytest.raises(ClipmillError, match="HTTP 404") as raised:
         local_file(head(site, "/gone.pth"), setting="a.head")
@@ -65,7 +65,7 @@ def test_what_is_not_there_gives_the_url_and_the_command(site):
     assert len([one for one in site.log if one.path == "/gone.pth"]) == 1
 
 
-def test_a_place_that_does_not_answer_is_told_from_a_file_that_is_wrong():
+def test_unreachable_server_is_distinguished_from_a_wrong_file():
     with serve() as server:
         file = head(server)
     with pytest.raises(Unreachable):
@@ -82,12 +82,12 @@ def test_a_place_that_does_not_answer_is_told_from_a_file_that_is_wrong():
         "https://example.org/head.pth#sha256=xyz",
     ],
 )
-def test_what_does_not_name_one_file_is_refused(text):
+def test_reference_that_names_no_single_file_is_refused(text):
     with pytest.raises(ValidationError):
         DataFile.model_validate(text)
 
 
-def test_a_file_of_a_package_is_found_from_anywhere(tmp_path, monkeypatch):
+def test_packaged_file_is_found_from_any_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert local_file(
         DataFile.model_validate("package:stages/data/tags.txt"), setting="a.b"

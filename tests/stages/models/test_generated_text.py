@@ -1,4 +1,4 @@
-"""Which texts count as usable, and what a prompt template may do."""
+"""Which generated texts are usable, and what a prompt template may do."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_good_prose_is_usable(text):
         ("x" * 40, "repeats"),
     ],
 )
-def test_what_says_nothing_or_goes_in_circles_is_not(text, words):
+def test_empty_or_repetitive_text_is_not_usable(text, words):
     assert words in fault_of(text)
 
 
@@ -49,7 +49,7 @@ def test_what_says_nothing_or_goes_in_circles_is_not(text, words):
     st.lists(st.sampled_from(["red", "dog", "runs", "far"]), min_size=1, max_size=4),
     st.integers(12, 40),
 )
-def test_any_piece_said_twelve_times_is_a_repetition(piece, times):
+def test_any_piece_repeated_twelve_times_is_a_repetition(piece, times):
     assert fault_of("Then " + " ".join(piece * times)) is not None
 
 
@@ -64,11 +64,11 @@ def test_any_piece_said_twelve_times_is_a_repetition(piece, times):
         ("◁think▷x◁/think▷a dog", "a dog"),
     ],
 )
-def test_thinking_and_white_space_go(text, tidied):
+def test_thinking_and_white_space_are_removed(text, tidied):
     assert tidy(text) == tidied
 
 
-def test_a_template_may_use_its_variables_only():
+def test_template_may_use_only_its_variables():
     template = "{{ a }} {% for x in b %}{{ x }}{% endfor %}"
     assert variables_of(template, ("a", "b", "c")) == {"a", "b"}
     with pytest.raises(ValueError, match="uses typo; allowed variables: a, b"):
@@ -88,6 +88,6 @@ def test_a_template_may_use_its_variables_only():
         "{{ 1 / 0 }}",
     ],
 )
-def test_a_template_reaches_nothing_and_raises_one_kind_of_error(template):
+def test_template_is_sandboxed_and_raises_one_kind_of_error(template):
     with pytest.raises(ValueError, match="cannot be rendered"):
         render(template, {"a": [1]})

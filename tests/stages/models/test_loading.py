@@ -1,4 +1,4 @@
-"""Models come from a folder or from a hub; what cannot be had is said at once, with a way out."""
+"""Models come from a folder or a hub; errors are immediate and name a remedy."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def _ask(hub_url: str, home: Path, code: str, **environment: str) -> str:
 
 
 class _Hub(BaseHTTPRequestHandler):
-    """The two answers of the hub that a download needs: a list of files, and each file."""
+    """The two hub responses that a download needs: a list of files, and each file."""
 
     protocol_version = "HTTP/1.1"
     files: dict[str, bytes] = {}
@@ -139,8 +139,8 @@ LIST = (
 )
 
 
-def test_the_hub_gives_configuration_and_one_set_of_weights_and_no_code(hub, tmp_path) -> None:
-    """A second process, with the hub gone, reads the same files from the cache."""
+def test_hub_download_has_configuration_and_one_set_of_weights_without_code(hub, tmp_path) -> None:
+    """A second process, while the hub is down, reads the same files from the cache."""
     url, _ = hub
     expected = "['config.json', 'model.safetensors', 'tokenizer.model']"
     out = _ask(url, tmp_path, LIST + "print(resolved_revision(ref('org/model')))")
@@ -149,13 +149,13 @@ def test_the_hub_gives_configuration_and_one_set_of_weights_and_no_code(hub, tmp
     assert offline == expected
 
 
-def test_pickled_weights_are_fetched_only_where_nothing_better_is(hub, tmp_path) -> None:
+def test_pickled_weights_are_downloaded_only_as_a_last_resort(hub, tmp_path) -> None:
     url, handler = hub
     handler.files = {"config.json": b"{}", "pytorch_model.bin": b"p", "training_args.bin": b"x"}
     assert _ask(url, tmp_path, LIST) == "['config.json', 'pytorch_model.bin']"
 
 
-def test_of_two_forms_of_one_model_open_clip_gets_its_own(hub, tmp_path) -> None:
+def test_open_clips_own_format_is_chosen_among_two(hub, tmp_path) -> None:
     url, handler = hub
     handler.files = {
         "config.json": b"{}",
@@ -169,7 +169,7 @@ def test_of_two_forms_of_one_model_open_clip_gets_its_own(hub, tmp_path) -> None
     )
 
 
-def test_a_cache_that_lacks_a_part_is_not_taken_for_whole(hub, tmp_path) -> None:
+def test_incomplete_cache_is_not_mistaken_for_complete(hub, tmp_path) -> None:
     url, handler = hub
     index = {"weight_map": {"a": "model-1-of-2.safetensors", "b": "model-2-of-2.safetensors"}}
     handler.files = {
@@ -188,13 +188,13 @@ REFUSED = (
 )
 
 
-def test_an_unknown_model_is_named_with_the_way_out(hub, tmp_path) -> None:
+def test_unknown_model_is_named_with_a_remedy(hub, tmp_path) -> None:
     out = _ask(hub[0], tmp_path, REFUSED.format(model="org/other@v1"))
     assert "embed_clips.model: the model org/other@v1 could not be fetched" in out
     assert "--set embed_clips.model=./models/other" in out
 
 
-def test_a_hub_that_never_answers_is_given_up_soon(tmp_path) -> None:
+def test_hub_that_never_answers_is_given_up_quickly(tmp_path) -> None:
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen(8)
@@ -209,13 +209,13 @@ def test_a_hub_that_never_answers_is_given_up_soon(tmp_path) -> None:
     assert time.monotonic() - started < 100
 
 
-def test_folders_are_taken_as_they_are(tmp_path) -> None:
+def test_folders_are_used_directly(tmp_path) -> None:
     reference = ModelReference(folder=str(tmp_path))
     assert local_folder(reference, setting="s.model") == tmp_path
     assert resolved_revision(reference) is None
 
 
 @pytest.mark.parametrize("text", ["./nowhere", "http://127.0.0.1:1/v1#m"])
-def test_what_cannot_be_a_folder_names_the_setting(text: str) -> None:
+def test_invalid_folder_error_names_the_setting(text: str) -> None:
     with pytest.raises(UsageError, match=r"tag_clips\.model"):
         local_folder(ModelReference.model_validate(text), setting="tag_clips.model")

@@ -18,12 +18,12 @@ def client(url: str, **settings) -> OpenAIServer:
     return OpenAIServer(ModelReference(server=url, model="tiny"), **settings)
 
 
-def test_answers_come_in_the_order_of_the_questions():
-    """Eight requests are under way at once; each answer is its own question's."""
+def test_answers_are_in_the_order_of_the_requests():
+    """Eight requests are sent at once; each answer belongs to its own request."""
     gate = threading.Barrier(4, timeout=60)
 
     def answer(request):
-        gate.wait()  # answers only when four have come, in whatever order
+        gate.wait()  # answers only when four have arrived, in any order
         return "re: " + text_of(request)
 
     with openai_server(answer) as stand_in, client(stand_in.url, concurrency=4) as server:
@@ -32,8 +32,8 @@ def test_answers_come_in_the_order_of_the_questions():
     assert stand_in.most_at_once == 4
 
 
-def test_a_request_says_what_the_settings_say(monkeypatch):
-    """The key comes from the environment; options add fields, and None takes one away."""
+def test_request_has_the_settings(monkeypatch):
+    """The key comes from the environment; options add fields, and None removes one."""
     monkeypatch.setenv("TEST_KEY", "secret")
     options = {"temperature": None, "top_k": 1}
     with (
@@ -50,7 +50,7 @@ def test_a_request_says_what_the_settings_say(monkeypatch):
 
 
 @pytest.mark.parametrize("misdeed", [500, 503, 429, 408, b"<html>", b'{"choices": []}', "reset"])
-def test_what_may_pass_is_asked_again(misdeed):
+def test_transient_errors_are_retried(misdeed):
     serving = openai_server(lambda request: "fine", misdeed)
     with serving as stand_in, client(stand_in.url) as server:
         assert server.ask([Message("x")], max_new_tokens=5) == [Completion("fine")]
@@ -75,7 +75,7 @@ def test_what_may_pass_is_asked_again(misdeed):
         (302, "permanent", 1, "answered 302"),
     ],
 )
-def test_each_refusal_has_its_kind(misdeed, kind, asked, words):
+def test_each_error_status_has_its_kind(misdeed, kind, asked, words):
     serving = openai_server(lambda request: "fine", misdeed, misdeed)
     seconds = 1.0 if misdeed in ("hang", "drip") else 100.0
     with serving as stand_in, client(stand_in.url, timeout_seconds=seconds) as server:
@@ -85,21 +85,21 @@ def test_each_refusal_has_its_kind(misdeed, kind, asked, words):
     assert words in failure.message
 
 
-def test_a_failure_costs_only_its_own_question():
+def test_failure_affects_only_its_own_request():
     with openai_server(text_of, 400) as stand_in, client(stand_in.url, concurrency=1) as server:
         answers = server.ask([Message("a"), Message("b")], max_new_tokens=5)
     assert isinstance(answers[0], RowFailed)
     assert answers[1] == Completion("b")
 
 
-def test_an_answer_at_the_token_limit_is_incomplete():
+def test_answer_at_the_token_limit_is_incomplete():
     serving = openai_server(text_of, completion("a dog and", "length"))
     with serving as stand_in, client(stand_in.url) as server:
         (answer,) = server.ask([Message("x")], max_new_tokens=5)
     assert answer == Completion("a dog and", complete=False)
 
 
-def test_a_server_that_is_not_there_is_told_at_the_start():
+def test_unreachable_server_is_reported_at_the_start():
     with openai_server(text_of) as stand_in, client(stand_in.url) as server:
         server.check("caption_frames.model")
     with (

@@ -1,4 +1,4 @@
-"""Questions that are under way when a run is stopped: cut at once, and none after them."""
+"""Pending requests when a run is stopped: cut immediately, and no more are sent."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def until(holds, seconds: float = 60.0) -> None:
 
 @contextmanager
 def stopped_in(url: str, asked):
-    """Leaves a client while eight threads of it are asking; gives the seconds that that took."""
+    """Leaves a client while eight of its threads wait for answers; returns the seconds it took."""
     server = OpenAIServer(ModelReference(server=url, model="tiny"), timeout_seconds=100.0)
 
     def ask() -> None:
@@ -46,19 +46,19 @@ def stopped_in(url: str, asked):
 
 
 @pytest.mark.parametrize("misdeed", ["hang", "headers", "drip", "stall", "stream", "reset", 429])
-def test_leaving_cuts_what_is_asked_and_asks_no_more(misdeed):
-    """A server that says nothing, one that never ends, one that wants to be asked again."""
+def test_leaving_cuts_pending_requests_and_sends_no_more(misdeed):
+    """A server that sends nothing, one that never ends, one that requests retries."""
     with openai_server(text_of) as stand_in:
         stand_in.always, stand_in.retry_after = misdeed, "50"
         with stopped_in(stand_in.url, lambda: len(stand_in.requests) >= 8) as seconds:
             assert seconds < 2
             before = len(stand_in.requests)
-            time.sleep(1.5)  # a lost connection is tried again after 1.25 s at most
+            time.sleep(1.5)  # a lost connection is retried after 1.25 s at most
             assert len(stand_in.requests) == before
 
 
-def test_leaving_does_not_wait_for_connections_and_asks_nothing_through_them(monkeypatch):
-    """A connection that is being made can't be cut; it is cut once it is made."""
+def test_leaving_does_not_wait_for_connections_or_use_them(monkeypatch):
+    """A connection that is being opened can't be cut; it is cut once it is open."""
     left, begun, made = threading.Event(), [], []
     connect = socket.create_connection
 
@@ -80,7 +80,7 @@ def test_leaving_does_not_wait_for_connections_and_asks_nothing_through_them(mon
 
 
 def test_leaving_does_not_wait_for_a_handshake():
-    """A server that takes the connection and says nothing."""
+    """A server that accepts the connection and sends nothing."""
     with socket.create_server(("127.0.0.1", 0), backlog=16) as listening:
         url = "https://{}:{}/v1".format(*listening.getsockname())
         taken = []
@@ -98,8 +98,8 @@ def test_leaving_does_not_wait_for_a_handshake():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
-def test_a_run_whose_model_server_hangs_is_stopped_at_once(how, tmp_path):
-    """And continues with the next run."""
+def test_run_with_a_hanging_model_server_stops_immediately(how, tmp_path):
+    """The next run resumes it."""
     film = cached((Scene("red", 2.0), Scene("blue", 2.0)), size=(320, 240), rate=10)[0]
     with openai_server(lambda request: "a dog runs") as stand_in:
         stand_in.always = "hang"

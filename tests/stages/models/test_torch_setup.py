@@ -1,4 +1,4 @@
-"""torchvision imports in every process; the dtype follows what the machine computes natively."""
+"""torchvision imports in every process; the dtype is one that the machine supports natively."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def _run(code: str) -> str:
     return done.stdout
 
 
-def test_a_fresh_process_imports_torchvision_and_open_clip() -> None:
-    """Called twice, as two stages of one worker do."""
+def test_new_process_imports_torchvision_and_open_clip() -> None:
+    """Called twice, like two stages of one worker."""
     out = _run(
         "from clipmill.stages.models.torch_setup import prepare_torch\n"
         "prepare_torch(); prepare_torch()\n"
@@ -46,7 +46,7 @@ def test_a_fresh_process_imports_torchvision_and_open_clip() -> None:
     [("operator torchvision::nms does not exist", True), ("something else is wrong", False)],
 )
 def test_only_the_known_error_is_repaired(tmp_path, message: str, repaired: bool) -> None:
-    """A package that fails like the mismatched wheel is imported again; another error is shown."""
+    """A package that fails like the mismatched wheel is imported again; other errors are raised."""
     package = tmp_path / "torchvision"
     package.mkdir()
     (package / "__init__.py").write_text(
@@ -65,7 +65,7 @@ def test_only_the_known_error_is_repaired(tmp_path, message: str, repaired: bool
     assert out.strip() == ("True" if repaired else message)
 
 
-def test_a_torchvision_that_loads_is_left_alone(tmp_path) -> None:
+def test_working_torchvision_is_left_alone(tmp_path) -> None:
     (tmp_path / "torchvision.py").write_text("whole = True\n")
     out = _run(
         f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
