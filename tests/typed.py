@@ -105,7 +105,8 @@ class Shell:
         self._look()
 
     def _look(self) -> None:
-        """Records who holds the terminal; once is no proof, it may be about to start a program."""
+        """Records who holds the terminal; once proves nothing, because it may be about to start a
+        program."""
         holding = {}
         for pid, told in self._processes().items():
             if str(self._pid) in told.split()[:2]:

@@ -252,7 +252,7 @@ def named(cases: list[Case], names: Iterator[str] | tuple[str, ...]) -> list[Cas
 
 
 def write(folder: Path, cases: list[Case], neighbour_every: int = 10) -> list[Path]:
-    """Writes the files; returns the sound neighbours among them by name."""
+    """Writes the files; returns the intact files among them by name."""
     folder.mkdir(parents=True, exist_ok=True)
     for case in cases:
         case.make(folder / case.file)

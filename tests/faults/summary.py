@@ -1,4 +1,4 @@
-"""Tables for docs/reliability.md, made of what the fault tests wrote down.
+"""Tables for docs/reliability.md, from the log of the fault tests.
 
     CLIPMILL_FAULT_LOG=faults.jsonl make test-faults
     python -m tests.faults.summary faults.jsonl
@@ -22,7 +22,7 @@ Line = dict[str, Any]
 
 
 def log_path() -> Path:
-    """Where fault tests write: what the environment names, else a temporary file."""
+    """The log file of the fault tests: what the environment names, else a temporary file."""
     return Path(
         os.environ.get(LOG_VARIABLE)
         or Path(tempfile.gettempdir()) / f"clipmill-faults-{os.getpid()}.jsonl"
@@ -54,7 +54,7 @@ _FIRST_WAY = "default"
 
 
 def media_tables(lines: Sequence[Line]) -> str:
-    """What each file of the corpus ended as: by family with default settings, then by way."""
+    """The outcome of each file in the corpus: by family with default settings, then by mode."""
     parts = []
     first = [line for line in lines if line["way"] == _FIRST_WAY]
     if first:
@@ -174,7 +174,7 @@ PARTS: dict[str, Callable[[Sequence[Line]], str]] = {"kills": kill_tables, "medi
 
 
 def summary(lines: Sequence[Line]) -> str:
-    """All parts that the log has lines of."""
+    """All parts that are in the log."""
     parts = []
     for part, make in PARTS.items():
         of_part = [line for line in lines if line["part"] == part]

@@ -162,7 +162,7 @@ def cases() -> list[Case]:
 
 @pytest.fixture(scope="module")
 def corpus(cases, tmp_path_factory) -> tuple[Path, list[Path]]:
-    """The whole corpus as a folder, and the sound neighbours in it."""
+    """The whole corpus as a folder, and the intact files in it."""
     folder = tmp_path_factory.mktemp("corpus") / "files"
     return folder, write(folder, cases)
 

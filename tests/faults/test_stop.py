@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM end a run in order: its exit status, its record, nothing broken."""
+"""Ctrl-C and SIGTERM end a run cleanly: its exit status, its record, nothing broken."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def make_recipe(folder: Path, urls: list[str], pace_seconds: float) -> Path:
         ),
     ],
 )
-def test_stopped_run_ends_immediately_and_in_order(tmp_path, how, where):
+def test_stopped_run_ends_immediately_and_cleanly(tmp_path, how, where):
     """Even during a download, whose thread would continue for minutes; the next run resumes."""
     film = cached((Scene("red", 3.0), Scene("blue", 3.0)), size=(320, 240), rate=10)[0]
     data = film.read_bytes()

@@ -32,7 +32,7 @@ clipmill.jobs.cli.main()
 
 
 @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
-def test_signal_during_a_query_ends_a_command_in_order(sent: signal.Signals):
+def test_signal_during_a_query_ends_a_command_cleanly(sent: signal.Signals):
     root = Path(__file__).parents[2]
     with subprocess.Popen(
         [sys.executable, "-c", COMMAND],

@@ -40,7 +40,7 @@ class JobServer:
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
         self.asked.append(f"{request.method} {request.path}")
-        # Ray sends a token by itself if this process has started a cluster.
+        # Ray sends a token automatically if this process has started a cluster.
         if self.asked_for_token:
             return web.Response(status=401, text="Unauthorized: Missing authentication token")
         if request.path == "/api/version":

@@ -315,7 +315,7 @@ def test_impossible_settings_are_refused(settings):
 
 # Frames or seconds
 
-LENGTHS = [  # of at most 40 frames at 25 a second, and of one more
+LENGTHS = [  # of at most 40 frames at 25 per second, and of one more
     ("40", "41"),
     (40, 41),
     ("1.6s", "1.64s"),

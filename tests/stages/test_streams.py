@@ -63,7 +63,7 @@ def render(path: Path, colours: str, size=(96, 54), sound: bool = True, **option
 
 @functools.cache
 def stream(colours: str, height: int, sound: bool = True) -> dict[str, bytes]:
-    """The playlist and segments of a second each, by name."""
+    """The playlist and its segments of one second each, by name."""
     with tempfile.TemporaryDirectory() as text:
         folder = Path(text)
         render(

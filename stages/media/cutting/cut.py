@@ -107,7 +107,7 @@ def cut_clips_isolated(
     starts_at_seconds: float = 0.0,
     is_sound: bool = False,
 ) -> Iterator[CutResult]:
-    """Like `cut_clips`, in a helper process: a crash costs only this file's clips.
+    """Like `cut_clips`, in a helper process: a crash affects only this file's clips.
 
     Clips that were cut before a crash are kept; the others are tried once more.
     """

@@ -1,7 +1,8 @@
 """Reads untrusted files in a separate process, which may crash, hang or exhaust its memory.
 
-Decoders are written for well-formed files. Whatever a broken file does to them costs only this
-file: at its limits the process is killed, and the result is one failure of kind `crash`.
+Decoders are written for well-formed files. If a broken one crashes or hangs its decoder, only that
+file is affected: at its limits the process is killed, and the result is one failure of kind
+`crash`.
 
 A helper process is started if none is idle, is reused for the next file, and ends with the process
 that started it. It only imports decoders: no torch, no Ray, no database.

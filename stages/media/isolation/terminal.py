@@ -2,7 +2,7 @@
 
 A shell runs a command in the terminal's foreground process group, and Ray puts each worker in a
 separate group. If a program of such a group touches the terminal, as ffmpeg does if it is its
-standard input, the system stops the whole group, and the worker hangs for good.
+standard input, the system stops the whole group, and the worker hangs indefinitely.
 """
 
 from __future__ import annotations

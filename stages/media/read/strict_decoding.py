@@ -33,7 +33,7 @@ def be_alone(stream: VideoStream) -> None:
 def decoded(
     found: Iterator[av.Packet[Any]], complain: Callable[[str], None], *, strictly: bool
 ) -> Iterator[av.VideoFrame]:
-    """The frames of every packet that decodes; a damaged packet costs only its own frames.
+    """The frames of every packet that decodes; a damaged packet loses only its own frames.
 
     With `strictly`, raises Damaged at the first damage; otherwise passes the errors to `complain`.
     """

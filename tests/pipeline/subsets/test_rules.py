@@ -178,7 +178,7 @@ def test_cap_without_an_order_draws_by_seed(catalog, clips, tmp_path: Path):
 
 
 def test_quotas_differ_by_group(catalog, clips, tmp_path: Path):
-    """`*` stands for every other group; null is a group only if it is named."""
+    """`*` applies to every other group; null is a group only if it is named."""
     videos = videos_of(clips)
     there = Counter(videos[c.video]["language"] for c in clips)
     for quota, expected in (

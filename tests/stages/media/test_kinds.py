@@ -114,7 +114,7 @@ def test_both_stages_describe_a_cover_alike(tmp_path):
 
 
 def test_short_video_with_longer_sound_is_read_to_its_end(tmp_path: Path):
-    """Withheld frames are returned at the end of their own stream, not of another one."""
+    """Withheld frames are returned at the end of their stream, not of another one."""
     source, _ = cached((Scene("red", 0.2),), audio=True)
     data = source.read_bytes()
     row = read(tmp_path, remuxed(data, ".mkv"), ".mkv")
