@@ -52,7 +52,7 @@ def size(count: int | None) -> str:
 
 
 def hours(seconds: float) -> str:
-    """Hours, or minutes where they are few."""
+    """Hours, or minutes if there are few."""
     if seconds < 36_000:
         if seconds < 3600:
             return f"{seconds / 60:.1f} min"

@@ -45,7 +45,7 @@ class AestheticHead:
 
 
 def load_head(path: Path) -> AestheticHead:
-    """A head from a `.pth` or `.safetensors` file, in float64, folded where that is exact.
+    """A head from a `.pth` or `.safetensors` file, in float64, folded if that is exact.
 
     Raises UsageError if the file doesn't exist, ClipmillError if it holds no known head.
     """

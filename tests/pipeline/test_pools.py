@@ -59,7 +59,7 @@ def test_one_core_runs_everything_in_one_process():
     assert shape(plan_legs(recipe(), Machine(1, 0), 10)) == [[("fetch+decode+caption+embed", 1)]]
 
 
-def test_a_larger_machine_gets_more_workers_of_each():
+def test_larger_machine_gets_more_workers_of_each():
     (leg,) = plan_legs(recipe(), Machine(12, 0), 100)
     assert [pool.workers for pool in leg] == [4, 4, 4]
 
@@ -69,7 +69,7 @@ def test_no_more_workers_than_shards():
     assert [pool.workers for pool in leg] == [2, 2, 2]
 
 
-def test_a_fixed_number_of_workers_is_kept():
+def test_fixed_number_of_workers_is_kept():
     (leg,) = plan_legs(
         (step("fetch", Fetch, workers=2), step("decode", Decode)), Machine(8, 0), 100
     )

@@ -492,7 +492,7 @@ def test_invalid_rules_are_refused(catalog, tmp_path: Path, rule: dict, told: li
         assert all(part in said for part in told)
 
 
-def test_an_expression_may_end_in_a_comment(catalog, clips, tmp_path: Path):
+def test_expression_may_end_in_a_comment(catalog, clips, tmp_path: Path):
     rules = [
         {"where": "similarity > 0.25 -- good"},
         {"percentile": {"column": "aesthetic -- nice", "top": 50}},
