@@ -39,7 +39,7 @@ FINE = "fine"
 
 
 class Ticket(NamedTuple):
-    """What a picture belongs to: a clip of the batch, a caption scale, a time."""
+    """What a picture belongs to: a clip in the batch, a caption scale, a time."""
 
     clip_id: str
     scale: str
@@ -213,7 +213,7 @@ class CaptionFrames(GeneratingStage):
         return rows.table()
 
     def _look_at(self, row: Mapping[str, Any]) -> _Clip:
-        """Which of a clip's frames to caption, and whose text the others get."""
+        """Which of a clip's frames to caption, and which frames share a caption."""
         clip = _Clip(row["clip_id"])
         frames = row["frames"] or []
         if not frames:
@@ -295,7 +295,7 @@ class _Clip:
 
 
 def usable(ticket: Ticket, texts: Mapping[Hashable, str | RowFailed]) -> str:
-    """The tidied text of a ticket; RowFailed if it can't be used."""
+    """The cleaned text of a ticket; RowFailed if it can't be used."""
     text = texts[ticket]
     where = f"{ticket.scale} caption at {ticket.seconds:.3f} s"
     if isinstance(text, RowFailed):

@@ -125,7 +125,7 @@ class DownloadVideos(DownloadSettings):
                 try:
                     return self._transform(table, pool, downloader, store, workspace)
                 except BaseException:
-                    # The run ends (Ctrl-C, a full disk); other downloads may take hours.
+                    # The run is ending (Ctrl-C, a full disk), and other downloads may take hours.
                     is_waited_for = False
                     raise
 
@@ -146,7 +146,7 @@ class DownloadVideos(DownloadSettings):
         running = [pool.submit(downloader.bring, row) for row in rows]
         out = Rows(self)
         try:
-            # In source order, so that of two equal files it is always the first that stays.
+            # In source order, so that of two equal files always the first one is kept.
             for row, future in zip(rows, running, strict=True):
                 self._settle(row, future, out, store, workspace)
         finally:

@@ -67,7 +67,7 @@ def resource(default: Any, **details: Any) -> Any:
 
 
 def _identity(value: Any) -> Any:
-    """A setting's value as it affects the result: models and files count by their content."""
+    """A setting's value for the fingerprint: models and files count by their content."""
     if isinstance(value, ModelReference | DataFile):
         return value.identity()
     if isinstance(value, list | tuple):
@@ -131,7 +131,7 @@ class Stage(BaseModel):
         return self.reads
 
     def frames_picked(self) -> tuple[FramePick, ...]:
-        """The kept frames of each clip that this stage wants, with its settings."""
+        """The kept frames of each clip that this stage needs, with its settings."""
         return self.frames
 
     def steps(self) -> tuple[Stage, ...]:
@@ -139,7 +139,7 @@ class Stage(BaseModel):
         return (self,)
 
     def check_upstream(self, before: Mapping[str, Stage]) -> None:
-        """ValueError if this stage doesn't go with those before it in the recipe, by label."""
+        """ValueError if this stage doesn't fit those before it in the recipe, by label."""
 
     def references(self) -> dict[str, ModelReference | DataFile]:
         """Every model and data file that the settings name, by setting."""
@@ -154,7 +154,7 @@ class Stage(BaseModel):
         return {}
 
     def identity(self) -> dict[str, Any]:
-        """What decides this stage's results: non-default settings that are not resources."""
+        """All that determines this stage's results: non-default settings that are not resources."""
         found = {}
         for name, info in type(self).model_fields.items():
             extra = info.json_schema_extra

@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, model_validator
 
 from clipmill.stages.media.isolation.progress import LargeFile
 
-# What is read from a model's folder for its identity: all that could change its output.
+# Files of a model's folder that count for its identity: all that could change its output.
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
 PACKAGE = "package:"
 _WEB = ("http://", "https://")
@@ -36,7 +36,7 @@ def _file_sha256(path: str, size: int, modified: int) -> str:
 
 
 def file_sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes; remembered while size and time of the file stay."""
+    """SHA-256 of a file's bytes, cached while its size and time are unchanged."""
     status = path.stat()
     return _file_sha256(str(path), status.st_size, status.st_mtime_ns)
 
@@ -57,10 +57,10 @@ def packaged_path(text: str) -> Path:
     """
     name, _, rest = text.removeprefix(PACKAGE).partition("/")
     if name == "jobs":
-        name = "clipmill.jobs"  # so named in recipes for releases before 0.2
+        name = "clipmill.jobs"  # the name in recipes for releases before 0.2
     try:
         spec = importlib.util.find_spec(name) if name.replace(".", "").isidentifier() else None
-    except ModuleNotFoundError:  # of the package that it would be in
+    except ModuleNotFoundError:  # of its parent package
         spec = None
     folder = next(iter(spec.submodule_search_locations or ()), None) if spec else None
     if folder is None or not rest:
@@ -69,7 +69,7 @@ def packaged_path(text: str) -> Path:
 
 
 class DataFile(BaseModel):
-    """A file of settings (a vocabulary, a head's weights) that counts by its content.
+    """A file in settings (a vocabulary, a head's weights) that counts by its content.
 
     Either `path` is set, or `url` with the file's `sha256`; as text `URL#sha256=HEX`.
     """
@@ -121,7 +121,7 @@ class DataFile(BaseModel):
         return "sha256:" + file_sha256(path) if path.is_file() else "missing:" + path.name
 
     def relative_to(self, folder: Path) -> DataFile:
-        """The same file with its path read from `folder` where it is relative."""
+        """The same file; a relative path is resolved from `folder`."""
         if self.path is None:
             return self
         return DataFile(path=str((folder / self.path).resolve()))
@@ -192,7 +192,7 @@ class ModelReference(BaseModel):
         return f"{self.hub}@{self.revision}" if self.revision else str(self.hub)
 
     def relative_to(self, folder: Path) -> ModelReference:
-        """The same model with a relative folder read from `folder`."""
+        """The same model; a relative folder is resolved from `folder`."""
         if self.folder is None:
             return self
         return self.model_copy(update={"folder": str((folder / self.folder).resolve())})

@@ -71,10 +71,10 @@ class ScanVideos(ReadingStage):
     """
 
     name: ClassVar[str] = "scan_videos"
-    # 2: times that go back, interlaced video read exactly, spans of turned video.
-    # 3: the container's start time is second 0; mirrored pictures are shown mirrored;
-    # high dynamic range is tone-mapped; borders are cropped, pixels square; times in which nothing
-    # is there; the right frames of files whose key frames need others; damaged files.
+    # 2: decreasing timestamps, interlaced video in exact mode, spans of rotated video. 3: the
+    # container's start time is second 0; mirrored pictures are shown mirrored; high dynamic range
+    # is tone-mapped; borders are cropped, pixels square; holes; the right frames of files whose
+    # key frames depend on others; damaged files.
     version: ClassVar[int] = 3
     key: ClassVar[str] = "video_id"
     reads: ClassVar[tuple[str, ...]] = (
@@ -86,7 +86,7 @@ class ScanVideos(ReadingStage):
     writes: ClassVar[pa.Schema] = SCANS
     more_tables: ClassVar[dict[str, pa.Schema]] = {"frames": FRAMES}
     error_kind: ClassVar[ErrorKind] = "bad_media"
-    # The decoder has a separate process; this is for what else may happen to the worker.
+    # The decoder has a separate process; this is for anything else that happens to the worker.
     fragile: ClassVar[bool] = True
 
     exact: bool = Field(False, description="read and scale exactly as PySceneDetect's command")

@@ -80,6 +80,6 @@ class ScoreAesthetic(Stage):
                 "of that model (512: ViT-B/32 and B/16, 768: ViT-L/14)"
             )
         with np.errstate(all="ignore"):
-            # As it is stored: what is finite here may not be as a shorter number.
+            # As stored: a finite number may overflow the shorter type.
             score = float(np.float32(_OVER_FRAMES[self.over_frames](head(frames))))
         return (score, None) if np.isfinite(score) else (None, "the score is not finite")

@@ -114,7 +114,7 @@ class ScoreSimilarity(EmbedderStage):
 
     @staticmethod
     def _texts(batch: pa.Table, column: str, count: int) -> list[list[str]]:
-        """Per clip the texts of a scale; none where a text is null, empty or not in the recipe."""
+        """The texts of a scale by clip, without those that are null, empty or not in the recipe."""
         if column not in batch.column_names:
             return [[]] * count
         found = []

@@ -72,9 +72,9 @@ _LENGTH_OF_TIME = re.compile(
     r"(?P<frames>\d+)|(?P<seconds>\d+(\.\d+)?)\s?s?"
     r"|(\d+:)?[0-5]?\d:[0-5]?\d(\.\d+)?"
 )
-# The largest threshold that each detector's scores can pass.
+# The largest possible score of each detector, so the largest useful threshold.
 _MOST = {"content": 255.0, "adaptive": 255.0, "threshold": 255.0, "histogram": 1.0, "hash": 1.0}
-# What sums of decimal seconds may be off by.
+# Possible rounding error in sums of decimal seconds.
 _SMALLEST_SECONDS = 1e-9
 
 
@@ -218,7 +218,7 @@ class SplitClips(ReadingStage):
     @field_validator("min_scene_len", "min_out_length", mode="before")
     @classmethod
     def _one_spelling(cls, value: Any) -> Any:
-        """A whole number is frames, any other number seconds, as PySceneDetect takes them."""
+        """An integer is frames, any other number seconds, as in PySceneDetect."""
         if isinstance(value, int | float) and not isinstance(value, bool):
             value = str(value)
         found = _LENGTH_OF_TIME.fullmatch(value.strip()) if isinstance(value, str) else None
@@ -249,7 +249,7 @@ class SplitClips(ReadingStage):
         return self
 
     def steps(self) -> tuple[Stage, ...]:
-        """The decode pass, with just the settings that change what it keeps, and this stage."""
+        """The decode pass, with only the settings that change what it keeps, and this stage."""
         edges = self.detector in ("content", "adaptive") and self._edges_count
         scan = ScanVideos(
             exact=self.exact,
@@ -344,7 +344,8 @@ class SplitClips(ReadingStage):
         ]
 
     def _early_ends(self, row: dict[str, Any]) -> dict[int, float]:
-        """Frames before which there is nothing to be seen, with the time from which on."""
+        """Frames preceded by a hole or a held picture, with the time at which the shot before
+        ends."""
         seconds = row["seconds"]
         ends = {
             bisect.bisect_left(seconds, hole["end_seconds"] - _SMALLEST_SECONDS): hole[
@@ -360,7 +361,7 @@ class SplitClips(ReadingStage):
         return ends
 
     def _cuts(self, row: dict[str, Any]) -> list[int]:
-        # Here, because PySceneDetect takes half a second to import.
+        # Imported here, because PySceneDetect takes half a second.
         from clipmill.stages.media.read.detectors import (
             DEFAULT_THRESHOLDS,
             DetectorSettings,
@@ -405,7 +406,7 @@ class SplitClips(ReadingStage):
         ]
 
     def _without_corrupt(self, parts: list[Part], row: dict[str, Any]) -> list[Part]:
-        """The clips with their corrupt pictures counted; those with too many bear the rule."""
+        """The clips with their corrupt pictures counted; those with too many get the rule."""
         times = row.get("corrupt_seconds")
         if not times:
             return parts
@@ -441,7 +442,7 @@ def _equal_parts(part: Part, count: int, seconds: Sequence[float]) -> list[Part]
     length = (part.end_seconds - part.start_seconds) / count
     starts = [part.start_seconds + length * i - _SMALLEST_SECONDS for i in range(1, count)]
     edges = [bisect.bisect_left(seconds, start, part.first, part.last) for start in starts]
-    # Fewer parts than asked for where frames are too far apart.
+    # Fewer parts than requested if frames are too far apart.
     edges = [part.first, *sorted({e for e in edges if part.first < e < part.last}), part.last]
     times = [part.start_seconds, *(seconds[e] for e in edges[1:-1]), part.end_seconds]
     return [
@@ -457,7 +458,7 @@ def _equal_parts(part: Part, count: int, seconds: Sequence[float]) -> list[Part]
 
 
 def _given_shot(row: dict[str, Any], span: dict[str, Any]) -> Part:
-    """A given span, cut down to the video; one that holds no frame of it is dropped by rule."""
+    """A given span, limited to the video; one without a frame is dropped by rule."""
     seconds = row["seconds"]
     start = span["start_seconds"]
     end = span["end_seconds"]
@@ -481,7 +482,7 @@ def _given_shot(row: dict[str, Any], span: dict[str, Any]) -> Part:
 
 
 def _without_repeats(video_id: str, clips: list[list[Part]]) -> list[list[Part]]:
-    """Spans that were given twice give one clip, because a clip's id is its time."""
+    """Without repeated spans, because a clip's id is its time."""
     seen: set[str] = set()
     result = []
     for parts in clips:
@@ -515,7 +516,7 @@ def _shot_row(row: dict[str, Any], number: int, shot: Part, parts: list[Part]) -
 
 
 def _clip_row(row: dict[str, Any], number: int, part: Part) -> dict[str, Any]:
-    # The difference at the first frame is to the frame before the cut.
+    # The difference at the first frame is that across the cut.
     motion = [m for m in row["motion"][part.first + 1 : part.last] if m is not None]
     return {
         "clip_id": clip_id(row["video_id"], part.start_seconds, part.end_seconds),
@@ -543,7 +544,7 @@ def _clip_row(row: dict[str, Any], number: int, part: Part) -> dict[str, Any]:
 
 
 def _inside(times: Sequence[float], part: Part) -> Sequence[float]:
-    """Those of the ascending times that lie in the part."""
+    """The ascending times that are in the part."""
     return times[
         bisect.bisect_left(times, part.start_seconds - _SMALLEST_SECONDS) : bisect.bisect_left(
             times, part.end_seconds - _SMALLEST_SECONDS

@@ -64,7 +64,7 @@ class SummarizeCaptions(GeneratingStage):
     """
 
     name: ClassVar[str] = "summarize_captions"
-    # 2: one track speaks for a video, and gives a clip the words that are said in it.
+    # 2: one subtitle track is used per video, and a clip gets the words said in it.
     version: ClassVar[int] = 2
     writes: ClassVar[pa.Schema] = SUMMARIES
 
@@ -142,7 +142,7 @@ class SummarizeCaptions(GeneratingStage):
             yield lambda table: self.transform(table, model)
 
     def transform(self, table: pa.Table, model: TextModel) -> pa.Table:
-        """One row a clip."""
+        """One row per clip."""
         rows = Rows(self)
         prompts: dict[str, str] = {}
         for row in table.to_pylist():
@@ -164,7 +164,7 @@ class SummarizeCaptions(GeneratingStage):
         limit = self.max_prompt_tokens or model.longest_prompt
         if limit is None or model.count_tokens(prompt) <= limit:
             return prompt
-        # The largest number of lines that fits, by halving the range.
+        # The largest number of lines that fits, by bisection.
         fits, too_many = 0, material.lines
         while too_many - fits > 1:
             middle = (fits + too_many) // 2
@@ -273,5 +273,5 @@ def spread(items: Sequence[Any], count: int) -> tuple[Any, ...]:
 def spoken(
     subtitles: Lines, start_seconds: float, end_seconds: float | None, language: str | None = None
 ) -> tuple[str, ...]:
-    """Lines said within the span, from the track that speaks for a video in this language."""
+    """Lines said within the span, from the video's track for this language."""
     return said_within(speaking_track(subtitles, language), start_seconds, end_seconds)

@@ -160,7 +160,7 @@ class TagClips(EmbedderStage):
 
 
 def read_vocabulary(path: Path) -> list[str]:
-    """The tags of a file, each once, in its order; UsageError where there are none."""
+    """The tags of a file in order, without duplicates; UsageError if there are none."""
     try:
         lines = path.read_text("utf-8-sig").splitlines()
     except OSError as error:

@@ -59,7 +59,7 @@ class TakeGivenScore(Stage):
         if given is None:
             return None, f"the source gives no {self.column} with this clip"
         try:
-            # Python reads 1_0 as ten; nobody publishes numbers so.
+            # Python parses 1_0 as ten, but nobody publishes numbers like that.
             score = float(given.replace("_", " "))
         except ValueError:
             return None, f"{self.column} is {given[:100]!r}, which is not a number"
@@ -70,7 +70,7 @@ class TakeGivenScore(Stage):
         return score, None
 
     def _is_whole(self, row: dict[str, Any], span: dict[str, Any]) -> bool:
-        """Whether the clip is this span; a span without an end goes to the end of the video."""
+        """Whether the clip equals this span; a span without an end ends with the video."""
         start, end = span["start_seconds"] or 0.0, span["end_seconds"]
         return abs(row["start_seconds"] - start) <= self.tolerance_seconds and (
             end is None or abs(row["end_seconds"] - end) <= self.tolerance_seconds
