@@ -9,8 +9,17 @@ STAMP := $(VENV)/.clipmill-setup
 UNPACKED := build/unpacked
 # Tests wait for servers, limits and processes about as long as they compute.
 TEST_WORKERS ?= 4
+# The newest Python of this machine that the libraries have wheels for; pyenv hides its own.
+NEWEST ?= $(firstword $(foreach name,$(foreach version,3.14 3.13 3.12,\
+  python$(version) $(wildcard $(HOME)/.pyenv/versions/$(version).*/bin/python)) $(PYTHON),\
+  $(if $(shell $(name) -c 'print(1)' 2>/dev/null),$(name))))
+NEWEST_VENV := .venv-newest
+# Tests of what needs no models, on an installed wheel; with the files that they read, as text.
+WHEEL_TESTS := tests/jobs tests/pipeline tests/schemas tests/test_api.py
+TREE := tests docs jobs pipeline schemas stages constraints.txt pyproject.toml README.md
 
-.PHONY: setup demo test test-slow test-faults check format docs lock models bench clean help
+.PHONY: setup setup-newest demo test test-slow test-faults test-wheel check wheel format docs lock \
+  models bench clean help
 
 help:  ## lists the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -37,12 +46,31 @@ test-slow: setup  ## runs tests that take minutes: every real file, both engines
 test-faults: setup  ## runs kills, full disks and broken media, at random (half an hour)
 	$(BIN)/python -m pytest -m faults
 
-check: setup  ## runs linters, and checks the types and import rules of what is installed
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check --quiet .
+setup-newest: $(NEWEST_VENV)/.clipmill-setup  ## the same for test-wheel, on the newest Python here
+
+$(NEWEST_VENV)/.clipmill-setup: pyproject.toml constraints.txt
+	$(NEWEST) -m venv --clear $(NEWEST_VENV)
+	$(NEWEST_VENV)/bin/python -m pip install --quiet $(PIP_ARGS) --constraint constraints.txt \
+	  '.[run,test]'
+	touch $@
+
+test-wheel: wheel setup-newest  ## tests the wheel, without models, on the newest Python here
+	$(NEWEST_VENV)/bin/python --version
+	$(NEWEST_VENV)/bin/python -m pip install --quiet --no-deps --no-index --force-reinstall \
+	  build/wheel/clipmill-*.whl
+	rm -rf build/tests && mkdir -p build/tests
+	cp -r $(TREE) build/tests/
+	cd build/tests && $(CURDIR)/$(NEWEST_VENV)/bin/python -m pytest \
+	  -m 'not slow and not faults' -n $(TEST_WORKERS) --dist worksteal $(WHEEL_TESTS)
+
+wheel: setup
 	rm -rf build
 	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir build/wheel .
 	$(BIN)/python -m zipfile -e build/wheel/clipmill-*.whl $(UNPACKED)
+
+check: wheel  ## runs linters, and checks the types and import rules of what is installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check --quiet .
 	cd $(UNPACKED) && $(CURDIR)/$(BIN)/lint-imports --config $(CURDIR)/pyproject.toml
 	cd $(UNPACKED) && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml \
 	  --cache-dir $(CURDIR)/.mypy_cache -p clipmill
@@ -75,5 +103,5 @@ lock:  ## pins the newest versions that work together, from a fresh environment
 	mv constraints.new constraints.txt
 	rm -rf .lock-venv
 
-clean:  ## the environment and the demo's dataset
-	rm -rf $(VENV) demo-dataset
+clean:  ## the environments and the demo's dataset
+	rm -rf $(VENV) $(NEWEST_VENV) build demo-dataset

@@ -245,7 +245,7 @@ def _on_terminal(code: str, columns: int) -> str:
 def test_80_columns_are_enough(truth: Truth):
     """Status is a grid; rows that are too wide for one become blocks, one line per column."""
     shown = _on_terminal(
-        "from pathlib import Path\nfrom jobs import query\n"
+        "from pathlib import Path\nfrom clipmill.jobs import query\n"
         f"d = Path({str(truth.path)!r})\nquery.print_status(d)\n"
         "query.run_sql(d, 'SELECT * FROM clips LIMIT 1')\n"
         "query.run_sql(d, \"SELECT repeat('x', 900) AS text\")\n",

@@ -149,7 +149,7 @@ def test_failed_job_exits_with_1_and_its_message(words, head):
 
 def test_unreachable_cluster_is_reported(words):
     data = words("a")
-    done = submit(data, "http://127.0.0.1:9", dict(os.environ))
+    done = submit(data, "http://127.0.0.1:9", dict(os.environ), "--environment", "cluster")
     assert done.returncode == 1
     assert "http://127.0.0.1:9" in done.stderr
     assert "Traceback" not in done.stderr
