@@ -231,7 +231,7 @@ class ClipDataset(Dataset[dict[str, Any]]):
         return sample
 
     def _numbers(
-        self, video: _Video, row: dict[str, Any], chance: np.random.Generator
+        self, video: _OpenVideo, row: dict[str, Any], chance: np.random.Generator
     ) -> np.ndarray:
         """Which frames of the video to take: those that are shown at the wanted times."""
         start, end = row["start_seconds"], row["end_seconds"]
@@ -248,7 +248,7 @@ class ClipDataset(Dataset[dict[str, Any]]):
 
     # -- open videos --------------------------------------------------------------------------
 
-    def _video(self, path: str, starts_at_seconds: float | None) -> _Video:
+    def _video(self, path: str, starts_at_seconds: float | None) -> _OpenVideo:
         if self._process != os.getpid():
             _inherited.append(self._videos)
             self._forget_open_files()
@@ -258,13 +258,15 @@ class ClipDataset(Dataset[dict[str, Any]]):
             while len(self._videos) >= self.readers:
                 self._videos.popitem(last=False)
             # Workers share the processors already.
-            video = _Video(file, starts_at_seconds, threads=0 if get_worker_info() is None else 1)
+            video = _OpenVideo(
+                file, starts_at_seconds, threads=0 if get_worker_info() is None else 1
+            )
         self._videos[path] = video
         return video
 
     def _forget_open_files(self) -> None:
         self._rows = None
-        self._videos: OrderedDict[str, _Video] = OrderedDict()
+        self._videos: OrderedDict[str, _OpenVideo] = OrderedDict()
         self._process = os.getpid()
 
     def _count(self, row: dict[str, Any], problem: RowFailed) -> None:
@@ -284,7 +286,7 @@ class ClipDataset(Dataset[dict[str, Any]]):
         self._forget_open_files()
 
 
-class _Video:
+class _OpenVideo:
     """An open video: its frames' times, and their pixels on demand."""
 
     def __init__(self, path: Path, starts_at_seconds: float | None, *, threads: int) -> None:

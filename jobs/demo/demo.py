@@ -97,7 +97,7 @@ def _render(world: Path) -> list[Film]:
     return films
 
 
-class _Handler(http.server.SimpleHTTPRequestHandler):
+class _PageHandler(http.server.SimpleHTTPRequestHandler):
     def log_message(self, *arguments: object) -> None:
         pass  # a line per request would hide the progress
 
@@ -107,7 +107,7 @@ def _server(world: Path) -> http.server.ThreadingHTTPServer:
     remembered = world / "port.txt"
 
     def at(port: int) -> http.server.ThreadingHTTPServer:
-        handler = functools.partial(_Handler, directory=str(world / "served"))
+        handler = functools.partial(_PageHandler, directory=str(world / "served"))
         return http.server.ThreadingHTTPServer(("127.0.0.1", port), handler)
 
     if remembered.exists():

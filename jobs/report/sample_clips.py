@@ -64,7 +64,7 @@ class SampleGroup:
 
 
 @dataclass(frozen=True)
-class _Wanted:
+class _GroupIds:
     """A group before its clips are read: their ids, each with a note."""
 
     title: str
@@ -132,12 +132,12 @@ def _by_chance(seed: int) -> str:
 
 def _at_random(
     connection: duckdb.DuckDBPyConnection, selection: ReportTables, count: int, seed: int
-) -> _Wanted:
+) -> _GroupIds:
     rows = connection.execute(
         f"SELECT clip_id FROM report_clips WHERE {selection.chosen} "
         f"ORDER BY {_by_chance(seed)}, clip_id LIMIT {count}"
     ).fetchall()
-    return _Wanted(
+    return _GroupIds(
         "At random",
         f"Every clip is equally likely; seed {seed}.",
         [(clip, None) for (clip,) in rows],
@@ -150,7 +150,7 @@ SIGNS = {">=": "≥", "<=": "≤", ">": ">", "<": "<"}
 
 def _at_threshold(
     connection: duckdb.DuckDBPyConnection, threshold: RuleThreshold, count: int
-) -> _Wanted:
+) -> _GroupIds:
     """The subset's clips next to a threshold, and those just beyond it."""
     clips: list[tuple[str, str | None]] = []
     missing = ""
@@ -167,7 +167,7 @@ def _at_threshold(
         clips += [(clip, f"{said}: {number(value)}") for clip, value in rows]
         if not rows:
             missing = "; none is in the subset" if said == _IN else "; there are none beyond it"
-    return _Wanted(
+    return _GroupIds(
         f"{threshold.column} {SIGNS[threshold.operator]} {number(threshold.value)}",
         f"The clips nearest to this threshold of rule {threshold.rule} ({threshold.says}), both in "
         f"the subset and left out of it{missing}.",
@@ -175,7 +175,7 @@ def _at_threshold(
     )
 
 
-def _at_ends(connection: duckdb.DuckDBPyConnection, column: Column, count: int) -> _Wanted:
+def _at_ends(connection: duckdb.DuckDBPyConnection, column: Column, count: int) -> _GroupIds:
     clips: list[tuple[str, str | None]] = []
     for direction, n, said in (
         ("ASC", count // 2, "lowest"),
@@ -189,7 +189,7 @@ def _at_ends(connection: duckdb.DuckDBPyConnection, column: Column, count: int) 
     shown: dict[str, str | None] = {}
     for clip, note in clips:  # with few clips, one may be both
         shown.setdefault(clip, note)
-    return _Wanted(
+    return _GroupIds(
         f"{column.name}: lowest and highest",
         f"The ends of {column.name} over all clips.",
         list(shown.items()),

@@ -74,7 +74,7 @@ def update_index(
             if not keep_former:
                 drop_index(dataset)
             return None
-        report = _Writer(catalog, part_clips, keep_former).write()
+        report = _IndexUpdate(catalog, part_clips, keep_former).write()
     if report is None and not keep_former:
         drop_index(dataset)
     return report
@@ -99,7 +99,7 @@ def index_problem(dataset: Path) -> str | None:
     return None
 
 
-class _Writer:
+class _IndexUpdate:
     """One update of the index."""
 
     def __init__(self, catalog: Catalog, part_clips: int, keep_former: bool) -> None:

@@ -203,7 +203,7 @@ _CLIP_SOURCES = {
 
 
 @dataclass(frozen=True)
-class _Joined:
+class _ViewColumn:
     """One column of a wide view: its name there, and where it comes from."""
 
     name: str
@@ -224,17 +224,19 @@ def primary(steps: Iterable[StepTable], name: str) -> StepTable | None:
     return found[0] if len(found) == 1 and found[0].score is None else None
 
 
-def _provided(steps: Sequence[StepTable], level: str, promised: Columns) -> list[_Joined]:
+def _provided(steps: Sequence[StepTable], level: str, promised: Columns) -> list[_ViewColumn]:
     """Which step gives which column of a view, promised ones first, then the further ones."""
     names = {name for name, _ in promised}
-    found: dict[str, _Joined] = {}
-    further: list[_Joined] = []
+    found: dict[str, _ViewColumn] = {}
+    further: list[_ViewColumn] = []
     taken: set[str] = set()
     roles = {name: primary(steps, name) for name in _CLIP_SOURCES} if level == "clip_id" else {}
     for name, step in roles.items():
         if step is not None:
             taken.add(step.step)
-            found.update((column, _Joined(column, step, column)) for column in _CLIP_SOURCES[name])
+            found.update(
+                (column, _ViewColumn(column, step, column)) for column in _CLIP_SOURCES[name]
+            )
     base = {"download_videos", "scan_videos", "split_clips", "embed_clips"}
     used = names | {name for name, _ in (*CLIPS_VIDEO_COLUMNS, *CLIPS_SPLIT_COLUMNS)}
     for step in steps:
@@ -250,13 +252,13 @@ def _provided(steps: Sequence[StepTable], level: str, promised: Columns) -> list
             elif not renamed and column in names and column not in found and not step.is_built_in:
                 # A custom stage in the place of a built-in one that the recipe lacks.
                 if column in {c for cs in _CLIP_SOURCES.values() for c in cs}:
-                    found[column] = _Joined(column, step, column)
+                    found[column] = _ViewColumn(column, step, column)
                     continue
                 shown = f"{step.stage}_{column}"
             else:
                 shown = f"{step.stage}_{column}" if renamed or column in used else column
             used.add(shown)
-            further.append(_Joined(shown, step, column))
+            further.append(_ViewColumn(shown, step, column))
     return [*found.values(), *further]
 
 
@@ -290,7 +292,7 @@ def _beside(table: StepTable, key: str, names: Iterable[str], alias: str) -> str
     )
 
 
-def _wide(base: str, key: str, columns: list[tuple[str, str]], joined: list[_Joined]) -> str:
+def _wide(base: str, key: str, columns: list[tuple[str, str]], joined: list[_ViewColumn]) -> str:
     """`base` joined with the tables that `joined` names, by `key`."""
     steps = list({column.table.step: column.table for column in joined}.values())
     parts = []
@@ -314,7 +316,7 @@ def video_rows(steps: Sequence[StepTable]) -> str:
         and _CORRUPT in scanned.schema.names
         and all(column.name != _CORRUPT for column in further)
     ):
-        further.append(_Joined(_CORRUPT, scanned, _CORRUPT))
+        further.append(_ViewColumn(_CORRUPT, scanned, _CORRUPT))
     if download is None:
         return empty(
             (
@@ -364,7 +366,7 @@ def doubled_groups(parts: Sequence[str]) -> str:
     )
 
 
-def _expressions(joined: list[_Joined]) -> list[tuple[str, str]]:
+def _expressions(joined: list[_ViewColumn]) -> list[tuple[str, str]]:
     numbers = {step: n for n, step in enumerate(dict.fromkeys(c.table.step for c in joined))}
     return [(c.name, f"t{numbers[c.table.step]}.{quoted(c.column)}") for c in joined]
 

@@ -205,7 +205,7 @@ def python_messages(log: RunLog) -> Iterator[None]:
 
     They still go where they went before.
     """
-    handler = _Handler(log)
+    handler = _MessageHandler(log)
     root = logging.getLogger()
     shown = warnings.showwarning
 
@@ -236,7 +236,7 @@ def python_messages(log: RunLog) -> Iterator[None]:
             warnings.showwarning = shown
 
 
-class _Handler(logging.Handler):
+class _MessageHandler(logging.Handler):
     """Writes records to a run's log; without another handler they are also shown as usual."""
 
     def __init__(self, log: RunLog) -> None:
@@ -261,7 +261,9 @@ class _Handler(logging.Handler):
                 traceback=bounded_traceback(error) if error else None,
             )
         others = [
-            other for other in logging.getLogger().handlers if not isinstance(other, _Handler)
+            other
+            for other in logging.getLogger().handlers
+            if not isinstance(other, _MessageHandler)
         ]
         last = logging.lastResort
         if not others and last is not None and record.levelno >= last.level:

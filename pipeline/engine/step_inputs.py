@@ -67,7 +67,7 @@ def read_group(
 
 
 @dataclass
-class _Joined:
+class _JoinedRows:
     """Kept rows of one upstream step over a shard's whole group, looked up by key."""
 
     table: pa.Table
@@ -83,7 +83,7 @@ def _load(
     group: Sequence[str],
     key: str,
     columns: list[str],
-) -> _Joined:
+) -> _JoinedRows:
     folder, schema = step_folder(plan, dataset, label), step_schema(plan, label)
     wanted = dict.fromkeys([key, "video_id", *columns, "rejection", "error"])
     names = [name for name in wanted if name in schema.names]
@@ -99,7 +99,7 @@ def _load(
         if parts
         else pa.schema([schema.field(name) for name in names]).empty_table()
     )
-    return _Joined(table, {k: i for i, k in enumerate(table[key].to_pylist())}, kept)
+    return _JoinedRows(table, {k: i for i, k in enumerate(table[key].to_pylist())}, kept)
 
 
 def _unchanged(before: Sequence[pa.Table], part: pa.Table, key: str) -> frozenset[str]:

@@ -70,7 +70,7 @@ def internvid_lines(request: ExportRequest, unit: Unit) -> Iterator[bytes]:
 
 
 @dataclass(frozen=True)
-class _Video:
+class _VideoClips:
     """A video's clips in time order, with what was said in each."""
 
     facts: dict[str, Any]
@@ -89,7 +89,7 @@ def documents(
     together = 2 if request.interleaving.documents == "c" else 1
 
     def stream(begin: Position) -> Iterator[tuple[Position, bytes]]:
-        waiting: list[_Video] = []
+        waiting: list[_VideoClips] = []
         position = begin
         for at, unit in enumerate(units):
             if at >= begin[0]:
@@ -109,7 +109,7 @@ def documents(
     return stream
 
 
-def _videos(request: ExportRequest, unit: Unit) -> Iterator[_Video]:
+def _videos(request: ExportRequest, unit: Unit) -> Iterator[_VideoClips]:
     rows: list[dict[str, Any]] = []
     # With those that failed: the subtitles stand with a video's first clip.
     for row in records(read_unit(request, unit, failed=True)):
@@ -121,12 +121,12 @@ def _videos(request: ExportRequest, unit: Unit) -> Iterator[_Video]:
         yield from _video(rows)
 
 
-def _video(rows: list[dict[str, Any]]) -> Iterator[_Video]:
+def _video(rows: list[dict[str, Any]]) -> Iterator[_VideoClips]:
     clips = [row for row in rows if row.get(KIND) is None]
     if clips:
         lines = with_words(rows[0].get(SUBTITLES), rows[0].get(SUBTITLE_WORDS))
         track = speaking_track(lines, rows[0]["language"])
-        yield _Video(rows[0], clips, _spoken(clips, track))
+        yield _VideoClips(rows[0], clips, _spoken(clips, track))
 
 
 def _spoken(clips: list[dict[str, Any]], track: Lines) -> list[str]:
@@ -159,7 +159,7 @@ def _spoken(clips: list[dict[str, Any]], track: Lines) -> list[str]:
     return [" ".join(texts) for texts in said]
 
 
-def _document(request: ExportRequest, videos: list[_Video]) -> bytes:
+def _document(request: ExportRequest, videos: list[_VideoClips]) -> bytes:
     named = ("video_id", "url", "title", "language", "license", "extractor", "source_id")
     items: list[dict[str, Any]] = []
     for video in videos:

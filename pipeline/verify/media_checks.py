@@ -47,7 +47,7 @@ class _Place:
 
 
 @dataclass(frozen=True)
-class _Video:
+class _VideoRow:
     """One kept row of a videos table; the last clip of each set of clips that it gave."""
 
     place: _Place
@@ -70,7 +70,7 @@ class MediaChecks:
         self._told = False
 
     def check(self, found: dict[Step, dict[str, ShardRows]]) -> None:
-        by_path: dict[str, list[_Video]] = {}
+        by_path: dict[str, list[_VideoRow]] = {}
         for video in _videos(found):
             by_path.setdefault(video.row["path"], []).append(video)
         for path, videos in by_path.items():
@@ -89,7 +89,7 @@ class MediaChecks:
             self.say(f"reading {path}")
             self._check_file(path, videos)
 
-    def _check_file(self, stored: str, videos: list[_Video]) -> None:
+    def _check_file(self, stored: str, videos: list[_VideoRow]) -> None:
         is_outside = Path(stored).is_absolute()
         whole = Path(stored) if is_outside else self.survey.dataset / stored
         book, video_id = self.book, videos[0].row["video_id"]
@@ -143,7 +143,7 @@ class MediaChecks:
             self._bad_row("media_sha256", video, "has another size or SHA-256 than the row says")
         self._check_length(whole, [v for v in videos if v not in wrong])
 
-    def _said_of(self, video: _Video, all_of_file: list[_Video]) -> list[tuple[int, str]]:
+    def _said_of(self, video: _VideoRow, all_of_file: list[_VideoRow]) -> list[tuple[int, str]]:
         """Sizes and SHA-256 that a row's file may have.
 
         Sound that came later changes the file under its name: a newer row says so, or the note of
@@ -163,7 +163,7 @@ class MediaChecks:
             said.append((note.get("size_bytes"), note.get("sha256")))
         return said
 
-    def _check_length(self, whole: Path, videos: list[_Video]) -> None:
+    def _check_length(self, whole: Path, videos: list[_VideoRow]) -> None:
         try:
             facts = run_isolated(probe, whole, limits=Limits())
         except RowFailed as error:
@@ -204,7 +204,7 @@ class MediaChecks:
                         f"{end:.2f} s, its file {video.row['path']} at {last:.2f} s",
                     )
 
-    def _bad_file(self, check: str, stored: str, what: str, videos: list[_Video]) -> None:
+    def _bad_file(self, check: str, stored: str, what: str, videos: list[_VideoRow]) -> None:
         """A file that is not the one that was taken in: it goes with the rows that name it."""
         is_outside = Path(stored).is_absolute()
         first, *rest = videos
@@ -223,7 +223,7 @@ class MediaChecks:
             at_rest=is_gone,
         )
 
-    def _bad_row(self, check: str, video: _Video, what: str) -> None:
+    def _bad_row(self, check: str, video: _VideoRow, what: str) -> None:
         self._remake(check, video.place, f"{video.row['path']} of {video.row['video_id']} {what}")
 
     def _remake(self, check: str, place: _Place, what: str) -> None:
@@ -231,7 +231,7 @@ class MediaChecks:
         self.book.remake(check, place.file, what, step.label, step.fingerprint, place.shard)
 
 
-def _videos(found: dict[Step, dict[str, ShardRows]]) -> list[_Video]:
+def _videos(found: dict[Step, dict[str, ShardRows]]) -> list[_VideoRow]:
     """The videos of a base shard, of every table that says where their files lie."""
     clips: dict[str, dict[_Place, float]] = {}
     videos = []
@@ -262,7 +262,7 @@ def _videos(found: dict[Step, dict[str, ShardRows]]) -> list[_Video]:
                     if name in rows.kept.column_names
                 ]
                 videos += [
-                    _Video(place, row, clips.get(row["video_id"], {}))
+                    _VideoRow(place, row, clips.get(row["video_id"], {}))
                     for row in rows.kept.select(columns).to_pylist()
                     if row["path"]
                 ]

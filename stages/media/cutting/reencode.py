@@ -47,7 +47,7 @@ _OPEN_PIXELS = MAX_OPEN_CLIPS * 4096 * 2304  # and more of it for larger picture
 _BT709 = 1
 
 
-class _Wanted:
+class _FrameRange:
     """One request as frame numbers of the file: `first` up to `last`, exclusive."""
 
     def __init__(self, request: CutRequest, index: PacketIndex) -> None:
@@ -80,7 +80,7 @@ def encode_clips(
     wanted = []
     for request in requests:
         try:
-            wanted.append(_Wanted(request, index))
+            wanted.append(_FrameRange(request, index))
         except RowFailed as problem:
             yield CutResult(request.clip_id, problem=problem)
     with contextlib.ExitStack() as stack:
@@ -118,7 +118,7 @@ class _Pass:
         self,
         source: Path,
         index: PacketIndex,
-        clips: list[_Wanted],
+        clips: list[_FrameRange],
         options: CutOptions,
         encoder: VideoEncoder,
         sound: Sound | None,
@@ -129,7 +129,7 @@ class _Pass:
         self._options = options
         self._encoder = encoder
         self._sound = sound
-        self._pictures: _Pictures | None = None
+        self._pictures: _PicturePreparer | None = None
 
     def run(self) -> Iterator[CutResult]:
         waiting = list(self._clips)
@@ -179,7 +179,7 @@ class _Pass:
                 other.discard = Discard.all
         stream.codec_context.thread_count = self._options.threads
         stream.thread_type = "FRAME"
-        self._pictures = _Pictures(stream, self._options.short_side, self._encoder.pixels)
+        self._pictures = _PicturePreparer(stream, self._options.short_side, self._encoder.pixels)
 
     def _frames(self, forward: Forward) -> Generator[tuple[int, av.VideoFrame], None, None]:
         """Frames in time order, by timestamp, from the group's first one or a little before it."""
@@ -192,7 +192,7 @@ class _Pass:
             yield pts, frame
 
 
-class _Pictures:
+class _PicturePreparer:
     """Prepares decoded frames for encoding: upright, one even size, 8 bits, tone-mapped."""
 
     def __init__(self, stream: av.VideoStream, short_side: int | None, pixels: str) -> None:
@@ -293,7 +293,7 @@ class _Writing:
 
     def __init__(
         self,
-        clip: _Wanted,
+        clip: _FrameRange,
         encoder: VideoEncoder,
         options: CutOptions,
         sound: Sound | None,
@@ -309,7 +309,7 @@ class _Writing:
         self._problem: RowFailed | None = None
         self._file: ClipFile | None = None
 
-    def take(self, picture: av.VideoFrame, pictures: _Pictures) -> None:
+    def take(self, picture: av.VideoFrame, pictures: _PicturePreparer) -> None:
         if self._problem is not None:
             return
         try:
@@ -330,7 +330,7 @@ class _Writing:
             self._problem = problem
             self.discard()
 
-    def _open(self, picture: av.VideoFrame, pictures: _Pictures) -> None:
+    def _open(self, picture: av.VideoFrame, pictures: _PicturePreparer) -> None:
         self._file = ClipFile(self.clip.request.target, ".mp4")
         output = self._file.output
         rate = pictures.stream.average_rate or pictures.stream.guessed_rate or Fraction(25)

@@ -21,7 +21,7 @@ from clipmill.stages.media.read.probe import Probe, probe
 
 
 @dataclass(frozen=True)
-class _Pictures:
+class _PictureTimes:
     """Where a file's clock starts, and each picture's time and whether it is discarded."""
 
     start_time: int
@@ -109,14 +109,14 @@ def _write(source: Path, sound: Path, target: Path, starts: float, later: float)
     raise RowFailed("bad_media", f"the sound can't be added: {said}")
 
 
-def _pictures(path: Path) -> _Pictures:
+def _pictures(path: Path) -> _PictureTimes:
     with open_container(path) as container:
         shown = [
             (None if packet.pts is None else packet.pts * packet.time_base, packet.is_discard)
             for packet in packets(container, video_stream(container, path))
             if packet.size
         ]
-        return _Pictures(container.start_time or 0, shown)
+        return _PictureTimes(container.start_time or 0, shown)
 
 
 def _start_of_sound(path: Path) -> Fraction:

@@ -75,7 +75,7 @@ class Sound:
         """The span's samples, encoded for `track`, whose time 0 is the span's start."""
         context = track.codec_context
         resampler = av.AudioResampler(format="fltp", layout=context.layout, rate=context.rate)
-        writer = _Writer(track, round((end_seconds - start_seconds) * context.rate))
+        writer = _SampleWriter(track, round((end_seconds - start_seconds) * context.rate))
         if self.stream is None:
             return
         self.stream.codec_context.flush_buffers()
@@ -112,7 +112,7 @@ def _resampled(resampler: av.AudioResampler, frame: av.AudioFrame) -> Iterator[n
         yield made.to_ndarray()
 
 
-class _Writer:
+class _SampleWriter:
     """Places samples in the clip: fills gaps with silence and drops overlaps."""
 
     def __init__(self, track: av.AudioStream, length: int) -> None:
