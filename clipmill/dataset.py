@@ -6,14 +6,18 @@ import contextlib
 import html
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
+
+import pyarrow as pa
 
 from clipmill.pipeline.catalog.catalog import Catalog, open_catalog
 from clipmill.pipeline.catalog.kept_frames import ClipSpan
 from clipmill.pipeline.catalog.user_sql import readable_errors
-from clipmill.pipeline.dataset.run_records import require_dataset
+from clipmill.pipeline.dataset.run_records import latest_run, require_dataset
 from clipmill.pipeline.dataset.versions import code_version
 from clipmill.pipeline.exports.request import (
     Documents,
@@ -42,34 +46,50 @@ from clipmill.pipeline.subsets.subset_recipe import (
     load_subset_recipe,
     predicate_recipe,
 )
-from clipmill.schemas.errors import ERROR_KINDS, UsageError
+from clipmill.schemas.errors import ERROR_KINDS, ClipmillError, UsageError
 from clipmill.schemas.extras import extras_explained
 from clipmill.schemas.sql_text import literal
 
 if TYPE_CHECKING:
     import duckdb
-    import pyarrow as pa
 
     from clipmill.pipeline.training import ClipDataset
 
 _SHOWN_CLIPS = 20
 
 
-def open(path: str | os.PathLike[str]) -> Dataset:
-    """Opens a dataset; raises UsageError if there is none."""
-    return Dataset(path)
+def open(
+    path: str | os.PathLike[str], *, memory_limit: str | None = None, allow_external: bool = False
+) -> Dataset:
+    """Opens a dataset; raises UsageError if there is none.
+
+    memory_limit: what DuckDB may use before it spills to disk, e.g. `4GB`; by default half of the
+    machine's memory.
+    allow_external: lets queries read other files and the network.
+    """
+    return Dataset(path, memory_limit=memory_limit, allow_external=allow_external)
 
 
 class Dataset:
     """A dataset's folder, opened for queries; a context manager.
 
-    Each query sees what runs have added by then, including those of other processes.
+    Each query sees what runs have added by then, including those of other processes. One catalog is
+    open at a time; an earlier one lives for as long as a relation of it does.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        memory_limit: str | None = None,
+        allow_external: bool = False,
+    ) -> None:
         self.path = require_dataset(Path(path).expanduser()).absolute()
-        self._catalogs: list[Catalog] = []
-        self._seen: object = None
+        self._memory_limit = memory_limit
+        self._allow_external = allow_external
+        self._current: Catalog | None = None
+        self._watched: list[Path] = []
+        self._seen: list[int | None] = []
 
     def __repr__(self) -> str:
         return f"clipmill.open({str(self.path)!r})"
@@ -77,14 +97,20 @@ class Dataset:
     def __enter__(self) -> Dataset:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(
+        self, kind: object, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Closes it; an error caused by a damaged file is raised as DamagedFile."""
+        if self._current is not None:
+            explained = isinstance(error, ClipmillError)
+            with contextlib.closing(self):
+                self._current.__exit__(kind, None if explained else error, traceback)
 
     def close(self) -> None:
-        """Closes all queries' connections."""
-        while self._catalogs:
-            self._catalogs.pop().close()
-        self._seen = None
+        """Closes the catalog, and with it the relations that read from it."""
+        if self._current is not None:
+            self._current.close()
+            self._current = None
 
     # What it holds
 
@@ -94,7 +120,8 @@ class Dataset:
         Views: `clips`, `videos`, `rejections`, `failures`, `runs`, `subsets` and more, see
         docs/reference/tables.md. Raises UsageError for SQL that is not read-only.
         """
-        return self._catalog().relation(query)
+        with self._asking() as catalog:
+            return catalog.relation(query)
 
     def clips(
         self,
@@ -118,8 +145,8 @@ class Dataset:
             + (f" ORDER BY {order}")
             + ("" if limit is None else f" LIMIT {int(limit)}")
         )
-        with readable_errors():
-            return Clips(self, self.sql(query).to_arrow_table())
+        with self._asking() as catalog:
+            return Clips(self, catalog.relation(query).to_arrow_table())
 
     def status(self) -> dict[str, Any]:
         """Inputs, kept, rejected, failed and pending rows per stage; as `status --format json`."""
@@ -168,8 +195,7 @@ class Dataset:
         if recipe is not None and alone and recipe in self.subsets:
             return Subset(self, load_subset(self.path, recipe))
         loaded = _subset_recipe(recipe, where, seed, parameters)
-        catalog = self._catalog()
-        with readable_errors(), catalog.bounded():
+        with self._asking() as catalog, catalog.bounded():
             frozen, _ = create_subset(
                 catalog, loaded, name=name or loaded.name, code_version=code_version()
             )
@@ -185,8 +211,7 @@ class Dataset:
     ) -> dict[str, Any]:
         """What a subset recipe would keep, rule by rule; nothing is frozen."""
         loaded = _subset_recipe(recipe, where, seed, parameters)
-        catalog = self._catalog()
-        with readable_errors(), catalog.bounded():
+        with self._asking() as catalog, catalog.bounded():
             return explain_recipe(catalog, loaded).plain()
 
     def export(
@@ -253,12 +278,33 @@ class Dataset:
     # The catalog
 
     def _catalog(self) -> Catalog:
-        """The current catalog. A catalog from which rows may still be read stays open."""
-        state = _state_of(self.path)
-        if not self._catalogs or state != self._seen:
-            self._catalogs.append(open_catalog(self.path))
-            self._seen = state
-        return self._catalogs[-1]
+        """The catalog as the dataset is now. The former one closes when nothing refers to it."""
+        if self._current is None or _times(self._watched) != self._seen:
+            record = latest_run(self.path)
+            self._watched = [
+                self.path / name
+                for name in (
+                    *("runs", "subsets", "removed", "index", "sources"),
+                    *(
+                        folder
+                        for stage in (record["stages"] if record else ())
+                        for step in stage["steps"]
+                        for folder in step["tables"].values()
+                    ),
+                )
+            ]
+            self._seen = _times(self._watched)  # first: what comes meanwhile is seen next time
+            self._current = open_catalog(
+                self.path, memory_limit=self._memory_limit, allow_external=self._allow_external
+            )
+        return self._current
+
+    @contextmanager
+    def _asking(self) -> Iterator[Catalog]:
+        """The catalog, for queries whose errors name the SQL or the file that caused them."""
+        catalog = self._catalog()
+        with catalog.damage_named(), readable_errors():
+            yield catalog
 
 
 @dataclass(frozen=True)
@@ -321,7 +367,8 @@ class Clips(Sequence[dict[str, Any]]):
 
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
-            return Clips(self._dataset, self.table.take(list(range(*index.indices(len(self))))))
+            places = pa.array(range(*index.indices(len(self))), pa.int64())
+            return Clips(self._dataset, self.table.take(places))
         if not -len(self) <= index < len(self):
             raise IndexError(index)
         return self.table.slice(index % len(self), 1).to_pylist()[0]
@@ -389,10 +436,12 @@ def _subset_recipe(
     )
 
 
-def _state_of(dataset: Path) -> object:
-    """A value that changes when a run, a removal or a subset changes what the views show."""
-    found: list[object] = []
-    for name in ("runs", "subsets", "removed", "index", "sources"):
-        with contextlib.suppress(OSError):
-            found.append((name, (dataset / name).stat().st_mtime_ns))
+def _times(folders: Sequence[Path]) -> list[int | None]:
+    """When each folder last changed; None for one that does not exist."""
+    found: list[int | None] = []
+    for folder in folders:
+        try:
+            found.append(folder.stat().st_mtime_ns)
+        except OSError:
+            found.append(None)
     return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import logging
+import os
 import shutil
 from pathlib import Path
 
@@ -41,6 +42,50 @@ def test_sql_returns_relations_that_other_libraries_read(made):
 def test_sql_that_writes_is_refused(made, query, said):
     with clipmill.open(made.dataset) as opened, pytest.raises(clipmill.ClipmillError, match=said):
         opened.sql(query).fetchall()
+
+
+def test_a_damaged_file_is_named(dataset):
+    [shard, *_] = sorted(dataset.glob("split_clips/*/*.parquet"))
+    shard.write_bytes(b"not a table")
+    shutil.rmtree(dataset / "index")
+    with pytest.raises(clipmill.ClipmillError, match=shard.name):
+        clipmill.open(dataset).clips()
+    with pytest.raises(clipmill.ClipmillError, match=shard.name), clipmill.open(dataset) as opened:
+        opened.sql("FROM steps.split_clips").fetchall()
+
+
+def test_cells_that_run_again_and_again_keep_nothing_open(dataset):
+    """The dataset changes between them, as it does while a run goes on."""
+    opened = clipmill.open(dataset)
+    counts = []
+    for n in range(20):
+        filtered = opened.sql("SELECT clip_id FROM clips").filter("clip_id IS NOT NULL")
+        os.utime(dataset / "runs", ns=(n, n))
+        opened.clips(limit=1)
+        assert filtered.fetchall()  # of the catalog before, which is open until now
+        counts.append(len(os.listdir("/proc/self/fd")))
+        if n % 2:
+            opened = clipmill.open(dataset)
+    assert max(counts) <= counts[0] + 2
+
+
+def test_what_a_run_commits_is_seen_before_it_ends(dataset):
+    [shard, *_] = sorted(dataset.glob("summarize_captions/*/*.parquet"))
+    shard.rename(dataset.parent / shard.name)
+    with clipmill.open(dataset) as opened:
+        assert opened.clips("caption IS NOT NULL", limit=None)[:].table.num_rows == 0
+        (dataset.parent / shard.name).rename(shard)
+        assert len(opened.clips("caption IS NOT NULL", limit=None)) > 0
+
+
+def test_memory_and_files_are_opened_on_request(made, tmp_path):
+    (tmp_path / "ids.csv").write_text("id\na\n")
+    query = f"SELECT id FROM '{tmp_path}/ids.csv'"
+    with clipmill.open(made.dataset, allow_external=True, memory_limit="200MB") as opened:
+        assert opened.sql(query).fetchall() == [("a",)]
+        assert opened.sql("SELECT current_setting('memory_limit')").fetchall() == [("190.7 MiB",)]
+    with pytest.raises(clipmill.UsageError, match="memory-limit"):
+        clipmill.open(made.dataset, memory_limit="much").sql("FROM clips")
 
 
 def test_missing_dataset_is_a_clear_error(tmp_path):

@@ -6,14 +6,16 @@ dataset, and no shard is opened before a query needs it.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import itertools
 import json
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -164,15 +166,10 @@ class Catalog:
     """
 
     def __init__(
-        self,
-        layout: Layout,
-        connection: duckdb.DuckDBPyConnection,
-        spill: ScratchFolder,
-        use_index: bool,
+        self, layout: Layout, connection: duckdb.DuckDBPyConnection, use_index: bool
     ) -> None:
         self.layout = layout
         self.connection = connection
-        self._spill = spill
         self._missing = _view_queries(layout)
         self._kept_back: dict[str, DamagedFile] = {}
         self._has_doubled: bool | None = None
@@ -185,6 +182,18 @@ class Catalog:
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         """Closes it; an error caused by a damaged file is raised as DamagedFile."""
         self.close()
+        self._raise_damage_behind(error)
+
+    @contextmanager
+    def damage_named(self) -> Iterator[None]:
+        """Raises an error caused by a damaged file as DamagedFile."""
+        try:
+            yield
+        except Exception as error:
+            self._raise_damage_behind(error)
+            raise
+
+    def _raise_damage_behind(self, error: BaseException | None) -> None:
         if isinstance(error, Exception):
             found = self._view_kept_back(error) or damage_behind(error, self.layout.dataset)
             if found is not None:
@@ -194,7 +203,6 @@ class Catalog:
         self.connection.close()
         if "_parser" in vars(self):
             self._parser.close()
-        self._spill.remove()
 
     def execute(self, query: str, parameters: object = None) -> duckdb.DuckDBPyConnection:
         self._create_views_for(query)
@@ -207,26 +215,26 @@ class Catalog:
         ClipmillError if the machine or a file is to blame. Errors may come while reading, too:
         read inside `with readable_errors()`.
         """
+        relation = self.relation(query)
+        with readable_errors(query):
+            return relation.to_arrow_reader()
+
+    def relation(self, query: str) -> duckdb.DuckDBPyRelation:
+        """The rows of one read-only statement as a relation, which runs when it is read.
+
+        Raises the same errors as `ask`. It can be read after the catalog was dropped, but not after
+        it was closed.
+        """
         with readable_errors(query):
             query = reading_statement(self.connection, query)
             self._create_views_for(query)
             # A separate cursor: a result that is still being read blocks its connection.
             cursor = self.connection.cursor()
             try:
-                return cursor.sql(query).to_arrow_reader()
+                return cursor.sql(query)
             except (duckdb.BinderException, duckdb.CatalogException):
                 cursor.execute(query)  # fails likewise, but says where in the text
                 raise
-
-    def relation(self, query: str) -> duckdb.DuckDBPyRelation:
-        """The rows of one read-only statement as a relation, which runs when it is read.
-
-        Raises the same errors as `ask`.
-        """
-        with readable_errors(query):
-            query = reading_statement(self.connection, query)
-            self._create_views_for(query)
-            return self.connection.cursor().sql(query)
 
     @contextmanager
     def bounded(self) -> Iterator[None]:
@@ -366,9 +374,8 @@ def open_catalog(
     the machine's memory. Without `use_index` all rows come from the tables themselves.
     """
     layout = read_layout(require_dataset(dataset))
-    spill = ScratchFolder("sql")
     config: dict[str, Any] = {
-        "temp_directory": str(spill.path),
+        "temp_directory": str(_spill_folder().path / f"{os.getpid()}-{next(_opened)}"),
         "python_enable_replacements": False,
         "autoload_known_extensions": allow_external,
         "autoinstall_known_extensions": allow_external,
@@ -376,36 +383,46 @@ def open_catalog(
     }
     if threads is not None:
         config["threads"] = threads
-    try:
-        connection = duckdb.connect(":memory:", config=config)
-        _limit_memory(connection, memory_limit)
-        connection.execute("SET GLOBAL TimeZone = 'UTC'")
-        connection.execute("CREATE SCHEMA internal")
-        _create_table(connection, "removed", views.REMOVED_VIEW, _removed_rows(layout.removals))
-        keys = {key for stone in layout.removals for key in stone.source_keys}
-        _create_table(
-            connection,
-            "internal.removed_sources",
-            [("source_key", pa.string())],
-            [{"source_key": key} for key in sorted(keys)],
-        )
-        connection.execute("CREATE SCHEMA steps")
-        if not allow_external:
-            # The patterns are checked as they are written, and the files that they lead to.
-            subsets = [folder for _, folder in _subset_folders(layout.dataset)]
-            allowed = {
-                name
-                for folder in (*layout.folders, *subsets)
-                for name in (folder, escaped_for_glob(folder))
-            }
-            folders = ", ".join(map(literal, sorted(allowed)))
-            connection.execute(f"SET allowed_directories = [{folders}]")
-            connection.execute("SET enable_external_access = false")
-        connection.execute("SET lock_configuration = true")
-    except BaseException:
-        spill.remove()
-        raise
-    return Catalog(layout, connection, spill, use_index)
+    connection = duckdb.connect(":memory:", config=config)
+    _limit_memory(connection, memory_limit)
+    connection.execute("SET GLOBAL TimeZone = 'UTC'")
+    connection.execute("CREATE SCHEMA internal")
+    _create_table(connection, "removed", views.REMOVED_VIEW, _removed_rows(layout.removals))
+    keys = {key for stone in layout.removals for key in stone.source_keys}
+    _create_table(
+        connection,
+        "internal.removed_sources",
+        [("source_key", pa.string())],
+        [{"source_key": key} for key in sorted(keys)],
+    )
+    connection.execute("CREATE SCHEMA steps")
+    if not allow_external:
+        # The patterns are checked as they are written, and the files that they lead to.
+        subsets = [folder for _, folder in _subset_folders(layout.dataset)]
+        allowed = {
+            name
+            for folder in (*layout.folders, *subsets)
+            for name in (folder, escaped_for_glob(folder))
+        }
+        folders = ", ".join(map(literal, sorted(allowed)))
+        connection.execute(f"SET allowed_directories = [{folders}]")
+        connection.execute("SET enable_external_access = false")
+    connection.execute("SET lock_configuration = true")
+    return Catalog(layout, connection, use_index)
+
+
+_opened = itertools.count()
+
+
+@cache
+def _spill_folder() -> ScratchFolder:
+    """Where the process's catalogs spill, each into a folder that DuckDB makes and removes.
+
+    It stays to the end of the process: a relation may be read long after its catalog was dropped.
+    """
+    folder = ScratchFolder("sql")
+    atexit.register(folder.remove)
+    return folder
 
 
 def _limit_memory(connection: duckdb.DuckDBPyConnection, limit: str | None) -> None:
